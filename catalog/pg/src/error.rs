@@ -1,0 +1,53 @@
+//! What is wrong with a value or a file, in one line each.
+
+/// A short text, such as an LSN or a file name, that is not what it should be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("Invalid {what} {text:?}: expected {expected}")]
+pub struct ParseError {
+    /// What the text should have been: "LSN", "timeline".
+    pub what: &'static str,
+    /// The text, cut after [`ParseError::SHOWN_CHARACTERS`].
+    pub text: String,
+    /// What a right one looks like.
+    pub expected: &'static str,
+}
+
+impl ParseError {
+    /// How much of a wrong text is worth showing.
+    pub const SHOWN_CHARACTERS: usize = 80;
+
+    pub(crate) fn new(what: &'static str, text: &str, expected: &'static str) -> Self {
+        let text = text.chars().take(Self::SHOWN_CHARACTERS).collect();
+        Self { what, text, expected }
+    }
+}
+
+/// One of PostgreSQL's own files is not as PostgreSQL writes it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{file}, {place}: {reason}")]
+pub struct FormatError {
+    /// The kind of file: "backup_label", "pg_control".
+    pub file: &'static str,
+    /// Where in it: "line 3", "byte 288".
+    pub place: String,
+    /// What is wrong there.
+    pub reason: String,
+}
+
+impl FormatError {
+    pub(crate) fn at_line(file: &'static str, line: usize, reason: impl Into<String>) -> Self {
+        Self {
+            file,
+            place: format!("line {line}"),
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn at_byte(file: &'static str, byte: usize, reason: impl Into<String>) -> Self {
+        Self {
+            file,
+            place: format!("byte {byte}"),
+            reason: reason.into(),
+        }
+    }
+}

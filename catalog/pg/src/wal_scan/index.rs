@@ -1,0 +1,133 @@
+//! The findings of a scan, as they are kept with the archived segment.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Lsn, TimelineId, TimestampMicros};
+
+/// What one WAL segment says about points in time: the index for point-in-time recovery.
+///
+/// A record counts for the segment it *starts* in. One that crosses the segment's end is in no
+/// segment's figures; its parts stand in `tail` here and in `head` of the segments after, so that
+/// [`join`](super::join) can read it in whatever order the segments arrive.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SegmentIndex {
+    /// Earliest time in a commit or abort record. Commit times do not rise steadily with the
+    /// LSN, hence both limits. Aborts count because recovery to a time stops at them as well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commit_time_min: Option<TimestampMicros>,
+    /// Latest time in a commit or abort record.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commit_time_max: Option<TimestampMicros>,
+    /// How many commit records, prepared transactions included.
+    pub commits: u64,
+    /// Named restore points, in LSN order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub restore_points: Vec<RestorePoint>,
+    /// Ends of base backups, in LSN order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub backup_ends: Vec<BackupEnd>,
+    /// Time of the last checkpoint, whole seconds: the clock of a server that commits nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_time_last: Option<TimestampMicros>,
+    /// Places where a new timeline begins.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub timeline_switches: Vec<TimelineSwitch>,
+    /// Where the last record that is whole in this segment ends; the segment's end where a record
+    /// runs across it; the segment's start where it has no record at all.
+    pub end_lsn: Lsn,
+    /// Whether the server left the rest of the segment empty and went on in the next one.
+    pub switched: bool,
+    /// Why the scan ended before the segment did. `None`: it was read to its end or to the switch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<Stop>,
+    /// End of a record that began in an earlier segment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head: Option<Fragment>,
+    /// Beginning of a record that goes on in the next segment, if it is of a kind wanted here or
+    /// too short to tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tail: Option<Fragment>,
+    /// Whether a list was cut because it was full.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub lists_cut: bool,
+}
+
+/// A named restore point (`pg_create_restore_point`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestorePoint {
+    /// Its name; bytes that are not UTF-8 are replaced.
+    pub name: String,
+    /// Where its record starts.
+    pub lsn: Lsn,
+    /// When it was made.
+    pub time: TimestampMicros,
+}
+
+/// The end of a base backup taken on a primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupEnd {
+    /// Where the backup started, which tells the backups apart.
+    pub start_lsn: Lsn,
+    /// Where its end record starts.
+    pub lsn: Lsn,
+}
+
+/// The beginning of a timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimelineSwitch {
+    /// Where the record that says so starts.
+    pub lsn: Lsn,
+    /// The timeline that begins.
+    pub timeline: TimelineId,
+    /// The timeline that is left.
+    pub previous: TimelineId,
+    /// When.
+    pub time: TimestampMicros,
+}
+
+/// Where and why a scan ended early.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    /// Position of the record or page that could not be read.
+    pub lsn: Lsn,
+    /// Why not.
+    pub reason: StopReason,
+}
+
+/// Why a scan ended early. None of these is an error: the segment is archived as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// The WAL of this PostgreSQL version is not known, so it is stored and not interpreted.
+    UnknownVersion,
+    /// Zeroes where a record should start: what a segment that was never filled up ends with.
+    NoMoreRecords,
+    /// A page that is not the one expected there, as in a recycled segment.
+    WrongPage,
+    /// A record that contradicts itself or fails its checksum.
+    WrongRecord,
+    /// The bytes ended before the segment did.
+    EndOfInput,
+}
+
+/// One segment's part of a record that crosses segments: enough to check its CRC and to read its
+/// first fields once all parts are known, however long the record is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fragment {
+    /// LSN where the record starts (tail), or where its continuation starts (head).
+    pub lsn: Lsn,
+    /// The first bytes of this part, at most [`Fragment::LEAD_BYTES`]; hexadecimal in JSON.
+    #[serde(with = "crate::hex")]
+    pub lead: Vec<u8>,
+    /// Length of this part, without page headers.
+    pub bytes: u64,
+    /// CRC-32C of this part.
+    pub crc32c: u32,
+}
+
+impl Fragment {
+    /// A record's header, 16 bytes for what may stand before its main data, and the longest main
+    /// data read here (a checkpoint's 88 bytes).
+    pub const LEAD_BYTES: usize = 128;
+}
