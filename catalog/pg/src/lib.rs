@@ -21,6 +21,7 @@ mod ids;
 mod lsn;
 mod timestamp;
 
+pub mod wal_check;
 pub mod wal_name;
 pub mod wal_scan;
 

@@ -24,7 +24,8 @@ impl TimestampMicros {
     /// From microseconds since 1970-01-01 UTC.
     #[must_use]
     pub fn from_unix_micros(micros: i64) -> Self {
-        Self(micros.clamp(Timestamp::MIN.as_microsecond(), Timestamp::MAX.as_microsecond()))
+        let limit = |timestamp: Timestamp| timestamp.as_second().saturating_mul(1_000_000);
+        Self(micros.clamp(limit(Timestamp::MIN), limit(Timestamp::MAX)))
     }
 
     /// From seconds since 1970-01-01 UTC, which is how checkpoints and `pg_control` count.
