@@ -1,1 +1,25 @@
-//! placeholder
+//! The store: chunks, packs, file maps and trees. It knows bytes, not PostgreSQL.
+//!
+//! Data comes in as windows of files, is named by its BLAKE3, compressed on its own or as a delta against a similar
+//! chunk, and appended to immutable, self-describing packs. The byte layout and what a reader must check are in
+//! `FORMAT.md`; where chunks are is asked of a [`ChunkIndex`], which the catalog implements.
+//!
+//! - [`id`], [`layout`], [`error`]: names, sizes, errors.
+//! - [`codec`]: one chunk's frame. [`pack`]: many frames in a file. [`storage`]: where the files are.
+//! - [`reader`]: from ids back to bytes, cached and checked.
+
+pub mod codec;
+pub mod error;
+pub mod id;
+pub mod index;
+pub mod layout;
+pub mod pack;
+pub mod reader;
+pub mod storage;
+
+pub use codec::{Encoding, Frame};
+pub use error::{Error, Result};
+pub use id::{ChunkId, PackId, RecordId};
+pub use index::{ChunkIndex, ChunkLocation};
+pub use pack::{ClosedPack, PackWriter, PackedChunk, Record, read_footer, read_frame};
+pub use storage::{LocalPacks, PackStorage, PackUpload};

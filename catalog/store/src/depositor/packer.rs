@@ -1,0 +1,162 @@
+//! The two threads at the end: one fills packs, one closes them.
+//!
+//! Closing waits for the disk and for the index; filling goes on meanwhile, with the next pack. After an error both
+//! throw away what still comes, so that nobody blocks on a queue, and an open pack is dropped, which removes it.
+
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::claims::Claims;
+use super::status::Status;
+use crate::codec::Frame;
+use crate::error::Result;
+use crate::id::{ChunkId, PackId};
+use crate::index::ChunkIndex;
+use crate::pack::{PackWriter, Record};
+use crate::storage::PackStorage;
+
+/// Packs that wait to be closed while one is being closed: with it two, so the disk always has something to do, and
+/// what a crash loses stays under three packs.
+pub(super) const CLOSE_QUEUE: usize = 1;
+
+/// The answer to a flush: the packs finished since the one before.
+pub(super) type Flushed = Sender<Result<Vec<PackId>>>;
+
+/// What the packer is told.
+#[derive(Debug)]
+pub(super) enum ToPacker {
+    /// Append this frame.
+    Frame {
+        /// The chunk.
+        id: ChunkId,
+        /// Its own size.
+        raw_bytes: usize,
+        /// What a delta stands on.
+        base: Option<ChunkId>,
+        /// Its bytes in the pack.
+        frame: Frame,
+    },
+    /// Write these records, close the pack, then answer.
+    Flush(Vec<Record>, Flushed),
+}
+
+/// What the closer is told.
+#[derive(Debug)]
+pub(super) enum ToCloser {
+    /// Close this pack and enter it in the index.
+    Close(PackWriter),
+    /// Answer, everything before is done.
+    Report(Flushed),
+}
+
+/// Fills packs.
+#[derive(Debug)]
+pub(super) struct Packer {
+    pub(super) storage: Arc<dyn PackStorage>,
+    pub(super) status: Arc<Status>,
+    pub(super) closer: Sender<ToCloser>,
+    pub(super) open: Option<PackWriter>,
+}
+
+impl Packer {
+    pub(super) fn run(mut self, messages: &Receiver<ToPacker>) {
+        for message in messages {
+            let failed = self.status.check().is_err();
+            match message {
+                ToPacker::Frame { .. } if failed => self.open = None,
+                ToPacker::Frame { id, raw_bytes, base, frame } => {
+                    if let Err(error) = self.append(id, raw_bytes, base, &frame) {
+                        self.status.fail(error);
+                    }
+                }
+                ToPacker::Flush(records, flushed) => {
+                    if !failed && let Err(error) = self.finish(records) {
+                        self.status.fail(error);
+                    }
+                    self.tell_closer(ToCloser::Report(flushed));
+                }
+            }
+        }
+    }
+
+    fn append(&mut self, id: ChunkId, raw_bytes: usize, base: Option<ChunkId>, frame: &Frame) -> Result<()> {
+        let pack = self.open()?;
+        pack.append(id, raw_bytes, base, frame)?;
+        if pack.is_full() {
+            self.close();
+        }
+        Ok(())
+    }
+
+    /// The records go into the open pack, so that it takes one fsync to make an archived segment durable with its
+    /// record. Packs are closed in order: no record is ever durable before the chunks it speaks of.
+    fn finish(&mut self, records: Vec<Record>) -> Result<()> {
+        for record in records {
+            let pack = self.open()?;
+            pack.record(record)?;
+            if pack.is_full() {
+                self.close();
+            }
+        }
+        self.close();
+        Ok(())
+    }
+
+    fn open(&mut self) -> Result<&mut PackWriter> {
+        let pack = match self.open.take() {
+            Some(pack) => pack,
+            None => PackWriter::begin(self.storage.as_ref())?,
+        };
+        Ok(self.open.insert(pack))
+    }
+
+    fn close(&mut self) {
+        if let Some(pack) = self.open.take() {
+            self.tell_closer(ToCloser::Close(pack));
+        }
+    }
+
+    fn tell_closer(&self, message: ToCloser) {
+        if self.closer.send(message).is_err() {
+            self.status.thread_is_gone();
+        }
+    }
+}
+
+/// Closes packs, in order.
+#[derive(Debug)]
+pub(super) struct Closer {
+    pub(super) index: Arc<dyn ChunkIndex>,
+    pub(super) status: Arc<Status>,
+    pub(super) claims: Arc<Claims>,
+    pub(super) finished: Vec<PackId>,
+}
+
+impl Closer {
+    pub(super) fn run(mut self, messages: &Receiver<ToCloser>) {
+        for message in messages {
+            match message {
+                ToCloser::Close(pack) => {
+                    if let Err(error) = self.close(pack) {
+                        self.status.fail(error);
+                    }
+                }
+                ToCloser::Report(flushed) => {
+                    let answer = self.status.check().map(|()| std::mem::take(&mut self.finished));
+                    // Whoever asked may have given up waiting.
+                    let _unwanted = flushed.send(answer);
+                }
+            }
+        }
+    }
+
+    fn close(&mut self, pack: PackWriter) -> Result<()> {
+        self.status.check()?;
+        let closed = pack.close()?;
+        self.index.publish(&closed)?;
+        self.claims.release_all(&closed.chunks);
+        self.finished.push(closed.id);
+        Ok(())
+    }
+}

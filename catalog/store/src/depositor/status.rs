@@ -1,0 +1,101 @@
+//! How a run stands: what is still under way, and the first error.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use crate::error::{Error, Result};
+
+/// Shared by the caller and all threads of one depositor.
+#[derive(Debug, Default)]
+pub(super) struct Status {
+    state: Mutex<State>,
+    idle: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Puts that have not been answered.
+    pending: usize,
+    failure: Option<Error>,
+}
+
+/// One put under way; dropped when it has been answered.
+#[derive(Debug)]
+pub(super) struct Ticket(Arc<Status>);
+
+impl Status {
+    /// The first error, if there was one.
+    pub(super) fn check(&self) -> Result<()> {
+        self.lock().failure.clone().map_or(Ok(()), Err)
+    }
+
+    /// Keeps the error if it is the first, and gives it back.
+    pub(super) fn fail(&self, error: Error) -> Error {
+        self.lock().failure.get_or_insert(error).clone()
+    }
+
+    /// The error of whoever finds that a thread of the pipeline is no longer there.
+    pub(super) fn thread_is_gone(&self) -> Error {
+        self.fail(Error::Invalid("A thread that stores chunks ended early: this is a defect of barmanfs".to_owned()))
+    }
+
+    /// Registers a put, unless something failed.
+    pub(super) fn begin(self: &Arc<Self>) -> Result<Ticket> {
+        let mut state = self.lock();
+        if let Some(error) = &state.failure {
+            return Err(error.clone());
+        }
+        state.pending += 1;
+        Ok(Ticket(Arc::clone(self)))
+    }
+
+    /// Waits until every put has been answered.
+    pub(super) fn wait_idle(&self) -> Result<()> {
+        let state = self
+            .idle
+            .wait_while(self.lock(), |state| state.pending > 0)
+            .unwrap_or_else(PoisonError::into_inner);
+        state.failure.clone().map_or(Ok(()), Err)
+    }
+
+    // Each change of the state is one assignment, so it is consistent even after a panic elsewhere.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.pending -= 1;
+        if state.pending == 0 {
+            self.0.idle.notify_all();
+        }
+    }
+}
+
+/// Starts one thread of the pipeline. Should it panic, the run has failed, and nobody waits for it in vain.
+pub(super) fn spawn(
+    name: &str,
+    status: &Arc<Status>,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<thread::JoinHandle<()>> {
+    let alarm = PanicAlarm(Arc::clone(status));
+    let named = thread::Builder::new().name(name.to_owned());
+    named
+        .spawn(move || {
+            let _alarm = alarm;
+            body();
+        })
+        .map_err(|source| Error::Invalid(format!("Cannot start a thread to store chunks: {source}")))
+}
+
+struct PanicAlarm(Arc<Status>);
+
+impl Drop for PanicAlarm {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.thread_is_gone();
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! File maps: which chunk holds each window of a file.
+//!
+//! A file is cut at fixed offsets into windows, so that the window of an offset is a division and a changed page
+//! changes one entry. Up to [`INLINE_WINDOWS`] windows stand in the map itself, which stands in the file's directory
+//! listing; the windows of a larger file stand in *pieces*, chunks of [`PIECE_WINDOWS`] rows of [`ROW_BYTES`] each.
+//!
+//! Invariants, checked by every reader ([`FileMap::check`]): the window size is a power of two that
+//! [`valid_window_bytes`] allows; there are exactly as many windows (or pieces) as the file's size needs; only the
+//! last window is shorter.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use crate::crc::crc32c_concat;
+use crate::error::{Error, Result};
+use crate::id::ChunkId;
+use crate::layout::{BLOCK_BYTES, MAX_CHUNK_BYTES};
+
+/// A map with this many windows or fewer holds them itself: 2 MiB of data or a 16 MiB segment without a further
+/// chunk, and still a listing entry of well under a kilobyte.
+pub const INLINE_WINDOWS: usize = 16;
+
+/// Windows in one piece of a larger map: 256 MiB of data in 72 KiB, about what one data window's chunk has. Nine
+/// 8 KiB blocks exactly, the unit in which a piece is stored as a delta to its predecessor.
+pub const PIECE_WINDOWS: usize = 2048;
+
+/// One window in a piece or a listing: the chunk id (zeros for a hole) and the CRC-32C, little endian.
+pub const ROW_BYTES: usize = ChunkId::BYTES + 4;
+
+/// One window of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// The chunk of the window's bytes; `None` for a hole: all bytes are zero.
+    pub chunk: Option<ChunkId>,
+    /// CRC-32C of the window's bytes, also of a hole's.
+    pub crc32c: u32,
+}
+
+/// Where a file's windows stand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Windows {
+    /// Here: at most [`INLINE_WINDOWS`].
+    Inline(Vec<Window>),
+    /// In these chunks, each of [`PIECE_WINDOWS`] rows, the last of fewer.
+    Pieces(Vec<ChunkId>),
+}
+
+/// The content of one file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileMap {
+    /// Size of the file in bytes.
+    pub size_bytes: u64,
+    /// Bytes of each window but the last.
+    pub window_bytes: u32,
+    /// CRC-32C of the whole file.
+    pub crc32c: u32,
+    /// Its windows.
+    pub windows: Windows,
+}
+
+impl Window {
+    /// The window's row in a piece or a listing.
+    pub(crate) fn to_row(self) -> [u8; ROW_BYTES] {
+        let mut row = [0; ROW_BYTES];
+        let (id, crc) = row.split_at_mut(ChunkId::BYTES);
+        id.copy_from_slice(self.chunk.map_or([0; ChunkId::BYTES], |chunk| chunk.0).as_slice());
+        crc.copy_from_slice(&self.crc32c.to_le_bytes());
+        row
+    }
+
+    /// Reads a row. An id of zeros is a hole: no bytes are known that BLAKE3 would name so.
+    pub(crate) fn from_row(row: &[u8; ROW_BYTES]) -> Self {
+        let [id @ .., c0, c1, c2, c3] = *row;
+        let chunk = (id != [0; ChunkId::BYTES]).then_some(ChunkId(id));
+        Self { chunk, crc32c: u32::from_le_bytes([c0, c1, c2, c3]) }
+    }
+}
+
+/// Row `index` of a run of rows, `None` past their end.
+pub(crate) fn row_at(rows: &[u8], index: usize) -> Option<Window> {
+    let (rows, _rest) = rows.as_chunks::<ROW_BYTES>();
+    rows.get(index).map(Window::from_row)
+}
+
+/// Whether files may be cut into windows of this size: a power of two from one 8 KiB block to the largest chunk.
+pub fn valid_window_bytes(window_bytes: u32) -> bool {
+    window_bytes.is_power_of_two() && (BLOCK_BYTES..=MAX_CHUNK_BYTES).contains(&(window_bytes as usize))
+}
+
+impl FileMap {
+    /// The map of a file of at most [`INLINE_WINDOWS`] windows; the file's CRC-32C is combined from theirs.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the windows do not fit the size.
+    pub fn inline(size_bytes: u64, window_bytes: u32, windows: Vec<Window>) -> Result<Self> {
+        let mut map = Self { size_bytes, window_bytes, crc32c: 0, windows: Windows::Inline(Vec::new()) };
+        map.crc32c = (0..).zip(&windows).fold(0, |crc, (n, window)| {
+            crc32c_concat(crc, window.crc32c, u64::from(map.window_length(n)))
+        });
+        map.windows = Windows::Inline(windows);
+        map.check().map_err(|reason| Error::Invalid(format!("Not a file map: {reason}")))?;
+        Ok(map)
+    }
+
+    /// How many windows the file has.
+    pub fn window_count(&self) -> u64 {
+        self.size_bytes.div_ceil(u64::from(self.window_bytes.max(1)))
+    }
+
+    /// Bytes of window `n`; 0 past the end.
+    pub fn window_length(&self, n: u64) -> u32 {
+        let start = n.saturating_mul(u64::from(self.window_bytes));
+        let rest = self.size_bytes.saturating_sub(start);
+        u32::try_from(rest).map_or(self.window_bytes, |rest| rest.min(self.window_bytes))
+    }
+
+    /// The windows that the bytes `offset .. offset + length` touch.
+    pub fn windows_of(&self, offset: u64, length: u64) -> Range<u64> {
+        let end = offset.saturating_add(length).min(self.size_bytes);
+        if offset >= end {
+            return 0..0;
+        }
+        let window_bytes = u64::from(self.window_bytes.max(1));
+        offset / window_bytes..end.div_ceil(window_bytes)
+    }
+
+    /// How many pieces a file of this many windows has; 0 when they stand in the map itself.
+    pub(crate) fn piece_count(windows: u64) -> u64 {
+        if windows <= INLINE_WINDOWS as u64 { 0 } else { windows.div_ceil(PIECE_WINDOWS as u64) }
+    }
+
+    /// How many windows stand in piece `piece`.
+    pub(crate) fn piece_windows(&self, piece: u64) -> usize {
+        let before = piece.saturating_mul(PIECE_WINDOWS as u64);
+        usize::try_from(self.window_count().saturating_sub(before)).map_or(PIECE_WINDOWS, |n| n.min(PIECE_WINDOWS))
+    }
+
+    /// Checks what every reader must before it trusts a map; says what is wrong with it.
+    ///
+    /// # Errors
+    /// A text that completes "the file map is damaged: …".
+    pub fn check(&self) -> std::result::Result<(), String> {
+        if !valid_window_bytes(self.window_bytes) {
+            return Err(format!("windows of {} bytes are not possible", self.window_bytes));
+        }
+        let needed = self.window_count();
+        let (unit, needed, found) = match &self.windows {
+            Windows::Inline(windows) => ("windows", needed, windows.len()),
+            Windows::Pieces(pieces) => ("pieces", Self::piece_count(needed), pieces.len()),
+        };
+        if found as u64 != needed {
+            return Err(format!("{} bytes need {needed} {unit}, there are {found}", self.size_bytes));
+        }
+        if matches!(&self.windows, Windows::Inline(windows) if windows.len() > INLINE_WINDOWS) {
+            return Err(format!("{found} windows stand in the map itself, at most {INLINE_WINDOWS} may"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,86 @@
+//! Directory listings: what stands in a directory, as chunks.
+//!
+//! A listing is the directory's entries, sorted by name, in pages. A page ends where the hash of the next entry's name
+//! says so, never at a count: a file that comes or goes changes the page it is in and no other, and the unchanged
+//! pages of the next backup are the same chunks. The same entries always give the same pages.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::file_map::FileMap;
+use crate::id::ChunkId;
+
+/// Owner, permissions and time of a file, directory or symbolic link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attributes {
+    /// Permission bits, with set-user-id, set-group-id and sticky: the lower twelve bits of `st_mode`.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Modification time: seconds since 1970 (UTC).
+    pub mtime_s: i64,
+    /// Modification time: nanoseconds within the second.
+    pub mtime_ns: u32,
+}
+
+/// What an entry is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Node {
+    /// A regular file.
+    File(FileMap),
+    /// A directory.
+    Directory(DirectoryRef),
+    /// A symbolic link and where it points.
+    Symlink(Vec<u8>),
+}
+
+/// One entry of a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name within the directory, as the bytes the system that was backed up used.
+    pub name: Vec<u8>,
+    /// Owner, permissions and time.
+    pub attributes: Attributes,
+    /// What it is.
+    pub node: Node,
+}
+
+/// One page of a listing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageRef {
+    /// Name of the page's first entry.
+    #[serde(serialize_with = "hex_of", deserialize_with = "from_hex")]
+    pub first: Vec<u8>,
+    /// The page.
+    pub chunk: ChunkId,
+}
+
+/// A directory's listing. That of a backup's root stands in the backup's record, so it can be read from JSON (names in
+/// hex: they need not be UTF-8).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectoryRef {
+    /// Its pages, in order. None when the directory is empty.
+    pub pages: Vec<PageRef>,
+    /// How many entries they hold together.
+    pub entries: u64,
+}
+
+fn hex_of<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    serializer.serialize_str(&digits)
+}
+
+fn from_hex<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let digit = |c: u8| char::from(c).to_digit(16).filter(|_| !c.is_ascii_uppercase());
+    let pair = |pair: &[u8]| match *pair {
+        [high, low] => u8::try_from(digit(high)? << 4 | digit(low)?).ok(),
+        _ => None,
+    };
+    text.as_bytes()
+        .chunks(2)
+        .map(pair)
+        .collect::<Option<Vec<u8>>>()
+        .ok_or_else(|| serde::de::Error::custom(format!("a name in lower-case hex was expected, not {text:?}")))
+}

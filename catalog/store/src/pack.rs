@@ -1,0 +1,100 @@
+//! Packs: files of many chunk frames that describe themselves.
+//!
+//! header, frames one after the other, footer, trailer; see `FORMAT.md`. The footer lists every chunk of the pack and
+//! holds its records, so that the whole catalog can be made again from nothing but packs. Frames follow each other
+//! without a gap and offsets are not stored: they cannot overlap or point outside the file.
+
+use crate::codec::{Encoding, Frame};
+use crate::error::{Error, Result};
+use crate::id::{ChunkId, PackId, RecordId};
+use crate::index::ChunkLocation;
+use crate::layout::MAX_CHUNK_BYTES;
+use crate::storage::PackStorage;
+
+mod footer;
+mod writer;
+
+pub use footer::read_footer;
+pub use writer::PackWriter;
+
+/// A chunk in a pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PackedChunk {
+    /// Its name.
+    pub id: ChunkId,
+    /// How its frame is encoded.
+    pub encoding: Encoding,
+    /// Where the frame begins in the pack's file.
+    pub offset: u32,
+    /// Bytes of the frame.
+    pub stored_bytes: u32,
+    /// Bytes of the chunk itself.
+    pub raw_bytes: u32,
+    /// The chunk a delta stands on; `None` for all other encodings.
+    pub base: Option<ChunkId>,
+}
+
+impl PackedChunk {
+    /// Where this chunk of `pack` is.
+    pub fn location(&self, pack: PackId) -> ChunkLocation {
+        ChunkLocation {
+            pack,
+            offset: self.offset,
+            stored_bytes: self.stored_bytes,
+            raw_bytes: self.raw_bytes,
+            encoding: self.encoding,
+            base: self.base,
+        }
+    }
+}
+
+/// A fact kept in a pack's footer: a backup, an archived segment, a deletion. Only the catalog knows what kinds and
+/// payloads mean.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Its name, by which a deletion annuls it.
+    pub id: RecordId,
+    /// What the payload is.
+    pub kind: u8,
+    /// The fact itself.
+    pub payload: Vec<u8>,
+}
+
+/// A complete, durable pack: what its footer says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClosedPack {
+    /// Its name.
+    pub id: PackId,
+    /// Size of the file.
+    pub bytes: u64,
+    /// Its chunks in the order of their offsets.
+    pub chunks: Vec<PackedChunk>,
+    /// Its records in the order they were written.
+    pub records: Vec<Record>,
+}
+
+/// Reads a chunk's frame as it stands in its pack, to decode it or to copy it into another pack. Nothing but sizes
+/// is checked: only the decoded chunk can be held against its id.
+///
+/// # Errors
+/// [`Error::MissingPack`], [`Error::Damaged`] where the pack ends too early or the location claims an impossible
+/// size, [`Error::Io`].
+pub fn read_frame(storage: &dyn PackStorage, location: &ChunkLocation) -> Result<Frame> {
+    let stored_bytes = location.stored_bytes as usize;
+    if stored_bytes > MAX_CHUNK_BYTES {
+        let what = format!("Frame at offset {} of pack {}", location.offset, location.pack);
+        return Err(Error::damaged(
+            what,
+            format!("It claims {stored_bytes} bytes, more than any frame has"),
+        ));
+    }
+    let mut bytes = vec![0; stored_bytes];
+    storage.read_at(location.pack, location.offset.into(), &mut bytes)?;
+    Ok(Frame {
+        encoding: location.encoding,
+        bytes,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,290 @@
+//! A pack's header, footer and trailer: to bytes and back.
+//!
+//! Reading believes nothing: sizes are checked before anything is allocated, the checksum before anything is parsed,
+//! and what is parsed must account for every byte of the file.
+
+use crate::codec::{Encoding, FrameError, decode_into, encode_whole};
+use crate::error::{Error, Result};
+use crate::id::{ChunkId, PackId, RecordId};
+use crate::layout::{
+    FORMAT_VERSION, MAX_CHUNK_BYTES, MAX_FOOTER_BYTES, MAX_RECORD_BYTES, PACK_HEADER_BYTES, PACK_MAX_CHUNKS,
+    PACK_TRAILER_BYTES,
+};
+use crate::storage::PackStorage;
+
+use super::{ClosedPack, PackedChunk, Record};
+
+/// First bytes of a pack.
+const HEADER_MAGIC: [u8; 8] = *b"bmfspack";
+
+/// Last bytes of a pack: it was written to its end.
+const TRAILER_MAGIC: [u8; 8] = *b"bmfs-end";
+
+/// Footers hold ids, which do not compress, and JSON, which does; a higher level gains nothing.
+const FOOTER_LEVEL: i32 = 3;
+
+/// Bytes read from the end of a pack at once: trailer and footer of nearly all packs, so that a rebuild needs two
+/// reads a pack.
+const TAIL_READ_BYTES: usize = 128 * 1024;
+
+/// The trailer's bytes in front of its checksum, which covers them.
+const TRAILER_CHECKED_BYTES: usize = 16;
+
+/// A record's bytes in the footer besides its payload: id, kind, length.
+pub(super) const RECORD_HEAD_BYTES: usize = RecordId::BYTES + 1 + 4;
+
+/// A pack's first bytes.
+pub(super) fn encode_header(id: PackId, version: u32) -> Vec<u8> {
+    let mut header = Vec::with_capacity(PACK_HEADER_BYTES);
+    header.extend_from_slice(&HEADER_MAGIC);
+    header.extend_from_slice(&version.to_le_bytes());
+    header.extend_from_slice(&0_u32.to_le_bytes());
+    header.extend_from_slice(id.as_bytes());
+    header
+}
+
+/// A pack's last bytes: footer and trailer.
+pub(super) fn encode_footer(id: PackId, chunks: &[PackedChunk], records: &[Record]) -> Result<Vec<u8>> {
+    let body = encode_body(chunks, records);
+    if body.len() > MAX_FOOTER_BYTES {
+        let (bytes, limit) = (body.len() as u64, MAX_FOOTER_BYTES as u64);
+        return Err(Error::TooLarge {
+            what: "A pack's footer",
+            bytes,
+            limit,
+        });
+    }
+    let mut tail = encode_whole(&body, FOOTER_LEVEL).bytes;
+    let footer_bytes = tail.len();
+    tail.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+    tail.extend_from_slice(&0_u32.to_le_bytes());
+    tail.extend_from_slice(&(footer_bytes as u32).to_le_bytes());
+    tail.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    let checksum = checksum(&encode_header(id, FORMAT_VERSION), &tail);
+    tail.extend_from_slice(checksum.as_bytes());
+    tail.extend_from_slice(&TRAILER_MAGIC);
+    Ok(tail)
+}
+
+fn encode_body(chunks: &[PackedChunk], records: &[Record]) -> Vec<u8> {
+    let mut body = Vec::new();
+    body.extend_from_slice(&(chunks.len() as u32).to_le_bytes());
+    body.extend_from_slice(&(records.len() as u32).to_le_bytes());
+    for chunk in chunks {
+        body.extend_from_slice(chunk.id.as_bytes());
+        body.push(chunk.encoding as u8);
+        body.extend_from_slice(&chunk.stored_bytes.to_le_bytes());
+        body.extend_from_slice(&chunk.raw_bytes.to_le_bytes());
+        if let Some(base) = chunk.base {
+            body.extend_from_slice(base.as_bytes());
+        }
+    }
+    for record in records {
+        body.extend_from_slice(record.id.as_bytes());
+        body.push(record.kind);
+        body.extend_from_slice(&(record.payload.len() as u32).to_le_bytes());
+        body.extend_from_slice(&record.payload);
+    }
+    body
+}
+
+/// `checked` is the footer as stored and the trailer's fields in front of the checksum.
+fn checksum(header: &[u8], checked: &[u8]) -> blake3::Hash {
+    blake3::Hasher::new().update(header).update(checked).finalize()
+}
+
+/// Reads what a pack says about itself and checks it against everything that can be known without decoding chunks:
+/// `FORMAT.md` lists the checks.
+///
+/// # Errors
+/// [`Error::MissingPack`], [`Error::Damaged`] for anything that is not as it was written, [`Error::NewerFormat`] for
+/// an intact pack of a later release, [`Error::Io`].
+pub fn read_footer(storage: &dyn PackStorage, id: PackId) -> Result<ClosedPack> {
+    let bytes = storage.bytes(id)?;
+    let damaged = |reason: String| Error::damaged(format!("Pack {id}"), reason);
+    if bytes < (PACK_HEADER_BYTES + PACK_TRAILER_BYTES) as u64 {
+        return Err(damaged(format!("It has only {bytes} bytes")));
+    }
+    let mut header = [0; PACK_HEADER_BYTES];
+    storage.read_at(id, 0, &mut header)?;
+    let (trailer, checked) = read_tail(storage, id, bytes)?;
+    if checksum(&header, &checked) != trailer.checksum {
+        return Err(damaged("The checksum of its footer is wrong".to_owned()));
+    }
+    if trailer.version > FORMAT_VERSION {
+        let (what, found) = (format!("Pack {id}"), trailer.version);
+        return Err(Error::NewerFormat {
+            what,
+            found,
+            newest: FORMAT_VERSION,
+        });
+    }
+    if header != *encode_header(id, trailer.version) || trailer.version == 0 {
+        return Err(damaged(
+            "Its header does not go with its name and its end".to_owned(),
+        ));
+    }
+    let stored = checked.get(..trailer.footer_bytes).unwrap_or_default();
+    let body = unpack_footer(stored, trailer.raw_bytes).map_err(|reason| damaged(reason.to_string()))?;
+    let frames_end = bytes - (trailer.footer_bytes + PACK_TRAILER_BYTES) as u64;
+    let (chunks, records) = parse_body(&body, frames_end).map_err(|reason| damaged(reason.to_owned()))?;
+    Ok(ClosedPack {
+        id,
+        bytes,
+        chunks,
+        records,
+    })
+}
+
+/// A pack's last bytes, taken apart.
+struct Trailer {
+    version: u32,
+    footer_bytes: usize,
+    raw_bytes: usize,
+    checksum: [u8; 32],
+}
+
+/// Reads the trailer and what its checksum covers besides the header: the footer and the trailer's first fields.
+fn read_tail(storage: &dyn PackStorage, id: PackId, bytes: u64) -> Result<(Trailer, Vec<u8>)> {
+    let damaged = |reason: &str| Error::damaged(format!("Pack {id}"), reason);
+    let behind_header = bytes - PACK_HEADER_BYTES as u64;
+    let mut tail = vec![0; behind_header.min(TAIL_READ_BYTES as u64) as usize];
+    storage.read_at(id, bytes - tail.len() as u64, &mut tail)?;
+    let trailer = parse_trailer(&tail).ok_or_else(|| damaged("It was not written to its end"))?;
+    if trailer.footer_bytes.max(trailer.raw_bytes) > MAX_FOOTER_BYTES
+        || (trailer.footer_bytes + PACK_TRAILER_BYTES) as u64 > behind_header
+    {
+        return Err(damaged("Its end claims an impossible footer"));
+    }
+    let end = (PACK_TRAILER_BYTES - TRAILER_CHECKED_BYTES) as u64;
+    let start = bytes - (trailer.footer_bytes + PACK_TRAILER_BYTES) as u64;
+    let checked_bytes = trailer.footer_bytes + TRAILER_CHECKED_BYTES;
+    if let Some(skip) = tail.len().checked_sub(trailer.footer_bytes + PACK_TRAILER_BYTES) {
+        tail.truncate(tail.len() - end as usize);
+        tail.drain(..skip);
+        return Ok((trailer, tail));
+    }
+    let mut checked = vec![0; checked_bytes];
+    storage.read_at(id, start, &mut checked)?;
+    Ok((trailer, checked))
+}
+
+fn parse_trailer(tail: &[u8]) -> Option<Trailer> {
+    let start = tail.len().checked_sub(PACK_TRAILER_BYTES)?;
+    let mut fields = Fields(tail.get(start..)?);
+    let version = fields.u32()?;
+    let _reserved = fields.u32()?;
+    let footer_bytes = fields.u32()? as usize;
+    let raw_bytes = fields.u32()? as usize;
+    let checksum = fields.array()?;
+    (fields.0 == TRAILER_MAGIC).then_some(Trailer {
+        version,
+        footer_bytes,
+        raw_bytes,
+        checksum,
+    })
+}
+
+/// The footer's body. A footer that zstd does not shrink is stored as it is.
+fn unpack_footer(stored: &[u8], raw_bytes: usize) -> Result<Vec<u8>, FrameError> {
+    let encoding = if stored.len() == raw_bytes {
+        Encoding::Stored
+    } else {
+        Encoding::Zstd
+    };
+    let mut body = vec![0; raw_bytes];
+    decode_into(stored, encoding, None, &mut body)?;
+    Ok(body)
+}
+
+const CUT_SHORT: &str = "Its footer is cut short";
+
+/// Takes the footer apart; `frames_end` is where it begins in the file, which is where the last frame has to end.
+fn parse_body(body: &[u8], frames_end: u64) -> Result<(Vec<PackedChunk>, Vec<Record>), &'static str> {
+    let mut fields = Fields(body);
+    let chunk_count = fields.u32().ok_or(CUT_SHORT)? as usize;
+    let record_count = fields.u32().ok_or(CUT_SHORT)? as usize;
+    if chunk_count > PACK_MAX_CHUNKS {
+        return Err("Its footer lists more chunks than a pack has");
+    }
+    let mut chunks = Vec::with_capacity(chunk_count);
+    let mut offset = PACK_HEADER_BYTES as u32;
+    for _ in 0..chunk_count {
+        let chunk = parse_chunk(&mut fields, offset)?;
+        offset = offset
+            .checked_add(chunk.stored_bytes)
+            .ok_or("Its chunks reach beyond 4 GiB")?;
+        chunks.push(chunk);
+    }
+    if u64::from(offset) != frames_end {
+        return Err("Its chunks do not fill it from header to footer");
+    }
+    // Not reserved in advance: the count is checked by nothing but the records being there.
+    let mut records = Vec::new();
+    for _ in 0..record_count {
+        records.push(parse_record(&mut fields)?);
+    }
+    if fields.0.is_empty() {
+        Ok((chunks, records))
+    } else {
+        Err("Its footer is longer than what it lists")
+    }
+}
+
+fn parse_chunk(fields: &mut Fields<'_>, offset: u32) -> Result<PackedChunk, &'static str> {
+    let id = ChunkId(fields.array().ok_or(CUT_SHORT)?);
+    let encoding =
+        Encoding::from_u8(fields.u8().ok_or(CUT_SHORT)?).ok_or("It has a chunk of unknown encoding")?;
+    let stored_bytes = fields.u32().ok_or(CUT_SHORT)?;
+    let raw_bytes = fields.u32().ok_or(CUT_SHORT)?;
+    let base = match encoding {
+        Encoding::Stored | Encoding::Zstd => None,
+        Encoding::Delta => Some(ChunkId(fields.array().ok_or(CUT_SHORT)?)),
+    };
+    if stored_bytes.max(raw_bytes) as usize > MAX_CHUNK_BYTES {
+        return Err("It has a chunk larger than any chunk is");
+    }
+    if base == Some(id) {
+        return Err("It has a delta that stands on itself");
+    }
+    Ok(PackedChunk {
+        id,
+        encoding,
+        offset,
+        stored_bytes,
+        raw_bytes,
+        base,
+    })
+}
+
+fn parse_record(fields: &mut Fields<'_>) -> Result<Record, &'static str> {
+    let id = RecordId(fields.array().ok_or(CUT_SHORT)?);
+    let kind = fields.u8().ok_or(CUT_SHORT)?;
+    let payload_bytes = fields.u32().ok_or(CUT_SHORT)? as usize;
+    if payload_bytes > MAX_RECORD_BYTES {
+        return Err("It has a record larger than any record is");
+    }
+    let payload = fields.take(payload_bytes).ok_or(CUT_SHORT)?.to_vec();
+    Ok(Record { id, kind, payload })
+}
+
+/// Bytes yet to be taken apart. All numbers are little-endian.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn take(&mut self, bytes: usize) -> Option<&'a [u8]> {
+        self.0.split_off(..bytes)
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.take(N)?.try_into().ok()
+    }
+
+    fn u8(&mut self) -> Option<u8> {
+        self.array().map(u8::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+}

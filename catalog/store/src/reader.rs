@@ -1,0 +1,1 @@
+//! Reading chunks: every reader's way from an id to its bytes.

@@ -1,0 +1,291 @@
+//! Packs as files in a local directory.
+//!
+//! `packs/ab/abcd…` is a complete pack, `packs/tmp-….partial` one being written, on which its writer holds a lock.
+//! A name without `.partial` appears by a rename after the file was synced, and is acknowledged only once the
+//! directory is synced too: whoever sees a final name sees a whole pack.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, BufWriter, Write};
+use std::num::NonZeroUsize;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use lru::LruCache;
+
+use crate::error::{Error, Result};
+use crate::id::PackId;
+
+use super::{PackStorage, PackUpload};
+
+/// Pack files kept open for reading: a restore reads from many at once, and opening costs more than a read. A
+/// quarter of the usual limit of 1024 files a process.
+const OPEN_PACKS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+
+/// Frames are collected to writes of this size: most are a few KiB.
+const WRITE_BUFFER_BYTES: usize = 1024 * 1024;
+
+const TEMPORARY_PREFIX: &str = "tmp-";
+const TEMPORARY_SUFFIX: &str = ".partial";
+
+/// Packs in one directory of a local file system.
+#[derive(Debug)]
+pub struct LocalPacks {
+    directory: PathBuf,
+    open: Mutex<LruCache<PackId, Arc<File>>>,
+}
+
+impl LocalPacks {
+    /// Makes the directory, with the 256 directories packs are spread over, all durable. One that is there already
+    /// is completed.
+    ///
+    /// # Errors
+    /// When something cannot be created or synced.
+    pub fn create(directory: &Path) -> Result<Self> {
+        create_directory(directory)?;
+        for first in 0..=u8::MAX {
+            create_directory(&directory.join(format!("{first:02x}")))?;
+        }
+        sync_directory(directory)?;
+        if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            sync_directory(parent)?;
+        }
+        Self::open(directory)
+    }
+
+    /// Opens a directory of packs.
+    ///
+    /// # Errors
+    /// When there is no such directory.
+    pub fn open(directory: &Path) -> Result<Self> {
+        let metadata = fs::metadata(directory).map_err(|source| Error::io("open", directory, source))?;
+        if !metadata.is_dir() {
+            return Err(Error::io("open", directory, io::ErrorKind::NotADirectory.into()));
+        }
+        Ok(Self {
+            directory: directory.to_path_buf(),
+            open: Mutex::new(LruCache::new(OPEN_PACKS)),
+        })
+    }
+
+    fn path(&self, id: PackId) -> PathBuf {
+        let name = id.to_string();
+        let mut path = self.directory.join(name.get(..2).unwrap_or_default());
+        path.push(name);
+        path
+    }
+
+    /// The pack's file. One removed meanwhile stays readable as long as it is kept open, which does no harm: what a
+    /// pack holds never changes.
+    fn file(&self, id: PackId) -> Result<Arc<File>> {
+        if let Some(file) = self.open_files().get(&id) {
+            return Ok(Arc::clone(file));
+        }
+        let path = self.path(id);
+        let file = File::open(&path).map_err(|source| missing_or(id, "open", &path, source))?;
+        let file = Arc::new(file);
+        self.open_files().put(id, Arc::clone(&file));
+        Ok(file)
+    }
+
+    fn open_files(&self) -> MutexGuard<'_, LruCache<PackId, Arc<File>>> {
+        // A panic elsewhere leaves at worst one file more or less in the list.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PackStorage for LocalPacks {
+    fn begin(&self, id: PackId) -> Result<Box<dyn PackUpload>> {
+        let temporary = self
+            .directory
+            .join(format!("{TEMPORARY_PREFIX}{id}{TEMPORARY_SUFFIX}"));
+        let file = OpenOptions::new().write(true).create_new(true).open(&temporary);
+        let file = file.map_err(|source| Error::io("create", &temporary, source))?;
+        let upload = LocalUpload {
+            file: BufWriter::with_capacity(WRITE_BUFFER_BYTES, file),
+            temporary,
+            path: self.path(id),
+            finished: false,
+        };
+        // Held until the file is closed, by this process's end at the latest: what tells a living writer's file
+        // from an abandoned one.
+        upload
+            .file
+            .get_ref()
+            .lock()
+            .map_err(|source| Error::io("lock", &upload.temporary, source))?;
+        Ok(Box::new(upload))
+    }
+
+    fn read_at(&self, id: PackId, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let file = self.file(id)?;
+        file.read_exact_at(buf, offset).map_err(|source| {
+            let what = format!("Pack {id}");
+            match source.kind() {
+                io::ErrorKind::UnexpectedEof => {
+                    Error::damaged(what, format!("It ends before byte {}", offset + buf.len() as u64))
+                }
+                _ if source.raw_os_error() == Some(EIO) => Error::damaged(
+                    what,
+                    format!("The disk cannot read {} bytes at {offset}", buf.len()),
+                ),
+                _ => Error::io("read", &self.path(id), source),
+            }
+        })
+    }
+
+    fn bytes(&self, id: PackId) -> Result<u64> {
+        let path = self.path(id);
+        let metadata = fs::metadata(&path).map_err(|source| missing_or(id, "look at", &path, source))?;
+        Ok(metadata.len())
+    }
+
+    fn list(&self, each: &mut dyn FnMut(PackId) -> Result<()>) -> Result<()> {
+        for_each_entry(&self.directory, &mut |name, path| {
+            if name.len() != 2 || !path.is_dir() {
+                return Ok(());
+            }
+            for_each_entry(path, &mut |name, _| match name.parse::<PackId>() {
+                Ok(id) if self.path(id).parent() == Some(path) => each(id),
+                _ => Ok(()),
+            })
+        })
+    }
+
+    fn remove(&self, id: PackId) -> Result<()> {
+        self.open_files().pop(&id);
+        remove_file(&self.path(id)).map(|_| ())
+    }
+
+    fn remove_abandoned(&self, older_than: Duration) -> Result<usize> {
+        let mut removed = 0;
+        for_each_entry(&self.directory, &mut |name, path| {
+            let temporary = name.starts_with(TEMPORARY_PREFIX) && name.ends_with(TEMPORARY_SUFFIX);
+            if temporary && is_abandoned(path, older_than)? && remove_file(path)? {
+                removed += 1;
+            }
+            Ok(())
+        })?;
+        Ok(removed)
+    }
+}
+
+/// Linux: "Input/output error", the medium's own failure.
+const EIO: i32 = 5;
+
+/// A pack being written into its temporary file.
+#[derive(Debug)]
+struct LocalUpload {
+    file: BufWriter<File>,
+    temporary: PathBuf,
+    path: PathBuf,
+    finished: bool,
+}
+
+impl PackUpload for LocalUpload {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file
+            .write_all(bytes)
+            .map_err(|source| Error::io("write", &self.temporary, source))
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<()> {
+        self.file
+            .flush()
+            .map_err(|source| Error::io("write", &self.temporary, source))?;
+        self.file
+            .get_ref()
+            .sync_data()
+            .map_err(|source| Error::io("sync", &self.temporary, source))?;
+        let directory = self.path.parent().unwrap_or(Path::new("."));
+        match fs::rename(&self.temporary, &self.path) {
+            Err(source) if source.kind() == io::ErrorKind::NotFound => {
+                // The directories of a copied repository may be gone where they were empty.
+                create_directory(directory)?;
+                sync_directory(directory.parent().unwrap_or(Path::new(".")))?;
+                fs::rename(&self.temporary, &self.path)
+            }
+            renamed => renamed,
+        }
+        .map_err(|source| Error::io("rename a pack to", &self.path, source))?;
+        self.finished = true;
+        sync_directory(directory)
+    }
+}
+
+impl Drop for LocalUpload {
+    fn drop(&mut self) {
+        if !self.finished {
+            // Nothing else can be done about a failure here; `remove_abandoned` comes by later.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// Whether nobody writes this temporary file any more. Its age is a safety margin only, for the moment between its
+/// creation and its lock; what decides is the lock.
+fn is_abandoned(path: &Path, older_than: Duration) -> Result<bool> {
+    let gone_or = |source: io::Error, action| match source.kind() {
+        io::ErrorKind::NotFound => Ok(false),
+        _ => Err(Error::io(action, path, source)),
+    };
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(source) => return gone_or(source, "open"),
+    };
+    let modified = file.metadata().and_then(|metadata| metadata.modified());
+    let modified = modified.map_err(|source| Error::io("look at", path, source))?;
+    // A file from the future is as good as new.
+    let age = SystemTime::now().duration_since(modified).unwrap_or_default();
+    if age < older_than {
+        return Ok(false);
+    }
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(source)) => Err(Error::io("lock", path, source)),
+    }
+}
+
+fn for_each_entry(directory: &Path, each: &mut dyn FnMut(&str, &Path) -> Result<()>) -> Result<()> {
+    let failed = |source| Error::io("list", directory, source);
+    for entry in fs::read_dir(directory).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if let Some(name) = entry.file_name().to_str() {
+            each(name, &entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn create_directory(path: &Path) -> Result<()> {
+    match fs::create_dir(path) {
+        Err(source) if source.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        created => created.map_err(|source| Error::io("create", path, source)),
+    }
+}
+
+fn sync_directory(path: &Path) -> Result<()> {
+    let synced = File::open(path).and_then(|directory| directory.sync_all());
+    synced.map_err(|source| Error::io("sync", path, source))
+}
+
+/// Removes a file that may be gone already. Returns whether it was there.
+fn remove_file(path: &Path) -> Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(Error::io("remove", path, source)),
+    }
+}
+
+fn missing_or(id: PackId, action: &'static str, path: &Path, source: io::Error) -> Error {
+    match source.kind() {
+        io::ErrorKind::NotFound => Error::MissingPack(id),
+        _ => Error::io(action, path, source),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,7 @@
+//! Trees: directories of files as they were backed up, written from a stream and read at random.
+
+mod reader;
+mod writer;
+
+pub use reader::{Entries, FileReader, TreeReader};
+pub use writer::{FileSink, TreeOptions, TreeTotals, TreeWriter};
