@@ -7,19 +7,31 @@
 //! - [`id`], [`layout`], [`error`]: names, sizes, errors.
 //! - [`codec`]: one chunk's frame. [`pack`]: many frames in a file. [`storage`]: where the files are.
 //! - [`reader`]: from ids back to bytes, cached and checked.
+//! - [`depositor`]: from bytes to ids: hash, compare, compress, pack, on all cores.
+//! - [`file_map`], [`listing`], [`tree`]: chunks put together to files, directories and whole backups.
 
 pub mod codec;
+pub mod crc;
+pub mod depositor;
 pub mod error;
+pub mod file_map;
 pub mod id;
 pub mod index;
 pub mod layout;
+pub mod listing;
 pub mod pack;
 pub mod reader;
 pub mod storage;
+pub mod tree;
 
 pub use codec::{Encoding, Frame};
+pub use depositor::{ContentClass, Deposit, DepositOptions, DepositTotals, Depositor};
 pub use error::{Error, Result};
+pub use file_map::{FileMap, Window, Windows};
 pub use id::{ChunkId, PackId, RecordId};
 pub use index::{ChunkIndex, ChunkLocation};
+pub use listing::{Attributes, DirectoryRef, Entry, Node, PageRef};
 pub use pack::{ClosedPack, PackWriter, PackedChunk, Record, read_footer, read_frame};
+pub use reader::ChunkReader;
 pub use storage::{LocalPacks, PackStorage, PackUpload};
+pub use tree::{FileSink, TreeOptions, TreeReader, TreeTotals, TreeWriter};

@@ -1,0 +1,101 @@
+//! Decoding ahead of readers, on all cores.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+
+use crate::id::ChunkId;
+
+use super::Core;
+
+/// Chunks that wait to be decoded ahead, at most. Opening a WAL segment asks for the next four, 64 windows of 1 MiB;
+/// more than that would be evicted from the cache before it is read, or come after its reader did.
+const QUEUED_CHUNKS: usize = 64;
+
+/// The pool of workers, started when the first chunk is asked for: most commands never read ahead.
+#[derive(Debug)]
+pub(super) struct ReadAhead {
+    core: Arc<Core>,
+    pool: OnceLock<Pool>,
+}
+
+#[derive(Debug)]
+struct Pool {
+    queue: Sender<ChunkId>,
+    stopping: Arc<AtomicBool>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl ReadAhead {
+    pub(super) fn new(core: Arc<Core>) -> Self {
+        Self {
+            core,
+            pool: OnceLock::new(),
+        }
+    }
+
+    /// Queues a chunk. `false`: there is no room, nor will there be for the next few.
+    pub(super) fn push(&self, id: ChunkId) -> bool {
+        let pool = self.pool.get_or_init(|| Pool::start(&self.core));
+        match pool.queue.try_send(id) {
+            Ok(()) => true,
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
+        }
+    }
+}
+
+impl Pool {
+    fn start(core: &Arc<Core>) -> Self {
+        let (queue, chunks) = bounded(QUEUED_CHUNKS);
+        let stopping = Arc::new(AtomicBool::new(false));
+        let count = thread::available_parallelism().map_or(1, usize::from);
+        let start = |_| {
+            let (core, chunks, stopping) = (Arc::clone(core), chunks.clone(), Arc::clone(&stopping));
+            let worker = thread::Builder::new().name("read-ahead".to_owned());
+            // A host that is out of threads reads without looking ahead.
+            worker.spawn(move || work(&core, &chunks, &stopping)).ok()
+        };
+        let workers = (0..count).filter_map(start).collect();
+        Self {
+            queue,
+            stopping,
+            workers,
+        }
+    }
+}
+
+impl Drop for ReadAhead {
+    fn drop(&mut self) {
+        let Some(Pool {
+            queue,
+            stopping,
+            workers,
+        }) = self.pool.take()
+        else {
+            return;
+        };
+        stopping.store(true, Ordering::Relaxed);
+        drop(queue);
+        for worker in workers {
+            // A worker that panicked has nothing more to say than the panic did.
+            let _ = worker.join();
+        }
+    }
+}
+
+fn work(core: &Core, chunks: &Receiver<ChunkId>, stopping: &AtomicBool) {
+    for id in chunks {
+        if stopping.load(Ordering::Relaxed) {
+            return;
+        }
+        // Not to wait for one that another reader decodes by now.
+        if core.cache.is_known(&id) {
+            continue;
+        }
+        if let Err(error) = core.get(&id) {
+            tracing::debug!(chunk = %id, %error, "Cannot read ahead");
+        }
+    }
+}
