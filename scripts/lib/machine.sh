@@ -1,0 +1,86 @@
+# What the machine must have, and how to get it. Sourced after say.sh; expects bash.
+
+# Where downloaded PostgreSQL versions stay. Root's servers run as another user, who must be able to read them.
+cache_directory() {
+    if [ "$(id -u)" = 0 ]; then
+        say "${BARMANFS_TEST_CACHE:-/var/cache/barmanfs-test}"
+    else
+        say "${BARMANFS_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/barmanfs-test}"
+    fi
+}
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# Succeeds where packages can be installed without asking for a password.
+can_install() {
+    have apt-get || return 1
+    [ "$(id -u)" = 0 ] || { have sudo && sudo -n true 2>/dev/null; }
+}
+
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
+
+apt_is_fresh=''
+
+# install_packages PACKAGE...: without recommendations, without questions.
+install_packages() {
+    if ! can_install; then
+        stop "These packages are missing and cannot be installed from here: $*" \
+            "On Debian or Ubuntu, as root:  apt-get install $*" \
+            "Elsewhere: install what provides the same programs, then run this again"
+    fi
+    if [ -z "$apt_is_fresh" ]; then
+        as_root apt-get update -q || warn "apt-get update failed; trying with the package lists there are"
+        apt_is_fresh=yes
+    fi
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@" ||
+        stop "apt-get could not install: $*" "See its message above; then run this again"
+}
+
+need_rust() {
+    if ! have cargo && [ -x "$HOME/.cargo/bin/cargo" ]; then PATH=$HOME/.cargo/bin:$PATH; fi
+    local wanted found
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$root/Cargo.toml" | head -1)
+    if ! have cargo; then
+        stop "Rust is not installed; barmanfs needs $wanted or newer" \
+            "Get it from https://rustup.rs, then run this again"
+    fi
+    found=$(cargo --version | cut -d' ' -f2)
+    if [ "$(printf '%s\n%s\n' "$wanted" "$found" | sort -V | head -1)" != "$wanted" ]; then
+        stop "Rust $found is too old; barmanfs needs $wanted or newer" "With rustup:  rustup update stable"
+    fi
+}
+
+# A C compiler, for the SQLite and zstd that are built in, and fusermount3.
+need_build_and_mount_tools() {
+    local missing=()
+    have cc || missing+=(gcc libc6-dev)
+    have fusermount3 || missing+=(fuse3)
+    [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -d /etc/pki ] || missing+=(ca-certificates)
+    if [ ${#missing[@]} -gt 0 ]; then install_packages "${missing[@]}"; fi
+    [ -c /dev/fuse ] || as_root modprobe fuse 2>/dev/null || true
+    if [ ! -c /dev/fuse ]; then
+        stop "There is no /dev/fuse, so nothing can be mounted here" \
+            "On a real or virtual machine:  modprobe fuse" \
+            "In a container: start it with  --device /dev/fuse --cap-add SYS_ADMIN"
+    fi
+}
+
+# need_space DIRECTORY MEGABYTES
+need_space() {
+    local free_mb
+    free_mb=$(df -Pm "$1" | awk 'NR == 2 { print $4 }')
+    if [ "${free_mb:-0}" -lt "$2" ]; then
+        stop "$1 has $free_mb MB free; $2 MB are needed" "Free some, or set TMPDIR to a directory with more space"
+    fi
+}
+
+# The user PostgreSQL runs as: it refuses root.
+database_user() {
+    if [ "$(id -u)" != 0 ]; then
+        id -un
+    elif id postgres >/dev/null 2>&1; then
+        say postgres
+    else
+        say nobody
+    fi
+}

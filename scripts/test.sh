@@ -1,0 +1,129 @@
+#!/usr/bin/env bash
+# Everything that is checked, as a person and as CI run it: format, lints, the unit tests of every crate, then the
+# program's own tests against each PostgreSQL that is here or can be had.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+. scripts/lib/say.sh
+. scripts/lib/machine.sh
+. scripts/lib/postgres.sh
+
+usage() {
+    cat <<'EOF'
+Usage: scripts/test.sh [--quick] [--pg MAJOR]... [FILTER]
+
+  --quick      the program's tests with one PostgreSQL only, the newest that is installed; gets no other
+  --pg MAJOR   the program's tests with this version only; can be given more than once
+  FILTER       only the program's tests whose name contains this, and nothing else
+
+Needs Rust. Gets what else is missing with apt-get and pip, as root or through sudo.
+The last line counts: N passed, N failed
+EOF
+}
+
+quick='' filter='' wanted=()
+while [ $# -gt 0 ]; do
+    case $1 in
+    --quick) quick=yes ;;
+    --pg) wanted+=("${2:?--pg needs a major version, like 16}") && shift ;;
+    -h | --help) usage && exit 0 ;;
+    -*) usage >&2 && exit 2 ;;
+    *) filter=$1 ;;
+    esac
+    shift
+done
+
+passed=0 failed=0 report=''
+
+# count NAME PASSED FAILED: one line of the closing table.
+count() {
+    passed=$((passed + $2)) failed=$((failed + $3))
+    report+=$(printf '%-44s %6d %6d' "$1" "$2" "$3")$'\n'
+}
+
+# check NAME COMMAND...: passes or fails as a whole.
+check() {
+    local name=$1
+    shift
+    say "${bold}== $name${plain}"
+    if "$@"; then count "$name" 1 0; else count "$name" 0 1; fi
+}
+
+# run_tests COMMAND...: shows its output and leaves it in $log; $code is its exit code.
+run_tests() {
+    code=0
+    "$@" 2>&1 | tee "$log" || code=$?
+}
+
+# unit_tests NAME COMMAND...: counts what the test harnesses report.
+unit_tests() {
+    local name=$1 good bad
+    shift
+    say "${bold}== $name${plain}"
+    run_tests "$@"
+    good=$(awk '/^test result:/ { for (i = 2; i < NF; i++) if ($(i + 1) ~ /^passed/) sum += $i } END { print sum + 0 }' "$log")
+    bad=$(awk '/^test result:/ { for (i = 2; i < NF; i++) if ($(i + 1) ~ /^failed/) sum += $i } END { print sum + 0 }' "$log")
+    # A crate that does not compile reports no test at all.
+    if [ "$code" != 0 ] && [ "$bad" = 0 ]; then bad=1; fi
+    count "$name" "$good" "$bad"
+}
+
+majors() { sed 's/=[^:]*//g; s/:/ /g' <<<"$1"; }
+
+# program_tests VERSIONS: one closing line for each PostgreSQL.
+program_tests() {
+    local group good bad all_bad=0
+    say "${bold}== Program, with PostgreSQL $(majors "$1")${plain}"
+    run_tests env BARMANFS_TEST_PG_BINDIRS="$1" \
+        cargo test -q -p barmanfs --test program -- --format pretty ${filter:+"$filter"}
+    for group in any $(majors "$1" | sed 's/[0-9]*/pg&/g'); do
+        good=$(grep -cE "^test $group::.*\.\.\. +ok" "$log" || true)
+        bad=$(grep -cE "^test $group::.*\.\.\. +FAILED" "$log" || true)
+        all_bad=$((all_bad + bad))
+        [ $((good + bad)) = 0 ] || count "Program${group/#pg/, PostgreSQL }" "$good" "$bad"
+    done
+    # Ended badly without a failed test: it did not compile, or was killed.
+    if [ "$code" != 0 ] && [ "$all_bad" = 0 ]; then count "Program (did not finish)" 0 1; fi
+}
+
+# chosen_postgres: "15=BINDIR:16=BINDIR" of what is installed, as asked for.
+chosen_postgres() {
+    local lines
+    lines=$(installed_postgres)
+    if [ ${#wanted[@]} -gt 0 ]; then
+        lines=$(grep -E "^($(IFS='|' && say "${wanted[*]}"))=" <<<"$lines" || true)
+    elif [ -n "$quick" ]; then
+        lines=$(tail -1 <<<"$lines")
+    fi
+    paste -sd: <<<"$lines"
+}
+
+need_rust
+need_build_and_mount_tools
+need_space "$root" 4000
+need_space "${TMPDIR:-/tmp}" 3000
+if [ ${#wanted[@]} -gt 0 ]; then
+    get_postgres "${wanted[@]}"
+elif [ -z "$quick" ] || [ -z "$(installed_postgres)" ]; then
+    get_postgres 15 16 17 18
+fi
+versions=$(chosen_postgres)
+[ -n "$versions" ] || stop "None of the PostgreSQL versions asked for can be had here: ${wanted[*]}"
+
+began_ms=$(now_ms)
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+if [ -z "$filter" ]; then
+    check "Format" cargo fmt --all --check
+    check "Lints" cargo clippy -q --workspace --all-targets -- -D warnings
+    unit_tests "Unit tests of the libraries and tools" cargo test -q --workspace --exclude barmanfs
+    unit_tests "Unit tests of the program" cargo test -q -p barmanfs --bins
+fi
+program_tests "$versions"
+
+say
+say "$bold$(printf '%-44s %6s %6s' "In $(seconds_since "$began_ms")" passed failed)$plain"
+printf '%s' "$report"
+say
+say "$passed passed, $failed failed"
+[ "$failed" = 0 ]
