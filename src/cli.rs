@@ -1,0 +1,608 @@
+//! The command line: what can be asked, and the help.
+//!
+//! Names and words are Barman's where Barman has them. Every command's help ends with examples, and the
+//! list of commands is grouped by what a DBA is about to do; tests hold both to it.
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::config;
+
+/// The commands by task, for the help; a test holds it equal to [`Command`].
+const GROUPS: &[(&str, &[&str])] = &[
+    ("Back up and archive", &["backup", "wal-archive", "get-wal"]),
+    (
+        "Look",
+        &[
+            "list-servers",
+            "list-backups",
+            "show-backup",
+            "list-files",
+            "stats",
+        ],
+    ),
+    ("Use a backup", &["mount", "umount"]),
+    ("Be sure", &["check", "verify"]),
+    ("Keep house", &["delete", "sweep", "rebuild-catalog", "version"]),
+];
+
+/// Ends `barmanfs --help`.
+const AFTER_HELP: &str = "\
+Recovery needs no command:
+  barmanfs mount /mnt/backups
+  cp -a /mnt/backups/main/latest $PGDATA && pg_ctl start
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 done and problems found (check, verify).
+'barmanfs COMMAND --help' tells more, with examples.";
+
+/// PostgreSQL backups and WAL, deduplicated, and shown as directories
+#[derive(Debug, Parser)]
+#[command(
+    name = "barmanfs",
+    version,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+pub(crate) struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub(crate) global: GlobalOptions,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub(crate) struct GlobalOptions {
+    /// Configuration to read [default: ~/.barmanfs.conf, else /etc/barmanfs.conf]
+    #[arg(short, long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Only errors; no progress
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+    /// Say more; twice for debugging
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// error, warning, info, debug or trace; wins over the configuration's log_level
+    #[arg(long, global = true, value_name = "LEVEL", value_parser = log_level)]
+    pub(crate) log_level: Option<tracing::level_filters::LevelFilter>,
+}
+
+/// `--json`, on every command that reads.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(crate) struct JsonOption {
+    /// Print JSON for programs instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// One variant for each command.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Take a base backup over the replication protocol
+    #[command(after_help = "\
+Every backup is a full one: it can be deleted at any time and never needs another. Stored is only what
+changed. When WAL of the server arrives through 'wal-archive', the backup waits for its segments;
+otherwise it brings them itself.
+
+Examples:
+  barmanfs backup main
+  barmanfs backup main --fast-checkpoint --label before_upgrade
+  barmanfs backup all --max-rate 50M")]
+    Backup(BackupArgs),
+
+    /// Store one WAL file; for archive_command
+    #[command(after_help = "\
+Exits with 0 only when the file is verified and safely on disk. The same file again is fine; a different
+file of the same name is refused and put aside.
+
+Examples:
+  archive_command = 'barmanfs wal-archive main %p'")]
+    WalArchive(WalArchiveArgs),
+
+    /// Fetch one WAL file; for restore_command
+    #[command(after_help = "\
+Exits with 1 only when the archive was read and the file is not in it; every trouble is 200 or more, which
+stops a recovery instead of ending it early.
+
+Examples:
+  restore_command = 'barmanfs get-wal main %f %p'
+  barmanfs get-wal main 000000010000000000000042 > segment")]
+    GetWal(GetWalArgs),
+
+    /// List the configured servers
+    #[command(
+        alias = "list-server",
+        after_help = "Examples:\n  barmanfs list-servers\n  barmanfs list-servers --json"
+    )]
+    ListServers(JsonOption),
+
+    /// List the backups of a server, or of all
+    #[command(
+        alias = "list-backup",
+        after_help = "Examples:\n  barmanfs list-backups\n  barmanfs list-backups main\n  barmanfs list-backups all --json"
+    )]
+    ListBackups(ListBackupsArgs),
+
+    /// Show all that is known about one backup
+    #[command(
+        alias = "show-backups",
+        after_help = "Examples:\n  barmanfs show-backup main latest\n  barmanfs show-backup main 20261120T101500 --json"
+    )]
+    ShowBackup(ShowBackupArgs),
+
+    /// List the files of a backup
+    #[command(after_help = "\
+Paths are as they stand below the server's directory of the mount.
+
+Examples:
+  barmanfs list-files main latest
+  barmanfs list-files main oldest --target wal
+  barmanfs list-files main latest --target data --json")]
+    ListFiles(ListFilesArgs),
+
+    /// Show sizes, and what deduplication and compression save
+    #[command(after_help = "Examples:\n  barmanfs stats\n  barmanfs stats main --json")]
+    Stats(StatsArgs),
+
+    /// Show all backups and WAL as directories
+    #[command(after_help = "\
+Returns when the directory answers; the file system is then served in the background until
+'barmanfs umount DIR' (or plain 'umount DIR'). New backups and WAL appear by themselves.
+
+Examples:
+  barmanfs mount /mnt/backups
+  barmanfs mount /mnt/backups --allow-other --uid postgres --gid postgres
+  barmanfs mount /mnt/backups --server main --foreground")]
+    Mount(MountArgs),
+
+    /// Take a mounted directory down again
+    #[command(alias = "unmount", after_help = "Examples:\n  barmanfs umount /mnt/backups")]
+    Umount(UmountArgs),
+
+    /// Check the server's settings, its archiving and the repository
+    #[command(after_help = "Examples:\n  barmanfs check main\n  barmanfs check all --nagios")]
+    Check(CheckArgs),
+
+    /// Read everything back and check it against its checksums
+    #[command(after_help = "\
+Without SERVER: all servers, backups and WAL. Damage is named by backup, file and page.
+
+Examples:
+  barmanfs verify
+  barmanfs verify main
+  barmanfs verify main latest
+  barmanfs verify main wal")]
+    Verify(VerifyArgs),
+
+    /// Delete backups; 'sweep' then frees the space nothing else uses
+    #[command(after_help = "\
+Any backup can be deleted, in any order: none depends on another. WAL is kept.
+
+Examples:
+  barmanfs delete main oldest && barmanfs sweep
+  barmanfs delete main 20261101T020000 20261102T020000")]
+    Delete(DeleteArgs),
+
+    /// Free the space of deleted and failed backups
+    #[command(
+        after_help = "Safe at any time, also while backups, archiving and mounts run.\n\nExamples:\n  barmanfs sweep"
+    )]
+    Sweep(JsonOption),
+
+    /// Make catalog.sqlite anew from the packs
+    #[command(after_help = "\
+The packs hold everything; the catalog is only their index. Nothing else may use the repository meanwhile.
+
+Examples:
+  barmanfs rebuild-catalog")]
+    RebuildCatalog(JsonOption),
+
+    /// Show the version
+    #[command(after_help = "Examples:\n  barmanfs version --json")]
+    Version(JsonOption),
+}
+
+/// `backup`
+#[derive(Debug, Args)]
+pub(crate) struct BackupArgs {
+    /// Servers of the configuration, or 'all' for every active one
+    #[arg(required = true, value_name = "SERVER|all")]
+    pub(crate) servers: Vec<String>,
+    /// A text kept with the backup
+    #[arg(long, value_name = "TEXT", value_parser = label)]
+    pub(crate) label: Option<String>,
+    /// Begin with a checkpoint at full speed instead of waiting for a spread one
+    #[arg(long, alias = "immediate-checkpoint")]
+    pub(crate) fast_checkpoint: bool,
+    /// Most that is read from the server per second, in kB or with k, M or G
+    #[arg(long, alias = "bwlimit", value_name = "RATE", value_parser = max_rate)]
+    pub(crate) max_rate: Option<u32>,
+    /// How long to wait for the backup's WAL to arrive in the archive, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub(crate) wait_timeout: u64,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}
+
+/// `wal-archive`
+#[derive(Debug, Args)]
+pub(crate) struct WalArchiveArgs {
+    /// Server the WAL belongs to
+    pub(crate) server: String,
+    /// The file; PostgreSQL's %p
+    pub(crate) path: PathBuf,
+}
+
+/// `get-wal`
+#[derive(Debug, Args)]
+pub(crate) struct GetWalArgs {
+    /// Server the WAL belongs to
+    pub(crate) server: String,
+    /// Name of the WAL file; PostgreSQL's %f
+    pub(crate) name: String,
+    /// File or directory to write to; PostgreSQL's %p [default: standard output]
+    pub(crate) dest: Option<PathBuf>,
+}
+
+/// `list-backups`
+#[derive(Debug, Args)]
+pub(crate) struct ListBackupsArgs {
+    /// Server, or 'all'
+    #[arg(value_name = "SERVER|all", default_value = "all")]
+    pub(crate) server: String,
+    /// Print only the ids
+    #[arg(long)]
+    pub(crate) minimal: bool,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}
+
+/// A backup of a server.
+#[derive(Debug, Args)]
+pub(crate) struct BackupName {
+    /// Server of the backup
+    pub(crate) server: String,
+    /// Id of the backup, or latest, oldest, last-failed
+    #[arg(value_name = "BACKUP")]
+    pub(crate) backup: String,
+}
+
+/// `show-backup`
+#[derive(Debug, Args)]
+pub(crate) struct ShowBackupArgs {
+    /// Which one
+    #[command(flatten)]
+    pub(crate) which: BackupName,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}
+
+/// What `list-files` lists; Barman's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FileTarget {
+    /// The data and the WAL that makes it consistent
+    Standalone,
+    /// The data alone
+    Data,
+    /// WAL from the backup's start to the next backup's, or to the end
+    Wal,
+    /// Data and that WAL
+    Full,
+}
+
+/// `list-files`
+#[derive(Debug, Args)]
+pub(crate) struct ListFilesArgs {
+    /// Which one
+    #[command(flatten)]
+    pub(crate) which: BackupName,
+    /// What to list
+    #[arg(long, value_enum, default_value = "standalone")]
+    pub(crate) target: FileTarget,
+    /// Print JSON for programs instead of text, one object per line
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}
+
+/// `stats`
+#[derive(Debug, Args)]
+pub(crate) struct StatsArgs {
+    /// Server, or 'all'
+    #[arg(value_name = "SERVER|all", default_value = "all")]
+    pub(crate) server: String,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}
+
+/// `mount`
+#[derive(Debug, Clone, Args)]
+pub(crate) struct MountArgs {
+    /// An existing directory
+    #[arg(value_name = "DIR")]
+    pub(crate) mount_point: PathBuf,
+    /// Show this server only; may be repeated [default: all of the repository]
+    #[arg(long = "server", value_name = "SERVER")]
+    pub(crate) servers: Vec<String>,
+    /// Stay in the foreground and log to standard error
+    #[arg(short, long)]
+    pub(crate) foreground: bool,
+    /// Let other users read too, as far as modes allow
+    #[arg(long)]
+    pub(crate) allow_other: bool,
+    /// Show this user, by name or number, as the owner of everything [default: as backed up]
+    #[arg(long, value_name = "USER")]
+    pub(crate) uid: Option<String>,
+    /// Show this group, by name or number, as the group of everything [default: as backed up]
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) gid: Option<String>,
+    /// Memory for decoded data, in bytes or with K, M or G
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "128M")]
+    pub(crate) cache_size: u64,
+    /// Set on the copy of this program that serves a mount in the background
+    #[arg(long, hide = true)]
+    pub(crate) background_child: bool,
+}
+
+/// `umount`
+#[derive(Debug, Args)]
+pub(crate) struct UmountArgs {
+    /// The mounted directory
+    #[arg(value_name = "DIR")]
+    pub(crate) mount_point: PathBuf,
+}
+
+/// `check`
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// Servers of the configuration, or 'all' for every active one
+    #[arg(required = true, value_name = "SERVER|all")]
+    pub(crate) servers: Vec<String>,
+    /// One line and the exit codes of a Nagios plugin
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) nagios: bool,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}
+
+/// `verify`
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// Server, or 'all'
+    #[arg(value_name = "SERVER|all", default_value = "all")]
+    pub(crate) server: String,
+    /// Id of a backup, latest, oldest, ..., or 'wal' for the WAL archive alone [default: everything]
+    #[arg(value_name = "BACKUP|wal")]
+    pub(crate) what: Option<String>,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}
+
+/// `delete`
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    /// Server of the backups
+    pub(crate) server: String,
+    /// Ids of the backups, or latest, oldest, last-failed
+    #[arg(required = true, value_name = "BACKUP")]
+    pub(crate) backups: Vec<String>,
+    /// Delete a backup even while it is being read through a mount
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}
+
+/// The command line with the grouped list of commands in its help.
+pub(crate) fn command() -> clap::Command {
+    let command = Cli::command();
+    let groups = grouped(&command);
+    command.after_help(AFTER_HELP).help_template(format!(
+        "{{about}}\n\n{{usage-heading}} {{usage}}\n\n{groups}Options of every command:\n{{options}}{{after-help}}\n"
+    ))
+}
+
+fn grouped(command: &clap::Command) -> String {
+    let width = command
+        .get_subcommands()
+        .map(|sub| sub.get_name().len())
+        .max()
+        .unwrap_or_default();
+    let about = |name: &&str| {
+        let about = command.find_subcommand(name).and_then(clap::Command::get_about);
+        format!(
+            "  {name:width$}  {}\n",
+            about.map(ToString::to_string).unwrap_or_default()
+        )
+    };
+    GROUPS
+        .iter()
+        .map(|(title, names)| format!("{title}:\n{}\n", names.iter().map(about).collect::<String>()))
+        .collect()
+}
+
+fn log_level(text: &str) -> Result<tracing::level_filters::LevelFilter, String> {
+    config::log_level(text)
+}
+
+/// PostgreSQL takes 1 GiB paths as labels; ours stay on a line of a list.
+fn label(text: &str) -> Result<String, String> {
+    const MAX_LABEL_BYTES: usize = 256;
+    if text.len() > MAX_LABEL_BYTES || text.chars().any(char::is_control) {
+        return Err(format!("allowed are at most {MAX_LABEL_BYTES} bytes on one line"));
+    }
+    Ok(text.to_owned())
+}
+
+/// Kilobytes per second, as PostgreSQL counts them.
+fn max_rate(text: &str) -> Result<u32, String> {
+    let wrong = || {
+        let (low, high) = (config::RATE_KB_PER_S.start(), config::RATE_KB_PER_S.end());
+        format!("allowed is a rate from {low} to {high} kB per second, like 4000, 32M or 1G")
+    };
+    let kilobytes = match scaled(text) {
+        Some((number, None)) => Some(number),
+        Some((number, Some(unit))) => number.checked_mul(unit).map(|bytes| bytes / 1024),
+        None => None,
+    };
+    let rate = kilobytes
+        .and_then(|kb| u32::try_from(kb).ok())
+        .ok_or_else(wrong)?;
+    if config::RATE_KB_PER_S.contains(&rate) {
+        Ok(rate)
+    } else {
+        Err(wrong())
+    }
+}
+
+/// Bytes, with binary units.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    scaled(text)
+        .and_then(|(number, unit)| number.checked_mul(unit.unwrap_or(1)))
+        .ok_or_else(|| "allowed is a size like 134217728, 128M or 1G".to_owned())
+}
+
+/// A number, and what one of its unit is in bytes when it has a unit.
+fn scaled(text: &str) -> Option<(u64, Option<u64>)> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match text.get(digits.len()..)?.to_ascii_lowercase().as_str() {
+        "" => None,
+        "k" | "kb" | "kib" => Some(1 << 10),
+        "m" | "mb" | "mib" => Some(1 << 20),
+        "g" | "gb" | "gib" => Some(1 << 30),
+        _ => return None,
+    };
+    Some((digits.parse().ok()?, unit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use insta::assert_snapshot;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_is_in_one_group_and_has_examples() {
+        let command = command();
+        let grouped: Vec<&str> = GROUPS.iter().flat_map(|(_, names)| *names).copied().collect();
+        let names: BTreeSet<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+        assert_eq!(grouped.iter().copied().collect::<BTreeSet<_>>(), names);
+        assert_eq!(grouped.len(), names.len());
+        for sub in command.get_subcommands() {
+            let after = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(
+                after.contains("Examples:\n"),
+                "{} has no examples",
+                sub.get_name()
+            );
+        }
+    }
+
+    #[test]
+    fn every_example_parses() {
+        for sub in command().get_subcommands() {
+            let after = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let examples = after.split("Examples:\n").nth(1).unwrap_or_default();
+            for line in examples.lines() {
+                let line = line.split(" > ").next().unwrap_or_default().replace('\'', "");
+                for part in line.split(" && ") {
+                    let words = part.split_whitespace().skip_while(|word| *word != "barmanfs");
+                    let parsed = command().try_get_matches_from(words);
+                    assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_help_is_grouped() {
+        assert_snapshot!(command().render_help(), @"
+        PostgreSQL backups and WAL, deduplicated, and shown as directories
+
+        Usage: barmanfs [OPTIONS] <COMMAND>
+
+        Back up and archive:
+          backup           Take a base backup over the replication protocol
+          wal-archive      Store one WAL file; for archive_command
+          get-wal          Fetch one WAL file; for restore_command
+
+        Look:
+          list-servers     List the configured servers
+          list-backups     List the backups of a server, or of all
+          show-backup      Show all that is known about one backup
+          list-files       List the files of a backup
+          stats            Show sizes, and what deduplication and compression save
+
+        Use a backup:
+          mount            Show all backups and WAL as directories
+          umount           Take a mounted directory down again
+
+        Be sure:
+          check            Check the server's settings, its archiving and the repository
+          verify           Read everything back and check it against its checksums
+
+        Keep house:
+          delete           Delete backups; 'sweep' then frees the space nothing else uses
+          sweep            Free the space of deleted and failed backups
+          rebuild-catalog  Make catalog.sqlite anew from the packs
+          version          Show the version
+
+        Options of every command:
+          -c, --config <FILE>      Configuration to read [default: ~/.barmanfs.conf, else
+                                   /etc/barmanfs.conf]
+          -q, --quiet              Only errors; no progress
+          -v, --verbose...         Say more; twice for debugging
+              --log-level <LEVEL>  error, warning, info, debug or trace; wins over the configuration's
+                                   log_level
+          -h, --help               Print help
+          -V, --version            Print version
+
+        Recovery needs no command:
+          barmanfs mount /mnt/backups
+          cp -a /mnt/backups/main/latest $PGDATA && pg_ctl start
+
+        Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 done and problems found (check,
+        verify).
+        'barmanfs COMMAND --help' tells more, with examples.
+        ");
+    }
+
+    #[test]
+    fn rates_are_kilobytes_and_sizes_are_bytes() {
+        assert_eq!(max_rate("4000"), Ok(4000));
+        assert_eq!(max_rate("32M"), Ok(32 * 1024));
+        assert_eq!(max_rate("1G"), Ok(1_048_576));
+        assert!(max_rate("31").is_err() && max_rate("2G").is_err() && max_rate("M").is_err());
+        assert_eq!(size("128M"), Ok(128 << 20));
+        assert_eq!(size("17"), Ok(17));
+        assert!(size("").is_err() && size("12 parsecs").is_err() && size("99999999999G").is_err());
+    }
+
+    #[test]
+    fn barmans_option_names_are_understood() {
+        let words = [
+            "barmanfs",
+            "backup",
+            "main",
+            "--immediate-checkpoint",
+            "--bwlimit",
+            "4000",
+        ];
+        assert!(command().try_get_matches_from(words).is_ok());
+    }
+}

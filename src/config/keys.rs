@@ -1,0 +1,260 @@
+//! Every key a Barman configuration can hold, and what becomes of it here.
+//!
+//! A configuration brought over from Barman must neither be refused nor silently half-obeyed: each key
+//! that has no effect is answered with a warning that says why.
+
+/// What barmanfs does with a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    /// Only in `[barmanfs]`.
+    Global,
+    /// Only in a server's section.
+    Server,
+    /// In a server's section, or in `[barmanfs]` as the default of every server.
+    ServerOrGlobal,
+    /// A key of Barman that has no effect here; the text says why.
+    NoEffect(&'static str),
+    /// In neither Barman nor barmanfs.
+    Unknown,
+}
+
+const GLOBAL: &[&str] = &["repository", "log_level", "log_file"];
+const SERVER: &[&str] = &["description", "conninfo", "streaming_conninfo", "active"];
+const SERVER_OR_GLOBAL: &[&str] = &[
+    "archiver",
+    "immediate_checkpoint",
+    "bandwidth_limit",
+    "streaming_backup_name",
+];
+
+/// Barman's other keys, by the reason why they have no effect.
+const NO_EFFECT: &[(&str, &[&str])] = &[
+    (
+        "the repository holds everything, see 'repository' in [barmanfs]",
+        &[
+            "barman_home",
+            "barman_lock_directory",
+            "lock_directory_cleanup",
+            "backup_directory",
+            "basebackups_directory",
+            "wals_directory",
+            "incoming_wals_directory",
+            "streaming_wals_directory",
+            "errors_directory",
+            "xlogdb_directory",
+        ],
+    ),
+    (
+        "barmanfs runs as the user who calls it",
+        &[
+            "barman_user",
+            "path_prefix",
+            "log_format",
+            "configuration_files_directory",
+            "config_changes_queue",
+        ],
+    ),
+    (
+        "barmanfs always copies over the replication protocol, on one connection, and stores only changes",
+        &[
+            "backup_method",
+            "backup_options",
+            "reuse_backup",
+            "ssh_command",
+            "primary_ssh_command",
+            "parallel_jobs",
+            "parallel_jobs_start_batch_size",
+            "parallel_jobs_start_batch_period",
+            "network_compression",
+            "keepalive_interval",
+            "autogenerate_manifest",
+            "tablespace_bandwidth_limit",
+            "basebackup_retry_times",
+            "basebackup_retry_sleep",
+            "max_incoming_wals_queue",
+            "archiver_batch_size",
+            "streaming_archiver_batch_size",
+        ],
+    ),
+    (
+        "barmanfs always compresses, and the file system shows everything decompressed",
+        &[
+            "compression",
+            "compression_level",
+            "backup_compression",
+            "backup_compression_format",
+            "backup_compression_level",
+            "backup_compression_location",
+            "backup_compression_workers",
+            "custom_compression_filter",
+            "custom_decompression_filter",
+            "custom_compression_magic",
+        ],
+    ),
+    ("set connect_timeout in the connection string", &["check_timeout"]),
+    (
+        "no backup is deleted by itself yet",
+        &[
+            "retention_policy",
+            "retention_policy_mode",
+            "wal_retention_policy",
+            "minimum_redundancy",
+            "last_backup_maximum_age",
+            "last_backup_minimum_size",
+            "last_wal_maximum_age",
+            "worm_mode",
+        ],
+    ),
+    (
+        "WAL is not streamed yet, it comes in by archive_command = 'barmanfs wal-archive SERVER %p'",
+        &[
+            "streaming_archiver",
+            "streaming_archiver_name",
+            "slot_name",
+            "create_slot",
+        ],
+    ),
+    ("recovery is a copy from the mount", RECOVERY),
+    (
+        "encryption is not supported: put the repository on an encrypted file system",
+        ENCRYPTION,
+    ),
+    ("hook scripts are not supported", HOOKS),
+    (
+        "models, passive nodes and standby-specific connections are not supported",
+        MODELS,
+    ),
+    ("cloud storage is not supported", CLOUD),
+];
+
+const RECOVERY: &[&str] = &[
+    "recovery_options",
+    "staging_path",
+    "staging_location",
+    "combine_mode",
+    "local_staging_path",
+    "recovery_staging_path",
+];
+
+const ENCRYPTION: &[&str] = &["encryption", "encryption_key_id", "encryption_passphrase_command"];
+
+const HOOKS: &[&str] = &[
+    "pre_backup_script",
+    "pre_backup_retry_script",
+    "post_backup_script",
+    "post_backup_retry_script",
+    "pre_archive_script",
+    "pre_archive_retry_script",
+    "post_archive_script",
+    "post_archive_retry_script",
+    "pre_delete_script",
+    "pre_delete_retry_script",
+    "post_delete_script",
+    "post_delete_retry_script",
+    "pre_wal_delete_script",
+    "pre_wal_delete_retry_script",
+    "post_wal_delete_script",
+    "post_wal_delete_retry_script",
+    "pre_recovery_script",
+    "pre_recovery_retry_script",
+    "post_recovery_script",
+    "post_recovery_retry_script",
+];
+
+const MODELS: &[&str] = &[
+    "cluster",
+    "model",
+    "wal_conninfo",
+    "wal_streaming_conninfo",
+    "primary_conninfo",
+    "primary_checkpoint_timeout",
+    "forward_config_path",
+    "warehousepg_dbid",
+];
+
+const CLOUD: &[&str] = &[
+    "cloud_staging_directory",
+    "cloud_staging_max_size",
+    "cloud_upload_max_archive_size",
+    "cloud_upload_min_chunk_size",
+    "cloud_delete_batch_size",
+    "cloud_wal_archive_parallel",
+    "cloud_wal_restore_parallel",
+    "aws_region",
+    "aws_profile",
+    "aws_encryption",
+    "aws_sse_kms_key_id",
+    "aws_read_timeout",
+    "aws_check_object_lock",
+    "aws_await_snapshots_timeout",
+    "aws_snapshot_lock_mode",
+    "aws_snapshot_lock_duration",
+    "aws_snapshot_lock_cool_off_period",
+    "aws_snapshot_lock_expiration_date",
+    "azure_credential",
+    "azure_resource_group",
+    "azure_subscription_id",
+    "gcp_project",
+    "gcp_zone",
+    "snapshot_provider",
+    "snapshot_instance",
+    "snapshot_disks",
+    "snapshot_zone",
+    "snapshot_gcp_project",
+];
+
+/// Looks `key` (lower case) up.
+pub(super) fn known(key: &str) -> Known {
+    if GLOBAL.contains(&key) {
+        return Known::Global;
+    }
+    if SERVER.contains(&key) {
+        return Known::Server;
+    }
+    if SERVER_OR_GLOBAL.contains(&key) {
+        return Known::ServerOrGlobal;
+    }
+    NO_EFFECT
+        .iter()
+        .find(|(_, keys)| keys.contains(&key))
+        .map_or(Known::Unknown, |(reason, _)| Known::NoEffect(reason))
+}
+
+/// The key of barmanfs a misspelt one most likely means.
+pub(super) fn nearest(key: &str) -> Option<&'static str> {
+    // A swapped pair of letters, or one too many and one too few.
+    const FARTHEST: usize = 2;
+    [GLOBAL, SERVER, SERVER_OR_GLOBAL]
+        .into_iter()
+        .flatten()
+        .map(|candidate| (strsim::damerau_levenshtein(key, candidate), *candidate))
+        .filter(|(distance, _)| *distance <= FARTHEST)
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn no_key_stands_in_two_lists() {
+        let lists = [GLOBAL, SERVER, SERVER_OR_GLOBAL];
+        let all: Vec<&str> = lists
+            .into_iter()
+            .flatten()
+            .chain(NO_EFFECT.iter().flat_map(|(_, keys)| *keys))
+            .copied()
+            .collect();
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
+        assert!(all.iter().all(|key| *key == key.to_lowercase()));
+    }
+
+    #[test]
+    fn finds_the_key_that_was_meant() {
+        assert_eq!(nearest("coninfo"), Some("conninfo"));
+        assert_eq!(nearest("repositroy"), Some("repository"));
+        assert_eq!(nearest("zebra"), None);
+    }
+}

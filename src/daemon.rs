@@ -1,0 +1,80 @@
+//! Serving a mount in the background.
+//!
+//! No fork: threads may already run. The program starts itself again with the same arguments and a
+//! hidden flag; the child takes a session of its own, mounts, and says "ready" on a pipe once the mount
+//! answers. Only then does the parent end with 0. Until then the child has the parent's standard error,
+//! so whatever goes wrong is told where the command was typed, and its exit code is handed on.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::error::{Error, Outcome};
+use crate::logging;
+
+/// The hidden flag of `mount` that makes it the child; see `cli::MountArgs`.
+const CHILD_FLAG: &str = "--background-child";
+/// What the child says when the mount answers.
+const READY: &[u8] = b"ready\n";
+
+/// Starts the child with `arguments` (those of `mount`, made absolute) and waits until it is ready.
+pub(crate) fn start(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Outcome, Error> {
+    let failed = |doing: &str, error: io::Error| {
+        Error::failed(format!("Cannot {doing} the background process: {error}"))
+    };
+    let program = std::env::current_exe().map_err(|error| failed("find", error))?;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .arg(CHILD_FLAG)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| failed("start", error))?;
+    let mut said = Vec::new();
+    if let Some(stdout) = child.stdout.take() {
+        // Ends when the child has said it or is gone: it closes the pipe right after.
+        let limit = READY.len().try_into().unwrap_or(u64::MAX);
+        stdout
+            .take(limit)
+            .read_to_end(&mut said)
+            .map_err(|error| failed("hear from", error))?;
+    }
+    if said == READY {
+        return Ok(Outcome::Done);
+    }
+    let status = child.wait().map_err(|error| failed("wait for", error))?;
+    match status.code().and_then(|code| u8::try_from(code).ok()) {
+        // It has already said why.
+        Some(code) if code != 0 => Ok(Outcome::Code(code)),
+        _ => Err(Error::failed(format!(
+            "The background process ended before the mount answered ({status})"
+        ))),
+    }
+}
+
+/// In the child, before anything else: leaves the terminal's session.
+pub(crate) fn enter_background() -> Result<(), Error> {
+    rustix::process::setsid()
+        .map(drop)
+        .map_err(|error| Error::failed(format!("Cannot leave the terminal's session: {error}")))
+}
+
+/// In the child, once the mount answers: lets the parent go, and everything that belongs to it.
+pub(crate) fn ready(log_file: Option<&Path>) -> Result<(), Error> {
+    let failed = |doing: &str, error: io::Error| Error::failed(format!("Cannot {doing}: {error}"));
+    logging::leave_stderr(log_file).map_err(|error| failed("open the log file", error))?;
+    // A service must not keep a directory from being unmounted.
+    std::env::set_current_dir("/").map_err(|error| failed("change to /", error))?;
+    io::stdout()
+        .write_all(READY)
+        .and_then(|()| io::stdout().flush())
+        .map_err(|e| failed("report to the parent", e))?;
+    let null = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .map_err(|e| failed("open /dev/null", e))?;
+    rustix::stdio::dup2_stdout(&null).map_err(|error| failed("close standard output", error.into()))?;
+    rustix::stdio::dup2_stderr(&null).map_err(|error| failed("close standard error", error.into()))
+}

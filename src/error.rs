@@ -1,0 +1,194 @@
+//! The one error a command ends with: what is wrong, what to do about it, and the exit code.
+
+use std::fmt;
+
+/// Exit codes; `get-wal` has its own, see [`crate::commands::get_wal`].
+pub(crate) mod exit {
+    /// Done.
+    pub(crate) const OK: u8 = 0;
+    /// Failed.
+    pub(crate) const FAILED: u8 = 1;
+    /// Wrong usage or configuration.
+    pub(crate) const USAGE: u8 = 2;
+    /// Done, and problems were found: damage, a check that failed.
+    pub(crate) const PROBLEMS: u8 = 3;
+    /// What a shell reports for a program that wrote into a closed pipe.
+    pub(crate) const CLOSED_PIPE: u8 = 141;
+}
+
+/// How a command that did not fail ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// All is well.
+    Done,
+    /// The command did its work, and what it looked at is not well.
+    Problems,
+    /// An exit code with a meaning of its own.
+    Code(u8),
+}
+
+impl Outcome {
+    /// The exit code of the process.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Self::Done => exit::OK,
+            Self::Problems => exit::PROBLEMS,
+            Self::Code(code) => code,
+        }
+    }
+}
+
+/// What kind of failure: decides the exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The work could not be done.
+    Failed,
+    /// The command line or the configuration is wrong.
+    Usage,
+    /// Nobody reads the output any more: not worth a word.
+    ClosedPipe,
+}
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(crate) struct Error {
+    kind: Kind,
+    message: String,
+    hint: Option<String>,
+}
+
+impl Error {
+    /// The work could not be done.
+    pub(crate) fn failed(message: impl Into<String>) -> Self {
+        Self {
+            kind: Kind::Failed,
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    /// The command line or the configuration is wrong.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self {
+            kind: Kind::Usage,
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    /// Adds what to do about it.
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Puts what was being done before the message.
+    pub(crate) fn context(mut self, doing: impl fmt::Display) -> Self {
+        self.message = format!("{doing}: {}", self.message);
+        self
+    }
+
+    /// See [`Kind`].
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// What to do about it.
+    pub(crate) fn hint_text(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
+    /// The exit code of the process.
+    pub(crate) fn code(&self) -> u8 {
+        match self.kind {
+            Kind::Failed => exit::FAILED,
+            Kind::Usage => exit::USAGE,
+            Kind::ClosedPipe => exit::CLOSED_PIPE,
+        }
+    }
+
+    /// Writing to standard output failed.
+    pub(crate) fn output(error: &std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::BrokenPipe => Self {
+                kind: Kind::ClosedPipe,
+                message: String::new(),
+                hint: None,
+            },
+            _ => Self::failed(format!("Cannot write to standard output: {error}")),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// An error's own text, followed by those of its sources that it does not already contain.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        source = error.source();
+    }
+    text
+}
+
+impl From<crate::config::ConfigError> for Error {
+    fn from(error: crate::config::ConfigError) -> Self {
+        use crate::config::ConfigError;
+        let hint = match &error {
+            ConfigError::NotFound(_) => Some("Write one (the README shows how), or name it with -c FILE"),
+            ConfigError::Read { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                Some("Run this as the user the backups belong to")
+            }
+            ConfigError::Read { .. } | ConfigError::At { .. } | ConfigError::Incomplete { .. } => None,
+        };
+        let usage = Self::usage(error.to_string());
+        match hint {
+            Some(hint) => usage.hint(hint),
+            None => usage,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("Outer trouble")]
+    struct Outer(#[source] std::io::Error);
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("Outer trouble: {0}")]
+    struct Telling(#[source] std::io::Error);
+
+    #[test]
+    fn sources_are_told_once() {
+        assert_eq!(
+            chain(&Outer(std::io::Error::other("inner"))),
+            "Outer trouble: inner"
+        );
+        assert_eq!(
+            chain(&Telling(std::io::Error::other("inner"))),
+            "Outer trouble: inner"
+        );
+    }
+
+    #[test]
+    fn kinds_have_their_exit_codes() {
+        assert_eq!(Error::failed("x").code(), 1);
+        assert_eq!(Error::usage("x").code(), 2);
+        let closed = Error::output(&std::io::Error::from(std::io::ErrorKind::BrokenPipe));
+        assert_eq!(closed.code(), 141);
+        assert_eq!(Error::failed("b").context("a").to_string(), "a: b");
+    }
+}

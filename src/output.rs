@@ -1,0 +1,314 @@
+//! Everything that is printed on standard output: text, tables, JSON.
+//!
+//! Colour only on a terminal and without `NO_COLOR`. A reader that went away ends the program quietly.
+
+use std::fmt::Write as _;
+use std::io::{self, BufWriter, IsTerminal, Write};
+
+use serde::Serialize;
+
+use crate::error::Error;
+
+/// How a word stands out on a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Style {
+    /// As it is.
+    Plain,
+    /// A heading.
+    Bold,
+    /// Good.
+    Green,
+    /// Not settled yet.
+    Yellow,
+    /// Bad.
+    Red,
+}
+
+impl Style {
+    /// The SGR codes that begin it.
+    fn codes(self) -> &'static str {
+        match self {
+            Self::Plain => "",
+            Self::Bold => "\x1b[1m",
+            Self::Green => "\x1b[32m",
+            Self::Yellow => "\x1b[33m",
+            Self::Red => "\x1b[1;31m",
+        }
+    }
+}
+
+/// Whether `stream` shows colours.
+pub(crate) fn colours(stream: &impl IsTerminal) -> bool {
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    stream.is_terminal() && !no_color && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// `text` in `style`, when `colour` allows.
+pub(crate) fn paint(text: &str, style: Style, colour: bool) -> String {
+    if colour && style != Style::Plain {
+        format!("{}{text}\x1b[0m", style.codes())
+    } else {
+        text.to_owned()
+    }
+}
+
+/// Standard output, buffered; every write error becomes an [`Error`].
+pub(crate) struct Output {
+    writer: BufWriter<Box<dyn Write>>,
+    colour: bool,
+}
+
+impl std::fmt::Debug for Output {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Output")
+            .field("colour", &self.colour)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Output {
+    /// The process's standard output.
+    pub(crate) fn stdout() -> Self {
+        let stdout = io::stdout();
+        let colour = colours(&stdout);
+        Self {
+            writer: BufWriter::new(Box::new(stdout)),
+            colour,
+        }
+    }
+
+    /// One line, or several.
+    pub(crate) fn line(&mut self, text: impl std::fmt::Display) -> Result<(), Error> {
+        writeln!(self.writer, "{text}").map_err(|error| Error::output(&error))
+    }
+
+    /// Bytes as they are.
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.writer
+            .write_all(bytes)
+            .map_err(|error| Error::output(&error))
+    }
+
+    /// One JSON value, readable by people too.
+    pub(crate) fn json(&mut self, value: &impl Serialize) -> Result<(), Error> {
+        serde_json::to_writer_pretty(&mut self.writer, value)
+            .map_err(|error| Error::output(&error.into()))?;
+        self.line("")
+    }
+
+    /// One JSON value on one line, for long lists.
+    pub(crate) fn json_line(&mut self, value: &impl Serialize) -> Result<(), Error> {
+        serde_json::to_writer(&mut self.writer, value).map_err(|error| Error::output(&error.into()))?;
+        self.line("")
+    }
+
+    /// A table.
+    pub(crate) fn table(&mut self, table: &Table) -> Result<(), Error> {
+        let text = table.render(self.colour);
+        self.bytes(text.as_bytes())
+    }
+
+    /// A word in `style`, when this output shows colours.
+    pub(crate) fn paint(&self, text: &str, style: Style) -> String {
+        paint(text, style, self.colour)
+    }
+
+    /// Hands everything to the reader; called once at the end, where an error still counts.
+    pub(crate) fn flush(&mut self) -> Result<(), Error> {
+        self.writer.flush().map_err(|error| Error::output(&error))
+    }
+}
+
+/// One cell of a [`Table`].
+#[derive(Debug, Clone)]
+pub(crate) struct Cell {
+    text: String,
+    style: Style,
+}
+
+impl Cell {
+    /// A cell in `style`.
+    pub(crate) fn styled(text: impl Into<String>, style: Style) -> Self {
+        Self {
+            text: text.into(),
+            style,
+        }
+    }
+}
+
+impl<T: Into<String>> From<T> for Cell {
+    fn from(text: T) -> Self {
+        Self::styled(text, Style::Plain)
+    }
+}
+
+/// Where a column's text stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Align {
+    /// Words.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+/// Rows under headings, each column as wide as its widest cell.
+#[derive(Debug)]
+pub(crate) struct Table {
+    columns: Vec<(&'static str, Align)>,
+    rows: Vec<Vec<Cell>>,
+}
+
+impl Table {
+    /// An empty table.
+    pub(crate) fn new(columns: &[(&'static str, Align)]) -> Self {
+        Self {
+            columns: columns.to_vec(),
+            rows: Vec::new(),
+        }
+    }
+
+    /// Adds a row; it has one cell for each column.
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = Cell>) {
+        self.rows.push(cells.into_iter().collect());
+    }
+
+    /// The text, ending with a newline.
+    pub(crate) fn render(&self, colour: bool) -> String {
+        let widths: Vec<usize> = self
+            .columns
+            .iter()
+            .enumerate()
+            .map(|(n, (title, _))| {
+                let cells = self.rows.iter().filter_map(|row| row.get(n));
+                cells
+                    .map(|cell| width(&cell.text))
+                    .chain([width(title)])
+                    .max()
+                    .unwrap_or_default()
+            })
+            .collect();
+        let head: Vec<Cell> = self
+            .columns
+            .iter()
+            .map(|(title, _)| Cell::styled(*title, Style::Bold))
+            .collect();
+        let mut text = String::new();
+        for row in std::iter::once(&head).chain(&self.rows) {
+            let mut line = String::new();
+            for ((cell, (_, align)), widest) in row.iter().zip(&self.columns).zip(&widths) {
+                let pad = " ".repeat(widest.saturating_sub(width(&cell.text)));
+                let word = paint(&cell.text, cell.style, colour);
+                let _ = match align {
+                    Align::Left => write!(line, "{word}{pad}  "),
+                    Align::Right => write!(line, "{pad}{word}  "),
+                };
+            }
+            text.push_str(line.trim_end());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+fn width(text: &str) -> usize {
+    text.chars().count()
+}
+
+/// `1.50 GiB`
+pub(crate) fn bytes(bytes: u64) -> String {
+    indicatif::HumanBytes(bytes).to_string()
+}
+
+/// `0.42 s`, `12 s`, `3 min 05 s`, `2 h 03 min`
+pub(crate) fn duration(duration: std::time::Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..10 => format!("{:.2} s", duration.as_secs_f64()),
+        10..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {:02} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {:02} min", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
+/// Text from a server or a file name, with everything a terminal could act on escaped.
+pub(crate) fn printable(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes)
+        .chars()
+        .map(|c| {
+            if c.is_control() {
+                c.escape_default().to_string()
+            } else {
+                c.to_string()
+            }
+        })
+        .collect()
+}
+
+/// A value of zero or more, in hundredths: `12.34 %` of `whole`.
+pub(crate) fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 {
+        return "-".to_owned();
+    }
+    #[allow(clippy::cast_precision_loss, reason = "shown with two digits")]
+    let percent = part as f64 * 100.0 / whole as f64;
+    format!("{percent:.2} %")
+}
+
+/// How many times `part` fits into `whole`: `5.3`.
+pub(crate) fn ratio(whole: u64, part: u64) -> String {
+    if part == 0 {
+        return "-".to_owned();
+    }
+    #[allow(clippy::cast_precision_loss, reason = "shown with one digit")]
+    let ratio = whole as f64 / part as f64;
+    format!("{ratio:.1}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use insta::assert_snapshot;
+    use std::time::Duration;
+
+    fn table() -> Table {
+        let mut table = Table::new(&[("Id", Align::Left), ("Size", Align::Right)]);
+        table.row(["20261120T101500".into(), "12 B".into()]);
+        table.row([Cell::styled("é", Style::Red), "1.50 GiB".into()]);
+        table
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        assert_snapshot!(table().render(false), @"
+        Id                   Size
+        20261120T101500      12 B
+        é                1.50 GiB
+        ");
+    }
+
+    #[test]
+    fn colour_does_not_move_columns() {
+        let plain = table()
+            .render(true)
+            .replace("\x1b[1;31m", "")
+            .replace("\x1b[1m", "")
+            .replace("\x1b[0m", "");
+        assert_eq!(plain, table().render(false));
+    }
+
+    #[test]
+    fn numbers_are_for_people() {
+        assert_eq!(bytes(3 << 29), "1.50 GiB");
+        assert_eq!(duration(Duration::from_millis(420)), "0.42 s");
+        assert_eq!(duration(Duration::from_secs(185)), "3 min 05 s");
+        assert_eq!(duration(Duration::from_secs(7380)), "2 h 03 min");
+        assert_eq!(percent(1, 8), "12.50 %");
+        assert_eq!(ratio(53, 10), "5.3");
+        assert_eq!((percent(1, 0), ratio(1, 0)), ("-".to_owned(), "-".to_owned()));
+    }
+
+    #[test]
+    fn a_terminal_is_given_nothing_to_act_on() {
+        assert_eq!(printable(b"a\x1b[2Jb\n\xff"), "a\\u{1b}[2Jb\\n\u{fffd}");
+    }
+}

@@ -1,0 +1,177 @@
+//! Progress of long work: a bar on a terminal, a log line now and then elsewhere.
+
+use std::io::{self, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// How often work without a terminal reports.
+const LOG_EVERY: Duration = Duration::from_secs(30);
+/// How often a bar is drawn by itself, so that the time moves while nothing else does.
+const TICK: Duration = Duration::from_millis(250);
+
+/// The bar on the terminal, if there is one: log lines must not tear it.
+static ON_SCREEN: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+fn on_screen() -> MutexGuard<'static, Option<ProgressBar>> {
+    ON_SCREEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Writes to standard error, above the bar when there is one.
+pub(crate) fn write_stderr(bytes: &[u8]) -> io::Result<()> {
+    match on_screen().as_ref() {
+        Some(bar) => bar.suspend(|| io::stderr().write_all(bytes)),
+        None => io::stderr().write_all(bytes),
+    }
+}
+
+/// What is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Counted {
+    /// Bytes, with a rate per second.
+    Bytes,
+    /// Chunks, packs or files: plain numbers.
+    Things,
+}
+
+/// One long piece of work. Shared by reference: `set` may be called from any thread.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    what: String,
+    counted: Counted,
+    bar: ProgressBar,
+    started: Instant,
+    log: Option<Mutex<Instant>>,
+}
+
+impl Progress {
+    /// Begins; nothing is shown when `quiet`.
+    pub(crate) fn start(what: impl Into<String>, counted: Counted, quiet: bool) -> Self {
+        let what = what.into();
+        let target = ProgressDrawTarget::stderr();
+        let terminal = !quiet && !target.is_hidden();
+        let bar = if terminal {
+            ProgressBar::with_draw_target(None, target)
+        } else {
+            ProgressBar::hidden()
+        };
+        if terminal {
+            bar.set_style(style(counted, false));
+            bar.set_message(what.clone());
+            bar.enable_steady_tick(TICK);
+            *on_screen() = Some(bar.clone());
+        }
+        let log = (!quiet && !terminal).then(|| Mutex::new(Instant::now()));
+        Self {
+            what,
+            counted,
+            bar,
+            started: Instant::now(),
+            log,
+        }
+    }
+
+    /// `done` of `total`, as far as it is known.
+    pub(crate) fn set(&self, done: u64, total: Option<u64>) {
+        if self.bar.length() != total {
+            self.bar.set_style(style(self.counted, total.is_some()));
+            match total {
+                Some(total) => self.bar.set_length(total),
+                None => self.bar.unset_length(),
+            }
+        }
+        self.bar.set_position(done);
+        if let Some(log) = &self.log {
+            let mut last = log.lock().unwrap_or_else(PoisonError::into_inner);
+            if last.elapsed() >= LOG_EVERY {
+                *last = Instant::now();
+                tracing::info!("{}: {}", self.what, self.sentence(done, total));
+            }
+        }
+    }
+
+    /// What is being done now, beside the bar.
+    pub(crate) fn note(&self, text: impl Into<String>) {
+        self.bar.set_message(format!("{}: {}", self.what, text.into()));
+    }
+
+    fn sentence(&self, done: u64, total: Option<u64>) -> String {
+        let amount = |n: u64| match self.counted {
+            Counted::Bytes => HumanBytes(n).to_string(),
+            Counted::Things => n.to_string(),
+        };
+        let elapsed = self.started.elapsed();
+        let per_second = done
+            .saturating_mul(1000)
+            .checked_div(elapsed.as_millis().try_into().unwrap_or(u64::MAX));
+        let rate = amount(per_second.unwrap_or_default());
+        let Some(total) = total.filter(|total| *total > 0) else {
+            return format!("{} so far, {rate}/s", amount(done));
+        };
+        let left = total
+            .saturating_sub(done)
+            .checked_div(per_second.unwrap_or_default());
+        let left = left.map_or_else(String::new, |s| {
+            format!(", about {} left", HumanDuration(Duration::from_secs(s)))
+        });
+        let percent = done.min(total).saturating_mul(100) / total;
+        format!(
+            "{percent} %, {} of {}, {rate}/s{left}",
+            amount(done),
+            amount(total)
+        )
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+        *on_screen() = None;
+    }
+}
+
+fn template(counted: Counted, total_known: bool) -> &'static str {
+    match (counted, total_known) {
+        (Counted::Bytes, true) => {
+            "{msg}  [{bar:25}] {percent:>3} %  {bytes} of {total_bytes}  {bytes_per_sec}  {eta} left"
+        }
+        (Counted::Bytes, false) => "{spinner} {msg}  {bytes}  {bytes_per_sec}  {elapsed}",
+        (Counted::Things, true) => "{msg}  [{bar:25}] {percent:>3} %  {human_pos} of {human_len}  {eta} left",
+        (Counted::Things, false) => "{spinner} {msg}  {human_pos}  {elapsed}",
+    }
+}
+
+fn style(counted: Counted, total_known: bool) -> ProgressStyle {
+    ProgressStyle::with_template(template(counted, total_known)).map_or_else(
+        |_| ProgressStyle::default_bar(),
+        |style| style.progress_chars("=> "),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_template_is_valid() {
+        for counted in [Counted::Bytes, Counted::Things] {
+            for total_known in [false, true] {
+                assert!(ProgressStyle::with_template(template(counted, total_known)).is_ok());
+            }
+        }
+    }
+
+    #[test]
+    fn a_log_line_says_how_much_and_how_long() {
+        let mut progress = Progress::start("Backup of main", Counted::Bytes, true);
+        progress.started = Instant::now().checked_sub(Duration::from_secs(10)).unwrap();
+        let line = progress.sentence(100 << 20, Some(400 << 20));
+        assert!(line.starts_with("25 %, 100.00 MiB of 400.00 MiB, "), "{line}");
+        assert!(
+            line.ends_with("/s, about 30 seconds left") || line.ends_with("/s, about 31 seconds left"),
+            "{line}"
+        );
+        assert!(progress.sentence(5 << 20, None).starts_with("5.00 MiB so far, "));
+    }
+}
