@@ -1,5 +1,21 @@
-//! What a WAL segment tells about points in time.
+//! What a WAL segment tells about points in time: commit times, restore points, backup ends.
+//!
+//! The scanner reads a segment as a stream, in slices of any length, and holds a few hundred
+//! bytes of it at a time however long its records are. It never fails: the archive stores a
+//! segment first and interprets it second, so bytes that cannot be read only end the scan, and
+//! the [index](SegmentIndex) says where.
+//!
+//! Only the records that matter for recovery targets are decoded, of the rest just the length and
+//! the CRC. Record layout: `src/include/access/xlogrecord.h`, the same in PostgreSQL 13 to 18.
 
 mod index;
+mod record;
+#[cfg(test)]
+mod sample;
+mod scanner;
+#[cfg(test)]
+mod tests;
 
 pub use index::{BackupEnd, Fragment, RestorePoint, SegmentIndex, Stop, StopReason, TimelineSwitch};
+pub use record::{Record, RecordFacts, join};
+pub use scanner::WalScanner;

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::RecordFacts;
 use crate::{Lsn, TimelineId, TimestampMicros};
 
 /// What one WAL segment says about points in time: the index for point-in-time recovery.
@@ -33,8 +34,9 @@ pub struct SegmentIndex {
     /// Places where a new timeline begins.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub timeline_switches: Vec<TimelineSwitch>,
-    /// Where the last record that is whole in this segment ends; the segment's end where a record
-    /// runs across it; the segment's start where it has no record at all.
+    /// Where the last record that ends in this segment ends; the segment's end where a record runs
+    /// across it, or where the server switched to the next one; the segment's start where there is
+    /// nothing of the kind.
     pub end_lsn: Lsn,
     /// Whether the server left the rest of the segment empty and went on in the next one.
     pub switched: bool,
@@ -130,4 +132,74 @@ impl Fragment {
     /// A record's header, 16 bytes for what may stand before its main data, and the longest main
     /// data read here (a checkpoint's 88 bytes).
     pub const LEAD_BYTES: usize = 128;
+}
+
+impl SegmentIndex {
+    /// How many restore points, backup ends or timeline switches are listed for one segment. A
+    /// segment could hold thousands, nobody recovers to one of so many, and an index stays small.
+    pub const LIST_ENTRIES_MAX: usize = 256;
+
+    /// Enters what the record at `lsn` says. The scanner calls it for the records within a
+    /// segment, the catalog for those it has [joined](super::join).
+    pub fn add(&mut self, lsn: Lsn, facts: RecordFacts) {
+        match facts {
+            RecordFacts::Commit { time } => {
+                self.commits += 1;
+                self.add_time(time);
+            }
+            RecordFacts::Abort { time } => self.add_time(time),
+            RecordFacts::RestorePoint { name, time } => {
+                self.lists_cut |= !push_bounded(&mut self.restore_points, RestorePoint { name, lsn, time });
+            }
+            RecordFacts::BackupEnd { start_lsn } => {
+                self.lists_cut |= !push_bounded(&mut self.backup_ends, BackupEnd { start_lsn, lsn });
+            }
+            RecordFacts::Checkpoint {
+                time,
+                timeline,
+                previous,
+            } => {
+                self.checkpoint_time_last = self.checkpoint_time_last.max(Some(time));
+                if timeline != previous {
+                    self.add_switch(TimelineSwitch {
+                        lsn,
+                        timeline,
+                        previous,
+                        time,
+                    });
+                }
+            }
+            RecordFacts::EndOfRecovery {
+                time,
+                timeline,
+                previous,
+            } => {
+                self.add_switch(TimelineSwitch {
+                    lsn,
+                    timeline,
+                    previous,
+                    time,
+                });
+            }
+            RecordFacts::Switch => self.switched = true,
+        }
+    }
+
+    fn add_time(&mut self, time: TimestampMicros) {
+        self.commit_time_min = Some(self.commit_time_min.map_or(time, |min| min.min(time)));
+        self.commit_time_max = self.commit_time_max.max(Some(time));
+    }
+
+    fn add_switch(&mut self, switch: TimelineSwitch) {
+        self.lists_cut |= !push_bounded(&mut self.timeline_switches, switch);
+    }
+}
+
+/// Appends where there is room, and says whether there was.
+fn push_bounded<T>(list: &mut Vec<T>, entry: T) -> bool {
+    let has_room = list.len() < SegmentIndex::LIST_ENTRIES_MAX;
+    if has_room {
+        list.push(entry);
+    }
+    has_room
 }

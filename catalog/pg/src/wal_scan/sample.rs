@@ -1,0 +1,197 @@
+//! Writes WAL the way PostgreSQL does, for tests.
+
+use crc32c::{crc32c, crc32c_append};
+
+use super::RecordFacts;
+use crate::wal_check::{SegmentFacts, check_segment};
+use crate::wal_name::SegmentName;
+use crate::{Lsn, SegmentSize, TimelineId, TimestampMicros};
+
+pub(super) const PAGE_BYTES: u64 = 8192;
+const MAGIC: u16 = 0xD110;
+
+/// The write-ahead log of a cluster that starts at the beginning of some segment.
+pub(super) struct SampleWal {
+    size: SegmentSize,
+    start: Lsn,
+    bytes: Vec<u8>,
+    previous: u64,
+    /// Every record that matters, in order.
+    pub(super) written: Vec<(Lsn, RecordFacts)>,
+}
+
+/// One finished segment.
+pub(super) struct SampleSegment {
+    pub(super) name: SegmentName,
+    pub(super) facts: SegmentFacts,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl SampleWal {
+    pub(super) fn new(start: Lsn, size: SegmentSize) -> Self {
+        assert_eq!(start.segment_offset(size), 0);
+        Self {
+            size,
+            start,
+            bytes: Vec::new(),
+            previous: 0,
+            written: Vec::new(),
+        }
+    }
+
+    pub(super) fn position(&self) -> Lsn {
+        Lsn(self.start.0 + self.bytes.len() as u64)
+    }
+
+    /// Starts a page, where one is due, in the midst of a record with `left` bytes to come.
+    fn begin_page(&mut self, left: usize, flags: u16) {
+        if !(self.bytes.len() as u64).is_multiple_of(PAGE_BYTES) {
+            return;
+        }
+        let is_first = (self.bytes.len() as u64).is_multiple_of(self.size.bytes());
+        let flags = flags | u16::from(left > 0) | if is_first { 2 } else { 0 };
+        let address = self.position().0;
+        self.bytes.extend(MAGIC.to_le_bytes());
+        self.bytes.extend(flags.to_le_bytes());
+        self.bytes.extend(1_u32.to_le_bytes());
+        self.bytes.extend(address.to_le_bytes());
+        self.bytes.extend(u32::try_from(left).unwrap().to_le_bytes());
+        self.bytes.extend([0; 4]);
+        if is_first {
+            self.bytes.extend(42_u64.to_le_bytes());
+            self.bytes
+                .extend(u32::try_from(self.size.bytes()).unwrap().to_le_bytes());
+            self.bytes
+                .extend(u32::try_from(PAGE_BYTES).unwrap().to_le_bytes());
+        }
+    }
+
+    /// Appends a record, and says where it starts.
+    pub(super) fn record(&mut self, resource_manager: u8, info: u8, body: &[u8]) -> Lsn {
+        self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
+        self.begin_page(0, 0);
+        let lsn = self.position();
+        let mut record = Vec::new();
+        record.extend(u32::try_from(24 + body.len()).unwrap().to_le_bytes());
+        record.extend(7_u32.to_le_bytes());
+        record.extend(self.previous.to_le_bytes());
+        record.extend([info, resource_manager, 0, 0]);
+        let crc = crc32c_append(crc32c(body), &record);
+        record.extend(crc.to_le_bytes());
+        record.extend(body);
+        self.previous = lsn.0;
+        for at in 0..record.len() {
+            self.begin_page(record.len() - at, 0);
+            self.bytes.push(record[at]);
+        }
+        lsn
+    }
+
+    /// Appends a record that says `facts`, with `padding` bytes more of main data.
+    pub(super) fn say(&mut self, facts: RecordFacts, padding: usize) {
+        let pg_time = |time: TimestampMicros| (time.unix_micros() - 946_684_800_000_000).to_le_bytes();
+        let mut data = Vec::new();
+        let (resource_manager, info) = match &facts {
+            RecordFacts::Commit { time } => {
+                data.extend(pg_time(*time));
+                (1, 0x80)
+            }
+            RecordFacts::Abort { time } => {
+                data.extend(pg_time(*time));
+                (1, 0x40)
+            }
+            RecordFacts::RestorePoint { name, time } => {
+                data.extend(pg_time(*time));
+                data.extend(name.as_bytes());
+                data.resize(72, 0);
+                (0, 0x70)
+            }
+            RecordFacts::BackupEnd { start_lsn } => {
+                data.extend(start_lsn.0.to_le_bytes());
+                (0, 0x50)
+            }
+            RecordFacts::Checkpoint {
+                time,
+                timeline,
+                previous,
+            } => {
+                data.resize(88, 0);
+                data[8..12].copy_from_slice(&timeline.0.to_le_bytes());
+                data[12..16].copy_from_slice(&previous.0.to_le_bytes());
+                data[64..72].copy_from_slice(&(time.unix_micros() / 1_000_000).to_le_bytes());
+                (0, 0x10)
+            }
+            RecordFacts::EndOfRecovery {
+                time,
+                timeline,
+                previous,
+            } => {
+                data.extend(pg_time(*time));
+                data.extend(timeline.0.to_le_bytes());
+                data.extend(previous.0.to_le_bytes());
+                (0, 0x90)
+            }
+            RecordFacts::Switch => (0, 0x40),
+        };
+        data.resize(data.len() + padding, 0xEE);
+        let body = if facts == RecordFacts::Switch {
+            Vec::new()
+        } else {
+            main_data(&data)
+        };
+        let lsn = self.record(resource_manager, info, &body);
+        self.written.push((lsn, facts.clone()));
+        if facts == RecordFacts::Switch {
+            self.fill();
+        }
+    }
+
+    /// Makes the record before void, as a server does that crashed while writing it: what is left
+    /// of the page is zero, and the next one begins with the flag that says so.
+    pub(super) fn crash_within_record(&mut self) {
+        self.record(10, 0, &[0xAB; 20_000]);
+        let page = usize::try_from(PAGE_BYTES).unwrap();
+        self.bytes.truncate(self.bytes.len() / page * page);
+        self.begin_page(0, 8);
+    }
+
+    /// Fills the segment up with zeroes.
+    fn fill(&mut self) {
+        let size = usize::try_from(self.size.bytes()).unwrap();
+        self.bytes.resize(self.bytes.len().next_multiple_of(size), 0);
+    }
+
+    /// The log so far, the last segment filled up with zeroes.
+    pub(super) fn segments(&self) -> Vec<SampleSegment> {
+        let size = usize::try_from(self.size.bytes()).unwrap();
+        let mut bytes = self.bytes.clone();
+        bytes.resize(bytes.len().next_multiple_of(size), 0);
+        let named = |(lsn, bytes): (u64, &[u8])| {
+            let name = SegmentName::from_lsn(TimelineId(1), Lsn(lsn), self.size);
+            let facts = check_segment(bytes, &name, bytes.len() as u64).unwrap();
+            SampleSegment {
+                name,
+                facts,
+                bytes: bytes.to_vec(),
+            }
+        };
+        (self.start.0..)
+            .step_by(size)
+            .zip(bytes.chunks(size))
+            .map(named)
+            .collect()
+    }
+}
+
+fn main_data(data: &[u8]) -> Vec<u8> {
+    let mut body = vec![253, 1, 0, 252, 9, 9, 9, 9];
+    match u8::try_from(data.len()) {
+        Ok(short) => body.extend([255, short]),
+        Err(_) => {
+            body.push(254);
+            body.extend(u32::try_from(data.len()).unwrap().to_le_bytes());
+        }
+    }
+    body.extend(data);
+    body
+}
