@@ -6,6 +6,11 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+mod page;
+
+pub(crate) use page::{Page, encode_entry, encode_page_header, ends_page};
+pub(crate) use page::{EntryView, NodeView};
+
 use crate::file_map::FileMap;
 use crate::id::ChunkId;
 
@@ -64,6 +69,46 @@ pub struct DirectoryRef {
     pub pages: Vec<PageRef>,
     /// How many entries they hold together.
     pub entries: u64,
+}
+
+/// A name's bytes at most: what Linux file systems allow, and so what a mount can show.
+pub const MAX_NAME_BYTES: usize = 255;
+
+/// A symbolic link's target at most: `PATH_MAX` less the NUL.
+pub const MAX_TARGET_BYTES: usize = 4095;
+
+impl Attributes {
+    /// Checks what every reader must; says what is wrong.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.mode > 0o7777 {
+            return Err(format!("Mode {:o} has more than permission bits", self.mode));
+        }
+        if self.mtime_ns >= 1_000_000_000 {
+            return Err(format!("Its time has {} nanoseconds in a second", self.mtime_ns));
+        }
+        Ok(())
+    }
+}
+
+/// Checks that these bytes can be a name in a directory; says what is wrong.
+pub(crate) fn check_name(name: &[u8]) -> Result<(), String> {
+    let reason = match name {
+        b"" => "empty",
+        b"." | b".." => "not a name of its own",
+        _ if name.len() > MAX_NAME_BYTES => "longer than 255 bytes",
+        _ if name.contains(&b'/') => "more than one name",
+        _ if name.contains(&0) => "with a NUL byte",
+        _ => return Ok(()),
+    };
+    Err(format!("The name \"{}\" is {reason}", name.escape_ascii()))
+}
+
+/// Checks that these bytes can be a symbolic link's target; says what is wrong.
+pub(crate) fn check_target(target: &[u8]) -> Result<(), String> {
+    if target.is_empty() || target.len() > MAX_TARGET_BYTES || target.contains(&0) {
+        return Err(format!("A link of {} bytes cannot point to \"{}\"", target.len(), target.escape_ascii()));
+    }
+    Ok(())
 }
 
 fn hex_of<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
