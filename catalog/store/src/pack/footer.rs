@@ -54,7 +54,12 @@ pub(super) fn encode_footer(id: PackId, chunks: &[PackedChunk], records: &[Recor
             limit,
         });
     }
-    let mut tail = encode_whole(&body, FOOTER_LEVEL).bytes;
+    Ok(encode_tail(id, &body))
+}
+
+/// Footer and trailer around a footer's body.
+pub(super) fn encode_tail(id: PackId, body: &[u8]) -> Vec<u8> {
+    let mut tail = encode_whole(body, FOOTER_LEVEL).bytes;
     let footer_bytes = tail.len();
     tail.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
     tail.extend_from_slice(&0_u32.to_le_bytes());
@@ -63,7 +68,7 @@ pub(super) fn encode_footer(id: PackId, chunks: &[PackedChunk], records: &[Recor
     let checksum = checksum(&encode_header(id, FORMAT_VERSION), &tail);
     tail.extend_from_slice(checksum.as_bytes());
     tail.extend_from_slice(&TRAILER_MAGIC);
-    Ok(tail)
+    tail
 }
 
 fn encode_body(chunks: &[PackedChunk], records: &[Record]) -> Vec<u8> {
