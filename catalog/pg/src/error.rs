@@ -24,29 +24,21 @@ impl ParseError {
 
 /// One of PostgreSQL's own files is not as PostgreSQL writes it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{file}, {place}: {reason}")]
+#[error("{file}, line {line}: {reason}")]
 pub struct FormatError {
-    /// The kind of file: "backup_label", "pg_control".
+    /// The kind of file: "backup_label", "tablespace_map".
     pub file: &'static str,
-    /// Where in it: "line 3", "byte 288".
-    pub place: String,
+    /// The line, from 1.
+    pub line: usize,
     /// What is wrong there.
     pub reason: String,
 }
 
 impl FormatError {
-    pub(crate) fn at_line(file: &'static str, line: usize, reason: impl Into<String>) -> Self {
+    pub(crate) fn new(file: &'static str, line: usize, reason: impl Into<String>) -> Self {
         Self {
             file,
-            place: format!("line {line}"),
-            reason: reason.into(),
-        }
-    }
-
-    pub(crate) fn at_byte(file: &'static str, byte: usize, reason: impl Into<String>) -> Self {
-        Self {
-            file,
-            place: format!("byte {byte}"),
+            line,
             reason: reason.into(),
         }
     }

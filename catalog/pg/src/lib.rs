@@ -21,6 +21,12 @@ mod ids;
 mod lsn;
 mod timestamp;
 
+pub mod backup_label;
+pub mod control;
+pub mod history;
+pub mod manifest;
+pub mod relation_name;
+pub mod tablespace_map;
 pub mod wal_check;
 pub mod wal_name;
 pub mod wal_scan;

@@ -88,10 +88,10 @@ impl SampleWal {
     }
 
     /// Appends a record that says `facts`, with `padding` bytes more of main data.
-    pub(super) fn say(&mut self, facts: RecordFacts, padding: usize) {
+    pub(super) fn say(&mut self, facts: &RecordFacts, padding: usize) {
         let pg_time = |time: TimestampMicros| (time.unix_micros() - 946_684_800_000_000).to_le_bytes();
         let mut data = Vec::new();
-        let (resource_manager, info) = match &facts {
+        let (resource_manager, info) = match facts {
             RecordFacts::Commit { time } => {
                 data.extend(pg_time(*time));
                 (1, 0x80)
@@ -134,14 +134,14 @@ impl SampleWal {
             RecordFacts::Switch => (0, 0x40),
         };
         data.resize(data.len() + padding, 0xEE);
-        let body = if facts == RecordFacts::Switch {
+        let body = if *facts == RecordFacts::Switch {
             Vec::new()
         } else {
             main_data(&data)
         };
         let lsn = self.record(resource_manager, info, &body);
         self.written.push((lsn, facts.clone()));
-        if facts == RecordFacts::Switch {
+        if *facts == RecordFacts::Switch {
             self.fill();
         }
     }

@@ -73,19 +73,19 @@ fn expected(wal: &SampleWal) -> SegmentIndex {
 #[test]
 fn finds_what_a_segment_says() {
     let mut wal = SampleWal::new(Lsn(0x30_0000), SIZE);
-    wal.say(commit(5), 0);
-    wal.say(commit(3), 300);
+    wal.say(&commit(5), 0);
+    wal.say(&commit(3), 300);
     wal.record(10, 0, &[1; 20_000]);
     let time = TimestampMicros::from_unix_micros(1_700_000_000_000_009);
     wal.say(
-        RecordFacts::RestorePoint {
+        &RecordFacts::RestorePoint {
             name: "before_migration".into(),
             time,
         },
         0,
     );
     wal.say(
-        RecordFacts::BackupEnd {
+        &RecordFacts::BackupEnd {
             start_lsn: Lsn(0x20_0028),
         },
         0,
@@ -115,8 +115,8 @@ fn finds_what_a_segment_says() {
 #[test]
 fn a_switch_ends_the_segment() {
     let mut wal = SampleWal::new(Lsn(0), SIZE);
-    wal.say(commit(1), 0);
-    wal.say(RecordFacts::Switch, 0);
+    wal.say(&commit(1), 0);
+    wal.say(&RecordFacts::Switch, 0);
     let index = scan(&wal.segments()[0]);
     assert!(index.switched);
     assert_eq!(index.stopped, None);
@@ -140,7 +140,7 @@ fn a_record_across_the_end_is_joined() {
             &vec![0; usize::try_from(to - from - page_headers - 24).unwrap()],
         );
         assert_eq!(wal.position().0, to);
-        wal.say(commit(77), 500);
+        wal.say(&commit(77), 500);
         let indexes: Vec<_> = wal.segments().iter().map(scan).collect();
         assert_eq!(indexes[0].tail.as_ref().unwrap().bytes, lead);
         assert_eq!((indexes[0].commits, indexes[1].commits), (0, 0));
@@ -158,9 +158,9 @@ fn a_record_across_the_end_is_joined() {
 #[test]
 fn a_record_cut_by_a_crash_is_void() {
     let mut wal = SampleWal::new(Lsn(0x10_0000), SIZE);
-    wal.say(commit(1), 0);
+    wal.say(&commit(1), 0);
     wal.crash_within_record();
-    wal.say(commit(2), 0);
+    wal.say(&commit(2), 0);
     let index = scan(&wal.segments()[0]);
     assert_eq!(index.commits, 2);
     assert_eq!(index.stopped.unwrap().reason, StopReason::NoMoreRecords);
@@ -171,9 +171,9 @@ fn remains_of_a_recycled_segment_end_the_scan() {
     let mut old = SampleWal::new(Lsn(0), SIZE);
     let mut new = SampleWal::new(Lsn(0x10_0000), SIZE);
     for n in 0..40 {
-        old.say(commit(n), 1000);
+        old.say(&commit(n), 1000);
     }
-    new.say(commit(1000), 10_000);
+    new.say(&commit(1000), 10_000);
     let new_end = usize::try_from(new.position().0 - 0x10_0000).unwrap();
     let mut recycled = old.segments().remove(0).bytes;
     let segment = new.segments().remove(0);
@@ -186,7 +186,7 @@ fn remains_of_a_recycled_segment_end_the_scan() {
 #[test]
 fn an_unknown_version_is_not_interpreted() {
     let mut wal = SampleWal::new(Lsn(0), SIZE);
-    wal.say(commit(1), 0);
+    wal.say(&commit(1), 0);
     let mut segment = wal.segments().remove(0);
     segment.facts.magic = 0xD1FF;
     let index = scan(&segment);
@@ -198,7 +198,7 @@ fn an_unknown_version_is_not_interpreted() {
 fn lists_are_bounded() {
     let mut wal = SampleWal::new(Lsn(0), SIZE);
     for n in 0..SegmentIndex::LIST_ENTRIES_MAX as u64 + 1 {
-        wal.say(RecordFacts::BackupEnd { start_lsn: Lsn(n) }, 0);
+        wal.say(&RecordFacts::BackupEnd { start_lsn: Lsn(n) }, 0);
     }
     let index = scan(&wal.segments()[0]);
     assert_eq!(index.backup_ends.len(), SegmentIndex::LIST_ENTRIES_MAX);
@@ -245,8 +245,8 @@ fn write(steps: Vec<Step>) -> SampleWal {
     for step in steps {
         match step {
             // A switch has no data.
-            Step::Say(RecordFacts::Switch, _) => wal.say(RecordFacts::Switch, 0),
-            Step::Say(facts, padding) => wal.say(facts, padding),
+            Step::Say(RecordFacts::Switch, _) => wal.say(&RecordFacts::Switch, 0),
+            Step::Say(facts, padding) => wal.say(&facts, padding),
             Step::Other(bytes) => {
                 wal.record(10, 0x20, &vec![3; bytes]);
             }
