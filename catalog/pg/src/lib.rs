@@ -6,7 +6,7 @@
 //!
 //! Invariants:
 //! - No input makes this crate panic. What came from a disk or a network is read through
-//!   [`bytes`], which answers `None` past the end.
+//!   the `bytes` module, which answers `None` past the end.
 //! - A version that is not known is said to be unknown and not guessed at: WAL and control files
 //!   of a newer PostgreSQL can be stored, not interpreted.
 //! - Only little-endian servers are understood (x86-64, arm64): PostgreSQL writes its files in
