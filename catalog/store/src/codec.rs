@@ -1,9 +1,10 @@
 //! One chunk's frame: its bytes as they stand in a pack.
 //!
-//! A chunk is stored as it is, as one zstd frame, or as a *delta* against a similar chunk, its base: a bitmap of the
-//! 8 KiB blocks in which the two differ, and one zstd frame of the new bytes of those blocks, whose prefix is the
-//! base's bytes of the same blocks. A page that changed in a few rows costs a few bytes then, one that did not costs
-//! a bit, and both sides work on the changed pages alone, which is why deltas are faster than whole frames.
+//! A chunk is stored as it is, as one zstd frame, or as a *delta* against a similar chunk, its base: a bitmap
+//! of the 8 KiB blocks in which the two differ, and one zstd frame of the new bytes of those blocks, whose
+//! prefix is the base's bytes of the same blocks. A page that changed in a few rows costs a few bytes then,
+//! one that did not costs a bit, and both sides work on the changed pages alone, which is why deltas are
+//! faster than whole frames.
 //!
 //! zstd contexts and buffers are held per thread: making a context costs more than encoding a chunk with it.
 
@@ -78,8 +79,8 @@ pub enum FrameError {
     Zstd(&'static str),
 }
 
-/// Base bytes that begin like this are not used as a prefix: zstd's one-shot functions would take them for a trained
-/// dictionary instead of raw content.
+/// Base bytes that begin like this are not used as a prefix: zstd's one-shot functions would take them for a
+/// trained dictionary instead of raw content.
 const ZSTD_DICTIONARY_MAGIC: [u8; 4] = 0xEC30_A437_u32.to_le_bytes();
 
 thread_local! {
@@ -91,17 +92,18 @@ pub fn encode_whole(bytes: &[u8], level: i32) -> Frame {
     CODEC.with_borrow_mut(|codec| codec.encode_whole(bytes, level))
 }
 
-/// Encodes a chunk as a delta on `base`. `None` when that cannot be done or is no smaller than the chunk itself;
-/// whether the delta pays compared with a whole frame is the caller's to judge.
+/// Encodes a chunk as a delta on `base`. `None` when that cannot be done or is no smaller than the chunk
+/// itself; whether the delta pays compared with a whole frame is the caller's to judge.
 pub fn encode_delta(bytes: &[u8], base: &[u8], level: i32) -> Option<Frame> {
     CODEC.with_borrow_mut(|codec| codec.encode_delta(bytes, base, level))
 }
 
-/// Decodes a frame into `out`, whose length is the chunk's. `base` is the base's bytes for a delta, else `None`.
+/// Decodes a frame into `out`, whose length is the chunk's. `base` is the base's bytes for a delta, else
+/// `None`.
 ///
 /// # Errors
-/// [`FrameError`] for bytes that are no such frame. What is in `out` then is undefined, and a frame that decodes is
-/// not yet the chunk that was asked for: the caller compares the id.
+/// [`FrameError`] for bytes that are no such frame. What is in `out` then is undefined, and a frame that
+/// decodes is not yet the chunk that was asked for: the caller compares the id.
 pub fn decode_into(
     frame: &[u8],
     encoding: Encoding,
@@ -242,8 +244,8 @@ impl Codec {
         Ok(())
     }
 
-    /// Copies the blocks that are as in the base to `out` and collects the others' prefix. Returns the bytes of
-    /// those others.
+    /// Copies the blocks that are as in the base to `out` and collects the others' prefix. Returns the bytes
+    /// of those others.
     fn take_from_base(&mut self, bitmap: &[u8], base: &[u8], out: &mut [u8]) -> Result<usize, FrameError> {
         let blocks = out.len().div_ceil(BLOCK_BYTES);
         if (blocks..bitmap.len() * 8).any(|block| is_set(bitmap, block)) {

@@ -1,7 +1,7 @@
 //! What can go wrong in the store, each with what it is about and what it means.
 //!
-//! Errors are cheap to clone: one failed decode is told to every reader that waited for it, one failed write to
-//! every later call of the same run.
+//! Errors are cheap to clone: one failed decode is told to every reader that waited for it, one failed write
+//! to every later call of the same run.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -28,8 +28,8 @@ pub enum Error {
     },
     /// The file system is full, or the user's quota is used up.
     #[error(
-        "No space left to write {}: it is given up, everything acknowledged before is safe; free space and run \
-         again",
+        "No space left to write {}: it is given up, everything acknowledged before is safe; free space and \
+         run again",
         path.display()
     )]
     Full {
@@ -52,8 +52,8 @@ pub enum Error {
     MissingPack(PackId),
     /// Written by a later release.
     #[error(
-        "{what} has format version {found}, this barmanfs reads versions up to {newest}: use the newer barmanfs that \
-         wrote it"
+        "{what} has format version {found}, this barmanfs reads versions up to {newest}: use the newer \
+         barmanfs that wrote it"
     )]
     NewerFormat {
         /// Which pack, map or listing.
@@ -85,7 +85,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// An operating system's error, with what was tried on which file. A full file system becomes [`Error::Full`].
+    /// An operating system's error, with what was tried on which file. A full file system becomes
+    /// [`Error::Full`].
     pub fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_path_buf();
         match source.kind() {
@@ -111,8 +112,8 @@ impl Error {
         }
     }
 
-    /// Whether data once stored is lost or unreadable, as opposed to an operation that failed and may be tried
-    /// again.
+    /// Whether data once stored is lost or unreadable, as opposed to an operation that failed and may be
+    /// tried again.
     pub fn is_damage(&self) -> bool {
         matches!(
             self,
@@ -131,8 +132,8 @@ mod tests {
         assert!(matches!(full, Error::Full { .. }));
         assert_eq!(
             full.to_string(),
-            "No space left to write /r/packs/x: it is given up, everything acknowledged before is safe; free space \
-             and run again"
+            "No space left to write /r/packs/x: it is given up, everything acknowledged before is safe; \
+             free space and run again"
         );
         let other = Error::io("write", Path::new("/r/packs/x"), io::Error::from_raw_os_error(13));
         assert_eq!(

@@ -26,11 +26,12 @@ pub struct ChunkLocation {
 
 /// The index from chunk ids to places in packs.
 ///
-/// A chunk may be in several packs (two writers at once, or a sweep's copy beside a condemned pack). An index that
-/// keeps one place for it must prefer a whole frame to a delta: a chunk that is some delta's base has to be found
-/// whole, since deltas are never more than one deep.
+/// A chunk may be in several packs (two writers at once, or a sweep's copy beside a condemned pack). An index
+/// that keeps one place for it must prefer a whole frame to a delta: a chunk that is some delta's base has to
+/// be found whole, since deltas are never more than one deep.
 pub trait ChunkIndex: Send + Sync + Debug {
-    /// For readers: wherever the chunk is, be the pack condemned or not. `None` when no pack is known to hold it.
+    /// For readers: wherever the chunk is, be the pack condemned or not. `None` when no pack is known to hold
+    /// it.
     ///
     /// # Errors
     /// [`Error::Index`](crate::Error::Index) when the index itself fails.
@@ -45,7 +46,7 @@ pub trait ChunkIndex: Send + Sync + Debug {
     /// Enters a closed pack. Durable when it returns.
     ///
     /// # Errors
-    /// [`Error::Index`](crate::Error::Index) when the index itself fails; the pack is then an orphan that a sweep
-    /// or a rebuild adopts.
+    /// [`Error::Index`](crate::Error::Index) when the index itself fails; the pack is then an orphan that a
+    /// sweep or a rebuild adopts.
     fn publish(&self, pack: &ClosedPack) -> Result<()>;
 }

@@ -1,8 +1,8 @@
 //! The sizes the repository format rests on, in one place.
 //!
-//! Those that readers check (`MAX_*`, [`PACK_HEADER_BYTES`], [`PACK_TRAILER_BYTES`], [`FORMAT_VERSION`]) are part of
-//! the format, see `FORMAT.md`. The others steer writers: a later release may change them, and what was written
-//! before stays readable.
+//! Those that readers check (`MAX_*`, [`PACK_HEADER_BYTES`], [`PACK_TRAILER_BYTES`], [`FORMAT_VERSION`]) are
+//! part of the format, see `FORMAT.md`. The others steer writers: a later release may change them, and what
+//! was written before stays readable.
 
 /// Version of the byte layout this release writes, and the newest it reads.
 pub const FORMAT_VERSION: u32 = 1;
@@ -13,30 +13,31 @@ pub const BLOCK_BYTES: usize = 8192;
 /// Window of relation and other data files: 16 pages, what one random read has to decode.
 pub const DATA_WINDOW_BYTES: u32 = 128 * 1024;
 
-/// Window of WAL segments: they are written and read from front to back, so larger windows compress better and
-/// cost nothing.
+/// Window of WAL segments: they are written and read from front to back, so larger windows compress better
+/// and cost nothing.
 pub const WAL_WINDOW_BYTES: u32 = 1024 * 1024;
 
-/// A chunk's bytes at most, stored or decoded. A reader refuses more before it allocates anything: four times the
-/// largest window leaves room for listings and for larger windows later.
+/// A chunk's bytes at most, stored or decoded. A reader refuses more before it allocates anything: four times
+/// the largest window leaves room for listings and for larger windows later.
 pub const MAX_CHUNK_BYTES: usize = 4 * 1024 * 1024;
 
-/// A pack with this many bytes of frames is full: large enough that closing it (fsync, SQLite commit) is rare,
-/// small enough that sweeping one rewrites little.
+/// A pack with this many bytes of frames is full: large enough that closing it (fsync, SQLite commit) is
+/// rare, small enough that sweeping one rewrites little.
 pub const PACK_TARGET_BYTES: u64 = 64 * 1024 * 1024;
 
-/// A pack with this many chunks is full, however small they are: bounds a footer, the ids a writer remembers, and
-/// one SQLite transaction.
+/// A pack with this many chunks is full, however small they are: bounds a footer, the ids a writer remembers,
+/// and one SQLite transaction.
 pub const PACK_MAX_CHUNKS: usize = 32 * 1024;
 
-/// A pack with this many bytes of record payloads is full: records lie in the footer, which is read as a whole.
+/// A pack with this many bytes of record payloads is full: records lie in the footer, which is read as a
+/// whole.
 pub const PACK_RECORDS_TARGET_BYTES: usize = 4 * 1024 * 1024;
 
 /// One record's payload at most. The largest is that of a backup of millions of files, well under a megabyte.
 pub const MAX_RECORD_BYTES: usize = 8 * 1024 * 1024;
 
-/// A footer at most, stored or unpacked: the chunks of a full pack (2.4 MiB), its records up to the target and one
-/// largest record beyond, with room to grow. A reader refuses more before it allocates anything.
+/// A footer at most, stored or unpacked: the chunks of a full pack (2.4 MiB), its records up to the target
+/// and one largest record beyond, with room to grow. A reader refuses more before it allocates anything.
 pub const MAX_FOOTER_BYTES: usize = 32 * 1024 * 1024;
 
 /// A pack's header: magic, version, reserved, pack id.

@@ -1,8 +1,8 @@
 //! Packs: files of many chunk frames that describe themselves.
 //!
-//! header, frames one after the other, footer, trailer; see `FORMAT.md`. The footer lists every chunk of the pack and
-//! holds its records, so that the whole catalog can be made again from nothing but packs. Frames follow each other
-//! without a gap and offsets are not stored: they cannot overlap or point outside the file.
+//! header, frames one after the other, footer, trailer; see `FORMAT.md`. The footer lists every chunk of the
+//! pack and holds its records, so that the whole catalog can be made again from nothing but packs. Frames
+//! follow each other without a gap and offsets are not stored: they cannot overlap or point outside the file.
 
 use crate::codec::{Encoding, Frame};
 use crate::error::{Error, Result};
@@ -48,8 +48,8 @@ impl PackedChunk {
     }
 }
 
-/// A fact kept in a pack's footer: a backup, an archived segment, a deletion. Only the catalog knows what kinds and
-/// payloads mean.
+/// A fact kept in a pack's footer: a backup, an archived segment, a deletion. Only the catalog knows what
+/// kinds and payloads mean.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     /// Its name, by which a deletion annuls it.
@@ -73,12 +73,12 @@ pub struct ClosedPack {
     pub records: Vec<Record>,
 }
 
-/// Reads a chunk's frame as it stands in its pack, to decode it or to copy it into another pack. Nothing but sizes
-/// is checked: only the decoded chunk can be held against its id.
+/// Reads a chunk's frame as it stands in its pack, to decode it or to copy it into another pack. Nothing but
+/// sizes is checked: only the decoded chunk can be held against its id.
 ///
 /// # Errors
-/// [`Error::MissingPack`], [`Error::Damaged`] where the pack ends too early or the location claims an impossible
-/// size, [`Error::Io`].
+/// [`Error::MissingPack`], [`Error::Damaged`] where the pack ends too early or the location claims an
+/// impossible size, [`Error::Io`].
 pub fn read_frame(storage: &dyn PackStorage, location: &ChunkLocation) -> Result<Frame> {
     let stored_bytes = location.stored_bytes as usize;
     if stored_bytes > MAX_CHUNK_BYTES {

@@ -1,11 +1,12 @@
 //! Reading chunks: every reader's way from an id to its bytes.
 //!
-//! A chunk is decoded once, however many readers ask for it at the same time, is held against its id before anyone
-//! sees it, and stays in a cache bounded in bytes. Bases of deltas go through the same cache: in a second backup
-//! many windows stand on few of them. Sequential readers have the next chunks decoded ahead on all cores.
+//! A chunk is decoded once, however many readers ask for it at the same time, is held against its id before
+//! anyone sees it, and stays in a cache bounded in bytes. Bases of deltas go through the same cache: in a
+//! second backup many windows stand on few of them. Sequential readers have the next chunks decoded ahead on
+//! all cores.
 //!
-//! No lock is held while a chunk is located, read or decoded; a reader waits only for another one that is at work on
-//! the very same chunk.
+//! No lock is held while a chunk is located, read or decoded; a reader waits only for another one that is at
+//! work on the very same chunk.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -58,8 +59,8 @@ impl ChunkReader {
         self.core.cache.holds(id)
     }
 
-    /// Has chunks decoded in the background, for reads that are about to come. A hint: what does not fit the queue
-    /// is dropped, and a chunk that cannot be read fails only when it is asked for.
+    /// Has chunks decoded in the background, for reads that are about to come. A hint: what does not fit the
+    /// queue is dropped, and a chunk that cannot be read fails only when it is asked for.
     pub fn read_ahead(&self, ids: impl IntoIterator<Item = ChunkId>) {
         for id in ids {
             if !self.core.cache.is_known(&id) && !self.ahead.push(id) {
@@ -101,8 +102,8 @@ impl Core {
         result
     }
 
-    /// The base of a delta, which must be a whole chunk. Were that not insisted on, two damaged entries of an index
-    /// could make deltas each other's base, and their readers wait for each other for ever.
+    /// The base of a delta, which must be a whole chunk. Were that not insisted on, two damaged entries of an
+    /// index could make deltas each other's base, and their readers wait for each other for ever.
     fn base(&self, id: &ChunkId) -> Result<Arc<[u8]>> {
         let lead = match self.cache.find(id, Purpose::Base) {
             Found::Known(result) => return result,
@@ -122,7 +123,8 @@ impl Core {
         self.index.locate(id)?.ok_or(Error::MissingChunk(*id))
     }
 
-    /// Reads, decodes and checks a chunk. When its pack is gone, a sweep has moved what lives in it: look once more.
+    /// Reads, decodes and checks a chunk. When its pack is gone, a sweep has moved what lives in it: look
+    /// once more.
     fn load(&self, id: &ChunkId, location: ChunkLocation) -> Result<Arc<[u8]>> {
         match self.load_from(id, &location) {
             Err(Error::MissingPack(pack)) => {

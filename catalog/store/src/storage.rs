@@ -1,7 +1,7 @@
 //! Where packs are kept: the one place that knows about files, to be replaced by an object store later.
 //!
-//! Packs are immutable: they are written once, from front to back, appear under their id when complete and durable,
-//! and are only ever read or removed after that.
+//! Packs are immutable: they are written once, from front to back, appear under their id when complete and
+//! durable, and are only ever read or removed after that.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -25,7 +25,8 @@ pub trait PackStorage: Send + Sync + Debug {
     ///
     /// # Errors
     /// [`Error::MissingPack`](crate::Error::MissingPack) when there is no such pack,
-    /// [`Error::Damaged`](crate::Error::Damaged) when it ends before `buf` is full or the medium cannot be read.
+    /// [`Error::Damaged`](crate::Error::Damaged) when it ends before `buf` is full or the medium cannot be
+    /// read.
     fn read_at(&self, id: PackId, offset: u64, buf: &mut [u8]) -> Result<()>;
 
     /// Size of the pack in bytes.
@@ -46,8 +47,8 @@ pub trait PackStorage: Send + Sync + Debug {
     /// When it is there and cannot be removed.
     fn remove(&self, id: PackId) -> Result<()>;
 
-    /// Removes what killed writers left behind, where that is older than `older_than`; never what a living writer
-    /// still writes. Returns how many were removed.
+    /// Removes what killed writers left behind, where that is older than `older_than`; never what a living
+    /// writer still writes. Returns how many were removed.
     ///
     /// # Errors
     /// When the storage cannot be listed or something cannot be removed.

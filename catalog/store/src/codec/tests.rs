@@ -221,7 +221,10 @@ proptest! {
     }
 
     #[test]
-    fn a_truncated_frame_is_an_error((bytes, base) in window_and_base(), cut in any::<prop::sample::Index>()) {
+    fn a_truncated_frame_is_an_error(
+        (bytes, base) in window_and_base(),
+        cut in any::<prop::sample::Index>(),
+    ) {
         let whole = encode_whole(&bytes, 1);
         if !whole.bytes.is_empty() {
             let short = &whole.bytes[..cut.index(whole.bytes.len())];

@@ -1,7 +1,7 @@
 //! A pack's header, footer and trailer: to bytes and back.
 //!
-//! Reading believes nothing: sizes are checked before anything is allocated, the checksum before anything is parsed,
-//! and what is parsed must account for every byte of the file.
+//! Reading believes nothing: sizes are checked before anything is allocated, the checksum before anything is
+//! parsed, and what is parsed must account for every byte of the file.
 
 use crate::codec::{Encoding, FrameError, decode_into, encode_whole};
 use crate::error::{Error, Result};
@@ -23,8 +23,8 @@ const TRAILER_MAGIC: [u8; 8] = *b"bmfs-end";
 /// Footers hold ids, which do not compress, and JSON, which does; a higher level gains nothing.
 const FOOTER_LEVEL: i32 = 3;
 
-/// Bytes read from the end of a pack at once: trailer and footer of nearly all packs, so that a rebuild needs two
-/// reads a pack.
+/// Bytes read from the end of a pack at once: trailer and footer of nearly all packs, so that a rebuild needs
+/// two reads a pack.
 const TAIL_READ_BYTES: usize = 128 * 1024;
 
 /// The trailer's bytes in front of its checksum, which covers them.
@@ -98,12 +98,12 @@ fn checksum(header: &[u8], checked: &[u8]) -> blake3::Hash {
     blake3::Hasher::new().update(header).update(checked).finalize()
 }
 
-/// Reads what a pack says about itself and checks it against everything that can be known without decoding chunks:
-/// `FORMAT.md` lists the checks.
+/// Reads what a pack says about itself and checks it against everything that can be known without decoding
+/// chunks: `FORMAT.md` lists the checks.
 ///
 /// # Errors
-/// [`Error::MissingPack`], [`Error::Damaged`] for anything that is not as it was written, [`Error::NewerFormat`] for
-/// an intact pack of a later release, [`Error::Io`].
+/// [`Error::MissingPack`], [`Error::Damaged`] for anything that is not as it was written,
+/// [`Error::NewerFormat`] for an intact pack of a later release, [`Error::Io`].
 pub fn read_footer(storage: &dyn PackStorage, id: PackId) -> Result<ClosedPack> {
     let bytes = storage.bytes(id)?;
     let damaged = |reason: String| Error::damaged(format!("Pack {id}"), reason);
@@ -149,29 +149,27 @@ struct Trailer {
     checksum: [u8; 32],
 }
 
-/// Reads the trailer and what its checksum covers besides the header: the footer and the trailer's first fields.
+/// Reads the trailer and what its checksum covers besides the header: the footer and the trailer's first
+/// fields.
 fn read_tail(storage: &dyn PackStorage, id: PackId, bytes: u64) -> Result<(Trailer, Vec<u8>)> {
     let damaged = |reason: &str| Error::damaged(format!("Pack {id}"), reason);
     let behind_header = bytes - PACK_HEADER_BYTES as u64;
     let mut tail = vec![0; behind_header.min(TAIL_READ_BYTES as u64) as usize];
     storage.read_at(id, bytes - tail.len() as u64, &mut tail)?;
     let trailer = parse_trailer(&tail).ok_or_else(|| damaged("It was not written to its end"))?;
-    if trailer.footer_bytes.max(trailer.raw_bytes) > MAX_FOOTER_BYTES
-        || (trailer.footer_bytes + PACK_TRAILER_BYTES) as u64 > behind_header
-    {
+    let wanted = trailer.footer_bytes + PACK_TRAILER_BYTES;
+    if trailer.footer_bytes.max(trailer.raw_bytes) > MAX_FOOTER_BYTES || wanted as u64 > behind_header {
         return Err(damaged("Its end claims an impossible footer"));
     }
-    let end = (PACK_TRAILER_BYTES - TRAILER_CHECKED_BYTES) as u64;
-    let start = bytes - (trailer.footer_bytes + PACK_TRAILER_BYTES) as u64;
-    let checked_bytes = trailer.footer_bytes + TRAILER_CHECKED_BYTES;
-    if let Some(skip) = tail.len().checked_sub(trailer.footer_bytes + PACK_TRAILER_BYTES) {
-        tail.truncate(tail.len() - end as usize);
-        tail.drain(..skip);
-        return Ok((trailer, tail));
+    match tail.len().checked_sub(wanted) {
+        Some(frames) => drop(tail.drain(..frames)),
+        None => {
+            tail.resize(wanted, 0);
+            storage.read_at(id, bytes - wanted as u64, &mut tail)?;
+        }
     }
-    let mut checked = vec![0; checked_bytes];
-    storage.read_at(id, start, &mut checked)?;
-    Ok((trailer, checked))
+    tail.truncate(trailer.footer_bytes + TRAILER_CHECKED_BYTES);
+    Ok((trailer, tail))
 }
 
 fn parse_trailer(tail: &[u8]) -> Option<Trailer> {
@@ -204,7 +202,8 @@ fn unpack_footer(stored: &[u8], raw_bytes: usize) -> Result<Vec<u8>, FrameError>
 
 const CUT_SHORT: &str = "Its footer is cut short";
 
-/// Takes the footer apart; `frames_end` is where it begins in the file, which is where the last frame has to end.
+/// Takes the footer apart; `frames_end` is where it begins in the file, which is where the last frame has to
+/// end.
 fn parse_body(body: &[u8], frames_end: u64) -> Result<(Vec<PackedChunk>, Vec<Record>), &'static str> {
     let mut fields = Fields(body);
     let chunk_count = fields.u32().ok_or(CUT_SHORT)? as usize;

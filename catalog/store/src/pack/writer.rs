@@ -12,7 +12,8 @@ use crate::storage::{PackStorage, PackUpload};
 use super::footer::{RECORD_HEAD_BYTES, encode_footer, encode_header};
 use super::{ClosedPack, PackedChunk, Record};
 
-/// A pack being filled. Nobody sees any of it until [`close`](Self::close) returns; dropped before, it is gone.
+/// A pack being filled. Nobody sees any of it until [`close`](Self::close) returns; dropped before, it is
+/// gone.
 #[derive(Debug)]
 pub struct PackWriter {
     id: PackId,
@@ -100,11 +101,12 @@ impl PackWriter {
         Ok(chunk)
     }
 
-    /// Adds a record to the footer. A full pack takes records all the same, as long as the footer holds them: the
-    /// record of a backup belongs into its last pack.
+    /// Adds a record to the footer. A full pack takes records all the same, as long as the footer holds them:
+    /// the record of a backup belongs into its last pack.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] for a payload no reader would accept, or for records beyond one more than the target.
+    /// [`Error::TooLarge`] for a payload no reader would accept, or for records beyond one more than the
+    /// target.
     pub fn record(&mut self, record: Record) -> Result<()> {
         within("A record", record.payload.len(), MAX_RECORD_BYTES)?;
         let record_bytes = self.record_bytes + RECORD_HEAD_BYTES + record.payload.len();

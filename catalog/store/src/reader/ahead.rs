@@ -10,8 +10,8 @@ use crate::id::ChunkId;
 
 use super::Core;
 
-/// Chunks that wait to be decoded ahead, at most. Opening a WAL segment asks for the next four, 64 windows of 1 MiB;
-/// more than that would be evicted from the cache before it is read, or come after its reader did.
+/// Chunks that wait to be decoded ahead, at most. Opening a WAL segment asks for the next four, 64 windows of
+/// 1 MiB; more than that would be evicted from the cache before it is read, or come after its reader did.
 const QUEUED_CHUNKS: usize = 64;
 
 /// The pool of workers, started when the first chunk is asked for: most commands never read ahead.

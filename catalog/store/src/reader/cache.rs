@@ -1,8 +1,8 @@
 //! Decoded chunks, and the decodes under way.
 //!
-//! Sharded by chunk id, so that readers on many cores seldom meet at a lock. The first reader of a chunk that is not
-//! there *leads*: it decodes, all others wait for its result. A lead that is given up, by a panic too, wakes them
-//! and one of them leads anew.
+//! Sharded by chunk id, so that readers on many cores seldom meet at a lock. The first reader of a chunk that
+//! is not there *leads*: it decodes, all others wait for its result. A lead that is given up, by a panic too,
+//! wakes them and one of them leads anew.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -154,7 +154,8 @@ impl Lead<'_> {
         self.flight.set(State::DecodingDelta);
     }
 
-    /// Hands the result to the cache and to everyone who waits. A failure is not kept: the next reader tries again.
+    /// Hands the result to the cache and to everyone who waits. A failure is not kept: the next reader tries
+    /// again.
     pub(super) fn finish(mut self, result: Result<Arc<[u8]>>) {
         self.finished = true;
         self.cache.land(&self.id, result.as_ref().ok());

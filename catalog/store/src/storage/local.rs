@@ -1,8 +1,8 @@
 //! Packs as files in a local directory.
 //!
-//! `packs/ab/abcd…` is a complete pack, `packs/tmp-….partial` one being written, on which its writer holds a lock.
-//! A name without `.partial` appears by a rename after the file was synced, and is acknowledged only once the
-//! directory is synced too: whoever sees a final name sees a whole pack.
+//! `packs/ab/abcd…` is a complete pack, `packs/tmp-….partial` one being written, on which its writer holds a
+//! lock. A name without `.partial` appears by a rename after the file was synced, and is acknowledged only
+//! once the directory is synced too: whoever sees a final name sees a whole pack.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Write};
@@ -37,8 +37,8 @@ pub struct LocalPacks {
 }
 
 impl LocalPacks {
-    /// Makes the directory, with the 256 directories packs are spread over, all durable. One that is there already
-    /// is completed.
+    /// Makes the directory, with the 256 directories packs are spread over, all durable. One that is there
+    /// already is completed.
     ///
     /// # Errors
     /// When something cannot be created or synced.
@@ -76,8 +76,8 @@ impl LocalPacks {
         path
     }
 
-    /// The pack's file. One removed meanwhile stays readable as long as it is kept open, which does no harm: what a
-    /// pack holds never changes.
+    /// The pack's file. One removed meanwhile stays readable as long as it is kept open, which does no harm:
+    /// what a pack holds never changes.
     fn file(&self, id: PackId) -> Result<Arc<File>> {
         if let Some(file) = self.open_files().get(&id) {
             return Ok(Arc::clone(file));
@@ -108,8 +108,8 @@ impl PackStorage for LocalPacks {
             path: self.path(id),
             finished: false,
         };
-        // Held until the file is closed, by this process's end at the latest: what tells a living writer's file
-        // from an abandoned one.
+        // Held until the file is closed, by this process's end at the latest: what tells a living writer's
+        // file from an abandoned one.
         upload
             .file
             .get_ref()
@@ -223,8 +223,8 @@ impl Drop for LocalUpload {
     }
 }
 
-/// Whether nobody writes this temporary file any more. Its age is a safety margin only, for the moment between its
-/// creation and its lock; what decides is the lock.
+/// Whether nobody writes this temporary file any more. Its age is a safety margin only, for the moment
+/// between its creation and its lock; what decides is the lock.
 fn is_abandoned(path: &Path, older_than: Duration) -> Result<bool> {
     let gone_or = |source: io::Error, action| match source.kind() {
         io::ErrorKind::NotFound => Ok(false),
