@@ -1,1 +1,34 @@
-//! placeholder
+//! The catalog: backups and WAL in a repository of packs, indexed by SQLite.
+//!
+//! The packs are the truth. Each fact (a complete backup, an archived segment, a deletion) is a record in the footer
+//! of a pack; `catalog.sqlite` is derived from them and can be made again ([`rebuild`]). All reading starts here with a
+//! [`Repository`], all writing with a [`Writer`], which registers itself so that a [`sweep`] takes nothing away from it.
+//!
+//! - [`backup`], [`wal`]: what there is, and how it comes in.
+//! - [`sweep`], [`verify`], [`stats`], [`rebuild`]: keeping it.
+//!
+//! This is the only crate that knows SQLite. It never prints, exits or reads the environment.
+
+pub mod backup;
+mod chunk_index;
+mod db;
+pub mod error;
+mod locks;
+pub mod monitor;
+mod records;
+mod repository;
+mod schema;
+pub mod server;
+pub mod wal;
+mod writer;
+
+pub use backup::{
+    Backup, BackupEnd, BackupId, BackupKind, BackupRoot, BackupRun, BackupSelector, BackupStatus, NewBackup,
+    ReadGuard, Tablespace,
+};
+pub use error::{Error, Result};
+pub use monitor::{Monitor, Silent, Unit};
+pub use repository::{Compression, CreateOptions, Repository, Settings};
+pub use server::ServerName;
+pub use wal::{QuarantinedWal, WalArchive, WalConflict, WalEntries, WalEntry, WalFile, WalOutcome, WalTotals};
+pub use writer::Writer;

@@ -1,0 +1,166 @@
+//! Backups: what is known about each, and the ways to name one.
+//!
+//! A backup's status follows from what is there, so that it cannot be wrong: [`BackupStatus::Started`] while its lock
+//! is held, [`BackupStatus::Done`] once every segment it needs is in the archive.
+
+use barmanfs_pg::wal_name::{SegmentName, segments_between};
+use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, TimestampMicros};
+use barmanfs_store::{Attributes, DirectoryRef, RecordId};
+use serde::{Deserialize, Serialize};
+
+use crate::server::ServerName;
+
+mod delete;
+mod id;
+mod list;
+mod run;
+pub(crate) mod running;
+
+pub use delete::ReadGuard;
+pub use id::{BackupId, BackupSelector};
+pub use run::{BackupEnd, BackupRun, NewBackup};
+
+/// Where a backup stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum BackupStatus {
+    /// It is being taken.
+    Started,
+    /// Complete, but not every segment from its start to its stop has been archived yet: it cannot be started.
+    WaitingForWals,
+    /// Complete, and so is its WAL.
+    Done,
+    /// It ended early; `error` says why. It holds no files.
+    Failed,
+}
+
+impl BackupStatus {
+    /// The status as Barman writes it: `WAITING_FOR_WALS`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Started => "STARTED",
+            Self::WaitingForWals => "WAITING_FOR_WALS",
+            Self::Done => "DONE",
+            Self::Failed => "FAILED",
+        }
+    }
+}
+
+impl std::fmt::Display for BackupStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// How a backup's bytes came in. Every backup is complete, whichever it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackupKind {
+    /// All files were sent.
+    Full,
+}
+
+/// A tablespace of a backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tablespace {
+    /// Its OID, which is its directory's name under `pg_tblspc`.
+    pub oid: u32,
+    /// Its name, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Where it was on the server.
+    pub location: String,
+}
+
+/// The root directory of a backup's files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupRoot {
+    /// Its listing.
+    pub directory: DirectoryRef,
+    /// Its owner, permissions and time.
+    pub attributes: Attributes,
+}
+
+/// One backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backup {
+    /// Whose it is.
+    pub server: ServerName,
+    /// Its id: when it began.
+    pub id: BackupId,
+    /// Where it stands.
+    pub status: BackupStatus,
+    /// How its bytes came in.
+    pub kind: BackupKind,
+    /// What the user called it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// When it began.
+    pub begin_time: TimestampMicros,
+    /// When it ended; none while it runs, or when it was killed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_time: Option<TimestampMicros>,
+    /// Where recovery of it begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_lsn: Option<Lsn>,
+    /// What recovery of it must reach to be consistent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_lsn: Option<Lsn>,
+    /// The timeline it was taken on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<TimelineId>,
+    /// The cluster.
+    pub system_id: SystemId,
+    /// The server's version.
+    pub server_version: ServerVersion,
+    /// Size of the cluster's WAL segments in bytes.
+    pub segment_size: SegmentSize,
+    /// Whether the cluster's pages have checksums; none where it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_checksums: Option<bool>,
+    /// Its tablespaces, without `pg_default` and `pg_global`.
+    #[serde(default)]
+    pub tablespaces: Vec<Tablespace>,
+    /// Whether its `pg_wal` holds all the WAL it needs.
+    pub wal_included: bool,
+    /// Whether a standby was backed up.
+    pub from_standby: bool,
+    /// Sizes of its files together.
+    pub logical_bytes: u64,
+    /// Bytes the server sent.
+    pub sent_bytes: u64,
+    /// Bytes it added to the repository.
+    pub new_stored_bytes: u64,
+    /// Number of its regular files.
+    pub files: u64,
+    /// Page checksum failures the server reported. The pages are stored as they were sent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checksum_failures: Vec<String>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Its files; none until it is complete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<BackupRoot>,
+    /// The record it comes from; none while it runs or when it was killed.
+    #[serde(skip)]
+    pub(crate) record: Option<RecordId>,
+}
+
+impl Backup {
+    /// Whether all its files are there, whatever its WAL: it can be shown and read.
+    pub fn is_complete(&self) -> bool {
+        self.root.is_some() && matches!(self.status, BackupStatus::Done | BackupStatus::WaitingForWals)
+    }
+
+    /// The segments recovery needs from the archive, in order. Empty when they came with the backup or it is not
+    /// complete.
+    pub fn needed_wal(&self) -> impl Iterator<Item = SegmentName> + use<> {
+        let size = self.segment_size;
+        let range = match (self.timeline, self.start_lsn, self.stop_lsn) {
+            (Some(timeline), Some(start), Some(stop)) if !self.wal_included => Some((timeline, start, stop)),
+            _ => None,
+        };
+        range.into_iter().flat_map(move |(timeline, start, stop)| segments_between(timeline, start, stop, size))
+    }
+}

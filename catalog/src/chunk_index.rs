@@ -1,0 +1,136 @@
+//! Where chunks are: the store's [`ChunkIndex`] on the catalog's tables.
+//!
+//! A chunk may have several places. Which one is given out decides what may be removed later:
+//!
+//! - Readers get a whole frame before a delta, since a chunk that is some delta's base must be found whole, and one in
+//!   a pack that stays before one in a condemned pack.
+//! - Writers get only what may be referred to from now on: in a pack that is not condemned and, for a delta, with a
+//!   base of which the same is true and which is whole. A dead delta can outlive its base: the sweep that condemned
+//!   the base's pack saw nothing that needed it.
+
+use std::sync::Arc;
+
+use barmanfs_store::{ChunkId, ChunkIndex, ChunkLocation, ClosedPack, Encoding, PackId};
+use rusqlite::{Connection, Row};
+
+use crate::db::Db;
+use crate::error::{Error, Result};
+use crate::records;
+
+/// The index as one user of the repository sees it.
+#[derive(Debug)]
+pub(crate) struct CatalogIndex {
+    db: Arc<Db>,
+    /// The lock of the writer whose packs these are; a sweep leaves them alone while it is held.
+    writer: Option<String>,
+}
+
+/// One place of a chunk.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    /// The pack's row.
+    pub(crate) pack: i64,
+    pub(crate) condemned: bool,
+    pub(crate) location: ChunkLocation,
+}
+
+impl CatalogIndex {
+    pub(crate) fn for_readers(db: Arc<Db>) -> Self {
+        Self { db, writer: None }
+    }
+
+    pub(crate) fn for_writer(db: Arc<Db>, writer: String) -> Self {
+        Self { db, writer: Some(writer) }
+    }
+}
+
+impl ChunkIndex for CatalogIndex {
+    fn locate(&self, id: &ChunkId) -> barmanfs_store::Result<Option<ChunkLocation>> {
+        let best = |db: &Connection| {
+            let mut best = None;
+            each_place(db, id, |place| keep_better(&mut best, place))?;
+            Ok(best.map(|place: Place| place.location))
+        };
+        Ok(self.db.read(best)?)
+    }
+
+    fn locate_reusable(&self, id: &ChunkId) -> barmanfs_store::Result<Option<ChunkLocation>> {
+        let reusable = |db: &Connection| Ok(reusable_place(db, id)?.map(|place| place.location));
+        Ok(self.db.read(reusable)?)
+    }
+
+    fn publish(&self, pack: &ClosedPack) -> barmanfs_store::Result<()> {
+        let entered = self.db.write(|transaction| {
+            let entered = records::enter(transaction, pack, self.writer.as_deref())?;
+            // What this process wrote it must be able to read: better nothing is acknowledged.
+            match entered.bad_records.into_iter().next() {
+                Some(error) => Err(error),
+                None => Ok(()),
+            }
+        });
+        Ok(entered?)
+    }
+}
+
+/// The place writers may refer to.
+pub(crate) fn reusable_place(db: &Connection, id: &ChunkId) -> Result<Option<Place>> {
+    let mut best = None;
+    each_place(db, id, |place| {
+        if !place.condemned {
+            keep_better(&mut best, place);
+        }
+    })?;
+    match best.and_then(|place| place.location.base) {
+        Some(base) if whole_place(db, &base)?.is_none_or(|base| base.condemned) => Ok(None),
+        _ => Ok(best),
+    }
+}
+
+/// The best place where the chunk is whole, as a delta's base has to be.
+pub(crate) fn whole_place(db: &Connection, id: &ChunkId) -> Result<Option<Place>> {
+    let mut best = None;
+    each_place(db, id, |place| {
+        if place.location.base.is_none() {
+            keep_better(&mut best, place);
+        }
+    })?;
+    Ok(best)
+}
+
+/// Whole before delta, staying before condemned, then the oldest pack: the same answer each time.
+fn keep_better(best: &mut Option<Place>, place: Place) {
+    let rank = |place: &Place| (place.location.base.is_some(), place.condemned, place.pack);
+    if best.as_ref().is_none_or(|best| rank(&place) < rank(best)) {
+        *best = Some(place);
+    }
+}
+
+/// Calls `each` with all places of a chunk.
+pub(crate) fn each_place(db: &Connection, id: &ChunkId, mut each: impl FnMut(Place)) -> Result<()> {
+    let mut places = db.prepare_cached(
+        "SELECT c.pack, p.id, p.condemned_at IS NOT NULL, c.position, c.stored_bytes, c.raw_bytes, c.encoding, c.base
+         FROM chunks c CROSS JOIN packs p ON p.seq = c.pack WHERE c.id = ?1",
+    )?;
+    let mut rows = places.query([id.as_bytes()])?;
+    while let Some(row) = rows.next()? {
+        each(place(row)?);
+    }
+    Ok(())
+}
+
+fn place(row: &Row<'_>) -> Result<Place> {
+    let number: u8 = row.get(6)?;
+    let encoding = Encoding::from_u8(number).ok_or_else(|| Error::CatalogDamaged {
+        path: std::path::PathBuf::new(),
+        reason: format!("Unknown encoding {number} of a chunk"),
+    })?;
+    let location = ChunkLocation {
+        pack: PackId(row.get(1)?),
+        offset: row.get(3)?,
+        stored_bytes: row.get(4)?,
+        raw_bytes: row.get(5)?,
+        encoding,
+        base: row.get::<_, Option<[u8; ChunkId::BYTES]>>(7)?.map(ChunkId),
+    };
+    Ok(Place { pack: row.get(0)?, condemned: row.get(2)?, location })
+}

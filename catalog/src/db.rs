@@ -1,0 +1,208 @@
+//! SQLite connections: opening, a pool for readers, one for writing, and what happens when the file is replaced.
+//!
+//! - Every process opens catalog.sqlite for itself, in WAL mode: readers never wait, writers wait for each other
+//!   for at most [`BUSY_TIMEOUT`]. A write is one short `BEGIN IMMEDIATE` transaction, durable when it returns
+//!   (`synchronous=FULL`). Nothing long-running holds a transaction open.
+//! - A process that ends does not checkpoint: `wal-archive` is started for every segment and would pay for it each
+//!   time. SQLite checkpoints by itself once the WAL has a thousand pages.
+//! - A rebuild renames a new file into place. A connection to the old one would go on reading it, so the pool looks
+//!   whether the file is still the same, at most once in [`IDENTITY_INTERVAL`] and whenever a writer begins.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+
+use crate::error::{Error, Result};
+use crate::schema;
+
+/// How long a statement waits for another process's write. Writes take milliseconds; a minute is a dying disk.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Idle read connections that are kept: as many as threads read at once on common machines, each with its own cache.
+const IDLE_READERS_MAX: usize = 8;
+
+/// Page cache of one connection, in KiB. The operating system caches the file anyway; this saves system calls for
+/// the upper levels of the trees.
+const CACHE_KIB: i64 = 4096;
+
+/// Statements kept prepared by each connection: all the catalog's frequent ones.
+const STATEMENTS: usize = 64;
+
+/// How often a reader looks whether the file was replaced.
+const IDENTITY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The catalog's file and this process's connections to it.
+#[derive(Debug)]
+pub(crate) struct Db {
+    path: PathBuf,
+    pool: Mutex<Pool>,
+    writer: Mutex<Option<(Identity, Connection)>>,
+}
+
+#[derive(Debug)]
+struct Pool {
+    identity: Identity,
+    looked_at: Instant,
+    idle: Vec<Connection>,
+    /// How often the file was replaced since it was opened first.
+    replaced: u64,
+}
+
+/// Which file it is, whatever its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+impl Db {
+    /// Makes a new, empty catalog.
+    ///
+    /// # Errors
+    /// When the file is there or cannot be made.
+    pub(crate) fn create(path: &Path) -> Result<()> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
+        let create = || -> Result<()> {
+            let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+            connection.pragma_update(None, "journal_mode", "WAL")?;
+            connection.pragma_update(None, "synchronous", "FULL")?;
+            create_tables(&connection)
+        };
+        create().map_err(|error| error.in_catalog(path))
+    }
+
+    /// Opens the catalog.
+    ///
+    /// # Errors
+    /// [`Error::CatalogMissing`], [`Error::CatalogLayout`], [`Error::CatalogDamaged`].
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let identity = identify(path)?;
+        let first = connect(path)?;
+        let pool = Pool { identity, looked_at: Instant::now(), idle: vec![first], replaced: 0 };
+        Ok(Self { path: path.to_path_buf(), pool: Mutex::new(pool), writer: Mutex::new(None) })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Looks whether the file was replaced by a rebuild, and if so forgets the connections to the old one. Returns how
+    /// often that happened.
+    pub(crate) fn refresh(&self) -> Result<u64> {
+        let mut pool = lock(&self.pool);
+        let identity = identify(&self.path)?;
+        pool.looked_at = Instant::now();
+        if identity != pool.identity {
+            pool.identity = identity;
+            pool.idle.clear();
+            pool.replaced += 1;
+        }
+        Ok(pool.replaced)
+    }
+
+    /// Runs `work` on a connection for reading. Two queries in it need not see the same state.
+    pub(crate) fn read<T>(&self, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+        let (replaced, connection) = self.take_reader()?;
+        let result = work(&connection).map_err(|error| error.in_catalog(&self.path));
+        if result.is_ok() {
+            let mut pool = lock(&self.pool);
+            if pool.replaced == replaced && pool.idle.len() < IDLE_READERS_MAX {
+                pool.idle.push(connection);
+            }
+        }
+        result
+    }
+
+    fn take_reader(&self) -> Result<(u64, Connection)> {
+        let mut pool = lock(&self.pool);
+        if pool.looked_at.elapsed() >= IDENTITY_INTERVAL {
+            drop(pool);
+            self.refresh()?;
+            pool = lock(&self.pool);
+        }
+        let replaced = pool.replaced;
+        let idle = pool.idle.pop();
+        drop(pool);
+        match idle {
+            Some(connection) => Ok((replaced, connection)),
+            None => Ok((replaced, connect(&self.path)?)),
+        }
+    }
+
+    /// Runs `work` in one transaction; it is durable when this returns, and without a trace when it fails.
+    pub(crate) fn write<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        let identity = lock(&self.pool).identity;
+        let mut slot = lock(&self.writer);
+        let (_, mut connection) = match slot.take() {
+            Some(open) if open.0 == identity => open,
+            _ => (identity, connect(&self.path)?),
+        };
+        let run = || -> Result<T> {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let value = work(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        };
+        let result = run().map_err(|error| error.in_catalog(&self.path));
+        if result.is_ok() {
+            *slot = Some((identity, connection));
+        }
+        result
+    }
+}
+
+/// Creates the tables in an empty file.
+pub(crate) fn create_tables(connection: &Connection) -> Result<()> {
+    connection.pragma_update(None, "application_id", schema::APPLICATION_ID)?;
+    connection.execute_batch(&format!("BEGIN; {} COMMIT;", schema::CREATE))?;
+    connection.pragma_update(None, "user_version", schema::LAYOUT)?;
+    Ok(())
+}
+
+fn connect(path: &Path) -> Result<Connection> {
+    match connect_as(path, false) {
+        // On a full disk the wal-index, a file shared by all processes, cannot be made. Alone, SQLite needs none:
+        // what is in the repository can still be read.
+        Err(Error::Full { .. } | Error::Catalog { .. }) => connect_as(path, true),
+        other => other,
+    }
+    .map_err(|error| error.in_catalog(path))
+}
+
+fn connect_as(path: &Path, alone: bool) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    if alone {
+        connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+    }
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if found != schema::LAYOUT {
+        return Err(Error::CatalogLayout { path: path.to_path_buf(), found, expected: schema::LAYOUT });
+    }
+    Ok(connection)
+}
+
+fn identify(path: &Path) -> Result<Identity> {
+    match fs::metadata(path) {
+        Ok(found) => Ok(Identity { device: found.dev(), inode: found.ino() }),
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
+            Err(Error::CatalogMissing { path: path.to_path_buf() })
+        }
+        Err(source) => Err(Error::io("inspect", path, source)),
+    }
+}
+
+/// A panic elsewhere leaves connections usable: each transaction is undone when it is dropped.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

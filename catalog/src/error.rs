@@ -1,0 +1,267 @@
+//! What can go wrong in the catalog, each with what it is about and what to do.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use barmanfs_pg::SystemId;
+use barmanfs_pg::wal_check::WalError;
+use barmanfs_pg::wal_name::WalName;
+
+use crate::backup::BackupId;
+use crate::server::ServerName;
+
+/// Result of the catalog's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why the catalog could not do what was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused.
+    #[error("Cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, as a verb: "read", "create".
+        action: &'static str,
+        /// On which file or directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: Arc<io::Error>,
+    },
+    /// The file system is full, or the user's quota is used up.
+    #[error("No space left to write {}: everything acknowledged before is safe; free space and run again", path.display())]
+    Full {
+        /// The file that could not be written.
+        path: PathBuf,
+    },
+    /// The directory is no repository.
+    #[error("{} is not a barmanfs repository: it has no repository.json", path.display())]
+    NoRepository {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A repository cannot be made here.
+    #[error("Cannot create a repository in {}: {reason}", path.display())]
+    CannotCreate {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// repository.json is not as barmanfs writes it.
+    #[error("{} is damaged: {reason}; restore it from any copy of the repository, it never changes", path.display())]
+    BadSettings {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Written by a later release.
+    #[error("{what} has format version {found}, this barmanfs reads versions up to {newest}: use the newer barmanfs that wrote it")]
+    NewerFormat {
+        /// The repository or a record.
+        what: String,
+        /// The version found.
+        found: u32,
+        /// The newest version this release reads.
+        newest: u32,
+    },
+    /// There is no catalog.sqlite.
+    #[error("The catalog {} is missing: make it again from the packs with `barmanfs rebuild-catalog`", path.display())]
+    CatalogMissing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// catalog.sqlite has another layout than this release writes.
+    #[error("The catalog {} has layout {found}, this barmanfs uses {expected}: make it again from the packs with `barmanfs rebuild-catalog`", path.display())]
+    CatalogLayout {
+        /// The file.
+        path: PathBuf,
+        /// The layout found.
+        found: i64,
+        /// The layout this release uses.
+        expected: i64,
+    },
+    /// catalog.sqlite is damaged.
+    #[error("The catalog {} is damaged ({reason}): make it again from the packs with `barmanfs rebuild-catalog`", path.display())]
+    CatalogDamaged {
+        /// The file.
+        path: PathBuf,
+        /// SQLite's answer.
+        reason: String,
+    },
+    /// Other processes kept catalog.sqlite locked for longer than anything should.
+    #[error("The catalog {} stayed locked by another process: run again", path.display())]
+    CatalogBusy {
+        /// The file.
+        path: PathBuf,
+    },
+    /// SQLite failed in another way.
+    #[error("The catalog {} cannot be used: {reason}", path.display())]
+    Catalog {
+        /// The file.
+        path: PathBuf,
+        /// SQLite's answer.
+        reason: String,
+    },
+    /// A record is not as barmanfs writes it.
+    #[error("Record {id} is damaged: {reason}")]
+    BadRecord {
+        /// The record.
+        id: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(barmanfs_store::Error),
+    /// A server's name that cannot be one.
+    #[error("Invalid server name {0:?}: letters, digits, '_', '-' and '.' are allowed, not a '.' in front, and not \"all\"")]
+    InvalidServerName(String),
+    /// A backup id that cannot be one.
+    #[error("Invalid backup id {0:?}: expected a time like 20261120T101500, or one of latest, oldest, last-failed, latest-full")]
+    InvalidBackupId(String),
+    /// There is no such backup.
+    #[error("Server {server} has no backup {selector}")]
+    NoSuchBackup {
+        /// The server asked for.
+        server: ServerName,
+        /// The id or word asked for.
+        selector: String,
+    },
+    /// The server's name stands for another cluster.
+    #[error("Server {server} is the cluster with system identifier {expected}, this one has {found}: after a new initdb or for another cluster, use another server name")]
+    OtherSystem {
+        /// The server.
+        server: ServerName,
+        /// The cluster known under this name.
+        expected: SystemId,
+        /// The cluster that came.
+        found: SystemId,
+    },
+    /// The file is not the WAL its name says.
+    #[error(transparent)]
+    Wal(#[from] WalError),
+    /// A WAL file that cannot be archived for its size.
+    #[error("{name} {reason}")]
+    WalSize {
+        /// The file.
+        name: WalName,
+        /// "has 12 bytes but 16 were read", "is larger than …".
+        reason: String,
+    },
+    /// Reading the WAL file to be archived failed.
+    #[error("Cannot read {name}: {source}")]
+    WalSource {
+        /// The file.
+        name: WalName,
+        /// The system's answer.
+        source: Arc<io::Error>,
+    },
+    /// A backup of this server is already running.
+    #[error("A backup of server {server} is already running ({holder}): wait for it to end")]
+    BackupRunning {
+        /// The server.
+        server: ServerName,
+        /// Who runs it.
+        holder: String,
+    },
+    /// A backup is being read.
+    #[error("Backup {id} of server {server} is being read ({holder}): close what reads it, or use --force")]
+    BackupInUse {
+        /// Its server.
+        server: ServerName,
+        /// Its id.
+        id: BackupId,
+        /// Who reads it.
+        holder: String,
+    },
+    /// Something else that excludes this is going on.
+    #[error("{what} is going on ({holder}): {advice}")]
+    Occupied {
+        /// "A sweep", "A rebuild of the catalog", "A writer".
+        what: &'static str,
+        /// Who does it.
+        holder: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// A caller's mistake.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl Error {
+    /// An operating system's error, with what was tried on which file. A full file system becomes [`Error::Full`].
+    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_path_buf();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { path },
+            _ => Self::Io { action, path, source: Arc::new(source) },
+        }
+    }
+
+    /// Puts the catalog's path into an error that came from SQLite.
+    pub(crate) fn in_catalog(mut self, catalog: &Path) -> Self {
+        match &mut self {
+            Self::Full { path }
+            | Self::CatalogDamaged { path, .. }
+            | Self::CatalogBusy { path }
+            | Self::Catalog { path, .. }
+                if path.as_os_str().is_empty() =>
+            {
+                *path = catalog.to_path_buf();
+            }
+            _ => {}
+        }
+        self
+    }
+
+    /// Whether data once stored is lost or unreadable, as opposed to an operation that failed and may be tried
+    /// again.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_damage(),
+            Self::BadRecord { .. } | Self::BadSettings { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+impl From<rusqlite::Error> for Error {
+    /// The path is put in by [`Error::in_catalog`], where it is known.
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode;
+        let path = PathBuf::new();
+        let reason = error.to_string();
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::CatalogDamaged { path, reason },
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::CatalogBusy { path },
+            Some(ErrorCode::DiskFull) => Self::Full { path },
+            _ => Self::Catalog { path, reason },
+        }
+    }
+}
+
+impl From<barmanfs_store::Error> for Error {
+    /// An error of our own that went through the store as [`ChunkIndex`](barmanfs_store::ChunkIndex)'s comes out
+    /// as it went in.
+    fn from(error: barmanfs_store::Error) -> Self {
+        match &error {
+            barmanfs_store::Error::Index(inner) => match inner.downcast_ref::<Self>() {
+                Some(own) => own.clone(),
+                None => Self::Store(error),
+            },
+            _ => Self::Store(error),
+        }
+    }
+}
+
+impl From<Error> for barmanfs_store::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Store(error) => error,
+            other => Self::index(other),
+        }
+    }
+}

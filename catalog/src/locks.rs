@@ -1,0 +1,246 @@
+//! Locks between processes, and who holds them.
+//!
+//! A lock is an flock on a file in the repository's `locks` directory: it ends with its process, however that ends, so
+//! a killed one never blocks another. The files' text (who, what, since when) is for messages alone and may be missing.
+//!
+//! | file | held by | excludes |
+//! |---|---|---|
+//! | `writers` | every writer, shared | a rebuild of the catalog, which takes it alone |
+//! | `writer-<token>` | one writer | nothing: tells a sweep that the writer lives |
+//! | `sweep` | a sweep | another sweep |
+//! | `backup-<server>` | a backup | another backup of the server |
+//! | `server-<server>` | whoever first writes down a server's system id | another who would |
+//! | `wal-<server>-<stripe>` | the archiving of one file | that of the same file by another |
+//! | `read-<server>-<id>` | readers of a backup, shared | its deletion without force, which takes it alone |
+//!
+//! Whoever takes several takes them in the order of this table, and waits for none of the first four but `writers`:
+//! nothing can wait in a circle.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use barmanfs_pg::TimestampMicros;
+
+use crate::error::{Error, Result};
+
+/// Text of a lock file that is read for a message; more is not worth showing.
+const HOLDER_BYTES: u64 = 200;
+
+/// The lock files of a repository.
+#[derive(Debug, Clone)]
+pub(crate) struct Locks {
+    directory: PathBuf,
+}
+
+/// A lock that is held until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    /// Closing it frees the lock.
+    file: File,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Shared,
+    Exclusive,
+}
+
+impl Locks {
+    /// The locks of the repository at `root`.
+    pub(crate) fn of(root: &Path) -> Self {
+        Self { directory: root.join("locks") }
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Takes a lock alone; `None` when somebody else has it.
+    pub(crate) fn try_exclusive(&self, name: &str, purpose: &str) -> Result<Option<Lock>> {
+        self.try_lock(name, Mode::Exclusive, purpose)
+    }
+
+    /// Takes a lock together with others who share it; `None` when somebody has it alone.
+    pub(crate) fn try_shared(&self, name: &str, purpose: &str) -> Result<Option<Lock>> {
+        self.try_lock(name, Mode::Shared, purpose)
+    }
+
+    fn try_lock(&self, name: &str, mode: Mode, purpose: &str) -> Result<Option<Lock>> {
+        let path = self.path(name);
+        loop {
+            let file = open(&path)?;
+            match lock_now(&file, mode) {
+                Ok(()) if is_at(&file, &path)? => {
+                    write_holder(&file, purpose);
+                    return Ok(Some(Lock { file }));
+                }
+                // Somebody cleaned the file up between our opening and locking it.
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(source)) => return Err(Error::io("lock", &path, source)),
+            }
+        }
+    }
+
+    /// Takes a lock alone, and waits for it. For locks that are held for moments only.
+    pub(crate) fn wait_exclusive(&self, name: &str, purpose: &str) -> Result<Lock> {
+        let path = self.path(name);
+        loop {
+            let file = open(&path)?;
+            file.lock().map_err(|source| Error::io("lock", &path, source))?;
+            if is_at(&file, &path)? {
+                write_holder(&file, purpose);
+                return Ok(Lock { file });
+            }
+        }
+    }
+
+    /// Whether anybody holds the lock, alone or shared. Creates and writes nothing, so that it works on a full disk.
+    pub(crate) fn is_held(&self, name: &str) -> Result<bool> {
+        let path = self.path(name);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(source) => return Err(Error::io("open", &path, source)),
+        };
+        match lock_now(&file, Mode::Exclusive) {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(source)) => Err(Error::io("lock", &path, source)),
+        }
+    }
+
+    /// Who holds the lock, as far as its file tells.
+    pub(crate) fn holder(&self, name: &str) -> String {
+        let mut text = String::new();
+        let read = File::open(self.path(name)).and_then(|file| file.take(HOLDER_BYTES).read_to_string(&mut text));
+        match read {
+            Ok(_) if !text.trim().is_empty() => text.trim().to_owned(),
+            _ => "by an unknown process".to_owned(),
+        }
+    }
+
+    /// The names of the lock files that begin with `prefix`.
+    pub(crate) fn names(&self, prefix: &str) -> Result<Vec<String>> {
+        let unreadable = |source| Error::io("list", &self.directory, source);
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.directory).map_err(unreadable)? {
+            let name = entry.map_err(unreadable)?.file_name();
+            names.extend(name.to_str().filter(|name| name.starts_with(prefix)).map(str::to_owned));
+        }
+        Ok(names)
+    }
+
+    /// Removes the file of a lock nobody holds; leaves one that is held. Safe against somebody who is just taking
+    /// it: they notice that what they locked is no longer there ([`is_at`]) and begin again.
+    pub(crate) fn remove_free(&self, name: &str) -> Result<()> {
+        let path = self.path(name);
+        let Ok(file) = File::open(&path) else { return Ok(()) };
+        if lock_now(&file, Mode::Exclusive).is_ok() && is_at(&file, &path)? {
+            std::fs::remove_file(&path).map_err(|source| Error::io("remove", &path, source))?;
+        }
+        Ok(())
+    }
+}
+
+impl Lock {
+    /// Removes the lock's file, then frees the lock.
+    pub(crate) fn remove(self, locks: &Locks, name: &str) {
+        // A file that stays behind is free, and swept up later.
+        let _ = std::fs::remove_file(locks.path(name));
+        drop(self.file);
+    }
+}
+
+fn open(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(|source| Error::io("open", path, source))
+}
+
+fn lock_now(file: &File, mode: Mode) -> Result<(), TryLockError> {
+    match mode {
+        Mode::Shared => file.try_lock_shared(),
+        Mode::Exclusive => file.try_lock(),
+    }
+}
+
+/// Whether `file` is what stands at `path` now.
+fn is_at(file: &File, path: &Path) -> Result<bool> {
+    let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    let held = file.metadata().map(identity).map_err(|source| Error::io("inspect", path, source))?;
+    match std::fs::metadata(path) {
+        Ok(found) => Ok(identity(found) == held),
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(Error::io("inspect", path, source)),
+    }
+}
+
+/// Writes who holds the lock. On a full disk it stays unsaid: the lock is held all the same.
+fn write_holder(mut file: &File, purpose: &str) {
+    let now = TimestampMicros::from(std::time::SystemTime::now());
+    let text = format!("{purpose}, process {}, since {now}\n", std::process::id());
+    let _ = file.rewind().and_then(|()| file.write_all(text.as_bytes()));
+    let _ = file.set_len(text.len() as u64);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn locks() -> (tempfile::TempDir, Locks) {
+        let root = tempfile::tempdir().unwrap();
+        let locks = Locks::of(root.path());
+        std::fs::create_dir(locks.directory()).unwrap();
+        (root, locks)
+    }
+
+    #[test]
+    fn one_holds_alone_or_many_share() {
+        let (_root, locks) = locks();
+        let first = locks.try_shared("a", "one").unwrap().unwrap();
+        let second = locks.try_shared("a", "two").unwrap().unwrap();
+        assert!(locks.try_exclusive("a", "three").unwrap().is_none());
+        assert!(locks.is_held("a").unwrap());
+        assert!(locks.holder("a").starts_with("two, process "), "{}", locks.holder("a"));
+        drop((first, second));
+        assert!(!locks.is_held("a").unwrap());
+        let alone = locks.try_exclusive("a", "three").unwrap().unwrap();
+        assert!(locks.try_shared("a", "four").unwrap().is_none());
+        drop(alone);
+    }
+
+    #[test]
+    fn only_free_files_are_removed() {
+        let (_root, locks) = locks();
+        let held = locks.try_exclusive("writer-1", "x").unwrap().unwrap();
+        drop(locks.try_exclusive("writer-2", "x").unwrap());
+        for name in locks.names("writer-").unwrap() {
+            locks.remove_free(&name).unwrap();
+        }
+        assert_eq!(locks.names("writer-").unwrap(), ["writer-1"]);
+        held.remove(&locks, "writer-1");
+        assert!(locks.names("writer-").unwrap().is_empty());
+        assert!(!locks.is_held("writer-1").unwrap());
+    }
+
+    #[test]
+    fn a_lock_on_a_removed_file_does_not_count() {
+        let (_root, locks) = locks();
+        let stale = open(&locks.path("a")).unwrap();
+        stale.lock().unwrap();
+        std::fs::remove_file(locks.path("a")).unwrap();
+        assert!(!is_at(&stale, &locks.path("a")).unwrap());
+        assert!(locks.try_exclusive("a", "new").unwrap().is_some());
+    }
+}

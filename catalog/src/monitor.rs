@@ -1,0 +1,31 @@
+//! How long operations tell what they are doing; the library itself never prints.
+
+/// What an operation counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// Bytes of data.
+    Bytes,
+    /// Chunks.
+    Chunks,
+    /// Packs.
+    Packs,
+}
+
+/// Is told how far an operation is. All of it may be left out.
+pub trait Monitor {
+    /// What is being done now, as a heading: "Checking backup 20261120T101500 of server main".
+    fn stage(&mut self, what: &str) {
+        let _ = what;
+    }
+
+    /// `done` of `total` are done; `total` is `None` while it is not known. Called often: it must be quick.
+    fn progress(&mut self, done: u64, total: Option<u64>, unit: Unit) {
+        let _ = (done, total, unit);
+    }
+}
+
+/// A monitor that tells nobody.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Monitor for Silent {}

@@ -1,0 +1,288 @@
+//! A repository: the directory that holds everything.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use barmanfs_pg::TimestampMicros;
+use barmanfs_store::layout::{DATA_WINDOW_BYTES, FORMAT_VERSION, WAL_WINDOW_BYTES};
+use barmanfs_store::{
+    ChunkIndex, ChunkReader, DepositOptions, LocalPacks, PackStorage, RecordId, TreeReader,
+};
+use rusqlite::OptionalExtension;
+use serde::{Deserialize, Serialize};
+
+use crate::backup::running;
+use crate::chunk_index::CatalogIndex;
+use crate::db::Db;
+use crate::error::{Error, Result};
+use crate::locks::Locks;
+use crate::server::ServerName;
+
+const SETTINGS: &str = "repository.json";
+pub(crate) const CATALOG: &str = "catalog.sqlite";
+pub(crate) const PACKS: &str = "packs";
+const DIRECTORIES: [&str; 2] = ["locks", "running"];
+
+/// Decoded chunks kept by default: enough for a few readers; a mount asks for more.
+const CACHE_BYTES: usize = 32 * 1024 * 1024;
+
+/// zstd levels of what is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compression {
+    /// Of whole chunks of data.
+    pub data_level: i32,
+    /// Of delta chunks.
+    pub delta_level: i32,
+    /// Of WAL.
+    pub wal_level: i32,
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        let options = DepositOptions::default();
+        Self { data_level: options.whole_level, delta_level: options.delta_level, wal_level: options.wal_level }
+    }
+}
+
+/// What a new repository is to be like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CreateOptions {
+    /// How what is written to it is compressed.
+    pub compression: Compression,
+}
+
+/// What repository.json says. It is written once and never changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Version of the formats in this repository.
+    pub format_version: u32,
+    /// Its name among repositories: random.
+    pub id: String,
+    /// When it was made.
+    pub created_at: TimestampMicros,
+    /// Window size of data files.
+    pub data_window_bytes: u32,
+    /// Window size of WAL.
+    pub wal_window_bytes: u32,
+    /// How what is written is compressed.
+    pub compression: Compression,
+}
+
+/// An open repository. Cheap to clone; used from any number of threads.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    path: PathBuf,
+    settings: Arc<Settings>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) storage: Arc<dyn PackStorage>,
+    pub(crate) locks: Locks,
+    chunks: Arc<ChunkReader>,
+}
+
+impl Repository {
+    /// Makes a repository in an empty or missing directory and opens it. `repository.json` comes last: what a crash
+    /// leaves before that is no repository, and is completed by the next try.
+    ///
+    /// # Errors
+    /// [`Error::CannotCreate`] when something is there already.
+    pub fn create(path: &Path, options: CreateOptions) -> Result<Self> {
+        check_vacant(path)?;
+        fs::create_dir_all(path).map_err(|source| Error::io("create", path, source))?;
+        for directory in DIRECTORIES {
+            let directory = path.join(directory);
+            fs::create_dir_all(&directory).map_err(|source| Error::io("create", &directory, source))?;
+        }
+        LocalPacks::create(&path.join(PACKS))?;
+        remove_catalog(&path.join(CATALOG))?;
+        Db::create(&path.join(CATALOG))?;
+        let settings = Settings {
+            format_version: FORMAT_VERSION,
+            id: RecordId::random()?.to_string(),
+            created_at: now(),
+            data_window_bytes: DATA_WINDOW_BYTES,
+            wal_window_bytes: WAL_WINDOW_BYTES,
+            compression: options.compression,
+        };
+        let json = serde_json::to_string_pretty(&settings).map_err(|error| Error::Invalid(error.to_string()))?;
+        write_durably(&path.join(SETTINGS), format!("{json}\n").as_bytes())?;
+        Self::open(path)
+    }
+
+    /// Opens a repository. Takes a few milliseconds: `wal-archive` does it for every segment.
+    ///
+    /// # Errors
+    /// [`Error::NoRepository`], [`Error::NewerFormat`], and what says that the catalog has to be rebuilt:
+    /// [`Error::CatalogMissing`], [`Error::CatalogLayout`], [`Error::CatalogDamaged`].
+    pub fn open(path: &Path) -> Result<Self> {
+        let settings = read_settings(path)?;
+        let db = Arc::new(Db::open(&path.join(CATALOG))?);
+        let storage: Arc<dyn PackStorage> = Arc::new(LocalPacks::open(&path.join(PACKS))?);
+        let chunks = chunk_reader(&storage, &db, CACHE_BYTES);
+        let locks = Locks::of(path);
+        Ok(Self { path: path.to_path_buf(), settings: Arc::new(settings), db, storage, locks, chunks })
+    }
+
+    /// The same repository with a chunk cache of this size.
+    #[must_use]
+    pub fn with_cache_bytes(self, cache_bytes: usize) -> Self {
+        let chunks = chunk_reader(&self.storage, &self.db, cache_bytes);
+        Self { chunks, ..self }
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What its repository.json says.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Reads its chunks.
+    pub fn chunks(&self) -> &Arc<ChunkReader> {
+        &self.chunks
+    }
+
+    /// Reads its trees and files.
+    pub fn trees(&self) -> TreeReader {
+        TreeReader::new(Arc::clone(&self.chunks))
+    }
+
+    /// A number that is another one when backups, WAL or servers may have changed, whichever process did it. Asking
+    /// costs microseconds.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn generation(&self) -> Result<u64> {
+        let replaced = self.db.refresh()?;
+        let records: i64 = self.db.read(|db| {
+            let mut last = db.prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'records'")?;
+            Ok(last.query_row([], |row| row.get(0)).optional()?.unwrap_or(0))
+        })?;
+        // A rebuilt catalog numbers its records anew.
+        Ok((replaced << 48) ^ records.cast_unsigned())
+    }
+
+    /// The servers there is anything of, sorted by name.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn servers(&self) -> Result<Vec<ServerName>> {
+        let mut servers: BTreeSet<ServerName> = running::servers(self)?.into_iter().collect();
+        let recorded = self.db.read(|db| {
+            let mut names = db.prepare_cached(
+                "SELECT name FROM servers UNION SELECT server FROM backups UNION SELECT DISTINCT server FROM wal",
+            )?;
+            let rows = names.query_map([], |row| row.get::<_, String>(0))?;
+            rows.map(|name| name?.parse()).collect::<Result<Vec<ServerName>>>()
+        })?;
+        servers.extend(recorded);
+        Ok(servers.into_iter().collect())
+    }
+
+    pub(crate) fn deposit_options(&self) -> DepositOptions {
+        let Compression { data_level, delta_level, wal_level } = self.settings.compression;
+        DepositOptions { whole_level: data_level, delta_level, wal_level, ..DepositOptions::default() }
+    }
+}
+
+fn chunk_reader(storage: &Arc<dyn PackStorage>, db: &Arc<Db>, cache_bytes: usize) -> Arc<ChunkReader> {
+    let index: Arc<dyn ChunkIndex> = Arc::new(CatalogIndex::for_readers(Arc::clone(db)));
+    Arc::new(ChunkReader::new(Arc::clone(storage), index, cache_bytes))
+}
+
+/// Reads and checks repository.json.
+pub(crate) fn read_settings(path: &Path) -> Result<Settings> {
+    let file = path.join(SETTINGS);
+    let text = match fs::read(&file) {
+        Ok(text) => text,
+        Err(source) if matches!(source.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            return Err(Error::NoRepository { path: path.to_path_buf() });
+        }
+        Err(source) => return Err(Error::io("read", &file, source)),
+    };
+    #[derive(Deserialize)]
+    struct Version {
+        format_version: u32,
+    }
+    let bad = |error: serde_json::Error| Error::BadSettings { path: file.clone(), reason: error.to_string() };
+    let Version { format_version: found } = serde_json::from_slice(&text).map_err(bad)?;
+    if found > FORMAT_VERSION {
+        let what = format!("The repository {}", path.display());
+        return Err(Error::NewerFormat { what, found, newest: FORMAT_VERSION });
+    }
+    serde_json::from_slice(&text).map_err(bad)
+}
+
+/// A repository may be made where there is nothing, or only what an earlier try left.
+fn check_vacant(path: &Path) -> Result<()> {
+    let refuse = |reason: String| Err(Error::CannotCreate { path: path.to_path_buf(), reason });
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(Error::io("list", path, source)),
+    };
+    for entry in entries {
+        let name = entry.map_err(|source| Error::io("list", path, source))?.file_name();
+        let name = name.to_string_lossy();
+        if name == SETTINGS {
+            return refuse("there is a repository already".to_owned());
+        }
+        let ours = name == PACKS || name.starts_with(CATALOG) || DIRECTORIES.contains(&name.as_ref());
+        if !ours {
+            return refuse(format!("the directory is not empty: it holds {name:?}"));
+        }
+    }
+    if let Ok(packs) = LocalPacks::open(&path.join(PACKS)) {
+        let mut found = 0_u64;
+        packs.list(&mut |_| {
+            found += 1;
+            Ok(())
+        })?;
+        if found > 0 {
+            return refuse(format!("it holds {found} packs but no repository.json"));
+        }
+    }
+    Ok(())
+}
+
+/// Removes a catalog with the files SQLite keeps beside it.
+pub(crate) fn remove_catalog(catalog: &Path) -> Result<()> {
+    for suffix in ["", "-wal", "-shm", "-journal"] {
+        let mut file = catalog.as_os_str().to_owned();
+        file.push(suffix);
+        let file = PathBuf::from(file);
+        match fs::remove_file(&file) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("remove", &file, source));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Writes a small file so that after a crash there is either all of it or what was there before.
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let failed = |source| Error::io("write", path, source);
+    let mut file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(directory).map_err(failed)?;
+    file.write_all(bytes).map_err(failed)?;
+    file.as_file().sync_all().map_err(failed)?;
+    file.persist(path).map_err(|error| failed(error.error))?;
+    sync_directory(directory)
+}
+
+/// Makes names that were created, renamed or removed in a directory durable.
+pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
+    File::open(directory).and_then(|file| file.sync_all()).map_err(|source| Error::io("sync", directory, source))
+}
+
+/// The time by this host's clock.
+pub(crate) fn now() -> TimestampMicros {
+    std::time::SystemTime::now().into()
+}

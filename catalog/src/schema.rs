@@ -1,0 +1,81 @@
+//! The tables of catalog.sqlite.
+//!
+//! Everything in them is derived from packs, except what concerns processes of this host (`writer`, `condemned_at`,
+//! `condemned_before`): losing that costs a sweep's patience, nothing else. So there are no migrations: another
+//! layout is another [`LAYOUT`], and the catalog is made again.
+
+/// Number of this layout, kept in SQLite's `user_version`.
+pub(crate) const LAYOUT: i64 = 1;
+
+/// Marks the file as barmanfs's for `file(1)` and for us: "bmfs".
+pub(crate) const APPLICATION_ID: i64 = 0x626d_6673;
+
+/// Creates the tables.
+pub(crate) const CREATE: &str = "
+-- A pack that is in the repository. condemned_at: nothing new may refer to it, it goes when the writers in
+-- condemned_before have ended. writer: the lock of the writer that made it, which may not have referred to it yet.
+CREATE TABLE packs (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id BLOB NOT NULL UNIQUE,
+    bytes INTEGER NOT NULL,
+    chunks INTEGER NOT NULL,
+    stored_bytes INTEGER NOT NULL,
+    raw_bytes INTEGER NOT NULL,
+    writer TEXT,
+    condemned_at INTEGER
+);
+CREATE TABLE condemned_before (
+    pack INTEGER NOT NULL REFERENCES packs (seq),
+    writer TEXT NOT NULL,
+    PRIMARY KEY (pack, writer)
+) WITHOUT ROWID;
+
+-- Every place of every chunk: two writers, or a sweep's copy beside a condemned pack, make it several.
+CREATE TABLE chunks (
+    id BLOB NOT NULL,
+    pack INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    stored_bytes INTEGER NOT NULL,
+    raw_bytes INTEGER NOT NULL,
+    encoding INTEGER NOT NULL,
+    base BLOB,
+    PRIMARY KEY (id, pack)
+) WITHOUT ROWID;
+
+CREATE TABLE records (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id BLOB NOT NULL UNIQUE,
+    kind INTEGER NOT NULL,
+    payload BLOB NOT NULL
+);
+CREATE TABLE record_packs (
+    record INTEGER NOT NULL,
+    pack INTEGER NOT NULL,
+    PRIMARY KEY (record, pack)
+) WITHOUT ROWID;
+CREATE INDEX record_packs_by_pack ON record_packs (pack);
+
+-- What the records mean. All of it can be made again from them.
+CREATE TABLE deletions (annulled BLOB NOT NULL, record INTEGER NOT NULL, PRIMARY KEY (annulled, record)) WITHOUT ROWID;
+CREATE TABLE servers (name TEXT NOT NULL PRIMARY KEY, system_id TEXT NOT NULL, record INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE backups (
+    server TEXT NOT NULL,
+    id TEXT NOT NULL,
+    record INTEGER NOT NULL,
+    failed INTEGER NOT NULL,
+    PRIMARY KEY (server, id)
+) WITHOUT ROWID;
+CREATE INDEX backups_by_record ON backups (record);
+CREATE TABLE wal (
+    server TEXT NOT NULL,
+    name TEXT NOT NULL,
+    record INTEGER NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    archived_at INTEGER NOT NULL,
+    new_stored_bytes INTEGER NOT NULL,
+    PRIMARY KEY (server, name)
+) WITHOUT ROWID;
+CREATE INDEX wal_by_record ON wal (record);
+CREATE TABLE quarantine (record INTEGER NOT NULL PRIMARY KEY, server TEXT NOT NULL, name TEXT NOT NULL);
+CREATE INDEX quarantine_by_name ON quarantine (server, name);
+";

@@ -1,0 +1,209 @@
+//! Taking a file into the archive.
+//!
+//! The file is checked before anything is stored, then read once: scanned for its points in time here while the
+//! store's workers hash and compress the windows before. If the name is known, the file's map tells whether the
+//! bytes are the same; then nothing new has been stored. Otherwise chunks and record go into one pack: one fsync for
+//! the pack, one for its directory, one for the transaction that makes it known. After that it is acknowledged.
+//!
+//! Looking a name up and taking it is one step for all processes: they hold the lock of the name's stripe meanwhile.
+//! Killed before the transaction, the file has not been acknowledged, PostgreSQL brings it again, and the pack, should
+//! it be complete already, is adopted later: two records of the same bytes, of which the earlier counts.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use barmanfs_pg::wal_check::{SegmentFacts, check_segment};
+use barmanfs_pg::wal_name::WalName;
+use barmanfs_pg::wal_scan::{SegmentIndex, WalScanner};
+use barmanfs_store::tree::{SingleFile, StoredFile};
+use barmanfs_store::{ContentClass, Depositor, Record};
+
+use crate::error::{Error, Result};
+use crate::locks::Lock;
+use crate::records::{self, kind};
+use crate::repository::now;
+use crate::server::ServerName;
+use crate::wal::{QuarantinedWal, WalConflict, WalFile, WalOutcome};
+use crate::writer::Writer;
+
+/// A `.history` or `.backup` file at most: they have a line for each timeline, or ten lines.
+const SMALL_FILE_MAX_BYTES: u64 = 1024 * 1024;
+
+/// Bytes read at a time: a window.
+const READ_BYTES: usize = barmanfs_store::layout::WAL_WINDOW_BYTES as usize;
+
+/// Locks names are spread over, so that files archived at the same time rarely wait for each other.
+const STRIPES: u32 = 16;
+
+/// A file on its way in.
+struct Incoming<'a> {
+    server: &'a ServerName,
+    name: &'a WalName,
+    size_bytes: u64,
+    origin: &'a str,
+}
+
+impl Writer {
+    /// Archives a file of `size_bytes` bytes that `source` gives. What was archived is durable when this returns,
+    /// and never changes: other bytes under the same name go into quarantine, and the outcome says so.
+    ///
+    /// # Errors
+    /// [`Error::Wal`] when it is not the segment its name says, [`Error::OtherSystem`] when another cluster wrote
+    /// it, [`Error::WalSize`], [`Error::WalSource`], and when it cannot be made durable.
+    pub fn archive_wal(
+        &self,
+        server: &ServerName,
+        name: &WalName,
+        source: &mut dyn Read,
+        size_bytes: u64,
+        origin: &str,
+    ) -> Result<WalOutcome> {
+        let file = Incoming { server, name, size_bytes, origin };
+        let mut source = Source { name, source, left: size_bytes };
+        let mut buffer = Vec::new();
+        source.fill(&mut buffer)?;
+        let facts = check(&file, &buffer)?;
+        // Held until the record that names the server's cluster is written, which is before this returns.
+        let claimed = match &facts {
+            Some(facts) => self.claim_server(server, facts.system_id)?,
+            None => None,
+        };
+        let _lock = self.lock_name(&file)?;
+        let depositor = Arc::new(self.depositor()?);
+        let (stored, index) = store(&depositor, &file, facts, source, buffer)?;
+        self.settle(&depositor, &file, stored, index, claimed)
+    }
+
+    fn lock_name(&self, file: &Incoming<'_>) -> Result<Lock> {
+        let stripe = crc32c::crc32c(file.name.to_string().as_bytes()) % STRIPES;
+        self.repository().locks.wait_exclusive(&format!("wal-{}-{stripe:x}", file.server), file.origin)
+    }
+
+    /// Compares with what the archive has under the name, and makes a record where there is something new to say.
+    fn settle(
+        &self,
+        depositor: &Depositor,
+        file: &Incoming<'_>,
+        stored: StoredFile,
+        index: Option<SegmentIndex>,
+        claimed: Option<(Record, Lock)>,
+    ) -> Result<WalOutcome> {
+        let new = WalFile {
+            server: file.server.clone(),
+            name: *file.name,
+            size_bytes: file.size_bytes,
+            archived_at: now(),
+            origin: file.origin.to_owned(),
+            new_stored_bytes: stored.new_stored_bytes,
+            index,
+            map: stored.map,
+            record: None,
+        };
+        let archive = self.repository().wal(file.server);
+        match archive.find(file.name)? {
+            None => {
+                let record = records::record(kind::WAL, &new)?;
+                let new = WalFile { record: Some(record.id), ..new };
+                let (server, _held) = claimed.unzip();
+                depositor.flush(server.into_iter().chain([record]).collect())?;
+                Ok(WalOutcome::Stored(Box::new(new)))
+            }
+            Some(archived) if archived.map == new.map => Ok(WalOutcome::AlreadyThere(Box::new(archived))),
+            Some(archived) => {
+                let quarantined = match archive.quarantined_as(&new)? {
+                    Some(known) => known,
+                    None => quarantine(depositor, &archived, new)?,
+                };
+                Ok(WalOutcome::Conflict(Box::new(WalConflict { archived, quarantined })))
+            }
+        }
+    }
+}
+
+fn quarantine(depositor: &Depositor, archived: &WalFile, file: WalFile) -> Result<QuarantinedWal> {
+    let reason = format!("Other bytes had been archived under this name at {}", archived.archived_at);
+    let mut kept = QuarantinedWal { file, reason };
+    let record = records::record(kind::QUARANTINED_WAL, &kept)?;
+    kept.file.record = Some(record.id);
+    depositor.flush(vec![record])?;
+    Ok(kept)
+}
+
+/// Checks what can be told from the name, the size and the first page.
+fn check(file: &Incoming<'_>, beginning: &[u8]) -> Result<Option<SegmentFacts>> {
+    match file.name {
+        WalName::Segment(segment) | WalName::Partial(segment) => {
+            Ok(Some(check_segment(beginning, segment, file.size_bytes)?))
+        }
+        WalName::BackupHistory { .. } | WalName::History(_) if file.size_bytes > SMALL_FILE_MAX_BYTES => {
+            let reason = format!("has {} bytes, more than any such file: it is something else", file.size_bytes);
+            Err(Error::WalSize { name: *file.name, reason })
+        }
+        WalName::BackupHistory { .. } | WalName::History(_) => Ok(None),
+    }
+}
+
+/// Puts the file's bytes, of which `buffer` holds the first, and scans them.
+fn store(
+    depositor: &Arc<Depositor>,
+    file: &Incoming<'_>,
+    facts: Option<SegmentFacts>,
+    mut source: Source<'_>,
+    mut buffer: Vec<u8>,
+) -> Result<(StoredFile, Option<SegmentIndex>)> {
+    let window_bytes = barmanfs_store::layout::WAL_WINDOW_BYTES;
+    let mut sink = SingleFile::begin(Arc::clone(depositor), file.size_bytes, window_bytes, ContentClass::Wal)?;
+    let mut scanner = facts.as_ref().zip(file.name.segment()).map(|(facts, name)| WalScanner::new(&name, facts));
+    while !buffer.is_empty() {
+        sink.write(&buffer)?;
+        if let Some(scanner) = &mut scanner {
+            scanner.push(&buffer);
+        }
+        source.fill(&mut buffer)?;
+    }
+    source.expect_end()?;
+    Ok((sink.finish()?, scanner.map(WalScanner::finish)))
+}
+
+/// A file that must have as many bytes as was said.
+struct Source<'a> {
+    name: &'a WalName,
+    source: &'a mut dyn Read,
+    left: u64,
+}
+
+impl Source<'_> {
+    /// Reads the next bytes into the buffer; leaves it empty at the end.
+    fn fill(&mut self, buffer: &mut Vec<u8>) -> Result<()> {
+        buffer.clear();
+        let wanted = self.left.min(READ_BYTES as u64);
+        let read = (&mut *self.source).take(wanted).read_to_end(buffer);
+        let read = read.map_err(|source| self.unreadable(source))? as u64;
+        if read < wanted {
+            let reason = format!("ended {} bytes before its size: is it still being written?", self.left - read);
+            return Err(Error::WalSize { name: *self.name, reason });
+        }
+        self.left -= read;
+        Ok(())
+    }
+
+    /// More bytes than announced: somebody is writing to it.
+    fn expect_end(&mut self) -> Result<()> {
+        let mut byte = [0];
+        loop {
+            match self.source.read(&mut byte) {
+                Ok(0) => return Ok(()),
+                Ok(_) => {
+                    let reason = "grew while it was read: is it still being written?".to_owned();
+                    return Err(Error::WalSize { name: *self.name, reason });
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.unreadable(error)),
+            }
+        }
+    }
+
+    fn unreadable(&self, source: io::Error) -> Error {
+        Error::WalSource { name: *self.name, source: Arc::new(source) }
+    }
+}

@@ -1,0 +1,146 @@
+//! Writers: whoever adds to the repository.
+//!
+//! A writer registers before it looks anything up: it holds a lock file of its own until it ends. A sweep that
+//! condemns a pack afterwards leaves it in place until this writer has ended; a writer that registers later sees the
+//! pack condemned and refers to nothing in it. So whatever a writer once found stays until its records are in the
+//! catalog, where the next sweep's mark finds them.
+//!
+//! Order of what a writer does, and what a kill in between leaves:
+//! 1. Pack under a temporary name: an abandoned file, removed by a sweep.
+//! 2. Pack durable under its final name: an orphan, whose chunks and records are adopted by a sweep or a rebuild. Its
+//!    records are complete facts, their chunks are in it or in packs published before.
+//! 3. One SQLite transaction with pack, chunks, records and what they mean: acknowledged once it has returned.
+
+use std::sync::Arc;
+
+use barmanfs_pg::SystemId;
+use barmanfs_store::{ChunkIndex, Depositor, PackWriter, Record, RecordId};
+use rusqlite::OptionalExtension;
+
+use crate::chunk_index::CatalogIndex;
+use crate::error::{Error, Result};
+use crate::locks::Lock;
+use crate::records::{self, ServerRecord, kind};
+use crate::repository::{Repository, now};
+use crate::server::ServerName;
+
+/// The lock every writer shares and a rebuild takes alone.
+pub(crate) const GATE: &str = "writers";
+
+/// Lock files of single writers begin so.
+pub(crate) const WRITER_PREFIX: &str = "writer-";
+
+/// Somebody who adds to the repository, registered for as long as this lives.
+#[derive(Debug)]
+pub struct Writer {
+    repository: Repository,
+    index: Arc<CatalogIndex>,
+    purpose: String,
+    name: String,
+    lock: Option<Lock>,
+    _gate: Lock,
+}
+
+impl Repository {
+    /// Registers a writer. `purpose` tells people what it does: "backup of main".
+    ///
+    /// # Errors
+    /// [`Error::Occupied`] while the catalog is being rebuilt.
+    pub fn writer(&self, purpose: &str) -> Result<Writer> {
+        let gate = self.locks.try_shared(GATE, purpose)?.ok_or_else(|| Error::Occupied {
+            what: "A rebuild of the catalog",
+            holder: self.locks.holder(GATE),
+            advice: "run again when it has ended",
+        })?;
+        let name = format!("{WRITER_PREFIX}{}", RecordId::random()?);
+        let lock = self.locks.wait_exclusive(&name, purpose)?;
+        // From here on no rebuild can replace the catalog.
+        self.db.refresh()?;
+        let index = CatalogIndex::for_writer(Arc::clone(&self.db), name.clone());
+        Ok(Writer {
+            repository: self.clone(),
+            index: Arc::new(index),
+            purpose: purpose.to_owned(),
+            name,
+            lock: Some(lock),
+            _gate: gate,
+        })
+    }
+}
+
+impl Writer {
+    /// The repository it writes to.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    pub(crate) fn purpose(&self) -> &str {
+        &self.purpose
+    }
+
+    /// A pipeline that stores chunks.
+    pub(crate) fn depositor(&self) -> Result<Depositor> {
+        let repository = &self.repository;
+        let index: Arc<dyn ChunkIndex> = Arc::clone(&self.index) as _;
+        let reader = Arc::clone(repository.chunks());
+        Ok(Depositor::start(Arc::clone(&repository.storage), index, reader, repository.deposit_options())?)
+    }
+
+    /// Writes records that come without chunks; durable when it returns.
+    pub(crate) fn write_records(&self, records: Vec<Record>) -> Result<()> {
+        let mut pack = PackWriter::begin(self.repository.storage.as_ref())?;
+        for record in records {
+            pack.record(record)?;
+        }
+        Ok(self.index.publish(&pack.close()?)?)
+    }
+
+    /// Makes sure that `server` stands for the cluster `found`. When the name is new, returns the record that says so
+    /// from now on, and the lock to hold until it is written.
+    ///
+    /// # Errors
+    /// [`Error::OtherSystem`].
+    pub(crate) fn claim_server(&self, server: &ServerName, found: SystemId) -> Result<Option<(Record, Lock)>> {
+        if self.is_known_as(server, found)? {
+            return Ok(None);
+        }
+        let lock = self.repository.locks.wait_exclusive(&format!("server-{server}"), &self.purpose)?;
+        if self.is_known_as(server, found)? {
+            return Ok(None);
+        }
+        let body = ServerRecord { name: server.clone(), system_id: found, added_at: now() };
+        Ok(Some((records::record(kind::SERVER, &body)?, lock)))
+    }
+
+    fn is_known_as(&self, server: &ServerName, found: SystemId) -> Result<bool> {
+        match self.repository.system_id(server)? {
+            None => Ok(false),
+            Some(expected) if expected == found => Ok(true),
+            Some(expected) => Err(Error::OtherSystem { server: server.clone(), expected, found }),
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if let Some(lock) = self.lock.take() {
+            lock.remove(&self.repository.locks, &self.name);
+        }
+    }
+}
+
+impl Repository {
+    /// The cluster a server's name stands for; `None` while nothing of it has been stored.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn system_id(&self, server: &ServerName) -> Result<Option<SystemId>> {
+        self.db.read(|db| {
+            let text: Option<String> = db
+                .prepare_cached("SELECT system_id FROM servers WHERE name = ?1")?
+                .query_row([server.as_str()], |row| row.get(0))
+                .optional()?;
+            text.map(|text| text.parse().map_err(|error| Error::Invalid(format!("{error}")))).transpose()
+        })
+    }
+}
