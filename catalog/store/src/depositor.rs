@@ -18,7 +18,7 @@
 //! - The first error stops everything: it is returned by every later call, and by `flush`.
 
 use std::num::NonZero;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -82,7 +82,13 @@ pub struct DepositOptions {
 
 impl Default for DepositOptions {
     fn default() -> Self {
-        Self { whole_level: 1, delta_level: 3, wal_level: 3, map_level: 3, workers: 0 }
+        Self {
+            whole_level: 1,
+            delta_level: 3,
+            wal_level: 3,
+            map_level: 3,
+            workers: 0,
+        }
     }
 }
 
@@ -147,16 +153,30 @@ impl Depositor {
         let (to_packer, frames) = bounded(FRAME_QUEUE);
         let (to_closer, packs) = bounded(CLOSE_QUEUE);
         let (used_buffers, free_buffers) = bounded(POOLED_BUFFERS);
+        let finished = Arc::default();
         let closer = Closer {
             index: Arc::clone(&index),
             status: Arc::clone(&status),
             claims: Arc::clone(&claims),
-            finished: Vec::new(),
+            finished: Arc::clone(&finished),
         };
-        let packer = Packer { storage, status: Arc::clone(&status), closer: to_closer, open: None };
-        let totals = Mutex::default();
-        let intake = Intake { index, reader, options, status, claims, packer: to_packer, used_buffers, totals };
-        let intake = Arc::new(intake);
+        let packer = Packer {
+            storage,
+            status: Arc::clone(&status),
+            closer: to_closer,
+            open: None,
+        };
+        let intake = Arc::new(Intake {
+            index,
+            reader,
+            options,
+            status,
+            claims,
+            finished,
+            packer: to_packer,
+            used_buffers,
+            totals: Mutex::default(),
+        });
         let status = &intake.status;
         let mut threads = vec![
             spawn("pack-closer", status, move || closer.run(&packs))?,
@@ -166,7 +186,12 @@ impl Depositor {
             let (intake, jobs) = (Arc::clone(&intake), jobs.clone());
             threads.push(spawn("depositor", status, move || intake.run(&jobs))?);
         }
-        Ok(Self { jobs: to_workers, intake, free_buffers, _threads: Threads(threads) })
+        Ok(Self {
+            jobs: to_workers,
+            intake,
+            free_buffers,
+            _threads: Threads(threads),
+        })
     }
 
     /// An empty buffer of at least `capacity` bytes, one that an earlier `put` has done with where there is one.
@@ -181,10 +206,24 @@ impl Depositor {
     ///
     /// # Errors
     /// The first error of anything put before.
-    pub fn put(&self, bytes: Vec<u8>, similar: Option<ChunkId>, class: ContentClass, done: Done) -> Result<()> {
+    pub fn put(
+        &self,
+        bytes: Vec<u8>,
+        similar: Option<ChunkId>,
+        class: ContentClass,
+        done: Done,
+    ) -> Result<()> {
         let ticket = self.intake.status.begin()?;
-        let job = Job { bytes, similar, class, done, ticket };
-        self.jobs.send(job).map_err(|_| self.intake.status.thread_is_gone())
+        let job = Job {
+            bytes,
+            similar,
+            class,
+            done,
+            ticket,
+        };
+        self.jobs
+            .send(job)
+            .map_err(|_| self.intake.status.thread_is_gone())
     }
 
     /// Does the same on the calling thread.
@@ -210,6 +249,21 @@ impl Depositor {
     /// # Errors
     /// The first error of anything put before, or of closing a pack.
     pub fn flush(&self, records: Vec<Record>) -> Result<Vec<PackId>> {
+        self.close_packs(records)?;
+        Ok(std::mem::take(&mut *lock(&self.intake.finished)))
+    }
+
+    /// Makes everything put so far readable, without the next flush leaving its packs out.
+    pub(crate) fn publish(&self) -> Result<()> {
+        self.close_packs(Vec::new())
+    }
+
+    /// Where bases of deltas are read from: the chunks of this repository.
+    pub(crate) fn reader(&self) -> &Arc<ChunkReader> {
+        &self.intake.reader
+    }
+
+    fn close_packs(&self, records: Vec<Record>) -> Result<()> {
         self.drain()?;
         let (flushed, answer) = bounded(1);
         let status = &self.intake.status;
@@ -220,7 +274,7 @@ impl Depositor {
 
     /// What went through so far.
     pub fn totals(&self) -> DepositTotals {
-        *self.intake.totals.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.intake.totals)
     }
 }
 
@@ -243,7 +297,16 @@ impl Drop for Threads {
     }
 }
 
+// For what is changed one assignment at a time and so is consistent even after a panic elsewhere.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn worker_count(wanted: usize) -> usize {
     let cores = || thread::available_parallelism().map_or(1, NonZero::get);
-    if wanted == 0 { cores().min(MAX_WORKERS) } else { wanted.min(MAX_WORKERS) }
+    if wanted == 0 {
+        cores().min(MAX_WORKERS)
+    } else {
+        wanted.min(MAX_WORKERS)
+    }
 }

@@ -74,7 +74,10 @@ impl Window {
     pub(crate) fn from_row(row: &[u8; ROW_BYTES]) -> Self {
         let [id @ .., c0, c1, c2, c3] = *row;
         let chunk = (id != [0; ChunkId::BYTES]).then_some(ChunkId(id));
-        Self { chunk, crc32c: u32::from_le_bytes([c0, c1, c2, c3]) }
+        Self {
+            chunk,
+            crc32c: u32::from_le_bytes([c0, c1, c2, c3]),
+        }
     }
 }
 
@@ -95,12 +98,18 @@ impl FileMap {
     /// # Errors
     /// [`Error::Invalid`] when the windows do not fit the size.
     pub fn inline(size_bytes: u64, window_bytes: u32, windows: Vec<Window>) -> Result<Self> {
-        let mut map = Self { size_bytes, window_bytes, crc32c: 0, windows: Windows::Inline(Vec::new()) };
+        let mut map = Self {
+            size_bytes,
+            window_bytes,
+            crc32c: 0,
+            windows: Windows::Inline(Vec::new()),
+        };
         map.crc32c = (0..).zip(&windows).fold(0, |crc, (n, window)| {
             crc32c_concat(crc, window.crc32c, u64::from(map.window_length(n)))
         });
         map.windows = Windows::Inline(windows);
-        map.check().map_err(|reason| Error::Invalid(format!("Not a file map: {reason}")))?;
+        map.check()
+            .map_err(|reason| Error::Invalid(format!("Not a file map: {reason}")))?;
         Ok(map)
     }
 
@@ -128,13 +137,18 @@ impl FileMap {
 
     /// How many pieces a file of this many windows has; 0 when they stand in the map itself.
     pub(crate) fn piece_count(windows: u64) -> u64 {
-        if windows <= INLINE_WINDOWS as u64 { 0 } else { windows.div_ceil(PIECE_WINDOWS as u64) }
+        if windows <= INLINE_WINDOWS as u64 {
+            0
+        } else {
+            windows.div_ceil(PIECE_WINDOWS as u64)
+        }
     }
 
     /// How many windows stand in piece `piece`.
     pub(crate) fn piece_windows(&self, piece: u64) -> usize {
         let before = piece.saturating_mul(PIECE_WINDOWS as u64);
-        usize::try_from(self.window_count().saturating_sub(before)).map_or(PIECE_WINDOWS, |n| n.min(PIECE_WINDOWS))
+        usize::try_from(self.window_count().saturating_sub(before))
+            .map_or(PIECE_WINDOWS, |n| n.min(PIECE_WINDOWS))
     }
 
     /// Checks what every reader must before it trusts a map; says what is wrong with it.
@@ -151,10 +165,15 @@ impl FileMap {
             Windows::Pieces(pieces) => ("pieces", Self::piece_count(needed), pieces.len()),
         };
         if found as u64 != needed {
-            return Err(format!("{} bytes need {needed} {unit}, there are {found}", self.size_bytes));
+            return Err(format!(
+                "{} bytes need {needed} {unit}, there are {found}",
+                self.size_bytes
+            ));
         }
         if matches!(&self.windows, Windows::Inline(windows) if windows.len() > INLINE_WINDOWS) {
-            return Err(format!("{found} windows stand in the map itself, at most {INLINE_WINDOWS} may"));
+            return Err(format!(
+                "{found} windows stand in the map itself, at most {INLINE_WINDOWS} may"
+            ));
         }
         Ok(())
     }

@@ -9,7 +9,6 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 mod page;
 
 pub(crate) use page::{Page, encode_entry, encode_page_header, ends_page};
-pub(crate) use page::{EntryView, NodeView};
 
 use crate::file_map::FileMap;
 use crate::id::ChunkId;
@@ -106,7 +105,11 @@ pub(crate) fn check_name(name: &[u8]) -> Result<(), String> {
 /// Checks that these bytes can be a symbolic link's target; says what is wrong.
 pub(crate) fn check_target(target: &[u8]) -> Result<(), String> {
     if target.is_empty() || target.len() > MAX_TARGET_BYTES || target.contains(&0) {
-        return Err(format!("A link of {} bytes cannot point to \"{}\"", target.len(), target.escape_ascii()));
+        return Err(format!(
+            "A link of {} bytes cannot point to \"{}\"",
+            target.len(),
+            target.escape_ascii()
+        ));
     }
     Ok(())
 }
@@ -127,5 +130,7 @@ fn from_hex<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Er
         .chunks(2)
         .map(pair)
         .collect::<Option<Vec<u8>>>()
-        .ok_or_else(|| serde::de::Error::custom(format!("a name in lower-case hex was expected, not {text:?}")))
+        .ok_or_else(|| {
+            serde::de::Error::custom(format!("a name in lower-case hex was expected, not {text:?}"))
+        })
 }

@@ -1,9 +1,19 @@
 //! Trees: directories of files as they were backed up, written from a stream and read at random.
+//!
+//! A tree is its root's [`DirectoryRef`](crate::DirectoryRef): pages of entries, which hold file maps, links and
+//! further directories. All of it is chunks, so a tree that hardly differs from another hardly takes space.
 
+mod assembly;
+mod content;
+mod directories;
 mod file;
+mod path;
+mod previous;
 mod reader;
+mod run;
 mod writer;
 
-pub use file::{SingleFile, StoredFile};
+pub use assembly::StoredFile;
+pub use file::SingleFile;
 pub use reader::{Entries, FileReader, TreeReader};
 pub use writer::{FileSink, TreeOptions, TreeTotals, TreeWriter};

@@ -1,8 +1,9 @@
 //! The chunks on their way into packs that the index does not know yet.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
+use super::lock;
 use crate::id::ChunkId;
 use crate::pack::PackedChunk;
 
@@ -15,24 +16,19 @@ pub(super) struct Claims(Mutex<HashSet<ChunkId>>);
 impl Claims {
     /// Claims a chunk; `false` when another worker has.
     pub(super) fn claim(&self, id: ChunkId) -> bool {
-        self.lock().insert(id)
+        lock(&self.0).insert(id)
     }
 
     /// Gives a claim up: the index knows the chunk.
     pub(super) fn release(&self, id: &ChunkId) {
-        self.lock().remove(id);
+        lock(&self.0).remove(id);
     }
 
     /// Gives up the claims of a pack that the index knows now.
     pub(super) fn release_all(&self, chunks: &[PackedChunk]) {
-        let mut claims = self.lock();
+        let mut claims = lock(&self.0);
         for chunk in chunks {
             claims.remove(&chunk.id);
         }
-    }
-
-    // An insertion or removal that panicked leaves a set that is at worst too large.
-    fn lock(&self) -> MutexGuard<'_, HashSet<ChunkId>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

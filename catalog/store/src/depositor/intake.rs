@@ -1,16 +1,16 @@
 //! What the workers do with one put: hash it, find out whether it is known, encode it where it is not.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Receiver, Sender};
 
 use super::claims::Claims;
 use super::packer::ToPacker;
 use super::status::{Status, Ticket};
-use super::{ContentClass, Deposit, DepositOptions, DepositTotals, Done};
+use super::{ContentClass, Deposit, DepositOptions, DepositTotals, Done, lock};
 use crate::codec::{Encoding, Frame, encode_delta, encode_whole};
 use crate::error::Result;
-use crate::id::ChunkId;
+use crate::id::{ChunkId, PackId};
 use crate::index::{ChunkIndex, ChunkLocation};
 use crate::reader::ChunkReader;
 
@@ -31,6 +31,8 @@ pub(super) struct Intake {
     pub(super) options: DepositOptions,
     pub(super) status: Arc<Status>,
     pub(super) claims: Arc<Claims>,
+    /// The packs finished since the last flush.
+    pub(super) finished: Arc<Mutex<Vec<PackId>>>,
     pub(super) packer: Sender<ToPacker>,
     pub(super) used_buffers: Sender<Vec<u8>>,
     pub(super) totals: Mutex<DepositTotals>,
@@ -46,7 +48,14 @@ struct Base {
 impl Intake {
     /// A worker's life.
     pub(super) fn run(&self, jobs: &Receiver<Job>) {
-        for Job { mut bytes, similar, class, done, ticket } in jobs {
+        for Job {
+            mut bytes,
+            similar,
+            class,
+            done,
+            ticket,
+        } in jobs
+        {
             let outcome = self.deposit(&bytes, similar, class);
             bytes.clear();
             // A full pool has enough buffers: this one is freed.
@@ -64,8 +73,10 @@ impl Intake {
         class: ContentClass,
     ) -> Result<Deposit> {
         self.status.check()?;
-        let deposit = self.store(bytes, similar, class).map_err(|error| self.status.fail(error))?;
-        let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        let deposit = self
+            .store(bytes, similar, class)
+            .map_err(|error| self.status.fail(error))?;
+        let mut totals = lock(&self.totals);
         totals.bytes_in += bytes.len() as u64;
         totals.chunks += 1;
         totals.new_stored_bytes += u64::from(deposit.stored_bytes);
@@ -84,18 +95,37 @@ impl Intake {
 
     fn store(&self, bytes: &[u8], similar: Option<ChunkId>, class: ContentClass) -> Result<Stored> {
         if class != ContentClass::Map && all_zero(bytes) {
-            return Ok(Stored { chunk: None, how: How::Hole, stored_bytes: 0 });
+            return Ok(Stored {
+                chunk: None,
+                how: How::Hole,
+                stored_bytes: 0,
+            });
         }
         let id = ChunkId::of(bytes);
         if similar == Some(id) || self.is_known(&id)? {
-            return Ok(Stored { chunk: Some(id), how: How::Known, stored_bytes: 0 });
+            return Ok(Stored {
+                chunk: Some(id),
+                how: How::Known,
+                stored_bytes: 0,
+            });
         }
         let (frame, base) = self.encode(bytes, similar, class)?;
         let how = How::New(frame.encoding);
         let stored_bytes = u32::try_from(frame.bytes.len()).unwrap_or(u32::MAX);
-        let message = ToPacker::Frame { id, raw_bytes: bytes.len(), base, frame };
-        self.packer.send(message).map_err(|_| self.status.thread_is_gone())?;
-        Ok(Stored { chunk: Some(id), how, stored_bytes })
+        let message = ToPacker::Frame {
+            id,
+            raw_bytes: bytes.len(),
+            base,
+            frame,
+        };
+        self.packer
+            .send(message)
+            .map_err(|_| self.status.thread_is_gone())?;
+        Ok(Stored {
+            chunk: Some(id),
+            how,
+            stored_bytes,
+        })
     }
 
     /// Whether the chunk is stored, or another put of this run sees to it. If not, it is claimed for this one.
@@ -106,7 +136,9 @@ impl Intake {
         if !self.claims.claim(*id) {
             return Ok(true);
         }
-        let Some(location) = self.index.locate_reusable(id)? else { return Ok(false) };
+        let Some(location) = self.index.locate_reusable(id)? else {
+            return Ok(false);
+        };
         if let Some(base) = location.base
             && self.whole(&base)?.is_none()
         {
@@ -119,7 +151,10 @@ impl Intake {
 
     /// Where the chunk is, if it is stored whole in a pack that stays.
     fn whole(&self, id: &ChunkId) -> Result<Option<ChunkLocation>> {
-        Ok(self.index.locate_reusable(id)?.filter(|location| location.base.is_none()))
+        Ok(self
+            .index
+            .locate_reusable(id)?
+            .filter(|location| location.base.is_none()))
     }
 
     /// Encodes a chunk on its own, or as a delta where that pays: where it has at most half of the whole frame's size.
@@ -134,7 +169,11 @@ impl Intake {
         class: ContentClass,
     ) -> Result<(Frame, Option<ChunkId>)> {
         let whole = || (encode_whole(bytes, self.whole_level(class)), None);
-        let Some(base) = similar.map(|similar| self.base_of(&similar)).transpose()?.flatten() else {
+        let Some(base) = similar
+            .map(|similar| self.base_of(&similar))
+            .transpose()?
+            .flatten()
+        else {
             return Ok(whole());
         };
         let Some(delta) = encode_delta(bytes, &base.bytes, self.options.delta_level) else {
@@ -164,7 +203,9 @@ impl Intake {
     /// not stored whole in a pack that stays (a pack still open is not), and nothing when it cannot be read: a
     /// damaged base must not spoil what is stored now.
     fn base_of(&self, similar: &ChunkId) -> Result<Option<Base>> {
-        let Some(location) = self.index.locate_reusable(similar)? else { return Ok(None) };
+        let Some(location) = self.index.locate_reusable(similar)? else {
+            return Ok(None);
+        };
         let (id, location) = match location.base {
             None => (*similar, Some(location)),
             Some(base) => (base, self.whole(&base)?),

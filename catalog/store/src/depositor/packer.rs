@@ -3,11 +3,12 @@
 //! Closing waits for the disk and for the index; filling goes on meanwhile, with the next pack. After an error both
 //! throw away what still comes, so that nobody blocks on a queue, and an open pack is dropped, which removes it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Receiver, Sender};
 
 use super::claims::Claims;
+use super::lock;
 use super::status::Status;
 use crate::codec::Frame;
 use crate::error::Result;
@@ -20,8 +21,8 @@ use crate::storage::PackStorage;
 /// what a crash loses stays under three packs.
 pub(super) const CLOSE_QUEUE: usize = 1;
 
-/// The answer to a flush: the packs finished since the one before.
-pub(super) type Flushed = Sender<Result<Vec<PackId>>>;
+/// The answer to a flush.
+pub(super) type Flushed = Sender<Result<()>>;
 
 /// What the packer is told.
 #[derive(Debug)]
@@ -65,7 +66,12 @@ impl Packer {
             let failed = self.status.check().is_err();
             match message {
                 ToPacker::Frame { .. } if failed => self.open = None,
-                ToPacker::Frame { id, raw_bytes, base, frame } => {
+                ToPacker::Frame {
+                    id,
+                    raw_bytes,
+                    base,
+                    frame,
+                } => {
                     if let Err(error) = self.append(id, raw_bytes, base, &frame) {
                         self.status.fail(error);
                     }
@@ -130,11 +136,12 @@ pub(super) struct Closer {
     pub(super) index: Arc<dyn ChunkIndex>,
     pub(super) status: Arc<Status>,
     pub(super) claims: Arc<Claims>,
-    pub(super) finished: Vec<PackId>,
+    /// The packs finished since the last flush.
+    pub(super) finished: Arc<Mutex<Vec<PackId>>>,
 }
 
 impl Closer {
-    pub(super) fn run(mut self, messages: &Receiver<ToCloser>) {
+    pub(super) fn run(self, messages: &Receiver<ToCloser>) {
         for message in messages {
             match message {
                 ToCloser::Close(pack) => {
@@ -143,20 +150,19 @@ impl Closer {
                     }
                 }
                 ToCloser::Report(flushed) => {
-                    let answer = self.status.check().map(|()| std::mem::take(&mut self.finished));
                     // Whoever asked may have given up waiting.
-                    let _unwanted = flushed.send(answer);
+                    let _unwanted = flushed.send(self.status.check());
                 }
             }
         }
     }
 
-    fn close(&mut self, pack: PackWriter) -> Result<()> {
+    fn close(&self, pack: PackWriter) -> Result<()> {
         self.status.check()?;
         let closed = pack.close()?;
         self.index.publish(&closed)?;
         self.claims.release_all(&closed.chunks);
-        self.finished.push(closed.id);
+        lock(&self.finished).push(closed.id);
         Ok(())
     }
 }

@@ -1,8 +1,9 @@
 //! How a run stands: what is still under way, and the first error.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
+use super::lock;
 use crate::error::{Error, Result};
 
 /// Shared by the caller and all threads of one depositor.
@@ -26,22 +27,24 @@ pub(super) struct Ticket(Arc<Status>);
 impl Status {
     /// The first error, if there was one.
     pub(super) fn check(&self) -> Result<()> {
-        self.lock().failure.clone().map_or(Ok(()), Err)
+        lock(&self.state).failure.clone().map_or(Ok(()), Err)
     }
 
     /// Keeps the error if it is the first, and gives it back.
     pub(super) fn fail(&self, error: Error) -> Error {
-        self.lock().failure.get_or_insert(error).clone()
+        lock(&self.state).failure.get_or_insert(error).clone()
     }
 
     /// The error of whoever finds that a thread of the pipeline is no longer there.
     pub(super) fn thread_is_gone(&self) -> Error {
-        self.fail(Error::Invalid("A thread that stores chunks ended early: this is a defect of barmanfs".to_owned()))
+        self.fail(Error::Invalid(
+            "A thread that stores chunks ended early: this is a defect of barmanfs".to_owned(),
+        ))
     }
 
     /// Registers a put, unless something failed.
     pub(super) fn begin(self: &Arc<Self>) -> Result<Ticket> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if let Some(error) = &state.failure {
             return Err(error.clone());
         }
@@ -53,20 +56,15 @@ impl Status {
     pub(super) fn wait_idle(&self) -> Result<()> {
         let state = self
             .idle
-            .wait_while(self.lock(), |state| state.pending > 0)
+            .wait_while(lock(&self.state), |state| state.pending > 0)
             .unwrap_or_else(PoisonError::into_inner);
         state.failure.clone().map_or(Ok(()), Err)
-    }
-
-    // Each change of the state is one assignment, so it is consistent even after a panic elsewhere.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
+        let mut state = lock(&self.0.state);
         state.pending -= 1;
         if state.pending == 0 {
             self.0.idle.notify_all();

@@ -33,14 +33,21 @@ const PAGE_TARGET_BYTES: usize = 256 * 1024;
 /// Whether a page of `page_bytes` ends before an entry of this name and `entry_bytes`.
 pub(crate) fn ends_page(page_bytes: usize, name: &[u8], entry_bytes: usize) -> bool {
     page_bytes > HEADER_BYTES
-        && (crc32c::crc32c(name).is_multiple_of(NAMES_PER_PAGE) || page_bytes + entry_bytes > PAGE_TARGET_BYTES)
+        && (crc32c::crc32c(name).is_multiple_of(NAMES_PER_PAGE)
+            || page_bytes + entry_bytes > PAGE_TARGET_BYTES)
 }
 
 /// What stands before a page's entries.
 pub(crate) fn encode_page_header(entries: u32) -> [u8; HEADER_BYTES] {
     let mut header = [0; HEADER_BYTES];
-    let fields = MAGIC.into_iter().chain(FORMAT_VERSION.to_le_bytes()).chain(entries.to_le_bytes());
-    header.iter_mut().zip(fields).for_each(|(byte, field)| *byte = field);
+    let fields = MAGIC
+        .into_iter()
+        .chain(FORMAT_VERSION.to_le_bytes())
+        .chain(entries.to_le_bytes());
+    header
+        .iter_mut()
+        .zip(fields)
+        .for_each(|(byte, field)| *byte = field);
     header
 }
 
@@ -50,10 +57,18 @@ pub(crate) fn encode_page_header(entries: u32) -> [u8; HEADER_BYTES] {
 /// [`Error::Invalid`] for what no reader would accept.
 pub(crate) fn encode_entry(name: &[u8], attributes: &Attributes, node: &Node) -> Result<Box<[u8]>> {
     let mut out = Vec::with_capacity(64 + name.len() + 36);
-    check_name(name).and_then(|()| attributes.check()).map_err(Error::Invalid)?;
+    check_name(name)
+        .and_then(|()| attributes.check())
+        .map_err(Error::Invalid)?;
     out.push(match node {
-        Node::File(FileMap { windows: Windows::Inline(_), .. }) => kind::FILE_INLINE,
-        Node::File(FileMap { windows: Windows::Pieces(_), .. }) => kind::FILE_IN_PIECES,
+        Node::File(FileMap {
+            windows: Windows::Inline(_),
+            ..
+        }) => kind::FILE_INLINE,
+        Node::File(FileMap {
+            windows: Windows::Pieces(_),
+            ..
+        }) => kind::FILE_IN_PIECES,
         Node::Directory(_) => kind::DIRECTORY,
         Node::Symlink(_) => kind::SYMLINK,
     });
@@ -73,7 +88,10 @@ pub(crate) fn encode_entry(name: &[u8], attributes: &Attributes, node: &Node) ->
     }
     if HEADER_BYTES + out.len() > MAX_CHUNK_BYTES {
         let name = name.escape_ascii();
-        return Err(Error::Invalid(format!("\"{name}\" is too large for a directory listing: {} bytes", out.len())));
+        return Err(Error::Invalid(format!(
+            "\"{name}\" is too large for a directory listing: {} bytes",
+            out.len()
+        )));
     }
     Ok(out.into_boxed_slice())
 }
@@ -93,7 +111,11 @@ fn push_map(out: &mut Vec<u8>, map: &FileMap) -> Result<()> {
 fn push_directory(out: &mut Vec<u8>, directory: &DirectoryRef) {
     out.extend(directory.entries.to_le_bytes());
     // A number of pages that does not fit is far past what fits a chunk, which is checked at the end.
-    out.extend(u32::try_from(directory.pages.len()).unwrap_or(u32::MAX).to_le_bytes());
+    out.extend(
+        u32::try_from(directory.pages.len())
+            .unwrap_or(u32::MAX)
+            .to_le_bytes(),
+    );
     for page in &directory.pages {
         push_short(out, &page.first);
         out.extend(page.chunk.0);
@@ -118,7 +140,7 @@ pub(crate) struct EntryView<'a> {
 #[derive(Debug)]
 pub(crate) enum NodeView<'a> {
     File(FileView<'a>),
-    Directory { entries: u64, pages: Vec<(&'a [u8], ChunkId)> },
+    Directory(DirectoryView<'a>),
     Symlink(&'a [u8]),
 }
 
@@ -137,22 +159,31 @@ enum RowsView<'a> {
     Pieces(&'a [[u8; ChunkId::BYTES]]),
 }
 
+/// A directory's listing.
+#[derive(Debug)]
+pub(crate) struct DirectoryView<'a> {
+    entries: u64,
+    /// First name and chunk of each page.
+    pages: Vec<(&'a [u8], ChunkId)>,
+}
+
 impl EntryView<'_> {
     /// The entry, with everything in it checked.
     pub(crate) fn to_entry(&self) -> Result<Entry, String> {
         let node = match &self.node {
             NodeView::File(file) => Node::File(file.to_map()?),
-            NodeView::Directory { entries, pages } => {
-                let page = |&(first, chunk): &(&[u8], ChunkId)| PageRef { first: first.to_vec(), chunk };
-                Node::Directory(DirectoryRef { entries: *entries, pages: pages.iter().map(page).collect() })
-            }
+            NodeView::Directory(directory) => Node::Directory(directory.to_ref()),
             NodeView::Symlink(target) => {
                 check_target(target)?;
                 Node::Symlink(target.to_vec())
             }
         };
         self.attributes.check()?;
-        Ok(Entry { name: self.name.to_vec(), attributes: self.attributes, node })
+        Ok(Entry {
+            name: self.name.to_vec(),
+            attributes: self.attributes,
+            node,
+        })
     }
 }
 
@@ -162,10 +193,33 @@ impl FileView<'_> {
             RowsView::Inline(rows) => Windows::Inline(rows.iter().map(Window::from_row).collect()),
             RowsView::Pieces(ids) => Windows::Pieces(ids.iter().map(|id| ChunkId(*id)).collect()),
         };
-        let Self { size_bytes, window_bytes, crc32c, .. } = *self;
-        let map = FileMap { size_bytes, window_bytes, crc32c, windows };
+        let Self {
+            size_bytes,
+            window_bytes,
+            crc32c,
+            ..
+        } = *self;
+        let map = FileMap {
+            size_bytes,
+            window_bytes,
+            crc32c,
+            windows,
+        };
         map.check()?;
         Ok(map)
+    }
+}
+
+impl DirectoryView<'_> {
+    fn to_ref(&self) -> DirectoryRef {
+        let page = |&(first, chunk): &(&[u8], ChunkId)| PageRef {
+            first: first.to_vec(),
+            chunk,
+        };
+        DirectoryRef {
+            entries: self.entries,
+            pages: self.pages.iter().map(page).collect(),
+        }
     }
 }
 
@@ -186,37 +240,41 @@ impl Page {
     /// # Errors
     /// [`Error::Damaged`], [`Error::NewerFormat`].
     pub(crate) fn open(page: &PageRef, bytes: Arc<[u8]>) -> Result<Self> {
-        let mut page = Self::begin(page.chunk, bytes)?.starting_with(&page.first)?;
-        page.previous = 0..0;
-        Ok(page)
-    }
-
-    fn begin(chunk: ChunkId, bytes: Arc<[u8]>) -> Result<Self> {
+        let chunk = page.chunk;
+        let damaged = |reason| Error::damaged(what(chunk), reason);
         let mut cursor = Cursor { bytes: &bytes, at: 0 };
-        let header = (|| {
-            let magic = cursor.array::<4>()?;
-            Ok::<_, String>((magic, cursor.u32()?, cursor.u32()?))
-        })();
-        let at = cursor.at;
-        match header {
-            Ok((MAGIC, FORMAT_VERSION, 1..)) => {}
-            Ok((MAGIC, found, _)) if found > FORMAT_VERSION => {
-                return Err(Error::NewerFormat { what: what(chunk), found, newest: FORMAT_VERSION });
+        let left = match cursor.header().map_err(damaged)? {
+            (MAGIC, FORMAT_VERSION, entries @ 1..) => entries,
+            (MAGIC, found, _) if found > FORMAT_VERSION => {
+                return Err(Error::NewerFormat {
+                    what: what(chunk),
+                    found,
+                    newest: FORMAT_VERSION,
+                });
             }
-            Ok(_) => return Err(Error::damaged(what(chunk), "It does not begin like one")),
-            Err(reason) => return Err(Error::damaged(what(chunk), reason)),
+            _ => return Err(damaged("It does not begin like one".to_owned())),
+        };
+        let at = cursor.at;
+        let first = Cursor {
+            bytes: &bytes,
+            at: at + KIND_BYTES,
         }
-        let left = header.map_or(0, |(_, _, entries)| entries);
-        Ok(Self { chunk, bytes, at, left, previous: 0..0 })
-    }
-
-    fn starting_with(self, first: &[u8]) -> Result<Self> {
-        let begins = Cursor { bytes: &self.bytes, at: self.at + 1 }.short().is_ok_and(|name| name == first);
-        if begins {
-            return Ok(self);
+        .short()
+        .map_err(damaged)?;
+        if first != page.first {
+            let expected = page.first.escape_ascii();
+            return Err(damaged(format!(
+                "It begins with \"{}\" instead of \"{expected}\"",
+                first.escape_ascii()
+            )));
         }
-        let reason = format!("It does not begin with \"{}\"", first.escape_ascii());
-        Err(Error::damaged(what(self.chunk), reason))
+        Ok(Self {
+            chunk,
+            bytes,
+            at,
+            left,
+            previous: 0..0,
+        })
     }
 
     /// The next entry; `None` at the end.
@@ -227,15 +285,29 @@ impl Page {
         let damaged = |reason: String| Error::damaged(what(self.chunk), reason);
         if self.left == 0 {
             let rest = self.bytes.len().saturating_sub(self.at);
-            return if rest == 0 { Ok(None) } else { Err(damaged(format!("{rest} bytes follow its last entry"))) };
+            return if rest == 0 {
+                Ok(None)
+            } else {
+                Err(damaged(format!("{rest} bytes follow its last entry")))
+            };
         }
-        let mut cursor = Cursor { bytes: &self.bytes, at: self.at };
+        let mut cursor = Cursor {
+            bytes: &self.bytes,
+            at: self.at,
+        };
         let view = read_entry(&mut cursor).map_err(damaged)?;
         check_name(view.name).map_err(damaged)?;
-        if self.bytes.get(self.previous.clone()).is_some_and(|previous| previous >= view.name) {
-            return Err(damaged(format!("\"{}\" does not stand where it belongs", view.name.escape_ascii())));
+        if self
+            .bytes
+            .get(self.previous.clone())
+            .is_some_and(|previous| previous >= view.name)
+        {
+            return Err(damaged(format!(
+                "\"{}\" does not stand where it belongs",
+                view.name.escape_ascii()
+            )));
         }
-        let name_at = self.at + NAME_OFFSET;
+        let name_at = self.at + KIND_BYTES + LENGTH_BYTES;
         self.previous = name_at..name_at + view.name.len();
         self.at = cursor.at;
         self.left -= 1;
@@ -248,8 +320,11 @@ impl Page {
     }
 }
 
-/// An entry begins with its kind and its name's length.
-const NAME_OFFSET: usize = 3;
+/// An entry begins with its kind, ...
+const KIND_BYTES: usize = 1;
+
+/// ... and its name, which, like everything short, stands behind its length.
+const LENGTH_BYTES: usize = 2;
 
 fn what(chunk: ChunkId) -> String {
     format!("Listing page {chunk}")
@@ -266,12 +341,23 @@ fn read_entry<'a>(cursor: &mut Cursor<'a>) -> Result<EntryView<'a>, String> {
         mtime_ns: cursor.u32()?,
     };
     let node = match kind {
-        kind::FILE_INLINE | kind::FILE_IN_PIECES => NodeView::File(read_map(cursor, kind == kind::FILE_INLINE)?),
-        kind::DIRECTORY => read_directory(cursor)?,
+        kind::FILE_INLINE | kind::FILE_IN_PIECES => {
+            NodeView::File(read_map(cursor, kind == kind::FILE_INLINE)?)
+        }
+        kind::DIRECTORY => NodeView::Directory(read_directory(cursor)?),
         kind::SYMLINK => NodeView::Symlink(cursor.short()?),
-        _ => return Err(format!("\"{}\" is of the unknown kind {kind}", name.escape_ascii())),
+        _ => {
+            return Err(format!(
+                "\"{}\" is of the unknown kind {kind}",
+                name.escape_ascii()
+            ));
+        }
     };
-    Ok(EntryView { name, attributes, node })
+    Ok(EntryView {
+        name,
+        attributes,
+        node,
+    })
 }
 
 fn read_map<'a>(cursor: &mut Cursor<'a>, inline: bool) -> Result<FileView<'a>, String> {
@@ -279,21 +365,28 @@ fn read_map<'a>(cursor: &mut Cursor<'a>, inline: bool) -> Result<FileView<'a>, S
     let windows = size_bytes.div_ceil(u64::from(window_bytes.max(1)));
     let rows = if inline {
         if windows > INLINE_WINDOWS as u64 {
-            return Err(format!("{windows} windows stand in a listing, at most {INLINE_WINDOWS} may"));
+            return Err(format!(
+                "{windows} windows stand in a listing, at most {INLINE_WINDOWS} may"
+            ));
         }
         RowsView::Inline(cursor.arrays(windows)?)
     } else {
         RowsView::Pieces(cursor.arrays(FileMap::piece_count(windows))?)
     };
-    Ok(FileView { size_bytes, window_bytes, crc32c, rows })
+    Ok(FileView {
+        size_bytes,
+        window_bytes,
+        crc32c,
+        rows,
+    })
 }
 
-fn read_directory<'a>(cursor: &mut Cursor<'a>) -> Result<NodeView<'a>, String> {
+fn read_directory<'a>(cursor: &mut Cursor<'a>) -> Result<DirectoryView<'a>, String> {
     let (entries, count) = (cursor.u64()?, cursor.u32()?);
     let pages = (0..count)
         .map(|_| Ok((cursor.short()?, ChunkId(cursor.array()?))))
         .collect::<Result<Vec<_>, String>>()?;
-    Ok(NodeView::Directory { entries, pages })
+    Ok(DirectoryView { entries, pages })
 }
 
 /// Takes fields off the front; every error says where.
@@ -305,13 +398,18 @@ struct Cursor<'a> {
 impl<'a> Cursor<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8], String> {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
-        let taken = rest.get(..count).ok_or_else(|| format!("It ends within an entry, at byte {}", self.at))?;
+        let taken = rest
+            .get(..count)
+            .ok_or_else(|| format!("It ends within an entry, at byte {}", self.at))?;
         self.at += count;
         Ok(taken)
     }
 
     fn arrays<const N: usize>(&mut self, count: u64) -> Result<&'a [[u8; N]], String> {
-        let bytes = usize::try_from(count).ok().and_then(|count| count.checked_mul(N)).unwrap_or(usize::MAX);
+        let bytes = usize::try_from(count)
+            .ok()
+            .and_then(|count| count.checked_mul(N))
+            .unwrap_or(usize::MAX);
         let (arrays, _) = self.take(bytes)?.as_chunks();
         Ok(arrays)
     }
@@ -330,6 +428,10 @@ impl<'a> Cursor<'a> {
 
     fn u64(&mut self) -> Result<u64, String> {
         self.array().map(u64::from_le_bytes)
+    }
+
+    fn header(&mut self) -> Result<([u8; 4], u32, u32), String> {
+        Ok((self.array()?, self.u32()?, self.u32()?))
     }
 
     fn short(&mut self) -> Result<&'a [u8], String> {

@@ -1,31 +1,26 @@
-//! Reading.
+//! Reading trees: listings, file maps and content, each checked before it is believed.
+//!
+//! Nothing parsed is kept here: pages and pieces of maps are chunks, and the chunk cache has those in use. The window
+//! of an offset is a division in a piece's bytes as they are, so a random read costs two cache look-ups.
 
 use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::content::{ContentChunks, tree_chunks};
 use crate::error::{Error, Result};
-use crate::file_map::{FileMap, Window};
+use crate::file_map::{FileMap, PIECE_WINDOWS, ROW_BYTES, Window, Windows, row_at};
 use crate::id::ChunkId;
-use crate::listing::{DirectoryRef, Entry};
+use crate::listing::{DirectoryRef, Entry, Node, Page, PageRef};
 use crate::reader::ChunkReader;
+
+/// Windows a [`FileReader`] has decoded ahead of where it reads: 1 MiB of data.
+const READ_AHEAD_WINDOWS: u64 = 8;
 
 /// Reads trees. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct TreeReader {
     chunks: Arc<ChunkReader>,
-}
-
-/// The entries of a directory, sorted by name. See [`TreeReader::entries`].
-#[derive(Debug)]
-pub struct Entries {}
-
-/// A file's content from front to back. See [`TreeReader::reader`].
-#[derive(Debug)]
-pub struct FileReader {}
-
-fn not_yet<T>() -> Result<T> {
-    Err(Error::Invalid("not yet".to_owned()))
 }
 
 impl TreeReader {
@@ -40,63 +35,290 @@ impl TreeReader {
     }
 
     /// The entries of a directory, page by page, sorted by name.
-    pub fn entries(&self, _directory: &DirectoryRef) -> Entries {
-        Entries {}
+    pub fn entries(&self, directory: &DirectoryRef) -> Entries {
+        Entries {
+            tree: self.clone(),
+            directory: directory.clone(),
+            next_page: 0,
+            page: None,
+            seen: 0,
+            last: None,
+        }
     }
 
-    /// The entry of this name.
-    pub fn lookup(&self, _directory: &DirectoryRef, _name: &[u8]) -> Result<Option<Entry>> {
-        not_yet()
+    /// The entry of this name, if the directory has one.
+    ///
+    /// # Errors
+    /// When the page that would have it cannot be read or is damaged.
+    pub fn lookup(&self, directory: &DirectoryRef, name: &[u8]) -> Result<Option<Entry>> {
+        let after = directory
+            .pages
+            .partition_point(|page| page.first.as_slice() <= name);
+        let Some(page) = after.checked_sub(1).and_then(|index| directory.pages.get(index)) else {
+            return Ok(None);
+        };
+        let mut page = self.page(page)?;
+        let what = page.what();
+        while let Some(view) = page.next()? {
+            if view.name == name {
+                return view
+                    .to_entry()
+                    .map(Some)
+                    .map_err(|reason| Error::damaged(what, reason));
+            }
+            if view.name > name {
+                break;
+            }
+        }
+        Ok(None)
     }
 
-    /// The entry at this path below `root`: "base/5/1259".
-    pub fn find(&self, _root: &DirectoryRef, _path: &[u8]) -> Result<Option<Entry>> {
-        not_yet()
+    /// The entry at this path below `root` ("base/5/1259"), if there is one.
+    ///
+    /// # Errors
+    /// When a page on the way cannot be read or is damaged.
+    pub fn find(&self, root: &DirectoryRef, path: &[u8]) -> Result<Option<Entry>> {
+        let mut names = path.split(|&byte| byte == b'/');
+        let mut entry = match names.next() {
+            Some(name) => self.lookup(root, name)?,
+            None => None,
+        };
+        for name in names {
+            let Some(Entry {
+                node: Node::Directory(directory),
+                ..
+            }) = entry
+            else {
+                return Ok(None);
+            };
+            entry = self.lookup(&directory, name)?;
+        }
+        Ok(entry)
     }
 
     /// Window `n` of a file.
-    pub fn window(&self, _map: &FileMap, _n: u64) -> Result<Window> {
-        not_yet()
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] past the file's end; when the piece that has it cannot be read or is damaged.
+    pub fn window(&self, map: &FileMap, n: u64) -> Result<Window> {
+        WindowCursor::default().window(self, map, n)
     }
 
     /// Reads from `offset` until `buffer` is full or the file ends; returns the number of bytes.
-    pub fn read_at(&self, _map: &FileMap, _offset: u64, _buffer: &mut [u8]) -> Result<usize> {
-        not_yet()
+    ///
+    /// # Errors
+    /// When a chunk cannot be read or is not what the map says.
+    pub fn read_at(&self, map: &FileMap, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let mut cursor = WindowCursor::default();
+        let mut done = 0;
+        for n in map.windows_of(offset, buffer.len() as u64) {
+            let at = offset + done as u64;
+            // Less than a window's size, which is a u32.
+            let skip = (at - n * u64::from(map.window_bytes)) as usize;
+            let length = map.window_length(n) as usize;
+            let rest = buffer.get_mut(done..).unwrap_or_default();
+            let count = rest.len().min(length - skip);
+            let (target, _) = rest.split_at_mut(count);
+            match cursor.window(self, map, n)?.chunk {
+                None => target.fill(0),
+                Some(chunk) => {
+                    let bytes = self.sized_chunk(&chunk, length)?;
+                    target.copy_from_slice(bytes.get(skip..skip + count).unwrap_or_default());
+                }
+            }
+            done += count;
+        }
+        Ok(done)
     }
 
-    /// Starts decoding these windows in the background, so that a read soon after finds them in the cache.
-    pub fn read_ahead(&self, _map: &FileMap, _windows: Range<u64>) -> Result<()> {
-        not_yet()
+    /// Has these windows decoded in the background, so that a read soon after finds them in the cache.
+    ///
+    /// # Errors
+    /// When a piece of the map cannot be read or is damaged.
+    pub fn read_ahead(&self, map: &FileMap, windows: Range<u64>) -> Result<()> {
+        let mut cursor = WindowCursor::default();
+        for n in windows.start..windows.end.min(map.window_count()) {
+            self.chunks.read_ahead(cursor.window(self, map, n)?.chunk);
+        }
+        Ok(())
     }
 
-    /// Where, from `offset` on, the first byte is that is not in a hole; `None` when only a hole follows.
-    pub fn next_data(&self, _map: &FileMap, _offset: u64) -> Result<Option<u64>> {
-        not_yet()
+    /// Where, from `offset` on, the first byte is that is not in a hole; `None` when nothing but a hole follows, and
+    /// at the end.
+    ///
+    /// # Errors
+    /// When a piece of the map cannot be read or is damaged.
+    pub fn next_data(&self, map: &FileMap, offset: u64) -> Result<Option<u64>> {
+        self.next_window(map, offset, |window| window.chunk.is_some())
     }
 
-    /// Where, from `offset` on, the first hole begins; the file's size when none does.
-    pub fn next_hole(&self, _map: &FileMap, _offset: u64) -> Result<u64> {
-        not_yet()
+    /// Where, from `offset` on, the first hole begins; the file's size when there is none.
+    ///
+    /// # Errors
+    /// When a piece of the map cannot be read or is damaged.
+    pub fn next_hole(&self, map: &FileMap, offset: u64) -> Result<u64> {
+        let hole = self.next_window(map, offset, |window| window.chunk.is_none())?;
+        Ok(hole.unwrap_or(map.size_bytes))
+    }
+
+    fn next_window(
+        &self,
+        map: &FileMap,
+        offset: u64,
+        wanted: impl Fn(&Window) -> bool,
+    ) -> Result<Option<u64>> {
+        let mut cursor = WindowCursor::default();
+        for n in map.windows_of(offset, u64::MAX) {
+            if wanted(&cursor.window(self, map, n)?) {
+                return Ok(Some(offset.max(n * u64::from(map.window_bytes))));
+            }
+        }
+        Ok(None)
     }
 
     /// The content from front to back.
-    pub fn reader(&self, _map: FileMap) -> FileReader {
-        FileReader {}
+    pub fn reader(&self, map: FileMap) -> FileReader {
+        FileReader {
+            tree: self.clone(),
+            map,
+            offset: 0,
+            ahead: 0,
+        }
     }
 
-    /// Calls `each` with every chunk the tree consists of: listing pages, pieces of maps, windows. Where it answers
-    /// `false` for a page or a piece, what that refers to is left out.
+    /// Calls `each` with every chunk the tree consists of: listing pages, pieces of maps, windows; with some more than
+    /// once. Where it answers `false` for a page or a piece, what that refers to is left out.
+    ///
+    /// # Errors
+    /// When a page or piece cannot be read or is damaged; whatever `each` returns.
     pub fn chunks_of(
         &self,
-        _directory: &DirectoryRef,
-        _each: &mut dyn FnMut(ChunkId) -> Result<bool>,
+        root: &DirectoryRef,
+        each: &mut dyn FnMut(ChunkId) -> Result<bool>,
     ) -> Result<()> {
-        not_yet()
+        tree_chunks(self, root, each)
     }
 
     /// The same for one file: pieces of its map, windows.
-    pub fn chunks_of_file(&self, _map: &FileMap, _each: &mut dyn FnMut(ChunkId) -> Result<bool>) -> Result<()> {
-        not_yet()
+    ///
+    /// # Errors
+    /// As [`chunks_of`](Self::chunks_of).
+    pub fn chunks_of_file(&self, map: &FileMap, each: &mut dyn FnMut(ChunkId) -> Result<bool>) -> Result<()> {
+        ContentChunks { tree: self, each }.file(map)
+    }
+
+    /// A page of a listing.
+    pub(super) fn page(&self, page: &PageRef) -> Result<Page> {
+        Page::open(page, self.chunks.get(&page.chunk)?)
+    }
+
+    /// The rows of a piece that has `windows` of them.
+    pub(super) fn piece(&self, chunk: &ChunkId, windows: usize) -> Result<Arc<[u8]>> {
+        self.sized_chunk(chunk, windows * ROW_BYTES)
+    }
+
+    fn sized_chunk(&self, chunk: &ChunkId, expected_bytes: usize) -> Result<Arc<[u8]>> {
+        let bytes = self.chunks.get(chunk)?;
+        if bytes.len() != expected_bytes {
+            let reason = format!(
+                "It has {} bytes where its file's map needs {expected_bytes}",
+                bytes.len()
+            );
+            return Err(Error::damaged(format!("Chunk {chunk}"), reason));
+        }
+        Ok(bytes)
+    }
+}
+
+/// Finds windows of one map, one after the other: remembers the piece it is in.
+#[derive(Debug, Default)]
+pub(super) struct WindowCursor {
+    piece: Option<(u64, Arc<[u8]>)>,
+}
+
+impl WindowCursor {
+    /// Window `n`, see [`TreeReader::window`].
+    pub(super) fn window(&mut self, tree: &TreeReader, map: &FileMap, n: u64) -> Result<Window> {
+        let past_end = || {
+            Error::Invalid(format!(
+                "Window {n} is past the end of a file of {} bytes",
+                map.size_bytes
+            ))
+        };
+        let at = usize::try_from(n).map_err(|_| past_end())?;
+        let pieces = match &map.windows {
+            Windows::Inline(windows) => return windows.get(at).copied().ok_or_else(past_end),
+            Windows::Pieces(pieces) => pieces,
+        };
+        let (piece, row) = (at / PIECE_WINDOWS, at % PIECE_WINDOWS);
+        let number = piece as u64;
+        let rows = match self.piece.take() {
+            Some((current, rows)) if current == number => rows,
+            _ => tree.piece(pieces.get(piece).ok_or_else(past_end)?, map.piece_windows(number))?,
+        };
+        let window = row_at(&rows, row).ok_or_else(past_end);
+        self.piece = Some((number, rows));
+        window
+    }
+}
+
+/// The entries of a directory, sorted by name. See [`TreeReader::entries`].
+#[derive(Debug)]
+pub struct Entries {
+    tree: TreeReader,
+    directory: DirectoryRef,
+    next_page: usize,
+    page: Option<Page>,
+    /// Entries so far.
+    seen: u64,
+    /// The name before: pages follow each other in order, as entries do within one.
+    last: Option<Vec<u8>>,
+}
+
+impl Entries {
+    fn advance(&mut self) -> Result<Option<Entry>> {
+        loop {
+            if let Some(page) = &mut self.page {
+                let what = page.what();
+                if let Some(view) = page.next()? {
+                    let entry = view.to_entry().map_err(|reason| Error::damaged(what, reason))?;
+                    return self.in_order(entry).map(Some);
+                }
+            }
+            let Some(next) = self.directory.pages.get(self.next_page) else {
+                break;
+            };
+            self.page = Some(self.tree.page(next)?);
+            self.next_page += 1;
+            self.tree
+                .chunks
+                .read_ahead(self.directory.pages.get(self.next_page).map(|page| page.chunk));
+        }
+        self.page = None;
+        let expected = self.directory.entries;
+        if self.seen == expected {
+            return Ok(None);
+        }
+        Err(self.damaged(format!("It has {} entries instead of {expected}", self.seen)))
+    }
+
+    fn in_order(&mut self, entry: Entry) -> Result<Entry> {
+        if self.last.as_ref().is_some_and(|last| *last >= entry.name) {
+            let name = entry.name.escape_ascii();
+            return Err(self.damaged(format!("\"{name}\" does not stand where it belongs")));
+        }
+        self.last = Some(entry.name.clone());
+        self.seen += 1;
+        Ok(entry)
+    }
+
+    fn damaged(&self, reason: String) -> Error {
+        let first = self
+            .directory
+            .pages
+            .first()
+            .map_or_else(|| "no page".to_owned(), |page| page.chunk.to_string());
+        Error::damaged(format!("The directory listing that begins with {first}"), reason)
     }
 }
 
@@ -104,12 +326,43 @@ impl Iterator for Entries {
     type Item = Result<Entry>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        None
+        let next = self.advance().transpose();
+        if matches!(next, None | Some(Err(_))) {
+            // Once it has ended, it has ended.
+            self.next_page = self.directory.pages.len();
+            self.page = None;
+            self.directory.entries = self.seen;
+        }
+        next
+    }
+}
+
+/// A file's content from front to back. See [`TreeReader::reader`].
+#[derive(Debug)]
+pub struct FileReader {
+    tree: TreeReader,
+    map: FileMap,
+    offset: u64,
+    /// Windows before this one have been asked for ahead.
+    ahead: u64,
+}
+
+impl FileReader {
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        let here = self.offset / u64::from(self.map.window_bytes.max(1));
+        if self.ahead <= here + READ_AHEAD_WINDOWS / 2 {
+            let end = here + 1 + READ_AHEAD_WINDOWS;
+            self.tree.read_ahead(&self.map, self.ahead.max(here + 1)..end)?;
+            self.ahead = end;
+        }
+        let count = self.tree.read_at(&self.map, self.offset, buffer)?;
+        self.offset += count as u64;
+        Ok(count)
     }
 }
 
 impl Read for FileReader {
-    fn read(&mut self, _buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(0)
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.fill(buffer).map_err(io::Error::other)
     }
 }

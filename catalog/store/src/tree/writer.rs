@@ -1,15 +1,41 @@
-//! Writing.
+//! Writing a tree from a stream of files, directories and links in any order.
+//!
+//! File content goes to the depositor as it comes; entries wait in memory until their directory is complete or memory
+//! is short. The listings follow at the end, the deepest first, because a directory's entry names its pages.
+//!
+//! Whatever the order things come in and whatever had to be written early, the same tree has the same root.
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::depositor::Depositor;
+use super::TreeReader;
+use super::assembly::StoredFile;
+use super::directories::{Directories, Directory, EntryMap, twice};
+use super::file::{FileShape, FileWriter};
+use super::path::{checked, depth, split};
+use super::previous::Previous;
+use super::run::{Run, RunWriter};
+use crate::depositor::{ContentClass, Depositor};
 use crate::error::{Error, Result};
-use crate::listing::{Attributes, DirectoryRef};
-use crate::tree::TreeReader;
+use crate::layout::WAL_WINDOW_BYTES;
+use crate::listing::{Attributes, DirectoryRef, Node, encode_entry};
 
 /// How a [`TreeWriter`] works.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct TreeOptions {}
+#[derive(Debug, Clone, Copy)]
+pub struct TreeOptions {
+    /// Entries of directories the stream has left are written out when all entries take more memory than this. The
+    /// largest directory should fit; a directory entered again after it was written out costs reading it back.
+    pub entries_bytes: usize,
+}
+
+impl Default for TreeOptions {
+    /// Room for some 80,000 files.
+    fn default() -> Self {
+        Self {
+            entries_bytes: 16 * 1024 * 1024,
+        }
+    }
+}
 
 /// What a finished tree is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,64 +52,309 @@ pub struct TreeTotals {
     pub logical_bytes: u64,
 }
 
-/// Writes one tree; paths are relative ("base/5/1259") and come in any order.
+/// Writes one tree; paths are relative ("base/5/1259") and come in any order. Several files may be written at the
+/// same time.
 #[derive(Debug)]
-pub struct TreeWriter {}
+pub struct TreeWriter {
+    depositor: Arc<Depositor>,
+    options: TreeOptions,
+    previous: Mutex<Option<Previous>>,
+    tree: Arc<Mutex<Tree>>,
+}
 
-/// One file being written; its content comes from front to back. Dropped without `finish`, the tree cannot finish.
+/// What files report to when they are complete.
 #[derive(Debug)]
-pub struct FileSink {}
-
-fn not_yet<T>() -> Result<T> {
-    Err(Error::Invalid("not yet".to_owned()))
+struct Tree {
+    directories: Directories,
+    files: u64,
+    logical_bytes: u64,
+    failure: Option<Error>,
 }
 
 impl TreeWriter {
-    /// Begins a tree; `previous` is the tree it is likely similar to: the server's last backup.
+    /// Begins a tree; `previous` is the tree it is likely similar to: the server's last backup. It must stay
+    /// referenced while this one is written: its chunks are used without asking the index.
     pub fn begin(
-        _depositor: Arc<Depositor>,
-        _previous: Option<(TreeReader, DirectoryRef)>,
-        _options: TreeOptions,
+        depositor: Arc<Depositor>,
+        previous: Option<(TreeReader, DirectoryRef)>,
+        options: TreeOptions,
     ) -> Self {
-        Self {}
+        let tree = Tree {
+            directories: Directories::new(),
+            files: 0,
+            logical_bytes: 0,
+            failure: None,
+        };
+        let previous = previous.map(|(tree, root)| Previous::new(tree, root));
+        Self {
+            depositor,
+            options,
+            previous: Mutex::new(previous),
+            tree: Arc::new(Mutex::new(tree)),
+        }
     }
 
     /// Adds a directory. Its parents need not be there yet.
-    pub fn directory(&self, _path: &[u8], _attributes: Attributes) -> Result<()> {
-        not_yet()
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a path that is refused or came before; an earlier error of this tree.
+    pub fn directory(&self, path: &[u8], attributes: Attributes) -> Result<()> {
+        attributes.check().map_err(Error::Invalid)?;
+        self.change()?.directories.add(checked(path)?, attributes)?;
+        self.make_room()
     }
 
     /// Adds a symbolic link.
-    pub fn symlink(&self, _path: &[u8], _attributes: Attributes, _target: &[u8]) -> Result<()> {
-        not_yet()
+    ///
+    /// # Errors
+    /// As [`directory`](Self::directory), and for an impossible target.
+    pub fn symlink(&self, path: &[u8], attributes: Attributes, target: &[u8]) -> Result<()> {
+        let path = checked(path)?;
+        let entry = encode_entry(split(path).1, &attributes, &Node::Symlink(target.to_vec()))?;
+        self.change()?.directories.insert(path, Some(entry))?;
+        self.make_room()
     }
 
-    /// Adds a file of `size_bytes`, cut into windows of `window_bytes`.
+    /// Adds a file of `size_bytes`, cut into windows of `window_bytes`. Its content goes into the sink.
+    ///
+    /// # Errors
+    /// As [`directory`](Self::directory), and for an impossible window size.
     pub fn file(
         &self,
-        _path: &[u8],
-        _attributes: Attributes,
-        _size_bytes: u64,
-        _window_bytes: u32,
+        path: &[u8],
+        attributes: Attributes,
+        size_bytes: u64,
+        window_bytes: u32,
     ) -> Result<FileSink> {
-        not_yet()
+        let path = checked(path)?;
+        let class = if window_bytes == WAL_WINDOW_BYTES {
+            ContentClass::Wal
+        } else {
+            ContentClass::Data
+        };
+        let shape = FileShape {
+            size_bytes,
+            window_bytes,
+            class,
+        };
+        shape
+            .check()
+            .and_then(|()| attributes.check().map_err(Error::Invalid))
+            .map_err(|error| about(path, error))?;
+        self.change()?.directories.insert(path, None)?;
+        self.make_room()?;
+        let similar = self
+            .previous()
+            .as_mut()
+            .and_then(|previous| previous.file(path, window_bytes));
+        let (tree, whose) = (Arc::clone(&self.tree), path.to_vec());
+        let done = Box::new(move |file| lock(&tree).complete(&whose, attributes, file));
+        let writer = FileWriter::begin(Arc::clone(&self.depositor), shape, similar, done);
+        Ok(FileSink {
+            path: path.to_vec(),
+            writer,
+        })
     }
 
     /// Waits for all files and writes the listings. Parents that were not given get the root's attributes. What was
     /// written is durable after the depositor's next flush.
-    pub fn finish(self, _root: Attributes) -> Result<TreeTotals> {
-        not_yet()
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when a file was not finished, or a path came twice; what the depositor met.
+    pub fn finish(self, root: Attributes) -> Result<TreeTotals> {
+        root.check().map_err(Error::Invalid)?;
+        self.depositor.drain()?;
+        let (directories, files, logical_bytes) = {
+            let mut tree = self.change()?;
+            (
+                std::mem::replace(&mut tree.directories, Directories::new()),
+                tree.files,
+                tree.logical_bytes,
+            )
+        };
+        let all = directories.into_all()?;
+        let directories = all.len() as u64 - 1;
+        let listings = Listings {
+            writer: &self,
+            root_attributes: root,
+            open_is_published: false,
+        };
+        Ok(TreeTotals {
+            root: listings.write(all)?,
+            root_attributes: root,
+            files,
+            directories,
+            logical_bytes,
+        })
+    }
+
+    /// Writes directories out that the stream has left, when memory is short. Their pages go into the queue like
+    /// windows; nothing waits for them.
+    fn make_room(&self) -> Result<()> {
+        let given = lock(&self.tree).directories.give_up(self.options.entries_bytes);
+        given
+            .into_iter()
+            .try_for_each(|(path, entries, run)| self.write_run(&path, &entries, run))
+    }
+
+    fn write_run(&self, path: &[u8], entries: &EntryMap, run: Arc<Run>) -> Result<()> {
+        let previous = self
+            .previous()
+            .as_mut()
+            .and_then(|previous| previous.directory(path));
+        let mut pages = RunWriter::new(&self.depositor, previous.as_deref(), run);
+        for (name, entry) in entries {
+            pages.push(name, entry.as_deref().unwrap_or_default())?;
+        }
+        pages.finish()
+    }
+
+    /// The tree, to change it; the first error of what changed it in the background instead.
+    fn change(&self) -> Result<MutexGuard<'_, Tree>> {
+        let tree = lock(&self.tree);
+        match &tree.failure {
+            Some(error) => Err(error.clone()),
+            None => Ok(tree),
+        }
+    }
+
+    fn previous(&self) -> MutexGuard<'_, Option<Previous>> {
+        self.previous.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+// A file that a panic kept from completing stays unfinished, which the end of the tree notices.
+fn lock(tree: &Mutex<Tree>) -> MutexGuard<'_, Tree> {
+    tree.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Tree {
+    fn complete(&mut self, path: &[u8], attributes: Attributes, file: StoredFile) {
+        self.files += 1;
+        self.logical_bytes += file.map.size_bytes;
+        match encode_entry(split(path).1, &attributes, &Node::File(file.map)) {
+            Ok(entry) => self.directories.complete(path, entry),
+            Err(error) => {
+                self.failure.get_or_insert(error);
+            }
+        }
+    }
+}
+
+/// Writes the listings that are still to write, at the end.
+struct Listings<'a> {
+    writer: &'a TreeWriter,
+    root_attributes: Attributes,
+    /// Whether runs can be read back: their packs are closed and in the index.
+    open_is_published: bool,
+}
+
+type Level = BTreeMap<Box<[u8]>, Directory>;
+
+impl Listings<'_> {
+    /// Level by level, the deepest first: directories beside each other are independent, so their pages are hashed
+    /// and compressed on all cores.
+    fn write(mut self, all: HashMap<Box<[u8]>, Directory>) -> Result<DirectoryRef> {
+        let mut levels: BTreeMap<usize, Level> = BTreeMap::new();
+        for (path, directory) in all {
+            levels.entry(depth(&path)).or_default().insert(path, directory);
+        }
+        while let Some((depth, level)) = levels.pop_last() {
+            let mut written = Vec::new();
+            for (path, directory) in level {
+                let attributes = directory.attributes.unwrap_or(self.root_attributes);
+                written.push((attributes, self.begin(&path, directory)?, path));
+            }
+            self.writer.depositor.drain()?;
+            let Some(parents) = depth.checked_sub(1).and_then(|depth| levels.get_mut(&depth)) else {
+                return written
+                    .pop()
+                    .map_or_else(|| Ok(DirectoryRef::default()), |(_, run, _)| run.directory());
+            };
+            for (attributes, run, path) in written {
+                enter(parents, &path, &attributes, run.directory()?)?;
+            }
+        }
+        Ok(DirectoryRef::default())
+    }
+
+    /// Puts a directory's pages. Where all of them were written before, there is nothing left to do.
+    fn begin(&mut self, path: &[u8], mut directory: Directory) -> Result<Arc<Run>> {
+        if directory.entries.is_empty()
+            && let [run] = directory.runs.as_slice()
+        {
+            return Ok(Arc::clone(run));
+        }
+        for run in std::mem::take(&mut directory.runs) {
+            self.read_back(path, &run, &mut directory.entries)?;
+        }
+        let run = Arc::new(Run::default());
+        self.writer
+            .write_run(path, &directory.entries, Arc::clone(&run))?;
+        Ok(run)
+    }
+
+    /// Takes a run's entries back into memory, to put them together with what came later.
+    fn read_back(&mut self, path: &[u8], run: &Run, entries: &mut EntryMap) -> Result<()> {
+        let depositor = &self.writer.depositor;
+        if !self.open_is_published {
+            depositor.publish()?;
+            self.open_is_published = true;
+        }
+        for entry in TreeReader::new(Arc::clone(depositor.reader())).entries(&run.directory()?) {
+            let entry = entry?;
+            let bytes = encode_entry(&entry.name, &entry.attributes, &entry.node)?;
+            if entries
+                .insert(entry.name.as_slice().into(), Some(bytes))
+                .is_some()
+            {
+                return Err(twice(&[path, b"/", &entry.name].concat()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Enters a finished directory where it belongs: in its parent.
+fn enter(parents: &mut Level, path: &[u8], attributes: &Attributes, directory: DirectoryRef) -> Result<()> {
+    let (parent, name) = split(path);
+    let entry = encode_entry(name, attributes, &Node::Directory(directory))?;
+    let parent = parents.entry(parent.into()).or_default();
+    if parent.entries.insert(name.into(), Some(entry)).is_some() {
+        return Err(twice(path));
+    }
+    Ok(())
+}
+
+/// One file being written; its content comes from front to back. Dropped without `finish`, the tree cannot finish.
+#[derive(Debug)]
+pub struct FileSink {
+    path: Vec<u8>,
+    writer: FileWriter,
+}
+
 impl FileSink {
-    /// The next bytes of the content.
-    pub fn write(&mut self, _bytes: &[u8]) -> Result<()> {
-        not_yet()
+    /// The next bytes of the content. Blocks while the workers are behind.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] past the announced size; what the depositor met.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.writer.write(bytes).map_err(|error| about(&self.path, error))
     }
 
     /// Ends the file.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when bytes are missing; what the depositor met.
     pub fn finish(self) -> Result<()> {
-        not_yet()
+        self.writer.finish().map_err(|error| about(&self.path, error))
+    }
+}
+
+/// Says which file a caller's mistake is about; other errors name what they are about themselves.
+fn about(path: &[u8], error: Error) -> Error {
+    match error {
+        Error::Invalid(reason) => Error::Invalid(format!("File \"{}\": {reason}", path.escape_ascii())),
+        other => other,
     }
 }
