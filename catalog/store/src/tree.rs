@@ -14,6 +14,7 @@ mod run;
 mod writer;
 
 pub use assembly::StoredFile;
+pub use content::{ChunkRole, EachChunk};
 pub use file::SingleFile;
 pub use reader::{Entries, FileReader, TreeReader};
 pub use writer::{FileSink, TreeOptions, TreeTotals, TreeWriter};

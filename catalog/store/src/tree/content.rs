@@ -6,18 +6,29 @@ use crate::file_map::{FileMap, Window, Windows, row_at};
 use crate::id::ChunkId;
 use crate::listing::{DirectoryRef, Node};
 
+/// What a tree has a chunk for. The same bytes, and so the same chunk, may be several of these: only a chunk that was
+/// met as a listing or a piece before has had what it refers to handed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ChunkRole {
+    /// A page of a directory's listing.
+    Listing,
+    /// A piece of a file's map.
+    Piece,
+    /// A window of a file's content.
+    Window,
+}
+
+/// Is given a chunk and its role; for listings and pieces it answers whether to go on to what they refer to.
+pub type EachChunk<'a> = dyn FnMut(ChunkId, ChunkRole) -> Result<bool> + 'a;
+
 /// Hands chunks on as they are found; see [`TreeReader::chunks_of`].
-pub(super) struct ContentChunks<'a> {
+pub(super) struct ContentChunks<'a, 'f> {
     pub(super) tree: &'a TreeReader,
-    pub(super) each: &'a mut dyn FnMut(ChunkId) -> Result<bool>,
+    pub(super) each: &'a mut EachChunk<'f>,
 }
 
 /// All chunks below `root`. Directories wait in a list instead of on the stack: nobody vouches for how deep they go.
-pub(super) fn tree_chunks(
-    tree: &TreeReader,
-    root: &DirectoryRef,
-    each: &mut dyn FnMut(ChunkId) -> Result<bool>,
-) -> Result<()> {
+pub(super) fn tree_chunks(tree: &TreeReader, root: &DirectoryRef, each: &mut EachChunk<'_>) -> Result<()> {
     let mut found = ContentChunks { tree, each };
     let mut waiting = vec![root.clone()];
     while let Some(directory) = waiting.pop() {
@@ -26,10 +37,10 @@ pub(super) fn tree_chunks(
     Ok(())
 }
 
-impl ContentChunks<'_> {
+impl ContentChunks<'_, '_> {
     fn directory(&mut self, directory: &DirectoryRef, waiting: &mut Vec<DirectoryRef>) -> Result<()> {
         for page in &directory.pages {
-            if !(self.each)(page.chunk)? {
+            if !(self.each)(page.chunk, ChunkRole::Listing)? {
                 continue;
             }
             let mut page = self.tree.page(page)?;
@@ -56,7 +67,7 @@ impl ContentChunks<'_> {
         match &map.windows {
             Windows::Inline(windows) => windows.iter().try_for_each(|window| self.window(window)),
             Windows::Pieces(pieces) => (0..).zip(pieces).try_for_each(|(number, piece)| {
-                if (self.each)(*piece)? {
+                if (self.each)(*piece, ChunkRole::Piece)? {
                     self.piece(piece, map.piece_windows(number))
                 } else {
                     Ok(())
@@ -74,7 +85,7 @@ impl ContentChunks<'_> {
 
     fn window(&mut self, window: &Window) -> Result<()> {
         if let Some(chunk) = window.chunk {
-            (self.each)(chunk)?;
+            (self.each)(chunk, ChunkRole::Window)?;
         }
         Ok(())
     }

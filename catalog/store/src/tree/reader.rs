@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::content::{ContentChunks, tree_chunks};
+use super::content::{ContentChunks, EachChunk, tree_chunks};
 use crate::error::{Error, Result};
 use crate::file_map::{FileMap, PIECE_WINDOWS, ROW_BYTES, Window, Windows, row_at};
 use crate::id::ChunkId;
@@ -191,11 +191,7 @@ impl TreeReader {
     ///
     /// # Errors
     /// When a page or piece cannot be read or is damaged; whatever `each` returns.
-    pub fn chunks_of(
-        &self,
-        root: &DirectoryRef,
-        each: &mut dyn FnMut(ChunkId) -> Result<bool>,
-    ) -> Result<()> {
+    pub fn chunks_of(&self, root: &DirectoryRef, each: &mut EachChunk<'_>) -> Result<()> {
         tree_chunks(self, root, each)
     }
 
@@ -203,7 +199,7 @@ impl TreeReader {
     ///
     /// # Errors
     /// As [`chunks_of`](Self::chunks_of).
-    pub fn chunks_of_file(&self, map: &FileMap, each: &mut dyn FnMut(ChunkId) -> Result<bool>) -> Result<()> {
+    pub fn chunks_of_file(&self, map: &FileMap, each: &mut EachChunk<'_>) -> Result<()> {
         ContentChunks { tree: self, each }.file(map)
     }
 
