@@ -1,2 +1,55 @@
-//! The tests that run the program.
-fn main() {}
+//! The program against real servers: one file for each topic, each test once for each PostgreSQL that is found.
+//! `scripts/test.sh` finds the servers and runs this; `cargo test --test program -- NAME` runs a part.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
+
+mod backup_and_recover;
+mod byte_for_byte;
+mod cli;
+mod common;
+mod crash;
+mod damage;
+mod delete_and_sweep;
+mod full_disk;
+mod hostile;
+mod mount_lifecycle;
+mod rebuild;
+mod second_backup;
+mod wal_archive;
+mod wal_recovery;
+
+use common::{Install, Test};
+use libtest_mimic::Arguments;
+use std::process::ExitCode;
+
+const TOPICS: &[(&str, &[Test])] = &[
+    ("cli", cli::TESTS),
+    ("backup_and_recover", backup_and_recover::TESTS),
+    ("wal_archive", wal_archive::TESTS),
+    ("wal_recovery", wal_recovery::TESTS),
+    ("byte_for_byte", byte_for_byte::TESTS),
+    ("second_backup", second_backup::TESTS),
+    ("delete_and_sweep", delete_and_sweep::TESTS),
+    ("rebuild", rebuild::TESTS),
+    ("mount_lifecycle", mount_lifecycle::TESTS),
+    ("damage", damage::TESTS),
+    ("hostile", hostile::TESTS),
+    ("full_disk", full_disk::TESTS),
+    ("crash", crash::TESTS),
+];
+
+fn main() -> ExitCode {
+    let installs = Install::all();
+    if installs.is_empty() {
+        eprintln!("No PostgreSQL found: only the tests that need none run. scripts/test.sh gets some");
+    }
+    let trials = TOPICS
+        .iter()
+        .flat_map(|(topic, tests)| tests.iter().flat_map(|test| test.trials(topic, installs)));
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+}

@@ -1,0 +1,257 @@
+//! A backup taken while the server works comes up from `cp -a`, with no other step, and never harms the server it
+//! was taken of.
+
+use crate::common::load::{assert_sums_agree, fill, transact, transactions};
+use crate::common::process::run;
+use crate::common::registry::topic;
+use crate::common::tree::differences;
+use crate::common::{Install, Load, Mount, PgServer, Site};
+use std::path::Path;
+
+topic! {
+    with_postgres a_backup_under_load_starts_from_a_plain_copy,
+    with_postgres pg_verifybackup_passes_through_the_mount,
+    with_postgres tablespaces_come_back_as_directories,
+    with_postgres a_server_that_archives_nothing_can_be_backed_up,
+    with_postgres a_backup_cut_off_is_failed_and_the_next_one_succeeds,
+    with_postgres a_copy_without_configuration_files_starts,
+    with_postgres unlogged_tables_and_large_segments_come_back,
+}
+
+fn a_backup_under_load_starts_from_a_plain_copy(install: &'static Install) {
+    let (site, primary) = Site::with_server(install);
+    fill(&primary, 3);
+    let load = Load::start(&primary);
+    site.backup();
+    let at_the_end = transactions(&primary);
+    load.stop();
+    let mount = Mount::new(&site);
+    let mut copy = PgServer::on(install, &site.copy(&mount.path("main/latest"), "copy"));
+    mount.unmount();
+
+    copy.start();
+    copy.wait_until_promoted();
+    assert_sums_agree(&copy);
+    let there = transactions(&copy);
+    assert!(
+        there > 0 && there <= at_the_end,
+        "{there} transactions, of {at_the_end} when the backup ended"
+    );
+    assert_eq!(copy.query("SHOW archive_mode"), "off", "A copy must not archive");
+    copy.query("CHECKPOINT");
+    assert_eq!(copy.timeline(), 2, "A copy starts a timeline of its own");
+    let mut ready = std::fs::read_dir(copy.data.join("pg_wal/archive_status"))
+        .unwrap()
+        .flatten();
+    assert!(
+        !ready.any(|entry| entry.file_name().to_string_lossy().ends_with(".ready")),
+        "Segments wait for archiving"
+    );
+    transact(&copy, 100);
+    assert_sums_agree(&copy);
+    copy.assert_sound();
+    copy.stop_and_assert_checksums();
+}
+
+fn pg_verifybackup_passes_through_the_mount(install: &'static Install) {
+    let (site, primary) = Site::with_server(install);
+    fill(&primary, 1);
+    let load = Load::start(&primary);
+    let id = site.backup();
+    load.stop();
+    let mount = Mount::new(&site);
+    for view in [&id, "latest", "oldest"] {
+        run(primary
+            .command("pg_verifybackup")
+            .arg(mount.path(&format!("main/{view}"))))
+        .ok();
+    }
+    // What PostgreSQL sent has no WAL in it; that is in wal/.
+    let raw = mount.path(&format!("main/raw/{id}"));
+    run(primary
+        .command("pg_verifybackup")
+        .arg("-w")
+        .arg(mount.path("main/wal"))
+        .arg(raw))
+    .ok();
+}
+
+fn tablespaces_come_back_as_directories(install: &'static Install) {
+    let (site, mut primary) = Site::with_server(install);
+    let spaces = ["fast disk", "big"].map(|name| site.make_directory(name));
+    for (number, space) in spaces.iter().enumerate() {
+        primary.query(&format!(
+            "CREATE TABLESPACE space{number} LOCATION '{}'",
+            space.display()
+        ));
+        primary.query(&format!(
+            "CREATE TABLE kept{number} TABLESPACE space{number} AS SELECT generate_series(1, 30000) n"
+        ));
+    }
+    let id = site.backup();
+    let mount = Mount::new(&site);
+    run(primary
+        .command("pg_verifybackup")
+        .arg(mount.path(&format!("main/{id}"))))
+    .ok();
+    let raw = mount.path(&format!("main/raw/{id}"));
+    run(primary
+        .command("pg_verifybackup")
+        .arg("-w")
+        .arg(mount.path("main/wal"))
+        .arg(raw))
+    .ok();
+    let data = site.copy(&mount.path("main/latest"), "copy");
+
+    // Stopped, so that whatever changes in them now was the copy's doing.
+    primary.stop("fast");
+    let before = spaces.each_ref().map(|space| copy_of(&site, space));
+    let mut copy = PgServer::on(install, &data);
+    copy.start();
+    copy.wait_until_promoted();
+    for number in 0..2 {
+        assert_eq!(
+            copy.query(&format!("SELECT sum(n) FROM kept{number}")),
+            "450015000"
+        );
+        copy.query(&format!(
+            "INSERT INTO kept{number} SELECT generate_series(1, 30000)"
+        ));
+    }
+    copy.query("CHECKPOINT");
+    assert_sound_and_stop(copy);
+    for (space, before) in spaces.iter().zip(&before) {
+        assert_eq!(
+            differences(before, space, &|_| false),
+            [""; 0],
+            "The copy wrote into {}",
+            space.display()
+        );
+    }
+}
+
+fn copy_of(site: &Site, directory: &Path) -> std::path::PathBuf {
+    site.copy(
+        directory,
+        &format!("{} before", directory.file_name().unwrap().to_string_lossy()),
+    )
+}
+
+fn assert_sound_and_stop(mut server: PgServer) {
+    server.assert_sound();
+    server.stop_and_assert_checksums();
+}
+
+fn a_server_that_archives_nothing_can_be_backed_up(install: &'static Install) {
+    let site = Site::new();
+    let mut primary = PgServer::init(install, &site.path("main"), &[]);
+    site.write_config(&[("main", &primary)]);
+    primary.start();
+    fill(&primary, 1);
+    let load = Load::start(&primary);
+    site.backup();
+    load.stop();
+    assert_eq!(site.backups()[0]["status"], "DONE");
+
+    let mount = Mount::new(&site);
+    let mut copy = PgServer::on(install, &site.copy(&mount.path("main/latest"), "copy"));
+    copy.start();
+    copy.wait_until_promoted();
+    assert_sums_agree(&copy);
+}
+
+fn a_backup_cut_off_is_failed_and_the_next_one_succeeds(install: &'static Install) {
+    let (site, mut primary) = Site::with_server(install);
+    fill(&primary, 5);
+    // Slow enough to be in the middle of it when the server goes.
+    let mut backup = site.spawn(&["backup", "main", "--fast-checkpoint", "--max-rate", "8192"]);
+    crate::common::process::until("the backup runs", || {
+        primary.query("SELECT count(*) FROM pg_stat_progress_basebackup WHERE backup_streamed > 4000000")
+            == "1"
+    });
+    primary.stop("immediate");
+    let code = crate::common::process::wait(&mut backup, crate::common::process::COMMAND_LIMIT)
+        .unwrap()
+        .code();
+    assert_eq!(code, Some(1), "The backup of a server that went away fails");
+    let failed = &site.backups()[0];
+    assert_eq!(failed["status"], "FAILED", "{failed}");
+    assert!(
+        failed["error"].as_str().is_some_and(|error| error.len() > 10),
+        "The reason is told: {failed}"
+    );
+
+    let mount = Mount::new(&site);
+    let shown = site.list(&mount.path("main"));
+    assert!(
+        !shown.contains(&"latest".into()),
+        "A failed backup is not shown: {shown:?}"
+    );
+    primary.start();
+    let id = site.backup();
+    let done = site.backups().pop().unwrap();
+    assert_eq!(
+        (done["id"].as_str(), done["status"].as_str()),
+        (Some(id.as_str()), Some("DONE"))
+    );
+    site.ok(&["verify", "main"]);
+}
+
+fn a_copy_without_configuration_files_starts(install: &'static Install) {
+    let (site, mut primary) = Site::with_server(install);
+    fill(&primary, 1);
+    // As on Debian: the configuration is in /etc, not in the data directory.
+    primary.stop("fast");
+    let etc = site.make_directory("etc");
+    site.sh(&format!(
+        "cd '{}' && mv postgresql.conf pg_hba.conf pg_ident.conf '{}' && echo \"data_directory = '$PWD'\" >> '{}'",
+        primary.data.display(),
+        etc.display(),
+        etc.join("postgresql.conf").display()
+    ))
+    .ok();
+    start_with_config_in(&primary, &etc);
+    site.backup();
+    let mount = Mount::new(&site);
+    let mut copy = PgServer::on(install, &site.copy(&mount.path("main/latest"), "copy"));
+    // Such a copy lets in local users under their own name.
+    copy.try_start();
+    let log = copy.log();
+    assert!(
+        log.contains("ready to accept connections"),
+        "The copy did not start:\n{log}"
+    );
+}
+
+/// pg_ctl needs a -D with postgresql.conf; data_directory in it names the data.
+fn start_with_config_in(server: &PgServer, etc: &Path) {
+    let options = format!("-k '{}' -c listen_addresses=''", server.sockets().display());
+    let log = etc.with_file_name("main.log");
+    run(server
+        .command("pg_ctl")
+        .args(["-s", "-w", "-D"])
+        .arg(etc)
+        .arg("-l")
+        .arg(log)
+        .args(["-o", &options, "start"]))
+    .ok();
+}
+
+fn unlogged_tables_and_large_segments_come_back(install: &'static Install) {
+    let (site, primary) = Site::with_initdb_options(install, &["--wal-segsize=64"]);
+    primary.query("CREATE UNLOGGED TABLE scratch AS SELECT generate_series(1, 1000) n");
+    primary.query("CREATE TABLE kept AS SELECT generate_series(1, 1000) n; CREATE INDEX ON kept (n)");
+    site.backup();
+    let mount = Mount::new(&site);
+    let mut copy = PgServer::on(install, &site.copy(&mount.path("main/latest"), "copy"));
+    copy.start();
+    copy.wait_until_promoted();
+    assert_eq!(copy.query("SELECT count(*) FROM kept"), "1000");
+    assert_eq!(
+        copy.query("SELECT count(*) FROM scratch"),
+        "0",
+        "Unlogged tables are empty after a recovery"
+    );
+    assert_eq!(copy.query("SHOW wal_segment_size"), "64MB");
+    copy.assert_sound();
+}

@@ -1,0 +1,74 @@
+//! pgbench: fills a database, works on it in the background, and has sums that must agree in every consistent state.
+
+use super::PgServer;
+use super::process::{run, wait};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+/// pgbench at work; stopped when this goes.
+#[derive(Debug)]
+pub(crate) struct Load {
+    pgbench: Child,
+}
+
+impl Load {
+    /// Two clients, until stopped.
+    pub(crate) fn start(server: &PgServer) -> Self {
+        let pgbench = server
+            .client("pgbench")
+            .args(["-n", "-c", "2", "-T", "600"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("Cannot start pgbench");
+        let load = Self { pgbench };
+        super::process::until("pgbench works", || transactions(server) > 0);
+        load
+    }
+
+    /// Stops it between or amid transactions; what it had not committed is rolled back.
+    pub(crate) fn stop(self) {}
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let _ = self.pgbench.kill();
+        let _ = wait(&mut self.pgbench, Duration::from_secs(10));
+    }
+}
+
+/// Fills the database: 15 MB for each unit of scale.
+pub(crate) fn fill(server: &PgServer, scale: u32) {
+    run(server
+        .client("pgbench")
+        .args(["-i", "-q", "-s", &scale.to_string()]))
+    .ok();
+}
+
+/// Runs so many transactions and waits for them.
+pub(crate) fn transact(server: &PgServer, count: u32) {
+    run(server.client("pgbench").args(["-n", "-t", &count.to_string()])).ok();
+}
+
+/// How many transactions there were.
+pub(crate) fn transactions(server: &PgServer) -> u64 {
+    server
+        .query("SELECT count(*) FROM pgbench_history")
+        .parse()
+        .expect("a count")
+}
+
+/// Accounts, tellers, branches and history tell the same sum.
+#[track_caller]
+pub(crate) fn assert_sums_agree(server: &PgServer) {
+    let sums = server.query(
+        "SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(tbalance) FROM pgbench_tellers), \
+                (SELECT sum(bbalance) FROM pgbench_branches), (SELECT coalesce(sum(delta), 0) FROM pgbench_history)",
+    );
+    let sums: Vec<&str> = sums.split('|').collect();
+    assert!(
+        sums.iter().all(|sum| *sum == sums[0]),
+        "The sums of pgbench do not agree: {sums:?}"
+    );
+}

@@ -1,0 +1,23 @@
+//! What the tests are made of: real PostgreSQL servers, the program with its own repository, mounts that always go
+//! away, and a few ways to compare what came back.
+//!
+//! PostgreSQL refuses to run as root. Where the tests run as root, servers and program run as the database user, as
+//! they do on a database host; mounts made by that user are closed to root, so whatever looks into a mount is a
+//! command too (`Site::sh`), not a call of this process.
+
+pub(crate) mod load;
+pub(crate) mod mount;
+pub(crate) mod postgres;
+pub(crate) mod process;
+pub(crate) mod proxy;
+pub(crate) mod random;
+pub(crate) mod registry;
+pub(crate) mod site;
+pub(crate) mod tree;
+pub(crate) mod user;
+
+pub(crate) use load::Load;
+pub(crate) use mount::Mount;
+pub(crate) use postgres::{Install, PgServer};
+pub(crate) use registry::{Test, alone, with_postgres};
+pub(crate) use site::Site;

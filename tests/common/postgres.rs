@@ -1,0 +1,319 @@
+//! PostgreSQL servers: found, made, started on a private socket, and always stopped.
+
+use super::process::{Run, run, until};
+use super::user::{command, give};
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// One installed PostgreSQL.
+#[derive(Debug)]
+pub(crate) struct Install {
+    pub(crate) major: u32,
+    pub(crate) bindir: PathBuf,
+}
+
+impl Install {
+    /// From `BARMANFS_TEST_PG_BINDIRS` ("15=/a/bin:16=/b/bin", as scripts/test.sh sets it), or else what Debian's
+    /// packages and an earlier run of scripts/test.sh left here.
+    pub(crate) fn all() -> &'static [Install] {
+        static ALL: OnceLock<Vec<Install>> = OnceLock::new();
+        ALL.get_or_init(|| match std::env::var("BARMANFS_TEST_PG_BINDIRS") {
+            Ok(list) => list.split(':').map(Self::parse).collect(),
+            Err(_) => Self::debian(),
+        })
+    }
+
+    fn parse(entry: &str) -> Self {
+        let (major, bindir) = entry
+            .split_once('=')
+            .expect("BARMANFS_TEST_PG_BINDIRS is MAJOR=BINDIR:MAJOR=BINDIR");
+        let install = Self {
+            major: major.parse().expect("a major version"),
+            bindir: bindir.into(),
+        };
+        assert!(
+            install.program("postgres").exists(),
+            "There is no {bindir}/postgres"
+        );
+        install
+    }
+
+    fn debian() -> Vec<Self> {
+        let Ok(entries) = fs::read_dir("/usr/lib/postgresql") else {
+            return Vec::new();
+        };
+        let mut found: Vec<Self> = entries
+            .flatten()
+            .filter_map(|entry| {
+                let major = entry
+                    .file_name()
+                    .to_str()?
+                    .parse()
+                    .ok()
+                    .filter(|major| *major >= 13)?;
+                let install = Self {
+                    major,
+                    bindir: entry.path().join("bin"),
+                };
+                install.program("postgres").exists().then_some(install)
+            })
+            .collect();
+        found.sort_by_key(|install| install.major);
+        found
+    }
+
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
+        self.bindir.join(name)
+    }
+}
+
+/// A server on a data directory `DIR/NAME`, with its socket in `DIR/NAME.s` and its log in `DIR/NAME.log`.
+#[derive(Debug)]
+pub(crate) struct PgServer {
+    pub(crate) install: &'static Install,
+    pub(crate) data: PathBuf,
+    running: bool,
+}
+
+/// No test looks for what a lost machine does to a server, so these do not wait for its disk.
+const FOR_TESTS: &str = "fsync = off\nautovacuum = off\nmax_wal_size = 4GB\nlog_checkpoints = on\n";
+
+impl PgServer {
+    /// Makes a new database cluster with page checksums.
+    pub(crate) fn init(install: &'static Install, data: &Path, initdb_options: &[&str]) -> Self {
+        let mut initdb = command(install.program("initdb"), parent(data));
+        initdb.args([
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--locale=C",
+            "-k",
+            "--no-sync",
+            "-D",
+        ]);
+        run(initdb.arg(data).args(initdb_options)).ok();
+        let server = Self::on(install, data);
+        server.configure(FOR_TESTS);
+        server
+    }
+
+    /// The server of a data directory that is there already, like a copy out of a mount.
+    pub(crate) fn on(install: &'static Install, data: &Path) -> Self {
+        let server = Self {
+            install,
+            data: data.to_owned(),
+            running: false,
+        };
+        let sockets = server.sockets();
+        if !sockets.exists() {
+            fs::create_dir(&sockets)
+                .unwrap_or_else(|error| panic!("Cannot make {}: {error}", sockets.display()));
+            give(&sockets);
+        }
+        server
+    }
+
+    fn beside(&self, suffix: &str) -> PathBuf {
+        let mut path = self.data.clone().into_os_string();
+        path.push(suffix);
+        path.into()
+    }
+
+    /// Short: the path of a socket has at most 107 bytes.
+    pub(crate) fn sockets(&self) -> PathBuf {
+        self.beside(".s")
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read(self.beside(".log")).map_or_else(
+            |_| String::new(),
+            |text| String::from_utf8_lossy(&text).into_owned(),
+        )
+    }
+
+    /// How libpq and barmanfs reach it.
+    pub(crate) fn conninfo(&self) -> String {
+        format!("host={} user=postgres dbname=postgres", self.sockets().display())
+    }
+
+    /// Adds lines to postgresql.conf; for the next start.
+    pub(crate) fn configure(&self, lines: &str) {
+        append(&self.data.join("postgresql.conf"), lines);
+    }
+
+    /// Adds lines to postgresql.auto.conf, which has the last word.
+    pub(crate) fn configure_auto(&self, lines: &str) {
+        append(&self.data.join("postgresql.auto.conf"), lines);
+    }
+
+    pub(crate) fn command(&self, program: &str) -> Command {
+        command(self.install.program(program), parent(&self.data))
+    }
+
+    /// A client program connected to this server.
+    pub(crate) fn client(&self, program: &str) -> Command {
+        let mut client = self.command(program);
+        client
+            .env("PGHOST", self.sockets())
+            .env("PGUSER", "postgres")
+            .env("PGDATABASE", "postgres");
+        client
+    }
+
+    fn pg_ctl(&self, arguments: &[&str]) -> Run {
+        run(self
+            .command("pg_ctl")
+            .args(["-s", "-w", "-t", "120", "-D"])
+            .arg(&self.data)
+            .args(arguments))
+    }
+
+    /// Starts it and waits until it takes connections, or says why it does not.
+    pub(crate) fn try_start(&mut self) -> Run {
+        let options = format!("-k '{}' -c listen_addresses=''", self.sockets().display());
+        let log = self.beside(".log");
+        let run = self.pg_ctl(&["-l", &log.to_string_lossy(), "-o", &options, "start"]);
+        self.running = self.data.join("postmaster.pid").exists();
+        run
+    }
+
+    #[track_caller]
+    pub(crate) fn start(&mut self) {
+        let run = self.try_start();
+        assert!(
+            run.code() == Some(0),
+            "PostgreSQL did not start: {run}\n{}",
+            self.last_of_log()
+        );
+    }
+
+    /// `mode` is pg_ctl's: smart, fast or immediate.
+    pub(crate) fn stop(&mut self, mode: &str) {
+        self.pg_ctl(&["-m", mode, "stop"]).ok();
+        self.running = false;
+    }
+
+    pub(crate) fn try_query(&self, sql: &str) -> Run {
+        run(self
+            .client("psql")
+            .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql]))
+    }
+
+    /// The answer as psql prints it, unaligned, without headings.
+    #[track_caller]
+    pub(crate) fn query(&self, sql: &str) -> String {
+        let run = self.try_query(sql);
+        assert!(
+            run.code() == Some(0),
+            "Query failed: {run}\n{}",
+            self.last_of_log()
+        );
+        run.text()
+    }
+
+    /// Ends the current segment and waits until the archiver has it; its name.
+    pub(crate) fn archive_current_segment(&self) -> String {
+        let name = self.query(
+            "CREATE TABLE IF NOT EXISTS segment_ends (); DROP TABLE segment_ends; \
+                               SELECT pg_walfile_name(pg_switch_wal())",
+        );
+        until(
+            &format!("segment {name} is archived\n{}", self.last_of_log()),
+            || {
+                self.query(&format!(
+                    "SELECT coalesce(last_archived_wal >= '{name}', false) FROM pg_stat_archiver"
+                )) == "t"
+            },
+        );
+        name
+    }
+
+    /// Waits for the end of recovery; the server must come up.
+    #[track_caller]
+    pub(crate) fn wait_until_promoted(&self) {
+        until("recovery ends and the server is promoted", || {
+            self.query("SELECT pg_is_in_recovery()") == "f"
+        });
+    }
+
+    pub(crate) fn timeline(&self) -> u32 {
+        let text = run(self.command("pg_controldata").arg(&self.data)).ok().text();
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("Latest checkpoint's TimeLineID:"));
+        line.and_then(|line| line.rsplit(' ').next())
+            .and_then(|id| id.parse().ok())
+            .expect("pg_controldata tells it")
+    }
+
+    /// Everything in it reads and agrees: heaps and indexes by pg_amcheck where this installation has the extension,
+    /// otherwise every row by pg_dump.
+    #[track_caller]
+    pub(crate) fn assert_sound(&self) {
+        let has_amcheck =
+            self.query("SELECT count(*) FROM pg_available_extensions WHERE name = 'amcheck'") == "1";
+        if has_amcheck {
+            run(self
+                .client("pg_amcheck")
+                .args(["--install-missing", "--heapallindexed", "--all"]))
+            .ok();
+        } else {
+            run(self.client("pg_dumpall").arg("--no-sync")).ok();
+        }
+    }
+
+    /// Stops it and checks the checksum of every page.
+    #[track_caller]
+    pub(crate) fn stop_and_assert_checksums(&mut self) {
+        self.stop("fast");
+        run(self
+            .command("pg_checksums")
+            .args(["--check", "-D"])
+            .arg(&self.data))
+        .ok();
+    }
+
+    fn last_of_log(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        let from = lines.len().saturating_sub(30);
+        format!(
+            "The end of {}:\n{}",
+            self.beside(".log").display(),
+            lines[from..].join("\n")
+        )
+    }
+}
+
+impl Drop for PgServer {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.last_of_log());
+        }
+        if self.running || self.data.join("postmaster.pid").exists() {
+            let _ = self
+                .command("pg_ctl")
+                .args(["-s", "-w", "-m", "immediate", "stop", "-D"])
+                .arg(&self.data)
+                .output();
+        }
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().expect("a data directory is not the root directory")
+}
+
+fn append(path: &Path, lines: &str) {
+    let mut file = fs::OpenOptions::new()
+        .append(true)
+        .open(path)
+        .unwrap_or_else(|error| panic!("Cannot open {}: {error}", path.display()));
+    write!(file, "\n{lines}\n").unwrap_or_else(|error| panic!("Cannot write {}: {error}", path.display()));
+}

@@ -1,0 +1,253 @@
+//! One test's own place: a directory that goes away, with a configuration, a repository and the program.
+
+use super::PgServer;
+use super::postgres::Install;
+use super::process::{Run, run};
+use super::user::{command, give, own_command};
+use serde_json::Value;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use tempfile::TempDir;
+
+/// A directory of the database user; everything a test makes lies under it.
+#[derive(Debug)]
+pub(crate) struct Site {
+    directory: TempDir,
+}
+
+impl Site {
+    /// Without a server.
+    pub(crate) fn new() -> Self {
+        // Short, for the sockets under it.
+        let mut directory = tempfile::Builder::new()
+            .prefix("bfs")
+            .tempdir()
+            .expect("Cannot make a temporary directory");
+        directory.disable_cleanup(std::env::var_os("BARMANFS_TEST_KEEP").is_some());
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))
+            .expect("Cannot set permissions");
+        give(directory.path());
+        let site = Self { directory };
+        site.install_program();
+        site.write_config(&[]);
+        site
+    }
+
+    /// With a running server `main` that archives its WAL here.
+    pub(crate) fn with_server(install: &'static Install) -> (Self, PgServer) {
+        Self::with_initdb_options(install, &[])
+    }
+
+    /// The same, made with these options of initdb.
+    pub(crate) fn with_initdb_options(install: &'static Install, options: &[&str]) -> (Self, PgServer) {
+        let site = Self::new();
+        let mut server = PgServer::init(install, &site.path("main"), options);
+        server.configure(&format!(
+            "archive_mode = on\narchive_command = '{}'",
+            site.archive_command()
+        ));
+        site.write_config(&[("main", &server)]);
+        server.start();
+        (site, server)
+    }
+
+    /// The database user may not be able to reach where the program was built.
+    fn install_program(&self) {
+        let built = Path::new(env!("CARGO_BIN_EXE_barmanfs"));
+        if fs::hard_link(built, self.program()).is_err() {
+            fs::copy(built, self.program()).expect("Cannot copy the program");
+        }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(crate) fn program(&self) -> PathBuf {
+        self.path("barmanfs")
+    }
+
+    pub(crate) fn config(&self) -> PathBuf {
+        self.path("barmanfs.conf")
+    }
+
+    pub(crate) fn repository(&self) -> PathBuf {
+        self.path("repository")
+    }
+
+    /// For archive_command.
+    pub(crate) fn archive_command(&self) -> String {
+        format!(
+            "{} -c {} wal-archive main %p",
+            self.program().display(),
+            self.config().display()
+        )
+    }
+
+    /// Writes the configuration anew, with these servers.
+    pub(crate) fn write_config(&self, servers: &[(&str, &PgServer)]) {
+        let mut text = format!("[barmanfs]\nrepository = {}\n", self.repository().display());
+        for (name, server) in servers {
+            let conninfo = server.conninfo();
+            text += &format!(
+                "\n[{name}]\ndescription = Test\nconninfo = {conninfo}\nstreaming_conninfo = {conninfo}\n"
+            );
+        }
+        self.write_file("barmanfs.conf", text.as_bytes());
+    }
+
+    /// A file of the database user.
+    pub(crate) fn write_file(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, bytes).unwrap_or_else(|error| panic!("Cannot write {}: {error}", path.display()));
+        give(&path);
+        path
+    }
+
+    pub(crate) fn make_directory(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(&path).unwrap_or_else(|error| panic!("Cannot make {}: {error}", path.display()));
+        give(&path);
+        path
+    }
+
+    /// The program with this site's configuration, as the database user.
+    pub(crate) fn barmanfs_command(&self, arguments: &[&str]) -> Command {
+        let mut program = command(self.program(), self.directory.path());
+        program.arg("-c").arg(self.config()).args(arguments);
+        program
+    }
+
+    /// The same as the user the tests run as: root, perhaps.
+    pub(crate) fn own_barmanfs_command(&self, arguments: &[&str]) -> Command {
+        let mut program = own_command(self.program(), self.directory.path());
+        program.arg("-c").arg(self.config()).args(arguments);
+        program
+    }
+
+    pub(crate) fn barmanfs(&self, arguments: &[&str]) -> Run {
+        run(&mut self.barmanfs_command(arguments))
+    }
+
+    #[track_caller]
+    pub(crate) fn ok(&self, arguments: &[&str]) -> String {
+        self.barmanfs(arguments).ok().text()
+    }
+
+    /// The program in the background, to be killed or waited for.
+    pub(crate) fn spawn(&self, arguments: &[&str]) -> Child {
+        let mut command = self.barmanfs_command(arguments);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("Cannot run barmanfs")
+    }
+
+    #[track_caller]
+    pub(crate) fn json(&self, arguments: &[&str]) -> Value {
+        let run = self.barmanfs(&[arguments, &["--json"]].concat()).ok();
+        serde_json::from_slice(&run.stdout).unwrap_or_else(|error| panic!("Not JSON ({error}): {run}"))
+    }
+
+    /// Takes a backup of `main`; its id.
+    #[track_caller]
+    pub(crate) fn backup(&self) -> String {
+        self.ok(&["backup", "main", "--fast-checkpoint"]);
+        self.backup_ids()
+            .pop()
+            .expect("list-backups shows the backup just taken")
+    }
+
+    /// The backups of `main` as `list-backups --json` tells, oldest first.
+    #[track_caller]
+    pub(crate) fn backups(&self) -> Vec<Value> {
+        let mut backups = self.json(&["list-backups", "main"])["main"]
+            .as_array()
+            .expect("a list of backups")
+            .clone();
+        backups.sort_by_key(|backup| backup["id"].as_str().map(str::to_owned));
+        backups
+    }
+
+    #[track_caller]
+    pub(crate) fn backup_ids(&self) -> Vec<String> {
+        self.backups()
+            .iter()
+            .map(|backup| backup["id"].as_str().expect("an id").to_owned())
+            .collect()
+    }
+
+    /// A shell command of the database user, who can look into mounts.
+    pub(crate) fn sh(&self, script: &str) -> Run {
+        run(command("/bin/sh", self.directory.path()).arg("-c").arg(script))
+    }
+
+    /// `cp -a`, as the database user.
+    #[track_caller]
+    pub(crate) fn copy(&self, from: &Path, name: &str) -> PathBuf {
+        let to = self.path(name);
+        self.sh(&format!("cp -a '{}' '{}'", from.display(), to.display()))
+            .ok();
+        to
+    }
+
+    /// The names in a directory, sorted, as the database user sees them.
+    #[track_caller]
+    pub(crate) fn list(&self, directory: &Path) -> Vec<String> {
+        let names = self
+            .sh(&format!("LC_ALL=C ls -1A '{}'", directory.display()))
+            .ok()
+            .text();
+        names.lines().map(str::to_owned).collect()
+    }
+
+    /// Every file under a directory with its SHA-256, sorted by path.
+    #[track_caller]
+    pub(crate) fn checksums(&self, directory: &Path) -> String {
+        let script = "find . -type f -print0 | LC_ALL=C sort -z | xargs -0 -r sha256sum";
+        self.sh(&format!("cd '{}' && {script}", directory.display()))
+            .ok()
+            .text()
+    }
+
+    /// What the repository takes: packs and index.
+    pub(crate) fn stored_bytes(&self) -> u64 {
+        bytes_under(&self.repository())
+    }
+
+    /// The pack files.
+    pub(crate) fn packs(&self) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        files_under(&self.repository().join("packs"), &mut files);
+        files.sort();
+        files
+    }
+}
+
+/// The sizes of all files under a directory; one that is removed meanwhile counts nothing.
+pub(crate) fn bytes_under(directory: &Path) -> u64 {
+    let mut files = Vec::new();
+    files_under(directory, &mut files);
+    files
+        .iter()
+        .filter_map(|file| fs::symlink_metadata(file).ok())
+        .map(|metadata| metadata.len())
+        .sum()
+}
+
+fn files_under(directory: &Path, files: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => files_under(&entry.path(), files),
+            Ok(_) => files.push(entry.path()),
+            Err(_) => {}
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Who runs the servers and the program: the tests' own user, or the database user where that is root.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// The user that owns databases and repositories.
+#[derive(Debug)]
+pub(crate) struct DatabaseUser {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+pub(crate) fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+pub(crate) fn database_user() -> &'static DatabaseUser {
+    static USER: OnceLock<DatabaseUser> = OnceLock::new();
+    USER.get_or_init(|| {
+        if !is_root() {
+            return DatabaseUser {
+                uid: rustix::process::geteuid().as_raw(),
+                gid: rustix::process::getegid().as_raw(),
+            };
+        }
+        ["postgres", "nobody"]
+            .into_iter()
+            .find_map(look_up)
+            .expect("No user postgres or nobody in /etc/passwd")
+    })
+}
+
+fn look_up(name: &str) -> Option<DatabaseUser> {
+    let passwd = fs::read_to_string("/etc/passwd").expect("Cannot read /etc/passwd");
+    let fields: Vec<&str> = passwd
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| fields[0] == name)?;
+    Some(DatabaseUser {
+        uid: fields[2].parse().ok()?,
+        gid: fields[3].parse().ok()?,
+    })
+}
+
+/// A command of the database user, with nothing of this process's environment but PATH and TMPDIR.
+pub(crate) fn command(program: impl AsRef<Path>, home: &Path) -> Command {
+    let mut command = own_command(program, home);
+    if is_root() {
+        command.uid(database_user().uid).gid(database_user().gid);
+    }
+    command
+}
+
+/// A command of the user the tests run as.
+pub(crate) fn own_command(program: impl AsRef<Path>, home: &Path) -> Command {
+    let mut command = Command::new(program.as_ref());
+    command
+        .env_clear()
+        .env("HOME", home)
+        .env("LC_ALL", "C.UTF-8")
+        .env("TZ", "UTC")
+        .current_dir(home);
+    for name in ["PATH", "TMPDIR"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    command
+}
+
+/// Makes the database user the owner.
+pub(crate) fn give(path: &Path) {
+    if is_root() {
+        let user = database_user();
+        std::os::unix::fs::lchown(path, Some(user.uid), Some(user.gid))
+            .unwrap_or_else(|error| panic!("Cannot give away {}: {error}", path.display()));
+    }
+}

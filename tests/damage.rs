@@ -1,0 +1,90 @@
+//! A flipped byte in a pack is found, named, and costs only what it damages.
+
+use crate::common::load::fill;
+use crate::common::random::Random;
+use crate::common::registry::topic;
+use crate::common::{Install, Mount, Site};
+use serde_json::Value;
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+topic! {
+    with_postgres a_flipped_byte_is_named_and_gives_eio,
+}
+
+fn flip_byte(pack: &Path, offset: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(pack).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x10], offset).unwrap();
+}
+
+fn a_flipped_byte_is_named_and_gives_eio(install: &'static Install) {
+    let mut random = Random::new("a_flipped_byte_is_named_and_gives_eio");
+    let (site, server) = Site::with_server(install);
+    fill(&server, 2);
+    server.query(
+        "CREATE TABLE noise AS SELECT n, sha512(random()::text::bytea) FROM generate_series(1, 100000) n",
+    );
+    let id = site.backup();
+    site.ok(&["verify"]);
+    let healthy = {
+        let mount = Mount::new(&site);
+        let checksums = site.checksums(&mount.path(&format!("main/raw/{id}")));
+        mount.unmount();
+        checksums
+    };
+
+    // In the middle of the largest pack: incompressible rows.
+    let pack = site
+        .packs()
+        .into_iter()
+        .max_by_key(|pack| pack.metadata().map_or(0, |m| m.len()))
+        .unwrap();
+    let bytes = pack.metadata().unwrap().len();
+    flip_byte(&pack, bytes / 4 + random.below(bytes / 4));
+
+    let verified = site.barmanfs(&["verify", "--json"]).refused(3);
+    let report: Value =
+        serde_json::from_slice(&verified.stdout).unwrap_or_else(|error| panic!("{error}: {verified}"));
+    let damages = report["damages"].as_array().expect("damages").clone();
+    let damage = damages
+        .iter()
+        .find(|damage| damage["backup"] == id.as_str())
+        .expect("damage of the backup");
+    let file = damage["file"].as_str().expect("a file").to_owned();
+    let page = damage["first_page"].as_u64().expect("a page");
+    site.barmanfs(&["verify"])
+        .refused(3)
+        .says(&[&id, &file, &format!("page {page}")]);
+
+    let mount = Mount::new(&site);
+    let raw = mount.path(&format!("main/raw/{id}"));
+    let raw = raw.display();
+    let damaged = site.sh(&format!(
+        "dd if='{raw}/{file}' of=/dev/null bs=8192 skip={page} count=1"
+    ));
+    damaged.refused(1).says(&["Input/output error"]);
+    // What is not named reads, byte for byte.
+    let named: Vec<&str> = damages
+        .iter()
+        .filter_map(|damage| damage["file"].as_str())
+        .collect();
+    for line in healthy.lines() {
+        let (checksum, path) = line.split_once("  ./").expect("sha256sum's lines");
+        if !named.contains(&path) {
+            let now = site.sh(&format!("sha256sum < '{raw}/{path}'")).ok().text();
+            assert!(
+                now.starts_with(checksum),
+                "{path} is not named as damaged, and reads otherwise"
+            );
+        }
+    }
+    // Of the damaged file too: the pages before.
+    if page > 0 {
+        site.sh(&format!("dd if='{raw}/{file}' of=/dev/null bs=8192 count={page}"))
+            .ok();
+    }
+    assert!(mount.is_alive());
+}

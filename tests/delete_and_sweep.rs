@@ -1,0 +1,121 @@
+//! Any backup can go at any time: the others stay whole, and the space comes back.
+
+use crate::common::load::{fill, transact};
+use crate::common::random::Random;
+use crate::common::registry::topic;
+use crate::common::{Install, Mount, PgServer, Site};
+use std::collections::BTreeMap;
+
+topic! {
+    with_postgres backups_deleted_in_any_order_leave_the_others_whole,
+    with_postgres a_backup_being_read_is_deleted_only_by_force,
+}
+
+/// Four backups with work in between, and the checksums of all their files.
+fn site_with_backups(install: &'static Install) -> (Site, PgServer, BTreeMap<String, String>) {
+    let (site, server) = Site::with_server(install);
+    fill(&server, 2);
+    for round in 0..4 {
+        // Incompressible, so that the space it takes is seen; gone again two backups later.
+        server.query(&format!("CREATE TABLE round{round} AS SELECT n, sha512(random()::text::bytea) FROM generate_series(1, 40000) n"));
+        if round >= 2 {
+            server.query(&format!("DROP TABLE round{}", round - 2));
+        }
+        transact(&server, 200);
+        site.backup();
+    }
+    let mount = Mount::new(&site);
+    let checksums = site
+        .backup_ids()
+        .into_iter()
+        .map(|id| (id.clone(), site.checksums(&mount.path(&format!("main/{id}")))))
+        .collect();
+    mount.unmount();
+    (site, server, checksums)
+}
+
+fn backups_deleted_in_any_order_leave_the_others_whole(install: &'static Install) {
+    let mut random = Random::new("backups_deleted_in_any_order");
+    let (site, server, mut kept) = site_with_backups(install);
+    let all_stored = site.stored_bytes();
+    let mut order: Vec<String> = kept.keys().cloned().collect();
+    random.shuffle(&mut order);
+    let last = order.pop().unwrap();
+    for id in &order {
+        site.ok(&["delete", "main", id]);
+        kept.remove(id);
+        site.ok(&["sweep"]);
+        site.ok(&["verify"]);
+        let ids: Vec<String> = kept.keys().cloned().collect();
+        assert_eq!(site.backup_ids(), ids, "After deleting {id} of {order:?}");
+        let mount = Mount::new(&site);
+        for (id, checksums) in &kept {
+            assert!(
+                site.checksums(&mount.path(&format!("main/{id}"))) == *checksums,
+                "{id} changed; order {order:?}"
+            );
+        }
+        mount.unmount();
+    }
+    assert_starts(&site, install, &last);
+
+    site.ok(&["delete", "main", &last]);
+    sweep_until_nothing_is_freed(&site);
+    let left = site.stored_bytes();
+    assert!(
+        left * 2 < all_stored,
+        "All backups deleted, and {left} of {all_stored} bytes are still taken"
+    );
+    site.ok(&["verify"]);
+    drop(server);
+}
+
+/// What one sweep condemns a later one removes.
+fn sweep_until_nothing_is_freed(site: &Site) {
+    let mut before = u64::MAX;
+    while site.stored_bytes() < before {
+        before = site.stored_bytes();
+        site.ok(&["sweep"]);
+        site.ok(&["sweep"]);
+    }
+}
+
+fn assert_starts(site: &Site, install: &'static Install, id: &str) {
+    let mount = Mount::new(site);
+    let mut copy = PgServer::on(install, &site.copy(&mount.path(&format!("main/{id}")), "copy"));
+    copy.start();
+    copy.wait_until_promoted();
+    crate::common::load::assert_sums_agree(&copy);
+    copy.assert_sound();
+}
+
+fn a_backup_being_read_is_deleted_only_by_force(install: &'static Install) {
+    let (site, server) = Site::with_server(install);
+    fill(&server, 1);
+    let id = site.backup();
+    let mount = Mount::new(&site);
+    let file = server.query("SELECT pg_relation_filepath('pgbench_accounts')");
+    let mut reader = crate::common::user::command("/bin/sh", &site.path(""));
+    let mut reader = reader
+        .args([
+            "-c",
+            &format!("exec sleep 600 < '{}/main/{id}/{file}'", mount.point.display()),
+        ])
+        .spawn()
+        .unwrap();
+    crate::common::process::until("the file is open", || {
+        std::fs::read_link(format!("/proc/{}/fd/0", reader.id()))
+            .is_ok_and(|file| file.starts_with(&mount.point))
+    });
+    let refused = site.barmanfs(&["delete", "main", &id]);
+    assert_eq!(
+        site.backup_ids(),
+        std::slice::from_ref(&id),
+        "Deleted while it is read: {refused}"
+    );
+    refused.refused(1).says(&[&id, "--force"]);
+    site.ok(&["delete", "main", &id, "--force"]);
+    assert_eq!(site.backup_ids(), [""; 0]);
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+}

@@ -1,0 +1,293 @@
+//! The mount comes and goes as an administrator expects, whoever mounts it and however it ends.
+
+use crate::common::load::fill;
+use crate::common::process::{run, until};
+use crate::common::registry::topic;
+use crate::common::user::database_user;
+use crate::common::{Install, Mount, PgServer, Site};
+use rustix::process::Signal;
+use std::fs;
+use std::process::Command;
+
+topic! {
+    with_postgres what_is_mounted_answers_before_the_command_returns,
+    with_postgres new_backups_and_segments_appear_by_themselves,
+    with_postgres root_mounts_for_the_database_user (as_root),
+    with_postgres only_the_servers_asked_for_are_shown,
+    with_postgres the_mount_is_read_only,
+    alone signals_unmount_cleanly,
+    alone after_kill_9_it_mounts_again,
+    alone a_mount_point_and_a_repository_inside_each_other_are_refused,
+    alone a_mount_point_that_cannot_be_is_refused,
+    alone umount_of_what_is_not_mounted_is_refused,
+}
+
+fn site_with_repository() -> Site {
+    let site = Site::new();
+    site.write_file(
+        "barmanfs.conf",
+        format!(
+            "[barmanfs]\nrepository = {}\n[main]\n",
+            site.repository().display()
+        )
+        .as_bytes(),
+    );
+    let history = site.write_file(
+        "00000002.history",
+        b"1\t0/3000000\tno recovery target specified\n",
+    );
+    site.ok(&["wal-archive", "main", &history.to_string_lossy()]);
+    site
+}
+
+fn what_is_mounted_answers_before_the_command_returns(install: &'static Install) {
+    let (site, server) = Site::with_server(install);
+    fill(&server, 1);
+    let id = site.backup();
+    let mount = Mount::prepare(&site, "mnt");
+    for _ in 0..5 {
+        // One shell, no wait in between.
+        let line = format!(
+            "{} -c {} mount {2} && cat {2}/README {2}/main/latest/PG_VERSION && ls {2}/main/{id} && {0} -c {1} umount {2}",
+            site.program().display(),
+            site.config().display(),
+            mount.text()
+        );
+        site.sh(&line).ok();
+        assert!(!mount.is_mounted());
+    }
+    let mount = Mount::new(&site);
+    assert_eq!(site.list(&mount.point), [".barmanfs", "README", "main"]);
+    let names = site.list(&mount.path("main"));
+    for name in [id.as_str(), "latest", "oldest", "raw", "wal", "info"] {
+        assert!(names.contains(&name.to_owned()), "No {name} in {names:?}");
+    }
+    // A real directory, so that cp -a copies what is in it.
+    site.sh(&format!(
+        "test -d '{0}' && test ! -L '{0}'",
+        mount.path("main/latest").display()
+    ))
+    .ok();
+    mount.unmount();
+}
+
+fn new_backups_and_segments_appear_by_themselves(install: &'static Install) {
+    let (site, server) = Site::with_server(install);
+    let first = site.backup();
+    let mount = Mount::new(&site);
+    // Looked at, so that it would stand in the kernel's caches.
+    assert!(site.list(&mount.path("main/raw")) == [first.clone()]);
+    site.list(&mount.path("main/latest"));
+    server.query("CREATE TABLE after_mounting AS SELECT 1 n");
+    let file = server.query("SELECT pg_relation_filepath('after_mounting')");
+    let segment = server.archive_current_segment();
+    until("the segment appears", || {
+        site.list(&mount.path("main/wal")).contains(&segment)
+    });
+    let second = site.backup();
+    until("the backup appears", || {
+        site.list(&mount.path("main")).contains(&second)
+    });
+    until("latest is the new backup", || {
+        site.sh(&format!(
+            "test -e '{}'",
+            mount.path(&format!("main/latest/{file}")).display()
+        ))
+        .code()
+            == Some(0)
+    });
+    site.sh(&format!(
+        "test ! -e '{}'",
+        mount.path(&format!("main/oldest/{file}")).display()
+    ))
+    .ok();
+    site.ok(&["delete", "main", &first, "--force"]);
+    until("the deleted backup goes", || {
+        !site.list(&mount.path("main")).contains(&first)
+    });
+}
+
+fn root_mounts_for_the_database_user(install: &'static Install) {
+    let (site, server) = Site::with_server(install);
+    fill(&server, 1);
+    site.backup();
+    let mount = Mount::prepare(&site, "mnt");
+    let user = database_user();
+    let (uid, gid) = (user.uid.to_string(), user.gid.to_string());
+    let arguments = [
+        "mount",
+        &mount.text(),
+        "--allow-other",
+        "--uid",
+        &uid,
+        "--gid",
+        &gid,
+    ];
+    run(&mut site.own_barmanfs_command(&arguments)).ok();
+    // Root's daemon leaves the repository to its owner.
+    let mut copy = PgServer::on(install, &site.copy(&mount.path("main/latest"), "copy"));
+    copy.start();
+    copy.wait_until_promoted();
+    let second = site.backup();
+    until("the backup appears", || {
+        fs::read_dir(mount.path("main"))
+            .unwrap()
+            .flatten()
+            .any(|e| *e.file_name() == *second)
+    });
+    site.ok(&["verify"]);
+    run(&mut site.own_barmanfs_command(&["umount", &mount.text()])).ok();
+    assert!(!mount.is_mounted());
+    site.backup();
+    site.ok(&["delete", "main", "oldest"]);
+    site.ok(&["sweep"]);
+}
+
+fn only_the_servers_asked_for_are_shown(install: &'static Install) {
+    let (site, server) = Site::with_server(install);
+    site.write_config(&[("main", &server), ("other", &server)]);
+    site.ok(&["backup", "main", "--fast-checkpoint"]);
+    site.ok(&["backup", "other", "--fast-checkpoint", "--wait-timeout", "1"]);
+    let mount = Mount::prepare(&site, "mnt");
+    site.ok(&["mount", &mount.text(), "--server", "other"]);
+    let names = site.list(&mount.point);
+    assert!(
+        names.contains(&"other".into()) && !names.contains(&"main".into()),
+        "{names:?}"
+    );
+    site.sh(&format!("test ! -e '{}'", mount.path("main").display()))
+        .ok();
+    site.ok(&["umount", &mount.text()]);
+    let mount = Mount::new(&site);
+    let names = site.list(&mount.point);
+    assert!(
+        names.contains(&"other".into()) && names.contains(&"main".into()),
+        "{names:?}"
+    );
+}
+
+fn the_mount_is_read_only(install: &'static Install) {
+    let (site, _server) = Site::with_server(install);
+    site.backup();
+    let mount = Mount::new(&site);
+    let latest = mount.path("main/latest");
+    let latest = latest.display();
+    for script in [
+        format!("echo x > '{latest}/PG_VERSION'"),
+        format!("echo x > '{latest}/new'"),
+        format!("rm '{latest}/PG_VERSION'"),
+        format!("mkdir '{latest}/new'"),
+        format!("mv '{latest}/PG_VERSION' '{latest}/OTHER'"),
+        format!("chmod 777 '{latest}/PG_VERSION'"),
+    ] {
+        let run = site.sh(&script);
+        assert_ne!(run.code(), Some(0), "Written through the mount: {run}");
+    }
+    site.sh(&format!("cat '{latest}/PG_VERSION'")).ok();
+}
+
+fn signals_unmount_cleanly() {
+    let site = site_with_repository();
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut mount = Mount::foreground(&site, &[]);
+        assert_eq!(mount.end_by(signal), Some(0), "After {signal:?}");
+        assert!(!mount.is_mounted(), "Still mounted after {signal:?}");
+    }
+    // Someone stands in it: it goes all the same, and the daemon ends.
+    let mut mount = Mount::foreground(&site, &[]);
+    let mut inside = crate::common::user::command("/bin/sh", &site.path(""))
+        .args(["-c", &format!("cd '{}/main' && exec sleep 600", mount.text())])
+        .spawn()
+        .unwrap();
+    until("it stands there", || {
+        fs::read_link(format!("/proc/{}/cwd", inside.id())).is_ok_and(|cwd| cwd.starts_with(&mount.point))
+    });
+    assert_eq!(mount.end_by(Signal::TERM), Some(0));
+    assert!(!mount.is_mounted());
+    inside.kill().unwrap();
+    inside.wait().unwrap();
+}
+
+fn after_kill_9_it_mounts_again() {
+    let site = site_with_repository();
+    for _ in 0..3 {
+        let mut mount = Mount::foreground(&site, &[]);
+        mount.kill();
+        assert!(
+            mount.is_mounted() && !mount.is_alive(),
+            "A dead mount stays behind"
+        );
+        site.ok(&["mount", &mount.text()]);
+        assert!(mount.is_alive());
+        site.ok(&["umount", &mount.text()]);
+        assert!(!mount.is_mounted(), "The dead mount is under the new one");
+    }
+    // A dead one can be unmounted too.
+    let mut mount = Mount::foreground(&site, &[]);
+    mount.kill();
+    site.ok(&["umount", &mount.text()]);
+    assert!(!mount.is_mounted());
+}
+
+fn a_mount_point_and_a_repository_inside_each_other_are_refused() {
+    let site = site_with_repository();
+    for inside in ["repository", "repository/mnt", "repository/packs"] {
+        let mount = Mount::prepare(&site, inside);
+        refused_mount(&site, &mount, "repository");
+    }
+    // By another name for the same place.
+    std::os::unix::fs::symlink(site.path("repository"), site.path("link")).unwrap();
+    refused_mount(&site, &Mount::prepare(&site, "link/mnt"), "repository");
+    // The repository inside the mount point: it would be covered.
+    site.make_directory("outer");
+    site.sh("mv repository outer/repository").ok();
+    let config = format!(
+        "[barmanfs]\nrepository = {}\n[main]\n",
+        site.path("outer/repository").display()
+    );
+    site.write_file("barmanfs.conf", config.as_bytes());
+    refused_mount(&site, &Mount::prepare(&site, "outer"), "repository");
+}
+
+fn refused_mount(site: &Site, mount: &Mount, word: &str) {
+    let run = site.barmanfs(&["mount", &mount.text()]);
+    assert!(!mount.is_mounted(), "{run}");
+    assert!(run.code().is_some_and(|code| code == 1 || code == 2), "{run}");
+    run.says(&[word]);
+}
+
+fn a_mount_point_that_cannot_be_is_refused() {
+    let site = site_with_repository();
+    let missing = site.path("missing");
+    let run = site.barmanfs(&["mount", &missing.to_string_lossy()]);
+    assert!(run.code().is_some_and(|code| code == 1 || code == 2), "{run}");
+    run.says(&["missing"]);
+    let file = site.write_file("a-file", b"");
+    let run = site.barmanfs(&["mount", &file.to_string_lossy()]);
+    assert!(run.code().is_some_and(|code| code == 1 || code == 2), "{run}");
+    run.says(&["a-file"]);
+    // Twice on the same place.
+    let mount = Mount::new(&site);
+    let run = site.barmanfs(&["mount", &mount.text()]);
+    assert!(run.code().is_some_and(|code| code == 1 || code == 2), "{run}");
+    run.says(&["mounted"]);
+    assert!(mount.is_alive());
+}
+
+fn umount_of_what_is_not_mounted_is_refused() {
+    let site = site_with_repository();
+    let directory = site.make_directory("empty");
+    site.barmanfs(&["umount", &directory.to_string_lossy()])
+        .refused(1)
+        .says(&["empty"]);
+    // Another file system is none of ours.
+    let run = site.barmanfs(&["umount", "/proc"]);
+    assert!(run.code().is_some_and(|code| code == 1 || code == 2), "{run}");
+    assert!(
+        Command::new("test")
+            .args(["-e", "/proc/self/stat"])
+            .status()
+            .unwrap()
+            .success()
+    );
+}
