@@ -1,0 +1,535 @@
+//! `BASE_BACKUP`: the whole cluster as tar archives, in the two dialects of the command.
+//!
+//! Up to PostgreSQL 14 each archive is a COPY of its own and the options are keywords. From 15 on one COPY carries
+//! everything, with a kind byte before each piece. Both come out as the same events ([`BaseBackupSink`]).
+
+use std::ops::RangeInclusive;
+
+use postgres_protocol::message::backend::{COPY_DATA_TAG, COPY_DONE_TAG, ERROR_RESPONSE_TAG, Message};
+
+use barmanfs_pg::{Lsn, ServerVersion, TimelineId};
+
+use super::connection::{Answer, Connection, ResultSet};
+use super::error::{Error, ServerError, SinkError};
+
+/// The first version with backup manifests.
+const OLDEST_MAJOR: u32 = 13;
+
+/// The first version with the list of options and the one COPY.
+const FIRST_MODERN_MAJOR: u32 = 15;
+
+/// What `MAX_RATE` accepts, in KiB per second.
+pub const MAX_RATE_KIB: RangeInclusive<u32> = 32..=1_048_576;
+
+/// What a label may hold: PostgreSQL's `MAXPGPATH` less its terminator.
+const MAX_LABEL_BYTES: usize = 1023;
+
+/// The SQLSTATE of "checksum verification failure during base backup", sent after everything else.
+const DATA_CORRUPTED: &str = "XX001";
+
+/// How often the older dialect, whose server does not do it, reports progress.
+const PROGRESS_EVERY_BYTES: u64 = 4 << 20;
+
+/// What to ask the server for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseBackupOptions {
+    /// The name in `backup_label`.
+    pub label: String,
+    /// Begin with an immediate checkpoint, not one spread over minutes.
+    pub fast_checkpoint: bool,
+    /// The most the server may send, in KiB per second; one of [`MAX_RATE_KIB`].
+    pub max_rate_kib: Option<u32>,
+    /// Append the WAL that is needed to the main archive.
+    pub include_wal: bool,
+    /// Do not end before the server has archived the last segment.
+    pub wait_for_archive: bool,
+    /// Have the server find out beforehand how much it will send.
+    pub progress: bool,
+    /// Send a manifest with CRC-32C checksums.
+    pub manifest: bool,
+    /// Have the server check its page checksums.
+    pub verify_checksums: bool,
+    /// Send `tablespace_map` instead of symbolic links. Tablespaces inside the data directory of PostgreSQL 15
+    /// and earlier (`allow_in_place_tablespaces`) are then not sent at all.
+    pub tablespace_map: bool,
+}
+
+impl Default for BaseBackupOptions {
+    fn default() -> Self {
+        Self {
+            label: "barmanfs".to_owned(),
+            fast_checkpoint: false,
+            max_rate_kib: None,
+            include_wal: false,
+            wait_for_archive: false,
+            progress: true,
+            manifest: true,
+            verify_checksums: true,
+            tablespace_map: true,
+        }
+    }
+}
+
+/// One tablespace outside the data directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tablespace {
+    /// Its object id, the name of its link in `pg_tblspc`.
+    pub oid: u32,
+    /// Its directory on the server; relative for one inside the data directory (PostgreSQL 16 and later).
+    pub location: Vec<u8>,
+    /// About how much will be sent.
+    pub size_kib: Option<u64>,
+}
+
+/// What is known when the data begins to flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupStart {
+    /// Where recovery will have to begin.
+    pub lsn: Lsn,
+    /// That position's timeline.
+    pub timeline: TimelineId,
+    /// The tablespaces other than the main one.
+    pub tablespaces: Vec<Tablespace>,
+    /// About how much will be sent in all archives; `None` unless `progress` was asked for.
+    pub total_kib: Option<u64>,
+}
+
+/// One tar archive of a base backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Archive {
+    /// The data directory; always the last.
+    Main,
+    /// The tablespace with this object id.
+    Tablespace(u32),
+}
+
+impl Archive {
+    /// The name PostgreSQL gives it.
+    pub fn file_name(self) -> String {
+        match self {
+            Self::Main => "base.tar".to_owned(),
+            Self::Tablespace(oid) => format!("{oid}.tar"),
+        }
+    }
+}
+
+/// Receives a base backup. An error ends it; the connection cannot be used any more then.
+pub trait BaseBackupSink {
+    /// The server is ready to send.
+    fn begin(&mut self, start: &BackupStart) -> Result<(), SinkError>;
+    /// An archive begins.
+    fn archive(&mut self, archive: Archive) -> Result<(), SinkError>;
+    /// The next bytes of the archive.
+    fn data(&mut self, bytes: &[u8]) -> Result<(), SinkError>;
+    /// The archive is complete as far as the protocol can tell.
+    fn end_archive(&mut self) -> Result<(), SinkError>;
+    /// The next bytes of the manifest; all archives are complete.
+    fn manifest(&mut self, bytes: &[u8]) -> Result<(), SinkError>;
+    /// So many bytes of archives were sent.
+    fn progress(&mut self, bytes_done: u64) -> Result<(), SinkError>;
+}
+
+/// What is known when everything was sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseBackupResult {
+    /// How it began.
+    pub start: BackupStart,
+    /// WAL up to here is needed.
+    pub stop_lsn: Lsn,
+    /// That position's timeline.
+    pub stop_timeline: TimelineId,
+    /// The server found pages with wrong checksums. All data was sent nevertheless; `warnings` say where.
+    pub checksum_failure: Option<ServerError>,
+    /// What the server warned of meanwhile.
+    pub warnings: Vec<ServerError>,
+    /// Bytes of all archives, the manifest not counted.
+    pub received_bytes: u64,
+}
+
+/// Takes a base backup.
+///
+/// # Errors
+/// For anything but wrong page checksums, which are part of the result.
+pub fn base_backup(
+    connection: &mut Connection,
+    version: ServerVersion,
+    options: &BaseBackupOptions,
+    sink: &mut dyn BaseBackupSink,
+) -> Result<BaseBackupResult, Error> {
+    let command = command(version, options)?;
+    connection.start_query(&command)?;
+    let start = read_start(connection)?;
+    sink.begin(&start).map_err(Error::Sink)?;
+    let mut receiver = Receiver::new(connection, sink, &start.tablespaces);
+    if version.major() >= FIRST_MODERN_MAJOR {
+        receiver.receive_modern(options.manifest)?;
+    } else {
+        receiver.receive_traditional(options.manifest)?;
+    }
+    let received_bytes = receiver.parts.received_bytes;
+    let (stop_lsn, stop_timeline) = read_position(&expect_rows(connection)?)?;
+    let checksum_failure = read_end(connection)?;
+    Ok(BaseBackupResult {
+        start,
+        stop_lsn,
+        stop_timeline,
+        checksum_failure,
+        warnings: connection.take_warnings(),
+        received_bytes,
+    })
+}
+
+/// The command in the dialect of the version.
+fn command(version: ServerVersion, options: &BaseBackupOptions) -> Result<String, Error> {
+    if version.major() < OLDEST_MAJOR {
+        return Err(Error::settings(format!("PostgreSQL {version} is not supported"))
+            .with_hint("Backups can be taken from PostgreSQL 13 and later"));
+    }
+    let label = &options.label;
+    if label.len() > MAX_LABEL_BYTES || label.chars().any(char::is_control) {
+        return Err(
+            Error::settings(format!("Invalid backup label \"{}\"", label.escape_debug()))
+                .with_hint("It may have up to 1023 bytes, without control characters"),
+        );
+    }
+    let label = format!("'{}'", label.replace('\'', "''"));
+    if let Some(rate) = options.max_rate_kib.filter(|rate| !MAX_RATE_KIB.contains(rate)) {
+        let (low, high) = MAX_RATE_KIB.into_inner();
+        return Err(
+            Error::settings(format!("The maximum rate of {rate} kB/s is out of range"))
+                .with_hint(format!("It may be from {low} to {high} kB/s")),
+        );
+    }
+    Ok(match version.major() {
+        FIRST_MODERN_MAJOR.. => modern_command(&label, options),
+        _ => traditional_command(&label, options),
+    })
+}
+
+fn traditional_command(quoted_label: &str, options: &BaseBackupOptions) -> String {
+    let rate = options.max_rate_kib.map(|rate| format!("MAX_RATE {rate}"));
+    let words = [
+        Some("PROGRESS").filter(|_| options.progress),
+        Some("FAST").filter(|_| options.fast_checkpoint),
+        Some("WAL").filter(|_| options.include_wal),
+        Some("NOWAIT").filter(|_| !options.wait_for_archive),
+        rate.as_deref(),
+        Some("TABLESPACE_MAP").filter(|_| options.tablespace_map),
+        Some("NOVERIFY_CHECKSUMS").filter(|_| !options.verify_checksums),
+        Some("MANIFEST 'yes' MANIFEST_CHECKSUMS 'CRC32C'").filter(|_| options.manifest),
+    ];
+    let words: Vec<&str> = words.into_iter().flatten().collect();
+    format!("BASE_BACKUP LABEL {quoted_label} {}", words.join(" "))
+        .trim_end()
+        .to_owned()
+}
+
+fn modern_command(quoted_label: &str, options: &BaseBackupOptions) -> String {
+    let flag = |value: bool| u8::from(value);
+    let checkpoint = if options.fast_checkpoint { "fast" } else { "spread" };
+    let mut words = vec![
+        format!("LABEL {quoted_label}"),
+        format!("PROGRESS {}", flag(options.progress)),
+        format!("CHECKPOINT '{checkpoint}'"),
+        format!("WAL {}", flag(options.include_wal)),
+        format!("WAIT {}", flag(options.wait_for_archive)),
+        format!("TABLESPACE_MAP {}", flag(options.tablespace_map)),
+        format!("VERIFY_CHECKSUMS {}", flag(options.verify_checksums)),
+    ];
+    words.extend(options.max_rate_kib.map(|rate| format!("MAX_RATE {rate}")));
+    if options.manifest {
+        words.push("MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C'".to_owned());
+    }
+    format!("BASE_BACKUP ({})", words.join(", "))
+}
+
+fn expect_rows(connection: &mut Connection) -> Result<ResultSet, Error> {
+    match connection.read_result()? {
+        Answer::Rows(rows) => Ok(rows),
+        Answer::Done | Answer::Ready => Err(Error::protocol("a base backup without all its results")),
+    }
+}
+
+fn read_position(rows: &ResultSet) -> Result<(Lsn, TimelineId), Error> {
+    Ok((rows.parse(0, "recptr")?, rows.parse(0, "tli")?))
+}
+
+fn read_start(connection: &mut Connection) -> Result<BackupStart, Error> {
+    let (lsn, timeline) = read_position(&expect_rows(connection)?)?;
+    let rows = expect_rows(connection)?;
+    let mut tablespaces = Vec::new();
+    let mut total_kib = Some(0_u64);
+    for row in 0..rows.len() {
+        let size_kib = rows
+            .bytes(row, "size")
+            .is_some()
+            .then(|| rows.parse::<u64>(row, "size"))
+            .transpose()?;
+        total_kib = total_kib
+            .zip(size_kib)
+            .and_then(|(total, size)| total.checked_add(size));
+        let is_last = row + 1 == rows.len();
+        match (rows.bytes(row, "spcoid").is_none(), is_last) {
+            (true, true) => {}
+            (false, false) => {
+                let location = rows.bytes(row, "spclocation").unwrap_or_default().to_vec();
+                tablespaces.push(Tablespace {
+                    oid: rows.parse(row, "spcoid")?,
+                    location,
+                    size_kib,
+                });
+            }
+            _ => {
+                return Err(Error::protocol(
+                    "a list of tablespaces that does not end with the main one",
+                ));
+            }
+        }
+    }
+    match rows.len() {
+        0 => Err(Error::protocol("an empty list of tablespaces")),
+        _ => Ok(BackupStart {
+            lsn,
+            timeline,
+            tablespaces,
+            total_kib,
+        }),
+    }
+}
+
+/// Reads to the end of the command. Here alone wrong page checksums are reported: everything was sent before.
+fn read_end(connection: &mut Connection) -> Result<Option<ServerError>, Error> {
+    loop {
+        match connection.read_result() {
+            Ok(Answer::Done) => {}
+            Ok(Answer::Ready) => return Ok(None),
+            Ok(Answer::Rows(_)) => return Err(Error::protocol("another result at the end of a base backup")),
+            Err(Error::Server(error)) if error.code == DATA_CORRUPTED => return Ok(Some(*error)),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// What the pieces of data that come belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Nothing,
+    Archive(Archive),
+    Manifest,
+}
+
+/// Reads the messages, and leaves their meaning to [`Parts`].
+struct Receiver<'a> {
+    connection: &'a mut Connection,
+    sink: &'a mut dyn BaseBackupSink,
+    parts: Parts,
+}
+
+/// How the data of one COPY is to be understood.
+type Take = fn(&mut Parts, &[u8], &mut dyn BaseBackupSink) -> Result<(), Error>;
+
+impl<'a> Receiver<'a> {
+    fn new(
+        connection: &'a mut Connection,
+        sink: &'a mut dyn BaseBackupSink,
+        tablespaces: &[Tablespace],
+    ) -> Self {
+        Self {
+            connection,
+            sink,
+            parts: Parts::new(tablespaces),
+        }
+    }
+
+    /// PostgreSQL 15 and later: one COPY of pieces with a kind byte.
+    fn receive_modern(&mut self, manifest: bool) -> Result<(), Error> {
+        self.receive_copy(Parts::take_piece)?;
+        let complete = self.parts.expected.is_empty() && (self.parts.part == Part::Manifest) == manifest;
+        match (complete, self.parts.part) {
+            (true, Part::Manifest) => Ok(()),
+            (true, _) => self.parts.end_part(self.sink),
+            (false, _) => Err(Error::protocol("a base backup that ends before its last part")),
+        }
+    }
+
+    /// PostgreSQL 14 and earlier: a COPY for each archive, and one for the manifest.
+    fn receive_traditional(&mut self, manifest: bool) -> Result<(), Error> {
+        while let Some(&archive) = self.parts.expected.last() {
+            self.parts.begin_archive(archive, self.sink)?;
+            self.receive_copy(Parts::take_data)?;
+            self.parts.end_part(self.sink)?;
+        }
+        if manifest {
+            self.parts.part = Part::Manifest;
+            self.receive_copy(Parts::take_data)?;
+        }
+        self.sink.progress(self.parts.received_bytes).map_err(Error::Sink)
+    }
+
+    /// One COPY from its announcement to its end. The data is used where it lies in the read buffer.
+    fn receive_copy(&mut self, take: Take) -> Result<(), Error> {
+        let Self {
+            connection,
+            sink,
+            parts,
+        } = self;
+        match connection.receive_in_query() {
+            Ok(Message::CopyOutResponse(_)) => {}
+            Ok(_) => {
+                return Err(Error::protocol(
+                    "something else where a base backup's data should begin",
+                ));
+            }
+            Err(error) => return Err(parts.interrupted(error)),
+        }
+        loop {
+            let frame = connection
+                .next_frame()
+                .map_err(|error| parts.interrupted(error))?;
+            match frame.tag {
+                COPY_DATA_TAG => take(parts, frame.body(), *sink)?,
+                COPY_DONE_TAG => return Ok(()),
+                ERROR_RESPONSE_TAG => {
+                    let error = connection.fail_query();
+                    return Err(parts.interrupted(error));
+                }
+                tag => {
+                    let tag = tag.escape_ascii();
+                    return Err(Error::protocol(format!(
+                        "message '{tag}' within a base backup's data"
+                    )));
+                }
+            }
+        }
+    }
+}
+
+/// Which part of the backup the data belongs to.
+#[derive(Debug)]
+struct Parts {
+    /// The archives to come, the next one last.
+    expected: Vec<Archive>,
+    part: Part,
+    received_bytes: u64,
+    reported_bytes: u64,
+}
+
+impl Parts {
+    fn new(tablespaces: &[Tablespace]) -> Self {
+        let tablespaces = tablespaces
+            .iter()
+            .rev()
+            .map(|tablespace| Archive::Tablespace(tablespace.oid));
+        Self {
+            expected: std::iter::once(Archive::Main).chain(tablespaces).collect(),
+            part: Part::Nothing,
+            received_bytes: 0,
+            reported_bytes: 0,
+        }
+    }
+
+    /// Data of the part that is being received (the older dialect has nothing else).
+    fn take_data(&mut self, bytes: &[u8], sink: &mut dyn BaseBackupSink) -> Result<(), Error> {
+        self.data(bytes, sink)?;
+        if self.received_bytes - self.reported_bytes >= PROGRESS_EVERY_BYTES {
+            self.reported_bytes = self.received_bytes;
+            sink.progress(self.received_bytes).map_err(Error::Sink)?;
+        }
+        Ok(())
+    }
+
+    /// One piece of the newer dialect.
+    fn take_piece(&mut self, piece: &[u8], sink: &mut dyn BaseBackupSink) -> Result<(), Error> {
+        match piece.split_first() {
+            Some((b'd', bytes)) => self.data(bytes, sink),
+            Some((b'n', names)) => {
+                self.end_part(sink)?;
+                let archive = self.announced_archive(names)?;
+                self.begin_archive(archive, sink)
+            }
+            Some((b'm', [])) => {
+                self.end_part(sink)?;
+                if !self.expected.is_empty() {
+                    return Err(Error::protocol("a manifest before the last archive"));
+                }
+                self.part = Part::Manifest;
+                Ok(())
+            }
+            Some((b'p', count)) => {
+                let count = count
+                    .try_into()
+                    .map(i64::from_be_bytes)
+                    .ok()
+                    .and_then(|count| u64::try_from(count).ok());
+                let count = count.ok_or_else(|| Error::protocol("a malformed progress report"))?;
+                sink.progress(count).map_err(Error::Sink)
+            }
+            _ => Err(Error::protocol("a piece of a base backup of unknown kind")),
+        }
+    }
+
+    fn data(&mut self, bytes: &[u8], sink: &mut dyn BaseBackupSink) -> Result<(), Error> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        match self.part {
+            Part::Archive(_) => {
+                self.received_bytes += bytes.len() as u64;
+                sink.data(bytes).map_err(Error::Sink)
+            }
+            Part::Manifest => sink.manifest(bytes).map_err(Error::Sink),
+            Part::Nothing => Err(Error::protocol("data of a base backup before its first archive")),
+        }
+    }
+
+    /// The archive that is announced by name and location; it must be the next one of the server's own list.
+    fn announced_archive(&self, names: &[u8]) -> Result<Archive, Error> {
+        let name = names.split(|&byte| byte == 0).next().unwrap_or_default();
+        self.expected
+            .last()
+            .copied()
+            .filter(|archive| archive.file_name().as_bytes() == name)
+            .ok_or_else(|| {
+                let name = String::from_utf8_lossy(name).escape_debug().to_string();
+                Error::protocol(format!("an archive \"{name}\" that was not announced"))
+            })
+    }
+
+    fn begin_archive(&mut self, archive: Archive, sink: &mut dyn BaseBackupSink) -> Result<(), Error> {
+        self.expected.pop();
+        self.part = Part::Archive(archive);
+        sink.archive(archive).map_err(Error::Sink)
+    }
+
+    fn end_part(&mut self, sink: &mut dyn BaseBackupSink) -> Result<(), Error> {
+        match self.part {
+            Part::Archive(_) => {
+                self.part = Part::Nothing;
+                sink.end_archive().map_err(Error::Sink)
+            }
+            Part::Manifest => Err(Error::protocol("another part after the manifest")),
+            Part::Nothing => Ok(()),
+        }
+    }
+
+    /// What went wrong, and what was being received then.
+    fn interrupted(&self, error: Error) -> Error {
+        let part = match self.part {
+            Part::Archive(archive) => archive.file_name(),
+            Part::Manifest => "the manifest".to_owned(),
+            Part::Nothing => "a base backup".to_owned(),
+        };
+        let during = format!(
+            "receiving {part}, {} MB into the backup",
+            self.received_bytes / 1_000_000
+        );
+        Error::Interrupted {
+            during,
+            error: Box::new(error),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "base_backup_tests.rs"]
+mod tests;

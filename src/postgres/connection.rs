@@ -1,0 +1,466 @@
+//! One session with a server: queries, their results, notices, and the messages of a stream.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use fallible_iterator::FallibleIterator;
+use postgres_protocol::message::backend::{
+    DataRowBody, Message, NOTICE_RESPONSE_TAG, NOTIFICATION_RESPONSE_TAG, PARAMETER_STATUS_TAG,
+    RowDescriptionBody,
+};
+use postgres_protocol::message::frontend;
+
+use barmanfs_pg::ServerVersion;
+
+use super::Error;
+use super::auth::Exchange;
+use super::connect::{self, time_left};
+use super::conninfo::Conninfo;
+use super::error::ServerError;
+use super::wire::{Frame, FrameBuffer, Interrupter, Stream};
+
+/// What the connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Replication commands; no SQL.
+    Replication,
+    /// SQL in the database of the settings.
+    Sql,
+}
+
+/// The most a result set may hold. Those that are asked for are a few rows.
+const MAX_RESULT_BYTES: usize = 64 << 20;
+
+/// How many warnings are kept for one operation; the rest is only logged.
+const MAX_KEPT_WARNINGS: usize = 1000;
+
+/// NegotiateProtocolVersion, which `postgres-protocol` does not know: the server is older than the client. We speak
+/// the oldest version there is and ask for nothing optional, so there is nothing to negotiate.
+const NEGOTIATE_PROTOCOL_VERSION_TAG: u8 = b'v';
+
+/// A session with a server. Dropping it says goodbye.
+#[derive(Debug)]
+pub struct Connection {
+    stream: Stream,
+    incoming: FrameBuffer,
+    /// The server, for messages.
+    target: String,
+    parameters: BTreeMap<String, String>,
+    /// Whether the server waits for a query.
+    ready: bool,
+    deadline: Option<(Instant, Duration)>,
+    warnings: Vec<ServerError>,
+}
+
+/// The rows of one statement.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ResultSet {
+    columns: Vec<String>,
+    rows: Vec<Vec<Option<Vec<u8>>>>,
+}
+
+impl ResultSet {
+    /// How many rows there are.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The columns' names.
+    pub fn columns(&self) -> &[String] {
+        &self.columns
+    }
+
+    /// The value of a row's column; `None` if it is NULL or not there.
+    pub fn bytes(&self, row: usize, column: &str) -> Option<&[u8]> {
+        let number = self.columns.iter().position(|name| name == column)?;
+        self.rows.get(row)?.get(number)?.as_deref()
+    }
+
+    /// The value of a row's column as text; `None` if it is NULL, not there, or not UTF-8.
+    pub fn text(&self, row: usize, column: &str) -> Option<&str> {
+        std::str::from_utf8(self.bytes(row, column)?).ok()
+    }
+
+    /// The value of a row's column, which must be there and make sense.
+    pub(super) fn parse<T: std::str::FromStr>(&self, row: usize, column: &str) -> Result<T, Error> {
+        self.text(row, column)
+            .and_then(|text| text.parse().ok())
+            .ok_or_else(|| Error::protocol(format!("a result without a usable \"{column}\"")))
+    }
+}
+
+impl Connection {
+    /// Connects to the first server of the settings that answers.
+    ///
+    /// # Errors
+    /// Says for each server why not.
+    pub fn connect(conninfo: &Conninfo, mode: Mode) -> Result<Self, Error> {
+        connect::connect(conninfo, mode)
+    }
+
+    /// Sends the start-up message on a fresh stream.
+    pub(super) fn begin(
+        stream: Stream,
+        target: String,
+        conninfo: &Conninfo,
+        mode: Mode,
+    ) -> Result<Self, Error> {
+        let mut parameters = vec![("user", conninfo.user.as_str())];
+        match (mode, conninfo.dbname.as_deref()) {
+            (Mode::Replication, _) => parameters.push(("replication", "true")),
+            (Mode::Sql, Some(name)) => parameters.push(("database", name)),
+            (Mode::Sql, None) => parameters.push(("database", &conninfo.user)),
+        }
+        parameters.push(("application_name", &conninfo.application_name));
+        parameters.push(("client_encoding", "UTF8"));
+        parameters.extend(conninfo.options.as_deref().map(|options| ("options", options)));
+        let mut message = BytesMut::new();
+        frontend::startup_message(parameters, &mut message)
+            .map_err(|_| Error::settings("A connection setting has a NUL in it"))?;
+        let mut connection = Self {
+            stream,
+            incoming: FrameBuffer::new(),
+            target,
+            parameters: BTreeMap::new(),
+            ready: false,
+            deadline: None,
+            warnings: Vec::new(),
+        };
+        connection.send(&message)?;
+        Ok(connection)
+    }
+
+    /// Waits until the server takes the first query.
+    pub(super) fn await_ready(&mut self) -> Result<(), Error> {
+        loop {
+            match self.receive()? {
+                Message::ReadyForQuery(_) => break,
+                Message::BackendKeyData(_) => {}
+                _ => return Err(Error::protocol("a message that is no part of start-up")),
+            }
+        }
+        self.ready = true;
+        Ok(())
+    }
+
+    /// Where this connection leads, for messages.
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// Whether the connection is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.stream.is_encrypted()
+    }
+
+    /// A setting the server reported, such as `server_encoding` or `TimeZone`.
+    pub fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameters.get(name).map(String::as_str)
+    }
+
+    /// The server's version.
+    ///
+    /// # Errors
+    /// If the server did not say one that can be understood.
+    pub fn server_version(&self) -> Result<ServerVersion, Error> {
+        let text = self.parameter("server_version").unwrap_or_default();
+        parse_version(text)
+            .ok_or_else(|| Error::protocol(format!("the server version \"{}\"", text.escape_debug())))
+    }
+
+    /// Limits how long the server may be silent; `None`, the default, removes the limit.
+    ///
+    /// A base backup needs none: the server is silent while it does its checkpoint, and TCP keepalives notice a dead host.
+    pub fn set_read_timeout(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
+        self.stream.set_read_timeout(timeout).map_err(Error::Io)
+    }
+
+    /// A handle that ends this connection from another thread.
+    pub fn interrupter(&self) -> Result<Interrupter, Error> {
+        self.stream.interrupter().map_err(Error::Io)
+    }
+
+    /// Runs statements and collects what they return: one result set for each that returns rows.
+    ///
+    /// # Errors
+    /// [`Error::Server`] if a statement fails; the connection can be used again after that.
+    pub fn simple_query(&mut self, text: &str) -> Result<Vec<ResultSet>, Error> {
+        self.start_query(text)?;
+        let mut results = Vec::new();
+        loop {
+            match self.read_result()? {
+                Answer::Rows(rows) => results.push(rows),
+                Answer::Done => {}
+                Answer::Ready => return Ok(results),
+            }
+        }
+    }
+
+    /// Runs a statement that returns exactly one result set.
+    pub(super) fn one_result(&mut self, text: &str) -> Result<ResultSet, Error> {
+        let mut results = self.simple_query(text)?;
+        match (results.pop(), results.is_empty()) {
+            (Some(only), true) => Ok(only),
+            _ => Err(Error::protocol("not exactly one result for a command")),
+        }
+    }
+
+    /// Sends a query; the answer is for the caller to read.
+    pub(super) fn start_query(&mut self, text: &str) -> Result<(), Error> {
+        if !self.ready {
+            return Err(Error::protocol(
+                "the connection is in the middle of something else",
+            ));
+        }
+        self.warnings.clear();
+        let mut message = BytesMut::new();
+        frontend::query(text, &mut message).map_err(|_| Error::settings("A query has a NUL in it"))?;
+        self.ready = false;
+        self.send(&message)
+    }
+
+    /// Reads one part of the answer to a query. After an error of the server the rest is read, too.
+    pub(super) fn read_result(&mut self) -> Result<Answer, Error> {
+        let mut result: Option<ResultSet> = None;
+        let mut held_bytes = 0_usize;
+        loop {
+            match self.receive_in_query()? {
+                Message::RowDescription(body) => result = Some(columns(&body)?),
+                Message::DataRow(body) => {
+                    held_bytes = held_bytes.saturating_add(body.buffer().len());
+                    let result = result.as_mut().filter(|_| held_bytes <= MAX_RESULT_BYTES);
+                    let result =
+                        result.ok_or_else(|| Error::protocol("a row out of place, or far too many"))?;
+                    result.rows.push(row(&body)?);
+                }
+                Message::CommandComplete(_) | Message::EmptyQueryResponse => {
+                    return Ok(result.map_or(Answer::Done, Answer::Rows));
+                }
+                Message::ReadyForQuery(_) => {
+                    self.ready = true;
+                    return Ok(Answer::Ready);
+                }
+                _ => return Err(Error::protocol("a message that is no part of a result")),
+            }
+        }
+    }
+
+    /// The next message that is for the caller; an error of the server ends the query.
+    pub(super) fn receive_in_query(&mut self) -> Result<Message, Error> {
+        match self.receive() {
+            Err(error @ Error::Server(_)) => {
+                self.end_failed_query();
+                Err(error)
+            }
+            other => other,
+        }
+    }
+
+    /// After an error the server skips to the end of the query; so do we. If that fails the connection is
+    /// over, which the next query will tell: the error that is at hand matters more.
+    fn end_failed_query(&mut self) {
+        while let Ok(message) = self.receive() {
+            if matches!(message, Message::ReadyForQuery(_)) {
+                self.ready = true;
+                return;
+            }
+        }
+    }
+
+    /// Like [`Connection::next_frame`], decoded. Errors of the server come as errors.
+    pub(super) fn receive(&mut self) -> Result<Message, Error> {
+        self.next_frame()?;
+        self.decode_current()
+    }
+
+    fn decode_current(&self) -> Result<Message, Error> {
+        match self.incoming.current().decode()? {
+            Message::ErrorResponse(body) => Err(Error::Server(Box::new(
+                ServerError::read(body.fields()).map_err(|_| Error::protocol("a malformed error"))?,
+            ))),
+            message => Ok(message),
+        }
+    }
+
+    /// Makes an error of the message at hand, which is one, and ends the query.
+    pub(super) fn fail_query(&mut self) -> Error {
+        let error = self.decode_current().err();
+        self.end_failed_query();
+        error.unwrap_or_else(|| Error::protocol("an error that is none"))
+    }
+
+    /// The next message that is not a notice, a changed parameter or a notification, as it lies in the buffer.
+    /// Error messages come like all others.
+    pub(super) fn next_frame(&mut self) -> Result<Frame<'_>, Error> {
+        loop {
+            if self.deadline.is_some() {
+                self.stream.set_read_timeout(time_left(self.deadline)?)?;
+            }
+            let tag = self
+                .incoming
+                .advance(&mut self.stream)
+                .map_err(|error| self.explain_timeout(error))?;
+            match tag {
+                NOTICE_RESPONSE_TAG | PARAMETER_STATUS_TAG => self.handle_aside()?,
+                NOTIFICATION_RESPONSE_TAG | NEGOTIATE_PROTOCOL_VERSION_TAG => {}
+                _ => return Ok(self.incoming.current()),
+            }
+        }
+    }
+
+    fn explain_timeout(&self, error: Error) -> Error {
+        match &error {
+            Error::Io(inner)
+                if matches!(inner.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) =>
+            {
+                let whole = self
+                    .deadline
+                    .map(|(_, whole)| whole)
+                    .or_else(|| self.stream.read_timeout());
+                whole.map_or(error, Error::Timeout)
+            }
+            _ => error,
+        }
+    }
+
+    /// A message the server may send at any time.
+    fn handle_aside(&mut self) -> Result<(), Error> {
+        let malformed = |_| Error::protocol("a malformed notice or parameter");
+        match self.incoming.current().decode()? {
+            Message::NoticeResponse(body) => {
+                let notice = ServerError::read(body.fields()).map_err(malformed)?;
+                if notice.severity != "WARNING" {
+                    tracing::info!("The {} says: {notice}", self.target);
+                    return Ok(());
+                }
+                tracing::warn!("The {} says: {notice}", self.target);
+                if self.warnings.len() < MAX_KEPT_WARNINGS {
+                    self.warnings.push(notice);
+                }
+            }
+            Message::ParameterStatus(body) => {
+                let name = body.name().map_err(malformed)?.to_owned();
+                self.parameters
+                    .insert(name, body.value().map_err(malformed)?.to_owned());
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The warnings the server sent since the last query began, at most [`MAX_KEPT_WARNINGS`].
+    pub(super) fn take_warnings(&mut self) -> Vec<ServerError> {
+        std::mem::take(&mut self.warnings)
+    }
+
+    /// From now on all reads together must be done by then.
+    pub(super) fn set_deadline(&mut self, deadline: Option<(Instant, Duration)>) {
+        self.deadline = deadline;
+    }
+}
+
+impl Exchange for Connection {
+    fn receive(&mut self) -> Result<Message, Error> {
+        Self::receive(self)
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.stream.write_all(bytes)?;
+        self.stream.flush()?;
+        Ok(())
+    }
+
+    fn stream(&self) -> &Stream {
+        &self.stream
+    }
+}
+
+impl Drop for Connection {
+    /// Spares the server's log a "connection reset"; whether it arrives does not matter.
+    fn drop(&mut self) {
+        if self.ready {
+            let mut message = BytesMut::new();
+            frontend::terminate(&mut message);
+            let _may_be_gone = self.send(&message);
+        }
+    }
+}
+
+/// One part of the answer to a query.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// A statement that returned rows.
+    Rows(ResultSet),
+    /// A statement that returned none.
+    Done,
+    /// All statements are done.
+    Ready,
+}
+
+fn columns(body: &RowDescriptionBody) -> Result<ResultSet, Error> {
+    let names = body.fields().map(|field| Ok(field.name().to_owned())).collect();
+    let columns = names.map_err(|_| Error::protocol("a malformed row description"))?;
+    Ok(ResultSet {
+        columns,
+        rows: Vec::new(),
+    })
+}
+
+fn row(body: &DataRowBody) -> Result<Vec<Option<Vec<u8>>>, Error> {
+    let buffer = body.buffer();
+    let mut values = Vec::new();
+    let mut ranges = body.ranges();
+    while let Some(range) = ranges.next().map_err(|_| Error::protocol("a malformed row"))? {
+        values.push(match range {
+            Some(range) => Some(
+                buffer
+                    .get(range)
+                    .ok_or_else(|| Error::protocol("a malformed row"))?
+                    .to_vec(),
+            ),
+            None => None,
+        });
+    }
+    Ok(values)
+}
+
+/// `server_version` as the server shows it: "15.18 (Debian 15.18-0+deb12u1)", "19beta1", "9.6.24".
+fn parse_version(text: &str) -> Option<ServerVersion> {
+    let number = text.split(|c: char| c != '.' && !c.is_ascii_digit()).next()?;
+    let mut parts = number.split('.').map(str::parse::<u32>);
+    let major = parts.next()?.ok().filter(|major| (1..1000).contains(major))?;
+    let mut next = || {
+        parts
+            .next()
+            .and_then(Result::ok)
+            .filter(|&part| part < 100)
+            .unwrap_or(0)
+    };
+    Some(ServerVersion(match major {
+        10.. => major * 10_000 + next(),
+        _ => major * 10_000 + next() * 100 + next(),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_as_servers_show_them() {
+        let cases = [
+            ("15.18 (Debian 15.18-0+deb12u1)", Some(150_018)),
+            ("18.4", Some(180_004)),
+            ("19beta1", Some(190_000)),
+            ("9.6.24", Some(90_624)),
+            ("", None),
+            ("EnterpriseDB", None),
+            ("99999999999999", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(parse_version(text).map(|version| version.0), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Where and how to connect: connection strings as every libpq program reads them.
+//!
+//! What is not in the string comes from the service file, then the `PG*` variables, then the defaults.
+
+mod keys;
+mod parse;
+mod passfile;
+mod secret;
+mod service;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{Environment, Error};
+use keys::Meaning;
+use parse::Settings;
+pub(super) use secret::Secret;
+pub use values::{
+    AuthMethod, AuthRules, ChannelBindingUse, Host, HostSpec, Keepalives, RootCertificates, SslMode,
+    TlsSettings, TlsVersion,
+};
+
+/// The directories distributions keep the server's socket in, the usual one first.
+const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
+
+/// The port libpq uses when none is given.
+const DEFAULT_PORT: u16 = 5432;
+
+/// The name a replication connection's password goes by in the password file.
+const REPLICATION_DATABASE: &str = "replication";
+
+/// All there is to know to connect. Shows itself without its password.
+#[derive(Clone)]
+pub struct Conninfo {
+    /// The servers to try, in this order; never empty.
+    pub hosts: Vec<HostSpec>,
+    /// The role.
+    pub user: String,
+    /// The database, if one is given.
+    pub dbname: Option<String>,
+    /// What the server shows for this connection in `pg_stat_activity`.
+    pub application_name: String,
+    /// Command-line options for the server process.
+    pub options: Option<String>,
+    /// How long to wait for each host; `None` waits as long as the operating system does.
+    pub connect_timeout: Option<Duration>,
+    /// How a dead peer is noticed.
+    pub keepalives: Keepalives,
+    /// Encryption, and whom to trust.
+    pub tls: TlsSettings,
+    /// Which authentication is good enough.
+    pub auth: AuthRules,
+    /// The operating-system user that must own the server on a Unix socket.
+    pub require_peer: Option<String>,
+    password: Option<Secret>,
+    passfile: Option<PathBuf>,
+}
+
+impl Conninfo {
+    /// Reads a connection string, `key=value` or URI.
+    ///
+    /// # Errors
+    /// Says which key is unknown or which value is not allowed. Never quotes a value that may be a secret.
+    pub fn parse(text: &str, environment: &Environment) -> Result<Self, Error> {
+        let mut settings = parse::parse(text)?;
+        add_service(&mut settings, environment)?;
+        add_variables(&mut settings, environment);
+        settings.retain(|_, value| !value.is_empty());
+        check_meanings(&settings)?;
+        Self::resolve(&Reader { settings: &settings }, environment)
+    }
+
+    fn resolve(reader: &Reader<'_>, environment: &Environment) -> Result<Self, Error> {
+        let user = match reader.text("user").or(environment.user()) {
+            Some(user) => user.to_owned(),
+            None => {
+                return Err(
+                    Error::settings("No user name: the system does not know the current user")
+                        .with_hint("Give user=… in the connection string"),
+                );
+            }
+        };
+        let in_home = |name: &str| environment.home().map(|home| home.join(name));
+        Ok(Self {
+            hosts: values::hosts(reader)?,
+            user,
+            dbname: reader.text("dbname").map(str::to_owned),
+            application_name: reader
+                .text("application_name")
+                .or(reader.text("fallback_application_name"))
+                .unwrap_or("barmanfs")
+                .to_owned(),
+            options: reader.text("options").map(str::to_owned),
+            connect_timeout: values::connect_timeout(reader)?,
+            keepalives: values::keepalives(reader)?,
+            tls: values::tls(reader, environment)?,
+            auth: values::auth(reader)?,
+            require_peer: reader.text("requirepeer").map(str::to_owned),
+            password: reader.text("password").map(Secret::new),
+            passfile: reader
+                .text("passfile")
+                .map(PathBuf::from)
+                .or_else(|| in_home(".pgpass")),
+        })
+    }
+
+    /// The password for this server, from the settings or the password file.
+    pub(super) fn password_for(&self, host: &HostSpec, replication: bool) -> Option<Secret> {
+        if let Some(password) = self.password.as_ref().filter(|password| !password.is_empty()) {
+            return Some(password.clone());
+        }
+        let own_database = self.dbname.as_deref().unwrap_or(&self.user);
+        let databases: &[&str] = match replication {
+            true => &[REPLICATION_DATABASE, own_database],
+            false => &[own_database],
+        };
+        let name = host.password_file_name();
+        let wanted = passfile::Wanted {
+            host: &name,
+            port: host.port,
+            databases,
+            user: &self.user,
+        };
+        passfile::look_up(self.passfile.as_deref()?, wanted).filter(|password| !password.is_empty())
+    }
+
+    /// The password file that is looked into, for messages.
+    pub(super) fn passfile(&self) -> Option<&Path> {
+        self.passfile.as_deref()
+    }
+}
+
+impl fmt::Debug for Conninfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conninfo")
+            .field("hosts", &self.hosts)
+            .field("user", &self.user)
+            .field("dbname", &self.dbname)
+            .field("application_name", &self.application_name)
+            .field("tls", &self.tls)
+            .field("auth", &self.auth)
+            .field("password", &self.password)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One line that says where this leads, for people: `host=a,b port=5432 user=x dbname=y`.
+impl fmt::Display for Conninfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, host) in self.hosts.iter().enumerate() {
+            write!(f, "{}{host}", if number == 0 { "" } else { ", or " })?;
+        }
+        write!(f, ", user {}", self.user)?;
+        self.dbname
+            .as_ref()
+            .map_or(Ok(()), |name| write!(f, ", database {name}"))
+    }
+}
+
+/// Typed access to the settings.
+#[derive(Debug, Clone, Copy)]
+struct Reader<'a> {
+    settings: &'a Settings,
+}
+
+impl<'a> Reader<'a> {
+    fn text(&self, key: &str) -> Option<&'a str> {
+        self.settings.get(key).map(String::as_str)
+    }
+
+    /// A whole number with blanks around it, as libpq takes it.
+    fn integer(&self, key: &str) -> Result<Option<i32>, Error> {
+        self.text(key)
+            .map(|text| {
+                text.trim().parse().map_err(|_| {
+                    Error::settings(format!(
+                        "Invalid integer value \"{text}\" for connection option \"{key}\""
+                    ))
+                })
+            })
+            .transpose()
+    }
+
+    /// One of the values that are allowed, by name.
+    fn choice<T: Copy>(&self, key: &str, allowed: &[(&str, T)]) -> Result<Option<T>, Error> {
+        let Some(text) = self.text(key) else {
+            return Ok(None);
+        };
+        match allowed.iter().find(|(name, _)| *name == text) {
+            Some((_, value)) => Ok(Some(*value)),
+            None => {
+                let names: Vec<_> = allowed.iter().map(|(name, _)| *name).collect();
+                Err(Error::settings(format!("Invalid {key} value: \"{text}\""))
+                    .with_hint(format!("Allowed are {}", names.join(", "))))
+            }
+        }
+    }
+}
+
+fn add_service(settings: &mut Settings, environment: &Environment) -> Result<(), Error> {
+    let name = settings
+        .remove("service")
+        .or_else(|| environment.variable("PGSERVICE").map(str::to_owned));
+    let file = settings.remove("servicefile");
+    let Some(name) = name.filter(|name| !name.is_empty()) else {
+        return Ok(());
+    };
+    for (key, value) in service::settings(&name, file.as_deref(), environment)? {
+        settings.entry(key).or_insert(value);
+    }
+    Ok(())
+}
+
+fn add_variables(settings: &mut Settings, environment: &Environment) {
+    for key in keys::all() {
+        let Some(value) = key.variable.and_then(|name| environment.variable(name)) else {
+            continue;
+        };
+        if matches!(key.name, "service" | "servicefile") {
+            continue;
+        }
+        settings.entry(key.name).or_insert_with(|| value.to_owned());
+    }
+    // The spelling of PostgreSQL 7.3 for sslmode=require, which libpq still obeys.
+    if environment
+        .variable("PGREQUIRESSL")
+        .is_some_and(|value| value.starts_with('1'))
+    {
+        settings.entry("sslmode").or_insert_with(|| "require".to_owned());
+    }
+}
+
+fn check_meanings(settings: &Settings) -> Result<(), Error> {
+    for (name, value) in settings {
+        match keys::key(name).map(|key| key.meaning) {
+            Some(Meaning::Ignored(why)) => {
+                tracing::info!("Connection option \"{name}\" is ignored: {why}");
+            }
+            Some(Meaning::Only(allowed)) if !allowed.contains(&value.as_str()) => {
+                let accepted: Vec<_> = allowed
+                    .iter()
+                    .filter(|value| !value.is_empty())
+                    .copied()
+                    .collect();
+                let error = Error::settings(format!(
+                    "This value of connection option \"{name}\" is not supported"
+                ));
+                return Err(match accepted.is_empty() {
+                    true => error.with_hint("Leave the option out"),
+                    false => error.with_hint(format!("Use {}", accepted.join(" or "))),
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,36 @@
+//! A PostgreSQL client for backups: one blocking connection, replication commands, base backups.
+//!
+//! libpq's users find their connection strings, variables and files work as they know them ([`Conninfo`]).
+//! Everything blocks; a backup has a thread of its own anyway, and [`Interrupter`] ends a wait from outside.
+//!
+//! Invariants:
+//! - No password or key is ever shown: not in errors, not in `Debug`, not in logs.
+//! - What a server sends is checked before it is used, and never decides how much memory is taken: messages,
+//!   results and headers have limits, and backup data is lent out of one buffer.
+
+mod auth;
+mod base_backup;
+mod connect;
+mod connection;
+mod conninfo;
+mod environment;
+mod error;
+mod replication;
+mod tar;
+mod tls;
+mod wire;
+
+#[cfg(test)]
+mod live_tests;
+
+pub use base_backup::{
+    Archive, BackupStart, BaseBackupOptions, BaseBackupResult, BaseBackupSink, MAX_RATE_KIB, Tablespace,
+    base_backup,
+};
+pub use connection::{Connection, Mode, ResultSet};
+pub use conninfo::{Conninfo, Host, HostSpec, SslMode};
+pub use environment::Environment;
+pub use error::{Error, ServerError, SinkError};
+pub use replication::{HistoryFile, SlotPosition, SystemIdentification};
+pub use tar::{EndBlocks, TarEntry, TarError, TarKind, TarReader, TarSink};
+pub use wire::Interrupter;

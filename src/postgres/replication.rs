@@ -1,0 +1,151 @@
+//! The commands of a replication connection, except for the streams.
+
+use barmanfs_pg::{Lsn, SystemId, TimelineId};
+
+use super::{Connection, Error};
+
+/// What a server says about itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SystemIdentification {
+    /// The cluster.
+    pub system_id: SystemId,
+    /// The timeline it writes, or replays.
+    pub timeline: TimelineId,
+    /// How far its WAL is flushed; on a standby: received and replayed.
+    pub flush_lsn: Lsn,
+}
+
+/// Where a replication slot holds the WAL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlotPosition {
+    /// The oldest WAL it keeps; `None` if it keeps none yet.
+    pub restart_lsn: Option<Lsn>,
+    /// That position's timeline.
+    pub restart_timeline: Option<TimelineId>,
+}
+
+/// A timeline history file as the server has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HistoryFile {
+    /// Its name, `00000002.history`.
+    pub name: String,
+    /// Its bytes.
+    pub content: Vec<u8>,
+}
+
+/// The longest name of a slot: one less than PostgreSQL's `NAMEDATALEN`.
+const MAX_SLOT_NAME_BYTES: usize = 63;
+
+impl Connection {
+    /// `IDENTIFY_SYSTEM`.
+    pub fn identify_system(&mut self) -> Result<SystemIdentification, Error> {
+        let result = self.one_result("IDENTIFY_SYSTEM")?;
+        Ok(SystemIdentification {
+            system_id: result.parse(0, "systemid")?,
+            timeline: result.parse(0, "timeline")?,
+            flush_lsn: result.parse(0, "xlogpos")?,
+        })
+    }
+
+    /// `SHOW`: a setting as the server displays it, such as `16MB` for `wal_segment_size`.
+    pub fn show(&mut self, name: &str) -> Result<String, Error> {
+        let is_name = !name.is_empty()
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.');
+        if !is_name {
+            return Err(Error::settings(format!(
+                "\"{}\" is no name of a setting",
+                name.escape_debug()
+            )));
+        }
+        let result = self.one_result(&format!("SHOW {name}"))?;
+        let value = result
+            .columns()
+            .first()
+            .and_then(|column| result.text(0, column))
+            .map(str::to_owned);
+        value.ok_or_else(|| Error::protocol(format!("no value of \"{name}\"")))
+    }
+
+    /// Creates a slot that lives as long as this connection and holds back all WAL from now on.
+    ///
+    /// # Errors
+    /// SQLSTATE 53400 if `max_replication_slots` are in use.
+    pub fn create_temporary_slot(&mut self, name: &str) -> Result<(), Error> {
+        // This form is understood by all versions; the one with options in parentheses only from 15 on.
+        let name = quoted_slot_name(name)?;
+        self.one_result(&format!(
+            "CREATE_REPLICATION_SLOT {name} TEMPORARY PHYSICAL RESERVE_WAL"
+        ))
+        .map(drop)
+    }
+
+    /// Creates a slot that stays, and holds back all WAL from now on.
+    ///
+    /// # Errors
+    /// SQLSTATE 42710 if there is one of that name.
+    pub fn create_slot(&mut self, name: &str) -> Result<(), Error> {
+        let name = quoted_slot_name(name)?;
+        self.one_result(&format!("CREATE_REPLICATION_SLOT {name} PHYSICAL RESERVE_WAL"))
+            .map(drop)
+    }
+
+    /// Where a physical slot stands; `None` if there is no such slot. PostgreSQL 15 and later.
+    pub fn read_slot(&mut self, name: &str) -> Result<Option<SlotPosition>, Error> {
+        let result = self.one_result(&format!("READ_REPLICATION_SLOT {}", quoted_slot_name(name)?))?;
+        if result.bytes(0, "slot_type").is_none() {
+            return Ok(None);
+        }
+        let present = |column: &str| result.bytes(0, column).is_some();
+        Ok(Some(SlotPosition {
+            restart_lsn: present("restart_lsn")
+                .then(|| result.parse(0, "restart_lsn"))
+                .transpose()?,
+            restart_timeline: present("restart_tli")
+                .then(|| result.parse(0, "restart_tli"))
+                .transpose()?,
+        }))
+    }
+
+    /// Drops a slot. With `wait`, one that is in use is waited for.
+    pub fn drop_slot(&mut self, name: &str, wait: bool) -> Result<(), Error> {
+        let name = quoted_slot_name(name)?;
+        let wait = if wait { " WAIT" } else { "" };
+        self.simple_query(&format!("DROP_REPLICATION_SLOT {name}{wait}"))
+            .map(drop)
+    }
+
+    /// `TIMELINE_HISTORY`: how a timeline came to be; `None` for the first, which has no history.
+    ///
+    /// # Errors
+    /// SQLSTATE 58P01 if the server does not have the file.
+    pub fn timeline_history(&mut self, timeline: TimelineId) -> Result<Option<HistoryFile>, Error> {
+        if timeline.0 <= 1 {
+            return Ok(None);
+        }
+        let result = self.one_result(&format!("TIMELINE_HISTORY {timeline}"))?;
+        let content = result
+            .bytes(0, "content")
+            .ok_or_else(|| Error::protocol("a timeline history without content"))?;
+        Ok(Some(HistoryFile {
+            name: result.parse(0, "filename")?,
+            content: content.to_vec(),
+        }))
+    }
+}
+
+fn quoted_slot_name(name: &str) -> Result<String, Error> {
+    let is_valid = (1..=MAX_SLOT_NAME_BYTES).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    match is_valid {
+        true => Ok(format!("\"{name}\"")),
+        false => Err(Error::settings(format!(
+            "Invalid name of a replication slot \"{}\"",
+            name.escape_debug()
+        ))
+        .with_hint("It may have up to 63 lower-case letters, digits and underscores")),
+    }
+}

@@ -1,0 +1,295 @@
+//! Bytes to messages: the socket, and a read buffer that hands messages out where they lie.
+//!
+//! A base backup is gigabytes of CopyData, so its messages are not copied on their way through:
+//! [`FrameBuffer`] reads large pieces and lends each message out of its buffer.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use postgres_protocol::message::backend::Message;
+use rustls::{ClientConnection, StreamOwned};
+
+use super::Error;
+
+/// Room to read into: several of the largest messages of a base backup (32 KiB) with each system call.
+const READ_BUFFER_BYTES: usize = 512 << 10;
+
+/// The largest message that is accepted. PostgreSQL sends pieces of at most 128 KiB in its streams; result
+/// sets barmanfs asks for are small. More means that this is not a PostgreSQL server.
+const MAX_MESSAGE_BYTES: usize = 16 << 20;
+
+/// The length word, which counts itself, and the tag before it.
+const HEADER_BYTES: usize = 5;
+
+/// The connection's socket, encrypted or not.
+#[derive(Debug)]
+pub(super) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Stream {
+    pub(super) fn is_encrypted(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+
+    /// Limits how long one read may wait; `None` removes the limit.
+    pub(super) fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        match self {
+            Self::Tcp(socket) => socket.set_read_timeout(timeout),
+            Self::Unix(socket) => socket.set_read_timeout(timeout),
+            Self::Tls(stream) => stream.sock.set_read_timeout(timeout),
+        }
+    }
+
+    pub(super) fn read_timeout(&self) -> Option<Duration> {
+        match self {
+            Self::Tcp(socket) => socket.read_timeout(),
+            Self::Unix(socket) => socket.read_timeout(),
+            Self::Tls(stream) => stream.sock.read_timeout(),
+        }
+        .ok()
+        .flatten()
+    }
+
+    pub(super) fn interrupter(&self) -> io::Result<Interrupter> {
+        Ok(Interrupter(match self {
+            Self::Tcp(socket) => Socket::Tcp(socket.try_clone()?),
+            Self::Unix(socket) => Socket::Unix(socket.try_clone()?),
+            Self::Tls(stream) => Socket::Tcp(stream.sock.try_clone()?),
+        }))
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(socket) => socket.read(buffer),
+            Self::Unix(socket) => socket.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(socket) => socket.write(bytes),
+            Self::Unix(socket) => socket.write(bytes),
+            Self::Tls(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tcp(socket) => socket.flush(),
+            Self::Unix(socket) => socket.flush(),
+            Self::Tls(stream) => stream.flush(),
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// Ends a connection from another thread, also while its owner waits for the server.
+#[derive(Debug)]
+pub struct Interrupter(Socket);
+
+impl Interrupter {
+    /// Cuts the connection. Its owner gets [`Error::Closed`].
+    pub fn interrupt(&self) {
+        // A socket that is not connected any more is as good as cut.
+        let _already_gone = match &self.0 {
+            Socket::Tcp(socket) => socket.shutdown(Shutdown::Both),
+            Socket::Unix(socket) => socket.shutdown(Shutdown::Both),
+        };
+    }
+}
+
+/// One message of the server, lent out of the read buffer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Frame<'a> {
+    pub(super) tag: u8,
+    /// Header included.
+    whole: &'a [u8],
+}
+
+impl<'a> Frame<'a> {
+    /// What follows tag and length.
+    pub(super) fn body(&self) -> &'a [u8] {
+        self.whole.get(HEADER_BYTES..).unwrap_or_default()
+    }
+
+    /// The decoded message, for all that are rare enough to be copied.
+    pub(super) fn decode(&self) -> Result<Message, Error> {
+        let malformed = || Error::protocol(format!("malformed message '{}'", self.tag.escape_ascii()));
+        Message::parse(&mut BytesMut::from(self.whole))
+            .ok()
+            .flatten()
+            .ok_or_else(malformed)
+    }
+}
+
+/// The read side of a connection. A read that times out loses nothing and can be repeated.
+#[derive(Debug)]
+pub(super) struct FrameBuffer {
+    bytes: Vec<u8>,
+    /// What was read and not handed out yet: `bytes[start..end]`.
+    start: usize,
+    end: usize,
+    /// The message that [`FrameBuffer::current`] lends.
+    current: (usize, usize),
+}
+
+impl FrameBuffer {
+    pub(super) fn new() -> Self {
+        Self {
+            bytes: vec![0; READ_BUFFER_BYTES],
+            start: 0,
+            end: 0,
+            current: (0, 0),
+        }
+    }
+
+    /// Goes on to the next message and gives its tag.
+    pub(super) fn advance(&mut self, stream: &mut impl Read) -> Result<u8, Error> {
+        self.fill(stream, HEADER_BYTES)?;
+        let (tag, length) = match self.bytes.get(self.start..self.end) {
+            Some(&[tag, a, b, c, d, ..]) => (tag, u32::from_be_bytes([a, b, c, d])),
+            _ => return Err(Error::Closed),
+        };
+        let whole_bytes = usize::try_from(length)
+            .ok()
+            .and_then(|length| length.checked_add(1));
+        let whole_bytes = match whole_bytes {
+            Some(bytes) if (HEADER_BYTES..=MAX_MESSAGE_BYTES).contains(&bytes) => bytes,
+            _ => {
+                let tag = tag.escape_ascii();
+                return Err(Error::protocol(format!(
+                    "message '{tag}' with a length of {length} bytes"
+                )));
+            }
+        };
+        self.fill(stream, whole_bytes)?;
+        self.current = (self.start, self.start + whole_bytes);
+        self.start += whole_bytes;
+        Ok(tag)
+    }
+
+    /// The message that was last advanced to.
+    pub(super) fn current(&self) -> Frame<'_> {
+        let whole = self.bytes.get(self.current.0..self.current.1).unwrap_or_default();
+        Frame {
+            tag: whole.first().copied().unwrap_or_default(),
+            whole,
+        }
+    }
+
+    /// Reads until `wanted` bytes are there, as many more as come along with them.
+    fn fill(&mut self, stream: &mut impl Read, wanted: usize) -> Result<(), Error> {
+        if self.end - self.start >= wanted {
+            return Ok(());
+        }
+        if self.start + wanted > self.bytes.len() {
+            self.bytes.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+            let room = self.bytes.len().max(wanted);
+            self.bytes.resize(room, 0);
+        }
+        while self.end - self.start < wanted {
+            match stream.read(self.bytes.get_mut(self.end..).unwrap_or_default()) {
+                Ok(0) => return Err(Error::Closed),
+                Ok(count) => self.end += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Hands its bytes out in pieces of the given sizes, with a timeout before each.
+    struct Pieces {
+        bytes: Vec<u8>,
+        at: usize,
+        sizes: Vec<usize>,
+        turn: usize,
+    }
+
+    impl Read for Pieces {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.turn += 1;
+            if self.turn % 2 == 1 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let size = self.sizes[(self.turn / 2) % self.sizes.len()];
+            let count = size.min(buffer.len()).min(self.bytes.len() - self.at);
+            buffer[..count].copy_from_slice(&self.bytes[self.at..self.at + count]);
+            self.at += count;
+            Ok(count)
+        }
+    }
+
+    fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![tag];
+        bytes.extend(u32::try_from(body.len() + 4).unwrap().to_be_bytes());
+        bytes.extend(body);
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn messages_survive_any_slicing_and_timeouts(
+            bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200_000), 1..12),
+            sizes in prop::collection::vec(1_usize..300_000, 1..6),
+        ) {
+            let bytes = bodies.iter().flat_map(|body| message(b'd', body)).collect();
+            let mut stream = Pieces { bytes, at: 0, sizes, turn: 0 };
+            let mut buffer = FrameBuffer::new();
+            for body in &bodies {
+                let tag = loop {
+                    match buffer.advance(&mut stream) {
+                        Ok(tag) => break tag,
+                        Err(Error::Io(error)) => prop_assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+                        Err(other) => return Err(TestCaseError::fail(other.to_string())),
+                    }
+                };
+                prop_assert_eq!(tag, b'd');
+                prop_assert_eq!(buffer.current().body(), body.as_slice());
+            }
+            let end = loop {
+                match buffer.advance(&mut stream) {
+                    Err(Error::Io(_)) => {}
+                    other => break other,
+                }
+            };
+            prop_assert!(matches!(end, Err(Error::Closed)));
+        }
+    }
+
+    #[test]
+    fn impossible_lengths_are_refused_before_anything_is_allocated() {
+        for length in [0_u32, 3, 0x7FFF_FFFF, u32::MAX] {
+            let mut bytes = vec![b'd'];
+            bytes.extend(length.to_be_bytes());
+            let mut buffer = FrameBuffer::new();
+            let error = buffer.advance(&mut bytes.as_slice()).unwrap_err();
+            assert!(error.to_string().contains("message 'd' with a length"), "{error}");
+            assert_eq!(buffer.bytes.len(), READ_BUFFER_BYTES);
+        }
+    }
+}
