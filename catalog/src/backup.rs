@@ -161,6 +161,8 @@ impl Backup {
             (Some(timeline), Some(start), Some(stop)) if !self.wal_included => Some((timeline, start, stop)),
             _ => None,
         };
-        range.into_iter().flat_map(move |(timeline, start, stop)| segments_between(timeline, start, stop, size))
+        range
+            .into_iter()
+            .flat_map(move |(timeline, start, stop)| segments_between(timeline, start, stop, size))
     }
 }

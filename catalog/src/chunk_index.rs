@@ -40,7 +40,10 @@ impl CatalogIndex {
     }
 
     pub(crate) fn for_writer(db: Arc<Db>, writer: String) -> Self {
-        Self { db, writer: Some(writer) }
+        Self {
+            db,
+            writer: Some(writer),
+        }
     }
 }
 
@@ -132,5 +135,9 @@ fn place(row: &Row<'_>) -> Result<Place> {
         encoding,
         base: row.get::<_, Option<[u8; ChunkId::BYTES]>>(7)?.map(ChunkId),
     };
-    Ok(Place { pack: row.get(0)?, condemned: row.get(2)?, location })
+    Ok(Place {
+        pack: row.get(0)?,
+        condemned: row.get(2)?,
+        location,
+    })
 }

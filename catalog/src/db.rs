@@ -83,8 +83,17 @@ impl Db {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let identity = identify(path)?;
         let first = connect(path)?;
-        let pool = Pool { identity, looked_at: Instant::now(), idle: vec![first], replaced: 0 };
-        Ok(Self { path: path.to_path_buf(), pool: Mutex::new(pool), writer: Mutex::new(None) })
+        let pool = Pool {
+            identity,
+            looked_at: Instant::now(),
+            idle: vec![first],
+            replaced: 0,
+        };
+        Ok(Self {
+            path: path.to_path_buf(),
+            pool: Mutex::new(pool),
+            writer: Mutex::new(None),
+        })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -187,17 +196,24 @@ fn connect_as(path: &Path, alone: bool) -> Result<Connection> {
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if found != schema::LAYOUT {
-        return Err(Error::CatalogLayout { path: path.to_path_buf(), found, expected: schema::LAYOUT });
+        return Err(Error::CatalogLayout {
+            path: path.to_path_buf(),
+            found,
+            expected: schema::LAYOUT,
+        });
     }
     Ok(connection)
 }
 
 fn identify(path: &Path) -> Result<Identity> {
     match fs::metadata(path) {
-        Ok(found) => Ok(Identity { device: found.dev(), inode: found.ino() }),
-        Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
-            Err(Error::CatalogMissing { path: path.to_path_buf() })
-        }
+        Ok(found) => Ok(Identity {
+            device: found.dev(),
+            inode: found.ino(),
+        }),
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => Err(Error::CatalogMissing {
+            path: path.to_path_buf(),
+        }),
         Err(source) => Err(Error::io("inspect", path, source)),
     }
 }

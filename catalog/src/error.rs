@@ -57,7 +57,9 @@ pub enum Error {
         reason: String,
     },
     /// Written by a later release.
-    #[error("{what} has format version {found}, this barmanfs reads versions up to {newest}: use the newer barmanfs that wrote it")]
+    #[error(
+        "{what} has format version {found}, this barmanfs reads versions up to {newest}: use the newer barmanfs that wrote it"
+    )]
     NewerFormat {
         /// The repository or a record.
         what: String,
@@ -116,10 +118,14 @@ pub enum Error {
     #[error(transparent)]
     Store(barmanfs_store::Error),
     /// A server's name that cannot be one.
-    #[error("Invalid server name {0:?}: letters, digits, '_', '-' and '.' are allowed, not a '.' in front, and not \"all\"")]
+    #[error(
+        "Invalid server name {0:?}: letters, digits, '_', '-' and '.' are allowed, not a '.' in front, and not \"all\""
+    )]
     InvalidServerName(String),
     /// A backup id that cannot be one.
-    #[error("Invalid backup id {0:?}: expected a time like 20261120T101500, or one of latest, oldest, last-failed, latest-full")]
+    #[error(
+        "Invalid backup id {0:?}: expected a time like 20261120T101500, or one of latest, oldest, last-failed, latest-full"
+    )]
     InvalidBackupId(String),
     /// There is no such backup.
     #[error("Server {server} has no backup {selector}")]
@@ -130,7 +136,9 @@ pub enum Error {
         selector: String,
     },
     /// The server's name stands for another cluster.
-    #[error("Server {server} is the cluster with system identifier {expected}, this one has {found}: after a new initdb or for another cluster, use another server name")]
+    #[error(
+        "Server {server} is the cluster with system identifier {expected}, this one has {found}: after a new initdb or for another cluster, use another server name"
+    )]
     OtherSystem {
         /// The server.
         server: ServerName,
@@ -197,7 +205,11 @@ impl Error {
         let path = path.to_path_buf();
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { path },
-            _ => Self::Io { action, path, source: Arc::new(source) },
+            _ => Self::Io {
+                action,
+                path,
+                source: Arc::new(source),
+            },
         }
     }
 
@@ -235,7 +247,9 @@ impl From<rusqlite::Error> for Error {
         let path = PathBuf::new();
         let reason = error.to_string();
         match error.sqlite_error_code() {
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::CatalogDamaged { path, reason },
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+                Self::CatalogDamaged { path, reason }
+            }
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::CatalogBusy { path },
             Some(ErrorCode::DiskFull) => Self::Full { path },
             _ => Self::Catalog { path, reason },

@@ -30,5 +30,7 @@ pub use error::{Error, Result};
 pub use monitor::{Monitor, Silent, Unit};
 pub use repository::{Compression, CreateOptions, Repository, Settings};
 pub use server::ServerName;
-pub use wal::{QuarantinedWal, WalArchive, WalConflict, WalEntries, WalEntry, WalFile, WalOutcome, WalTotals};
+pub use wal::{
+    QuarantinedWal, WalArchive, WalConflict, WalEntries, WalEntry, WalFile, WalOutcome, WalTotals,
+};
 pub use writer::Writer;

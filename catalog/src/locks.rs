@@ -20,10 +20,16 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use barmanfs_pg::TimestampMicros;
 
 use crate::error::{Error, Result};
+
+/// How often a lock that is taken is tried again: whoever asks whether it is held ([`Locks::is_held`]) holds it for an
+/// instant.
+const TRIES: u32 = 5;
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(5);
 
 /// Text of a lock file that is read for a message; more is not worth showing.
 const HOLDER_BYTES: u64 = 200;
@@ -50,7 +56,9 @@ enum Mode {
 impl Locks {
     /// The locks of the repository at `root`.
     pub(crate) fn of(root: &Path) -> Self {
-        Self { directory: root.join("locks") }
+        Self {
+            directory: root.join("locks"),
+        }
     }
 
     pub(crate) fn directory(&self) -> &Path {
@@ -73,6 +81,7 @@ impl Locks {
 
     fn try_lock(&self, name: &str, mode: Mode, purpose: &str) -> Result<Option<Lock>> {
         let path = self.path(name);
+        let mut tries = 0;
         loop {
             let file = open(&path)?;
             match lock_now(&file, mode) {
@@ -82,7 +91,11 @@ impl Locks {
                 }
                 // Somebody cleaned the file up between our opening and locking it.
                 Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::WouldBlock) if tries == TRIES => return Ok(None),
+                Err(TryLockError::WouldBlock) => {
+                    tries += 1;
+                    std::thread::sleep(TRY_AGAIN_AFTER);
+                }
                 Err(TryLockError::Error(source)) => return Err(Error::io("lock", &path, source)),
             }
         }
@@ -119,7 +132,8 @@ impl Locks {
     /// Who holds the lock, as far as its file tells.
     pub(crate) fn holder(&self, name: &str) -> String {
         let mut text = String::new();
-        let read = File::open(self.path(name)).and_then(|file| file.take(HOLDER_BYTES).read_to_string(&mut text));
+        let read =
+            File::open(self.path(name)).and_then(|file| file.take(HOLDER_BYTES).read_to_string(&mut text));
         match read {
             Ok(_) if !text.trim().is_empty() => text.trim().to_owned(),
             _ => "by an unknown process".to_owned(),
@@ -132,7 +146,11 @@ impl Locks {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(&self.directory).map_err(unreadable)? {
             let name = entry.map_err(unreadable)?.file_name();
-            names.extend(name.to_str().filter(|name| name.starts_with(prefix)).map(str::to_owned));
+            names.extend(
+                name.to_str()
+                    .filter(|name| name.starts_with(prefix))
+                    .map(str::to_owned),
+            );
         }
         Ok(names)
     }
@@ -141,7 +159,9 @@ impl Locks {
     /// it: they notice that what they locked is no longer there ([`is_at`]) and begin again.
     pub(crate) fn remove_free(&self, name: &str) -> Result<()> {
         let path = self.path(name);
-        let Ok(file) = File::open(&path) else { return Ok(()) };
+        let Ok(file) = File::open(&path) else {
+            return Ok(());
+        };
         if lock_now(&file, Mode::Exclusive).is_ok() && is_at(&file, &path)? {
             std::fs::remove_file(&path).map_err(|source| Error::io("remove", &path, source))?;
         }
@@ -178,7 +198,10 @@ fn lock_now(file: &File, mode: Mode) -> Result<(), TryLockError> {
 /// Whether `file` is what stands at `path` now.
 fn is_at(file: &File, path: &Path) -> Result<bool> {
     let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-    let held = file.metadata().map(identity).map_err(|source| Error::io("inspect", path, source))?;
+    let held = file
+        .metadata()
+        .map(identity)
+        .map_err(|source| Error::io("inspect", path, source))?;
     match std::fs::metadata(path) {
         Ok(found) => Ok(identity(found) == held),
         Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(false),
@@ -212,7 +235,11 @@ mod tests {
         let second = locks.try_shared("a", "two").unwrap().unwrap();
         assert!(locks.try_exclusive("a", "three").unwrap().is_none());
         assert!(locks.is_held("a").unwrap());
-        assert!(locks.holder("a").starts_with("two, process "), "{}", locks.holder("a"));
+        assert!(
+            locks.holder("a").starts_with("two, process "),
+            "{}",
+            locks.holder("a")
+        );
         drop((first, second));
         assert!(!locks.is_held("a").unwrap());
         let alone = locks.try_exclusive("a", "three").unwrap().unwrap();

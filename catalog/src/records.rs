@@ -61,10 +61,20 @@ struct Payload<T> {
 /// A new record of this kind.
 pub(crate) fn record<T: Serialize>(kind: u8, body: &T) -> Result<Record> {
     let id = RecordId::random()?;
-    let bad = |reason: String| Error::BadRecord { id: id.to_string(), reason };
-    let payload = serde_json::to_vec(&Payload { version: PAYLOAD_VERSION, body }).map_err(|e| bad(e.to_string()))?;
+    let bad = |reason: String| Error::BadRecord {
+        id: id.to_string(),
+        reason,
+    };
+    let payload = serde_json::to_vec(&Payload {
+        version: PAYLOAD_VERSION,
+        body,
+    })
+    .map_err(|e| bad(e.to_string()))?;
     if payload.len() > MAX_RECORD_BYTES {
-        return Err(bad(format!("It has {} bytes, at most {MAX_RECORD_BYTES} are possible", payload.len())));
+        return Err(bad(format!(
+            "It has {} bytes, at most {MAX_RECORD_BYTES} are possible",
+            payload.len()
+        )));
     }
     Ok(Record { id, kind, payload })
 }
@@ -75,13 +85,22 @@ pub(crate) fn parse<T: DeserializeOwned>(id: RecordId, payload: &[u8]) -> Result
     struct Version {
         version: u32,
     }
-    let bad = |error: serde_json::Error| Error::BadRecord { id: id.to_string(), reason: error.to_string() };
+    let bad = |error: serde_json::Error| Error::BadRecord {
+        id: id.to_string(),
+        reason: error.to_string(),
+    };
     let Version { version } = serde_json::from_slice(payload).map_err(bad)?;
     if version > PAYLOAD_VERSION {
         let what = format!("Record {id}");
-        return Err(Error::NewerFormat { what, found: version, newest: PAYLOAD_VERSION });
+        return Err(Error::NewerFormat {
+            what,
+            found: version,
+            newest: PAYLOAD_VERSION,
+        });
     }
-    serde_json::from_slice::<Payload<T>>(payload).map(|payload| payload.body).map_err(bad)
+    serde_json::from_slice::<Payload<T>>(payload)
+        .map(|payload| payload.body)
+        .map_err(bad)
 }
 
 /// What [`enter`] did.
@@ -99,10 +118,15 @@ pub(crate) fn enter(db: &Connection, pack: &ClosedPack, writer: Option<&str>) ->
         return Ok(Entered::default());
     };
     enter_chunks(db, seq, &pack.chunks)?;
-    let mut entered = Entered { new: true, bad_records: Vec::new() };
+    let mut entered = Entered {
+        new: true,
+        bad_records: Vec::new(),
+    };
     for record in &pack.records {
         match enter_record(db, seq, record) {
-            Err(error @ (Error::BadRecord { .. } | Error::NewerFormat { .. })) => entered.bad_records.push(error),
+            Err(error @ (Error::BadRecord { .. } | Error::NewerFormat { .. })) => {
+                entered.bad_records.push(error)
+            }
             other => other?,
         }
     }
@@ -111,14 +135,25 @@ pub(crate) fn enter(db: &Connection, pack: &ClosedPack, writer: Option<&str>) ->
 
 /// `None` when the pack is known.
 fn enter_pack_row(db: &Connection, pack: &ClosedPack, writer: Option<&str>) -> Result<Option<i64>> {
-    let stored: u64 = pack.chunks.iter().map(|chunk| u64::from(chunk.stored_bytes)).sum();
+    let stored: u64 = pack
+        .chunks
+        .iter()
+        .map(|chunk| u64::from(chunk.stored_bytes))
+        .sum();
     let raw: u64 = pack.chunks.iter().map(|chunk| u64::from(chunk.raw_bytes)).sum();
     let chunks = pack.chunks.len() as u64;
     let mut insert = db.prepare_cached(
         "INSERT INTO packs (id, bytes, chunks, stored_bytes, raw_bytes, writer) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
          ON CONFLICT (id) DO NOTHING",
     )?;
-    let fresh = insert.execute(params![pack.id.as_bytes(), pack.bytes, chunks, stored, raw, writer])?;
+    let fresh = insert.execute(params![
+        pack.id.as_bytes(),
+        pack.bytes,
+        chunks,
+        stored,
+        raw,
+        writer
+    ])?;
     Ok((fresh == 1).then(|| db.last_insert_rowid()))
 }
 
@@ -147,14 +182,20 @@ fn enter_chunks(db: &Connection, pack: i64, chunks: &[PackedChunk]) -> Result<()
 
 fn enter_record(db: &Connection, pack: i64, record: &Record) -> Result<()> {
     let fresh = db
-        .prepare_cached("INSERT INTO records (id, kind, payload) VALUES (?1, ?2, ?3) ON CONFLICT (id) DO NOTHING")?
+        .prepare_cached(
+            "INSERT INTO records (id, kind, payload) VALUES (?1, ?2, ?3) ON CONFLICT (id) DO NOTHING",
+        )?
         .execute(params![record.id.as_bytes(), record.kind, record.payload])?;
     let seq: i64 = db
         .prepare_cached("SELECT seq FROM records WHERE id = ?1")?
         .query_row([record.id.as_bytes()], |row| row.get(0))?;
     db.prepare_cached("INSERT OR IGNORE INTO record_packs (record, pack) VALUES (?1, ?2)")?
         .execute([seq, pack])?;
-    if fresh == 0 { Ok(()) } else { derive(db, seq, record) }
+    if fresh == 0 {
+        Ok(())
+    } else {
+        derive(db, seq, record)
+    }
 }
 
 /// Enters what a record means into the tables for it.
@@ -188,7 +229,8 @@ fn annul(db: &Connection, seq: i64, deletion: &Deletion) -> Result<()> {
         .optional()?;
     if let Some(target) = target {
         for table in ["backups", "wal", "quarantine"] {
-            db.prepare_cached(&format!("DELETE FROM {table} WHERE record = ?1"))?.execute([target])?;
+            db.prepare_cached(&format!("DELETE FROM {table} WHERE record = ?1"))?
+                .execute([target])?;
         }
     }
     Ok(())
@@ -204,7 +246,13 @@ fn derive_backup(db: &Connection, seq: i64, id: RecordId, backup: &Backup) -> Re
          ON CONFLICT (server, id) DO UPDATE SET record = excluded.record, failed = excluded.failed
          WHERE (excluded.failed, ?5) < (failed, (SELECT id FROM records WHERE seq = record))",
     )?
-    .execute(params![backup.server.as_str(), backup.id.to_string(), seq, failed, id.as_bytes()])?;
+    .execute(params![
+        backup.server.as_str(),
+        backup.id.to_string(),
+        seq,
+        failed,
+        id.as_bytes()
+    ])?;
     Ok(())
 }
 
@@ -232,15 +280,23 @@ fn derive_wal(db: &Connection, seq: i64, id: RecordId, file: &WalFile) -> Result
 
 fn derive_quarantine(db: &Connection, seq: i64, kept: &QuarantinedWal) -> Result<()> {
     db.prepare_cached("INSERT INTO quarantine (record, server, name) VALUES (?1, ?2, ?3)")?
-        .execute(params![seq, kept.file.server.as_str(), kept.file.name.to_string()])?;
+        .execute(params![
+            seq,
+            kept.file.server.as_str(),
+            kept.file.name.to_string()
+        ])?;
     Ok(())
 }
 
 /// As for WAL: the first cluster to come under a name has it.
 fn derive_server(db: &Connection, seq: i64, id: RecordId, server: &ServerRecord) -> Result<()> {
     let known: Option<(RecordId, ServerRecord)> = db
-        .prepare_cached("SELECT r.id, r.payload FROM servers s JOIN records r ON r.seq = s.record WHERE s.name = ?1")?
-        .query_row([server.name.as_str()], |row| Ok((row.get::<_, [u8; 16]>(0)?, row.get::<_, Vec<u8>>(1)?)))
+        .prepare_cached(
+            "SELECT r.id, r.payload FROM servers s JOIN records r ON r.seq = s.record WHERE s.name = ?1",
+        )?
+        .query_row([server.name.as_str()], |row| {
+            Ok((row.get::<_, [u8; 16]>(0)?, row.get::<_, Vec<u8>>(1)?))
+        })
         .optional()?
         .map(|(id, payload)| parse(RecordId(id), &payload).map(|record| (RecordId(id), record)))
         .transpose()?;

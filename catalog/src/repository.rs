@@ -43,7 +43,11 @@ pub struct Compression {
 impl Default for Compression {
     fn default() -> Self {
         let options = DepositOptions::default();
-        Self { data_level: options.whole_level, delta_level: options.delta_level, wal_level: options.wal_level }
+        Self {
+            data_level: options.whole_level,
+            delta_level: options.delta_level,
+            wal_level: options.wal_level,
+        }
     }
 }
 
@@ -106,7 +110,8 @@ impl Repository {
             wal_window_bytes: WAL_WINDOW_BYTES,
             compression: options.compression,
         };
-        let json = serde_json::to_string_pretty(&settings).map_err(|error| Error::Invalid(error.to_string()))?;
+        let json =
+            serde_json::to_string_pretty(&settings).map_err(|error| Error::Invalid(error.to_string()))?;
         write_durably(&path.join(SETTINGS), format!("{json}\n").as_bytes())?;
         Self::open(path)
     }
@@ -122,7 +127,14 @@ impl Repository {
         let storage: Arc<dyn PackStorage> = Arc::new(LocalPacks::open(&path.join(PACKS))?);
         let chunks = chunk_reader(&storage, &db, CACHE_BYTES);
         let locks = Locks::of(path);
-        Ok(Self { path: path.to_path_buf(), settings: Arc::new(settings), db, storage, locks, chunks })
+        Ok(Self {
+            path: path.to_path_buf(),
+            settings: Arc::new(settings),
+            db,
+            storage,
+            locks,
+            chunks,
+        })
     }
 
     /// The same repository with a chunk cache of this size.
@@ -185,8 +197,17 @@ impl Repository {
     }
 
     pub(crate) fn deposit_options(&self) -> DepositOptions {
-        let Compression { data_level, delta_level, wal_level } = self.settings.compression;
-        DepositOptions { whole_level: data_level, delta_level, wal_level, ..DepositOptions::default() }
+        let Compression {
+            data_level,
+            delta_level,
+            wal_level,
+        } = self.settings.compression;
+        DepositOptions {
+            whole_level: data_level,
+            delta_level,
+            wal_level,
+            ..DepositOptions::default()
+        }
     }
 }
 
@@ -200,8 +221,15 @@ pub(crate) fn read_settings(path: &Path) -> Result<Settings> {
     let file = path.join(SETTINGS);
     let text = match fs::read(&file) {
         Ok(text) => text,
-        Err(source) if matches!(source.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
-            return Err(Error::NoRepository { path: path.to_path_buf() });
+        Err(source)
+            if matches!(
+                source.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+            ) =>
+        {
+            return Err(Error::NoRepository {
+                path: path.to_path_buf(),
+            });
         }
         Err(source) => return Err(Error::io("read", &file, source)),
     };
@@ -209,25 +237,41 @@ pub(crate) fn read_settings(path: &Path) -> Result<Settings> {
     struct Version {
         format_version: u32,
     }
-    let bad = |error: serde_json::Error| Error::BadSettings { path: file.clone(), reason: error.to_string() };
-    let Version { format_version: found } = serde_json::from_slice(&text).map_err(bad)?;
+    let bad = |error: serde_json::Error| Error::BadSettings {
+        path: file.clone(),
+        reason: error.to_string(),
+    };
+    let Version {
+        format_version: found,
+    } = serde_json::from_slice(&text).map_err(bad)?;
     if found > FORMAT_VERSION {
         let what = format!("The repository {}", path.display());
-        return Err(Error::NewerFormat { what, found, newest: FORMAT_VERSION });
+        return Err(Error::NewerFormat {
+            what,
+            found,
+            newest: FORMAT_VERSION,
+        });
     }
     serde_json::from_slice(&text).map_err(bad)
 }
 
 /// A repository may be made where there is nothing, or only what an earlier try left.
 fn check_vacant(path: &Path) -> Result<()> {
-    let refuse = |reason: String| Err(Error::CannotCreate { path: path.to_path_buf(), reason });
+    let refuse = |reason: String| {
+        Err(Error::CannotCreate {
+            path: path.to_path_buf(),
+            reason,
+        })
+    };
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,
         Err(source) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(source) => return Err(Error::io("list", path, source)),
     };
     for entry in entries {
-        let name = entry.map_err(|source| Error::io("list", path, source))?.file_name();
+        let name = entry
+            .map_err(|source| Error::io("list", path, source))?
+            .file_name();
         let name = name.to_string_lossy();
         if name == SETTINGS {
             return refuse("there is a repository already".to_owned());
@@ -270,7 +314,10 @@ pub(crate) fn remove_catalog(catalog: &Path) -> Result<()> {
 pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let failed = |source| Error::io("write", path, source);
-    let mut file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(directory).map_err(failed)?;
+    let mut file = tempfile::Builder::new()
+        .prefix(".tmp-")
+        .tempfile_in(directory)
+        .map_err(failed)?;
     file.write_all(bytes).map_err(failed)?;
     file.as_file().sync_all().map_err(failed)?;
     file.persist(path).map_err(|error| failed(error.error))?;
@@ -279,7 +326,9 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Makes names that were created, renamed or removed in a directory durable.
 pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
-    File::open(directory).and_then(|file| file.sync_all()).map_err(|source| Error::io("sync", directory, source))
+    File::open(directory)
+        .and_then(|file| file.sync_all())
+        .map_err(|source| Error::io("sync", directory, source))
 }
 
 /// The time by this host's clock.

@@ -32,7 +32,11 @@ impl FromStr for ServerName {
             && text.bytes().all(allowed)
             && !text.starts_with('.')
             && text != "all";
-        if valid { Ok(Self(text.to_owned())) } else { Err(Error::InvalidServerName(text.to_owned())) }
+        if valid {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Error::InvalidServerName(text.to_owned()))
+        }
     }
 }
 

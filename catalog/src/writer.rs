@@ -47,11 +47,14 @@ impl Repository {
     /// # Errors
     /// [`Error::Occupied`] while the catalog is being rebuilt.
     pub fn writer(&self, purpose: &str) -> Result<Writer> {
-        let gate = self.locks.try_shared(GATE, purpose)?.ok_or_else(|| Error::Occupied {
-            what: "A rebuild of the catalog",
-            holder: self.locks.holder(GATE),
-            advice: "run again when it has ended",
-        })?;
+        let gate = self
+            .locks
+            .try_shared(GATE, purpose)?
+            .ok_or_else(|| Error::Occupied {
+                what: "A rebuild of the catalog",
+                holder: self.locks.holder(GATE),
+                advice: "run again when it has ended",
+            })?;
         let name = format!("{WRITER_PREFIX}{}", RecordId::random()?);
         let lock = self.locks.wait_exclusive(&name, purpose)?;
         // From here on no rebuild can replace the catalog.
@@ -83,7 +86,12 @@ impl Writer {
         let repository = &self.repository;
         let index: Arc<dyn ChunkIndex> = Arc::clone(&self.index) as _;
         let reader = Arc::clone(repository.chunks());
-        Ok(Depositor::start(Arc::clone(&repository.storage), index, reader, repository.deposit_options())?)
+        Ok(Depositor::start(
+            Arc::clone(&repository.storage),
+            index,
+            reader,
+            repository.deposit_options(),
+        )?)
     }
 
     /// Writes records that come without chunks; durable when it returns.
@@ -100,15 +108,26 @@ impl Writer {
     ///
     /// # Errors
     /// [`Error::OtherSystem`].
-    pub(crate) fn claim_server(&self, server: &ServerName, found: SystemId) -> Result<Option<(Record, Lock)>> {
+    pub(crate) fn claim_server(
+        &self,
+        server: &ServerName,
+        found: SystemId,
+    ) -> Result<Option<(Record, Lock)>> {
         if self.is_known_as(server, found)? {
             return Ok(None);
         }
-        let lock = self.repository.locks.wait_exclusive(&format!("server-{server}"), &self.purpose)?;
+        let lock = self
+            .repository
+            .locks
+            .wait_exclusive(&format!("server-{server}"), &self.purpose)?;
         if self.is_known_as(server, found)? {
             return Ok(None);
         }
-        let body = ServerRecord { name: server.clone(), system_id: found, added_at: now() };
+        let body = ServerRecord {
+            name: server.clone(),
+            system_id: found,
+            added_at: now(),
+        };
         Ok(Some((records::record(kind::SERVER, &body)?, lock)))
     }
 
@@ -116,7 +135,11 @@ impl Writer {
         match self.repository.system_id(server)? {
             None => Ok(false),
             Some(expected) if expected == found => Ok(true),
-            Some(expected) => Err(Error::OtherSystem { server: server.clone(), expected, found }),
+            Some(expected) => Err(Error::OtherSystem {
+                server: server.clone(),
+                expected,
+                found,
+            }),
         }
     }
 }
@@ -140,7 +163,8 @@ impl Repository {
                 .prepare_cached("SELECT system_id FROM servers WHERE name = ?1")?
                 .query_row([server.as_str()], |row| row.get(0))
                 .optional()?;
-            text.map(|text| text.parse().map_err(|error| Error::Invalid(format!("{error}")))).transpose()
+            text.map(|text| text.parse().map_err(|error| Error::Invalid(format!("{error}"))))
+                .transpose()
         })
     }
 }

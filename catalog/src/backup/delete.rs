@@ -28,7 +28,10 @@ impl Repository {
     /// # Errors
     /// [`Error::NoSuchBackup`] when it has been deleted, or is just being.
     pub fn reading(&self, backup: &Backup) -> Result<ReadGuard> {
-        let gone = || Error::NoSuchBackup { server: backup.server.clone(), selector: backup.id.to_string() };
+        let gone = || Error::NoSuchBackup {
+            server: backup.server.clone(),
+            selector: backup.id.to_string(),
+        };
         let lock = match self.locks.try_shared(&read_lock_name(backup), "reading") {
             Ok(Some(lock)) => Some(lock),
             Ok(None) => return Err(gone()),
@@ -63,11 +66,21 @@ impl Repository {
         }
         let annulled = self.records_of(backup)?;
         if annulled.is_empty() {
-            return Err(Error::NoSuchBackup { server: backup.server.clone(), selector: backup.id.to_string() });
+            return Err(Error::NoSuchBackup {
+                server: backup.server.clone(),
+                selector: backup.id.to_string(),
+            });
         }
         let what = format!("backup {} of {}", backup.id, backup.server);
         let deletion = |of| {
-            records::record(kind::DELETION, &Deletion { of, deleted_at: now(), what: what.clone() })
+            records::record(
+                kind::DELETION,
+                &Deletion {
+                    of,
+                    deleted_at: now(),
+                    what: what.clone(),
+                },
+            )
         };
         writer.write_records(annulled.into_iter().map(deletion).collect::<Result<_>>()?)?;
         if let Some(lock) = lock {
@@ -87,7 +100,10 @@ impl Repository {
         };
         match running::read_interrupted(self, &backup.server)? {
             Some(found) if found.id == backup.id => running::remove(self, &backup.server),
-            _ => Err(Error::NoSuchBackup { server: backup.server.clone(), selector: backup.id.to_string() }),
+            _ => Err(Error::NoSuchBackup {
+                server: backup.server.clone(),
+                selector: backup.id.to_string(),
+            }),
         }
     }
 

@@ -64,7 +64,9 @@ impl Serialize for BackupId {
 
 impl<'de> Deserialize<'de> for BackupId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -122,7 +124,15 @@ mod tests {
 
     #[test]
     fn other_texts_are_no_ids() {
-        for bad in ["", "20261120", "20261320T000000", "20261120T140307Z", "2026112T0140307", "../x", " 20261120T140307"] {
+        for bad in [
+            "",
+            "20261120",
+            "20261320T000000",
+            "20261120T140307Z",
+            "2026112T0140307",
+            "../x",
+            " 20261120T140307",
+        ] {
             assert!(bad.parse::<BackupId>().is_err(), "{bad:?}");
         }
     }
@@ -131,7 +141,10 @@ mod tests {
     fn barmans_words_are_known() {
         assert_eq!("last".parse::<BackupSelector>().unwrap(), BackupSelector::Latest);
         assert_eq!("first".parse::<BackupSelector>().unwrap(), BackupSelector::Oldest);
-        assert_eq!("last-failed".parse::<BackupSelector>().unwrap(), BackupSelector::LatestFailed);
+        assert_eq!(
+            "last-failed".parse::<BackupSelector>().unwrap(),
+            BackupSelector::LatestFailed
+        );
         assert!("Latest".parse::<BackupSelector>().is_err());
     }
 }

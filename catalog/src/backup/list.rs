@@ -22,7 +22,8 @@ impl Repository {
         // The order matters, see the module `running`.
         let running = running::read(self, server)?;
         let mut backups = self.db.read(|db| recorded(db, server))?;
-        let position = |id: BackupId, backups: &[Backup]| backups.binary_search_by_key(&id, |backup| backup.id);
+        let position =
+            |id: BackupId, backups: &[Backup]| backups.binary_search_by_key(&id, |backup| backup.id);
         if let Some(running) = running
             && let Err(place) = position(running.id, &backups)
         {
@@ -44,7 +45,10 @@ impl Repository {
             BackupSelector::Oldest => backups.into_iter().find(Backup::is_complete),
             BackupSelector::LatestFailed => backups.into_iter().rfind(failed),
         };
-        found.ok_or_else(|| Error::NoSuchBackup { server: server.clone(), selector: selector.to_string() })
+        found.ok_or_else(|| Error::NoSuchBackup {
+            server: server.clone(),
+            selector: selector.to_string(),
+        })
     }
 
     /// The segments a complete backup needs that are not in the archive, the first thousand.
@@ -88,7 +92,11 @@ fn from_record(db: &Connection, id: RecordId, payload: &[u8]) -> Result<Backup> 
     backup.record = Some(id);
     if backup.status != BackupStatus::Failed {
         let complete = has_its_wal(db, &backup)?;
-        backup.status = if complete { BackupStatus::Done } else { BackupStatus::WaitingForWals };
+        backup.status = if complete {
+            BackupStatus::Done
+        } else {
+            BackupStatus::WaitingForWals
+        };
     }
     Ok(backup)
 }
@@ -96,11 +104,18 @@ fn from_record(db: &Connection, id: RecordId, payload: &[u8]) -> Result<Backup> 
 /// Names of one timeline's segments sort as their positions, so the segments a backup needs are one range of the table.
 fn has_its_wal(db: &Connection, backup: &Backup) -> Result<bool> {
     let mut needed = backup.needed_wal();
-    let Some(first) = needed.next() else { return Ok(true) };
+    let Some(first) = needed.next() else {
+        return Ok(true);
+    };
     let (last, expected) = needed.fold((first, 1_u64), |(_, count), segment| (segment, count + 1));
     let found: u64 = db
-        .prepare_cached("SELECT count(*) FROM wal WHERE server = ?1 AND name BETWEEN ?2 AND ?3 AND length(name) = 24")?
-        .query_row(params![backup.server.as_str(), first.to_string(), last.to_string()], |row| row.get(0))?;
+        .prepare_cached(
+            "SELECT count(*) FROM wal WHERE server = ?1 AND name BETWEEN ?2 AND ?3 AND length(name) = 24",
+        )?
+        .query_row(
+            params![backup.server.as_str(), first.to_string(), last.to_string()],
+            |row| row.get(0),
+        )?;
     Ok(found == expected)
 }
 

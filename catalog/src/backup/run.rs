@@ -7,7 +7,9 @@
 use std::sync::Arc;
 
 use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId};
-use barmanfs_store::{Attributes, DepositTotals, Depositor, TreeOptions, TreeWriter};
+use barmanfs_store::{
+    Attributes, DepositTotals, Depositor, DirectoryRef, TreeOptions, TreeReader, TreeTotals, TreeWriter,
+};
 
 use crate::backup::{
     Backup, BackupId, BackupKind, BackupRoot, BackupSelector, BackupStatus, Tablespace, list, running,
@@ -30,8 +32,6 @@ pub struct NewBackup {
     pub server_version: ServerVersion,
     /// The cluster's segment size.
     pub segment_size: SegmentSize,
-    /// Whether a standby is backed up.
-    pub from_standby: bool,
     /// Whether the backup brings the WAL it needs.
     pub wal_included: bool,
 }
@@ -53,8 +53,8 @@ pub struct BackupEnd {
     pub sent_bytes: u64,
     /// Page checksum failures the server reported.
     pub checksum_failures: Vec<String>,
-    /// Owner, permissions and time of the data directory itself.
-    pub root_attributes: Attributes,
+    /// Whether a standby was backed up.
+    pub from_standby: bool,
 }
 
 /// A backup being taken. Dropped before [`finish`](Self::finish) or [`fail`](Self::fail) it has failed, interrupted.
@@ -64,6 +64,7 @@ pub struct BackupRun {
     backup: Backup,
     depositor: Arc<Depositor>,
     tree: Option<TreeWriter>,
+    ended: Option<TreeTotals>,
     lock: Option<Lock>,
 }
 
@@ -75,9 +76,13 @@ impl Writer {
     pub fn begin_backup(self, server: &ServerName, new: NewBackup) -> Result<BackupRun> {
         let repository = self.repository().clone();
         let lock_name = running::lock_name(server);
-        let lock = repository.locks.try_exclusive(&lock_name, self.purpose())?.ok_or_else(|| {
-            Error::BackupRunning { server: server.clone(), holder: repository.locks.holder(&lock_name) }
-        })?;
+        let lock = repository
+            .locks
+            .try_exclusive(&lock_name, self.purpose())?
+            .ok_or_else(|| Error::BackupRunning {
+                server: server.clone(),
+                holder: repository.locks.holder(&lock_name),
+            })?;
         self.settle_interrupted(server)?;
         if let Some((record, _held)) = self.claim_server(server, new.system_id)? {
             self.write_records(vec![record])?;
@@ -94,7 +99,14 @@ impl Writer {
             Err(error) => return Err(error),
         };
         let tree = TreeWriter::begin(Arc::clone(&depositor), previous, TreeOptions::default());
-        Ok(BackupRun { writer: self, backup, depositor, tree: Some(tree), lock: Some(lock) })
+        Ok(BackupRun {
+            writer: self,
+            backup,
+            depositor,
+            tree: Some(tree),
+            ended: None,
+            lock: Some(lock),
+        })
     }
 
     /// Records what became of a backup whose process was killed. The server's lock must be held.
@@ -107,6 +119,10 @@ impl Writer {
         }
         running::remove(repository, server)
     }
+}
+
+fn no_tree() -> Error {
+    Error::Invalid("The backup takes no more files".to_owned())
 }
 
 fn started(server: &ServerName, new: NewBackup) -> Backup {
@@ -128,7 +144,7 @@ fn started(server: &ServerName, new: NewBackup) -> Backup {
         data_checksums: None,
         tablespaces: Vec::new(),
         wal_included: new.wal_included,
-        from_standby: new.from_standby,
+        from_standby: false,
         logical_bytes: 0,
         sent_bytes: 0,
         new_stored_bytes: 0,
@@ -149,9 +165,22 @@ impl BackupRun {
     /// Takes its files.
     ///
     /// # Errors
-    /// [`Error::Invalid`] after the backup has ended.
+    /// [`Error::Invalid`] after the tree has ended.
     pub fn tree(&self) -> Result<&TreeWriter> {
-        self.tree.as_ref().ok_or_else(|| Error::Invalid("The backup has ended, it takes no more files".to_owned()))
+        self.tree.as_ref().ok_or_else(no_tree)
+    }
+
+    /// Ends the tree; `root` is owner, permissions and time of the data directory itself. When this returns, all files
+    /// can be read back, so that they can be checked before the backup counts.
+    ///
+    /// # Errors
+    /// Whatever went wrong with one of the files.
+    pub fn end_tree(&mut self, root: Attributes) -> Result<(TreeReader, DirectoryRef)> {
+        let totals = self.tree.take().ok_or_else(no_tree)?.finish(root)?;
+        self.depositor.flush(Vec::new())?;
+        let directory = totals.root.clone();
+        self.ended = Some(totals);
+        Ok((self.writer.repository().trees(), directory))
     }
 
     /// What went in so far, for progress.
@@ -159,11 +188,11 @@ impl BackupRun {
         self.depositor.totals()
     }
 
-    /// Ends the backup: when this returns, it is complete and durable. Its status is
+    /// Ends the backup, after its tree: when this returns, it is complete and durable. Its status is
     /// [`BackupStatus::WaitingForWals`] until the archive has its last segment, unless it brought its WAL.
     ///
     /// # Errors
-    /// Whatever went wrong with one of its files, or when it cannot be made durable. It has failed then, for that reason.
+    /// When it cannot be made durable. It has failed then, for that reason.
     pub fn finish(mut self, end: BackupEnd) -> Result<Backup> {
         match self.complete(end) {
             Ok(()) => {
@@ -184,8 +213,10 @@ impl BackupRun {
     }
 
     fn complete(&mut self, end: BackupEnd) -> Result<()> {
-        let tree = self.tree.take().ok_or_else(|| Error::Invalid("The backup has ended".to_owned()))?;
-        let totals = tree.finish(end.root_attributes)?;
+        let totals = self
+            .ended
+            .take()
+            .ok_or_else(|| Error::Invalid("The backup's files are not complete".to_owned()))?;
         let backup = Backup {
             // Derived anew each time it is read.
             status: BackupStatus::Done,
@@ -197,13 +228,18 @@ impl BackupRun {
             tablespaces: end.tablespaces,
             sent_bytes: end.sent_bytes,
             checksum_failures: end.checksum_failures,
+            from_standby: end.from_standby,
             logical_bytes: totals.logical_bytes,
             files: totals.files,
             new_stored_bytes: self.depositor.totals().new_stored_bytes,
-            root: Some(BackupRoot { directory: totals.root, attributes: totals.root_attributes }),
+            root: Some(BackupRoot {
+                directory: totals.root,
+                attributes: totals.root_attributes,
+            }),
             ..self.backup.clone()
         };
-        self.depositor.flush(vec![records::record(kind::BACKUP, &backup)?])?;
+        self.depositor
+            .flush(vec![records::record(kind::BACKUP, &backup)?])?;
         Ok(())
     }
 

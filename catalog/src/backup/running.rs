@@ -48,7 +48,9 @@ pub(super) fn remove(repository: &Repository, server: &ServerName) -> Result<()>
 /// The server's backup that is running or was interrupted. One whose state file is unreadable is as if it had never
 /// begun: nothing of it can be restored anyway.
 pub(super) fn read(repository: &Repository, server: &ServerName) -> Result<Option<Backup>> {
-    let Some(mut backup) = read_state(repository, server)? else { return Ok(None) };
+    let Some(mut backup) = read_state(repository, server)? else {
+        return Ok(None);
+    };
     if repository.locks.is_held(&lock_name(server))? {
         backup.status = BackupStatus::Started;
     } else {
@@ -72,7 +74,9 @@ fn interrupted(backup: &mut Backup) {
 fn read_state(repository: &Repository, server: &ServerName) -> Result<Option<Backup>> {
     let path = state_file(repository, server);
     match fs::read(&path) {
-        Ok(json) => Ok(serde_json::from_slice(&json).ok().filter(|backup: &Backup| &backup.server == server)),
+        Ok(json) => Ok(serde_json::from_slice(&json)
+            .ok()
+            .filter(|backup: &Backup| &backup.server == server)),
         Err(source) if source.kind() == ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::io("read", &path, source)),
     }
@@ -85,7 +89,10 @@ pub(crate) fn servers(repository: &Repository) -> Result<Vec<ServerName>> {
     let mut servers = Vec::new();
     for entry in fs::read_dir(&directory).map_err(unreadable)? {
         let name = entry.map_err(unreadable)?.file_name();
-        let server = name.to_str().and_then(|name| name.strip_suffix(".json")).map(str::parse);
+        let server = name
+            .to_str()
+            .and_then(|name| name.strip_suffix(".json"))
+            .map(str::parse);
         servers.extend(server.and_then(Result::ok));
     }
     Ok(servers)

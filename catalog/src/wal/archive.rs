@@ -58,8 +58,17 @@ impl Writer {
         size_bytes: u64,
         origin: &str,
     ) -> Result<WalOutcome> {
-        let file = Incoming { server, name, size_bytes, origin };
-        let mut source = Source { name, source, left: size_bytes };
+        let file = Incoming {
+            server,
+            name,
+            size_bytes,
+            origin,
+        };
+        let mut source = Source {
+            name,
+            source,
+            left: size_bytes,
+        };
         let mut buffer = Vec::new();
         source.fill(&mut buffer)?;
         let facts = check(&file, &buffer)?;
@@ -76,7 +85,9 @@ impl Writer {
 
     fn lock_name(&self, file: &Incoming<'_>) -> Result<Lock> {
         let stripe = crc32c::crc32c(file.name.to_string().as_bytes()) % STRIPES;
-        self.repository().locks.wait_exclusive(&format!("wal-{}-{stripe:x}", file.server), file.origin)
+        self.repository()
+            .locks
+            .wait_exclusive(&format!("wal-{}-{stripe:x}", file.server), file.origin)
     }
 
     /// Compares with what the archive has under the name, and makes a record where there is something new to say.
@@ -103,7 +114,10 @@ impl Writer {
         match archive.find(file.name)? {
             None => {
                 let record = records::record(kind::WAL, &new)?;
-                let new = WalFile { record: Some(record.id), ..new };
+                let new = WalFile {
+                    record: Some(record.id),
+                    ..new
+                };
                 let (server, _held) = claimed.unzip();
                 depositor.flush(server.into_iter().chain([record]).collect())?;
                 Ok(WalOutcome::Stored(Box::new(new)))
@@ -114,14 +128,20 @@ impl Writer {
                     Some(known) => known,
                     None => quarantine(depositor, &archived, new)?,
                 };
-                Ok(WalOutcome::Conflict(Box::new(WalConflict { archived, quarantined })))
+                Ok(WalOutcome::Conflict(Box::new(WalConflict {
+                    archived,
+                    quarantined,
+                })))
             }
         }
     }
 }
 
 fn quarantine(depositor: &Depositor, archived: &WalFile, file: WalFile) -> Result<QuarantinedWal> {
-    let reason = format!("Other bytes had been archived under this name at {}", archived.archived_at);
+    let reason = format!(
+        "Other bytes had been archived under this name at {}",
+        archived.archived_at
+    );
     let mut kept = QuarantinedWal { file, reason };
     let record = records::record(kind::QUARANTINED_WAL, &kept)?;
     kept.file.record = Some(record.id);
@@ -136,8 +156,14 @@ fn check(file: &Incoming<'_>, beginning: &[u8]) -> Result<Option<SegmentFacts>> 
             Ok(Some(check_segment(beginning, segment, file.size_bytes)?))
         }
         WalName::BackupHistory { .. } | WalName::History(_) if file.size_bytes > SMALL_FILE_MAX_BYTES => {
-            let reason = format!("has {} bytes, more than any such file: it is something else", file.size_bytes);
-            Err(Error::WalSize { name: *file.name, reason })
+            let reason = format!(
+                "has {} bytes, more than any such file: it is something else",
+                file.size_bytes
+            );
+            Err(Error::WalSize {
+                name: *file.name,
+                reason,
+            })
         }
         WalName::BackupHistory { .. } | WalName::History(_) => Ok(None),
     }
@@ -152,8 +178,16 @@ fn store(
     mut buffer: Vec<u8>,
 ) -> Result<(StoredFile, Option<SegmentIndex>)> {
     let window_bytes = barmanfs_store::layout::WAL_WINDOW_BYTES;
-    let mut sink = SingleFile::begin(Arc::clone(depositor), file.size_bytes, window_bytes, ContentClass::Wal)?;
-    let mut scanner = facts.as_ref().zip(file.name.segment()).map(|(facts, name)| WalScanner::new(&name, facts));
+    let mut sink = SingleFile::begin(
+        Arc::clone(depositor),
+        file.size_bytes,
+        window_bytes,
+        ContentClass::Wal,
+    )?;
+    let mut scanner = facts
+        .as_ref()
+        .zip(file.name.segment())
+        .map(|(facts, name)| WalScanner::new(&name, facts));
     while !buffer.is_empty() {
         sink.write(&buffer)?;
         if let Some(scanner) = &mut scanner {
@@ -180,8 +214,14 @@ impl Source<'_> {
         let read = (&mut *self.source).take(wanted).read_to_end(buffer);
         let read = read.map_err(|source| self.unreadable(source))? as u64;
         if read < wanted {
-            let reason = format!("ended {} bytes before its size: is it still being written?", self.left - read);
-            return Err(Error::WalSize { name: *self.name, reason });
+            let reason = format!(
+                "ended {} bytes before its size: is it still being written?",
+                self.left - read
+            );
+            return Err(Error::WalSize {
+                name: *self.name,
+                reason,
+            });
         }
         self.left -= read;
         Ok(())
@@ -195,7 +235,10 @@ impl Source<'_> {
                 Ok(0) => return Ok(()),
                 Ok(_) => {
                     let reason = "grew while it was read: is it still being written?".to_owned();
-                    return Err(Error::WalSize { name: *self.name, reason });
+                    return Err(Error::WalSize {
+                        name: *self.name,
+                        reason,
+                    });
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(self.unreadable(error)),
@@ -204,6 +247,9 @@ impl Source<'_> {
     }
 
     fn unreadable(&self, source: io::Error) -> Error {
-        Error::WalSource { name: *self.name, source: Arc::new(source) }
+        Error::WalSource {
+            name: *self.name,
+            source: Arc::new(source),
+        }
     }
 }

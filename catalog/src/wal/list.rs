@@ -45,7 +45,10 @@ pub struct WalTotals {
 impl Repository {
     /// The archive of a server.
     pub fn wal(&self, server: &ServerName) -> WalArchive<'_> {
-        WalArchive { repository: self, server: server.clone() }
+        WalArchive {
+            repository: self,
+            server: server.clone(),
+        }
     }
 }
 
@@ -85,7 +88,9 @@ impl<'a> WalArchive<'a> {
     /// # Errors
     /// When the catalog cannot be read.
     pub fn open(&self, name: &WalName) -> Result<Option<FileReader>> {
-        Ok(self.find(name)?.map(|file| self.repository.trees().reader(file.map)))
+        Ok(self
+            .find(name)?
+            .map(|file| self.repository.trees().reader(file.map)))
     }
 
     /// At most `limit` entries in the order of their names, from the one after `after` on.
@@ -110,7 +115,12 @@ impl<'a> WalArchive<'a> {
 
     /// All entries in the order of their names, read page by page.
     pub fn entries(&self) -> WalEntries<'a> {
-        WalEntries { archive: self.clone(), page: Vec::new().into_iter(), last: None, ended: false }
+        WalEntries {
+            archive: self.clone(),
+            page: Vec::new().into_iter(),
+            last: None,
+            ended: false,
+        }
     }
 
     /// How much there is.
@@ -124,7 +134,11 @@ impl<'a> WalArchive<'a> {
                  WHERE server = ?1",
             )?;
             Ok(query.query_row([self.server.as_str()], |row| {
-                Ok(WalTotals { files: row.get(0)?, logical_bytes: row.get(1)?, new_stored_bytes: row.get(2)? })
+                Ok(WalTotals {
+                    files: row.get(0)?,
+                    logical_bytes: row.get(1)?,
+                    new_stored_bytes: row.get(2)?,
+                })
             })?)
         })
     }
@@ -194,14 +208,22 @@ fn wal_entry(row: &Row<'_>) -> Result<WalEntry> {
         reason: format!("{error}"),
     })?;
     let archived_at = TimestampMicros::from_unix_micros(row.get(2)?);
-    Ok(WalEntry { name, size_bytes: row.get(1)?, archived_at, new_stored_bytes: row.get(3)? })
+    Ok(WalEntry {
+        name,
+        size_bytes: row.get(1)?,
+        archived_at,
+        new_stored_bytes: row.get(3)?,
+    })
 }
 
 /// A file from its record; the row holds the record's id and payload.
 pub(crate) fn wal_file(row: &Row<'_>) -> Result<WalFile> {
     let id = RecordId(row.get(0)?);
     let payload = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
-    Ok(WalFile { record: Some(id), ..records::parse(id, payload)? })
+    Ok(WalFile {
+        record: Some(id),
+        ..records::parse(id, payload)?
+    })
 }
 
 fn quarantine_rows(
@@ -219,4 +241,3 @@ fn quarantine_rows(
     }
     Ok(kept)
 }
-

@@ -1,0 +1,231 @@
+//! Backups: complete or not there, and named as users name them.
+
+mod common;
+
+use barmanfs_catalog::{BackupSelector, BackupStatus, Error, NewBackup, Repository};
+use barmanfs_pg::SystemId;
+use common::{
+    Files, SYSTEM, archive, back_up, begin, finish, fixture, new_backup, noise, put_files, restore, segment,
+};
+
+fn files(seed: u64) -> Files {
+    let mut files = Files::new();
+    files.insert("PG_VERSION".to_owned(), b"15\n".to_vec());
+    files.insert("base/5/1259".to_owned(), noise(seed, 300_000));
+    files.insert("base/5/1260".to_owned(), vec![0; 200_000]);
+    files.insert("base/5/1261".to_owned(), noise(seed + 1, 3_000_000));
+    files
+}
+
+#[test]
+fn a_backup_reads_back_and_waits_for_its_wal() {
+    let f = fixture();
+    let run = begin(&f.repository, &f.server);
+    put_files(&run, &files(1));
+    let backup = finish(run, 1, 3);
+    assert_eq!(backup.status, BackupStatus::WaitingForWals);
+    assert_eq!(backup.files, 4);
+    assert_eq!(backup.logical_bytes, 3_500_003);
+    assert_eq!(restore(&f.repository, &backup), files(1));
+    assert_eq!(f.repository.missing_wal(&backup).unwrap().len(), 3);
+    for number in 1..=3 {
+        let (name, bytes) = segment(number, SYSTEM, 100 + u64::from(number));
+        archive(&f.repository, &f.server, &name, &bytes).unwrap();
+    }
+    let backup = f.repository.backup(&f.server, &BackupSelector::Latest).unwrap();
+    assert_eq!(backup.status, BackupStatus::Done);
+    assert!(f.repository.missing_wal(&backup).unwrap().is_empty());
+}
+
+#[test]
+fn a_second_backup_costs_its_changes() {
+    let f = fixture();
+    let first = back_up(&f.repository, &f.server, &files(1));
+    let second = back_up(&f.repository, &f.server, &files(1));
+    assert!(first.new_stored_bytes > 3_000_000);
+    assert!(
+        second.new_stored_bytes < 2_000,
+        "{} bytes for nothing",
+        second.new_stored_bytes
+    );
+    assert!(second.id > first.id);
+    let mut changed = files(1);
+    changed.get_mut("base/5/1261").unwrap()[1_000_000] ^= 1;
+    let third = back_up(&f.repository, &f.server, &changed);
+    assert!(
+        third.new_stored_bytes < 4_000,
+        "{} bytes for one page",
+        third.new_stored_bytes
+    );
+    assert_eq!(restore(&f.repository, &third), changed);
+    assert_eq!(restore(&f.repository, &second), files(1));
+    let oldest = f.repository.backup(&f.server, &BackupSelector::Oldest).unwrap();
+    assert_eq!(oldest.id, first.id);
+}
+
+#[test]
+fn one_runs_at_a_time_and_shows_as_started() {
+    let f = fixture();
+    let run = begin(&f.repository, &f.server);
+    let listed = f.repository.backups(&f.server).unwrap();
+    assert_eq!(
+        (listed.len(), listed[0].id, listed[0].status),
+        (1, run.id(), BackupStatus::Started)
+    );
+    let again = f
+        .repository
+        .writer("another")
+        .unwrap()
+        .begin_backup(&f.server, new_backup());
+    let error = again.unwrap_err();
+    assert!(matches!(error, Error::BackupRunning { .. }), "{error}");
+    assert!(error.to_string().contains("test backup, process "), "{error}");
+    let error = f.repository.delete_backup(&listed[0], true).unwrap_err();
+    assert!(matches!(error, Error::BackupRunning { .. }), "{error}");
+    let other = "other".parse().unwrap();
+    back_up(&f.repository, &other, &files(9));
+    put_files(&run, &files(1));
+    finish(run, 1, 1);
+}
+
+#[test]
+fn a_failed_backup_says_why_and_is_no_latest() {
+    let f = fixture();
+    let run = begin(&f.repository, &f.server);
+    put_files(&run, &files(1));
+    run.fail("Connection to the server lost");
+    let dropped = begin(&f.repository, &f.server);
+    drop(dropped);
+    let listed = f.repository.backups(&f.server).unwrap();
+    let seen: Vec<_> = listed
+        .iter()
+        .map(|backup| (backup.status, backup.error.as_deref().unwrap()))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            (BackupStatus::Failed, "Connection to the server lost"),
+            (BackupStatus::Failed, "Interrupted")
+        ]
+    );
+    let latest = f.repository.backup(&f.server, &BackupSelector::Latest);
+    assert!(matches!(latest, Err(Error::NoSuchBackup { .. })));
+    let failed = f
+        .repository
+        .backup(&f.server, &BackupSelector::LatestFailed)
+        .unwrap();
+    assert_eq!(failed.id, listed[1].id);
+    f.repository.delete_backup(&failed, false).unwrap();
+    assert_eq!(f.repository.backups(&f.server).unwrap().len(), 1);
+    let next = back_up(&f.repository, &f.server, &files(1));
+    assert!(
+        next.new_stored_bytes < 10_000,
+        "what the failed one stored was not found: {}",
+        next.new_stored_bytes
+    );
+}
+
+#[test]
+fn a_killed_backup_shows_as_failed_and_is_settled_by_the_next() {
+    let f = fixture();
+    let state = f.repository.path().join("running/main.json");
+    let run = begin(&f.repository, &f.server);
+    let kept = std::fs::read(&state).unwrap();
+    let id = run.id();
+    run.fail("x");
+    let failed = f.repository.backup(&f.server, &BackupSelector::Id(id)).unwrap();
+    f.repository.delete_backup(&failed, false).unwrap();
+    std::fs::write(&state, &kept).unwrap();
+    let listed = f.repository.backups(&f.server).unwrap();
+    assert_eq!((listed[0].id, listed[0].status), (id, BackupStatus::Failed));
+    assert!(
+        listed[0].error.as_deref().unwrap().starts_with("Interrupted"),
+        "{listed:?}"
+    );
+    back_up(&f.repository, &f.server, &files(1));
+    let listed = f.repository.backups(&f.server).unwrap();
+    assert_eq!(
+        listed.iter().map(|backup| backup.status).collect::<Vec<_>>(),
+        [BackupStatus::Failed, BackupStatus::WaitingForWals]
+    );
+    assert!(!state.exists());
+    std::fs::write(&state, b"{ half a").unwrap();
+    assert_eq!(
+        f.repository.backups(&f.server).unwrap().len(),
+        2,
+        "an unreadable state file is no backup"
+    );
+    back_up(&f.repository, &f.server, &files(2));
+}
+
+#[test]
+fn a_killed_backup_can_be_deleted() {
+    let f = fixture();
+    let state = f.repository.path().join("running/main.json");
+    let run = begin(&f.repository, &f.server);
+    let kept = std::fs::read(&state).unwrap();
+    let id = run.id();
+    run.fail("x");
+    let failed = f.repository.backup(&f.server, &BackupSelector::Id(id)).unwrap();
+    f.repository.delete_backup(&failed, false).unwrap();
+    std::fs::write(&state, &kept).unwrap();
+    let interrupted = f
+        .repository
+        .backup(&f.server, &BackupSelector::LatestFailed)
+        .unwrap();
+    f.repository.delete_backup(&interrupted, false).unwrap();
+    assert!(f.repository.backups(&f.server).unwrap().is_empty());
+    assert!(f.repository.delete_backup(&interrupted, false).is_err());
+}
+
+#[test]
+fn a_name_stands_for_one_cluster() {
+    let f = fixture();
+    back_up(&f.repository, &f.server, &files(1));
+    let other = NewBackup {
+        system_id: SystemId(1),
+        ..new_backup()
+    };
+    let error = f
+        .repository
+        .writer("x")
+        .unwrap()
+        .begin_backup(&f.server, other)
+        .unwrap_err();
+    assert!(matches!(error, Error::OtherSystem { .. }), "{error}");
+}
+
+#[test]
+fn what_is_read_is_not_deleted_without_force() {
+    let f = fixture();
+    let backup = back_up(&f.repository, &f.server, &files(1));
+    let guard = f.repository.reading(&backup).unwrap();
+    let second = f.repository.reading(&backup).unwrap();
+    let error = f.repository.delete_backup(&backup, false).unwrap_err();
+    assert!(matches!(error, Error::BackupInUse { .. }), "{error}");
+    f.repository.delete_backup(&backup, true).unwrap();
+    drop((guard, second));
+    assert!(matches!(
+        f.repository.reading(&backup),
+        Err(Error::NoSuchBackup { .. })
+    ));
+    assert!(matches!(
+        f.repository.delete_backup(&backup, true),
+        Err(Error::NoSuchBackup { .. })
+    ));
+}
+
+#[test]
+fn other_processes_see_what_changes() {
+    let f = fixture();
+    let other = Repository::open(f.repository.path()).unwrap();
+    let before = other.generation().unwrap();
+    let backup = back_up(&f.repository, &f.server, &files(1));
+    let after = other.generation().unwrap();
+    assert_ne!(before, after);
+    assert_eq!(other.backups(&f.server).unwrap(), [backup.clone()]);
+    assert_eq!(restore(&other, &backup), files(1));
+    f.repository.delete_backup(&backup, false).unwrap();
+    assert_ne!(other.generation().unwrap(), after);
+    assert!(other.backups(&f.server).unwrap().is_empty());
+}

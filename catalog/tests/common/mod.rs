@@ -1,0 +1,181 @@
+//! A repository to try things on, and WAL and backups to fill it with.
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+use std::io::Read;
+
+use barmanfs_catalog::{
+    Backup, BackupEnd, BackupRun, CreateOptions, NewBackup, Repository, ServerName, WalOutcome,
+};
+use barmanfs_pg::wal_name::{SegmentName, WalName};
+use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId};
+use barmanfs_store::{Attributes, Node};
+
+pub const SYSTEM: SystemId = SystemId(7_710_414_268_036_822_209);
+pub const SEGMENT_SIZE: SegmentSize = SegmentSize::MIN;
+pub const WINDOW: u32 = 128 * 1024;
+
+pub type Files = BTreeMap<String, Vec<u8>>;
+
+pub struct Fixture {
+    pub directory: tempfile::TempDir,
+    pub repository: Repository,
+    pub server: ServerName,
+}
+
+pub fn fixture() -> Fixture {
+    let directory = tempfile::tempdir().unwrap();
+    let repository =
+        Repository::create(&directory.path().join("repository"), CreateOptions::default()).unwrap();
+    Fixture {
+        directory,
+        repository,
+        server: "main".parse().unwrap(),
+    }
+}
+
+/// Bytes that do not compress, the same for the same seed.
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend(state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+/// Segment `number` of a cluster with the smallest segments: a right first page, then noise.
+pub fn segment(number: u32, system: SystemId, seed: u64) -> (WalName, Vec<u8>) {
+    let name = SegmentName {
+        timeline: TimelineId(1),
+        log: 0,
+        seg: number,
+    };
+    let size = SEGMENT_SIZE.bytes();
+    let mut bytes = noise(seed, usize::try_from(size).unwrap());
+    let mut header = Vec::new();
+    header.extend(0xD110_u16.to_le_bytes());
+    header.extend(2_u16.to_le_bytes());
+    header.extend(1_u32.to_le_bytes());
+    header.extend(name.start_lsn(SEGMENT_SIZE).0.to_le_bytes());
+    header.extend([0; 8]);
+    header.extend(system.0.to_le_bytes());
+    header.extend(u32::try_from(size).unwrap().to_le_bytes());
+    header.extend(8192_u32.to_le_bytes());
+    bytes[..header.len()].copy_from_slice(&header);
+    (WalName::Segment(name), bytes)
+}
+
+pub fn archive(
+    repository: &Repository,
+    server: &ServerName,
+    name: &WalName,
+    bytes: &[u8],
+) -> barmanfs_catalog::Result<WalOutcome> {
+    let writer = repository.writer("test").unwrap();
+    writer.archive_wal(server, name, &mut &*bytes, bytes.len() as u64, "test")
+}
+
+pub fn attributes() -> Attributes {
+    Attributes {
+        mode: 0o600,
+        uid: 1,
+        gid: 2,
+        mtime_s: 1_700_000_000,
+        mtime_ns: 5,
+    }
+}
+
+pub fn new_backup() -> NewBackup {
+    NewBackup {
+        label: None,
+        system_id: SYSTEM,
+        server_version: ServerVersion(150_018),
+        segment_size: SEGMENT_SIZE,
+        wal_included: false,
+    }
+}
+
+/// The end of a backup that needs segments `first` to `last`.
+pub fn backup_end(first: u64, last: u64) -> BackupEnd {
+    BackupEnd {
+        start_lsn: Lsn(first * SEGMENT_SIZE.bytes() + 40),
+        stop_lsn: Lsn(last * SEGMENT_SIZE.bytes() + 4096),
+        timeline: TimelineId(1),
+        data_checksums: Some(true),
+        tablespaces: Vec::new(),
+        sent_bytes: 1,
+        checksum_failures: Vec::new(),
+        from_standby: false,
+    }
+}
+
+pub fn begin(repository: &Repository, server: &ServerName) -> BackupRun {
+    repository
+        .writer("test backup")
+        .unwrap()
+        .begin_backup(server, new_backup())
+        .unwrap()
+}
+
+pub fn put_files(run: &BackupRun, files: &Files) {
+    for (path, bytes) in files {
+        let tree = run.tree().unwrap();
+        let mut file = tree
+            .file(path.as_bytes(), attributes(), bytes.len() as u64, WINDOW)
+            .unwrap();
+        file.write(bytes).unwrap();
+        file.finish().unwrap();
+    }
+}
+
+/// Ends a backup that needs segments `first` to `last`.
+pub fn finish(mut run: BackupRun, first: u64, last: u64) -> Backup {
+    run.end_tree(attributes()).unwrap();
+    run.finish(backup_end(first, last)).unwrap()
+}
+
+pub fn back_up(repository: &Repository, server: &ServerName, files: &Files) -> Backup {
+    let run = begin(repository, server);
+    put_files(&run, files);
+    finish(run, 1, 1)
+}
+
+/// All files of a backup, read back.
+pub fn restore(repository: &Repository, backup: &Backup) -> Files {
+    let trees = repository.trees();
+    let mut files = Files::new();
+    let mut waiting = vec![(String::new(), backup.root.clone().unwrap().directory)];
+    while let Some((prefix, directory)) = waiting.pop() {
+        for entry in trees.entries(&directory) {
+            let entry = entry.unwrap();
+            let path = format!("{prefix}{}", String::from_utf8(entry.name).unwrap());
+            match entry.node {
+                Node::File(map) => {
+                    let mut bytes = Vec::new();
+                    trees.reader(map).read_to_end(&mut bytes).unwrap();
+                    files.insert(path, bytes);
+                }
+                Node::Directory(child) => waiting.push((format!("{path}/"), child)),
+                Node::Symlink(_) => {}
+            }
+        }
+    }
+    files
+}
+
+pub fn read_wal(repository: &Repository, server: &ServerName, name: &WalName) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    repository
+        .wal(server)
+        .open(name)
+        .unwrap()
+        .unwrap()
+        .read_to_end(&mut bytes)
+        .unwrap();
+    bytes
+}
