@@ -74,8 +74,7 @@ majors() { sed 's/=[^:]*//g; s/:/ /g' <<<"$1"; }
 program_tests() {
     local group good bad all_bad=0
     say "${bold}== Program, with PostgreSQL $(majors "$1")${plain}"
-    run_tests env BARMANFS_TEST_PG_BINDIRS="$1" \
-        cargo test -q -p barmanfs --test program -- --format pretty ${filter:+"$filter"}
+    run_tests cargo test -q -p barmanfs --test program -- --format pretty ${filter:+"$filter"}
     for group in any $(majors "$1" | sed 's/[0-9]*/pg&/g'); do
         good=$(grep -cE "^test $group::.*\.\.\. +ok" "$log" || true)
         bad=$(grep -cE "^test $group::.*\.\.\. +FAILED" "$log" || true)
@@ -100,6 +99,7 @@ chosen_postgres() {
 
 need_rust
 need_build_and_mount_tools
+have openssl || install_packages openssl # makes certificates for the tests of TLS
 need_space "$root" 4000
 need_space "${TMPDIR:-/tmp}" 3000
 if [ ${#wanted[@]} -gt 0 ]; then
@@ -108,6 +108,7 @@ elif [ -z "$quick" ] || [ -z "$(installed_postgres)" ]; then
     get_postgres 15 16 17 18
 fi
 versions=$(chosen_postgres)
+export BARMANFS_TEST_PG_BINDIRS=$versions
 [ -n "$versions" ] || stop "None of the PostgreSQL versions asked for can be had here: ${wanted[*]}"
 
 began_ms=$(now_ms)
