@@ -19,7 +19,7 @@ const OLDEST_MAJOR: u32 = 13;
 const FIRST_MODERN_MAJOR: u32 = 15;
 
 /// What `MAX_RATE` accepts, in KiB per second.
-pub const MAX_RATE_KIB: RangeInclusive<u32> = 32..=1_048_576;
+pub(crate) const MAX_RATE_KIB: RangeInclusive<u32> = 32..=1_048_576;
 
 /// What a label may hold: PostgreSQL's `MAXPGPATH` less its terminator.
 const MAX_LABEL_BYTES: usize = 1023;
@@ -32,26 +32,26 @@ const PROGRESS_EVERY_BYTES: u64 = 4 << 20;
 
 /// What to ask the server for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BaseBackupOptions {
+pub(crate) struct BaseBackupOptions {
     /// The name in `backup_label`.
-    pub label: String,
+    pub(crate) label: String,
     /// Begin with an immediate checkpoint, not one spread over minutes.
-    pub fast_checkpoint: bool,
+    pub(crate) fast_checkpoint: bool,
     /// The most the server may send, in KiB per second; one of [`MAX_RATE_KIB`].
-    pub max_rate_kib: Option<u32>,
+    pub(crate) max_rate_kib: Option<u32>,
     /// Append the WAL that is needed to the main archive.
-    pub include_wal: bool,
+    pub(crate) include_wal: bool,
     /// Do not end before the server has archived the last segment.
-    pub wait_for_archive: bool,
+    pub(crate) wait_for_archive: bool,
     /// Have the server find out beforehand how much it will send.
-    pub progress: bool,
+    pub(crate) progress: bool,
     /// Send a manifest with CRC-32C checksums.
-    pub manifest: bool,
+    pub(crate) manifest: bool,
     /// Have the server check its page checksums.
-    pub verify_checksums: bool,
+    pub(crate) verify_checksums: bool,
     /// Send `tablespace_map` instead of symbolic links. Tablespaces inside the data directory of PostgreSQL 15
     /// and earlier (`allow_in_place_tablespaces`) are then not sent at all.
-    pub tablespace_map: bool,
+    pub(crate) tablespace_map: bool,
 }
 
 impl Default for BaseBackupOptions {
@@ -72,31 +72,31 @@ impl Default for BaseBackupOptions {
 
 /// One tablespace outside the data directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tablespace {
+pub(crate) struct Tablespace {
     /// Its object id, the name of its link in `pg_tblspc`.
-    pub oid: u32,
+    pub(crate) oid: u32,
     /// Its directory on the server; relative for one inside the data directory (PostgreSQL 16 and later).
-    pub location: Vec<u8>,
+    pub(crate) location: Vec<u8>,
     /// About how much will be sent.
-    pub size_kib: Option<u64>,
+    pub(crate) size_kib: Option<u64>,
 }
 
 /// What is known when the data begins to flow.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BackupStart {
+pub(crate) struct BackupStart {
     /// Where recovery will have to begin.
-    pub lsn: Lsn,
+    pub(crate) lsn: Lsn,
     /// That position's timeline.
-    pub timeline: TimelineId,
+    pub(crate) timeline: TimelineId,
     /// The tablespaces other than the main one.
-    pub tablespaces: Vec<Tablespace>,
+    pub(crate) tablespaces: Vec<Tablespace>,
     /// About how much will be sent in all archives; `None` unless `progress` was asked for.
-    pub total_kib: Option<u64>,
+    pub(crate) total_kib: Option<u64>,
 }
 
 /// One tar archive of a base backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Archive {
+pub(crate) enum Archive {
     /// The data directory; always the last.
     Main,
     /// The tablespace with this object id.
@@ -105,7 +105,7 @@ pub enum Archive {
 
 impl Archive {
     /// The name PostgreSQL gives it.
-    pub fn file_name(self) -> String {
+    pub(crate) fn file_name(self) -> String {
         match self {
             Self::Main => "base.tar".to_owned(),
             Self::Tablespace(oid) => format!("{oid}.tar"),
@@ -114,7 +114,7 @@ impl Archive {
 }
 
 /// Receives a base backup. An error ends it; the connection cannot be used any more then.
-pub trait BaseBackupSink {
+pub(crate) trait BaseBackupSink {
     /// The server is ready to send.
     fn begin(&mut self, start: &BackupStart) -> Result<(), SinkError>;
     /// An archive begins.
@@ -131,26 +131,26 @@ pub trait BaseBackupSink {
 
 /// What is known when everything was sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BaseBackupResult {
+pub(crate) struct BaseBackupResult {
     /// How it began.
-    pub start: BackupStart,
+    pub(crate) start: BackupStart,
     /// WAL up to here is needed.
-    pub stop_lsn: Lsn,
+    pub(crate) stop_lsn: Lsn,
     /// That position's timeline.
-    pub stop_timeline: TimelineId,
+    pub(crate) stop_timeline: TimelineId,
     /// The server found pages with wrong checksums. All data was sent nevertheless; `warnings` say where.
-    pub checksum_failure: Option<ServerError>,
+    pub(crate) checksum_failure: Option<ServerError>,
     /// What the server warned of meanwhile.
-    pub warnings: Vec<ServerError>,
+    pub(crate) warnings: Vec<ServerError>,
     /// Bytes of all archives, the manifest not counted.
-    pub received_bytes: u64,
+    pub(crate) received_bytes: u64,
 }
 
 /// Takes a base backup.
 ///
 /// # Errors
 /// For anything but wrong page checksums, which are part of the result.
-pub fn base_backup(
+pub(crate) fn base_backup(
     connection: &mut Connection,
     version: ServerVersion,
     options: &BaseBackupOptions,
@@ -259,7 +259,7 @@ fn read_start(connection: &mut Connection) -> Result<BackupStart, Error> {
     let rows = expect_rows(connection)?;
     let mut tablespaces = Vec::new();
     let mut total_kib = Some(0_u64);
-    for row in 0..rows.len() {
+    for row in 0..rows.row_count() {
         let size_kib = rows
             .bytes(row, "size")
             .is_some()
@@ -268,7 +268,7 @@ fn read_start(connection: &mut Connection) -> Result<BackupStart, Error> {
         total_kib = total_kib
             .zip(size_kib)
             .and_then(|(total, size)| total.checked_add(size));
-        let is_last = row + 1 == rows.len();
+        let is_last = row + 1 == rows.row_count();
         match (rows.bytes(row, "spcoid").is_none(), is_last) {
             (true, true) => {}
             (false, false) => {
@@ -286,7 +286,7 @@ fn read_start(connection: &mut Connection) -> Result<BackupStart, Error> {
             }
         }
     }
-    match rows.len() {
+    match rows.row_count() {
         0 => Err(Error::protocol("an empty list of tablespaces")),
         _ => Ok(BackupStart {
             lsn,

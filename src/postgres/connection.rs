@@ -23,7 +23,7 @@ use super::wire::{Frame, FrameBuffer, Interrupter, Stream};
 
 /// What the connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// Replication commands; no SQL.
     Replication,
     /// SQL in the database of the settings.
@@ -42,7 +42,7 @@ const NEGOTIATE_PROTOCOL_VERSION_TAG: u8 = b'v';
 
 /// A session with a server. Dropping it says goodbye.
 #[derive(Debug)]
-pub struct Connection {
+pub(crate) struct Connection {
     stream: Stream,
     incoming: FrameBuffer,
     /// The server, for messages.
@@ -56,30 +56,30 @@ pub struct Connection {
 
 /// The rows of one statement.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ResultSet {
+pub(crate) struct ResultSet {
     columns: Vec<String>,
     rows: Vec<Vec<Option<Vec<u8>>>>,
 }
 
 impl ResultSet {
     /// How many rows there are.
-    pub fn len(&self) -> usize {
+    pub(crate) fn row_count(&self) -> usize {
         self.rows.len()
     }
 
     /// The columns' names.
-    pub fn columns(&self) -> &[String] {
+    pub(crate) fn columns(&self) -> &[String] {
         &self.columns
     }
 
     /// The value of a row's column; `None` if it is NULL or not there.
-    pub fn bytes(&self, row: usize, column: &str) -> Option<&[u8]> {
+    pub(crate) fn bytes(&self, row: usize, column: &str) -> Option<&[u8]> {
         let number = self.columns.iter().position(|name| name == column)?;
         self.rows.get(row)?.get(number)?.as_deref()
     }
 
     /// The value of a row's column as text; `None` if it is NULL, not there, or not UTF-8.
-    pub fn text(&self, row: usize, column: &str) -> Option<&str> {
+    pub(crate) fn text(&self, row: usize, column: &str) -> Option<&str> {
         std::str::from_utf8(self.bytes(row, column)?).ok()
     }
 
@@ -96,7 +96,7 @@ impl Connection {
     ///
     /// # Errors
     /// Says for each server why not.
-    pub fn connect(conninfo: &Conninfo, mode: Mode) -> Result<Self, Error> {
+    pub(crate) fn connect(conninfo: &Conninfo, mode: Mode) -> Result<Self, Error> {
         connect::connect(conninfo, mode)
     }
 
@@ -146,17 +146,17 @@ impl Connection {
     }
 
     /// Where this connection leads, for messages.
-    pub fn target(&self) -> &str {
+    pub(crate) fn target(&self) -> &str {
         &self.target
     }
 
     /// Whether the connection is encrypted.
-    pub fn is_encrypted(&self) -> bool {
+    pub(crate) fn is_encrypted(&self) -> bool {
         self.stream.is_encrypted()
     }
 
     /// A setting the server reported, such as `server_encoding` or `TimeZone`.
-    pub fn parameter(&self, name: &str) -> Option<&str> {
+    pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
         self.parameters.get(name).map(String::as_str)
     }
 
@@ -164,7 +164,7 @@ impl Connection {
     ///
     /// # Errors
     /// If the server did not say one that can be understood.
-    pub fn server_version(&self) -> Result<ServerVersion, Error> {
+    pub(crate) fn server_version(&self) -> Result<ServerVersion, Error> {
         let text = self.parameter("server_version").unwrap_or_default();
         parse_version(text)
             .ok_or_else(|| Error::protocol(format!("the server version \"{}\"", text.escape_debug())))
@@ -173,12 +173,12 @@ impl Connection {
     /// Limits how long the server may be silent; `None`, the default, removes the limit.
     ///
     /// A base backup needs none: the server is silent while it does its checkpoint, and TCP keepalives notice a dead host.
-    pub fn set_read_timeout(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
+    pub(crate) fn set_read_timeout(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
         self.stream.set_read_timeout(timeout).map_err(Error::Io)
     }
 
     /// A handle that ends this connection from another thread.
-    pub fn interrupter(&self) -> Result<Interrupter, Error> {
+    pub(crate) fn interrupter(&self) -> Result<Interrupter, Error> {
         self.stream.interrupter().map_err(Error::Io)
     }
 
@@ -186,7 +186,7 @@ impl Connection {
     ///
     /// # Errors
     /// [`Error::Server`] if a statement fails; the connection can be used again after that.
-    pub fn simple_query(&mut self, text: &str) -> Result<Vec<ResultSet>, Error> {
+    pub(crate) fn simple_query(&mut self, text: &str) -> Result<Vec<ResultSet>, Error> {
         self.start_query(text)?;
         let mut results = Vec::new();
         loop {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// What libpq would take from the process around it.
 #[derive(Clone, Default)]
-pub struct Environment {
+pub(crate) struct Environment {
     variables: BTreeMap<String, OsString>,
     user: Option<String>,
     home: Option<PathBuf>,
@@ -18,7 +18,7 @@ pub struct Environment {
 impl Environment {
     /// The environment of a process with these variables, run by the user of this process.
     /// Only `PG*` and `HOME` are kept.
-    pub fn new(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
+    pub(crate) fn new(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
         let account = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten();
         let mut environment = Self {
             variables: BTreeMap::new(),

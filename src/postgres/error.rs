@@ -13,11 +13,11 @@ use fallible_iterator::FallibleIterator;
 use super::tar::TarError;
 
 /// What a sink of a base backup may fail with; its type is the sink's own.
-pub type SinkError = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type SinkError = Box<dyn std::error::Error + Send + Sync>;
 
 /// An error of the PostgreSQL client.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// The connection settings are wrong; nothing was tried.
     #[error("{message}")]
     Settings {
@@ -124,7 +124,7 @@ impl Error {
     }
 
     /// What the server said, if this error came from the server. Of several hosts: the last that answered.
-    pub fn server(&self) -> Option<&ServerError> {
+    pub(crate) fn server(&self) -> Option<&ServerError> {
         match self {
             Self::Server(error) => Some(error),
             Self::Connect { source: error, .. } | Self::Interrupted { error, .. } => error.server(),
@@ -134,12 +134,12 @@ impl Error {
     }
 
     /// The five characters of the server's SQLSTATE, if this error came from the server.
-    pub fn sqlstate(&self) -> Option<&str> {
+    pub(crate) fn sqlstate(&self) -> Option<&str> {
         self.server().map(|error| error.code.as_str())
     }
 
     /// What to do about it.
-    pub fn hint(&self) -> Option<&str> {
+    pub(crate) fn hint(&self) -> Option<&str> {
         match self {
             Self::Settings { hint, .. } | Self::Tls { hint, .. } | Self::Authentication { hint, .. } => {
                 hint.as_deref()
@@ -186,17 +186,17 @@ fn hint_for(sqlstate: &str) -> Option<&'static str> {
 
 /// An ErrorResponse or a NoticeResponse of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServerError {
+pub(crate) struct ServerError {
     /// `ERROR`, `FATAL`, `WARNING`, … never translated.
-    pub severity: String,
+    pub(crate) severity: String,
     /// The SQLSTATE.
-    pub code: String,
+    pub(crate) code: String,
     /// The first line.
-    pub message: String,
+    pub(crate) message: String,
     /// More about the problem.
-    pub detail: Option<String>,
+    pub(crate) detail: Option<String>,
     /// What the server proposes to do.
-    pub hint: Option<String>,
+    pub(crate) hint: Option<String>,
 }
 
 impl ServerError {
@@ -229,7 +229,7 @@ impl ServerError {
     }
 
     /// Whether the session is over after this error.
-    pub fn is_fatal(&self) -> bool {
+    pub(crate) fn is_fatal(&self) -> bool {
         matches!(self.severity.as_str(), "FATAL" | "PANIC")
     }
 }

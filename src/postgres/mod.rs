@@ -23,14 +23,14 @@ mod wire;
 #[cfg(test)]
 mod live_tests;
 
-pub use base_backup::{
+pub(crate) use base_backup::{
     Archive, BackupStart, BaseBackupOptions, BaseBackupResult, BaseBackupSink, MAX_RATE_KIB, Tablespace,
     base_backup,
 };
-pub use connection::{Connection, Mode, ResultSet};
-pub use conninfo::{Conninfo, Host, HostSpec, SslMode};
-pub use environment::Environment;
-pub use error::{Error, ServerError, SinkError};
-pub use replication::{HistoryFile, SlotPosition, SystemIdentification};
-pub use tar::{EndBlocks, TarEntry, TarError, TarKind, TarReader, TarSink};
-pub use wire::Interrupter;
+pub(crate) use connection::{Connection, Mode, ResultSet};
+pub(crate) use conninfo::{Conninfo, Host, HostSpec, SslMode};
+pub(crate) use environment::Environment;
+pub(crate) use error::{Error, ServerError, SinkError};
+pub(crate) use replication::{HistoryFile, SlotPosition, SystemIdentification};
+pub(crate) use tar::{EndBlocks, TarEntry, TarError, TarKind, TarReader, TarSink};
+pub(crate) use wire::Interrupter;

@@ -6,31 +6,31 @@ use super::{Connection, Error};
 
 /// What a server says about itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SystemIdentification {
+pub(crate) struct SystemIdentification {
     /// The cluster.
-    pub system_id: SystemId,
+    pub(crate) system_id: SystemId,
     /// The timeline it writes, or replays.
-    pub timeline: TimelineId,
+    pub(crate) timeline: TimelineId,
     /// How far its WAL is flushed; on a standby: received and replayed.
-    pub flush_lsn: Lsn,
+    pub(crate) flush_lsn: Lsn,
 }
 
 /// Where a replication slot holds the WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SlotPosition {
+pub(crate) struct SlotPosition {
     /// The oldest WAL it keeps; `None` if it keeps none yet.
-    pub restart_lsn: Option<Lsn>,
+    pub(crate) restart_lsn: Option<Lsn>,
     /// That position's timeline.
-    pub restart_timeline: Option<TimelineId>,
+    pub(crate) restart_timeline: Option<TimelineId>,
 }
 
 /// A timeline history file as the server has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HistoryFile {
+pub(crate) struct HistoryFile {
     /// Its name, `00000002.history`.
-    pub name: String,
+    pub(crate) name: String,
     /// Its bytes.
-    pub content: Vec<u8>,
+    pub(crate) content: Vec<u8>,
 }
 
 /// The longest name of a slot: one less than PostgreSQL's `NAMEDATALEN`.
@@ -38,7 +38,7 @@ const MAX_SLOT_NAME_BYTES: usize = 63;
 
 impl Connection {
     /// `IDENTIFY_SYSTEM`.
-    pub fn identify_system(&mut self) -> Result<SystemIdentification, Error> {
+    pub(crate) fn identify_system(&mut self) -> Result<SystemIdentification, Error> {
         let result = self.one_result("IDENTIFY_SYSTEM")?;
         Ok(SystemIdentification {
             system_id: result.parse(0, "systemid")?,
@@ -48,7 +48,7 @@ impl Connection {
     }
 
     /// `SHOW`: a setting as the server displays it, such as `16MB` for `wal_segment_size`.
-    pub fn show(&mut self, name: &str) -> Result<String, Error> {
+    pub(crate) fn show(&mut self, name: &str) -> Result<String, Error> {
         let is_name = !name.is_empty()
             && name
                 .bytes()
@@ -72,7 +72,7 @@ impl Connection {
     ///
     /// # Errors
     /// SQLSTATE 53400 if `max_replication_slots` are in use.
-    pub fn create_temporary_slot(&mut self, name: &str) -> Result<(), Error> {
+    pub(crate) fn create_temporary_slot(&mut self, name: &str) -> Result<(), Error> {
         // This form is understood by all versions; the one with options in parentheses only from 15 on.
         let name = quoted_slot_name(name)?;
         self.one_result(&format!(
@@ -85,14 +85,14 @@ impl Connection {
     ///
     /// # Errors
     /// SQLSTATE 42710 if there is one of that name.
-    pub fn create_slot(&mut self, name: &str) -> Result<(), Error> {
+    pub(crate) fn create_slot(&mut self, name: &str) -> Result<(), Error> {
         let name = quoted_slot_name(name)?;
         self.one_result(&format!("CREATE_REPLICATION_SLOT {name} PHYSICAL RESERVE_WAL"))
             .map(drop)
     }
 
     /// Where a physical slot stands; `None` if there is no such slot. PostgreSQL 15 and later.
-    pub fn read_slot(&mut self, name: &str) -> Result<Option<SlotPosition>, Error> {
+    pub(crate) fn read_slot(&mut self, name: &str) -> Result<Option<SlotPosition>, Error> {
         let result = self.one_result(&format!("READ_REPLICATION_SLOT {}", quoted_slot_name(name)?))?;
         if result.bytes(0, "slot_type").is_none() {
             return Ok(None);
@@ -109,7 +109,7 @@ impl Connection {
     }
 
     /// Drops a slot. With `wait`, one that is in use is waited for.
-    pub fn drop_slot(&mut self, name: &str, wait: bool) -> Result<(), Error> {
+    pub(crate) fn drop_slot(&mut self, name: &str, wait: bool) -> Result<(), Error> {
         let name = quoted_slot_name(name)?;
         let wait = if wait { " WAIT" } else { "" };
         self.simple_query(&format!("DROP_REPLICATION_SLOT {name}{wait}"))
@@ -120,7 +120,7 @@ impl Connection {
     ///
     /// # Errors
     /// SQLSTATE 58P01 if the server does not have the file.
-    pub fn timeline_history(&mut self, timeline: TimelineId) -> Result<Option<HistoryFile>, Error> {
+    pub(crate) fn timeline_history(&mut self, timeline: TimelineId) -> Result<Option<HistoryFile>, Error> {
         if timeline.0 <= 1 {
             return Ok(None);
         }

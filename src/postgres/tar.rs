@@ -17,7 +17,7 @@ const MAX_FILE_BYTES: u64 = 1 << 46;
 
 /// What a member is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TarKind {
+pub(crate) enum TarKind {
     /// A regular file.
     File,
     /// A directory.
@@ -28,27 +28,27 @@ pub enum TarKind {
 
 /// The header of one member.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TarEntry {
+pub(crate) struct TarEntry {
     /// Relative, without `.` and `..`, without slashes at either end: `base/5/1259`.
-    pub path: Vec<u8>,
+    pub(crate) path: Vec<u8>,
     /// What it is.
-    pub kind: TarKind,
+    pub(crate) kind: TarKind,
     /// Permission bits.
-    pub mode: u32,
+    pub(crate) mode: u32,
     /// Owner on the server.
-    pub uid: u32,
+    pub(crate) uid: u32,
     /// Group on the server.
-    pub gid: u32,
+    pub(crate) gid: u32,
     /// Seconds since the Unix epoch.
-    pub mtime_s: i64,
+    pub(crate) mtime_s: i64,
     /// Bytes of data that follow; 0 for everything but files.
-    pub size_bytes: u64,
+    pub(crate) size_bytes: u64,
     /// Where a symbolic link points; empty for everything else.
-    pub link_target: Vec<u8>,
+    pub(crate) link_target: Vec<u8>,
 }
 
 /// Receives an archive, member by member.
-pub trait TarSink {
+pub(crate) trait TarSink {
     /// A member begins.
     fn entry(&mut self, entry: &TarEntry) -> Result<(), SinkError>;
     /// The next bytes of the file that began last.
@@ -59,7 +59,7 @@ pub trait TarSink {
 
 /// Whether an archive must end with blocks of zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EndBlocks {
+pub(crate) enum EndBlocks {
     /// Two of them; without them it was cut. PostgreSQL 15 and later.
     Required,
     /// None are sent. PostgreSQL 14 and earlier.
@@ -69,15 +69,15 @@ pub enum EndBlocks {
 /// An archive that is not what PostgreSQL makes.
 #[derive(Debug, thiserror::Error)]
 #[error("{archive}, byte {offset}{}: {reason}", member_part(member))]
-pub struct TarError {
+pub(crate) struct TarError {
     /// The archive's name.
-    pub archive: String,
+    pub(crate) archive: String,
     /// Where in the archive the block with the problem begins.
-    pub offset: u64,
+    pub(crate) offset: u64,
     /// The member's name as it stands in the archive, empty if there is none.
-    pub member: String,
+    pub(crate) member: String,
     /// What is wrong.
-    pub reason: String,
+    pub(crate) reason: String,
 }
 
 fn member_part(member: &str) -> String {
@@ -103,7 +103,7 @@ enum State {
 
 /// The parser of one archive.
 #[derive(Debug)]
-pub struct TarReader {
+pub(crate) struct TarReader {
     archive: String,
     end_blocks: EndBlocks,
     state: State,
@@ -115,7 +115,7 @@ pub struct TarReader {
 
 impl TarReader {
     /// A parser at the start of an archive; the name is for messages.
-    pub fn new(archive: impl Into<String>, end_blocks: EndBlocks) -> Self {
+    pub(crate) fn new(archive: impl Into<String>, end_blocks: EndBlocks) -> Self {
         Self {
             archive: archive.into(),
             end_blocks,
@@ -132,7 +132,7 @@ impl TarReader {
     /// # Errors
     /// [`super::Error::Tar`] for an archive PostgreSQL would not make, [`super::Error::Sink`] for what the sink says.
     /// The parser must not be fed any more after either.
-    pub fn feed(&mut self, mut bytes: &[u8], sink: &mut dyn TarSink) -> Result<(), super::Error> {
+    pub(crate) fn feed(&mut self, mut bytes: &[u8], sink: &mut dyn TarSink) -> Result<(), super::Error> {
         while !bytes.is_empty() {
             let taken = match self.state {
                 State::Header | State::Ended { .. } => self.feed_block(bytes, sink)?,
@@ -158,7 +158,7 @@ impl TarReader {
     ///
     /// # Errors
     /// If it ended within a member or, where they are required, without its end blocks.
-    pub fn finish(&self) -> Result<(), TarError> {
+    pub(crate) fn finish(&self) -> Result<(), TarError> {
         match self.state {
             State::Data { left, .. } => Err(self.error(
                 self.offset,

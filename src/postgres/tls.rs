@@ -384,7 +384,7 @@ fn is_for_name(certificate: &CertificateDer<'_>, name: &str) -> bool {
         (GeneralName::IpAddress(bytes), Some(std::net::IpAddr::V6(it))) => bytes.as_bytes() == it.octets(),
         _ => false,
     });
-    let common_name_counts = !has_dns && !(has_address && address.is_some());
+    let common_name_counts = !(has_dns || has_address && address.is_some());
     let common_name = || tbs.subject().common_name().ok().flatten();
     listed
         || (common_name_counts && common_name().is_some_and(|pattern| name_matches(&pattern.value(), name)))

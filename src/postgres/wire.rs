@@ -101,11 +101,11 @@ enum Socket {
 
 /// Ends a connection from another thread, also while its owner waits for the server.
 #[derive(Debug)]
-pub struct Interrupter(Socket);
+pub(crate) struct Interrupter(Socket);
 
 impl Interrupter {
     /// Cuts the connection. Its owner gets [`Error::Closed`].
-    pub fn interrupt(&self) {
+    pub(crate) fn interrupt(&self) {
         // A socket that is not connected any more is as good as cut.
         let _already_gone = match &self.0 {
             Socket::Tcp(socket) => socket.shutdown(Shutdown::Both),

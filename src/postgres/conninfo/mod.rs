@@ -20,7 +20,7 @@ use super::{Environment, Error};
 use keys::Meaning;
 use parse::Settings;
 pub(super) use secret::Secret;
-pub use values::{
+pub(crate) use values::{
     AuthMethod, AuthRules, ChannelBindingUse, Host, HostSpec, Keepalives, RootCertificates, SslMode,
     TlsSettings, TlsVersion,
 };
@@ -36,27 +36,27 @@ const REPLICATION_DATABASE: &str = "replication";
 
 /// All there is to know to connect. Shows itself without its password.
 #[derive(Clone)]
-pub struct Conninfo {
+pub(crate) struct Conninfo {
     /// The servers to try, in this order; never empty.
-    pub hosts: Vec<HostSpec>,
+    pub(crate) hosts: Vec<HostSpec>,
     /// The role.
-    pub user: String,
+    pub(crate) user: String,
     /// The database, if one is given.
-    pub dbname: Option<String>,
+    pub(crate) dbname: Option<String>,
     /// What the server shows for this connection in `pg_stat_activity`.
-    pub application_name: String,
+    pub(crate) application_name: String,
     /// Command-line options for the server process.
-    pub options: Option<String>,
+    pub(crate) options: Option<String>,
     /// How long to wait for each host; `None` waits as long as the operating system does.
-    pub connect_timeout: Option<Duration>,
+    pub(crate) connect_timeout: Option<Duration>,
     /// How a dead peer is noticed.
-    pub keepalives: Keepalives,
+    pub(crate) keepalives: Keepalives,
     /// Encryption, and whom to trust.
-    pub tls: TlsSettings,
+    pub(crate) tls: TlsSettings,
     /// Which authentication is good enough.
-    pub auth: AuthRules,
+    pub(crate) auth: AuthRules,
     /// The operating-system user that must own the server on a Unix socket.
-    pub require_peer: Option<String>,
+    pub(crate) require_peer: Option<String>,
     password: Option<Secret>,
     passfile: Option<PathBuf>,
 }
@@ -66,7 +66,7 @@ impl Conninfo {
     ///
     /// # Errors
     /// Says which key is unknown or which value is not allowed. Never quotes a value that may be a secret.
-    pub fn parse(text: &str, environment: &Environment) -> Result<Self, Error> {
+    pub(crate) fn parse(text: &str, environment: &Environment) -> Result<Self, Error> {
         let mut settings = parse::parse(text)?;
         add_service(&mut settings, environment)?;
         add_variables(&mut settings, environment);

@@ -12,16 +12,16 @@ use super::{DEFAULT_PORT, Reader, SOCKET_DIRECTORIES};
 
 /// One server to try.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostSpec {
+pub(crate) struct HostSpec {
     /// Where it listens.
-    pub host: Host,
+    pub(crate) host: Host,
     /// Its port; part of a Unix socket's name too.
-    pub port: u16,
+    pub(crate) port: u16,
 }
 
 /// Where a server listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Host {
+pub(crate) enum Host {
     /// A TCP host; at least one of the two is given.
     Tcp {
         /// The name to resolve, and to find in the server's certificate.
@@ -174,17 +174,17 @@ pub(super) fn connect_timeout(reader: &Reader<'_>) -> Result<Option<Duration>, E
 
 /// TCP keepalives; `None` leaves a value to the operating system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Keepalives {
+pub(crate) struct Keepalives {
     /// Whether they are on.
-    pub enabled: bool,
+    pub(crate) enabled: bool,
     /// Silence before the first probe.
-    pub idle: Option<Duration>,
+    pub(crate) idle: Option<Duration>,
     /// Time between probes.
-    pub interval: Option<Duration>,
+    pub(crate) interval: Option<Duration>,
     /// Probes without an answer that end the connection.
-    pub count: Option<u32>,
+    pub(crate) count: Option<u32>,
     /// How long data may stay unacknowledged, in milliseconds.
-    pub user_timeout_ms: Option<u32>,
+    pub(crate) user_timeout_ms: Option<u32>,
 }
 
 pub(super) fn keepalives(reader: &Reader<'_>) -> Result<Keepalives, Error> {
@@ -206,7 +206,7 @@ pub(super) fn keepalives(reader: &Reader<'_>) -> Result<Keepalives, Error> {
 
 /// How much encryption and proof of identity is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum SslMode {
+pub(crate) enum SslMode {
     /// Never TLS.
     Disable,
     /// Plain first, TLS when the server wants it.
@@ -243,7 +243,7 @@ const SSL_MODES: [(&str, SslMode); 6] = [
 
 /// Whom to trust.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RootCertificates {
+pub(crate) enum RootCertificates {
     /// The operating system's authorities.
     System,
     /// A PEM file.
@@ -252,7 +252,7 @@ pub enum RootCertificates {
 
 /// A version of TLS this client can be held to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum TlsVersion {
+pub(crate) enum TlsVersion {
     /// TLS 1.2; as a lower bound this stands for the older ones too, which are not spoken.
     V1_2,
     /// TLS 1.3.
@@ -261,27 +261,27 @@ pub enum TlsVersion {
 
 /// Encryption, and whom to trust.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsSettings {
+pub(crate) struct TlsSettings {
     /// How much of it.
-    pub mode: SslMode,
+    pub(crate) mode: SslMode,
     /// TLS from the first byte, without asking (PostgreSQL 17 and later).
-    pub direct: bool,
+    pub(crate) direct: bool,
     /// The trusted authorities; `None` if there is no home directory to look into.
-    pub roots: Option<RootCertificates>,
+    pub(crate) roots: Option<RootCertificates>,
     /// The client's certificate; used if the file exists.
-    pub certificate: Option<PathBuf>,
+    pub(crate) certificate: Option<PathBuf>,
     /// The client's key.
-    pub key: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
     /// Whether the certificate file must exist: it was named, not found by default.
-    pub certificate_required: bool,
+    pub(crate) certificate_required: bool,
     /// Revoked certificates.
-    pub revocation_list: Option<PathBuf>,
+    pub(crate) revocation_list: Option<PathBuf>,
     /// Whether the server's name is sent in the clear for proxies to see.
-    pub send_server_name: bool,
+    pub(crate) send_server_name: bool,
     /// The lowest version to accept.
-    pub min_version: TlsVersion,
+    pub(crate) min_version: TlsVersion,
     /// The highest version to offer.
-    pub max_version: TlsVersion,
+    pub(crate) max_version: TlsVersion,
 }
 
 pub(super) fn tls(reader: &Reader<'_>, environment: &Environment) -> Result<TlsSettings, Error> {
@@ -361,7 +361,7 @@ fn tls_versions(reader: &Reader<'_>) -> Result<(TlsVersion, TlsVersion), Error> 
 
 /// Whether the password exchange is tied to the TLS session it runs in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ChannelBindingUse {
+pub(crate) enum ChannelBindingUse {
     /// Never.
     Disable,
     /// Where the server can.
@@ -372,7 +372,7 @@ pub enum ChannelBindingUse {
 
 /// A way a client proves who it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AuthMethod {
+pub(crate) enum AuthMethod {
     /// Trust, or a certificate that TLS has checked.
     None,
     /// The password itself.
@@ -385,11 +385,11 @@ pub enum AuthMethod {
 
 /// Which authentication is good enough.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AuthRules {
+pub(crate) struct AuthRules {
     /// What to do about channel binding.
-    pub channel_binding: ChannelBindingUse,
+    pub(crate) channel_binding: ChannelBindingUse,
     /// The methods the server may choose; `None` allows all.
-    pub allowed: Option<Vec<AuthMethod>>,
+    pub(crate) allowed: Option<Vec<AuthMethod>>,
 }
 
 impl AuthRules {

@@ -255,7 +255,10 @@ fn works(mut connection: Connection, mode: Mode) {
             let results = connection
                 .simple_query("SELECT 1 AS one, NULL AS none; SELECT 'x' AS y WHERE false")
                 .unwrap();
-            assert_eq!((results.len(), results[0].len(), results[1].len()), (2, 1, 0));
+            assert_eq!(
+                (results.len(), results[0].row_count(), results[1].row_count()),
+                (2, 1, 0)
+            );
             assert_eq!(
                 (results[0].text(0, "one"), results[0].text(0, "none")),
                 (Some("1"), None)
