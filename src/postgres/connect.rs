@@ -1,6 +1,6 @@
 //! From connection settings to a socket a server has let us in on: hosts, addresses, TLS, start-up.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::UnixStream;
@@ -166,7 +166,10 @@ fn connect_tcp(
         (None, Some(name)) => (name, port).to_socket_addrs().map_err(Error::Io)?.collect(),
         (None, None) => Vec::new(),
     };
-    let mut last_error = Error::settings("The host name has no address");
+    let mut last_error = Error::Io(io::Error::new(
+        io::ErrorKind::AddrNotAvailable,
+        "the host name has no address",
+    ));
     for address in addresses {
         let connected = match limit.left()? {
             Some(left) => TcpStream::connect_timeout(&address, left),
@@ -174,7 +177,7 @@ fn connect_tcp(
         };
         match connected {
             Ok(socket) => return Ok(socket),
-            Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                 last_error = limit.left().err().unwrap_or(Error::Io(error));
             }
             Err(error) => last_error = Error::Io(error),
@@ -203,7 +206,7 @@ fn set_socket_options(socket: &TcpStream, keepalives: &Keepalives) -> Result<(),
             .count
             .map_or(Ok(()), |count| sockopt::set_tcp_keepcnt(socket, count))
     };
-    set().map_err(|errno| Error::settings(format!("Could not set the TCP options: {errno}")))
+    set().map_err(|errno| Error::Io(errno.into()))
 }
 
 /// Asks for TLS and begins it.
@@ -253,11 +256,9 @@ fn encrypt(
 }
 
 /// A read that waited up to the limit.
-fn timed_out(error: std::io::Error, limit: &Limit) -> Error {
+fn timed_out(error: io::Error, limit: &Limit) -> Error {
     match (error.kind(), limit.deadline) {
-        (std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut, Some((_, whole))) => {
-            Error::Timeout(whole)
-        }
+        (io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut, Some((_, whole))) => Error::Timeout(whole),
         _ => error.into(),
     }
 }

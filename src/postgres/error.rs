@@ -74,7 +74,7 @@ pub(crate) enum Error {
     #[error("The server did not answer within {:.0} s", .0.as_secs_f64())]
     Timeout(Duration),
     /// Reading from or writing to the connection failed.
-    #[error("The connection failed: {0}")]
+    #[error("{0}")]
     Io(#[source] io::Error),
     /// The server sent something that the protocol does not allow at this point.
     #[error("Unexpected data from the server: {0}")]
@@ -226,11 +226,6 @@ impl ServerError {
             error.severity = translated_severity;
         }
         Ok(error)
-    }
-
-    /// Whether the session is over after this error.
-    pub(crate) fn is_fatal(&self) -> bool {
-        matches!(self.severity.as_str(), "FATAL" | "PANIC")
     }
 }
 

@@ -24,13 +24,11 @@ mod wire;
 mod live_tests;
 
 pub(crate) use base_backup::{
-    Archive, BackupStart, BaseBackupOptions, BaseBackupResult, BaseBackupSink, MAX_RATE_KIB, Tablespace,
-    base_backup,
+    Archive, BackupStart, BaseBackupOptions, BaseBackupResult, BaseBackupSink, MAX_RATE_KIB, base_backup,
 };
-pub(crate) use connection::{Connection, Mode, ResultSet};
-pub(crate) use conninfo::{Conninfo, Host, HostSpec, SslMode};
+pub(crate) use connection::{Connection, Mode};
+pub(crate) use conninfo::Conninfo;
 pub(crate) use environment::Environment;
-pub(crate) use error::{Error, ServerError, SinkError};
-pub(crate) use replication::{HistoryFile, SlotPosition, SystemIdentification};
-pub(crate) use tar::{EndBlocks, TarEntry, TarError, TarKind, TarReader, TarSink};
+pub(crate) use error::{Error, SinkError};
+pub(crate) use tar::{EndBlocks, TarEntry, TarKind, TarReader, TarSink};
 pub(crate) use wire::Interrupter;

@@ -16,6 +16,7 @@ pub(crate) struct SystemIdentification {
 }
 
 /// Where a replication slot holds the WAL.
+#[cfg_attr(not(test), expect(dead_code, reason = "for receiving WAL as a stream"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SlotPosition {
     /// The oldest WAL it keeps; `None` if it keeps none yet.
@@ -81,6 +82,28 @@ impl Connection {
         .map(drop)
     }
 
+    /// `TIMELINE_HISTORY`: how a timeline came to be; `None` for the first, which has no history.
+    ///
+    /// # Errors
+    /// SQLSTATE 58P01 if the server does not have the file.
+    pub(crate) fn timeline_history(&mut self, timeline: TimelineId) -> Result<Option<HistoryFile>, Error> {
+        if timeline.0 <= 1 {
+            return Ok(None);
+        }
+        let result = self.one_result(&format!("TIMELINE_HISTORY {timeline}"))?;
+        let content = result
+            .bytes(0, "content")
+            .ok_or_else(|| Error::protocol("a timeline history without content"))?;
+        Ok(Some(HistoryFile {
+            name: result.parse(0, "filename")?,
+            content: content.to_vec(),
+        }))
+    }
+}
+
+/// Slots that outlive the connection.
+#[cfg_attr(not(test), expect(dead_code, reason = "for receiving WAL as a stream"))]
+impl Connection {
     /// Creates a slot that stays, and holds back all WAL from now on.
     ///
     /// # Errors
@@ -114,24 +137,6 @@ impl Connection {
         let wait = if wait { " WAIT" } else { "" };
         self.simple_query(&format!("DROP_REPLICATION_SLOT {name}{wait}"))
             .map(drop)
-    }
-
-    /// `TIMELINE_HISTORY`: how a timeline came to be; `None` for the first, which has no history.
-    ///
-    /// # Errors
-    /// SQLSTATE 58P01 if the server does not have the file.
-    pub(crate) fn timeline_history(&mut self, timeline: TimelineId) -> Result<Option<HistoryFile>, Error> {
-        if timeline.0 <= 1 {
-            return Ok(None);
-        }
-        let result = self.one_result(&format!("TIMELINE_HISTORY {timeline}"))?;
-        let content = result
-            .bytes(0, "content")
-            .ok_or_else(|| Error::protocol("a timeline history without content"))?;
-        Ok(Some(HistoryFile {
-            name: result.parse(0, "filename")?,
-            content: content.to_vec(),
-        }))
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{self, BufReader};
 use std::net::TcpStream;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -65,12 +65,16 @@ pub(super) fn handshake(
     Ok(stream)
 }
 
-fn handshake_error(error: std::io::Error) -> Error {
+fn handshake_error(error: io::Error) -> Error {
     let Some(tls) = error
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<rustls::Error>())
     else {
-        return error.into();
+        return match Error::from(error) {
+            Error::Closed => Error::tls("The server closed the connection during the TLS handshake")
+                .with_hint("The server's log says why"),
+            other => other,
+        };
     };
     let hint = match tls {
         rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
