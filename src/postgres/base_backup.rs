@@ -259,7 +259,7 @@ fn read_start(connection: &mut Connection) -> Result<BackupStart, Error> {
     let rows = expect_rows(connection)?;
     let mut tablespaces = Vec::new();
     let mut total_kib = Some(0_u64);
-    for row in 0..rows.row_count() {
+    for row in 0..rows.len() {
         let size_kib = rows
             .bytes(row, "size")
             .is_some()
@@ -268,7 +268,7 @@ fn read_start(connection: &mut Connection) -> Result<BackupStart, Error> {
         total_kib = total_kib
             .zip(size_kib)
             .and_then(|(total, size)| total.checked_add(size));
-        let is_last = row + 1 == rows.row_count();
+        let is_last = row + 1 == rows.len();
         match (rows.bytes(row, "spcoid").is_none(), is_last) {
             (true, true) => {}
             (false, false) => {
@@ -286,7 +286,7 @@ fn read_start(connection: &mut Connection) -> Result<BackupStart, Error> {
             }
         }
     }
-    match rows.row_count() {
+    match rows.len() {
         0 => Err(Error::protocol("an empty list of tablespaces")),
         _ => Ok(BackupStart {
             lsn,

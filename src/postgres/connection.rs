@@ -63,7 +63,7 @@ pub(crate) struct ResultSet {
 
 impl ResultSet {
     /// How many rows there are.
-    pub(crate) fn row_count(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.rows.len()
     }
 

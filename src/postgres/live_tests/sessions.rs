@@ -256,7 +256,7 @@ fn works(mut connection: Connection, mode: Mode) {
                 .simple_query("SELECT 1 AS one, NULL AS none; SELECT 'x' AS y WHERE false")
                 .unwrap();
             assert_eq!(
-                (results.len(), results[0].row_count(), results[1].row_count()),
+                (results.len(), results[0].len(), results[1].len()),
                 (2, 1, 0)
             );
             assert_eq!(
