@@ -101,7 +101,7 @@ pub(crate) fn whole_place(db: &Connection, id: &ChunkId) -> Result<Option<Place>
 }
 
 /// Whole before delta, staying before condemned, then the oldest pack: the same answer each time.
-fn keep_better(best: &mut Option<Place>, place: Place) {
+pub(crate) fn keep_better(best: &mut Option<Place>, place: Place) {
     let rank = |place: &Place| (place.location.base.is_some(), place.condemned, place.pack);
     if best.as_ref().is_none_or(|best| rank(&place) < rank(best)) {
         *best = Some(place);

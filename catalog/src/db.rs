@@ -96,10 +96,6 @@ impl Db {
         })
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Looks whether the file was replaced by a rebuild, and if so forgets the connections to the old one. Returns how
     /// often that happened.
     pub(crate) fn refresh(&self) -> Result<u64> {

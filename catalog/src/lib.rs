@@ -11,14 +11,20 @@
 
 pub mod backup;
 mod chunk_index;
+mod chunk_set;
 mod db;
 pub mod error;
 mod locks;
 pub mod monitor;
+pub mod rebuild;
 mod records;
 mod repository;
+mod roots;
 mod schema;
 pub mod server;
+pub mod stats;
+pub mod sweep;
+pub mod verify;
 pub mod wal;
 mod writer;
 
@@ -28,8 +34,12 @@ pub use backup::{
 };
 pub use error::{Error, Result};
 pub use monitor::{Monitor, Silent, Unit};
+pub use rebuild::RebuildReport;
 pub use repository::{Compression, CreateOptions, Repository, Settings};
 pub use server::ServerName;
+pub use stats::{BackupStats, ServerStats, Sizes, Stats};
+pub use sweep::{PackProblem, SweepOptions, SweepReport};
+pub use verify::{Damage, VerifyReport, VerifyScope};
 pub use wal::{
     QuarantinedWal, WalArchive, WalConflict, WalEntries, WalEntry, WalFile, WalOutcome, WalTotals,
 };

@@ -61,10 +61,6 @@ impl Locks {
         }
     }
 
-    pub(crate) fn directory(&self) -> &Path {
-        &self.directory
-    }
-
     fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
@@ -224,7 +220,7 @@ mod tests {
     fn locks() -> (tempfile::TempDir, Locks) {
         let root = tempfile::tempdir().unwrap();
         let locks = Locks::of(root.path());
-        std::fs::create_dir(locks.directory()).unwrap();
+        std::fs::create_dir(&locks.directory).unwrap();
         (root, locks)
     }
 

@@ -1,9 +1,9 @@
 //! Records: the facts kept in packs' footers, and the tables derived from them.
 //!
 //! A payload is JSON with a `version`. [`enter`] is the one way a pack gets into the catalog, whether it was just
-//! written, found as an orphan, or read by a rebuild; so what a rebuild gives cannot differ from what was there. It
-//! does not depend on the order of packs: a deletion names the record it annuls, before or after that comes, and of
-//! two records that claim the same place the earlier one has it.
+//! written, found as an orphan, or read by a rebuild, and [`derive`] the one that says what a record means; so what a
+//! rebuild gives cannot differ from what was there. It does not depend on the order of packs: a deletion names the
+//! record it annuls, before or after that comes, and of two records that claim the same place the earlier has it.
 
 use barmanfs_pg::{SystemId, TimestampMicros};
 use barmanfs_store::layout::MAX_RECORD_BYTES;
@@ -123,7 +123,10 @@ pub(crate) fn enter(db: &Connection, pack: &ClosedPack, writer: Option<&str>) ->
         bad_records: Vec::new(),
     };
     for record in &pack.records {
-        match enter_record(db, seq, record) {
+        let Some(record_seq) = enter_record(db, seq, record)? else {
+            continue;
+        };
+        match derive(db, record_seq, record) {
             Err(error @ (Error::BadRecord { .. } | Error::NewerFormat { .. })) => {
                 entered.bad_records.push(error)
             }
@@ -131,6 +134,17 @@ pub(crate) fn enter(db: &Connection, pack: &ClosedPack, writer: Option<&str>) ->
         }
     }
     Ok(entered)
+}
+
+/// Enters a pack without giving its records their meaning, which [`derive`] does when all are there.
+pub(crate) fn enter_meaningless(db: &Connection, pack: &ClosedPack) -> Result<()> {
+    if let Some(seq) = enter_pack_row(db, pack, None)? {
+        enter_chunks(db, seq, &pack.chunks)?;
+        pack.records
+            .iter()
+            .try_for_each(|record| enter_record(db, seq, record).map(drop))?;
+    }
+    Ok(())
 }
 
 /// `None` when the pack is known.
@@ -180,7 +194,8 @@ fn enter_chunks(db: &Connection, pack: i64, chunks: &[PackedChunk]) -> Result<()
     Ok(())
 }
 
-fn enter_record(db: &Connection, pack: i64, record: &Record) -> Result<()> {
+/// Returns the record's row when it is new.
+fn enter_record(db: &Connection, pack: i64, record: &Record) -> Result<Option<i64>> {
     let fresh = db
         .prepare_cached(
             "INSERT INTO records (id, kind, payload) VALUES (?1, ?2, ?3) ON CONFLICT (id) DO NOTHING",
@@ -191,15 +206,11 @@ fn enter_record(db: &Connection, pack: i64, record: &Record) -> Result<()> {
         .query_row([record.id.as_bytes()], |row| row.get(0))?;
     db.prepare_cached("INSERT OR IGNORE INTO record_packs (record, pack) VALUES (?1, ?2)")?
         .execute([seq, pack])?;
-    if fresh == 0 {
-        Ok(())
-    } else {
-        derive(db, seq, record)
-    }
+    Ok((fresh == 1).then_some(seq))
 }
 
 /// Enters what a record means into the tables for it.
-fn derive(db: &Connection, seq: i64, record: &Record) -> Result<()> {
+pub(crate) fn derive(db: &Connection, seq: i64, record: &Record) -> Result<()> {
     if record.kind == kind::DELETION {
         return annul(db, seq, &parse::<Deletion>(record.id, &record.payload)?);
     }

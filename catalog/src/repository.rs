@@ -9,7 +9,7 @@ use std::sync::Arc;
 use barmanfs_pg::TimestampMicros;
 use barmanfs_store::layout::{DATA_WINDOW_BYTES, FORMAT_VERSION, WAL_WINDOW_BYTES};
 use barmanfs_store::{
-    ChunkIndex, ChunkReader, DepositOptions, LocalPacks, PackStorage, RecordId, TreeReader,
+    ChunkIndex, ChunkReader, DepositOptions, LocalPacks, PackId, PackStorage, RecordId, TreeReader,
 };
 use rusqlite::OptionalExtension;
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,7 @@ use crate::server::ServerName;
 const SETTINGS: &str = "repository.json";
 pub(crate) const CATALOG: &str = "catalog.sqlite";
 pub(crate) const PACKS: &str = "packs";
-const DIRECTORIES: [&str; 2] = ["locks", "running"];
+pub(crate) const DIRECTORIES: [&str; 2] = ["locks", "running"];
 
 /// Decoded chunks kept by default: enough for a few readers; a mount asks for more.
 const CACHE_BYTES: usize = 32 * 1024 * 1024;
@@ -194,6 +194,24 @@ impl Repository {
         })?;
         servers.extend(recorded);
         Ok(servers.into_iter().collect())
+    }
+
+    /// Whether the catalog has this pack.
+    pub(crate) fn knows_pack(&self, pack: PackId) -> Result<bool> {
+        self.db.read(|db| {
+            Ok(db
+                .prepare_cached("SELECT 1 FROM packs WHERE id = ?1")?
+                .exists([pack.as_bytes()])?)
+        })
+    }
+
+    /// All packs the catalog has. Sixteen bytes each: a million, 64 TB, are no burden.
+    pub(crate) fn pack_ids(&self) -> Result<Vec<PackId>> {
+        self.db.read(|db| {
+            let mut all = db.prepare_cached("SELECT id FROM packs ORDER BY seq")?;
+            let rows = all.query_map([], |row| row.get(0).map(PackId))?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })
     }
 
     pub(crate) fn deposit_options(&self) -> DepositOptions {

@@ -12,8 +12,9 @@ pub(crate) const APPLICATION_ID: i64 = 0x626d_6673;
 
 /// Creates the tables.
 pub(crate) const CREATE: &str = "
--- A pack that is in the repository. condemned_at: nothing new may refer to it, it goes when the writers in
--- condemned_before have ended. writer: the lock of the writer that made it, which may not have referred to it yet.
+-- A pack that is in the repository. writer: the lock of the writer that made it, which may not have referred to it
+-- yet. condemned_at: nothing new may refer to it, it goes when the writers in condemned_before have ended; that list
+-- is complete once writers_listed is 1.
 CREATE TABLE packs (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     id BLOB NOT NULL UNIQUE,
@@ -22,8 +23,10 @@ CREATE TABLE packs (
     stored_bytes INTEGER NOT NULL,
     raw_bytes INTEGER NOT NULL,
     writer TEXT,
-    condemned_at INTEGER
+    condemned_at INTEGER,
+    writers_listed INTEGER NOT NULL DEFAULT 0
 );
+CREATE INDEX condemned_packs ON packs (seq) WHERE condemned_at IS NOT NULL;
 CREATE TABLE condemned_before (
     pack INTEGER NOT NULL REFERENCES packs (seq),
     writer TEXT NOT NULL,

@@ -113,6 +113,26 @@ impl<'a> WalArchive<'a> {
         })
     }
 
+    /// The same with all that is known of each file.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn files(&self, after: Option<&WalName>, limit: usize) -> Result<Vec<WalFile>> {
+        let after = after.map(WalName::to_string).unwrap_or_default();
+        self.repository.db.read(|db| {
+            let mut query = db.prepare_cached(
+                "SELECT r.id, r.payload FROM wal w JOIN records r ON r.seq = w.record
+                 WHERE w.server = ?1 AND w.name > ?2 ORDER BY w.name LIMIT ?3",
+            )?;
+            let mut rows = query.query(params![self.server.as_str(), after, limit])?;
+            let mut files = Vec::new();
+            while let Some(row) = rows.next()? {
+                files.push(wal_file(row)?);
+            }
+            Ok(files)
+        })
+    }
+
     /// All entries in the order of their names, read page by page.
     pub fn entries(&self) -> WalEntries<'a> {
         WalEntries {
@@ -217,7 +237,7 @@ fn wal_entry(row: &Row<'_>) -> Result<WalEntry> {
 }
 
 /// A file from its record; the row holds the record's id and payload.
-pub(crate) fn wal_file(row: &Row<'_>) -> Result<WalFile> {
+fn wal_file(row: &Row<'_>) -> Result<WalFile> {
     let id = RecordId(row.get(0)?);
     let payload = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
     Ok(WalFile {

@@ -1,5 +1,5 @@
 //! A repository to try things on, and WAL and backups to fill it with.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test program uses some of it")]
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -11,19 +11,19 @@ use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId};
 use barmanfs_store::{Attributes, Node};
 
-pub const SYSTEM: SystemId = SystemId(7_710_414_268_036_822_209);
-pub const SEGMENT_SIZE: SegmentSize = SegmentSize::MIN;
-pub const WINDOW: u32 = 128 * 1024;
+pub(crate) const SYSTEM: SystemId = SystemId(7_710_414_268_036_822_209);
+pub(crate) const SEGMENT_SIZE: SegmentSize = SegmentSize::MIN;
+pub(crate) const WINDOW: u32 = 128 * 1024;
 
-pub type Files = BTreeMap<String, Vec<u8>>;
+pub(crate) type Files = BTreeMap<String, Vec<u8>>;
 
-pub struct Fixture {
-    pub directory: tempfile::TempDir,
-    pub repository: Repository,
-    pub server: ServerName,
+pub(crate) struct Fixture {
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) repository: Repository,
+    pub(crate) server: ServerName,
 }
 
-pub fn fixture() -> Fixture {
+pub(crate) fn fixture() -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     let repository =
         Repository::create(&directory.path().join("repository"), CreateOptions::default()).unwrap();
@@ -35,7 +35,7 @@ pub fn fixture() -> Fixture {
 }
 
 /// Bytes that do not compress, the same for the same seed.
-pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
@@ -49,7 +49,7 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
 }
 
 /// Segment `number` of a cluster with the smallest segments: a right first page, then noise.
-pub fn segment(number: u32, system: SystemId, seed: u64) -> (WalName, Vec<u8>) {
+pub(crate) fn segment(number: u32, system: SystemId, seed: u64) -> (WalName, Vec<u8>) {
     let name = SegmentName {
         timeline: TimelineId(1),
         log: 0,
@@ -70,7 +70,7 @@ pub fn segment(number: u32, system: SystemId, seed: u64) -> (WalName, Vec<u8>) {
     (WalName::Segment(name), bytes)
 }
 
-pub fn archive(
+pub(crate) fn archive(
     repository: &Repository,
     server: &ServerName,
     name: &WalName,
@@ -80,7 +80,7 @@ pub fn archive(
     writer.archive_wal(server, name, &mut &*bytes, bytes.len() as u64, "test")
 }
 
-pub fn attributes() -> Attributes {
+pub(crate) fn attributes() -> Attributes {
     Attributes {
         mode: 0o600,
         uid: 1,
@@ -90,7 +90,7 @@ pub fn attributes() -> Attributes {
     }
 }
 
-pub fn new_backup() -> NewBackup {
+pub(crate) fn new_backup() -> NewBackup {
     NewBackup {
         label: None,
         system_id: SYSTEM,
@@ -101,7 +101,7 @@ pub fn new_backup() -> NewBackup {
 }
 
 /// The end of a backup that needs segments `first` to `last`.
-pub fn backup_end(first: u64, last: u64) -> BackupEnd {
+pub(crate) fn backup_end(first: u64, last: u64) -> BackupEnd {
     BackupEnd {
         start_lsn: Lsn(first * SEGMENT_SIZE.bytes() + 40),
         stop_lsn: Lsn(last * SEGMENT_SIZE.bytes() + 4096),
@@ -114,7 +114,7 @@ pub fn backup_end(first: u64, last: u64) -> BackupEnd {
     }
 }
 
-pub fn begin(repository: &Repository, server: &ServerName) -> BackupRun {
+pub(crate) fn begin(repository: &Repository, server: &ServerName) -> BackupRun {
     repository
         .writer("test backup")
         .unwrap()
@@ -122,7 +122,7 @@ pub fn begin(repository: &Repository, server: &ServerName) -> BackupRun {
         .unwrap()
 }
 
-pub fn put_files(run: &BackupRun, files: &Files) {
+pub(crate) fn put_files(run: &BackupRun, files: &Files) {
     for (path, bytes) in files {
         let tree = run.tree().unwrap();
         let mut file = tree
@@ -134,19 +134,19 @@ pub fn put_files(run: &BackupRun, files: &Files) {
 }
 
 /// Ends a backup that needs segments `first` to `last`.
-pub fn finish(mut run: BackupRun, first: u64, last: u64) -> Backup {
+pub(crate) fn finish(mut run: BackupRun, first: u64, last: u64) -> Backup {
     run.end_tree(attributes()).unwrap();
     run.finish(backup_end(first, last)).unwrap()
 }
 
-pub fn back_up(repository: &Repository, server: &ServerName, files: &Files) -> Backup {
+pub(crate) fn back_up(repository: &Repository, server: &ServerName, files: &Files) -> Backup {
     let run = begin(repository, server);
     put_files(&run, files);
     finish(run, 1, 1)
 }
 
 /// All files of a backup, read back.
-pub fn restore(repository: &Repository, backup: &Backup) -> Files {
+pub(crate) fn restore(repository: &Repository, backup: &Backup) -> Files {
     let trees = repository.trees();
     let mut files = Files::new();
     let mut waiting = vec![(String::new(), backup.root.clone().unwrap().directory)];
@@ -168,7 +168,7 @@ pub fn restore(repository: &Repository, backup: &Backup) -> Files {
     files
 }
 
-pub fn read_wal(repository: &Repository, server: &ServerName, name: &WalName) -> Vec<u8> {
+pub(crate) fn read_wal(repository: &Repository, server: &ServerName, name: &WalName) -> Vec<u8> {
     let mut bytes = Vec::new();
     repository
         .wal(server)

@@ -1,0 +1,222 @@
+//! Making the catalog again from nothing but packs.
+//!
+//! It works whatever became of the old catalog, which is not read. The new one is built beside it and put in its place
+//! when it is complete and durable; a kill before that changes nothing, one in the middle of the exchange leaves no
+//! catalog, which everything else refuses to work with until the rebuild is run again. Writers are kept out
+//! meanwhile; readers notice the exchange within a second.
+//!
+//! Records are entered first and given their meaning afterwards, deletions before all others. So it does not matter in
+//! which order packs are found.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use barmanfs_store::{ClosedPack, LocalPacks, PackId, PackStorage, Record, RecordId, read_footer};
+use rusqlite::{Connection, OpenFlags, params};
+use serde::Serialize;
+
+use crate::db;
+use crate::error::{Error, Result};
+use crate::locks::{Lock, Locks};
+use crate::monitor::{Monitor, Unit};
+use crate::records::{self, kind};
+use crate::repository::{
+    CATALOG, DIRECTORIES, PACKS, Repository, read_settings, remove_catalog, sync_directory,
+};
+use crate::sweep::PackProblem;
+use crate::writer::{GATE, WRITER_PREFIX};
+
+/// Page cache in KiB while the tables grow: chunk ids come in random order, and this holds the upper levels and the
+/// most of the leaves of a few million.
+const CACHE_KIB: i64 = 64 * 1024;
+
+/// What a rebuild found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct RebuildReport {
+    /// Packs that were read.
+    pub packs: u64,
+    /// Chunks in them.
+    pub chunks: u64,
+    /// Backups, failed ones too.
+    pub backups: u64,
+    /// Archived WAL files.
+    pub wal_files: u64,
+    /// Packs that could not be read, and records that could not be understood. What they held is missing.
+    pub problems: Vec<PackProblem>,
+}
+
+impl Repository {
+    /// Makes the catalog of the repository at `path` again. Damaged packs are left out and reported.
+    ///
+    /// # Errors
+    /// [`Error::Occupied`] while a writer or a sweep is at work; [`Error::NoRepository`].
+    pub fn rebuild(path: &Path, monitor: &mut dyn Monitor) -> Result<RebuildReport> {
+        read_settings(path)?;
+        for directory in DIRECTORIES {
+            let directory = path.join(directory);
+            fs::create_dir_all(&directory).map_err(|source| Error::io("create", &directory, source))?;
+        }
+        let _lock = keep_writers_out(&Locks::of(path))?;
+        remove_leftovers(path)?;
+        let new = tempfile::Builder::new()
+            .prefix(&format!("{CATALOG}.rebuild-"))
+            .tempfile_in(path)
+            .map_err(|source| Error::io("create a file in", path, source))?
+            .into_temp_path();
+        let report = build(&new, &path.join(PACKS), monitor).map_err(|error| error.in_catalog(&new))?;
+        exchange(path, new)?;
+        Ok(report)
+    }
+}
+
+/// Takes the lock that every writer shares.
+fn keep_writers_out(locks: &Locks) -> Result<Lock> {
+    if let Some(lock) = locks.try_exclusive(GATE, "rebuild of the catalog")? {
+        return Ok(lock);
+    }
+    let mut writers = Vec::new();
+    for name in locks.names(WRITER_PREFIX)? {
+        if locks.is_held(&name)? {
+            writers.push(locks.holder(&name));
+        }
+    }
+    let holder = if writers.is_empty() {
+        locks.holder(GATE)
+    } else {
+        writers.join("; ")
+    };
+    Err(Error::Occupied {
+        what: "A writer",
+        holder,
+        advice: "run again when it has ended, or end it",
+    })
+}
+
+/// Removes what killed rebuilds left. None can be at work: the lock is ours.
+fn remove_leftovers(path: &Path) -> Result<()> {
+    let unreadable = |source| Error::io("list", path, source);
+    for entry in fs::read_dir(path).map_err(unreadable)? {
+        let entry = entry.map_err(unreadable)?;
+        let name = entry.file_name();
+        let left = name.to_str().and_then(|name| name.strip_prefix(CATALOG));
+        if left.is_some_and(|rest| rest.starts_with(".rebuild-") || rest.starts_with(".old")) {
+            fs::remove_file(entry.path()).map_err(|source| Error::io("remove", &entry.path(), source))?;
+        }
+    }
+    Ok(())
+}
+
+/// Fills the new catalog and makes it durable.
+fn build(file: &Path, packs: &Path, monitor: &mut dyn Monitor) -> Result<RebuildReport> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(file, flags)?;
+    // Nobody sees the file before it is complete and synced as a whole.
+    connection.pragma_update(None, "journal_mode", "OFF")?;
+    connection.pragma_update(None, "synchronous", "OFF")?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    db::create_tables(&connection)?;
+    let mut report = RebuildReport::default();
+    monitor.stage("Reading packs");
+    enter_packs(&connection, &LocalPacks::open(packs)?, &mut report, monitor)?;
+    derive_all(&connection, &mut report)?;
+    report.backups = connection.query_row("SELECT count(*) FROM backups", [], |row| row.get(0))?;
+    report.wal_files = connection.query_row("SELECT count(*) FROM wal", [], |row| row.get(0))?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.close().map_err(|(_, error)| error)?;
+    File::open(file)
+        .and_then(|file| file.sync_all())
+        .map_err(|source| Error::io("sync", file, source))?;
+    Ok(report)
+}
+
+fn enter_packs(
+    connection: &Connection,
+    storage: &dyn PackStorage,
+    report: &mut RebuildReport,
+    monitor: &mut dyn Monitor,
+) -> Result<()> {
+    storage.list(&mut |pack| {
+        match read_footer(storage, pack) {
+            Ok(closed) => {
+                enter_one(connection, &closed)?;
+                report.packs += 1;
+                report.chunks += closed.chunks.len() as u64;
+            }
+            Err(error) => report.problems.push(PackProblem {
+                pack,
+                reason: error.to_string(),
+            }),
+        }
+        monitor.progress(report.packs, None, Unit::Packs);
+        Ok(())
+    })?;
+    Ok(())
+}
+
+fn enter_one(connection: &Connection, pack: &ClosedPack) -> Result<()> {
+    let transaction = connection.unchecked_transaction()?;
+    records::enter_meaningless(&transaction, pack)?;
+    Ok(transaction.commit()?)
+}
+
+/// Gives the records their meaning.
+fn derive_all(connection: &Connection, report: &mut RebuildReport) -> Result<()> {
+    let transaction = connection.unchecked_transaction()?;
+    let mut all =
+        transaction.prepare("SELECT seq, id, kind, payload FROM records ORDER BY kind <> ?1, id")?;
+    let mut rows = all.query([kind::DELETION])?;
+    while let Some(row) = rows.next()? {
+        let seq = row.get(0)?;
+        let record = Record {
+            id: RecordId(row.get(1)?),
+            kind: row.get(2)?,
+            payload: row.get(3)?,
+        };
+        match records::derive(&transaction, seq, &record) {
+            Err(error @ (Error::BadRecord { .. } | Error::NewerFormat { .. })) => {
+                report.problems.push(PackProblem {
+                    pack: pack_of(&transaction, seq)?,
+                    reason: error.to_string(),
+                });
+            }
+            other => other?,
+        }
+    }
+    drop(rows);
+    drop(all);
+    Ok(transaction.commit()?)
+}
+
+fn pack_of(connection: &Connection, record: i64) -> Result<PackId> {
+    let mut pack = connection.prepare_cached(
+        "SELECT p.id FROM record_packs h JOIN packs p ON p.seq = h.pack WHERE h.record = ?1 LIMIT 1",
+    )?;
+    Ok(PackId(pack.query_row(params![record], |row| row.get(0))?))
+}
+
+/// Puts the new catalog in the old one's place. SQLite's files beside the old one must be gone before: it would take
+/// them for the new one's. And before they go the old one must be out of the way: without them it may be damaged.
+fn exchange(path: &Path, new: tempfile::TempPath) -> Result<()> {
+    let catalog = path.join(CATALOG);
+    let old = path.join(format!("{CATALOG}.old"));
+    match fs::rename(&catalog, &old) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Error::io("rename", &catalog, source));
+        }
+        _ => sync_directory(path)?,
+    }
+    remove_catalog(&catalog)?;
+    new.persist(&catalog)
+        .map_err(|error| Error::io("rename", &catalog, error.error))?;
+    sync_directory(path)?;
+    remove_if_there(&old)
+}
+
+fn remove_if_there(path: &PathBuf) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("remove", path, source))
+        }
+        _ => Ok(()),
+    }
+}

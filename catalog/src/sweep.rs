@@ -1,0 +1,220 @@
+//! Freeing space that nothing refers to any more, beside writers and readers at work.
+//!
+//! 1. *Adopt* packs that a killed writer finished but did not enter: from here on the catalog knows all there is.
+//! 2. *Mark* what the live records refer to ([`mark`]).
+//! 3. *Rescue* condemned packs that are referred to after all.
+//! 4. *Remove* packs that were condemned earlier, whose writers have all ended since, and in which this mark, made
+//!    after their end, found nothing.
+//! 5. *Repack*: what lives in packs with much dead weight is copied into new packs ([`repack`]); then
+//! 6. *condemn* these and the packs with nothing alive, and write down which writers are at work: they may have looked
+//!    something up in them before.
+//!
+//! Why nothing alive is ever removed: a writer registers before its first look-up. If that was after a pack was
+//! condemned, it refers to nothing in it. If before, it is on the pack's list, or had ended by the time the list was
+//! made. Once all on the list have ended, whatever they refer to is in records, and a mark begun after that finds it.
+//!
+//! When no writer is at work, and no record came since the mark, that mark is as good as a new one and the packs just
+//! condemned go at once; otherwise a second round tries.
+//!
+//! A kill between any two steps leaves a state the next sweep goes on from: a condemned pack without its list of
+//! writers gets one first (its `writers_listed` is 0); a pack whose rows are gone and whose file is not is adopted
+//! again, found dead, condemned and removed.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use barmanfs_store::PackId;
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::locks::Lock;
+use crate::monitor::Monitor;
+use crate::repository::Repository;
+use crate::writer::{GATE, WRITER_PREFIX};
+
+mod condemn;
+mod mark;
+mod orphans;
+mod remove;
+mod repack;
+
+pub(crate) use orphans::adopt;
+
+/// Rounds at most: the second removes what the first condemned; what then still waits for a writer waits for the next
+/// sweep.
+const ROUNDS: u32 = 2;
+
+/// How a sweep works.
+#[derive(Debug, Clone, Copy)]
+pub struct SweepOptions {
+    /// A pack with more than this share of dead bytes is repacked.
+    pub dead_percent: u8,
+    /// Temporary files of killed writers are removed when they are older. Age only guards the instant between the
+    /// creation of such a file and its locking.
+    pub abandoned_after: Duration,
+}
+
+impl Default for SweepOptions {
+    fn default() -> Self {
+        Self {
+            dead_percent: 20,
+            abandoned_after: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A pack a sweep could not deal with. It stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PackProblem {
+    /// The pack.
+    pub pack: PackId,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// What a sweep did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct SweepReport {
+    /// Packs of killed writers that were entered.
+    pub adopted_packs: u64,
+    /// Unfinished files of killed writers that were removed.
+    pub abandoned_files: u64,
+    /// Condemned packs that are referred to after all.
+    pub rescued_packs: u64,
+    /// Packs whose live chunks were copied elsewhere.
+    pub repacked_packs: u64,
+    /// Bytes of these copies.
+    pub copied_bytes: u64,
+    /// Packs that were removed.
+    pub removed_packs: u64,
+    /// Their bytes. What was copied has to be subtracted for what was gained.
+    pub removed_bytes: u64,
+    /// Condemned packs that have to wait for writers at work.
+    pub waiting_packs: u64,
+    /// These writers.
+    pub waiting_for: Vec<String>,
+    /// Chunks that live records refer to and no pack holds: damage, see `verify`.
+    pub missing_chunks: u64,
+    /// Packs that could not be dealt with.
+    pub problems: Vec<PackProblem>,
+}
+
+/// A sweep at work.
+struct Sweep<'a> {
+    repository: &'a Repository,
+    options: SweepOptions,
+    report: SweepReport,
+    _gate: Lock,
+    _lock: Lock,
+}
+
+impl Repository {
+    /// Frees what nothing refers to. Other processes may read and write meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Occupied`] while another sweep or a rebuild is at work. When a listing or map cannot be read: what is
+    /// alive is not known then, and nothing is freed.
+    pub fn sweep(&self, options: &SweepOptions, monitor: &mut dyn Monitor) -> Result<SweepReport> {
+        let occupied = |what, name| Error::Occupied {
+            what,
+            holder: self.locks.holder(name),
+            advice: "run again when it has ended",
+        };
+        let gate = self.locks.try_shared(GATE, "sweep")?;
+        let gate = gate.ok_or_else(|| occupied("A rebuild of the catalog", GATE))?;
+        let lock = self.locks.try_exclusive("sweep", "sweep")?;
+        let lock = lock.ok_or_else(|| occupied("Another sweep", "sweep"))?;
+        self.db.refresh()?;
+        let report = SweepReport::default();
+        let mut sweep = Sweep {
+            repository: self,
+            options: *options,
+            report,
+            _gate: gate,
+            _lock: lock,
+        };
+        sweep.run(monitor)?;
+        Ok(sweep.report)
+    }
+}
+
+impl Sweep<'_> {
+    fn run(&mut self, monitor: &mut dyn Monitor) -> Result<()> {
+        self.tidy()?;
+        monitor.stage("Looking for packs of killed writers");
+        let adopted = adopt(self.repository)?;
+        self.report.adopted_packs = adopted.packs;
+        self.report.problems = adopted.problems;
+        for _ in 0..ROUNDS {
+            self.list_writers_of_new()?;
+            if !self.round(monitor)? {
+                break;
+            }
+        }
+        self.count_waiting()
+    }
+
+    /// Returns whether another round may remove more.
+    fn round(&mut self, monitor: &mut dyn Monitor) -> Result<bool> {
+        // In this order: what a writer of this list has published is left alone, and whoever ends after this moment
+        // ends before no mark that matters to it.
+        let writers = self.writers_at_work()?;
+        let ready = self.ready_to_go(&writers)?;
+        monitor.stage("Finding what is in use");
+        let mark = mark::Mark::make(self.repository, monitor)?;
+        self.report.missing_chunks = mark.missing_chunks;
+        self.rescue(&mark)?;
+        self.remove_dead(&mark, &ready)?;
+        monitor.stage("Freeing what is not in use");
+        let doomed = self.doomed(&mark, &writers)?;
+        if doomed.is_empty() {
+            return Ok(false);
+        }
+        self.condemn(&doomed)?;
+        let writers = self.list_writers_of_new()?;
+        if writers.is_empty() && mark.is_current(self.repository)? {
+            doomed.iter().try_for_each(|pack| self.remove(pack))?;
+            return Ok(false);
+        }
+        Ok(writers.is_empty())
+    }
+
+    /// Removes what dead processes left: unfinished packs and lock files.
+    fn tidy(&mut self) -> Result<()> {
+        let removed = self
+            .repository
+            .storage
+            .remove_abandoned(self.options.abandoned_after)?;
+        self.report.abandoned_files = removed as u64;
+        let locks = &self.repository.locks;
+        for prefix in [WRITER_PREFIX, "read-"] {
+            locks
+                .names(prefix)?
+                .iter()
+                .try_for_each(|name| locks.remove_free(name))?;
+        }
+        Ok(())
+    }
+
+    /// The lock names of the writers that live.
+    fn writers_at_work(&self) -> Result<BTreeSet<String>> {
+        let locks = &self.repository.locks;
+        let mut held = BTreeSet::new();
+        for name in locks.names(WRITER_PREFIX)? {
+            if locks.is_held(&name)? {
+                held.insert(name);
+            }
+        }
+        Ok(held)
+    }
+
+    fn problem(&mut self, pack: PackId, reason: impl ToString) {
+        let problem = PackProblem {
+            pack,
+            reason: reason.to_string(),
+        };
+        if !self.report.problems.contains(&problem) {
+            self.report.problems.push(problem);
+        }
+    }
+}

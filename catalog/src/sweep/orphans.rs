@@ -1,0 +1,59 @@
+//! Packs that are complete and durable but not in the catalog: their writer was killed before it could enter them.
+//!
+//! They are adopted, not removed: they may hold a record whose writer was about to acknowledge it, and chunks its next
+//! try will ask for. A pack that is just being entered by its living writer may be adopted too; whoever comes second
+//! finds it known.
+
+use barmanfs_store::{PackId, read_footer};
+
+use crate::error::{Error, Result};
+use crate::records;
+use crate::repository::Repository;
+use crate::sweep::PackProblem;
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(crate) struct Adopted {
+    /// Packs that were entered.
+    pub(crate) packs: u64,
+    /// Packs that could not be.
+    pub(crate) problems: Vec<PackProblem>,
+}
+
+/// Enters all packs of the storage that the catalog does not know.
+pub(crate) fn adopt(repository: &Repository) -> Result<Adopted> {
+    let mut adopted = Adopted::default();
+    repository.storage.list(&mut |pack| {
+        if !repository.knows_pack(pack)? {
+            adopt_one(repository, pack, &mut adopted)?;
+        }
+        Ok(())
+    })?;
+    Ok(adopted)
+}
+
+fn adopt_one(repository: &Repository, pack: PackId, adopted: &mut Adopted) -> Result<()> {
+    let closed = match read_footer(repository.storage.as_ref(), pack).map_err(Error::from) {
+        Ok(closed) => closed,
+        Err(error @ (Error::Store(_) | Error::NewerFormat { .. })) => {
+            adopted.problems.push(PackProblem {
+                pack,
+                reason: error.to_string(),
+            });
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    let entered = repository
+        .db
+        .write(|transaction| records::enter(transaction, &closed, None))?;
+    adopted.packs += u64::from(entered.new);
+    let problem = |error: Error| PackProblem {
+        pack,
+        reason: error.to_string(),
+    };
+    adopted
+        .problems
+        .extend(entered.bad_records.into_iter().map(problem));
+    Ok(())
+}

@@ -1,0 +1,275 @@
+//! Verification: every chunk in use is read, decoded and held against its id, once.
+//!
+//! 1. The trees and maps in question are walked and their chunk ids collected; listings and map pieces are checked on
+//!    the way, since nothing below a damaged one can be found.
+//! 2. All chunks are checked on all cores, in the order they lie in packs.
+//! 3. Only where something was damaged are the trees walked again, to name the files and pages ([`naming`]).
+
+use std::collections::HashMap;
+
+use barmanfs_store::tree::ChunkRole;
+use barmanfs_store::{ChunkId, DirectoryRef, FileMap, read_footer};
+use serde::Serialize;
+
+use crate::backup::{Backup, BackupId, BackupSelector};
+use crate::chunk_set::{ChunkSet, Met, Role};
+use crate::error::{Error, Result};
+use crate::monitor::{Monitor, Unit};
+use crate::repository::Repository;
+use crate::server::ServerName;
+use crate::sweep::PackProblem;
+use crate::wal::WalFile;
+
+mod checking;
+mod naming;
+
+/// Damaged chunks that are remembered. With so many the disk is broken, and the report long enough.
+const BAD_CHUNKS_MAX: usize = 100_000;
+
+/// Damages that are reported one by one.
+const DAMAGES_MAX: usize = 10_000;
+
+/// Archived files whose maps are held at a time.
+const WAL_PAGE: usize = 500;
+
+/// What is to be verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VerifyScope {
+    /// Everything, and the footers of all packs, on which a rebuild would depend.
+    All,
+    /// All backups and WAL of a server.
+    Server(ServerName),
+    /// One backup and, unless it brought it, the WAL it needs.
+    Backup(ServerName, BackupId),
+    /// The archive of a server.
+    Wal(ServerName),
+}
+
+/// A file that cannot be restored as it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Damage {
+    /// Whose it is.
+    pub server: ServerName,
+    /// The backup it belongs to; none for an archived file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupId>,
+    /// Its path in the backup, or its name in the archive. A path that ends in a slash is a directory that cannot be
+    /// listed.
+    pub file: String,
+    /// The first damaged 8 KiB page, counted from 0; none where the whole directory cannot be listed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_page: Option<u64>,
+    /// How many pages are damaged.
+    pub pages: u64,
+    /// What is wrong, and in which pack.
+    pub reason: String,
+}
+
+/// What a verification found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct VerifyReport {
+    /// Backups that were looked at.
+    pub backups: u64,
+    /// Archived files that were looked at.
+    pub wal_files: u64,
+    /// Chunks that were checked.
+    pub chunks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Chunks that are damaged or missing.
+    pub bad_chunks: u64,
+    /// The files this concerns, the first ten thousand.
+    pub damages: Vec<Damage>,
+    /// Whether there are more.
+    pub damages_cut: bool,
+    /// Packs whose footers are damaged or that are missing.
+    pub pack_problems: Vec<PackProblem>,
+}
+
+impl VerifyReport {
+    /// Whether everything is as it should be.
+    pub fn is_clean(&self) -> bool {
+        self.bad_chunks == 0 && self.damages.is_empty() && self.pack_problems.is_empty()
+    }
+}
+
+/// Damaged chunks, and what is wrong with each.
+type BadChunks = HashMap<ChunkId, String>;
+
+/// What a scope comes down to.
+struct Subject {
+    server: ServerName,
+    backups: Vec<Backup>,
+    /// The archived files: all, or the ones a backup needs.
+    wal: WalSubject,
+}
+
+enum WalSubject {
+    All,
+    NeededBy(Box<Backup>),
+}
+
+struct Verification<'a> {
+    repository: &'a Repository,
+    met: ChunkSet,
+    bad: BadChunks,
+    report: VerifyReport,
+}
+
+impl Repository {
+    /// Verifies.
+    ///
+    /// # Errors
+    /// When the catalog or the disk cannot be read. Damage is no error: it is reported.
+    pub fn verify(&self, scope: &VerifyScope, monitor: &mut dyn Monitor) -> Result<VerifyReport> {
+        let subjects = self.subjects(scope)?;
+        let report = VerifyReport::default();
+        let mut run = Verification {
+            repository: self,
+            met: ChunkSet::new()?,
+            bad: BadChunks::new(),
+            report,
+        };
+        for subject in &subjects {
+            monitor.stage(&format!("Collecting the chunks of server {}", subject.server));
+            run.collect(subject, monitor)?;
+        }
+        monitor.stage("Checking chunks");
+        run.check(monitor)?;
+        if *scope == VerifyScope::All {
+            monitor.stage("Checking the footers of packs");
+            run.check_footers()?;
+        }
+        run.report.bad_chunks = run.bad.len() as u64;
+        if !run.bad.is_empty() {
+            monitor.stage("Naming what is damaged");
+            for subject in &subjects {
+                run.name_damages(subject)?;
+            }
+        }
+        Ok(run.report)
+    }
+
+    fn subjects(&self, scope: &VerifyScope) -> Result<Vec<Subject>> {
+        let server = |server: ServerName| {
+            let backups = self.backups(&server)?;
+            Ok(Subject {
+                server,
+                backups,
+                wal: WalSubject::All,
+            })
+        };
+        match scope {
+            VerifyScope::All => self.servers()?.into_iter().map(server).collect(),
+            VerifyScope::Server(name) => Ok(vec![server(name.clone())?]),
+            VerifyScope::Wal(name) => Ok(vec![Subject {
+                server: name.clone(),
+                backups: Vec::new(),
+                wal: WalSubject::All,
+            }]),
+            VerifyScope::Backup(name, id) => {
+                let backup = self.backup(name, &BackupSelector::Id(*id))?;
+                let wal = WalSubject::NeededBy(Box::new(backup.clone()));
+                Ok(vec![Subject {
+                    server: name.clone(),
+                    backups: vec![backup],
+                    wal,
+                }])
+            }
+        }
+    }
+
+    /// Calls `each` with the archived files of a subject.
+    fn each_wal(&self, subject: &Subject, each: &mut dyn FnMut(WalFile) -> Result<()>) -> Result<()> {
+        let archive = self.wal(&subject.server);
+        match &subject.wal {
+            WalSubject::All => {
+                let mut last = None;
+                loop {
+                    let page = archive.files(last.as_ref(), WAL_PAGE)?;
+                    let Some(file) = page.last() else { return Ok(()) };
+                    last = Some(file.name);
+                    page.into_iter().try_for_each(&mut *each)?;
+                }
+            }
+            WalSubject::NeededBy(backup) => {
+                for segment in backup.needed_wal() {
+                    let name = barmanfs_pg::wal_name::WalName::Segment(segment);
+                    archive.find(&name)?.map_or(Ok(()), &mut *each)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Verification<'_> {
+    /// Collects the ids of everything a subject consists of.
+    fn collect(&mut self, subject: &Subject, monitor: &mut dyn Monitor) -> Result<()> {
+        for root in subject.backups.iter().filter_map(|backup| backup.root.as_ref()) {
+            self.report.backups += 1;
+            self.collect_tree(&root.directory)?;
+            monitor.progress(self.report.backups, None, Unit::Chunks);
+        }
+        let repository = self.repository;
+        repository.each_wal(subject, &mut |file| {
+            self.report.wal_files += 1;
+            self.collect_file(&file.map)
+        })
+    }
+
+    fn collect_tree(&mut self, directory: &DirectoryRef) -> Result<()> {
+        let trees = self.repository.trees();
+        Ok(trees.chunks_of(directory, &mut |id, role| Ok(self.collect_one(id, role)?))?)
+    }
+
+    fn collect_file(&mut self, map: &FileMap) -> Result<()> {
+        let trees = self.repository.trees();
+        Ok(trees.chunks_of_file(map, &mut |id, role| Ok(self.collect_one(id, role)?))?)
+    }
+
+    /// Notes a chunk, and returns whether to go on to what it refers to: not where that has been done, nor where it
+    /// cannot be read.
+    fn collect_one(&mut self, id: ChunkId, role: ChunkRole) -> Result<bool> {
+        if self.met.meet(&id, Role::Tree(role))? == Met::Before {
+            return Ok(false);
+        }
+        if role == ChunkRole::Window {
+            return Ok(true);
+        }
+        match self.repository.chunks().get(&id) {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_damage() => {
+                note_bad(&mut self.bad, id, error.to_string());
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The footer of each pack the catalog knows.
+    fn check_footers(&mut self) -> Result<()> {
+        for pack in self.repository.pack_ids()? {
+            match read_footer(self.repository.storage.as_ref(), pack) {
+                Ok(_) => {}
+                // Swept away meanwhile.
+                Err(barmanfs_store::Error::MissingPack(_)) if !self.repository.knows_pack(pack)? => {}
+                Err(error) if error.is_damage() => {
+                    let problem = PackProblem {
+                        pack,
+                        reason: error.to_string(),
+                    };
+                    self.report.pack_problems.push(problem);
+                }
+                Err(error) => return Err(Error::from(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn note_bad(bad: &mut BadChunks, id: ChunkId, reason: String) {
+    if bad.len() < BAD_CHUNKS_MAX {
+        bad.insert(id, reason);
+    }
+}

@@ -1,0 +1,360 @@
+//! Sweeping: what is in use stays, whatever else goes on; what is not gives its space back.
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use barmanfs_catalog::{
+    BackupStatus, Repository, Silent, SweepOptions, SweepReport, VerifyScope, WalOutcome,
+};
+use barmanfs_store::{LocalPacks, PackStorage};
+use common::{
+    Files, Fixture, SYSTEM, archive, back_up, begin, finish, fixture, noise, put_files, read_wal, restore,
+    segment,
+};
+
+fn sweep(repository: &Repository) -> SweepReport {
+    let options = SweepOptions {
+        abandoned_after: Duration::ZERO,
+        ..SweepOptions::default()
+    };
+    repository.sweep(&options, &mut Silent).unwrap()
+}
+
+fn verify_clean(repository: &Repository) {
+    let report = repository.verify(&VerifyScope::All, &mut Silent).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+}
+
+fn pack_bytes(repository: &Repository) -> u64 {
+    let packs = LocalPacks::open(&repository.path().join("packs")).unwrap();
+    let mut bytes = 0;
+    packs
+        .list(&mut |pack| {
+            bytes += packs.bytes(pack)?;
+            Ok(())
+        })
+        .unwrap();
+    bytes
+}
+
+/// Files of which each generation changes some.
+fn files(generation: u64) -> Files {
+    let mut files = Files::new();
+    for n in 0..12_u64 {
+        let mut bytes = noise(n, 40_000 + usize::try_from(n).unwrap() * 30_000);
+        if n % 3 == generation % 3 {
+            bytes[5] ^= u8::try_from(generation + 1).unwrap();
+        }
+        files.insert(format!("base/{n}"), bytes);
+    }
+    files.insert(format!("base/own{generation}"), noise(1000 + generation, 400_000));
+    files
+}
+
+#[test]
+fn deleting_all_gives_the_space_back() {
+    let f = fixture();
+    let backup = back_up(&f.repository, &f.server, &files(0));
+    assert!(pack_bytes(&f.repository) > 2_000_000);
+    assert_eq!(sweep(&f.repository).removed_packs, 0);
+    f.repository.delete_backup(&backup, false).unwrap();
+    let report = sweep(&f.repository);
+    assert!(report.removed_packs > 0, "{report:?}");
+    assert_eq!(report.waiting_packs, 0);
+    assert!(
+        pack_bytes(&f.repository) < 5_000,
+        "{} bytes left",
+        pack_bytes(&f.repository)
+    );
+    assert_eq!(
+        back_up(&f.repository, &f.server, &files(0)).status,
+        BackupStatus::WaitingForWals
+    );
+    verify_clean(&f.repository);
+}
+
+#[test]
+fn backups_deleted_in_any_order_leave_the_others_whole() {
+    for seed in 0..6_u64 {
+        let f = fixture();
+        let mut backups: Vec<_> = (0..5)
+            .map(|generation| (back_up(&f.repository, &f.server, &files(generation)), generation))
+            .collect();
+        let mut random = seed;
+        while !backups.is_empty() {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let victim = usize::try_from(random >> 33).unwrap() % backups.len();
+            let (backup, _) = backups.remove(victim);
+            f.repository.delete_backup(&backup, false).unwrap();
+            let report = sweep(&f.repository);
+            assert_eq!(
+                (report.missing_chunks, report.problems.len()),
+                (0, 0),
+                "{report:?}"
+            );
+            verify_clean(&f.repository);
+            for (backup, generation) in &backups {
+                assert_eq!(restore(&f.repository, backup), files(*generation), "seed {seed}");
+            }
+        }
+        assert!(pack_bytes(&f.repository) < 10_000);
+    }
+}
+
+#[test]
+fn a_writer_at_work_keeps_what_it_found() {
+    let f = fixture();
+    let first = back_up(&f.repository, &f.server, &files(0));
+    let run = begin(&f.repository, &f.server);
+    put_files(&run, &files(0));
+    f.repository.delete_backup(&first, false).unwrap();
+    let report = sweep(&f.repository);
+    assert_eq!(report.removed_packs, 0, "{report:?}");
+    assert!(report.waiting_packs > 0);
+    assert!(report.waiting_for[0].contains("test backup"), "{report:?}");
+    sweep(&f.repository);
+    let second = finish(run, 1, 1);
+    let report = sweep(&f.repository);
+    assert!(report.rescued_packs > 0, "{report:?}");
+    assert_eq!(restore(&f.repository, &second), files(0));
+    verify_clean(&f.repository);
+}
+
+#[test]
+fn a_writer_that_comes_later_stores_condemned_chunks_anew() {
+    let f = fixture();
+    let first = back_up(&f.repository, &f.server, &files(0));
+    let other = begin(&f.repository, &"other".parse().unwrap());
+    f.repository.delete_backup(&first, false).unwrap();
+    assert!(sweep(&f.repository).waiting_packs > 0);
+    let second = back_up(&f.repository, &f.server, &files(0));
+    assert!(
+        second.new_stored_bytes > 2_000_000,
+        "it referred to condemned packs"
+    );
+    drop(other);
+    let report = sweep(&f.repository);
+    assert!(report.removed_packs > 0, "{report:?}");
+    assert_eq!(report.waiting_packs, 0);
+    assert_eq!(restore(&f.repository, &second), files(0));
+    verify_clean(&f.repository);
+}
+
+#[test]
+fn packs_of_a_running_backup_are_left_alone() {
+    let f = fixture();
+    let run = begin(&f.repository, &f.server);
+    let big: Files = (0..40).map(|n| (format!("f{n}"), noise(n, 2_000_000))).collect();
+    put_files(&run, &big);
+    let report = sweep(&f.repository);
+    assert_eq!((report.removed_packs, report.waiting_packs), (0, 0), "{report:?}");
+    let backup = finish(run, 1, 1);
+    assert_eq!(restore(&f.repository, &backup), big);
+    verify_clean(&f.repository);
+}
+
+#[test]
+fn a_finished_pack_that_was_not_entered_is_adopted() {
+    let f = fixture();
+    let (name, bytes) = segment(1, SYSTEM, 1);
+    archive(&f.repository, &f.server, &name, &bytes).unwrap();
+    let backup = back_up(&f.repository, &f.server, &files(0));
+    let killed_before_entering = forget_catalog_since(&f, || {
+        let (name, bytes) = segment(2, SYSTEM, 2);
+        archive(&f.repository, &f.server, &name, &bytes).unwrap();
+        f.repository.delete_backup(&backup, false).unwrap();
+    });
+    assert_eq!(killed_before_entering.backups(&f.server).unwrap().len(), 1);
+    let report = killed_before_entering
+        .sweep(&SweepOptions::default(), &mut Silent)
+        .unwrap();
+    assert_eq!(report.adopted_packs, 2);
+    assert!(
+        killed_before_entering.backups(&f.server).unwrap().is_empty(),
+        "the deletion counts"
+    );
+    let (name, bytes) = segment(2, SYSTEM, 2);
+    assert_eq!(read_wal(&killed_before_entering, &f.server, &name), bytes);
+    assert!(matches!(
+        archive(&killed_before_entering, &f.server, &name, &bytes).unwrap(),
+        WalOutcome::AlreadyThere(_)
+    ));
+    verify_clean(&killed_before_entering);
+}
+
+/// Does something, and then opens a copy of the repository whose catalog is that of before: as if whoever did it had
+/// been killed each time between the pack and the transaction.
+fn forget_catalog_since(f: &Fixture, work: impl FnOnce()) -> Repository {
+    let copy = f.directory.path().join("copy");
+    let files = ["catalog.sqlite", "catalog.sqlite-wal"];
+    let before: Vec<_> = files
+        .iter()
+        .map(|file| std::fs::read(f.repository.path().join(file)).unwrap())
+        .collect();
+    work();
+    let status = std::process::Command::new("cp")
+        .arg("-a")
+        .arg(f.repository.path())
+        .arg(&copy)
+        .status()
+        .unwrap();
+    assert!(status.success());
+    std::fs::remove_file(copy.join("catalog.sqlite-shm")).unwrap();
+    for (file, bytes) in files.iter().zip(before) {
+        std::fs::write(copy.join(file), bytes).unwrap();
+    }
+    Repository::open(&copy).unwrap()
+}
+
+#[test]
+fn an_orphan_seen_after_its_segment_came_again_changes_nothing() {
+    let f = fixture();
+    let (first, first_bytes) = segment(1, SYSTEM, 1);
+    archive(&f.repository, &f.server, &first, &first_bytes).unwrap();
+    let (name, bytes) = segment(2, SYSTEM, 2);
+    let copy = forget_catalog_since(&f, || {
+        archive(&f.repository, &f.server, &name, &bytes).unwrap();
+    });
+    assert!(matches!(
+        archive(&copy, &f.server, &name, &bytes).unwrap(),
+        WalOutcome::Stored(_)
+    ));
+    for _ in 0..3 {
+        copy.sweep(&SweepOptions::default(), &mut Silent).unwrap();
+    }
+    assert_eq!(read_wal(&copy, &f.server, &name), bytes);
+    assert_eq!(copy.wal(&f.server).entries().count(), 2);
+    assert!(
+        pack_bytes(&copy) < 2_300_000,
+        "the second copy of its bytes is still there"
+    );
+    verify_clean(&copy);
+}
+
+#[test]
+fn sparse_packs_are_repacked() {
+    let f = fixture();
+    let small: Files = [("kept".to_owned(), noise(1, 300_000))].into();
+    let mut large = small.clone();
+    large.insert("gone".to_owned(), noise(2, 3_000_000));
+    let first = back_up(&f.repository, &f.server, &large);
+    let second = back_up(&f.repository, &f.server, &small);
+    let (name, bytes) = segment(1, SYSTEM, 3);
+    archive(&f.repository, &f.server, &name, &bytes).unwrap();
+    f.repository.delete_backup(&first, false).unwrap();
+    let report = sweep(&f.repository);
+    assert_eq!(report.repacked_packs, 1, "{report:?}");
+    assert!(pack_bytes(&f.repository) < 1_500_000, "{report:?}");
+    assert_eq!(restore(&f.repository, &second), small);
+    assert_eq!(
+        sweep(&f.repository).repacked_packs,
+        0,
+        "a swept repository has nothing to sweep"
+    );
+    let listed = f.repository.backups(&f.server).unwrap();
+    Repository::rebuild(f.repository.path(), &mut Silent).unwrap();
+    assert_eq!(
+        Repository::open(f.repository.path())
+            .unwrap()
+            .backups(&f.server)
+            .unwrap(),
+        listed
+    );
+    assert_eq!(read_wal(&f.repository, &f.server, &name), bytes);
+    verify_clean(&f.repository);
+}
+
+#[test]
+fn unfinished_packs_and_dead_locks_are_cleared_away() {
+    let f = fixture();
+    let packs = f.repository.path().join("packs");
+    let left = packs.join("tmp-00112233445566778899aabbccddeeff.partial");
+    std::fs::write(&left, b"half").unwrap();
+    let lock = f.repository.path().join("locks/writer-dead");
+    std::fs::write(&lock, b"").unwrap();
+    let report = sweep(&f.repository);
+    assert_eq!(report.abandoned_files, 1);
+    assert!(!left.exists() && !lock.exists());
+}
+
+#[test]
+fn a_mark_that_cannot_see_everything_frees_nothing() {
+    let f = fixture();
+    let backup = back_up(&f.repository, &f.server, &files(0));
+    back_up(&f.repository, &f.server, &files(1));
+    f.repository.delete_backup(&backup, false).unwrap();
+    let before = pack_bytes(&f.repository);
+    let packs = LocalPacks::open(&f.repository.path().join("packs")).unwrap();
+    packs
+        .list(&mut |pack| {
+            let name = pack.to_string();
+            let path = f.repository.path().join("packs").join(&name[..2]).join(&name);
+            let mut bytes = std::fs::read(&path).unwrap();
+            bytes[32..].fill(0);
+            std::fs::write(&path, bytes).unwrap();
+            Ok(())
+        })
+        .unwrap();
+    let reopened = Repository::open(f.repository.path()).unwrap();
+    let error = reopened.sweep(&SweepOptions::default(), &mut Silent).unwrap_err();
+    assert!(error.to_string().contains("nothing is freed"), "{error}");
+    assert_eq!(pack_bytes(&f.repository), before);
+}
+
+#[test]
+fn sweeps_beside_writers_and_deletions_lose_nothing() {
+    let f = fixture();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let sweeper = scope.spawn(|| {
+            let own = Repository::open(f.repository.path()).unwrap();
+            let mut removed = 0;
+            while !stop.load(Ordering::Relaxed) {
+                removed += sweep(&own).removed_packs;
+            }
+            removed
+        });
+        let writers: Vec<_> = ["a", "b"]
+            .iter()
+            .map(|server| {
+                let f = &f;
+                scope.spawn(move || {
+                    let own = Repository::open(f.repository.path()).unwrap();
+                    let server = server.parse().unwrap();
+                    let mut kept = Vec::new();
+                    for round in 0..12_u64 {
+                        let backup = back_up(&own, &server, &files(round % 4));
+                        assert_eq!(restore(&own, &backup), files(round % 4));
+                        kept.push((backup, round % 4));
+                        if kept.len() > 2 {
+                            let (victim, _) = kept.remove(usize::try_from(round).unwrap() % 2);
+                            own.delete_backup(&victim, false).unwrap();
+                        }
+                        let number = u32::try_from(round).unwrap() + 1;
+                        let (name, bytes) = segment(number, SYSTEM, round);
+                        archive(&own, &server, &name, &bytes).unwrap();
+                    }
+                    (server, kept)
+                })
+            })
+            .collect();
+        let kept: Vec<_> = writers.into_iter().map(|writer| writer.join().unwrap()).collect();
+        stop.store(true, Ordering::Relaxed);
+        assert!(sweeper.join().unwrap() > 0);
+        sweep(&f.repository);
+        verify_clean(&f.repository);
+        for (server, backups) in kept {
+            for (backup, generation) in backups {
+                assert_eq!(restore(&f.repository, &backup), files(generation));
+            }
+            for round in 0..12_u64 {
+                let (name, bytes) = segment(u32::try_from(round).unwrap() + 1, SYSTEM, round);
+                assert_eq!(read_wal(&f.repository, &server, &name), bytes);
+            }
+        }
+    });
+}
