@@ -1,0 +1,101 @@
+//! The tools that are measured. Each says what to run; how that is timed is the same for all.
+
+mod barmanfs;
+mod basebackup;
+mod cp;
+mod pgbackrest;
+mod restic;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+
+pub(crate) use self::barmanfs::Barmanfs;
+use self::basebackup::BaseBackup;
+use self::cp::Cp;
+use self::pgbackrest::PgBackRest;
+use self::restic::Restic;
+use crate::server::Server;
+use crate::site::Site;
+
+/// What a tool can be asked to do. Every command returned is timed as it is; what has to be made
+/// ready for it is done before it is returned. `None`: the tool has nothing of the kind.
+pub(crate) trait Peer {
+    /// Its name in the report.
+    fn name(&self) -> &'static str;
+
+    /// Its version; an error says why it cannot take part.
+    fn version(&self) -> Result<String>;
+
+    /// Makes an empty repository, in place of what was there.
+    fn prepare(&mut self, server: &Server<'_>) -> Result<()>;
+
+    /// Where all is that it stores.
+    fn repository(&self) -> PathBuf;
+
+    /// Whether it can only copy the files of a server that is stopped.
+    fn needs_stopped_server(&self) -> bool {
+        false
+    }
+
+    /// A backup of the server; the second and later ones may build on those before.
+    fn backup(&mut self, server: &Server<'_>) -> Result<Command>;
+
+    /// Copies the newest backup to `target`, which does not exist.
+    fn restore(&mut self, _server: &Server<'_>, _target: &str) -> Result<Option<Command>> {
+        Ok(None)
+    }
+
+    /// Shows its backups as directories.
+    fn mount(&self, _server: &Server<'_>, _at: &Path) -> Option<Mount> {
+        None
+    }
+
+    /// Archives a WAL segment.
+    fn archive(&self, _segment: &Path) -> Option<Command> {
+        None
+    }
+
+    /// Fetches a segment from its archive, without a mount.
+    fn fetch(&self, _segment: &str, _to: &Path) -> Option<Command> {
+        None
+    }
+}
+
+/// How a tool's mount is used.
+pub(crate) struct Mount {
+    /// Serves it, in the foreground.
+    pub(crate) serve: Command,
+    /// Takes it down.
+    pub(crate) unmount: Command,
+    /// The newest backup's data directory, which is there once the mount answers.
+    pub(crate) data: PathBuf,
+    /// The directory of archived segments.
+    pub(crate) wal: Option<PathBuf>,
+}
+
+/// Paths of the tools' programs.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Programs {
+    /// The barmanfs to measure
+    #[arg(long, default_value = "target/release/barmanfs", value_name = "FILE")]
+    barmanfs: PathBuf,
+    /// The pgBackRest to compare with
+    #[arg(long, default_value = "pgbackrest", value_name = "FILE")]
+    pgbackrest: PathBuf,
+    /// The restic to compare with
+    #[arg(long, default_value = "restic", value_name = "FILE")]
+    restic: PathBuf,
+}
+
+/// All tools, in the order of the report.
+pub(crate) fn all<'a>(site: &'a Site, programs: &Programs) -> Result<Vec<Box<dyn Peer + 'a>>> {
+    Ok(vec![
+        Box::new(Cp::new(site)),
+        Box::new(BaseBackup::new(site)),
+        Box::new(PgBackRest::new(site, &programs.pgbackrest)),
+        Box::new(Restic::new(site, &programs.restic)),
+        Box::new(Barmanfs::new(site, &programs.barmanfs)),
+    ])
+}

@@ -1,0 +1,87 @@
+//! barmanfs, as its users run it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::{Mount, Peer};
+use crate::server::{Server, USER};
+use crate::site::{self, Site};
+
+/// barmanfs with a repository on local disk, and one server, `main`.
+pub(crate) struct Barmanfs<'a> {
+    site: &'a Site,
+    program: PathBuf,
+}
+
+impl<'a> Barmanfs<'a> {
+    /// Its name in the report, which computes everything in relation to it.
+    pub(crate) const NAME: &'static str = "barmanfs";
+
+    pub(crate) fn new(site: &'a Site, program: &Path) -> Self {
+        Self {
+            site,
+            program: program.to_owned(),
+        }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("-c").arg(self.site.path("barmanfs.conf"));
+        command
+    }
+}
+
+impl Peer for Barmanfs<'_> {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn version(&self) -> Result<String> {
+        Ok(site::output(Command::new(&self.program).arg("--version"))?
+            .trim()
+            .to_owned())
+    }
+
+    fn prepare(&mut self, server: &Server<'_>) -> Result<()> {
+        let repository = self.site.empty_directory("barmanfs")?;
+        let conninfo = format!("host={} user={USER} dbname=postgres", server.socket().display());
+        let configuration = format!(
+            "[barmanfs]\nrepository = {}\n\n[main]\nconninfo = {conninfo}\nstreaming_conninfo = {conninfo}\n",
+            repository.display()
+        );
+        let path = self.site.path("barmanfs.conf");
+        fs::write(&path, configuration).with_context(|| format!("Cannot write {}", path.display()))
+    }
+
+    fn repository(&self) -> PathBuf {
+        self.site.path("barmanfs")
+    }
+
+    fn backup(&mut self, _server: &Server<'_>) -> Result<Command> {
+        let mut command = self.command();
+        command.args(["backup", "main", "--fast-checkpoint"]);
+        Ok(command)
+    }
+
+    fn mount(&self, _server: &Server<'_>, at: &Path) -> Option<Mount> {
+        let mut serve = self.command();
+        serve.arg("mount").arg(at).arg("--foreground");
+        let mut unmount = self.command();
+        unmount.arg("umount").arg(at);
+        Some(Mount {
+            serve,
+            unmount,
+            data: at.join("main/latest"),
+            wal: Some(at.join("main/wal")),
+        })
+    }
+
+    fn archive(&self, segment: &Path) -> Option<Command> {
+        let mut command = self.command();
+        command.args(["wal-archive", "main"]).arg(segment);
+        Some(command)
+    }
+}
