@@ -77,8 +77,6 @@ pub(crate) struct Tablespace {
     pub(crate) oid: u32,
     /// Its directory on the server; relative for one inside the data directory (PostgreSQL 16 and later).
     pub(crate) location: Vec<u8>,
-    /// About how much will be sent.
-    pub(crate) size_kib: Option<u64>,
 }
 
 /// What is known when the data begins to flow.
@@ -134,10 +132,8 @@ pub(crate) trait BaseBackupSink {
 pub(crate) struct BaseBackupResult {
     /// How it began.
     pub(crate) start: BackupStart,
-    /// WAL up to here is needed.
+    /// WAL up to here is needed, on the timeline of the start.
     pub(crate) stop_lsn: Lsn,
-    /// That position's timeline.
-    pub(crate) stop_timeline: TimelineId,
     /// The server found pages with wrong checksums. All data was sent nevertheless; `warnings` say where.
     pub(crate) checksum_failure: Option<ServerError>,
     /// What the server warned of meanwhile.
@@ -149,7 +145,8 @@ pub(crate) struct BaseBackupResult {
 /// Takes a base backup.
 ///
 /// # Errors
-/// For anything but wrong page checksums, which are part of the result.
+/// For anything but wrong page checksums, which are part of the result. A standby that followed its primary to another
+/// timeline meanwhile is an error, too: the WAL of such a backup is on two timelines.
 pub(crate) fn base_backup(
     connection: &mut Connection,
     version: ServerVersion,
@@ -169,10 +166,15 @@ pub(crate) fn base_backup(
     let received_bytes = receiver.parts.received_bytes;
     let (stop_lsn, stop_timeline) = read_position(&expect_rows(connection)?)?;
     let checksum_failure = read_end(connection)?;
+    if stop_timeline != start.timeline {
+        let timelines = format!("from timeline {} to {stop_timeline}", start.timeline);
+        return Err(Error::ServerMoved(format!(
+            "The server went {timelines} during the backup"
+        )));
+    }
     Ok(BaseBackupResult {
         start,
         stop_lsn,
-        stop_timeline,
         checksum_failure,
         warnings: connection.take_warnings(),
         received_bytes,
@@ -276,7 +278,6 @@ fn read_start(connection: &mut Connection) -> Result<BackupStart, Error> {
                 tablespaces.push(Tablespace {
                     oid: rows.parse(row, "spcoid")?,
                     location,
-                    size_kib,
                 });
             }
             _ => {

@@ -256,7 +256,7 @@ fn the_older_dialect_has_a_copy_for_each_archive() {
     ];
     assert_eq!(log, expected);
     assert_eq!(
-        (result.stop_lsn, result.stop_timeline),
+        (result.stop_lsn, result.start.timeline),
         (Lsn(0x0200_0100), TimelineId(3))
     );
     assert_eq!((result.received_bytes, result.checksum_failure), (11, None));
@@ -321,6 +321,18 @@ fn wrong_page_checksums_come_with_the_result() {
         let failure = run(version, script).0.unwrap().checksum_failure.unwrap();
         assert_eq!((failure.code.as_str(), failure.message.as_str()), ("XX001", text));
     }
+}
+
+#[test]
+fn a_standby_that_changes_its_timeline_spoils_the_backup() {
+    let moved = modern_data()
+        .rows(&["recptr", "tli"], &[&[Some("0/2000100"), Some("4")]])
+        .end();
+    let error = run(MODERN, moved).0.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "The server went from timeline 3 to 4 during the backup"
+    );
 }
 
 #[test]

@@ -79,6 +79,9 @@ pub(crate) enum Error {
     /// The server sent something that the protocol does not allow at this point.
     #[error("Unexpected data from the server: {0}")]
     Protocol(String),
+    /// The server is not where it was when the operation began.
+    #[error("{0}")]
+    ServerMoved(String),
     /// The archive inside a base backup is not what PostgreSQL makes.
     #[error(transparent)]
     Tar(#[from] TarError),
@@ -153,6 +156,7 @@ impl Error {
                 ),
                 _ => None,
             },
+            Self::ServerMoved(_) => Some("Take the backup again"),
             Self::Closed => Some("The server's log says why"),
             _ => None,
         }

@@ -16,7 +16,6 @@ pub(crate) struct SystemIdentification {
 }
 
 /// Where a replication slot holds the WAL.
-#[cfg_attr(not(test), expect(dead_code, reason = "for receiving WAL as a stream"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SlotPosition {
     /// The oldest WAL it keeps; `None` if it keeps none yet.
@@ -28,8 +27,6 @@ pub(crate) struct SlotPosition {
 /// A timeline history file as the server has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HistoryFile {
-    /// Its name, `00000002.history`.
-    pub(crate) name: String,
     /// Its bytes.
     pub(crate) content: Vec<u8>,
 }
@@ -91,13 +88,14 @@ impl Connection {
             return Ok(None);
         }
         let result = self.one_result(&format!("TIMELINE_HISTORY {timeline}"))?;
-        let content = result
-            .bytes(0, "content")
-            .ok_or_else(|| Error::protocol("a timeline history without content"))?;
-        Ok(Some(HistoryFile {
-            name: result.parse(0, "filename")?,
-            content: content.to_vec(),
-        }))
+        match (result.text(0, "filename"), result.bytes(0, "content")) {
+            (Some(name), Some(content)) if name == format!("{}.history", timeline.hex()) => {
+                Ok(Some(HistoryFile {
+                    content: content.to_vec(),
+                }))
+            }
+            _ => Err(Error::protocol(format!("no history of timeline {timeline}"))),
+        }
     }
 }
 

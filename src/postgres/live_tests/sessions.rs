@@ -255,10 +255,7 @@ fn works(mut connection: Connection, mode: Mode) {
             let results = connection
                 .simple_query("SELECT 1 AS one, NULL AS none; SELECT 'x' AS y WHERE false")
                 .unwrap();
-            assert_eq!(
-                (results.len(), results[0].len(), results[1].len()),
-                (2, 1, 0)
-            );
+            assert_eq!((results.len(), results[0].len(), results[1].len()), (2, 1, 0));
             assert_eq!(
                 (results[0].text(0, "one"), results[0].text(0, "none")),
                 (Some("1"), None)
@@ -353,6 +350,12 @@ fn replication_commands() {
             connection.timeline_history(TimelineId(7)).unwrap_err().sqlstate(),
             Some("58P01")
         );
+        let content = b"1\t0/3000000\tno recovery target \xFF specified\n";
+        let path = server.directory.path().join("data/pg_wal/00000007.history");
+        std::fs::write(&path, content).unwrap();
+        server.give(&path);
+        let history = connection.timeline_history(TimelineId(7)).unwrap().unwrap();
+        assert_eq!(history.content, content);
         let refused = connection.simple_query("SELECT 1").unwrap_err();
         assert!(
             refused.to_string().contains("cannot execute SQL commands"),
