@@ -1,1 +1,27 @@
-//! placeholder
+//! The mounted tree: which names there are, what is behind them, and how the kernel gets to see it.
+//!
+//! - [`namespace`] is the engine: inodes, handles, reading ahead. It speaks of files and directories, not of FUSE, and
+//!   is tested without a kernel.
+//! - [`views`] are the directories of the tree, each made from the catalog when it is looked at.
+//! - `adapter` is the one file that names fuser, and [`mount`](mod@mount) owns the mount: it makes it, and unmounts it only while
+//!   it is still the one it made.
+//!
+//! Invariants:
+//! - Nothing here writes to the repository. What readers hold is the lock that keeps a backup from being deleted
+//!   under them.
+//! - A name below a backup never changes what it stands for while the mount lives; `latest` and `oldest` move only
+//!   when nobody is at work in them.
+//! - No request can take the mount down: damage is EIO for what needs the damaged chunk, and one line in the log.
+//! - Memory is bounded: inodes by what the kernel remembers, listings by a page per open directory, data by the
+//!   chunk cache.
+
+mod adapter;
+mod error;
+pub mod mount;
+pub mod namespace;
+pub mod views;
+mod watch;
+
+pub use error::{Error, Result};
+pub use mount::{MountOptions, MountedFs, Unmounter, mount, recover_stale, unmount};
+pub use views::restore_command;

@@ -1,0 +1,83 @@
+//! What can go wrong while a tree is mounted and read.
+
+use std::io;
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+
+/// Result of this crate's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a mount could not be made, or a request not be answered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The repository cannot be read, or what is read is damaged.
+    #[error(transparent)]
+    Catalog(#[from] barmanfs_catalog::Error),
+    /// Stored data cannot be read, or is damaged.
+    #[error(transparent)]
+    Store(#[from] barmanfs_store::Error),
+    /// The operating system refused.
+    #[error("Cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On which file or directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The tree cannot be mounted there.
+    #[error("Cannot mount on {}: {reason}", path.display())]
+    CannotMount {
+        /// The mount point.
+        path: PathBuf,
+        /// Why not, and what to do.
+        reason: String,
+    },
+    /// There is nothing of ours to unmount.
+    #[error("{} is not a mount of barmanfs", path.display())]
+    NotMounted {
+        /// The path that was given.
+        path: PathBuf,
+    },
+    /// A view cannot be made from this backup.
+    #[error("Backup {backup} cannot be shown as a startable directory: {reason}")]
+    View {
+        /// Server and id.
+        backup: String,
+        /// What is in the way.
+        reason: String,
+    },
+    /// What the kernel asked for is answered with this error alone: it is nobody's fault.
+    #[error("{0}")]
+    Refused(Errno),
+}
+
+impl Error {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
+        Self::Io {
+            action,
+            path: path.into(),
+            source: source.into(),
+        }
+    }
+
+    /// What the program that asked gets to see.
+    pub(crate) fn errno(&self) -> Errno {
+        match self {
+            Self::Refused(errno) => *errno,
+            _ => Errno::IO,
+        }
+    }
+
+    /// Whether a person has to know: everything but a plain "no".
+    pub(crate) fn is_failure(&self) -> bool {
+        !matches!(self, Self::Refused(_))
+    }
+}
+
+/// The answers that are no failures.
+pub(crate) const NOT_FOUND: Error = Error::Refused(Errno::NOENT);
+pub(crate) const STALE: Error = Error::Refused(Errno::STALE);

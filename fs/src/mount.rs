@@ -1,0 +1,274 @@
+//! Owning the mount: making it, serving it, and taking it down again, but never one that somebody else has put in its
+//! place since.
+//!
+//! fuser is given a device that is mounted already ([`kernel`], or [`helper`] for users without the right to mount), and
+//! has no say in unmounting. Which mount is ours is told by its mount id in `/proc/self/mountinfo`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use barmanfs_catalog::{Repository, ServerName};
+use crossbeam_channel::{Receiver, Sender, bounded, select};
+use rustix::io::Errno;
+
+use crate::adapter::{Service, ServiceOptions};
+use crate::error::{Error, Result};
+use crate::namespace::Namespace;
+use crate::views::{Context, ViewOptions};
+use crate::watch::Watcher;
+
+mod helper;
+mod kernel;
+mod mountinfo;
+
+use mountinfo::Mounted;
+
+/// Threads that take requests, unless asked otherwise. More than cores: a thread waits while its chunk is read.
+const DEFAULT_THREADS: usize = 4;
+
+/// Decoded chunks kept, unless asked otherwise.
+const DEFAULT_CACHE_BYTES: usize = 128 << 20;
+
+/// The kernel's read-ahead for the mount, in KiB. Its own 128 keep one core decoding; this keeps all at it (measured:
+/// twice to three times the throughput of one reader).
+const READ_AHEAD_KIB: u32 = 4096;
+
+/// After our own unmounting, those who still have files open are served this long.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// What to mount, and how.
+#[derive(Debug, Clone, Default)]
+pub struct MountOptions {
+    /// An empty directory.
+    pub mount_point: PathBuf,
+    /// The servers to show; all when `None`.
+    pub servers: Option<Vec<ServerName>>,
+    /// Whether other users than this process's may see the tree. Permissions are checked in any case.
+    pub allow_other: bool,
+    /// Owner of all files; when `None`, as they are stored for root, and this process's for others.
+    pub uid: Option<u32>,
+    /// Group of all files; the same.
+    pub gid: Option<u32>,
+    /// Bytes of decoded chunks to keep; 128 MiB when `None`.
+    pub cache_bytes: Option<usize>,
+    /// Threads that take requests; 4 when `None`.
+    pub threads: Option<usize>,
+}
+
+/// A tree that is mounted. It answers once [`serve`](Self::serve) is called.
+pub struct MountedFs {
+    service: Service,
+    watcher: Watcher,
+    unmounter: Unmounter,
+    unmounted: Receiver<()>,
+}
+
+/// Unmounts a [`MountedFs`], from any thread.
+#[derive(Debug, Clone)]
+pub struct Unmounter {
+    mounted: Mounted,
+    done: Sender<()>,
+}
+
+/// Mounts the tree of a repository.
+///
+/// # Errors
+/// [`Error::CannotMount`] says what is wrong with the mount point, or why the system refuses.
+pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs> {
+    recover_stale(&options.mount_point)?;
+    let mount_point = checked_mount_point(&options.mount_point, repository.path())?;
+    let root = rustix::process::geteuid().is_root();
+    let own = |asked: Option<u32>, own: u32| if root { asked } else { asked.or(Some(own)) };
+    let views = ViewOptions {
+        mount_point: mount_point.clone(),
+        servers: options.servers,
+        uid: own(options.uid, rustix::process::geteuid().as_raw()),
+        gid: own(options.gid, rustix::process::getegid().as_raw()),
+    };
+    let repository = repository.with_cache_bytes(options.cache_bytes.unwrap_or(DEFAULT_CACHE_BYTES));
+    let namespace = Arc::new(Namespace::new(Context::new(repository, views)));
+
+    let device = match kernel::mount(&mount_point, options.allow_other) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            helper::mount(&mount_point, options.allow_other)?
+        }
+        mounted => mounted.map_err(|error| cannot(&mount_point, error.to_string()))?,
+    };
+    let mounted = Mounted::at(&mount_point)?
+        .ok_or_else(|| cannot(&mount_point, "it was unmounted again at once".to_owned()))?;
+    let threads = options.threads.unwrap_or(DEFAULT_THREADS);
+    let service = Service::new(
+        Arc::clone(&namespace),
+        device,
+        ServiceOptions {
+            threads,
+            allow_other: options.allow_other,
+        },
+    );
+    let service = service.inspect_err(|_| {
+        let _ = mounted.detach();
+    });
+    let service = service.map_err(|source| Error::io("serve", &mount_point, source))?;
+    raise_read_ahead(&mounted);
+    let watcher = Watcher::start(namespace, service.invalidator())?;
+    let (done, unmounted) = bounded(1);
+    Ok(MountedFs {
+        service,
+        watcher,
+        unmounter: Unmounter { mounted, done },
+        unmounted,
+    })
+}
+
+impl MountedFs {
+    /// A handle that unmounts the tree, for a thread that waits for signals.
+    pub fn unmounter(&self) -> Unmounter {
+        self.unmounter.clone()
+    }
+
+    /// Serves until the tree is unmounted: by an [`Unmounter`], `umount` or `fusermount3 -u`. When we unmount ourselves, files
+    /// that are still open are served for a few seconds more; after that they fail.
+    ///
+    /// # Errors
+    /// When the connection to the kernel fails.
+    pub fn serve(self) -> Result<()> {
+        let Self {
+            service,
+            watcher,
+            unmounter,
+            unmounted,
+        } = self;
+        let path = unmounter.mounted.path().to_path_buf();
+        let (ended, end) = bounded(1);
+        let serving = std::thread::Builder::new()
+            .name("serve".to_owned())
+            .spawn(move || {
+                let _ = ended.send(service.run());
+            });
+        serving.map_err(|source| Error::io("start a thread for", &path, source))?;
+        let result = select! {
+            recv(end) -> result => result.unwrap_or(Ok(())),
+            recv(unmounted) -> _ => end.recv_timeout(GRACE).unwrap_or(Ok(())),
+        };
+        drop(watcher);
+        // Whatever ended serving, nobody is to be left with a mount that does not answer.
+        unmounter.unmount()?;
+        result.map_err(|source| Error::io("serve", path, source))
+    }
+}
+
+impl std::fmt::Debug for MountedFs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MountedFs")
+            .field("unmounter", &self.unmounter)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Unmounter {
+    /// Takes the tree out of the file system at once, also while it is in use. Does nothing when it is not mounted any more,
+    /// whatever is mounted there now.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn unmount(&self) -> Result<()> {
+        self.mounted.detach()?;
+        // Full when it was said before.
+        let _ = self.done.try_send(());
+        Ok(())
+    }
+}
+
+/// Unmounts the tree that is mounted at this directory.
+///
+/// # Errors
+/// [`Error::NotMounted`] where there is none of ours.
+pub fn unmount(mount_point: &Path) -> Result<()> {
+    let path = absolute(mount_point)?;
+    let mounted = Mounted::at(&path)?.ok_or(Error::NotMounted { path })?;
+    mounted.detach()
+}
+
+/// Takes down a mount whose daemon is gone ("Transport endpoint is not connected"); says whether there was one.
+///
+/// # Errors
+/// When it is not ours, or the system refuses.
+pub fn recover_stale(mount_point: &Path) -> Result<bool> {
+    match rustix::fs::stat(mount_point) {
+        Err(Errno::NOTCONN | Errno::CONNABORTED) => {}
+        _ => return Ok(false),
+    }
+    let path = absolute(mount_point)?;
+    let Some(mounted) = Mounted::at(&path)? else {
+        let reason = "a file system that no longer answers is mounted there, and it is not barmanfs's: unmount it first";
+        return Err(cannot(&path, reason.to_owned()));
+    };
+    tracing::warn!(
+        "The mount at {} was left behind by a process that is gone: unmounting it",
+        path.display()
+    );
+    mounted.detach()?;
+    Ok(true)
+}
+
+/// The path without symbolic links, found without asking what is mounted there.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    let canonical = |path: &Path| {
+        path.canonicalize()
+            .map_err(|source| Error::io("find", path, source))
+    };
+    let absolute = std::path::absolute(path).map_err(|source| Error::io("find", path, source))?;
+    match (absolute.parent(), absolute.file_name()) {
+        // The last name may be a link itself, but one that leads to a stale mount cannot be told from it.
+        (Some(parent), Some(name)) if !path.is_symlink() => Ok(canonical(parent)?.join(name)),
+        _ => canonical(&absolute),
+    }
+}
+
+fn cannot(path: &Path, reason: String) -> Error {
+    Error::CannotMount {
+        path: path.to_path_buf(),
+        reason,
+    }
+}
+
+fn checked_mount_point(path: &Path, repository: &Path) -> Result<PathBuf> {
+    let refuse = |reason: &str| Err(cannot(path, reason.to_owned()));
+    let mount_point = match path.canonicalize() {
+        Ok(path) => path,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return refuse("there is no such directory: make it first");
+        }
+        Err(error) => return Err(cannot(path, error.to_string())),
+    };
+    if !mount_point.is_dir() {
+        return refuse("it is not a directory");
+    }
+    let repository = repository
+        .canonicalize()
+        .map_err(|source| Error::io("find", repository, source))?;
+    if mount_point.starts_with(&repository) {
+        return refuse("it is inside the repository: choose a directory outside it");
+    }
+    if repository.starts_with(&mount_point) {
+        return refuse("the repository is inside it and would be hidden: choose another directory");
+    }
+    if Mounted::at(&mount_point)?.is_some() {
+        return refuse("a tree of barmanfs is mounted there already: unmount it first");
+    }
+    let mut entries = std::fs::read_dir(&mount_point).map_err(|error| cannot(path, error.to_string()))?;
+    if entries.next().is_some() {
+        return refuse("it is not empty: what is in it would be hidden");
+    }
+    Ok(mount_point)
+}
+
+/// Lets the kernel read further ahead on this mount. Only root may; others are served more slowly.
+fn raise_read_ahead(mounted: &Mounted) {
+    let setting = format!("/sys/class/bdi/{}/read_ahead_kb", mounted.device());
+    if let Err(error) = std::fs::write(&setting, READ_AHEAD_KIB.to_string()) {
+        tracing::debug!("Cannot write {setting}: {error}; large files are read more slowly");
+    }
+}

@@ -1,0 +1,385 @@
+//! The engine: inodes and open files over the views. It knows nothing of FUSE; an adapter turns a transport's requests
+//! into these calls, from any number of threads at once.
+//!
+//! No lock is held while a view is asked or data is read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{NOT_FOUND, Result, STALE};
+use crate::views::{Body, Caller, Context, Directory, root};
+
+mod handles;
+mod ino;
+mod node;
+mod sequence;
+mod table;
+
+pub use handles::Handle;
+pub use ino::Ino;
+pub use node::{Child, Content, Lifetime, Node, Stat};
+
+use handles::{Handles, OpenDirectory, OpenFile};
+use rustix::io::Errno;
+use table::Table;
+
+/// The mounted tree.
+#[derive(Debug)]
+pub struct Namespace {
+    context: Arc<Context>,
+    nodes: Table,
+    files: Handles<OpenFile>,
+    directories: Handles<OpenDirectory>,
+}
+
+/// The answer to a look-up.
+#[derive(Debug)]
+pub enum Found {
+    /// The entry with its attributes as they are now; it is counted as looked up once more.
+    Node(Arc<Node>, Stat),
+    /// There is no such entry, and that stays true for this long.
+    Absent(Lifetime),
+}
+
+/// An opened file or directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opened {
+    /// Names it in what follows.
+    pub handle: Handle,
+    /// Whether what was read may be kept for the next time it is opened. Otherwise nothing of it may be cached.
+    pub keep: bool,
+}
+
+/// What `lseek` looks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seek {
+    /// The next byte that is not in a hole.
+    Data,
+    /// The next hole.
+    Hole,
+}
+
+/// One line of a listing.
+#[derive(Debug)]
+pub struct Line<'a> {
+    /// The entry's inode number.
+    pub ino: Ino,
+    /// Where to go on reading after it.
+    pub next: u64,
+    /// Its name.
+    pub name: &'a [u8],
+    /// Its attributes; for `.` and `..` those of the directory itself.
+    pub stat: Stat,
+    /// What it is.
+    pub content: &'a Content,
+    /// How long that stays true.
+    pub lifetime: Lifetime,
+}
+
+/// How many bytes the file system has that holds the repository.
+#[derive(Debug, Clone, Copy)]
+pub struct Space {
+    /// Unit of the following.
+    pub block_bytes: u32,
+    /// All blocks.
+    pub blocks: u64,
+    /// Free ones.
+    pub free: u64,
+    /// Those free to anybody.
+    pub available: u64,
+}
+
+impl Namespace {
+    /// The tree of these views.
+    pub fn new(context: Arc<Context>) -> Self {
+        let root = Node::new(Ino::ROOT, None, root(&context));
+        Self {
+            context,
+            nodes: Table::new(root),
+            files: Handles::default(),
+            directories: Handles::default(),
+        }
+    }
+
+    /// What the views share.
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// The entry `name` of a directory.
+    ///
+    /// # Errors
+    /// When it cannot be known whether there is one.
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Found> {
+        let parent = self.node(parent)?;
+        let directory = directory(&parent)?;
+        Ok(match directory.lookup(name)? {
+            Some(child) => {
+                let stat = child.stat;
+                Found::Node(self.nodes.look_up(&parent, child), stat)
+            }
+            None => Found::Absent(directory.lifetime()),
+        })
+    }
+
+    /// The kernel forgets `count` look-ups of an inode.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        self.nodes.forget(ino, count);
+    }
+
+    /// The node of an inode the kernel knows.
+    ///
+    /// # Errors
+    /// ESTALE for any other.
+    pub fn node(&self, ino: Ino) -> Result<Arc<Node>> {
+        self.nodes.get(ino).ok_or(STALE)
+    }
+
+    /// The attributes of an inode, as they are now.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn stat(&self, node: &Node) -> Result<Stat> {
+        if node.lifetime == Lifetime::Forever {
+            return Ok(node.stat);
+        }
+        let Some(parent) = &node.parent else {
+            return Ok(node.stat);
+        };
+        // What is no longer there under its name stays what it was for those who still have it.
+        let now = directory(parent)?.lookup(&node.name)?;
+        Ok(now
+            .filter(|child| child.identity == node.identity)
+            .map_or(node.stat, |child| child.stat))
+    }
+
+    /// Opens a regular file.
+    ///
+    /// # Errors
+    /// When it cannot be read, or its backup has been deleted.
+    pub fn open(&self, ino: Ino, caller: Caller) -> Result<Opened> {
+        let node = self.node(ino)?;
+        let parent = node
+            .parent
+            .as_ref()
+            .filter(|_| matches!(node.content, Content::File))
+            .ok_or(NOT_FOUND)?;
+        let body = directory(parent)?.open(&node.name)?;
+        let usage = directory(parent)?.usage().cloned();
+        if let Some(usage) = &usage {
+            usage.opened(Some(caller)).map_err(|_deleted| STALE)?;
+        }
+        let keep = node.lifetime != Lifetime::Never;
+        Ok(Opened {
+            handle: self.files.insert(OpenFile::new(node, body, usage)),
+            keep,
+        })
+    }
+
+    /// Reads up to `length` bytes and gives them to `reply`; fewer at the file's end.
+    ///
+    /// # Errors
+    /// When a chunk that is needed cannot be read.
+    pub fn read(&self, handle: Handle, offset: u64, length: usize, reply: impl FnOnce(&[u8])) -> Result<()> {
+        self.files
+            .get(handle)
+            .ok_or(STALE)?
+            .read(self.context.trees(), offset, length, reply)
+    }
+
+    /// The next data or hole from `offset` on. The end of the file counts as a hole.
+    ///
+    /// # Errors
+    /// ENXIO when there is none; when the file's map cannot be read.
+    pub fn seek(&self, handle: Handle, offset: u64, seek: Seek) -> Result<u64> {
+        let file = self.files.get(handle).ok_or(STALE)?;
+        let none = crate::Error::Refused(Errno::NXIO);
+        if offset >= file.body().size_bytes() {
+            return Err(none);
+        }
+        match (file.body(), seek) {
+            (Body::Stored(map), Seek::Data) => self.context.trees().next_data(map, offset)?.ok_or(none),
+            (Body::Stored(map), Seek::Hole) => Ok(self.context.trees().next_hole(map, offset)?),
+            (Body::Made(_) | Body::Spooled(..), Seek::Data) => Ok(offset),
+            (body @ (Body::Made(_) | Body::Spooled(..)), Seek::Hole) => Ok(body.size_bytes()),
+        }
+    }
+
+    /// Closes a file.
+    pub fn close(&self, handle: Handle) {
+        self.files.remove(handle);
+    }
+
+    /// Opens a directory.
+    ///
+    /// # Errors
+    /// When its backup has been deleted.
+    pub fn open_directory(&self, ino: Ino) -> Result<Opened> {
+        let node = self.node(ino)?;
+        let of = directory(&node)?;
+        if let Some(usage) = of.usage() {
+            usage.opened(None).map_err(|_deleted| STALE)?;
+        }
+        let keep = of.lifetime() == Lifetime::Forever;
+        Ok(Opened {
+            handle: self.directories.insert(OpenDirectory::new(node)),
+            keep,
+        })
+    }
+
+    /// Gives the lines of a listing from `offset` on to `emit`, until it says that it has no more room.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn read_directory(
+        &self,
+        handle: Handle,
+        offset: u64,
+        emit: &mut dyn FnMut(Line<'_>) -> Room,
+    ) -> Result<()> {
+        let open = self.directories.get(handle).ok_or(STALE)?;
+        open.read(offset, &mut |parent, next, child| {
+            let ino = match child.name.as_slice() {
+                b"." => parent.ino,
+                b".." => parent.parent.as_ref().unwrap_or(parent).ino,
+                _ => self.nodes.number_of(parent.ino, child),
+            };
+            let Child {
+                name,
+                stat,
+                content,
+                lifetime,
+                ..
+            } = child;
+            emit(Line {
+                ino,
+                next,
+                name,
+                stat: *stat,
+                content,
+                lifetime: *lifetime,
+            })
+        })
+    }
+
+    /// The same, and every line but `.` and `..` counts as a look-up.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn read_directory_plus(
+        &self,
+        handle: Handle,
+        offset: u64,
+        emit: &mut dyn FnMut(Line<'_>) -> Room,
+    ) -> Result<()> {
+        let open = self.directories.get(handle).ok_or(STALE)?;
+        open.read(offset, &mut |parent, next, child| {
+            let Child {
+                name,
+                stat,
+                content,
+                lifetime,
+                ..
+            } = child;
+            if handles::is_dot(name) {
+                return emit(Line {
+                    ino: parent.ino,
+                    next,
+                    name,
+                    stat: *stat,
+                    content,
+                    lifetime: *lifetime,
+                });
+            }
+            let node = self.nodes.look_up(parent, child.clone());
+            let room = emit(Line {
+                ino: node.ino,
+                next,
+                name,
+                stat: *stat,
+                content,
+                lifetime: *lifetime,
+            });
+            if room == Room::Full {
+                self.nodes.forget(node.ino, 1);
+            }
+            room
+        })
+    }
+
+    /// Closes a directory.
+    pub fn close_directory(&self, handle: Handle) {
+        self.directories.remove(handle);
+    }
+
+    /// The directory at a path below the root, if the kernel knows it.
+    ///
+    /// # Errors
+    /// When it cannot be known what there is at the path.
+    pub fn find(&self, path: &[String]) -> Result<Option<Arc<Node>>> {
+        let mut node = self.node(Ino::ROOT)?;
+        for name in path {
+            let Some(ino) = self.number_of(&node, name)? else {
+                return Ok(None);
+            };
+            let Some(known) = self.nodes.get(ino) else {
+                return Ok(None);
+            };
+            node = known;
+        }
+        Ok(Some(node))
+    }
+
+    /// The inode number of a name in a directory, whether or not the kernel knows it.
+    ///
+    /// # Errors
+    /// When it cannot be known whether there is such a name.
+    pub fn number_of(&self, parent: &Node, name: &str) -> Result<Option<Ino>> {
+        let child = directory(parent)?.lookup(name.as_bytes())?;
+        Ok(child.map(|child| self.nodes.number_of(parent.ino, &child)))
+    }
+
+    /// How much space there is where the repository is.
+    ///
+    /// # Errors
+    /// When its file system does not say.
+    pub fn space(&self) -> Result<Space> {
+        let path = self.context.repository().path();
+        let space = rustix::fs::statvfs(path).map_err(|error| crate::Error::io("inspect", path, error))?;
+        let block_bytes = u32::try_from(space.f_frsize).unwrap_or(4096);
+        Ok(Space {
+            block_bytes,
+            blocks: space.f_blocks,
+            free: space.f_bfree,
+            available: space.f_bavail,
+        })
+    }
+
+    /// How many inodes the kernel knows, and how many files and directories are open.
+    pub fn in_use(&self) -> (usize, usize) {
+        (self.nodes.len(), self.files.len() + self.directories.len())
+    }
+}
+
+/// Whether a listing's reader has room for another line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// The line was taken.
+    Taken,
+    /// It was not.
+    Full,
+}
+
+fn directory(node: &Node) -> Result<&Arc<dyn Directory>> {
+    node.directory().ok_or(crate::Error::Refused(Errno::NOTDIR))
+}
+
+impl Lifetime {
+    /// How long the kernel may believe that a name is absent. PostgreSQL's recovery asks again and again for what may come.
+    pub fn of_absence(self) -> Duration {
+        match self {
+            Self::Forever => self.duration(),
+            Self::UntilNotified | Self::Never => Duration::ZERO,
+        }
+    }
+}

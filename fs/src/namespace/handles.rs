@@ -1,0 +1,253 @@
+//! Open files and directories.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use barmanfs_store::{FileMap, TreeReader};
+
+use super::Room;
+use super::node::{Child, Node};
+use super::sequence::Sequence;
+use crate::error::Result;
+use crate::views::{Body, Children, Usage};
+
+/// Names an open file or directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Handle(pub u64);
+
+/// What is open, by handle. Bounded by what the kernel has open.
+#[derive(Debug)]
+pub(super) struct Handles<T> {
+    next: AtomicU64,
+    open: Mutex<HashMap<Handle, Arc<T>>>,
+}
+
+impl<T> Default for Handles<T> {
+    fn default() -> Self {
+        Self {
+            next: AtomicU64::new(1),
+            open: Mutex::default(),
+        }
+    }
+}
+
+impl<T> Handles<T> {
+    pub(super) fn insert(&self, open: T) -> Handle {
+        let handle = Handle(self.next.fetch_add(1, Ordering::Relaxed));
+        self.lock().insert(handle, Arc::new(open));
+        handle
+    }
+
+    pub(super) fn get(&self, handle: Handle) -> Option<Arc<T>> {
+        self.lock().get(&handle).cloned()
+    }
+
+    pub(super) fn remove(&self, handle: Handle) {
+        let removed = self.lock().remove(&handle);
+        // Outside the lock: closing the last one may end the use of a backup.
+        drop(removed);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Handle, Arc<T>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An open file.
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    node: Arc<Node>,
+    body: Body,
+    usage: Option<Arc<Usage>>,
+    sequence: Mutex<Sequence>,
+}
+
+thread_local! {
+    /// A read on its way from several chunks to the kernel; keeps its capacity from read to read.
+    static GATHERED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl OpenFile {
+    pub(super) fn new(node: Arc<Node>, body: Body, usage: Option<Arc<Usage>>) -> Self {
+        Self {
+            node,
+            body,
+            usage,
+            sequence: Mutex::default(),
+        }
+    }
+
+    pub(super) fn body(&self) -> &Body {
+        &self.body
+    }
+
+    pub(super) fn read(
+        &self,
+        trees: &TreeReader,
+        offset: u64,
+        length: usize,
+        reply: impl FnOnce(&[u8]),
+    ) -> Result<()> {
+        let available = self.body.size_bytes().saturating_sub(offset);
+        let length = usize::try_from(available).map_or(length, |available| available.min(length));
+        if let Body::Stored(map) = &self.body {
+            self.read_ahead(trees, map, offset, length as u64);
+        }
+        GATHERED.with_borrow_mut(|buffer| {
+            // Zeroes only what was never used: what is there is overwritten.
+            if buffer.len() < length {
+                buffer.resize(length, 0);
+            }
+            let (buffer, _) = buffer.split_at_mut(length);
+            let count = self.body.read_at(trees, offset, buffer).inspect_err(|error| {
+                tracing::error!("Cannot read {} at offset {offset}: {error}", self.name());
+            })?;
+            reply(buffer.split_at(count.min(length)).0);
+            Ok(())
+        })
+    }
+
+    fn read_ahead(&self, trees: &TreeReader, map: &FileMap, offset: u64, length: u64) {
+        let ahead = self
+            .sequence
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .read(offset, length);
+        let windows = map.windows_of(ahead.start, ahead.end - ahead.start);
+        if !windows.is_empty()
+            && let Err(error) = trees.read_ahead(map, windows)
+        {
+            // Whoever comes to the damaged place is told so.
+            tracing::debug!("Cannot read ahead in {}: {error}", self.name());
+        }
+    }
+
+    /// The file for messages: `latest` alone does not say which backup it was.
+    fn name(&self) -> String {
+        let path = self.node.path();
+        self.usage
+            .as_ref()
+            .map_or_else(|| path.clone(), |usage| format!("{path} ({usage})"))
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        if let Some(usage) = &self.usage {
+            usage.closed();
+        }
+    }
+}
+
+/// An open directory: a stream of its entries, which starts again when somebody seeks back.
+pub(super) struct OpenDirectory {
+    node: Arc<Node>,
+    stream: Mutex<Option<Stream>>,
+}
+
+struct Stream {
+    /// How many lines were taken.
+    position: u64,
+    entries: Children,
+    /// The line that had no room the last time.
+    pending: Option<Child>,
+}
+
+impl OpenDirectory {
+    pub(super) fn new(node: Arc<Node>) -> Self {
+        Self {
+            node,
+            stream: Mutex::default(),
+        }
+    }
+
+    /// Gives the lines from `offset` on to `emit`.
+    pub(super) fn read(
+        &self,
+        offset: u64,
+        emit: &mut dyn FnMut(&Arc<Node>, u64, &Child) -> Room,
+    ) -> Result<()> {
+        let mut kept = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        // Taken out: what fails halfway is begun anew by the next read.
+        let mut stream = match kept.take() {
+            Some(stream) if stream.position == offset => stream,
+            _ => self.stream_at(offset)?,
+        };
+        while let Some(child) = stream.pending.take().map(Ok).or_else(|| stream.entries.next()) {
+            let child = child.inspect_err(|error| {
+                tracing::error!("Cannot list {}: {error}", self.node.path());
+            })?;
+            if emit(&self.node, stream.position + 1, &child) == Room::Full {
+                stream.pending = Some(child);
+                break;
+            }
+            stream.position += 1;
+        }
+        *kept = Some(stream);
+        Ok(())
+    }
+
+    fn stream_at(&self, offset: u64) -> Result<Stream> {
+        let directory = super::directory(&self.node)?;
+        let dots = [
+            dot(&self.node, b"."),
+            dot(self.node.parent.as_ref().unwrap_or(&self.node), b".."),
+        ];
+        let mut entries: Children = Box::new(dots.into_iter().map(Ok).chain(directory.entries()?));
+        for _ in 0..offset {
+            if entries.next().transpose()?.is_none() {
+                break;
+            }
+        }
+        Ok(Stream {
+            position: offset,
+            entries,
+            pending: None,
+        })
+    }
+}
+
+fn dot(node: &Arc<Node>, name: &[u8]) -> Child {
+    let Node {
+        identity,
+        stat,
+        content,
+        lifetime,
+        ..
+    } = &**node;
+    Child {
+        name: name.to_vec(),
+        identity: *identity,
+        stat: *stat,
+        content: content.clone(),
+        lifetime: *lifetime,
+    }
+}
+
+/// Whether this is a directory's name for itself or its parent.
+pub(super) fn is_dot(name: &[u8]) -> bool {
+    matches!(name, b"." | b"..")
+}
+
+impl Drop for OpenDirectory {
+    fn drop(&mut self) {
+        if let Some(usage) = self.node.directory().and_then(|directory| directory.usage()) {
+            usage.closed();
+        }
+    }
+}
+
+impl fmt::Debug for OpenDirectory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenDirectory")
+            .field("path", &self.node.path())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,164 @@
+//! What the mount shows. Each kind of directory is a [`Directory`]; it makes its entries from the catalog when it is
+//! asked, and keeps nothing that another cache has already.
+//!
+//! | path | module |
+//! |---|---|
+//! | `/`, `.barmanfs/` | [`root`], [`control`] |
+//! | `<server>/`, `raw/` | [`server`] |
+//! | `<server>/<id>/`, `latest/`, `oldest/`, `raw/<id>/` | [`tree`], with the differences of [`changes`] |
+//! | `<server>/wal/` | [`wal`] |
+//! | `<server>/info/` | [`info`] |
+//!
+//! `pitr/` and `live/` belong beside these, in [`server`], once they exist.
+
+use std::fmt;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use barmanfs_store::{FileMap, TreeReader};
+
+use crate::error::{Error, NOT_FOUND, Result};
+use crate::namespace::{Child, Lifetime};
+
+mod changes;
+mod configuration;
+mod context;
+mod control;
+mod info;
+mod made;
+mod manifest;
+mod restore;
+mod root;
+mod server;
+mod snapshot;
+mod timelines;
+mod tree;
+mod usage;
+mod wal;
+
+pub use context::{Context, ViewOptions};
+pub use restore::restore_command;
+pub use usage::{Caller, Usage};
+
+pub(crate) use root::root;
+pub(crate) use snapshot::Snapshot;
+
+/// The entries of a directory, in any order.
+pub type Children = Box<dyn Iterator<Item = Result<Child>> + Send>;
+
+/// A directory of the mounted tree.
+pub trait Directory: fmt::Debug + Send + Sync {
+    /// The entry of this name.
+    ///
+    /// # Errors
+    /// When it cannot be known whether there is one.
+    fn lookup(&self, name: &[u8]) -> Result<Option<Child>>;
+
+    /// All entries but `.` and `..`.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    fn entries(&self) -> Result<Children>;
+
+    /// The content of the regular file of this name.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read.
+    fn open(&self, name: &[u8]) -> Result<Body>;
+
+    /// How long the listing stays as it is, and what is not in it stays absent.
+    fn lifetime(&self) -> Lifetime;
+
+    /// Who has to know that something of it is in use.
+    fn usage(&self) -> Option<&Arc<Usage>> {
+        None
+    }
+}
+
+/// The content of an open file.
+#[derive(Debug, Clone)]
+pub enum Body {
+    /// Stored in chunks.
+    Stored(Arc<FileMap>),
+    /// Made by the view.
+    Made(Arc<[u8]>),
+    /// Made by the view and too large to be kept in memory: a file without a name.
+    Spooled(Arc<File>, u64),
+}
+
+impl Body {
+    /// Its size in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        match self {
+            Self::Stored(map) => map.size_bytes,
+            Self::Made(bytes) => bytes.len() as u64,
+            Self::Spooled(_, size_bytes) => *size_bytes,
+        }
+    }
+
+    /// How many of its bytes are not in holes.
+    ///
+    /// # Errors
+    /// When a stored map cannot be read.
+    pub fn allocated_bytes(&self, trees: &TreeReader) -> Result<u64> {
+        match self {
+            Self::Stored(map) => allocated_bytes(trees, map),
+            Self::Made(_) | Self::Spooled(..) => Ok(self.size_bytes()),
+        }
+    }
+
+    /// Reads from `offset` until `buffer` is full or the file ends; returns the number of bytes.
+    ///
+    /// # Errors
+    /// When what is stored cannot be read.
+    pub fn read_at(&self, trees: &TreeReader, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        match self {
+            Self::Stored(map) => Ok(trees.read_at(map, offset, buffer)?),
+            Self::Made(bytes) => {
+                let rest = usize::try_from(offset)
+                    .ok()
+                    .and_then(|from| bytes.get(from..))
+                    .unwrap_or_default();
+                let count = rest.len().min(buffer.len());
+                for (to, from) in buffer.iter_mut().zip(rest) {
+                    *to = *from;
+                }
+                Ok(count)
+            }
+            Self::Spooled(file, _) => {
+                let failed = |source| Error::io("read", "(a file made for a view)", source);
+                file.read_at(buffer, offset).map_err(failed)
+            }
+        }
+    }
+
+    /// All of it, where it is at most `limit_bytes` long.
+    ///
+    /// # Errors
+    /// When it cannot be read; [`Error::View`]'s reason is up to the caller where it is longer.
+    pub fn read_all(&self, trees: &TreeReader, limit_bytes: u64) -> Result<Option<Vec<u8>>> {
+        if self.size_bytes() > limit_bytes {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; usize::try_from(self.size_bytes()).unwrap_or(0)];
+        let count = self.read_at(trees, 0, &mut bytes)?;
+        bytes.truncate(count);
+        Ok(Some(bytes))
+    }
+}
+
+/// Bytes of a stored file that are not in holes.
+fn allocated_bytes(trees: &TreeReader, map: &FileMap) -> Result<u64> {
+    let (mut at, mut allocated) = (0, 0);
+    while let Some(data) = trees.next_data(map, at)? {
+        at = trees.next_hole(map, data)?;
+        allocated += at - data;
+    }
+    Ok(allocated)
+}
+
+/// For directories that have no files of their own.
+fn no_files() -> Result<Body> {
+    Err(NOT_FOUND)
+}

@@ -1,0 +1,171 @@
+//! What all views share: the repository, and how the mount was asked for.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use barmanfs_catalog::{Backup, BackupId, Repository, ServerName};
+use barmanfs_pg::TimestampMicros;
+use barmanfs_store::{Attributes, TreeReader};
+
+use super::snapshot::{Snapshot, SnapshotCache};
+use super::tree::{BackupTree, Style};
+use super::usage::Usages;
+use crate::error::Result;
+use crate::namespace::Stat;
+
+/// How the tree is to be shown.
+#[derive(Debug, Clone, Default)]
+pub struct ViewOptions {
+    /// Where it is mounted, for the texts that name it.
+    pub mount_point: PathBuf,
+    /// The servers to show; all when `None`.
+    pub servers: Option<Vec<ServerName>>,
+    /// The owner of everything; as stored when `None`.
+    pub uid: Option<u32>,
+    /// The group of everything; as stored when `None`.
+    pub gid: Option<u32>,
+}
+
+/// Which backup a moving name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Alias {
+    Latest,
+    Oldest,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Context {
+    pub(super) repository: Repository,
+    pub(super) trees: TreeReader,
+    pub(super) options: ViewOptions,
+    pub(super) started: TimestampMicros,
+    pub(super) usages: Usages,
+    snapshots: SnapshotCache,
+    aliases: Mutex<Vec<(ServerName, Alias, Arc<BackupTree>)>>,
+}
+
+impl Context {
+    /// For a tree of this repository.
+    pub fn new(repository: Repository, options: ViewOptions) -> Arc<Self> {
+        Arc::new(Self {
+            trees: repository.trees(),
+            repository,
+            options,
+            started: SystemTime::now().into(),
+            usages: Usages::default(),
+            snapshots: SnapshotCache::default(),
+            aliases: Mutex::default(),
+        })
+    }
+
+    /// Reads stored files.
+    pub fn trees(&self) -> &TreeReader {
+        &self.trees
+    }
+
+    /// The repository that is shown.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// The servers and backups there are now.
+    pub(crate) fn snapshot(&self) -> Result<Arc<Snapshot>> {
+        self.snapshots.current(&self.repository, &self.options)
+    }
+
+    /// The view of one backup.
+    pub(super) fn tree(self: &Arc<Self>, backup: &Arc<Backup>, style: Style, view: &str) -> Arc<BackupTree> {
+        let usage = self.usages.of(backup, view, &self.repository);
+        Arc::new(BackupTree::new(
+            Arc::clone(self),
+            Arc::clone(backup),
+            style,
+            usage,
+        ))
+    }
+
+    /// The backup `latest` or `oldest` stands for. It moves on to `target` once nobody is at work in the one it stood for before:
+    /// `cp -a latest X` goes by paths and would copy a mixture of both.
+    pub(super) fn alias(
+        self: &Arc<Self>,
+        server: &ServerName,
+        alias: Alias,
+        target: &Arc<Backup>,
+        shown: impl Fn(BackupId) -> bool,
+    ) -> Arc<BackupTree> {
+        let mut aliases = self.aliases.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = aliases
+            .iter()
+            .position(|(name, which, _)| name == server && *which == alias);
+        if let Some((_, _, tree)) = place.and_then(|place| aliases.get(place)) {
+            let id = tree.backup.id;
+            if id == target.id || (shown(id) && tree.usage.is_busy()) {
+                return Arc::clone(tree);
+            }
+        }
+        let name = match alias {
+            Alias::Latest => "latest",
+            Alias::Oldest => "oldest",
+        };
+        let tree = self.tree(target, Style::Startable, name);
+        if let Some(place) = place {
+            aliases.swap_remove(place);
+        }
+        aliases.push((server.clone(), alias, Arc::clone(&tree)));
+        tree
+    }
+
+    /// Attributes as the mount shows them.
+    pub(super) fn stat(&self, attributes: &Attributes, size_bytes: u64, allocated_bytes: u64) -> Stat {
+        Stat {
+            mode: attributes.mode,
+            uid: self.options.uid.unwrap_or(attributes.uid),
+            gid: self.options.gid.unwrap_or(attributes.gid),
+            mtime_s: attributes.mtime_s,
+            mtime_ns: attributes.mtime_ns,
+            size_bytes,
+            allocated_bytes,
+        }
+    }
+
+    /// Attributes of what belongs to the mount and not to a server.
+    pub(super) fn own(&self, mode: u32, time: TimestampMicros) -> Attributes {
+        let own = |asked: Option<u32>, process: u32| asked.unwrap_or(process);
+        let (mtime_s, mtime_ns) = seconds(time);
+        Attributes {
+            mode,
+            uid: own(self.options.uid, rustix::process::geteuid().as_raw()),
+            gid: own(self.options.gid, rustix::process::getegid().as_raw()),
+            mtime_s,
+            mtime_ns,
+        }
+    }
+
+    /// Ends what is kept for readers who have gone.
+    pub(crate) fn release_idle(&self) {
+        self.usages.release_idle();
+    }
+
+    /// How long the mount has been there.
+    pub(super) fn uptime(&self) -> Duration {
+        let now: TimestampMicros = SystemTime::now().into();
+        Duration::from_micros(
+            now.unix_micros()
+                .saturating_sub(self.started.unix_micros())
+                .max(0)
+                .unsigned_abs(),
+        )
+    }
+}
+
+/// Seconds and nanoseconds of a time.
+pub(super) fn seconds(time: TimestampMicros) -> (i64, u32) {
+    let micros = time.unix_micros();
+    // Less than a second's nanoseconds.
+    (
+        micros.div_euclid(1_000_000),
+        (micros.rem_euclid(1_000_000) * 1000) as u32,
+    )
+}

@@ -1,0 +1,122 @@
+//! `<server>/info/`: what the catalog knows, as JSON, and the `restore_command` for this mount.
+
+use std::sync::Arc;
+
+use barmanfs_catalog::{Backup, ServerName};
+use serde_json::Value;
+
+use super::context::Context;
+use super::restore::restore_command;
+use super::timelines;
+use super::{Body, Children, Directory, made};
+use crate::error::{Error, NOT_FOUND, Result};
+use crate::namespace::{Child, Lifetime};
+
+const BACKUPS: &str = "backups.json";
+const TIMELINES: &str = "timeline.json";
+const RESTORE_COMMAND: &str = "restore_command";
+
+const RESTORE_COMMAND_NOTE: &str = "\
+# For restore_command, between single quotes, in the configuration of a copy that is to recover from this mount.
+# It ends with 1 only when the archive certainly has no such file, and with 255 when that cannot be said: then
+# recovery stops and can be started again. A plain cp would end recovery early and promote the copy.
+";
+
+/// The directory.
+#[derive(Debug)]
+pub(super) struct Info {
+    context: Arc<Context>,
+    server: ServerName,
+}
+
+impl Info {
+    pub(super) fn new(context: Arc<Context>, server: ServerName) -> Self {
+        Self { context, server }
+    }
+
+    fn content(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let repository = &self.context.repository;
+        match name {
+            BACKUPS => {
+                let backups = repository.backups(&self.server)?;
+                text(&backups.iter().map(described).collect::<Result<Vec<_>>>()?).map(Some)
+            }
+            TIMELINES => text(&timelines::of(&self.context, &self.server)?).map(Some),
+            RESTORE_COMMAND => {
+                let command = restore_command(&self.context.options.mount_point, &self.server);
+                Ok(command.map(|command| format!("{RESTORE_COMMAND_NOTE}{command}\n").into_bytes()))
+            }
+            _ => {
+                let Some(id) = name.strip_suffix(".json").and_then(|id| id.parse().ok()) else {
+                    return Ok(None);
+                };
+                let backups = repository.backups(&self.server)?;
+                let backup = backups.iter().find(|backup| backup.id == id);
+                backup.map(|backup| text(&described(backup)?)).transpose()
+            }
+        }
+    }
+
+    fn child(&self, name: &str, size_bytes: usize) -> Child {
+        let attributes = self.context.own(0o444, self.context.started);
+        made::file(
+            &self.context,
+            name,
+            &attributes,
+            size_bytes as u64,
+            Lifetime::Never,
+        )
+    }
+}
+
+impl Directory for Info {
+    fn lookup(&self, name: &[u8]) -> Result<Option<Child>> {
+        let Ok(name) = std::str::from_utf8(name) else {
+            return Ok(None);
+        };
+        Ok(self.content(name)?.map(|content| self.child(name, content.len())))
+    }
+
+    fn entries(&self) -> Result<Children> {
+        let mut children = Vec::new();
+        for name in [BACKUPS, TIMELINES, RESTORE_COMMAND] {
+            children.extend(self.content(name)?.map(|content| self.child(name, content.len())));
+        }
+        for backup in self.context.repository.backups(&self.server)? {
+            children.push(self.child(&format!("{}.json", backup.id), text(&described(&backup)?)?.len()));
+        }
+        Ok(Box::new(children.into_iter().map(Ok)))
+    }
+
+    fn open(&self, name: &[u8]) -> Result<Body> {
+        let content = std::str::from_utf8(name)
+            .ok()
+            .map(|name| self.content(name))
+            .transpose()?
+            .flatten();
+        content.map(|content| Body::Made(content.into())).ok_or(NOT_FOUND)
+    }
+
+    fn lifetime(&self) -> Lifetime {
+        Lifetime::UntilNotified
+    }
+}
+
+/// A backup without where its files are stored.
+fn described(backup: &Backup) -> Result<Value> {
+    let mut value = serde_json::to_value(backup).map_err(unexpected)?;
+    if let Value::Object(fields) = &mut value {
+        fields.remove("root");
+    }
+    Ok(value)
+}
+
+fn text(value: &impl serde::Serialize) -> Result<Vec<u8>> {
+    let mut text = serde_json::to_vec_pretty(value).map_err(unexpected)?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+fn unexpected(error: serde_json::Error) -> Error {
+    Error::io("describe", "(a backup)", std::io::Error::from(error))
+}

@@ -1,0 +1,49 @@
+//! Entries that are made, not stored.
+
+use std::sync::Arc;
+
+use barmanfs_store::Attributes;
+
+use super::Directory;
+use super::context::Context;
+use crate::namespace::{Child, Content, Lifetime};
+
+/// A directory `name` of a view.
+pub(super) fn directory(
+    context: &Context,
+    name: impl Into<Vec<u8>>,
+    attributes: &Attributes,
+    directory: Arc<dyn Directory>,
+) -> Child {
+    Child {
+        name: name.into(),
+        identity: 0,
+        stat: context.stat(attributes, 0, 0),
+        content: Content::Directory(directory),
+        lifetime: Lifetime::UntilNotified,
+    }
+}
+
+/// A regular file `name` of this size, without holes.
+pub(super) fn file(
+    context: &Context,
+    name: impl Into<Vec<u8>>,
+    attributes: &Attributes,
+    size_bytes: u64,
+    lifetime: Lifetime,
+) -> Child {
+    Child {
+        name: name.into(),
+        identity: 0,
+        stat: context.stat(attributes, size_bytes, size_bytes),
+        content: Content::File,
+        lifetime,
+    }
+}
+
+/// A number for [`Child::identity`] from what tells two things of one name apart.
+pub(super) fn identity(of: &[u8]) -> u64 {
+    let mut number = [0; 8];
+    blake3::Hasher::new().update(of).finalize_xof().fill(&mut number);
+    u64::from_le_bytes(number)
+}

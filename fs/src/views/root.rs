@@ -1,0 +1,96 @@
+//! The top of the tree: the servers, what is said about the mount, and a page to read.
+
+use std::sync::Arc;
+
+use super::context::Context;
+use super::control::Control;
+use super::server::ServerDirectory;
+use super::{Body, Children, Directory, made};
+use crate::error::{NOT_FOUND, Result};
+use crate::namespace::{Child, Lifetime};
+
+const README: &str = include_str!("readme.txt");
+const README_NAME: &str = "README";
+const CONTROL_NAME: &str = ".barmanfs";
+
+/// The root directory of a mounted tree.
+pub(crate) fn root(context: &Arc<Context>) -> Child {
+    let attributes = context.own(0o555, context.started);
+    made::directory(
+        context,
+        "",
+        &attributes,
+        Arc::new(Root {
+            context: Arc::clone(context),
+        }),
+    )
+}
+
+#[derive(Debug)]
+struct Root {
+    context: Arc<Context>,
+}
+
+impl Root {
+    fn readme(&self) -> String {
+        README.replace("MOUNT", &self.context.options.mount_point.display().to_string())
+    }
+
+    fn readme_child(&self) -> Child {
+        let attributes = self.context.own(0o444, self.context.started);
+        made::file(
+            &self.context,
+            README_NAME,
+            &attributes,
+            self.readme().len() as u64,
+            Lifetime::Forever,
+        )
+    }
+
+    fn control(&self) -> Child {
+        let attributes = self.context.own(0o555, self.context.started);
+        let control = Arc::new(Control::new(Arc::clone(&self.context)));
+        made::directory(&self.context, CONTROL_NAME, &attributes, control)
+    }
+}
+
+impl Directory for Root {
+    fn lookup(&self, name: &[u8]) -> Result<Option<Child>> {
+        let Ok(name) = std::str::from_utf8(name) else {
+            return Ok(None);
+        };
+        match name {
+            README_NAME => Ok(Some(self.readme_child())),
+            CONTROL_NAME => Ok(Some(self.control())),
+            _ => {
+                let snapshot = self.context.snapshot()?;
+                Ok(snapshot
+                    .server(name)
+                    .map(|server| ServerDirectory::child(&self.context, server)))
+            }
+        }
+    }
+
+    fn entries(&self) -> Result<Children> {
+        let mut children = vec![self.readme_child(), self.control()];
+        let snapshot = self.context.snapshot()?;
+        children.extend(
+            snapshot
+                .servers
+                .iter()
+                .map(|server| ServerDirectory::child(&self.context, server)),
+        );
+        Ok(Box::new(children.into_iter().map(Ok)))
+    }
+
+    fn open(&self, name: &[u8]) -> Result<Body> {
+        if name == README_NAME.as_bytes() {
+            return Ok(Body::Made(self.readme().into_bytes().into()));
+        }
+        Err(NOT_FOUND)
+    }
+
+    fn lifetime(&self) -> Lifetime {
+        Lifetime::UntilNotified
+    }
+}

@@ -1,0 +1,172 @@
+//! A server's directory, and `raw/` in it.
+
+use std::sync::Arc;
+
+use barmanfs_catalog::{Backup, BackupId, ServerName};
+
+use super::context::{Alias, Context};
+use super::info::Info;
+use super::snapshot::ServerState;
+use super::tree::{BackupTree, Style};
+use super::wal::Wal;
+use super::{Body, Children, Directory, made, no_files};
+use crate::error::Result;
+use crate::namespace::{Child, Lifetime};
+
+const ALIASES: [(&str, Alias); 2] = [("latest", Alias::Latest), ("oldest", Alias::Oldest)];
+
+/// `<server>/`.
+#[derive(Debug)]
+pub(super) struct ServerDirectory {
+    context: Arc<Context>,
+    name: ServerName,
+}
+
+impl ServerDirectory {
+    /// The entry of this server in the root.
+    pub(super) fn child(context: &Arc<Context>, server: &ServerState) -> Child {
+        let directory = Self {
+            context: Arc::clone(context),
+            name: server.name.clone(),
+        };
+        made::directory(
+            context,
+            server.name.as_str(),
+            &directory.attributes(server),
+            Arc::new(directory),
+        )
+    }
+
+    /// Changed when its newest backup ended.
+    fn attributes(&self, server: &ServerState) -> barmanfs_store::Attributes {
+        let latest = server.latest();
+        let time = latest.map_or(self.context.started, |backup| {
+            backup.end_time.unwrap_or(backup.begin_time)
+        });
+        self.context.own(0o555, time)
+    }
+
+    fn state(&self) -> Result<Option<Arc<ServerState>>> {
+        Ok(self.context.snapshot()?.server(self.name.as_str()).cloned())
+    }
+
+    /// `raw`, `wal`, `info`: what every server has.
+    fn fixed(&self, server: &ServerState, name: &str) -> Option<Child> {
+        let context = &self.context;
+        let attributes = self.attributes(server);
+        match name {
+            "raw" => {
+                let raw = Raw {
+                    context: Arc::clone(context),
+                    name: self.name.clone(),
+                };
+                Some(made::directory(context, name, &attributes, Arc::new(raw)))
+            }
+            "wal" => Some(Wal::child(context, server)),
+            "info" => {
+                let info = Info::new(Arc::clone(context), self.name.clone());
+                Some(made::directory(context, name, &attributes, Arc::new(info)))
+            }
+            _ => None,
+        }
+    }
+
+    fn alias(&self, server: &ServerState, name: &str) -> Option<Child> {
+        let (_, alias) = ALIASES.into_iter().find(|(known, _)| *known == name)?;
+        let target = match alias {
+            Alias::Latest => server.latest(),
+            Alias::Oldest => server.oldest(),
+        }?;
+        let shown = |id| server.backup(id).is_some();
+        let tree = self.context.alias(&self.name, alias, target, shown);
+        // Another backup is another inode: whoever is in the old one stays there.
+        let identity = made::identity(tree.backup.id.to_string().as_bytes());
+        tree.child(name).map(|child| Child { identity, ..child })
+    }
+}
+
+impl Directory for ServerDirectory {
+    fn lookup(&self, name: &[u8]) -> Result<Option<Child>> {
+        let (Ok(name), Some(server)) = (std::str::from_utf8(name), self.state()?) else {
+            return Ok(None);
+        };
+        if let Some(child) = self.fixed(&server, name).or_else(|| self.alias(&server, name)) {
+            return Ok(Some(child));
+        }
+        Ok(backup_child(&self.context, &server, name, Style::Startable))
+    }
+
+    fn entries(&self) -> Result<Children> {
+        let Some(server) = self.state()? else {
+            return Ok(Box::new(std::iter::empty()));
+        };
+        let mut children: Vec<Child> = ["raw", "wal", "info"]
+            .iter()
+            .filter_map(|name| self.fixed(&server, name))
+            .collect();
+        children.extend(ALIASES.iter().filter_map(|(name, _)| self.alias(&server, name)));
+        children.extend(backup_children(&self.context, &server, Style::Startable));
+        Ok(Box::new(children.into_iter().map(Ok)))
+    }
+
+    fn open(&self, _name: &[u8]) -> Result<Body> {
+        no_files()
+    }
+
+    fn lifetime(&self) -> Lifetime {
+        Lifetime::UntilNotified
+    }
+}
+
+/// `<server>/raw/`.
+#[derive(Debug)]
+struct Raw {
+    context: Arc<Context>,
+    name: ServerName,
+}
+
+impl Directory for Raw {
+    fn lookup(&self, name: &[u8]) -> Result<Option<Child>> {
+        let snapshot = self.context.snapshot()?;
+        let (Ok(name), Some(server)) = (std::str::from_utf8(name), snapshot.server(self.name.as_str()))
+        else {
+            return Ok(None);
+        };
+        Ok(backup_child(&self.context, server, name, Style::Raw))
+    }
+
+    fn entries(&self) -> Result<Children> {
+        let snapshot = self.context.snapshot()?;
+        let Some(server) = snapshot.server(self.name.as_str()) else {
+            return Ok(Box::new(std::iter::empty()));
+        };
+        let children = backup_children(&self.context, server, Style::Raw);
+        Ok(Box::new(children.into_iter().map(Ok)))
+    }
+
+    fn open(&self, _name: &[u8]) -> Result<Body> {
+        no_files()
+    }
+
+    fn lifetime(&self) -> Lifetime {
+        Lifetime::UntilNotified
+    }
+}
+
+fn backup_child(context: &Arc<Context>, server: &ServerState, name: &str, style: Style) -> Option<Child> {
+    let id: BackupId = name.parse().ok()?;
+    tree(context, server.backup(id)?, style).child(name)
+}
+
+fn backup_children(context: &Arc<Context>, server: &ServerState, style: Style) -> Vec<Child> {
+    let child = |backup: &Arc<Backup>| tree(context, backup, style).child(&backup.id.to_string());
+    server.backups.iter().filter_map(child).collect()
+}
+
+fn tree(context: &Arc<Context>, backup: &Arc<Backup>, style: Style) -> Arc<BackupTree> {
+    let view = match style {
+        Style::Raw => "raw",
+        Style::Startable => "id",
+    };
+    context.tree(backup, style, view)
+}

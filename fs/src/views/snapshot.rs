@@ -1,0 +1,87 @@
+//! The servers and backups at one moment. Read again when the repository's generation has changed: lists are asked
+//! for far more often than they change.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use barmanfs_catalog::{Backup, BackupId, BackupStatus, Repository, ServerName};
+use barmanfs_store::Attributes;
+
+use super::context::ViewOptions;
+use crate::error::Result;
+
+/// One server.
+#[derive(Debug)]
+pub(crate) struct ServerState {
+    /// Its name.
+    pub(crate) name: ServerName,
+    /// Its backups that can be started, oldest first.
+    pub(crate) backups: Vec<Arc<Backup>>,
+}
+
+impl ServerState {
+    pub(crate) fn latest(&self) -> Option<&Arc<Backup>> {
+        self.backups.last()
+    }
+
+    pub(crate) fn oldest(&self) -> Option<&Arc<Backup>> {
+        self.backups.first()
+    }
+
+    pub(crate) fn backup(&self, id: BackupId) -> Option<&Arc<Backup>> {
+        self.backups.iter().find(|backup| backup.id == id)
+    }
+
+    /// Whose the server's files are, by its newest backup.
+    pub(super) fn owner(&self) -> Option<&Attributes> {
+        self.latest()
+            .and_then(|backup| backup.root.as_ref())
+            .map(|root| &root.attributes)
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Snapshot {
+    /// The servers that are shown, by name.
+    pub(crate) servers: Vec<Arc<ServerState>>,
+}
+
+impl Snapshot {
+    fn load(repository: &Repository, options: &ViewOptions) -> Result<Self> {
+        let shown = |name: &ServerName| options.servers.as_ref().is_none_or(|names| names.contains(name));
+        let mut servers = Vec::new();
+        for name in repository.servers()?.into_iter().filter(shown) {
+            let mut backups = repository.backups(&name)?;
+            backups.retain(|backup| backup.status == BackupStatus::Done && backup.root.is_some());
+            let backups = backups.into_iter().map(Arc::new).collect();
+            servers.push(Arc::new(ServerState { name, backups }));
+        }
+        Ok(Self { servers })
+    }
+
+    pub(crate) fn server(&self, name: &str) -> Option<&Arc<ServerState>> {
+        self.servers.iter().find(|server| server.name.as_str() == name)
+    }
+}
+
+/// The last snapshot, and of which generation it is.
+#[derive(Debug, Default)]
+pub(super) struct SnapshotCache {
+    last: Mutex<Option<(u64, Arc<Snapshot>)>>,
+}
+
+impl SnapshotCache {
+    pub(super) fn current(&self, repository: &Repository, options: &ViewOptions) -> Result<Arc<Snapshot>> {
+        // Asked before reading: what changes in between is read again the next time.
+        let generation = repository.generation()?;
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, snapshot)) = &*last
+            && *known == generation
+        {
+            return Ok(Arc::clone(snapshot));
+        }
+        let snapshot = Arc::new(Snapshot::load(repository, options)?);
+        *last = Some((generation, Arc::clone(&snapshot)));
+        Ok(snapshot)
+    }
+}

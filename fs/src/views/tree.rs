@@ -1,0 +1,252 @@
+//! The files of a backup: as they were sent (`raw/<id>`), or with the few differences that make them a data directory
+//! PostgreSQL can be started in.
+//!
+//! Everything here is immutable, so the kernel may keep what it has seen for as long as it likes.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use barmanfs_catalog::Backup;
+use barmanfs_store::{Attributes, DirectoryRef, Entry, Node};
+
+use super::changes::{self, Addition, Changes};
+use super::context::Context;
+use super::usage::Usage;
+use super::{Body, Children, Directory};
+use crate::error::{NOT_FOUND, Result};
+use crate::namespace::{Child, Content, Lifetime};
+
+/// Which of the two views it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Style {
+    /// As it was sent.
+    Raw,
+    /// To be copied and started.
+    Startable,
+}
+
+/// Where in the data directory a directory stands; only some places differ from what is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The data directory itself.
+    Root,
+    /// `pg_wal`.
+    Wal,
+    /// `pg_wal/archive_status`.
+    ArchiveStatus,
+    /// `pg_tblspc`.
+    Tablespaces,
+    /// Any other.
+    Elsewhere,
+}
+
+impl Place {
+    fn of_child(self, name: &[u8]) -> Self {
+        match (self, name) {
+            (Self::Root, b"pg_wal") => Self::Wal,
+            (Self::Root, b"pg_tblspc") => Self::Tablespaces,
+            (Self::Wal, b"archive_status") => Self::ArchiveStatus,
+            _ => Self::Elsewhere,
+        }
+    }
+}
+
+/// One view of one backup.
+#[derive(Debug)]
+pub(super) struct BackupTree {
+    pub(super) context: Arc<Context>,
+    pub(super) backup: Arc<Backup>,
+    pub(super) style: Style,
+    pub(super) usage: Arc<Usage>,
+}
+
+impl BackupTree {
+    pub(super) fn new(context: Arc<Context>, backup: Arc<Backup>, style: Style, usage: Arc<Usage>) -> Self {
+        Self {
+            context,
+            backup,
+            style,
+            usage,
+        }
+    }
+
+    /// The entry `name` that shows the backup's data directory; `None` for a backup without files.
+    pub(super) fn child(self: &Arc<Self>, name: &str) -> Option<Child> {
+        let root = self.backup.root.as_ref()?;
+        let directory = TreeDirectory::new(Arc::clone(self), root.directory.clone(), Place::Root);
+        Some(Child {
+            name: name.into(),
+            identity: 0,
+            stat: self.context.stat(&root.attributes, 0, 0),
+            content: Content::Directory(Arc::new(directory)),
+            lifetime: Lifetime::UntilNotified,
+        })
+    }
+
+    /// Attributes of files and directories that the view adds: the data directory's own, as PostgreSQL would make them.
+    pub(super) fn attributes(&self, directory: bool) -> Attributes {
+        let time = self.backup.end_time.unwrap_or(self.backup.begin_time);
+        let (mtime_s, mtime_ns) = super::context::seconds(time);
+        let like = self.backup.root.as_ref().map(|root| root.attributes);
+        let group = like.is_some_and(|root| root.mode & 0o050 == 0o050);
+        let mode = match (directory, group) {
+            (true, true) => 0o750,
+            (true, false) => 0o700,
+            (false, true) => 0o640,
+            (false, false) => 0o600,
+        };
+        let (uid, gid) = like.map_or((0, 0), |root| (root.uid, root.gid));
+        Attributes {
+            mode,
+            uid,
+            gid,
+            mtime_s,
+            mtime_ns,
+        }
+    }
+}
+
+/// A directory of a backup.
+#[derive(Debug)]
+pub(super) struct TreeDirectory {
+    pub(super) tree: Arc<BackupTree>,
+    pub(super) listing: DirectoryRef,
+    pub(super) place: Place,
+    /// What differs from the listing; made when first asked for.
+    changes: Mutex<Option<Arc<Changes>>>,
+}
+
+impl TreeDirectory {
+    fn new(tree: Arc<BackupTree>, listing: DirectoryRef, place: Place) -> Self {
+        Self {
+            tree,
+            listing,
+            place,
+            changes: Mutex::default(),
+        }
+    }
+
+    /// The entry as it is stored, whatever the view makes of it.
+    pub(super) fn stored(&self, name: &[u8]) -> Result<Option<Entry>> {
+        Ok(self.tree.context.trees.lookup(&self.listing, name)?)
+    }
+
+    fn changes(&self) -> Result<Option<Arc<Changes>>> {
+        if self.place == Place::Elsewhere {
+            return Ok(None);
+        }
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        if changes.is_none() {
+            *changes = Some(Arc::new(changes::of(self)?));
+        }
+        Ok(changes.clone())
+    }
+
+    fn shown(&self, entry: Entry) -> Result<Child> {
+        let context = &self.tree.context;
+        let mut sizes = (0, 0);
+        let content = match entry.node {
+            Node::File(map) => {
+                let size_bytes = map.size_bytes;
+                sizes = (
+                    size_bytes,
+                    Body::Stored(Arc::new(map)).allocated_bytes(&context.trees)?,
+                );
+                Content::File
+            }
+            Node::Directory(listing) => self.directory(listing, self.place.of_child(&entry.name)),
+            Node::Symlink(target) => {
+                sizes = (target.len() as u64, 0);
+                Content::Symlink(target.into())
+            }
+        };
+        let stat = context.stat(&entry.attributes, sizes.0, sizes.1);
+        Ok(Child {
+            name: entry.name,
+            identity: 0,
+            stat,
+            content,
+            lifetime: Lifetime::Forever,
+        })
+    }
+
+    fn added(&self, name: &[u8], addition: &Addition) -> Result<Child> {
+        let context = &self.tree.context;
+        let (content, sizes) = match &addition.body {
+            Some(body) => (
+                Content::File,
+                (body.size_bytes(), body.allocated_bytes(&context.trees)?),
+            ),
+            None => (
+                self.directory(DirectoryRef::default(), self.place.of_child(name)),
+                (0, 0),
+            ),
+        };
+        let stat = context.stat(&addition.attributes, sizes.0, sizes.1);
+        Ok(Child {
+            name: name.to_vec(),
+            identity: 0,
+            stat,
+            content,
+            lifetime: Lifetime::Forever,
+        })
+    }
+
+    fn directory(&self, listing: DirectoryRef, place: Place) -> Content {
+        Content::Directory(Arc::new(Self::new(Arc::clone(&self.tree), listing, place)))
+    }
+}
+
+impl Directory for TreeDirectory {
+    fn lookup(&self, name: &[u8]) -> Result<Option<Child>> {
+        let changes = self.changes()?;
+        if let Some(addition) = changes.as_ref().and_then(|changes| changes.added.get(name)) {
+            return self.added(name, addition).map(Some);
+        }
+        let entry = self
+            .stored(name)?
+            .filter(|entry| !changes::is_hidden(self, entry));
+        entry.map(|entry| self.shown(entry)).transpose()
+    }
+
+    fn entries(&self) -> Result<Children> {
+        let changes = self.changes()?.unwrap_or_default();
+        let added: Vec<Child> = changes
+            .added
+            .iter()
+            .map(|(name, addition)| self.added(name, addition))
+            .collect::<Result<_>>()?;
+        let this = Self::new(Arc::clone(&self.tree), self.listing.clone(), self.place);
+        let stored = self
+            .tree
+            .context
+            .trees
+            .entries(&self.listing)
+            .filter_map(move |entry| match entry {
+                Ok(entry) if changes.added.contains_key(&entry.name) || changes::is_hidden(&this, &entry) => {
+                    None
+                }
+                Ok(entry) => Some(this.shown(entry)),
+                Err(error) => Some(Err(error.into())),
+            });
+        Ok(Box::new(added.into_iter().map(Ok).chain(stored)))
+    }
+
+    fn open(&self, name: &[u8]) -> Result<Body> {
+        let changes = self.changes()?;
+        if let Some(addition) = changes.as_ref().and_then(|changes| changes.added.get(name)) {
+            return addition.body.clone().ok_or(NOT_FOUND);
+        }
+        match self.stored(name)?.map(|entry| entry.node) {
+            Some(Node::File(map)) => Ok(Body::Stored(Arc::new(map))),
+            _ => Err(NOT_FOUND),
+        }
+    }
+
+    fn lifetime(&self) -> Lifetime {
+        Lifetime::Forever
+    }
+
+    fn usage(&self) -> Option<&Arc<Usage>> {
+        Some(&self.tree.usage)
+    }
+}

@@ -1,0 +1,210 @@
+//! `<server>/wal/`: the archive by name, decompressed.
+//!
+//! A segment that is not there may come at any moment, and recovery asks for the next one again and again: what is
+//! absent is never cached.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use barmanfs_catalog::{ServerName, WalEntry, WalFile};
+use barmanfs_pg::wal_name::{SegmentName, WalName};
+use barmanfs_pg::{SegmentSize, TimestampMicros};
+use barmanfs_store::Attributes;
+
+use super::context::{self, Context};
+use super::snapshot::ServerState;
+use super::{Body, Children, Directory};
+use crate::error::{NOT_FOUND, Result};
+use crate::namespace::{Child, Content, Lifetime};
+
+/// Entries of a listing read at a time.
+const PAGE: usize = 1000;
+
+/// Recovery opens segments one after the other; this many are decoded ahead of it.
+const SEGMENTS_AHEAD: usize = 4;
+
+/// Of the next segment when it is not known yet that a sequence is being read: its first bytes.
+const FIRST_AHEAD_BYTES: u64 = 2 << 20;
+
+/// The directory.
+#[derive(Debug)]
+pub(super) struct Wal {
+    context: Arc<Context>,
+    server: ServerName,
+    /// The segment that was opened last: whoever opens the one after it is reading a sequence.
+    last_opened: Mutex<Option<SegmentName>>,
+}
+
+impl Wal {
+    /// The entry `wal` of a server. WAL holds what tables hold, so it belongs to whom the data directory does.
+    pub(super) fn child(context: &Arc<Context>, server: &ServerState) -> Child {
+        let owner = owner(context, Some(server));
+        let wal = Self {
+            context: Arc::clone(context),
+            server: server.name.clone(),
+            last_opened: Mutex::default(),
+        };
+        Child {
+            name: b"wal".to_vec(),
+            identity: 0,
+            stat: context.stat(&owner, 0, 0),
+            content: Content::Directory(Arc::new(wal)),
+            lifetime: Lifetime::UntilNotified,
+        }
+    }
+
+    fn owner(&self) -> Result<Attributes> {
+        let snapshot = self.context.snapshot()?;
+        Ok(owner(
+            &self.context,
+            snapshot.server(self.server.as_str()).map(|server| &**server),
+        ))
+    }
+
+    fn find(&self, name: &WalName) -> Result<Option<WalFile>> {
+        Ok(self.context.repository.wal(&self.server).find(name)?)
+    }
+
+    /// Has what recovery asks for next decoded. A hint: what goes wrong here goes wrong again where it is told.
+    fn read_ahead(&self, opened: SegmentName, file: &WalFile) {
+        let Ok(size) = SegmentSize::try_from(file.size_bytes) else {
+            return;
+        };
+        let last = self
+            .last_opened
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .replace(opened);
+        let sequence = last.is_some_and(|last| last == opened || last.next(size) == opened);
+        let (segments, bytes) = if sequence {
+            (SEGMENTS_AHEAD, u64::MAX)
+        } else {
+            (1, FIRST_AHEAD_BYTES)
+        };
+        let mut next = opened;
+        for _ in 0..segments {
+            next = next.next(size);
+            let Ok(Some(file)) = self.find(&WalName::Segment(next)) else {
+                return;
+            };
+            let windows = file.map.windows_of(0, bytes);
+            if self.context.trees.read_ahead(&file.map, windows).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Directory for Wal {
+    fn lookup(&self, name: &[u8]) -> Result<Option<Child>> {
+        let Some(name) = wal_name(name) else {
+            return Ok(None);
+        };
+        let entry = self.context.repository.wal(&self.server).entry(&name)?;
+        let owner = self.owner()?;
+        Ok(entry.map(|entry| shown(&self.context, &owner, &entry)))
+    }
+
+    fn entries(&self) -> Result<Children> {
+        Ok(Box::new(Listing {
+            context: Arc::clone(&self.context),
+            server: self.server.clone(),
+            owner: self.owner()?,
+            page: Vec::new().into_iter(),
+            last: None,
+            ended: false,
+        }))
+    }
+
+    fn open(&self, name: &[u8]) -> Result<Body> {
+        let name = wal_name(name).ok_or(NOT_FOUND)?;
+        let file = self.find(&name)?.ok_or(NOT_FOUND)?;
+        if let WalName::Segment(segment) = name {
+            self.read_ahead(segment, &file);
+        }
+        Ok(Body::Stored(Arc::new(file.map)))
+    }
+
+    fn lifetime(&self) -> Lifetime {
+        Lifetime::Never
+    }
+}
+
+/// Whose the archive is, with the permissions of its directory.
+fn owner(context: &Context, server: Option<&ServerState>) -> Attributes {
+    let own = context.own(0o700, context.started);
+    let owner = server.and_then(ServerState::owner);
+    owner.map_or(own, |owner| Attributes {
+        mode: owner.mode & 0o750 | 0o500,
+        ..*owner
+    })
+}
+
+fn wal_name(name: &[u8]) -> Option<WalName> {
+    std::str::from_utf8(name).ok()?.parse().ok()
+}
+
+fn shown(context: &Context, owner: &Attributes, entry: &WalEntry) -> Child {
+    let (mtime_s, mtime_ns) = context::seconds(entry.archived_at);
+    let attributes = Attributes {
+        mode: owner.mode & 0o640 | 0o400,
+        mtime_s,
+        mtime_ns,
+        ..*owner
+    };
+    Child {
+        name: entry.name.to_string().into_bytes(),
+        identity: identity(entry.archived_at),
+        stat: context.stat(&attributes, entry.size_bytes, entry.size_bytes),
+        content: Content::File,
+        lifetime: Lifetime::UntilNotified,
+    }
+}
+
+/// A name that was deleted and archived anew may stand for other bytes: it gets another inode.
+fn identity(archived_at: TimestampMicros) -> u64 {
+    archived_at.unix_micros().cast_unsigned()
+}
+
+/// The archive's entries, read page by page.
+#[derive(Debug)]
+struct Listing {
+    context: Arc<Context>,
+    server: ServerName,
+    owner: Attributes,
+    page: std::vec::IntoIter<WalEntry>,
+    last: Option<WalName>,
+    ended: bool,
+}
+
+impl Listing {
+    fn refill(&mut self) -> Result<()> {
+        let page = self
+            .context
+            .repository
+            .wal(&self.server)
+            .page(self.last.as_ref(), PAGE)?;
+        self.ended = page.len() < PAGE;
+        self.last = page.last().map(|entry| entry.name);
+        self.page = page.into_iter();
+        Ok(())
+    }
+}
+
+impl Iterator for Listing {
+    type Item = Result<Child>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(entry) = self.page.next() {
+                return Some(Ok(shown(&self.context, &self.owner, &entry)));
+            }
+            if self.ended {
+                return None;
+            }
+            if let Err(error) = self.refill() {
+                self.ended = true;
+                return Some(Err(error));
+            }
+        }
+    }
+}

@@ -1,0 +1,495 @@
+//! The tree without a kernel: what is shown under which name, and what reading it gives.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use barmanfs_catalog::Repository;
+use barmanfs_fs::namespace::{Content, Found, Ino, Namespace, Node, Room, Seek};
+use barmanfs_fs::views::{Caller, Context, ViewOptions};
+use barmanfs_pg::manifest;
+use barmanfs_pg::wal_name::WalName;
+use support::{Fixture, Thing, WINDOW, content, data_directory, segment};
+
+const NOBODY: Caller = Caller(0);
+
+struct Tree(Namespace);
+
+impl Tree {
+    fn of(repository: &Repository) -> Self {
+        let options = ViewOptions {
+            mount_point: "/mnt".into(),
+            ..ViewOptions::default()
+        };
+        Self(Namespace::new(Context::new(repository.clone(), options)))
+    }
+
+    fn find(&self, path: &str) -> Option<Arc<Node>> {
+        let mut node = self.0.node(Ino::ROOT).unwrap();
+        for name in path.split('/') {
+            node = match self.0.lookup(node.ino, name.as_bytes()).unwrap() {
+                Found::Node(node, _) => node,
+                Found::Absent(_) => return None,
+            };
+        }
+        Some(node)
+    }
+
+    fn node(&self, path: &str) -> Arc<Node> {
+        self.find(path).unwrap_or_else(|| panic!("no {path}"))
+    }
+
+    fn list(&self, path: &str) -> Vec<String> {
+        let node = if path.is_empty() {
+            self.0.node(Ino::ROOT).unwrap()
+        } else {
+            self.node(path)
+        };
+        let open = self.0.open_directory(node.ino).unwrap();
+        let mut names = Vec::new();
+        let mut offset = 0;
+        loop {
+            // Two lines at a time: a listing goes on where it was left.
+            let mut room = 2;
+            self.0
+                .read_directory(open.handle, offset, &mut |line| {
+                    if room == 0 {
+                        return Room::Full;
+                    }
+                    room -= 1;
+                    offset = line.next;
+                    names.push(String::from_utf8(line.name.to_vec()).unwrap());
+                    Room::Taken
+                })
+                .unwrap();
+            if room == 2 {
+                break;
+            }
+        }
+        self.0.close_directory(open.handle);
+        names.retain(|name| name != "." && name != "..");
+        names.sort();
+        names
+    }
+
+    fn read(&self, path: &str) -> Vec<u8> {
+        self.try_read(path).unwrap()
+    }
+
+    fn try_read(&self, path: &str) -> barmanfs_fs::Result<Vec<u8>> {
+        let open = self.0.open(self.node(path).ino, NOBODY)?;
+        let mut bytes = Vec::new();
+        let result = loop {
+            let mut count = 0;
+            // Not a divisor of the window: reads cross from one into the next.
+            let read = self.0.read(open.handle, bytes.len() as u64, 100_000, |part| {
+                count = part.len();
+                bytes.extend_from_slice(part);
+            });
+            match read {
+                Ok(()) if count > 0 => {}
+                other => break other,
+            }
+        };
+        self.0.close(open.handle);
+        result.map(|()| bytes)
+    }
+
+    fn text(&self, path: &str) -> String {
+        String::from_utf8(self.read(path)).unwrap()
+    }
+}
+
+fn archived() -> Fixture {
+    let fixture = Fixture::new();
+    fixture.archive(2, 2);
+    fixture.archive(3, 3);
+    fixture
+}
+
+#[test]
+fn the_layout_is_as_documented() {
+    let fixture = archived();
+    let id = fixture.backup(&data_directory(1)).id.to_string();
+    let tree = Tree::of(&fixture.repository);
+    assert_eq!(tree.list(""), [".barmanfs", "README", "main"]);
+    assert_eq!(
+        tree.list("main"),
+        [id.as_str(), "info", "latest", "oldest", "raw", "wal"]
+    );
+    assert_eq!(tree.list("main/raw"), [id.as_str()]);
+    assert_eq!(
+        tree.list("main/wal"),
+        ["000000010000000000000002", "000000010000000000000003"]
+    );
+    assert_eq!(
+        tree.list("main/info"),
+        [
+            format!("{id}.json").as_str(),
+            "backups.json",
+            "restore_command",
+            "timeline.json"
+        ]
+    );
+    assert!(tree.text("README").contains("cp -a /mnt/<server>/latest"));
+    assert!(matches!(tree.node("main/latest").content, Content::Directory(_)));
+    assert!(tree.find("nobody").is_none());
+}
+
+#[test]
+fn raw_is_what_was_sent_and_its_wal() {
+    let fixture = archived();
+    let mut things = data_directory(1);
+    things.push(("tablespace_map", Thing::File(b"16384 /srv/space\n".to_vec())));
+    things.push(("pg_tblspc/16384", Thing::Link("/srv/space")));
+    let id = fixture.backup(&things).id;
+    let tree = Tree::of(&fixture.repository);
+    let raw = format!("main/raw/{id}");
+    for (path, thing) in &things {
+        let node = tree.find(&format!("{raw}/{path}"));
+        match thing {
+            Thing::File(bytes) => {
+                assert_eq!(&tree.read(&format!("{raw}/{path}")), bytes, "{path}");
+                assert_eq!(node.unwrap().stat.size_bytes, bytes.len() as u64);
+            }
+            Thing::Directory => assert!(matches!(node.unwrap().content, Content::Directory(_)), "{path}"),
+            Thing::Link(_) => assert!(node.is_none(), "{path} leads into the server's own tablespace"),
+        }
+    }
+    let (name, bytes) = segment(2, 2);
+    assert_eq!(tree.read(&format!("{raw}/pg_wal/{name}")), bytes);
+    assert_eq!(
+        tree.list(&format!("{raw}/pg_wal")),
+        [
+            "000000010000000000000002",
+            "000000010000000000000003",
+            "archive_status"
+        ]
+    );
+    assert!(tree.list(&format!("{raw}/pg_wal/archive_status")).is_empty());
+    assert!(tree.list(&format!("{raw}/pg_tblspc")).is_empty());
+}
+
+#[test]
+fn a_startable_view_recovers_by_itself_and_archives_nothing() {
+    let fixture = archived();
+    let mut things = data_directory(1);
+    things.push(("postmaster.pid", Thing::File(b"1\n".to_vec())));
+    things.push(("standby.signal", Thing::File(Vec::new())));
+    fixture.backup(&things);
+    let tree = Tree::of(&fixture.repository);
+    assert_eq!(
+        tree.list("main/latest/pg_wal/archive_status"),
+        ["000000010000000000000002.done", "000000010000000000000003.done"]
+    );
+    assert!(tree.read("main/latest/recovery.signal").is_empty());
+    assert!(tree.find("main/latest/postmaster.pid").is_none());
+    assert!(tree.find("main/latest/standby.signal").is_none());
+    let auto_conf = tree.text("main/latest/postgresql.auto.conf");
+    assert!(
+        auto_conf.starts_with("# As ALTER SYSTEM left it\nwork_mem = '1MB'\n"),
+        "{auto_conf}"
+    );
+    for line in [
+        "archive_mode = off",
+        "restore_command = 'false'",
+        "recovery_target = 'immediate'",
+        "recovery_target_action = 'promote'",
+    ] {
+        assert!(
+            auto_conf.lines().any(|found| found == line),
+            "no {line} in {auto_conf}"
+        );
+    }
+    assert!(
+        !auto_conf.contains("allow_in_place_tablespaces"),
+        "there are no tablespaces"
+    );
+    assert_eq!(tree.text("main/latest/postgresql.conf"), "port = 5433\n");
+    assert_eq!(
+        tree.read("main/latest/base/5/1259"),
+        content(&things, "base/5/1259")
+    );
+    assert_eq!(
+        tree.node("main/latest/postgresql.auto.conf").stat.size_bytes,
+        auto_conf.len() as u64
+    );
+}
+
+#[test]
+fn a_directory_without_configuration_gets_one_and_a_manifest_that_knows_it() {
+    let fixture = archived();
+    let mut things = data_directory(1);
+    things.retain(|(path, _)| !path.ends_with(".conf") || path.contains("auto"));
+    things.push(("tablespace_map", Thing::File(b"16384 /srv/space\n".to_vec())));
+    things.push(("backup_manifest", support::manifest(&things)));
+    fixture.backup(&things);
+    let tree = Tree::of(&fixture.repository);
+    let hba = tree.text("main/latest/pg_hba.conf");
+    assert!(
+        hba.lines()
+            .all(|line| line.starts_with('#') || line.starts_with("local ")),
+        "{hba}"
+    );
+    assert!(tree.find("main/latest/tablespace_map").is_none());
+    let bytes = tree.read("main/latest/backup_manifest");
+    assert_eq!(
+        tree.node("main/latest/backup_manifest").stat.size_bytes,
+        bytes.len() as u64
+    );
+    let mut listed = BTreeMap::new();
+    let summary = manifest::read(bytes.as_slice(), &mut |file| {
+        listed.insert(String::from_utf8(file.path.clone()).unwrap(), file);
+        Ok::<(), std::convert::Infallible>(())
+    });
+    assert!(summary.unwrap().checksum_ok);
+    for (path, file) in &listed {
+        let shown = tree.read(&format!("main/latest/{path}"));
+        assert_eq!(
+            shown.len() as u64 == file.size_bytes,
+            path != "postgresql.auto.conf",
+            "{path}"
+        );
+        if path != "postgresql.auto.conf" {
+            assert_eq!(
+                file.checksum,
+                Some(manifest::Checksum::Crc32c(crc32c::crc32c(&shown))),
+                "{path}"
+            );
+        }
+    }
+    assert!(listed.contains_key("postgresql.conf") && listed.contains_key("base/5/1259"));
+    // Nothing of this in what was sent.
+    let raw = tree.list("main/raw").remove(0);
+    assert_eq!(
+        tree.read(&format!("main/raw/{raw}/backup_manifest")),
+        content(&things, "backup_manifest")
+    );
+}
+
+#[test]
+fn only_what_can_be_started_is_shown() {
+    let fixture = archived();
+    let waiting = fixture.backup_of(&data_directory(1), 2..=4).id;
+    let tree = Tree::of(&fixture.repository);
+    assert_eq!(tree.list("main"), ["info", "raw", "wal"]);
+    assert!(tree.find("main/latest").is_none());
+    assert!(tree.text("main/info/backups.json").contains("WAITING_FOR_WALS"));
+    fixture.archive(4, 4);
+    assert_eq!(tree.list("main/raw"), [waiting.to_string()]);
+    assert!(tree.find("main/latest/PG_VERSION").is_some());
+}
+
+#[test]
+fn holes_are_known() {
+    let fixture = archived();
+    fixture.backup(&data_directory(1));
+    let tree = Tree::of(&fixture.repository);
+    let node = tree.node("main/latest/base/5/1259");
+    let window = WINDOW as u64;
+    assert_eq!(node.stat.size_bytes, 5 * window + window / 2);
+    assert_eq!(node.stat.allocated_bytes, 3 * window + window / 2);
+    let open = tree.0.open(node.ino, NOBODY).unwrap().handle;
+    let seek = |offset, seek| tree.0.seek(open, offset, seek);
+    assert_eq!(seek(0, Seek::Data).unwrap(), 0);
+    assert_eq!(seek(0, Seek::Hole).unwrap(), 3 * window);
+    assert_eq!(seek(3 * window + 1, Seek::Data).unwrap(), 5 * window);
+    assert_eq!(seek(3 * window + 1, Seek::Hole).unwrap(), 3 * window + 1);
+    assert_eq!(seek(5 * window, Seek::Hole).unwrap(), node.stat.size_bytes);
+    assert!(seek(node.stat.size_bytes, Seek::Hole).is_err());
+    let all_zero = tree
+        .0
+        .open(tree.node("main/latest/base/5/1259_fsm").ino, NOBODY)
+        .unwrap()
+        .handle;
+    assert!(tree.0.seek(all_zero, 0, Seek::Data).is_err());
+}
+
+#[test]
+fn inode_numbers_are_the_same_in_another_process() {
+    let fixture = archived();
+    let id = fixture.backup(&data_directory(1)).id;
+    let paths = [
+        "main/latest/base/5/1259".to_owned(),
+        format!("main/{id}/base/5/1259"),
+        "README".to_owned(),
+    ];
+    let numbers = |tree: &Tree| paths.iter().map(|path| tree.node(path).ino).collect::<Vec<_>>();
+    let first = numbers(&Tree::of(&fixture.repository));
+    assert_eq!(
+        first,
+        numbers(&Tree::of(&Repository::open(fixture.repository.path()).unwrap()))
+    );
+    assert_ne!(first[0], first[1]);
+}
+
+#[test]
+fn latest_stays_with_its_backup_while_somebody_reads_it() {
+    let fixture = archived();
+    let first = fixture.backup(&data_directory(1));
+    let tree = Tree::of(&fixture.repository);
+    let file = tree.node("main/latest/backup_label");
+    let me = Caller(std::process::id());
+    let open = tree.0.open(file.ino, me).unwrap();
+    let second = fixture.backup(&data_directory(2));
+    assert_eq!(tree.text("main/latest/backup_label"), "START WAL LOCATION: 1\n");
+    assert_eq!(
+        tree.text(&format!("main/{}/backup_label", second.id)),
+        "START WAL LOCATION: 2\n"
+    );
+    // Closed, but this process lives and may open the next file by its path.
+    tree.0.close(open.handle);
+    assert_eq!(tree.text("main/latest/backup_label"), "START WAL LOCATION: 1\n");
+    // Deleted under the reader: there is nothing to stay with.
+    fixture.repository.delete_backup(&first, true).unwrap();
+    assert_eq!(tree.text("main/latest/backup_label"), "START WAL LOCATION: 2\n");
+    assert_ne!(tree.node("main/latest/backup_label").ino, file.ino);
+}
+
+#[test]
+fn what_is_read_is_not_deleted() {
+    let fixture = archived();
+    let backup = fixture.backup(&data_directory(1));
+    let tree = Tree::of(&fixture.repository);
+    let open = tree
+        .0
+        .open(tree.node("main/latest/PG_VERSION").ino, NOBODY)
+        .unwrap();
+    let refused = fixture.repository.delete_backup(&backup, false).unwrap_err();
+    assert!(
+        matches!(refused, barmanfs_catalog::Error::BackupInUse { .. }),
+        "{refused}"
+    );
+    tree.0.close(open.handle);
+    fixture.repository.delete_backup(&backup, true).unwrap();
+    assert!(tree.find("main/latest").is_none());
+}
+
+#[test]
+fn absence_is_proven_only_where_it_is_certain() {
+    let fixture = archived();
+    fixture.backup(&data_directory(1));
+    let tree = Tree::of(&fixture.repository);
+    let absent = |name: &str| tree.find(&format!(".barmanfs/absent/main/{name}")).is_some();
+    assert!(!absent("000000010000000000000002"), "it is archived");
+    assert!(absent("000000010000000000000004"));
+    assert!(absent("00000002.history"));
+    assert!(!absent("README"), "nothing PostgreSQL would ask for");
+    assert!(
+        tree.find(".barmanfs/absent/other").is_none(),
+        "nothing is known of that server"
+    );
+    fixture.archive(4, 4);
+    assert!(!absent("000000010000000000000004"));
+}
+
+#[test]
+fn wal_is_found_as_soon_as_it_is_there() {
+    let fixture = Fixture::new();
+    fixture.archive(2, 2);
+    let tree = Tree::of(&fixture.repository);
+    assert!(tree.find("main/wal/000000010000000000000003").is_none());
+    let bytes = fixture.archive(3, 3);
+    assert_eq!(tree.read("main/wal/000000010000000000000003"), bytes);
+    let history: WalName = "00000002.history".parse().unwrap();
+    fixture.archive_as(&history, b"1\t0/3000000\tno recovery target specified\n");
+    assert_eq!(tree.list("main/wal").len(), 3);
+    let timelines = tree.text("main/info/timeline.json");
+    assert!(timelines.contains("\"switch_lsn\": \"0/3000000\""), "{timelines}");
+}
+
+#[test]
+fn damage_is_an_error_for_what_needs_it_alone() {
+    let fixture = archived();
+    let things = data_directory(1);
+    fixture.backup(&things);
+    let tree = Tree::of(&fixture.repository);
+    assert!(tree.find("main/latest/base/5/1259").is_some());
+    flip_stored_copy_of(&fixture, &content(&things, "base/5/1259")[WINDOW..WINDOW + 64]);
+    let node = tree.node("main/latest/base/5/1259");
+    let open = tree.0.open(node.ino, NOBODY).unwrap().handle;
+    let at = |window: usize| {
+        let mut found = Vec::new();
+        tree.0
+            .read(open, (window * WINDOW) as u64, 8192, |bytes| {
+                found = bytes.to_vec()
+            })
+            .map(|()| found)
+    };
+    assert!(at(1).is_err());
+    assert_eq!(at(0).unwrap(), content(&things, "base/5/1259")[..8192]);
+    assert_eq!(
+        at(2).unwrap(),
+        content(&things, "base/5/1259")[2 * WINDOW..][..8192]
+    );
+    assert_eq!(tree.read("main/latest/PG_VERSION"), b"15\n");
+}
+
+/// Damages the bytes in whichever pack has them; they do not compress, so they stand there as they are.
+fn flip_stored_copy_of(fixture: &Fixture, bytes: &[u8]) {
+    let packs = fixture.repository.path().join("packs");
+    for directory in std::fs::read_dir(packs)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+    {
+        for pack in std::fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+        {
+            let mut content = std::fs::read(&pack).unwrap();
+            if let Some(at) = content.windows(bytes.len()).position(|window| window == bytes) {
+                content[at] ^= 1;
+                std::fs::write(&pack, content).unwrap();
+                return;
+            }
+        }
+    }
+    panic!("the bytes are not stored as they are");
+}
+
+#[test]
+fn what_the_kernel_forgets_is_forgotten() {
+    let fixture = archived();
+    fixture.backup(&data_directory(1));
+    let tree = Tree::of(&fixture.repository);
+    let mut looked_up = BTreeMap::new();
+    for path in [
+        "main",
+        "main/latest",
+        "main/latest/base",
+        "main/latest/base/5",
+        "main/latest/base/5/1259",
+    ] {
+        let mut node = tree.0.node(Ino::ROOT).unwrap();
+        for name in path.split('/') {
+            let Found::Node(found, _) = tree.0.lookup(node.ino, name.as_bytes()).unwrap() else {
+                panic!()
+            };
+            *looked_up.entry(found.ino).or_insert(0) += 1;
+            node = found;
+        }
+    }
+    assert_eq!(tree.0.in_use().0, 5);
+    for (ino, count) in looked_up {
+        tree.0.forget(ino, count);
+    }
+    assert_eq!(tree.0.in_use(), (0, 0));
+}
+
+#[test]
+fn many_readers_get_the_same_bytes() {
+    let fixture = archived();
+    let things = data_directory(1);
+    fixture.backup(&things);
+    let tree = Tree::of(&fixture.repository);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for path in ["main/latest/base/5/1259", "main/oldest/base/5/1259"] {
+                    assert_eq!(tree.read(path), content(&things, "base/5/1259"));
+                }
+            });
+        }
+    });
+}
