@@ -40,13 +40,14 @@ pub(crate) fn run(site: &Site, mut command: Command) -> Result<Sample> {
     let start = Instant::now();
     let mut child = command
         .spawn()
-        .with_context(|| format!("Cannot run {command:?}"))?;
+        .with_context(|| format!("Cannot run {}", site::shown(&command)))?;
     let memory = MemoryWatch::start(&child);
     let status = child.wait()?;
     let seconds = start.elapsed().as_secs_f64();
     if !status.success() {
         bail!(
-            "{command:?} failed ({status}): {}",
+            "{} failed ({status}): {}",
+            site::shown(&command),
             site::tail_of(&mut log, log_start)?
         );
     }

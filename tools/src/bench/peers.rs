@@ -47,6 +47,11 @@ pub(crate) trait Peer {
         Ok(None)
     }
 
+    /// What restoring is called, where that is another program.
+    fn restore_name(&self) -> &'static str {
+        self.name()
+    }
+
     /// Shows its backups as directories.
     fn mount(&self, _server: &Server<'_>, _at: &Path) -> Option<Mount> {
         None

@@ -49,7 +49,7 @@ impl Rounds<'_> {
 
     fn run_in_this_order(&mut self) -> Result<()> {
         self.server.bring_state_back()?;
-        self.each("makes a repository", |rounds, peer| peer.prepare(&rounds.server));
+        self.each("Making repositories", |rounds, peer| peer.prepare(&rounds.server));
         self.back_up(Measure::Full)?;
         self.server.start()?;
         self.server.collect_segments(true)?;
@@ -63,18 +63,18 @@ impl Rounds<'_> {
             self.server.start()?;
         }
         if self.wants_any(&[Measure::Restore]) {
-            self.each("restores", Self::restore);
-            self.each("is copied from its mount", Self::copy_from_mount);
+            self.each("Restoring", Self::restore);
+            self.each("Copying from mounts", Self::copy_from_mount);
         }
         if self.wants_any(&[Measure::ReadAccounts, Measure::ReadNoise]) {
-            self.each("is read at random places", Self::read_at_random);
+            self.each("Reading at random places", Self::read_at_random);
         }
         if self.wants_any(&[Measure::WalArchive, Measure::WalFetch]) {
             let segments = self.collected_segments()?;
-            self.each("archives segments", |rounds, peer| {
+            self.each("Archiving segments", |rounds, peer| {
                 rounds.archive(peer, &segments)
             });
-            self.each("fetches segments", |rounds, peer| rounds.fetch(peer, &segments));
+            self.each("Fetching segments", |rounds, peer| rounds.fetch(peer, &segments));
         }
         Ok(())
     }
@@ -85,14 +85,14 @@ impl Rounds<'_> {
 
     /// Does something with each tool. One that fails is left out from there on, and named in the
     /// report; the others go on.
-    fn each(&mut self, what: &str, mut action: impl FnMut(&mut Self, &mut dyn Peer) -> Result<()>) {
+    fn each(&mut self, step: &str, mut action: impl FnMut(&mut Self, &mut dyn Peer) -> Result<()>) {
+        (self.say)(step);
         for mut peer in std::mem::take(&mut self.peers) {
-            (self.say)(&format!("{} {what}", peer.name()));
             match action(self, &mut *peer) {
                 Ok(()) => self.peers.push(peer),
                 Err(error) => {
-                    let reason = format!("it failed when it {what}: {error:#}");
-                    (self.say)(&format!("{}: {reason}", peer.name()));
+                    let reason = format!("{step}: {error:#}");
+                    (self.say)(&format!("{} is left out from here. {reason}", peer.name()));
                     self.results.skipped.insert(peer.name().into(), reason);
                 }
             }
@@ -107,7 +107,7 @@ impl Rounds<'_> {
 
     fn back_up(&mut self, measure: Measure) -> Result<()> {
         measure::warm(self.site, &self.server.data())?;
-        self.each("backs up", |rounds, peer| {
+        self.each(measure.title(), |rounds, peer| {
             if peer.needs_stopped_server() {
                 rounds.server.stop()?;
             } else {
@@ -130,7 +130,7 @@ impl Rounds<'_> {
         if let Some(command) = peer.restore(&self.server, "restored")? {
             self.results.page_cache_dropped = measure::drop_page_cache(self.site)?;
             let sample = measure::run(self.site, command)?;
-            self.record(Measure::Restore, peer.name(), sample);
+            self.record(Measure::Restore, peer.restore_name(), sample);
         }
         site::remove(&self.site.path("restored"))
     }
@@ -289,7 +289,9 @@ impl Mounted {
             wal,
         } = mount;
         serve.stdin(Stdio::null()).stdout(site.log()?).stderr(site.log()?);
-        let daemon = serve.spawn().with_context(|| format!("Cannot run {serve:?}"))?;
+        let daemon = serve
+            .spawn()
+            .with_context(|| format!("Cannot run {}", site::shown(&serve)))?;
         let mut mounted = Self {
             daemon,
             unmount,
@@ -302,7 +304,8 @@ impl Mounted {
             if let Some(status) = mounted.daemon.try_wait()? {
                 mounted.is_down = true;
                 bail!(
-                    "{serve:?} ended ({status}); {} says why",
+                    "{} ended ({status}); {} says why",
+                    site::shown(&serve),
                     site.path("log").display()
                 );
             }

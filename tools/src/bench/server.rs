@@ -60,7 +60,7 @@ impl<'a> Server<'a> {
         let mut settings = format!(
             "listen_addresses = ''\nunix_socket_directories = '{}'\nshared_buffers = '256MB'\n\
              autovacuum = off\ncheckpoint_timeout = '1h'\nmax_wal_size = '16GB'\nwal_recycle = off\n\
-             synchronous_commit = off\narchive_mode = on\n\
+             synchronous_commit = off\njit = off\narchive_mode = on\n\
              archive_command = 'test ! -e {} || cp %p {}/%f'\n",
             socket.display(),
             collect.display(),

@@ -13,6 +13,9 @@ use anyhow::{Context, Result, bail, ensure};
 /// How much of a failed program's output is shown.
 const SHOWN_OUTPUT_BYTES: usize = 2000;
 
+/// How much of a failed command is shown.
+const SHOWN_COMMAND_CHARACTERS: usize = 200;
+
 /// A benchmark's directory.
 #[derive(Debug)]
 pub(crate) struct Site {
@@ -100,9 +103,13 @@ impl Site {
             .stderr(log.try_clone()?);
         let status = command
             .status()
-            .with_context(|| format!("Cannot run {command:?}"))?;
+            .with_context(|| format!("Cannot run {}", shown(command)))?;
         if !status.success() {
-            bail!("{command:?} failed ({status}): {}", tail_of(&mut log, start)?);
+            bail!(
+                "{} failed ({status}): {}",
+                shown(command),
+                tail_of(&mut log, start)?
+            );
         }
         Ok(())
     }
@@ -129,15 +136,32 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
     }
 }
 
+/// A command as one would type it, cut where SQL makes it long.
+pub(crate) fn shown(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<_> = words
+        .map(|word| word.to_string_lossy().replace('\n', " "))
+        .collect();
+    let text = words.join(" ");
+    if text.chars().count() > SHOWN_COMMAND_CHARACTERS {
+        text.chars()
+            .take(SHOWN_COMMAND_CHARACTERS)
+            .chain("...".chars())
+            .collect()
+    } else {
+        text
+    }
+}
+
 /// Runs a short command, and gives what it prints.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output = command
         .stdin(Stdio::null())
         .output()
-        .with_context(|| format!("Cannot run {command:?}"))?;
+        .with_context(|| format!("Cannot run {}", shown(command)))?;
     if !output.status.success() {
         let reason = String::from_utf8_lossy(&output.stderr);
-        bail!("{command:?} failed ({}): {}", output.status, reason.trim());
+        bail!("{} failed ({}): {}", shown(command), output.status, reason.trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

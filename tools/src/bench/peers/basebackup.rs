@@ -76,4 +76,8 @@ impl Peer for BaseBackup<'_> {
         command.args(&self.chain).arg("-o").arg(target);
         Ok(Some(command))
     }
+
+    fn restore_name(&self) -> &'static str {
+        "pg_combinebackup"
+    }
 }
