@@ -160,7 +160,7 @@ impl Depositor {
             claims: Arc::clone(&claims),
             finished: Arc::clone(&finished),
         };
-        let packer = Packer {
+        let mut packer = Packer {
             storage,
             status: Arc::clone(&status),
             closer: to_closer,
@@ -221,9 +221,7 @@ impl Depositor {
             done,
             ticket,
         };
-        self.jobs
-            .send(job)
-            .map_err(|_| self.intake.status.thread_is_gone())
+        self.jobs.send(job).map_err(|_| self.intake.status.panicked())
     }
 
     /// Does the same on the calling thread.
@@ -268,8 +266,8 @@ impl Depositor {
         let (flushed, answer) = bounded(1);
         let status = &self.intake.status;
         let asked = self.intake.packer.send(ToPacker::Flush(records, flushed));
-        asked.map_err(|_| status.thread_is_gone())?;
-        answer.recv().map_err(|_| status.thread_is_gone())?
+        asked.map_err(|_| status.panicked())?;
+        answer.recv().map_err(|_| status.panicked())?
     }
 
     /// What went through so far.
@@ -291,7 +289,7 @@ impl Drop for Threads {
             return;
         }
         for thread in self.0.drain(..) {
-            // A panic has become the run's error already.
+            // Panics are caught: nothing is lost here.
             let _panic = thread.join();
         }
     }
@@ -310,3 +308,6 @@ fn worker_count(wanted: usize) -> usize {
         wanted.min(MAX_WORKERS)
     }
 }
+
+#[cfg(test)]
+mod tests;

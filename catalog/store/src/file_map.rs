@@ -47,8 +47,9 @@ pub enum Windows {
     Pieces(Vec<ChunkId>),
 }
 
-/// The content of one file.
+/// The content of one file. Read from JSON (a segment's record) it is checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "UncheckedMap")]
 pub struct FileMap {
     /// Size of the file in bytes.
     pub size_bytes: u64,
@@ -58,6 +59,37 @@ pub struct FileMap {
     pub crc32c: u32,
     /// Its windows.
     pub windows: Windows,
+}
+
+/// A map as it stands in JSON.
+#[derive(Deserialize)]
+struct UncheckedMap {
+    size_bytes: u64,
+    window_bytes: u32,
+    crc32c: u32,
+    windows: Windows,
+}
+
+impl TryFrom<UncheckedMap> for FileMap {
+    type Error = String;
+
+    fn try_from(map: UncheckedMap) -> std::result::Result<Self, String> {
+        let UncheckedMap {
+            size_bytes,
+            window_bytes,
+            crc32c,
+            windows,
+        } = map;
+        let map = Self {
+            size_bytes,
+            window_bytes,
+            crc32c,
+            windows,
+        };
+        map.check()
+            .map_err(|reason| format!("Not a file map: {reason}"))?;
+        Ok(map)
+    }
 }
 
 impl Window {

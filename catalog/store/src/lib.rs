@@ -35,3 +35,6 @@ pub use pack::{ClosedPack, PackWriter, PackedChunk, Record, read_footer, read_fr
 pub use reader::ChunkReader;
 pub use storage::{LocalPacks, PackStorage, PackUpload};
 pub use tree::{FileSink, SingleFile, StoredFile, TreeOptions, TreeReader, TreeTotals, TreeWriter};
+
+#[cfg(test)]
+mod testing;

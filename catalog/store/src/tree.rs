@@ -18,3 +18,6 @@ pub use content::{ChunkRole, EachChunk};
 pub use file::SingleFile;
 pub use reader::{Entries, FileReader, TreeReader};
 pub use writer::{FileSink, TreeOptions, TreeTotals, TreeWriter};
+
+#[cfg(test)]
+mod tests;

@@ -102,7 +102,10 @@ impl Intake {
             });
         }
         let id = ChunkId::of(bytes);
-        if similar == Some(id) || self.is_known(&id)? {
+        // A window that did not change is where the previous backup has it. Listings and pieces are looked up: they are
+        // few, and a previous tree that cannot be read must not be taken over.
+        let unchanged = similar == Some(id) && class != ContentClass::Map;
+        if unchanged || self.is_known(&id)? {
             return Ok(Stored {
                 chunk: Some(id),
                 how: How::Known,
@@ -118,9 +121,7 @@ impl Intake {
             base,
             frame,
         };
-        self.packer
-            .send(message)
-            .map_err(|_| self.status.thread_is_gone())?;
+        self.packer.send(message).map_err(|_| self.status.panicked())?;
         Ok(Stored {
             chunk: Some(id),
             how,

@@ -61,7 +61,7 @@ pub(super) struct Packer {
 }
 
 impl Packer {
-    pub(super) fn run(mut self, messages: &Receiver<ToPacker>) {
+    pub(super) fn run(&mut self, messages: &Receiver<ToPacker>) {
         for message in messages {
             let failed = self.status.check().is_err();
             match message {
@@ -125,7 +125,7 @@ impl Packer {
 
     fn tell_closer(&self, message: ToCloser) {
         if self.closer.send(message).is_err() {
-            self.status.thread_is_gone();
+            self.status.panicked();
         }
     }
 }
@@ -141,7 +141,7 @@ pub(super) struct Closer {
 }
 
 impl Closer {
-    pub(super) fn run(self, messages: &Receiver<ToCloser>) {
+    pub(super) fn run(&self, messages: &Receiver<ToCloser>) {
         for message in messages {
             match message {
                 ToCloser::Close(pack) => {

@@ -1,5 +1,6 @@
 //! How a run stands: what is still under way, and the first error.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
@@ -35,10 +36,10 @@ impl Status {
         lock(&self.state).failure.get_or_insert(error).clone()
     }
 
-    /// The error of whoever finds that a thread of the pipeline is no longer there.
-    pub(super) fn thread_is_gone(&self) -> Error {
+    /// The error for a panic in the pipeline, and for whoever finds a thread of it gone.
+    pub(super) fn panicked(&self) -> Error {
         self.fail(Error::Invalid(
-            "A thread that stores chunks ended early: this is a defect of barmanfs".to_owned(),
+            "A thread that stores chunks failed: this is a defect of barmanfs".to_owned(),
         ))
     }
 
@@ -72,28 +73,19 @@ impl Drop for Ticket {
     }
 }
 
-/// Starts one thread of the pipeline. Should it panic, the run has failed, and nobody waits for it in vain.
+/// Starts one thread of the pipeline, which ends when `body` returns. Should that panic, the run has failed, and `body`
+/// goes on with what is next: all that waits is answered, so nobody waits in vain.
 pub(super) fn spawn(
     name: &str,
     status: &Arc<Status>,
-    body: impl FnOnce() + Send + 'static,
+    mut body: impl FnMut() + Send + 'static,
 ) -> Result<thread::JoinHandle<()>> {
-    let alarm = PanicAlarm(Arc::clone(status));
-    let named = thread::Builder::new().name(name.to_owned());
-    named
-        .spawn(move || {
-            let _alarm = alarm;
-            body();
-        })
-        .map_err(|source| Error::Invalid(format!("Cannot start a thread to store chunks: {source}")))
-}
-
-struct PanicAlarm(Arc<Status>);
-
-impl Drop for PanicAlarm {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            self.0.thread_is_gone();
+    let status = Arc::clone(status);
+    let work = move || {
+        while catch_unwind(AssertUnwindSafe(&mut body)).is_err() {
+            status.panicked();
         }
-    }
+    };
+    let started = thread::Builder::new().name(name.to_owned()).spawn(work);
+    started.map_err(|source| Error::Invalid(format!("Cannot start a thread to store chunks: {source}")))
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::previous::similar_page;
-use crate::depositor::{ContentClass, Depositor};
+use crate::depositor::{ContentClass, Deposit, Depositor};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::listing::{DirectoryRef, PageRef, encode_page_header, ends_page};
@@ -107,11 +107,9 @@ impl<'a> RunWriter<'a> {
             .and_then(|previous| similar_page(previous, &self.first));
         let run = Arc::clone(&self.run);
         let number = run.push(std::mem::take(&mut self.first), std::mem::take(&mut self.entries));
-        let done = move |outcome: Result<_>| {
-            run.set(
-                number,
-                outcome.ok().and_then(|deposit: crate::Deposit| deposit.chunk),
-            )
+        let done = move |outcome: Result<Deposit>| {
+            // An error is kept by the depositor; the page stays without a chunk.
+            run.set(number, outcome.ok().and_then(|deposit| deposit.chunk));
         };
         self.depositor
             .put(page, similar, ContentClass::Map, Box::new(done))
