@@ -46,7 +46,7 @@ fn help_tells_every_command() {
 }
 
 fn wrong_usage_ends_with_2() {
-    let site = Site::new();
+    let site = Site::with_repository();
     site.barmanfs(&["no-such-command"]).refused(2);
     site.barmanfs(&["backup"]).refused(2);
     site.barmanfs(&["backup", "main", "--no-such-option"]).refused(2);

@@ -190,33 +190,15 @@ fn unknown_and_malformed_lines_of_a_configuration_are_named() {
         .says(&["barmanfs.conf"]);
 }
 
-/// Archives one made-up file, which makes the repository.
-fn make_repository(site: &Site) {
-    site.write_file(
-        "barmanfs.conf",
-        format!(
-            "[barmanfs]\nrepository = {}\n[main]\n",
-            site.repository().display()
-        )
-        .as_bytes(),
-    );
-    let history = site.write_file(
-        "00000002.history",
-        b"1\t0/3000000\tno recovery target specified\n",
-    );
-    site.ok(&["wal-archive", "main", &history.to_string_lossy()]);
-}
-
 fn a_repository_of_a_newer_format_is_refused() {
-    let site = Site::new();
-    make_repository(&site);
+    let site = Site::with_repository();
     let path = site.repository().join("repository.json");
     let mut settings: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     assert!(settings["format_version"].is_u64(), "{settings}");
     settings["format_version"] = 99.into();
     std::fs::write(&path, settings.to_string()).unwrap();
     let mount_point = site.make_directory("mnt");
-    let history = site.path("00000002.history");
+    let history = site.write_file("00000002.history", b"1\t0/3000000\tno recovery target specified\n");
     for arguments in [
         &["list-backups", "main"][..],
         &["verify"],

@@ -22,24 +22,6 @@ topic! {
     alone umount_of_what_is_not_mounted_is_refused,
 }
 
-fn site_with_repository() -> Site {
-    let site = Site::new();
-    site.write_file(
-        "barmanfs.conf",
-        format!(
-            "[barmanfs]\nrepository = {}\n[main]\n",
-            site.repository().display()
-        )
-        .as_bytes(),
-    );
-    let history = site.write_file(
-        "00000002.history",
-        b"1\t0/3000000\tno recovery target specified\n",
-    );
-    site.ok(&["wal-archive", "main", &history.to_string_lossy()]);
-    site
-}
-
 fn what_is_mounted_answers_before_the_command_returns(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     fill(&server, 1);
@@ -187,7 +169,7 @@ fn the_mount_is_read_only(install: &'static Install) {
 }
 
 fn signals_unmount_cleanly() {
-    let site = site_with_repository();
+    let site = Site::with_repository();
     for signal in [Signal::TERM, Signal::INT] {
         let mut mount = Mount::foreground(&site, &[]);
         assert_eq!(mount.end_by(signal), Some(0), "After {signal:?}");
@@ -196,7 +178,7 @@ fn signals_unmount_cleanly() {
     // Someone stands in it: it goes all the same, and the daemon ends.
     let mut mount = Mount::foreground(&site, &[]);
     let mut inside = crate::common::user::command("/bin/sh", &site.path(""))
-        .args(["-c", &format!("cd '{}/main' && exec sleep 600", mount.text())])
+        .args(["-c", &format!("cd '{}' && exec sleep 600", mount.text())])
         .spawn()
         .unwrap();
     until("it stands there", || {
@@ -209,7 +191,7 @@ fn signals_unmount_cleanly() {
 }
 
 fn after_kill_9_it_mounts_again() {
-    let site = site_with_repository();
+    let site = Site::with_repository();
     for _ in 0..3 {
         let mut mount = Mount::foreground(&site, &[]);
         mount.kill();
@@ -230,7 +212,7 @@ fn after_kill_9_it_mounts_again() {
 }
 
 fn a_mount_point_and_a_repository_inside_each_other_are_refused() {
-    let site = site_with_repository();
+    let site = Site::with_repository();
     for inside in ["repository", "repository/mnt", "repository/packs"] {
         let mount = Mount::prepare(&site, inside);
         refused_mount(&site, &mount, "repository");
@@ -257,7 +239,7 @@ fn refused_mount(site: &Site, mount: &Mount, word: &str) {
 }
 
 fn a_mount_point_that_cannot_be_is_refused() {
-    let site = site_with_repository();
+    let site = Site::with_repository();
     let missing = site.path("missing");
     let run = site.barmanfs(&["mount", &missing.to_string_lossy()]);
     assert!(run.code().is_some_and(|code| code == 1 || code == 2), "{run}");
@@ -275,7 +257,7 @@ fn a_mount_point_that_cannot_be_is_refused() {
 }
 
 fn umount_of_what_is_not_mounted_is_refused() {
-    let site = site_with_repository();
+    let site = Site::with_repository();
     let directory = site.make_directory("empty");
     site.barmanfs(&["umount", &directory.to_string_lossy()])
         .refused(1)

@@ -66,6 +66,11 @@ need_build_and_mount_tools() {
             "On a real or virtual machine:  modprobe fuse" \
             "In a container: start it with  --device /dev/fuse --cap-add SYS_ADMIN"
     fi
+    # udev gives the device this mode where fuse3 is installed; a container may have no udev.
+    if [ "$(stat -c %a /dev/fuse)" != 666 ]; then
+        as_root chmod 666 /dev/fuse || stop "Only root may mount here: /dev/fuse is closed" "As root:  chmod 666 /dev/fuse"
+        say "Opened /dev/fuse to all users, as udev does where fuse3 is installed"
+    fi
 }
 
 # need_space DIRECTORY MEGABYTES

@@ -40,9 +40,20 @@ impl Site {
         Self::with_initdb_options(install, &[])
     }
 
-    /// The same, made with these options of initdb.
-    pub(crate) fn with_initdb_options(install: &'static Install, options: &[&str]) -> (Self, PgServer) {
+    /// Without a server, but with a repository: the first backup makes it, also when it cannot reach the server.
+    pub(crate) fn with_repository() -> Self {
         let site = Self::new();
+        let config = format!("[barmanfs]\nrepository = {}\n[main]\n", site.repository().display());
+        let nobody = "conninfo = host=/nowhere\nstreaming_conninfo = host=/nowhere\n";
+        site.write_file("barmanfs.conf", (config + nobody).as_bytes());
+        site.barmanfs(&["backup", "main"]).refused(1).says(&["/nowhere"]);
+        assert_eq!(site.backup_ids(), [""; 0]);
+        site
+    }
+
+    /// The same as `with_server`, made with these options of initdb.
+    pub(crate) fn with_initdb_options(install: &'static Install, options: &[&str]) -> (Self, PgServer) {
+        let site = Self::with_repository();
         let mut server = PgServer::init(install, &site.path("main"), options);
         server.configure(&format!(
             "archive_mode = on\narchive_command = '{}'",

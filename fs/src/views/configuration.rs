@@ -49,14 +49,15 @@ fn block(backup: &Backup) -> String {
          # and restart it, so that it archives its WAL again.\n\
          archive_mode = off\n\
          restore_command = 'false'\n\
-         recovery_target = 'immediate'\n\
-         recovery_target_action = 'promote'\n\
-         recovery_target_timeline = 'latest'\n\
-         # What an earlier recovery may have left; two targets at once are refused.\n\
+         # What an earlier recovery may have left: of two targets set at once, even to\n\
+         # nothing, the later is refused, so these come first.\n\
          recovery_target_time = ''\n\
          recovery_target_xid = ''\n\
          recovery_target_name = ''\n\
          recovery_target_lsn = ''\n\
+         recovery_target = 'immediate'\n\
+         recovery_target_action = 'promote'\n\
+         recovery_target_timeline = 'latest'\n\
          # Commands of the original that must not run for a copy.\n\
          archive_cleanup_command = ''\n\
          recovery_end_command = ''\n"
