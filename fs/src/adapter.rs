@@ -314,9 +314,9 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn opendir(&self, _request: &Request, number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, request: &Request, number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         match self.answer("open a directory", |namespace| {
-            namespace.open_directory(ino(number))
+            namespace.open_directory(ino(number), Caller(request.pid()))
         }) {
             Ok(Opened { handle, keep }) => {
                 let cached = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;

@@ -7,6 +7,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use barmanfs_catalog::{Repository, ServerName};
@@ -69,6 +70,8 @@ pub struct MountedFs {
 #[derive(Debug, Clone)]
 pub struct Unmounter {
     mounted: Mounted,
+    /// The kernel has ended the session: the mount is gone, and its id may be another's.
+    gone: Arc<AtomicBool>,
     done: Sender<()>,
 }
 
@@ -117,7 +120,11 @@ pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs>
     Ok(MountedFs {
         service,
         watcher,
-        unmounter: Unmounter { mounted, done },
+        unmounter: Unmounter {
+            mounted,
+            gone: Arc::default(),
+            done,
+        },
         unmounted,
     })
 }
@@ -142,10 +149,13 @@ impl MountedFs {
         } = self;
         let path = unmounter.mounted.path().to_path_buf();
         let (ended, end) = bounded(1);
+        let gone = Arc::clone(&unmounter.gone);
         let serving = std::thread::Builder::new()
             .name("serve".to_owned())
             .spawn(move || {
-                let _ = ended.send(service.run());
+                let result = service.run();
+                gone.store(result.is_ok(), Ordering::SeqCst);
+                let _ = ended.send(result);
             });
         serving.map_err(|source| Error::io("start a thread for", &path, source))?;
         let result = select! {
@@ -174,7 +184,9 @@ impl Unmounter {
     /// # Errors
     /// When the system refuses.
     pub fn unmount(&self) -> Result<()> {
-        self.mounted.detach()?;
+        if !self.gone.load(Ordering::SeqCst) {
+            self.mounted.detach()?;
+        }
         // Full when it was said before.
         let _ = self.done.try_send(());
         Ok(())
@@ -196,11 +208,17 @@ pub fn unmount(mount_point: &Path) -> Result<()> {
 /// # Errors
 /// When it is not ours, or the system refuses.
 pub fn recover_stale(mount_point: &Path) -> Result<bool> {
-    match rustix::fs::stat(mount_point) {
-        Err(Errno::NOTCONN | Errno::CONNABORTED) => {}
-        _ => return Ok(false),
+    let Ok(path) = absolute(mount_point) else {
+        return Ok(false);
+    };
+    // Unlike `stat`, which a cache may answer for a while, this asks the daemon.
+    let gone = matches!(
+        rustix::fs::statvfs(&path),
+        Err(Errno::NOTCONN | Errno::CONNABORTED)
+    );
+    if !gone {
+        return Ok(false);
     }
-    let path = absolute(mount_point)?;
     let Some(mounted) = Mounted::at(&path)? else {
         let reason = "a file system that no longer answers is mounted there, and it is not barmanfs's: unmount it first";
         return Err(cannot(&path, reason.to_owned()));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{NOT_FOUND, Result, STALE};
-use crate::views::{Body, Caller, Context, Directory, root};
+use crate::views::{Body, Caller, Context, Directory, Use, root};
 
 mod handles;
 mod ino;
@@ -167,7 +167,7 @@ impl Namespace {
         let body = directory(parent)?.open(&node.name)?;
         let usage = directory(parent)?.usage().cloned();
         if let Some(usage) = &usage {
-            usage.opened(Some(caller)).map_err(|_deleted| STALE)?;
+            usage.opened(Use::File, caller).map_err(|_deleted| STALE)?;
         }
         let keep = node.lifetime != Lifetime::Never;
         Ok(Opened {
@@ -214,11 +214,11 @@ impl Namespace {
     ///
     /// # Errors
     /// When its backup has been deleted.
-    pub fn open_directory(&self, ino: Ino) -> Result<Opened> {
+    pub fn open_directory(&self, ino: Ino, caller: Caller) -> Result<Opened> {
         let node = self.node(ino)?;
         let of = directory(&node)?;
         if let Some(usage) = of.usage() {
-            usage.opened(None).map_err(|_deleted| STALE)?;
+            usage.opened(Use::Directory, caller).map_err(|_deleted| STALE)?;
         }
         let keep = of.lifetime() == Lifetime::Forever;
         Ok(Opened {

@@ -39,7 +39,7 @@ mod wal;
 
 pub use context::{Context, ViewOptions};
 pub use restore::restore_command;
-pub use usage::{Caller, Usage};
+pub use usage::{Caller, Usage, Use};
 
 pub(crate) use root::root;
 pub(crate) use snapshot::Snapshot;

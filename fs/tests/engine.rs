@@ -46,7 +46,7 @@ impl Tree {
         } else {
             self.node(path)
         };
-        let open = self.0.open_directory(node.ino).unwrap();
+        let open = self.0.open_directory(node.ino, NOBODY).unwrap();
         let mut names = Vec::new();
         let mut offset = 0;
         loop {

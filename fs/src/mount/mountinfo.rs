@@ -18,8 +18,7 @@ const MOUNTINFO: &str = "/proc/self/mountinfo";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mounted {
     path: PathBuf,
-    /// The mount's id, and its device as "major:minor". An id is used again once its mount is gone, but not
-    /// together with the same device while that is held open.
+    /// The mount's id, and its device as "major:minor". Both are given away again once the mount is gone.
     id: u64,
     device: String,
 }

@@ -2,7 +2,8 @@
 //! on to another one.
 //!
 //! Programs like `cp -a` open one file after the other by its path, so "at work" does not end with the last open file:
-//! it lasts a moment longer, and as long as a process lives that has opened one.
+//! it lasts as long as a process lives that has opened something. But not for ever, see the constants: a monitor that
+//! looks in now and then must not hold on to a backup.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,31 +14,51 @@ use barmanfs_catalog::{Backup, BackupId, ReadGuard, Repository, ServerName};
 
 use crate::error::Result;
 
-/// Use lasts this long after the last file was closed.
+/// A process that has opened a file, and lives, is waited for this long after: a stopped `cp` is to find its backup
+/// again, a daemon that once read a file is not to hold on to it.
+const FILE_PATIENCE: Duration = Duration::from_secs(3600);
+
+/// The same for one that has only opened directories: a copy that begins goes on to files, a shell that completed a
+/// name does not.
+const DIRECTORY_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The backup is kept from being deleted this long after its last use; and whoever cannot be seen from here (another
+/// PID namespace) counts as at work for as long.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// A process that opened a file and lives on is waited for this long after: a monitor that once read a file must
-/// not hold on to a backup for ever, a stopped `cp` is to find it again.
-const PATIENCE: Duration = Duration::from_secs(3600);
+/// How often it is looked up whether a process is still the one that came before.
+const VISIT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Processes remembered at most; those that have ended are forgotten first.
 const MAX_CALLERS: usize = 256;
 
-/// The process that made a request; 0 where it cannot be seen from here.
+/// The thread that made a request; 0 where it cannot be seen from here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Caller(pub u32);
 
+/// What was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Use {
+    /// A directory.
+    Directory,
+    /// A file.
+    File,
+}
+
 #[derive(Debug)]
 struct Visit {
+    process: u32,
     /// When the process was started, in clock ticks: tells it from a later one with the same number.
     started: u64,
     last: Instant,
+    deepest: Use,
 }
 
 #[derive(Debug, Default)]
 struct State {
     open: usize,
     last: Option<Instant>,
+    last_unseen: Option<Instant>,
     visits: HashMap<Caller, Visit>,
     guard: Option<ReadGuard>,
     /// Said once that the backup cannot be kept from being deleted.
@@ -53,29 +74,18 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Something was opened. `caller` is given for files, not for directories: a shell that completed a name is not
-    /// at work.
+    /// Something was opened by a caller.
     ///
     /// # Errors
     /// When the backup has been deleted.
-    pub fn opened(&self, caller: Option<Caller>) -> Result<()> {
+    pub fn opened(&self, opened: Use, caller: Caller) -> Result<()> {
         let mut state = self.lock();
         if state.guard.is_none() {
             state.guard = self.guard(&mut state.warned)?;
         }
-        let now = Instant::now();
         state.open += 1;
-        state.last = Some(now);
-        if let Some(caller) = caller
-            && let Some(started) = started(caller)
-        {
-            if state.visits.len() >= MAX_CALLERS {
-                state.visits.retain(|caller, visit| visit.is_there(*caller));
-            }
-            if state.visits.len() < MAX_CALLERS {
-                state.visits.insert(caller, Visit { started, last: now });
-            }
-        }
+        state.last = Some(Instant::now());
+        state.visit(opened, caller);
         Ok(())
     }
 
@@ -93,7 +103,7 @@ impl Usage {
 
     fn release_if_idle(&self) {
         let mut state = self.lock();
-        if state.guard.is_some() && !state.is_busy() {
+        if state.guard.is_some() && !state.is_busy() && !recent(state.last) {
             *state = State::default();
         }
     }
@@ -124,24 +134,75 @@ impl fmt::Display for Usage {
 }
 
 impl State {
+    fn visit(&mut self, opened: Use, caller: Caller) {
+        let now = Instant::now();
+        if let Some(visit) = self.visits.get_mut(&caller)
+            && visit.deepest >= opened
+            && visit.last.elapsed() < VISIT_INTERVAL
+        {
+            visit.last = now;
+            return;
+        }
+        let process = process_of(caller);
+        let Some((process, started)) = process.and_then(|process| Some((process, started(process)?))) else {
+            self.last_unseen = Some(now);
+            return;
+        };
+        if self.visits.len() >= MAX_CALLERS {
+            self.visits.retain(|_, visit| visit.is_there());
+        }
+        let before = self.visits.get(&caller).filter(|visit| visit.started == started);
+        let deepest = before.map_or(opened, |visit| visit.deepest.max(opened));
+        if self.visits.len() < MAX_CALLERS || before.is_some() {
+            self.visits.insert(
+                caller,
+                Visit {
+                    process,
+                    started,
+                    last: now,
+                    deepest,
+                },
+            );
+        }
+    }
+
     fn is_busy(&mut self) -> bool {
-        if self.open > 0 || self.last.is_some_and(|last| last.elapsed() < LINGER) {
+        if self.open > 0 || recent(self.last_unseen) {
             return true;
         }
-        self.visits.retain(|caller, visit| visit.is_there(*caller));
+        self.visits.retain(|_, visit| visit.is_there());
         !self.visits.is_empty()
     }
 }
 
 impl Visit {
-    fn is_there(&self, caller: Caller) -> bool {
-        self.last.elapsed() < PATIENCE && started(caller) == Some(self.started)
+    fn is_there(&self) -> bool {
+        let patience = match self.deepest {
+            Use::Directory => DIRECTORY_PATIENCE,
+            Use::File => FILE_PATIENCE,
+        };
+        self.last.elapsed() < patience && started(self.process) == Some(self.started)
     }
 }
 
+fn recent(time: Option<Instant>) -> bool {
+    time.is_some_and(|time| time.elapsed() < LINGER)
+}
+
+/// The process a thread belongs to (proc(5), `Tgid` of `status`); `None` when it is not there.
+fn process_of(caller: Caller) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", caller.0)).ok()?;
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("Tgid:"))?
+        .trim()
+        .parse()
+        .ok()
+}
+
 /// When a process was started, in clock ticks since boot (proc(5), field 22 of `stat`); `None` when it is not there.
-fn started(caller: Caller) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", caller.0)).ok()?;
+fn started(process: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     // The second field is the command in parentheses, which may hold anything.
     let (_, fields) = stat.rsplit_once(") ")?;
     fields.split(' ').nth(19)?.parse().ok()
@@ -182,19 +243,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_known_by_number_and_start() {
-        let own = Caller(std::process::id());
-        assert!(started(own).is_some());
+    fn whoever_opened_something_is_at_work_while_it_lives() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let caller = Caller(child.id());
-        let visit = Visit {
-            started: started(caller).unwrap(),
-            last: Instant::now(),
-        };
-        assert!(visit.is_there(caller));
+        let mut state = State::default();
+        state.visit(Use::File, Caller(child.id()));
+        assert!(state.is_busy());
+        // Directories afterwards take nothing back.
+        state.visit(Use::Directory, Caller(child.id()));
+        assert_eq!(state.visits.values().next().unwrap().deepest, Use::File);
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(!visit.is_there(caller));
-        assert_eq!(started(Caller(0)), None);
+        assert!(!state.is_busy());
+    }
+
+    #[test]
+    fn a_thread_stands_for_its_process() {
+        let (mut state, process) = std::thread::spawn(|| {
+            let mut state = State::default();
+            let thread = rustix::thread::gettid().as_raw_nonzero().get();
+            state.visit(Use::File, Caller(thread.unsigned_abs()));
+            (state, std::process::id())
+        })
+        .join()
+        .unwrap();
+        assert!(
+            state.is_busy(),
+            "the thread has ended, its process {process} has not"
+        );
+    }
+
+    #[test]
+    fn who_cannot_be_seen_counts_for_a_moment() {
+        let mut state = State::default();
+        state.visit(Use::File, Caller(0));
+        assert!(state.is_busy());
+        state.last_unseen = Instant::now().checked_sub(LINGER);
+        assert!(!state.is_busy());
     }
 }
