@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::config;
+use crate::postgres::MAX_RATE_KIB;
 
 /// The commands by task, for the help; a test holds it equal to [`Command`].
 const GROUPS: &[(&str, &[&str])] = &[
@@ -306,7 +307,7 @@ pub(crate) struct ListFilesArgs {
     /// What to list
     #[arg(long, value_enum, default_value = "standalone")]
     pub(crate) target: FileTarget,
-    /// Print JSON for programs instead of text, one object per line
+    /// Print JSON for programs instead of text
     #[command(flatten)]
     pub(crate) json: JsonOption,
 }
@@ -447,7 +448,7 @@ fn label(text: &str) -> Result<String, String> {
 /// Kilobytes per second, as PostgreSQL counts them.
 fn max_rate(text: &str) -> Result<u32, String> {
     let wrong = || {
-        let (low, high) = (config::RATE_KB_PER_S.start(), config::RATE_KB_PER_S.end());
+        let (low, high) = (MAX_RATE_KIB.start(), MAX_RATE_KIB.end());
         format!("allowed is a rate from {low} to {high} kB per second, like 4000, 32M or 1G")
     };
     let kilobytes = match scaled(text) {
@@ -458,7 +459,7 @@ fn max_rate(text: &str) -> Result<u32, String> {
     let rate = kilobytes
         .and_then(|kb| u32::try_from(kb).ok())
         .ok_or_else(wrong)?;
-    if config::RATE_KB_PER_S.contains(&rate) {
+    if MAX_RATE_KIB.contains(&rate) {
         Ok(rate)
     } else {
         Err(wrong())

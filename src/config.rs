@@ -16,14 +16,14 @@ use barmanfs_catalog::ServerName;
 use keys::Known;
 use tracing::level_filters::LevelFilter;
 
+use crate::postgres::MAX_RATE_KIB;
+
 /// The section of barmanfs itself.
 const GLOBAL_SECTION: &str = "barmanfs";
 /// Where the configuration of the whole host is.
 const SYSTEM_FILE: &str = "/etc/barmanfs.conf";
 /// The name of a user's own configuration, in the home directory.
 const USER_FILE: &str = ".barmanfs.conf";
-/// What PostgreSQL accepts as `MAX_RATE`, in kB/s.
-pub(crate) const RATE_KB_PER_S: std::ops::RangeInclusive<u32> = 32..=1_048_576;
 
 /// A string that may hold a password: shown by no formatter.
 #[derive(Clone, PartialEq, Eq)]
@@ -73,8 +73,8 @@ pub(crate) struct ServerConfig {
     pub(crate) immediate_checkpoint: bool,
     /// Limit of a backup's transfer, in kB/s.
     pub(crate) bandwidth_limit_kb: Option<u32>,
-    /// `application_name` of the backup's connection.
-    pub(crate) streaming_backup_name: String,
+    /// `application_name` of the backup's connection, when the connection string shall not decide.
+    pub(crate) streaming_backup_name: Option<String>,
 }
 
 impl ServerConfig {
@@ -88,7 +88,7 @@ impl ServerConfig {
             archiver: Archiver::Auto,
             immediate_checkpoint: false,
             bandwidth_limit_kb: None,
-            streaming_backup_name: "barmanfs_backup".to_owned(),
+            streaming_backup_name: None,
         }
     }
 
@@ -116,10 +116,7 @@ impl ServerConfig {
             }
             "immediate_checkpoint" => self.immediate_checkpoint = boolean(value)?,
             "bandwidth_limit" => self.bandwidth_limit_kb = rate(value)?,
-            "streaming_backup_name" => {
-                self.streaming_backup_name =
-                    given(value).ok_or("is empty: give a name, or leave the line out")?;
-            }
+            "streaming_backup_name" => self.streaming_backup_name = given(value),
             // The table of keys and this match are kept in step by a test.
             _ => return Err("has no meaning here".to_owned()),
         }
@@ -417,11 +414,11 @@ fn rate(value: &str) -> Result<Option<u32>, String> {
     // Barman writes "no limit" as 0.
     match given(value).map(|value| value.parse::<u32>()) {
         None | Some(Ok(0)) => Ok(None),
-        Some(Ok(rate)) if RATE_KB_PER_S.contains(&rate) => Ok(Some(rate)),
+        Some(Ok(rate)) if MAX_RATE_KIB.contains(&rate) => Ok(Some(rate)),
         Some(_) => Err(format!(
             "is '{value}': allowed is a number of kB per second from {} to {}, or 0 for no limit",
-            RATE_KB_PER_S.start(),
-            RATE_KB_PER_S.end()
+            MAX_RATE_KIB.start(),
+            MAX_RATE_KIB.end()
         )),
     }
 }

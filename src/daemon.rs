@@ -46,7 +46,7 @@ pub(crate) fn start(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> 
     let status = child.wait().map_err(|error| failed("wait for", error))?;
     match status.code().and_then(|code| u8::try_from(code).ok()) {
         // It has already said why.
-        Some(code) if code != 0 => Ok(Outcome::Code(code)),
+        Some(code) if code != 0 => Ok(Outcome::Told(code)),
         _ => Err(Error::failed(format!(
             "The background process ended before the mount answered ({status})"
         ))),

@@ -2,16 +2,23 @@
 
 use std::fmt;
 
-/// Exit codes; `get-wal` has its own, see [`crate::commands::get_wal`].
+/// Exit codes. `get-wal` adds [`TROUBLE`](exit::TROUBLE) to that of every failure.
 pub(crate) mod exit {
     /// Done.
     pub(crate) const OK: u8 = 0;
     /// Failed.
     pub(crate) const FAILED: u8 = 1;
+    /// `get-wal`: proven absence, and nothing else in that command.
+    pub(crate) const ABSENT: u8 = 1;
     /// Wrong usage or configuration.
     pub(crate) const USAGE: u8 = 2;
     /// Done, and problems were found: damage, a check that failed.
     pub(crate) const PROBLEMS: u8 = 3;
+    /// PostgreSQL takes an exit code from 1 to 125 of a `restore_command` for "the archive has no such file" and ends
+    /// recovery there: a failure, of whatever kind, must be above that.
+    pub(crate) const TROUBLE: u8 = 200;
+    /// A bug: the panic's message is on standard error.
+    pub(crate) const PANICKED: u8 = 101;
     /// What a shell reports for a program that wrote into a closed pipe.
     pub(crate) const CLOSED_PIPE: u8 = 141;
 }
@@ -23,8 +30,10 @@ pub(crate) enum Outcome {
     Done,
     /// The command did its work, and what it looked at is not well.
     Problems,
-    /// An exit code with a meaning of its own.
-    Code(u8),
+    /// The archive was read and has no such file.
+    Absent,
+    /// Another process has told what went wrong, and ended with this code.
+    Told(u8),
 }
 
 impl Outcome {
@@ -33,7 +42,8 @@ impl Outcome {
         match self {
             Self::Done => exit::OK,
             Self::Problems => exit::PROBLEMS,
-            Self::Code(code) => code,
+            Self::Absent => exit::ABSENT,
+            Self::Told(code) => code,
         }
     }
 }
@@ -155,6 +165,52 @@ impl From<crate::config::ConfigError> for Error {
         match hint {
             Some(hint) => usage.hint(hint),
             None => usage,
+        }
+    }
+}
+
+impl From<barmanfs_catalog::Error> for Error {
+    fn from(error: barmanfs_catalog::Error) -> Self {
+        use barmanfs_catalog::Error as Catalog;
+        let hint = match &error {
+            Catalog::NoRepository { .. } => {
+                "The first 'barmanfs backup SERVER' creates it. If it has a file system of its own: is that mounted?"
+            }
+            Catalog::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                "Run this as the user the repository belongs to"
+            }
+            Catalog::InvalidServerName(_) | Catalog::InvalidBackupId(_) => return Self::usage(chain(&error)),
+            _ => return Self::failed(chain(&error)),
+        };
+        Self::failed(chain(&error)).hint(hint)
+    }
+}
+
+impl From<barmanfs_store::Error> for Error {
+    fn from(error: barmanfs_store::Error) -> Self {
+        barmanfs_catalog::Error::from(error).into()
+    }
+}
+
+impl From<barmanfs_fs::Error> for Error {
+    fn from(error: barmanfs_fs::Error) -> Self {
+        match error {
+            barmanfs_fs::Error::Catalog(error) => error.into(),
+            barmanfs_fs::Error::Store(error) => error.into(),
+            other => Self::failed(chain(&other)),
+        }
+    }
+}
+
+impl From<crate::postgres::Error> for Error {
+    fn from(error: crate::postgres::Error) -> Self {
+        let failed = match &error {
+            crate::postgres::Error::Settings { .. } => Self::usage(chain(&error)),
+            _ => Self::failed(chain(&error)),
+        };
+        match error.hint() {
+            Some(hint) => failed.hint(hint),
+            None => failed,
         }
     }
 }

@@ -1,1 +1,70 @@
-fn main() {}
+//! barmanfs: PostgreSQL backups and WAL, deduplicated, and shown as directories.
+//!
+//! This crate is the program around the libraries: the command line, the configuration, the replication
+//! client, the progress and the exit codes. It alone prints, ends the process or reads the environment.
+
+mod backup;
+mod cli;
+mod commands;
+mod config;
+mod daemon;
+mod error;
+mod fstab;
+mod logging;
+mod mount_helper;
+mod output;
+mod postgres;
+mod progress;
+mod signals;
+
+use std::ffi::OsString;
+use std::io;
+use std::process::ExitCode;
+
+use clap::FromArgMatches;
+
+use crate::cli::Cli;
+use crate::error::{Error, Kind, Outcome, exit};
+use crate::output::{Style, colours, paint};
+
+fn main() -> ExitCode {
+    let arguments = mount_helper::translate(std::env::args_os().collect());
+    let for_recovery = arguments.iter().skip(1).any(|argument| argument == "get-wal");
+    // The panic's message has been printed by then.
+    let ended = std::panic::catch_unwind(|| run(arguments)).unwrap_or(Err(exit::PANICKED));
+    ExitCode::from(match ended {
+        Ok(outcome) => outcome.code(),
+        Err(code) if for_recovery => exit::TROUBLE.saturating_add(code),
+        Err(code) => code,
+    })
+}
+
+/// Parses, runs, and tells what went wrong; an error is the exit code.
+fn run(arguments: Vec<OsString>) -> Result<Outcome, u8> {
+    let parsed = cli::command().try_get_matches_from(arguments).and_then(|m| Cli::from_arg_matches(&m));
+    let cli = parsed.or_else(|error| {
+        // Help and version come this way too. There is nowhere to tell that telling failed.
+        let _unheard = error.print();
+        if error.use_stderr() { Err(Err(exit::USAGE)) } else { Err(Ok(Outcome::Done)) }
+    });
+    match cli {
+        Ok(cli) => commands::run(cli).map_err(|error| {
+            tell(&error);
+            error.code()
+        }),
+        Err(ended) => ended,
+    }
+}
+
+/// Two lines on standard error: what is wrong, and what to do.
+fn tell(error: &Error) {
+    if error.kind() == Kind::ClosedPipe {
+        return;
+    }
+    let colour = colours(&io::stderr());
+    let mut text = format!("{} {error}\n", paint("Error:", Style::Red, colour));
+    if let Some(hint) = error.hint_text() {
+        text.push_str(&format!("{} {hint}\n", paint("Hint:", Style::Bold, colour)));
+    }
+    let _unheard = progress::write_stderr(text.as_bytes());
+}

@@ -3,11 +3,15 @@
 //! Colour only on a terminal and without `NO_COLOR`. A reader that went away ends the program quietly.
 
 use std::fmt::Write as _;
-use std::io::{self, BufWriter, IsTerminal, Write};
+use std::io::{self, BufWriter, IsTerminal, Read, Write};
 
+use barmanfs_pg::TimestampMicros;
 use serde::Serialize;
 
 use crate::error::Error;
+
+/// Copied at a time.
+const COPY_BYTES: usize = 1 << 20;
 
 /// How a word stands out on a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +93,18 @@ impl Output {
             .map_err(|error| Error::output(&error))
     }
 
+    /// All of `content`, which messages call `what`.
+    pub(crate) fn copy(&mut self, content: &mut impl Read, what: &str) -> Result<(), Error> {
+        let mut buffer = vec![0; COPY_BYTES];
+        loop {
+            match content.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(length) => self.bytes(buffer.get(..length).unwrap_or_default())?,
+                Err(error) => return Err(Error::failed(format!("Cannot read {what}: {error}"))),
+            }
+        }
+    }
+
     /// One JSON value, readable by people too.
     pub(crate) fn json(&mut self, value: &impl Serialize) -> Result<(), Error> {
         serde_json::to_writer_pretty(&mut self.writer, value)
@@ -96,10 +112,15 @@ impl Output {
         self.line("")
     }
 
-    /// One JSON value on one line, for long lists.
-    pub(crate) fn json_line(&mut self, value: &impl Serialize) -> Result<(), Error> {
-        serde_json::to_writer(&mut self.writer, value).map_err(|error| Error::output(&error.into()))?;
-        self.line("")
+    /// One element of a JSON list that is too long to be held; `nth` counts from 0.
+    pub(crate) fn json_element(&mut self, value: &impl Serialize, nth: u64) -> Result<(), Error> {
+        self.bytes(if nth == 0 { b"[\n" } else { b",\n" })?;
+        serde_json::to_writer(&mut self.writer, value).map_err(|error| Error::output(&error.into()))
+    }
+
+    /// The end of a list of `count` elements.
+    pub(crate) fn json_end(&mut self, count: u64) -> Result<(), Error> {
+        self.line(if count == 0 { "[]" } else { "\n]" })
     }
 
     /// A table.
@@ -230,6 +251,15 @@ pub(crate) fn duration(duration: std::time::Duration) -> String {
     }
 }
 
+/// A moment, to the second: `2026-11-20 14:03:07+00`.
+pub(crate) fn second(time: TimestampMicros) -> String {
+    let text = time.to_string();
+    match text.split_once('.') {
+        Some((second, _)) => format!("{second}+00"),
+        None => text,
+    }
+}
+
 /// Text from a server or a file name, with everything a terminal could act on escaped.
 pub(crate) fn printable(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes)
@@ -252,16 +282,6 @@ pub(crate) fn percent(part: u64, whole: u64) -> String {
     #[allow(clippy::cast_precision_loss, reason = "shown with two digits")]
     let percent = part as f64 * 100.0 / whole as f64;
     format!("{percent:.2} %")
-}
-
-/// How many times `part` fits into `whole`: `5.3`.
-pub(crate) fn ratio(whole: u64, part: u64) -> String {
-    if part == 0 {
-        return "-".to_owned();
-    }
-    #[allow(clippy::cast_precision_loss, reason = "shown with one digit")]
-    let ratio = whole as f64 / part as f64;
-    format!("{ratio:.1}")
 }
 
 #[cfg(test)]
@@ -302,9 +322,9 @@ mod tests {
         assert_eq!(duration(Duration::from_millis(420)), "0.42 s");
         assert_eq!(duration(Duration::from_secs(185)), "3 min 05 s");
         assert_eq!(duration(Duration::from_secs(7380)), "2 h 03 min");
+        assert_eq!(second(TimestampMicros::from_unix_seconds(0)), "1970-01-01 00:00:00+00");
         assert_eq!(percent(1, 8), "12.50 %");
-        assert_eq!(ratio(53, 10), "5.3");
-        assert_eq!((percent(1, 0), ratio(1, 0)), ("-".to_owned(), "-".to_owned()));
+        assert_eq!(percent(1, 0), "-");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use barmanfs_catalog::{Monitor, Unit};
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// How often work without a terminal reports.
@@ -91,9 +92,10 @@ impl Progress {
         }
     }
 
-    /// What is being done now, beside the bar.
-    pub(crate) fn note(&self, text: impl Into<String>) {
-        self.bar.set_message(format!("{}: {}", self.what, text.into()));
+    /// What is being done now, beside the bar; empty for nothing in particular.
+    pub(crate) fn note(&self, text: &str) {
+        let message = if text.is_empty() { self.what.clone() } else { format!("{}: {text}", self.what) };
+        self.bar.set_message(message);
     }
 
     fn sentence(&self, done: u64, total: Option<u64>) -> String {
@@ -128,6 +130,42 @@ impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
         *on_screen() = None;
+    }
+}
+
+/// Shows what a long operation of the catalog tells: one [`Progress`] for each of its stages.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    what: &'static str,
+    quiet: bool,
+    stage: String,
+    current: Option<(Unit, Progress)>,
+}
+
+impl Shown {
+    /// `what` is the operation's name.
+    pub(crate) fn start(what: &'static str, quiet: bool) -> Self {
+        Self { what, quiet, stage: String::new(), current: None }
+    }
+}
+
+impl Monitor for Shown {
+    fn stage(&mut self, what: &str) {
+        what.clone_into(&mut self.stage);
+        self.current = None;
+        tracing::debug!("{}: {what}", self.what);
+    }
+
+    fn progress(&mut self, done: u64, total: Option<u64>, unit: Unit) {
+        if self.current.as_ref().is_none_or(|(current, _)| *current != unit) {
+            let counted = if unit == Unit::Bytes { Counted::Bytes } else { Counted::Things };
+            // The bar that is there has to go before the next one comes.
+            self.current = None;
+            self.current = Some((unit, Progress::start(self.stage.clone(), counted, self.quiet)));
+        }
+        if let Some((_, progress)) = &self.current {
+            progress.set(done, total);
+        }
     }
 }
 

@@ -127,7 +127,6 @@ fn a_wrong_value_is_an_error_with_file_line_and_what_is_allowed() {
         server("bandwidth_limit = 12"),
         server("bandwidth_limit = fast"),
         server("repository = /r"),
-        server("streaming_backup_name ="),
     ];
     assert_snapshot!(all.join("\n"), @"
     /etc/barmanfs.conf:2: 'repository' is 'backups': allowed is an absolute path
@@ -144,7 +143,6 @@ fn a_wrong_value_is_an_error_with_file_line_and_what_is_allowed() {
     /etc/barmanfs.conf:4: 'bandwidth_limit' is '12': allowed is a number of kB per second from 32 to 1048576, or 0 for no limit
     /etc/barmanfs.conf:4: 'bandwidth_limit' is 'fast': allowed is a number of kB per second from 32 to 1048576, or 0 for no limit
     /etc/barmanfs.conf:4: 'repository' belongs into [barmanfs], not into a server's section
-    /etc/barmanfs.conf:4: 'streaming_backup_name' is empty: give a name, or leave the line out
     ");
 }
 

@@ -1,0 +1,262 @@
+//! Taking a base backup: from the connection to a backup that can be recovered.
+//!
+//! One replication connection does everything: it identifies the cluster, holds the WAL with a temporary slot,
+//! sends the backup, and is kept until the archive has the last segment, so that the slot lives as long as the WAL is
+//! needed. What is received goes straight into the repository's pipeline ([`receive`]); what was stored is then held
+//! against the server's manifest ([`manifest`]) before the backup counts.
+
+mod manifest;
+mod receive;
+mod settings;
+mod wal;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use barmanfs_catalog::{Backup, BackupEnd, BackupRun, BackupStatus, NewBackup, Repository, Tablespace};
+use barmanfs_pg::backup_label::BackupLabel;
+use barmanfs_store::{DirectoryRef, TreeReader};
+
+use crate::config::ServerConfig;
+use crate::error::Error;
+use crate::output;
+use crate::postgres::{
+    self, BaseBackupOptions, BaseBackupResult, Conninfo, Connection, Environment, Interrupter, Mode,
+};
+use crate::progress::{Counted, Progress};
+use crate::signals::Interruption;
+use receive::Receiver;
+pub(crate) use settings::ServerSettings;
+pub(crate) use wal::keeps_up;
+
+/// A label file is a few lines; more than this is none.
+const LABEL_FILE_MAX_BYTES: u64 = 64 << 10;
+
+/// What the user wants of a backup.
+#[derive(Debug, Clone)]
+pub(crate) struct Wishes {
+    /// See `backup --label`.
+    pub(crate) label: Option<String>,
+    /// See `backup --fast-checkpoint`.
+    pub(crate) fast_checkpoint: bool,
+    /// See `backup --max-rate`, in kB/s.
+    pub(crate) max_rate_kb: Option<u32>,
+    /// How long to wait for WAL to be archived.
+    pub(crate) wait_timeout: Duration,
+    /// No progress.
+    pub(crate) quiet: bool,
+}
+
+/// Ends the running backup's wait for its server when a signal comes.
+#[derive(Debug)]
+pub(crate) struct Stop {
+    connection: Arc<Mutex<Option<Interrupter>>>,
+    signals: Interruption,
+}
+
+impl Stop {
+    /// Starts watching for signals.
+    pub(crate) fn watch() -> Result<Self, Error> {
+        let connection: Arc<Mutex<Option<Interrupter>>> = Arc::default();
+        let current = Arc::clone(&connection);
+        let signals = Interruption::watch(move || {
+            if let Some(interrupter) = current.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+                interrupter.interrupt();
+            }
+        })?;
+        Ok(Self { connection, signals })
+    }
+
+    /// Whether to stop.
+    pub(crate) fn requested(&self) -> bool {
+        self.signals.requested()
+    }
+
+    /// From now on this is the connection to cut.
+    fn guard(&self, connection: &Connection) -> Result<(), Error> {
+        let interrupter = connection.interrupter()?;
+        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(interrupter);
+        Ok(())
+    }
+
+    /// What happened, when the connection failed because it was cut.
+    fn explain(&self, error: Error) -> Error {
+        if self.requested() { Error::failed("Interrupted") } else { error }
+    }
+}
+
+/// Connects to a server for replication.
+pub(crate) fn connect(server: &ServerConfig) -> Result<Connection, Error> {
+    let conninfo = server.replication_conninfo().ok_or_else(|| {
+        Error::usage(format!("Server '{}' has no connection string", server.name))
+            .hint(format!("Add a line like 'conninfo = host=db1 user=barmanfs' to its section [{}]", server.name))
+    })?;
+    let mut conninfo = Conninfo::parse(conninfo.expose(), &Environment::new(std::env::vars_os()))?;
+    if let Some(name) = &server.streaming_backup_name {
+        conninfo.application_name.clone_from(name);
+    }
+    Ok(Connection::connect(&conninfo, Mode::Replication)?)
+}
+
+/// One backup of one server.
+struct Attempt<'a> {
+    repository: &'a Repository,
+    server: &'a ServerConfig,
+    cluster: ServerSettings,
+    source: wal::Source,
+    wishes: &'a Wishes,
+    stop: &'a Stop,
+}
+
+/// Takes one backup of `server`, which ends complete or not at all.
+pub(crate) fn take(
+    repository: &Repository,
+    server: &ServerConfig,
+    wishes: &Wishes,
+    stop: &Stop,
+) -> Result<Backup, Error> {
+    let mut connection = connect(server)?;
+    stop.guard(&connection)?;
+    let cluster = ServerSettings::ask(&mut connection).map_err(|error| stop.explain(error))?;
+    let source = wal::source(repository, server, &cluster)?;
+    let attempt = Attempt { repository, server, cluster, source, wishes, stop };
+    let backup = attempt.run(&mut connection)?;
+    wal::keep_history(repository, &mut connection, &backup);
+    match backup.status {
+        BackupStatus::WaitingForWals => wal::wait(repository, backup, wishes, stop),
+        _ => Ok(backup),
+    }
+}
+
+impl Attempt<'_> {
+    /// Receives, checks and ends the backup; on any error it is marked as failed.
+    fn run(&self, connection: &mut Connection) -> Result<Backup, Error> {
+        let name = &self.server.name;
+        let new = NewBackup {
+            label: self.wishes.label.clone(),
+            system_id: self.cluster.system_id,
+            server_version: self.cluster.version,
+            segment_size: self.cluster.segment_size,
+            wal_included: self.source == wal::Source::Backup,
+        };
+        let mut run = self.repository.writer(&format!("backup of {name}"))?.begin_backup(name, new)?;
+        let id = run.id();
+        let began = Instant::now();
+        tracing::info!("Backup {id} of server {name} began: {}", self.source.sentence());
+        let context = |error: Error| error.context(format_args!("Backup {id} of server {name} FAILED"));
+        match self.copy(&mut run, connection).map_err(|error| self.stop.explain(error)) {
+            Ok(end) => {
+                let backup = run.finish(end).map_err(|error| context(error.into()))?;
+                report(&backup, began.elapsed());
+                Ok(backup)
+            }
+            Err(error) => {
+                run.fail(&error.to_string());
+                Err(context(error))
+            }
+        }
+    }
+
+    /// Receives all archives and the manifest, and holds what was stored against it.
+    fn copy(&self, run: &mut BackupRun, connection: &mut Connection) -> Result<BackupEnd, Error> {
+        wal::hold(connection, run.id())?;
+        let options = self.options(run);
+        let progress = Progress::start(format!("Backup of {}", self.server.name), Counted::Bytes, self.wishes.quiet);
+        if !options.fast_checkpoint {
+            progress.note("waiting for a checkpoint");
+        }
+        let mut receiver = Receiver::begin(run, self.repository.path(), &self.cluster, &progress)?;
+        let result = postgres::base_backup(connection, self.cluster.version, &options, &mut receiver)?;
+        let (root_attributes, received) = receiver.finish()?;
+        progress.note("checking against the manifest");
+        let (trees, root) = run.end_tree(root_attributes)?;
+        manifest::check(&received, &trees, &root, self.cluster.system_id)?;
+        let label = read_label(&trees, &root)?;
+        check_label(&label, &result)?;
+        Ok(end(&self.cluster, &label, result))
+    }
+
+    fn options(&self, run: &BackupRun) -> BaseBackupOptions {
+        BaseBackupOptions {
+            label: self.wishes.label.clone().unwrap_or_else(|| format!("barmanfs {}", run.id())),
+            fast_checkpoint: self.wishes.fast_checkpoint || self.server.immediate_checkpoint,
+            max_rate_kib: self.wishes.max_rate_kb.or(self.server.bandwidth_limit_kb),
+            include_wal: self.source == wal::Source::Backup,
+            // The tablespaces become directories of the tree, see `receive`.
+            tablespace_map: false,
+            ..BaseBackupOptions::default()
+        }
+    }
+}
+
+fn read_label(trees: &TreeReader, root: &DirectoryRef) -> Result<BackupLabel, Error> {
+    use std::io::Read;
+    let Some(map) = trees.find(root, b"backup_label")?.and_then(receive::file_map) else {
+        return Err(Error::failed("The server sent no backup_label: this cannot be recovered"));
+    };
+    let mut bytes = Vec::new();
+    trees
+        .reader(map)
+        .take(LABEL_FILE_MAX_BYTES)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Error::failed(format!("Cannot read backup_label back: {error}")))?;
+    BackupLabel::parse(&bytes).map_err(|error| Error::failed(error.to_string()))
+}
+
+/// The label is what recovery believes: it must say what the protocol said.
+fn check_label(label: &BackupLabel, result: &BaseBackupResult) -> Result<(), Error> {
+    if label.start_lsn == result.start.lsn {
+        return Ok(());
+    }
+    Err(Error::failed(format!(
+        "The server said that the backup begins at {}, its backup_label says {}",
+        result.start.lsn, label.start_lsn
+    )))
+}
+
+fn end(cluster: &ServerSettings, label: &BackupLabel, result: BaseBackupResult) -> BackupEnd {
+    let warnings = result.warnings.iter().map(|warning| output::printable(warning.message.as_bytes()));
+    let mut checksum_failures = Vec::new();
+    match result.checksum_failure {
+        Some(error) => {
+            checksum_failures.extend(warnings);
+            checksum_failures.push(output::printable(error.message.as_bytes()));
+        }
+        None => warnings.for_each(|warning| tracing::warn!("The server warned: {warning}")),
+    }
+    let tablespaces = result.start.tablespaces.into_iter().map(|space| Tablespace {
+        oid: space.oid,
+        name: None,
+        location: String::from_utf8_lossy(&space.location).into_owned(),
+    });
+    BackupEnd {
+        start_lsn: result.start.lsn,
+        stop_lsn: result.stop_lsn,
+        timeline: result.start.timeline,
+        data_checksums: cluster.data_checksums,
+        tablespaces: tablespaces.collect(),
+        sent_bytes: result.received_bytes,
+        checksum_failures,
+        from_standby: label.from.as_deref() == Some("standby"),
+    }
+}
+
+fn report(backup: &Backup, took: Duration) {
+    tracing::info!(
+        "Backup {} of server {} copied in {}: {} in {} files, {} added to the repository",
+        backup.id,
+        backup.server,
+        output::duration(took),
+        output::bytes(backup.logical_bytes),
+        backup.files,
+        output::bytes(backup.new_stored_bytes)
+    );
+    let failures = backup.checksum_failures.len();
+    if failures > 0 {
+        tracing::warn!(
+            "The server reported page checksum failures; the backup is kept, 'barmanfs show-backup {} {}' lists them",
+            backup.server,
+            backup.id
+        );
+    }
+}

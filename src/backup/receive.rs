@@ -1,0 +1,285 @@
+//! From the server's stream into the repository's tree.
+//!
+//! The receiving thread parses tar headers and copies bytes into window buffers, nothing else: hashing, comparing and
+//! compressing happen in the repository's threads. Tablespaces become the directories `pg_tblspc/<oid>/` of the tree;
+//! the symbolic links the server sends in their place point into the live server and are never stored.
+
+use std::fs::File;
+use std::io::{BufWriter, Seek, Write};
+use std::path::Path;
+
+use barmanfs_catalog::BackupRun;
+use barmanfs_store::layout::{DATA_WINDOW_BYTES, WAL_WINDOW_BYTES};
+use barmanfs_store::{Attributes, ChunkId, FileMap, FileSink, Node};
+
+use super::settings::ServerSettings;
+use crate::error::Error;
+use crate::postgres::{
+    Archive, BackupStart, BaseBackupSink, EndBlocks, SinkError, TarEntry, TarKind, TarReader, TarSink,
+};
+use crate::progress::Progress;
+
+/// The first version whose archives end with zero blocks.
+const FIRST_WITH_END_BLOCKS: u32 = 15;
+/// Where the WAL is; the manifest does not list all of it.
+pub(super) const WAL_DIRECTORY: &[u8] = b"pg_wal/";
+/// Where the links to tablespaces are.
+const TABLESPACES: &[u8] = b"pg_tblspc/";
+/// The name of the manifest in the tree.
+pub(super) const MANIFEST: &[u8] = b"backup_manifest";
+/// As pg_basebackup makes it.
+const MANIFEST_MODE: u32 = 0o600;
+/// Copied at a time from the spooled manifest.
+const COPY_BYTES: usize = 128 << 10;
+
+/// The manifest, spooled, and what it has to list.
+#[derive(Debug)]
+pub(super) struct Received {
+    /// A file without a name, at its start.
+    pub(super) manifest: File,
+    /// The files that came.
+    pub(super) files: FileSet,
+}
+
+/// A set of names in constant space: two sets are the same when number and sum of hashes are. The
+/// hash is strong, so nobody meets another set with the same sum by chance.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct FileSet {
+    pub(super) count: u64,
+    sum: u128,
+}
+
+impl FileSet {
+    pub(super) fn add(&mut self, path: &[u8]) {
+        let hash = ChunkId::of(path);
+        let half = hash.as_bytes().first_chunk().copied().unwrap_or_default();
+        self.sum = self.sum.wrapping_add(u128::from_le_bytes(half));
+        self.count += 1;
+    }
+}
+
+/// Receives one base backup.
+pub(super) struct Receiver<'a> {
+    tar: Option<TarReader>,
+    end_blocks: EndBlocks,
+    files: Files<'a>,
+    manifest: BufWriter<File>,
+    manifest_bytes: u64,
+    progress: &'a Progress,
+    total_bytes: Option<u64>,
+}
+
+impl<'a> Receiver<'a> {
+    /// `spool` is a directory with room for the manifest.
+    pub(super) fn begin(
+        run: &'a BackupRun,
+        spool: &Path,
+        cluster: &ServerSettings,
+        progress: &'a Progress,
+    ) -> Result<Self, Error> {
+        let end_blocks = match cluster.version.major() {
+            FIRST_WITH_END_BLOCKS.. => EndBlocks::Required,
+            _ => EndBlocks::Optional,
+        };
+        // Its size is known only at its end, and that of a large cluster is no matter for the memory.
+        let spool = tempfile::tempfile_in(spool)
+            .map_err(|error| Error::failed(format!("Cannot create a temporary file in the repository: {error}")))?;
+        Ok(Self {
+            tar: None,
+            end_blocks,
+            files: Files::new(run, cluster.data_directory_mode),
+            manifest: BufWriter::with_capacity(COPY_BYTES, spool),
+            manifest_bytes: 0,
+            progress,
+            total_bytes: None,
+        })
+    }
+
+    /// Puts the manifest into the tree. Gives owner, permissions and time of the data directory, and what is to be
+    /// checked.
+    pub(super) fn finish(self) -> Result<(Attributes, Received), Error> {
+        let unusable = |error: std::io::Error| Error::failed(format!("Cannot spool backup_manifest: {error}"));
+        let mut spool = self.manifest.into_inner().map_err(|error| unusable(error.into_error()))?;
+        spool.rewind().map_err(unusable)?;
+        let root = self.files.root;
+        let attributes = Attributes { mode: MANIFEST_MODE, ..root };
+        let tree = self.files.run.tree()?;
+        let mut sink = tree.file(MANIFEST, attributes, self.manifest_bytes, DATA_WINDOW_BYTES)?;
+        let mut buffer = vec![0; COPY_BYTES];
+        loop {
+            match std::io::Read::read(&mut spool, &mut buffer).map_err(unusable)? {
+                0 => break,
+                length => sink.write(buffer.get(..length).unwrap_or_default())?,
+            }
+        }
+        sink.finish()?;
+        spool.rewind().map_err(unusable)?;
+        Ok((root, Received { manifest: spool, files: self.files.seen }))
+    }
+}
+
+impl BaseBackupSink for Receiver<'_> {
+    fn begin(&mut self, start: &BackupStart) -> Result<(), SinkError> {
+        self.total_bytes = start.total_kib.and_then(|kib| kib.checked_mul(1024));
+        self.progress.set(0, self.total_bytes);
+        self.progress.note("");
+        Ok(())
+    }
+
+    fn archive(&mut self, archive: Archive) -> Result<(), SinkError> {
+        self.tar = Some(TarReader::new(archive.file_name(), self.end_blocks));
+        self.files.begin(archive);
+        Ok(())
+    }
+
+    fn data(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
+        let tar = self.tar.as_mut().ok_or("There is data before the first archive")?;
+        Ok(tar.feed(bytes, &mut self.files)?)
+    }
+
+    fn end_archive(&mut self) -> Result<(), SinkError> {
+        let tar = self.tar.take().ok_or("An archive ends that did not begin")?;
+        Ok(tar.finish()?)
+    }
+
+    fn manifest(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
+        self.manifest_bytes += bytes.len() as u64;
+        Ok(self.manifest.write_all(bytes)?)
+    }
+
+    fn progress(&mut self, bytes_done: u64) -> Result<(), SinkError> {
+        // The server's estimate is from before it began: the database may have grown.
+        self.progress.set(bytes_done, self.total_bytes.map(|total| total.max(bytes_done)));
+        Ok(())
+    }
+}
+
+/// Puts the members of archives into the tree.
+struct Files<'a> {
+    run: &'a BackupRun,
+    /// What comes before the names of the archive: `pg_tblspc/16384/`.
+    prefix: Vec<u8>,
+    is_main: bool,
+    current: Option<FileSink>,
+    root: Attributes,
+    root_is_known: bool,
+    seen: FileSet,
+}
+
+impl<'a> Files<'a> {
+    fn new(run: &'a BackupRun, root_mode: u32) -> Self {
+        let root = Attributes { mode: root_mode, uid: 0, gid: 0, mtime_s: 0, mtime_ns: 0 };
+        Self { run, prefix: Vec::new(), is_main: true, current: None, root, root_is_known: false, seen: FileSet::default() }
+    }
+
+    fn begin(&mut self, archive: Archive) {
+        self.is_main = archive == Archive::Main;
+        self.prefix = match archive {
+            Archive::Main => Vec::new(),
+            Archive::Tablespace(oid) => [TABLESPACES, oid.to_string().as_bytes(), b"/"].concat(),
+        };
+    }
+
+    /// The data directory itself is not sent. Its first file is, made by the server when the backup began.
+    fn learn_root(&mut self, entry: &TarEntry) {
+        if self.is_main && !self.root_is_known {
+            self.root = Attributes { mode: self.root.mode, ..attributes(entry) };
+            self.root_is_known = true;
+        }
+    }
+
+    fn begin_file(&mut self, path: &[u8], entry: &TarEntry) -> Result<(), SinkError> {
+        let in_wal = path.starts_with(WAL_DIRECTORY);
+        if path == MANIFEST {
+            return Err("The archive holds a file backup_manifest, which PostgreSQL never sends there".into());
+        }
+        if !in_wal {
+            self.seen.add(path);
+        }
+        let window_bytes = if in_wal && is_segment(path) { WAL_WINDOW_BYTES } else { DATA_WINDOW_BYTES };
+        self.current = Some(self.run.tree()?.file(path, attributes(entry), entry.size_bytes, window_bytes)?);
+        Ok(())
+    }
+
+    /// A link in place of a tablespace becomes the directory its files are in.
+    fn link(&mut self, path: &[u8], entry: &TarEntry) -> Result<(), SinkError> {
+        let oid = path.strip_prefix(TABLESPACES).unwrap_or_default();
+        let is_tablespace = !oid.is_empty() && oid.iter().all(u8::is_ascii_digit);
+        if !(self.is_main && is_tablespace) {
+            return Err(format!(
+                "The archive holds a symbolic link \"{}\", which PostgreSQL never sends",
+                path.escape_ascii()
+            )
+            .into());
+        }
+        // A link's permissions mean nothing; a tablespace's directory has those of the data directory.
+        Ok(self.run.tree()?.directory(path, Attributes { mode: self.root.mode, ..attributes(entry) })?)
+    }
+}
+
+impl TarSink for Files<'_> {
+    fn entry(&mut self, entry: &TarEntry) -> Result<(), SinkError> {
+        self.learn_root(entry);
+        let path = [self.prefix.as_slice(), &entry.path].concat();
+        match entry.kind {
+            TarKind::File => self.begin_file(&path, entry),
+            TarKind::Directory => Ok(self.run.tree()?.directory(&path, attributes(entry))?),
+            TarKind::Symlink => self.link(&path, entry),
+        }
+    }
+
+    fn data(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
+        match &mut self.current {
+            Some(sink) => Ok(sink.write(bytes)?),
+            None => Err("There is data outside of a file".into()),
+        }
+    }
+
+    fn end_entry(&mut self) -> Result<(), SinkError> {
+        Ok(self.current.take().map_or(Ok(()), FileSink::finish)?)
+    }
+}
+
+/// The content, when it is a file.
+pub(super) fn file_map(entry: barmanfs_store::Entry) -> Option<FileMap> {
+    match entry.node {
+        Node::File(map) => Some(map),
+        Node::Directory(_) | Node::Symlink(_) => None,
+    }
+}
+
+fn attributes(entry: &TarEntry) -> Attributes {
+    Attributes { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime_s: entry.mtime_s, mtime_ns: 0 }
+}
+
+/// `pg_wal/` and 24 digits: in windows of WAL, so that it shares its chunks with the archive.
+fn is_segment(path: &[u8]) -> bool {
+    let name = path.strip_prefix(WAL_DIRECTORY).unwrap_or_default();
+    name.len() == 24 && name.iter().all(u8::is_ascii_hexdigit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets_are_the_same_in_any_order_and_only_then() {
+        let set = |names: &[&str]| {
+            let mut set = FileSet::default();
+            names.iter().for_each(|name| set.add(name.as_bytes()));
+            set
+        };
+        assert_eq!(set(&["a", "b", "c"]), set(&["c", "a", "b"]));
+        assert_ne!(set(&["a", "b"]), set(&["a", "c"]));
+        assert_ne!(set(&["a", "b"]), set(&["a", "b", "b"]));
+        assert_ne!(set(&["a", "a", "b"]), set(&["a", "b", "b"]));
+    }
+
+    #[test]
+    fn only_segments_get_windows_of_wal() {
+        assert!(is_segment(b"pg_wal/000000010000000000000009"));
+        for other in ["pg_wal/00000002.history", "base/5/1259", "000000010000000000000009"] {
+            assert!(!is_segment(other.as_bytes()), "{other}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The WAL a backup needs: where it comes from, and waiting for it.
+
+use std::time::{Duration, Instant};
+
+use barmanfs_catalog::{Backup, BackupId, BackupSelector, Repository, WalOutcome};
+use barmanfs_pg::wal_name::{SegmentName, WalName};
+use barmanfs_pg::{Lsn, TimelineId};
+
+use super::settings::ServerSettings;
+use super::{Stop, Wishes};
+use crate::config::{Archiver, ServerConfig};
+use crate::error::Error;
+use crate::postgres::{self, Connection};
+use crate::progress::{Counted, Progress};
+
+/// How far the archive may be behind and still count as working: more than a busy server writes between two
+/// calls of its `archive_command`.
+const ARCHIVE_LAG_SEGMENTS: u64 = 16;
+/// How often the archive is looked at while waiting.
+const POLL: Duration = Duration::from_millis(500);
+/// Missing segments that are named.
+const MISSING_SHOWN: usize = 3;
+
+/// Who brings the WAL of a backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// `archive_command`: the backup waits for its segments.
+    Archive,
+    /// The backup itself.
+    Backup,
+}
+
+impl Source {
+    pub(super) fn sentence(self) -> &'static str {
+        match self {
+            Self::Archive => "its WAL comes through the archive",
+            Self::Backup => "it brings its WAL",
+        }
+    }
+}
+
+/// Decides who brings the WAL. The archive is relied on only where it was told to be used, or is seen to work: a
+/// backup whose WAL never arrives is worth nothing.
+pub(super) fn source(repository: &Repository, server: &ServerConfig, cluster: &ServerSettings) -> Result<Source, Error> {
+    match server.archiver {
+        Archiver::Off => Ok(Source::Backup),
+        Archiver::On => {
+            if !cluster.archives {
+                tracing::warn!("Server {} has archive_mode = off, and archiver = on in the configuration", server.name);
+            }
+            Ok(Source::Archive)
+        }
+        Archiver::Auto if cluster.archives && keeps_up(repository, server, cluster)? => Ok(Source::Archive),
+        Archiver::Auto => Ok(Source::Backup),
+    }
+}
+
+/// Whether one of the last complete segments has been archived.
+pub(crate) fn keeps_up(repository: &Repository, server: &ServerConfig, cluster: &ServerSettings) -> Result<bool, Error> {
+    let archive = repository.wal(&server.name);
+    let size = cluster.segment_size;
+    let current = cluster.flush_lsn.segment_number(size);
+    for number in (current.saturating_sub(ARCHIVE_LAG_SEGMENTS)..current).rev() {
+        let segment = SegmentName::from_lsn(cluster.timeline, Lsn(number.saturating_mul(size.bytes())), size);
+        if archive.entry(&WalName::Segment(segment))?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Makes the server keep all WAL from now on for as long as this connection lives. Where it has no slot to spare, the
+/// backup goes on: it fails by itself if the server removes WAL that it must send, and what an archiver has not
+/// archived is never removed.
+pub(super) fn hold(connection: &mut Connection, id: BackupId) -> Result<(), Error> {
+    let slot = format!("barmanfs_{}_{}", id.to_string().to_lowercase(), std::process::id());
+    match connection.create_temporary_slot(&slot) {
+        Ok(()) => Ok(()),
+        Err(error @ postgres::Error::Server(_)) => {
+            tracing::warn!("No replication slot for this backup: {error}");
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Archives the history of the backup's timeline when the archive does not have it: the server may have
+/// archived it before barmanfs came. A backup is whole without it, so a failure is only a warning.
+pub(super) fn keep_history(repository: &Repository, connection: &mut Connection, backup: &Backup) {
+    let Some(timeline) = backup.timeline.filter(|timeline| *timeline > TimelineId(1)) else { return };
+    if let Err(error) = archive_history(repository, connection, backup, timeline) {
+        tracing::warn!("The history of timeline {timeline} of server {} is not archived: {error}", backup.server);
+    }
+}
+
+fn archive_history(
+    repository: &Repository,
+    connection: &mut Connection,
+    backup: &Backup,
+    timeline: TimelineId,
+) -> Result<(), Error> {
+    let name = WalName::History(timeline);
+    if repository.wal(&backup.server).entry(&name)?.is_some() {
+        return Ok(());
+    }
+    let Some(history) = connection.timeline_history(timeline)? else { return Ok(()) };
+    let writer = repository.writer(&format!("timeline history of {}", backup.server))?;
+    let size = history.content.len() as u64;
+    match writer.archive_wal(&backup.server, &name, &mut history.content.as_slice(), size, "backup")? {
+        WalOutcome::Conflict(_) => Err(Error::failed("another history of that timeline was archived meanwhile")),
+        WalOutcome::Stored(_) | WalOutcome::AlreadyThere(_) => Ok(()),
+    }
+}
+
+/// Waits until the archive has all segments of the backup; gives it back as it is then. After the time the user gives
+/// it, the backup stays as it is, and becomes DONE by itself when its WAL arrives.
+pub(super) fn wait(repository: &Repository, backup: Backup, wishes: &Wishes, stop: &Stop) -> Result<Backup, Error> {
+    let progress = Progress::start(format!("Backup of {}", backup.server), Counted::Things, wishes.quiet);
+    let deadline = Instant::now() + wishes.wait_timeout;
+    loop {
+        let missing = repository.missing_wal(&backup)?;
+        if missing.is_empty() {
+            return Ok(repository.backup(&backup.server, &BackupSelector::Id(backup.id))?);
+        }
+        progress.note(&format!("waiting for {} to be archived", names(&missing)));
+        if stop.requested() || Instant::now() >= deadline {
+            drop(progress);
+            tracing::warn!(
+                "Backup {} of server {} is WAITING_FOR_WALS: {} not archived yet. It becomes DONE by itself when they \
+                 are; until then it cannot be recovered. Look at the server's log for why archive_command fails",
+                backup.id,
+                backup.server,
+                names(&missing)
+            );
+            return Ok(backup);
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+fn names(missing: &[SegmentName]) -> String {
+    let shown: Vec<String> = missing.iter().take(MISSING_SHOWN).map(ToString::to_string).collect();
+    let more = missing.len().saturating_sub(MISSING_SHOWN);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{more}", shown.join(", "))
+}

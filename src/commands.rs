@@ -1,0 +1,210 @@
+//! The commands, one module each, and what they share.
+
+pub(crate) mod backup;
+pub(crate) mod check;
+pub(crate) mod delete;
+pub(crate) mod get_wal;
+pub(crate) mod list_backups;
+pub(crate) mod list_files;
+pub(crate) mod list_servers;
+pub(crate) mod mount;
+pub(crate) mod rebuild_catalog;
+pub(crate) mod show_backup;
+pub(crate) mod stats;
+pub(crate) mod sweep;
+pub(crate) mod umount;
+pub(crate) mod verify;
+pub(crate) mod version;
+pub(crate) mod wal_archive;
+
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use barmanfs_catalog::{Backup, BackupSelector, Repository, ServerName};
+use nix::unistd::{Uid, User};
+use tracing::level_filters::LevelFilter;
+
+use crate::cli::{Cli, Command, GlobalOptions};
+use crate::config::{Config, ServerConfig};
+use crate::error::{Error, Outcome};
+use crate::logging;
+use crate::output::Output;
+
+/// What stands for every server on the command line.
+const ALL: &str = "all";
+
+/// What every command works with.
+#[derive(Debug)]
+pub(crate) struct App {
+    /// The configuration.
+    pub(crate) config: Config,
+    /// The options of every command.
+    pub(crate) options: GlobalOptions,
+    /// Standard output.
+    pub(crate) out: Output,
+}
+
+/// Runs the command that was asked for.
+pub(crate) fn run(cli: Cli) -> Result<Outcome, Error> {
+    let mut out = Output::stdout();
+    let outcome = match cli.command {
+        Command::Version(json) => version::run(&mut out, json)?,
+        Command::Umount(args) => umount::run(&args)?,
+        command => {
+            let mut app = App::start(cli.global, &command, out)?;
+            let outcome = app.run(command)?;
+            out = app.out;
+            outcome
+        }
+    };
+    out.flush()?;
+    Ok(outcome)
+}
+
+impl App {
+    /// Reads the configuration and starts the log.
+    fn start(options: GlobalOptions, command: &Command, out: Output) -> Result<Self, Error> {
+        let home = std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
+        let config = Config::load(options.config.as_deref(), home.as_deref())?;
+        // PostgreSQL runs these for every segment: what is always so belongs into no log each time.
+        let repetitive = matches!(command, Command::WalArchive(_) | Command::GetWal(_));
+        logging::start(level(&options, &config, repetitive));
+        if !repetitive {
+            config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        }
+        Ok(Self { config, options, out })
+    }
+
+    fn run(&mut self, command: Command) -> Result<Outcome, Error> {
+        match command {
+            Command::Backup(args) => backup::run(self, &args),
+            Command::WalArchive(args) => wal_archive::run(self, &args),
+            Command::GetWal(args) => get_wal::run(self, &args),
+            Command::ListServers(json) => list_servers::run(self, json),
+            Command::ListBackups(args) => list_backups::run(self, &args),
+            Command::ShowBackup(args) => show_backup::run(self, &args),
+            Command::ListFiles(args) => list_files::run(self, &args),
+            Command::Stats(args) => stats::run(self, &args),
+            Command::Mount(args) => mount::run(self, args),
+            Command::Umount(args) => umount::run(&args),
+            Command::Check(args) => check::run(self, &args),
+            Command::Verify(args) => verify::run(self, &args),
+            Command::Delete(args) => delete::run(self, &args),
+            Command::Sweep(json) => sweep::run(self, json),
+            Command::RebuildCatalog(json) => rebuild_catalog::run(self, json),
+            Command::Version(json) => version::run(&mut self.out, json),
+        }
+    }
+
+    /// The repository, for reading.
+    pub(crate) fn repository(&self) -> Result<Repository, Error> {
+        Ok(Repository::open(&self.config.repository)?)
+    }
+
+    /// The repository, for writing: not as a user whose files its owner could not use afterwards.
+    pub(crate) fn repository_for_writing(&self) -> Result<Repository, Error> {
+        self.refuse_foreign_root()?;
+        self.repository()
+    }
+
+    /// Root can write everywhere, and leaves files behind that the archiving user cannot write.
+    pub(crate) fn refuse_foreign_root(&self) -> Result<(), Error> {
+        let path = &self.config.repository;
+        let Ok(metadata) = std::fs::metadata(path) else { return Ok(()) };
+        if !Uid::effective().is_root() || metadata.uid() == 0 {
+            return Ok(());
+        }
+        let owner = Uid::from_raw(metadata.uid());
+        let owner = User::from_uid(owner).ok().flatten().map_or_else(|| owner.to_string(), |user| user.name);
+        Err(Error::failed(format!(
+            "The repository {} belongs to {owner}: root would leave files in it that {owner} cannot write",
+            path.display()
+        ))
+        .hint(format!("Run this as {owner}: sudo -u {owner} barmanfs ...")))
+    }
+
+    /// The section of the server called `name`.
+    pub(crate) fn configured(&self, name: &str) -> Result<&ServerConfig, Error> {
+        self.config.server(name).ok_or_else(|| self.unknown_server(name, &[]))
+    }
+
+    /// The servers that `names` stand for, each once; inactive ones only when they are named.
+    pub(crate) fn configured_servers(&self, names: &[String]) -> Result<Vec<ServerConfig>, Error> {
+        let mut servers: Vec<ServerConfig> = Vec::new();
+        for name in names {
+            let named: Vec<&ServerConfig> = match name.as_str() {
+                ALL => self.config.servers.iter().filter(|server| server.active).collect(),
+                name => vec![self.configured(name)?],
+            };
+            for server in named {
+                if servers.iter().all(|known| known.name != server.name) {
+                    servers.push(server.clone());
+                }
+            }
+        }
+        if servers.is_empty() {
+            return Err(Error::usage(format!("No active server in {}", self.config.file.display())));
+        }
+        Ok(servers)
+    }
+
+    /// The server called `name`, in the configuration or, when it has gone from there, in the repository.
+    pub(crate) fn known_server(&self, repository: &Repository, name: &str) -> Result<ServerName, Error> {
+        if let Some(server) = self.config.server(name) {
+            return Ok(server.name.clone());
+        }
+        let stored = repository.servers()?;
+        match stored.iter().find(|server| server.as_str() == name) {
+            Some(server) => Ok(server.clone()),
+            None => Err(self.unknown_server(name, &stored)),
+        }
+    }
+
+    /// The servers that `name` stands for: one, or for `all` those of the configuration and then the others
+    /// the repository has.
+    pub(crate) fn known_servers(&self, repository: &Repository, name: &str) -> Result<Vec<ServerName>, Error> {
+        if name != ALL {
+            return Ok(vec![self.known_server(repository, name)?]);
+        }
+        let mut servers: Vec<ServerName> = self.config.servers.iter().map(|server| server.name.clone()).collect();
+        for server in repository.servers()? {
+            if !servers.contains(&server) {
+                servers.push(server);
+            }
+        }
+        Ok(servers)
+    }
+
+    /// The backup of `server` that `selector` stands for.
+    pub(crate) fn backup(&self, repository: &Repository, server: &ServerName, selector: &str) -> Result<Backup, Error> {
+        let selector = BackupSelector::from_str(selector).map_err(|error| Error::usage(error.to_string()))?;
+        repository.backup(server, &selector).map_err(|error| {
+            Error::from(error).hint(format!("'barmanfs list-backups {server}' shows those there are"))
+        })
+    }
+
+    fn unknown_server(&self, name: &str, stored: &[ServerName]) -> Error {
+        let configured = self.config.servers.iter().map(|server| &server.name);
+        let mut names: Vec<&str> = configured.chain(stored).map(ServerName::as_str).collect();
+        names.sort_unstable();
+        names.dedup();
+        let hint = match names.as_slice() {
+            [] => format!("Add a section [{name}] to {}", self.config.file.display()),
+            names => format!("There are: {}", names.join(", ")),
+        };
+        Error::usage(format!("Server '{name}' is not in {}", self.config.file.display())).hint(hint)
+    }
+}
+
+/// The command line wins over the configuration.
+fn level(options: &GlobalOptions, config: &Config, repetitive: bool) -> LevelFilter {
+    let asked = match (options.quiet, options.verbose) {
+        (true, _) => Some(LevelFilter::ERROR),
+        (false, 0) => options.log_level.or(config.log_level),
+        (false, 1) => Some(LevelFilter::DEBUG),
+        (false, _) => Some(LevelFilter::TRACE),
+    };
+    let usual = if repetitive { LevelFilter::WARN } else { LevelFilter::INFO };
+    asked.unwrap_or(usual)
+}

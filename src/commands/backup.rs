@@ -1,0 +1,113 @@
+//! `barmanfs backup`.
+
+use std::time::Duration;
+
+use barmanfs_catalog::{Backup, BackupStatus, CreateOptions, Error as CatalogError, Repository};
+
+use super::App;
+use super::list_backups::{as_json, status_style};
+use crate::backup::{self, Stop, Wishes};
+use crate::cli::BackupArgs;
+use crate::config::ServerConfig;
+use crate::error::{Error, Outcome};
+use crate::fstab;
+use crate::output;
+
+/// Runs the command. One server after the other; one that fails does not keep the next from its backup.
+pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
+    let servers = app.configured_servers(&args.servers)?;
+    if let Some(server) = servers.iter().find(|server| !server.active) {
+        return Err(Error::usage(format!("Server '{}' is not active in {}", server.name, app.config.file.display())));
+    }
+    let repository = open_or_create(app)?;
+    let stop = Stop::watch()?;
+    let wishes = Wishes {
+        label: args.label.clone(),
+        fast_checkpoint: args.fast_checkpoint,
+        max_rate_kb: args.max_rate,
+        wait_timeout: Duration::from_secs(args.wait_timeout),
+        quiet: app.options.quiet,
+    };
+    let (backups, errors) = take_all(&repository, &servers, &wishes, &stop);
+    if args.json.json {
+        let shown = backups.iter().map(as_json).collect::<Result<Vec<_>, _>>()?;
+        app.out.json(&shown)?;
+    } else {
+        for backup in &backups {
+            let line = summary(app, backup);
+            app.out.line(line)?;
+        }
+    }
+    let all_done = backups.iter().all(|backup| backup.status == BackupStatus::Done);
+    match (summed_up(errors, servers.len()), all_done) {
+        (Some(error), _) => Err(error),
+        (None, true) => Ok(Outcome::Done),
+        (None, false) => Ok(Outcome::Problems),
+    }
+}
+
+fn take_all(
+    repository: &Repository,
+    servers: &[ServerConfig],
+    wishes: &Wishes,
+    stop: &Stop,
+) -> (Vec<Backup>, Vec<Error>) {
+    let (mut backups, mut errors) = (Vec::new(), Vec::new());
+    for server in servers {
+        match backup::take(repository, server, wishes, stop) {
+            Ok(backup) => backups.push(backup),
+            Err(error) => errors.push(error),
+        }
+        if stop.requested() {
+            break;
+        }
+    }
+    (backups, errors)
+}
+
+/// One error as it is; of several, each is logged and the sum returned.
+fn summed_up(mut errors: Vec<Error>, servers: usize) -> Option<Error> {
+    match errors.len() {
+        0 | 1 => errors.pop(),
+        failed => {
+            errors.iter().for_each(|error| tracing::error!("{error}"));
+            Some(Error::failed(format!("{failed} of {servers} backups failed")))
+        }
+    }
+}
+
+/// The repository; made when its directory is empty or not there yet, as Barman does.
+fn open_or_create(app: &App) -> Result<Repository, Error> {
+    let path = &app.config.repository;
+    match Repository::open(path) {
+        Err(CatalogError::NoRepository { .. }) => {}
+        other => {
+            app.refuse_foreign_root()?;
+            return Ok(other?);
+        }
+    }
+    if let Some(mount_point) = fstab::missing_mount(path) {
+        return Err(Error::failed(format!("{} is not mounted: no repository is created in its place", mount_point.display()))
+            .hint(format!("Mount {} first; /etc/fstab lists it", mount_point.display())));
+    }
+    app.refuse_foreign_root()?;
+    match Repository::create(path, CreateOptions::default()) {
+        Ok(repository) => {
+            tracing::info!("Created the repository {}", path.display());
+            Ok(repository)
+        }
+        // Another backup may have been first.
+        Err(error) => Repository::open(path).map_err(|_| error.into()),
+    }
+}
+
+fn summary(app: &App, backup: &Backup) -> String {
+    format!(
+        "Backup {} of server {}: {}, {}, {} added",
+        backup.id,
+        backup.server,
+        app.out.paint(backup.status.as_str(), status_style(backup.status)),
+        output::bytes(backup.logical_bytes),
+        output::bytes(backup.new_stored_bytes)
+    )
+}

@@ -1,0 +1,105 @@
+//! The checks that need no server.
+
+use std::io;
+use std::path::Path;
+
+use barmanfs_catalog::{Backup, BackupStatus, Repository};
+
+use super::Lines;
+use crate::commands::App;
+use crate::config::ServerConfig;
+use crate::error::Error;
+use crate::output;
+
+/// Less than this free, and the next few packs do not fit.
+const FREE_BYTES_MIN: u64 = 256 << 20;
+
+/// Looks at the repository and at what it has of the server; gives the repository when it can be opened.
+pub(super) fn check(app: &App, server: &ServerConfig, lines: &mut Lines) -> Option<Repository> {
+    let path = &app.config.repository;
+    let shown = |_: &Repository| Some(path.display().to_string());
+    let repository = lines.result("repository", app.repository(), shown)?;
+    let writable = app.refuse_foreign_root().and_then(|()| writable(path));
+    lines.result("repository writable", writable, |()| None);
+    free_space(path, lines);
+    let backups = repository.backups(&server.name).map_err(Error::from);
+    if let Some(backups) = lines.result("catalog", backups, |_| None) {
+        complete_backup(server, &backups, lines);
+        waiting(&repository, &backups, lines);
+        failed(&backups, lines);
+    }
+    quarantine(&repository, server, lines);
+    Some(repository)
+}
+
+fn writable(path: &Path) -> Result<(), Error> {
+    tempfile::tempfile_in(path).map(drop).map_err(|error| Error::failed(format!("Cannot write there: {error}")))
+}
+
+fn free_space(path: &Path, lines: &mut Lines) {
+    const NAME: &str = "free space";
+    match rustix::fs::statvfs(path) {
+        Ok(state) => {
+            let free = state.f_bavail.saturating_mul(state.f_frsize);
+            match free >= FREE_BYTES_MIN {
+                true => lines.ok(NAME, output::bytes(free)),
+                false => lines.failed(NAME, format!("only {} left", output::bytes(free))),
+            }
+        }
+        Err(error) => lines.failed(NAME, io::Error::from(error).to_string()),
+    }
+}
+
+fn complete_backup(server: &ServerConfig, backups: &[Backup], lines: &mut Lines) {
+    const NAME: &str = "complete backup";
+    let done: Vec<&Backup> = backups.iter().filter(|backup| backup.status == BackupStatus::Done).collect();
+    match done.last() {
+        Some(last) => lines.ok(NAME, format!("there are {}, the last is {}", done.len(), last.id)),
+        None => lines.failed(NAME, format!("there is none: 'barmanfs backup {}' takes one", server.name)),
+    }
+}
+
+fn waiting(repository: &Repository, backups: &[Backup], lines: &mut Lines) {
+    const NAME: &str = "backups have their WAL";
+    for backup in backups.iter().filter(|backup| backup.status == BackupStatus::WaitingForWals) {
+        let missing = repository.missing_wal(backup).unwrap_or_default();
+        let first = missing.first().map(|segment| format!("{segment} is not archived")).unwrap_or_default();
+        lines.failed(NAME, format!("{} is WAITING_FOR_WALS: {first}", backup.id));
+    }
+}
+
+/// A failure that a later backup made good is no problem any more.
+fn failed(backups: &[Backup], lines: &mut Lines) {
+    const NAME: &str = "failed backups";
+    let last = backups.iter().rfind(|backup| backup.status != BackupStatus::Started);
+    match last.filter(|backup| backup.status == BackupStatus::Failed) {
+        Some(backup) => {
+            let reason = backup.error.as_deref().unwrap_or("the reason is not known");
+            lines.failed(NAME, format!("the last, {}: {}", backup.id, output::printable(reason.as_bytes())));
+        }
+        None => {
+            let count = backups.iter().filter(|backup| backup.status == BackupStatus::Failed).count();
+            lines.ok(NAME, format!("there are {count}, none since the last complete one"));
+        }
+    }
+}
+
+fn quarantine(repository: &Repository, server: &ServerConfig, lines: &mut Lines) {
+    const NAME: &str = "quarantined WAL";
+    match repository.wal(&server.name).quarantined() {
+        Ok(files) => match files.last() {
+            None => lines.ok(NAME, "there is none".to_owned()),
+            Some(last) => lines.failed(
+                NAME,
+                format!(
+                    "{} files, the last is {} of {}: somebody else archives as '{}'",
+                    files.len(),
+                    last.file.name,
+                    output::second(last.file.archived_at),
+                    server.name
+                ),
+            ),
+        },
+        Err(error) => lines.failed(NAME, Error::from(error).to_string()),
+    }
+}

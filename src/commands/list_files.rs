@@ -1,0 +1,140 @@
+//! `barmanfs list-files`: paths as they stand below the server's directory of the mount.
+
+use barmanfs_catalog::{Backup, Repository};
+use barmanfs_pg::TimestampMicros;
+use barmanfs_pg::wal_name::{SegmentName, WalName};
+use barmanfs_store::{DirectoryRef, Entry, Node, TreeReader};
+use serde::Serialize;
+
+use super::App;
+use crate::cli::{FileTarget, ListFilesArgs};
+use crate::error::{Error, Outcome};
+use crate::output::{self, Output};
+
+/// One element with `--json`.
+#[derive(Debug, Serialize)]
+struct Line {
+    /// Not UTF-8 in a name becomes the replacement character.
+    path: String,
+    size_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mode: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    modified: Option<TimestampMicros>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    archived: Option<TimestampMicros>,
+}
+
+/// Runs the command.
+pub(crate) fn run(app: &mut App, args: &ListFilesArgs) -> Result<Outcome, Error> {
+    let repository = app.repository()?;
+    let server = app.known_server(&repository, &args.which.server)?;
+    let backup = app.backup(&repository, &server, &args.which.backup)?;
+    let Some(root) = backup.root.as_ref().filter(|_| backup.is_complete()) else {
+        return Err(Error::failed(format!("Backup {} of server {server} is {} and has no files", backup.id, backup.status)));
+    };
+    let mut lister = Lister { out: &mut app.out, json: args.json.json, trees: repository.trees(), count: 0 };
+    if args.target != FileTarget::Wal {
+        lister.directory(&root.directory, format!("{}/", backup.id).into_bytes())?;
+    }
+    match args.target {
+        FileTarget::Data => {}
+        FileTarget::Standalone => {
+            for segment in backup.needed_wal() {
+                lister.wal(&repository, &backup, &WalName::Segment(segment))?;
+            }
+        }
+        FileTarget::Wal | FileTarget::Full => {
+            for name in wal_from(&repository, &backup)? {
+                lister.wal(&repository, &backup, &name?)?;
+            }
+        }
+    }
+    if lister.json {
+        lister.out.json_end(lister.count)?;
+    }
+    Ok(Outcome::Done)
+}
+
+struct Lister<'a> {
+    out: &'a mut Output,
+    json: bool,
+    trees: TreeReader,
+    /// Lines so far.
+    count: u64,
+}
+
+impl Lister<'_> {
+    fn directory(&mut self, directory: &DirectoryRef, path: Vec<u8>) -> Result<(), Error> {
+        for entry in self.trees.entries(directory) {
+            let Entry { name, attributes, node } = entry?;
+            let mut path = path.clone();
+            path.extend_from_slice(&name);
+            let size_bytes = match node {
+                Node::Directory(below) => {
+                    path.push(b'/');
+                    self.directory(&below, path)?;
+                    continue;
+                }
+                Node::File(map) => map.size_bytes,
+                Node::Symlink(target) => target.len() as u64,
+            };
+            let micros = attributes.mtime_s.saturating_mul(1_000_000) + i64::from(attributes.mtime_ns / 1000);
+            self.line(&path, |path| Line {
+                path,
+                size_bytes,
+                mode: Some(format!("{:04o}", attributes.mode)),
+                modified: Some(TimestampMicros::from_unix_micros(micros)),
+                archived: None,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn wal(&mut self, repository: &Repository, backup: &Backup, name: &WalName) -> Result<(), Error> {
+        // A segment the backup waits for is no file yet.
+        let Some(entry) = repository.wal(&backup.server).entry(name)? else { return Ok(()) };
+        self.line(format!("wal/{name}").as_bytes(), |path| Line {
+            path,
+            size_bytes: entry.size_bytes,
+            mode: None,
+            modified: None,
+            archived: Some(entry.archived_at),
+        })
+    }
+
+    fn line(&mut self, path: &[u8], details: impl FnOnce(String) -> Line) -> Result<(), Error> {
+        let nth = self.count;
+        self.count += 1;
+        if self.json {
+            self.out.json_element(&details(String::from_utf8_lossy(path).into_owned()), nth)
+        } else {
+            // Escaped, so that every file is one line.
+            self.out.line(output::printable(path))
+        }
+    }
+}
+
+/// The archived files from the backup's first segment to the next backup's, with all histories: what can
+/// be recovered from this backup and not from the next.
+fn wal_from<'r>(
+    repository: &'r Repository,
+    backup: &Backup,
+) -> Result<impl Iterator<Item = Result<WalName, Error>> + 'r, Error> {
+    let first = first_segment(backup);
+    let next = repository.backups(&backup.server)?.into_iter().find(|other| other.is_complete() && other.id > backup.id);
+    let end = next.as_ref().and_then(first_segment);
+    let wanted = move |name: &WalName| match name.segment() {
+        Some(segment) => {
+            let key = segment.to_string();
+            first.is_some_and(|first| key >= first.to_string()) && end.is_none_or(|end| key < end.to_string())
+        }
+        None => true,
+    };
+    let names = repository.wal(&backup.server).entries().map(|entry| Ok(entry?.name));
+    Ok(names.filter(move |name: &Result<WalName, Error>| name.as_ref().map_or(true, &wanted)))
+}
+
+fn first_segment(backup: &Backup) -> Option<SegmentName> {
+    Some(SegmentName::from_lsn(backup.timeline?, backup.start_lsn?, backup.segment_size))
+}

@@ -1,0 +1,85 @@
+//! `barmanfs list-servers`.
+
+use barmanfs_catalog::{Backup, Error as CatalogError, Repository, ServerName};
+use barmanfs_pg::{SystemId, TimestampMicros};
+use serde::Serialize;
+
+use super::App;
+use crate::cli::JsonOption;
+use crate::error::{Error, Outcome};
+use crate::output::{Align, Cell, Style, Table, second};
+
+/// One server, of the configuration or left in the repository.
+#[derive(Debug, Serialize)]
+struct Server {
+    name: ServerName,
+    description: Option<String>,
+    configured: bool,
+    active: bool,
+    system_id: Option<SystemId>,
+    backups: usize,
+    last_backup: Option<TimestampMicros>,
+}
+
+/// Runs the command.
+pub(crate) fn run(app: &mut App, json: JsonOption) -> Result<Outcome, Error> {
+    // Before the first backup there is no repository, and nothing wrong about it.
+    let repository = match Repository::open(&app.config.repository) {
+        Err(CatalogError::NoRepository { .. }) => None,
+        other => Some(other?),
+    };
+    let names = match &repository {
+        Some(repository) => app.known_servers(repository, super::ALL)?,
+        None => app.config.servers.iter().map(|server| server.name.clone()).collect(),
+    };
+    let servers: Vec<Server> =
+        names.into_iter().map(|name| describe(app, repository.as_ref(), name)).collect::<Result<_, _>>()?;
+    if json.json {
+        app.out.json(&servers)?;
+    } else {
+        app.out.table(&table(&servers))?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn describe(app: &App, repository: Option<&Repository>, name: ServerName) -> Result<Server, Error> {
+    let configured = app.config.server(name.as_str());
+    let (system_id, backups) = match repository {
+        Some(repository) => (repository.system_id(&name)?, repository.backups(&name)?),
+        None => (None, Vec::new()),
+    };
+    Ok(Server {
+        description: configured.and_then(|server| server.description.clone()),
+        configured: configured.is_some(),
+        active: configured.is_some_and(|server| server.active),
+        system_id,
+        backups: backups.iter().filter(|backup| backup.is_complete()).count(),
+        last_backup: backups.iter().rfind(|backup| backup.is_complete()).map(|Backup { begin_time, .. }| *begin_time),
+        name,
+    })
+}
+
+fn table(servers: &[Server]) -> Table {
+    let mut table = Table::new(&[
+        ("Server", Align::Left),
+        ("State", Align::Left),
+        ("Backups", Align::Right),
+        ("Last backup", Align::Left),
+        ("Description", Align::Left),
+    ]);
+    for server in servers {
+        let state = match (server.configured, server.active) {
+            (true, true) => Cell::styled("active", Style::Green),
+            (true, false) => Cell::styled("inactive", Style::Yellow),
+            (false, _) => Cell::styled("not configured", Style::Yellow),
+        };
+        table.row([
+            server.name.as_str().into(),
+            state,
+            server.backups.to_string().into(),
+            server.last_backup.map_or_else(|| "-".to_owned(), second).into(),
+            server.description.clone().unwrap_or_default().into(),
+        ]);
+    }
+    table
+}

@@ -1,0 +1,109 @@
+//! `barmanfs mount`.
+
+use std::path::Path;
+use std::thread;
+
+use barmanfs_fs::{MountOptions, MountedFs};
+use nix::unistd::{Group, User};
+
+use super::App;
+use crate::cli::MountArgs;
+use crate::daemon;
+use crate::error::{Error, Outcome};
+use crate::mount_helper;
+use crate::signals::Interruption;
+
+/// Exists while the daemon serves; looking at it is what "the mount answers" means.
+const ALIVE: &str = ".barmanfs/alive";
+
+/// Runs the command. In the background it is run twice: by the parent, which only waits, and by the child.
+pub(crate) fn run(app: &App, args: MountArgs) -> Result<Outcome, Error> {
+    if !args.foreground && !args.background_child {
+        let arguments = mount_helper::translate(std::env::args_os().collect());
+        return daemon::start(arguments.into_iter().skip(1));
+    }
+    if args.background_child {
+        daemon::enter_background()?;
+    }
+    let mount_point = args.mount_point.clone();
+    let background = args.background_child;
+    let mounted = barmanfs_fs::mount(app.repository()?, options(app, args)?)?;
+    serve(app, mounted, &mount_point, background)
+}
+
+fn options(app: &App, args: MountArgs) -> Result<MountOptions, Error> {
+    let repository = app.repository()?;
+    let servers = args.servers.iter().map(|name| app.known_server(&repository, name)).collect::<Result<Vec<_>, _>>()?;
+    let cache_bytes = usize::try_from(args.cache_size)
+        .map_err(|_| Error::usage(format!("A cache of {} bytes is more than this machine can address", args.cache_size)))?;
+    Ok(MountOptions {
+        mount_point: args.mount_point,
+        servers: (!servers.is_empty()).then_some(servers),
+        allow_other: args.allow_other,
+        uid: args.uid.as_deref().map(user_id).transpose()?,
+        gid: args.gid.as_deref().map(group_id).transpose()?,
+        cache_bytes: Some(cache_bytes),
+        threads: None,
+    })
+}
+
+/// Serves until somebody unmounts, or a signal asks for it.
+fn serve(app: &App, mounted: MountedFs, mount_point: &Path, background: bool) -> Result<Outcome, Error> {
+    let unmounter = mounted.unmounter();
+    let on_failure = mounted.unmounter();
+    let _signals = Interruption::watch(move || {
+        if let Err(error) = unmounter.unmount() {
+            tracing::error!("Cannot unmount: {error}");
+        }
+    })?;
+    let serving = thread::Builder::new()
+        .name("mount".to_owned())
+        .spawn(move || mounted.serve())
+        .map_err(|error| Error::failed(format!("Cannot start a thread: {error}")))?;
+    let answered = answers(mount_point).and_then(|()| {
+        tracing::info!("Serving {} at {}", app.config.repository.display(), mount_point.display());
+        if background { daemon::ready(app.config.log_file.as_deref()) } else { Ok(()) }
+    });
+    if let Err(error) = answered {
+        on_failure.unmount()?;
+        return Err(error);
+    }
+    match serving.join() {
+        Ok(served) => served?,
+        Err(_) => return Err(Error::failed(format!("The mount at {} ended by a bug", mount_point.display()))),
+    }
+    tracing::info!("Unmounted {}", mount_point.display());
+    Ok(Outcome::Done)
+}
+
+fn answers(mount_point: &Path) -> Result<(), Error> {
+    std::fs::metadata(mount_point.join(ALIVE))
+        .map(drop)
+        .map_err(|error| Error::failed(format!("The mount at {} does not answer: {error}", mount_point.display())))
+}
+
+/// A number, or a name of the system.
+fn user_id(text: &str) -> Result<u32, Error> {
+    let named = || User::from_name(text).ok().flatten().map(|user| user.uid.as_raw());
+    text.parse().ok().or_else(named).ok_or_else(|| Error::usage(format!("There is no user '{text}'")))
+}
+
+/// A number, or a name of the system.
+fn group_id(text: &str) -> Result<u32, Error> {
+    let named = || Group::from_name(text).ok().flatten().map(|group| group.gid.as_raw());
+    text.parse().ok().or_else(named).ok_or_else(|| Error::usage(format!("There is no group '{text}'")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_and_groups_have_names_or_numbers() {
+        assert_eq!(user_id("root").unwrap(), 0);
+        assert_eq!(user_id("4711").unwrap(), 4711);
+        assert_eq!(user_id("nobody-of-that-name").unwrap_err().code(), 2);
+        assert_eq!(group_id("root").unwrap(), 0);
+        assert!(group_id("no-such-group").is_err());
+    }
+}

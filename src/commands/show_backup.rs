@@ -1,0 +1,115 @@
+//! `barmanfs show-backup`.
+
+use barmanfs_catalog::{Backup, BackupStatus, Repository};
+use barmanfs_pg::wal_name::SegmentName;
+use serde_json::json;
+
+use super::App;
+use super::list_backups::{as_json, status_style, took};
+use crate::cli::ShowBackupArgs;
+use crate::error::{Error, Outcome};
+use crate::output::{self, Output};
+
+/// Missing segments that are listed by name; more than this is a gap, not a wait.
+const MISSING_SHOWN: usize = 5;
+
+/// Runs the command.
+pub(crate) fn run(app: &mut App, args: &ShowBackupArgs) -> Result<Outcome, Error> {
+    let repository = app.repository()?;
+    let server = app.known_server(&repository, &args.which.server)?;
+    let backup = app.backup(&repository, &server, &args.which.backup)?;
+    let missing = repository.missing_wal(&backup)?;
+    if args.json.json {
+        let mut value = as_json(&backup)?;
+        if let Some(fields) = value.as_object_mut() {
+            fields.insert("missing_wal".to_owned(), json!(missing.iter().map(ToString::to_string).collect::<Vec<_>>()));
+        }
+        app.out.json(&value)?;
+    } else {
+        show(&mut app.out, &repository, &backup, &missing)?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn show(out: &mut Output, repository: &Repository, backup: &Backup, missing: &[SegmentName]) -> Result<(), Error> {
+    let status = out.paint(backup.status.as_str(), status_style(backup.status));
+    out.line(format_args!("Backup {} of server {}", backup.id, backup.server))?;
+    let mut facts = Facts::default();
+    facts.add("Status", status);
+    facts.add_some("Error", backup.error.as_deref().map(|error| output::printable(error.as_bytes())));
+    facts.add_some("Label", backup.label.as_deref().map(|label| output::printable(label.as_bytes())));
+    facts.add("Began", output::second(backup.begin_time));
+    facts.add_some("Ended", backup.end_time.map(output::second));
+    facts.add_some("Took", took(backup).map(output::duration));
+    facts.add("Taken from", if backup.from_standby { "a standby" } else { "the primary" });
+    facts.add("PostgreSQL", backup.server_version);
+    facts.add("System identifier", backup.system_id);
+    facts.add_some("Timeline", backup.timeline);
+    facts.add_some("Start LSN", backup.start_lsn);
+    facts.add_some("Stop LSN", backup.stop_lsn);
+    if backup.is_complete() {
+        facts.add("WAL", wal(backup, missing));
+        facts.add("Files", backup.files);
+        facts.add("Size", output::bytes(backup.logical_bytes));
+        facts.add("Sent by the server", output::bytes(backup.sent_bytes));
+        facts.add("Added to repository", added(backup));
+    }
+    let checksums = backup.data_checksums.map(|on| if on { "on" } else { "off" });
+    facts.add_some("Page checksums", checksums);
+    for failure in &backup.checksum_failures {
+        facts.add("Checksum failure", output::printable(failure.as_bytes()));
+    }
+    for space in &backup.tablespaces {
+        let name = space.name.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();
+        let location = output::printable(space.location.as_bytes());
+        facts.add("Tablespace", format!("pg_tblspc/{}{name}, was at {location}", space.oid));
+    }
+    facts.add("Repository", repository.path().display());
+    out.bytes(facts.render().as_bytes())
+}
+
+fn wal(backup: &Backup, missing: &[SegmentName]) -> String {
+    if backup.wal_included {
+        return "came with the backup".to_owned();
+    }
+    let mut needed = backup.needed_wal();
+    let first = needed.next();
+    let last = needed.last().or(first);
+    let range = match (first, last) {
+        (Some(first), Some(last)) if first != last => format!("{first} to {last}"),
+        (Some(first), _) => first.to_string(),
+        (None, _) => return "none needed".to_owned(),
+    };
+    match (backup.status, missing) {
+        (BackupStatus::Done, _) | (_, []) => format!("{range}, all archived"),
+        (_, missing) => {
+            let names: Vec<String> = missing.iter().take(MISSING_SHOWN).map(ToString::to_string).collect();
+            let more = if missing.len() > MISSING_SHOWN { " and more" } else { "" };
+            format!("{range}, not archived yet: {}{more}", names.join(", "))
+        }
+    }
+}
+
+fn added(backup: &Backup) -> String {
+    let bytes = output::bytes(backup.new_stored_bytes);
+    format!("{bytes} ({} of its size)", output::percent(backup.new_stored_bytes, backup.logical_bytes))
+}
+
+/// Lines of a name and a value, the values under each other.
+#[derive(Debug, Default)]
+struct Facts(Vec<(&'static str, String)>);
+
+impl Facts {
+    fn add(&mut self, name: &'static str, value: impl ToString) {
+        self.0.push((name, value.to_string()));
+    }
+
+    fn add_some(&mut self, name: &'static str, value: Option<impl ToString>) {
+        self.0.extend(value.map(|value| (name, value.to_string())));
+    }
+
+    fn render(&self) -> String {
+        let width = self.0.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
+        self.0.iter().map(|(name, value)| format!("  {name:width$}  {value}\n")).collect()
+    }
+}

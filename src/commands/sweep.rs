@@ -1,0 +1,41 @@
+//! `barmanfs sweep`.
+
+use barmanfs_catalog::{SweepOptions, SweepReport};
+
+use super::App;
+use crate::cli::JsonOption;
+use crate::error::{Error, Outcome};
+use crate::output::{self, Output};
+use crate::progress::Shown;
+
+/// Runs the command.
+pub(crate) fn run(app: &mut App, json: JsonOption) -> Result<Outcome, Error> {
+    let repository = app.repository_for_writing()?;
+    let report = repository.sweep(&SweepOptions::default(), &mut Shown::start("Sweep", app.options.quiet))?;
+    if json.json {
+        app.out.json(&report)?;
+    } else {
+        show(&mut app.out, &report)?;
+    }
+    let clean = report.missing_chunks == 0 && report.problems.is_empty();
+    Ok(if clean { Outcome::Done } else { Outcome::Problems })
+}
+
+fn show(out: &mut Output, report: &SweepReport) -> Result<(), Error> {
+    let gained = report.removed_bytes.saturating_sub(report.copied_bytes);
+    out.line(format_args!("Freed {} in {} packs", output::bytes(gained), report.removed_packs))?;
+    if report.abandoned_files > 0 {
+        out.line(format_args!("Removed {} unfinished files of killed processes", report.abandoned_files))?;
+    }
+    if report.waiting_packs > 0 {
+        let writers = report.waiting_for.join(", ");
+        out.line(format_args!("{} packs go with the next sweep, when these have ended: {writers}", report.waiting_packs))?;
+    }
+    for problem in &report.problems {
+        out.line(format_args!("Pack {}: {}", problem.pack, problem.reason))?;
+    }
+    if report.missing_chunks > 0 {
+        out.line(format_args!("{} chunks are missing: 'barmanfs verify' names the files", report.missing_chunks))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! `barmanfs verify`.
+
+use barmanfs_catalog::{Damage, Repository, VerifyReport, VerifyScope};
+
+use super::App;
+use crate::cli::VerifyArgs;
+use crate::error::{Error, Outcome};
+use crate::output::{self, Output, Style};
+use crate::progress::Shown;
+
+/// The word for the WAL archive where a backup is expected.
+const WAL: &str = "wal";
+
+/// Runs the command.
+pub(crate) fn run(app: &mut App, args: &VerifyArgs) -> Result<Outcome, Error> {
+    let repository = app.repository()?;
+    let scope = scope(app, &repository, args)?;
+    let report = repository.verify(&scope, &mut Shown::start("Verify", app.options.quiet))?;
+    if args.json.json {
+        app.out.json(&report)?;
+    } else {
+        show(&mut app.out, &report)?;
+    }
+    Ok(if report.is_clean() { Outcome::Done } else { Outcome::Problems })
+}
+
+fn scope(app: &App, repository: &Repository, args: &VerifyArgs) -> Result<VerifyScope, Error> {
+    if args.server == super::ALL {
+        return match &args.what {
+            None => Ok(VerifyScope::All),
+            Some(_) => Err(Error::usage("Name the server whose backup or WAL is to be verified")),
+        };
+    }
+    let server = app.known_server(repository, &args.server)?;
+    match args.what.as_deref() {
+        None => Ok(VerifyScope::Server(server)),
+        Some(WAL) => Ok(VerifyScope::Wal(server)),
+        Some(backup) => {
+            let id = app.backup(repository, &server, backup)?.id;
+            Ok(VerifyScope::Backup(server, id))
+        }
+    }
+}
+
+fn show(out: &mut Output, report: &VerifyReport) -> Result<(), Error> {
+    for problem in &report.pack_problems {
+        out.line(format_args!("{} pack {}: {}", out.paint("DAMAGED", Style::Red), problem.pack, problem.reason))?;
+    }
+    for damage in &report.damages {
+        let line = sentence(damage);
+        out.line(format_args!("{} {line}", out.paint("DAMAGED", Style::Red)))?;
+    }
+    if report.damages_cut {
+        out.line("... and more")?;
+    }
+    let verdict = if report.is_clean() {
+        out.paint("all as it should be", Style::Green)
+    } else {
+        out.paint(&format!("{} of the chunks are damaged or missing", report.bad_chunks), Style::Red)
+    };
+    out.line(format_args!(
+        "{} backups, {} WAL files, {} chunks, {}: {verdict}",
+        report.backups,
+        report.wal_files,
+        report.chunks,
+        output::bytes(report.bytes)
+    ))
+}
+
+/// `main 20261120T101500 base/5/16384: page 17 and 15 more: ...`
+fn sentence(damage: &Damage) -> String {
+    let whose = match damage.backup {
+        Some(id) => format!("{} {id}", damage.server),
+        None => format!("{} wal", damage.server),
+    };
+    let file = output::printable(damage.file.as_bytes());
+    let pages = match (damage.first_page, damage.pages) {
+        (None, _) => String::new(),
+        (Some(page), ..=1) => format!(" page {page}"),
+        (Some(page), pages) => format!(" page {page} and {} more", pages - 1),
+    };
+    format!("{whose} {file}{pages}: {}", damage.reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_is_named_by_backup_file_and_page() {
+        let mut damage = Damage {
+            server: "main".parse().unwrap(),
+            backup: Some("20261120T101500".parse().unwrap()),
+            file: "base/5/16384".to_owned(),
+            first_page: Some(17),
+            pages: 16,
+            reason: "chunk is gone".to_owned(),
+        };
+        assert_eq!(sentence(&damage), "main 20261120T101500 base/5/16384 page 17 and 15 more: chunk is gone");
+        damage.backup = None;
+        damage.first_page = None;
+        assert_eq!(sentence(&damage), "main wal base/5/16384: chunk is gone");
+    }
+}

@@ -1,0 +1,40 @@
+//! `barmanfs wal-archive`: one WAL file into the archive, for `archive_command`.
+//!
+//! Started for every segment: it parses one small file, opens the repository and stores. It never creates a repository:
+//! WAL acknowledged into an empty directory where a disk was to be mounted would be lost from sight.
+
+use std::fs::File;
+use std::str::FromStr;
+
+use barmanfs_catalog::WalOutcome;
+use barmanfs_pg::wal_name::WalName;
+
+use super::App;
+use crate::cli::WalArchiveArgs;
+use crate::error::{Error, Outcome};
+
+/// Runs the command.
+pub(crate) fn run(app: &App, args: &WalArchiveArgs) -> Result<Outcome, Error> {
+    let server = &app.configured(&args.server)?.name;
+    let path = &args.path;
+    let file_name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = WalName::from_str(&file_name).map_err(|error| Error::usage(error.to_string()))?;
+    let unreadable = |error| Error::failed(format!("Cannot read {}: {error}", path.display()));
+    let mut file = File::open(path).map_err(unreadable)?;
+    let size_bytes = file.metadata().map_err(unreadable)?.len();
+    let writer = app.repository_for_writing()?.writer("wal-archive")?;
+    match writer.archive_wal(server, &name, &mut file, size_bytes, "wal-archive")? {
+        WalOutcome::Stored(_) => tracing::debug!("Archived {name} of server {server}"),
+        WalOutcome::AlreadyThere(_) => tracing::debug!("WAL file {name} of server {server} was archived before"),
+        WalOutcome::Conflict(conflict) => {
+            return Err(Error::failed(format!(
+                "WAL file {name} of server {server} has other content than the one archived at {}: not archived, put aside",
+                conflict.archived.archived_at
+            ))
+            .hint(format!(
+                "Does another server archive as '{server}', or a copy of this one that was promoted on the same timeline?"
+            )));
+        }
+    }
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,48 @@
+//! Is a file system that should be there missing?
+//!
+//! A repository made in the empty directory under a disk that is not mounted would take backups and WAL that nobody finds
+//! once the disk is back.
+
+use std::path::{Path, PathBuf};
+
+/// The mount point that `path` would be on if everything of /etc/fstab were mounted, and which is not.
+pub(crate) fn missing_mount(path: &Path) -> Option<PathBuf> {
+    // Hosts without either file have nothing to say about it.
+    let fstab = std::fs::read_to_string("/etc/fstab").unwrap_or_default();
+    let mounted = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    find(path, &fstab, &mounted)
+}
+
+fn find(path: &Path, fstab: &str, mountinfo: &str) -> Option<PathBuf> {
+    // fstab(5): the second field; proc_pid_mountinfo(5): the fifth.
+    let mounted: Vec<PathBuf> = mountinfo.lines().filter_map(|line| mount_point(line, 4)).collect();
+    fstab
+        .lines()
+        .filter(|line| !line.trim_start().starts_with('#'))
+        .filter_map(|line| mount_point(line, 1))
+        .filter(|point| point != Path::new("/") && path.starts_with(point))
+        .find(|point| !mounted.contains(point))
+}
+
+/// Blanks in names are written as octal escapes in both files.
+fn mount_point(line: &str, field: usize) -> Option<PathBuf> {
+    let field = line.split_ascii_whitespace().nth(field).filter(|field| field.starts_with('/'))?;
+    let name = field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\");
+    Some(PathBuf::from(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FSTAB: &str = "# disks\nUUID=1 / ext4 defaults 0 1\n/dev/sdb1 /mnt/nas\\040one ext4 noauto 0 2\n/dev/sdc1 /srv xfs\tdefaults 0 2\nproc none swap sw 0 0\n";
+    const MOUNTED: &str = "21 1 8:1 / / rw - ext4 /dev/sda1 rw\n22 21 8:33 / /srv rw - xfs /dev/sdc1 rw\n";
+
+    #[test]
+    fn a_listed_mount_point_must_be_mounted() {
+        assert_eq!(find(Path::new("/mnt/nas one/repo"), FSTAB, MOUNTED), Some(PathBuf::from("/mnt/nas one")));
+        assert_eq!(find(Path::new("/srv/repo"), FSTAB, MOUNTED), None);
+        assert_eq!(find(Path::new("/var/lib/repo"), FSTAB, MOUNTED), None);
+        assert_eq!(find(Path::new("/mnt/nas"), FSTAB, MOUNTED), None);
+    }
+}

@@ -1,0 +1,48 @@
+//! SIGINT and SIGTERM, for work that must end in order.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::{Handle, Signals};
+
+use crate::error::Error;
+
+/// Watches for the signals until it is dropped. The first one is an orderly request to end; the same signal again
+/// ends the process at once.
+#[derive(Debug)]
+pub(crate) struct Interruption {
+    flag: Arc<AtomicBool>,
+    handle: Handle,
+}
+
+impl Interruption {
+    /// Starts watching; `on_signal` is called in a thread of its own, once for each signal.
+    pub(crate) fn watch(on_signal: impl Fn() + Send + 'static) -> Result<Self, Error> {
+        let failed = |error: std::io::Error| Error::failed(format!("Cannot watch for signals: {error}"));
+        let flag = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM] {
+            // In this order: the default action comes with the second signal, when the flag is set already.
+            signal_hook::flag::register_conditional_default(signal, Arc::clone(&flag)).map_err(failed)?;
+            signal_hook::flag::register(signal, Arc::clone(&flag)).map_err(failed)?;
+        }
+        let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(failed)?;
+        let handle = signals.handle();
+        std::thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || signals.forever().for_each(|_| on_signal()))
+            .map_err(failed)?;
+        Ok(Self { flag, handle })
+    }
+
+    /// Whether a signal has come.
+    pub(crate) fn requested(&self) -> bool {
+        self.flag.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Interruption {
+    fn drop(&mut self) {
+        self.handle.close();
+    }
+}
