@@ -91,6 +91,7 @@ impl ChunkSet {
 }
 
 /// Errors of the private database are not the catalog's.
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 pub(crate) fn unusable(error: rusqlite::Error) -> Error {
     Error::Invalid(format!(
         "Cannot keep a list of chunks in the directory for temporary files: {error}"

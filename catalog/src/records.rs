@@ -7,7 +7,7 @@
 
 use barmanfs_pg::{SystemId, TimestampMicros};
 use barmanfs_store::layout::MAX_RECORD_BYTES;
-use barmanfs_store::{ClosedPack, PackedChunk, Record, RecordId};
+use barmanfs_store::{ChunkId, ClosedPack, PackedChunk, Record, RecordId};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -128,7 +128,7 @@ pub(crate) fn enter(db: &Connection, pack: &ClosedPack, writer: Option<&str>) ->
         };
         match derive(db, record_seq, record) {
             Err(error @ (Error::BadRecord { .. } | Error::NewerFormat { .. })) => {
-                entered.bad_records.push(error)
+                entered.bad_records.push(error);
             }
             other => other?,
         }
@@ -147,7 +147,7 @@ pub(crate) fn enter_meaningless(db: &Connection, pack: &ClosedPack) -> Result<()
     Ok(())
 }
 
-/// `None` when the pack is known.
+/// `None` when the pack is known; a sweep may have adopted it before its writer came to enter it.
 fn enter_pack_row(db: &Connection, pack: &ClosedPack, writer: Option<&str>) -> Result<Option<i64>> {
     let stored: u64 = pack
         .chunks
@@ -168,7 +168,12 @@ fn enter_pack_row(db: &Connection, pack: &ClosedPack, writer: Option<&str>) -> R
         raw,
         writer
     ])?;
-    Ok((fresh == 1).then(|| db.last_insert_rowid()))
+    if fresh == 1 {
+        return Ok(Some(db.last_insert_rowid()));
+    }
+    db.prepare_cached("UPDATE packs SET writer = ?2 WHERE id = ?1 AND writer IS NULL")?
+        .execute(params![pack.id.as_bytes(), writer])?;
+    Ok(None)
 }
 
 /// Inserted in the order of the table's key: in a table of millions each page is then visited once.
@@ -180,7 +185,7 @@ fn enter_chunks(db: &Connection, pack: i64, chunks: &[PackedChunk]) -> Result<()
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
     )?;
     for chunk in sorted {
-        let base = chunk.base.as_ref().map(|base| base.as_bytes());
+        let base = chunk.base.as_ref().map(ChunkId::as_bytes);
         insert.execute(params![
             chunk.id.as_bytes(),
             pack,

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::backup::{BackupId, BackupStatus};
 use crate::chunk_index::{each_place, keep_better, reusable_place};
 use crate::chunk_set::{ChunkSet, Met, Role};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::repository::Repository;
 use crate::server::ServerName;
 use crate::wal::WalTotals;
@@ -161,8 +161,9 @@ impl Counter<'_> {
             let page = archive.files(last.as_ref(), WAL_PAGE)?;
             let Some(file) = page.last() else { break };
             last = Some(file.name);
-            page.iter()
-                .try_for_each(|file| Ok::<_, Error>(wal.add(&self.file(&file.map)?)))?;
+            for file in &page {
+                wal.add(&self.file(&file.map)?);
+            }
         }
         total.add(&wal);
         self.total.logical_bytes += total.logical_bytes;

@@ -104,6 +104,8 @@ struct Sweep<'a> {
     repository: &'a Repository,
     options: SweepOptions,
     report: SweepReport,
+    /// The newest pack that may be condemned.
+    newest: i64,
     _gate: Lock,
     _lock: Lock,
 }
@@ -130,6 +132,7 @@ impl Repository {
             repository: self,
             options: *options,
             report,
+            newest: 0,
             _gate: gate,
             _lock: lock,
         };
@@ -142,7 +145,11 @@ impl Sweep<'_> {
     fn run(&mut self, monitor: &mut dyn Monitor) -> Result<()> {
         self.tidy()?;
         monitor.stage("Looking for packs of killed writers");
+        let entered_before = self.newest_pack()?;
+        let alone = self.writers_at_work()?.is_empty();
         let adopted = adopt(self.repository)?;
+        // Beside writers, an adopted pack may be one that its writer is just about to enter.
+        self.newest = if alone { i64::MAX } else { entered_before };
         self.report.adopted_packs = adopted.packs;
         self.report.problems = adopted.problems;
         for _ in 0..ROUNDS {
@@ -179,6 +186,13 @@ impl Sweep<'_> {
         Ok(writers.is_empty())
     }
 
+    fn newest_pack(&self) -> Result<i64> {
+        let newest = "SELECT coalesce(max(seq), 0) FROM packs";
+        self.repository
+            .db
+            .read(|db| Ok(db.query_row(newest, [], |row| row.get(0))?))
+    }
+
     /// Removes what dead processes left: unfinished packs and lock files.
     fn tidy(&mut self) -> Result<()> {
         let removed = self
@@ -208,7 +222,7 @@ impl Sweep<'_> {
         Ok(held)
     }
 
-    fn problem(&mut self, pack: PackId, reason: impl ToString) {
+    fn problem(&mut self, pack: PackId, reason: &Error) {
         let problem = PackProblem {
             pack,
             reason: reason.to_string(),

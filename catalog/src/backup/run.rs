@@ -112,10 +112,10 @@ impl Writer {
     /// Records what became of a backup whose process was killed. The server's lock must be held.
     fn settle_interrupted(&self, server: &ServerName) -> Result<()> {
         let repository = self.repository();
-        if let Some(interrupted) = running::read_interrupted(repository, server)? {
-            if !list::is_recorded(repository, server, interrupted.id)? {
-                self.write_records(vec![records::record(kind::BACKUP, &interrupted)?])?;
-            }
+        if let Some(interrupted) = running::read_interrupted(repository, server)?
+            && !list::is_recorded(repository, server, interrupted.id)?
+        {
+            self.write_records(vec![records::record(kind::BACKUP, &interrupted)?])?;
         }
         running::remove(repository, server)
     }

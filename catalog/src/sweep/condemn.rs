@@ -68,7 +68,7 @@ impl Sweep<'_> {
     pub(super) fn doomed(&mut self, mark: &Mark, at_work: &BTreeSet<String>) -> Result<Vec<PackRow>> {
         let mut doomed = Vec::new();
         let mut sparse = Vec::new();
-        for pack in self.packs("condemned_at IS NULL", mark.newest_pack)? {
+        for pack in self.packs("condemned_at IS NULL", mark.newest_pack.min(self.newest))? {
             if pack
                 .writer
                 .as_ref()

@@ -23,7 +23,7 @@ impl Sweep<'_> {
         for pack in sparse {
             match self.copy_pack(mark, &pack, &mut output) {
                 Ok(()) => output.pending.push(pack),
-                Err(error) if error.is_damage() => self.problem(pack.id, error),
+                Err(error) if error.is_damage() => self.problem(pack.id, &error),
                 Err(error) => return Err(error),
             }
             if output.target.as_ref().is_some_and(PackWriter::is_full) {

@@ -1,14 +1,12 @@
 //! The catalog can be thrown away.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use barmanfs_catalog::{Error, Repository, Silent, SweepOptions, VerifyScope};
-use common::{
+use crate::common::{
     Files, Fixture, SYSTEM, archive, back_up, begin, fixture, noise, put_files, read_wal, restore, segment,
 };
+use barmanfs_catalog::{Error, Repository, Silent, SweepOptions, VerifyScope};
 
 fn files(seed: u64) -> Files {
     (0..5)

@@ -1,12 +1,10 @@
 //! Backups: complete or not there, and named as users name them.
 
-mod common;
-
-use barmanfs_catalog::{BackupSelector, BackupStatus, Error, NewBackup, Repository};
-use barmanfs_pg::SystemId;
-use common::{
+use crate::common::{
     Files, SYSTEM, archive, back_up, begin, finish, fixture, new_backup, noise, put_files, restore, segment,
 };
+use barmanfs_catalog::{BackupSelector, BackupStatus, Error, NewBackup, Repository};
+use barmanfs_pg::SystemId;
 
 fn files(seed: u64) -> Files {
     let mut files = Files::new();
@@ -223,7 +221,7 @@ fn other_processes_see_what_changes() {
     let backup = back_up(&f.repository, &f.server, &files(1));
     let after = other.generation().unwrap();
     assert_ne!(before, after);
-    assert_eq!(other.backups(&f.server).unwrap(), [backup.clone()]);
+    assert_eq!(other.backups(&f.server).unwrap(), std::slice::from_ref(&backup));
     assert_eq!(restore(&other, &backup), files(1));
     f.repository.delete_backup(&backup, false).unwrap();
     assert_ne!(other.generation().unwrap(), after);

@@ -1,13 +1,11 @@
 //! Verification names what is damaged; statistics add up.
 
-mod common;
-
 use std::fs;
 use std::path::PathBuf;
 
+use crate::common::{Files, Fixture, SYSTEM, archive, back_up, fixture, noise, segment};
 use barmanfs_catalog::{Repository, Silent, VerifyScope};
 use barmanfs_store::{Node, Windows};
-use common::{Files, Fixture, SYSTEM, archive, back_up, fixture, noise, segment};
 
 const MIB: usize = 1024 * 1024;
 

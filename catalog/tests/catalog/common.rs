@@ -1,5 +1,4 @@
 //! A repository to try things on, and WAL and backups to fill it with.
-#![allow(dead_code, reason = "each test program uses some of it")]
 
 use std::collections::BTreeMap;
 use std::io::Read;

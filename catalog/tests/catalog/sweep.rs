@@ -1,25 +1,19 @@
 //! Sweeping: what is in use stays, whatever else goes on; what is not gives its space back.
 
-mod common;
-
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::common::{
+    Files, Fixture, SYSTEM, archive, back_up, begin, finish, fixture, noise, put_files, read_wal, restore,
+    segment,
+};
 use barmanfs_catalog::{
     BackupStatus, Repository, Silent, SweepOptions, SweepReport, VerifyScope, WalOutcome,
 };
 use barmanfs_store::{LocalPacks, PackStorage};
-use common::{
-    Files, Fixture, SYSTEM, archive, back_up, begin, finish, fixture, noise, put_files, read_wal, restore,
-    segment,
-};
 
 fn sweep(repository: &Repository) -> SweepReport {
-    let options = SweepOptions {
-        abandoned_after: Duration::ZERO,
-        ..SweepOptions::default()
-    };
-    repository.sweep(&options, &mut Silent).unwrap()
+    repository.sweep(&SweepOptions::default(), &mut Silent).unwrap()
 }
 
 fn verify_clean(repository: &Repository) {
@@ -276,7 +270,11 @@ fn unfinished_packs_and_dead_locks_are_cleared_away() {
     std::fs::write(&left, b"half").unwrap();
     let lock = f.repository.path().join("locks/writer-dead");
     std::fs::write(&lock, b"").unwrap();
-    let report = sweep(&f.repository);
+    let options = SweepOptions {
+        abandoned_after: Duration::ZERO,
+        ..SweepOptions::default()
+    };
+    let report = f.repository.sweep(&options, &mut Silent).unwrap();
     assert_eq!(report.abandoned_files, 1);
     assert!(!left.exists() && !lock.exists());
 }
@@ -342,8 +340,12 @@ fn sweeps_beside_writers_and_deletions_lose_nothing() {
                 })
             })
             .collect();
-        let kept: Vec<_> = writers.into_iter().map(|writer| writer.join().unwrap()).collect();
+        let kept: Vec<_> = writers
+            .into_iter()
+            .map(std::thread::ScopedJoinHandle::join)
+            .collect();
         stop.store(true, Ordering::Relaxed);
+        let kept: Vec<_> = kept.into_iter().map(Result::unwrap).collect();
         assert!(sweeper.join().unwrap() > 0);
         sweep(&f.repository);
         verify_clean(&f.repository);

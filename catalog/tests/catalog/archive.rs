@@ -1,11 +1,9 @@
 //! The WAL archive: what is acknowledged stays, and nothing else gets in.
 
-mod common;
-
+use crate::common::{SYSTEM, archive, fixture, read_wal, segment};
 use barmanfs_catalog::{Error, WalOutcome};
 use barmanfs_pg::SystemId;
 use barmanfs_pg::wal_name::WalName;
-use common::{SYSTEM, archive, fixture, read_wal, segment};
 
 #[test]
 fn a_segment_reads_back_and_may_come_again() {
@@ -27,7 +25,7 @@ fn a_segment_reads_back_and_may_come_again() {
         "nothing new was written"
     );
     assert_eq!(f.repository.system_id(&f.server).unwrap(), Some(SYSTEM));
-    assert_eq!(f.repository.servers().unwrap(), [f.server.clone()]);
+    assert_eq!(f.repository.servers().unwrap(), std::slice::from_ref(&f.server));
 }
 
 #[test]

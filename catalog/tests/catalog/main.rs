@@ -1,0 +1,16 @@
+//! What the catalog promises, tried on real repositories.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on fails"
+)]
+
+mod archive;
+mod backups;
+mod common;
+mod crash;
+mod rebuild;
+mod scale;
+mod sweep;
+mod verify;
