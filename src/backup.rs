@@ -21,7 +21,7 @@ use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::output;
 use crate::postgres::{
-    self, BaseBackupOptions, BaseBackupResult, Conninfo, Connection, Environment, Interrupter, Mode,
+    self, BaseBackupOptions, BaseBackupResult, Connection, Conninfo, Environment, Interrupter, Mode,
 };
 use crate::progress::{Counted, Progress};
 use crate::signals::Interruption;
@@ -81,15 +81,21 @@ impl Stop {
 
     /// What happened, when the connection failed because it was cut.
     fn explain(&self, error: Error) -> Error {
-        if self.requested() { Error::failed("Interrupted") } else { error }
+        if self.requested() {
+            Error::failed("Interrupted")
+        } else {
+            error
+        }
     }
 }
 
 /// Connects to a server for replication.
 pub(crate) fn connect(server: &ServerConfig) -> Result<Connection, Error> {
     let conninfo = server.replication_conninfo().ok_or_else(|| {
-        Error::usage(format!("Server '{}' has no connection string", server.name))
-            .hint(format!("Add a line like 'conninfo = host=db1 user=barmanfs' to its section [{}]", server.name))
+        Error::usage(format!("Server '{}' has no connection string", server.name)).hint(format!(
+            "Add a line like 'conninfo = host=db1 user=barmanfs' to its section [{}]",
+            server.name
+        ))
     })?;
     let mut conninfo = Conninfo::parse(conninfo.expose(), &Environment::new(std::env::vars_os()))?;
     if let Some(name) = &server.streaming_backup_name {
@@ -119,7 +125,14 @@ pub(crate) fn take(
     stop.guard(&connection)?;
     let cluster = ServerSettings::ask(&mut connection).map_err(|error| stop.explain(error))?;
     let source = wal::source(repository, server, &cluster)?;
-    let attempt = Attempt { repository, server, cluster, source, wishes, stop };
+    let attempt = Attempt {
+        repository,
+        server,
+        cluster,
+        source,
+        wishes,
+        stop,
+    };
     let backup = attempt.run(&mut connection)?;
     wal::keep_history(repository, &mut connection, &backup);
     match backup.status {
@@ -139,12 +152,18 @@ impl Attempt<'_> {
             segment_size: self.cluster.segment_size,
             wal_included: self.source == wal::Source::Backup,
         };
-        let mut run = self.repository.writer(&format!("backup of {name}"))?.begin_backup(name, new)?;
+        let mut run = self
+            .repository
+            .writer(&format!("backup of {name}"))?
+            .begin_backup(name, new)?;
         let id = run.id();
         let began = Instant::now();
         tracing::info!("Backup {id} of server {name} began: {}", self.source.sentence());
         let context = |error: Error| error.context(format_args!("Backup {id} of server {name} FAILED"));
-        match self.copy(&mut run, connection).map_err(|error| self.stop.explain(error)) {
+        match self
+            .copy(&mut run, connection)
+            .map_err(|error| self.stop.explain(error))
+        {
             Ok(end) => {
                 let backup = run.finish(end).map_err(|error| context(error.into()))?;
                 report(&backup, began.elapsed());
@@ -161,7 +180,11 @@ impl Attempt<'_> {
     fn copy(&self, run: &mut BackupRun, connection: &mut Connection) -> Result<BackupEnd, Error> {
         wal::hold(connection, run.id())?;
         let options = self.options(run);
-        let progress = Progress::start(format!("Backup of {}", self.server.name), Counted::Bytes, self.wishes.quiet);
+        let progress = Progress::start(
+            format!("Backup of {}", self.server.name),
+            Counted::Bytes,
+            self.wishes.quiet,
+        );
         if !options.fast_checkpoint {
             progress.note("waiting for a checkpoint");
         }
@@ -178,7 +201,11 @@ impl Attempt<'_> {
 
     fn options(&self, run: &BackupRun) -> BaseBackupOptions {
         BaseBackupOptions {
-            label: self.wishes.label.clone().unwrap_or_else(|| format!("barmanfs {}", run.id())),
+            label: self
+                .wishes
+                .label
+                .clone()
+                .unwrap_or_else(|| format!("barmanfs {}", run.id())),
             fast_checkpoint: self.wishes.fast_checkpoint || self.server.immediate_checkpoint,
             max_rate_kib: self.wishes.max_rate_kb.or(self.server.bandwidth_limit_kb),
             include_wal: self.source == wal::Source::Backup,
@@ -192,7 +219,9 @@ impl Attempt<'_> {
 fn read_label(trees: &TreeReader, root: &DirectoryRef) -> Result<BackupLabel, Error> {
     use std::io::Read;
     let Some(map) = trees.find(root, b"backup_label")?.and_then(receive::file_map) else {
-        return Err(Error::failed("The server sent no backup_label: this cannot be recovered"));
+        return Err(Error::failed(
+            "The server sent no backup_label: this cannot be recovered",
+        ));
     };
     let mut bytes = Vec::new();
     trees
@@ -215,7 +244,10 @@ fn check_label(label: &BackupLabel, result: &BaseBackupResult) -> Result<(), Err
 }
 
 fn end(cluster: &ServerSettings, label: &BackupLabel, result: BaseBackupResult) -> BackupEnd {
-    let warnings = result.warnings.iter().map(|warning| output::printable(warning.message.as_bytes()));
+    let warnings = result
+        .warnings
+        .iter()
+        .map(|warning| output::printable(warning.message.as_bytes()));
     let mut checksum_failures = Vec::new();
     match result.checksum_failure {
         Some(error) => {
@@ -242,14 +274,12 @@ fn end(cluster: &ServerSettings, label: &BackupLabel, result: BaseBackupResult) 
 }
 
 fn report(backup: &Backup, took: Duration) {
-    tracing::info!(
-        "Backup {} of server {} copied in {}: {} in {} files, {} added to the repository",
+    tracing::debug!(
+        "Backup {} of server {} copied in {}: {} files",
         backup.id,
         backup.server,
         output::duration(took),
-        output::bytes(backup.logical_bytes),
-        backup.files,
-        output::bytes(backup.new_stored_bytes)
+        backup.files
     );
     let failures = backup.checksum_failures.len();
     if failures > 0 {

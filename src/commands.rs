@@ -65,13 +65,18 @@ pub(crate) fn run(cli: Cli) -> Result<Outcome, Error> {
 impl App {
     /// Reads the configuration and starts the log.
     fn start(options: GlobalOptions, command: &Command, out: Output) -> Result<Self, Error> {
-        let home = std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
+        let home = std::env::var_os("HOME")
+            .filter(|home| !home.is_empty())
+            .map(PathBuf::from);
         let config = Config::load(options.config.as_deref(), home.as_deref())?;
         // PostgreSQL runs these for every segment: what is always so belongs into no log each time.
         let repetitive = matches!(command, Command::WalArchive(_) | Command::GetWal(_));
         logging::start(level(&options, &config, repetitive));
         if !repetitive {
-            config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            config
+                .warnings
+                .iter()
+                .for_each(|warning| tracing::warn!("{warning}"));
         }
         Ok(Self { config, options, out })
     }
@@ -111,12 +116,17 @@ impl App {
     /// Root can write everywhere, and leaves files behind that the archiving user cannot write.
     pub(crate) fn refuse_foreign_root(&self) -> Result<(), Error> {
         let path = &self.config.repository;
-        let Ok(metadata) = std::fs::metadata(path) else { return Ok(()) };
+        let Ok(metadata) = std::fs::metadata(path) else {
+            return Ok(());
+        };
         if !Uid::effective().is_root() || metadata.uid() == 0 {
             return Ok(());
         }
         let owner = Uid::from_raw(metadata.uid());
-        let owner = User::from_uid(owner).ok().flatten().map_or_else(|| owner.to_string(), |user| user.name);
+        let owner = User::from_uid(owner)
+            .ok()
+            .flatten()
+            .map_or_else(|| owner.to_string(), |user| user.name);
         Err(Error::failed(format!(
             "The repository {} belongs to {owner}: root would leave files in it that {owner} cannot write",
             path.display()
@@ -126,7 +136,9 @@ impl App {
 
     /// The section of the server called `name`.
     pub(crate) fn configured(&self, name: &str) -> Result<&ServerConfig, Error> {
-        self.config.server(name).ok_or_else(|| self.unknown_server(name, &[]))
+        self.config
+            .server(name)
+            .ok_or_else(|| self.unknown_server(name, &[]))
     }
 
     /// The servers that `names` stand for, each once; inactive ones only when they are named.
@@ -134,7 +146,12 @@ impl App {
         let mut servers: Vec<ServerConfig> = Vec::new();
         for name in names {
             let named: Vec<&ServerConfig> = match name.as_str() {
-                ALL => self.config.servers.iter().filter(|server| server.active).collect(),
+                ALL => self
+                    .config
+                    .servers
+                    .iter()
+                    .filter(|server| server.active)
+                    .collect(),
                 name => vec![self.configured(name)?],
             };
             for server in named {
@@ -144,7 +161,10 @@ impl App {
             }
         }
         if servers.is_empty() {
-            return Err(Error::usage(format!("No active server in {}", self.config.file.display())));
+            return Err(Error::usage(format!(
+                "No active server in {}",
+                self.config.file.display()
+            )));
         }
         Ok(servers)
     }
@@ -163,11 +183,20 @@ impl App {
 
     /// The servers that `name` stands for: one, or for `all` those of the configuration and then the others
     /// the repository has.
-    pub(crate) fn known_servers(&self, repository: &Repository, name: &str) -> Result<Vec<ServerName>, Error> {
+    pub(crate) fn known_servers(
+        &self,
+        repository: &Repository,
+        name: &str,
+    ) -> Result<Vec<ServerName>, Error> {
         if name != ALL {
             return Ok(vec![self.known_server(repository, name)?]);
         }
-        let mut servers: Vec<ServerName> = self.config.servers.iter().map(|server| server.name.clone()).collect();
+        let mut servers: Vec<ServerName> = self
+            .config
+            .servers
+            .iter()
+            .map(|server| server.name.clone())
+            .collect();
         for server in repository.servers()? {
             if !servers.contains(&server) {
                 servers.push(server);
@@ -177,7 +206,12 @@ impl App {
     }
 
     /// The backup of `server` that `selector` stands for.
-    pub(crate) fn backup(&self, repository: &Repository, server: &ServerName, selector: &str) -> Result<Backup, Error> {
+    pub(crate) fn backup(
+        &self,
+        repository: &Repository,
+        server: &ServerName,
+        selector: &str,
+    ) -> Result<Backup, Error> {
         let selector = BackupSelector::from_str(selector).map_err(|error| Error::usage(error.to_string()))?;
         repository.backup(server, &selector).map_err(|error| {
             Error::from(error).hint(format!("'barmanfs list-backups {server}' shows those there are"))
@@ -193,7 +227,11 @@ impl App {
             [] => format!("Add a section [{name}] to {}", self.config.file.display()),
             names => format!("There are: {}", names.join(", ")),
         };
-        Error::usage(format!("Server '{name}' is not in {}", self.config.file.display())).hint(hint)
+        Error::usage(format!(
+            "Server '{name}' is not in {}",
+            self.config.file.display()
+        ))
+        .hint(hint)
     }
 }
 
@@ -205,6 +243,10 @@ fn level(options: &GlobalOptions, config: &Config, repetitive: bool) -> LevelFil
         (false, 1) => Some(LevelFilter::DEBUG),
         (false, _) => Some(LevelFilter::TRACE),
     };
-    let usual = if repetitive { LevelFilter::WARN } else { LevelFilter::INFO };
+    let usual = if repetitive {
+        LevelFilter::WARN
+    } else {
+        LevelFilter::INFO
+    };
     asked.unwrap_or(usual)
 }

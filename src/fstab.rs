@@ -15,7 +15,10 @@ pub(crate) fn missing_mount(path: &Path) -> Option<PathBuf> {
 
 fn find(path: &Path, fstab: &str, mountinfo: &str) -> Option<PathBuf> {
     // fstab(5): the second field; proc_pid_mountinfo(5): the fifth.
-    let mounted: Vec<PathBuf> = mountinfo.lines().filter_map(|line| mount_point(line, 4)).collect();
+    let mounted: Vec<PathBuf> = mountinfo
+        .lines()
+        .filter_map(|line| mount_point(line, 4))
+        .collect();
     fstab
         .lines()
         .filter(|line| !line.trim_start().starts_with('#'))
@@ -26,8 +29,15 @@ fn find(path: &Path, fstab: &str, mountinfo: &str) -> Option<PathBuf> {
 
 /// Blanks in names are written as octal escapes in both files.
 fn mount_point(line: &str, field: usize) -> Option<PathBuf> {
-    let field = line.split_ascii_whitespace().nth(field).filter(|field| field.starts_with('/'))?;
-    let name = field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\");
+    let field = line
+        .split_ascii_whitespace()
+        .nth(field)
+        .filter(|field| field.starts_with('/'))?;
+    let name = field
+        .replace("\\040", " ")
+        .replace("\\011", "\t")
+        .replace("\\012", "\n")
+        .replace("\\134", "\\");
     Some(PathBuf::from(name))
 }
 
@@ -40,7 +50,10 @@ mod tests {
 
     #[test]
     fn a_listed_mount_point_must_be_mounted() {
-        assert_eq!(find(Path::new("/mnt/nas one/repo"), FSTAB, MOUNTED), Some(PathBuf::from("/mnt/nas one")));
+        assert_eq!(
+            find(Path::new("/mnt/nas one/repo"), FSTAB, MOUNTED),
+            Some(PathBuf::from("/mnt/nas one"))
+        );
         assert_eq!(find(Path::new("/srv/repo"), FSTAB, MOUNTED), None);
         assert_eq!(find(Path::new("/var/lib/repo"), FSTAB, MOUNTED), None);
         assert_eq!(find(Path::new("/mnt/nas"), FSTAB, MOUNTED), None);

@@ -28,6 +28,8 @@ use crate::error::{Error, Kind, Outcome, exit};
 use crate::output::{Style, colours, paint};
 
 fn main() -> ExitCode {
+    // Backups hold everything the database does: what is written here is for its owner alone.
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let arguments = mount_helper::translate(std::env::args_os().collect());
     let for_recovery = arguments.iter().skip(1).any(|argument| argument == "get-wal");
     // The panic's message has been printed by then.
@@ -41,11 +43,17 @@ fn main() -> ExitCode {
 
 /// Parses, runs, and tells what went wrong; an error is the exit code.
 fn run(arguments: Vec<OsString>) -> Result<Outcome, u8> {
-    let parsed = cli::command().try_get_matches_from(arguments).and_then(|m| Cli::from_arg_matches(&m));
+    let parsed = cli::command()
+        .try_get_matches_from(arguments)
+        .and_then(|m| Cli::from_arg_matches(&m));
     let cli = parsed.or_else(|error| {
         // Help and version come this way too. There is nowhere to tell that telling failed.
         let _unheard = error.print();
-        if error.use_stderr() { Err(Err(exit::USAGE)) } else { Err(Ok(Outcome::Done)) }
+        if error.use_stderr() {
+            Err(Err(exit::USAGE))
+        } else {
+            Err(Ok(Outcome::Done))
+        }
     });
     match cli {
         Ok(cli) => commands::run(cli).map_err(|error| {

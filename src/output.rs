@@ -322,7 +322,10 @@ mod tests {
         assert_eq!(duration(Duration::from_millis(420)), "0.42 s");
         assert_eq!(duration(Duration::from_secs(185)), "3 min 05 s");
         assert_eq!(duration(Duration::from_secs(7380)), "2 h 03 min");
-        assert_eq!(second(TimestampMicros::from_unix_seconds(0)), "1970-01-01 00:00:00+00");
+        assert_eq!(
+            second(TimestampMicros::from_unix_seconds(0)),
+            "1970-01-01 00:00:00+00"
+        );
         assert_eq!(percent(1, 8), "12.50 %");
         assert_eq!(percent(1, 0), "-");
     }

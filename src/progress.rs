@@ -94,7 +94,11 @@ impl Progress {
 
     /// What is being done now, beside the bar; empty for nothing in particular.
     pub(crate) fn note(&self, text: &str) {
-        let message = if text.is_empty() { self.what.clone() } else { format!("{}: {text}", self.what) };
+        let message = if text.is_empty() {
+            self.what.clone()
+        } else {
+            format!("{}: {text}", self.what)
+        };
         self.bar.set_message(message);
     }
 
@@ -145,7 +149,12 @@ pub(crate) struct Shown {
 impl Shown {
     /// `what` is the operation's name.
     pub(crate) fn start(what: &'static str, quiet: bool) -> Self {
-        Self { what, quiet, stage: String::new(), current: None }
+        Self {
+            what,
+            quiet,
+            stage: String::new(),
+            current: None,
+        }
     }
 }
 
@@ -158,7 +167,11 @@ impl Monitor for Shown {
 
     fn progress(&mut self, done: u64, total: Option<u64>, unit: Unit) {
         if self.current.as_ref().is_none_or(|(current, _)| *current != unit) {
-            let counted = if unit == Unit::Bytes { Counted::Bytes } else { Counted::Things };
+            let counted = if unit == Unit::Bytes {
+                Counted::Bytes
+            } else {
+                Counted::Things
+            };
             // The bar that is there has to go before the next one comes.
             self.current = None;
             self.current = Some((unit, Progress::start(self.stage.clone(), counted, self.quiet)));

@@ -33,10 +33,14 @@ pub(super) fn check(
         other => Error::failed(other.to_string()),
     })?;
     if !summary.checksum_ok {
-        return Err(Error::failed("The manifest's own checksum is wrong: it was damaged on its way"));
+        return Err(Error::failed(
+            "The manifest's own checksum is wrong: it was damaged on its way",
+        ));
     }
     if let Some(other) = summary.system_id.filter(|other| *other != system_id) {
-        return Err(Error::failed(format!("The manifest is of the cluster {other}, the backup of {system_id}")));
+        return Err(Error::failed(format!(
+            "The manifest is of the cluster {other}, the backup of {system_id}"
+        )));
     }
     if listed != received.files {
         return Err(Error::failed(format!(
@@ -53,14 +57,20 @@ fn check_file(file: &ManifestFile, trees: &TreeReader, root: &DirectoryRef) -> R
         return wrong("the manifest lists it, but the server did not send it".to_owned());
     };
     if stored.size_bytes != file.size_bytes {
-        return wrong(format!("the manifest gives {} bytes, stored are {}", file.size_bytes, stored.size_bytes));
+        return wrong(format!(
+            "the manifest gives {} bytes, stored are {}",
+            file.size_bytes, stored.size_bytes
+        ));
     }
     match &file.checksum {
         Some(Checksum::Crc32c(crc)) if *crc == stored.crc32c => Ok(()),
-        Some(Checksum::Crc32c(crc)) => {
-            wrong(format!("the manifest gives the CRC-32C {crc:08x}, stored is {:08x}", stored.crc32c))
+        Some(Checksum::Crc32c(crc)) => wrong(format!(
+            "the manifest gives the CRC-32C {crc:08x}, stored is {:08x}",
+            stored.crc32c
+        )),
+        Some(Checksum::Other { algorithm, .. }) => {
+            wrong(format!("the manifest gives a {algorithm} instead of a CRC-32C"))
         }
-        Some(Checksum::Other { algorithm, .. }) => wrong(format!("the manifest gives a {algorithm} instead of a CRC-32C")),
         None => wrong("the manifest gives no checksum".to_owned()),
     }
 }

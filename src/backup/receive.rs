@@ -82,8 +82,11 @@ impl<'a> Receiver<'a> {
             _ => EndBlocks::Optional,
         };
         // Its size is known only at its end, and that of a large cluster is no matter for the memory.
-        let spool = tempfile::tempfile_in(spool)
-            .map_err(|error| Error::failed(format!("Cannot create a temporary file in the repository: {error}")))?;
+        let spool = tempfile::tempfile_in(spool).map_err(|error| {
+            Error::failed(format!(
+                "Cannot create a temporary file in the repository: {error}"
+            ))
+        })?;
         Ok(Self {
             tar: None,
             end_blocks,
@@ -98,11 +101,18 @@ impl<'a> Receiver<'a> {
     /// Puts the manifest into the tree. Gives owner, permissions and time of the data directory, and what is to be
     /// checked.
     pub(super) fn finish(self) -> Result<(Attributes, Received), Error> {
-        let unusable = |error: std::io::Error| Error::failed(format!("Cannot spool backup_manifest: {error}"));
-        let mut spool = self.manifest.into_inner().map_err(|error| unusable(error.into_error()))?;
+        let unusable =
+            |error: std::io::Error| Error::failed(format!("Cannot spool backup_manifest: {error}"));
+        let mut spool = self
+            .manifest
+            .into_inner()
+            .map_err(|error| unusable(error.into_error()))?;
         spool.rewind().map_err(unusable)?;
         let root = self.files.root;
-        let attributes = Attributes { mode: MANIFEST_MODE, ..root };
+        let attributes = Attributes {
+            mode: MANIFEST_MODE,
+            ..root
+        };
         let tree = self.files.run.tree()?;
         let mut sink = tree.file(MANIFEST, attributes, self.manifest_bytes, DATA_WINDOW_BYTES)?;
         let mut buffer = vec![0; COPY_BYTES];
@@ -114,7 +124,13 @@ impl<'a> Receiver<'a> {
         }
         sink.finish()?;
         spool.rewind().map_err(unusable)?;
-        Ok((root, Received { manifest: spool, files: self.files.seen }))
+        Ok((
+            root,
+            Received {
+                manifest: spool,
+                files: self.files.seen,
+            },
+        ))
     }
 }
 
@@ -133,7 +149,10 @@ impl BaseBackupSink for Receiver<'_> {
     }
 
     fn data(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
-        let tar = self.tar.as_mut().ok_or("There is data before the first archive")?;
+        let tar = self
+            .tar
+            .as_mut()
+            .ok_or("There is data before the first archive")?;
         Ok(tar.feed(bytes, &mut self.files)?)
     }
 
@@ -149,7 +168,8 @@ impl BaseBackupSink for Receiver<'_> {
 
     fn progress(&mut self, bytes_done: u64) -> Result<(), SinkError> {
         // The server's estimate is from before it began: the database may have grown.
-        self.progress.set(bytes_done, self.total_bytes.map(|total| total.max(bytes_done)));
+        self.progress
+            .set(bytes_done, self.total_bytes.map(|total| total.max(bytes_done)));
         Ok(())
     }
 }
@@ -168,8 +188,22 @@ struct Files<'a> {
 
 impl<'a> Files<'a> {
     fn new(run: &'a BackupRun, root_mode: u32) -> Self {
-        let root = Attributes { mode: root_mode, uid: 0, gid: 0, mtime_s: 0, mtime_ns: 0 };
-        Self { run, prefix: Vec::new(), is_main: true, current: None, root, root_is_known: false, seen: FileSet::default() }
+        let root = Attributes {
+            mode: root_mode,
+            uid: 0,
+            gid: 0,
+            mtime_s: 0,
+            mtime_ns: 0,
+        };
+        Self {
+            run,
+            prefix: Vec::new(),
+            is_main: true,
+            current: None,
+            root,
+            root_is_known: false,
+            seen: FileSet::default(),
+        }
     }
 
     fn begin(&mut self, archive: Archive) {
@@ -183,7 +217,10 @@ impl<'a> Files<'a> {
     /// The data directory itself is not sent. Its first file is, made by the server when the backup began.
     fn learn_root(&mut self, entry: &TarEntry) {
         if self.is_main && !self.root_is_known {
-            self.root = Attributes { mode: self.root.mode, ..attributes(entry) };
+            self.root = Attributes {
+                mode: self.root.mode,
+                ..attributes(entry)
+            };
             self.root_is_known = true;
         }
     }
@@ -191,13 +228,24 @@ impl<'a> Files<'a> {
     fn begin_file(&mut self, path: &[u8], entry: &TarEntry) -> Result<(), SinkError> {
         let in_wal = path.starts_with(WAL_DIRECTORY);
         if path == MANIFEST {
-            return Err("The archive holds a file backup_manifest, which PostgreSQL never sends there".into());
+            return Err(
+                "The archive holds a file backup_manifest, which PostgreSQL never sends there".into(),
+            );
         }
         if !in_wal {
             self.seen.add(path);
         }
-        let window_bytes = if in_wal && is_segment(path) { WAL_WINDOW_BYTES } else { DATA_WINDOW_BYTES };
-        self.current = Some(self.run.tree()?.file(path, attributes(entry), entry.size_bytes, window_bytes)?);
+        let window_bytes = if in_wal && is_segment(path) {
+            WAL_WINDOW_BYTES
+        } else {
+            DATA_WINDOW_BYTES
+        };
+        self.current = Some(self.run.tree()?.file(
+            path,
+            attributes(entry),
+            entry.size_bytes,
+            window_bytes,
+        )?);
         Ok(())
     }
 
@@ -213,7 +261,13 @@ impl<'a> Files<'a> {
             .into());
         }
         // A link's permissions mean nothing; a tablespace's directory has those of the data directory.
-        Ok(self.run.tree()?.directory(path, Attributes { mode: self.root.mode, ..attributes(entry) })?)
+        Ok(self.run.tree()?.directory(
+            path,
+            Attributes {
+                mode: self.root.mode,
+                ..attributes(entry)
+            },
+        )?)
     }
 }
 
@@ -249,7 +303,13 @@ pub(super) fn file_map(entry: barmanfs_store::Entry) -> Option<FileMap> {
 }
 
 fn attributes(entry: &TarEntry) -> Attributes {
-    Attributes { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime_s: entry.mtime_s, mtime_ns: 0 }
+    Attributes {
+        mode: entry.mode,
+        uid: entry.uid,
+        gid: entry.gid,
+        mtime_s: entry.mtime_s,
+        mtime_ns: 0,
+    }
 }
 
 /// `pg_wal/` and 24 digits: in windows of WAL, so that it shares its chunks with the archive.
@@ -278,7 +338,11 @@ mod tests {
     #[test]
     fn only_segments_get_windows_of_wal() {
         assert!(is_segment(b"pg_wal/000000010000000000000009"));
-        for other in ["pg_wal/00000002.history", "base/5/1259", "000000010000000000000009"] {
+        for other in [
+            "pg_wal/00000002.history",
+            "base/5/1259",
+            "000000010000000000000009",
+        ] {
             assert!(!is_segment(other.as_bytes()), "{other}");
         }
     }

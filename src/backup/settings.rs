@@ -34,7 +34,9 @@ impl ServerSettings {
     pub(crate) fn ask(connection: &mut Connection) -> Result<Self, Error> {
         let version = connection.server_version()?;
         if version.major() < OLDEST_MAJOR {
-            return Err(Error::failed(format!("The server is PostgreSQL {version}: backups need {OLDEST_MAJOR} or later")));
+            return Err(Error::failed(format!(
+                "The server is PostgreSQL {version}: backups need {OLDEST_MAJOR} or later"
+            )));
         }
         let identity = connection.identify_system()?;
         let mut ask = |name: &'static str| Ok::<_, Error>((name, connection.show(name)?));
@@ -54,7 +56,10 @@ impl ServerSettings {
 }
 
 fn strange((name, value): &(&str, String)) -> Error {
-    Error::failed(format!("The server's {name} is \"{}\", which barmanfs does not understand", value.escape_debug()))
+    Error::failed(format!(
+        "The server's {name} is \"{}\", which barmanfs does not understand",
+        value.escape_debug()
+    ))
 }
 
 /// PostgreSQL shows `16MB`, `1GB`.

@@ -41,12 +41,19 @@ impl Source {
 
 /// Decides who brings the WAL. The archive is relied on only where it was told to be used, or is seen to work: a
 /// backup whose WAL never arrives is worth nothing.
-pub(super) fn source(repository: &Repository, server: &ServerConfig, cluster: &ServerSettings) -> Result<Source, Error> {
+pub(super) fn source(
+    repository: &Repository,
+    server: &ServerConfig,
+    cluster: &ServerSettings,
+) -> Result<Source, Error> {
     match server.archiver {
         Archiver::Off => Ok(Source::Backup),
         Archiver::On => {
             if !cluster.archives {
-                tracing::warn!("Server {} has archive_mode = off, and archiver = on in the configuration", server.name);
+                tracing::warn!(
+                    "Server {} has archive_mode = off, and archiver = on in the configuration",
+                    server.name
+                );
             }
             Ok(Source::Archive)
         }
@@ -56,7 +63,11 @@ pub(super) fn source(repository: &Repository, server: &ServerConfig, cluster: &S
 }
 
 /// Whether one of the last complete segments has been archived.
-pub(crate) fn keeps_up(repository: &Repository, server: &ServerConfig, cluster: &ServerSettings) -> Result<bool, Error> {
+pub(crate) fn keeps_up(
+    repository: &Repository,
+    server: &ServerConfig,
+    cluster: &ServerSettings,
+) -> Result<bool, Error> {
     let archive = repository.wal(&server.name);
     let size = cluster.segment_size;
     let current = cluster.flush_lsn.segment_number(size);
@@ -73,7 +84,11 @@ pub(crate) fn keeps_up(repository: &Repository, server: &ServerConfig, cluster: 
 /// backup goes on: it fails by itself if the server removes WAL that it must send, and what an archiver has not
 /// archived is never removed.
 pub(super) fn hold(connection: &mut Connection, id: BackupId) -> Result<(), Error> {
-    let slot = format!("barmanfs_{}_{}", id.to_string().to_lowercase(), std::process::id());
+    let slot = format!(
+        "barmanfs_{}_{}",
+        id.to_string().to_lowercase(),
+        std::process::id()
+    );
     match connection.create_temporary_slot(&slot) {
         Ok(()) => Ok(()),
         Err(error @ postgres::Error::Server(_)) => {
@@ -87,9 +102,14 @@ pub(super) fn hold(connection: &mut Connection, id: BackupId) -> Result<(), Erro
 /// Archives the history of the backup's timeline when the archive does not have it: the server may have
 /// archived it before barmanfs came. A backup is whole without it, so a failure is only a warning.
 pub(super) fn keep_history(repository: &Repository, connection: &mut Connection, backup: &Backup) {
-    let Some(timeline) = backup.timeline.filter(|timeline| *timeline > TimelineId(1)) else { return };
+    let Some(timeline) = backup.timeline.filter(|timeline| *timeline > TimelineId(1)) else {
+        return;
+    };
     if let Err(error) = archive_history(repository, connection, backup, timeline) {
-        tracing::warn!("The history of timeline {timeline} of server {} is not archived: {error}", backup.server);
+        tracing::warn!(
+            "The history of timeline {timeline} of server {} is not archived: {error}",
+            backup.server
+        );
     }
 }
 
@@ -103,19 +123,38 @@ fn archive_history(
     if repository.wal(&backup.server).entry(&name)?.is_some() {
         return Ok(());
     }
-    let Some(history) = connection.timeline_history(timeline)? else { return Ok(()) };
+    let Some(history) = connection.timeline_history(timeline)? else {
+        return Ok(());
+    };
     let writer = repository.writer(&format!("timeline history of {}", backup.server))?;
     let size = history.content.len() as u64;
-    match writer.archive_wal(&backup.server, &name, &mut history.content.as_slice(), size, "backup")? {
-        WalOutcome::Conflict(_) => Err(Error::failed("another history of that timeline was archived meanwhile")),
+    match writer.archive_wal(
+        &backup.server,
+        &name,
+        &mut history.content.as_slice(),
+        size,
+        "backup",
+    )? {
+        WalOutcome::Conflict(_) => Err(Error::failed(
+            "another history of that timeline was archived meanwhile",
+        )),
         WalOutcome::Stored(_) | WalOutcome::AlreadyThere(_) => Ok(()),
     }
 }
 
 /// Waits until the archive has all segments of the backup; gives it back as it is then. After the time the user gives
 /// it, the backup stays as it is, and becomes DONE by itself when its WAL arrives.
-pub(super) fn wait(repository: &Repository, backup: Backup, wishes: &Wishes, stop: &Stop) -> Result<Backup, Error> {
-    let progress = Progress::start(format!("Backup of {}", backup.server), Counted::Things, wishes.quiet);
+pub(super) fn wait(
+    repository: &Repository,
+    backup: Backup,
+    wishes: &Wishes,
+    stop: &Stop,
+) -> Result<Backup, Error> {
+    let progress = Progress::start(
+        format!("Backup of {}", backup.server),
+        Counted::Things,
+        wishes.quiet,
+    );
     let deadline = Instant::now() + wishes.wait_timeout;
     loop {
         let missing = repository.missing_wal(&backup)?;
@@ -139,8 +178,16 @@ pub(super) fn wait(repository: &Repository, backup: Backup, wishes: &Wishes, sto
 }
 
 fn names(missing: &[SegmentName]) -> String {
-    let shown: Vec<String> = missing.iter().take(MISSING_SHOWN).map(ToString::to_string).collect();
+    let shown: Vec<String> = missing
+        .iter()
+        .take(MISSING_SHOWN)
+        .map(ToString::to_string)
+        .collect();
     let more = missing.len().saturating_sub(MISSING_SHOWN);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let more = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
     format!("{}{more}", shown.join(", "))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use barmanfs_catalog::{Backup, BackupStatus, CreateOptions, Error as CatalogError, Repository};
 
 use super::App;
-use super::list_backups::{as_json, status_style};
+use super::list_backups::{as_json, status_style, took};
 use crate::backup::{self, Stop, Wishes};
 use crate::cli::BackupArgs;
 use crate::config::ServerConfig;
@@ -17,7 +17,11 @@ use crate::output;
 pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
     let servers = app.configured_servers(&args.servers)?;
     if let Some(server) = servers.iter().find(|server| !server.active) {
-        return Err(Error::usage(format!("Server '{}' is not active in {}", server.name, app.config.file.display())));
+        return Err(Error::usage(format!(
+            "Server '{}' is not active in {}",
+            server.name,
+            app.config.file.display()
+        )));
     }
     let repository = open_or_create(app)?;
     let stop = Stop::watch()?;
@@ -87,8 +91,14 @@ fn open_or_create(app: &App) -> Result<Repository, Error> {
         }
     }
     if let Some(mount_point) = fstab::missing_mount(path) {
-        return Err(Error::failed(format!("{} is not mounted: no repository is created in its place", mount_point.display()))
-            .hint(format!("Mount {} first; /etc/fstab lists it", mount_point.display())));
+        return Err(Error::failed(format!(
+            "{} is not mounted: no repository is created in its place",
+            mount_point.display()
+        ))
+        .hint(format!(
+            "Mount {} first; /etc/fstab lists it",
+            mount_point.display()
+        )));
     }
     app.refuse_foreign_root()?;
     match Repository::create(path, CreateOptions::default()) {
@@ -103,10 +113,11 @@ fn open_or_create(app: &App) -> Result<Repository, Error> {
 
 fn summary(app: &App, backup: &Backup) -> String {
     format!(
-        "Backup {} of server {}: {}, {}, {} added",
+        "Backup {} of server {}: {} in {}, {}, {} added",
         backup.id,
         backup.server,
         app.out.paint(backup.status.as_str(), status_style(backup.status)),
+        took(backup).map_or_else(|| "no time".to_owned(), output::duration),
         output::bytes(backup.logical_bytes),
         output::bytes(backup.new_stored_bytes)
     )

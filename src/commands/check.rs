@@ -41,22 +41,38 @@ struct Lines(Vec<Line>);
 
 impl Lines {
     fn ok(&mut self, name: &'static str, hint: impl Into<Option<String>>) {
-        self.0.push(Line { name, ok: true, hint: hint.into() });
+        self.0.push(Line {
+            name,
+            ok: true,
+            hint: hint.into(),
+        });
     }
 
     fn failed(&mut self, name: &'static str, hint: impl Into<String>) {
-        self.0.push(Line { name, ok: false, hint: Some(hint.into()) });
+        self.0.push(Line {
+            name,
+            ok: false,
+            hint: Some(hint.into()),
+        });
     }
 
     /// OK with what was found, or the error with its remedy.
-    fn result<T>(&mut self, name: &'static str, result: Result<T, Error>, found: impl FnOnce(&T) -> Option<String>) -> Option<T> {
+    fn result<T>(
+        &mut self,
+        name: &'static str,
+        result: Result<T, Error>,
+        found: impl FnOnce(&T) -> Option<String>,
+    ) -> Option<T> {
         match result {
             Ok(value) => {
                 self.ok(name, found(&value));
                 Some(value)
             }
             Err(error) => {
-                let hint = error.hint_text().map(|hint| format!(". {hint}")).unwrap_or_default();
+                let hint = error
+                    .hint_text()
+                    .map(|hint| format!(". {hint}"))
+                    .unwrap_or_default();
                 self.failed(name, format!("{error}{hint}"));
                 None
             }
@@ -71,7 +87,11 @@ pub(crate) fn run(app: &mut App, args: &CheckArgs) -> Result<Outcome, Error> {
     let ok = checked.iter().all(|server| server.ok);
     if args.nagios {
         app.out.line(nagios(&checked))?;
-        return Ok(if ok { Outcome::Done } else { Outcome::Told(NAGIOS_CRITICAL) });
+        return Ok(if ok {
+            Outcome::Done
+        } else {
+            Outcome::Told(NAGIOS_CRITICAL)
+        });
     }
     if args.json.json {
         app.out.json(&checked)?;
@@ -86,15 +106,28 @@ fn check(app: &App, server: &ServerConfig) -> Checked {
     let repository = repository::check(app, server, &mut lines);
     server::check(repository.as_ref(), server, &mut lines);
     let ok = lines.0.iter().all(|line| line.ok);
-    Checked { server: server.name.to_string(), active: server.active, ok, checks: lines.0 }
+    Checked {
+        server: server.name.to_string(),
+        active: server.active,
+        ok,
+        checks: lines.0,
+    }
 }
 
 fn show(out: &mut Output, checked: &Checked) -> Result<(), Error> {
     let inactive = if checked.active { "" } else { " (inactive)" };
     out.line(format_args!("Server {}{inactive}:", checked.server))?;
     for line in &checked.checks {
-        let word = if line.ok { out.paint("OK", Style::Green) } else { out.paint("FAILED", Style::Red) };
-        let hint = line.hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default();
+        let word = if line.ok {
+            out.paint("OK", Style::Green)
+        } else {
+            out.paint("FAILED", Style::Red)
+        };
+        let hint = line
+            .hint
+            .as_ref()
+            .map(|hint| format!(" ({hint})"))
+            .unwrap_or_default();
         out.line(format_args!("\t{}: {word}{hint}", line.name))?;
     }
     Ok(())
@@ -105,7 +138,12 @@ fn nagios(checked: &[Checked]) -> String {
         .iter()
         .filter(|server| !server.ok)
         .map(|server| {
-            let names: Vec<&str> = server.checks.iter().filter(|line| !line.ok).map(|line| line.name).collect();
+            let names: Vec<&str> = server
+                .checks
+                .iter()
+                .filter(|line| !line.ok)
+                .map(|line| line.name)
+                .collect();
             format!("{} FAILED: {}", server.server, names.join(", "))
         })
         .collect();
@@ -127,12 +165,20 @@ mod tests {
         if !ok {
             lines.failed("archive_mode", "off");
         }
-        Checked { server: "main".to_owned(), active: true, ok, checks: lines.0 }
+        Checked {
+            server: "main".to_owned(),
+            active: true,
+            ok,
+            checks: lines.0,
+        }
     }
 
     #[test]
     fn nagios_gets_one_line() {
         assert_eq!(nagios(&[checked(true)]), "BARMANFS OK - ready to serve: main");
-        assert_eq!(nagios(&[checked(true), checked(false)]), "BARMANFS CRITICAL - main FAILED: archive_mode");
+        assert_eq!(
+            nagios(&[checked(true), checked(false)]),
+            "BARMANFS CRITICAL - main FAILED: archive_mode"
+        );
     }
 }

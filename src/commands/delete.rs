@@ -27,14 +27,19 @@ pub(crate) fn run(app: &mut App, args: &DeleteArgs) -> Result<Outcome, Error> {
     for backup in &backups {
         repository.delete_backup(backup, args.force)?;
         if !args.json.json {
-            app.out.line(format_args!("Deleted backup {} of server {server}", backup.id))?;
+            app.out
+                .line(format_args!("Deleted backup {} of server {server}", backup.id))?;
         }
     }
     if args.json.json {
         let deleted = backups.iter().map(|backup| backup.id).collect();
-        app.out.json(&Deleted { server: server.to_string(), deleted })?;
+        app.out.json(&Deleted {
+            server: server.to_string(),
+            deleted,
+        })?;
     } else {
-        app.out.line("'barmanfs sweep' frees the space that nothing else uses")?;
+        app.out
+            .line("'barmanfs sweep' frees the space that nothing else uses")?;
     }
     Ok(Outcome::Done)
 }

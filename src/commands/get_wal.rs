@@ -29,12 +29,21 @@ pub(crate) fn run(app: &mut App, args: &GetWalArgs) -> Result<Outcome, Error> {
     let mut content = repository.trees().reader(file.map);
     match &args.dest {
         Some(dest) => {
-            let dest = if dest.is_dir() { dest.join(&args.name) } else { dest.clone() };
+            let dest = if dest.is_dir() {
+                dest.join(&args.name)
+            } else {
+                dest.clone()
+            };
             write_file(&mut content, &dest).map_err(|error| {
-                Error::failed(format!("Cannot copy WAL file {name} of server {server} to {}: {error}", dest.display()))
+                Error::failed(format!(
+                    "Cannot copy WAL file {name} of server {server} to {}: {error}",
+                    dest.display()
+                ))
             })?;
         }
-        None => app.out.copy(&mut content, &format!("WAL file {name} of server {server}"))?,
+        None => app
+            .out
+            .copy(&mut content, &format!("WAL file {name} of server {server}"))?,
     }
     Ok(Outcome::Done)
 }
@@ -42,10 +51,12 @@ pub(crate) fn run(app: &mut App, args: &GetWalArgs) -> Result<Outcome, Error> {
 /// Writes all of it, or leaves nothing: PostgreSQL must never meet a short segment.
 fn write_file(content: &mut impl Read, dest: &Path) -> io::Result<()> {
     let mut file = BufWriter::with_capacity(COPY_BYTES, File::create(dest)?);
-    io::copy(content, &mut file).and_then(|_| file.flush()).inspect_err(|_| {
-        // The first error is the one to tell.
-        let _second = std::fs::remove_file(dest);
-    })
+    io::copy(content, &mut file)
+        .and_then(|_| file.flush())
+        .inspect_err(|_| {
+            // The first error is the one to tell.
+            let _second = std::fs::remove_file(dest);
+        })
 }
 
 #[cfg(test)]

@@ -53,7 +53,9 @@ pub(crate) fn status_style(status: BackupStatus) -> Style {
 /// How long it took, once it has ended.
 pub(crate) fn took(backup: &Backup) -> Option<Duration> {
     let end = backup.end_time?.unix_micros();
-    u64::try_from(end - backup.begin_time.unix_micros()).ok().map(Duration::from_micros)
+    u64::try_from(end - backup.begin_time.unix_micros())
+        .ok()
+        .map(Duration::from_micros)
 }
 
 fn table(backups: &[Backup]) -> Table {
@@ -71,15 +73,26 @@ fn table(backups: &[Backup]) -> Table {
     for backup in backups {
         let label = match (&backup.label, backup.checksum_failures.len()) {
             (label, 0) => label.clone().unwrap_or_default(),
-            (label, _) => format!("{} (page checksum failures)", label.as_deref().unwrap_or_default()),
+            (label, _) => format!(
+                "{} (page checksum failures)",
+                label.as_deref().unwrap_or_default()
+            ),
         };
-        let size = |bytes: u64| if backup.is_complete() { output::bytes(bytes) } else { "-".to_owned() };
+        let size = |bytes: u64| {
+            if backup.is_complete() {
+                output::bytes(bytes)
+            } else {
+                "-".to_owned()
+            }
+        };
         table.row([
             backup.server.as_str().into(),
             backup.id.to_string().into(),
             Cell::styled(backup.status.as_str(), status_style(backup.status)),
             output::second(backup.begin_time).into(),
-            took(backup).map_or_else(|| "-".to_owned(), output::duration).into(),
+            took(backup)
+                .map_or_else(|| "-".to_owned(), output::duration)
+                .into(),
             size(backup.logical_bytes).into(),
             size(backup.new_stored_bytes).into(),
             backup.server_version.to_string().into(),

@@ -31,9 +31,17 @@ pub(crate) fn run(app: &mut App, args: &ListFilesArgs) -> Result<Outcome, Error>
     let server = app.known_server(&repository, &args.which.server)?;
     let backup = app.backup(&repository, &server, &args.which.backup)?;
     let Some(root) = backup.root.as_ref().filter(|_| backup.is_complete()) else {
-        return Err(Error::failed(format!("Backup {} of server {server} is {} and has no files", backup.id, backup.status)));
+        return Err(Error::failed(format!(
+            "Backup {} of server {server} is {} and has no files",
+            backup.id, backup.status
+        )));
     };
-    let mut lister = Lister { out: &mut app.out, json: args.json.json, trees: repository.trees(), count: 0 };
+    let mut lister = Lister {
+        out: &mut app.out,
+        json: args.json.json,
+        trees: repository.trees(),
+        count: 0,
+    };
     if args.target != FileTarget::Wal {
         lister.directory(&root.directory, format!("{}/", backup.id).into_bytes())?;
     }
@@ -67,7 +75,11 @@ struct Lister<'a> {
 impl Lister<'_> {
     fn directory(&mut self, directory: &DirectoryRef, path: Vec<u8>) -> Result<(), Error> {
         for entry in self.trees.entries(directory) {
-            let Entry { name, attributes, node } = entry?;
+            let Entry {
+                name,
+                attributes,
+                node,
+            } = entry?;
             let mut path = path.clone();
             path.extend_from_slice(&name);
             let size_bytes = match node {
@@ -93,7 +105,9 @@ impl Lister<'_> {
 
     fn wal(&mut self, repository: &Repository, backup: &Backup, name: &WalName) -> Result<(), Error> {
         // A segment the backup waits for is no file yet.
-        let Some(entry) = repository.wal(&backup.server).entry(name)? else { return Ok(()) };
+        let Some(entry) = repository.wal(&backup.server).entry(name)? else {
+            return Ok(());
+        };
         self.line(format!("wal/{name}").as_bytes(), |path| Line {
             path,
             size_bytes: entry.size_bytes,
@@ -107,7 +121,8 @@ impl Lister<'_> {
         let nth = self.count;
         self.count += 1;
         if self.json {
-            self.out.json_element(&details(String::from_utf8_lossy(path).into_owned()), nth)
+            self.out
+                .json_element(&details(String::from_utf8_lossy(path).into_owned()), nth)
         } else {
             // Escaped, so that every file is one line.
             self.out.line(output::printable(path))
@@ -122,7 +137,10 @@ fn wal_from<'r>(
     backup: &Backup,
 ) -> Result<impl Iterator<Item = Result<WalName, Error>> + 'r, Error> {
     let first = first_segment(backup);
-    let next = repository.backups(&backup.server)?.into_iter().find(|other| other.is_complete() && other.id > backup.id);
+    let next = repository
+        .backups(&backup.server)?
+        .into_iter()
+        .find(|other| other.is_complete() && other.id > backup.id);
     let end = next.as_ref().and_then(first_segment);
     let wanted = move |name: &WalName| match name.segment() {
         Some(segment) => {
@@ -131,10 +149,17 @@ fn wal_from<'r>(
         }
         None => true,
     };
-    let names = repository.wal(&backup.server).entries().map(|entry| Ok(entry?.name));
+    let names = repository
+        .wal(&backup.server)
+        .entries()
+        .map(|entry| Ok(entry?.name));
     Ok(names.filter(move |name: &Result<WalName, Error>| name.as_ref().map_or(true, &wanted)))
 }
 
 fn first_segment(backup: &Backup) -> Option<SegmentName> {
-    Some(SegmentName::from_lsn(backup.timeline?, backup.start_lsn?, backup.segment_size))
+    Some(SegmentName::from_lsn(
+        backup.timeline?,
+        backup.start_lsn?,
+        backup.segment_size,
+    ))
 }

@@ -30,10 +30,17 @@ pub(crate) fn run(app: &mut App, json: JsonOption) -> Result<Outcome, Error> {
     };
     let names = match &repository {
         Some(repository) => app.known_servers(repository, super::ALL)?,
-        None => app.config.servers.iter().map(|server| server.name.clone()).collect(),
+        None => app
+            .config
+            .servers
+            .iter()
+            .map(|server| server.name.clone())
+            .collect(),
     };
-    let servers: Vec<Server> =
-        names.into_iter().map(|name| describe(app, repository.as_ref(), name)).collect::<Result<_, _>>()?;
+    let servers: Vec<Server> = names
+        .into_iter()
+        .map(|name| describe(app, repository.as_ref(), name))
+        .collect::<Result<_, _>>()?;
     if json.json {
         app.out.json(&servers)?;
     } else {
@@ -54,7 +61,10 @@ fn describe(app: &App, repository: Option<&Repository>, name: ServerName) -> Res
         active: configured.is_some_and(|server| server.active),
         system_id,
         backups: backups.iter().filter(|backup| backup.is_complete()).count(),
-        last_backup: backups.iter().rfind(|backup| backup.is_complete()).map(|Backup { begin_time, .. }| *begin_time),
+        last_backup: backups
+            .iter()
+            .rfind(|backup| backup.is_complete())
+            .map(|Backup { begin_time, .. }| *begin_time),
         name,
     })
 }

@@ -33,9 +33,17 @@ pub(crate) fn run(app: &App, args: MountArgs) -> Result<Outcome, Error> {
 
 fn options(app: &App, args: MountArgs) -> Result<MountOptions, Error> {
     let repository = app.repository()?;
-    let servers = args.servers.iter().map(|name| app.known_server(&repository, name)).collect::<Result<Vec<_>, _>>()?;
-    let cache_bytes = usize::try_from(args.cache_size)
-        .map_err(|_| Error::usage(format!("A cache of {} bytes is more than this machine can address", args.cache_size)))?;
+    let servers = args
+        .servers
+        .iter()
+        .map(|name| app.known_server(&repository, name))
+        .collect::<Result<Vec<_>, _>>()?;
+    let cache_bytes = usize::try_from(args.cache_size).map_err(|_| {
+        Error::usage(format!(
+            "A cache of {} bytes is more than this machine can address",
+            args.cache_size
+        ))
+    })?;
     Ok(MountOptions {
         mount_point: args.mount_point,
         servers: (!servers.is_empty()).then_some(servers),
@@ -61,8 +69,16 @@ fn serve(app: &App, mounted: MountedFs, mount_point: &Path, background: bool) ->
         .spawn(move || mounted.serve())
         .map_err(|error| Error::failed(format!("Cannot start a thread: {error}")))?;
     let answered = answers(mount_point).and_then(|()| {
-        tracing::info!("Serving {} at {}", app.config.repository.display(), mount_point.display());
-        if background { daemon::ready(app.config.log_file.as_deref()) } else { Ok(()) }
+        tracing::info!(
+            "Serving {} at {}",
+            app.config.repository.display(),
+            mount_point.display()
+        );
+        if background {
+            daemon::ready(app.config.log_file.as_deref())
+        } else {
+            Ok(())
+        }
     });
     if let Err(error) = answered {
         on_failure.unmount()?;
@@ -70,7 +86,12 @@ fn serve(app: &App, mounted: MountedFs, mount_point: &Path, background: bool) ->
     }
     match serving.join() {
         Ok(served) => served?,
-        Err(_) => return Err(Error::failed(format!("The mount at {} ended by a bug", mount_point.display()))),
+        Err(_) => {
+            return Err(Error::failed(format!(
+                "The mount at {} ended by a bug",
+                mount_point.display()
+            )));
+        }
     }
     tracing::info!("Unmounted {}", mount_point.display());
     Ok(Outcome::Done)
@@ -79,19 +100,35 @@ fn serve(app: &App, mounted: MountedFs, mount_point: &Path, background: bool) ->
 fn answers(mount_point: &Path) -> Result<(), Error> {
     std::fs::metadata(mount_point.join(ALIVE))
         .map(drop)
-        .map_err(|error| Error::failed(format!("The mount at {} does not answer: {error}", mount_point.display())))
+        .map_err(|error| {
+            Error::failed(format!(
+                "The mount at {} does not answer: {error}",
+                mount_point.display()
+            ))
+        })
 }
 
 /// A number, or a name of the system.
 fn user_id(text: &str) -> Result<u32, Error> {
     let named = || User::from_name(text).ok().flatten().map(|user| user.uid.as_raw());
-    text.parse().ok().or_else(named).ok_or_else(|| Error::usage(format!("There is no user '{text}'")))
+    text.parse()
+        .ok()
+        .or_else(named)
+        .ok_or_else(|| Error::usage(format!("There is no user '{text}'")))
 }
 
 /// A number, or a name of the system.
 fn group_id(text: &str) -> Result<u32, Error> {
-    let named = || Group::from_name(text).ok().flatten().map(|group| group.gid.as_raw());
-    text.parse().ok().or_else(named).ok_or_else(|| Error::usage(format!("There is no group '{text}'")))
+    let named = || {
+        Group::from_name(text)
+            .ok()
+            .flatten()
+            .map(|group| group.gid.as_raw())
+    };
+    text.parse()
+        .ok()
+        .or_else(named)
+        .ok_or_else(|| Error::usage(format!("There is no group '{text}'")))
 }
 
 #[cfg(test)]

@@ -11,17 +11,27 @@ use crate::progress::Shown;
 pub(crate) fn run(app: &mut App, json: JsonOption) -> Result<Outcome, Error> {
     app.refuse_foreign_root()?;
     let path = &app.config.repository;
-    let report = Repository::rebuild(path, &mut Shown::start("Rebuild of the catalog", app.options.quiet))?;
+    let report = Repository::rebuild(
+        path,
+        &mut Shown::start("Rebuild of the catalog", app.options.quiet),
+    )?;
     if json.json {
         app.out.json(&report)?;
     } else {
         for problem in &report.problems {
-            app.out.line(format_args!("Left out: pack {}: {}", problem.pack, problem.reason))?;
+            app.out.line(format_args!(
+                "Left out: pack {}: {}",
+                problem.pack, problem.reason
+            ))?;
         }
         app.out.line(format_args!(
             "Made the catalog anew from {} packs: {} backups, {} WAL files, {} chunks",
             report.packs, report.backups, report.wal_files, report.chunks
         ))?;
     }
-    Ok(if report.problems.is_empty() { Outcome::Done } else { Outcome::Problems })
+    Ok(if report.problems.is_empty() {
+        Outcome::Done
+    } else {
+        Outcome::Problems
+    })
 }

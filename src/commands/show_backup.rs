@@ -22,7 +22,10 @@ pub(crate) fn run(app: &mut App, args: &ShowBackupArgs) -> Result<Outcome, Error
     if args.json.json {
         let mut value = as_json(&backup)?;
         if let Some(fields) = value.as_object_mut() {
-            fields.insert("missing_wal".to_owned(), json!(missing.iter().map(ToString::to_string).collect::<Vec<_>>()));
+            fields.insert(
+                "missing_wal".to_owned(),
+                json!(missing.iter().map(ToString::to_string).collect::<Vec<_>>()),
+            );
         }
         app.out.json(&value)?;
     } else {
@@ -31,17 +34,41 @@ pub(crate) fn run(app: &mut App, args: &ShowBackupArgs) -> Result<Outcome, Error
     Ok(Outcome::Done)
 }
 
-fn show(out: &mut Output, repository: &Repository, backup: &Backup, missing: &[SegmentName]) -> Result<(), Error> {
+fn show(
+    out: &mut Output,
+    repository: &Repository,
+    backup: &Backup,
+    missing: &[SegmentName],
+) -> Result<(), Error> {
     let status = out.paint(backup.status.as_str(), status_style(backup.status));
     out.line(format_args!("Backup {} of server {}", backup.id, backup.server))?;
     let mut facts = Facts::default();
     facts.add("Status", status);
-    facts.add_some("Error", backup.error.as_deref().map(|error| output::printable(error.as_bytes())));
-    facts.add_some("Label", backup.label.as_deref().map(|label| output::printable(label.as_bytes())));
+    facts.add_some(
+        "Error",
+        backup
+            .error
+            .as_deref()
+            .map(|error| output::printable(error.as_bytes())),
+    );
+    facts.add_some(
+        "Label",
+        backup
+            .label
+            .as_deref()
+            .map(|label| output::printable(label.as_bytes())),
+    );
     facts.add("Began", output::second(backup.begin_time));
     facts.add_some("Ended", backup.end_time.map(output::second));
     facts.add_some("Took", took(backup).map(output::duration));
-    facts.add("Taken from", if backup.from_standby { "a standby" } else { "the primary" });
+    facts.add(
+        "Taken from",
+        if backup.from_standby {
+            "a standby"
+        } else {
+            "the primary"
+        },
+    );
     facts.add("PostgreSQL", backup.server_version);
     facts.add("System identifier", backup.system_id);
     facts.add_some("Timeline", backup.timeline);
@@ -60,9 +87,16 @@ fn show(out: &mut Output, repository: &Repository, backup: &Backup, missing: &[S
         facts.add("Checksum failure", output::printable(failure.as_bytes()));
     }
     for space in &backup.tablespaces {
-        let name = space.name.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();
+        let name = space
+            .name
+            .as_deref()
+            .map(|name| format!(" ({name})"))
+            .unwrap_or_default();
         let location = output::printable(space.location.as_bytes());
-        facts.add("Tablespace", format!("pg_tblspc/{}{name}, was at {location}", space.oid));
+        facts.add(
+            "Tablespace",
+            format!("pg_tblspc/{}{name}, was at {location}", space.oid),
+        );
     }
     facts.add("Repository", repository.path().display());
     out.bytes(facts.render().as_bytes())
@@ -83,8 +117,16 @@ fn wal(backup: &Backup, missing: &[SegmentName]) -> String {
     match (backup.status, missing) {
         (BackupStatus::Done, _) | (_, []) => format!("{range}, all archived"),
         (_, missing) => {
-            let names: Vec<String> = missing.iter().take(MISSING_SHOWN).map(ToString::to_string).collect();
-            let more = if missing.len() > MISSING_SHOWN { " and more" } else { "" };
+            let names: Vec<String> = missing
+                .iter()
+                .take(MISSING_SHOWN)
+                .map(ToString::to_string)
+                .collect();
+            let more = if missing.len() > MISSING_SHOWN {
+                " and more"
+            } else {
+                ""
+            };
             format!("{range}, not archived yet: {}{more}", names.join(", "))
         }
     }
@@ -92,7 +134,10 @@ fn wal(backup: &Backup, missing: &[SegmentName]) -> String {
 
 fn added(backup: &Backup) -> String {
     let bytes = output::bytes(backup.new_stored_bytes);
-    format!("{bytes} ({} of its size)", output::percent(backup.new_stored_bytes, backup.logical_bytes))
+    format!(
+        "{bytes} ({} of its size)",
+        output::percent(backup.new_stored_bytes, backup.logical_bytes)
+    )
 }
 
 /// Lines of a name and a value, the values under each other.
@@ -109,7 +154,15 @@ impl Facts {
     }
 
     fn render(&self) -> String {
-        let width = self.0.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
-        self.0.iter().map(|(name, value)| format!("  {name:width$}  {value}\n")).collect()
+        let width = self
+            .0
+            .iter()
+            .map(|(name, _)| name.len())
+            .max()
+            .unwrap_or_default();
+        self.0
+            .iter()
+            .map(|(name, value)| format!("  {name:width$}  {value}\n"))
+            .collect()
     }
 }

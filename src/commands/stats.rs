@@ -21,8 +21,10 @@ pub(crate) fn run(app: &mut App, args: &StatsArgs) -> Result<Outcome, Error> {
     }
     app.out.table(&table(&stats))?;
     let (packs, bytes) = (stats.packs, output::bytes(stats.pack_bytes));
-    app.out.line(format_args!("\nThe repository has {packs} packs of {bytes}"))?;
-    app.out.line("Each chunk counts for the oldest backup that has it; 'Size' is what a copy would take")?;
+    app.out
+        .line(format_args!("\nThe repository has {packs} packs of {bytes}"))?;
+    app.out
+        .line("Each chunk counts for the oldest backup that has it; 'Size' is what a copy would take")?;
     Ok(Outcome::Done)
 }
 
@@ -51,7 +53,13 @@ fn rows(table: &mut Table, server: &ServerStats) {
     for backup in &server.backups {
         row(table, name, &backup.id.to_string(), &backup.sizes, Style::Plain);
     }
-    row(table, name, &format!("{} WAL files", server.wal_files), &server.wal, Style::Plain);
+    row(
+        table,
+        name,
+        &format!("{} WAL files", server.wal_files),
+        &server.wal,
+        Style::Plain,
+    );
     row(table, name, "total", &server.total, Style::Bold);
 }
 

@@ -11,7 +11,10 @@ use crate::progress::Shown;
 /// Runs the command.
 pub(crate) fn run(app: &mut App, json: JsonOption) -> Result<Outcome, Error> {
     let repository = app.repository_for_writing()?;
-    let report = repository.sweep(&SweepOptions::default(), &mut Shown::start("Sweep", app.options.quiet))?;
+    let report = repository.sweep(
+        &SweepOptions::default(),
+        &mut Shown::start("Sweep", app.options.quiet),
+    )?;
     if json.json {
         app.out.json(&report)?;
     } else {
@@ -23,19 +26,32 @@ pub(crate) fn run(app: &mut App, json: JsonOption) -> Result<Outcome, Error> {
 
 fn show(out: &mut Output, report: &SweepReport) -> Result<(), Error> {
     let gained = report.removed_bytes.saturating_sub(report.copied_bytes);
-    out.line(format_args!("Freed {} in {} packs", output::bytes(gained), report.removed_packs))?;
+    out.line(format_args!(
+        "Freed {} in {} packs",
+        output::bytes(gained),
+        report.removed_packs
+    ))?;
     if report.abandoned_files > 0 {
-        out.line(format_args!("Removed {} unfinished files of killed processes", report.abandoned_files))?;
+        out.line(format_args!(
+            "Removed {} unfinished files of killed processes",
+            report.abandoned_files
+        ))?;
     }
     if report.waiting_packs > 0 {
         let writers = report.waiting_for.join(", ");
-        out.line(format_args!("{} packs go with the next sweep, when these have ended: {writers}", report.waiting_packs))?;
+        out.line(format_args!(
+            "{} packs go with the next sweep, when these have ended: {writers}",
+            report.waiting_packs
+        ))?;
     }
     for problem in &report.problems {
         out.line(format_args!("Pack {}: {}", problem.pack, problem.reason))?;
     }
     if report.missing_chunks > 0 {
-        out.line(format_args!("{} chunks are missing: 'barmanfs verify' names the files", report.missing_chunks))?;
+        out.line(format_args!(
+            "{} chunks are missing: 'barmanfs verify' names the files",
+            report.missing_chunks
+        ))?;
     }
     Ok(())
 }

@@ -21,14 +21,20 @@ pub(crate) fn run(app: &mut App, args: &VerifyArgs) -> Result<Outcome, Error> {
     } else {
         show(&mut app.out, &report)?;
     }
-    Ok(if report.is_clean() { Outcome::Done } else { Outcome::Problems })
+    Ok(if report.is_clean() {
+        Outcome::Done
+    } else {
+        Outcome::Problems
+    })
 }
 
 fn scope(app: &App, repository: &Repository, args: &VerifyArgs) -> Result<VerifyScope, Error> {
     if args.server == super::ALL {
         return match &args.what {
             None => Ok(VerifyScope::All),
-            Some(_) => Err(Error::usage("Name the server whose backup or WAL is to be verified")),
+            Some(_) => Err(Error::usage(
+                "Name the server whose backup or WAL is to be verified",
+            )),
         };
     }
     let server = app.known_server(repository, &args.server)?;
@@ -44,7 +50,12 @@ fn scope(app: &App, repository: &Repository, args: &VerifyArgs) -> Result<Verify
 
 fn show(out: &mut Output, report: &VerifyReport) -> Result<(), Error> {
     for problem in &report.pack_problems {
-        out.line(format_args!("{} pack {}: {}", out.paint("DAMAGED", Style::Red), problem.pack, problem.reason))?;
+        out.line(format_args!(
+            "{} pack {}: {}",
+            out.paint("DAMAGED", Style::Red),
+            problem.pack,
+            problem.reason
+        ))?;
     }
     for damage in &report.damages {
         let line = sentence(damage);
@@ -56,7 +67,10 @@ fn show(out: &mut Output, report: &VerifyReport) -> Result<(), Error> {
     let verdict = if report.is_clean() {
         out.paint("all as it should be", Style::Green)
     } else {
-        out.paint(&format!("{} of the chunks are damaged or missing", report.bad_chunks), Style::Red)
+        out.paint(
+            &format!("{} of the chunks are damaged or missing", report.bad_chunks),
+            Style::Red,
+        )
     };
     out.line(format_args!(
         "{} backups, {} WAL files, {} chunks, {}: {verdict}",
@@ -96,7 +110,10 @@ mod tests {
             pages: 16,
             reason: "chunk is gone".to_owned(),
         };
-        assert_eq!(sentence(&damage), "main 20261120T101500 base/5/16384 page 17 and 15 more: chunk is gone");
+        assert_eq!(
+            sentence(&damage),
+            "main 20261120T101500 base/5/16384 page 17 and 15 more: chunk is gone"
+        );
         damage.backup = None;
         damage.first_page = None;
         assert_eq!(sentence(&damage), "main wal base/5/16384: chunk is gone");

@@ -25,7 +25,9 @@ pub(crate) fn run(app: &App, args: &WalArchiveArgs) -> Result<Outcome, Error> {
     let writer = app.repository_for_writing()?.writer("wal-archive")?;
     match writer.archive_wal(server, &name, &mut file, size_bytes, "wal-archive")? {
         WalOutcome::Stored(_) => tracing::debug!("Archived {name} of server {server}"),
-        WalOutcome::AlreadyThere(_) => tracing::debug!("WAL file {name} of server {server} was archived before"),
+        WalOutcome::AlreadyThere(_) => {
+            tracing::debug!("WAL file {name} of server {server} was archived before")
+        }
         WalOutcome::Conflict(conflict) => {
             return Err(Error::failed(format!(
                 "WAL file {name} of server {server} has other content than the one archived at {}: not archived, put aside",

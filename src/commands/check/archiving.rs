@@ -24,11 +24,17 @@ pub(super) fn check(
     lines: &mut Lines,
 ) {
     if server.archiver == Archiver::Off {
-        lines.ok("archive_mode", "archiver = off: backups bring their WAL, there is no recovery to a later time".to_owned());
+        lines.ok(
+            "archive_mode",
+            "archiver = off: backups bring their WAL, there is no recovery to a later time".to_owned(),
+        );
         return;
     }
     if !cluster.archives {
-        lines.failed("archive_mode", "it is off: set archive_mode = on and restart the server");
+        lines.failed(
+            "archive_mode",
+            "it is off: set archive_mode = on and restart the server",
+        );
         return;
     }
     lines.ok("archive_mode", None);
@@ -45,7 +51,9 @@ fn command(server: &ServerConfig, streaming: &mut Connection, lines: &mut Lines)
     const NAME: &str = "archive_command";
     let wanted = format!("archive_command = 'barmanfs wal-archive {} %p'", server.name);
     match streaming.show("archive_command") {
-        Ok(command) if command.is_empty() || command == "(disabled)" => lines.failed(NAME, format!("there is none: set {wanted}")),
+        Ok(command) if command.is_empty() || command == "(disabled)" => {
+            lines.failed(NAME, format!("there is none: set {wanted}"))
+        }
         Ok(command) => lines.ok(NAME, output::printable(command.as_bytes())),
         Err(error) => lines.failed(NAME, Error::from(error).to_string()),
     }

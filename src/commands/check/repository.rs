@@ -33,7 +33,9 @@ pub(super) fn check(app: &App, server: &ServerConfig, lines: &mut Lines) -> Opti
 }
 
 fn writable(path: &Path) -> Result<(), Error> {
-    tempfile::tempfile_in(path).map(drop).map_err(|error| Error::failed(format!("Cannot write there: {error}")))
+    tempfile::tempfile_in(path)
+        .map(drop)
+        .map_err(|error| Error::failed(format!("Cannot write there: {error}")))
 }
 
 fn free_space(path: &Path, lines: &mut Lines) {
@@ -52,18 +54,30 @@ fn free_space(path: &Path, lines: &mut Lines) {
 
 fn complete_backup(server: &ServerConfig, backups: &[Backup], lines: &mut Lines) {
     const NAME: &str = "complete backup";
-    let done: Vec<&Backup> = backups.iter().filter(|backup| backup.status == BackupStatus::Done).collect();
+    let done: Vec<&Backup> = backups
+        .iter()
+        .filter(|backup| backup.status == BackupStatus::Done)
+        .collect();
     match done.last() {
         Some(last) => lines.ok(NAME, format!("there are {}, the last is {}", done.len(), last.id)),
-        None => lines.failed(NAME, format!("there is none: 'barmanfs backup {}' takes one", server.name)),
+        None => lines.failed(
+            NAME,
+            format!("there is none: 'barmanfs backup {}' takes one", server.name),
+        ),
     }
 }
 
 fn waiting(repository: &Repository, backups: &[Backup], lines: &mut Lines) {
     const NAME: &str = "backups have their WAL";
-    for backup in backups.iter().filter(|backup| backup.status == BackupStatus::WaitingForWals) {
+    for backup in backups
+        .iter()
+        .filter(|backup| backup.status == BackupStatus::WaitingForWals)
+    {
         let missing = repository.missing_wal(backup).unwrap_or_default();
-        let first = missing.first().map(|segment| format!("{segment} is not archived")).unwrap_or_default();
+        let first = missing
+            .first()
+            .map(|segment| format!("{segment} is not archived"))
+            .unwrap_or_default();
         lines.failed(NAME, format!("{} is WAITING_FOR_WALS: {first}", backup.id));
     }
 }
@@ -71,15 +85,30 @@ fn waiting(repository: &Repository, backups: &[Backup], lines: &mut Lines) {
 /// A failure that a later backup made good is no problem any more.
 fn failed(backups: &[Backup], lines: &mut Lines) {
     const NAME: &str = "failed backups";
-    let last = backups.iter().rfind(|backup| backup.status != BackupStatus::Started);
+    let last = backups
+        .iter()
+        .rfind(|backup| backup.status != BackupStatus::Started);
     match last.filter(|backup| backup.status == BackupStatus::Failed) {
         Some(backup) => {
             let reason = backup.error.as_deref().unwrap_or("the reason is not known");
-            lines.failed(NAME, format!("the last, {}: {}", backup.id, output::printable(reason.as_bytes())));
+            lines.failed(
+                NAME,
+                format!(
+                    "the last, {}: {}",
+                    backup.id,
+                    output::printable(reason.as_bytes())
+                ),
+            );
         }
         None => {
-            let count = backups.iter().filter(|backup| backup.status == BackupStatus::Failed).count();
-            lines.ok(NAME, format!("there are {count}, none since the last complete one"));
+            let count = backups
+                .iter()
+                .filter(|backup| backup.status == BackupStatus::Failed)
+                .count();
+            lines.ok(
+                NAME,
+                format!("there are {count}, none since the last complete one"),
+            );
         }
     }
 }

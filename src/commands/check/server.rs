@@ -6,7 +6,7 @@ use super::{Lines, archiving};
 use crate::backup;
 use crate::config::ServerConfig;
 use crate::error::Error;
-use crate::postgres::{Conninfo, Connection, Environment, Mode};
+use crate::postgres::{Connection, Conninfo, Environment, Mode};
 
 /// Connects in both ways and asks.
 pub(super) fn check(repository: Option<&Repository>, server: &ServerConfig, lines: &mut Lines) {
@@ -18,7 +18,9 @@ pub(super) fn check(repository: Option<&Repository>, server: &ServerConfig, line
     let streaming = lines.result("PostgreSQL streaming", backup::connect(server), target);
     let Some(mut streaming) = streaming else { return };
     let asked = backup::ServerSettings::ask(&mut streaming);
-    let Some(cluster) = lines.result("PostgreSQL version", asked, |cluster| Some(cluster.version.to_string())) else {
+    let Some(cluster) = lines.result("PostgreSQL version", asked, |cluster| {
+        Some(cluster.version.to_string())
+    }) else {
         return;
     };
     system_id(repository, server, &cluster, lines);
@@ -28,18 +30,30 @@ pub(super) fn check(repository: Option<&Repository>, server: &ServerConfig, line
 }
 
 fn target(connection: &Connection) -> Option<String> {
-    let encrypted = if connection.is_encrypted() { ", encrypted" } else { "" };
+    let encrypted = if connection.is_encrypted() {
+        ", encrypted"
+    } else {
+        ""
+    };
     Some(format!("{}{encrypted}", connection.target()))
 }
 
-fn system_id(repository: Option<&Repository>, server: &ServerConfig, cluster: &backup::ServerSettings, lines: &mut Lines) {
+fn system_id(
+    repository: Option<&Repository>,
+    server: &ServerConfig,
+    cluster: &backup::ServerSettings,
+    lines: &mut Lines,
+) {
     const NAME: &str = "system identifier";
     match repository.map(|repository| repository.system_id(&server.name)) {
         None | Some(Ok(None)) => lines.ok(NAME, format!("{}, nothing stored of it yet", cluster.system_id)),
         Some(Ok(Some(known))) if known == cluster.system_id => lines.ok(NAME, known.to_string()),
         Some(Ok(Some(known))) => lines.failed(
             NAME,
-            format!("the server is {}, the backups are of {known}: use another server name for a new cluster", cluster.system_id),
+            format!(
+                "the server is {}, the backups are of {known}: use another server name for a new cluster",
+                cluster.system_id
+            ),
         ),
         Some(Err(error)) => lines.failed(NAME, Error::from(error).to_string()),
     }
