@@ -210,3 +210,105 @@ impl FileMap {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::{DATA_WINDOW_BYTES, WAL_WINDOW_BYTES};
+
+    const WINDOW: u64 = DATA_WINDOW_BYTES as u64;
+
+    fn map(size_bytes: u64) -> FileMap {
+        FileMap {
+            size_bytes,
+            window_bytes: DATA_WINDOW_BYTES,
+            crc32c: 0,
+            windows: Windows::Inline(Vec::new()),
+        }
+    }
+
+    #[test]
+    fn windows_of_ranges() {
+        let map = map(3 * WINDOW + 5);
+        assert_eq!(map.window_count(), 4);
+        assert_eq!(
+            [0, 2, 3, 4].map(|n| map.window_length(n)),
+            [DATA_WINDOW_BYTES, DATA_WINDOW_BYTES, 5, 0]
+        );
+        assert_eq!(map.windows_of(0, 1), 0..1);
+        assert_eq!(map.windows_of(WINDOW - 1, 2), 0..2);
+        assert_eq!(map.windows_of(WINDOW, WINDOW), 1..2);
+        assert_eq!(map.windows_of(3 * WINDOW, u64::MAX), 3..4);
+        assert!(map.windows_of(3 * WINDOW + 5, 1).is_empty());
+        assert!(map.windows_of(5, 0).is_empty());
+        assert!(map.windows_of(u64::MAX, u64::MAX).is_empty());
+    }
+
+    #[test]
+    fn pieces_of_sizes() {
+        let inline = INLINE_WINDOWS as u64;
+        let piece = PIECE_WINDOWS as u64;
+        assert_eq!(
+            [0, inline, inline + 1, piece, piece + 1].map(FileMap::piece_count),
+            [0, 0, 1, 1, 2]
+        );
+        let map = map((piece + 3) * WINDOW);
+        assert_eq!([0, 1, 2].map(|n| map.piece_windows(n)), [PIECE_WINDOWS, 3, 0]);
+    }
+
+    #[test]
+    fn rows_read_back() {
+        let window = Window {
+            chunk: Some(ChunkId::of(b"x")),
+            crc32c: 0x0102_0304,
+        };
+        let hole = Window {
+            chunk: None,
+            crc32c: 5,
+        };
+        let rows = [window.to_row(), hole.to_row()].concat();
+        assert_eq!(
+            [0, 1, 2].map(|n| row_at(&rows, n)),
+            [Some(window), Some(hole), None]
+        );
+        assert_eq!(rows[32..36], [4, 3, 2, 1]);
+    }
+
+    #[test]
+    fn the_checksum_of_a_file_is_combined_from_its_windows() {
+        let bytes: Vec<u8> = (0..300_000_u32).map(|n| (n % 251) as u8).collect();
+        let window = |part: &[u8]| Window {
+            chunk: Some(ChunkId::of(part)),
+            crc32c: crc32c::crc32c(part),
+        };
+        let windows = bytes.chunks(DATA_WINDOW_BYTES as usize).map(window).collect();
+        let map = FileMap::inline(bytes.len() as u64, DATA_WINDOW_BYTES, windows).unwrap();
+        assert_eq!(map.crc32c, crc32c::crc32c(&bytes));
+    }
+
+    #[test]
+    fn maps_that_cannot_be_are_refused_in_json_too() {
+        let segment = FileMap {
+            size_bytes: 64 << 20,
+            window_bytes: WAL_WINDOW_BYTES,
+            crc32c: 1,
+            windows: Windows::Pieces(vec![ChunkId::of(b"x")]),
+        };
+        assert_eq!(segment.check(), Ok(()));
+        let json = serde_json::to_string(&segment).unwrap();
+        assert_eq!(serde_json::from_str::<FileMap>(&json).unwrap(), segment);
+        let cases = [
+            ("67108864", "3000000000", "need 2 pieces"),
+            ("67108864", "1", "need 0 pieces"),
+            ("1048576", "0", "windows of 0 bytes"),
+            ("1048576", "1000000", "windows of 1000000 bytes"),
+            ("1048576", "8388608", "windows of 8388608 bytes"),
+        ];
+        for (from, to, reason) in cases {
+            let error = serde_json::from_str::<FileMap>(&json.replace(from, to))
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+}

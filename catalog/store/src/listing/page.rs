@@ -10,10 +10,10 @@ use crate::id::ChunkId;
 use crate::layout::{FORMAT_VERSION, MAX_CHUNK_BYTES};
 
 /// Begins every page.
-const MAGIC: [u8; 4] = *b"BFSL";
+const MAGIC: [u8; 8] = *b"bmfslist";
 
 /// Magic, format version, number of entries.
-const HEADER_BYTES: usize = 12;
+const HEADER_BYTES: usize = 16;
 
 /// Kinds of entries, as they stand in a page.
 mod kind {
@@ -430,7 +430,7 @@ impl<'a> Cursor<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
-    fn header(&mut self) -> Result<([u8; 4], u32, u32), String> {
+    fn header(&mut self) -> Result<([u8; 8], u32, u32), String> {
         Ok((self.array()?, self.u32()?, self.u32()?))
     }
 
@@ -439,3 +439,6 @@ impl<'a> Cursor<'a> {
         self.take(length.into())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -127,6 +127,7 @@ impl TreeWriter {
         window_bytes: u32,
     ) -> Result<FileSink> {
         let path = checked(path)?;
+        // Whoever asks for windows of WAL has WAL.
         let class = if window_bytes == WAL_WINDOW_BYTES {
             ContentClass::Wal
         } else {
