@@ -11,7 +11,7 @@
 //!
 //! Invariants:
 //! - A chunk is stored at most once by one depositor: the ids in packs that the index does not know yet are
-//!   remembered ([`claims`]).
+//!   remembered.
 //! - A delta's base is a whole chunk that the index gives as reusable; never one of a pack that is still open.
 //! - A pack is in the index only after it is durable under its final name. A crash leaves a temporary file, or a
 //!   finished pack that the index does not know; never a reference to bytes that are not there.
