@@ -84,11 +84,11 @@ fn what_reads_tells_json(install: &'static Install) {
     }
     let files = site.ok(&["list-files", "main", "latest"]);
     assert!(files.lines().any(|line| line.ends_with("PG_VERSION")), "{files}");
-    assert!(
-        site.json(&["list-files", "main", "latest"])
-            .to_string()
-            .contains("global/pg_control")
-    );
+    // A backup may have millions of files: one object on each line.
+    for line in site.ok(&["list-files", "main", "latest", "--json"]).lines() {
+        let file: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(file["path"].is_string() && file["size_bytes"].is_u64(), "{line}");
+    }
     for plain in [
         &["list-servers"][..],
         &["list-backups", "main"],
@@ -118,7 +118,7 @@ fn backups_are_found_by_their_words(install: &'static Install) {
         .refused(1)
         .says(&["20010101T000000"]);
     let run = site.barmanfs(&["show-backup", "main", "yesterday"]);
-    assert!(run.code().is_some_and(|code| code == 1 || code == 2), "{run}");
+    run.rejected();
     site.ok(&["delete", "main", "oldest"]);
     assert_eq!(site.backup_ids(), ids[1..]);
 }

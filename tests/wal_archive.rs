@@ -119,7 +119,7 @@ fn a_segment_of_the_wrong_size_or_name_is_refused(install: &'static Install) {
     let refused = |name: &str, bytes: &[u8]| {
         let path = site.write_file(name, bytes);
         site.barmanfs(&["wal-archive", "main", &path.to_string_lossy()])
-            .refused(1)
+            .rejected()
             .says(&[name]);
     };
     refused("0000000100000000000000F0", &bytes);
@@ -168,8 +168,8 @@ fn history_and_backup_files_are_kept(install: &'static Install) {
 fn get_wal_tells_absence_from_failure(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     let segment = segments(&site, &server, 1).remove(0);
-    site.barmanfs(&["get-wal", "main", "0000000100000000000000F0"])
-        .refused(1);
+    let absent = site.barmanfs(&["get-wal", "main", "0000000100000000000000F0"]);
+    assert_eq!(absent.code(), Some(1), "{absent}");
     let destination = site.path("no such directory/x");
     let unwritable = site.barmanfs(&[
         "get-wal",

@@ -175,13 +175,29 @@ impl Lock {
 }
 
 fn open(path: &Path) -> Result<File> {
-    OpenOptions::new()
+    let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .open(path)
-        .map_err(|source| Error::io("open", path, source))
+        .map_err(|source| Error::io("open", path, source))?;
+    give_to_owner(&file, path).map_err(|source| Error::io("give away", path, source))?;
+    Ok(file)
+}
+
+/// A lock file that root makes, for a mount, belongs to the repository's owner all the same: it must be able to lock
+/// it, or it could never delete a backup that root has looked at.
+fn give_to_owner(file: &File, path: &Path) -> std::io::Result<()> {
+    let Some(directory) = path.parent() else {
+        return Ok(());
+    };
+    let (is, should) = (file.metadata()?, std::fs::metadata(directory)?);
+    // Only root makes files that belong to root, and only it may give them away.
+    if is.uid() == 0 && should.uid() != 0 {
+        std::os::unix::fs::fchown(file, Some(should.uid()), Some(should.gid()))?;
+    }
+    Ok(())
 }
 
 fn lock_now(file: &File, mode: Mode) -> Result<(), TryLockError> {

@@ -109,6 +109,13 @@ impl Run {
         self
     }
 
+    /// It failed, whether what is wrong was found at once (2) or on the way (1), and said why.
+    #[track_caller]
+    pub(crate) fn rejected(self) -> Self {
+        let code = if self.code() == Some(2) { 2 } else { 1 };
+        self.refused(code)
+    }
+
     /// It ended with this exit code and an error message, and did not panic.
     #[track_caller]
     pub(crate) fn refused(self, code: i32) -> Self {

@@ -43,7 +43,10 @@ impl Site {
     /// Without a server, but with a repository: the first backup makes it, also when it cannot reach the server.
     pub(crate) fn with_repository() -> Self {
         let site = Self::new();
-        let config = format!("[barmanfs]\nrepository = {}\n[main]\n", site.repository().display());
+        let config = format!(
+            "[barmanfs]\nrepository = {}\n[main]\n",
+            site.repository().display()
+        );
         let nobody = "conninfo = host=/nowhere\nstreaming_conninfo = host=/nowhere\n";
         site.write_file("barmanfs.conf", (config + nobody).as_bytes());
         site.barmanfs(&["backup", "main"]).refused(1).says(&["/nowhere"]);
