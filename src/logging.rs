@@ -3,13 +3,16 @@
 //! A mount in the background has no standard error any more: it switches to `log_file`, or to syslog.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::output;
 use crate::progress;
@@ -29,16 +32,23 @@ static SINK: Mutex<Sink> = Mutex::new(Sink::Stderr);
 /// Starts logging to standard error. Called once.
 pub(crate) fn start(level: LevelFilter) {
     let stderr = io::stderr();
-    let builder = tracing_subscriber::fmt()
-        .with_max_level(level)
+    let lines = tracing_subscriber::fmt::layer()
         .with_target(level >= LevelFilter::DEBUG)
         .with_ansi(output::colours(&stderr))
         .with_writer(Lines);
-    // Whoever reads a terminal knows what time it is; a log file does not.
-    if io::IsTerminal::is_terminal(&stderr) {
-        builder.without_time().init();
+    // What fuser tells of every request is for those who ask for everything.
+    let others = if level < LevelFilter::TRACE {
+        level.min(LevelFilter::WARN)
     } else {
-        builder.init();
+        level
+    };
+    let filter = Targets::new().with_default(level).with_target("fuser", others);
+    let log = tracing_subscriber::registry().with(filter);
+    // Whoever reads a terminal knows what time it is; a log file does not.
+    if stderr.is_terminal() {
+        log.with(lines.without_time()).init();
+    } else {
+        log.with(lines).init();
     }
 }
 

@@ -30,7 +30,7 @@ use crate::output::{Style, colours, paint};
 fn main() -> ExitCode {
     // Backups hold everything the database does: what is written here is for its owner alone.
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
-    let arguments = mount_helper::translate(std::env::args_os().collect());
+    let arguments: Vec<OsString> = std::env::args_os().collect();
     let for_recovery = arguments.iter().skip(1).any(|argument| argument == "get-wal");
     // The panic's message has been printed by then.
     let ended = std::panic::catch_unwind(|| run(arguments)).unwrap_or(Err(exit::PANICKED));
@@ -43,16 +43,20 @@ fn main() -> ExitCode {
 
 /// Parses, runs, and tells what went wrong; an error is the exit code.
 fn run(arguments: Vec<OsString>) -> Result<Outcome, u8> {
+    let arguments = mount_helper::translate(arguments).map_err(|message| {
+        tell(&Error::usage(message));
+        exit::USAGE
+    })?;
     let parsed = cli::command()
         .try_get_matches_from(arguments)
         .and_then(|m| Cli::from_arg_matches(&m));
-    let cli = parsed.or_else(|error| {
+    let cli = parsed.map_err(|error| {
         // Help and version come this way too. There is nowhere to tell that telling failed.
         let _unheard = error.print();
         if error.use_stderr() {
-            Err(Err(exit::USAGE))
+            Err(exit::USAGE)
         } else {
-            Err(Ok(Outcome::Done))
+            Ok(Outcome::Done)
         }
     });
     match cli {

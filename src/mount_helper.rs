@@ -1,13 +1,15 @@
 //! Being called by mount(8): `/sbin/mount.fuse.barmanfs SOURCE DIRECTORY -o OPTIONS`.
 //!
-//! A link of that name (or `mount.barmanfs`) to this program makes a line of fstab work. The source is the
-//! configuration file, the options are those of `barmanfs mount` with underscores.
+//! A link of that name (or `mount.barmanfs`) to this program makes a line of fstab work. The source is always the word
+//! `barmanfs`, the options are those of `barmanfs mount` with underscores, and `config=FILE`.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 /// Names this program answers to as a helper of mount(8).
 const HELPER_NAMES: &[&str] = &["mount.barmanfs", "mount.fuse.barmanfs"];
+/// What stands in the first field of fstab, and what the kernel then shows as the mount's source.
+const SOURCE: &str = "barmanfs";
 /// Options of fstab that are about when to mount or that a read-only file system has anyway.
 const MEANT_FOR_OTHERS: &[&str] = &[
     "defaults",
@@ -42,8 +44,9 @@ const FLAGS: &[&str] = &["allow_other"];
 /// Options of `barmanfs mount` with one.
 const VALUES: &[&str] = &["server", "uid", "gid", "cache_size", "config", "log_level"];
 
-/// The arguments as `barmanfs` understands them: unchanged unless mount(8) is calling.
-pub(crate) fn translate(arguments: Vec<OsString>) -> Vec<OsString> {
+/// The arguments as `barmanfs` understands them: unchanged unless mount(8) is calling. An error says what is wrong with
+/// the line of fstab.
+pub(crate) fn translate(arguments: Vec<OsString>) -> Result<Vec<OsString>, String> {
     let name = arguments
         .first()
         .map(Path::new)
@@ -51,14 +54,14 @@ pub(crate) fn translate(arguments: Vec<OsString>) -> Vec<OsString> {
         .and_then(OsStr::to_str);
     match name {
         Some(name) if HELPER_NAMES.contains(&name) => mount_arguments(arguments),
-        _ => arguments,
+        _ => Ok(arguments),
     }
 }
 
-fn mount_arguments(arguments: Vec<OsString>) -> Vec<OsString> {
+fn mount_arguments(arguments: Vec<OsString>) -> Result<Vec<OsString>, String> {
     let mut arguments = arguments.into_iter();
     let mut result: Vec<OsString> = arguments.next().into_iter().chain(["mount".into()]).collect();
-    let mut plain = 0;
+    let mut is_source = true;
     while let Some(argument) = arguments.next() {
         match argument.to_str() {
             Some("-o") => {
@@ -71,23 +74,19 @@ fn mount_arguments(arguments: Vec<OsString>) -> Vec<OsString> {
             }
             // The type, the name space: nothing to do with us.
             Some("-t" | "-N") => drop(arguments.next()),
-            Some("-n" | "-s" | "-w" | "-r") => {}
-            Some(flag) if flag.starts_with('-') => result.push(argument),
-            _ => {
-                plain += 1;
-                // "barmanfs" and "none" stand for the usual configuration.
-                let is_source = plain == 1;
-                match is_source {
-                    true if argument.as_encoded_bytes().starts_with(b"/") => {
-                        result.extend(["--config".into(), argument])
-                    }
-                    true => {}
-                    false => result.push(argument),
-                }
+            Some("-n" | "-r" | "-s" | "-v" | "-w") => {}
+            // mount(8) tells by the source whether a line of fstab is mounted already.
+            Some(SOURCE) if is_source => is_source = false,
+            _ if is_source => {
+                let source = argument.to_string_lossy();
+                return Err(format!(
+                    "The source to mount is '{SOURCE}', not '{source}': name a configuration with the option config=FILE"
+                ));
             }
+            _ => result.push(argument),
         }
     }
-    result
+    Ok(result)
 }
 
 /// An option of fstab as arguments; an unknown one becomes an unknown argument, for the parser to refuse.
@@ -111,7 +110,7 @@ mod tests {
     use super::*;
 
     fn translated(line: &str) -> String {
-        let words = translate(line.split(' ').map(OsString::from).collect());
+        let words = translate(line.split(' ').map(OsString::from).collect()).unwrap();
         words
             .iter()
             .map(|word| word.to_string_lossy())
@@ -131,27 +130,28 @@ mod tests {
     fn a_line_of_fstab_becomes_a_mount() {
         assert_eq!(
             translated(
-                "/sbin/mount.fuse.barmanfs /etc/b.conf /mnt/b -o rw,nofail,x-systemd.automount,allow_other,uid=postgres,cache_size=1G -t fuse.barmanfs"
+                "/sbin/mount.fuse.barmanfs barmanfs /mnt/b -v -o rw,nofail,x-systemd.automount,config=/etc/b.conf,allow_other,uid=postgres,cache_size=1G -t fuse.barmanfs"
             ),
-            "/sbin/mount.fuse.barmanfs mount --config /etc/b.conf /mnt/b --allow-other --uid postgres --cache-size 1G"
-        );
-        assert_eq!(
-            translated("mount.barmanfs barmanfs /mnt/b -v"),
-            "mount.barmanfs mount /mnt/b -v"
+            "/sbin/mount.fuse.barmanfs mount /mnt/b --config /etc/b.conf --allow-other --uid postgres --cache-size 1G"
         );
     }
 
     #[test]
+    fn another_source_is_refused() {
+        let words = ["mount.barmanfs", "/etc/b.conf", "/mnt/b"]
+            .map(OsString::from)
+            .to_vec();
+        assert!(translate(words).unwrap_err().contains("config=FILE"));
+    }
+
+    #[test]
     fn an_unknown_option_is_left_to_the_parser() {
-        assert_eq!(
-            translated("mount.barmanfs none /m -o speed=9"),
-            "mount.barmanfs mount /m --speed=9"
+        let line = translated("mount.barmanfs barmanfs /m -o speed=9");
+        assert_eq!(line, "mount.barmanfs mount /m --speed=9");
+        assert!(
+            crate::cli::command()
+                .try_get_matches_from(line.split(' '))
+                .is_err()
         );
-        let words = translate(
-            ["mount.barmanfs", "none", "/m", "-o", "speed=9"]
-                .map(OsString::from)
-                .to_vec(),
-        );
-        assert!(crate::cli::command().try_get_matches_from(words).is_err());
     }
 }

@@ -235,6 +235,11 @@ fn width(text: &str) -> usize {
     text.chars().count()
 }
 
+/// `1 file`, `2 files`
+pub(crate) fn count(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
 /// `1.50 GiB`
 pub(crate) fn bytes(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
@@ -318,6 +323,10 @@ mod tests {
 
     #[test]
     fn numbers_are_for_people() {
+        assert_eq!(
+            (count(1, "file"), count(2, "file")),
+            ("1 file".to_owned(), "2 files".to_owned())
+        );
         assert_eq!(bytes(3 << 29), "1.50 GiB");
         assert_eq!(duration(Duration::from_millis(420)), "0.42 s");
         assert_eq!(duration(Duration::from_secs(185)), "3 min 05 s");

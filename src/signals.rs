@@ -8,8 +8,8 @@ use signal_hook::iterator::{Handle, Signals};
 
 use crate::error::Error;
 
-/// Watches for the signals until it is dropped. The first one is an orderly request to end; the same signal again
-/// ends the process at once.
+/// Watches for the signals until it is dropped. Each is a request to end in order, however often it comes: some senders
+/// (`timeout`, for one) signal twice. Who cannot wait has SIGKILL, which the repository survives.
 #[derive(Debug)]
 pub(crate) struct Interruption {
     flag: Arc<AtomicBool>,
@@ -22,8 +22,6 @@ impl Interruption {
         let failed = |error: std::io::Error| Error::failed(format!("Cannot watch for signals: {error}"));
         let flag = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
-            // In this order: the default action comes with the second signal, when the flag is set already.
-            signal_hook::flag::register_conditional_default(signal, Arc::clone(&flag)).map_err(failed)?;
             signal_hook::flag::register(signal, Arc::clone(&flag)).map_err(failed)?;
         }
         let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(failed)?;

@@ -43,7 +43,7 @@ pub(crate) fn run(app: &mut App, args: &ListFilesArgs) -> Result<Outcome, Error>
         count: 0,
     };
     if args.target != FileTarget::Wal {
-        lister.directory(&root.directory, format!("{}/", backup.id).into_bytes())?;
+        lister.directory(&root.directory, format!("{}/", backup.id).as_bytes())?;
     }
     match args.target {
         FileTarget::Data => {}
@@ -73,19 +73,18 @@ struct Lister<'a> {
 }
 
 impl Lister<'_> {
-    fn directory(&mut self, directory: &DirectoryRef, path: Vec<u8>) -> Result<(), Error> {
+    fn directory(&mut self, directory: &DirectoryRef, path: &[u8]) -> Result<(), Error> {
         for entry in self.trees.entries(directory) {
             let Entry {
                 name,
                 attributes,
                 node,
             } = entry?;
-            let mut path = path.clone();
-            path.extend_from_slice(&name);
+            let mut path = [path, &name].concat();
             let size_bytes = match node {
                 Node::Directory(below) => {
                     path.push(b'/');
-                    self.directory(&below, path)?;
+                    self.directory(&below, &path)?;
                     continue;
                 }
                 Node::File(map) => map.size_bytes,

@@ -19,13 +19,15 @@ const ALIVE: &str = ".barmanfs/alive";
 /// Runs the command. In the background it is run twice: by the parent, which only waits, and by the child.
 pub(crate) fn run(app: &App, args: MountArgs) -> Result<Outcome, Error> {
     if !args.foreground && !args.background_child {
-        let arguments = mount_helper::translate(std::env::args_os().collect());
+        // They have been understood once already.
+        let arguments = mount_helper::translate(std::env::args_os().collect()).map_err(Error::usage)?;
         return daemon::start(arguments.into_iter().skip(1));
     }
     if args.background_child {
         daemon::enter_background()?;
     }
-    let mount_point = args.mount_point.clone();
+    let mount_point = std::path::absolute(&args.mount_point)
+        .map_err(|error| Error::failed(format!("Cannot find {}: {error}", args.mount_point.display())))?;
     let background = args.background_child;
     let mounted = barmanfs_fs::mount(app.repository()?, options(app, args)?)?;
     serve(app, mounted, &mount_point, background)

@@ -40,66 +40,57 @@ fn show(
     backup: &Backup,
     missing: &[SegmentName],
 ) -> Result<(), Error> {
-    let status = out.paint(backup.status.as_str(), status_style(backup.status));
-    out.line(format_args!("Backup {} of server {}", backup.id, backup.server))?;
     let mut facts = Facts::default();
-    facts.add("Status", status);
-    facts.add_some(
-        "Error",
-        backup
-            .error
-            .as_deref()
-            .map(|error| output::printable(error.as_bytes())),
+    facts.add(
+        "Status",
+        out.paint(backup.status.as_str(), status_style(backup.status)),
     );
-    facts.add_some(
-        "Label",
-        backup
-            .label
-            .as_deref()
-            .map(|label| output::printable(label.as_bytes())),
-    );
+    about_the_run(&mut facts, backup);
+    if backup.is_complete() {
+        about_the_content(&mut facts, backup, missing);
+    }
+    facts.add("Repository", repository.path().display().to_string());
+    out.line(format_args!("Backup {} of server {}", backup.id, backup.server))?;
+    out.bytes(facts.render().as_bytes())
+}
+
+fn about_the_run(facts: &mut Facts, backup: &Backup) {
+    let text = |text: &String| output::printable(text.as_bytes());
+    facts.add_some("Error", backup.error.as_ref().map(text));
+    facts.add_some("Label", backup.label.as_ref().map(text));
     facts.add("Began", output::second(backup.begin_time));
     facts.add_some("Ended", backup.end_time.map(output::second));
     facts.add_some("Took", took(backup).map(output::duration));
-    facts.add(
-        "Taken from",
-        if backup.from_standby {
-            "a standby"
-        } else {
-            "the primary"
-        },
-    );
-    facts.add("PostgreSQL", backup.server_version);
-    facts.add("System identifier", backup.system_id);
-    facts.add_some("Timeline", backup.timeline);
-    facts.add_some("Start LSN", backup.start_lsn);
-    facts.add_some("Stop LSN", backup.stop_lsn);
-    if backup.is_complete() {
-        facts.add("WAL", wal(backup, missing));
-        facts.add("Files", backup.files);
-        facts.add("Size", output::bytes(backup.logical_bytes));
-        facts.add("Sent by the server", output::bytes(backup.sent_bytes));
-        facts.add("Added to repository", added(backup));
-    }
+    let source = if backup.from_standby {
+        "a standby"
+    } else {
+        "the primary"
+    };
+    facts.add("Taken from", source.to_owned());
+    facts.add("PostgreSQL", backup.server_version.to_string());
+    facts.add("System identifier", backup.system_id.to_string());
+    facts.add_some("Timeline", backup.timeline.map(|timeline| timeline.to_string()));
+    facts.add_some("Start LSN", backup.start_lsn.map(|lsn| lsn.to_string()));
+    facts.add_some("Stop LSN", backup.stop_lsn.map(|lsn| lsn.to_string()));
+}
+
+fn about_the_content(facts: &mut Facts, backup: &Backup, missing: &[SegmentName]) {
+    facts.add("WAL", wal(backup, missing));
+    facts.add("Files", backup.files.to_string());
+    facts.add("Size", output::bytes(backup.logical_bytes));
+    facts.add("Sent by the server", output::bytes(backup.sent_bytes));
+    facts.add("Added to repository", added(backup));
     let checksums = backup.data_checksums.map(|on| if on { "on" } else { "off" });
-    facts.add_some("Page checksums", checksums);
+    facts.add_some("Page checksums", checksums.map(str::to_owned));
     for failure in &backup.checksum_failures {
         facts.add("Checksum failure", output::printable(failure.as_bytes()));
     }
     for space in &backup.tablespaces {
-        let name = space
-            .name
-            .as_deref()
-            .map(|name| format!(" ({name})"))
-            .unwrap_or_default();
+        let name = space.name.as_deref().map(|name| format!(" ({name})"));
+        let (oid, name) = (space.oid, name.unwrap_or_default());
         let location = output::printable(space.location.as_bytes());
-        facts.add(
-            "Tablespace",
-            format!("pg_tblspc/{}{name}, was at {location}", space.oid),
-        );
+        facts.add("Tablespace", format!("pg_tblspc/{oid}{name}, was at {location}"));
     }
-    facts.add("Repository", repository.path().display());
-    out.bytes(facts.render().as_bytes())
 }
 
 fn wal(backup: &Backup, missing: &[SegmentName]) -> String {
@@ -145,12 +136,12 @@ fn added(backup: &Backup) -> String {
 struct Facts(Vec<(&'static str, String)>);
 
 impl Facts {
-    fn add(&mut self, name: &'static str, value: impl ToString) {
-        self.0.push((name, value.to_string()));
+    fn add(&mut self, name: &'static str, value: String) {
+        self.0.push((name, value));
     }
 
-    fn add_some(&mut self, name: &'static str, value: Option<impl ToString>) {
-        self.0.extend(value.map(|value| (name, value.to_string())));
+    fn add_some(&mut self, name: &'static str, value: Option<String>) {
+        self.0.extend(value.map(|value| (name, value)));
     }
 
     fn render(&self) -> String {

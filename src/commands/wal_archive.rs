@@ -26,7 +26,7 @@ pub(crate) fn run(app: &App, args: &WalArchiveArgs) -> Result<Outcome, Error> {
     match writer.archive_wal(server, &name, &mut file, size_bytes, "wal-archive")? {
         WalOutcome::Stored(_) => tracing::debug!("Archived {name} of server {server}"),
         WalOutcome::AlreadyThere(_) => {
-            tracing::debug!("WAL file {name} of server {server} was archived before")
+            tracing::debug!("WAL file {name} of server {server} was archived before");
         }
         WalOutcome::Conflict(conflict) => {
             return Err(Error::failed(format!(

@@ -128,14 +128,14 @@ fn a_wrong_value_is_an_error_with_file_line_and_what_is_allowed() {
         server("bandwidth_limit = fast"),
         server("repository = /r"),
     ];
-    assert_snapshot!(all.join("\n"), @"
+    assert_snapshot!(all.join("\n"), @r#"
     /etc/barmanfs.conf:2: 'repository' is 'backups': allowed is an absolute path
     /etc/barmanfs.conf:3: 'log_level' is 'loud': allowed are error, warning, info, debug, trace and off
     /etc/barmanfs.conf:3: 'conninfo' belongs into a server's section, not into [barmanfs]
     /etc/barmanfs.conf: [barmanfs] has no 'repository': set it to the directory that shall hold the backups
     /etc/barmanfs.conf:3: [barman] is Barman's own section: name it [barmanfs]
-    /etc/barmanfs.conf:3: Server name 'all' is not allowed
-    /etc/barmanfs.conf:3: Server name '../x' is not allowed
+    /etc/barmanfs.conf:3: Invalid server name "all": letters, digits, '_', '-' and '.' are allowed, not a '.' in front, and not "all"
+    /etc/barmanfs.conf:3: Invalid server name "../x": letters, digits, '_', '-' and '.' are allowed, not a '.' in front, and not "all"
     /etc/barmanfs.conf:4: Server [main] is there twice: put all its keys into one section
     /etc/barmanfs.conf:4: Malformed line: expected [section], key = value, or a comment that begins with # or ;
     /etc/barmanfs.conf:4: 'archiver' is 'perhaps': allowed are on, off and auto
@@ -143,7 +143,7 @@ fn a_wrong_value_is_an_error_with_file_line_and_what_is_allowed() {
     /etc/barmanfs.conf:4: 'bandwidth_limit' is '12': allowed is a number of kB per second from 32 to 1048576, or 0 for no limit
     /etc/barmanfs.conf:4: 'bandwidth_limit' is 'fast': allowed is a number of kB per second from 32 to 1048576, or 0 for no limit
     /etc/barmanfs.conf:4: 'repository' belongs into [barmanfs], not into a server's section
-    ");
+    "#);
 }
 
 #[test]

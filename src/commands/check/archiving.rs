@@ -52,7 +52,7 @@ fn command(server: &ServerConfig, streaming: &mut Connection, lines: &mut Lines)
     let wanted = format!("archive_command = 'barmanfs wal-archive {} %p'", server.name);
     match streaming.show("archive_command") {
         Ok(command) if command.is_empty() || command == "(disabled)" => {
-            lines.failed(NAME, format!("there is none: set {wanted}"))
+            lines.failed(NAME, format!("there is none: set {wanted}"));
         }
         Ok(command) => lines.ok(NAME, output::printable(command.as_bytes())),
         Err(error) => lines.failed(NAME, Error::from(error).to_string()),

@@ -59,7 +59,10 @@ fn complete_backup(server: &ServerConfig, backups: &[Backup], lines: &mut Lines)
         .filter(|backup| backup.status == BackupStatus::Done)
         .collect();
     match done.last() {
-        Some(last) => lines.ok(NAME, format!("there are {}, the last is {}", done.len(), last.id)),
+        Some(last) => lines.ok(
+            NAME,
+            format!("{}, the last is {}", output::count(done.len(), "backup"), last.id),
+        ),
         None => lines.failed(
             NAME,
             format!("there is none: 'barmanfs backup {}' takes one", server.name),
@@ -107,7 +110,10 @@ fn failed(backups: &[Backup], lines: &mut Lines) {
                 .count();
             lines.ok(
                 NAME,
-                format!("there are {count}, none since the last complete one"),
+                format!(
+                    "{}, none since the last complete one",
+                    output::count(count, "backup")
+                ),
             );
         }
     }
@@ -121,8 +127,8 @@ fn quarantine(repository: &Repository, server: &ServerConfig, lines: &mut Lines)
             Some(last) => lines.failed(
                 NAME,
                 format!(
-                    "{} files, the last is {} of {}: somebody else archives as '{}'",
-                    files.len(),
+                    "{}, the last is {} of {}: somebody else archives as '{}'",
+                    output::count(files.len(), "file"),
                     last.file.name,
                     output::second(last.file.archived_at),
                     server.name
