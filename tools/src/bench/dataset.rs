@@ -1,7 +1,7 @@
 //! The database that is backed up, and the fixed changes made to it.
 //!
-//! About 25 MB for each unit of scale: pgbench's tables, documents (jsonb, which compress well),
-//! rows that do not compress at all, and two thousand small tables, as many files as a large
+//! For each unit of scale 23 MB: pgbench's tables, documents (jsonb, which compress well) and rows
+//! that do not compress at all. Besides, two thousand small tables, as many files as a large
 //! application has. Everything is computed, nothing is random, so every run has the same bytes.
 
 use anyhow::Result;
@@ -21,6 +21,11 @@ const TRANSACTIONS: u32 = 5000;
 /// The tables that random reads are tried on: rows of pgbench, and rows that do not compress.
 pub(crate) const ACCOUNTS: &str = "pgbench_accounts";
 pub(crate) const NOISE: &str = "noise";
+
+/// The size of the data directory; as measured, it need not be exact.
+pub(crate) fn expected_megabytes(scale: u32) -> u32 {
+    200 + scale.saturating_mul(23)
+}
 
 /// Fills the server's database.
 pub(crate) fn create(site: &Site, server: &Server<'_>, scale: u32) -> Result<()> {

@@ -39,7 +39,7 @@ use crate::site::Site;
     version,
     after_help = "\
 Run as root, the page cache is emptied where a measurement has to be cold; the server then runs as the user
-postgres. The work directory needs about six times the size of the database (25 MB for each unit of scale).
+postgres. The work directory needs about six times the size of the database (200 MB, and 23 MB for each unit of scale).
 
 Examples:
   barmanfs-bench
@@ -115,7 +115,10 @@ fn run(options: &Options) -> Result<()> {
 fn measure_all(site: &Site, options: &Options) -> Result<Results> {
     let selection = Selection::parse(&options.only, &peers::all(site, &options.programs)?)?;
     let bindir = options.bindir.clone().map_or_else(newest_bindir, Ok)?;
-    say(&format!("Making a database of about {} MB", options.scale * 25));
+    say(&format!(
+        "Making a database of about {} MB",
+        dataset::expected_megabytes(options.scale)
+    ));
     let mut server = Server::create(site, &bindir)?;
     server.start()?;
     dataset::create(site, &server, options.scale)?;
