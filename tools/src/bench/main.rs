@@ -57,7 +57,7 @@ struct Options {
     /// second-half, restore, read-accounts, read-noise, wal-archive, wal-fetch)
     #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
     only: Vec<String>,
-    /// Where to work; removed afterwards if it was made for this run [default: a new one in /var/tmp]
+    /// Where to work; kept afterwards [default: a new one in /var/tmp, removed afterwards]
     #[arg(long, value_name = "DIR")]
     workdir: Option<PathBuf>,
     /// PostgreSQL's programs [default: the newest below /usr/lib/postgresql]
