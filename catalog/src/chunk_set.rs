@@ -5,6 +5,7 @@
 
 use barmanfs_store::ChunkId;
 use barmanfs_store::tree::ChunkRole;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::error::{Error, Result};
@@ -57,6 +58,7 @@ impl ChunkSet {
     /// An empty set.
     pub(crate) fn new() -> Result<Self> {
         let db = Connection::open("").map_err(unusable)?;
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(unusable)?;
         // One transaction that is never committed: nothing of this is to last.
         let prepare = format!(
             "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -{CACHE_KIB};
