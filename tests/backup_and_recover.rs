@@ -61,19 +61,11 @@ fn pg_verifybackup_passes_through_the_mount(install: &'static Install) {
     load.stop();
     let mount = Mount::new(&site);
     for view in [&id, "latest", "oldest"] {
-        run(primary
-            .command("pg_verifybackup")
-            .arg(mount.path(&format!("main/{view}"))))
-        .ok();
+        primary.verify_backup(&mount.path(&format!("main/{view}")), None);
     }
     // What PostgreSQL sent has no WAL in it; that is in wal/.
     let raw = mount.path(&format!("main/raw/{id}"));
-    run(primary
-        .command("pg_verifybackup")
-        .arg("-w")
-        .arg(mount.path("main/wal"))
-        .arg(raw))
-    .ok();
+    primary.verify_backup(&raw, Some(&mount.path("main/wal")));
 }
 
 fn tablespaces_come_back_as_directories(install: &'static Install) {
@@ -90,17 +82,9 @@ fn tablespaces_come_back_as_directories(install: &'static Install) {
     }
     let id = site.backup();
     let mount = Mount::new(&site);
-    run(primary
-        .command("pg_verifybackup")
-        .arg(mount.path(&format!("main/{id}"))))
-    .ok();
+    primary.verify_backup(&mount.path(&format!("main/{id}")), None);
     let raw = mount.path(&format!("main/raw/{id}"));
-    run(primary
-        .command("pg_verifybackup")
-        .arg("-w")
-        .arg(mount.path("main/wal"))
-        .arg(raw))
-    .ok();
+    primary.verify_backup(&raw, Some(&mount.path("main/wal")));
     let data = site.copy(&mount.path("main/latest"), "copy");
 
     // Stopped, so that whatever changes in them now was the copy's doing.

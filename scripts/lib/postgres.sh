@@ -3,13 +3,13 @@
 # Sourced after say.sh and machine.sh. Everything got here lies in the cache directory; nothing
 # but Debian's own packages is installed on the machine, and no server is left running.
 
-# postgres_major BINDIR: prints the major version, fails where there is no complete PostgreSQL.
+# postgres_major BINDIR: prints the major version, fails where there is no complete PostgreSQL 13 or newer.
 postgres_major() {
     local program
     for program in postgres initdb pg_ctl psql pgbench pg_verifybackup; do
         [ -x "$1/$program" ] || return 1
     done
-    "$1/postgres" --version 2>/dev/null | sed -n 's/.*) \([0-9][0-9]*\).*/\1/p' | grep .
+    "$1/postgres" --version 2>/dev/null | sed -n 's/.*) \([0-9][0-9]*\).*/\1/p' | grep -E '^(1[3-9]|[2-9][0-9])$'
 }
 
 # installed_postgres: one line "MAJOR=BINDIR" for each version found, oldest first.
@@ -17,7 +17,8 @@ installed_postgres() {
     local cache directory major seen=' '
     cache=$(cache_directory)
     for directory in /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /usr/local/pgsql/bin \
-        "$cache"/wheel/*/pginstall*/bin "$cache"/trixie/root/usr/lib/postgresql/*/bin; do
+        "$cache"/debian-*/root/usr/lib/postgresql/*/bin "$cache"/wheel/*/pginstall/bin \
+        "$cache"/wheel/*/pginstall18/bin; do
         major=$(postgres_major "$directory") || continue
         [[ $seen == *" $major "* ]] && continue
         seen+="$major "
@@ -55,42 +56,44 @@ get_wheel_postgres() {
     return 1
 }
 
-# 17 from Debian 13. Its programs need a newer libc than Debian 12 has, so they get a private root directory and
-# are started through that root's own ld.so. The mirror is the one this machine already uses.
-get_trixie_postgres() {
-    local cache work mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+# get_debian_postgres MAJOR SUITE: from another release of Debian, whose programs need a newer libc than this machine may
+# have. They get a private root directory and are started through that root's own ld.so. The mirror is the one this
+# machine already uses.
+get_debian_postgres() {
+    local major=$1 suite=$2 cache work mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     cache=$(cache_directory)
     if ! have apt-get || ! have dpkg-deb || [ ! -r "$keyring" ]; then
-        say "PostgreSQL 17 is taken from Debian's packages"
+        say "PostgreSQL $major is taken from Debian's packages"
         return 1
     fi
     # shellcheck disable=SC2016 # apt replaces them
     mirror=$(apt-get indextargets --format '$(REPO_URI) $(ORIGIN) $(COMPONENT) $(RELEASE)' 'Created-By: Packages' |
         awk '$2 == "Debian" && $3 == "main" && $4 !~ /-/ { print $1; exit }')
     [ -n "$mirror" ] || { say "No Debian mirror among this machine's apt sources"; return 1; }
-    work=$(mktemp -d "$cache/trixie.XXXXXX")
-    if download_trixie "$work" "$mirror" "$keyring" && wrap_programs "$work" "$cache/trixie"; then
-        rm -rf "$cache/trixie" && mv "$work" "$cache/trixie"
+    work=$(mktemp -d "$cache/debian.XXXXXX")
+    printf 'Types: deb\nURIs: %s\nSuites: %s\nComponents: main\nSigned-By: %s\n' \
+        "$mirror" "$suite" "$keyring" >"$work/suite.sources"
+    if download_debian "$work" "$major" && wrap_programs "$work" "$cache/debian-$major" "$major"; then
+        rm -rf "$cache/debian-$major" && mv "$work" "$cache/debian-$major"
         return 0
     fi
     rm -rf "$work"
     return 1
 }
 
-# download_trixie DIRECTORY MIRROR KEYRING: PostgreSQL 17 and the libraries it loads, unpacked under DIRECTORY/root.
-download_trixie() {
+# download_debian DIRECTORY MAJOR: PostgreSQL and the libraries it loads, unpacked under DIRECTORY/root.
+download_debian() {
     local work=$1 packages deb
     mkdir -p "$work"/{lists/partial,archives/partial,debs,root}
     : >"$work/status"
-    printf 'Types: deb\nURIs: %s\nSuites: trixie\nComponents: main\nSigned-By: %s\n' "$2" "$3" >"$work/trixie.sources"
-    local options=(-q -o "Dir::Etc::sourcelist=$work/trixie.sources" -o Dir::Etc::sourceparts=/dev/null
+    local options=(-q -o "Dir::Etc::sourcelist=$work/suite.sources" -o Dir::Etc::sourceparts=/dev/null
         -o "Dir::State=$work" -o "Dir::State::lists=$work/lists" -o "Dir::State::status=$work/status"
         -o "Dir::Cache=$work" -o "Dir::Cache::archives=$work/archives" -o "APT::Sandbox::User=$(id -un)")
     apt-get "${options[@]}" update || return 1
     # Of all the packages an installation would bring, the libraries are enough (not LLVM: no JIT here).
-    packages=$(apt-get "${options[@]}" install -y --no-install-recommends --print-uris postgresql-17 |
+    packages=$(apt-get "${options[@]}" install -y --no-install-recommends --print-uris "postgresql-$2" |
         awk '/^.[a-z]+:/ { sub(/_.*/, "", $2); print $2 }' |
-        grep -E '^(lib.*|postgresql-(client-)?17|tzdata)$' | grep -vE '^lib(perl|llvm|z3|.*-perl$|c-l10n|c-bin)')
+        grep -E "^(lib.*|postgresql(-client)?-$2|tzdata)\$" | grep -vE '^lib(perl|llvm|z3|.*-perl$|c-l10n|c-bin)')
     [ -n "$packages" ] || return 1
     # shellcheck disable=SC2086 # one word per package
     (cd "$work/debs" && apt-get "${options[@]}" download $packages) || return 1
@@ -98,10 +101,10 @@ download_trixie() {
     rm -rf "$work"/{lists,archives,debs,status,*.bin}
 }
 
-# wrap_programs DIRECTORY FINAL-DIRECTORY: puts a starter in place of each program. PostgreSQL finds its other
+# wrap_programs DIRECTORY FINAL-DIRECTORY MAJOR: puts a starter in place of each program. PostgreSQL finds its other
 # programs and its share directory by the path it is started with, so the starter hands that on.
 wrap_programs() {
-    local bin=$1/root/usr/lib/postgresql/17/bin root=$2/root program
+    local bin=$1/root/usr/lib/postgresql/$3/bin root=$2/root program
     mkdir "$bin/real" || return 1
     for program in "$bin"/*; do
         [ -f "$program" ] || continue
@@ -110,7 +113,7 @@ wrap_programs() {
 #!/bin/sh
 exec $root/usr/lib64/ld-linux-x86-64.so.2 --argv0 "\$0" \\
     --library-path $root/usr/lib/x86_64-linux-gnu:$root/lib/x86_64-linux-gnu \\
-    $root/usr/lib/postgresql/17/bin/real/${program##*/} "\$@"
+    $root/usr/lib/postgresql/$3/bin/real/${program##*/} "\$@"
 EOF
         chmod 755 "$program"
     done
@@ -124,12 +127,14 @@ get_postgres() {
     mkdir -p "$cache"
     log=$(mktemp)
     for major in "$@"; do
-        found=" $(installed_postgres | cut -d= -f1 | tr '\n' ' ')"
+        found=" $(installed_postgres | grep -v /pginstall18/ | cut -d= -f1 | tr '\n' ' ')"
         [[ $found == *" $major "* ]] && continue
         case $major in
         15) get_distribution_postgres ;;
-        16 | 18) get_wheel_postgres ;;
-        17) get_trixie_postgres ;;
+        16) get_wheel_postgres ;;
+        17) get_debian_postgres 17 trixie ;;
+        # The wheel's 18 has no pg_verifybackup that runs and no amcheck, so it is the second choice.
+        18) get_debian_postgres 18 forky || [ -d "$cache/wheel" ] || get_wheel_postgres ;;
         *) say "Nothing here knows where to get it" ;;
         esac >"$log" 2>&1 || true
         found=" $(installed_postgres | cut -d= -f1 | tr '\n' ' ')"

@@ -268,6 +268,26 @@ impl PgServer {
         }
     }
 
+    /// pg_verifybackup on a backup, or a view of one; `wal` where its WAL is not in its own pg_wal.
+    #[track_caller]
+    pub(crate) fn verify_backup(&self, backup: &Path, wal: Option<&Path>) {
+        if run(self.command("pg_verifybackup").arg("--version"))
+            .code()
+            .is_none()
+        {
+            eprintln!(
+                "The pg_verifybackup of {} does not run: left out",
+                self.install.bindir.display()
+            );
+            return;
+        }
+        let mut pg_verifybackup = self.command("pg_verifybackup");
+        if let Some(wal) = wal {
+            pg_verifybackup.arg("-w").arg(wal);
+        }
+        run(pg_verifybackup.arg(backup)).ok();
+    }
+
     /// Stops it and checks the checksum of every page.
     #[track_caller]
     pub(crate) fn stop_and_assert_checksums(&mut self) {
