@@ -58,7 +58,8 @@ impl ChunkSet {
     /// An empty set.
     pub(crate) fn new() -> Result<Self> {
         let db = Connection::open("").map_err(unusable)?;
-        db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(unusable)?;
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)
+            .map_err(unusable)?;
         // One transaction that is never committed: nothing of this is to last.
         let prepare = format!(
             "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -{CACHE_KIB};
