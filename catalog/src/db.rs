@@ -41,14 +41,22 @@ const IDENTITY_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) struct Db {
     path: PathBuf,
     pool: Mutex<Pool>,
-    writer: Mutex<Option<(Identity, Connection)>>,
+    writer: Mutex<Option<(Identity, Link)>>,
+}
+
+/// A connection.
+#[derive(Debug)]
+struct Link {
+    connection: Connection,
+    /// It keeps all others out, see [`connect`]; so it is closed after use and not kept.
+    alone: bool,
 }
 
 #[derive(Debug)]
 struct Pool {
     identity: Identity,
     looked_at: Instant,
-    idle: Vec<Connection>,
+    idle: Vec<Link>,
     /// How often the file was replaced since it was opened first.
     replaced: u64,
 }
@@ -86,7 +94,7 @@ impl Db {
         let pool = Pool {
             identity,
             looked_at: Instant::now(),
-            idle: vec![first],
+            idle: if first.alone { Vec::new() } else { vec![first] },
             replaced: 0,
         };
         Ok(Self {
@@ -112,18 +120,18 @@ impl Db {
 
     /// Runs `work` on a connection for reading. Two queries in it need not see the same state.
     pub(crate) fn read<T>(&self, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
-        let (replaced, connection) = self.take_reader()?;
-        let result = work(&connection).map_err(|error| error.in_catalog(&self.path));
-        if result.is_ok() {
+        let (replaced, link) = self.take_reader()?;
+        let result = work(&link.connection).map_err(|error| error.in_catalog(&self.path));
+        if result.is_ok() && !link.alone {
             let mut pool = lock(&self.pool);
             if pool.replaced == replaced && pool.idle.len() < IDLE_READERS_MAX {
-                pool.idle.push(connection);
+                pool.idle.push(link);
             }
         }
         result
     }
 
-    fn take_reader(&self) -> Result<(u64, Connection)> {
+    fn take_reader(&self) -> Result<(u64, Link)> {
         let mut pool = lock(&self.pool);
         if pool.looked_at.elapsed() >= IDENTITY_INTERVAL {
             drop(pool);
@@ -134,7 +142,7 @@ impl Db {
         let idle = pool.idle.pop();
         drop(pool);
         match idle {
-            Some(connection) => Ok((replaced, connection)),
+            Some(link) => Ok((replaced, link)),
             None => Ok((replaced, connect(&self.path)?)),
         }
     }
@@ -143,19 +151,21 @@ impl Db {
     pub(crate) fn write<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
         let identity = lock(&self.pool).identity;
         let mut slot = lock(&self.writer);
-        let (_, mut connection) = match slot.take() {
+        let (_, mut link) = match slot.take() {
             Some(open) if open.0 == identity => open,
             _ => (identity, connect(&self.path)?),
         };
         let run = || -> Result<T> {
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let transaction = link
+                .connection
+                .transaction_with_behavior(TransactionBehavior::Immediate)?;
             let value = work(&transaction)?;
             transaction.commit()?;
             Ok(value)
         };
         let result = run().map_err(|error| error.in_catalog(&self.path));
-        if result.is_ok() {
-            *slot = Some((identity, connection));
+        if result.is_ok() && !link.alone {
+            *slot = Some((identity, link));
         }
         result
     }
@@ -169,11 +179,12 @@ pub(crate) fn create_tables(connection: &Connection) -> Result<()> {
     Ok(())
 }
 
-fn connect(path: &Path) -> Result<Connection> {
-    match connect_as(path, false) {
-        // On a full disk the wal-index, a file shared by all processes, cannot be made. Alone, SQLite needs none:
-        // what is in the repository can still be read.
-        Err(Error::Full { .. } | Error::Catalog { .. }) => connect_as(path, true),
+/// Opens a connection. On a full disk the wal-index, a file all processes share, may be impossible to make; alone,
+/// SQLite needs none, so that what is in the repository can still be read.
+fn connect(path: &Path) -> Result<Link> {
+    let link = |alone| connect_as(path, alone).map(|connection| Link { connection, alone });
+    match link(false) {
+        Err(Error::Full { .. } | Error::Catalog { .. }) => link(true),
         other => other,
     }
     .map_err(|error| error.in_catalog(path))
