@@ -6,7 +6,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
@@ -57,7 +58,14 @@ impl Service {
         config.acl = acl;
         config.n_threads = Some(options.threads.max(1));
         config.clone_fd = options.threads > 1;
-        let session = Session::from_fd(Adapter { namespace }, device, acl, config)?;
+        let kernel = Arc::new(OnceLock::new());
+        let adapter = Adapter {
+            namespace,
+            kernel: Arc::clone(&kernel),
+            pushes: Pushes::leaving_one_of(options.threads),
+        };
+        let session = Session::from_fd(adapter, device, acl, config)?;
+        let _ = kernel.set(session.notifier());
         Ok(Self { session })
     }
 
@@ -98,21 +106,59 @@ impl Invalidate for Invalidator {
 #[derive(Debug)]
 struct Adapter {
     namespace: Arc<Namespace>,
+    /// For what is told the kernel without being asked; there once the session is.
+    kernel: Arc<OnceLock<Notifier>>,
+    pushes: Pushes,
+}
+
+/// Counts the threads that push data into the kernel's cache. They may have to wait there for a page that another
+/// request is to fill: one thread must always be left to answer that.
+#[derive(Debug)]
+struct Pushes {
+    under_way: AtomicUsize,
+    max: usize,
+}
+
+impl Pushes {
+    fn leaving_one_of(threads: usize) -> Self {
+        Self {
+            under_way: AtomicUsize::new(0),
+            max: threads.saturating_sub(1),
+        }
+    }
+
+    /// Does the work unless too many are at it.
+    fn run(&self, work: impl FnOnce()) {
+        if self.under_way.fetch_add(1, Ordering::SeqCst) < self.max {
+            work();
+        }
+        self.under_way.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Adapter {
+    /// Puts a small file's content into the kernel's cache before the kernel asks for it.
+    fn hand_over(&self, number: INodeNo, handle: Handle) {
+        let Some(kernel) = self.kernel.get() else { return };
+        let give = |bytes: &[u8]| {
+            // Refused, or not known any more: then it is read.
+            let _ = kernel.store(number, 0, bytes);
+        };
+        self.pushes.run(|| {
+            let _ = self.answer("read", |namespace| {
+                namespace.hand_over(handle, give);
+                Ok(())
+            });
+        });
+    }
+
     /// Answers one request. A panic is a bug, but not one that takes the mount down: it is EIO for this request.
     fn answer<T>(&self, what: &str, work: impl FnOnce(&Namespace) -> Result<T>) -> Result<T, Errno> {
         let result = catch_unwind(AssertUnwindSafe(|| work(&self.namespace)));
         match result {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => {
-                // Reading and listing have said which file it is about.
-                if error.is_failure() && !matches!(what, "read" | "list") {
-                    tracing::error!("Cannot {what}: {error}");
-                }
-                Err(errno(&error))
-            }
+            // The engine has said which file it is about.
+            Ok(Err(error)) => Err(errno(&error)),
             Err(_) => {
                 tracing::error!("A request to {what} failed by a bug in barmanfs; the mount goes on");
                 Err(Errno::EIO)
@@ -241,6 +287,9 @@ impl Filesystem for Adapter {
         let caller = Caller(request.pid());
         match self.answer("open a file", |namespace| namespace.open(ino(number), caller)) {
             Ok(Opened { handle, keep }) => {
+                if keep {
+                    self.hand_over(number, handle);
+                }
                 // What is made anew for each reader has no size to rely on: it is read as far as it goes.
                 let cache = if keep {
                     FopenFlags::FOPEN_KEEP_CACHE

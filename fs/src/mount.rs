@@ -5,6 +5,7 @@
 //! has no say in unmounting. Which mount is ours is told by its mount id in `/proc/self/mountinfo`.
 
 use std::io;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,8 +27,10 @@ mod mountinfo;
 
 use mountinfo::Mounted;
 
-/// Threads that take requests, unless asked otherwise. More than cores: a thread waits while its chunk is read.
-const DEFAULT_THREADS: usize = 4;
+/// Threads that take requests, unless asked otherwise: one for each core. Data is decoded ahead on threads of its own,
+/// so more of them would only be woken in turn (measured: a copy of everything took a quarter longer with twice as many).
+/// Never one alone, which would make everybody wait for the slowest request.
+const THREADS: std::ops::RangeInclusive<usize> = 2..=16;
 
 /// Decoded chunks kept, unless asked otherwise.
 const DEFAULT_CACHE_BYTES: usize = 128 << 20;
@@ -54,7 +57,7 @@ pub struct MountOptions {
     pub gid: Option<u32>,
     /// Bytes of decoded chunks to keep; 128 MiB when `None`.
     pub cache_bytes: Option<usize>,
-    /// Threads that take requests; 4 when `None`.
+    /// Threads that take requests; one for each core when `None`.
     pub threads: Option<usize>,
 }
 
@@ -101,7 +104,7 @@ pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs>
     };
     let mounted = Mounted::at(&mount_point)?
         .ok_or_else(|| cannot(&mount_point, "it was unmounted again at once".to_owned()))?;
-    let threads = options.threads.unwrap_or(DEFAULT_THREADS);
+    let threads = options.threads.unwrap_or_else(default_threads);
     let service = Service::new(
         Arc::clone(&namespace),
         device,
@@ -281,6 +284,11 @@ fn checked_mount_point(path: &Path, repository: &Path) -> Result<PathBuf> {
         return refuse("it is not empty: what is in it would be hidden");
     }
     Ok(mount_point)
+}
+
+fn default_threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(*THREADS.start(), NonZero::get);
+    cores.clamp(*THREADS.start(), *THREADS.end())
 }
 
 /// Lets the kernel read further ahead on this mount. Only root may; others are served more slowly.

@@ -113,7 +113,11 @@ impl Namespace {
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Found> {
         let parent = self.node(parent)?;
         let directory = directory(&parent)?;
-        Ok(match directory.lookup(name)? {
+        let found = directory.lookup(name);
+        let found = log_failure(found, || {
+            format!("look up {} in {}", name.escape_ascii(), parent.described())
+        });
+        Ok(match found? {
             Some(child) => {
                 let stat = child.stat;
                 Found::Node(self.nodes.look_up(&parent, child), stat)
@@ -147,10 +151,12 @@ impl Namespace {
             return Ok(node.stat);
         };
         // What is no longer there under its name stays what it was for those who still have it.
-        let now = directory(parent)?.lookup(&node.name)?;
-        Ok(now
-            .filter(|child| child.identity == node.identity)
-            .map_or(node.stat, |child| child.stat))
+        let now = directory(parent)?.lookup(&node.name);
+        Ok(
+            log_failure(now, || format!("read the attributes of {}", node.described()))?
+                .filter(|child| child.identity == node.identity)
+                .map_or(node.stat, |child| child.stat),
+        )
     }
 
     /// Opens a regular file.
@@ -164,7 +170,8 @@ impl Namespace {
             .as_ref()
             .filter(|_| matches!(node.content, Content::File))
             .ok_or(NOT_FOUND)?;
-        let body = directory(parent)?.open(&node.name)?;
+        let body = directory(parent)?.open(&node.name);
+        let body = log_failure(body, || format!("open {}", node.described()))?;
         let usage = directory(parent)?.usage().cloned();
         if let Some(usage) = &usage {
             usage.opened(Use::File, caller).map_err(|_deleted| STALE)?;
@@ -174,6 +181,14 @@ impl Namespace {
             handle: self.files.insert(OpenFile::new(node, body, usage)),
             keep,
         })
+    }
+
+    /// Gives the whole content of a small file to `give`, once for each node: handed to the kernel together with the
+    /// open file, it saves the request that would read it. What cannot be read is left to that request.
+    pub fn hand_over(&self, handle: Handle, give: impl FnOnce(&[u8])) {
+        if let Some(file) = self.files.get(handle) {
+            file.hand_over(self.context.trees(), give);
+        }
     }
 
     /// Reads up to `length` bytes and gives them to `reply`; fewer at the file's end.
@@ -197,9 +212,14 @@ impl Namespace {
         if offset >= file.body().size_bytes() {
             return Err(none);
         }
+        let trees = self.context.trees();
+        let failed = |result: barmanfs_store::Result<Option<u64>>| {
+            let what = || format!("find the holes of {}", file.node().described());
+            log_failure(result.map_err(Into::into), what)
+        };
         match (file.body(), seek) {
-            (Body::Stored(map), Seek::Data) => self.context.trees().next_data(map, offset)?.ok_or(none),
-            (Body::Stored(map), Seek::Hole) => Ok(self.context.trees().next_hole(map, offset)?),
+            (Body::Stored(map), Seek::Data) => failed(trees.next_data(map, offset))?.ok_or(none),
+            (Body::Stored(map), Seek::Hole) => failed(trees.next_hole(map, offset).map(Some))?.ok_or(none),
             (Body::Made(_) | Body::Spooled(..), Seek::Data) => Ok(offset),
             (body @ (Body::Made(_) | Body::Spooled(..)), Seek::Hole) => Ok(body.size_bytes()),
         }
@@ -359,6 +379,15 @@ impl Namespace {
     pub fn in_use(&self) -> (usize, usize) {
         (self.nodes.len(), self.files.len() + self.directories.len())
     }
+}
+
+/// One line in the log for what is nobody's answer to a question but a failure.
+fn log_failure<T>(result: Result<T>, what: impl FnOnce() -> String) -> Result<T> {
+    result.inspect_err(|error| {
+        if error.is_failure() {
+            tracing::error!("Cannot {}: {error}", what());
+        }
+    })
 }
 
 /// Whether a listing's reader has room for another line.

@@ -1,5 +1,7 @@
 //! The tree without a kernel: what is shown under which name, and what reading it gives.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::collections::BTreeMap;
@@ -413,7 +415,7 @@ fn damage_is_an_error_for_what_needs_it_alone() {
         let mut found = Vec::new();
         tree.0
             .read(open, (window * WINDOW) as u64, 8192, |bytes| {
-                found = bytes.to_vec()
+                found = bytes.to_vec();
             })
             .map(|()| found)
     };

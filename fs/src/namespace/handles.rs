@@ -8,11 +8,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use barmanfs_store::{FileMap, TreeReader};
 
-use super::Room;
-use super::node::{Child, Node};
+use super::node::{Child, Lifetime, Node};
 use super::sequence::Sequence;
+use super::{Room, log_failure};
 use crate::error::Result;
 use crate::views::{Body, Children, Usage};
+
+/// A file of this size or less is handed over whole when it is opened: what the kernel would read with its first
+/// request anyway.
+const SMALL_BYTES: u64 = 128 * 1024;
 
 /// Names an open file or directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -84,8 +88,26 @@ impl OpenFile {
         }
     }
 
+    pub(super) fn node(&self) -> &Node {
+        &self.node
+    }
+
     pub(super) fn body(&self) -> &Body {
         &self.body
+    }
+
+    /// See [`Namespace::hand_over`](super::Namespace::hand_over).
+    pub(super) fn hand_over(&self, trees: &TreeReader, give: impl FnOnce(&[u8])) {
+        let size_bytes = self.body.size_bytes();
+        let immutable = self.node.lifetime == Lifetime::Forever;
+        if !immutable || !(1..=SMALL_BYTES).contains(&size_bytes) {
+            return;
+        }
+        if !self.node.handed_over.swap(true, Ordering::Relaxed)
+            && let Ok(Some(bytes)) = self.body.read_all(trees, SMALL_BYTES)
+        {
+            give(&bytes);
+        }
     }
 
     pub(super) fn read(
@@ -106,8 +128,9 @@ impl OpenFile {
                 buffer.resize(length, 0);
             }
             let (buffer, _) = buffer.split_at_mut(length);
-            let count = self.body.read_at(trees, offset, buffer).inspect_err(|error| {
-                tracing::error!("Cannot read {} at offset {offset}: {error}", self.name());
+            let count = self.body.read_at(trees, offset, buffer);
+            let count = log_failure(count, || {
+                format!("read {} at offset {offset}", self.node.described())
             })?;
             reply(buffer.split_at(count.min(length)).0);
             Ok(())
@@ -125,16 +148,8 @@ impl OpenFile {
             && let Err(error) = trees.read_ahead(map, windows)
         {
             // Whoever comes to the damaged place is told so.
-            tracing::debug!("Cannot read ahead in {}: {error}", self.name());
+            tracing::debug!("Cannot read ahead in {}: {error}", self.node.described());
         }
-    }
-
-    /// The file for messages: `latest` alone does not say which backup it was.
-    fn name(&self) -> String {
-        let path = self.node.path();
-        self.usage
-            .as_ref()
-            .map_or_else(|| path.clone(), |usage| format!("{path} ({usage})"))
     }
 }
 
@@ -174,6 +189,12 @@ impl OpenDirectory {
         offset: u64,
         emit: &mut dyn FnMut(&Arc<Node>, u64, &Child) -> Room,
     ) -> Result<()> {
+        log_failure(self.read_lines(offset, emit), || {
+            format!("list {}", self.node.described())
+        })
+    }
+
+    fn read_lines(&self, offset: u64, emit: &mut dyn FnMut(&Arc<Node>, u64, &Child) -> Room) -> Result<()> {
         let mut kept = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
         // Taken out: what fails halfway is begun anew by the next read.
         let mut stream = match kept.take() {
@@ -181,9 +202,7 @@ impl OpenDirectory {
             _ => self.stream_at(offset)?,
         };
         while let Some(child) = stream.pending.take().map(Ok).or_else(|| stream.entries.next()) {
-            let child = child.inspect_err(|error| {
-                tracing::error!("Cannot list {}: {error}", self.node.path());
-            })?;
+            let child = child?;
             if emit(&self.node, stream.position + 1, &child) == Room::Full {
                 stream.pending = Some(child);
                 break;

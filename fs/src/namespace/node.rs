@@ -1,6 +1,7 @@
 //! What a directory has under a name, before and after it has an inode.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::ino::Ino;
@@ -91,6 +92,8 @@ pub struct Node {
     pub content: Content,
     /// How long that stays true.
     pub lifetime: Lifetime,
+    /// The kernel was given the whole content; that it may have dropped it since only costs a read.
+    pub(super) handed_over: AtomicBool,
 }
 
 impl Node {
@@ -110,6 +113,7 @@ impl Node {
             stat,
             content,
             lifetime,
+            handed_over: AtomicBool::new(false),
         }
     }
 
@@ -125,6 +129,17 @@ impl Node {
         match &self.content {
             Content::Directory(directory) => Some(directory),
             Content::File | Content::Symlink(_) => None,
+        }
+    }
+
+    /// What it is called in messages: its path, and which backup it is of: `latest` alone does not say.
+    pub fn described(&self) -> String {
+        let path = self.path();
+        let directory = self.directory().or_else(|| self.parent.as_ref()?.directory());
+        match directory.and_then(|directory| directory.usage()) {
+            Some(usage) => format!("{path} ({usage})"),
+            None if path.is_empty() => "the root".to_owned(),
+            None => path,
         }
     }
 
