@@ -42,6 +42,7 @@ pub use restore::restore_command;
 pub use usage::{Caller, Usage, Use};
 
 pub(crate) use root::root;
+pub(crate) use server::aliases;
 pub(crate) use snapshot::Snapshot;
 
 /// The entries of a directory, in any order.

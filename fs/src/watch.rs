@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use barmanfs_catalog::BackupId;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::error::{Error, Result};
 use crate::namespace::{Ino, Namespace};
-use crate::views::Snapshot;
+use crate::views::{Context, Snapshot, aliases};
 
-/// Between two looks at the repository's generation, which costs microseconds.
+/// Between two looks. Asking the repository for its generation costs microseconds; only a new one is read.
 const INTERVAL: Duration = Duration::from_millis(500);
 
 /// Makes the kernel forget.
@@ -73,73 +74,48 @@ fn watch(namespace: &Namespace, kernel: &dyn Invalidate, stopped: &Receiver<()>)
     }
 }
 
+/// A name that comes and goes: the path of its directory, the name, and which backup it stands for if that changes.
+type Name = (Vec<String>, String, Option<BackupId>);
+
 /// What the kernel was last told.
 #[derive(Debug, Default)]
 struct Known {
-    generation: Option<u64>,
-    /// Paths of directories and the names in them: `["main", "raw"]` and the ids.
-    names: BTreeSet<(Vec<String>, String)>,
-    /// What `latest` and `oldest` stand for.
-    aliases: BTreeSet<(Vec<String>, &'static str, Ino)>,
+    names: Option<BTreeSet<Name>>,
 }
 
 impl Known {
     fn update(&mut self, namespace: &Namespace, kernel: &dyn Invalidate) -> Result<()> {
         let context = namespace.context();
-        let generation = context.repository().generation()?;
-        let snapshot = context.snapshot()?;
-        // These may move without a new generation: when the last reader of the old backup has gone.
-        let aliases = aliases(namespace, &snapshot)?;
-        if self.generation == Some(generation) && self.aliases == aliases {
-            return Ok(());
-        }
-        let names = names(&snapshot);
+        let names = names(context, &*context.snapshot()?);
         // At first there is nothing the kernel could have seen before.
-        if self.generation.is_some() {
-            for (path, name) in self.names.symmetric_difference(&names) {
-                forget(namespace, kernel, path, name)?;
-            }
-            for (path, name, _) in self.aliases.symmetric_difference(&aliases) {
-                forget(namespace, kernel, path, name)?;
-            }
+        for (path, name, _) in self
+            .names
+            .iter()
+            .flat_map(|known| known.symmetric_difference(&names))
+        {
+            forget(namespace, kernel, path, name)?;
         }
-        *self = Self {
-            generation: Some(generation),
-            names,
-            aliases,
-        };
+        self.names = Some(names);
         Ok(())
     }
 }
 
-fn names(snapshot: &Snapshot) -> BTreeSet<(Vec<String>, String)> {
+fn names(context: &Arc<Context>, snapshot: &Snapshot) -> BTreeSet<Name> {
     let mut names = BTreeSet::new();
     for server in &snapshot.servers {
-        let name = server.name.to_string();
+        let path = vec![server.name.to_string()];
         for backup in &server.backups {
             let id = backup.id.to_string();
-            names.insert((vec![name.clone(), "raw".to_owned()], id.clone()));
-            names.insert((vec![name.clone()], id));
+            names.insert((vec![server.name.to_string(), "raw".to_owned()], id.clone(), None));
+            names.insert((path.clone(), id, None));
         }
-        names.insert((Vec::new(), name));
+        // These may move without anything new in the repository: when the last reader of the old backup has gone.
+        for (name, id) in aliases(context, server) {
+            names.insert((path.clone(), name.to_owned(), Some(id)));
+        }
+        names.insert((Vec::new(), server.name.to_string(), None));
     }
     names
-}
-
-fn aliases(namespace: &Namespace, snapshot: &Snapshot) -> Result<BTreeSet<(Vec<String>, &'static str, Ino)>> {
-    let mut aliases = BTreeSet::new();
-    for server in &snapshot.servers {
-        let path = vec![server.name.to_string()];
-        let Some(directory) = namespace.find(&path)? else {
-            continue;
-        };
-        for name in ["latest", "oldest"] {
-            if let Some(ino) = namespace.number_of(&directory, name)? {
-                aliases.insert((path.clone(), name, ino));
-            }
-        }
-    }
-    Ok(aliases)
 }
 
 fn forget(namespace: &Namespace, kernel: &dyn Invalidate, path: &[String], name: &str) -> Result<()> {

@@ -72,17 +72,27 @@ impl ServerDirectory {
     }
 
     fn alias(&self, server: &ServerState, name: &str) -> Option<Child> {
-        let (_, alias) = ALIASES.into_iter().find(|(known, _)| *known == name)?;
-        let target = match alias {
-            Alias::Latest => server.latest(),
-            Alias::Oldest => server.oldest(),
-        }?;
-        let shown = |id| server.backup(id).is_some();
-        let tree = self.context.alias(&self.name, alias, target, shown);
+        let tree = alias(&self.context, server, name)?;
         // Another backup is another inode: whoever is in the old one stays there.
         let identity = made::identity(tree.backup.id.to_string().as_bytes());
         tree.child(name).map(|child| Child { identity, ..child })
     }
+}
+
+fn alias(context: &Arc<Context>, server: &ServerState, name: &str) -> Option<Arc<BackupTree>> {
+    let (_, alias) = ALIASES.into_iter().find(|(known, _)| *known == name)?;
+    let target = match alias {
+        Alias::Latest => server.latest(),
+        Alias::Oldest => server.oldest(),
+    }?;
+    let shown = |id| server.backup(id).is_some();
+    Some(context.alias(&server.name, alias, target, shown))
+}
+
+/// `latest` and `oldest` of a server, and the backups they stand for now.
+pub(crate) fn aliases(context: &Arc<Context>, server: &ServerState) -> Vec<(&'static str, BackupId)> {
+    let standing = |(name, _)| alias(context, server, name).map(|tree| (name, tree.backup.id));
+    ALIASES.into_iter().filter_map(standing).collect()
 }
 
 impl Directory for ServerDirectory {
