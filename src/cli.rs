@@ -61,7 +61,7 @@ pub(crate) struct GlobalOptions {
     /// Configuration to read [default: ~/.barmanfs.conf, else /etc/barmanfs.conf]
     #[arg(short, long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Only errors; no progress
+    /// Say nothing of what goes well; no progress
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub(crate) quiet: bool,
     /// Say more; twice for debugging
@@ -566,7 +566,7 @@ mod tests {
         Options of every command:
           -c, --config <FILE>      Configuration to read [default: ~/.barmanfs.conf, else
                                    /etc/barmanfs.conf]
-          -q, --quiet              Only errors; no progress
+          -q, --quiet              Say nothing of what goes well; no progress
           -v, --verbose...         Say more; twice for debugging
               --log-level <LEVEL>  error, warning, info, debug or trace; wins over the configuration's
                                    log_level

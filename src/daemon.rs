@@ -4,9 +4,13 @@
 //! hidden flag; the child takes a session of its own, mounts, and says "ready" on a pipe once the mount
 //! answers. Only then does the parent end with 0. Until then the child has the parent's standard error,
 //! so whatever goes wrong is told where the command was typed, and its exit code is handed on.
+//!
+//! In the foreground, a service manager that waits for it is told the same: [`notify`].
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -77,4 +81,18 @@ pub(crate) fn ready(log_file: Option<&Path>) -> Result<(), Error> {
         .map_err(|e| failed("open /dev/null", e))?;
     rustix::stdio::dup2_stdout(&null).map_err(|error| failed("close standard output", error.into()))?;
     rustix::stdio::dup2_stderr(&null).map_err(|error| failed("close standard error", error.into()))
+}
+
+/// In the foreground, once the mount answers: tells systemd (`Type=notify`), where it has asked for it.
+pub(crate) fn notify() -> io::Result<()> {
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else {
+        return Ok(());
+    };
+    let socket = UnixDatagram::unbound()?;
+    // sd_notify(3): a name that begins with '@' is in the abstract name space.
+    match name.as_encoded_bytes().strip_prefix(b"@") {
+        Some(name) => socket.connect_addr(&SocketAddr::from_abstract_name(name)?)?,
+        None => socket.connect(&name)?,
+    }
+    socket.send(b"READY=1").map(drop)
 }

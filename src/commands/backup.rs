@@ -37,7 +37,9 @@ pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
         let shown = backups.iter().map(as_json).collect::<Result<Vec<_>, _>>()?;
         app.out.json(&shown)?;
     } else {
-        for backup in &backups {
+        // With --quiet nobody wants to hear of what went well.
+        let told = |backup: &&Backup| !app.options.quiet || backup.status != BackupStatus::Done;
+        for backup in backups.iter().filter(told) {
             let line = summary(app, backup);
             app.out.line(line)?;
         }

@@ -26,7 +26,7 @@ pub(crate) fn run(app: &mut App, args: &DeleteArgs) -> Result<Outcome, Error> {
     }
     for backup in &backups {
         repository.delete_backup(backup, args.force)?;
-        if !args.json.json {
+        if !args.json.json && !app.options.quiet {
             app.out
                 .line(format_args!("Deleted backup {} of server {server}", backup.id))?;
         }
@@ -37,7 +37,7 @@ pub(crate) fn run(app: &mut App, args: &DeleteArgs) -> Result<Outcome, Error> {
             server: server.to_string(),
             deleted,
         })?;
-    } else {
+    } else if !app.options.quiet {
         app.out
             .line("'barmanfs sweep' frees the space that nothing else uses")?;
     }

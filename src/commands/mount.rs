@@ -77,10 +77,10 @@ fn serve(app: &App, mounted: MountedFs, mount_point: &Path, background: bool) ->
             mount_point.display()
         );
         if background {
-            daemon::ready(app.config.log_file.as_deref())
-        } else {
-            Ok(())
+            return daemon::ready(app.config.log_file.as_deref());
         }
+        // A service manager that cannot be told gives up by itself.
+        daemon::notify().map_err(|error| Error::failed(format!("Cannot tell the service manager: {error}")))
     });
     if let Err(error) = answered {
         on_failure.unmount()?;

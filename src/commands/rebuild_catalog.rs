@@ -17,7 +17,7 @@ pub(crate) fn run(app: &mut App, json: JsonOption) -> Result<Outcome, Error> {
     )?;
     if json.json {
         app.out.json(&report)?;
-    } else {
+    } else if !(app.options.quiet && report.problems.is_empty()) {
         for problem in &report.problems {
             app.out.line(format_args!(
                 "Left out: pack {}: {}",

@@ -61,12 +61,6 @@ fn about_the_run(facts: &mut Facts, backup: &Backup) {
     facts.add("Began", output::second(backup.begin_time));
     facts.add_some("Ended", backup.end_time.map(output::second));
     facts.add_some("Took", took(backup).map(output::duration));
-    let source = if backup.from_standby {
-        "a standby"
-    } else {
-        "the primary"
-    };
-    facts.add("Taken from", source.to_owned());
     facts.add("PostgreSQL", backup.server_version.to_string());
     facts.add("System identifier", backup.system_id.to_string());
     facts.add_some("Timeline", backup.timeline.map(|timeline| timeline.to_string()));
@@ -75,6 +69,12 @@ fn about_the_run(facts: &mut Facts, backup: &Backup) {
 }
 
 fn about_the_content(facts: &mut Facts, backup: &Backup, missing: &[SegmentName]) {
+    let source = if backup.from_standby {
+        "a standby"
+    } else {
+        "the primary"
+    };
+    facts.add("Taken from", source.to_owned());
     facts.add("WAL", wal(backup, missing));
     facts.add("Files", backup.files.to_string());
     facts.add("Size", output::bytes(backup.logical_bytes));

@@ -15,12 +15,12 @@ pub(crate) fn run(app: &mut App, json: JsonOption) -> Result<Outcome, Error> {
         &SweepOptions::default(),
         &mut Shown::start("Sweep", app.options.quiet),
     )?;
+    let clean = report.missing_chunks == 0 && report.problems.is_empty();
     if json.json {
         app.out.json(&report)?;
-    } else {
+    } else if !(app.options.quiet && clean) {
         show(&mut app.out, &report)?;
     }
-    let clean = report.missing_chunks == 0 && report.problems.is_empty();
     Ok(if clean { Outcome::Done } else { Outcome::Problems })
 }
 

@@ -18,7 +18,7 @@ pub(crate) fn run(app: &mut App, args: &VerifyArgs) -> Result<Outcome, Error> {
     let report = repository.verify(&scope, &mut Shown::start("Verify", app.options.quiet))?;
     if args.json.json {
         app.out.json(&report)?;
-    } else {
+    } else if !(app.options.quiet && report.is_clean()) {
         show(&mut app.out, &report)?;
     }
     Ok(if report.is_clean() {
