@@ -244,18 +244,15 @@ fn check_label(label: &BackupLabel, result: &BaseBackupResult) -> Result<(), Err
 }
 
 fn end(cluster: &ServerSettings, label: &BackupLabel, result: BaseBackupResult) -> BackupEnd {
-    let warnings = result
-        .warnings
-        .iter()
-        .map(|warning| output::printable(warning.message.as_bytes()));
-    let mut checksum_failures = Vec::new();
-    match result.checksum_failure {
-        Some(error) => {
-            checksum_failures.extend(warnings);
-            checksum_failures.push(output::printable(error.message.as_bytes()));
+    // The connection has logged the warnings; with a checksum failure they say where.
+    let checksum_failures = match &result.checksum_failure {
+        Some(failure) => {
+            let told = result.warnings.iter().chain([failure]);
+            told.map(|error| output::printable(error.message.as_bytes()))
+                .collect()
         }
-        None => warnings.for_each(|warning| tracing::warn!("The server warned: {warning}")),
-    }
+        None => Vec::new(),
+    };
     let tablespaces = result.start.tablespaces.into_iter().map(|space| Tablespace {
         oid: space.oid,
         name: None,

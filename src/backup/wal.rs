@@ -13,9 +13,9 @@ use crate::error::Error;
 use crate::postgres::{self, Connection};
 use crate::progress::{Counted, Progress};
 
-/// How far the archive may be behind and still count as working: more than a busy server writes between two
-/// calls of its `archive_command`.
-const ARCHIVE_LAG_SEGMENTS: u64 = 16;
+/// How far the archive may be behind for a backup to rely on it: the segment before the current one has arrived. A
+/// server that is just handing one over is no exception worth a risk: bringing the WAL is always right.
+const RELIABLE_LAG_SEGMENTS: u64 = 1;
 /// How often the archive is looked at while waiting.
 const POLL: Duration = Duration::from_millis(500);
 /// Missing segments that are named.
@@ -57,21 +57,26 @@ pub(super) fn source(
             }
             Ok(Source::Archive)
         }
-        Archiver::Auto if cluster.archives && keeps_up(repository, server, cluster)? => Ok(Source::Archive),
+        Archiver::Auto
+            if cluster.archives && keeps_up(repository, server, cluster, RELIABLE_LAG_SEGMENTS)? =>
+        {
+            Ok(Source::Archive)
+        }
         Archiver::Auto => Ok(Source::Backup),
     }
 }
 
-/// Whether one of the last complete segments has been archived.
+/// Whether one of the last `lag_segments` complete segments has been archived.
 pub(crate) fn keeps_up(
     repository: &Repository,
     server: &ServerConfig,
     cluster: &ServerSettings,
+    lag_segments: u64,
 ) -> Result<bool, Error> {
     let archive = repository.wal(&server.name);
     let size = cluster.segment_size;
     let current = cluster.flush_lsn.segment_number(size);
-    for number in (current.saturating_sub(ARCHIVE_LAG_SEGMENTS)..current).rev() {
+    for number in (current.saturating_sub(lag_segments)..current).rev() {
         let segment = SegmentName::from_lsn(cluster.timeline, Lsn(number.saturating_mul(size.bytes())), size);
         if archive.entry(&WalName::Segment(segment))?.is_some() {
             return Ok(true);

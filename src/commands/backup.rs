@@ -38,18 +38,24 @@ pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
         app.out.json(&shown)?;
     } else {
         // With --quiet nobody wants to hear of what went well.
-        let told = |backup: &&Backup| !app.options.quiet || backup.status != BackupStatus::Done;
-        for backup in backups.iter().filter(told) {
+        for backup in backups
+            .iter()
+            .filter(|backup| !app.options.quiet || !is_well(backup))
+        {
             let line = summary(app, backup);
             app.out.line(line)?;
         }
     }
-    let all_done = backups.iter().all(|backup| backup.status == BackupStatus::Done);
-    match (summed_up(errors, servers.len()), all_done) {
+    match (summed_up(errors, servers.len()), backups.iter().all(is_well)) {
         (Some(error), _) => Err(error),
         (None, true) => Ok(Outcome::Done),
         (None, false) => Ok(Outcome::Problems),
     }
+}
+
+/// Complete with its WAL, and the server has seen no damage in its own pages.
+fn is_well(backup: &Backup) -> bool {
+    backup.status == BackupStatus::Done && backup.checksum_failures.is_empty()
 }
 
 fn take_all(

@@ -71,13 +71,10 @@ fn table(backups: &[Backup]) -> Table {
         ("Label", Align::Left),
     ]);
     for backup in backups {
-        let label = match (&backup.label, backup.checksum_failures.len()) {
-            (label, 0) => label.clone().unwrap_or_default(),
-            (label, _) => format!(
-                "{} (page checksum failures)",
-                label.as_deref().unwrap_or_default()
-            ),
-        };
+        let mut label = backup.label.clone().unwrap_or_default();
+        if !backup.checksum_failures.is_empty() {
+            label.push_str(" (page checksum failures)");
+        }
         let size = |bytes: u64| {
             if backup.is_complete() {
                 output::bytes(bytes)

@@ -14,6 +14,9 @@ const FAILING: &str = "SELECT last_failed_wal, last_failed_time::text AS at, fai
                        FROM pg_catalog.pg_stat_archiver \
                        WHERE last_failed_time > coalesce(last_archived_time, '-infinity')";
 
+/// How far the archive may be behind: what a busy server writes while an `archive_command` is at work.
+const LAG_SEGMENTS: u64 = 16;
+
 /// Looks at the server's settings, at its own opinion, and at what has arrived.
 pub(super) fn check(
     repository: Option<&Repository>,
@@ -83,7 +86,7 @@ fn archiver(sql: &mut Connection, lines: &mut Lines) {
 
 fn arrived(repository: &Repository, server: &ServerConfig, cluster: &ServerSettings, lines: &mut Lines) {
     const NAME: &str = "continuous archiving";
-    match backup::keeps_up(repository, server, cluster) {
+    match backup::keeps_up(repository, server, cluster, LAG_SEGMENTS) {
         Ok(true) => lines.ok(NAME, None),
         Ok(false) => lines.failed(
             NAME,

@@ -27,6 +27,7 @@ pub(super) fn check(app: &App, server: &ServerConfig, lines: &mut Lines) -> Opti
         complete_backup(server, &backups, lines);
         waiting(&repository, &backups, lines);
         failed(&backups, lines);
+        checksums(server, &backups, lines);
     }
     quarantine(&repository, server, lines);
     Some(repository)
@@ -108,14 +109,21 @@ fn failed(backups: &[Backup], lines: &mut Lines) {
                 .iter()
                 .filter(|backup| backup.status == BackupStatus::Failed)
                 .count();
-            lines.ok(
-                NAME,
-                format!(
-                    "{}, none since the last complete one",
-                    output::count(count, "backup")
-                ),
-            );
+            lines.ok(NAME, format!("{count}, all before the last complete one"));
         }
+    }
+}
+
+/// The server found them while it sent its pages: it is the server that has to be looked after.
+fn checksums(server: &ServerConfig, backups: &[Backup], lines: &mut Lines) {
+    const NAME: &str = "page checksums";
+    let last = backups.iter().rfind(|backup| backup.is_complete());
+    if let Some(backup) = last.filter(|backup| !backup.checksum_failures.is_empty()) {
+        let (name, id) = (&server.name, backup.id);
+        lines.failed(
+            NAME,
+            format!("the server has damaged pages: 'barmanfs show-backup {name} {id}' lists them"),
+        );
     }
 }
 
