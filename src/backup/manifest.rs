@@ -74,3 +74,120 @@ fn check_file(file: &ManifestFile, trees: &TreeReader, root: &DirectoryRef) -> R
         None => wrong("the manifest gives no checksum".to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Seek, Write};
+
+    use barmanfs_catalog::{CreateOptions, NewBackup, Repository};
+    use barmanfs_pg::manifest::ManifestWriter;
+    use barmanfs_pg::{SegmentSize, ServerVersion};
+    use barmanfs_store::Attributes;
+    use barmanfs_store::layout::DATA_WINDOW_BYTES;
+    use insta::assert_snapshot;
+
+    use super::*;
+
+    const SYSTEM: SystemId = SystemId(7_710_414_268_036_822_209);
+    const ROOT: Attributes = Attributes {
+        mode: 0o700,
+        uid: 0,
+        gid: 0,
+        mtime_s: 0,
+        mtime_ns: 0,
+    };
+
+    fn listed(path: &str, content: &[u8]) -> ManifestFile {
+        ManifestFile {
+            path: path.as_bytes().to_vec(),
+            size_bytes: content.len() as u64,
+            modified: "2026-11-21 00:25:17 GMT".to_owned(),
+            checksum: Some(Checksum::Crc32c(crc32c::crc32c(content))),
+        }
+    }
+
+    /// Stores `sent` and holds it against a manifest of `files`, which `damage` may touch.
+    fn outcome(sent: &[(&str, &[u8])], files: &[ManifestFile], damage: impl FnOnce(&mut Vec<u8>)) -> String {
+        let directory = tempfile::tempdir().unwrap();
+        let repository = Repository::create(&directory.path().join("r"), CreateOptions::default()).unwrap();
+        let new = NewBackup {
+            label: None,
+            system_id: SYSTEM,
+            server_version: ServerVersion(180_004),
+            segment_size: SegmentSize::DEFAULT,
+            wal_included: true,
+        };
+        let mut run = repository
+            .writer("test")
+            .unwrap()
+            .begin_backup(&"main".parse().unwrap(), new)
+            .unwrap();
+        let mut set = FileSet::default();
+        for (path, content) in sent {
+            let tree = run.tree().unwrap();
+            let mut file = tree
+                .file(path.as_bytes(), ROOT, content.len() as u64, DATA_WINDOW_BYTES)
+                .unwrap();
+            file.write(content).unwrap();
+            file.finish().unwrap();
+            set.add(path.as_bytes());
+        }
+        let (trees, root) = run.end_tree(ROOT).unwrap();
+        let mut writer = ManifestWriter::begin(Vec::new(), Some(SYSTEM)).unwrap();
+        files.iter().for_each(|file| writer.file(file).unwrap());
+        let mut bytes = writer.finish(&[]).unwrap();
+        damage(&mut bytes);
+        let mut spool = tempfile::tempfile().unwrap();
+        spool.write_all(&bytes).unwrap();
+        spool.rewind().unwrap();
+        let received = Received {
+            manifest: spool,
+            files: set,
+        };
+        match check(&received, &trees, &root, SYSTEM) {
+            Ok(()) => "good".to_owned(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn what_was_sent_must_be_what_is_listed() {
+        let sent: &[(&str, &[u8])] = &[("PG_VERSION", b"18\n"), ("base/5/1259", &[7; 8192])];
+        let [version, class] = [listed("PG_VERSION", b"18\n"), listed("base/5/1259", &[7; 8192])];
+        let wal = listed("pg_wal/archive_status/000000010000000000000001.done", b"");
+        let whole = [version.clone(), class.clone()];
+        let kept = |_: &mut Vec<u8>| {};
+        let other_bytes = listed("base/5/1259", &[8; 8192]);
+        let no_checksum = ManifestFile {
+            checksum: None,
+            ..class.clone()
+        };
+        let outcomes = [
+            outcome(sent, &whole, kept),
+            outcome(sent, &[version.clone(), class.clone(), wal], kept),
+            outcome(sent, &[version.clone(), other_bytes], kept),
+            outcome(sent, &[version.clone(), listed("base/5/1259", &[7; 16384])], kept),
+            outcome(sent, &[version.clone(), no_checksum], kept),
+            outcome(sent, std::slice::from_ref(&version), kept),
+            outcome(sent, &[version.clone(), version.clone()], kept),
+            outcome(&sent[..1], &whole, kept),
+            outcome(sent, &whole, |bytes| {
+                let text = String::from_utf8(bytes.clone()).unwrap();
+                *bytes = text.replace("00:25:17", "00:25:18").into_bytes();
+            }),
+            outcome(sent, &whole, |bytes| bytes.truncate(100)),
+        ];
+        assert_snapshot!(outcomes.join("\n"), @"
+        good
+        File pg_wal/archive_status/000000010000000000000001.done: the manifest lists it, but the server did not send it
+        File base/5/1259: the manifest gives the CRC-32C 9645acba, stored is 71345c80
+        File base/5/1259: the manifest gives 16384 bytes, stored are 8192
+        File base/5/1259: the manifest gives no checksum
+        The server sent 2 files, its manifest lists 1 and not the same
+        The server sent 2 files, its manifest lists 2 and not the same
+        File base/5/1259: the manifest lists it, but the server did not send it
+        The manifest's own checksum is wrong: it was damaged on its way
+        backup_manifest is not as PostgreSQL writes it: EOF while parsing a string at line 4 column 4
+        ");
+    }
+}

@@ -98,3 +98,58 @@ fn table(backups: &[Backup]) -> Table {
     }
     table
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use insta::assert_snapshot;
+    use serde_json::json;
+
+    /// A backup such as the catalog gives it.
+    pub(crate) fn backup(status: BackupStatus) -> Backup {
+        let value = json!({
+            "server": "main", "id": "20261120T101500", "status": status, "kind": "full", "label": "before the upgrade",
+            "begin_time": "2026-11-20T10:15:00.25Z", "end_time": "2026-11-20T10:18:20.25Z",
+            "start_lsn": "0/5000028", "stop_lsn": "0/6000100", "timeline": 1,
+            "system_id": "7710414268036822209", "server_version": 150_018, "segment_size": 16_777_216,
+            "data_checksums": true, "tablespaces": [{"oid": 16_435, "name": "fast", "location": "/srv/fast"}],
+            "wal_included": false, "from_standby": true, "logical_bytes": 3_221_225_472_u64,
+            "sent_bytes": 3_221_300_000_u64, "new_stored_bytes": 32_212_254, "files": 1234,
+            "checksum_failures": ["checksum verification failed in file \"base/5/16384\", block 3"],
+            "root": {
+                "directory": {"pages": [], "entries": 0},
+                "attributes": {"mode": 448, "uid": 0, "gid": 0, "mtime_s": 0, "mtime_ns": 0},
+            },
+        });
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn every_status_has_its_line() {
+        let mut good = backup(BackupStatus::Done);
+        good.checksum_failures.clear();
+        let mut running = backup(BackupStatus::Started);
+        (running.end_time, running.label) = (None, None);
+        let all = [
+            good,
+            backup(BackupStatus::WaitingForWals),
+            backup(BackupStatus::Failed),
+            running,
+        ];
+        assert_snapshot!(table(&all).render(false), @"
+        Server  Backup           Status            Began                         Took      Size      Added  PostgreSQL  Label
+        main    20261120T101500  DONE              2026-11-20 10:15:00+00  3 min 20 s  3.00 GiB  30.72 MiB  15.18       before the upgrade
+        main    20261120T101500  WAITING_FOR_WALS  2026-11-20 10:15:00+00  3 min 20 s  3.00 GiB  30.72 MiB  15.18       before the upgrade (page checksum failures)
+        main    20261120T101500  FAILED            2026-11-20 10:15:00+00  3 min 20 s         -          -  15.18       before the upgrade (page checksum failures)
+        main    20261120T101500  STARTED           2026-11-20 10:15:00+00           -         -          -  15.18       (page checksum failures)
+        ");
+    }
+
+    #[test]
+    fn json_leaves_out_what_means_nothing_outside_the_repository() {
+        let value = as_json(&backup(BackupStatus::Done)).unwrap();
+        assert_eq!(value["status"], "DONE");
+        assert_eq!(value["start_lsn"], "0/5000028");
+        assert!(value.get("root").is_none());
+    }
+}

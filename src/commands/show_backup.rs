@@ -157,3 +157,53 @@ impl Facts {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::list_backups::tests::backup;
+    use super::*;
+    use insta::assert_snapshot;
+
+    fn shown(backup: &Backup, missing: &[&str]) -> String {
+        let missing: Vec<SegmentName> = missing.iter().map(|name| name.parse().unwrap()).collect();
+        let mut facts = Facts::default();
+        about_the_run(&mut facts, backup);
+        about_the_content(&mut facts, backup, &missing);
+        facts.render()
+    }
+
+    #[test]
+    fn everything_known_is_shown() {
+        let text = shown(
+            &backup(BackupStatus::WaitingForWals),
+            &["000000010000000000000006"],
+        );
+        assert_snapshot!(text, @r#"
+        Label                before the upgrade
+        Began                2026-11-20 10:15:00+00
+        Ended                2026-11-20 10:18:20+00
+        Took                 3 min 20 s
+        PostgreSQL           15.18
+        System identifier    7710414268036822209
+        Timeline             1
+        Start LSN            0/5000028
+        Stop LSN             0/6000100
+        Taken from           a standby
+        WAL                  000000010000000000000005 to 000000010000000000000006, not archived yet: 000000010000000000000006
+        Files                1234
+        Size                 3.00 GiB
+        Sent by the server   3.00 GiB
+        Added to repository  30.72 MiB (1.00 % of its size)
+        Page checksums       on
+        Checksum failure     checksum verification failed in file "base/5/16384", block 3
+        Tablespace           pg_tblspc/16435 (fast), was at /srv/fast
+        "#);
+    }
+
+    #[test]
+    fn what_a_server_said_cannot_act_on_the_terminal() {
+        let mut backup = backup(BackupStatus::Failed);
+        backup.error = Some("gone\x1b[2J\nDONE".to_owned());
+        assert!(shown(&backup, &[]).contains("gone\\u{1b}[2J\\nDONE"));
+    }
+}
