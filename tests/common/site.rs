@@ -171,9 +171,15 @@ impl Site {
     #[track_caller]
     pub(crate) fn backup(&self) -> String {
         self.ok(&["backup", "main", "--fast-checkpoint"]);
-        self.backup_ids()
+        let newest = self
+            .backups()
             .pop()
-            .expect("list-backups shows the backup just taken")
+            .expect("list-backups shows the backup just taken");
+        assert_eq!(
+            newest["status"], "DONE",
+            "The newest backup is not the one just taken: {newest}"
+        );
+        newest["id"].as_str().expect("an id").to_owned()
     }
 
     /// The backups of `main` as `list-backups --json` tells, oldest first.

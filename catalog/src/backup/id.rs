@@ -25,7 +25,7 @@ impl BackupId {
         Self(Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH))
     }
 
-    /// The id a second later, for when this one is taken.
+    /// The id a second later, for a backup that begins no later than this one's.
     pub(crate) fn next(self) -> Self {
         Self(Timestamp::from_second(self.0.as_second() + 1).unwrap_or(self.0))
     }

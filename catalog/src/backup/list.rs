@@ -129,3 +129,12 @@ pub(super) fn is_recorded(repository: &Repository, server: &ServerName, id: Back
         Ok(found.is_some())
     })
 }
+
+/// The newest id the catalog has of the server's backups, complete or failed.
+pub(super) fn newest_id(repository: &Repository, server: &ServerName) -> Result<Option<BackupId>> {
+    let newest: Option<String> = repository.db.read(|db| {
+        let mut newest = db.prepare_cached("SELECT max(id) FROM backups WHERE server = ?1")?;
+        Ok(newest.query_row([server.as_str()], |row| row.get(0))?)
+    })?;
+    newest.map(|id| id.parse()).transpose()
+}

@@ -88,8 +88,11 @@ impl Writer {
             self.write_records(vec![record])?;
         }
         let mut backup = started(server, new);
-        while list::is_recorded(&repository, server, backup.id)? {
-            backup.id = backup.id.next();
+        // Ids tell the order, also of backups that begin in one second, or after the clock went back.
+        if let Some(newest) = list::newest_id(&repository, server)?
+            && backup.id <= newest
+        {
+            backup.id = newest.next();
         }
         running::write(&repository, &backup)?;
         let depositor = Arc::new(self.depositor()?);

@@ -61,6 +61,25 @@ fn a_second_backup_costs_its_changes() {
     assert_eq!(oldest.id, first.id);
 }
 
+/// Backups that take less than a second borrow the ids of the seconds to come; one that was deleted meanwhile leaves a
+/// gap before them, which must not be filled.
+#[test]
+fn ids_tell_the_order_also_within_one_second_and_after_a_deletion() {
+    let f = fixture();
+    let mut newest = back_up(&f.repository, &f.server, &files(1));
+    for seed in 2..6 {
+        let earlier = newest;
+        newest = back_up(&f.repository, &f.server, &files(seed));
+        assert!(newest.id > earlier.id, "{} after {}", newest.id, earlier.id);
+        if seed == 4 {
+            let oldest = f.repository.backup(&f.server, &BackupSelector::Oldest).unwrap();
+            f.repository.delete_backup(&oldest, false).unwrap();
+        }
+    }
+    let latest = f.repository.backup(&f.server, &BackupSelector::Latest).unwrap();
+    assert_eq!(latest.id, newest.id);
+}
+
 #[test]
 fn one_runs_at_a_time_and_shows_as_started() {
     let f = fixture();
