@@ -17,7 +17,9 @@ use fuser::{
 };
 
 use crate::error::{Error, Result};
-use crate::namespace::{Content, Found, Handle, Ino, Lifetime, Line, Namespace, Opened, Room, Seek, Stat};
+use crate::namespace::{
+    Content, Found, Handle, Ino, Lifetime, Line, Lines, Namespace, Opened, Room, Seek, Stat,
+};
 use crate::views::Caller;
 use crate::watch::Invalidate;
 
@@ -390,7 +392,7 @@ impl Filesystem for Adapter {
             if full { Room::Full } else { Room::Taken }
         };
         let result = self.answer("list", |namespace| {
-            namespace.read_directory(Handle(handle.0), offset, &mut emit)
+            namespace.read_directory(Handle(handle.0), offset, Lines::AsNames, &mut emit)
         });
         match result {
             Ok(()) => reply.ok(),
@@ -421,7 +423,7 @@ impl Filesystem for Adapter {
             if full { Room::Full } else { Room::Taken }
         };
         let result = self.answer("list", |namespace| {
-            namespace.read_directory_plus(Handle(handle.0), offset, &mut emit)
+            namespace.read_directory(Handle(handle.0), offset, Lines::AsLookups, &mut emit)
         });
         match result {
             Ok(()) => reply.ok(),

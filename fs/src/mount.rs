@@ -1,7 +1,7 @@
 //! Owning the mount: making it, serving it, and taking it down again, but never one that somebody else has put in its
 //! place since.
 //!
-//! fuser is given a device that is mounted already ([`kernel`], or [`helper`] for users without the right to mount), and
+//! fuser is given a device that is mounted already (`kernel`, or `helper` for users without the right to mount), and
 //! has no say in unmounting. Which mount is ours is told by its mount id in `/proc/self/mountinfo`.
 
 use std::io;

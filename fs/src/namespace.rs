@@ -13,6 +13,7 @@ mod handles;
 mod ino;
 mod node;
 mod sequence;
+mod siblings;
 mod table;
 
 pub use handles::Handle;
@@ -21,6 +22,7 @@ pub use node::{Child, Content, Lifetime, Node, Stat};
 
 use handles::{Handles, OpenDirectory, OpenFile};
 use rustix::io::Errno;
+use siblings::Orders;
 use table::Table;
 
 /// The mounted tree.
@@ -30,6 +32,7 @@ pub struct Namespace {
     nodes: Table,
     files: Handles<OpenFile>,
     directories: Handles<OpenDirectory>,
+    orders: Orders,
 }
 
 /// The answer to a look-up.
@@ -98,6 +101,7 @@ impl Namespace {
             nodes: Table::new(root),
             files: Handles::default(),
             directories: Handles::default(),
+            orders: Orders::default(),
         }
     }
 
@@ -176,11 +180,26 @@ impl Namespace {
         if let Some(usage) = &usage {
             usage.opened(Use::File, caller).map_err(|_deleted| STALE)?;
         }
+        self.read_siblings_ahead(parent, ino);
         let keep = node.lifetime != Lifetime::Never;
         Ok(Opened {
             handle: self.files.insert(OpenFile::new(node, body, usage)),
             keep,
         })
+    }
+
+    /// Has the beginnings of the files decoded that are likely to be opened after this one. A hint: what goes wrong
+    /// here goes wrong again where somebody is told.
+    fn read_siblings_ahead(&self, parent: &Node, opened: Ino) {
+        let (Some(siblings), Ok(directory)) = (self.orders.of(parent.ino), directory(parent)) else {
+            return;
+        };
+        let trees = self.context.trees();
+        for name in siblings.opened(opened) {
+            if let Ok(Body::Stored(map)) = directory.open(name) {
+                let _ = trees.read_ahead(&map, map.windows_of(0, siblings::FIRST_BYTES));
+            }
+        }
     }
 
     /// Gives the whole content of a small file to `give`, once for each node: handed to the kernel together with the
@@ -255,76 +274,60 @@ impl Namespace {
         &self,
         handle: Handle,
         offset: u64,
+        lines: Lines,
         emit: &mut dyn FnMut(Line<'_>) -> Room,
     ) -> Result<()> {
         let open = self.directories.get(handle).ok_or(STALE)?;
-        open.read(offset, &mut |parent, next, child| {
-            let ino = match child.name.as_slice() {
-                b"." => parent.ino,
-                b".." => parent.parent.as_ref().unwrap_or(parent).ino,
-                _ => self.nodes.number_of(parent.ino, child),
-            };
-            let Child {
-                name,
-                stat,
-                content,
-                lifetime,
-                ..
-            } = child;
-            emit(Line {
-                ino,
-                next,
-                name,
-                stat: *stat,
-                content,
-                lifetime: *lifetime,
-            })
-        })
-    }
-
-    /// The same, and every line but `.` and `..` counts as a look-up.
-    ///
-    /// # Errors
-    /// When the directory cannot be read.
-    pub fn read_directory_plus(
-        &self,
-        handle: Handle,
-        offset: u64,
-        emit: &mut dyn FnMut(Line<'_>) -> Room,
-    ) -> Result<()> {
-        let open = self.directories.get(handle).ok_or(STALE)?;
-        open.read(offset, &mut |parent, next, child| {
-            let Child {
-                name,
-                stat,
-                content,
-                lifetime,
-                ..
-            } = child;
-            if handles::is_dot(name) {
-                return emit(Line {
-                    ino: parent.ino,
-                    next,
-                    name,
-                    stat: *stat,
-                    content,
-                    lifetime: *lifetime,
-                });
-            }
-            let node = self.nodes.look_up(parent, child.clone());
-            let room = emit(Line {
-                ino: node.ino,
-                next,
-                name,
-                stat: *stat,
-                content,
-                lifetime: *lifetime,
-            });
-            if room == Room::Full {
-                self.nodes.forget(node.ino, 1);
+        let mut files = open.listed_before(offset);
+        let ended = open.read(offset, &mut |directory, next, child| {
+            let (ino, room) = self.emit(directory, next, child, lines, emit);
+            if room == Room::Taken && matches!(child.content, Content::File) {
+                siblings::note(&mut files, ino, &child.name);
             }
             room
-        })
+        })?;
+        if ended && open.is_immutable() {
+            self.orders.learn(open.ino(), files);
+        } else {
+            open.listed(files);
+        }
+        Ok(())
+    }
+
+    fn emit(
+        &self,
+        directory: &Arc<Node>,
+        next: u64,
+        child: &Child,
+        lines: Lines,
+        emit: &mut dyn FnMut(Line<'_>) -> Room,
+    ) -> (Ino, Room) {
+        let counted = lines == Lines::AsLookups && !handles::is_dot(&child.name);
+        let ino = match child.name.as_slice() {
+            b"." => directory.ino,
+            b".." => directory.parent.as_ref().unwrap_or(directory).ino,
+            _ if counted => self.nodes.look_up(directory, child.clone()).ino,
+            _ => self.nodes.number_of(directory.ino, child),
+        };
+        let Child {
+            name,
+            stat,
+            content,
+            lifetime,
+            ..
+        } = child;
+        let room = emit(Line {
+            ino,
+            next,
+            name,
+            stat: *stat,
+            content,
+            lifetime: *lifetime,
+        });
+        if counted && room == Room::Full {
+            self.nodes.forget(ino, 1);
+        }
+        (ino, room)
     }
 
     /// Closes a directory.
@@ -388,6 +391,15 @@ fn log_failure<T>(result: Result<T>, what: impl FnOnce() -> String) -> Result<T>
             tracing::error!("Cannot {}: {error}", what());
         }
     })
+}
+
+/// What a line of a listing counts as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lines {
+    /// A name and no more.
+    AsNames,
+    /// A look-up of the name, except `.` and `..`.
+    AsLookups,
 }
 
 /// Whether a listing's reader has room for another line.

@@ -3,13 +3,13 @@
 //!
 //! | path | module |
 //! |---|---|
-//! | `/`, `.barmanfs/` | [`root`], [`control`] |
-//! | `<server>/`, `raw/` | [`server`] |
-//! | `<server>/<id>/`, `latest/`, `oldest/`, `raw/<id>/` | [`tree`], with the differences of [`changes`] |
-//! | `<server>/wal/` | [`wal`] |
-//! | `<server>/info/` | [`info`] |
+//! | `/`, `.barmanfs/` | `root`, `control` |
+//! | `<server>/`, `raw/` | `server` |
+//! | `<server>/<id>/`, `latest/`, `oldest/`, `raw/<id>/` | `tree`, with the differences of `changes` |
+//! | `<server>/wal/` | `wal` |
+//! | `<server>/info/` | `info` |
 //!
-//! `pitr/` and `live/` belong beside these, in [`server`], once they exist.
+//! `pitr/` and `live/` belong beside these, in `server`, once they exist.
 
 use std::fmt;
 use std::fs::File;

@@ -6,12 +6,14 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use barmanfs_catalog::Repository;
-use barmanfs_fs::namespace::{Content, Found, Ino, Namespace, Node, Room, Seek};
+use barmanfs_fs::namespace::{Content, Found, Ino, Lines, Namespace, Node, Room, Seek};
 use barmanfs_fs::views::{Caller, Context, ViewOptions};
 use barmanfs_pg::manifest;
 use barmanfs_pg::wal_name::WalName;
+use barmanfs_store::{FileMap, Node as Stored};
 use support::{Fixture, Thing, WINDOW, content, data_directory, segment};
 
 const NOBODY: Caller = Caller(0);
@@ -55,7 +57,7 @@ impl Tree {
             // Two lines at a time: a listing goes on where it was left.
             let mut room = 2;
             self.0
-                .read_directory(open.handle, offset, &mut |line| {
+                .read_directory(open.handle, offset, Lines::AsNames, &mut |line| {
                     if room == 0 {
                         return Room::Full;
                     }
@@ -494,4 +496,102 @@ fn many_readers_get_the_same_bytes() {
             });
         }
     });
+}
+
+/// With nothing decoded.
+fn reopened(fixture: Fixture) -> Fixture {
+    let repository = Repository::open(fixture.repository.path()).unwrap();
+    Fixture {
+        repository,
+        ..fixture
+    }
+}
+
+/// Waits until the chunk that holds the file's first bytes has been decoded by nobody's read.
+#[track_caller]
+fn until_decoded(fixture: &Fixture, map: &FileMap) {
+    let first = fixture.repository.trees().window(map, 0).unwrap().chunk.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !fixture.repository.chunks().is_cached(&first) {
+        assert!(Instant::now() < deadline, "It is not decoded ahead");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn files_opened_in_order_are_decoded_ahead() {
+    let fixture = archived();
+    let names = ["a", "b", "c", "d", "e", "f"];
+    let things: Vec<_> = (1..)
+        .zip(names)
+        .map(|(n, name)| (name, Thing::File(support::noise(n, 20_000))))
+        .collect();
+    let root = fixture.backup(&things).root.unwrap().directory;
+    let fixture = reopened(fixture);
+    let tree = Tree::of(&fixture.repository);
+    tree.list("main/latest");
+    for name in ["a", "b"] {
+        tree.0
+            .open(tree.node(&format!("main/latest/{name}")).ino, NOBODY)
+            .unwrap();
+    }
+    for name in ["c", "f"] {
+        let entry = fixture
+            .repository
+            .trees()
+            .find(&root, name.as_bytes())
+            .unwrap()
+            .unwrap();
+        let Stored::File(map) = entry.node else {
+            panic!("{name} is a file")
+        };
+        until_decoded(&fixture, &map);
+    }
+}
+
+#[test]
+fn a_large_file_is_decoded_ahead_of_its_reader() {
+    let fixture = archived();
+    let things = [("table", Thing::File(support::noise(1, 8 * WINDOW)))];
+    let root = fixture.backup(&things).root.unwrap().directory;
+    let fixture = reopened(fixture);
+    let tree = Tree::of(&fixture.repository);
+    let open = tree
+        .0
+        .open(tree.node("main/latest/table").ino, NOBODY)
+        .unwrap()
+        .handle;
+    tree.0.read(open, 0, WINDOW, |_| ()).unwrap();
+    let entry = fixture.repository.trees().find(&root, b"table").unwrap().unwrap();
+    let Stored::File(map) = entry.node else {
+        panic!("table is a file")
+    };
+    let third = fixture.repository.trees().window(&map, 2).unwrap();
+    until_decoded(
+        &fixture,
+        &FileMap::inline(WINDOW as u64, WINDOW as u32, vec![third]).unwrap(),
+    );
+}
+
+#[test]
+fn the_next_segments_are_decoded_ahead_of_recovery() {
+    let fixture = Fixture::new();
+    (2..=7).for_each(|number| drop(fixture.archive(number, number.into())));
+    let fixture = reopened(fixture);
+    let tree = Tree::of(&fixture.repository);
+    for number in [2, 3] {
+        let name = segment(number, 0).0;
+        tree.0
+            .open(tree.node(&format!("main/wal/{name}")).ino, NOBODY)
+            .unwrap();
+    }
+    for number in [4, 7] {
+        let file = fixture
+            .repository
+            .wal(&fixture.server)
+            .find(&segment(number, 0).0)
+            .unwrap()
+            .unwrap();
+        until_decoded(&fixture, &file.map);
+    }
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use barmanfs_store::{FileMap, TreeReader};
 
+use super::ino::Ino;
 use super::node::{Child, Lifetime, Node};
 use super::sequence::Sequence;
 use super::{Room, log_failure};
@@ -165,6 +166,8 @@ impl Drop for OpenFile {
 pub(super) struct OpenDirectory {
     node: Arc<Node>,
     stream: Mutex<Option<Stream>>,
+    /// The files listed so far, where it is being listed from the beginning.
+    files: Mutex<Vec<(Ino, Box<[u8]>)>>,
 }
 
 struct Stream {
@@ -180,21 +183,43 @@ impl OpenDirectory {
         Self {
             node,
             stream: Mutex::default(),
+            files: Mutex::default(),
         }
     }
 
-    /// Gives the lines from `offset` on to `emit`.
+    pub(super) fn ino(&self) -> Ino {
+        self.node.ino
+    }
+
+    /// Whether it will always be listed as it is now.
+    pub(super) fn is_immutable(&self) -> bool {
+        let directory = self.node.directory();
+        directory.is_some_and(|directory| directory.lifetime() == Lifetime::Forever)
+    }
+
+    /// Takes the files that were listed before `offset`.
+    pub(super) fn listed_before(&self, offset: u64) -> Vec<(Ino, Box<[u8]>)> {
+        let files = std::mem::take(&mut *self.files.lock().unwrap_or_else(PoisonError::into_inner));
+        if offset == 0 { Vec::new() } else { files }
+    }
+
+    /// Keeps the files that were listed until now.
+    pub(super) fn listed(&self, files: Vec<(Ino, Box<[u8]>)>) {
+        *self.files.lock().unwrap_or_else(PoisonError::into_inner) = files;
+    }
+
+    /// Gives the lines from `offset` on to `emit`; says whether the last one was taken.
     pub(super) fn read(
         &self,
         offset: u64,
         emit: &mut dyn FnMut(&Arc<Node>, u64, &Child) -> Room,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         log_failure(self.read_lines(offset, emit), || {
             format!("list {}", self.node.described())
         })
     }
 
-    fn read_lines(&self, offset: u64, emit: &mut dyn FnMut(&Arc<Node>, u64, &Child) -> Room) -> Result<()> {
+    fn read_lines(&self, offset: u64, emit: &mut dyn FnMut(&Arc<Node>, u64, &Child) -> Room) -> Result<bool> {
         let mut kept = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
         // Taken out: what fails halfway is begun anew by the next read.
         let mut stream = match kept.take() {
@@ -209,8 +234,9 @@ impl OpenDirectory {
             }
             stream.position += 1;
         }
+        let ended = stream.pending.is_none();
         *kept = Some(stream);
-        Ok(())
+        Ok(ended)
     }
 
     fn stream_at(&self, offset: u64) -> Result<Stream> {

@@ -1,0 +1,196 @@
+//! Programs that read whole directories open one file after the other: `cp -a` in the order of inode numbers, `tar` and
+//! `rsync` in that of the listing. Who follows one of these orders has the beginnings of the next files decoded
+//! while it reads this one.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::ino::Ino;
+
+/// Files whose beginnings are decoded ahead: small ones are opened faster than one core decodes them.
+const FILES_AHEAD: usize = 8;
+
+/// Of each file: all of a small one, of a large one what its first read asks for.
+pub(super) const FIRST_BYTES: u64 = 256 * 1024;
+
+/// Of a directory with more files no order is kept. About 3 MB at the most.
+const MAX_FILES: usize = 50_000;
+
+/// Directories of which an order is kept: those listed last.
+const DIRECTORIES: usize = 8;
+
+/// The files of a directory, and how far somebody has come in them.
+#[derive(Debug)]
+pub(super) struct Siblings {
+    /// In the order of the listing.
+    files: Vec<(Ino, Box<[u8]>)>,
+    /// Places in `files`, in the order of the inode numbers.
+    by_number: Vec<usize>,
+    progress: Mutex<Progress>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Number,
+    Listing,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    /// Where the file that was opened last stands in each order.
+    last: Option<(usize, usize)>,
+    /// The order that is followed, and up to where files have been decoded ahead in it.
+    ahead: Option<(Order, usize)>,
+}
+
+impl Siblings {
+    fn new(files: Vec<(Ino, Box<[u8]>)>) -> Self {
+        let mut by_number: Vec<usize> = (0..files.len()).collect();
+        by_number.sort_by_key(|&place| files.get(place).map(|(ino, _)| *ino));
+        Self {
+            files,
+            by_number,
+            progress: Mutex::default(),
+        }
+    }
+
+    /// A file was opened: the names of those to decode ahead.
+    pub(super) fn opened(&self, ino: Ino) -> Vec<&[u8]> {
+        let number = |place: &usize| self.files.get(*place).map(|(ino, _)| *ino);
+        let Ok(in_numbers) = self.by_number.binary_search_by_key(&Some(ino), number) else {
+            return Vec::new();
+        };
+        let Some(&in_listing) = self.by_number.get(in_numbers) else {
+            return Vec::new();
+        };
+        let Some((order, places)) = lock(&self.progress).step(in_numbers, in_listing) else {
+            return Vec::new();
+        };
+        let place = |at: usize| match order {
+            Order::Number => self.by_number.get(at).copied(),
+            Order::Listing => Some(at),
+        };
+        let name = |at| self.files.get(place(at)?).map(|(_, name)| &**name);
+        places.filter_map(name).collect()
+    }
+}
+
+impl Progress {
+    /// Takes note of an opened file; returns which places in which order to decode.
+    fn step(&mut self, in_numbers: usize, in_listing: usize) -> Option<(Order, Range<usize>)> {
+        let last = self.last.replace((in_numbers, in_listing));
+        let (order, at) = match last {
+            Some((number, _)) if number + 1 == in_numbers => (Order::Number, in_numbers),
+            Some((_, listing)) if listing + 1 == in_listing => (Order::Listing, in_listing),
+            _ => {
+                self.ahead = None;
+                return None;
+            }
+        };
+        let from = match self.ahead {
+            Some((followed, to)) if followed == order => to.max(at + 1),
+            _ => at + 1,
+        };
+        let to = at + 1 + FILES_AHEAD;
+        self.ahead = Some((order, to));
+        Some((order, from..to))
+    }
+}
+
+/// The directories that were listed last.
+#[derive(Debug, Default)]
+pub(super) struct Orders {
+    known: Mutex<VecDeque<(Ino, Arc<Siblings>)>>,
+}
+
+impl Orders {
+    /// A directory was listed from beginning to end.
+    pub(super) fn learn(&self, directory: Ino, files: Vec<(Ino, Box<[u8]>)>) {
+        if !(2..=MAX_FILES).contains(&files.len()) {
+            return;
+        }
+        let siblings = Arc::new(Siblings::new(files));
+        let mut known = lock(&self.known);
+        known.retain(|(ino, _)| *ino != directory);
+        known.truncate(DIRECTORIES - 1);
+        known.push_front((directory, siblings));
+    }
+
+    pub(super) fn of(&self, directory: Ino) -> Option<Arc<Siblings>> {
+        let known = lock(&self.known);
+        known
+            .iter()
+            .find(|(ino, _)| *ino == directory)
+            .map(|(_, siblings)| Arc::clone(siblings))
+    }
+}
+
+/// Collects the files of a listing while it is read, as long as they are few enough.
+pub(super) fn note(files: &mut Vec<(Ino, Box<[u8]>)>, ino: Ino, name: &[u8]) {
+    // One more than is kept: it shows that there were too many.
+    if files.len() <= MAX_FILES {
+        files.push((ino, name.into()));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Named a, b, c, … with numbers that fall while the names rise.
+    fn siblings(count: u8) -> Siblings {
+        let file = |n: u8| (Ino(1000 - u64::from(n)), vec![b'a' + n].into_boxed_slice());
+        Siblings::new((0..count).map(file).collect())
+    }
+
+    fn names(found: &[&[u8]]) -> String {
+        found.concat().iter().map(|&byte| char::from(byte)).collect()
+    }
+
+    #[test]
+    fn either_order_is_followed_and_nothing_is_named_twice() {
+        let siblings = siblings(20);
+        // By name.
+        assert_eq!(names(&siblings.opened(Ino(1000))), "");
+        assert_eq!(names(&siblings.opened(Ino(999))), "cdefghij");
+        assert_eq!(names(&siblings.opened(Ino(998))), "k");
+        assert_eq!(names(&siblings.opened(Ino(997))), "l");
+        // Then by number.
+        assert_eq!(names(&siblings.opened(Ino(981))), "");
+        assert_eq!(names(&siblings.opened(Ino(982))), "rqponmlk");
+        assert_eq!(names(&siblings.opened(Ino(983))), "j");
+    }
+
+    #[test]
+    fn no_order_and_strangers_name_nothing() {
+        let siblings = siblings(20);
+        for ino in [990, 985, 999, 981, 5, 995] {
+            assert_eq!(names(&siblings.opened(Ino(ino))), "", "{ino}");
+        }
+    }
+
+    #[test]
+    fn the_last_files_end_it() {
+        let siblings = siblings(4);
+        siblings.opened(Ino(1000));
+        assert_eq!(names(&siblings.opened(Ino(999))), "cd");
+        assert_eq!(names(&siblings.opened(Ino(998))), "");
+        assert_eq!(names(&siblings.opened(Ino(997))), "");
+    }
+
+    #[test]
+    fn only_the_directories_listed_last_are_remembered() {
+        let orders = Orders::default();
+        let files = || vec![(Ino(1), vec![b'a'].into()), (Ino(2), vec![b'b'].into())];
+        for directory in 0..20 {
+            orders.learn(Ino(directory), files());
+        }
+        assert!(orders.of(Ino(19)).is_some() && orders.of(Ino(12)).is_some());
+        assert!(orders.of(Ino(11)).is_none());
+    }
+}
