@@ -23,6 +23,13 @@ pub(crate) fn run(app: &mut App, args: &GetWalArgs) -> Result<Outcome, Error> {
     let repository = app.repository()?;
     let server = app.known_server(&repository, &args.server)?;
     let Some(file) = repository.wal(&server).find(&name)? else {
+        // An archive of nothing proves nothing: it may be the wrong one.
+        if repository.system_id(&server)?.is_none() {
+            let path = repository.path().display();
+            return Err(Error::failed(format!(
+                "The repository {path} holds nothing of server {server}"
+            )));
+        }
         tracing::debug!("WAL file {name} of server {server} is not in the archive");
         return Ok(Outcome::Absent);
     };
