@@ -313,11 +313,13 @@ impl<'a> Reader<'a> {
         defaults: &[&ini::Entry],
         section: &ini::Section,
     ) -> Result<(), ConfigError> {
-        if section.name == "barman" {
-            return Err(self.at(
-                section.line,
-                format!("[barman] is Barman's own section: name it [{GLOBAL_SECTION}]"),
-            ));
+        // The sections of Barman and of Python's reader that are no servers.
+        if matches!(section.name.as_str(), "barman" | "DEFAULT") {
+            let message = format!(
+                "[{}] has no meaning here: put it into [{GLOBAL_SECTION}]",
+                section.name
+            );
+            return Err(self.at(section.line, message));
         }
         let name =
             ServerName::from_str(&section.name).map_err(|error| self.at(section.line, error.to_string()))?;

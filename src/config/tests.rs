@@ -118,6 +118,7 @@ fn a_wrong_value_is_an_error_with_file_line_and_what_is_allowed() {
         error("[barmanfs]\nrepository = /r\nconninfo = password=hunter2\n"),
         error("[barmanfs]\n[main]\nconninfo = host=a\n"),
         error("[barmanfs]\nrepository = /r\n[barman]\n"),
+        error("[barmanfs]\nrepository = /r\n[DEFAULT]\n"),
         error("[barmanfs]\nrepository = /r\n[all]\n"),
         error("[barmanfs]\nrepository = /r\n[../x]\n"),
         error("[barmanfs]\nrepository = /r\n[main]\n[main]\n"),
@@ -133,7 +134,8 @@ fn a_wrong_value_is_an_error_with_file_line_and_what_is_allowed() {
     /etc/barmanfs.conf:3: 'log_level' is 'loud': allowed are error, warning, info, debug, trace and off
     /etc/barmanfs.conf:3: 'conninfo' belongs into a server's section, not into [barmanfs]
     /etc/barmanfs.conf: [barmanfs] has no 'repository': set it to the directory that shall hold the backups
-    /etc/barmanfs.conf:3: [barman] is Barman's own section: name it [barmanfs]
+    /etc/barmanfs.conf:3: [barman] has no meaning here: put it into [barmanfs]
+    /etc/barmanfs.conf:3: [DEFAULT] has no meaning here: put it into [barmanfs]
     /etc/barmanfs.conf:3: Invalid server name "all": letters, digits, '_', '-' and '.' are allowed, not a '.' in front, and not "all"
     /etc/barmanfs.conf:3: Invalid server name "../x": letters, digits, '_', '-' and '.' are allowed, not a '.' in front, and not "all"
     /etc/barmanfs.conf:4: Server [main] is there twice: put all its keys into one section
