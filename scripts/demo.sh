@@ -48,23 +48,26 @@ server_start() {
 
 server_stop() { as_user "$bin/pg_ctl" -s -D "$1" -m "$2" stop; }
 
+# Asks the kernel's table: root cannot look into another user's mount.
+is_mounted() { grep -q " $demo/mnt " /proc/self/mountinfo; }
+
 clean_up() {
     local code=$? directory
     set +e
     trap - EXIT INT TERM
-    [ -z "$load_pid" ] || kill "$load_pid" 2>/dev/null
-    if [ -n "$demo" ]; then
-        cd /
-        if mountpoint -q "$demo/mnt"; then barmanfs umount "$demo/mnt" || as_user fusermount3 -uz "$demo/mnt"; fi
+    [ -n "$demo" ] || exit "$code"
+    cd /
+    {
+        if is_mounted; then barmanfs umount "$demo/mnt" || as_user fusermount3 -uz "$demo/mnt"; fi
         for directory in "$demo/primary" "$demo/copy" "$demo/recovered"; do
             [ ! -f "$directory/postmaster.pid" ] || server_stop "$directory" immediate
         done
-        if mountpoint -q "$demo/mnt"; then
-            warn "$demo/mnt is still mounted; the files stay in $demo"
-        else
-            rm -rf "$demo"
-        fi
-    fi >/dev/null 2>&1
+    } >/dev/null 2>&1
+    if is_mounted; then
+        warn "$demo/mnt is still mounted; the files stay in $demo"
+    else
+        rm -rf "$demo"
+    fi
     exit "$code"
 }
 trap clean_up EXIT
@@ -104,11 +107,11 @@ start_load() {
     sleep 2
 }
 
+# pgbench ends when its connections do; then no transaction is under way any more.
 stop_load() {
-    kill "$load_pid" 2>/dev/null || true
-    wait "$load_pid" 2>/dev/null || true
-    load_pid=''
-}
+    query "$demo/primary" "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = 'pgbench'"
+    wait "$load_pid" || true
+} >/dev/null
 
 take_backup() { barmanfs backup main --fast-checkpoint; }
 
@@ -133,7 +136,6 @@ end_segment() {
     local segment tries
     segment=$(query "$demo/primary" 'SELECT pg_walfile_name(pg_switch_wal())')
     for ((tries = 0; tries < 300; tries++)); do
-        [ ! -e "$demo/mnt/main/wal/$segment" ] || return 0
         as_user test ! -e "$demo/mnt/main/wal/$segment" || return 0
         sleep 0.1
     done
@@ -168,7 +170,8 @@ same_transactions() {
 
 # show COMMAND...: what a person would type, and the beginning of what it prints.
 show() {
-    printf '\n%s    $ %s%s\n' "$dim" "$*" "$plain"
+    local shown="$*"
+    printf '\n%s    $ %s%s\n' "$dim" "${shown#as_user }" "$plain"
     "$@" 2>&1 | sed -n '1,12s/^/    /p'
 }
 

@@ -39,7 +39,7 @@ step() {
     step_number=$((step_number + 1))
     step_log=$(mktemp)
     began_ms=$(now_ms)
-    printf '%s%2d%s  %-62s' "$bold" "$step_number" "$plain" "$what"
+    printf '%s%2d%s  %-66s' "$bold" "$step_number" "$plain" "$what"
     ("$@") >"$step_log" 2>&1 </dev/null || code=$?
     if [ "$code" = 0 ]; then
         printf ' %s%8s%s\n' "$green" "$(seconds_since "$began_ms")" "$plain"
