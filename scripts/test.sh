@@ -79,7 +79,7 @@ program_tests() {
         good=$(grep -cE "^test $group::.*\.\.\. +ok" "$log" || true)
         bad=$(grep -cE "^test $group::.*\.\.\. +FAILED" "$log" || true)
         all_bad=$((all_bad + bad))
-        [ $((good + bad)) = 0 ] || count "Program${group/#pg/, PostgreSQL }" "$good" "$bad"
+        [ $((good + bad)) = 0 ] || count "Program, $(sed 's/^pg/PostgreSQL /; s/^any/without a server/' <<<"$group")" "$good" "$bad"
     done
     # Ended badly without a failed test: it did not compile, or was killed.
     if [ "$code" != 0 ] && [ "$all_bad" = 0 ]; then count "Program (did not finish)" 0 1; fi
