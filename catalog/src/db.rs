@@ -4,7 +4,9 @@
 //!   for at most [`BUSY_TIMEOUT`]. A write is one short `BEGIN IMMEDIATE` transaction, durable when it returns
 //!   (`synchronous=FULL`). Nothing long-running holds a transaction open.
 //! - A process that ends does not checkpoint: `wal-archive` is started for every segment and would pay for it each
-//!   time. SQLite checkpoints by itself once the WAL has a thousand pages.
+//!   time. Nor is SQLite left to do it by itself: a process that is alone reads the whole WAL when it opens it, does
+//!   not know then what of it was checkpointed before, and never gets to begin it anew, so it would grow with every
+//!   segment. Whoever commits and finds it longer than [`WAL_LIMIT_BYTES`] checkpoints and empties it.
 //! - A rebuild renames a new file into place. A connection to the old one would go on reading it, so the pool looks
 //!   whether the file is still the same, at most once in [`IDENTITY_INTERVAL`] and whenever a writer begins.
 
@@ -25,6 +27,10 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Idle read connections that are kept: as many as threads read at once on common machines, each with its own cache.
 const IDLE_READERS_MAX: usize = 8;
+
+/// The WAL is emptied when it is longer. Opening the catalog costs a millisecond for each MiB of it, emptying it two
+/// fsyncs and its pages' writes; this is about fifteen archived segments.
+const WAL_LIMIT_BYTES: u64 = 2 * 1024 * 1024;
 
 /// Page cache of one connection, in KiB. The operating system caches the file anyway; this saves system calls for
 /// the upper levels of the trees.
@@ -165,9 +171,29 @@ impl Db {
         };
         let result = run().map_err(|error| error.in_catalog(&self.path));
         if result.is_ok() && !link.alone {
+            self.empty_long_wal(&link.connection);
             *slot = Some((identity, link));
         }
         result
+    }
+
+    /// Moves a WAL that has become long into the catalog. Waits for nobody: who still reads from the WAL keeps it as
+    /// it is until the next commit. An error costs nothing either, what was committed is durable in the WAL.
+    fn empty_long_wal(&self, connection: &Connection) {
+        let mut wal = self.path.clone().into_os_string();
+        wal.push("-wal");
+        if fs::metadata(wal).is_ok_and(|wal| wal.len() <= WAL_LIMIT_BYTES) {
+            return;
+        }
+        let empty = || -> rusqlite::Result<()> {
+            connection.busy_timeout(Duration::ZERO)?;
+            let emptied = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+            connection.busy_timeout(BUSY_TIMEOUT)?;
+            emptied
+        };
+        if let Err(error) = empty() {
+            tracing::debug!("The catalog's WAL stays as long as it is: {error}");
+        }
     }
 }
 
@@ -202,6 +228,7 @@ fn connect_as(path: &Path, alone: bool) -> Result<Connection> {
         connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
     }
     connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;

@@ -67,6 +67,7 @@ impl Writer {
         let mut source = Source {
             name,
             source,
+            size_bytes,
             left: size_bytes,
         };
         let mut buffer = Vec::new();
@@ -203,28 +204,29 @@ fn store(
 struct Source<'a> {
     name: &'a WalName,
     source: &'a mut dyn Read,
+    size_bytes: u64,
     left: u64,
 }
 
 impl Source<'_> {
     /// Reads the next bytes into the buffer; leaves it empty at the end.
     fn fill(&mut self, buffer: &mut Vec<u8>) -> Result<()> {
-        buffer.clear();
         let wanted = self.left.min(READ_BYTES as u64);
-        let read = (&mut *self.source).take(wanted).read_to_end(buffer);
-        let read = read.map_err(|source| self.unreadable(source))? as u64;
-        if read < wanted {
-            let reason = format!(
-                "ended {} bytes before its size: is it still being written?",
-                self.left - read
-            );
-            return Err(Error::WalSize {
+        buffer.resize(wanted as usize, 0);
+        match self.source.read_exact(buffer) {
+            Ok(()) => {
+                self.left -= wanted;
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Error::WalSize {
                 name: *self.name,
-                reason,
-            });
+                reason: format!(
+                    "ended before its {} bytes: is it still being written?",
+                    self.size_bytes
+                ),
+            }),
+            Err(error) => Err(self.unreadable(error)),
         }
-        self.left -= read;
-        Ok(())
     }
 
     /// More bytes than announced: somebody is writing to it.
