@@ -345,7 +345,7 @@ pub(crate) struct MountArgs {
     #[arg(long, value_name = "GROUP")]
     pub(crate) gid: Option<String>,
     /// Memory for decoded data, in bytes or with K, M or G
-    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "128M")]
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "96M")]
     pub(crate) cache_size: u64,
     /// Set on the copy of this program that serves a mount in the background
     #[arg(long, hide = true)]
