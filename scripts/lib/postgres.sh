@@ -90,7 +90,7 @@ download_debian() {
         -o "Dir::State=$work" -o "Dir::State::lists=$work/lists" -o "Dir::State::status=$work/status"
         -o "Dir::Cache=$work" -o "Dir::Cache::archives=$work/archives" -o "APT::Sandbox::User=$(id -un)")
     apt-get "${options[@]}" update || return 1
-    # Of all the packages an installation would bring, the libraries are enough (not LLVM: no JIT here).
+    # Of all the packages an installation would bring, the libraries are enough, LLVM's left out.
     packages=$(apt-get "${options[@]}" install -y --no-install-recommends --print-uris "postgresql-$2" |
         awk '/^.[a-z]+:/ { sub(/_.*/, "", $2); print $2 }' |
         grep -E "^(lib.*|postgresql(-client)?-$2|tzdata)\$" | grep -vE '^lib(perl|llvm|z3|.*-perl$|c-l10n|c-bin)')
@@ -98,6 +98,8 @@ download_debian() {
     # shellcheck disable=SC2086 # one word per package
     (cd "$work/debs" && apt-get "${options[@]}" download $packages) || return 1
     for deb in "$work"/debs/*.deb; do dpkg-deb -x "$deb" "$work/root" || return 1; done
+    # Where its library is not there at all, the server does without JIT; with half of it, queries fail.
+    rm -f "$work/root/usr/lib/postgresql/$2/lib/llvmjit.so"
     rm -rf "$work"/{lists,archives,debs,status,*.bin}
 }
 
