@@ -79,9 +79,7 @@ pub(crate) struct PgServer {
 }
 
 /// No test looks for what a lost machine does to a server, so these do not wait for its disk.
-/// No test is about JIT either, whose libraries a PostgreSQL without its packages lacks.
-const FOR_TESTS: &str =
-    "fsync = off\nautovacuum = off\njit = off\nmax_wal_size = 4GB\nlog_checkpoints = on\n";
+const FOR_TESTS: &str = "fsync = off\nautovacuum = off\nmax_wal_size = 4GB\nlog_checkpoints = on\n";
 
 impl PgServer {
     /// Makes a new database cluster with page checksums.
