@@ -68,7 +68,8 @@ pub enum ContentClass {
 /// How a [`Depositor`] works.
 #[derive(Debug, Clone, Copy)]
 pub struct DepositOptions {
-    /// zstd level of whole chunks of data.
+    /// zstd level of whole chunks of data. 2 by default: of a 2.2 GB database it made 346 MB, level 1 360 MB in a tenth
+    /// less CPU time, level 3 350 MB in an eighth more.
     pub whole_level: i32,
     /// zstd level of delta chunks.
     pub delta_level: i32,
@@ -83,7 +84,7 @@ pub struct DepositOptions {
 impl Default for DepositOptions {
     fn default() -> Self {
         Self {
-            whole_level: 1,
+            whole_level: 2,
             delta_level: 3,
             wal_level: 3,
             map_level: 3,
