@@ -117,7 +117,7 @@ trap 'rm -f "$log"' EXIT
 if [ -z "$filter" ]; then
     check "Format" cargo fmt --all --check
     check "Lints" cargo clippy -q --workspace --all-targets -- -D warnings
-    unit_tests "Unit tests of the libraries and tools" cargo test -q --workspace --exclude barmanfs
+    unit_tests "Unit tests of the libraries and tools" cargo test -q --workspace --exclude barmanfs --no-fail-fast
     unit_tests "Unit tests of the program" cargo test -q -p barmanfs --bins
 fi
 program_tests "$versions"
