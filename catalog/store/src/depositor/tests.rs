@@ -419,7 +419,8 @@ proptest! {
             let id = deposit.chunk.unwrap();
             let bytes_read = store.reader.get(&id).unwrap();
             prop_assert_eq!(&*bytes_read, bytes.as_slice());
-            let whole = crate::codec::encode_whole(&bytes, 1).bytes.len();
+            let level = DepositOptions::default().whole_level;
+            let whole = crate::codec::encode_whole(&bytes, level).bytes.len();
             prop_assert!(deposit.new_stored_bytes as usize <= whole);
             similar = Some(id);
         }
