@@ -119,6 +119,7 @@ pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs>
     });
     let service = service.map_err(|source| Error::io("serve", &mount_point, source))?;
     raise_read_ahead(&mounted);
+    warm_index(namespace.context().repository().clone());
     let watcher = Watcher::start(namespace, service.invalidator())?;
     let (done, unmounted) = bounded(1);
     Ok(MountedFs {
@@ -285,6 +286,17 @@ fn checked_mount_point(path: &Path, repository: &Path) -> Result<PathBuf> {
         return refuse("it is not empty: what is in it would be hidden");
     }
     Ok(mount_point)
+}
+
+/// Has the index of chunks read while nobody waits for it yet. Only speed is at stake, so what goes wrong is left to
+/// whoever meets it, and the end of the process need not wait for it.
+fn warm_index(repository: Repository) {
+    let warm = move || {
+        if let Err(error) = repository.warm_index() {
+            tracing::debug!("Cannot read the index ahead: {error}");
+        }
+    };
+    let _ = std::thread::Builder::new().name("warm".to_owned()).spawn(warm);
 }
 
 fn default_threads() -> usize {

@@ -148,6 +148,11 @@ impl Core {
         if raw_bytes.max(location.stored_bytes as usize) > MAX_CHUNK_BYTES {
             return Err(damaged("It claims to be larger than any chunk is".to_owned()));
         }
+        if location.base.is_some() {
+            // On its way from disk while the base is looked up, read and decoded.
+            self.storage
+                .will_read(location.pack, u64::from(location.offset), location.stored_bytes);
+        }
         let base = location
             .base
             .map(|base| self.base(&base))

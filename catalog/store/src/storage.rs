@@ -29,6 +29,10 @@ pub trait PackStorage: Send + Sync + Debug {
     /// read.
     fn read_at(&self, id: PackId, offset: u64, buf: &mut [u8]) -> Result<()>;
 
+    /// Says that these bytes will be read in a moment, so that they can be on their way already. A hint: an error
+    /// shows when they are read.
+    fn will_read(&self, _id: PackId, _offset: u64, _bytes: u32) {}
+
     /// Size of the pack in bytes.
     ///
     /// # Errors

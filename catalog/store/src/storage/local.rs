@@ -6,13 +6,14 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Write};
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use lru::LruCache;
+use rustix::fs::{Advice, fadvise};
 
 use crate::error::{Error, Result};
 use crate::id::PackId;
@@ -133,6 +134,17 @@ impl PackStorage for LocalPacks {
                 _ => Error::io("read", &self.path(id), source),
             }
         })
+    }
+
+    fn will_read(&self, id: PackId, offset: u64, bytes: u32) {
+        if let Ok(file) = self.file(id) {
+            let _ = fadvise(
+                &*file,
+                offset,
+                NonZeroU64::new(u64::from(bytes)),
+                Advice::WillNeed,
+            );
+        }
     }
 
     fn bytes(&self, id: PackId) -> Result<u64> {
