@@ -151,6 +151,7 @@ impl Attempt<'_> {
             server_version: self.cluster.version,
             segment_size: self.cluster.segment_size,
             wal_included: self.source == wal::Source::Backup,
+            timezone: Some(self.cluster.timezone.clone()),
         };
         let mut run = self
             .repository

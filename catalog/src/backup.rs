@@ -58,6 +58,8 @@ impl std::fmt::Display for BackupStatus {
 pub enum BackupKind {
     /// All files were sent.
     Full,
+    /// Only changed blocks were sent, and put together with the files of [`Backup::parent`].
+    Incremental,
 }
 
 /// A tablespace of a backup.
@@ -92,6 +94,10 @@ pub struct Backup {
     pub status: BackupStatus,
     /// How its bytes came in.
     pub kind: BackupKind,
+    /// Where an incremental one took from what the server did not send. It may have been deleted since: nothing is
+    /// missing then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<BackupId>,
     /// What the user called it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
@@ -118,6 +124,9 @@ pub struct Backup {
     /// Whether the cluster's pages have checksums; none where it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_checksums: Option<bool>,
+    /// The server's setting `TimeZone`, for times given without a zone; none where it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timezone: Option<String>,
     /// Its tablespaces, without `pg_default` and `pg_global`.
     #[serde(default)]
     pub tablespaces: Vec<Tablespace>,

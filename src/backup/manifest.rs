@@ -116,6 +116,7 @@ mod tests {
             server_version: ServerVersion(180_004),
             segment_size: SegmentSize::DEFAULT,
             wal_included: true,
+            timezone: None,
         };
         let mut run = repository
             .writer("test")

@@ -25,6 +25,8 @@ pub(crate) struct ServerSettings {
     pub(crate) data_checksums: Option<bool>,
     /// Permissions of its data directory.
     pub(crate) data_directory_mode: u32,
+    /// Its setting `TimeZone`.
+    pub(crate) timezone: String,
     /// Whether it runs an `archive_command` at all.
     pub(crate) archives: bool,
 }
@@ -42,6 +44,7 @@ impl ServerSettings {
         let mut ask = |name: &'static str| Ok::<_, Error>((name, connection.show(name)?));
         let (segment, checksums) = (ask("wal_segment_size")?, ask("data_checksums")?);
         let (mode, archive_mode) = (ask("data_directory_mode")?, ask("archive_mode")?);
+        let timezone = ask("TimeZone")?;
         Ok(Self {
             system_id: identity.system_id,
             version,
@@ -50,6 +53,7 @@ impl ServerSettings {
             segment_size: segment_size(&segment.1).ok_or_else(|| strange(&segment))?,
             data_checksums: Some(checksums.1 == "on"),
             data_directory_mode: u32::from_str_radix(&mode.1, 8).map_err(|_| strange(&mode))?,
+            timezone: timezone.1,
             archives: archive_mode.1 != "off",
         })
     }

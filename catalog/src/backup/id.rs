@@ -75,8 +75,10 @@ impl<'de> Deserialize<'de> for BackupId {
 pub enum BackupSelector {
     /// This one.
     Id(BackupId),
-    /// The newest complete one: `latest`, `last`, and while all backups are full also `latest-full`, `last-full`.
+    /// The newest complete one: `latest`, `last`.
     Latest,
+    /// The newest complete one of which the server sent all files: `latest-full`, `last-full`.
+    LatestFull,
     /// The oldest complete one: `oldest`, `first`.
     Oldest,
     /// The newest that failed: `last-failed`, `latest-failed`.
@@ -88,7 +90,8 @@ impl FromStr for BackupSelector {
 
     fn from_str(text: &str) -> Result<Self> {
         match text {
-            "latest" | "last" | "latest-full" | "last-full" => Ok(Self::Latest),
+            "latest" | "last" => Ok(Self::Latest),
+            "latest-full" | "last-full" => Ok(Self::LatestFull),
             "oldest" | "first" => Ok(Self::Oldest),
             "latest-failed" | "last-failed" => Ok(Self::LatestFailed),
             id => id.parse().map(Self::Id),
@@ -101,6 +104,7 @@ impl fmt::Display for BackupSelector {
         match self {
             Self::Id(id) => id.fmt(f),
             Self::Latest => f.pad("latest"),
+            Self::LatestFull => f.pad("latest-full"),
             Self::Oldest => f.pad("oldest"),
             Self::LatestFailed => f.pad("last-failed"),
         }

@@ -4,7 +4,7 @@ use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_store::RecordId;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use crate::backup::{Backup, BackupId, BackupSelector, BackupStatus, running};
+use crate::backup::{Backup, BackupId, BackupKind, BackupSelector, BackupStatus, running};
 use crate::error::{Error, Result};
 use crate::records;
 use crate::repository::Repository;
@@ -42,6 +42,9 @@ impl Repository {
         let found = match *selector {
             BackupSelector::Id(id) => backups.into_iter().find(|backup| backup.id == id),
             BackupSelector::Latest => backups.into_iter().rfind(Backup::is_complete),
+            BackupSelector::LatestFull => backups
+                .into_iter()
+                .rfind(|backup| backup.is_complete() && backup.kind == BackupKind::Full),
             BackupSelector::Oldest => backups.into_iter().find(Backup::is_complete),
             BackupSelector::LatestFailed => backups.into_iter().rfind(failed),
         };

@@ -3,10 +3,15 @@
 //! A backup of hours holds file locks and no transaction. Its packs are published while it runs; its record is the
 //! last thing written, into its last pack: before that it does not exist, after that it is complete. Whatever ends
 //! it early leaves chunks that the next run finds and refers to.
+//!
+//! One that began as an incremental may turn out to be impossible, also halfway: it starts over as a full one, under the
+//! same id ([`BackupRun::start_over`]).
 
+use std::io::Read;
 use std::sync::Arc;
 
 use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId};
+use barmanfs_store::layout::DATA_WINDOW_BYTES;
 use barmanfs_store::{
     Attributes, DepositTotals, Depositor, DirectoryRef, TreeOptions, TreeReader, TreeTotals, TreeWriter,
 };
@@ -21,6 +26,9 @@ use crate::repository::now;
 use crate::server::ServerName;
 use crate::writer::Writer;
 
+/// Copied at a time into a file that is added.
+const COPY_BYTES: usize = 128 << 10;
+
 /// What is known of a backup before it begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewBackup {
@@ -34,6 +42,8 @@ pub struct NewBackup {
     pub segment_size: SegmentSize,
     /// Whether the backup brings the WAL it needs.
     pub wal_included: bool,
+    /// The server's setting `TimeZone`, where it is known.
+    pub timezone: Option<String>,
 }
 
 /// What is known of a backup once its last byte came.
@@ -63,8 +73,12 @@ pub struct BackupRun {
     writer: Writer,
     backup: Backup,
     depositor: Arc<Depositor>,
+    /// The tree this one is likely similar to.
+    previous: Option<DirectoryRef>,
     tree: Option<TreeWriter>,
     ended: Option<TreeTotals>,
+    /// Bytes it added to the repository before it started over.
+    stored_before: u64,
     lock: Option<Lock>,
 }
 
@@ -95,21 +109,19 @@ impl Writer {
             backup.id = newest.next();
         }
         running::write(&repository, &backup)?;
-        let depositor = Arc::new(self.depositor()?);
-        let previous = match repository.backup(server, &BackupSelector::Latest) {
-            Ok(latest) => latest.root.map(|root| (repository.trees(), root.directory)),
-            Err(Error::NoSuchBackup { .. }) => None,
-            Err(error) => return Err(error),
-        };
-        let tree = TreeWriter::begin(Arc::clone(&depositor), previous, TreeOptions::default());
-        Ok(BackupRun {
+        let mut run = BackupRun {
+            depositor: Arc::new(self.depositor()?),
             writer: self,
             backup,
-            depositor,
-            tree: Some(tree),
+            previous: None,
+            tree: None,
             ended: None,
+            stored_before: 0,
             lock: Some(lock),
-        })
+        };
+        run.previous = run.latest_root()?;
+        run.begin_tree();
+        Ok(run)
     }
 
     /// Records what became of a backup whose process was killed. The server's lock must be held.
@@ -135,6 +147,7 @@ fn started(server: &ServerName, new: NewBackup) -> Backup {
         id: BackupId::at(begin_time),
         status: BackupStatus::Started,
         kind: BackupKind::Full,
+        parent: None,
         label: new.label,
         begin_time,
         end_time: None,
@@ -145,6 +158,7 @@ fn started(server: &ServerName, new: NewBackup) -> Backup {
         server_version: new.server_version,
         segment_size: new.segment_size,
         data_checksums: None,
+        timezone: new.timezone,
         tablespaces: Vec::new(),
         wal_included: new.wal_included,
         from_standby: false,
@@ -163,6 +177,68 @@ impl BackupRun {
     /// Its id.
     pub fn id(&self) -> BackupId {
         self.backup.id
+    }
+
+    /// Says that the server sends only what changed since `parent`, before the first file. The caller puts both
+    /// together: the run only notes it, and compares with the parent instead of the latest backup.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a parent without files; when the state file cannot be written.
+    pub fn build_on(&mut self, parent: &Backup) -> Result<(TreeReader, DirectoryRef)> {
+        let root = parent
+            .root
+            .as_ref()
+            .map(|root| root.directory.clone())
+            .ok_or_else(|| Error::Invalid(format!("Backup {} has no files to build on", parent.id)))?;
+        self.backup.kind = BackupKind::Incremental;
+        self.backup.parent = Some(parent.id);
+        running::write(self.writer.repository(), &self.backup)?;
+        self.previous = Some(root.clone());
+        self.begin_tree();
+        Ok((self.writer.repository().trees(), root))
+    }
+
+    /// Forgets all files and whatever went wrong with them, and begins anew as a full backup.
+    ///
+    /// # Errors
+    /// When the pipeline cannot be started again, or the state file not be written.
+    pub fn start_over(&mut self) -> Result<()> {
+        self.tree = None;
+        self.ended = None;
+        self.stored_before = self.new_stored_bytes();
+        self.depositor = Arc::new(self.writer.depositor()?);
+        self.backup.kind = BackupKind::Full;
+        self.backup.parent = None;
+        running::write(self.writer.repository(), &self.backup)?;
+        self.previous = self.latest_root()?;
+        self.begin_tree();
+        Ok(())
+    }
+
+    fn latest_root(&self) -> Result<Option<DirectoryRef>> {
+        match self
+            .writer
+            .repository()
+            .backup(&self.backup.server, &BackupSelector::Latest)
+        {
+            Ok(latest) => Ok(latest.root.map(|root| root.directory)),
+            Err(Error::NoSuchBackup { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn begin_tree(&mut self) {
+        self.tree = Some(self.new_tree());
+    }
+
+    fn new_tree(&self) -> TreeWriter {
+        let trees = self.writer.repository().trees();
+        let previous = self.previous.clone().map(|root| (trees, root));
+        TreeWriter::begin(Arc::clone(&self.depositor), previous, TreeOptions::default())
+    }
+
+    fn new_stored_bytes(&self) -> u64 {
+        self.stored_before + self.depositor.totals().new_stored_bytes
     }
 
     /// Takes its files.
@@ -184,6 +260,46 @@ impl BackupRun {
         let directory = totals.root.clone();
         self.ended = Some(totals);
         Ok((self.writer.repository().trees(), directory))
+    }
+
+    /// Adds a file to the data directory itself after the tree has ended: one that is made from the others.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] before the tree has ended or when `content` is not of this size; whatever went wrong with
+    /// the file.
+    pub fn add_file(
+        &mut self,
+        name: &[u8],
+        attributes: Attributes,
+        size_bytes: u64,
+        content: &mut dyn Read,
+    ) -> Result<()> {
+        let ended = self
+            .ended
+            .take()
+            .ok_or_else(|| Error::Invalid("The backup's files are not complete".to_owned()))?;
+        let tree = self.new_tree();
+        tree.adopt(&ended.root)?;
+        let mut sink = tree.file(name, attributes, size_bytes, DATA_WINDOW_BYTES)?;
+        let mut buffer = vec![0; COPY_BYTES];
+        loop {
+            let length = content
+                .read(&mut buffer)
+                .map_err(|error| Error::Invalid(format!("Cannot read {}: {error}", name.escape_ascii())))?;
+            match buffer.get(..length) {
+                Some(bytes) if length > 0 => sink.write(bytes)?,
+                _ => break,
+            }
+        }
+        sink.finish()?;
+        let root = tree.finish(ended.root_attributes)?;
+        self.ended = Some(TreeTotals {
+            root: root.root,
+            files: ended.files + root.files,
+            logical_bytes: ended.logical_bytes + root.logical_bytes,
+            ..ended
+        });
+        Ok(())
     }
 
     /// What went in so far, for progress.
@@ -234,7 +350,7 @@ impl BackupRun {
             from_standby: end.from_standby,
             logical_bytes: totals.logical_bytes,
             files: totals.files,
-            new_stored_bytes: self.depositor.totals().new_stored_bytes,
+            new_stored_bytes: self.new_stored_bytes(),
             root: Some(BackupRoot {
                 directory: totals.root,
                 attributes: totals.root_attributes,
@@ -253,7 +369,7 @@ impl BackupRun {
         self.backup.status = BackupStatus::Failed;
         self.backup.end_time = Some(now());
         self.backup.error = Some(reason.to_owned());
-        self.backup.new_stored_bytes = self.depositor.totals().new_stored_bytes;
+        self.backup.new_stored_bytes = self.new_stored_bytes();
         let recorded = records::record(kind::BACKUP, &self.backup)
             .and_then(|record| Ok(self.depositor.flush(vec![record]).map(drop)?))
             .and_then(|()| self.forget_state());

@@ -1,9 +1,12 @@
 //! Backups: complete or not there, and named as users name them.
 
 use crate::common::{
-    Files, SYSTEM, archive, back_up, begin, finish, fixture, new_backup, noise, put_files, restore, segment,
+    Files, SYSTEM, WINDOW, archive, attributes, back_up, backup_end, begin, finish, fixture, new_backup,
+    noise, put_files, restore, segment,
 };
-use barmanfs_catalog::{BackupSelector, BackupStatus, Error, NewBackup, Repository};
+use barmanfs_catalog::{
+    BackupKind, BackupSelector, BackupStatus, Error, NewBackup, Repository, Silent, SweepOptions,
+};
 use barmanfs_pg::SystemId;
 
 fn files(seed: u64) -> Files {
@@ -245,4 +248,61 @@ fn other_processes_see_what_changes() {
     f.repository.delete_backup(&backup, false).unwrap();
     assert_ne!(other.generation().unwrap(), after);
     assert!(other.backups(&f.server).unwrap().is_empty());
+}
+
+#[test]
+fn an_incremental_backup_names_its_parent_and_does_not_need_it() {
+    let f = fixture();
+    let parent = back_up(&f.repository, &f.server, &files(1));
+    assert_eq!((parent.kind, parent.parent), (BackupKind::Full, None));
+    let mut run = begin(&f.repository, &f.server);
+    run.build_on(&parent).unwrap();
+    let running = f.repository.backups(&f.server).unwrap().pop().unwrap();
+    assert_eq!(
+        (running.kind, running.parent),
+        (BackupKind::Incremental, Some(parent.id))
+    );
+    put_files(&run, &files(1));
+    run.end_tree(attributes()).unwrap();
+    run.add_file(b"backup_manifest", attributes(), 3, &mut b"{}\n".as_slice())
+        .unwrap();
+    let backup = run.finish(backup_end(1, 2)).unwrap();
+    assert_eq!(
+        (backup.kind, backup.parent),
+        (BackupKind::Incremental, Some(parent.id))
+    );
+    assert_eq!(backup.files, parent.files + 1);
+    assert_eq!(backup.logical_bytes, parent.logical_bytes + 3);
+    let newest_full = f
+        .repository
+        .backup(&f.server, &BackupSelector::LatestFull)
+        .unwrap();
+    assert_eq!(newest_full.id, parent.id);
+
+    f.repository.delete_backup(&parent, false).unwrap();
+    for _ in 0..3 {
+        f.repository.sweep(&SweepOptions::default(), &mut Silent).unwrap();
+    }
+    let mut expected = files(1);
+    expected.insert("backup_manifest".to_owned(), b"{}\n".to_vec());
+    assert_eq!(restore(&f.repository, &backup), expected);
+}
+
+#[test]
+fn what_cannot_be_incremental_starts_over_as_a_full_backup() {
+    let f = fixture();
+    let parent = back_up(&f.repository, &f.server, &files(1));
+    let mut run = begin(&f.repository, &f.server);
+    run.build_on(&parent).unwrap();
+    // Half of a file, and another half again: the first attempt leaves nothing behind.
+    let tree = run.tree().unwrap();
+    let mut half = tree.file(b"half", attributes(), 2, WINDOW).unwrap();
+    half.write(b"x").unwrap();
+    drop(half);
+    run.start_over().unwrap();
+    put_files(&run, &files(2));
+    let backup = finish(run, 1, 2);
+    assert_eq!((backup.kind, backup.parent), (BackupKind::Full, None));
+    assert!(backup.id > parent.id);
+    assert_eq!(restore(&f.repository, &backup), files(2));
 }

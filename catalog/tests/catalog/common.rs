@@ -96,6 +96,7 @@ pub(crate) fn new_backup() -> NewBackup {
         server_version: ServerVersion(150_018),
         segment_size: SEGMENT_SIZE,
         wal_included: false,
+        timezone: None,
     }
 }
 

@@ -63,6 +63,7 @@ impl Fixture {
             server_version: ServerVersion(150_018),
             segment_size: SEGMENT,
             wal_included: false,
+            timezone: None,
         };
         let mut run = self
             .repository

@@ -157,6 +157,20 @@ impl TreeWriter {
         })
     }
 
+    /// Takes over the entries of a directory that was written before and can be read, as they are, for the root: so
+    /// a file can be added to a finished tree.
+    ///
+    /// # Errors
+    /// As [`directory`](Self::directory); when the listing cannot be read.
+    pub fn adopt(&self, directory: &DirectoryRef) -> Result<()> {
+        for entry in TreeReader::new(Arc::clone(self.depositor.reader())).entries(directory) {
+            let entry = entry?;
+            let bytes = encode_entry(&entry.name, &entry.attributes, &entry.node)?;
+            self.change()?.directories.insert(&entry.name, Some(bytes))?;
+        }
+        Ok(())
+    }
+
     /// Waits for all files and writes the listings. Parents that were not given get the root's attributes. What was
     /// written is durable after the depositor's next flush.
     ///

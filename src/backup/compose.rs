@@ -1,0 +1,239 @@
+//! Putting an incremental backup together with its parent, file by file while it arrives.
+//!
+//! Of a relation that has changed little the server sends `INCREMENTAL.<name>`: the blocks that changed and how much of
+//! the rest still counts. Together with the parent's map of that relation this is stored as the whole file at once;
+//! nothing lies on disk in between, and in memory are one block and one file's list of blocks. What is sent is summed up
+//! ([`AsSent`]) before it is put together, so that it can be held against the server's manifest.
+
+use barmanfs_catalog::Backup;
+use barmanfs_pg::backup_label::{self, BackupLabel};
+use barmanfs_pg::incremental::{self, HeaderParser, IncrementalHeader};
+use barmanfs_store::layout::{BLOCK_BYTES, DATA_WINDOW_BYTES};
+use barmanfs_store::{Attributes, ComposedSink, DirectoryRef, TreeReader, TreeWriter};
+
+use super::as_sent::{AsSentWriter, SentFile};
+use super::receive::{LABEL, LABEL_FILE_MAX_BYTES, file_map};
+use crate::output::printable;
+use crate::postgres::SinkError;
+
+/// Why what the server sent cannot be put together with the parent. Another backup, a full one, can do without it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Incompatible(pub(super) String);
+
+/// What an incremental backup is put together with.
+#[derive(Debug)]
+pub(super) struct Composer {
+    parent: Backup,
+    trees: TreeReader,
+    root: DirectoryRef,
+    as_sent: AsSentWriter,
+    /// Files whose length the server gave as more than a segment.
+    clamped: u64,
+}
+
+impl Composer {
+    /// `files` are those of `parent`; `as_sent` takes note of what is stored otherwise than it was sent.
+    pub(super) fn new(parent: Backup, files: (TreeReader, DirectoryRef), as_sent: AsSentWriter) -> Self {
+        let (trees, root) = files;
+        Self {
+            parent,
+            trees,
+            root,
+            as_sent,
+            clamped: 0,
+        }
+    }
+
+    /// Begins the file sent as `path` when it is one that is stored otherwise.
+    pub(super) fn begin(&self, path: &[u8], attributes: Attributes, size_bytes: u64) -> Option<Altered> {
+        let content = if path == LABEL {
+            Content::Label(Vec::new())
+        } else {
+            let plain = incremental::plain_path(path)?;
+            Content::Header(plain, HeaderParser::new(size_bytes))
+        };
+        Some(Altered {
+            sent: SentFile {
+                path: path.to_vec(),
+                size_bytes,
+                crc32c: 0,
+            },
+            attributes,
+            content,
+        })
+    }
+
+    /// Takes the next bytes of a file.
+    pub(super) fn write(
+        &mut self,
+        file: &mut Altered,
+        tree: &TreeWriter,
+        mut bytes: &[u8],
+    ) -> Result<(), SinkError> {
+        file.sent.crc32c = crc32c::crc32c_append(file.sent.crc32c, bytes);
+        while !bytes.is_empty() {
+            let taken = match &mut file.content {
+                Content::Label(label) => take_label(label, bytes)?,
+                Content::Header(plain, parser) => {
+                    let (taken, header) = parser
+                        .push(bytes)
+                        .map_err(|error| file.sent.incompatible(&error.to_string()))?;
+                    if let Some(header) = header {
+                        let plain = std::mem::take(plain);
+                        file.content = Content::Blocks(self.compose(
+                            &file.sent,
+                            file.attributes,
+                            &plain,
+                            &header,
+                            tree,
+                        )?);
+                    }
+                    taken
+                }
+                Content::Blocks(blocks) => blocks.take(bytes)?,
+            };
+            bytes = bytes.get(taken..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Ends a file.
+    pub(super) fn end(&mut self, file: Altered, tree: &TreeWriter) -> Result<(), SinkError> {
+        match file.content {
+            Content::Label(label) => self.end_label(&label, file.attributes, tree)?,
+            Content::Header(..) => return Err(file.sent.incompatible("its header is cut short").into()),
+            Content::Blocks(blocks) => blocks.finish()?,
+        }
+        Ok(self.as_sent.push(&file.sent)?)
+    }
+
+    /// Everything has come: what was noted of it.
+    pub(super) fn finish(self) -> AsSentWriter {
+        if self.clamped > 0 {
+            tracing::warn!(
+                "The server gave {} files a length beyond the end of their segment; they are stored as pg_combinebackup \
+                 of 17.8 and 18.2 would make them. Those releases have the defect mended",
+                self.clamped
+            );
+        }
+        self.as_sent
+    }
+
+    fn compose(
+        &mut self,
+        sent: &SentFile,
+        attributes: Attributes,
+        plain: &[u8],
+        header: &IncrementalHeader,
+        tree: &TreeWriter,
+    ) -> Result<Blocks, SinkError> {
+        let Some(base) = self.trees.find(&self.root, plain)?.and_then(file_map) else {
+            return Err(sent
+                .incompatible(&format!("backup {} does not have the file", self.parent.id))
+                .into());
+        };
+        self.clamped += u64::from(header.clamped());
+        let sink = tree.composed_file(
+            plain,
+            attributes,
+            u64::from(header.result_blocks()) * BLOCK_BYTES as u64,
+            DATA_WINDOW_BYTES,
+            Some((&self.trees, &base)),
+            u64::from(header.truncation_blocks()) * BLOCK_BYTES as u64,
+        )?;
+        Ok(Blocks {
+            sink,
+            left: header.blocks().to_vec().into_iter(),
+            block: Vec::with_capacity(BLOCK_BYTES),
+        })
+    }
+
+    /// The label says which backup the server took its list of changes from.
+    fn end_label(&self, sent: &[u8], attributes: Attributes, tree: &TreeWriter) -> Result<(), SinkError> {
+        let label = BackupLabel::parse(sent).map_err(|error| Incompatible(error.to_string()))?;
+        let expected = self.parent.start_lsn.zip(self.parent.timeline);
+        if label.incremental_from.is_none() || label.incremental_from != expected {
+            let from = label.incremental_from.map_or_else(
+                || "no backup".to_owned(),
+                |(lsn, timeline)| format!("{lsn} on timeline {timeline}"),
+            );
+            return Err(Incompatible(format!(
+                "its backup_label says that it builds on {from}, not on backup {}",
+                self.parent.id
+            ))
+            .into());
+        }
+        let stored = backup_label::without_incremental(sent);
+        let mut sink = tree.file(LABEL, attributes, stored.len() as u64, DATA_WINDOW_BYTES)?;
+        sink.write(&stored)?;
+        Ok(sink.finish()?)
+    }
+}
+
+fn take_label(label: &mut Vec<u8>, bytes: &[u8]) -> Result<usize, SinkError> {
+    if label.len() + bytes.len() > LABEL_FILE_MAX_BYTES {
+        return Err("The server sent a backup_label of more than 64 KiB".into());
+    }
+    label.extend_from_slice(bytes);
+    Ok(bytes.len())
+}
+
+/// A file on its way that is stored otherwise than it is sent.
+#[derive(Debug)]
+pub(super) struct Altered {
+    sent: SentFile,
+    attributes: Attributes,
+    content: Content,
+}
+
+#[derive(Debug)]
+enum Content {
+    /// `backup_label`, which is a few lines.
+    Label(Vec<u8>),
+    /// What comes before the blocks of a relation, and where the relation is.
+    Header(Vec<u8>, HeaderParser),
+    /// The blocks of a relation.
+    Blocks(Blocks),
+}
+
+/// The changed blocks of one relation file, in the order of the header's list.
+#[derive(Debug)]
+struct Blocks {
+    sink: ComposedSink,
+    /// The numbers of those that have not come yet.
+    left: std::vec::IntoIter<u32>,
+    /// The one that is coming.
+    block: Vec<u8>,
+}
+
+impl Blocks {
+    fn take(&mut self, bytes: &[u8]) -> Result<usize, SinkError> {
+        let (now, _) = bytes.split_at(bytes.len().min(BLOCK_BYTES - self.block.len()));
+        self.block.extend_from_slice(now);
+        if self.block.len() == BLOCK_BYTES {
+            // The header's parser has seen to it that there are as many blocks as numbers.
+            let number = self
+                .left
+                .next()
+                .ok_or("There are more blocks than the header lists")?;
+            self.sink
+                .block(u64::from(number) * BLOCK_BYTES as u64, &self.block)?;
+            self.block.clear();
+        }
+        Ok(now.len())
+    }
+
+    fn finish(self) -> Result<(), SinkError> {
+        if self.left.len() > 0 || !self.block.is_empty() {
+            return Err("There are fewer blocks than the header lists".into());
+        }
+        Ok(self.sink.finish()?)
+    }
+}
+
+impl SentFile {
+    fn incompatible(&self, reason: &str) -> Incompatible {
+        Incompatible(format!("file {}: {reason}", printable(&self.path)))
+    }
+}

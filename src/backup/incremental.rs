@@ -1,0 +1,261 @@
+//! Whether a backup can be incremental, and on which earlier one it builds.
+//!
+//! PostgreSQL 17 and later can send only what changed since a backup whose manifest it is shown, as long as its WAL
+//! summaries reach back to it. That can turn out to be impossible at any moment, so everything here fails with
+//! [`NoIncrement`]: in the mode `auto` a full backup is then taken in the same run.
+
+use std::fmt;
+
+use barmanfs_catalog::{Backup, BackupStatus, Error as CatalogError, Repository};
+use barmanfs_pg::control::{ControlError, ControlFile};
+use barmanfs_pg::history::TimelineHistory;
+use barmanfs_pg::{ServerVersion, SystemId, TimelineId};
+use barmanfs_store::layout::BLOCK_BYTES;
+use barmanfs_store::{DirectoryRef, TreeReader};
+
+use super::compose::Incompatible;
+use super::receive::{MANIFEST, file_map};
+use super::settings::ServerSettings;
+use crate::config::ServerConfig;
+use crate::error::Error;
+use crate::output;
+use crate::postgres::{self, Connection, FIRST_INCREMENTAL_MAJOR, UploadError, upload_manifest};
+
+/// What `backup --incremental` says where the server cannot do it at the moment: summaries of WAL are missing, or it
+/// was told not to make any ("object not in prerequisite state").
+const NOT_IN_PREREQUISITE_STATE: &str = "55000";
+
+/// Where the control file is.
+const CONTROL: &str = "global/pg_control";
+
+/// The minor releases before these forget changed visibility maps in their summaries, by major version.
+const SUMMARIZE_VISIBILITY_MAPS: [(u32, ServerVersion); 2] =
+    [(17, ServerVersion(170_011)), (18, ServerVersion(180_006))];
+
+/// Why a backup is not incremental.
+#[derive(Debug)]
+pub(super) enum NoIncrement {
+    /// The server is set up so; nothing is wrong.
+    Unavailable(String),
+    /// It should have been possible.
+    Impossible(String),
+    /// A full backup would fail as well.
+    Failed(Error),
+}
+
+impl fmt::Display for NoIncrement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unavailable(reason) | Self::Impossible(reason) => f.write_str(reason),
+            Self::Failed(error) => error.fmt(f),
+        }
+    }
+}
+
+impl From<Error> for NoIncrement {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<postgres::Error> for NoIncrement {
+    /// Says what it means when it comes while an incremental backup is received.
+    fn from(error: postgres::Error) -> Self {
+        if let Some(incompatible) = error.sink::<Incompatible>() {
+            return Self::Impossible(incompatible.to_string());
+        }
+        if let Some(damage) = error
+            .sink::<barmanfs_store::Error>()
+            .filter(|error| error.is_damage())
+        {
+            return Self::Impossible(output::printable(damage.to_string().as_bytes()));
+        }
+        match &error {
+            postgres::Error::Server(answer) if answer.code == NOT_IN_PREREQUISITE_STATE => {
+                Self::Impossible(answer.to_string())
+            }
+            _ => Self::Failed(error.into()),
+        }
+    }
+}
+
+impl From<CatalogError> for NoIncrement {
+    /// What cannot be read of the parent does not matter to a full backup.
+    fn from(error: CatalogError) -> Self {
+        match &error {
+            CatalogError::Store(damage) if damage.is_damage() => Self::Impossible(damage.to_string()),
+            _ => Self::Failed(error.into()),
+        }
+    }
+}
+
+impl From<barmanfs_store::Error> for NoIncrement {
+    fn from(error: barmanfs_store::Error) -> Self {
+        CatalogError::from(error).into()
+    }
+}
+
+/// Finds what the server can build on: the newest complete backup of this cluster that lies on its timeline's history.
+pub(super) fn parent(
+    repository: &Repository,
+    server: &ServerConfig,
+    cluster: &ServerSettings,
+    connection: &mut Connection,
+) -> Result<Backup, NoIncrement> {
+    can_send_changes(cluster, connection)?;
+    let mut candidates = repository.backups(&server.name)?;
+    candidates.retain(|backup| backup.status == BackupStatus::Done && backup.system_id == cluster.system_id);
+    if candidates.is_empty() {
+        return Err(NoIncrement::Unavailable(
+            "there is no complete backup yet that it could build on".to_owned(),
+        ));
+    }
+    let history = history(cluster.timeline, &candidates, connection)?;
+    let on_history = |backup: &Backup| match (backup.timeline, backup.stop_lsn) {
+        (Some(timeline), Some(stop_lsn)) => history.contains(timeline, stop_lsn),
+        _ => false,
+    };
+    let parent = candidates.into_iter().rfind(on_history);
+    parent.ok_or_else(|| {
+        NoIncrement::Impossible(format!(
+            "no complete backup lies on the history of timeline {}, on which the server is",
+            cluster.timeline
+        ))
+    })
+}
+
+fn can_send_changes(cluster: &ServerSettings, connection: &mut Connection) -> Result<(), NoIncrement> {
+    let unavailable = |reason: String| Err(NoIncrement::Unavailable(reason));
+    if cluster.version.major() < FIRST_INCREMENTAL_MAJOR {
+        return unavailable(format!(
+            "PostgreSQL {} sends everything, {FIRST_INCREMENTAL_MAJOR} and later can send what has changed",
+            cluster.version
+        ));
+    }
+    if connection.show("summarize_wal").map_err(Error::from)? != "on" {
+        return unavailable("the server has summarize_wal = off".to_owned());
+    }
+    let block_size = connection.show("block_size").map_err(Error::from)?;
+    if block_size != BLOCK_BYTES.to_string() {
+        return unavailable(format!(
+            "the server's pages have {block_size} bytes, not {BLOCK_BYTES}"
+        ));
+    }
+    Ok(())
+}
+
+/// The server's history, which is asked for only where a backup of another timeline might be on it.
+fn history(
+    timeline: TimelineId,
+    candidates: &[Backup],
+    connection: &mut Connection,
+) -> Result<TimelineHistory, NoIncrement> {
+    if candidates.last().and_then(|newest| newest.timeline) == Some(timeline) {
+        return Ok(TimelineHistory::without_ancestors(timeline));
+    }
+    match connection.timeline_history(timeline) {
+        Ok(None) => Ok(TimelineHistory::without_ancestors(timeline)),
+        Ok(Some(file)) => TimelineHistory::parse(&file.content, timeline)
+            .map_err(|error| NoIncrement::Impossible(error.to_string())),
+        Err(error @ postgres::Error::Server(_)) => Err(NoIncrement::Impossible(error.to_string())),
+        Err(error) => Err(NoIncrement::Failed(error.into())),
+    }
+}
+
+/// Shows the server the parent's manifest.
+pub(super) fn upload(
+    connection: &mut Connection,
+    parent: &Backup,
+    (trees, root): &(TreeReader, DirectoryRef),
+) -> Result<(), NoIncrement> {
+    let manifest = trees
+        .find(root, MANIFEST)?
+        .and_then(file_map)
+        .ok_or_else(|| NoIncrement::Impossible(format!("backup {} has no backup_manifest", parent.id)))?;
+    upload_manifest(connection, &mut trees.reader(manifest)).map_err(|error| match error {
+        UploadError::Read(error) => NoIncrement::Impossible(format!(
+            "the backup_manifest of backup {} cannot be read: {error}",
+            parent.id
+        )),
+        UploadError::Server(error @ postgres::Error::Server(_)) => NoIncrement::Impossible(format!(
+            "the server refuses the backup_manifest of backup {}: {error}",
+            parent.id
+        )),
+        UploadError::Server(error) => NoIncrement::Failed(error.into()),
+    })
+}
+
+/// Warns of what the server's release gets wrong in incremental backups.
+pub(super) fn warn_of_defects(version: ServerVersion) {
+    let fixed = SUMMARIZE_VISIBILITY_MAPS
+        .iter()
+        .find(|(major, _)| *major == version.major());
+    if let Some((_, fixed)) = fixed.filter(|(_, fixed)| version < *fixed) {
+        tracing::warn!(
+            "PostgreSQL {version} can leave changed visibility maps out of incremental backups, which makes index-only \
+             scans on a copy return deleted rows: update it to {fixed}, or set incremental = never. On a copy, \
+             pg_truncate_visibility_map of the extension pg_visibility mends a table"
+        );
+    }
+}
+
+/// What `pg_combinebackup` checks of the control files before it puts two backups together.
+pub(super) fn check_control(
+    files: (&TreeReader, &DirectoryRef),
+    parent: &(TreeReader, DirectoryRef),
+    system_id: SystemId,
+) -> Result<(), NoIncrement> {
+    let new = Control::read(files.0, files.1, "the backup")?;
+    let old = Control::read(&parent.0, &parent.1, "its parent")?;
+    let impossible = |reason| Err(NoIncrement::Impossible(reason));
+    if new.system_id != system_id || old.system_id != system_id {
+        return impossible(format!(
+            "pg_control is of the clusters {} and {}, the server of {system_id}",
+            new.system_id, old.system_id
+        ));
+    }
+    if new.version != old.version {
+        return impossible(format!(
+            "pg_control has version {}, and in its parent {}",
+            new.version, old.version
+        ));
+    }
+    if new.has_checksums == Some(true) && old.has_checksums == Some(false) {
+        tracing::warn!(
+            "Page checksums were enabled since the parent of this backup: pages from before may have none. Take a full \
+             backup with --incremental never"
+        );
+    }
+    Ok(())
+}
+
+/// What has to agree of two control files.
+struct Control {
+    system_id: SystemId,
+    version: u32,
+    /// None where the layout is not known.
+    has_checksums: Option<bool>,
+}
+
+impl Control {
+    fn read(trees: &TreeReader, root: &DirectoryRef, whose: &str) -> Result<Self, NoIncrement> {
+        let impossible = |what: String| NoIncrement::Impossible(format!("{CONTROL} of {whose}: {what}"));
+        let map = trees.find(root, CONTROL.as_bytes())?.and_then(file_map);
+        let map = map.ok_or_else(|| impossible("it is missing".to_owned()))?;
+        let mut bytes = vec![0; BLOCK_BYTES];
+        let length = trees.read_at(&map, 0, &mut bytes)?;
+        match ControlFile::parse(bytes.get(..length).unwrap_or_default()) {
+            Ok(control) => Ok(Self {
+                system_id: control.system_id,
+                version: control.control_version,
+                has_checksums: Some(control.data_checksum_version != 0),
+            }),
+            Err(ControlError::UnknownVersion { version, system_id }) => Ok(Self {
+                system_id,
+                version,
+                has_checksums: None,
+            }),
+            Err(error) => Err(impossible(error.to_string())),
+        }
+    }
+}
