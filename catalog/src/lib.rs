@@ -5,6 +5,7 @@
 //! [`Repository`], all writing with a [`Writer`], which registers itself so that a [`sweep`] takes nothing away from it.
 //!
 //! - [`backup`], [`wal`]: what there is, and how it comes in.
+//! - [`recovery`]: points in time, and how to get there.
 //! - [`sweep`], [`verify`], [`stats`], [`rebuild`]: keeping it.
 //!
 //! This is the only crate that knows SQLite. It never prints, exits or reads the environment.
@@ -18,6 +19,7 @@ mod locks;
 pub mod monitor;
 pub mod rebuild;
 mod records;
+pub mod recovery;
 mod repository;
 mod roots;
 mod schema;
@@ -35,6 +37,9 @@ pub use backup::{
 pub use error::{Error, Result};
 pub use monitor::{Monitor, Silent, Unit};
 pub use rebuild::RebuildReport;
+pub use recovery::{
+    Action, Plan, Target, TargetError, TargetSpec, TimeTarget, TimelineChoice, TimelineSpan, Unreachable,
+};
 pub use repository::{Compression, CreateOptions, Repository, Settings};
 pub use server::ServerName;
 pub use stats::{BackupStats, ServerStats, Sizes, Stats};

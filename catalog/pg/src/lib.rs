@@ -27,6 +27,8 @@ pub mod history;
 pub mod manifest;
 pub mod relation_name;
 pub mod tablespace_map;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod wal_check;
 pub mod wal_name;
 pub mod wal_scan;

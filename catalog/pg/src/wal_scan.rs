@@ -10,12 +10,10 @@
 
 mod index;
 mod record;
-#[cfg(test)]
-mod sample;
 mod scanner;
 #[cfg(test)]
 mod tests;
 
 pub use index::{BackupEnd, Fragment, RestorePoint, SegmentIndex, Stop, StopReason, TimelineSwitch};
 pub use record::{Record, RecordFacts, join};
-pub use scanner::WalScanner;
+pub use scanner::{EachRecord, WalScanner};

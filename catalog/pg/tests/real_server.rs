@@ -161,8 +161,8 @@ type Records = BTreeMap<Lsn, String>;
 
 fn describe(facts: &RecordFacts) -> String {
     match facts {
-        RecordFacts::Commit { time } => format!("commit {time}"),
-        RecordFacts::Abort { time } => format!("abort {time}"),
+        RecordFacts::Commit { time, xid } => format!("commit {time} of {xid}"),
+        RecordFacts::Abort { time, xid } => format!("abort {time} of {xid}"),
         RecordFacts::RestorePoint { name, .. } => format!("restore point {name}"),
         RecordFacts::BackupEnd { start_lsn } => format!("backup end {start_lsn}"),
         other => format!("{other:?}"),
@@ -178,11 +178,13 @@ fn describe_line(line: &str) -> Option<(Lsn, String)> {
         let at = rest.find("20").unwrap();
         format!("{}+00", &rest[at..rest.find(" UTC").unwrap()])
     };
+    let xid = line.split_once("tx:")?.1.split_once(',')?.0.trim();
+    let prepared = || rest.split_once(": ");
     let said = match kind {
-        "COMMIT" => format!("commit {}", time(rest)),
-        "COMMIT_PREPARED" => format!("commit {}", time(rest.split_once(": ")?.1)),
-        "ABORT" => format!("abort {}", time(rest)),
-        "ABORT_PREPARED" => format!("abort {}", time(rest.split_once(": ")?.1)),
+        "COMMIT" => format!("commit {} of {xid}", time(rest)),
+        "COMMIT_PREPARED" => format!("commit {} of {}", time(prepared()?.1), prepared()?.0),
+        "ABORT" => format!("abort {} of {xid}", time(rest)),
+        "ABORT_PREPARED" => format!("abort {} of {}", time(prepared()?.1), prepared()?.0),
         "RESTORE_POINT" => format!("restore point {rest}"),
         "BACKUP_END" => format!("backup end {}", rest.trim().parse::<Lsn>().unwrap()),
         _ => return None,
@@ -299,10 +301,14 @@ fn check_wal(server: &Server, indexes: &[(SegmentName, SegmentIndex)]) {
             .range(name.start_lsn(SegmentSize::MIN)..end)
             .map(|(_, said)| said);
         let crossing = index.tail.as_ref().and_then(|tail| expected.get(&tail.lsn));
-        let times: Vec<&str> = inside
+        let (times, xids): (Vec<&str>, Vec<u32>) = inside
             .filter(|said| Some(*said) != crossing)
             .filter_map(|said| said.strip_prefix("commit ").or(said.strip_prefix("abort ")))
-            .collect();
+            .filter_map(|said| said.split_once(" of "))
+            .map(|(time, xid)| (time, xid.parse::<u32>().unwrap()))
+            .unzip();
+        assert_eq!(index.xid_min, xids.iter().min().copied());
+        assert_eq!(index.xid_max, xids.iter().max().copied());
         assert_eq!(
             index.commit_time_min.map(|time| time.to_string()).as_deref(),
             times.iter().min().copied()

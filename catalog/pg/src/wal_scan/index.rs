@@ -22,6 +22,16 @@ pub struct SegmentIndex {
     pub commit_time_max: Option<TimestampMicros>,
     /// How many commit records, prepared transactions included.
     pub commits: u64,
+    /// Lowest transaction id in a commit or abort record. Ids wrap around: the range tells only where a
+    /// transaction cannot have ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub xid_min: Option<u32>,
+    /// Highest transaction id in a commit or abort record.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub xid_max: Option<u32>,
+    /// Where the last record starts that both starts and ends in this segment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_lsn: Option<Lsn>,
     /// Named restore points, in LSN order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub restore_points: Vec<RestorePoint>,
@@ -143,11 +153,11 @@ impl SegmentIndex {
     /// segment, the catalog for those it has [joined](super::join).
     pub fn add(&mut self, lsn: Lsn, facts: RecordFacts) {
         match facts {
-            RecordFacts::Commit { time } => {
+            RecordFacts::Commit { time, xid } => {
                 self.commits += 1;
-                self.add_time(time);
+                self.add_end(time, xid);
             }
-            RecordFacts::Abort { time } => self.add_time(time),
+            RecordFacts::Abort { time, xid } => self.add_end(time, xid),
             RecordFacts::RestorePoint { name, time } => {
                 self.lists_cut |= !push_bounded(&mut self.restore_points, RestorePoint { name, lsn, time });
             }
@@ -185,9 +195,13 @@ impl SegmentIndex {
         }
     }
 
-    fn add_time(&mut self, time: TimestampMicros) {
+    fn add_end(&mut self, time: TimestampMicros, xid: u32) {
         self.commit_time_min = Some(self.commit_time_min.map_or(time, |min| min.min(time)));
         self.commit_time_max = self.commit_time_max.max(Some(time));
+        if xid != 0 {
+            self.xid_min = Some(self.xid_min.map_or(xid, |min| min.min(xid)));
+            self.xid_max = self.xid_max.max(Some(xid));
+        }
     }
 
     fn add_switch(&mut self, switch: TimelineSwitch) {

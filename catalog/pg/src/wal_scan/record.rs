@@ -10,6 +10,7 @@ use crate::{Lsn, TimelineId, TimestampMicros};
 pub(super) const HEADER_BYTES: usize = 24;
 /// What the header's CRC covers of it: all that stands before the CRC itself.
 const CRC_OFFSET: usize = 20;
+const XID_OFFSET: usize = 4;
 const INFO_OFFSET: usize = 16;
 const RESOURCE_MANAGER_OFFSET: usize = 17;
 
@@ -32,11 +33,15 @@ pub enum RecordFacts {
     Commit {
         /// When.
         time: TimestampMicros,
+        /// Which; 0 where the record does not say it in its first bytes.
+        xid: u32,
     },
     /// A transaction was rolled back, prepared or not.
     Abort {
         /// When.
         time: TimestampMicros,
+        /// Which; 0 where the record does not say it in its first bytes.
+        xid: u32,
     },
     /// A restore point was named.
     RestorePoint {
@@ -112,8 +117,14 @@ fn read_facts(lead: &[u8], record_bytes: u64) -> Option<RecordFacts> {
     let pg_time = || i64_at(data, 0).map(TimestampMicros::from_pg);
     let timelines = || Some((TimelineId(u32_at(data, 8)?), TimelineId(u32_at(data, 12)?)));
     Some(match kind {
-        Kind::Commit => RecordFacts::Commit { time: pg_time()? },
-        Kind::Abort => RecordFacts::Abort { time: pg_time()? },
+        Kind::Commit => RecordFacts::Commit {
+            time: pg_time()?,
+            xid: ended_xid(lead, data),
+        },
+        Kind::Abort => RecordFacts::Abort {
+            time: pg_time()?,
+            xid: ended_xid(lead, data),
+        },
         Kind::BackupEnd => RecordFacts::BackupEnd {
             start_lsn: Lsn(u64_at(data, 0)?),
         },
@@ -142,6 +153,44 @@ fn read_facts(lead: &[u8], record_bytes: u64) -> Option<RecordFacts> {
         }
         Kind::Switch => RecordFacts::Switch,
     })
+}
+
+/// The transaction a commit or abort record ends: the one that wrote it, or the prepared one it names.
+///
+/// Source: `xl_xact_commit` and what may follow it, `src/include/access/xact.h`.
+fn ended_xid(lead: &[u8], data: &[u8]) -> u32 {
+    let info = lead.get(INFO_OFFSET).copied().unwrap_or_default();
+    let xid = if matches!(info & 0x70, 0x30 | 0x40) {
+        prepared_xid(info, data)
+    } else {
+        u32_at(lead, XID_OFFSET)
+    };
+    xid.unwrap_or_default()
+}
+
+fn prepared_xid(info: u8, data: &[u8]) -> Option<u32> {
+    const HAS_INFO: u8 = 0x80;
+    const HAS_DATABASE: u32 = 1;
+    const HAS_TWO_PHASE: u32 = 1 << 4;
+    /// Its entries changed their length with PostgreSQL 18.
+    const HAS_DROPPED_STATISTICS: u32 = 1 << 8;
+    /// Flags of lists that may stand before the transaction's id, in their order, and the length of an entry:
+    /// subtransactions, dropped relations, invalidation messages.
+    const LISTS: [(u32, u32); 3] = [(1 << 1, 4), (1 << 2, 12), (1 << 3, 16)];
+    let flags = (info & HAS_INFO != 0).then(|| u32_at(data, 8)).flatten()?;
+    if flags & HAS_TWO_PHASE == 0 || flags & HAS_DROPPED_STATISTICS != 0 {
+        return None;
+    }
+    let mut at = 12 + if flags & HAS_DATABASE != 0 { 8 } else { 0 };
+    for (flag, entry_bytes) in LISTS {
+        if flags & flag != 0 {
+            let list_bytes = u32_at(data, at)?.checked_mul(entry_bytes)?;
+            at = at
+                .checked_add(4)?
+                .checked_add(usize::try_from(list_bytes).ok()?)?;
+        }
+    }
+    u32_at(data, at)
 }
 
 /// The main data of a record without block references, cut where `lead` is.

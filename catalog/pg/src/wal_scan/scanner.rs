@@ -15,6 +15,9 @@ const FIRST_IS_OVERWRITE: u16 = 0x0008;
 /// Records start at multiples of this.
 const ALIGNMENT: u64 = 8;
 
+/// Takes each record that is read.
+pub type EachRecord<'a> = dyn FnMut(Lsn, Option<&RecordFacts>) + 'a;
+
 /// Reads a segment, given in slices of any length, into a [`SegmentIndex`].
 #[derive(Debug)]
 pub struct WalScanner {
@@ -71,9 +74,15 @@ impl WalScanner {
     }
 
     /// Reads the segment's next bytes. What comes after the segment's end is ignored.
-    pub fn push(&mut self, mut bytes: &[u8]) {
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.push_each(bytes, &mut |_, _| {});
+    }
+
+    /// The same, and shows each record that starts and ends in the segment: its LSN, and what it says if that
+    /// matters for recovery.
+    pub fn push_each(&mut self, mut bytes: &[u8], each: &mut EachRecord<'_>) {
         while !bytes.is_empty() && !self.ended {
-            let used = self.step(bytes);
+            let used = self.step(bytes, each);
             self.position += used as u64;
             bytes = bytes.get(used..).unwrap_or_default();
             if self.position >= self.segment_bytes {
@@ -106,7 +115,7 @@ impl WalScanner {
     }
 
     /// Reads the next stretch that belongs together, and says how long it was.
-    fn step(&mut self, bytes: &[u8]) -> usize {
+    fn step(&mut self, bytes: &[u8], each: &mut EachRecord<'_>) -> usize {
         let offset = self.position % self.page_bytes;
         let header_bytes = if self.position < self.page_bytes {
             LONG_HEADER_BYTES
@@ -130,7 +139,7 @@ impl WalScanner {
         };
         match self.open {
             Open::Head { left } => self.take_head(part, left),
-            _ => self.take_record(part),
+            _ => self.take_record(part, each),
         }
         part.len()
     }
@@ -216,7 +225,7 @@ impl WalScanner {
         self.open = Open::Nothing;
     }
 
-    fn take_record(&mut self, part: &[u8]) {
+    fn take_record(&mut self, part: &[u8], each: &mut EachRecord<'_>) {
         let lsn = self.record.lsn();
         match self.record.take(part) {
             Progress::Incomplete => {}
@@ -224,6 +233,8 @@ impl WalScanner {
             Progress::Wrong => self.stop(lsn, StopReason::WrongRecord),
             Progress::Complete(facts) => {
                 self.record_ends_after(part);
+                self.index.last_lsn = Some(lsn);
+                each(lsn, facts.as_ref());
                 if facts == Some(RecordFacts::Switch) {
                     self.index.end_lsn = Lsn(self.start.0.wrapping_add(self.segment_bytes));
                     self.ended = true;

@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 
-use super::sample::{PAGE_BYTES, SampleSegment, SampleWal};
 use super::*;
+use crate::testing::{PAGE_BYTES, SampleSegment, SampleWal};
 use crate::{Lsn, SegmentSize, TimelineId, TimestampMicros};
 
 const SIZE: SegmentSize = SegmentSize::MIN;
@@ -21,6 +21,7 @@ fn scan_bytes(segment: &SampleSegment, bytes: &[u8]) -> SegmentIndex {
 fn commit(micros: i64) -> RecordFacts {
     RecordFacts::Commit {
         time: TimestampMicros::from_unix_micros(1_700_000_000_000_000 + micros),
+        xid: 700,
     }
 }
 
@@ -34,6 +35,8 @@ fn merged(indexes: &[SegmentIndex]) -> SegmentIndex {
             .flatten()
             .min();
         all.commits += index.commits;
+        all.xid_min = [all.xid_min, index.xid_min].into_iter().flatten().min();
+        all.xid_max = all.xid_max.max(index.xid_max);
         all.restore_points.extend(index.restore_points.clone());
         all.backup_ends.extend(index.backup_ends.clone());
         all.timeline_switches.extend(index.timeline_switches.clone());
@@ -217,8 +220,8 @@ fn step() -> impl Strategy<Value = Step> {
     let time = || (0_i64..2_000_000_000).prop_map(TimestampMicros::from_unix_seconds);
     let timeline = || (1_u32..4).prop_map(TimelineId);
     let facts = prop_oneof![
-        time().prop_map(|time| RecordFacts::Commit { time }),
-        time().prop_map(|time| RecordFacts::Abort { time }),
+        (time(), 3_u32..1_000_000).prop_map(|(time, xid)| RecordFacts::Commit { time, xid }),
+        (time(), 3_u32..1_000_000).prop_map(|(time, xid)| RecordFacts::Abort { time, xid }),
         ("[a-z]{1,63}", time()).prop_map(|(name, time)| RecordFacts::RestorePoint { name, time }),
         any::<u64>().prop_map(|lsn| RecordFacts::BackupEnd { start_lsn: Lsn(lsn) }),
         (time(), timeline(), timeline()).prop_map(|(time, timeline, previous)| RecordFacts::Checkpoint {

@@ -1,45 +1,77 @@
-//! Writes WAL the way PostgreSQL does, for tests.
+//! Writes WAL the way PostgreSQL does, for tests of this crate and of those that use it.
+
+#![allow(clippy::unwrap_used, reason = "a test's tool ends with the test")]
 
 use crc32c::{crc32c, crc32c_append};
 
-use super::RecordFacts;
 use crate::wal_check::{SegmentFacts, check_segment};
 use crate::wal_name::SegmentName;
+use crate::wal_scan::RecordFacts;
 use crate::{Lsn, SegmentSize, TimelineId, TimestampMicros};
 
-pub(super) const PAGE_BYTES: u64 = 8192;
+/// Size of a WAL page.
+pub const PAGE_BYTES: u64 = 8192;
 const MAGIC: u16 = 0xD110;
 
+/// The system identifier in the segments.
+pub const SYSTEM_ID: u64 = 42;
+
 /// The write-ahead log of a cluster that starts at the beginning of some segment.
-pub(super) struct SampleWal {
+#[derive(Debug, Clone)]
+pub struct SampleWal {
     size: SegmentSize,
+    timeline: TimelineId,
     start: Lsn,
     bytes: Vec<u8>,
     previous: u64,
+    /// Where each record starts, in order.
+    pub starts: Vec<Lsn>,
     /// Every record that matters, in order.
-    pub(super) written: Vec<(Lsn, RecordFacts)>,
+    pub written: Vec<(Lsn, RecordFacts)>,
 }
 
 /// One finished segment.
-pub(super) struct SampleSegment {
-    pub(super) name: SegmentName,
-    pub(super) facts: SegmentFacts,
-    pub(super) bytes: Vec<u8>,
+#[derive(Debug, Clone)]
+pub struct SampleSegment {
+    /// Its name.
+    pub name: SegmentName,
+    /// What its first page says.
+    pub facts: SegmentFacts,
+    /// Its content.
+    pub bytes: Vec<u8>,
 }
 
 impl SampleWal {
-    pub(super) fn new(start: Lsn, size: SegmentSize) -> Self {
+    /// An empty log of timeline 1.
+    #[must_use]
+    pub fn new(start: Lsn, size: SegmentSize) -> Self {
         assert_eq!(start.segment_offset(size), 0);
         Self {
             size,
+            timeline: TimelineId(1),
             start,
             bytes: Vec::new(),
             previous: 0,
+            starts: Vec::new(),
             written: Vec::new(),
         }
     }
 
-    pub(super) fn position(&self) -> Lsn {
+    /// The log of a new timeline, which leaves this one where a record starts.
+    #[must_use]
+    pub fn fork(&self, at: Lsn, timeline: TimelineId) -> Self {
+        let mut fork = self.clone();
+        fork.timeline = timeline;
+        fork.bytes.truncate(usize::try_from(at.0 - self.start.0).unwrap());
+        fork.starts.retain(|lsn| *lsn < at);
+        fork.previous = fork.starts.last().map_or(0, |lsn| lsn.0);
+        fork.written.retain(|(lsn, _)| *lsn < at);
+        fork
+    }
+
+    /// Where the next byte goes.
+    #[must_use]
+    pub fn position(&self) -> Lsn {
         Lsn(self.start.0 + self.bytes.len() as u64)
     }
 
@@ -53,12 +85,12 @@ impl SampleWal {
         let address = self.position().0;
         self.bytes.extend(MAGIC.to_le_bytes());
         self.bytes.extend(flags.to_le_bytes());
-        self.bytes.extend(1_u32.to_le_bytes());
+        self.bytes.extend(self.timeline.0.to_le_bytes());
         self.bytes.extend(address.to_le_bytes());
         self.bytes.extend(u32::try_from(left).unwrap().to_le_bytes());
         self.bytes.extend([0; 4]);
         if is_first {
-            self.bytes.extend(42_u64.to_le_bytes());
+            self.bytes.extend(SYSTEM_ID.to_le_bytes());
             self.bytes
                 .extend(u32::try_from(self.size.bytes()).unwrap().to_le_bytes());
             self.bytes
@@ -66,20 +98,25 @@ impl SampleWal {
         }
     }
 
-    /// Appends a record, and says where it starts.
-    pub(super) fn record(&mut self, resource_manager: u8, info: u8, body: &[u8]) -> Lsn {
+    /// Appends a record of no transaction, and says where it starts.
+    pub fn record(&mut self, resource_manager: u8, info: u8, body: &[u8]) -> Lsn {
+        self.record_of(0, resource_manager, info, body)
+    }
+
+    fn record_of(&mut self, xid: u32, resource_manager: u8, info: u8, body: &[u8]) -> Lsn {
         self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
         self.begin_page(0, 0);
         let lsn = self.position();
         let mut record = Vec::new();
         record.extend(u32::try_from(24 + body.len()).unwrap().to_le_bytes());
-        record.extend(7_u32.to_le_bytes());
+        record.extend(xid.to_le_bytes());
         record.extend(self.previous.to_le_bytes());
         record.extend([info, resource_manager, 0, 0]);
         let crc = crc32c_append(crc32c(body), &record);
         record.extend(crc.to_le_bytes());
         record.extend(body);
         self.previous = lsn.0;
+        self.starts.push(lsn);
         for at in 0..record.len() {
             self.begin_page(record.len() - at, 0);
             self.bytes.push(record[at]);
@@ -88,17 +125,31 @@ impl SampleWal {
     }
 
     /// Appends a record that says `facts`, with `padding` bytes more of main data.
-    pub(super) fn say(&mut self, facts: &RecordFacts, padding: usize) {
+    pub fn say(&mut self, facts: &RecordFacts, padding: usize) {
         let pg_time = |time: TimestampMicros| (time.unix_micros() - 946_684_800_000_000).to_le_bytes();
         let mut data = Vec::new();
+        let mut of_xid = 0;
         let (resource_manager, info) = match facts {
-            RecordFacts::Commit { time } => {
+            // Of an odd transaction, a prepared one.
+            RecordFacts::Commit { time, xid } if xid % 2 == 1 => {
                 data.extend(pg_time(*time));
+                prepared(&mut data, *xid);
+                (1, 0xB0)
+            }
+            RecordFacts::Commit { time, xid } => {
+                data.extend(pg_time(*time));
+                of_xid = *xid;
                 (1, 0x80)
             }
-            RecordFacts::Abort { time } => {
+            RecordFacts::Abort { time, xid } if xid % 2 == 1 => {
                 data.extend(pg_time(*time));
-                (1, 0x40)
+                prepared(&mut data, *xid);
+                (1, 0xC0)
+            }
+            RecordFacts::Abort { time, xid } => {
+                data.extend(pg_time(*time));
+                of_xid = *xid;
+                (1, 0x20)
             }
             RecordFacts::RestorePoint { name, time } => {
                 data.extend(pg_time(*time));
@@ -139,7 +190,7 @@ impl SampleWal {
         } else {
             main_data(&data)
         };
-        let lsn = self.record(resource_manager, info, &body);
+        let lsn = self.record_of(of_xid, resource_manager, info, &body);
         self.written.push((lsn, facts.clone()));
         if *facts == RecordFacts::Switch {
             self.fill();
@@ -148,7 +199,7 @@ impl SampleWal {
 
     /// Makes the record before void, as a server does that crashed while writing it: what is left
     /// of the page is zero, and the next one begins with the flag that says so.
-    pub(super) fn crash_within_record(&mut self) {
+    pub fn crash_within_record(&mut self) {
         self.record(10, 0, &[0xAB; 20_000]);
         let page = usize::try_from(PAGE_BYTES).unwrap();
         self.bytes.truncate(self.bytes.len() / page * page);
@@ -162,12 +213,13 @@ impl SampleWal {
     }
 
     /// The log so far, the last segment filled up with zeroes.
-    pub(super) fn segments(&self) -> Vec<SampleSegment> {
+    #[must_use]
+    pub fn segments(&self) -> Vec<SampleSegment> {
         let size = usize::try_from(self.size.bytes()).unwrap();
         let mut bytes = self.bytes.clone();
         bytes.resize(bytes.len().next_multiple_of(size), 0);
         let named = |(lsn, bytes): (u64, &[u8])| {
-            let name = SegmentName::from_lsn(TimelineId(1), Lsn(lsn), self.size);
+            let name = SegmentName::from_lsn(self.timeline, Lsn(lsn), self.size);
             let facts = check_segment(bytes, &name, bytes.len() as u64).unwrap();
             SampleSegment {
                 name,
@@ -180,6 +232,14 @@ impl SampleWal {
             .zip(bytes.chunks(size))
             .map(named)
             .collect()
+    }
+}
+
+/// What follows the time in the record that ends a prepared transaction: flags, the database, a subtransaction, the
+/// transaction.
+fn prepared(data: &mut Vec<u8>, xid: u32) {
+    for word in [1 | 2 | 16, 5, 1663, 1, xid + 1, xid] {
+        data.extend(u32::to_le_bytes(word));
     }
 }
 

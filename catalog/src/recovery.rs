@@ -1,0 +1,19 @@
+//! Points in time: what can be recovered, and how.
+//!
+//! [`Repository::plan`](crate::Repository::plan) says for a [`TargetSpec`] which backup to start from, along which
+//! timelines, and how far the WAL is replayed; or why PostgreSQL would not get there. It answers from the index the
+//! catalog keeps of the WAL, and reads a segment's records only where that leaves it open.
+//!
+//! The rules are PostgreSQL's (`src/backend/access/transam/xlogrecovery.c`): a time is reached with the first commit *or
+//! abort* later than it, which must exist; times do not rise with the LSN; a restore point is the first of its name;
+//! whatever the target, it must not come before the backup's end. A plan is only made where all that holds.
+
+mod plan;
+mod planner;
+mod segments;
+mod target;
+mod time;
+
+pub use plan::{Plan, TimelineSpan, Unreachable};
+pub use target::{Action, Target, TargetError, TargetSpec, TimelineChoice};
+pub use time::TimeTarget;

@@ -1,0 +1,196 @@
+//! The two answers to a target: a plan, or why there is none.
+
+use barmanfs_pg::wal_name::SegmentName;
+use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
+use serde::Serialize;
+
+use crate::backup::{Backup, BackupId};
+use crate::recovery::TargetSpec;
+use crate::recovery::time::shown;
+
+/// A part of the log that belongs to one timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct TimelineSpan {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// Where the part begins.
+    pub from: Lsn,
+    /// Where it ends; none for the end of the log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<Lsn>,
+}
+
+/// How to recover to a target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The target.
+    pub spec: TargetSpec,
+    /// The backup to start from.
+    pub backup: Backup,
+    /// The timeline to recover along: `recovery_target_timeline`.
+    pub timeline: TimelineId,
+    /// The timelines replayed, from the backup's start to the target.
+    pub path: Vec<TimelineSpan>,
+    /// Number of segments replayed.
+    pub segments: u64,
+    /// Bytes of WAL replayed, as far as that is known without reading it.
+    pub wal_bytes: u64,
+    /// The first segment replayed.
+    pub first_segment: SegmentName,
+    /// The last segment PostgreSQL needs to reach the target.
+    pub last_segment: SegmentName,
+    /// Whether that one is still being received.
+    pub ends_in_partial: bool,
+    /// The moment a time target stands for.
+    pub time: Option<TimestampMicros>,
+    /// A commit or abort that is replayed, the last one that the index alone tells of.
+    pub reaches: Option<TimestampMicros>,
+    /// What a person should know, a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// Why a target cannot be reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(tag = "reason", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Unreachable {
+    /// There is nothing to start from.
+    #[error("There is no complete backup to start from")]
+    NoBackup,
+    /// The backup asked for cannot be started from.
+    #[error("Backup {backup} cannot be started from: {why}")]
+    BadBackup {
+        /// The backup.
+        backup: BackupId,
+        /// "there is none of this id", "it is WAITING_FOR_WALS".
+        why: String,
+    },
+    /// Nothing is known of the timeline.
+    #[error("There is no timeline {timeline}: its history file is not archived")]
+    NoTimeline {
+        /// The timeline.
+        timeline: TimelineId,
+        /// The timelines there are.
+        known: Vec<TimelineId>,
+    },
+    /// No backup lies on the way to the timeline.
+    #[error("No complete backup lies on the way to timeline {timeline}")]
+    NoBackupOnTimeline {
+        /// The timeline.
+        timeline: TimelineId,
+        /// The newest complete backup of another.
+        other: Option<BackupId>,
+        /// The timeline that one was taken on.
+        other_timeline: Option<TimelineId>,
+    },
+    /// The target lies before the end of every backup.
+    #[error("The target lies before the end of every backup that could lead to it")]
+    BeforeBackups {
+        /// The first of them.
+        first: BackupId,
+        /// Its end.
+        lsn: Lsn,
+        /// When it ended.
+        time: Option<TimestampMicros>,
+    },
+    /// Nothing is archived that PostgreSQL would stop at.
+    #[error(
+        "{what} on timeline {timeline}: PostgreSQL would come to the end of the WAL without reaching the target, and stop"
+    )]
+    AfterEnd {
+        /// "Nothing committed after 2026-… is archived".
+        what: String,
+        /// The timeline looked at.
+        timeline: TimelineId,
+        /// The newest commit or abort that can be reached.
+        newest: Option<TimestampMicros>,
+        /// The end of the WAL that can be reached.
+        end: Lsn,
+        /// Timelines where there is what was looked for.
+        elsewhere: Vec<TimelineId>,
+    },
+    /// Segments are missing between the backup and the target.
+    #[error("{}", gap_text(*first, *last, *count))]
+    Gap {
+        /// The first segment missing.
+        first: SegmentName,
+        /// The last of those that follow it without one that is there.
+        last: SegmentName,
+        /// How many.
+        count: u64,
+        /// The newest commit or abort before it.
+        newest: Option<TimestampMicros>,
+        /// The end of the WAL before it.
+        end: Lsn,
+    },
+    /// A segment's records end before it does, so replay ends in it.
+    #[error(
+        "Segment {segment} is archived, but its records end at {end}, before the target: replay ends there"
+    )]
+    Broken {
+        /// The segment.
+        segment: SegmentName,
+        /// Where its records end.
+        end: Lsn,
+        /// The newest commit or abort before.
+        newest: Option<TimestampMicros>,
+    },
+}
+
+fn gap_text(first: SegmentName, last: SegmentName, count: u64) -> String {
+    match count {
+        1 => format!("Segment {first} is not archived, and the target lies behind it"),
+        _ => {
+            format!("Segments {first} to {last} ({count}) are not archived, and the target lies behind them")
+        }
+    }
+}
+
+impl Unreachable {
+    /// What can be reached instead.
+    #[must_use]
+    pub fn nearest(&self) -> Option<String> {
+        match self {
+            Self::NoBackup | Self::BadBackup { .. } | Self::NoTimeline { .. } => None,
+            Self::NoBackupOnTimeline { .. } => None,
+            Self::BeforeBackups { first, lsn, time } => {
+                let when = time.map(|time| format!(", {}", shown(time))).unwrap_or_default();
+                Some(format!(
+                    "the earliest is the end of backup {first}: LSN {lsn}{when}"
+                ))
+            }
+            Self::AfterEnd { newest, end, .. }
+            | Self::Gap { newest, end, .. }
+            | Self::Broken { newest, end, .. } => Some(match newest {
+                Some(time) => format!(
+                    "the newest commit that can be reached is of {}, the WAL ends at {end}",
+                    shown(*time)
+                ),
+                None => format!("the WAL that can be replayed ends at {end}"),
+            }),
+        }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoBackup => Some("Take one with 'barmanfs backup'".to_owned()),
+            Self::BadBackup { .. } => Some("'barmanfs list-backups' shows those there are".to_owned()),
+            Self::NoTimeline { known, .. } => {
+                let known: Vec<String> = known.iter().map(ToString::to_string).collect();
+                (!known.is_empty()).then(|| format!("There are: {}", known.join(", ")))
+            }
+            Self::NoBackupOnTimeline { other_timeline, .. } => {
+                other_timeline.map(|timeline| format!("Add ,timeline={timeline} for the newest backup's own"))
+            }
+            Self::BeforeBackups { .. } => None,
+            Self::AfterEnd { elsewhere, .. } => match elsewhere.last() {
+                Some(timeline) => Some(format!("Timeline {timeline} has it: add ,timeline={timeline}")),
+                None => Some("'now' recovers all there is".to_owned()),
+            },
+            Self::Gap { .. } => Some("A backup taken now leads past it; what lies in between needs the segment itself, see 'barmanfs timeline'".to_owned()),
+            Self::Broken { .. } => Some("A backup taken now leads past it".to_owned()),
+        }
+    }
+}
