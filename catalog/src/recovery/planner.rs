@@ -11,8 +11,8 @@ use jiff::tz::TimeZone;
 use crate::backup::{Backup, BackupStatus};
 use crate::error::{Error, Result};
 use crate::recovery::segments::{Found, Route, Segments, is_after};
-use crate::recovery::time::shown;
-use crate::recovery::{Plan, Target, TargetSpec, TimelineChoice, TimelineSpan, Unreachable};
+use crate::recovery::time::{server_zone, shown};
+use crate::recovery::{Plan, Target, TargetSpec, TimeTarget, TimelineChoice, TimelineSpan, Unreachable};
 use crate::repository::Repository;
 use crate::server::ServerName;
 
@@ -58,6 +58,47 @@ impl Repository {
             Err(Halt::Unreachable(reason)) => Ok(Err(*reason)),
             Err(Halt::Failed(error)) => Err(error),
         }
+    }
+
+    /// The files of the archive that replaying `plan` asks for: the history files there are, then the segments in
+    /// order. A segment the backup brought itself is among them, whether it is archived or not; so is the one still being
+    /// received, under its full name.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn recovery_segments(&self, plan: &Plan) -> Result<impl Iterator<Item = WalName> + use<>> {
+        let mut histories = Vec::new();
+        for span in &plan.path {
+            let name = WalName::History(span.timeline);
+            if self.wal(&plan.backup.server).entry(&name)?.is_some() {
+                histories.push(name);
+            }
+        }
+        let target = WalName::History(plan.timeline);
+        if !histories.contains(&target) && self.wal(&plan.backup.server).entry(&target)?.is_some() {
+            histories.push(target);
+        }
+        let route = match self.history(&plan.backup.server, plan.timeline)? {
+            Some(history) => Route::new(history, plan.backup.segment_size),
+            None => Route::new(
+                TimelineHistory::without_ancestors(plan.timeline),
+                plan.backup.segment_size,
+            ),
+        };
+        let number = |name: SegmentName| route.number(name.start_lsn(route.size));
+        let segments = route
+            .parts(number(plan.first_segment), number(plan.last_segment))
+            .into_iter()
+            .flat_map({
+                let route = route.clone();
+                move |(timeline, numbers)| {
+                    let route = route.clone();
+                    numbers.map(move |number| {
+                        WalName::Segment(SegmentName::from_lsn(timeline, route.start(number), route.size))
+                    })
+                }
+            });
+        Ok(histories.into_iter().chain(segments))
     }
 
     /// The history of a timeline, from its archived file; none where that is not archived.
@@ -187,11 +228,28 @@ impl Planner<'_> {
     }
 
     /// The moment of a time target, and what to say about its zone.
-    fn time(&self, _starts: &[Start]) -> (Option<TimestampMicros>, Option<String>) {
-        match &self.spec.target {
-            Target::Time(time) => (Some(time.resolve(&TimeZone::UTC)), None),
-            _ => (None, None),
-        }
+    fn time(&self, starts: &[Start]) -> (Option<TimestampMicros>, Option<String>) {
+        let Target::Time(time) = self.spec.target else {
+            return (None, None);
+        };
+        let name = starts
+            .iter()
+            .rev()
+            .find_map(|start| start.backup.timezone.as_deref());
+        let zone = name.and_then(server_zone);
+        let said = match (time, name, &zone) {
+            (TimeTarget::At(_), _, _) => None,
+            (TimeTarget::Local(_), Some(name), Some(_)) => Some(format!(
+                "The time says no zone: it is read in the server's, {name}"
+            )),
+            (TimeTarget::Local(_), Some(name), None) => Some(format!(
+                "The time says no zone and the server's, {name}, is not known here: it is read as UTC"
+            )),
+            (TimeTarget::Local(_), None, _) => {
+                Some("The time says no zone and the server's is not known: it is read as UTC".to_owned())
+            }
+        };
+        (Some(time.resolve(&zone.unwrap_or(TimeZone::UTC))), said)
     }
 
     /// The backups that lie on the way to the timeline, newest first, each with its way.
