@@ -9,6 +9,7 @@ use barmanfs_pg::wal_check::WalError;
 use barmanfs_pg::wal_name::WalName;
 
 use crate::backup::BackupId;
+use crate::clones::CloneName;
 use crate::server::ServerName;
 
 /// Result of the catalog's functions.
@@ -184,6 +185,58 @@ pub enum Error {
         /// Who reads it.
         holder: String,
     },
+    /// Clones stand on a backup.
+    #[error(
+        "Backup {id} of server {server} is what the clone{} {} on: destroy {} first, or use --force, which keeps the data",
+        if clones.len() == 1 { "" } else { "s" },
+        stand_on(clones),
+        if clones.len() == 1 { "it" } else { "them" }
+    )]
+    BackupHasClones {
+        /// Its server.
+        server: ServerName,
+        /// Its id.
+        id: BackupId,
+        /// The clones.
+        clones: Vec<CloneName>,
+    },
+    /// A clone's name that cannot be one.
+    #[error("Invalid clone name {0:?}: letters, digits, '_', '-' and '.' are allowed, not a '.' in front")]
+    InvalidCloneName(String),
+    /// There is no such clone.
+    #[error("Server {server} has no clone {name}")]
+    NoSuchClone {
+        /// The server asked for.
+        server: ServerName,
+        /// The name asked for.
+        name: CloneName,
+    },
+    /// There is such a clone already.
+    #[error("Server {server} has a clone {name} already: destroy it first, or use another name")]
+    CloneExists {
+        /// The server.
+        server: ServerName,
+        /// The name.
+        name: CloneName,
+    },
+    /// Another process serves the clone, makes it or removes it.
+    #[error("Clone {name} of server {server} is in use ({holder})")]
+    CloneInUse {
+        /// The server.
+        server: ServerName,
+        /// The clone.
+        name: CloneName,
+        /// Who has it.
+        holder: String,
+    },
+    /// clone.json is not as barmanfs writes it.
+    #[error("{} is damaged: {reason}; what the clone needs is not known, so nothing is freed: destroy the clone by removing its directory", path.display())]
+    BadClone {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Something else that excludes this is going on.
     #[error("{what} is going on ({holder}): {advice}")]
     Occupied {
@@ -238,6 +291,13 @@ impl Error {
             _ => false,
         }
     }
+}
+
+/// "a and b stand", "a stands".
+fn stand_on(clones: &[CloneName]) -> String {
+    let names: Vec<&str> = clones.iter().map(CloneName::as_str).collect();
+    let verb = if names.len() == 1 { "stands" } else { "stand" };
+    format!("{} {verb}", names.join(", "))
 }
 
 impl From<rusqlite::Error> for Error {

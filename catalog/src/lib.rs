@@ -6,6 +6,7 @@
 //!
 //! - [`backup`], [`wal`]: what there is, and how it comes in.
 //! - [`recovery`]: points in time, and how to get there.
+//! - [`clones`]: the writable copies that stand on backups.
 //! - [`sweep`], [`verify`], [`stats`], [`rebuild`]: keeping it.
 //!
 //! This is the only crate that knows SQLite. It never prints, exits or reads the environment.
@@ -13,6 +14,7 @@
 pub mod backup;
 mod chunk_index;
 mod chunk_set;
+pub mod clones;
 mod db;
 pub mod error;
 mod locks;
@@ -34,6 +36,7 @@ pub use backup::{
     Backup, BackupEnd, BackupId, BackupKind, BackupRoot, BackupRun, BackupSelector, BackupStatus, NewBackup,
     ReadGuard, Tablespace,
 };
+pub use clones::{CloneDescription, CloneDraft, CloneLock, CloneName, CloneOrigin, Graft};
 pub use error::{Error, Result};
 pub use monitor::{Monitor, Silent, Unit};
 pub use rebuild::RebuildReport;

@@ -11,6 +11,7 @@
 //! | `backup-<server>` | a backup | another backup of the server |
 //! | `server-<server>` | whoever first writes down a server's system id | another who would |
 //! | `wal-<server>-<stripe>` | the archiving of one file | that of the same file by another |
+//! | `clone-<server>-<name>` | whoever serves, makes or removes a clone | the same by another |
 //! | `read-<server>-<id>` | readers of a backup, shared | its deletion without force, which takes it alone |
 //!
 //! Whoever takes several takes them in the order of this table, and waits for none of the first four but `writers`:

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backup::running;
 use crate::chunk_index::CatalogIndex;
+use crate::clones::LIVE;
 use crate::db::Db;
 use crate::error::{Error, Result};
 use crate::locks::Locks;
@@ -24,7 +25,7 @@ use crate::server::ServerName;
 const SETTINGS: &str = "repository.json";
 pub(crate) const CATALOG: &str = "catalog.sqlite";
 pub(crate) const PACKS: &str = "packs";
-pub(crate) const DIRECTORIES: [&str; 2] = ["locks", "running"];
+pub(crate) const DIRECTORIES: [&str; 3] = ["locks", "running", LIVE];
 
 /// Decoded chunks kept by default: enough for a few readers; a mount asks for more.
 const CACHE_BYTES: usize = 32 * 1024 * 1024;

@@ -1,4 +1,5 @@
-//! Everything that keeps chunks alive: the trees of backups, and the maps of archived and quarantined files.
+//! Everything that keeps chunks alive: the trees of backups, the maps of archived and quarantined files, and what clones
+//! stand on.
 
 use barmanfs_store::{DirectoryRef, FileMap, RecordId};
 use rusqlite::params;
@@ -26,6 +27,13 @@ pub(crate) fn each_root(
     repository: &Repository,
     each: &mut dyn FnMut(&str, &Root) -> Result<()>,
 ) -> Result<()> {
+    for clone in repository.all_clones()? {
+        let what = format!("Clone {} of server {}", clone.name, clone.server);
+        each(&what, &Root::Tree(clone.root.directory))?;
+        for graft in clone.grafts {
+            each(&what, &Root::File(graft.map))?;
+        }
+    }
     let mut last = 0;
     loop {
         let page = page(repository, last)?;

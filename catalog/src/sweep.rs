@@ -26,6 +26,7 @@ use std::time::Duration;
 use barmanfs_store::PackId;
 use serde::Serialize;
 
+use crate::clones::CLONE_PREFIX;
 use crate::error::{Error, Result};
 use crate::locks::Lock;
 use crate::monitor::Monitor;
@@ -77,7 +78,7 @@ pub struct PackProblem {
 pub struct SweepReport {
     /// Packs of killed writers that were entered.
     pub adopted_packs: u64,
-    /// Unfinished files of killed writers that were removed.
+    /// Unfinished files and clones of killed processes that were removed.
     pub abandoned_files: u64,
     /// Condemned packs that are referred to after all.
     pub rescued_packs: u64,
@@ -193,15 +194,16 @@ impl Sweep<'_> {
             .read(|db| Ok(db.query_row(newest, [], |row| row.get(0))?))
     }
 
-    /// Removes what dead processes left: unfinished packs and lock files.
+    /// Removes what dead processes left: unfinished packs and clones, and lock files.
     fn tidy(&mut self) -> Result<()> {
         let removed = self
             .repository
             .storage
             .remove_abandoned(self.options.abandoned_after)?;
-        self.report.abandoned_files = removed as u64;
+        let clones = self.repository.remove_clone_leftovers()?;
+        self.report.abandoned_files = (removed + clones) as u64;
         let locks = &self.repository.locks;
-        for prefix in [WRITER_PREFIX, "read-"] {
+        for prefix in [WRITER_PREFIX, "read-", CLONE_PREFIX] {
             locks
                 .names(prefix)?
                 .iter()

@@ -47,8 +47,8 @@ impl Repository {
     /// Deletes a backup for good; [`sweep`](Self::sweep) frees its space.
     ///
     /// # Errors
-    /// [`Error::BackupRunning`]; [`Error::BackupInUse`] without `force` while it is being read;
-    /// [`Error::NoSuchBackup`].
+    /// [`Error::BackupRunning`]; without `force` [`Error::BackupInUse`] while it is being read, and
+    /// [`Error::BackupHasClones`]; [`Error::NoSuchBackup`].
     pub fn delete_backup(&self, backup: &Backup, force: bool) -> Result<()> {
         let purpose = format!("deletion of backup {} of {}", backup.id, backup.server);
         let writer = self.writer(&purpose)?;
@@ -62,6 +62,14 @@ impl Repository {
                 server: backup.server.clone(),
                 id: backup.id,
                 holder: self.locks.holder(&lock_name),
+            });
+        }
+        let clones = self.clones_of(backup)?;
+        if !clones.is_empty() && !force {
+            return Err(Error::BackupHasClones {
+                server: backup.server.clone(),
+                id: backup.id,
+                clones,
             });
         }
         let annulled = self.records_of(backup)?;

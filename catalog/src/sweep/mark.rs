@@ -4,7 +4,7 @@
 //! be given; so copies in condemned packs stay only where there is no other. A delta that stays keeps a whole copy
 //! of its base.
 
-use barmanfs_store::{ChunkId, ChunkLocation};
+use barmanfs_store::{ChunkId, ChunkLocation, RecordId};
 use rusqlite::{Connection, Rows, params};
 
 use crate::chunk_index::{Place, each_place, keep_better, reusable_place, whole_place};
@@ -25,6 +25,8 @@ pub(super) struct Mark {
     set: ChunkSet,
     /// The catalog's generation before the first record was read.
     generation: u64,
+    /// The clones there were then, which are no records.
+    clones: Vec<RecordId>,
     /// The newest pack at that time: later ones were not looked at.
     pub(super) newest_pack: i64,
     /// Chunks in use that are nowhere.
@@ -42,6 +44,7 @@ impl Mark {
     /// Marks. Whatever a record that is in the catalog now refers to will be found in use.
     pub(super) fn make(repository: &Repository, monitor: &mut dyn Monitor) -> Result<Self> {
         let generation = repository.generation()?;
+        let clones = clone_ids(repository)?;
         let newest_pack = repository
             .db
             .read(|db| Ok(db.query_row("SELECT coalesce(max(seq), 0) FROM packs", [], |row| row.get(0))?))?;
@@ -56,6 +59,7 @@ impl Mark {
         let mut mark = Self {
             set,
             generation,
+            clones,
             newest_pack,
             missing_chunks: 0,
         };
@@ -65,9 +69,9 @@ impl Mark {
         Ok(mark)
     }
 
-    /// Whether no record has come since.
+    /// Whether neither a record nor a clone has come since.
     pub(super) fn is_current(&self, repository: &Repository) -> Result<bool> {
-        Ok(repository.generation()? == self.generation)
+        Ok(repository.generation()? == self.generation && clone_ids(repository)? == self.clones)
     }
 
     fn meet_all(&self, repository: &Repository, monitor: &mut dyn Monitor) -> Result<()> {
@@ -220,4 +224,8 @@ impl std::fmt::Debug for Mark {
             .field("generation", &self.generation)
             .finish_non_exhaustive()
     }
+}
+fn clone_ids(repository: &Repository) -> Result<Vec<RecordId>> {
+    let clones = repository.all_clones()?;
+    Ok(clones.into_iter().map(|clone| clone.id).collect())
 }

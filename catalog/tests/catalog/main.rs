@@ -8,6 +8,7 @@
 
 mod archive;
 mod backups;
+mod clones;
 mod common;
 mod crash;
 mod rebuild;
