@@ -8,6 +8,21 @@ use crate::{FormatError, Lsn, TimelineId};
 
 const FILE: &str = "backup_label";
 
+/// What the lines begin with that only the label of an incremental backup has.
+const INCREMENTAL: &[u8] = b"INCREMENTAL FROM ";
+
+/// The label of the full backup that was made of an incremental one: the lines that say what it built on are left out, as
+/// `pg_combinebackup` does. A server does not start with them.
+#[must_use]
+pub fn without_incremental(bytes: &[u8]) -> Vec<u8> {
+    let lines = bytes.split_inclusive(|&byte| byte == b'\n');
+    lines
+        .filter(|line| !line.starts_with(INCREMENTAL))
+        .flatten()
+        .copied()
+        .collect()
+}
+
 /// The contents of a `backup_label`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackupLabel {
@@ -157,6 +172,7 @@ mod tests {
         let text = format!("{LABEL}INCREMENTAL FROM LSN: 0/0800028\nINCREMENTAL FROM TLI: 1\n");
         let label = BackupLabel::parse(text.as_bytes()).unwrap();
         assert_eq!(label.incremental_from, Some((Lsn(0x80_0028), TimelineId(1))));
+        assert_eq!(without_incremental(text.as_bytes()), LABEL.as_bytes());
     }
 
     #[test]

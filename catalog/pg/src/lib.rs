@@ -24,6 +24,7 @@ mod timestamp;
 pub mod backup_label;
 pub mod control;
 pub mod history;
+pub mod incremental;
 pub mod manifest;
 pub mod relation_name;
 pub mod tablespace_map;
