@@ -33,11 +33,13 @@ use crate::storage::PackStorage;
 mod claims;
 mod intake;
 mod packer;
+mod patch;
 mod status;
 
 use claims::Claims;
-use intake::{Intake, Job};
+use intake::{Content, Intake, Job};
 use packer::{CLOSE_QUEUE, Closer, Packer, ToPacker};
+pub(crate) use patch::Patch;
 use status::{Status, spawn};
 
 /// Puts that wait for a worker. Enough that workers find work while the receiving thread is not scheduled (24 data
@@ -214,15 +216,34 @@ impl Depositor {
         class: ContentClass,
         done: Done,
     ) -> Result<()> {
+        self.send(Content::Whole { bytes, similar }, class, done)
+    }
+
+    /// Hands a window to the workers of which only the changes are here. What it was before is what it is similar to.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put). That the bytes from before cannot be read is an error of this run.
+    pub(crate) fn put_patched(&self, patch: Patch, class: ContentClass, done: Done) -> Result<()> {
+        self.send(Content::Patched(patch), class, done)
+    }
+
+    fn send(&self, content: Content, class: ContentClass, done: Done) -> Result<()> {
         let ticket = self.intake.status.begin()?;
         let job = Job {
-            bytes,
-            similar,
+            content,
             class,
             done,
             ticket,
         };
         self.jobs.send(job).map_err(|_| self.intake.status.panicked())
+    }
+
+    /// Whether this chunk may be referred to from now on.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub(crate) fn is_stored(&self, id: &ChunkId) -> Result<bool> {
+        Ok(self.intake.index.locate_reusable(id)?.is_some())
     }
 
     /// Does the same on the calling thread.

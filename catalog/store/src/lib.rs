@@ -34,7 +34,9 @@ pub use listing::{Attributes, DirectoryRef, Entry, Node, PageRef};
 pub use pack::{ClosedPack, PackWriter, PackedChunk, Record, read_footer, read_frame};
 pub use reader::ChunkReader;
 pub use storage::{LocalPacks, PackStorage, PackUpload};
-pub use tree::{FileSink, SingleFile, StoredFile, TreeOptions, TreeReader, TreeTotals, TreeWriter};
+pub use tree::{
+    ComposedSink, FileSink, SingleFile, StoredFile, TreeOptions, TreeReader, TreeTotals, TreeWriter,
+};
 
 #[cfg(test)]
 mod testing;

@@ -4,6 +4,7 @@
 //! further directories. All of it is chunks, so a tree that hardly differs from another hardly takes space.
 
 mod assembly;
+mod composed;
 mod content;
 mod directories;
 mod file;
@@ -17,7 +18,7 @@ pub use assembly::StoredFile;
 pub use content::{ChunkRole, EachChunk};
 pub use file::SingleFile;
 pub use reader::{Entries, FileReader, TreeReader};
-pub use writer::{FileSink, TreeOptions, TreeTotals, TreeWriter};
+pub use writer::{ComposedSink, FileSink, TreeOptions, TreeTotals, TreeWriter};
 
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::claims::Claims;
 use super::packer::ToPacker;
+use super::patch::Patch;
 use super::status::{Status, Ticket};
 use super::{ContentClass, Deposit, DepositOptions, DepositTotals, Done, lock};
 use crate::codec::{Encoding, Frame, encode_delta, encode_whole};
@@ -16,11 +17,21 @@ use crate::reader::ChunkReader;
 
 /// A put on its way to a worker.
 pub(super) struct Job {
-    pub(super) bytes: Vec<u8>,
-    pub(super) similar: Option<ChunkId>,
+    pub(super) content: Content,
     pub(super) class: ContentClass,
     pub(super) done: Done,
     pub(super) ticket: Ticket,
+}
+
+/// What is put.
+pub(super) enum Content {
+    /// Bytes, and the chunk that stood at their place before.
+    Whole {
+        bytes: Vec<u8>,
+        similar: Option<ChunkId>,
+    },
+    /// What changed of the chunk that stood there.
+    Patched(Patch),
 }
 
 /// Shared by the workers and by callers that put for themselves.
@@ -48,21 +59,40 @@ struct Base {
 impl Intake {
     /// A worker's life.
     pub(super) fn run(&self, jobs: &Receiver<Job>) {
+        let mut window = Vec::new();
         for Job {
-            mut bytes,
-            similar,
+            content,
             class,
             done,
             ticket,
         } in jobs
         {
-            let outcome = self.deposit(&bytes, similar, class);
-            bytes.clear();
-            // A full pool has enough buffers: this one is freed.
-            let _surplus = self.used_buffers.try_send(bytes);
+            let (outcome, used) = match content {
+                Content::Whole { bytes, similar } => (self.deposit(&bytes, similar, class), bytes),
+                Content::Patched(patch) => (self.deposit_patched(&patch, &mut window, class), patch.bytes),
+            };
+            self.recycle(used);
             done(outcome);
             drop(ticket);
         }
+    }
+
+    fn recycle(&self, mut buffer: Vec<u8>) {
+        if buffer.capacity() > 0 {
+            buffer.clear();
+            // A full pool has enough buffers: this one is freed.
+            let _surplus = self.used_buffers.try_send(buffer);
+        }
+    }
+
+    /// One put of changes; `window` is room for the whole.
+    fn deposit_patched(&self, patch: &Patch, window: &mut Vec<u8>, class: ContentClass) -> Result<Deposit> {
+        self.status.check()?;
+        window.clear();
+        patch
+            .resolve(&self.reader, window)
+            .map_err(|error| self.status.fail(error))?;
+        self.deposit(window, patch.base, class)
     }
 
     /// One put. Its error becomes that of the whole run.

@@ -9,14 +9,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::TreeReader;
-use super::assembly::StoredFile;
+use super::assembly::{FileDone, StoredFile};
+use super::composed::FileComposer;
 use super::directories::{Directories, Directory, EntryMap, twice};
-use super::file::{FileShape, FileWriter};
+use super::file::{FileShape, FileWriter, Similar};
 use super::path::{checked, depth, split};
 use super::previous::Previous;
+use super::reader::WindowCursor;
 use super::run::{Run, RunWriter};
 use crate::depositor::{ContentClass, Depositor};
 use crate::error::{Error, Result};
+use crate::file_map::FileMap;
 use crate::layout::WAL_WINDOW_BYTES;
 use crate::listing::{Attributes, DirectoryRef, Node, encode_entry};
 
@@ -127,6 +130,64 @@ impl TreeWriter {
         window_bytes: u32,
     ) -> Result<FileSink> {
         let path = checked(path)?;
+        let (shape, done) = self.begin_file(path, attributes, size_bytes, window_bytes)?;
+        let similar = self
+            .previous()
+            .as_mut()
+            .and_then(|previous| previous.file(path, window_bytes));
+        let writer = FileWriter::begin(Arc::clone(&self.depositor), shape, similar, done);
+        Ok(FileSink {
+            path: path.to_vec(),
+            writer,
+        })
+    }
+
+    /// Adds a file of `size_bytes` made from another: its first `keep_bytes` are those of `base`, as far as that has
+    /// so many, and zeros follow, except for the blocks given to the sink. The base must stay referenced while the
+    /// tree is written: its chunks are used without asking the index.
+    ///
+    /// # Errors
+    /// As [`file`](Self::file), and when the base is cut into windows of another size.
+    pub fn composed_file(
+        &self,
+        path: &[u8],
+        attributes: Attributes,
+        size_bytes: u64,
+        window_bytes: u32,
+        base: Option<(&TreeReader, &FileMap)>,
+        keep_bytes: u64,
+    ) -> Result<ComposedSink> {
+        let path = checked(path)?;
+        if let Some((_, map)) = base
+            && map.window_bytes != window_bytes
+        {
+            let reason = format!(
+                "It has windows of {} bytes, not of {window_bytes}",
+                map.window_bytes
+            );
+            return Err(about(path, Error::Invalid(reason)));
+        }
+        let (shape, done) = self.begin_file(path, attributes, size_bytes, window_bytes)?;
+        let base = base.map(|(tree, map)| Similar {
+            tree: tree.clone(),
+            map: map.clone(),
+            cursor: WindowCursor::default(),
+        });
+        let composer = FileComposer::begin(Arc::clone(&self.depositor), shape, base, keep_bytes, done);
+        Ok(ComposedSink {
+            path: path.to_vec(),
+            composer,
+        })
+    }
+
+    /// Makes room for a file's entry; its content follows.
+    fn begin_file(
+        &self,
+        path: &[u8],
+        attributes: Attributes,
+        size_bytes: u64,
+        window_bytes: u32,
+    ) -> Result<(FileShape, FileDone)> {
         // Whoever asks for windows of WAL has WAL.
         let class = if window_bytes == WAL_WINDOW_BYTES {
             ContentClass::Wal
@@ -144,17 +205,9 @@ impl TreeWriter {
             .map_err(|error| about(path, error))?;
         self.change()?.directories.insert(path, None)?;
         self.make_room()?;
-        let similar = self
-            .previous()
-            .as_mut()
-            .and_then(|previous| previous.file(path, window_bytes));
         let (tree, whose) = (Arc::clone(&self.tree), path.to_vec());
         let done = Box::new(move |file| lock(&tree).complete(&whose, attributes, file));
-        let writer = FileWriter::begin(Arc::clone(&self.depositor), shape, similar, done);
-        Ok(FileSink {
-            path: path.to_vec(),
-            writer,
-        })
+        Ok((shape, done))
     }
 
     /// Takes over the entries of a directory that was written before and can be read, as they are, for the root: so
@@ -363,6 +416,32 @@ impl FileSink {
     /// [`Error::Invalid`] when bytes are missing; what the depositor met.
     pub fn finish(self) -> Result<()> {
         self.writer.finish().map_err(|error| about(&self.path, error))
+    }
+}
+
+/// One file being composed; see [`TreeWriter::composed_file`]. Dropped without `finish`, the tree cannot finish.
+#[derive(Debug)]
+pub struct ComposedSink {
+    path: Vec<u8>,
+    composer: FileComposer,
+}
+
+impl ComposedSink {
+    /// The next changed block: 8 KiB at a multiple of 8 KiB, in ascending order; at the file's end fewer.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for anything else; when the base's map cannot be read; what the depositor met.
+    pub fn block(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let put = self.composer.block(offset, bytes);
+        put.map_err(|error| about(&self.path, error))
+    }
+
+    /// Ends the file: nothing else changed.
+    ///
+    /// # Errors
+    /// When the base's map cannot be read; what the depositor met.
+    pub fn finish(self) -> Result<()> {
+        self.composer.finish().map_err(|error| about(&self.path, error))
     }
 }
 

@@ -1,0 +1,267 @@
+//! A file made from another one and the blocks in which they differ: what an incremental backup sends.
+//!
+//! Windows without a change are taken over as they stand in the other file's map, without reading them; of the others
+//! a worker reads the old bytes and lays the new blocks over them. So the work is that of the changes, whatever the
+//! file's size, and the result is the map that the same bytes would have got had all of them been sent.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::assembly::{Assembly, FileDone, StoredFile};
+use super::file::{FileShape, Similar};
+use crate::depositor::{Deposit, Depositor, Patch};
+use crate::error::{Error, Result};
+use crate::file_map::{FileMap, Window, Windows};
+use crate::layout::BLOCK_BYTES;
+
+/// Takes a file's changed blocks and puts its windows.
+pub(super) struct FileComposer {
+    depositor: Arc<Depositor>,
+    shape: FileShape,
+    base: Option<Similar>,
+    /// How many bytes of the base the file still has.
+    keep_bytes: u64,
+    /// There from the first window on that is not the base's.
+    assembly: Option<Arc<Assembly>>,
+    done: Option<FileDone>,
+    /// Windows before this one have been put or taken over.
+    n: u64,
+    /// The changes of window `n` so far.
+    patch: Option<Patch>,
+    /// Where the last block ended.
+    end: u64,
+    /// CRC-32C of a full window of zeros, once it was needed.
+    zeros_crc: Option<u32>,
+}
+
+impl FileComposer {
+    /// Begins a file whose shape has been checked. The base must be cut into windows of the same size.
+    pub(super) fn begin(
+        depositor: Arc<Depositor>,
+        shape: FileShape,
+        base: Option<Similar>,
+        keep_bytes: u64,
+        done: FileDone,
+    ) -> Self {
+        let base_bytes = base.as_ref().map_or(0, |base| base.map.size_bytes);
+        Self {
+            depositor,
+            shape,
+            base,
+            keep_bytes: keep_bytes.min(base_bytes).min(shape.size_bytes),
+            assembly: None,
+            done: Some(done),
+            n: 0,
+            patch: None,
+            end: 0,
+            zeros_crc: None,
+        }
+    }
+
+    /// The next changed block.
+    pub(super) fn block(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.check_block(offset, bytes)?;
+        let window_bytes = u64::from(self.shape.window_bytes);
+        let n = offset / window_bytes;
+        if n != self.n || self.patch.is_none() {
+            self.put_patch()?;
+            self.take_over_until(n)?;
+        }
+        let patch = match &mut self.patch {
+            Some(patch) => patch,
+            None => self.patch.insert(Patch {
+                bytes: self.depositor.buffer(self.shape.window_bytes as usize),
+                ..Patch::default()
+            }),
+        };
+        // Less than a window's size, which is a u32.
+        patch.push((offset % window_bytes) as usize, bytes);
+        self.end = offset + bytes.len() as u64;
+        Ok(())
+    }
+
+    fn check_block(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let rest = self.shape.size_bytes.saturating_sub(offset);
+        let expected = rest.min(BLOCK_BYTES as u64);
+        if offset < self.end || !offset.is_multiple_of(BLOCK_BYTES as u64) || bytes.len() as u64 != expected {
+            return Err(Error::Invalid(format!(
+                "{} bytes at {offset} are no block of a file of {} bytes, of which {} are there",
+                bytes.len(),
+                self.shape.size_bytes,
+                self.end
+            )));
+        }
+        if bytes.is_empty() {
+            return Err(Error::Invalid(format!(
+                "A block at {offset} lies past the file's end"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Ends the file: what follows the last block is the base's.
+    pub(super) fn finish(mut self) -> Result<()> {
+        if let Some(map) = self.unchanged_map()? {
+            if let Some(done) = self.done.take() {
+                done(StoredFile {
+                    map,
+                    new_stored_bytes: 0,
+                });
+            }
+            return Ok(());
+        }
+        self.put_patch()?;
+        let windows = self.shape.size_bytes.div_ceil(u64::from(self.shape.window_bytes));
+        self.take_over_until(windows)?;
+        self.assembly().all_put();
+        Ok(())
+    }
+
+    /// The base's own map, if nothing of it changed. Its pieces are looked up, as all pieces are: where one is on its
+    /// way out, it is read and stored anew with the others.
+    fn unchanged_map(&self) -> Result<Option<FileMap>> {
+        let Some(base) = &self.base else { return Ok(None) };
+        let size_bytes = self.shape.size_bytes;
+        if self.end > 0 || self.keep_bytes != size_bytes || base.map.size_bytes != size_bytes {
+            return Ok(None);
+        }
+        if let Windows::Pieces(pieces) = &base.map.windows {
+            for piece in pieces {
+                if !self.depositor.is_stored(piece)? {
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(base.map.clone()))
+    }
+
+    /// Has the window with changes put.
+    fn put_patch(&mut self) -> Result<()> {
+        let Some(patch) = self.patch.take() else {
+            return Ok(());
+        };
+        let n = self.n;
+        self.n += 1;
+        let kept = self.kept_bytes(n);
+        self.put(n, patch, kept)
+    }
+
+    /// Goes through windows without changes.
+    fn take_over_until(&mut self, end: u64) -> Result<()> {
+        while self.n < end {
+            let n = self.n;
+            self.n += 1;
+            let (kept, length) = (self.kept_bytes(n), self.length(n));
+            let before = self.base_window(n, kept)?;
+            match before {
+                Some((window, base_length)) if kept == length && base_length == length => {
+                    self.enter(n, window);
+                }
+                Some((window, _)) if window.chunk.is_some() => self.put(n, Patch::default(), kept)?,
+                _ => {
+                    let window = Window {
+                        chunk: None,
+                        crc32c: self.zeros_crc(length),
+                    };
+                    self.enter(n, window);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a window of which the first `kept` bytes are the base's where no change covers them.
+    fn put(&mut self, n: u64, patch: Patch, kept: usize) -> Result<()> {
+        let before = self.base_window(n, kept)?;
+        let patch = Patch {
+            base: before.and_then(|(window, _)| window.chunk),
+            keep_bytes: kept,
+            length: self.length(n),
+            ..patch
+        };
+        let assembly = self.assembly();
+        let done = Box::new(move |outcome| assembly.window(n, &outcome));
+        self.depositor.put_patched(patch, self.shape.class, done)
+    }
+
+    fn enter(&mut self, n: u64, window: Window) {
+        let known = Deposit {
+            chunk: window.chunk,
+            crc32c: window.crc32c,
+            new_stored_bytes: 0,
+        };
+        self.assembly().window(n, &Ok(known));
+    }
+
+    /// The base's window `n` and its length, where some of it is kept.
+    fn base_window(&mut self, n: u64, kept: usize) -> Result<Option<(Window, usize)>> {
+        match &mut self.base {
+            Some(base) if kept > 0 => {
+                let window = base.cursor.window(&base.tree, &base.map, n)?;
+                Ok(Some((window, base.map.window_length(n) as usize)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// How many bytes of window `n` the base still gives; the rest is zero.
+    fn kept_bytes(&self, n: u64) -> usize {
+        let start = n * u64::from(self.shape.window_bytes);
+        let kept = self.keep_bytes.saturating_sub(start);
+        usize::try_from(kept).map_or(self.length(n), |kept| kept.min(self.length(n)))
+    }
+
+    fn length(&self, n: u64) -> usize {
+        let start = n * u64::from(self.shape.window_bytes);
+        let rest = self.shape.size_bytes.saturating_sub(start);
+        // At most a window's size, which is a u32.
+        rest.min(u64::from(self.shape.window_bytes)) as usize
+    }
+
+    fn zeros_crc(&mut self, length: usize) -> u32 {
+        let full = self.shape.window_bytes as usize;
+        let of_zeros = |length| crc32c::crc32c(&vec![0; length]);
+        if length == full {
+            *self.zeros_crc.get_or_insert_with(|| of_zeros(full))
+        } else {
+            of_zeros(length)
+        }
+    }
+
+    fn assembly(&mut self) -> Arc<Assembly> {
+        let Self {
+            depositor,
+            shape,
+            base,
+            assembly,
+            done,
+            ..
+        } = self;
+        let assembly = assembly.get_or_insert_with(|| {
+            // Taken once: the only other place to take it ends the file.
+            let done = done.take().unwrap_or_else(|| Box::new(drop));
+            let before = base.as_ref().map(|base| &base.map);
+            Arc::new(Assembly::begin(
+                Arc::clone(depositor),
+                shape.size_bytes,
+                shape.window_bytes,
+                before,
+                done,
+            ))
+        });
+        Arc::clone(assembly)
+    }
+}
+
+impl fmt::Debug for FileComposer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileComposer")
+            .field("shape", &self.shape)
+            .field("keep_bytes", &self.keep_bytes)
+            .field("end", &self.end)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;
