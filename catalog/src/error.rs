@@ -4,9 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use barmanfs_pg::SystemId;
 use barmanfs_pg::wal_check::WalError;
-use barmanfs_pg::wal_name::WalName;
+use barmanfs_pg::wal_name::{SegmentName, WalName};
+use barmanfs_pg::{Lsn, SystemId};
 
 use crate::backup::BackupId;
 use crate::clones::CloneName;
@@ -174,6 +174,34 @@ pub enum Error {
         server: ServerName,
         /// Who runs it.
         holder: String,
+    },
+    /// Another process receives the server's WAL.
+    #[error("WAL of server {server} is already being received ({holder}): one process does that at a time")]
+    Receiving {
+        /// The server.
+        server: ServerName,
+        /// Who does it.
+        holder: String,
+    },
+    /// The server sends other WAL than it did before.
+    #[error(
+        "The server sends other WAL for segment {name} than it did before, within what follows {lsn}: it is not the same history"
+    )]
+    SpoolDiverges {
+        /// The segment.
+        name: SegmentName,
+        /// Where the bytes begin that were compared.
+        lsn: Lsn,
+    },
+    /// A file in the spool has not the length of a segment.
+    #[error("{} has {found} bytes, but segments of its server have {expected}: move it away if it is of another server", path.display())]
+    SpoolSize {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        found: u64,
+        /// A segment's.
+        expected: u64,
     },
     /// A backup is being read.
     #[error("Backup {id} of server {server} is being read ({holder}): close what reads it, or use --force")]

@@ -4,7 +4,7 @@
 //! of a pack; `catalog.sqlite` is derived from them and can be made again ([`rebuild`]). All reading starts here with a
 //! [`Repository`], all writing with a [`Writer`], which registers itself so that a [`sweep`] takes nothing away from it.
 //!
-//! - [`backup`], [`wal`]: what there is, and how it comes in.
+//! - [`backup`], [`wal`], [`spool`]: what there is, and how it comes in.
 //! - [`recovery`]: points in time, and how to get there.
 //! - [`clones`]: the writable copies that stand on backups.
 //! - [`sweep`], [`verify`], [`stats`], [`rebuild`]: keeping it.
@@ -26,6 +26,7 @@ mod repository;
 mod roots;
 mod schema;
 pub mod server;
+pub mod spool;
 pub mod stats;
 pub mod sweep;
 pub mod verify;
@@ -45,6 +46,7 @@ pub use recovery::{
 };
 pub use repository::{Compression, CreateOptions, Repository, Settings};
 pub use server::ServerName;
+pub use spool::{PartialSegment, Receiver, Spool, SpoolFile};
 pub use stats::{BackupStats, ServerStats, Sizes, Stats};
 pub use sweep::{PackProblem, SweepOptions, SweepReport};
 pub use verify::{Damage, VerifyReport, VerifyScope};

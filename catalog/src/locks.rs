@@ -9,12 +9,13 @@
 //! | `writer-<token>` | one writer | nothing: tells a sweep that the writer lives |
 //! | `sweep` | a sweep | another sweep |
 //! | `backup-<server>` | a backup | another backup of the server |
+//! | `receive-<server>` | who receives WAL as a stream | another who would |
 //! | `server-<server>` | whoever first writes down a server's system id | another who would |
 //! | `wal-<server>-<stripe>` | the archiving of one file | that of the same file by another |
 //! | `clone-<server>-<name>` | whoever serves, makes or removes a clone | the same by another |
 //! | `read-<server>-<id>` | readers of a backup, shared | its deletion without force, which takes it alone |
 //!
-//! Whoever takes several takes them in the order of this table, and waits for none of the first four but `writers`:
+//! Whoever takes several takes them in the order of this table, and waits for none of the first five but `writers`:
 //! nothing can wait in a circle.
 
 use std::fs::{File, OpenOptions, TryLockError};
@@ -135,6 +136,25 @@ impl Locks {
             Ok(_) if !text.trim().is_empty() => text.trim().to_owned(),
             _ => "by an unknown process".to_owned(),
         }
+    }
+
+    /// The process that holds a lock, as its file says, if that process has this very file open: so it is of this host,
+    /// lives, and may be signalled. Of another user's process that cannot be told.
+    pub(crate) fn holding_process(&self, name: &str) -> Option<u32> {
+        let holder = self.holder(name);
+        let process: u32 = holder
+            .split(", ")
+            .find_map(|part| part.strip_prefix("process "))?
+            .parse()
+            .ok()?;
+        let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+        let wanted = identity(std::fs::metadata(self.path(name)).ok()?);
+        let opened = std::fs::read_dir(format!("/proc/{process}/fd")).ok()?;
+        opened
+            .flatten()
+            .filter_map(|file| std::fs::metadata(file.path()).ok())
+            .any(|metadata| identity(metadata) == wanted)
+            .then_some(process)
     }
 
     /// The names of the lock files that begin with `prefix`.

@@ -21,11 +21,12 @@ use crate::db::Db;
 use crate::error::{Error, Result};
 use crate::locks::Locks;
 use crate::server::ServerName;
+use crate::spool::SPOOL;
 
 const SETTINGS: &str = "repository.json";
 pub(crate) const CATALOG: &str = "catalog.sqlite";
 pub(crate) const PACKS: &str = "packs";
-pub(crate) const DIRECTORIES: [&str; 3] = ["locks", "running", LIVE];
+pub(crate) const DIRECTORIES: [&str; 4] = ["locks", "running", LIVE, SPOOL];
 
 /// Decoded chunks kept by default: enough for a few readers; a mount asks for more.
 const CACHE_BYTES: usize = 32 * 1024 * 1024;

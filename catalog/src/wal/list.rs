@@ -1,7 +1,7 @@
 //! Looking into the archive.
 
-use barmanfs_pg::TimestampMicros;
-use barmanfs_pg::wal_name::WalName;
+use barmanfs_pg::wal_name::{SegmentName, WalName};
+use barmanfs_pg::{TimelineId, TimestampMicros};
 use barmanfs_store::RecordId;
 use barmanfs_store::tree::FileReader;
 use rusqlite::{OptionalExtension, Row, params};
@@ -80,6 +80,47 @@ impl<'a> WalArchive<'a> {
             .query_row(params![self.server.as_str(), name.to_string()], |row| Ok(wal_entry(row)))
             .optional()?
             .transpose()
+        })
+    }
+
+    /// The last segment of a timeline; of those before `end`, where it is given.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn last_segment(
+        &self,
+        timeline: TimelineId,
+        end: Option<SegmentName>,
+    ) -> Result<Option<SegmentName>> {
+        // Names sort as positions do within a timeline; 'G' comes after every hexadecimal digit.
+        let first = timeline.hex();
+        let end = end.map_or_else(|| format!("{first}G"), |end| end.to_string());
+        self.repository.db.read(|db| {
+            let mut query = db.prepare_cached(
+                "SELECT name FROM wal WHERE server = ?1 AND name > ?2 AND name < ?3 AND length(name) = 24
+                 ORDER BY name DESC LIMIT 1",
+            )?;
+            let name: Option<String> = query
+                .query_row(params![self.server.as_str(), first, end], |row| row.get(0))
+                .optional()?;
+            Ok(name.and_then(|name| name.parse().ok()))
+        })
+    }
+
+    /// The first of the segments at the place of `segment`, on its timeline or a later one up to `newest`.
+    pub(crate) fn successor(&self, segment: SegmentName, newest: TimelineId) -> Result<Option<SegmentName>> {
+        let last = SegmentName {
+            timeline: newest,
+            ..segment
+        };
+        self.repository.db.read(|db| {
+            let mut query = db.prepare_cached(
+                "SELECT name FROM wal WHERE server = ?1 AND name BETWEEN ?2 AND ?3
+                 AND length(name) = 24 AND substr(name, 9) = substr(?2, 9) ORDER BY name LIMIT 1",
+            )?;
+            let between = params![self.server.as_str(), segment.to_string(), last.to_string()];
+            let name: Option<String> = query.query_row(between, |row| row.get(0)).optional()?;
+            Ok(name.and_then(|name| name.parse().ok()))
         })
     }
 

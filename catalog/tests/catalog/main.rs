@@ -13,5 +13,6 @@ mod common;
 mod crash;
 mod rebuild;
 mod scale;
+mod spool;
 mod sweep;
 mod verify;

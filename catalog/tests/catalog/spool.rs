@@ -1,0 +1,264 @@
+//! The spool: what was acknowledged is never overwritten, and leaves it only into the archive.
+
+use std::path::PathBuf;
+
+use crate::common::{Fixture, SEGMENT_SIZE, SYSTEM, archive, fixture, read_wal, segment};
+use barmanfs_catalog::{Error, Spool, SpoolFile, WalOutcome};
+use barmanfs_pg::TimelineId;
+use barmanfs_pg::wal_name::{SegmentName, WalName};
+
+/// Bytes that come in one message.
+const MESSAGE: usize = 100_000;
+
+fn name(number: u32) -> SegmentName {
+    segment(number, SYSTEM, 0).0.segment().unwrap()
+}
+
+fn bytes(number: u32, seed: u64) -> Vec<u8> {
+    segment(number, SYSTEM, seed).1
+}
+
+fn spool(f: &Fixture) -> Spool {
+    f.repository.spool(&f.server).unwrap()
+}
+
+fn path(f: &Fixture, file: &str) -> PathBuf {
+    f.repository
+        .path()
+        .join("spool")
+        .join(f.server.as_str())
+        .join(file)
+}
+
+fn receive(spool: &Spool, name: SegmentName, bytes: &[u8]) -> SpoolFile {
+    let mut file = spool.begin(name, SEGMENT_SIZE).unwrap();
+    for message in bytes.chunks(MESSAGE) {
+        file.append(message).unwrap();
+    }
+    file.sync().unwrap();
+    file
+}
+
+#[test]
+fn a_segment_goes_through_the_spool_into_the_archive() {
+    let f = fixture();
+    let spool = spool(&f);
+    let whole = bytes(1, 1);
+    let half = whole.len() / 2;
+    let mut file = receive(&spool, name(1), &whole[..half]);
+    assert_eq!(file.durable(), file.written());
+    assert_eq!(file.durable().0, name(1).start_lsn(SEGMENT_SIZE).0 + half as u64);
+
+    let [partial] = f.repository.receiving(&f.server).unwrap().try_into().unwrap();
+    assert_eq!((partial.name, partial.complete), (name(1), false));
+    let mut expected = whole[..half].to_vec();
+    expected.resize(whole.len(), 0);
+    assert!(
+        std::fs::read(&partial.path).unwrap() == expected,
+        "zero where nothing has come"
+    );
+
+    file.append(&whole[half..]).unwrap();
+    assert_eq!(file.missing_bytes(), 0);
+    assert!(file.append(&[0]).is_err(), "it is full");
+    file.finish().unwrap();
+    let [complete] = f.repository.receiving(&f.server).unwrap().try_into().unwrap();
+    assert!(complete.complete);
+    assert_eq!(spool.complete().unwrap(), [name(1)]);
+
+    assert!(matches!(spool.archive(name(1)).unwrap(), WalOutcome::Stored(_)));
+    assert!(read_wal(&f.repository, &f.server, &WalName::Segment(name(1))) == whole);
+    assert_eq!(f.repository.receiving(&f.server).unwrap(), []);
+    assert!(!complete.path.exists());
+}
+
+#[test]
+fn a_segment_that_is_not_whole_is_never_taken_for_one() {
+    let f = fixture();
+    let spool = spool(&f);
+    let file = receive(&spool, name(1), &bytes(1, 1)[..MESSAGE]);
+    assert!(file.finish().is_err());
+    assert_eq!(spool.complete().unwrap(), []);
+    assert_eq!(spool.partial().unwrap(), [name(1)]);
+}
+
+#[test]
+fn what_an_earlier_receiver_had_is_repeated_and_never_changed() {
+    let f = fixture();
+    let whole = bytes(1, 1);
+    drop(receive(&spool(&f), name(1), &whole[..3 * MESSAGE]));
+    let spool = spool(&f);
+    let before = std::fs::read(path(&f, &format!("{}.partial", name(1)))).unwrap();
+
+    let mut other = whole.clone();
+    other[2 * MESSAGE + 5] ^= 0x55;
+    let mut file = spool.begin(name(1), SEGMENT_SIZE).unwrap();
+    file.append(&other[..2 * MESSAGE]).unwrap();
+    let error = file.append(&other[2 * MESSAGE..3 * MESSAGE]).unwrap_err();
+    assert!(matches!(error, Error::SpoolDiverges { .. }), "{error}");
+    assert!(std::fs::read(path(&f, &format!("{}.partial", name(1)))).unwrap() == before);
+
+    receive(&spool, name(1), &whole).finish().unwrap();
+    spool.archive(name(1)).unwrap();
+    assert!(read_wal(&f.repository, &f.server, &WalName::Segment(name(1))) == whole);
+}
+
+#[test]
+fn a_lost_block_that_nobody_was_told_of_is_filled_in() {
+    let f = fixture();
+    let spool = spool(&f);
+    let whole = bytes(1, 1);
+    drop(receive(&spool, name(1), &whole[..4 * MESSAGE]));
+    // As a crash of the host leaves it: a later block reached the disk, an earlier one did not.
+    let file = path(&f, &format!("{}.partial", name(1)));
+    let mut left = std::fs::read(&file).unwrap();
+    left[MESSAGE..2 * MESSAGE].fill(0);
+    std::fs::write(&file, left).unwrap();
+    receive(&spool, name(1), &whole).finish().unwrap();
+    spool.archive(name(1)).unwrap();
+    assert!(read_wal(&f.repository, &f.server, &WalName::Segment(name(1))) == whole);
+}
+
+#[test]
+fn one_process_receives_and_the_others_know_which() {
+    let f = fixture();
+    assert_eq!(f.repository.receiver(&f.server).unwrap(), None);
+    let spool = spool(&f);
+    let error = f.repository.spool(&f.server).unwrap_err();
+    assert!(matches!(error, Error::Receiving { .. }), "{error}");
+    let receiver = f.repository.receiver(&f.server).unwrap().unwrap();
+    assert_eq!(receiver.process, Some(std::process::id()));
+    assert!(
+        receiver.description.contains("receive-wal"),
+        "{}",
+        receiver.description
+    );
+    drop(spool);
+    assert_eq!(f.repository.receiver(&f.server).unwrap(), None);
+}
+
+#[test]
+fn a_file_of_another_size_is_left_alone() {
+    let f = fixture();
+    let spool = spool(&f);
+    let file = path(&f, &format!("{}.partial", name(1)));
+    std::fs::write(&file, b"of another server").unwrap();
+    let error = spool.begin(name(1), SEGMENT_SIZE).unwrap_err();
+    assert!(matches!(error, Error::SpoolSize { .. }), "{error}");
+    assert!(file.exists());
+    // One that was being made when its maker was killed is no obstacle.
+    std::fs::write(&file, b"").unwrap();
+    spool.begin(name(1), SEGMENT_SIZE).unwrap();
+}
+
+#[test]
+fn a_partial_segment_goes_when_the_archive_has_all_of_it() {
+    let f = fixture();
+    let whole = bytes(1, 1);
+    drop(receive(&spool(&f), name(1), &whole[..MESSAGE]));
+    let spool = spool(&f);
+    assert_eq!(spool.settle(TimelineId(1)).unwrap(), []);
+    assert_eq!(spool.partial().unwrap(), [name(1)], "the archive has nothing yet");
+    archive(&f.repository, &f.server, &WalName::Segment(name(1)), &whole).unwrap();
+    assert_eq!(f.repository.receiving(&f.server).unwrap(), []);
+    assert_eq!(spool.settle(TimelineId(1)).unwrap(), []);
+    assert_eq!(spool.partial().unwrap(), []);
+}
+
+#[test]
+fn a_new_timeline_takes_over_what_the_old_one_had() {
+    let f = fixture();
+    let spool = spool(&f);
+    let whole = bytes(1, 1);
+    drop(receive(&spool, name(1), &whole[..MESSAGE]));
+    let next = SegmentName {
+        timeline: TimelineId(2),
+        ..name(1)
+    };
+    receive(&spool, next, &whole).finish().unwrap();
+    spool.archive(next).unwrap();
+    assert_eq!(
+        spool.partial().unwrap(),
+        [],
+        "it holds nothing that is not in the new one"
+    );
+    assert_eq!(
+        f.repository
+            .wal(&f.server)
+            .entry(&WalName::Partial(name(1)))
+            .unwrap(),
+        None
+    );
+}
+
+#[test]
+fn what_the_new_timeline_does_not_have_is_kept() {
+    let f = fixture();
+    let spool = spool(&f);
+    let (old, new) = (bytes(1, 1), bytes(1, 2));
+    drop(receive(&spool, name(1), &old[..MESSAGE]));
+    let next = SegmentName {
+        timeline: TimelineId(2),
+        ..name(1)
+    };
+    archive(&f.repository, &f.server, &WalName::Segment(next), &new).unwrap();
+    assert_eq!(
+        spool.settle(TimelineId(1)).unwrap(),
+        [],
+        "timeline 2 is not the server's"
+    );
+    assert_eq!(spool.partial().unwrap(), [name(1)]);
+    assert_eq!(spool.settle(TimelineId(2)).unwrap(), [name(1)]);
+    assert_eq!(spool.partial().unwrap(), []);
+    let kept = read_wal(&f.repository, &f.server, &WalName::Partial(name(1)));
+    assert!(kept[..MESSAGE] == old[..MESSAGE]);
+}
+
+#[test]
+fn a_partial_segment_without_content_leaves_no_trace() {
+    let f = fixture();
+    let spool = spool(&f);
+    drop(spool.begin(name(1), SEGMENT_SIZE).unwrap());
+    spool.set_aside(name(1)).unwrap();
+    assert_eq!(spool.partial().unwrap(), []);
+    assert_eq!(
+        f.repository
+            .wal(&f.server)
+            .entry(&WalName::Partial(name(1)))
+            .unwrap(),
+        None
+    );
+}
+
+#[test]
+fn another_segment_in_the_archive_sends_this_one_into_quarantine() {
+    let f = fixture();
+    let spool = spool(&f);
+    let (received, archived) = (bytes(1, 1), bytes(1, 2));
+    archive(&f.repository, &f.server, &WalName::Segment(name(1)), &archived).unwrap();
+    receive(&spool, name(1), &received).finish().unwrap();
+    let outcome = spool.archive(name(1)).unwrap();
+    assert!(matches!(outcome, WalOutcome::Conflict(_)), "{outcome:?}");
+    assert_eq!(f.repository.wal(&f.server).quarantined().unwrap().len(), 1);
+    assert_eq!(spool.complete().unwrap(), []);
+}
+
+#[test]
+fn the_last_segment_of_a_timeline_is_found() {
+    let f = fixture();
+    for number in 1..=3 {
+        archive(
+            &f.repository,
+            &f.server,
+            &WalName::Segment(name(number)),
+            &bytes(number, 1),
+        )
+        .unwrap();
+    }
+    let archive = f.repository.wal(&f.server);
+    let last = |end| archive.last_segment(TimelineId(1), end).unwrap();
+    assert_eq!(last(None), Some(name(3)));
+    assert_eq!(last(Some(name(3))), Some(name(2)));
+    assert_eq!(last(Some(name(1))), None);
+    assert_eq!(archive.last_segment(TimelineId(2), None).unwrap(), None);
+}
