@@ -5,6 +5,9 @@
 //! needed. What is received goes straight into the repository's pipeline ([`receive`]); what was stored is then held
 //! against the server's manifest ([`manifest`]) before the backup counts.
 
+mod as_sent;
+mod compose;
+mod incremental;
 mod manifest;
 mod receive;
 mod settings;
@@ -17,7 +20,7 @@ use barmanfs_catalog::{Backup, BackupEnd, BackupRun, BackupStatus, NewBackup, Re
 use barmanfs_pg::backup_label::BackupLabel;
 use barmanfs_store::{DirectoryRef, TreeReader};
 
-use crate::config::ServerConfig;
+use crate::config::{Incremental, ServerConfig};
 use crate::error::Error;
 use crate::output;
 use crate::postgres::{
@@ -25,12 +28,12 @@ use crate::postgres::{
 };
 use crate::progress::{Counted, Progress};
 use crate::signals::Interruption;
+use as_sent::AsSentWriter;
+use compose::Composer;
+use incremental::NoIncrement;
 use receive::Receiver;
 pub(crate) use settings::ServerSettings;
 pub(crate) use wal::keeps_up;
-
-/// A label file is a few lines; more than this is none.
-const LABEL_FILE_MAX_BYTES: u64 = 64 << 10;
 
 /// What the user wants of a backup.
 #[derive(Debug, Clone)]
@@ -39,6 +42,8 @@ pub(crate) struct Wishes {
     pub(crate) label: Option<String>,
     /// See `backup --fast-checkpoint`.
     pub(crate) fast_checkpoint: bool,
+    /// See `backup --incremental`; `None` where the configuration decides.
+    pub(crate) incremental: Option<Incremental>,
     /// See `backup --max-rate`, in kB/s.
     pub(crate) max_rate_kb: Option<u32>,
     /// How long to wait for WAL to be archived.
@@ -162,7 +167,7 @@ impl Attempt<'_> {
         tracing::info!("Backup {id} of server {name} began: {}", self.source.sentence());
         let context = |error: Error| error.context(format_args!("Backup {id} of server {name} FAILED"));
         match self
-            .copy(&mut run, connection)
+            .copy_as_wished(&mut run, connection)
             .map_err(|error| self.stop.explain(error))
         {
             Ok(end) => {
@@ -177,25 +182,119 @@ impl Attempt<'_> {
         }
     }
 
-    /// Receives all archives and the manifest, and holds what was stored against it.
-    fn copy(&self, run: &mut BackupRun, connection: &mut Connection) -> Result<BackupEnd, Error> {
-        wal::hold(connection, run.id())?;
-        let options = self.options(run);
-        let progress = Progress::start(
-            format!("Backup of {}", self.server.name),
-            Counted::Bytes,
-            self.wishes.quiet,
-        );
-        if !options.fast_checkpoint {
-            progress.note("waiting for a checkpoint");
+    /// Receives what has changed, where that is wished and possible, and else everything.
+    fn copy_as_wished(&self, run: &mut BackupRun, connection: &mut Connection) -> Result<BackupEnd, Error> {
+        let wish = self.wishes.incremental.unwrap_or(self.server.incremental);
+        wal::hold(connection, run.id(), "")?;
+        if wish == Incremental::Never {
+            return self.copy_all(run, connection);
         }
-        let mut receiver = Receiver::begin(run, self.repository.path(), &self.cluster, &progress)?;
-        let result = postgres::base_backup(connection, self.cluster.version, &options, &mut receiver)?;
+        let why = match self.copy_changes(run, connection) {
+            Ok(end) => return Ok(end),
+            Err(NoIncrement::Failed(error)) => return Err(error),
+            Err(why) => why,
+        };
+        if self.stop.requested() || wish == Incremental::Always {
+            return Err(Error::failed(format!("It cannot be incremental: {why}"))
+                .hint("Without --incremental always, a full backup is taken in such a case"));
+        }
+        let (id, name) = (run.id(), &self.server.name);
+        match &why {
+            NoIncrement::Unavailable(_) => {
+                tracing::info!("Backup {id} of server {name} is a full one: {why}");
+            }
+            _ => {
+                tracing::warn!("Backup {id} of server {name} becomes a full one: {why}");
+                run.start_over()?;
+            }
+        }
+        if !connection.is_ready() {
+            *connection = connect(self.server)?;
+            self.stop.guard(connection)?;
+            wal::hold(connection, run.id(), "_full")?;
+        }
+        self.copy_all(run, connection)
+    }
+
+    /// Receives all archives and the manifest, and holds what was stored against it.
+    fn copy_all(&self, run: &mut BackupRun, connection: &mut Connection) -> Result<BackupEnd, Error> {
+        let progress = self.progress();
+        let spool = self.repository.path();
+        let mut receiver = Receiver::begin(run, spool, &self.cluster, None, &progress)?;
+        let result = self.receive(run, connection, false, &mut receiver, &progress)?;
         let (root_attributes, received) = receiver.finish()?;
         progress.note("checking against the manifest");
         let (trees, root) = run.end_tree(root_attributes)?;
         manifest::check(&received, &trees, &root, self.cluster.system_id)?;
-        let label = read_label(&trees, &root)?;
+        self.end(&trees, &root, result)
+    }
+
+    /// The same with what has changed since an earlier backup, and that backup's files.
+    fn copy_changes(
+        &self,
+        run: &mut BackupRun,
+        connection: &mut Connection,
+    ) -> Result<BackupEnd, NoIncrement> {
+        let system_id = self.cluster.system_id;
+        let parent = incremental::parent(self.repository, self.server, &self.cluster, connection)?;
+        let files = run.build_on(&parent)?;
+        incremental::upload(connection, &parent, &files)?;
+        incremental::warn_of_defects(self.cluster.version);
+        let progress = self.progress();
+        let spool = self.repository.path();
+        let notes = AsSentWriter::new(receive::spooled(spool)?);
+        let composer = Composer::new(parent, files.clone(), notes);
+        let mut receiver = Receiver::begin(run, spool, &self.cluster, Some(composer), &progress)?;
+        let result = self.receive(run, connection, true, &mut receiver, &progress)?;
+        let (root_attributes, mut received) = receiver.finish()?;
+        progress.note("checking against the manifest");
+        let (trees, root) = run.end_tree(root_attributes)?;
+        incremental::check_control((&trees, &root), &files, system_id)?;
+        if let Some(altered) = received.altered.take() {
+            let output = receive::spooled(spool)?;
+            let (mut manifest, size_bytes) =
+                manifest::compose(&received, altered, (&trees, &root), system_id, output)?;
+            let attributes = receive::manifest_attributes(root_attributes);
+            run.add_file(receive::MANIFEST, attributes, size_bytes, &mut manifest)?;
+        }
+        Ok(self.end(&trees, &root, result)?)
+    }
+
+    fn progress(&self) -> Progress {
+        Progress::start(
+            format!("Backup of {}", self.server.name),
+            Counted::Bytes,
+            self.wishes.quiet,
+        )
+    }
+
+    /// Has the server send all archives and the manifest.
+    fn receive(
+        &self,
+        run: &BackupRun,
+        connection: &mut Connection,
+        incremental: bool,
+        receiver: &mut Receiver<'_>,
+        progress: &Progress,
+    ) -> Result<BaseBackupResult, postgres::Error> {
+        let options = BaseBackupOptions {
+            incremental,
+            ..self.options(run)
+        };
+        if !options.fast_checkpoint {
+            progress.note("waiting for a checkpoint");
+        }
+        postgres::base_backup(connection, self.cluster.version, &options, receiver)
+    }
+
+    /// What becomes of the backup when all of it is stored.
+    fn end(
+        &self,
+        trees: &TreeReader,
+        root: &DirectoryRef,
+        result: BaseBackupResult,
+    ) -> Result<BackupEnd, Error> {
+        let label = read_label(trees, root)?;
         check_label(&label, &result)?;
         Ok(end(&self.cluster, &label, result))
     }
@@ -219,7 +318,7 @@ impl Attempt<'_> {
 
 fn read_label(trees: &TreeReader, root: &DirectoryRef) -> Result<BackupLabel, Error> {
     use std::io::Read;
-    let Some(map) = trees.find(root, b"backup_label")?.and_then(receive::file_map) else {
+    let Some(map) = trees.find(root, receive::LABEL)?.and_then(receive::file_map) else {
         return Err(Error::failed(
             "The server sent no backup_label: this cannot be recovered",
         ));
@@ -227,7 +326,7 @@ fn read_label(trees: &TreeReader, root: &DirectoryRef) -> Result<BackupLabel, Er
     let mut bytes = Vec::new();
     trees
         .reader(map)
-        .take(LABEL_FILE_MAX_BYTES)
+        .take(receive::LABEL_FILE_MAX_BYTES as u64)
         .read_to_end(&mut bytes)
         .map_err(|error| Error::failed(format!("Cannot read backup_label back: {error}")))?;
     BackupLabel::parse(&bytes).map_err(|error| Error::failed(error.to_string()))

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use crate::config;
+use crate::config::{self, Incremental};
 use crate::postgres::MAX_RATE_KIB;
 
 /// The commands by task, for the help; a test holds it equal to [`Command`].
@@ -86,12 +86,13 @@ pub(crate) enum Command {
     /// Take a base backup over the replication protocol
     #[command(after_help = "\
 Every backup is a full one: it can be deleted at any time and never needs another. Stored is only what
-changed. When WAL of the server arrives through 'wal-archive', the backup waits for its segments;
+changed, and from PostgreSQL 17 on with summarize_wal = on, sent is only what changed. When WAL of the server arrives through 'wal-archive', the backup waits for its segments;
 otherwise it brings them itself.
 
 Examples:
   barmanfs backup main
   barmanfs backup main --fast-checkpoint --label before_upgrade
+  barmanfs backup main --incremental never
   barmanfs backup all --max-rate 50M")]
     Backup(BackupArgs),
 
@@ -222,6 +223,12 @@ pub(crate) struct BackupArgs {
     /// Most that is read from the server per second, in kB or with k, M or G
     #[arg(long, alias = "bwlimit", value_name = "RATE", value_parser = max_rate)]
     pub(crate) max_rate: Option<u32>,
+    /// Let the server send only what has changed since an earlier backup [default: as configured, or auto]
+    ///
+    /// auto: where PostgreSQL is 17 or later and has summarize_wal on, and else, or when it cannot after all, everything.
+    /// The backup is stored as a full one either way.
+    #[arg(long, value_name = "WHEN", value_enum)]
+    pub(crate) incremental: Option<Incremental>,
     /// How long to wait for the backup's WAL to arrive in the archive, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub(crate) wait_timeout: u64,

@@ -54,6 +54,18 @@ pub(crate) enum Archiver {
     Off,
 }
 
+/// Whether backups of a server are incremental. Either way each is stored as a full one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Incremental {
+    /// Where the server can send what has changed since an earlier backup; otherwise all is sent.
+    #[default]
+    Auto,
+    /// The server must send only what has changed; where it cannot, the backup fails.
+    Always,
+    /// The server sends everything.
+    Never,
+}
+
 /// One server's section.
 #[derive(Debug, Clone)]
 pub(crate) struct ServerConfig {
@@ -69,6 +81,8 @@ pub(crate) struct ServerConfig {
     pub(crate) streaming_conninfo: Option<Secret>,
     /// See [`Archiver`].
     pub(crate) archiver: Archiver,
+    /// See [`Incremental`].
+    pub(crate) incremental: Incremental,
     /// Start backups with a fast checkpoint.
     pub(crate) immediate_checkpoint: bool,
     /// Limit of a backup's transfer, in kB/s.
@@ -86,6 +100,7 @@ impl ServerConfig {
             conninfo: None,
             streaming_conninfo: None,
             archiver: Archiver::Auto,
+            incremental: Incremental::Auto,
             immediate_checkpoint: false,
             bandwidth_limit_kb: None,
             streaming_backup_name: None,
@@ -113,6 +128,10 @@ impl ServerConfig {
                         false => Archiver::Off,
                     },
                 };
+            }
+            "incremental" => {
+                self.incremental = <Incremental as clap::ValueEnum>::from_str(value, true)
+                    .map_err(|_| format!("is '{value}': allowed are auto, always and never"))?;
             }
             "immediate_checkpoint" => self.immediate_checkpoint = boolean(value)?,
             "bandwidth_limit" => self.bandwidth_limit_kb = rate(value)?,

@@ -17,6 +17,7 @@ mod damage;
 mod delete_and_sweep;
 mod full_disk;
 mod hostile;
+mod incremental;
 mod mount_lifecycle;
 mod rebuild;
 mod second_backup;
@@ -34,6 +35,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("wal_recovery", wal_recovery::TESTS),
     ("byte_for_byte", byte_for_byte::TESTS),
     ("second_backup", second_backup::TESTS),
+    ("incremental", incremental::TESTS),
     ("delete_and_sweep", delete_and_sweep::TESTS),
     ("rebuild", rebuild::TESTS),
     ("mount_lifecycle", mount_lifecycle::TESTS),

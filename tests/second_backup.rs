@@ -1,19 +1,13 @@
 //! Every backup is a full one, and a second one costs only what changed.
 
 use crate::common::process::run;
-use crate::common::registry::topic;
+use crate::common::registry::{scale, topic};
 use crate::common::site::bytes_under;
 use crate::common::{Install, Mount, PgServer, Site};
 
 topic! {
     with_postgres an_unchanged_database_adds_next_to_nothing,
     with_postgres five_percent_of_the_pages_cost_a_fifth_of_their_compressed_size,
-}
-
-/// pgbench's unit of 15 MB; larger for a run that wants to see the promise at size.
-fn scale() -> u32 {
-    std::env::var("BARMANFS_TEST_SCALE")
-        .map_or(20, |text| text.parse().expect("BARMANFS_TEST_SCALE is a number"))
 }
 
 /// A full backup of a database of some size; what the data directory takes without WAL.

@@ -81,13 +81,8 @@ impl Composer {
                         .map_err(|error| file.sent.incompatible(&error.to_string()))?;
                     if let Some(header) = header {
                         let plain = std::mem::take(plain);
-                        file.content = Content::Blocks(self.compose(
-                            &file.sent,
-                            file.attributes,
-                            &plain,
-                            &header,
-                            tree,
-                        )?);
+                        let blocks = self.compose(&file.sent, file.attributes, &plain, &header, tree)?;
+                        file.content = Content::Blocks(Box::new(blocks));
                     }
                     taken
                 }
@@ -194,7 +189,7 @@ enum Content {
     /// What comes before the blocks of a relation, and where the relation is.
     Header(Vec<u8>, HeaderParser),
     /// The blocks of a relation.
-    Blocks(Blocks),
+    Blocks(Box<Blocks>),
 }
 
 /// The changed blocks of one relation file, in the order of the header's list.

@@ -3,14 +3,19 @@
 //! Every file the manifest lists must be in the tree with its size and CRC-32C, and every file of the tree (but the WAL
 //! and the manifest itself) must be listed; of the WAL that comes with a backup, PostgreSQL lists the status files and
 //! not the segments. The checksums come from the file maps, so no data is read again.
+//!
+//! The manifest of an incremental backup is about what was sent, which was noted as it came. In the same pass the
+//! manifest of what was made of it is written, as `pg_combinebackup` would, with the checksums of the file maps.
 
-use std::io::BufReader;
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Seek};
 
-use barmanfs_pg::SystemId;
-use barmanfs_pg::manifest::{self, Checksum, ManifestError, ManifestFile};
-use barmanfs_store::{DirectoryRef, TreeReader};
+use barmanfs_pg::manifest::{self, Checksum, ManifestError, ManifestFile, ManifestSummary, ManifestWriter};
+use barmanfs_pg::{SystemId, incremental};
+use barmanfs_store::{DirectoryRef, FileMap, TreeReader};
 
-use super::receive::{FileSet, Received, WAL_DIRECTORY, file_map};
+use super::as_sent::AsSent;
+use super::receive::{FileSet, LABEL, Received, WAL_DIRECTORY, file_map};
 use crate::error::Error;
 use crate::output::printable;
 
@@ -21,12 +26,65 @@ pub(super) fn check(
     root: &DirectoryRef,
     system_id: SystemId,
 ) -> Result<(), Error> {
+    read(received, system_id, &mut |file| {
+        let map = stored(&file, &file.path, trees, root)?;
+        agrees(&file, map.size_bytes, map.crc32c, "stored")
+    })
+    .map(drop)
+}
+
+/// Checks the tree at `root` of an incremental backup, whose manifest is about files of which `altered` tells. Writes
+/// the manifest of the tree into `output`, an empty file; gives it back with its size, to be read from its start.
+pub(super) fn compose(
+    received: &Received,
+    mut altered: AsSent,
+    (trees, root): (&TreeReader, &DirectoryRef),
+    system_id: SystemId,
+    output: File,
+) -> Result<(File, u64), Error> {
+    let unusable = |error: io::Error| Error::failed(format!("Cannot write the new backup_manifest: {error}"));
+    let mut writer = ManifestWriter::begin(BufWriter::new(output), Some(system_id)).map_err(unusable)?;
+    let summary = read(received, system_id, &mut |file| {
+        let plain = incremental::plain_path(&file.path);
+        let path = plain.as_deref().unwrap_or(&file.path);
+        let map = stored(&file, path, trees, root)?;
+        if plain.is_some() || path == LABEL {
+            match altered.next().map_err(unusable)? {
+                Some(sent) if sent.path == file.path => agrees(&file, sent.size_bytes, sent.crc32c, "sent")?,
+                _ => return Err(wrong(&file, "the manifest lists it where another file was sent")),
+            }
+        } else {
+            agrees(&file, map.size_bytes, map.crc32c, "stored")?;
+        }
+        let composed = ManifestFile {
+            path: path.to_vec(),
+            size_bytes: map.size_bytes,
+            modified: file.modified.clone(),
+            checksum: Some(Checksum::Crc32c(map.crc32c)),
+        };
+        writer.file(&composed).map_err(unusable)
+    })?;
+    let output = writer.finish(&summary.wal_ranges).map_err(unusable)?;
+    let mut output = output
+        .into_inner()
+        .map_err(|error| unusable(error.into_error()))?;
+    let size_bytes = output.stream_position().map_err(unusable)?;
+    output.rewind().map_err(unusable)?;
+    Ok((output, size_bytes))
+}
+
+/// Reads the manifest that was received, checks what does not concern a single file, and gives each file to `on_file`.
+fn read(
+    received: &Received,
+    system_id: SystemId,
+    on_file: &mut dyn FnMut(ManifestFile) -> Result<(), Error>,
+) -> Result<ManifestSummary, Error> {
     let mut listed = FileSet::default();
     let read = manifest::read(BufReader::new(&received.manifest), &mut |file| {
         if !file.path.starts_with(WAL_DIRECTORY) {
             listed.add(&file.path);
         }
-        check_file(&file, trees, root)
+        on_file(file)
     });
     let summary = read.map_err(|error| match error {
         ManifestError::Stopped(error) => error,
@@ -48,31 +106,46 @@ pub(super) fn check(
             received.files.count, listed.count
         )));
     }
-    Ok(())
+    Ok(summary)
 }
 
-fn check_file(file: &ManifestFile, trees: &TreeReader, root: &DirectoryRef) -> Result<(), Error> {
-    let wrong = |what: String| Err(Error::failed(format!("File {}: {what}", printable(&file.path))));
-    let Some(stored) = trees.find(root, &file.path)?.and_then(file_map) else {
-        return wrong("the manifest lists it, but the server did not send it".to_owned());
-    };
-    if stored.size_bytes != file.size_bytes {
-        return wrong(format!(
-            "the manifest gives {} bytes, stored are {}",
-            file.size_bytes, stored.size_bytes
+fn wrong(file: &ManifestFile, what: &str) -> Error {
+    Error::failed(format!("File {}: {what}", printable(&file.path)))
+}
+
+/// What the tree has at `path`, where a listed file must be.
+fn stored(
+    file: &ManifestFile,
+    path: &[u8],
+    trees: &TreeReader,
+    root: &DirectoryRef,
+) -> Result<FileMap, Error> {
+    trees
+        .find(root, path)?
+        .and_then(file_map)
+        .ok_or_else(|| wrong(file, "the manifest lists it, but the server did not send it"))
+}
+
+/// Holds a listed file against what is known of it; `what` says how.
+fn agrees(file: &ManifestFile, size_bytes: u64, crc32c: u32, what: &str) -> Result<(), Error> {
+    if size_bytes != file.size_bytes {
+        let listed = file.size_bytes;
+        return Err(wrong(
+            file,
+            &format!("the manifest gives {listed} bytes, {what} are {size_bytes}"),
         ));
     }
-    match &file.checksum {
-        Some(Checksum::Crc32c(crc)) if *crc == stored.crc32c => Ok(()),
-        Some(Checksum::Crc32c(crc)) => wrong(format!(
-            "the manifest gives the CRC-32C {crc:08x}, stored is {:08x}",
-            stored.crc32c
-        )),
-        Some(Checksum::Other { algorithm, .. }) => {
-            wrong(format!("the manifest gives a {algorithm} instead of a CRC-32C"))
+    let reason = match &file.checksum {
+        Some(Checksum::Crc32c(listed)) if *listed == crc32c => return Ok(()),
+        Some(Checksum::Crc32c(listed)) => {
+            format!("the manifest gives the CRC-32C {listed:08x}, {what} is {crc32c:08x}")
         }
-        None => wrong("the manifest gives no checksum".to_owned()),
-    }
+        Some(Checksum::Other { algorithm, .. }) => {
+            format!("the manifest gives a {algorithm} instead of a CRC-32C")
+        }
+        None => "the manifest gives no checksum".to_owned(),
+    };
+    Err(wrong(file, &reason))
 }
 
 #[cfg(test)]
@@ -144,6 +217,7 @@ mod tests {
         let received = Received {
             manifest: spool,
             files: set,
+            altered: None,
         };
         match check(&received, &trees, &root, SYSTEM) {
             Ok(()) => "good".to_owned(),

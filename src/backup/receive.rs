@@ -12,6 +12,8 @@ use barmanfs_catalog::BackupRun;
 use barmanfs_store::layout::{DATA_WINDOW_BYTES, WAL_WINDOW_BYTES};
 use barmanfs_store::{Attributes, ChunkId, FileMap, FileSink, Node};
 
+use super::as_sent::AsSent;
+use super::compose::{Altered, Composer};
 use super::settings::ServerSettings;
 use crate::error::Error;
 use crate::postgres::{
@@ -29,6 +31,10 @@ const TABLESPACES: &[u8] = b"pg_tblspc/";
 pub(super) const MANIFEST: &[u8] = b"backup_manifest";
 /// As pg_basebackup makes it.
 const MANIFEST_MODE: u32 = 0o600;
+/// The name of the label in the tree.
+pub(super) const LABEL: &[u8] = b"backup_label";
+/// A label is a few lines; more than this is none.
+pub(super) const LABEL_FILE_MAX_BYTES: usize = 64 << 10;
 /// Copied at a time from the spooled manifest.
 const COPY_BYTES: usize = 128 << 10;
 
@@ -37,8 +43,10 @@ const COPY_BYTES: usize = 128 << 10;
 pub(super) struct Received {
     /// A file without a name, at its start.
     pub(super) manifest: File,
-    /// The files that came.
+    /// The files that came, by the names they came under.
     pub(super) files: FileSet,
+    /// Those that are stored otherwise; `None` for a full backup, where there are none. The tree then lacks the manifest.
+    pub(super) altered: Option<AsSent>,
 }
 
 /// A set of names in constant space: two sets are the same when number and sum of hashes are. The
@@ -75,6 +83,7 @@ impl<'a> Receiver<'a> {
         run: &'a BackupRun,
         spool: &Path,
         cluster: &ServerSettings,
+        composer: Option<Composer>,
         progress: &'a Progress,
     ) -> Result<Self, Error> {
         let end_blocks = match cluster.version.major() {
@@ -82,15 +91,11 @@ impl<'a> Receiver<'a> {
             _ => EndBlocks::Optional,
         };
         // Its size is known only at its end, and that of a large cluster is no matter for the memory.
-        let spool = tempfile::tempfile_in(spool).map_err(|error| {
-            Error::failed(format!(
-                "Cannot create a temporary file in the repository: {error}"
-            ))
-        })?;
+        let spool = spooled(spool)?;
         Ok(Self {
             tar: None,
             end_blocks,
-            files: Files::new(run, cluster.data_directory_mode),
+            files: Files::new(run, composer, cluster.data_directory_mode),
             manifest: BufWriter::with_capacity(COPY_BYTES, spool),
             manifest_bytes: 0,
             progress,
@@ -98,8 +103,8 @@ impl<'a> Receiver<'a> {
         })
     }
 
-    /// Puts the manifest into the tree. Gives owner, permissions and time of the data directory, and what is to be
-    /// checked.
+    /// Puts the manifest of a full backup into the tree; that of another one is made when its tree is complete. Gives
+    /// owner, permissions and time of the data directory, and what is to be checked.
     pub(super) fn finish(self) -> Result<(Attributes, Received), Error> {
         let unusable =
             |error: std::io::Error| Error::failed(format!("Cannot spool backup_manifest: {error}"));
@@ -109,34 +114,61 @@ impl<'a> Receiver<'a> {
             .map_err(|error| unusable(error.into_error()))?;
         spool.rewind().map_err(unusable)?;
         let root = self.files.root;
-        let attributes = Attributes {
-            mode: MANIFEST_MODE,
-            ..root
-        };
-        let tree = self.files.run.tree()?;
-        let mut sink = tree.file(MANIFEST, attributes, self.manifest_bytes, DATA_WINDOW_BYTES)?;
-        let mut buffer = vec![0; COPY_BYTES];
-        loop {
-            match std::io::Read::read(&mut spool, &mut buffer).map_err(unusable)? {
-                0 => break,
-                length => sink.write(buffer.get(..length).unwrap_or_default())?,
+        let altered = match self.files.composer {
+            Some(composer) => Some(composer.finish().finish().map_err(unusable)?),
+            None => {
+                let tree = self.files.run.tree()?;
+                let mut sink = tree.file(
+                    MANIFEST,
+                    manifest_attributes(root),
+                    self.manifest_bytes,
+                    DATA_WINDOW_BYTES,
+                )?;
+                let mut buffer = vec![0; COPY_BYTES];
+                loop {
+                    match std::io::Read::read(&mut spool, &mut buffer).map_err(unusable)? {
+                        0 => break,
+                        length => sink.write(buffer.get(..length).unwrap_or_default())?,
+                    }
+                }
+                sink.finish()?;
+                spool.rewind().map_err(unusable)?;
+                None
             }
-        }
-        sink.finish()?;
-        spool.rewind().map_err(unusable)?;
-        Ok((
-            root,
-            Received {
-                manifest: spool,
-                files: self.files.seen,
-            },
-        ))
+        };
+        let received = Received {
+            manifest: spool,
+            files: self.files.seen,
+            altered,
+        };
+        Ok((root, received))
     }
+}
+
+/// Owner, permissions and time of the manifest, from those of the data directory.
+pub(super) fn manifest_attributes(root: Attributes) -> Attributes {
+    Attributes {
+        mode: MANIFEST_MODE,
+        ..root
+    }
+}
+
+/// A file without a name in this directory.
+pub(super) fn spooled(directory: &Path) -> Result<File, Error> {
+    tempfile::tempfile_in(directory).map_err(|error| {
+        Error::failed(format!(
+            "Cannot create a temporary file in the repository: {error}"
+        ))
+    })
 }
 
 impl BaseBackupSink for Receiver<'_> {
     fn begin(&mut self, start: &BackupStart) -> Result<(), SinkError> {
-        self.total_bytes = start.total_kib.and_then(|kib| kib.checked_mul(1024));
+        // The server counts whole files also where it will send only some blocks of them.
+        self.total_bytes = match self.files.composer {
+            Some(_) => None,
+            None => start.total_kib.and_then(|kib| kib.checked_mul(1024)),
+        };
         self.progress.set(0, self.total_bytes);
         self.progress.note("");
         Ok(())
@@ -180,14 +212,22 @@ struct Files<'a> {
     /// What comes before the names of the archive: `pg_tblspc/16384/`.
     prefix: Vec<u8>,
     is_main: bool,
-    current: Option<FileSink>,
+    /// For an incremental backup.
+    composer: Option<Composer>,
+    current: Option<Current>,
     root: Attributes,
     root_is_known: bool,
     seen: FileSet,
 }
 
+/// The file whose bytes come now.
+enum Current {
+    AsItComes(FileSink),
+    Altered(Altered),
+}
+
 impl<'a> Files<'a> {
-    fn new(run: &'a BackupRun, root_mode: u32) -> Self {
+    fn new(run: &'a BackupRun, composer: Option<Composer>, root_mode: u32) -> Self {
         let root = Attributes {
             mode: root_mode,
             uid: 0,
@@ -199,6 +239,7 @@ impl<'a> Files<'a> {
             run,
             prefix: Vec::new(),
             is_main: true,
+            composer,
             current: None,
             root,
             root_is_known: false,
@@ -235,17 +276,23 @@ impl<'a> Files<'a> {
         if !in_wal {
             self.seen.add(path);
         }
+        let composed = self.composer.as_ref();
+        if let Some(altered) =
+            composed.and_then(|composer| composer.begin(path, attributes(entry), entry.size_bytes))
+        {
+            self.current = Some(Current::Altered(altered));
+            return Ok(());
+        }
         let window_bytes = if in_wal && is_segment(path) {
             WAL_WINDOW_BYTES
         } else {
             DATA_WINDOW_BYTES
         };
-        self.current = Some(self.run.tree()?.file(
-            path,
-            attributes(entry),
-            entry.size_bytes,
-            window_bytes,
-        )?);
+        let sink = self
+            .run
+            .tree()?
+            .file(path, attributes(entry), entry.size_bytes, window_bytes)?;
+        self.current = Some(Current::AsItComes(sink));
         Ok(())
     }
 
@@ -283,14 +330,19 @@ impl TarSink for Files<'_> {
     }
 
     fn data(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
-        match &mut self.current {
-            Some(sink) => Ok(sink.write(bytes)?),
-            None => Err("There is data outside of a file".into()),
+        match (&mut self.current, &mut self.composer) {
+            (Some(Current::AsItComes(sink)), _) => Ok(sink.write(bytes)?),
+            (Some(Current::Altered(file)), Some(composer)) => composer.write(file, self.run.tree()?, bytes),
+            _ => Err("There is data outside of a file".into()),
         }
     }
 
     fn end_entry(&mut self) -> Result<(), SinkError> {
-        Ok(self.current.take().map_or(Ok(()), FileSink::finish)?)
+        match (self.current.take(), &mut self.composer) {
+            (Some(Current::AsItComes(sink)), _) => Ok(sink.finish()?),
+            (Some(Current::Altered(file)), Some(composer)) => composer.end(file, self.run.tree()?),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -87,10 +87,10 @@ pub(crate) fn keeps_up(
 
 /// Makes the server keep all WAL from now on for as long as this connection lives. Where it has no slot to spare, the
 /// backup goes on: it fails by itself if the server removes WAL that it must send, and what an archiver has not
-/// archived is never removed.
-pub(super) fn hold(connection: &mut Connection, id: BackupId) -> Result<(), Error> {
+/// archived is never removed. `suffix` tells the slots of several connections of one backup apart.
+pub(super) fn hold(connection: &mut Connection, id: BackupId, suffix: &str) -> Result<(), Error> {
     let slot = format!(
-        "barmanfs_{}_{}",
+        "barmanfs_{}_{}{suffix}",
         id.to_string().to_lowercase(),
         std::process::id()
     );

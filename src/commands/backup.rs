@@ -6,6 +6,7 @@ use barmanfs_catalog::{Backup, BackupStatus, CreateOptions, Error as CatalogErro
 
 use super::App;
 use super::list_backups::{as_json, status_style, took};
+use super::show_backup::came_in_as;
 use crate::backup::{self, Stop, Wishes};
 use crate::cli::BackupArgs;
 use crate::config::ServerConfig;
@@ -28,6 +29,7 @@ pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
     let wishes = Wishes {
         label: args.label.clone(),
         fast_checkpoint: args.fast_checkpoint,
+        incremental: args.incremental,
         max_rate_kb: args.max_rate,
         wait_timeout: Duration::from_secs(args.wait_timeout),
         quiet: app.options.quiet,
@@ -121,12 +123,14 @@ fn open_or_create(app: &App) -> Result<Repository, Error> {
 
 fn summary(app: &App, backup: &Backup) -> String {
     format!(
-        "Backup {} of server {}: {} in {}, {}, {} added",
+        "Backup {} of server {}: {} in {}, {}, {} sent ({}), {} added",
         backup.id,
         backup.server,
         app.out.paint(backup.status.as_str(), status_style(backup.status)),
         took(backup).map_or_else(|| "no time".to_owned(), output::duration),
         output::bytes(backup.logical_bytes),
+        output::bytes(backup.sent_bytes),
+        came_in_as(backup),
         output::bytes(backup.new_stored_bytes)
     )
 }

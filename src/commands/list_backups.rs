@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use barmanfs_catalog::{Backup, BackupStatus};
+use barmanfs_catalog::{Backup, BackupKind, BackupStatus};
 use serde_json::Value;
 
 use super::App;
@@ -63,9 +63,11 @@ fn table(backups: &[Backup]) -> Table {
         ("Server", Align::Left),
         ("Backup", Align::Left),
         ("Status", Align::Left),
+        ("Type", Align::Left),
         ("Began", Align::Left),
         ("Took", Align::Right),
         ("Size", Align::Right),
+        ("Sent", Align::Right),
         ("Added", Align::Right),
         ("PostgreSQL", Align::Left),
         ("Label", Align::Left),
@@ -86,17 +88,27 @@ fn table(backups: &[Backup]) -> Table {
             backup.server.as_str().into(),
             backup.id.to_string().into(),
             Cell::styled(backup.status.as_str(), status_style(backup.status)),
+            kind(backup.kind).into(),
             output::second(backup.begin_time).into(),
             took(backup)
                 .map_or_else(|| "-".to_owned(), output::duration)
                 .into(),
             size(backup.logical_bytes).into(),
+            size(backup.sent_bytes).into(),
             size(backup.new_stored_bytes).into(),
             backup.server_version.to_string().into(),
             output::printable(label.trim().as_bytes()).into(),
         ]);
     }
     table
+}
+
+/// What the server sent; stored is a full backup either way.
+fn kind(kind: BackupKind) -> &'static str {
+    match kind {
+        BackupKind::Full => "full",
+        BackupKind::Incremental => "incremental",
+    }
 }
 
 #[cfg(test)]
@@ -128,6 +140,7 @@ pub(crate) mod tests {
     fn every_status_has_its_line() {
         let mut good = backup(BackupStatus::Done);
         good.checksum_failures.clear();
+        good.kind = BackupKind::Incremental;
         let mut running = backup(BackupStatus::Started);
         (running.end_time, running.label) = (None, None);
         let all = [
@@ -137,11 +150,11 @@ pub(crate) mod tests {
             running,
         ];
         assert_snapshot!(table(&all).render(false), @"
-        Server  Backup           Status            Began                         Took      Size      Added  PostgreSQL  Label
-        main    20261120T101500  DONE              2026-11-20 10:15:00+00  3 min 20 s  3.00 GiB  30.72 MiB  15.18       before the upgrade
-        main    20261120T101500  WAITING_FOR_WALS  2026-11-20 10:15:00+00  3 min 20 s  3.00 GiB  30.72 MiB  15.18       before the upgrade (page checksum failures)
-        main    20261120T101500  FAILED            2026-11-20 10:15:00+00  3 min 20 s         -          -  15.18       before the upgrade (page checksum failures)
-        main    20261120T101500  STARTED           2026-11-20 10:15:00+00           -         -          -  15.18       (page checksum failures)
+        Server  Backup           Status            Type         Began                         Took      Size      Sent      Added  PostgreSQL  Label
+        main    20261120T101500  DONE              incremental  2026-11-20 10:15:00+00  3 min 20 s  3.00 GiB  3.00 GiB  30.72 MiB  15.18       before the upgrade
+        main    20261120T101500  WAITING_FOR_WALS  full         2026-11-20 10:15:00+00  3 min 20 s  3.00 GiB  3.00 GiB  30.72 MiB  15.18       before the upgrade (page checksum failures)
+        main    20261120T101500  FAILED            full         2026-11-20 10:15:00+00  3 min 20 s         -         -          -  15.18       before the upgrade (page checksum failures)
+        main    20261120T101500  STARTED           full         2026-11-20 10:15:00+00           -         -         -          -  15.18       (page checksum failures)
         ");
     }
 

@@ -1,6 +1,6 @@
 //! `barmanfs show-backup`.
 
-use barmanfs_catalog::{Backup, BackupStatus, Repository};
+use barmanfs_catalog::{Backup, BackupKind, BackupStatus, Repository};
 use barmanfs_pg::wal_name::SegmentName;
 use serde_json::json;
 
@@ -75,6 +75,7 @@ fn about_the_content(facts: &mut Facts, backup: &Backup, missing: &[SegmentName]
         "the primary"
     };
     facts.add("Taken from", source.to_owned());
+    facts.add("Came in as", came_in_as(backup));
     facts.add("WAL", wal(backup, missing));
     facts.add("Files", backup.files.to_string());
     facts.add("Size", output::bytes(backup.logical_bytes));
@@ -90,6 +91,15 @@ fn about_the_content(facts: &mut Facts, backup: &Backup, missing: &[SegmentName]
         let (oid, name) = (space.oid, name.unwrap_or_default());
         let location = output::printable(space.location.as_bytes());
         facts.add("Tablespace", format!("pg_tblspc/{oid}{name}, was at {location}"));
+    }
+}
+
+/// However it came in, all of it is there.
+pub(crate) fn came_in_as(backup: &Backup) -> String {
+    match (backup.kind, backup.parent) {
+        (BackupKind::Full, _) => "full".to_owned(),
+        (BackupKind::Incremental, Some(parent)) => format!("incremental from {parent}"),
+        (BackupKind::Incremental, None) => "incremental".to_owned(),
     }
 }
 
@@ -174,10 +184,10 @@ mod tests {
 
     #[test]
     fn everything_known_is_shown() {
-        let text = shown(
-            &backup(BackupStatus::WaitingForWals),
-            &["000000010000000000000006"],
-        );
+        let mut backup = backup(BackupStatus::WaitingForWals);
+        backup.kind = BackupKind::Incremental;
+        backup.parent = Some("20261119T101500".parse().unwrap());
+        let text = shown(&backup, &["000000010000000000000006"]);
         assert_snapshot!(text, @r#"
         Label                before the upgrade
         Began                2026-11-20 10:15:00+00
@@ -189,6 +199,7 @@ mod tests {
         Start LSN            0/5000028
         Stop LSN             0/6000100
         Taken from           a standby
+        Came in as           incremental from 20261119T101500
         WAL                  000000010000000000000005 to 000000010000000000000006, not archived yet: 000000010000000000000006
         Files                1234
         Size                 3.00 GiB

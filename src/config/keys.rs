@@ -22,6 +22,7 @@ const GLOBAL: &[&str] = &["repository", "log_level", "log_file"];
 const SERVER: &[&str] = &["description", "conninfo", "streaming_conninfo", "active"];
 const SERVER_OR_GLOBAL: &[&str] = &[
     "archiver",
+    "incremental",
     "immediate_checkpoint",
     "bandwidth_limit",
     "streaming_backup_name",

@@ -18,6 +18,9 @@ const OLDEST_MAJOR: u32 = 13;
 /// The first version with the list of options and the one COPY.
 const FIRST_MODERN_MAJOR: u32 = 15;
 
+/// The first version that sends only what has changed.
+pub(crate) const FIRST_INCREMENTAL_MAJOR: u32 = 17;
+
 /// What `MAX_RATE` accepts, in KiB per second.
 pub(crate) const MAX_RATE_KIB: RangeInclusive<u32> = 32..=1_048_576;
 
@@ -52,6 +55,8 @@ pub(crate) struct BaseBackupOptions {
     /// Send `tablespace_map` instead of symbolic links. Tablespaces inside the data directory of PostgreSQL 15
     /// and earlier (`allow_in_place_tablespaces`) are then not sent at all.
     pub(crate) tablespace_map: bool,
+    /// Send of relations only the blocks that changed since the backup whose manifest was uploaded in this session.
+    pub(crate) incremental: bool,
 }
 
 impl Default for BaseBackupOptions {
@@ -66,6 +71,7 @@ impl Default for BaseBackupOptions {
             manifest: true,
             verify_checksums: true,
             tablespace_map: true,
+            incremental: false,
         }
     }
 }
@@ -187,6 +193,11 @@ fn command(version: ServerVersion, options: &BaseBackupOptions) -> Result<String
         return Err(Error::settings(format!("PostgreSQL {version} is not supported"))
             .with_hint("Backups can be taken from PostgreSQL 13 and later"));
     }
+    if options.incremental && version.major() < FIRST_INCREMENTAL_MAJOR {
+        return Err(Error::settings(format!(
+            "PostgreSQL {version} has no incremental backups"
+        )));
+    }
     let label = &options.label;
     if label.len() > MAX_LABEL_BYTES || label.chars().any(char::is_control) {
         return Err(
@@ -239,6 +250,9 @@ fn modern_command(quoted_label: &str, options: &BaseBackupOptions) -> String {
         format!("VERIFY_CHECKSUMS {}", flag(options.verify_checksums)),
     ];
     words.extend(options.max_rate_kib.map(|rate| format!("MAX_RATE {rate}")));
+    if options.incremental {
+        words.push("INCREMENTAL 1".to_owned());
+    }
     if options.manifest {
         words.push("MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C'".to_owned());
     }

@@ -47,6 +47,18 @@ fn commands_are_spelled_for_each_version() {
 }
 
 #[test]
+fn only_a_server_that_can_is_asked_for_changes() {
+    let options = BaseBackupOptions {
+        incremental: true,
+        ..BaseBackupOptions::default()
+    };
+    let text = command(ServerVersion(170_000), &options).unwrap();
+    assert!(text.contains(", INCREMENTAL 1, MANIFEST 'yes'"), "{text}");
+    let error = command(ServerVersion(160_014), &options).unwrap_err();
+    assert_eq!(error.to_string(), "PostgreSQL 16.14 has no incremental backups");
+}
+
+#[test]
 fn what_the_server_would_refuse_is_refused_before() {
     let refused = |version, options: BaseBackupOptions| {
         command(ServerVersion(version), &options)

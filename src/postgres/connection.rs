@@ -160,6 +160,11 @@ impl Connection {
         self.parameters.get(name).map(String::as_str)
     }
 
+    /// Whether the server waits for a command: false after an error that left something half-way.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready
+    }
+
     /// The server's version.
     ///
     /// # Errors

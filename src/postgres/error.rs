@@ -126,6 +126,15 @@ impl Error {
         self
     }
 
+    /// What the receiver of a base backup failed with, where that is a `T`.
+    pub(crate) fn sink<T: std::error::Error + 'static>(&self) -> Option<&T> {
+        let Self::Sink(error) = self else { return None };
+        // A receiver that parses archives hands on the errors of what receives their members.
+        error
+            .downcast_ref()
+            .or_else(|| error.downcast_ref::<Self>().and_then(Self::sink))
+    }
+
     /// What the server said, if this error came from the server. Of several hosts: the last that answered.
     pub(crate) fn server(&self) -> Option<&ServerError> {
         match self {

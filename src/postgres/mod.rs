@@ -18,17 +18,20 @@ mod error;
 mod replication;
 mod tar;
 mod tls;
+mod upload;
 mod wire;
 
 #[cfg(test)]
 mod live_tests;
 
 pub(crate) use base_backup::{
-    Archive, BackupStart, BaseBackupOptions, BaseBackupResult, BaseBackupSink, MAX_RATE_KIB, base_backup,
+    Archive, BackupStart, BaseBackupOptions, BaseBackupResult, BaseBackupSink, FIRST_INCREMENTAL_MAJOR,
+    MAX_RATE_KIB, base_backup,
 };
 pub(crate) use connection::{Connection, Mode};
 pub(crate) use conninfo::Conninfo;
 pub(crate) use environment::Environment;
 pub(crate) use error::{Error, SinkError};
 pub(crate) use tar::{EndBlocks, TarEntry, TarKind, TarReader, TarSink};
+pub(crate) use upload::{UploadError, upload_manifest};
 pub(crate) use wire::Interrupter;

@@ -4,13 +4,25 @@ use super::postgres::Install;
 use super::user::is_root;
 use libtest_mimic::Trial;
 
+/// How large databases are made: pgbench's unit of 15 MB.
+pub(crate) fn scale() -> u32 {
+    std::env::var("BARMANFS_TEST_SCALE")
+        .map_or(20, |text| text.parse().expect("BARMANFS_TEST_SCALE is a number"))
+}
+
 /// One test of a topic.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Test {
     name: &'static str,
     body: Body,
+    /// Versions it runs with, the last one excluded.
+    majors: (u32, u32),
     needs_root: bool,
+    needs_scale: bool,
 }
+
+/// From this `BARMANFS_TEST_SCALE` on the tests that need room and time run.
+const LARGE_SCALE: u32 = 100;
 
 #[derive(Debug, Clone, Copy)]
 enum Body {
@@ -23,7 +35,9 @@ pub(crate) const fn alone(name: &'static str, body: fn()) -> Test {
     Test {
         name,
         body: Body::Alone(body),
+        majors: (0, u32::MAX),
         needs_root: false,
+        needs_scale: false,
     }
 }
 
@@ -32,7 +46,25 @@ pub(crate) const fn with_postgres(name: &'static str, body: fn(&'static Install)
     Test {
         name,
         body: Body::WithPostgres(body),
+        majors: (0, u32::MAX),
         needs_root: false,
+        needs_scale: false,
+    }
+}
+
+/// A test that runs with each PostgreSQL from 17 on.
+pub(crate) const fn since_17(name: &'static str, body: fn(&'static Install)) -> Test {
+    Test {
+        majors: (17, u32::MAX),
+        ..with_postgres(name, body)
+    }
+}
+
+/// A test that runs with each PostgreSQL before 17.
+pub(crate) const fn before_17(name: &'static str, body: fn(&'static Install)) -> Test {
+    Test {
+        majors: (0, 17),
+        ..with_postgres(name, body)
     }
 }
 
@@ -45,14 +77,23 @@ impl Test {
         }
     }
 
+    /// Left out, by name, unless `BARMANFS_TEST_SCALE` is at least 100.
+    pub(crate) const fn at_scale(self) -> Self {
+        Self {
+            needs_scale: true,
+            ..self
+        }
+    }
+
     /// This test as the harness wants it, once or once for each version.
     pub(crate) fn trials(self, topic: &'static str, installs: &'static [Install]) -> Vec<Trial> {
-        let left_out = self.needs_root && !is_root();
+        let left_out = self.needs_root && !is_root() || self.needs_scale && scale() < LARGE_SCALE;
         let named = |group: &str| format!("{group}::{topic}::{}", self.name);
         match self.body {
             Body::Alone(body) => vec![trial(named("any"), left_out, body)],
             Body::WithPostgres(body) => installs
                 .iter()
+                .filter(|install| (self.majors.0..self.majors.1).contains(&install.major))
                 .map(|install| {
                     trial(named(&format!("pg{}", install.major)), left_out, move || {
                         body(install);
@@ -73,9 +114,9 @@ fn trial(name: String, left_out: bool, body: impl FnOnce() + Send + 'static) -> 
 
 /// The tests of one topic, each by its function's name.
 macro_rules! topic {
-    ($($kind:ident $test:ident $(($as_root:ident))?),* $(,)?) => {
+    ($($kind:ident $test:ident $(($mark:ident))?),* $(,)?) => {
         pub(crate) const TESTS: &[$crate::common::Test] =
-            &[$($crate::common::$kind(stringify!($test), $test)$(.$as_root())?),*];
+            &[$($crate::common::$kind(stringify!($test), $test)$(.$mark())?),*];
     };
 }
 pub(crate) use topic;

@@ -102,9 +102,21 @@ impl Site {
 
     /// Writes the configuration anew, with these servers.
     pub(crate) fn write_config(&self, servers: &[(&str, &PgServer)]) {
+        let servers: Vec<_> = servers
+            .iter()
+            .map(|(name, server)| (*name, server.conninfo()))
+            .collect();
+        let servers: Vec<_> = servers
+            .iter()
+            .map(|(name, conninfo)| (*name, conninfo.as_str()))
+            .collect();
+        self.write_config_with(&servers);
+    }
+
+    /// The same, with what leads to the servers.
+    pub(crate) fn write_config_with(&self, servers: &[(&str, &str)]) {
         let mut text = format!("[barmanfs]\nrepository = {}\n", self.repository().display());
-        for (name, server) in servers {
-            let conninfo = server.conninfo();
+        for (name, conninfo) in servers {
             text += &format!(
                 "\n[{name}]\ndescription = Test\nconninfo = {conninfo}\nstreaming_conninfo = {conninfo}\n"
             );

@@ -302,6 +302,78 @@ fn wal_is_appended_and_links_are_sent_when_asked_for() {
     }
 }
 
+/// The installed versions that can send only what has changed.
+fn summarizing_installations() -> Vec<std::path::PathBuf> {
+    let can = |bin: &std::path::PathBuf| bin.join("pg_combinebackup").exists();
+    let found: Vec<_> = installations().into_iter().filter(can).collect();
+    if found.is_empty() {
+        eprintln!("No PostgreSQL 17 or later: incremental backups are left out");
+    }
+    found
+}
+
+fn summarizing_server(bin: &Path) -> Server {
+    let server = filled_server(bin);
+    server.sql("ALTER SYSTEM SET summarize_wal = on");
+    server.sql("SELECT pg_reload_conf()");
+    while server.sql("SHOW summarize_wal").as_deref() != Some("on") {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    server
+}
+
+#[test]
+fn a_server_sends_changes_since_the_manifest_it_is_shown() {
+    for bin in summarizing_installations() {
+        let server = summarizing_server(&bin);
+        let (full, sink) = back_up(&server, &server.local(), &fast());
+        server.sql("UPDATE plain SET i = -i WHERE i % 1000 = 0");
+        let mut connection = server.connect(&server.local(), Mode::Replication).unwrap();
+        let version = connection.server_version().unwrap();
+        upload_manifest(&mut connection, &mut sink.manifest.as_slice()).unwrap();
+        let changes = BaseBackupOptions {
+            incremental: true,
+            ..fast()
+        };
+        let mut sent = Sink::default();
+        let result = base_backup(&mut connection, version, &changes, &mut sent).unwrap();
+        agrees_with_manifest(&sent.collector.members, &sent.manifest);
+        assert!(result.received_bytes * 2 < full.received_bytes);
+        let relation = server.sql("SELECT pg_relation_filepath('plain')").unwrap();
+        let changed = relation.replacen("/5/", "/5/INCREMENTAL.", 1);
+        assert!(sent.collector.members.contains_key(&changed), "{changed}");
+    }
+}
+
+#[test]
+fn what_a_server_refuses_leaves_the_connection_for_a_full_backup() {
+    for bin in summarizing_installations() {
+        let server = summarizing_server(&bin);
+        let (_, sink) = back_up(&server, &server.local(), &fast());
+        let mut connection = server.connect(&server.local(), Mode::Replication).unwrap();
+        let version = connection.server_version().unwrap();
+        let changes = BaseBackupOptions {
+            incremental: true,
+            ..fast()
+        };
+        let refused = base_backup(&mut connection, version, &changes, &mut Sink::default()).unwrap_err();
+        assert_eq!(refused.sqlstate(), Some("55000"), "{refused}");
+        let mut damaged = sink.manifest;
+        damaged
+            .iter_mut()
+            .filter(|byte| **byte == b'G')
+            .for_each(|byte| *byte = b'U');
+        for manifest in [&damaged[..], &damaged[..1000], b"not a manifest"] {
+            let refused = upload_manifest(&mut connection, &mut &*manifest).unwrap_err();
+            assert!(
+                matches!(&refused, UploadError::Server(Error::Server(_))) && connection.is_ready(),
+                "{refused}"
+            );
+        }
+        base_backup(&mut connection, version, &fast(), &mut Sink::default()).unwrap();
+    }
+}
+
 #[test]
 fn a_damaged_page_does_not_cost_the_backup() {
     for bin in installations() {
