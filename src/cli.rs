@@ -5,6 +5,8 @@
 
 use std::path::PathBuf;
 
+use barmanfs_catalog::Action;
+use barmanfs_fs::DEFAULT_CACHE_BYTES;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::config::{self, Incremental};
@@ -351,9 +353,14 @@ pub(crate) struct MountArgs {
     /// Show this group, by name or number, as the group of everything [default: as backed up]
     #[arg(long, value_name = "GROUP")]
     pub(crate) gid: Option<String>,
-    /// Memory for decoded data, in bytes or with K, M or G
-    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "96M")]
-    pub(crate) cache_size: u64,
+    #[arg(long, value_name = "SIZE", value_parser = size, help = format!(
+        "Memory for decoded data, in bytes or with K, M or G [default: {}M]", DEFAULT_CACHE_BYTES >> 20
+    ))]
+    pub(crate) cache_size: Option<u64>,
+    /// What a copy out of pitr/ does at its target, where the target's name does not say: promote, pause or shutdown
+    /// [default: as configured, or promote]
+    #[arg(long, value_name = "ACTION", value_parser = config::recovery_target_action)]
+    pub(crate) recovery_target_action: Option<Action>,
     /// Set on the copy of this program that serves a mount in the background
     #[arg(long, hide = true)]
     pub(crate) background_child: bool,

@@ -12,7 +12,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use barmanfs_catalog::ServerName;
+use barmanfs_catalog::{Action, ServerName};
 use keys::Known;
 use tracing::level_filters::LevelFilter;
 
@@ -154,6 +154,8 @@ pub(crate) struct Config {
     pub(crate) log_level: Option<LevelFilter>,
     /// Where a mount in the background logs.
     pub(crate) log_file: Option<PathBuf>,
+    /// What a copy made for a point in time does there, when nothing else says.
+    pub(crate) recovery_target_action: Option<Action>,
     /// The servers, in the order of the file.
     pub(crate) servers: Vec<ServerConfig>,
     /// What was read and has no effect: complete lines with file and line number.
@@ -265,6 +267,7 @@ impl<'a> Reader<'a> {
             repository: PathBuf::new(),
             log_level: None,
             log_file: None,
+            recovery_target_action: None,
             servers: Vec::new(),
             warnings: Vec::new(),
         };
@@ -321,6 +324,9 @@ impl<'a> Reader<'a> {
         match entry.key.as_str() {
             "repository" => config.repository = absolute(&entry.value).map_err(wrong)?,
             "log_file" => config.log_file = Some(absolute(&entry.value).map_err(wrong)?),
+            "recovery_target_action" => {
+                config.recovery_target_action = Some(recovery_target_action(&entry.value).map_err(wrong)?);
+            }
             _ => config.log_level = Some(log_level(&entry.value).map_err(wrong)?),
         }
         Ok(())
@@ -451,6 +457,14 @@ fn absolute(value: &str) -> Result<PathBuf, String> {
     } else {
         Err(format!("is '{value}': allowed is an absolute path"))
     }
+}
+
+/// PostgreSQL's words for what recovery does at its target.
+pub(crate) fn recovery_target_action(value: &str) -> Result<Action, String> {
+    value
+        .to_lowercase()
+        .parse()
+        .map_err(|_| format!("is '{value}': allowed are promote, pause and shutdown"))
 }
 
 /// Barman's level names, and those of the log itself.

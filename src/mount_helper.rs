@@ -42,7 +42,15 @@ const MEANT_FOR_OTHERS: &[&str] = &[
 /// Options of `barmanfs mount` without a value.
 const FLAGS: &[&str] = &["allow_other"];
 /// Options of `barmanfs mount` with one.
-const VALUES: &[&str] = &["server", "uid", "gid", "cache_size", "config", "log_level"];
+const VALUES: &[&str] = &[
+    "server",
+    "uid",
+    "gid",
+    "cache_size",
+    "recovery_target_action",
+    "config",
+    "log_level",
+];
 
 /// The arguments as `barmanfs` understands them: unchanged unless mount(8) is calling. An error says what is wrong with
 /// the line of fstab.

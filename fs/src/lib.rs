@@ -23,5 +23,5 @@ pub mod views;
 mod watch;
 
 pub use error::{Error, Result};
-pub use mount::{MountOptions, MountedFs, Unmounter, mount, recover_stale, unmount};
+pub use mount::{DEFAULT_CACHE_BYTES, MountOptions, MountedFs, Unmounter, mount, recover_stale, unmount};
 pub use views::restore_command;

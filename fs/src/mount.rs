@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use barmanfs_catalog::{Repository, ServerName};
+use barmanfs_catalog::{Action, Repository, ServerName};
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 use rustix::io::Errno;
 
@@ -34,7 +34,7 @@ const THREADS: std::ops::RangeInclusive<usize> = 2..=16;
 
 /// Decoded chunks kept, unless asked otherwise. The daemon takes up to about 150 MiB besides (measured: listings, request
 /// buffers and what the allocator keeps), and should stay below 300 MB.
-const DEFAULT_CACHE_BYTES: usize = 96 << 20;
+pub const DEFAULT_CACHE_BYTES: usize = 96 << 20;
 
 /// The kernel's read-ahead for the mount, in KiB. Its own 128 keep one core decoding; this keeps all at it (measured:
 /// twice to three times the throughput of one reader).
@@ -56,7 +56,9 @@ pub struct MountOptions {
     pub uid: Option<u32>,
     /// Group of all files; the same.
     pub gid: Option<u32>,
-    /// Bytes of decoded chunks to keep; 96 MiB when `None`.
+    /// What a copy made for a point in time does there, where its name does not say; promotion when `None`.
+    pub recovery_target_action: Option<Action>,
+    /// Bytes of decoded chunks to keep; [`DEFAULT_CACHE_BYTES`] when `None`.
     pub cache_bytes: Option<usize>,
     /// Threads that take requests; one for each core when `None`.
     pub threads: Option<usize>,
@@ -93,6 +95,7 @@ pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs>
         servers: options.servers,
         uid: own(options.uid, rustix::process::geteuid().as_raw()),
         gid: own(options.gid, rustix::process::getegid().as_raw()),
+        recovery_target_action: options.recovery_target_action.unwrap_or(Action::Promote),
     };
     let repository = repository.with_cache_bytes(options.cache_bytes.unwrap_or(DEFAULT_CACHE_BYTES));
     let namespace = Arc::new(Namespace::new(Context::new(repository, views)));

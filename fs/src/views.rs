@@ -6,10 +6,11 @@
 //! | `/`, `.barmanfs/` | `root`, `control` |
 //! | `<server>/`, `raw/` | `server` |
 //! | `<server>/<id>/`, `latest/`, `oldest/`, `raw/<id>/` | `tree`, with the differences of `changes` |
+//! | `<server>/pitr/`, `pitr/<target>/` | `pitr`; the same `tree`, with the configuration of a `recovery` |
 //! | `<server>/wal/` | `wal` |
 //! | `<server>/info/` | `info` |
 //!
-//! `pitr/` and `live/` belong beside these, in `server`, once they exist.
+//! `live/` belongs beside these, in `server`, once it exists.
 
 use std::fmt;
 use std::fs::File;
@@ -28,6 +29,8 @@ mod control;
 mod info;
 mod made;
 mod manifest;
+mod pitr;
+mod recovery;
 mod restore;
 mod root;
 mod server;

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::thread;
 
+use barmanfs_catalog::Repository;
 use barmanfs_fs::{MountOptions, MountedFs};
 use nix::unistd::{Group, User};
 
@@ -29,31 +30,34 @@ pub(crate) fn run(app: &App, args: MountArgs) -> Result<Outcome, Error> {
     let mount_point = std::path::absolute(&args.mount_point)
         .map_err(|error| Error::failed(format!("Cannot find {}: {error}", args.mount_point.display())))?;
     let background = args.background_child;
-    let mounted = barmanfs_fs::mount(app.repository()?, options(app, args)?)?;
+    let repository = app.repository()?;
+    let options = options(app, &repository, args)?;
+    let mounted = barmanfs_fs::mount(repository, options)?;
     serve(app, mounted, &mount_point, background)
 }
 
-fn options(app: &App, args: MountArgs) -> Result<MountOptions, Error> {
-    let repository = app.repository()?;
+fn options(app: &App, repository: &Repository, args: MountArgs) -> Result<MountOptions, Error> {
     let servers = args
         .servers
         .iter()
-        .map(|name| app.known_server(&repository, name))
+        .map(|name| app.known_server(repository, name))
         .collect::<Result<Vec<_>, _>>()?;
-    let cache_bytes = usize::try_from(args.cache_size).map_err(|_| {
-        Error::usage(format!(
-            "A cache of {} bytes is more than this machine can address",
-            args.cache_size
-        ))
-    })?;
+    let addressable = |bytes: u64| {
+        usize::try_from(bytes).map_err(|_| {
+            Error::usage(format!(
+                "A cache of {bytes} bytes is more than this machine can address"
+            ))
+        })
+    };
     Ok(MountOptions {
         mount_point: args.mount_point,
         servers: (!servers.is_empty()).then_some(servers),
         allow_other: args.allow_other,
         uid: args.uid.as_deref().map(user_id).transpose()?,
         gid: args.gid.as_deref().map(group_id).transpose()?,
-        cache_bytes: Some(cache_bytes),
+        cache_bytes: args.cache_size.map(addressable).transpose()?,
         threads: None,
+        recovery_target_action: args.recovery_target_action.or(app.config.recovery_target_action),
     })
 }
 

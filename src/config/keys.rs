@@ -18,7 +18,7 @@ pub(super) enum Known {
     Unknown,
 }
 
-const GLOBAL: &[&str] = &["repository", "log_level", "log_file"];
+const GLOBAL: &[&str] = &["repository", "log_level", "log_file", "recovery_target_action"];
 const SERVER: &[&str] = &["description", "conninfo", "streaming_conninfo", "active"];
 const SERVER_OR_GLOBAL: &[&str] = &[
     "archiver",

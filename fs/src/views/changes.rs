@@ -2,7 +2,7 @@
 //!
 //! | place | `raw/<id>` | startable |
 //! |---|---|---|
-//! | `pg_wal` | the segments from start to stop | the same, and the `.history` files |
+//! | `pg_wal` | the segments from start to stop | the same, or all up to the target, and the `.history` files |
 //! | `pg_wal/archive_status` | | a `.done` for each of them: nothing is archived again |
 //! | `pg_tblspc` | no symbolic links: they point into the server's own directories | the same |
 //! | root | | configuration and `recovery.signal`; no `tablespace_map`, `postmaster.*`, `standby.signal` |
@@ -14,12 +14,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use barmanfs_pg::TimelineId;
+use barmanfs_catalog::Plan;
 use barmanfs_pg::history::TimelineHistory;
 use barmanfs_pg::wal_name::WalName;
+use barmanfs_pg::{TimelineId, TimestampMicros};
 use barmanfs_store::{Attributes, Entry, Node};
 
-use super::tree::{BackupTree, Place, Style, TreeDirectory};
+use super::tree::{BackupTree, Place, TreeDirectory};
 use super::{Body, configuration, context, manifest};
 use crate::error::{Error, Result};
 
@@ -37,16 +38,61 @@ pub(super) struct Changes {
 #[derive(Debug)]
 pub(super) struct Addition {
     pub(super) attributes: Attributes,
-    /// `None` for a directory.
-    pub(super) body: Option<Body>,
+    content: Added,
+}
+
+#[derive(Debug)]
+enum Added {
+    Directory,
+    File(Body),
+    /// A file of the archive, looked up when it is opened: there may be very many.
+    Archived(WalName),
+}
+
+impl Addition {
+    /// The file's content; `None` for a directory.
+    pub(super) fn body(&self, tree: &BackupTree) -> Result<Option<Body>> {
+        match &self.content {
+            Added::Directory => Ok(None),
+            Added::File(body) => Ok(Some(body.clone())),
+            Added::Archived(name) => {
+                let file = tree.context.repository.wal(&tree.backup.server).find(name)?;
+                let file = file.ok_or_else(|| {
+                    not_shown(
+                        tree,
+                        format!("{name}, which it needs, has been deleted from the archive"),
+                    )
+                })?;
+                Ok(Some(Body::Stored(Arc::new(file.map))))
+            }
+        }
+    }
+
+    fn directory(tree: &BackupTree) -> Self {
+        Self {
+            attributes: tree.attributes(true),
+            content: Added::Directory,
+        }
+    }
+
+    fn file(attributes: Attributes, body: Body) -> Self {
+        Self {
+            attributes,
+            content: Added::File(body),
+        }
+    }
+
+    fn made(tree: &BackupTree, bytes: impl Into<Arc<[u8]>>) -> Self {
+        Self::file(tree.attributes(false), Body::Made(bytes.into()))
+    }
 }
 
 /// The differences of one directory.
 pub(super) fn of(directory: &TreeDirectory) -> Result<Changes> {
-    let added = match (directory.place, directory.tree.style) {
-        (Place::Root, style) => root(directory, style)?,
-        (Place::Wal, style) => wal(directory, style)?,
-        (Place::ArchiveStatus, Style::Startable) => archive_status(directory)?,
+    let added = match directory.place {
+        Place::Root => root(directory)?,
+        Place::Wal => wal(directory)?,
+        Place::ArchiveStatus if directory.tree.style.is_startable() => archive_status(directory)?,
         _ => BTreeMap::new(),
     };
     Ok(Changes { added })
@@ -54,7 +100,7 @@ pub(super) fn of(directory: &TreeDirectory) -> Result<Changes> {
 
 /// Whether the view leaves this entry out.
 pub(super) fn is_hidden(directory: &TreeDirectory, entry: &Entry) -> bool {
-    let startable = directory.tree.style == Style::Startable;
+    let startable = directory.tree.style.is_startable();
     if let Node::Symlink(target) = &entry.node {
         return directory.place == Place::Tablespaces || (startable && leads_out(target));
     }
@@ -71,32 +117,22 @@ fn is_of_the_running_server(name: &[u8]) -> bool {
         || matches!(name, b"tablespace_map" | b"standby.signal" | b"recovery.conf")
 }
 
-fn root(directory: &TreeDirectory, style: Style) -> Result<BTreeMap<Vec<u8>, Addition>> {
+fn root(directory: &TreeDirectory) -> Result<BTreeMap<Vec<u8>, Addition>> {
     let tree = &directory.tree;
     let mut added = BTreeMap::new();
     if directory.stored(b"pg_wal")?.is_none() {
-        added.insert(
-            b"pg_wal".to_vec(),
-            Addition {
-                attributes: tree.attributes(true),
-                body: None,
-            },
-        );
+        added.insert(b"pg_wal".to_vec(), Addition::directory(tree));
     }
-    if style == Style::Raw {
+    if !tree.style.is_startable() {
         return Ok(added);
     }
-    let file = |body| Addition {
-        attributes: tree.attributes(false),
-        body: Some(body),
-    };
-    added.insert(b"recovery.signal".to_vec(), file(made(Vec::new())));
+    added.insert(b"recovery.signal".to_vec(), Addition::made(tree, []));
     added.insert(b"postgresql.auto.conf".to_vec(), auto_conf(directory)?);
     let mut listed = Vec::new();
     for (name, text) in configuration::MINIMAL {
         if directory.stored(name.as_bytes())?.is_none() {
             listed.push((name, text));
-            added.insert(name.as_bytes().to_vec(), file(made(text.into())));
+            added.insert(name.as_bytes().to_vec(), Addition::made(tree, text.as_bytes()));
         }
     }
     let unlisted = directory.stored(b"tablespace_map")?.map(|_| "tablespace_map");
@@ -108,13 +144,7 @@ fn root(directory: &TreeDirectory, style: Style) -> Result<BTreeMap<Vec<u8>, Add
         && (unlisted.is_some() || !listed.is_empty())
     {
         let body = manifest::made_anew(tree, map, unlisted, &listed)?;
-        added.insert(
-            manifest::NAME.to_vec(),
-            Addition {
-                attributes,
-                body: Some(body),
-            },
-        );
+        added.insert(manifest::NAME.to_vec(), Addition::file(attributes, body));
     }
     Ok(added)
 }
@@ -136,45 +166,45 @@ fn auto_conf(directory: &TreeDirectory) -> Result<Addition> {
             .ok_or_else(|| not_shown(tree, "its postgresql.auto.conf is too large to be one"))?,
         None => Vec::new(),
     };
-    configuration::append_block(&mut text, &tree.backup);
-    Ok(Addition {
-        attributes,
-        body: Some(made(text)),
-    })
+    let mount_point = &tree.context.options.mount_point;
+    configuration::append_block(&mut text, &tree.backup, tree.style.recovery(), mount_point);
+    Ok(Addition::file(attributes, Body::Made(text.into())))
 }
 
-/// The WAL that makes the backup consistent.
-fn wal(directory: &TreeDirectory, style: Style) -> Result<BTreeMap<Vec<u8>, Addition>> {
+/// The WAL that makes the backup consistent, or leads to the target.
+fn wal(directory: &TreeDirectory) -> Result<BTreeMap<Vec<u8>, Addition>> {
     let tree = &directory.tree;
     let mut added = BTreeMap::new();
-    for segment in tree.backup.needed_wal() {
-        let name = WalName::Segment(segment);
-        let file = archived(tree, &name)?
-            .ok_or_else(|| not_shown(tree, &format!("segment {segment} is no longer in the archive")))?;
-        added.insert(name.to_string().into_bytes(), file);
+    for name in wal_names(tree)? {
+        let text = name.to_string().into_bytes();
+        let file = match archived(tree, &name)? {
+            Some(file) => file,
+            None if directory.stored(&text)?.is_some() || matches!(name, WalName::History(_)) => continue,
+            None => return Err(not_shown(tree, format!("{name} is no longer in the archive"))),
+        };
+        added.insert(text, file);
     }
-    if style == Style::Startable {
-        for timeline in ancestry(tree)? {
-            let name = WalName::History(timeline);
-            let text = name.to_string().into_bytes();
-            if directory.stored(&text)?.is_none()
-                && let Some(file) = archived(tree, &name)?
-            {
-                added.insert(text, file);
-            }
-        }
-        if directory.stored(b"archive_status")?.is_none() {
-            let attributes = tree.attributes(true);
-            added.insert(
-                b"archive_status".to_vec(),
-                Addition {
-                    attributes,
-                    body: None,
-                },
-            );
-        }
+    if tree.style.is_startable() && directory.stored(b"archive_status")?.is_none() {
+        added.insert(b"archive_status".to_vec(), Addition::directory(tree));
     }
     Ok(added)
+}
+
+/// What is in the view's `pg_wal`.
+fn wal_names(tree: &BackupTree) -> Result<Vec<WalName>> {
+    let mut names: Vec<WalName> = match self_contained(tree) {
+        Some(plan) => tree.context.repository.recovery_segments(plan)?.collect(),
+        None => tree.backup.needed_wal().map(WalName::Segment).collect(),
+    };
+    if tree.style.is_startable() {
+        names.extend(ancestry(tree)?.into_iter().map(WalName::History));
+    }
+    Ok(names)
+}
+
+fn self_contained(tree: &BackupTree) -> Option<&Plan> {
+    let plan = &tree.style.recovery()?.plan;
+    plan.spec.self_contained.then_some(plan)
 }
 
 /// The timeline of the backup and those it came from that have a history file: all but the first.
@@ -201,34 +231,27 @@ fn ancestry(tree: &BackupTree) -> Result<Vec<TimelineId>> {
 }
 
 fn archived(tree: &BackupTree, name: &WalName) -> Result<Option<Addition>> {
-    let file = tree.context.repository.wal(&tree.backup.server).find(name)?;
-    Ok(file.map(|file| {
-        let (mtime_s, mtime_ns) = context::seconds(file.archived_at);
-        let attributes = Attributes {
-            mtime_s,
-            mtime_ns,
-            ..tree.attributes(false)
-        };
-        Addition {
-            attributes,
-            body: Some(Body::Stored(Arc::new(file.map))),
-        }
+    let file = tree.context.repository.wal(&tree.backup.server).entry(name)?;
+    Ok(file.map(|file| Addition {
+        attributes: at(tree, file.archived_at),
+        content: Added::Archived(*name),
     }))
+}
+
+/// Attributes of a file of the archive.
+fn at(tree: &BackupTree, time: TimestampMicros) -> Attributes {
+    let (mtime_s, mtime_ns) = context::seconds(time);
+    Attributes {
+        mtime_s,
+        mtime_ns,
+        ..tree.attributes(false)
+    }
 }
 
 /// `.done` for every segment and history file of the view's `pg_wal`, stored or added.
 fn archive_status(directory: &TreeDirectory) -> Result<BTreeMap<Vec<u8>, Addition>> {
     let tree = &directory.tree;
-    let mut names: Vec<String> = tree
-        .backup
-        .needed_wal()
-        .map(|segment| segment.to_string())
-        .collect();
-    names.extend(
-        ancestry(tree)?
-            .into_iter()
-            .map(|timeline| WalName::History(timeline).to_string()),
-    );
+    let mut names: Vec<String> = wal_names(tree)?.iter().map(ToString::to_string).collect();
     if let Some(root) = &tree.backup.root
         && let Some(Entry {
             node: Node::Directory(stored),
@@ -240,24 +263,13 @@ fn archive_status(directory: &TreeDirectory) -> Result<BTreeMap<Vec<u8>, Additio
             names.extend(Some(name).filter(|name| name.parse::<WalName>().is_ok()));
         }
     }
-    let done = |name: String| {
-        let addition = Addition {
-            attributes: tree.attributes(false),
-            body: Some(made(Vec::new())),
-        };
-        (format!("{name}.done").into_bytes(), addition)
-    };
+    let done = |name: String| (format!("{name}.done").into_bytes(), Addition::made(tree, []));
     Ok(names.into_iter().map(done).collect())
 }
 
-fn made(bytes: Vec<u8>) -> Body {
-    Body::Made(bytes.into())
-}
-
-fn not_shown(tree: &BackupTree, reason: &str) -> Error {
-    let backup = format!("{} of server {}", tree.backup.id, tree.backup.server);
+fn not_shown(tree: &BackupTree, reason: impl Into<String>) -> Error {
     Error::View {
-        backup,
-        reason: reason.to_owned(),
+        backup: format!("{} of server {}", tree.backup.id, tree.backup.server),
+        reason: reason.into(),
     }
 }

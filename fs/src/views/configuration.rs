@@ -1,10 +1,14 @@
-//! The configuration a startable view adds: it recovers by itself to the backup's end, and cannot touch the server it
-//! was taken from, nor that server's archive.
+//! The configuration a startable view adds: the copy recovers by itself, to the backup's end or to a target, and cannot
+//! touch the server it was taken from, nor that server's archive.
 
-use std::fmt::Write;
+use std::path::Path;
 
-use barmanfs_catalog::Backup;
+use barmanfs_catalog::{Action, Backup};
 use barmanfs_pg::ServerVersion;
+
+use super::recovery::Recovery;
+
+mod introduction;
 
 /// `postgresql.auto.conf` holds what ALTER SYSTEM was told; larger than this it is something else.
 pub(super) const MAX_AUTO_CONF_BYTES: u64 = 4 << 20;
@@ -30,46 +34,104 @@ local  all          all  peer
 local  replication  all  peer
 ";
 
+/// Of these at most one may be set.
+const TARGETS: [&str; 5] = [
+    "recovery_target",
+    "recovery_target_time",
+    "recovery_target_xid",
+    "recovery_target_name",
+    "recovery_target_lsn",
+];
+
 /// Appends the marked block to the text of `postgresql.auto.conf`. What comes later wins, so whatever the server was
-/// told before stays in the file and has no effect.
-pub(super) fn append_block(text: &mut Vec<u8>, backup: &Backup) {
+/// told before stays in the file and has no effect. Without a `recovery` the copy recovers to the backup's end.
+pub(super) fn append_block(
+    text: &mut Vec<u8>,
+    backup: &Backup,
+    recovery: Option<&Recovery>,
+    mount_point: &Path,
+) {
     if text.last().is_some_and(|&byte| byte != b'\n') {
         text.push(b'\n');
     }
-    text.extend_from_slice(block(backup).as_bytes());
+    let introduction = match recovery {
+        Some(recovery) => introduction::of_a_target(recovery, mount_point),
+        None => introduction::of_the_end(backup),
+    };
+    let block = [
+        "\n# ---- barmanfs: begin ----\n".to_owned(),
+        introduction,
+        settings(recovery),
+        in_place_tablespaces(backup).to_owned(),
+        "# ---- barmanfs: end ----\n".to_owned(),
+    ];
+    text.extend_from_slice(block.concat().as_bytes());
 }
 
-fn block(backup: &Backup) -> String {
-    let Backup { id, server, .. } = backup;
-    let mut block = format!(
-        "\n# ---- barmanfs: begin ----\n\
-         # A copy of backup {id} of server {server}. It recovers to the end of the backup, then goes on as a\n\
-         # server of its own on a new timeline, and archives nothing.\n\
-         # When it takes over production, remove everything from \"begin\" to \"end\"\n\
-         # and restart it, so that it archives its WAL again.\n\
-         archive_mode = off\n\
-         restore_command = 'false'\n\
-         # What an earlier recovery may have left: of two targets set at once, even to\n\
-         # nothing, the later is refused, so these come first.\n\
-         recovery_target_time = ''\n\
-         recovery_target_xid = ''\n\
-         recovery_target_name = ''\n\
-         recovery_target_lsn = ''\n\
-         recovery_target = 'immediate'\n\
-         recovery_target_action = 'promote'\n\
-         recovery_target_timeline = 'latest'\n\
-         # Commands of the original that must not run for a copy.\n\
-         archive_cleanup_command = ''\n\
-         recovery_end_command = ''\n"
+fn settings(recovery: Option<&Recovery>) -> String {
+    let immediate = || Some(("recovery_target", quoted("immediate")));
+    let target = recovery.map_or_else(immediate, Recovery::target_setting);
+    let command = recovery.and_then(|recovery| recovery.restore_command.as_deref());
+    let timeline = recovery.map_or_else(
+        || "latest".to_owned(),
+        |recovery| recovery.plan.timeline.to_string(),
     );
-    if !backup.tablespaces.is_empty() && knows_in_place_tablespaces(backup.server_version) {
-        let note = "# The tablespaces are plain directories under pg_tblspc. Remove this line only once they are\n\
-                    # symbolic links again.\n";
-        // Writing to a String cannot fail.
-        let _ = writeln!(block, "{note}allow_in_place_tablespaces = on");
+    let inclusive = recovery.is_none_or(|recovery| recovery.plan.spec.inclusive);
+    let mut lines = vec![
+        "archive_mode = off".to_owned(),
+        format!("restore_command = {}", quoted(command.unwrap_or("false"))),
+        "# What an earlier recovery may have left: of two targets set at once, even to".to_owned(),
+        "# nothing, the later is refused, so these come first.".to_owned(),
+    ];
+    let unused = TARGETS
+        .into_iter()
+        .filter(|name| target.as_ref().is_none_or(|(used, _)| used != name));
+    lines.extend(unused.map(|name| format!("{name} = ''")));
+    lines.extend(target.iter().map(|(name, value)| format!("{name} = {value}")));
+    lines.extend([
+        format!(
+            "recovery_target_inclusive = {}",
+            if inclusive { "on" } else { "off" }
+        ),
+        format!(
+            "recovery_target_action = '{}'",
+            recovery
+                .map_or(Action::Promote, |recovery| recovery.action)
+                .as_str()
+        ),
+        format!("recovery_target_timeline = '{timeline}'"),
+        "# Of the original, and not for a copy: commands, waiting before a commit is".to_owned(),
+        "# replayed, and standbys that a commit would wait for.".to_owned(),
+        "archive_cleanup_command = ''".to_owned(),
+        "recovery_end_command = ''".to_owned(),
+        "recovery_min_apply_delay = 0".to_owned(),
+        "synchronous_standby_names = ''".to_owned(),
+    ]);
+    lines.join("\n") + "\n"
+}
+
+fn in_place_tablespaces(backup: &Backup) -> &'static str {
+    if backup.tablespaces.is_empty() || !knows_in_place_tablespaces(backup.server_version) {
+        return "";
     }
-    block.push_str("# ---- barmanfs: end ----\n");
-    block
+    "# The tablespaces are plain directories under pg_tblspc. Remove this line only once they are\n\
+     # symbolic links again.\n\
+     allow_in_place_tablespaces = on\n"
+}
+
+/// A value as a configuration file has it (`DeescapeQuotedString` of `src/backend/utils/misc/guc-file.l`).
+pub(super) fn quoted(value: &str) -> String {
+    let mut quoted = String::from("'");
+    for c in value.chars() {
+        match c {
+            '\'' => quoted.push_str("''"),
+            '\\' => quoted.push_str("\\\\"),
+            c if c.is_ascii_control() => quoted.push_str(&format!("\\{:03o}", u32::from(c))),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('\'');
+    quoted
 }
 
 /// Versions that refuse directories in pg_tblspc without this setting also have it: it came to the minor releases of
@@ -86,6 +148,13 @@ fn knows_in_place_tablespaces(version: ServerVersion) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn values_are_quoted_as_postgresql_reads_them() {
+        assert_eq!(quoted("it's"), "'it''s'");
+        assert_eq!(quoted("a\\b\nc\t"), "'a\\\\b\\012c\\011'");
+        assert_eq!(quoted("é"), "'é'");
+    }
 
     #[test]
     fn the_setting_for_tablespaces_follows_the_version() {

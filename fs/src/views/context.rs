@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use barmanfs_catalog::{Backup, BackupId, Repository, ServerName};
+use barmanfs_catalog::{Action, Backup, BackupId, Repository, ServerName};
 use barmanfs_pg::TimestampMicros;
 use barmanfs_store::{Attributes, TreeReader};
 
+use super::pitr::Targets;
 use super::snapshot::{Snapshot, SnapshotCache};
 use super::tree::{BackupTree, Style};
 use super::usage::Usages;
@@ -15,7 +16,7 @@ use crate::error::Result;
 use crate::namespace::Stat;
 
 /// How the tree is to be shown.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct ViewOptions {
     /// Where it is mounted, for the texts that name it.
     pub mount_point: PathBuf,
@@ -25,6 +26,20 @@ pub struct ViewOptions {
     pub uid: Option<u32>,
     /// The group of everything; as stored when `None`.
     pub gid: Option<u32>,
+    /// What a copy does at its recovery target, where the target's name does not say.
+    pub recovery_target_action: Action,
+}
+
+impl Default for ViewOptions {
+    fn default() -> Self {
+        Self {
+            mount_point: PathBuf::new(),
+            servers: None,
+            uid: None,
+            gid: None,
+            recovery_target_action: Action::Promote,
+        }
+    }
 }
 
 /// Which backup a moving name stands for.
@@ -42,6 +57,7 @@ pub struct Context {
     pub(super) options: ViewOptions,
     pub(super) started: TimestampMicros,
     pub(super) usages: Usages,
+    pub(super) targets: Targets,
     snapshots: SnapshotCache,
     aliases: Mutex<Vec<(ServerName, Alias, Arc<BackupTree>)>>,
 }
@@ -55,6 +71,7 @@ impl Context {
             options,
             started: SystemTime::now().into(),
             usages: Usages::default(),
+            targets: Targets::default(),
             snapshots: SnapshotCache::default(),
             aliases: Mutex::default(),
         })

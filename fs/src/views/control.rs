@@ -13,7 +13,7 @@ use serde_json::json;
 use super::context::Context;
 use super::snapshot::ServerState;
 use super::{Body, Children, Directory, made, no_files};
-use crate::error::{NOT_FOUND, Result};
+use crate::error::Result;
 use crate::namespace::{Child, Lifetime};
 
 const ALIVE: &str = "alive";
@@ -111,12 +111,7 @@ impl Directory for Control {
     }
 
     fn open(&self, name: &[u8]) -> Result<Body> {
-        let content = std::str::from_utf8(name)
-            .ok()
-            .map(|name| self.content(name))
-            .transpose()?
-            .flatten();
-        content.map(|content| Body::Made(content.into())).ok_or(NOT_FOUND)
+        made::body(name, |name| self.content(name))
     }
 
     fn lifetime(&self) -> Lifetime {

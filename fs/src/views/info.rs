@@ -9,7 +9,7 @@ use super::context::Context;
 use super::restore::restore_command;
 use super::timelines;
 use super::{Body, Children, Directory, made};
-use crate::error::{Error, NOT_FOUND, Result};
+use crate::error::{Error, Result};
 use crate::namespace::{Child, Lifetime};
 
 const BACKUPS: &str = "backups.json";
@@ -89,12 +89,7 @@ impl Directory for Info {
     }
 
     fn open(&self, name: &[u8]) -> Result<Body> {
-        let content = std::str::from_utf8(name)
-            .ok()
-            .map(|name| self.content(name))
-            .transpose()?
-            .flatten();
-        content.map(|content| Body::Made(content.into())).ok_or(NOT_FOUND)
+        made::body(name, |name| self.content(name))
     }
 
     fn lifetime(&self) -> Lifetime {

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use barmanfs_store::Attributes;
 
-use super::Directory;
 use super::context::Context;
+use super::{Body, Directory};
+use crate::error::{NOT_FOUND, Result};
 use crate::namespace::{Child, Content, Lifetime};
 
 /// A directory `name` of a view.
@@ -39,6 +40,14 @@ pub(super) fn file(
         content: Content::File,
         lifetime,
     }
+}
+
+/// The file `name` of a directory that makes its files from their names.
+pub(super) fn body(name: &[u8], content: impl FnOnce(&str) -> Result<Option<Vec<u8>>>) -> Result<Body> {
+    let name = std::str::from_utf8(name).map_err(|_| NOT_FOUND)?;
+    content(name)?
+        .map(|content| Body::Made(content.into()))
+        .ok_or(NOT_FOUND)
 }
 
 /// A number for [`Child::identity`] from what tells two things of one name apart.

@@ -8,19 +8,43 @@ use std::path::Path;
 
 use barmanfs_catalog::ServerName;
 
+/// PostgreSQL 13 cuts the command at MAXPGPATH (`src/backend/access/transam/xlogarchive.c`), once it has put names
+/// in the places of `%f` and `%p`; these take what is left.
+const MAX_BYTES: usize = 1023 - 6 * 32;
+
+/// Which WAL it gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// What is archived.
+    Archive,
+    /// The same, and then the segment that is being received.
+    WithUnfinished,
+}
+
 /// The command, as PostgreSQL gives it to `sh` once it has replaced `%f` and `%p`; needs coreutils alone. In a
 /// configuration file it stands between single quotes. `None` where the mount point's path cannot be written there.
 ///
 /// First the proof that the segment is absent, then the copy: a segment that is archived in between is copied.
 pub fn restore_command(mount_point: &Path, server: &ServerName) -> Option<String> {
+    command(mount_point, server, Reading::Archive)
+}
+
+/// The same for either reading.
+pub(super) fn command(mount_point: &Path, server: &ServerName, reading: Reading) -> Option<String> {
     let mount_point = mount_point
         .to_str()
         .filter(|path| !path.contains(['\n', '\r', '\0']))?;
     let at = in_double_quotes(mount_point);
-    Some(format!(
-        "test -e \"{at}/.barmanfs/absent/{server}/%f\" && exit 1; \
-         cp \"{at}/{server}/wal/%f\" \"%p\" || exit 255"
-    ))
+    let absent = format!("test -e \"$m/.barmanfs/absent/{server}/%f\"");
+    let ended = match reading {
+        Reading::Archive => format!("{absent} && exit 1"),
+        // What is received may be archived before it is copied: only what is still absent afterwards is.
+        Reading::WithUnfinished => format!(
+            "{absent} && {{ cp \"$m/.barmanfs/receiving/{server}/%f\" \"%p\" 2>/dev/null && exit 0; {absent} && exit 1; }}"
+        ),
+    };
+    let command = format!("m=\"{at}\"; {ended}; cp \"$m/{server}/wal/%f\" \"%p\" || exit 255");
+    (command.len() <= MAX_BYTES).then_some(command)
 }
 
 /// A path between double quotes of `sh`, in a command in which PostgreSQL replaces `%`.
@@ -40,20 +64,35 @@ fn in_double_quotes(path: &str) -> String {
 mod tests {
     use super::*;
 
+    fn main() -> ServerName {
+        "main".parse().unwrap()
+    }
+
     #[test]
-    fn hostile_paths_are_quoted() {
-        let server: ServerName = "main".parse().unwrap();
-        let command = restore_command(Path::new("/mnt/backups"), &server).unwrap();
+    fn it_ends_with_1_only_on_proof() {
         assert_eq!(
-            command,
-            "test -e \"/mnt/backups/.barmanfs/absent/main/%f\" && exit 1; \
-             cp \"/mnt/backups/main/wal/%f\" \"%p\" || exit 255"
+            restore_command(Path::new("/mnt/backups"), &main()).unwrap(),
+            "m=\"/mnt/backups\"; test -e \"$m/.barmanfs/absent/main/%f\" && exit 1; \
+             cp \"$m/main/wal/%f\" \"%p\" || exit 255"
         );
-        let command = restore_command(Path::new("/a \"b\" $HOME/50%"), &server).unwrap();
+        assert_eq!(
+            command(Path::new("/mnt/backups"), &main(), Reading::WithUnfinished).unwrap(),
+            "m=\"/mnt/backups\"; test -e \"$m/.barmanfs/absent/main/%f\" && { \
+             cp \"$m/.barmanfs/receiving/main/%f\" \"%p\" 2>/dev/null && exit 0; \
+             test -e \"$m/.barmanfs/absent/main/%f\" && exit 1; }; \
+             cp \"$m/main/wal/%f\" \"%p\" || exit 255"
+        );
+    }
+
+    #[test]
+    fn hostile_paths_are_quoted_or_refused() {
+        let command = restore_command(Path::new("/a \"b\" $HOME/50%"), &main()).unwrap();
         assert!(
-            command.contains("\"/a \\\"b\\\" \\$HOME/50%%/main/wal/%f\""),
+            command.starts_with("m=\"/a \\\"b\\\" \\$HOME/50%%\"; "),
             "{command}"
         );
-        assert_eq!(restore_command(Path::new("/a\nb"), &server), None);
+        assert_eq!(restore_command(Path::new("/a\nb"), &main()), None);
+        let long = format!("/{}", "a".repeat(MAX_BYTES));
+        assert_eq!(restore_command(Path::new(&long), &main()), None);
     }
 }

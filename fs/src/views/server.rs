@@ -6,6 +6,7 @@ use barmanfs_catalog::{Backup, BackupId, ServerName};
 
 use super::context::{Alias, Context};
 use super::info::Info;
+use super::pitr::Pitr;
 use super::snapshot::ServerState;
 use super::tree::{BackupTree, Style};
 use super::wal::Wal;
@@ -13,6 +14,7 @@ use super::{Body, Children, Directory, made, no_files};
 use crate::error::Result;
 use crate::namespace::{Child, Lifetime};
 
+const FIXED: [&str; 4] = ["raw", "pitr", "wal", "info"];
 const ALIASES: [(&str, Alias); 2] = [("latest", Alias::Latest), ("oldest", Alias::Oldest)];
 
 /// `<server>/`.
@@ -50,7 +52,7 @@ impl ServerDirectory {
         Ok(self.context.snapshot()?.server(self.name.as_str()).cloned())
     }
 
-    /// `raw`, `wal`, `info`: what every server has.
+    /// What every server has.
     fn fixed(&self, server: &ServerState, name: &str) -> Option<Child> {
         let context = &self.context;
         let attributes = self.attributes(server);
@@ -61,6 +63,10 @@ impl ServerDirectory {
                     name: self.name.clone(),
                 };
                 Some(made::directory(context, name, &attributes, Arc::new(raw)))
+            }
+            "pitr" => {
+                let pitr = Pitr::new(Arc::clone(context), self.name.clone());
+                Some(made::directory(context, name, &attributes, Arc::new(pitr)))
             }
             "wal" => Some(Wal::child(context, server)),
             "info" => {
@@ -103,19 +109,19 @@ impl Directory for ServerDirectory {
         if let Some(child) = self.fixed(&server, name).or_else(|| self.alias(&server, name)) {
             return Ok(Some(child));
         }
-        Ok(backup_child(&self.context, &server, name, Style::Startable))
+        Ok(backup_child(&self.context, &server, name, &Style::Startable))
     }
 
     fn entries(&self) -> Result<Children> {
         let Some(server) = self.state()? else {
             return Ok(Box::new(std::iter::empty()));
         };
-        let mut children: Vec<Child> = ["raw", "wal", "info"]
+        let mut children: Vec<Child> = FIXED
             .iter()
             .filter_map(|name| self.fixed(&server, name))
             .collect();
         children.extend(ALIASES.iter().filter_map(|(name, _)| self.alias(&server, name)));
-        children.extend(backup_children(&self.context, &server, Style::Startable));
+        children.extend(backup_children(&self.context, &server, &Style::Startable));
         Ok(Box::new(children.into_iter().map(Ok)))
     }
 
@@ -142,7 +148,7 @@ impl Directory for Raw {
         else {
             return Ok(None);
         };
-        Ok(backup_child(&self.context, server, name, Style::Raw))
+        Ok(backup_child(&self.context, server, name, &Style::Raw))
     }
 
     fn entries(&self) -> Result<Children> {
@@ -150,7 +156,7 @@ impl Directory for Raw {
         let Some(server) = snapshot.server(self.name.as_str()) else {
             return Ok(Box::new(std::iter::empty()));
         };
-        let children = backup_children(&self.context, server, Style::Raw);
+        let children = backup_children(&self.context, server, &Style::Raw);
         Ok(Box::new(children.into_iter().map(Ok)))
     }
 
@@ -163,20 +169,17 @@ impl Directory for Raw {
     }
 }
 
-fn backup_child(context: &Arc<Context>, server: &ServerState, name: &str, style: Style) -> Option<Child> {
+fn backup_child(context: &Arc<Context>, server: &ServerState, name: &str, style: &Style) -> Option<Child> {
     let id: BackupId = name.parse().ok()?;
     tree(context, server.backup(id)?, style).child(name)
 }
 
-fn backup_children(context: &Arc<Context>, server: &ServerState, style: Style) -> Vec<Child> {
+fn backup_children(context: &Arc<Context>, server: &ServerState, style: &Style) -> Vec<Child> {
     let child = |backup: &Arc<Backup>| tree(context, backup, style).child(&backup.id.to_string());
     server.backups.iter().filter_map(child).collect()
 }
 
-fn tree(context: &Arc<Context>, backup: &Arc<Backup>, style: Style) -> Arc<BackupTree> {
-    let view = match style {
-        Style::Raw => "raw",
-        Style::Startable => "id",
-    };
-    context.tree(backup, style, view)
+fn tree(context: &Arc<Context>, backup: &Arc<Backup>, style: &Style) -> Arc<BackupTree> {
+    let view = if style.is_startable() { "id" } else { "raw" };
+    context.tree(backup, style.clone(), view)
 }

@@ -10,18 +10,36 @@ use barmanfs_store::{Attributes, DirectoryRef, Entry, Node};
 
 use super::changes::{self, Addition, Changes};
 use super::context::Context;
+use super::recovery::Recovery;
 use super::usage::Usage;
 use super::{Body, Children, Directory};
 use crate::error::{NOT_FOUND, Result};
 use crate::namespace::{Child, Content, Lifetime};
 
-/// Which of the two views it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Which view it is.
+#[derive(Debug, Clone)]
 pub(super) enum Style {
     /// As it was sent.
     Raw,
-    /// To be copied and started.
+    /// To be copied and started: the copy recovers to the backup's end.
     Startable,
+    /// To be copied and started: the copy recovers to a target.
+    Target(Arc<Recovery>),
+}
+
+impl Style {
+    /// Whether it can be started.
+    pub(super) fn is_startable(&self) -> bool {
+        !matches!(self, Self::Raw)
+    }
+
+    /// How the copy recovers, where it is not to the backup's end.
+    pub(super) fn recovery(&self) -> Option<&Recovery> {
+        match self {
+            Self::Raw | Self::Startable => None,
+            Self::Target(recovery) => Some(recovery),
+        }
+    }
 }
 
 /// Where in the data directory a directory stands; only some places differ from what is stored.
@@ -171,7 +189,7 @@ impl TreeDirectory {
 
     fn added(&self, name: &[u8], addition: &Addition) -> Result<Child> {
         let context = &self.tree.context;
-        let (content, sizes) = match &addition.body {
+        let (content, sizes) = match addition.body(&self.tree)? {
             Some(body) => (
                 Content::File,
                 (body.size_bytes(), body.allocated_bytes(&context.trees)?),
@@ -210,12 +228,18 @@ impl Directory for TreeDirectory {
 
     fn entries(&self) -> Result<Children> {
         let changes = self.changes()?.unwrap_or_default();
-        let added: Vec<Child> = changes
-            .added
-            .iter()
-            .map(|(name, addition)| self.added(name, addition))
-            .collect::<Result<_>>()?;
-        let this = Self::new(Arc::clone(&self.tree), self.listing.clone(), self.place);
+        let this = Arc::new(Self::new(
+            Arc::clone(&self.tree),
+            self.listing.clone(),
+            self.place,
+        ));
+        let names: Vec<Vec<u8>> = changes.added.keys().cloned().collect();
+        let added = {
+            let (this, changes) = (Arc::clone(&this), Arc::clone(&changes));
+            names
+                .into_iter()
+                .filter_map(move |name| Some(this.added(&name, changes.added.get(&name)?)))
+        };
         let stored = self
             .tree
             .context
@@ -228,13 +252,13 @@ impl Directory for TreeDirectory {
                 Ok(entry) => Some(this.shown(entry)),
                 Err(error) => Some(Err(error.into())),
             });
-        Ok(Box::new(added.into_iter().map(Ok).chain(stored)))
+        Ok(Box::new(added.chain(stored)))
     }
 
     fn open(&self, name: &[u8]) -> Result<Body> {
         let changes = self.changes()?;
         if let Some(addition) = changes.as_ref().and_then(|changes| changes.added.get(name)) {
-            return addition.body.clone().ok_or(NOT_FOUND);
+            return addition.body(&self.tree)?.ok_or(NOT_FOUND);
         }
         match self.stored(name)?.map(|entry| entry.node) {
             Some(Node::File(map)) => Ok(Body::Stored(Arc::new(map))),

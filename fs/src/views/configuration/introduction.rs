@@ -1,0 +1,85 @@
+//! What the marked block says to the person who opens it, perhaps in the middle of the night: what this copy is, what it
+//! does when it is started, and how it becomes the production server.
+
+use std::path::Path;
+
+use barmanfs_catalog::{Action, Backup, Target};
+
+use super::super::recovery::Recovery;
+
+const ARCHIVES_NOTHING: &str = "\
+# It archives nothing and cannot disturb the server it was taken from.
+# When it takes over production, remove everything from \"begin\" to \"end\"
+# and restart it, so that it archives its WAL again.
+";
+
+pub(super) fn of_the_end(backup: &Backup) -> String {
+    let Backup { id, server, .. } = backup;
+    format!(
+        "# A copy of backup {id} of server {server}. It recovers to the end of the backup, then goes on as a\n\
+         # server of its own on a new timeline.\n{ARCHIVES_NOTHING}"
+    )
+}
+
+pub(super) fn of_a_target(recovery: &Recovery, mount_point: &Path) -> String {
+    let plan = &recovery.plan;
+    let (id, server) = (plan.backup.id, &plan.backup.server);
+    let spec = &plan.spec;
+    let mut text = format!(
+        "# A copy of server {server}, to be recovered to a target.\n\
+         #   target    {spec}{}\n\
+         #   from      backup {id}\n\
+         #   along     timeline {}\n",
+        target_in_words(recovery),
+        plan.timeline
+    );
+    text.push_str(&wal_in_words(recovery, mount_point));
+    text.push_str(action_in_words(recovery));
+    text.push_str(ARCHIVES_NOTHING);
+    text
+}
+
+/// What the target means, where its own form leaves that open.
+fn target_in_words(recovery: &Recovery) -> String {
+    let plan = &recovery.plan;
+    match (&plan.spec.target, plan.time) {
+        (Target::Now, _) => ": all WAL there is".to_owned(),
+        (Target::Immediate, _) => ": the end of the backup".to_owned(),
+        (Target::Time(_), Some(time)) if plan.spec.inclusive => {
+            format!("\n#             (everything that was committed up to {time})")
+        }
+        (Target::Time(_), Some(time)) => {
+            format!("\n#             (everything that was committed before {time})")
+        }
+        _ => String::new(),
+    }
+}
+
+fn wal_in_words(recovery: &Recovery, mount_point: &Path) -> String {
+    if recovery.restore_command.is_none() {
+        return "# Started, it replays the WAL in its pg_wal: all it needs lies there.\n".to_owned();
+    }
+    format!(
+        "# Started, it replays WAL that it reads from the mount at {}.\n\
+         # If that is gone it stops with an error (and is not promoted too early): mount it\n\
+         # again at the same place and start the copy once more.\n",
+        mount_point.display()
+    )
+}
+
+fn action_in_words(recovery: &Recovery) -> &'static str {
+    match (&recovery.plan.spec.target, recovery.action) {
+        (Target::Now, _) | (_, Action::Promote) => {
+            "# At the end it is promoted: it takes writes, on a new timeline.\n"
+        }
+        (_, Action::Pause) => {
+            "# At the target it pauses and can be read (only stops, where hot_standby is off).\n\
+             # SELECT pg_wal_replay_resume() then promotes it. Or set another target and restart it.\n"
+        }
+        (_, Action::Shutdown) => {
+            "# At the target it shuts down. To go on, set recovery_target_action to 'promote', or a\n\
+             # later target, and start it again. Do not remove recovery.signal: it would then go on\n\
+             # writing to the timeline it was copied from.\n"
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! `<server>/pitr/`: a directory for every target that can be reached, made when it is looked up.
+//!
+//! What stands under a name is settled by the plan for its target. It stays as it is while somebody is at work in it,
+//! also when a better plan turns up (a newer backup for `now`, a new timeline): `cp -a` goes by paths and would copy
+//! a mixture of both. A target that cannot be reached is absent, never remembered as such by the kernel, and the log
+//! says why, once.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use barmanfs_catalog::{Backup, ServerName, Target, TargetSpec, TimelineChoice, Unreachable};
+
+use super::context::Context;
+use super::recovery::Recovery;
+use super::snapshot::ServerState;
+use super::tree::{BackupTree, Style};
+use super::{Body, Children, Directory, no_files};
+use crate::error::Result;
+use crate::namespace::{Child, Lifetime};
+
+/// Targets whose answer is kept; the one that was asked for longest ago goes first.
+const MAX_KNOWN: usize = 256;
+
+/// The directory.
+#[derive(Debug)]
+pub(super) struct Pitr {
+    context: Arc<Context>,
+    server: ServerName,
+}
+
+impl Pitr {
+    pub(super) fn new(context: Arc<Context>, server: ServerName) -> Self {
+        Self { context, server }
+    }
+
+    fn child(&self, name: &str) -> Result<Option<Child>> {
+        let (context, server) = (&self.context, &self.server);
+        let Some(tree) = context.targets.tree(context, server, name)? else {
+            return Ok(None);
+        };
+        let identity = tree.style.recovery().map_or(0, Recovery::identity);
+        Ok(tree.child(name).map(|child| Child { identity, ..child }))
+    }
+
+    /// A backup's end by its LSN; on a branch that the newest timeline left, with its timeline.
+    fn end_of(&self, backup: &Backup) -> Result<Option<Child>> {
+        let (Some(stop), Some(timeline)) = (backup.stop_lsn, backup.timeline) else {
+            return Ok(None);
+        };
+        for choice in [TimelineChoice::Latest, TimelineChoice::Id(timeline)] {
+            let spec = TargetSpec {
+                timeline: choice,
+                ..Target::Lsn(stop).into()
+            };
+            let name = spec.to_string();
+            let tree = self.context.targets.tree(&self.context, &self.server, &name)?;
+            if tree.is_some_and(|tree| tree.backup.id == backup.id) {
+                return self.child(&name);
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Directory for Pitr {
+    fn lookup(&self, name: &[u8]) -> Result<Option<Child>> {
+        match std::str::from_utf8(name) {
+            Ok(name) => self.child(name),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Not all there are, which is nearly any text: some that people ask for.
+    fn entries(&self) -> Result<Children> {
+        let snapshot = self.context.snapshot()?;
+        let Some(server) = snapshot.server(self.server.as_str()).cloned() else {
+            return Ok(Box::new(std::iter::empty()));
+        };
+        let this = Self::new(Arc::clone(&self.context), self.server.clone());
+        let named = [this.child(&TargetSpec::from(Target::Now).to_string()).transpose()];
+        let ends = (0..server.backups.len())
+            .filter_map(move |place| this.end_of(server.backups.get(place)?).transpose());
+        Ok(Box::new(named.into_iter().flatten().chain(ends)))
+    }
+
+    fn open(&self, _name: &[u8]) -> Result<Body> {
+        no_files()
+    }
+
+    fn lifetime(&self) -> Lifetime {
+        Lifetime::UntilNotified
+    }
+}
+
+/// What a name stands for.
+#[derive(Debug, Clone)]
+enum Answer {
+    Tree(Arc<BackupTree>),
+    Absent(String),
+}
+
+#[derive(Debug)]
+struct Known {
+    server: ServerName,
+    /// In its canonical form; as it was written where it is none.
+    target: String,
+    /// Of the repository when it was answered.
+    generation: u64,
+    answer: Answer,
+}
+
+/// The targets that were asked for last.
+#[derive(Debug, Default)]
+pub(super) struct Targets {
+    known: Mutex<VecDeque<Known>>,
+}
+
+impl Targets {
+    /// The view of a target; `None` when it cannot be reached.
+    pub(super) fn tree(
+        &self,
+        context: &Arc<Context>,
+        server: &ServerName,
+        text: &str,
+    ) -> Result<Option<Arc<BackupTree>>> {
+        // Programs that look around for files of their own are no news for the log.
+        if text.starts_with('.') {
+            return Ok(None);
+        }
+        let spec = text.parse::<TargetSpec>();
+        let target = spec
+            .as_ref()
+            .map_or_else(|_| text.to_owned(), ToString::to_string);
+        // Asked before planning: what changes in between is planned again the next time.
+        let generation = context.repository.generation()?;
+        let before = self.last(server, &target);
+        match &before {
+            Some((of, answer)) if *of == generation => return Ok(answer.tree()),
+            Some((_, Answer::Tree(tree))) if tree.usage.is_busy() && is_shown(context, tree)? => {
+                return Ok(Some(Arc::clone(tree)));
+            }
+            _ => {}
+        }
+        let answer = match spec {
+            Ok(spec) => planned(context, server, &spec)?,
+            Err(error) => Answer::Absent(error.to_string()),
+        };
+        let answer = answer.after(before.as_ref().map(|(_, answer)| answer), server, text);
+        self.remember(Known {
+            server: server.clone(),
+            target,
+            generation,
+            answer: answer.clone(),
+        });
+        Ok(answer.tree())
+    }
+
+    fn last(&self, server: &ServerName, target: &str) -> Option<(u64, Answer)> {
+        let mut known = self.lock();
+        let place = known
+            .iter()
+            .position(|known| known.target == target && known.server == *server)?;
+        let found = known.remove(place)?;
+        let answer = (found.generation, found.answer.clone());
+        known.push_front(found);
+        Some(answer)
+    }
+
+    fn remember(&self, new: Known) {
+        let mut known = self.lock();
+        known.retain(|known| known.target != new.target || known.server != new.server);
+        known.truncate(MAX_KNOWN - 1);
+        known.push_front(new);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Answer {
+    fn tree(&self) -> Option<Arc<BackupTree>> {
+        match self {
+            Self::Tree(tree) => Some(Arc::clone(tree)),
+            Self::Absent(_) => None,
+        }
+    }
+
+    /// This answer, or an earlier one that says the same. A new one is told in the log.
+    fn after(self, before: Option<&Self>, server: &ServerName, text: &str) -> Self {
+        match (&self, before) {
+            (Self::Tree(now), Some(Self::Tree(before)))
+                if now.style.recovery().map(Recovery::identity)
+                    == before.style.recovery().map(Recovery::identity) =>
+            {
+                return Self::Tree(Arc::clone(before));
+            }
+            (Self::Absent(now), Some(Self::Absent(before))) if now == before => {}
+            (Self::Tree(tree), _) => tell(server, text, tree),
+            (Self::Absent(reason), _) => {
+                tracing::info!("There is no {server}/pitr/{}: {reason}", text.escape_debug());
+            }
+        }
+        self
+    }
+}
+
+fn tell(server: &ServerName, text: &str, tree: &BackupTree) {
+    let Some(Recovery { plan, .. }) = tree.style.recovery() else {
+        return;
+    };
+    let notes: String = plan.notes.iter().map(|note| format!(". {note}")).collect();
+    tracing::info!(
+        "{server}/pitr/{}: {} from backup {} along timeline {}, WAL {} to {}{notes}",
+        text.escape_debug(),
+        plan.spec,
+        plan.backup.id,
+        plan.timeline,
+        plan.first_segment,
+        plan.last_segment
+    );
+}
+
+fn planned(context: &Arc<Context>, server: &ServerName, spec: &TargetSpec) -> Result<Answer> {
+    let plan = match context.repository.plan(server, spec)? {
+        Ok(plan) => plan,
+        Err(reason) => return Ok(Answer::Absent(in_words(&reason))),
+    };
+    let snapshot = context.snapshot()?;
+    let backup = snapshot
+        .server(server.as_str())
+        .and_then(|server| server.backup(plan.backup.id));
+    let Some(backup) = backup.cloned() else {
+        return Ok(Answer::Absent(format!("backup {} is not shown", plan.backup.id)));
+    };
+    let canonical = plan.spec.to_string();
+    let Some(recovery) = Recovery::new(context, plan) else {
+        let reason = "the path of this mount is too long or has characters that cannot be written in \
+                      restore_command: mount elsewhere, or add ,self-contained";
+        return Ok(Answer::Absent(reason.to_owned()));
+    };
+    let style = Style::Target(Arc::new(recovery));
+    Ok(Answer::Tree(context.tree(&backup, style, &canonical)))
+}
+
+fn in_words(reason: &Unreachable) -> String {
+    let mut words = reason.to_string();
+    for more in [reason.nearest(), reason.hint()].into_iter().flatten() {
+        words.push_str("; ");
+        words.push_str(&more);
+    }
+    words
+}
+
+fn is_shown(context: &Context, tree: &BackupTree) -> Result<bool> {
+    let snapshot = context.snapshot()?;
+    let server: Option<&Arc<ServerState>> = snapshot.server(tree.backup.server.as_str());
+    Ok(server.is_some_and(|server| server.backup(tree.backup.id).is_some()))
+}
