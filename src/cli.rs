@@ -88,7 +88,9 @@ pub(crate) enum Command {
     /// Take a base backup over the replication protocol
     #[command(after_help = "\
 Every backup is a full one: it can be deleted at any time and never needs another. Stored is only what
-changed, and from PostgreSQL 17 on with summarize_wal = on, sent is only what changed. When WAL of the server arrives through 'wal-archive', the backup waits for its segments;
+changed; from PostgreSQL 17 on, with summarize_wal = on, no more than that is sent either.
+
+When WAL of the server arrives through 'wal-archive', the backup waits for its segments;
 otherwise it brings them itself.
 
 Examples:
@@ -226,9 +228,6 @@ pub(crate) struct BackupArgs {
     #[arg(long, alias = "bwlimit", value_name = "RATE", value_parser = max_rate)]
     pub(crate) max_rate: Option<u32>,
     /// Let the server send only what has changed since an earlier backup [default: as configured, or auto]
-    ///
-    /// auto: where PostgreSQL is 17 or later and has summarize_wal on, and else, or when it cannot after all, everything.
-    /// The backup is stored as a full one either way.
     #[arg(long, value_name = "WHEN", value_enum)]
     pub(crate) incremental: Option<Incremental>,
     /// How long to wait for the backup's WAL to arrive in the archive, in seconds

@@ -57,10 +57,10 @@ pub(crate) enum Archiver {
 /// Whether backups of a server are incremental. Either way each is stored as a full one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Incremental {
-    /// Where the server can send what has changed since an earlier backup; otherwise all is sent.
+    /// Where the server can (PostgreSQL 17 and later, summarize_wal = on); otherwise it sends everything.
     #[default]
     Auto,
-    /// The server must send only what has changed; where it cannot, the backup fails.
+    /// Where the server cannot, the backup fails.
     Always,
     /// The server sends everything.
     Never,

@@ -399,6 +399,9 @@ fn a_damaged_parent_is_no_obstacle(install: &'static Install) {
     }
     let run = site.barmanfs(&["backup", "main", "--fast-checkpoint", "--incremental", "always"]);
     run.refused(1).says(&["cannot be incremental", "damaged"]);
+    let run = site.barmanfs(&["backup", "main", "--fast-checkpoint"]);
+    run.ok().says(&["becomes a full one", "damaged"]);
+    assert_eq!(newest_kind(&site), "full");
 }
 
 /// Spoils the middle of a file.

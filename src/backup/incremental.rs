@@ -187,16 +187,21 @@ pub(super) fn upload(
 
 /// Warns of what the server's release gets wrong in incremental backups.
 pub(super) fn warn_of_defects(version: ServerVersion) {
-    let fixed = SUMMARIZE_VISIBILITY_MAPS
-        .iter()
-        .find(|(major, _)| *major == version.major());
-    if let Some((_, fixed)) = fixed.filter(|(_, fixed)| version < *fixed) {
+    if let Some(fixed) = forgets_visibility_maps(version) {
         tracing::warn!(
             "PostgreSQL {version} can leave changed visibility maps out of incremental backups, which makes index-only \
              scans on a copy return deleted rows: update it to {fixed}, or set incremental = never. On a copy, \
              pg_truncate_visibility_map of the extension pg_visibility mends a table"
         );
     }
+}
+
+/// The release that has it mended, for one that leaves visibility maps out of its summaries.
+fn forgets_visibility_maps(version: ServerVersion) -> Option<ServerVersion> {
+    SUMMARIZE_VISIBILITY_MAPS
+        .iter()
+        .find(|(major, fixed)| *major == version.major() && version < *fixed)
+        .map(|(_, fixed)| *fixed)
 }
 
 /// What `pg_combinebackup` checks of the control files before it puts two backups together.
@@ -257,5 +262,48 @@ impl Control {
             }),
             Err(error) => Err(impossible(error.to_string())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::SinkError;
+
+    #[test]
+    fn minor_releases_that_forget_visibility_maps_are_known() {
+        let mended_in =
+            |version| forgets_visibility_maps(ServerVersion(version)).map(|fixed| fixed.to_string());
+        assert_eq!(mended_in(170_010).as_deref(), Some("17.11"));
+        assert_eq!(mended_in(180_000).as_deref(), Some("18.6"));
+        for version in [170_011, 180_006, 190_000] {
+            assert_eq!(mended_in(version), None);
+        }
+    }
+
+    /// What becomes of an error of the file that was being received.
+    fn of_a_file(error: impl Into<SinkError>) -> NoIncrement {
+        // A receiver of archives hands on the errors of what receives their members.
+        let member = postgres::Error::Sink(error.into());
+        postgres::Error::Sink(member.into()).into()
+    }
+
+    #[test]
+    fn what_a_full_backup_can_do_without_is_no_failure() {
+        let damage = barmanfs_store::Error::damaged("Chunk ab", "It is gone");
+        let full = barmanfs_store::Error::Full { path: "/r".into() };
+        assert!(matches!(
+            of_a_file(Incompatible("x".to_owned())),
+            NoIncrement::Impossible(_)
+        ));
+        assert!(matches!(of_a_file(damage.clone()), NoIncrement::Impossible(_)));
+        assert!(matches!(damage.into(), NoIncrement::Impossible(_)));
+        assert!(matches!(of_a_file(full.clone()), NoIncrement::Failed(_)));
+        assert!(matches!(full.into(), NoIncrement::Failed(_)));
+        assert!(matches!(
+            of_a_file("There is data outside of a file"),
+            NoIncrement::Failed(_)
+        ));
+        assert!(matches!(postgres::Error::Closed.into(), NoIncrement::Failed(_)));
     }
 }
