@@ -2,7 +2,8 @@
 //!
 //! One replication connection does everything: it identifies the cluster, holds the WAL with a temporary slot,
 //! sends the backup, and is kept until the archive has the last segment, so that the slot lives as long as the WAL is
-//! needed. What is received goes straight into the repository's pipeline ([`receive`]); what was stored is then held
+//! needed. Where the server can, it sends only what changed since an earlier backup ([`incremental`]), and both are put
+//! together on the way ([`compose`]). What is received goes straight into the repository's pipeline ([`receive`]); what was stored is then held
 //! against the server's manifest ([`manifest`]) before the backup counts.
 
 mod as_sent;
@@ -196,7 +197,7 @@ impl Attempt<'_> {
         };
         if self.stop.requested() || wish == Incremental::Always {
             return Err(Error::failed(format!("It cannot be incremental: {why}"))
-                .hint("Without --incremental always, a full backup is taken in such a case"));
+                .hint("With incremental = auto, a full backup is taken in such a case"));
         }
         let (id, name) = (run.id(), &self.server.name);
         match &why {

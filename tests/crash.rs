@@ -40,6 +40,11 @@ fn killed_at_random_points_nothing_acknowledged_is_lost(install: &'static Instal
     let mut random = Random::new("killed_at_random_points");
     let (site, server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
     fill(&server, 1);
+    if install.major >= 17 {
+        // Then every backup but the first is incremental.
+        server.query("ALTER SYSTEM SET summarize_wal = on");
+        server.query("SELECT pg_reload_conf()");
+    }
     let mut acknowledged = segments(&site, &server, ROUNDS as usize);
     let usual = UsualTimes::measure(&site, &mut acknowledged);
 
@@ -58,6 +63,9 @@ fn killed_at_random_points_nothing_acknowledged_is_lost(install: &'static Instal
         killed(&site, &mut random, usual.sweep, &["sweep"]);
 
         site.backup();
+        if install.major >= 17 {
+            assert_eq!(site.backups().pop().unwrap()["kind"], "incremental");
+        }
         if round % ROUNDS_BETWEEN_CHECKS == 0 || round == ROUNDS {
             site.ok(&["sweep"]);
             let verified = site.barmanfs(&["verify"]);

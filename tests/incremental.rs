@@ -167,6 +167,9 @@ impl<'a> Day<'a> {
 
     /// Deletes one after the other in random order; those that are left stay as they were, and the last one starts.
     fn end(mut self, random: &mut Random) {
+        let listed = self.site.backups();
+        self.site.ok(&["rebuild-catalog"]);
+        assert_eq!(self.site.backups(), listed);
         random.shuffle(&mut self.taken);
         let order: Vec<String> = self.taken.iter().map(|(id, _)| id.clone()).collect();
         while self.taken.len() > 1 {
