@@ -20,7 +20,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 use crate::error::{Error, Result};
-use crate::schema;
+use crate::{records, schema};
 
 /// How long a statement waits for another process's write. Writes take milliseconds; a minute is a dying disk.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -200,9 +200,34 @@ impl Db {
 /// Creates the tables in an empty file.
 pub(crate) fn create_tables(connection: &Connection) -> Result<()> {
     connection.pragma_update(None, "application_id", schema::APPLICATION_ID)?;
-    connection.execute_batch(&format!("BEGIN; {} COMMIT;", schema::CREATE))?;
+    let (create, meanings) = (schema::CREATE, schema::CREATE_MEANINGS);
+    connection.execute_batch(&format!("BEGIN; {create} {meanings} COMMIT;"))?;
     connection.pragma_update(None, "user_version", schema::LAYOUT)?;
     Ok(())
+}
+
+/// Brings a catalog of an earlier layout to this one, by making the tables of what its records mean anew. Other processes
+/// see either all of it or nothing.
+fn upgrade(connection: &mut Connection) -> Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    // Another process may have been faster.
+    if layout(&transaction)? != schema::LAYOUT {
+        tracing::info!("Making the catalog's index anew, as this release keeps more in it");
+        for table in schema::MEANINGS {
+            transaction.execute_batch(&format!("DROP TABLE IF EXISTS {table}"))?;
+        }
+        transaction.execute_batch(schema::CREATE_MEANINGS)?;
+        records::derive_all(&transaction, &mut |_, error| {
+            tracing::warn!("A record cannot be read: {error}");
+            Ok(())
+        })?;
+        transaction.pragma_update(None, "user_version", schema::LAYOUT)?;
+    }
+    Ok(transaction.commit()?)
+}
+
+fn layout(connection: &Connection) -> Result<i64> {
+    Ok(connection.pragma_query_value(None, "user_version", |row| row.get(0))?)
 }
 
 /// Opens a connection. On a full disk the wal-index, a file all processes share, may be impossible to make; alone,
@@ -218,7 +243,7 @@ fn connect(path: &Path) -> Result<Link> {
 
 fn connect_as(path: &Path, alone: bool) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)?;
+    let mut connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     // Without it SQLite, built to plan by statistics, plans every statement anew each time its parameters are bound:
@@ -231,13 +256,16 @@ fn connect_as(path: &Path, alone: bool) -> Result<Connection> {
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
-    let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    if found != schema::LAYOUT {
-        return Err(Error::CatalogLayout {
-            path: path.to_path_buf(),
-            found,
-            expected: schema::LAYOUT,
-        });
+    match layout(&connection)? {
+        schema::LAYOUT => {}
+        schema::OLDEST_LAYOUT..schema::LAYOUT => upgrade(&mut connection)?,
+        found => {
+            return Err(Error::CatalogLayout {
+                path: path.to_path_buf(),
+                found,
+                expected: schema::LAYOUT,
+            });
+        }
     }
     Ok(connection)
 }

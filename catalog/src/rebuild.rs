@@ -11,7 +11,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use barmanfs_store::{ClosedPack, LocalPacks, PackId, PackStorage, Record, RecordId, read_footer};
+use barmanfs_store::{ClosedPack, LocalPacks, PackId, PackStorage, read_footer};
 use rusqlite::{Connection, OpenFlags, params};
 use serde::Serialize;
 
@@ -19,7 +19,7 @@ use crate::db;
 use crate::error::{Error, Result};
 use crate::locks::{Lock, Locks};
 use crate::monitor::{Monitor, Unit};
-use crate::records::{self, kind};
+use crate::records;
 use crate::repository::{
     CATALOG, DIRECTORIES, PACKS, Repository, read_settings, remove_catalog, sync_directory,
 };
@@ -162,28 +162,13 @@ fn enter_one(connection: &Connection, pack: &ClosedPack) -> Result<()> {
 /// Gives the records their meaning.
 fn derive_all(connection: &Connection, report: &mut RebuildReport) -> Result<()> {
     let transaction = connection.unchecked_transaction()?;
-    let mut all =
-        transaction.prepare("SELECT seq, id, kind, payload FROM records ORDER BY kind <> ?1, id")?;
-    let mut rows = all.query([kind::DELETION])?;
-    while let Some(row) = rows.next()? {
-        let seq = row.get(0)?;
-        let record = Record {
-            id: RecordId(row.get(1)?),
-            kind: row.get(2)?,
-            payload: row.get(3)?,
-        };
-        match records::derive(&transaction, seq, &record) {
-            Err(error @ (Error::BadRecord { .. } | Error::NewerFormat { .. })) => {
-                report.problems.push(PackProblem {
-                    pack: pack_of(&transaction, seq)?,
-                    reason: error.to_string(),
-                });
-            }
-            other => other?,
-        }
-    }
-    drop(rows);
-    drop(all);
+    records::derive_all(&transaction, &mut |record, error| {
+        report.problems.push(PackProblem {
+            pack: pack_of(&transaction, record)?,
+            reason: error.to_string(),
+        });
+        Ok(())
+    })?;
     Ok(transaction.commit()?)
 }
 

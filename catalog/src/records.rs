@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::backup::{Backup, BackupStatus};
 use crate::error::{Error, Result};
 use crate::server::ServerName;
-use crate::wal::{QuarantinedWal, WalFile};
+use crate::wal::{self, QuarantinedWal, WalFile};
 
 /// Version of the payloads this release writes, and the newest it reads.
 const PAYLOAD_VERSION: u32 = 1;
@@ -236,6 +236,26 @@ pub(crate) fn derive(db: &Connection, seq: i64, record: &Record) -> Result<()> {
     }
 }
 
+/// Gives all records their meaning, deletions before all others, so that it does not matter in which order they came.
+/// `problem` is told the row of a record that cannot be read, and why.
+pub(crate) fn derive_all(db: &Connection, problem: &mut dyn FnMut(i64, Error) -> Result<()>) -> Result<()> {
+    let mut all = db.prepare("SELECT seq, id, kind, payload FROM records ORDER BY kind <> ?1, id")?;
+    let mut rows = all.query([kind::DELETION])?;
+    while let Some(row) = rows.next()? {
+        let seq = row.get(0)?;
+        let record = Record {
+            id: RecordId(row.get(1)?),
+            kind: row.get(2)?,
+            payload: row.get(3)?,
+        };
+        match derive(db, seq, &record) {
+            Err(error @ (Error::BadRecord { .. } | Error::NewerFormat { .. })) => problem(seq, error)?,
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
 fn annul(db: &Connection, seq: i64, deletion: &Deletion) -> Result<()> {
     db.prepare_cached("INSERT OR IGNORE INTO deletions (annulled, record) VALUES (?1, ?2)")?
         .execute(params![deletion.of.as_bytes(), seq])?;
@@ -244,6 +264,7 @@ fn annul(db: &Connection, seq: i64, deletion: &Deletion) -> Result<()> {
         .query_row([deletion.of.as_bytes()], |row| row.get(0))
         .optional()?;
     if let Some(target) = target {
+        wal::index::forget(db, target)?;
         for table in ["backups", "wal", "quarantine"] {
             db.prepare_cached(&format!("DELETE FROM {table} WHERE record = ?1"))?
                 .execute([target])?;
@@ -291,6 +312,12 @@ fn derive_wal(db: &Connection, seq: i64, id: RecordId, file: &WalFile) -> Result
         file.new_stored_bytes,
         id.as_bytes()
     ])?;
+    let counts = db
+        .prepare_cached("SELECT 1 FROM wal WHERE record = ?1")?
+        .exists([seq])?;
+    if counts {
+        wal::index::enter(db, seq, file)?;
+    }
     Ok(())
 }
 

@@ -8,10 +8,14 @@
 //! abort* later than it, which must exist; times do not rise with the LSN; a restore point is the first of its name;
 //! whatever the target, it must not come before the backup's end. A plan is only made where all that holds.
 
+mod ends;
 mod plan;
 mod planner;
+mod route;
 mod segments;
 mod target;
+#[cfg(test)]
+mod tests;
 mod time;
 
 pub use plan::{Plan, TimelineSpan, Unreachable};

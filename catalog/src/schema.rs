@@ -1,16 +1,20 @@
 //! The tables of catalog.sqlite.
 //!
 //! Everything in them is derived from packs, except what concerns processes of this host (`writer`, `condemned_at`,
-//! `condemned_before`): losing that costs a sweep's patience, nothing else. So there are no migrations: another
-//! layout is another [`LAYOUT`], and the catalog is made again.
+//! `condemned_before`): losing that costs a sweep's patience, nothing else. So no data is ever migrated. Where another
+//! layout changes only what the records mean, opening the catalog makes those tables anew from the records it has;
+//! where it changes more, the catalog is made again from the packs.
 
 /// Number of this layout, kept in SQLite's `user_version`.
-pub(crate) const LAYOUT: i64 = 1;
+pub(crate) const LAYOUT: i64 = 2;
+
+/// The oldest layout with the same tables of packs, chunks and records.
+pub(crate) const OLDEST_LAYOUT: i64 = 1;
 
 /// Marks the file as barmanfs's for `file(1)` and for us: "bmfs".
 pub(crate) const APPLICATION_ID: i64 = 0x626d_6673;
 
-/// Creates the tables.
+/// Creates the tables of packs, chunks and records.
 pub(crate) const CREATE: &str = "
 -- A pack that is in the repository. writer: the lock of the writer that made it, which may not have referred to it
 -- yet. condemned_at: nothing new may refer to it, it goes when the writers in condemned_before have ended; that list
@@ -57,8 +61,21 @@ CREATE TABLE record_packs (
     PRIMARY KEY (record, pack)
 ) WITHOUT ROWID;
 CREATE INDEX record_packs_by_pack ON record_packs (pack);
+";
 
--- What the records mean. All of it can be made again from them.
+/// The tables of what the records mean.
+pub(crate) const MEANINGS: [&str; 7] = [
+    "deletions",
+    "servers",
+    "backups",
+    "wal",
+    "quarantine",
+    "segments",
+    "restore_points",
+];
+
+/// Creates them.
+pub(crate) const CREATE_MEANINGS: &str = "
 CREATE TABLE deletions (annulled BLOB NOT NULL, record INTEGER NOT NULL, PRIMARY KEY (annulled, record)) WITHOUT ROWID;
 CREATE TABLE servers (name TEXT NOT NULL PRIMARY KEY, system_id TEXT NOT NULL, record INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE backups (
@@ -81,4 +98,41 @@ CREATE TABLE wal (
 CREATE INDEX wal_by_record ON wal (record);
 CREATE TABLE quarantine (record INTEGER NOT NULL PRIMARY KEY, server TEXT NOT NULL, name TEXT NOT NULL);
 CREATE INDEX quarantine_by_name ON quarantine (server, name);
+
+-- Archived segments by the number their position gives them, with what they say about points in time. end_lsn: where
+-- the last record ends, or the segment where that crosses its end. last_lsn: where the last record starts that also
+-- ends here. ends_in: the number of the segment the last record that matters ends in. ends_early: the records end before
+-- the segment. head, tail: whether a record crosses its beginning (2: and its end as well), and its end.
+CREATE TABLE segments (
+    server TEXT NOT NULL,
+    timeline INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    record INTEGER NOT NULL,
+    end_lsn INTEGER NOT NULL,
+    last_lsn INTEGER,
+    time_min INTEGER,
+    time_max INTEGER,
+    checkpoint_time INTEGER,
+    xid_min INTEGER,
+    xid_max INTEGER,
+    commits INTEGER NOT NULL,
+    ends_in INTEGER NOT NULL,
+    ends_early INTEGER NOT NULL,
+    head INTEGER NOT NULL,
+    tail INTEGER NOT NULL,
+    PRIMARY KEY (server, timeline, number)
+) WITHOUT ROWID;
+CREATE INDEX segments_by_record ON segments (record);
+CREATE INDEX segments_by_number ON segments (server, number);
+CREATE INDEX segments_ending_early ON segments (server, timeline, number) WHERE ends_early;
+CREATE TABLE restore_points (
+    server TEXT NOT NULL,
+    name TEXT NOT NULL,
+    timeline INTEGER NOT NULL,
+    lsn INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    time INTEGER NOT NULL,
+    PRIMARY KEY (server, name, timeline, lsn)
+) WITHOUT ROWID;
+CREATE INDEX restore_points_by_segment ON restore_points (server, timeline, number);
 ";

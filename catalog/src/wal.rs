@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::server::ServerName;
 
 mod archive;
+pub(crate) mod index;
 mod list;
 
 pub use list::{WalArchive, WalEntries, WalTotals};

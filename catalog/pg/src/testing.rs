@@ -24,8 +24,8 @@ pub struct SampleWal {
     start: Lsn,
     bytes: Vec<u8>,
     previous: u64,
-    /// Where each record starts, in order.
-    pub starts: Vec<Lsn>,
+    /// Where each record starts and ends, in order.
+    pub extents: Vec<(Lsn, Lsn)>,
     /// Every record that matters, in order.
     pub written: Vec<(Lsn, RecordFacts)>,
 }
@@ -52,7 +52,7 @@ impl SampleWal {
             start,
             bytes: Vec::new(),
             previous: 0,
-            starts: Vec::new(),
+            extents: Vec::new(),
             written: Vec::new(),
         }
     }
@@ -63,8 +63,8 @@ impl SampleWal {
         let mut fork = self.clone();
         fork.timeline = timeline;
         fork.bytes.truncate(usize::try_from(at.0 - self.start.0).unwrap());
-        fork.starts.retain(|lsn| *lsn < at);
-        fork.previous = fork.starts.last().map_or(0, |lsn| lsn.0);
+        fork.extents.retain(|(start, _)| *start < at);
+        fork.previous = fork.extents.last().map_or(0, |(start, _)| start.0);
         fork.written.retain(|(lsn, _)| *lsn < at);
         fork
     }
@@ -116,11 +116,12 @@ impl SampleWal {
         record.extend(crc.to_le_bytes());
         record.extend(body);
         self.previous = lsn.0;
-        self.starts.push(lsn);
         for at in 0..record.len() {
             self.begin_page(record.len() - at, 0);
             self.bytes.push(record[at]);
         }
+        self.extents
+            .push((lsn, Lsn(self.position().0.next_multiple_of(8))));
         lsn
     }
 
@@ -194,6 +195,8 @@ impl SampleWal {
         self.written.push((lsn, facts.clone()));
         if *facts == RecordFacts::Switch {
             self.fill();
+            self.extents.pop();
+            self.extents.push((lsn, self.position()));
         }
     }
 
@@ -201,6 +204,7 @@ impl SampleWal {
     /// of the page is zero, and the next one begins with the flag that says so.
     pub fn crash_within_record(&mut self) {
         self.record(10, 0, &[0xAB; 20_000]);
+        self.extents.pop();
         let page = usize::try_from(PAGE_BYTES).unwrap();
         self.bytes.truncate(self.bytes.len() / page * page);
         self.begin_page(0, 8);

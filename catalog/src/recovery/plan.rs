@@ -78,10 +78,10 @@ pub enum Unreachable {
     NoBackupOnTimeline {
         /// The timeline.
         timeline: TimelineId,
-        /// The newest complete backup of another.
-        other: Option<BackupId>,
+        /// The newest complete backup.
+        newest: BackupId,
         /// The timeline that one was taken on.
-        other_timeline: Option<TimelineId>,
+        newest_timeline: TimelineId,
     },
     /// The target lies before the end of every backup.
     #[error("The target lies before the end of every backup that could lead to it")]
@@ -106,8 +106,6 @@ pub enum Unreachable {
         newest: Option<TimestampMicros>,
         /// The end of the WAL that can be reached.
         end: Lsn,
-        /// Timelines where there is what was looked for.
-        elsewhere: Vec<TimelineId>,
     },
     /// Segments are missing between the backup and the target.
     #[error("{}", gap_text(*first, *last, *count))]
@@ -181,14 +179,11 @@ impl Unreachable {
                 let known: Vec<String> = known.iter().map(ToString::to_string).collect();
                 (!known.is_empty()).then(|| format!("There are: {}", known.join(", ")))
             }
-            Self::NoBackupOnTimeline { other_timeline, .. } => {
-                other_timeline.map(|timeline| format!("Add ,timeline={timeline} for the newest backup's own"))
-            }
+            Self::NoBackupOnTimeline { newest, newest_timeline, .. } => Some(format!(
+                "The newest backup, {newest}, is on timeline {newest_timeline}: add ,timeline={newest_timeline}, or take a new one"
+            )),
             Self::BeforeBackups { .. } => None,
-            Self::AfterEnd { elsewhere, .. } => match elsewhere.last() {
-                Some(timeline) => Some(format!("Timeline {timeline} has it: add ,timeline={timeline}")),
-                None => Some("'now' recovers all there is".to_owned()),
-            },
+            Self::AfterEnd { .. } => Some("'now' recovers all there is".to_owned()),
             Self::Gap { .. } => Some("A backup taken now leads past it; what lies in between needs the segment itself, see 'barmanfs timeline'".to_owned()),
             Self::Broken { .. } => Some("A backup taken now leads past it".to_owned()),
         }

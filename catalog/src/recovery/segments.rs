@@ -1,108 +1,76 @@
 //! The archived segments along a timeline's history, as PostgreSQL would ask for them.
 
-use std::collections::BTreeMap;
 use std::io::Read;
-use std::ops::RangeInclusive;
 
-use barmanfs_pg::history::TimelineHistory;
 use barmanfs_pg::wal_check::check_segment;
-use barmanfs_pg::wal_name::{SegmentName, WalName};
+use barmanfs_pg::wal_name::WalName;
 use barmanfs_pg::wal_scan::{RecordFacts, SegmentIndex, WalScanner, join};
-use barmanfs_pg::{Lsn, SegmentSize, TimelineId, TimestampMicros};
+use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
+use rusqlite::{OptionalExtension, params};
 
 use crate::error::Result;
+use crate::recovery::route::{LAST, Part, Route};
 use crate::repository::Repository;
 use crate::server::ServerName;
-
-/// Past every segment number there can be.
-const LAST: u64 = i64::MAX as u64;
 
 /// Read of a segment at a time.
 const READ_BYTES: usize = 1 << 20;
 
-/// Which timeline's segments lead to a timeline, by their numbers.
-///
-/// Where a timeline began in the midst of a segment, there is a segment of that number on both: PostgreSQL asks for the new
-/// one's, which begins with a copy of the old one's records.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Route {
-    pub(super) timeline: TimelineId,
-    pub(super) size: SegmentSize,
-    history: TimelineHistory,
-}
-
-impl Route {
-    pub(super) fn new(history: TimelineHistory, size: SegmentSize) -> Self {
-        Self {
-            timeline: history.timeline(),
-            size,
-            history,
-        }
-    }
-
-    /// Whether a backup that ended there lies on the way.
-    pub(super) fn contains(&self, timeline: TimelineId, lsn: Lsn) -> bool {
-        self.history.contains(timeline, lsn)
-    }
-
-    /// The timelines on the way, oldest first, with where each begins and ends.
-    pub(super) fn spans(&self) -> Vec<(TimelineId, Lsn, Option<Lsn>)> {
-        let mut begin = Lsn(0);
-        let mut spans = Vec::new();
-        for entry in self.history.entries() {
-            spans.push((entry.timeline, begin, Some(entry.switch_lsn)));
-            begin = entry.switch_lsn;
-        }
-        spans.push((self.timeline, begin, None));
-        spans
-    }
-
-    /// The numbers from `from` to `to`, by the timeline whose segments count there.
-    pub(super) fn parts(&self, from: u64, to: u64) -> Vec<(TimelineId, RangeInclusive<u64>)> {
-        let number = |lsn: Lsn| lsn.segment_number(self.size);
-        self.spans()
-            .into_iter()
-            .filter_map(|(timeline, begin, end)| {
-                let first = number(begin).max(from);
-                let last = match end {
-                    Some(end) => number(end).checked_sub(1)?.min(to),
-                    None => to,
-                };
-                (first <= last).then_some((timeline, first..=last))
-            })
-            .collect()
-    }
-
-    pub(super) fn name(&self, number: u64) -> SegmentName {
-        let parts = self.parts(number, number);
-        let timeline = parts.first().map_or(self.timeline, |(timeline, _)| *timeline);
-        SegmentName::from_lsn(timeline, self.start(number), self.size)
-    }
-
-    pub(super) fn start(&self, number: u64) -> Lsn {
-        Lsn(number.saturating_mul(self.size.bytes()))
-    }
-
-    pub(super) fn number(&self, lsn: Lsn) -> u64 {
-        lsn.segment_number(self.size)
-    }
-
-    /// The number of the segment that holds the last byte before `lsn`.
-    pub(super) fn number_before(&self, lsn: Lsn) -> u64 {
-        self.number(Lsn(lsn.0.saturating_sub(1)))
-    }
-}
-
-/// What the catalog keeps of a segment.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What the catalog knows of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Row {
     pub(super) number: u64,
-    pub(super) index: SegmentIndex,
+    /// Where its last record ends.
+    pub(super) end: Lsn,
+    /// Where the last record starts that starts and ends in it.
+    pub(super) last_lsn: Option<Lsn>,
+    /// The latest time in a commit or abort that starts in it.
+    pub(super) time_max: Option<TimestampMicros>,
+    /// The segment in which the last record ends that starts in it and matters.
+    pub(super) ends_in: u64,
 }
 
 impl Row {
-    fn ends_early(&self) -> bool {
-        self.index.stopped.is_some()
+    fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            number: row.get(0)?,
+            end: lsn(row.get(1)?),
+            last_lsn: row.get::<_, Option<i64>>(2)?.map(lsn),
+            time_max: row
+                .get::<_, Option<i64>>(3)?
+                .map(TimestampMicros::from_unix_micros),
+            ends_in: row.get(4)?,
+        })
+    }
+}
+
+fn lsn(value: i64) -> Lsn {
+    Lsn(value.cast_unsigned())
+}
+
+/// What is wanted of a segment.
+#[derive(Debug, Clone, Copy)]
+enum Wanted {
+    Any,
+    /// Its records end before it does.
+    Broken,
+    /// A commit or abort starts in it.
+    Commits,
+    /// A commit or abort later than this starts in it.
+    CommitsAfter(i64),
+    /// A record starts and ends in it.
+    Records,
+}
+
+impl Wanted {
+    fn condition(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Any => ("", ""),
+            Self::Broken => ("INDEXED BY segments_ending_early", "AND ends_early"),
+            Self::Commits => ("", "AND time_max IS NOT NULL"),
+            Self::CommitsAfter(_) => ("", "AND time_max > ?5"),
+            Self::Records => ("", "AND last_lsn IS NOT NULL"),
+        }
     }
 }
 
@@ -116,136 +84,200 @@ pub(super) struct Found {
 }
 
 /// A server's segments.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Segments<'a> {
     repository: &'a Repository,
     server: &'a ServerName,
-    rows: BTreeMap<(TimelineId, u64), Row>,
 }
 
 impl<'a> Segments<'a> {
-    pub(super) fn of(repository: &'a Repository, server: &'a ServerName) -> Result<Self> {
-        const PAGE: usize = 1000;
-        let mut rows = BTreeMap::new();
-        let mut after = None;
-        loop {
-            let files = repository.wal(server).files(after.as_ref(), PAGE)?;
-            for file in &files {
-                if let (WalName::Segment(name), Some(index), Ok(size)) =
-                    (file.name, &file.index, SegmentSize::try_from(file.size_bytes))
-                {
-                    let number = name.start_lsn(size).segment_number(size);
-                    let index = index.clone();
-                    rows.insert((name.timeline, number), Row { number, index });
+    pub(super) fn of(repository: &'a Repository, server: &'a ServerName) -> Self {
+        Self { repository, server }
+    }
+
+    /// The timelines there are segments of, in one step for each, however many segments it has.
+    pub(super) fn timelines(&self) -> Result<Vec<TimelineId>> {
+        self.repository.db.read(|db| {
+            let mut next =
+                db.prepare_cached("SELECT min(timeline) FROM segments WHERE server = ?1 AND timeline > ?2")?;
+            let mut found: Vec<TimelineId> = Vec::new();
+            loop {
+                let last = found.last().map_or(0, |timeline| timeline.0);
+                match next.query_row(params![self.server.as_str(), last], |row| row.get(0))? {
+                    Some(timeline) => found.push(TimelineId(timeline)),
+                    None => return Ok(found),
                 }
             }
-            match files.last() {
-                Some(last) if files.len() == PAGE => after = Some(last.name),
-                _ => break,
-            }
-        }
-        Ok(Self {
-            repository,
-            server,
-            rows,
         })
     }
 
-    pub(super) fn has_timeline(&self, timeline: TimelineId) -> bool {
-        self.rows.keys().any(|(known, _)| *known == timeline)
+    /// Whether a timeline's segment of this number is archived.
+    pub(super) fn has(&self, timeline: TimelineId, number: u64) -> Result<bool> {
+        Ok(self
+            .one(vec![(timeline, number..=number)], "ASC", Wanted::Any)?
+            .is_some())
     }
 
-    fn along<'s>(&'s self, route: &Route, from: u64, to: u64) -> impl DoubleEndedIterator<Item = &'s Row> {
-        route
-            .parts(from, to)
-            .into_iter()
-            .flat_map(|(timeline, numbers)| {
-                self.rows
-                    .range((timeline, *numbers.start())..=(timeline, *numbers.end()))
-            })
-            .map(|(_, row)| row)
+    fn first(&self, route: &Route, from: u64, to: u64, wanted: Wanted) -> Result<Option<Row>> {
+        self.one(route.parts(from, to), "ASC", wanted)
     }
 
-    pub(super) fn row(&self, route: &Route, number: u64) -> Result<Option<&Row>> {
-        Ok(self.along(route, number, number).next())
+    fn last(&self, route: &Route, from: u64, to: u64, wanted: Wanted) -> Result<Option<Row>> {
+        let mut parts = route.parts(from, to);
+        parts.reverse();
+        self.one(parts, "DESC", wanted)
     }
 
-    /// The first number from `from` on that is not archived; past the end of the archive there is always one.
-    pub(super) fn first_missing(&self, route: &Route, from: u64) -> Result<u64> {
-        let mut expected = from;
-        for row in self.along(route, from, LAST) {
-            if row.number != expected {
-                break;
+    fn one(&self, parts: Vec<Part>, direction: &str, wanted: Wanted) -> Result<Option<Row>> {
+        let (index, condition) = wanted.condition();
+        self.repository.db.read(|db| {
+            let mut query = db.prepare_cached(&format!(
+                "SELECT number, end_lsn, last_lsn, time_max, ends_in FROM segments {index}
+                 WHERE server = ?1 AND timeline = ?2 AND number BETWEEN ?3 AND ?4 {condition}
+                 ORDER BY number {direction} LIMIT 1"
+            ))?;
+            for (timeline, numbers) in parts {
+                let server = self.server.as_str();
+                let (from, to) = (numbers.start(), numbers.end());
+                let row = match wanted {
+                    Wanted::CommitsAfter(time) => {
+                        query.query_row(params![server, timeline.0, from, to, time], Row::read)
+                    }
+                    _ => query.query_row(params![server, timeline.0, from, to], Row::read),
+                };
+                if let Some(row) = row.optional()? {
+                    return Ok(Some(row));
+                }
             }
-            expected += 1;
-        }
-        Ok(expected)
+            Ok(None)
+        })
+    }
+
+    /// The segment of this number.
+    pub(super) fn row(&self, route: &Route, number: u64) -> Result<Option<Row>> {
+        self.first(route, number, number, Wanted::Any)
+    }
+
+    /// The first number from `from` to `to` that is not archived.
+    pub(super) fn first_missing(&self, route: &Route, from: u64, to: u64) -> Result<Option<u64>> {
+        self.repository.db.read(|db| {
+            let mut query = db.prepare_cached(
+                "SELECT count(*), coalesce(max(number), 0) FROM segments
+                 WHERE server = ?1 AND timeline = ?2 AND number BETWEEN ?3 AND ?4",
+            )?;
+            for (timeline, numbers) in route.parts(from, to) {
+                let mut count = |from: u64, to: u64| -> Result<(u64, u64)> {
+                    let range = params![self.server.as_str(), timeline.0, from, to];
+                    Ok(query.query_row(range, |row| Ok((row.get(0)?, row.get(1)?)))?)
+                };
+                let (mut low, end) = (*numbers.start(), *numbers.end());
+                let (found, mut high) = count(low, end)?;
+                if found == 0 {
+                    return Ok(Some(low));
+                }
+                if found == high - low + 1 {
+                    if high == end {
+                        continue;
+                    }
+                    return Ok(Some(high + 1));
+                }
+                // All before `low` are there, and not all from it to `high`.
+                while low < high {
+                    let middle = low + (high - low) / 2;
+                    match count(low, middle)?.0 == middle - low + 1 {
+                        true => low = middle + 1,
+                        false => high = middle,
+                    }
+                }
+                return Ok(Some(low));
+            }
+            Ok(None)
+        })
     }
 
     /// The first that is archived from `from` on.
     pub(super) fn first_present(&self, route: &Route, from: u64) -> Result<Option<u64>> {
-        Ok(self.along(route, from, LAST).next().map(|row| row.number))
+        Ok(self.first(route, from, LAST, Wanted::Any)?.map(|row| row.number))
     }
 
     /// The first whose records end before it does.
-    pub(super) fn first_broken(&self, route: &Route, from: u64, to: u64) -> Result<Option<&Row>> {
-        Ok(self.along(route, from, to).find(|row| row.ends_early()))
+    pub(super) fn first_broken(&self, route: &Route, from: u64, to: u64) -> Result<Option<Row>> {
+        self.first(route, from, to, Wanted::Broken)
     }
 
-    /// The first from `from` on with a commit or abort after `time`, or at it unless `inclusive`.
+    /// The first of these numbers with a commit or abort after `time`, or at it unless `inclusive`.
     pub(super) fn first_after(
         &self,
         route: &Route,
-        from: u64,
+        (from, to): (u64, u64),
         time: TimestampMicros,
         inclusive: bool,
-    ) -> Result<Option<&Row>> {
-        Ok(self.along(route, from, LAST).find(|row| {
-            row.index
-                .commit_time_max
-                .is_some_and(|max| is_after(max, time, inclusive))
-        }))
+    ) -> Result<Option<Row>> {
+        let after = time.unix_micros() - i64::from(!inclusive);
+        self.first(route, from, to, Wanted::CommitsAfter(after))
     }
 
-    /// The last one up to `to` with a commit or abort.
-    pub(super) fn last_with_commits(&self, route: &Route, from: u64, to: u64) -> Result<Option<&Row>> {
-        Ok(self
-            .along(route, from, to)
-            .rev()
-            .find(|row| row.index.commit_time_max.is_some()))
+    /// The last one from `from` to `to` with a commit or abort.
+    pub(super) fn last_with_commits(&self, route: &Route, from: u64, to: u64) -> Result<Option<Row>> {
+        self.last(route, from, to, Wanted::Commits)
     }
 
     /// The first one from `from` on in which a record starts and ends.
-    pub(super) fn first_with_records(&self, route: &Route, from: u64) -> Result<Option<&Row>> {
-        Ok(self
-            .along(route, from, LAST)
-            .find(|row| row.index.last_lsn.is_some()))
+    pub(super) fn first_with_records(&self, route: &Route, from: u64) -> Result<Option<Row>> {
+        self.first(route, from, LAST, Wanted::Records)
     }
 
     /// Numbers in which transaction `xid` may have ended, newest first.
-    pub(super) fn with_xid(&self, route: &Route, from: u64, xid: u32) -> Result<Vec<u64>> {
-        let may = |row: &&Row| match (row.index.xid_min, row.index.xid_max) {
-            (Some(min), Some(max)) => (min..=max).contains(&xid),
-            _ => row.index.commit_time_max.is_some() || row.index.tail.is_some(),
-        };
-        Ok(self
-            .along(route, from, LAST)
-            .rev()
-            .filter(may)
-            .map(|row| row.number)
-            .collect())
+    fn with_xid(&self, route: &Route, xid: u32) -> Result<Vec<u64>> {
+        let mut parts = route.parts(0, LAST);
+        parts.reverse();
+        self.repository.db.read(|db| {
+            let mut query = db.prepare_cached(
+                "SELECT number FROM segments WHERE server = ?1 AND timeline = ?2 AND number BETWEEN ?3 AND ?4
+                 AND (?5 BETWEEN xid_min AND xid_max OR (xid_min IS NULL AND time_max IS NOT NULL))
+                 ORDER BY number DESC",
+            )?;
+            let mut numbers: Vec<u64> = Vec::new();
+            for (timeline, part) in parts {
+                let range = params![self.server.as_str(), timeline.0, part.start(), part.end(), xid];
+                let found = query.query_map(range, |row| row.get(0))?;
+                numbers.extend(found.collect::<rusqlite::Result<Vec<u64>>>()?);
+            }
+            Ok(numbers)
+        })
     }
 
-    /// Restore points of this name along the way, newest first.
+    /// The last end of transaction `xid` on the way.
+    pub(super) fn end_of_xid(&self, route: &Route, xid: u32) -> Result<Option<Found>> {
+        for number in self.with_xid(route, xid)? {
+            let found = self.find_record(route, number, &mut |_, facts| {
+                matches!(facts, RecordFacts::Commit { xid: other, .. } | RecordFacts::Abort { xid: other, .. }
+                    if *other == xid)
+            })?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Restore points of this name on the way, in order.
     pub(super) fn restore_points(&self, route: &Route, name: &str) -> Result<Vec<(Lsn, TimestampMicros)>> {
-        let mut points: Vec<(Lsn, TimestampMicros)> = self
-            .along(route, 0, LAST)
-            .flat_map(|row| &row.index.restore_points)
-            .filter(|point| point.name == name)
-            .map(|point| (point.lsn, point.time))
-            .collect();
-        points.reverse();
-        Ok(points)
+        let all: Vec<(u32, u64, i64, i64)> = self.repository.db.read(|db| {
+            let mut query = db.prepare_cached(
+                "SELECT timeline, number, lsn, time FROM restore_points WHERE server = ?1 AND name = ?2
+                 ORDER BY lsn",
+            )?;
+            let rows = query.query_map(params![self.server.as_str(), name], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+            })?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })?;
+        Ok(all
+            .into_iter()
+            .filter(|(timeline, number, _, _)| route.timeline_at(*number) == TimelineId(*timeline))
+            .map(|(_, _, at, time)| (lsn(at), TimestampMicros::from_unix_micros(time)))
+            .collect())
     }
 
     /// Reads a segment's records in order until `wanted` says yes.
@@ -315,36 +347,30 @@ impl<'a> Segments<'a> {
         }
     }
 
-    /// The segment in which the record ends that crosses this one's end, if it matters.
-    pub(super) fn crossing_end(&self, route: &Route, number: u64) -> Result<Option<u64>> {
-        Ok(self.crossing(route, number)?.map(|found| found.last_number))
-    }
-
     /// The record that starts in a segment and ends in a later one, if it matters and is complete.
     fn crossing(&self, route: &Route, number: u64) -> Result<Option<Found>> {
-        let Some(tail) = self.row(route, number)?.and_then(|row| row.index.tail.as_ref()) else {
+        let Some(row) = self.row(route, number)?.filter(|row| row.ends_in > number) else {
             return Ok(None);
         };
+        let index_of = |number: u64| -> Result<Option<SegmentIndex>> {
+            let name = WalName::Segment(route.name(number));
+            Ok(self
+                .repository
+                .wal(self.server)
+                .find(&name)?
+                .and_then(|file| file.index))
+        };
         let mut heads = Vec::new();
-        for row in self.along(route, number + 1, LAST) {
-            let Some(head) = row
-                .index
-                .head
-                .as_ref()
-                .filter(|_| row.number == number + 1 + heads.len() as u64)
-            else {
-                break;
-            };
-            heads.push(head);
-            if let Some(record) = join(tail, &heads) {
-                return Ok(Some(Found {
-                    lsn: record.lsn,
-                    facts: record.facts,
-                    last_number: row.number,
-                }));
-            }
+        for number in number + 1..=row.ends_in {
+            heads.extend(index_of(number)?.and_then(|index| index.head));
         }
-        Ok(None)
+        let tail = index_of(number)?.and_then(|index| index.tail);
+        let record = tail.and_then(|tail| join(&tail, &heads.iter().collect::<Vec<_>>()));
+        Ok(record.map(|record| Found {
+            lsn: record.lsn,
+            facts: record.facts,
+            last_number: row.ends_in,
+        }))
     }
 }
 

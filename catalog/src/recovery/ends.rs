@@ -1,0 +1,424 @@
+//! Where PostgreSQL would end the replay, for each kind of target.
+
+use std::cell::RefCell;
+
+use barmanfs_pg::wal_scan::RecordFacts;
+use barmanfs_pg::{Lsn, TimestampMicros};
+
+use crate::error::Result;
+use crate::recovery::planner::{Halt, Planner, Start, Step};
+use crate::recovery::route::{LAST, Route};
+use crate::recovery::segments::{Found, Row, Segments, is_after};
+use crate::recovery::time::shown;
+use crate::recovery::{Target, Unreachable};
+
+/// A timeline's log, with what can be said of the target before a backup is chosen.
+#[derive(Debug)]
+pub(super) struct Way {
+    pub(super) route: Route,
+    goal: Goal,
+}
+
+#[derive(Debug)]
+enum Goal {
+    Now,
+    Immediate,
+    Lsn(Lsn),
+    Time(TimestampMicros, RefCell<Option<Later>>),
+    /// The last end of the transaction.
+    Xid(u32, Option<Found>),
+    /// The restore points of the name, in order.
+    Name(String, Vec<(Lsn, TimestampMicros)>),
+}
+
+/// What was found for the backup tried before, a newer one: what is later than the time for an older one is either in
+/// between, or the same.
+#[derive(Debug, Clone, Copy)]
+struct Later {
+    /// The segment looked from.
+    from: u64,
+    /// The first one with something later.
+    row: Option<Row>,
+    /// Whether it cannot be reached from there.
+    blocked: bool,
+}
+
+impl Way {
+    pub(super) fn to(
+        target: &Target,
+        route: Route,
+        time: Option<TimestampMicros>,
+        segments: &Segments<'_>,
+    ) -> Result<Self> {
+        let goal = match (target, time) {
+            (Target::Now, _) | (Target::Time(_), None) => Goal::Now,
+            (Target::Immediate, _) => Goal::Immediate,
+            (Target::Lsn(lsn), _) => Goal::Lsn(*lsn),
+            (Target::Time(_), Some(time)) => Goal::Time(time, RefCell::new(None)),
+            (Target::Xid(xid), _) => Goal::Xid(*xid, segments.end_of_xid(&route, *xid)?),
+            (Target::Name(name), _) => Goal::Name(name.clone(), segments.restore_points(&route, name)?),
+        };
+        Ok(Self { route, goal })
+    }
+}
+
+/// Where replay ends.
+#[derive(Debug, Default)]
+pub(super) struct End {
+    /// The last segment that is needed.
+    pub(super) number: u64,
+    /// The position, as far as it is known.
+    pub(super) lsn: Option<Lsn>,
+    /// Whether the last segment is still being received.
+    pub(super) partial: bool,
+    /// A commit or abort that is replayed, the last that is known of.
+    pub(super) reaches: Option<TimestampMicros>,
+    pub(super) notes: Vec<String>,
+}
+
+impl Planner<'_> {
+    /// Where replay from this backup ends; none where the target lies before the backup's end.
+    pub(super) fn end(&self, start: &Start, way: &Way) -> Step<Option<End>> {
+        let route = &way.route;
+        match &way.goal {
+            Goal::Now => self.to_now(start, route).map(Some),
+            Goal::Immediate => {
+                let number = route.number_before(start.stop);
+                self.check_way(start, route, number)?;
+                Ok(Some(End {
+                    number,
+                    lsn: Some(start.stop),
+                    ..End::default()
+                }))
+            }
+            Goal::Lsn(lsn) => self.to_lsn(start, way, *lsn),
+            Goal::Time(time, later) => self.to_time(start, way, *time, later),
+            Goal::Xid(xid, found) => self.to_xid(start, way, *xid, found.as_ref()),
+            Goal::Name(name, points) => self.to_name(start, way, name, points),
+        }
+    }
+
+    fn to_now(&self, start: &Start, route: &Route) -> Step<End> {
+        let from = archived_from(start, route);
+        let missing = self.segments.first_missing(route, from, LAST)?.unwrap_or(LAST);
+        if self.goes_astray(route, missing)? {
+            self.check_way(start, route, missing)?;
+        }
+        let broken = self.segments.first_broken(route, from, missing)?;
+        let mut notes = Vec::new();
+        if let Some(next) = self.segments.first_present(route, missing)? {
+            notes.push(format!(
+                "WAL is missing from {} on: what is archived from {} on is not reached",
+                route.name(missing),
+                route.name(next)
+            ));
+        }
+        let number = broken.map_or(missing.saturating_sub(1), |row| row.number);
+        Ok(End {
+            number,
+            lsn: self.segments.row(route, number)?.map(|row| row.end),
+            reaches: self.newest(route, route.number(start.start), number)?,
+            notes,
+            ..End::default()
+        })
+    }
+
+    /// Whether PostgreSQL, not finding the first segment of a timeline, would go on along the one before it: there may be a
+    /// segment of the same number, which goes on past the point where that timeline was left.
+    fn goes_astray(&self, route: &Route, missing: u64) -> Result<bool> {
+        let spans = route.spans();
+        for ((before, _, _), (_, begin, _)) in spans.iter().zip(spans.iter().skip(1)) {
+            if route.number(*begin) == missing && self.segments.has(*before, missing)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Replay stops at the first record that starts at the position or later.
+    fn to_lsn(&self, start: &Start, way: &Way, lsn: Lsn) -> Step<Option<End>> {
+        if lsn < start.stop {
+            return Ok(None);
+        }
+        let route = &way.route;
+        let wanted = route.number(lsn);
+        let Some(number) = self.first_record(route, lsn)? else {
+            let what = format!("No record at or after {lsn} is archived");
+            return Err(self.after_end(start, way, what)?);
+        };
+        self.check_way(start, route, number)?;
+        Ok(Some(End {
+            number,
+            lsn: Some(lsn),
+            reaches: self.newest(route, route.number(start.start), wanted.saturating_sub(1))?,
+            ..End::default()
+        }))
+    }
+
+    /// The segment in which at the latest the first record ends that starts at `lsn` or later.
+    fn first_record(&self, route: &Route, lsn: Lsn) -> Result<Option<u64>> {
+        let number = route.number(lsn);
+        let own = self.segments.row(route, number)?.and_then(|row| row.last_lsn);
+        if own.is_some_and(|last| last >= lsn) {
+            return Ok(Some(number));
+        }
+        let later = self.segments.first_with_records(route, number + 1)?;
+        Ok(later.map(|row| row.number))
+    }
+
+    fn to_xid(&self, start: &Start, way: &Way, xid: u32, found: Option<&Found>) -> Step<Option<End>> {
+        let Some(found) = found else {
+            let what = format!("No commit or abort of transaction {xid} is archived");
+            return Err(self.after_end(start, way, what)?);
+        };
+        if found.lsn < start.stop {
+            return Ok(None);
+        }
+        self.check_way(start, &way.route, found.last_number)?;
+        Ok(Some(End {
+            number: found.last_number,
+            lsn: Some(found.lsn),
+            reaches: end_time(&found.facts),
+            ..End::default()
+        }))
+    }
+
+    /// Replay stops at the first point of the name after the backup's start.
+    fn to_name(
+        &self,
+        start: &Start,
+        way: &Way,
+        name: &str,
+        points: &[(Lsn, TimestampMicros)],
+    ) -> Step<Option<End>> {
+        if points.is_empty() {
+            let what = format!("No restore point '{name}' is archived");
+            return Err(self.after_end(start, way, what)?);
+        }
+        let route = &way.route;
+        let first = points.iter().find(|(lsn, _)| *lsn >= start.start);
+        let Some(&(lsn, time)) = first.filter(|(lsn, _)| *lsn >= start.stop) else {
+            return Ok(None);
+        };
+        let number = route.number(lsn);
+        let row = self.segments.row(route, number)?;
+        let crosses = |row: &Row| row.last_lsn.is_none_or(|last| last < lsn);
+        let ends_in = row.filter(crosses).map_or(number, |row| row.ends_in);
+        self.check_way(start, route, ends_in)?;
+        let mut notes = Vec::new();
+        if points.len() > 1 {
+            notes.push(format!(
+                "{} restore points have this name: this is the one of {} at {lsn}",
+                points.len(),
+                shown(time)
+            ));
+        }
+        Ok(Some(End {
+            number: ends_in,
+            lsn: Some(lsn),
+            reaches: self.newest(route, route.number(start.start), number.saturating_sub(1))?,
+            notes,
+            ..End::default()
+        }))
+    }
+
+    /// Replay stops before the first commit or abort, from the backup's start on, that is later than the time.
+    fn to_time(
+        &self,
+        start: &Start,
+        way: &Way,
+        time: TimestampMicros,
+        known: &RefCell<Option<Later>>,
+    ) -> Step<Option<End>> {
+        let route = &way.route;
+        if self.is_older_than(start, route, time)? {
+            return Ok(None);
+        }
+        let from = route.number(start.start);
+        let before = *known.borrow();
+        let between = before.map_or(LAST, |before| before.from.saturating_sub(1));
+        let mut row = self.first_after(route, from, between, time)?;
+        if row.is_none()
+            && let Some(before) = before
+        {
+            if before.blocked {
+                return Ok(None);
+            }
+            row = before.row;
+        }
+        let end = self.before_later(start, way, time, row);
+        let blocked = end.is_err();
+        *known.borrow_mut() = Some(Later { from, row, blocked });
+        end
+    }
+
+    fn first_after(&self, route: &Route, from: u64, to: u64, time: TimestampMicros) -> Result<Option<Row>> {
+        self.segments
+            .first_after(route, (from, to), time, self.spec.inclusive)
+    }
+
+    /// Replay stops before the first commit or abort later than the time, which is in segment `row` if it is after the
+    /// backup's start.
+    fn before_later(
+        &self,
+        start: &Start,
+        way: &Way,
+        time: TimestampMicros,
+        mut row: Option<Row>,
+    ) -> Step<Option<End>> {
+        let (route, inclusive) = (&way.route, self.spec.inclusive);
+        loop {
+            let Some(later) = row else {
+                let what = format!("Nothing that committed after {} is archived", shown(time));
+                return Err(self.after_end(start, way, what)?);
+            };
+            let is_behind = route.start(later.number) >= start.stop;
+            let (ends_in, lsn) = if is_behind && later.ends_in == later.number {
+                (later.number, None)
+            } else {
+                // Only the records tell on which side of the backup's limits it is, and whether it needs more segments.
+                let found = self
+                    .segments
+                    .find_record(route, later.number, &mut |lsn, facts| {
+                        lsn >= start.start && ends_after(facts, time, inclusive)
+                    })?;
+                match found {
+                    Some(found) if found.lsn >= start.stop => (found.last_number, Some(found.lsn)),
+                    Some(_) => return Ok(None),
+                    None => {
+                        row = self.first_after(route, later.number + 1, LAST, time)?;
+                        continue;
+                    }
+                }
+            };
+            self.check_way(start, route, ends_in)?;
+            return Ok(Some(End {
+                number: ends_in,
+                lsn,
+                reaches: self.newest(route, route.number(start.start), later.number.saturating_sub(1))?,
+                ..End::default()
+            }));
+        }
+    }
+
+    /// Whether the time lies before what the backup began with. PostgreSQL would not notice: it compares the time with what
+    /// it replays, and not with what is in the backup already.
+    fn is_older_than(&self, start: &Start, route: &Route, time: TimestampMicros) -> Result<bool> {
+        let backup = &start.backup;
+        if time < backup.begin_time {
+            return Ok(true);
+        }
+        let number = route.number(start.start);
+        if backup.wal_included
+            && let Some(end) = backup.end_time
+            && time < end
+        {
+            // Of WAL that came with the backup nothing is known, unless it is archived too.
+            let last = route.number_before(start.stop);
+            if self.segments.first_missing(route, number, last)?.is_some() {
+                return Ok(true);
+            }
+        }
+        let inclusive = self.spec.inclusive;
+        let late = |max: Option<TimestampMicros>| max.is_some_and(|max| is_after(max, time, inclusive));
+        let own = self.segments.row(route, number)?;
+        if own.is_some_and(|row| late(row.time_max)) {
+            // Only the records tell what was committed before the backup's start.
+            let before = self.segments.find_record(route, number, &mut |lsn, facts| {
+                lsn < start.start && ends_after(facts, time, inclusive)
+            })?;
+            if before.is_some() {
+                return Ok(true);
+            }
+        }
+        let earlier = match number.checked_sub(1) {
+            Some(earlier) => self.segments.last_with_commits(route, 0, earlier)?,
+            None => None,
+        };
+        Ok(earlier.is_some_and(|row| late(row.time_max)))
+    }
+
+    /// That nothing is missing between the backup and segment `to`.
+    fn check_way(&self, start: &Start, route: &Route, to: u64) -> Step<()> {
+        let from = archived_from(start, route);
+        if let Some(missing) = self.segments.first_missing(route, from, to)? {
+            let next = self
+                .segments
+                .first_present(route, missing)?
+                .unwrap_or(missing + 1);
+            let (newest, end) = self.reach(start, route, missing)?;
+            return Err(Unreachable::Gap {
+                first: route.name(missing),
+                last: route.name(next - 1),
+                count: next - missing,
+                newest,
+                end,
+            }
+            .into());
+        }
+        let broken = match to.checked_sub(1) {
+            Some(before) => self.segments.first_broken(route, from, before)?,
+            None => None,
+        };
+        match broken {
+            None => Ok(()),
+            Some(broken) => Err(Unreachable::Broken {
+                segment: route.name(broken.number),
+                newest: self.newest(route, route.number(start.start), broken.number)?,
+                end: broken.end,
+            }
+            .into()),
+        }
+    }
+
+    /// Nothing is archived that replay would stop at.
+    fn after_end(&self, start: &Start, way: &Way, what: String) -> Result<Halt> {
+        let route = &way.route;
+        let from = archived_from(start, route);
+        let missing = self.segments.first_missing(route, from, LAST)?.unwrap_or(LAST);
+        let (newest, end) = self.reach(start, route, missing)?;
+        Ok(Unreachable::AfterEnd {
+            what,
+            timeline: route.timeline,
+            newest,
+            end,
+        }
+        .into())
+    }
+
+    /// The newest commit and the end of what can be replayed, where segment `missing` is not there.
+    fn reach(&self, start: &Start, route: &Route, missing: u64) -> Result<(Option<TimestampMicros>, Lsn)> {
+        let Some(last) = missing.checked_sub(1) else {
+            return Ok((None, start.stop));
+        };
+        let newest = self.newest(route, route.number(start.start), last)?;
+        let end = self.segments.row(route, last)?.map(|row| row.end);
+        Ok((newest, end.unwrap_or(start.stop).max(start.stop)))
+    }
+
+    fn newest(&self, route: &Route, from: u64, to: u64) -> Result<Option<TimestampMicros>> {
+        let row = self.segments.last_with_commits(route, from, to)?;
+        Ok(row.and_then(|row| row.time_max))
+    }
+}
+
+/// The first segment the archive must have: a backup may have brought its own.
+fn archived_from(start: &Start, route: &Route) -> u64 {
+    if start.backup.wal_included {
+        route.number_before(start.stop) + 1
+    } else {
+        route.number(start.start)
+    }
+}
+
+/// When a transaction ended, if the record says that.
+fn end_time(facts: &RecordFacts) -> Option<TimestampMicros> {
+    match facts {
+        RecordFacts::Commit { time, .. } | RecordFacts::Abort { time, .. } => Some(*time),
+        _ => None,
+    }
+}
+
+fn ends_after(facts: &RecordFacts, time: TimestampMicros, inclusive: bool) -> bool {
+    end_time(facts).is_some_and(|at| is_after(at, time, inclusive))
+}

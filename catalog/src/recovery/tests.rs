@@ -1,0 +1,595 @@
+//! The planner against a model that replays records as PostgreSQL does, over random logs, timelines, backups and gaps.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use barmanfs_pg::testing::{SYSTEM_ID, SampleWal};
+use barmanfs_pg::wal_name::{SegmentName, WalName};
+use barmanfs_pg::wal_scan::RecordFacts;
+use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, TimestampMicros};
+use barmanfs_store::{Attributes, DirectoryRef};
+use proptest::prelude::*;
+
+use super::*;
+use crate::backup::{Backup, BackupId, BackupKind, BackupRoot, BackupStatus};
+use crate::records::{self, kind};
+use crate::{CreateOptions, Repository, ServerName, Silent, Writer};
+
+const SIZE: SegmentSize = SegmentSize::MIN;
+const FIRST_LSN: Lsn = Lsn(0x30_0000);
+/// Seconds since 1970 of the first record.
+const EPOCH: i64 = 1_700_000_000;
+const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
+
+fn at(seconds: i64) -> TimestampMicros {
+    TimestampMicros::from_unix_seconds(EPOCH + seconds)
+}
+
+fn number(lsn: Lsn) -> u64 {
+    lsn.segment_number(SIZE)
+}
+
+/// A cluster's log as it was written on all its timelines, and its backups.
+struct World {
+    logs: BTreeMap<u32, SampleWal>,
+    /// Each timeline's ancestors with where they were left, oldest first.
+    histories: BTreeMap<u32, Vec<(u32, Lsn)>>,
+    backups: Vec<ModelBackup>,
+    current: u32,
+    clock: i64,
+    xid: u32,
+}
+
+#[derive(Debug, Clone)]
+struct ModelBackup {
+    id: BackupId,
+    timeline: u32,
+    start: Lsn,
+    stop: Lsn,
+    begin: TimestampMicros,
+}
+
+#[derive(Debug, Clone)]
+enum Act {
+    /// A commit, or an abort, so many seconds after the last, and so many bytes long.
+    End {
+        commit: bool,
+        seconds: i64,
+        bytes: usize,
+    },
+    Point(usize),
+    Other(usize),
+    Switch,
+    /// A backup within which so many transactions end.
+    Backup(usize),
+    /// A new timeline that begins before so many of the last records.
+    Fork(usize),
+    /// Going on with an older timeline.
+    Return(usize),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        10 => (any::<bool>(), -20_i64..60, prop_oneof![4 => Just(0_usize), 1 => 0_usize..300_000])
+            .prop_map(|(commit, seconds, bytes)| Act::End { commit, seconds, bytes }),
+        3 => (0..NAMES.len()).prop_map(Act::Point),
+        5 => (0_usize..400_000).prop_map(Act::Other),
+        1 => Just(Act::Switch),
+        3 => (0_usize..4).prop_map(Act::Backup),
+        1 => (0_usize..8).prop_map(Act::Fork),
+        1 => (0_usize..3).prop_map(Act::Return),
+    ]
+}
+
+impl World {
+    fn of(acts: &[Act]) -> Self {
+        let mut world = Self {
+            logs: BTreeMap::from([(1, SampleWal::new(FIRST_LSN, SIZE))]),
+            histories: BTreeMap::from([(1, Vec::new())]),
+            backups: Vec::new(),
+            current: 1,
+            clock: 0,
+            xid: 100,
+        };
+        world.log().record(10, 0, &[1; 40]);
+        acts.iter().for_each(|act| world.act(act));
+        world
+    }
+
+    fn log(&mut self) -> &mut SampleWal {
+        self.logs.get_mut(&self.current).unwrap()
+    }
+
+    fn act(&mut self, act: &Act) {
+        match *act {
+            Act::End {
+                commit,
+                seconds,
+                bytes,
+            } => self.end(commit, seconds, bytes),
+            Act::Point(name) => {
+                let (name, time) = (NAMES[name].to_owned(), at(self.clock));
+                self.log().say(&RecordFacts::RestorePoint { name, time }, 0);
+            }
+            Act::Other(bytes) => {
+                self.log().record(10, 0, &vec![7; bytes]);
+            }
+            Act::Switch => self.log().say(&RecordFacts::Switch, 0),
+            Act::Backup(ends) => self.back_up(ends),
+            Act::Fork(records) => self.fork(records),
+            Act::Return(nth) => {
+                let timelines: Vec<u32> = self.logs.keys().copied().collect();
+                self.current = timelines[nth % timelines.len()];
+            }
+        }
+    }
+
+    fn end(&mut self, commit: bool, seconds: i64, bytes: usize) {
+        self.clock += seconds;
+        self.xid += 1;
+        let (time, xid) = (at(self.clock), self.xid);
+        let facts = if commit {
+            RecordFacts::Commit { time, xid }
+        } else {
+            RecordFacts::Abort { time, xid }
+        };
+        self.log().say(&facts, bytes);
+    }
+
+    fn back_up(&mut self, ends: usize) {
+        let begin = at(self.clock);
+        let (time, timeline) = (begin, TimelineId(self.current));
+        self.log().say(
+            &RecordFacts::Checkpoint {
+                time,
+                timeline,
+                previous: timeline,
+            },
+            0,
+        );
+        let start = self.log().extents.last().unwrap().0;
+        (0..ends).for_each(|_| self.end(true, 7, 100_000));
+        self.log().say(&RecordFacts::BackupEnd { start_lsn: start }, 0);
+        let stop = self.log().extents.last().unwrap().1;
+        // Ids are unique and ascend, the clock may go back.
+        let id = BackupId::at(at(1_000_000 + self.backups.len() as i64));
+        let timeline = self.current;
+        self.backups.push(ModelBackup {
+            id,
+            timeline,
+            start,
+            stop,
+            begin,
+        });
+    }
+
+    fn fork(&mut self, records: usize) {
+        let history = &self.histories[&self.current];
+        let begin = history.last().map_or(FIRST_LSN, |(_, at)| *at);
+        let extents = &self.logs[&self.current].extents;
+        let starts: Vec<Lsn> = extents
+            .iter()
+            .map(|(start, _)| *start)
+            .filter(|lsn| *lsn > begin)
+            .collect();
+        let Some(&lsn) = starts.iter().rev().nth(records) else {
+            return;
+        };
+        let new = self.logs.keys().last().unwrap() + 1;
+        let log = self.logs[&self.current].fork(lsn, TimelineId(new));
+        let history = history.iter().copied().chain([(self.current, lsn)]).collect();
+        let (time, previous) = (at(self.clock), TimelineId(self.current));
+        self.logs.insert(new, log);
+        self.histories.insert(new, history);
+        self.current = new;
+        self.log().say(
+            &RecordFacts::EndOfRecovery {
+                time,
+                timeline: TimelineId(new),
+                previous,
+            },
+            0,
+        );
+    }
+
+    /// The file PostgreSQL asks for first.
+    fn name(&self, timeline: u32, number_: u64) -> SegmentName {
+        let history = &self.histories[&timeline];
+        let begins = history
+            .iter()
+            .map(|(_, at)| *at)
+            .zip(history.iter().skip(1).map(|(id, _)| *id).chain([timeline]));
+        let first = history.first().map_or(timeline, |(id, _)| *id);
+        let mut of = first;
+        for (begin, id) in begins {
+            if number(begin) <= number_ {
+                of = id;
+            }
+        }
+        SegmentName::from_lsn(TimelineId(of), Lsn(number_ * SIZE.bytes()), SIZE)
+    }
+
+    /// Whether PostgreSQL would take the segment of the timeline before for one that is not there.
+    fn goes_astray(&self, there: &BTreeSet<SegmentName>, timeline: u32, missing: u64) -> bool {
+        let is_there = |timeline: u32| {
+            let lsn = Lsn(missing * SIZE.bytes());
+            there.contains(&SegmentName::from_lsn(TimelineId(timeline), lsn, SIZE))
+        };
+        !there.contains(&self.name(timeline, missing))
+            && self.histories[&timeline]
+                .iter()
+                .any(|(before, at)| number(*at) == missing && is_there(*before))
+    }
+
+    fn contains(&self, timeline: u32, backup: &ModelBackup) -> bool {
+        timeline == backup.timeline
+            || self.histories[&timeline]
+                .iter()
+                .any(|(id, at)| *id == backup.timeline && backup.stop <= *at)
+    }
+
+    /// The records along a timeline, with what they say.
+    fn records(&self, timeline: u32) -> Vec<(Lsn, Lsn, Option<&RecordFacts>)> {
+        let log = &self.logs[&timeline];
+        let facts: BTreeMap<Lsn, &RecordFacts> =
+            log.written.iter().map(|(lsn, facts)| (*lsn, facts)).collect();
+        log.extents
+            .iter()
+            .map(|(start, end)| (*start, *end, facts.get(start).copied()))
+            .collect()
+    }
+}
+
+/// Replays as PostgreSQL does, with the segments in `there`. Says whether it ends well: at the target, after the backup's
+/// end.
+fn replay(
+    world: &World,
+    there: &BTreeSet<SegmentName>,
+    backup: &ModelBackup,
+    timeline: u32,
+    spec: &TargetSpec,
+) -> bool {
+    let mut consistent = false;
+    let mut readable = number(backup.start);
+    for (start, end, facts) in world.records(timeline) {
+        if start < backup.start {
+            continue;
+        }
+        while readable <= number(Lsn(end.0 - 1)) && there.contains(&world.name(timeline, readable)) {
+            readable += 1;
+        }
+        if readable <= number(Lsn(end.0 - 1)) {
+            break;
+        }
+        if stops_before(spec, start, facts) {
+            return consistent;
+        }
+        consistent |= end >= backup.stop;
+        if stops_after(spec, start, facts) || (spec.target == Target::Immediate && consistent) {
+            return consistent;
+        }
+    }
+    spec.target == Target::Now && consistent && !world.goes_astray(there, timeline, readable)
+}
+
+fn ended(facts: Option<&RecordFacts>) -> Option<(TimestampMicros, u32)> {
+    match facts {
+        Some(RecordFacts::Commit { time, xid } | RecordFacts::Abort { time, xid }) => Some((*time, *xid)),
+        _ => None,
+    }
+}
+
+fn stops_before(spec: &TargetSpec, lsn: Lsn, facts: Option<&RecordFacts>) -> bool {
+    match (&spec.target, ended(facts)) {
+        (Target::Lsn(target), _) => !spec.inclusive && lsn >= *target,
+        (Target::Xid(target), Some((_, xid))) => !spec.inclusive && xid == *target,
+        (Target::Time(TimeTarget::At(target)), Some((time, _))) => {
+            time > *target || (!spec.inclusive && time == *target)
+        }
+        _ => false,
+    }
+}
+
+fn stops_after(spec: &TargetSpec, lsn: Lsn, facts: Option<&RecordFacts>) -> bool {
+    match (&spec.target, facts) {
+        (Target::Lsn(target), _) => lsn >= *target,
+        (Target::Xid(target), facts) => ended(facts).is_some_and(|(_, xid)| xid == *target),
+        (Target::Name(target), Some(RecordFacts::RestorePoint { name, .. })) => name == target,
+        _ => false,
+    }
+}
+
+/// Whether it is also what a person means: nothing in the backup is later than a time, and the backup ends before a
+/// position, behind which a record stands that is no fragment. (PostgreSQL would take the start of the backup's very last
+/// record too, and that of a record that ends where all WAL ends.)
+fn is_meant(
+    world: &World,
+    there: &BTreeSet<SegmentName>,
+    backup: &ModelBackup,
+    timeline: u32,
+    spec: &TargetSpec,
+) -> bool {
+    match spec.target {
+        Target::Lsn(lsn) => {
+            let within = |start: Lsn, end: Lsn| number(start) == number(Lsn(end.0 - 1));
+            lsn >= backup.stop
+                && world.records(timeline).iter().any(|(start, end, _)| {
+                    *start >= lsn
+                        && within(*start, *end)
+                        && there.contains(&world.name(timeline, number(*start)))
+                })
+        }
+        Target::Time(TimeTarget::At(target)) => {
+            let records = world.records(timeline);
+            let mut before = records.iter().filter(|(lsn, _, _)| *lsn < backup.start);
+            let is_later = |facts: Option<&RecordFacts>| {
+                ended(facts).is_some_and(|(time, _)| time > target || (time == target && !spec.inclusive))
+            };
+            backup.begin <= target && !before.any(|(_, _, facts)| is_later(*facts))
+        }
+        _ => true,
+    }
+}
+
+struct Archive {
+    _directory: tempfile::TempDir,
+    repository: Repository,
+    writer: Writer,
+    server: ServerName,
+}
+
+impl Archive {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("repository");
+        let repository = Repository::create(&path, CreateOptions::default()).unwrap();
+        let writer = repository.writer("test").unwrap();
+        let server = "main".parse().unwrap();
+        Self {
+            _directory: directory,
+            repository,
+            writer,
+            server,
+        }
+    }
+
+    fn put(&self, name: WalName, bytes: &[u8]) {
+        self.writer
+            .archive_wal(&self.server, &name, &mut &*bytes, bytes.len() as u64, "test")
+            .unwrap();
+    }
+
+    fn put_history(&self, timeline: u32, history: &[(u32, Lsn)]) {
+        let text: String = history
+            .iter()
+            .map(|(id, at)| format!("{id}\t{at}\ttest\n"))
+            .collect();
+        self.put(WalName::History(TimelineId(timeline)), text.as_bytes());
+    }
+
+    fn put_backup(&self, backup: &ModelBackup) {
+        let backup = complete(&self.server, backup);
+        let record = records::record(kind::BACKUP, &backup).unwrap();
+        self.writer.write_records(vec![record]).unwrap();
+    }
+}
+
+fn complete(server: &ServerName, backup: &ModelBackup) -> Backup {
+    Backup {
+        server: server.clone(),
+        id: backup.id,
+        status: BackupStatus::Done,
+        kind: BackupKind::Full,
+        parent: None,
+        timezone: Some("Europe/Paris".to_owned()),
+        label: None,
+        begin_time: backup.begin,
+        end_time: Some(backup.begin),
+        start_lsn: Some(backup.start),
+        stop_lsn: Some(backup.stop),
+        timeline: Some(TimelineId(backup.timeline)),
+        system_id: SystemId(SYSTEM_ID),
+        server_version: ServerVersion(150_018),
+        segment_size: SIZE,
+        data_checksums: None,
+        tablespaces: Vec::new(),
+        wal_included: false,
+        from_standby: false,
+        logical_bytes: 0,
+        sent_bytes: 0,
+        new_stored_bytes: 0,
+        files: 0,
+        checksum_failures: Vec::new(),
+        error: None,
+        root: Some(BackupRoot {
+            directory: DirectoryRef::default(),
+            attributes: Attributes {
+                mode: 0o700,
+                uid: 0,
+                gid: 0,
+                mtime_s: 0,
+                mtime_ns: 0,
+            },
+        }),
+        record: None,
+    }
+}
+
+/// Every target worth asking for, and some that are not.
+fn targets(world: &World) -> Vec<TargetSpec> {
+    let mut targets = vec![
+        Target::Now,
+        Target::Immediate,
+        Target::Xid(5),
+        Target::Name("nobody".to_owned()),
+    ];
+    targets.extend(NAMES.iter().map(|name| Target::Name((*name).to_owned())));
+    for timeline in world.logs.keys() {
+        for (start, end, facts) in world.records(*timeline) {
+            if let Some((time, xid)) = ended(facts) {
+                for micros in [-500_000, 0, 500_000] {
+                    let time = TimestampMicros::from_unix_micros(time.unix_micros() + micros);
+                    targets.push(Target::Time(TimeTarget::At(time)));
+                }
+                targets.push(Target::Xid(xid));
+            }
+            targets.extend([start, Lsn(start.0 + 8), end].map(Target::Lsn));
+        }
+    }
+    targets.dedup();
+    let mut specs = Vec::new();
+    for target in targets {
+        let has_a_limit = matches!(target, Target::Time(_) | Target::Lsn(_) | Target::Xid(_));
+        for inclusive in [true, false] {
+            if inclusive || has_a_limit {
+                specs.push(TargetSpec {
+                    inclusive,
+                    ..target.clone().into()
+                });
+            }
+        }
+    }
+    specs
+}
+
+fn check(
+    archive: &Archive,
+    repository: &Repository,
+    world: &World,
+    there: &BTreeSet<SegmentName>,
+    timeline: u32,
+    spec: &TargetSpec,
+) {
+    let server = &archive.server;
+    let done = |backup: &&ModelBackup| {
+        (number(backup.start)..=number(Lsn(backup.stop.0 - 1))).all(|number| {
+            let name = SegmentName::from_lsn(TimelineId(backup.timeline), Lsn(number * SIZE.bytes()), SIZE);
+            there.contains(&name)
+        })
+    };
+    if spec.target == Target::Immediate && spec.timeline == TimelineChoice::Latest {
+        let newest = world.backups.iter().filter(done).max_by_key(|backup| backup.id);
+        let plan = repository.plan(server, spec).unwrap().ok();
+        let planned = plan.as_ref().map(|plan| (plan.backup.id, plan.timeline.0));
+        assert_eq!(planned, newest.map(|backup| (backup.id, backup.timeline)));
+        return;
+    }
+    let on_the_way: Vec<&ModelBackup> = world
+        .backups
+        .iter()
+        .filter(done)
+        .filter(|backup| world.contains(timeline, backup))
+        .collect();
+    let newest = on_the_way.iter().map(|backup| backup.stop).max();
+    let leads_there = |backup: &&&ModelBackup| replay(world, there, backup, timeline, spec);
+    let usable: Vec<&ModelBackup> = on_the_way.iter().filter(leads_there).copied().collect();
+    let right = usable
+        .iter()
+        .filter(|backup| is_meant(world, there, backup, timeline, spec))
+        // All there is is not what lies before a gap that is older than a backup.
+        .filter(|backup| spec.target != Target::Now || Some(backup.stop) == newest);
+    let best = right.max_by_key(|backup| (backup.stop, backup.id));
+    match repository.plan(server, spec).unwrap() {
+        Ok(plan) => {
+            assert_eq!(plan.timeline, TimelineId(timeline), "{spec}");
+            let chosen = world
+                .backups
+                .iter()
+                .find(|backup| backup.id == plan.backup.id)
+                .unwrap();
+            assert!(
+                usable.iter().any(|backup| backup.id == chosen.id),
+                "{spec}: PostgreSQL fails from {chosen:?}"
+            );
+            assert!(
+                best.is_none_or(|best| chosen.stop >= best.stop),
+                "{spec}: {best:?} is better than {chosen:?}"
+            );
+            let needed: BTreeSet<SegmentName> = repository
+                .recovery_segments(&plan)
+                .unwrap()
+                .filter_map(|name| match name {
+                    WalName::Segment(segment) => Some(segment),
+                    _ => None,
+                })
+                .collect();
+            assert_eq!(needed.len() as u64, plan.segments, "{spec}");
+            assert!(needed.is_subset(there), "{spec}");
+            assert!(
+                replay(world, &needed, chosen, timeline, spec),
+                "{spec}: {} is not the last needed",
+                plan.last_segment
+            );
+        }
+        Err(reason) => assert!(best.is_none(), "{spec}: {reason}, but {best:?} leads there"),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn plans_are_what_postgresql_does(
+        acts in proptest::collection::vec(act(), 5..60),
+        missing in proptest::collection::vec(any::<proptest::sample::Index>(), 0..2),
+        order: u64,
+        keep_last: bool,
+    ) {
+        let world = World::of(&acts);
+        let archive = Archive::new();
+        let mut files = Vec::new();
+        for (timeline, log) in &world.logs {
+            let begin = world.histories[timeline].last().map_or(FIRST_LSN, |(_, at)| *at);
+            let segments = log.segments();
+            let last = segments.len() - usize::from(!keep_last);
+            let own = |name: &SegmentName| number(name.start_lsn(SIZE)) >= number(begin);
+            files.extend(segments.into_iter().take(last).filter(|segment| own(&segment.name)));
+        }
+        for index in missing {
+            if !files.is_empty() {
+                files.remove(index.index(files.len()));
+            }
+        }
+        // Any order of arrival.
+        files.sort_by_key(|file| (u64::from(crc32c::crc32c(file.name.to_string().as_bytes())) ^ order).reverse_bits());
+        let there: BTreeSet<SegmentName> = files.iter().map(|file| file.name).collect();
+        files.iter().for_each(|file| archive.put(WalName::Segment(file.name), &file.bytes));
+        for (timeline, history) in world.histories.iter().skip(1) {
+            archive.put_history(*timeline, history);
+        }
+        world.backups.iter().for_each(|backup| archive.put_backup(backup));
+
+        let latest = *world.logs.keys().last().unwrap();
+        for spec in targets(&world) {
+            check(&archive, &archive.repository, &world, &there, latest, &spec);
+        }
+        for timeline in world.logs.keys() {
+            let timeline_choice = TimelineChoice::Id(TimelineId(*timeline));
+            for spec in targets(&world).into_iter().step_by(5) {
+                let spec = TargetSpec { timeline: timeline_choice, ..spec };
+                check(&archive, &archive.repository, &world, &there, *timeline, &spec);
+            }
+        }
+        check_rebuilt(archive, &targets(&world));
+    }
+}
+
+/// What came in one order is the same when it is read in another.
+fn check_rebuilt(archive: Archive, specs: &[TargetSpec]) {
+    let Archive {
+        _directory,
+        repository,
+        writer,
+        server,
+    } = archive;
+    let answers = |repository: &Repository| -> Vec<_> {
+        specs
+            .iter()
+            .map(|spec| repository.plan(&server, spec).unwrap())
+            .collect()
+    };
+    let before = answers(&repository);
+    drop(writer);
+    Repository::rebuild(repository.path(), &mut Silent).unwrap();
+    let rebuilt = Repository::open(repository.path()).unwrap();
+    assert_eq!(answers(&rebuilt), before);
+}
