@@ -11,6 +11,7 @@
 mod ends;
 mod plan;
 mod planner;
+mod received;
 mod route;
 mod segments;
 mod target;

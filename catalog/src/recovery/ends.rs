@@ -114,13 +114,17 @@ impl Planner<'_> {
             ));
         }
         let number = broken.map_or(missing.saturating_sub(1), |row| row.number);
-        Ok(End {
+        let end = End {
             number,
             lsn: self.segments.row(route, number)?.map(|row| row.end),
             reaches: self.newest(route, route.number(start.start), number)?,
             notes,
             ..End::default()
-        })
+        };
+        match broken {
+            Some(_) => Ok(end),
+            None => Ok(self.with_received(route, end)?),
+        }
     }
 
     /// Whether PostgreSQL, not finding the first segment of a timeline, would go on along the one before it: there may be a

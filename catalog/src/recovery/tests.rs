@@ -525,7 +525,8 @@ fn check(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    // A case takes a second in which its world is written, archived and rebuilt: shrinking is short for that.
+    #![proptest_config(ProptestConfig { max_shrink_iters: 40, failure_persistence: None, ..ProptestConfig::with_cases(24) })]
 
     #[test]
     fn plans_are_what_postgresql_does(
@@ -573,6 +574,17 @@ proptest! {
     }
 }
 
+fn answers(
+    repository: &Repository,
+    server: &ServerName,
+    specs: &[TargetSpec],
+) -> Vec<Result<Plan, Unreachable>> {
+    specs
+        .iter()
+        .map(|spec| repository.plan(server, spec).unwrap())
+        .collect()
+}
+
 /// What came in one order is the same when it is read in another.
 fn check_rebuilt(archive: Archive, specs: &[TargetSpec]) {
     let Archive {
@@ -581,15 +593,163 @@ fn check_rebuilt(archive: Archive, specs: &[TargetSpec]) {
         writer,
         server,
     } = archive;
-    let answers = |repository: &Repository| -> Vec<_> {
-        specs
-            .iter()
-            .map(|spec| repository.plan(&server, spec).unwrap())
-            .collect()
-    };
-    let before = answers(&repository);
+    let before = answers(&repository, &server, specs);
     drop(writer);
     Repository::rebuild(repository.path(), &mut Silent).unwrap();
     let rebuilt = Repository::open(repository.path()).unwrap();
-    assert_eq!(answers(&rebuilt), before);
+    assert_eq!(answers(&rebuilt, &server, specs), before);
+}
+
+/// A log with a backup, a restore point, and transactions before and after.
+fn small_world() -> (World, Archive) {
+    let end = |seconds| Act::End {
+        commit: true,
+        seconds,
+        bytes: 90_000,
+    };
+    let acts = [
+        vec![end(5), Act::Backup(2)],
+        vec![end(10); 40],
+        vec![Act::Point(0)],
+        vec![end(10); 20],
+    ]
+    .concat();
+    let world = World::of(&acts);
+    let archive = Archive::new();
+    let segments = world.logs[&1].segments();
+    for segment in &segments[..segments.len() - 1] {
+        archive.put(WalName::Segment(segment.name), &segment.bytes);
+    }
+    world.backups.iter().for_each(|backup| archive.put_backup(backup));
+    (world, archive)
+}
+
+#[test]
+fn a_catalog_of_the_layout_before_is_brought_up_to_date_when_it_is_opened() {
+    let (world, archive) = small_world();
+    let specs = targets(&world);
+    let Archive {
+        _directory,
+        repository,
+        writer,
+        server,
+    } = archive;
+    let before = answers(&repository, &server, &specs);
+    assert!(before.iter().any(Result::is_ok));
+    repository
+        .db
+        .write(|db| {
+            Ok(db.execute_batch("DROP TABLE segments; DROP TABLE restore_points; PRAGMA user_version = 1")?)
+        })
+        .unwrap();
+    let path = repository.path().to_path_buf();
+    drop((writer, repository));
+    let reopened = Repository::open(&path).unwrap();
+    assert_eq!(answers(&reopened, &server, &specs), before);
+}
+
+#[test]
+fn now_goes_on_into_the_segment_that_is_being_received() {
+    let (world, archive) = small_world();
+    let now = || {
+        archive
+            .repository
+            .plan(&archive.server, &Target::Now.into())
+            .unwrap()
+            .unwrap()
+    };
+    let archived = now();
+    assert!(!archived.ends_in_partial);
+    let last = world.logs[&1].segments().pop().unwrap();
+    let spool = archive.repository.spool(&archive.server).unwrap();
+    let mut file = spool.begin(last.name, SIZE).unwrap();
+    file.append(&last.bytes[..300_000]).unwrap();
+    let plan = now();
+    assert!(plan.ends_in_partial);
+    assert_eq!(
+        (plan.last_segment, plan.segments),
+        (last.name, archived.segments + 1)
+    );
+    assert!(plan.reaches > archived.reaches && plan.wal_bytes > archived.wal_bytes);
+    // Only what is archived counts for a target that must be found.
+    let later = plan
+        .reaches
+        .map(|time| Target::Time(TimeTarget::At(time)))
+        .unwrap();
+    assert!(
+        archive
+            .repository
+            .plan(&archive.server, &later.into())
+            .unwrap()
+            .is_err()
+    );
+}
+
+#[test]
+fn a_time_without_a_zone_is_read_in_the_servers() {
+    let (world, archive) = small_world();
+    let (time, _) = world
+        .records(1)
+        .into_iter()
+        .filter_map(|(_, _, facts)| ended(facts))
+        .nth(30)
+        .unwrap();
+    let utc = TimeTarget::At(time).to_string();
+    // Paris is one hour ahead in November.
+    let local = TimestampMicros::from_unix_micros(time.unix_micros() + 3_600_000_000).to_string();
+    let local = local.strip_suffix("+00").unwrap();
+    let plan = |text: &str| {
+        archive
+            .repository
+            .plan(&archive.server, &text.parse().unwrap())
+            .unwrap()
+            .unwrap()
+    };
+    let (plain, zoned) = (plan(local), plan(&utc));
+    assert_eq!((plain.time, plain.last_segment), (Some(time), zoned.last_segment));
+    assert!(plain.notes[0].contains("Europe/Paris") && zoned.notes.is_empty());
+}
+
+#[test]
+fn what_cannot_be_reached_is_explained() {
+    let (world, archive) = small_world();
+    let explain = |text: &str| {
+        let reason = archive
+            .repository
+            .plan(&archive.server, &text.parse().unwrap())
+            .unwrap()
+            .unwrap_err();
+        format!("{reason}; {:?}; {:?}", reason.nearest(), reason.hint())
+    };
+    let backup = &world.backups[0];
+    for (target, parts) in [
+        (
+            "2020-01-01 00:00:00Z",
+            vec![
+                "before the end of every backup",
+                "the earliest is the end of backup 20231126T120000",
+            ],
+        ),
+        (
+            "2030-01-01 00:00:00Z",
+            vec![
+                "Nothing that committed after 2030-01-01 00:00:00+00",
+                "newest commit",
+                "'now'",
+            ],
+        ),
+        ("lsn:FF-0", vec!["No record at or after FF/0", "the WAL ends at"]),
+        ("xid:7", vec!["transaction 7"]),
+        ("name:nobody", vec!["No restore point 'nobody'"]),
+        ("now,timeline=7", vec!["There is no timeline 7", "There are: 1"]),
+        (
+            "now,backup=20200101T000000",
+            vec!["Backup 20200101T000000 cannot be started from: there is none"],
+        ),
+    ] {
+        let text = explain(target);
+        assert!(parts.iter().all(|part| text.contains(part)), "{target}: {text}");
+    }
+    let lsn = explain(&Target::Lsn(backup.start).to_string());
+    assert!(lsn.contains(&backup.stop.to_string()), "{lsn}");
 }
