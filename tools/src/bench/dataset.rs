@@ -104,3 +104,14 @@ pub(crate) fn change_half_of_all_pages(server: &Server<'_>) -> Result<()> {
     }
     server.checkpoint()
 }
+
+/// Changes rows on all pages of pgbench_accounts, for the first time since a checkpoint: as much WAL as the table has
+/// bytes, and some more for the rows.
+pub(crate) fn change_everywhere(server: &Server<'_>) -> Result<()> {
+    server.sql("CHECKPOINT")?;
+    server
+        .sql(&format!(
+            "UPDATE {ACCOUNTS} SET abalance = abalance + 1 WHERE aid % 20 = 3"
+        ))
+        .map(drop)
+}

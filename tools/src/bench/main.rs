@@ -11,7 +11,9 @@
 mod dataset;
 mod measure;
 mod peers;
+mod readiness;
 mod reads;
+mod replay;
 mod report;
 mod results;
 mod rounds;
@@ -54,7 +56,7 @@ struct Options {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// Only these tools (cp, pg_basebackup, pgBackRest, restic, barmanfs) or measures (full, second-small,
-    /// second-half, restore, read-accounts, read-noise, wal-archive, wal-fetch)
+    /// second-half, restore, ready, first-byte, read-accounts, read-noise, wal-archive, wal-fetch, replay)
     #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
     only: Vec<String>,
     /// Where to work; kept afterwards [default: a new one in /var/tmp, removed afterwards]
@@ -235,7 +237,7 @@ mod tests {
     #[test]
     fn only_chooses_tools_and_measures() {
         let all = select(&[]).unwrap();
-        assert_eq!((all.tools.len(), all.measures.len()), (5, 8));
+        assert_eq!((all.tools.len(), all.measures.len()), (5, 11));
         let some = select(&["pgbackrest", "barmanfs", "wal-archive"]).unwrap();
         assert_eq!(some.tools.len(), 2);
         assert_eq!(some.measures, BTreeSet::from([Measure::WalArchive]));

@@ -18,6 +18,10 @@ pub(crate) enum Measure {
     SecondHalf,
     /// The newest backup as a directory again, nothing in the page cache.
     Restore,
+    /// From the backup to the first page that can be read, nothing in the page cache.
+    Ready,
+    /// The first page of a file of the mounted backup, opened for the first time.
+    FirstByte,
     /// A page of pgbench_accounts from the mounted backup, nothing in the page cache.
     ReadAccounts,
     /// The same of a table whose rows do not compress.
@@ -26,6 +30,8 @@ pub(crate) enum Measure {
     WalArchive,
     /// Fetching an archived segment, nothing in the page cache.
     WalFetch,
+    /// Recovery through two hundred segments.
+    Replay,
 }
 
 impl Measure {
@@ -36,10 +42,13 @@ impl Measure {
             Self::SecondSmall => "Second backup, after 5,000 transactions and 0.1 % of the documents",
             Self::SecondHalf => "Next backup, after a change on every second page",
             Self::Restore => "Data directory from the newest backup, cold",
+            Self::Ready => "From the newest backup to its first page read, cold; stored: written for that",
+            Self::FirstByte => "First page of a file, opened for the first time",
             Self::ReadAccounts => "Random 8 KiB reads from the mount, pgbench_accounts, cold",
             Self::ReadNoise => "Random 8 KiB reads from the mount, incompressible rows, cold",
             Self::WalArchive => "Archiving a full WAL segment",
             Self::WalFetch => "Fetching a WAL segment, cold",
+            Self::Replay => "Recovery through 200 segments",
         }
     }
 }

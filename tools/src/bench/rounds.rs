@@ -66,6 +66,12 @@ impl Rounds<'_> {
             self.each("Restoring", Self::restore);
             self.each("Copying from mounts", Self::copy_from_mount);
         }
+        if self.wants_any(&[Measure::Ready]) {
+            self.each("Reading a first page", Self::make_readable);
+        }
+        if self.wants_any(&[Measure::FirstByte]) {
+            self.each("Opening files", Self::open_files);
+        }
         if self.wants_any(&[Measure::ReadAccounts, Measure::ReadNoise]) {
             self.each("Reading at random places", Self::read_at_random);
         }
@@ -75,6 +81,11 @@ impl Rounds<'_> {
                 rounds.archive(peer, &segments)
             });
             self.each("Fetching segments", |rounds, peer| rounds.fetch(peer, &segments));
+        }
+        if self.wants_any(&[Measure::Replay]) {
+            (self.say)("Making WAL to replay");
+            let target = self.make_wal_to_replay()?;
+            self.each("Replaying", |rounds, peer| rounds.replay(peer, &target));
         }
         Ok(())
     }
@@ -99,7 +110,8 @@ impl Rounds<'_> {
         }
     }
 
-    fn record(&mut self, measure: Measure, tool: &str, sample: Sample) {
+    /// Enters a sample, if it is of a measure that is wanted.
+    pub(crate) fn record(&mut self, measure: Measure, tool: &str, sample: Sample) {
         if self.measures.contains(&measure) {
             self.results.add(measure, tool, sample);
         }
@@ -256,7 +268,7 @@ impl Rounds<'_> {
     }
 
     /// Mounts a tool's repository, nothing of it in any cache; `None` where it has no mount.
-    fn mount(&mut self, peer: &dyn Peer) -> Result<Option<Mounted>> {
+    pub(crate) fn mount(&mut self, peer: &dyn Peer) -> Result<Option<Mounted>> {
         let at = self.site.path("mount");
         fs::create_dir_all(&at)?;
         let Some(mount) = peer.mount(&self.server, &at) else {
@@ -267,16 +279,21 @@ impl Rounds<'_> {
     }
 }
 
-fn mount_name(peer: &dyn Peer) -> String {
+/// What a tool's mount is called in the report.
+pub(crate) fn mount_name(peer: &dyn Peer) -> String {
     format!("{} mount", peer.name())
 }
 
 /// A mount that is being served.
-struct Mounted {
+pub(crate) struct Mounted {
     daemon: Child,
     unmount: Command,
-    data: PathBuf,
-    wal: Option<PathBuf>,
+    /// The newest backup's data directory.
+    pub(crate) data: PathBuf,
+    /// The directory of archived segments.
+    pub(crate) wal: Option<PathBuf>,
+    /// When its daemon was started.
+    pub(crate) started: Instant,
     is_down: bool,
 }
 
@@ -289,6 +306,7 @@ impl Mounted {
             wal,
         } = mount;
         serve.stdin(Stdio::null()).stdout(site.log()?).stderr(site.log()?);
+        let started = Instant::now();
         let daemon = serve
             .spawn()
             .with_context(|| format!("Cannot run {}", site::shown(&serve)))?;
@@ -297,9 +315,9 @@ impl Mounted {
             unmount,
             data,
             wal,
+            started,
             is_down: false,
         };
-        let start = Instant::now();
         while !is_there(&mounted.data) {
             if let Some(status) = mounted.daemon.try_wait()? {
                 mounted.is_down = true;
@@ -309,7 +327,7 @@ impl Mounted {
                     site.path("log").display()
                 );
             }
-            if start.elapsed() > MOUNT_TIMEOUT {
+            if started.elapsed() > MOUNT_TIMEOUT {
                 bail!(
                     "{} did not appear within {} s",
                     mounted.data.display(),
@@ -321,7 +339,7 @@ impl Mounted {
         Ok(mounted)
     }
 
-    fn unmount(mut self) -> Result<()> {
+    pub(crate) fn unmount(mut self) -> Result<()> {
         self.take_down()
     }
 

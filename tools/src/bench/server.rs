@@ -189,6 +189,13 @@ impl<'a> Server<'a> {
         self.start()
     }
 
+    /// The same, with the segments collected so far.
+    pub(crate) fn bring_state_back_keeping_segments(&mut self) -> Result<()> {
+        self.stop()?;
+        self.copy(&self.site.path("pristine"), &self.data())?;
+        self.start()
+    }
+
     fn copy(&self, from: &Path, to: &Path) -> Result<()> {
         site::remove(to)?;
         self.site.run(

@@ -26,6 +26,9 @@ const OURS: &str = Barmanfs::NAME;
 const OUR_MOUNT: &str = "barmanfs mount";
 const BLOCK_INCREMENTAL: &str = "pgBackRest";
 const PLAIN: &str = "cp";
+/// From PostgreSQL 17 on it is one.
+const INCREMENTAL: &str = "pg_basebackup";
+const COMBINED: &str = "pg_combinebackup";
 
 /// All targets, with what `results` say about them.
 pub(crate) fn all(results: &Results) -> Vec<Target> {
@@ -47,7 +50,10 @@ pub(crate) fn all(results: &Results) -> Vec<Target> {
     let stored_ratio = |measure, theirs| ratio(stored(measure, OURS), stored(measure, theirs));
     let milliseconds = |measure| seconds(measure, OUR_MOUNT).map(|seconds| seconds * 1e3);
     let target = |what, limit, value| Target { what, limit, value };
-    use Measure::{Full, ReadAccounts, ReadNoise, Restore, SecondHalf, SecondSmall, WalArchive, WalFetch};
+    use Measure::{
+        FirstByte, Full, ReadAccounts, ReadNoise, Ready, Replay, Restore, SecondHalf, SecondSmall,
+        WalArchive, WalFetch,
+    };
     vec![
         target(
             "Full backup: time, of pgBackRest's",
@@ -73,6 +79,31 @@ pub(crate) fn all(results: &Results) -> Vec<Target> {
             "After the small change: added, of pgBackRest's",
             1.0 / 15.0,
             stored_ratio(SecondSmall, BLOCK_INCREMENTAL),
+        ),
+        target(
+            "After the small change: time, of pg_basebackup's incremental",
+            1.0,
+            time_ratio(SecondSmall, OURS, INCREMENTAL),
+        ),
+        target(
+            "After the small change: added, of pg_basebackup's incremental",
+            1.0 / 40.0,
+            stored_ratio(SecondSmall, INCREMENTAL),
+        ),
+        target(
+            "First page read from the mount: time, of pg_combinebackup's",
+            1.0,
+            time_ratio(Ready, OUR_MOUNT, COMBINED),
+        ),
+        target(
+            "First page of a file of the mount, milliseconds",
+            10.0,
+            milliseconds(FirstByte),
+        ),
+        target(
+            "Recovery fed from wal/: time, of plain files",
+            1.05,
+            time_ratio(Replay, OUR_MOUNT, PLAIN),
         ),
         target(
             "cp -a from the mount: time, of restic's restore",
