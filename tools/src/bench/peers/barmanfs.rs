@@ -68,7 +68,7 @@ impl Peer for Barmanfs<'_> {
 
     fn mount(&self, _server: &Server<'_>, at: &Path) -> Option<Mount> {
         let mut serve = self.command();
-        serve.arg("mount").arg(at).arg("--foreground");
+        serve.arg("mount").arg(at).args(["--foreground", "--allow-other"]);
         let mut unmount = self.command();
         unmount.arg("umount").arg(at);
         Some(Mount {
