@@ -19,6 +19,7 @@ mod full_disk;
 mod hostile;
 mod incremental;
 mod mount_lifecycle;
+mod pitr;
 mod rebuild;
 mod second_backup;
 mod wal_archive;
@@ -33,6 +34,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("backup_and_recover", backup_and_recover::TESTS),
     ("wal_archive", wal_archive::TESTS),
     ("wal_recovery", wal_recovery::TESTS),
+    ("pitr", pitr::TESTS),
     ("byte_for_byte", byte_for_byte::TESTS),
     ("second_backup", second_backup::TESTS),
     ("incremental", incremental::TESTS),

@@ -7,7 +7,7 @@
 //! | `<server>/`, `raw/` | `server` |
 //! | `<server>/<id>/`, `latest/`, `oldest/`, `raw/<id>/` | `tree`, with the differences of `changes` |
 //! | `<server>/pitr/`, `pitr/<target>/` | `pitr`; the same `tree`, with the configuration of a `recovery` |
-//! | `<server>/wal/` | `wal` |
+//! | `<server>/wal/` | `wal`; what is not archived yet from `receiving` |
 //! | `<server>/info/` | `info` |
 //!
 //! `live/` belongs beside these, in `server`, once it exists.
@@ -30,6 +30,7 @@ mod info;
 mod made;
 mod manifest;
 mod pitr;
+mod receiving;
 mod recovery;
 mod restore;
 mod root;
@@ -87,7 +88,7 @@ pub enum Body {
     Stored(Arc<FileMap>),
     /// Made by the view.
     Made(Arc<[u8]>),
-    /// Made by the view and too large to be kept in memory: a file without a name.
+    /// A plain file of this size: one of the spool, or one without a name that the view made, too large for memory.
     Spooled(Arc<File>, u64),
 }
 
@@ -131,7 +132,7 @@ impl Body {
                 Ok(count)
             }
             Self::Spooled(file, _) => {
-                let failed = |source| Error::io("read", "(a file made for a view)", source);
+                let failed = |source| Error::io("read", "(a file that is not in packs)", source);
                 file.read_at(buffer, offset).map_err(failed)
             }
         }

@@ -130,8 +130,12 @@ impl PgServer {
         self.beside(".s")
     }
 
+    pub(crate) fn log_file(&self) -> PathBuf {
+        self.beside(".log")
+    }
+
     pub(crate) fn log(&self) -> String {
-        fs::read(self.beside(".log")).map_or_else(
+        fs::read(self.log_file()).map_or_else(
             |_| String::new(),
             |text| String::from_utf8_lossy(&text).into_owned(),
         )
@@ -238,7 +242,12 @@ impl PgServer {
     #[track_caller]
     pub(crate) fn wait_until_promoted(&self) {
         until("recovery ends and the server is promoted", || {
-            self.query("SELECT pg_is_in_recovery()") == "f"
+            assert!(
+                self.data.join("postmaster.pid").exists(),
+                "PostgreSQL ended instead of being promoted\n{}",
+                self.last_of_log()
+            );
+            self.try_query("SELECT pg_is_in_recovery()").text() == "f"
         });
     }
 

@@ -88,6 +88,14 @@ impl Repository {
         Ok(found)
     }
 
+    /// The names of the restore points there are in a server's WAL, that of the newest first, at most `count` of them.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn restore_point_names(&self, server: &ServerName, count: usize) -> Result<Vec<String>> {
+        Segments::of(self, server).restore_point_names(count)
+    }
+
     /// The files of the archive that replaying `plan` asks for: the history files there are, then the segments in
     /// order. A segment the backup brought itself is among them, whether it is archived or not; so is the one still being
     /// received, under its full name.

@@ -280,6 +280,17 @@ impl<'a> Segments<'a> {
             .collect())
     }
 
+    /// The names of restore points, that of the newest first, at most `count` of them.
+    pub(super) fn restore_point_names(&self, count: usize) -> Result<Vec<String>> {
+        self.repository.db.read(|db| {
+            let mut query = db.prepare_cached(
+                "SELECT name FROM restore_points WHERE server = ?1 GROUP BY name ORDER BY max(time) DESC LIMIT ?2",
+            )?;
+            let rows = query.query_map(params![self.server.as_str(), count], |row| row.get(0))?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+
     /// Reads a segment's records in order until `wanted` says yes.
     pub(super) fn find_record(
         &self,

@@ -21,7 +21,7 @@ use barmanfs_pg::{TimelineId, TimestampMicros};
 use barmanfs_store::{Attributes, Entry, Node};
 
 use super::tree::{BackupTree, Place, TreeDirectory};
-use super::{Body, configuration, context, manifest};
+use super::{Body, configuration, context, manifest, receiving};
 use crate::error::{Error, Result};
 
 /// A history file has one line for each timeline; larger than this it is none.
@@ -180,7 +180,10 @@ fn wal(directory: &TreeDirectory) -> Result<BTreeMap<Vec<u8>, Addition>> {
         let file = match archived(tree, &name)? {
             Some(file) => file,
             None if directory.stored(&text)?.is_some() || matches!(name, WalName::History(_)) => continue,
-            None => return Err(not_shown(tree, format!("{name} is no longer in the archive"))),
+            // Archived since, perhaps.
+            None => unfinished(tree, &name)?
+                .map_or_else(|| archived(tree, &name), |file| Ok(Some(file)))?
+                .ok_or_else(|| not_shown(tree, format!("{name} is no longer in the archive")))?,
         };
         added.insert(text, file);
     }
@@ -236,6 +239,21 @@ fn archived(tree: &BackupTree, name: &WalName) -> Result<Option<Addition>> {
         attributes: at(tree, file.archived_at),
         content: Added::Archived(*name),
     }))
+}
+
+/// What has been received of the segment that the WAL of a self-contained copy ends in.
+fn unfinished(tree: &BackupTree, name: &WalName) -> Result<Option<Addition>> {
+    let WalName::Segment(segment) = *name else {
+        return Ok(None);
+    };
+    if self_contained(tree).is_none_or(|plan| plan.last_segment != segment) {
+        return Ok(None);
+    }
+    match receiving::copied(&tree.context, &tree.backup.server, segment) {
+        Ok(body) => Ok(Some(Addition::file(tree.attributes(false), body))),
+        Err(Error::Refused(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Attributes of a file of the archive.

@@ -107,7 +107,20 @@ fn settings(recovery: Option<&Recovery>) -> String {
         "recovery_min_apply_delay = 0".to_owned(),
         "synchronous_standby_names = ''".to_owned(),
     ]);
+    lines.extend(recovery.map(|recovery| hot_standby(recovery).to_owned()));
     lines.join("\n") + "\n"
+}
+
+/// On the way to a target PostgreSQL replays what happened to the server since the backup. As a hot standby it stops
+/// where a setting was raised that a standby must have as large (`CheckRequiredParameterValues`), and fails where a
+/// prepared transaction was open when the timeline changed (its data is looked for in a segment of the old one).
+fn hot_standby(recovery: &Recovery) -> &'static str {
+    if recovery.pauses() {
+        return "# Readable while it pauses.\nhot_standby = on";
+    }
+    "# Not readable until then: what a standby may stumble over, like settings that were\n\
+     # raised since the backup, cannot stop the recovery.\n\
+     hot_standby = off"
 }
 
 fn in_place_tablespaces(backup: &Backup) -> &'static str {

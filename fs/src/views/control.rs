@@ -3,14 +3,16 @@
 //! `absent/<server>/<name>` exists when the archive certainly has no file of that name. It is how `restore_command`
 //! tells "there is no such segment", on which PostgreSQL ends recovery, from "I cannot say": a mount that is gone, a
 //! directory without permission, a catalog that cannot be read. Not finding a file is no proof of anything; finding
-//! this one is.
+//! this one is. `receiving/<server>/<name>` is what has come of a segment that is not archived, see `receiving`.
 
 use std::sync::Arc;
 
+use barmanfs_catalog::ServerName;
 use barmanfs_pg::wal_name::WalName;
 use serde_json::json;
 
 use super::context::Context;
+use super::receiving::Receiving;
 use super::snapshot::ServerState;
 use super::{Body, Children, Directory, made, no_files};
 use crate::error::Result;
@@ -18,7 +20,7 @@ use crate::namespace::{Child, Lifetime};
 
 const ALIVE: &str = "alive";
 const STATUS: &str = "status.json";
-const ABSENT: &str = "absent";
+const OF_SERVERS: [(&str, OfServer); 2] = [("absent", Absent::child), ("receiving", Receiving::child)];
 
 /// `.barmanfs`.
 #[derive(Debug)]
@@ -75,17 +77,13 @@ impl Control {
         )
     }
 
-    fn absent(&self) -> Child {
-        let absent = Arc::new(Absent {
+    fn servers(&self, name: &str, of: OfServer) -> Child {
+        let servers = Servers {
             context: Arc::clone(&self.context),
-            server: None,
-        });
-        made::directory(
-            &self.context,
-            ABSENT,
-            &self.context.own(0o555, self.context.started),
-            absent,
-        )
+            of,
+        };
+        let attributes = self.context.own(0o555, self.context.started);
+        made::directory(&self.context, name, &attributes, Arc::new(servers))
     }
 }
 
@@ -94,20 +92,18 @@ impl Directory for Control {
         let Ok(name) = std::str::from_utf8(name) else {
             return Ok(None);
         };
-        if name == ABSENT {
-            return Ok(Some(self.absent()));
+        if let Some((name, of)) = OF_SERVERS.iter().find(|(known, _)| *known == name) {
+            return Ok(Some(self.servers(name, *of)));
         }
         Ok(self.content(name)?.map(|content| self.file(name, &content)))
     }
 
     fn entries(&self) -> Result<Children> {
         let status = self.status()?;
-        let children = [
-            self.file(ALIVE, b"alive\n"),
-            self.file(STATUS, &status),
-            self.absent(),
-        ];
-        Ok(Box::new(children.into_iter().map(Ok)))
+        let files = [self.file(ALIVE, b"alive\n"), self.file(STATUS, &status)];
+        let servers = OF_SERVERS.iter().map(|(name, of)| self.servers(name, *of));
+        let children: Vec<_> = files.into_iter().chain(servers).map(Ok).collect();
+        Ok(Box::new(children.into_iter()))
     }
 
     fn open(&self, name: &[u8]) -> Result<Body> {
@@ -119,72 +115,92 @@ impl Directory for Control {
     }
 }
 
-/// `absent/`, and below it one directory for each server.
+/// What there is of each server in a directory with one for each of them.
+type OfServer = fn(&Arc<Context>, &ServerState) -> Child;
+
+/// A directory with one for each server.
+#[derive(Debug)]
+struct Servers {
+    context: Arc<Context>,
+    of: OfServer,
+}
+
+impl Directory for Servers {
+    fn lookup(&self, name: &[u8]) -> Result<Option<Child>> {
+        let Ok(name) = std::str::from_utf8(name) else {
+            return Ok(None);
+        };
+        let snapshot = self.context.snapshot()?;
+        Ok(snapshot
+            .server(name)
+            .map(|server| (self.of)(&self.context, server)))
+    }
+
+    fn entries(&self) -> Result<Children> {
+        let snapshot = self.context.snapshot()?;
+        let children: Vec<_> = snapshot
+            .servers
+            .iter()
+            .map(|server| Ok((self.of)(&self.context, server)))
+            .collect();
+        Ok(Box::new(children.into_iter()))
+    }
+
+    fn open(&self, _name: &[u8]) -> Result<Body> {
+        no_files()
+    }
+
+    fn lifetime(&self) -> Lifetime {
+        Lifetime::Never
+    }
+}
+
+/// `absent/<server>`.
 #[derive(Debug)]
 struct Absent {
     context: Arc<Context>,
-    server: Option<Arc<ServerState>>,
+    server: ServerName,
 }
 
 impl Absent {
-    fn of(&self, server: &Arc<ServerState>) -> Child {
+    fn child(context: &Arc<Context>, server: &ServerState) -> Child {
         let absent = Self {
-            context: Arc::clone(&self.context),
-            server: Some(Arc::clone(server)),
+            context: Arc::clone(context),
+            server: server.name.clone(),
         };
-        let attributes = self.context.own(0o555, self.context.started);
-        made::directory(&self.context, server.name.as_str(), &attributes, Arc::new(absent))
+        let attributes = context.own(0o555, context.started);
+        made::directory(context, server.name.as_str(), &attributes, Arc::new(absent))
+    }
+
+    /// Whether the archive certainly has no file of this name. Only of one PostgreSQL would ask for can it be said.
+    fn is_proven(&self, name: &[u8]) -> Result<bool> {
+        let wal = std::str::from_utf8(name)
+            .ok()
+            .and_then(|name| name.parse::<WalName>().ok());
+        match wal {
+            Some(wal) => Ok(self.context.repository.wal(&self.server).entry(&wal)?.is_none()),
+            None => Ok(false),
+        }
     }
 }
 
 impl Directory for Absent {
     fn lookup(&self, name: &[u8]) -> Result<Option<Child>> {
-        let Ok(name) = std::str::from_utf8(name) else {
-            return Ok(None);
-        };
-        let Some(server) = &self.server else {
-            return Ok(self
-                .context
-                .snapshot()?
-                .server(name)
-                .map(|server| self.of(server)));
-        };
-        // Only of a name PostgreSQL would ask for can it be said that it is missing.
-        let Ok(wal) = name.parse::<WalName>() else {
-            return Ok(None);
-        };
-        if self.context.repository.wal(&server.name).entry(&wal)?.is_some() {
-            return Ok(None);
-        }
         let attributes = self.context.own(0o444, self.context.started);
-        Ok(Some(made::file(
-            &self.context,
-            name,
-            &attributes,
-            0,
-            Lifetime::Never,
-        )))
+        let proof = || made::file(&self.context, name, &attributes, 0, Lifetime::Never);
+        Ok(self.is_proven(name)?.then(proof))
     }
 
     /// The names that are missing are too many to list.
     fn entries(&self) -> Result<Children> {
-        if self.server.is_some() {
-            return Ok(Box::new(std::iter::empty()));
-        }
-        let snapshot = self.context.snapshot()?;
-        let children: Vec<_> = snapshot
-            .servers
-            .iter()
-            .map(|server| Ok(self.of(server)))
-            .collect();
-        Ok(Box::new(children.into_iter()))
+        Ok(Box::new(std::iter::empty()))
     }
 
     fn open(&self, name: &[u8]) -> Result<Body> {
-        if self.server.is_some() && self.lookup(name)?.is_some() {
-            return Ok(Body::Made(Arc::from([])));
+        match self.is_proven(name)? {
+            true => Ok(Body::Made(Arc::from([]))),
+            false => no_files(),
         }
-        no_files()
     }
 
     fn lifetime(&self) -> Lifetime {

@@ -1,5 +1,7 @@
 //! Entries that are made, not stored.
 
+use std::fs::File;
+use std::io;
 use std::sync::Arc;
 
 use barmanfs_store::Attributes;
@@ -48,6 +50,11 @@ pub(super) fn body(name: &[u8], content: impl FnOnce(&str) -> Result<Option<Vec<
     content(name)?
         .map(|content| Body::Made(content.into()))
         .ok_or(NOT_FOUND)
+}
+
+/// A file without a name, beside the packs where that can be.
+pub(super) fn nameless_file(context: &Context) -> io::Result<File> {
+    tempfile::tempfile_in(context.repository.path()).or_else(|_| tempfile::tempfile())
 }
 
 /// A number for [`Child::identity`] from what tells two things of one name apart.

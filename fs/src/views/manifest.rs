@@ -7,8 +7,8 @@ use std::sync::Arc;
 use barmanfs_pg::manifest::{self, Checksum, ManifestError, ManifestFile, ManifestWriter};
 use barmanfs_store::FileMap;
 
-use super::Body;
 use super::tree::BackupTree;
+use super::{Body, made};
 use crate::error::{Error, Result};
 
 /// The file's name.
@@ -27,9 +27,7 @@ pub(super) fn made_anew(
         reason,
     };
     let failed = |source| Error::io("write", "(a manifest made for a view)", source);
-    let output = tempfile::tempfile_in(tree.context.repository.path())
-        .or_else(|_| tempfile::tempfile())
-        .map_err(failed)?;
+    let output = made::nameless_file(&tree.context).map_err(failed)?;
     let input = tree.context.trees.reader(map.clone());
     let summary = manifest::read(input, &mut |_| Ok::<(), io::Error>(()));
     let summary = summary.map_err(|error| not_shown(error.to_string()))?;

@@ -18,8 +18,12 @@ use super::{Body, Children, Directory, no_files};
 use crate::error::Result;
 use crate::namespace::{Child, Lifetime};
 
-/// Targets whose answer is kept; the one that was asked for longest ago goes first.
-const MAX_KNOWN: usize = 256;
+/// Targets whose answer is kept, a few KiB each; the one that was asked for longest ago goes first. More than are
+/// listed, so that whoever looks at what was listed finds them planned.
+const MAX_KNOWN: usize = 1024;
+
+/// Restore points that are listed, the newest: some applications make one every few minutes.
+const MAX_POINTS_LISTED: usize = 200;
 
 /// The directory.
 #[derive(Debug)]
@@ -77,10 +81,22 @@ impl Directory for Pitr {
             return Ok(Box::new(std::iter::empty()));
         };
         let this = Self::new(Arc::clone(&self.context), self.server.clone());
-        let named = [this.child(&TargetSpec::from(Target::Now).to_string()).transpose()];
+        let points = self
+            .context
+            .repository
+            .restore_point_names(&self.server, MAX_POINTS_LISTED)?;
+        let named: Vec<_> = std::iter::once(Target::Now)
+            .chain(points.into_iter().map(Target::Name))
+            .collect();
+        let named = {
+            let this = Self::new(Arc::clone(&self.context), self.server.clone());
+            named
+                .into_iter()
+                .filter_map(move |target| this.child(&TargetSpec::from(target).to_string()).transpose())
+        };
         let ends = (0..server.backups.len())
             .filter_map(move |place| this.end_of(server.backups.get(place)?).transpose());
-        Ok(Box::new(named.into_iter().flatten().chain(ends)))
+        Ok(Box::new(named.chain(ends)))
     }
 
     fn open(&self, _name: &[u8]) -> Result<Body> {
@@ -224,7 +240,7 @@ fn tell(server: &ServerName, text: &str, tree: &BackupTree) {
 fn planned(context: &Arc<Context>, server: &ServerName, spec: &TargetSpec) -> Result<Answer> {
     let plan = match context.repository.plan(server, spec)? {
         Ok(plan) => plan,
-        Err(reason) => return Ok(Answer::Absent(in_words(&reason))),
+        Err(reason) => return Ok(Answer::Absent(in_words(context, server, spec, &reason)?)),
     };
     let snapshot = context.snapshot()?;
     let backup = snapshot
@@ -243,13 +259,23 @@ fn planned(context: &Arc<Context>, server: &ServerName, spec: &TargetSpec) -> Re
     Ok(Answer::Tree(context.tree(&backup, style, &canonical)))
 }
 
-fn in_words(reason: &Unreachable) -> String {
-    let mut words = reason.to_string();
-    for more in [reason.nearest(), reason.hint()].into_iter().flatten() {
-        words.push_str("; ");
-        words.push_str(&more);
+fn in_words(
+    context: &Context,
+    server: &ServerName,
+    spec: &TargetSpec,
+    reason: &Unreachable,
+) -> Result<String> {
+    let mut words = vec![reason.to_string()];
+    words.extend([reason.nearest(), reason.hint()].into_iter().flatten());
+    if let Unreachable::AfterEnd { .. } = reason {
+        let along = context.repository.reachable_along(server, spec)?;
+        words.extend(
+            along
+                .last()
+                .map(|timeline| format!("timeline {timeline} has it: add ,timeline={timeline}")),
+        );
     }
-    words
+    Ok(words.join("; "))
 }
 
 fn is_shown(context: &Context, tree: &BackupTree) -> Result<bool> {

@@ -55,6 +55,11 @@ impl Recovery {
         made::identity(of.as_bytes())
     }
 
+    /// Whether it waits at the target. The end of the WAL is none: there it is promoted, whatever the action.
+    pub(super) fn pauses(&self) -> bool {
+        self.action == Action::Pause && self.plan.spec.target != Target::Now
+    }
+
     /// The setting PostgreSQL takes the target from, and its value, quoted; none for the end of the WAL.
     pub(super) fn target_setting(&self) -> Option<(&'static str, String)> {
         let (name, value) = match &self.plan.spec.target {

@@ -1,4 +1,4 @@
-//! `<server>/wal/`: the archive by name, decompressed.
+//! `<server>/wal/`: the archive by name, decompressed, and what is being received as `<segment>.partial`.
 //!
 //! A segment that is not there may come at any moment, and recovery asks for the next one again and again: what is
 //! absent is never cached.
@@ -12,7 +12,7 @@ use barmanfs_store::Attributes;
 
 use super::context::{self, Context};
 use super::snapshot::ServerState;
-use super::{Body, Children, Directory};
+use super::{Body, Children, Directory, receiving};
 use crate::error::{NOT_FOUND, Result};
 use crate::namespace::{Child, Content, Lifetime};
 
@@ -50,14 +50,6 @@ impl Wal {
             content: Content::Directory(Arc::new(wal)),
             lifetime: Lifetime::UntilNotified,
         }
-    }
-
-    fn owner(&self) -> Result<Attributes> {
-        let snapshot = self.context.snapshot()?;
-        Ok(owner(
-            &self.context,
-            snapshot.server(self.server.as_str()).map(|server| &**server),
-        ))
     }
 
     fn find(&self, name: &WalName) -> Result<Option<WalFile>> {
@@ -100,28 +92,54 @@ impl Directory for Wal {
             return Ok(None);
         };
         let entry = self.context.repository.wal(&self.server).entry(&name)?;
-        let owner = self.owner()?;
+        let owner = owner_of(&self.context, &self.server)?;
+        if let (None, WalName::Partial(segment)) = (&entry, name) {
+            let received = receiving::find(&self.context, &self.server, segment)?;
+            return Ok(
+                received.map(|segment| receiving::child(&self.context, &owner, &segment, name.to_string()))
+            );
+        }
         Ok(entry.map(|entry| shown(&self.context, &owner, &entry)))
     }
 
     fn entries(&self) -> Result<Children> {
-        Ok(Box::new(Listing {
+        let owner = owner_of(&self.context, &self.server)?;
+        let archive = self.context.repository.wal(&self.server);
+        let mut received = Vec::new();
+        for segment in self.context.repository.receiving(&self.server)? {
+            let name = WalName::Partial(segment.name);
+            if archive.entry(&name)?.is_none() {
+                received.push(Ok(receiving::child(
+                    &self.context,
+                    &owner,
+                    &segment,
+                    name.to_string(),
+                )));
+            }
+        }
+        let archived = Listing {
             context: Arc::clone(&self.context),
             server: self.server.clone(),
-            owner: self.owner()?,
+            owner,
             page: Vec::new().into_iter(),
             last: None,
             ended: false,
-        }))
+        };
+        Ok(Box::new(archived.chain(received)))
     }
 
     fn open(&self, name: &[u8]) -> Result<Body> {
         let name = wal_name(name).ok_or(NOT_FOUND)?;
-        let file = self.find(&name)?.ok_or(NOT_FOUND)?;
-        if let WalName::Segment(segment) = name {
-            self.read_ahead(segment, &file);
+        match (self.find(&name)?, name) {
+            (Some(file), name) => {
+                if let WalName::Segment(segment) = name {
+                    self.read_ahead(segment, &file);
+                }
+                Ok(Body::Stored(Arc::new(file.map)))
+            }
+            (None, WalName::Partial(segment)) => receiving::open(&self.context, &self.server, segment),
+            (None, _) => Err(NOT_FOUND),
         }
-        Ok(Body::Stored(Arc::new(file.map)))
     }
 
     fn lifetime(&self) -> Lifetime {
@@ -129,14 +147,31 @@ impl Directory for Wal {
     }
 }
 
-/// Whose the archive is, with the permissions of its directory.
-fn owner(context: &Context, server: Option<&ServerState>) -> Attributes {
+/// Whose the archive of a server is, with the permissions of its directory.
+pub(super) fn owner_of(context: &Context, server: &ServerName) -> Result<Attributes> {
+    let snapshot = context.snapshot()?;
+    Ok(owner(
+        context,
+        snapshot.server(server.as_str()).map(|server| &**server),
+    ))
+}
+
+/// The same of a server that is known.
+pub(super) fn owner(context: &Context, server: Option<&ServerState>) -> Attributes {
     let own = context.own(0o700, context.started);
     let owner = server.and_then(ServerState::owner);
     owner.map_or(own, |owner| Attributes {
         mode: owner.mode & 0o750 | 0o500,
         ..*owner
     })
+}
+
+/// Of a file in the archive's directory.
+pub(super) fn of_a_file(owner: &Attributes) -> Attributes {
+    Attributes {
+        mode: owner.mode & 0o640 | 0o400,
+        ..*owner
+    }
 }
 
 fn wal_name(name: &[u8]) -> Option<WalName> {
@@ -146,10 +181,9 @@ fn wal_name(name: &[u8]) -> Option<WalName> {
 fn shown(context: &Context, owner: &Attributes, entry: &WalEntry) -> Child {
     let (mtime_s, mtime_ns) = context::seconds(entry.archived_at);
     let attributes = Attributes {
-        mode: owner.mode & 0o640 | 0o400,
         mtime_s,
         mtime_ns,
-        ..*owner
+        ..of_a_file(owner)
     };
     Child {
         name: entry.name.to_string().into_bytes(),

@@ -9,8 +9,8 @@ use super::super::recovery::Recovery;
 
 const ARCHIVES_NOTHING: &str = "\
 # It archives nothing and cannot disturb the server it was taken from.
-# When it takes over production, remove everything from \"begin\" to \"end\"
-# and restart it, so that it archives its WAL again.
+# When it takes over production, remove everything from \"begin\" to \"end\",
+# restart it, so that it archives its WAL again, and take a backup.
 ";
 
 pub(super) fn of_the_end(backup: &Backup) -> String {
@@ -73,7 +73,7 @@ fn action_in_words(recovery: &Recovery) -> &'static str {
             "# At the end it is promoted: it takes writes, on a new timeline.\n"
         }
         (_, Action::Pause) => {
-            "# At the target it pauses and can be read (only stops, where hot_standby is off).\n\
+            "# At the target it pauses and can be read.\n\
              # SELECT pg_wal_replay_resume() then promotes it. Or set another target and restart it.\n"
         }
         (_, Action::Shutdown) => {

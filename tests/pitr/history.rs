@@ -1,0 +1,343 @@
+//! A server's history that is known in every detail: which marks were committed when, where and by which transaction, on
+//! three timelines, one of them abandoned halfway.
+//!
+//! ```text
+//! timeline 1  --A------B------f1.......      (work after f1 is on timeline 1 alone)
+//! timeline 2                   `--C------f2....
+//! timeline 3                             `--D-------
+//! ```
+//! A to D are backups. At f1 and f2 a copy out of `pitr/` is promoted, as a DBA does who makes it the production server,
+//! and archives into the same archive.
+
+use crate::common::process::run;
+use crate::common::random::Random;
+use crate::common::{Install, Mount, PgServer, Site};
+use std::fmt::Write as _;
+
+/// The marks there are, as one line.
+pub(crate) const MARKS: &str = "SELECT coalesce(string_agg(n::text, ' ' ORDER BY n), '') FROM marks";
+
+/// The zone the server has its times in.
+pub(crate) const ZONE: &str = "America/New_York";
+
+/// Something that happened, in the order of the log.
+#[derive(Debug, Clone)]
+pub(crate) struct Event {
+    pub(crate) what: What,
+    /// Behind it in the log, and before the next.
+    pub(crate) lsn: u64,
+    /// When it was committed, in microseconds; the same as before where nothing was.
+    pub(crate) time: i64,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum What {
+    Mark {
+        n: u32,
+        xid: u64,
+    },
+    /// A transaction that was rolled back.
+    Nothing {
+        xid: u64,
+    },
+    Point(String),
+    /// Nothing before is reachable without an earlier backup.
+    BackupEnd,
+}
+
+impl Event {
+    /// The transaction that ended with it.
+    pub(crate) fn xid(&self) -> Option<u64> {
+        match self.what {
+            What::Mark { xid, .. } | What::Nothing { xid } => Some(xid),
+            What::Point(_) | What::BackupEnd => None,
+        }
+    }
+}
+
+/// The events of one timeline, from the very first on.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Course {
+    pub(crate) events: Vec<Event>,
+}
+
+impl Course {
+    /// The marks there are after the first `count` events, as [`MARKS`] tells them.
+    pub(crate) fn marks_after(&self, count: usize) -> String {
+        let mut marks: Vec<u32> = self.events[..count]
+            .iter()
+            .filter_map(|event| match event.what {
+                What::Mark { n, .. } => Some(n),
+                _ => None,
+            })
+            .collect();
+        marks.sort_unstable();
+        let texts: Vec<String> = marks.iter().map(u32::to_string).collect();
+        texts.join(" ")
+    }
+
+    /// Places of the events behind the first backup.
+    pub(crate) fn reachable(&self) -> std::ops::Range<usize> {
+        let first = self
+            .events
+            .iter()
+            .position(|event| matches!(event.what, What::BackupEnd))
+            .expect("a backup");
+        first + 1..self.events.len()
+    }
+}
+
+/// See the module.
+pub(crate) struct History {
+    pub(crate) site: Site,
+    /// The production server in the end.
+    pub(crate) server: PgServer,
+    /// By timeline, from 1.
+    pub(crate) courses: Vec<Course>,
+}
+
+impl History {
+    pub(crate) fn make(install: &'static Install, random: &mut Random) -> Self {
+        let (site, mut server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
+        server.stop("fast");
+        server.configure(&format!(
+            "track_commit_timestamp = on\nmax_prepared_transactions = 20\ntimezone = '{ZONE}'"
+        ));
+        server.start();
+        server.query("CREATE TABLE marks (n int); CREATE TABLE noise (t text)");
+        let mut maker = Maker {
+            site,
+            server,
+            marks: 0,
+            course: Course::default(),
+            timeline: 1,
+        };
+        let mut courses = Vec::new();
+        maker.work(8, random);
+        maker.backup();
+        maker.work(14, random);
+        maker.backup();
+        maker.work(22, random);
+        courses.push(maker.course.clone());
+        for _ in 0..2 {
+            maker.go_on_from_the_past(install, 8 + random.below(6) as usize);
+            maker.work(10, random);
+            maker.backup();
+            maker.work(20, random);
+            courses.push(maker.course.clone());
+        }
+        Self {
+            site: maker.site,
+            server: maker.server,
+            courses,
+        }
+    }
+}
+
+struct Maker {
+    site: Site,
+    server: PgServer,
+    marks: u32,
+    course: Course,
+    timeline: u32,
+}
+
+impl Maker {
+    /// So many marks, with whatever else goes on in a database; then all of it is archived.
+    fn work(&mut self, marks: u32, random: &mut Random) {
+        let mut script = String::new();
+        let mut prepared = Vec::new();
+        for n in self.marks..self.marks + marks {
+            noise(&mut script, n, random);
+            if random.below(6) == 0 {
+                // Committed a while after it was made: transactions do not end in the order of their numbers.
+                begin(&mut script, n);
+                let _ = writeln!(script, "PREPARE TRANSACTION 'p{n}';");
+                prepared.push(n);
+            } else {
+                begin(&mut script, n);
+                script.push_str("COMMIT;\n");
+                told(&mut script, "mark", n);
+            }
+            if !prepared.is_empty() && random.below(3) == 0 {
+                end_prepared(&mut script, prepared.remove(0));
+            }
+        }
+        for n in prepared {
+            end_prepared(&mut script, n);
+        }
+        self.marks += marks;
+        point(&mut script, &end_of_work(self.marks));
+        self.run(&script);
+        self.server.archive_current_segment();
+    }
+
+    fn run(&mut self, script: &str) {
+        let path = self.site.write_file("work.sql", script.as_bytes());
+        let told = run(self
+            .server
+            .client("psql")
+            .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-f"])
+            .arg(path))
+        .ok();
+        for line in told.text().lines() {
+            let event = self.event(line);
+            self.course.events.push(event);
+        }
+    }
+
+    /// `kind|what|xid|microseconds|lsn` as the script tells it.
+    fn event(&self, line: &str) -> Event {
+        let fields: Vec<&str> = line.split('|').collect();
+        let [kind, what, xid, time, lsn] = fields[..] else {
+            panic!("Not an event: {line:?}");
+        };
+        let before = self.course.events.last().map_or(0, |event| event.time);
+        let xid = || xid.parse().expect("a transaction id");
+        let what = match kind {
+            "mark" => What::Mark {
+                n: what.parse().expect("a mark"),
+                xid: xid(),
+            },
+            "nothing" => What::Nothing { xid: xid() },
+            "point" => What::Point(what.to_owned()),
+            _ => panic!("Not an event: {line:?}"),
+        };
+        Event {
+            what,
+            lsn: lsn_number(lsn),
+            time: time.parse().unwrap_or(before),
+        }
+    }
+
+    fn backup(&mut self) {
+        self.site.backup();
+        let newest = self.site.backups().pop().expect("a backup");
+        let time = self.course.events.last().map_or(0, |event| event.time);
+        self.course.events.push(Event {
+            what: What::BackupEnd,
+            lsn: lsn_number(newest["stop_lsn"].as_str().expect("a stop LSN")),
+            time,
+        });
+    }
+
+    /// Recovers to before the last `back` events and makes the copy the server of production.
+    fn go_on_from_the_past(&mut self, install: &'static Install, back: usize) {
+        self.server.stop("fast");
+        let count = self.course.events.len() - back;
+        self.course.events.truncate(count);
+        let lsn = self.course.events[count - 1].lsn;
+        let mount = Mount::new(&self.site);
+        let target = format!("main/pitr/{}", lsn_text(lsn, "-"));
+        self.timeline += 1;
+        let name = format!("main{}", self.timeline);
+        let mut copy = PgServer::on(install, &self.site.copy(&mount.path(&target), &name));
+        copy.start();
+        copy.wait_until_promoted();
+        assert_eq!(
+            copy.query(MARKS),
+            self.course.marks_after(count),
+            "{}",
+            copy.log()
+        );
+        copy.stop("fast");
+        remove_block(&copy);
+        mount.unmount();
+        self.site.write_config(&[("main", &copy)]);
+        copy.start();
+        assert_eq!(copy.query("SHOW archive_mode"), "on");
+        assert_eq!(copy.timeline(), self.timeline);
+        self.server = copy;
+    }
+}
+
+/// As the block says that it has to be done.
+fn remove_block(copy: &PgServer) {
+    let path = copy.data.join("postgresql.auto.conf");
+    let text = std::fs::read_to_string(&path).expect("Cannot read postgresql.auto.conf");
+    let (before, block) = text.split_once("# ---- barmanfs: begin").expect("a block");
+    let (_, after) = block
+        .split_once("barmanfs: end ----\n")
+        .expect("the end of the block");
+    std::fs::write(&path, format!("{before}{after}")).expect("Cannot write postgresql.auto.conf");
+}
+
+/// Whatever else there is in the log.
+fn noise(script: &mut String, n: u32, random: &mut Random) {
+    match random.below(8) {
+        0 => script.push_str("SELECT pg_switch_wal() \\gset\n"),
+        1 | 2 => {
+            let bytes = 1000 + random.below(300_000);
+            let _ = writeln!(
+                script,
+                "INSERT INTO noise SELECT repeat(md5(g::text), 8) FROM generate_series(1, {}) g;",
+                bytes / 256
+            );
+        }
+        3 => {
+            point(script, &format!("before mark {n}, 50% done/{n}"));
+        }
+        4 => {
+            begin(script, 1_000_000 + n);
+            script.push_str("ROLLBACK;\n");
+            told(script, "nothing", n);
+        }
+        5 => script.push_str("CHECKPOINT;\n"),
+        _ => {
+            let _ = writeln!(
+                script,
+                "SELECT pg_sleep({}) \\gset",
+                random.below(20) as f64 / 1000.0
+            );
+        }
+    }
+}
+
+fn point(script: &mut String, name: &str) {
+    let _ = writeln!(
+        script,
+        "SELECT 'point', '{name}', '', '', pg_create_restore_point('{name}');"
+    );
+}
+
+/// The restore point behind work, by the number of marks that were made until then.
+pub(crate) fn end_of_work(marks: u32) -> String {
+    format!("end of {marks}")
+}
+
+fn begin(script: &mut String, n: u32) {
+    let _ = writeln!(
+        script,
+        "BEGIN; INSERT INTO marks VALUES ({n}); SELECT txid_current() AS xid{n} \\gset"
+    );
+}
+
+/// Its commit is one record alone: another one before it keeps it apart from the event before.
+fn end_prepared(script: &mut String, n: u32) {
+    let _ = writeln!(
+        script,
+        "SELECT pg_logical_emit_message(false, '', '') \\gset\nCOMMIT PREPARED 'p{n}';"
+    );
+    told(script, "mark", n);
+}
+
+fn told(script: &mut String, kind: &str, n: u32) {
+    let of = if kind == "mark" { n } else { 1_000_000 + n };
+    let _ = writeln!(
+        script,
+        "SELECT '{kind}', {n}, :xid{of}, \
+         (extract(epoch FROM pg_xact_commit_timestamp(:'xid{of}'::text::xid)) * 1000000)::bigint, \
+         pg_current_wal_insert_lsn();"
+    );
+}
+
+fn lsn_number(text: &str) -> u64 {
+    let (high, low) = text.split_once('/').expect("an LSN");
+    let number = |text| u64::from_str_radix(text, 16).expect("an LSN");
+    number(high) << 32 | number(low)
+}
+
+/// With this in place of the slash.
+pub(crate) fn lsn_text(lsn: u64, slash: &str) -> String {
+    format!("{:X}{slash}{:X}", lsn >> 32, lsn & 0xFFFF_FFFF)
+}
