@@ -97,13 +97,10 @@ impl Stop {
 
 /// Connects to a server for replication.
 pub(crate) fn connect(server: &ServerConfig) -> Result<Connection, Error> {
-    let conninfo = server.replication_conninfo().ok_or_else(|| {
-        Error::usage(format!("Server '{}' has no connection string", server.name)).hint(format!(
-            "Add a line like 'conninfo = host=db1 user=barmanfs' to its section [{}]",
-            server.name
-        ))
-    })?;
-    let mut conninfo = Conninfo::parse(conninfo.expose(), &Environment::new(std::env::vars_os()))?;
+    let mut conninfo = Conninfo::parse(
+        server.require_replication_conninfo()?.expose(),
+        &Environment::new(std::env::vars_os()),
+    )?;
     if let Some(name) = &server.streaming_backup_name {
         conninfo.application_name.clone_from(name);
     }

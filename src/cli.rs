@@ -14,7 +14,10 @@ use crate::postgres::MAX_RATE_KIB;
 
 /// The commands by task, for the help; a test holds it equal to [`Command`].
 const GROUPS: &[(&str, &[&str])] = &[
-    ("Back up and archive", &["backup", "wal-archive", "get-wal"]),
+    (
+        "Back up and archive",
+        &["backup", "receive-wal", "wal-archive", "get-wal"],
+    ),
     (
         "Look",
         &[
@@ -99,6 +102,18 @@ Examples:
   barmanfs backup main --incremental never
   barmanfs backup all --max-rate 50M")]
     Backup(BackupArgs),
+
+    /// Receive WAL as a stream while the server writes it
+    #[command(after_help = "\
+Runs until it is stopped; whatever fails is tried again. What it has reported to the server is safely on
+disk, so it can be a synchronous standby: put its name, streaming_archiver_name, into the server's
+synchronous_standby_names.
+
+Examples:
+  barmanfs receive-wal main --create-slot --if-not-exists
+  barmanfs receive-wal main
+  barmanfs receive-wal main --stop")]
+    ReceiveWal(ReceiveWalArgs),
 
     /// Store one WAL file; for archive_command
     #[command(after_help = "\
@@ -236,6 +251,28 @@ pub(crate) struct BackupArgs {
     /// Print JSON for programs instead of text
     #[command(flatten)]
     pub(crate) json: JsonOption,
+}
+
+/// `receive-wal`
+#[derive(Debug, Args)]
+pub(crate) struct ReceiveWalArgs {
+    /// Server of the configuration
+    pub(crate) server: String,
+    /// Stop the process that receives the server's WAL, and wait for its end
+    #[arg(long, group = "instead")]
+    pub(crate) stop: bool,
+    /// Begin anew with the segment the server is writing now; what is between is not received
+    #[arg(long, group = "instead")]
+    pub(crate) reset: bool,
+    /// Create the replication slot slot_name
+    #[arg(long, group = "instead")]
+    pub(crate) create_slot: bool,
+    /// Drop the replication slot slot_name
+    #[arg(long, group = "instead")]
+    pub(crate) drop_slot: bool,
+    /// With --create-slot: do not fail when the slot is there
+    #[arg(long, requires = "create_slot")]
+    pub(crate) if_not_exists: bool,
 }
 
 /// `wal-archive`

@@ -9,6 +9,7 @@ pub(crate) mod list_files;
 pub(crate) mod list_servers;
 pub(crate) mod mount;
 pub(crate) mod rebuild_catalog;
+pub(crate) mod receive_wal;
 pub(crate) mod show_backup;
 pub(crate) mod stats;
 pub(crate) mod sweep;
@@ -84,6 +85,7 @@ impl App {
     fn run(&mut self, command: Command) -> Result<Outcome, Error> {
         match command {
             Command::Backup(args) => backup::run(self, &args),
+            Command::ReceiveWal(args) => receive_wal::run(self, &args),
             Command::WalArchive(args) => wal_archive::run(self, &args),
             Command::GetWal(args) => get_wal::run(self, &args),
             Command::ListServers(json) => list_servers::run(self, json),

@@ -16,7 +16,8 @@ use barmanfs_catalog::{Action, ServerName};
 use keys::Known;
 use tracing::level_filters::LevelFilter;
 
-use crate::postgres::MAX_RATE_KIB;
+use crate::error::Error;
+use crate::postgres::{MAX_RATE_KIB, is_slot_name};
 
 /// The section of barmanfs itself.
 const GLOBAL_SECTION: &str = "barmanfs";
@@ -24,6 +25,9 @@ const GLOBAL_SECTION: &str = "barmanfs";
 const SYSTEM_FILE: &str = "/etc/barmanfs.conf";
 /// The name of a user's own configuration, in the home directory.
 const USER_FILE: &str = ".barmanfs.conf";
+
+/// The name of streams where none is given. It goes into `synchronous_standby_names` as it is, without quotes.
+const STREAMING_ARCHIVER_NAME: &str = "barmanfs_receive_wal";
 
 /// A string that may hold a password: shown by no formatter.
 #[derive(Clone, PartialEq, Eq)]
@@ -66,6 +70,16 @@ pub(crate) enum Incremental {
     Never,
 }
 
+/// What `receive-wal` does when its replication slot is missing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum CreateSlot {
+    /// It fails: somebody creates it with `receive-wal --create-slot`.
+    #[default]
+    Manual,
+    /// It creates it.
+    Auto,
+}
+
 /// One server's section.
 #[derive(Debug, Clone)]
 pub(crate) struct ServerConfig {
@@ -83,6 +97,14 @@ pub(crate) struct ServerConfig {
     pub(crate) archiver: Archiver,
     /// See [`Incremental`].
     pub(crate) incremental: Incremental,
+    /// WAL is received as a stream: `receive-wal` is, or should be, running.
+    pub(crate) streaming_archiver: bool,
+    /// `application_name` of the stream, by which `synchronous_standby_names` knows it.
+    pub(crate) streaming_archiver_name: String,
+    /// The replication slot of the stream.
+    pub(crate) slot_name: Option<String>,
+    /// See [`CreateSlot`].
+    pub(crate) create_slot: CreateSlot,
     /// Start backups with a fast checkpoint.
     pub(crate) immediate_checkpoint: bool,
     /// Limit of a backup's transfer, in kB/s.
@@ -101,6 +123,10 @@ impl ServerConfig {
             streaming_conninfo: None,
             archiver: Archiver::Auto,
             incremental: Incremental::Auto,
+            streaming_archiver: false,
+            streaming_archiver_name: STREAMING_ARCHIVER_NAME.to_owned(),
+            slot_name: None,
+            create_slot: CreateSlot::Manual,
             immediate_checkpoint: false,
             bandwidth_limit_kb: None,
             streaming_backup_name: None,
@@ -110,6 +136,16 @@ impl ServerConfig {
     /// How to connect for replication.
     pub(crate) fn replication_conninfo(&self) -> Option<&Secret> {
         self.streaming_conninfo.as_ref().or(self.conninfo.as_ref())
+    }
+
+    /// The same, where there must be one.
+    pub(crate) fn require_replication_conninfo(&self) -> Result<&Secret, Error> {
+        self.replication_conninfo().ok_or_else(|| {
+            Error::usage(format!("Server '{}' has no connection string", self.name)).hint(format!(
+                "Add a line like 'conninfo = host=db1 user=barmanfs' to its section [{}]",
+                self.name
+            ))
+        })
     }
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
@@ -132,6 +168,19 @@ impl ServerConfig {
             "incremental" => {
                 self.incremental = <Incremental as clap::ValueEnum>::from_str(value, true)
                     .map_err(|_| format!("is '{value}': allowed are auto, always and never"))?;
+            }
+            "streaming_archiver" => self.streaming_archiver = boolean(value)?,
+            "streaming_archiver_name" => {
+                self.streaming_archiver_name =
+                    given(value).unwrap_or_else(|| STREAMING_ARCHIVER_NAME.to_owned());
+            }
+            "slot_name" => self.slot_name = given(value).map(slot_name).transpose()?,
+            "create_slot" => {
+                self.create_slot = match value.to_lowercase().as_str() {
+                    "manual" => CreateSlot::Manual,
+                    "auto" => CreateSlot::Auto,
+                    _ => return Err(format!("is '{value}': allowed are manual and auto")),
+                };
             }
             "immediate_checkpoint" => self.immediate_checkpoint = boolean(value)?,
             "bandwidth_limit" => self.bandwidth_limit_kb = rate(value)?,
@@ -434,6 +483,16 @@ fn boolean(value: &str) -> Result<bool, String> {
         "on" | "true" | "yes" | "t" | "y" | "1" => Ok(true),
         "off" | "false" | "no" | "f" | "n" | "0" => Ok(false),
         _ => Err(format!("is '{value}': allowed are on and off")),
+    }
+}
+
+fn slot_name(name: String) -> Result<String, String> {
+    if is_slot_name(&name) {
+        Ok(name)
+    } else {
+        Err(format!(
+            "is '{name}': it may have up to 63 lower-case letters, digits and underscores"
+        ))
     }
 }
 

@@ -15,6 +15,7 @@ mod mount_helper;
 mod output;
 mod postgres;
 mod progress;
+mod receive;
 mod signals;
 
 use std::ffi::OsString;

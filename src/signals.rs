@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 
 use crate::error::Error;
+
+/// How soon a sleeper notices a signal.
+const NOTICED_WITHIN: Duration = Duration::from_millis(100);
 
 /// Watches for the signals until it is dropped. Each is a request to end in order, however often it comes: some senders
 /// (`timeout`, for one) signal twice. Who cannot wait has SIGKILL, which the repository survives.
@@ -36,6 +40,18 @@ impl Interruption {
     /// Whether a signal has come.
     pub(crate) fn requested(&self) -> bool {
         self.flag.load(Ordering::Relaxed)
+    }
+
+    /// Waits so long, or until a signal comes.
+    pub(crate) fn sleep(&self, time: Duration) {
+        let until = Instant::now() + time;
+        while !self.requested() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            std::thread::sleep(left.min(NOTICED_WITHIN));
+        }
     }
 }
 

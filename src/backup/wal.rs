@@ -24,7 +24,7 @@ const MISSING_SHOWN: usize = 3;
 /// Who brings the WAL of a backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {
-    /// `archive_command`: the backup waits for its segments.
+    /// `archive_command` or `receive-wal`: the backup waits for its segments.
     Archive,
     /// The backup itself.
     Backup,
@@ -46,6 +46,16 @@ pub(super) fn source(
     server: &ServerConfig,
     cluster: &ServerSettings,
 ) -> Result<Source, Error> {
+    if server.streaming_archiver {
+        if repository.receiver(&server.name)?.is_some() {
+            return Ok(Source::Archive);
+        }
+        tracing::warn!(
+            "Server {} has streaming_archiver = on, and no 'barmanfs receive-wal {}' is running",
+            server.name,
+            server.name
+        );
+    }
     match server.archiver {
         Archiver::Off => Ok(Source::Backup),
         Archiver::On => {
@@ -171,10 +181,11 @@ pub(super) fn wait(
             drop(progress);
             tracing::warn!(
                 "Backup {} of server {} is WAITING_FOR_WALS: {} not archived yet. It becomes DONE by itself when they \
-                 are; until then it cannot be recovered. Look at the server's log for why archive_command fails",
+                 are; until then it cannot be recovered. 'barmanfs check {}' says why they do not come",
                 backup.id,
                 backup.server,
-                names(&missing)
+                names(&missing),
+                backup.server
             );
             return Ok(backup);
         }

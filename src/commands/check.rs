@@ -5,6 +5,7 @@
 mod archiving;
 mod repository;
 mod server;
+mod streaming;
 
 use serde::Serialize;
 

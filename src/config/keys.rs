@@ -23,6 +23,10 @@ const SERVER: &[&str] = &["description", "conninfo", "streaming_conninfo", "acti
 const SERVER_OR_GLOBAL: &[&str] = &[
     "archiver",
     "incremental",
+    "streaming_archiver",
+    "streaming_archiver_name",
+    "slot_name",
+    "create_slot",
     "immediate_checkpoint",
     "bandwidth_limit",
     "streaming_backup_name",
@@ -104,15 +108,6 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
             "last_backup_minimum_size",
             "last_wal_maximum_age",
             "worm_mode",
-        ],
-    ),
-    (
-        "WAL is not streamed yet, it comes in by archive_command = 'barmanfs wal-archive SERVER %p'",
-        &[
-            "streaming_archiver",
-            "streaming_archiver_name",
-            "slot_name",
-            "create_slot",
         ],
     ),
     ("recovery is a copy from the mount", RECOVERY),

@@ -182,6 +182,11 @@ impl Connection {
         self.stream.set_read_timeout(timeout).map_err(Error::Io)
     }
 
+    /// What was set with [`Connection::set_read_timeout`].
+    pub(super) fn read_timeout(&self) -> Option<Duration> {
+        self.stream.read_timeout()
+    }
+
     /// A handle that ends this connection from another thread.
     pub(crate) fn interrupter(&self) -> Result<Interrupter, Error> {
         self.stream.interrupter().map_err(Error::Io)
@@ -228,10 +233,21 @@ impl Connection {
 
     /// Reads one part of the answer to a query. After an error of the server the rest is read, too.
     pub(super) fn read_result(&mut self) -> Result<Answer, Error> {
+        let first = self.receive_in_query()?;
+        self.read_result_from(first)
+    }
+
+    /// The same, beginning with the message that was received last.
+    pub(super) fn read_current_result(&mut self) -> Result<Answer, Error> {
+        let first = self.decode_current()?;
+        self.read_result_from(first)
+    }
+
+    fn read_result_from(&mut self, mut message: Message) -> Result<Answer, Error> {
         let mut result: Option<ResultSet> = None;
         let mut held_bytes = 0_usize;
         loop {
-            match self.receive_in_query()? {
+            match message {
                 Message::RowDescription(body) => result = Some(columns(&body)?),
                 Message::DataRow(body) => {
                     held_bytes = held_bytes.saturating_add(body.buffer().len());
@@ -249,6 +265,7 @@ impl Connection {
                 }
                 _ => return Err(Error::protocol("a message that is no part of a result")),
             }
+            message = self.receive_in_query()?;
         }
     }
 
@@ -313,6 +330,16 @@ impl Connection {
                 _ => return Ok(self.incoming.current()),
             }
         }
+    }
+
+    /// The message that was received last.
+    pub(super) fn current_frame(&self) -> Frame<'_> {
+        self.incoming.current()
+    }
+
+    /// Whether the next message has begun to arrive.
+    pub(super) fn has_incoming(&mut self) -> Result<bool, Error> {
+        Ok(self.incoming.has_more() || self.stream.is_readable()?)
     }
 
     fn explain_timeout(&self, error: Error) -> Error {

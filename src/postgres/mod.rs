@@ -19,6 +19,7 @@ mod replication;
 mod tar;
 mod tls;
 mod upload;
+mod wal_stream;
 mod wire;
 
 #[cfg(test)]
@@ -32,6 +33,8 @@ pub(crate) use connection::{Connection, Mode};
 pub(crate) use conninfo::Conninfo;
 pub(crate) use environment::Environment;
 pub(crate) use error::{Error, SinkError};
+pub(crate) use replication::{SlotPosition, is_slot_name};
 pub(crate) use tar::{EndBlocks, TarEntry, TarKind, TarReader, TarSink};
 pub(crate) use upload::{UploadError, upload_manifest};
+pub(crate) use wal_stream::{NextTimeline, Replication, StreamEvent, StreamPosition, WalStream};
 pub(crate) use wire::Interrupter;

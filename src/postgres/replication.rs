@@ -100,7 +100,6 @@ impl Connection {
 }
 
 /// Slots that outlive the connection.
-#[cfg_attr(not(test), expect(dead_code, reason = "for receiving WAL as a stream"))]
 impl Connection {
     /// Creates a slot that stays, and holds back all WAL from now on.
     ///
@@ -138,12 +137,16 @@ impl Connection {
     }
 }
 
-fn quoted_slot_name(name: &str) -> Result<String, Error> {
-    let is_valid = (1..=MAX_SLOT_NAME_BYTES).contains(&name.len())
+/// Whether PostgreSQL takes this for a slot's name.
+pub(crate) fn is_slot_name(name: &str) -> bool {
+    (1..=MAX_SLOT_NAME_BYTES).contains(&name.len())
         && name
             .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-    match is_valid {
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+}
+
+pub(super) fn quoted_slot_name(name: &str) -> Result<String, Error> {
+    match is_slot_name(name) {
         true => Ok(format!("\"{name}\"")),
         false => Err(Error::settings(format!(
             "Invalid name of a replication slot \"{}\"",

@@ -5,11 +5,13 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use postgres_protocol::message::backend::Message;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustls::{ClientConnection, StreamOwned};
 
 use super::Error;
@@ -54,6 +56,26 @@ impl Stream {
         }
         .ok()
         .flatten()
+    }
+
+    /// Whether a read would give something now: data, or that there is no more.
+    pub(super) fn is_readable(&mut self) -> io::Result<bool> {
+        let readable = |socket: BorrowedFd<'_>| {
+            let mut wanted = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
+            match rustix::event::poll(&mut wanted, Some(&Timespec::default())) {
+                Ok(ready) => Ok(ready > 0),
+                Err(rustix::io::Errno::INTR) => Ok(false),
+                Err(errno) => Err(io::Error::from(errno)),
+            }
+        };
+        match self {
+            Self::Tcp(socket) => readable(socket.as_fd()),
+            Self::Unix(socket) => readable(socket.as_fd()),
+            Self::Tls(stream) => {
+                let state = stream.conn.process_new_packets().map_err(io::Error::other)?;
+                Ok(state.plaintext_bytes_to_read() > 0 || readable(stream.sock.as_fd())?)
+            }
+        }
     }
 
     pub(super) fn interrupter(&self) -> io::Result<Interrupter> {
@@ -191,6 +213,11 @@ impl FrameBuffer {
             tag: whole.first().copied().unwrap_or_default(),
             whole,
         }
+    }
+
+    /// Whether there is more than the message at hand: another one, or a part of it.
+    pub(super) fn has_more(&self) -> bool {
+        self.start < self.end
     }
 
     /// Reads until `wanted` bytes are there, as many more as come along with them.

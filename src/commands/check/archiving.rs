@@ -26,7 +26,21 @@ pub(super) fn check(
     sql: Option<&mut Connection>,
     lines: &mut Lines,
 ) {
-    if server.archiver == Archiver::Off {
+    let streams = server.streaming_archiver;
+    let expected = match server.archiver {
+        Archiver::On => true,
+        Archiver::Off => false,
+        // A server that streams need not archive as well.
+        Archiver::Auto => cluster.archives || !streams,
+    };
+    if !expected && streams {
+        lines.ok("archive_mode", "WAL comes by receive-wal alone".to_owned());
+        if let Some(repository) = repository {
+            arrived(repository, server, cluster, lines);
+        }
+        return;
+    }
+    if !expected {
         lines.ok(
             "archive_mode",
             "archiver = off: backups bring their WAL, there is no recovery to a later time".to_owned(),
@@ -88,6 +102,10 @@ fn arrived(repository: &Repository, server: &ServerConfig, cluster: &ServerSetti
     const NAME: &str = "continuous archiving";
     match backup::keeps_up(repository, server, cluster, LAG_SEGMENTS) {
         Ok(true) => lines.ok(NAME, None),
+        Ok(false) if server.streaming_archiver => lines.failed(
+            NAME,
+            "none of the last segments has arrived: run 'SELECT pg_switch_wal()' and check again",
+        ),
         Ok(false) => lines.failed(
             NAME,
             "none of the last segments has arrived: after a change of archive_command run 'SELECT pg_switch_wal()' and check again",

@@ -2,7 +2,7 @@
 
 use barmanfs_catalog::Repository;
 
-use super::{Lines, archiving};
+use super::{Lines, archiving, streaming};
 use crate::backup;
 use crate::config::ServerConfig;
 use crate::error::Error;
@@ -25,7 +25,10 @@ pub(super) fn check(repository: Option<&Repository>, server: &ServerConfig, line
     };
     system_id(repository, server, &cluster, lines);
     let slot = streaming.create_temporary_slot(&format!("barmanfs_check_{}", std::process::id()));
-    lines.result("replication slot", slot.map_err(Error::from), |()| None);
+    lines.result("temporary replication slot", slot.map_err(Error::from), |()| None);
+    if server.streaming_archiver {
+        streaming::check(repository, server, &mut streaming, sql.as_mut(), lines);
+    }
     archiving::check(repository, server, &cluster, &mut streaming, sql.as_mut(), lines);
 }
 

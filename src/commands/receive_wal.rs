@@ -1,0 +1,103 @@
+//! `barmanfs receive-wal`: WAL as a stream, until it is stopped; and what belongs to it.
+//!
+//! Like `wal-archive` it never creates a repository.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::App;
+use crate::cli::ReceiveWalArgs;
+use crate::config::ServerConfig;
+use crate::error::{Error, Outcome};
+use crate::receive;
+
+/// How long a receiver may take to end: a segment that is being archived is archived to its end.
+const STOPS_WITHIN: Duration = Duration::from_secs(60);
+
+/// How often it is looked at meanwhile.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Runs the command.
+pub(crate) fn run(app: &mut App, args: &ReceiveWalArgs) -> Result<Outcome, Error> {
+    let server = app.configured(&args.server)?.clone();
+    if args.stop {
+        return stop(app, &server);
+    }
+    if args.create_slot || args.drop_slot {
+        return change_slot(app, &server, args);
+    }
+    if !server.streaming_archiver {
+        return Err(
+            Error::usage(format!("Server '{}' has streaming_archiver = off", server.name)).hint(format!(
+                "Set streaming_archiver = on in its section [{}]: backups then know that WAL comes this way",
+                server.name
+            )),
+        );
+    }
+    let repository = app.repository_for_writing()?;
+    if args.reset {
+        let segment = receive::reset(&repository, &server)?;
+        app.out.line(format_args!(
+            "WAL of server {} will be received from segment {segment} on",
+            server.name
+        ))?;
+        return Ok(Outcome::Done);
+    }
+    receive::run(&repository, &server)?;
+    Ok(Outcome::Done)
+}
+
+fn change_slot(app: &mut App, server: &ServerConfig, args: &ReceiveWalArgs) -> Result<Outcome, Error> {
+    let slot = server.slot_name.as_deref().unwrap_or_default();
+    let done = if args.drop_slot {
+        receive::slot::drop(server)?;
+        "dropped"
+    } else if receive::slot::create(server, args.if_not_exists)? {
+        "created"
+    } else {
+        "there already"
+    };
+    app.out.line(format_args!(
+        "Replication slot {slot} of server {} is {done}",
+        server.name
+    ))?;
+    Ok(Outcome::Done)
+}
+
+/// Signals the process that receives, and waits until it has ended.
+fn stop(app: &mut App, server: &ServerConfig) -> Result<Outcome, Error> {
+    let repository = app.repository()?;
+    let Some(receiver) = repository.receiver(&server.name)? else {
+        return Err(Error::failed(format!(
+            "No process receives WAL of server {}",
+            server.name
+        )));
+    };
+    let unreachable = || {
+        Error::failed(format!(
+            "The process that receives WAL of server {} cannot be signalled ({})",
+            server.name, receiver.description
+        ))
+        .hint("Run this on its host, as its user")
+    };
+    let process = receiver.process.and_then(|id| i32::try_from(id).ok());
+    let process = process.and_then(Pid::from_raw).ok_or_else(unreachable)?;
+    kill_process(process, Signal::TERM).map_err(|_| unreachable())?;
+    let began = Instant::now();
+    while repository
+        .receiver(&server.name)?
+        .is_some_and(|now| now.process == receiver.process)
+    {
+        if began.elapsed() > STOPS_WITHIN {
+            return Err(Error::failed(format!(
+                "The process that receives WAL of server {} has been told to stop and still runs ({})",
+                server.name, receiver.description
+            )));
+        }
+        std::thread::sleep(POLL);
+    }
+    app.out
+        .line(format_args!("Receiving WAL of server {} is stopped", server.name))?;
+    Ok(Outcome::Done)
+}

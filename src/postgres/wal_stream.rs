@@ -1,0 +1,312 @@
+//! `START_REPLICATION PHYSICAL`: WAL as a stream, and what is told back to the server.
+//!
+//! The server sends messages of WAL and keepalives; the client reports how far WAL has been written and how far it is
+//! durable. A transaction that waits for a synchronous standby waits for that report, so [`WalStream::has_more`] tells
+//! when there is nothing better to do than to sync and answer.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::{BufMut, BytesMut};
+use postgres_protocol::message::backend::{
+    COMMAND_COMPLETE_TAG, COPY_DATA_TAG, COPY_DONE_TAG, ERROR_RESPONSE_TAG,
+};
+use postgres_protocol::message::frontend;
+
+use barmanfs_pg::{Lsn, TimelineId};
+
+use super::auth::Exchange;
+use super::connection::{Answer, Connection, ResultSet};
+use super::error::Error;
+use super::replication::quoted_slot_name;
+
+/// CopyBothResponse, which `postgres-protocol` does not know.
+const COPY_BOTH_RESPONSE_TAG: u8 = b'W';
+
+/// How long the server may take to end a stream: it looks for the client's messages between any two of its own.
+const END_WITHIN: Duration = Duration::from_secs(30);
+
+/// The header of a message of WAL: kind, start, the server's end of WAL, time.
+const WAL_HEADER_BYTES: usize = 25;
+
+/// A keepalive: kind, the server's end of WAL, time, whether it wants an answer.
+const KEEPALIVE_BYTES: usize = 18;
+
+/// PostgreSQL counts its times from 2000-01-01.
+const EPOCH_DIFFERENCE_US: i64 = 946_684_800_000_000;
+
+/// Where a timeline is continued by another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NextTimeline {
+    /// The next one.
+    pub(crate) timeline: TimelineId,
+    /// Where the old one was left for it.
+    pub(crate) switch_lsn: Lsn,
+}
+
+/// How far a receiver has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StreamPosition {
+    /// Received up to here.
+    pub(crate) written: Lsn,
+    /// Durable up to here. The server lets go of what is before, and ends waits of commits.
+    pub(crate) flushed: Lsn,
+}
+
+/// The server's answer to `START_REPLICATION`.
+#[derive(Debug)]
+pub(crate) enum Replication<'a> {
+    /// WAL follows.
+    Stream(WalStream<'a>),
+    /// The timeline has been left at this very position.
+    TimelineEnded(NextTimeline),
+}
+
+/// One message of the server.
+#[derive(Debug)]
+pub(crate) enum StreamEvent<'a> {
+    /// WAL, in one piece from `start` on.
+    Wal {
+        /// Position of the first byte.
+        start: Lsn,
+        /// The bytes; they may reach into the next segment.
+        bytes: &'a [u8],
+    },
+    /// The server is there.
+    Keepalive {
+        /// It wants to know how far the receiver is, now.
+        reply_wanted: bool,
+    },
+    /// Nothing came within the connection's read timeout.
+    Silence,
+    /// The server has ended the stream: the timeline goes on as another or, with `None`, it shuts down.
+    Ended(Option<NextTimeline>),
+}
+
+/// A stream of WAL. The connection can be used for something else when it has ended.
+#[derive(Debug)]
+pub(crate) struct WalStream<'a> {
+    connection: &'a mut Connection,
+}
+
+impl Connection {
+    /// Asks for the WAL of a timeline from `start` on, a segment's start.
+    ///
+    /// # Errors
+    /// SQLSTATE 42704 without such a slot, 55006 if somebody else uses it. What the server has no WAL for, it says with
+    /// the first event: 58P01.
+    pub(crate) fn start_replication(
+        &mut self,
+        slot: Option<&str>,
+        timeline: TimelineId,
+        start: Lsn,
+    ) -> Result<Replication<'_>, Error> {
+        let slot = match slot {
+            Some(name) => format!("SLOT {} ", quoted_slot_name(name)?),
+            None => String::new(),
+        };
+        self.start_query(&format!(
+            "START_REPLICATION {slot}PHYSICAL {start} TIMELINE {timeline}"
+        ))?;
+        match self.next_frame()?.tag {
+            COPY_BOTH_RESPONSE_TAG => Ok(Replication::Stream(WalStream { connection: self })),
+            ERROR_RESPONSE_TAG => Err(self.fail_query()),
+            _ => {
+                let first = self.read_current_result()?;
+                let next = self.read_next_timeline(Some(first))?;
+                next.map(Replication::TimelineEnded)
+                    .ok_or_else(|| Error::protocol("neither WAL nor a timeline that follows"))
+            }
+        }
+    }
+
+    /// Reads to the end of the query what follows the stream.
+    fn read_next_timeline(&mut self, first: Option<Answer>) -> Result<Option<NextTimeline>, Error> {
+        let mut next = None;
+        let mut answer = first;
+        loop {
+            match answer.take().map_or_else(|| self.read_result(), Ok)? {
+                Answer::Rows(rows) => next = Some(next_timeline(&rows)?),
+                Answer::Done => {}
+                Answer::Ready => return Ok(next),
+            }
+        }
+    }
+}
+
+fn next_timeline(rows: &ResultSet) -> Result<NextTimeline, Error> {
+    Ok(NextTimeline {
+        timeline: TimelineId(rows.parse(0, "next_tli")?),
+        switch_lsn: rows.parse(0, "next_tli_startpos")?,
+    })
+}
+
+impl WalStream<'_> {
+    /// The next message; waits for it as long as the connection's read timeout says.
+    ///
+    /// # Errors
+    /// The server's, which ends the stream; a connection that broke.
+    pub(crate) fn next(&mut self) -> Result<StreamEvent<'_>, Error> {
+        let tag = match self.connection.next_frame() {
+            Ok(frame) => frame.tag,
+            Err(Error::Timeout(_)) => return Ok(StreamEvent::Silence),
+            Err(error) => return Err(error),
+        };
+        match tag {
+            COPY_DATA_TAG => parse(self.connection.current_frame().body()),
+            COPY_DONE_TAG => self.answer_end().map(StreamEvent::Ended),
+            // A server that shuts down does not even say that the copy is done.
+            COMMAND_COMPLETE_TAG => Ok(StreamEvent::Ended(None)),
+            ERROR_RESPONSE_TAG => Err(self.connection.fail_query()),
+            tag => Err(Error::protocol(format!(
+                "message '{}' in a stream of WAL",
+                tag.escape_ascii()
+            ))),
+        }
+    }
+
+    /// Whether another message is here already, or on its way.
+    pub(crate) fn has_more(&mut self) -> Result<bool, Error> {
+        self.connection.has_incoming()
+    }
+
+    /// Tells the server how far we are; with `ask`, it is to answer at once.
+    pub(crate) fn report(&mut self, position: StreamPosition, ask: bool) -> Result<(), Error> {
+        let message = frontend::CopyData::new(status(position, ask))
+            .map_err(|_| Error::protocol("a status message that cannot be sent"))?;
+        let mut bytes = BytesMut::new();
+        message.write(&mut bytes);
+        self.connection.send(&bytes)
+    }
+
+    /// Ends the stream; what the server still sends is dropped.
+    pub(crate) fn stop(self) -> Result<(), Error> {
+        let connection = self.connection;
+        let deadline = Instant::now().checked_add(END_WITHIN);
+        connection.set_deadline(deadline.map(|deadline| (deadline, END_WITHIN)));
+        send_copy_done(connection)?;
+        loop {
+            match connection.next_frame()?.tag {
+                COPY_DONE_TAG => break,
+                ERROR_RESPONSE_TAG => return Err(connection.fail_query()),
+                _ => {}
+            }
+        }
+        connection.read_next_timeline(None)?;
+        connection.set_deadline(None);
+        Ok(())
+    }
+
+    fn answer_end(&mut self) -> Result<Option<NextTimeline>, Error> {
+        let usual = self.connection.read_timeout();
+        self.connection.set_read_timeout(Some(END_WITHIN))?;
+        send_copy_done(self.connection)?;
+        let next = self.connection.read_next_timeline(None)?;
+        self.connection.set_read_timeout(usual)?;
+        Ok(next)
+    }
+}
+
+fn send_copy_done(connection: &mut Connection) -> Result<(), Error> {
+    let mut message = BytesMut::new();
+    frontend::copy_done(&mut message);
+    connection.send(&message)
+}
+
+/// Reads the payload of a CopyData message.
+fn parse(payload: &[u8]) -> Result<StreamEvent<'_>, Error> {
+    let lsn = |at: usize| {
+        let bytes = payload.get(at..)?.first_chunk::<8>()?;
+        Some(Lsn(u64::from_be_bytes(*bytes)))
+    };
+    let event = match payload.first() {
+        Some(b'w') => lsn(1)
+            .zip(payload.get(WAL_HEADER_BYTES..))
+            .map(|(start, bytes)| StreamEvent::Wal { start, bytes }),
+        Some(b'k') if payload.len() == KEEPALIVE_BYTES => Some(StreamEvent::Keepalive {
+            reply_wanted: payload.last() == Some(&1),
+        }),
+        _ => None,
+    };
+    event.ok_or_else(|| {
+        let kind = payload.first().copied().unwrap_or_default().escape_ascii();
+        Error::protocol(format!(
+            "a message '{kind}' of {} bytes in a stream of WAL",
+            payload.len()
+        ))
+    })
+}
+
+/// The payload of a status update. Nothing is replayed here: the position of that is left out.
+fn status(position: StreamPosition, ask: bool) -> BytesMut {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now_us = i64::try_from(since_1970.as_micros()).unwrap_or(i64::MAX);
+    let mut message = BytesMut::with_capacity(34);
+    message.put_u8(b'r');
+    message.put_u64(position.written.0);
+    message.put_u64(position.flushed.0);
+    message.put_u64(Lsn::INVALID.0);
+    message.put_i64(now_us.saturating_sub(EPOCH_DIFFERENCE_US));
+    message.put_u8(ask.into());
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn wal(start: u64, bytes: &[u8]) -> Vec<u8> {
+        let mut message = vec![b'w'];
+        message.extend(start.to_be_bytes());
+        message.extend([0; 16]);
+        message.extend(bytes);
+        message
+    }
+
+    #[test]
+    fn reads_both_kinds_of_message() {
+        let message = wal(0x1_0000_0028, b"abc");
+        match parse(&message).unwrap() {
+            StreamEvent::Wal { start, bytes } => {
+                assert_eq!((start, bytes), (Lsn(0x1_0000_0028), b"abc".as_slice()));
+            }
+            other => panic!("{other:?}"),
+        }
+        for (last, wanted) in [(0, false), (1, true)] {
+            let mut keepalive = vec![b'k'; KEEPALIVE_BYTES];
+            keepalive[KEEPALIVE_BYTES - 1] = last;
+            match parse(&keepalive).unwrap() {
+                StreamEvent::Keepalive { reply_wanted } => assert_eq!(reply_wanted, wanted),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_cut_or_unknown() {
+        for wrong in [&b""[..], b"w", &wal(1, b"")[..WAL_HEADER_BYTES - 1], b"k1", b"x"] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_status_is_as_postgresql_reads_it() {
+        let position = StreamPosition {
+            written: Lsn(0x0102_0304_0506_0708),
+            flushed: Lsn(0x11),
+        };
+        let bytes = status(position, true);
+        assert_eq!(bytes.len(), 34);
+        assert_eq!(bytes[..9], [b'r', 1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(bytes[9..17], 0x11_u64.to_be_bytes());
+        assert_eq!(bytes[17..25], [0; 8]);
+        assert_eq!(bytes[33], 1);
+    }
+
+    proptest! {
+        #[test]
+        fn any_message_is_read_or_refused(bytes: Vec<u8>) {
+            let _ = parse(&bytes);
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! The thread that takes whole segments from the spool into the archive.
+//!
+//! The spool is its queue: what a process that was killed left there is archived by the next one.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use barmanfs_catalog::{Spool, WalOutcome};
+use barmanfs_pg::wal_name::SegmentName;
+
+use super::backoff::Backoff;
+use crate::error::Error;
+
+/// How many whole segments may wait in the spool, 256 MB usually; then receiving waits, too. The server keeps what it
+/// has not been told to be flushed.
+const WAITING_SEGMENTS: usize = 16;
+
+/// How often the thread looks when nobody wakes it.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(10);
+
+/// Archives until it is dropped. What is not archived then stays in the spool.
+#[derive(Debug)]
+pub(super) struct Archiver {
+    spool: Arc<Spool>,
+    /// Dropping it ends the thread.
+    wake: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Archiver {
+    /// Starts the thread.
+    pub(super) fn start(spool: Arc<Spool>) -> Result<Self, Error> {
+        let (wake, woken) = sync_channel(1);
+        let its_spool = Arc::clone(&spool);
+        let thread = std::thread::Builder::new()
+            .name("archiver".to_owned())
+            .spawn(move || work(&its_spool, &woken))
+            .map_err(|error| Error::failed(format!("Cannot start a thread: {error}")))?;
+        Ok(Self {
+            spool,
+            wake: Some(wake),
+            thread: Some(thread),
+        })
+    }
+
+    /// There is a new segment.
+    pub(super) fn wake(&self) {
+        if let Some(wake) = &self.wake {
+            // Full: it has been woken already. Gone: see `has_ended`.
+            let _ = wake.try_send(());
+        }
+    }
+
+    /// Whether so many segments wait that receiving has to wait, too.
+    pub(super) fn is_behind(&self) -> Result<bool, Error> {
+        Ok(self.spool.complete()?.len() >= WAITING_SEGMENTS)
+    }
+
+    /// Whether the thread has ended, which it does not do by itself.
+    pub(super) fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}
+
+impl Drop for Archiver {
+    fn drop(&mut self) {
+        drop(self.wake.take());
+        if let Some(thread) = self.thread.take() {
+            // It has told of its panic, if that is how it ended.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn work(spool: &Spool, woken: &Receiver<()>) {
+    let mut backoff = Backoff::default();
+    loop {
+        let pause = match archive_first(spool) {
+            Ok(true) => {
+                backoff.reset();
+                Duration::ZERO
+            }
+            Ok(false) => LOOK_AGAIN_AFTER,
+            Err(error) => {
+                let delay = backoff.next();
+                tracing::error!(
+                    "WAL received from server {} is in the spool and not archived, next try in {:.1} s. {}",
+                    spool.server(),
+                    delay.as_secs_f64(),
+                    super::told(&error)
+                );
+                // A new segment is no reason to try earlier.
+                if sleep_while_wanted(woken, delay) {
+                    continue;
+                }
+                return;
+            }
+        };
+        if woken.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
+            return;
+        }
+    }
+}
+
+/// Waits; whether the thread is still wanted then.
+fn sleep_while_wanted(woken: &Receiver<()>, delay: Duration) -> bool {
+    let until = std::time::Instant::now() + delay;
+    loop {
+        let left = until.saturating_duration_since(std::time::Instant::now());
+        match woken.recv_timeout(left) {
+            Ok(()) => {}
+            Err(RecvTimeoutError::Timeout) => return true,
+            Err(RecvTimeoutError::Disconnected) => return false,
+        }
+    }
+}
+
+/// Archives the first of the segments that wait; whether there was one.
+fn archive_first(spool: &Spool) -> Result<bool, Error> {
+    let Some(name) = spool.complete()?.first().copied() else {
+        return Ok(false);
+    };
+    tell(spool, name, &spool.archive(name)?);
+    Ok(true)
+}
+
+fn tell(spool: &Spool, name: SegmentName, outcome: &WalOutcome) {
+    let server = spool.server();
+    match outcome {
+        WalOutcome::Stored(_) => tracing::debug!("Archived {name} of server {server}"),
+        WalOutcome::AlreadyThere(_) => {
+            tracing::debug!("Segment {name} of server {server} was archived before");
+        }
+        // Receiving goes on: what comes next is good WAL, and to stop would lose that as well.
+        WalOutcome::Conflict(conflict) => tracing::error!(
+            "Segment {name} of server {server} was received with other content than was archived at {} by {}: both are \
+             kept, the received one is put aside. Does another server archive as '{server}', or a copy of this one that \
+             was promoted on the same timeline?",
+            conflict.archived.archived_at,
+            conflict.archived.origin
+        ),
+    }
+}

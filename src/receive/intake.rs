@@ -1,0 +1,248 @@
+//! One stream of WAL on its way into the spool.
+//!
+//! Whoever commits and waits for us waits for three things in a row: that the bytes arrive, that they are synced, that
+//! the server hears of it. So as soon as nothing more is on its way everything that came is synced at once and reported;
+//! commits that arrive together share a sync.
+
+use std::time::{Duration, Instant};
+
+use barmanfs_catalog::{Error as CatalogError, Spool, SpoolFile};
+use barmanfs_pg::wal_name::SegmentName;
+use barmanfs_pg::{Lsn, SegmentSize, TimelineId};
+
+use super::archiver::Archiver;
+use super::position::Start;
+use crate::error::Error;
+use crate::postgres::{self, NextTimeline, StreamEvent, StreamPosition, WalStream};
+use crate::signals::Interruption;
+
+/// How long a read waits, so how soon a signal is noticed.
+pub(super) const TICK: Duration = Duration::from_millis(250);
+
+/// With WAL coming without a pause, a sync happens after so many bytes all the same: a commit among them must not wait
+/// for the end of a bulk load.
+const UNSYNCED_BYTES: u64 = 4 * 1024 * 1024;
+
+/// How often the server hears from us when nothing happens; it gives up after `wal_sender_timeout`, a minute usually.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+
+/// A server that says nothing for so long is asked whether it is there.
+const ASK_AFTER: Duration = Duration::from_secs(30);
+
+/// A server that does not answer either is gone: its host may have vanished without a word.
+const GONE_AFTER: Duration = Duration::from_secs(60);
+
+/// SQLSTATE `undefined_file`: the server does not have the WAL that was asked for.
+const WAL_REMOVED: &str = "58P01";
+
+/// How a stream came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StreamEnd {
+    /// The timeline goes on as another.
+    Timeline(NextTimeline),
+    /// The server shuts down.
+    ShutDown,
+    /// A signal came.
+    Stopped,
+}
+
+/// The receiving end of a stream.
+pub(super) struct Intake<'a> {
+    spool: &'a Spool,
+    archiver: &'a Archiver,
+    stop: &'a Interruption,
+    timeline: TimelineId,
+    size: SegmentSize,
+    file: Option<SpoolFile>,
+    /// Where the next byte belongs.
+    next: Lsn,
+    flushed: Lsn,
+    /// What the server was told last, and when.
+    reported: Option<StreamPosition>,
+    reported_at: Instant,
+    heard_at: Instant,
+    asked: bool,
+}
+
+impl<'a> Intake<'a> {
+    pub(super) fn new(
+        spool: &'a Spool,
+        archiver: &'a Archiver,
+        stop: &'a Interruption,
+        start: Start,
+        size: SegmentSize,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            spool,
+            archiver,
+            stop,
+            timeline: start.timeline,
+            size,
+            file: None,
+            next: start.lsn,
+            flushed: start.lsn,
+            reported: None,
+            reported_at: now,
+            heard_at: now,
+            asked: false,
+        }
+    }
+
+    /// Receives until the stream ends; `on_first` is called when the server has begun to send.
+    ///
+    /// # Errors
+    /// The stream's, and when WAL cannot be kept: it has not been acknowledged then, and comes again.
+    pub(super) fn run(
+        mut self,
+        mut stream: WalStream<'_>,
+        on_first: &mut dyn FnMut(),
+    ) -> Result<StreamEnd, Error> {
+        loop {
+            let (mut heard, mut reply_wanted) = (true, false);
+            match stream.next().map_err(|error| self.explain(error))? {
+                StreamEvent::Wal { start, bytes } => self.take(start, bytes)?,
+                StreamEvent::Keepalive { reply_wanted: wanted } => reply_wanted = wanted,
+                StreamEvent::Silence => heard = false,
+                StreamEvent::Ended(next) => {
+                    self.sync()?;
+                    return Ok(next.map_or(StreamEnd::ShutDown, StreamEnd::Timeline));
+                }
+            }
+            if heard {
+                (self.heard_at, self.asked) = (Instant::now(), false);
+                on_first();
+            }
+            if self.stop.requested() {
+                return self.stop(stream);
+            }
+            if reply_wanted || self.unsynced_bytes() >= UNSYNCED_BYTES || !stream.has_more()? {
+                self.sync()?;
+                self.report(&mut stream, reply_wanted)?;
+            }
+            self.wait_for_archiver(&mut stream)?;
+        }
+    }
+
+    /// Puts WAL where it belongs.
+    fn take(&mut self, start: Lsn, mut bytes: &[u8]) -> Result<(), Error> {
+        if start != self.next {
+            return Err(Error::failed(format!(
+                "The server sent WAL from {start} on, after that up to {}",
+                self.next
+            )));
+        }
+        while !bytes.is_empty() {
+            let mut file = match self.file.take() {
+                Some(file) => file,
+                None => {
+                    let name = SegmentName::from_lsn(self.timeline, self.next, self.size);
+                    self.spool.begin(name, self.size)?
+                }
+            };
+            let fitting = usize::try_from(file.missing_bytes()).unwrap_or(usize::MAX);
+            let (part, rest) = bytes.split_at(fitting.min(bytes.len()));
+            self.append(&mut file, part)?;
+            self.next = file.written();
+            bytes = rest;
+            if file.missing_bytes() > 0 {
+                self.file = Some(file);
+            } else {
+                file.finish()?;
+                self.flushed = self.next;
+                self.archiver.wake();
+            }
+        }
+        Ok(())
+    }
+
+    /// A server that sends other bytes than before has another history: it was restored, or it is another one. What had
+    /// been acknowledged to it is kept in the archive, and receiving begins anew with what it says now.
+    fn append(&self, file: &mut SpoolFile, bytes: &[u8]) -> Result<(), Error> {
+        match file.append(bytes) {
+            Err(error @ CatalogError::SpoolDiverges { name, .. }) => {
+                self.spool.set_aside(name)?;
+                Err(Error::from(error).hint(format!(
+                    "What it sent before is kept in the archive as {name}.partial; was the server restored, or is it another one?"
+                )))
+            }
+            other => Ok(other?),
+        }
+    }
+
+    fn explain(&self, error: postgres::Error) -> Error {
+        if error.sqlstate() != Some(WAL_REMOVED) {
+            return error.into();
+        }
+        let missing = SegmentName::from_lsn(self.timeline, self.next, self.size);
+        let server = self.spool.server();
+        Error::failed(format!(
+            "The server has removed WAL that was not received, segment {missing} first: there is a gap ({error})"
+        ))
+        .hint(format!(
+            "If archive_command does not bring it, begin anew with 'barmanfs receive-wal {server} --reset' and take a backup: \
+             no backup before the gap can be recovered to a time after it"
+        ))
+    }
+
+    fn unsynced_bytes(&self) -> u64 {
+        self.file.as_ref().map_or(0, SpoolFile::unsynced_bytes)
+    }
+
+    fn sync(&mut self) -> Result<(), Error> {
+        if let Some(file) = self.file.as_mut().filter(|file| file.unsynced_bytes() > 0) {
+            file.sync()?;
+            self.flushed = file.durable();
+        }
+        Ok(())
+    }
+
+    fn position(&self) -> StreamPosition {
+        StreamPosition {
+            written: self.next,
+            flushed: self.flushed,
+        }
+    }
+
+    /// Tells the server how far we are when it wants to know, when there is something new, or when it is time.
+    fn report(&mut self, stream: &mut WalStream<'_>, reply_wanted: bool) -> Result<(), Error> {
+        let silent_for = self.heard_at.elapsed();
+        if silent_for >= GONE_AFTER {
+            return Err(Error::failed(format!(
+                "The server has not been heard of for {} s",
+                silent_for.as_secs()
+            )));
+        }
+        let ask = silent_for >= ASK_AFTER && !self.asked;
+        let position = self.position();
+        let is_new = self.reported != Some(position);
+        if is_new || reply_wanted || ask || self.reported_at.elapsed() >= REPORT_EVERY {
+            stream.report(position, ask)?;
+            (self.reported, self.reported_at) = (Some(position), Instant::now());
+            self.asked |= ask;
+        }
+        Ok(())
+    }
+
+    /// Receives nothing while too many segments wait for the archive; the server still hears from us.
+    fn wait_for_archiver(&mut self, stream: &mut WalStream<'_>) -> Result<(), Error> {
+        // Between two segments only: this looks into a directory.
+        while self.file.is_none() && !self.stop.requested() && self.archiver.is_behind()? {
+            self.heard_at = Instant::now();
+            self.report(stream, false)?;
+            self.stop.sleep(TICK);
+        }
+        Ok(())
+    }
+
+    /// Ends in order: all that came is durable, and the server knows.
+    fn stop(mut self, mut stream: WalStream<'_>) -> Result<StreamEnd, Error> {
+        self.sync()?;
+        stream.report(self.position(), false)?;
+        // Whether the server sees the end of the stream does not matter any more.
+        if let Err(error) = stream.stop() {
+            tracing::debug!("The stream did not end in order: {error}");
+        }
+        Ok(StreamEnd::Stopped)
+    }
+}

@@ -1,0 +1,152 @@
+//! One connection to the server, from its beginning to its end, over all timelines it leads through.
+
+use barmanfs_catalog::{Repository, Spool};
+use barmanfs_pg::TimelineId;
+
+use super::archiver::Archiver;
+use super::backoff::Backoff;
+use super::intake::{Intake, StreamEnd, TICK};
+use super::position::{self, Server, Start};
+use super::{ANSWER_WITHIN, connect, history, slot};
+use crate::backup::ServerSettings;
+use crate::config::ServerConfig;
+use crate::error::Error;
+use crate::postgres::{Connection, NextTimeline, Replication};
+use crate::signals::Interruption;
+
+/// How a connection that did not fail ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// A signal came.
+    Stopped,
+    /// The server shuts down.
+    ServerShutDown,
+}
+
+/// What every connection works with.
+pub(super) struct Session<'a> {
+    pub(super) server: &'a ServerConfig,
+    pub(super) spool: &'a Spool,
+    pub(super) archiver: &'a Archiver,
+    pub(super) stop: &'a Interruption,
+}
+
+impl Session<'_> {
+    /// Receives until the connection ends.
+    ///
+    /// # Errors
+    /// Why it ended, if not in order.
+    pub(super) fn run(&self, backoff: &mut Backoff) -> Result<Ended, Error> {
+        let repository = self.spool.repository();
+        let mut connection = connect(self.server)?;
+        let cluster = ServerSettings::ask(&mut connection)?;
+        // Another process may have made the catalog anew.
+        repository.generation()?;
+        refuse_other_system(repository, self.server, &cluster)?;
+        let mut at = self.start(&mut connection, &cluster)?;
+        loop {
+            tracing::info!(
+                "Receiving WAL of server {} from {} on, timeline {}",
+                self.server.name,
+                at.lsn,
+                at.timeline
+            );
+            let next = match self.stream(&mut connection, at, &cluster, backoff)? {
+                StreamEnd::Stopped => return Ok(Ended::Stopped),
+                StreamEnd::ShutDown => return Ok(Ended::ServerShutDown),
+                StreamEnd::Timeline(next) => next,
+            };
+            at = self.follow(&mut connection, at.timeline, next, &cluster)?;
+        }
+    }
+
+    fn start(&self, connection: &mut Connection, cluster: &ServerSettings) -> Result<Start, Error> {
+        let repository = self.spool.repository();
+        let history = history::fetch(repository, connection, &self.server.name, cluster.timeline)?;
+        for kept in self.spool.settle(cluster.timeline)? {
+            tracing::error!(
+                "Segment {kept} had been received with other content than the archive has by now: it is kept there as {kept}.partial"
+            );
+        }
+        let server = Server {
+            history: &history,
+            flush_lsn: cluster.flush_lsn,
+            slot: slot::prepare(connection, self.server)?,
+            size: cluster.segment_size,
+        };
+        position::find(repository, self.spool, &server)
+    }
+
+    /// Receives one timeline.
+    fn stream(
+        &self,
+        connection: &mut Connection,
+        at: Start,
+        cluster: &ServerSettings,
+        backoff: &mut Backoff,
+    ) -> Result<StreamEnd, Error> {
+        let slot = self.server.slot_name.as_deref();
+        connection.set_read_timeout(Some(TICK))?;
+        let intake = Intake::new(self.spool, self.archiver, self.stop, at, cluster.segment_size);
+        let ended = match connection
+            .start_replication(slot, at.timeline, at.lsn)
+            .map_err(|error| slot::explain(self.server, error))?
+        {
+            Replication::Stream(stream) => intake.run(stream, &mut || backoff.reset())?,
+            Replication::TimelineEnded(next) => StreamEnd::Timeline(next),
+        };
+        connection.set_read_timeout(Some(ANSWER_WITHIN))?;
+        Ok(ended)
+    }
+
+    /// Goes over to the next timeline, as PostgreSQL's own receiver does: from the start of the segment in which the old
+    /// one was left, so that the new timeline's segment is whole. What was received of that segment on the old timeline
+    /// stays in the spool until the new one's is archived: should it hold more than the new one took over, that is kept
+    /// in the archive as `<segment>.partial`, otherwise it has no use any more.
+    fn follow(
+        &self,
+        connection: &mut Connection,
+        left: TimelineId,
+        next: NextTimeline,
+        cluster: &ServerSettings,
+    ) -> Result<Start, Error> {
+        if next.timeline <= left {
+            return Err(Error::failed(format!(
+                "The server says that timeline {left} goes on as timeline {}",
+                next.timeline
+            )));
+        }
+        tracing::info!(
+            "Server {} went over from timeline {left} to {} at {}",
+            self.server.name,
+            next.timeline,
+            next.switch_lsn
+        );
+        history::fetch(
+            self.spool.repository(),
+            connection,
+            &self.server.name,
+            next.timeline,
+        )?;
+        Ok(Start {
+            timeline: next.timeline,
+            lsn: next.switch_lsn.segment_start(cluster.segment_size),
+        })
+    }
+}
+
+/// The name stands for one cluster, for ever.
+pub(super) fn refuse_other_system(
+    repository: &Repository,
+    server: &ServerConfig,
+    cluster: &ServerSettings,
+) -> Result<(), Error> {
+    match repository.system_id(&server.name)? {
+        Some(known) if known != cluster.system_id => Err(Error::failed(format!(
+            "The server is the cluster with system identifier {}, what is stored of '{}' is of {known}",
+            cluster.system_id, server.name
+        ))
+        .hint("Use another server name for a new cluster")),
+        _ => Ok(()),
+    }
+}
