@@ -11,12 +11,12 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use barmanfs_pg::wal_name::{SegmentName, WalName};
-use barmanfs_pg::{SegmentSize, TimelineId, TimestampMicros};
+use barmanfs_pg::{Lsn, SegmentSize, TimelineId, TimestampMicros};
 
 use crate::error::{Error, Result};
 use crate::locks::Lock;
@@ -265,13 +265,44 @@ impl Spool {
             .map_err(|source| Error::io("compare", &path, source))
     }
 
+    /// Lets the next timeline take over a segment that is not whole, where it left the old one within it: its own
+    /// segment begins with the same bytes, from the first moment it is there, so that recovery never finds fewer of
+    /// them. What the old one holds beyond is kept in the archive as `<segment>.partial`; whether there was something.
+    ///
+    /// # Errors
+    /// When files cannot be written or archived; nothing is lost then.
+    pub fn take_over(
+        &self,
+        left: SegmentName,
+        by: TimelineId,
+        switch: Lsn,
+        size: SegmentSize,
+    ) -> Result<bool> {
+        let path = self.path(left, false);
+        let taken_bytes = switch.checked_sub(left.start_lsn(size)).unwrap_or_default();
+        let next = SegmentName { timeline: by, ..left };
+        let archive = self.repository.wal(&self.server);
+        let is_known = [true, false].iter().any(|whole| self.path(next, *whole).exists())
+            || archive.entry(&WalName::Segment(next))?.is_some();
+        if is_known || taken_bytes >= size.bytes() || !path.exists() {
+            return Ok(false);
+        }
+        file::begin_with(&self.directory, next, size, &path, taken_bytes)?;
+        if is_zero_from(&path, taken_bytes)? {
+            self.remove(left, false)?;
+            return Ok(false);
+        }
+        self.set_aside(left)?;
+        Ok(true)
+    }
+
     /// Archives a partial segment as `<segment>.partial`, for a person to look at, and takes it out of the spool.
     ///
     /// # Errors
     /// When it cannot be archived; it then stays where it is.
     pub fn set_aside(&self, name: SegmentName) -> Result<()> {
         let path = self.path(name, false);
-        if is_empty(&path)? {
+        if is_zero_from(&path, 0)? {
             return self.remove(name, false);
         }
         // Another partial under this name sends this one into quarantine: it is kept in either case.
@@ -387,7 +418,9 @@ fn read_fully(source: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usiz
     Ok(filled)
 }
 
-fn is_empty(path: &Path) -> Result<bool> {
-    let (file, _) = open(path)?;
-    agrees_with(file, std::io::repeat(0)).map_err(|source| Error::io("read", path, source))
+fn is_zero_from(path: &Path, offset: u64) -> Result<bool> {
+    let (mut file, _) = open(path)?;
+    file.seek(SeekFrom::Start(offset))
+        .and_then(|_| agrees_with(file, std::io::repeat(0)))
+        .map_err(|source| Error::io("read", path, source))
 }

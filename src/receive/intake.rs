@@ -21,7 +21,7 @@ pub(super) const TICK: Duration = Duration::from_millis(250);
 
 /// With WAL coming without a pause, a sync happens after so many bytes all the same: a commit among them must not wait
 /// for the end of a bulk load.
-const UNSYNCED_BYTES: u64 = 4 * 1024 * 1024;
+const UNSYNCED_BYTES: u64 = 1024 * 1024;
 
 /// How often the server hears from us when nothing happens; it gives up after `wal_sender_timeout`, a minute usually.
 const REPORT_EVERY: Duration = Duration::from_secs(10);

@@ -2,6 +2,7 @@
 
 use barmanfs_catalog::{Repository, Spool};
 use barmanfs_pg::TimelineId;
+use barmanfs_pg::wal_name::SegmentName;
 
 use super::archiver::Archiver;
 use super::backoff::Backoff;
@@ -100,9 +101,7 @@ impl Session<'_> {
     }
 
     /// Goes over to the next timeline, as PostgreSQL's own receiver does: from the start of the segment in which the old
-    /// one was left, so that the new timeline's segment is whole. What was received of that segment on the old timeline
-    /// stays in the spool until the new one's is archived: should it hold more than the new one took over, that is kept
-    /// in the archive as `<segment>.partial`, otherwise it has no use any more.
+    /// one was left, so that the new timeline's segment is whole.
     fn follow(
         &self,
         connection: &mut Connection,
@@ -110,6 +109,7 @@ impl Session<'_> {
         next: NextTimeline,
         cluster: &ServerSettings,
     ) -> Result<Start, Error> {
+        let (size, switch) = (cluster.segment_size, next.switch_lsn);
         if next.timeline <= left {
             return Err(Error::failed(format!(
                 "The server says that timeline {left} goes on as timeline {}",
@@ -117,20 +117,25 @@ impl Session<'_> {
             )));
         }
         tracing::info!(
-            "Server {} went over from timeline {left} to {} at {}",
+            "Server {} went over from timeline {left} to {} at {switch}",
             self.server.name,
-            next.timeline,
-            next.switch_lsn
+            next.timeline
         );
-        history::fetch(
-            self.spool.repository(),
-            connection,
-            &self.server.name,
-            next.timeline,
-        )?;
+        let repository = self.spool.repository();
+        history::fetch(repository, connection, &self.server.name, next.timeline)?;
+        // Up to the switch the old segment has nothing but what begins the new one. What lies beyond, an old primary
+        // had sent before it was left for a standby that never got it: commits that were reported as done, perhaps.
+        let segment = SegmentName::from_lsn(left, switch, size);
+        if self.spool.take_over(segment, next.timeline, switch, size)? {
+            tracing::error!(
+                "Segment {segment} holds WAL after {switch} that is not in timeline {}: it is kept in the archive as \
+                 {segment}.partial. Commits in it are not on the server",
+                next.timeline
+            );
+        }
         Ok(Start {
             timeline: next.timeline,
-            lsn: next.switch_lsn.segment_start(cluster.segment_size),
+            lsn: switch.segment_start(size),
         })
     }
 }

@@ -4,6 +4,7 @@
 //! its blocks a piece ahead of the data, and most syncs have nothing to write but the bytes that came.
 
 use std::fs::{File, OpenOptions};
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +18,31 @@ use crate::repository::sync_directory;
 /// How far ahead of the data the file gets its blocks. Without it each sync would write the file system's journal, too;
 /// to do it for a whole segment at once would stall commits for as long as that takes, and segments may have 1 GiB.
 const ZEROED_AHEAD_BYTES: u64 = 1024 * 1024;
+
+/// A file that has not got its name yet.
+const NEW: &str = ".new";
+
+/// Makes the file of a segment with the first bytes of another already in it, durably and not before they are there.
+pub(super) fn begin_with(
+    directory: &Path,
+    name: SegmentName,
+    size: SegmentSize,
+    beginning: &Path,
+    bytes: u64,
+) -> Result<()> {
+    let path = directory.join(file_name(name, false));
+    // No segment's name: what a kill leaves of it is overwritten the next time.
+    let new = directory.join(NEW);
+    let failed = |source| Error::io("write", &new, source);
+    let mut target = File::create(&new).map_err(failed)?;
+    let source = File::open(beginning).map_err(|source| Error::io("read", beginning, source))?;
+    std::io::copy(&mut source.take(bytes), &mut target)
+        .and_then(|_| target.set_len(size.bytes()))
+        .and_then(|()| target.sync_all())
+        .and_then(|()| std::fs::rename(&new, path))
+        .map_err(failed)?;
+    sync_directory(directory)
+}
 
 /// The file a segment is received into, from its start on.
 #[derive(Debug)]

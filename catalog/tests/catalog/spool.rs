@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use crate::common::{Fixture, SEGMENT_SIZE, SYSTEM, archive, fixture, read_wal, segment};
 use barmanfs_catalog::{Error, Spool, SpoolFile, WalOutcome};
-use barmanfs_pg::TimelineId;
 use barmanfs_pg::wal_name::{SegmentName, WalName};
+use barmanfs_pg::{Lsn, TimelineId};
 
 /// Bytes that come in one message.
 const MESSAGE: usize = 100_000;
@@ -212,6 +212,43 @@ fn what_the_new_timeline_does_not_have_is_kept() {
     assert_eq!(spool.partial().unwrap(), []);
     let kept = read_wal(&f.repository, &f.server, &WalName::Partial(name(1)));
     assert!(kept[..MESSAGE] == old[..MESSAGE]);
+}
+
+#[test]
+fn a_segment_that_was_left_is_taken_over_at_once() {
+    let f = fixture();
+    let spool = spool(&f);
+    let whole = bytes(1, 1);
+    let switch = Lsn(name(1).start_lsn(SEGMENT_SIZE).0 + MESSAGE as u64);
+    let next = SegmentName {
+        timeline: TimelineId(2),
+        ..name(1)
+    };
+    for (received, kept) in [(MESSAGE, false), (2 * MESSAGE, true)] {
+        drop(receive(&spool, name(1), &whole[..received]));
+        assert_eq!(
+            spool
+                .take_over(name(1), TimelineId(2), switch, SEGMENT_SIZE)
+                .unwrap(),
+            kept
+        );
+        let [taken] = f.repository.receiving(&f.server).unwrap().try_into().unwrap();
+        assert_eq!(taken.name, next);
+        let mut expected = whole[..MESSAGE].to_vec();
+        expected.resize(whole.len(), 0);
+        assert!(
+            std::fs::read(&taken.path).unwrap() == expected,
+            "up to the switch and not beyond"
+        );
+        let archived = WalName::Partial(name(1));
+        if kept {
+            let beyond = read_wal(&f.repository, &f.server, &archived);
+            assert!(beyond[..received] == whole[..received]);
+        } else {
+            assert_eq!(f.repository.wal(&f.server).entry(&archived).unwrap(), None);
+        }
+        std::fs::remove_file(taken.path).unwrap();
+    }
 }
 
 #[test]
