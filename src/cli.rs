@@ -589,6 +589,7 @@ mod tests {
 
         Back up and archive:
           backup           Take a base backup over the replication protocol
+          receive-wal      Receive WAL as a stream while the server writes it
           wal-archive      Store one WAL file; for archive_command
           get-wal          Fetch one WAL file; for restore_command
 

@@ -21,6 +21,7 @@ mod incremental;
 mod mount_lifecycle;
 mod pitr;
 mod rebuild;
+mod receive_wal;
 mod second_backup;
 mod wal_archive;
 mod wal_recovery;
@@ -35,6 +36,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("wal_archive", wal_archive::TESTS),
     ("wal_recovery", wal_recovery::TESTS),
     ("pitr", pitr::TESTS),
+    ("receive_wal", receive_wal::TESTS),
     ("byte_for_byte", byte_for_byte::TESTS),
     ("second_backup", second_backup::TESTS),
     ("incremental", incremental::TESTS),

@@ -55,6 +55,28 @@ fn a_server_gets_its_own_values_and_the_global_defaults() {
 }
 
 #[test]
+fn streaming_is_configured_as_in_barman() {
+    let text = "[barmanfs]\nrepository = /r\nstreaming_archiver = on\ncreate_slot = AUTO\n\
+                [a]\nslot_name = barman\nstreaming_archiver_name = wal_receiver\n[b]\ncreate_slot = manual\n";
+    let config = parse(text).unwrap();
+    let of = |name| {
+        let server: &ServerConfig = config.server(name).unwrap();
+        (
+            server.streaming_archiver,
+            server.streaming_archiver_name.as_str(),
+            server.slot_name.as_deref(),
+            server.create_slot,
+        )
+    };
+    assert_eq!(of("a"), (true, "wal_receiver", Some("barman"), CreateSlot::Auto));
+    assert_eq!(of("b"), (true, "barmanfs_receive_wal", None, CreateSlot::Manual));
+    let wrong = error("[barmanfs]\nrepository = /r\n[a]\nslot_name = Bad-Name\n");
+    assert!(wrong.contains(":4:") && wrong.contains("lower-case"), "{wrong}");
+    let wrong = error("[barmanfs]\nrepository = /r\n[a]\ncreate_slot = yes\n");
+    assert!(wrong.contains("manual and auto"), "{wrong}");
+}
+
+#[test]
 fn a_password_is_shown_by_no_formatter() {
     assert!(!format!("{:?}", parse(GOOD).unwrap()).contains("hunter2"));
 }

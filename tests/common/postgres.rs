@@ -2,6 +2,7 @@
 
 use super::process::{Run, run, until};
 use super::user::{command, give};
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -200,6 +201,23 @@ impl PgServer {
     /// `mode` is pg_ctl's: smart, fast or immediate.
     pub(crate) fn stop(&mut self, mode: &str) {
         self.pg_ctl(&["-m", mode, "stop"]).ok();
+        self.running = false;
+    }
+
+    /// SIGKILL for all its processes: a crash, not a stop.
+    pub(crate) fn kill(&mut self) {
+        let pid_file = fs::read_to_string(self.data.join("postmaster.pid")).expect("it runs");
+        let postmaster = pid_file.lines().next().expect("a process number");
+        let children = fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children"));
+        // The postmaster first: it starts no new ones then.
+        for process in std::iter::once(postmaster).chain(children.unwrap_or_default().split_whitespace()) {
+            let _ = Pid::from_raw(process.parse().expect("a process number"))
+                .map(|process| kill_process(process, Signal::KILL));
+        }
+        until("the postmaster is gone", || {
+            !Path::new(&format!("/proc/{postmaster}")).exists()
+        });
+        // What a killed postmaster leaves, the next start looks into and finds nobody.
         self.running = false;
     }
 

@@ -124,6 +124,13 @@ impl Site {
         self.write_file("barmanfs.conf", text.as_bytes());
     }
 
+    /// Writes the configuration anew, with this server as `main` and further lines in its section.
+    pub(crate) fn write_config_of(&self, server: &PgServer, lines: &str) {
+        self.write_config(&[("main", server)]);
+        let text = fs::read_to_string(self.config()).expect("Cannot read the configuration");
+        self.write_file("barmanfs.conf", (text + lines).as_bytes());
+    }
+
     /// A file of the database user.
     pub(crate) fn write_file(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.path(name);
