@@ -149,17 +149,7 @@ impl Client {
 fn assert_all_are_there(site: &Site, install: &'static Install, clients: &[Client]) {
     let mount = Mount::new(site);
     let mut copy = PgServer::on(install, &site.copy(&mount.path("main/pitr/now"), "copy"));
-    let spool = site.path("repository/spool/main");
-    let spooled = site.make_directory("spooled");
-    let (from, to) = (spool.display(), spooled.display());
-    site.sh(&format!(
-        "for f in {from}/*; do n=${{f##*/}}; cp \"$f\" {to}/${{n%.partial}}; done"
-    ))
-    .ok();
-    copy.configure_auto(&format!(
-        "synchronous_standby_names = ''\nrestore_command = 'cp {}/main/wal/%f %p || cp {to}/%f %p'",
-        mount.point.display()
-    ));
+    copy.configure_auto("synchronous_standby_names = ''");
     copy.start();
     copy.wait_until_promoted();
     let found = run(copy.client("psql").args([
