@@ -25,6 +25,8 @@ const GROUPS: &[(&str, &[&str])] = &[
             "list-backups",
             "show-backup",
             "list-files",
+            "timeline",
+            "explain",
             "stats",
         ],
     ),
@@ -164,6 +166,34 @@ Examples:
   barmanfs list-files main oldest --target wal
   barmanfs list-files main latest --target data --json")]
     ListFiles(ListFilesArgs),
+
+    /// Draw a server's timelines, backups and WAL, and what cannot be recovered
+    #[command(
+        alias = "timelines",
+        after_help = "\
+The picture runs from the oldest WAL down to the newest. A dot is a backup, a diamond a restore point, a cross
+a gap: WAL that is missing, so that what follows cannot be recovered until the next backup.
+
+Examples:
+  barmanfs timeline main
+  barmanfs timeline main --json"
+    )]
+    Timeline(TimelineArgs),
+
+    /// Tell how a point in time would be recovered, or why it cannot be
+    #[command(after_help = "\
+TARGET is what stands below pitr/ of a mount: now, immediate, a time, an LSN, xid:N or name:TEXT, with options
+behind commas: exclusive, timeline=N|latest|current, action=pause|promote|shutdown, backup=ID, self-contained.
+A time has any unambiguous form that PostgreSQL reads; without a zone the server's is meant.
+Exits with 1 when the target cannot be reached.
+
+Examples:
+  barmanfs explain main now
+  barmanfs explain main '2026-11-20 14:03:07+00'
+  barmanfs explain main 'Nov 20, 2026 2:03:07 PM Europe/Paris,exclusive'
+  barmanfs explain main 0/5A3F10C8,timeline=2
+  barmanfs explain main name:before_migration --json")]
+    Explain(ExplainArgs),
 
     /// Show sizes, and what deduplication and compression save
     #[command(after_help = "Examples:\n  barmanfs stats\n  barmanfs stats main --json")]
@@ -352,6 +382,29 @@ pub(crate) struct ListFilesArgs {
     /// What to list
     #[arg(long, value_enum, default_value = "standalone")]
     pub(crate) target: FileTarget,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}
+
+/// `timeline`
+#[derive(Debug, Args)]
+pub(crate) struct TimelineArgs {
+    /// Server to draw
+    pub(crate) server: String,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}
+
+/// `explain`
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// Server to recover
+    pub(crate) server: String,
+    /// What to recover to
+    #[arg(required = true)]
+    pub(crate) target: Vec<String>,
     /// Print JSON for programs instead of text
     #[command(flatten)]
     pub(crate) json: JsonOption,
@@ -598,6 +651,8 @@ mod tests {
           list-backups     List the backups of a server, or of all
           show-backup      Show all that is known about one backup
           list-files       List the files of a backup
+          timeline         Draw a server's timelines, backups and WAL, and what cannot be recovered
+          explain          Tell how a point in time would be recovered, or why it cannot be
           stats            Show sizes, and what deduplication and compression save
 
         Use a backup:

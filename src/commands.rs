@@ -3,6 +3,7 @@
 pub(crate) mod backup;
 pub(crate) mod check;
 pub(crate) mod delete;
+pub(crate) mod explain;
 pub(crate) mod get_wal;
 pub(crate) mod list_backups;
 pub(crate) mod list_files;
@@ -13,6 +14,7 @@ pub(crate) mod receive_wal;
 pub(crate) mod show_backup;
 pub(crate) mod stats;
 pub(crate) mod sweep;
+pub(crate) mod timeline;
 pub(crate) mod umount;
 pub(crate) mod verify;
 pub(crate) mod version;
@@ -93,6 +95,8 @@ impl App {
             Command::ShowBackup(args) => show_backup::run(self, &args),
             Command::ListFiles(args) => list_files::run(self, &args),
             Command::Stats(args) => stats::run(self, &args),
+            Command::Timeline(args) => timeline::run(self, &args),
+            Command::Explain(args) => explain::run(self, &args),
             Command::Mount(args) => mount::run(self, args),
             Command::Umount(args) => umount::run(&args),
             Command::Check(args) => check::run(self, &args),

@@ -32,6 +32,8 @@ pub(crate) enum Outcome {
     Problems,
     /// The archive was read and has no such file.
     Absent,
+    /// The target that was asked about cannot be reached; the reason was told.
+    Unreachable,
     /// Another process has told what went wrong, and ended with this code.
     Told(u8),
 }
@@ -43,6 +45,7 @@ impl Outcome {
             Self::Done => exit::OK,
             Self::Problems => exit::PROBLEMS,
             Self::Absent => exit::ABSENT,
+            Self::Unreachable => exit::FAILED,
             Self::Told(code) => code,
         }
     }

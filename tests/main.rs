@@ -16,6 +16,7 @@ mod crash;
 mod damage;
 mod delete_and_sweep;
 mod full_disk;
+mod gaps;
 mod hostile;
 mod incremental;
 mod mount_lifecycle;
@@ -41,6 +42,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("second_backup", second_backup::TESTS),
     ("incremental", incremental::TESTS),
     ("delete_and_sweep", delete_and_sweep::TESTS),
+    ("gaps", gaps::TESTS),
     ("rebuild", rebuild::TESTS),
     ("mount_lifecycle", mount_lifecycle::TESTS),
     ("damage", damage::TESTS),

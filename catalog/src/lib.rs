@@ -42,7 +42,8 @@ pub use error::{Error, Result};
 pub use monitor::{Monitor, Silent, Unit};
 pub use rebuild::RebuildReport;
 pub use recovery::{
-    Action, Plan, Target, TargetError, TargetSpec, TimeTarget, TimelineChoice, TimelineSpan, Unreachable,
+    Action, Gap, Plan, Target, TargetError, TargetSpec, TimeTarget, TimelineChoice, TimelineReport,
+    TimelineSpan, Unreachable,
 };
 pub use repository::{Compression, CreateOptions, Repository, Settings};
 pub use server::ServerName;

@@ -1,5 +1,6 @@
 //! Points in time: what can be recovered, and how.
 //!
+//! [`Repository::timelines`](crate::Repository::timelines) says what there is.
 //! [`Repository::plan`](crate::Repository::plan) says for a [`TargetSpec`] which backup to start from, along which
 //! timelines, and how far the WAL is replayed; or why PostgreSQL would not get there. It answers from the index the
 //! catalog keeps of the WAL, and reads a segment's records only where that leaves it open.
@@ -18,7 +19,9 @@ mod target;
 #[cfg(test)]
 mod tests;
 mod time;
+mod timelines;
 
 pub use plan::{Plan, TimelineSpan, Unreachable};
 pub use target::{Action, Target, TargetError, TargetSpec, TimelineChoice};
 pub use time::TimeTarget;
+pub use timelines::{BackupPlace, Gap, Parent, Reach, RestorePointPlace, Timeline, TimelineReport, WalRange};

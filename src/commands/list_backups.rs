@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use barmanfs_catalog::{Backup, BackupKind, BackupStatus};
-use serde_json::Value;
+use barmanfs_catalog::{Backup, BackupKind, BackupStatus, Gap, ServerName};
+use serde_json::{Value, json};
 
-use super::App;
+use super::{App, timeline};
 use crate::cli::ListBackupsArgs;
 use crate::error::{Error, Outcome};
 use crate::output::{self, Align, Cell, Style, Table};
@@ -13,13 +13,15 @@ use crate::output::{self, Align, Cell, Style, Table};
 /// Runs the command.
 pub(crate) fn run(app: &mut App, args: &ListBackupsArgs) -> Result<Outcome, Error> {
     let repository = app.repository()?;
-    let mut backups = Vec::new();
+    let (mut backups, mut gaps) = (Vec::new(), Vec::new());
     for server in app.known_servers(&repository, &args.server)? {
         backups.extend(repository.backups(&server)?);
+        let found = timeline::gaps_that_matter(&repository, &server)?;
+        gaps.extend(found.into_iter().map(|gap| (server.clone(), gap)));
     }
     if args.json.json {
-        let shown = backups.iter().map(as_json).collect::<Result<Vec<_>, _>>()?;
-        app.out.json(&shown)?;
+        let shown: Result<Vec<_>, _> = backups.iter().map(|backup| with_gaps(backup, &gaps)).collect();
+        app.out.json(&shown?)?;
     } else if args.minimal {
         for backup in &backups {
             app.out.line(backup.id)?;
@@ -28,8 +30,30 @@ pub(crate) fn run(app: &mut App, args: &ListBackupsArgs) -> Result<Outcome, Erro
         app.out.line("No backup yet")?;
     } else {
         app.out.table(&table(&backups))?;
+        for (server, gap) in &gaps {
+            let text = format!(
+                "Server {server}: nothing can be recovered {}",
+                timeline::lost(gap)
+            );
+            let text = app.out.paint(&text, Style::Red);
+            app.out.line(text)?;
+        }
     }
     Ok(Outcome::Done)
+}
+
+/// A backup with the gaps before the next one: what lies behind them cannot be recovered from it.
+fn with_gaps(backup: &Backup, gaps: &[(ServerName, Gap)]) -> Result<Value, Error> {
+    let mut value = as_json(backup)?;
+    let after: Vec<&Gap> = gaps
+        .iter()
+        .filter(|(server, gap)| *server == backup.server && gap.backup_before == Some(backup.id))
+        .map(|(_, gap)| gap)
+        .collect();
+    if let Some(fields) = value.as_object_mut().filter(|_| !after.is_empty()) {
+        fields.insert("gaps".to_owned(), json!(after));
+    }
+    Ok(value)
 }
 
 /// All of a backup but the listing of its root, which means nothing outside the repository.
@@ -115,7 +139,6 @@ fn kind(kind: BackupKind) -> &'static str {
 pub(crate) mod tests {
     use super::*;
     use insta::assert_snapshot;
-    use serde_json::json;
 
     /// A backup such as the catalog gives it.
     pub(crate) fn backup(status: BackupStatus) -> Backup {

@@ -143,18 +143,21 @@ fn added(backup: &Backup) -> String {
 
 /// Lines of a name and a value, the values under each other.
 #[derive(Debug, Default)]
-struct Facts(Vec<(&'static str, String)>);
+pub(crate) struct Facts(Vec<(&'static str, String)>);
 
 impl Facts {
-    fn add(&mut self, name: &'static str, value: String) {
+    /// Adds one.
+    pub(crate) fn add(&mut self, name: &'static str, value: String) {
         self.0.push((name, value));
     }
 
-    fn add_some(&mut self, name: &'static str, value: Option<String>) {
+    /// Adds one that may not be known.
+    pub(crate) fn add_some(&mut self, name: &'static str, value: Option<String>) {
         self.0.extend(value.map(|value| (name, value)));
     }
 
-    fn render(&self) -> String {
+    /// A line for each.
+    pub(crate) fn render(&self) -> String {
         let width = self
             .0
             .iter()

@@ -2,21 +2,21 @@
 
 use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::backup::{Backup, BackupId};
 use crate::recovery::TargetSpec;
 use crate::recovery::time::shown;
 
 /// A part of the log that belongs to one timeline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimelineSpan {
     /// The timeline.
     pub timeline: TimelineId,
     /// Where the part begins.
     pub from: Lsn,
     /// Where it ends; none for the end of the log.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<Lsn>,
 }
 

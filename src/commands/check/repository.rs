@@ -6,7 +6,7 @@ use std::path::Path;
 use barmanfs_catalog::{Backup, BackupStatus, Repository};
 
 use super::Lines;
-use crate::commands::App;
+use crate::commands::{App, timeline};
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::output;
@@ -28,6 +28,7 @@ pub(super) fn check(app: &App, server: &ServerConfig, lines: &mut Lines) -> Opti
         waiting(&repository, &backups, lines);
         failed(&backups, lines);
         checksums(server, &backups, lines);
+        gaps(&repository, server, lines);
     }
     quarantine(&repository, server, lines);
     Some(repository)
@@ -124,6 +125,28 @@ fn checksums(server: &ServerConfig, backups: &[Backup], lines: &mut Lines) {
             NAME,
             format!("the server has damaged pages: 'barmanfs show-backup {name} {id}' lists them"),
         );
+    }
+}
+
+/// What lies behind a gap cannot be recovered, up to the next backup.
+fn gaps(repository: &Repository, server: &ServerConfig, lines: &mut Lines) {
+    const NAME: &str = "WAL without gaps";
+    match timeline::gaps_that_matter(repository, &server.name) {
+        Ok(gaps) => match gaps.last() {
+            None => lines.ok(NAME, None),
+            Some(gap) => {
+                let advice = match gap.backup_after {
+                    None => format!("; take a backup now, and see 'barmanfs timeline {}'", server.name),
+                    Some(_) => format!("; see 'barmanfs timeline {}'", server.name),
+                };
+                let count = output::count(gaps.len(), "gap");
+                lines.failed(
+                    NAME,
+                    format!("{count}, the last: nothing {}{advice}", timeline::lost(gap)),
+                );
+            }
+        },
+        Err(error) => lines.failed(NAME, error.to_string()),
     }
 }
 

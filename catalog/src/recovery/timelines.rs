@@ -1,0 +1,473 @@
+//! What there is to recover from: timelines, their WAL, the gaps in it, backups and restore points.
+
+use std::collections::BTreeMap;
+
+use barmanfs_pg::history::TimelineHistory;
+use barmanfs_pg::wal_name::SegmentName;
+use barmanfs_pg::{Lsn, SegmentSize, TimelineId, TimestampMicros};
+use rusqlite::{OptionalExtension, params};
+use serde::{Deserialize, Serialize};
+
+use crate::backup::{Backup, BackupId, BackupStatus};
+use crate::error::Result;
+use crate::recovery::{Target, TimelineSpan};
+use crate::repository::Repository;
+use crate::server::ServerName;
+
+/// A server's WAL and backups, as far as recovery is concerned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimelineReport {
+    /// Whose.
+    pub server: ServerName,
+    /// In the order of their numbers.
+    pub timelines: Vec<Timeline>,
+    /// Missing segments, in the order of their names.
+    pub gaps: Vec<Gap>,
+    /// The earliest that can be recovered: the end of the first backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub earliest: Option<Reach>,
+    /// The newest that can be recovered: the target `now`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest: Option<Reach>,
+}
+
+/// One timeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timeline {
+    /// Its number.
+    pub timeline: TimelineId,
+    /// Where it came from; none for the first, or while its history file is not archived.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
+    /// Archived segments in a row. Between two of them there is a gap.
+    pub ranges: Vec<WalRange>,
+    /// The backups taken on it, oldest first; running and failed ones are not among them.
+    pub backups: Vec<BackupPlace>,
+    /// The restore points written on it.
+    pub restore_points: Vec<RestorePointPlace>,
+}
+
+/// Where a timeline began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parent {
+    /// The timeline before.
+    pub timeline: TimelineId,
+    /// Where that was left.
+    pub switch_lsn: Lsn,
+    /// Why, in PostgreSQL's words.
+    pub reason: String,
+}
+
+/// Archived segments in a row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WalRange {
+    /// The first.
+    pub first: SegmentName,
+    /// The last.
+    pub last: SegmentName,
+    /// How many.
+    pub segments: u64,
+    /// Where the first begins.
+    pub start_lsn: Lsn,
+    /// Where the last one's records end.
+    pub end_lsn: Lsn,
+    /// The earliest commit or abort.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<TimestampMicros>,
+    /// The latest commit or abort.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<TimestampMicros>,
+    /// How many transactions committed.
+    pub commits: u64,
+}
+
+/// A backup's place on its timeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupPlace {
+    /// Its id.
+    pub id: BackupId,
+    /// DONE, or WAITING_FOR_WALS.
+    pub status: BackupStatus,
+    /// Where its replay begins.
+    pub start_lsn: Lsn,
+    /// What its replay must reach.
+    pub stop_lsn: Lsn,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_time: Option<TimestampMicros>,
+}
+
+/// A restore point's place on its timeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestorePointPlace {
+    /// Its name.
+    pub name: String,
+    /// Where its record starts.
+    pub lsn: Lsn,
+    /// When it was made.
+    pub time: TimestampMicros,
+}
+
+/// Segments of a timeline that are missing, with others before or after them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// The first missing.
+    pub first: SegmentName,
+    /// The last missing.
+    pub last: SegmentName,
+    /// How many.
+    pub count: u64,
+    /// The part of the log that cannot be reached because of them: from where the records before end, to the end of the
+    /// next backup, if there is one.
+    pub unreachable: TimelineSpan,
+    /// The last commit or abort before: what is later cannot be reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<TimestampMicros>,
+    /// The end of the next backup, from which all that follows can be reached again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<TimestampMicros>,
+    /// The last complete backup before. None: nothing could have been reached there anyway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup_before: Option<BackupId>,
+    /// The first complete backup after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup_after: Option<BackupId>,
+}
+
+/// A state that can be recovered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reach {
+    /// From this backup.
+    pub backup: BackupId,
+    /// On this timeline.
+    pub timeline: TimelineId,
+    /// Up to here.
+    pub lsn: Lsn,
+    /// The last commit or abort in it or, where nothing is replayed, the end of the backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<TimestampMicros>,
+    /// Whether part of it is still being received and not archived.
+    pub receiving: bool,
+}
+
+impl Repository {
+    /// What there is to recover a server from. It takes a few milliseconds for each ten thousand segments.
+    ///
+    /// # Errors
+    /// When the catalog or a history file cannot be read.
+    pub fn timelines(&self, server: &ServerName) -> Result<TimelineReport> {
+        let backups: Vec<Backup> = self
+            .backups(server)?
+            .into_iter()
+            .filter(Backup::is_complete)
+            .collect();
+        let size = match backups.last() {
+            Some(backup) => backup.segment_size,
+            None => self
+                .archived_segment_size(server)?
+                .unwrap_or(SegmentSize::DEFAULT),
+        };
+        let mut histories = BTreeMap::new();
+        let mut timelines = self.ranges(server, size)?;
+        for backup in &backups {
+            timelines
+                .entry(backup.timeline.unwrap_or(TimelineId(1)))
+                .or_default();
+        }
+        for name in self.history_files(server)? {
+            timelines.entry(name).or_default();
+        }
+        for id in timelines.keys() {
+            let history = self.history(server, *id)?;
+            histories.insert(
+                *id,
+                history.unwrap_or_else(|| TimelineHistory::without_ancestors(*id)),
+            );
+        }
+        let survey = Survey {
+            size,
+            backups,
+            histories,
+        };
+        let gaps = survey.gaps(&timelines);
+        let mut points = self.restore_points(server)?;
+        let timelines = timelines
+            .into_iter()
+            .map(|(id, ranges)| survey.timeline(id, ranges, points.remove(&id).unwrap_or_default()))
+            .collect();
+        Ok(TimelineReport {
+            server: server.clone(),
+            timelines,
+            gaps,
+            earliest: survey.earliest(),
+            newest: self.newest(server)?,
+        })
+    }
+
+    /// What is missing of a server's WAL. As [`timelines`](Self::timelines), and no more than that.
+    ///
+    /// # Errors
+    /// As for `timelines`.
+    pub fn gaps(&self, server: &ServerName) -> Result<Vec<Gap>> {
+        Ok(self.timelines(server)?.gaps)
+    }
+
+    fn newest(&self, server: &ServerName) -> Result<Option<Reach>> {
+        let plan = self.plan(server, &Target::Now.into())?.ok();
+        Ok(plan.map(|plan| Reach {
+            backup: plan.backup.id,
+            timeline: plan.timeline,
+            lsn: plan.path.last().and_then(|span| span.to).unwrap_or_default(),
+            time: plan.reaches.or(plan.backup.end_time),
+            receiving: plan.ends_in_partial,
+        }))
+    }
+
+    fn archived_segment_size(&self, server: &ServerName) -> Result<Option<SegmentSize>> {
+        let bytes: Option<u64> = self.db.read(|db| {
+            let mut query = db.prepare_cached(
+                "SELECT w.size_bytes FROM segments s JOIN wal w ON w.record = s.record WHERE s.server = ?1 LIMIT 1",
+            )?;
+            Ok(query.query_row([server.as_str()], |row| row.get(0)).optional()?)
+        })?;
+        Ok(bytes.and_then(|bytes| SegmentSize::try_from(bytes).ok()))
+    }
+
+    fn history_files(&self, server: &ServerName) -> Result<Vec<TimelineId>> {
+        let names: Vec<String> = self.db.read(|db| {
+            let mut query =
+                db.prepare_cached("SELECT name FROM wal WHERE server = ?1 AND name LIKE '%.history'")?;
+            let rows = query.query_map([server.as_str()], |row| row.get(0))?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })?;
+        let names = names.iter().filter_map(|name| name.parse().ok());
+        Ok(names
+            .map(|name: barmanfs_pg::wal_name::WalName| name.timeline())
+            .collect())
+    }
+
+    /// The archived segments of each timeline, in rows.
+    fn ranges(&self, server: &ServerName, size: SegmentSize) -> Result<BTreeMap<TimelineId, Vec<WalRange>>> {
+        self.db.read(|db| {
+            let mut query = db.prepare_cached(
+                "SELECT timeline, number, end_lsn, time_min, time_max, commits FROM segments
+                 WHERE server = ?1 ORDER BY timeline, number",
+            )?;
+            let mut rows = query.query([server.as_str()])?;
+            let mut found: BTreeMap<TimelineId, Vec<WalRange>> = BTreeMap::new();
+            while let Some(row) = rows.next()? {
+                let timeline = TimelineId(row.get(0)?);
+                let time = |column| -> rusqlite::Result<Option<TimestampMicros>> {
+                    Ok(row
+                        .get::<_, Option<i64>>(column)?
+                        .map(TimestampMicros::from_unix_micros))
+                };
+                let start = Lsn(row.get::<_, u64>(1)?.saturating_mul(size.bytes()));
+                let name = SegmentName::from_lsn(timeline, start, size);
+                let segment = WalRange {
+                    first: name,
+                    last: name,
+                    segments: 1,
+                    start_lsn: start,
+                    end_lsn: Lsn(row.get::<_, i64>(2)?.cast_unsigned()),
+                    from: time(3)?,
+                    to: time(4)?,
+                    commits: row.get(5)?,
+                };
+                let ranges = found.entry(timeline).or_default();
+                match ranges.last_mut().filter(|range| range.last.next(size) == name) {
+                    Some(range) => range.extend(&segment),
+                    None => ranges.push(segment),
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    fn restore_points(&self, server: &ServerName) -> Result<BTreeMap<TimelineId, Vec<RestorePointPlace>>> {
+        self.db.read(|db| {
+            let mut query = db.prepare_cached(
+                "SELECT timeline, name, lsn, time FROM restore_points WHERE server = ?1 ORDER BY timeline, lsn",
+            )?;
+            let mut rows = query.query(params![server.as_str()])?;
+            let mut found: BTreeMap<TimelineId, Vec<RestorePointPlace>> = BTreeMap::new();
+            while let Some(row) = rows.next()? {
+                found.entry(TimelineId(row.get(0)?)).or_default().push(RestorePointPlace {
+                    name: row.get(1)?,
+                    lsn: Lsn(row.get::<_, i64>(2)?.cast_unsigned()),
+                    time: TimestampMicros::from_unix_micros(row.get(3)?),
+                });
+            }
+            Ok(found)
+        })
+    }
+}
+
+impl WalRange {
+    fn extend(&mut self, next: &Self) {
+        self.last = next.last;
+        self.segments += next.segments;
+        self.end_lsn = next.end_lsn;
+        self.from = [self.from, next.from].into_iter().flatten().min();
+        self.to = self.to.max(next.to);
+        self.commits += next.commits;
+    }
+}
+
+/// What the report is made of.
+struct Survey {
+    size: SegmentSize,
+    /// Complete ones, oldest first.
+    backups: Vec<Backup>,
+    histories: BTreeMap<TimelineId, TimelineHistory>,
+}
+
+impl Survey {
+    fn timeline(
+        &self,
+        id: TimelineId,
+        ranges: Vec<WalRange>,
+        mut points: Vec<RestorePointPlace>,
+    ) -> Timeline {
+        let parent = self.parent(id);
+        // Its first segment begins with a copy of the timeline's before.
+        points.retain(|point| {
+            parent
+                .as_ref()
+                .is_none_or(|parent| point.lsn >= parent.switch_lsn)
+        });
+        let backups = self.backups.iter().filter(|backup| backup.timeline == Some(id));
+        Timeline {
+            timeline: id,
+            parent,
+            ranges,
+            backups: backups
+                .filter_map(|backup| {
+                    Some(BackupPlace {
+                        id: backup.id,
+                        status: backup.status,
+                        start_lsn: backup.start_lsn?,
+                        stop_lsn: backup.stop_lsn?,
+                        end_time: backup.end_time,
+                    })
+                })
+                .collect(),
+            restore_points: points,
+        }
+    }
+
+    fn parent(&self, id: TimelineId) -> Option<Parent> {
+        let last = self.histories.get(&id)?.entries().last()?;
+        Some(Parent {
+            timeline: last.timeline,
+            switch_lsn: last.switch_lsn,
+            reason: last.reason.clone(),
+        })
+    }
+
+    /// The places between the ranges of each timeline, before its first where it began earlier, and after its last
+    /// where another began later.
+    fn gaps(&self, timelines: &BTreeMap<TimelineId, Vec<WalRange>>) -> Vec<Gap> {
+        let number = |lsn: Lsn| lsn.segment_number(self.size);
+        let mut gaps = Vec::new();
+        for (id, ranges) in timelines {
+            let Some((first, last)) = ranges.first().zip(ranges.last()) else {
+                continue;
+            };
+            let mut missing = Vec::new();
+            if let Some(parent) = self.parent(*id) {
+                missing.push((number(parent.switch_lsn), number(first.start_lsn), None));
+            }
+            for (before, after) in ranges.iter().zip(ranges.iter().skip(1)) {
+                missing.push((
+                    number(before.last.start_lsn(self.size)) + 1,
+                    number(after.start_lsn),
+                    Some(before),
+                ));
+            }
+            let left = timelines
+                .iter()
+                .filter(|(_, ranges)| !ranges.is_empty())
+                .filter_map(|(child, _)| self.parent(*child).filter(|parent| parent.timeline == *id))
+                .map(|parent| number(parent.switch_lsn))
+                .max();
+            if let Some(left) = left {
+                missing.push((number(last.last.start_lsn(self.size)) + 1, left, Some(last)));
+            }
+            let found = missing.into_iter().filter(|(from, to, _)| from < to);
+            gaps.extend(found.map(|(from, to, before)| self.gap(*id, from, to - 1, before)));
+        }
+        gaps
+    }
+
+    fn gap(&self, timeline: TimelineId, first: u64, last: u64, before: Option<&WalRange>) -> Gap {
+        let start = |number: u64| Lsn(number.saturating_mul(self.size.bytes()));
+        let name = |number: u64| SegmentName::from_lsn(timeline, start(number), self.size);
+        let behind = start(last.saturating_add(1));
+        // The backups on the way to the gap, and those from which replay begins behind it, on this timeline or a later.
+        let way = self.histories.get(&timeline);
+        let leads_to_it = |backup: &&Backup| {
+            let place = backup.timeline.zip(backup.stop_lsn);
+            place.is_some_and(|(of, stop)| {
+                stop <= start(first) && way.is_some_and(|way| way.contains(of, stop))
+            })
+        };
+        let begins_behind = |backup: &&Backup| {
+            let comes_after = |of: TimelineId| {
+                of == timeline
+                    || self
+                        .histories
+                        .get(&of)
+                        .is_some_and(|way| way.switch_point(timeline).is_some())
+            };
+            backup.timeline.is_some_and(comes_after) && backup.start_lsn.is_some_and(|start| start >= behind)
+        };
+        let done = || {
+            self.backups
+                .iter()
+                .filter(|backup| backup.status == BackupStatus::Done)
+        };
+        let backup_before = done().filter(leads_to_it).max_by_key(|backup| backup.stop_lsn);
+        let backup_after = done().filter(begins_behind).min_by_key(|backup| backup.stop_lsn);
+        Gap {
+            timeline,
+            first: name(first),
+            last: name(last),
+            count: last - first + 1,
+            unreachable: TimelineSpan {
+                timeline,
+                from: before.map_or(start(first), |range| range.end_lsn),
+                to: backup_after.and_then(|backup| backup.stop_lsn),
+            },
+            after: before.and_then(|range| range.to),
+            until: backup_after.and_then(|backup| backup.end_time),
+            backup_before: backup_before.map(|backup| backup.id),
+            backup_after: backup_after.map(|backup| backup.id),
+        }
+    }
+
+    fn earliest(&self) -> Option<Reach> {
+        let done = self
+            .backups
+            .iter()
+            .filter(|backup| backup.status == BackupStatus::Done);
+        let first = done.min_by_key(|backup| backup.id)?;
+        Some(Reach {
+            backup: first.id,
+            timeline: first.timeline?,
+            lsn: first.stop_lsn?,
+            time: first.end_time,
+            receiving: false,
+        })
+    }
+}
+
+impl Gap {
+    /// Whether something cannot be reached because of it: before the first backup nothing could be reached anyway.
+    #[must_use]
+    pub fn matters(&self) -> bool {
+        self.backup_before.is_some()
+    }
+}

@@ -1,0 +1,161 @@
+//! `barmanfs explain`: how a target would be recovered, or why it cannot be.
+
+use barmanfs_catalog::ServerName;
+use barmanfs_catalog::recovery::{Plan, TargetSpec, TimelineSpan, Unreachable};
+use barmanfs_pg::TimelineId;
+use serde_json::{Value, json};
+
+use super::App;
+use super::show_backup::Facts;
+use crate::cli::ExplainArgs;
+use crate::error::{Error, Outcome};
+use crate::output::{self, Output, Style};
+
+/// Runs the command.
+pub(crate) fn run(app: &mut App, args: &ExplainArgs) -> Result<Outcome, Error> {
+    let repository = app.repository()?;
+    let server = app.known_server(&repository, &args.server)?;
+    let spec: TargetSpec = args
+        .target
+        .join(" ")
+        .parse()
+        .map_err(|error: barmanfs_catalog::TargetError| Error::usage(error.to_string()))?;
+    match repository.plan(&server, &spec)? {
+        Ok(plan) => {
+            if args.json.json {
+                app.out.json(&plan_json(&server, &plan))?;
+            } else {
+                show_plan(&mut app.out, &server, &plan)?;
+            }
+            Ok(Outcome::Done)
+        }
+        Err(reason) => {
+            let elsewhere = repository.reachable_along(&server, &spec)?;
+            if args.json.json {
+                app.out
+                    .json(&unreachable_json(&server, &spec, &reason, &elsewhere))?;
+            } else {
+                show_reason(&mut app.out, &server, &spec, &reason, &elsewhere)?;
+            }
+            Ok(Outcome::Unreachable)
+        }
+    }
+}
+
+/// Where the target stands below a mount.
+fn path(server: &ServerName, spec: &TargetSpec) -> String {
+    format!("{server}/pitr/{spec}")
+}
+
+fn show_plan(out: &mut Output, server: &ServerName, plan: &Plan) -> Result<(), Error> {
+    let mut facts = Facts::default();
+    let backup = &plan.backup;
+    let ended = backup
+        .end_time
+        .map(|time| format!(", ended {}", output::second(time)));
+    facts.add(
+        "From backup",
+        format!("{}{}", backup.id, ended.unwrap_or_default()),
+    );
+    facts.add("Along", along(plan));
+    let count = output::count(usize::try_from(plan.segments).unwrap_or(usize::MAX), "segment");
+    let receiving = if plan.ends_in_partial {
+        ", part of it still being received"
+    } else {
+        ""
+    };
+    facts.add(
+        "WAL to replay",
+        format!(
+            "{count}, {} to {} ({}{receiving})",
+            plan.first_segment,
+            plan.last_segment,
+            output::bytes(plan.wal_bytes)
+        ),
+    );
+    facts.add_some("Moment", plan.time.map(|time| time.to_string()));
+    facts.add_some(
+        "Reaches at least",
+        plan.reaches.map(|time| format!("the commit of {time}")),
+    );
+    for note in &plan.notes {
+        facts.add("Note", note.clone());
+    }
+    facts.add("Under a mount", path(server, &plan.spec));
+    let head = out.paint("can be recovered", Style::Green);
+    out.line(format_args!("{} of server {server} {head}", plan.spec))?;
+    out.bytes(facts.render().as_bytes())
+}
+
+/// `timeline 1 to 0/A000128, then timeline 2 to 0/B000000`
+fn along(plan: &Plan) -> String {
+    let span = |span: &TimelineSpan| match span.to {
+        Some(to) => format!("timeline {} to {to}", span.timeline),
+        None => format!("timeline {}", span.timeline),
+    };
+    let mut text = plan.path.iter().map(span).collect::<Vec<_>>().join(", then ");
+    if plan.path.last().is_none_or(|last| last.timeline != plan.timeline) {
+        text.push_str(&format!(", on the way to timeline {}", plan.timeline));
+    }
+    text
+}
+
+fn show_reason(
+    out: &mut Output,
+    server: &ServerName,
+    spec: &TargetSpec,
+    reason: &Unreachable,
+    elsewhere: &[TimelineId],
+) -> Result<(), Error> {
+    let head = out.paint("cannot be recovered", Style::Red);
+    out.line(format_args!("{spec} of server {server} {head}"))?;
+    let mut facts = Facts::default();
+    facts.add("Why", reason.to_string());
+    facts.add_some("Nearest", reason.nearest());
+    match elsewhere.last() {
+        Some(timeline) => facts.add(
+            "Other timeline",
+            format!("it can be reached along timeline {timeline}: add ,timeline={timeline}"),
+        ),
+        None => facts.add_some("What to do", reason.hint()),
+    }
+    out.bytes(facts.render().as_bytes())
+}
+
+fn plan_json(server: &ServerName, plan: &Plan) -> Value {
+    json!({
+        "server": server,
+        "target": plan.spec,
+        "reachable": true,
+        "path": path(server, &plan.spec),
+        "backup": plan.backup.id,
+        "timeline": plan.timeline,
+        "timelines": plan.path,
+        "segments": plan.segments,
+        "wal_bytes": plan.wal_bytes,
+        "first_segment": plan.first_segment,
+        "last_segment": plan.last_segment,
+        "receiving": plan.ends_in_partial,
+        "time": plan.time,
+        "reaches": plan.reaches,
+        "notes": plan.notes,
+    })
+}
+
+fn unreachable_json(
+    server: &ServerName,
+    spec: &TargetSpec,
+    reason: &Unreachable,
+    elsewhere: &[TimelineId],
+) -> Value {
+    json!({
+        "server": server,
+        "target": spec,
+        "reachable": false,
+        "why": reason.to_string(),
+        "details": reason,
+        "nearest": reason.nearest(),
+        "hint": reason.hint(),
+        "reachable_along": elsewhere,
+    })
+}

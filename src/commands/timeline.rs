@@ -1,0 +1,99 @@
+//! `barmanfs timeline`.
+
+mod picture;
+
+use barmanfs_catalog::Repository;
+use barmanfs_catalog::recovery::{Gap, Reach, TimelineReport};
+
+use super::App;
+use crate::cli::TimelineArgs;
+use crate::error::{Error, Outcome};
+use crate::output::{self, Output, Style};
+
+/// Runs the command.
+pub(crate) fn run(app: &mut App, args: &TimelineArgs) -> Result<Outcome, Error> {
+    let repository = app.repository()?;
+    let server = app.known_server(&repository, &args.server)?;
+    let report = repository.timelines(&server)?;
+    if args.json.json {
+        app.out.json(&report)?;
+    } else {
+        show(&mut app.out, &report)?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn show(out: &mut Output, report: &TimelineReport) -> Result<(), Error> {
+    if report.timelines.is_empty() {
+        return out.line(format_args!("Nothing is stored of server {} yet", report.server));
+    }
+    for line in picture::draw(report) {
+        let painted = match line.style {
+            Style::Plain => line.text,
+            style => out.paint(&line.text, style),
+        };
+        out.line(painted)?;
+    }
+    out.line("")?;
+    summary(out, report)
+}
+
+fn summary(out: &mut Output, report: &TimelineReport) -> Result<(), Error> {
+    match (&report.earliest, &report.newest) {
+        (Some(earliest), Some(newest)) => {
+            out.line(format_args!("Earliest to recover: {}", place(earliest)))?;
+            let receiving = if newest.receiving {
+                ", part of it still being received"
+            } else {
+                ""
+            };
+            out.line(format_args!("Newest to recover:   {}{receiving}", place(newest)))?;
+        }
+        _ => out.line("Nothing can be recovered: there is no complete backup with its WAL")?,
+    }
+    for gap in report.gaps.iter().filter(|gap| gap.matters()) {
+        let text = out.paint(&format!("Cannot be recovered: {}", lost(gap)), Style::Red);
+        out.line(text)?;
+    }
+    Ok(())
+}
+
+fn place(reach: &Reach) -> String {
+    let time = reach.time.map(|time| format!("{time}, ")).unwrap_or_default();
+    format!(
+        "{time}LSN {} on timeline {}, from backup {}",
+        reach.lsn, reach.timeline, reach.backup
+    )
+}
+
+/// What is missing: `2 segments, 000000010000000000000007 to 000000010000000000000008`
+pub(crate) fn missing(gap: &Gap) -> String {
+    match gap.count {
+        1 => format!("segment {}", gap.first),
+        count => format!("{count} segments, {} to {}", gap.first, gap.last),
+    }
+}
+
+/// What cannot be recovered for it.
+pub(crate) fn lost(gap: &Gap) -> String {
+    let after = match gap.after {
+        Some(time) => output::second(time),
+        None => gap.unreachable.from.to_string(),
+    };
+    let until = match (gap.until, gap.backup_after) {
+        (Some(time), Some(backup)) => format!("to {} (the end of backup {backup})", output::second(time)),
+        (None, Some(backup)) => format!("to the end of backup {backup}"),
+        (_, None) => "on, until there is a new backup".to_owned(),
+    };
+    format!("from {after} {until}, for want of {}", missing(gap))
+}
+
+/// The gaps that keep something of a server from being recovered.
+pub(crate) fn gaps_that_matter(
+    repository: &Repository,
+    server: &barmanfs_catalog::ServerName,
+) -> Result<Vec<Gap>, Error> {
+    let mut gaps = repository.gaps(server)?;
+    gaps.retain(Gap::matters);
+    Ok(gaps)
+}
