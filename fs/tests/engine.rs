@@ -5,105 +5,16 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use barmanfs_catalog::Repository;
-use barmanfs_fs::namespace::{Content, Found, Ino, Lines, Namespace, Node, Room, Seek};
-use barmanfs_fs::views::{Caller, Context, ViewOptions};
+use barmanfs_fs::namespace::{Content, Found, Ino, Seek};
+use barmanfs_fs::views::Caller;
 use barmanfs_pg::manifest;
 use barmanfs_pg::wal_name::WalName;
 use barmanfs_store::{FileMap, Node as Stored};
+use support::tree::{NOBODY, Tree};
 use support::{Fixture, Thing, WINDOW, content, data_directory, segment};
-
-const NOBODY: Caller = Caller(0);
-
-struct Tree(Namespace);
-
-impl Tree {
-    fn of(repository: &Repository) -> Self {
-        let options = ViewOptions {
-            mount_point: "/mnt".into(),
-            ..ViewOptions::default()
-        };
-        Self(Namespace::new(Context::new(repository.clone(), options)))
-    }
-
-    fn find(&self, path: &str) -> Option<Arc<Node>> {
-        let mut node = self.0.node(Ino::ROOT).unwrap();
-        for name in path.split('/') {
-            node = match self.0.lookup(node.ino, name.as_bytes()).unwrap() {
-                Found::Node(node, _) => node,
-                Found::Absent(_) => return None,
-            };
-        }
-        Some(node)
-    }
-
-    fn node(&self, path: &str) -> Arc<Node> {
-        self.find(path).unwrap_or_else(|| panic!("no {path}"))
-    }
-
-    fn list(&self, path: &str) -> Vec<String> {
-        let node = if path.is_empty() {
-            self.0.node(Ino::ROOT).unwrap()
-        } else {
-            self.node(path)
-        };
-        let open = self.0.open_directory(node.ino, NOBODY).unwrap();
-        let mut names = Vec::new();
-        let mut offset = 0;
-        loop {
-            // Two lines at a time: a listing goes on where it was left.
-            let mut room = 2;
-            self.0
-                .read_directory(open.handle, offset, Lines::AsNames, &mut |line| {
-                    if room == 0 {
-                        return Room::Full;
-                    }
-                    room -= 1;
-                    offset = line.next;
-                    names.push(String::from_utf8(line.name.to_vec()).unwrap());
-                    Room::Taken
-                })
-                .unwrap();
-            if room == 2 {
-                break;
-            }
-        }
-        self.0.close_directory(open.handle);
-        names.retain(|name| name != "." && name != "..");
-        names.sort();
-        names
-    }
-
-    fn read(&self, path: &str) -> Vec<u8> {
-        self.try_read(path).unwrap()
-    }
-
-    fn try_read(&self, path: &str) -> barmanfs_fs::Result<Vec<u8>> {
-        let open = self.0.open(self.node(path).ino, NOBODY)?;
-        let mut bytes = Vec::new();
-        let result = loop {
-            let mut count = 0;
-            // Not a divisor of the window: reads cross from one into the next.
-            let read = self.0.read(open.handle, bytes.len() as u64, 100_000, |part| {
-                count = part.len();
-                bytes.extend_from_slice(part);
-            });
-            match read {
-                Ok(()) if count > 0 => {}
-                other => break other,
-            }
-        };
-        self.0.close(open.handle);
-        result.map(|()| bytes)
-    }
-
-    fn text(&self, path: &str) -> String {
-        String::from_utf8(self.read(path)).unwrap()
-    }
-}
 
 fn archived() -> Fixture {
     let fixture = Fixture::new();

@@ -1,6 +1,8 @@
 //! A repository to mount, and what goes into it.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod tree;
+
 use barmanfs_catalog::{Backup, BackupEnd, CreateOptions, NewBackup, Repository, ServerName};
 use barmanfs_pg::manifest::{Checksum, ManifestFile, ManifestWriter};
 use barmanfs_pg::wal_name::{SegmentName, WalName};
@@ -23,6 +25,8 @@ pub struct Fixture {
     pub directory: tempfile::TempDir,
     pub repository: Repository,
     pub server: ServerName,
+    /// Of the cluster that backups are of.
+    pub system: SystemId,
 }
 
 impl Fixture {
@@ -34,6 +38,7 @@ impl Fixture {
             directory,
             repository,
             server: "main".parse().unwrap(),
+            system: SYSTEM,
         }
     }
 
@@ -59,7 +64,7 @@ impl Fixture {
     pub fn backup_of(&self, things: &[(&str, Thing)], needs: std::ops::RangeInclusive<u64>) -> Backup {
         let new = NewBackup {
             label: None,
-            system_id: SYSTEM,
+            system_id: self.system,
             server_version: ServerVersion(150_018),
             segment_size: SEGMENT,
             wal_included: false,
