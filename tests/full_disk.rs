@@ -1,45 +1,19 @@
 //! A repository on a full file system: clear errors, and everything earlier intact.
 
+use crate::common::disk::SmallDisk;
 use crate::common::load::transact;
 use crate::common::process::{run, until};
 use crate::common::registry::topic;
-use crate::common::user::database_user;
 use crate::common::{Install, Mount, PgServer, Site};
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 topic! {
     with_postgres a_full_file_system_loses_nothing_that_was_acknowledged (as_root),
 }
 
-/// A file system of 64 MB in memory.
-struct SmallDisk {
-    point: PathBuf,
-}
-
-impl SmallDisk {
-    fn mount(point: &Path) -> Self {
-        let user = database_user();
-        let options = format!("size=64m,mode=755,uid={},gid={}", user.uid, user.gid);
-        run(Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
-            .arg(point))
-        .ok();
-        Self {
-            point: point.to_owned(),
-        }
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.point).status();
-    }
-}
-
 fn a_full_file_system_loses_nothing_that_was_acknowledged(install: &'static Install) {
     let site = Site::new();
-    let _disk = SmallDisk::mount(&site.make_directory("repository"));
+    let _disk = SmallDisk::mount(&site.make_directory("repository"), 64);
     let mut server = PgServer::init(install, &site.path("main"), &[]);
     server.configure(&format!(
         "archive_mode = on\narchive_command = '{}'",

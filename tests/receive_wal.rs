@@ -3,14 +3,19 @@
 
 mod commits;
 
+use crate::common::disk::SmallDisk;
 use crate::common::load::{assert_sums_agree, fill, transact, transactions};
 use crate::common::process::{COMMAND_LIMIT, run, until, wait};
+use crate::common::proxy::{Fate, Proxy};
+use crate::common::random::Random;
 use crate::common::registry::topic;
 use crate::common::{Install, Mount, PgServer, Site};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 topic! {
     with_postgres the_archive_gets_what_the_server_wrote,
@@ -20,6 +25,9 @@ topic! {
     with_postgres a_backup_waits_for_the_stream,
     with_postgres killed_it_goes_on_where_it_was,
     with_postgres a_server_that_stops_and_starts_is_followed,
+    with_postgres a_network_that_loses_messages_loses_no_wal,
+    with_postgres another_segment_in_the_archive_stops_nothing,
+    with_postgres a_full_disk_is_waited_out(as_root),
     with_postgres a_promoted_standby_is_followed,
     with_postgres what_a_lost_primary_had_sent_is_kept,
     with_postgres after_a_gap_it_begins_anew_when_told,
@@ -371,6 +379,102 @@ fn a_server_that_stops_and_starts_is_followed(install: &'static Install) {
     let last = fill_segments(&server, 2);
     wait_for(&site, &last);
     assert_same_as_on(&site, &server, "");
+    receiver.stop();
+}
+
+fn a_network_that_loses_messages_loses_no_wal(install: &'static Install) {
+    let (site, server) = streaming_site(install, STREAMING, "");
+    let mut random = Random::new("a_network_that_loses_messages_loses_no_wal");
+    let lost = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&lost);
+    let proxy = Proxy::start(&server.sockets(), move |payload| {
+        let fate = match random.below(40) {
+            0 => Fate::Cut,
+            1 if payload.first() == Some(&b'w') => Fate::Drop,
+            2 if payload.first() == Some(&b'w') => {
+                // A message that belongs elsewhere.
+                payload[5] ^= 1;
+                Fate::Pass
+            }
+            _ => return Fate::Pass,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        fate
+    });
+    let config = fs::read_to_string(site.config()).unwrap();
+    let config = config.replace(&server.conninfo(), &proxy.conninfo());
+    site.write_file("barmanfs.conf", config.as_bytes());
+    let receiver = Receiver::start(&site);
+    until("it streams", || streams(&server).contains("streaming"));
+    fill(&server, 1);
+    let last = fill_segments(&server, 10);
+    wait_for(&site, &last);
+    assert!(assert_same_as_on(&site, &server, "") >= 15);
+    assert!(lost.load(Ordering::Relaxed) > 0, "The network was too good");
+    assert!(receiver.log().contains("next try in"), "{}", receiver.log());
+}
+
+fn another_segment_in_the_archive_stops_nothing(install: &'static Install) {
+    let (site, server) = streaming_site(install, STREAMING, "");
+    let receiver = Receiver::start(&site);
+    until("it streams", || streams(&server).contains("streaming"));
+    let name = fill_segments(&server, 1);
+    wait_for(&site, &name);
+    server.query("INSERT INTO filler SELECT generate_series(1, 500)");
+    let partial = server.query("SELECT pg_walfile_name(pg_current_wal_lsn())");
+    until("its beginning is received", || {
+        spooled(&site) == [format!("{partial}.partial")]
+    });
+    let received = site.path(&format!("repository/spool/main/{partial}.partial"));
+    until("and synced", || {
+        fs::read(&received).is_ok_and(|bytes| bytes[20_000..20_100].iter().any(|byte| *byte != 0))
+    });
+    receiver.stop();
+    let before = fs::read(&received).unwrap();
+
+    // Somebody else archives another segment of that name.
+    fill_segments(&server, 1);
+    let mut other = fs::read(server.data.join("pg_wal").join(&partial)).unwrap();
+    let at = (20_000..)
+        .find(|at| before[*at] != 0)
+        .expect("a byte that was received");
+    other[at] ^= 0x55;
+    let path = site.write_file(&partial, &other);
+    site.ok(&["wal-archive", "main", &path.to_string_lossy()]);
+    let receiver = Receiver::start(&site);
+    let last = fill_segments(&server, 2);
+    wait_for(&site, &last);
+    receiver.says("other content");
+    let kept = site
+        .barmanfs(&["get-wal", "main", &format!("{partial}.partial")])
+        .ok();
+    assert!(kept.stdout == before, "What was received is kept as it was");
+    let archived = site.barmanfs(&["get-wal", "main", &partial]).ok();
+    assert!(archived.stdout == other, "What was archived is never overwritten");
+}
+
+/// The repository's file system is full for a while: the server keeps what cannot be received.
+fn a_full_disk_is_waited_out(install: &'static Install) {
+    let site = Site::new();
+    let disk = SmallDisk::mount(&site.make_directory("repository"), 24);
+    let mut server = PgServer::init(install, &site.path("main"), &["--wal-segsize=1"]);
+    server.configure("wal_keep_size = '4GB'");
+    site.write_config_of(&server, STREAMING);
+    server.start();
+    site.backup();
+    let receiver = Receiver::start(&site);
+    until("it streams", || streams(&server).contains("streaming"));
+    let first = fill_segments(&server, 1);
+    wait_for(&site, &first);
+    // WAL that does not compress.
+    server.query(
+        "CREATE TABLE noise AS SELECT sha512(n::text::bytea) || sha512((n + 0.5)::text::bytea) FROM generate_series(1, 200000) n",
+    );
+    receiver.says("No space left");
+    disk.grow(400);
+    let last = fill_segments(&server, 2);
+    wait_for(&site, &last);
+    assert!(assert_same_as_on(&site, &server, "") >= 20);
     receiver.stop();
 }
 

@@ -37,7 +37,10 @@ const PARTIAL: &str = ".partial";
 /// Who archived what comes out of a spool, in its record.
 const ORIGIN: &str = "receive-wal";
 
-/// Bytes compared at a time.
+/// What a disk writes whole or not at all.
+const SECTOR_BYTES: u64 = 512;
+
+/// Bytes compared at a time; whole sectors.
 const COMPARED_BYTES: usize = 64 * 1024;
 
 /// A segment in the spool that the archive does not have.
@@ -376,14 +379,25 @@ fn list(directory: &Path) -> Result<BTreeSet<(SegmentName, bool)>> {
     Ok(found)
 }
 
-/// Whether bytes that were received earlier are the beginning of others: the same, or zero, which is what a file of the
-/// spool holds where nothing has come or, after a crash of the host, where something that was not acknowledged is lost.
-fn agrees(earlier: &[u8], now: &[u8]) -> bool {
-    earlier.len() <= now.len()
-        && earlier
+/// Whether bytes that were received earlier, at `offset` of their segment, are the beginning of others: the same, up to
+/// where nothing had come and the file is zero. A whole sector of zeros says nothing: after a crash of the host, sectors
+/// that were never synced may be missing before others that reached the disk.
+fn agrees(offset: u64, earlier: &[u8], now: &[u8]) -> bool {
+    let to_sector = (SECTOR_BYTES - offset % SECTOR_BYTES) as usize;
+    let sector_agrees = |(earlier, now): (&[u8], &[u8])| {
+        let received = earlier
             .iter()
-            .zip(now)
-            .all(|(earlier, now)| *earlier == 0 || earlier == now)
+            .rposition(|byte| *byte != 0)
+            .map_or(0, |last| last + 1);
+        earlier.get(..received) == now.get(..received)
+    };
+    let split = |bytes: &[u8]| bytes.len().min(to_sector);
+    let (first_earlier, earlier) = earlier.split_at(split(earlier));
+    let (first_now, now) = now.split_at(split(now));
+    let sector = SECTOR_BYTES as usize;
+    earlier.len() <= now.len()
+        && sector_agrees((first_earlier, first_now))
+        && earlier.chunks(sector).zip(now.chunks(sector)).all(sector_agrees)
 }
 
 fn agrees_with(mut earlier: impl Read, mut now: impl Read) -> std::io::Result<bool> {
@@ -395,7 +409,7 @@ fn agrees_with(mut earlier: impl Read, mut now: impl Read) -> std::io::Result<bo
             before.get(..count).unwrap_or_default(),
             after.get(..same).unwrap_or_default(),
         );
-        if !agrees(before, after) {
+        if !agrees(0, before, after) {
             return Ok(false);
         }
         if count < COMPARED_BYTES {
@@ -423,4 +437,56 @@ fn is_zero_from(path: &Path, offset: u64) -> Result<bool> {
     file.seek(SeekFrom::Start(offset))
         .and_then(|_| agrees_with(file, std::io::repeat(0)))
         .map_err(|source| Error::io("read", path, source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_beginning_agrees_wherever_it_is_cut_and_whatever_sectors_are_lost(
+            bytes in proptest::collection::vec(any::<u8>(), 1..4000),
+            received in 0_usize..4000,
+            lost in proptest::collection::vec(0_usize..8, 0..3),
+            cut in 0_usize..4000,
+        ) {
+            let (received, cut) = (received.min(bytes.len()), cut.min(bytes.len()));
+            let mut earlier = bytes.clone();
+            earlier[received..].fill(0);
+            for sector in lost {
+                let start = (sector * 512).min(earlier.len());
+                let end = (start + 512).min(earlier.len());
+                earlier[start..end].fill(0);
+            }
+            prop_assert!(agrees(0, &earlier[..cut], &bytes[..cut]));
+            prop_assert!(agrees(cut as u64, &earlier[cut..], &bytes[cut..]));
+        }
+
+        #[test]
+        fn a_byte_that_is_another_is_noticed(
+            bytes in proptest::collection::vec(any::<u8>(), 2..4000),
+            at in any::<proptest::sample::Index>(),
+            change in 1_u8..,
+            offset in 0_u64..2000,
+        ) {
+            let mut earlier = bytes.clone();
+            // What comes last in its sector is not zero: it was received.
+            earlier.push(1);
+            let mut now = earlier.clone();
+            let at = at.index(bytes.len());
+            let same_sector = (offset + at as u64) / 512 == (offset + bytes.len() as u64) / 512;
+            now[at] ^= change;
+            prop_assert!(!same_sector || !agrees(offset, &earlier, &now));
+        }
+    }
+
+    #[test]
+    fn only_zeros_follow_what_was_received() {
+        assert!(agrees(0, b"ab\0\0", b"abcd"));
+        assert!(!agrees(0, b"a\0c\0", b"abcd"), "zero amid what was received");
+        assert!(!agrees(0, b"abcd", b"abc"), "more than there is now");
+        assert!(agrees(510, b"\0\0c", b"abc"), "a lost sector before");
+    }
 }

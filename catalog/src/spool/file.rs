@@ -164,7 +164,7 @@ impl SpoolFile {
         self.file
             .read_exact_at(&mut earlier, self.written_bytes)
             .map_err(|source| Error::io("read", &self.path(), source))?;
-        if agrees(&earlier, bytes) {
+        if agrees(self.written_bytes, &earlier, bytes) {
             return Ok(());
         }
         Err(Error::SpoolDiverges {
