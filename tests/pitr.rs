@@ -14,7 +14,7 @@ use history::{History, MARKS, What, end_of_work, lsn_text};
 
 topic! {
     with_postgres random_targets_on_all_timelines_are_reached_exactly,
-    with_postgres what_cannot_be_reached_is_not_there_and_the_log_says_why,
+    with_postgres what_cannot_be_reached_is_not_there_and_explained,
     with_postgres the_action_at_the_target_is_as_asked,
     with_postgres a_copy_made_while_wal_arrives_recovers,
     with_postgres settings_raised_since_the_backup_do_not_stop_recovery,
@@ -69,7 +69,7 @@ fn log_of_mounts(site: &Site) -> PathBuf {
     log
 }
 
-fn what_cannot_be_reached_is_not_there_and_the_log_says_why(install: &'static Install) {
+fn what_cannot_be_reached_is_not_there_and_explained(install: &'static Install) {
     let mut random = Random::new("pitr");
     let history = History::make(install, &mut random);
     let site = &history.site;
@@ -105,6 +105,9 @@ fn what_cannot_be_reached_is_not_there_and_the_log_says_why(install: &'static In
             .filter(|line| line.contains(&format!("pitr/{target}:")))
             .collect();
         assert_eq!(told.len(), 1, "{target}: {log}");
+        site.barmanfs(&["explain", "main", &target])
+            .rejected()
+            .says(&[words]);
         assert!(
             told[0].to_lowercase().contains(&words.to_lowercase()),
             "{words:?} is not in {}",
@@ -116,6 +119,7 @@ fn what_cannot_be_reached_is_not_there_and_the_log_says_why(install: &'static In
         .path("main/pitr")
         .join(format!("name:{abandoned},timeline=1"));
     site.sh(&format!("ls -d '{}'", path.display())).ok();
+    site.ok(&["explain", "main", &format!("name:{abandoned},timeline=1")]);
 }
 
 fn the_action_at_the_target_is_as_asked(install: &'static Install) {

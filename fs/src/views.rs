@@ -36,7 +36,6 @@ mod restore;
 mod root;
 mod server;
 mod snapshot;
-mod timelines;
 mod tree;
 mod usage;
 mod wal;

@@ -25,7 +25,7 @@ use super::{Body, configuration, context, manifest, receiving};
 use crate::error::{Error, Result};
 
 /// A history file has one line for each timeline; larger than this it is none.
-pub(super) const MAX_HISTORY_BYTES: u64 = 1 << 20;
+const MAX_HISTORY_BYTES: u64 = 1 << 20;
 
 /// See the module.
 #[derive(Debug, Default)]

@@ -7,7 +7,6 @@ use serde_json::Value;
 
 use super::context::Context;
 use super::restore::restore_command;
-use super::timelines;
 use super::{Body, Children, Directory, made};
 use crate::error::{Error, Result};
 use crate::namespace::{Child, Lifetime};
@@ -41,7 +40,7 @@ impl Info {
                 let backups = repository.backups(&self.server)?;
                 text(&backups.iter().map(described).collect::<Result<Vec<_>>>()?).map(Some)
             }
-            TIMELINES => text(&timelines::of(&self.context, &self.server)?).map(Some),
+            TIMELINES => text(&repository.timelines(&self.server)?).map(Some),
             RESTORE_COMMAND => {
                 let command = restore_command(&self.context.options.mount_point, &self.server);
                 Ok(command.map(|command| format!("{RESTORE_COMMAND_NOTE}{command}\n").into_bytes()))

@@ -265,16 +265,14 @@ fn in_words(
     spec: &TargetSpec,
     reason: &Unreachable,
 ) -> Result<String> {
-    let mut words = vec![reason.to_string()];
-    words.extend([reason.nearest(), reason.hint()].into_iter().flatten());
-    if let Unreachable::AfterEnd { .. } = reason {
-        let along = context.repository.reachable_along(server, spec)?;
-        words.extend(
-            along
-                .last()
-                .map(|timeline| format!("timeline {timeline} has it: add ,timeline={timeline}")),
-        );
-    }
+    let along = context.repository.reachable_along(server, spec)?;
+    let elsewhere = along
+        .last()
+        .map(|timeline| format!("it can be reached along timeline {timeline}: add ,timeline={timeline}"));
+    let more = [reason.nearest(), elsewhere.or_else(|| reason.hint())];
+    let words: Vec<String> = std::iter::once(reason.to_string())
+        .chain(more.into_iter().flatten())
+        .collect();
     Ok(words.join("; "))
 }
 
