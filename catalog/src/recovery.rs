@@ -9,6 +9,7 @@
 //! abort* later than it, which must exist; times do not rise with the LSN; a restore point is the first of its name;
 //! whatever the target, it must not come before the backup's end. A plan is only made where all that holds.
 
+mod abandoned;
 mod ends;
 mod plan;
 mod planner;

@@ -24,11 +24,20 @@ enum Goal {
     Now,
     Immediate,
     Lsn(Lsn),
-    Time(TimestampMicros, RefCell<Option<Later>>),
+    Time(TimestampMicros, Passed),
     /// The last end of the transaction.
     Xid(u32, Option<Found>),
     /// The restore points of the name, in order.
     Name(String, Vec<(Lsn, TimestampMicros)>),
+}
+
+/// Where a time has passed.
+#[derive(Debug)]
+struct Passed {
+    /// Whether anything at all is later.
+    anywhere: bool,
+    /// For the backup tried last.
+    last: RefCell<Option<Later>>,
 }
 
 /// What was found for the backup tried before, a newer one: what is later than the time for an older one is either in
@@ -48,17 +57,34 @@ impl Way {
         target: &Target,
         route: Route,
         time: Option<TimestampMicros>,
+        inclusive: bool,
         segments: &Segments<'_>,
     ) -> Result<Self> {
         let goal = match (target, time) {
             (Target::Now, _) | (Target::Time(_), None) => Goal::Now,
             (Target::Immediate, _) => Goal::Immediate,
             (Target::Lsn(lsn), _) => Goal::Lsn(*lsn),
-            (Target::Time(_), Some(time)) => Goal::Time(time, RefCell::new(None)),
+            (Target::Time(_), Some(time)) => {
+                let passed = Passed {
+                    anywhere: segments.any_after(&route, time, inclusive)?,
+                    last: RefCell::new(None),
+                };
+                Goal::Time(time, passed)
+            }
             (Target::Xid(xid), _) => Goal::Xid(*xid, segments.end_of_xid(&route, *xid)?),
             (Target::Name(name), _) => Goal::Name(name.clone(), segments.restore_points(&route, name)?),
         };
         Ok(Self { route, goal })
+    }
+
+    /// Whether what keeps one backup from the target keeps all older ones from it: not where an older one may meet an
+    /// earlier restore point of the same name, or a time when the clock was wrong.
+    pub(super) fn is_one_place(&self) -> bool {
+        match &self.goal {
+            Goal::Time(_, passed) => !passed.anywhere,
+            Goal::Name(..) => false,
+            Goal::Now | Goal::Immediate | Goal::Lsn(_) | Goal::Xid(..) => true,
+        }
     }
 }
 
@@ -92,7 +118,7 @@ impl Planner<'_> {
                 }))
             }
             Goal::Lsn(lsn) => self.to_lsn(start, way, *lsn),
-            Goal::Time(time, later) => self.to_time(start, way, *time, later),
+            Goal::Time(time, passed) => self.to_time(start, way, *time, &passed.last),
             Goal::Xid(xid, found) => self.to_xid(start, way, *xid, found.as_ref()),
             Goal::Name(name, points) => self.to_name(start, way, name, points),
         }
@@ -300,6 +326,10 @@ impl Planner<'_> {
                 number: ends_in,
                 lsn,
                 reaches: self.newest(route, route.number(start.start), later.number.saturating_sub(1))?,
+                notes: self
+                    .note_on_abandoned(route, time, later.number)?
+                    .into_iter()
+                    .collect(),
                 ..End::default()
             }));
         }
@@ -416,7 +446,7 @@ fn archived_from(start: &Start, route: &Route) -> u64 {
 }
 
 /// When a transaction ended, if the record says that.
-fn end_time(facts: &RecordFacts) -> Option<TimestampMicros> {
+pub(super) fn end_time(facts: &RecordFacts) -> Option<TimestampMicros> {
     match facts {
         RecordFacts::Commit { time, .. } | RecordFacts::Abort { time, .. } => Some(*time),
         _ => None,

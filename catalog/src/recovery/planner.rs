@@ -210,8 +210,7 @@ impl Planner<'_> {
                 Ok(None) => {}
                 Err(Halt::Failed(error)) => return Err(error.into()),
                 Err(unreachable) => {
-                    // An older backup may meet an earlier restore point of the same name, or a time when the clock was wrong.
-                    *hopeless = !matches!(self.spec.target, Target::Name(_) | Target::Time(_));
+                    *hopeless = way.is_one_place();
                     reason.get_or_insert(unreachable);
                 }
             }
@@ -337,7 +336,13 @@ impl Planner<'_> {
             }
         };
         let route = Route::new(history, start.backup.segment_size);
-        Ok(Way::to(&self.spec.target, route, time, &self.segments)?)
+        Ok(Way::to(
+            &self.spec.target,
+            route,
+            time,
+            self.spec.inclusive,
+            &self.segments,
+        )?)
     }
 
     fn plan(&self, start: &Start, route: &Route, end: End, time: Option<TimestampMicros>) -> Plan {

@@ -118,6 +118,12 @@ impl<'a> Segments<'a> {
             .is_some())
     }
 
+    /// Where the last record starts in a timeline's segment of this number.
+    pub(super) fn last_record_in(&self, timeline: TimelineId, number: u64) -> Result<Option<Lsn>> {
+        let row = self.one(vec![(timeline, number..=number)], "ASC", Wanted::Any)?;
+        Ok(row.and_then(|row| row.last_lsn))
+    }
+
     fn first(&self, route: &Route, from: u64, to: u64, wanted: Wanted) -> Result<Option<Row>> {
         self.one(route.parts(from, to), "ASC", wanted)
     }
@@ -215,6 +221,13 @@ impl<'a> Segments<'a> {
     ) -> Result<Option<Row>> {
         let after = time.unix_micros() - i64::from(!inclusive);
         self.first(route, from, to, Wanted::CommitsAfter(after))
+    }
+
+    /// Whether there is such a commit or abort anywhere.
+    pub(super) fn any_after(&self, route: &Route, time: TimestampMicros, inclusive: bool) -> Result<bool> {
+        // Most times asked for are recent, and what is later is the newest.
+        let after = time.unix_micros() - i64::from(!inclusive);
+        Ok(self.last(route, 0, LAST, Wanted::CommitsAfter(after))?.is_some())
     }
 
     /// The last one from `from` to `to` with a commit or abort.

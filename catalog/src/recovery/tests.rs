@@ -753,3 +753,214 @@ fn what_cannot_be_reached_is_explained() {
     let lsn = explain(&Target::Lsn(backup.start).to_string());
     assert!(lsn.contains(&backup.stop.to_string()), "{lsn}");
 }
+
+#[test]
+fn a_segment_that_is_taken_out_again_leaves_no_trace() {
+    let (world, archive) = small_world();
+    let specs = targets(&world);
+    let without = Archive::new();
+    let segments = world.logs[&1].segments();
+    // A record crosses into it and one out of it.
+    let gone = WalName::Segment(segments[1].name);
+    for segment in &segments[..segments.len() - 1] {
+        if WalName::Segment(segment.name) != gone {
+            without.put(WalName::Segment(segment.name), &segment.bytes);
+        }
+    }
+    world.backups.iter().for_each(|backup| without.put_backup(backup));
+    let file = archive
+        .repository
+        .wal(&archive.server)
+        .find(&gone)
+        .unwrap()
+        .unwrap();
+    assert!(file.index.unwrap().head.is_some());
+    let deletion = records::Deletion {
+        of: file.record.unwrap(),
+        deleted_at: at(0),
+        what: "a segment".to_owned(),
+    };
+    let record = records::record(kind::DELETION, &deletion).unwrap();
+    archive.writer.write_records(vec![record]).unwrap();
+    let reasons = |archive: &Archive| -> Vec<String> {
+        let plans = answers(&archive.repository, &archive.server, &specs);
+        plans
+            .into_iter()
+            .map(|plan| format!("{:?}", plan.map(|plan| (plan.segments, plan.reaches))))
+            .collect()
+    };
+    assert_eq!(reasons(&archive), reasons(&without));
+    check_rebuilt(archive, &specs);
+}
+
+#[test]
+fn a_time_at_which_a_timeline_was_left_is_told_to_be_ambiguous() {
+    let end = |seconds| Act::End {
+        commit: true,
+        seconds,
+        bytes: 0,
+    };
+    let acts = [
+        vec![end(5), Act::Backup(1)],
+        vec![end(10); 6],
+        vec![Act::Other(400_000); 4],
+        vec![
+            Act::Fork(7),
+            end(1000),
+            end(1000),
+            Act::Other(400_000),
+            Act::Other(400_000),
+            Act::Other(400_000),
+        ],
+    ]
+    .concat();
+    let world = World::of(&acts);
+    let archive = Archive::new();
+    for (timeline, log) in &world.logs {
+        let segments = log.segments();
+        segments[..segments.len() - 1]
+            .iter()
+            .for_each(|segment| archive.put(WalName::Segment(segment.name), &segment.bytes));
+        if *timeline > 1 {
+            archive.put_history(*timeline, &world.histories[timeline]);
+        }
+    }
+    world.backups.iter().for_each(|backup| archive.put_backup(backup));
+    let times: Vec<TimestampMicros> = world
+        .records(1)
+        .into_iter()
+        .filter_map(|(_, _, facts)| ended(facts))
+        .map(|(time, _)| time)
+        .collect();
+    let notes = |time: TimestampMicros, choice: &str| {
+        let spec = format!("{}{choice}", TimeTarget::At(time)).parse().unwrap();
+        archive
+            .repository
+            .plan(&archive.server, &spec)
+            .unwrap()
+            .unwrap()
+            .notes
+    };
+    // The last transaction of timeline 1 but one is on no other.
+    let late = times[times.len() - 2];
+    assert!(
+        notes(late, "")[0].contains("Timeline 1 went on after timeline 2 left it"),
+        "{:?}",
+        notes(late, "")
+    );
+    assert!(notes(late, ",timeline=1").is_empty());
+    assert!(
+        notes(
+            TimestampMicros::from_unix_micros(late.unix_micros() + 1_200_000_000),
+            ""
+        )
+        .is_empty()
+    );
+    assert!(notes(times[2], "").is_empty());
+}
+
+/// A catalog as that of a busy month: what it says of its segments is made up, they hold nothing.
+mod scale {
+    use super::*;
+    use crate::wal::WalFile;
+    use barmanfs_pg::wal_scan::{RestorePoint, SegmentIndex};
+    use barmanfs_store::{ClosedPack, FileMap, PackId, Window};
+
+    const SEGMENTS: u64 = 10_000;
+    const BACKUPS: u64 = 100;
+    const SEGMENTS_PER_BACKUP: u64 = SEGMENTS / BACKUPS;
+
+    fn segment(server: &ServerName, number: u64) -> WalFile {
+        let start = Lsn(number * SIZE.bytes());
+        let name = SegmentName::from_lsn(TimelineId(1), start, SIZE);
+        let minute = i64::try_from(number * 60).unwrap();
+        let window = Window {
+            chunk: None,
+            crc32c: 0,
+        };
+        let xid = u32::try_from(number * 100).unwrap();
+        WalFile {
+            server: server.clone(),
+            name: WalName::Segment(name),
+            size_bytes: SIZE.bytes(),
+            archived_at: at(minute + 60),
+            origin: "test".to_owned(),
+            new_stored_bytes: 0,
+            index: Some(SegmentIndex {
+                commit_time_min: Some(at(minute)),
+                commit_time_max: Some(at(minute + 59)),
+                commits: 100,
+                xid_min: Some(xid),
+                xid_max: Some(xid + 99),
+                last_lsn: Some(Lsn(start.0 + SIZE.bytes() - 100)),
+                end_lsn: Lsn(start.0 + SIZE.bytes()),
+                restore_points: vec![RestorePoint {
+                    name: format!("minute {number}"),
+                    lsn: Lsn(start.0 + 500_000),
+                    time: at(minute + 30),
+                }],
+                ..SegmentIndex::default()
+            }),
+            map: FileMap::inline(SIZE.bytes(), 1 << 20, vec![window]).unwrap(),
+            record: None,
+        }
+    }
+
+    fn backup(nth: u64) -> ModelBackup {
+        let number = 3 + nth * SEGMENTS_PER_BACKUP;
+        let begin = at(i64::try_from(number * 60).unwrap());
+        ModelBackup {
+            id: BackupId::at(begin),
+            timeline: 1,
+            start: Lsn(number * SIZE.bytes() + 1000),
+            stop: Lsn(number * SIZE.bytes() + 9000),
+            begin,
+        }
+    }
+
+    #[test]
+    fn a_month_of_segments_is_planned_over() {
+        let archive = Archive::new();
+        let segments =
+            (3..3 + SEGMENTS).map(|number| records::record(kind::WAL, &segment(&archive.server, number)));
+        let records = segments.collect::<crate::Result<Vec<_>>>().unwrap();
+        let pack = ClosedPack {
+            id: PackId([7; 16]),
+            bytes: 0,
+            chunks: Vec::new(),
+            records,
+        };
+        archive
+            .repository
+            .db
+            .write(|db| records::enter(db, &pack, None))
+            .unwrap();
+        (0..BACKUPS).for_each(|nth| archive.put_backup(&backup(nth)));
+
+        let plan = |target: &str| {
+            archive
+                .repository
+                .plan(&archive.server, &target.parse().unwrap())
+                .unwrap()
+        };
+        for (nth, offset) in [(0, 50), (57, 50), (99, 98)] {
+            let number = 3 + nth * SEGMENTS_PER_BACKUP + offset;
+            let middle = TimeTarget::At(at(i64::try_from(number * 60 + 30).unwrap()));
+            let lsn = Target::Lsn(Lsn(number * SIZE.bytes() + 7)).to_string();
+            for target in [middle.to_string(), lsn, format!("name:minute {number}")] {
+                let planned = plan(&target).unwrap();
+                assert_eq!(planned.backup.id, backup(nth).id, "{target}");
+                assert_eq!(planned.segments, offset + 1, "{target}");
+            }
+        }
+        assert_eq!(plan("now").unwrap().segments, SEGMENTS_PER_BACKUP);
+        assert_eq!(plan("now,backup=20231114T221620").unwrap().segments, SEGMENTS);
+        assert!(plan("2023-11-14 22:14Z").is_err() && plan("2100-01-01 00:00Z").is_err());
+        assert!(plan("name:minute 5000000").is_err());
+        let report = archive.repository.timelines(&archive.server).unwrap();
+        assert_eq!(
+            (report.timelines[0].ranges[0].segments, report.gaps.len()),
+            (SEGMENTS, 0)
+        );
+    }
+}
