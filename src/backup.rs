@@ -8,6 +8,7 @@
 
 mod as_sent;
 mod compose;
+mod fetch;
 mod incremental;
 mod manifest;
 mod receive;
@@ -139,7 +140,7 @@ pub(crate) fn take(
     let backup = attempt.run(&mut connection)?;
     wal::keep_history(repository, &mut connection, &backup);
     match backup.status {
-        BackupStatus::WaitingForWals => wal::wait(repository, backup, wishes, stop),
+        BackupStatus::WaitingForWals => wal::wait(repository, &mut connection, backup, wishes, stop),
         _ => Ok(backup),
     }
 }

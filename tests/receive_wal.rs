@@ -23,6 +23,7 @@ topic! {
     with_postgres one_process_receives_until_it_is_stopped,
     with_postgres both_archivers_bring_the_same_segments,
     with_postgres a_backup_waits_for_the_stream,
+    with_postgres a_backup_fetches_what_does_not_come,
     with_postgres killed_it_goes_on_where_it_was,
     with_postgres a_server_that_stops_and_starts_is_followed,
     with_postgres a_network_that_loses_messages_loses_no_wal,
@@ -329,6 +330,32 @@ fn a_backup_waits_for_the_stream(install: &'static Install) {
     copy.wait_until_promoted();
     assert_eq!(transactions(&copy), before);
     copy.assert_sound();
+}
+
+fn a_backup_fetches_what_does_not_come(install: &'static Install) {
+    // Archiving was told to work, and nothing arrives.
+    let settings = "archive_mode = on\narchive_command = 'false'";
+    let (site, server) = streaming_site(install, "archiver = on\n", settings);
+    fill(&server, 1);
+    let backup = site.barmanfs(&["backup", "main", "--fast-checkpoint", "--wait-timeout", "8"]);
+    backup.ok().says(&["fetched what it needs itself", "check main"]);
+    let newest = site.backups().pop().expect("a backup");
+    assert_eq!(
+        (&newest["status"], &newest["wal_included"]),
+        (&"DONE".into(), &false.into()),
+        "{newest}"
+    );
+    assert!(assert_same_as_on(&site, &server, "") >= 1);
+    let mount = Mount::new(&site);
+    let mut copy = PgServer::on(install, &site.copy(&mount.path("main/latest"), "copy"));
+    copy.start();
+    copy.wait_until_promoted();
+    assert_sums_agree(&copy);
+    assert_eq!(
+        server.query("SELECT count(*) FROM pg_replication_slots"),
+        "0",
+        "The slot went with its backup"
+    );
 }
 
 fn killed_it_goes_on_where_it_was(install: &'static Install) {

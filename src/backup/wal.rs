@@ -7,7 +7,7 @@ use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, TimelineId};
 
 use super::settings::ServerSettings;
-use super::{Stop, Wishes};
+use super::{Stop, Wishes, fetch};
 use crate::config::{Archiver, ServerConfig};
 use crate::error::Error;
 use crate::postgres::{self, Connection};
@@ -18,6 +18,9 @@ use crate::progress::{Counted, Progress};
 const RELIABLE_LAG_SEGMENTS: u64 = 1;
 /// How often the archive is looked at while waiting.
 const POLL: Duration = Duration::from_millis(500);
+/// How long the archive has for what a backup needs, before the backup fetches it; less where the user waits less than
+/// twice as long.
+const FETCH_AFTER: Duration = Duration::from_secs(60);
 /// Missing segments that are named.
 const MISSING_SHOWN: usize = 3;
 
@@ -157,10 +160,12 @@ fn archive_history(
     }
 }
 
-/// Waits until the archive has all segments of the backup; gives it back as it is then. After the time the user gives
-/// it, the backup stays as it is, and becomes DONE by itself when its WAL arrives.
+/// Waits until the archive has all segments of the backup; gives it back as it is then. Should they not come, brings
+/// them over the backup's own connection. After the time the user gives it, the backup stays as it is, and becomes DONE
+/// by itself when its WAL arrives.
 pub(super) fn wait(
     repository: &Repository,
+    connection: &mut Connection,
     backup: Backup,
     wishes: &Wishes,
     stop: &Stop,
@@ -170,7 +175,9 @@ pub(super) fn wait(
         Counted::Things,
         wishes.quiet,
     );
-    let deadline = Instant::now() + wishes.wait_timeout;
+    let began = Instant::now();
+    let deadline = began + wishes.wait_timeout;
+    let mut fetch_at = Some(began + FETCH_AFTER.min(wishes.wait_timeout / 2));
     loop {
         let missing = repository.missing_wal(&backup)?;
         if missing.is_empty() {
@@ -189,7 +196,35 @@ pub(super) fn wait(
             );
             return Ok(backup);
         }
+        if fetch_at.take_if(|at| Instant::now() >= *at).is_some() {
+            progress.note(&format!("fetching {}", names(&missing)));
+            fetch_missing(repository, connection, &backup, &missing, deadline, stop);
+            continue;
+        }
         std::thread::sleep(POLL);
+    }
+}
+
+/// One try; should it fail, the archive may bring them still.
+fn fetch_missing(
+    repository: &Repository,
+    connection: &mut Connection,
+    backup: &Backup,
+    missing: &[SegmentName],
+    deadline: Instant,
+    stop: &Stop,
+) {
+    let (id, server) = (backup.id, &backup.server);
+    match fetch::fetch(repository, connection, backup, missing, deadline, stop) {
+        Ok(()) => tracing::warn!(
+            "{} did not come through the archive: backup {id} of server {server} has fetched what it needs itself. \
+             'barmanfs check {server}' says why WAL does not come",
+            names(missing)
+        ),
+        Err(error) => tracing::warn!(
+            "{} does not come through the archive, and backup {id} of server {server} cannot fetch it: {error}",
+            names(missing)
+        ),
     }
 }
 

@@ -52,6 +52,7 @@ pub(crate) struct Connection {
     ready: bool,
     deadline: Option<(Instant, Duration)>,
     warnings: Vec<ServerError>,
+    temporary_slot: Option<String>,
 }
 
 /// The rows of one statement.
@@ -127,6 +128,7 @@ impl Connection {
             ready: false,
             deadline: None,
             warnings: Vec::new(),
+            temporary_slot: None,
         };
         connection.send(&message)?;
         Ok(connection)
@@ -153,6 +155,15 @@ impl Connection {
     /// Whether the connection is encrypted.
     pub(crate) fn is_encrypted(&self) -> bool {
         self.stream.is_encrypted()
+    }
+
+    /// The slot that was created to live as long as this connection.
+    pub(crate) fn temporary_slot(&self) -> Option<&str> {
+        self.temporary_slot.as_deref()
+    }
+
+    pub(super) fn keep_temporary_slot(&mut self, name: &str) {
+        self.temporary_slot = Some(name.to_owned());
     }
 
     /// A setting the server reported, such as `server_encoding` or `TimeZone`.

@@ -72,11 +72,12 @@ impl Connection {
     /// SQLSTATE 53400 if `max_replication_slots` are in use.
     pub(crate) fn create_temporary_slot(&mut self, name: &str) -> Result<(), Error> {
         // This form is understood by all versions; the one with options in parentheses only from 15 on.
-        let name = quoted_slot_name(name)?;
+        let quoted = quoted_slot_name(name)?;
         self.one_result(&format!(
-            "CREATE_REPLICATION_SLOT {name} TEMPORARY PHYSICAL RESERVE_WAL"
-        ))
-        .map(drop)
+            "CREATE_REPLICATION_SLOT {quoted} TEMPORARY PHYSICAL RESERVE_WAL"
+        ))?;
+        self.keep_temporary_slot(name);
+        Ok(())
     }
 
     /// `TIMELINE_HISTORY`: how a timeline came to be; `None` for the first, which has no history.
