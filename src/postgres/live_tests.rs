@@ -5,3 +5,4 @@
 mod backup;
 mod server;
 mod sessions;
+mod stream;

@@ -87,8 +87,9 @@ impl SpoolFile {
             file.set_len(size.bytes())
                 .and_then(|()| file.sync_all())
                 .map_err(|source| Error::io("write", &path, source))?;
-            sync_directory(directory)?;
         }
+        // Also where the file was there: whoever made it, or renamed the one before, may have been killed right then.
+        sync_directory(directory)?;
         Ok(Self {
             directory: directory.to_path_buf(),
             name,
