@@ -20,6 +20,7 @@ mod error;
 pub mod mount;
 pub mod namespace;
 pub mod views;
+mod warm;
 mod watch;
 
 pub use error::{Error, Result};

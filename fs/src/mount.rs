@@ -19,6 +19,7 @@ use crate::adapter::{Service, ServiceOptions};
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;
 use crate::views::{Context, ViewOptions};
+use crate::warm::Warmer;
 use crate::watch::Watcher;
 
 mod helper;
@@ -123,6 +124,9 @@ pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs>
     let service = service.map_err(|source| Error::io("serve", &mount_point, source))?;
     raise_read_ahead(&mounted);
     warm_index(namespace.context().repository().clone());
+    if let Some(warmer) = Warmer::start(mount_point, mounted.device().to_owned()) {
+        namespace.context().set_warmer(warmer);
+    }
     let watcher = Watcher::start(namespace, service.invalidator())?;
     let (done, unmounted) = bounded(1);
     Ok(MountedFs {

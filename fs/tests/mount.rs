@@ -395,6 +395,33 @@ fn nothing_can_be_written() {
     }
 }
 
+/// Bytes of a file that are in the page cache; `None` where that cannot be asked.
+fn cached_bytes(path: &Path) -> Option<u64> {
+    let output = sh(&format!("fincore -nb -o RES '{}'", path.display()));
+    String::from_utf8(output.stdout).ok()?.trim().parse().ok()
+}
+
+#[test]
+fn the_next_segment_is_in_the_page_cache_before_it_is_asked_for() {
+    let fixture = Fixture::new();
+    for number in 2..=6 {
+        fixture.archive(number, number.into());
+    }
+    let mounted = Mounted::new(&fixture);
+    let path = |number: u32| mounted.path(&format!("main/wal/{}", support::segment(number, 0).0));
+    for number in 2..=4 {
+        fs::read(path(number)).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    if cached_bytes(&path(4)).is_none() {
+        eprintln!("There is no fincore here: left out");
+        return;
+    }
+    until("segment 5 is in the page cache", || {
+        cached_bytes(&path(5)) == Some(support::SEGMENT.bytes())
+    });
+}
+
 #[test]
 fn extended_attributes_are_asked_for_once() {
     let fixture = archived();

@@ -1,7 +1,7 @@
 //! What all views share: the repository, and how the mount was asked for.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use barmanfs_catalog::{Action, Backup, BackupId, Repository, ServerName};
@@ -14,6 +14,7 @@ use super::tree::{BackupTree, Style};
 use super::usage::Usages;
 use crate::error::Result;
 use crate::namespace::Stat;
+use crate::warm::Warmer;
 
 /// How the tree is to be shown.
 #[derive(Debug, Clone)]
@@ -59,6 +60,7 @@ pub struct Context {
     pub(super) usages: Usages,
     pub(super) targets: Targets,
     snapshots: SnapshotCache,
+    warmer: OnceLock<Warmer>,
     aliases: Mutex<Vec<(ServerName, Alias, Arc<BackupTree>)>>,
 }
 
@@ -73,6 +75,7 @@ impl Context {
             usages: Usages::default(),
             targets: Targets::default(),
             snapshots: SnapshotCache::default(),
+            warmer: OnceLock::new(),
             aliases: Mutex::default(),
         })
     }
@@ -158,6 +161,16 @@ impl Context {
             mtime_s,
             mtime_ns,
         }
+    }
+
+    /// Has what is asked for next read into the kernel's page cache from now on.
+    pub(crate) fn set_warmer(&self, warmer: Warmer) {
+        let _ = self.warmer.set(warmer);
+    }
+
+    /// Has a file read into the kernel's page cache, by its path below the mount point; says whether it will be.
+    pub(super) fn warm(&self, path: PathBuf) -> bool {
+        self.warmer.get().is_some_and(|warmer| warmer.warm(path))
     }
 
     /// Ends what is kept for readers who have gone.

@@ -30,8 +30,7 @@ const FIRST_AHEAD_BYTES: u64 = 2 << 20;
 pub(super) struct Wal {
     context: Arc<Context>,
     server: ServerName,
-    /// The segment that was opened last: whoever opens the one after it is reading a sequence.
-    last_opened: Mutex<Option<SegmentName>>,
+    progress: Mutex<Progress>,
 }
 
 impl Wal {
@@ -41,7 +40,7 @@ impl Wal {
         let wal = Self {
             context: Arc::clone(context),
             server: server.name.clone(),
-            last_opened: Mutex::default(),
+            progress: Mutex::default(),
         };
         Child {
             name: b"wal".to_vec(),
@@ -56,24 +55,21 @@ impl Wal {
         Ok(self.context.repository.wal(&self.server).find(name)?)
     }
 
-    /// Has what recovery asks for next decoded. A hint: what goes wrong here goes wrong again where it is told.
+    /// Has what recovery asks for next decoded, and the first of it read. A hint: what goes wrong here goes wrong
+    /// again where it is told.
     fn read_ahead(&self, opened: SegmentName, file: &WalFile) {
         let Ok(size) = SegmentSize::try_from(file.size_bytes) else {
             return;
         };
-        let last = self
-            .last_opened
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .replace(opened);
-        let sequence = last.is_some_and(|last| last == opened || last.next(size) == opened);
-        let (segments, bytes) = if sequence {
-            (SEGMENTS_AHEAD, u64::MAX)
-        } else {
-            (1, FIRST_AHEAD_BYTES)
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let (segments, bytes) = match progress.step(opened, size) {
+            Step::Warming => return,
+            Step::Sequence => (SEGMENTS_AHEAD, u64::MAX),
+            Step::First => (1, FIRST_AHEAD_BYTES),
         };
+        drop(progress);
         let mut next = opened;
-        for _ in 0..segments {
+        for n in 0..segments {
             next = next.next(size);
             let Ok(Some(file)) = self.find(&WalName::Segment(next)) else {
                 return;
@@ -82,6 +78,51 @@ impl Wal {
             if self.context.trees.read_ahead(&file.map, windows).is_err() {
                 return;
             }
+            if n == 0 && segments > 1 {
+                self.warm(next);
+            }
+        }
+    }
+
+    fn warm(&self, next: SegmentName) {
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.context.warm(format!("{}/wal/{next}", self.server).into()) {
+            progress.warming = Some(next);
+        }
+    }
+}
+
+/// What opening a segment means.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    /// It was to be read into the page cache.
+    Warming,
+    /// The segments are read one after the other.
+    Sequence,
+    /// They may be, from here on.
+    First,
+}
+
+/// How far somebody has come in the archive.
+#[derive(Debug, Default)]
+struct Progress {
+    /// The segment that was opened last: whoever opens the one after it is reading a sequence.
+    last: Option<SegmentName>,
+    /// The segment that is about to be opened to have it in the page cache. Of this and the open that it is meant for, the
+    /// first to come is taken for it, whichever it is: the other then goes on with the sequence.
+    warming: Option<SegmentName>,
+}
+
+impl Progress {
+    fn step(&mut self, opened: SegmentName, size: SegmentSize) -> Step {
+        if self.warming == Some(opened) {
+            self.warming = None;
+            return Step::Warming;
+        }
+        let last = self.last.replace(opened);
+        match last.is_some_and(|last| last == opened || last.next(size) == opened) {
+            true => Step::Sequence,
+            false => Step::First,
         }
     }
 }
@@ -240,5 +281,33 @@ impl Iterator for Listing {
                 return Some(Err(error));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opened(progress: &mut Progress, number: u64) -> Step {
+        let start = barmanfs_pg::Lsn(number * SegmentSize::DEFAULT.bytes());
+        let name = SegmentName::from_lsn(barmanfs_pg::TimelineId(1), start, SegmentSize::DEFAULT);
+        let step = progress.step(name, SegmentSize::DEFAULT);
+        if step == Step::Sequence {
+            progress.warming = Some(name.next(SegmentSize::DEFAULT));
+        }
+        step
+    }
+
+    #[test]
+    fn every_segment_of_a_sequence_is_warmed_once() {
+        let mut progress = Progress::default();
+        assert_eq!(opened(&mut progress, 5), Step::First);
+        assert_eq!(opened(&mut progress, 6), Step::Sequence);
+        // To be warmed, then copied, or the other way round: it is the same.
+        for number in 7..20 {
+            assert_eq!(opened(&mut progress, number), Step::Warming);
+            assert_eq!(opened(&mut progress, number), Step::Sequence);
+        }
+        assert_eq!(opened(&mut progress, 77), Step::First);
     }
 }
