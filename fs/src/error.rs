@@ -50,6 +50,14 @@ pub enum Error {
         /// What is in the way.
         reason: String,
     },
+    /// What a clone has of its own is not what it has to be.
+    #[error("{} cannot be used: {reason}", path.display())]
+    Live {
+        /// The file of it.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// What the kernel asked for is answered with this error alone: it is nobody's fault.
     #[error("{0}")]
     Refused(Errno),

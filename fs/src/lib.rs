@@ -17,6 +17,7 @@
 
 mod adapter;
 mod error;
+pub mod live;
 pub mod mount;
 pub mod namespace;
 pub mod views;

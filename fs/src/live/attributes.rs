@@ -1,0 +1,209 @@
+//! What `stat` shows, and what changes it.
+
+use std::sync::atomic::Ordering;
+
+use rustix::io::Errno;
+
+use super::disk::{Status, file_name};
+use super::node::{Body, FileNode, Kind, Meta, Node, NodeAttributes, NodeId, State, Time};
+use super::record::{Change, Made};
+use super::{LiveClone, failed, file_of};
+use crate::error::{Error, Result};
+
+/// A time to set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NewTime {
+    /// What the clock says.
+    Now,
+    /// This one.
+    At(Time),
+}
+
+/// Which attributes are to become what; the others stay.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AttributeChanges {
+    /// The lower twelve bits of `st_mode`.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size in bytes: the file is cut, or grows by zeros.
+    pub size_bytes: Option<u64>,
+    /// Modification time.
+    pub mtime: Option<NewTime>,
+}
+
+impl AttributeChanges {
+    fn apply(&self, meta: &mut Meta, now: Time) {
+        meta.mode = self.mode.map_or(meta.mode, |mode| mode & 0o7777);
+        meta.uid = self.uid.unwrap_or(meta.uid);
+        meta.gid = self.gid.unwrap_or(meta.gid);
+        meta.mtime = match self.mtime {
+            None => meta.mtime,
+            Some(NewTime::Now) => now,
+            Some(NewTime::At(time)) => time,
+        };
+        meta.ctime = now;
+    }
+}
+
+impl LiveClone {
+    /// What `stat` shows of a node.
+    ///
+    /// # Errors
+    /// `ESTALE` for a node that is not known.
+    pub fn attributes(&self, id: NodeId) -> Result<NodeAttributes> {
+        self.attributes_of(&*self.node(id)?)
+    }
+
+    pub(super) fn attributes_of(&self, node: &Node) -> Result<NodeAttributes> {
+        let mut times = None;
+        let (size_bytes, allocated_bytes) = match &node.body {
+            Body::Directory(_) => (0, 0),
+            Body::Symlink(target) => (target.len() as u64, 0),
+            Body::File(file) => {
+                let data = file.read();
+                match &data.state {
+                    State::Lower => (file.lower_size_bytes(), file.lower_size_bytes()),
+                    State::Partial(partial) => (partial.size_bytes, partial.size_bytes),
+                    State::Plain => {
+                        let status = self.status(node, data.upper.as_deref())?;
+                        times = Some((status.mtime, status.ctime));
+                        (status.size_bytes, status.allocated_bytes)
+                    }
+                }
+            }
+        };
+        let meta = *node.meta();
+        Ok(NodeAttributes {
+            node: node.id,
+            kind: node.kind(),
+            mode: meta.mode,
+            uid: meta.uid,
+            gid: meta.gid,
+            links: meta.links,
+            size_bytes,
+            allocated_bytes,
+            mtime: times.map_or(meta.mtime, |(mtime, _)| mtime),
+            ctime: times.map_or(meta.ctime, |(_, ctime)| meta.ctime.max(ctime)),
+        })
+    }
+
+    /// Of the upper file, open or not. One that is not there is empty: it was made and never synced.
+    fn status(&self, node: &Node, upper: Option<&dyn super::disk::DiskFile>) -> Result<Status> {
+        let status = match upper {
+            Some(upper) => upper.status().map(Some),
+            None => self.disk.status(&file_name(node.id)),
+        };
+        let meta = *node.meta();
+        let status = status.map_err(|error| failed("read", self.upper_path(node), error))?;
+        Ok(status.unwrap_or(Status {
+            size_bytes: 0,
+            allocated_bytes: 0,
+            mtime: meta.mtime,
+            ctime: meta.ctime,
+        }))
+    }
+
+    /// Changes attributes. A file's bytes are touched by a change of size alone.
+    ///
+    /// # Errors
+    /// `EISDIR` and `EINVAL` for the size of what has none; when the change cannot be written down.
+    pub fn set_attributes(&self, id: NodeId, changes: AttributeChanges) -> Result<NodeAttributes> {
+        let node = self.node(id)?;
+        if let Some(size_bytes) = changes.size_bytes {
+            self.set_size(&node, file_of(&node)?, size_bytes)?;
+        }
+        let rest = AttributeChanges {
+            size_bytes: None,
+            ..changes
+        };
+        if rest != AttributeChanges::default() {
+            self.change_meta(&node, &rest)?;
+        }
+        self.attributes_of(&node)
+    }
+
+    fn change_meta(&self, node: &Node, changes: &AttributeChanges) -> Result<()> {
+        let _gate = self.gate();
+        // Held to the end: while it is, the file does not become one whose upper file has the time, nor ceases to be.
+        let data = match &node.body {
+            Body::File(file) => Some(self.opened_mut(node, file)?),
+            Body::Directory(_) | Body::Symlink(_) => None,
+        };
+        let names = self.names();
+        let mut meta = node.meta();
+        let mut next = *meta;
+        changes.apply(&mut next, Time::now());
+        if next.links > 0 {
+            self.journal.append(&described(node, next))?;
+            recorded(node);
+        }
+        *meta = next;
+        drop(meta);
+        drop(names);
+        if let Some(data) = data
+            && let (State::Plain, Some(upper), Some(_)) = (&data.state, &data.upper, changes.mtime)
+        {
+            let set = upper.set_mtime(next.mtime);
+            set.map_err(|error| failed("set the time of", self.upper_path(node), error))?;
+        }
+        Ok(())
+    }
+
+    /// Says that a file's bytes have just been changed.
+    pub(super) fn stamp(node: &Node, file: &FileNode) {
+        file.stamped.store(true, Ordering::Relaxed);
+        let now = Time::now();
+        let mut meta = node.meta();
+        meta.mtime = now;
+        meta.ctime = now;
+    }
+
+    /// Where a symbolic link points.
+    ///
+    /// # Errors
+    /// `EINVAL` for what is none.
+    pub fn readlink(&self, id: NodeId) -> Result<Vec<u8>> {
+        match &self.node(id)?.body {
+            Body::Symlink(target) => Ok(target.to_vec()),
+            Body::File(_) | Body::Directory(_) => Err(Error::Refused(Errno::INVAL)),
+        }
+    }
+}
+
+/// The changes that say all of a node but its bytes.
+pub(super) fn described(node: &Node, meta: Meta) -> Vec<Change> {
+    let mut changes = introduction(node);
+    changes.push(Change::Attributes { id: node.id, meta });
+    changes
+}
+
+/// What the journal must have said before anything else of a node.
+pub(super) fn introduction(node: &Node) -> Vec<Change> {
+    if node.recorded.load(Ordering::Relaxed) {
+        return Vec::new();
+    }
+    introduction_anew(node)
+}
+
+/// The same for a journal that is written anew.
+pub(super) fn introduction_anew(node: &Node) -> Vec<Change> {
+    let made = match (&node.body, node.kind()) {
+        (Body::Symlink(target), _) => Made::Symlink(target.to_vec()),
+        (_, Kind::Directory) => Made::Directory,
+        _ => Made::File,
+    };
+    vec![Change::Node {
+        id: node.id,
+        origin: node.origin.as_deref().map(<[u8]>::to_vec),
+        made,
+    }]
+}
+
+/// The journal knows of this node now.
+pub(super) fn recorded(node: &Node) {
+    node.touch();
+    node.recorded.store(true, Ordering::Relaxed);
+}

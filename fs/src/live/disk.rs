@@ -1,0 +1,253 @@
+//! The system calls a clone's upper layer is kept with, and nothing else of the system.
+//!
+//! They are behind a trait so that tests can put a disk under a clone that loses power.
+
+use std::fmt::Debug;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps};
+use rustix::io::Errno;
+
+use super::node::{NodeId, Time};
+
+/// The log of everything that is not file bytes.
+pub(super) const JOURNAL: &str = "journal";
+
+/// The journal while it is written anew.
+pub(super) const NEW_JOURNAL: &str = "journal.new";
+
+/// Directory of the upper files.
+pub(super) const FILES: &str = "files";
+
+/// Where a node's bytes are.
+pub(super) fn file_name(id: NodeId) -> String {
+    format!("{FILES}/{:016x}", id.0)
+}
+
+/// What is known of an upper file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Status {
+    pub(super) size_bytes: u64,
+    pub(super) allocated_bytes: u64,
+    pub(super) mtime: Time,
+    pub(super) ctime: Time,
+}
+
+/// An open file of the upper layer.
+pub(super) trait DiskFile: Debug + Send + Sync {
+    /// Reads until the buffer is full or the file ends.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
+    /// Writes; fewer bytes than all when there was room for no more, an error when for none.
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize>;
+    /// Cuts it or lets it grow.
+    fn set_size(&self, size_bytes: u64) -> io::Result<()>;
+    /// Makes its bytes and its size durable.
+    fn sync_data(&self) -> io::Result<()>;
+    /// Its size and times.
+    fn status(&self) -> io::Result<Status>;
+    /// fallocate(2).
+    fn allocate(&self, flags: FallocateFlags, offset: u64, length: u64) -> io::Result<()>;
+    /// The next byte that is data (not in a hole), or is in a hole; none when nothing of the kind follows.
+    fn seek(&self, offset: u64, data: bool) -> io::Result<Option<u64>>;
+    /// Sets its modification time.
+    fn set_mtime(&self, mtime: Time) -> io::Result<()>;
+    /// The file itself, for a kernel that is to read and write it directly.
+    fn file(&self) -> Option<io::Result<File>>;
+}
+
+/// The directory of an upper layer.
+pub(super) trait Disk: Debug + Send + Sync {
+    /// Opens a file, if it is there.
+    fn open(&self, name: &str) -> io::Result<Option<Arc<dyn DiskFile>>>;
+    /// Makes a file, empty; one that is there is emptied.
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+    /// What is known of a file, if it is there.
+    fn status(&self, name: &str) -> io::Result<Option<Status>>;
+    /// Removes a file, if it is there.
+    fn remove(&self, name: &str) -> io::Result<()>;
+    /// Puts a file in the place of another.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Names in the directory [`FILES`].
+    fn file_names(&self) -> io::Result<Vec<String>>;
+    /// Makes names durable: those in [`FILES`], or those beside it.
+    fn sync_names(&self, in_files: bool) -> io::Result<()>;
+    /// For messages.
+    fn path(&self) -> &Path;
+}
+
+/// A directory of the system.
+#[derive(Debug)]
+pub(super) struct SystemDisk {
+    path: PathBuf,
+    directory: File,
+    files: File,
+}
+
+impl SystemDisk {
+    /// The directory `path`; what a new one needs is made in it.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let files_path = path.join(FILES);
+        match std::fs::create_dir(&files_path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let directory = File::open(path)?;
+        directory.sync_all()?;
+        Ok(Self {
+            path: path.to_owned(),
+            directory,
+            files: File::open(files_path)?,
+        })
+    }
+
+    fn open_with(&self, name: &str, flags: OFlags) -> Result<Arc<dyn DiskFile>, Errno> {
+        let flags = flags | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = rustix::fs::openat(&self.directory, name, flags, Mode::RUSR | Mode::WUSR)?;
+        Ok(Arc::new(SystemFile(File::from(file))))
+    }
+}
+
+/// `None` for what is not there.
+fn if_there<T>(result: Result<T, Errno>) -> io::Result<Option<T>> {
+    match result {
+        Err(Errno::NOENT) => Ok(None),
+        result => Ok(Some(result?)),
+    }
+}
+
+impl Disk for SystemDisk {
+    fn open(&self, name: &str) -> io::Result<Option<Arc<dyn DiskFile>>> {
+        if_there(self.open_with(name, OFlags::empty()))
+    }
+
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(self.open_with(name, OFlags::CREATE | OFlags::TRUNC)?)
+    }
+
+    fn status(&self, name: &str) -> io::Result<Option<Status>> {
+        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+        Ok(if_there(rustix::fs::statat(&self.directory, name, flags))?.map(|stat| status(&stat)))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let removed = rustix::fs::unlinkat(&self.directory, name, rustix::fs::AtFlags::empty());
+        if_there(removed).map(|_| ())
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        Ok(rustix::fs::renameat(&self.directory, from, &self.directory, to)?)
+    }
+
+    fn file_names(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(self.path.join(FILES))? {
+            names.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        Ok(names)
+    }
+
+    fn sync_names(&self, in_files: bool) -> io::Result<()> {
+        if in_files {
+            self.files.sync_all()
+        } else {
+            self.directory.sync_all()
+        }
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn status(stat: &rustix::fs::Stat) -> Status {
+    /// What `st_blocks` counts, whatever the file system's blocks are.
+    const STAT_BLOCK_BYTES: u64 = 512;
+    let time = |s, ns| Time {
+        s,
+        ns: u32::try_from(ns).unwrap_or(0),
+    };
+    Status {
+        size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
+        allocated_bytes: u64::try_from(stat.st_blocks).unwrap_or(0) * STAT_BLOCK_BYTES,
+        mtime: time(stat.st_mtime, stat.st_mtime_nsec),
+        ctime: time(stat.st_ctime, stat.st_ctime_nsec),
+    }
+}
+
+#[derive(Debug)]
+struct SystemFile(File);
+
+impl DiskFile for SystemFile {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut done = 0;
+        while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            match self.0.read_at(rest, offset + done as u64) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        let mut done = 0;
+        while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
+            match self.0.write_at(rest, offset + done as u64) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    fn set_size(&self, size_bytes: u64) -> io::Result<()> {
+        Ok(rustix::fs::ftruncate(&self.0, size_bytes)?)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn status(&self) -> io::Result<Status> {
+        Ok(status(&rustix::fs::fstat(&self.0)?))
+    }
+
+    fn allocate(&self, flags: FallocateFlags, offset: u64, length: u64) -> io::Result<()> {
+        Ok(rustix::fs::fallocate(&self.0, flags, offset, length)?)
+    }
+
+    fn seek(&self, offset: u64, data: bool) -> io::Result<Option<u64>> {
+        let to = if data { SeekFrom::Data(offset) } else { SeekFrom::Hole(offset) };
+        match rustix::fs::seek(&self.0, to) {
+            Err(Errno::NXIO) => Ok(None),
+            found => Ok(Some(found?)),
+        }
+    }
+
+    fn set_mtime(&self, mtime: Time) -> io::Result<()> {
+        let times = Timestamps {
+            last_access: Timespec {
+                tv_sec: 0,
+                tv_nsec: rustix::fs::UTIME_OMIT,
+            },
+            last_modification: Timespec {
+                tv_sec: mtime.s,
+                tv_nsec: mtime.ns.into(),
+            },
+        };
+        Ok(rustix::fs::futimens(&self.0, &times)?)
+    }
+
+    fn file(&self) -> Option<io::Result<File>> {
+        Some(self.0.try_clone())
+    }
+}

@@ -1,0 +1,447 @@
+//! The log of everything that is not file bytes.
+//!
+//! Records stand one after the other, each in a frame: length of the payload (u32), CRC-32C of what follows, the
+//! frame's own offset (u64), how much of the log was durable when it was written (u64), payload. All little endian.
+//!
+//! - The log is durable up to where it was at some flush, and after a crash what follows may be there, be missing, or
+//!   be torn; it is cut at the first frame that is not whole. A frame further on that knows of this place as durable
+//!   proves that it was whole once: that is damage, and nothing is cut.
+//! - Flushes are shared: whoever comes while one runs waits for the next, which is one for all of them.
+//! - After a failed flush nobody knows what of the log is on disk. It fails on, until it has been written anew.
+
+use std::io::{self, BufReader, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+use super::disk::{Disk, DiskFile, JOURNAL, NEW_JOURNAL};
+use super::failed;
+use super::record::{Change, decode, encode};
+use crate::error::{Error, Result};
+
+/// Version of the journal this release writes, and the newest it reads.
+const VERSION: u32 = 1;
+
+/// Length, CRC, offset, durable.
+const HEADER_BYTES: usize = 24;
+
+/// The log is allocated so far ahead: what frees space has to be written down even where none is left.
+const AHEAD_BYTES: u64 = 256 * 1024;
+
+/// Never written anew below this size.
+const SMALL_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Written anew when it has grown to so many times what it was after the last time.
+const GROWTH: u64 = 4;
+
+/// Bytes a rewrite collects before it writes them.
+const BATCH_BYTES: usize = 256 * 1024;
+
+/// A place in the log; only grows, also when the log is written anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Position(u64);
+
+/// The log.
+#[derive(Debug)]
+pub(super) struct Journal {
+    disk: Arc<dyn Disk>,
+    clone: String,
+    log: Mutex<Log>,
+    flushed: Condvar,
+    /// Upper files were made whose names are not durable: the log may not speak of them before.
+    names_changed: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Log {
+    file: Arc<dyn DiskFile>,
+    end_bytes: u64,
+    /// Position less offset, for those of the present file.
+    shift: u64,
+    durable: Position,
+    allocated_bytes: u64,
+    flushing: bool,
+    broken: bool,
+    rewritten_bytes: u64,
+}
+
+impl Log {
+    fn position(&self) -> Position {
+        Position(self.shift + self.end_bytes)
+    }
+
+    fn durable_bytes(&self) -> u64 {
+        self.durable.0.saturating_sub(self.shift)
+    }
+}
+
+impl Journal {
+    /// Makes the log of a new clone: there is nothing in it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn create(disk: Arc<dyn Disk>, clone: &str) -> Result<Self> {
+        let fail = |error| failed("create", disk.path().join(NEW_JOURNAL), error);
+        let file = disk.create(NEW_JOURNAL).map_err(fail)?;
+        let journal = Self::new(disk, clone, file, 0);
+        journal.rewrite(&mut std::iter::empty())?;
+        Ok(journal)
+    }
+
+    /// Opens the log of a clone and calls `each` with what is in it.
+    ///
+    /// # Errors
+    /// When it cannot be read, is damaged, or is another clone's; whatever `each` returns.
+    pub(super) fn open(
+        disk: Arc<dyn Disk>,
+        clone: &str,
+        each: &mut dyn FnMut(Change) -> Result<()>,
+    ) -> Result<Self> {
+        let fail = |action, error| failed(action, disk.path().join(JOURNAL), error);
+        disk.remove(NEW_JOURNAL).map_err(|error| fail("remove", error))?;
+        let found = disk.open(JOURNAL).map_err(|error| fail("open", error))?;
+        let file = found.ok_or_else(|| fail("open", io::ErrorKind::NotFound.into()))?;
+        let end_bytes = replay(&disk, &file, clone, each)?;
+        Ok(Self::new(disk, clone, file, end_bytes))
+    }
+
+    fn new(disk: Arc<dyn Disk>, clone: &str, file: Arc<dyn DiskFile>, end_bytes: u64) -> Self {
+        Self {
+            clone: clone.to_owned(),
+            log: Mutex::new(Log {
+                file,
+                end_bytes,
+                shift: 0,
+                durable: Position(end_bytes),
+                allocated_bytes: end_bytes,
+                flushing: false,
+                broken: false,
+                rewritten_bytes: 0,
+            }),
+            flushed: Condvar::new(),
+            names_changed: AtomicBool::new(false),
+            disk,
+        }
+    }
+
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fail(&self, action: &'static str, error: io::Error) -> Error {
+        failed(action, self.disk.path().join(JOURNAL), error)
+    }
+
+    /// Says that an upper file was made.
+    pub(super) fn name_made(&self) {
+        self.names_changed.store(true, Ordering::Release);
+    }
+
+    /// Writes a record; durable after the next [`flush`](Self::flush).
+    ///
+    /// # Errors
+    /// When it cannot be written; nothing is, then.
+    pub(super) fn append(&self, changes: &[Change]) -> Result<()> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let mut log = self.log();
+        if log.broken {
+            return Err(Error::Refused(Errno::IO));
+        }
+        let frame = frame(changes, log.end_bytes, log.durable_bytes())?;
+        let end_bytes = log.end_bytes + frame.len() as u64;
+        if end_bytes > log.allocated_bytes {
+            // Where it is refused, writing will tell.
+            let _ = log
+                .file
+                .allocate(FallocateFlags::KEEP_SIZE, log.end_bytes, frame.len() as u64 + AHEAD_BYTES);
+            log.allocated_bytes = end_bytes + AHEAD_BYTES;
+        }
+        let written = log.file.write_at(log.end_bytes, &frame);
+        // Of a frame that is not whole nothing counts, and the next is written over it.
+        match written {
+            Ok(count) if count == frame.len() => {
+                log.end_bytes = end_bytes;
+                Ok(())
+            }
+            Ok(_) => Err(Error::Refused(Errno::NOSPC)),
+            Err(error) => Err(self.fail("write", error)),
+        }
+    }
+
+    /// Makes durable what was appended until now.
+    ///
+    /// # Errors
+    /// When it cannot be, this time and until it is rewritten.
+    pub(super) fn flush(&self) -> Result<()> {
+        let mut log = self.log();
+        let target = log.position();
+        loop {
+            if log.broken {
+                return Err(Error::Refused(Errno::IO));
+            }
+            if log.durable >= target {
+                return Ok(());
+            }
+            if !log.flushing {
+                break;
+            }
+            log = self.flushed.wait(log).unwrap_or_else(PoisonError::into_inner);
+        }
+        log.flushing = true;
+        let (file, upto) = (Arc::clone(&log.file), log.position());
+        drop(log);
+        let synced = self.sync_names().and_then(|()| file.sync_data());
+        let mut log = self.log();
+        log.flushing = false;
+        match &synced {
+            Ok(()) => log.durable = log.durable.max(upto),
+            Err(_) => log.broken = true,
+        }
+        self.flushed.notify_all();
+        synced.map_err(|error| self.fail("sync", error))
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        if self.names_changed.swap(false, Ordering::AcqRel) {
+            let synced = self.disk.sync_names(true);
+            if synced.is_err() {
+                self.names_changed.store(true, Ordering::Release);
+            }
+            return synced;
+        }
+        Ok(())
+    }
+
+    /// Where the log ends.
+    pub(super) fn position(&self) -> Position {
+        self.log().position()
+    }
+
+    /// How far it is durable.
+    pub(super) fn durable(&self) -> Position {
+        self.log().durable
+    }
+
+    /// Its bytes.
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.log().end_bytes
+    }
+
+    /// Whether it should be written anew: because it failed, or for its size.
+    pub(super) fn wants_rewrite(&self) -> bool {
+        let log = self.log();
+        log.broken || log.end_bytes > SMALL_BYTES.max(log.rewritten_bytes.saturating_mul(GROWTH))
+    }
+
+    /// Whether it failed.
+    pub(super) fn is_broken(&self) -> bool {
+        self.log().broken
+    }
+
+    /// Writes the log anew with these records, durably. Nobody may append meanwhile.
+    ///
+    /// # Errors
+    /// When it cannot be written; the log is what it was, then.
+    pub(super) fn rewrite(&self, records: &mut dyn Iterator<Item = Vec<Change>>) -> Result<()> {
+        let mut log = self.log();
+        while log.flushing {
+            log = self.flushed.wait(log).unwrap_or_else(PoisonError::into_inner);
+        }
+        let failed = |error| self.fail("rewrite", error);
+        self.sync_names().map_err(failed)?;
+        let (file, end_bytes) = self.write_all(records)?;
+        file.sync_data().map_err(failed)?;
+        self.disk.rename(NEW_JOURNAL, JOURNAL).map_err(failed)?;
+        let position = log.position();
+        log.file = file;
+        log.end_bytes = end_bytes;
+        log.shift = position.0.saturating_sub(end_bytes).max(log.shift);
+        log.allocated_bytes = end_bytes;
+        log.rewritten_bytes = end_bytes;
+        // Until its name is durable, a crash may bring back the one before.
+        let named = self.disk.sync_names(false);
+        log.broken = named.is_err();
+        named.map_err(failed)?;
+        log.durable = log.position();
+        self.flushed.notify_all();
+        Ok(())
+    }
+
+    fn write_all(&self, records: &mut dyn Iterator<Item = Vec<Change>>) -> Result<(Arc<dyn DiskFile>, u64)> {
+        let file = self.disk.create(NEW_JOURNAL).map_err(|error| self.fail("create", error))?;
+        let begin = vec![Change::Begin {
+            version: VERSION,
+            clone: self.clone.clone(),
+        }];
+        let (mut batch, mut written_bytes) = (Vec::new(), 0_u64);
+        let mut put = |batch: &mut Vec<u8>| match file.write_at(written_bytes, batch) {
+            Ok(count) if count == batch.len() => {
+                written_bytes += batch.len() as u64;
+                batch.clear();
+                Ok(written_bytes)
+            }
+            Ok(_) => Err(Error::Refused(Errno::NOSPC)),
+            Err(error) => Err(self.fail("write", error)),
+        };
+        let mut offset = 0;
+        for record in std::iter::once(begin).chain(records) {
+            // All of it is durable before it is the log.
+            let frame = frame(&record, offset, offset)?;
+            offset += frame.len() as u64;
+            batch.extend(frame);
+            if batch.len() >= BATCH_BYTES {
+                put(&mut batch)?;
+            }
+        }
+        let end_bytes = put(&mut batch)?;
+        Ok((file, end_bytes))
+    }
+}
+
+/// A record as it stands in the log.
+fn frame(changes: &[Change], offset: u64, durable: u64) -> Result<Vec<u8>> {
+    let mut frame = vec![0; 8];
+    frame.extend(offset.to_le_bytes());
+    frame.extend(durable.to_le_bytes());
+    changes.iter().for_each(|change| encode(change, &mut frame));
+    // A file of the largest size that is possible does not have so many runs of blocks.
+    let length = u32::try_from(frame.len() - HEADER_BYTES).map_err(|_| Error::Refused(Errno::FBIG))?;
+    let crc = crc32c::crc32c(frame.get(8..).unwrap_or_default());
+    for (to, from) in frame.iter_mut().zip(length.to_le_bytes().into_iter().chain(crc.to_le_bytes())) {
+        *to = from;
+    }
+    Ok(frame)
+}
+
+/// The header of a frame.
+struct Header {
+    length: usize,
+    crc: u32,
+    offset: u64,
+    durable: u64,
+}
+
+impl Header {
+    fn parse(bytes: &[u8; HEADER_BYTES]) -> Self {
+        let [l0, l1, l2, l3, c0, c1, c2, c3, rest @ ..] = *bytes;
+        let [o0, o1, o2, o3, o4, o5, o6, o7, d @ ..] = rest;
+        Self {
+            length: u32::from_le_bytes([l0, l1, l2, l3]) as usize,
+            crc: u32::from_le_bytes([c0, c1, c2, c3]),
+            offset: u64::from_le_bytes([o0, o1, o2, o3, o4, o5, o6, o7]),
+            durable: u64::from_le_bytes(d),
+        }
+    }
+}
+
+/// The frame that bytes begin with, if it is whole and stands at `offset`: how far the log was durable, and its payload.
+fn whole_frame(bytes: &[u8], offset: u64) -> Option<(u64, &[u8])> {
+    let (header, payload) = bytes.split_first_chunk::<HEADER_BYTES>()?;
+    let header = Header::parse(header);
+    if header.offset != offset || header.length == 0 {
+        return None;
+    }
+    let whole = bytes.get(8..HEADER_BYTES + header.length)?;
+    (crc32c::crc32c(whole) == header.crc).then_some((header.durable, payload.get(..header.length)?))
+}
+
+/// Reads a file from a place on.
+struct From {
+    file: Arc<dyn DiskFile>,
+    offset: u64,
+}
+
+impl Read for From {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(self.offset, buffer)?;
+        self.offset += count as u64;
+        Ok(count)
+    }
+}
+
+/// Calls `each` with all that is in the log, cuts what is torn at its end, and returns where it ends.
+fn replay(
+    disk: &Arc<dyn Disk>,
+    file: &Arc<dyn DiskFile>,
+    clone: &str,
+    each: &mut dyn FnMut(Change) -> Result<()>,
+) -> Result<u64> {
+    let path = disk.path().join(JOURNAL);
+    let fail = |action, error| failed(action, &path, error);
+    let damaged = |reason: String| Error::Live {
+        path: path.clone(),
+        reason,
+    };
+    let size_bytes = file.status().map_err(|error| fail("read", error))?.size_bytes;
+    let mut reader = BufReader::with_capacity(BATCH_BYTES, From { file: Arc::clone(file), offset: 0 });
+    let (mut offset, mut bytes) = (0, Vec::new());
+    while next_frame(&mut reader, &mut bytes, size_bytes - offset).map_err(|error| fail("read", error))? {
+        let Some((_, payload)) = whole_frame(&bytes, offset) else {
+            break;
+        };
+        let changes =
+            decode(payload).map_err(|reason| damaged(format!("The record at byte {offset} is wrong: {reason}")))?;
+        if offset == 0 {
+            check_begin(&changes, clone).map_err(&damaged)?;
+        }
+        changes.into_iter().try_for_each(&mut *each)?;
+        offset += bytes.len() as u64;
+    }
+    if offset == 0 {
+        return Err(damaged("It has no beginning".to_owned()));
+    }
+    if offset < size_bytes {
+        cut_tail(file, offset, size_bytes).map_err(|error| fail("cut", error))?.map_err(damaged)?;
+        tracing::info!(
+            "The last {} bytes of {} were not completely written: they are cut off",
+            size_bytes - offset,
+            path.display()
+        );
+    }
+    Ok(offset)
+}
+
+/// Reads the next frame; what is too short for one is left as it is. False at the end.
+fn next_frame(reader: &mut impl Read, bytes: &mut Vec<u8>, left_bytes: u64) -> io::Result<bool> {
+    bytes.clear();
+    reader.take(HEADER_BYTES as u64).read_to_end(bytes)?;
+    if let Some(header) = bytes.first_chunk().map(Header::parse)
+        && header.length as u64 <= left_bytes
+    {
+        reader.take(header.length as u64).read_to_end(bytes)?;
+    }
+    Ok(!bytes.is_empty())
+}
+
+fn check_begin(changes: &[Change], expected: &str) -> Result<(), String> {
+    match changes {
+        [Change::Begin { version, .. }] if *version > VERSION => Err(format!(
+            "It has version {version}, this barmanfs reads up to {VERSION}: use a newer one"
+        )),
+        [Change::Begin { clone, .. }] if clone == expected => Ok(()),
+        [Change::Begin { clone, .. }] => Err(format!("It is that of clone {clone}, not {expected}")),
+        _ => Err("It does not begin as a journal does".to_owned()),
+    }
+}
+
+/// Cuts what follows `offset`, unless it was durable once.
+fn cut_tail(file: &Arc<dyn DiskFile>, offset: u64, size_bytes: u64) -> io::Result<Result<(), String>> {
+    let mut tail = Vec::new();
+    let from = From { file: Arc::clone(file), offset };
+    from.take(size_bytes - offset).read_to_end(&mut tail)?;
+    for at in 1..tail.len() {
+        let rest = tail.get(at..).unwrap_or_default();
+        if let Some((durable, _)) = whole_frame(rest, offset + at as u64)
+            && durable > offset
+        {
+            return Ok(Err(format!("It is damaged at byte {offset}, and goes on behind it")));
+        }
+    }
+    file.set_size(offset)?;
+    file.sync_data()?;
+    Ok(Ok(()))
+}

@@ -1,0 +1,197 @@
+//! Which names there are, and what they lead to.
+//!
+//! Remembered is only what differs from the backup: for a directory, the names under which something else stands than
+//! the backup has there, or nothing. All other names are asked of the backup each time. A node is in the table while
+//! it differs, or somebody has looked it up or open.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use barmanfs_store::{DirectoryRef, Entry, RecordId, TreeReader};
+
+use super::node::{Body, FileNode, Kind, Meta, Node, NodeId, State};
+use crate::error::{Result, STALE};
+
+/// What stands under a name instead of what the backup has there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Under {
+    Nothing,
+    Node(NodeId, Kind),
+}
+
+/// A directory's names under which something else stands than in the backup.
+pub(super) type Differences = BTreeMap<Box<[u8]>, Under>;
+
+/// All that is remembered of names.
+#[derive(Debug)]
+pub(super) struct Names {
+    clone: RecordId,
+    pub(super) nodes: HashMap<NodeId, Arc<Node>>,
+    /// Shared with the listings that are being read.
+    pub(super) differences: HashMap<NodeId, Arc<Differences>>,
+    /// Directories that do not stand where the backup has them, and the directory each is in.
+    placed: HashMap<NodeId, NodeId>,
+    /// Nodes made so far.
+    pub(super) made: u64,
+}
+
+impl Names {
+    pub(super) fn new(clone: RecordId) -> Self {
+        Self {
+            clone,
+            nodes: HashMap::new(),
+            differences: HashMap::new(),
+            placed: HashMap::new(),
+            made: 0,
+        }
+    }
+
+    /// Whose they are.
+    pub(super) fn clone_id(&self) -> RecordId {
+        self.clone
+    }
+
+    /// The node of this number.
+    pub(super) fn node(&self, id: NodeId) -> Result<Arc<Node>> {
+        self.nodes.get(&id).cloned().ok_or(STALE)
+    }
+
+    /// What stands under a name. A node that is not remembered yet is not by this.
+    pub(super) fn child(&self, trees: &TreeReader, parent: &Node, name: &[u8]) -> Result<Option<Arc<Node>>> {
+        let Body::Directory(listing) = &parent.body else {
+            return Ok(None);
+        };
+        if let Some(under) = self.difference(parent.id, name) {
+            return match under {
+                Under::Nothing => Ok(None),
+                Under::Node(id, _) => self.node(id).map(Some),
+            };
+        }
+        let Some(origin) = &parent.origin else {
+            return Ok(None);
+        };
+        let entry = trees.lookup(listing, name)?;
+        Ok(entry.map(|entry| self.lower_node(&join(origin, name), entry)))
+    }
+
+    /// What of a name is known without asking the backup.
+    pub(super) fn difference(&self, parent: NodeId, name: &[u8]) -> Option<Under> {
+        self.differences.get(&parent)?.get(name).copied()
+    }
+
+    /// The node of what the backup has at `path`.
+    pub(super) fn lower_node(&self, path: &[u8], entry: Entry) -> Arc<Node> {
+        let id = NodeId::of_path(self.clone, path);
+        if let Some(node) = self.nodes.get(&id) {
+            return Arc::clone(node);
+        }
+        let meta = Meta::from(&entry.attributes);
+        let body = match entry.node {
+            barmanfs_store::Node::File(map) => Body::File(FileNode::new(Some(map), State::Lower)),
+            barmanfs_store::Node::Directory(listing) => Body::Directory(listing),
+            barmanfs_store::Node::Symlink(target) => Body::Symlink(target.into()),
+        };
+        Arc::new(Node::new(id, Some(path), body, meta))
+    }
+
+    /// Remembers a node; the one that is remembered already if there is one.
+    pub(super) fn keep(&mut self, node: &Arc<Node>) -> Arc<Node> {
+        Arc::clone(self.nodes.entry(node.id).or_insert_with(|| Arc::clone(node)))
+    }
+
+    /// Forgets a node that nobody needs. Nothing is done for one that somebody does.
+    pub(super) fn release(&mut self, node: &Node) {
+        let used = node.lookups.load(Ordering::Relaxed) > 0 || node.users.load(Ordering::Relaxed) > 0;
+        if !used && (!node.touched.load(Ordering::Relaxed) || node.meta().links == 0) {
+            self.nodes.remove(&node.id);
+        }
+    }
+
+    /// A number for a node that is about to be made.
+    pub(super) fn next_id(&mut self) -> NodeId {
+        loop {
+            let id = NodeId::of_made(self.clone, self.made);
+            self.made += 1;
+            if !self.nodes.contains_key(&id) {
+                return id;
+            }
+        }
+    }
+
+    /// Puts something else, or nothing, under a name.
+    pub(super) fn set(&mut self, parent: &Node, name: &[u8], node: Option<&Node>) {
+        let differences = Arc::make_mut(self.differences.entry(parent.id).or_default());
+        match node {
+            Some(node) => {
+                differences.insert(name.into(), Under::Node(node.id, node.kind()));
+                if node.is_directory() {
+                    self.placed.insert(node.id, parent.id);
+                }
+            }
+            None if parent.origin.is_some() => {
+                differences.insert(name.into(), Under::Nothing);
+            }
+            None => {
+                differences.remove(name);
+            }
+        }
+    }
+
+    /// No name leads to this node any more.
+    pub(super) fn unlinked(&mut self, node: &Node) {
+        self.differences.remove(&node.id);
+        self.placed.remove(&node.id);
+    }
+
+    /// Whether nothing stands in a directory.
+    pub(super) fn is_empty(&self, trees: &TreeReader, directory: &Node, listing: &DirectoryRef) -> Result<bool> {
+        let none = Differences::new();
+        let differences = self.differences.get(&directory.id).map_or(&none, |of| &**of);
+        if differences.values().any(|under| matches!(under, Under::Node(..))) {
+            return Ok(false);
+        }
+        for entry in trees.entries(listing) {
+            if !differences.contains_key(&*entry?.name) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether `directory` is `of`, or stands somewhere below it.
+    pub(super) fn is_below(&self, directory: &Node, of: NodeId) -> bool {
+        let mut at = Some((directory.id, directory.origin.as_deref().map(<[u8]>::to_vec)));
+        while let Some((id, origin)) = at {
+            if id == of {
+                return true;
+            }
+            at = self.parent(id, origin.as_deref());
+        }
+        false
+    }
+
+    /// The directory a directory is in, and where the backup has that one. A directory nobody moved is where the
+    /// backup has it, however its parents were moved.
+    pub(super) fn parent(&self, id: NodeId, origin: Option<&[u8]>) -> Option<(NodeId, Option<Vec<u8>>)> {
+        if let Some(parent) = self.placed.get(&id) {
+            let origin = self.nodes.get(parent).and_then(|node| node.origin.as_deref());
+            return Some((*parent, origin.map(<[u8]>::to_vec)));
+        }
+        let path = origin.filter(|path| !path.is_empty())?;
+        let parent = match path.iter().rposition(|&byte| byte == b'/') {
+            Some(end) => path.get(..end).unwrap_or_default(),
+            None => b"",
+        };
+        Some((NodeId::of_path(self.clone, parent), Some(parent.to_vec())))
+    }
+}
+
+/// The path of a name in a directory.
+pub(super) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    if directory.is_empty() {
+        name.to_vec()
+    } else {
+        [directory, b"/", name].concat()
+    }
+}
