@@ -103,7 +103,10 @@ impl LiveClone {
     /// What it takes.
     pub fn statistics(&self) -> Statistics {
         let names = self.names();
-        let changed = names.nodes.values().filter(|node| node.touched.load(Ordering::Relaxed));
+        let changed = names
+            .nodes
+            .values()
+            .filter(|node| node.touched.load(Ordering::Relaxed));
         Statistics {
             used_bytes: self.occupied_bytes(),
             max_bytes: self.max_bytes,

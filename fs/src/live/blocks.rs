@@ -37,7 +37,13 @@ pub(super) fn whole_blocks_of(bytes: Range<u64>) -> Range<u64> {
 
 /// Bits `from..to` of a word.
 fn mask(from: u64, to: u64) -> u64 {
-    let below = |bit: u64| if bit >= WORD_BITS { u64::MAX } else { (1 << bit) - 1 };
+    let below = |bit: u64| {
+        if bit >= WORD_BITS {
+            u64::MAX
+        } else {
+            (1 << bit) - 1
+        }
+    };
     below(to) & !below(from)
 }
 
@@ -53,10 +59,6 @@ impl Blocks {
 
     pub(super) fn is_empty(&self) -> bool {
         self.words.iter().all(|word| *word == 0)
-    }
-
-    pub(super) fn count(&self) -> u64 {
-        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
     }
 
     fn word(&self, index: usize) -> u64 {
@@ -84,7 +86,8 @@ impl Blocks {
     /// Takes out all blocks from this one on.
     pub(super) fn truncate(&mut self, block: u64) {
         self.remove(block..u64::MAX);
-        self.words.truncate(word_index(block.saturating_add(WORD_BITS - 1)));
+        self.words
+            .truncate(word_index(block.saturating_add(WORD_BITS - 1)));
     }
 
     fn each_word(&mut self, run: Range<u64>, change: impl Fn(&mut u64, u64)) {
@@ -192,7 +195,6 @@ mod tests {
                 }
             }
             assert!(blocks.runs().flatten().eq(model.iter().copied()));
-            assert_eq!(blocks.count(), model.len() as u64);
             assert_eq!(blocks.is_empty(), model.is_empty());
             assert_eq!(
                 blocks.contains_all(run.clone()),

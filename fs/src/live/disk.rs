@@ -226,7 +226,11 @@ impl DiskFile for SystemFile {
     }
 
     fn seek(&self, offset: u64, data: bool) -> io::Result<Option<u64>> {
-        let to = if data { SeekFrom::Data(offset) } else { SeekFrom::Hole(offset) };
+        let to = if data {
+            SeekFrom::Data(offset)
+        } else {
+            SeekFrom::Hole(offset)
+        };
         match rustix::fs::seek(&self.0, to) {
             Err(Errno::NXIO) => Ok(None),
             found => Ok(Some(found?)),

@@ -62,7 +62,8 @@ pub(super) struct Edit {
 impl Edit {
     /// Puts a node, or nothing, under a name.
     pub(super) fn name(&mut self, parent: &Arc<Node>, name: &[u8], node: Option<&Arc<Node>>) {
-        self.names.push((Arc::clone(parent), name.to_vec(), node.cloned()));
+        self.names
+            .push((Arc::clone(parent), name.to_vec(), node.cloned()));
         // The directory changes with it, once.
         if !self.metas.iter().any(|(other, _)| other.id == parent.id) {
             let now = Time::now();
@@ -193,7 +194,8 @@ impl LiveClone {
         let mut names = self.names_mut();
         if let Ok(node) = names.node(id) {
             let before = node.lookups.load(Ordering::Relaxed);
-            node.lookups.store(before.saturating_sub(count), Ordering::Relaxed);
+            node.lookups
+                .store(before.saturating_sub(count), Ordering::Relaxed);
             names.release(&node);
         }
     }
@@ -289,7 +291,13 @@ impl LiveClone {
     ///
     /// # Errors
     /// As [`create`](Self::create); `ENAMETOOLONG`, `ENOENT` for a target that cannot be one.
-    pub fn symlink(&self, parent: NodeId, name: &[u8], target: &[u8], new: NewNode) -> Result<NodeAttributes> {
+    pub fn symlink(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        target: &[u8],
+        new: NewNode,
+    ) -> Result<NodeAttributes> {
         match target.len() {
             0 => Err(NOT_FOUND),
             1..=MAX_TARGET_BYTES => self.make(parent, name, new, Body::Symlink(target.into())),
@@ -421,7 +429,6 @@ impl LiveClone {
         self.doom_all(gone);
         Ok(())
     }
-
 }
 
 /// The directory of this number, if a name leads to it.
@@ -445,5 +452,9 @@ pub(super) fn check_name(name: &[u8]) -> Result<()> {
         return Err(Error::Refused(Errno::NAMETOOLONG));
     }
     let is_name = !matches!(name, b"" | b"." | b"..") && !name.iter().any(|byte| matches!(byte, b'/' | 0));
-    if is_name { Ok(()) } else { Err(Error::Refused(Errno::INVAL)) }
+    if is_name {
+        Ok(())
+    } else {
+        Err(Error::Refused(Errno::INVAL))
+    }
 }

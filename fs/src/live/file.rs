@@ -33,7 +33,7 @@ impl LiveClone {
                 return Ok(data);
             }
             drop(data);
-            self.opened_mut(node, file)?;
+            drop(self.opened_mut(node, file)?);
         }
     }
 
@@ -63,7 +63,9 @@ impl LiveClone {
                 // A file that was cut: the journal knows, the upper file does not yet.
                 let size_bytes = upper.status().map_err(|error| fail("read", error))?.size_bytes;
                 if size_bytes > partial.size_bytes {
-                    upper.set_size(partial.size_bytes).map_err(|error| fail("cut", error))?;
+                    upper
+                        .set_size(partial.size_bytes)
+                        .map_err(|error| fail("cut", error))?;
                 }
                 upper
             }
@@ -132,7 +134,8 @@ impl LiveClone {
                 (false, _, Some(map)) => {
                     let shown = partial.lower_bytes.saturating_sub(at);
                     let shown = usize::try_from(shown).map_or(part.len(), |shown| shown.min(part.len()));
-                    self.trees.read_at(map, at, part.get_mut(..shown).unwrap_or_default())?
+                    self.trees
+                        .read_at(map, at, part.get_mut(..shown).unwrap_or_default())?
                 }
                 (true, None, _) | (false, _, None) => 0,
             };
@@ -179,11 +182,16 @@ impl LiveClone {
             (State::Lower | State::Plain, _) => file.lower_size_bytes(),
         };
         let offset = if append { size_bytes } else { offset };
-        let end = offset.checked_add(bytes.len() as u64).ok_or(Error::Refused(Errno::FBIG))?;
+        let end = offset
+            .checked_add(bytes.len() as u64)
+            .ok_or(Error::Refused(Errno::FBIG))?;
         if matches!(data.state, State::Plain) {
             let growth = end.saturating_sub(size_bytes.max(offset));
             self.check_room(growth)?;
-            let count = self.upper(node, &mut data)?.write_at(offset, bytes).map_err(fail)?;
+            let count = self
+                .upper(node, &mut data)?
+                .write_at(offset, bytes)
+                .map_err(fail)?;
             let counted = data.counted_bytes + growth.min(count as u64);
             self.count(&mut data.counted_bytes, counted);
             return Ok(count);
@@ -246,7 +254,11 @@ impl LiveClone {
     ) -> Result<(u64, Option<Vec<u8>>)> {
         let end = offset + bytes.len() as u64;
         let (first, last) = (block_of(offset), block_of(end - 1));
-        let from = if partial.blocks.contains(first) { offset } else { first * BLOCK_BYTES };
+        let from = if partial.blocks.contains(first) {
+            offset
+        } else {
+            first * BLOCK_BYTES
+        };
         let to = if partial.blocks.contains(last) {
             end
         } else {

@@ -155,9 +155,11 @@ impl Journal {
         let end_bytes = log.end_bytes + frame.len() as u64;
         if end_bytes > log.allocated_bytes {
             // Where it is refused, writing will tell.
-            let _ = log
-                .file
-                .allocate(FallocateFlags::KEEP_SIZE, log.end_bytes, frame.len() as u64 + AHEAD_BYTES);
+            let _ = log.file.allocate(
+                FallocateFlags::KEEP_SIZE,
+                log.end_bytes,
+                frame.len() as u64 + AHEAD_BYTES,
+            );
             log.allocated_bytes = end_bytes + AHEAD_BYTES;
         }
         let written = log.file.write_at(log.end_bytes, &frame);
@@ -272,7 +274,10 @@ impl Journal {
     }
 
     fn write_all(&self, records: &mut dyn Iterator<Item = Vec<Change>>) -> Result<(Arc<dyn DiskFile>, u64)> {
-        let file = self.disk.create(NEW_JOURNAL).map_err(|error| self.fail("create", error))?;
+        let file = self
+            .disk
+            .create(NEW_JOURNAL)
+            .map_err(|error| self.fail("create", error))?;
         let begin = vec![Change::Begin {
             version: VERSION,
             clone: self.clone.clone(),
@@ -311,7 +316,10 @@ fn frame(changes: &[Change], offset: u64, durable: u64) -> Result<Vec<u8>> {
     // A file of the largest size that is possible does not have so many runs of blocks.
     let length = u32::try_from(frame.len() - HEADER_BYTES).map_err(|_| Error::Refused(Errno::FBIG))?;
     let crc = crc32c::crc32c(frame.get(8..).unwrap_or_default());
-    for (to, from) in frame.iter_mut().zip(length.to_le_bytes().into_iter().chain(crc.to_le_bytes())) {
+    for (to, from) in frame
+        .iter_mut()
+        .zip(length.to_le_bytes().into_iter().chain(crc.to_le_bytes()))
+    {
         *to = from;
     }
     Ok(frame)
@@ -377,14 +385,20 @@ fn replay(
         reason,
     };
     let size_bytes = file.status().map_err(|error| fail("read", error))?.size_bytes;
-    let mut reader = BufReader::with_capacity(BATCH_BYTES, From { file: Arc::clone(file), offset: 0 });
+    let mut reader = BufReader::with_capacity(
+        BATCH_BYTES,
+        From {
+            file: Arc::clone(file),
+            offset: 0,
+        },
+    );
     let (mut offset, mut bytes) = (0, Vec::new());
     while next_frame(&mut reader, &mut bytes, size_bytes - offset).map_err(|error| fail("read", error))? {
         let Some((_, payload)) = whole_frame(&bytes, offset) else {
             break;
         };
-        let changes =
-            decode(payload).map_err(|reason| damaged(format!("The record at byte {offset} is wrong: {reason}")))?;
+        let changes = decode(payload)
+            .map_err(|reason| damaged(format!("The record at byte {offset} is wrong: {reason}")))?;
         if offset == 0 {
             check_begin(&changes, clone).map_err(&damaged)?;
         }
@@ -395,7 +409,9 @@ fn replay(
         return Err(damaged("It has no beginning".to_owned()));
     }
     if offset < size_bytes {
-        cut_tail(file, offset, size_bytes).map_err(|error| fail("cut", error))?.map_err(damaged)?;
+        cut_tail(file, offset, size_bytes)
+            .map_err(|error| fail("cut", error))?
+            .map_err(damaged)?;
         tracing::info!(
             "The last {} bytes of {} were not completely written: they are cut off",
             size_bytes - offset,
@@ -431,14 +447,19 @@ fn check_begin(changes: &[Change], expected: &str) -> Result<(), String> {
 /// Cuts what follows `offset`, unless it was durable once.
 fn cut_tail(file: &Arc<dyn DiskFile>, offset: u64, size_bytes: u64) -> io::Result<Result<(), String>> {
     let mut tail = Vec::new();
-    let from = From { file: Arc::clone(file), offset };
+    let from = From {
+        file: Arc::clone(file),
+        offset,
+    };
     from.take(size_bytes - offset).read_to_end(&mut tail)?;
     for at in 1..tail.len() {
         let rest = tail.get(at..).unwrap_or_default();
         if let Some((durable, _)) = whole_frame(rest, offset + at as u64)
             && durable > offset
         {
-            return Ok(Err(format!("It is damaged at byte {offset}, and goes on behind it")));
+            return Ok(Err(format!(
+                "It is damaged at byte {offset}, and goes on behind it"
+            )));
         }
     }
     file.set_size(offset)?;

@@ -1,10 +1,12 @@
 //! What is in a directory, in the order of names: what the backup has there, and what differs.
 
+use std::cmp::Ordering;
 use std::iter::Peekable;
+use std::ops::Bound;
 use std::sync::Arc;
-use std::vec;
 
-use barmanfs_store::{RecordId, TreeReader};
+use barmanfs_store::tree::Entries;
+use barmanfs_store::{Entry, RecordId};
 
 use super::LiveClone;
 use super::edit::listing_of;
@@ -28,8 +30,10 @@ pub struct Name {
 pub struct Listing {
     clone: RecordId,
     origin: Vec<u8>,
-    lower: Option<Peekable<barmanfs_store::tree::Entries>>,
-    differences: Peekable<vec::IntoIter<(Box<[u8]>, Under)>>,
+    lower: Option<Peekable<Entries>>,
+    differences: Arc<Differences>,
+    /// The last of the differences that was looked at.
+    last: Option<Box<[u8]>>,
 }
 
 impl LiveClone {
@@ -43,7 +47,14 @@ impl LiveClone {
         let names = self.names();
         let differences = names.differences.get(&id).map(Arc::clone).unwrap_or_default();
         drop(names);
-        Ok(Listing::new(self.id, &self.trees, node.origin.as_deref(), directory, &differences))
+        let origin = node.origin.as_deref();
+        Ok(Listing {
+            clone: self.id,
+            origin: origin.unwrap_or_default().to_vec(),
+            lower: origin.map(|_| self.trees.entries(directory).peekable()),
+            differences,
+            last: None,
+        })
     }
 
     /// The directory a directory is in; its own for the root.
@@ -59,23 +70,7 @@ impl LiveClone {
 }
 
 impl Listing {
-    fn new(
-        clone: RecordId,
-        trees: &TreeReader,
-        origin: Option<&[u8]>,
-        directory: &barmanfs_store::DirectoryRef,
-        differences: &Differences,
-    ) -> Self {
-        let differences: Vec<_> = differences.iter().map(|(name, under)| (name.clone(), *under)).collect();
-        Self {
-            clone,
-            origin: origin.unwrap_or_default().to_vec(),
-            lower: origin.map(|_| trees.entries(directory).peekable()),
-            differences: differences.into_iter().peekable(),
-        }
-    }
-
-    fn lower(&mut self, entry: barmanfs_store::Result<barmanfs_store::Entry>) -> Result<Name> {
+    fn lower(&self, entry: barmanfs_store::Result<Entry>) -> Result<Name> {
         let entry = entry?;
         Ok(Name {
             node: NodeId::of_path(self.clone, &join(&self.origin, &entry.name)),
@@ -94,24 +89,31 @@ impl Iterator for Listing {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
+            let from = self.last.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+            let mut differences = self.differences.range::<[u8], _>((from, Bound::Unbounded));
+            let difference = differences.next().map(|(name, under)| (name.clone(), *under));
             let ahead = self.lower.as_mut().and_then(Peekable::peek);
-            let difference = self.differences.peek();
-            let (take_lower, take_difference) = match (ahead, difference) {
+            let order = match (ahead, &difference) {
                 (None, None) => return None,
-                (Some(Ok(entry)), Some((name, _))) => {
-                    (*entry.name <= **name, **name <= *entry.name)
-                }
-                (Some(_), _) => (true, false),
-                (None, Some(_)) => (false, true),
+                (Some(Ok(entry)), Some((name, _))) => entry.name.as_slice().cmp(name),
+                (Some(_), _) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
             };
-            let entry = if take_lower { self.lower.as_mut().and_then(Iterator::next) } else { None };
-            if take_difference {
-                if let Some((name, Under::Node(node, kind))) = self.differences.next() {
-                    let name = name.into_vec();
-                    return Some(Ok(Name { name, node, kind }));
+            // Where there is a difference, what the backup has is not looked at.
+            let entry = if order.is_le() {
+                self.lower.as_mut().and_then(Iterator::next)
+            } else {
+                None
+            };
+            match (difference.filter(|_| order.is_ge()), entry) {
+                (Some((name, under)), _) => {
+                    self.last = Some(name.clone());
+                    if let Under::Node(node, kind) = under {
+                        let name = name.into_vec();
+                        return Some(Ok(Name { name, node, kind }));
+                    }
                 }
-            } else if let Some(entry) = entry {
-                return Some(self.lower(entry));
+                (None, entry) => return entry.map(|entry| self.lower(entry)),
             }
         }
     }

@@ -145,7 +145,12 @@ impl Names {
     }
 
     /// Whether nothing stands in a directory.
-    pub(super) fn is_empty(&self, trees: &TreeReader, directory: &Node, listing: &DirectoryRef) -> Result<bool> {
+    pub(super) fn is_empty(
+        &self,
+        trees: &TreeReader,
+        directory: &Node,
+        listing: &DirectoryRef,
+    ) -> Result<bool> {
         let none = Differences::new();
         let differences = self.differences.get(&directory.id).map_or(&none, |of| &**of);
         if differences.values().any(|under| matches!(under, Under::Node(..))) {

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -247,14 +246,6 @@ impl Node {
 
     pub(super) fn touch(&self) {
         self.touched.store(true, Ordering::Relaxed);
-    }
-
-    /// What it is called in messages: what it was made from, or its upper file.
-    pub(super) fn described(&self) -> PathBuf {
-        match &self.origin {
-            Some(path) => path.escape_ascii().to_string().into(),
-            None => super::disk::file_name(self.id).into(),
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
 
 use barmanfs_catalog::CloneDescription;
@@ -13,7 +13,7 @@ use super::disk::{Disk, FILES, JOURNAL, SystemDisk, file_name};
 use super::edit::Edit;
 use super::journal::Journal;
 use super::names::{Names, join};
-use super::node::{Body, FileNode, Kind, Meta, Node, NodeId, Partial, State};
+use super::node::{Body, FileNode, Kind, Meta, Node, NodeId, State};
 use super::record::{Change, Made};
 use super::{LiveClone, NewNode, NewTime, Time, failed};
 use crate::error::{Error, NOT_FOUND, Result};
@@ -26,6 +26,15 @@ pub struct Initial<'a> {
     pub looked_at: &'a [&'a [u8]],
     /// Whether the clone is not to have what the backup has at a path.
     pub hide: &'a dyn Fn(&[u8], &Entry) -> bool,
+}
+
+impl std::fmt::Debug for Initial<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Initial")
+            .field("made", &self.made)
+            .field("looked_at", &self.looked_at)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Something a new clone has.
@@ -220,7 +229,11 @@ struct Replay<'a> {
 
 impl<'a> Replay<'a> {
     /// As a clone is in which nothing has been changed yet.
-    fn new(disk: &'a Arc<dyn Disk>, description: &'a CloneDescription, trees: &'a TreeReader) -> Result<Self> {
+    fn new(
+        disk: &'a Arc<dyn Disk>,
+        description: &'a CloneDescription,
+        trees: &'a TreeReader,
+    ) -> Result<Self> {
         let mut names = Names::new(description.id);
         let root = Entry {
             name: Vec::new(),
@@ -246,7 +259,10 @@ impl<'a> Replay<'a> {
     fn graft(&mut self, graft: &barmanfs_catalog::Graft) -> Result<()> {
         let path = graft.path.as_bytes();
         let (parent, name) = match path.iter().rposition(|&byte| byte == b'/') {
-            Some(end) => (path.get(..end).unwrap_or_default(), path.get(end + 1..).unwrap_or_default()),
+            Some(end) => (
+                path.get(..end).unwrap_or_default(),
+                path.get(end + 1..).unwrap_or_default(),
+            ),
             None => (&b""[..], path),
         };
         let parent = self.lower(parent)?;
@@ -272,7 +288,10 @@ impl<'a> Replay<'a> {
         }
         let entry = self.trees.find(self.root, path)?;
         let entry = entry.ok_or_else(|| {
-            self.damaged(format!("It speaks of \"{}\", which the backup does not have", path.escape_ascii()))
+            self.damaged(format!(
+                "It speaks of \"{}\", which the backup does not have",
+                path.escape_ascii()
+            ))
         })?;
         Ok(self.names.lower_node(path, entry))
     }
@@ -285,7 +304,12 @@ impl<'a> Replay<'a> {
     }
 
     fn known(&self, id: NodeId) -> Result<Arc<Node>> {
-        let unknown = |_| self.damaged(format!("It speaks of node {:016x} before it says what that is", id.0));
+        let unknown = |_| {
+            self.damaged(format!(
+                "It speaks of node {:016x} before it says what that is",
+                id.0
+            ))
+        };
         self.names.node(id).map_err(unknown)
     }
 
@@ -336,9 +360,10 @@ impl<'a> Replay<'a> {
     fn file<'n>(&self, node: &'n Node) -> Result<&'n FileNode> {
         match &node.body {
             Body::File(file) => Ok(file),
-            Body::Directory(_) | Body::Symlink(_) => {
-                Err(self.damaged(format!("It gives bytes to node {:016x}, which is no file", node.id.0)))
-            }
+            Body::Directory(_) | Body::Symlink(_) => Err(self.damaged(format!(
+                "It gives bytes to node {:016x}, which is no file",
+                node.id.0
+            ))),
         }
     }
 
@@ -364,7 +389,10 @@ impl<'a> Replay<'a> {
             }
         };
         if node.id != id {
-            return Err(self.damaged(format!("It gives a node the number {:016x}, which is not its", id.0)));
+            return Err(self.damaged(format!(
+                "It gives a node the number {:016x}, which is not its",
+                id.0
+            )));
         }
         recorded(&node);
         self.names.keep(&node);

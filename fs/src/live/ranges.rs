@@ -79,7 +79,9 @@ impl LiveClone {
             self.check_room(length)?;
         }
         if let State::Plain = data.state {
-            upper.allocate(flags(what, keep_size), offset, length).map_err(fail)?;
+            upper
+                .allocate(flags(what, keep_size), offset, length)
+                .map_err(fail)?;
         } else {
             data.become_partial(file);
             node.touch();
@@ -168,7 +170,10 @@ impl LiveClone {
                 let found = found.map_err(|error| failed("read", self.upper_path(&node), error))?;
                 return found.ok_or(NONE);
             }
-            (State::Partial(partial), _) => (partial.size_bytes, self.seek_partial(file, partial, offset, data)?),
+            (State::Partial(partial), _) => (
+                partial.size_bytes,
+                self.seek_partial(file, partial, offset, data)?,
+            ),
             (State::Lower | State::Plain, _) => {
                 let size_bytes = file.lower_size_bytes();
                 (size_bytes, self.seek_lower(file, size_bytes, offset, data)?)
@@ -194,7 +199,13 @@ impl LiveClone {
         Ok(found.filter(|found| *found < end))
     }
 
-    fn seek_partial(&self, file: &FileNode, partial: &Partial, offset: u64, data: bool) -> Result<Option<u64>> {
+    fn seek_partial(
+        &self,
+        file: &FileNode,
+        partial: &Partial,
+        offset: u64,
+        data: bool,
+    ) -> Result<Option<u64>> {
         let end = blocks_of(0..partial.size_bytes).end;
         let mut at = offset;
         while at < partial.size_bytes {
@@ -205,7 +216,11 @@ impl LiveClone {
             }
             if !is_upper {
                 let shown = next.min(partial.lower_bytes);
-                let found = if at < shown { self.seek_lower(file, shown, at, data)? } else { None };
+                let found = if at < shown {
+                    self.seek_lower(file, shown, at, data)?
+                } else {
+                    None
+                };
                 // Past what is shown of the lower file there is nothing.
                 let hole = (!data && shown < next).then_some(at.max(shown));
                 if let Some(found) = found.or(hole) {
@@ -218,8 +233,12 @@ impl LiveClone {
     }
 }
 
-fn flags(what: Allocation, keep_size: bool) -> FallocateFlags {
-    let keep = if keep_size { FallocateFlags::KEEP_SIZE } else { FallocateFlags::empty() };
+pub(super) fn flags(what: Allocation, keep_size: bool) -> FallocateFlags {
+    let keep = if keep_size {
+        FallocateFlags::KEEP_SIZE
+    } else {
+        FallocateFlags::empty()
+    };
     keep | match what {
         Allocation::Reserve => FallocateFlags::empty(),
         Allocation::Zero => FallocateFlags::ZERO_RANGE,

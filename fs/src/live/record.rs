@@ -67,7 +67,9 @@ pub(super) fn encode(change: &Change, out: &mut Vec<u8>) {
         Change::Begin { version, clone } => to.u8(BEGIN).u32(*version).bytes(clone.as_bytes()),
         Change::Made { count } => to.u8(MADE).u64(*count),
         Change::Node { id, origin, made } => {
-            to.u8(NODE).u64(id.0).optional(origin.as_deref(), |to, origin| to.bytes(origin));
+            to.u8(NODE)
+                .u64(id.0)
+                .optional(origin.as_deref(), |to, origin| to.bytes(origin));
             match made {
                 Made::File => to.u8(FILE),
                 Made::Directory => to.u8(DIRECTORY),
@@ -272,7 +274,10 @@ mod tests {
     use super::*;
 
     fn all() -> Vec<Change> {
-        let time = Time { s: -5, ns: 999_999_999 };
+        let time = Time {
+            s: -5,
+            ns: 999_999_999,
+        };
         let meta = Meta {
             mode: 0o1640,
             uid: 1,

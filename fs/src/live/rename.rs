@@ -43,7 +43,11 @@ impl LiveClone {
             let mut names = self.names_mut();
             let renamed = self.renamed(&names, from, to)?;
             self.check_rename(&names, &renamed, mode)?;
-            if renamed.other.as_ref().is_some_and(|other| other.id == renamed.node.id) {
+            if renamed
+                .other
+                .as_ref()
+                .is_some_and(|other| other.id == renamed.node.id)
+            {
                 return Ok(());
             }
             self.commit(&mut names, renamed.edit(mode))?
@@ -67,7 +71,12 @@ impl LiveClone {
 
     /// In the order in which Linux refuses.
     fn check_rename(&self, names: &Names, renamed: &Renamed, mode: RenameMode) -> Result<()> {
-        let Renamed { from, to, node, other } = renamed;
+        let Renamed {
+            from,
+            to,
+            node,
+            other,
+        } = renamed;
         match (mode, other) {
             (RenameMode::NoReplace, Some(_)) => return Err(Error::Refused(Errno::EXIST)),
             (RenameMode::Exchange, None) => return Err(NOT_FOUND),
@@ -100,7 +109,12 @@ impl LiveClone {
 
 impl Renamed {
     fn edit(&self, mode: RenameMode) -> Edit {
-        let Self { from, to, node, other } = self;
+        let Self {
+            from,
+            to,
+            node,
+            other,
+        } = self;
         let mut edit = Edit::default();
         edit.name(&to.0, &to.1, Some(node));
         edit.links(node, 0, 0);

@@ -241,11 +241,17 @@ impl LiveClone {
     /// Removes upper files that are not needed even if power is lost now.
     fn reap(&self) {
         let durable = self.journal.durable();
-        let ripe: Vec<_> = self.doomed().extract_if(.., |(position, _)| *position <= durable).collect();
+        let ripe: Vec<_> = self
+            .doomed()
+            .extract_if(.., |(position, _)| *position <= durable)
+            .collect();
         for (_, id) in ripe {
             if let Err(error) = self.disk.remove(&file_name(id)) {
                 let path = self.disk.path().join(file_name(id));
-                tracing::warn!("Cannot remove {}, which is not needed any more: {error}", path.display());
+                tracing::warn!(
+                    "Cannot remove {}, which is not needed any more: {error}",
+                    path.display()
+                );
             }
         }
     }
@@ -253,11 +259,15 @@ impl LiveClone {
     /// Writes the journal anew, with no more in it than what is.
     pub(super) fn rewrite_journal(&self) -> Result<()> {
         {
-            let _alone = self.gate.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let _alone = self
+                .gate
+                .write()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             let names = self.names();
             let nodes = names.nodes.values().filter_map(|node| node_record(node));
             let made = std::iter::once(vec![Change::Made { count: names.made }]);
-            self.journal.rewrite(&mut made.chain(nodes).chain(name_records(&names)))?;
+            self.journal
+                .rewrite(&mut made.chain(nodes).chain(name_records(&names)))?;
         }
         self.reap();
         Ok(())
@@ -353,8 +363,11 @@ impl Flusher {
                 failing = flushed.is_err();
             }
         };
-        let thread = std::thread::Builder::new().name("barmanfs-flush".to_owned()).spawn(work);
-        let thread = thread.map_err(|error| crate::error::Error::io("start a thread for", "a clone", error))?;
+        let thread = std::thread::Builder::new()
+            .name("barmanfs-flush".to_owned())
+            .spawn(work);
+        let thread =
+            thread.map_err(|error| crate::error::Error::io("start a thread for", "a clone", error))?;
         Ok(Self {
             thread: Some(thread),
             stop: Some(stop),

@@ -1,1 +1,112 @@
-//! Tests of clones as a whole.
+//! Clones as a whole: what they stand on, and what they are compared with.
+
+mod crash;
+mod differential;
+mod whole;
+
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+use std::path::PathBuf;
+
+use barmanfs_catalog::{BackupRoot, CloneDescription, CloneOrigin};
+use barmanfs_store::{RecordId, TreeReader};
+use rustix::io::Errno;
+
+use self::support::{Fixture, Thing};
+use super::{Initial, LiveClone, NewNode, NodeAttributes, NodeId};
+use crate::error::{Error, Result};
+
+/// A backup, and a place for a clone of it.
+struct Stage {
+    fixture: Fixture,
+    description: CloneDescription,
+    directory: PathBuf,
+}
+
+const NOTHING: Initial<'static> = Initial {
+    made: Vec::new(),
+    looked_at: &[],
+    hide: &|_, _| false,
+};
+
+const NEW: NewNode = NewNode {
+    mode: 0o640,
+    uid: 7,
+    gid: 8,
+};
+
+impl Stage {
+    fn new(things: &[(&str, Thing)]) -> Self {
+        let fixture = Fixture::new();
+        let backup = fixture.backup(things);
+        let directory = fixture.directory.path().join("clone");
+        std::fs::create_dir(&directory).unwrap();
+        let BackupRoot {
+            directory: root,
+            attributes,
+        } = backup.root.clone().unwrap();
+        Self {
+            description: CloneDescription {
+                id: RecordId::random().unwrap(),
+                server: fixture.server.clone(),
+                name: "test".parse().unwrap(),
+                origin: CloneOrigin {
+                    backup: backup.id,
+                    target: None,
+                    copied_from: None,
+                },
+                created_at: backup.begin_time,
+                root: BackupRoot {
+                    directory: root,
+                    attributes,
+                },
+                grafts: Vec::new(),
+                max_bytes: None,
+            },
+            fixture,
+            directory,
+        }
+    }
+
+    fn trees(&self) -> TreeReader {
+        self.fixture.repository.trees()
+    }
+
+    fn create(&self) -> LiveClone {
+        LiveClone::create_in(&self.directory, &self.description, self.trees(), &NOTHING).unwrap()
+    }
+
+    fn open(&self) -> LiveClone {
+        LiveClone::open(&self.directory, &self.description, self.trees()).unwrap()
+    }
+}
+
+/// What a path leads to.
+fn at(clone: &LiveClone, path: &str) -> Result<NodeAttributes> {
+    let mut found = clone.attributes(clone.root())?;
+    for name in path.split('/').filter(|name| !name.is_empty()) {
+        found = clone.lookup(found.node, name.as_bytes())?;
+    }
+    Ok(found)
+}
+
+fn id(clone: &LiveClone, path: &str) -> NodeId {
+    at(clone, path).unwrap().node
+}
+
+fn read_all(clone: &LiveClone, node: NodeId) -> Result<Vec<u8>> {
+    let size_bytes = clone.attributes(node)?.size_bytes;
+    // One more than there is, to see where it ends.
+    let mut bytes = vec![0xEE; usize::try_from(size_bytes).unwrap() + 1];
+    let count = clone.read(node, 0, &mut bytes)?;
+    bytes.truncate(count);
+    Ok(bytes)
+}
+
+fn errno<T>(result: Result<T>) -> std::result::Result<T, Errno> {
+    result.map_err(|error| {
+        assert!(matches!(error, Error::Refused(_)), "{error}");
+        error.errno()
+    })
+}
