@@ -50,11 +50,18 @@ impl NewNode {
     }
 }
 
+/// A name, and what stands under it after an edit.
+#[derive(Debug)]
+struct Named {
+    parent: Arc<Node>,
+    name: Vec<u8>,
+    node: Option<Arc<Node>>,
+}
+
 /// What an operation does, once it is known that it can be done.
 #[derive(Debug, Default)]
 pub(super) struct Edit {
-    /// Names, and what stands under them after.
-    names: Vec<(Arc<Node>, Vec<u8>, Option<Arc<Node>>)>,
+    names: Vec<Named>,
     /// Nodes whose count of names or times change.
     metas: Vec<(Arc<Node>, Meta)>,
 }
@@ -62,8 +69,11 @@ pub(super) struct Edit {
 impl Edit {
     /// Puts a node, or nothing, under a name.
     pub(super) fn name(&mut self, parent: &Arc<Node>, name: &[u8], node: Option<&Arc<Node>>) {
-        self.names
-            .push((Arc::clone(parent), name.to_vec(), node.cloned()));
+        self.names.push(Named {
+            parent: Arc::clone(parent),
+            name: name.to_vec(),
+            node: node.cloned(),
+        });
         // The directory changes with it, once.
         if !self.metas.iter().any(|(other, _)| other.id == parent.id) {
             let now = Time::now();
@@ -117,11 +127,15 @@ impl Edit {
                 });
             }
         }
-        changes.extend(self.names.iter().map(|(parent, name, node)| Change::Name {
-            parent: parent.id,
-            name: name.clone(),
-            node: node.as_ref().map(|node| node.id),
-        }));
+        changes.extend(
+            self.names
+                .iter()
+                .map(|Named { parent, name, node }| Change::Name {
+                    parent: parent.id,
+                    name: name.clone(),
+                    node: node.as_ref().map(|node| node.id),
+                }),
+        );
         changes
     }
 }
@@ -142,7 +156,7 @@ impl LiveClone {
                 recorded(node);
             }
         }
-        for (parent, name, node) in &edit.names {
+        for Named { parent, name, node } in &edit.names {
             names.keep(parent);
             if let Some(node) = node {
                 names.keep(node);

@@ -687,9 +687,13 @@ fn ids(clone: &LiveClone) -> BTreeMap<Vec<u8>, NodeId> {
     ids
 }
 
-/// How many runs, and steps in each: `BARMANFS_LIVE_RUNS` asks for more.
+/// `BARMANFS_LIVE_RUNS` asks for more of them.
 #[test]
 fn a_clone_does_what_a_directory_does() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("Only root can give files to others: not compared");
+        return;
+    }
     let runs = std::env::var("BARMANFS_LIVE_RUNS").map_or(6, |runs| runs.parse().unwrap());
     for seed in 1..=runs {
         let mut pair = Pair::new(seed);

@@ -1,1 +1,317 @@
+//! What a clone promises besides doing what a directory does.
 
+use std::sync::Arc;
+use std::thread;
+
+use barmanfs_catalog::Graft;
+use barmanfs_store::Node;
+
+use super::support::{Thing, WINDOW, attributes, content, data_directory, noise};
+use super::*;
+use crate::live::{Allocation, AttributeChanges, Flusher, Kind, MadeFile, MadeThing, NewTime, RenameMode};
+
+const TABLE: &str = "base/5/1259";
+
+fn stage() -> (Stage, Vec<(&'static str, Thing)>) {
+    let things = data_directory(1);
+    (Stage::new(&things), things)
+}
+
+fn upper_files(stage: &Stage) -> usize {
+    std::fs::read_dir(stage.directory.join("files")).unwrap().count()
+}
+
+#[test]
+fn nothing_is_copied_but_what_is_written() {
+    let (stage, things) = stage();
+    let clone = stage.create();
+    let table = id(&clone, TABLE);
+    clone.open_node(table).unwrap();
+    clone.sync(table, false).unwrap();
+    let changes = AttributeChanges {
+        mode: Some(0o644),
+        uid: Some(1),
+        mtime: Some(NewTime::Now),
+        ..Default::default()
+    };
+    clone.set_attributes(table, changes).unwrap();
+    clone
+        .rename(
+            (id(&clone, "base"), b"5"),
+            (clone.root(), b"moved"),
+            RenameMode::Replace,
+        )
+        .unwrap();
+    assert_eq!(upper_files(&stage), 0);
+    assert_eq!(read_all(&clone, table).unwrap(), content(&things, TABLE));
+
+    clone.write(table, 8192, &[7; 8192], false).unwrap();
+    clone.write(table, 5 * WINDOW as u64, b"x", false).unwrap();
+    clone.sync(table, true).unwrap();
+    assert_eq!(upper_files(&stage), 1);
+    let used_bytes = clone.statistics().used_bytes;
+    assert!((16384..65536).contains(&used_bytes), "{used_bytes}");
+    let mut expected = content(&things, TABLE).to_vec();
+    expected[8192..16384].fill(7);
+    expected[5 * WINDOW] = b'x';
+    drop(clone);
+    let clone = stage.open();
+    let found = at(&clone, "moved/1259").unwrap();
+    assert_eq!(
+        (found.node, found.mode, found.uid, found.gid),
+        (table, 0o644, 1, 4712)
+    );
+    assert_eq!(read_all(&clone, table).unwrap(), expected);
+    assert_eq!(upper_files(&stage), 1);
+}
+
+#[test]
+fn a_file_that_was_written_as_a_whole_is_the_kernels() {
+    let (stage, _) = stage();
+    let clone = stage.create();
+    let small = id(&clone, "PG_VERSION");
+    clone.open_node(small).unwrap();
+    assert!(clone.plain_file(small).unwrap().is_none());
+    clone.write(small, 0, b"16", false).unwrap();
+    assert!(clone.plain_file(small).unwrap().is_none());
+    clone.sync(small, true).unwrap();
+    let file = clone.plain_file(small).unwrap().unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"7!", 1).unwrap();
+    let found = clone.attributes(small).unwrap();
+    assert_eq!((found.size_bytes, found.links), (3, 1));
+    assert_eq!(read_all(&clone, small).unwrap(), b"17!");
+    clone.close_node(small);
+    clone.flush_all().unwrap();
+    drop(clone);
+    let clone = stage.open();
+    assert_eq!(read_all(&clone, id(&clone, "PG_VERSION")).unwrap(), b"17!");
+}
+
+#[test]
+fn a_file_without_a_name_lives_until_it_is_closed() {
+    let (stage, things) = stage();
+    let clone = stage.create();
+    let (root, table) = (clone.root(), id(&clone, TABLE));
+    let new = clone.create(root, b"new", NEW).unwrap().node;
+    for node in [table, new] {
+        clone.open_node(node).unwrap();
+        clone.write(node, 3, b"abc", false).unwrap();
+    }
+    clone.unlink(root, b"new").unwrap();
+    clone.unlink(id(&clone, "base/5"), b"1259").unwrap();
+    clone.flush_all().unwrap();
+    assert_eq!(upper_files(&stage), 2);
+    assert_eq!(clone.attributes(table).unwrap().links, 0);
+    assert_eq!(
+        &read_all(&clone, table).unwrap()[6..],
+        &content(&things, TABLE)[6..]
+    );
+    clone.write(table, 0, b"abc", false).unwrap();
+    clone.sync(table, false).unwrap();
+    assert_eq!(&read_all(&clone, table).unwrap()[..6], b"abcabc");
+    assert_eq!(read_all(&clone, new).unwrap(), b"\0\0\0abc");
+    for node in [table, new] {
+        clone.close_node(node);
+        assert!(errno(clone.open_node(node)).is_err());
+    }
+    clone.flush_all().unwrap();
+    assert_eq!(upper_files(&stage), 0);
+    assert_eq!(
+        clone.statistics().used_bytes,
+        std::fs::metadata(stage.directory.join("journal")).unwrap().len()
+    );
+}
+
+#[test]
+fn what_is_left_of_files_is_removed_when_the_clone_is_opened() {
+    let (stage, _) = stage();
+    let clone = stage.create();
+    let new = clone.create(clone.root(), b"new", NEW).unwrap().node;
+    clone.flush_all().unwrap();
+    clone.open_node(new).unwrap();
+    clone.unlink(clone.root(), b"new").unwrap();
+    // Killed while somebody had it open; and before a file that was written to was synced.
+    clone.write(id(&clone, TABLE), 0, b"abc", false).unwrap();
+    drop(clone);
+    assert_eq!(upper_files(&stage), 2);
+    let clone = stage.open();
+    assert_eq!(upper_files(&stage), 0);
+    assert_eq!(errno(at(&clone, "new")), Err(Errno::NOENT));
+}
+
+#[test]
+fn a_clone_gets_no_larger_than_it_may() {
+    let (mut stage, things) = stage();
+    stage.description.max_bytes = Some(200_000);
+    let clone = stage.create();
+    let (table, new) = (
+        id(&clone, TABLE),
+        clone.create(clone.root(), b"new", NEW).unwrap().node,
+    );
+    let mut written = 0;
+    let refused = loop {
+        let to = if written % 2 == 0 { table } else { new };
+        match errno(clone.write(to, written * 8192, &[1; 8192], false)) {
+            Ok(_) => written += 1,
+            Err(errno) => break errno,
+        }
+    };
+    assert_eq!(refused, Errno::NOSPC);
+    assert!((15..25).contains(&written), "{written}");
+    // What could not be written is as it was.
+    let node = if written % 2 == 0 { table } else { new };
+    let mut block = [9; 8192];
+    let at = written as usize * 8192;
+    let count = clone.read(node, written * 8192, &mut block).unwrap();
+    let expected = if node == table {
+        &content(&things, TABLE)[at..at + 8192]
+    } else {
+        &[][..]
+    };
+    assert_eq!(&block[..count], expected);
+    assert_eq!(
+        errno(clone.allocate(new, Allocation::Reserve, true, 0, 300_000)),
+        Err(Errno::NOSPC)
+    );
+    assert!(clone.plain_file(new).unwrap().is_none());
+    // Written over, nothing grows; and what is removed gives room.
+    clone.write(table, 0, &[2; 8192], false).unwrap();
+    clone.unlink(clone.root(), b"new").unwrap();
+    clone.write(table, 24 * 8192, &[3; 8192], false).unwrap();
+    clone.flush_all().unwrap();
+    assert!(clone.statistics().used_bytes <= 200_000);
+}
+
+#[test]
+fn a_new_clone_has_what_it_is_given_and_not_what_is_hidden() {
+    let (mut stage, _) = stage();
+    let trees = stage.trees();
+    let Some(Node::File(map)) = trees
+        .find(&stage.description.root.directory, b"PG_VERSION")
+        .unwrap()
+        .map(|entry| entry.node)
+    else {
+        panic!("no file");
+    };
+    let path = "pg_wal/000000010000000000000002".to_owned();
+    stage.description.grafts.push(Graft {
+        path: path.clone(),
+        attributes: attributes(0o600),
+        map,
+    });
+    let made = |path: &str, thing| MadeFile {
+        path: path.into(),
+        attributes: attributes(0o640),
+        thing,
+    };
+    let initial = Initial {
+        made: vec![
+            made("postgresql.auto.conf", MadeThing::File(b"new\n".to_vec())),
+            made("pg_wal/made", MadeThing::Directory),
+            made("pg_tblspc/7", MadeThing::Symlink(b"/there".to_vec())),
+        ],
+        looked_at: &[b"", b"no/such"],
+        hide: &|path, entry| {
+            assert!(path.ends_with(&entry.name));
+            path == b"backup_label"
+        },
+    };
+    drop(LiveClone::create_in(&stage.directory, &stage.description, trees, &initial).unwrap());
+    let check = |clone: &LiveClone| {
+        assert_eq!(errno(at(clone, "backup_label")), Err(Errno::NOENT));
+        let conf = at(clone, "postgresql.auto.conf").unwrap();
+        assert_eq!((conf.mode, conf.uid, conf.mtime.s), (0o640, 4711, 1_700_000_000));
+        assert_eq!(read_all(clone, conf.node).unwrap(), b"new\n");
+        assert_eq!(at(clone, "pg_wal/made").unwrap().kind, Kind::Directory);
+        assert_eq!(clone.readlink(id(clone, "pg_tblspc/7")).unwrap(), b"/there");
+        assert_eq!(read_all(clone, id(clone, &path)).unwrap(), b"15\n");
+        let names = clone.entries(id(clone, "pg_wal")).unwrap();
+        let names: Vec<_> = names
+            .map(|name| String::from_utf8(name.unwrap().name).unwrap())
+            .collect();
+        assert_eq!(names, ["000000010000000000000002", "archive_status", "made"]);
+    };
+    let clone = stage.open();
+    check(&clone);
+    clone.rewrite_journal().unwrap();
+    drop(clone);
+    let clone = stage.open();
+    check(&clone);
+    clone.write(id(&clone, &path), 1, b"6", false).unwrap();
+    clone.flush_all().unwrap();
+    clone
+        .rename(
+            (id(&clone, "pg_wal"), b"000000010000000000000002"),
+            (clone.root(), b"recycled"),
+            RenameMode::Replace,
+        )
+        .unwrap();
+    clone.rewrite_journal().unwrap();
+    drop(clone);
+    let clone = stage.open();
+    assert_eq!(errno(at(&clone, &path)), Err(Errno::NOENT));
+    assert_eq!(read_all(&clone, id(&clone, "recycled")).unwrap(), b"16\n");
+    clone.unlink(clone.root(), b"recycled").unwrap();
+    clone.flush_all().unwrap();
+    drop(clone);
+    let clone = stage.open();
+    assert_eq!(errno(at(&clone, &path)), Err(Errno::NOENT));
+    assert_eq!(upper_files(&stage), 1);
+}
+
+#[test]
+fn another_clones_journal_is_refused() {
+    let (mut stage, _) = stage();
+    drop(stage.create());
+    stage.description.id = RecordId::random().unwrap();
+    let error = LiveClone::open(&stage.directory, &stage.description, stage.trees()).unwrap_err();
+    assert!(error.to_string().contains("It is that of clone"), "{error}");
+    std::fs::remove_file(stage.directory.join("journal")).unwrap();
+    assert!(LiveClone::open(&stage.directory, &stage.description, stage.trees()).is_err());
+}
+
+#[test]
+fn many_at_work_at_once_do_not_disturb_each_other() {
+    let (stage, things) = stage();
+    let clone = Arc::new(stage.create());
+    let _flusher = Flusher::start(&clone).unwrap();
+    let (root, table) = (clone.root(), id(&clone, TABLE));
+    let original = content(&things, TABLE);
+    thread::scope(|scope| {
+        for worker in 0..4_u8 {
+            let clone = &clone;
+            scope.spawn(move || {
+                let name = [b'w', b'0' + worker];
+                for round in 0..60_u64 {
+                    let node = clone.create(root, &name, NEW).unwrap().node;
+                    let own = u64::from(worker) * 8192 + round % 3 * 8192 * 4;
+                    clone.write(table, own + 100, &[worker; 50], false).unwrap();
+                    clone.write(node, 0, &noise(round, 3000), false).unwrap();
+                    if round % 4 == 0 {
+                        clone.sync(table, false).unwrap();
+                        clone.sync(node, true).unwrap();
+                    }
+                    if round % 16 == 3 {
+                        clone.rewrite_journal().unwrap();
+                    }
+                    assert_eq!(read_all(clone, node).unwrap(), noise(round, 3000));
+                    clone.entries(root).unwrap().for_each(|name| drop(name.unwrap()));
+                    clone
+                        .rename((root, &name), (root, &[b'x', b'0' + worker]), RenameMode::Replace)
+                        .unwrap();
+                    clone.forget(node, 1);
+                }
+            });
+        }
+    });
+    clone.flush_all().unwrap();
+    let mut expected = original.to_vec();
+    for block in 0..12_usize {
+        expected[block * 8192 + 100..block * 8192 + 150].fill(block as u8 % 4);
+    }
+    assert_eq!(read_all(&clone, table).unwrap(), expected);
+    drop((clone, _flusher));
+    let clone = stage.open();
+    assert_eq!(read_all(&clone, id(&clone, TABLE)).unwrap(), expected);
+    assert_eq!(upper_files(&stage), 5);
+}
