@@ -15,6 +15,10 @@
 //! - Memory is bounded: inodes by what the kernel remembers, listings by a page per open directory, data by the
 //!   chunk cache.
 
+// Tests in here and those beside share what they stand on, which calls this crate by its name.
+#[cfg(test)]
+extern crate self as barmanfs_fs;
+
 mod adapter;
 mod error;
 pub mod live;
