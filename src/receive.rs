@@ -10,7 +10,7 @@
 
 mod archiver;
 mod backoff;
-mod history;
+pub(crate) mod history;
 mod intake;
 mod position;
 mod session;

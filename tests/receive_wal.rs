@@ -1,21 +1,24 @@
 //! `receive-wal`: a DBA's days with WAL that is streamed. The hardest one, where it is the only synchronous standby and
-//! everything is killed all the time, is in [`commits`].
+//! everything is killed all the time, is in [`commits`], server changes in [`failover`], mishaps in [`trouble`].
 
 mod commits;
+mod failover;
+mod trouble;
 
-use crate::common::disk::SmallDisk;
 use crate::common::load::{assert_sums_agree, fill, transact, transactions};
-use crate::common::process::{COMMAND_LIMIT, run, until, wait};
-use crate::common::proxy::{Fate, Proxy};
-use crate::common::random::Random;
+use crate::common::process::{COMMAND_LIMIT, until, wait};
 use crate::common::registry::topic;
 use crate::common::{Install, Mount, PgServer, Site};
+use commits::no_commit_that_returned_is_lost;
+use failover::{a_promoted_standby_is_followed, what_a_lost_primary_had_sent_is_kept};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use trouble::{
+    a_full_disk_is_waited_out, a_network_that_loses_messages_loses_no_wal,
+    after_a_gap_it_begins_anew_when_told, another_segment_in_the_archive_stops_nothing,
+};
 
 topic! {
     with_postgres the_archive_gets_what_the_server_wrote,
@@ -33,10 +36,6 @@ topic! {
     with_postgres what_a_lost_primary_had_sent_is_kept,
     with_postgres after_a_gap_it_begins_anew_when_told,
     with_postgres no_commit_that_returned_is_lost,
-}
-
-fn no_commit_that_returned_is_lost(install: &'static Install) {
-    commits::no_commit_that_returned_is_lost(install);
 }
 
 /// The lines of a server that only streams.
@@ -99,7 +98,7 @@ impl Receiver {
 
     /// As systemd stops it; it must end in order.
     #[track_caller]
-    fn stop(mut self) {
+    pub(super) fn stop(mut self) {
         let process = Pid::from_child(&self.child);
         kill_process(process, Signal::TERM).expect("Cannot signal");
         let status = wait(&mut self.child, COMMAND_LIMIT);
@@ -409,253 +408,6 @@ fn a_server_that_stops_and_starts_is_followed(install: &'static Install) {
     receiver.stop();
 }
 
-fn a_network_that_loses_messages_loses_no_wal(install: &'static Install) {
-    let (site, server) = streaming_site(install, STREAMING, "");
-    let mut random = Random::new("a_network_that_loses_messages_loses_no_wal");
-    let lost = Arc::new(AtomicU32::new(0));
-    let count = Arc::clone(&lost);
-    let proxy = Proxy::start(&server.sockets(), move |payload| {
-        let fate = match random.below(40) {
-            0 => Fate::Cut,
-            1 if payload.first() == Some(&b'w') => Fate::Drop,
-            2 if payload.first() == Some(&b'w') => {
-                // A message that belongs elsewhere.
-                payload[5] ^= 1;
-                Fate::Pass
-            }
-            _ => return Fate::Pass,
-        };
-        count.fetch_add(1, Ordering::Relaxed);
-        fate
-    });
-    let config = fs::read_to_string(site.config()).unwrap();
-    let config = config.replace(&server.conninfo(), &proxy.conninfo());
-    site.write_file("barmanfs.conf", config.as_bytes());
-    let receiver = Receiver::start(&site);
-    until("it streams", || streams(&server).contains("streaming"));
-    fill(&server, 1);
-    let last = fill_segments(&server, 10);
-    wait_for(&site, &last);
-    assert!(assert_same_as_on(&site, &server, "") >= 15);
-    assert!(lost.load(Ordering::Relaxed) > 0, "The network was too good");
-    assert!(receiver.log().contains("next try in"), "{}", receiver.log());
-}
-
-fn another_segment_in_the_archive_stops_nothing(install: &'static Install) {
-    let (site, server) = streaming_site(install, STREAMING, "");
-    let receiver = Receiver::start(&site);
-    until("it streams", || streams(&server).contains("streaming"));
-    let name = fill_segments(&server, 1);
-    wait_for(&site, &name);
-    server.query("INSERT INTO filler SELECT generate_series(1, 500)");
-    let partial = server.query("SELECT pg_walfile_name(pg_current_wal_lsn())");
-    until("its beginning is received", || {
-        spooled(&site) == [format!("{partial}.partial")]
-    });
-    let received = site.path(&format!("repository/spool/main/{partial}.partial"));
-    until("and synced", || {
-        fs::read(&received).is_ok_and(|bytes| bytes[20_000..20_100].iter().any(|byte| *byte != 0))
-    });
-    receiver.stop();
-    let before = fs::read(&received).unwrap();
-
-    // Somebody else archives another segment of that name.
-    fill_segments(&server, 1);
-    let mut other = fs::read(server.data.join("pg_wal").join(&partial)).unwrap();
-    let at = (20_000..)
-        .find(|at| before[*at] != 0)
-        .expect("a byte that was received");
-    other[at] ^= 0x55;
-    let path = site.write_file(&partial, &other);
-    site.ok(&["wal-archive", "main", &path.to_string_lossy()]);
-    let receiver = Receiver::start(&site);
-    let last = fill_segments(&server, 2);
-    wait_for(&site, &last);
-    receiver.says("other content");
-    let kept = site
-        .barmanfs(&["get-wal", "main", &format!("{partial}.partial")])
-        .ok();
-    assert!(kept.stdout == before, "What was received is kept as it was");
-    let archived = site.barmanfs(&["get-wal", "main", &partial]).ok();
-    assert!(archived.stdout == other, "What was archived is never overwritten");
-}
-
-/// The repository's file system is full for a while: the server keeps what cannot be received.
-fn a_full_disk_is_waited_out(install: &'static Install) {
-    let site = Site::new();
-    let disk = SmallDisk::mount(&site.make_directory("repository"), 24);
-    let mut server = PgServer::init(install, &site.path("main"), &["--wal-segsize=1"]);
-    server.configure("wal_keep_size = '4GB'");
-    site.write_config_of(&server, STREAMING);
-    server.start();
-    site.backup();
-    let receiver = Receiver::start(&site);
-    until("it streams", || streams(&server).contains("streaming"));
-    let first = fill_segments(&server, 1);
-    wait_for(&site, &first);
-    // WAL that does not compress.
-    server.query(
-        "CREATE TABLE noise AS SELECT sha512(n::text::bytea) || sha512((n + 0.5)::text::bytea) FROM generate_series(1, 200000) n",
-    );
-    receiver.says("No space left");
-    disk.grow(400);
-    let last = fill_segments(&server, 2);
-    wait_for(&site, &last);
-    assert!(assert_same_as_on(&site, &server, "") >= 20);
-    receiver.stop();
-}
-
-/// A standby of the server, which streams from it.
-fn standby_of(site: &Site, primary: &PgServer, install: &'static Install) -> PgServer {
-    let data = site.path("standby");
-    run(primary
-        .client("pg_basebackup")
-        .args(["-X", "stream", "-c", "fast", "--no-sync", "-D"])
-        .arg(&data))
-    .ok();
-    let mut standby = PgServer::on(install, &data);
-    site.sh(&format!("touch '{}/standby.signal'", data.display()))
-        .ok();
-    standby.configure_auto(&format!("primary_conninfo = '{}'", primary.conninfo()));
-    standby.start();
-    until("the standby streams", || streams(primary).contains("walreceiver"));
-    standby
-}
-
-/// Waits until the standby has replayed all the primary has written.
-fn catch_up(primary: &PgServer, standby: &PgServer) {
-    let lsn = primary.query("SELECT pg_current_wal_flush_lsn()");
-    until("the standby has it", || {
-        standby.query(&format!("SELECT pg_last_wal_replay_lsn() >= '{lsn}'")) == "t"
-    });
-}
-
-fn a_promoted_standby_is_followed(install: &'static Install) {
-    let (site, mut primary) = streaming_site(install, STREAMING, "");
-    fill(&primary, 1);
-    let mut standby = standby_of(&site, &primary, install);
-    site.write_config_of(&standby, STREAMING);
-    let receiver = Receiver::start(&site);
-    let old = fill_segments(&primary, 2);
-    wait_for(&site, &old);
-    transact(&primary, 50);
-    catch_up(&primary, &standby);
-    primary.stop("fast");
-    standby.query("SELECT pg_promote()");
-    standby.wait_until_promoted();
-    transact(&standby, 50);
-    let last = fill_segments(&standby, 3);
-    assert!(last.starts_with("00000002"), "{last}");
-    wait_for(&site, &last);
-    assert!(assert_same_as_on(&site, &standby, "00000002") >= 3);
-    receiver.stop();
-
-    let mount = Mount::new(&site);
-    let names = site.list(&mount.path("main/wal"));
-    assert!(names.contains(&"00000002.history".to_owned()), "{names:?}");
-    assert!(
-        !names
-            .iter()
-            .any(|name| name.starts_with("00000001") && name.ends_with(".partial")),
-        "What the new timeline took over is not kept twice: {names:?}"
-    );
-    assert_eq!(
-        spooled(&site)
-            .iter()
-            .filter(|name| name.starts_with("00000001"))
-            .count(),
-        0
-    );
-    standby.stop("fast");
-}
-
 fn spooled(site: &Site) -> Vec<String> {
     site.list(&site.path("repository/spool/main"))
-}
-
-fn what_a_lost_primary_had_sent_is_kept(install: &'static Install) {
-    let (site, mut primary) = streaming_site(install, STREAMING, "");
-    fill(&primary, 1);
-    let mut standby = standby_of(&site, &primary, install);
-    let receiver = Receiver::start(&site);
-    until("it streams", || {
-        streams(&primary).contains("barmanfs_receive_wal streaming")
-    });
-    catch_up(&primary, &standby);
-    standby.stop("fast");
-    // These commits only the primary has, and what received from it.
-    primary.query("CREATE TABLE only_there (n int); INSERT INTO only_there VALUES (42)");
-    let lsn = primary.query("SELECT pg_current_wal_flush_lsn()");
-    until("they are received", || {
-        primary.query(&format!(
-            "SELECT flush_lsn >= '{lsn}' FROM pg_stat_replication WHERE application_name = 'barmanfs_receive_wal'"
-        )) == "t"
-    });
-    let partial = format!(
-        "{}.partial",
-        primary.query("SELECT pg_walfile_name(pg_current_wal_lsn())")
-    );
-    let before = fs::read(site.path(&format!("repository/spool/main/{partial}"))).unwrap();
-    primary.kill();
-    receiver.stop();
-
-    site.write_config_of(&standby, STREAMING);
-    standby.configure_auto("primary_conninfo = ''");
-    standby.start();
-    standby.query("SELECT pg_promote()");
-    standby.wait_until_promoted();
-    transact(&standby, 20);
-    let receiver = Receiver::start(&site);
-    let last = fill_segments(&standby, 2);
-    wait_for(&site, &last);
-    receiver.says("Commits in it are not on the server");
-    let kept = site.barmanfs(&["get-wal", "main", &partial]).ok();
-    assert!(kept.stdout == before, "{partial} is kept as it was");
-    assert_same_as_on(&site, &standby, "00000002");
-    assert_sums_agree(&standby);
-}
-
-fn after_a_gap_it_begins_anew_when_told(install: &'static Install) {
-    // Without a slot nothing keeps the WAL.
-    let configuration = "archiver = off\nstreaming_archiver = on\n";
-    let settings = "wal_keep_size = 0\nmin_wal_size = 2MB\nmax_wal_size = 4MB";
-    let (site, server) = streaming_site(install, configuration, settings);
-    let receiver = Receiver::start(&site);
-    receiver.says("no slot_name");
-    until("it streams", || streams(&server).contains("streaming"));
-    let before = fill_segments(&server, 2);
-    wait_for(&site, &before);
-    transact_one(&server);
-    let lsn = server.query("SELECT pg_current_wal_flush_lsn()");
-    until("it is received", || {
-        server.query(&format!("SELECT flush_lsn >= '{lsn}' FROM pg_stat_replication")) == "t"
-    });
-    let partial = format!(
-        "{}.partial",
-        server.query("SELECT pg_walfile_name(pg_current_wal_lsn())")
-    );
-    receiver.stop();
-    fill_segments(&server, 10);
-    for _ in 0..2 {
-        server.query("CHECKPOINT");
-        fill_segments(&server, 1);
-    }
-    let receiver = Receiver::start(&site);
-    receiver.says("there is a gap");
-    receiver.says("--reset");
-    receiver.stop();
-    assert_eq!(
-        spooled(&site),
-        std::slice::from_ref(&partial),
-        "What there was is still there"
-    );
-
-    site.ok(&["receive-wal", "main", "--reset"]);
-    site.ok(&["get-wal", "main", &partial, &site.path("kept").to_string_lossy()]);
-    let receiver = Receiver::start(&site);
-    until("it streams", || streams(&server).contains("streaming"));
-    let last = fill_segments(&server, 2);
-    wait_for(&site, &last);
-    receiver.stop();
-    assert!(Path::new(&site.path("kept")).exists());
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use barmanfs_catalog::{Backup, BackupId, BackupSelector, Repository, WalOutcome};
+use barmanfs_catalog::{Backup, BackupId, BackupSelector, Repository};
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, TimelineId};
 
@@ -12,6 +12,7 @@ use crate::config::{Archiver, ServerConfig};
 use crate::error::Error;
 use crate::postgres::{self, Connection};
 use crate::progress::{Counted, Progress};
+use crate::receive::history;
 
 /// How far the archive may be behind for a backup to rely on it: the segment before the current one has arrived. A
 /// server that is just handing one over is no exception worth a risk: bringing the WAL is always right.
@@ -123,40 +124,18 @@ pub(super) fn keep_history(repository: &Repository, connection: &mut Connection,
     let Some(timeline) = backup.timeline.filter(|timeline| *timeline > TimelineId(1)) else {
         return;
     };
-    if let Err(error) = archive_history(repository, connection, backup, timeline) {
+    let mut keep = || {
+        let name = WalName::History(timeline);
+        if repository.wal(&backup.server).entry(&name)?.is_none() {
+            history::fetch(repository, connection, &backup.server, timeline, "backup")?;
+        }
+        Ok::<_, Error>(())
+    };
+    if let Err(error) = keep() {
         tracing::warn!(
             "The history of timeline {timeline} of server {} is not archived: {error}",
             backup.server
         );
-    }
-}
-
-fn archive_history(
-    repository: &Repository,
-    connection: &mut Connection,
-    backup: &Backup,
-    timeline: TimelineId,
-) -> Result<(), Error> {
-    let name = WalName::History(timeline);
-    if repository.wal(&backup.server).entry(&name)?.is_some() {
-        return Ok(());
-    }
-    let Some(history) = connection.timeline_history(timeline)? else {
-        return Ok(());
-    };
-    let writer = repository.writer(&format!("timeline history of {}", backup.server))?;
-    let size = history.content.len() as u64;
-    match writer.archive_wal(
-        &backup.server,
-        &name,
-        &mut history.content.as_slice(),
-        size,
-        "backup",
-    )? {
-        WalOutcome::Conflict(_) => Err(Error::failed(
-            "another history of that timeline was archived meanwhile",
-        )),
-        WalOutcome::Stored(_) | WalOutcome::AlreadyThere(_) => Ok(()),
     }
 }
 

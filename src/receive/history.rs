@@ -9,19 +9,20 @@ use barmanfs_pg::wal_name::WalName;
 use crate::error::Error;
 use crate::postgres::Connection;
 
-/// The history of a timeline; the archive has it when this returns.
-pub(super) fn fetch(
+/// The history of a timeline; the archive has it when this returns, brought by `origin`.
+pub(crate) fn fetch(
     repository: &Repository,
     connection: &mut Connection,
     server: &ServerName,
     timeline: TimelineId,
+    origin: &str,
 ) -> Result<TimelineHistory, Error> {
     let Some(file) = connection.timeline_history(timeline)? else {
         return Ok(TimelineHistory::without_ancestors(timeline));
     };
     let history = TimelineHistory::parse(&file.content, timeline)
         .map_err(|error| Error::failed(format!("The server's history of timeline {timeline}: {error}")))?;
-    archive(repository, server, timeline, &file.content)?;
+    archive(repository, server, timeline, &file.content, origin)?;
     Ok(history)
 }
 
@@ -30,11 +31,12 @@ fn archive(
     server: &ServerName,
     timeline: TimelineId,
     content: &[u8],
+    origin: &str,
 ) -> Result<(), Error> {
     let name = WalName::History(timeline);
     let size_bytes = content.len() as u64;
-    let writer = repository.writer(&format!("receive-wal of {server}"))?;
-    match writer.archive_wal(server, &name, &mut &*content, size_bytes, "receive-wal")? {
+    let writer = repository.writer(&format!("{origin} of {server}"))?;
+    match writer.archive_wal(server, &name, &mut &*content, size_bytes, origin)? {
         WalOutcome::Stored(_) => {
             tracing::info!("Archived the history of timeline {timeline} of server {server}");
         }

@@ -15,6 +15,9 @@ use crate::error::Error;
 use crate::postgres::{Connection, NextTimeline, Replication};
 use crate::signals::Interruption;
 
+/// Who brings histories to the archive, in their records.
+const ORIGIN: &str = "receive-wal";
+
 /// How a connection that did not fail ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
@@ -63,7 +66,13 @@ impl Session<'_> {
 
     fn start(&self, connection: &mut Connection, cluster: &ServerSettings) -> Result<Start, Error> {
         let repository = self.spool.repository();
-        let history = history::fetch(repository, connection, &self.server.name, cluster.timeline)?;
+        let history = history::fetch(
+            repository,
+            connection,
+            &self.server.name,
+            cluster.timeline,
+            ORIGIN,
+        )?;
         for kept in self.spool.settle(cluster.timeline)? {
             tracing::error!(
                 "Segment {kept} had been received with other content than the archive has by now: it is kept there as {kept}.partial"
@@ -122,7 +131,7 @@ impl Session<'_> {
             next.timeline
         );
         let repository = self.spool.repository();
-        history::fetch(repository, connection, &self.server.name, next.timeline)?;
+        history::fetch(repository, connection, &self.server.name, next.timeline, ORIGIN)?;
         // Up to the switch the old segment has nothing but what begins the new one. What lies beyond, an old primary
         // had sent before it was left for a standby that never got it: commits that were reported as done, perhaps.
         let segment = SegmentName::from_lsn(left, switch, size);
