@@ -221,6 +221,8 @@ impl Codec {
     fn decode_delta(&mut self, frame: &[u8], base: &[u8], out: &mut [u8]) -> Result<(), FrameError> {
         let (bitmap, body) = frame
             .split_at_checked(bitmap_bytes(out.len()))
+            .filter(|(_, body)| !body.is_empty())
+            // zstd takes nothing at all for a frame of nothing.
             .ok_or(FrameError::Truncated(frame.len()))?;
         let changed_bytes = self.take_from_base(bitmap, base, out)?;
         if self.prefix.starts_with(&ZSTD_DICTIONARY_MAGIC) {

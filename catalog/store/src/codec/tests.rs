@@ -221,6 +221,12 @@ proptest! {
     }
 
     #[test]
+    fn a_delta_without_its_frame_is_an_error(bytes in prop::collection::vec(any::<u8>(), 1..20_000)) {
+        let bitmap = vec![0; bitmap_bytes(bytes.len())];
+        prop_assert!(decode(&bitmap, Encoding::Delta, bytes.len(), Some(&bytes)).is_err());
+    }
+
+    #[test]
     fn a_truncated_frame_is_an_error(
         (bytes, base) in window_and_base(),
         cut in any::<prop::sample::Index>(),
