@@ -113,17 +113,17 @@ impl History {
             timeline: 1,
         };
         let mut courses = Vec::new();
-        maker.work(8, random);
+        maker.work(8, Prepared::Some, random);
         maker.backup();
-        maker.work(14, random);
+        maker.work(14, Prepared::Some, random);
         maker.backup();
-        maker.work(22, random);
+        maker.work(22, Prepared::None, random);
         courses.push(maker.course.clone());
         for _ in 0..2 {
             maker.go_on_from_the_past(install, 8 + random.below(6) as usize);
-            maker.work(10, random);
+            maker.work(10, Prepared::Some, random);
             maker.backup();
-            maker.work(20, random);
+            maker.work(20, Prepared::None, random);
             courses.push(maker.course.clone());
         }
         Self {
@@ -132,6 +132,15 @@ impl History {
             courses,
         }
     }
+}
+
+/// Whether some transactions are prepared first. Not where a timeline will begin: PostgreSQL looks for what was prepared
+/// under the name that segment had on the timeline of the record, and from there on the archive has it only under the
+/// new timeline's ("requested WAL segment has already been removed").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Prepared {
+    Some,
+    None,
 }
 
 struct Maker {
@@ -144,12 +153,12 @@ struct Maker {
 
 impl Maker {
     /// So many marks, with whatever else goes on in a database; then all of it is archived.
-    fn work(&mut self, marks: u32, random: &mut Random) {
+    fn work(&mut self, marks: u32, prepare: Prepared, random: &mut Random) {
         let mut script = String::new();
         let mut prepared = Vec::new();
         for n in self.marks..self.marks + marks {
             noise(&mut script, n, random);
-            if random.below(6) == 0 {
+            if prepare == Prepared::Some && random.below(6) == 0 {
                 // Committed a while after it was made: transactions do not end in the order of their numbers.
                 begin(&mut script, n);
                 let _ = writeln!(script, "PREPARE TRANSACTION 'p{n}';");
