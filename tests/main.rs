@@ -19,6 +19,7 @@ mod full_disk;
 mod gaps;
 mod hostile;
 mod incremental;
+mod live;
 mod mount_lifecycle;
 mod pitr;
 mod rebuild;
@@ -41,6 +42,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("byte_for_byte", byte_for_byte::TESTS),
     ("second_backup", second_backup::TESTS),
     ("incremental", incremental::TESTS),
+    ("live", live::TESTS),
     ("delete_and_sweep", delete_and_sweep::TESTS),
     ("gaps", gaps::TESTS),
     ("rebuild", rebuild::TESTS),

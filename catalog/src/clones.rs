@@ -12,6 +12,7 @@
 use std::fmt;
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -240,6 +241,9 @@ impl Repository {
         let directory = self.clones_directory(server).join(format!("{MAKING}{name}"));
         remove_all(&directory)?;
         fs::create_dir_all(&directory).map_err(|source| Error::io("create", &directory, source))?;
+        for made in [self.clones_directory(server), directory.clone()] {
+            self.give_to_owner(&made)?;
+        }
         sync_directory(&self.path().join(LIVE))?;
         sync_directory(self.path())?;
         Ok(CloneDraft {
@@ -251,6 +255,17 @@ impl Repository {
             _writer: writer,
             _lock: lock,
         })
+    }
+
+    /// A mount may be root's, who alone can show it to all; those who delete and sweep are the repository's owner.
+    fn give_to_owner(&self, made: &Path) -> Result<()> {
+        let owner = fs::metadata(self.path()).map_err(|source| Error::io("inspect", self.path(), source))?;
+        let own = fs::metadata(made).map_err(|source| Error::io("inspect", made, source))?;
+        if own.uid() == owner.uid() {
+            return Ok(());
+        }
+        std::os::unix::fs::chown(made, Some(owner.uid()), Some(owner.gid()))
+            .map_err(|source| Error::io("give away", made, source))
     }
 
     fn take_clone(&self, server: &ServerName, name: &CloneName, purpose: &str) -> Result<Lock> {
@@ -374,7 +389,9 @@ impl CloneDraft {
             body: self.description.clone(),
         });
         let text = text.map_err(|error| Error::Invalid(error.to_string()))?;
-        write_durably(&self.directory.join(DESCRIPTION), &text)?;
+        let description = self.directory.join(DESCRIPTION);
+        write_durably(&description, &text)?;
+        self.repository.give_to_owner(&description)?;
         let place = self.repository.clone_directory(server, name);
         fs::rename(&self.directory, &place).map_err(|source| Error::io("create", &place, source))?;
         self.finished = true;

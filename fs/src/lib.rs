@@ -3,11 +3,12 @@
 //! - [`namespace`] is the engine: inodes, handles, reading ahead. It speaks of files and directories, not of FUSE, and
 //!   is tested without a kernel.
 //! - [`views`] are the directories of the tree, each made from the catalog when it is looked at.
-//! - `adapter` is the one file that names fuser, and [`mount`](mod@mount) owns the mount: it makes it, and unmounts it only while
+//! - [`live`] is a clone: a copy-on-write engine over a backup's tree. `clones` are those that a mount serves.
+//! - `adapter` is the one place that names fuser, and [`mount`](mod@mount) owns the mount: it makes it, and unmounts it only while
 //!   it is still the one it made.
 //!
 //! Invariants:
-//! - Nothing here writes to the repository. What readers hold is the lock that keeps a backup from being deleted
+//! - Nothing here writes to the repository but to the directories of clones. What readers hold is the lock that keeps a backup from being deleted
 //!   under them.
 //! - A name below a backup never changes what it stands for while the mount lives; `latest` and `oldest` move only
 //!   when nobody is at work in them.
@@ -20,6 +21,7 @@
 extern crate self as barmanfs_fs;
 
 mod adapter;
+mod clones;
 mod error;
 pub mod live;
 pub mod mount;

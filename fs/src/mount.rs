@@ -59,6 +59,8 @@ pub struct MountOptions {
     pub gid: Option<u32>,
     /// What a copy made for a point in time does there, where its name does not say; promotion when `None`.
     pub recovery_target_action: Option<Action>,
+    /// Bytes a new clone may take in the repository; no limit when `None`.
+    pub clone_max_bytes: Option<u64>,
     /// Bytes of decoded chunks to keep; [`DEFAULT_CACHE_BYTES`] when `None`.
     pub cache_bytes: Option<usize>,
     /// Threads that take requests; one for each core when `None`.
@@ -97,6 +99,7 @@ pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs>
         uid: own(options.uid, rustix::process::geteuid().as_raw()),
         gid: own(options.gid, rustix::process::getegid().as_raw()),
         recovery_target_action: options.recovery_target_action.unwrap_or(Action::Promote),
+        clone_max_bytes: options.clone_max_bytes,
     };
     let repository = repository.with_cache_bytes(options.cache_bytes.unwrap_or(DEFAULT_CACHE_BYTES));
     let namespace = Arc::new(Namespace::new(Context::new(repository, views)));

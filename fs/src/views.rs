@@ -17,6 +17,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use barmanfs_catalog::{CloneName, ServerName};
 use barmanfs_store::{FileMap, TreeReader};
 
 use crate::error::{Error, NOT_FOUND, Result};
@@ -27,6 +28,7 @@ mod configuration;
 mod context;
 mod control;
 mod info;
+mod live;
 mod made;
 mod manifest;
 mod pitr;
@@ -44,6 +46,7 @@ pub use context::{Context, ViewOptions};
 pub use restore::restore_command;
 pub use usage::{Caller, Usage, Use};
 
+pub(crate) use live::CloneSource;
 pub(crate) use root::root;
 pub(crate) use server::aliases;
 pub(crate) use snapshot::Snapshot;
@@ -73,6 +76,16 @@ pub trait Directory: fmt::Debug + Send + Sync {
 
     /// How long the listing stays as it is, and what is not in it stays absent.
     fn lifetime(&self) -> Lifetime;
+
+    /// The server whose clones are made here by `mkdir` and removed by `rmdir`.
+    fn clones_of(&self) -> Option<&ServerName> {
+        None
+    }
+
+    /// The clone of which this is the root. What is in it is answered by the clone.
+    fn clone_root(&self) -> Option<(&ServerName, &CloneName)> {
+        None
+    }
 
     /// Who has to know that something of it is in use.
     fn usage(&self) -> Option<&Arc<Usage>> {

@@ -31,7 +31,16 @@ fn the_layout_is_as_documented() {
     assert_eq!(tree.list(""), [".barmanfs", "README", "main"]);
     assert_eq!(
         tree.list("main"),
-        [id.as_str(), "info", "latest", "oldest", "pitr", "raw", "wal"]
+        [
+            id.as_str(),
+            "info",
+            "latest",
+            "live",
+            "oldest",
+            "pitr",
+            "raw",
+            "wal"
+        ]
     );
     assert_eq!(tree.list("main/raw"), [id.as_str()]);
     assert_eq!(
@@ -188,7 +197,7 @@ fn only_what_can_be_started_is_shown() {
     let fixture = archived();
     let waiting = fixture.backup_of(&data_directory(1), 2..=4).id;
     let tree = Tree::of(&fixture.repository);
-    assert_eq!(tree.list("main"), ["info", "pitr", "raw", "wal"]);
+    assert_eq!(tree.list("main"), ["info", "live", "pitr", "raw", "wal"]);
     assert!(tree.find("main/latest").is_none());
     assert!(tree.text("main/info/backups.json").contains("WAITING_FOR_WALS"));
     fixture.archive(4, 4);

@@ -24,6 +24,21 @@ impl<'a> Mount<'a> {
         mount
     }
 
+    /// In the foreground, by the user the tests run as, for all to see.
+    #[track_caller]
+    pub(crate) fn for_all(site: &'a Site) -> Self {
+        let mut mount = Self::prepare(site, "mnt");
+        let mut command =
+            site.own_barmanfs_command(&["mount", &mount.text(), "--foreground", "--allow-other"]);
+        let daemon = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        mount.daemon = Some(daemon.spawn().expect("Cannot run barmanfs"));
+        until("the mount answers", || mount.is_alive());
+        mount
+    }
+
     /// As systemd does it; the daemon is a child that can be killed.
     #[track_caller]
     pub(crate) fn foreground(site: &'a Site, options: &[&str]) -> Self {

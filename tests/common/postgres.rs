@@ -2,7 +2,7 @@
 
 use super::process::{Run, run, until};
 use super::user::{command, give};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -76,6 +76,8 @@ impl Install {
 pub(crate) struct PgServer {
     pub(crate) install: &'static Install,
     pub(crate) data: PathBuf,
+    /// Where what lies beside the data directory has its name from: not the directory's own, for one on a mount.
+    name: PathBuf,
     running: bool,
 }
 
@@ -106,9 +108,15 @@ impl PgServer {
 
     /// The server of a data directory that is there already, like a copy out of a mount.
     pub(crate) fn on(install: &'static Install, data: &Path) -> Self {
+        Self::on_mount(install, data, data)
+    }
+
+    /// The server of a data directory where nothing can lie beside it: its socket and log are named after `name`.
+    pub(crate) fn on_mount(install: &'static Install, data: &Path, name: &Path) -> Self {
         let server = Self {
             install,
             data: data.to_owned(),
+            name: name.to_owned(),
             running: false,
         };
         let sockets = server.sockets();
@@ -121,7 +129,7 @@ impl PgServer {
     }
 
     fn beside(&self, suffix: &str) -> PathBuf {
-        let mut path = self.data.clone().into_os_string();
+        let mut path = self.name.clone().into_os_string();
         path.push(suffix);
         path.into()
     }
@@ -158,7 +166,7 @@ impl PgServer {
     }
 
     pub(crate) fn command(&self, program: &str) -> Command {
-        command(self.install.program(program), parent(&self.data))
+        command(self.install.program(program), parent(&self.name))
     }
 
     /// A client program connected to this server.
@@ -186,6 +194,26 @@ impl PgServer {
         let run = self.pg_ctl(&["-l", &log.to_string_lossy(), "-o", &options, "start"]);
         self.running = self.data.join("postmaster.pid").exists();
         run
+    }
+
+    /// Ends a server whose data directory has gone away under it: nothing there tells its process any more.
+    pub(crate) fn end_without_data(&mut self, postmaster: i32) {
+        let postmaster = Pid::from_raw(postmaster).expect("a process");
+        // What the others do when they notice that it is gone.
+        let _ = kill_process(postmaster, Signal::QUIT);
+        until("the server is gone", || test_kill_process(postmaster).is_err());
+        self.running = false;
+    }
+
+    /// Its process.
+    pub(crate) fn postmaster(&self) -> i32 {
+        let text = run(command("cat", parent(&self.name)).arg(self.data.join("postmaster.pid")))
+            .ok()
+            .text();
+        text.lines()
+            .next()
+            .and_then(|pid| pid.parse().ok())
+            .expect("a process")
     }
 
     #[track_caller]

@@ -29,8 +29,7 @@ pub(super) fn mount(mount_point: &Path, allow_other: bool) -> Result<OwnedFd> {
         return Err(cannot("its name cannot be given to fusermount3".to_owned()));
     }
     let (ours, theirs) = UnixStream::pair().map_err(io)?;
-    let mut options =
-        "ro,nodev,nosuid,noatime,default_permissions,fsname=barmanfs,subtype=barmanfs".to_owned();
+    let mut options = "nodev,nosuid,noatime,default_permissions,fsname=barmanfs,subtype=barmanfs".to_owned();
     if allow_other {
         options.push_str(",allow_other");
     }

@@ -37,7 +37,7 @@ pub(super) fn mount(mount_point: &Path, allow_other: bool) -> io::Result<OwnedFd
         data.push_str(",allow_other");
     }
     let data = CString::new(data)?;
-    let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOATIME;
+    let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOATIME;
     rustix::mount::mount("barmanfs", mount_point, TYPE, flags, data.as_c_str())?;
     Ok(device)
 }

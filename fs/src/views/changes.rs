@@ -98,6 +98,21 @@ pub(super) fn of(directory: &TreeDirectory) -> Result<Changes> {
     Ok(Changes { added })
 }
 
+/// A path, and what a view adds there; without content for a directory.
+type PlacedAddition = (Vec<u8>, Attributes, Option<Body>);
+
+/// Everything a view adds, directories before what is in them.
+pub(super) fn additions(tree: &Arc<BackupTree>) -> Result<Vec<PlacedAddition>> {
+    let mut all = Vec::new();
+    for (path, directory) in TreeDirectory::changed(tree)? {
+        for (name, addition) in of(&directory)?.added {
+            let path = [path, &name].concat();
+            all.push((path, addition.attributes, addition.body(tree)?));
+        }
+    }
+    Ok(all)
+}
+
 /// Whether the view leaves this entry out.
 pub(super) fn is_hidden(directory: &TreeDirectory, entry: &Entry) -> bool {
     let startable = directory.tree.style.is_startable();
@@ -107,12 +122,12 @@ pub(super) fn is_hidden(directory: &TreeDirectory, entry: &Entry) -> bool {
     startable && directory.place == Place::Root && is_of_the_running_server(&entry.name)
 }
 
-fn leads_out(target: &[u8]) -> bool {
+pub(super) fn leads_out(target: &[u8]) -> bool {
     target.first() == Some(&b'/') || target.split(|&byte| byte == b'/').any(|name| name == b"..")
 }
 
 /// Files that say how the server was run, or where its tablespaces were; in a copy they are wrong or dangerous.
-fn is_of_the_running_server(name: &[u8]) -> bool {
+pub(super) fn is_of_the_running_server(name: &[u8]) -> bool {
     name.starts_with(b"postmaster.")
         || matches!(name, b"tablespace_map" | b"standby.signal" | b"recovery.conf")
 }

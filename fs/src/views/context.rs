@@ -29,6 +29,8 @@ pub struct ViewOptions {
     pub gid: Option<u32>,
     /// What a copy does at its recovery target, where the target's name does not say.
     pub recovery_target_action: Action,
+    /// Bytes a new clone may take in the repository; no limit when `None`.
+    pub clone_max_bytes: Option<u64>,
 }
 
 impl Default for ViewOptions {
@@ -39,6 +41,7 @@ impl Default for ViewOptions {
             uid: None,
             gid: None,
             recovery_target_action: Action::Promote,
+            clone_max_bytes: None,
         }
     }
 }
@@ -78,6 +81,11 @@ impl Context {
             warmer: OnceLock::new(),
             aliases: Mutex::default(),
         })
+    }
+
+    /// How the tree is shown.
+    pub(crate) fn options(&self) -> &ViewOptions {
+        &self.options
     }
 
     /// Reads stored files.

@@ -6,6 +6,7 @@ use barmanfs_catalog::{Backup, BackupId, ServerName};
 
 use super::context::{Alias, Context};
 use super::info::Info;
+use super::live::Live;
 use super::pitr::Pitr;
 use super::snapshot::ServerState;
 use super::tree::{BackupTree, Style};
@@ -14,7 +15,7 @@ use super::{Body, Children, Directory, made, no_files};
 use crate::error::Result;
 use crate::namespace::{Child, Lifetime};
 
-const FIXED: [&str; 4] = ["raw", "pitr", "wal", "info"];
+const FIXED: [&str; 5] = ["raw", "pitr", "wal", "live", "info"];
 const ALIASES: [(&str, Alias); 2] = [("latest", Alias::Latest), ("oldest", Alias::Oldest)];
 
 /// `<server>/`.
@@ -69,6 +70,7 @@ impl ServerDirectory {
                 Some(made::directory(context, name, &attributes, Arc::new(pitr)))
             }
             "wal" => Some(Wal::child(context, server)),
+            "live" => Some(Live::child(context, server)),
             "info" => {
                 let info = Info::new(Arc::clone(context), self.name.clone());
                 Some(made::directory(context, name, &attributes, Arc::new(info)))

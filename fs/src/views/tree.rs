@@ -143,6 +143,26 @@ impl TreeDirectory {
         }
     }
 
+    /// The directories of a view that may differ from what is stored, by the beginning of the paths in them.
+    pub(super) fn changed(tree: &Arc<BackupTree>) -> Result<Vec<(&'static [u8], Self)>> {
+        let at = |listing: DirectoryRef, place| Self::new(Arc::clone(tree), listing, place);
+        let stored = |parent: &Self, name: &[u8]| -> Result<DirectoryRef> {
+            Ok(match parent.stored(name)?.map(|entry| entry.node) {
+                Some(Node::Directory(listing)) => listing,
+                _ => DirectoryRef::default(),
+            })
+        };
+        let listing = tree.backup.root.as_ref().map(|root| root.directory.clone());
+        let root = at(listing.unwrap_or_default(), Place::Root);
+        let wal = at(stored(&root, b"pg_wal")?, Place::Wal);
+        let status = at(stored(&wal, b"archive_status")?, Place::ArchiveStatus);
+        Ok(vec![
+            (b"", root),
+            (b"pg_wal/", wal),
+            (b"pg_wal/archive_status/", status),
+        ])
+    }
+
     /// The entry as it is stored, whatever the view makes of it.
     pub(super) fn stored(&self, name: &[u8]) -> Result<Option<Entry>> {
         Ok(self.tree.context.trees.lookup(&self.listing, name)?)

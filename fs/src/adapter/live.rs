@@ -1,0 +1,381 @@
+//! Requests about what is in clones: the kernel's words for the engine's ([`crate::live`]).
+//!
+//! The mount is the only way into a clone, so the kernel may keep names, attributes and pages; what it changes it
+//! changes itself. A file that has nothing of the backup any more is handed to the kernel, which reads and writes it
+//! without asking (where it can, and this process may). All opens of an inode are of one kind: that of the first.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{
+    BackingId, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, RenameFlags,
+    ReplyCreate, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyOpen, Request, TimeOrNow,
+};
+use rustix::io::Errno as SystemErrno;
+
+use super::time;
+use crate::clones::Served;
+use crate::error::{Error, Result};
+use crate::live::{
+    Allocation, AttributeChanges, Kind, Listing, Name, NewNode, NewTime, NodeAttributes, NodeId, RenameMode,
+    Time,
+};
+use crate::namespace::Ino;
+
+/// How long the kernel may answer by itself: nobody else changes anything.
+const TTL: Duration = Duration::from_secs(3600);
+
+/// An inode that is open.
+struct Opened {
+    count: u64,
+    /// The file the kernel reads and writes by itself.
+    backing: Option<Arc<BackingId>>,
+}
+
+/// What is open in clones.
+#[derive(Default)]
+pub(super) struct OpenInodes {
+    files: Mutex<HashMap<Ino, Opened>>,
+    directories: Mutex<Directories>,
+}
+
+#[derive(Default)]
+struct Directories {
+    next: u64,
+    open: HashMap<u64, Arc<Mutex<OpenDirectory>>>,
+}
+
+struct OpenDirectory {
+    position: u64,
+    listing: Listing,
+    /// The name that had no room the last time.
+    pending: Option<Name>,
+}
+
+impl std::fmt::Debug for OpenInodes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenInodes").finish_non_exhaustive()
+    }
+}
+
+/// A node of a clone as `stat` shows it; `owner` is whom the mount shows as the owner of everything.
+pub(super) fn attributes(
+    served: &Served,
+    of: &NodeAttributes,
+    owner: (Option<u32>, Option<u32>),
+) -> FileAttr {
+    let kind = match of.kind {
+        Kind::File => FileType::RegularFile,
+        Kind::Directory => FileType::Directory,
+        Kind::Symlink => FileType::Symlink,
+    };
+    let mtime = time(of.mtime.s, of.mtime.ns);
+    FileAttr {
+        ino: INodeNo(served.ino(of.node).0),
+        size: of.size_bytes,
+        blocks: of.allocated_bytes.div_ceil(512),
+        atime: mtime,
+        mtime,
+        ctime: time(of.ctime.s, of.ctime.ns),
+        crtime: mtime,
+        kind,
+        // Permission bits fit.
+        perm: (of.mode & 0o7777) as u16,
+        nlink: of.links,
+        uid: owner.0.unwrap_or(of.uid),
+        gid: owner.1.unwrap_or(of.gid),
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+/// What is made belongs to who makes it; its permissions are what was asked for less the umask.
+pub(super) fn new_node(request: &Request, mode: u32, umask: u32) -> NewNode {
+    NewNode {
+        mode: mode & 0o7777 & !umask,
+        uid: request.uid(),
+        gid: request.gid(),
+    }
+}
+
+/// What setattr asks for. Access times are not kept.
+pub(super) fn changes(
+    mode: Option<u32>,
+    uid: Option<u32>,
+    gid: Option<u32>,
+    size_bytes: Option<u64>,
+    mtime: Option<TimeOrNow>,
+) -> AttributeChanges {
+    AttributeChanges {
+        mode,
+        uid,
+        gid,
+        size_bytes,
+        mtime: mtime.map(|mtime| match mtime {
+            TimeOrNow::Now => NewTime::Now,
+            TimeOrNow::SpecificTime(at) => NewTime::At(engine_time(at)),
+        }),
+    }
+}
+
+fn engine_time(at: SystemTime) -> Time {
+    match at.duration_since(UNIX_EPOCH) {
+        Ok(since) => Time {
+            s: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+            ns: since.subsec_nanos(),
+        },
+        // Before 1970: whole seconds down, nanoseconds up.
+        Err(before) => {
+            let before = before.duration();
+            let ns = before.subsec_nanos();
+            let s = i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
+            match ns {
+                0 => Time { s: -s, ns: 0 },
+                ns => Time {
+                    s: -s - 1,
+                    ns: 1_000_000_000 - ns,
+                },
+            }
+        }
+    }
+}
+
+/// How names are to change places.
+pub(super) fn rename_mode(flags: RenameFlags) -> Result<RenameMode> {
+    if flags.is_empty() {
+        Ok(RenameMode::Replace)
+    } else if flags == RenameFlags::RENAME_NOREPLACE {
+        Ok(RenameMode::NoReplace)
+    } else if flags == RenameFlags::RENAME_EXCHANGE {
+        Ok(RenameMode::Exchange)
+    } else {
+        Err(Error::Refused(SystemErrno::INVAL))
+    }
+}
+
+/// What fallocate is to do, and whether the size stays.
+pub(super) fn allocation(mode: i32) -> Result<(Allocation, bool)> {
+    let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
+    match mode & !libc::FALLOC_FL_KEEP_SIZE {
+        0 => Ok((Allocation::Reserve, keep_size)),
+        libc::FALLOC_FL_ZERO_RANGE => Ok((Allocation::Zero, keep_size)),
+        libc::FALLOC_FL_PUNCH_HOLE if keep_size => Ok((Allocation::Punch, true)),
+        _ => Err(Error::Refused(SystemErrno::OPNOTSUPP)),
+    }
+}
+
+/// Answers a look-up.
+pub(super) fn entry(reply: ReplyEntry, attributes: &FileAttr) {
+    reply.entry(&TTL, attributes, Generation(0));
+}
+
+/// Answers that there is nothing of this name, which stays so until the kernel itself changes it.
+pub(super) fn no_entry(reply: ReplyEntry, none: &FileAttr) {
+    reply.entry(&TTL, none, Generation(0));
+}
+
+/// How long attributes stay true.
+pub(super) const ATTRIBUTES_TTL: Duration = TTL;
+
+impl OpenInodes {
+    /// Opens a file and answers; `passthrough` says whether the kernel can be handed files at all.
+    pub(super) fn open(&self, served: &Served, node: NodeId, passthrough: bool, reply: ReplyOpen) {
+        let backing = self.begin(served, node, passthrough, |file| reply.open_backing(file));
+        match backing {
+            Ok(Some(backing)) => reply.opened_passthrough(FileHandle(0), FopenFlags::empty(), &backing),
+            Ok(None) => reply.opened(
+                FileHandle(0),
+                FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
+            ),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    /// The same for a file that was just made.
+    pub(super) fn create(
+        &self,
+        served: &Served,
+        node: NodeId,
+        passthrough: bool,
+        attributes: &FileAttr,
+        reply: ReplyCreate,
+    ) {
+        let backing = self.begin(served, node, passthrough, |file| reply.open_backing(file));
+        let (handle, none) = (FileHandle(0), FopenFlags::empty());
+        match backing {
+            Ok(Some(backing)) => {
+                reply.created_passthrough(&TTL, attributes, Generation(0), handle, none, &backing);
+            }
+            Ok(None) => reply.created(
+                &TTL,
+                attributes,
+                Generation(0),
+                handle,
+                FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
+            ),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn begin(
+        &self,
+        served: &Served,
+        node: NodeId,
+        passthrough: bool,
+        register: impl FnOnce(&std::fs::File) -> std::io::Result<BackingId>,
+    ) -> Result<Option<Arc<BackingId>>, Errno> {
+        let refuse = |error: Error| super::errno(&error);
+        served.clone.open_node(node).map_err(refuse)?;
+        let mut files = lock(&self.files);
+        if let Some(opened) = files.get_mut(&served.ino(node)) {
+            opened.count += 1;
+            served.opened();
+            return Ok(opened.backing.clone());
+        }
+        let plain = match passthrough {
+            true => served.clone.plain_file(node),
+            false => Ok(None),
+        };
+        let backing = match plain {
+            Ok(plain) => plain.and_then(|file| register(&file).map(Arc::new).ok()),
+            Err(error) => {
+                served.clone.close_node(node);
+                return Err(refuse(error));
+            }
+        };
+        let opened = Opened {
+            count: 1,
+            backing: backing.clone(),
+        };
+        files.insert(served.ino(node), opened);
+        served.opened();
+        Ok(backing)
+    }
+
+    /// Closes a file.
+    pub(super) fn close(&self, served: &Served, node: NodeId) {
+        let mut files = lock(&self.files);
+        let ino = served.ino(node);
+        if let Some(opened) = files.get_mut(&ino) {
+            opened.count -= 1;
+            if opened.count == 0 {
+                files.remove(&ino);
+            }
+        }
+        drop(files);
+        served.clone.close_node(node);
+        served.closed();
+    }
+
+    /// Opens a directory: its names as they are now.
+    pub(super) fn open_directory(&self, served: &Served, node: NodeId) -> Result<FileHandle> {
+        served.clone.open_node(node)?;
+        let listing = served
+            .clone
+            .entries(node)
+            .inspect_err(|_| served.clone.close_node(node))?;
+        let open = OpenDirectory {
+            position: 0,
+            listing,
+            pending: None,
+        };
+        let mut directories = lock(&self.directories);
+        directories.next += 1;
+        let handle = directories.next;
+        directories.open.insert(handle, Arc::new(Mutex::new(open)));
+        served.opened();
+        Ok(FileHandle(handle))
+    }
+
+    /// Closes a directory.
+    pub(super) fn close_directory(&self, served: &Served, node: NodeId, handle: FileHandle) {
+        lock(&self.directories).open.remove(&handle.0);
+        served.clone.close_node(node);
+        served.closed();
+    }
+
+    /// Gives the names from `offset` on to `emit`, until that says that it is full.
+    pub(super) fn list(
+        &self,
+        served: &Served,
+        node: NodeId,
+        handle: FileHandle,
+        offset: u64,
+        mut emit: impl FnMut(u64, &Name) -> Result<bool>,
+    ) -> Result<()> {
+        let open = lock(&self.directories).open.get(&handle.0).cloned();
+        let open = open.ok_or(Error::Refused(SystemErrno::BADF))?;
+        let mut open = lock(&open);
+        if open.position != offset {
+            // Somebody went back: from the beginning, and on to there.
+            open.listing = served.clone.entries(node)?;
+            (open.position, open.pending) = (DOTS.min(offset), None);
+            while open.position < offset {
+                match open.listing.next() {
+                    Some(name) => drop(name?),
+                    None => break,
+                }
+                open.position += 1;
+            }
+        }
+        loop {
+            let name = match open.position {
+                0 => dot(b".", node),
+                1 => dot(b"..", served.clone.parent(node)?),
+                _ => match open.pending.take().map(Ok).or_else(|| open.listing.next()) {
+                    Some(name) => name?,
+                    None => return Ok(()),
+                },
+            };
+            if emit(open.position + 1, &name)? {
+                if open.position >= DOTS {
+                    open.pending = Some(name);
+                }
+                return Ok(());
+            }
+            open.position += 1;
+        }
+    }
+}
+
+/// `.` and `..` come first.
+const DOTS: u64 = 2;
+
+fn dot(name: &[u8], node: NodeId) -> Name {
+    Name {
+        name: name.to_vec(),
+        node,
+        kind: Kind::Directory,
+    }
+}
+
+/// Adds a line to a listing of names; says whether it had no room.
+pub(super) fn add_name(served: &Served, next: u64, name: &Name, reply: &mut ReplyDirectory) -> bool {
+    let kind = match name.kind {
+        Kind::File => FileType::RegularFile,
+        Kind::Directory => FileType::Directory,
+        Kind::Symlink => FileType::Symlink,
+    };
+    let ino = INodeNo(served.ino(name.node).0);
+    reply.add(ino, next, kind, OsStr::from_bytes(&name.name))
+}
+
+/// Adds a line with attributes; says whether it had no room.
+pub(super) fn add_entry(
+    next: u64,
+    name: &Name,
+    attributes: &FileAttr,
+    reply: &mut ReplyDirectoryPlus,
+) -> bool {
+    let text = OsStr::from_bytes(&name.name);
+    reply.add(attributes.ino, next, text, &TTL, attributes, Generation(0))
+}
+
+// What is behind these locks is consistent after a panic elsewhere.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,226 @@
+//! `<server>/live/`: the clones there are, and what a new one is made of.
+
+use std::sync::Arc;
+
+use barmanfs_catalog::{Backup, CloneDescription, CloneName, Graft, ServerName};
+use barmanfs_store::{Attributes, Entry, Node};
+
+use super::context::Context;
+use super::recovery::Recovery;
+use super::snapshot::ServerState;
+use super::tree::{BackupTree, Style};
+use super::{Body, Children, Directory, changes, made, no_files};
+use crate::error::Result;
+use crate::live::{MadeFile, MadeThing};
+use crate::namespace::{Child, Content, Lifetime};
+
+/// For a server that is started on a clone, which would else open and sync every file twice before it recovers. What was
+/// written to a clone is made durable when a server starts on it, see [`crate::clones`].
+const CONFIGURATION: &[u8] = b"\n# ---- barmanfs: a clone ----\nrecovery_init_sync_method = 'syncfs'\n";
+
+/// The first version that has the setting.
+const SYNC_METHOD_SINCE: u32 = 14;
+
+const AUTO_CONF: &[u8] = b"postgresql.auto.conf";
+const MANIFEST: &[u8] = b"backup_manifest";
+
+/// The directory.
+#[derive(Debug)]
+pub(super) struct Live {
+    context: Arc<Context>,
+    server: ServerName,
+}
+
+impl Live {
+    /// The entry `live` of a server. Whose the server's files are may make clones of them.
+    pub(super) fn child(context: &Arc<Context>, server: &ServerState) -> Child {
+        let own = context.own(0o700, context.started);
+        let owner = server.owner().map_or(own, |owner| Attributes {
+            mode: owner.mode & 0o770 | 0o700,
+            ..*owner
+        });
+        let live = Self {
+            context: Arc::clone(context),
+            server: server.name.clone(),
+        };
+        Child {
+            name: b"live".to_vec(),
+            identity: 0,
+            stat: context.stat(&owner, 0, 0),
+            content: Content::Directory(Arc::new(live)),
+            lifetime: Lifetime::Never,
+        }
+    }
+
+    fn entry(&self, clone: &CloneDescription) -> Child {
+        let root = CloneRoot {
+            server: clone.server.clone(),
+            name: clone.name.clone(),
+        };
+        Child {
+            name: clone.name.as_str().into(),
+            identity: made::identity(clone.id.to_string().as_bytes()),
+            stat: self.context.stat(&clone.root.attributes, 0, 0),
+            content: Content::Directory(Arc::new(root)),
+            lifetime: Lifetime::Never,
+        }
+    }
+}
+
+impl Directory for Live {
+    fn lookup(&self, name: &[u8]) -> Result<Option<Child>> {
+        let name = std::str::from_utf8(name)
+            .ok()
+            .and_then(|name| name.parse::<CloneName>().ok());
+        let Some(name) = name else { return Ok(None) };
+        let clones = self.context.repository.clones(&self.server)?;
+        Ok(clones
+            .iter()
+            .find(|clone| clone.name == name)
+            .map(|clone| self.entry(clone)))
+    }
+
+    fn entries(&self) -> Result<Children> {
+        let clones = self.context.repository.clones(&self.server)?;
+        let entries: Vec<_> = clones.iter().map(|clone| Ok(self.entry(clone))).collect();
+        Ok(Box::new(entries.into_iter()))
+    }
+
+    fn open(&self, _name: &[u8]) -> Result<Body> {
+        no_files()
+    }
+
+    fn lifetime(&self) -> Lifetime {
+        Lifetime::Never
+    }
+
+    fn clones_of(&self) -> Option<&ServerName> {
+        Some(&self.server)
+    }
+}
+
+/// Where a clone begins; what is in it is none of the views' business.
+#[derive(Debug)]
+struct CloneRoot {
+    server: ServerName,
+    name: CloneName,
+}
+
+impl Directory for CloneRoot {
+    fn lookup(&self, _name: &[u8]) -> Result<Option<Child>> {
+        Ok(None)
+    }
+
+    fn entries(&self) -> Result<Children> {
+        Ok(Box::new(std::iter::empty()))
+    }
+
+    fn open(&self, _name: &[u8]) -> Result<Body> {
+        no_files()
+    }
+
+    fn lifetime(&self) -> Lifetime {
+        Lifetime::Never
+    }
+
+    fn clone_root(&self) -> Option<(&ServerName, &CloneName)> {
+        Some((&self.server, &self.name))
+    }
+}
+
+/// What a clone is made of: a view of a backup that can be started.
+#[derive(Debug)]
+pub(crate) struct CloneSource {
+    tree: Arc<BackupTree>,
+}
+
+impl CloneSource {
+    /// Where the backup has something that a clone must not have.
+    pub(crate) const LOOKED_AT: &'static [&'static [u8]] = &[b"", b"pg_tblspc"];
+
+    /// The newest backup, or a target of `pitr/`; none where there is no such thing.
+    pub(crate) fn find(
+        context: &Arc<Context>,
+        server: &ServerName,
+        target: Option<&str>,
+    ) -> Result<Option<Self>> {
+        let tree = match target {
+            Some(target) => context.targets.tree(context, server, target)?,
+            None => {
+                let snapshot = context.snapshot()?;
+                let latest = snapshot
+                    .server(server.as_str())
+                    .and_then(|server| server.latest());
+                latest.map(|latest| context.tree(latest, Style::Startable, "live"))
+            }
+        };
+        Ok(tree.map(|tree| Self { tree }))
+    }
+
+    pub(crate) fn backup(&self) -> &Backup {
+        &self.tree.backup
+    }
+
+    /// The target in its canonical form; none for the backup's own end.
+    pub(crate) fn target(&self) -> Option<String> {
+        let recovery: Option<&Recovery> = self.tree.style.recovery();
+        recovery.map(|recovery| recovery.plan.spec.to_string())
+    }
+
+    pub(crate) fn described(&self) -> String {
+        match self.target() {
+            Some(target) => format!("backup {}, to be recovered to {target}", self.tree.backup.id),
+            None => format!("backup {}", self.tree.backup.id),
+        }
+    }
+
+    /// Stored files that the view has and the backup has not: WAL.
+    pub(crate) fn grafts(&self) -> Result<Vec<Graft>> {
+        let mut grafts = Vec::new();
+        for (path, attributes, body) in changes::additions(&self.tree)? {
+            if let Some(Body::Stored(map)) = body {
+                grafts.push(Graft {
+                    path: String::from_utf8_lossy(&path).into_owned(),
+                    attributes,
+                    map: (*map).clone(),
+                });
+            }
+        }
+        Ok(grafts)
+    }
+
+    /// Files and directories that the view makes. Not the manifest: a clone is no backup, and soon differs from any.
+    pub(crate) fn made(&self) -> Result<Vec<MadeFile>> {
+        let mut all = Vec::new();
+        for (path, attributes, body) in changes::additions(&self.tree)? {
+            let thing = match body {
+                None => MadeThing::Directory,
+                Some(Body::Made(bytes)) if path == AUTO_CONF => MadeThing::File(self.configuration(&bytes)),
+                Some(Body::Made(bytes)) => MadeThing::File(bytes.to_vec()),
+                Some(_) => continue,
+            };
+            all.push(MadeFile {
+                path,
+                attributes,
+                thing,
+            });
+        }
+        Ok(all)
+    }
+
+    fn configuration(&self, of_the_view: &[u8]) -> Vec<u8> {
+        let mut text = of_the_view.to_vec();
+        if self.tree.backup.server_version.major() >= SYNC_METHOD_SINCE {
+            text.extend_from_slice(CONFIGURATION);
+        }
+        text
+    }
+
+    /// Whether a clone does not have what the backup has at a path.
+    pub(crate) fn hides(path: &[u8], entry: &Entry) -> bool {
+        match &entry.node {
+            Node::Symlink(target) => path.starts_with(b"pg_tblspc/") || changes::leads_out(target),
+            _ => path == MANIFEST || (!path.contains(&b'/') && changes::is_of_the_running_server(path)),
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! PostgreSQL runs right on the mount: `mkdir live/NAME` is a clone that can be started, written, crashed and thrown away,
+//! and the backup below stays what it is.
+
+use crate::common::load::{assert_sums_agree, fill, transact, transactions};
+use crate::common::process::until;
+use crate::common::registry::topic;
+use crate::common::{Install, Load, Mount, PgServer, Site};
+
+topic! {
+    with_postgres a_clone_is_worked_on_and_crashed_and_stays_sound(as_root),
+    with_postgres what_was_committed_is_there_after_the_daemon_was_killed(as_root),
+    with_postgres clones_of_several_points_in_time_live_side_by_side(as_root),
+    with_postgres a_clone_cannot_archive_and_keeps_its_backup(as_root),
+}
+
+/// A site with a backup of a filled database, which still runs.
+fn filled_site(install: &'static Install) -> (Site, PgServer) {
+    let (site, primary) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
+    fill(&primary, 2);
+    transact(&primary, 100);
+    site.backup();
+    (site, primary)
+}
+
+/// Makes a clone; its server is not started. Its sockets and log lie outside of the mount.
+#[track_caller]
+fn make_clone(site: &Site, mount: &Mount, install: &'static Install, name: &str, of: &str) -> PgServer {
+    let made = mount.path(&format!("main/live/{name}{of}"));
+    site.sh(&format!("mkdir '{}'", made.display())).ok();
+    PgServer::on_mount(
+        install,
+        &mount.path(&format!("main/live/{name}")),
+        &site.path(name),
+    )
+}
+
+fn a_clone_is_worked_on_and_crashed_and_stays_sound(install: &'static Install) {
+    let (site, primary) = filled_site(install);
+    let expected = transactions(&primary);
+    let mount = Mount::for_all(&site);
+    let mut clone = make_clone(&site, &mount, install, "test1", "");
+    clone.start();
+    clone.wait_until_promoted();
+    assert_eq!(transactions(&clone), expected);
+    let load = Load::start(&clone);
+    clone.query("CHECKPOINT");
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    clone.query("CHECKPOINT");
+    clone.stop("immediate");
+    load.stop();
+    clone.start();
+    assert!(transactions(&clone) > expected);
+    assert_sums_agree(&clone);
+    clone.query("VACUUM FULL pgbench_accounts");
+    clone.query("TRUNCATE pgbench_history");
+    clone.assert_sound();
+    clone.stop_and_assert_checksums();
+    site.ok(&["verify", "main"]);
+
+    site.sh(&format!("rmdir '{}'", mount.path("main/live/test1").display()))
+        .ok();
+    assert_eq!(site.list(&mount.path("main/live")), [""; 0]);
+    assert_eq!(transactions(&primary), expected);
+}
+
+fn what_was_committed_is_there_after_the_daemon_was_killed(install: &'static Install) {
+    let (site, _primary) = filled_site(install);
+    let mut mount = Mount::for_all(&site);
+    let mut clone = make_clone(&site, &mount, install, "test1", "");
+    // What a commit has answered for is on disk: the servers of tests do not wait for that otherwise.
+    clone.configure("fsync = on");
+    let configuration = clone.data.join("postgresql.conf");
+    site.sh(&format!("sync '{}'", configuration.display())).ok();
+    clone.start();
+    clone.wait_until_promoted();
+    for round in 0..3 {
+        clone.query("CREATE TABLE IF NOT EXISTS kept (n int)");
+        for n in 0..20 {
+            clone.query(&format!("INSERT INTO kept VALUES ({})", round * 20 + n));
+        }
+        let load = Load::start(&clone);
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let committed = transactions(&clone);
+        let postmaster = clone.postmaster();
+        mount.kill();
+        load.stop();
+        clone.end_without_data(postmaster);
+        drop(mount);
+        mount = Mount::for_all(&site);
+        clone.start();
+        let kept = clone.query("SELECT count(*) FROM kept");
+        assert_eq!(kept, ((round + 1) * 20).to_string());
+        assert!(transactions(&clone) >= committed, "round {round}");
+        assert_sums_agree(&clone);
+    }
+    clone.assert_sound();
+    clone.stop("fast");
+}
+
+fn clones_of_several_points_in_time_live_side_by_side(install: &'static Install) {
+    let (site, primary) = filled_site(install);
+    let mut points = Vec::new();
+    for n in 1..=3 {
+        transact(&primary, 50);
+        primary.query(&format!("SELECT pg_create_restore_point('point {n}')"));
+        points.push((format!("point {n}"), transactions(&primary)));
+    }
+    transact(&primary, 10);
+    primary.archive_current_segment();
+    let mount = Mount::for_all(&site);
+    let mut clones: Vec<(PgServer, u64)> = Vec::new();
+    for (n, (point, expected)) in points.into_iter().enumerate() {
+        let name = format!("c{n}");
+        let clone = make_clone(&site, &mount, install, &name, &format!("@name:{point}"));
+        clones.push((clone, expected));
+    }
+    for (clone, _) in &mut clones {
+        clone.start();
+    }
+    for (clone, expected) in &clones {
+        clone.wait_until_promoted();
+        assert_eq!(transactions(clone), *expected);
+        transact(clone, 20);
+        assert_sums_agree(clone);
+    }
+    assert_eq!(site.list(&mount.path("main/live")), ["c0", "c1", "c2"]);
+    for (clone, _) in &mut clones {
+        clone.stop("fast");
+    }
+    let busy = mount.path("main/live/none@name:nobody made this");
+    let refused = site.sh(&format!("mkdir '{}'", busy.display()));
+    assert!(refused.stderr.contains("No such file"), "{refused}");
+}
+
+fn a_clone_cannot_archive_and_keeps_its_backup(install: &'static Install) {
+    let (site, primary) = filled_site(install);
+    let id = site.backup_ids().remove(0);
+    let mount = Mount::for_all(&site);
+    let mut clone = make_clone(&site, &mount, install, "test1", "");
+    clone.start();
+    clone.wait_until_promoted();
+    let archived = site.list(&mount.path("main/wal"));
+    clone.query("SELECT pg_switch_wal()");
+    transact(&clone, 100);
+    clone.query("CHECKPOINT; SELECT pg_switch_wal()");
+    assert_eq!(clone.query("SHOW archive_mode"), "off");
+    assert_eq!(site.list(&mount.path("main/wal")), archived);
+    clone.stop("fast");
+    drop(primary);
+
+    site.barmanfs(&["delete", "main", &id])
+        .refused(1)
+        .says(&["test1"]);
+    let rmdir = format!("rmdir '{}'", mount.path("main/live/test1").display());
+    site.sh(&rmdir).ok();
+    until("the backup can be deleted", || {
+        site.barmanfs(&["delete", "main", &id]).code() == Some(0)
+    });
+}
