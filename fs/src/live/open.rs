@@ -407,7 +407,7 @@ fn take_stock(disk: &dyn Disk, names: &Names) -> Result<u64> {
     for node in names.nodes.values().filter(|node| node.kind() == Kind::File) {
         unclaimed.insert(file_name(node.id), node);
     }
-    let mut used_bytes = 0;
+    let (mut used_bytes, mut removed) = (0, false);
     for name in disk.file_names().map_err(|error| fail("list", error))? {
         let name = format!("{FILES}/{name}");
         let owner = unclaimed.get(&name).and_then(|node| match &node.body {
@@ -420,8 +420,15 @@ fn take_stock(disk: &dyn Disk, names: &Names) -> Result<u64> {
                 data.counted_bytes = status.map_or(0, |status| status.allocated_bytes);
                 used_bytes += data.counted_bytes;
             }
-            _ => disk.remove(&name).map_err(|error| fail("remove", error))?,
+            _ => {
+                disk.remove(&name).map_err(|error| fail("remove", error))?;
+                removed = true;
+            }
         }
+    }
+    if removed {
+        // Or one that is made under the same name could turn out to be the one that was removed.
+        disk.sync_names(true).map_err(|error| fail("sync", error))?;
     }
     Ok(used_bytes)
 }

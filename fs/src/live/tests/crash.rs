@@ -458,11 +458,11 @@ struct Run {
 
 impl Run {
     fn new(seed: u64) -> Self {
-        let stage = Stage::new(&[
-            ("other", Thing::File(noise(2, 20_000))),
-            ("small", Thing::File(noise(3, 700))),
-            ("table", Thing::File(noise(1, 60_000))),
-        ]);
+        // Many, so that for long some of them are partly the backup's.
+        let names: Vec<String> = (0..12).map(|n| format!("lower{n:02}")).collect();
+        let thing = |(n, name)| (name, Thing::File(noise(n, 700 + n as usize * 9000)));
+        let things: Vec<(&str, Thing)> = (0..).zip(names.iter().map(String::as_str)).map(thing).collect();
+        let stage = Stage::new(&things);
         let disk = FragileDisk::default();
         disk.inner().left = u64::MAX;
         let made = LiveClone::create_on(
@@ -533,7 +533,7 @@ impl Run {
                 expected.names.push(names);
                 clone.unlink(root, &name)?;
             }
-            3 | 4 => {
+            3 => {
                 let to = vec![b'a' + self.random.below(6) as u8];
                 let mut names = names;
                 if let Some(moved) = names.remove(&name) {
@@ -542,7 +542,7 @@ impl Run {
                 expected.names.push(names);
                 clone.rename((root, &name), (root, &to), RenameMode::Replace)?;
             }
-            5 => {
+            4 => {
                 let mode = self.random.below(512) as u32;
                 let mut names = names;
                 names.insert(name, (node, mode));
@@ -553,20 +553,20 @@ impl Run {
                 };
                 clone.set_attributes(node, changes)?;
             }
-            6..=11 => self.write(clone, expected, node)?,
-            12 | 13 => self.cut(clone, expected, node)?,
-            14 => self.punch(clone, expected, node)?,
-            15 | 16 => {
+            5..=17 => self.write(clone, expected, node)?,
+            18..=23 => self.cut(clone, expected, node)?,
+            24 | 25 => self.punch(clone, expected, node)?,
+            26..=33 => {
                 clone.sync(node, self.random.below(2) == 0)?;
                 let versions = expected.files.get_mut(&node).unwrap();
                 versions.drain(..versions.len() - 1);
                 expected.names.drain(..expected.names.len() - 1);
             }
-            17 => {
+            34 => {
                 clone.sync_directory(root)?;
                 expected.names.drain(..expected.names.len() - 1);
             }
-            18 => clone.flush_dirty()?,
+            35..=38 => clone.flush_dirty()?,
             _ => clone.rewrite_journal()?,
         }
         Ok(())
@@ -597,10 +597,10 @@ impl Run {
     }
 
     fn cut(&mut self, clone: &LiveClone, expected: &mut Expected, node: NodeId) -> Result<()> {
-        let size = if self.random.below(4) == 0 {
-            0
-        } else {
-            self.random.below(80_000)
+        let size = match self.random.below(4) {
+            0 => 0,
+            1 => self.random.below(10_000),
+            _ => self.random.below(120_000),
         };
         self.log.push(format!("cut {node:?} {size}"));
         let versions = expected.files.get_mut(&node).unwrap();
@@ -631,11 +631,11 @@ impl Run {
 /// `BARMANFS_LIVE_RUNS` asks for more of them.
 #[test]
 fn what_was_synced_outlives_a_loss_of_power() {
-    let runs = std::env::var("BARMANFS_LIVE_RUNS").map_or(10, |runs| runs.parse().unwrap());
+    let runs = std::env::var("BARMANFS_LIVE_RUNS").map_or(8, |runs| runs.parse().unwrap());
     for seed in 1..=runs {
         let mut run = Run::new(seed);
         let mut expected = Expected::of(&run.open().unwrap());
-        for loss in 0..30 {
+        for loss in 0..60 {
             let left = 1 + run.random.below(300);
             run.disk.lose_power(&mut run.random, left);
             // Power may be lost while what was left by the last loss is put in order.
