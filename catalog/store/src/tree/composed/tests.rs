@@ -1,4 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -8,7 +10,7 @@ use crate::file_map::PIECE_WINDOWS;
 use crate::layout::BLOCK_BYTES;
 use crate::testing::{TestStore, noise};
 use crate::tree::{TreeOptions, TreeReader, TreeTotals, TreeWriter};
-use crate::{Attributes, DirectoryRef, FileMap, Node, Result};
+use crate::{Attributes, ChunkId, ChunkReader, DirectoryRef, FileMap, Node, Result};
 
 const BLOCK: usize = BLOCK_BYTES;
 
@@ -304,34 +306,65 @@ fn impossible_blocks_are_refused() {
 }
 
 #[test]
+fn a_large_file_is_cut_and_grows_again_across_pieces() {
+    let (store, mut files, mut root) = large();
+    let piece = PIECE_WINDOWS * 4;
+    for (truncation, blocks) in [
+        (piece + 7, BTreeMap::new()),
+        (9001, BTreeMap::from([(2 * piece + 1, 7)])),
+        (piece - 3, BTreeMap::from([(3, 5)])),
+        (2, BTreeMap::from([(2 * piece + 9, 7)])),
+        (0, BTreeMap::new()),
+        (piece + 1, BTreeMap::from([(piece, 6)])),
+    ] {
+        let step = Step::Incremental { truncation, blocks };
+        let after = Files::from([(0, apply(files.get(&0), &step).unwrap())]);
+        let totals = compose(&store, &root, &files, &BTreeMap::from([(0, step)])).unwrap();
+        check(&store, &totals.root, &after);
+        assert_eq!(totals, store_whole(&after));
+        (files, root) = (after, totals.root);
+    }
+}
+
+/// Overwrites the beginning of a chunk's frame.
+fn damage(store: &TestStore, chunk: ChunkId) {
+    let location = store.index.chunks.lock().unwrap()[&chunk];
+    let name = location.pack.to_string();
+    let is_it = |path: &PathBuf| {
+        path.file_name()
+            .is_some_and(|file| file.to_string_lossy() == name)
+    };
+    let pack = store.files().into_iter().find(is_it).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(pack).unwrap();
+    file.write_all_at(&[0xee; 16], u64::from(location.offset))
+        .unwrap();
+}
+
+#[test]
 fn a_damaged_base_stops_the_run() {
     let (store, files, root) = large();
-    for pack in store.files() {
-        let length = std::fs::metadata(&pack).unwrap().len();
-        std::fs::OpenOptions::new()
-            .write(true)
-            .open(&pack)
-            .unwrap()
-            .set_len(length / 8)
-            .unwrap();
-    }
+    let tree = TreeReader::new(Arc::clone(&store.reader));
+    let map = map_of(&tree, &root, 0).unwrap();
+    damage(&store, tree.window(&map, 9000 / 4).unwrap().chunk.unwrap());
     // A reader that has nothing in its cache.
+    let chunks = ChunkReader::new(
+        Arc::clone(&store.packs) as _,
+        Arc::clone(&store.index) as _,
+        1 << 20,
+    );
     let fresh = TestStore {
-        reader: Arc::new(crate::ChunkReader::new(
-            Arc::clone(&store.packs) as _,
-            Arc::clone(&store.index) as _,
-            1 << 20,
-        )),
+        reader: Arc::new(chunks),
         ..store
     };
-    let step = Step::Incremental {
-        truncation: 9003,
-        blocks: BTreeMap::from([(9000, 5)]),
+    let change = |block| {
+        let step = Step::Incremental {
+            truncation: files[&0].len() / BLOCK,
+            blocks: BTreeMap::from([(block, 5)]),
+        };
+        compose(&fresh, &root, &files, &BTreeMap::from([(0, step)]))
     };
-    let reader = TreeReader::new(Arc::clone(&fresh.reader));
-    let error = match reader.find(&root, &path(0)) {
-        Err(error) => error,
-        Ok(_) => compose(&fresh, &root, &files, &BTreeMap::from([(0, step)])).unwrap_err(),
-    };
+    let error = change(9000).unwrap_err();
     assert!(error.is_damage(), "{error}");
+    // Windows that are taken over are not read.
+    change(3).unwrap();
 }
