@@ -10,6 +10,8 @@ mod config;
 mod daemon;
 mod error;
 mod fstab;
+#[allow(dead_code)]
+mod instance;
 mod logging;
 mod mount_helper;
 mod output;

@@ -1,0 +1,342 @@
+//! Running PostgreSQL on a data directory: a clone's, or a throw-away one's.
+//!
+//! PostgreSQL's own `pg_ctl` does the work, as the user the data directory belongs to. Nothing is connected to: whether
+//! a server runs, and how far its recovery is, stands in its files, so no password is needed.
+
+mod programs;
+
+use std::fs;
+use std::io::{Read, Seek, SeekFrom};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use barmanfs_pg::control::{ClusterState, ControlFile};
+use nix::unistd::Uid;
+
+pub(crate) use programs::Programs;
+
+use crate::error::Error;
+
+/// Where clones' ports begin: far from PostgreSQL's own and below the ephemeral ones of Linux's default range.
+const FIRST_PORT: u16 = 25_432;
+
+/// How many are tried.
+const PORTS: u16 = 1000;
+
+/// PostgreSQL's own default, and where `psql -h` needs the fewest letters.
+pub(crate) const SOCKET_DIRECTORY: &str = "/tmp";
+
+/// The end of a server's log that is shown when it does not start.
+const LOG_TAIL_BYTES: u64 = 2000;
+
+/// How often a recovery is looked at.
+const POLL: Duration = Duration::from_millis(100);
+
+/// How a server is to be started.
+#[derive(Debug, Clone)]
+pub(crate) struct StartOptions {
+    /// Its port; a free one when `None`.
+    pub(crate) port: Option<u16>,
+    /// Where its socket goes.
+    pub(crate) socket_directory: PathBuf,
+    /// Whether it listens on the network's own address too, and not on the socket alone.
+    pub(crate) listen: bool,
+    /// Settings that win over its configuration.
+    pub(crate) settings: Vec<(String, String)>,
+    /// Where it writes its log.
+    pub(crate) log: PathBuf,
+    /// How long it may take until it answers.
+    pub(crate) timeout: Duration,
+}
+
+/// A server that runs, by its `postmaster.pid`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Running {
+    pub(crate) pid: i32,
+    pub(crate) port: u16,
+    pub(crate) socket_directory: PathBuf,
+}
+
+/// A data directory, and the programs for it.
+#[derive(Debug)]
+pub(crate) struct Instance {
+    programs: Programs,
+    data: PathBuf,
+    uid: u32,
+    gid: u32,
+}
+
+impl Instance {
+    /// The server in `data`. Whoever asks must be the directory's owner, or root.
+    pub(crate) fn at(data: &Path, bindir: Option<&Path>, path_prefix: Option<&Path>) -> Result<Self, Error> {
+        let owner = fs::metadata(data).map_err(|error| unreadable(data, &error))?;
+        let me = Uid::effective();
+        if owner.uid() == 0 {
+            return Err(Error::failed(format!(
+                "{} belongs to root, as whom PostgreSQL refuses to run",
+                data.display()
+            ))
+            .hint("Mount with --uid postgres --gid postgres"));
+        }
+        if !me.is_root() && me.as_raw() != owner.uid() {
+            return Err(Error::failed(format!(
+                "{} belongs to another user (uid {}), and PostgreSQL runs as the owner of its data",
+                data.display(),
+                owner.uid()
+            ))
+            .hint("Run this as that user, or as root"));
+        }
+        let version = data.join("PG_VERSION");
+        let text = fs::read_to_string(&version).map_err(|error| unreadable(&version, &error))?;
+        let major = text
+            .trim()
+            .parse()
+            .map_err(|_| Error::failed(format!("{} holds no version of PostgreSQL", version.display())))?;
+        Ok(Self {
+            programs: Programs::find(major, bindir, path_prefix)?,
+            data: data.to_owned(),
+            uid: owner.uid(),
+            gid: owner.gid(),
+        })
+    }
+
+    /// Starts it and waits until it answers.
+    pub(crate) fn start(&self, options: &StartOptions) -> Result<Running, Error> {
+        if let Some(running) = running(&self.data) {
+            return Err(Error::failed(format!(
+                "A server is running in {} already, on port {} (process {})",
+                self.data.display(),
+                running.port,
+                running.pid
+            )));
+        }
+        let port = match options.port {
+            Some(port) => port,
+            None => free_port(&options.socket_directory)?,
+        };
+        let log_before = fs::metadata(&options.log).map_or(0, |log| log.len());
+        let status = self
+            .command("pg_ctl")
+            .args([
+                "start",
+                "-s",
+                "-w",
+                "-t",
+                &options.timeout.as_secs().to_string(),
+                "-D",
+            ])
+            .arg(&self.data)
+            .arg("-l")
+            .arg(&options.log)
+            .arg("-o")
+            .arg(server_options(port, options)?)
+            .stdout(Stdio::null())
+            .status()
+            .map_err(|error| Error::failed(format!("Cannot run pg_ctl: {error}")))?;
+        match running(&self.data) {
+            Some(running) if status.success() => Ok(running),
+            _ => Err(self.why_not(&options.log, log_before)),
+        }
+    }
+
+    /// Stops it, its sessions ended; nothing to do where none runs.
+    pub(crate) fn stop(&self, timeout: Duration) -> Result<bool, Error> {
+        if running(&self.data).is_none() {
+            return Ok(false);
+        }
+        let status = self
+            .command("pg_ctl")
+            .args([
+                "stop",
+                "-s",
+                "-w",
+                "-m",
+                "fast",
+                "-t",
+                &timeout.as_secs().to_string(),
+                "-D",
+            ])
+            .arg(&self.data)
+            .stdout(Stdio::null())
+            .status()
+            .map_err(|error| Error::failed(format!("Cannot run pg_ctl: {error}")))?;
+        if status.success() {
+            return Ok(true);
+        }
+        Err(Error::failed(format!(
+            "The server in {} did not stop within {} s",
+            self.data.display(),
+            timeout.as_secs()
+        )))
+    }
+
+    /// Waits until its recovery has ended and it takes writes.
+    pub(crate) fn wait_for_recovery(&self, timeout: Option<Duration>) -> Result<(), Error> {
+        let began = Instant::now();
+        loop {
+            if self.control()?.state == ClusterState::InProduction {
+                return Ok(());
+            }
+            if running(&self.data).is_none() {
+                return Err(Error::failed(format!(
+                    "The server in {} has stopped during its recovery: its log says why",
+                    self.data.display()
+                )));
+            }
+            if timeout.is_some_and(|timeout| began.elapsed() >= timeout) {
+                return Err(Error::failed(format!(
+                    "The server in {} is still recovering after {} s; it goes on",
+                    self.data.display(),
+                    began.elapsed().as_secs()
+                )));
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// One of PostgreSQL's programs, to be run as the data's owner, where its directory is no matter.
+    pub(crate) fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(self.programs.path(name));
+        command.current_dir("/").stdin(Stdio::null());
+        if Uid::effective().is_root() {
+            command.uid(self.uid).gid(self.gid);
+        }
+        command
+    }
+
+    /// Whether there is such a program: not every package has all.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.programs.path(name).exists()
+    }
+
+    fn control(&self) -> Result<ControlFile, Error> {
+        let path = self.data.join("global/pg_control");
+        let bytes = fs::read(&path).map_err(|error| unreadable(&path, &error))?;
+        ControlFile::parse(&bytes).map_err(|error| Error::failed(format!("{}: {error}", path.display())))
+    }
+
+    fn why_not(&self, log: &Path, from: u64) -> Error {
+        let failed = Error::failed(format!("PostgreSQL does not start in {}", self.data.display()));
+        match tail(log, from) {
+            Some(tail) => failed.hint(format!("Its log {} ends with:\n{tail}", log.display())),
+            None => failed.hint(format!("Look at its log {}", log.display())),
+        }
+    }
+}
+
+/// The server that runs in a data directory.
+pub(crate) fn running(data: &Path) -> Option<Running> {
+    let text = fs::read_to_string(data.join("postmaster.pid")).ok()?;
+    let running = parse_pid_file(&text)?;
+    // A signal that is none: whether there is such a process, whoever's it is.
+    let alive = nix::sys::signal::kill(nix::unistd::Pid::from_raw(running.pid), None);
+    matches!(alive, Ok(()) | Err(nix::errno::Errno::EPERM)).then_some(running)
+}
+
+/// Line 1 is the process, 4 the port, 5 the first socket directory (`src/include/utils/pidfile.h`).
+fn parse_pid_file(text: &str) -> Option<Running> {
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    Some(Running {
+        pid: lines.first()?.parse().ok().filter(|pid| *pid > 0)?,
+        port: lines.get(3)?.parse().ok()?,
+        socket_directory: PathBuf::from(lines.get(4)?),
+    })
+}
+
+fn free_port(socket_directory: &Path) -> Result<u16, Error> {
+    let free = |port: &u16| {
+        let socket = socket_directory.join(format!(".s.PGSQL.{port}"));
+        !socket.exists() && TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok()
+    };
+    let mut ports = FIRST_PORT..FIRST_PORT + PORTS;
+    ports.find(free).ok_or_else(|| {
+        Error::failed(format!(
+            "None of the ports {FIRST_PORT} to {} is free",
+            FIRST_PORT + PORTS - 1
+        ))
+        .hint("Name one with --port")
+    })
+}
+
+/// What `pg_ctl -o` hands to a shell: every word quoted.
+fn server_options(port: u16, options: &StartOptions) -> Result<String, Error> {
+    let listen = if options.listen { "localhost" } else { "" };
+    let socket_directory = options.socket_directory.to_string_lossy();
+    let mut settings = vec![
+        ("port".to_owned(), port.to_string()),
+        (
+            "unix_socket_directories".to_owned(),
+            socket_directory.into_owned(),
+        ),
+        ("listen_addresses".to_owned(), listen.to_owned()),
+    ];
+    settings.extend(options.settings.iter().cloned());
+    let mut words = Vec::new();
+    for (name, value) in &settings {
+        let is_name = !name.is_empty()
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"_.".contains(&b));
+        if !is_name || value.contains('\0') {
+            return Err(Error::usage(format!(
+                "'{}' is no setting of PostgreSQL",
+                name.escape_debug()
+            )));
+        }
+        words.push(format!("-c '{name}={}'", value.replace('\'', "'\\''")));
+    }
+    Ok(words.join(" "))
+}
+
+fn tail(log: &Path, from: u64) -> Option<String> {
+    let mut file = fs::File::open(log).ok()?;
+    let end = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(from.max(end.saturating_sub(LOG_TAIL_BYTES))))
+        .ok()?;
+    let mut bytes = Vec::new();
+    file.take(LOG_TAIL_BYTES).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes).trim().to_owned();
+    (!text.is_empty()).then_some(text)
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Error {
+    Error::failed(format!("Cannot read {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pid_file_tells_process_port_and_socket() {
+        let text = "4711\n/mnt/backups/main/live/a\n1763700000\n25432\n/tmp\nlocalhost\n  1 2\nready   \n";
+        let running = parse_pid_file(text).unwrap();
+        assert_eq!((running.pid, running.port), (4711, 25432));
+        assert_eq!(running.socket_directory, Path::new("/tmp"));
+        // Being written, or of a stand-alone backend.
+        assert_eq!(parse_pid_file("4711\n/data\n"), None);
+        assert_eq!(parse_pid_file("-4711\n/data\n1\n5432\n/tmp\n"), None);
+    }
+
+    #[test]
+    fn settings_reach_the_server_through_a_shell() {
+        let mut options = StartOptions {
+            port: None,
+            socket_directory: "/tmp/a b".into(),
+            listen: false,
+            settings: vec![("search_path".to_owned(), "it's".to_owned())],
+            log: PathBuf::new(),
+            timeout: Duration::ZERO,
+        };
+        assert_eq!(
+            server_options(1, &options).unwrap(),
+            "-c 'port=1' -c 'unix_socket_directories=/tmp/a b' -c 'listen_addresses=' -c 'search_path=it'\\''s'"
+        );
+        options.settings = vec![("a;b".to_owned(), String::new())];
+        assert!(server_options(1, &options).is_err());
+    }
+}
