@@ -8,6 +8,7 @@
 // Ratios and figures for people: the last digits of large numbers do not matter.
 #![allow(clippy::cast_precision_loss)]
 
+mod answers;
 mod dataset;
 mod measure;
 mod peers;
@@ -56,7 +57,8 @@ struct Options {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// Only these tools (cp, pg_basebackup, pgBackRest, restic, barmanfs) or measures (full, second-small,
-    /// second-half, restore, ready, first-byte, read-accounts, read-noise, wal-archive, wal-fetch, replay)
+    /// second-half, restore, ready, first-byte, read-accounts, read-noise, wal-archive, wal-fetch, replay, first-answer, select-cold,
+    /// select-warm, read-write)
     #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
     only: Vec<String>,
     /// Where to work; kept afterwards [default: a new one in /var/tmp, removed afterwards]
@@ -237,7 +239,7 @@ mod tests {
     #[test]
     fn only_chooses_tools_and_measures() {
         let all = select(&[]).unwrap();
-        assert_eq!((all.tools.len(), all.measures.len()), (5, 11));
+        assert_eq!((all.tools.len(), all.measures.len()), (5, 15));
         let some = select(&["pgbackrest", "barmanfs", "wal-archive"]).unwrap();
         assert_eq!(some.tools.len(), 2);
         assert_eq!(some.measures, BTreeSet::from([Measure::WalArchive]));

@@ -47,6 +47,16 @@ pub(crate) trait Peer {
         Ok(None)
     }
 
+    /// Brings what else a server needs that is started on the newest backup, which is taken anew where that is simpler.
+    fn complete(&mut self, _server: &Server<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    /// The same as [`restore`](Self::restore), and a server can be started on it.
+    fn restore_to_start(&mut self, server: &Server<'_>, target: &str) -> Result<Option<Command>> {
+        self.restore(server, target)
+    }
+
     /// What restoring is called, where that is another program.
     fn restore_name(&self) -> &'static str {
         self.name()
@@ -78,6 +88,8 @@ pub(crate) struct Mount {
     pub(crate) data: PathBuf,
     /// The directory of archived segments.
     pub(crate) wal: Option<PathBuf>,
+    /// A directory that need only be made to be a data directory a server can run on.
+    pub(crate) clone: Option<PathBuf>,
 }
 
 /// Paths of the tools' programs.

@@ -32,6 +32,14 @@ pub(crate) enum Measure {
     WalFetch,
     /// Recovery through two hundred segments.
     Replay,
+    /// From the backup to the first row of a server started on it, nothing in the page cache.
+    FirstAnswer,
+    /// A transaction of `pgbench -S` on that server, nothing in the page cache at first.
+    SelectCold,
+    /// The same when all has been read once.
+    SelectWarm,
+    /// A transaction of pgbench that writes.
+    ReadWrite,
 }
 
 impl Measure {
@@ -49,6 +57,12 @@ impl Measure {
             Self::WalArchive => "Archiving a full WAL segment",
             Self::WalFetch => "Fetching a WAL segment, cold",
             Self::Replay => "Recovery through 200 segments",
+            Self::FirstAnswer => {
+                "From the newest backup to a server's first row, cold; stored: written for that"
+            }
+            Self::SelectCold => "A server on the newest backup, pgbench -S, cold: per transaction",
+            Self::SelectWarm => "The same, all read once: per transaction",
+            Self::ReadWrite => "The same, pgbench with writes and checkpoints: per transaction",
         }
     }
 }

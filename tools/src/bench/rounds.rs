@@ -82,12 +82,33 @@ impl Rounds<'_> {
             });
             self.each("Fetching segments", |rounds, peer| rounds.fetch(peer, &segments));
         }
+        self.start_servers()?;
         if self.wants_any(&[Measure::Replay]) {
             (self.say)("Making WAL to replay");
             let target = self.make_wal_to_replay()?;
             self.each("Replaying", |rounds, peer| rounds.replay(peer, &target));
         }
         Ok(())
+    }
+
+    /// Starts servers on the newest backup, while the one that was backed up stands still.
+    fn start_servers(&mut self) -> Result<()> {
+        let speeds = [Measure::SelectCold, Measure::SelectWarm, Measure::ReadWrite];
+        let wants_answers = self.wants_any(&[Measure::FirstAnswer]);
+        if !wants_answers && !self.wants_any(&speeds) {
+            return Ok(());
+        }
+        if wants_answers {
+            self.each("Completing backups", |rounds, peer| peer.complete(&rounds.server));
+        }
+        self.server.stop()?;
+        if wants_answers {
+            self.each("Waiting for first answers", Self::answer_first);
+        }
+        if self.wants_any(&speeds) {
+            self.each("Running pgbench", Self::serve_queries);
+        }
+        self.server.start()
     }
 
     fn wants_any(&self, measures: &[Measure]) -> bool {
@@ -292,6 +313,8 @@ pub(crate) struct Mounted {
     pub(crate) data: PathBuf,
     /// The directory of archived segments.
     pub(crate) wal: Option<PathBuf>,
+    /// What to make for a data directory that can be written.
+    pub(crate) clone: Option<PathBuf>,
     /// When its daemon was started.
     pub(crate) started: Instant,
     is_down: bool,
@@ -304,6 +327,7 @@ impl Mounted {
             unmount,
             data,
             wal,
+            clone,
         } = mount;
         serve.stdin(Stdio::null()).stdout(site.log()?).stderr(site.log()?);
         let started = Instant::now();
@@ -315,6 +339,7 @@ impl Mounted {
             unmount,
             data,
             wal,
+            clone,
             started,
             is_down: false,
         };

@@ -78,6 +78,11 @@ impl<'a> Server<'a> {
         self.bindir.join(name)
     }
 
+    /// Where its programs are.
+    pub(crate) fn bindir(&self) -> &Path {
+        &self.bindir
+    }
+
     /// The data directory.
     pub(crate) fn data(&self) -> PathBuf {
         self.site.path("server/data")

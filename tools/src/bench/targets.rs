@@ -24,6 +24,7 @@ impl Target {
 
 const OURS: &str = Barmanfs::NAME;
 const OUR_MOUNT: &str = "barmanfs mount";
+const OUR_CLONE: &str = "barmanfs clone";
 const BLOCK_INCREMENTAL: &str = "pgBackRest";
 const PLAIN: &str = "cp";
 /// From PostgreSQL 17 on it is one.
@@ -51,8 +52,8 @@ pub(crate) fn all(results: &Results) -> Vec<Target> {
     let milliseconds = |measure| seconds(measure, OUR_MOUNT).map(|seconds| seconds * 1e3);
     let target = |what, limit, value| Target { what, limit, value };
     use Measure::{
-        FirstByte, Full, ReadAccounts, ReadNoise, Ready, Replay, Restore, SecondHalf, SecondSmall,
-        WalArchive, WalFetch,
+        FirstAnswer, FirstByte, Full, ReadAccounts, ReadNoise, ReadWrite, Ready, Replay, Restore, SecondHalf,
+        SecondSmall, SelectWarm, WalArchive, WalFetch,
     };
     vec![
         target(
@@ -139,6 +140,21 @@ pub(crate) fn all(results: &Results) -> Vec<Target> {
             "cp from wal/: time, of plain cp",
             2.0,
             time_ratio(WalFetch, OUR_MOUNT, PLAIN),
+        ),
+        target(
+            "First answer of a server on a clone, seconds",
+            2.0,
+            seconds(FirstAnswer, OUR_CLONE),
+        ),
+        target(
+            "pgbench -S on a clone, warm: time, of plain files",
+            1.0 / 0.95,
+            time_ratio(SelectWarm, OUR_CLONE, PLAIN),
+        ),
+        target(
+            "pgbench with writes on a clone: time, of plain files",
+            1.0 / 0.8,
+            time_ratio(ReadWrite, OUR_CLONE, PLAIN),
         ),
         target("Memory of a backup, MB", 300.0, memory(Full, OURS)),
         target(

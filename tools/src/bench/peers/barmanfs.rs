@@ -76,6 +76,7 @@ impl Peer for Barmanfs<'_> {
             unmount,
             data: at.join("main/latest"),
             wal: Some(at.join("main/wal")),
+            clone: Some(at.join("main/live/bench")),
         })
     }
 

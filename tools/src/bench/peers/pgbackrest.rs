@@ -53,6 +53,16 @@ impl<'a> PgBackRest<'a> {
         }
     }
 
+    fn restore_as(&self, target: &str, recovery: &[&str]) -> Result<Command> {
+        let target = self.site.empty_postgres_directory(target)?;
+        let mut command = self.command();
+        command
+            .arg(format!("--pg1-path={}", target.display()))
+            .args(recovery)
+            .arg("restore");
+        Ok(command)
+    }
+
     fn configuration(&self, server: &Server<'_>) -> Result<String> {
         let version = self.version_numbers()?;
         let home = self.site.path("pgbackrest");
@@ -113,12 +123,23 @@ impl Peer for PgBackRest<'_> {
     }
 
     fn restore(&mut self, _server: &Server<'_>, target: &str) -> Result<Option<Command>> {
-        let target = self.site.empty_postgres_directory(target)?;
-        let mut command = self.command();
-        command
-            .arg(format!("--pg1-path={}", target.display()))
-            .args(["--type=none", "restore"]);
-        Ok(Some(command))
+        self.restore_as(target, &["--type=none"]).map(Some)
+    }
+
+    /// A backup taken now, with the segments it needs, while the server has them.
+    fn complete(&mut self, server: &Server<'_>) -> Result<()> {
+        let mut backup = self.backup(server)?;
+        self.site.run(&mut backup)?;
+        for segment in wal_of(server)? {
+            let archive = self.archive(&segment);
+            archive.map_or(Ok(()), |mut archive| self.site.run(&mut archive))?;
+        }
+        Ok(())
+    }
+
+    fn restore_to_start(&mut self, _server: &Server<'_>, target: &str) -> Result<Option<Command>> {
+        let recovery = ["--type=immediate", "--target-action=promote"];
+        self.restore_as(target, &recovery).map(Some)
     }
 
     fn archive(&self, segment: &Path) -> Option<Command> {
@@ -132,4 +153,16 @@ impl Peer for PgBackRest<'_> {
         command.args(["archive-get", segment]).arg(to);
         Some(command)
     }
+}
+
+/// The segments in the server's `pg_wal` that it writes no more to.
+fn wal_of(server: &Server<'_>) -> Result<Vec<PathBuf>> {
+    let current = server.sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")?;
+    let names = server.sql("SELECT name FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$' ORDER BY name")?;
+    let directory = server.data().join("pg_wal");
+    Ok(names
+        .lines()
+        .filter(|name| *name < current.as_str())
+        .map(|name| directory.join(name))
+        .collect())
 }

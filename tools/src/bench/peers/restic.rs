@@ -90,6 +90,7 @@ impl Peer for Restic<'_> {
             unmount,
             data: at.join("snapshots/latest").join(inside),
             wal: None,
+            clone: None,
         })
     }
 }
