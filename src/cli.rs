@@ -211,7 +211,14 @@ Examples:
     Mount(MountArgs),
 
     /// Take a mounted directory down again
-    #[command(alias = "unmount", after_help = "Examples:\n  barmanfs umount /mnt/backups")]
+    #[command(
+        alias = "unmount",
+        after_help = "\
+Returns when everything written to clones is on disk. Files that are still open can be read for a few seconds more.
+
+Examples:
+  barmanfs umount /mnt/backups"
+    )]
     Umount(UmountArgs),
 
     /// Check the server's settings, its archiving and the repository
@@ -461,6 +468,9 @@ pub(crate) struct UmountArgs {
     /// The mounted directory
     #[arg(value_name = "DIR")]
     pub(crate) mount_point: PathBuf,
+    /// Even while a server runs on a clone in it, as if its machine lost power; or when the mount hangs
+    #[arg(short, long)]
+    pub(crate) force: bool,
 }
 
 /// `check`

@@ -54,6 +54,7 @@ fn a_clone_is_worked_on_and_crashed_and_stays_sound(install: &'static Install) {
     clone.query("VACUUM FULL pgbench_accounts");
     clone.query("TRUNCATE pgbench_history");
     clone.assert_sound();
+    mount_refuses_to_go(&site, &mount);
     clone.stop_and_assert_checksums();
     site.ok(&["verify", "main"]);
 
@@ -61,6 +62,14 @@ fn a_clone_is_worked_on_and_crashed_and_stays_sound(install: &'static Install) {
         .ok();
     assert_eq!(site.list(&mount.path("main/live")), [""; 0]);
     assert_eq!(transactions(&primary), expected);
+}
+
+/// Not under a server that runs, unless it is told to.
+fn mount_refuses_to_go(site: &Site, mount: &Mount<'_>) {
+    site.barmanfs(&["umount", &mount.text()])
+        .refused(1)
+        .says(&["live/test1", "--force"]);
+    assert!(mount.is_alive());
 }
 
 fn what_was_committed_is_there_after_the_daemon_was_killed(install: &'static Install) {

@@ -19,6 +19,7 @@ topic! {
     alone after_kill_9_it_mounts_again,
     alone a_mount_point_and_a_repository_inside_each_other_are_refused,
     alone a_mount_point_that_cannot_be_is_refused,
+    alone umount_returns_when_the_daemon_has_ended,
     alone umount_of_what_is_not_mounted_is_refused,
 }
 
@@ -250,6 +251,29 @@ fn a_mount_point_that_cannot_be_is_refused() {
     let run = site.barmanfs(&["mount", &mount.text()]);
     run.rejected().says(&["mounted"]);
     assert!(mount.is_alive());
+}
+
+fn umount_returns_when_the_daemon_has_ended() {
+    let site = Site::with_repository();
+    for _ in 0..5 {
+        let mount = Mount::new(&site);
+        let status = mount.path(".barmanfs/status.json").display().to_string();
+        let status = site.sh(&format!("cat '{status}'")).ok();
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+        // Empty once it has ended, also when nobody has taken notice of that.
+        let daemon = format!("/proc/{}/cmdline", status["pid"]);
+        let is_at_work = || fs::read(&daemon).is_ok_and(|words| !words.is_empty());
+        assert!(is_at_work());
+        // Open, so that the daemon has a reason to stay for a moment.
+        let readme = mount.path("README").display().to_string();
+        site.sh(&format!(
+            "sleep 1 < '{readme}' & {} umount '{}'",
+            site.program().display(),
+            mount.text()
+        ))
+        .ok();
+        assert!(!is_at_work(), "The daemon is still at work");
+    }
 }
 
 fn umount_of_what_is_not_mounted_is_refused() {

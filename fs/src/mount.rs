@@ -22,10 +22,12 @@ use crate::views::{Context, ViewOptions};
 use crate::warm::Warmer;
 use crate::watch::Watcher;
 
+mod daemon;
 mod helper;
 mod kernel;
 mod mountinfo;
 
+use daemon::Daemon;
 use mountinfo::Mounted;
 
 /// Threads that take requests, unless asked otherwise: one for each core. Data is decoded ahead on threads of its own,
@@ -43,6 +45,9 @@ const READ_AHEAD_KIB: u32 = 4096;
 
 /// After our own unmounting, those who still have files open are served this long.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How long is waited for a daemon to end: what was last written to clones may still have to reach the disk.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What to mount, and how.
 #[derive(Debug, Clone, Default)]
@@ -208,14 +213,24 @@ impl Unmounter {
     }
 }
 
-/// Unmounts the tree that is mounted at this directory.
+/// Unmounts the tree that is mounted at this directory, and waits until its daemon has ended: all that was written to clones
+/// is on disk then, and no backup is in use.
 ///
 /// # Errors
 /// [`Error::NotMounted`] where there is none of ours.
 pub fn unmount(mount_point: &Path) -> Result<()> {
     let path = absolute(mount_point)?;
-    let mounted = Mounted::at(&path)?.ok_or(Error::NotMounted { path })?;
-    mounted.detach()
+    let mounted = Mounted::at(&path)?.ok_or_else(|| Error::NotMounted { path: path.clone() })?;
+    let daemon = Daemon::of(&path);
+    mounted.detach()?;
+    if daemon.is_some_and(|daemon| !daemon.wait(PATIENCE)) {
+        tracing::warn!(
+            "{} is unmounted, and its process is still at work after {} s",
+            path.display(),
+            PATIENCE.as_secs()
+        );
+    }
+    Ok(())
 }
 
 /// Takes down a mount whose daemon is gone ("Transport endpoint is not connected"); says whether there was one.
