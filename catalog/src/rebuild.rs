@@ -21,7 +21,7 @@ use crate::locks::{Lock, Locks};
 use crate::monitor::{Monitor, Unit};
 use crate::records;
 use crate::repository::{
-    CATALOG, DIRECTORIES, PACKS, Repository, read_settings, remove_catalog, sync_directory,
+    CATALOG, PACKS, Repository, make_directories, read_settings, remove_catalog, sync_directory,
 };
 use crate::sweep::PackProblem;
 use crate::writer::{GATE, WRITER_PREFIX};
@@ -52,10 +52,7 @@ impl Repository {
     /// [`Error::Occupied`] while a writer or a sweep is at work; [`Error::NoRepository`].
     pub fn rebuild(path: &Path, monitor: &mut dyn Monitor) -> Result<RebuildReport> {
         read_settings(path)?;
-        for directory in DIRECTORIES {
-            let directory = path.join(directory);
-            fs::create_dir_all(&directory).map_err(|source| Error::io("create", &directory, source))?;
-        }
+        make_directories(path)?;
         let _lock = keep_writers_out(&Locks::of(path))?;
         remove_leftovers(path)?;
         let new = tempfile::Builder::new()

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -97,10 +97,7 @@ impl Repository {
     pub fn create(path: &Path, options: CreateOptions) -> Result<Self> {
         check_vacant(path)?;
         fs::create_dir_all(path).map_err(|source| Error::io("create", path, source))?;
-        for directory in DIRECTORIES {
-            let directory = path.join(directory);
-            fs::create_dir_all(&directory).map_err(|source| Error::io("create", &directory, source))?;
-        }
+        make_directories(path)?;
         LocalPacks::create(&path.join(PACKS))?;
         remove_catalog(&path.join(CATALOG))?;
         Db::create(&path.join(CATALOG))?;
@@ -244,7 +241,7 @@ pub(crate) fn read_settings(path: &Path) -> Result<Settings> {
         Err(source)
             if matches!(
                 source.kind(),
-                std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
             ) =>
         {
             return Err(Error::NoRepository {
@@ -285,7 +282,7 @@ fn check_vacant(path: &Path) -> Result<()> {
     };
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,
-        Err(source) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(source) => return Err(Error::io("list", path, source)),
     };
     for entry in entries {
@@ -314,6 +311,19 @@ fn check_vacant(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Makes what is missing of a repository's own directories: one that was copied may have come without those that were empty.
+pub(crate) fn make_directories(path: &Path) -> Result<()> {
+    DIRECTORIES.iter().try_for_each(|directory| {
+        let directory = path.join(directory);
+        match fs::create_dir(&directory) {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                Err(Error::io("create", &directory, source))
+            }
+            _ => Ok(()),
+        }
+    })
+}
+
 /// Removes a catalog with the files SQLite keeps beside it.
 pub(crate) fn remove_catalog(catalog: &Path) -> Result<()> {
     for suffix in ["", "-wal", "-shm", "-journal"] {
@@ -321,7 +331,7 @@ pub(crate) fn remove_catalog(catalog: &Path) -> Result<()> {
         file.push(suffix);
         let file = PathBuf::from(file);
         match fs::remove_file(&file) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 return Err(Error::io("remove", &file, source));
             }
             _ => {}

@@ -21,7 +21,7 @@ use crate::chunk_index::CatalogIndex;
 use crate::error::{Error, Result};
 use crate::locks::Lock;
 use crate::records::{self, ServerRecord, kind};
-use crate::repository::{Repository, now};
+use crate::repository::{Repository, make_directories, now};
 use crate::server::ServerName;
 
 /// The lock every writer shares and a rebuild takes alone.
@@ -47,6 +47,7 @@ impl Repository {
     /// # Errors
     /// [`Error::Occupied`] while the catalog is being rebuilt.
     pub fn writer(&self, purpose: &str) -> Result<Writer> {
+        make_directories(self.path())?;
         let gate = self
             .locks
             .try_shared(GATE, purpose)?
