@@ -3,6 +3,8 @@
 //! Names and words are Barman's where Barman has them. Every command's help ends with examples, and the
 //! list of commands is grouped by what a DBA is about to do; tests hold both to it.
 
+pub(crate) mod clone;
+
 use std::path::PathBuf;
 
 use barmanfs_catalog::Action;
@@ -30,7 +32,7 @@ const GROUPS: &[(&str, &[&str])] = &[
             "stats",
         ],
     ),
-    ("Use a backup", &["mount", "umount"]),
+    ("Use a backup", &["mount", "umount", "clone"]),
     ("Be sure", &["check", "verify"]),
     ("Keep house", &["delete", "sweep", "rebuild-catalog", "version"]),
 ];
@@ -220,6 +222,10 @@ Examples:
   barmanfs umount /mnt/backups"
     )]
     Umount(UmountArgs),
+
+    /// Make writable copies of backups at once, and run PostgreSQL on them
+    #[command(subcommand, disable_help_subcommand = true, after_help = clone::AFTER_HELP)]
+    Clone(clone::CloneCommand),
 
     /// Check the server's settings, its archiving and the repository
     #[command(after_help = "Examples:\n  barmanfs check main\n  barmanfs check all --nagios")]
@@ -617,7 +623,7 @@ mod tests {
         let names: BTreeSet<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
         assert_eq!(grouped.iter().copied().collect::<BTreeSet<_>>(), names);
         assert_eq!(grouped.len(), names.len());
-        for sub in command.get_subcommands() {
+        for sub in with_nested(&command) {
             let after = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(
                 after.contains("Examples:\n"),
@@ -627,15 +633,38 @@ mod tests {
         }
     }
 
+    /// All commands, and those of commands that have some.
+    fn with_nested(command: &clap::Command) -> Vec<&clap::Command> {
+        let mut all: Vec<&clap::Command> = command.get_subcommands().collect();
+        all.extend(command.get_subcommands().flat_map(clap::Command::get_subcommands));
+        all
+    }
+
+    /// As a shell parts them: what stands between quotes is one.
+    fn words(line: &str) -> Vec<String> {
+        let mut words = Vec::new();
+        for (nth, part) in line.split('\'').enumerate() {
+            match nth % 2 {
+                0 => words.extend(part.split_whitespace().map(str::to_owned)),
+                _ => words.push(part.to_owned()),
+            }
+        }
+        words
+    }
+
     #[test]
     fn every_example_parses() {
-        for sub in command().get_subcommands() {
+        for sub in with_nested(&command()) {
             let after = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
             let examples = after.split("Examples:\n").nth(1).unwrap_or_default();
             for line in examples.lines() {
-                let line = line.split(" > ").next().unwrap_or_default().replace('\'', "");
+                let line = line.split(" > ").next().unwrap_or_default();
+                // The whole line of a setting is quoted.
+                let line = line
+                    .split_once("= '")
+                    .map_or(line, |(_, command)| command.trim_end_matches('\''));
                 for part in line.split(" && ") {
-                    let words = part.split_whitespace().skip_while(|word| *word != "barmanfs");
+                    let words = words(part).into_iter().skip_while(|word| word != "barmanfs");
                     let parsed = command().try_get_matches_from(words);
                     assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
                 }
@@ -668,6 +697,7 @@ mod tests {
         Use a backup:
           mount            Show all backups and WAL as directories
           umount           Take a mounted directory down again
+          clone            Make writable copies of backups at once, and run PostgreSQL on them
 
         Be sure:
           check            Check the server's settings, its archiving and the repository

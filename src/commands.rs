@@ -2,6 +2,7 @@
 
 pub(crate) mod backup;
 pub(crate) mod check;
+pub(crate) mod clone;
 pub(crate) mod delete;
 pub(crate) mod explain;
 pub(crate) mod get_wal;
@@ -99,6 +100,7 @@ impl App {
             Command::Explain(args) => explain::run(self, &args),
             Command::Mount(args) => mount::run(self, args),
             Command::Umount(args) => umount::run(&args),
+            Command::Clone(command) => clone::run(self, &command),
             Command::Check(args) => check::run(self, &args),
             Command::Verify(args) => verify::run(self, &args),
             Command::Delete(args) => delete::run(self, &args),

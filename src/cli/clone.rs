@@ -1,0 +1,234 @@
+//! The command line of `barmanfs clone`: writable copies of a backup, on a mount.
+
+use std::path::PathBuf;
+
+use barmanfs_catalog::CloneName;
+use clap::{Args, Subcommand};
+
+use super::JsonOption;
+
+/// Ends `barmanfs clone --help`.
+pub(super) const AFTER_HELP: &str = "\
+A clone is a directory MOUNT/SERVER/live/CLONE on which PostgreSQL runs. It is there at once, costs what is changed
+in it, and changes nothing else: the backup below stays what it is, and a clone never archives.
+
+Plain commands do as well: 'mkdir MOUNT/SERVER/live/CLONE' makes one of the newest backup, 'mkdir
+MOUNT/SERVER/live/CLONE@TARGET' one of a point in time, 'pg_ctl -D' starts it, 'rmdir' removes it.
+
+Examples:
+  barmanfs mount /mnt/backups
+  barmanfs clone create main test1 --start
+  barmanfs clone list
+  barmanfs clone destroy main test1 --stop";
+
+/// One variant for each command on clones.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CloneCommand {
+    /// Make a clone of a backup, of a point in time, or of another clone
+    #[command(after_help = "\
+Without --at, --backup or --from it is a clone of the newest backup. TARGET is what 'barmanfs explain' takes.
+
+Examples:
+  barmanfs clone create main test1
+  barmanfs clone create main test1 --start --port 5433
+  barmanfs clone create main before --at '2026-11-20 14:03:07+00' --start --replay
+  barmanfs clone create main monday --backup 20261120T101500
+  barmanfs clone create main test2 --from test1")]
+    Create(CreateArgs),
+
+    /// List clones: what they were made of, what they cost, and whether a server runs on them
+    #[command(
+        after_help = "Examples:\n  barmanfs clone list\n  barmanfs clone list main\n  barmanfs clone list all --json"
+    )]
+    List(ListArgs),
+
+    /// Throw away what was changed in a clone
+    #[command(after_help = "\
+It is made anew of what it was made of: the same backup, or the same point in time.
+
+Examples:
+  barmanfs clone reset main test1
+  barmanfs clone reset main test1 --stop")]
+    Reset(EndArgs),
+
+    /// Start PostgreSQL on a clone
+    #[command(after_help = "\
+Run it as the user the data belongs to, or as root: the server runs as that user.
+
+Examples:
+  barmanfs clone start main test1
+  barmanfs clone start main test1 --port 5433 --replay
+  barmanfs clone start main test1 --bindir /usr/lib/postgresql/18/bin")]
+    Start(StartArgs),
+
+    /// Stop the server that runs on a clone
+    #[command(after_help = "Examples:\n  barmanfs clone stop main test1")]
+    Stop(StopArgs),
+
+    /// Remove a clone with all that was changed in it
+    #[command(
+        alias = "delete",
+        after_help = "Examples:\n  barmanfs clone destroy main test1\n  barmanfs clone destroy main test1 --stop"
+    )]
+    Destroy(EndArgs),
+
+    /// Make a backup of a clone; only what was changed in it is stored
+    #[command(after_help = "\
+The server on it must be stopped. The backup needs neither the clone nor the backup it was made of.
+
+Examples:
+  barmanfs clone stop main test1
+  barmanfs clone commit main test1
+  barmanfs clone commit main test1 --label migrated")]
+    Commit(CommitArgs),
+
+    /// Copy a clone to a plain directory
+    #[command(after_help = "\
+The server on it must be stopped. Holes in files stay holes.
+
+Examples:
+  barmanfs clone export main test1 /var/lib/postgresql/exported")]
+    Export(ExportArgs),
+}
+
+/// A clone of a server.
+#[derive(Debug, Args)]
+pub(crate) struct CloneWhich {
+    /// Server of the clone
+    pub(crate) server: String,
+    /// Name of the clone
+    #[arg(value_name = "CLONE")]
+    pub(crate) name: CloneName,
+}
+
+/// Which mount to work on.
+#[derive(Debug, Args)]
+pub(crate) struct MountOption {
+    /// Mount of the repository to use [default: the one there is]
+    #[arg(long = "mount", value_name = "DIR")]
+    pub(crate) mount_point: Option<PathBuf>,
+}
+
+/// How PostgreSQL is started on a clone.
+#[derive(Debug, Args)]
+pub(crate) struct ServerOptions {
+    /// Port of the server [default: the first free one from 25432 on]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) port: Option<u16>,
+    /// Directory of PostgreSQL's programs [default: path_prefix of the configuration, or the usual places]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) bindir: Option<PathBuf>,
+    /// Wait until recovery has reached its target
+    #[arg(long)]
+    pub(crate) replay: bool,
+    /// How long to wait for the server to answer, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub(crate) wait_timeout: u64,
+}
+
+/// `clone create`
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// Which one
+    #[command(flatten)]
+    pub(crate) which: CloneWhich,
+    /// Recover to this point in time
+    #[arg(long, value_name = "TARGET", group = "of")]
+    pub(crate) at: Option<String>,
+    /// Begin with this backup: its id, or latest or oldest
+    #[arg(long, value_name = "BACKUP", group = "of")]
+    pub(crate) backup: Option<String>,
+    /// Copy this clone, with all that was changed in it
+    #[arg(long, value_name = "CLONE", group = "of")]
+    pub(crate) from: Option<CloneName>,
+    /// Start PostgreSQL on it; --port, --bindir and --replay say so too
+    #[arg(long)]
+    pub(crate) start: bool,
+    /// How
+    #[command(flatten)]
+    pub(crate) server: ServerOptions,
+    /// Where
+    #[command(flatten)]
+    pub(crate) mount: MountOption,
+}
+
+/// `clone list`
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Server, or 'all'
+    #[arg(value_name = "SERVER|all", default_value = "all")]
+    pub(crate) server: String,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}
+
+/// `clone reset` and `clone destroy`
+#[derive(Debug, Args)]
+pub(crate) struct EndArgs {
+    /// Which one
+    #[command(flatten)]
+    pub(crate) which: CloneWhich,
+    /// Stop the server that runs on it first
+    #[arg(long)]
+    pub(crate) stop: bool,
+    /// Where
+    #[command(flatten)]
+    pub(crate) mount: MountOption,
+}
+
+/// `clone start`
+#[derive(Debug, Args)]
+pub(crate) struct StartArgs {
+    /// Which one
+    #[command(flatten)]
+    pub(crate) which: CloneWhich,
+    /// How
+    #[command(flatten)]
+    pub(crate) server: ServerOptions,
+    /// Where
+    #[command(flatten)]
+    pub(crate) mount: MountOption,
+}
+
+/// `clone stop`
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    /// Which one
+    #[command(flatten)]
+    pub(crate) which: CloneWhich,
+    /// Directory of PostgreSQL's programs [default: path_prefix of the configuration, or the usual places]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) bindir: Option<PathBuf>,
+    /// How long to wait for its end, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub(crate) wait_timeout: u64,
+    /// Where
+    #[command(flatten)]
+    pub(crate) mount: MountOption,
+}
+
+/// `clone commit`
+#[derive(Debug, Args)]
+pub(crate) struct CommitArgs {
+    /// Which one
+    #[command(flatten)]
+    pub(crate) which: CloneWhich,
+    /// A text kept with the backup
+    #[arg(long, value_name = "TEXT", value_parser = super::label)]
+    pub(crate) label: Option<String>,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}
+
+/// `clone export`
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// Which one
+    #[command(flatten)]
+    pub(crate) which: CloneWhich,
+    /// An empty directory, or one to be made
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+}
