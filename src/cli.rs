@@ -600,6 +600,7 @@ fn scaled(text: &str) -> Option<(u64, Option<u64>)> {
         "k" | "kb" | "kib" => Some(1 << 10),
         "m" | "mb" | "mib" => Some(1 << 20),
         "g" | "gb" | "gib" => Some(1 << 30),
+        "t" | "tb" | "tib" => Some(1 << 40),
         _ => return None,
     };
     Some((digits.parse().ok()?, unit))

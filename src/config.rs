@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use barmanfs_catalog::{Action, ServerName};
+use barmanfs_fs::CloneLimits;
 use keys::Known;
 use tracing::level_filters::LevelFilter;
 
@@ -111,6 +112,10 @@ pub(crate) struct ServerConfig {
     pub(crate) bandwidth_limit_kb: Option<u32>,
     /// `application_name` of the backup's connection, when the connection string shall not decide.
     pub(crate) streaming_backup_name: Option<String>,
+    /// What its clones may take.
+    pub(crate) clone_limits: CloneLimits,
+    /// Where PostgreSQL's programs are looked for first.
+    pub(crate) path_prefix: Option<PathBuf>,
 }
 
 impl ServerConfig {
@@ -130,6 +135,8 @@ impl ServerConfig {
             immediate_checkpoint: false,
             bandwidth_limit_kb: None,
             streaming_backup_name: None,
+            clone_limits: CloneLimits::default(),
+            path_prefix: None,
         }
     }
 
@@ -185,6 +192,9 @@ impl ServerConfig {
             "immediate_checkpoint" => self.immediate_checkpoint = boolean(value)?,
             "bandwidth_limit" => self.bandwidth_limit_kb = rate(value)?,
             "streaming_backup_name" => self.streaming_backup_name = given(value),
+            "clone_max_size" => self.clone_limits.max_bytes = size(value)?,
+            "clone_max_count" => self.clone_limits.max_count = count(value)?,
+            "path_prefix" => self.path_prefix = given(value).map(|value| absolute(&value)).transpose()?,
             // The table of keys and this match are kept in step by a test.
             _ => return Err("has no meaning here".to_owned()),
         }
@@ -507,6 +517,24 @@ fn rate(value: &str) -> Result<Option<u32>, String> {
             MAX_RATE_KIB.end()
         )),
     }
+}
+
+fn size(value: &str) -> Result<Option<u64>, String> {
+    match given(value).map(|value| crate::cli::size(&value)) {
+        None | Some(Ok(0)) => Ok(None),
+        Some(Ok(bytes)) => Ok(Some(bytes)),
+        Some(Err(_)) => Err(format!(
+            "is '{value}': allowed is a size like 500M, 50G or 2T, or 0 for no limit"
+        )),
+    }
+}
+
+fn count(value: &str) -> Result<usize, String> {
+    given(value).map_or(Ok(CloneLimits::DEFAULT_COUNT), |value| {
+        value
+            .parse()
+            .map_err(|_| format!("is '{value}': allowed is a whole number"))
+    })
 }
 
 fn absolute(value: &str) -> Result<PathBuf, String> {

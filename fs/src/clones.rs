@@ -88,10 +88,36 @@ struct Known {
     lookups: u64,
 }
 
+/// What clones of a server may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CloneLimits {
+    /// Bytes a new clone may take in the repository; no limit when `None`.
+    pub max_bytes: Option<u64>,
+    /// How many there may be.
+    pub max_count: usize,
+}
+
+impl CloneLimits {
+    /// How many clones a server may have unless configured otherwise: more are rather a script gone wild, and each is
+    /// asked for when names in `live/` are looked up.
+    pub const DEFAULT_COUNT: usize = 100;
+}
+
+impl Default for CloneLimits {
+    fn default() -> Self {
+        Self {
+            max_bytes: None,
+            max_count: Self::DEFAULT_COUNT,
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Clones {
     context: Arc<Context>,
+    /// Held while a clone is made, so that no two are the last that may be.
+    making: Mutex<()>,
     open: Mutex<HashMap<(ServerName, CloneName), Arc<Served>>>,
     roots: RwLock<HashMap<Ino, Arc<Served>>>,
     nodes: RwLock<HashMap<Ino, Known>>,
@@ -101,6 +127,7 @@ impl Clones {
     pub(crate) fn new(context: Arc<Context>) -> Self {
         Self {
             context,
+            making: Mutex::default(),
             open: Mutex::default(),
             roots: RwLock::default(),
             nodes: RwLock::default(),
@@ -179,7 +206,8 @@ impl Clones {
         Ok(served)
     }
 
-    /// Makes a clone: of the newest backup, or with `NAME@TARGET` of a point in time as `pitr/` has it. Gives its name.
+    /// Makes a clone: of the newest backup, with `NAME@backup=ID` of another one, or with `NAME@TARGET` of a point in time
+    /// as `pitr/` has it. Gives its name.
     pub(crate) fn make(&self, server: &ServerName, asked: &str) -> Result<CloneName> {
         let (name, target) = match asked.split_once(AT) {
             Some((name, target)) => (name, Some(target)),
@@ -190,6 +218,15 @@ impl Clones {
         let repository = self.context.repository();
         if repository.clone_named(server, &name).is_ok() {
             return Err(Error::Refused(Errno::EXIST));
+        }
+        let limits = self.context.clone_limits(server);
+        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        if repository.clones(server)?.len() >= limits.max_count {
+            tracing::warn!(
+                "{server} has {} clones, and clone_max_count allows no more",
+                limits.max_count
+            );
+            return Err(Error::Refused(Errno::DQUOT));
         }
         let source = CloneSource::find(&self.context, server, target)?.ok_or(NOT_FOUND)?;
         let backup = source.backup();
@@ -205,7 +242,7 @@ impl Clones {
             created_at: SystemTime::now().into(),
             root: backup.root.clone().ok_or(NOT_FOUND)?,
             grafts: source.grafts()?,
-            max_bytes: self.context.options().clone_max_bytes,
+            max_bytes: limits.max_bytes,
         };
         let initial = Initial {
             made: source.made()?,

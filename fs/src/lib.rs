@@ -30,6 +30,10 @@ pub mod views;
 mod warm;
 mod watch;
 
+pub use clones::CloneLimits;
 pub use error::{Error, Result};
-pub use mount::{DEFAULT_CACHE_BYTES, MountOptions, MountedFs, Unmounter, mount, recover_stale, unmount};
+pub use mount::{
+    DEFAULT_CACHE_BYTES, FoundMount, FoundMounts, MountOptions, MountedFs, SilentMount, Unmounter, mount,
+    mounts_of, recover_stale, unmount,
+};
 pub use views::restore_command;

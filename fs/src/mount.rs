@@ -4,6 +4,7 @@
 //! fuser is given a device that is mounted already (`kernel`, or `helper` for users without the right to mount), and
 //! has no say in unmounting. Which mount is ours is told by its mount id in `/proc/self/mountinfo`.
 
+use std::collections::HashMap;
 use std::io;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, select};
 use rustix::io::Errno;
 
 use crate::adapter::{Service, ServiceOptions};
+use crate::clones::CloneLimits;
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;
 use crate::views::{Context, ViewOptions};
@@ -23,11 +25,13 @@ use crate::warm::Warmer;
 use crate::watch::Watcher;
 
 mod daemon;
+mod found;
 mod helper;
 mod kernel;
 mod mountinfo;
 
 use daemon::Daemon;
+pub use found::{FoundMount, FoundMounts, SilentMount, mounts_of};
 use mountinfo::Mounted;
 
 /// Threads that take requests, unless asked otherwise: one for each core. Data is decoded ahead on threads of its own,
@@ -64,8 +68,8 @@ pub struct MountOptions {
     pub gid: Option<u32>,
     /// What a copy made for a point in time does there, where its name does not say; promotion when `None`.
     pub recovery_target_action: Option<Action>,
-    /// Bytes a new clone may take in the repository; no limit when `None`.
-    pub clone_max_bytes: Option<u64>,
+    /// What new clones of a server may take; [`CloneLimits::default`] for one that is not named.
+    pub clone_limits: HashMap<ServerName, CloneLimits>,
     /// Bytes of decoded chunks to keep; [`DEFAULT_CACHE_BYTES`] when `None`.
     pub cache_bytes: Option<usize>,
     /// Threads that take requests; one for each core when `None`.
@@ -104,7 +108,7 @@ pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs>
         uid: own(options.uid, rustix::process::geteuid().as_raw()),
         gid: own(options.gid, rustix::process::getegid().as_raw()),
         recovery_target_action: options.recovery_target_action.unwrap_or(Action::Promote),
-        clone_max_bytes: options.clone_max_bytes,
+        clone_limits: options.clone_limits,
     };
     let repository = repository.with_cache_bytes(options.cache_bytes.unwrap_or(DEFAULT_CACHE_BYTES));
     let namespace = Arc::new(Namespace::new(Context::new(repository, views)));

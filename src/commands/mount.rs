@@ -56,7 +56,12 @@ fn options(app: &App, repository: &Repository, args: MountArgs) -> Result<MountO
         uid: args.uid.as_deref().map(user_id).transpose()?,
         gid: args.gid.as_deref().map(group_id).transpose()?,
         cache_bytes: args.cache_size.map(addressable).transpose()?,
-        clone_max_bytes: None,
+        clone_limits: app
+            .config
+            .servers
+            .iter()
+            .map(|server| (server.name.clone(), server.clone_limits))
+            .collect(),
         threads: None,
         recovery_target_action: args.recovery_target_action.or(app.config.recovery_target_action),
     })

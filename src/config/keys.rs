@@ -30,6 +30,9 @@ const SERVER_OR_GLOBAL: &[&str] = &[
     "immediate_checkpoint",
     "bandwidth_limit",
     "streaming_backup_name",
+    "clone_max_size",
+    "clone_max_count",
+    "path_prefix",
 ];
 
 /// Barman's other keys, by the reason why they have no effect.
@@ -53,7 +56,6 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
         "barmanfs runs as the user who calls it",
         &[
             "barman_user",
-            "path_prefix",
             "log_format",
             "configuration_files_directory",
             "config_changes_queue",

@@ -116,6 +116,22 @@ fn every_key_of_the_table_is_obeyed() {
 }
 
 #[test]
+fn what_clones_may_take_is_read() {
+    let text = "[barmanfs]\nrepository = /r\nclone_max_size = 50G\nclone_max_count = 3\npath_prefix = /opt/pg/bin\n\
+                [a]\n[b]\nclone_max_size = 0\nclone_max_count = 7\npath_prefix =\n";
+    let config = parse(text).unwrap();
+    let of = |name| {
+        let server: &ServerConfig = config.server(name).unwrap();
+        let CloneLimits { max_bytes, max_count } = server.clone_limits;
+        (max_bytes, max_count, server.path_prefix.is_some())
+    };
+    assert_eq!(of("a"), (Some(50 << 30), 3, true));
+    assert_eq!(of("b"), (None, 7, false));
+    let wrong = error("[barmanfs]\nrepository = /r\n[a]\nclone_max_size = much\n");
+    assert!(wrong.contains(":4:") && wrong.contains("50G"), "{wrong}");
+}
+
+#[test]
 fn keys_without_effect_are_warned_about_with_their_line() {
     let text = "[barmanfs]\nrepository = /r\nbarman_user = barman\n\n[main]\ncompression = gzip\nconinfo = password=hunter2\nretention_policy = REDUNDANCY 2\nfavourite_colour = blue\nactive = on\nactive = off\n\n[fast]\nmodel = true\ncluster = main\n";
     let config = parse(text).unwrap();

@@ -21,13 +21,14 @@ pub(super) struct Mounted {
     /// The mount's id, and its device as "major:minor". Both are given away again once the mount is gone.
     id: u64,
     device: String,
+    /// What the kernel says of who may use it: "rw,user_id=0,group_id=0,default_permissions,allow_other".
+    options: String,
 }
 
 impl Mounted {
     /// The mount that is seen at `path`, if it is one of ours.
     pub(super) fn at(path: &Path) -> Result<Option<Self>> {
-        let table = std::fs::read(MOUNTINFO).map_err(|source| Error::io("read", MOUNTINFO, source))?;
-        Ok(seen_at(&table, path))
+        Ok(seen_at(&table()?, path))
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -37,6 +38,18 @@ impl Mounted {
     /// Its device, "major:minor".
     pub(super) fn device(&self) -> &str {
         &self.device
+    }
+
+    /// The user it was mounted by.
+    pub(super) fn user(&self) -> u32 {
+        let mut options = self.options.split(',');
+        let user = options.find_map(|option| option.strip_prefix("user_id="));
+        user.and_then(|user| user.parse().ok()).unwrap_or(0)
+    }
+
+    /// Whether other users may look into it.
+    pub(super) fn allow_other(&self) -> bool {
+        self.options.split(',').any(|option| option == "allow_other")
     }
 
     /// Takes it out of the file system at once, if it is still what is mounted there.
@@ -51,6 +64,20 @@ impl Mounted {
             result => result.map_err(|source| Error::io("unmount", &self.path, source)),
         }
     }
+}
+
+/// All mounts of this process's view.
+pub(super) fn table() -> Result<Vec<u8>> {
+    std::fs::read(MOUNTINFO).map_err(|source| Error::io("read", MOUNTINFO, source))
+}
+
+/// Every mount of ours that is seen at its path, in the order of the table.
+pub(super) fn all_seen(table: &[u8]) -> Vec<Mounted> {
+    let lines = table.split(|&byte| byte == b'\n').filter_map(parsed);
+    let ours = lines.filter(|(_, kind)| *kind == TYPE);
+    ours.map(|(mounted, _)| mounted)
+        .filter(|mounted| seen_at(table, &mounted.path).as_ref() == Some(mounted))
+        .collect()
 }
 
 /// The topmost mount at a path hides those below it, and is the last in the table.
@@ -69,8 +96,17 @@ fn parsed(line: &[u8]) -> Option<(Mounted, &str)> {
     let id = text(fields.next()?)?.parse().ok()?;
     let device = text(fields.nth(1)?)?;
     let path = unescaped(fields.nth(1)?);
-    let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-    Some((Mounted { path, id, device }, std::str::from_utf8(kind).ok()?))
+    let mut fields = fields.skip_while(|field| *field != b"-");
+    let kind = std::str::from_utf8(fields.nth(1)?).ok()?;
+    // The source stands between.
+    let options = fields.nth(1).and_then(text).unwrap_or_default();
+    let mounted = Mounted {
+        path,
+        id,
+        device,
+        options,
+    };
+    Some((mounted, kind))
 }
 
 /// Space, tab, newline and backslash stand as three octal digits.
@@ -121,6 +157,18 @@ mod tests {
         );
         assert_eq!(seen_at(TABLE, Path::new("/mnt/twice")).unwrap().id, 40);
         assert_eq!(seen_at(TABLE, Path::new("/mnt")), None);
+        let all: Vec<u64> = all_seen(TABLE).iter().map(|mounted| mounted.id).collect();
+        assert_eq!(all, [36, 40]);
+    }
+
+    #[test]
+    fn who_may_use_a_mount_is_read() {
+        let line =
+            b"41 25 0:53 / /mnt ro shared:2 - fuse.barmanfs barmanfs rw,user_id=112,group_id=5,allow_other";
+        let (mounted, _) = parsed(line).unwrap();
+        assert_eq!((mounted.user(), mounted.allow_other()), (112, true));
+        let (mounted, _) = parsed(TABLE.split(|&byte| byte == b'\n').next().unwrap()).unwrap();
+        assert_eq!((mounted.user(), mounted.allow_other()), (0, false));
     }
 
     #[test]

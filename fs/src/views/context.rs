@@ -1,5 +1,6 @@
 //! What all views share: the repository, and how the mount was asked for.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -12,6 +13,7 @@ use super::pitr::Targets;
 use super::snapshot::{Snapshot, SnapshotCache};
 use super::tree::{BackupTree, Style};
 use super::usage::Usages;
+use crate::clones::CloneLimits;
 use crate::error::Result;
 use crate::namespace::Stat;
 use crate::warm::Warmer;
@@ -29,8 +31,8 @@ pub struct ViewOptions {
     pub gid: Option<u32>,
     /// What a copy does at its recovery target, where the target's name does not say.
     pub recovery_target_action: Action,
-    /// Bytes a new clone may take in the repository; no limit when `None`.
-    pub clone_max_bytes: Option<u64>,
+    /// What new clones of a server may take; the default for one that is not named.
+    pub clone_limits: HashMap<ServerName, CloneLimits>,
 }
 
 impl Default for ViewOptions {
@@ -41,7 +43,7 @@ impl Default for ViewOptions {
             uid: None,
             gid: None,
             recovery_target_action: Action::Promote,
-            clone_max_bytes: None,
+            clone_limits: HashMap::new(),
         }
     }
 }
@@ -86,6 +88,11 @@ impl Context {
     /// How the tree is shown.
     pub(crate) fn options(&self) -> &ViewOptions {
         &self.options
+    }
+
+    /// What new clones of a server may take.
+    pub(crate) fn clone_limits(&self, server: &ServerName) -> CloneLimits {
+        self.options.clone_limits.get(server).copied().unwrap_or_default()
     }
 
     /// Reads stored files.

@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use barmanfs_catalog::{Backup, CloneDescription, CloneName, Graft, ServerName};
+use barmanfs_catalog::{Backup, BackupId, CloneDescription, CloneName, Graft, ServerName};
 use barmanfs_store::{Attributes, Entry, Node};
+use rustix::io::Errno;
 
 use super::context::Context;
 use super::recovery::Recovery;
 use super::snapshot::ServerState;
 use super::tree::{BackupTree, Style};
 use super::{Body, Children, Directory, changes, made, no_files};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::live::{MadeFile, MadeThing};
 use crate::namespace::{Child, Content, Lifetime};
 
@@ -23,6 +24,9 @@ const SYNC_METHOD_SINCE: u32 = 14;
 
 const AUTO_CONF: &[u8] = b"postgresql.auto.conf";
 const MANIFEST: &[u8] = b"backup_manifest";
+
+/// What a clone is to be made of begins so when it is a backup and no point in time.
+const OF_BACKUP: &str = "backup=";
 
 /// The directory.
 #[derive(Debug)]
@@ -138,20 +142,29 @@ impl CloneSource {
     /// Where the backup has something that a clone must not have.
     pub(crate) const LOOKED_AT: &'static [&'static [u8]] = &[b"", b"pg_tblspc"];
 
-    /// The newest backup, or a target of `pitr/`; none where there is no such thing.
+    /// The newest backup, `backup=ID`, or a target of `pitr/`; none where there is no such thing.
     pub(crate) fn find(
         context: &Arc<Context>,
         server: &ServerName,
         target: Option<&str>,
     ) -> Result<Option<Self>> {
-        let tree = match target {
-            Some(target) => context.targets.tree(context, server, target)?,
-            None => {
+        let of = |backup: &Arc<Backup>| context.tree(backup, Style::Startable, "live");
+        let backup = target.and_then(|target| target.strip_prefix(OF_BACKUP));
+        let tree = match (backup, target) {
+            (Some(id), _) => {
+                let id = id.parse::<BackupId>().map_err(|_| Error::Refused(Errno::INVAL))?;
+                let snapshot = context.snapshot()?;
+                let state = snapshot.server(server.as_str());
+                let found = state.and_then(|state| state.backups.iter().find(|backup| backup.id == id));
+                found.map(of)
+            }
+            (None, Some(target)) => context.targets.tree(context, server, target)?,
+            (None, None) => {
                 let snapshot = context.snapshot()?;
                 let latest = snapshot
                     .server(server.as_str())
                     .and_then(|server| server.latest());
-                latest.map(|latest| context.tree(latest, Style::Startable, "live"))
+                latest.map(of)
             }
         };
         Ok(tree.map(|tree| Self { tree }))
