@@ -128,6 +128,10 @@ pub struct Graft {
 pub struct CloneDescription {
     /// Tells it from other clones of its name.
     pub id: RecordId,
+    /// What numbers its files, and marks its journal as its own, where that is not its id: a clone that was copied has
+    /// those of the one it was copied from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<RecordId>,
     /// Whose it is.
     pub server: ServerName,
     /// What it is called.
@@ -144,6 +148,13 @@ pub struct CloneDescription {
     /// Bytes it may take in the repository; no limit when none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_bytes: Option<u64>,
+}
+
+impl CloneDescription {
+    /// What numbers its files.
+    pub fn seed(&self) -> RecordId {
+        self.seed.unwrap_or(self.id)
+    }
 }
 
 #[derive(Serialize, Deserialize)]

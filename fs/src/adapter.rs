@@ -70,7 +70,7 @@ impl Service {
         config.clone_fd = options.threads > 1;
         let kernel = Arc::new(OnceLock::new());
         let adapter = Adapter {
-            clones: Arc::new(Clones::new(Arc::clone(namespace.context()))),
+            clones: Clones::new(namespace.context()),
             open: OpenInodes::default(),
             passthrough: false,
             namespace,

@@ -3,90 +3,31 @@
 //! A clone's root is an entry of the view `live/`; everything below it is the clone's own, with node numbers as inode
 //! numbers. So whoever has a request about an inode asks here first whose it is.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::SystemTime;
+mod inodes;
+mod served;
 
-use barmanfs_catalog::{CloneDescription, CloneLock, CloneName, CloneOrigin, ServerName};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant, SystemTime};
+
+use barmanfs_catalog::{CloneDescription, CloneName, CloneOrigin, ServerName};
 use barmanfs_store::RecordId;
 use rustix::io::Errno;
 
-use crate::error::{Error, NOT_FOUND, Result};
-use crate::live::{Flusher, Initial, LiveClone, NodeId};
+use self::inodes::{Inodes, Whose};
+use self::served::Place;
+pub(crate) use self::served::Served;
+use crate::error::{Error, NOT_FOUND, Result, STALE};
+use crate::live::{Initial, LiveClone, NodeId};
 use crate::namespace::{Ino, Namespace};
-use crate::views::{CloneSource, Context};
+use crate::views::{CloneSource, Context, Release};
 
 /// Parts a clone's name from what it is to be made of.
 const AT: char = '@';
 
-/// A server makes it first of all.
-const SERVER_LOCK: &[u8] = b"postmaster.pid";
-
-/// One clone that is open.
-#[derive(Debug)]
-pub(crate) struct Served {
-    pub(crate) clone: Arc<LiveClone>,
-    description: CloneDescription,
-    /// The number its root has in `live/`.
-    root: Ino,
-    /// Open files and directories.
-    opens: AtomicU64,
-    _flusher: Flusher,
-    lock: Mutex<Option<CloneLock>>,
-}
-
-impl Served {
-    /// The node with this inode number.
-    pub(crate) fn node(&self, ino: Ino) -> NodeId {
-        if ino == self.root {
-            self.clone.root()
-        } else {
-            NodeId(ino.0)
-        }
-    }
-
-    /// The inode number of a node.
-    pub(crate) fn ino(&self, node: NodeId) -> Ino {
-        if node == self.clone.root() {
-            self.root
-        } else {
-            Ino(node.0)
-        }
-    }
-
-    /// Called before a file is made. A server that starts relies on what is there being durable; it says so by syncing
-    /// the file system, of which the kernel tells us nothing. The file that keeps a second server out is made just before.
-    pub(crate) fn before_making(&self, parent: NodeId, name: &[u8]) -> Result<()> {
-        if parent == self.clone.root() && name == SERVER_LOCK {
-            self.clone.flush_all()?;
-        }
-        Ok(())
-    }
-
-    /// One file or directory more is open.
-    pub(crate) fn opened(&self) {
-        self.opens.fetch_add(1, Ordering::SeqCst);
-    }
-
-    /// One fewer.
-    pub(crate) fn closed(&self) {
-        self.opens.fetch_sub(1, Ordering::SeqCst);
-    }
-
-    /// What it is called in messages.
-    pub(crate) fn described(&self) -> String {
-        format!("{}/live/{}", self.description.server, self.description.name)
-    }
-}
-
-/// An inode below a clone's root that the kernel knows.
-#[derive(Debug)]
-struct Known {
-    served: Arc<Served>,
-    /// How often it was looked up; the engine counts them too, for itself.
-    lookups: u64,
-}
+/// The kernel tells us that a file was closed a little after the program that closed it has gone on.
+const PATIENCE: Duration = Duration::from_millis(200);
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(5);
 
 /// What clones of a server may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,89 +60,90 @@ pub(crate) struct Clones {
     /// Held while a clone is made, so that no two are the last that may be.
     making: Mutex<()>,
     open: Mutex<HashMap<(ServerName, CloneName), Arc<Served>>>,
-    roots: RwLock<HashMap<Ino, Arc<Served>>>,
-    nodes: RwLock<HashMap<Ino, Known>>,
+    inodes: Inodes,
 }
 
 impl Clones {
-    pub(crate) fn new(context: Arc<Context>) -> Self {
-        Self {
-            context,
+    /// For a mount.
+    pub(crate) fn new(context: &Arc<Context>) -> Arc<Self> {
+        let clones = Arc::new(Self {
+            context: Arc::clone(context),
             making: Mutex::default(),
             open: Mutex::default(),
-            roots: RwLock::default(),
-            nodes: RwLock::default(),
-        }
+            inodes: Inodes::default(),
+        });
+        let this: Weak<Self> = Arc::downgrade(&clones);
+        context.set_clones(this);
+        clones
     }
 
-    /// The clone an inode belongs to, if it belongs to one. It is opened when it was not yet.
+    /// The clone an inode belongs to, if it belongs to one. It is opened when it is not.
     pub(crate) fn of(&self, namespace: &Namespace, ino: Ino) -> Result<Option<Arc<Served>>> {
-        if let Some(known) = read(&self.nodes).get(&ino) {
-            return Ok(Some(Arc::clone(&known.served)));
-        }
-        if let Some(served) = read(&self.roots).get(&ino) {
-            return Ok(Some(Arc::clone(served)));
+        match self.inodes.whose(ino) {
+            Whose::Served(served) => return Ok(Some(served)),
+            Whose::LetGo(place) => return self.open(&place).map(Some),
+            Whose::Unknown => {}
         }
         // Not known to the views either: theirs to answer.
         let Ok(node) = namespace.node(ino) else {
             return Ok(None);
         };
-        match node.directory().and_then(|directory| directory.clone_root()) {
-            Some((server, name)) => self.open(server, name, ino).map(Some),
-            None => Ok(None),
-        }
+        let Some((server, name, id)) = node.directory().and_then(|directory| directory.clone_root()) else {
+            return Ok(None);
+        };
+        let place = Place {
+            server: server.clone(),
+            name: name.clone(),
+            id,
+            root: ino,
+        };
+        self.open(&Arc::new(place)).map(Some)
     }
 
     /// The kernel was told of a node once more.
     pub(crate) fn looked_up(&self, served: &Arc<Served>, node: NodeId) {
-        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
-        let known = nodes.entry(served.ino(node)).or_insert_with(|| Known {
-            served: Arc::clone(served),
-            lookups: 0,
-        });
-        known.lookups += 1;
+        self.inodes.looked_up(served, node);
     }
 
     /// The kernel forgets a node; says whether it was one of a clone.
     pub(crate) fn forget(&self, ino: Ino, count: u64) -> bool {
-        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(known) = nodes.get_mut(&ino) else {
+        let Some((served, count)) = self.inodes.forget(ino, count) else {
             return false;
         };
-        let served = Arc::clone(&known.served);
-        known.lookups = known.lookups.saturating_sub(count);
-        if known.lookups == 0 {
-            nodes.remove(&ino);
+        if let Some(served) = served {
+            served.clone.forget(served.node(ino), count);
         }
-        drop(nodes);
-        served.clone.forget(served.node(ino), count);
         true
     }
 
-    fn open(&self, server: &ServerName, name: &CloneName, root: Ino) -> Result<Arc<Served>> {
+    /// EBUSY while another process has the clone; ESTALE when it is another one by now that has its name.
+    fn open(&self, place: &Arc<Place>) -> Result<Arc<Served>> {
         let mut open = self.lock();
+        let Place { server, name, id, .. } = &**place;
         let key = (server.clone(), name.clone());
-        if let Some(served) = open.get(&key) {
+        if let Some(served) = open.get(&key).filter(|served| served.place == *place) {
             return Ok(Arc::clone(served));
         }
         let repository = self.context.repository();
-        let lock = repository.lock_clone(server, name, "serving it on a mount")?;
+        let is_it = |description: &CloneDescription| description.id == *id;
+        repository
+            .clone_named(server, name)
+            .ok()
+            .filter(is_it)
+            .ok_or(STALE)?;
+        let lock = match repository.lock_clone(server, name, "serving it on a mount") {
+            Err(barmanfs_catalog::Error::CloneInUse { .. }) => return Err(Error::Refused(Errno::BUSY)),
+            lock => lock?,
+        };
         let description = repository.clone_named(server, name)?;
+        if !is_it(&description) {
+            return Err(STALE);
+        }
         let directory = repository.clone_directory(server, name);
         let clone = Arc::new(LiveClone::open(&directory, &description, repository.trees())?);
-        let served = Arc::new(Served {
-            _flusher: Flusher::start(&clone)?,
-            clone,
-            description,
-            root,
-            opens: AtomicU64::new(0),
-            lock: Mutex::new(Some(lock)),
-        });
+        let served = Arc::new(Served::new(clone, Arc::clone(place), description, lock)?);
+        self.inodes.attach(&served);
         open.insert(key, Arc::clone(&served));
-        self.roots
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(root, Arc::clone(&served));
         tracing::info!("Serving the clone {}", served.described());
         Ok(served)
     }
@@ -239,6 +181,7 @@ impl Clones {
                 target: source.target(),
                 copied_from: None,
             },
+            seed: None,
             created_at: SystemTime::now().into(),
             root: backup.root.clone().ok_or(NOT_FOUND)?,
             grafts: source.grafts()?,
@@ -264,36 +207,40 @@ impl Clones {
 
     /// Removes a clone in which nothing is open, with everything in it.
     pub(crate) fn remove(&self, server: &ServerName, name: &CloneName) -> Result<()> {
+        self.wait_for_closes(server, name);
         let mut open = self.lock();
-        let key = (server.clone(), name.clone());
         let repository = self.context.repository();
-        let (description, lock) = match open.get(&key) {
-            Some(served) if served.opens.load(Ordering::SeqCst) > 0 => {
-                return Err(Error::Refused(Errno::BUSY));
-            }
-            Some(served) => {
-                let lock = served.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
-                (served.description.clone(), lock.ok_or(NOT_FOUND)?)
-            }
-            None => {
-                let lock = repository.lock_clone(server, name, "removing it")?;
-                (repository.clone_named(server, name)?, lock)
-            }
+        let (description, lock) = match self.take(&mut open, server, name)? {
+            Some(served) => served.into_lock(),
+            None => match repository.lock_clone(server, name, "removing it") {
+                Err(barmanfs_catalog::Error::CloneInUse { .. }) => return Err(Error::Refused(Errno::BUSY)),
+                Err(barmanfs_catalog::Error::NoSuchClone { .. }) => return Err(NOT_FOUND),
+                lock => (repository.clone_named(server, name)?, lock?),
+            },
         };
-        if let Some(served) = open.remove(&key) {
-            self.roots
-                .write()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&served.root);
-            self.nodes
-                .write()
-                .unwrap_or_else(PoisonError::into_inner)
-                .retain(|_, known| !Arc::ptr_eq(&known.served, &served));
-        }
         drop(open);
         repository.remove_clone(&description, lock)?;
         tracing::info!("Removed the clone {server}/live/{name}");
         Ok(())
+    }
+
+    /// Ends the serving of a clone in which nothing is open; `None` when it is not served. EBUSY when it is in use.
+    fn take(
+        &self,
+        open: &mut OpenClones<'_>,
+        server: &ServerName,
+        name: &CloneName,
+    ) -> Result<Option<Served>> {
+        let key = (server.clone(), name.clone());
+        let Some(served) = open.get(&key) else {
+            return Ok(None);
+        };
+        // Of the others that hold it, there is the entry here.
+        if served.is_open() || !self.inodes.detach(served, 1) {
+            return Err(Error::Refused(Errno::BUSY));
+        }
+        let served = open.remove(&key).and_then(Arc::into_inner);
+        served.map(Some).ok_or(Error::Refused(Errno::BUSY))
     }
 
     /// Makes everything durable that was written to clones: the mount ends.
@@ -309,11 +256,40 @@ impl Clones {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(ServerName, CloneName), Arc<Served>>> {
+    fn lock(&self) -> OpenClones<'_> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a moment until what was closed in a clone is closed here too.
+    fn wait_for_closes(&self, server: &ServerName, name: &CloneName) {
+        let key = (server.clone(), name.clone());
+        let began = Instant::now();
+        let is_open = || self.lock().get(&key).is_some_and(|served| served.is_open());
+        while is_open() && began.elapsed() < PATIENCE {
+            std::thread::sleep(TRY_AGAIN_AFTER);
+        }
     }
 }
 
-fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
-    lock.read().unwrap_or_else(PoisonError::into_inner)
+impl Release for Clones {
+    /// What was written to the clone is durable when this returns, and its lock is free.
+    fn release(&self, server: &ServerName, name: &CloneName) -> Result<()> {
+        self.wait_for_closes(server, name);
+        let served = self.lock().get(&(server.clone(), name.clone())).cloned();
+        let Some(served) = served else { return Ok(()) };
+        // Most of it while the clone can still be used; what comes in between, below.
+        served.clone.flush_all()?;
+        drop(served);
+        let mut open = self.lock();
+        let Some(served) = self.take(&mut open, server, name)? else {
+            return Ok(());
+        };
+        served.clone.flush_all()?;
+        tracing::info!("Let go of the clone {}", served.described());
+        drop(served);
+        drop(open);
+        Ok(())
+    }
 }
+
+type OpenClones<'a> = MutexGuard<'a, HashMap<(ServerName, CloneName), Arc<Served>>>;

@@ -9,8 +9,7 @@
 //! | `<server>/pitr/`, `pitr/<target>/` | `pitr`; the same `tree`, with the configuration of a `recovery` |
 //! | `<server>/wal/` | `wal`; what is not archived yet from `receiving` |
 //! | `<server>/info/` | `info` |
-//!
-//! `live/` belongs beside these, in `server`, once it exists.
+//! | `<server>/live/` | `live`; what is in a clone is the clone's own |
 
 use std::fmt;
 use std::fs::File;
@@ -18,7 +17,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use barmanfs_catalog::{CloneName, ServerName};
-use barmanfs_store::{FileMap, TreeReader};
+use barmanfs_store::{FileMap, RecordId, TreeReader};
 
 use crate::error::{Error, NOT_FOUND, Result};
 use crate::namespace::{Child, Lifetime};
@@ -46,6 +45,7 @@ pub use context::{Context, ViewOptions};
 pub use restore::restore_command;
 pub use usage::{Caller, Usage, Use};
 
+pub(crate) use context::Release;
 pub(crate) use live::CloneSource;
 pub(crate) use root::root;
 pub(crate) use server::aliases;
@@ -83,7 +83,7 @@ pub trait Directory: fmt::Debug + Send + Sync {
     }
 
     /// The clone of which this is the root. What is in it is answered by the clone.
-    fn clone_root(&self) -> Option<(&ServerName, &CloneName)> {
+    fn clone_root(&self) -> Option<(&ServerName, &CloneName, RecordId)> {
         None
     }
 

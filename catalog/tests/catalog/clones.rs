@@ -22,6 +22,7 @@ fn name(text: &str) -> CloneName {
 fn description(f: &Fixture, backup: &Backup, clone: &str) -> CloneDescription {
     CloneDescription {
         id: RecordId::random().unwrap(),
+        seed: None,
         server: f.server.clone(),
         name: name(clone),
         origin: CloneOrigin {

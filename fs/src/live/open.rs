@@ -89,7 +89,7 @@ impl LiveClone {
         trees: TreeReader,
     ) -> Result<Self> {
         let mut replay = Replay::new(&disk, description, &trees)?;
-        let id = description.id.to_string();
+        let id = description.seed().to_string();
         let journal = Journal::open(Arc::clone(&disk), &id, &mut |change| replay.apply(change))?;
         let names = replay.names;
         let used_bytes = take_stock(&*disk, &names)?;
@@ -104,7 +104,7 @@ impl LiveClone {
     ) -> Result<Self> {
         let replay = Replay::new(&disk, description, &trees)?;
         let names = replay.names;
-        let journal = Journal::create(Arc::clone(&disk), &description.id.to_string())?;
+        let journal = Journal::create(Arc::clone(&disk), &description.seed().to_string())?;
         let clone = Self::new(disk, journal, names, 0, description, trees);
         for directory in initial.looked_at {
             clone.hide(directory, initial.hide)?;
@@ -125,8 +125,8 @@ impl LiveClone {
         trees: TreeReader,
     ) -> Self {
         Self {
-            id: description.id,
-            root: NodeId::of_path(description.id, b""),
+            id: description.seed(),
+            root: NodeId::of_path(description.seed(), b""),
             max_bytes: description.max_bytes,
             trees,
             disk,
@@ -234,7 +234,7 @@ impl<'a> Replay<'a> {
         description: &'a CloneDescription,
         trees: &'a TreeReader,
     ) -> Result<Self> {
-        let mut names = Names::new(description.id);
+        let mut names = Names::new(description.seed());
         let root = Entry {
             name: Vec::new(),
             attributes: description.root.attributes,

@@ -49,6 +49,7 @@ impl Stage {
         Self {
             description: CloneDescription {
                 id: RecordId::random().unwrap(),
+                seed: None,
                 server: fixture.server.clone(),
                 name: "test".parse().unwrap(),
                 origin: CloneOrigin {

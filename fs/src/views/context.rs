@@ -1,11 +1,12 @@
 //! What all views share: the repository, and how the mount was asked for.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
-use barmanfs_catalog::{Action, Backup, BackupId, Repository, ServerName};
+use barmanfs_catalog::{Action, Backup, BackupId, CloneName, Repository, ServerName};
 use barmanfs_pg::TimestampMicros;
 use barmanfs_store::{Attributes, TreeReader};
 
@@ -55,6 +56,15 @@ pub(super) enum Alias {
     Oldest,
 }
 
+/// Who serves clones, and can let go of one.
+pub(crate) trait Release: fmt::Debug + Send + Sync {
+    /// Has a clone served no more, until somebody looks into it again.
+    ///
+    /// # Errors
+    /// EBUSY when it is in use.
+    fn release(&self, server: &ServerName, name: &CloneName) -> Result<()>;
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Context {
@@ -66,6 +76,8 @@ pub struct Context {
     pub(super) targets: Targets,
     snapshots: SnapshotCache,
     warmer: OnceLock<Warmer>,
+    /// They know this context too: weak, or neither would ever go.
+    clones: OnceLock<Weak<dyn Release>>,
     aliases: Mutex<Vec<(ServerName, Alias, Arc<BackupTree>)>>,
 }
 
@@ -81,6 +93,7 @@ impl Context {
             targets: Targets::default(),
             snapshots: SnapshotCache::default(),
             warmer: OnceLock::new(),
+            clones: OnceLock::new(),
             aliases: Mutex::default(),
         })
     }
@@ -186,6 +199,20 @@ impl Context {
     /// Has a file read into the kernel's page cache, by its path below the mount point; says whether it will be.
     pub(super) fn warm(&self, path: PathBuf) -> bool {
         self.warmer.get().is_some_and(|warmer| warmer.warm(path))
+    }
+
+    /// Says who serves the clones.
+    pub(crate) fn set_clones(&self, clones: Weak<dyn Release>) {
+        let _ = self.clones.set(clones);
+    }
+
+    /// Has a clone served no more.
+    pub(super) fn release(&self, server: &ServerName, name: &CloneName) -> Result<()> {
+        match self.clones.get().and_then(Weak::upgrade) {
+            Some(clones) => clones.release(server, name),
+            // A tree without a mount serves none.
+            None => Ok(()),
+        }
     }
 
     /// Ends what is kept for readers who have gone.

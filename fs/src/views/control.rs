@@ -4,10 +4,14 @@
 //! tells "there is no such segment", on which PostgreSQL ends recovery, from "I cannot say": a mount that is gone, a
 //! directory without permission, a catalog that cannot be read. Not finding a file is no proof of anything; finding
 //! this one is. `receiving/<server>/<name>` is what has come of a segment that is not archived, see `receiving`.
+//!
+//! `released/<server>/<clone>` exists when this mount does not serve the clone. Looking it up ends the serving: what was
+//! written is made durable, and another process can take the clone's lock. It fails with EBUSY while the clone is in use. The
+//! next look into the clone serves it again.
 
 use std::sync::Arc;
 
-use barmanfs_catalog::ServerName;
+use barmanfs_catalog::{CloneName, ServerName};
 use barmanfs_pg::wal_name::WalName;
 use serde_json::json;
 
@@ -20,7 +24,11 @@ use crate::namespace::{Child, Lifetime};
 
 const ALIVE: &str = "alive";
 const STATUS: &str = "status.json";
-const OF_SERVERS: [(&str, OfServer); 2] = [("absent", Absent::child), ("receiving", Receiving::child)];
+const OF_SERVERS: [(&str, OfServer); 3] = [
+    ("absent", Absent::child),
+    ("receiving", Receiving::child),
+    ("released", Released::child),
+];
 
 /// `.barmanfs`.
 #[derive(Debug)]
@@ -201,6 +209,55 @@ impl Directory for Absent {
             true => Ok(Body::Made(Arc::from([]))),
             false => no_files(),
         }
+    }
+
+    fn lifetime(&self) -> Lifetime {
+        Lifetime::Never
+    }
+}
+
+/// `released/<server>`.
+#[derive(Debug)]
+struct Released {
+    context: Arc<Context>,
+    server: ServerName,
+}
+
+impl Released {
+    fn child(context: &Arc<Context>, server: &ServerState) -> Child {
+        let released = Self {
+            context: Arc::clone(context),
+            server: server.name.clone(),
+        };
+        let attributes = context.own(0o555, context.started);
+        made::directory(context, server.name.as_str(), &attributes, Arc::new(released))
+    }
+}
+
+impl Directory for Released {
+    fn lookup(&self, name: &[u8]) -> Result<Option<Child>> {
+        let clone = std::str::from_utf8(name)
+            .ok()
+            .and_then(|name| name.parse::<CloneName>().ok());
+        let Some(clone) = clone else { return Ok(None) };
+        self.context.release(&self.server, &clone)?;
+        let attributes = self.context.own(0o444, self.context.started);
+        Ok(Some(made::file(
+            &self.context,
+            name,
+            &attributes,
+            0,
+            Lifetime::Never,
+        )))
+    }
+
+    /// They are let go by being looked up: a listing must not.
+    fn entries(&self) -> Result<Children> {
+        Ok(Box::new(std::iter::empty()))
+    }
+
+    fn open(&self, _name: &[u8]) -> Result<Body> {
+        Ok(Body::Made(Arc::from([])))
     }
 
     fn lifetime(&self) -> Lifetime {

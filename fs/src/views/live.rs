@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use barmanfs_catalog::{Backup, BackupId, CloneDescription, CloneName, Graft, ServerName};
-use barmanfs_store::{Attributes, Entry, Node};
+use barmanfs_store::{Attributes, Entry, Node, RecordId};
 use rustix::io::Errno;
 
 use super::context::Context;
@@ -60,6 +60,7 @@ impl Live {
         let root = CloneRoot {
             server: clone.server.clone(),
             name: clone.name.clone(),
+            id: clone.id,
         };
         Child {
             name: clone.name.as_str().into(),
@@ -108,6 +109,7 @@ impl Directory for Live {
 struct CloneRoot {
     server: ServerName,
     name: CloneName,
+    id: RecordId,
 }
 
 impl Directory for CloneRoot {
@@ -127,8 +129,8 @@ impl Directory for CloneRoot {
         Lifetime::Never
     }
 
-    fn clone_root(&self) -> Option<(&ServerName, &CloneName)> {
-        Some((&self.server, &self.name))
+    fn clone_root(&self) -> Option<(&ServerName, &CloneName, RecordId)> {
+        Some((&self.server, &self.name, self.id))
     }
 }
 
