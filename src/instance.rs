@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use barmanfs_catalog::Action;
 use barmanfs_pg::control::{ClusterState, ControlFile};
 use nix::unistd::Uid;
 
@@ -32,6 +33,9 @@ pub(crate) const SOCKET_DIRECTORY: &str = "/tmp";
 
 /// The end of a server's log that is shown when it does not start.
 const LOG_TAIL_BYTES: u64 = 2000;
+
+/// What a server says that shuts down at its target (`src/backend/postmaster/postmaster.c`).
+const SHUT_DOWN_AT_TARGET: &str = "shutdown at recovery target";
 
 /// How often a recovery is looked at.
 const POLL: Duration = Duration::from_millis(100);
@@ -61,10 +65,22 @@ pub(crate) struct Running {
     pub(crate) socket_directory: PathBuf,
 }
 
+/// How a recovery has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Replayed {
+    /// The server takes writes.
+    Promoted,
+    /// It waits at its target, open for queries.
+    Paused,
+    /// It has shut down at its target.
+    ShutDown,
+}
+
 /// A data directory, and the programs for it.
 #[derive(Debug)]
 pub(crate) struct Instance {
     programs: Programs,
+    major: u32,
     data: PathBuf,
     uid: u32,
     gid: u32,
@@ -98,14 +114,30 @@ impl Instance {
             .map_err(|_| Error::failed(format!("{} holds no version of PostgreSQL", version.display())))?;
         Ok(Self {
             programs: Programs::find(major, bindir, path_prefix)?,
+            major,
             data: data.to_owned(),
             uid: owner.uid(),
             gid: owner.gid(),
         })
     }
 
-    /// Starts it and waits until it answers.
-    pub(crate) fn start(&self, options: &StartOptions) -> Result<Running, Error> {
+    /// Its major version.
+    pub(crate) fn major(&self) -> u32 {
+        self.major
+    }
+
+    /// The user it runs as.
+    pub(crate) fn owner(&self) -> u32 {
+        self.uid
+    }
+
+    /// The data directory.
+    pub(crate) fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Starts it and waits until it answers. `None` when its recovery was quicker, and it has shut down at its target.
+    pub(crate) fn start(&self, options: &StartOptions) -> Result<Option<Running>, Error> {
         if let Some(running) = running(&self.data) {
             return Err(Error::failed(format!(
                 "A server is running in {} already, on port {} (process {})",
@@ -138,9 +170,22 @@ impl Instance {
             .status()
             .map_err(|error| Error::failed(format!("Cannot run pg_ctl: {error}")))?;
         match running(&self.data) {
-            Some(running) if status.success() => Ok(running),
-            _ => Err(self.why_not(&options.log, log_before)),
+            Some(running) if status.success() => Ok(Some(running)),
+            Some(_) => Err(Error::failed(format!(
+                "PostgreSQL in {} does not answer after {} s; it goes on starting",
+                self.data.display(),
+                options.timeout.as_secs()
+            ))
+            .hint(format!("Its log is {}", options.log.display()))),
+            None if self.has_shut_down_at_target(&options.log, log_before)? => Ok(None),
+            None => Err(self.why_not(&options.log, log_before)),
         }
+    }
+
+    /// `recovery_target_action = shutdown`; `pg_ctl` of some versions takes that for a failure.
+    fn has_shut_down_at_target(&self, log: &Path, from: u64) -> Result<bool, Error> {
+        let said = tail(log, from).is_some_and(|tail| tail.contains(SHUT_DOWN_AT_TARGET));
+        Ok(said && self.control()?.state == ClusterState::ShutDownInRecovery)
     }
 
     /// Stops it, its sessions ended; nothing to do where none runs.
@@ -174,18 +219,32 @@ impl Instance {
         )))
     }
 
-    /// Waits until its recovery has ended and it takes writes.
-    pub(crate) fn wait_for_recovery(&self, timeout: Option<Duration>) -> Result<(), Error> {
+    /// Waits until its recovery has reached its target, where it does `action`.
+    pub(crate) fn wait_for_recovery(
+        &self,
+        action: Action,
+        timeout: Option<Duration>,
+    ) -> Result<Replayed, Error> {
         let began = Instant::now();
         loop {
-            if self.control()?.state == ClusterState::InProduction {
-                return Ok(());
-            }
-            if running(&self.data).is_none() {
-                return Err(Error::failed(format!(
-                    "The server in {} has stopped during its recovery: its log says why",
-                    self.data.display()
-                )));
+            let state = self.control()?.state;
+            match running(&self.data) {
+                Some(_) if state == ClusterState::InProduction => return Ok(Replayed::Promoted),
+                Some(running) if action == Action::Pause && self.is_paused(&running)? => {
+                    return Ok(Replayed::Paused);
+                }
+                Some(_) => {}
+                None if action == Action::Shutdown
+                    && self.control()?.state == ClusterState::ShutDownInRecovery =>
+                {
+                    return Ok(Replayed::ShutDown);
+                }
+                None => {
+                    return Err(Error::failed(format!(
+                        "The server in {} has stopped during its recovery: its log says why",
+                        self.data.display()
+                    )));
+                }
             }
             if timeout.is_some_and(|timeout| began.elapsed() >= timeout) {
                 return Err(Error::failed(format!(
@@ -196,6 +255,36 @@ impl Instance {
             }
             std::thread::sleep(POLL);
         }
+    }
+
+    /// Whether recovery waits at its target. This no file tells: the server is asked, by the user it runs as.
+    fn is_paused(&self, running: &Running) -> Result<bool, Error> {
+        let asked = self
+            .command("psql")
+            .args([
+                "-XAtqw",
+                "-d",
+                "postgres",
+                "-c",
+                "SELECT pg_is_wal_replay_paused()",
+                "-p",
+            ])
+            .arg(running.port.to_string())
+            .arg("-h")
+            .arg(&running.socket_directory)
+            .output()
+            .map_err(|error| Error::failed(format!("Cannot run psql: {error}")))?;
+        // It has gone since, or is just being promoted by somebody.
+        if asked.status.success() || !is_alive(running.pid) {
+            return Ok(asked.stdout.starts_with(b"t"));
+        }
+        let why = String::from_utf8_lossy(&asked.stderr);
+        let why = why.lines().next().unwrap_or("psql does not say why").trim();
+        Err(Error::failed(format!(
+            "Whether the server in {} waits at its target cannot be seen: {why}",
+            self.data.display()
+        ))
+        .hint("It goes on without this command: SELECT pg_is_wal_replay_paused() tells"))
     }
 
     /// One of PostgreSQL's programs, to be run as the data's owner, where its directory is no matter.
@@ -209,6 +298,7 @@ impl Instance {
     }
 
     /// Whether there is such a program: not every package has all.
+    #[allow(dead_code)]
     pub(crate) fn has(&self, name: &str) -> bool {
         self.programs.path(name).exists()
     }
@@ -232,9 +322,13 @@ impl Instance {
 pub(crate) fn running(data: &Path) -> Option<Running> {
     let text = fs::read_to_string(data.join("postmaster.pid")).ok()?;
     let running = parse_pid_file(&text)?;
-    // A signal that is none: whether there is such a process, whoever's it is.
-    let alive = nix::sys::signal::kill(nix::unistd::Pid::from_raw(running.pid), None);
-    matches!(alive, Ok(()) | Err(nix::errno::Errno::EPERM)).then_some(running)
+    is_alive(running.pid).then_some(running)
+}
+
+/// A signal that is none: whether there is such a process, whoever's it is.
+fn is_alive(pid: i32) -> bool {
+    let alive = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None);
+    matches!(alive, Ok(()) | Err(nix::errno::Errno::EPERM))
 }
 
 /// Line 1 is the process, 4 the port, 5 the first socket directory (`src/include/utils/pidfile.h`).

@@ -10,7 +10,6 @@ mod config;
 mod daemon;
 mod error;
 mod fstab;
-#[allow(dead_code)]
 mod instance;
 mod logging;
 mod mount_helper;

@@ -34,6 +34,8 @@ pub(crate) enum Counted {
     Bytes,
     /// Chunks, packs or files: plain numbers.
     Things,
+    /// Nothing but the time that goes by.
+    Time,
 }
 
 /// One long piece of work. Shared by reference: `set` may be called from any thread.
@@ -105,7 +107,7 @@ impl Progress {
     fn sentence(&self, done: u64, total: Option<u64>) -> String {
         let amount = |n: u64| match self.counted {
             Counted::Bytes => HumanBytes(n).to_string(),
-            Counted::Things => n.to_string(),
+            Counted::Things | Counted::Time => n.to_string(),
         };
         let elapsed = self.started.elapsed();
         let per_second = done
@@ -190,6 +192,7 @@ fn template(counted: Counted, total_known: bool) -> &'static str {
         (Counted::Bytes, false) => "{spinner} {msg}  {bytes}  {bytes_per_sec}  {elapsed}",
         (Counted::Things, true) => "{msg}  [{bar:25}] {percent:>3} %  {human_pos} of {human_len}  {eta} left",
         (Counted::Things, false) => "{spinner} {msg}  {human_pos}  {elapsed}",
+        (Counted::Time, _) => "{spinner} {msg}  {elapsed}",
     }
 }
 
@@ -206,7 +209,7 @@ mod tests {
 
     #[test]
     fn every_template_is_valid() {
-        for counted in [Counted::Bytes, Counted::Things] {
+        for counted in [Counted::Bytes, Counted::Things, Counted::Time] {
             for total_known in [false, true] {
                 assert!(ProgressStyle::with_template(template(counted, total_known)).is_ok());
             }

@@ -300,6 +300,14 @@ impl Repository {
         Ok(CloneLock { _lock: lock })
     }
 
+    /// The process that has a clone locked, as its lock file says; `None` where nobody has.
+    pub fn clone_holder(&self, server: &ServerName, name: &CloneName) -> Option<u32> {
+        let lock = lock_name(server, name);
+        // Who cannot be asked is taken for one that holds it: what follows from that is only looked at.
+        let held = self.locks.is_held(&lock).unwrap_or(true);
+        held.then(|| self.locks.named_process(&lock)).flatten()
+    }
+
     /// Removes a clone that is locked with everything in it.
     ///
     /// # Errors

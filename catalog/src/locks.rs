@@ -138,15 +138,18 @@ impl Locks {
         }
     }
 
+    /// The process a lock's file names.
+    pub(crate) fn named_process(&self, name: &str) -> Option<u32> {
+        let holder = self.holder(name);
+        let mut parts = holder.split(", ");
+        let process = parts.find_map(|part| part.strip_prefix("process "))?;
+        process.parse().ok()
+    }
+
     /// The process that holds a lock, as its file says, if that process has this very file open: so it is of this host,
     /// lives, and may be signalled. Of another user's process that cannot be told.
     pub(crate) fn holding_process(&self, name: &str) -> Option<u32> {
-        let holder = self.holder(name);
-        let process: u32 = holder
-            .split(", ")
-            .find_map(|part| part.strip_prefix("process "))?
-            .parse()
-            .ok()?;
+        let process = self.named_process(name)?;
         let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
         let wanted = identity(std::fs::metadata(self.path(name)).ok()?);
         let opened = std::fs::read_dir(format!("/proc/{process}/fd")).ok()?;

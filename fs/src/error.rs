@@ -76,6 +76,8 @@ impl Error {
     pub(crate) fn errno(&self) -> Errno {
         match self {
             Self::Refused(errno) => *errno,
+            Self::Catalog(barmanfs_catalog::Error::Full { .. })
+            | Self::Store(barmanfs_store::Error::Full { .. }) => Errno::NOSPC,
             _ => Errno::IO,
         }
     }

@@ -126,6 +126,13 @@ pub(crate) struct ServerOptions {
     pub(crate) wait_timeout: u64,
 }
 
+impl ServerOptions {
+    /// Whether something was said that has a meaning only where a server is started.
+    pub(crate) fn is_given(&self) -> bool {
+        self.port.is_some() || self.bindir.is_some() || self.replay
+    }
+}
+
 /// `clone create`
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {

@@ -1,0 +1,79 @@
+//! `barmanfs clone destroy` and `barmanfs clone reset`.
+
+use barmanfs_catalog::{CloneDescription, CloneName, Repository, ServerName};
+
+use super::create::{self, Of};
+use super::mounts::{Mounts, hold, is_running};
+use super::start::stop_running;
+use crate::cli::clone::EndArgs;
+use crate::commands::App;
+use crate::error::{Error, Outcome};
+
+/// Runs `clone destroy`. A mount is not needed.
+pub(super) fn destroy(app: &mut App, args: &EndArgs) -> Result<Outcome, Error> {
+    let repository = app.repository()?;
+    let server = app.known_server(&repository, &args.which.server)?;
+    let name = &args.which.name;
+    let clone = repository.clone_named(&server, name).map_err(|error| {
+        Error::from(error).hint(format!("'barmanfs clone list {server}' shows those there are"))
+    })?;
+    end_server(app, &Mounts::of(&repository)?, &server, name, args.stop)?;
+    remove(&repository, &clone)?;
+    if !app.options.quiet {
+        app.out
+            .line(format_args!("Destroyed clone {name} of server {server}"))?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// Runs `clone reset`. What can be known to fail fails before anything is thrown away.
+pub(super) fn reset(app: &mut App, args: &EndArgs) -> Result<Outcome, Error> {
+    let repository = app.repository()?;
+    let server = app.known_server(&repository, &args.which.server)?;
+    let name = &args.which.name;
+    let clone = repository.clone_named(&server, name).map_err(|error| {
+        Error::from(error).hint(format!("'barmanfs clone list {server}' shows those there are"))
+    })?;
+    let mounts = Mounts::of(&repository)?;
+    let mount_point = args.mount.mount_point.as_deref();
+    let (mount, _) = mounts.place_of(&server, name, mount_point)?;
+    let of = Of::origin(&clone)?;
+    of.check(&repository, &server)
+        .map_err(|error| error.context(format_args!("Clone {name} cannot be made anew")))?;
+    end_server(app, &mounts, &server, name, args.stop)?;
+    remove(&repository, &clone)?;
+    let path = create::make(&repository, &mounts, &server, name, &of, Some(&mount.mount_point))
+        .map_err(|error| error.context("The clone was removed, and not made anew"))?;
+    create::tell_made(app, &repository, &server, name, &path)?;
+    Ok(Outcome::Done)
+}
+
+/// A server that runs on the clone is stopped, or is in the way.
+fn end_server(
+    app: &mut App,
+    mounts: &Mounts<'_>,
+    server: &ServerName,
+    name: &CloneName,
+    stop: bool,
+) -> Result<(), Error> {
+    match mounts.running_on(server, name) {
+        Some((_, path)) if stop => stop_running(app, server, name, &path, None, None),
+        Some((running, _)) => Err(is_running(server, name, &running).hint(format!(
+            "Stop it first: barmanfs clone stop {server} {name}; or add --stop"
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn remove(repository: &Repository, clone: &CloneDescription) -> Result<(), Error> {
+    let lock = hold(repository, &clone.server, &clone.name, "removing it")?;
+    // Looked at under the lock: another one may have its name by now.
+    let now = repository.clone_named(&clone.server, &clone.name)?;
+    if now.id != clone.id {
+        return Err(Error::failed(format!(
+            "Clone {} of server {} has just been made anew by somebody else",
+            clone.name, clone.server
+        )));
+    }
+    Ok(repository.remove_clone(clone, lock)?)
+}

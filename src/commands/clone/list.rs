@@ -1,0 +1,190 @@
+//! `barmanfs clone list`.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use barmanfs_catalog::{CloneDescription, CloneName, CloneOrigin, Repository, ServerName};
+use barmanfs_pg::TimestampMicros;
+use serde::Serialize;
+
+use super::mounts::{Mounts, live};
+use crate::cli::clone::ListArgs;
+use crate::commands::App;
+use crate::error::{Error, Outcome};
+use crate::instance;
+use crate::output::{self, Align, Cell, Style, Table};
+
+const SECONDS_OF_A_DAY: u64 = 24 * 60 * 60;
+
+/// One clone.
+#[derive(Debug, Serialize)]
+struct Listed {
+    server: ServerName,
+    name: CloneName,
+    #[serde(flatten)]
+    origin: CloneOrigin,
+    created_at: TimestampMicros,
+    /// Bytes the clone takes in the repository.
+    written_bytes: u64,
+    max_bytes: Option<u64>,
+    /// Where it can be seen.
+    path: Option<PathBuf>,
+    /// Whether a server runs on it.
+    running: bool,
+    port: Option<u16>,
+    process: Option<i32>,
+}
+
+/// Runs the command. Nothing of a clone is looked into through a mount that does not serve it already.
+pub(super) fn run(app: &mut App, args: &ListArgs) -> Result<Outcome, Error> {
+    let repository = app.repository()?;
+    let mounts = Mounts::of(&repository)?;
+    let mut clones = Vec::new();
+    for server in app.known_servers(&repository, &args.server)? {
+        for clone in repository.clones(&server)? {
+            clones.push(listed(&repository, &mounts, clone)?);
+        }
+    }
+    if args.json.json {
+        app.out.json(&clones)?;
+    } else if clones.is_empty() {
+        app.out.line("No clone")?;
+    } else {
+        app.out.table(&table(&clones, SystemTime::now().into()))?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn listed(repository: &Repository, mounts: &Mounts<'_>, clone: CloneDescription) -> Result<Listed, Error> {
+    let (server, name) = (clone.server, clone.name);
+    let directory = repository.clone_directory(&server, &name);
+    let written_bytes = allocated_bytes(&directory)
+        .map_err(|error| Error::failed(format!("Cannot read {}: {error}", directory.display())))?;
+    let serving = mounts.serving(&server, &name).map(|(_, path)| path);
+    let running = serving.as_deref().and_then(instance::running);
+    let elsewhere = || {
+        let mount = mounts.choose(&server, None).ok()?;
+        Some(live(mount, &server).join(name.as_str()))
+    };
+    Ok(Listed {
+        path: serving.or_else(elsewhere),
+        running: running.is_some(),
+        port: running.as_ref().map(|running| running.port),
+        process: running.map(|running| running.pid),
+        origin: clone.origin,
+        created_at: clone.created_at,
+        max_bytes: clone.max_bytes,
+        written_bytes,
+        server,
+        name,
+    })
+}
+
+/// Bytes of the file system that a directory takes with all that is in it.
+fn allocated_bytes(directory: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        let metadata = match entry.metadata() {
+            // Removed while we look.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            metadata => metadata?,
+        };
+        bytes += metadata.blocks() * 512;
+        if metadata.is_dir() {
+            bytes += allocated_bytes(&entry.path())?;
+        }
+    }
+    Ok(bytes)
+}
+
+fn table(clones: &[Listed], now: TimestampMicros) -> Table {
+    let mut table = Table::new(&[
+        ("Server", Align::Left),
+        ("Clone", Align::Left),
+        ("Backup", Align::Left),
+        ("Target", Align::Left),
+        ("Age", Align::Right),
+        ("Written", Align::Right),
+        ("PostgreSQL", Align::Left),
+        ("Path", Align::Left),
+    ]);
+    for clone in clones {
+        let running = match clone.port {
+            Some(port) => Cell::styled(format!("port {port}"), Style::Green),
+            None => "-".into(),
+        };
+        let path = clone.path.as_ref().map(|path| path.display().to_string());
+        table.row([
+            clone.server.as_str().into(),
+            clone.name.as_str().into(),
+            clone.origin.backup.to_string().into(),
+            clone
+                .origin
+                .target
+                .clone()
+                .unwrap_or_else(|| "-".to_owned())
+                .into(),
+            age(clone.created_at, now).into(),
+            output::bytes(clone.written_bytes).into(),
+            running,
+            path.unwrap_or_else(|| "not mounted".to_owned()).into(),
+        ]);
+    }
+    table
+}
+
+/// `12 s`, `2 h 03 min`, `5 d`
+fn age(since: TimestampMicros, now: TimestampMicros) -> String {
+    let micros = u64::try_from(now.unix_micros() - since.unix_micros()).unwrap_or(0);
+    let age = Duration::from_secs(Duration::from_micros(micros).as_secs());
+    match age.as_secs() / SECONDS_OF_A_DAY {
+        0 if age.as_secs() < 10 => format!("{} s", age.as_secs()),
+        0 | 1 => output::duration(age),
+        days => format!("{days} d"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use insta::assert_snapshot;
+
+    #[test]
+    fn each_clone_has_its_line() {
+        let made = TimestampMicros::from_unix_seconds(1_763_700_000);
+        let clone = |name: &str, target: Option<&str>, port: Option<u16>| Listed {
+            server: "main".parse().unwrap(),
+            name: name.parse().unwrap(),
+            origin: CloneOrigin {
+                backup: "20261120T101500".parse().unwrap(),
+                target: target.map(str::to_owned),
+                copied_from: None,
+            },
+            created_at: made,
+            written_bytes: 3 << 20,
+            max_bytes: None,
+            path: port.map(|_| PathBuf::from("/mnt/backups/main/live").join(name)),
+            running: port.is_some(),
+            port,
+            process: port.map(|_| 4711),
+        };
+        let clones = [
+            clone("test1", None, Some(25_432)),
+            clone("before", Some("name:before"), None),
+        ];
+        let later = TimestampMicros::from_unix_seconds(1_763_707_380);
+        assert_snapshot!(table(&clones, later).render(false), @"
+        Server  Clone   Backup           Target              Age   Written  PostgreSQL  Path
+        main    test1   20261120T101500  -            2 h 03 min  3.00 MiB  port 25432  /mnt/backups/main/live/test1
+        main    before  20261120T101500  name:before  2 h 03 min  3.00 MiB  -           not mounted
+        ");
+        let days = TimestampMicros::from_unix_seconds(1_763_700_000 + 5 * 86_400);
+        assert_eq!(
+            (age(made, made), age(made, days)),
+            ("0 s".to_owned(), "5 d".to_owned())
+        );
+    }
+}

@@ -1,0 +1,207 @@
+//! `barmanfs clone start` and `barmanfs clone stop`.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use barmanfs_catalog::{Action, CloneName, ServerName, TargetSpec};
+use nix::errno::Errno;
+use nix::unistd::Uid;
+
+use super::mounts::{Mounts, user_name};
+use crate::cli::clone::{ServerOptions, StartArgs, StopArgs};
+use crate::commands::App;
+use crate::error::{Error, Outcome};
+use crate::instance::{self, Instance, Replayed, Running, SOCKET_DIRECTORY, StartOptions};
+use crate::progress::{Counted, Progress};
+
+/// The log of a server that was started on a clone, in the clone's own directory: it goes with the clone.
+const LOG: &str = "barmanfs-server.log";
+
+/// How long a server may take to stop where nobody says.
+const STOP_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Runs `clone start`.
+pub(super) fn run(app: &mut App, args: &StartArgs) -> Result<Outcome, Error> {
+    let repository = app.repository()?;
+    let server = app.known_server(&repository, &args.which.server)?;
+    let name = &args.which.name;
+    repository.clone_named(&server, name).map_err(|error| {
+        Error::from(error).hint(format!("'barmanfs clone list {server}' shows those there are"))
+    })?;
+    let mounts = Mounts::of(&repository)?;
+    start(
+        app,
+        &mounts,
+        &server,
+        name,
+        &args.server,
+        args.mount.mount_point.as_deref(),
+    )?;
+    Ok(Outcome::Done)
+}
+
+/// Starts PostgreSQL on a clone, and says how to reach it.
+pub(super) fn start(
+    app: &mut App,
+    mounts: &Mounts<'_>,
+    server: &ServerName,
+    name: &CloneName,
+    options: &ServerOptions,
+    mount_point: Option<&Path>,
+) -> Result<(), Error> {
+    let (mount, path) = mounts.place_of(server, name, mount_point)?;
+    let owner = std::fs::metadata(&path).map_err(|error| {
+        let failed = Error::failed(format!("Cannot look into {}: {error}", path.display()));
+        match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EBUSY) => {
+                failed.hint("Another process works on the clone: try again when it has ended")
+            }
+            _ => failed,
+        }
+    })?;
+    if !mount.is_open_to(owner.uid()) {
+        return Err(Error::failed(format!(
+            "The files of {} belong to {}, whom the mount at {} keeps out",
+            path.display(),
+            user_name(owner.uid()),
+            mount.mount_point.display()
+        ))
+        .hint("Mount with --allow-other, or as that user"));
+    }
+    let instance = instance(app, server, &path, options.bindir.as_deref())?;
+    let start = StartOptions {
+        port: options.port,
+        socket_directory: SOCKET_DIRECTORY.into(),
+        listen: true,
+        settings: Vec::new(),
+        log: path.join(LOG),
+        timeout: Duration::from_secs(options.wait_timeout),
+    };
+    let shown = format!("Starting PostgreSQL {} on {server}/live/{name}", instance.major());
+    let progress = Progress::start(shown, Counted::Time, app.options.quiet);
+    let running = instance.start(&start)?;
+    let replayed = match options.replay {
+        true => {
+            progress.note("recovering to its target");
+            Some(instance.wait_for_recovery(action(app, mounts, server, name)?, None)?)
+        }
+        false => None,
+    };
+    drop(progress);
+    tell(app, &instance, server, name, running.as_ref(), replayed)
+}
+
+/// What recovery does once it has reached the clone's target.
+fn action(app: &App, mounts: &Mounts<'_>, server: &ServerName, name: &CloneName) -> Result<Action, Error> {
+    let origin = mounts.repository().clone_named(server, name)?.origin;
+    let spec = origin.target.and_then(|target| target.parse::<TargetSpec>().ok());
+    let configured = app.config.recovery_target_action;
+    Ok(spec
+        .and_then(|spec| spec.action.or(configured))
+        .unwrap_or(Action::Promote))
+}
+
+fn tell(
+    app: &mut App,
+    instance: &Instance,
+    server: &ServerName,
+    name: &CloneName,
+    running: Option<&Running>,
+    replayed: Option<Replayed>,
+) -> Result<(), Error> {
+    if app.options.quiet {
+        return Ok(());
+    }
+    let Some(running) = running.filter(|_| replayed != Some(Replayed::ShutDown)) else {
+        return app.out.line(format_args!(
+            "PostgreSQL has recovered {server}/live/{name} to its target and has shut down there, as it was asked to"
+        ));
+    };
+    let so_far = match replayed {
+        Some(Replayed::Paused) => ", is at its recovery target and waits there",
+        Some(_) => " and has recovered",
+        None => "",
+    };
+    app.out.line(format_args!(
+        "PostgreSQL {} runs on {server}/live/{name}{so_far} (port {}, process {}; log {})",
+        instance.major(),
+        running.port,
+        running.pid,
+        instance.data().join(LOG).display()
+    ))?;
+    let line = psql(instance, running);
+    app.out.line(format_args!("  {line}"))
+}
+
+/// A line to type, as whoever can connect without a password in most configurations.
+fn psql(instance: &Instance, running: &Running) -> String {
+    let command = format!(
+        "psql -h {} -p {} postgres",
+        running.socket_directory.display(),
+        running.port
+    );
+    match Uid::effective().as_raw() == instance.owner() {
+        true => command,
+        false => format!(
+            "sudo -u {} {command}",
+            user_name(instance.owner()).trim_start_matches("user ")
+        ),
+    }
+}
+
+/// Runs `clone stop`.
+pub(super) fn stop(app: &mut App, args: &StopArgs) -> Result<Outcome, Error> {
+    let repository = app.repository()?;
+    let server = app.known_server(&repository, &args.which.server)?;
+    let name = &args.which.name;
+    repository.clone_named(&server, name)?;
+    let mounts = Mounts::of(&repository)?;
+    let place = match &args.mount.mount_point {
+        Some(asked) => Some(mounts.place_of(&server, name, Some(asked))?.1),
+        None => mounts.serving(&server, name).map(|(_, path)| path),
+    };
+    match place.filter(|path| instance::running(path).is_some()) {
+        Some(path) => {
+            let timeout = Duration::from_secs(args.wait_timeout);
+            stop_running(app, &server, name, &path, args.bindir.as_deref(), Some(timeout))?;
+        }
+        None if !app.options.quiet => {
+            app.out
+                .line(format_args!("No server runs on clone {name} of server {server}"))?;
+        }
+        None => {}
+    }
+    Ok(Outcome::Done)
+}
+
+/// Stops the server that runs on the clone at `path`.
+pub(super) fn stop_running(
+    app: &mut App,
+    server: &ServerName,
+    name: &CloneName,
+    path: &Path,
+    bindir: Option<&Path>,
+    timeout: Option<Duration>,
+) -> Result<(), Error> {
+    let instance = instance(app, server, path, bindir)?;
+    let progress = Progress::start(
+        format!("Stopping PostgreSQL on {server}/live/{name}"),
+        Counted::Time,
+        app.options.quiet,
+    );
+    instance.stop(timeout.unwrap_or(STOP_TIMEOUT))?;
+    drop(progress);
+    if !app.options.quiet {
+        app.out.line(format_args!(
+            "Stopped PostgreSQL on clone {name} of server {server}"
+        ))?;
+    }
+    Ok(())
+}
+
+fn instance(app: &App, server: &ServerName, path: &Path, bindir: Option<&Path>) -> Result<Instance, Error> {
+    let configured = app.config.server(server.as_str());
+    let path_prefix: Option<&PathBuf> = configured.and_then(|server| server.path_prefix.as_ref());
+    Instance::at(path, bindir, path_prefix.map(PathBuf::as_path))
+}
