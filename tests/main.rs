@@ -11,6 +11,7 @@
 mod backup_and_recover;
 mod byte_for_byte;
 mod cli;
+mod clone_commands;
 mod common;
 mod crash;
 mod damage;
@@ -43,6 +44,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("second_backup", second_backup::TESTS),
     ("incremental", incremental::TESTS),
     ("live", live::TESTS),
+    ("clone_commands", clone_commands::TESTS),
     ("delete_and_sweep", delete_and_sweep::TESTS),
     ("gaps", gaps::TESTS),
     ("rebuild", rebuild::TESTS),

@@ -172,7 +172,7 @@ pub struct CloneDraft {
     directory: PathBuf,
     finished: bool,
     /// Keeps a sweep from taking what the clone is about to refer to.
-    _reading: ReadGuard,
+    _reading: Option<ReadGuard>,
     _writer: Writer,
     _lock: Lock,
 }
@@ -237,12 +237,28 @@ impl Repository {
     /// # Errors
     /// [`Error::CloneExists`]; [`Error::NoSuchBackup`] when the backup has been deleted.
     pub fn begin_clone(&self, description: CloneDescription, backup: &Backup) -> Result<CloneDraft> {
+        // From here to the end a deletion of the backup finds either this guard or the clone.
+        self.begin(description, || self.reading(backup).map(Some))
+    }
+
+    /// Begins a clone that stands on the same as another one, which is locked and so stays while this is made.
+    ///
+    /// # Errors
+    /// [`Error::CloneExists`].
+    pub fn begin_copy(&self, description: CloneDescription, _of: &CloneLock) -> Result<CloneDraft> {
+        self.begin(description, || Ok(None))
+    }
+
+    fn begin(
+        &self,
+        description: CloneDescription,
+        guard: impl FnOnce() -> Result<Option<ReadGuard>>,
+    ) -> Result<CloneDraft> {
         let CloneDescription { server, name, .. } = &description;
         let purpose = format!("making of clone {name} of {server}");
         let writer = self.writer(&purpose)?;
         let lock = self.take_clone(server, name, &purpose)?;
-        // From here to the end a deletion of the backup finds either this guard or the clone.
-        let reading = self.reading(backup)?;
+        let reading = guard()?;
         if self.read_clone(server, name)?.is_some() {
             return Err(Error::CloneExists {
                 server: server.clone(),

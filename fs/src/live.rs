@@ -22,6 +22,7 @@
 
 mod attributes;
 mod blocks;
+mod copy;
 mod disk;
 mod edit;
 mod file;
@@ -47,6 +48,7 @@ use barmanfs_store::{RecordId, TreeReader};
 use rustix::io::Errno;
 
 pub use attributes::{AttributeChanges, NewTime};
+pub use copy::copy_files;
 pub use edit::NewNode;
 pub use listing::{Listing, Name};
 pub use node::{Kind, NodeAttributes, NodeId, Time};

@@ -1,6 +1,7 @@
 //! `barmanfs clone`: one module for each of its commands, and [`mounts`], through which they get at clones.
 
 mod commit;
+mod copy;
 mod create;
 mod end;
 mod export;

@@ -223,7 +223,14 @@ impl Site {
 
     /// A shell command of the database user, who can look into mounts.
     pub(crate) fn sh(&self, script: &str) -> Run {
-        run(command("/bin/sh", self.directory.path()).arg("-c").arg(script))
+        run(&mut self.sh_command(script))
+    }
+
+    /// The same, to be run in the background.
+    pub(crate) fn sh_command(&self, script: &str) -> Command {
+        let mut shell = command("/bin/sh", self.directory.path());
+        shell.arg("-c").arg(script);
+        shell
     }
 
     /// `cp -a`, as the database user.

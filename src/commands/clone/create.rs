@@ -10,6 +10,7 @@ use barmanfs_catalog::{
 };
 use nix::errno::Errno;
 
+use super::copy::copy;
 use super::mounts::{Mounts, live};
 use super::start;
 use crate::cli::clone::CreateArgs;
@@ -95,25 +96,23 @@ pub(super) fn run(app: &mut App, args: &CreateArgs) -> Result<Outcome, Error> {
     let server = app.known_server(&repository, &args.which.server)?;
     let name = &args.which.name;
     let mounts = Mounts::of(&repository)?;
-    let of = asked(app, &repository, &server, args)?;
-    let path = make(
-        &repository,
-        &mounts,
-        &server,
-        name,
-        &of,
-        args.mount.mount_point.as_deref(),
-    )?;
-    tell_made(app, &repository, &server, name, &path)?;
+    let mount_point = args.mount.mount_point.as_deref();
+    let path = match &args.from {
+        Some(from) => {
+            copy(app, &repository, &server, from, name)?;
+            mounts
+                .place_of(&server, name, mount_point)
+                .ok()
+                .map(|(_, path)| path)
+        }
+        None => {
+            let of = asked(app, &repository, &server, args)?;
+            Some(make(&repository, &mounts, &server, name, &of, mount_point)?)
+        }
+    };
+    tell_made(app, &repository, &server, name, path.as_deref())?;
     if args.start || args.server.is_given() {
-        start::start(
-            app,
-            &mounts,
-            &server,
-            name,
-            &args.server,
-            args.mount.mount_point.as_deref(),
-        )?;
+        start::start(app, &mounts, &server, name, &args.server, mount_point)?;
     }
     Ok(Outcome::Done)
 }
@@ -168,9 +167,7 @@ fn why_not(
         },
         Some(Errno::EDQUOT) => {
             let count = repository.clones(server).map_or(0, |clones| clones.len());
-            cannot(&format!("it has {count} already, and clone_max_count allows no more")).hint(
-                "Destroy one ('barmanfs clone list'), or raise clone_max_count in the configuration and mount anew",
-            )
+            too_many(server, name, count)
         }
         Some(Errno::ENOSPC) => cannot("there is no room for it").hint(format!(
             "Free space in {}, or raise clone_max_size in the configuration and mount anew",
@@ -184,13 +181,21 @@ fn why_not(
     }
 }
 
+/// The server has as many clones as it may.
+pub(super) fn too_many(server: &ServerName, name: &CloneName, count: usize) -> Error {
+    Error::failed(format!(
+        "Cannot make clone {name} of server {server}: it has {count} already, and clone_max_count allows no more"
+    ))
+    .hint("Destroy one ('barmanfs clone list'), or raise clone_max_count in the configuration and mount anew")
+}
+
 /// Says what was made, and where it is.
 pub(super) fn tell_made(
     app: &mut App,
     repository: &Repository,
     server: &ServerName,
     name: &CloneName,
-    path: &Path,
+    path: Option<&Path>,
 ) -> Result<(), Error> {
     if app.options.quiet {
         return Ok(());
@@ -203,9 +208,12 @@ pub(super) fn tell_made(
         .copied_from
         .map_or_else(String::new, |from| format!(", as changed in {from}"));
     app.out.line(format_args!(
-        "Clone {name} of server {server}: backup {}{target}{copied}, at {}",
+        "Clone {name} of server {server}: backup {}{target}{copied}, {}",
         origin.backup,
-        path.display()
+        path.map_or_else(
+            || "not mounted".to_owned(),
+            |path| format!("at {}", path.display())
+        )
     ))
 }
 

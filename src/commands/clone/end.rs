@@ -44,7 +44,7 @@ pub(super) fn reset(app: &mut App, args: &EndArgs) -> Result<Outcome, Error> {
     remove(&repository, &clone)?;
     let path = create::make(&repository, &mounts, &server, name, &of, Some(&mount.mount_point))
         .map_err(|error| error.context("The clone was removed, and not made anew"))?;
-    create::tell_made(app, &repository, &server, name, &path)?;
+    create::tell_made(app, &repository, &server, name, Some(&path))?;
     Ok(Outcome::Done)
 }
 

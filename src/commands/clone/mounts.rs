@@ -107,20 +107,27 @@ impl<'a> Mounts<'a> {
             ))
             .hint("Clones are for the owner of the server's files, and for root");
         }
-        let error = Error::failed(format!("The repository {path} is not mounted"));
-        match self.found.silent.as_slice() {
-            [] => error.hint("Mount it: barmanfs mount /mnt/backups"),
-            [silent, ..] if silent.reason.kind() == io::ErrorKind::PermissionDenied => error.hint(format!(
-                "There is a mount at {}, of {} alone: run this as that user, or mount with --allow-other",
-                silent.mount_point.display(),
-                user_name(silent.user)
-            )),
-            [silent, ..] => error.hint(format!(
-                "The mount at {} does not answer ({}): barmanfs umount it, then mount it anew",
-                silent.mount_point.display(),
-                silent.reason
-            )),
-        }
+        // One that cannot be asked may be the one that is meant.
+        let perhaps = self
+            .found
+            .silent
+            .first()
+            .map(|silent| match silent.reason.kind() {
+                io::ErrorKind::PermissionDenied => format!(
+                    "; if it is the mount at {}, run this as {}",
+                    silent.mount_point.display(),
+                    user_name(silent.user).trim_start_matches("user ")
+                ),
+                _ => format!(
+                    "; if it is the mount at {}, that does not answer ({})",
+                    silent.mount_point.display(),
+                    silent.reason
+                ),
+            });
+        Error::failed(format!("The repository {path} is not mounted")).hint(format!(
+            "Mount it: barmanfs mount /mnt/backups{}",
+            perhaps.unwrap_or_default()
+        ))
     }
 
     /// The mount that serves a clone now, and the clone's directory there.

@@ -1,0 +1,56 @@
+//! `barmanfs clone create --from`: a clone with all that was changed in another one.
+//!
+//! Done here and not by a mount: it may take a while, and the clone that is copied must be nobody else's meanwhile.
+
+use std::time::SystemTime;
+
+use barmanfs_catalog::{CloneDescription, CloneName, CloneOrigin, Repository, ServerName};
+use barmanfs_fs::CloneLimits;
+use barmanfs_fs::live::copy_files;
+use barmanfs_store::RecordId;
+
+use super::create::too_many;
+use super::mounts::hold;
+use crate::commands::App;
+use crate::error::Error;
+use crate::progress::{Counted, Progress};
+
+/// Makes the clone.
+pub(super) fn copy(
+    app: &App,
+    repository: &Repository,
+    server: &ServerName,
+    from: &CloneName,
+    name: &CloneName,
+) -> Result<(), Error> {
+    let limits = app
+        .config
+        .server(server.as_str())
+        .map_or_else(CloneLimits::default, |server| server.clone_limits);
+    let clones = repository.clones(server)?.len();
+    if clones >= limits.max_count {
+        return Err(too_many(server, name, clones));
+    }
+    let lock = hold(repository, server, from, &format!("copying it to {name}"))?;
+    let source = repository.clone_named(server, from)?;
+    let seed = source.seed();
+    let description = CloneDescription {
+        id: RecordId::random()?,
+        seed: Some(seed),
+        name: name.clone(),
+        origin: CloneOrigin {
+            copied_from: Some(from.clone()),
+            ..source.origin
+        },
+        created_at: SystemTime::now().into(),
+        max_bytes: limits.max_bytes,
+        ..source
+    };
+    let draft = repository.begin_copy(description, &lock)?;
+    let shown = format!("Copying clone {from} of server {server}");
+    let progress = Progress::start(shown, Counted::Time, app.options.quiet);
+    copy_files(&repository.clone_directory(server, from), draft.directory())?;
+    drop(progress);
+    draft.finish()?;
+    Ok(())
+}

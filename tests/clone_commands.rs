@@ -1,0 +1,375 @@
+//! `barmanfs clone`: a DBA makes, starts, resets and throws away clones, and is told what is in the way.
+
+use std::process::Stdio;
+
+use crate::common::load::{fill, transact, transactions};
+use crate::common::process::{Run, run};
+use crate::common::registry::topic;
+use crate::common::{Install, Mount, PgServer, Site};
+use serde_json::Value;
+
+topic! {
+    with_postgres a_clone_is_made_started_reset_and_destroyed_by_root(as_root),
+    with_postgres the_database_user_does_it_on_a_mount_of_its_own,
+    with_postgres clones_are_made_of_the_backup_and_the_point_that_were_asked_for,
+    with_postgres a_clone_waits_at_its_target_or_shuts_down_there,
+    with_postgres what_is_in_the_way_is_told,
+    with_postgres clones_take_no_more_than_they_may,
+    with_postgres a_copy_of_a_clone_lives_on_its_own(as_root),
+}
+
+/// A backed up database, its server shut down, and what starts clones' servers.
+struct Stage {
+    site: Site,
+    install: &'static Install,
+    primary: PgServer,
+    /// Commands are run as the user the tests run as, and not as the database user.
+    own: bool,
+}
+
+impl Stage {
+    fn new(install: &'static Install) -> Self {
+        let (site, primary) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
+        let stage = Self {
+            site,
+            install,
+            primary,
+            own: false,
+        };
+        stage.configure("");
+        fill(&stage.primary, 1);
+        stage.site.backup();
+        stage
+    }
+
+    fn configure(&self, lines: &str) {
+        let path_prefix = format!("path_prefix = {}\n", self.install.bindir.display());
+        self.site.write_config_of(&self.primary, &(path_prefix + lines));
+    }
+
+    /// `barmanfs clone ...`
+    fn clone(&self, arguments: &[&str]) -> Run {
+        let arguments = [&["clone"], arguments].concat();
+        match self.own {
+            true => run(&mut self.site.own_barmanfs_command(&arguments)),
+            false => self.site.barmanfs(&arguments),
+        }
+    }
+
+    fn list(&self) -> Vec<Value> {
+        let listed = self.clone(&["list", "--json"]).ok();
+        let listed: Value = serde_json::from_slice(&listed.stdout).expect("JSON");
+        listed.as_array().expect("a list").clone()
+    }
+
+    /// What the list says of one clone.
+    #[track_caller]
+    fn listed(&self, name: &str) -> Value {
+        let found = self.list().into_iter().find(|clone| clone["name"] == name);
+        found.unwrap_or_else(|| panic!("{name} is not listed"))
+    }
+
+    /// By the line that was printed for it: what a server on a clone answers.
+    #[track_caller]
+    fn query(&self, name: &str, sql: &str) -> String {
+        let port = self.listed(name)["port"].as_u64().expect("it runs");
+        let psql = self.install.program("psql");
+        let psql = psql.display();
+        let script = format!("{psql} -h /tmp -p {port} -U postgres -XAtqc \"{sql}\" postgres");
+        self.site.sh(&script).ok().text()
+    }
+}
+
+impl Drop for Stage {
+    /// No server outlives its test, failed or not.
+    fn drop(&mut self) {
+        let listed = self.clone(&["list", "--json"]);
+        let listed: Vec<Value> = serde_json::from_slice(&listed.stdout).unwrap_or_default();
+        for clone in listed.iter().filter(|clone| clone["running"] == true) {
+            let name = clone["name"].as_str().unwrap_or_default();
+            self.clone(&["destroy", "main", name, "--stop"]);
+        }
+    }
+}
+
+/// The whole life of a clone, whoever runs the commands.
+fn walk_through(stage: &Stage, mount: &Mount<'_>) {
+    let expected = transactions(&stage.primary);
+    let made = stage.clone(&["create", "main", "test1", "--start"]).ok().text();
+    let path = mount.path("main/live/test1");
+    assert!(made.contains(&path.display().to_string()), "{made}");
+    assert!(made.contains("psql -h /tmp -p "), "{made}");
+    let count = "SELECT count(*) FROM pgbench_history";
+    assert_eq!(stage.query("test1", count), expected.to_string());
+
+    stage.query(
+        "test1",
+        "CREATE TABLE mine AS SELECT generate_series(1, 100000) AS n",
+    );
+    stage.query("test1", "CHECKPOINT");
+    let listed = stage.listed("test1");
+    assert_eq!(
+        (&listed["running"], &listed["server"]),
+        (&Value::from(true), &Value::from("main"))
+    );
+    assert!(listed["written_bytes"].as_u64() > Some(1 << 20), "{listed}");
+    let table = stage.clone(&["list"]).ok().text();
+    assert!(table.contains("test1") && table.contains("port "), "{table}");
+
+    let stop_it = "barmanfs clone stop main test1";
+    for command in ["destroy", "reset"] {
+        stage
+            .clone(&[command, "main", "test1"])
+            .refused(1)
+            .says(&["runs on clone test1", stop_it]);
+    }
+    stage
+        .clone(&["start", "main", "test1"])
+        .refused(1)
+        .says(&["already"]);
+    stage.clone(&["stop", "main", "test1"]).ok();
+    assert_eq!(stage.listed("test1")["running"], false);
+    stage
+        .clone(&["stop", "main", "test1"])
+        .ok()
+        .says(&["No server runs"]);
+    stage.clone(&["start", "main", "test1"]).ok().says(&["psql"]);
+    assert_eq!(stage.query("test1", "SELECT count(*) FROM mine"), "100000");
+
+    stage.clone(&["reset", "main", "test1", "--stop"]).ok();
+    assert!(stage.listed("test1")["written_bytes"].as_u64() < Some(1 << 20));
+    stage
+        .clone(&["start", "main", "test1", "--replay"])
+        .ok()
+        .says(&["psql"]);
+    assert_eq!(stage.query("test1", "SELECT to_regclass('mine') IS NULL"), "t");
+    assert_eq!(stage.query("test1", count), expected.to_string());
+
+    stage.clone(&["destroy", "main", "test1", "--stop"]).ok();
+    assert_eq!(stage.site.list(&mount.path("main/live")), [""; 0]);
+    stage.clone(&["list"]).ok().says(&["No clone"]);
+    stage
+        .clone(&["destroy", "main", "test1"])
+        .refused(1)
+        .says(&["no clone test1"]);
+    stage.site.ok(&["verify", "main"]);
+}
+
+fn a_clone_is_made_started_reset_and_destroyed_by_root(install: &'static Install) {
+    let mut stage = Stage::new(install);
+    stage.own = true;
+    let mount = Mount::for_all(&stage.site);
+    walk_through(&stage, &mount);
+}
+
+fn the_database_user_does_it_on_a_mount_of_its_own(install: &'static Install) {
+    let stage = Stage::new(install);
+    let mount = Mount::new(&stage.site);
+    walk_through(&stage, &mount);
+    mount.unmount();
+}
+
+fn clones_are_made_of_the_backup_and_the_point_that_were_asked_for(install: &'static Install) {
+    let stage = Stage::new(install);
+    let first = stage.site.backup_ids().remove(0);
+    let at_first = transactions(&stage.primary);
+    transact(&stage.primary, 30);
+    stage.primary.query("SELECT pg_create_restore_point('before')");
+    let at_point = transactions(&stage.primary);
+    transact(&stage.primary, 30);
+    stage.primary.archive_current_segment();
+    let second = stage.site.backup();
+    let mount = Mount::new(&stage.site);
+    stage
+        .clone(&["create", "main", "a", "--backup", "oldest", "--start", "--replay"])
+        .ok();
+    stage
+        .clone(&["create", "main", "b", "--at", "name:before", "--replay"])
+        .ok();
+    let by_hand = mount.path(&format!("main/live/c@backup={second}"));
+    stage.site.sh(&format!("mkdir '{}'", by_hand.display())).ok();
+    let of = |name: &str| stage.listed(name)["backup"].as_str().map(str::to_owned);
+    assert_eq!((of("a"), of("c")), (Some(first.clone()), Some(second)));
+    let count = "SELECT count(*) FROM pgbench_history";
+    assert_eq!(stage.query("a", count), at_first.to_string());
+    assert_eq!(stage.query("b", count), at_point.to_string());
+    assert_eq!(stage.listed("b")["target"], "name:before");
+
+    // A newer backup is no reason to begin with another one than before.
+    stage.query("b", "TRUNCATE pgbench_history");
+    stage.clone(&["reset", "main", "b", "--stop"]).ok();
+    assert_eq!(of("b"), Some(first));
+    stage.clone(&["start", "main", "b", "--replay"]).ok();
+    assert_eq!(stage.query("b", count), at_point.to_string());
+}
+
+fn a_clone_waits_at_its_target_or_shuts_down_there(install: &'static Install) {
+    let stage = Stage::new(install);
+    transact(&stage.primary, 30);
+    stage.primary.query("SELECT pg_create_restore_point('before')");
+    stage.primary.archive_current_segment();
+    let _mount = Mount::new(&stage.site);
+    let paused = stage.clone(&[
+        "create",
+        "main",
+        "a",
+        "--at",
+        "name:before,action=pause",
+        "--replay",
+    ]);
+    paused.ok().says(&["waits there", "psql"]);
+    assert_eq!(stage.query("a", "SELECT pg_is_in_recovery()"), "t");
+    let shut_down = stage.clone(&[
+        "create",
+        "main",
+        "b",
+        "--at",
+        "name:before,action=shutdown",
+        "--replay",
+    ]);
+    shut_down.ok().says(&["has shut down there"]);
+    assert_eq!(stage.listed("b")["running"], false);
+}
+
+fn what_is_in_the_way_is_told(install: &'static Install) {
+    let stage = Stage::new(install);
+    let create = |more: &[&str]| stage.clone(&[&["create", "main", "test1"], more].concat());
+    create(&[]).refused(1).says(&["is not mounted", "barmanfs mount"]);
+    let mount = Mount::new(&stage.site);
+    create(&["--at", "name:never made"])
+        .refused(1)
+        .says(&["never made", "barmanfs explain"]);
+    create(&["--at", "rubbish"]).refused(2).says(&["rubbish"]);
+    create(&["--backup", "20010101T000000"])
+        .refused(1)
+        .says(&["list-backups"]);
+    create(&["--mount", "/"])
+        .refused(2)
+        .says(&["no mount of the repository", &mount.text()]);
+    stage.clone(&["create", "main", "a@b"]).refused(2).says(&["a@b"]);
+    stage
+        .clone(&["create", "nobody", "test1"])
+        .refused(2)
+        .says(&["nobody"]);
+    create(&[]).ok();
+    create(&[]).refused(1).says(&["has a clone test1 already"]);
+    let start = |more: &[&str]| stage.clone(&[&["start", "main", "test1"], more].concat());
+    start(&["--bindir", "/nowhere"]).refused(2).says(&["/nowhere"]);
+    stage
+        .clone(&["start", "main", "test2"])
+        .refused(1)
+        .says(&["no clone test2", "clone list"]);
+
+    // Somebody looks into a file of it.
+    let held = mount.path("main/live/test1/PG_VERSION");
+    let mut reader = stage
+        .site
+        .sh_command(&format!("exec sleep 60 < '{}'", held.display()));
+    let mut reader = reader.stdin(Stdio::null()).spawn().expect("Cannot run a shell");
+    crate::common::process::until("the reader has it open", || {
+        stage.clone(&["destroy", "main", "test1"]).code() != Some(0)
+    });
+    stage
+        .clone(&["destroy", "main", "test1"])
+        .refused(1)
+        .says(&["files in", "are open"]);
+    assert_eq!(stage.listed("test1")["running"], false);
+    reader.kill().expect("Cannot kill a child");
+    reader.wait().expect("Cannot wait for a child");
+
+    // A second mount shows it too; only one of them serves it.
+    let other = Mount::prepare(&stage.site, "other");
+    stage.site.ok(&["mount", &other.text()]);
+    stage
+        .clone(&["create", "main", "test2"])
+        .refused(2)
+        .says(&["mounted more than once", "--mount"]);
+    stage
+        .clone(&["create", "main", "test2", "--mount", &other.text()])
+        .ok();
+    stage
+        .clone(&["start", "main", "test1", "--mount", &mount.text()])
+        .ok();
+    let there = other.path("main/live/test1/PG_VERSION");
+    let busy = stage.site.sh(&format!("cat '{}'", there.display()));
+    assert!(busy.stderr.contains("busy"), "{busy}");
+    stage.clone(&["stop", "main", "test1"]).ok();
+    stage.clone(&["reset", "main", "test1"]).ok();
+    stage.clone(&["destroy", "main", "test1"]).ok();
+    stage.clone(&["destroy", "main", "test2"]).ok();
+}
+
+fn clones_take_no_more_than_they_may(install: &'static Install) {
+    let stage = Stage::new(install);
+    stage.configure("clone_max_count = 2\nclone_max_size = 4M\n");
+    let mount = Mount::new(&stage.site);
+    stage.clone(&["create", "main", "a"]).ok();
+    stage.clone(&["create", "main", "b"]).ok();
+    stage
+        .clone(&["create", "main", "c"])
+        .refused(1)
+        .says(&["has 2 already", "clone_max_count"]);
+    let by_hand = mount.path("main/live/c");
+    let refused = stage.site.sh(&format!("mkdir '{}'", by_hand.display()));
+    assert!(refused.stderr.contains("quota"), "{refused}");
+    assert_eq!(stage.listed("a")["max_bytes"], 4 << 20);
+    let file = mount.path("main/live/a/large");
+    let full = stage
+        .site
+        .sh(&format!("head -c 8000000 /dev/zero > '{}'", file.display()));
+    assert!(full.stderr.contains("No space left"), "{full}");
+    stage
+        .site
+        .sh(&format!(
+            "rm '{}' && echo small > '{}'",
+            file.display(),
+            file.display()
+        ))
+        .ok();
+    stage.clone(&["destroy", "main", "b"]).ok();
+    stage.clone(&["create", "main", "c"]).ok();
+}
+
+fn a_copy_of_a_clone_lives_on_its_own(install: &'static Install) {
+    let mut stage = Stage::new(install);
+    stage.own = true;
+    let mount = Mount::for_all(&stage.site);
+    stage.clone(&["create", "main", "one", "--start"]).ok();
+    stage.query("one", "CREATE TABLE kept AS SELECT 1 AS n");
+    stage
+        .clone(&["create", "main", "two", "--from", "one"])
+        .refused(1)
+        .says(&["runs on clone one"]);
+    stage.clone(&["stop", "main", "one"]).ok();
+    stage
+        .clone(&["create", "main", "two", "--from", "one", "--start"])
+        .ok();
+    assert_eq!(stage.listed("two")["copied_from"], "one");
+    stage.clone(&["start", "main", "one"]).ok();
+    stage.query("two", "INSERT INTO kept VALUES (2)");
+    transact_on(&stage, &mount, "two");
+    assert_eq!(stage.query("one", "SELECT count(*) FROM kept"), "1");
+    assert_eq!(stage.query("two", "SELECT count(*) FROM kept"), "2");
+    stage.clone(&["destroy", "main", "one", "--stop"]).ok();
+    stage.clone(&["stop", "main", "two"]).ok();
+    stage.clone(&["start", "main", "two"]).ok();
+    assert_eq!(stage.query("two", "SELECT count(*) FROM kept"), "2");
+    stage.clone(&["reset", "main", "two", "--stop"]).ok();
+    stage.clone(&["start", "main", "two"]).ok();
+    assert_eq!(stage.query("two", "SELECT to_regclass('kept') IS NULL"), "t");
+}
+
+/// Work on a clone that its sums tell of.
+fn transact_on(stage: &Stage, mount: &Mount<'_>, name: &str) {
+    let port = stage.listed(name)["port"].as_u64().expect("it runs");
+    let pgbench = stage.install.program("pgbench");
+    let script = format!(
+        "{} -h /tmp -p {port} -U postgres -n -t 50 postgres",
+        pgbench.display()
+    );
+    stage.site.sh(&script).ok();
+    assert!(mount.is_alive());
+    let sums =
+        "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(bbalance) FROM pgbench_branches)";
+    assert_eq!(stage.query(name, sums), "t");
+}
