@@ -28,6 +28,12 @@ const FIRST_PORT: u16 = 25_432;
 /// How many are tried.
 const PORTS: u16 = 1000;
 
+/// What a server says whose port is another's; in other languages, the port itself has to tell.
+const PORT_IS_TAKEN: &str = "Address already in use";
+
+/// How often another one is chosen when it was taken by somebody else in that moment.
+const PORT_TRIES: u32 = 10;
+
 /// PostgreSQL's own default, and where `psql -h` needs the fewest letters.
 pub(crate) const SOCKET_DIRECTORY: &str = "/tmp";
 
@@ -146,31 +152,43 @@ impl Instance {
                 running.pid
             )));
         }
-        let port = match options.port {
-            Some(port) => port,
-            None => free_port(&options.socket_directory)?,
-        };
-        let log_before = fs::metadata(&options.log).map_or(0, |log| log.len());
-        let status = self
+        if let Some(port) = options.port {
+            return self.start_on(port, options);
+        }
+        // Somebody else may take a port between our looking for it and the server's.
+        let mut tries = 1;
+        loop {
+            let port = free_port(&options.socket_directory)?;
+            let log_before = size_bytes(&options.log);
+            let started = self.start_on(port, options);
+            let taken = || {
+                let said = tail(&options.log, log_before).unwrap_or_default();
+                said.contains(PORT_IS_TAKEN) || !is_free(port, &options.socket_directory)
+            };
+            if started.is_ok() || tries == PORT_TRIES || !taken() {
+                return started;
+            }
+            tries += 1;
+        }
+    }
+
+    fn start_on(&self, port: u16, options: &StartOptions) -> Result<Option<Running>, Error> {
+        let log_before = size_bytes(&options.log);
+        let ended = self
             .command("pg_ctl")
-            .args([
-                "start",
-                "-s",
-                "-w",
-                "-t",
-                &options.timeout.as_secs().to_string(),
-                "-D",
-            ])
+            .args(["start", "-s", "-w", "-t"])
+            .arg(options.timeout.as_secs().to_string())
+            .arg("-D")
             .arg(&self.data)
             .arg("-l")
             .arg(&options.log)
             .arg("-o")
             .arg(server_options(port, options)?)
             .stdout(Stdio::null())
-            .status()
+            .output()
             .map_err(|error| Error::failed(format!("Cannot run pg_ctl: {error}")))?;
         match running(&self.data) {
-            Some(running) if status.success() => Ok(Some(running)),
+            Some(running) if ended.status.success() => Ok(Some(running)),
             Some(_) => Err(Error::failed(format!(
                 "PostgreSQL in {} does not answer after {} s; it goes on starting",
                 self.data.display(),
@@ -178,7 +196,7 @@ impl Instance {
             ))
             .hint(format!("Its log is {}", options.log.display()))),
             None if self.has_shut_down_at_target(&options.log, log_before)? => Ok(None),
-            None => Err(self.why_not(&options.log, log_before)),
+            None => Err(self.why_not(&options.log, log_before, &ended.stderr)),
         }
     }
 
@@ -217,6 +235,15 @@ impl Instance {
             self.data.display(),
             timeout.as_secs()
         )))
+    }
+
+    /// Whether it replays WAL, and takes no writes yet.
+    pub(crate) fn is_recovering(&self) -> Result<bool, Error> {
+        let state = self.control()?.state;
+        Ok(matches!(
+            state,
+            ClusterState::InArchiveRecovery | ClusterState::InCrashRecovery
+        ))
     }
 
     /// Waits until its recovery has reached its target, where it does `action`.
@@ -309,11 +336,12 @@ impl Instance {
         ControlFile::parse(&bytes).map_err(|error| Error::failed(format!("{}: {error}", path.display())))
     }
 
-    fn why_not(&self, log: &Path, from: u64) -> Error {
+    fn why_not(&self, log: &Path, from: u64, said: &[u8]) -> Error {
         let failed = Error::failed(format!("PostgreSQL does not start in {}", self.data.display()));
         match tail(log, from) {
             Some(tail) => failed.hint(format!("Its log {} ends with:\n{tail}", log.display())),
-            None => failed.hint(format!("Look at its log {}", log.display())),
+            // Not even a log.
+            None => failed.hint(String::from_utf8_lossy(said).trim().to_owned()),
         }
     }
 }
@@ -322,7 +350,18 @@ impl Instance {
 pub(crate) fn running(data: &Path) -> Option<Running> {
     let text = fs::read_to_string(data.join("postmaster.pid")).ok()?;
     let running = parse_pid_file(&text)?;
-    is_alive(running.pid).then_some(running)
+    let is_it = is_alive(running.pid) && !is_elsewhere(running.pid, data);
+    is_it.then_some(running)
+}
+
+/// Whether a process is certainly not the server of a data directory, in which that would work: after the host was
+/// started anew, a number in an old file is another process's.
+fn is_elsewhere(pid: i32, data: &Path) -> bool {
+    let place = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
+    match (place(Path::new(&format!("/proc/{pid}/cwd"))), place(data)) {
+        (Ok(works_in), Ok(data)) => works_in != data,
+        _ => false,
+    }
 }
 
 /// A signal that is none: whether there is such a process, whoever's it is.
@@ -342,18 +381,24 @@ fn parse_pid_file(text: &str) -> Option<Running> {
 }
 
 fn free_port(socket_directory: &Path) -> Result<u16, Error> {
-    let free = |port: &u16| {
-        let socket = socket_directory.join(format!(".s.PGSQL.{port}"));
-        !socket.exists() && TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok()
-    };
     let mut ports = FIRST_PORT..FIRST_PORT + PORTS;
-    ports.find(free).ok_or_else(|| {
+    let free = ports.find(|port| is_free(*port, socket_directory));
+    free.ok_or_else(|| {
         Error::failed(format!(
             "None of the ports {FIRST_PORT} to {} is free",
             FIRST_PORT + PORTS - 1
         ))
         .hint("Name one with --port")
     })
+}
+
+fn size_bytes(log: &Path) -> u64 {
+    fs::metadata(log).map_or(0, |log| log.len())
+}
+
+fn is_free(port: u16, socket_directory: &Path) -> bool {
+    let socket = socket_directory.join(format!(".s.PGSQL.{port}"));
+    !socket.exists() && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
 }
 
 /// What `pg_ctl -o` hands to a shell: every word quoted.
@@ -414,6 +459,16 @@ mod tests {
         // Being written, or of a stand-alone backend.
         assert_eq!(parse_pid_file("4711\n/data\n"), None);
         assert_eq!(parse_pid_file("-4711\n/data\n1\n5432\n/tmp\n"), None);
+    }
+
+    #[test]
+    fn a_process_that_works_elsewhere_is_not_the_server() {
+        let data = tempfile::tempdir().unwrap();
+        let text = format!("{}\n/data\n1\n5432\n/tmp\n", std::process::id());
+        fs::write(data.path().join("postmaster.pid"), &text).unwrap();
+        assert_eq!(running(data.path()), None);
+        let here = std::env::current_dir().unwrap();
+        assert!(!is_elsewhere(std::process::id().cast_signed(), &here));
     }
 
     #[test]

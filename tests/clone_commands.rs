@@ -95,7 +95,10 @@ impl Drop for Stage {
 /// The whole life of a clone, whoever runs the commands.
 fn walk_through(stage: &Stage, mount: &Mount<'_>) {
     let expected = transactions(&stage.primary);
-    let made = stage.clone(&["create", "main", "test1", "--start"]).ok().text();
+    let made = stage
+        .clone(&["create", "main", "test1", "--start", "--replay"])
+        .ok()
+        .text();
     let path = mount.path("main/live/test1");
     assert!(made.contains(&path.display().to_string()), "{made}");
     assert!(made.contains("psql -h /tmp -p "), "{made}");
@@ -293,6 +296,10 @@ fn what_is_in_the_way_is_told(install: &'static Install) {
     let there = other.path("main/live/test1/PG_VERSION");
     let busy = stage.site.sh(&format!("cat '{}'", there.display()));
     assert!(busy.stderr.contains("busy"), "{busy}");
+    stage
+        .site
+        .sh(&format!("ls -l '{}'", other.path("main/live").display()))
+        .ok();
     stage.clone(&["stop", "main", "test1"]).ok();
     stage.clone(&["reset", "main", "test1"]).ok();
     stage.clone(&["destroy", "main", "test1"]).ok();
@@ -334,17 +341,44 @@ fn a_copy_of_a_clone_lives_on_its_own(install: &'static Install) {
     let mut stage = Stage::new(install);
     stage.own = true;
     let mount = Mount::for_all(&stage.site);
-    stage.clone(&["create", "main", "one", "--start"]).ok();
+    stage.clone(&["create", "main", "one", "--replay"]).ok();
     stage.query("one", "CREATE TABLE kept AS SELECT 1 AS n");
     stage
         .clone(&["create", "main", "two", "--from", "one"])
         .refused(1)
         .says(&["runs on clone one"]);
     stage.clone(&["stop", "main", "one"]).ok();
+    // What the kernel knows of a clone stays good while the mount lets go of it: somebody even stands in it.
+    let inside = mount.path("main/live/one/base");
+    let waiting = format!(
+        "cd '{}' && cat 1/PG_VERSION && read line; cat 1/PG_VERSION",
+        inside.display()
+    );
+    let mut reader = stage.site.sh_command(&waiting);
+    let mut reader = reader
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("Cannot run a shell");
+    let known = stage
+        .site
+        .sh(&format!("cd '{}' && ls -lRi", inside.display()))
+        .ok()
+        .text();
     stage
         .clone(&["create", "main", "two", "--from", "one", "--start"])
         .ok();
     assert_eq!(stage.listed("two")["copied_from"], "one");
+    drop(reader.stdin.take());
+    let read = reader.wait_with_output().expect("Cannot wait for a child");
+    let version = format!("{}\n", install.major);
+    assert_eq!(String::from_utf8_lossy(&read.stdout), version.repeat(2));
+    let again = stage
+        .site
+        .sh(&format!("cd '{}' && ls -lRi", inside.display()))
+        .ok()
+        .text();
+    assert_eq!(again, known);
     stage.clone(&["start", "main", "one"]).ok();
     stage.query("two", "INSERT INTO kept VALUES (2)");
     transact_on(&stage, &mount, "two");
@@ -352,10 +386,10 @@ fn a_copy_of_a_clone_lives_on_its_own(install: &'static Install) {
     assert_eq!(stage.query("two", "SELECT count(*) FROM kept"), "2");
     stage.clone(&["destroy", "main", "one", "--stop"]).ok();
     stage.clone(&["stop", "main", "two"]).ok();
-    stage.clone(&["start", "main", "two"]).ok();
+    stage.clone(&["start", "main", "two", "--replay"]).ok();
     assert_eq!(stage.query("two", "SELECT count(*) FROM kept"), "2");
     stage.clone(&["reset", "main", "two", "--stop"]).ok();
-    stage.clone(&["start", "main", "two"]).ok();
+    stage.clone(&["start", "main", "two", "--replay"]).ok();
     assert_eq!(stage.query("two", "SELECT to_regclass('kept') IS NULL"), "t");
 }
 

@@ -81,7 +81,11 @@ impl Clones {
     pub(crate) fn of(&self, namespace: &Namespace, ino: Ino) -> Result<Option<Arc<Served>>> {
         match self.inodes.whose(ino) {
             Whose::Served(served) => return Ok(Some(served)),
-            Whose::LetGo(place) => return self.open(&place).map(Some),
+            Whose::LetGo(place) => {
+                let served = self.open(&place)?;
+                self.inodes.recall(&served, ino)?;
+                return Ok(Some(served));
+            }
             Whose::Unknown => {}
         }
         // Not known to the views either: theirs to answer.

@@ -1,13 +1,14 @@
 //! Which inodes of clones the kernel knows, and which clone each belongs to.
 //!
 //! The kernel counts how often it was told of an inode, and forgets all of them at once, whatever has become of the
-//! clone in between. So these counts outlive the serving of a clone. What an inode was told of before the clone was
-//! let go is counted apart: the engine that serves it now was not there.
+//! clone in between. So these counts outlive the serving of a clone. What was counted before the clone was let go is
+//! counted apart until the inode is asked for again: then the engine that serves it now is told of it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::served::{Place, Served};
+use crate::error::{Result, STALE};
 use crate::live::NodeId;
 use crate::namespace::Ino;
 
@@ -21,6 +22,8 @@ struct Known {
     lookups: u64,
     /// How often before.
     lookups_before: u64,
+    /// Where the backup has it, if it was let go.
+    origin: Option<Box<[u8]>>,
 }
 
 /// Whose an inode is.
@@ -66,6 +69,21 @@ impl Inodes {
         self.write().roots.insert(served.place.root, Arc::clone(served));
     }
 
+    /// An inode the kernel knows is asked for, and its clone was let go in between: it is made known to what serves it now.
+    pub(super) fn recall(&self, served: &Arc<Served>, ino: Ino) -> Result<()> {
+        let mut known = self.write();
+        let node = known.nodes.get_mut(&ino).ok_or(STALE)?;
+        if node.served.is_none() {
+            let of = served.node(ino);
+            served
+                .clone
+                .recall(of, node.origin.as_deref(), node.lookups_before)?;
+            node.served = Some(Arc::clone(served));
+            node.lookups += std::mem::take(&mut node.lookups_before);
+        }
+        Ok(())
+    }
+
     /// The kernel was told of a node once more.
     pub(super) fn looked_up(&self, served: &Arc<Served>, node: NodeId) {
         let mut known = self.write();
@@ -74,6 +92,7 @@ impl Inodes {
             served: None,
             lookups: 0,
             lookups_before: 0,
+            origin: None,
         });
         node.served = Some(Arc::clone(served));
         node.lookups += 1;
@@ -99,15 +118,17 @@ impl Inodes {
     /// it besides this table and those requests.
     pub(super) fn detach(&self, served: &Arc<Served>, others: usize) -> bool {
         let mut known = self.write();
-        let is_its = |node: &&mut Known| node.served.as_ref().is_some_and(|of| Arc::ptr_eq(of, served));
-        let here = known.nodes.values_mut().filter(is_its).count() + 1;
+        let is_its = |node: &&Known| node.served.as_ref().is_some_and(|of| Arc::ptr_eq(of, served));
+        let here = known.nodes.values().filter(is_its).count() + 1;
         // Who has none yet gets none while this table is locked.
         if Arc::strong_count(served) > here + others {
             return false;
         }
-        for node in known.nodes.values_mut().filter(is_its) {
-            node.served = None;
-            node.lookups_before += std::mem::take(&mut node.lookups);
+        for (ino, node) in &mut known.nodes {
+            if node.served.take_if(|of| Arc::ptr_eq(of, served)).is_some() {
+                node.origin = served.clone.origin(served.node(*ino));
+                node.lookups_before += std::mem::take(&mut node.lookups);
+            }
         }
         known.roots.remove(&served.place.root);
         true

@@ -203,6 +203,36 @@ impl LiveClone {
         self.attributes_of(&node)
     }
 
+    /// Where the backup has a node, if it has: how to [recall](Self::recall) it from another opening of the clone.
+    pub fn origin(&self, id: NodeId) -> Option<Box<[u8]>> {
+        self.names().node(id).ok()?.origin.clone()
+    }
+
+    /// Remembers a node that was looked up so often while the clone was open before. One that is as the backup has it is
+    /// known by its `origin` alone.
+    ///
+    /// # Errors
+    /// `ESTALE` when it is not there any more, or elsewhere; when the backup cannot be read.
+    pub fn recall(&self, id: NodeId, origin: Option<&[u8]>, lookups: u64) -> Result<()> {
+        let mut names = self.names_mut();
+        let node = match (names.node(id), origin) {
+            (Ok(node), _) => node,
+            (Err(_), Some(path)) => {
+                let mut at = names.node(self.root)?;
+                for name in path.split(|&byte| byte == b'/') {
+                    at = names.child(&self.trees, &at, name)?.ok_or(STALE)?;
+                }
+                at
+            }
+            (Err(error), None) => return Err(error),
+        };
+        if node.id != id || node.meta().links == 0 {
+            return Err(STALE);
+        }
+        names.keep(&node).lookups.fetch_add(lookups, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Gives back what `count` look-ups, or makings, of a node have taken.
     pub fn forget(&self, id: NodeId, count: u64) {
         let mut names = self.names_mut();

@@ -121,6 +121,7 @@ fn tell(
     let so_far = match replayed {
         Some(Replayed::Paused) => ", is at its recovery target and waits there",
         Some(_) => " and has recovered",
+        None if instance.is_recovering()? => ", still recovering (--replay waits for the end)",
         None => "",
     };
     app.out.line(format_args!(
