@@ -235,11 +235,17 @@ Examples:
     #[command(after_help = "\
 Without SERVER: all servers, backups and WAL. Damage is named by backup, file and page.
 
+With --boot the backup is not compared but tried: PostgreSQL starts on a clone of it, recovers and answers in
+every database. It runs on a private socket, as the user of the repository, with nothing running by itself
+(no jobs, no subscriptions). 'list-backups' and 'show-backup' tell the result.
+
 Examples:
   barmanfs verify
   barmanfs verify main
   barmanfs verify main latest
-  barmanfs verify main wal")]
+  barmanfs verify main wal
+  barmanfs verify main latest --boot --amcheck
+  barmanfs verify main latest --boot --sql /etc/barmanfs/check.sql")]
     Verify(VerifyArgs),
 
     /// Delete backups; 'sweep' then frees the space nothing else uses
@@ -502,6 +508,18 @@ pub(crate) struct VerifyArgs {
     /// Id of a backup, latest, oldest, ..., or 'wal' for the WAL archive alone [default: everything]
     #[arg(value_name = "BACKUP|wal")]
     pub(crate) what: Option<String>,
+    /// Start PostgreSQL on a throw-away clone of BACKUP instead; the result is kept with the backup
+    #[arg(long, requires = "what")]
+    pub(crate) boot: bool,
+    /// With --boot: run this file with psql, in the database postgres; a statement that fails is a failure
+    #[arg(long, requires = "boot", value_name = "FILE")]
+    pub(crate) sql: Option<PathBuf>,
+    /// With --boot: check all tables and indexes with pg_amcheck
+    #[arg(long, requires = "boot")]
+    pub(crate) amcheck: bool,
+    /// With --boot: where PostgreSQL's programs are [default: the usual places of its version]
+    #[arg(long, requires = "boot", value_name = "DIR")]
+    pub(crate) bindir: Option<PathBuf>,
     /// Print JSON for programs instead of text
     #[command(flatten)]
     pub(crate) json: JsonOption,

@@ -324,10 +324,14 @@ impl Instance {
         command
     }
 
-    /// Whether there is such a program: not every package has all.
-    #[allow(dead_code)]
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.programs.path(name).exists()
+    /// The server itself, to be run as a child of this process and not in the background.
+    pub(crate) fn server(&self, port: u16, options: &StartOptions) -> Result<Command, Error> {
+        let mut command = self.command("postgres");
+        command.arg("-D").arg(&self.data);
+        for (name, value) in server_settings(port, options)? {
+            command.arg("-c").arg(format!("{name}={value}"));
+        }
+        Ok(command)
     }
 
     fn control(&self) -> Result<ControlFile, Error> {
@@ -401,8 +405,41 @@ fn is_free(port: u16, socket_directory: &Path) -> bool {
     !socket.exists() && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
 }
 
+/// What the server in a data directory says of itself, in the last line of its `postmaster.pid`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Status {
+    /// Not even its recovery has begun.
+    Starting,
+    /// It recovers from the archive, and takes no connections.
+    Recovering,
+    /// It takes connections.
+    Ready,
+}
+
+/// How far the server in a data directory has come.
+pub(crate) fn status(data: &Path) -> Status {
+    let text = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+    parse_status(&text)
+}
+
+/// Line 8 (`src/include/utils/pidfile.h`); a hot standby says "ready" as well.
+fn parse_status(text: &str) -> Status {
+    match text.lines().nth(7).map(str::trim) {
+        Some("ready") => Status::Ready,
+        Some("standby") => Status::Recovering,
+        _ => Status::Starting,
+    }
+}
+
 /// What `pg_ctl -o` hands to a shell: every word quoted.
 fn server_options(port: u16, options: &StartOptions) -> Result<String, Error> {
+    let settings = server_settings(port, options)?;
+    let word = |(name, value): &(String, String)| format!("-c '{name}={}'", value.replace('\'', "'\\''"));
+    Ok(settings.iter().map(word).collect::<Vec<_>>().join(" "))
+}
+
+/// The settings a server is started with, checked.
+fn server_settings(port: u16, options: &StartOptions) -> Result<Vec<(String, String)>, Error> {
     let listen = if options.listen { "localhost" } else { "" };
     let socket_directory = options.socket_directory.to_string_lossy();
     let mut settings = vec![
@@ -414,7 +451,6 @@ fn server_options(port: u16, options: &StartOptions) -> Result<String, Error> {
         ("listen_addresses".to_owned(), listen.to_owned()),
     ];
     settings.extend(options.settings.iter().cloned());
-    let mut words = Vec::new();
     for (name, value) in &settings {
         let is_name = !name.is_empty()
             && name
@@ -426,12 +462,12 @@ fn server_options(port: u16, options: &StartOptions) -> Result<String, Error> {
                 name.escape_debug()
             )));
         }
-        words.push(format!("-c '{name}={}'", value.replace('\'', "'\\''")));
     }
-    Ok(words.join(" "))
+    Ok(settings)
 }
 
-fn tail(log: &Path, from: u64) -> Option<String> {
+/// The end of a server's log, from this position on.
+pub(crate) fn tail(log: &Path, from: u64) -> Option<String> {
     let mut file = fs::File::open(log).ok()?;
     let end = file.metadata().ok()?.len();
     file.seek(SeekFrom::Start(from.max(end.saturating_sub(LOG_TAIL_BYTES))))
@@ -459,6 +495,12 @@ mod tests {
         // Being written, or of a stand-alone backend.
         assert_eq!(parse_pid_file("4711\n/data\n"), None);
         assert_eq!(parse_pid_file("-4711\n/data\n1\n5432\n/tmp\n"), None);
+        assert_eq!(parse_status(text), Status::Ready);
+        assert_eq!(
+            parse_status(&text.replace("ready  ", "standby")),
+            Status::Recovering
+        );
+        assert_eq!(parse_status("4711\n/data\n"), Status::Starting);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! client, the progress and the exit codes. It alone prints, ends the process or reads the environment.
 
 mod backup;
+mod boot;
 mod cli;
 mod commands;
 mod config;

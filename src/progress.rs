@@ -104,6 +104,14 @@ impl Progress {
         self.bar.set_message(message);
     }
 
+    /// What begins now: beside the bar, or else a line in the log.
+    pub(crate) fn stage(&self, text: &str) {
+        self.note(text);
+        if self.log.is_some() {
+            tracing::info!("{}: {text}", self.what);
+        }
+    }
+
     fn sentence(&self, done: u64, total: Option<u64>) -> String {
         let amount = |n: u64| match self.counted {
             Counted::Bytes => HumanBytes(n).to_string(),

@@ -9,6 +9,7 @@
 )]
 
 mod backup_and_recover;
+mod boot;
 mod byte_for_byte;
 mod cli;
 mod clone_commands;
@@ -45,6 +46,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("incremental", incremental::TESTS),
     ("live", live::TESTS),
     ("clone_commands", clone_commands::TESTS),
+    ("boot", boot::TESTS),
     ("delete_and_sweep", delete_and_sweep::TESTS),
     ("gaps", gaps::TESTS),
     ("rebuild", rebuild::TESTS),

@@ -10,12 +10,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::server::ServerName;
 
+pub(crate) mod boot_test;
 mod delete;
 mod id;
 mod list;
 mod run;
 pub(crate) mod running;
 
+pub use boot_test::{BootCheck, BootOutcome, BootTest, BootTestLock};
 pub use delete::ReadGuard;
 pub use id::{BackupId, BackupSelector};
 pub use run::{BackupEnd, BackupRun, NewBackup};

@@ -34,8 +34,8 @@ pub mod wal;
 mod writer;
 
 pub use backup::{
-    Backup, BackupEnd, BackupId, BackupKind, BackupRoot, BackupRun, BackupSelector, BackupStatus, NewBackup,
-    ReadGuard, Tablespace,
+    Backup, BackupEnd, BackupId, BackupKind, BackupRoot, BackupRun, BackupSelector, BackupStatus, BootCheck,
+    BootOutcome, BootTest, BootTestLock, NewBackup, ReadGuard, Tablespace,
 };
 pub use clones::{CloneDescription, CloneDraft, CloneLock, CloneName, CloneOrigin, Graft};
 pub use error::{Error, Result};

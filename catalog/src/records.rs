@@ -12,7 +12,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::backup::{Backup, BackupStatus};
+use crate::backup::{Backup, BackupStatus, boot_test};
 use crate::error::{Error, Result};
 use crate::server::ServerName;
 use crate::wal::{self, QuarantinedWal, WalFile};
@@ -32,6 +32,8 @@ pub(crate) mod kind {
     pub(crate) const QUARANTINED_WAL: u8 = 5;
     /// A server and its cluster.
     pub(crate) const SERVER: u8 = 6;
+    /// That PostgreSQL was started on a copy of a backup, and how it went.
+    pub(crate) const BOOT_TEST: u8 = 7;
 }
 
 /// A server and the cluster it stands for.
@@ -219,10 +221,7 @@ pub(crate) fn derive(db: &Connection, seq: i64, record: &Record) -> Result<()> {
     if record.kind == kind::DELETION {
         return annul(db, seq, &parse::<Deletion>(record.id, &record.payload)?);
     }
-    let annulled = db
-        .prepare_cached("SELECT 1 FROM deletions WHERE annulled = ?1")?
-        .exists([record.id.as_bytes()])?;
-    if annulled {
+    if is_annulled(db, record.id)? {
         return Ok(());
     }
     let (id, payload) = (record.id, record.payload.as_slice());
@@ -231,6 +230,7 @@ pub(crate) fn derive(db: &Connection, seq: i64, record: &Record) -> Result<()> {
         kind::WAL => derive_wal(db, seq, id, &parse(id, payload)?),
         kind::QUARANTINED_WAL => derive_quarantine(db, seq, &parse(id, payload)?),
         kind::SERVER => derive_server(db, seq, id, &parse(id, payload)?),
+        kind::BOOT_TEST => boot_test::derive(db, seq, id, &parse(id, payload)?),
         // Of a later release: kept, not understood.
         _ => Ok(()),
     }
@@ -256,16 +256,24 @@ pub(crate) fn derive_all(db: &Connection, problem: &mut dyn FnMut(i64, Error) ->
     Ok(())
 }
 
+/// Whether a deletion of this record has been read.
+pub(crate) fn is_annulled(db: &Connection, record: RecordId) -> Result<bool> {
+    Ok(db
+        .prepare_cached("SELECT 1 FROM deletions WHERE annulled = ?1")?
+        .exists([record.as_bytes()])?)
+}
+
 fn annul(db: &Connection, seq: i64, deletion: &Deletion) -> Result<()> {
     db.prepare_cached("INSERT OR IGNORE INTO deletions (annulled, record) VALUES (?1, ?2)")?
         .execute(params![deletion.of.as_bytes(), seq])?;
+    boot_test::annul(db, deletion.of)?;
     let target: Option<i64> = db
         .prepare_cached("SELECT seq FROM records WHERE id = ?1")?
         .query_row([deletion.of.as_bytes()], |row| row.get(0))
         .optional()?;
     if let Some(target) = target {
         wal::index::forget(db, target)?;
-        for table in ["backups", "wal", "quarantine"] {
+        for table in ["backups", "wal", "quarantine", "boot_tests"] {
             db.prepare_cached(&format!("DELETE FROM {table} WHERE record = ?1"))?
                 .execute([target])?;
         }

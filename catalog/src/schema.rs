@@ -6,7 +6,7 @@
 //! where it changes more, the catalog is made again from the packs.
 
 /// Number of this layout, kept in SQLite's `user_version`.
-pub(crate) const LAYOUT: i64 = 2;
+pub(crate) const LAYOUT: i64 = 3;
 
 /// The oldest layout with the same tables of packs, chunks and records.
 pub(crate) const OLDEST_LAYOUT: i64 = 1;
@@ -64,7 +64,7 @@ CREATE INDEX record_packs_by_pack ON record_packs (pack);
 ";
 
 /// The tables of what the records mean.
-pub(crate) const MEANINGS: [&str; 7] = [
+pub(crate) const MEANINGS: [&str; 8] = [
     "deletions",
     "servers",
     "backups",
@@ -72,6 +72,7 @@ pub(crate) const MEANINGS: [&str; 7] = [
     "quarantine",
     "segments",
     "restore_points",
+    "boot_tests",
 ];
 
 /// Creates them.
@@ -135,4 +136,12 @@ CREATE TABLE restore_points (
     PRIMARY KEY (server, name, timeline, lsn)
 ) WITHOUT ROWID;
 CREATE INDEX restore_points_by_segment ON restore_points (server, timeline, number);
+
+-- The newest boot test of each backup, by the backup's record.
+CREATE TABLE boot_tests (
+    backup BLOB NOT NULL PRIMARY KEY,
+    record INTEGER NOT NULL,
+    began_at INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX boot_tests_by_record ON boot_tests (record);
 ";

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use barmanfs_catalog::{Backup, BackupKind, BackupStatus, Gap, ServerName};
+use barmanfs_catalog::{
+    Backup, BackupKind, BackupStatus, BootOutcome, BootTest, Gap, Repository, ServerName,
+};
 use serde_json::{Value, json};
 
 use super::{App, timeline};
@@ -10,21 +12,26 @@ use crate::cli::ListBackupsArgs;
 use crate::error::{Error, Outcome};
 use crate::output::{self, Align, Cell, Style, Table};
 
+/// Where the status stands in the table.
+const STATUS_COLUMN: usize = 2;
+
 /// Runs the command.
 pub(crate) fn run(app: &mut App, args: &ListBackupsArgs) -> Result<Outcome, Error> {
     let repository = app.repository()?;
-    let (mut backups, mut gaps) = (Vec::new(), Vec::new());
+    let (mut backups, mut gaps) = (Vec::<Listed>::new(), Vec::new());
     for server in app.known_servers(&repository, &args.server)? {
-        backups.extend(repository.backups(&server)?);
+        for backup in repository.backups(&server)? {
+            backups.push(Listed::new(&repository, backup)?);
+        }
         let found = timeline::gaps_that_matter(&repository, &server)?;
         gaps.extend(found.into_iter().map(|gap| (server.clone(), gap)));
     }
     if args.json.json {
-        let shown: Result<Vec<_>, _> = backups.iter().map(|backup| with_gaps(backup, &gaps)).collect();
+        let shown: Result<Vec<_>, _> = backups.iter().map(|listed| with_gaps(listed, &gaps)).collect();
         app.out.json(&shown?)?;
     } else if args.minimal {
-        for backup in &backups {
-            app.out.line(backup.id)?;
+        for listed in &backups {
+            app.out.line(listed.backup.id)?;
         }
     } else if backups.is_empty() {
         app.out.line("No backup yet")?;
@@ -42,9 +49,36 @@ pub(crate) fn run(app: &mut App, args: &ListBackupsArgs) -> Result<Outcome, Erro
     Ok(Outcome::Done)
 }
 
+/// A backup, and whether PostgreSQL has started on it.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    pub(crate) backup: Backup,
+    pub(crate) boot_test: Option<BootTest>,
+}
+
+impl Listed {
+    /// With what the repository has of its newest boot test.
+    pub(crate) fn new(repository: &Repository, backup: Backup) -> Result<Self, Error> {
+        Ok(Self {
+            boot_test: repository.boot_test(&backup)?,
+            backup,
+        })
+    }
+
+    /// All of it.
+    pub(crate) fn as_json(&self) -> Result<Value, Error> {
+        let mut value = as_json(&self.backup)?;
+        if let (Some(fields), Some(test)) = (value.as_object_mut(), &self.boot_test) {
+            fields.insert("boot_test".to_owned(), json!(test));
+        }
+        Ok(value)
+    }
+}
+
 /// A backup with the gaps before the next one: what lies behind them cannot be recovered from it.
-fn with_gaps(backup: &Backup, gaps: &[(ServerName, Gap)]) -> Result<Value, Error> {
-    let mut value = as_json(backup)?;
+fn with_gaps(listed: &Listed, gaps: &[(ServerName, Gap)]) -> Result<Value, Error> {
+    let backup = &listed.backup;
+    let mut value = listed.as_json()?;
     let after: Vec<&Gap> = gaps
         .iter()
         .filter(|(server, gap)| *server == backup.server && gap.backup_before == Some(backup.id))
@@ -65,6 +99,23 @@ pub(crate) fn as_json(backup: &Backup) -> Result<Value, Error> {
     Ok(value)
 }
 
+/// How a boot test ended, and on which day: `OK 2026-11-21`.
+fn boot_cell(test: Option<&BootTest>) -> Cell {
+    let Some(test) = test else { return "-".into() };
+    let moment = output::second(test.began_at);
+    let day = moment.split(' ').next().unwrap_or_default();
+    let (word, style) = boot_word(test.outcome);
+    Cell::styled(format!("{word} {day}"), style)
+}
+
+/// How a boot test ended, in a word and its colour.
+pub(crate) fn boot_word(outcome: BootOutcome) -> (&'static str, Style) {
+    match outcome {
+        BootOutcome::Ok => ("OK", Style::Green),
+        BootOutcome::Failed => ("FAILED", Style::Red),
+    }
+}
+
 /// A status in its colour.
 pub(crate) fn status_style(status: BackupStatus) -> Style {
     match status {
@@ -82,8 +133,10 @@ pub(crate) fn took(backup: &Backup) -> Option<Duration> {
         .map(Duration::from_micros)
 }
 
-fn table(backups: &[Backup]) -> Table {
-    let mut table = Table::new(&[
+/// Boot tests have a column where there has been one.
+fn table(backups: &[Listed]) -> Table {
+    let tested = backups.iter().any(|listed| listed.boot_test.is_some());
+    let mut columns = vec![
         ("Server", Align::Left),
         ("Backup", Align::Left),
         ("Status", Align::Left),
@@ -95,8 +148,12 @@ fn table(backups: &[Backup]) -> Table {
         ("Added", Align::Right),
         ("PostgreSQL", Align::Left),
         ("Label", Align::Left),
-    ]);
-    for backup in backups {
+    ];
+    if tested {
+        columns.insert(STATUS_COLUMN + 1, ("Boot test", Align::Left));
+    }
+    let mut table = Table::new(&columns);
+    for Listed { backup, boot_test } in backups {
         let mut label = backup.label.clone().unwrap_or_default();
         if !backup.checksum_failures.is_empty() {
             label.push_str(" (page checksum failures)");
@@ -108,7 +165,7 @@ fn table(backups: &[Backup]) -> Table {
                 "-".to_owned()
             }
         };
-        table.row([
+        let mut row: Vec<Cell> = vec![
             backup.server.as_str().into(),
             backup.id.to_string().into(),
             Cell::styled(backup.status.as_str(), status_style(backup.status)),
@@ -122,7 +179,11 @@ fn table(backups: &[Backup]) -> Table {
             size(backup.new_stored_bytes).into(),
             backup.server_version.to_string().into(),
             output::printable(label.trim().as_bytes()).into(),
-        ]);
+        ];
+        if tested {
+            row.insert(STATUS_COLUMN + 1, boot_cell(boot_test.as_ref()));
+        }
+        table.row(row);
     }
     table
 }
@@ -159,6 +220,31 @@ pub(crate) mod tests {
         serde_json::from_value(value).unwrap()
     }
 
+    /// One that failed.
+    pub(crate) fn boot_test() -> BootTest {
+        let value = json!({
+            "outcome": "failed", "began_at": "2026-11-21T03:00:00Z", "took_ms": 4200, "postgresql": "15.18",
+            "checks": ["catalogs", "sql"], "message": "check.sql:3: ERROR: relation \"a\" does not exist",
+        });
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn boot_tests_have_a_column_where_there_was_one() {
+        let mut good = boot_test();
+        good.outcome = BootOutcome::Ok;
+        let all = [Some(good), Some(boot_test()), None].map(|boot_test| Listed {
+            backup: backup(BackupStatus::Done),
+            boot_test,
+        });
+        let table = table(&all).render(false);
+        let words: Vec<&str> = table
+            .lines()
+            .map(|line| line.get(33..52).unwrap().trim())
+            .collect();
+        assert_eq!(words, ["Boot test", "OK 2026-11-21", "FAILED 2026-11-21", "-"]);
+    }
+
     #[test]
     fn every_status_has_its_line() {
         let mut good = backup(BackupStatus::Done);
@@ -172,6 +258,11 @@ pub(crate) mod tests {
             backup(BackupStatus::Failed),
             running,
         ];
+        let listed = |backup| Listed {
+            backup,
+            boot_test: None,
+        };
+        let all = all.map(listed);
         assert_snapshot!(table(&all).render(false), @"
         Server  Backup           Status            Type         Began                         Took      Size      Sent      Added  PostgreSQL  Label
         main    20261120T101500  DONE              incremental  2026-11-20 10:15:00+00  3 min 20 s  3.00 GiB  3.00 GiB  30.72 MiB  15.18       before the upgrade
@@ -183,7 +274,12 @@ pub(crate) mod tests {
 
     #[test]
     fn json_leaves_out_what_means_nothing_outside_the_repository() {
-        let value = as_json(&backup(BackupStatus::Done)).unwrap();
+        let listed = Listed {
+            backup: backup(BackupStatus::Done),
+            boot_test: Some(boot_test()),
+        };
+        let value = listed.as_json().unwrap();
+        assert_eq!(value["boot_test"]["outcome"], "failed");
         assert_eq!(value["status"], "DONE");
         assert_eq!(value["start_lsn"], "0/5000028");
         assert!(value.get("root").is_none());

@@ -1,11 +1,13 @@
 //! `barmanfs show-backup`.
 
-use barmanfs_catalog::{Backup, BackupKind, BackupStatus, Repository};
+use std::time::Duration;
+
+use barmanfs_catalog::{Backup, BackupKind, BackupStatus, BootTest, Repository};
 use barmanfs_pg::wal_name::SegmentName;
 use serde_json::json;
 
 use super::App;
-use super::list_backups::{as_json, status_style, took};
+use super::list_backups::{Listed, boot_word, status_style, took};
 use crate::cli::ShowBackupArgs;
 use crate::error::{Error, Outcome};
 use crate::output::{self, Output};
@@ -19,8 +21,9 @@ pub(crate) fn run(app: &mut App, args: &ShowBackupArgs) -> Result<Outcome, Error
     let server = app.known_server(&repository, &args.which.server)?;
     let backup = app.backup(&repository, &server, &args.which.backup)?;
     let missing = repository.missing_wal(&backup)?;
+    let listed = Listed::new(&repository, backup)?;
     if args.json.json {
-        let mut value = as_json(&backup)?;
+        let mut value = listed.as_json()?;
         if let Some(fields) = value.as_object_mut() {
             fields.insert(
                 "missing_wal".to_owned(),
@@ -29,7 +32,7 @@ pub(crate) fn run(app: &mut App, args: &ShowBackupArgs) -> Result<Outcome, Error
         }
         app.out.json(&value)?;
     } else {
-        show(&mut app.out, &repository, &backup, &missing)?;
+        show(&mut app.out, &repository, &listed, &missing)?;
     }
     Ok(Outcome::Done)
 }
@@ -37,7 +40,7 @@ pub(crate) fn run(app: &mut App, args: &ShowBackupArgs) -> Result<Outcome, Error
 fn show(
     out: &mut Output,
     repository: &Repository,
-    backup: &Backup,
+    Listed { backup, boot_test }: &Listed,
     missing: &[SegmentName],
 ) -> Result<(), Error> {
     let mut facts = Facts::default();
@@ -45,6 +48,13 @@ fn show(
         "Status",
         out.paint(backup.status.as_str(), status_style(backup.status)),
     );
+    if let Some(test) = boot_test {
+        let (word, style) = boot_word(test.outcome);
+        facts.add(
+            "Boot test",
+            format!("{}, {}", out.paint(word, style), about_the_test(test)),
+        );
+    }
     about_the_run(&mut facts, backup);
     if backup.is_complete() {
         about_the_content(&mut facts, backup, missing);
@@ -52,6 +62,21 @@ fn show(
     facts.add("Repository", repository.path().display().to_string());
     out.line(format_args!("Backup {} of server {}", backup.id, backup.server))?;
     out.bytes(facts.render().as_bytes())
+}
+
+/// `2026-11-21 03:00:00+00, PostgreSQL 15.18, 12 s: catalogs, sql`, and why it failed.
+fn about_the_test(test: &BootTest) -> String {
+    let checks: Vec<&str> = test.checks.iter().map(|check| check.as_str()).collect();
+    let message = test.message.as_ref();
+    let why = message.map(|message| format!(": {}", output::printable(message.as_bytes())));
+    format!(
+        "{}, PostgreSQL {}, {} ({}){}",
+        output::second(test.began_at),
+        test.postgresql,
+        output::duration(Duration::from_millis(test.took_ms)),
+        checks.join(", "),
+        why.unwrap_or_default()
+    )
 }
 
 fn about_the_run(facts: &mut Facts, backup: &Backup) {
@@ -173,7 +198,7 @@ impl Facts {
 
 #[cfg(test)]
 mod tests {
-    use super::super::list_backups::tests::backup;
+    use super::super::list_backups::tests::{backup, boot_test};
     use super::*;
     use insta::assert_snapshot;
 
@@ -183,6 +208,15 @@ mod tests {
         about_the_run(&mut facts, backup);
         about_the_content(&mut facts, backup, &missing);
         facts.render()
+    }
+
+    #[test]
+    fn a_boot_test_is_told_with_its_reason() {
+        assert_eq!(
+            about_the_test(&boot_test()),
+            "2026-11-21 03:00:00+00, PostgreSQL 15.18, 4.20 s (catalogs, sql): \
+             check.sql:3: ERROR: relation \"a\" does not exist"
+        );
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use barmanfs_catalog::{Damage, Repository, VerifyReport, VerifyScope};
 
+mod boot;
+
 use super::App;
 use crate::cli::VerifyArgs;
 use crate::error::{Error, Outcome};
@@ -13,6 +15,9 @@ const WAL: &str = "wal";
 
 /// Runs the command.
 pub(crate) fn run(app: &mut App, args: &VerifyArgs) -> Result<Outcome, Error> {
+    if args.boot {
+        return boot::run(app, args);
+    }
     let repository = app.repository()?;
     let scope = scope(app, &repository, args)?;
     let report = repository.verify(&scope, &mut Shown::start("Verify", app.options.quiet))?;

@@ -63,6 +63,17 @@ impl Programs {
         }
     }
 
+    /// Their version: "18.1".
+    pub(crate) fn version(&self) -> Option<String> {
+        let said = said_by(&self.path("postgres"))?;
+        version_of(&said).map(str::to_owned)
+    }
+
+    /// Whether there is such a program: not every package has all.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.path(name).exists()
+    }
+
     /// The program of this name.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
@@ -75,18 +86,27 @@ fn version_in(directory: &Path) -> Option<u32> {
     if !program.is_file() || !directory.join("pg_ctl").is_file() {
         return None;
     }
+    major_of(&said_by(&program)?)
+}
+
+/// What a program answers when asked for its version.
+fn said_by(program: &Path) -> Option<String> {
     let said = Command::new(program)
         .arg("--version")
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .output()
         .ok()?;
-    major_of(&String::from_utf8_lossy(&said.stdout))
+    Some(String::from_utf8_lossy(&said.stdout).into_owned())
+}
+
+fn version_of(said: &str) -> Option<&str> {
+    said.split_once("(PostgreSQL) ")?.1.split_whitespace().next()
 }
 
 /// "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)", "postgres (PostgreSQL) 19beta1".
 fn major_of(said: &str) -> Option<u32> {
-    let version = said.split_once("(PostgreSQL) ")?.1;
+    let version = version_of(said)?;
     let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
     digits.parse().ok()
 }

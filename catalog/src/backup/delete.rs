@@ -5,7 +5,7 @@
 
 use barmanfs_store::RecordId;
 
-use crate::backup::{Backup, BackupStatus, list, running};
+use crate::backup::{Backup, BackupStatus, boot_test, list, running};
 use crate::error::{Error, Result};
 use crate::locks::Lock;
 use crate::records::{self, Deletion, kind};
@@ -72,13 +72,15 @@ impl Repository {
                 clones,
             });
         }
-        let annulled = self.records_of(backup)?;
+        let mut annulled = self.records_of(backup)?;
         if annulled.is_empty() {
             return Err(Error::NoSuchBackup {
                 server: backup.server.clone(),
                 selector: backup.id.to_string(),
             });
         }
+        let tests = self.db.read(|db| boot_test::records_of(db, &annulled))?;
+        annulled.extend(tests);
         let what = format!("backup {} of {}", backup.id, backup.server);
         let deletion = |of| {
             records::record(

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::io::Read;
 
 use barmanfs_catalog::{
-    Backup, BackupEnd, BackupRun, CreateOptions, NewBackup, Repository, ServerName, WalOutcome,
+    Backup, BackupEnd, BackupRun, BootCheck, BootOutcome, BootTest, CreateOptions, NewBackup, Repository,
+    ServerName, WalOutcome,
 };
 use barmanfs_pg::wal_name::{SegmentName, WalName};
-use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId};
+use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, TimestampMicros};
 use barmanfs_store::{Attributes, Node};
 
 pub(crate) const SYSTEM: SystemId = SystemId(7_710_414_268_036_822_209);
@@ -143,6 +144,18 @@ pub(crate) fn back_up(repository: &Repository, server: &ServerName, files: &File
     let run = begin(repository, server);
     put_files(&run, files);
     finish(run, 1, 1)
+}
+
+/// A boot test of that minute.
+pub(crate) fn boot_test(minute: i64, outcome: BootOutcome) -> BootTest {
+    BootTest {
+        outcome,
+        began_at: TimestampMicros::from_unix_micros(minute * 60_000_000),
+        took_ms: 1500,
+        postgresql: "15.18".to_owned(),
+        checks: vec![BootCheck::Sql, BootCheck::Amcheck],
+        message: (outcome == BootOutcome::Failed).then(|| "no reason".to_owned()),
+    }
 }
 
 /// All files of a backup, read back.

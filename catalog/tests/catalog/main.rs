@@ -8,6 +8,7 @@
 
 mod archive;
 mod backups;
+mod boot_tests;
 mod clones;
 mod common;
 mod crash;

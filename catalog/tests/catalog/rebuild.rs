@@ -4,9 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::common::{
-    Files, Fixture, SYSTEM, archive, back_up, begin, fixture, noise, put_files, read_wal, restore, segment,
+    Files, Fixture, SYSTEM, archive, back_up, begin, boot_test, fixture, noise, put_files, read_wal, restore,
+    segment,
 };
-use barmanfs_catalog::{Error, Repository, Silent, SweepOptions, VerifyScope};
+use barmanfs_catalog::{BootOutcome, Error, Repository, Silent, SweepOptions, VerifyScope};
 
 fn files(seed: u64) -> Files {
     (0..5)
@@ -21,6 +22,7 @@ fn seen(repository: &Repository) -> String {
         lines.push(format!("{server} {:?}", repository.system_id(&server).unwrap()));
         for backup in repository.backups(&server).unwrap() {
             lines.push(serde_json::to_string(&backup).unwrap());
+            lines.push(format!("{:?}", repository.boot_test(&backup).unwrap()));
             if backup.root.is_some() {
                 lines.extend(
                     restore(repository, &backup)
@@ -44,11 +46,16 @@ fn seen(repository: &Repository) -> String {
     lines.join("\n")
 }
 
-/// Backups of two servers, one failed, one deleted, WAL, and a segment in quarantine.
+/// Backups of two servers, one tested, one failed, one deleted, WAL, and a segment in quarantine.
 fn filled() -> Fixture {
     let f = fixture();
     let first = back_up(&f.repository, &f.server, &files(1));
-    back_up(&f.repository, &f.server, &files(2));
+    let tested = back_up(&f.repository, &f.server, &files(2));
+    for (minute, outcome) in [(2, BootOutcome::Failed), (1, BootOutcome::Ok)] {
+        f.repository
+            .add_boot_test(&tested, boot_test(minute, outcome))
+            .unwrap();
+    }
     begin(&f.repository, &f.server).fail("no reason");
     back_up(&f.repository, &"other".parse().unwrap(), &files(1));
     for number in 1..5 {

@@ -1,0 +1,166 @@
+//! The server of a boot test: a child of this process that ends with it, whatever ends it.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+
+use super::place::{PORT, Place};
+use super::{Failure, Stop};
+use crate::error::Error;
+use crate::instance::{self, Instance, StartOptions, Status};
+use crate::signals::Interruption;
+
+/// How often a server that starts or ends is looked at.
+const POLL: Duration = Duration::from_millis(20);
+
+/// A postmaster kills processes that do not follow it 5 s after it was told to end at once; twice that, and it hangs itself.
+const ENDS_WITHIN: Duration = Duration::from_secs(10);
+
+/// Words that begin what ended a server.
+const DEADLY: [&str; 2] = ["PANIC:", "FATAL:"];
+
+/// What wins over the server's own configuration, beside where it listens:
+/// - The log is where the test looks for it, in a language it knows; nothing needs files that were not backed up.
+/// - It fits on a host that is not the server's.
+/// - Nothing runs by itself: no scheduled jobs, no subscriptions that would take changes away from the real server.
+/// - Only this process reads it, and only once: it need not survive anything, and is not to be read while it recovers.
+const SETTINGS: [(&str, &str); 15] = [
+    ("logging_collector", "off"),
+    ("log_destination", "stderr"),
+    ("log_line_prefix", ""),
+    ("log_statement", "none"),
+    ("lc_messages", "C"),
+    ("ssl", "off"),
+    ("external_pid_file", ""),
+    ("shared_buffers", "256MB"),
+    ("huge_pages", "try"),
+    ("max_worker_processes", "0"),
+    ("max_logical_replication_workers", "0"),
+    ("autovacuum", "off"),
+    ("archive_mode", "off"),
+    ("hot_standby", "off"),
+    ("fsync", "off"),
+];
+
+/// See the module. Ended when dropped.
+#[derive(Debug)]
+pub(super) struct Server {
+    postmaster: Child,
+    data: PathBuf,
+    log: PathBuf,
+}
+
+impl Server {
+    /// Starts it; it does not answer yet.
+    pub(super) fn start(instance: &Instance, data: PathBuf, place: &Place) -> Result<Self, Error> {
+        let failed = |error: io::Error| Error::failed(format!("Cannot run postgres: {error}"));
+        let mut settings: Vec<(String, String)> = SETTINGS
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .to_vec();
+        let hba_file = place.hba_file().to_string_lossy().into_owned();
+        settings.push(("hba_file".to_owned(), hba_file));
+        let options = StartOptions {
+            port: Some(PORT),
+            socket_directory: place.sockets(),
+            listen: false,
+            settings,
+            log: place.log(),
+            timeout: Duration::MAX,
+        };
+        let log = File::create(&options.log).map_err(failed)?;
+        let mut command = instance.server(PORT, &options)?;
+        command
+            .stdout(log.try_clone().map_err(failed)?)
+            .stderr(Stdio::from(log))
+            // Ctrl-C is for this process, which then ends the server.
+            .process_group(0);
+        end_with_us(&mut command);
+        Ok(Self {
+            postmaster: command.spawn().map_err(failed)?,
+            data,
+            log: options.log,
+        })
+    }
+
+    /// Waits until it has recovered, was promoted and answers. `replaying` is called when the recovery begins.
+    pub(super) fn wait_until_ready(
+        &mut self,
+        interruption: &Interruption,
+        replaying: impl FnOnce(),
+    ) -> Result<(), Stop> {
+        let mut replaying = Some(replaying);
+        loop {
+            if interruption.requested() {
+                return Err(super::interrupted().into());
+            }
+            match self.postmaster.try_wait() {
+                Ok(None) => {}
+                Ok(Some(status)) => {
+                    let why = self.why().unwrap_or_else(|| format!("it ended with {status}"));
+                    return Err(self.failure(format!("PostgreSQL does not start: {why}")).into());
+                }
+                Err(error) => return Err(Error::failed(format!("Cannot wait for postgres: {error}")).into()),
+            }
+            match instance::status(&self.data) {
+                Status::Ready => return Ok(()),
+                Status::Recovering => {
+                    if let Some(replaying) = replaying.take() {
+                        replaying();
+                    }
+                }
+                Status::Starting => {}
+            }
+            interruption.sleep(POLL);
+        }
+    }
+
+    /// A failure that has to do with the server: the end of its log says more.
+    pub(super) fn failure(&self, message: String) -> Failure {
+        let log = instance::tail(&self.log, 0).unwrap_or_else(|| "It is empty".to_owned());
+        Failure {
+            message,
+            details: format!("The end of the server's log:\n{log}"),
+        }
+    }
+
+    /// What ended the server, in the words of its log: the first of its last words, what follows is its consequence.
+    fn why(&self) -> Option<String> {
+        let log = instance::tail(&self.log, 0)?;
+        let deadly = |line: &&str| DEADLY.iter().any(|word| line.contains(word));
+        log.lines().find(deadly).map(super::one_line)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if matches!(self.postmaster.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        // SIGQUIT: at once, nothing of it is wanted any more.
+        let _ = kill_process(Pid::from_child(&self.postmaster), Signal::QUIT);
+        let until = Instant::now() + ENDS_WITHIN;
+        while matches!(self.postmaster.try_wait(), Ok(None)) {
+            if Instant::now() > until {
+                tracing::warn!("The server of the boot test does not end: killing it");
+                let _ = self.postmaster.kill();
+                let _ = self.postmaster.wait();
+                return;
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+/// Has the kernel end the server when this process is killed: on a mount that is gone it would never end by itself. The
+/// kernel means the thread that starts it, which is the main one here.
+#[allow(unsafe_code)]
+fn end_with_us(command: &mut Command) {
+    let ask = || Ok(set_parent_process_death_signal(Some(Signal::QUIT))?);
+    // SAFETY: between fork and exec it makes one system call (prctl), and neither allocates nor takes a lock.
+    unsafe { command.pre_exec(ask) };
+}

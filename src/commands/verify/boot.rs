@@ -1,0 +1,179 @@
+//! `barmanfs verify SERVER BACKUP --boot`.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use barmanfs_catalog::{Backup, BackupStatus, BootOutcome, BootTest, Repository, ServerName};
+use nix::unistd::{Gid, Uid, setegid, seteuid};
+use serde::Serialize;
+
+use super::super::App;
+use super::WAL;
+use crate::boot::{self, Report, Request, Stdout};
+use crate::cli::VerifyArgs;
+use crate::error::{Error, Outcome};
+use crate::output::{self, Style};
+use crate::postgres::{Conninfo, Environment};
+use crate::progress::{Counted, Progress};
+use crate::signals::Interruption;
+
+/// What a server says of a file in which something is damaged: the text of EIO.
+const UNREADABLE: &str = "Input/output error";
+
+#[derive(Debug, Serialize)]
+struct Shown<'a> {
+    server: &'a ServerName,
+    backup: String,
+    #[serde(flatten)]
+    test: &'a BootTest,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: &'a Option<String>,
+}
+
+/// Runs the command.
+pub(super) fn run(app: &mut App, args: &VerifyArgs) -> Result<Outcome, Error> {
+    let repository = app.repository()?;
+    let request = request(app, &repository, args)?;
+    let backup = &request.backup;
+    let interruption = Interruption::watch(|| {})?;
+    let what = format!("Boot test of backup {}", backup.id);
+    let progress = Progress::start(what, Counted::Time, app.options.quiet);
+    let report = boot::run(&repository, &request, &interruption, &progress)?;
+    drop(progress);
+    record(&repository, backup, &report.test)?;
+    if args.json.json {
+        app.out.json(&Shown {
+            server: &backup.server,
+            backup: backup.id.to_string(),
+            test: &report.test,
+            details: &report.details,
+        })?;
+    } else {
+        show(app, backup, &report)?;
+    }
+    Ok(match report.test.outcome {
+        BootOutcome::Ok => Outcome::Done,
+        BootOutcome::Failed => Outcome::Problems,
+    })
+}
+
+fn request(app: &App, repository: &Repository, args: &VerifyArgs) -> Result<Request, Error> {
+    let name = args.what.as_deref().filter(|name| *name != WAL);
+    let (Some(name), true) = (name, args.server != super::super::ALL) else {
+        return Err(Error::usage(
+            "Name the server and the backup that is to be started",
+        ));
+    };
+    let server = app.known_server(repository, &args.server)?;
+    let backup = app.backup(repository, &server, name)?;
+    if backup.status != BackupStatus::Done {
+        return Err(Error::failed(format!(
+            "Backup {} of {server} is {}: only one that is DONE can be started",
+            backup.id, backup.status
+        )));
+    }
+    Ok(Request {
+        backup,
+        bindir: args.bindir.clone(),
+        path_prefix: app
+            .config
+            .server(&args.server)
+            .and_then(|server| server.path_prefix.clone()),
+        sql: args.sql.as_deref().map(readable).transpose()?,
+        // What is printed there is to be JSON alone.
+        sql_stdout: if args.json.json {
+            Stdout::Shown
+        } else {
+            Stdout::Shared
+        },
+        amcheck: args.amcheck,
+        users: users(app, &args.server),
+    })
+}
+
+/// Users of the database this process has heard of.
+fn users(app: &App, server: &str) -> Vec<String> {
+    let environment = Environment::new(std::env::vars_os());
+    let server = app.config.server(server);
+    let strings = server.map(|server| [&server.conninfo, &server.streaming_conninfo]);
+    let parsed = strings
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|text| Conninfo::parse(text.expose(), &environment).ok());
+    let named = std::env::var("PGUSER").ok();
+    named
+        .into_iter()
+        .chain(parsed.map(|conninfo| conninfo.user))
+        .collect()
+}
+
+/// A file that can be read, by its absolute path: psql runs in another directory.
+fn readable(file: &Path) -> Result<PathBuf, Error> {
+    let wrong = |error| Error::usage(format!("Cannot read {}: {error}", file.display()));
+    let path = file.canonicalize().map_err(wrong)?;
+    File::open(&path).map_err(wrong)?;
+    Ok(path)
+}
+
+/// Keeps the result. What root writes belongs to the repository's owner: no other thread is at work any more, so for that
+/// time this process is that user.
+fn record(repository: &Repository, backup: &Backup, test: &BootTest) -> Result<(), Error> {
+    let path = repository.path();
+    let failed =
+        |error: String| Error::failed(format!("Cannot become the owner of {}: {error}", path.display()));
+    let owner = fs::metadata(path).map_err(|error| failed(error.to_string()))?;
+    let foreign = Uid::effective().is_root() && owner.uid() != 0;
+    if foreign {
+        setegid(Gid::from_raw(owner.gid()))
+            .and_then(|()| seteuid(Uid::from_raw(owner.uid())))
+            .map_err(|error| failed(error.to_string()))?;
+    }
+    let recorded = repository.add_boot_test(backup, test.clone());
+    if foreign {
+        seteuid(Uid::from_raw(0))
+            .and_then(|()| setegid(Gid::current()))
+            .map_err(|error| failed(error.to_string()))?;
+    }
+    Ok(recorded?)
+}
+
+fn show(app: &mut App, backup: &Backup, Report { test, details }: &Report) -> Result<(), Error> {
+    let which = format!("{} {}", backup.server, backup.id);
+    let Some(message) = &test.message else {
+        if app.options.quiet {
+            return Ok(());
+        }
+        let line = format!("{} {which}: {}", app.out.paint("OK", Style::Green), passed(test));
+        return app.out.line(line);
+    };
+    let line = format!(
+        "{} {which}: {}",
+        app.out.paint("FAILED", Style::Red),
+        output::printable(message.as_bytes())
+    );
+    app.out.line(line)?;
+    for line in details.iter().flat_map(|details| details.trim().lines()) {
+        app.out
+            .line(format_args!("  {}", output::printable(line.as_bytes())))?;
+    }
+    let unreadable = |text: &String| text.contains(UNREADABLE);
+    if unreadable(message) || details.as_ref().is_some_and(unreadable) {
+        app.out.line(format_args!(
+            "What is stored is damaged: 'barmanfs verify {which}' names all of it"
+        ))?;
+    }
+    Ok(())
+}
+
+/// `PostgreSQL 18.1 started in 3 s; passed: catalogs, amcheck`
+fn passed(test: &BootTest) -> String {
+    let checks: Vec<&str> = test.checks.iter().map(|check| check.as_str()).collect();
+    let took = output::duration(std::time::Duration::from_millis(test.took_ms));
+    format!(
+        "PostgreSQL {} started and passed {} in {took}",
+        test.postgresql,
+        checks.join(", ")
+    )
+}
