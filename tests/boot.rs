@@ -6,12 +6,11 @@ use crate::common::process::{Run, run, until, wait};
 use crate::common::registry::topic;
 use crate::common::user::{database_user, own_command};
 use crate::common::{Install, PgServer, Site};
+use crate::damage::flip_byte;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs;
-use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -271,13 +270,6 @@ fn damaged_wal_keeps_it_from_starting(install: &'static Install) {
 
 /// An offset in the first chunk of a pack.
 const FIRST_FRAME: u64 = 100;
-
-fn flip_byte(pack: &Path, offset: u64) {
-    let file = fs::OpenOptions::new().read(true).write(true).open(pack).unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, offset).unwrap();
-    file.write_all_at(&[byte[0] ^ 0x10], offset).unwrap();
-}
 
 /// A boot test that has come to its SQL, and stays there.
 fn endless_boot(site: &Site, install: &Install, id: &str) -> Child {

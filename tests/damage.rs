@@ -13,7 +13,8 @@ topic! {
     with_postgres a_flipped_byte_is_named_and_gives_eio,
 }
 
-fn flip_byte(pack: &Path, offset: u64) {
+/// Damages one byte of a file, and mends it when called again.
+pub(crate) fn flip_byte(pack: &Path, offset: u64) {
     let file = OpenOptions::new().read(true).write(true).open(pack).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, offset).unwrap();
