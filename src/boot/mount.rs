@@ -1,5 +1,6 @@
 //! The repository, mounted for one boot test alone, and the throw-away clone in it.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -7,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use barmanfs_catalog::{Backup, BackupId, CloneName, Repository, ServerName};
-use barmanfs_fs::{MountOptions, Unmounter};
+use barmanfs_fs::{CloneLimits, MountOptions, Unmounter};
 use nix::unistd::Uid;
 
 use super::Stop;
@@ -15,6 +16,11 @@ use crate::error::Error;
 
 /// What clones of boot tests are called; the backup's id follows.
 const PREFIX: &str = "boot-test-";
+
+const NO_LIMITS: CloneLimits = CloneLimits {
+    max_bytes: None,
+    max_count: usize::MAX,
+};
 
 /// How long a clone may stay in use after its server has ended: the last of its processes close their files.
 const BUSY_FOR: Duration = Duration::from_secs(10);
@@ -48,6 +54,8 @@ impl PrivateMount {
             allow_other: Uid::effective().as_raw() != uid,
             uid: Some(uid),
             gid: Some(gid),
+            // Clones there are do not keep a backup from being tested.
+            clone_limits: HashMap::from([(server.clone(), NO_LIMITS)]),
             ..MountOptions::default()
         };
         let mounted = barmanfs_fs::mount(repository.clone(), options)?;
