@@ -7,16 +7,13 @@ mod support;
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Output};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use barmanfs_catalog::Repository;
-use barmanfs_fs::{MountOptions, Unmounter, mount, recover_stale, restore_command, unmount};
+use barmanfs_fs::{Unmounter, mount, recover_stale, restore_command, unmount};
+use support::daemon::{Daemon, is_mounted, options, until};
 use support::{Fixture, Thing, WINDOW, content, data_directory};
-
-/// Given to this very program when it is to be a daemon that can be killed.
-const DAEMON: &str = "BARMANFS_TEST_DAEMON";
 
 struct Mounted {
     point: PathBuf,
@@ -58,18 +55,15 @@ impl Drop for Mounted {
     }
 }
 
-fn options(point: &Path) -> MountOptions {
-    MountOptions {
-        mount_point: point.to_path_buf(),
-        allow_other: true,
-        ..MountOptions::default()
-    }
-}
-
 fn mount_point(fixture: &Fixture) -> PathBuf {
     let point = fixture.directory.path().join("mnt");
     fs::create_dir_all(&point).unwrap();
     point.canonicalize().unwrap()
+}
+
+/// A mount whose daemon can be killed.
+fn killable(fixture: &Fixture) -> Daemon {
+    Daemon::start(fixture.repository.path(), &mount_point(fixture))
 }
 
 fn archived() -> Fixture {
@@ -77,15 +71,6 @@ fn archived() -> Fixture {
     fixture.archive(2, 2);
     fixture.archive(3, 3);
     fixture
-}
-
-#[track_caller]
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !done() {
-        assert!(Instant::now() < deadline, "Waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 fn sh(script: &str) -> Output {
@@ -101,11 +86,6 @@ fn ok(script: &str) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8(output.stdout).unwrap()
-}
-
-fn is_mounted(point: &Path) -> bool {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    table.lines().any(|line| line.split(' ').nth(4) == point.to_str())
 }
 
 #[test]
@@ -437,63 +417,17 @@ fn extended_attributes_are_asked_for_once() {
     }
 }
 
-/// Serves a mount in another process until it is killed.
-struct Daemon {
-    child: Child,
-    point: PathBuf,
-}
-
-impl Daemon {
-    fn start(fixture: &Fixture) -> Self {
-        let point = mount_point(fixture);
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "daemon", "--nocapture"])
-            .env(
-                DAEMON,
-                format!("{}\n{}", fixture.repository.path().display(), point.display()),
-            )
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        until("it is mounted", || {
-            is_mounted(&point) && point.join("README").exists()
-        });
-        Self { child, point }
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = unmount(&self.point);
-    }
-}
-
 /// No test by itself: the daemon of those below.
 #[test]
 fn daemon() {
-    let Ok(arguments) = std::env::var(DAEMON) else {
-        return;
-    };
-    let (repository, point) = arguments.split_once('\n').unwrap();
-    let repository = Repository::open(Path::new(repository)).unwrap();
-    mount(repository, options(Path::new(point)))
-        .unwrap()
-        .serve()
-        .unwrap();
+    support::daemon::serve();
 }
 
 #[test]
 fn a_mount_whose_daemon_was_killed_is_replaced() {
     let fixture = archived();
     for _ in 0..2 {
-        let mut daemon = Daemon::start(&fixture);
+        let mut daemon = killable(&fixture);
         daemon.kill();
         assert!(is_mounted(&daemon.point));
         assert_eq!(
@@ -506,7 +440,7 @@ fn a_mount_whose_daemon_was_killed_is_replaced() {
         mounted.ended().unwrap();
         assert!(!is_mounted(&daemon.point), "the dead mount is still below");
     }
-    let mut daemon = Daemon::start(&fixture);
+    let mut daemon = killable(&fixture);
     daemon.kill();
     assert!(recover_stale(&daemon.point).unwrap());
     assert!(!is_mounted(&daemon.point));
@@ -517,7 +451,7 @@ fn a_mount_whose_daemon_was_killed_is_replaced() {
 fn restore_command_ends_recovery_only_on_proof() {
     let fixture = archived();
     fixture.backup(&data_directory(1));
-    let mut daemon = Daemon::start(&fixture);
+    let mut daemon = killable(&fixture);
     let command = restore_command(&daemon.point, &fixture.server).unwrap();
     let target = fixture.directory.path().join("target");
     let run = |name: &str| {

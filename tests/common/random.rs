@@ -19,6 +19,11 @@ impl Random {
                 .map_or(0, |now| now.as_nanos() as u64),
         };
         println!("{test}: BARMANFS_TEST_SEED={seed}");
+        Self::from_seed(seed)
+    }
+
+    /// From this one.
+    pub(crate) fn from_seed(seed: u64) -> Self {
         Self { state: seed, seed }
     }
 
@@ -37,6 +42,11 @@ impl Random {
     /// Below `bound`, which is not 0.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
+    }
+
+    /// Any one of these, of which there are some.
+    pub(crate) fn one<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len() as u64) as usize]
     }
 
     pub(crate) fn duration_below(&mut self, bound: Duration) -> Duration {

@@ -311,8 +311,12 @@ impl OpenInodes {
         let open = open.ok_or(Error::Refused(SystemErrno::BADF))?;
         let mut open = lock(&open);
         if open.position != offset {
-            // Somebody went back: from the beginning, and on to there.
-            open.listing = served.clone.entries(node)?;
+            // Somebody went back, if only because he had no room for all he was given. What is there now is for him who
+            // begins anew; where others were is told by the names as they were.
+            open.listing = match offset {
+                0 => served.clone.entries(node)?,
+                _ => served.clone.entries_again(node, &open.listing)?,
+            };
             (open.position, open.pending) = (DOTS.min(offset), None);
             while open.position < offset {
                 match open.listing.next() {

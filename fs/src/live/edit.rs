@@ -26,6 +26,9 @@ const MAX_TARGET_BYTES: usize = 4095;
 /// Names that lead to one file at most, as ext4 has it.
 const MAX_LINKS: u32 = 65_000;
 
+/// `S_ISGID`.
+const SET_GROUP_ID: u32 = 0o2000;
+
 /// What is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NewNode {
@@ -38,6 +41,19 @@ pub struct NewNode {
 }
 
 impl NewNode {
+    /// What is made in a directory with the set-group-id bit has that one's group, a directory also the bit.
+    fn inherited(self, parent: &Node, is_directory: bool) -> Self {
+        let parent = *parent.meta();
+        if parent.mode & SET_GROUP_ID == 0 {
+            return self;
+        }
+        Self {
+            gid: parent.gid,
+            mode: self.mode | if is_directory { SET_GROUP_ID } else { 0 },
+            ..self
+        }
+    }
+
     fn meta(self, now: Time) -> Meta {
         Meta {
             mode: self.mode & 0o7777,
@@ -357,6 +373,7 @@ impl LiveClone {
             let mut names = self.names_mut();
             let parent = self.free_name(&names, parent, name)?;
             let id = names.next_id();
+            let new = new.inherited(&parent, matches!(body, Body::Directory(_)));
             let node = Arc::new(Node::new(id, None, body, new.meta(Time::now())));
             self.make_upper(&node)?;
             let mut edit = Edit::default();

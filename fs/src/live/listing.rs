@@ -42,11 +42,21 @@ impl LiveClone {
     /// # Errors
     /// `ENOTDIR`.
     pub fn entries(&self, id: NodeId) -> Result<Listing> {
+        let differences = self.names().differences.get(&id).map(Arc::clone);
+        self.list(id, differences.unwrap_or_default())
+    }
+
+    /// The same names as in a listing of that directory, from the first one on.
+    ///
+    /// # Errors
+    /// `ENOTDIR`.
+    pub fn entries_again(&self, id: NodeId, listing: &Listing) -> Result<Listing> {
+        self.list(id, Arc::clone(&listing.differences))
+    }
+
+    fn list(&self, id: NodeId, differences: Arc<Differences>) -> Result<Listing> {
         let node = self.node(id)?;
         let directory = listing_of(&node)?;
-        let names = self.names();
-        let differences = names.differences.get(&id).map(Arc::clone).unwrap_or_default();
-        drop(names);
         let origin = node.origin.as_deref();
         Ok(Listing {
             clone: self.id,

@@ -1,6 +1,7 @@
 //! A repository to mount, and what goes into it.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod daemon;
 pub mod tree;
 
 use barmanfs_catalog::{Backup, BackupEnd, CreateOptions, NewBackup, Repository, ServerName};

@@ -1,0 +1,92 @@
+//! A mount in another process, which can be killed. Needs /dev/fuse.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use barmanfs_catalog::Repository;
+use barmanfs_fs::{MountOptions, mount, unmount};
+
+/// Given to the test program itself when it is to be the daemon.
+const DAEMON: &str = "BARMANFS_TEST_DAEMON";
+
+/// Serves a mount until it is killed or unmounted.
+pub struct Daemon {
+    child: Child,
+    pub point: PathBuf,
+}
+
+impl Daemon {
+    /// The program must have a test of the name `daemon` that calls [`serve`].
+    pub fn start(repository: &Path, point: &Path) -> Self {
+        std::fs::create_dir_all(point).unwrap();
+        let point = point.canonicalize().unwrap();
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "daemon", "--nocapture"])
+            .env(DAEMON, format!("{}\n{}", repository.display(), point.display()))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let daemon = Self { child, point };
+        until("it is mounted", || {
+            is_mounted(&daemon.point) && daemon.point.join("README").exists()
+        });
+        daemon
+    }
+
+    /// `kill -9`: the mount point stays behind, dead.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// As `umount` does it; everything that was written is durable then.
+    pub fn unmount(mut self) {
+        unmount(&self.point).unwrap();
+        until("the daemon ends", || self.child.try_wait().unwrap().is_some());
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = unmount(&self.point);
+    }
+}
+
+/// What the test `daemon` does: nothing, unless it is to be one.
+pub fn serve() {
+    let Ok(arguments) = std::env::var(DAEMON) else {
+        return;
+    };
+    let (repository, point) = arguments.split_once('\n').unwrap();
+    let repository = Repository::open(Path::new(repository)).unwrap();
+    mount(repository, options(Path::new(point)))
+        .unwrap()
+        .serve()
+        .unwrap();
+}
+
+/// For all to see, where this process may have it so.
+pub fn options(point: &Path) -> MountOptions {
+    MountOptions {
+        mount_point: point.to_path_buf(),
+        allow_other: rustix::process::geteuid().is_root(),
+        ..MountOptions::default()
+    }
+}
+
+pub fn is_mounted(point: &Path) -> bool {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    table.lines().any(|line| line.split(' ').nth(4) == point.to_str())
+}
+
+#[track_caller]
+pub fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < deadline, "Waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
