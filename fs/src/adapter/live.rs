@@ -128,17 +128,12 @@ fn engine_time(at: SystemTime) -> Time {
             s: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
             ns: since.subsec_nanos(),
         },
-        // Before 1970: whole seconds down, nanoseconds up.
+        // Before 1970 fuser takes both of what the kernel says as going back, where nanoseconds go forward.
         Err(before) => {
-            let before = before.duration();
-            let ns = before.subsec_nanos();
-            let s = i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
-            match ns {
-                0 => Time { s: -s, ns: 0 },
-                ns => Time {
-                    s: -s - 1,
-                    ns: 1_000_000_000 - ns,
-                },
+            let back = before.duration();
+            Time {
+                s: i64::try_from(back.as_secs()).map_or(i64::MIN, |back_s| -back_s),
+                ns: back.subsec_nanos(),
             }
         }
     }

@@ -312,7 +312,8 @@ impl Operation {
                 time: match random.below(2) {
                     0 => None,
                     _ => Some((
-                        random.below(2_000_000_000) as i64 - 1_000_000,
+                        // Some of them before 1970.
+                        random.below(1_500_000_000) as i64 - 300_000_000,
                         random.below(1_000_000_000) as i64,
                     )),
                 },

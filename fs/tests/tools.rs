@@ -1,0 +1,266 @@
+//! Tools that others wrote to try file systems, let loose on a clone: fsx and pjdfstest, where `BARMANFS_TEST_TOOLS`
+//! names the directory they are in (`scripts/torture.sh` gets them; left out otherwise). Needs /dev/fuse and root.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+
+#[path = "../../tests/common/random.rs"]
+#[allow(dead_code)]
+mod random;
+mod support;
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use random::Random;
+use support::daemon::Daemon;
+use support::{Fixture, data_directory};
+
+/// Operations of one fsx; `BARMANFS_TEST_OPERATIONS` says otherwise.
+const USUAL_OPERATIONS: u64 = 5000;
+
+/// Times that fsx runs on each file, the mount going away and coming back in between.
+const ROUNDS: u64 = 3;
+
+/// `nobody`, by its number.
+const NOBODY: u32 = 65534;
+
+/// Everything fsx can do, and sizes that cross blocks.
+const FSX_ALL: &str = "
+[opsize]
+max = 66000
+[weights]
+close_open = 1
+invalidate = 1
+mapread = 5
+mapwrite = 5
+read = 10
+write = 10
+truncate = 5
+fsync = 1
+fdatasync = 1
+posix_fallocate = 2
+punch_hole = 3
+sendfile = 2
+posix_fadvise = 1
+copy_file_range = 3
+";
+
+/// The beginning of a file that stays partly the backup's: it is not cut.
+const FSX_PARTIAL: &str = "
+flen = 151552
+blockmode = true
+[opsize]
+max = 66000
+[weights]
+mapread = 5
+mapwrite = 5
+read = 10
+write = 10
+truncate = 0
+fsync = 1
+fdatasync = 1
+punch_hole = 3
+sendfile = 2
+posix_fadvise = 1
+copy_file_range = 3
+";
+
+/// Where a tool is; `None`, and a word, where it is not to be run.
+fn tool(name: &str) -> Option<PathBuf> {
+    let directory = std::env::var_os("BARMANFS_TEST_TOOLS");
+    if directory.is_none() {
+        println!("BARMANFS_TEST_TOOLS names no directory with {name}: left out");
+    }
+    Some(Path::new(&directory?).join(name))
+}
+
+/// A clone on a mount.
+struct Stage {
+    fixture: Fixture,
+    daemon: Option<Daemon>,
+    clone: PathBuf,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let fixture = Fixture::new();
+        fixture.archive(2, 2);
+        fixture.archive(3, 3);
+        fixture.backup(&data_directory(1));
+        let daemon = Daemon::start(fixture.repository.path(), &fixture.directory.path().join("mnt"));
+        let clone = daemon.point.join("main/live/torture");
+        std::fs::create_dir(&clone).unwrap();
+        Self {
+            fixture,
+            daemon: Some(daemon),
+            clone,
+        }
+    }
+
+    fn remount(&mut self) {
+        let daemon = self.daemon.take().unwrap();
+        let point = daemon.point.clone();
+        daemon.unmount();
+        self.daemon = Some(Daemon::start(self.fixture.repository.path(), &point));
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.fixture.directory.path().join(name)
+    }
+}
+
+#[track_caller]
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(output.status.success(), "{command:?}\n{said}");
+    said
+}
+
+#[test]
+fn fsx_finds_nothing_for_root() {
+    if rustix::process::geteuid().is_root() {
+        exercise();
+    }
+}
+
+#[test]
+fn fsx_finds_nothing_for_an_ordinary_user() {
+    if !rustix::process::geteuid().is_root() {
+        return exercise();
+    }
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.args(["--exact", "fsx_finds_nothing_for_an_ordinary_user", "--nocapture"]);
+    println!("{}", run(again.uid(NOBODY).gid(NOBODY)));
+}
+
+/// On a file of the backup that is cut, one that is not, and a new one.
+fn exercise() {
+    let Some(fsx) = tool("fsx") else { return };
+    let operations = std::env::var("BARMANFS_TEST_OPERATIONS").map_or(USUAL_OPERATIONS, |text| {
+        text.parse().expect("BARMANFS_TEST_OPERATIONS is a number")
+    });
+    let mut random = Random::new("fsx");
+    let mut stage = Stage::new();
+    for (file, configuration) in [
+        ("base/5/1259", FSX_PARTIAL),
+        ("base/5/1259_fsm", FSX_ALL),
+        ("new", FSX_ALL),
+    ] {
+        let config = stage.path("fsx.toml");
+        std::fs::write(&config, configuration).unwrap();
+        let file = stage.clone.join(file);
+        for _ in 0..ROUNDS {
+            let seed = random.next();
+            let mut command = Command::new(&fsx);
+            command.arg("-q").arg("-f").arg(&config).arg("-P");
+            command.arg(stage.fixture.directory.path());
+            command.args(["-N", &operations.to_string(), "-S", &seed.to_string()]);
+            run(command.arg(&file));
+            println!("fsx -N {operations} -S {seed} {}", file.display());
+            let before = std::fs::read(&file).unwrap();
+            stage.remount();
+            assert!(std::fs::read(&file).unwrap() == before, "seed {seed}");
+        }
+    }
+}
+/// What a clone does not do: names of pjdfstest, or their ends.
+const KNOWN: &[&str] = &[
+    // It has files, directories and symbolic links. Sockets, pipes and devices are no part of a database.
+    "::fifo",
+    "::socket",
+    "::char",
+    "::block",
+    "mkfifo::uid_gid_eq_euid_egid",
+    "mkfifo::permission_bits_from_mode",
+    "mkfifo::changed_time_fields_success",
+    "mknod::uid_gid_eq_euid_egid",
+    "mknod::permission_bits_from_mode",
+    "mknod::changed_time_fields_success",
+    // The directories in a directory are not counted: 1, as on btrfs.
+    "rename::updates_link_parent",
+    // Access times are not kept: they are the modification times.
+    "utimensat::subsecond",
+    "utimensat::changes_timestamps::regular",
+    "utimensat::changes_timestamps::dir",
+    "utimensat::follow_symlink",
+    "utimensat::utime_omit",
+    "utimensat::y2038",
+];
+
+/// Users with the same names as on Debian, of which it becomes one and the other.
+const PJDFSTEST: &str = r#"
+[features]
+posix_fallocate = {}
+rename_ctime = {}
+utimensat = {}
+utime_now = {}
+[settings]
+naptime = 0.01
+allow_remount = false
+[dummy_auth]
+entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
+"#;
+
+/// The clone at a place where everybody can get, not below the mount's own directories.
+struct Bound(PathBuf);
+
+impl Bound {
+    fn new(stage: &Stage) -> Self {
+        let at = stage.path("bound");
+        std::fs::create_dir(&at).unwrap();
+        rustix::mount::mount_bind(&stage.clone, &at).unwrap();
+        for path in [stage.fixture.directory.path(), &at] {
+            std::fs::set_permissions(path, Permissions::from_mode(0o777)).unwrap();
+        }
+        Self(at)
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn pjdfstest_finds_only_what_is_known() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let Some(pjdfstest) = tool("pjdfstest") else {
+        return;
+    };
+    let stage = Stage::new();
+    let config = stage.path("pjdfstest.toml");
+    std::fs::write(&config, PJDFSTEST).unwrap();
+    let bound = Bound::new(&stage);
+    let mut command = Command::new(pjdfstest);
+    let output = command.arg("-c").arg(config).arg("-p").arg(&bound.0).output();
+    let said = String::from_utf8(output.unwrap().stdout).unwrap();
+    let ended = |how: &str| -> Vec<&str> {
+        let tests = said
+            .lines()
+            .filter_map(|line| line.split_once(char::is_whitespace));
+        let such = tests.filter(|(_, rest)| rest.trim() == how);
+        such.map(|(name, _)| name).collect()
+    };
+    let failed = ended("FAILED");
+    println!("{} tests passed, {} failed", ended("ok").len(), failed.len());
+    assert!(ended("ok").len() > 150, "{said}");
+    let unknown: Vec<_> = failed
+        .iter()
+        .filter(|name| !KNOWN.iter().any(|known| name.ends_with(known)))
+        .collect();
+    assert!(unknown.is_empty(), "{unknown:?}\n{said}");
+}
+
+/// No test by itself: the daemon of those above.
+#[test]
+fn daemon() {
+    support::daemon::serve();
+}

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Clones under long random use: against ext4 in step, by fsx and pjdfstest (got from crates.io), and by servers that are
+# killed and lose power. What scripts/test.sh does for seconds, for minutes.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+
+usage() {
+    cat <<'EOF'
+Usage: scripts/torture.sh [SECONDS]
+
+  SECONDS   how long each test goes on; 120 otherwise
+
+Needs root, /dev/fuse, Rust, and for the tests with servers a PostgreSQL that scripts/test.sh finds.
+EOF
+}
+
+case ${1:-} in
+-h | --help) usage && exit 0 ;;
+'' | [0-9]*) ;;
+*) usage >&2 && exit 2 ;;
+esac
+export BARMANFS_TEST_SECONDS=${1:-120}
+export BARMANFS_TEST_OPERATIONS=50000
+export BARMANFS_TEST_TOOLS=$root/target/torture/bin
+
+for tool in fsx pjdfstest; do
+    [ -x "$BARMANFS_TEST_TOOLS/$tool" ] || cargo install --locked --root target/torture "$tool"
+done
+cargo test -p barmanfs-fs --test tools -- --nocapture
+cargo test -p barmanfs-fs --test differential -- --nocapture
+cargo test --test program -- --test-threads=1 torture
