@@ -175,6 +175,8 @@ const KNOWN: &[&str] = &[
     "::socket",
     "::char",
     "::block",
+    "open::fifo_nonblock_wronly",
+    "open::socket_error",
     "mkfifo::uid_gid_eq_euid_egid",
     "mkfifo::permission_bits_from_mode",
     "mkfifo::changed_time_fields_success",
