@@ -27,6 +27,7 @@ mod pitr;
 mod rebuild;
 mod receive_wal;
 mod second_backup;
+mod torture;
 mod wal_archive;
 mod wal_recovery;
 
@@ -47,6 +48,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("live", live::TESTS),
     ("clone_commands", clone_commands::TESTS),
     ("boot", boot::TESTS),
+    ("torture", torture::TESTS),
     ("delete_and_sweep", delete_and_sweep::TESTS),
     ("gaps", gaps::TESTS),
     ("rebuild", rebuild::TESTS),

@@ -5,7 +5,9 @@
 //! they do on a database host; mounts made by that user are closed to root, so whatever looks into a mount is a
 //! command too (`Site::sh`), not a call of this process.
 
+pub(crate) mod committer;
 pub(crate) mod disk;
+pub(crate) mod forgetful;
 pub(crate) mod load;
 pub(crate) mod mount;
 pub(crate) mod postgres;

@@ -205,6 +205,11 @@ impl PgServer {
         self.running = false;
     }
 
+    /// It has ended without anybody asking: its data directory has gone away.
+    pub(crate) fn is_gone(&mut self) {
+        self.running = false;
+    }
+
     /// Its process.
     pub(crate) fn postmaster(&self) -> i32 {
         let text = run(command("cat", parent(&self.name)).arg(self.data.join("postmaster.pid")))
@@ -378,6 +383,25 @@ impl Drop for PgServer {
                 .arg(&self.data)
                 .output();
         }
+    }
+}
+
+/// Ends all servers of a data directory that has gone away, where nothing tells their processes any more.
+pub(crate) fn end_servers_of(data: &Path) {
+    let is_of_it = |pid: i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let arguments: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        let of_it = |pair: &[&[u8]]| pair == [b"-D", data.as_os_str().as_encoded_bytes()];
+        let is_pg_ctl = arguments.iter().any(|argument| argument.ends_with(b"pg_ctl"));
+        !is_pg_ctl && arguments.windows(2).any(of_it)
+    };
+    let processes = fs::read_dir("/proc").expect("Cannot read /proc").flatten();
+    let pids = processes.filter_map(|process| process.file_name().to_str()?.parse::<i32>().ok());
+    for pid in pids.filter(|pid| is_of_it(*pid)) {
+        let postmaster = Pid::from_raw(pid).expect("a process");
+        // What the others do when they notice that it is gone.
+        let _ = kill_process(postmaster, Signal::QUIT);
+        until("the server is gone", || test_kill_process(postmaster).is_err());
     }
 }
 

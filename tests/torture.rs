@@ -1,0 +1,188 @@
+//! A clone under a server that works, while the mount's daemon is killed and the disk below loses power: what a commit
+//! has answered for is there afterwards. `BARMANFS_TEST_SECONDS`, whatever it says, makes them long.
+
+use crate::common::committer::{Committer, assert_none_lost};
+use crate::common::forgetful::ForgetfulDisk;
+use crate::common::load::{assert_sums_agree, fill, transact};
+use crate::common::postgres::end_servers_of;
+use crate::common::random::Random;
+use crate::common::registry::topic;
+use crate::common::{Install, Load, Mount, PgServer, Site};
+use std::time::Duration;
+
+topic! {
+    with_postgres answered_commits_outlive_the_daemon(as_root),
+    with_postgres answered_commits_outlive_a_loss_of_power(as_root),
+}
+
+/// Clients that count their commits, beside pgbench.
+const COMMITTERS: u32 = 2;
+
+/// Checkpoints all the time, and WAL that is recycled, so that there is always something under way.
+const RESTLESS: &str = "fsync = on
+max_wal_size = 4MB
+min_wal_size = 2MB
+checkpoint_timeout = 30s
+autovacuum = on
+autovacuum_naptime = 1s
+";
+
+/// All ways to have WAL on disk.
+const SYNC_METHODS: &[&str] = &["fdatasync", "fsync", "open_datasync", "open_sync"];
+
+fn rounds(usual: u32, long: u32) -> u32 {
+    match std::env::var_os("BARMANFS_TEST_SECONDS") {
+        Some(_) => long,
+        None => usual,
+    }
+}
+
+fn answered_commits_outlive_the_daemon(install: &'static Install) {
+    let mut random = Random::new("answered_commits_outlive_the_daemon");
+    let site = backed_up(install);
+    let mut stage = Stage::new(&site, install, &mut random);
+    let (mut kills, rounds) = (0, rounds(5, 30));
+    while kills < rounds {
+        stage.work(&mut random);
+        std::thread::sleep(random.duration_below(Duration::from_millis(2500)));
+        stage.kill_daemon();
+        kills += 1;
+        while random.below(3) == 0 {
+            stage.kill_daemon_while_starting(&mut random);
+            kills += 1;
+        }
+        stage.check();
+    }
+    stage.finish(&format!("{kills} daemons were killed"));
+}
+
+fn answered_commits_outlive_a_loss_of_power(install: &'static Install) {
+    let mut random = Random::new("answered_commits_outlive_a_loss_of_power");
+    let site = backed_up(install);
+    let live = site.repository().join("live");
+    std::fs::create_dir_all(&live).expect("Cannot make a directory");
+    let disk = ForgetfulDisk::mount(&site.make_directory("disk"), &live);
+    let mut stage = Stage::new(&site, install, &mut random);
+    let mut lost = 0;
+    let rounds = rounds(3, 20);
+    for _ in 0..rounds {
+        stage.work(&mut random);
+        std::thread::sleep(random.duration_below(Duration::from_millis(4000)));
+        lost += disk.lose_power(&mut random);
+        stage.kill_daemon();
+        disk.restore_power();
+        stage.check();
+    }
+    stage.finish(&format!(
+        "power was lost {rounds} times, and with it {lost} blocks"
+    ));
+}
+
+/// A backup of a filled database, whose server has gone.
+fn backed_up(install: &'static Install) -> Site {
+    let (site, primary) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
+    fill(&primary, 2);
+    transact(&primary, 100);
+    Committer::make_table(&primary);
+    site.backup();
+    site
+}
+
+/// A clone, its server, and those who work on it.
+struct Stage<'a> {
+    site: &'a Site,
+    mount: Option<Mount<'a>>,
+    clone: PgServer,
+    committers: Vec<Committer>,
+    load: Option<Load>,
+    sync_method: &'static str,
+}
+
+impl<'a> Stage<'a> {
+    fn new(site: &'a Site, install: &'static Install, random: &mut Random) -> Self {
+        let mount = Mount::for_all(site);
+        let data = mount.path("main/live/torture");
+        site.sh(&format!("mkdir '{}'", data.display())).ok();
+        let mut clone = PgServer::on_mount(install, &data, &site.path("torture"));
+        clone.configure(RESTLESS);
+        if install.major >= 16 {
+            let direct = random.one(&["", "data", "wal"]);
+            clone.configure(&format!("debug_io_direct = '{direct}'"));
+        }
+        let configuration = data.join("postgresql.conf");
+        site.sh(&format!("sync '{}'", configuration.display())).ok();
+        clone.start();
+        clone.wait_until_promoted();
+        Self {
+            site,
+            mount: Some(mount),
+            clone,
+            committers: Committer::several(site, COMMITTERS),
+            load: None,
+            sync_method: "",
+        }
+    }
+
+    fn work(&mut self, random: &mut Random) {
+        self.sync_method = random.one(SYNC_METHODS);
+        self.clone.query(&format!(
+            "ALTER SYSTEM SET wal_sync_method = {}",
+            self.sync_method
+        ));
+        self.clone.query("SELECT pg_reload_conf()");
+        self.load = Some(Load::start(&self.clone));
+        for committer in &mut self.committers {
+            committer.start(&self.clone);
+        }
+    }
+
+    /// Nothing is left of mount, server and clients.
+    fn kill_daemon(&mut self) {
+        let mut mount = self.mount.take().expect("mounted");
+        mount.kill();
+        end_servers_of(&self.clone.data);
+        drop(self.load.take());
+        self.committers.iter_mut().for_each(Committer::collect);
+        self.clone.is_gone();
+    }
+
+    /// The same again, while the server recovers or has just done so.
+    fn kill_daemon_while_starting(&mut self, random: &mut Random) {
+        let mut mount = Mount::for_all(self.site);
+        let delay = random.duration_below(Duration::from_millis(800));
+        std::thread::scope(|scope| {
+            let data = self.clone.data.clone();
+            let clone = &mut self.clone;
+            let starting = scope.spawn(move || clone.try_start());
+            std::thread::sleep(delay);
+            mount.kill();
+            while !starting.is_finished() {
+                end_servers_of(&data);
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            end_servers_of(&data);
+        });
+        self.clone.is_gone();
+    }
+
+    /// Comes up again, with everything that was answered for.
+    fn check(&mut self) {
+        self.mount = Some(Mount::for_all(self.site));
+        self.clone.start();
+        assert_none_lost(&self.clone, &self.committers);
+        assert_sums_agree(&self.clone);
+        assert_eq!(self.clone.query("SHOW wal_sync_method"), self.sync_method);
+    }
+
+    fn finish(mut self, what_happened: &str) {
+        let commits: usize = self.committers.iter().map(Committer::returned).sum();
+        println!("{what_happened}; {commits} commits had returned");
+        assert!(
+            commits > 100,
+            "Only {commits} commits returned: nothing was tested"
+        );
+        self.clone.assert_sound();
+        self.clone.stop_and_assert_checksums();
+        self.site.ok(&["verify", "main"]);
+    }
+}
