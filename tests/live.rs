@@ -5,12 +5,23 @@ use crate::common::load::{assert_sums_agree, fill, transact, transactions};
 use crate::common::process::until;
 use crate::common::registry::topic;
 use crate::common::{Install, Load, Mount, PgServer, Site};
+use std::time::{Duration, Instant};
 
 topic! {
     with_postgres a_clone_is_worked_on_and_crashed_and_stays_sound(as_root),
     with_postgres what_was_committed_is_there_after_the_daemon_was_killed(as_root),
     with_postgres clones_of_several_points_in_time_live_side_by_side(as_root),
+    with_postgres a_clone_never_archives_whatever_it_is_told(as_root),
     with_postgres a_clone_cannot_archive_and_keeps_its_backup(as_root),
+}
+
+/// How long a clone is worked on; `BARMANFS_TEST_SECONDS` says otherwise, and 60 is the full test.
+const USUAL_SECONDS: u64 = 3;
+
+fn seconds() -> u64 {
+    std::env::var("BARMANFS_TEST_SECONDS").map_or(USUAL_SECONDS, |text| {
+        text.parse().expect("BARMANFS_TEST_SECONDS is a number")
+    })
 }
 
 /// A site with a backup of a filled database, which still runs.
@@ -38,18 +49,24 @@ fn a_clone_is_worked_on_and_crashed_and_stays_sound(install: &'static Install) {
     let (site, primary) = filled_site(install);
     let expected = transactions(&primary);
     let mount = Mount::for_all(&site);
+    let below = mount.path(&format!("main/raw/{}", site.backup_ids()[0]));
+    let was = site.checksums(&below);
     let mut clone = make_clone(&site, &mount, install, "test1", "");
     clone.start();
     clone.wait_until_promoted();
     assert_eq!(transactions(&clone), expected);
     let load = Load::start(&clone);
-    clone.query("CHECKPOINT");
-    std::thread::sleep(std::time::Duration::from_secs(2));
-    clone.query("CHECKPOINT");
-    clone.stop("immediate");
+    let until_then = Instant::now() + Duration::from_secs(seconds());
+    while Instant::now() < until_then {
+        std::thread::sleep(Duration::from_secs(1));
+        clone.query("CHECKPOINT");
+    }
+    clone.kill();
     load.stop();
     clone.start();
-    assert!(transactions(&clone) > expected);
+    let done = transactions(&clone) - expected;
+    println!("{done} transactions");
+    assert!(done > 0);
     assert_sums_agree(&clone);
     clone.query("VACUUM FULL pgbench_accounts");
     clone.query("TRUNCATE pgbench_history");
@@ -57,6 +74,7 @@ fn a_clone_is_worked_on_and_crashed_and_stays_sound(install: &'static Install) {
     mount_refuses_to_go(&site, &mount);
     clone.stop_and_assert_checksums();
     site.ok(&["verify", "main"]);
+    assert_eq!(site.checksums(&below), was, "the backup below has changed");
 
     site.sh(&format!("rmdir '{}'", mount.path("main/live/test1").display()))
         .ok();
@@ -88,7 +106,7 @@ fn what_was_committed_is_there_after_the_daemon_was_killed(install: &'static Ins
             clone.query(&format!("INSERT INTO kept VALUES ({})", round * 20 + n));
         }
         let load = Load::start(&clone);
-        std::thread::sleep(std::time::Duration::from_millis(500));
+        std::thread::sleep(Duration::from_millis(500));
         let committed = transactions(&clone);
         let postmaster = clone.postmaster();
         mount.kill();
@@ -109,7 +127,7 @@ fn what_was_committed_is_there_after_the_daemon_was_killed(install: &'static Ins
 fn clones_of_several_points_in_time_live_side_by_side(install: &'static Install) {
     let (site, primary) = filled_site(install);
     let mut points = Vec::new();
-    for n in 1..=3 {
+    for n in 1..=5 {
         transact(&primary, 50);
         primary.query(&format!("SELECT pg_create_restore_point('point {n}')"));
         points.push((format!("point {n}"), transactions(&primary)));
@@ -132,13 +150,68 @@ fn clones_of_several_points_in_time_live_side_by_side(install: &'static Install)
         transact(clone, 20);
         assert_sums_agree(clone);
     }
-    assert_eq!(site.list(&mount.path("main/live")), ["c0", "c1", "c2"]);
+    assert_eq!(
+        site.list(&mount.path("main/live")),
+        ["c0", "c1", "c2", "c3", "c4"]
+    );
     for (clone, _) in &mut clones {
         clone.stop("fast");
     }
     let busy = mount.path("main/live/none@name:nobody made this");
     let refused = site.sh(&format!("mkdir '{}'", busy.display()));
     assert!(refused.stderr.contains("No such file"), "{refused}");
+}
+
+fn a_clone_never_archives_whatever_it_is_told(install: &'static Install) {
+    let (site, mut primary) = filled_site(install);
+    // All of it is in the backup: in both files, and with the mode in which even a standby archives.
+    primary.configure("archive_mode = always");
+    primary.query(&format!(
+        "ALTER SYSTEM SET archive_command = '{}'",
+        site.archive_command()
+    ));
+    primary.query("ALTER SYSTEM SET archive_mode = always");
+    primary.stop("fast");
+    primary.start();
+    site.backup();
+    transact(&primary, 50);
+    primary.archive_current_segment();
+    primary.stop("fast");
+    let mount = Mount::for_all(&site);
+    let archived = site.list(&mount.path("main/wal"));
+    let work_on = |clone: &PgServer| {
+        transact(clone, 50);
+        clone.query("SELECT pg_switch_wal()");
+        clone.query("CHECKPOINT");
+    };
+
+    let mut clone = make_clone(&site, &mount, install, "test1", "@now");
+    clone.start();
+    clone.wait_until_promoted();
+    work_on(&clone);
+    assert_eq!(clone.query("SHOW archive_mode"), "off");
+    assert_eq!(
+        clone.query("SELECT archived_count + failed_count FROM pg_stat_archiver"),
+        "0"
+    );
+
+    // Told so once more, it tries, and is refused.
+    clone.query("ALTER SYSTEM SET archive_mode = always");
+    clone.stop("fast");
+    clone.start();
+    work_on(&clone);
+    until("archiving has failed", || {
+        clone.query("SELECT failed_count > 0 FROM pg_stat_archiver") == "t"
+    });
+    assert_eq!(clone.query("SELECT archived_count FROM pg_stat_archiver"), "0");
+    assert!(
+        clone.log().contains("no copy or clone there archives"),
+        "{}",
+        clone.log()
+    );
+    assert_eq!(site.list(&mount.path("main/wal")), archived);
+    clone.query("ALTER SYSTEM SET archive_mode = off");
+    clone.stop("fast");
 }
 
 fn a_clone_cannot_archive_and_keeps_its_backup(install: &'static Install) {

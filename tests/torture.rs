@@ -88,6 +88,15 @@ fn backed_up(install: &'static Install) -> Site {
     site
 }
 
+/// Of a clone that may not take more than so much, whatever that is, the kernel is handed no files: nobody would count.
+fn have_the_daemon_serve_all(site: &Site) {
+    let path = site.repository().join("live/main/torture/clone.json");
+    let text = std::fs::read(&path).expect("Cannot read a clone's description");
+    let mut description: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    description["max_bytes"] = (1_u64 << 40).into();
+    std::fs::write(&path, description.to_string()).expect("Cannot write a clone's description");
+}
+
 /// A clone, its server, and those who work on it.
 struct Stage<'a> {
     site: &'a Site,
@@ -100,9 +109,14 @@ struct Stage<'a> {
 
 impl<'a> Stage<'a> {
     fn new(site: &'a Site, install: &'static Install, random: &mut Random) -> Self {
-        let mount = Mount::for_all(site);
+        let mut mount = Mount::for_all(site);
         let data = mount.path("main/live/torture");
         site.sh(&format!("mkdir '{}'", data.display())).ok();
+        if random.below(2) == 0 {
+            drop(mount);
+            have_the_daemon_serve_all(site);
+            mount = Mount::for_all(site);
+        }
         let mut clone = PgServer::on_mount(install, &data, &site.path("torture"));
         clone.configure(RESTLESS);
         if install.major >= 16 {
@@ -149,6 +163,7 @@ impl<'a> Stage<'a> {
     /// The same again, while the server recovers or has just done so.
     fn kill_daemon_while_starting(&mut self, random: &mut Random) {
         let mut mount = Mount::for_all(self.site);
+        self.clone.wait_for_predecessor();
         let delay = random.duration_below(Duration::from_millis(800));
         std::thread::scope(|scope| {
             let data = self.clone.data.clone();
@@ -168,6 +183,7 @@ impl<'a> Stage<'a> {
     /// Comes up again, with everything that was answered for.
     fn check(&mut self) {
         self.mount = Some(Mount::for_all(self.site));
+        self.clone.wait_for_predecessor();
         self.clone.start();
         assert_none_lost(&self.clone, &self.committers);
         assert_sums_agree(&self.clone);

@@ -33,7 +33,7 @@ mod watch;
 pub use clones::CloneLimits;
 pub use error::{Error, Result};
 pub use mount::{
-    DEFAULT_CACHE_BYTES, FoundMount, FoundMounts, MountOptions, MountedFs, SilentMount, Unmounter, mount,
-    mounts_of, recover_stale, unmount,
+    DEFAULT_CACHE_BYTES, FoundMount, FoundMounts, MountOptions, MountedFs, SilentMount, Unmounter, is_shown,
+    mount, mounts_of, recover_stale, unmount,
 };
 pub use views::restore_command;

@@ -33,6 +33,7 @@ mod mountinfo;
 use daemon::Daemon;
 pub use found::{FoundMount, FoundMounts, SilentMount, mounts_of};
 use mountinfo::Mounted;
+pub use mountinfo::is_shown;
 
 /// Threads that take requests, unless asked otherwise: one for each core. Data is decoded ahead on threads of its own,
 /// so more of them would only be woken in turn (measured: a copy of everything took a quarter longer with twice as many).

@@ -21,6 +21,13 @@ pub(crate) fn run(app: &App, args: &WalArchiveArgs) -> Result<Outcome, Error> {
     let name = WalName::from_str(&file_name).map_err(|error| Error::usage(error.to_string()))?;
     let unreadable = |error| Error::failed(format!("Cannot read {}: {error}", path.display()));
     let mut file = File::open(path).map_err(unreadable)?;
+    if barmanfs_fs::is_shown(&file, path)? {
+        return Err(Error::failed(format!(
+            "{} is a file on a mount of barmanfs, and no copy or clone there archives: its WAL would mix with that of {server}",
+            std::path::absolute(path).unwrap_or_else(|_| path.clone()).display()
+        ))
+        .hint("Set archive_mode = off for the server that runs there, and restart it"));
+    }
     let size_bytes = file.metadata().map_err(unreadable)?.len();
     let writer = app.repository_for_writing()?.writer("wal-archive")?;
     match writer.archive_wal(server, &name, &mut file, size_bytes, "wal-archive")? {

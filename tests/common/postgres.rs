@@ -210,6 +210,17 @@ impl PgServer {
         self.running = false;
     }
 
+    /// Waits until the process is no more that the data directory says serves it.
+    pub(crate) fn wait_for_predecessor(&self) {
+        let text = fs::read_to_string(self.data.join("postmaster.pid")).unwrap_or_default();
+        let pid = text.lines().next().and_then(|pid| pid.parse().ok());
+        if let Some(postmaster) = pid.and_then(Pid::from_raw) {
+            until("the server before is gone", || {
+                test_kill_process(postmaster).is_err()
+            });
+        }
+    }
+
     /// Its process.
     pub(crate) fn postmaster(&self) -> i32 {
         let text = run(command("cat", parent(&self.name)).arg(self.data.join("postmaster.pid")))

@@ -1,5 +1,6 @@
 //! Which mounts there are, and which of them is ours: `/proc/self/mountinfo`, see proc(5).
 
+use std::fs::File;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -78,6 +79,22 @@ pub(super) fn all_seen(table: &[u8]) -> Vec<Mounted> {
     ours.map(|(mounted, _)| mounted)
         .filter(|mounted| seen_at(table, &mounted.path).as_ref() == Some(mounted))
         .collect()
+}
+
+/// Whether a file is one that a mount of barmanfs shows.
+///
+/// # Errors
+/// When the system does not tell.
+pub fn is_shown(file: &File, path: &Path) -> Result<bool> {
+    let failed = |errno: Errno| Error::io("inspect", path, errno);
+    if rustix::fs::fstatfs(file).map_err(failed)?.f_type != libc::FUSE_SUPER_MAGIC {
+        return Ok(false);
+    }
+    let device = rustix::fs::fstat(file).map_err(failed)?.st_dev;
+    let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+    let table = table()?;
+    let mut lines = table.split(|&byte| byte == b'\n').filter_map(parsed);
+    Ok(lines.any(|(mounted, kind)| kind == TYPE && mounted.device == device))
 }
 
 /// The topmost mount at a path hides those below it, and is the last in the table.
