@@ -118,6 +118,9 @@ impl LiveClone {
         let synced = self.sync_upper(node, file, times);
         if synced.is_err() {
             file.stamped.fetch_or(times, Ordering::Relaxed);
+        }
+        // Times that were not asked for are left for the next flush.
+        if file.stamped.load(Ordering::Relaxed) || synced.is_err() {
             self.soil(node, file);
         }
         synced

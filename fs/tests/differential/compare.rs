@@ -51,6 +51,16 @@ fn contents(root: &Path, started_s: i64) -> Contents {
     found
 }
 
+/// Everything below a directory, at most three names deep.
+pub(crate) fn paths(root: &Path) -> Vec<String> {
+    let paths = contents(root, 0).into_keys();
+    let shallow = |path: &String| !path.is_empty() && path.split('/').count() <= 3;
+    paths
+        .filter_map(|path| String::from_utf8(path).ok())
+        .filter(shallow)
+        .collect()
+}
+
 /// What is different, if anything is.
 pub(crate) fn difference(clone: &Path, real: &Path, started_s: i64) -> Option<String> {
     let (clone, real) = (contents(clone, started_s), contents(real, started_s));

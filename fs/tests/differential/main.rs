@@ -101,6 +101,8 @@ struct Round {
     clone: Side,
     real: Side,
     random: Random,
+    /// Paths that are there, more or less.
+    known: Vec<String>,
     history: Vec<Operation>,
 }
 
@@ -136,6 +138,7 @@ impl Round {
             real: Side::new(&real, started_s),
             random: Random::from_seed(seed),
             daemon: Some(daemon),
+            known: Vec::new(),
             history: Vec::new(),
             fixture,
         }
@@ -143,7 +146,7 @@ impl Round {
 
     fn play(mut self) {
         for step in 1..=STEPS {
-            let operation = Operation::any(&mut self.random);
+            let operation = Operation::any(&mut self.random, &self.known);
             self.history.push(operation.clone());
             let ours = self.clone.apply(&operation);
             let theirs = self.real.apply(&operation);
@@ -155,6 +158,7 @@ impl Round {
             }
             if self.random.below(40) == 0 {
                 self.compare();
+                self.known = compare::paths(&self.real.root);
             }
             if self.random.below(150) == 0 || step == STEPS {
                 self.restart();

@@ -154,17 +154,17 @@ pub(crate) enum Operation {
 }
 
 impl Operation {
-    /// Any one.
-    pub(crate) fn any(random: &mut Random) -> Self {
+    /// Any one; `known` are paths that are, or were, there.
+    pub(crate) fn any(random: &mut Random, known: &[String]) -> Self {
         match random.below(10) {
-            0..=5 => Self::with_file(random),
-            6 | 7 => Self::with_names(random),
-            8 => Self::with_attributes(random),
-            _ => Self::open(random),
+            0..=5 => Self::with_file(random, known),
+            6 | 7 => Self::with_names(random, known),
+            8 => Self::with_attributes(random, known),
+            _ => Self::open(random, known),
         }
     }
 
-    fn open(random: &mut Random) -> Self {
+    fn open(random: &mut Random, known: &[String]) -> Self {
         let access = random.one(&[
             OFlags::RDONLY,
             OFlags::RDWR,
@@ -199,13 +199,13 @@ impl Operation {
         }
         Self::Open {
             slot: slot(random),
-            path: path(random),
+            path: path(random, known),
             flags,
             mode: mode(random),
         }
     }
 
-    fn with_file(random: &mut Random) -> Self {
+    fn with_file(random: &mut Random, known: &[String]) -> Self {
         let (slot, offset, length) = (slot(random), offset(random), length(random));
         let seed = random.next();
         match random.below(24) {
@@ -227,7 +227,7 @@ impl Operation {
             },
             15 | 16 => Self::SetSize { slot, size: offset },
             17 => Self::Truncate {
-                path: path(random),
+                path: path(random, known),
                 size: offset,
             },
             18 | 19 => Self::Allocate {
@@ -251,8 +251,8 @@ impl Operation {
         }
     }
 
-    fn with_names(random: &mut Random) -> Self {
-        let (path, other) = (path(random), path(random));
+    fn with_names(random: &mut Random, known: &[String]) -> Self {
+        let (path, other) = (path(random, known), path(random, known));
         match random.below(16) {
             0..=2 => Self::Rename {
                 from: path,
@@ -289,8 +289,8 @@ impl Operation {
         }
     }
 
-    fn with_attributes(random: &mut Random) -> Self {
-        let path = path(random);
+    fn with_attributes(random: &mut Random, known: &[String]) -> Self {
+        let path = path(random, known);
         let flags = random.one(&[AtFlags::empty(), AtFlags::SYMLINK_NOFOLLOW]);
         let id = |random: &mut Random| match random.below(3) {
             0 => None,
@@ -328,8 +328,11 @@ fn slot(random: &mut Random) -> usize {
     random.below(SLOTS as u64) as usize
 }
 
-/// At most three names deep.
-fn path(random: &mut Random) -> String {
+/// Often one that is known; otherwise at most three names deep.
+fn path(random: &mut Random, known: &[String]) -> String {
+    if !known.is_empty() && random.below(2) == 0 {
+        return known[random.below(known.len() as u64) as usize].clone();
+    }
     let depth = 1 + random.below(3);
     let names: Vec<&str> = (0..depth).map(|_| random.one(NAMES)).collect();
     names.join("/")

@@ -192,14 +192,7 @@ impl Side {
                 rustix::fs::chownat(CWD, self.path(path), uid, gid, *flags)?;
             }
             Operation::SetTime { path, time, flags } => {
-                let (tv_sec, tv_nsec) = time.unwrap_or((0, UTIME_NOW));
-                let times = Timestamps {
-                    last_access: Timespec {
-                        tv_sec: 0,
-                        tv_nsec: UTIME_OMIT,
-                    },
-                    last_modification: Timespec { tv_sec, tv_nsec },
-                };
+                let times = times(time.unwrap_or((0, UTIME_NOW)));
                 rustix::fs::utimensat(CWD, self.path(path), &times, *flags)?;
             }
             Operation::Stat { path, flags } => {
@@ -276,7 +269,7 @@ impl Side {
         };
         // SAFETY: a new mapping; it is used between here and munmap alone, within the file's size, which nobody
         // changes meanwhile, and as bytes.
-        unsafe {
+        let outcome = unsafe {
             let map = rustix::mm::mmap(
                 std::ptr::null_mut(),
                 skipped + length,
@@ -301,8 +294,14 @@ impl Side {
                 None => Ok(Outcome::Bytes(std::slice::from_raw_parts(there, length).to_vec())),
             };
             rustix::mm::munmap(map.cast::<c_void>(), skipped + length)?;
-            outcome
+            outcome?
+        };
+        if write.is_some() {
+            // When the time of such a write shows, differs: FUSE hears of it when pages are written back, or not at
+            // all where the kernel has the file.
+            let _ = rustix::fs::futimens(file, &times((0, UTIME_NOW)));
         }
+        Ok(outcome)
     }
 
     /// Where data is, is each file system's affair, but what it says is a hole must read as zeros.
@@ -416,6 +415,17 @@ impl Side {
             File::open(&path)?.sync_all()?;
         }
         Ok(())
+    }
+}
+
+/// A modification time alone.
+fn times((tv_sec, tv_nsec): (i64, i64)) -> Timestamps {
+    Timestamps {
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        last_modification: Timespec { tv_sec, tv_nsec },
     }
 }
 
