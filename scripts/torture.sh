@@ -11,7 +11,7 @@ Usage: scripts/torture.sh [SECONDS]
 
   SECONDS   how long each test goes on; 120 otherwise
 
-Needs root, /dev/fuse, Rust, and for the tests with servers a PostgreSQL that scripts/test.sh finds.
+Needs root, /dev/fuse, loop devices, mkfs.ext4, Rust, and what scripts/test.sh needs.
 EOF
 }
 
@@ -29,4 +29,5 @@ for tool in fsx pjdfstest; do
 done
 cargo test -p barmanfs-fs --test tools -- --nocapture
 cargo test -p barmanfs-fs --test differential -- --nocapture
-cargo test --test program -- --test-threads=1 torture
+scripts/test.sh torture
+scripts/test.sh live

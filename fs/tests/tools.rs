@@ -10,12 +10,12 @@ mod support;
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use random::Random;
 use support::daemon::Daemon;
+use support::ordinary::Ordinary;
 use support::{Fixture, data_directory};
 
 /// Operations of one fsx; `BARMANFS_TEST_OPERATIONS` says otherwise.
@@ -24,8 +24,8 @@ const USUAL_OPERATIONS: u64 = 5000;
 /// Times that fsx runs on each file, the mount going away and coming back in between.
 const ROUNDS: u64 = 3;
 
-/// `nobody`, by its number.
-const NOBODY: u32 = 65534;
+/// Where the tools are.
+const TOOLS: &str = "BARMANFS_TEST_TOOLS";
 
 /// Everything fsx can do, and sizes that cross blocks.
 const FSX_ALL: &str = "
@@ -70,9 +70,9 @@ copy_file_range = 3
 
 /// Where a tool is; `None`, and a word, where it is not to be run.
 fn tool(name: &str) -> Option<PathBuf> {
-    let directory = std::env::var_os("BARMANFS_TEST_TOOLS");
+    let directory = std::env::var_os(TOOLS);
     if directory.is_none() {
-        println!("BARMANFS_TEST_TOOLS names no directory with {name}: left out");
+        println!("{TOOLS} names no directory with {name}: left out");
     }
     Some(Path::new(&directory?).join(name))
 }
@@ -133,9 +133,11 @@ fn fsx_finds_nothing_for_an_ordinary_user() {
     if !rustix::process::geteuid().is_root() {
         return exercise();
     }
-    let mut again = Command::new(std::env::current_exe().unwrap());
-    again.args(["--exact", "fsx_finds_nothing_for_an_ordinary_user", "--nocapture"]);
-    println!("{}", run(again.uid(NOBODY).gid(NOBODY)));
+    let Some(fsx) = tool("fsx") else { return };
+    let ordinary = Ordinary::new();
+    ordinary.bring(&fsx);
+    let mut again = ordinary.run_test("fsx_finds_nothing_for_an_ordinary_user");
+    println!("{}", run(again.env(TOOLS, ordinary.path())));
 }
 
 /// On a file of the backup that is cut, one that is not, and a new one.

@@ -15,7 +15,6 @@ mod side;
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -24,6 +23,7 @@ use operation::{Operation, SLOTS};
 use random::Random;
 use side::{Answer, Outcome, Side};
 use support::daemon::Daemon;
+use support::ordinary::Ordinary;
 use support::{Fixture, Thing, content, data_directory, noise};
 
 /// How long each test goes on, unless `BARMANFS_TEST_SECONDS` says.
@@ -47,14 +47,7 @@ fn a_clone_does_as_ext4_for_an_ordinary_user() {
     if !rustix::process::geteuid().is_root() {
         return run(name);
     }
-    /// `nobody`, by its number, which has no groups.
-    const NOBODY: u32 = 65534;
-    let status = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .uid(NOBODY)
-        .gid(NOBODY)
-        .status()
-        .unwrap();
+    let status = Ordinary::new().run_test(name).status().unwrap();
     assert!(status.success(), "see above");
 }
 

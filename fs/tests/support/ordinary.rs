@@ -1,0 +1,42 @@
+//! Tests that run once more as a user without rights. Needs root.
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// `nobody`, by its number; it is in no other group.
+const NOBODY: u32 = 65534;
+
+/// A place with programs that everybody can reach, which is not so where they were built.
+pub struct Ordinary(tempfile::TempDir);
+
+impl Ordinary {
+    pub fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        Self(directory)
+    }
+
+    /// Brings a program here, under its own name.
+    pub fn bring(&self, program: &Path) -> PathBuf {
+        let here = self.0.path().join(program.file_name().unwrap());
+        std::fs::copy(program, &here).unwrap();
+        std::fs::set_permissions(&here, std::fs::Permissions::from_mode(0o755)).unwrap();
+        here
+    }
+
+    /// This very test program, to run one test as an ordinary user.
+    pub fn run_test(&self, name: &str) -> Command {
+        let mut command = Command::new(self.bring(&std::env::current_exe().unwrap()));
+        command
+            .args(["--exact", name, "--nocapture"])
+            .current_dir(self.0.path());
+        command.uid(NOBODY).gid(NOBODY);
+        command
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
