@@ -1,0 +1,127 @@
+//! Several who write to one file of a clone at the same time, as the processes of a server do. Needs /dev/fuse and root.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use support::daemon::Daemon;
+use support::{Fixture, content, data_directory};
+
+const APPENDERS: u64 = 3;
+const RECORDS: u64 = 400;
+/// No divisor of a block: records cross from one into the next.
+const RECORD_BYTES: usize = 97;
+
+const WRITERS: u64 = 3;
+const BLOCK_BYTES: usize = 8192;
+/// Blocks in the middle of the file, each written several times by the same writer.
+const BLOCKS: u64 = 36;
+const TIMES: u64 = 5;
+
+fn record(appender: u64, n: u64) -> Vec<u8> {
+    let mut record = format!("<{appender} {n} ").into_bytes();
+    record.resize(RECORD_BYTES - 1, b'.');
+    record.push(b'>');
+    record
+}
+
+fn append(path: &Path, appender: u64) {
+    let mut file = OpenOptions::new().append(true).create(true).open(path).unwrap();
+    for n in 0..RECORDS {
+        file.write_all(&record(appender, n)).unwrap();
+        if n % 50 == appender {
+            file.sync_data().unwrap();
+        }
+    }
+}
+
+/// Writes its own blocks, each in two parts, over and over.
+fn overwrite(path: &Path, writer: u64) {
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    for time in 1..=TIMES {
+        for block in (0..BLOCKS).filter(|block| block % WRITERS == writer) {
+            let bytes = [(block * TIMES + time) as u8; BLOCK_BYTES];
+            let at = block * BLOCK_BYTES as u64;
+            file.write_all_at(&bytes[..5000], at).unwrap();
+            file.write_all_at(&bytes[5000..], at + 5000).unwrap();
+        }
+        file.sync_all().unwrap();
+    }
+}
+
+fn write_together(path: &Path) {
+    std::thread::scope(|scope| {
+        for appender in 0..APPENDERS {
+            scope.spawn(move || append(path, appender));
+        }
+        for writer in 0..WRITERS {
+            scope.spawn(move || overwrite(path, writer));
+        }
+    });
+    File::open(path).unwrap().sync_all().unwrap();
+}
+
+/// Blocks as they were written last, then what was there before, then every record once.
+#[track_caller]
+fn check(path: &Path, before: &[u8]) {
+    let bytes = std::fs::read(path).unwrap();
+    let appended = (APPENDERS * RECORDS) as usize * RECORD_BYTES;
+    assert_eq!(bytes.len(), before.len() + appended);
+    for block in 0..BLOCKS {
+        let expected = (block * TIMES + TIMES) as u8;
+        let found = &bytes[block as usize * BLOCK_BYTES..][..BLOCK_BYTES];
+        assert!(found.iter().all(|byte| *byte == expected), "block {block}");
+    }
+    let written = BLOCKS as usize * BLOCK_BYTES;
+    assert!(bytes[written..before.len()] == before[written..]);
+    let records: BTreeSet<&[u8]> = bytes[before.len()..].chunks(RECORD_BYTES).collect();
+    for appender in 0..APPENDERS {
+        for n in 0..RECORDS {
+            assert!(
+                records.contains(&*record(appender, n)),
+                "record {n} of appender {appender} is lost"
+            );
+        }
+    }
+}
+
+#[test]
+fn nobody_loses_what_he_wrote_beside_others() {
+    let fixture = Fixture::new();
+    fixture.archive(2, 2);
+    fixture.archive(3, 3);
+    let things = data_directory(1);
+    fixture.backup(&things);
+    let repository = fixture.repository.path();
+    let mut daemon = Daemon::start(repository, &fixture.directory.path().join("mnt"));
+    let clone = daemon.point.join("main/live/together");
+    std::fs::create_dir(&clone).unwrap();
+    // One that stays partly the backup's, and one the kernel is handed.
+    let before = content(&things, "base/5/1259");
+    let (table, new) = (clone.join("base/5/1259"), clone.join("new"));
+    std::fs::write(&new, before).unwrap();
+    for path in [&table, &new] {
+        write_together(path);
+        check(path, before);
+    }
+    File::open(&clone).unwrap().sync_all().unwrap();
+    daemon.kill();
+    let point = daemon.point.clone();
+    drop(daemon);
+    let _daemon = Daemon::start(repository, &point);
+    for path in [&table, &new] {
+        check(path, before);
+    }
+}
+
+/// No test by itself: the daemon of the one above.
+#[test]
+fn daemon() {
+    support::daemon::serve();
+}
