@@ -27,6 +27,9 @@ autovacuum = on
 autovacuum_naptime = 1s
 ";
 
+/// In a mount.
+const CLONE: &str = "main/live/torture";
+
 /// All ways to have WAL on disk.
 const SYNC_METHODS: &[&str] = &["fdatasync", "fsync", "open_datasync", "open_sync"];
 
@@ -40,6 +43,7 @@ fn rounds(usual: u32, long: u32) -> u32 {
 fn answered_commits_outlive_the_daemon(install: &'static Install) {
     let mut random = Random::new("answered_commits_outlive_the_daemon");
     let site = backed_up(install);
+    make_clone(&site, &mut random, |_| ());
     let mut stage = Stage::new(&site, install, &mut random);
     let (mut kills, rounds) = (0, rounds(5, 30));
     while kills < rounds {
@@ -62,8 +66,12 @@ fn answered_commits_outlive_a_loss_of_power(install: &'static Install) {
     let live = site.repository().join("live");
     std::fs::create_dir_all(&live).expect("Cannot make a directory");
     let disk = ForgetfulDisk::mount(&site.make_directory("disk"), &live);
-    let mut stage = Stage::new(&site, install, &mut random);
     let mut lost = 0;
+    make_clone(&site, &mut random, |random| {
+        lost += disk.lose_power(random);
+        disk.restore_power();
+    });
+    let mut stage = Stage::new(&site, install, &mut random);
     let rounds = rounds(3, 20);
     for _ in 0..rounds {
         stage.work(&mut random);
@@ -74,7 +82,8 @@ fn answered_commits_outlive_a_loss_of_power(install: &'static Install) {
         stage.check();
     }
     stage.finish(&format!(
-        "power was lost {rounds} times, and with it {lost} blocks"
+        "power was lost {} times, and {lost} blocks of the disk's own cache",
+        rounds + 1
     ));
 }
 
@@ -88,6 +97,17 @@ fn backed_up(install: &'static Install) -> Site {
     site
 }
 
+/// Makes the clone; the daemon is killed, and whatever else happens, when `mkdir` has just said that it is there.
+fn make_clone(site: &Site, random: &mut Random, then: impl FnOnce(&mut Random)) {
+    let mount = Mount::for_all(site);
+    site.sh(&format!("mkdir '{}'", mount.path(CLONE).display())).ok();
+    drop(mount);
+    then(random);
+    if random.below(2) == 0 {
+        have_the_daemon_serve_all(site);
+    }
+}
+
 /// Of a clone that may not take more than so much, whatever that is, the kernel is handed no files: nobody would count.
 fn have_the_daemon_serve_all(site: &Site) {
     let path = site.repository().join("live/main/torture/clone.json");
@@ -95,6 +115,7 @@ fn have_the_daemon_serve_all(site: &Site) {
     let mut description: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
     description["max_bytes"] = (1_u64 << 40).into();
     std::fs::write(&path, description.to_string()).expect("Cannot write a clone's description");
+    site.sh(&format!("sync '{}'", path.display())).ok();
 }
 
 /// A clone, its server, and those who work on it.
@@ -109,14 +130,8 @@ struct Stage<'a> {
 
 impl<'a> Stage<'a> {
     fn new(site: &'a Site, install: &'static Install, random: &mut Random) -> Self {
-        let mut mount = Mount::for_all(site);
-        let data = mount.path("main/live/torture");
-        site.sh(&format!("mkdir '{}'", data.display())).ok();
-        if random.below(2) == 0 {
-            drop(mount);
-            have_the_daemon_serve_all(site);
-            mount = Mount::for_all(site);
-        }
+        let mount = Mount::for_all(site);
+        let data = mount.path(CLONE);
         let mut clone = PgServer::on_mount(install, &data, &site.path("torture"));
         clone.configure(RESTLESS);
         if install.major >= 16 {

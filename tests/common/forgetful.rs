@@ -25,6 +25,10 @@ const SIZE_BYTES: u64 = 2 << 30;
 /// A block is written as a whole or not at all.
 const BLOCK_BYTES: usize = 4096;
 
+/// How ext4 helps those least who do not sync: names and sizes may be on disk before the bytes are, and no file is
+/// flushed because another is replaced by it.
+const FORGETFUL: &str = "loop,nodiscard,data=writeback,noauto_da_alloc,commit=1";
+
 /// The only file.
 const IMAGE: &str = "image";
 
@@ -251,7 +255,7 @@ impl ForgetfulDisk {
 
     fn attach(&self) {
         run(Command::new("mount")
-            .args(["-o", "loop,nodiscard"])
+            .args(["-o", FORGETFUL])
             .args([&self.image, &self.point]))
         .ok();
     }
