@@ -22,6 +22,7 @@
 
 mod attributes;
 mod blocks;
+mod contents;
 mod copy;
 mod disk;
 mod edit;

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps};
+use rustix::fs::{FallocateFlags, Gid, Mode, OFlags, SeekFrom, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use super::node::{NodeId, Time};
@@ -79,12 +79,15 @@ pub(super) trait Disk: Debug + Send + Sync {
     fn path(&self) -> &Path;
 }
 
-/// A directory of the system.
+/// A directory of the system. All in it belongs to whom the directory belongs to, also what root's mount makes: the
+/// repository's owner must be able to commit, to serve and to remove a clone.
 #[derive(Debug)]
 pub(super) struct SystemDisk {
     path: PathBuf,
     directory: File,
     files: File,
+    /// Whom files are given to; none where they are the maker's anyway.
+    owner: Option<(Uid, Gid)>,
 }
 
 impl SystemDisk {
@@ -96,18 +99,35 @@ impl SystemDisk {
             _ => {}
         }
         let directory = File::open(path)?;
+        let (files, owner) = (File::open(files_path)?, owner_of(&directory)?);
+        give(&files, owner)?;
         directory.sync_all()?;
         Ok(Self {
             path: path.to_owned(),
             directory,
-            files: File::open(files_path)?,
+            files,
+            owner,
         })
     }
 
-    fn open_with(&self, name: &str, flags: OFlags) -> Result<Arc<dyn DiskFile>, Errno> {
+    fn open_with(&self, name: &str, flags: OFlags) -> Result<File, Errno> {
         let flags = flags | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::openat(&self.directory, name, flags, Mode::RUSR | Mode::WUSR)?;
-        Ok(Arc::new(SystemFile(File::from(file))))
+        Ok(File::from(file))
+    }
+}
+
+/// Whose a directory is, where it is not the one's who asks. Only root can give files to others.
+fn owner_of(directory: &File) -> Result<Option<(Uid, Gid)>, Errno> {
+    let stat = rustix::fs::fstat(directory)?;
+    let foreign = rustix::process::geteuid().is_root() && stat.st_uid != 0;
+    Ok(foreign.then(|| (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid))))
+}
+
+fn give(file: &File, owner: Option<(Uid, Gid)>) -> Result<(), Errno> {
+    match owner {
+        Some((uid, gid)) => rustix::fs::fchown(file, Some(uid), Some(gid)),
+        None => Ok(()),
     }
 }
 
@@ -121,11 +141,14 @@ fn if_there<T>(result: Result<T, Errno>) -> io::Result<Option<T>> {
 
 impl Disk for SystemDisk {
     fn open(&self, name: &str) -> io::Result<Option<Arc<dyn DiskFile>>> {
-        if_there(self.open_with(name, OFlags::empty()))
+        let file = if_there(self.open_with(name, OFlags::empty()))?;
+        Ok(file.map(|file| Arc::new(SystemFile(file)) as Arc<dyn DiskFile>))
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(self.open_with(name, OFlags::CREATE | OFlags::TRUNC)?)
+        let file = self.open_with(name, OFlags::CREATE | OFlags::TRUNC)?;
+        give(&file, self.owner)?;
+        Ok(Arc::new(SystemFile(file)))
     }
 
     fn status(&self, name: &str) -> io::Result<Option<Status>> {

@@ -1,5 +1,6 @@
 //! Clones as a whole: what they stand on, and what they are compared with.
 
+mod contents;
 mod crash;
 mod differential;
 mod whole;
