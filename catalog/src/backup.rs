@@ -8,6 +8,7 @@ use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, Timesta
 use barmanfs_store::{Attributes, DirectoryRef, RecordId};
 use serde::{Deserialize, Serialize};
 
+use crate::clones::CloneName;
 use crate::server::ServerName;
 
 pub(crate) mod boot_test;
@@ -62,6 +63,22 @@ pub enum BackupKind {
     Full,
     /// Only changed blocks were sent, and put together with the files of [`Backup::parent`].
     Incremental,
+    /// It was made of a clone, which stands on [`Backup::parent`]. It has left the server's history: it is started as
+    /// it is, with the WAL in its own `pg_wal`, and the server's WAL is never replayed on it.
+    Clone,
+}
+
+/// The clone a backup was made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClonedFrom {
+    /// What it is, or was, called.
+    pub name: CloneName,
+    /// The point in time it had been recovered to when it began; none for the end of the backup it stands on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Whether its server had been shut down cleanly: there is nothing to replay then. Otherwise what is in its
+    /// `pg_wal` is, as after a crash.
+    pub shut_down: bool,
 }
 
 /// A tablespace of a backup.
@@ -96,10 +113,13 @@ pub struct Backup {
     pub status: BackupStatus,
     /// How its bytes came in.
     pub kind: BackupKind,
-    /// Where an incremental one took from what the server did not send. It may have been deleted since: nothing is
-    /// missing then.
+    /// Where an incremental one took from what the server did not send, or what its clone stood on. It may have been
+    /// deleted since: nothing is missing then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<BackupId>,
+    /// The clone it was made of, for one that was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloned_from: Option<ClonedFrom>,
     /// What the user called it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
@@ -138,7 +158,7 @@ pub struct Backup {
     pub from_standby: bool,
     /// Sizes of its files together.
     pub logical_bytes: u64,
-    /// Bytes the server sent.
+    /// Bytes the server sent; of a clone, those that were read.
     pub sent_bytes: u64,
     /// Bytes it added to the repository.
     pub new_stored_bytes: u64,
@@ -162,6 +182,12 @@ impl Backup {
     /// Whether all its files are there, whatever its WAL: it can be shown and read.
     pub fn is_complete(&self) -> bool {
         self.root.is_some() && matches!(self.status, BackupStatus::Done | BackupStatus::WaitingForWals)
+    }
+
+    /// Whether it is of the server itself, and lies on a timeline of its archive. Only such a backup is the latest or the
+    /// oldest one, has WAL replayed on it, or is what another one builds on.
+    pub fn is_of_server(&self) -> bool {
+        self.kind != BackupKind::Clone
     }
 
     /// The segments recovery needs from the archive, in order. Empty when they came with the backup or it is not

@@ -35,7 +35,7 @@ mod writer;
 
 pub use backup::{
     Backup, BackupEnd, BackupId, BackupKind, BackupRoot, BackupRun, BackupSelector, BackupStatus, BootCheck,
-    BootOutcome, BootTest, BootTestLock, NewBackup, ReadGuard, Tablespace,
+    BootOutcome, BootTest, BootTestLock, ClonedFrom, NewBackup, ReadGuard, Tablespace,
 };
 pub use clones::{CloneDescription, CloneDraft, CloneLock, CloneName, CloneOrigin, Graft};
 pub use error::{Error, Result};

@@ -104,7 +104,9 @@ pub(super) fn parent(
 ) -> Result<Backup, NoIncrement> {
     can_send_changes(cluster, connection)?;
     let mut candidates = repository.backups(&server.name)?;
-    candidates.retain(|backup| backup.status == BackupStatus::Done && backup.system_id == cluster.system_id);
+    candidates.retain(|backup| {
+        backup.status == BackupStatus::Done && backup.is_of_server() && backup.system_id == cluster.system_id
+    });
     if candidates.is_empty() {
         return Err(NoIncrement::Unavailable(
             "there is no complete backup yet that it could build on".to_owned(),

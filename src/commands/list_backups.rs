@@ -188,11 +188,12 @@ fn table(backups: &[Listed]) -> Table {
     table
 }
 
-/// What the server sent; stored is a full backup either way.
+/// How it came in; stored is a full backup either way.
 fn kind(kind: BackupKind) -> &'static str {
     match kind {
         BackupKind::Full => "full",
         BackupKind::Incremental => "incremental",
+        BackupKind::Clone => "clone",
     }
 }
 

@@ -139,7 +139,7 @@ fn wal_from<'r>(
     let next = repository
         .backups(&backup.server)?
         .into_iter()
-        .find(|other| other.is_complete() && other.id > backup.id);
+        .find(|other| other.is_complete() && other.is_of_server() && other.id > backup.id);
     let end = next.as_ref().and_then(first_segment);
     let wanted = move |name: &WalName| match name.segment() {
         Some(segment) => {
@@ -155,7 +155,11 @@ fn wal_from<'r>(
     Ok(names.filter(move |name: &Result<WalName, Error>| name.as_ref().map_or(true, &wanted)))
 }
 
+/// None where nothing of the archive is replayed on the backup.
 fn first_segment(backup: &Backup) -> Option<SegmentName> {
+    if !backup.is_of_server() {
+        return None;
+    }
     Some(SegmentName::from_lsn(
         backup.timeline?,
         backup.start_lsn?,

@@ -63,7 +63,7 @@ fn describe(app: &App, repository: Option<&Repository>, name: ServerName) -> Res
         backups: backups.iter().filter(|backup| backup.is_complete()).count(),
         last_backup: backups
             .iter()
-            .rfind(|backup| backup.is_complete())
+            .rfind(|backup| backup.is_complete() && backup.is_of_server())
             .map(|Backup { begin_time, .. }| *begin_time),
         name,
     })

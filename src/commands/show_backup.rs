@@ -94,17 +94,22 @@ fn about_the_run(facts: &mut Facts, backup: &Backup) {
 }
 
 fn about_the_content(facts: &mut Facts, backup: &Backup, missing: &[SegmentName]) {
-    let source = if backup.from_standby {
-        "a standby"
-    } else {
-        "the primary"
+    let source = match &backup.cloned_from {
+        Some(clone) => format!("the clone {}", clone.name),
+        None if backup.from_standby => "a standby".to_owned(),
+        None => "the primary".to_owned(),
     };
-    facts.add("Taken from", source.to_owned());
+    facts.add("Taken from", source);
     facts.add("Came in as", came_in_as(backup));
     facts.add("WAL", wal(backup, missing));
     facts.add("Files", backup.files.to_string());
     facts.add("Size", output::bytes(backup.logical_bytes));
-    facts.add("Sent by the server", output::bytes(backup.sent_bytes));
+    let sent = if backup.is_of_server() {
+        "Sent by the server"
+    } else {
+        "Read of the clone"
+    };
+    facts.add(sent, output::bytes(backup.sent_bytes));
     facts.add("Added to repository", added(backup));
     let checksums = backup.data_checksums.map(|on| if on { "on" } else { "off" });
     facts.add_some("Page checksums", checksums.map(str::to_owned));
@@ -125,12 +130,27 @@ pub(crate) fn came_in_as(backup: &Backup) -> String {
         (BackupKind::Full, _) => "full".to_owned(),
         (BackupKind::Incremental, Some(parent)) => format!("incremental from {parent}"),
         (BackupKind::Incremental, None) => "incremental".to_owned(),
+        (BackupKind::Clone, _) => cloned(backup),
     }
 }
 
+fn cloned(backup: &Backup) -> String {
+    let from = backup.cloned_from.as_ref();
+    let name = from.map(|clone| format!(" {}", clone.name)).unwrap_or_default();
+    let of = backup.parent.map(|id| format!(" of {id}")).unwrap_or_default();
+    let target = from.and_then(|clone| clone.target.as_deref());
+    let target = target.map(|target| format!(" at {}", output::printable(target.as_bytes())));
+    format!("clone{name}{of}{}", target.unwrap_or_default())
+}
+
 fn wal(backup: &Backup, missing: &[SegmentName]) -> String {
-    if backup.wal_included {
-        return "came with the backup".to_owned();
+    match &backup.cloned_from {
+        Some(clone) if clone.shut_down => {
+            return "in its own pg_wal, and nothing to replay: it was shut down cleanly".to_owned();
+        }
+        Some(_) => return "in its own pg_wal, replayed at the start, as after a crash".to_owned(),
+        None if backup.wal_included => return "came with the backup".to_owned(),
+        None => {}
     }
     let mut needed = backup.needed_wal();
     let first = needed.next();
@@ -200,6 +220,7 @@ impl Facts {
 mod tests {
     use super::super::list_backups::tests::{backup, boot_test};
     use super::*;
+    use barmanfs_catalog::ClonedFrom;
     use insta::assert_snapshot;
 
     fn shown(backup: &Backup, missing: &[&str]) -> String {
@@ -246,6 +267,35 @@ mod tests {
         Checksum failure     checksum verification failed in file "base/5/16384", block 3
         Tablespace           pg_tblspc/16435 (fast), was at /srv/fast
         "#);
+    }
+
+    #[test]
+    fn one_of_a_clone_says_what_it_comes_from_and_how_it_starts() {
+        let mut backup = backup(BackupStatus::Done);
+        backup.kind = BackupKind::Clone;
+        backup.parent = Some("20261119T101500".parse().unwrap());
+        backup.cloned_from = Some(ClonedFrom {
+            name: "test1".parse().unwrap(),
+            target: Some("name:before migration".to_owned()),
+            shut_down: true,
+        });
+        let told = |backup: &Backup| {
+            let lines = shown(backup, &[]);
+            let of_it = ["Taken", "Came", "WAL", "Sent", "Read"];
+            let lines = lines.lines().map(str::trim);
+            lines
+                .filter(|line| of_it.iter().any(|start| line.starts_with(start)))
+                .map(|line| format!("{line}\n"))
+                .collect::<String>()
+        };
+        assert_snapshot!(told(&backup), @"
+        Taken from          the clone test1
+        Came in as          clone test1 of 20261119T101500 at name:before migration
+        WAL                 in its own pg_wal, and nothing to replay: it was shut down cleanly
+        Read of the clone   3.00 GiB
+        ");
+        backup.cloned_from.as_mut().unwrap().shut_down = false;
+        assert!(told(&backup).contains("replayed at the start, as after a crash"));
     }
 
     #[test]

@@ -75,13 +75,13 @@ impl<'de> Deserialize<'de> for BackupId {
 pub enum BackupSelector {
     /// This one.
     Id(BackupId),
-    /// The newest complete one: `latest`, `last`.
+    /// The newest complete one of the server, not of a clone: `latest`, `last`.
     Latest,
     /// The newest complete one of which the server sent all files: `latest-full`, `last-full`.
     LatestFull,
-    /// The oldest complete one: `oldest`, `first`.
+    /// The oldest complete one of the server: `oldest`, `first`.
     Oldest,
-    /// The newest that failed: `last-failed`, `latest-failed`.
+    /// The newest of the server that failed: `last-failed`, `latest-failed`.
     LatestFailed,
 }
 

@@ -38,14 +38,15 @@ impl Repository {
     /// [`Error::NoSuchBackup`].
     pub fn backup(&self, server: &ServerName, selector: &BackupSelector) -> Result<Backup> {
         let backups = self.backups(server)?;
-        let failed = |backup: &Backup| backup.status == BackupStatus::Failed;
+        let complete = |backup: &Backup| backup.is_complete() && backup.is_of_server();
+        let failed = |backup: &Backup| backup.status == BackupStatus::Failed && backup.is_of_server();
         let found = match *selector {
             BackupSelector::Id(id) => backups.into_iter().find(|backup| backup.id == id),
-            BackupSelector::Latest => backups.into_iter().rfind(Backup::is_complete),
+            BackupSelector::Latest => backups.into_iter().rfind(complete),
             BackupSelector::LatestFull => backups
                 .into_iter()
                 .rfind(|backup| backup.is_complete() && backup.kind == BackupKind::Full),
-            BackupSelector::Oldest => backups.into_iter().find(Backup::is_complete),
+            BackupSelector::Oldest => backups.into_iter().find(complete),
             BackupSelector::LatestFailed => backups.into_iter().rfind(failed),
         };
         found.ok_or_else(|| Error::NoSuchBackup {

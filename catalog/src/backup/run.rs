@@ -17,8 +17,10 @@ use barmanfs_store::{
 };
 
 use crate::backup::{
-    Backup, BackupId, BackupKind, BackupRoot, BackupSelector, BackupStatus, Tablespace, list, running,
+    Backup, BackupId, BackupKind, BackupRoot, BackupSelector, BackupStatus, ClonedFrom, Tablespace, list,
+    running,
 };
+use crate::clones::CloneDescription;
 use crate::error::{Error, Result};
 use crate::locks::Lock;
 use crate::records::{self, kind};
@@ -59,7 +61,7 @@ pub struct BackupEnd {
     pub data_checksums: Option<bool>,
     /// Its tablespaces, without `pg_default` and `pg_global`.
     pub tablespaces: Vec<Tablespace>,
-    /// Bytes the server sent.
+    /// Bytes the server sent, or those read of a clone.
     pub sent_bytes: u64,
     /// Page checksum failures the server reported.
     pub checksum_failures: Vec<String>,
@@ -148,6 +150,7 @@ fn started(server: &ServerName, new: NewBackup) -> Backup {
         status: BackupStatus::Started,
         kind: BackupKind::Full,
         parent: None,
+        cloned_from: None,
         label: new.label,
         begin_time,
         end_time: None,
@@ -196,6 +199,25 @@ impl BackupRun {
         self.previous = Some(root.clone());
         self.begin_tree();
         Ok((self.writer.repository().trees(), root))
+    }
+
+    /// Says that the files are those of a clone, before the first of them, and whether its server was shut down. The
+    /// clone must stay locked until the run has ended: that keeps what the backup takes over from it.
+    ///
+    /// # Errors
+    /// When the state file cannot be written.
+    pub fn build_on_clone(&mut self, clone: &CloneDescription, shut_down: bool) -> Result<()> {
+        self.backup.kind = BackupKind::Clone;
+        self.backup.parent = Some(clone.origin.backup);
+        self.backup.cloned_from = Some(ClonedFrom {
+            name: clone.name.clone(),
+            target: clone.origin.target.clone(),
+            shut_down,
+        });
+        running::write(self.writer.repository(), &self.backup)?;
+        self.previous = Some(clone.root.directory.clone());
+        self.begin_tree();
+        Ok(())
     }
 
     /// Forgets all files and whatever went wrong with them, and begins anew as a full backup.

@@ -167,7 +167,7 @@ pub(super) struct Start {
 impl Start {
     fn of(backup: Backup) -> Option<Self> {
         let (timeline, start, stop) = (backup.timeline?, backup.start_lsn?, backup.stop_lsn?);
-        (backup.status == BackupStatus::Done).then_some(Self {
+        (backup.status == BackupStatus::Done && backup.is_of_server()).then_some(Self {
             backup,
             timeline,
             start,
@@ -223,10 +223,13 @@ impl Planner<'_> {
         let mut backups = self.repository.backups(self.server)?;
         if let Some(backup) = self.spec.backup {
             backups.retain(|known| known.id == backup);
-            let why = match backups.first().map(|backup| backup.status) {
+            let why = match backups.first() {
                 None => Some("there is none of this id".to_owned()),
-                Some(BackupStatus::Done) => None,
-                Some(status) => Some(format!("it is {status}")),
+                Some(known) if !known.is_of_server() => {
+                    Some("it was made of a clone, which has left the server's history".to_owned())
+                }
+                Some(known) if known.status != BackupStatus::Done => Some(format!("it is {}", known.status)),
+                Some(_) => None,
             };
             if let Some(why) = why {
                 return Err(Unreachable::BadBackup { backup, why }.into());

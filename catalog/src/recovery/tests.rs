@@ -379,6 +379,7 @@ fn complete(server: &ServerName, backup: &ModelBackup) -> Backup {
         id: backup.id,
         status: BackupStatus::Done,
         kind: BackupKind::Full,
+        cloned_from: None,
         parent: None,
         timezone: Some("Europe/Paris".to_owned()),
         label: None,

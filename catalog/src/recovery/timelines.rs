@@ -161,7 +161,7 @@ impl Repository {
         let backups: Vec<Backup> = self
             .backups(server)?
             .into_iter()
-            .filter(Backup::is_complete)
+            .filter(|backup| backup.is_complete() && backup.is_of_server())
             .collect();
         let size = match backups.last() {
             Some(backup) => backup.segment_size,

@@ -8,6 +8,9 @@
 //! | root | | configuration and `recovery.signal`; no `tablespace_map`, `postmaster.*`, `standby.signal` |
 //! | anywhere | | no symbolic link that leads out of the directory it is in |
 //!
+//! A backup made of a clone is started as it is: it has its WAL in `pg_wal` and recovers at most as after a crash. Nothing
+//! of the archive is added to it, whose timelines are not its own, and no `recovery.signal`.
+//!
 //! `pg_verifybackup` passes on both: it does not look at `pg_wal`, `postgresql.auto.conf` and `recovery.signal`, and
 //! where anything else comes or goes the manifest is made anew.
 
@@ -141,7 +144,9 @@ fn root(directory: &TreeDirectory) -> Result<BTreeMap<Vec<u8>, Addition>> {
     if !tree.style.is_startable() {
         return Ok(added);
     }
-    added.insert(b"recovery.signal".to_vec(), Addition::made(tree, []));
+    if tree.backup.is_of_server() {
+        added.insert(b"recovery.signal".to_vec(), Addition::made(tree, []));
+    }
     added.insert(b"postgresql.auto.conf".to_vec(), auto_conf(directory)?);
     let mut listed = Vec::new();
     for (name, text) in configuration::MINIMAL {
@@ -210,6 +215,9 @@ fn wal(directory: &TreeDirectory) -> Result<BTreeMap<Vec<u8>, Addition>> {
 
 /// What is in the view's `pg_wal`.
 fn wal_names(tree: &BackupTree) -> Result<Vec<WalName>> {
+    if !tree.backup.is_of_server() {
+        return Ok(Vec::new());
+    }
     let mut names: Vec<WalName> = match self_contained(tree) {
         Some(plan) => tree.context.repository.recovery_segments(plan)?.collect(),
         None => tree.backup.needed_wal().map(WalName::Segment).collect(),

@@ -44,7 +44,8 @@ const TARGETS: [&str; 5] = [
 ];
 
 /// Appends the marked block to the text of `postgresql.auto.conf`. What comes later wins, so whatever the server was
-/// told before stays in the file and has no effect. Without a `recovery` the copy recovers to the backup's end.
+/// told before stays in the file and has no effect. Without a `recovery` the copy recovers to the backup's end, or when
+/// that is of a clone, not at all.
 pub(super) fn append_block(
     text: &mut Vec<u8>,
     backup: &Backup,
@@ -56,12 +57,18 @@ pub(super) fn append_block(
     }
     let introduction = match recovery {
         Some(recovery) => introduction::of_a_target(recovery, mount_point),
-        None => introduction::of_the_end(backup),
+        None if backup.is_of_server() => introduction::of_the_end(backup),
+        None => introduction::of_a_clone(backup),
+    };
+    let settings = if backup.is_of_server() {
+        settings(recovery)
+    } else {
+        "archive_mode = off\nsynchronous_standby_names = ''\n".to_owned()
     };
     let block = [
         "\n# ---- barmanfs: begin ----\n".to_owned(),
         introduction,
-        settings(recovery),
+        settings,
         in_place_tablespaces(backup).to_owned(),
         "# ---- barmanfs: end ----\n".to_owned(),
     ];

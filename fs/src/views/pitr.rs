@@ -48,6 +48,9 @@ impl Pitr {
 
     /// A backup's end by its LSN; on a branch that the newest timeline left, with its timeline.
     fn end_of(&self, backup: &Backup) -> Result<Option<Child>> {
+        if !backup.is_of_server() {
+            return Ok(None);
+        }
         let (Some(stop), Some(timeline)) = (backup.stop_lsn, backup.timeline) else {
             return Ok(None);
         };

@@ -19,12 +19,13 @@ pub(crate) struct ServerState {
 }
 
 impl ServerState {
+    /// The newest of the server itself: one made of a clone is not what the server was.
     pub(crate) fn latest(&self) -> Option<&Arc<Backup>> {
-        self.backups.last()
+        self.backups.iter().rfind(|backup| backup.is_of_server())
     }
 
     pub(crate) fn oldest(&self) -> Option<&Arc<Backup>> {
-        self.backups.first()
+        self.backups.iter().find(|backup| backup.is_of_server())
     }
 
     pub(crate) fn backup(&self, id: BackupId) -> Option<&Arc<Backup>> {
@@ -34,6 +35,7 @@ impl ServerState {
     /// Whose the server's files are, by its newest backup.
     pub(super) fn owner(&self) -> Option<&Attributes> {
         self.latest()
+            .or(self.backups.last())
             .and_then(|backup| backup.root.as_ref())
             .map(|root| &root.attributes)
     }

@@ -23,7 +23,9 @@ pub(super) fn check(app: &App, server: &ServerConfig, lines: &mut Lines) -> Opti
     lines.result("repository writable", writable, |()| None);
     free_space(path, lines);
     let backups = repository.backups(&server.name).map_err(Error::from);
-    if let Some(backups) = lines.result("catalog", backups, |_| None) {
+    if let Some(mut backups) = lines.result("catalog", backups, |_| None) {
+        // What became of a clone says nothing about how safe the server is.
+        backups.retain(Backup::is_of_server);
         complete_backup(server, &backups, lines);
         waiting(&repository, &backups, lines);
         failed(&backups, lines);

@@ -21,6 +21,23 @@ pub(super) fn of_the_end(backup: &Backup) -> String {
     )
 }
 
+/// What stands further up in the file is the clone's, and of no effect: no recovery is asked for any more.
+pub(super) fn of_a_clone(backup: &Backup) -> String {
+    let Backup { id, server, .. } = backup;
+    let clone = backup.cloned_from.as_ref();
+    let name = clone.map(|clone| format!(" {}", clone.name)).unwrap_or_default();
+    let start = match clone {
+        Some(clone) if clone.shut_down => "It was shut down cleanly, and starts as it is.",
+        _ => "It starts as after a crash, with the WAL in its pg_wal.",
+    };
+    format!(
+        "# A copy of backup {id} of server {server}, which was made of the clone{name}.\n# {start}\n\
+         # It archives nothing and cannot disturb the server it comes from. Its timeline is its\n\
+         # own: before it archives, give it an archive of its own (another server's name), remove\n\
+         # everything from \"begin\" to \"end\", restart it, and take a backup.\n"
+    )
+}
+
 pub(super) fn of_a_target(recovery: &Recovery, mount_point: &Path) -> String {
     let plan = &recovery.plan;
     let (id, server) = (plan.backup.id, &plan.backup.server);
