@@ -368,6 +368,17 @@ fn is_elsewhere(pid: i32, data: &Path) -> bool {
     }
 }
 
+/// The server that a `postmaster.pid` tells of, where the data directory cannot be looked at: no mount shows it, or the one
+/// it ran on is dead. A server works in its data directory, which the second line names.
+pub(crate) fn running_by(text: &str) -> Option<Running> {
+    let running = parse_pid_file(text)?;
+    let data = text.lines().nth(1)?;
+    let works_in = fs::read_link(format!("/proc/{}/cwd", running.pid));
+    // Behind the path of one that has gone stands that it was deleted.
+    let is_elsewhere = works_in.is_ok_and(|path| !path.to_string_lossy().starts_with(data));
+    (is_alive(running.pid) && !is_elsewhere).then_some(running)
+}
+
 /// A signal that is none: whether there is such a process, whoever's it is.
 fn is_alive(pid: i32) -> bool {
     let alive = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None);

@@ -6,6 +6,7 @@
 mod backup;
 mod boot;
 mod cli;
+mod clone;
 mod commands;
 mod config;
 mod daemon;

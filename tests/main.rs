@@ -13,6 +13,7 @@ mod boot;
 mod byte_for_byte;
 mod cli;
 mod clone_commands;
+mod clone_commit;
 mod common;
 mod crash;
 mod damage;
@@ -49,6 +50,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("clone_commands", clone_commands::TESTS),
     ("boot", boot::TESTS),
     ("torture", torture::TESTS),
+    ("clone_commit", clone_commit::TESTS),
     ("delete_and_sweep", delete_and_sweep::TESTS),
     ("gaps", gaps::TESTS),
     ("rebuild", rebuild::TESTS),

@@ -1,15 +1,26 @@
 //! `barmanfs clone export`.
 
 use crate::cli::clone::ExportArgs;
+use crate::clone::{OfflineClone, export};
 use crate::commands::App;
 use crate::error::{Error, Outcome};
+use crate::output;
 
 /// Runs the command.
-pub(super) fn run(app: &App, args: &ExportArgs) -> Result<Outcome, Error> {
+pub(super) fn run(app: &mut App, args: &ExportArgs) -> Result<Outcome, Error> {
     let repository = app.repository()?;
     let server = app.known_server(&repository, &args.which.server)?;
-    Err(Error::failed(format!(
-        "Cannot export {server}/live/{}: the command is not built yet",
-        args.which.name
-    )))
+    let (name, to) = (&args.which.name, &args.directory);
+    let clone = OfflineClone::open(&repository, &server, name, "exporting it")?;
+    let exported = export::export(&clone, to, app.options.quiet)?;
+    if !app.options.quiet {
+        app.out.line(format_args!(
+            "Exported clone {name} of {server} to {}: {}, {}. It archives nothing: its postgresql.auto.conf has \
+             archive_mode = off",
+            to.display(),
+            output::count(usize::try_from(exported.files).unwrap_or(usize::MAX), "file"),
+            output::bytes(exported.bytes)
+        ))?;
+    }
+    Ok(Outcome::Done)
 }

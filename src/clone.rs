@@ -1,0 +1,145 @@
+//! Work on a clone's files in this process: no mount is between, no server runs, and nobody else has the clone.
+
+pub(crate) mod commit;
+pub(crate) mod export;
+mod kept;
+mod manifest;
+mod wal;
+
+use barmanfs_catalog::{
+    CloneDescription, CloneLock, CloneName, Error as CatalogError, Repository, ServerName,
+};
+use barmanfs_fs::live::{Kind, LiveClone, NodeAttributes, NodeId};
+use rustix::io::Errno;
+
+use crate::error::Error;
+use crate::instance;
+
+/// What says that a server runs, and where.
+const PID_FILE: &[u8] = b"postmaster.pid";
+
+/// A pid file has eight lines, one of them a path.
+const PID_FILE_MAX_BYTES: usize = 8 << 10;
+
+/// A clone that is this process's alone.
+#[derive(Debug)]
+pub(crate) struct OfflineClone {
+    pub(crate) description: CloneDescription,
+    pub(crate) files: LiveClone,
+    _lock: CloneLock,
+}
+
+/// Called with each entry's path and attributes; says whether a directory is to be entered.
+type Visit<'a> = dyn FnMut(&[u8], &NodeAttributes) -> Result<bool, Error> + 'a;
+
+impl OfflineClone {
+    /// Takes a clone, which no mount serves and no server runs on; `purpose` is what others are told meanwhile.
+    pub(crate) fn open(
+        repository: &Repository,
+        server: &ServerName,
+        name: &CloneName,
+        purpose: &str,
+    ) -> Result<Self, Error> {
+        let lock = repository
+            .lock_clone(server, name, purpose)
+            .map_err(|error| match error {
+                CatalogError::CloneInUse { .. } => Error::from(error).hint(format!(
+                    "Stop the server on it ('barmanfs clone stop {server} {name}') and close what is open in it"
+                )),
+                error => error.into(),
+            })?;
+        let description = repository.clone_named(server, name)?;
+        let directory = repository.clone_directory(server, name);
+        let clone = Self {
+            files: LiveClone::open(&directory, &description, repository.trees())?,
+            description,
+            _lock: lock,
+        };
+        clone.refuse_running()?;
+        Ok(clone)
+    }
+
+    /// A server that outlived its mount would be surprised.
+    fn refuse_running(&self) -> Result<(), Error> {
+        let Some(text) = self.read_small(PID_FILE, PID_FILE_MAX_BYTES)? else {
+            return Ok(());
+        };
+        match instance::running_by(&String::from_utf8_lossy(&text)) {
+            None => Ok(()),
+            Some(running) => {
+                let CloneDescription { server, name, .. } = &self.description;
+                Err(Error::failed(format!(
+                    "A server is running on the clone {name} of {server}, on port {} (process {})",
+                    running.port, running.pid
+                ))
+                .hint(format!("Stop it: barmanfs clone stop {server} {name}")))
+            }
+        }
+    }
+
+    /// What a path leads to, if to anything.
+    pub(crate) fn find(&self, path: &[u8]) -> Result<Option<NodeAttributes>, Error> {
+        let mut found = self.files.attributes(self.files.root())?;
+        for name in path.split(|&byte| byte == b'/') {
+            found = match self.files.lookup(found.node, name) {
+                Err(barmanfs_fs::Error::Refused(Errno::NOENT | Errno::NOTDIR)) => return Ok(None),
+                found => found?,
+            };
+        }
+        Ok(Some(found))
+    }
+
+    /// A file's bytes, if there is one, up to a limit.
+    pub(crate) fn read_small(&self, path: &[u8], max_bytes: usize) -> Result<Option<Vec<u8>>, Error> {
+        match self.find(path)? {
+            Some(found) if found.kind == Kind::File => self.read(found.node, 0, max_bytes).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Bytes of a file from `offset` on; fewer where it ends.
+    pub(crate) fn read(&self, node: NodeId, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
+        let mut bytes = vec![0; length];
+        let count = self.files.read(node, offset, &mut bytes)?;
+        bytes.truncate(count);
+        Ok(bytes)
+    }
+
+    /// Visits everything in the clone but its root, each directory before what is in it, in the order of names.
+    pub(crate) fn walk(&self, visit: &mut Visit<'_>) -> Result<(), Error> {
+        self.walk_directory(self.files.root(), &mut Vec::new(), visit)
+    }
+
+    fn walk_directory(
+        &self,
+        directory: NodeId,
+        path: &mut Vec<u8>,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), Error> {
+        let length = path.len();
+        for name in self.files.entries(directory)? {
+            let name = name?.name;
+            if length > 0 {
+                path.push(b'/');
+            }
+            path.extend_from_slice(&name);
+            let found = self.files.lookup(directory, &name)?;
+            // Open while it is looked at, so that its upper file is closed afterwards and not at the very end.
+            self.files.open_node(found.node)?;
+            let visited = visit(path, &found).and_then(|enter| match found.kind {
+                Kind::Directory if enter => self.walk_directory(found.node, path, visit),
+                _ => Ok(()),
+            });
+            self.files.close_node(found.node);
+            self.files.forget(found.node, 1);
+            visited?;
+            path.truncate(length);
+        }
+        Ok(())
+    }
+
+    /// What it is called in messages: "clone test1 of main".
+    pub(crate) fn described(&self) -> String {
+        format!("clone {} of {}", self.description.name, self.description.server)
+    }
+}

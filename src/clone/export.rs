@@ -1,0 +1,246 @@
+//! A clone as a plain directory, on any file system: data and holes, owners (as root), permissions and times.
+//!
+//! It is written under a name of its own beside the place where it is to be, and gets that place when all of it is
+//! durable: what is there is complete. What an export that was killed has left is removed by the next one.
+
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use barmanfs_fs::live::{Kind, NodeAttributes};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Gid, Mode, Timespec, Timestamps, Uid};
+use rustix::io::Errno;
+
+use super::OfflineClone;
+use crate::error::Error;
+use crate::progress::{Counted, Progress};
+use crate::signals::Interruption;
+
+/// Ends the name of a copy that is not complete; it begins with a dot.
+const UNFINISHED: &str = ".exporting";
+
+/// What a server leaves that is no part of its data.
+const LEFT_OUT: [&[u8]; 2] = [b"postmaster.pid", b"postmaster.opts"];
+
+/// What was exported.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Exported {
+    pub(crate) files: u64,
+    /// Bytes written: holes are none.
+    pub(crate) bytes: u64,
+}
+
+/// Copies a clone to `to`, which is not there yet, or an empty directory.
+pub(crate) fn export(clone: &OfflineClone, to: &Path, quiet: bool) -> Result<Exported, Error> {
+    refuse_occupied(to)?;
+    let unfinished = Unfinished::make(to)?;
+    let mut copy = Copy {
+        clone,
+        root: &unfinished.path,
+        as_root: rustix::process::geteuid().is_root(),
+        progress: Progress::start(
+            format!("Export of {}", clone.description.name),
+            Counted::Bytes,
+            quiet,
+        ),
+        signals: Interruption::watch(|| {})?,
+        directories: Vec::new(),
+        done: Exported::default(),
+    };
+    clone.walk(&mut |path, found| copy.take(path, found))?;
+    let done = copy.finish()?;
+    unfinished.put(to)?;
+    Ok(done)
+}
+
+fn refuse_occupied(to: &Path) -> Result<(), Error> {
+    let occupied = |what: &str| {
+        Err(Error::failed(format!("{} {what}", to.display())).hint("Name a directory that is not there yet"))
+    };
+    match fs::read_dir(to).map(|mut entries| entries.next().is_some()) {
+        Ok(true) => occupied("is not empty"),
+        Err(error) if error.kind() == ErrorKind::NotADirectory => occupied("is no directory"),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("read", to, &error)),
+        Ok(false) | Err(_) => Ok(()),
+    }
+}
+
+/// The directory while it is written. Dropped before [`put`](Self::put), it is removed.
+struct Unfinished {
+    path: PathBuf,
+    /// Locked: who makes the same one sees that it is being made.
+    directory: File,
+    is_put: bool,
+}
+
+impl Unfinished {
+    fn make(to: &Path) -> Result<Self, Error> {
+        let (Some(name), Some(parent)) = (to.file_name(), to.parent()) else {
+            return Err(Error::usage(format!("{} cannot be made", to.display())));
+        };
+        let name = [b".", name.as_bytes(), UNFINISHED.as_bytes()].concat();
+        let path = parent.join(OsStr::from_bytes(&name));
+        for first in [true, false] {
+            match DirBuilder::new().mode(0o700).create(&path) {
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                    return Err(failed("make", &path, &error)
+                        .hint("The copy is written there, and renamed when it is complete"));
+                }
+                _ => {}
+            }
+            let directory = File::open(&path).map_err(|error| failed("open", &path, &error))?;
+            match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(Error::failed(format!(
+                        "Another export to {} is under way",
+                        to.display()
+                    )));
+                }
+                locked => locked.map_err(|error| failed("lock", &path, &error.into()))?,
+            }
+            let is_empty = fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_none());
+            if is_empty {
+                return Ok(Self {
+                    path,
+                    directory,
+                    is_put: false,
+                });
+            }
+            if first {
+                tracing::info!("Removing {}, which an earlier export left", path.display());
+                fs::remove_dir_all(&path).map_err(|error| failed("remove", &path, &error))?;
+            }
+        }
+        Err(Error::failed(format!("{} is not empty", path.display())))
+    }
+
+    /// Makes it durable, and gives it its name.
+    fn put(mut self, to: &Path) -> Result<(), Error> {
+        rustix::fs::syncfs(&self.directory).map_err(|error| failed("sync", &self.path, &error.into()))?;
+        // Takes the place of an empty directory, and of nothing else.
+        fs::rename(&self.path, to).map_err(|error| failed("make", to, &error))?;
+        self.is_put = true;
+        let parent = match to.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        File::open(parent)
+            .and_then(|parent| parent.sync_all())
+            .map_err(|error| failed("sync", parent, &error))
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.is_put
+            && let Err(error) = fs::remove_dir_all(&self.path)
+        {
+            tracing::warn!("{} is left: {error}", self.path.display());
+        }
+    }
+}
+
+/// A copy under way.
+struct Copy<'a> {
+    clone: &'a OfflineClone,
+    root: &'a Path,
+    as_root: bool,
+    progress: Progress,
+    signals: Interruption,
+    /// Those made, each before what is in it: they get their times and permissions when nothing is put into them
+    /// any more.
+    directories: Vec<(PathBuf, NodeAttributes)>,
+    done: Exported,
+}
+
+impl Copy<'_> {
+    /// Copies one entry; says whether what is in it is to be copied.
+    fn take(&mut self, path: &[u8], found: &NodeAttributes) -> Result<bool, Error> {
+        if self.signals.requested() {
+            return Err(Error::failed("Interrupted"));
+        }
+        if LEFT_OUT.contains(&path) {
+            return Ok(false);
+        }
+        let to = self.root.join(OsStr::from_bytes(path));
+        match found.kind {
+            Kind::Directory => {
+                let made = DirBuilder::new().mode(0o700).create(&to);
+                made.map_err(|error| failed("make", &to, &error))?;
+                self.directories.push((to, *found));
+                return Ok(true);
+            }
+            Kind::Symlink => {
+                let target = self.clone.files.readlink(found.node)?;
+                let made = std::os::unix::fs::symlink(OsStr::from_bytes(&target), &to);
+                made.map_err(|error| failed("make", &to, &error))?;
+                self.dress(&to, found)?;
+            }
+            Kind::File => self.file(&to, found)?,
+        }
+        Ok(false)
+    }
+
+    fn file(&mut self, to: &Path, found: &NodeAttributes) -> Result<(), Error> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(to)
+            .map_err(|error| failed("make", to, &error))?;
+        let Self {
+            clone,
+            progress,
+            done,
+            ..
+        } = self;
+        let copied = clone.files.copy_file(found.node, &file, &mut |bytes| {
+            done.bytes += bytes;
+            progress.set(done.bytes, None);
+        });
+        copied.map_err(|error| Error::from(error).context(format_args!("Cannot make {}", to.display())))?;
+        self.done.files += 1;
+        self.dress(to, found)
+    }
+
+    /// Gives what was made the owner, permissions and time that it has in the clone. The owner first: that takes
+    /// permissions away.
+    fn dress(&self, to: &Path, found: &NodeAttributes) -> Result<(), Error> {
+        let fail = |error: Errno| failed("set owner, permissions and time of", to, &error.into());
+        if self.as_root {
+            let (uid, gid) = (Uid::from_raw(found.uid), Gid::from_raw(found.gid));
+            rustix::fs::chownat(CWD, to, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
+        }
+        if found.kind != Kind::Symlink {
+            let mode = Mode::from_raw_mode(found.mode);
+            rustix::fs::chmodat(CWD, to, mode, AtFlags::empty()).map_err(fail)?;
+        }
+        let time = Timespec {
+            tv_sec: found.mtime.s,
+            tv_nsec: found.mtime.ns.into(),
+        };
+        let times = Timestamps {
+            last_access: time,
+            last_modification: time,
+        };
+        rustix::fs::utimensat(CWD, to, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(fail)
+    }
+
+    /// All of it is there: the directories get what they are to have, the deepest first.
+    fn finish(self) -> Result<Exported, Error> {
+        self.progress.note("syncing");
+        for (path, found) in self.directories.iter().rev() {
+            self.dress(path, found)?;
+        }
+        let root = self.clone.files.attributes(self.clone.files.root())?;
+        self.dress(self.root, &root)?;
+        Ok(self.done)
+    }
+}
+
+fn failed(action: &str, path: &Path, error: &io::Error) -> Error {
+    Error::failed(format!("Cannot {action} {}: {error}", path.display()))
+}

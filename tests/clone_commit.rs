@@ -1,0 +1,374 @@
+//! A clone becomes a backup, of which only what changed is stored, or a plain directory; both start at once.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use crate::common::load::{assert_sums_agree, fill, transact, transactions};
+use crate::common::registry::topic;
+use crate::common::{Install, Mount, PgServer, Site};
+
+topic! {
+    with_postgres a_clone_that_was_shut_down_becomes_a_backup_of_what_changed(as_root),
+    with_postgres a_clone_that_crashed_becomes_a_backup_that_recovers(as_root),
+    with_postgres nothing_is_taken_for_the_server_that_was_a_clone(as_root),
+    with_postgres an_exported_clone_is_a_plain_directory(as_root),
+    with_postgres a_clone_at_work_is_left_alone(as_root),
+}
+
+const PAGE: usize = 8192;
+
+/// What directories and listings, a manifest and a segment of WAL (of 1 MiB here) add.
+const BESIDES_PAGES: u64 = 1 << 20;
+
+/// A site with a backup of a filled database, and what a mount and a clone are made of.
+fn filled_site(install: &'static Install) -> (Site, PgServer) {
+    let (site, primary) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
+    fill(&primary, 4);
+    transact(&primary, 100);
+    site.backup();
+    (site, primary)
+}
+
+/// A clone that has been started and has reached what it recovers to.
+#[track_caller]
+fn started_clone(site: &Site, mount: &Mount, install: &'static Install, of: &str) -> PgServer {
+    site.sh(&format!(
+        "mkdir '{}'",
+        mount.path(&format!("main/live/test1{of}")).display()
+    ))
+    .ok();
+    let mut clone = PgServer::on_mount(install, &mount.path("main/live/test1"), &site.path("test1"));
+    clone.start();
+    clone.wait_until_promoted();
+    clone
+}
+
+#[track_caller]
+fn commit(site: &Site, options: &[&str]) -> String {
+    let backup = site.json(&[&["clone", "commit", "main", "test1"], options].concat());
+    assert_eq!(backup["status"], "DONE", "{backup}");
+    backup["id"].as_str().expect("an id").to_owned()
+}
+
+#[track_caller]
+fn shown(site: &Site, id: &str) -> serde_json::Value {
+    site.json(&["show-backup", "main", id])
+}
+
+/// Starts a copy of a view of the backup as it is; gives its server.
+#[track_caller]
+fn start_copy(site: &Site, install: &'static Install, from: &Path, name: &str) -> PgServer {
+    let mut copy = PgServer::on(install, &site.copy(from, name));
+    copy.start();
+    assert_eq!(copy.query("SELECT pg_is_in_recovery()"), "f");
+    assert_eq!(copy.query("SHOW archive_mode"), "off");
+    copy
+}
+
+fn files_under(directory: &Path, prefix: &str, files: &mut BTreeMap<String, PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let entry = entry.unwrap();
+        let path = format!("{prefix}{}", entry.file_name().to_str().unwrap());
+        if entry.file_type().unwrap().is_dir() {
+            files_under(&entry.path(), &format!("{path}/"), files);
+        } else {
+            files.insert(path, entry.path());
+        }
+    }
+}
+
+/// Pages of the second directory that are not in the first, WAL apart.
+fn changed_pages(before: &Path, after: &Path) -> u64 {
+    let mut files = BTreeMap::new();
+    files_under(after, "", &mut files);
+    let mut changed = 0;
+    for (path, file) in files.iter().filter(|(path, _)| !path.starts_with("pg_wal/")) {
+        let after = fs::read(file).unwrap();
+        let before = fs::read(before.join(path)).unwrap_or_default();
+        let pages = after
+            .chunks(PAGE)
+            .zip(before.chunks(PAGE).chain(std::iter::repeat(&[][..])));
+        changed += pages.filter(|(after, before)| after != before).count() as u64;
+    }
+    changed
+}
+
+fn a_clone_that_was_shut_down_becomes_a_backup_of_what_changed(install: &'static Install) {
+    let (site, primary) = filled_site(install);
+    let base = site.backup_ids().remove(0);
+    transact(&primary, 100);
+    primary.query("SELECT pg_create_restore_point('before migration')");
+    transact(&primary, 20);
+    primary.archive_current_segment();
+    let mount = Mount::for_all(&site);
+    let mut clone = started_clone(&site, &mount, install, "@name:before migration");
+    assert_eq!(transactions(&clone), 200);
+    transact(&clone, 300);
+    clone.query("CREATE UNLOGGED TABLE unlogged AS SELECT 1 AS n; CREATE TABLE migrated (n int)");
+    clone.stop("fast");
+    let changed = changed_pages(
+        &mount.path(&format!("main/raw/{base}")),
+        &mount.path("main/live/test1"),
+    );
+    let used = mount.path(".barmanfs");
+    assert!(used.exists());
+    mount.unmount();
+
+    let stored_before = site.stored_bytes();
+    let id = commit(&site, &["--label", "migrated"]);
+    let backup = shown(&site, &id);
+    assert_eq!(
+        (&backup["kind"], &backup["label"]),
+        (&"clone".into(), &"migrated".into())
+    );
+    assert_eq!(backup["parent"], base.as_str());
+    assert_eq!(
+        backup["cloned_from"],
+        serde_json::json!({"name": "test1", "target": "name:before migration", "shut_down": true})
+    );
+    let page_bytes = changed * PAGE as u64;
+    let read_bytes = backup["sent_bytes"].as_u64().unwrap();
+    let added_bytes = backup["new_stored_bytes"].as_u64().unwrap();
+    println!(
+        "{changed} pages of {} files changed: {read_bytes} bytes read, {added_bytes} added",
+        backup["files"]
+    );
+    // A page may have been written and be what it was: its hint bits, or those of a transaction that is gone.
+    assert!(
+        read_bytes < 2 * page_bytes + BESIDES_PAGES,
+        "{read_bytes} of {page_bytes}"
+    );
+    assert!(
+        added_bytes < page_bytes + BESIDES_PAGES,
+        "{added_bytes} of {page_bytes}"
+    );
+    assert!(site.stored_bytes() - stored_before < page_bytes + 2 * BESIDES_PAGES);
+    assert!(backup["logical_bytes"].as_u64().unwrap() > 4 * page_bytes);
+    site.barmanfs(&["show-backup", "main", &id])
+        .ok()
+        .says(&["clone test1 of", "nothing to replay"]);
+
+    let mount = Mount::for_all(&site);
+    for view in [format!("main/raw/{id}"), format!("main/{id}")] {
+        clone.verify_backup(&mount.path(&view), None);
+        let mut copy = start_copy(&site, install, &mount.path(&view), "copy");
+        let log = copy.log();
+        assert!(log.contains("database system was shut down at"), "{log}");
+        assert!(!log.contains("redo"), "{log}");
+        assert_eq!(transactions(&copy), 500);
+        assert_eq!(
+            copy.query("SELECT (SELECT count(*) FROM unlogged), (SELECT count(*) FROM migrated)"),
+            "1|0"
+        );
+        assert_sums_agree(&copy);
+        copy.assert_sound();
+        copy.stop_and_assert_checksums();
+        drop(copy);
+        site.sh(&format!("rm -rf '{0}' '{0}.log'", site.path("copy").display()))
+            .ok();
+    }
+
+    // It needs neither the clone nor the backup that one was made of.
+    site.sh(&format!("rmdir '{}'", mount.path("main/live/test1").display()))
+        .ok();
+    mount.unmount();
+    site.ok(&["delete", "main", &base]);
+    site.ok(&["sweep"]);
+    site.ok(&["verify", "main"]);
+    site.ok(&["rebuild-catalog"]);
+    site.ok(&["verify", "main"]);
+    assert_eq!(shown(&site, &id), backup);
+    let mount = Mount::for_all(&site);
+    let copy = start_copy(&site, install, &mount.path(&format!("main/{id}")), "last");
+    assert_eq!(transactions(&copy), 500);
+}
+
+fn a_clone_that_crashed_becomes_a_backup_that_recovers(install: &'static Install) {
+    let (site, _primary) = filled_site(install);
+    let mount = Mount::for_all(&site);
+    let mut clone = started_clone(&site, &mount, install, "");
+    transact(&clone, 50);
+    clone.query("CHECKPOINT");
+    transact(&clone, 400);
+    clone.query("CREATE TABLE late AS SELECT generate_series(1, 1000) AS n");
+    clone.kill();
+    mount.unmount();
+    let id = commit(&site, &[]);
+    assert_eq!(shown(&site, &id)["cloned_from"]["shut_down"], false);
+    let mount = Mount::for_all(&site);
+    clone.verify_backup(&mount.path(&format!("main/raw/{id}")), None);
+    for view in [format!("main/raw/{id}"), format!("main/{id}")] {
+        let mut copy = start_copy(&site, install, &mount.path(&view), "copy");
+        let log = copy.log();
+        assert!(log.contains("redo done"), "{log}");
+        assert_eq!(transactions(&copy), 550);
+        assert_eq!(copy.query("SELECT count(*) FROM late"), "1000");
+        assert_sums_agree(&copy);
+        copy.assert_sound();
+        copy.stop("fast");
+        drop(copy);
+        site.sh(&format!("rm -rf '{0}' '{0}.log'", site.path("copy").display()))
+            .ok();
+    }
+}
+
+fn nothing_is_taken_for_the_server_that_was_a_clone(install: &'static Install) {
+    let (site, primary) = filled_site(install);
+    let base = site.backup_ids().remove(0);
+    let mount = Mount::for_all(&site);
+    let mut clone = started_clone(&site, &mount, install, "");
+    transact(&clone, 10);
+    clone.stop("fast");
+    mount.unmount();
+    let id = commit(&site, &[]);
+    assert_eq!(shown(&site, "latest")["id"], base.as_str());
+    assert_eq!(shown(&site, "oldest")["id"], base.as_str());
+    site.barmanfs(&["check", "main"]).ok().says(&[&base]);
+    let committed = shown(&site, &id);
+    let stop = committed["stop_lsn"].as_str().unwrap();
+
+    transact(&primary, 100);
+    primary.archive_current_segment();
+    let mount = Mount::for_all(&site);
+    let plan = site.ok(&["explain", "main", "now"]);
+    assert!(plan.contains(&base) && !plan.contains(&id), "{plan}");
+    let timeline = site.ok(&["timeline", "main"]);
+    assert!(timeline.contains(&base) && !timeline.contains(&id), "{timeline}");
+    assert!(
+        !site
+            .list(&mount.path("main/pitr"))
+            .contains(&format!("lsn:{stop}"))
+    );
+    assert_eq!(
+        site.sh(&format!(
+            "cat '{}'",
+            mount.path("main/latest/backup_label").display()
+        ))
+        .ok()
+        .text(),
+        site.sh(&format!(
+            "cat '{}'",
+            mount.path(&format!("main/{base}/backup_label")).display()
+        ))
+        .ok()
+        .text()
+    );
+    assert!(site.list(&mount.path("main")).contains(&id));
+    let mut latest = PgServer::on(install, &site.copy(&mount.path("main/latest"), "latest"));
+    latest.start();
+    latest.wait_until_promoted();
+    assert_eq!(transactions(&latest), 100);
+    mount.unmount();
+
+    // The next backup builds on the server's own, however new the clone's is.
+    if install.major >= 17 {
+        primary.query("ALTER SYSTEM SET summarize_wal = on");
+        primary.query("SELECT pg_reload_conf()");
+        site.backup();
+    }
+    let own = site.backups().pop().unwrap();
+    transact(&primary, 10);
+    let next = shown(&site, &site.backup());
+    assert_ne!(next["kind"], "clone");
+    assert_ne!(next["parent"], id.as_str());
+    if own["id"] != id.as_str() && next["kind"] == "incremental" {
+        assert_eq!(next["parent"], own["id"]);
+    }
+    assert!(next["new_stored_bytes"].as_u64().unwrap() < next["logical_bytes"].as_u64().unwrap() / 10);
+    site.ok(&["delete", "main", &id]);
+    site.ok(&["verify", "main"]);
+}
+
+fn an_exported_clone_is_a_plain_directory(install: &'static Install) {
+    let (site, _primary) = filled_site(install);
+    let mount = Mount::for_all(&site);
+    let mut clone = started_clone(&site, &mount, install, "");
+    transact(&clone, 50);
+    clone.query("CREATE TABLE made (n int)");
+    clone.stop("fast");
+    // A megabyte of hole, then data.
+    let file = fs::File::create(mount.path("main/live/test1/sparse")).unwrap();
+    file.write_all_at(b"end", 1 << 20).unwrap();
+    drop(file);
+    let expected = site.checksums(&mount.path("main/live/test1"));
+    mount.unmount();
+
+    let occupied = site.make_directory("occupied");
+    site.write_file("occupied/file", b"");
+    let to = site.path("exported");
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    site.barmanfs(&["clone", "export", "main", "test1", &text(&occupied)])
+        .refused(1)
+        .says(&["is not empty"]);
+    // What an export that was killed has left.
+    site.make_directory(".exported.exporting/base");
+    site.sh(&format!(
+        "chmod 700 '{}'",
+        site.path(".exported.exporting").display()
+    ))
+    .ok();
+    site.barmanfs(&["clone", "export", "main", "test1", &text(&to)])
+        .ok()
+        .says(&["archive_mode = off"]);
+    assert!(!site.path(".exported.exporting").exists());
+    assert_eq!(site.checksums(&to), expected);
+    let sparse = fs::metadata(to.join("sparse")).unwrap();
+    assert!(sparse.blocks() * 512 < 100_000, "{}", sparse.blocks());
+    let as_root = crate::common::process::run(&mut site.own_barmanfs_command(&[
+        "clone",
+        "export",
+        "main",
+        "test1",
+        &text(&site.path("rootly")),
+    ]));
+    as_root.ok();
+    for path in ["PG_VERSION", "base", "global/pg_control"] {
+        let (own, root) = (
+            fs::metadata(to.join(path)).unwrap(),
+            fs::metadata(site.path("rootly").join(path)).unwrap(),
+        );
+        assert_eq!(
+            (own.uid(), own.mode(), own.mtime()),
+            (root.uid(), root.mode(), root.mtime()),
+            "{path}"
+        );
+    }
+    let mut server = PgServer::on(install, &to);
+    server.start();
+    assert_eq!(transactions(&server), 150);
+    assert_sums_agree(&server);
+    server.assert_sound();
+    server.stop_and_assert_checksums();
+}
+
+fn a_clone_at_work_is_left_alone(install: &'static Install) {
+    let (site, _primary) = filled_site(install);
+    let mount = Mount::for_all(&site);
+    let made = mount.path("main/live/test1");
+    site.sh(&format!("mkdir '{}'", made.display())).ok();
+    site.barmanfs(&["clone", "commit", "main", "none"])
+        .refused(1)
+        .says(&["none"]);
+    site.barmanfs(&["clone", "commit", "main", "test1"])
+        .refused(1)
+        .says(&[
+            "recovery of clone test1 of main has not ended",
+            "clone start main test1 --replay",
+        ]);
+    let mut clone = PgServer::on_mount(install, &made, &site.path("test1"));
+    clone.start();
+    clone.wait_until_promoted();
+    let to = site.path("exported").to_string_lossy().into_owned();
+    let commands: [&[&str]; 2] = [
+        &["clone", "commit", "main", "test1"],
+        &["clone", "export", "main", "test1", &to],
+    ];
+    for command in commands {
+        site.barmanfs(command).refused(1).says(&["clone stop main test1"]);
+    }
+    assert_eq!(site.backup_ids().len(), 1);
+    transact(&clone, 1);
+    clone.stop("fast");
+}
