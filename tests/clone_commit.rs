@@ -52,8 +52,8 @@ fn end(mut mount: Mount<'_>) {
 }
 
 #[track_caller]
-fn commit(site: &Site, options: &[&str]) -> String {
-    let backup = site.json(&[&["clone", "commit", "main", "test1"], options].concat());
+fn commit(site: &Site, clone: &str, options: &[&str]) -> String {
+    let backup = site.json(&[&["clone", "commit", "main", clone], options].concat());
     assert_eq!(backup["status"], "DONE", "{backup}");
     backup["id"].as_str().expect("an id").to_owned()
 }
@@ -121,7 +121,7 @@ fn a_clone_that_was_shut_down_becomes_a_backup_of_what_changed(install: &'static
     end(mount);
 
     let stored_before = site.stored_bytes();
-    let id = commit(&site, &["--label", "migrated"]);
+    let id = commit(&site, "test1", &["--label", "migrated"]);
     let backup = shown(&site, &id);
     assert_eq!(
         (&backup["kind"], &backup["label"]),
@@ -174,10 +174,33 @@ fn a_clone_that_was_shut_down_becomes_a_backup_of_what_changed(install: &'static
             .ok();
     }
 
+    // And a clone of it is up at once, too; what that changes is a backup again.
+    let made = mount.path(&format!("main/live/again@backup={id}"));
+    site.sh(&format!("mkdir '{}'", made.display())).ok();
+    let mut again = PgServer::on_mount(install, &mount.path("main/live/again"), &site.path("again"));
+    again.start();
+    assert!(!again.log().contains("redo"), "{}", again.log());
+    transact(&again, 5);
+    assert_eq!(
+        (transactions(&again), again.query("SHOW archive_mode")),
+        (505, "off".to_owned())
+    );
+    again.stop("fast");
+    end(mount);
+    let next = shown(&site, &commit(&site, "again", &[]));
+    assert_eq!(
+        (&next["parent"], next["timeline"].as_u64()),
+        (&backup["id"], backup["timeline"].as_u64())
+    );
+    let mount = Mount::for_all(&site);
+
     // It needs neither the clone nor the backup that one was made of.
     site.sh(&format!("rmdir '{}'", mount.path("main/live/test1").display()))
         .ok();
     end(mount);
+    site.barmanfs(&["delete", "main", &id])
+        .refused(1)
+        .says(&["again"]);
     site.ok(&["delete", "main", &base]);
     site.ok(&["sweep"]);
     site.ok(&["verify", "main"]);
@@ -199,7 +222,7 @@ fn a_clone_that_crashed_becomes_a_backup_that_recovers(install: &'static Install
     clone.query("CREATE TABLE late AS SELECT generate_series(1, 1000) AS n");
     clone.kill();
     end(mount);
-    let id = commit(&site, &[]);
+    let id = commit(&site, "test1", &[]);
     assert_eq!(shown(&site, &id)["cloned_from"]["shut_down"], false);
     let mount = Mount::for_all(&site);
     clone.verify_backup(&mount.path(&format!("main/raw/{id}")), None);
@@ -226,7 +249,7 @@ fn nothing_is_taken_for_the_server_that_was_a_clone(install: &'static Install) {
     transact(&clone, 10);
     clone.stop("fast");
     end(mount);
-    let id = commit(&site, &[]);
+    let id = commit(&site, "test1", &[]);
     assert_eq!(shown(&site, "latest")["id"], base.as_str());
     assert_eq!(shown(&site, "oldest")["id"], base.as_str());
     site.barmanfs(&["check", "main"]).ok().says(&[&base]);

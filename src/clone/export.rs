@@ -25,12 +25,20 @@ const UNFINISHED: &str = ".exporting";
 /// What a server leaves that is no part of its data.
 const LEFT_OUT: [&[u8]; 2] = [b"postmaster.pid", b"postmaster.opts"];
 
+/// Holds the settings that win over all others in files.
+const AUTO_CONF: &[u8] = b"postgresql.auto.conf";
+
+/// More than it ever has.
+const AUTO_CONF_MAX_BYTES: usize = 4 << 20;
+
 /// What was exported.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Exported {
     pub(crate) files: u64,
     /// Bytes written: holes are none.
     pub(crate) bytes: u64,
+    /// Whether it has `archive_mode = off`, as a clone has unless somebody changed that.
+    pub(crate) archives_nothing: bool,
 }
 
 /// Copies a clone to `to`, which is not there yet, or an empty directory.
@@ -53,7 +61,22 @@ pub(crate) fn export(clone: &OfflineClone, to: &Path, quiet: bool) -> Result<Exp
     clone.walk(&mut |path, found| copy.take(path, found))?;
     let done = copy.finish()?;
     unfinished.put(to)?;
-    Ok(done)
+    let settings = clone
+        .read_small(AUTO_CONF, AUTO_CONF_MAX_BYTES)?
+        .unwrap_or_default();
+    Ok(Exported {
+        archives_nothing: archives_nothing(&String::from_utf8_lossy(&settings)),
+        ..done
+    })
+}
+
+/// Whether the last word on `archive_mode` is that it is off.
+fn archives_nothing(settings: &str) -> bool {
+    let value = |line: &str| {
+        let (name, value) = line.split_once('=')?;
+        (name.trim() == "archive_mode").then(|| value.trim().trim_matches('\'').to_owned())
+    };
+    settings.lines().rev().find_map(value).as_deref() == Some("off")
 }
 
 fn refuse_occupied(to: &Path) -> Result<(), Error> {
@@ -243,4 +266,20 @@ impl Copy<'_> {
 
 fn failed(action: &str, path: &Path, error: &io::Error) -> Error {
     Error::failed(format!("Cannot {action} {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::archives_nothing;
+
+    #[test]
+    fn the_last_word_on_archiving_counts() {
+        assert!(archives_nothing("archive_mode = 'on'\narchive_mode = off\n"));
+        assert!(archives_nothing(
+            "# Do not edit\narchive_mode = 'off'\nwork_mem = '1MB'"
+        ));
+        assert!(!archives_nothing("archive_mode = off\narchive_mode = 'on'\n"));
+        assert!(!archives_nothing("# archive_mode = off\n"));
+        assert!(!archives_nothing(""));
+    }
 }

@@ -9,7 +9,7 @@ use barmanfs_fs::live::{Kind, NodeAttributes};
 use barmanfs_pg::control::{ClusterState, ControlFile};
 use barmanfs_pg::manifest::WalRange;
 use barmanfs_pg::wal_check::{LONG_HEADER_BYTES, check_segment};
-use barmanfs_pg::wal_name::{SegmentName, WalName};
+use barmanfs_pg::wal_name::{SegmentName, WalName, segments_between};
 use barmanfs_pg::{Lsn, wal_record};
 
 use super::OfflineClone;
@@ -140,25 +140,35 @@ impl Position {
     }
 }
 
+/// Where the record of the last checkpoint ends. Everything from its redo position up to there has to be in `pg_wal`.
 fn checkpoint_end(clone: &OfflineClone, control: &ControlFile) -> Result<Lsn, Error> {
-    let size = control.segment_size;
-    let segment = SegmentName::from_lsn(control.timeline, control.checkpoint, size);
-    let path = format!("pg_wal/{segment}");
+    let ControlFile {
+        checkpoint,
+        redo,
+        timeline,
+        segment_size: size,
+        ..
+    } = *control;
     let bad = |reason: String| {
         Error::failed(format!(
-            "{} cannot be started: its last checkpoint, at {}, cannot be read: {reason}",
-            clone.described(),
-            control.checkpoint
+            "{} cannot be started: its last checkpoint, at {checkpoint}, cannot be read: {reason}",
+            clone.described()
         ))
     };
-    let found = clone
-        .find(path.as_bytes())?
-        .filter(|found| found.kind == Kind::File)
-        .ok_or_else(|| bad(format!("{path} is missing")))?;
-    let first = clone.read(found.node, 0, LONG_HEADER_BYTES)?;
-    let facts = check_segment(&first, &segment, found.size_bytes).map_err(|error| bad(error.to_string()))?;
-    let offset = control.checkpoint.segment_offset(size);
-    let record = clone.read(found.node, offset, wal_record::LENGTH_BYTES)?;
-    wal_record::end_of_record(control.checkpoint, &record, &facts)
-        .ok_or_else(|| bad(format!("no record of {path} begins there")))
+    let mut end = None;
+    for segment in segments_between(timeline, redo, Lsn(checkpoint.0.saturating_add(1)), size) {
+        let path = format!("pg_wal/{segment}");
+        let found = clone
+            .find(path.as_bytes())?
+            .filter(|found| found.kind == Kind::File)
+            .ok_or_else(|| bad(format!("{path} is missing")))?;
+        let first = clone.read(found.node, 0, LONG_HEADER_BYTES)?;
+        let facts =
+            check_segment(&first, &segment, found.size_bytes).map_err(|error| bad(error.to_string()))?;
+        let offset = checkpoint.segment_offset(size);
+        let record = clone.read(found.node, offset, wal_record::LENGTH_BYTES)?;
+        end = wal_record::end_of_record(checkpoint, &record, &facts);
+    }
+    // Of the last segment, in which the checkpoint's record begins.
+    end.ok_or_else(|| bad("no record begins there".to_owned()))
 }

@@ -3,11 +3,15 @@
 use std::time::SystemTime;
 
 use barmanfs_catalog::{
-    Backup, CloneDescription, CloneName, CloneOrigin, Error, Graft, Repository, Silent, SweepOptions,
+    Backup, BackupKind, BackupSelector, BackupStatus, CloneDescription, CloneName, CloneOrigin, Error, Graft,
+    NewBackup, Repository, Silent, SweepOptions, Target, TargetSpec,
 };
 use barmanfs_store::{Node, RecordId};
 
-use crate::common::{Files, Fixture, SYSTEM, archive, attributes, back_up, fixture, noise, restore, segment};
+use crate::common::{
+    Files, Fixture, SYSTEM, archive, attributes, back_up, finish, fixture, new_backup, noise, put_files,
+    restore, segment,
+};
 
 fn files(generation: u64) -> Files {
     (0..8)
@@ -164,4 +168,98 @@ fn a_clone_of_a_deleted_backup_is_refused() {
         .repository
         .begin_clone(description(&f, &backup, "late"), &backup);
     assert!(matches!(refused, Err(Error::NoSuchBackup { .. })), "{refused:?}");
+}
+
+/// Makes a backup of a clone of `backup`: its tree, with one file changed.
+fn commit(f: &Fixture, backup: &Backup) -> Backup {
+    let mut clone = description(f, backup, "test1");
+    clone.origin.target = Some("lsn:0/3000000".to_owned());
+    let new = NewBackup {
+        wal_included: true,
+        ..new_backup()
+    };
+    let writer = f.repository.writer("test commit").unwrap();
+    let mut run = writer.begin_backup(&f.server, new).unwrap();
+    run.build_on_clone(&clone, true).unwrap();
+    put_files(&run, &files(0));
+    finish(run, 1, 3)
+}
+
+#[test]
+fn a_backup_of_a_clone_is_none_of_the_servers() {
+    let f = fixture();
+    let own = back_up(&f.repository, &f.server, &files(0));
+    let committed = commit(&f, &own);
+    assert_eq!(
+        (committed.kind, committed.parent, committed.status),
+        (BackupKind::Clone, Some(own.id), BackupStatus::Done)
+    );
+    let from = committed.cloned_from.clone().unwrap();
+    assert_eq!(
+        (from.name.as_str(), from.target.as_deref(), from.shut_down),
+        ("test1", Some("lsn:0/3000000"), true)
+    );
+    assert_eq!(committed.needed_wal().count(), 0);
+    assert!(
+        committed.new_stored_bytes < 2_000,
+        "{}",
+        committed.new_stored_bytes
+    );
+    for selector in [
+        BackupSelector::Latest,
+        BackupSelector::Oldest,
+        BackupSelector::LatestFull,
+    ] {
+        assert_eq!(
+            f.repository.backup(&f.server, &selector).unwrap().id,
+            own.id,
+            "{selector}"
+        );
+    }
+    for number in 1..=4 {
+        let (name, bytes) = segment(number, SYSTEM, 100 + u64::from(number));
+        archive(&f.repository, &f.server, &name, &bytes).unwrap();
+    }
+    let report = f.repository.timelines(&f.server).unwrap();
+    let placed: Vec<_> = report
+        .timelines
+        .iter()
+        .flat_map(|timeline| &timeline.backups)
+        .collect();
+    assert_eq!(placed.iter().map(|place| place.id).collect::<Vec<_>>(), [own.id]);
+    let spec = TargetSpec {
+        backup: Some(committed.id),
+        ..Target::Immediate.into()
+    };
+    let refused = f.repository.plan(&f.server, &spec).unwrap().unwrap_err();
+    assert!(refused.to_string().contains("made of a clone"), "{refused}");
+    let spec = TargetSpec::from(Target::Immediate);
+    assert_eq!(
+        f.repository.plan(&f.server, &spec).unwrap().unwrap().backup.id,
+        own.id
+    );
+
+    // It stays when all it was made of goes, and a rebuilt catalog says the same of it.
+    f.repository.delete_backup(&own, false).unwrap();
+    sweep(&f.repository);
+    assert_eq!(restore(&f.repository, &committed), files(0));
+    Repository::rebuild(f.repository.path(), &mut Silent).unwrap();
+    let id = BackupSelector::Id(committed.id);
+    assert_eq!(f.repository.backup(&f.server, &id).unwrap(), committed);
+    let none = f.repository.backup(&f.server, &BackupSelector::Latest);
+    assert!(matches!(none, Err(Error::NoSuchBackup { .. })));
+}
+
+#[test]
+fn a_commit_that_failed_is_no_failure_of_the_server() {
+    let f = fixture();
+    let own = back_up(&f.repository, &f.server, &files(0));
+    let writer = f.repository.writer("test commit").unwrap();
+    let mut run = writer.begin_backup(&f.server, new_backup()).unwrap();
+    run.build_on_clone(&description(&f, &own, "test1"), false)
+        .unwrap();
+    run.fail("Interrupted");
+    assert_eq!(f.repository.backups(&f.server).unwrap().len(), 2);
+    let none = f.repository.backup(&f.server, &BackupSelector::LatestFailed);
+    assert!(matches!(none, Err(Error::NoSuchBackup { .. })));
 }

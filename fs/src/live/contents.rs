@@ -126,10 +126,11 @@ impl LiveClone {
         bytes: Range<u64>,
         each: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
-        let mut buffer = vec![0; READ_BYTES];
+        let at_once = |left: u64| usize::try_from(left).map_or(READ_BYTES, |left| left.min(READ_BYTES));
+        let mut buffer = vec![0; at_once(bytes.end.saturating_sub(bytes.start))];
         let mut at = bytes.start;
         while at < bytes.end {
-            let length = usize::try_from(bytes.end - at).map_or(READ_BYTES, |left| left.min(READ_BYTES));
+            let length = at_once(bytes.end - at);
             let part = buffer.get_mut(..length).unwrap_or_default();
             if self.read(id, at, part)? < length {
                 return Err(Error::Live {

@@ -14,9 +14,13 @@ pub(super) fn run(app: &mut App, args: &ExportArgs) -> Result<Outcome, Error> {
     let clone = OfflineClone::open(&repository, &server, name, "exporting it")?;
     let exported = export::export(&clone, to, app.options.quiet)?;
     if !app.options.quiet {
+        let archiving = if exported.archives_nothing {
+            "It archives nothing: its postgresql.auto.conf has archive_mode = off"
+        } else {
+            "It archives where its configuration says: look at archive_mode before you start it"
+        };
         app.out.line(format_args!(
-            "Exported clone {name} of {server} to {}: {}, {}. It archives nothing: its postgresql.auto.conf has \
-             archive_mode = off",
+            "Exported clone {name} of {server} to {}: {}, {}\n{archiving}",
             to.display(),
             output::count(usize::try_from(exported.files).unwrap_or(usize::MAX), "file"),
             output::bytes(exported.bytes)
