@@ -6,12 +6,11 @@ mod kept;
 mod manifest;
 mod wal;
 
-use barmanfs_catalog::{
-    CloneDescription, CloneLock, CloneName, Error as CatalogError, Repository, ServerName,
-};
+use barmanfs_catalog::{CloneDescription, CloneLock, CloneName, Repository, ServerName};
 use barmanfs_fs::live::{Kind, LiveClone, NodeAttributes, NodeId};
 use rustix::io::Errno;
 
+use crate::commands::clone::mounts::is_running;
 use crate::error::Error;
 use crate::instance;
 
@@ -33,21 +32,13 @@ pub(crate) struct OfflineClone {
 type Visit<'a> = dyn FnMut(&[u8], &NodeAttributes) -> Result<bool, Error> + 'a;
 
 impl OfflineClone {
-    /// Takes a clone, which no mount serves and no server runs on; `purpose` is what others are told meanwhile.
+    /// Opens a clone that is locked: no mount serves it.
     pub(crate) fn open(
         repository: &Repository,
         server: &ServerName,
         name: &CloneName,
-        purpose: &str,
+        lock: CloneLock,
     ) -> Result<Self, Error> {
-        let lock = repository
-            .lock_clone(server, name, purpose)
-            .map_err(|error| match error {
-                CatalogError::CloneInUse { .. } => Error::from(error).hint(format!(
-                    "Stop the server on it ('barmanfs clone stop {server} {name}') and close what is open in it"
-                )),
-                error => error.into(),
-            })?;
         let description = repository.clone_named(server, name)?;
         let directory = repository.clone_directory(server, name);
         let clone = Self {
@@ -68,11 +59,7 @@ impl OfflineClone {
             None => Ok(()),
             Some(running) => {
                 let CloneDescription { server, name, .. } = &self.description;
-                Err(Error::failed(format!(
-                    "A server is running on the clone {name} of {server}, on port {} (process {})",
-                    running.port, running.pid
-                ))
-                .hint(format!("Stop it: barmanfs clone stop {server} {name}")))
+                Err(is_running(server, name, &running))
             }
         }
     }

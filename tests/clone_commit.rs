@@ -399,4 +399,15 @@ fn a_clone_at_work_is_left_alone(install: &'static Install) {
     assert_eq!(site.backup_ids().len(), 1);
     transact(&clone, 1);
     clone.stop("fast");
+    // The mount that serves it lets go of it, and serves it again afterwards.
+    let id = commit(&site, "test1", &[]);
+    site.ok(&["clone", "export", "main", "test1", &to]);
+    clone.start();
+    transact(&clone, 1);
+    let copies = [mount.path(&format!("main/{id}")), to.into()];
+    for (n, copy) in copies.iter().enumerate() {
+        let copy = start_copy(&site, install, copy, &format!("copy{n}"));
+        assert_eq!((transactions(&copy), transactions(&clone)), (101, 102));
+    }
+    clone.stop("fast");
 }

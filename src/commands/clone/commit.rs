@@ -2,6 +2,7 @@
 
 use barmanfs_catalog::Backup;
 
+use super::mounts::hold;
 use crate::cli::clone::CommitArgs;
 use crate::clone::{OfflineClone, commit};
 use crate::commands::App;
@@ -14,7 +15,9 @@ use crate::output;
 pub(super) fn run(app: &mut App, args: &CommitArgs) -> Result<Outcome, Error> {
     let repository = app.repository_for_writing()?;
     let server = app.known_server(&repository, &args.which.server)?;
-    let clone = OfflineClone::open(&repository, &server, &args.which.name, "committing it")?;
+    let name = &args.which.name;
+    let lock = hold(&repository, &server, name, "committing it")?;
+    let clone = OfflineClone::open(&repository, &server, name, lock)?;
     let backup = commit::commit(&repository, &clone, args.label.clone(), app.options.quiet)?;
     if args.json.json {
         app.out.json(&as_json(&backup)?)?;

@@ -1,5 +1,6 @@
 //! `barmanfs clone export`.
 
+use super::mounts::hold;
 use crate::cli::clone::ExportArgs;
 use crate::clone::{OfflineClone, export};
 use crate::commands::App;
@@ -11,7 +12,8 @@ pub(super) fn run(app: &mut App, args: &ExportArgs) -> Result<Outcome, Error> {
     let repository = app.repository()?;
     let server = app.known_server(&repository, &args.which.server)?;
     let (name, to) = (&args.which.name, &args.directory);
-    let clone = OfflineClone::open(&repository, &server, name, "exporting it")?;
+    let lock = hold(&repository, &server, name, "exporting it")?;
+    let clone = OfflineClone::open(&repository, &server, name, lock)?;
     let exported = export::export(&clone, to, app.options.quiet)?;
     if !app.options.quiet {
         let archiving = if exported.archives_nothing {
