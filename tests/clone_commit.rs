@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::common::load::{assert_sums_agree, fill, transact, transactions};
 use crate::common::registry::topic;
@@ -15,6 +16,8 @@ topic! {
     with_postgres nothing_is_taken_for_the_server_that_was_a_clone(as_root),
     with_postgres an_exported_clone_is_a_plain_directory(as_root),
     with_postgres a_clone_at_work_is_left_alone(as_root),
+    with_postgres tablespaces_are_directories_of_the_backup_or_refused(as_root),
+    with_postgres a_commit_that_is_killed_is_no_backup_and_can_be_repeated(as_root),
 }
 
 const PAGE: usize = 8192;
@@ -71,6 +74,13 @@ fn start_copy(site: &Site, install: &'static Install, from: &Path, name: &str) -
     assert_eq!(copy.query("SELECT pg_is_in_recovery()"), "f");
     assert_eq!(copy.query("SHOW archive_mode"), "off");
     copy
+}
+
+/// The segments that are in a backup's own pg_wal.
+fn segments(site: &Site, mount: &Mount, id: &str) -> Vec<String> {
+    let mut names = site.list(&mount.path(&format!("main/raw/{id}/pg_wal")));
+    names.retain(|name| name.len() == 24);
+    names
 }
 
 fn files_under(directory: &Path, prefix: &str, files: &mut BTreeMap<String, PathBuf>) {
@@ -155,6 +165,7 @@ fn a_clone_that_was_shut_down_becomes_a_backup_of_what_changed(install: &'static
         .says(&["clone test1 of", "nothing to replay"]);
 
     let mount = Mount::for_all(&site);
+    assert_eq!(segments(&site, &mount, &id).len(), 1);
     for view in [format!("main/raw/{id}"), format!("main/{id}")] {
         clone.verify_backup(&mount.path(&view), None);
         let mut copy = start_copy(&site, install, &mount.path(&view), "copy");
@@ -216,15 +227,26 @@ fn a_clone_that_crashed_becomes_a_backup_that_recovers(install: &'static Install
     let (site, _primary) = filled_site(install);
     let mount = Mount::for_all(&site);
     let mut clone = started_clone(&site, &mount, install, "");
-    transact(&clone, 50);
+    transact(&clone, 250);
     clone.query("CHECKPOINT");
-    transact(&clone, 400);
+    transact(&clone, 200);
     clone.query("CREATE TABLE late AS SELECT generate_series(1, 1000) AS n");
+    // Recycled for later, these are in the clone and hold nothing that is needed.
+    let present = clone.query("SELECT name FROM pg_ls_waldir() WHERE length(name) = 24 ORDER BY 1");
+    let current = clone.query("SELECT pg_walfile_name(pg_current_wal_lsn())");
+    let redo = clone.query("SELECT pg_walfile_name(redo_lsn) FROM pg_control_checkpoint()");
     clone.kill();
     end(mount);
     let id = commit(&site, "test1", &[]);
     assert_eq!(shown(&site, &id)["cloned_from"]["shut_down"], false);
     let mount = Mount::for_all(&site);
+    let mut needed: Vec<&str> = present.lines().collect();
+    needed.retain(|name| (redo.as_str()..=current.as_str()).contains(name));
+    assert!(
+        (2..present.lines().count()).contains(&needed.len()),
+        "{needed:?} of {present}"
+    );
+    assert_eq!(segments(&site, &mount, &id), needed, "{present}");
     clone.verify_backup(&mount.path(&format!("main/raw/{id}")), None);
     for view in [format!("main/raw/{id}"), format!("main/{id}")] {
         let mut copy = start_copy(&site, install, &mount.path(&view), "copy");
@@ -410,4 +432,79 @@ fn a_clone_at_work_is_left_alone(install: &'static Install) {
         assert_eq!((transactions(&copy), transactions(&clone)), (101, 102));
     }
     clone.stop("fast");
+}
+
+fn tablespaces_are_directories_of_the_backup_or_refused(install: &'static Install) {
+    let (site, primary) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
+    let space = site.make_directory("fast");
+    primary.query(&format!("CREATE TABLESPACE fast LOCATION '{}'", space.display()));
+    primary.query("CREATE TABLE kept TABLESPACE fast AS SELECT generate_series(1, 30000) AS n");
+    site.backup();
+    let mount = Mount::for_all(&site);
+    let mut clone = started_clone(&site, &mount, install, "");
+    clone.query("UPDATE kept SET n = n + 1 WHERE n <= 10");
+    clone.query("CREATE TABLESPACE own LOCATION ''");
+    clone.query("CREATE TABLE new TABLESPACE own AS SELECT 1 AS n");
+    clone.stop("fast");
+    let id = commit(&site, "test1", &[]);
+    let spaces = shown(&site, &id)["tablespaces"].clone();
+    assert_eq!(spaces.as_array().unwrap().len(), 2, "{spaces}");
+    assert!(spaces.to_string().contains(&*space.to_string_lossy()), "{spaces}");
+    clone.verify_backup(&mount.path(&format!("main/raw/{id}")), None);
+    let copy = start_copy(&site, install, &mount.path(&format!("main/{id}")), "copy");
+    assert_eq!(
+        copy.query("SELECT sum(n), (SELECT n FROM new) FROM kept"),
+        "450015010|1"
+    );
+
+    clone.start();
+    let outside = site.make_directory("outside");
+    clone.query(&format!(
+        "CREATE TABLESPACE outside LOCATION '{}'",
+        outside.display()
+    ));
+    clone.stop("fast");
+    site.barmanfs(&["clone", "commit", "main", "test1"])
+        .refused(1)
+        .says(&["pg_tblspc/", "leads out of it", &outside.to_string_lossy()]);
+    assert_eq!(site.backups().pop().unwrap()["status"], "FAILED");
+    // It is no failure of the server's backups.
+    site.ok(&["check", "main"]);
+}
+
+fn a_commit_that_is_killed_is_no_backup_and_can_be_repeated(install: &'static Install) {
+    let (site, _primary) = filled_site(install);
+    let mount = Mount::for_all(&site);
+    let mut clone = started_clone(&site, &mount, install, "");
+    transact(&clone, 200);
+    clone.stop("fast");
+    end(mount);
+    for after_ms in [5, 20, 40, 80, 120, 160, 240] {
+        let mut commit = site.spawn(&["clone", "commit", "main", "test1"]);
+        std::thread::sleep(Duration::from_millis(after_ms));
+        let _ = commit.kill();
+        let _ = commit.wait();
+    }
+    let id = commit(&site, "test1", &[]);
+    let done = |backup: &serde_json::Value| backup["status"] == "DONE";
+    assert!(
+        site.backups()
+            .iter()
+            .all(|backup| done(backup) || backup["status"] == "FAILED")
+    );
+    site.ok(&["sweep"]);
+    site.ok(&["verify", "main"]);
+    let mount = Mount::for_all(&site);
+    for backup in site
+        .backups()
+        .iter()
+        .filter(|backup| done(backup) && backup["kind"] == "clone")
+    {
+        clone.verify_backup(
+            &mount.path(&format!("main/raw/{}", backup["id"].as_str().unwrap())),
+            None,
+        );
+    }
+    let copy = start_copy(&site, install, &mount.path(&format!("main/{id}")), "copy");
+    assert_eq!(transactions(&copy), 300);
 }

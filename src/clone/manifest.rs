@@ -74,6 +74,7 @@ fn modified(time_s: i64) -> String {
     format!("{second} GMT")
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn unwritable(error: io::Error) -> Error {
     Error::failed(format!("Cannot write the backup_manifest: {error}"))
 }

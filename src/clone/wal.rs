@@ -118,7 +118,8 @@ impl Position {
             timeline,
             ..
         } = self.control;
-        if segment.start_lsn(size) < redo.segment_start(size) {
+        // Replay goes on to later timelines, never back to one before the checkpoint's.
+        if segment.start_lsn(size) < redo.segment_start(size) || segment.timeline < timeline {
             return Ok(Needed::No);
         }
         if self.is_shut_down() {
