@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::common::disk::SmallDisk;
 use crate::common::load::{assert_sums_agree, fill, transact, transactions};
 use crate::common::registry::topic;
 use crate::common::{Install, Mount, PgServer, Site};
@@ -356,6 +357,15 @@ fn an_exported_clone_is_a_plain_directory(install: &'static Install) {
     site.barmanfs(&["clone", "export", "main", "test1", &text(&occupied)])
         .refused(1)
         .says(&["is not empty"]);
+    let full = site.make_directory("full");
+    let _disk = SmallDisk::mount(&full, 10);
+    site.barmanfs(&["clone", "export", "main", "test1", &text(&full)])
+        .refused(1)
+        .says(&["is where a file system is mounted"]);
+    site.barmanfs(&["clone", "export", "main", "test1", &text(&full.join("copy"))])
+        .refused(1)
+        .says(&["No space left"]);
+    assert_eq!(site.list(&full), [""; 0]);
     // What an export that was killed has left.
     site.make_directory(".exported.exporting");
     site.write_file(".exported.exporting/half", b"of a file");
@@ -366,6 +376,11 @@ fn an_exported_clone_is_a_plain_directory(install: &'static Install) {
     assert_eq!(site.checksums(&to).lines().collect::<Vec<_>>(), expected);
     let sparse = fs::metadata(to.join("sparse")).unwrap();
     assert!(sparse.blocks() * 512 < 100_000, "{}", sparse.blocks());
+    // An empty directory is taken, also behind a link, which stays one.
+    let empty = site.make_directory("empty");
+    site.sh("ln -s empty link").ok();
+    site.ok(&["clone", "export", "main", "test1", &text(&site.path("link"))]);
+    assert_eq!(site.list(&empty), site.list(&to));
     let as_root = crate::common::process::run(&mut site.own_barmanfs_command(&[
         "clone",
         "export",

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use barmanfs_catalog::Repository;
 use barmanfs_fs::namespace::{Content, Found, Ino, Seek};
 use barmanfs_fs::views::Caller;
-use barmanfs_pg::manifest;
 use barmanfs_pg::wal_name::WalName;
+use barmanfs_pg::{TimelineId, manifest};
 use barmanfs_store::{FileMap, Node as Stored};
 use support::tree::{NOBODY, Tree};
 use support::{Fixture, Thing, WINDOW, content, data_directory, segment};
@@ -139,6 +139,50 @@ fn a_startable_view_recovers_by_itself_and_archives_nothing() {
         tree.node("main/latest/postgresql.auto.conf").stat.size_bytes,
         auto_conf.len() as u64
     );
+}
+
+#[test]
+fn a_backup_of_a_clone_starts_as_it_is_and_is_not_the_latest() {
+    let fixture = archived();
+    let own = fixture.backup(&data_directory(1));
+    // The server has a timeline 2, too: another one.
+    let history = WalName::History(TimelineId(2));
+    fixture.archive_as(&history, b"1\t0/300000\tthe server's\n");
+    let mut things = data_directory(2);
+    things.push((
+        "pg_wal/00000002.history",
+        Thing::File(b"1\t0/400000\tthe clone's\n".to_vec()),
+    ));
+    things.push(("pg_wal/000000020000000000000004", Thing::File(segment(4, 4).1)));
+    let committed = fixture.backup_of_clone(&own, &things).id;
+    let tree = Tree::of(&fixture.repository);
+    for alias in ["latest", "oldest"] {
+        let label = tree.text(&format!("main/{alias}/backup_label"));
+        assert_eq!(label, "START WAL LOCATION: 1\n", "{alias}");
+    }
+    for view in [format!("main/raw/{committed}"), format!("main/{committed}")] {
+        assert!(tree.find(&format!("{view}/recovery.signal")).is_none());
+        assert_eq!(
+            tree.list(&format!("{view}/pg_wal")),
+            ["00000002.history", "000000020000000000000004", "archive_status"]
+        );
+        assert!(
+            tree.text(&format!("{view}/pg_wal/00000002.history"))
+                .contains("the clone's")
+        );
+    }
+    assert_eq!(
+        tree.list(&format!("main/{committed}/pg_wal/archive_status")),
+        ["00000002.history.done", "000000020000000000000004.done"]
+    );
+    let settings = tree.text(&format!("main/{committed}/postgresql.auto.conf"));
+    assert!(settings.starts_with("# As ALTER SYSTEM left it"), "{settings}");
+    assert!(settings.contains("\narchive_mode = off\n"), "{settings}");
+    assert!(
+        settings.contains("shut down cleanly, and starts as it is"),
+        "{settings}"
+    );
+    assert!(!settings.contains("recovery_target"), "{settings}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use barmanfs_fs::live::{Kind, NodeAttributes};
@@ -44,6 +44,9 @@ pub(crate) struct Exported {
 /// Copies a clone to `to`, which is not there yet, or an empty directory.
 pub(crate) fn export(clone: &OfflineClone, to: &Path, quiet: bool) -> Result<Exported, Error> {
     refuse_occupied(to)?;
+    // What is there may be reached by a link, whose place is not to be taken.
+    let to = &fs::canonicalize(to).unwrap_or_else(|_| to.to_owned());
+    refuse_mount_point(to)?;
     let unfinished = Unfinished::make(to)?;
     let mut copy = Copy {
         clone,
@@ -88,6 +91,19 @@ fn refuse_occupied(to: &Path) -> Result<(), Error> {
         Err(error) if error.kind() == ErrorKind::NotADirectory => occupied("is no directory"),
         Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("read", to, &error)),
         Ok(false) | Err(_) => Ok(()),
+    }
+}
+
+/// The root of a file system cannot be replaced.
+fn refuse_mount_point(to: &Path) -> Result<(), Error> {
+    let device = |path: &Path| fs::metadata(path).map(|found| found.dev()).ok();
+    match (device(to), to.parent().and_then(device)) {
+        (Some(own), Some(parent)) if own != parent => Err(Error::failed(format!(
+            "{} is where a file system is mounted",
+            to.display()
+        ))
+        .hint("Name a directory in it that is not there yet")),
+        _ => Ok(()),
     }
 }
 

@@ -5,11 +5,14 @@ pub mod daemon;
 pub mod ordinary;
 pub mod tree;
 
-use barmanfs_catalog::{Backup, BackupEnd, CreateOptions, NewBackup, Repository, ServerName};
+use barmanfs_catalog::{
+    Backup, BackupEnd, BackupRun, CloneDescription, CloneOrigin, CreateOptions, NewBackup, Repository,
+    ServerName,
+};
 use barmanfs_pg::manifest::{Checksum, ManifestFile, ManifestWriter};
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId};
-use barmanfs_store::Attributes;
+use barmanfs_store::{Attributes, RecordId};
 
 pub const SYSTEM: SystemId = SystemId(7_710_414_268_036_822_209);
 pub const SEGMENT: SegmentSize = SegmentSize::MIN;
@@ -72,40 +75,55 @@ impl Fixture {
             wal_included: false,
             timezone: None,
         };
-        let mut run = self
+        let run = self
             .repository
             .writer("test")
             .unwrap()
             .begin_backup(&self.server, new)
             .unwrap();
-        for (path, thing) in things {
-            let tree = run.tree().unwrap();
-            match thing {
-                Thing::Directory => tree.directory(path.as_bytes(), attributes(0o700)).unwrap(),
-                Thing::Link(target) => {
-                    tree.symlink(path.as_bytes(), attributes(0o777), target.as_bytes())
-                        .unwrap();
-                }
-                Thing::File(bytes) => {
-                    let mut file = tree
-                        .file(
-                            path.as_bytes(),
-                            attributes(0o600),
-                            bytes.len() as u64,
-                            WINDOW as u32,
-                        )
-                        .unwrap();
-                    file.write(bytes).unwrap();
-                    file.finish().unwrap();
-                }
-            }
-        }
+        put(&run, things);
+        Self::end(run, needs, TimelineId(1))
+    }
+
+    /// A backup of a clone of `of`, whose server was shut down.
+    pub fn backup_of_clone(&self, of: &Backup, things: &[(&str, Thing)]) -> Backup {
+        let new = NewBackup {
+            label: None,
+            system_id: self.system,
+            server_version: ServerVersion(150_018),
+            segment_size: SEGMENT,
+            wal_included: true,
+            timezone: None,
+        };
+        let clone = CloneDescription {
+            id: RecordId::random().unwrap(),
+            seed: None,
+            server: self.server.clone(),
+            name: "test1".parse().unwrap(),
+            origin: CloneOrigin {
+                backup: of.id,
+                target: None,
+                copied_from: None,
+            },
+            created_at: of.begin_time,
+            root: of.root.clone().unwrap(),
+            grafts: Vec::new(),
+            max_bytes: None,
+        };
+        let writer = self.repository.writer("test").unwrap();
+        let mut run = writer.begin_backup(&self.server, new).unwrap();
+        run.build_on_clone(&clone, true).unwrap();
+        put(&run, things);
+        Self::end(run, 4..=4, TimelineId(2))
+    }
+
+    fn end(mut run: BackupRun, needs: std::ops::RangeInclusive<u64>, timeline: TimelineId) -> Backup {
         run.end_tree(attributes(0o700)).unwrap();
         let bytes = SEGMENT.bytes();
         run.finish(BackupEnd {
             start_lsn: Lsn(needs.start() * bytes + 40),
             stop_lsn: Lsn(needs.end() * bytes + 4096),
-            timeline: TimelineId(1),
+            timeline,
             data_checksums: None,
             tablespaces: Vec::new(),
             sent_bytes: 0,
@@ -113,6 +131,32 @@ impl Fixture {
             from_standby: false,
         })
         .unwrap()
+    }
+}
+
+/// Puts these things into a backup's tree.
+fn put(run: &BackupRun, things: &[(&str, Thing)]) {
+    for (path, thing) in things {
+        let tree = run.tree().unwrap();
+        match thing {
+            Thing::Directory => tree.directory(path.as_bytes(), attributes(0o700)).unwrap(),
+            Thing::Link(target) => {
+                tree.symlink(path.as_bytes(), attributes(0o777), target.as_bytes())
+                    .unwrap();
+            }
+            Thing::File(bytes) => {
+                let mut file = tree
+                    .file(
+                        path.as_bytes(),
+                        attributes(0o600),
+                        bytes.len() as u64,
+                        WINDOW as u32,
+                    )
+                    .unwrap();
+                file.write(bytes).unwrap();
+                file.finish().unwrap();
+            }
+        }
     }
 }
 
