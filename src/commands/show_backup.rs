@@ -289,10 +289,10 @@ mod tests {
                 .collect::<String>()
         };
         assert_snapshot!(told(&backup), @"
-        Taken from          the clone test1
-        Came in as          clone test1 of 20261119T101500 at name:before migration
-        WAL                 in its own pg_wal, and nothing to replay: it was shut down cleanly
-        Read of the clone   3.00 GiB
+        Taken from           the clone test1
+        Came in as           clone test1 of 20261119T101500 at name:before migration
+        WAL                  in its own pg_wal, and nothing to replay: it was shut down cleanly
+        Read of the clone    3.00 GiB
         ");
         backup.cloned_from.as_mut().unwrap().shut_down = false;
         assert!(told(&backup).contains("replayed at the start, as after a crash"));
