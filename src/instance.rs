@@ -525,6 +525,19 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_works_elsewhere_is_no_server() {
+        let tells = |data: &Path| {
+            format!(
+                "{}\n{}\n1763700000\n25432\n/tmp\n",
+                std::process::id(),
+                data.display()
+            )
+        };
+        assert!(running_by(&tells(&std::env::current_dir().unwrap())).is_some());
+        assert_eq!(running_by(&tells(Path::new("/elsewhere"))), None);
+    }
+
+    #[test]
     fn settings_reach_the_server_through_a_shell() {
         let mut options = StartOptions {
             port: None,
