@@ -4,6 +4,7 @@
 //! a server runs, and how far its recovery is, stands in its files, so no password is needed.
 
 mod programs;
+mod recovery;
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
@@ -12,13 +13,13 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use barmanfs_catalog::Action;
 use barmanfs_pg::control::{ClusterState, ControlFile};
-use nix::unistd::Uid;
+use nix::unistd::{Uid, User};
 
-pub(crate) use programs::Programs;
+use programs::Programs;
+pub(crate) use recovery::Replayed;
 
 use crate::error::Error;
 
@@ -37,14 +38,14 @@ const PORT_TRIES: u32 = 10;
 /// PostgreSQL's own default, and where `psql -h` needs the fewest letters.
 pub(crate) const SOCKET_DIRECTORY: &str = "/tmp";
 
+/// Runs a program as another user with all groups of that user.
+const SETPRIV: &str = "setpriv";
+
+/// What a server notes of its state.
+const CONTROL: &str = "global/pg_control";
+
 /// The end of a server's log that is shown when it does not start.
 const LOG_TAIL_BYTES: u64 = 2000;
-
-/// What a server says that shuts down at its target (`src/backend/postmaster/postmaster.c`).
-const SHUT_DOWN_AT_TARGET: &str = "shutdown at recovery target";
-
-/// How often a recovery is looked at.
-const POLL: Duration = Duration::from_millis(100);
 
 /// How a server is to be started.
 #[derive(Debug, Clone)]
@@ -69,17 +70,6 @@ pub(crate) struct Running {
     pub(crate) pid: i32,
     pub(crate) port: u16,
     pub(crate) socket_directory: PathBuf,
-}
-
-/// How a recovery has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Replayed {
-    /// The server takes writes.
-    Promoted,
-    /// It waits at its target, open for queries.
-    Paused,
-    /// It has shut down at its target.
-    ShutDown,
 }
 
 /// A data directory, and the programs for it.
@@ -174,6 +164,7 @@ impl Instance {
 
     fn start_on(&self, port: u16, options: &StartOptions) -> Result<Option<Running>, Error> {
         let log_before = size_bytes(&options.log);
+        let control_before = self.control_bytes()?;
         let ended = self
             .command("pg_ctl")
             .args(["start", "-s", "-w", "-t"])
@@ -195,15 +186,15 @@ impl Instance {
                 options.timeout.as_secs()
             ))
             .hint(format!("Its log is {}", options.log.display()))),
-            None if self.has_shut_down_at_target(&options.log, log_before)? => Ok(None),
+            None if self.has_shut_down_at_target(&control_before)? => Ok(None),
             None => Err(self.why_not(&options.log, log_before, &ended.stderr)),
         }
     }
 
-    /// `recovery_target_action = shutdown`; `pg_ctl` of some versions takes that for a failure.
-    fn has_shut_down_at_target(&self, log: &Path, from: u64) -> Result<bool, Error> {
-        let said = tail(log, from).is_some_and(|tail| tail.contains(SHUT_DOWN_AT_TARGET));
-        Ok(said && self.control()?.state == ClusterState::ShutDownInRecovery)
+    /// `recovery_target_action = shutdown`, which `pg_ctl` takes for a failure: it has been at work, and ended in order.
+    fn has_shut_down_at_target(&self, before: &[u8]) -> Result<bool, Error> {
+        let now = self.control_bytes()?;
+        Ok(now != before && self.control_of(&now)?.state == ClusterState::ShutDownInRecovery)
     }
 
     /// Stops it, its sessions ended; nothing to do where none runs.
@@ -237,96 +228,40 @@ impl Instance {
         )))
     }
 
-    /// Whether it replays WAL, and takes no writes yet.
-    pub(crate) fn is_recovering(&self) -> Result<bool, Error> {
-        let state = self.control()?.state;
-        Ok(matches!(
-            state,
-            ClusterState::InArchiveRecovery | ClusterState::InCrashRecovery
-        ))
-    }
-
-    /// Waits until its recovery has reached its target, where it does `action`.
-    pub(crate) fn wait_for_recovery(
-        &self,
-        action: Action,
-        timeout: Option<Duration>,
-    ) -> Result<Replayed, Error> {
-        let began = Instant::now();
-        loop {
-            let state = self.control()?.state;
-            match running(&self.data) {
-                Some(_) if state == ClusterState::InProduction => return Ok(Replayed::Promoted),
-                Some(running) if action == Action::Pause && self.is_paused(&running)? => {
-                    return Ok(Replayed::Paused);
-                }
-                Some(_) => {}
-                None if action == Action::Shutdown
-                    && self.control()?.state == ClusterState::ShutDownInRecovery =>
-                {
-                    return Ok(Replayed::ShutDown);
-                }
-                None => {
-                    return Err(Error::failed(format!(
-                        "The server in {} has stopped during its recovery: its log says why",
-                        self.data.display()
-                    )));
-                }
-            }
-            if timeout.is_some_and(|timeout| began.elapsed() >= timeout) {
-                return Err(Error::failed(format!(
-                    "The server in {} is still recovering after {} s; it goes on",
-                    self.data.display(),
-                    began.elapsed().as_secs()
-                )));
-            }
-            std::thread::sleep(POLL);
-        }
-    }
-
-    /// Whether recovery waits at its target. This no file tells: the server is asked, by the user it runs as.
-    fn is_paused(&self, running: &Running) -> Result<bool, Error> {
-        let asked = self
-            .command("psql")
-            .args([
-                "-XAtqw",
-                "-d",
-                "postgres",
-                "-c",
-                "SELECT pg_is_wal_replay_paused()",
-                "-p",
-            ])
-            .arg(running.port.to_string())
-            .arg("-h")
-            .arg(&running.socket_directory)
-            .output()
-            .map_err(|error| Error::failed(format!("Cannot run psql: {error}")))?;
-        // It has gone since, or is just being promoted by somebody.
-        if asked.status.success() || !is_alive(running.pid) {
-            return Ok(asked.stdout.starts_with(b"t"));
-        }
-        let why = String::from_utf8_lossy(&asked.stderr);
-        let why = why.lines().next().unwrap_or("psql does not say why").trim();
-        Err(Error::failed(format!(
-            "Whether the server in {} waits at its target cannot be seen: {why}",
-            self.data.display()
-        ))
-        .hint("It goes on without this command: SELECT pg_is_wal_replay_paused() tells"))
-    }
-
     /// One of PostgreSQL's programs, to be run as the data's owner, where its directory is no matter.
     pub(crate) fn command(&self, name: &str) -> Command {
-        let mut command = Command::new(self.programs.path(name));
+        let program = self.programs.path(name);
+        let mut command = match self.switcher() {
+            // With the user's other groups: a server may need one to read its key.
+            Some(setpriv) => {
+                let mut command = Command::new(setpriv);
+                command
+                    .arg(format!("--reuid={}", self.uid))
+                    .arg(format!("--regid={}", self.gid))
+                    .arg("--init-groups")
+                    .arg("--")
+                    .arg(program);
+                command
+            }
+            None => self.as_owner(&program),
+        };
         command.current_dir("/").stdin(Stdio::null());
+        command
+    }
+
+    fn as_owner(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
         if Uid::effective().is_root() {
             command.uid(self.uid).gid(self.gid);
         }
         command
     }
 
-    /// The server itself, to be run as a child of this process and not in the background.
+    /// The server itself, to be run as a child of this process and not in the background. No program stands between: the
+    /// kernel would forget then what it is to do when this process dies.
     pub(crate) fn server(&self, port: u16, options: &StartOptions) -> Result<Command, Error> {
-        let mut command = self.command("postgres");
+        let mut command = self.as_owner(&self.programs.path("postgres"));
+        command.current_dir("/").stdin(Stdio::null());
         command.arg("-D").arg(&self.data);
         for (name, value) in server_settings(port, options)? {
             command.arg("-c").arg(format!("{name}={value}"));
@@ -334,10 +269,27 @@ impl Instance {
         Ok(command)
     }
 
+    /// util-linux's `setpriv`, for root and a user this host knows.
+    fn switcher(&self) -> Option<PathBuf> {
+        User::from_uid(Uid::from_raw(self.uid)).ok().flatten()?;
+        let path = std::env::var_os("PATH").filter(|_| Uid::effective().is_root())?;
+        std::env::split_paths(&path)
+            .map(|directory| directory.join(SETPRIV))
+            .find(|setpriv| setpriv.is_file())
+    }
+
     fn control(&self) -> Result<ControlFile, Error> {
-        let path = self.data.join("global/pg_control");
-        let bytes = fs::read(&path).map_err(|error| unreadable(&path, &error))?;
-        ControlFile::parse(&bytes).map_err(|error| Error::failed(format!("{}: {error}", path.display())))
+        self.control_of(&self.control_bytes()?)
+    }
+
+    fn control_bytes(&self) -> Result<Vec<u8>, Error> {
+        let path = self.data.join(CONTROL);
+        fs::read(&path).map_err(|error| unreadable(&path, &error))
+    }
+
+    fn control_of(&self, bytes: &[u8]) -> Result<ControlFile, Error> {
+        ControlFile::parse(bytes)
+            .map_err(|error| Error::failed(format!("{}: {error}", self.data.join(CONTROL).display())))
     }
 
     fn why_not(&self, log: &Path, from: u64, said: &[u8]) -> Error {
