@@ -18,7 +18,7 @@ use std::time::Duration;
 use barmanfs_pg::control::{ClusterState, ControlFile};
 use nix::unistd::{Uid, User};
 
-use programs::Programs;
+pub(crate) use programs::Programs;
 pub(crate) use recovery::Replayed;
 
 use crate::error::Error;

@@ -342,6 +342,11 @@ fn an_exported_clone_is_a_plain_directory(install: &'static Install) {
     let file = fs::File::create(mount.path("main/live/test1/sparse")).unwrap();
     file.write_all_at(b"end", 1 << 20).unwrap();
     drop(file);
+    site.sh(&format!(
+        "ln -s PG_VERSION '{}'",
+        mount.path("main/live/test1/alias").display()
+    ))
+    .ok();
     let expected = site.checksums(&mount.path("main/live/test1"));
     // How a server was started is no part of its data.
     let expected: Vec<&str> = expected
@@ -374,6 +379,7 @@ fn an_exported_clone_is_a_plain_directory(install: &'static Install) {
         .says(&["archive_mode = off"]);
     assert!(!site.path(".exported.exporting").exists());
     assert_eq!(site.checksums(&to).lines().collect::<Vec<_>>(), expected);
+    assert_eq!(fs::read_link(to.join("alias")).unwrap(), Path::new("PG_VERSION"));
     let sparse = fs::metadata(to.join("sparse")).unwrap();
     assert!(sparse.blocks() * 512 < 100_000, "{}", sparse.blocks());
     // An empty directory is taken, also behind a link, which stays one.

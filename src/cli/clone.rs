@@ -74,7 +74,9 @@ Examples:
 
     /// Make a backup of a clone; only what was changed in it is stored
     #[command(after_help = "\
-The server on it must be stopped. The backup needs neither the clone nor the backup it was made of.
+The server on it must be stopped. The backup needs neither the clone nor the backup it was made of, and starts as the
+clone would: at once after a clean stop, as after a crash otherwise. It is none of the server's: 'latest', points in time
+and the next backup pass it over.
 
 Examples:
   barmanfs clone stop main test1
@@ -84,7 +86,8 @@ Examples:
 
     /// Copy a clone to a plain directory
     #[command(after_help = "\
-The server on it must be stopped. Holes in files stay holes.
+The server on it must be stopped. Holes in files stay holes, and as root owners are kept. The directory is there when
+all of it is.
 
 Examples:
   barmanfs clone export main test1 /var/lib/postgresql/exported")]
