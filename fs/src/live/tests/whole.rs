@@ -292,6 +292,67 @@ fn another_clones_journal_is_refused() {
 }
 
 #[test]
+fn a_copied_clone_is_as_the_first_one_was_and_goes_its_own_way() {
+    let (stage, _) = stage();
+    let clone = stage.create();
+    let table = id(&clone, TABLE);
+    clone.write(table, 100, b"changed", false).unwrap();
+    let made = clone.create(clone.root(), b"made", NEW).unwrap().node;
+    clone.write(made, 0, b"all of it", false).unwrap();
+    clone.flush_all().unwrap();
+    let expected = read_all(&clone, table).unwrap();
+    drop(clone);
+    let mut copy = stage.description.clone();
+    copy.seed = Some(stage.description.seed());
+    copy.id = RecordId::random().unwrap();
+    let directory = stage.directory.with_file_name("copy");
+    std::fs::create_dir(&directory).unwrap();
+    crate::live::copy_files(&stage.directory, &directory).unwrap();
+    let copy = LiveClone::open(&directory, &copy, stage.trees()).unwrap();
+    assert_eq!(read_all(&copy, id(&copy, TABLE)).unwrap(), expected);
+    assert_eq!(read_all(&copy, id(&copy, "made")).unwrap(), b"all of it");
+    copy.write(table, 100, b"another", false).unwrap();
+    copy.unlink(copy.root(), b"made").unwrap();
+    copy.flush_all().unwrap();
+    let clone = stage.open();
+    assert_eq!(read_all(&clone, id(&clone, TABLE)).unwrap(), expected);
+    assert_eq!(read_all(&clone, id(&clone, "made")).unwrap(), b"all of it");
+}
+
+#[test]
+fn what_was_looked_up_before_is_known_again_if_it_is_there() {
+    let (stage, things) = stage();
+    let clone = stage.create();
+    let (table, base) = (id(&clone, TABLE), id(&clone, "base"));
+    let made = clone.create(clone.root(), b"made", NEW).unwrap().node;
+    let origins = [table, base, made].map(|node| clone.origin(node));
+    assert_eq!(origins[2], None);
+    clone.flush_all().unwrap();
+    drop(clone);
+
+    let clone = stage.open();
+    assert_eq!(errno(clone.attributes(table)), Err(Errno::STALE));
+    for (node, origin) in [table, base, made].into_iter().zip(&origins) {
+        clone.recall(node, origin.as_deref(), 1).unwrap();
+    }
+    assert_eq!(read_all(&clone, table).unwrap(), content(&things, TABLE));
+    clone.forget(base, 1);
+    assert_eq!(errno(clone.attributes(base)), Err(Errno::STALE));
+    // Somebody else has removed the one and put something into the place of the other.
+    clone.unlink(clone.root(), b"made").unwrap();
+    let (parent, name) = TABLE.rsplit_once('/').unwrap();
+    let parent = id(&clone, parent);
+    clone.unlink(parent, name.as_bytes()).unwrap();
+    clone.create(parent, name.as_bytes(), NEW).unwrap();
+    clone.flush_all().unwrap();
+    drop(clone);
+    let clone = stage.open();
+    for (node, origin) in [table, made].into_iter().zip([&origins[0], &origins[2]]) {
+        assert_eq!(errno(clone.recall(node, origin.as_deref(), 1)), Err(Errno::STALE));
+    }
+}
+
+#[test]
 fn many_at_work_at_once_do_not_disturb_each_other() {
     let (stage, things) = stage();
     let clone = Arc::new(stage.create());
