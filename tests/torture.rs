@@ -2,9 +2,11 @@
 //! has answered for is there afterwards. `BARMANFS_TEST_SECONDS`, whatever it says, makes them long.
 
 use crate::common::committer::{Committer, assert_none_lost};
+use crate::common::disk::SmallDisk;
 use crate::common::forgetful::ForgetfulDisk;
 use crate::common::load::{assert_sums_agree, fill, transact};
 use crate::common::postgres::end_servers_of;
+use crate::common::process::until;
 use crate::common::random::Random;
 use crate::common::registry::topic;
 use crate::common::{Install, Load, Mount, PgServer, Site};
@@ -13,6 +15,7 @@ use std::time::Duration;
 topic! {
     with_postgres answered_commits_outlive_the_daemon(as_root),
     with_postgres answered_commits_outlive_a_loss_of_power(as_root),
+    with_postgres answered_commits_outlive_a_full_disk(as_root),
 }
 
 /// Clients that count their commits, beside pgbench.
@@ -85,6 +88,35 @@ fn answered_commits_outlive_a_loss_of_power(install: &'static Install) {
         "power was lost {} times, and {lost} blocks of the disk's own cache",
         rounds + 1
     ));
+}
+
+fn answered_commits_outlive_a_full_disk(install: &'static Install) {
+    let mut random = Random::new("answered_commits_outlive_a_full_disk");
+    let site = backed_up(install);
+    let live = site.make_directory("repository/live");
+    let disk = SmallDisk::mount(&live, 80);
+    make_clone(&site, &mut random, |_| ());
+    let mut stage = Stage::new(&site, install, &mut random);
+    stage.clone.query("CREATE TABLE filler (t text)");
+    for megabytes in [160, 320, 640] {
+        stage.work(&mut random);
+        let fill = "INSERT INTO filler SELECT repeat('x', 1000) FROM generate_series(1, 5000)";
+        until("the disk is full", || {
+            stage.clone.try_query(fill).code() != Some(0)
+        });
+        assert!(
+            stage.clone.log().contains("No space left on device"),
+            "{}",
+            stage.clone.log()
+        );
+        stage.kill_server();
+        disk.grow(megabytes);
+        stage.check();
+    }
+    // Where there was room for half a block, PostgreSQL leaves that half at a file's end; pg_checksums objects to it.
+    stage.clone.query("DROP TABLE filler");
+    stage.clone.query("VACUUM FULL");
+    stage.finish("the disk was full three times");
 }
 
 /// A backup of a filled database, whose server has gone.
@@ -169,6 +201,11 @@ impl<'a> Stage<'a> {
     fn kill_daemon(&mut self) {
         let mut mount = self.mount.take().expect("mounted");
         mount.kill();
+        self.kill_server();
+    }
+
+    /// Nothing is left of server and clients.
+    fn kill_server(&mut self) {
         end_servers_of(&self.clone.data);
         drop(self.load.take());
         self.committers.iter_mut().for_each(Committer::collect);
@@ -195,9 +232,11 @@ impl<'a> Stage<'a> {
         self.clone.is_gone();
     }
 
-    /// Comes up again, with everything that was answered for.
+    /// Comes up again, mounted again if it has to be, with everything that was answered for.
     fn check(&mut self) {
-        self.mount = Some(Mount::for_all(self.site));
+        if self.mount.is_none() {
+            self.mount = Some(Mount::for_all(self.site));
+        }
         self.clone.wait_for_predecessor();
         self.clone.start();
         assert_none_lost(&self.clone, &self.committers);

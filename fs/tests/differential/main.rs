@@ -176,6 +176,12 @@ impl Round {
         if let Some(how) = compare::difference(&self.clone.root, &self.real.root, self.clone.started_s) {
             self.fail(&how);
         }
+        // Of the same disk, which others use as well.
+        let [ours, theirs] = [&self.clone, &self.real].map(|side| rustix::fs::statvfs(&side.root).unwrap());
+        let bytes = |of: &rustix::fs::StatVfs| of.f_blocks * of.f_frsize;
+        if bytes(&ours) != bytes(&theirs) || ours.f_namemax != theirs.f_namemax || ours.f_bavail == 0 {
+            self.fail("statfs tells of another disk");
+        }
     }
 
     /// The daemon ends, asked to or after everything was synced, and another one takes over.

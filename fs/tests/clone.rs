@@ -1,4 +1,4 @@
-//! Several who write to one file of a clone at the same time, as the processes of a server do. Needs /dev/fuse and root.
+//! What is done in clones by several at a time, or to much at a time. Needs /dev/fuse and root.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,10 +8,10 @@ use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use support::daemon::Daemon;
-use support::{Fixture, content, data_directory};
+use support::{Fixture, Thing, content, data_directory};
 
 const APPENDERS: u64 = 3;
 const RECORDS: u64 = 400;
@@ -91,17 +91,22 @@ fn check(path: &Path, before: &[u8]) {
     }
 }
 
-#[test]
-fn nobody_loses_what_he_wrote_beside_others() {
+/// A clone on a mount.
+fn cloned(things: &[(&str, Thing)]) -> (Fixture, Daemon, PathBuf) {
     let fixture = Fixture::new();
     fixture.archive(2, 2);
     fixture.archive(3, 3);
-    let things = data_directory(1);
-    fixture.backup(&things);
-    let repository = fixture.repository.path();
-    let mut daemon = Daemon::start(repository, &fixture.directory.path().join("mnt"));
-    let clone = daemon.point.join("main/live/together");
+    fixture.backup(things);
+    let daemon = Daemon::start(fixture.repository.path(), &fixture.directory.path().join("mnt"));
+    let clone = daemon.point.join("main/live/test1");
     std::fs::create_dir(&clone).unwrap();
+    (fixture, daemon, clone)
+}
+
+#[test]
+fn nobody_loses_what_he_wrote_beside_others() {
+    let things = data_directory(1);
+    let (fixture, mut daemon, clone) = cloned(&things);
     // One that stays partly the backup's, and one the kernel is handed.
     let before = content(&things, "base/5/1259");
     let (table, new) = (clone.join("base/5/1259"), clone.join("new"));
@@ -114,13 +119,39 @@ fn nobody_loses_what_he_wrote_beside_others() {
     daemon.kill();
     let point = daemon.point.clone();
     drop(daemon);
-    let _daemon = Daemon::start(repository, &point);
+    let _daemon = Daemon::start(fixture.repository.path(), &point);
     for path in [&table, &new] {
         check(path, before);
     }
 }
 
-/// No test by itself: the daemon of the one above.
+/// As `rm -rf` does it: names go while they are listed, and none is passed over.
+#[test]
+fn a_large_directory_is_emptied_while_it_is_listed() {
+    const FILES: usize = 6000;
+    let names: Vec<String> = (0..FILES / 2).map(|n| format!("base/5/{n:08}")).collect();
+    let mut things = data_directory(1);
+    things.retain(|(name, _)| !name.starts_with("base/5/"));
+    things.extend(
+        names
+            .iter()
+            .map(|name| (name.as_str(), Thing::File(b"x".to_vec()))),
+    );
+    let (_fixture, _daemon, clone) = cloned(&things);
+    let directory = clone.join("base/5");
+    for n in 0..FILES / 2 {
+        std::fs::write(directory.join(format!("{n:08}.new")), b"y").unwrap();
+    }
+    let mut removed = 0;
+    for entry in std::fs::read_dir(&directory).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+        removed += 1;
+    }
+    assert_eq!(removed, FILES);
+    std::fs::remove_dir(&directory).unwrap();
+}
+
+/// No test by itself: the daemon of those above.
 #[test]
 fn daemon() {
     support::daemon::serve();
