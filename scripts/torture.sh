@@ -21,7 +21,7 @@ case ${1:-} in
 *) usage >&2 && exit 2 ;;
 esac
 export BARMANFS_TEST_SECONDS=${1:-120}
-export BARMANFS_TEST_OPERATIONS=50000
+export BARMANFS_TEST_OPERATIONS=${BARMANFS_TEST_OPERATIONS:-50000}
 export BARMANFS_TEST_TOOLS=$root/target/torture/bin
 
 for tool in fsx pjdfstest; do
