@@ -297,8 +297,7 @@ impl Side {
             outcome?
         };
         if write.is_some() {
-            // When the time of such a write shows, differs: FUSE hears of it when pages are written back, or not at
-            // all where the kernel has the file.
+            // The time of such a write shows at once in ext4, and through FUSE when the pages are written back.
             let _ = rustix::fs::futimens(file, &times((0, UTIME_NOW)));
         }
         Ok(outcome)
