@@ -64,6 +64,9 @@ fn answered_commits_outlive_the_daemon(install: &'static Install) {
 }
 
 fn answered_commits_outlive_a_loss_of_power(install: &'static Install) {
+    if !ForgetfulDisk::is_possible() {
+        return;
+    }
     let mut random = Random::new("answered_commits_outlive_a_loss_of_power");
     let site = backed_up(install);
     let live = site.repository().join("live");
