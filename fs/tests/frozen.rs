@@ -1,0 +1,405 @@
+//! Repositories as earlier releases wrote them: whatever is changed later, they are read and gone on with.
+//!
+//! `frozen/<n>/repository` is one, `frozen/<n>/held.txt` what it holds. Both are made once for each version of a format, packs,
+//! records, clones or the index, by
+//!
+//! ```text
+//! cargo test -p barmanfs-fs --test frozen -- --ignored
+//! ```
+//!
+//! and never changed afterwards.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fmt::Write;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use barmanfs_catalog::{
+    Backup, BackupEnd, BackupRun, BootCheck, BootOutcome, BootTest, CloneDescription, CloneOrigin, NewBackup,
+    Repository, Silent, SweepOptions, Tablespace, VerifyScope,
+};
+use barmanfs_fs::live::{Initial, Kind, LiveClone, NewNode, NodeId, RenameMode};
+use barmanfs_pg::wal_name::WalName;
+use barmanfs_pg::{Lsn, ServerVersion, TimelineId, TimestampMicros};
+use barmanfs_store::{Attributes, DirectoryRef, Node, RecordId};
+use support::{Fixture, SEGMENT, Thing, WINDOW, attributes, data_directory, noise, segment};
+
+/// What new fixtures are called.
+const NEXT: &str = "1";
+
+/// A file that is changed.
+const TABLE: &str = "base/5/1259";
+
+const PAGE: usize = 8192;
+
+fn frozen() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/frozen")
+}
+
+#[test]
+fn repositories_of_earlier_releases_are_read_and_gone_on_with() {
+    let mut seen = 0;
+    for entry in fs::read_dir(frozen()).unwrap() {
+        let place = entry.unwrap().path();
+        let expected = fs::read_to_string(place.join("held.txt")).unwrap();
+        let mut fixture = Fixture::new();
+        let path = fixture.directory.path().join("thawed");
+        copy(&place.join("repository"), &path);
+        fixture.repository = Repository::open(&path).unwrap();
+        assert_held(&fixture.repository, &expected, &place);
+        go_on(&fixture, &expected, &place);
+        seen += 1;
+    }
+    assert!(seen > 0);
+}
+
+fn assert_held(repository: &Repository, expected: &str, place: &Path) {
+    let held = held(repository);
+    for (expected, held) in expected.lines().zip(held.lines()) {
+        assert_eq!(held, expected, "{}", place.display());
+    }
+    assert_eq!(held, expected, "{}", place.display());
+    let verified = repository.verify(&VerifyScope::All, &mut Silent).unwrap();
+    assert!(verified.is_clean(), "{}: {verified:?}", place.display());
+}
+
+/// A backup on top, a rebuilt catalog, a sweep: all that was there stays.
+fn go_on(fixture: &Fixture, expected: &str, place: &Path) {
+    let more = fixture.backup(&data_directory(1));
+    fixture.repository.delete_backup(&more, false).unwrap();
+    let path = fixture.repository.path();
+    fixture
+        .repository
+        .sweep(&SweepOptions::default(), &mut Silent)
+        .unwrap();
+    assert_held(&fixture.repository, expected, place);
+    let rebuilt = Repository::rebuild(path, &mut Silent).unwrap();
+    assert!(rebuilt.problems.is_empty(), "{rebuilt:?}");
+    assert_held(&Repository::open(path).unwrap(), expected, place);
+}
+
+/// All a user gets out of a repository, a line for each thing.
+fn held(repository: &Repository) -> String {
+    let mut lines = String::new();
+    for server in repository.servers().unwrap() {
+        let system = repository.system_id(&server).unwrap();
+        writeln!(lines, "server {server} {system:?}").unwrap();
+        for backup in repository.backups(&server).unwrap() {
+            describe_backup(&mut lines, repository, &backup);
+        }
+        let wal = repository.wal(&server);
+        for entry in wal.entries() {
+            let name = entry.unwrap().name;
+            let crc = crc_of(&mut wal.open(&name).unwrap().unwrap());
+            writeln!(lines, "wal {name} {crc}").unwrap();
+        }
+        let quarantined = wal.quarantined().unwrap().len();
+        writeln!(lines, "quarantined {quarantined}").unwrap();
+        for clone in repository.clones(&server).unwrap() {
+            describe_clone(&mut lines, repository, &clone);
+        }
+    }
+    lines
+}
+
+fn describe_backup(lines: &mut String, repository: &Repository, backup: &Backup) {
+    let Backup { id, status, .. } = backup;
+    writeln!(
+        lines,
+        "backup {id} {status} {:?} parent {:?} label {:?} {} to {:?}, {} to {:?}",
+        backup.kind,
+        backup.parent,
+        backup.label,
+        backup.begin_time,
+        backup.end_time,
+        backup.server_version,
+        backup.stop_lsn
+    )
+    .unwrap();
+    if let Some(cloned) = &backup.cloned_from {
+        writeln!(lines, " of {cloned:?}").unwrap();
+    }
+    if let Some(test) = repository.boot_test(backup).unwrap() {
+        writeln!(lines, " booted {test:?}").unwrap();
+    }
+    if let Some(root) = &backup.root {
+        describe_tree(lines, repository, "", &root.directory);
+    }
+}
+
+fn describe_tree(lines: &mut String, repository: &Repository, prefix: &str, directory: &DirectoryRef) {
+    let trees = repository.trees();
+    for entry in trees.entries(directory) {
+        let entry = entry.unwrap();
+        let path = format!("{prefix}{}", String::from_utf8(entry.name).unwrap());
+        let Attributes {
+            mode,
+            uid,
+            gid,
+            mtime_s,
+            mtime_ns,
+        } = entry.attributes;
+        write!(lines, "  {path} {mode:o} {uid}:{gid} {mtime_s}.{mtime_ns}").unwrap();
+        match entry.node {
+            Node::File(map) => {
+                let size_bytes = map.size_bytes;
+                let crc = crc_of(&mut trees.reader(map));
+                writeln!(lines, " {size_bytes} {crc}").unwrap();
+            }
+            Node::Symlink(target) => writeln!(lines, " -> {}", target.escape_ascii()).unwrap(),
+            Node::Directory(child) => {
+                lines.push('\n');
+                describe_tree(lines, repository, &format!("{path}/"), &child);
+            }
+        }
+    }
+}
+
+fn crc_of(reader: &mut dyn Read) -> String {
+    let mut bytes = Vec::new();
+    reader.read_to_end(&mut bytes).unwrap();
+    format!("{:08x}", crc32c::crc32c(&bytes))
+}
+
+fn describe_clone(lines: &mut String, repository: &Repository, clone: &CloneDescription) {
+    let CloneDescription {
+        server, name, origin, ..
+    } = clone;
+    writeln!(lines, "clone {name} {origin:?} {:?}", clone.max_bytes).unwrap();
+    let directory = repository.clone_directory(server, name);
+    let live = LiveClone::open(&directory, clone, repository.trees()).unwrap();
+    describe_live(lines, &live, "", live.root());
+}
+
+fn describe_live(lines: &mut String, live: &LiveClone, prefix: &str, directory: NodeId) {
+    for name in live.entries(directory).unwrap() {
+        let name = name.unwrap().name;
+        let of = live.lookup(directory, &name).unwrap();
+        let path = format!("{prefix}{}", String::from_utf8(name).unwrap());
+        let (node, mode) = (of.node, of.mode);
+        // Without times: that of a file which is the clone's alone is its upper file's, and that was copied here.
+        write!(lines, "  {path} {mode:o} {}:{}", of.uid, of.gid).unwrap();
+        match of.kind {
+            Kind::File => {
+                let mut bytes = vec![0; usize::try_from(of.size_bytes).unwrap()];
+                assert_eq!(live.read(node, 0, &mut bytes).unwrap(), bytes.len());
+                writeln!(lines, " {} {:08x}", bytes.len(), crc32c::crc32c(&bytes)).unwrap();
+            }
+            Kind::Symlink => writeln!(lines, " -> {}", live.readlink(node).unwrap().escape_ascii()).unwrap(),
+            Kind::Directory => {
+                lines.push('\n');
+                describe_live(lines, live, &format!("{path}/"), node);
+            }
+        }
+    }
+}
+
+/// Without what is of no use but to processes that run.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if ["locks", "catalog.sqlite-shm"].contains(&&*entry.file_name().to_string_lossy()) {
+            continue;
+        }
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+#[test]
+#[ignore = "makes the fixture of a new version of a format"]
+fn freeze() {
+    let place = frozen().join(NEXT);
+    assert!(!place.exists(), "{} is there, and for good", place.display());
+    let fixture = Fixture::new();
+    fill(&fixture);
+    let path = fixture.repository.path();
+    fs::create_dir_all(&place).unwrap();
+    fs::write(place.join("held.txt"), held(&fixture.repository)).unwrap();
+    copy(path, &place.join("repository"));
+}
+
+/// Something of everything.
+fn fill(fixture: &Fixture) {
+    for number in 2..=4 {
+        let (name, bytes) = small_segment(number);
+        fixture.archive_as(&name, &bytes);
+    }
+    let history = "00000002.history".parse().unwrap();
+    fixture.archive_as(&history, b"1\t0/300000\tno recovery target specified\n");
+    let (name, mut other) = small_segment(3);
+    other[9000] = 1;
+    fixture.archive_as(&name, &other);
+
+    let mut things = data_directory(1);
+    things.push(("pg_tblspc/16400", Thing::Link("/elsewhere")));
+    let full = fixture.backup(&things);
+    let changed = with_a_change(&things, 5);
+    let second = fixture.backup(&changed);
+    increment(fixture, &second);
+    failed(fixture);
+    let clone = make_clone(fixture, &second);
+    commit(fixture, &clone);
+    fixture.repository.add_boot_test(&second, boot_test()).unwrap();
+    fixture.repository.delete_backup(&full, false).unwrap();
+}
+
+/// A segment that takes little room.
+fn small_segment(number: u32) -> (WalName, Vec<u8>) {
+    let (name, mut bytes) = segment(number, number.into());
+    bytes[20_000..].fill(0);
+    (name, bytes)
+}
+
+/// The same, but for one page of the table.
+fn with_a_change(things: &[(&'static str, Thing)], page: usize) -> Vec<(&'static str, Thing)> {
+    let mut things = things.to_vec();
+    for (path, thing) in &mut things {
+        if let (&mut TABLE, Thing::File(bytes)) = (path, thing) {
+            bytes[page * PAGE..][..PAGE].copy_from_slice(&noise(77, PAGE));
+        }
+    }
+    things
+}
+
+fn begin(fixture: &Fixture, label: &str) -> BackupRun {
+    let new = NewBackup {
+        label: Some(label.to_owned()),
+        system_id: fixture.system,
+        server_version: ServerVersion(180_006),
+        segment_size: SEGMENT,
+        wal_included: true,
+        timezone: Some("Europe/Vienna".to_owned()),
+    };
+    let writer = fixture.repository.writer("test").unwrap();
+    writer.begin_backup(&fixture.server, new).unwrap()
+}
+
+fn failed(fixture: &Fixture) {
+    begin(fixture, "failed").fail("the connection was lost");
+}
+
+/// One put together of blocks and the backup before; it has its WAL with it.
+fn increment(fixture: &Fixture, parent: &Backup) {
+    let mut run = begin(fixture, "nightly");
+    let (trees, root) = run.build_on(parent).unwrap();
+    let entry = trees.find(&root, TABLE.as_bytes()).unwrap().unwrap();
+    let Node::File(map) = entry.node else { panic!() };
+    let tree = run.tree().unwrap();
+    let base = Some((&trees, &map));
+    let size = map.size_bytes;
+    let window = u32::try_from(WINDOW).unwrap();
+    let mut file = tree
+        .composed_file(TABLE.as_bytes(), attributes(0o600), size, window, base, size)
+        .unwrap();
+    file.block(40 * PAGE as u64, &noise(78, PAGE)).unwrap();
+    file.finish().unwrap();
+    run.end_tree(attributes(0o700)).unwrap();
+    run.finish(end(4)).unwrap();
+}
+
+/// What a backup that needs this segment alone ends with.
+fn end(segment: u64) -> BackupEnd {
+    BackupEnd {
+        start_lsn: Lsn(segment * SEGMENT.bytes() + 40),
+        stop_lsn: Lsn(segment * SEGMENT.bytes() + 400),
+        timeline: TimelineId(1),
+        data_checksums: Some(true),
+        tablespaces: vec![Tablespace {
+            oid: 16400,
+            name: Some("fast".to_owned()),
+            location: "/elsewhere".to_owned(),
+        }],
+        sent_bytes: 8192,
+        checksum_failures: Vec::new(),
+        from_standby: false,
+    }
+}
+
+/// A clone with something of all that can be done in one.
+fn make_clone(fixture: &Fixture, backup: &Backup) -> CloneDescription {
+    let description = CloneDescription {
+        id: RecordId::random().unwrap(),
+        seed: None,
+        server: fixture.server.clone(),
+        name: "test1".parse().unwrap(),
+        origin: CloneOrigin {
+            backup: backup.id,
+            target: Some("name:before".to_owned()),
+            copied_from: None,
+        },
+        created_at: backup.begin_time,
+        root: backup.root.clone().unwrap(),
+        grafts: Vec::new(),
+        max_bytes: Some(1 << 30),
+    };
+    let initial = Initial {
+        made: Vec::new(),
+        looked_at: &[],
+        hide: &|_, _| false,
+    };
+    let draft = fixture.repository.begin_clone(description, backup).unwrap();
+    let trees = fixture.repository.trees();
+    let live = LiveClone::create_in(draft.directory(), draft.description(), trees, &initial).unwrap();
+    change(&live);
+    live.flush_all().unwrap();
+    drop(live);
+    draft.finish().unwrap()
+}
+
+/// A backup made of a clone.
+fn commit(fixture: &Fixture, clone: &CloneDescription) {
+    let mut run = begin(fixture, "committed");
+    run.build_on_clone(clone, true).unwrap();
+    let directory = fixture.repository.clone_directory(&clone.server, &clone.name);
+    let live = LiveClone::open(&directory, clone, fixture.repository.trees()).unwrap();
+    let mut table = live.root();
+    for name in TABLE.split('/') {
+        table = live.lookup(table, name.as_bytes()).unwrap().node;
+    }
+    let (tree, window) = (run.tree().unwrap(), u32::try_from(WINDOW).unwrap());
+    live.store_file(table, tree, TABLE.as_bytes(), window).unwrap();
+    run.end_tree(attributes(0o700)).unwrap();
+    run.finish(end(5)).unwrap();
+}
+
+fn boot_test() -> BootTest {
+    BootTest {
+        outcome: BootOutcome::Failed,
+        began_at: TimestampMicros::from_unix_micros(1_795_256_000_000_000),
+        took_ms: 1234,
+        postgresql: "18.6".to_owned(),
+        checks: vec![BootCheck::Catalogs, BootCheck::Amcheck],
+        message: Some("an index is corrupt".to_owned()),
+    }
+}
+
+fn change(live: &LiveClone) {
+    let new = NewNode {
+        mode: 0o640,
+        uid: 7,
+        gid: 8,
+    };
+    let root = live.root();
+    let base = live.lookup(root, b"base").unwrap().node;
+    let database = live.lookup(base, b"5").unwrap().node;
+    let table = live.lookup(database, b"1259").unwrap().node;
+    live.write(table, 3 * PAGE as u64 + 5, b"written", false).unwrap();
+    let made = live.create(database, b"16384", new).unwrap().node;
+    live.write(made, 100_000, &noise(79, 300), false).unwrap();
+    live.link(made, database, b"linked").unwrap();
+    live.symlink(root, b"symlink", b"base/5", new).unwrap();
+    live.mkdir(root, b"made", new).unwrap();
+    live.rename((database, b"empty"), (root, b"moved"), RenameMode::Replace)
+        .unwrap();
+    live.unlink(root, b"pg_hba.conf").unwrap();
+}
