@@ -9,11 +9,12 @@ use super::JsonOption;
 
 /// Ends `barmanfs clone --help`.
 pub(super) const AFTER_HELP: &str = "\
-A clone is a directory MOUNT/SERVER/live/CLONE on which PostgreSQL runs. It is there at once, costs what is changed
-in it, and changes nothing else: the backup below stays what it is, and a clone never archives.
+A clone is a directory MOUNT/SERVER/live/CLONE on which PostgreSQL runs. It is there at once,
+takes the room of what is changed in it, and changes nothing else: the backup stays what it is,
+and a clone never archives.
 
-Plain commands do as well: 'mkdir MOUNT/SERVER/live/CLONE' makes one of the newest backup, 'mkdir
-MOUNT/SERVER/live/CLONE@TARGET' one of a point in time, 'pg_ctl -D' starts it, 'rmdir' removes it.
+Plain commands do as well: 'mkdir MOUNT/SERVER/live/CLONE' makes one of the newest backup, behind
+its name also '@TARGET' or '@backup=ID'; 'pg_ctl -D' starts it, 'rmdir' removes it.
 
 Examples:
   barmanfs mount /mnt/backups
@@ -44,7 +45,8 @@ Examples:
 
     /// Throw away what was changed in a clone
     #[command(after_help = "\
-It is made anew of what it was made of: the same backup, or the same point in time.
+It is made anew of what it was made of: the same backup, and the same point in time ('now' is the
+end of the WAL there is now). One that was copied becomes what the first of its line was made of.
 
 Examples:
   barmanfs clone reset main test1
@@ -53,7 +55,8 @@ Examples:
 
     /// Start PostgreSQL on a clone
     #[command(after_help = "\
-Run it as the user the data belongs to, or as root: the server runs as that user.
+Run it as the user the data belongs to, or as root: the server runs as that user. Its socket is in
+/tmp, it listens on localhost, and its log is barmanfs-server.log in the clone.
 
 Examples:
   barmanfs clone start main test1
