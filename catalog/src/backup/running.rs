@@ -87,7 +87,12 @@ pub(crate) fn servers(repository: &Repository) -> Result<Vec<ServerName>> {
     let directory = repository.path().join("running");
     let unreadable = |source| Error::io("list", &directory, source);
     let mut servers = Vec::new();
-    for entry in fs::read_dir(&directory).map_err(unreadable)? {
+    let entries = match fs::read_dir(&directory) {
+        // A repository that was copied may have come without what was empty.
+        Err(source) if source.kind() == ErrorKind::NotFound => return Ok(servers),
+        entries => entries.map_err(unreadable)?,
+    };
+    for entry in entries {
         let name = entry.map_err(unreadable)?.file_name();
         let server = name
             .to_str()
