@@ -248,6 +248,8 @@ fn a_clone_that_crashed_becomes_a_backup_that_recovers(install: &'static Install
         "{needed:?} of {present}"
     );
     assert_eq!(segments(&site, &mount, &id), needed, "{present}");
+    let bindir = install.bindir.to_string_lossy();
+    site.ok(&["verify", "main", &id, "--boot", "--bindir", &bindir]);
     clone.verify_backup(&mount.path(&format!("main/raw/{id}")), None);
     for view in [format!("main/raw/{id}"), format!("main/{id}")] {
         let mut copy = start_copy(&site, install, &mount.path(&view), "copy");
