@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # barmanfs in a few minutes, on a private PostgreSQL in a temporary directory: backs it up while it works, mounts the
-# backups, starts a copy, and recovers another to the last transaction. Leaves nothing behind.
+# backups, starts a copy, runs a server on a clone, and recovers another copy to the last transaction. Leaves nothing behind.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
@@ -58,7 +58,10 @@ clean_up() {
     [ -n "$demo" ] || exit "$code"
     cd /
     {
-        if is_mounted; then barmanfs umount "$demo/mnt" || as_user fusermount3 -uz "$demo/mnt"; fi
+        if is_mounted; then
+            barmanfs clone destroy main test1 --stop --bindir "$bin"
+            barmanfs umount --force "$demo/mnt" || as_user fusermount3 -uz "$demo/mnt"
+        fi
         for directory in "$demo/primary" "$demo/copy" "$demo/recovered"; do
             [ ! -f "$directory/postmaster.pid" ] || server_stop "$directory" immediate
         done
@@ -130,6 +133,20 @@ sums() {
 transactions() { query "$1" 'SELECT count(*) FROM pgbench_history'; }
 
 check_copy() { [ "$(sums "$1")" = t ] || { say "The balances in $1 do not agree" && return 1; }; }
+
+# Nothing is copied. What is printed ends with the line for psql.
+make_clone() { barmanfs clone create main test1 --start --bindir "$bin" | tee "$demo/clone"; }
+
+clone_query() {
+    local port
+    port=$(sed -n 's/.*psql -h [^ ]* -p \([0-9]*\).*/\1/p' "$demo/clone")
+    as_user "$bin/psql" -XAtq -v ON_ERROR_STOP=1 -h /tmp -p "$port" -U postgres -d postgres -c "$1"
+}
+
+ruin_clone() {
+    clone_query 'TRUNCATE pgbench_accounts; DROP TABLE pgbench_history; CHECKPOINT'
+    [ "$(query "$demo/primary" 'SELECT count(*) FROM pgbench_accounts')" = $((scale * 100000)) ]
+}
 
 # The last transaction is in a segment that is not full yet: end it, and wait until it is archived.
 end_segment() {
@@ -205,6 +222,11 @@ step "Copy the latest backup: cp -a mnt/main/latest copy" copy_latest "$demo/cop
 step "Start the copy: pg_ctl start, no other step" server_start "$demo/copy"
 step "Its balances agree" check_copy "$demo/copy"
 server_stop "$demo/copy" fast
+step "A server on a clone: barmanfs clone create main test1 --start" make_clone
+step "Ruin the clone; the server is as before" ruin_clone
+show barmanfs clone list main
+say
+step "Drop the clone" barmanfs clone destroy main test1 --stop --bindir "$bin"
 stop_load
 step "Stop pgbench; its last transaction goes to the archive" end_segment
 step "Recover another copy through restore_command, to the end" recover_to_the_end "$demo/recovered"

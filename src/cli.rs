@@ -235,9 +235,9 @@ Examples:
     #[command(after_help = "\
 Without SERVER: all servers, backups and WAL. Damage is named by backup, file and page.
 
-With --boot the backup is not compared but tried: PostgreSQL starts on a clone of it, recovers and answers in
-every database. It runs on a private socket, as the user of the repository, with nothing running by itself
-(no jobs, no subscriptions). 'list-backups' and 'show-backup' tell the result.
+With --boot the backup is not compared but tried: PostgreSQL starts on a clone of it, recovers and
+answers in every database. It runs on a private socket, as the user of the repository, with nothing
+running by itself (no jobs, no subscriptions). 'list-backups' and 'show-backup' tell the result.
 
 Examples:
   barmanfs verify

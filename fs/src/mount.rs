@@ -29,6 +29,7 @@ mod found;
 mod helper;
 mod kernel;
 mod mountinfo;
+mod status;
 
 use daemon::Daemon;
 pub use found::{FoundMount, FoundMounts, SilentMount, mounts_of};

@@ -27,7 +27,8 @@ Examples:
 pub(crate) enum CloneCommand {
     /// Make a clone of a backup, of a point in time, or of another clone
     #[command(after_help = "\
-Without --at, --backup or --from it is a clone of the newest backup. TARGET is what 'barmanfs explain' takes.
+Without --at, --backup or --from it is a clone of the newest backup. TARGET is what
+'barmanfs explain' takes.
 
 Examples:
   barmanfs clone create main test1
@@ -77,9 +78,9 @@ Examples:
 
     /// Make a backup of a clone; only what was changed in it is stored
     #[command(after_help = "\
-The server on it must be stopped. The backup needs neither the clone nor the backup it was made of, and starts as the
-clone would: at once after a clean stop, as after a crash otherwise. It is none of the server's: 'latest', points in time
-and the next backup pass it over.
+The server on it must be stopped. The backup needs neither the clone nor the backup it was made of,
+and starts as the clone would: at once after a clean stop, as after a crash otherwise. It is none of
+the server's: 'latest', points in time and the next backup pass it over.
 
 Examples:
   barmanfs clone stop main test1
@@ -89,8 +90,8 @@ Examples:
 
     /// Copy a clone to a plain directory
     #[command(after_help = "\
-The server on it must be stopped. Holes in files stay holes, and as root owners are kept. The directory is there when
-all of it is.
+The server on it must be stopped. Holes in files stay holes, and as root owners are kept. The
+directory is there when all of it is.
 
 Examples:
   barmanfs clone export main test1 /var/lib/postgresql/exported")]

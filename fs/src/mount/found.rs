@@ -4,10 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::mountinfo::{self, Mounted};
+use super::status::Status;
 use crate::error::Result;
-
-/// What a mount says of itself.
-const STATUS: &str = ".barmanfs/status.json";
 
 /// A mount that serves the repository that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,19 +54,17 @@ pub fn mounts_of(repository: &Path) -> Result<FoundMounts> {
     for mounted in Mounted::all()? {
         let mount_point = mounted.path().to_path_buf();
         let user = mounted.user();
-        match std::fs::read(mount_point.join(STATUS)) {
-            Ok(text) => {
-                let status: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
-                let served = status["repository"].as_str().map(Path::new);
-                if served.is_some_and(|served| canonical(served).is_ok_and(|served| served == repository)) {
-                    found.serving.push(FoundMount {
-                        mount_point,
-                        process: status["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()),
-                        user,
-                        allow_other: mounted.allow_other(),
-                    });
-                }
+        match Status::of(&mount_point) {
+            Ok(status) if canonical(&status.repository).is_ok_and(|served| served == repository) => {
+                found.serving.push(FoundMount {
+                    mount_point,
+                    process: status.process,
+                    user,
+                    allow_other: mounted.allow_other(),
+                });
             }
+            // Another repository's.
+            Ok(_) => {}
             // A part of a mount that is bound elsewhere, or one that has just gone.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(reason) => found.silent.push(SilentMount {
