@@ -43,7 +43,8 @@ Recovery needs no command:
   barmanfs mount /mnt/backups
   cp -a /mnt/backups/main/latest $PGDATA && pg_ctl start
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 done and problems found (check, verify).
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration,
+3 done and problems found (check, verify).
 'barmanfs COMMAND --help' tells more, with examples.";
 
 /// PostgreSQL backups and WAL, deduplicated, and shown as directories
@@ -742,8 +743,8 @@ mod tests {
           barmanfs mount /mnt/backups
           cp -a /mnt/backups/main/latest $PGDATA && pg_ctl start
 
-        Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 done and problems found (check,
-        verify).
+        Exit codes: 0 done, 1 failed, 2 wrong usage or configuration,
+        3 done and problems found (check, verify).
         'barmanfs COMMAND --help' tells more, with examples.
         ");
     }
