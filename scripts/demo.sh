@@ -59,7 +59,7 @@ clean_up() {
     cd /
     {
         if is_mounted; then
-            barmanfs clone destroy main test1 --stop --bindir "$bin"
+            barmanfs clone destroy main test1 --stop
             barmanfs umount --force "$demo/mnt" || as_user fusermount3 -uz "$demo/mnt"
         fi
         for directory in "$demo/primary" "$demo/copy" "$demo/recovered"; do
@@ -226,7 +226,7 @@ step "A server on a clone: barmanfs clone create main test1 --start" make_clone
 step "Ruin the clone; the server is as before" ruin_clone
 show barmanfs clone list main
 say
-step "Drop the clone" barmanfs clone destroy main test1 --stop --bindir "$bin"
+step "Drop the clone" barmanfs clone destroy main test1 --stop
 stop_load
 step "Stop pgbench; its last transaction goes to the archive" end_segment
 step "Recover another copy through restore_command, to the end" recover_to_the_end "$demo/recovered"

@@ -13,10 +13,12 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use barmanfs_pg::control::{ClusterState, ControlFile};
-use nix::unistd::{Uid, User};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, Uid, User};
 
 pub(crate) use programs::Programs;
 pub(crate) use recovery::Replayed;
@@ -46,6 +48,9 @@ const CONTROL: &str = "global/pg_control";
 
 /// The end of a server's log that is shown when it does not start.
 const LOG_TAIL_BYTES: u64 = 2000;
+
+/// How often is looked whether a server has ended.
+const STOP_POLL: Duration = Duration::from_millis(50);
 
 /// How a server is to be started.
 #[derive(Debug, Clone)]
@@ -197,37 +202,6 @@ impl Instance {
         Ok(now != before && self.control_of(&now)?.state == ClusterState::ShutDownInRecovery)
     }
 
-    /// Stops it, its sessions ended; nothing to do where none runs.
-    pub(crate) fn stop(&self, timeout: Duration) -> Result<bool, Error> {
-        if running(&self.data).is_none() {
-            return Ok(false);
-        }
-        let status = self
-            .command("pg_ctl")
-            .args([
-                "stop",
-                "-s",
-                "-w",
-                "-m",
-                "fast",
-                "-t",
-                &timeout.as_secs().to_string(),
-                "-D",
-            ])
-            .arg(&self.data)
-            .stdout(Stdio::null())
-            .status()
-            .map_err(|error| Error::failed(format!("Cannot run pg_ctl: {error}")))?;
-        if status.success() {
-            return Ok(true);
-        }
-        Err(Error::failed(format!(
-            "The server in {} did not stop within {} s",
-            self.data.display(),
-            timeout.as_secs()
-        )))
-    }
-
     /// One of PostgreSQL's programs, to be run as the data's owner, where its directory is no matter.
     pub(crate) fn command(&self, name: &str) -> Command {
         let program = self.programs.path(name);
@@ -310,6 +284,40 @@ pub(crate) fn running(data: &Path) -> Option<Running> {
     is_it.then_some(running)
 }
 
+/// Stops the server that runs in a data directory, its sessions ended, and waits for that; nothing to do where none runs.
+/// `pg_ctl stop -m fast` does the same, but its programs may be anywhere, or gone in an upgrade.
+pub(crate) fn stop(data: &Path, timeout: Duration) -> Result<(), Error> {
+    let Some(server) = running(data) else {
+        return Ok(());
+    };
+    // Fast shutdown (PostgreSQL's documentation, "Shutting Down the Server").
+    match kill(Pid::from_raw(server.pid), Signal::SIGINT) {
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(error) => {
+            return Err(Error::failed(format!(
+                "Cannot stop the server in {} (process {}): {error}",
+                data.display(),
+                server.pid
+            ))
+            .hint("Run this as the user it belongs to, or as root"));
+        }
+    }
+    let deadline = Instant::now() + timeout;
+    while running(data).is_some_and(|now| now.pid == server.pid) {
+        if Instant::now() >= deadline {
+            return Err(Error::failed(format!(
+                "The server in {} did not stop within {} s (process {})",
+                data.display(),
+                timeout.as_secs(),
+                server.pid
+            ))
+            .hint("It goes on stopping: try again later"));
+        }
+        std::thread::sleep(STOP_POLL);
+    }
+    Ok(())
+}
+
 /// Whether a process is certainly not the server of a data directory, in which that would work: after the host was
 /// started anew, a number in an old file is another process's.
 fn is_elsewhere(pid: i32, data: &Path) -> bool {
@@ -333,8 +341,7 @@ pub(crate) fn running_by(text: &str) -> Option<Running> {
 
 /// A signal that is none: whether there is such a process, whoever's it is.
 fn is_alive(pid: i32) -> bool {
-    let alive = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None);
-    matches!(alive, Ok(()) | Err(nix::errno::Errno::EPERM))
+    matches!(kill(Pid::from_raw(pid), None), Ok(()) | Err(Errno::EPERM))
 }
 
 /// Line 1 is the process, 4 the port, 5 the first socket directory (`src/include/utils/pidfile.h`).

@@ -211,9 +211,6 @@ pub(crate) struct StopArgs {
     /// Which one
     #[command(flatten)]
     pub(crate) which: CloneWhich,
-    /// Directory of PostgreSQL's programs [default: path_prefix of the configuration, or the usual places]
-    #[arg(long, value_name = "DIR")]
-    pub(crate) bindir: Option<PathBuf>,
     /// How long to wait for its end, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub(crate) wait_timeout: u64,

@@ -4,7 +4,7 @@ use barmanfs_catalog::{CloneDescription, CloneName, Repository, ServerName};
 
 use super::create::{self, Of};
 use super::mounts::{Mounts, hold, is_running};
-use super::start::stop_running;
+use super::start::{STOP_TIMEOUT, stop_running};
 use crate::cli::clone::EndArgs;
 use crate::commands::App;
 use crate::error::{Error, Outcome};
@@ -57,7 +57,7 @@ fn end_server(
     stop: bool,
 ) -> Result<(), Error> {
     match mounts.running_on(server, name) {
-        Some((_, path)) if stop => stop_running(app, server, name, &path, None, None),
+        Some((_, path)) if stop => stop_running(app, server, name, &path, STOP_TIMEOUT),
         Some((running, _)) => Err(is_running(server, name, &running).hint(format!(
             "Stop it first: barmanfs clone stop {server} {name}; or add --stop"
         ))),

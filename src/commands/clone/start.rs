@@ -19,7 +19,7 @@ use crate::progress::{Counted, Progress};
 const LOG: &str = "barmanfs-server.log";
 
 /// How long a server may take to stop where nobody says.
-const STOP_TIMEOUT: Duration = Duration::from_secs(300);
+pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Runs `clone start`.
 pub(super) fn run(app: &mut App, args: &StartArgs) -> Result<Outcome, Error> {
@@ -165,7 +165,7 @@ pub(super) fn stop(app: &mut App, args: &StopArgs) -> Result<Outcome, Error> {
     match place.filter(|path| instance::running(path).is_some()) {
         Some(path) => {
             let timeout = Duration::from_secs(args.wait_timeout);
-            stop_running(app, &server, name, &path, args.bindir.as_deref(), Some(timeout))?;
+            stop_running(app, &server, name, &path, timeout)?;
         }
         None if !app.options.quiet => {
             app.out
@@ -182,16 +182,14 @@ pub(super) fn stop_running(
     server: &ServerName,
     name: &CloneName,
     path: &Path,
-    bindir: Option<&Path>,
-    timeout: Option<Duration>,
+    timeout: Duration,
 ) -> Result<(), Error> {
-    let instance = instance(app, server, path, bindir)?;
     let progress = Progress::start(
         format!("Stopping PostgreSQL on {server}/live/{name}"),
         Counted::Time,
         app.options.quiet,
     );
-    instance.stop(timeout.unwrap_or(STOP_TIMEOUT))?;
+    instance::stop(path, timeout)?;
     drop(progress);
     if !app.options.quiet {
         app.out.line(format_args!(
