@@ -7,7 +7,9 @@
 //! - A clone is made under a hidden name while its writer's lock is held: a sweep that did not see it yet takes
 //!   nothing from it. It is there when the directory has its final name, and complete then.
 //! - It goes the same way: under a hidden name first, at which nobody looks, then file by file.
-//! - A clone that is served is locked by the process that serves it.
+//! - A clone that is served is locked by the process that serves it, which leaves its mark there ([`serving`]).
+
+mod serving;
 
 use std::fmt;
 use std::fs;

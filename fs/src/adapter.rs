@@ -63,9 +63,10 @@ impl Service {
         config.acl = acl;
         config.n_threads = Some(options.threads.max(1));
         config.clone_fd = options.threads > 1;
+        let clones = Clones::new(namespace.context()).map_err(io::Error::other)?;
         let kernel = Arc::new(OnceLock::new());
         let adapter = Adapter {
-            clones: Clones::new(namespace.context()),
+            clones,
             open: OpenInodes::default(),
             passthrough: false,
             namespace,

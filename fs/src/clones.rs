@@ -5,6 +5,7 @@
 
 mod inodes;
 mod served;
+mod turns;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -17,10 +18,11 @@ use rustix::io::Errno;
 use self::inodes::{Inodes, Whose};
 use self::served::Place;
 pub(crate) use self::served::Served;
+use self::turns::Turns;
 use crate::error::{Error, NOT_FOUND, Result, STALE};
 use crate::live::{Initial, LiveClone, NodeId};
 use crate::namespace::{Ino, Namespace};
-use crate::views::{CloneSource, Context, Release};
+use crate::views::{CloneSource, Context, ServesClones};
 
 /// Parts a clone's name from what it is to be made of.
 const AT: char = '@';
@@ -61,20 +63,22 @@ pub(crate) struct Clones {
     making: Mutex<()>,
     open: Mutex<HashMap<(ServerName, CloneName), Arc<Served>>>,
     inodes: Inodes,
+    turns: Turns,
 }
 
 impl Clones {
     /// For a mount.
-    pub(crate) fn new(context: &Arc<Context>) -> Arc<Self> {
+    pub(crate) fn new(context: &Arc<Context>) -> Result<Arc<Self>> {
         let clones = Arc::new(Self {
             context: Arc::clone(context),
             making: Mutex::default(),
             open: Mutex::default(),
             inodes: Inodes::default(),
+            turns: Turns::new()?,
         });
         let this: Weak<Self> = Arc::downgrade(&clones);
         context.set_clones(this);
-        clones
+        Ok(clones)
     }
 
     /// The clone an inode belongs to, if it belongs to one. It is opened when it is not.
@@ -92,13 +96,14 @@ impl Clones {
         let Ok(node) = namespace.node(ino) else {
             return Ok(None);
         };
-        let Some((server, name, id)) = node.directory().and_then(|directory| directory.clone_root()) else {
+        let Some(root) = node.directory().and_then(|directory| directory.clone_root()) else {
             return Ok(None);
         };
         let place = Place {
-            server: server.clone(),
-            name: name.clone(),
-            id,
+            server: root.server.clone(),
+            name: root.name.clone(),
+            id: root.id,
+            turn: root.turn,
             root: ino,
         };
         self.open(&Arc::new(place)).map(Some)
@@ -120,13 +125,15 @@ impl Clones {
         true
     }
 
-    /// EBUSY while another process has the clone; ESTALE when it is another one by now that has its name.
+    /// EBUSY while another process has the clone; ESTALE when it is another one by now that has its name, or another mount
+    /// has served it since.
     fn open(&self, place: &Arc<Place>) -> Result<Arc<Served>> {
         let mut open = self.lock();
         let Place { server, name, id, .. } = &**place;
         let key = (server.clone(), name.clone());
-        if let Some(served) = open.get(&key).filter(|served| served.place == *place) {
-            return Ok(Arc::clone(served));
+        if let Some(served) = open.get(&key) {
+            let is_it = served.place == *place;
+            return is_it.then(|| Arc::clone(served)).ok_or(STALE);
         }
         let repository = self.context.repository();
         let is_it = |description: &CloneDescription| description.id == *id;
@@ -140,9 +147,10 @@ impl Clones {
             lock => lock?,
         };
         let description = repository.clone_named(server, name)?;
-        if !is_it(&description) {
+        if !is_it(&description) || self.turns.current(repository, &description)? != place.turn {
             return Err(STALE);
         }
+        self.turns.begin(repository, &lock, &description)?;
         let directory = repository.clone_directory(server, name);
         let clone = Arc::new(LiveClone::open(&directory, &description, repository.trees())?);
         let served = Arc::new(Served::new(clone, Arc::clone(place), description, lock)?);
@@ -224,6 +232,7 @@ impl Clones {
         };
         drop(open);
         repository.remove_clone(&description, lock)?;
+        self.turns.forget(server, name);
         tracing::info!("Removed the clone {server}/live/{name}");
         Ok(())
     }
@@ -275,7 +284,11 @@ impl Clones {
     }
 }
 
-impl Release for Clones {
+impl ServesClones for Clones {
+    fn turn(&self, clone: &CloneDescription) -> Result<u64> {
+        self.turns.current(self.context.repository(), clone)
+    }
+
     /// What was written to the clone is durable when this returns, and its lock is free.
     fn release(&self, server: &ServerName, name: &CloneName) -> Result<()> {
         self.wait_for_closes(server, name);

@@ -16,8 +16,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use barmanfs_catalog::{CloneName, ServerName};
-use barmanfs_store::{FileMap, RecordId, TreeReader};
+use barmanfs_catalog::ServerName;
+use barmanfs_store::{FileMap, TreeReader};
 
 use crate::error::{Error, NOT_FOUND, Result};
 use crate::namespace::{Child, Lifetime};
@@ -42,10 +42,11 @@ mod usage;
 mod wal;
 
 pub use context::{Context, ViewOptions};
+pub use live::CloneRoot;
 pub use restore::restore_command;
 pub use usage::{Caller, Usage, Use};
 
-pub(crate) use context::Release;
+pub(crate) use context::ServesClones;
 pub(crate) use live::CloneSource;
 pub(crate) use root::root;
 pub(crate) use server::aliases;
@@ -83,7 +84,7 @@ pub trait Directory: fmt::Debug + Send + Sync {
     }
 
     /// The clone of which this is the root. What is in it is answered by the clone.
-    fn clone_root(&self) -> Option<(&ServerName, &CloneName, RecordId)> {
+    fn clone_root(&self) -> Option<&CloneRoot> {
         None
     }
 

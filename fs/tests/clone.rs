@@ -7,10 +7,10 @@ mod support;
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use support::daemon::Daemon;
+use support::daemon::{Daemon, until};
 use support::{Fixture, Thing, content, data_directory};
 
 const APPENDERS: u64 = 3;
@@ -149,6 +149,72 @@ fn a_large_directory_is_emptied_while_it_is_listed() {
     }
     assert_eq!(removed, FILES);
     std::fs::remove_dir(&directory).unwrap();
+}
+
+/// Waits until a mount has let go of the clone.
+fn let_go(daemon: &Daemon) {
+    let released = daemon.point.join(".barmanfs/released/main/test1");
+    until("the mount lets go of the clone", || released.exists());
+}
+
+/// What one mount's kernel has seen of a clone is no longer so when another mount has served it in between.
+#[test]
+fn what_is_written_through_another_mount_is_seen_by_the_first() {
+    let things = data_directory(1);
+    let (fixture, first, clone) = cloned(&things);
+    let second = Daemon::start(
+        fixture.repository.path(),
+        &fixture.directory.path().join("second"),
+    );
+    let there = second.point.join("main/live/test1");
+    let read = |clone: &Path| {
+        let mut block = [0; BLOCK_BYTES];
+        let file = File::open(clone.join("base/5/1259")).unwrap();
+        file.read_exact_at(&mut block, 0).unwrap();
+        (block[0], block[BLOCK_BYTES - 1])
+    };
+    let write = |clone: &Path, byte: u8| {
+        let file = OpenOptions::new().write(true).open(clone.join("base/5/1259"));
+        file.unwrap().write_all_at(&[byte; BLOCK_BYTES], 0).unwrap();
+    };
+    let number = |clone: &Path| std::fs::metadata(clone).unwrap().ino();
+
+    write(&clone, 1);
+    assert_eq!(read(&clone), (1, 1));
+    assert!(!clone.join("base/new").exists());
+    let gone = clone.join("base/5/1259_fsm");
+    assert!(gone.exists());
+    let known = number(&clone);
+    let_go(&first);
+    assert_eq!(number(&clone), known, "nobody else has served it");
+    assert_eq!(read(&clone), (1, 1));
+    let_go(&first);
+
+    for byte in 2..4 {
+        write(&there, byte);
+        let_go(&second);
+    }
+    std::fs::write(there.join("base/new"), b"new").unwrap();
+    std::fs::remove_file(there.join("base/5/1259_fsm")).unwrap();
+    assert_eq!(number(&there), known);
+    let_go(&second);
+
+    assert_eq!(read(&clone), (3, 3));
+    assert_eq!(std::fs::read(clone.join("base/new")).unwrap(), b"new");
+    assert!(!gone.exists());
+    assert_ne!(number(&clone), known);
+    write(&clone, 4);
+    std::fs::remove_file(clone.join("base/new")).unwrap();
+    let_go(&first);
+    assert_eq!(read(&there), (4, 4));
+    assert!(!there.join("base/new").exists());
+    let_go(&second);
+    // Fresh mounts number everything as the first did.
+    drop((first, second));
+    let again = Daemon::start(fixture.repository.path(), &fixture.directory.path().join("mnt"));
+    assert_eq!(number(&clone), known);
+    assert_eq!(read(&clone), (4, 4));
+    drop(again);
 }
 
 /// No test by itself: the daemon of those above.

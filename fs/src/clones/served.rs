@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use barmanfs_catalog::{CloneDescription, CloneLock, CloneName, ServerName};
 use barmanfs_store::RecordId;
 
+use super::turns::FIRST;
 use crate::error::Result;
 use crate::live::{Flusher, LiveClone, NodeId};
 use crate::namespace::Ino;
@@ -20,6 +21,8 @@ pub(super) struct Place {
     pub(super) name: CloneName,
     /// Another clone may have its name one day.
     pub(super) id: RecordId,
+    /// What is known of it is so in this turn alone.
+    pub(super) turn: u64,
     /// The number its root has in `live/`.
     pub(super) root: Ino,
 }
@@ -32,7 +35,8 @@ pub(crate) struct Served {
     pub(crate) clone: Arc<LiveClone>,
     pub(super) place: Arc<Place>,
     pub(super) description: CloneDescription,
-    /// What makes inode numbers of node numbers: those are the same in a clone that was copied and its copy.
+    /// What makes inode numbers of node numbers: those are the same in a clone that was copied and its copy, and in each
+    /// turn.
     salt: u64,
     /// Open files and directories.
     opens: AtomicU64,
@@ -49,8 +53,8 @@ impl Served {
         Ok(Self {
             _flusher: Flusher::start(&clone)?,
             clone,
+            salt: salt(&description, place.turn),
             place,
-            salt: salt(&description),
             description,
             opens: AtomicU64::new(0),
             lock,
@@ -110,10 +114,10 @@ impl Served {
     }
 }
 
-/// Nothing for a clone whose node numbers are its own.
-fn salt(description: &CloneDescription) -> u64 {
-    match description.seed {
-        None => 0,
-        Some(_) => Ino::of(Ino::ROOT, 0, description.id.to_string().as_bytes()).0,
+/// Nothing for a clone whose node numbers are its own, the first time.
+fn salt(description: &CloneDescription, turn: u64) -> u64 {
+    match (description.seed, turn) {
+        (None, FIRST) => 0,
+        _ => Ino::of(Ino::ROOT, turn, description.id.to_string().as_bytes()).0,
     }
 }

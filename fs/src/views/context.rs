@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
-use barmanfs_catalog::{Action, Backup, BackupId, CloneName, Repository, ServerName};
+use barmanfs_catalog::{Action, Backup, BackupId, CloneDescription, CloneName, Repository, ServerName};
 use barmanfs_pg::TimestampMicros;
 use barmanfs_store::{Attributes, TreeReader};
 
@@ -57,7 +57,14 @@ pub(super) enum Alias {
 }
 
 /// Who serves clones, and can let go of one.
-pub(crate) trait Release: fmt::Debug + Send + Sync {
+pub(crate) trait ServesClones: fmt::Debug + Send + Sync {
+    /// Which number a clone's root has: another one once another mount has served it, so that nothing is taken for the
+    /// clone's that the kernel knew before.
+    ///
+    /// # Errors
+    /// When it cannot be known.
+    fn turn(&self, clone: &CloneDescription) -> Result<u64>;
+
     /// Has a clone served no more, until somebody looks into it again.
     ///
     /// # Errors
@@ -77,7 +84,7 @@ pub struct Context {
     snapshots: SnapshotCache,
     warmer: OnceLock<Warmer>,
     /// They know this context too: weak, or neither would ever go.
-    clones: OnceLock<Weak<dyn Release>>,
+    clones: OnceLock<Weak<dyn ServesClones>>,
     aliases: Mutex<Vec<(ServerName, Alias, Arc<BackupTree>)>>,
 }
 
@@ -202,15 +209,23 @@ impl Context {
     }
 
     /// Says who serves the clones.
-    pub(crate) fn set_clones(&self, clones: Weak<dyn Release>) {
+    pub(crate) fn set_clones(&self, clones: Weak<dyn ServesClones>) {
         let _ = self.clones.set(clones);
+    }
+
+    /// See [`ServesClones::turn`].
+    pub(super) fn turn(&self, clone: &CloneDescription) -> Result<u64> {
+        match self.clones.get().and_then(Weak::upgrade) {
+            Some(clones) => clones.turn(clone),
+            // A tree without a mount serves none.
+            None => Ok(0),
+        }
     }
 
     /// Has a clone served no more.
     pub(super) fn release(&self, server: &ServerName, name: &CloneName) -> Result<()> {
         match self.clones.get().and_then(Weak::upgrade) {
             Some(clones) => clones.release(server, name),
-            // A tree without a mount serves none.
             None => Ok(()),
         }
     }

@@ -56,19 +56,21 @@ impl Live {
         }
     }
 
-    fn entry(&self, clone: &CloneDescription) -> Child {
+    fn entry(&self, clone: &CloneDescription) -> Result<Child> {
+        let turn = self.context.turn(clone)?;
         let root = CloneRoot {
             server: clone.server.clone(),
             name: clone.name.clone(),
             id: clone.id,
+            turn,
         };
-        Child {
+        Ok(Child {
             name: clone.name.as_str().into(),
-            identity: made::identity(clone.id.to_string().as_bytes()),
+            identity: made::identity(clone.id.to_string().as_bytes()).wrapping_add(turn),
             stat: self.context.stat(&clone.root.attributes, 0, 0),
             content: Content::Directory(Arc::new(root)),
             lifetime: Lifetime::Never,
-        }
+        })
     }
 }
 
@@ -79,15 +81,13 @@ impl Directory for Live {
             .and_then(|name| name.parse::<CloneName>().ok());
         let Some(name) = name else { return Ok(None) };
         let clones = self.context.repository.clones(&self.server)?;
-        Ok(clones
-            .iter()
-            .find(|clone| clone.name == name)
-            .map(|clone| self.entry(clone)))
+        let clone = clones.iter().find(|clone| clone.name == name);
+        clone.map(|clone| self.entry(clone)).transpose()
     }
 
     fn entries(&self) -> Result<Children> {
         let clones = self.context.repository.clones(&self.server)?;
-        let entries: Vec<_> = clones.iter().map(|clone| Ok(self.entry(clone))).collect();
+        let entries: Vec<_> = clones.iter().map(|clone| self.entry(clone)).collect();
         Ok(Box::new(entries.into_iter()))
     }
 
@@ -106,10 +106,15 @@ impl Directory for Live {
 
 /// Where a clone begins; what is in it is none of the views' business.
 #[derive(Debug)]
-struct CloneRoot {
-    server: ServerName,
-    name: CloneName,
-    id: RecordId,
+pub struct CloneRoot {
+    /// Whose it is.
+    pub server: ServerName,
+    /// What it is called.
+    pub name: CloneName,
+    /// Tells it from other clones of its name.
+    pub id: RecordId,
+    /// How often it came back to this mount from another one.
+    pub turn: u64,
 }
 
 impl Directory for CloneRoot {
@@ -129,8 +134,8 @@ impl Directory for CloneRoot {
         Lifetime::Never
     }
 
-    fn clone_root(&self) -> Option<(&ServerName, &CloneName, RecordId)> {
-        Some((&self.server, &self.name, self.id))
+    fn clone_root(&self) -> Option<&CloneRoot> {
+        Some(self)
     }
 }
 
