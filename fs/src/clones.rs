@@ -22,7 +22,7 @@ use self::turns::Turns;
 use crate::error::{Error, NOT_FOUND, Result, STALE};
 use crate::live::{Initial, LiveClone, NodeId};
 use crate::namespace::{Ino, Namespace};
-use crate::views::{CloneSource, Context, ServesClones};
+use crate::views::{CloneAdditions, CloneSource, Context, ServesClones};
 
 /// Parts a clone's name from what it is to be made of.
 const AT: char = '@';
@@ -184,6 +184,7 @@ impl Clones {
         }
         let source = CloneSource::find(&self.context, server, target)?.ok_or(NOT_FOUND)?;
         let backup = source.backup();
+        let CloneAdditions { grafts, made } = source.additions()?;
         let description = CloneDescription {
             id: RecordId::random()?,
             server: server.clone(),
@@ -196,11 +197,11 @@ impl Clones {
             seed: None,
             created_at: SystemTime::now().into(),
             root: backup.root.clone().ok_or(NOT_FOUND)?,
-            grafts: source.grafts()?,
+            grafts,
             max_bytes: limits.max_bytes,
         };
         let initial = Initial {
-            made: source.made()?,
+            made,
             looked_at: CloneSource::LOOKED_AT,
             hide: &CloneSource::hides,
         };

@@ -47,7 +47,7 @@ pub use restore::restore_command;
 pub use usage::{Caller, Usage, Use};
 
 pub(crate) use context::ServesClones;
-pub(crate) use live::CloneSource;
+pub(crate) use live::{CloneAdditions, CloneSource};
 pub(crate) use root::root;
 pub(crate) use server::aliases;
 pub(crate) use snapshot::Snapshot;

@@ -1,8 +1,13 @@
-//! `pitr/` without a kernel and without PostgreSQL: which targets there are, and what a copy of one is told to do.
+//! `pitr/` without PostgreSQL, and without a kernel but for clones: which targets there are, and what a copy of one is told to
+//! do.
 
 #![allow(clippy::unwrap_used)]
 
 mod support;
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
 
 use barmanfs_catalog::{Backup, SpoolFile};
 use barmanfs_fs::namespace::Lifetime;
@@ -11,6 +16,7 @@ use barmanfs_pg::testing::{SYSTEM_ID, SampleWal};
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::wal_scan::RecordFacts;
 use barmanfs_pg::{Lsn, SystemId, TimelineId, TimestampMicros};
+use support::daemon::Daemon;
 use support::tree::Tree;
 use support::{Fixture, SEGMENT, data_directory};
 
@@ -276,6 +282,45 @@ fn a_mount_point_that_cannot_be_written_leaves_self_contained_copies() {
         setting(&conf, "restore_command").starts_with("'m=\"/mnt/it''s \\\\\\\\ 100%%\"; "),
         "{conf}"
     );
+}
+
+#[test]
+fn a_clone_of_all_there_is_has_what_is_being_received() {
+    let log = Log::new();
+    log.backup(3);
+    let (last, bytes) = log.bytes(LAST + 1);
+    let _file = receive(&log, LAST + 1, 16384);
+    let repository = &log.fixture.repository;
+    let daemon = Daemon::start(repository.path(), &log.fixture.directory.path().join("mnt"));
+    let (view, clone) = (
+        daemon.point.join("main/pitr/now,self-contained"),
+        daemon.point.join("main/live/test1"),
+    );
+    std::fs::create_dir(daemon.point.join("main/live/test1@now,self-contained")).unwrap();
+    let files = |of: &Path| -> BTreeMap<OsString, Vec<u8>> {
+        let entries = std::fs::read_dir(of.join("pg_wal")).unwrap().map(Result::unwrap);
+        entries
+            .filter(|entry| entry.file_type().unwrap().is_file())
+            .map(|entry| (entry.file_name(), std::fs::read(entry.path()).unwrap()))
+            .collect()
+    };
+    let (shown, cloned) = (files(&view), files(&clone));
+    assert!(
+        cloned.keys().eq(shown.keys()),
+        "{:?}, not {:?}",
+        cloned.keys(),
+        shown.keys()
+    );
+    assert!(cloned == shown);
+    let received = &cloned[OsStr::new(&last.to_string())];
+    assert_eq!(received.len() as u64, SEGMENT.bytes());
+    assert!(received[..16384] == bytes[..16384]);
+}
+
+/// No test by itself: the daemon of the one above.
+#[test]
+fn daemon() {
+    support::daemon::serve();
 }
 
 fn receive(log: &Log, number: u64, bytes: usize) -> SpoolFile {

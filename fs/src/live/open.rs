@@ -1,6 +1,9 @@
 //! Opening a clone: what the journal says is made of the backup again. And making one.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
@@ -17,6 +20,9 @@ use super::node::{Body, FileNode, Kind, Meta, Node, NodeId, State};
 use super::record::{Change, Made};
 use super::{LiveClone, NewNode, NewTime, Time, failed};
 use crate::error::{Error, NOT_FOUND, Result};
+
+/// Copied at a time.
+const COPY_BYTES: usize = 1 << 20;
 
 /// What a new clone has besides what it stands on.
 pub struct Initial<'a> {
@@ -38,7 +44,7 @@ impl std::fmt::Debug for Initial<'_> {
 }
 
 /// Something a new clone has.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct MadeFile {
     /// Where: "recovery.signal".
     pub path: Vec<u8>,
@@ -49,10 +55,12 @@ pub struct MadeFile {
 }
 
 /// What a new clone can have.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum MadeThing {
     /// A file of these bytes.
     File(Vec<u8>),
+    /// A file with what is in this one.
+    CopyOf(Arc<File>),
     /// A directory.
     Directory,
     /// A symbolic link that points there.
@@ -196,14 +204,14 @@ impl LiveClone {
             unlinked => unlinked?,
         }
         let node = match &made.thing {
-            MadeThing::File(_) => self.create(parent.id, name, new)?,
+            MadeThing::File(_) | MadeThing::CopyOf(_) => self.create(parent.id, name, new)?,
             MadeThing::Directory => self.mkdir(parent.id, name, new)?,
             MadeThing::Symlink(target) => self.symlink(parent.id, name, target, new)?,
         };
-        if let MadeThing::File(bytes) = &made.thing
-            && self.write(node.node, 0, bytes, false)? < bytes.len()
-        {
-            return Err(Error::Refused(rustix::io::Errno::NOSPC));
+        match &made.thing {
+            MadeThing::File(bytes) => self.write_all(node.node, 0, bytes)?,
+            MadeThing::CopyOf(file) => self.copy_from(node.node, file)?,
+            MadeThing::Directory | MadeThing::Symlink(_) => {}
         }
         let time = Time {
             s: mtime_s,
@@ -216,6 +224,27 @@ impl LiveClone {
         self.set_attributes(node.node, times)?;
         self.forget(node.node, 1);
         Ok(())
+    }
+
+    fn copy_from(&self, node: NodeId, file: &File) -> Result<()> {
+        let mut buffer = vec![0; COPY_BYTES];
+        let mut offset = 0;
+        loop {
+            let count = match file.read_at(&mut buffer, offset) {
+                Ok(0) => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                count => count.map_err(|error| failed("copy a file to", self.disk.path(), error))?,
+            };
+            self.write_all(node, offset, buffer.get(..count).unwrap_or_default())?;
+            offset += count as u64;
+        }
+    }
+
+    fn write_all(&self, node: NodeId, offset: u64, bytes: &[u8]) -> Result<()> {
+        match self.write(node, offset, bytes, false)? < bytes.len() {
+            true => Err(Error::Refused(rustix::io::Errno::NOSPC)),
+            false => Ok(()),
+        }
     }
 }
 

@@ -139,6 +139,15 @@ impl Directory for CloneRoot {
     }
 }
 
+/// What a clone has besides its backup's tree.
+#[derive(Debug, Default)]
+pub(crate) struct CloneAdditions {
+    /// Stored files: WAL.
+    pub(crate) grafts: Vec<Graft>,
+    /// Files and directories that the view makes.
+    pub(crate) made: Vec<MadeFile>,
+}
+
 /// What a clone is made of: a view of a backup that can be started.
 #[derive(Debug)]
 pub(crate) struct CloneSource {
@@ -194,32 +203,26 @@ impl CloneSource {
         }
     }
 
-    /// Stored files that the view has and the backup has not: WAL.
-    pub(crate) fn grafts(&self) -> Result<Vec<Graft>> {
-        let mut grafts = Vec::new();
-        for (path, attributes, body) in changes::additions(&self.tree)? {
-            if let Some(Body::Stored(map)) = body {
-                grafts.push(Graft {
-                    path: String::from_utf8_lossy(&path).into_owned(),
-                    attributes,
-                    map: (*map).clone(),
-                });
-            }
-        }
-        Ok(grafts)
-    }
-
-    /// Files and directories that the view makes. Not the manifest: a clone is no backup, and soon differs from any.
-    pub(crate) fn made(&self) -> Result<Vec<MadeFile>> {
-        let mut all = Vec::new();
+    /// What the view has and the backup has not. Not the manifest: a clone is no backup, and soon differs from any.
+    pub(crate) fn additions(&self) -> Result<CloneAdditions> {
+        let mut all = CloneAdditions::default();
         for (path, attributes, body) in changes::additions(&self.tree)? {
             let thing = match body {
+                Some(_) if path == MANIFEST => continue,
+                Some(Body::Stored(map)) => {
+                    all.grafts.push(Graft {
+                        path: String::from_utf8_lossy(&path).into_owned(),
+                        attributes,
+                        map: (*map).clone(),
+                    });
+                    continue;
+                }
                 None => MadeThing::Directory,
                 Some(Body::Made(bytes)) if path == AUTO_CONF => MadeThing::File(self.configuration(&bytes)),
                 Some(Body::Made(bytes)) => MadeThing::File(bytes.to_vec()),
-                Some(_) => continue,
+                Some(Body::Spooled(file, _)) => MadeThing::CopyOf(file),
             };
-            all.push(MadeFile {
+            all.made.push(MadeFile {
                 path,
                 attributes,
                 thing,
