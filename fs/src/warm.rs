@@ -4,9 +4,13 @@
 //! other half is the way of its bytes from here through the kernel. While PostgreSQL replays the segment before, this
 //! costs it nothing. The kernel takes no pages of a file that nobody has looked up, so a thread reads the file as
 //! everybody does: through the mount.
+//!
+//! That makes this process wait for itself. When it is killed, the kernel ends every thread but one that waits for the answer to
+//! a request, and gives that one an answer only when nobody has the connection open any more. So the thread has no part in the
+//! process's descriptors, of which the connection is one.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -43,15 +47,41 @@ impl Warmer {
 }
 
 fn read_each(mount_point: &std::path::Path, device: &str, asked: &Receiver<PathBuf>) {
+    if let Err(error) = leave_descriptors() {
+        tracing::debug!(
+            "Cannot have a thread without the process's descriptors: {error}; no WAL is read ahead"
+        );
+        return;
+    }
     let mut buffer = vec![0; BUFFER_BYTES];
     for path in asked {
-        // Only speed is at stake: what goes wrong goes wrong again where somebody is told.
+        // Only speed is at stake: what goes wrong goes wrong again where somebody is told. The log cannot be told from here: it
+        // may be one of the descriptors.
         if let Ok(file) = File::open(mount_point.join(&path))
             && is_on(&file, device)
-            && let Err(error) = read(file.take(MAX_BYTES), &mut buffer)
         {
-            tracing::debug!("Cannot read {} ahead: {error}", path.display());
+            let _ = read(file.take(MAX_BYTES), &mut buffer);
         }
+    }
+}
+
+/// From here on this thread has descriptors of its own, and of those there were only the standard ones.
+#[allow(unsafe_code)]
+fn leave_descriptors() -> io::Result<()> {
+    const FIRST: libc::c_uint = 3;
+    // As a system call: C libraries have it since only a few years, and where the kernel has not, it says so.
+    // SAFETY: no memory is involved. Other threads keep their descriptors; this one owns none and is given none.
+    let closed = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            FIRST,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_UNSHARE,
+        )
+    };
+    match closed {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
@@ -62,7 +92,7 @@ fn is_on(file: &File, device: &str) -> bool {
     })
 }
 
-fn read(mut file: impl Read, buffer: &mut [u8]) -> std::io::Result<()> {
+fn read(mut file: impl Read, buffer: &mut [u8]) -> io::Result<()> {
     loop {
         match file.read(buffer) {
             Ok(0) => return Ok(()),
@@ -70,5 +100,23 @@ fn read(mut file: impl Read, buffer: &mut [u8]) -> std::io::Result<()> {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_leaves_descriptors_to_the_others() {
+        let here = tempfile::tempfile().unwrap();
+        let count = || std::fs::read_dir("/proc/thread-self/fd").unwrap().count();
+        let left = std::thread::spawn(move || {
+            leave_descriptors().unwrap();
+            count()
+        });
+        // The standard ones and the listing's own.
+        assert!(left.join().unwrap() <= 4);
+        assert!(here.metadata().is_ok());
     }
 }

@@ -423,6 +423,35 @@ fn daemon() {
     support::daemon::serve();
 }
 
+/// The daemon has segments read ahead through its own mount. Killed with such a request half answered, it must be gone all the
+/// same, or whoever asks the mount waits for ever.
+#[test]
+fn a_daemon_that_is_killed_during_recovery_is_gone() {
+    const SEGMENTS: u32 = 12;
+    const TIMES: u64 = 40;
+    let fixture = Fixture::new();
+    for number in 2..2 + SEGMENTS {
+        fixture.archive(number, number.into());
+    }
+    for time in 0..TIMES {
+        let mut daemon = killable(&fixture);
+        let wal = daemon.point.join("main/wal");
+        let recovery = std::thread::spawn(move || {
+            for number in (2..2 + SEGMENTS).cycle() {
+                let path = wal.join(support::segment(number, 0).0.to_string());
+                if fs::read(path).is_err() {
+                    return;
+                }
+            }
+        });
+        std::thread::sleep(Duration::from_millis(20) + Duration::from_micros(time * 777));
+        daemon.kill();
+        recovery.join().unwrap();
+        let asked = rustix::fs::statvfs(&daemon.point).map(|_| ());
+        assert_eq!(asked, Err(rustix::io::Errno::NOTCONN));
+    }
+}
+
 #[test]
 fn a_mount_whose_daemon_was_killed_is_replaced() {
     let fixture = archived();

@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 
 use barmanfs_catalog::Repository;
 use barmanfs_fs::{MountOptions, mount, unmount};
+use rustix::mount::UnmountFlags;
 
 /// Given to the test program itself when it is to be the daemon.
 const DAEMON: &str = "BARMANFS_TEST_DAEMON";
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Serves a mount until it is killed or unmounted.
 pub struct Daemon {
@@ -37,7 +40,15 @@ impl Daemon {
     /// `kill -9`: the mount point stays behind, dead.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while self.child.try_wait().unwrap().is_none() {
+            if Instant::now() > deadline {
+                // Ends whatever waits for an answer.
+                let _ = rustix::mount::unmount(&self.point, UnmountFlags::FORCE);
+                panic!("The daemon was killed and is still there");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// As `umount` does it; everything that was written is durable then.
@@ -84,7 +95,7 @@ pub fn is_mounted(point: &Path) -> bool {
 
 #[track_caller]
 pub fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while !done() {
         assert!(Instant::now() < deadline, "Waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(20));
