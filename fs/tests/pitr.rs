@@ -10,7 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use barmanfs_catalog::{Backup, SpoolFile};
-use barmanfs_fs::namespace::Lifetime;
+use barmanfs_fs::namespace::{Lifetime, Node};
 use barmanfs_fs::views::Caller;
 use barmanfs_pg::testing::{SYSTEM_ID, SampleWal};
 use barmanfs_pg::wal_name::{SegmentName, WalName};
@@ -18,7 +18,7 @@ use barmanfs_pg::wal_scan::RecordFacts;
 use barmanfs_pg::{Lsn, SystemId, TimelineId, TimestampMicros};
 use support::daemon::Daemon;
 use support::tree::Tree;
-use support::{Fixture, SEGMENT, data_directory};
+use support::{Fixture, SEGMENT, Thing, data_directory};
 
 /// Segments 2 to 9: a commit every quarter of a segment, one second after the other, and restore points between them.
 struct Log {
@@ -321,6 +321,72 @@ fn a_clone_of_all_there_is_has_what_is_being_received() {
 #[test]
 fn daemon() {
     support::daemon::serve();
+}
+
+/// Things without configuration files: views of them have manifests of their own.
+fn without_configuration(seed: u64) -> Vec<(&'static str, Thing)> {
+    let mut things = data_directory(seed);
+    things.retain(|(path, _)| !path.ends_with(".conf") || path.contains("auto"));
+    things
+}
+
+/// Files without a name in the repository that this process has open.
+fn nameless_files(log: &Log) -> usize {
+    let within = |target: &Path| {
+        target.starts_with(log.fixture.repository.path()) && target.to_string_lossy().ends_with(" (deleted)")
+    };
+    let open = std::fs::read_dir("/proc/self/fd").unwrap();
+    open.filter(|entry| {
+        std::fs::read_link(entry.as_ref().unwrap().path()).is_ok_and(|target| within(&target))
+    })
+    .count()
+}
+
+#[test]
+fn a_manifest_made_for_views_is_there_while_it_is_read() {
+    let log = Log::new();
+    let mut things = without_configuration(3);
+    things.push(("backup_manifest", support::manifest(&things)));
+    log.fixture.backup_of(&things, 3..=3);
+    let tree = log.tree();
+    let targets: Vec<String> = (1010..1030).map(|xid| format!("main/pitr/xid:{xid}")).collect();
+    for target in &targets {
+        tree.node(&format!("{target}/PG_VERSION"));
+        assert!(tree.list(target).contains(&"backup_manifest".to_owned()));
+    }
+    assert_eq!(nameless_files(&log), 0);
+    let me = Caller(std::process::id());
+    let nodes: Vec<_> = targets
+        .iter()
+        .map(|target| tree.node(&format!("{target}/backup_manifest")))
+        .collect();
+    let open = |node: &Node| tree.0.open(node.ino, me).unwrap().handle;
+    let handles: Vec<_> = nodes.iter().map(|node| open(node)).collect();
+    assert_eq!(nameless_files(&log), 1);
+    let content = tree.read("main/latest/backup_manifest");
+    for target in &targets {
+        assert_eq!(tree.read(&format!("{target}/backup_manifest")), content);
+    }
+    assert!(
+        nodes
+            .iter()
+            .all(|node| node.stat.size_bytes == content.len() as u64)
+    );
+    handles.into_iter().for_each(|handle| tree.0.close(handle));
+    assert_eq!(nameless_files(&log), 0);
+}
+
+#[test]
+fn a_manifest_that_is_damaged_is_nothing_to_other_files() {
+    let log = Log::new();
+    let mut things = without_configuration(3);
+    things.push(("backup_manifest", Thing::File(b"no manifest".to_vec())));
+    log.fixture.backup_of(&things, 3..=3);
+    let tree = log.tree();
+    let root = tree.node("main/latest").ino;
+    assert!(tree.0.lookup(root, b"backup_manifest").is_err());
+    assert_eq!(tree.text("main/latest/PG_VERSION"), "15\n");
+    assert!(tree.find("main/latest/pg_hba.conf").is_some());
 }
 
 fn receive(log: &Log, number: u64, bytes: usize) -> SpoolFile {

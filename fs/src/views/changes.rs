@@ -23,6 +23,7 @@ use barmanfs_pg::wal_name::WalName;
 use barmanfs_pg::{TimelineId, TimestampMicros};
 use barmanfs_store::{Attributes, Entry, Node};
 
+use super::manifest::ViewManifest;
 use super::tree::{BackupTree, Place, TreeDirectory};
 use super::{Body, configuration, context, manifest, receiving};
 use crate::error::{Error, Result};
@@ -50,6 +51,8 @@ enum Added {
     File(Body),
     /// A file of the archive, looked up when it is opened: there may be very many.
     Archived(WalName),
+    /// The manifest, made when it is asked for.
+    Manifest(ViewManifest),
 }
 
 impl Addition {
@@ -68,7 +71,18 @@ impl Addition {
                 })?;
                 Ok(Some(Body::Stored(Arc::new(file.map))))
             }
+            Added::Manifest(manifest) => tree.context.manifests.open(tree, manifest).map(Some),
         }
+    }
+
+    /// The file's size, and how many bytes of it are not in holes; `None` for a directory.
+    pub(super) fn sizes(&self, tree: &BackupTree) -> Result<Option<(u64, u64)>> {
+        if let Added::Manifest(manifest) = &self.content {
+            let size_bytes = tree.context.manifests.size_bytes(tree, manifest)?;
+            return Ok(Some((size_bytes, size_bytes)));
+        }
+        let sizes = |body: Body| Ok((body.size_bytes(), body.allocated_bytes(&tree.context.trees)?));
+        self.body(tree)?.map(sizes).transpose()
     }
 
     fn directory(tree: &BackupTree) -> Self {
@@ -104,11 +118,14 @@ pub(super) fn of(directory: &TreeDirectory) -> Result<Changes> {
 /// A path, and what a view adds there; without content for a directory.
 type PlacedAddition = (Vec<u8>, Attributes, Option<Body>);
 
-/// Everything a view adds, directories before what is in them.
+/// Everything a view adds but its manifest, directories before what is in them.
 pub(super) fn additions(tree: &Arc<BackupTree>) -> Result<Vec<PlacedAddition>> {
     let mut all = Vec::new();
     for (path, directory) in TreeDirectory::changed(tree)? {
         for (name, addition) in of(&directory)?.added {
+            if matches!(addition.content, Added::Manifest(_)) {
+                continue;
+            }
             let path = [path, &name].concat();
             all.push((path, addition.attributes, addition.body(tree)?));
         }
@@ -151,20 +168,24 @@ fn root(directory: &TreeDirectory) -> Result<BTreeMap<Vec<u8>, Addition>> {
     let mut listed = Vec::new();
     for (name, text) in configuration::MINIMAL {
         if directory.stored(name.as_bytes())?.is_none() {
-            listed.push((name, text));
+            listed.push((name, Arc::from(text.as_bytes())));
             added.insert(name.as_bytes().to_vec(), Addition::made(tree, text.as_bytes()));
         }
     }
     let unlisted = directory.stored(b"tablespace_map")?.map(|_| "tablespace_map");
     if let Some(Entry {
         attributes,
-        node: Node::File(map),
+        node: Node::File(stored),
         ..
     }) = directory.stored(manifest::NAME)?
         && (unlisted.is_some() || !listed.is_empty())
     {
-        let body = manifest::made_anew(tree, map, unlisted, &listed)?;
-        added.insert(manifest::NAME.to_vec(), Addition::file(attributes, body));
+        let content = Added::Manifest(ViewManifest {
+            stored,
+            unlisted,
+            listed,
+        });
+        added.insert(manifest::NAME.to_vec(), Addition { attributes, content });
     }
     Ok(added)
 }

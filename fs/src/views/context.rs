@@ -10,6 +10,7 @@ use barmanfs_catalog::{Action, Backup, BackupId, CloneDescription, CloneName, Re
 use barmanfs_pg::TimestampMicros;
 use barmanfs_store::{Attributes, TreeReader};
 
+use super::manifest::Manifests;
 use super::pitr::Targets;
 use super::snapshot::{Snapshot, SnapshotCache};
 use super::tree::{BackupTree, Style};
@@ -81,6 +82,7 @@ pub struct Context {
     pub(super) started: TimestampMicros,
     pub(super) usages: Usages,
     pub(super) targets: Targets,
+    pub(super) manifests: Manifests,
     snapshots: SnapshotCache,
     warmer: OnceLock<Warmer>,
     /// They know this context too: weak, or neither would ever go.
@@ -98,6 +100,7 @@ impl Context {
             started: SystemTime::now().into(),
             usages: Usages::default(),
             targets: Targets::default(),
+            manifests: Manifests::default(),
             snapshots: SnapshotCache::default(),
             warmer: OnceLock::new(),
             clones: OnceLock::new(),

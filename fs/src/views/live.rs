@@ -203,12 +203,11 @@ impl CloneSource {
         }
     }
 
-    /// What the view has and the backup has not. Not the manifest: a clone is no backup, and soon differs from any.
+    /// What the view has and the backup has not.
     pub(crate) fn additions(&self) -> Result<CloneAdditions> {
         let mut all = CloneAdditions::default();
         for (path, attributes, body) in changes::additions(&self.tree)? {
             let thing = match body {
-                Some(_) if path == MANIFEST => continue,
                 Some(Body::Stored(map)) => {
                     all.grafts.push(Graft {
                         path: String::from_utf8_lossy(&path).into_owned(),
@@ -239,7 +238,8 @@ impl CloneSource {
         text
     }
 
-    /// Whether a clone does not have what the backup has at a path.
+    /// Whether a clone does not have what the backup has at a path. The manifest: a clone is no backup, and soon differs from
+    /// any.
     pub(crate) fn hides(path: &[u8], entry: &Entry) -> bool {
         match &entry.node {
             Node::Symlink(target) => path.starts_with(b"pg_tblspc/") || changes::leads_out(target),

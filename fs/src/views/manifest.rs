@@ -1,9 +1,15 @@
 //! The manifest of a view in which a file comes or goes that `pg_verifybackup` looks at.
+//!
+//! That of a large cluster has hundreds of megabytes. So it is made only for who asks for it, and is there as long as somebody has
+//! it open: in a file without a name, the same for all views that differ from their backup in the same files. Of one that nobody
+//! has open only the size is kept.
 
+use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufWriter, Seek};
-use std::sync::Arc;
+use std::io::{self, BufWriter, Write};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use barmanfs_catalog::{BackupId, ServerName};
 use barmanfs_pg::manifest::{self, Checksum, ManifestError, ManifestFile, ManifestWriter};
 use barmanfs_store::FileMap;
 
@@ -14,52 +20,161 @@ use crate::error::{Error, Result};
 /// The file's name.
 pub(super) const NAME: &[u8] = b"backup_manifest";
 
-/// The manifest `map` without the file `unlisted` and with those of `listed`: streamed into a file without a name,
-/// since that of a large cluster has hundreds of megabytes.
-pub(super) fn made_anew(
-    tree: &BackupTree,
-    map: FileMap,
-    unlisted: Option<&str>,
-    listed: &[(&str, &str)],
-) -> Result<Body> {
-    let not_shown = |reason: String| Error::View {
-        backup: format!("{} of server {}", tree.backup.id, tree.backup.server),
-        reason,
-    };
-    let failed = |source| Error::io("write", "(a manifest made for a view)", source);
-    let output = made::nameless_file(&tree.context).map_err(failed)?;
-    let input = tree.context.trees.reader(map.clone());
-    let summary = manifest::read(input, &mut |_| Ok::<(), io::Error>(()));
-    let summary = summary.map_err(|error| not_shown(error.to_string()))?;
-    if !summary.checksum_ok {
-        return Err(not_shown(
-            "its backup_manifest does not match its own checksum".to_owned(),
-        ));
-    }
-    let mut writer = ManifestWriter::begin(BufWriter::new(output), summary.system_id).map_err(failed)?;
-    let mut modified = String::new();
-    let copied = manifest::read(tree.context.trees.reader(map), &mut |file: ManifestFile| {
-        if unlisted.is_some_and(|name| file.path == name.as_bytes()) {
-            return Ok(());
-        }
-        modified.clone_from(&file.modified);
-        writer.file(&file)
-    });
-    copied.map_err(|error: ManifestError<io::Error>| not_shown(error.to_string()))?;
-    for (name, text) in listed {
-        writer.file(&entry(name, text, &modified)).map_err(failed)?;
-    }
-    let output = writer.finish(&summary.wal_ranges).map_err(failed)?;
-    let mut output: File = output.into_inner().map_err(|error| failed(error.into_error()))?;
-    let size_bytes = output.stream_position().map_err(failed)?;
-    Ok(Body::Spooled(Arc::new(output), size_bytes))
+/// Manifests of which the size is kept. With more of them than any mount has backups, all are forgotten.
+const MAX_KNOWN: usize = 4096;
+
+/// What the manifest of a view differs in from the one that is stored.
+#[derive(Debug)]
+pub(super) struct ViewManifest {
+    /// The one that is stored.
+    pub(super) stored: FileMap,
+    /// A file the view has not.
+    pub(super) unlisted: Option<&'static str>,
+    /// Files as the view has them.
+    pub(super) listed: Vec<(&'static str, Arc<[u8]>)>,
 }
 
-fn entry(name: &str, text: &str, modified: &str) -> ManifestFile {
+/// The manifests that are made for the views of a mount.
+#[derive(Debug, Default)]
+pub(super) struct Manifests {
+    known: Mutex<HashMap<Key, Arc<Mutex<Known>>>>,
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Key {
+    server: ServerName,
+    backup: BackupId,
+    /// Stands for what differs.
+    difference: [u8; 32],
+}
+
+/// A manifest that was asked for. Locked while it is made, so that those who ask at the same time get the same one.
+#[derive(Debug, Default)]
+struct Known {
+    size_bytes: Option<u64>,
+    open: Weak<File>,
+}
+
+impl Manifests {
+    fn known(&self, tree: &BackupTree, of: &ViewManifest) -> Arc<Mutex<Known>> {
+        let key = Key {
+            server: tree.backup.server.clone(),
+            backup: tree.backup.id,
+            difference: of.difference(),
+        };
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MAX_KNOWN {
+            known.clear();
+        }
+        Arc::clone(known.entry(key).or_default())
+    }
+
+    /// The size of a view's manifest. It is measured by writing it nowhere.
+    pub(super) fn size_bytes(&self, tree: &BackupTree, of: &ViewManifest) -> Result<u64> {
+        let known = self.known(tree, of);
+        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(size_bytes) = known.size_bytes {
+            return Ok(size_bytes);
+        }
+        let Counter(size_bytes) = of.write(tree, Counter(0))?;
+        known.size_bytes = Some(size_bytes);
+        Ok(size_bytes)
+    }
+
+    /// The content of a view's manifest; it is there until the last one who got it drops it.
+    pub(super) fn open(&self, tree: &BackupTree, of: &ViewManifest) -> Result<Body> {
+        let known = self.known(tree, of);
+        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(file), Some(size_bytes)) = (known.open.upgrade(), known.size_bytes) {
+            return Ok(Body::Spooled(file, size_bytes));
+        }
+        let output = made::nameless_file(&tree.context).map_err(failed)?;
+        let output = of.write(tree, BufWriter::new(output))?;
+        let file = output.into_inner().map_err(|error| failed(error.into_error()))?;
+        let size_bytes = file.metadata().map_err(failed)?.len();
+        let file = Arc::new(file);
+        *known = Known {
+            size_bytes: Some(size_bytes),
+            open: Arc::downgrade(&file),
+        };
+        Ok(Body::Spooled(file, size_bytes))
+    }
+}
+
+impl ViewManifest {
+    fn difference(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        let mut add = |bytes: &[u8]| {
+            hasher.update(&(bytes.len() as u64).to_le_bytes());
+            hasher.update(bytes);
+        };
+        add(self.unlisted.unwrap_or_default().as_bytes());
+        for (name, text) in &self.listed {
+            add(name.as_bytes());
+            add(text);
+        }
+        hasher.finalize().into()
+    }
+
+    /// Whether the view has a file of this name that is not the stored one, or has none.
+    fn differs_in(&self, path: &[u8]) -> bool {
+        let listed = self.listed.iter().map(|(name, _)| *name);
+        listed.chain(self.unlisted).any(|name| name.as_bytes() == path)
+    }
+
+    fn write<W: Write>(&self, tree: &BackupTree, output: W) -> Result<W> {
+        let not_shown = |reason: String| Error::View {
+            backup: format!("{} of server {}", tree.backup.id, tree.backup.server),
+            reason,
+        };
+        let input = || tree.context.trees.reader(self.stored.clone());
+        let summary = manifest::read(input(), &mut |_| Ok::<(), io::Error>(()));
+        let summary = summary.map_err(|error| not_shown(error.to_string()))?;
+        if !summary.checksum_ok {
+            return Err(not_shown(
+                "its backup_manifest does not match its own checksum".to_owned(),
+            ));
+        }
+        let mut writer = ManifestWriter::begin(output, summary.system_id).map_err(failed)?;
+        let mut modified = String::new();
+        let copied = manifest::read(input(), &mut |file: ManifestFile| {
+            if self.differs_in(&file.path) {
+                return Ok(());
+            }
+            modified.clone_from(&file.modified);
+            writer.file(&file)
+        });
+        copied.map_err(|error: ManifestError<io::Error>| not_shown(error.to_string()))?;
+        for (name, text) in &self.listed {
+            writer.file(&entry(name, text, &modified)).map_err(failed)?;
+        }
+        writer.finish(&summary.wal_ranges).map_err(failed)
+    }
+}
+
+fn failed(source: io::Error) -> Error {
+    Error::io("write", "(a manifest made for a view)", source)
+}
+
+fn entry(name: &str, text: &[u8], modified: &str) -> ManifestFile {
     ManifestFile {
         path: name.as_bytes().to_vec(),
         size_bytes: text.len() as u64,
         modified: modified.to_owned(),
-        checksum: Some(Checksum::Crc32c(crc32c::crc32c(text.as_bytes()))),
+        checksum: Some(Checksum::Crc32c(crc32c::crc32c(text))),
+    }
+}
+
+/// Counts what is written.
+struct Counter(u64);
+
+impl Write for Counter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

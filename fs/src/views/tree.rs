@@ -209,11 +209,8 @@ impl TreeDirectory {
 
     fn added(&self, name: &[u8], addition: &Addition) -> Result<Child> {
         let context = &self.tree.context;
-        let (content, sizes) = match addition.body(&self.tree)? {
-            Some(body) => (
-                Content::File,
-                (body.size_bytes(), body.allocated_bytes(&context.trees)?),
-            ),
+        let (content, sizes) = match addition.sizes(&self.tree)? {
+            Some(sizes) => (Content::File, sizes),
             None => (
                 self.directory(DirectoryRef::default(), self.place.of_child(name)),
                 (0, 0),
