@@ -51,6 +51,7 @@ impl Service {
     /// Takes over a FUSE device that has been mounted, and greets the kernel.
     pub(crate) fn new(
         namespace: Arc<Namespace>,
+        clones: Arc<Clones>,
         device: OwnedFd,
         options: ServiceOptions,
     ) -> io::Result<Self> {
@@ -63,7 +64,6 @@ impl Service {
         config.acl = acl;
         config.n_threads = Some(options.threads.max(1));
         config.clone_fd = options.threads > 1;
-        let clones = Clones::new(namespace.context()).map_err(io::Error::other)?;
         let kernel = Arc::new(OnceLock::new());
         let adapter = Adapter {
             clones,

@@ -257,6 +257,11 @@ impl Clones {
         served.map(Some).ok_or(Error::Refused(Errno::BUSY))
     }
 
+    /// How many files and directories of clones are open.
+    pub(crate) fn open_files(&self) -> u64 {
+        self.lock().values().map(|served| served.open_files()).sum()
+    }
+
     /// Makes everything durable that was written to clones: the mount ends.
     pub(crate) fn flush(&self) {
         let open: Vec<_> = self.lock().values().cloned().collect();

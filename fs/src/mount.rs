@@ -17,7 +17,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, select};
 use rustix::io::Errno;
 
 use crate::adapter::{Service, ServiceOptions};
-use crate::clones::CloneLimits;
+use crate::clones::{CloneLimits, Clones};
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;
 use crate::views::{Context, ViewOptions};
@@ -81,6 +81,7 @@ pub struct MountOptions {
 /// A tree that is mounted. It answers once [`serve`](Self::serve) is called.
 pub struct MountedFs {
     service: Service,
+    clones: Arc<Clones>,
     watcher: Watcher,
     unmounter: Unmounter,
     unmounted: Receiver<()>,
@@ -114,6 +115,7 @@ pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs>
     };
     let repository = repository.with_cache_bytes(options.cache_bytes.unwrap_or(DEFAULT_CACHE_BYTES));
     let namespace = Arc::new(Namespace::new(Context::new(repository, views)));
+    let clones = Clones::new(namespace.context())?;
 
     let device = match kernel::mount(&mount_point, options.allow_other) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -126,6 +128,7 @@ pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs>
     let threads = options.threads.unwrap_or_else(default_threads);
     let service = Service::new(
         Arc::clone(&namespace),
+        Arc::clone(&clones),
         device,
         ServiceOptions {
             threads,
@@ -145,6 +148,7 @@ pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs>
     let (done, unmounted) = bounded(1);
     Ok(MountedFs {
         service,
+        clones,
         watcher,
         unmounter: Unmounter {
             mounted,
@@ -162,13 +166,14 @@ impl MountedFs {
     }
 
     /// Serves until the tree is unmounted: by an [`Unmounter`], `umount` or `fusermount3 -u`. When we unmount ourselves, files
-    /// that are still open are served for a few seconds more; after that they fail.
+    /// that are still open are served for a few seconds more; after that they fail. What was written to clones is durable then.
     ///
     /// # Errors
     /// When the connection to the kernel fails.
     pub fn serve(self) -> Result<()> {
         let Self {
             service,
+            clones,
             watcher,
             unmounter,
             unmounted,
@@ -186,7 +191,16 @@ impl MountedFs {
         serving.map_err(|source| Error::io("start a thread for", &path, source))?;
         let result = select! {
             recv(end) -> result => result.unwrap_or(Ok(())),
-            recv(unmounted) -> _ => end.recv_timeout(GRACE).unwrap_or(Ok(())),
+            recv(unmounted) -> _ => end.recv_timeout(GRACE).unwrap_or_else(|_| {
+                tracing::warn!(
+                    "{} is unmounted with files open, {} of them in clones: they fail from now on",
+                    path.display(),
+                    clones.open_files()
+                );
+                // At the end of the service, which now does not come.
+                clones.flush();
+                Ok(())
+            }),
         };
         drop(watcher);
         // Whatever ended serving, nobody is to be left with a mount that does not answer.

@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use support::daemon::{Daemon, until};
 use support::{Fixture, Thing, content, data_directory};
@@ -215,6 +216,28 @@ fn what_is_written_through_another_mount_is_seen_by_the_first() {
     assert_eq!(number(&clone), known);
     assert_eq!(read(&clone), (4, 4));
     drop(again);
+}
+
+#[test]
+fn what_was_written_is_there_after_unmounting_while_files_are_open() {
+    // What is written is made durable every five seconds, and files that are open are served for five: it is written after
+    // the one and before the end of the other.
+    const BETWEEN: Duration = Duration::from_secs(3);
+    let things = data_directory(1);
+    let (fixture, mut daemon, clone) = cloned(&things);
+    let open = |path: &str| OpenOptions::new().write(true).open(clone.join(path)).unwrap();
+    let (table, _held) = (open("base/5/1259"), open("base/5/1259_fsm"));
+    std::thread::sleep(BETWEEN);
+    daemon.end();
+    std::thread::sleep(BETWEEN);
+    table.write_all_at(&[7; BLOCK_BYTES], 0).unwrap();
+    daemon.wait();
+    assert!(table.write_all_at(&[8; BLOCK_BYTES], 0).is_err());
+    let point = daemon.point.clone();
+    let _daemon = Daemon::start(fixture.repository.path(), &point);
+    let bytes = std::fs::read(clone.join("base/5/1259")).unwrap();
+    assert!(bytes[..BLOCK_BYTES] == [7; BLOCK_BYTES]);
+    assert!(bytes[BLOCK_BYTES..] == content(&things, "base/5/1259")[BLOCK_BYTES..]);
 }
 
 /// No test by itself: the daemon of those above.

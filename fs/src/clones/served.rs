@@ -98,9 +98,14 @@ impl Served {
         self.opens.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Whether files or directories of it are open.
+    /// How many files and directories of it are open.
+    pub(super) fn open_files(&self) -> u64 {
+        self.opens.load(Ordering::SeqCst)
+    }
+
+    /// Whether there are any.
     pub(super) fn is_open(&self) -> bool {
-        self.opens.load(Ordering::SeqCst) > 0
+        self.open_files() > 0
     }
 
     /// Ends the serving, but not the lock on the clone.

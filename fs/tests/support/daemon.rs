@@ -27,6 +27,7 @@ impl Daemon {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "daemon", "--nocapture"])
             .env(DAEMON, format!("{}\n{}", repository.display(), point.display()))
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
@@ -51,10 +52,21 @@ impl Daemon {
         }
     }
 
+    /// As when the daemon is told to end: it unmounts the tree, and ends soon whatever is still open.
+    pub fn end(&mut self) {
+        drop(self.child.stdin.take());
+    }
+
+    /// Waits until it has ended by itself.
+    #[track_caller]
+    pub fn wait(&mut self) {
+        until("the daemon ends", || self.child.try_wait().unwrap().is_some());
+    }
+
     /// As `umount` does it; everything that was written is durable then.
     pub fn unmount(mut self) {
         unmount(&self.point).unwrap();
-        until("the daemon ends", || self.child.try_wait().unwrap().is_some());
+        self.wait();
     }
 }
 
@@ -66,17 +78,20 @@ impl Drop for Daemon {
     }
 }
 
-/// What the test `daemon` does: nothing, unless it is to be one.
+/// What the test `daemon` does: nothing, unless it is to be one. It ends with its standard input.
 pub fn serve() {
     let Ok(arguments) = std::env::var(DAEMON) else {
         return;
     };
     let (repository, point) = arguments.split_once('\n').unwrap();
     let repository = Repository::open(Path::new(repository)).unwrap();
-    mount(repository, options(Path::new(point)))
-        .unwrap()
-        .serve()
-        .unwrap();
+    let mounted = mount(repository, options(Path::new(point))).unwrap();
+    let unmounter = mounted.unmounter();
+    std::thread::spawn(move || {
+        std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
+        unmounter.unmount().unwrap();
+    });
+    mounted.serve().unwrap();
 }
 
 /// For all to see, where this process may have it so.
