@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use crate::common::load::{fill, transact, transactions};
-use crate::common::process::{Run, run};
+use crate::common::process::{Run, run, until};
 use crate::common::registry::topic;
 use crate::common::{Install, Mount, PgServer, Site};
 use serde_json::Value;
@@ -14,6 +14,7 @@ topic! {
     with_postgres clones_are_made_of_the_backup_and_the_point_that_were_asked_for,
     with_postgres a_clone_waits_at_its_target_or_shuts_down_there,
     with_postgres what_is_in_the_way_is_told,
+    with_postgres a_clone_of_another_user_on_a_mount_is_left_alone(as_root),
     with_postgres clones_take_no_more_than_they_may,
     with_postgres a_copy_of_a_clone_lives_on_its_own(as_root),
 }
@@ -272,7 +273,7 @@ fn what_is_in_the_way_is_told(install: &'static Install) {
         .site
         .sh_command(&format!("exec sleep 60 < '{}'", held.display()));
     let mut reader = reader.stdin(Stdio::null()).spawn().expect("Cannot run a shell");
-    crate::common::process::until("the reader has it open", || {
+    until("the reader has it open", || {
         stage.clone(&["destroy", "main", "test1"]).code() != Some(0)
     });
     stage
@@ -307,6 +308,22 @@ fn what_is_in_the_way_is_told(install: &'static Install) {
     stage.clone(&["reset", "main", "test1"]).ok();
     stage.clone(&["destroy", "main", "test1"]).ok();
     stage.clone(&["destroy", "main", "test2"]).ok();
+}
+
+fn a_clone_of_another_user_on_a_mount_is_left_alone(install: &'static Install) {
+    let stage = Stage::new(install);
+    let mount = Mount::prepare(&stage.site, "mnt");
+    let arguments = ["mount", &mount.text(), "--allow-other", "--uid", "nobody"];
+    run(&mut stage.site.own_barmanfs_command(&arguments)).ok();
+    std::fs::create_dir(mount.path("main/live/test1")).expect("Cannot make a clone");
+    std::fs::read(mount.path("main/live/test1/PG_VERSION")).expect("Cannot look into the clone");
+    stage
+        .clone(&["destroy", "main", "test1"])
+        .refused(1)
+        .says(&[&mount.text(), "only user nobody can ask"]);
+    let released = mount.path(".barmanfs/released/main/test1");
+    until("root has it let go", || released.exists());
+    stage.clone(&["destroy", "main", "test1"]).ok();
 }
 
 fn clones_take_no_more_than_they_may(install: &'static Install) {

@@ -297,9 +297,11 @@ impl ServesClones for Clones {
 
     /// What was written to the clone is durable when this returns, and its lock is free.
     fn release(&self, server: &ServerName, name: &CloneName) -> Result<()> {
-        self.wait_for_closes(server, name);
         let served = self.lock().get(&(server.clone(), name.clone())).cloned();
         let Some(served) = served else { return Ok(()) };
+        if served.is_open() {
+            return Err(Error::Refused(Errno::BUSY));
+        }
         // Most of it while the clone can still be used; what comes in between, below.
         served.clone.flush_all()?;
         drop(served);

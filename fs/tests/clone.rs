@@ -7,12 +7,15 @@ mod support;
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use support::daemon::{Daemon, until};
-use support::{Fixture, Thing, content, data_directory};
+use support::ordinary::NOBODY;
+use support::{Fixture, Thing, attributes, content, data_directory};
 
 const APPENDERS: u64 = 3;
 const RECORDS: u64 = 400;
@@ -238,6 +241,33 @@ fn what_was_written_is_there_after_unmounting_while_files_are_open() {
     let bytes = std::fs::read(clone.join("base/5/1259")).unwrap();
     assert!(bytes[..BLOCK_BYTES] == [7; BLOCK_BYTES]);
     assert!(bytes[BLOCK_BYTES..] == content(&things, "base/5/1259")[BLOCK_BYTES..]);
+}
+
+#[test]
+fn a_clone_is_let_go_for_its_owner_and_nobody_else() {
+    let owner = attributes(0).uid;
+    let (fixture, daemon, clone) = cloned(&data_directory(1));
+    let all = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(fixture.directory.path(), all).unwrap();
+    let released = daemon.point.join(".barmanfs/released/main/test1");
+    let asked_by = |user: u32| {
+        let mut stat = Command::new("stat");
+        let asked = stat
+            .arg(&released)
+            .env("LC_ALL", "C")
+            .uid(user)
+            .gid(user)
+            .output();
+        let asked = asked.unwrap();
+        (asked.status.success(), String::from_utf8(asked.stderr).unwrap())
+    };
+    let open = File::open(clone.join("PG_VERSION")).unwrap();
+    let (done, error) = asked_by(owner);
+    assert!(!done && error.contains("busy"), "{error}");
+    drop(open);
+    let (done, error) = asked_by(NOBODY);
+    assert!(!done && error.contains("Permission denied"), "{error}");
+    until("its owner has the clone let go", || asked_by(owner).0);
 }
 
 /// No test by itself: the daemon of those above.

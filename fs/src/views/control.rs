@@ -6,8 +6,9 @@
 //! this one is. `receiving/<server>/<name>` is what has come of a segment that is not archived, see `receiving`.
 //!
 //! `released/<server>/<clone>` exists when this mount does not serve the clone. Looking it up ends the serving: what was
-//! written is made durable, and another process can take the clone's lock. It fails with EBUSY while the clone is in use. The
-//! next look into the clone serves it again.
+//! written is made durable, and another process can take the clone's lock. It fails with EBUSY while the clone is in use,
+//! which it may be for a moment after what was open has been closed. The next look into the clone serves it again. Only those may
+//! look it up who may make and remove clones.
 
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use serde_json::json;
 use super::context::Context;
 use super::receiving::Receiving;
 use super::snapshot::ServerState;
-use super::{Body, Children, Directory, made, no_files};
+use super::{Body, Children, Directory, live, made, no_files};
 use crate::error::Result;
 use crate::namespace::{Child, Lifetime};
 
@@ -229,8 +230,8 @@ impl Released {
             context: Arc::clone(context),
             server: server.name.clone(),
         };
-        let attributes = context.own(0o555, context.started);
-        made::directory(context, server.name.as_str(), &attributes, Arc::new(released))
+        let owner = live::owner(context, server);
+        made::directory(context, server.name.as_str(), &owner, Arc::new(released))
     }
 }
 

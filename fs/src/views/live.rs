@@ -38,11 +38,6 @@ pub(super) struct Live {
 impl Live {
     /// The entry `live` of a server. Whose the server's files are may make clones of them.
     pub(super) fn child(context: &Arc<Context>, server: &ServerState) -> Child {
-        let own = context.own(0o700, context.started);
-        let owner = server.owner().map_or(own, |owner| Attributes {
-            mode: owner.mode & 0o770 | 0o700,
-            ..*owner
-        });
         let live = Self {
             context: Arc::clone(context),
             server: server.name.clone(),
@@ -50,7 +45,7 @@ impl Live {
         Child {
             name: b"live".to_vec(),
             identity: 0,
-            stat: context.stat(&owner, 0, 0),
+            stat: context.stat(&owner(context, server), 0, 0),
             content: Content::Directory(Arc::new(live)),
             lifetime: Lifetime::Never,
         }
@@ -72,6 +67,15 @@ impl Live {
             lifetime: Lifetime::Never,
         })
     }
+}
+
+/// Whose the clones of a server are, with the permissions of their directory.
+pub(super) fn owner(context: &Context, server: &ServerState) -> Attributes {
+    let own = context.own(0o700, context.started);
+    server.owner().map_or(own, |owner| Attributes {
+        mode: owner.mode & 0o770 | 0o700,
+        ..*owner
+    })
 }
 
 impl Directory for Live {

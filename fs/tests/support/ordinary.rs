@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// `nobody`, by its number; it is in no other group.
-const NOBODY: u32 = 65534;
+pub const NOBODY: u32 = 65534;
 
 /// A place with programs that everybody can reach, which is not so where they were built.
 pub struct Ordinary(tempfile::TempDir);

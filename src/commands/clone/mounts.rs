@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -165,8 +166,10 @@ impl<'a> Mounts<'a> {
         instance::running(&path).map(|running| (running, path))
     }
 
-    /// Has every mount let go of a clone; what was written to it is durable then.
-    fn release(&self, server: &ServerName, name: &CloneName) -> Result<(), Error> {
+    /// Has every mount let go of a clone that does so for this user; what was written to it is durable then. Gives one that
+    /// does not.
+    fn release(&self, server: &ServerName, name: &CloneName) -> Result<Option<&FoundMount>, Error> {
+        let mut unwilling = None;
         for mount in &self.found.serving {
             let path = mount.mount_point.join(".barmanfs/released");
             let path = path.join(server.as_str()).join(name.as_str());
@@ -176,6 +179,10 @@ impl<'a> Mounts<'a> {
                     Ok(_) => break,
                     // A mount that does not show the server does not serve its clones.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                        unwilling = Some(mount);
+                        break;
+                    }
                     Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => {
                         if began.elapsed() >= PATIENCE {
                             return Err(in_use(server, name, mount));
@@ -191,7 +198,7 @@ impl<'a> Mounts<'a> {
                 }
             }
         }
-        Ok(())
+        Ok(unwilling)
     }
 }
 
@@ -210,14 +217,17 @@ pub(crate) fn hold(
     if let Some((running, _)) = mounts.running_on(server, name) {
         return Err(is_running(server, name, &running));
     }
-    mounts.release(server, name)?;
+    let unwilling = mounts.release(server, name)?;
     repository.lock_clone(server, name, purpose).map_err(|error| {
         let in_use = matches!(error, barmanfs_catalog::Error::CloneInUse { .. });
-        match (in_use, mounts.found.silent.first()) {
-            (true, Some(silent)) => Error::from(error).hint(format!(
+        let unwilling = unwilling.map(|mount| (&mount.mount_point, owner(&live(mount, server))));
+        let silent = mounts.found.silent.first();
+        let silent = silent.map(|silent| (&silent.mount_point, Some(silent.user)));
+        match unwilling.or(silent) {
+            Some((mount_point, Some(user))) if in_use => Error::from(error).hint(format!(
                 "Perhaps by the mount at {}, which only {} can ask to let go",
-                silent.mount_point.display(),
-                user_name(silent.user)
+                mount_point.display(),
+                user_name(user)
             )),
             _ => error.into(),
         }
@@ -243,6 +253,10 @@ fn in_use(server: &ServerName, name: &CloneName, mount: &FoundMount) -> Error {
         "'fuser -vm {}' shows who has files of the mount open",
         mount.mount_point.display()
     ))
+}
+
+fn owner(path: &Path) -> Option<u32> {
+    fs::metadata(path).ok().map(|metadata| metadata.uid())
 }
 
 /// Where a mount shows a server's clones.
