@@ -23,6 +23,7 @@ use crate::watch::Invalidate;
 
 mod live;
 mod requests;
+mod views;
 
 use live::OpenInodes;
 
@@ -191,7 +192,20 @@ impl Adapter {
         }))
     }
 
-    /// The same for what can only be in a clone: all else is read-only.
+    /// Answers a request about an inode: for the clone it belongs to, or for a view.
+    fn either<T>(
+        &self,
+        number: INodeNo,
+        of_clone: impl FnOnce(&Arc<Served>, NodeId) -> Result<T, Errno>,
+        of_view: impl FnOnce() -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        match self.live(number)? {
+            Some((served, node)) => of_clone(&served, node),
+            None => of_view(),
+        }
+    }
+
+    /// The clone an inode belongs to, for what can only be done in one: all else is read-only.
     fn writable(&self, number: INodeNo) -> Result<(Arc<Served>, NodeId), Errno> {
         self.live(number)?.ok_or(Errno::EROFS)
     }

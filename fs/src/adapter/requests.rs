@@ -1,5 +1,5 @@
 //! Each of the kernel's requests, in the order of the trait: below a clone it is the engine of clones that answers
-//! ([`crate::live`]), everywhere else the namespace.
+//! (`live`), everywhere else the views (`views`).
 
 use std::ffi::OsStr;
 use std::io;
@@ -16,9 +16,7 @@ use fuser::{
 };
 
 use super::{Adapter, MAX_BACKGROUND, NAME_BYTES, attributes, ino, live};
-use crate::namespace::{
-    Content, Found, Handle, Ino, Lifetime, Line, Lines, Namespace, Opened, Room, Seek, Stat,
-};
+use crate::namespace::{Handle, Namespace, Seek};
 use crate::views::Caller;
 
 impl Filesystem for Adapter {
@@ -50,24 +48,8 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.live(parent) {
-            Ok(None) => {}
-            Ok(Some((served, node))) => return self.live_lookup(&served, node, name, reply),
-            Err(errno) => return reply.error(errno),
-        }
-        match self.answer("look up a name", |namespace| {
-            namespace.lookup(ino(parent), name.as_bytes())
-        }) {
-            Ok(Found::Node(node, stat)) => {
-                let attributes = attributes(node.ino, &stat, &node.content);
-                reply.entry(&node.lifetime.duration(), &attributes, Generation(0));
-            }
-            Ok(Found::Absent(lifetime)) if lifetime == Lifetime::Forever => {
-                // Inode 0: the kernel may remember that there is nothing.
-                let none = Stat::NONE;
-                let attributes = attributes(Ino(0), &none, &Content::File);
-                reply.entry(&lifetime.of_absence(), &attributes, Generation(0));
-            }
-            Ok(Found::Absent(_)) => reply.error(Errno::ENOENT),
+            Ok(Some((served, node))) => self.live_lookup(&served, node, name, reply),
+            Ok(None) => self.view_lookup(parent, name, reply),
             Err(errno) => reply.error(errno),
         }
     }
@@ -80,27 +62,16 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _request: &Request, number: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         match self.live(number) {
-            Ok(None) => {}
             Ok(Some((served, node))) => {
-                return match self.ask("read attributes", &served, |clone| clone.attributes(node)) {
+                match self.ask("read attributes", &served, |clone| clone.attributes(node)) {
                     Ok(of) => reply.attr(&live::ATTRIBUTES_TTL, &self.shown(&served, &of)),
                     Err(errno) => reply.error(errno),
-                };
+                }
             }
+            Ok(None) => self.view_attributes(number, reply),
             // Another process has the clone: that it is there can be seen all the same.
-            Err(errno) if errno.code() == libc::EBUSY && self.namespace.node(ino(number)).is_ok() => {}
-            Err(errno) => return reply.error(errno),
-        }
-        let found = self.answer("read attributes", |namespace| {
-            let node = namespace.node(ino(number))?;
-            Ok((namespace.stat(&node)?, node))
-        });
-        match found {
-            Ok((stat, node)) => {
-                reply.attr(
-                    &node.lifetime.duration(),
-                    &attributes(node.ino, &stat, &node.content),
-                );
+            Err(errno) if errno.code() == libc::EBUSY && self.namespace.node(ino(number)).is_ok() => {
+                self.view_attributes(number, reply);
             }
             Err(errno) => reply.error(errno),
         }
@@ -138,21 +109,13 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _request: &Request, number: INodeNo, reply: ReplyData) {
-        match self.live(number) {
-            Ok(None) => {}
-            Ok(Some((served, node))) => {
-                return match self.ask("read a symbolic link", &served, |clone| clone.readlink(node)) {
-                    Ok(target) => reply.data(&target),
-                    Err(errno) => reply.error(errno),
-                };
-            }
-            Err(errno) => return reply.error(errno),
-        }
-        let node = self.answer("read a symbolic link", |namespace| namespace.node(ino(number)));
-        match node.as_ref().map(|node| &node.content) {
-            Ok(Content::Symlink(target)) => reply.data(target),
-            Ok(_) => reply.error(Errno::EINVAL),
-            Err(errno) => reply.error(*errno),
+        match self.either(
+            number,
+            |served, node| self.ask("read a symbolic link", served, |clone| clone.readlink(node)),
+            || self.view_readlink(number),
+        ) {
+            Ok(target) => reply.data(&target),
+            Err(errno) => reply.error(errno),
         }
     }
 
@@ -219,13 +182,15 @@ impl Filesystem for Adapter {
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let outcome = match self.live(parent) {
-            Ok(Some((served, parent))) => self.ask("remove a directory", &served, |clone| {
-                clone.rmdir(parent, name.as_bytes())
-            }),
-            Ok(None) => self.remove_clone(parent, name),
-            Err(errno) => Err(errno),
-        };
+        let outcome = self.either(
+            parent,
+            |served, parent| {
+                self.ask("remove a directory", served, |clone| {
+                    clone.rmdir(parent, name.as_bytes())
+                })
+            },
+            || self.remove_clone(parent, name),
+        );
         self.done(outcome, reply);
     }
 
@@ -313,27 +278,8 @@ impl Filesystem for Adapter {
 
     fn open(&self, request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         match self.live(number) {
-            Ok(None) => {}
-            Ok(Some((served, node))) => return self.open.open(&served, node, self.passthrough, reply),
-            Err(errno) => return reply.error(errno),
-        }
-        if flags.0 & libc::O_ACCMODE != libc::O_RDONLY {
-            return reply.error(Errno::EROFS);
-        }
-        let caller = Caller(request.pid());
-        match self.answer("open a file", |namespace| namespace.open(ino(number), caller)) {
-            Ok(Opened { handle, keep }) => {
-                if keep {
-                    self.hand_over(number, handle);
-                }
-                // What is made anew for each reader has no size to rely on: it is read as far as it goes.
-                let cache = if keep {
-                    FopenFlags::FOPEN_KEEP_CACHE
-                } else {
-                    FopenFlags::FOPEN_DIRECT_IO
-                };
-                reply.opened(FileHandle(handle.0), cache | FopenFlags::FOPEN_NOFLUSH);
-            }
+            Ok(Some((served, node))) => self.open.open(&served, node, self.passthrough, reply),
+            Ok(None) => self.view_open(number, flags, Caller(request.pid()), reply),
             Err(errno) => reply.error(errno),
         }
     }
@@ -350,7 +296,6 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         match self.live(number) {
-            Ok(None) => {}
             Ok(Some((served, node))) => {
                 let read = self.ask("read", &served, |clone| {
                     let mut buffer = vec![0; size as usize];
@@ -358,23 +303,13 @@ impl Filesystem for Adapter {
                     buffer.truncate(count);
                     Ok(buffer)
                 });
-                return match read {
+                match read {
                     Ok(bytes) => reply.data(&bytes),
                     Err(errno) => reply.error(errno),
-                };
-            }
-            Err(errno) => return reply.error(errno),
-        }
-        let mut reply = Some(reply);
-        let result = self.answer("read", |namespace| {
-            namespace.read(Handle(handle.0), offset, size as usize, |bytes| {
-                if let Some(reply) = reply.take() {
-                    reply.data(bytes);
                 }
-            })
-        });
-        if let (Err(errno), Some(reply)) = (result, reply) {
-            reply.error(errno);
+            }
+            Ok(None) => self.view_read(Handle(handle.0), offset, size as usize, reply),
+            Err(errno) => reply.error(errno),
         }
     }
 
@@ -409,12 +344,12 @@ impl Filesystem for Adapter {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let outcome = match self.live(number) {
-            Ok(Some((served, node))) => self.ask("sync", &served, |clone| clone.sync(node, datasync)),
+        let outcome = self.either(
+            number,
+            |served, node| self.ask("sync", served, |clone| clone.sync(node, datasync)),
             // What cannot be written is durable.
-            Ok(None) => Ok(()),
-            Err(errno) => Err(errno),
-        };
+            || Ok(()),
+        );
         self.done(outcome, reply);
     }
 
@@ -426,13 +361,11 @@ impl Filesystem for Adapter {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let outcome = match self.live(number) {
-            Ok(Some((served, node))) => {
-                self.ask("sync a directory", &served, |clone| clone.sync_directory(node))
-            }
-            Ok(None) => Ok(()),
-            Err(errno) => Err(errno),
-        };
+        let outcome = self.either(
+            number,
+            |served, node| self.ask("sync a directory", served, |clone| clone.sync_directory(node)),
+            || Ok(()),
+        );
         self.done(outcome, reply);
     }
 
@@ -472,18 +405,14 @@ impl Filesystem for Adapter {
         let Ok(offset) = u64::try_from(offset) else {
             return reply.error(Errno::ENXIO);
         };
-        match self.live(number) {
-            Ok(None) => {}
-            Ok(Some((served, node))) => {
+        match self.either(
+            number,
+            |served, node| {
                 let data = seek == Seek::Data;
-                return match self.ask("seek", &served, |clone| clone.seek(node, offset, data)) {
-                    Ok(found) => reply.offset(found.cast_signed()),
-                    Err(errno) => reply.error(errno),
-                };
-            }
-            Err(errno) => return reply.error(errno),
-        }
-        match self.answer("seek", |namespace| namespace.seek(Handle(handle.0), offset, seek)) {
+                self.ask("seek", served, |clone| clone.seek(node, offset, data))
+            },
+            || self.answer("seek", |namespace| namespace.seek(Handle(handle.0), offset, seek)),
+        ) {
             Ok(found) => reply.offset(found.cast_signed()),
             Err(errno) => reply.error(errno),
         }
@@ -508,24 +437,16 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, request: &Request, number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        match self.live(number) {
-            Ok(None) => {}
-            Ok(Some((served, node))) => {
-                return match self.answer("open a directory", |_| self.open.open_directory(&served, node)) {
-                    Ok(handle) => reply.opened(handle, FopenFlags::empty()),
-                    Err(errno) => reply.error(errno),
-                };
-            }
-            Err(errno) => return reply.error(errno),
-        }
-        match self.answer("open a directory", |namespace| {
-            namespace.open_directory(ino(number), Caller(request.pid()))
-        }) {
-            Ok(Opened { handle, keep }) => {
-                let cached = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
-                let flags = if keep { cached } else { FopenFlags::empty() };
-                reply.opened(FileHandle(handle.0), flags);
-            }
+        let opened = self.either(
+            number,
+            |served, node| {
+                let handle = self.answer("open a directory", |_| self.open.open_directory(served, node))?;
+                Ok((handle, FopenFlags::empty()))
+            },
+            || self.view_open_directory(number, Caller(request.pid())),
+        );
+        match opened {
+            Ok((handle, flags)) => reply.opened(handle, flags),
             Err(errno) => reply.error(errno),
         }
     }
@@ -538,30 +459,16 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        match self.live(number) {
-            Ok(None) => {}
-            Ok(Some((served, node))) => {
-                let listed = self.answer("list", |_| {
-                    self.open.list(&served, node, handle, offset, |next, name| {
-                        Ok(live::add_name(&served, next, name, &mut reply))
-                    })
-                });
-                return match listed {
-                    Ok(()) => reply.ok(),
-                    Err(errno) => reply.error(errno),
-                };
-            }
-            Err(errno) => return reply.error(errno),
-        }
-        let mut emit = |line: Line<'_>| {
-            let kind = attributes(line.ino, &line.stat, line.content).kind;
-            let full = reply.add(INodeNo(line.ino.0), line.next, kind, OsStr::from_bytes(line.name));
-            if full { Room::Full } else { Room::Taken }
+        let listed = match self.live(number) {
+            Ok(Some((served, node))) => self.answer("list", |_| {
+                self.open.list(&served, node, handle, offset, |next, name| {
+                    Ok(live::add_name(&served, next, name, &mut reply))
+                })
+            }),
+            Ok(None) => self.view_list(Handle(handle.0), offset, &mut reply),
+            Err(errno) => Err(errno),
         };
-        let result = self.answer("list", |namespace| {
-            namespace.read_directory(Handle(handle.0), offset, Lines::AsNames, &mut emit)
-        });
-        match result {
+        match listed {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         }
@@ -575,39 +482,16 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        match self.live(number) {
-            Ok(None) => {}
-            Ok(Some((served, node))) => {
-                let listed = self.answer("list", |_| {
-                    self.open.list(&served, node, handle, offset, |next, name| {
-                        self.add_live_entry(&served, node, next, name, &mut reply)
-                    })
-                });
-                return match listed {
-                    Ok(()) => reply.ok(),
-                    Err(errno) => reply.error(errno),
-                };
-            }
-            Err(errno) => return reply.error(errno),
-        }
-        let mut emit = |line: Line<'_>| {
-            let attributes = attributes(line.ino, &line.stat, line.content);
-            let name = OsStr::from_bytes(line.name);
-            let ttl = line.lifetime.duration();
-            let full = reply.add(
-                INodeNo(line.ino.0),
-                line.next,
-                name,
-                &ttl,
-                &attributes,
-                Generation(0),
-            );
-            if full { Room::Full } else { Room::Taken }
+        let listed = match self.live(number) {
+            Ok(Some((served, node))) => self.answer("list", |_| {
+                self.open.list(&served, node, handle, offset, |next, name| {
+                    self.add_live_entry(&served, node, next, name, &mut reply)
+                })
+            }),
+            Ok(None) => self.view_list_with_attributes(Handle(handle.0), offset, &mut reply),
+            Err(errno) => Err(errno),
         };
-        let result = self.answer("list", |namespace| {
-            namespace.read_directory(Handle(handle.0), offset, Lines::AsLookups, &mut emit)
-        });
-        match result {
+        match listed {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         }
