@@ -8,6 +8,8 @@ use barmanfs_catalog::Repository;
 use barmanfs_fs::{MountOptions, mount, unmount};
 use rustix::mount::UnmountFlags;
 
+use super::{Fixture, Thing};
+
 /// Given to the test program itself when it is to be the daemon.
 const DAEMON: &str = "BARMANFS_TEST_DAEMON";
 
@@ -76,6 +78,18 @@ impl Drop for Daemon {
         let _ = self.child.wait();
         let _ = unmount(&self.point);
     }
+}
+
+/// A clone on a mount.
+pub fn cloned(things: &[(&str, Thing)]) -> (Fixture, Daemon, PathBuf) {
+    let fixture = Fixture::new();
+    fixture.archive(2, 2);
+    fixture.archive(3, 3);
+    fixture.backup(things);
+    let daemon = Daemon::start(fixture.repository.path(), &fixture.directory.path().join("mnt"));
+    let clone = daemon.point.join("main/live/test1");
+    std::fs::create_dir(&clone).unwrap();
+    (fixture, daemon, clone)
 }
 
 /// What the test `daemon` does: nothing, unless it is to be one. It ends with its standard input.
