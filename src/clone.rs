@@ -41,11 +41,13 @@ impl OfflineClone {
     ) -> Result<Self, Error> {
         let description = repository.clone_named(server, name)?;
         let directory = repository.clone_directory(server, name);
+        let acting = repository.as_owner()?;
         let clone = Self {
             files: LiveClone::open(&directory, &description, repository.trees())?,
             description,
             _lock: lock,
         };
+        drop(acting);
         clone.refuse_running()?;
         Ok(clone)
     }

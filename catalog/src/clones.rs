@@ -14,7 +14,6 @@ mod serving;
 use std::fmt;
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -256,6 +255,7 @@ impl Repository {
         description: CloneDescription,
         guard: impl FnOnce() -> Result<Option<ReadGuard>>,
     ) -> Result<CloneDraft> {
+        let _acting = self.as_owner()?;
         let CloneDescription { server, name, .. } = &description;
         let purpose = format!("making of clone {name} of {server}");
         let writer = self.writer(&purpose)?;
@@ -270,9 +270,6 @@ impl Repository {
         let directory = self.clones_directory(server).join(format!("{MAKING}{name}"));
         remove_all(&directory)?;
         fs::create_dir_all(&directory).map_err(|source| Error::io("create", &directory, source))?;
-        for made in [self.clones_directory(server), directory.clone()] {
-            self.give_to_owner(&made)?;
-        }
         sync_directory(&self.path().join(LIVE))?;
         sync_directory(self.path())?;
         Ok(CloneDraft {
@@ -284,17 +281,6 @@ impl Repository {
             _writer: writer,
             _lock: lock,
         })
-    }
-
-    /// A mount may be root's, who alone can show it to all; those who delete and sweep are the repository's owner.
-    fn give_to_owner(&self, made: &Path) -> Result<()> {
-        let owner = fs::metadata(self.path()).map_err(|source| Error::io("inspect", self.path(), source))?;
-        let own = fs::metadata(made).map_err(|source| Error::io("inspect", made, source))?;
-        if own.uid() == owner.uid() {
-            return Ok(());
-        }
-        std::os::unix::fs::chown(made, Some(owner.uid()), Some(owner.gid()))
-            .map_err(|source| Error::io("give away", made, source))
     }
 
     fn take_clone(&self, server: &ServerName, name: &CloneName, purpose: &str) -> Result<Lock> {
@@ -331,6 +317,7 @@ impl Repository {
     /// # Errors
     /// When something of it cannot be removed; it is no clone any more then all the same.
     pub fn remove_clone(&self, description: &CloneDescription, lock: CloneLock) -> Result<()> {
+        let _acting = self.as_owner()?;
         let CloneDescription { server, name, id, .. } = description;
         let directory = self.clone_directory(server, name);
         let gone = self.clones_directory(server).join(format!("{GONE}{id}"));
@@ -420,6 +407,7 @@ impl CloneDraft {
     /// # Errors
     /// When it cannot be made durable; it may be there all the same.
     pub fn finish(mut self) -> Result<CloneDescription> {
+        let _acting = self.repository.as_owner()?;
         let CloneDescription { server, name, .. } = &self.description;
         let text = serde_json::to_vec_pretty(&Versioned {
             version: VERSION,
@@ -428,7 +416,6 @@ impl CloneDraft {
         let text = text.map_err(|error| Error::Invalid(error.to_string()))?;
         let description = self.directory.join(DESCRIPTION);
         write_durably(&description, &text)?;
-        self.repository.give_to_owner(&description)?;
         let place = self.repository.clone_directory(server, name);
         fs::rename(&self.directory, &place).map_err(|source| Error::io("create", &place, source))?;
         self.finished = true;
@@ -439,9 +426,14 @@ impl CloneDraft {
 
 impl Drop for CloneDraft {
     fn drop(&mut self) {
-        if !self.finished
-            && let Err(error) = remove_all(&self.directory)
-        {
+        if self.finished {
+            return;
+        }
+        let removed = self
+            .repository
+            .as_owner()
+            .and_then(|_acting| remove_all(&self.directory));
+        if let Err(error) = removed {
             tracing::warn!("A clone that was not completed is left for the next sweep: {error}");
         }
     }

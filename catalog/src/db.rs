@@ -20,6 +20,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 use crate::error::{Error, Result};
+use crate::owner::Owner;
 use crate::{records, schema};
 
 /// How long a statement waits for another process's write. Writes take milliseconds; a minute is a dying disk.
@@ -46,6 +47,8 @@ const IDENTITY_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Db {
     path: PathBuf,
+    /// The repository's: SQLite makes files beside the catalog.
+    owner: Owner,
     pool: Mutex<Pool>,
     writer: Mutex<Option<(Identity, Link)>>,
 }
@@ -94,9 +97,9 @@ impl Db {
     ///
     /// # Errors
     /// [`Error::CatalogMissing`], [`Error::CatalogLayout`], [`Error::CatalogDamaged`].
-    pub(crate) fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path, owner: Owner) -> Result<Self> {
         let identity = identify(path)?;
-        let first = connect(path)?;
+        let first = connect(path, &owner)?;
         let pool = Pool {
             identity,
             looked_at: Instant::now(),
@@ -105,6 +108,7 @@ impl Db {
         };
         Ok(Self {
             path: path.to_path_buf(),
+            owner,
             pool: Mutex::new(pool),
             writer: Mutex::new(None),
         })
@@ -149,7 +153,7 @@ impl Db {
         drop(pool);
         match idle {
             Some(link) => Ok((replaced, link)),
-            None => Ok((replaced, connect(&self.path)?)),
+            None => Ok((replaced, connect(&self.path, &self.owner)?)),
         }
     }
 
@@ -159,7 +163,7 @@ impl Db {
         let mut slot = lock(&self.writer);
         let (_, mut link) = match slot.take() {
             Some(open) if open.0 == identity => open,
-            _ => (identity, connect(&self.path)?),
+            _ => (identity, connect(&self.path, &self.owner)?),
         };
         let run = || -> Result<T> {
             let transaction = link
@@ -232,7 +236,9 @@ fn layout(connection: &Connection) -> Result<i64> {
 
 /// Opens a connection. On a full disk the wal-index, a file all processes share, may be impossible to make; alone,
 /// SQLite needs none, so that what is in the repository can still be read.
-fn connect(path: &Path) -> Result<Link> {
+fn connect(path: &Path, owner: &Owner) -> Result<Link> {
+    let acting = owner.act();
+    let _acting = acting.map_err(|source| Error::io("act as the owner of", path, source))?;
     let link = |alone| connect_as(path, alone).map(|connection| Link { connection, alone });
     match link(false) {
         Err(Error::Full { .. } | Error::Catalog { .. }) => link(true),

@@ -19,6 +19,7 @@ mod db;
 pub mod error;
 mod locks;
 pub mod monitor;
+mod owner;
 pub mod rebuild;
 mod records;
 pub mod recovery;
@@ -40,6 +41,7 @@ pub use backup::{
 pub use clones::{CloneDescription, CloneDraft, CloneLock, CloneName, CloneOrigin, Graft};
 pub use error::{Error, Result};
 pub use monitor::{Monitor, Silent, Unit};
+pub use owner::{AsOwner, Owner};
 pub use rebuild::RebuildReport;
 pub use recovery::{
     Action, Gap, Plan, Target, TargetError, TargetSpec, TimeTarget, TimelineChoice, TimelineReport,

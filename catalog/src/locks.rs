@@ -28,6 +28,7 @@ use std::time::Duration;
 use barmanfs_pg::TimestampMicros;
 
 use crate::error::{Error, Result};
+use crate::owner::{AsOwner, Owner};
 
 /// How often a lock that is taken is tried again: whoever asks whether it is held ([`Locks::is_held`]) holds it for an
 /// instant.
@@ -41,6 +42,8 @@ const HOLDER_BYTES: u64 = 200;
 #[derive(Debug, Clone)]
 pub(crate) struct Locks {
     directory: PathBuf,
+    /// The repository's: it must be able to lock what root, for a mount, has locked before.
+    owner: Owner,
 }
 
 /// A lock that is held until this is dropped.
@@ -58,10 +61,16 @@ enum Mode {
 
 impl Locks {
     /// The locks of the repository at `root`.
-    pub(crate) fn of(root: &Path) -> Self {
+    pub(crate) fn of(root: &Path, owner: Owner) -> Self {
         Self {
             directory: root.join("locks"),
+            owner,
         }
+    }
+
+    fn as_owner(&self) -> Result<AsOwner> {
+        let acting = self.owner.act();
+        acting.map_err(|source| Error::io("act as the owner of", &self.directory, source))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -79,6 +88,7 @@ impl Locks {
     }
 
     fn try_lock(&self, name: &str, mode: Mode, purpose: &str) -> Result<Option<Lock>> {
+        let _acting = self.as_owner()?;
         let path = self.path(name);
         let mut tries = 0;
         loop {
@@ -102,6 +112,7 @@ impl Locks {
 
     /// Takes a lock alone, and waits for it. For locks that are held for moments only.
     pub(crate) fn wait_exclusive(&self, name: &str, purpose: &str) -> Result<Lock> {
+        let _acting = self.as_owner()?;
         let path = self.path(name);
         loop {
             let file = open(&path)?;
@@ -115,6 +126,7 @@ impl Locks {
 
     /// Whether anybody holds the lock, alone or shared. Creates and writes nothing, so that it works on a full disk.
     pub(crate) fn is_held(&self, name: &str) -> Result<bool> {
+        let _acting = self.as_owner()?;
         let path = self.path(name);
         let file = match File::open(&path) {
             Ok(file) => file,
@@ -131,8 +143,9 @@ impl Locks {
     /// Who holds the lock, as far as its file tells.
     pub(crate) fn holder(&self, name: &str) -> String {
         let mut text = String::new();
-        let read =
-            File::open(self.path(name)).and_then(|file| file.take(HOLDER_BYTES).read_to_string(&mut text));
+        let read = self.owner.act().and_then(|_acting| {
+            File::open(self.path(name)).and_then(|file| file.take(HOLDER_BYTES).read_to_string(&mut text))
+        });
         match read {
             Ok(_) if !text.trim().is_empty() => text.trim().to_owned(),
             _ => "by an unknown process".to_owned(),
@@ -179,6 +192,7 @@ impl Locks {
     /// Removes the file of a lock nobody holds; leaves one that is held. Safe against somebody who is just taking
     /// it: they notice that what they locked is no longer there ([`is_at`]) and begin again.
     pub(crate) fn remove_free(&self, name: &str) -> Result<()> {
+        let _acting = self.as_owner()?;
         let path = self.path(name);
         let Ok(file) = File::open(&path) else {
             return Ok(());
@@ -194,35 +208,22 @@ impl Lock {
     /// Removes the lock's file, then frees the lock.
     pub(crate) fn remove(self, locks: &Locks, name: &str) {
         // A file that stays behind is free, and swept up later.
-        let _ = std::fs::remove_file(locks.path(name));
+        let _ = locks
+            .owner
+            .act()
+            .and_then(|_acting| std::fs::remove_file(locks.path(name)));
         drop(self.file);
     }
 }
 
 fn open(path: &Path) -> Result<File> {
-    let file = OpenOptions::new()
+    OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .open(path)
-        .map_err(|source| Error::io("open", path, source))?;
-    give_to_owner(&file, path).map_err(|source| Error::io("give away", path, source))?;
-    Ok(file)
-}
-
-/// A lock file that root makes, for a mount, belongs to the repository's owner all the same: it must be able to lock
-/// it, or it could never delete a backup that root has looked at.
-fn give_to_owner(file: &File, path: &Path) -> std::io::Result<()> {
-    let Some(directory) = path.parent() else {
-        return Ok(());
-    };
-    let (is, should) = (file.metadata()?, std::fs::metadata(directory)?);
-    // Only root makes files that belong to root, and only it may give them away.
-    if is.uid() == 0 && should.uid() != 0 {
-        std::os::unix::fs::fchown(file, Some(should.uid()), Some(should.gid()))?;
-    }
-    Ok(())
+        .map_err(|source| Error::io("open", path, source))
 }
 
 fn lock_now(file: &File, mode: Mode) -> Result<(), TryLockError> {
@@ -260,7 +261,7 @@ mod tests {
 
     fn locks() -> (tempfile::TempDir, Locks) {
         let root = tempfile::tempdir().unwrap();
-        let locks = Locks::of(root.path());
+        let locks = Locks::of(root.path(), Owner::of(root.path()).unwrap());
         std::fs::create_dir(&locks.directory).unwrap();
         (root, locks)
     }

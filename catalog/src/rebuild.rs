@@ -19,6 +19,7 @@ use crate::db;
 use crate::error::{Error, Result};
 use crate::locks::{Lock, Locks};
 use crate::monitor::{Monitor, Unit};
+use crate::owner::Owner;
 use crate::records;
 use crate::repository::{
     CATALOG, PACKS, Repository, make_directories, read_settings, remove_catalog, sync_directory,
@@ -53,7 +54,8 @@ impl Repository {
     pub fn rebuild(path: &Path, monitor: &mut dyn Monitor) -> Result<RebuildReport> {
         read_settings(path)?;
         make_directories(path)?;
-        let _lock = keep_writers_out(&Locks::of(path))?;
+        let owner = Owner::of(path).map_err(|source| Error::io("inspect", path, source))?;
+        let _lock = keep_writers_out(&Locks::of(path, owner))?;
         remove_leftovers(path)?;
         let new = tempfile::Builder::new()
             .prefix(&format!("{CATALOG}.rebuild-"))

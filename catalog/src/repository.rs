@@ -20,6 +20,7 @@ use crate::clones::LIVE;
 use crate::db::Db;
 use crate::error::{Error, Result};
 use crate::locks::Locks;
+use crate::owner::{AsOwner, Owner};
 use crate::server::ServerName;
 use crate::spool::SPOOL;
 
@@ -81,6 +82,7 @@ pub struct Settings {
 #[derive(Debug, Clone)]
 pub struct Repository {
     path: PathBuf,
+    owner: Owner,
     settings: Arc<Settings>,
     pub(crate) db: Arc<Db>,
     pub(crate) storage: Arc<dyn PackStorage>,
@@ -122,12 +124,14 @@ impl Repository {
     /// [`Error::CatalogMissing`], [`Error::CatalogLayout`], [`Error::CatalogDamaged`].
     pub fn open(path: &Path) -> Result<Self> {
         let settings = read_settings(path)?;
-        let db = Arc::new(Db::open(&path.join(CATALOG))?);
+        let owner = Owner::of(path).map_err(|source| Error::io("inspect", path, source))?;
+        let db = Arc::new(Db::open(&path.join(CATALOG), owner.clone())?);
         let storage: Arc<dyn PackStorage> = Arc::new(LocalPacks::open(&path.join(PACKS))?);
         let chunks = chunk_reader(&storage, &db, CACHE_BYTES);
-        let locks = Locks::of(path);
+        let locks = Locks::of(path, owner.clone());
         Ok(Self {
             path: path.to_path_buf(),
+            owner,
             settings: Arc::new(settings),
             db,
             storage,
@@ -146,6 +150,15 @@ impl Repository {
     /// Its directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Root takes on the rights of the repository's owner, for what it does in here. Nothing to do for other users.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn as_owner(&self) -> Result<AsOwner> {
+        let acting = self.owner.act();
+        acting.map_err(|source| Error::io("act as the owner of", &self.path, source))
     }
 
     /// What its repository.json says.

@@ -47,6 +47,7 @@ impl Repository {
     /// # Errors
     /// [`Error::Occupied`] while the catalog is being rebuilt.
     pub fn writer(&self, purpose: &str) -> Result<Writer> {
+        let _acting = self.as_owner()?;
         make_directories(self.path())?;
         let gate = self
             .locks

@@ -80,6 +80,7 @@ pub struct MountOptions {
 
 /// A tree that is mounted. It answers once [`serve`](Self::serve) is called.
 pub struct MountedFs {
+    repository: Repository,
     service: Service,
     clones: Arc<Clones>,
     watcher: Watcher,
@@ -140,13 +141,15 @@ pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs>
     });
     let service = service.map_err(|source| Error::io("serve", &mount_point, source))?;
     raise_read_ahead(&mounted);
-    warm_index(namespace.context().repository().clone());
+    let repository = namespace.context().repository().clone();
+    warm_index(repository.clone());
     if let Some(warmer) = Warmer::start(mount_point, mounted.device().to_owned()) {
         namespace.context().set_warmer(warmer);
     }
     let watcher = Watcher::start(namespace, service.invalidator())?;
     let (done, unmounted) = bounded(1);
     Ok(MountedFs {
+        repository,
         service,
         clones,
         watcher,
@@ -172,6 +175,7 @@ impl MountedFs {
     /// When the connection to the kernel fails.
     pub fn serve(self) -> Result<()> {
         let Self {
+            repository,
             service,
             clones,
             watcher,
@@ -184,7 +188,11 @@ impl MountedFs {
         let serving = std::thread::Builder::new()
             .name("serve".to_owned())
             .spawn(move || {
-                let result = service.run();
+                // And so do all threads that answer requests: they are started from here.
+                let result = match repository.as_owner() {
+                    Ok(_acting) => service.run(),
+                    Err(error) => Err(io::Error::other(error)),
+                };
                 gone.store(result.is_ok(), Ordering::SeqCst);
                 let _ = ended.send(result);
             });

@@ -5,13 +5,14 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::os::unix::fs::{FileExt, MetadataExt, symlink};
+use std::path::{Path, PathBuf};
 
 use support::daemon::{Daemon, cloned};
-use support::{Thing, content, data_directory};
+use support::ordinary::NOBODY;
+use support::{Fixture, Thing, content, data_directory};
 
 const APPENDERS: u64 = 3;
 const RECORDS: u64 = 400;
@@ -137,6 +138,58 @@ fn a_large_directory_is_emptied_while_it_is_listed() {
     }
     assert_eq!(removed, FILES);
     std::fs::remove_dir(&directory).unwrap();
+}
+
+/// Whoever has the repository may put links into it; root's mount does not write where they lead.
+#[test]
+fn links_in_the_repository_lead_root_nowhere() {
+    let fixture = Fixture::new();
+    fixture.archive(2, 2);
+    fixture.archive(3, 3);
+    fixture.backup(&data_directory(1));
+    let repository = fixture.repository.path();
+    fixture.give_away(NOBODY);
+    let point = fixture.directory.path().join("mnt");
+    let live = point.join("main/live");
+    let daemon = Daemon::start(repository, &point);
+    std::fs::create_dir(live.join("test1")).unwrap();
+    std::fs::write(live.join("test1/new"), "new").unwrap();
+    daemon.unmount();
+    // The owner of the repository must be able to use all that root has made.
+    each_in(repository, &mut |path, found| {
+        assert_eq!((found.uid(), found.gid()), (NOBODY, NOBODY), "{}", path.display());
+    });
+
+    let secret = fixture.directory.path().join("secret");
+    std::fs::create_dir(&secret).unwrap();
+    std::fs::write(secret.join("file"), "root's").unwrap();
+    let lock = repository.join("locks/clone-main-test1");
+    std::fs::remove_file(&lock).unwrap();
+    symlink(secret.join("file"), lock).unwrap();
+    symlink(secret.join("new"), repository.join("locks/clone-main-test2")).unwrap();
+    let daemon = Daemon::start(repository, &point);
+    std::fs::read(live.join("test1/PG_VERSION")).unwrap_err();
+    std::fs::create_dir(live.join("test2")).unwrap_err();
+    std::fs::rename(repository.join("live/main"), repository.join("live/other")).unwrap();
+    symlink(&secret, repository.join("live/main")).unwrap();
+    std::fs::create_dir(live.join("test3")).unwrap_err();
+    daemon.unmount();
+    each_in(&secret, &mut |path, found| {
+        assert_eq!((found.uid(), found.gid()), (0, 0), "{}", path.display());
+    });
+    assert_eq!(std::fs::read(secret.join("file")).unwrap(), b"root's");
+    assert_eq!(std::fs::read_dir(&secret).unwrap().count(), 1);
+}
+
+/// Visits a directory and everything in it.
+fn each_in(path: &Path, visit: &mut dyn FnMut(&Path, &Metadata)) {
+    let found = std::fs::symlink_metadata(path).unwrap();
+    visit(path, &found);
+    if found.is_dir() {
+        for entry in std::fs::read_dir(path).unwrap() {
+            each_in(&entry.unwrap().path(), visit);
+        }
+    }
 }
 
 /// No test by itself: the daemon of those above.

@@ -44,6 +44,7 @@ impl Repository {
         name: &CloneName,
         by: RecordId,
     ) -> Result<()> {
+        let _acting = self.as_owner()?;
         let path = self.clone_directory(server, name).join(SERVED_BY);
         // Over the one that is there: that works on a full disk too.
         let mut options = File::options();
@@ -51,7 +52,6 @@ impl Repository {
         let written = options
             .open(&path)
             .and_then(|mut file| file.write_all(by.to_string().as_bytes()));
-        written.map_err(|source| Error::io("write", &path, source))?;
-        self.give_to_owner(&path)
+        written.map_err(|source| Error::io("write", &path, source))
     }
 }

@@ -1,7 +1,6 @@
 //! Copying what a clone has of its own: its files are shared where the file system can, and keep their holes.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -11,13 +10,13 @@ use rustix::io::Errno;
 
 use super::disk::{FILES, JOURNAL};
 use super::failed;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Copied at a time where bytes have to be: the kernel does it, and can be interrupted in between.
 const COPY_BYTES: usize = 64 << 20;
 
-/// Copies the files of a clone that nobody has open into another one's empty directory; they are durable then. The copy's
-/// description must name the same seed.
+/// Copies the files of a clone that nobody has open into another one's empty directory; they are durable then, and belong
+/// to whom the thread acts for. The copy's description must name the same seed.
 ///
 /// # Errors
 /// When one of them cannot be read or written: what is in the directory then is no clone.
@@ -25,7 +24,6 @@ pub fn copy_files(from: &Path, to: &Path) -> Result<()> {
     copy_file(&from.join(JOURNAL), &to.join(JOURNAL))?;
     let (files, copies) = (from.join(FILES), to.join(FILES));
     fs::create_dir(&copies).map_err(|error| failed("create", &copies, error))?;
-    keep_owner(&files, &copies)?;
     for entry in fs::read_dir(&files).map_err(|error| failed("list", &files, error))? {
         let entry = entry.map_err(|error| failed("list", &files, error))?;
         copy_file(&entry.path(), &copies.join(entry.file_name()))?;
@@ -52,7 +50,6 @@ fn copy_file(from: &Path, to: &Path) -> Result<()> {
             .map_err(|error| failed("write", to, error))?;
         copy_data(&source, &copy).map_err(write_failed)?;
     }
-    keep_owner(from, to)?;
     // A file that has nothing of the backup has its time here alone.
     let time = |s: i64, ns: i64| Timespec {
         tv_sec: s,
@@ -84,19 +81,6 @@ fn copy_data(from: impl AsFd, to: impl AsFd) -> Result<(), Errno> {
                 return Err(Errno::IO);
             }
         }
-    }
-}
-
-/// Root makes a copy for whoever has the original.
-fn keep_owner(from: &Path, to: &Path) -> Result<()> {
-    let inspect = |path: &Path| fs::metadata(path).map_err(|error| failed("read", path, error));
-    let (is, should) = (inspect(to)?, inspect(from)?);
-    if (is.uid(), is.gid()) == (should.uid(), should.gid()) {
-        return Ok(());
-    }
-    match std::os::unix::fs::chown(to, Some(should.uid()), Some(should.gid())) {
-        Err(error) if error.kind() == ErrorKind::PermissionDenied && is.uid() == should.uid() => Ok(()),
-        result => result.map_err(|error| Error::io("give away", to, error)),
     }
 }
 

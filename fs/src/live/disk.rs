@@ -9,7 +9,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, Gid, Mode, OFlags, SeekFrom, Timespec, Timestamps, Uid};
+use barmanfs_catalog::Owner;
+use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use super::node::{NodeId, Time};
@@ -86,21 +87,21 @@ pub(super) struct SystemDisk {
     path: PathBuf,
     directory: File,
     files: File,
-    /// Whom files are given to; none where they are the maker's anyway.
-    owner: Option<(Uid, Gid)>,
+    owner: Owner,
 }
 
 impl SystemDisk {
     /// The directory `path`; what a new one needs is made in it.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let owner = Owner::of(path)?;
+        let _acting = owner.act()?;
         let files_path = path.join(FILES);
         match std::fs::create_dir(&files_path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
         let directory = File::open(path)?;
-        let (files, owner) = (File::open(files_path)?, owner_of(&directory)?);
-        give(&files, owner)?;
+        let files = File::open(files_path)?;
         directory.sync_all()?;
         Ok(Self {
             path: path.to_owned(),
@@ -110,24 +111,11 @@ impl SystemDisk {
         })
     }
 
-    fn open_with(&self, name: &str, flags: OFlags) -> Result<File, Errno> {
+    fn open_with(&self, name: &str, flags: OFlags) -> io::Result<Option<File>> {
+        let _acting = self.owner.act()?;
         let flags = flags | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::openat(&self.directory, name, flags, Mode::RUSR | Mode::WUSR)?;
-        Ok(File::from(file))
-    }
-}
-
-/// Whose a directory is, where it is not the one's who asks. Only root can give files to others.
-fn owner_of(directory: &File) -> Result<Option<(Uid, Gid)>, Errno> {
-    let stat = rustix::fs::fstat(directory)?;
-    let foreign = rustix::process::geteuid().is_root() && stat.st_uid != 0;
-    Ok(foreign.then(|| (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid))))
-}
-
-fn give(file: &File, owner: Option<(Uid, Gid)>) -> Result<(), Errno> {
-    match owner {
-        Some((uid, gid)) => rustix::fs::fchown(file, Some(uid), Some(gid)),
-        None => Ok(()),
+        let file = rustix::fs::openat(&self.directory, name, flags, Mode::RUSR | Mode::WUSR);
+        Ok(if_there(file)?.map(File::from))
     }
 }
 
@@ -141,14 +129,13 @@ fn if_there<T>(result: Result<T, Errno>) -> io::Result<Option<T>> {
 
 impl Disk for SystemDisk {
     fn open(&self, name: &str) -> io::Result<Option<Arc<dyn DiskFile>>> {
-        let file = if_there(self.open_with(name, OFlags::empty()))?;
+        let file = self.open_with(name, OFlags::empty())?;
         Ok(file.map(|file| Arc::new(SystemFile(file)) as Arc<dyn DiskFile>))
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let file = self.open_with(name, OFlags::CREATE | OFlags::TRUNC)?;
-        give(&file, self.owner)?;
-        Ok(Arc::new(SystemFile(file)))
+        Ok(Arc::new(SystemFile(file.ok_or(Errno::NOENT)?)))
     }
 
     fn status(&self, name: &str) -> io::Result<Option<Status>> {
@@ -157,11 +144,13 @@ impl Disk for SystemDisk {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
+        let _acting = self.owner.act()?;
         let removed = rustix::fs::unlinkat(&self.directory, name, rustix::fs::AtFlags::empty());
         if_there(removed).map(|_| ())
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let _acting = self.owner.act()?;
         Ok(rustix::fs::renameat(&self.directory, from, &self.directory, to)?)
     }
 

@@ -5,6 +5,9 @@ pub mod daemon;
 pub mod ordinary;
 pub mod tree;
 
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
 use barmanfs_catalog::{
     Backup, BackupEnd, BackupRun, CloneDescription, CloneOrigin, CreateOptions, NewBackup, Repository,
     ServerName,
@@ -45,6 +48,17 @@ impl Fixture {
             server: "main".parse().unwrap(),
             system: SYSTEM,
         }
+    }
+
+    /// Makes the repository this user's, who can reach it then. Needs root.
+    pub fn give_away(&self, user: u32) {
+        let open = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(self.directory.path(), open).unwrap();
+        let mut chown = Command::new("chown");
+        chown
+            .args(["-R", &format!("{user}:{user}")])
+            .arg(self.repository.path());
+        assert!(chown.status().unwrap().success());
     }
 
     /// Archives segment `number` of timeline 1; every seed gives other bytes.

@@ -49,8 +49,9 @@ pub(super) fn copy(
     let draft = repository.begin_copy(description, &lock)?;
     let shown = format!("Copying clone {from} of server {server}");
     let progress = Progress::start(shown, Counted::Time, app.options.quiet);
+    let acting = repository.as_owner()?;
     copy_files(&repository.clone_directory(server, from), draft.directory())?;
-    drop(progress);
+    drop((acting, progress));
     draft.finish()?;
     Ok(())
 }

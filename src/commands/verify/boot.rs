@@ -1,11 +1,9 @@
 //! `barmanfs verify SERVER BACKUP --boot`.
 
-use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use barmanfs_catalog::{Backup, BackupStatus, BootOutcome, BootTest, Repository, ServerName};
-use nix::unistd::{Gid, Uid, setegid, seteuid};
 use serde::Serialize;
 
 use super::super::App;
@@ -41,7 +39,9 @@ pub(super) fn run(app: &mut App, args: &VerifyArgs) -> Result<Outcome, Error> {
     let progress = Progress::start(what, Counted::Time, app.options.quiet);
     let report = boot::run(&repository, &request, &interruption, &progress)?;
     drop(progress);
-    record(&repository, backup, &report.test)?;
+    let acting = repository.as_owner()?;
+    repository.add_boot_test(backup, report.test.clone())?;
+    drop(acting);
     if args.json.json {
         app.out.json(&Shown {
             server: &backup.server,
@@ -115,28 +115,6 @@ fn readable(file: &Path) -> Result<PathBuf, Error> {
     let path = file.canonicalize().map_err(wrong)?;
     File::open(&path).map_err(wrong)?;
     Ok(path)
-}
-
-/// Keeps the result. What root writes belongs to the repository's owner: no other thread is at work any more, so for that
-/// time this process is that user.
-fn record(repository: &Repository, backup: &Backup, test: &BootTest) -> Result<(), Error> {
-    let path = repository.path();
-    let failed =
-        |error: String| Error::failed(format!("Cannot become the owner of {}: {error}", path.display()));
-    let owner = fs::metadata(path).map_err(|error| failed(error.to_string()))?;
-    let foreign = Uid::effective().is_root() && owner.uid() != 0;
-    if foreign {
-        setegid(Gid::from_raw(owner.gid()))
-            .and_then(|()| seteuid(Uid::from_raw(owner.uid())))
-            .map_err(|error| failed(error.to_string()))?;
-    }
-    let recorded = repository.add_boot_test(backup, test.clone());
-    if foreign {
-        seteuid(Uid::from_raw(0))
-            .and_then(|()| setegid(Gid::current()))
-            .map_err(|error| failed(error.to_string()))?;
-    }
-    Ok(recorded?)
 }
 
 fn show(app: &mut App, backup: &Backup, Report { test, details }: &Report) -> Result<(), Error> {
