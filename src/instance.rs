@@ -3,6 +3,7 @@
 //! PostgreSQL's own `pg_ctl` does the work, as the user the data directory belongs to. Nothing is connected to: whether
 //! a server runs, and how far its recovery is, stands in its files, so no password is needed.
 
+mod postmaster;
 mod programs;
 mod recovery;
 
@@ -13,13 +14,12 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use barmanfs_pg::control::{ClusterState, ControlFile};
-use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, Uid, User};
+use nix::unistd::{Uid, User};
 
+pub(crate) use postmaster::{Running, running, running_by, stop};
 pub(crate) use programs::Programs;
 pub(crate) use recovery::Replayed;
 
@@ -49,9 +49,6 @@ const CONTROL: &str = "global/pg_control";
 /// The end of a server's log that is shown when it does not start.
 const LOG_TAIL_BYTES: u64 = 2000;
 
-/// How often is looked whether a server has ended.
-const STOP_POLL: Duration = Duration::from_millis(50);
-
 /// How a server is to be started.
 #[derive(Debug, Clone)]
 pub(crate) struct StartOptions {
@@ -67,14 +64,6 @@ pub(crate) struct StartOptions {
     pub(crate) log: PathBuf,
     /// How long it may take until it answers.
     pub(crate) timeout: Duration,
-}
-
-/// A server that runs, by its `postmaster.pid`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Running {
-    pub(crate) pid: i32,
-    pub(crate) port: u16,
-    pub(crate) socket_directory: PathBuf,
 }
 
 /// A data directory, and the programs for it.
@@ -140,6 +129,14 @@ impl Instance {
     /// Starts it and waits until it answers. `None` when its recovery was quicker, and it has shut down at its target.
     pub(crate) fn start(&self, options: &StartOptions) -> Result<Option<Running>, Error> {
         if let Some(running) = running(&self.data) {
+            if running.has_outlived_its_mount {
+                return Err(Error::failed(format!(
+                    "The server that ran in {} before its mount went away is still there (process {})",
+                    self.data.display(),
+                    running.pid
+                ))
+                .hint("It has lost its files, and 'barmanfs clone stop' ends it"));
+            }
             return Err(Error::failed(format!(
                 "A server is running in {} already, on port {} (process {})",
                 self.data.display(),
@@ -276,84 +273,6 @@ impl Instance {
     }
 }
 
-/// The server that runs in a data directory.
-pub(crate) fn running(data: &Path) -> Option<Running> {
-    let text = fs::read_to_string(data.join("postmaster.pid")).ok()?;
-    let running = parse_pid_file(&text)?;
-    let is_it = is_alive(running.pid) && !is_elsewhere(running.pid, data);
-    is_it.then_some(running)
-}
-
-/// Stops the server that runs in a data directory, its sessions ended, and waits for that; nothing to do where none runs.
-/// `pg_ctl stop -m fast` does the same, but its programs may be anywhere, or gone in an upgrade.
-pub(crate) fn stop(data: &Path, timeout: Duration) -> Result<(), Error> {
-    let Some(server) = running(data) else {
-        return Ok(());
-    };
-    // Fast shutdown (PostgreSQL's documentation, "Shutting Down the Server").
-    match kill(Pid::from_raw(server.pid), Signal::SIGINT) {
-        Ok(()) | Err(Errno::ESRCH) => {}
-        Err(error) => {
-            return Err(Error::failed(format!(
-                "Cannot stop the server in {} (process {}): {error}",
-                data.display(),
-                server.pid
-            ))
-            .hint("Run this as the user it belongs to, or as root"));
-        }
-    }
-    let deadline = Instant::now() + timeout;
-    while running(data).is_some_and(|now| now.pid == server.pid) {
-        if Instant::now() >= deadline {
-            return Err(Error::failed(format!(
-                "The server in {} did not stop within {} s (process {})",
-                data.display(),
-                timeout.as_secs(),
-                server.pid
-            ))
-            .hint("It goes on stopping: try again later"));
-        }
-        std::thread::sleep(STOP_POLL);
-    }
-    Ok(())
-}
-
-/// Whether a process is certainly not the server of a data directory, in which that would work: after the host was
-/// started anew, a number in an old file is another process's.
-fn is_elsewhere(pid: i32, data: &Path) -> bool {
-    let place = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
-    match (place(Path::new(&format!("/proc/{pid}/cwd"))), place(data)) {
-        (Ok(works_in), Ok(data)) => works_in != data,
-        _ => false,
-    }
-}
-
-/// The server that a `postmaster.pid` tells of, where the data directory cannot be looked at: no mount shows it, or the one
-/// it ran on is dead. A server works in its data directory, which the second line names.
-pub(crate) fn running_by(text: &str) -> Option<Running> {
-    let running = parse_pid_file(text)?;
-    let data = text.lines().nth(1)?;
-    let works_in = fs::read_link(format!("/proc/{}/cwd", running.pid));
-    // Behind the path of one that has gone stands that it was deleted.
-    let is_elsewhere = works_in.is_ok_and(|path| !path.to_string_lossy().starts_with(data));
-    (is_alive(running.pid) && !is_elsewhere).then_some(running)
-}
-
-/// A signal that is none: whether there is such a process, whoever's it is.
-fn is_alive(pid: i32) -> bool {
-    matches!(kill(Pid::from_raw(pid), None), Ok(()) | Err(Errno::EPERM))
-}
-
-/// Line 1 is the process, 4 the port, 5 the first socket directory (`src/include/utils/pidfile.h`).
-fn parse_pid_file(text: &str) -> Option<Running> {
-    let lines: Vec<&str> = text.lines().map(str::trim).collect();
-    Some(Running {
-        pid: lines.first()?.parse().ok().filter(|pid| *pid > 0)?,
-        port: lines.get(3)?.parse().ok()?,
-        socket_directory: PathBuf::from(lines.get(4)?),
-    })
-}
-
 fn free_port(socket_directory: &Path) -> Result<u16, Error> {
     let mut ports = FIRST_PORT..FIRST_PORT + PORTS;
     let free = ports.find(|port| is_free(*port, socket_directory));
@@ -388,7 +307,7 @@ pub(crate) enum Status {
 
 /// How far the server in a data directory has come.
 pub(crate) fn status(data: &Path) -> Status {
-    let text = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+    let text = fs::read_to_string(data.join(postmaster::PID_FILE)).unwrap_or_default();
     parse_status(&text)
 }
 
@@ -457,43 +376,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pid_file_tells_process_port_and_socket() {
+    fn a_pid_file_tells_how_far_the_server_is() {
         let text = "4711\n/mnt/backups/main/live/a\n1763700000\n25432\n/tmp\nlocalhost\n  1 2\nready   \n";
-        let running = parse_pid_file(text).unwrap();
-        assert_eq!((running.pid, running.port), (4711, 25432));
-        assert_eq!(running.socket_directory, Path::new("/tmp"));
-        // Being written, or of a stand-alone backend.
-        assert_eq!(parse_pid_file("4711\n/data\n"), None);
-        assert_eq!(parse_pid_file("-4711\n/data\n1\n5432\n/tmp\n"), None);
         assert_eq!(parse_status(text), Status::Ready);
         assert_eq!(
             parse_status(&text.replace("ready  ", "standby")),
             Status::Recovering
         );
         assert_eq!(parse_status("4711\n/data\n"), Status::Starting);
-    }
-
-    #[test]
-    fn a_process_that_works_elsewhere_is_not_the_server() {
-        let data = tempfile::tempdir().unwrap();
-        let text = format!("{}\n/data\n1\n5432\n/tmp\n", std::process::id());
-        fs::write(data.path().join("postmaster.pid"), &text).unwrap();
-        assert_eq!(running(data.path()), None);
-        let here = std::env::current_dir().unwrap();
-        assert!(!is_elsewhere(std::process::id().cast_signed(), &here));
-    }
-
-    #[test]
-    fn a_process_that_works_elsewhere_is_no_server() {
-        let tells = |data: &Path| {
-            format!(
-                "{}\n{}\n1763700000\n25432\n/tmp\n",
-                std::process::id(),
-                data.display()
-            )
-        };
-        assert!(running_by(&tells(&std::env::current_dir().unwrap())).is_some());
-        assert_eq!(running_by(&tells(Path::new("/elsewhere"))), None);
     }
 
     #[test]

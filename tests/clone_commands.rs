@@ -17,6 +17,8 @@ topic! {
     with_postgres a_clone_of_another_user_on_a_mount_is_left_alone(as_root),
     with_postgres clones_take_no_more_than_they_may,
     with_postgres a_copy_of_a_clone_lives_on_its_own(as_root),
+    with_postgres a_server_that_outlived_its_mount_is_stopped(as_root),
+    with_postgres a_number_that_is_another_users_process_is_no_server,
 }
 
 /// A backed up database, its server shut down, and what starts clones' servers.
@@ -411,6 +413,67 @@ fn a_copy_of_a_clone_lives_on_its_own(install: &'static Install) {
     stage.clone(&["reset", "main", "two", "--stop"]).ok();
     stage.clone(&["start", "main", "two", "--replay"]).ok();
     assert_eq!(stage.query("two", "SELECT to_regclass('kept') IS NULL"), "t");
+}
+
+fn a_server_that_outlived_its_mount_is_stopped(install: &'static Install) {
+    let mut stage = Stage::new(install);
+    stage.own = true;
+    let mut mount = Mount::for_all(&stage.site);
+    stage.clone(&["create", "main", "test1", "--replay"]).ok();
+    let process = stage.listed("test1")["process"].to_string();
+    mount.kill();
+    drop(mount);
+    let mut mount = Mount::for_all(&stage.site);
+    assert!(is_alive(&process), "it was idle, and has noticed nothing");
+
+    stage
+        .clone(&["start", "main", "test1"])
+        .refused(1)
+        .says(&[&process, "barmanfs clone stop"]);
+    assert_eq!(stage.listed("test1")["outlived_its_mount"], true);
+    stage.clone(&["list"]).ok().says(&["without its mount"]);
+    stage.clone(&["stop", "main", "test1"]).ok().says(&["Stopped"]);
+    assert!(!is_alive(&process));
+    stage.clone(&["start", "main", "test1"]).ok().says(&["psql"]);
+    assert_eq!(stage.query("test1", "SELECT 1"), "1");
+    stage.clone(&["stop", "main", "test1"]).ok();
+
+    // The same, with nobody having looked into the clone since.
+    stage.clone(&["start", "main", "test1"]).ok();
+    let process = stage.listed("test1")["process"].to_string();
+    mount.kill();
+    drop(mount);
+    let _mount = Mount::for_all(&stage.site);
+    stage.clone(&["stop", "main", "test1"]).ok().says(&["Stopped"]);
+    assert!(!is_alive(&process));
+}
+
+/// Whether there is such a process; one that nobody waits for has ended.
+fn is_alive(process: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    stat.rsplit_once(')')
+        .is_some_and(|(_, rest)| !rest.starts_with(" Z"))
+}
+
+fn a_number_that_is_another_users_process_is_no_server(install: &'static Install) {
+    let stage = Stage::new(install);
+    let mount = Mount::new(&stage.site);
+    stage.clone(&["create", "main", "test1"]).ok();
+    let clone = mount.path("main/live/test1");
+    // A crash left this, and the number is the first process's now.
+    let text = format!(
+        "1\\n{}\\n1763700000\\n25432\\n/tmp\\n\\n  0 0\\nready\\n",
+        clone.display()
+    );
+    let leave = format!("printf '{text}' > '{}/postmaster.pid'", clone.display());
+    stage.site.sh(&leave).ok();
+    assert_eq!(stage.listed("test1")["running"], false);
+    mount.unmount();
+    let mount = Mount::new(&stage.site);
+    stage.clone(&["start", "main", "test1"]).ok().says(&["psql"]);
+    assert_eq!(stage.query("test1", "SELECT 1"), "1");
+    stage.clone(&["stop", "main", "test1"]).ok();
+    mount.unmount();
 }
 
 /// Work on a clone that its sums tell of.

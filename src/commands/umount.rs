@@ -27,12 +27,12 @@ pub(crate) fn run(args: &UmountArgs) -> Result<Outcome, Error> {
     Ok(Outcome::Done)
 }
 
-/// What cannot be read, no server of this user's runs on.
+/// What cannot be read, no server of this user's runs on; nor does one that has lost an earlier mount.
 fn a_running_server(mount_point: &Path) -> Option<(PathBuf, instance::Running)> {
     let clones = entries(mount_point).flat_map(|server| entries(&server.join(LIVE)));
     clones
         .filter_map(|clone| instance::running(&clone).map(|running| (clone, running)))
-        .next()
+        .find(|(_, running)| !running.has_outlived_its_mount)
 }
 
 fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {

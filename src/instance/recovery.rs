@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use barmanfs_catalog::Action;
 use barmanfs_pg::control::ClusterState;
 
-use super::{Instance, Running, is_alive, running};
+use super::postmaster::is_alive;
+use super::{Instance, Running, running};
 use crate::error::Error;
 
 /// How often a recovery is looked at.

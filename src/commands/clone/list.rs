@@ -35,6 +35,8 @@ struct Listed {
     running: bool,
     port: Option<u16>,
     process: Option<i32>,
+    /// Whether that server has lost its files with an earlier mount, and only waits to be stopped.
+    outlived_its_mount: bool,
 }
 
 /// Runs the command. Nothing of a clone is looked into through a mount that does not serve it already.
@@ -72,6 +74,9 @@ fn listed(repository: &Repository, mounts: &Mounts<'_>, clone: CloneDescription)
         path: serving.or_else(elsewhere),
         running: running.is_some(),
         port: running.as_ref().map(|running| running.port),
+        outlived_its_mount: running
+            .as_ref()
+            .is_some_and(|running| running.has_outlived_its_mount),
         process: running.map(|running| running.pid),
         origin: clone.origin,
         created_at: clone.created_at,
@@ -113,6 +118,7 @@ fn table(clones: &[Listed], now: TimestampMicros) -> Table {
     ]);
     for clone in clones {
         let running = match clone.port {
+            Some(_) if clone.outlived_its_mount => Cell::styled("without its mount", Style::Red),
             Some(port) => Cell::styled(format!("port {port}"), Style::Green),
             None => "-".into(),
         };
@@ -170,6 +176,7 @@ mod tests {
             running: port.is_some(),
             port,
             process: port.map(|_| 4711),
+            outlived_its_mount: false,
         };
         let clones = [
             clone("test1", None, Some(25_432)),

@@ -160,7 +160,8 @@ pub(super) fn stop(app: &mut App, args: &StopArgs) -> Result<Outcome, Error> {
     let mounts = Mounts::of(&repository)?;
     let place = match &args.mount.mount_point {
         Some(asked) => Some(mounts.place_of(&server, name, Some(asked))?.1),
-        None => mounts.serving(&server, name).map(|(_, path)| path),
+        // One that has outlived its mount runs on a clone that perhaps nobody serves now.
+        None => mounts.place_of(&server, name, None).ok().map(|(_, path)| path),
     };
     match place.filter(|path| instance::running(path).is_some()) {
         Some(path) => {

@@ -1,0 +1,247 @@
+//! The process behind a `postmaster.pid`: whether it is the server of this data directory, and ending it.
+//!
+//! A number in a file that a crash left may be anybody's by now. It is the server if it runs as the data's owner and works
+//! in the data directory. Where that cannot be seen it must at least have begun when the file says that the server did.
+//!
+//! A server outlives its mount when the mount's process is killed, or its mount taken down by force. It has no files any more
+//! and cannot know; but as long as it is there, PostgreSQL starts no other one.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::error::Error;
+
+/// What a server notes of itself in its data directory.
+pub(super) const PID_FILE: &str = "postmaster.pid";
+
+/// Between the start of a process and what it takes for its start, and for a clock that was set meanwhile.
+const START_TOLERANCE_S: u64 = 30;
+
+/// How often is looked whether a server has ended.
+const STOP_POLL: Duration = Duration::from_millis(50);
+
+/// A server that runs, by its `postmaster.pid`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Running {
+    pub(crate) pid: i32,
+    pub(crate) port: u16,
+    pub(crate) socket_directory: PathBuf,
+    /// The mount it works on is gone: it can neither read nor write.
+    pub(crate) has_outlived_its_mount: bool,
+    /// When it has begun, in seconds since 1970.
+    started_s: u64,
+}
+
+/// A process that has not ended. One that nobody waits for has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Process {
+    uid: u32,
+    /// Since the host was started, in clock ticks: no other process of its number has begun at that time.
+    started_ticks: u64,
+}
+
+/// Where a process works, as seen from a data directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WorksIn {
+    /// In it.
+    Data,
+    Elsewhere,
+    /// On a file system that does not answer any more.
+    GoneMount,
+    Unknown,
+}
+
+/// The server that runs in a data directory.
+pub(crate) fn running(data: &Path) -> Option<Running> {
+    let found = parse_pid_file(&fs::read_to_string(data.join(PID_FILE)).ok()?)?;
+    let owner = fs::metadata(data).ok()?.uid();
+    let process = Process::of(found.pid).filter(|process| process.uid == owner)?;
+    let works_in = works_in(found.pid, data);
+    let is_it = match works_in {
+        WorksIn::Data => true,
+        WorksIn::Elsewhere => false,
+        WorksIn::GoneMount | WorksIn::Unknown => process.began_at(found.started_s),
+    };
+    is_it.then_some(Running {
+        has_outlived_its_mount: works_in == WorksIn::GoneMount,
+        ..found
+    })
+}
+
+/// The server that a `postmaster.pid` tells of, where the data directory cannot be looked at: no mount shows it.
+pub(crate) fn running_by(text: &str) -> Option<Running> {
+    let found = parse_pid_file(text)?;
+    let process = Process::of(found.pid)?;
+    process.began_at(found.started_s).then_some(found)
+}
+
+/// Stops the server that runs in a data directory, its sessions ended, and waits for that; nothing to do where none runs.
+/// `pg_ctl stop -m fast` does the same, but its programs may be anywhere, or gone in an upgrade.
+pub(crate) fn stop(data: &Path, timeout: Duration) -> Result<(), Error> {
+    let Some(server) = running(data) else {
+        return Ok(());
+    };
+    let process = Process::of(server.pid);
+    // Fast shutdown (PostgreSQL's documentation, "Shutting Down the Server"). One without files cannot shut down.
+    let signal = match server.has_outlived_its_mount {
+        true => Signal::SIGQUIT,
+        false => Signal::SIGINT,
+    };
+    match kill(Pid::from_raw(server.pid), signal) {
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(error) => {
+            return Err(Error::failed(format!(
+                "Cannot stop the server in {} (process {}): {error}",
+                data.display(),
+                server.pid
+            ))
+            .hint("Run this as the user it belongs to, or as root"));
+        }
+    }
+    let deadline = Instant::now() + timeout;
+    while process.is_some() && Process::of(server.pid) == process {
+        if Instant::now() >= deadline {
+            return Err(Error::failed(format!(
+                "The server in {} did not stop within {} s (process {})",
+                data.display(),
+                timeout.as_secs(),
+                server.pid
+            ))
+            .hint("It goes on stopping: try again later"));
+        }
+        std::thread::sleep(STOP_POLL);
+    }
+    // It could not remove its file, which keeps others from starting as long as nobody has waited for the process.
+    if server.has_outlived_its_mount {
+        let file = data.join(PID_FILE);
+        fs::remove_file(&file)
+            .map_err(|error| Error::failed(format!("Cannot remove {}: {error}", file.display())))?;
+    }
+    Ok(())
+}
+
+/// Whether there is such a process.
+pub(super) fn is_alive(pid: i32) -> bool {
+    Process::of(pid).is_some()
+}
+
+impl Process {
+    /// Read from files that everybody may read, whoever's the process is.
+    fn of(pid: i32) -> Option<Self> {
+        let uid = fs::metadata(format!("/proc/{pid}")).ok()?.uid();
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // proc_pid_stat(5): the name, in brackets, may hold anything; the state, 3, follows, and the start is 22.
+        let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+        let state = fields.next()?;
+        let started_ticks = fields.nth(18)?.parse().ok()?;
+        (!matches!(state, "Z" | "X")).then_some(Self { uid, started_ticks })
+    }
+
+    fn began_at(&self, seconds: u64) -> bool {
+        let began =
+            host_started_s().map(|host| host + self.started_ticks / rustix::param::clock_ticks_per_second());
+        began.is_some_and(|began| began.abs_diff(seconds) <= START_TOLERANCE_S)
+    }
+}
+
+/// When the host was started, in seconds since 1970, by the clock as it is set now.
+fn host_started_s() -> Option<u64> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    stat.lines()
+        .find_map(|line| line.strip_prefix("btime "))?
+        .trim()
+        .parse()
+        .ok()
+}
+
+fn works_in(pid: i32, data: &Path) -> WorksIn {
+    let directory = PathBuf::from(format!("/proc/{pid}/cwd"));
+    let place = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
+    // A cache may know the directory of a dead mount for a while; this asks who serves it.
+    match rustix::fs::statfs(&directory) {
+        Err(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED) => return WorksIn::GoneMount,
+        Err(error) if io::Error::from(error).kind() == io::ErrorKind::NotFound => return WorksIn::Elsewhere,
+        Err(_) => return WorksIn::Unknown,
+        Ok(_) => {}
+    }
+    match (place(&directory), place(data)) {
+        (Ok(works_in), Ok(data)) if works_in == data => WorksIn::Data,
+        (Ok(_), Ok(_)) => WorksIn::Elsewhere,
+        _ => WorksIn::Unknown,
+    }
+}
+
+/// Line 1 is the process, 3 its start, 4 the port, 5 the first socket directory (`src/include/utils/pidfile.h`).
+fn parse_pid_file(text: &str) -> Option<Running> {
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    Some(Running {
+        pid: lines.first()?.parse().ok().filter(|pid| *pid > 0)?,
+        started_s: lines.get(2)?.parse().ok()?,
+        port: lines.get(3)?.parse().ok()?,
+        socket_directory: PathBuf::from(lines.get(4)?),
+        has_outlived_its_mount: false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As this very process would write it, had it begun so much earlier or later.
+    fn pid_file(pid: u32, later_s: i64) -> String {
+        let own = Process::of(std::process::id().cast_signed()).unwrap();
+        let began = host_started_s().unwrap() + own.started_ticks / rustix::param::clock_ticks_per_second();
+        format!(
+            "{pid}\n/data\n{}\n5432\n/tmp\n",
+            began.saturating_add_signed(later_s)
+        )
+    }
+
+    #[test]
+    fn a_pid_file_tells_process_port_and_socket() {
+        let text = "4711\n/mnt/backups/main/live/a\n1763700000\n25432\n/tmp\nlocalhost\n  1 2\nready   \n";
+        let running = parse_pid_file(text).unwrap();
+        assert_eq!((running.pid, running.port), (4711, 25432));
+        assert_eq!(running.socket_directory, Path::new("/tmp"));
+        // Being written, or of a stand-alone backend.
+        assert_eq!(parse_pid_file("4711\n/data\n"), None);
+        assert_eq!(parse_pid_file("-4711\n/data\n1\n5432\n/tmp\n"), None);
+    }
+
+    #[test]
+    fn a_process_that_works_elsewhere_is_not_the_server() {
+        let data = tempfile::tempdir().unwrap();
+        let own = std::process::id();
+        fs::write(data.path().join(PID_FILE), pid_file(own, 0)).unwrap();
+        assert_eq!(running(data.path()), None);
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(works_in(own.cast_signed(), &here), WorksIn::Data);
+    }
+
+    #[test]
+    fn a_process_that_began_at_another_time_is_not_the_server() {
+        let own = std::process::id();
+        assert!(running_by(&pid_file(own, 0)).is_some());
+        assert_eq!(running_by(&pid_file(own, 3600)), None);
+        assert_eq!(running_by(&pid_file(own, -3600)), None);
+    }
+
+    #[test]
+    fn a_process_nobody_waits_for_has_ended() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id().cast_signed();
+        let until = Instant::now() + Duration::from_secs(10);
+        while is_alive(pid) {
+            assert!(Instant::now() < until, "it is taken for alive");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        child.wait().unwrap();
+    }
+}
