@@ -43,11 +43,18 @@ pub(crate) const SOCKET_DIRECTORY: &str = "/tmp";
 /// Runs a program as another user with all groups of that user.
 const SETPRIV: &str = "setpriv";
 
+/// Where a second note of a server's process goes: one that a view hides and a backup leaves out.
+const EXTERNAL_PID_FILE: &str = "postmaster.external.pid";
+
 /// What a server notes of its state.
 const CONTROL: &str = "global/pg_control";
 
 /// The end of a server's log that is shown when it does not start.
 const LOG_TAIL_BYTES: u64 = 2000;
+
+/// What keeps a server to itself, whatever its configuration says, beside the files in [`server_settings`]. Its log goes
+/// where whoever starts it looks for it, and not where the original's is.
+const KEPT_TO_ITSELF: [(&str, &str); 2] = [("logging_collector", "off"), ("log_destination", "stderr")];
 
 /// How a server is to be started.
 #[derive(Debug, Clone)]
@@ -176,7 +183,7 @@ impl Instance {
             .arg("-l")
             .arg(&options.log)
             .arg("-o")
-            .arg(server_options(port, options)?)
+            .arg(server_options(&self.data, port, options)?)
             .stdout(Stdio::null())
             .output()
             .map_err(|error| Error::failed(format!("Cannot run pg_ctl: {error}")))?;
@@ -234,7 +241,7 @@ impl Instance {
         let mut command = self.as_owner(&self.programs.path("postgres"));
         command.current_dir("/").stdin(Stdio::null());
         command.arg("-D").arg(&self.data);
-        for (name, value) in server_settings(port, options)? {
+        for (name, value) in server_settings(&self.data, port, options)? {
             command.arg("-c").arg(format!("{name}={value}"));
         }
         Ok(command)
@@ -321,24 +328,35 @@ fn parse_status(text: &str) -> Status {
 }
 
 /// What `pg_ctl -o` hands to a shell: every word quoted.
-fn server_options(port: u16, options: &StartOptions) -> Result<String, Error> {
-    let settings = server_settings(port, options)?;
+fn server_options(data: &Path, port: u16, options: &StartOptions) -> Result<String, Error> {
+    let settings = server_settings(data, port, options)?;
     let word = |(name, value): &(String, String)| format!("-c '{name}={}'", value.replace('\'', "'\\''"));
     Ok(settings.iter().map(word).collect::<Vec<_>>().join(" "))
 }
 
-/// The settings a server is started with, checked.
-fn server_settings(port: u16, options: &StartOptions) -> Result<Vec<(String, String)>, Error> {
+/// The settings a server is started with, checked; of two for the same the later wins. Its files are those in its data
+/// directory: in its configuration may stand the original's paths.
+fn server_settings(data: &Path, port: u16, options: &StartOptions) -> Result<Vec<(String, String)>, Error> {
+    let own = |name: &str| data.join(name).to_string_lossy().into_owned();
     let listen = if options.listen { "localhost" } else { "" };
-    let socket_directory = options.socket_directory.to_string_lossy();
     let mut settings = vec![
-        ("port".to_owned(), port.to_string()),
+        ("data_directory", data.to_string_lossy().into_owned()),
+        ("hba_file", own("pg_hba.conf")),
+        ("ident_file", own("pg_ident.conf")),
+        // An empty name is complained about in the log.
+        ("external_pid_file", own(EXTERNAL_PID_FILE)),
+        ("port", port.to_string()),
         (
-            "unix_socket_directories".to_owned(),
-            socket_directory.into_owned(),
+            "unix_socket_directories",
+            options.socket_directory.to_string_lossy().into_owned(),
         ),
-        ("listen_addresses".to_owned(), listen.to_owned()),
+        ("listen_addresses", listen.to_owned()),
     ];
+    settings.extend(KEPT_TO_ITSELF.map(|(name, value)| (name, value.to_owned())));
+    let mut settings: Vec<_> = settings
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect();
     settings.extend(options.settings.iter().cloned());
     for (name, value) in &settings {
         let is_name = !name.is_empty()
@@ -396,11 +414,15 @@ mod tests {
             log: PathBuf::new(),
             timeout: Duration::ZERO,
         };
-        assert_eq!(
-            server_options(1, &options).unwrap(),
-            "-c 'port=1' -c 'unix_socket_directories=/tmp/a b' -c 'listen_addresses=' -c 'search_path=it'\\''s'"
-        );
+        let words = server_options(Path::new("/it's"), 1, &options).unwrap();
+        assert!(words.starts_with("-c 'data_directory=/it'\\''s' "), "{words}");
+        for word in [
+            "-c 'port=1' -c 'unix_socket_directories=/tmp/a b' -c 'listen_addresses=' ",
+            " -c 'search_path=it'\\''s'",
+        ] {
+            assert!(words.contains(word), "{words}");
+        }
         options.settings = vec![("a;b".to_owned(), String::new())];
-        assert!(server_options(1, &options).is_err());
+        assert!(server_options(Path::new("/"), 1, &options).is_err());
     }
 }

@@ -22,16 +22,16 @@ topic! {
 }
 
 /// A backed up database, its server shut down, and what starts clones' servers.
-struct Stage {
-    site: Site,
-    install: &'static Install,
-    primary: PgServer,
+pub(crate) struct Stage {
+    pub(crate) site: Site,
+    pub(crate) install: &'static Install,
+    pub(crate) primary: PgServer,
     /// Commands are run as the user the tests run as, and not as the database user.
     own: bool,
 }
 
 impl Stage {
-    fn new(install: &'static Install) -> Self {
+    pub(crate) fn new(install: &'static Install) -> Self {
         let (site, primary) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
         let stage = Self {
             site,
@@ -51,7 +51,7 @@ impl Stage {
     }
 
     /// `barmanfs clone ...`
-    fn clone(&self, arguments: &[&str]) -> Run {
+    pub(crate) fn clone(&self, arguments: &[&str]) -> Run {
         let arguments = [&["clone"], arguments].concat();
         match self.own {
             true => run(&mut self.site.own_barmanfs_command(&arguments)),
@@ -74,7 +74,7 @@ impl Stage {
 
     /// By the line that was printed for it: what a server on a clone answers.
     #[track_caller]
-    fn query(&self, name: &str, sql: &str) -> String {
+    pub(crate) fn query(&self, name: &str, sql: &str) -> String {
         let port = self.listed(name)["port"].as_u64().expect("it runs");
         let psql = self.install.program("psql");
         let psql = psql.display();

@@ -28,6 +28,7 @@ mod pitr;
 mod rebuild;
 mod receive_wal;
 mod second_backup;
+mod settings;
 mod torture;
 mod wal_archive;
 mod wal_recovery;
@@ -49,6 +50,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("live", live::TESTS),
     ("clone_commands", clone_commands::TESTS),
     ("boot", boot::TESTS),
+    ("settings", settings::TESTS),
     ("torture", torture::TESTS),
     ("clone_commit", clone_commit::TESTS),
     ("delete_and_sweep", delete_and_sweep::TESTS),

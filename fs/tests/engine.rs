@@ -142,6 +142,42 @@ fn a_startable_view_recovers_by_itself_and_archives_nothing() {
 }
 
 #[test]
+fn settings_that_lead_to_the_original_are_taken_out_of_a_startable_view() {
+    let fixture = archived();
+    let mut things = data_directory(1);
+    things.retain(|(path, _)| !path.ends_with(".conf"));
+    let conf = "port = 5433\n\tData_Directory '/srv/main' # here\nhba_file='/srv/main/hba'\nhba_files = 1\n\
+                #ident_file = ''\nexternal_pid_file = '/run/main.pid'";
+    things.push(("postgresql.conf", Thing::File(conf.into())));
+    things.push((
+        "postgresql.auto.conf",
+        Thing::File(b"ident_file = '/srv/main/ident'\n".to_vec()),
+    ));
+    things.push(("pg_hba.conf", Thing::File(b"local all all trust\n".to_vec())));
+    things.push(("backup_manifest", support::manifest(&things)));
+    fixture.backup(&things);
+    let tree = Tree::of(&fixture.repository);
+    let taken_out = "# Of the original (barmanfs): ";
+    assert_eq!(
+        tree.text("main/latest/postgresql.conf"),
+        format!(
+            "port = 5433\n{taken_out}\tData_Directory '/srv/main' # here\n{taken_out}hba_file='/srv/main/hba'\n\
+             hba_files = 1\n#ident_file = ''\n{taken_out}external_pid_file = '/run/main.pid'"
+        )
+    );
+    let auto_conf = tree.text("main/latest/postgresql.auto.conf");
+    assert!(
+        auto_conf.starts_with(&format!("{taken_out}ident_file = ")),
+        "{auto_conf}"
+    );
+    // The one beside it is not what decides about the original: initdb's, which may trust everybody.
+    assert!(!tree.text("main/latest/pg_hba.conf").contains("trust"));
+    assert_manifest_agrees(&tree, "main/latest");
+    let raw = tree.list("main/raw").remove(0);
+    assert_eq!(tree.text(&format!("main/raw/{raw}/postgresql.conf")), conf);
+}
+
+#[test]
 fn a_backup_of_a_clone_starts_as_it_is_and_is_not_the_latest() {
     let fixture = archived();
     let own = fixture.backup(&data_directory(1));
@@ -185,6 +221,28 @@ fn a_backup_of_a_clone_starts_as_it_is_and_is_not_the_latest() {
     assert!(!settings.contains("recovery_target"), "{settings}");
 }
 
+/// What a view shows is what its manifest lists; the files `pg_verifybackup` does not look at left out.
+#[track_caller]
+fn assert_manifest_agrees(tree: &Tree, view: &str) -> BTreeMap<String, manifest::ManifestFile> {
+    let bytes = tree.read(&format!("{view}/backup_manifest"));
+    let node = tree.node(&format!("{view}/backup_manifest"));
+    assert_eq!(node.stat.size_bytes, bytes.len() as u64);
+    let mut listed = BTreeMap::new();
+    let summary = manifest::read(bytes.as_slice(), &mut |file| {
+        let before = listed.insert(String::from_utf8(file.path.clone()).unwrap(), file);
+        assert!(before.is_none(), "{before:?} is listed twice");
+        Ok::<(), std::convert::Infallible>(())
+    });
+    assert!(summary.unwrap().checksum_ok);
+    for (path, file) in &listed {
+        let shown = tree.read(&format!("{view}/{path}"));
+        let same = shown.len() as u64 == file.size_bytes
+            && file.checksum == Some(manifest::Checksum::Crc32c(crc32c::crc32c(&shown)));
+        assert_eq!(same, path != "postgresql.auto.conf", "{path}");
+    }
+    listed
+}
+
 #[test]
 fn a_directory_without_configuration_gets_one_and_a_manifest_that_knows_it() {
     let fixture = archived();
@@ -201,32 +259,7 @@ fn a_directory_without_configuration_gets_one_and_a_manifest_that_knows_it() {
         "{hba}"
     );
     assert!(tree.find("main/latest/tablespace_map").is_none());
-    let bytes = tree.read("main/latest/backup_manifest");
-    assert_eq!(
-        tree.node("main/latest/backup_manifest").stat.size_bytes,
-        bytes.len() as u64
-    );
-    let mut listed = BTreeMap::new();
-    let summary = manifest::read(bytes.as_slice(), &mut |file| {
-        listed.insert(String::from_utf8(file.path.clone()).unwrap(), file);
-        Ok::<(), std::convert::Infallible>(())
-    });
-    assert!(summary.unwrap().checksum_ok);
-    for (path, file) in &listed {
-        let shown = tree.read(&format!("main/latest/{path}"));
-        assert_eq!(
-            shown.len() as u64 == file.size_bytes,
-            path != "postgresql.auto.conf",
-            "{path}"
-        );
-        if path != "postgresql.auto.conf" {
-            assert_eq!(
-                file.checksum,
-                Some(manifest::Checksum::Crc32c(crc32c::crc32c(&shown))),
-                "{path}"
-            );
-        }
-    }
+    let listed = assert_manifest_agrees(&tree, "main/latest");
     assert!(listed.contains_key("postgresql.conf") && listed.contains_key("base/5/1259"));
     // Nothing of this in what was sent.
     let raw = tree.list("main/raw").remove(0);

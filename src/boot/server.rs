@@ -24,19 +24,16 @@ const ENDS_WITHIN: Duration = Duration::from_secs(10);
 /// Words that begin what ended a server.
 const DEADLY: [&str; 2] = ["PANIC:", "FATAL:"];
 
-/// What wins over the server's own configuration, beside where it listens:
-/// - The log is where the test looks for it, in a language it knows; nothing needs files that were not backed up.
+/// What wins over the server's own configuration, beside what every server is started with:
+/// - The log is in a language the test knows; nothing needs files that were not backed up.
 /// - It fits on a host that is not the server's.
 /// - Nothing runs by itself: no scheduled jobs, no subscriptions that would take changes away from the real server.
 /// - Only this process reads it, and only once: it need not survive anything, and is not to be read while it recovers.
-const SETTINGS: [(&str, &str); 15] = [
-    ("logging_collector", "off"),
-    ("log_destination", "stderr"),
+const SETTINGS: [(&str, &str); 12] = [
     ("log_line_prefix", ""),
     ("log_statement", "none"),
     ("lc_messages", "C"),
     ("ssl", "off"),
-    ("external_pid_file", ""),
     ("shared_buffers", "256MB"),
     ("huge_pages", "try"),
     ("max_worker_processes", "0"),

@@ -30,8 +30,9 @@ const EMPTIED: [&[u8]; 9] = [
 ];
 
 /// Files of a server that runs, or that belong to another backup.
-const LEFT_OUT: [&[u8]; 6] = [
+const LEFT_OUT: [&[u8]; 7] = [
     b"postmaster.pid",
+    b"postmaster.external.pid",
     b"postmaster.opts",
     b"postgresql.auto.conf.tmp",
     b"current_logfiles.tmp",

@@ -5,7 +5,7 @@
 //! | `pg_wal` | the segments from start to stop | the same, or all up to the target, and the `.history` files |
 //! | `pg_wal/archive_status` | | a `.done` for each of them: nothing is archived again |
 //! | `pg_tblspc` | no symbolic links: they point into the server's own directories | the same |
-//! | root | | configuration and `recovery.signal`; no `tablespace_map`, `postmaster.*`, `standby.signal` |
+//! | root | | `configuration`, which leads nowhere else, and `recovery.signal`; no `tablespace_map`, `postmaster.*`, `standby.signal` |
 //! | anywhere | | no symbolic link that leads out of the directory it is in |
 //!
 //! A backup made of a clone is started as it is: it has its WAL in `pg_wal` and recovers at most as after a crash. Nothing
@@ -164,13 +164,13 @@ fn root(directory: &TreeDirectory) -> Result<BTreeMap<Vec<u8>, Addition>> {
     if tree.backup.is_of_server() {
         added.insert(b"recovery.signal".to_vec(), Addition::made(tree, []));
     }
-    added.insert(b"postgresql.auto.conf".to_vec(), auto_conf(directory)?);
     let mut listed = Vec::new();
-    for (name, text) in configuration::MINIMAL {
-        if directory.stored(name.as_bytes())?.is_none() {
-            listed.push((name, Arc::from(text.as_bytes())));
-            added.insert(name.as_bytes().to_vec(), Addition::made(tree, text.as_bytes()));
+    for file in configuration::files(directory)? {
+        if file.name != configuration::AUTO_CONF {
+            listed.push((file.name, Arc::clone(&file.text)));
         }
+        let shown = Addition::file(file.attributes, Body::Made(file.text));
+        added.insert(file.name.into(), shown);
     }
     let unlisted = directory.stored(b"tablespace_map")?.map(|_| "tablespace_map");
     if let Some(Entry {
@@ -188,28 +188,6 @@ fn root(directory: &TreeDirectory) -> Result<BTreeMap<Vec<u8>, Addition>> {
         added.insert(manifest::NAME.to_vec(), Addition { attributes, content });
     }
     Ok(added)
-}
-
-/// The server's `postgresql.auto.conf` with the block that makes the copy recover by itself.
-fn auto_conf(directory: &TreeDirectory) -> Result<Addition> {
-    let tree = &directory.tree;
-    let (attributes, stored) = match directory.stored(b"postgresql.auto.conf")? {
-        Some(Entry {
-            attributes,
-            node: Node::File(map),
-            ..
-        }) => (attributes, Some(map)),
-        _ => (tree.attributes(false), None),
-    };
-    let mut text = match stored {
-        Some(map) => Body::Stored(Arc::new(map))
-            .read_all(&tree.context.trees, configuration::MAX_AUTO_CONF_BYTES)?
-            .ok_or_else(|| not_shown(tree, "its postgresql.auto.conf is too large to be one"))?,
-        None => Vec::new(),
-    };
-    let mount_point = &tree.context.options.mount_point;
-    configuration::append_block(&mut text, &tree.backup, tree.style.recovery(), mount_point);
-    Ok(Addition::file(attributes, Body::Made(text.into())))
 }
 
 /// The WAL that makes the backup consistent, or leads to the target.
@@ -329,7 +307,7 @@ fn archive_status(directory: &TreeDirectory) -> Result<BTreeMap<Vec<u8>, Additio
     Ok(names.into_iter().map(done).collect())
 }
 
-fn not_shown(tree: &BackupTree, reason: impl Into<String>) -> Error {
+pub(super) fn not_shown(tree: &BackupTree, reason: impl Into<String>) -> Error {
     Error::View {
         backup: format!("{} of server {}", tree.backup.id, tree.backup.server),
         reason: reason.into(),

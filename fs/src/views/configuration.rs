@@ -8,30 +8,17 @@ use barmanfs_pg::ServerVersion;
 
 use super::recovery::Recovery;
 
+mod files;
 mod introduction;
+mod minimal;
 
-/// `postgresql.auto.conf` holds what ALTER SYSTEM was told; larger than this it is something else.
-pub(super) const MAX_AUTO_CONF_BYTES: u64 = 4 << 20;
+pub(super) use files::{AUTO_CONF, files};
 
-/// For a data directory that has none: Debian keeps them outside.
-pub(super) const MINIMAL: [(&str, &str); 2] =
-    [("postgresql.conf", POSTGRESQL_CONF), ("pg_hba.conf", PG_HBA_CONF)];
-
-/// `hot_standby` would demand settings at least as large as the original's, which are not known here; the copy is
-/// promoted as soon as it is consistent and has no use for it.
-const POSTGRESQL_CONF: &str = "\
-# Made by barmanfs: the data directory that was backed up has no postgresql.conf,
-# the server keeps it elsewhere (Debian: /etc/postgresql). Replace this file by the
-# server's own before the copy takes over production.
-listen_addresses = ''
-hot_standby = off
-";
-
-const PG_HBA_CONF: &str = "\
-# Made by barmanfs: the data directory that was backed up has no pg_hba.conf.
-# Local connections only, under the operating system's user name.
-local  all          all  peer
-local  replication  all  peer
+/// What a copy must not do to others, nor wait for: WAL is not archived, its log is not written among the original's.
+const KEPT_TO_ITSELF: &str = "\
+archive_mode = off
+log_directory = 'log'
+synchronous_standby_names = ''
 ";
 
 /// Of these at most one may be set.
@@ -46,12 +33,7 @@ const TARGETS: [&str; 5] = [
 /// Appends the marked block to the text of `postgresql.auto.conf`. What comes later wins, so whatever the server was
 /// told before stays in the file and has no effect. Without a `recovery` the copy recovers to the backup's end, or when
 /// that is of a clone, not at all.
-pub(super) fn append_block(
-    text: &mut Vec<u8>,
-    backup: &Backup,
-    recovery: Option<&Recovery>,
-    mount_point: &Path,
-) {
+fn append_block(text: &mut Vec<u8>, backup: &Backup, recovery: Option<&Recovery>, mount_point: &Path) {
     if text.last().is_some_and(|&byte| byte != b'\n') {
         text.push(b'\n');
     }
@@ -63,11 +45,12 @@ pub(super) fn append_block(
     let settings = if backup.is_of_server() {
         settings(recovery)
     } else {
-        "archive_mode = off\nsynchronous_standby_names = ''\n".to_owned()
+        String::new()
     };
     let block = [
         "\n# ---- barmanfs: begin ----\n".to_owned(),
         introduction,
+        KEPT_TO_ITSELF.to_owned(),
         settings,
         in_place_tablespaces(backup).to_owned(),
         "# ---- barmanfs: end ----\n".to_owned(),
@@ -85,7 +68,6 @@ fn settings(recovery: Option<&Recovery>) -> String {
     );
     let inclusive = recovery.is_none_or(|recovery| recovery.plan.spec.inclusive);
     let mut lines = vec![
-        "archive_mode = off".to_owned(),
         format!("restore_command = {}", quoted(command.unwrap_or("false"))),
         "# What an earlier recovery may have left: of two targets set at once, even to".to_owned(),
         "# nothing, the later is refused, so these come first.".to_owned(),
@@ -107,12 +89,11 @@ fn settings(recovery: Option<&Recovery>) -> String {
                 .as_str()
         ),
         format!("recovery_target_timeline = '{timeline}'"),
-        "# Of the original, and not for a copy: commands, waiting before a commit is".to_owned(),
-        "# replayed, and standbys that a commit would wait for.".to_owned(),
+        "# Of the original, and not for a copy: commands, and waiting before a commit is".to_owned(),
+        "# replayed.".to_owned(),
         "archive_cleanup_command = ''".to_owned(),
         "recovery_end_command = ''".to_owned(),
         "recovery_min_apply_delay = 0".to_owned(),
-        "synchronous_standby_names = ''".to_owned(),
     ]);
     lines.extend(recovery.map(|recovery| hot_standby(recovery).to_owned()));
     lines.join("\n") + "\n"
