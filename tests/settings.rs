@@ -1,14 +1,16 @@
 //! What copies, clones and boot tests make of the original's settings: none of them reaches what is not theirs.
 
 use crate::clone_commands::Stage;
-use crate::common::process::run;
+use crate::common::process::{run, until};
 use crate::common::registry::topic;
 use crate::common::{Install, Mount, PgServer};
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 topic! {
     with_postgres no_file_of_the_original_is_touched,
+    with_postgres a_subscription_is_the_originals_alone,
 }
 
 /// `verify --boot` of a backup.
@@ -93,4 +95,47 @@ fn no_file_of_the_original_is_touched(install: &'static Install) {
     assert_eq!(copy.query("SHOW data_directory"), copy.data.to_str().unwrap());
     copy.stop("fast");
     assert_untouched("pg_ctl on a copy");
+}
+
+fn a_subscription_is_the_originals_alone(install: &'static Install) {
+    let mut stage = Stage::new(install);
+    let mut publisher = PgServer::init(install, &stage.site.path("publisher"), &[]);
+    publisher.configure("wal_level = logical");
+    publisher.start();
+    publisher.query("CREATE TABLE events (n int); CREATE PUBLICATION events FOR TABLE events");
+    stage.primary.query("CREATE TABLE events (n int)");
+    stage.primary.query(&format!(
+        "CREATE SUBSCRIPTION events CONNECTION '{}' PUBLICATION events",
+        publisher.conninfo()
+    ));
+    publisher.query("INSERT INTO events VALUES (1)");
+    let count = "SELECT count(*) FROM events";
+    until("the subscriber has it", || stage.primary.query(count) == "1");
+    stage.site.backup();
+    stage.primary.stop("fast");
+    let slot = "SELECT active, confirmed_flush_lsn FROM pg_replication_slots";
+    until("nobody reads", || publisher.query(slot).starts_with("f|"));
+    publisher.query("INSERT INTO events VALUES (2)");
+    let was = publisher.query(slot);
+
+    let mount = Mount::new(&stage.site);
+    // Much longer than a worker takes that is to be started.
+    let assert_untouched = |by: &str| {
+        std::thread::sleep(Duration::from_secs(3));
+        assert_eq!(publisher.query(slot), was, "{by}");
+    };
+    let mut copy = PgServer::on(install, &stage.site.copy(&mount.path("main/latest"), "copy"));
+    copy.start();
+    copy.wait_until_promoted();
+    assert_untouched("a copy");
+    assert_eq!(copy.query("SELECT pid FROM pg_stat_subscription"), "");
+    copy.stop("fast");
+    stage.clone(&["create", "main", "test1", "--replay"]).ok();
+    stage.query("test1", "ALTER SYSTEM RESET ALL");
+    stage.clone(&["stop", "main", "test1"]).ok();
+    stage.clone(&["start", "main", "test1"]).ok();
+    assert_untouched("a clone");
+
+    stage.primary.start();
+    until("the subscriber has all", || stage.primary.query(count) == "2");
 }

@@ -27,9 +27,9 @@ const DEADLY: [&str; 2] = ["PANIC:", "FATAL:"];
 /// What wins over the server's own configuration, beside what every server is started with:
 /// - The log is in a language the test knows; nothing needs files that were not backed up.
 /// - It fits on a host that is not the server's.
-/// - Nothing runs by itself: no scheduled jobs, no subscriptions that would take changes away from the real server.
+/// - Nothing runs by itself: no scheduled jobs.
 /// - Only this process reads it, and only once: it need not survive anything, and is not to be read while it recovers.
-const SETTINGS: [(&str, &str); 12] = [
+const SETTINGS: [(&str, &str); 11] = [
     ("log_line_prefix", ""),
     ("log_statement", "none"),
     ("lc_messages", "C"),
@@ -37,7 +37,6 @@ const SETTINGS: [(&str, &str); 12] = [
     ("shared_buffers", "256MB"),
     ("huge_pages", "try"),
     ("max_worker_processes", "0"),
-    ("max_logical_replication_workers", "0"),
     ("autovacuum", "off"),
     ("archive_mode", "off"),
     ("hot_standby", "off"),

@@ -14,9 +14,11 @@ mod minimal;
 
 pub(super) use files::{AUTO_CONF, files};
 
-/// What a copy must not do to others, nor wait for: WAL is not archived, its log is not written among the original's.
+/// What a copy must not do to others, nor wait for: WAL is not archived, the changes a publisher keeps for the original's
+/// subscriptions are not taken away from it, the log is not written among the original's.
 const KEPT_TO_ITSELF: &str = "\
 archive_mode = off
+max_logical_replication_workers = 0
 log_directory = 'log'
 synchronous_standby_names = ''
 ";

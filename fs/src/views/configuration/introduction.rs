@@ -8,9 +8,10 @@ use barmanfs_catalog::{Action, Backup, Target};
 use super::super::recovery::Recovery;
 
 const ARCHIVES_NOTHING: &str = "\
-# It archives nothing and cannot disturb the server it was taken from.
-# When it takes over production, remove everything from \"begin\" to \"end\",
-# restart it, so that it archives its WAL again, and take a backup.
+# It archives nothing, its subscriptions stand still, and it cannot disturb the server it was
+# taken from; but jobs of extensions (pg_cron, TimescaleDB) run in it.
+# When it takes over production, remove everything from \"begin\" to \"end\", restart it, so
+# that it archives its WAL and its subscriptions go on, and take a backup.
 ";
 
 pub(super) fn of_the_end(backup: &Backup) -> String {
@@ -32,9 +33,10 @@ pub(super) fn of_a_clone(backup: &Backup) -> String {
     };
     format!(
         "# A copy of backup {id} of server {server}, which was made of the clone{name}.\n# {start}\n\
-         # It archives nothing and cannot disturb the server it comes from. Its timeline is its\n\
-         # own: before it archives, give it an archive of its own (another server's name), remove\n\
-         # everything from \"begin\" to \"end\", restart it, and take a backup.\n"
+         # It archives nothing, its subscriptions stand still, and it cannot disturb the server it\n\
+         # comes from; but jobs of extensions (pg_cron, TimescaleDB) run in it. Its timeline is\n\
+         # its own: before it archives, give it an archive of its own (another server's name),\n\
+         # remove everything from \"begin\" to \"end\", restart it, and take a backup.\n"
     )
 }
 
