@@ -11,6 +11,7 @@ use std::time::Duration;
 topic! {
     with_postgres no_file_of_the_original_is_touched,
     with_postgres a_subscription_is_the_originals_alone,
+    with_postgres a_clone_archives_nothing_though_its_settings_are_reset,
 }
 
 /// `verify --boot` of a backup.
@@ -138,4 +139,40 @@ fn a_subscription_is_the_originals_alone(install: &'static Install) {
 
     stage.primary.start();
     until("the subscriber has all", || stage.primary.query(count) == "2");
+}
+
+fn a_clone_archives_nothing_though_its_settings_are_reset(install: &'static Install) {
+    let mut stage = Stage::new(install);
+    let archive = stage.site.make_directory("archive");
+    stage.primary.configure(&format!(
+        "archive_mode = always\narchive_command = 'cp %p {}/%f && {}'",
+        archive.display(),
+        stage.site.archive_command()
+    ));
+    stage.primary.stop("fast");
+    stage.primary.start();
+    stage.site.backup();
+    stage.primary.stop("fast");
+    let mount = Mount::new(&stage.site);
+    let archived = stage.site.list(&archive);
+    assert!(!archived.is_empty());
+    let work = "CREATE TABLE IF NOT EXISTS work (); DROP TABLE work; SELECT pg_switch_wal(); CHECKPOINT";
+    let state = "SELECT current_setting('archive_mode'), archived_count + failed_count FROM pg_stat_archiver";
+
+    stage.clone(&["create", "main", "test1", "--replay"]).ok();
+    stage.query("test1", "ALTER SYSTEM RESET ALL");
+    stage.clone(&["stop", "main", "test1"]).ok();
+    stage.clone(&["start", "main", "test1"]).ok();
+    stage.query("test1", work);
+    assert_eq!(stage.query("test1", state), "off|0");
+    stage.clone(&["stop", "main", "test1"]).ok();
+
+    let path = mount.path("main/live/test1");
+    let mut clone = PgServer::on_mount(install, &path, &stage.site.path("test1"));
+    clone.start();
+    clone.query(work);
+    assert_eq!(clone.query(state), "off|0");
+    assert_eq!(clone.query("SHOW max_logical_replication_workers"), "0");
+    clone.stop("fast");
+    assert_eq!(stage.site.list(&archive), archived);
 }

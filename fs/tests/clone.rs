@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use support::daemon::{Daemon, cloned};
 use support::ordinary::NOBODY;

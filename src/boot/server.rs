@@ -29,7 +29,7 @@ const DEADLY: [&str; 2] = ["PANIC:", "FATAL:"];
 /// - It fits on a host that is not the server's.
 /// - Nothing runs by itself: no scheduled jobs.
 /// - Only this process reads it, and only once: it need not survive anything, and is not to be read while it recovers.
-const SETTINGS: [(&str, &str); 11] = [
+const SETTINGS: [(&str, &str); 10] = [
     ("log_line_prefix", ""),
     ("log_statement", "none"),
     ("lc_messages", "C"),
@@ -38,7 +38,6 @@ const SETTINGS: [(&str, &str); 11] = [
     ("huge_pages", "try"),
     ("max_worker_processes", "0"),
     ("autovacuum", "off"),
-    ("archive_mode", "off"),
     ("hot_standby", "off"),
     ("fsync", "off"),
 ];

@@ -166,10 +166,11 @@ fn root(directory: &TreeDirectory) -> Result<BTreeMap<Vec<u8>, Addition>> {
     }
     let mut listed = Vec::new();
     for file in configuration::files(directory)? {
+        let text: Arc<[u8]> = file.text.into();
         if file.name != configuration::AUTO_CONF {
-            listed.push((file.name, Arc::clone(&file.text)));
+            listed.push((file.name, Arc::clone(&text)));
         }
-        let shown = Addition::file(file.attributes, Body::Made(file.text));
+        let shown = Addition::file(file.attributes, Body::Made(text));
         added.insert(file.name.into(), shown);
     }
     let unlisted = directory.stored(b"tablespace_map")?.map(|_| "tablespace_map");

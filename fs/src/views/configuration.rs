@@ -12,7 +12,7 @@ mod files;
 mod introduction;
 mod minimal;
 
-pub(super) use files::{AUTO_CONF, files};
+pub(super) use files::{AUTO_CONF, files, files_of_a_clone};
 
 /// What a copy must not do to others, nor wait for: WAL is not archived, the changes a publisher keeps for the original's
 /// subscriptions are not taken away from it, the log is not written among the original's.
@@ -22,6 +22,9 @@ max_logical_replication_workers = 0
 log_directory = 'log'
 synchronous_standby_names = ''
 ";
+
+/// The first version that has `recovery_init_sync_method`.
+const SYNC_METHOD_SINCE: u32 = 14;
 
 /// Of these at most one may be set.
 const TARGETS: [&str; 5] = [
@@ -58,6 +61,25 @@ fn append_block(text: &mut Vec<u8>, backup: &Backup, recovery: Option<&Recovery>
         "# ---- barmanfs: end ----\n".to_owned(),
     ];
     text.extend_from_slice(block.concat().as_bytes());
+}
+
+/// What a clone's `postgresql.conf` ends with. A server that is started on it would else open and sync every file twice
+/// before it recovers: what was written to a clone is made durable then, see [`crate::clones`].
+fn block_of_a_clone(backup: &Backup) -> Vec<u8> {
+    let sync = match backup.server_version.major() >= SYNC_METHOD_SINCE {
+        true => "recovery_init_sync_method = 'syncfs'\n",
+        false => "",
+    };
+    let block = [
+        "\n# ---- barmanfs: begin ----\n\
+         # What keeps this clone to itself also when ALTER SYSTEM RESET ALL has emptied\n\
+         # postgresql.auto.conf. When it takes over production, remove this block, too.\n",
+        KEPT_TO_ITSELF,
+        sync,
+        in_place_tablespaces(backup),
+        "# ---- barmanfs: end ----\n",
+    ];
+    block.concat().into_bytes()
 }
 
 fn settings(recovery: Option<&Recovery>) -> String {

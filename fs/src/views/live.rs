@@ -9,20 +9,12 @@ use rustix::io::Errno;
 use super::context::Context;
 use super::recovery::Recovery;
 use super::snapshot::ServerState;
-use super::tree::{BackupTree, Style};
-use super::{Body, Children, Directory, changes, made, no_files};
+use super::tree::{BackupTree, Style, TreeDirectory};
+use super::{Body, Children, Directory, changes, configuration, made, no_files};
 use crate::error::{Error, Result};
 use crate::live::{MadeFile, MadeThing};
 use crate::namespace::{Child, Content, Lifetime};
 
-/// For a server that is started on a clone, which would else open and sync every file twice before it recovers. What was
-/// written to a clone is made durable when a server starts on it, see [`crate::clones`].
-const CONFIGURATION: &[u8] = b"\n# ---- barmanfs: a clone ----\nrecovery_init_sync_method = 'syncfs'\n";
-
-/// The first version that has the setting.
-const SYNC_METHOD_SINCE: u32 = 14;
-
-const AUTO_CONF: &[u8] = b"postgresql.auto.conf";
 const MANIFEST: &[u8] = b"backup_manifest";
 
 /// What a clone is to be made of begins so when it is a backup and no point in time.
@@ -209,6 +201,7 @@ impl CloneSource {
 
     /// What the view has and the backup has not.
     pub(crate) fn additions(&self) -> Result<CloneAdditions> {
+        let configuration = configuration::files_of_a_clone(&TreeDirectory::root(&self.tree))?;
         let mut all = CloneAdditions::default();
         for (path, attributes, body) in changes::additions(&self.tree)? {
             let thing = match body {
@@ -221,7 +214,7 @@ impl CloneSource {
                     continue;
                 }
                 None => MadeThing::Directory,
-                Some(Body::Made(bytes)) if path == AUTO_CONF => MadeThing::File(self.configuration(&bytes)),
+                Some(_) if configuration.iter().any(|file| file.name.as_bytes() == path) => continue,
                 Some(Body::Made(bytes)) => MadeThing::File(bytes.to_vec()),
                 Some(Body::Spooled(file, _)) => MadeThing::CopyOf(file),
             };
@@ -231,15 +224,12 @@ impl CloneSource {
                 thing,
             });
         }
+        all.made.extend(configuration.into_iter().map(|file| MadeFile {
+            path: file.name.into(),
+            attributes: file.attributes,
+            thing: MadeThing::File(file.text),
+        }));
         Ok(all)
-    }
-
-    fn configuration(&self, of_the_view: &[u8]) -> Vec<u8> {
-        let mut text = of_the_view.to_vec();
-        if self.tree.backup.server_version.major() >= SYNC_METHOD_SINCE {
-            text.extend_from_slice(CONFIGURATION);
-        }
-        text
     }
 
     /// Whether a clone does not have what the backup has at a path. The manifest: a clone is no backup, and soon differs from

@@ -143,6 +143,12 @@ impl TreeDirectory {
         }
     }
 
+    /// The data directory.
+    pub(super) fn root(tree: &Arc<BackupTree>) -> Self {
+        let listing = tree.backup.root.as_ref().map(|root| root.directory.clone());
+        Self::new(Arc::clone(tree), listing.unwrap_or_default(), Place::Root)
+    }
+
     /// The directories of a view that may differ from what is stored, by the beginning of the paths in them.
     pub(super) fn changed(tree: &Arc<BackupTree>) -> Result<Vec<(&'static [u8], Self)>> {
         let at = |listing: DirectoryRef, place| Self::new(Arc::clone(tree), listing, place);
@@ -152,8 +158,7 @@ impl TreeDirectory {
                 _ => DirectoryRef::default(),
             })
         };
-        let listing = tree.backup.root.as_ref().map(|root| root.directory.clone());
-        let root = at(listing.unwrap_or_default(), Place::Root);
+        let root = Self::root(tree);
         let wal = at(stored(&root, b"pg_wal")?, Place::Wal);
         let status = at(stored(&wal, b"archive_status")?, Place::ArchiveStatus);
         Ok(vec![

@@ -7,7 +7,7 @@ use barmanfs_store::{Attributes, Entry, Node};
 
 use super::super::tree::TreeDirectory;
 use super::super::{Body, changes};
-use super::{append_block, minimal};
+use super::{append_block, block_of_a_clone, minimal};
 use crate::error::{Error, Result};
 
 /// Written by ALTER SYSTEM, read last; `pg_verifybackup` does not look at it.
@@ -27,6 +27,10 @@ const MAX_BYTES: u64 = 4 << 20;
 /// server that barmanfs starts holds against them, too.
 const WAYS_OUT: [&str; 4] = ["data_directory", "hba_file", "ident_file", "external_pid_file"];
 
+/// Ends the `postgresql.auto.conf` of a clone.
+const ALSO_IN_CONF: &[u8] = b"\n# ---- barmanfs: a clone ----\n\
+    # Its postgresql.conf ends with such a block, too: remove both.\n";
+
 /// Begins a line that was taken out.
 const TAKEN_OUT: &[u8] = b"# Of the original (barmanfs): ";
 
@@ -35,7 +39,7 @@ const TAKEN_OUT: &[u8] = b"# Of the original (barmanfs): ";
 pub(in crate::views) struct ConfigurationFile {
     pub(in crate::views) name: &'static str,
     pub(in crate::views) attributes: Attributes,
-    pub(in crate::views) text: Arc<[u8]>,
+    pub(in crate::views) text: Vec<u8>,
 }
 
 /// All there are in the root of a startable view.
@@ -44,7 +48,7 @@ pub(in crate::views) fn files(root: &TreeDirectory) -> Result<Vec<ConfigurationF
     let made = |name, attributes: Option<Attributes>, text: Vec<u8>| ConfigurationFile {
         name,
         attributes: attributes.unwrap_or_else(|| tree.attributes(false)),
-        text: text.into(),
+        text,
     };
     let (attributes, text) = stored(root, AUTO_CONF)?.unzip();
     let (mut text, mut taken_out) = confined(&text.unwrap_or_default());
@@ -67,6 +71,31 @@ pub(in crate::views) fn files(root: &TreeDirectory) -> Result<Vec<ConfigurationF
     // One beside another that counts is initdb's, and may trust everybody.
     if taken_out.contains(&"hba_file") || root.stored(HBA.as_bytes())?.is_none() {
         files.push(made(HBA, None, minimal::PG_HBA_CONF.into()));
+    }
+    Ok(files)
+}
+
+/// All that a clone of the view begins with. What keeps it to itself ends its `postgresql.conf` as well: ALTER SYSTEM RESET
+/// ALL empties the other file.
+pub(in crate::views) fn files_of_a_clone(root: &TreeDirectory) -> Result<Vec<ConfigurationFile>> {
+    let mut files = files(root)?;
+    if !files.iter().any(|file| file.name == CONF)
+        && let Some((attributes, text)) = conf(root)?
+    {
+        files.push(ConfigurationFile {
+            name: CONF,
+            attributes,
+            text,
+        });
+    }
+    let block = block_of_a_clone(&root.tree.backup);
+    for file in &mut files {
+        match file.name {
+            AUTO_CONF => file.text.extend_from_slice(ALSO_IN_CONF),
+            // A backup of a clone has it.
+            CONF if !file.text.ends_with(&block) => file.text.extend_from_slice(&block),
+            _ => {}
+        }
     }
     Ok(files)
 }
