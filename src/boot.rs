@@ -27,7 +27,7 @@ use self::mount::PrivateMount;
 use self::place::Place;
 use self::server::Server;
 use crate::error::Error;
-use crate::instance::{Instance, Programs};
+use crate::instance::{Instance, Programs, Setting};
 use crate::progress::Progress;
 use crate::signals::Interruption;
 
@@ -57,6 +57,8 @@ pub(crate) struct Request {
     pub(crate) sql_stdout: Stdout,
     /// Whether all tables and indexes are to be checked.
     pub(crate) amcheck: bool,
+    /// Settings for the server.
+    pub(crate) settings: Vec<Setting>,
     /// Names under which somebody may be able to log in.
     pub(crate) users: Vec<String>,
 }
@@ -228,7 +230,9 @@ impl Bench<'_> {
         fs::read(data.join("PG_VERSION")).map_err(|error| Stop::reading("Cannot read PG_VERSION", &error))?;
         let instance = Instance::at(&data, request.bindir.as_deref(), request.path_prefix.as_deref())?;
         progress.stage(&format!("starting PostgreSQL {postgresql}"));
-        let server = self.server.insert(Server::start(&instance, data, &self.place)?);
+        let server = self
+            .server
+            .insert(Server::start(&instance, data, &self.place, &request.settings)?);
         server.wait_until_ready(interruption, || progress.stage("replaying WAL"))?;
         let client = Client::connect(&instance, server, &self.place, interruption, &request.users)?;
         *postgresql = client.version()?;

@@ -12,6 +12,7 @@ use barmanfs_fs::DEFAULT_CACHE_BYTES;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::config::{self, Incremental};
+use crate::instance::Setting;
 use crate::postgres::MAX_RATE_KIB;
 
 /// The commands by task, for the help; a test holds it equal to [`Command`].
@@ -518,6 +519,9 @@ pub(crate) struct VerifyArgs {
     /// With --boot: check all tables and indexes with pg_amcheck
     #[arg(long, requires = "boot")]
     pub(crate) amcheck: bool,
+    /// With --boot: a setting of PostgreSQL, whatever its configuration says; several times for several
+    #[arg(long = "set", requires = "boot", value_name = "NAME=VALUE")]
+    pub(crate) settings: Vec<Setting>,
     /// With --boot: where PostgreSQL's programs are [default: the usual places of its version]
     #[arg(long, requires = "boot", value_name = "DIR")]
     pub(crate) bindir: Option<PathBuf>,

@@ -1,7 +1,7 @@
 //! What copies, clones and boot tests make of the original's settings: none of them reaches what is not theirs.
 
 use crate::clone_commands::Stage;
-use crate::common::process::{run, until};
+use crate::common::process::{Run, run, until};
 use crate::common::registry::topic;
 use crate::common::{Install, Mount, PgServer};
 use std::fs;
@@ -12,18 +12,17 @@ topic! {
     with_postgres no_file_of_the_original_is_touched,
     with_postgres a_subscription_is_the_originals_alone,
     with_postgres a_clone_archives_nothing_though_its_settings_are_reset,
+    with_postgres what_this_host_has_not_is_set_otherwise,
 }
 
 /// `verify --boot` of a backup.
-#[track_caller]
-fn boot(stage: &Stage, id: &str) {
+fn boot(stage: &Stage, id: &str, more: &[&str]) -> Run {
     let bindir = stage.install.bindir.to_str().expect("a path");
+    let arguments = [&["verify", "main", id, "--boot", "--bindir", bindir], more].concat();
     run(stage
         .site
-        .barmanfs_command(&["verify", "main", id, "--boot", "--bindir", bindir])
+        .barmanfs_command(&arguments)
         .env("TMPDIR", stage.site.make_directory("tmp")))
-    .ok()
-    .says(&["OK main"]);
 }
 
 /// Where a view's `pg_hba.conf` lets local users in under their own name only.
@@ -84,7 +83,7 @@ fn no_file_of_the_original_is_touched(install: &'static Install) {
     clone.stop("fast");
     assert_untouched("pg_ctl on the clone");
 
-    boot(&stage, &id);
+    boot(&stage, &id, &[]).ok().says(&["OK main"]);
     assert_untouched("verify --boot");
 
     let latest = mount.path("main/latest");
@@ -175,4 +174,45 @@ fn a_clone_archives_nothing_though_its_settings_are_reset(install: &'static Inst
     assert_eq!(clone.query("SHOW max_logical_replication_workers"), "0");
     clone.stop("fast");
     assert_eq!(stage.site.list(&archive), archived);
+}
+
+fn what_this_host_has_not_is_set_otherwise(install: &'static Install) {
+    let stage = Stage::new(install);
+    // Of the server's host, where both are to be had.
+    stage.primary.configure(
+        "shared_buffers = 8000GB\nshared_preload_libraries = 'not_on_this_host'\nsearch_path = public",
+    );
+    stage.site.backup();
+    let _mount = Mount::new(&stage.site);
+    stage.clone(&["create", "main", "test1"]).ok();
+    let start = |more: &[&str]| stage.clone(&[&["start", "main", "test1", "--replay"], more].concat());
+    start(&[]).refused(1);
+    let library = "shared_preload_libraries=";
+    start(&["--set", library]).refused(1);
+    start(&["--set", "Port=1"]).refused(2).says(&["--port"]);
+    start(&["--set", "data_directory=/srv"])
+        .refused(2)
+        .says(&["data_directory"]);
+    start(&["--set", "ARCHIVE_MODE=on"])
+        .refused(2)
+        .says(&["never archives"]);
+    start(&["--set", "shared_buffers"])
+        .refused(2)
+        .says(&["NAME=VALUE"]);
+    start(&["--set", "a b=1"]).refused(2).says(&["NAME=VALUE"]);
+    let buffers = [
+        "--set",
+        library,
+        "--set",
+        "shared_buffers=1GB",
+        "--set",
+        "shared_buffers=16MB",
+    ];
+    start(&[&buffers[..], &["--set", "search_path=\"it's\",public"]].concat()).ok();
+    assert_eq!(stage.query("test1", "SHOW shared_buffers"), "16MB");
+    assert_eq!(stage.query("test1", "SHOW search_path"), "\"it's\",public");
+    stage
+        .clone(&[&["create", "main", "test2"][..], &buffers].concat())
+        .ok()
+        .says(&["psql"]);
 }

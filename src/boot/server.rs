@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal
 use super::place::{PORT, Place};
 use super::{Failure, Stop};
 use crate::error::Error;
-use crate::instance::{self, Instance, StartOptions, Status};
+use crate::instance::{self, Instance, Setting, StartOptions, Status};
 use crate::signals::Interruption;
 
 /// How often a server that starts or ends is looked at.
@@ -51,14 +51,17 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts it; it does not answer yet.
-    pub(super) fn start(instance: &Instance, data: PathBuf, place: &Place) -> Result<Self, Error> {
+    /// Starts it, with the settings that were asked for; it does not answer yet.
+    pub(super) fn start(
+        instance: &Instance,
+        data: PathBuf,
+        place: &Place,
+        asked: &[Setting],
+    ) -> Result<Self, Error> {
         let failed = |error: io::Error| Error::failed(format!("Cannot run postgres: {error}"));
-        let mut settings: Vec<(String, String)> = SETTINGS
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .to_vec();
-        let hba_file = place.hba_file().to_string_lossy().into_owned();
-        settings.push(("hba_file".to_owned(), hba_file));
+        let mut settings = SETTINGS.map(|(name, value)| Setting::new(name, value)).to_vec();
+        settings.extend_from_slice(asked);
+        settings.push(Setting::new("hba_file", place.hba_file().to_string_lossy()));
         let options = StartOptions {
             port: Some(PORT),
             socket_directory: place.sockets(),
@@ -68,7 +71,7 @@ impl Server {
             timeout: Duration::MAX,
         };
         let log = File::create(&options.log).map_err(failed)?;
-        let mut command = instance.server(PORT, &options)?;
+        let mut command = instance.server(PORT, &options);
         command
             .stdout(log.try_clone().map_err(failed)?)
             .stderr(Stdio::from(log))

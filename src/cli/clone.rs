@@ -6,6 +6,7 @@ use barmanfs_catalog::CloneName;
 use clap::{Args, Subcommand};
 
 use super::JsonOption;
+use crate::instance::Setting;
 
 /// Ends `barmanfs clone --help`.
 pub(super) const AFTER_HELP: &str = "\
@@ -62,6 +63,7 @@ Run it as the user the data belongs to, or as root: the server runs as that user
 Examples:
   barmanfs clone start main test1
   barmanfs clone start main test1 --port 5433 --replay
+  barmanfs clone start main test1 --set shared_buffers=128MB --set shared_preload_libraries=
   barmanfs clone start main test1 --bindir /usr/lib/postgresql/18/bin")]
     Start(StartArgs),
 
@@ -125,6 +127,9 @@ pub(crate) struct ServerOptions {
     /// Directory of PostgreSQL's programs [default: path_prefix of the configuration, or the usual places]
     #[arg(long, value_name = "DIR")]
     pub(crate) bindir: Option<PathBuf>,
+    /// A setting of PostgreSQL for this start, whatever its configuration says; several times for several
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    pub(crate) settings: Vec<Setting>,
     /// Wait until recovery has reached its target
     #[arg(long)]
     pub(crate) replay: bool,
@@ -136,7 +141,7 @@ pub(crate) struct ServerOptions {
 impl ServerOptions {
     /// Whether something was said that has a meaning only where a server is started.
     pub(crate) fn is_given(&self) -> bool {
-        self.port.is_some() || self.bindir.is_some() || self.replay
+        self.port.is_some() || self.bindir.is_some() || self.replay || !self.settings.is_empty()
     }
 }
 
@@ -155,7 +160,7 @@ pub(crate) struct CreateArgs {
     /// Copy this clone, with all that was changed in it
     #[arg(long, value_name = "CLONE", group = "of")]
     pub(crate) from: Option<CloneName>,
-    /// Start PostgreSQL on it; --port, --bindir and --replay say so too
+    /// Start PostgreSQL on it; --port, --bindir, --set and --replay say so too
     #[arg(long)]
     pub(crate) start: bool,
     /// How

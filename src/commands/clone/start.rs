@@ -74,7 +74,7 @@ pub(super) fn start(
         port: options.port,
         socket_directory: SOCKET_DIRECTORY.into(),
         listen: true,
-        settings: Vec::new(),
+        settings: options.settings.clone(),
         log: path.join(LOG),
         timeout: Duration::from_secs(options.wait_timeout),
     };

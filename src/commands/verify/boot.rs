@@ -88,6 +88,7 @@ fn request(app: &App, repository: &Repository, args: &VerifyArgs) -> Result<Requ
             Stdout::Shared
         },
         amcheck: args.amcheck,
+        settings: args.settings.clone(),
         users: users(app, &args.server),
     })
 }
