@@ -3,6 +3,7 @@
 mod contents;
 mod crash;
 mod differential;
+mod fragile;
 mod whole;
 
 #[path = "../../tests/support/mod.rs"]

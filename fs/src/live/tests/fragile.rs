@@ -1,0 +1,372 @@
+//! A disk that loses power after so many system calls, and then has of all that was not synced whatever it likes.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use rustix::fs::FallocateFlags;
+
+use crate::live::Time;
+use crate::live::disk::{Disk, DiskFile, FILES, Status};
+
+/// What a disk writes as a whole.
+pub(super) const SECTOR: usize = 512;
+
+pub(super) struct Random(pub(super) u64);
+
+impl Random {
+    pub(super) fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+/// Something done to a file that may not be on disk yet.
+#[derive(Debug, Clone)]
+enum Done {
+    /// A sector, as it was after a write.
+    Sector(usize, Vec<u8>),
+    /// Another size, and what the last sector was then: it is written before the size counts.
+    Size(usize, Vec<u8>),
+    /// Zeros, in whole sectors.
+    Hole(usize, usize),
+}
+
+#[derive(Debug, Clone, Default)]
+struct Content {
+    /// What programs see.
+    cached: Vec<u8>,
+    /// What is on disk.
+    durable: Vec<u8>,
+    /// What was done since the last sync.
+    done: Vec<Done>,
+}
+
+fn apply(bytes: &mut Vec<u8>, done: &Done) {
+    match done {
+        Done::Sector(at, sector) => {
+            // Without the size it was written for, or cut again, it is nowhere.
+            if let Some(there) = bytes.get_mut(*at..at + sector.len()) {
+                there.copy_from_slice(sector);
+            }
+        }
+        Done::Size(size, last) => {
+            bytes.resize(*size, 0);
+            bytes[size - last.len()..].copy_from_slice(last);
+        }
+        Done::Hole(from, to) => {
+            let end = (*to).min(bytes.len());
+            if let Some(hole) = bytes.get_mut(*from..end) {
+                hole.fill(0);
+            }
+        }
+    }
+}
+
+impl Content {
+    fn write(&mut self, offset: usize, bytes: &[u8]) {
+        let end = offset + bytes.len();
+        if self.cached.len() < end {
+            // The size may come to the disk before the bytes do.
+            self.set_size(end);
+        }
+        self.cached[offset..end].copy_from_slice(bytes);
+        self.sectors(offset, end);
+    }
+
+    /// Sectors that have just been written.
+    fn sectors(&mut self, from: usize, to: usize) {
+        for at in (from / SECTOR * SECTOR..to).step_by(SECTOR) {
+            let sector = self.cached[at..(at + SECTOR).min(self.cached.len())].to_vec();
+            self.done.push(Done::Sector(at, sector));
+        }
+    }
+
+    fn set_size(&mut self, size: usize) {
+        // When it grows, what was the last sector stays what it was.
+        let kept = size.min(self.cached.len());
+        self.cached.resize(size, 0);
+        let last = if kept == size {
+            self.cached[size / SECTOR * SECTOR..].to_vec()
+        } else {
+            Vec::new()
+        };
+        self.done.push(Done::Size(size, last));
+    }
+
+    fn punch(&mut self, from: usize, to: usize) {
+        let to = to.min(self.cached.len());
+        let Some(hole) = self.cached.get_mut(from..to) else {
+            return;
+        };
+        hole.fill(0);
+        let (first, last) = (from.next_multiple_of(SECTOR), to / SECTOR * SECTOR);
+        self.sectors(from, first.min(to));
+        self.done.push(Done::Hole(first, last));
+        self.sectors(last.max(from), to);
+    }
+
+    fn sync(&mut self) {
+        for done in self.done.drain(..) {
+            apply(&mut self.durable, &done);
+        }
+    }
+
+    /// What is left of it: any sectors that were written, sizes and holes in their order up to some point.
+    fn lose(&mut self, random: &mut Random) {
+        let likely = random.below(5);
+        for done in std::mem::take(&mut self.done) {
+            let there = random.below(4) < likely;
+            match done {
+                Done::Sector(..) if !there => {}
+                // What comes after it was put elsewhere on disk, where nothing leads to.
+                Done::Size(..) | Done::Hole(..) if !there => break,
+                done => apply(&mut self.durable, &done),
+            }
+        }
+        self.cached.clone_from(&self.durable);
+    }
+}
+
+/// Names, as far as they are durable.
+#[derive(Debug, Default)]
+struct Directory {
+    cached: BTreeMap<String, usize>,
+    /// As it was after each change since the last sync; what is durable first.
+    since: Vec<BTreeMap<String, usize>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Inner {
+    contents: Vec<Content>,
+    top: Directory,
+    files: Directory,
+    /// System calls until power is lost.
+    pub(super) left: u64,
+}
+
+impl Inner {
+    /// Counts a system call.
+    fn call(&mut self) -> io::Result<()> {
+        if self.left == 0 {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        self.left -= 1;
+        Ok(())
+    }
+
+    fn directory(&mut self, name: &str) -> &mut Directory {
+        if name.starts_with(FILES) {
+            &mut self.files
+        } else {
+            &mut self.top
+        }
+    }
+
+    fn find(&mut self, name: &str) -> Option<usize> {
+        self.directory(name).cached.get(name).copied()
+    }
+}
+
+impl Directory {
+    fn change(&mut self, change: impl FnOnce(&mut BTreeMap<String, usize>)) {
+        if self.since.is_empty() {
+            self.since.push(self.cached.clone());
+        }
+        change(&mut self.cached);
+        self.since.push(self.cached.clone());
+    }
+
+    fn lose(&mut self, random: &mut Random) {
+        if !self.since.is_empty() {
+            self.cached = self
+                .since
+                .swap_remove(random.below(self.since.len() as u64) as usize);
+            self.since.clear();
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct FragileDisk(Arc<Mutex<Inner>>);
+
+impl FragileDisk {
+    pub(super) fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap()
+    }
+
+    /// A system call that is made, unless power is gone.
+    fn call(&self) -> io::Result<MutexGuard<'_, Inner>> {
+        let mut inner = self.inner();
+        inner.call()?;
+        Ok(inner)
+    }
+
+    fn file(&self, at: usize) -> Arc<dyn DiskFile> {
+        Arc::new(FragileFile {
+            disk: self.clone(),
+            at,
+        })
+    }
+
+    /// Power comes back, for so many system calls.
+    pub(super) fn lose_power(&self, random: &mut Random, left: u64) {
+        let mut inner = self.inner();
+        inner.top.lose(random);
+        inner.files.lose(random);
+        inner.contents.iter_mut().for_each(|content| content.lose(random));
+        inner.left = left;
+    }
+}
+
+impl Disk for FragileDisk {
+    fn open(&self, name: &str) -> io::Result<Option<Arc<dyn DiskFile>>> {
+        let found = self.call()?.find(name);
+        Ok(found.map(|at| self.file(at)))
+    }
+
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let mut inner = self.call()?;
+        let at = match inner.find(name) {
+            Some(at) => {
+                inner.contents[at].set_size(0);
+                at
+            }
+            None => {
+                let at = inner.contents.len();
+                inner.contents.push(Content::default());
+                inner.directory(name).change(|names| {
+                    names.insert(name.to_owned(), at);
+                });
+                at
+            }
+        };
+        drop(inner);
+        Ok(self.file(at))
+    }
+
+    fn status(&self, name: &str) -> io::Result<Option<Status>> {
+        let mut inner = self.call()?;
+        let found = inner.find(name);
+        Ok(found.map(|at| status(&inner.contents[at])))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.call()?.directory(name).change(|names| {
+            names.remove(name);
+        });
+        Ok(())
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.call()?.directory(to).change(|names| {
+            let at = names.remove(from).unwrap();
+            names.insert(to.to_owned(), at);
+        });
+        Ok(())
+    }
+
+    fn file_names(&self) -> io::Result<Vec<String>> {
+        let inner = self.call()?;
+        let names = inner.files.cached.keys();
+        Ok(names
+            .map(|name| name.trim_start_matches("files/").to_owned())
+            .collect())
+    }
+
+    fn sync_names(&self, in_files: bool) -> io::Result<()> {
+        let mut inner = self.call()?;
+        if in_files {
+            &mut inner.files
+        } else {
+            &mut inner.top
+        }
+        .since
+        .clear();
+        Ok(())
+    }
+
+    fn path(&self) -> &Path {
+        Path::new("fragile")
+    }
+}
+
+fn status(content: &Content) -> Status {
+    let time = Time { s: 0, ns: 0 };
+    Status {
+        size_bytes: content.cached.len() as u64,
+        allocated_bytes: content.cached.len() as u64,
+        mtime: time,
+        ctime: time,
+    }
+}
+
+#[derive(Debug)]
+struct FragileFile {
+    disk: FragileDisk,
+    at: usize,
+}
+
+impl FragileFile {
+    fn with<T>(&self, call: impl FnOnce(&mut Content) -> T) -> io::Result<T> {
+        Ok(call(&mut self.disk.call()?.contents[self.at]))
+    }
+}
+
+impl DiskFile for FragileFile {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        // Reading changes nothing, so it is no point at which to lose power.
+        let inner = self.disk.inner();
+        let rest = inner.contents[self.at]
+            .cached
+            .get(offset as usize..)
+            .unwrap_or_default();
+        let count = rest.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&rest[..count]);
+        Ok(count)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        self.with(|content| content.write(offset as usize, bytes))?;
+        Ok(bytes.len())
+    }
+
+    fn set_size(&self, size_bytes: u64) -> io::Result<()> {
+        self.with(|content| content.set_size(size_bytes as usize))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.with(Content::sync)
+    }
+
+    fn status(&self) -> io::Result<Status> {
+        Ok(status(&self.disk.inner().contents[self.at]))
+    }
+
+    fn allocate(&self, flags: FallocateFlags, offset: u64, length: u64) -> io::Result<()> {
+        let (from, to) = (offset as usize, (offset + length) as usize);
+        self.with(|content| {
+            if flags.contains(FallocateFlags::PUNCH_HOLE) {
+                content.punch(from, to);
+            } else if !flags.contains(FallocateFlags::KEEP_SIZE) && to > content.cached.len() {
+                content.set_size(to);
+            }
+        })
+    }
+
+    fn seek(&self, offset: u64, _data: bool) -> io::Result<Option<u64>> {
+        Ok(Some(offset))
+    }
+
+    fn set_mtime(&self, _mtime: Time) -> io::Result<()> {
+        self.with(|_| ())
+    }
+
+    fn file(&self) -> Option<io::Result<File>> {
+        None
+    }
+}
