@@ -15,6 +15,7 @@ use std::time::Duration;
 topic! {
     with_postgres answered_commits_outlive_the_daemon(as_root),
     with_postgres answered_commits_outlive_a_loss_of_power(as_root),
+    with_postgres answered_commits_outlive_a_loss_of_power_after_the_daemon(as_root),
     with_postgres answered_commits_outlive_a_full_disk(as_root),
 }
 
@@ -64,10 +65,24 @@ fn answered_commits_outlive_the_daemon(install: &'static Install) {
 }
 
 fn answered_commits_outlive_a_loss_of_power(install: &'static Install) {
+    lose_power_after("answered_commits_outlive_a_loss_of_power", install, |_| ());
+}
+
+/// What the killed daemon did not sync is in the page cache, and recovery finds it there.
+fn answered_commits_outlive_a_loss_of_power_after_the_daemon(install: &'static Install) {
+    let name = "answered_commits_outlive_a_loss_of_power_after_the_daemon";
+    lose_power_after(name, install, |stage| {
+        stage.kill_daemon();
+        stage.start();
+    });
+}
+
+/// Power is lost when a server has worked, and at once after whatever else happened to it.
+fn lose_power_after(name: &str, install: &'static Install, mut happens: impl FnMut(&mut Stage<'_>)) {
     if !ForgetfulDisk::is_possible() {
         return;
     }
-    let mut random = Random::new("answered_commits_outlive_a_loss_of_power");
+    let mut random = Random::new(name);
     let site = backed_up(install);
     let live = site.repository().join("live");
     std::fs::create_dir_all(&live).expect("Cannot make a directory");
@@ -82,6 +97,7 @@ fn answered_commits_outlive_a_loss_of_power(install: &'static Install) {
     for _ in 0..rounds {
         stage.work(&mut random);
         std::thread::sleep(random.duration_below(Duration::from_millis(4000)));
+        happens(&mut stage);
         lost += disk.lose_power(&mut random);
         stage.kill_daemon();
         disk.restore_power();
@@ -235,13 +251,18 @@ impl<'a> Stage<'a> {
         self.clone.is_gone();
     }
 
-    /// Comes up again, mounted again if it has to be, with everything that was answered for.
-    fn check(&mut self) {
+    /// Comes up again, mounted again if it has to be.
+    fn start(&mut self) {
         if self.mount.is_none() {
             self.mount = Some(Mount::for_all(self.site));
         }
         self.clone.wait_for_predecessor();
         self.clone.start();
+    }
+
+    /// Comes up again with everything that was answered for.
+    fn check(&mut self) {
+        self.start();
         assert_none_lost(&self.clone, &self.committers);
         assert_sums_agree(&self.clone);
         assert_eq!(self.clone.query("SHOW wal_sync_method"), self.sync_method);

@@ -14,6 +14,7 @@
 //!   or what it was to become; never anything else, and never zeros in place of data.
 //! - For that, bytes are durable before the journal says that they are the file's ([`sync`]), and what destroys bytes
 //!   waits until the journal's word for it is durable.
+//! - What is found when a clone is opened is durable before anything is done with it, whoever was killed before.
 //! - What cannot be written down is refused, and has not happened.
 //! - One writer: the process that holds the clone's lock.
 //!

@@ -64,9 +64,11 @@ impl Committer {
         self.psql = Some(psql);
     }
 
-    /// psql ends with its server.
+    /// psql ends with its server. Nothing is done for one that was not started again.
     pub(crate) fn collect(&mut self) {
-        let mut psql = self.psql.take().expect("it was started");
+        let Some(mut psql) = self.psql.take() else {
+            return;
+        };
         wait(&mut psql, COMMAND_LIMIT).expect("psql ends when its server is gone");
         let printed = fs::read_to_string(&self.printed).expect("Cannot read");
         let numbers = printed.lines().map(|line| line.parse::<u64>().expect("a number"));

@@ -24,6 +24,9 @@ pub(super) const NEW_JOURNAL: &str = "journal.new";
 /// Directory of the upper files.
 pub(super) const FILES: &str = "files";
 
+/// `statfs` of file systems that are programs: they are not told of `syncfs`.
+const FUSE: rustix::fs::FsWord = libc::FUSE_SUPER_MAGIC as _;
+
 /// Where a node's bytes are.
 pub(super) fn file_name(id: NodeId) -> String {
     format!("{FILES}/{:016x}", id.0)
@@ -76,6 +79,8 @@ pub(super) trait Disk: Debug + Send + Sync {
     fn file_names(&self) -> io::Result<Vec<String>>;
     /// Makes names durable: those in [`FILES`], or those beside it.
     fn sync_names(&self, in_files: bool) -> io::Result<()>;
+    /// Makes durable all that is there, whoever wrote it.
+    fn sync_all(&self) -> io::Result<()>;
     /// For messages.
     fn path(&self) -> &Path;
 }
@@ -168,6 +173,21 @@ impl Disk for SystemDisk {
         } else {
             self.directory.sync_all()
         }
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        let kind = rustix::fs::fstatfs(&self.directory)?.f_type;
+        if kind == FUSE {
+            for name in self.file_names()? {
+                self.open_with(&format!("{FILES}/{name}"), OFlags::empty())?
+                    .sync_all()?;
+            }
+            self.files.sync_all()?;
+            self.open_with(JOURNAL, OFlags::empty())?.sync_all()?;
+            return self.directory.sync_all();
+        }
+        // One call, however many files there are; what failed to be written back since is told as well.
+        Ok(rustix::fs::syncfs(&self.directory)?)
     }
 
     fn path(&self) -> &Path {

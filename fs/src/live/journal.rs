@@ -90,7 +90,8 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Opens the log of a clone and calls `each` with what is in it.
+    /// Opens the log of a clone and calls `each` with what is in it. All of that counts as durable: the caller sees to it
+    /// before anything is done with the log.
     ///
     /// # Errors
     /// When it cannot be read, is damaged, or is another clone's; whatever `each` returns.

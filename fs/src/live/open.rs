@@ -100,6 +100,10 @@ impl LiveClone {
         let id = description.seed().to_string();
         let journal = Journal::open(Arc::clone(&disk), &id, &mut |change| replay.apply(change))?;
         let names = replay.names;
+        // Who had the clone open before may have been killed. What it did not sync counts as synced from here on, and what
+        // is removed below may not be needed again.
+        disk.sync_all()
+            .map_err(|error| failed("sync", disk.path(), error))?;
         let used_bytes = take_stock(&*disk, &names)?;
         Ok(Self::new(disk, journal, names, used_bytes, description, trees))
     }

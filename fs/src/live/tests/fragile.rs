@@ -145,7 +145,7 @@ pub(super) struct Inner {
     contents: Vec<Content>,
     top: Directory,
     files: Directory,
-    /// System calls until power is lost.
+    /// System calls until power is lost, or whoever makes them is killed.
     pub(super) left: u64,
 }
 
@@ -213,13 +213,12 @@ impl FragileDisk {
         })
     }
 
-    /// Power comes back, for so many system calls.
-    pub(super) fn lose_power(&self, random: &mut Random, left: u64) {
+    /// What was not synced is gone, or not.
+    pub(super) fn lose_power(&self, random: &mut Random) {
         let mut inner = self.inner();
         inner.top.lose(random);
         inner.files.lose(random);
         inner.contents.iter_mut().for_each(|content| content.lose(random));
-        inner.left = left;
     }
 }
 
@@ -287,6 +286,14 @@ impl Disk for FragileDisk {
         }
         .since
         .clear();
+        Ok(())
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        let mut inner = self.call()?;
+        inner.top.since.clear();
+        inner.files.since.clear();
+        inner.contents.iter_mut().for_each(Content::sync);
         Ok(())
     }
 
