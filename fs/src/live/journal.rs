@@ -10,7 +10,7 @@
 //! - After a failed flush nobody knows what of the log is on disk. It fails on, until it has been written anew.
 
 use std::io::{self, BufReader, Read};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::FallocateFlags;
@@ -52,6 +52,8 @@ pub(super) struct Journal {
     flushed: Condvar,
     /// Upper files were made whose names are not durable: the log may not speak of them before.
     names_changed: AtomicBool,
+    /// Its bytes, apart from the log: who asks may hold what a rewrite of the log waits for.
+    size_bytes: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -123,6 +125,7 @@ impl Journal {
             }),
             flushed: Condvar::new(),
             names_changed: AtomicBool::new(false),
+            size_bytes: AtomicU64::new(end_bytes),
             disk,
         }
     }
@@ -168,6 +171,7 @@ impl Journal {
         match written {
             Ok(count) if count == frame.len() => {
                 log.end_bytes = end_bytes;
+                self.size_bytes.store(end_bytes, Ordering::Relaxed);
                 Ok(())
             }
             Ok(_) => Err(Error::Refused(Errno::NOSPC)),
@@ -231,7 +235,7 @@ impl Journal {
 
     /// Its bytes.
     pub(super) fn size_bytes(&self) -> u64 {
-        self.log().end_bytes
+        self.size_bytes.load(Ordering::Relaxed)
     }
 
     /// Whether it should be written anew: because it failed, or for its size.
@@ -245,7 +249,8 @@ impl Journal {
         self.log().broken
     }
 
-    /// Writes the log anew with these records, durably. Nobody may append meanwhile.
+    /// Writes the log anew with these records, durably. Nobody may append meanwhile, and the records may not ask anything
+    /// of the log but its size.
     ///
     /// # Errors
     /// When it cannot be written; the log is what it was, then.
@@ -262,6 +267,7 @@ impl Journal {
         let position = log.position();
         log.file = file;
         log.end_bytes = end_bytes;
+        self.size_bytes.store(end_bytes, Ordering::Relaxed);
         log.shift = position.0.saturating_sub(end_bytes).max(log.shift);
         log.allocated_bytes = end_bytes;
         log.rewritten_bytes = end_bytes;

@@ -1,7 +1,10 @@
 //! What a clone promises besides doing what a directory does.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
+use std::time::Duration;
 
 use barmanfs_catalog::Graft;
 use barmanfs_store::Node;
@@ -9,6 +12,9 @@ use barmanfs_store::Node;
 use super::support::{Thing, WINDOW, attributes, content, data_directory, noise};
 use super::*;
 use crate::live::{Allocation, AttributeChanges, Flusher, Kind, MadeFile, MadeThing, NewTime, RenameMode};
+
+/// Who is not done then waits for what never comes.
+const FAR_TOO_LONG: Duration = Duration::from_secs(60);
 
 const TABLE: &str = "base/5/1259";
 
@@ -354,14 +360,42 @@ fn what_was_looked_up_before_is_known_again_if_it_is_there() {
 
 #[test]
 fn many_at_work_at_once_do_not_disturb_each_other() {
-    let (stage, things) = stage();
+    many_at_work_at_once(None);
+}
+
+#[test]
+fn nor_do_they_where_room_is_counted() {
+    many_at_work_at_once(Some(1 << 40));
+}
+
+fn many_at_work_at_once(max_bytes: Option<u64>) {
+    let (done, finished) = channel();
+    let work = thread::spawn(move || {
+        work_at_once(max_bytes);
+        done.send(())
+    });
+    match finished.recv_timeout(FAR_TOO_LONG) {
+        Err(RecvTimeoutError::Timeout) => panic!("They wait for each other"),
+        _ => work.join().unwrap().unwrap(),
+    }
+}
+
+fn work_at_once(max_bytes: Option<u64>) {
+    let (mut stage, things) = stage();
+    stage.description.max_bytes = max_bytes;
     let clone = Arc::new(stage.create());
     let _flusher = Flusher::start(&clone).unwrap();
     let (root, table) = (clone.root(), id(&clone, TABLE));
     let original = content(&things, TABLE);
+    let at_work = AtomicU8::new(4);
     thread::scope(|scope| {
+        scope.spawn(|| {
+            while at_work.load(Ordering::Relaxed) > 0 {
+                clone.rewrite_journal().unwrap();
+            }
+        });
         for worker in 0..4_u8 {
-            let clone = &clone;
+            let (clone, at_work) = (&clone, &at_work);
             scope.spawn(move || {
                 let name = [b'w', b'0' + worker];
                 for round in 0..60_u64 {
@@ -373,9 +407,6 @@ fn many_at_work_at_once_do_not_disturb_each_other() {
                         clone.sync(table, false).unwrap();
                         clone.sync(node, true).unwrap();
                     }
-                    if round % 16 == 3 {
-                        clone.rewrite_journal().unwrap();
-                    }
                     assert_eq!(read_all(clone, node).unwrap(), noise(round, 3000));
                     clone.entries(root).unwrap().for_each(|name| drop(name.unwrap()));
                     clone
@@ -383,6 +414,7 @@ fn many_at_work_at_once_do_not_disturb_each_other() {
                         .unwrap();
                     clone.forget(node, 1);
                 }
+                at_work.fetch_sub(1, Ordering::Relaxed);
             });
         }
     });
