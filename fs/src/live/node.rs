@@ -158,6 +158,9 @@ pub(super) struct FileNode {
     pub(super) stamped: AtomicBool,
     /// The kernel was given the upper file: nobody here knows whether bytes were written since.
     pub(super) handed_out: AtomicBool,
+    /// A sync of the upper file failed. The kernel may have forgotten what it could not write, and says so only once: no
+    /// sync is answered for any more until the clone is opened anew.
+    pub(super) failed: AtomicBool,
 }
 
 /// Where a file's bytes are.
@@ -262,6 +265,7 @@ impl FileNode {
             dirty: AtomicBool::new(false),
             stamped: AtomicBool::new(false),
             handed_out: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
         }
     }
 

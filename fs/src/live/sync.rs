@@ -10,6 +10,8 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rustix::io::Errno;
+
 use super::attributes::{described, introduction_anew, recorded};
 use super::blocks::{BLOCK_BYTES, Blocks, blocks_of};
 use super::disk::{DiskFile, file_name};
@@ -17,7 +19,7 @@ use super::names::{Names, Under, join};
 use super::node::{Body, Data, FileNode, Node, NodeId, Partial, State};
 use super::record::Change;
 use super::{LiveClone, failed, file_of};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Bytes nobody synced are durable after this at the latest, and a little: as kernels do.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
@@ -127,7 +129,6 @@ impl LiveClone {
     }
 
     fn sync_upper(&self, node: &Node, file: &FileNode, times: bool) -> Result<()> {
-        let fail = |error| failed("sync", self.upper_path(node), error);
         let told = {
             let data = self.opened_mut(node, file)?;
             let Some(upper) = data.upper.clone() else {
@@ -137,7 +138,7 @@ impl LiveClone {
                 State::Lower => return Ok(()),
                 State::Plain => {
                     drop(data);
-                    upper.sync_data().map_err(fail)?;
+                    self.sync_bytes(node, file, &*upper)?;
                     return self.settle(node, &mut file.write());
                 }
                 State::Partial(partial) => {
@@ -149,7 +150,7 @@ impl LiveClone {
                 }
             }
         };
-        told.upper.sync_data().map_err(fail)?;
+        self.sync_bytes(node, file, &*told.upper)?;
         if told.news || times {
             self.tell(node, &told)?;
             self.journal.flush()?;
@@ -157,6 +158,22 @@ impl LiveClone {
         let mut data = file.write();
         self.told(node, &mut data, &told)?;
         self.settle(node, &mut data)
+    }
+
+    fn sync_bytes(&self, node: &Node, file: &FileNode, upper: &dyn DiskFile) -> Result<()> {
+        if file.failed.load(Ordering::Relaxed) {
+            return Err(Error::Refused(Errno::IO));
+        }
+        upper.sync_data().map_err(|error| {
+            file.failed.store(true, Ordering::Relaxed);
+            let path = self.upper_path(node);
+            tracing::error!(
+                "Cannot sync {}: {error}. Some of it may be lost: no sync of it is answered for until the repository is \
+                 mounted anew",
+                path.display()
+            );
+            failed("sync", path, error)
+        })
     }
 
     /// Makes the upper file what the whole file is: nothing in blocks that were never written, and its size and time.
@@ -369,8 +386,7 @@ impl Flusher {
         let thread = std::thread::Builder::new()
             .name("barmanfs-flush".to_owned())
             .spawn(work);
-        let thread =
-            thread.map_err(|error| crate::error::Error::io("start a thread for", "a clone", error))?;
+        let thread = thread.map_err(|error| Error::io("start a thread for", "a clone", error))?;
         Ok(Self {
             thread: Some(thread),
             stop: Some(stop),

@@ -3,7 +3,7 @@
 //! What was synced must be there after it. Of anything else every sector must be what it was or what it was to be at
 //! some time since, and the names must be those of some time since.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::fragile::{FragileDisk, Random, SECTOR};
@@ -20,6 +20,8 @@ struct Expected {
     names: Vec<NamesThen>,
     /// Each file's bytes since its last sync.
     files: BTreeMap<NodeId, Vec<Vec<u8>>>,
+    /// Files the disk has forgotten some of, and has said so.
+    forgotten: BTreeSet<NodeId>,
 }
 
 impl Expected {
@@ -31,6 +33,7 @@ impl Expected {
         Self {
             files: files.collect(),
             names: vec![names],
+            forgotten: BTreeSet::new(),
         }
     }
 
@@ -52,7 +55,8 @@ impl Expected {
             names.keys(),
             versions.collect::<Vec<_>>()
         );
-        for (node, bytes) in &found.files {
+        let kept = |(node, _): &(&NodeId, _)| !self.forgotten.contains(node);
+        for (node, bytes) in found.files.iter().filter(kept) {
             check_file(&self.files[node], &bytes[0], &format!("{told}, {node:?}"));
         }
     }
@@ -103,6 +107,7 @@ enum Step {
     Cut,
     Punch,
     Sync,
+    FailingSync,
     SyncDirectory,
     Flush,
     Rewrite,
@@ -118,6 +123,7 @@ const STEPS: &[(Step, u64)] = &[
     (Step::Cut, 6),
     (Step::Punch, 2),
     (Step::Sync, 8),
+    (Step::FailingSync, 1),
     (Step::SyncDirectory, 1),
     (Step::Flush, 4),
     (Step::Rewrite, 1),
@@ -175,7 +181,7 @@ impl Run {
         )
     }
 
-    /// Works until power is lost; returns what may be there after.
+    /// Works until power is lost, or it is killed; returns what may be there after.
     fn work(&mut self, clone: &LiveClone, mut expected: Expected) -> Expected {
         while self.step(clone, &mut expected).is_ok() {}
         assert_eq!(self.disk.inner().left, 0, "{:?}", self.log.last());
@@ -205,21 +211,47 @@ impl Run {
             Step::Remove | Step::Rename | Step::Change => {
                 self.change_name(step, clone, expected, &name, node)?;
             }
-            Step::Sync => {
-                clone.sync(node, self.random.below(2) == 0)?;
-                let versions = expected.files.get_mut(&node).unwrap();
-                versions.drain(..versions.len() - 1);
-                expected.names_are_durable();
+            Step::Sync => drop(self.sync(clone, expected, node)?),
+            Step::FailingSync => {
+                self.disk.inner().next_sync_fails = true;
+                let failing = self.sync(clone, expected, node);
+                self.disk.inner().next_sync_fails = false;
+                failing?;
+                if !self.sync(clone, expected, node)? {
+                    expected.forgotten.insert(node);
+                }
             }
             Step::SyncDirectory => {
                 clone.sync_directory(clone.root())?;
                 expected.names_are_durable();
             }
-            Step::Flush => clone.flush_dirty()?,
+            Step::Flush => self.unless_a_sync_failed(clone.flush_dirty()).map(|_| ())?,
             Step::Rewrite => clone.rewrite_journal()?,
         }
         *self.done.entry(step).or_default() += 1;
         Ok(())
+    }
+
+    /// What it answers for counts, be it after a sync that failed.
+    fn sync(&mut self, clone: &LiveClone, expected: &mut Expected, node: NodeId) -> Result<bool> {
+        let synced = clone.sync(node, self.random.below(2) == 0);
+        let synced = self.unless_a_sync_failed(synced)?;
+        if synced {
+            assert!(!expected.forgotten.contains(&node), "{:?}", self.log.last());
+            let versions = expected.files.get_mut(&node).unwrap();
+            versions.drain(..versions.len() - 1);
+            expected.names_are_durable();
+        }
+        Ok(synced)
+    }
+
+    /// Whether it was done. It need not be when the disk has failed; there is power then.
+    fn unless_a_sync_failed(&self, done: Result<()>) -> Result<bool> {
+        let inner = self.disk.inner();
+        match done {
+            Err(_) if inner.sync_failed && inner.left > 0 => Ok(false),
+            done => done.map(|()| true),
+        }
     }
 
     fn make(&mut self, clone: &LiveClone, expected: &mut Expected) -> Result<()> {
@@ -341,7 +373,8 @@ fn what_was_synced_outlives_a_loss_of_power() {
         for loss in 0..60 {
             let left = 1 + run.random.below(300);
             // A daemon may be killed before power is lost: what it wrote is there then, and still not on disk.
-            if run.random.below(3) > 0 {
+            let sync_failed = run.disk.inner().sync_failed;
+            if sync_failed || run.random.below(3) > 0 {
                 run.disk.lose_power(&mut run.random);
             }
             run.disk.inner().left = left;
@@ -366,4 +399,29 @@ fn what_was_synced_outlives_a_loss_of_power() {
         let count = done.get(step).copied().unwrap_or(0);
         assert!(count > 20 * weight, "{step:?} was done {count} times");
     }
+}
+
+#[test]
+fn no_sync_is_answered_for_after_one_that_failed() {
+    let run = Run::new(1);
+    let clone = run.open().unwrap();
+    let (failing, other) = (id(&clone, "lower05"), id(&clone, "lower06"));
+    for node in [failing, other] {
+        clone.write(node, 0, &[1; 8192], false).unwrap();
+        clone.sync(node, false).unwrap();
+    }
+    clone.write(failing, 0, &[2; 8192], false).unwrap();
+    // Nobody but us hears of it.
+    run.disk.inner().next_sync_fails = true;
+    assert!(clone.flush_dirty().is_err());
+    assert!(clone.sync(failing, true).is_err());
+    clone.write(failing, 8192, &[3; 8192], false).unwrap();
+    assert!(clone.sync(failing, false).is_err());
+    assert!(clone.flush_all().is_err());
+    clone.write(other, 0, &[2; 8192], false).unwrap();
+    clone.sync(other, true).unwrap();
+    drop(clone);
+    let clone = run.open().unwrap();
+    clone.write(failing, 0, &[2; 8192], false).unwrap();
+    clone.sync(failing, true).unwrap();
 }

@@ -147,6 +147,11 @@ pub(super) struct Inner {
     files: Directory,
     /// System calls until power is lost, or whoever makes them is killed.
     pub(super) left: u64,
+    /// The next sync of a file fails, as a kernel's does: what it was to write is forgotten, and the one after that is
+    /// told nothing of it.
+    pub(super) next_sync_fails: bool,
+    /// One did since power was there.
+    pub(super) sync_failed: bool,
 }
 
 impl Inner {
@@ -219,6 +224,7 @@ impl FragileDisk {
         inner.top.lose(random);
         inner.files.lose(random);
         inner.contents.iter_mut().for_each(|content| content.lose(random));
+        inner.sync_failed = false;
     }
 }
 
@@ -347,7 +353,14 @@ impl DiskFile for FragileFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.with(Content::sync)
+        let mut inner = self.disk.call()?;
+        if std::mem::take(&mut inner.next_sync_fails) {
+            inner.sync_failed = true;
+            inner.contents[self.at].done.clear();
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        inner.contents[self.at].sync();
+        Ok(())
     }
 
     fn status(&self) -> io::Result<Status> {
