@@ -52,6 +52,8 @@ pub(super) struct Journal {
     flushed: Condvar,
     /// Upper files were made whose names are not durable: the log may not speak of them before.
     names_changed: AtomicBool,
+    /// Held while they are made durable.
+    names_syncing: Mutex<()>,
     /// Its bytes, apart from the log: who asks may hold what a rewrite of the log waits for.
     size_bytes: AtomicU64,
 }
@@ -125,6 +127,7 @@ impl Journal {
             }),
             flushed: Condvar::new(),
             names_changed: AtomicBool::new(false),
+            names_syncing: Mutex::default(),
             size_bytes: AtomicU64::new(end_bytes),
             disk,
         }
@@ -212,7 +215,18 @@ impl Journal {
         synced.map_err(|error| self.fail("sync", error))
     }
 
+    /// Makes durable what [`name_made`](Self::name_made) said, also where the log has nothing to flush. What the log says
+    /// of bytes in an upper file is only written after that: it may be on disk before anybody flushes it.
+    ///
+    /// # Errors
+    /// When it cannot be; the next flush tries again.
+    pub(super) fn flush_names(&self) -> Result<()> {
+        self.sync_names().map_err(|error| self.fail("sync", error))
+    }
+
     fn sync_names(&self) -> io::Result<()> {
+        // Who finds nothing to do has waited for who does it.
+        let _syncing = self.names_syncing.lock().unwrap_or_else(PoisonError::into_inner);
         if self.names_changed.swap(false, Ordering::AcqRel) {
             let synced = self.disk.sync_names(true);
             if synced.is_err() {

@@ -160,6 +160,7 @@ impl LiveClone {
         self.settle(node, &mut data)
     }
 
+    /// Makes the upper file durable, and its name: the journal may say of it what it likes then.
     fn sync_bytes(&self, node: &Node, file: &FileNode, upper: &dyn DiskFile) -> Result<()> {
         if file.failed.load(Ordering::Relaxed) {
             return Err(Error::Refused(Errno::IO));
@@ -173,7 +174,8 @@ impl LiveClone {
                 path.display()
             );
             failed("sync", path, error)
-        })
+        })?;
+        self.journal.flush_names()
     }
 
     /// Makes the upper file what the whole file is: nothing in blocks that were never written, and its size and time.
