@@ -171,6 +171,8 @@ pub(super) struct Data {
     pub(super) upper: Option<Arc<dyn DiskFile>>,
     /// What it counts for in the clone's size.
     pub(super) counted_bytes: u64,
+    /// No name leads to it and nobody has it open: there is nothing left to make durable.
+    pub(super) gone: bool,
 }
 
 /// How much of a file is still the backup's.
@@ -260,6 +262,7 @@ impl FileNode {
                 state,
                 upper: None,
                 counted_bytes: 0,
+                gone: false,
             }),
             sync: Mutex::default(),
             dirty: AtomicBool::new(false),

@@ -130,25 +130,22 @@ impl LiveClone {
 
     fn sync_upper(&self, node: &Node, file: &FileNode, times: bool) -> Result<()> {
         let told = {
-            let data = self.opened_mut(node, file)?;
-            let Some(upper) = data.upper.clone() else {
+            let mut data = file.write();
+            // Whoever is to sync it may have been told to before it went.
+            if data.gone || matches!(data.state, State::Lower) {
                 return Ok(());
-            };
-            match &data.state {
-                State::Lower => return Ok(()),
-                State::Plain => {
-                    drop(data);
-                    self.sync_bytes(node, file, &*upper)?;
-                    return self.settle(node, &mut file.write());
-                }
-                State::Partial(partial) => {
-                    let told = Told::of(partial, upper);
-                    if told.whole {
-                        self.make_whole(node, partial, &told.upper)?;
-                    }
-                    told
-                }
             }
+            let upper = self.upper(node, &mut data)?;
+            let State::Partial(partial) = &data.state else {
+                drop(data);
+                self.sync_bytes(node, file, &*upper)?;
+                return self.settle(node, &mut file.write());
+            };
+            let told = Told::of(partial, upper);
+            if told.whole {
+                self.make_whole(node, partial, &told.upper)?;
+            }
+            told
         };
         self.sync_bytes(node, file, &*told.upper)?;
         if told.news || times {
@@ -251,12 +248,15 @@ impl LiveClone {
         let Body::File(file) = &node.body else {
             return;
         };
-        self.dirty().remove(&node.id);
+        let position = self.journal.position();
         let mut data = file.write();
+        data.gone = true;
         data.upper = None;
         self.count(&mut data.counted_bytes, 0);
+        file.dirty.store(false, Ordering::Release);
+        self.dirty().remove(&node.id);
         if !matches!(data.state, State::Lower) {
-            self.doomed().push((self.journal.position(), node.id));
+            self.doomed().push((position, node.id));
         }
     }
 

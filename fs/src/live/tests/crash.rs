@@ -4,11 +4,12 @@
 //! some time since, and the names must be those of some time since.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 
 use super::fragile::{FragileDisk, Random, SECTOR};
 use super::support::{Thing, noise};
 use super::*;
+use crate::live::disk::Disk;
 use crate::live::{Allocation, AttributeChanges, RenameMode};
 
 /// Names, what they lead to, and permissions.
@@ -424,4 +425,32 @@ fn no_sync_is_answered_for_after_one_that_failed() {
     let clone = run.open().unwrap();
     clone.write(failing, 0, &[2; 8192], false).unwrap();
     clone.sync(failing, true).unwrap();
+}
+
+#[test]
+fn what_is_removed_while_others_are_flushed_is_not_missed() {
+    let run = Run::new(1);
+    let clone = run.open().unwrap();
+    for name in [b"a", b"b", b"c", b"d"] {
+        clone.create(clone.root(), name, NEW).unwrap();
+    }
+    for (node, _) in names_of(&clone).into_values() {
+        clone.write(node, 0, &[1; 100], false).unwrap();
+    }
+    let barrier = Arc::new(Barrier::new(2));
+    run.disk.inner().next_sync_waits = Some(Arc::clone(&barrier));
+    std::thread::scope(|scope| {
+        let flushing = scope.spawn(|| clone.flush_all());
+        barrier.wait();
+        for name in names_of(&clone).into_keys() {
+            clone.unlink(clone.root(), &name).unwrap();
+        }
+        clone.sync_directory(clone.root()).unwrap();
+        barrier.wait();
+        flushing.join().unwrap().unwrap();
+    });
+    clone.flush_all().unwrap();
+    let disk: &dyn Disk = &run.disk;
+    assert_eq!(disk.file_names().unwrap(), Vec::<String>::new());
+    assert_eq!(clone.statistics().used_bytes, clone.journal.size_bytes());
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Barrier, Mutex, MutexGuard};
 
 use rustix::fs::FallocateFlags;
 
@@ -152,6 +152,8 @@ pub(super) struct Inner {
     pub(super) next_sync_fails: bool,
     /// One did since power was there.
     pub(super) sync_failed: bool,
+    /// The next sync of a file waits here, when it begins and until it may go on.
+    pub(super) next_sync_waits: Option<Arc<Barrier>>,
 }
 
 impl Inner {
@@ -353,6 +355,11 @@ impl DiskFile for FragileFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        let waits = self.disk.inner().next_sync_waits.take();
+        if let Some(barrier) = waits {
+            barrier.wait();
+            barrier.wait();
+        }
         let mut inner = self.disk.call()?;
         if std::mem::take(&mut inner.next_sync_fails) {
             inner.sync_failed = true;
