@@ -295,13 +295,17 @@ impl LiveClone {
         }
     }
 
-    /// Nobody has the file open any more.
-    fn put_away(&self, node: &Arc<Node>, file: &FileNode) {
-        if file.handed_out.swap(false, Ordering::Relaxed) {
-            self.soil(node, file);
-        }
+    /// Nobody has the file open any more, unless somebody has opened it since.
+    pub(super) fn put_away(&self, node: &Arc<Node>, file: &FileNode) {
         let mut data = file.write();
-        if node.users.load(Ordering::Relaxed) == 0 && !file.dirty.load(Ordering::Relaxed) {
+        if node.users.load(Ordering::Relaxed) > 0 {
+            return;
+        }
+        if file.handed_out.load(Ordering::Relaxed) {
+            self.soil(node, file);
+            file.handed_out.store(false, Ordering::Release);
+        }
+        if !file.dirty.load(Ordering::Relaxed) {
             data.upper = None;
         }
     }

@@ -11,6 +11,7 @@ use barmanfs_store::Node;
 
 use super::support::{Thing, WINDOW, attributes, content, data_directory, noise};
 use super::*;
+use crate::live::file_of;
 use crate::live::{Allocation, AttributeChanges, Flusher, Kind, MadeFile, MadeThing, NewTime, RenameMode};
 
 /// Who is not done then waits for what never comes.
@@ -112,6 +113,24 @@ fn a_file_that_was_written_as_a_whole_is_the_kernels() {
     drop(clone);
     let clone = stage.open();
     assert_eq!(read_all(&clone, id(&clone, "PG_VERSION")).unwrap(), b"17!");
+}
+
+#[test]
+fn what_the_kernel_may_write_is_synced_though_somebody_else_is_still_closing_the_file() {
+    let (stage, _) = stage();
+    let clone = stage.create();
+    let new = clone.create(clone.root(), b"new", NEW).unwrap().node;
+    clone.sync(new, false).unwrap();
+    let node = clone.node(new).unwrap();
+    let file = file_of(&node).unwrap();
+    clone.open_node(new).unwrap();
+    assert!(clone.plain_file(new).unwrap().is_some());
+    // He was the last one before us to have it open, and comes to this only now.
+    clone.put_away(&node, file);
+    assert!(file.handed_out.load(Ordering::Relaxed));
+    clone.close_node(new);
+    assert!(!file.handed_out.load(Ordering::Relaxed));
+    assert!(file.dirty.load(Ordering::Relaxed));
 }
 
 #[test]
