@@ -96,7 +96,7 @@ impl Db {
     /// Opens the catalog.
     ///
     /// # Errors
-    /// [`Error::CatalogMissing`], [`Error::CatalogLayout`], [`Error::CatalogDamaged`].
+    /// [`Error::CatalogMissing`], [`Error::CatalogLayout`], [`Error::CatalogNewer`], [`Error::CatalogDamaged`].
     pub(crate) fn open(path: &Path, owner: Owner) -> Result<Self> {
         let identity = identify(path)?;
         let first = connect(path, &owner)?;
@@ -266,10 +266,19 @@ fn connect_as(path: &Path, alone: bool) -> Result<Connection> {
         schema::LAYOUT => {}
         schema::OLDEST_LAYOUT..schema::LAYOUT => upgrade(&mut connection)?,
         found => {
-            return Err(Error::CatalogLayout {
-                path: path.to_path_buf(),
-                found,
-                expected: schema::LAYOUT,
+            let (path, expected) = (path.to_path_buf(), schema::LAYOUT);
+            return Err(if found > expected {
+                Error::CatalogNewer {
+                    path,
+                    found,
+                    expected,
+                }
+            } else {
+                Error::CatalogLayout {
+                    path,
+                    found,
+                    expected,
+                }
             });
         }
     }

@@ -75,9 +75,19 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// catalog.sqlite has another layout than this release writes.
+    /// catalog.sqlite has a layout that this release cannot bring to its own.
     #[error("The catalog {} has layout {found}, this barmanfs uses {expected}: make it again from the packs with `barmanfs rebuild-catalog`", path.display())]
     CatalogLayout {
+        /// The file.
+        path: PathBuf,
+        /// The layout found.
+        found: i64,
+        /// The layout this release uses.
+        expected: i64,
+    },
+    /// catalog.sqlite was made by a later release. A rebuild by this one might leave out what that one wrote.
+    #[error("The catalog {} has layout {found}, this barmanfs uses {expected}: use the newer barmanfs that made it", path.display())]
+    CatalogNewer {
         /// The file.
         path: PathBuf,
         /// The layout found.
@@ -115,6 +125,21 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A record of a later release.
+    #[error(
+        "Record {id} is of kind {kind}, which this barmanfs does not know; what it uses is not known either, so nothing is freed: use the newer barmanfs that wrote it"
+    )]
+    UnknownRecord {
+        /// The record.
+        id: String,
+        /// Its kind.
+        kind: u8,
+    },
+    /// A pack the catalog does not know is damaged.
+    #[error(
+        "What the records of a pack use is not known, so nothing is freed: {0}; put the pack back from a copy of the repository, or move it away to give up what it holds"
+    )]
+    UnknownPack(barmanfs_store::Error),
     /// The store failed.
     #[error(transparent)]
     Store(barmanfs_store::Error),
@@ -314,7 +339,7 @@ impl Error {
     /// again.
     pub fn is_damage(&self) -> bool {
         match self {
-            Self::Store(error) => error.is_damage(),
+            Self::Store(error) | Self::UnknownPack(error) => error.is_damage(),
             Self::BadRecord { .. } | Self::BadSettings { .. } => true,
             _ => false,
         }

@@ -5,6 +5,9 @@
 //! catalog, which everything else refuses to work with until the rebuild is run again. Writers are kept out
 //! meanwhile; readers notice the exchange within a second.
 //!
+//! Damaged packs are left out, and then the old catalog is kept: it knows what they held. A sweep frees nothing
+//! while they are there.
+//!
 //! Records are entered first and given their meaning afterwards, deletions before all others. So it does not matter in
 //! which order packs are found.
 
@@ -22,10 +25,13 @@ use crate::monitor::{Monitor, Unit};
 use crate::owner::Owner;
 use crate::records;
 use crate::repository::{
-    CATALOG, PACKS, Repository, make_directories, read_settings, remove_catalog, sync_directory,
+    CATALOG, PACKS, Repository, make_directories, read_settings, remove_catalog, sync_directory, with_suffix,
 };
 use crate::sweep::PackProblem;
 use crate::writer::{GATE, WRITER_PREFIX};
+
+/// The catalog that was replaced.
+const OLD_CATALOG: &str = "catalog.sqlite.old";
 
 /// Page cache in KiB while the tables grow: chunk ids come in random order, and this holds the upper levels and the
 /// most of the leaves of a few million.
@@ -42,15 +48,18 @@ pub struct RebuildReport {
     pub backups: u64,
     /// Archived WAL files.
     pub wal_files: u64,
-    /// Packs that could not be read, and records that could not be understood. What they held is missing.
+    /// Damaged packs, and records that could not be understood. What they held is missing.
     pub problems: Vec<PackProblem>,
+    /// Where the old catalog is kept, if there was one: after problems alone. It knows what is missing.
+    pub kept_catalog: Option<PathBuf>,
 }
 
 impl Repository {
     /// Makes the catalog of the repository at `path` again. Damaged packs are left out and reported.
     ///
     /// # Errors
-    /// [`Error::Occupied`] while a writer or a sweep is at work; [`Error::NoRepository`].
+    /// [`Error::Occupied`] while a writer or a sweep is at work; [`Error::NoRepository`]; when a pack cannot be read for
+    /// another reason than damage, or was written by a later release.
     pub fn rebuild(path: &Path, monitor: &mut dyn Monitor) -> Result<RebuildReport> {
         read_settings(path)?;
         make_directories(path)?;
@@ -62,8 +71,14 @@ impl Repository {
             .tempfile_in(path)
             .map_err(|source| Error::io("create a file in", path, source))?
             .into_temp_path();
-        let report = build(&new, &path.join(PACKS), monitor).map_err(|error| error.in_catalog(&new))?;
+        let mut report = build(&new, &path.join(PACKS), monitor).map_err(|error| error.in_catalog(&new))?;
         exchange(path, new)?;
+        let old = path.join(OLD_CATALOG);
+        if report.problems.is_empty() {
+            remove_catalog(&old)?;
+        } else if is_there(&old)? {
+            report.kept_catalog = Some(old);
+        }
         Ok(report)
     }
 }
@@ -98,7 +113,7 @@ fn remove_leftovers(path: &Path) -> Result<()> {
         let entry = entry.map_err(unreadable)?;
         let name = entry.file_name();
         let left = name.to_str().and_then(|name| name.strip_prefix(CATALOG));
-        if left.is_some_and(|rest| rest.starts_with(".rebuild-") || rest.starts_with(".old")) {
+        if left.is_some_and(|rest| rest.starts_with(".rebuild-")) {
             fs::remove_file(entry.path()).map_err(|source| Error::io("remove", &entry.path(), source))?;
         }
     }
@@ -141,10 +156,12 @@ fn enter_packs(
                 report.packs += 1;
                 report.chunks += closed.chunks.len() as u64;
             }
-            Err(error) => report.problems.push(PackProblem {
+            Err(error) if error.is_damage() => report.problems.push(PackProblem {
                 pack,
                 reason: error.to_string(),
             }),
+            // It may be whole, and left out for good: the next sweep would take what it refers to for dead.
+            Err(error) => return Err(error),
         }
         monitor.progress(report.packs, None, Unit::Packs);
         Ok(())
@@ -182,25 +199,30 @@ fn pack_of(connection: &Connection, record: i64) -> Result<PackId> {
 /// them for the new one's. And before they go the old one must be out of the way: without them it may be damaged.
 fn exchange(path: &Path, new: tempfile::TempPath) -> Result<()> {
     let catalog = path.join(CATALOG);
-    let old = path.join(format!("{CATALOG}.old"));
-    match fs::rename(&catalog, &old) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            return Err(Error::io("rename", &catalog, source));
-        }
-        _ => sync_directory(path)?,
-    }
+    set_aside(&catalog, &path.join(OLD_CATALOG))?;
+    sync_directory(path)?;
     remove_catalog(&catalog)?;
     new.persist(&catalog)
         .map_err(|error| Error::io("rename", &catalog, error.error))?;
-    sync_directory(path)?;
-    remove_if_there(&old)
+    sync_directory(path)
 }
 
-fn remove_if_there(path: &PathBuf) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::io("remove", path, source))
-        }
-        _ => Ok(()),
+/// Moves the catalog and its WAL out of the way, unless one is there that a rebuild with problems replaced: that one
+/// knows more. A WAL alone is what a rebuild that was killed in between left of the two.
+fn set_aside(catalog: &Path, old: &Path) -> Result<()> {
+    if is_there(catalog)? && is_there(old)? {
+        return Ok(());
     }
+    for suffix in ["", "-wal"] {
+        let (from, to) = (with_suffix(catalog, suffix), with_suffix(old, suffix));
+        if is_there(&from)? && !is_there(&to)? {
+            fs::rename(&from, &to).map_err(|source| Error::io("rename", &from, source))?;
+        }
+    }
+    Ok(())
+}
+
+fn is_there(path: &Path) -> Result<bool> {
+    path.try_exists()
+        .map_err(|source| Error::io("look for", path, source))
 }

@@ -340,9 +340,7 @@ pub(crate) fn make_directories(path: &Path) -> Result<()> {
 /// Removes a catalog with the files SQLite keeps beside it.
 pub(crate) fn remove_catalog(catalog: &Path) -> Result<()> {
     for suffix in ["", "-wal", "-shm", "-journal"] {
-        let mut file = catalog.as_os_str().to_owned();
-        file.push(suffix);
-        let file = PathBuf::from(file);
+        let file = with_suffix(catalog, suffix);
         match fs::remove_file(&file) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 return Err(Error::io("remove", &file, source));
@@ -351,6 +349,12 @@ pub(crate) fn remove_catalog(catalog: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(suffix);
+    PathBuf::from(path)
 }
 
 /// Writes a small file so that after a crash there is either all of it or what was there before.

@@ -5,7 +5,7 @@ use barmanfs_store::{DirectoryRef, FileMap, RecordId};
 use rusqlite::params;
 
 use crate::backup::Backup;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::records::{self, kind};
 use crate::repository::Repository;
 use crate::wal::{QuarantinedWal, WalFile};
@@ -23,6 +23,9 @@ pub(crate) enum Root {
 
 /// Calls `each` with the roots of all records that are not annulled, and what to call them in messages. Those of
 /// records that come meanwhile may be among them or not.
+///
+/// # Errors
+/// Where it cannot be told what a record refers to: when it is damaged, or a later release's.
 pub(crate) fn each_root(
     repository: &Repository,
     each: &mut dyn FnMut(&str, &Root) -> Result<()>,
@@ -79,6 +82,12 @@ fn root(kind: u8, id: RecordId, payload: &[u8]) -> Result<Option<(String, Root)>
         }
         kind::WAL => Some(of_file(records::parse(id, payload)?)),
         kind::QUARANTINED_WAL => Some(of_file(records::parse::<QuarantinedWal>(id, payload)?.file)),
-        _ => None,
+        kind::DELETION | kind::SERVER | kind::BOOT_TEST => None,
+        _ => {
+            return Err(Error::UnknownRecord {
+                id: id.to_string(),
+                kind,
+            });
+        }
     })
 }

@@ -24,6 +24,18 @@ pub(crate) fn run(app: &mut App, json: JsonOption) -> Result<Outcome, Error> {
                 problem.pack, problem.reason
             ))?;
         }
+        if !report.problems.is_empty() {
+            app.out.line(
+                "Nothing is freed while damaged packs are there: put them back from a copy of the repository and run \
+                 again, or move them away to give up what they hold",
+            )?;
+        }
+        if let Some(kept) = &report.kept_catalog {
+            app.out.line(format_args!(
+                "The old catalog, which knows what they hold, is kept as {}",
+                kept.display()
+            ))?;
+        }
         app.out.line(format_args!(
             "Made the catalog anew from {} packs: {} backups, {} WAL files, {} chunks",
             report.packs, report.backups, report.wal_files, report.chunks

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use barmanfs_pg::TimestampMicros;
-use barmanfs_store::{PackId, RecordId};
+use barmanfs_store::{PackId, Record, RecordId};
 use rusqlite::{Connection, params};
 
 use crate::error::Result;
@@ -96,7 +96,7 @@ impl Sweep<'_> {
 
     /// The records in a pack that still say something, as far as it is up to this pack to keep them: of several
     /// with the same record that is one, a pack that stays before a condemned one, then the oldest.
-    pub(super) fn live_records(&self, pack: &PackRow) -> Result<BTreeSet<RecordId>> {
+    pub(super) fn live_records(&self, pack: &PackRow) -> Result<Vec<Record>> {
         let now = now();
         self.repository.db.read(|db| {
             let mut query = db.prepare_cached(
@@ -106,14 +106,17 @@ impl Sweep<'_> {
                      ORDER BY k.condemned_at IS NOT NULL, k.seq LIMIT 1)",
             )?;
             let mut rows = query.query([pack.seq])?;
-            let mut live = BTreeSet::new();
+            let mut live = Vec::new();
             while let Some(row) = rows.next()? {
-                let id = RecordId(row.get(0)?);
-                let payload = row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?;
-                if row.get::<_, u8>(1)? != kind::DELETION
-                    || is_needed(db, &records::parse(id, payload)?, now)?
+                let record = Record {
+                    id: RecordId(row.get(0)?),
+                    kind: row.get(1)?,
+                    payload: row.get(2)?,
+                };
+                if record.kind != kind::DELETION
+                    || is_needed(db, &records::parse(record.id, &record.payload)?, now)?
                 {
-                    live.insert(id);
+                    live.push(record);
                 }
             }
             Ok(live)

@@ -3,6 +3,8 @@
 //! They are adopted, not removed: they may hold a record whose writer was about to acknowledge it, and chunks its next
 //! try will ask for. A pack that is just being entered by its living writer may be adopted too; whoever comes second
 //! finds it known.
+//!
+//! A pack that cannot be read may hold a backup's record, and so everything may be in use: then nothing is freed.
 
 use barmanfs_store::{PackId, read_footer};
 
@@ -16,11 +18,14 @@ use crate::sweep::PackProblem;
 pub(crate) struct Adopted {
     /// Packs that were entered.
     pub(crate) packs: u64,
-    /// Packs that could not be.
+    /// Records in them that could not be understood.
     pub(crate) problems: Vec<PackProblem>,
 }
 
 /// Enters all packs of the storage that the catalog does not know.
+///
+/// # Errors
+/// When one of them cannot be read.
 pub(crate) fn adopt(repository: &Repository) -> Result<Adopted> {
     let mut adopted = Adopted::default();
     repository.storage.list(&mut |pack| {
@@ -33,16 +38,9 @@ pub(crate) fn adopt(repository: &Repository) -> Result<Adopted> {
 }
 
 fn adopt_one(repository: &Repository, pack: PackId, adopted: &mut Adopted) -> Result<()> {
-    let closed = match read_footer(repository.storage.as_ref(), pack).map_err(Error::from) {
-        Ok(closed) => closed,
-        Err(error @ (Error::Store(_) | Error::NewerFormat { .. })) => {
-            adopted.problems.push(PackProblem {
-                pack,
-                reason: error.to_string(),
-            });
-            return Ok(());
-        }
-        Err(error) => return Err(error),
+    let closed = match read_footer(repository.storage.as_ref(), pack) {
+        Err(error) if error.is_damage() => return Err(Error::UnknownPack(error)),
+        closed => closed?,
     };
     let entered = repository
         .db

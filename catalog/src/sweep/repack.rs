@@ -4,7 +4,7 @@
 //! the new one is known to be good. A pack with a chunk that is not stays as it is.
 
 use barmanfs_store::codec::decode;
-use barmanfs_store::{ChunkId, ChunkIndex, Frame, PackWriter, read_footer, read_frame};
+use barmanfs_store::{ChunkId, ChunkIndex, Frame, PackWriter, read_frame};
 
 use crate::chunk_index::{CatalogIndex, Place, each_place};
 use crate::error::{Error, Result};
@@ -36,9 +36,6 @@ impl Sweep<'_> {
     }
 
     fn copy_pack(&mut self, mark: &Mark, pack: &PackRow, output: &mut Output) -> Result<()> {
-        let storage = self.repository.storage.as_ref();
-        let live = self.live_records(pack)?;
-        let records = read_footer(storage, pack.id)?.records;
         for id in mark.chunks_in(pack.seq)? {
             let (place, frame) = self.read_checked(&id, pack)?;
             let location = place.location;
@@ -50,7 +47,8 @@ impl Sweep<'_> {
                 self.publish(output)?;
             }
         }
-        for record in records.into_iter().filter(|record| live.contains(&record.id)) {
+        // As the catalog has them: so a pack whose footer was damaged since it was entered is whole again.
+        for record in self.live_records(pack)? {
             output.target(self)?.record(record)?;
         }
         Ok(())

@@ -8,6 +8,10 @@ use crate::common::{
     segment,
 };
 use barmanfs_catalog::{BootOutcome, Error, Repository, Silent, SweepOptions, VerifyScope};
+use barmanfs_store::{LocalPacks, PackWriter, Record, RecordId, read_footer};
+
+/// A backup's record among the kinds of records in FORMAT.md.
+const BACKUP_RECORD: u8 = 1;
 
 fn files(seed: u64) -> Files {
     (0..5)
@@ -180,28 +184,161 @@ fn pack_paths(path: &Path) -> Vec<PathBuf> {
     packs
 }
 
+fn flip_a_bit_of_the_footer(pack: &Path) {
+    let mut content = fs::read(pack).unwrap();
+    let last = content.len() - 70;
+    content[last] ^= 1;
+    fs::write(pack, content).unwrap();
+}
+
+fn bytes_of(packs: &[PathBuf]) -> Vec<Vec<u8>> {
+    packs.iter().map(|pack| fs::read(pack).unwrap()).collect()
+}
+
+/// The pack with the record of the backup that `work` makes.
+fn pack_of_backup_made_by(f: &Fixture, work: impl FnOnce()) -> PathBuf {
+    let known = pack_paths(f.repository.path());
+    work();
+    let storage = LocalPacks::open(&f.repository.path().join("packs")).unwrap();
+    let has_it = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let pack = read_footer(&storage, name.parse().unwrap()).unwrap();
+        pack.records.iter().any(|record| record.kind == BACKUP_RECORD)
+    };
+    pack_paths(f.repository.path())
+        .into_iter()
+        .find(|path| !known.contains(path) && has_it(path))
+        .unwrap()
+}
+
 #[test]
-fn a_damaged_pack_is_named_and_the_rest_is_there() {
+fn a_damaged_pack_is_named_the_rest_is_there_and_nothing_is_freed() {
     let f = fixture();
     let (name, bytes) = segment(1, SYSTEM, 1);
     archive(&f.repository, &f.server, &name, &bytes).unwrap();
-    let known = pack_paths(f.repository.path());
-    let backup = back_up(&f.repository, &f.server, &files(1));
-    let damaged = pack_paths(f.repository.path())
-        .into_iter()
-        .find(|pack| !known.contains(pack))
-        .unwrap();
-    let mut content = fs::read(&damaged).unwrap();
-    let last = content.len() - 70;
-    content[last] ^= 1;
-    fs::write(&damaged, content).unwrap();
-    let report = Repository::rebuild(f.repository.path(), &mut Silent).unwrap();
+    let first = back_up(&f.repository, &f.server, &files(1));
+    // Of what it shows, the most is in the pack of the first.
+    let mut added = files(1);
+    added.insert("base/added".to_owned(), noise(9, 1000));
+    let last = pack_of_backup_made_by(&f, || drop(back_up(&f.repository, &f.server, &added)));
+    let path = f.repository.path();
+    let backup = f.repository.backups(&f.server).unwrap().pop().unwrap();
+    f.repository.delete_backup(&first, false).unwrap();
+    let whole = fs::read(&last).unwrap();
+    let catalog = fs::read(path.join("catalog.sqlite")).unwrap();
+    flip_a_bit_of_the_footer(&last);
+    let report = Repository::rebuild(path, &mut Silent).unwrap();
     assert_eq!(report.problems.len(), 1, "{report:?}");
-    assert!(damaged.ends_with(report.problems[0].pack.to_string()));
-    let rebuilt = Repository::open(f.repository.path()).unwrap();
+    assert!(last.ends_with(report.problems[0].pack.to_string()));
+    assert_eq!(report.kept_catalog, Some(path.join("catalog.sqlite.old")));
+    assert_eq!(fs::read(path.join("catalog.sqlite.old")).unwrap(), catalog);
+    // A second one keeps what was there before the first.
+    Repository::rebuild(path, &mut Silent).unwrap();
+    assert_eq!(fs::read(path.join("catalog.sqlite.old")).unwrap(), catalog);
+    let rebuilt = Repository::open(path).unwrap();
     assert_eq!(read_wal(&rebuilt, &f.server, &name), bytes);
-    let listed = rebuilt.backups(&f.server).unwrap();
-    assert!(listed.is_empty() || listed[0].id == backup.id);
+    assert_eq!(rebuilt.backups(&f.server).unwrap(), []);
+
+    let packs = pack_paths(path);
+    let before = bytes_of(&packs);
+    let error = rebuilt.sweep(&SweepOptions::default(), &mut Silent).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        error.is_damage()
+            && text.contains("nothing is freed")
+            && text.contains(&report.problems[0].pack.to_string()),
+        "{text}"
+    );
+    assert!(pack_paths(path) == packs && bytes_of(&packs) == before);
+
+    fs::write(&last, whole).unwrap();
+    let report = Repository::rebuild(path, &mut Silent).unwrap();
+    assert_eq!((report.problems.len(), report.kept_catalog), (0, None));
+    assert!(!path.join("catalog.sqlite.old").exists());
+    let rebuilt = Repository::open(path).unwrap();
+    rebuilt.sweep(&SweepOptions::default(), &mut Silent).unwrap();
+    assert_eq!(restore(&rebuilt, &backup), added);
+}
+
+#[test]
+fn a_rebuild_leaves_out_damage_alone() {
+    let f = filled();
+    let before = seen(&f.repository);
+    let path = f.repository.path();
+    let pack = pack_paths(path).remove(0);
+    let aside = path.join("aside");
+    fs::rename(&pack, &aside).unwrap();
+    // What the system refuses to read may be whole.
+    fs::create_dir(&pack).unwrap();
+    Repository::rebuild(path, &mut Silent).unwrap_err();
+    fs::remove_dir(&pack).unwrap();
+    fs::rename(&aside, &pack).unwrap();
+    assert_eq!(seen(&Repository::open(path).unwrap()), before);
+}
+
+#[test]
+fn a_later_catalog_is_not_to_be_thrown_away() {
+    let f = filled();
+    let catalog = f.repository.path().join("catalog.sqlite");
+    rusqlite::Connection::open(&catalog)
+        .and_then(|db| db.pragma_update(None, "user_version", 99))
+        .unwrap();
+    let error = Repository::open(f.repository.path()).unwrap_err();
+    assert!(matches!(error, Error::CatalogNewer { found: 99, .. }), "{error}");
+    assert!(!error.to_string().contains("rebuild"), "{error}");
+}
+
+#[test]
+fn records_of_an_unknown_kind_keep_everything() {
+    let f = fixture();
+    let backup = back_up(&f.repository, &f.server, &files(1));
+    let packs = LocalPacks::open(&f.repository.path().join("packs")).unwrap();
+    let mut pack = PackWriter::begin(&packs).unwrap();
+    let record = Record {
+        id: RecordId::random().unwrap(),
+        kind: 99,
+        payload: b"{}".to_vec(),
+    };
+    let id = record.id.to_string();
+    pack.record(record).unwrap();
+    pack.close().unwrap();
+    f.repository.delete_backup(&backup, false).unwrap();
+    let packs = pack_paths(f.repository.path());
+    let error = f
+        .repository
+        .sweep(&SweepOptions::default(), &mut Silent)
+        .unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains(&id) && text.contains("nothing is freed"), "{text}");
+    assert_eq!(pack_paths(f.repository.path()), packs);
+}
+
+#[test]
+fn a_pack_whose_footer_was_lost_is_repacked_with_its_records() {
+    let f = fixture();
+    let small: Files = [("kept".to_owned(), noise(1, 300_000))].into();
+    let mut large = small.clone();
+    large.insert("gone".to_owned(), noise(2, 3_000_000));
+    let first = back_up(&f.repository, &f.server, &large);
+    let packs = pack_paths(f.repository.path());
+    let largest = packs
+        .iter()
+        .max_by_key(|pack| pack.metadata().unwrap().len())
+        .unwrap();
+    let second = back_up(&f.repository, &f.server, &small);
+    f.repository.delete_backup(&first, false).unwrap();
+    flip_a_bit_of_the_footer(largest);
+    let report = f.repository.sweep(&SweepOptions::default(), &mut Silent).unwrap();
+    assert_eq!(
+        (report.repacked_packs, report.problems.len()),
+        (1, 0),
+        "{report:?}"
+    );
+    let report = Repository::rebuild(f.repository.path(), &mut Silent).unwrap();
+    assert!(report.problems.is_empty(), "{report:?}");
+    let rebuilt = Repository::open(f.repository.path()).unwrap();
+    assert_eq!(rebuilt.system_id(&f.server).unwrap(), Some(SYSTEM));
+    assert_eq!(restore(&rebuilt, &second), small);
 }
 
 #[test]

@@ -155,7 +155,7 @@ impl PackStorage for LocalPacks {
 
     fn list(&self, each: &mut dyn FnMut(PackId) -> Result<()>) -> Result<()> {
         for_each_entry(&self.directory, &mut |name, path| {
-            if name.len() != 2 || !path.is_dir() {
+            if name.len() != 2 || !is_directory(path)? {
                 return Ok(());
             }
             for_each_entry(path, &mut |name, _| match name.parse::<PackId>() {
@@ -269,6 +269,15 @@ fn for_each_entry(directory: &Path, each: &mut dyn FnMut(&str, &Path) -> Result<
         }
     }
     Ok(())
+}
+
+/// Whether there is a directory. Where that cannot be told, the packs in it must not be passed over.
+fn is_directory(path: &Path) -> Result<bool> {
+    match fs::metadata(path) {
+        Ok(metadata) => Ok(metadata.is_dir()),
+        Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(Error::io("look at", path, source)),
+    }
 }
 
 fn create_directory(path: &Path) -> Result<()> {

@@ -117,6 +117,16 @@ fn other_files_are_no_packs() {
 }
 
 #[test]
+fn packs_that_cannot_be_looked_at_are_not_left_out() {
+    let (_directory, packs) = packs();
+    let shelf = packs.directory.join("ab");
+    fs::remove_dir(&shelf).unwrap();
+    std::os::unix::fs::symlink("ab", &shelf).unwrap();
+    let error = packs.list(&mut |_| Ok(())).unwrap_err();
+    assert!(error.to_string().contains("/ab"), "{error}");
+}
+
+#[test]
 fn what_a_living_writer_writes_is_never_abandoned() {
     let (_directory, packs) = packs();
     let mut upload = packs.begin(PackId::random().unwrap()).unwrap();
