@@ -335,6 +335,14 @@ impl Error {
         self
     }
 
+    /// Whether the file system is full.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(
+            self,
+            Self::Full { .. } | Self::Store(barmanfs_store::Error::Full { .. })
+        )
+    }
+
     /// Whether data once stored is lost or unreadable, as opposed to an operation that failed and may be tried
     /// again.
     pub fn is_damage(&self) -> bool {

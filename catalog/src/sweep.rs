@@ -5,16 +5,18 @@
 //! 3. *Rescue* condemned packs that are referred to after all.
 //! 4. *Remove* packs that were condemned earlier, whose writers have all ended since, and in which this mark, made
 //!    after their end, found nothing.
-//! 5. *Repack*: what lives in packs with much dead weight is copied into new packs ([`repack`]); then
-//! 6. *condemn* these and the packs with nothing alive, and write down which writers are at work: they may have looked
+//! 5. *Condemn* the packs with nothing alive, and write down which writers are at work: they may have looked
 //!    something up in them before.
+//! 6. *Repack*: what lives in packs with much dead weight is copied into new packs ([`repack`]), and they are condemned,
+//!    as soon as one new pack is full. So a sweep needs the room of one pack, after it has freed what it can; when there
+//!    is less, it ends with the packs it has come to.
 //!
 //! Why nothing alive is ever removed: a writer registers before its first look-up. If that was after a pack was
 //! condemned, it refers to nothing in it. If before, it is on the pack's list, or had ended by the time the list was
 //! made. Once all on the list have ended, whatever they refer to is in records, and a mark begun after that finds it.
 //!
 //! When no writer is at work, and no record came since the mark, that mark is as good as a new one and the packs just
-//! condemned go at once; otherwise a second round tries.
+//! condemned go at once, before more is copied; otherwise a second round tries.
 //!
 //! A kill between any two steps leaves a state the next sweep goes on from: a condemned pack without its list of
 //! writers gets one first (its `writers_listed` is 0); a pack whose rows are gone and whose file is not is adopted
@@ -31,6 +33,7 @@ use crate::error::{Error, Result};
 use crate::locks::Lock;
 use crate::monitor::Monitor;
 use crate::repository::Repository;
+use crate::sweep::condemn::PackRow;
 use crate::writer::{GATE, WRITER_PREFIX};
 
 mod condemn;
@@ -94,10 +97,23 @@ pub struct SweepReport {
     pub waiting_packs: u64,
     /// These writers.
     pub waiting_for: Vec<String>,
+    /// Why not all packs with much dead weight were repacked: there was no space for the copies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unfinished: Option<String>,
     /// Chunks that live records refer to and no pack holds: damage, see `verify`.
     pub missing_chunks: u64,
     /// Packs that could not be dealt with.
     pub problems: Vec<PackProblem>,
+}
+
+/// What becomes of packs that were condemned.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Fate {
+    /// They are gone, or wait for writers.
+    #[default]
+    Settled,
+    /// Another round may remove them.
+    NextRound,
 }
 
 /// A sweep at work.
@@ -175,16 +191,26 @@ impl Sweep<'_> {
         self.remove_dead(&mark, &ready)?;
         monitor.stage("Freeing what is not in use");
         let doomed = self.doomed(&mark, &writers)?;
-        if doomed.is_empty() {
-            return Ok(false);
+        let dead = self.give_up(&mark, &doomed.dead)?;
+        let copied = self.repack(&mark, doomed.sparse)?;
+        Ok(dead == Fate::NextRound || copied == Fate::NextRound)
+    }
+
+    /// Condemns packs, and removes them at once where the mark is still good and nobody can have looked anything up in
+    /// them.
+    fn give_up(&mut self, mark: &mark::Mark, packs: &[PackRow]) -> Result<Fate> {
+        if packs.is_empty() {
+            return Ok(Fate::Settled);
         }
-        self.condemn(&doomed)?;
-        let writers = self.list_writers_of_new()?;
-        if writers.is_empty() && mark.is_current(self.repository)? {
-            doomed.iter().try_for_each(|pack| self.remove(pack))?;
-            return Ok(false);
+        self.condemn(packs)?;
+        if !self.list_writers_of_new()?.is_empty() {
+            return Ok(Fate::Settled);
         }
-        Ok(writers.is_empty())
+        if !mark.is_current(self.repository)? {
+            return Ok(Fate::NextRound);
+        }
+        packs.iter().try_for_each(|pack| self.remove(pack))?;
+        Ok(Fate::Settled)
     }
 
     fn newest_pack(&self) -> Result<i64> {

@@ -15,7 +15,7 @@ pub(crate) fn run(app: &mut App, json: JsonOption) -> Result<Outcome, Error> {
         &SweepOptions::default(),
         &mut Shown::start("Sweep", app.options.quiet),
     )?;
-    let clean = report.missing_chunks == 0 && report.problems.is_empty();
+    let clean = report.missing_chunks == 0 && report.problems.is_empty() && report.unfinished.is_none();
     if json.json {
         app.out.json(&report)?;
     } else if !(app.options.quiet && clean) {
@@ -43,6 +43,9 @@ fn show(out: &mut Output, report: &SweepReport) -> Result<(), Error> {
             "{} packs go with the next sweep, when these have ended: {writers}",
             report.waiting_packs
         ))?;
+    }
+    if let Some(reason) = &report.unfinished {
+        out.line(format_args!("Not all that can be freed was: {reason}"))?;
     }
     for problem in &report.problems {
         out.line(format_args!("Pack {}: {}", problem.pack, problem.reason))?;

@@ -27,6 +27,15 @@ pub(super) struct PackRow {
     writer: Option<String>,
 }
 
+/// Packs to condemn.
+#[derive(Debug, Default)]
+pub(super) struct Doomed {
+    /// Those with nothing in use.
+    pub(super) dead: Vec<PackRow>,
+    /// Those with much dead weight, once what lives in them has been copied.
+    pub(super) sparse: Vec<PackRow>,
+}
+
 impl Sweep<'_> {
     /// The condemned packs whose writers have all ended.
     pub(super) fn ready_to_go(&self, at_work: &BTreeSet<String>) -> Result<Vec<PackRow>> {
@@ -63,11 +72,9 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    /// The packs to condemn: those with nothing in use, and those whose live chunks have been copied elsewhere. Packs of
-    /// writers at work are left out: they have not said yet what they use.
-    pub(super) fn doomed(&mut self, mark: &Mark, at_work: &BTreeSet<String>) -> Result<Vec<PackRow>> {
-        let mut doomed = Vec::new();
-        let mut sparse = Vec::new();
+    /// The packs to condemn. Packs of writers at work are left out: they have not said yet what they use.
+    pub(super) fn doomed(&self, mark: &Mark, at_work: &BTreeSet<String>) -> Result<Doomed> {
+        let mut doomed = Doomed::default();
         for pack in self.packs("condemned_at IS NULL", mark.newest_pack.min(self.newest))? {
             if pack
                 .writer
@@ -80,12 +87,11 @@ impl Sweep<'_> {
                 .stored_bytes
                 .saturating_sub(mark.in_use(pack.seq)?.stored_bytes);
             if self.is_dead(mark, &pack)? {
-                doomed.push(pack);
+                doomed.dead.push(pack);
             } else if dead_bytes * 100 > pack.stored_bytes * u64::from(self.options.dead_percent) {
-                sparse.push(pack);
+                doomed.sparse.push(pack);
             }
         }
-        doomed.extend(self.repack(mark, sparse)?);
         Ok(doomed)
     }
 

@@ -8,47 +8,46 @@ use barmanfs_store::{ChunkId, ChunkIndex, Frame, PackWriter, read_frame};
 
 use crate::chunk_index::{CatalogIndex, Place, each_place};
 use crate::error::{Error, Result};
-use crate::sweep::Sweep;
 use crate::sweep::condemn::PackRow;
 use crate::sweep::mark::Mark;
+use crate::sweep::{Fate, Sweep};
 
 impl Sweep<'_> {
-    /// Copies what is in use in these packs; returns those of which everything has been copied, durable and entered.
-    pub(super) fn repack(&mut self, mark: &Mark, sparse: Vec<PackRow>) -> Result<Vec<PackRow>> {
-        let mut copied = Vec::new();
-        let mut output = Output {
-            target: None,
-            pending: Vec::new(),
-        };
+    /// Copies what is in use in these packs, and gives them up one new pack after the other. When the space ends, so does
+    /// this: of what was copied by then, the pack that was not complete is dead, and the next sweep removes it first.
+    pub(super) fn repack(&mut self, mark: &Mark, sparse: Vec<PackRow>) -> Result<Fate> {
+        let mut output = Output::default();
+        match self.copy_packs(mark, sparse, &mut output) {
+            Err(error) if error.is_full() => self.report.unfinished = Some(error.to_string()),
+            copied => copied?,
+        }
+        Ok(output.fate)
+    }
+
+    fn copy_packs(&mut self, mark: &Mark, sparse: Vec<PackRow>, output: &mut Output) -> Result<()> {
         for pack in sparse {
-            match self.copy_pack(mark, &pack, &mut output) {
-                Ok(()) => output.pending.push(pack),
+            match self.copy_pack(mark, &pack, output) {
+                Ok(()) => output.complete.push(pack),
                 Err(error) if error.is_damage() => self.problem(pack.id, &error),
                 Err(error) => return Err(error),
             }
-            if output.target.as_ref().is_some_and(PackWriter::is_full) {
-                copied.append(&mut self.finish(&mut output)?);
-            }
         }
-        copied.append(&mut self.finish(&mut output)?);
-        self.report.repacked_packs += copied.len() as u64;
-        Ok(copied)
+        self.finish(mark, output)
     }
 
     fn copy_pack(&mut self, mark: &Mark, pack: &PackRow, output: &mut Output) -> Result<()> {
         for id in mark.chunks_in(pack.seq)? {
+            self.finish_if_full(mark, output)?;
             let (place, frame) = self.read_checked(&id, pack)?;
             let location = place.location;
             output
                 .target(self)?
                 .append(id, location.raw_bytes as usize, location.base, &frame)?;
             self.report.copied_bytes += u64::from(location.stored_bytes);
-            if output.target.as_ref().is_some_and(PackWriter::is_full) {
-                self.publish(output)?;
-            }
         }
         // As the catalog has them: so a pack whose footer was damaged since it was entered is whole again.
         for record in self.live_records(pack)? {
+            self.finish_if_full(mark, output)?;
             output.target(self)?.record(record)?;
         }
         Ok(())
@@ -90,27 +89,37 @@ impl Sweep<'_> {
         Ok((place, frame))
     }
 
-    /// Makes the copies durable and enters them; returns the packs of which nothing is missing then.
-    fn finish(&mut self, output: &mut Output) -> Result<Vec<PackRow>> {
-        self.publish(output)?;
-        Ok(std::mem::take(&mut output.pending))
+    fn finish_if_full(&mut self, mark: &Mark, output: &mut Output) -> Result<()> {
+        if output.target.as_ref().is_some_and(PackWriter::is_full) {
+            self.finish(mark, output)?;
+        }
+        Ok(())
     }
 
-    fn publish(&self, output: &mut Output) -> Result<()> {
+    /// Makes the copies durable and enters them, and gives up the packs of which nothing is missing then.
+    fn finish(&mut self, mark: &Mark, output: &mut Output) -> Result<()> {
         if let Some(target) = output.target.take() {
             let index = CatalogIndex::for_readers(std::sync::Arc::clone(&self.repository.db));
             index.publish(&target.close()?)?;
         }
+        let complete = std::mem::take(&mut output.complete);
+        if self.give_up(mark, &complete)? == Fate::NextRound {
+            output.fate = Fate::NextRound;
+        }
+        self.report.repacked_packs += complete.len() as u64;
         Ok(())
     }
 }
 
 /// Where copies go.
+#[derive(Default)]
 struct Output {
     /// The pack being filled.
     target: Option<PackWriter>,
     /// Packs of which everything has been copied, some of it perhaps into `target`.
-    pending: Vec<PackRow>,
+    complete: Vec<PackRow>,
+    /// What became of those that have been given up.
+    fate: Fate,
 }
 
 impl Output {

@@ -1,5 +1,8 @@
 //! Sweeping: what is in use stays, whatever else goes on; what is not gives its space back.
 
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -8,9 +11,12 @@ use crate::common::{
     segment,
 };
 use barmanfs_catalog::{
-    BackupStatus, Repository, Silent, SweepOptions, SweepReport, VerifyScope, WalOutcome,
+    Backup, BackupStatus, CreateOptions, Repository, ServerName, Silent, SweepOptions, SweepReport,
+    VerifyScope, WalOutcome,
 };
 use barmanfs_store::{LocalPacks, PackStorage};
+
+const MIB: u64 = 1024 * 1024;
 
 fn sweep(repository: &Repository) -> SweepReport {
     repository.sweep(&SweepOptions::default(), &mut Silent).unwrap()
@@ -190,7 +196,7 @@ fn forget_catalog_since(f: &Fixture, work: impl FnOnce()) -> Repository {
         .map(|file| std::fs::read(f.repository.path().join(file)).unwrap())
         .collect();
     work();
-    let status = std::process::Command::new("cp")
+    let status = Command::new("cp")
         .arg("-a")
         .arg(f.repository.path())
         .arg(&copy)
@@ -260,6 +266,149 @@ fn sparse_packs_are_repacked() {
     );
     assert_eq!(read_wal(&f.repository, &f.server, &name), bytes);
     verify_clean(&f.repository);
+}
+
+/// A file system in memory, of so many MiB; none where this is not run by root.
+struct SmallDisk {
+    point: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    fn of(mebibytes: u32) -> Option<Self> {
+        let point = tempfile::tempdir().unwrap();
+        if point.path().metadata().unwrap().uid() != 0 {
+            return None;
+        }
+        let size = format!("size={mebibytes}m");
+        let mut mount = Command::new("mount");
+        mount
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(point.path());
+        assert!(mount.status().unwrap().success());
+        Some(Self { point })
+    }
+
+    fn repository(&self) -> (Repository, ServerName) {
+        let path = self.point.path().join("repository");
+        let repository = Repository::create(&path, CreateOptions::default()).unwrap();
+        (repository, "main".parse().unwrap())
+    }
+
+    fn grow(&self, mebibytes: u32) {
+        let options = format!("remount,size={mebibytes}m");
+        let mut mount = Command::new("mount");
+        mount.args(["-o", &options]).arg(self.point.path());
+        assert!(mount.status().unwrap().success());
+    }
+
+    fn free_bytes(&self) -> u64 {
+        let disk = rustix::fs::statvfs(self.point.path()).unwrap();
+        disk.f_bavail * disk.f_frsize
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.point.path()).status();
+    }
+}
+
+/// Files of a MiB that no other seed has.
+fn mebibytes(seed: u64, count: u64) -> Files {
+    (0..count)
+        .map(|n| (format!("base/{seed}-{n}"), noise(seed * 100 + n, 1024 * 1024)))
+        .collect()
+}
+
+/// Backups of this many files, and what is left of them: the odd ones' packs have lost one half to deletions.
+fn half_dead(
+    repository: &Repository,
+    server: &ServerName,
+    seeds: Range<u64>,
+    count: u64,
+) -> Vec<(Backup, Files)> {
+    seeds
+        .map(|seed| {
+            let kept = mebibytes(seed, count);
+            let mut all = mebibytes(1000 + seed, count);
+            all.extend(kept.clone());
+            let deleted = back_up(repository, server, &all);
+            let backup = back_up(repository, server, &kept);
+            repository.delete_backup(&deleted, false).unwrap();
+            (backup, kept)
+        })
+        .collect()
+}
+
+fn all_are_whole(repository: &Repository, kept: &[(Backup, Files)]) {
+    verify_clean(repository);
+    for (backup, files) in kept {
+        assert_eq!(&restore(repository, backup), files);
+    }
+}
+
+#[test]
+fn dead_packs_go_before_anything_is_copied() {
+    let Some(disk) = SmallDisk::of(66) else { return };
+    let (repository, server) = disk.repository();
+    let dead: Vec<_> = (0..5)
+        .map(|seed| back_up(&repository, &server, &mebibytes(seed, 6)))
+        .collect();
+    let kept = half_dead(&repository, &server, 10..15, 3);
+    dead.iter()
+        .for_each(|backup| repository.delete_backup(backup, false).unwrap());
+    assert!(disk.free_bytes() < 6 * MIB);
+    let report = sweep(&repository);
+    assert_eq!(
+        (report.repacked_packs, &report.unfinished),
+        (5, &None),
+        "{report:?}"
+    );
+    assert!(
+        report.removed_bytes > 60 * MIB && disk.free_bytes() > 45 * MIB,
+        "{report:?}"
+    );
+    all_are_whole(&repository, &kept);
+}
+
+#[test]
+fn repacking_takes_the_room_of_one_pack() {
+    let Some(disk) = SmallDisk::of(258) else { return };
+    let (repository, server) = disk.repository();
+    let kept = half_dead(&repository, &server, 0..3, 30);
+    assert!(disk.free_bytes() < 80 * MIB, "copies of all would fit");
+    let report = sweep(&repository);
+    assert_eq!(
+        (report.repacked_packs, &report.unfinished),
+        (3, &None),
+        "{report:?}"
+    );
+    assert!(disk.free_bytes() > 160 * MIB);
+    all_are_whole(&repository, &kept);
+}
+
+#[test]
+fn repacking_ends_where_the_space_does() {
+    let Some(disk) = SmallDisk::of(34) else { return };
+    let (repository, server) = disk.repository();
+    let kept = half_dead(&repository, &server, 0..5, 3);
+    let before = pack_bytes(&repository);
+    for _ in 0..2 {
+        let report = sweep(&repository);
+        assert_eq!(report.repacked_packs, 0);
+        assert!(report.unfinished.unwrap().contains("space"));
+        all_are_whole(&repository, &kept);
+        assert!(pack_bytes(&repository) <= before);
+    }
+    disk.grow(64);
+    let report = sweep(&repository);
+    assert_eq!(
+        (report.repacked_packs, &report.unfinished),
+        (5, &None),
+        "{report:?}"
+    );
+    assert!(pack_bytes(&repository) < 16 * MIB);
+    all_are_whole(&repository, &kept);
 }
 
 #[test]
