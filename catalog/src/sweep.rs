@@ -1,6 +1,6 @@
 //! Freeing space that nothing refers to any more, beside writers and readers at work.
 //!
-//! 1. *Adopt* packs that a killed writer finished but did not enter: from here on the catalog knows all there is.
+//! 1. *Adopt* packs that a killed writer finished but did not enter: the catalog knows all there is then.
 //! 2. *Mark* what the live records refer to ([`mark`]).
 //! 3. *Rescue* condemned packs that are referred to after all.
 //! 4. *Remove* packs that were condemned earlier, whose writers have all ended since, and in which this mark, made
@@ -15,8 +15,8 @@
 //! condemned, it refers to nothing in it. If before, it is on the pack's list, or had ended by the time the list was
 //! made. Once all on the list have ended, whatever they refer to is in records, and a mark begun after that finds it.
 //!
-//! When no writer is at work, and no record came since the mark, that mark is as good as a new one and the packs just
-//! condemned go at once, before more is copied; otherwise a second round tries.
+//! When no writer is at work, and neither a record nor a pack to adopt came since the mark, that mark is as good as a
+//! new one and the packs just condemned go at once, before more is copied; otherwise a second round tries.
 //!
 //! A kill between any two steps leaves a state the next sweep goes on from: a condemned pack without its list of
 //! writers gets one first (its `writers_listed` is 0); a pack whose rows are gone and whose file is not is adopted
@@ -41,8 +41,6 @@ mod mark;
 mod orphans;
 mod remove;
 mod repack;
-
-pub(crate) use orphans::adopt;
 
 /// Rounds at most: the second removes what the first condemned; what then still waits for a writer waits for the next
 /// sweep.
@@ -149,7 +147,7 @@ impl Repository {
             repository: self,
             options: *options,
             report,
-            newest: 0,
+            newest: i64::MAX,
             _gate: gate,
             _lock: lock,
         };
@@ -161,14 +159,6 @@ impl Repository {
 impl Sweep<'_> {
     fn run(&mut self, monitor: &mut dyn Monitor) -> Result<()> {
         self.tidy()?;
-        monitor.stage("Looking for packs of killed writers");
-        let entered_before = self.newest_pack()?;
-        let alone = self.writers_at_work()?.is_empty();
-        let adopted = adopt(self.repository)?;
-        // Beside writers, an adopted pack may be one that its writer is just about to enter.
-        self.newest = if alone { i64::MAX } else { entered_before };
-        self.report.adopted_packs = adopted.packs;
-        self.report.problems = adopted.problems;
         for _ in 0..ROUNDS {
             self.list_writers_of_new()?;
             if !self.round(monitor)? {
@@ -180,10 +170,12 @@ impl Sweep<'_> {
 
     /// Returns whether another round may remove more.
     fn round(&mut self, monitor: &mut dyn Monitor) -> Result<bool> {
-        // In this order: what a writer of this list has published is left alone, and whoever ends after this moment
-        // ends before no mark that matters to it.
+        // In this order: what a writer of this list has published is left alone, whoever ended before this moment has
+        // put its packs in their places, entered or not, and whoever ends after it ends before no mark that matters to it.
         let writers = self.writers_at_work()?;
         let ready = self.ready_to_go(&writers)?;
+        monitor.stage("Looking for packs of killed writers");
+        self.adopt()?;
         monitor.stage("Finding what is in use");
         let mark = mark::Mark::make(self.repository, monitor)?;
         self.report.missing_chunks = mark.missing_chunks;
@@ -206,11 +198,28 @@ impl Sweep<'_> {
         if !self.list_writers_of_new()?.is_empty() {
             return Ok(Fate::Settled);
         }
-        if !mark.is_current(self.repository)? {
+        // A writer may have been killed since the mark, before it could enter what it had finished.
+        if self.adopt()? || !mark.is_current(self.repository)? {
             return Ok(Fate::NextRound);
         }
         packs.iter().try_for_each(|pack| self.remove(pack))?;
         Ok(Fate::Settled)
+    }
+
+    /// Enters packs that killed writers left; returns whether there were any.
+    fn adopt(&mut self) -> Result<bool> {
+        let newest = self.newest_pack()?;
+        let adopted = orphans::adopt(self.repository)?;
+        if adopted.packs == 0 {
+            return Ok(false);
+        }
+        // Beside writers, an adopted pack may be one that its writer is just about to enter.
+        if !self.writers_at_work()?.is_empty() {
+            self.newest = self.newest.min(newest);
+        }
+        self.report.adopted_packs += adopted.packs;
+        self.report.problems.extend(adopted.problems);
+        Ok(true)
     }
 
     fn newest_pack(&self) -> Result<i64> {

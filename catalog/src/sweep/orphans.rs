@@ -15,18 +15,18 @@ use crate::sweep::PackProblem;
 
 /// What was found.
 #[derive(Debug, Default)]
-pub(crate) struct Adopted {
+pub(super) struct Adopted {
     /// Packs that were entered.
-    pub(crate) packs: u64,
+    pub(super) packs: u64,
     /// Records in them that could not be understood.
-    pub(crate) problems: Vec<PackProblem>,
+    pub(super) problems: Vec<PackProblem>,
 }
 
 /// Enters all packs of the storage that the catalog does not know.
 ///
 /// # Errors
 /// When one of them cannot be read.
-pub(crate) fn adopt(repository: &Repository) -> Result<Adopted> {
+pub(super) fn adopt(repository: &Repository) -> Result<Adopted> {
     let mut adopted = Adopted::default();
     repository.storage.list(&mut |pack| {
         if !repository.knows_pack(pack)? {

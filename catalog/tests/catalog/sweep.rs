@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use crate::common::{
     segment,
 };
 use barmanfs_catalog::{
-    Backup, BackupStatus, CreateOptions, Repository, ServerName, Silent, SweepOptions, SweepReport,
+    Backup, BackupStatus, CreateOptions, Monitor, Repository, ServerName, Silent, SweepOptions, SweepReport,
     VerifyScope, WalOutcome,
 };
 use barmanfs_store::{LocalPacks, PackStorage};
@@ -208,6 +209,67 @@ fn forget_catalog_since(f: &Fixture, work: impl FnOnce()) -> Repository {
         std::fs::write(copy.join(file), bytes).unwrap();
     }
     Repository::open(&copy).unwrap()
+}
+
+/// Puts packs into their places when a sweep has got to a stage.
+struct PutBack {
+    stage: &'static str,
+    packs: Vec<(PathBuf, Vec<u8>)>,
+}
+
+impl Monitor for PutBack {
+    fn stage(&mut self, what: &str) {
+        if what == self.stage {
+            for (path, bytes) in self.packs.drain(..) {
+                std::fs::write(path, bytes).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn packs_of_a_writer_killed_beside_a_sweep_count() {
+    for stage in ["Finding what is in use", "Freeing what is not in use"] {
+        let f = fixture();
+        let first = back_up(&f.repository, &f.server, &files(0));
+        let second = std::cell::OnceCell::new();
+        let copy = forget_catalog_since(&f, || {
+            second.set(back_up(&f.repository, &f.server, &files(0))).unwrap();
+        });
+        // Its last pack appears while the sweep marks, and it is dead before the sweep looks who is at work.
+        let storage = LocalPacks::open(&copy.path().join("packs")).unwrap();
+        let mut packs = Vec::new();
+        storage
+            .list(&mut |pack| {
+                let name = pack.to_string();
+                let path = copy.path().join("packs").join(&name[..2]).join(&name);
+                packs.push((path.clone(), std::fs::read(&path).unwrap()));
+                Ok(())
+            })
+            .unwrap();
+        let known: Vec<String> = rusqlite::Connection::open(copy.path().join("catalog.sqlite"))
+            .unwrap()
+            .prepare("SELECT lower(hex(id)) FROM packs")
+            .unwrap()
+            .query_map([], |row| row.get(0))
+            .unwrap()
+            .collect::<Result<_, _>>()
+            .unwrap();
+        packs.retain(|(path, _)| !known.contains(&path.file_name().unwrap().to_string_lossy().into_owned()));
+        assert!(!packs.is_empty());
+        packs
+            .iter()
+            .for_each(|(path, _)| std::fs::remove_file(path).unwrap());
+        copy.delete_backup(&first, false).unwrap();
+        copy.sweep(&SweepOptions::default(), &mut PutBack { stage, packs })
+            .unwrap();
+        let report = sweep(&copy);
+        assert_eq!(report.missing_chunks, 0, "{stage}: {report:?}");
+        let second = second.get().unwrap();
+        assert!(copy.backups(&f.server).unwrap().contains(second), "{stage}");
+        assert_eq!(restore(&copy, second), files(0), "{stage}");
+        verify_clean(&copy);
+    }
 }
 
 #[test]
