@@ -19,6 +19,8 @@ mod db;
 pub mod error;
 mod locks;
 pub mod monitor;
+#[cfg(test)]
+mod noted;
 mod owner;
 pub mod rebuild;
 mod records;

@@ -149,7 +149,15 @@ fn enter_packs(
     report: &mut RebuildReport,
     monitor: &mut dyn Monitor,
 ) -> Result<()> {
+    // Sixteen bytes each: a million, 64 TB, are no burden.
+    let mut packs = Vec::new();
     storage.list(&mut |pack| {
+        packs.push(pack);
+        Ok(())
+    })?;
+    // What killed writers left may not be durable yet.
+    storage.settle(&packs)?;
+    for pack in packs {
         match read_footer(storage, pack) {
             Ok(closed) => {
                 enter_one(connection, &closed)?;
@@ -161,11 +169,10 @@ fn enter_packs(
                 reason: error.to_string(),
             }),
             // It may be whole, and left out for good: the next sweep would take what it refers to for dead.
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         }
         monitor.progress(report.packs, None, Unit::Packs);
-        Ok(())
-    })?;
+    }
     Ok(())
 }
 
@@ -225,4 +232,35 @@ fn set_aside(catalog: &Path, old: &Path) -> Result<()> {
 fn is_there(path: &Path) -> Result<bool> {
     path.try_exists()
         .map_err(|source| Error::io("look for", path, source))
+}
+
+#[cfg(test)]
+mod tests {
+    use barmanfs_store::PackWriter;
+
+    use super::*;
+    use crate::monitor::Silent;
+    use crate::noted::{Asked, NotedPacks};
+
+    #[test]
+    fn packs_are_durable_before_they_are_entered() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(PACKS);
+        let packs = LocalPacks::create(&path).unwrap();
+        let mut made = [(); 3].map(|()| PackWriter::begin(&packs).unwrap().close().unwrap().id);
+        let noted = NotedPacks::open(&path);
+        let connection = Connection::open_in_memory().unwrap();
+        db::create_tables(&connection).unwrap();
+        let mut report = RebuildReport::default();
+        enter_packs(&connection, noted.as_ref(), &mut report, &mut Silent).unwrap();
+        assert_eq!(report.packs, 3);
+        let asked = noted.asked();
+        let [Asked::Settle(first), ..] = asked.as_slice() else {
+            panic!("{asked:?}");
+        };
+        let mut first = first.clone();
+        made.sort_unstable();
+        first.sort_unstable();
+        assert_eq!(first, made);
+    }
 }

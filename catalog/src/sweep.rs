@@ -41,6 +41,8 @@ mod mark;
 mod orphans;
 mod remove;
 mod repack;
+#[cfg(test)]
+mod tests;
 
 /// Rounds at most: the second removes what the first condemned; what then still waits for a writer waits for the next
 /// sweep.
@@ -180,7 +182,7 @@ impl Sweep<'_> {
         let mark = mark::Mark::make(self.repository, monitor)?;
         self.report.missing_chunks = mark.missing_chunks;
         self.rescue(&mark)?;
-        self.remove_dead(&mark, &ready)?;
+        self.remove_dead(&mark, ready)?;
         monitor.stage("Freeing what is not in use");
         let doomed = self.doomed(&mark, &writers)?;
         let dead = self.give_up(&mark, &doomed.dead)?;
@@ -202,7 +204,7 @@ impl Sweep<'_> {
         if self.adopt()? || !mark.is_current(self.repository)? {
             return Ok(Fate::NextRound);
         }
-        packs.iter().try_for_each(|pack| self.remove(pack))?;
+        self.remove(packs)?;
         Ok(Fate::Settled)
     }
 

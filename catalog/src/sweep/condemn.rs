@@ -12,8 +12,8 @@ use crate::repository::now;
 use crate::sweep::Sweep;
 use crate::sweep::mark::Mark;
 
-/// A deletion is kept this long after the last pack with the record it annuls is gone: a power failure may bring that
-/// pack's file back.
+/// A deletion is kept at least this long, and as long as any pack has the record it annuls: until then that pack may come
+/// back, from a copy of the repository that is put together again.
 const DELETION_KEPT_MICROS: i64 = 24 * 3600 * 1_000_000;
 
 /// A pack to decide about.

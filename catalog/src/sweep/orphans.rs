@@ -38,7 +38,10 @@ pub(super) fn adopt(repository: &Repository) -> Result<Adopted> {
 }
 
 fn adopt_one(repository: &Repository, pack: PackId, adopted: &mut Adopted) -> Result<()> {
-    let closed = match read_footer(repository.storage.as_ref(), pack) {
+    let storage = repository.storage.as_ref();
+    // Its writer may have been killed before it could do that, and what is in the catalog must not go in a crash.
+    storage.settle(&[pack])?;
+    let closed = match read_footer(storage, pack) {
         Err(error) if error.is_damage() => return Err(Error::UnknownPack(error)),
         closed => closed?,
     };

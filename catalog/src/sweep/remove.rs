@@ -3,7 +3,7 @@
 //! First the rows, in one transaction; then the file. So a reader never finds a row whose pack is gone while the chunk
 //! is elsewhere; and a kill in between leaves an orphan, which the next sweep adopts and removes.
 
-use barmanfs_store::{ClosedPack, read_footer};
+use barmanfs_store::{ClosedPack, PackId, read_footer};
 use rusqlite::{Transaction, params};
 
 use crate::error::Result;
@@ -13,17 +13,26 @@ use crate::sweep::mark::Mark;
 
 impl Sweep<'_> {
     /// Removes those of the condemned `packs` in which the mark found nothing.
-    pub(super) fn remove_dead(&mut self, mark: &Mark, packs: &[PackRow]) -> Result<()> {
+    pub(super) fn remove_dead(&mut self, mark: &Mark, packs: Vec<PackRow>) -> Result<()> {
+        let mut dead = Vec::new();
         for pack in packs {
-            if self.is_dead(mark, pack)? {
-                self.remove(pack)?;
+            if self.is_dead(mark, &pack)? {
+                dead.push(pack);
             }
         }
-        Ok(())
+        self.remove(&dead)
     }
 
-    /// Removes a condemned pack.
-    pub(super) fn remove(&mut self, pack: &PackRow) -> Result<()> {
+    /// Removes condemned packs. They are gone for good before anything else is done: a deletion may be found superfluous
+    /// next, and what it annuls must not come back without it.
+    pub(super) fn remove(&mut self, packs: &[PackRow]) -> Result<()> {
+        let ids: Vec<PackId> = packs.iter().map(|pack| pack.id).collect();
+        let removed = packs.iter().try_for_each(|pack| self.remove_one(pack));
+        self.repository.storage.settle(&ids)?;
+        removed
+    }
+
+    fn remove_one(&mut self, pack: &PackRow) -> Result<()> {
         // Where its footer cannot be read any more, its rows are found the slow way.
         let closed = read_footer(self.repository.storage.as_ref(), pack.id).ok();
         self.repository

@@ -45,11 +45,22 @@ pub trait PackStorage: Send + Sync + Debug {
     /// When the packs cannot be listed, and whatever `each` returns.
     fn list(&self, each: &mut dyn FnMut(PackId) -> Result<()>) -> Result<()>;
 
-    /// Removes a pack; one that is not there is no error. After a crash a removed pack may be back.
+    /// Removes a pack; one that is not there is no error. After a crash it may be back, unless [`settle`](Self::settle)
+    /// was called in between.
     ///
     /// # Errors
     /// When it is there and cannot be removed.
     fn remove(&self, id: PackId) -> Result<()>;
+
+    /// Makes durable that these packs are there, or are not: after a crash that is as it is now. Of a pack that was
+    /// found, and not made by [`PackUpload::finish`] in this process, it is not known otherwise. Nothing is to be done
+    /// where what can be seen is durable.
+    ///
+    /// # Errors
+    /// When that is not possible.
+    fn settle(&self, _packs: &[PackId]) -> Result<()> {
+        Ok(())
+    }
 
     /// Removes what killed writers left behind, where that is older than `older_than`; never what a living
     /// writer still writes. Returns how many were removed.

@@ -4,6 +4,7 @@
 //! lock. A name without `.partial` appears by a rename after the file was synced, and is acknowledged only
 //! once the directory is synced too: whoever sees a final name sees a whole pack.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::num::{NonZeroU64, NonZeroUsize};
@@ -168,6 +169,16 @@ impl PackStorage for LocalPacks {
     fn remove(&self, id: PackId) -> Result<()> {
         self.open_files().pop(&id);
         remove_file(&self.path(id)).map(|_| ())
+    }
+
+    fn settle(&self, packs: &[PackId]) -> Result<()> {
+        let paths = packs.iter().map(|id| self.path(*id));
+        let directories: BTreeSet<PathBuf> = paths
+            .filter_map(|path| path.parent().map(Path::to_owned))
+            .collect();
+        directories
+            .iter()
+            .try_for_each(|directory| sync_directory(directory))
     }
 
     fn remove_abandoned(&self, older_than: Duration) -> Result<usize> {
