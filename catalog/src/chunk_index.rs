@@ -107,6 +107,13 @@ impl Repository {
     }
 }
 
+/// Whether whatever is referred to now may be referred to again by a writer that is registered: nothing is condemned, and
+/// what will be waits for it.
+pub(crate) fn all_is_reusable(db: &Connection) -> Result<bool> {
+    let condemned = "SELECT 1 FROM packs WHERE condemned_at IS NOT NULL LIMIT 1";
+    Ok(!db.prepare_cached(condemned)?.exists([])?)
+}
+
 /// The place writers may refer to.
 pub(crate) fn reusable_place(db: &Connection, id: &ChunkId) -> Result<Option<Place>> {
     let mut best = None;

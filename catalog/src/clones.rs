@@ -260,6 +260,8 @@ impl Repository {
         let purpose = format!("making of clone {name} of {server}");
         let writer = self.writer(&purpose)?;
         let lock = self.take_clone(server, name, &purpose)?;
+        // Before it is made sure that what the clone is to stand on is there.
+        writer.keep_condemned()?;
         let reading = guard()?;
         if self.read_clone(server, name)?.is_some() {
             return Err(Error::CloneExists {

@@ -17,8 +17,8 @@ pub(crate) const APPLICATION_ID: i64 = 0x626d_6673;
 /// Creates the tables of packs, chunks and records.
 pub(crate) const CREATE: &str = "
 -- A pack that is in the repository. writer: the lock of the writer that made it, which may not have referred to it
--- yet. condemned_at: nothing new may refer to it, it goes when the writers in condemned_before have ended; that list
--- is complete once writers_listed is 1.
+-- yet. condemned_at: nothing new may refer to it, it goes when the writers in condemned_before have ended; all that were
+-- at work are in that list once writers_listed is 1, others put themselves there.
 CREATE TABLE packs (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     id BLOB NOT NULL UNIQUE,

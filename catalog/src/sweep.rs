@@ -12,8 +12,10 @@
 //!    is less, it ends with the packs it has come to.
 //!
 //! Why nothing alive is ever removed: a writer registers before its first look-up. If that was after a pack was
-//! condemned, it refers to nothing in it. If before, it is on the pack's list, or had ended by the time the list was
-//! made. Once all on the list have ended, whatever they refer to is in records, and a mark begun after that finds it.
+//! condemned, it refers to nothing in it that it did not ask for, or has put itself on the pack's list before it made
+//! sure that what it stands on is there (a clone). If before, it is on the list, or had ended by the time the list was
+//! made. Once all on the list have ended, whatever they refer to is in records, and a mark begun after that finds it. Who
+//! comes onto the list after that is seen when the pack is to be removed, in the same transaction.
 //!
 //! When no writer is at work, and neither a record nor a pack to adopt came since the mark, that mark is as good as a
 //! new one and the packs just condemned go at once, before more is copied; otherwise a second round tries.
@@ -175,7 +177,7 @@ impl Sweep<'_> {
         // In this order: what a writer of this list has published is left alone, whoever ended before this moment has
         // put its packs in their places, entered or not, and whoever ends after it ends before no mark that matters to it.
         let writers = self.writers_at_work()?;
-        let ready = self.ready_to_go(&writers)?;
+        let ready = self.ready_to_go()?;
         monitor.stage("Looking for packs of killed writers");
         self.adopt()?;
         monitor.stage("Finding what is in use");

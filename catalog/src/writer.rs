@@ -5,6 +5,11 @@
 //! pack condemned and refers to nothing in it. So whatever a writer once found stays until its records are in the
 //! catalog, where the next sweep's mark finds them.
 //!
+//! What stands in a tree that others made may be in a condemned pack as well: its writer found it there before, and the
+//! tree can be deleted at any moment. So while anything is condemned, a backup asks for each chunk of the one before it
+//! ([`DepositOptions::trust_previous`]), and a clone, which asks for none, has itself added to those that all condemned
+//! packs wait for ([`Writer::keep_condemned`]).
+//!
 //! Order of what a writer does, and what a kill in between leaves:
 //! 1. Pack under a temporary name: an abandoned file, removed by a sweep.
 //! 2. Pack durable under its final name: an orphan, whose chunks and records are adopted by a sweep or a rebuild. Its
@@ -14,10 +19,10 @@
 use std::sync::Arc;
 
 use barmanfs_pg::SystemId;
-use barmanfs_store::{ChunkIndex, Depositor, PackWriter, Record, RecordId};
+use barmanfs_store::{ChunkIndex, DepositOptions, Depositor, PackWriter, Record, RecordId};
 use rusqlite::OptionalExtension;
 
-use crate::chunk_index::CatalogIndex;
+use crate::chunk_index::{self, CatalogIndex};
 use crate::error::{Error, Result};
 use crate::locks::Lock;
 use crate::records::{self, ServerRecord, kind};
@@ -88,12 +93,28 @@ impl Writer {
         let repository = &self.repository;
         let index: Arc<dyn ChunkIndex> = Arc::clone(&self.index) as _;
         let reader = Arc::clone(repository.chunks());
-        Ok(Depositor::start(
-            Arc::clone(&repository.storage),
-            index,
-            reader,
-            repository.deposit_options(),
-        )?)
+        let options = DepositOptions {
+            trust_previous: repository.db.read(chunk_index::all_is_reusable)?,
+            ..repository.deposit_options()
+        };
+        let storage = Arc::clone(&repository.storage);
+        Ok(Depositor::start(storage, index, reader, options)?)
+    }
+
+    /// Keeps all that is condemned until this writer has ended. What is referred to by a record or clone after this has
+    /// returned may then be referred to by this writer as well, without asking for each chunk.
+    pub(crate) fn keep_condemned(&self) -> Result<()> {
+        if self.repository.db.read(chunk_index::all_is_reusable)? {
+            return Ok(());
+        }
+        self.repository.db.write(|transaction| {
+            transaction.execute(
+                "INSERT OR IGNORE INTO condemned_before (pack, writer)
+                 SELECT seq, ?1 FROM packs WHERE condemned_at IS NOT NULL",
+                [&self.name],
+            )?;
+            Ok(())
+        })
     }
 
     /// Writes records that come without chunks; durable when it returns.

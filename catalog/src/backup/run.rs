@@ -256,7 +256,12 @@ impl BackupRun {
     fn new_tree(&self) -> TreeWriter {
         let trees = self.writer.repository().trees();
         let previous = self.previous.clone().map(|root| (trees, root));
-        TreeWriter::begin(Arc::clone(&self.depositor), previous, TreeOptions::default())
+        let options = TreeOptions {
+            // The bytes of a clone's lower layer are nowhere else: what cannot be read now may be mended later.
+            base_is_kept: self.backup.kind == BackupKind::Clone,
+            ..TreeOptions::default()
+        };
+        TreeWriter::begin(Arc::clone(&self.depositor), previous, options)
     }
 
     fn new_stored_bytes(&self) -> u64 {

@@ -38,15 +38,24 @@ pub(super) struct Doomed {
 
 impl Sweep<'_> {
     /// The condemned packs whose writers have all ended.
-    pub(super) fn ready_to_go(&self, at_work: &BTreeSet<String>) -> Result<Vec<PackRow>> {
+    /// Their lists are emptied: who is on one later was not at work yet.
+    pub(super) fn ready_to_go(&self) -> Result<Vec<PackRow>> {
         let condemned = self.packs("condemned_at IS NOT NULL AND writers_listed = 1", i64::MAX)?;
-        self.repository.db.read(|db| {
-            let mut before = db.prepare_cached("SELECT writer FROM condemned_before WHERE pack = ?1")?;
+        if condemned.is_empty() {
+            return Ok(condemned);
+        }
+        self.repository.db.write(|transaction| {
+            // Nobody comes onto a list while this transaction lasts, so whoever does not live now has ended.
+            let at_work = self.writers_at_work()?;
+            let mut before =
+                transaction.prepare_cached("SELECT writer FROM condemned_before WHERE pack = ?1")?;
+            let mut ended = transaction.prepare_cached("DELETE FROM condemned_before WHERE pack = ?1")?;
             let mut ready = Vec::new();
             for pack in condemned {
                 let writers = before.query_map([pack.seq], |row| row.get(0))?;
                 let writers: BTreeSet<String> = writers.collect::<rusqlite::Result<_>>()?;
-                if writers.is_disjoint(at_work) {
+                if writers.is_disjoint(&at_work) {
+                    ended.execute([pack.seq])?;
                     ready.push(pack);
                 }
             }

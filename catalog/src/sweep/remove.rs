@@ -32,12 +32,22 @@ impl Sweep<'_> {
         removed
     }
 
+    /// Removes a condemned pack, unless somebody has come who stands on it.
     fn remove_one(&mut self, pack: &PackRow) -> Result<()> {
         // Where its footer cannot be read any more, its rows are found the slow way.
         let closed = read_footer(self.repository.storage.as_ref(), pack.id).ok();
-        self.repository
-            .db
-            .write(|transaction| forget(transaction, pack.seq, closed.as_ref()))?;
+        let forgotten = self.repository.db.write(|transaction| {
+            let needed = transaction
+                .prepare_cached("SELECT 1 FROM condemned_before WHERE pack = ?1")?
+                .exists([pack.seq])?;
+            if !needed {
+                forget(transaction, pack.seq, closed.as_ref())?;
+            }
+            Ok(!needed)
+        })?;
+        if !forgotten {
+            return Ok(());
+        }
         self.repository.storage.remove(pack.id)?;
         self.report.removed_packs += 1;
         self.report.removed_bytes += pack.bytes;
@@ -67,7 +77,6 @@ fn forget(transaction: &Transaction<'_>, pack: i64, closed: Option<&ClosedPack>)
     for record in records {
         forget_record(transaction, record)?;
     }
-    transaction.execute("DELETE FROM condemned_before WHERE pack = ?1", [pack])?;
     transaction.execute("DELETE FROM packs WHERE seq = ?1", [pack])?;
     Ok(())
 }

@@ -81,6 +81,9 @@ pub struct DepositOptions {
     pub map_level: i32,
     /// Threads that hash and compress; 0 for one on each core.
     pub workers: usize,
+    /// Whether what the previous tree refers to may be referred to again without asking the index: it stays where it is
+    /// until this run has ended.
+    pub trust_previous: bool,
 }
 
 impl Default for DepositOptions {
@@ -91,6 +94,7 @@ impl Default for DepositOptions {
             wal_level: 3,
             map_level: 3,
             workers: 0,
+            trust_previous: true,
         }
     }
 }
@@ -236,6 +240,11 @@ impl Depositor {
             ticket,
         };
         self.jobs.send(job).map_err(|_| self.intake.status.panicked())
+    }
+
+    /// Whether what the previous tree refers to may be referred to again without [asking](Self::is_stored).
+    pub(crate) fn trusts_previous(&self) -> bool {
+        self.intake.options.trust_previous
     }
 
     /// Whether this chunk may be referred to from now on.

@@ -79,6 +79,7 @@ impl TestStore {
     pub(crate) fn depositor(&self) -> Arc<Depositor> {
         let options = DepositOptions {
             workers: 3,
+            trust_previous: self.index.condemned.lock().unwrap().is_empty(),
             ..DepositOptions::default()
         };
         let depositor = Depositor::start(

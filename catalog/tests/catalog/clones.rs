@@ -1,16 +1,14 @@
 //! Clones: what they stand on stays, whatever becomes of the backup.
 
-use std::time::SystemTime;
-
 use barmanfs_catalog::{
-    Backup, BackupKind, BackupSelector, BackupStatus, CloneDescription, CloneName, CloneOrigin, Error, Graft,
-    NewBackup, Repository, Silent, SweepOptions, Target, TargetSpec,
+    Backup, BackupKind, BackupSelector, BackupStatus, CloneDescription, CloneName, Error, Graft, NewBackup,
+    Repository, Silent, SweepOptions, Target, TargetSpec,
 };
-use barmanfs_store::{Node, RecordId};
+use barmanfs_store::Node;
 
 use crate::common::{
-    Files, Fixture, SYSTEM, archive, attributes, back_up, finish, fixture, new_backup, noise, put_files,
-    restore, segment,
+    Files, Fixture, SYSTEM, archive, attributes, back_up, clone_of, finish, fixture, new_backup, noise,
+    put_files, restore, segment,
 };
 
 fn files(generation: u64) -> Files {
@@ -23,26 +21,15 @@ fn name(text: &str) -> CloneName {
     text.parse().unwrap()
 }
 
-fn description(f: &Fixture, backup: &Backup, clone: &str) -> CloneDescription {
+fn description(backup: &Backup, clone: &str) -> CloneDescription {
     CloneDescription {
-        id: RecordId::random().unwrap(),
-        seed: None,
-        server: f.server.clone(),
         name: name(clone),
-        origin: CloneOrigin {
-            backup: backup.id,
-            target: None,
-            copied_from: None,
-        },
-        created_at: SystemTime::now().into(),
-        root: backup.root.clone().unwrap(),
-        grafts: Vec::new(),
-        max_bytes: None,
+        ..clone_of(backup)
     }
 }
 
 fn make(f: &Fixture, backup: &Backup, clone: &str) -> CloneDescription {
-    let draft = f.repository.begin_clone(description(f, backup, clone), backup);
+    let draft = f.repository.begin_clone(description(backup, clone), backup);
     draft.unwrap().finish().unwrap()
 }
 
@@ -58,7 +45,7 @@ fn a_clone_is_there_when_it_is_finished_and_goes_as_a_whole() {
     let backup = back_up(&f.repository, &f.server, &files(0));
     let draft = f
         .repository
-        .begin_clone(description(&f, &backup, "test1"), &backup)
+        .begin_clone(description(&backup, "test1"), &backup)
         .unwrap();
     std::fs::write(draft.directory().join("journal"), b"x").unwrap();
     assert_eq!(f.repository.clones(&f.server).unwrap(), []);
@@ -70,9 +57,7 @@ fn a_clone_is_there_when_it_is_finished_and_goes_as_a_whole() {
     let place = f.repository.clone_directory(&f.server, &made.name);
     assert!(place.join("journal").exists());
 
-    let again = f
-        .repository
-        .begin_clone(description(&f, &backup, "test1"), &backup);
+    let again = f.repository.begin_clone(description(&backup, "test1"), &backup);
     assert!(matches!(again, Err(Error::CloneExists { .. })), "{again:?}");
 
     let lock = f.repository.lock_clone(&f.server, &made.name, "test").unwrap();
@@ -89,7 +74,7 @@ fn a_clone_is_there_when_it_is_finished_and_goes_as_a_whole() {
 fn a_draft_that_is_given_up_leaves_nothing() {
     let f = fixture();
     let backup = back_up(&f.repository, &f.server, &files(0));
-    let draft = f.repository.begin_clone(description(&f, &backup, "a"), &backup);
+    let draft = f.repository.begin_clone(description(&backup, "a"), &backup);
     let place = draft.as_ref().unwrap().directory().to_path_buf();
     drop(draft);
     assert!(!place.exists());
@@ -106,7 +91,7 @@ fn what_a_clone_stands_on_survives_the_backup() {
     let (wal, bytes) = segment(1, SYSTEM, 7);
     archive(&f.repository, &f.server, &wal, &bytes).unwrap();
     let backup = back_up(&f.repository, &f.server, &files(0));
-    let mut wanted = description(&f, &backup, "test1");
+    let mut wanted = description(&backup, "test1");
     wanted.grafts.push(Graft {
         path: format!("pg_wal/{wal}"),
         attributes: attributes(),
@@ -164,15 +149,13 @@ fn a_clone_of_a_deleted_backup_is_refused() {
     let f = fixture();
     let backup = back_up(&f.repository, &f.server, &files(0));
     f.repository.delete_backup(&backup, false).unwrap();
-    let refused = f
-        .repository
-        .begin_clone(description(&f, &backup, "late"), &backup);
+    let refused = f.repository.begin_clone(description(&backup, "late"), &backup);
     assert!(matches!(refused, Err(Error::NoSuchBackup { .. })), "{refused:?}");
 }
 
 /// Makes a backup of a clone of `backup`: its tree, with one file changed.
 fn commit(f: &Fixture, backup: &Backup) -> Backup {
-    let mut clone = description(f, backup, "test1");
+    let mut clone = description(backup, "test1");
     clone.origin.target = Some("lsn:0/3000000".to_owned());
     let new = NewBackup {
         wal_included: true,
@@ -256,8 +239,7 @@ fn a_commit_that_failed_is_no_failure_of_the_server() {
     let own = back_up(&f.repository, &f.server, &files(0));
     let writer = f.repository.writer("test commit").unwrap();
     let mut run = writer.begin_backup(&f.server, new_backup()).unwrap();
-    run.build_on_clone(&description(&f, &own, "test1"), false)
-        .unwrap();
+    run.build_on_clone(&description(&own, "test1"), false).unwrap();
     run.fail("Interrupted");
     assert_eq!(f.repository.backups(&f.server).unwrap().len(), 2);
     let none = f.repository.backup(&f.server, &BackupSelector::LatestFailed);

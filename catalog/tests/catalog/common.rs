@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::time::SystemTime;
 
 use barmanfs_catalog::{
-    Backup, BackupEnd, BackupRun, BootCheck, BootOutcome, BootTest, CreateOptions, NewBackup, Repository,
-    ServerName, WalOutcome,
+    Backup, BackupEnd, BackupRun, BootCheck, BootOutcome, BootTest, CloneDescription, CloneOrigin,
+    CreateOptions, NewBackup, Repository, ServerName, WalOutcome,
 };
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, TimestampMicros};
-use barmanfs_store::{Attributes, Node};
+use barmanfs_store::{Attributes, Node, RecordId};
 
 pub(crate) const SYSTEM: SystemId = SystemId(7_710_414_268_036_822_209);
 pub(crate) const SEGMENT_SIZE: SegmentSize = SegmentSize::MIN;
@@ -144,6 +145,25 @@ pub(crate) fn back_up(repository: &Repository, server: &ServerName, files: &File
     let run = begin(repository, server);
     put_files(&run, files);
     finish(run, 1, 1)
+}
+
+/// What is to be said of a clone that stands on this backup.
+pub(crate) fn clone_of(backup: &Backup) -> CloneDescription {
+    CloneDescription {
+        id: RecordId::random().unwrap(),
+        seed: None,
+        server: backup.server.clone(),
+        name: "test1".parse().unwrap(),
+        origin: CloneOrigin {
+            backup: backup.id,
+            target: None,
+            copied_from: None,
+        },
+        created_at: SystemTime::now().into(),
+        root: backup.root.clone().unwrap(),
+        grafts: Vec::new(),
+        max_bytes: None,
+    }
 }
 
 /// A boot test of that minute.

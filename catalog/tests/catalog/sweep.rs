@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::common::{
-    Files, Fixture, SYSTEM, archive, back_up, begin, finish, fixture, noise, put_files, read_wal, restore,
-    segment,
+    Files, Fixture, SYSTEM, WINDOW, archive, attributes, back_up, backup_end, begin, clone_of, finish,
+    fixture, noise, put_files, read_wal, restore, segment,
 };
 use barmanfs_catalog::{
     Backup, BackupStatus, CreateOptions, Monitor, Repository, ServerName, Silent, SweepOptions, SweepReport,
     VerifyScope, WalOutcome,
 };
-use barmanfs_store::{LocalPacks, PackStorage};
+use barmanfs_store::{LocalPacks, Node, PackStorage};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -123,6 +123,66 @@ fn a_writer_at_work_keeps_what_it_found() {
     assert!(report.rescued_packs > 0, "{report:?}");
     assert_eq!(restore(&f.repository, &second), files(0));
     verify_clean(&f.repository);
+}
+
+/// A backup whose chunks are in condemned packs: it found them there before they were. No sweep has seen it yet.
+fn on_condemned_packs(f: &Fixture) -> Backup {
+    let first = back_up(&f.repository, &f.server, &files(0));
+    let run = begin(&f.repository, &f.server);
+    put_files(&run, &files(0));
+    f.repository.delete_backup(&first, false).unwrap();
+    assert!(sweep(&f.repository).waiting_packs > 0);
+    finish(run, 1, 1)
+}
+
+#[test]
+fn a_backup_takes_over_nothing_of_a_tree_that_goes_while_it_runs() {
+    let f = fixture();
+    let second = on_condemned_packs(&f);
+    let run = begin(&f.repository, &f.server);
+    put_files(&run, &files(0));
+    f.repository.delete_backup(&second, false).unwrap();
+    assert!(sweep(&f.repository).removed_packs > 0);
+    let third = finish(run, 1, 1);
+    verify_clean(&f.repository);
+    assert_eq!(restore(&f.repository, &third), files(0));
+}
+
+#[test]
+fn an_incremental_backup_takes_over_nothing_of_a_parent_that_goes_while_it_runs() {
+    let f = fixture();
+    let second = on_condemned_packs(&f);
+    let mut run = begin(&f.repository, &f.server);
+    let (trees, root) = run.build_on(&second).unwrap();
+    for path in files(0).into_keys() {
+        let entry = trees.find(&root, path.as_bytes()).unwrap().unwrap();
+        let Node::File(map) = entry.node else { panic!() };
+        let (size, base) = (map.size_bytes, Some((&trees, &map)));
+        let file = run
+            .tree()
+            .unwrap()
+            .composed_file(path.as_bytes(), attributes(), size, WINDOW, base, size);
+        file.unwrap().finish().unwrap();
+    }
+    // What is taken over is read while it is there.
+    run.end_tree(attributes()).unwrap();
+    f.repository.delete_backup(&second, false).unwrap();
+    assert!(sweep(&f.repository).removed_packs > 0);
+    let third = run.finish(backup_end(1, 1)).unwrap();
+    verify_clean(&f.repository);
+    assert_eq!(restore(&f.repository, &third), files(0));
+}
+
+#[test]
+fn a_clone_in_the_making_keeps_what_it_stands_on() {
+    let f = fixture();
+    let second = on_condemned_packs(&f);
+    let draft = f.repository.begin_clone(clone_of(&second), &second).unwrap();
+    f.repository.delete_backup(&second, true).unwrap();
+    assert_eq!(sweep(&f.repository).removed_packs, 0);
+    draft.finish().unwrap();
+    assert_eq!(sweep(&f.repository).missing_chunks, 0);
+    assert_eq!(restore(&f.repository, &second), files(0));
 }
 
 #[test]

@@ -134,7 +134,8 @@ impl Intake {
         let id = ChunkId::of(bytes);
         // A window that did not change is where the previous backup has it. Listings and pieces are looked up: they are
         // few, and a previous tree that cannot be read must not be taken over.
-        let unchanged = similar == Some(id) && class != ContentClass::Map;
+        let trusted = self.options.trust_previous && class != ContentClass::Map;
+        let unchanged = trusted && similar == Some(id);
         if unchanged || self.is_known(&id)? {
             return Ok(Stored {
                 chunk: Some(id),

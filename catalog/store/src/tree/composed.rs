@@ -1,7 +1,7 @@
 //! A file made from another one and the blocks in which they differ: what an incremental backup sends.
 //!
-//! Windows without a change are taken over as they stand in the other file's map, without reading them; of the others
-//! a worker reads the old bytes and lays the new blocks over them. So the work is that of the changes, whatever the
+//! Windows without a change are taken over as they stand in the other file's map, without reading them, unless they may
+//! not be referred to any more; of the others a worker reads the old bytes and lays the new blocks over them. So the work is that of the changes, whatever the
 //! file's size, and the result is the map that the same bytes would have got had all of them been sent.
 
 use std::fmt;
@@ -21,6 +21,8 @@ pub(super) struct FileComposer {
     base: Option<Similar>,
     /// How many bytes of the base the file still has.
     keep_bytes: u64,
+    /// Whether the index is asked what may be taken over.
+    ask: bool,
     /// There from the first window on that is not the base's.
     assembly: Option<Arc<Assembly>>,
     done: Option<FileDone>,
@@ -41,6 +43,7 @@ impl FileComposer {
         shape: FileShape,
         base: Option<Similar>,
         keep_bytes: u64,
+        ask: bool,
         done: FileDone,
     ) -> Self {
         let base_bytes = base.as_ref().map_or(0, |base| base.map.size_bytes);
@@ -49,6 +52,7 @@ impl FileComposer {
             shape,
             base,
             keep_bytes: keep_bytes.min(base_bytes).min(shape.size_bytes),
+            ask,
             assembly: None,
             done: Some(done),
             n: 0,
@@ -117,19 +121,29 @@ impl FileComposer {
         Ok(())
     }
 
-    /// The base's own map, if nothing of it changed. Its pieces are looked up, as all pieces are: where one is on its
-    /// way out, it is read and stored anew with the others.
-    fn unchanged_map(&self) -> Result<Option<FileMap>> {
-        let Some(base) = &self.base else { return Ok(None) };
+    /// The base's own map, if nothing of it changed and all of it may be taken over.
+    fn unchanged_map(&mut self) -> Result<Option<FileMap>> {
+        let Some(base) = &mut self.base else {
+            return Ok(None);
+        };
         let size_bytes = self.shape.size_bytes;
         if self.end > 0 || self.keep_bytes != size_bytes || base.map.size_bytes != size_bytes {
             return Ok(None);
+        }
+        if !self.ask {
+            return Ok(Some(base.map.clone()));
         }
         if let Windows::Pieces(pieces) = &base.map.windows {
             for piece in pieces {
                 if !self.depositor.is_stored(piece)? {
                     return Ok(None);
                 }
+            }
+        }
+        for n in 0..base.map.window_count() {
+            let window = base.cursor.window(&base.tree, &base.map, n)?;
+            if !may_take_over(&self.depositor, &window)? {
+                return Ok(None);
             }
         }
         Ok(Some(base.map.clone()))
@@ -154,7 +168,11 @@ impl FileComposer {
             let (kept, length) = (self.kept_bytes(n), self.length(n));
             let before = self.base_window(n, kept)?;
             match before {
-                Some((window, base_length)) if kept == length && base_length == length => {
+                Some((window, base_length))
+                    if kept == length
+                        && base_length == length
+                        && (!self.ask || may_take_over(&self.depositor, &window)?) =>
+                {
                     self.enter(n, window);
                 }
                 Some((window, _)) if window.chunk.is_some() => self.put(n, Patch::default(), kept)?,
@@ -251,6 +269,10 @@ impl FileComposer {
         });
         Arc::clone(assembly)
     }
+}
+
+fn may_take_over(depositor: &Depositor, window: &Window) -> Result<bool> {
+    window.chunk.map_or(Ok(true), |chunk| depositor.is_stored(&chunk))
 }
 
 impl fmt::Debug for FileComposer {

@@ -42,6 +42,13 @@ fn attributes(seed: u32) -> Attributes {
 }
 
 /// Writes the model's entries in this order.
+fn entries_in(entries_bytes: usize) -> TreeOptions {
+    TreeOptions {
+        entries_bytes,
+        ..TreeOptions::default()
+    }
+}
+
 fn write(
     store: &TestStore,
     previous: Option<&DirectoryRef>,
@@ -235,7 +242,7 @@ proptest! {
         let (expected, _) = write_in_order(&store, None, &sorted);
         let (previous, _) = write_in_order(&store, None, &other);
         let shuffled: Vec<_> = shuffled.iter().map(|(path, node)| (path, node)).collect();
-        let options = TreeOptions { entries_bytes };
+        let options = entries_in(entries_bytes);
         let (found, _) = write(&store, Some(&previous.root), options, &shuffled).unwrap();
         prop_assert_eq!(found, expected);
     }
@@ -399,7 +406,7 @@ fn directories_left_are_written_when_memory_is_short_and_can_be_entered_again() 
     let (expected, _) = write_in_order(&store, None, &model);
     let mut entries: Vec<_> = model.iter().collect();
     entries.sort_by_key(|(path, _)| path.iter().rev().copied().collect::<Vec<_>>());
-    let (found, _) = write(&store, None, TreeOptions { entries_bytes: 1000 }, &entries).unwrap();
+    let (found, _) = write(&store, None, entries_in(1000), &entries).unwrap();
     assert_eq!(found, expected);
     assert_eq!(read(&tree, &found.root), with_parents(&model));
 }
@@ -425,7 +432,7 @@ fn a_path_that_comes_twice_is_refused_also_when_its_directory_was_written_out() 
             entries.extend((0..50).map(|n| (format!("z{n}/x").into_bytes(), (ROOT, empty()))));
             entries.push((second.as_bytes().to_vec(), (ROOT, second_node.clone())));
             let entries: Vec<_> = entries.iter().map(|(path, node)| (path, node)).collect();
-            let error = write(&store, None, TreeOptions { entries_bytes }, &entries)
+            let error = write(&store, None, entries_in(entries_bytes), &entries)
                 .unwrap_err()
                 .to_string();
             assert!(

@@ -29,6 +29,9 @@ pub struct TreeOptions {
     /// Entries of directories the stream has left are written out when all entries take more memory than this. The
     /// largest directory should fit; a directory entered again after it was written out costs reading it back.
     pub entries_bytes: usize,
+    /// Whether what composed files are made from is kept by somebody until this tree is referred to itself: then it is
+    /// taken over as it is, without asking the index, even where it cannot be read.
+    pub base_is_kept: bool,
 }
 
 impl Default for TreeOptions {
@@ -36,6 +39,7 @@ impl Default for TreeOptions {
     fn default() -> Self {
         Self {
             entries_bytes: 16 * 1024 * 1024,
+            base_is_kept: false,
         }
     }
 }
@@ -75,8 +79,8 @@ struct Tree {
 }
 
 impl TreeWriter {
-    /// Begins a tree; `previous` is the tree it is likely similar to: the server's last backup. It must stay
-    /// referenced while this one is written: its chunks are used without asking the index.
+    /// Begins a tree; `previous` is the tree it is likely similar to: the server's last backup. Whether its chunks are
+    /// referred to without asking the index is said by [`DepositOptions`](crate::DepositOptions).
     pub fn begin(
         depositor: Arc<Depositor>,
         previous: Option<(TreeReader, DirectoryRef)>,
@@ -143,8 +147,8 @@ impl TreeWriter {
     }
 
     /// Adds a file of `size_bytes` made from another: its first `keep_bytes` are those of `base`, as far as that has
-    /// so many, and zeros follow, except for the blocks given to the sink. The base must stay referenced while the
-    /// tree is written: its chunks are used without asking the index.
+    /// so many, and zeros follow, except for the blocks given to the sink. Where chunks of the base may not be
+    /// referred to any more, they are read and stored anew.
     ///
     /// # Errors
     /// As [`file`](Self::file), and when the base is cut into windows of another size.
@@ -173,7 +177,8 @@ impl TreeWriter {
             map: map.clone(),
             cursor: WindowCursor::default(),
         });
-        let composer = FileComposer::begin(Arc::clone(&self.depositor), shape, base, keep_bytes, done);
+        let ask = !(self.options.base_is_kept || self.depositor.trusts_previous());
+        let composer = FileComposer::begin(Arc::clone(&self.depositor), shape, base, keep_bytes, ask, done);
         Ok(ComposedSink {
             path: path.to_vec(),
             composer,
