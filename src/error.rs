@@ -182,6 +182,9 @@ impl From<barmanfs_catalog::Error> for Error {
             Catalog::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
                 "Run this as the user the repository belongs to"
             }
+            damage if damage.is_damage() => {
+                "Run 'barmanfs verify': it tells what is damaged, and full backups store that anew from then on"
+            }
             Catalog::InvalidServerName(_) | Catalog::InvalidBackupId(_) => return Self::usage(chain(&error)),
             _ => return Self::failed(chain(&error)),
         };

@@ -2,6 +2,8 @@
 //!
 //! A chunk may have several places. Which one is given out decides what may be removed later:
 //!
+//! - One that is known to be damaged, or a delta whose base is, comes after all others and never to a writer: so what is
+//!   found damaged is stored anew as soon as somebody brings it, and then the new copy is what stays.
 //! - Readers get a whole frame before a delta, since a chunk that is some delta's base must be found whole, and one in
 //!   a pack that stays before one in a condemned pack.
 //! - Writers get only what may be referred to from now on: in a pack that is not condemned and, for a delta, with a
@@ -38,6 +40,8 @@ pub(crate) struct Place {
     /// The pack's row.
     pub(crate) pack: i64,
     pub(crate) condemned: bool,
+    /// It is known that it cannot be read: its own frame, or a delta's base wherever that is whole.
+    pub(crate) damaged: bool,
     pub(crate) location: ChunkLocation,
 }
 
@@ -62,6 +66,11 @@ impl ChunkIndex for CatalogIndex {
             Ok(best.map(|place: Place| place.location))
         };
         Ok(self.db.read(best)?)
+    }
+
+    fn places(&self, id: &ChunkId) -> barmanfs_store::Result<Vec<ChunkLocation>> {
+        let places = self.db.read(|db| places(db, id))?;
+        Ok(places.into_iter().map(|place| place.location).collect())
     }
 
     fn locate_reusable(&self, id: &ChunkId) -> barmanfs_store::Result<Option<ChunkLocation>> {
@@ -107,18 +116,21 @@ impl Repository {
     }
 }
 
-/// Whether whatever is referred to now may be referred to again by a writer that is registered: nothing is condemned, and
-/// what will be waits for it.
+/// Whether whatever is referred to now may be referred to again by a writer that is registered: nothing is known to be
+/// damaged, nothing is condemned, and what will be waits for it.
 pub(crate) fn all_is_reusable(db: &Connection) -> Result<bool> {
-    let condemned = "SELECT 1 FROM packs WHERE condemned_at IS NOT NULL LIMIT 1";
-    Ok(!db.prepare_cached(condemned)?.exists([])?)
+    let mut exception = db.prepare_cached(
+        "SELECT 1 FROM packs WHERE condemned_at IS NOT NULL
+         UNION ALL SELECT 1 FROM damaged d JOIN packs p ON p.id = d.pack LIMIT 1",
+    )?;
+    Ok(!exception.exists([])?)
 }
 
 /// The place writers may refer to.
 pub(crate) fn reusable_place(db: &Connection, id: &ChunkId) -> Result<Option<Place>> {
     let mut best = None;
     each_place(db, id, |place| {
-        if !place.condemned {
+        if !place.condemned && !place.damaged {
             keep_better(&mut best, place);
         }
     })?;
@@ -126,6 +138,35 @@ pub(crate) fn reusable_place(db: &Connection, id: &ChunkId) -> Result<Option<Pla
         Some(base) if whole_place(db, &base)?.is_none_or(|base| base.condemned) => Ok(None),
         _ => Ok(best),
     }
+}
+
+/// The place a sweep keeps: the one writers are given, or where there is none the best there is.
+pub(crate) fn kept_place(db: &Connection, id: &ChunkId) -> Result<Option<Place>> {
+    if let Some(place) = reusable_place(db, id)? {
+        return Ok(Some(place));
+    }
+    let mut best = None;
+    each_place(db, id, |place| keep_better(&mut best, place))?;
+    Ok(best)
+}
+
+/// All places, the best first.
+pub(crate) fn places(db: &Connection, id: &ChunkId) -> Result<Vec<Place>> {
+    let mut places = Vec::new();
+    each_place(db, id, |place| places.push(place))?;
+    places.sort_by_key(rank);
+    Ok(places)
+}
+
+/// The chunk's place in this pack.
+pub(crate) fn place_in(db: &Connection, id: &ChunkId, pack: PackId) -> Result<Option<Place>> {
+    let mut found = None;
+    each_place(db, id, |place| {
+        if place.location.pack == pack {
+            found = Some(place);
+        }
+    })?;
+    Ok(found)
 }
 
 /// The best place where the chunk is whole, as a delta's base has to be.
@@ -139,18 +180,27 @@ pub(crate) fn whole_place(db: &Connection, id: &ChunkId) -> Result<Option<Place>
     Ok(best)
 }
 
-/// Whole before delta, staying before condemned, then the oldest pack: the same answer each time.
-pub(crate) fn keep_better(best: &mut Option<Place>, place: Place) {
-    let rank = |place: &Place| (place.location.base.is_some(), place.condemned, place.pack);
+/// Readable before damaged, whole before delta, staying before condemned, then the oldest pack: the same answer each time.
+fn rank(place: &Place) -> (bool, bool, bool, i64) {
+    let is_delta = place.location.base.is_some();
+    (place.damaged, is_delta, place.condemned, place.pack)
+}
+
+fn keep_better(best: &mut Option<Place>, place: Place) {
     if best.as_ref().is_none_or(|best| rank(&place) < rank(best)) {
         *best = Some(place);
     }
 }
 
 /// Calls `each` with all places of a chunk.
-pub(crate) fn each_place(db: &Connection, id: &ChunkId, mut each: impl FnMut(Place)) -> Result<()> {
+fn each_place(db: &Connection, id: &ChunkId, mut each: impl FnMut(Place)) -> Result<()> {
     let mut places = db.prepare_cached(
-        "SELECT c.pack, p.id, p.condemned_at IS NOT NULL, c.position, c.stored_bytes, c.raw_bytes, c.encoding, c.base
+        "SELECT c.pack, p.id, p.condemned_at IS NOT NULL, c.position, c.stored_bytes, c.raw_bytes, c.encoding, c.base,
+             CASE WHEN EXISTS (SELECT 1 FROM damaged d WHERE d.id = c.id AND d.pack = p.id) THEN 1
+             WHEN c.base IS NULL OR NOT EXISTS (SELECT 1 FROM damaged d WHERE d.id = c.base) THEN 0
+             ELSE NOT EXISTS (
+                 SELECT 1 FROM chunks b CROSS JOIN packs q ON q.seq = b.pack WHERE b.id = c.base AND b.base IS NULL
+                 AND NOT EXISTS (SELECT 1 FROM damaged d WHERE d.id = b.id AND d.pack = q.id)) END
          FROM chunks c CROSS JOIN packs p ON p.seq = c.pack WHERE c.id = ?1",
     )?;
     let mut rows = places.query([id.as_bytes()])?;
@@ -177,6 +227,7 @@ fn place(row: &Row<'_>) -> Result<Place> {
     Ok(Place {
         pack: row.get(0)?,
         condemned: row.get(2)?,
+        damaged: row.get(8)?,
         location,
     })
 }

@@ -15,6 +15,7 @@ pub mod backup;
 mod chunk_index;
 mod chunk_set;
 pub mod clones;
+mod damage;
 mod db;
 pub mod error;
 mod locks;

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::backup::{Backup, BackupStatus, boot_test};
+use crate::damage;
 use crate::error::{Error, Result};
 use crate::server::ServerName;
 use crate::wal::{self, QuarantinedWal, WalFile};
@@ -34,6 +35,8 @@ pub(crate) mod kind {
     pub(crate) const SERVER: u8 = 6;
     /// That PostgreSQL was started on a copy of a backup, and how it went.
     pub(crate) const BOOT_TEST: u8 = 7;
+    /// Places of chunks that are damaged.
+    pub(crate) const DAMAGE: u8 = 8;
 }
 
 /// A server and the cluster it stands for.
@@ -231,6 +234,7 @@ pub(crate) fn derive(db: &Connection, seq: i64, record: &Record) -> Result<()> {
         kind::QUARANTINED_WAL => derive_quarantine(db, seq, &parse(id, payload)?),
         kind::SERVER => derive_server(db, seq, id, &parse(id, payload)?),
         kind::BOOT_TEST => boot_test::derive(db, seq, id, &parse(id, payload)?),
+        kind::DAMAGE => damage::derive(db, seq, &parse(id, payload)?),
         // Of a later release: kept, not understood.
         _ => Ok(()),
     }
@@ -273,7 +277,7 @@ fn annul(db: &Connection, seq: i64, deletion: &Deletion) -> Result<()> {
         .optional()?;
     if let Some(target) = target {
         wal::index::forget(db, target)?;
-        for table in ["backups", "wal", "quarantine", "boot_tests"] {
+        for table in ["backups", "wal", "quarantine", "boot_tests", "damaged"] {
             db.prepare_cached(&format!("DELETE FROM {table} WHERE record = ?1"))?
                 .execute([target])?;
         }

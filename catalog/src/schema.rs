@@ -6,7 +6,7 @@
 //! where it changes more, the catalog is made again from the packs.
 
 /// Number of this layout, kept in SQLite's `user_version`.
-pub(crate) const LAYOUT: i64 = 3;
+pub(crate) const LAYOUT: i64 = 4;
 
 /// The oldest layout with the same tables of packs, chunks and records.
 pub(crate) const OLDEST_LAYOUT: i64 = 1;
@@ -64,7 +64,7 @@ CREATE INDEX record_packs_by_pack ON record_packs (pack);
 ";
 
 /// The tables of what the records mean.
-pub(crate) const MEANINGS: [&str; 8] = [
+pub(crate) const MEANINGS: [&str; 9] = [
     "deletions",
     "servers",
     "backups",
@@ -73,6 +73,7 @@ pub(crate) const MEANINGS: [&str; 8] = [
     "segments",
     "restore_points",
     "boot_tests",
+    "damaged",
 ];
 
 /// Creates them.
@@ -144,4 +145,13 @@ CREATE TABLE boot_tests (
     began_at INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX boot_tests_by_record ON boot_tests (record);
+
+-- Places of chunks that are known to be damaged. The pack need not be in the repository any more.
+CREATE TABLE damaged (
+    id BLOB NOT NULL,
+    pack BLOB NOT NULL,
+    record INTEGER NOT NULL,
+    PRIMARY KEY (id, pack, record)
+) WITHOUT ROWID;
+CREATE INDEX damaged_by_record ON damaged (record);
 ";

@@ -10,7 +10,7 @@ use barmanfs_store::{ChunkId, ChunkLocation, DirectoryRef, FileMap};
 use serde::Serialize;
 
 use crate::backup::{BackupId, BackupStatus};
-use crate::chunk_index::{each_place, keep_better, reusable_place};
+use crate::chunk_index::kept_place;
 use crate::chunk_set::{ChunkSet, Met, Role};
 use crate::error::Result;
 use crate::repository::Repository;
@@ -225,12 +225,7 @@ impl Counter<'_> {
 
     /// Where a chunk is; `None` for a missing one, which takes no room and is for `verify` to find.
     fn locate(&self, id: &ChunkId) -> Result<Option<ChunkLocation>> {
-        self.repository.db.read(|db| {
-            let mut best = reusable_place(db, id)?;
-            if best.is_none() {
-                each_place(db, id, |place| keep_better(&mut best, place))?;
-            }
-            Ok(best.map(|place| place.location))
-        })
+        let place = self.repository.db.read(|db| kept_place(db, id))?;
+        Ok(place.map(|place| place.location))
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! 1. The trees and maps in question are walked and their chunk ids collected; listings and map pieces are checked on
 //!    the way, since nothing below a damaged one can be found.
-//! 2. All chunks are checked on all cores, in the order they lie in packs.
-//! 3. Only where something was damaged are the trees walked again, to name the files and pages ([`naming`]).
+//! 2. All chunks are checked on all cores, in the order they lie in packs: of each the place that a sweep keeps, and of
+//!    what deltas stand on as well.
+//! 3. Of a chunk that cannot be read there all places are looked at ([`places`]).
+//! 4. Only where something was damaged are the trees walked again, to name the files and pages ([`naming`]).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use barmanfs_store::tree::ChunkRole;
 use barmanfs_store::{ChunkId, DirectoryRef, FileMap, read_footer};
@@ -13,6 +15,7 @@ use serde::Serialize;
 
 use crate::backup::{Backup, BackupId, BackupSelector};
 use crate::chunk_set::{ChunkSet, Met, Role};
+use crate::damage::Places;
 use crate::error::{Error, Result};
 use crate::monitor::{Monitor, Unit};
 use crate::repository::Repository;
@@ -22,6 +25,7 @@ use crate::wal::WalFile;
 
 mod checking;
 mod naming;
+mod places;
 
 /// Damaged chunks that are remembered. With so many the disk is broken, and the report long enough.
 const BAD_CHUNKS_MAX: usize = 100_000;
@@ -78,12 +82,17 @@ pub struct VerifyReport {
     pub bytes: u64,
     /// Chunks that are damaged or missing.
     pub bad_chunks: u64,
+    /// Chunks of which a copy is damaged and another is not, which is used once that is [noted](Repository::note_damage).
+    pub mended_chunks: u64,
     /// The files this concerns, the first ten thousand.
     pub damages: Vec<Damage>,
     /// Whether there are more.
     pub damages_cut: bool,
     /// Packs whose footers are damaged or that are missing.
     pub pack_problems: Vec<PackProblem>,
+    /// Places that are damaged themselves, the one or two of each chunk that was bad or mended.
+    #[serde(skip)]
+    pub(crate) damaged_places: Places,
 }
 
 impl VerifyReport {
@@ -113,6 +122,8 @@ struct Verification<'a> {
     repository: &'a Repository,
     met: ChunkSet,
     bad: BadChunks,
+    /// Chunks all of whose places have been looked at; at most [`BAD_CHUNKS_MAX`].
+    examined: HashSet<ChunkId>,
     report: VerifyReport,
 }
 
@@ -120,7 +131,8 @@ impl Repository {
     /// Verifies.
     ///
     /// # Errors
-    /// When the catalog or the disk cannot be read. Damage is no error: it is reported.
+    /// When the catalog or the disk cannot be read. Damage is no error: it is reported, and may be
+    /// [noted](Self::note_damage).
     pub fn verify(&self, scope: &VerifyScope, monitor: &mut dyn Monitor) -> Result<VerifyReport> {
         let subjects = self.subjects(scope)?;
         let report = VerifyReport::default();
@@ -128,6 +140,7 @@ impl Repository {
             repository: self,
             met: ChunkSet::new()?,
             bad: BadChunks::new(),
+            examined: HashSet::new(),
             report,
         };
         for subject in &subjects {

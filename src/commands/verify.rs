@@ -21,6 +21,11 @@ pub(crate) fn run(app: &mut App, args: &VerifyArgs) -> Result<Outcome, Error> {
     let repository = app.repository()?;
     let scope = scope(app, &repository, args)?;
     let report = repository.verify(&scope, &mut Shown::start("Verify", app.options.quiet))?;
+    // What was found is told all the same.
+    let acting = repository.as_owner();
+    if let Err(error) = acting.and_then(|_acting| repository.note_damage(&report)) {
+        tracing::warn!("What is damaged could not be written down, so backups still refer to it: {error}");
+    }
     if args.json.json {
         app.out.json(&report)?;
     } else if !(app.options.quiet && report.is_clean()) {
@@ -69,6 +74,12 @@ fn show(out: &mut Output, report: &VerifyReport) -> Result<(), Error> {
     if report.damages_cut {
         out.line("... and more")?;
     }
+    if report.mended_chunks > 0 {
+        out.line(format_args!(
+            "{} of the chunks have a damaged copy; each has a good one, which is used from now on",
+            report.mended_chunks
+        ))?;
+    }
     let verdict = if report.is_clean() {
         out.paint("all as it should be", Style::Green)
     } else {
@@ -83,7 +94,14 @@ fn show(out: &mut Output, report: &VerifyReport) -> Result<(), Error> {
         report.wal_files,
         report.chunks,
         output::bytes(report.bytes)
-    ))
+    ))?;
+    if report.bad_chunks > 0 {
+        out.line(
+            "Of these, what the server still has is stored anew by the next full backup (backup --incremental never), and \
+             WAL when it is archived again: then this reads again, in all backups",
+        )?;
+    }
+    Ok(())
 }
 
 /// `main 20261120T101500 base/5/16384: page 17 and 15 more: ...`

@@ -6,6 +6,7 @@ use barmanfs_pg::TimestampMicros;
 use barmanfs_store::{PackId, Record, RecordId};
 use rusqlite::{Connection, params};
 
+use crate::damage;
 use crate::error::Result;
 use crate::records::{self, Deletion, kind};
 use crate::repository::now;
@@ -128,9 +129,12 @@ impl Sweep<'_> {
                     kind: row.get(1)?,
                     payload: row.get(2)?,
                 };
-                if record.kind != kind::DELETION
-                    || is_needed(db, &records::parse(record.id, &record.payload)?, now)?
-                {
+                let is_live = match record.kind {
+                    kind::DELETION => is_needed(db, &records::parse(record.id, &record.payload)?, now)?,
+                    kind::DAMAGE => damage::is_needed(db, &records::parse(record.id, &record.payload)?)?,
+                    _ => true,
+                };
+                if is_live {
                     live.push(record);
                 }
             }

@@ -7,7 +7,7 @@
 use barmanfs_store::{ChunkId, ChunkLocation, RecordId};
 use rusqlite::{Connection, Rows, params};
 
-use crate::chunk_index::{Place, each_place, keep_better, reusable_place, whole_place};
+use crate::chunk_index::{Place, kept_place, whole_place};
 use crate::chunk_set::{ChunkSet, Met, Role, unusable};
 use crate::error::{Error, Result};
 use crate::monitor::{Monitor, Unit};
@@ -199,22 +199,17 @@ fn next_batch(ids: &mut Rows<'_>) -> rusqlite::Result<Vec<ChunkId>> {
 }
 
 fn place_to_keep(db: &Connection, id: &ChunkId, wanted: Wanted) -> Result<Option<Place>> {
-    if wanted == Wanted::Bases {
-        return whole_place(db, id);
+    match wanted {
+        Wanted::Chunks => kept_place(db, id),
+        Wanted::Bases => whole_place(db, id),
     }
-    if let Some(place) = reusable_place(db, id)? {
-        return Ok(Some(place));
-    }
-    let mut best = None;
-    each_place(db, id, |place| keep_better(&mut best, place))?;
-    Ok(best)
 }
 
 /// What is in use is not known: nothing may be freed.
 fn unknown(what: &str, error: &Error) -> Error {
     Error::Invalid(format!(
-        "Cannot tell what {what} uses, so nothing is freed: {error}; run `barmanfs verify`, and delete what cannot be \
-         restored"
+        "Cannot tell what {what} uses, so nothing is freed: {error}; run `barmanfs verify`, then a full backup, which \
+         stores anew what the server still has, and delete what cannot be restored after that"
     ))
 }
 

@@ -81,13 +81,14 @@ fn forget(transaction: &Transaction<'_>, pack: i64, closed: Option<&ClosedPack>)
     Ok(())
 }
 
-/// Forgets a record that no pack holds any more; it was annulled, or a deletion that annuls nothing there is.
+/// Forgets a record that no pack holds any more; it was annulled, or says nothing any more.
 fn forget_record(transaction: &Transaction<'_>, record: i64) -> Result<()> {
     let held = transaction
         .prepare_cached("SELECT 1 FROM record_packs WHERE record = ?1")?
         .exists([record])?;
     if !held {
         transaction.execute("DELETE FROM deletions WHERE record = ?1", [record])?;
+        transaction.execute("DELETE FROM damaged WHERE record = ?1", [record])?;
         transaction.execute("DELETE FROM records WHERE seq = ?1", [record])?;
     }
     Ok(())

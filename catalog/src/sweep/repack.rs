@@ -6,7 +6,7 @@
 use barmanfs_store::codec::decode;
 use barmanfs_store::{ChunkId, ChunkIndex, Frame, PackWriter, read_frame};
 
-use crate::chunk_index::{CatalogIndex, Place, each_place};
+use crate::chunk_index::{CatalogIndex, Place, place_in};
 use crate::error::{Error, Result};
 use crate::sweep::condemn::PackRow;
 use crate::sweep::mark::Mark;
@@ -55,14 +55,7 @@ impl Sweep<'_> {
 
     /// A chunk's frame in this pack, known to decode to the chunk.
     fn read_checked(&self, id: &ChunkId, pack: &PackRow) -> Result<(Place, Frame)> {
-        let mut found = None;
-        self.repository.db.read(|db| {
-            each_place(db, id, |place| {
-                if place.pack == pack.seq {
-                    found = Some(place);
-                }
-            })
-        })?;
+        let found = self.repository.db.read(|db| place_in(db, id, pack.id))?;
         let place = found.ok_or(barmanfs_store::Error::MissingChunk(*id))?;
         let location = place.location;
         let frame = read_frame(self.repository.storage.as_ref(), &location)?;

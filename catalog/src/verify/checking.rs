@@ -3,13 +3,14 @@
 use std::num::NonZero;
 use std::thread;
 
-use barmanfs_store::{ChunkId, ChunkReader};
+use barmanfs_store::{ChunkId, PackId};
 use rusqlite::params;
 
-use crate::chunk_index::{Place, each_place, keep_better};
+use crate::chunk_index::{Place, kept_place, place_in, whole_place};
 use crate::chunk_set::unusable;
 use crate::error::{Error, Result};
 use crate::monitor::{Monitor, Unit};
+use crate::repository::Repository;
 use crate::verify::{Verification, note_bad};
 
 /// Chunks checked between two words to the monitor: tens of milliseconds of work for each core.
@@ -26,58 +27,70 @@ impl Verification<'_> {
             if batch.is_empty() {
                 return Ok(());
             }
-            for (id, error) in check_all(self.repository.chunks(), &batch) {
+            for (id, error) in check_all(self.repository, &batch) {
                 if !error.is_damage() {
-                    return Err(Error::from(error));
+                    return Err(error);
                 }
-                note_bad(&mut self.bad, id, error.to_string());
+                self.examine(id)?;
             }
-            done += batch.iter().map(|(_, bytes)| u64::from(*bytes)).sum::<u64>();
+            done += batch.iter().map(|one| u64::from(one.bytes)).sum::<u64>();
             monitor.progress(done, Some(total), Unit::Bytes);
         }
     }
 
-    /// Writes down where each chunk is; one that is nowhere is bad.
+    /// Writes down where each chunk is, and each that one of them stands on; one that is nowhere is bad.
     fn sort_by_place(&mut self) -> Result<()> {
         let set = &self.met.db;
         set.execute_batch(
-            "CREATE TABLE sorted (pack INTEGER, position INTEGER, id BLOB, bytes INTEGER,
+            "CREATE TABLE sorted (pack INTEGER, position INTEGER, id BLOB, bytes INTEGER, name BLOB,
              PRIMARY KEY (pack, position)) WITHOUT ROWID",
         )
         .map_err(unusable)?;
         let mut all = set.prepare("SELECT id FROM met ORDER BY id").map_err(unusable)?;
-        let mut add = set
-            .prepare("INSERT OR IGNORE INTO sorted VALUES (?1, ?2, ?3, ?4)")
-            .map_err(unusable)?;
         let mut ids = all.query([]).map_err(unusable)?;
+        let mut add = set
+            .prepare("INSERT OR IGNORE INTO sorted VALUES (?1, ?2, ?3, ?4, ?5)")
+            .map_err(unusable)?;
+        let report = &mut self.report;
+        let mut add = |id: &ChunkId, place: &Place| {
+            let (pack, offset, bytes) = (place.pack, place.location.offset, place.location.raw_bytes);
+            let name = place.location.pack;
+            let added = add.execute(params![pack, offset, id.as_bytes(), bytes, name.as_bytes()])?;
+            report.chunks += added as u64;
+            report.bytes += added as u64 * u64::from(bytes);
+            Ok(())
+        };
         while let Some(row) = ids.next().map_err(unusable)? {
             let id = ChunkId(row.get(0).map_err(unusable)?);
-            self.report.chunks += 1;
-            let Some(Place { pack, location, .. }) = place(self.repository, &id)? else {
-                note_bad(
-                    &mut self.bad,
-                    id,
-                    barmanfs_store::Error::MissingChunk(id).to_string(),
-                );
+            let Some(place) = self.repository.db.read(|db| kept_place(db, &id))? else {
+                let missing = barmanfs_store::Error::MissingChunk(id);
+                note_bad(&mut self.bad, id, missing.to_string());
                 continue;
             };
-            self.report.bytes += u64::from(location.raw_bytes);
-            add.execute(params![pack, location.offset, id.as_bytes(), location.raw_bytes])
-                .map_err(unusable)?;
+            add(&id, &place).map_err(unusable)?;
+            if let Some(base) = place.location.base
+                && let Some(place) = self.repository.db.read(|db| whole_place(db, &base))?
+            {
+                add(&base, &place).map_err(unusable)?;
+            }
         }
         Ok(())
     }
 
-    /// Takes the next chunks off the list, with their sizes.
-    fn next_batch(&self) -> Result<Vec<(ChunkId, u32)>> {
+    /// Takes the next chunks off the list.
+    fn next_batch(&self) -> Result<Vec<ToCheck>> {
         let take = || {
             let mut next = self.met.db.prepare_cached(
-                "SELECT id, bytes, pack, position FROM sorted ORDER BY pack, position LIMIT ?1",
+                "SELECT id, name, bytes, pack, position FROM sorted ORDER BY pack, position LIMIT ?1",
             )?;
             let mut last = (0_i64, 0_i64);
             let batch = next.query_map([BATCH], |row| {
-                last = (row.get(2)?, row.get(3)?);
-                Ok((ChunkId(row.get(0)?), row.get(1)?))
+                last = (row.get(3)?, row.get(4)?);
+                Ok(ToCheck {
+                    id: ChunkId(row.get(0)?),
+                    pack: PackId(row.get(1)?),
+                    bytes: row.get(2)?,
+                })
             })?;
             let batch: Vec<_> = batch.collect::<rusqlite::Result<_>>()?;
             let mut taken = self
@@ -91,20 +104,30 @@ impl Verification<'_> {
     }
 }
 
-fn place(repository: &crate::Repository, id: &ChunkId) -> Result<Option<Place>> {
-    repository.db.read(|db| {
-        let mut best = None;
-        each_place(db, id, |place| keep_better(&mut best, place))?;
-        Ok(best)
-    })
+/// A place of a chunk.
+#[derive(Debug, Clone, Copy)]
+struct ToCheck {
+    id: ChunkId,
+    pack: PackId,
+    /// Of the chunk.
+    bytes: u32,
+}
+
+impl ToCheck {
+    fn check(&self, repository: &Repository) -> Result<()> {
+        let place = repository.db.read(|db| place_in(db, &self.id, self.pack))?;
+        // Swept away meanwhile: it is somewhere else now.
+        let place = place.ok_or(barmanfs_store::Error::MissingPack(self.pack))?;
+        Ok(repository.chunks().check(&self.id, &place.location)?)
+    }
 }
 
 /// Checks a batch, a part of it on each core; returns what failed.
-fn check_all(chunks: &ChunkReader, batch: &[(ChunkId, u32)]) -> Vec<(ChunkId, barmanfs_store::Error)> {
+fn check_all(repository: &Repository, batch: &[ToCheck]) -> Vec<(ChunkId, Error)> {
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    let check = |part: &[(ChunkId, u32)]| -> Vec<(ChunkId, barmanfs_store::Error)> {
+    let check = |part: &[ToCheck]| -> Vec<(ChunkId, Error)> {
         part.iter()
-            .filter_map(|(id, _)| chunks.check(id).err().map(|error| (*id, error)))
+            .filter_map(|one| one.check(repository).err().map(|error| (one.id, error)))
             .collect()
     };
     let part_length = batch.len().div_ceil(cores).max(1);
@@ -117,10 +140,8 @@ fn check_all(chunks: &ChunkReader, batch: &[(ChunkId, u32)]) -> Vec<(ChunkId, ba
             .into_iter()
             .flat_map(|(part, checked)| {
                 checked.join().unwrap_or_else(|_| {
-                    let reason = "The check of its bytes broke off".to_owned();
-                    part.iter()
-                        .map(|(id, _)| (*id, barmanfs_store::Error::Invalid(reason.clone())))
-                        .collect()
+                    let reason = || Error::Invalid("The check of its bytes broke off".to_owned());
+                    part.iter().map(|one| (one.id, reason())).collect()
                 })
             })
             .collect()

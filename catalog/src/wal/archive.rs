@@ -2,8 +2,9 @@
 //!
 //! The file is checked before anything is stored, then read once: scanned for its points in time here while the
 //! store's workers hash and compress the windows before. If the name is known, the file's map tells whether the
-//! bytes are the same; then nothing new has been stored. Otherwise chunks and record go into one pack: one fsync for
-//! the pack, one for its directory, one for the transaction that makes it known. After that it is acknowledged.
+//! bytes are the same; then nothing new has been stored but what was known to be damaged. Otherwise chunks and record go
+//! into one pack: one fsync for the pack, one for its directory, one for the transaction that makes it known. After that
+//! it is acknowledged.
 //!
 //! Looking a name up and taking it is one step for all processes: they hold the lock of the name's stripe meanwhile.
 //! Killed before the transaction, the file has not been acknowledged, PostgreSQL brings it again, and the pack, should
@@ -123,10 +124,17 @@ impl Writer {
                 depositor.flush(server.into_iter().chain([record]).collect())?;
                 Ok(WalOutcome::Stored(Box::new(new)))
             }
-            Some(archived) if archived.map == new.map => Ok(WalOutcome::AlreadyThere(Box::new(archived))),
+            Some(archived) if archived.map == new.map => {
+                // What of it was damaged, or condemned, has been stored anew.
+                depositor.flush(Vec::new())?;
+                Ok(WalOutcome::AlreadyThere(Box::new(archived)))
+            }
             Some(archived) => {
                 let quarantined = match archive.quarantined_as(&new)? {
-                    Some(known) => known,
+                    Some(known) => {
+                        depositor.flush(Vec::new())?;
+                        known
+                    }
                     None => quarantine(depositor, &archived, new)?,
                 };
                 Ok(WalOutcome::Conflict(Box::new(WalConflict {

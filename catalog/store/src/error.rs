@@ -44,6 +44,16 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A delta is as it was written, but what it stands on is lost.
+    #[error("{what} is damaged: Its base cannot be read ({reason})")]
+    LostBase {
+        /// Which chunk, and where.
+        what: String,
+        /// The chunk it stands on.
+        base: ChunkId,
+        /// What is wrong with that one.
+        reason: String,
+    },
     /// The index knows no pack that holds this chunk.
     #[error("Chunk {0} is in no pack of the repository")]
     MissingChunk(ChunkId),
@@ -117,7 +127,7 @@ impl Error {
     pub fn is_damage(&self) -> bool {
         matches!(
             self,
-            Self::Damaged { .. } | Self::MissingChunk(_) | Self::MissingPack(_)
+            Self::Damaged { .. } | Self::LostBase { .. } | Self::MissingChunk(_) | Self::MissingPack(_)
         )
     }
 }

@@ -37,7 +37,16 @@ pub trait ChunkIndex: Send + Sync + Debug {
     /// [`Error::Index`](crate::Error::Index) when the index itself fails.
     fn locate(&self, id: &ChunkId) -> Result<Option<ChunkLocation>>;
 
-    /// For writers: where the chunk is, in a pack that is not condemned. `None` means: store it anew.
+    /// For readers that found nothing they could read there: all places of the chunk, the best first.
+    ///
+    /// # Errors
+    /// [`Error::Index`](crate::Error::Index) when the index itself fails.
+    fn places(&self, id: &ChunkId) -> Result<Vec<ChunkLocation>> {
+        Ok(self.locate(id)?.into_iter().collect())
+    }
+
+    /// For writers: where the chunk is, in a pack that is not condemned and not known to be damaged there. `None` means:
+    /// store it anew.
     ///
     /// # Errors
     /// [`Error::Index`](crate::Error::Index) when the index itself fails.

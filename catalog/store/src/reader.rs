@@ -1,7 +1,8 @@
 //! Reading chunks: every reader's way from an id to its bytes.
 //!
 //! A chunk is decoded once, however many readers ask for it at the same time, is held against its id before
-//! anyone sees it, and stays in a cache bounded in bytes. Bases of deltas go through the same cache: in a
+//! anyone sees it, and stays in a cache bounded in bytes. What cannot be read at one place may be at another: a sweep
+//! has moved it, or it was stored anew because the first was damaged. Bases of deltas go through the same cache: in a
 //! second backup many windows stand on few of them. Sequential readers have the next chunks decoded ahead on
 //! all cores.
 //!
@@ -69,12 +70,12 @@ impl ChunkReader {
         }
     }
 
-    /// Reads, decodes and checks a chunk as it is on disk, whatever the cache holds.
+    /// Reads, decodes and checks a chunk as it is on disk at this one of its places, whatever the cache holds of it.
     ///
     /// # Errors
-    /// As [`get`](Self::get).
-    pub fn check(&self, id: &ChunkId) -> Result<()> {
-        self.core.load(id, self.core.locate(id)?).map(|_| ())
+    /// As [`get`](Self::get); [`Error::LostBase`] where nothing is wrong with this place but only with all of the base's.
+    pub fn check(&self, id: &ChunkId, place: &ChunkLocation) -> Result<()> {
+        self.core.load_from(id, place).map(|_| ())
     }
 }
 
@@ -92,11 +93,11 @@ impl Core {
             Found::Known(result) => return result,
             Found::Lead(lead) => lead,
         };
-        let result = self.locate(id).and_then(|location| {
-            if location.base.is_some() {
+        let result = self.load(id, |place| {
+            if place.base.is_some() {
                 lead.is_delta();
             }
-            self.load(id, location)
+            true
         });
         lead.finish(result.clone());
         result
@@ -109,41 +110,46 @@ impl Core {
             Found::Known(result) => return result,
             Found::Lead(lead) => lead,
         };
-        let result = match self.locate(id) {
-            // Readers of this chunk itself may wait here; dropping the lead has them decode it on their own.
-            Ok(location) if location.base.is_some() => return Err(base_is_delta(id)),
-            Ok(location) => self.load(id, location),
-            Err(error) => Err(error),
-        };
-        lead.finish(result.clone());
+        let result = self.load(id, |place| place.base.is_none());
+        if !matches!(&result, Err(error) if error.is_damage()) {
+            // Readers of this chunk itself may wait here, and may find it as a delta: dropping the lead has them look on
+            // their own.
+            lead.finish(result.clone());
+        }
         result
     }
 
-    fn locate(&self, id: &ChunkId) -> Result<ChunkLocation> {
-        self.index.locate(id)?.ok_or(Error::MissingChunk(*id))
-    }
-
-    /// Reads, decodes and checks a chunk. When its pack is gone, a sweep has moved what lives in it: look
-    /// once more.
-    fn load(&self, id: &ChunkId, location: ChunkLocation) -> Result<Arc<[u8]>> {
-        match self.load_from(id, &location) {
-            Err(Error::MissingPack(pack)) => {
-                let again = self.locate(id)?;
-                if again == location {
-                    Err(Error::MissingPack(pack))
-                } else {
-                    self.load_from(id, &again)
+    /// Reads, decodes and checks a chunk at the best of those places that `take` takes, or, where that cannot be read, at
+    /// the next.
+    fn load(&self, id: &ChunkId, take: impl Fn(&ChunkLocation) -> bool) -> Result<Arc<[u8]>> {
+        let first = self.index.locate(id)?.ok_or(Error::MissingChunk(*id))?;
+        let mut lost = if take(&first) {
+            match self.load_from(id, &first) {
+                Err(error) if error.is_damage() => error,
+                loaded => return loaded,
+            }
+        } else {
+            base_is_delta(id)
+        };
+        for place in self.index.places(id)? {
+            if place == first || !take(&place) {
+                continue;
+            }
+            match self.load_from(id, &place) {
+                Err(error) if error.is_damage() => lost = error,
+                loaded => {
+                    if !matches!(lost, Error::MissingPack(_)) {
+                        tracing::warn!("Read from another place: {lost}");
+                    }
+                    return loaded;
                 }
             }
-            loaded => loaded,
         }
+        Err(lost)
     }
 
     fn load_from(&self, id: &ChunkId, location: &ChunkLocation) -> Result<Arc<[u8]>> {
-        let damaged = |reason: String| {
-            let ChunkLocation { pack, offset, .. } = location;
-            Error::damaged(format!("Chunk {id} in pack {pack} at offset {offset}"), reason)
-        };
+        let damaged = |reason: String| Error::damaged(place_of(id, location), reason);
         let raw_bytes = location.raw_bytes as usize;
         if raw_bytes.max(location.stored_bytes as usize) > MAX_CHUNK_BYTES {
             return Err(damaged("It claims to be larger than any chunk is".to_owned()));
@@ -153,14 +159,8 @@ impl Core {
             self.storage
                 .will_read(location.pack, u64::from(location.offset), location.stored_bytes);
         }
-        let base = location
-            .base
-            .map(|base| self.base(&base))
-            .transpose()
-            .map_err(|error| match error {
-                lost if lost.is_damage() => damaged(format!("Its base cannot be read ({lost})")),
-                other => other,
-            })?;
+        let base = location.base.map(|base| self.base_of(id, location, base));
+        let base = base.transpose()?;
         // Decoded where it will stay: zeroing the room first costs a fraction of copying it later.
         let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, raw_bytes).collect();
         let out = Arc::make_mut(&mut bytes);
@@ -174,6 +174,17 @@ impl Core {
         } else {
             Err(damaged("Its bytes are not those its id names".to_owned()))
         }
+    }
+
+    fn base_of(&self, id: &ChunkId, location: &ChunkLocation, base: ChunkId) -> Result<Arc<[u8]>> {
+        self.base(&base).map_err(|error| match error {
+            lost if lost.is_damage() => Error::LostBase {
+                what: place_of(id, location),
+                base,
+                reason: lost.to_string(),
+            },
+            other => other,
+        })
     }
 
     fn decode(&self, location: &ChunkLocation, base: Option<&[u8]>, out: &mut [u8]) -> Result<()> {
@@ -193,6 +204,11 @@ impl Core {
 thread_local! {
     /// A frame on its way from disk to the decoder; keeps its capacity from chunk to chunk.
     static FRAME: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+fn place_of(id: &ChunkId, location: &ChunkLocation) -> String {
+    let ChunkLocation { pack, offset, .. } = location;
+    format!("Chunk {id} in pack {pack} at offset {offset}")
 }
 
 fn base_is_delta(id: &ChunkId) -> Error {

@@ -12,6 +12,7 @@ mod boot_tests;
 mod clones;
 mod common;
 mod crash;
+mod mending;
 mod rebuild;
 mod scale;
 mod spool;

@@ -178,12 +178,15 @@ impl Disk for SystemDisk {
     fn sync_all(&self) -> io::Result<()> {
         let kind = rustix::fs::fstatfs(&self.directory)?.f_type;
         if kind == FUSE {
+            let sync = |name: &str| match self.open_with(name, OFlags::empty())? {
+                Some(file) => file.sync_all(),
+                None => Ok(()),
+            };
             for name in self.file_names()? {
-                self.open_with(&format!("{FILES}/{name}"), OFlags::empty())?
-                    .sync_all()?;
+                sync(&format!("{FILES}/{name}"))?;
             }
             self.files.sync_all()?;
-            self.open_with(JOURNAL, OFlags::empty())?.sync_all()?;
+            sync(JOURNAL)?;
             return self.directory.sync_all();
         }
         // One call, however many files there are; what failed to be written back since is told as well.

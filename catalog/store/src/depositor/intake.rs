@@ -143,6 +143,7 @@ impl Intake {
                 stored_bytes: 0,
             });
         }
+        let similar = if self.is_elsewhere(&id)? { None } else { similar };
         let (frame, base) = self.encode(bytes, similar, class)?;
         let how = How::New(frame.encoding);
         let stored_bytes = u32::try_from(frame.bytes.len()).unwrap_or(u32::MAX);
@@ -179,6 +180,12 @@ impl Intake {
         }
         self.claims.release(id);
         Ok(true)
+    }
+
+    /// Whether a chunk that must be stored anew is somewhere already, condemned or damaged. Deltas may stand on it, so it
+    /// is stored whole.
+    fn is_elsewhere(&self, id: &ChunkId) -> Result<bool> {
+        Ok(!self.options.trust_previous && self.index.locate(id)?.is_some())
     }
 
     /// Where the chunk is, if it is stored whole in a pack that stays.

@@ -41,7 +41,6 @@ fn attributes(seed: u32) -> Attributes {
     }
 }
 
-/// Writes the model's entries in this order.
 fn entries_in(entries_bytes: usize) -> TreeOptions {
     TreeOptions {
         entries_bytes,
@@ -49,6 +48,7 @@ fn entries_in(entries_bytes: usize) -> TreeOptions {
     }
 }
 
+/// Writes the model's entries in this order.
 fn write(
     store: &TestStore,
     previous: Option<&DirectoryRef>,

@@ -1,0 +1,118 @@
+//! Places of chunks that are known to be damaged.
+//!
+//! What a verification finds is written down as records, so that it outlives the catalog. From then on writers refer to nothing
+//! there: what is damaged is stored anew as soon as somebody brings it, whole, and readers and sweeps prefer the new copy
+//! ([`chunk_index`](crate::chunk_index)). Nothing is taken away: a place may be mended, and the next verification that
+//! finds it so annuls the record.
+//!
+//! A place is a chunk in a pack whose own frame is bad or gone. What only stands on such a chunk is not named: it reads
+//! again once its base does.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use barmanfs_pg::TimestampMicros;
+use barmanfs_store::{ChunkId, PackId, Record, RecordId};
+use rusqlite::{Connection, params};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::records::{self, Deletion, kind};
+use crate::repository::{Repository, now};
+
+/// Payloads written into one pack: well below what a pack's footer may have.
+const BATCH_BYTES: usize = 2 << 20;
+
+/// Places in one pack, by pack: what a verification has found.
+pub(crate) type Places = BTreeMap<PackId, BTreeSet<ChunkId>>;
+
+/// Chunks that are damaged in a pack.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DamagedPlaces {
+    pub(crate) pack: PackId,
+    pub(crate) found_at: TimestampMicros,
+    pub(crate) chunks: BTreeSet<ChunkId>,
+}
+
+/// Enters what a record means.
+pub(crate) fn derive(db: &Connection, seq: i64, places: &DamagedPlaces) -> Result<()> {
+    let mut insert =
+        db.prepare_cached("INSERT OR IGNORE INTO damaged (id, pack, record) VALUES (?1, ?2, ?3)")?;
+    for id in &places.chunks {
+        insert.execute(params![id.as_bytes(), places.pack.as_bytes(), seq])?;
+    }
+    Ok(())
+}
+
+/// A record says something as long as the pack is there.
+pub(crate) fn is_needed(db: &Connection, places: &DamagedPlaces) -> Result<bool> {
+    Ok(db
+        .prepare_cached("SELECT 1 FROM packs WHERE id = ?1")?
+        .exists([places.pack.as_bytes()])?)
+}
+
+impl Repository {
+    /// Calls `each` with the records of damaged places that count.
+    pub(crate) fn each_damage(
+        &self,
+        each: &mut dyn FnMut(RecordId, DamagedPlaces) -> Result<()>,
+    ) -> Result<()> {
+        let mut last = 0;
+        loop {
+            // One at a time: a pack of small chunks that is gone as a whole makes a record of megabytes.
+            let next = self.db.read(|db| {
+                let mut next = db.prepare_cached(
+                    "SELECT seq, id, payload FROM records WHERE kind = ?1 AND seq > ?2
+                     AND id NOT IN (SELECT annulled FROM deletions) ORDER BY seq LIMIT 1",
+                )?;
+                let mut rows = next.query(params![kind::DAMAGE, last])?;
+                let Some(row) = rows.next()? else { return Ok(None) };
+                let id = RecordId(row.get(1)?);
+                let payload = row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?;
+                Ok(Some((row.get(0)?, id, records::parse(id, payload)?)))
+            })?;
+            let Some((seq, id, places)) = next else {
+                return Ok(());
+            };
+            last = seq;
+            each(id, places)?;
+        }
+    }
+
+    /// Writes down that these places are damaged, and that `annulled` says so no longer; durable when it returns.
+    pub(crate) fn write_damage(&self, found: Places, annulled: &[RecordId]) -> Result<()> {
+        let found_at = now();
+        let found = found.into_iter().map(|(pack, chunks)| {
+            let body = DamagedPlaces {
+                pack,
+                found_at,
+                chunks,
+            };
+            records::record(kind::DAMAGE, &body)
+        });
+        // After what replaces them: a place that is said to be damaged twice is no harm.
+        let annulled = annulled.iter().map(|of| {
+            let body = Deletion {
+                of: *of,
+                deleted_at: found_at,
+                what: "damaged places".to_owned(),
+            };
+            records::record(kind::DELETION, &body)
+        });
+        let writer = self.writer("verification")?;
+        let mut batch: Vec<Record> = Vec::new();
+        let mut bytes = 0;
+        for record in found.chain(annulled) {
+            let record = record?;
+            bytes += record.payload.len();
+            batch.push(record);
+            if bytes >= BATCH_BYTES {
+                writer.write_records(std::mem::take(&mut batch))?;
+                bytes = 0;
+            }
+        }
+        if !batch.is_empty() {
+            writer.write_records(batch)?;
+        }
+        Ok(())
+    }
+}

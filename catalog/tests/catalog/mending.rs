@@ -1,0 +1,348 @@
+//! Damage is not inherited: what is found damaged is stored anew as soon as somebody brings it, and that copy is what
+//! stays.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::common::{
+    Files, Fixture, SYSTEM, WINDOW, archive, attributes, back_up, backup_end, begin, clone_of, fixture,
+    new_backup, noise, put_files, read_wal, restore, segment,
+};
+use barmanfs_catalog::{
+    Backup, BackupRun, Repository, Silent, SweepOptions, VerifyReport, VerifyScope, WalOutcome,
+};
+use barmanfs_store::{ChunkId, DirectoryRef, FileMap, LocalPacks, Node, PackStorage, Windows, read_footer};
+
+const LARGE: &str = "base/large";
+const CHANGING: &str = "base/changing";
+
+/// In the directory `global` nothing ever changes.
+fn files(generation: u8) -> Files {
+    let mut changing = noise(3, 100_000);
+    changing[7] ^= generation;
+    [
+        (LARGE.to_owned(), noise(1, 4 << 20)),
+        (CHANGING.to_owned(), changing),
+        ("global/1262".to_owned(), noise(4, 300_000)),
+    ]
+    .into()
+}
+
+/// As another process sees it, which has nothing cached.
+fn reopened(f: &Fixture) -> Repository {
+    Repository::open(f.repository.path()).unwrap()
+}
+
+fn verify(f: &Fixture) -> VerifyReport {
+    let repository = reopened(f);
+    let report = repository.verify(&VerifyScope::All, &mut Silent).unwrap();
+    repository.note_damage(&report).unwrap();
+    report
+}
+
+fn assert_clean(f: &Fixture) -> VerifyReport {
+    let report = verify(f);
+    assert!(report.is_clean(), "{report:?}");
+    report
+}
+
+fn root(backup: &Backup) -> DirectoryRef {
+    backup.root.clone().unwrap().directory
+}
+
+fn map(f: &Fixture, backup: &Backup, path: &str) -> FileMap {
+    let entry = f.repository.trees().find(&root(backup), path.as_bytes());
+    let Node::File(map) = entry.unwrap().unwrap().node else {
+        panic!("{path} is no file")
+    };
+    map
+}
+
+fn window(f: &Fixture, backup: &Backup, path: &str) -> ChunkId {
+    let map = map(f, backup, path);
+    f.repository.trees().window(&map, 0).unwrap().chunk.unwrap()
+}
+
+/// The packs that have this chunk, and where its frame begins there.
+fn places(f: &Fixture, id: ChunkId) -> Vec<(PathBuf, usize)> {
+    let directory = f.repository.path().join("packs");
+    let packs = LocalPacks::open(&directory).unwrap();
+    let mut places = Vec::new();
+    packs
+        .list(&mut |pack| {
+            let closed = read_footer(&packs, pack)?;
+            if let Some(chunk) = closed.chunks.iter().find(|chunk| chunk.id == id) {
+                let name = pack.to_string();
+                places.push((directory.join(&name[..2]).join(&name), chunk.offset as usize));
+            }
+            Ok(())
+        })
+        .unwrap();
+    places
+}
+
+/// Flips a byte of the only copy of a chunk, and mends it when called again.
+fn flip(f: &Fixture, id: ChunkId) {
+    let places = places(f, id);
+    let [(pack, offset)] = places.as_slice() else {
+        panic!("{} copies of {id}", places.len())
+    };
+    let mut bytes = fs::read(pack).unwrap();
+    bytes[offset + 20] ^= 1;
+    fs::write(pack, bytes).unwrap();
+}
+
+/// Nothing is damaged any more, and stays so whatever is done with the repository.
+fn assert_mended(f: &Fixture, backups: &[(&Backup, u8)]) {
+    let assert_all = || {
+        assert_clean(f);
+        for (backup, generation) in backups {
+            assert_eq!(restore(&reopened(f), backup), files(*generation));
+        }
+    };
+    assert_all();
+    for dead_percent in [SweepOptions::default().dead_percent, 0] {
+        let options = SweepOptions {
+            dead_percent,
+            ..SweepOptions::default()
+        };
+        let report = reopened(f).sweep(&options, &mut Silent).unwrap();
+        assert_eq!(
+            (report.problems.len(), report.missing_chunks),
+            (0, 0),
+            "{report:?}"
+        );
+        assert_all();
+        Repository::rebuild(f.repository.path(), &mut Silent).unwrap();
+        assert_all();
+    }
+}
+
+#[test]
+fn a_damaged_window_is_stored_anew_by_the_next_backup() {
+    let f = fixture();
+    let first = back_up(&f.repository, &f.server, &files(0));
+    flip(&f, window(&f, &first, LARGE));
+    assert_eq!(verify(&f).bad_chunks, 1);
+    let second = back_up(&reopened(&f), &f.server, &files(0));
+    assert_mended(&f, &[(&first, 0), (&second, 0)]);
+}
+
+#[test]
+fn what_a_rebuilt_catalog_knows_to_be_damaged_is_stored_anew_as_well() {
+    let f = fixture();
+    let first = back_up(&f.repository, &f.server, &files(0));
+    flip(&f, window(&f, &first, LARGE));
+    assert_eq!(verify(&f).bad_chunks, 1);
+    Repository::rebuild(f.repository.path(), &mut Silent).unwrap();
+    let second = back_up(&reopened(&f), &f.server, &files(0));
+    assert_mended(&f, &[(&first, 0), (&second, 0)]);
+}
+
+#[test]
+fn a_damaged_listing_stops_neither_backups_nor_sweeps_for_good() {
+    let f = fixture();
+    let first = back_up(&f.repository, &f.server, &files(0));
+    let entry = f.repository.trees().find(&root(&first), b"global");
+    let Node::Directory(global) = entry.unwrap().unwrap().node else {
+        panic!("global is no directory")
+    };
+    flip(&f, global.pages[0].chunk);
+    assert_eq!(verify(&f).bad_chunks, 1);
+    assert!(reopened(&f).sweep(&SweepOptions::default(), &mut Silent).is_err());
+    let second = back_up(&reopened(&f), &f.server, &files(1));
+    assert_mended(&f, &[(&first, 0), (&second, 1)]);
+}
+
+#[test]
+fn a_damaged_piece_of_a_map_is_stored_anew() {
+    let f = fixture();
+    let first = back_up(&f.repository, &f.server, &files(0));
+    let Windows::Pieces(pieces) = map(&f, &first, LARGE).windows else {
+        panic!("a large file has pieces")
+    };
+    flip(&f, pieces[0]);
+    assert_eq!(verify(&f).bad_chunks, 1);
+    let second = back_up(&reopened(&f), &f.server, &files(0));
+    assert_mended(&f, &[(&first, 0), (&second, 0)]);
+}
+
+#[test]
+fn what_stands_on_a_damaged_base_reads_again_with_it() {
+    let f = fixture();
+    let first = back_up(&f.repository, &f.server, &files(0));
+    let second = back_up(&f.repository, &f.server, &files(1));
+    flip(&f, window(&f, &first, CHANGING));
+    assert_eq!(verify(&f).bad_chunks, 2);
+    let third = back_up(&reopened(&f), &f.server, &files(0));
+    assert_mended(&f, &[(&first, 0), (&second, 1), (&third, 0)]);
+}
+
+#[test]
+fn what_stands_on_a_damaged_base_is_stored_anew_without_it() {
+    let f = fixture();
+    let first = back_up(&f.repository, &f.server, &files(0));
+    let second = back_up(&f.repository, &f.server, &files(1));
+    flip(&f, window(&f, &first, CHANGING));
+    assert_eq!(verify(&f).bad_chunks, 2);
+    let third = back_up(&reopened(&f), &f.server, &files(1));
+    let report = verify(&f);
+    let named: Vec<_> = report.damages.iter().map(|damage| damage.backup).collect();
+    assert_eq!((report.bad_chunks, named), (1, vec![Some(first.id)]));
+    f.repository.delete_backup(&first, false).unwrap();
+    assert_mended(&f, &[(&second, 1), (&third, 1)]);
+}
+
+#[test]
+fn a_damaged_base_is_stored_whole_whatever_it_resembles() {
+    let f = fixture();
+    let file = |path: &str, flipped: u8| {
+        let mut bytes = noise(3, 100_000);
+        bytes[7] ^= flipped;
+        (path.to_owned(), bytes)
+    };
+    let first = back_up(&f.repository, &f.server, &[file("a", 0)].into());
+    let second = back_up(&f.repository, &f.server, &[file("a", 1), file("b", 2)].into());
+    flip(&f, window(&f, &first, "a"));
+    assert!(!verify(&f).is_clean());
+    let third = back_up(&reopened(&f), &f.server, &[file("b", 0)].into());
+    assert_clean(&f);
+    for (backup, expected) in [
+        (first, vec![file("a", 0)]),
+        (second, vec![file("a", 1), file("b", 2)]),
+        (third, vec![file("b", 0)]),
+    ] {
+        assert_eq!(restore(&reopened(&f), &backup), expected.into_iter().collect());
+    }
+}
+
+#[test]
+fn a_damaged_segment_is_stored_anew_when_it_comes_again() {
+    let f = fixture();
+    let (name, bytes) = segment(1, SYSTEM, 1);
+    archive(&f.repository, &f.server, &name, &bytes).unwrap();
+    let map = f.repository.wal(&f.server).find(&name).unwrap().unwrap().map;
+    flip(&f, f.repository.trees().window(&map, 0).unwrap().chunk.unwrap());
+    assert_eq!(verify(&f).bad_chunks, 1);
+    let again = archive(&reopened(&f), &f.server, &name, &bytes).unwrap();
+    assert!(matches!(again, WalOutcome::AlreadyThere(_)), "{again:?}");
+    assert_mended(&f, &[]);
+    assert_eq!(read_wal(&reopened(&f), &f.server, &name), bytes);
+}
+
+/// Says that no file of `parent` changed.
+fn put_unchanged(run: &BackupRun, f: &Fixture, parent: &Backup) -> barmanfs_store::Result<()> {
+    let trees = f.repository.trees();
+    for path in files(0).keys() {
+        let map = map(f, parent, path);
+        let (size, base) = (map.size_bytes, Some((&trees, &map)));
+        let tree = run.tree().unwrap();
+        tree.composed_file(path.as_bytes(), attributes(), size, WINDOW, base, size)?
+            .finish()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_incremental_backup_takes_over_nothing_damaged_and_can_be_a_full_one() {
+    let f = fixture();
+    let first = back_up(&f.repository, &f.server, &files(0));
+    flip(&f, window(&f, &first, LARGE));
+    verify(&f);
+    let mut run = begin(&reopened(&f), &f.server);
+    run.build_on(&first).unwrap();
+    let put = put_unchanged(&run, &f, &first).map_err(barmanfs_catalog::Error::from);
+    let refused = put.and_then(|()| run.end_tree(attributes())).unwrap_err();
+    assert!(refused.is_damage(), "{refused}");
+    run.start_over().unwrap();
+    put_files(&run, &files(0));
+    run.end_tree(attributes()).unwrap();
+    let second = run.finish(backup_end(1, 1)).unwrap();
+    assert_mended(&f, &[(&first, 0), (&second, 0)]);
+}
+
+#[test]
+fn a_commit_takes_over_what_is_nowhere_else() {
+    let f = fixture();
+    let first = back_up(&f.repository, &f.server, &files(0));
+    let damaged = window(&f, &first, LARGE);
+    flip(&f, damaged);
+    verify(&f);
+    let writer = reopened(&f).writer("test commit").unwrap();
+    let mut run = writer.begin_backup(&f.server, new_backup()).unwrap();
+    run.build_on_clone(&clone_of(&first), true).unwrap();
+    put_unchanged(&run, &f, &first).unwrap();
+    run.end_tree(attributes()).unwrap();
+    let second = run.finish(backup_end(1, 1)).unwrap();
+    assert_eq!(verify(&f).damages.len(), 2);
+    flip(&f, damaged);
+    assert_mended(&f, &[(&first, 0), (&second, 0)]);
+}
+
+#[test]
+fn a_place_that_reads_again_is_as_good_as_any() {
+    let f = fixture();
+    let first = back_up(&f.repository, &f.server, &files(0));
+    let (one, other) = (window(&f, &first, LARGE), window(&f, &first, CHANGING));
+    flip(&f, one);
+    flip(&f, other);
+    assert_eq!(verify(&f).bad_chunks, 2);
+    flip(&f, one);
+    assert_eq!(verify(&f).bad_chunks, 1);
+    let second = back_up(&reopened(&f), &f.server, &files(0));
+    assert_eq!(places(&f, one).len(), 1);
+    assert_eq!(places(&f, other).len(), 2);
+    assert_mended(&f, &[(&first, 0), (&second, 0)]);
+}
+
+/// Flips a byte of the newer of two copies of a chunk: the one in the pack that was not there before.
+fn flip_newer(f: &Fixture, id: ChunkId, before: &[(PathBuf, usize)]) {
+    let places = places(f, id);
+    assert_eq!(places.len(), 2);
+    let (pack, offset) = places.iter().find(|place| !before.contains(place)).unwrap();
+    let mut bytes = fs::read(pack).unwrap();
+    bytes[offset + 20] ^= 1;
+    fs::write(pack, bytes).unwrap();
+}
+
+fn sweep(f: &Fixture) {
+    let report = reopened(f).sweep(&SweepOptions::default(), &mut Silent);
+    assert_eq!(report.unwrap().problems, []);
+}
+
+#[test]
+fn a_second_copy_is_read_and_becomes_the_one_that_stays() {
+    let f = fixture();
+    let run = begin(&f.repository, &"other".parse().unwrap());
+    let first = back_up(&f.repository, &f.server, &files(0));
+    let id = window(&f, &first, LARGE);
+    let before = places(&f, id);
+    // What is condemned is stored once more.
+    f.repository.delete_backup(&first, false).unwrap();
+    sweep(&f);
+    let second = back_up(&f.repository, &f.server, &files(0));
+    flip_newer(&f, id, &before);
+    assert_eq!(restore(&reopened(&f), &second), files(0));
+    assert_eq!(assert_clean(&f).mended_chunks, 1);
+    assert_eq!(assert_clean(&f).mended_chunks, 0);
+    run.fail("Not needed");
+    assert_mended(&f, &[(&second, 0)]);
+}
+
+#[test]
+fn a_second_copy_of_what_only_deltas_stand_on_becomes_the_one_that_stays() {
+    let f = fixture();
+    let run = begin(&f.repository, &"other".parse().unwrap());
+    let first = back_up(&f.repository, &f.server, &files(0));
+    let base = window(&f, &first, CHANGING);
+    let before = places(&f, base);
+    f.repository.delete_backup(&first, false).unwrap();
+    sweep(&f);
+    let second = back_up(&f.repository, &f.server, &files(0));
+    let third = back_up(&f.repository, &f.server, &files(1));
+    f.repository.delete_backup(&second, false).unwrap();
+    flip_newer(&f, base, &before);
+    assert_eq!(assert_clean(&f).mended_chunks, 1);
+    run.fail("Not needed");
+    assert_mended(&f, &[(&third, 1)]);
+}
