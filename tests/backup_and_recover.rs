@@ -6,6 +6,7 @@ use crate::common::process::{COMMAND_LIMIT, run, until, wait};
 use crate::common::registry::topic;
 use crate::common::tree::differences;
 use crate::common::{Install, Load, Mount, PgServer, Site};
+use std::fs;
 use std::path::Path;
 
 topic! {
@@ -15,6 +16,7 @@ topic! {
     with_postgres a_server_that_archives_nothing_can_be_backed_up,
     with_postgres a_backup_cut_off_is_failed_and_the_next_one_succeeds,
     with_postgres a_copy_without_configuration_files_starts,
+    with_postgres a_copy_without_configuration_files_has_room_for_what_was_prepared,
     with_postgres unlogged_tables_and_large_segments_come_back,
 }
 
@@ -40,7 +42,7 @@ fn a_backup_under_load_starts_from_a_plain_copy(install: &'static Install) {
     assert_eq!(copy.query("SHOW archive_mode"), "off", "A copy must not archive");
     copy.query("CHECKPOINT");
     assert_eq!(copy.timeline(), 2, "A copy starts a timeline of its own");
-    let mut ready = std::fs::read_dir(copy.data.join("pg_wal/archive_status"))
+    let mut ready = fs::read_dir(copy.data.join("pg_wal/archive_status"))
         .unwrap()
         .flatten();
     assert!(
@@ -182,7 +184,36 @@ fn a_backup_cut_off_is_failed_and_the_next_one_succeeds(install: &'static Instal
 fn a_copy_without_configuration_files_starts(install: &'static Install) {
     let (site, mut primary) = Site::with_server(install);
     fill(&primary, 1);
-    // As on Debian: the configuration is in /etc, not in the data directory.
+    start_as_on_debian(&site, &mut primary);
+    site.backup();
+    let mount = Mount::new(&site);
+    let mut copy = PgServer::on(install, &site.copy(&mount.path("main/latest"), "copy"));
+    // Such a copy lets in local users under their own name only, so what it says in its log has to do.
+    copy.try_start();
+    until("the copy is promoted", || {
+        copy.log().contains("ready to accept connections")
+    });
+}
+
+fn a_copy_without_configuration_files_has_room_for_what_was_prepared(install: &'static Install) {
+    let (site, mut primary) = Site::with_server(install);
+    primary.configure("max_prepared_transactions = 7\nmax_connections = 33");
+    start_as_on_debian(&site, &mut primary);
+    primary.query("BEGIN; CREATE TABLE prepared (); PREPARE TRANSACTION 'before'");
+    let id = site.backup();
+    let mount = Mount::new(&site);
+    let mut copy = PgServer::on(install, &site.copy(&mount.path("main/latest"), "copy"));
+    fs::write(copy.data.join("pg_hba.conf"), "local all all trust\n").unwrap();
+    copy.start();
+    copy.wait_until_promoted();
+    assert_eq!(copy.query("SELECT gid FROM pg_prepared_xacts"), "before");
+    assert_eq!(copy.query("SHOW max_connections"), "33");
+    let bindir = install.bindir.to_str().unwrap();
+    site.ok(&["verify", "main", &id, "--boot", "--bindir", bindir]);
+}
+
+/// Starts it anew as on Debian: the configuration is in /etc, not in the data directory.
+fn start_as_on_debian(site: &Site, primary: &mut PgServer) {
     primary.stop("fast");
     let etc = site.make_directory("etc");
     site.sh(&format!(
@@ -192,15 +223,7 @@ fn a_copy_without_configuration_files_starts(install: &'static Install) {
         etc.join("postgresql.conf").display()
     ))
     .ok();
-    start_with_config_in(&primary, &etc);
-    site.backup();
-    let mount = Mount::new(&site);
-    let mut copy = PgServer::on(install, &site.copy(&mount.path("main/latest"), "copy"));
-    // Such a copy lets in local users under their own name only, so what it says in its log has to do.
-    copy.try_start();
-    until("the copy is promoted", || {
-        copy.log().contains("ready to accept connections")
-    });
+    start_with_config_in(primary, &etc);
 }
 
 /// pg_ctl needs a -D with postgresql.conf; data_directory in it names the data.

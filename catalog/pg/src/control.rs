@@ -47,6 +47,22 @@ impl ClusterState {
     }
 }
 
+/// Settings the cluster ran with that a standby must have at least as large (`CheckRequiredParameterValues` in
+/// `src/backend/access/transam/xlogrecovery.c`), and whoever replays its prepared transactions, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequiredSettings {
+    /// `max_connections`
+    pub max_connections: u32,
+    /// `max_worker_processes`
+    pub max_worker_processes: u32,
+    /// `max_wal_senders`
+    pub max_wal_senders: u32,
+    /// `max_prepared_transactions`
+    pub max_prepared_transactions: u32,
+    /// `max_locks_per_transaction`
+    pub max_locks_per_transaction: u32,
+}
+
 /// The fields of a control file that matter here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ControlFile {
@@ -64,6 +80,8 @@ pub struct ControlFile {
     pub redo: Lsn,
     /// The timeline of that checkpoint.
     pub timeline: TimelineId,
+    /// Settings it ran with.
+    pub required_settings: RequiredSettings,
     /// 0 where data pages have no checksums.
     pub data_checksum_version: u32,
     /// The cluster's WAL segment size.
@@ -138,6 +156,13 @@ impl ControlFile {
             checkpoint: Lsn(u64_field(32)?),
             redo: Lsn(u64_field(40)?),
             timeline: TimelineId(u32_field(48)?),
+            required_settings: RequiredSettings {
+                max_connections: u32_field(180)?,
+                max_worker_processes: u32_field(184)?,
+                max_wal_senders: u32_field(188)?,
+                max_prepared_transactions: u32_field(192)?,
+                max_locks_per_transaction: u32_field(196)?,
+            },
             data_checksum_version: u32_field(252)?,
             segment_size: SegmentSize::try_from(u64::from(segment_bytes)).map_err(|_| {
                 ControlError::ImpossibleValue {
@@ -165,6 +190,9 @@ mod tests {
         put(32, &0x90_0060_u64.to_le_bytes());
         put(40, &0x90_0028_u64.to_le_bytes());
         put(48, &2_u32.to_le_bytes());
+        for (n, offset) in (180..=196).step_by(4).enumerate() {
+            put(offset, &(n as u32 + 1).to_le_bytes());
+        }
         put(228, &(16_u32 << 20).to_le_bytes());
         put(252, &1_u32.to_le_bytes());
         seal(&mut bytes, crc_offset);
@@ -189,6 +217,16 @@ mod tests {
             assert_eq!(control.timeline, TimelineId(2));
             assert_eq!(control.segment_size, SegmentSize::DEFAULT);
             assert_eq!(control.data_checksum_version, 1);
+            assert_eq!(
+                control.required_settings,
+                RequiredSettings {
+                    max_connections: 1,
+                    max_worker_processes: 2,
+                    max_wal_senders: 3,
+                    max_prepared_transactions: 4,
+                    max_locks_per_transaction: 5,
+                }
+            );
         }
     }
 

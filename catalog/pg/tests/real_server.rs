@@ -397,6 +397,16 @@ fn check_control(server: &Server) {
         field("Data page checksum version"),
         control.data_checksum_version.to_string()
     );
+    let required = control.required_settings;
+    for (name, value) in [
+        ("max_connections", required.max_connections),
+        ("max_worker_processes", required.max_worker_processes),
+        ("max_wal_senders", required.max_wal_senders),
+        ("max_prepared_xacts", required.max_prepared_transactions),
+        ("max_locks_per_xact", required.max_locks_per_transaction),
+    ] {
+        assert_eq!(field(&format!("{name} setting")), value.to_string(), "{name}");
+    }
     assert_eq!(field("Database cluster state"), "shut down");
     assert_eq!(control.state, ClusterState::ShutDown);
 }

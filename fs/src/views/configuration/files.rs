@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use barmanfs_pg::control::{ControlFile, RequiredSettings};
 use barmanfs_store::{Attributes, Entry, Node};
 
 use super::super::tree::TreeDirectory;
@@ -64,7 +65,8 @@ pub(in crate::views) fn files(root: &TreeDirectory) -> Result<Vec<ConfigurationF
             taken_out.extend(more);
         }
         None if root.stored(CONF.as_bytes())?.is_none() => {
-            files.push(made(CONF, None, minimal::POSTGRESQL_CONF.into()));
+            let text = minimal::postgresql_conf(required_settings(root)?);
+            files.push(made(CONF, None, text.into()));
         }
         None => {}
     }
@@ -106,6 +108,23 @@ fn conf(root: &TreeDirectory) -> Result<Option<(Attributes, Vec<u8>)>> {
         Err(Error::Store(_)) => Ok(None),
         read => read,
     }
+}
+
+/// What the server ran with. None where `pg_control` cannot be used: PostgreSQL says best what is wrong with it.
+fn required_settings(root: &TreeDirectory) -> Result<Option<RequiredSettings>> {
+    let trees = &root.tree.context.trees;
+    let Some(Node::Directory(global)) = root.stored(b"global")?.map(|entry| entry.node) else {
+        return Ok(None);
+    };
+    let Some(Node::File(map)) = trees.lookup(&global, b"pg_control")?.map(|entry| entry.node) else {
+        return Ok(None);
+    };
+    let bytes = match Body::Stored(Arc::new(map)).read_all(trees, MAX_BYTES) {
+        Err(Error::Store(_)) => None,
+        read => read?,
+    };
+    let control = bytes.and_then(|bytes| ControlFile::parse(&bytes).ok());
+    Ok(control.map(|control| control.required_settings))
 }
 
 fn stored(root: &TreeDirectory, name: &str) -> Result<Option<(Attributes, Vec<u8>)>> {

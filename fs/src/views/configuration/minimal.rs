@@ -1,14 +1,32 @@
 //! Configuration files for a data directory without its own: Debian keeps them outside.
 
-/// `hot_standby` would demand settings at least as large as the original's, which are not known here; the copy is
-/// promoted as soon as it is consistent and has no use for it.
-pub(super) const POSTGRESQL_CONF: &str = "\
+use barmanfs_pg::control::RequiredSettings;
+
+/// The settings are those the server had; one that it raised later would keep a standby from going on, so `hot_standby`
+/// is off: the copy is promoted as soon as it has recovered and has no use for it.
+const POSTGRESQL_CONF: &str = "\
 # Made by barmanfs: the data directory that was backed up has no postgresql.conf,
 # the server keeps it elsewhere (Debian: /etc/postgresql). Replace this file by the
 # server's own before the copy takes over production.
 listen_addresses = ''
 hot_standby = off
 ";
+
+/// A `postgresql.conf` with the settings the server must not have smaller to recover, as far as they are known.
+pub(super) fn postgresql_conf(required: Option<RequiredSettings>) -> String {
+    let required = required.map(|required| {
+        [
+            ("max_connections", required.max_connections),
+            ("max_worker_processes", required.max_worker_processes),
+            ("max_wal_senders", required.max_wal_senders),
+            ("max_prepared_transactions", required.max_prepared_transactions),
+            ("max_locks_per_transaction", required.max_locks_per_transaction),
+        ]
+    });
+    let lines = required.into_iter().flatten();
+    let lines = lines.map(|(name, value)| format!("{name} = {value}\n"));
+    std::iter::once(POSTGRESQL_CONF.to_owned()).chain(lines).collect()
+}
 
 pub(super) const PG_HBA_CONF: &str = "\
 # Made by barmanfs: the data directory that was backed up has no pg_hba.conf, or its
