@@ -42,6 +42,9 @@ const LACKING: [&str; 4] = [
     "could not map anonymous shared memory",
 ];
 
+/// What a server says that was told to load what is not installed on this host: a backup holds no libraries.
+const NOT_INSTALLED: [&str; 2] = ["could not access file \"", "could not load library \""];
+
 /// What is to be tested, and how.
 #[derive(Debug)]
 pub(crate) struct Request {
@@ -82,10 +85,11 @@ struct Failure {
 }
 
 impl Failure {
-    /// Whether it was this host that had not enough of something.
+    /// Whether it was this host that had not enough of something, or not at all.
     fn is_of_this_host(&self) -> bool {
         let lacks = |words: &&str| self.message.contains(*words) || self.details.contains(*words);
-        LACKING.iter().any(lacks)
+        let is_not_installed = |words: &&str| self.message.contains(*words);
+        LACKING.iter().any(lacks) || NOT_INSTALLED.iter().any(is_not_installed)
     }
 }
 
@@ -319,6 +323,8 @@ mod tests {
         };
         assert!(failure("PANIC:  could not write to file: No space left on device").is_of_this_host());
         assert!(!failure("PANIC:  could not read file: Input/output error").is_of_this_host());
+        // In the log, perhaps of something else.
+        assert!(!failure("ERROR:  could not access file \"$libdir/a\"").is_of_this_host());
     }
 
     #[test]

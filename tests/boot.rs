@@ -17,6 +17,7 @@ use std::time::Duration;
 topic! {
     with_postgres a_good_backup_boots,
     with_postgres databases_and_superusers_may_have_any_name,
+    with_postgres a_database_that_is_half_dropped_is_passed_over,
     with_postgres a_wrong_statement_is_told_and_kept,
     with_postgres root_tests_for_the_owner_of_the_repository(as_root),
     with_postgres damage_is_found_by_what_reads_it,
@@ -150,6 +151,15 @@ fn databases_and_superusers_may_have_any_name(install: &'static Install) {
     };
     boot(&site, install, &id, amcheck).ok();
     assert_nothing_is_left(&site);
+}
+
+fn a_database_that_is_half_dropped_is_passed_over(install: &'static Install) {
+    let (site, server, _) = site_with_backup(install);
+    server.query("CREATE DATABASE dropped");
+    // What an interrupted DROP DATABASE leaves, to which nobody can connect.
+    server.query("UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'dropped'");
+    let id = site.backup();
+    boot(&site, install, &id, &[]).ok().says(&["OK main"]);
 }
 
 fn a_wrong_statement_is_told_and_kept(install: &'static Install) {

@@ -182,7 +182,7 @@ fn what_this_host_has_not_is_set_otherwise(install: &'static Install) {
     stage.primary.configure(
         "shared_buffers = 8000GB\nshared_preload_libraries = 'not_on_this_host'\nsearch_path = public",
     );
-    stage.site.backup();
+    let id = stage.site.backup();
     let _mount = Mount::new(&stage.site);
     stage.clone(&["create", "main", "test1"]).ok();
     let start = |more: &[&str]| stage.clone(&[&["start", "main", "test1", "--replay"], more].concat());
@@ -215,4 +215,13 @@ fn what_this_host_has_not_is_set_otherwise(install: &'static Install) {
         .clone(&[&["create", "main", "test2"][..], &buffers].concat())
         .ok()
         .says(&["psql"]);
+
+    // Nothing of this is the backup's fault.
+    let kept = || stage.site.json(&["show-backup", "main", &id])["boot_test"].clone();
+    boot(&stage, &id, &[])
+        .refused(1)
+        .says(&["not_on_this_host", "says nothing about the backup"]);
+    assert!(kept().is_null(), "{}", kept());
+    boot(&stage, &id, &["--set", library]).ok().says(&["OK main"]);
+    assert_eq!(kept()["outcome"], "ok");
 }

@@ -95,9 +95,10 @@ impl<'a> Client<'a> {
         Ok(number.unwrap_or_default().to_owned())
     }
 
-    /// Connects to every database and reads its catalog.
+    /// Connects to every database that lets anybody in, and reads its catalog.
     pub(super) fn catalogs(&self) -> Result<(), Stop> {
-        let names = "SELECT datname FROM pg_database WHERE datallowconn ORDER BY oid";
+        // -2: what an interrupted DROP DATABASE leaves (`DATCONNLIMIT_INVALID_DB`).
+        let names = "SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY oid";
         let names = self.query(&self.database, names)?;
         for database in values(&names) {
             self.query(database, "SELECT count(*) FROM pg_class")?;
