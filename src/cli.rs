@@ -538,7 +538,7 @@ pub(crate) struct DeleteArgs {
     /// Ids of the backups, or latest, oldest, last-failed
     #[arg(required = true, value_name = "BACKUP")]
     pub(crate) backups: Vec<String>,
-    /// Delete a backup even while it is being read through a mount
+    /// Delete a backup even while it is being read through a mount, or clones stand on it: they keep what they need
     #[arg(long)]
     pub(crate) force: bool,
     /// Print JSON for programs instead of text

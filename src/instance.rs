@@ -46,7 +46,10 @@ pub(crate) const SOCKET_DIRECTORY: &str = "/tmp";
 const SETPRIV: &str = "setpriv";
 
 /// Where a second note of a server's process goes: one that a view hides and a backup leaves out.
-const EXTERNAL_PID_FILE: &str = "postmaster.external.pid";
+pub(crate) const EXTERNAL_PID_FILE: &str = "postmaster.external.pid";
+
+/// The log of a server that was started on a clone, in the clone's own directory: it goes with the clone.
+pub(crate) const LOG: &str = "barmanfs-server.log";
 
 /// What a server notes of its state.
 const CONTROL: &str = "global/pg_control";

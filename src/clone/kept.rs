@@ -2,6 +2,8 @@
 //! it out (`excludeDirContents` and `excludeFiles` in `src/backend/backup/basebackup.c`). Unlogged relations are kept:
 //! they are good after a clean shutdown, and a server that recovers from a crash resets them itself.
 
+use crate::instance;
+
 /// What becomes of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kept {
@@ -30,9 +32,10 @@ const EMPTIED: [&[u8]; 9] = [
 ];
 
 /// Files of a server that runs, or that belong to another backup.
-const LEFT_OUT: [&[u8]; 7] = [
+const LEFT_OUT: [&[u8]; 8] = [
+    instance::LOG.as_bytes(),
+    instance::EXTERNAL_PID_FILE.as_bytes(),
     b"postmaster.pid",
-    b"postmaster.external.pid",
     b"postmaster.opts",
     b"postgresql.auto.conf.tmp",
     b"current_logfiles.tmp",
@@ -111,6 +114,9 @@ mod tests {
             ("global/pg_internal.init.4711", Kept::No),
             ("pg_tblspc/16435/PG_18_202506291/5/t12_9", Kept::No),
             ("postmaster.pid", Kept::No),
+            ("postmaster.external.pid", Kept::No),
+            ("barmanfs-server.log", Kept::No),
+            ("log/postgresql.log", Kept::Yes),
             ("log/postmaster.pid", Kept::Yes),
             ("pg_replslot", Kept::Empty),
             ("pg_stat", Kept::Yes),

@@ -6,17 +6,14 @@ use std::time::Duration;
 
 use barmanfs_catalog::{Action, CloneName, ServerName, TargetSpec};
 use nix::errno::Errno;
-use nix::unistd::Uid;
+use nix::unistd::{Uid, User};
 
 use super::mounts::{Mounts, user_name};
 use crate::cli::clone::{ServerOptions, StartArgs, StopArgs};
 use crate::commands::App;
 use crate::error::{Error, Outcome};
-use crate::instance::{self, Instance, Replayed, Running, SOCKET_DIRECTORY, StartOptions};
+use crate::instance::{self, Instance, LOG, Replayed, Running, SOCKET_DIRECTORY, StartOptions};
 use crate::progress::{Counted, Progress};
-
-/// The log of a server that was started on a clone, in the clone's own directory: it goes with the clone.
-const LOG: &str = "barmanfs-server.log";
 
 /// How long a server may take to stop where nobody says.
 pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(300);
@@ -144,11 +141,14 @@ fn psql(instance: &Instance, running: &Running) -> String {
     );
     match Uid::effective().as_raw() == instance.owner() {
         true => command,
-        false => format!(
-            "sudo -u {} {command}",
-            user_name(instance.owner()).trim_start_matches("user ")
-        ),
+        false => format!("sudo -u {} {command}", for_sudo(instance.owner())),
     }
+}
+
+/// A user as a shell hands it to `sudo -u`: by number where this host has no name for it.
+fn for_sudo(uid: u32) -> String {
+    let known = User::from_uid(Uid::from_raw(uid)).ok().flatten();
+    known.map_or_else(|| format!("'#{uid}'"), |user| user.name)
 }
 
 /// Runs `clone stop`.
@@ -204,4 +204,15 @@ fn instance(app: &App, server: &ServerName, path: &Path, bindir: Option<&Path>) 
     let configured = app.config.server(server.as_str());
     let path_prefix: Option<&PathBuf> = configured.and_then(|server| server.path_prefix.as_ref());
     Instance::at(path, bindir, path_prefix.map(PathBuf::as_path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sudo_is_told_a_name_or_a_number() {
+        assert_eq!(for_sudo(0), "root");
+        assert_eq!(for_sudo(4_000_000_007), "'#4000000007'");
+    }
 }
