@@ -174,6 +174,14 @@ fn a_clone_archives_nothing_though_its_settings_are_reset(install: &'static Inst
     assert_eq!(clone.query("SHOW max_logical_replication_workers"), "0");
     clone.stop("fast");
     assert_eq!(stage.site.list(&archive), archived);
+
+    // A clone of what became of it is told so once, too.
+    let committed = stage.site.json(&["clone", "commit", "main", "test1"]);
+    let id = committed["id"].as_str().expect("an id");
+    stage.clone(&["create", "main", "test2", "--backup", id]).ok();
+    let conf = mount.path("main/live/test2/postgresql.conf");
+    let conf = stage.site.sh(&format!("cat '{}'", conf.display())).ok().text();
+    assert_eq!(conf.matches("\narchive_mode = off\n").count(), 1, "{conf}");
 }
 
 fn what_this_host_has_not_is_set_otherwise(install: &'static Install) {

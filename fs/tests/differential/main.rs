@@ -115,7 +115,7 @@ impl Round {
         for (path, thing) in &things {
             // The mount adds to configuration, and takes away what belongs to the server that was backed up.
             if let Thing::File(bytes) = thing
-                && !matches!(*path, "postgresql.auto.conf" | "backup_label")
+                && !matches!(*path, "postgresql.auto.conf" | "postgresql.conf" | "backup_label")
             {
                 assert_eq!(
                     compare::bytes(&std::fs::read(real.join(path)).unwrap(), bytes),

@@ -36,7 +36,8 @@ pub(super) fn of_a_clone(backup: &Backup) -> String {
          # It archives nothing, its subscriptions stand still, and it cannot disturb the server it\n\
          # comes from; but jobs of extensions (pg_cron, TimescaleDB) run in it. Its timeline is\n\
          # its own: before it archives, give it an archive of its own (another server's name),\n\
-         # remove everything from \"begin\" to \"end\", restart it, and take a backup.\n"
+         # remove everything from \"begin\" to \"end\", here and in postgresql.conf, restart it, and\n\
+         # take a backup.\n"
     )
 }
 
