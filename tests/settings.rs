@@ -232,4 +232,8 @@ fn what_this_host_has_not_is_set_otherwise(install: &'static Install) {
     assert!(kept().is_null(), "{}", kept());
     boot(&stage, &id, &["--set", library]).ok().says(&["OK main"]);
     assert_eq!(kept()["outcome"], "ok");
+    // Before the mount goes under them.
+    for name in ["test1", "test2"] {
+        stage.clone(&["destroy", "main", name, "--stop"]).ok();
+    }
 }
