@@ -3,6 +3,7 @@
 //! PostgreSQL's own `pg_ctl` does the work, as the user the data directory belongs to. Nothing is connected to: whether
 //! a server runs, and how far its recovery is, stands in its files, so no password is needed.
 
+mod auto_conf;
 mod postmaster;
 mod programs;
 mod recovery;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use barmanfs_pg::control::{ClusterState, ControlFile};
 use nix::unistd::{Uid, User};
 
+pub(crate) use auto_conf::{AUTO_CONF, AUTO_CONF_MAX_BYTES, last_value};
 pub(crate) use postmaster::{Running, running, running_by, stop};
 pub(crate) use programs::Programs;
 pub(crate) use recovery::Replayed;

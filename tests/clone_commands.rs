@@ -13,6 +13,7 @@ topic! {
     with_postgres the_database_user_does_it_on_a_mount_of_its_own,
     with_postgres clones_are_made_of_the_backup_and_the_point_that_were_asked_for,
     with_postgres a_clone_waits_at_its_target_or_shuts_down_there,
+    with_postgres what_recovery_does_at_its_target_is_the_clones_own_affair,
     with_postgres what_is_in_the_way_is_told,
     with_postgres a_clone_of_another_user_on_a_mount_is_left_alone(as_root),
     with_postgres clones_take_no_more_than_they_may,
@@ -238,6 +239,26 @@ fn a_clone_waits_at_its_target_or_shuts_down_there(install: &'static Install) {
     ]);
     shut_down.ok().says(&["has shut down there"]);
     assert_eq!(stage.listed("b")["running"], false);
+}
+
+fn what_recovery_does_at_its_target_is_the_clones_own_affair(install: &'static Install) {
+    let stage = Stage::new(install);
+    transact(&stage.primary, 30);
+    stage.primary.query("SELECT pg_create_restore_point('before')");
+    transact(&stage.primary, 30);
+    stage.primary.archive_current_segment();
+    // The mount says what is done there, and the configuration of who starts the server says nothing.
+    let mount = Mount::prepare(&stage.site, "mnt");
+    let options = ["mount", &mount.text(), "--recovery-target-action", "pause"];
+    stage.site.ok(&options);
+    let create = |name: &str, at: &str| {
+        let options = ["--at", at, "--replay", "--replay-timeout", "60"];
+        stage.clone(&[&["create", "main", name], &options[..]].concat())
+    };
+    create("a", "name:before").ok().says(&["waits there"]);
+    // The end of the WAL is no target to wait at, and on the way nobody can ask.
+    create("b", "now,action=pause").ok().says(&["has recovered"]);
+    assert_eq!(stage.query("b", "SELECT pg_is_in_recovery()"), "f");
 }
 
 fn what_is_in_the_way_is_told(install: &'static Install) {

@@ -133,6 +133,9 @@ pub(crate) struct ServerOptions {
     /// Wait until recovery has reached its target
     #[arg(long)]
     pub(crate) replay: bool,
+    /// How long to wait for that, in seconds [default: as long as it takes]
+    #[arg(long, value_name = "SECONDS", requires = "replay")]
+    pub(crate) replay_timeout: Option<u64>,
     /// How long to wait for the server to answer, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub(crate) wait_timeout: u64,

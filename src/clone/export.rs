@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use super::OfflineClone;
 use crate::error::Error;
+use crate::instance::{AUTO_CONF, AUTO_CONF_MAX_BYTES, last_value};
 use crate::progress::{Counted, Progress};
 use crate::signals::Interruption;
 
@@ -24,12 +25,6 @@ const UNFINISHED: &str = ".exporting";
 
 /// What a server leaves that is no part of its data.
 const LEFT_OUT: [&[u8]; 2] = [b"postmaster.pid", b"postmaster.opts"];
-
-/// Holds the settings that win over all others in files.
-const AUTO_CONF: &[u8] = b"postgresql.auto.conf";
-
-/// More than it ever has.
-const AUTO_CONF_MAX_BYTES: usize = 4 << 20;
 
 /// What was exported.
 #[derive(Debug, Clone, Copy, Default)]
@@ -65,21 +60,13 @@ pub(crate) fn export(clone: &OfflineClone, to: &Path, quiet: bool) -> Result<Exp
     let done = copy.finish()?;
     unfinished.put(to)?;
     let settings = clone
-        .read_small(AUTO_CONF, AUTO_CONF_MAX_BYTES)?
+        .read_small(AUTO_CONF.as_bytes(), AUTO_CONF_MAX_BYTES)?
         .unwrap_or_default();
     Ok(Exported {
-        archives_nothing: archives_nothing(&String::from_utf8_lossy(&settings)),
+        archives_nothing: last_value(&String::from_utf8_lossy(&settings), "archive_mode").as_deref()
+            == Some("off"),
         ..done
     })
-}
-
-/// Whether the last word on `archive_mode` is that it is off.
-fn archives_nothing(settings: &str) -> bool {
-    let value = |line: &str| {
-        let (name, value) = line.split_once('=')?;
-        (name.trim() == "archive_mode").then(|| value.trim().trim_matches('\'').to_owned())
-    };
-    settings.lines().rev().find_map(value).as_deref() == Some("off")
 }
 
 fn refuse_occupied(to: &Path) -> Result<(), Error> {
@@ -282,20 +269,4 @@ impl Copy<'_> {
 
 fn failed(action: &str, path: &Path, error: &io::Error) -> Error {
     Error::failed(format!("Cannot {action} {}: {error}", path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::archives_nothing;
-
-    #[test]
-    fn the_last_word_on_archiving_counts() {
-        assert!(archives_nothing("archive_mode = 'on'\narchive_mode = off\n"));
-        assert!(archives_nothing(
-            "# Do not edit\narchive_mode = 'off'\nwork_mem = '1MB'"
-        ));
-        assert!(!archives_nothing("archive_mode = off\narchive_mode = 'on'\n"));
-        assert!(!archives_nothing("# archive_mode = off\n"));
-        assert!(!archives_nothing(""));
-    }
 }

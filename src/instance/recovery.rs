@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use barmanfs_catalog::Action;
 use barmanfs_pg::control::ClusterState;
 
+use super::auto_conf::{self, last_value};
 use super::postmaster::is_alive;
 use super::{Instance, Running, running};
 use crate::error::Error;
@@ -23,6 +23,32 @@ pub(crate) enum Replayed {
     ShutDown,
 }
 
+/// What a server does once it has reached its target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AtTarget {
+    Promotes,
+    /// And can be asked whether it waits there.
+    Pauses,
+    ShutsDown,
+}
+
+impl AtTarget {
+    /// As its configuration says. A server that nobody could connect to does not wait, it shuts down (PostgreSQL's
+    /// documentation of `recovery_target_action`).
+    fn of(settings: &str) -> Self {
+        let readable = !matches!(
+            last_value(settings, "hot_standby").as_deref(),
+            Some("off" | "false" | "no" | "0")
+        );
+        match last_value(settings, "recovery_target_action").as_deref() {
+            Some("promote") => Self::Promotes,
+            Some("shutdown") => Self::ShutsDown,
+            _ if readable => Self::Pauses,
+            _ => Self::ShutsDown,
+        }
+    }
+}
+
 impl Instance {
     /// Whether it replays WAL, and takes no writes yet.
     pub(crate) fn is_recovering(&self) -> Result<bool, Error> {
@@ -33,22 +59,20 @@ impl Instance {
         ))
     }
 
-    /// Waits until its recovery has reached its target, where it does `action`.
-    pub(crate) fn wait_for_recovery(
-        &self,
-        action: Action,
-        timeout: Option<Duration>,
-    ) -> Result<Replayed, Error> {
+    /// Waits until its recovery has reached its target, or the end of the WAL where it has none. What it does there stands in
+    /// its own configuration: a mount's and this command's may be others by now.
+    pub(crate) fn wait_for_recovery(&self, timeout: Option<Duration>) -> Result<Replayed, Error> {
         let began = Instant::now();
+        let at_target = AtTarget::of(&auto_conf::read(&self.data)?);
         loop {
             let state = self.control()?.state;
             match running(&self.data) {
                 Some(_) if state == ClusterState::InProduction => return Ok(Replayed::Promoted),
-                Some(running) if action == Action::Pause && self.is_paused(&running)? => {
+                Some(running) if at_target == AtTarget::Pauses && self.is_paused(&running)? => {
                     return Ok(Replayed::Paused);
                 }
                 Some(_) => {}
-                None if action == Action::Shutdown
+                None if at_target == AtTarget::ShutsDown
                     && self.control()?.state == ClusterState::ShutDownInRecovery =>
                 {
                     return Ok(Replayed::ShutDown);
@@ -99,5 +123,23 @@ impl Instance {
             self.data.display()
         ))
         .hint("It goes on without this command: SELECT pg_is_wal_replay_paused() tells"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happens_at_the_target_stands_in_the_configuration() {
+        let of = |action: &str, hot_standby: &str| {
+            AtTarget::of(&format!(
+                "recovery_target_action = 'promote'\nrecovery_target_action = '{action}'\nhot_standby = {hot_standby}\n"
+            ))
+        };
+        assert_eq!(of("promote", "on"), AtTarget::Promotes);
+        assert_eq!(of("pause", "on"), AtTarget::Pauses);
+        assert_eq!(of("pause", "off"), AtTarget::ShutsDown);
+        assert_eq!(of("shutdown", "off"), AtTarget::ShutsDown);
     }
 }

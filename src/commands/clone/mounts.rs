@@ -38,11 +38,6 @@ impl<'a> Mounts<'a> {
         })
     }
 
-    /// Whose they are.
-    pub(crate) fn repository(&self) -> &Repository {
-        self.repository
-    }
-
     /// The mount that was asked for, or the only one that shows the server.
     pub(crate) fn choose(&self, server: &ServerName, asked: Option<&Path>) -> Result<&FoundMount, Error> {
         if let Some(asked) = asked {

@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use barmanfs_catalog::{Action, CloneName, ServerName, TargetSpec};
+use barmanfs_catalog::{CloneName, ServerName};
 use nix::errno::Errno;
 use nix::unistd::{Uid, User};
 
@@ -81,22 +81,13 @@ pub(super) fn start(
     let replayed = match options.replay {
         true => {
             progress.note("recovering to its target");
-            Some(instance.wait_for_recovery(action(app, mounts, server, name)?, None)?)
+            let timeout = options.replay_timeout.map(Duration::from_secs);
+            Some(instance.wait_for_recovery(timeout)?)
         }
         false => None,
     };
     drop(progress);
     tell(app, &instance, server, name, running.as_ref(), replayed)
-}
-
-/// What recovery does once it has reached the clone's target.
-fn action(app: &App, mounts: &Mounts<'_>, server: &ServerName, name: &CloneName) -> Result<Action, Error> {
-    let origin = mounts.repository().clone_named(server, name)?.origin;
-    let spec = origin.target.and_then(|target| target.parse::<TargetSpec>().ok());
-    let configured = app.config.recovery_target_action;
-    Ok(spec
-        .and_then(|spec| spec.action.or(configured))
-        .unwrap_or(Action::Promote))
 }
 
 fn tell(
