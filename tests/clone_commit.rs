@@ -389,14 +389,20 @@ fn an_exported_clone_is_a_plain_directory(install: &'static Install) {
     site.sh("ln -s empty link").ok();
     site.ok(&["clone", "export", "main", "test1", &text(&site.path("link"))]);
     assert_eq!(site.list(&empty), site.list(&to));
-    let as_root = crate::common::process::run(&mut site.own_barmanfs_command(&[
-        "clone",
-        "export",
-        "main",
-        "test1",
-        &text(&site.path("rootly")),
-    ]));
-    as_root.ok();
+    let rootly = text(&site.path("rootly"));
+    let as_root = || {
+        crate::common::process::run(
+            &mut site.own_barmanfs_command(&["clone", "export", "main", "test1", &rootly]),
+        )
+    };
+    // Who has the directory could put links into it, and root would write where they lead.
+    let anothers = site.make_directory(".rootly.exporting");
+    as_root().refused(1).says(&["belongs to another user"]);
+    fs::remove_dir(&anothers).unwrap();
+    std::os::unix::fs::symlink(&empty, &anothers).unwrap();
+    as_root().refused(1).says(&[".rootly.exporting"]);
+    fs::remove_file(&anothers).unwrap();
+    as_root().ok();
     for path in ["PG_VERSION", "base", "global/pg_control"] {
         let (own, root) = (
             fs::metadata(to.join(path)).unwrap(),

@@ -6,12 +6,13 @@
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use barmanfs_fs::live::{Kind, NodeAttributes};
-use rustix::fs::{AtFlags, CWD, FlockOperation, Gid, Mode, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use super::OfflineClone;
@@ -46,6 +47,7 @@ pub(crate) fn export(clone: &OfflineClone, to: &Path, quiet: bool) -> Result<Exp
     let mut copy = Copy {
         clone,
         root: &unfinished.path,
+        below: PathBuf::from(format!("/proc/self/fd/{}/.", unfinished.directory.as_raw_fd())),
         as_root: rustix::process::geteuid().is_root(),
         progress: Progress::start(
             format!("Export of {}", clone.description.name),
@@ -117,7 +119,7 @@ impl Unfinished {
                 }
                 _ => {}
             }
-            let directory = File::open(&path).map_err(|error| failed("open", &path, &error))?;
+            let directory = open_own(&path)?;
             match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
                 Err(Errno::WOULDBLOCK) => {
                     return Err(Error::failed(format!(
@@ -169,10 +171,28 @@ impl Drop for Unfinished {
     }
 }
 
+/// Opens a directory that nobody else has made: whoever has it could lead what is written into it elsewhere.
+fn open_own(path: &Path) -> Result<File, Error> {
+    let fail = |error: Errno| failed("open", path, &error.into());
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(path, flags, Mode::empty()).map_err(fail)?;
+    if rustix::fs::fstat(&directory).map_err(fail)?.st_uid != rustix::process::geteuid().as_raw() {
+        return Err(
+            Error::failed(format!("{} belongs to another user", path.display())).hint(
+                "The copy would be written there, and renamed when it is complete: remove that directory",
+            ),
+        );
+    }
+    Ok(directory.into())
+}
+
 /// A copy under way.
 struct Copy<'a> {
     clone: &'a OfflineClone,
+    /// What it is called, for messages.
     root: &'a Path,
+    /// The same by its descriptor: who has the directory above may put something else under that name meanwhile.
+    below: PathBuf,
     as_root: bool,
     progress: Progress,
     signals: Interruption,
@@ -191,18 +211,18 @@ impl Copy<'_> {
         if LEFT_OUT.contains(&path) {
             return Ok(false);
         }
-        let to = self.root.join(OsStr::from_bytes(path));
+        let to = self.below.join(OsStr::from_bytes(path));
         match found.kind {
             Kind::Directory => {
                 let made = DirBuilder::new().mode(0o700).create(&to);
-                made.map_err(|error| failed("make", &to, &error))?;
+                made.map_err(|error| self.failed("make", &to, &error))?;
                 self.directories.push((to, *found));
                 return Ok(true);
             }
             Kind::Symlink => {
                 let target = self.clone.files.readlink(found.node)?;
                 let made = std::os::unix::fs::symlink(OsStr::from_bytes(&target), &to);
-                made.map_err(|error| failed("make", &to, &error))?;
+                made.map_err(|error| self.failed("make", &to, &error))?;
                 self.dress(&to, found)?;
             }
             Kind::File => self.file(&to, found)?,
@@ -216,7 +236,8 @@ impl Copy<'_> {
             .create_new(true)
             .mode(0o600)
             .open(to)
-            .map_err(|error| failed("make", to, &error))?;
+            .map_err(|error| self.failed("make", to, &error))?;
+        let shown = self.shown(to);
         let Self {
             clone,
             progress,
@@ -227,7 +248,8 @@ impl Copy<'_> {
             done.bytes += bytes;
             progress.set(done.bytes, None);
         });
-        copied.map_err(|error| Error::from(error).context(format_args!("Cannot make {}", to.display())))?;
+        copied
+            .map_err(|error| Error::from(error).context(format_args!("Cannot make {}", shown.display())))?;
         self.done.files += 1;
         self.dress(to, found)
     }
@@ -235,7 +257,7 @@ impl Copy<'_> {
     /// Gives what was made the owner, permissions and time that it has in the clone. The owner first: that takes
     /// permissions away.
     fn dress(&self, to: &Path, found: &NodeAttributes) -> Result<(), Error> {
-        let fail = |error: Errno| failed("set owner, permissions and time of", to, &error.into());
+        let fail = |error: Errno| self.failed("set owner, permissions and time of", to, &error.into());
         if self.as_root {
             let (uid, gid) = (Uid::from_raw(found.uid), Gid::from_raw(found.gid));
             rustix::fs::chownat(CWD, to, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
@@ -262,8 +284,16 @@ impl Copy<'_> {
             self.dress(path, found)?;
         }
         let root = self.clone.files.attributes(self.clone.files.root())?;
-        self.dress(self.root, &root)?;
+        self.dress(&self.below, &root)?;
         Ok(self.done)
+    }
+
+    fn shown(&self, to: &Path) -> PathBuf {
+        self.root.join(to.strip_prefix(&self.below).unwrap_or(to))
+    }
+
+    fn failed(&self, action: &str, to: &Path, error: &io::Error) -> Error {
+        failed(action, &self.shown(to), error)
     }
 }
 
