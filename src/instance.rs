@@ -10,9 +10,10 @@ mod recovery;
 mod setting;
 
 use std::fs;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -309,9 +310,12 @@ fn size_bytes(log: &Path) -> u64 {
     fs::metadata(log).map_or(0, |log| log.len())
 }
 
+/// A server that was killed leaves its socket behind, and the next one takes its place: what counts is whether somebody listens.
 fn is_free(port: u16, socket_directory: &Path) -> bool {
     let socket = socket_directory.join(format!(".s.PGSQL.{port}"));
-    !socket.exists() && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+    let nobody_listens = UnixStream::connect(socket)
+        .is_err_and(|error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused));
+    nobody_listens && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
 }
 
 /// What the server in a data directory says of itself, in the last line of its `postmaster.pid`.
@@ -388,6 +392,7 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::net::UnixListener;
 
     #[test]
     fn a_pid_file_tells_how_far_the_server_is() {
@@ -398,6 +403,22 @@ mod tests {
             Status::Recovering
         );
         assert_eq!(parse_status("4711\n/data\n"), Status::Starting);
+    }
+
+    #[test]
+    fn a_socket_nobody_listens_on_takes_no_port() {
+        let directory = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        assert!(is_free(port, directory.path()));
+        let socket = directory.path().join(format!(".s.PGSQL.{port}"));
+        let server = UnixListener::bind(&socket).unwrap();
+        assert!(!is_free(port, directory.path()));
+        drop(server);
+        assert!(socket.exists() && is_free(port, directory.path()));
     }
 
     #[test]
