@@ -4,6 +4,7 @@
 //! a server runs, and how far its recovery is, stands in its files, so no password is needed.
 
 mod auto_conf;
+mod control;
 mod postmaster;
 mod programs;
 mod recovery;
@@ -187,7 +188,7 @@ impl Instance {
 
     fn start_on(&self, port: u16, options: &StartOptions) -> Result<Option<Running>, Error> {
         let log_before = size_bytes(&options.log);
-        let control_before = self.control_bytes()?;
+        let control_before = control::bytes(&self.data.join(CONTROL))?;
         let ended = self
             .command("pg_ctl")
             .args(["start", "-s", "-w", "-t"])
@@ -216,8 +217,8 @@ impl Instance {
 
     /// `recovery_target_action = shutdown`, which `pg_ctl` takes for a failure: it has been at work, and ended in order.
     fn has_shut_down_at_target(&self, before: &[u8]) -> Result<bool, Error> {
-        let now = self.control_bytes()?;
-        Ok(now != before && self.control_of(&now)?.state == ClusterState::ShutDownInRecovery)
+        let (now, control) = control::read(&self.data.join(CONTROL))?;
+        Ok(now != before && control.state == ClusterState::ShutDownInRecovery)
     }
 
     /// One of PostgreSQL's programs, to be run as the data's owner, where its directory is no matter.
@@ -271,17 +272,7 @@ impl Instance {
     }
 
     fn control(&self) -> Result<ControlFile, Error> {
-        self.control_of(&self.control_bytes()?)
-    }
-
-    fn control_bytes(&self) -> Result<Vec<u8>, Error> {
-        let path = self.data.join(CONTROL);
-        fs::read(&path).map_err(|error| unreadable(&path, &error))
-    }
-
-    fn control_of(&self, bytes: &[u8]) -> Result<ControlFile, Error> {
-        ControlFile::parse(bytes)
-            .map_err(|error| Error::failed(format!("{}: {error}", self.data.join(CONTROL).display())))
+        Ok(control::read(&self.data.join(CONTROL))?.1)
     }
 
     fn why_not(&self, log: &Path, from: u64, said: &[u8]) -> Error {
