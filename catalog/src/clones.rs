@@ -184,8 +184,9 @@ pub struct CloneLock {
     _lock: Lock,
 }
 
+/// Parted by what neither name can have: clone b of server a-x is not clone x-b of server a.
 fn lock_name(server: &ServerName, name: &CloneName) -> String {
-    format!("{CLONE_PREFIX}{server}-{name}")
+    format!("{CLONE_PREFIX}{server}:{name}")
 }
 
 impl Repository {
@@ -482,5 +483,11 @@ mod tests {
         for bad in ["", ".new-a", "..", "a/b", "a@now", "a b", "ä"] {
             assert!(bad.parse::<CloneName>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn each_clone_has_a_lock_of_its_own() {
+        let lock = |server: &str, name: &str| lock_name(&server.parse().unwrap(), &name.parse().unwrap());
+        assert_ne!(lock("main", "eu-a"), lock("main-eu", "a"));
     }
 }

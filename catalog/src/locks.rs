@@ -13,7 +13,7 @@
 //! | `boot-<server>` | a boot test of one of its backups | another boot test of the server |
 //! | `server-<server>` | whoever first writes down a server's system id | another who would |
 //! | `wal-<server>-<stripe>` | the archiving of one file | that of the same file by another |
-//! | `clone-<server>-<name>` | whoever serves, makes or removes a clone | the same by another |
+//! | `clone-<server>:<name>` | whoever serves, makes or removes a clone | the same by another |
 //! | `read-<server>-<id>` | readers of a backup, shared | its deletion without force, which takes it alone |
 //!
 //! Whoever takes several takes them in the order of this table, and waits for none of the first six but `writers`:

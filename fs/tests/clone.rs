@@ -163,10 +163,10 @@ fn links_in_the_repository_lead_root_nowhere() {
     let secret = fixture.directory.path().join("secret");
     std::fs::create_dir(&secret).unwrap();
     std::fs::write(secret.join("file"), "root's").unwrap();
-    let lock = repository.join("locks/clone-main-test1");
+    let lock = repository.join("locks/clone-main:test1");
     std::fs::remove_file(&lock).unwrap();
     symlink(secret.join("file"), lock).unwrap();
-    symlink(secret.join("new"), repository.join("locks/clone-main-test2")).unwrap();
+    symlink(secret.join("new"), repository.join("locks/clone-main:test2")).unwrap();
     let daemon = Daemon::start(repository, &point);
     std::fs::read(live.join("test1/PG_VERSION")).unwrap_err();
     std::fs::create_dir(live.join("test2")).unwrap_err();
