@@ -10,12 +10,14 @@ use crate::common::process::until;
 use crate::common::random::Random;
 use crate::common::registry::topic;
 use crate::common::{Install, Load, Mount, PgServer, Site};
+use rustix::process::{Pid, Signal, kill_process};
 use std::time::Duration;
 
 topic! {
     with_postgres answered_commits_outlive_the_daemon(as_root),
     with_postgres answered_commits_outlive_a_loss_of_power(as_root),
     with_postgres answered_commits_outlive_a_loss_of_power_after_the_daemon(as_root),
+    with_postgres answered_commits_outlive_a_loss_of_power_after_a_backend(as_root),
     with_postgres answered_commits_outlive_a_full_disk(as_root),
 }
 
@@ -74,6 +76,15 @@ fn answered_commits_outlive_a_loss_of_power_after_the_daemon(install: &'static I
     lose_power_after(name, install, |stage| {
         stage.kill_daemon();
         stage.start();
+    });
+}
+
+/// PostgreSQL starts anew by itself when one of its processes was killed.
+fn answered_commits_outlive_a_loss_of_power_after_a_backend(install: &'static Install) {
+    let name = "answered_commits_outlive_a_loss_of_power_after_a_backend";
+    lose_power_after(name, install, |stage| {
+        stage.kill_backend();
+        stage.clone.wait_until_promoted();
     });
 }
 
@@ -231,7 +242,16 @@ impl<'a> Stage<'a> {
         self.clone.is_gone();
     }
 
-    /// The same again, while the server recovers or has just done so.
+    /// The server goes on, its clients do not.
+    fn kill_backend(&mut self) {
+        let backends = "SELECT pid FROM pg_stat_activity WHERE application_name = 'pgbench' LIMIT 1";
+        let backend = self.clone.query(backends).parse().ok().and_then(Pid::from_raw);
+        kill_process(backend.expect("pgbench works"), Signal::KILL).expect("Cannot kill a backend");
+        drop(self.load.take());
+        self.committers.iter_mut().for_each(Committer::collect);
+    }
+
+    /// Nothing is left of mount, server and clients, while the server recovers or has just done so.
     fn kill_daemon_while_starting(&mut self, random: &mut Random) {
         let mut mount = Mount::for_all(self.site);
         self.clone.wait_for_predecessor();

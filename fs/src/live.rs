@@ -61,7 +61,7 @@ pub use sync::Flusher;
 
 use self::disk::Disk;
 use self::journal::{Journal, Position};
-use self::names::Names;
+use self::names::{Names, Under};
 use self::node::{Body, FileNode, Node};
 use crate::error::{Error, Result};
 
@@ -102,6 +102,12 @@ impl LiveClone {
     /// The clone's root directory.
     pub fn root(&self) -> NodeId {
         self.root
+    }
+
+    /// Whether a name in the root directory leads to this node, and did not in the backup.
+    pub fn is_in_root(&self, name: &[u8], id: NodeId) -> bool {
+        let under = self.names().difference(self.root, name);
+        matches!(under, Some(Under::Node(node, _)) if node == id)
     }
 
     /// What it takes.

@@ -346,7 +346,7 @@ impl Filesystem for Adapter {
     ) {
         let outcome = self.either(
             number,
-            |served, node| self.ask("sync", served, |clone| clone.sync(node, datasync)),
+            |served, node| self.ask("sync", served, |_| served.sync(node, datasync)),
             // What cannot be written is durable.
             || Ok(()),
         );

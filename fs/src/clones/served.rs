@@ -88,6 +88,15 @@ impl Served {
         Ok(())
     }
 
+    /// Makes a file durable. Also a server that starts anew because one of its processes was killed relies on what is
+    /// there being durable; it keeps that file then, but writes and syncs it again before it recovers.
+    pub(crate) fn sync(&self, node: NodeId, data_only: bool) -> Result<()> {
+        if self.clone.is_in_root(SERVER_LOCK, node) {
+            self.clone.flush_all()?;
+        }
+        self.clone.sync(node, data_only)
+    }
+
     /// One file or directory more is open.
     pub(crate) fn opened(&self) {
         self.opens.fetch_add(1, Ordering::SeqCst);

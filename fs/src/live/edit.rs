@@ -331,6 +331,7 @@ impl LiveClone {
             return Ok(None);
         };
         file.handed_out.store(true, Ordering::Relaxed);
+        self.soil(&node, file);
         let plain = plain.map_err(|error| failed("open", self.upper_path(&node), error))?;
         Ok(Some(plain))
     }

@@ -112,7 +112,7 @@ impl LiveClone {
         let _gate = self.gate();
         let _sync = file.syncing();
         self.dirty().remove(&node.id);
-        let was_dirty = file.dirty.swap(false, Ordering::AcqRel) || file.handed_out.load(Ordering::Relaxed);
+        let was_dirty = file.dirty.swap(false, Ordering::AcqRel) || file.handed_out.load(Ordering::Acquire);
         let times = !data_only && file.stamped.swap(false, Ordering::Relaxed);
         if !was_dirty && !times {
             return Ok(());
@@ -121,8 +121,9 @@ impl LiveClone {
         if synced.is_err() {
             file.stamped.fetch_or(times, Ordering::Relaxed);
         }
-        // Times that were not asked for are left for the next flush.
-        if file.stamped.load(Ordering::Relaxed) || synced.is_err() {
+        // Times that were not asked for are left for the next flush, and what the kernel writes while the file is open.
+        let left = file.stamped.load(Ordering::Relaxed) || file.handed_out.load(Ordering::Relaxed);
+        if left || synced.is_err() {
             self.soil(node, file);
         }
         synced

@@ -125,6 +125,11 @@ fn what_the_kernel_may_write_is_synced_though_somebody_else_is_still_closing_the
     let file = file_of(&node).unwrap();
     clone.open_node(new).unwrap();
     assert!(clone.plain_file(new).unwrap().is_some());
+    // The kernel may write again whenever everything has just been flushed.
+    for _ in 0..2 {
+        assert!(clone.dirty().contains_key(&new));
+        clone.flush_all().unwrap();
+    }
     // He was the last one before us to have it open, and comes to this only now.
     clone.put_away(&node, file);
     assert!(file.handed_out.load(Ordering::Relaxed));
