@@ -129,10 +129,11 @@ impl LiveClone {
         self.used_bytes.load(Ordering::Relaxed) + self.journal.size_bytes()
     }
 
-    /// Refuses what would make the clone larger than it may be.
+    /// Refuses what would make the clone larger than it may be. What it has may be written over, whatever has been added to
+    /// the journal since.
     fn check_room(&self, more_bytes: u64) -> Result<()> {
         match self.max_bytes {
-            Some(max) if self.occupied_bytes().saturating_add(more_bytes) > max => {
+            Some(max) if more_bytes > 0 && self.occupied_bytes().saturating_add(more_bytes) > max => {
                 Err(Error::Refused(Errno::NOSPC))
             }
             _ => Ok(()),
