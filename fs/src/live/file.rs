@@ -290,6 +290,10 @@ impl LiveClone {
         let mut data = self.opened_mut(node, file)?;
         self.soil(node, file);
         if matches!(data.state, State::Plain) {
+            if node.meta().links == 0 {
+                // Or it could come back, with its name and without its bytes.
+                self.journal.flush()?;
+            }
             let upper = self.upper(node, &mut data)?;
             let fail = |error| failed("cut", self.upper_path(node), error);
             upper.set_size(size_bytes).map_err(fail)?;
@@ -312,22 +316,21 @@ impl LiveClone {
         Ok(())
     }
 
-    /// Writes down that a file is cut. What is to be destroyed then waits for it to be durable.
+    /// Writes down that a file is cut. What is to be destroyed then waits for it to be durable, or for the file's removal.
     fn tell_cut(&self, node: &Node, next: &Partial, destroys: bool) -> Result<()> {
         {
             let _names = self.names();
-            if node.meta().links == 0 {
-                return Ok(());
+            if node.meta().links > 0 {
+                let mut changes = introduction(node);
+                changes.push(Change::Data {
+                    id: node.id,
+                    size_bytes: next.size_bytes,
+                    lower_bytes: next.lower_bytes,
+                    added: Vec::new(),
+                });
+                self.journal.append(&changes)?;
+                recorded(node);
             }
-            let mut changes = introduction(node);
-            changes.push(Change::Data {
-                id: node.id,
-                size_bytes: next.size_bytes,
-                lower_bytes: next.lower_bytes,
-                added: Vec::new(),
-            });
-            self.journal.append(&changes)?;
-            recorded(node);
         }
         if destroys { self.journal.flush() } else { Ok(()) }
     }

@@ -102,6 +102,7 @@ fn names_of(clone: &LiveClone) -> NamesThen {
 enum Step {
     Make,
     Remove,
+    CutRemoved,
     Rename,
     Change,
     Write,
@@ -118,6 +119,7 @@ enum Step {
 const STEPS: &[(Step, u64)] = &[
     (Step::Make, 2),
     (Step::Remove, 1),
+    (Step::CutRemoved, 1),
     (Step::Rename, 1),
     (Step::Change, 1),
     (Step::Write, 13),
@@ -209,7 +211,7 @@ impl Run {
             Step::Write => self.write(clone, expected, node)?,
             Step::Cut => self.cut(clone, expected, node)?,
             Step::Punch => self.punch(clone, expected, node)?,
-            Step::Remove | Step::Rename | Step::Change => {
+            Step::Remove | Step::CutRemoved | Step::Rename | Step::Change => {
                 self.change_name(step, clone, expected, &name, node)?;
             }
             Step::Sync => drop(self.sync(clone, expected, node)?),
@@ -287,6 +289,19 @@ impl Run {
             Step::Remove => {
                 expected.names.push(names);
                 clone.unlink(root, name)
+            }
+            // If it comes back, it is as it was when it had its name.
+            Step::CutRemoved => {
+                expected.names.push(names);
+                clone.open_node(node)?;
+                clone.unlink(root, name)?;
+                let changes = AttributeChanges {
+                    size_bytes: Some(0),
+                    ..Default::default()
+                };
+                let cut = clone.set_attributes(node, changes);
+                clone.close_node(node);
+                cut.map(|_| ())
             }
             Step::Rename => {
                 let to = vec![b'a' + self.random.below(6) as u8];
