@@ -128,9 +128,15 @@ impl LiveClone {
     fn change_meta(&self, node: &Node, changes: &AttributeChanges) -> Result<()> {
         let _gate = self.gate();
         // Held to the end: while it is, the file does not become one whose upper file has the time, nor ceases to be.
-        let data = match &node.body {
-            Body::File(file) => Some(self.opened_mut(node, file)?),
+        let mut data = match &node.body {
+            Body::File(file) => Some(file.write()),
             Body::Directory(_) | Body::Symlink(_) => None,
+        };
+        let upper = match &mut data {
+            Some(data) if changes.mtime.is_some() && matches!(data.state, State::Plain) => {
+                Some(self.upper(node, data)?)
+            }
+            _ => None,
         };
         let names = self.names();
         let mut meta = node.meta();
@@ -143,9 +149,12 @@ impl LiveClone {
         *meta = next;
         drop(meta);
         drop(names);
-        if let Some(data) = data
-            && let (State::Plain, Some(upper), Some(_)) = (&data.state, &data.upper, changes.mtime)
+        if let Some(data) = &mut data
+            && node.users.load(Ordering::Relaxed) == 0
         {
+            data.upper = None;
+        }
+        if let Some(upper) = upper {
             let set = upper.set_mtime(next.mtime);
             set.map_err(|error| failed("set the time of", self.upper_path(node), error))?;
         }

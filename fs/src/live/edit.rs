@@ -305,9 +305,8 @@ impl LiveClone {
             self.soil(node, file);
             file.handed_out.store(false, Ordering::Release);
         }
-        if !file.dirty.load(Ordering::Relaxed) {
-            data.upper = None;
-        }
+        // One that is dirty is opened again to be synced: there may be more of them than a process may have open.
+        data.upper = None;
     }
 
     /// The file itself, for a kernel that is to read and write it without asking: only of one that has nothing of the

@@ -1,5 +1,6 @@
 //! What a clone promises besides doing what a directory does.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -188,6 +189,43 @@ fn what_is_left_of_files_is_removed_when_the_clone_is_opened() {
     let clone = stage.open();
     assert_eq!(upper_files(&stage), 0);
     assert_eq!(errno(at(&clone, "new")), Err(Errno::NOENT));
+}
+
+#[test]
+fn files_nobody_has_open_are_not_held_open() {
+    let (stage, _) = stage();
+    let clone = stage.create();
+    let open_files = || {
+        let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let files = stage.directory.join("files/");
+        let of_the_clone = |path: PathBuf| path.starts_with(&files) && path != files;
+        descriptors
+            .filter_map(|descriptor| std::fs::read_link(descriptor.path()).ok())
+            .filter(|path| of_the_clone(path.clone()))
+            .count()
+    };
+    let table = id(&clone, TABLE);
+    let made = (0..50).map(|n: u8| clone.create(clone.root(), &[b'a', n + 100], NEW).unwrap().node);
+    let nodes: Vec<_> = made.chain([table]).collect();
+    for node in &nodes {
+        clone.open_node(*node).unwrap();
+        clone.write(*node, 0, &[1; 100], false).unwrap();
+    }
+    assert_eq!(open_files(), nodes.len());
+    nodes.iter().for_each(|node| clone.close_node(*node));
+    assert_eq!(open_files(), 0);
+    // They are synced for all that.
+    assert_eq!(clone.dirty().len(), nodes.len());
+    clone.flush_all().unwrap();
+    assert_eq!(clone.dirty().len(), 0);
+    for node in &nodes {
+        let changes = AttributeChanges {
+            uid: Some(1),
+            ..Default::default()
+        };
+        clone.set_attributes(*node, changes).unwrap();
+    }
+    assert_eq!(open_files(), 0);
 }
 
 #[test]
