@@ -16,6 +16,7 @@ topic! {
     with_postgres only_the_servers_asked_for_are_shown,
     with_postgres the_mount_is_read_only,
     alone signals_unmount_cleanly,
+    alone the_daemon_may_have_as_many_files_open_as_it_can_get,
     alone after_kill_9_it_mounts_again,
     alone a_mount_point_and_a_repository_inside_each_other_are_refused,
     alone a_mount_point_that_cannot_be_is_refused,
@@ -167,6 +168,19 @@ fn the_mount_is_read_only(install: &'static Install) {
         assert_ne!(run.code(), Some(0), "Written through the mount: {run}");
     }
     site.sh(&format!("cat '{latest}/PG_VERSION'")).ok();
+}
+
+fn the_daemon_may_have_as_many_files_open_as_it_can_get() {
+    let site = Site::with_repository();
+    let mount = Mount::foreground(&site, &[]);
+    let limits = fs::read_to_string(format!("/proc/{}/limits", mount.pid())).expect("it runs");
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))
+        .expect("the kernel tells it");
+    let mut words = line.split_whitespace();
+    assert_eq!(words.next(), words.next(), "{limits}");
+    mount.unmount();
 }
 
 fn signals_unmount_cleanly() {

@@ -6,6 +6,7 @@ use std::thread;
 use barmanfs_catalog::Repository;
 use barmanfs_fs::{MountOptions, MountedFs};
 use nix::unistd::{Group, User};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::App;
 use crate::cli::MountArgs;
@@ -32,8 +33,21 @@ pub(crate) fn run(app: &App, args: MountArgs) -> Result<Outcome, Error> {
     let background = args.background_child;
     let repository = app.repository()?;
     let options = options(app, &repository, args)?;
+    raise_descriptor_limit();
     let mounted = barmanfs_fs::mount(repository, options)?;
     serve(app, mounted, &mount_point, background)
+}
+
+/// A server on a clone has thousands of files open, each of which the daemon has open as well: as many as it may.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!("Cannot raise the number of files that may be open: {error}");
+    }
 }
 
 fn options(app: &App, repository: &Repository, args: MountArgs) -> Result<MountOptions, Error> {
