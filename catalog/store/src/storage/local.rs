@@ -85,7 +85,7 @@ impl LocalPacks {
             return Ok(Arc::clone(file));
         }
         let path = self.path(id);
-        let file = File::open(&path).map_err(|source| missing_or(id, "open", &path, source))?;
+        let file = File::open(&path).map_err(|source| unreadable(id, "open", &path, source))?;
         let file = Arc::new(file);
         self.open_files().put(id, Arc::clone(&file));
         Ok(file)
@@ -122,19 +122,14 @@ impl PackStorage for LocalPacks {
 
     fn read_at(&self, id: PackId, offset: u64, buf: &mut [u8]) -> Result<()> {
         let file = self.file(id)?;
-        file.read_exact_at(buf, offset).map_err(|source| {
-            let what = format!("Pack {id}");
-            match source.kind() {
+        file.read_exact_at(buf, offset)
+            .map_err(|source| match source.kind() {
                 io::ErrorKind::UnexpectedEof => {
-                    Error::damaged(what, format!("It ends before byte {}", offset + buf.len() as u64))
+                    let reason = format!("It ends before byte {}", offset + buf.len() as u64);
+                    Error::damaged(format!("Pack {id}"), reason)
                 }
-                _ if source.raw_os_error() == Some(EIO) => Error::damaged(
-                    what,
-                    format!("The disk cannot read {} bytes at {offset}", buf.len()),
-                ),
-                _ => Error::io("read", &self.path(id), source),
-            }
-        })
+                _ => unreadable(id, "read", &self.path(id), source),
+            })
     }
 
     fn will_read(&self, id: PackId, offset: u64, bytes: u32) {
@@ -150,7 +145,7 @@ impl PackStorage for LocalPacks {
 
     fn bytes(&self, id: PackId) -> Result<u64> {
         let path = self.path(id);
-        let metadata = fs::metadata(&path).map_err(|source| missing_or(id, "look at", &path, source))?;
+        let metadata = fs::metadata(&path).map_err(|source| unreadable(id, "look at", &path, source))?;
         Ok(metadata.len())
     }
 
@@ -194,8 +189,10 @@ impl PackStorage for LocalPacks {
     }
 }
 
-/// Linux: "Input/output error", the medium's own failure.
+/// Linux: "Input/output error", the medium's own failure; and what file systems say of their own damage.
 const EIO: i32 = 5;
+const EBADMSG: i32 = 74;
+const EUCLEAN: i32 = 117;
 
 /// A pack being written into its temporary file.
 #[derive(Debug)]
@@ -312,9 +309,14 @@ fn remove_file(path: &Path) -> Result<bool> {
     }
 }
 
-fn missing_or(id: PackId, action: &'static str, path: &Path, source: io::Error) -> Error {
-    match source.kind() {
-        io::ErrorKind::NotFound => Error::MissingPack(id),
+/// Tells a pack that is gone and one that is damaged from one that cannot be read now.
+fn unreadable(id: PackId, action: &'static str, path: &Path, source: io::Error) -> Error {
+    match source.raw_os_error() {
+        _ if source.kind() == io::ErrorKind::NotFound => Error::MissingPack(id),
+        Some(EIO | EBADMSG | EUCLEAN) => Error::damaged(
+            format!("Pack {id}"),
+            format!("The disk cannot {action} it: {source}"),
+        ),
         _ => Error::io(action, path, source),
     }
 }

@@ -78,6 +78,21 @@ fn reading_past_the_end_is_damage() {
 }
 
 #[test]
+fn what_the_disk_cannot_read_is_damage() {
+    let id = PackId([1; 16]);
+    let of = |errno| unreadable(id, "open", Path::new("/p"), io::Error::from_raw_os_error(errno));
+    for errno in [EIO, EBADMSG, EUCLEAN] {
+        let error = of(errno);
+        assert!(
+            error.is_damage() && error.to_string().contains(&id.to_string()),
+            "{error}"
+        );
+    }
+    assert!(matches!(of(2), Error::MissingPack(_)));
+    assert!(matches!(of(13), Error::Io { .. }));
+}
+
+#[test]
 fn removing_twice_is_no_error() {
     let (_directory, packs) = packs();
     let (kept, id) = (put(&packs, b"kept"), put(&packs, b"gone"));
