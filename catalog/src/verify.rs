@@ -5,8 +5,10 @@
 //! 2. All chunks are checked on all cores, in the order they lie in packs: of each the place that a sweep keeps, and of
 //!    what deltas stand on as well.
 //! 3. Of a chunk that cannot be read there all places are looked at ([`places`]).
-//! 4. Only where something was damaged are the trees walked again, to name the files and pages ([`naming`]).
+//! 4. Only where something was damaged are the trees walked again, to name the files and pages ([`naming`]). What nobody
+//!    needs by then was deleted meanwhile, and its chunks were swept away: that is no damage.
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 
 use barmanfs_store::tree::ChunkRole;
@@ -15,6 +17,7 @@ use serde::Serialize;
 
 use crate::backup::{Backup, BackupId, BackupSelector};
 use crate::chunk_set::{ChunkSet, Met, Role};
+use crate::clones::{CloneDescription, CloneName};
 use crate::damage::Places;
 use crate::error::{Error, Result};
 use crate::monitor::{Monitor, Unit};
@@ -39,9 +42,9 @@ const WAL_PAGE: usize = 500;
 /// What is to be verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VerifyScope {
-    /// Everything, and the footers of all packs, on which a rebuild would depend.
+    /// Everything in use, and the footers of all packs, on which a rebuild would depend.
     All,
-    /// All backups and WAL of a server.
+    /// All of a server: backups, WAL, what is in quarantine, and what clones stand on.
     Server(ServerName),
     /// One backup and, unless it brought it, the WAL it needs.
     Backup(ServerName, BackupId),
@@ -54,10 +57,13 @@ pub enum VerifyScope {
 pub struct Damage {
     /// Whose it is.
     pub server: ServerName,
-    /// The backup it belongs to; none for an archived file.
+    /// The backup it belongs to; none for an archived file and for a clone's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup: Option<BackupId>,
-    /// Its path in the backup, or its name in the archive. A path that ends in a slash is a directory that cannot be
+    /// The clone that stands on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clone: Option<CloneName>,
+    /// Its path in the backup or clone, or its name in the archive. A path that ends in a slash is a directory that cannot be
     /// listed.
     pub file: String,
     /// The first damaged 8 KiB page, counted from 0; none where the whole directory cannot be listed.
@@ -74,7 +80,9 @@ pub struct Damage {
 pub struct VerifyReport {
     /// Backups that were looked at.
     pub backups: u64,
-    /// Archived files that were looked at.
+    /// Clones of which was looked at what they stand on.
+    pub clones: u64,
+    /// Archived files that were looked at, and those in quarantine.
     pub wal_files: u64,
     /// Chunks that were checked.
     pub chunks: u64,
@@ -102,8 +110,24 @@ impl VerifyReport {
     }
 }
 
-/// Damaged chunks, and what is wrong with each.
-type BadChunks = HashMap<ChunkId, String>;
+/// Damaged chunks.
+type BadChunks = HashMap<ChunkId, Bad>;
+
+/// What is wrong with a chunk.
+#[derive(Debug)]
+struct Bad {
+    reason: String,
+    /// Something that is still there needs it.
+    needed: Cell<bool>,
+}
+
+impl Bad {
+    /// The reason, for somebody who needs the chunk.
+    fn reason(&self) -> &str {
+        self.needed.set(true);
+        &self.reason
+    }
+}
 
 /// What a scope comes down to.
 struct Subject {
@@ -111,6 +135,8 @@ struct Subject {
     backups: Vec<Backup>,
     /// The archived files: all, or the ones a backup needs.
     wal: WalSubject,
+    quarantined: Vec<WalFile>,
+    clones: Vec<CloneDescription>,
 }
 
 enum WalSubject {
@@ -153,23 +179,28 @@ impl Repository {
             monitor.stage("Checking the footers of packs");
             run.check_footers()?;
         }
-        run.report.bad_chunks = run.bad.len() as u64;
         if !run.bad.is_empty() {
             monitor.stage("Naming what is damaged");
             for subject in &subjects {
                 run.name_damages(subject)?;
             }
         }
+        // The others were of what has been deleted meanwhile.
+        run.report.bad_chunks = run.bad.values().filter(|bad| bad.needed.get()).count() as u64;
         Ok(run.report)
     }
 
     fn subjects(&self, scope: &VerifyScope) -> Result<Vec<Subject>> {
         let server = |server: ServerName| {
             let backups = self.backups(&server)?;
+            let quarantined = self.wal(&server).quarantined()?;
+            let clones = self.clones(&server)?;
             Ok(Subject {
                 server,
                 backups,
                 wal: WalSubject::All,
+                quarantined: quarantined.into_iter().map(|kept| kept.file).collect(),
+                clones,
             })
         };
         match scope {
@@ -179,6 +210,8 @@ impl Repository {
                 server: name.clone(),
                 backups: Vec::new(),
                 wal: WalSubject::All,
+                quarantined: Vec::new(),
+                clones: Vec::new(),
             }]),
             VerifyScope::Backup(name, id) => {
                 let backup = self.backup(name, &BackupSelector::Id(*id))?;
@@ -187,6 +220,8 @@ impl Repository {
                     server: name.clone(),
                     backups: vec![backup],
                     wal,
+                    quarantined: Vec::new(),
+                    clones: Vec::new(),
                 }])
             }
         }
@@ -219,12 +254,28 @@ impl Repository {
 impl Verification<'_> {
     /// Collects the ids of everything a subject consists of.
     fn collect(&mut self, subject: &Subject, monitor: &mut dyn Monitor) -> Result<()> {
-        for root in subject.backups.iter().filter_map(|backup| backup.root.as_ref()) {
+        let repository = self.repository;
+        for backup in &subject.backups {
+            let Some(root) = &backup.root else { continue };
+            let Some(_guard) = repository.verifying(backup)? else {
+                continue;
+            };
             self.report.backups += 1;
             self.collect_tree(&root.directory)?;
             monitor.progress(self.report.backups, None, Unit::Chunks);
         }
-        let repository = self.repository;
+        for clone in &subject.clones {
+            self.report.clones += 1;
+            self.collect_tree(&clone.root.directory)?;
+            clone
+                .grafts
+                .iter()
+                .try_for_each(|graft| self.collect_file(&graft.map))?;
+        }
+        for file in &subject.quarantined {
+            self.report.wal_files += 1;
+            self.collect_file(&file.map)?;
+        }
         repository.each_wal(subject, &mut |file| {
             self.report.wal_files += 1;
             self.collect_file(&file.map)
@@ -283,6 +334,7 @@ impl Verification<'_> {
 
 fn note_bad(bad: &mut BadChunks, id: ChunkId, reason: String) {
     if bad.len() < BAD_CHUNKS_MAX {
-        bad.insert(id, reason);
+        let needed = Cell::new(false);
+        bad.insert(id, Bad { reason, needed });
     }
 }

@@ -106,9 +106,10 @@ fn show(out: &mut Output, report: &VerifyReport) -> Result<(), Error> {
 
 /// `main 20261120T101500 base/5/16384: page 17 and 15 more: ...`
 fn sentence(damage: &Damage) -> String {
-    let whose = match damage.backup {
-        Some(id) => format!("{} {id}", damage.server),
-        None => format!("{} wal", damage.server),
+    let whose = match (&damage.backup, &damage.clone) {
+        (Some(id), _) => format!("{} {id}", damage.server),
+        (None, Some(clone)) => format!("{} clone {clone}", damage.server),
+        (None, None) => format!("{} wal", damage.server),
     };
     let file = output::printable(damage.file.as_bytes());
     let pages = match (damage.first_page, damage.pages) {
@@ -128,6 +129,7 @@ mod tests {
         let mut damage = Damage {
             server: "main".parse().unwrap(),
             backup: Some("20261120T101500".parse().unwrap()),
+            clone: None,
             file: "base/5/16384".to_owned(),
             first_page: Some(17),
             pages: 16,
@@ -140,5 +142,7 @@ mod tests {
         damage.backup = None;
         damage.first_page = None;
         assert_eq!(sentence(&damage), "main wal base/5/16384: chunk is gone");
+        damage.clone = Some("test".parse().unwrap());
+        assert_eq!(sentence(&damage), "main clone test base/5/16384: chunk is gone");
     }
 }

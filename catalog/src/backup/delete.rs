@@ -14,7 +14,7 @@ use crate::repository::{Repository, now};
 /// Keeps a backup from being deleted (without force) while this lives.
 #[derive(Debug)]
 pub struct ReadGuard {
-    /// None where not even an empty lock file could be made: reading matters more.
+    /// None where not even an empty lock file could be made or locked: reading matters more.
     _lock: Option<Lock>,
 }
 
@@ -28,11 +28,26 @@ impl Repository {
     /// # Errors
     /// [`Error::NoSuchBackup`] when it has been deleted, or is just being.
     pub fn reading(&self, backup: &Backup) -> Result<ReadGuard> {
+        self.reading_for(backup, "reading")
+    }
+
+    /// The same for a verification while it walks through the backup, and no longer: a deletion need not wait until all
+    /// chunks are checked. `None` where the backup has been deleted.
+    pub(crate) fn verifying(&self, backup: &Backup) -> Result<Option<ReadGuard>> {
+        match self.reading_for(backup, "verify") {
+            Err(Error::NoSuchBackup { .. }) => Ok(None),
+            // A repository may be readable and no more.
+            Err(Error::Io { .. }) => Ok(Some(ReadGuard { _lock: None })),
+            guard => guard.map(Some),
+        }
+    }
+
+    fn reading_for(&self, backup: &Backup, purpose: &str) -> Result<ReadGuard> {
         let gone = || Error::NoSuchBackup {
             server: backup.server.clone(),
             selector: backup.id.to_string(),
         };
-        let lock = match self.locks.try_shared(&read_lock_name(backup), "reading") {
+        let lock = match self.locks.try_shared(&read_lock_name(backup), purpose) {
             Ok(Some(lock)) => Some(lock),
             Ok(None) => return Err(gone()),
             Err(Error::Full { .. }) => None,

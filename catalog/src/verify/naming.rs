@@ -7,17 +7,19 @@ use barmanfs_store::tree::TreeReader;
 use barmanfs_store::{DirectoryRef, FileMap, Node, Windows};
 
 use crate::backup::BackupId;
+use crate::clones::CloneName;
 use crate::error::Result;
 use crate::server::ServerName;
-use crate::verify::{BadChunks, DAMAGES_MAX, Damage, Subject, Verification, VerifyReport};
+use crate::verify::{Bad, BadChunks, DAMAGES_MAX, Damage, Subject, Verification, VerifyReport};
 
-/// Names damage in the files of one backup or archive.
+/// Names damage in the files of backups, the archive and clones of a server.
 struct Namer<'a> {
     trees: TreeReader,
     bad: &'a BadChunks,
     report: &'a mut VerifyReport,
     server: &'a ServerName,
     backup: Option<BackupId>,
+    clone: Option<CloneName>,
 }
 
 /// The damaged part of a file.
@@ -32,27 +34,37 @@ impl Verification<'_> {
     /// Names the files of a subject that have damaged chunks.
     pub(super) fn name_damages(&mut self, subject: &Subject) -> Result<()> {
         let repository = self.repository;
-        for backup in &subject.backups {
-            let Some(root) = &backup.root else { continue };
-            let mut namer = Namer {
-                trees: repository.trees(),
-                bad: &self.bad,
-                report: &mut self.report,
-                server: &subject.server,
-                backup: Some(backup.id),
-            };
-            namer.tree(&root.directory)?;
-        }
         let mut namer = Namer {
             trees: repository.trees(),
             bad: &self.bad,
             report: &mut self.report,
             server: &subject.server,
             backup: None,
+            clone: None,
         };
+        for backup in &subject.backups {
+            let Some(root) = &backup.root else { continue };
+            if let Some(_guard) = repository.verifying(backup)? {
+                namer.backup = Some(backup.id);
+                namer.tree(&root.directory)?;
+            }
+        }
+        namer.backup = None;
         repository.each_wal(subject, &mut |file| {
             namer.file(WalName::to_string(&file.name), &file.map)
-        })
+        })?;
+        for file in &subject.quarantined {
+            namer.file(format!("{} (quarantined)", file.name), &file.map)?;
+        }
+        let clones = repository.clones(&subject.server)?;
+        for clone in subject.clones.iter().filter(|clone| clones.contains(clone)) {
+            namer.clone = Some(clone.name.clone());
+            namer.tree(&clone.root.directory)?;
+            for graft in &clone.grafts {
+                namer.file(graft.path.clone(), &graft.map)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -87,9 +99,14 @@ impl Namer<'_> {
     fn readable_part(&mut self, path: &str, mut directory: DirectoryRef) -> (DirectoryRef, bool) {
         let before = directory.pages.len();
         let bad = self.bad;
-        let reason = directory.pages.iter().find_map(|page| bad.get(&page.chunk));
-        if let Some(reason) = reason {
-            self.directory(path, reason.clone());
+        // All are asked for: each is needed.
+        let pages = directory.pages.iter();
+        let reasons: Vec<&str> = pages
+            .filter_map(|page| bad.get(&page.chunk))
+            .map(Bad::reason)
+            .collect();
+        if let Some(reason) = reasons.first() {
+            self.directory(path, (*reason).to_owned());
         }
         directory.pages.retain(|page| !bad.contains_key(&page.chunk));
         let all = directory.pages.len() == before;
@@ -117,8 +134,8 @@ impl Namer<'_> {
         match &map.windows {
             Windows::Inline(windows) => {
                 for (n, window) in (0..).zip(windows) {
-                    if let Some(reason) = window.chunk.and_then(|chunk| self.bad.get(&chunk)) {
-                        extent.add(map, n..n + 1, reason);
+                    if let Some(bad) = window.chunk.and_then(|chunk| self.bad.get(&chunk)) {
+                        extent.add(map, n..n + 1, bad.reason());
                     }
                 }
             }
@@ -126,14 +143,14 @@ impl Namer<'_> {
                 for (piece, chunk) in (0..).zip(pieces) {
                     let first = piece * PIECE_WINDOWS as u64;
                     let windows = first..map.window_count().min(first + PIECE_WINDOWS as u64);
-                    if let Some(reason) = self.bad.get(chunk) {
-                        extent.add(map, windows, reason);
+                    if let Some(bad) = self.bad.get(chunk) {
+                        extent.add(map, windows, bad.reason());
                         continue;
                     }
                     for n in windows {
                         let chunk = self.trees.window(map, n)?.chunk;
-                        if let Some(reason) = chunk.and_then(|chunk| self.bad.get(&chunk)) {
-                            extent.add(map, n..n + 1, reason);
+                        if let Some(bad) = chunk.and_then(|chunk| self.bad.get(&chunk)) {
+                            extent.add(map, n..n + 1, bad.reason());
                         }
                     }
                 }
@@ -155,10 +172,11 @@ impl Namer<'_> {
             pages,
             reason,
         } = extent;
-        let (server, backup) = (self.server.clone(), self.backup);
+        let (server, backup, clone) = (self.server.clone(), self.backup, self.clone.clone());
         self.report.damages.push(Damage {
             server,
             backup,
+            clone,
             file,
             first_page,
             pages,

@@ -28,7 +28,7 @@ fn description(backup: &Backup, clone: &str) -> CloneDescription {
     }
 }
 
-fn make(f: &Fixture, backup: &Backup, clone: &str) -> CloneDescription {
+pub(crate) fn make(f: &Fixture, backup: &Backup, clone: &str) -> CloneDescription {
     let draft = f.repository.begin_clone(description(backup, clone), backup);
     draft.unwrap().finish().unwrap()
 }

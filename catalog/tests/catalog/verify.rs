@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::PathBuf;
 
+use crate::clones::make;
 use crate::common::{Files, Fixture, SYSTEM, archive, back_up, fixture, noise, segment};
-use barmanfs_catalog::{Repository, Silent, VerifyScope};
+use barmanfs_catalog::{Monitor, Repository, Silent, SweepOptions, VerifyScope};
 use barmanfs_store::{Node, Windows};
 
 const MIB: usize = 1024 * 1024;
@@ -98,6 +99,75 @@ fn a_flipped_byte_is_named_by_backup_file_and_page() {
     let report = verify(&f, &VerifyScope::Backup(f.server.clone(), second.id));
     assert_eq!(report.damages.len(), 1);
     assert!(verify(&f, &VerifyScope::Wal(f.server.clone())).is_clean());
+}
+
+/// Does something once the chunks have been collected, or when they have been checked.
+struct At<F: FnMut()> {
+    stage: &'static str,
+    work: F,
+}
+
+impl<F: FnMut()> Monitor for At<F> {
+    fn stage(&mut self, what: &str) {
+        if what == self.stage {
+            (self.work)();
+        }
+    }
+}
+
+#[test]
+fn a_backup_deleted_meanwhile_is_not_damaged() {
+    for stage in ["Checking chunks", "Checking the footers of packs"] {
+        let f = fixture();
+        let backup = back_up(&f.repository, &f.server, &files());
+        damage(&f, "base/5/16384", 3);
+        let other = Repository::open(f.repository.path()).unwrap();
+        let mut delete = At {
+            stage,
+            work: || {
+                other.delete_backup(&backup, false).unwrap();
+                other.sweep(&SweepOptions::default(), &mut Silent).unwrap();
+            },
+        };
+        let report = Repository::open(f.repository.path())
+            .unwrap()
+            .verify(&VerifyScope::All, &mut delete)
+            .unwrap();
+        assert!(report.is_clean(), "{stage}: {report:?}");
+    }
+}
+
+#[test]
+fn clones_and_quarantine_are_in_use_too() {
+    let f = fixture();
+    let backup = back_up(&f.repository, &f.server, &files());
+    let name = make(&f, &backup, "test").name;
+    f.repository.delete_backup(&backup, true).unwrap();
+    let (segment_name, bytes) = segment(1, SYSTEM, 76);
+    archive(&f.repository, &f.server, &segment_name, &bytes).unwrap();
+    let (_, other) = segment(1, SYSTEM, 77);
+    archive(&f.repository, &f.server, &segment_name, &other).unwrap();
+    let clean = verify(&f, &VerifyScope::All);
+    assert!(clean.is_clean(), "{clean:?}");
+    assert_eq!((clean.backups, clean.clones, clean.wal_files), (0, 1, 2));
+    damage_chunk(&f.repository, &noise(2, 6 * MIB)[3 * 128 * 1024..4 * 128 * 1024]);
+    damage_chunk(&f.repository, &other);
+    for scope in [VerifyScope::All, VerifyScope::Server(f.server.clone())] {
+        let report = verify(&f, &scope);
+        assert_eq!(report.bad_chunks, 2);
+        let named: Vec<_> = report
+            .damages
+            .into_iter()
+            .map(|damage| (damage.clone, damage.file, damage.first_page))
+            .collect();
+        assert_eq!(
+            named,
+            [
+                (None, format!("{segment_name} (quarantined)"), Some(0)),
+                (Some(name.clone()), "base/5/16384".to_owned(), Some(48)),
+            ]
+        );
+    }
 }
 
 #[test]
