@@ -41,6 +41,12 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
+    /// The directory has packs and no repository.json.
+    #[error("{} has packs but no repository.json: make a repository of them again with `barmanfs rebuild-catalog`", path.display())]
+    SettingsMissing {
+        /// The directory.
+        path: PathBuf,
+    },
     /// A repository cannot be made here.
     #[error("Cannot create a repository in {}: {reason}", path.display())]
     CannotCreate {

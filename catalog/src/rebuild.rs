@@ -25,7 +25,8 @@ use crate::monitor::{Monitor, Unit};
 use crate::owner::Owner;
 use crate::records;
 use crate::repository::{
-    CATALOG, PACKS, Repository, make_directories, read_settings, remove_catalog, sync_directory, with_suffix,
+    CATALOG, CreateOptions, PACKS, Repository, make_directories, make_settings, read_settings,
+    remove_catalog, sync_directory, with_suffix,
 };
 use crate::sweep::PackProblem;
 use crate::writer::{GATE, WRITER_PREFIX};
@@ -48,6 +49,8 @@ pub struct RebuildReport {
     pub backups: u64,
     /// Archived WAL files.
     pub wal_files: u64,
+    /// repository.json was missing and has been made anew.
+    pub made_settings: bool,
     /// Damaged packs, and records that could not be understood. What they held is missing.
     pub problems: Vec<PackProblem>,
     /// Where the old catalog is kept, if there was one: after problems alone. It knows what is missing.
@@ -55,13 +58,17 @@ pub struct RebuildReport {
 }
 
 impl Repository {
-    /// Makes the catalog of the repository at `path` again. Damaged packs are left out and reported.
+    /// Makes the catalog of the repository at `path` again, and repository.json where there are only packs. Damaged packs
+    /// are left out and reported.
     ///
     /// # Errors
     /// [`Error::Occupied`] while a writer or a sweep is at work; [`Error::NoRepository`]; when a pack cannot be read for
     /// another reason than damage, or was written by a later release.
     pub fn rebuild(path: &Path, monitor: &mut dyn Monitor) -> Result<RebuildReport> {
-        read_settings(path)?;
+        let made_settings = match read_settings(path) {
+            Err(Error::SettingsMissing { .. }) => true,
+            settings => settings.map(|_| false)?,
+        };
         make_directories(path)?;
         let owner = Owner::of(path).map_err(|source| Error::io("inspect", path, source))?;
         let _lock = keep_writers_out(&Locks::of(path, owner))?;
@@ -73,6 +80,10 @@ impl Repository {
             .into_temp_path();
         let mut report = build(&new, &path.join(PACKS), monitor).map_err(|error| error.in_catalog(&new))?;
         exchange(path, new)?;
+        if made_settings {
+            make_settings(path, CreateOptions::default())?;
+        }
+        report.made_settings = made_settings;
         let old = path.join(OLD_CATALOG);
         if report.problems.is_empty() {
             remove_catalog(&old)?;

@@ -61,7 +61,8 @@ pub struct CreateOptions {
     pub compression: Compression,
 }
 
-/// What repository.json says. It is written once and never changes.
+/// What repository.json says. It is written once and never changes. What is stored does not need it to be read: one that
+/// was lost is made anew with what a new repository has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     /// Version of the formats in this repository.
@@ -103,24 +104,14 @@ impl Repository {
         LocalPacks::create(&path.join(PACKS))?;
         remove_catalog(&path.join(CATALOG))?;
         Db::create(&path.join(CATALOG))?;
-        let settings = Settings {
-            format_version: FORMAT_VERSION,
-            id: RecordId::random()?.to_string(),
-            created_at: now(),
-            data_window_bytes: DATA_WINDOW_BYTES,
-            wal_window_bytes: WAL_WINDOW_BYTES,
-            compression: options.compression,
-        };
-        let json =
-            serde_json::to_string_pretty(&settings).map_err(|error| Error::Invalid(error.to_string()))?;
-        write_durably(&path.join(SETTINGS), format!("{json}\n").as_bytes())?;
+        make_settings(path, options)?;
         Self::open(path)
     }
 
     /// Opens a repository. Takes a few milliseconds: `wal-archive` does it for every segment.
     ///
     /// # Errors
-    /// [`Error::NoRepository`], [`Error::NewerFormat`], and what says that the catalog has to be rebuilt:
+    /// [`Error::NoRepository`], [`Error::SettingsMissing`], [`Error::NewerFormat`], and what says that the catalog has to be rebuilt:
     /// [`Error::CatalogMissing`], [`Error::CatalogLayout`], [`Error::CatalogDamaged`].
     pub fn open(path: &Path) -> Result<Self> {
         let settings = read_settings(path)?;
@@ -246,6 +237,20 @@ fn chunk_reader(storage: &Arc<dyn PackStorage>, db: &Arc<Db>, cache_bytes: usize
     Arc::new(ChunkReader::new(Arc::clone(storage), index, cache_bytes))
 }
 
+/// Writes repository.json.
+pub(crate) fn make_settings(path: &Path, options: CreateOptions) -> Result<()> {
+    let settings = Settings {
+        format_version: FORMAT_VERSION,
+        id: RecordId::random()?.to_string(),
+        created_at: now(),
+        data_window_bytes: DATA_WINDOW_BYTES,
+        wal_window_bytes: WAL_WINDOW_BYTES,
+        compression: options.compression,
+    };
+    let json = serde_json::to_string_pretty(&settings).map_err(|error| Error::Invalid(error.to_string()))?;
+    write_durably(&path.join(SETTINGS), format!("{json}\n").as_bytes())
+}
+
 /// Reads and checks repository.json.
 pub(crate) fn read_settings(path: &Path) -> Result<Settings> {
     let file = path.join(SETTINGS);
@@ -257,8 +262,11 @@ pub(crate) fn read_settings(path: &Path) -> Result<Settings> {
                 io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
             ) =>
         {
-            return Err(Error::NoRepository {
-                path: path.to_path_buf(),
+            let path = path.to_path_buf();
+            return Err(if has_packs(&path)? {
+                Error::SettingsMissing { path }
+            } else {
+                Error::NoRepository { path }
             });
         }
         Err(source) => return Err(Error::io("read", &file, source)),
@@ -311,17 +319,24 @@ fn check_vacant(path: &Path) -> Result<()> {
             return refuse(format!("the directory is not empty: it holds {name:?}"));
         }
     }
-    if let Ok(packs) = LocalPacks::open(&path.join(PACKS)) {
-        let mut found = 0_u64;
-        packs.list(&mut |_| {
-            found += 1;
-            Ok(())
-        })?;
-        if found > 0 {
-            return refuse(format!("it holds {found} packs but no repository.json"));
-        }
+    if has_packs(path)? {
+        return Err(Error::SettingsMissing {
+            path: path.to_path_buf(),
+        });
     }
     Ok(())
+}
+
+/// Whether there are packs in a directory, which may be no repository.
+fn has_packs(path: &Path) -> Result<bool> {
+    let mut found = false;
+    if let Ok(packs) = LocalPacks::open(&path.join(PACKS)) {
+        packs.list(&mut |_| {
+            found = true;
+            Ok(())
+        })?;
+    }
+    Ok(found)
 }
 
 /// Makes what is missing of a repository's own directories: one that was copied may have come without those that were empty.

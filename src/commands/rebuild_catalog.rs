@@ -36,6 +36,11 @@ pub(crate) fn run(app: &mut App, json: JsonOption) -> Result<Outcome, Error> {
                 kept.display()
             ))?;
         }
+        if report.made_settings {
+            app.out.line(
+                "Made repository.json anew, as it was missing: with the compression levels of a new repository",
+            )?;
+        }
         app.out.line(format_args!(
             "Made the catalog anew from {} packs: {} backups, {} WAL files, {} chunks",
             report.packs, report.backups, report.wal_files, report.chunks

@@ -7,7 +7,7 @@ use crate::common::{
     Files, Fixture, SYSTEM, archive, back_up, begin, boot_test, fixture, noise, put_files, read_wal, restore,
     segment,
 };
-use barmanfs_catalog::{BootOutcome, Error, Repository, Silent, SweepOptions, VerifyScope};
+use barmanfs_catalog::{BootOutcome, CreateOptions, Error, Repository, Silent, SweepOptions, VerifyScope};
 use barmanfs_store::{LocalPacks, PackWriter, Record, RecordId, read_footer};
 
 /// A backup's record among the kinds of records in FORMAT.md.
@@ -274,6 +274,31 @@ fn a_rebuild_leaves_out_damage_alone() {
     fs::remove_dir(&pack).unwrap();
     fs::rename(&aside, &pack).unwrap();
     assert_eq!(seen(&Repository::open(path).unwrap()), before);
+}
+
+#[test]
+fn packs_alone_are_a_repository() {
+    let f = filled();
+    let before = seen(&f.repository);
+    let moved = f.directory.path().join("moved");
+    let create = || Repository::create(&moved, CreateOptions::default()).unwrap_err();
+    fs::create_dir(&moved).unwrap();
+    fs::rename(f.repository.path().join("packs"), moved.join("packs")).unwrap();
+    for error in [Repository::open(&moved).unwrap_err(), create()] {
+        assert!(error.to_string().contains("rebuild-catalog"), "{error}");
+    }
+    let report = Repository::rebuild(&moved, &mut Silent).unwrap();
+    assert!(report.made_settings);
+    let rebuilt = Repository::open(&moved).unwrap();
+    assert_eq!(seen(&rebuilt), before);
+    back_up(&rebuilt, &f.server, &files(7));
+    assert!(!Repository::rebuild(&moved, &mut Silent).unwrap().made_settings);
+    // Without packs there is nothing to make a repository of.
+    let empty = f.directory.path().join("empty");
+    fs::create_dir_all(empty.join("packs")).unwrap();
+    let error = Repository::rebuild(&empty, &mut Silent).unwrap_err();
+    assert!(matches!(error, Error::NoRepository { .. }), "{error}");
+    assert!(!empty.join("repository.json").exists());
 }
 
 #[test]
