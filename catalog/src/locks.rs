@@ -128,7 +128,7 @@ impl Locks {
     pub(crate) fn is_held(&self, name: &str) -> Result<bool> {
         let _acting = self.as_owner()?;
         let path = self.path(name);
-        let file = match File::open(&path) {
+        let file = match open_existing(&path) {
             Ok(file) => file,
             Err(source) if source.kind() == std::io::ErrorKind::NotFound => return Ok(false),
             Err(source) => return Err(Error::io("open", &path, source)),
@@ -194,7 +194,7 @@ impl Locks {
     pub(crate) fn remove_free(&self, name: &str) -> Result<()> {
         let _acting = self.as_owner()?;
         let path = self.path(name);
-        let Ok(file) = File::open(&path) else {
+        let Ok(file) = open_existing(&path) else {
             return Ok(());
         };
         if lock_now(&file, Mode::Exclusive).is_ok() && is_at(&file, &path)? {
@@ -224,6 +224,16 @@ fn open(path: &Path) -> Result<File> {
         .truncate(false)
         .open(path)
         .map_err(|source| Error::io("open", path, source))
+}
+
+/// A lock file that is there, to be tried. For writing where that is allowed: on NFS, whose locks are of another kind, one
+/// that is open for reading alone cannot be locked exclusively.
+fn open_existing(path: &Path) -> std::io::Result<File> {
+    use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+    match OpenOptions::new().read(true).write(true).open(path) {
+        Err(source) if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem) => File::open(path),
+        opened => opened,
+    }
 }
 
 fn lock_now(file: &File, mode: Mode) -> Result<(), TryLockError> {
@@ -297,6 +307,17 @@ mod tests {
         held.remove(&locks, "writer-1");
         assert!(locks.names("writer-").unwrap().is_empty());
         assert!(!locks.is_held("writer-1").unwrap());
+    }
+
+    #[test]
+    fn what_is_tried_can_be_locked_on_nfs_too() {
+        let (_root, locks) = locks();
+        let path = locks.path("a");
+        assert!(open_existing(&path).is_err() && !path.exists(), "nothing is made");
+        std::fs::write(&path, b"somebody").unwrap();
+        let mut file = open_existing(&path).unwrap();
+        file.write_all(b"S").unwrap();
+        assert_eq!(locks.holder("a"), "Somebody");
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub(super) fn check(app: &App, server: &ServerConfig, lines: &mut Lines) -> Opti
     let repository = lines.result("repository", app.repository(), shown)?;
     let writable = app.refuse_foreign_root().and_then(|()| writable(path));
     lines.result("repository writable", writable, |()| None);
+    file_system(path, lines);
     free_space(path, lines);
     let backups = repository.backups(&server.name).map_err(Error::from);
     if let Some(mut backups) = lines.result("catalog", backups, |_| None) {
@@ -40,6 +41,34 @@ fn writable(path: &Path) -> Result<(), Error> {
     tempfile::tempfile_in(path)
         .map(drop)
         .map_err(|error| Error::failed(format!("Cannot write there: {error}")))
+}
+
+/// The catalog works on a network file system, but for one host at a time.
+fn file_system(path: &Path, lines: &mut Lines) {
+    const NAME: &str = "file system";
+    match rustix::fs::statfs(path) {
+        Ok(state) => {
+            if let Some(network) = network_file_system(state.f_type) {
+                lines.ok(
+                    NAME,
+                    format!("{network}: the repository must be used by this host alone, mounts included"),
+                );
+            }
+        }
+        Err(error) => lines.failed(NAME, io::Error::from(error).to_string()),
+    }
+}
+
+/// The network file system with this number, which is from Linux's `magic.h`.
+fn network_file_system(number: rustix::fs::FsWord) -> Option<&'static str> {
+    match number {
+        0x6969 => Some("NFS"),
+        0x517b | 0xff53_4d42 | 0xfe53_4d42 => Some("SMB"),
+        0x00c3_6400 => Some("Ceph"),
+        0x5346_414f | 0x6b41_4653 => Some("AFS"),
+        0x0102_1997 => Some("9p"),
+        _ => None,
+    }
 }
 
 fn free_space(path: &Path, lines: &mut Lines) {
@@ -169,5 +198,17 @@ fn quarantine(repository: &Repository, server: &ServerConfig, lines: &mut Lines)
             ),
         },
         Err(error) => lines.failed(NAME, Error::from(error).to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn network_file_systems_are_named() {
+        assert_eq!(network_file_system(0x6969), Some("NFS"));
+        // ext4
+        assert_eq!(network_file_system(0xef53), None);
     }
 }

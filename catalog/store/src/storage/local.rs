@@ -250,7 +250,8 @@ fn is_abandoned(path: &Path, older_than: Duration) -> Result<bool> {
         io::ErrorKind::NotFound => Ok(false),
         _ => Err(Error::io(action, path, source)),
     };
-    let file = match File::open(path) {
+    // For writing: on NFS, a file that is open for reading alone cannot be locked exclusively.
+    let file = match OpenOptions::new().read(true).write(true).open(path) {
         Ok(file) => file,
         Err(source) => return gone_or(source, "open"),
     };
