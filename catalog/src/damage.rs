@@ -50,6 +50,17 @@ pub(crate) fn is_needed(db: &Connection, places: &DamagedPlaces) -> Result<bool>
         .exists([places.pack.as_bytes()])?)
 }
 
+/// The packs with places that are damaged, by their rows, and the chunks.
+pub(crate) fn damaged_packs(db: &Connection) -> Result<BTreeMap<i64, BTreeSet<ChunkId>>> {
+    let mut query = db.prepare_cached("SELECT p.seq, d.id FROM damaged d JOIN packs p ON p.id = d.pack")?;
+    let mut rows = query.query([])?;
+    let mut packs: BTreeMap<i64, BTreeSet<ChunkId>> = BTreeMap::new();
+    while let Some(row) = rows.next()? {
+        packs.entry(row.get(0)?).or_default().insert(ChunkId(row.get(1)?));
+    }
+    Ok(packs)
+}
+
 impl Repository {
     /// Calls `each` with the records of damaged places that count.
     pub(crate) fn each_damage(

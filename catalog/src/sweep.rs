@@ -7,8 +7,8 @@
 //!    after their end, found nothing.
 //! 5. *Condemn* the packs with nothing alive, and write down which writers are at work: they may have looked
 //!    something up in them before.
-//! 6. *Repack*: what lives in packs with much dead weight is copied into new packs ([`repack`]), and they are condemned,
-//!    as soon as one new pack is full. So a sweep needs the room of one pack, after it has freed what it can; when there
+//! 6. *Repack*: what lives in packs with much dead weight, or with damage that was stored anew, is copied into new packs
+//!    ([`repack`]), and they are condemned, as soon as one new pack is full. So a sweep needs the room of one pack, after it has freed what it can; when there
 //!    is less, it ends with the packs it has come to.
 //!
 //! Why nothing alive is ever removed: a writer registers before its first look-up. If that was after a pack was

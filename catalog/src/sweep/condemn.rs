@@ -33,13 +33,12 @@ pub(super) struct PackRow {
 pub(super) struct Doomed {
     /// Those with nothing in use.
     pub(super) dead: Vec<PackRow>,
-    /// Those with much dead weight, once what lives in them has been copied.
+    /// Those with much dead weight, or damage that was stored anew, once what lives in them has been copied.
     pub(super) sparse: Vec<PackRow>,
 }
 
 impl Sweep<'_> {
-    /// The condemned packs whose writers have all ended.
-    /// Their lists are emptied: who is on one later was not at work yet.
+    /// The condemned packs whose writers have all ended. Their lists are emptied: who is on one later was not at work yet.
     pub(super) fn ready_to_go(&self) -> Result<Vec<PackRow>> {
         let condemned = self.packs("condemned_at IS NOT NULL AND writers_listed = 1", i64::MAX)?;
         if condemned.is_empty() {
@@ -85,6 +84,7 @@ impl Sweep<'_> {
     /// The packs to condemn. Packs of writers at work are left out: they have not said yet what they use.
     pub(super) fn doomed(&self, mark: &Mark, at_work: &BTreeSet<String>) -> Result<Doomed> {
         let mut doomed = Doomed::default();
+        let damaged = self.repository.db.read(damage::damaged_packs)?;
         for pack in self.packs("condemned_at IS NULL", mark.newest_pack.min(self.newest))? {
             if pack
                 .writer
@@ -98,7 +98,15 @@ impl Sweep<'_> {
                 .saturating_sub(mark.in_use(pack.seq)?.stored_bytes);
             if self.is_dead(mark, &pack)? {
                 doomed.dead.push(pack);
-            } else if dead_bytes * 100 > pack.stored_bytes * u64::from(self.options.dead_percent) {
+                continue;
+            }
+            // While a damaged place is there, backups ask for each chunk: once nothing in use is damaged in it, a pack is
+            // left.
+            let is_left = match damaged.get(&pack.seq) {
+                Some(damaged) => !mark.chunks_in(pack.seq)?.iter().any(|id| damaged.contains(id)),
+                None => false,
+            };
+            if is_left || dead_bytes * 100 > pack.stored_bytes * u64::from(self.options.dead_percent) {
                 doomed.sparse.push(pack);
             }
         }

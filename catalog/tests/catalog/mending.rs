@@ -129,6 +129,23 @@ fn a_damaged_window_is_stored_anew_by_the_next_backup() {
 }
 
 #[test]
+fn a_sweep_leaves_a_pack_whose_damage_is_stored_anew() {
+    let f = fixture();
+    let first = back_up(&f.repository, &f.server, &files(0));
+    let id = window(&f, &first, LARGE);
+    flip(&f, id);
+    let damaged = places(&f, id);
+    verify(&f);
+    sweep(&f);
+    assert_eq!(places(&f, id), damaged, "it may be mended");
+    let second = back_up(&reopened(&f), &f.server, &files(0));
+    sweep(&f);
+    assert_eq!(places(&f, id).len(), 1);
+    assert_ne!(places(&f, id), damaged);
+    assert_mended(&f, &[(&first, 0), (&second, 0)]);
+}
+
+#[test]
 fn what_a_rebuilt_catalog_knows_to_be_damaged_is_stored_anew_as_well() {
     let f = fixture();
     let first = back_up(&f.repository, &f.server, &files(0));
