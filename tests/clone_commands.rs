@@ -434,6 +434,7 @@ fn a_copy_of_a_clone_lives_on_its_own(install: &'static Install) {
     stage.clone(&["reset", "main", "two", "--stop"]).ok();
     stage.clone(&["start", "main", "two", "--replay"]).ok();
     assert_eq!(stage.query("two", "SELECT to_regclass('kept') IS NULL"), "t");
+    stage.clone(&["stop", "main", "two"]).ok();
 }
 
 fn a_server_that_outlived_its_mount_is_stopped(install: &'static Install) {
