@@ -150,10 +150,18 @@ impl Clones {
         if !is_it(&description) || self.turns.current(repository, &description)? != place.turn {
             return Err(STALE);
         }
-        self.turns.begin(repository, &lock, &description)?;
+        let is_durable = self.turns.begin(repository, &lock, &description)?;
         let directory = repository.clone_directory(server, name);
-        let clone = Arc::new(LiveClone::open(&directory, &description, repository.trees())?);
-        let served = Arc::new(Served::new(clone, Arc::clone(place), description, lock)?);
+        let clone = match is_durable {
+            true => LiveClone::open_durable(&directory, &description, repository.trees())?,
+            false => LiveClone::open(&directory, &description, repository.trees())?,
+        };
+        let served = Arc::new(Served::new(
+            Arc::new(clone),
+            Arc::clone(place),
+            description,
+            lock,
+        )?);
         self.inodes.attach(&served);
         open.insert(key, Arc::clone(&served));
         tracing::info!("Serving the clone {}", served.described());

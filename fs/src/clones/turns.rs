@@ -59,13 +59,15 @@ impl Turns {
         Ok(turn.number)
     }
 
-    /// This mount begins to serve a clone in the turn it is in: from now on the kernel knows something of it.
+    /// This mount begins to serve a clone in the turn it is in: from now on the kernel knows something of it. Returns whether
+    /// nobody else can have written to it since it was made or this mount let go of it: then all of it is durable.
     pub(super) fn begin(
         &self,
         repository: &Repository,
         lock: &CloneLock,
         clone: &CloneDescription,
-    ) -> Result<()> {
+    ) -> Result<bool> {
+        let before = repository.clone_served_by(&clone.server, &clone.name)?;
         repository.mark_clone_served(lock, &clone.server, &clone.name, self.mount)?;
         let first = Turn {
             clone: clone.id,
@@ -80,7 +82,7 @@ impl Turns {
                 known.insert_entry(first);
             }
         }
-        Ok(())
+        Ok(before.is_none_or(|by| by == self.mount))
     }
 
     /// A clone has been removed.

@@ -74,7 +74,17 @@ impl LiveClone {
     /// When its journal cannot be read, is damaged or another clone's, or the backup cannot be read.
     pub fn open(directory: &Path, description: &CloneDescription, trees: TreeReader) -> Result<Self> {
         let disk = SystemDisk::open(directory).map_err(|error| failed("open", directory, error))?;
-        Self::open_on(Arc::new(disk), description, trees)
+        Self::open_on(Arc::new(disk), description, trees, false)
+    }
+
+    /// Opens a clone all of which is known to be durable: it was just made, or this process has let go of it. That need not wait
+    /// for what others write to the same file system.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_durable(directory: &Path, description: &CloneDescription, trees: TreeReader) -> Result<Self> {
+        let disk = SystemDisk::open(directory).map_err(|error| failed("open", directory, error))?;
+        Self::open_on(Arc::new(disk), description, trees, true)
     }
 
     /// Makes a clone in `directory`, which is empty; it is durable then.
@@ -95,6 +105,7 @@ impl LiveClone {
         disk: Arc<dyn Disk>,
         description: &CloneDescription,
         trees: TreeReader,
+        is_durable: bool,
     ) -> Result<Self> {
         let mut replay = Replay::new(&disk, description, &trees)?;
         let id = description.seed().to_string();
@@ -102,8 +113,10 @@ impl LiveClone {
         let names = replay.names;
         // Who had the clone open before may have been killed. What it did not sync counts as synced from here on, and what
         // is removed below may not be needed again.
-        disk.sync_all()
-            .map_err(|error| failed("sync", disk.path(), error))?;
+        if !is_durable {
+            let synced = disk.sync_all();
+            synced.map_err(|error| failed("sync", disk.path(), error))?;
+        }
         let used_bytes = take_stock(&*disk, &names)?;
         Ok(Self::new(disk, journal, names, used_bytes, description, trees))
     }

@@ -181,6 +181,7 @@ impl Run {
             Arc::new(self.disk.clone()),
             &self.stage.description,
             self.stage.trees(),
+            false,
         )
     }
 
