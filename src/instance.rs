@@ -177,7 +177,8 @@ impl Instance {
             let started = self.start_on(port, options);
             let taken = || {
                 let said = tail(&options.log, log_before).unwrap_or_default();
-                said.contains(PORT_IS_TAKEN) || !is_free(port, &options.socket_directory)
+                let is_told = said.contains(PORT_IS_TAKEN) || said.contains(&socket_lock(port));
+                is_told || !is_free(port, &options.socket_directory)
             };
             if started.is_ok() || tries == PORT_TRIES || !taken() {
                 return started;
@@ -301,12 +302,21 @@ fn size_bytes(log: &Path) -> u64 {
     fs::metadata(log).map_or(0, |log| log.len())
 }
 
-/// A server that was killed leaves its socket behind, and the next one takes its place: what counts is whether somebody listens.
+/// A server that was killed leaves its socket and the lock file beside it behind, and the next one takes their place: what
+/// counts is whether somebody listens, and whether the lock's process is there: one that starts or stops does not listen.
 fn is_free(port: u16, socket_directory: &Path) -> bool {
     let socket = socket_directory.join(format!(".s.PGSQL.{port}"));
     let nobody_listens = UnixStream::connect(socket)
         .is_err_and(|error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused));
-    nobody_listens && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+    let lock = fs::read_to_string(socket_directory.join(socket_lock(port))).unwrap_or_default();
+    let holder = lock.lines().next().and_then(|pid| pid.trim().parse().ok());
+    let is_held = holder.is_some_and(postmaster::is_alive);
+    nobody_listens && !is_held && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+}
+
+/// The lock file of a socket (`src/backend/utils/init/miscinit.c`); its first line is the process.
+fn socket_lock(port: u16) -> String {
+    format!(".s.PGSQL.{port}.lock")
 }
 
 /// What the server in a data directory says of itself, in the last line of its `postmaster.pid`.
@@ -410,6 +420,12 @@ mod tests {
         assert!(!is_free(port, directory.path()));
         drop(server);
         assert!(socket.exists() && is_free(port, directory.path()));
+        // Of a server that does not listen yet, or not any more; and of one that was killed.
+        let lock = directory.path().join(socket_lock(port));
+        fs::write(&lock, format!("{}\n/data\n", std::process::id())).unwrap();
+        assert!(!is_free(port, directory.path()));
+        fs::write(&lock, format!("{}\n/data\n", i32::MAX)).unwrap();
+        assert!(is_free(port, directory.path()));
     }
 
     #[test]
