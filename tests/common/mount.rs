@@ -1,11 +1,14 @@
 //! A mount that always goes away.
 
 use super::Site;
+use super::postgres::servers_in;
 use super::process::{until, wait};
 use super::user::is_root;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 /// A mounted repository.
 #[derive(Debug)]
@@ -96,10 +99,10 @@ impl<'a> Mount<'a> {
     }
 
     /// Sends a signal and waits; the daemon's exit code.
-    pub(crate) fn end_by(&mut self, signal: rustix::process::Signal) -> Option<i32> {
+    pub(crate) fn end_by(&mut self, signal: Signal) -> Option<i32> {
         let mut daemon = self.daemon.take().expect("mounted in the foreground");
-        let pid = rustix::process::Pid::from_child(&daemon);
-        rustix::process::kill_process(pid, signal).expect("Cannot signal the daemon");
+        let pid = Pid::from_child(&daemon);
+        kill_process(pid, signal).expect("Cannot signal the daemon");
         wait(&mut daemon, Duration::from_secs(20))
             .expect("the daemon ends")
             .code()
@@ -117,6 +120,12 @@ impl<'a> Mount<'a> {
 
 impl Drop for Mount<'_> {
     fn drop(&mut self) {
+        // A failed test may have left servers on clones, which no one finds once the mount is gone.
+        if self.is_alive() {
+            for server in servers_in(&self.point) {
+                let _ = kill_process(server, Signal::QUIT);
+            }
+        }
         if let Some(daemon) = &mut self.daemon {
             let _ = daemon.kill();
             let _ = daemon.wait();

@@ -3,8 +3,10 @@
 use super::process::{Run, run, until};
 use super::user::{command, give};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -399,21 +401,28 @@ impl Drop for PgServer {
 
 /// Ends all servers of a data directory that has gone away, where nothing tells their processes any more.
 pub(crate) fn end_servers_of(data: &Path) {
-    let is_of_it = |pid: i32| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let arguments: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-        let of_it = |pair: &[&[u8]]| pair == [b"-D", data.as_os_str().as_encoded_bytes()];
-        let is_pg_ctl = arguments.iter().any(|argument| argument.ends_with(b"pg_ctl"));
-        !is_pg_ctl && arguments.windows(2).any(of_it)
-    };
-    let processes = fs::read_dir("/proc").expect("Cannot read /proc").flatten();
-    let pids = processes.filter_map(|process| process.file_name().to_str()?.parse::<i32>().ok());
-    for pid in pids.filter(|pid| is_of_it(*pid)) {
-        let postmaster = Pid::from_raw(pid).expect("a process");
+    for postmaster in servers_in(data) {
         // What the others do when they notice that it is gone.
         let _ = kill_process(postmaster, Signal::QUIT);
         until("the server is gone", || test_kill_process(postmaster).is_err());
     }
+}
+
+/// The servers whose data directory is this, or lies below it.
+pub(crate) fn servers_in(place: &Path) -> Vec<Pid> {
+    let is_there = |pid: i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let arguments: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        let there =
+            |pair: &[&[u8]]| pair[0] == b"-D" && Path::new(OsStr::from_bytes(pair[1])).starts_with(place);
+        let is_pg_ctl = arguments.iter().any(|argument| argument.ends_with(b"pg_ctl"));
+        !is_pg_ctl && arguments.windows(2).any(there)
+    };
+    let processes = fs::read_dir("/proc").expect("Cannot read /proc").flatten();
+    let pids = processes.filter_map(|process| process.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| is_there(*pid))
+        .filter_map(Pid::from_raw)
+        .collect()
 }
 
 fn parent(path: &Path) -> &Path {
