@@ -61,9 +61,9 @@ const CONTROL: &str = "global/pg_control";
 /// The end of a server's log that is shown when it does not start.
 const LOG_TAIL_BYTES: u64 = 2000;
 
-/// What keeps a server to itself, whatever its configuration says, beside the files in [`server_settings`]. WAL
-/// would go into the original's archive, and subscriptions would take changes away from the original's. Its log goes where whoever starts it looks for it, and not where the
-/// original's is.
+/// What keeps a server to itself, whatever its configuration says, beside the files in [`server_settings`]. WAL would go
+/// into the original's archive, and subscriptions would take changes away from the original's. Its log goes where whoever
+/// starts it looks for it, and not where the original's is.
 const KEPT_TO_ITSELF: [(&str, &str); 4] = [
     ("archive_mode", "off"),
     ("max_logical_replication_workers", "0"),
