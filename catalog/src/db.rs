@@ -237,8 +237,7 @@ fn layout(connection: &Connection) -> Result<i64> {
 /// Opens a connection. On a full disk the wal-index, a file all processes share, may be impossible to make; alone,
 /// SQLite needs none, so that what is in the repository can still be read.
 fn connect(path: &Path, owner: &Owner) -> Result<Link> {
-    let acting = owner.act();
-    let _acting = acting.map_err(|source| Error::io("act as the owner of", path, source))?;
+    let _acting = owner.act_in(path)?;
     let link = |alone| connect_as(path, alone).map(|connection| Link { connection, alone });
     match link(false) {
         Err(Error::Full { .. } | Error::Catalog { .. }) => link(true),

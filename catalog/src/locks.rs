@@ -69,8 +69,7 @@ impl Locks {
     }
 
     fn as_owner(&self) -> Result<AsOwner> {
-        let acting = self.owner.act();
-        acting.map_err(|source| Error::io("act as the owner of", &self.directory, source))
+        self.owner.act_in(&self.directory)
     }
 
     fn path(&self, name: &str) -> PathBuf {

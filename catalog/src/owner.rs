@@ -19,6 +19,8 @@ use nix::unistd::{Gid, Uid, User, getgrouplist, setfsgid, setfsuid};
 use rustix::process::getgroups;
 use rustix::thread::set_thread_groups;
 
+use crate::error::{Error, Result};
+
 /// What takes no user, and so only tells who it is now.
 const NOBODY_NEW: u32 = u32::MAX;
 
@@ -72,6 +74,15 @@ impl Owner {
         // Where that fails half-way, the other half is given back at once.
         other.map_or(Ok(()), |rights| rights.take_on())?;
         Ok(acting)
+    }
+
+    /// The same, for work at `place`.
+    ///
+    /// # Errors
+    /// The same, with the place in them.
+    pub(crate) fn act_in(&self, place: &Path) -> Result<AsOwner> {
+        let acting = self.act();
+        acting.map_err(|source| Error::io("act as the owner of", place, source))
     }
 }
 

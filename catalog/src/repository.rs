@@ -148,8 +148,7 @@ impl Repository {
     /// # Errors
     /// When the system refuses.
     pub fn as_owner(&self) -> Result<AsOwner> {
-        let acting = self.owner.act();
-        acting.map_err(|source| Error::io("act as the owner of", &self.path, source))
+        self.owner.act_in(&self.path)
     }
 
     /// What its repository.json says.

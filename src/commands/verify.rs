@@ -22,8 +22,7 @@ pub(crate) fn run(app: &mut App, args: &VerifyArgs) -> Result<Outcome, Error> {
     let scope = scope(app, &repository, args)?;
     let report = repository.verify(&scope, &mut Shown::start("Verify", app.options.quiet))?;
     // What was found is told all the same.
-    let acting = repository.as_owner();
-    if let Err(error) = acting.and_then(|_acting| repository.note_damage(&report)) {
+    if let Err(error) = repository.note_damage(&report) {
         tracing::warn!("What is damaged could not be written down, so backups still refer to it: {error}");
     }
     if args.json.json {

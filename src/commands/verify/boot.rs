@@ -39,9 +39,7 @@ pub(super) fn run(app: &mut App, args: &VerifyArgs) -> Result<Outcome, Error> {
     let progress = Progress::start(what, Counted::Time, app.options.quiet);
     let report = boot::run(&repository, &request, &interruption, &progress)?;
     drop(progress);
-    let acting = repository.as_owner()?;
     repository.add_boot_test(backup, report.test.clone())?;
-    drop(acting);
     if args.json.json {
         app.out.json(&Shown {
             server: &backup.server,
