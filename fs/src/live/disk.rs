@@ -116,31 +116,31 @@ impl SystemDisk {
         })
     }
 
-    fn open_with(&self, name: &str, flags: OFlags) -> io::Result<Option<File>> {
+    fn open_with(&self, name: &str, flags: OFlags) -> io::Result<File> {
         let _acting = self.owner.act()?;
         let flags = flags | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::openat(&self.directory, name, flags, Mode::RUSR | Mode::WUSR);
-        Ok(if_there(file)?.map(File::from))
+        let file = rustix::fs::openat(&self.directory, name, flags, Mode::RUSR | Mode::WUSR)?;
+        Ok(File::from(file))
     }
 }
 
 /// `None` for what is not there.
-fn if_there<T>(result: Result<T, Errno>) -> io::Result<Option<T>> {
-    match result {
-        Err(Errno::NOENT) => Ok(None),
+fn if_there<T>(result: Result<T, impl Into<io::Error>>) -> io::Result<Option<T>> {
+    match result.map_err(Into::into) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         result => Ok(Some(result?)),
     }
 }
 
 impl Disk for SystemDisk {
     fn open(&self, name: &str) -> io::Result<Option<Arc<dyn DiskFile>>> {
-        let file = self.open_with(name, OFlags::empty())?;
+        let file = if_there(self.open_with(name, OFlags::empty()))?;
         Ok(file.map(|file| Arc::new(SystemFile(file)) as Arc<dyn DiskFile>))
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let file = self.open_with(name, OFlags::CREATE | OFlags::TRUNC)?;
-        Ok(Arc::new(SystemFile(file.ok_or(Errno::NOENT)?)))
+        Ok(Arc::new(SystemFile(file)))
     }
 
     fn status(&self, name: &str) -> io::Result<Option<Status>> {
@@ -178,7 +178,7 @@ impl Disk for SystemDisk {
     fn sync_all(&self) -> io::Result<()> {
         let kind = rustix::fs::fstatfs(&self.directory)?.f_type;
         if kind == FUSE {
-            let sync = |name: &str| match self.open_with(name, OFlags::empty())? {
+            let sync = |name: &str| match if_there(self.open_with(name, OFlags::empty()))? {
                 Some(file) => file.sync_all(),
                 None => Ok(()),
             };
