@@ -112,7 +112,7 @@ impl<'a> Mounts<'a> {
                 io::ErrorKind::PermissionDenied => format!(
                     "; if it is the mount at {}, run this as {}",
                     silent.mount_point.display(),
-                    user_name(silent.user).trim_start_matches("user ")
+                    name_or_number(silent.user)
                 ),
                 _ => format!(
                     "; if it is the mount at {}, that does not answer ({})",
@@ -261,6 +261,15 @@ pub(crate) fn live(mount: &FoundMount, server: &ServerName) -> PathBuf {
 
 /// `user bob`, or `user 1007`.
 pub(crate) fn user_name(uid: u32) -> String {
+    format!("user {}", name_or_number(uid))
+}
+
+fn name_or_number(uid: u32) -> String {
+    known_user(uid).unwrap_or_else(|| uid.to_string())
+}
+
+/// What this host calls a user, if it knows him.
+pub(super) fn known_user(uid: u32) -> Option<String> {
     let known = User::from_uid(Uid::from_raw(uid)).ok().flatten();
-    known.map_or_else(|| format!("user {uid}"), |user| format!("user {}", user.name))
+    known.map(|user| user.name)
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use barmanfs_catalog::{CloneName, ServerName};
 use nix::errno::Errno;
-use nix::unistd::{Uid, User};
+use nix::unistd::Uid;
 
-use super::mounts::{Mounts, user_name};
+use super::mounts::{Mounts, known_user, user_name};
 use crate::cli::clone::{ServerOptions, StartArgs, StopArgs};
 use crate::commands::App;
 use crate::error::{Error, Outcome};
@@ -138,8 +138,7 @@ fn psql(instance: &Instance, running: &Running) -> String {
 
 /// A user as a shell hands it to `sudo -u`: by number where this host has no name for it.
 fn for_sudo(uid: u32) -> String {
-    let known = User::from_uid(Uid::from_raw(uid)).ok().flatten();
-    known.map_or_else(|| format!("'#{uid}'"), |user| user.name)
+    known_user(uid).unwrap_or_else(|| format!("'#{uid}'"))
 }
 
 /// Runs `clone stop`.
