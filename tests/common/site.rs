@@ -67,11 +67,13 @@ impl Site {
         (site, server)
     }
 
-    /// The database user may not be able to reach where the program was built.
+    /// The database user may not be able to reach where the program was built. `BARMANFS_TEST_PROGRAM` names another
+    /// build, to see that a new test fails with the release before.
     fn install_program(&self) {
-        let built = Path::new(env!("CARGO_BIN_EXE_barmanfs"));
-        if fs::hard_link(built, self.program()).is_err() {
-            fs::copy(built, self.program()).expect("Cannot copy the program");
+        let built = std::env::var_os("BARMANFS_TEST_PROGRAM")
+            .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_barmanfs")), PathBuf::from);
+        if fs::hard_link(&built, self.program()).is_err() {
+            fs::copy(&built, self.program()).expect("Cannot copy the program");
         }
     }
 
