@@ -9,10 +9,10 @@ topic! {
     alone help_tells_every_command,
     alone wrong_usage_ends_with_2,
     with_postgres what_reads_tells_json,
-    with_postgres backups_are_found_by_their_words,
+    once backups_are_found_by_their_words,
     with_postgres check_tells_what_is_wrong,
     with_postgres passwords_are_used_and_never_shown,
-    with_postgres two_backups_of_one_server_at_once_are_refused,
+    once two_backups_of_one_server_at_once_are_refused,
 }
 
 const COMMANDS: [&str; 16] = [

@@ -28,6 +28,7 @@ const LARGE_SCALE: u32 = 100;
 enum Body {
     Alone(fn()),
     WithPostgres(fn(&'static Install)),
+    Once(fn(&'static Install)),
 }
 
 /// A test that needs no server.
@@ -49,6 +50,14 @@ pub(crate) const fn with_postgres(name: &'static str, body: fn(&'static Install)
         majors: (0, u32::MAX),
         needs_root: false,
         needs_scale: false,
+    }
+}
+
+/// A test that needs a server, and none in particular: it runs with the newest one that is found.
+pub(crate) const fn once(name: &'static str, body: fn(&'static Install)) -> Test {
+    Test {
+        body: Body::Once(body),
+        ..with_postgres(name, body)
     }
 }
 
@@ -89,16 +98,23 @@ impl Test {
     pub(crate) fn trials(self, topic: &'static str, installs: &'static [Install]) -> Vec<Trial> {
         let left_out = self.needs_root && !is_root() || self.needs_scale && scale() < LARGE_SCALE;
         let named = |group: &str| format!("{group}::{topic}::{}", self.name);
+        let with = |body: fn(&'static Install), install: &'static Install| {
+            trial(named(&format!("pg{}", install.major)), left_out, move || {
+                body(install);
+            })
+        };
         match self.body {
             Body::Alone(body) => vec![trial(named("any"), left_out, body)],
+            Body::Once(body) => installs
+                .iter()
+                .max_by_key(|install| install.major)
+                .map(|install| with(body, install))
+                .into_iter()
+                .collect(),
             Body::WithPostgres(body) => installs
                 .iter()
                 .filter(|install| (self.majors.0..self.majors.1).contains(&install.major))
-                .map(|install| {
-                    trial(named(&format!("pg{}", install.major)), left_out, move || {
-                        body(install);
-                    })
-                })
+                .map(|install| with(body, install))
                 .collect(),
         }
     }
