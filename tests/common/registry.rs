@@ -3,6 +3,8 @@
 use super::postgres::Install;
 use super::user::is_root;
 use libtest_mimic::Trial;
+use std::io::Write;
+use std::time::Instant;
 
 /// How large databases are made: pgbench's unit of 15 MB.
 pub(crate) fn scale() -> u32 {
@@ -121,11 +123,28 @@ impl Test {
 }
 
 fn trial(name: String, left_out: bool, body: impl FnOnce() + Send + 'static) -> Trial {
+    let shown = name.clone();
     Trial::test(name, move || {
+        let began = Instant::now();
         body();
+        note_time(&shown, began);
         Ok(())
     })
     .with_ignored_flag(left_out)
+}
+
+/// Adds a line "seconds name" to the file that `BARMANFS_TEST_TIMES` names: what the suite's time is spent on.
+fn note_time(name: &str, began: Instant) {
+    let Some(path) = std::env::var_os("BARMANFS_TEST_TIMES") else {
+        return;
+    };
+    let line = format!("{:.1} {name}\n", began.elapsed().as_secs_f32());
+    std::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(line.as_bytes()))
+        .expect("Cannot write to BARMANFS_TEST_TIMES");
 }
 
 /// The tests of one topic, each by its function's name.
