@@ -17,15 +17,15 @@ use std::time::Duration;
 topic! {
     with_postgres a_good_backup_boots,
     with_postgres databases_and_superusers_may_have_any_name,
-    with_postgres a_database_that_is_half_dropped_is_passed_over,
-    with_postgres a_wrong_statement_is_told_and_kept,
-    with_postgres root_tests_for_the_owner_of_the_repository(as_root),
-    with_postgres damage_is_found_by_what_reads_it,
-    with_postgres damaged_wal_keeps_it_from_starting,
-    with_postgres a_test_that_is_interrupted_leaves_nothing,
-    with_postgres what_a_killed_test_leaves_goes_with_the_next,
-    with_postgres files_of_another_user_are_no_hindrance(as_root),
-    with_postgres what_cannot_be_tested_is_refused_before_anything_is_started,
+    edges a_database_that_is_half_dropped_is_passed_over,
+    once a_wrong_statement_is_told_and_kept,
+    once root_tests_for_the_owner_of_the_repository(as_root),
+    edges damage_is_found_by_what_reads_it,
+    edges damaged_wal_keeps_it_from_starting,
+    once a_test_that_is_interrupted_leaves_nothing,
+    once what_a_killed_test_leaves_goes_with_the_next,
+    once files_of_another_user_are_no_hindrance(as_root),
+    once what_cannot_be_tested_is_refused_before_anything_is_started,
 }
 
 /// A site with a backup of a small database, its id, and the server, which still runs.

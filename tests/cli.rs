@@ -8,10 +8,10 @@ use std::fs;
 topic! {
     alone help_tells_every_command,
     alone wrong_usage_ends_with_2,
-    with_postgres what_reads_tells_json,
+    edges what_reads_tells_json,
     once backups_are_found_by_their_words,
-    with_postgres check_tells_what_is_wrong,
-    with_postgres passwords_are_used_and_never_shown,
+    edges check_tells_what_is_wrong,
+    once passwords_are_used_and_never_shown,
     once two_backups_of_one_server_at_once_are_refused,
 }
 

@@ -10,16 +10,16 @@ use serde_json::Value;
 
 topic! {
     with_postgres a_clone_is_made_started_reset_and_destroyed_by_root(as_root),
-    with_postgres the_database_user_does_it_on_a_mount_of_its_own,
-    with_postgres clones_are_made_of_the_backup_and_the_point_that_were_asked_for,
-    with_postgres a_clone_waits_at_its_target_or_shuts_down_there,
-    with_postgres what_recovery_does_at_its_target_is_the_clones_own_affair,
-    with_postgres what_is_in_the_way_is_told,
-    with_postgres a_clone_of_another_user_on_a_mount_is_left_alone(as_root),
-    with_postgres clones_take_no_more_than_they_may,
-    with_postgres a_copy_of_a_clone_lives_on_its_own(as_root),
-    with_postgres a_server_that_outlived_its_mount_is_stopped(as_root),
-    with_postgres a_number_that_is_another_users_process_is_no_server,
+    edges the_database_user_does_it_on_a_mount_of_its_own,
+    once clones_are_made_of_the_backup_and_the_point_that_were_asked_for,
+    edges a_clone_waits_at_its_target_or_shuts_down_there,
+    edges what_recovery_does_at_its_target_is_the_clones_own_affair,
+    once what_is_in_the_way_is_told,
+    once a_clone_of_another_user_on_a_mount_is_left_alone(as_root),
+    once clones_take_no_more_than_they_may,
+    once a_copy_of_a_clone_lives_on_its_own(as_root),
+    once a_server_that_outlived_its_mount_is_stopped(as_root),
+    once a_number_that_is_another_users_process_is_no_server,
 }
 
 /// A backed up database, its server shut down, and what starts clones' servers.

@@ -13,12 +13,12 @@ use crate::common::{Install, Mount, PgServer, Site};
 
 topic! {
     with_postgres a_clone_that_was_shut_down_becomes_a_backup_of_what_changed(as_root),
-    with_postgres a_clone_that_crashed_becomes_a_backup_that_recovers(as_root),
-    with_postgres nothing_is_taken_for_the_server_that_was_a_clone(as_root),
-    with_postgres an_exported_clone_is_a_plain_directory(as_root),
-    with_postgres a_clone_at_work_is_left_alone(as_root),
-    with_postgres tablespaces_are_directories_of_the_backup_or_refused(as_root),
-    with_postgres a_commit_that_is_killed_is_no_backup_and_can_be_repeated(as_root),
+    edges a_clone_that_crashed_becomes_a_backup_that_recovers(as_root),
+    once nothing_is_taken_for_the_server_that_was_a_clone(as_root),
+    once an_exported_clone_is_a_plain_directory(as_root),
+    once a_clone_at_work_is_left_alone(as_root),
+    edges tablespaces_are_directories_of_the_backup_or_refused(as_root),
+    once a_commit_that_is_killed_is_no_backup_and_can_be_repeated(as_root),
 }
 
 const PAGE: usize = 8192;

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 topic! {
-    with_postgres killed_at_random_points_nothing_acknowledged_is_lost,
+    once killed_at_random_points_nothing_acknowledged_is_lost,
 }
 
 /// How often each command is killed.

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 topic! {
-    with_postgres a_flipped_byte_is_named_and_gives_eio,
+    once a_flipped_byte_is_named_and_gives_eio,
 }
 
 /// Damages one byte of a file, and mends it when called again.

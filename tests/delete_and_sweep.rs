@@ -8,8 +8,8 @@ use crate::common::{Install, Mount, PgServer, Site};
 use std::collections::BTreeMap;
 
 topic! {
-    with_postgres backups_deleted_in_any_order_leave_the_others_whole,
-    with_postgres a_backup_being_read_is_deleted_only_by_force,
+    once backups_deleted_in_any_order_leave_the_others_whole,
+    once a_backup_being_read_is_deleted_only_by_force,
 }
 
 /// Four backups with work in between, and the checksums of all their files.

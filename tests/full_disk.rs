@@ -8,7 +8,7 @@ use crate::common::{Install, Mount, PgServer, Site};
 use std::process::Command;
 
 topic! {
-    with_postgres a_full_file_system_loses_nothing_that_was_acknowledged (as_root),
+    once a_full_file_system_loses_nothing_that_was_acknowledged (as_root),
 }
 
 fn a_full_file_system_loses_nothing_that_was_acknowledged(install: &'static Install) {

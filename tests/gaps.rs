@@ -5,8 +5,8 @@ use crate::common::{Install, Mount, PgServer, Site};
 use std::fs;
 
 topic! {
-    with_postgres a_missing_segment_shows_everywhere_and_stops_only_what_lies_behind_it,
-    with_postgres an_abandoned_timeline_is_still_reached,
+    edges a_missing_segment_shows_everywhere_and_stops_only_what_lies_behind_it,
+    edges an_abandoned_timeline_is_still_reached,
 }
 
 /// Adds a row; afterwards is the moment that is returned.

@@ -8,13 +8,13 @@ use crate::common::registry::topic;
 use crate::common::{Install, Mount, Site};
 
 topic! {
-    with_postgres a_tar_name_with_dots_is_refused,
-    with_postgres an_absolute_tar_name_is_refused,
-    with_postgres a_device_node_is_refused,
-    with_postgres a_truncated_archive_is_refused,
-    with_postgres bytes_that_do_not_match_the_manifest_are_refused,
-    with_postgres a_changed_manifest_is_refused,
-    with_postgres a_connection_cut_at_the_end_is_no_backup,
+    once a_tar_name_with_dots_is_refused,
+    once an_absolute_tar_name_is_refused,
+    once a_device_node_is_refused,
+    once a_truncated_archive_is_refused,
+    once bytes_that_do_not_match_the_manifest_are_refused,
+    once a_changed_manifest_is_refused,
+    once a_connection_cut_at_the_end_is_no_backup,
     alone unknown_and_malformed_lines_of_a_configuration_are_named,
     alone a_repository_of_a_newer_format_is_refused,
     alone a_directory_that_is_no_repository_is_refused,

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 topic! {
     with_postgres a_clone_is_worked_on_and_crashed_and_stays_sound(as_root),
-    with_postgres what_was_committed_is_there_after_the_daemon_was_killed(as_root),
-    with_postgres clones_of_several_points_in_time_live_side_by_side(as_root),
+    edges what_was_committed_is_there_after_the_daemon_was_killed(as_root),
+    once clones_of_several_points_in_time_live_side_by_side(as_root),
     with_postgres a_clone_never_archives_whatever_it_is_told(as_root),
-    with_postgres a_clone_cannot_archive_and_keeps_its_backup(as_root),
+    once a_clone_cannot_archive_and_keeps_its_backup(as_root),
 }
 
 /// How long a clone is worked on; `BARMANFS_TEST_SECONDS` says otherwise, and 60 is the full test.

@@ -10,11 +10,11 @@ use std::fs;
 use std::process::Command;
 
 topic! {
-    with_postgres what_is_mounted_answers_before_the_command_returns,
-    with_postgres new_backups_and_segments_appear_by_themselves,
-    with_postgres root_mounts_for_the_database_user (as_root),
-    with_postgres only_the_servers_asked_for_are_shown,
-    with_postgres the_mount_is_read_only,
+    once what_is_mounted_answers_before_the_command_returns,
+    once new_backups_and_segments_appear_by_themselves,
+    once root_mounts_for_the_database_user (as_root),
+    once only_the_servers_asked_for_are_shown,
+    once the_mount_is_read_only,
     alone signals_unmount_cleanly,
     alone the_daemon_may_have_as_many_files_open_as_it_can_get,
     alone after_kill_9_it_mounts_again,

@@ -16,10 +16,10 @@ topic! {
     with_postgres random_targets_on_all_timelines_are_reached_exactly,
     with_postgres what_cannot_be_reached_is_not_there_and_explained,
     with_postgres the_action_at_the_target_is_as_asked,
-    with_postgres a_copy_made_while_wal_arrives_recovers,
+    edges a_copy_made_while_wal_arrives_recovers,
     with_postgres settings_raised_since_the_backup_do_not_stop_recovery,
-    with_postgres a_killed_daemon_ends_recovery_without_promotion,
-    with_postgres what_is_under_a_target_stays_the_same,
+    edges a_killed_daemon_ends_recovery_without_promotion,
+    once what_is_under_a_target_stays_the_same,
 }
 
 /// Targets tried with each version.

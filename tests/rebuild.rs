@@ -6,7 +6,7 @@ use crate::common::{Install, Mount, Site};
 use serde_json::Value;
 
 topic! {
-    with_postgres the_catalog_comes_back_from_the_packs,
+    once the_catalog_comes_back_from_the_packs,
 }
 
 /// What must be the same afterwards.

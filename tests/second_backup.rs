@@ -6,8 +6,8 @@ use crate::common::site::bytes_under;
 use crate::common::{Install, Mount, PgServer, Site};
 
 topic! {
-    with_postgres an_unchanged_database_adds_next_to_nothing,
-    with_postgres five_percent_of_the_pages_cost_a_fifth_of_their_compressed_size,
+    edges an_unchanged_database_adds_next_to_nothing,
+    once five_percent_of_the_pages_cost_a_fifth_of_their_compressed_size,
 }
 
 /// A full backup of a database of some size; what the data directory takes without WAL.

@@ -14,11 +14,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::time::Duration;
 
 topic! {
-    with_postgres answered_commits_outlive_the_daemon(as_root),
-    with_postgres answered_commits_outlive_a_loss_of_power(as_root),
-    with_postgres answered_commits_outlive_a_loss_of_power_after_the_daemon(as_root),
-    with_postgres answered_commits_outlive_a_loss_of_power_after_a_backend(as_root),
-    with_postgres answered_commits_outlive_a_full_disk(as_root),
+    edges answered_commits_outlive_the_daemon(as_root),
+    once answered_commits_outlive_a_loss_of_power(as_root),
+    once answered_commits_outlive_a_loss_of_power_after_the_daemon(as_root),
+    edges answered_commits_outlive_a_loss_of_power_after_a_backend(as_root),
+    once answered_commits_outlive_a_full_disk(as_root),
 }
 
 /// Clients that count their commits, beside pgbench.

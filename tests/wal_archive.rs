@@ -7,11 +7,11 @@ use std::path::PathBuf;
 
 topic! {
     with_postgres what_was_archived_reads_back,
-    with_postgres the_same_segment_twice_is_success_and_other_bytes_are_refused,
-    with_postgres a_segment_of_another_system_is_refused,
-    with_postgres a_segment_of_the_wrong_size_or_name_is_refused,
-    with_postgres history_and_backup_files_are_kept,
-    with_postgres get_wal_tells_absence_from_failure,
+    once the_same_segment_twice_is_success_and_other_bytes_are_refused,
+    once a_segment_of_another_system_is_refused,
+    once a_segment_of_the_wrong_size_or_name_is_refused,
+    once history_and_backup_files_are_kept,
+    once get_wal_tells_absence_from_failure,
 }
 
 /// Fills some segments and keeps copies of them from before they are archived: the archiver's own files are recycled.

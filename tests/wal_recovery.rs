@@ -9,9 +9,9 @@ use rustix::process::Signal;
 
 topic! {
     with_postgres recovery_reaches_the_last_commit,
-    with_postgres get_wal_as_restore_command_reaches_the_last_commit,
-    with_postgres a_daemon_killed_half_way_ends_recovery_without_promotion,
-    with_postgres a_mount_gone_half_way_ends_recovery_without_promotion,
+    edges get_wal_as_restore_command_reaches_the_last_commit,
+    edges a_daemon_killed_half_way_ends_recovery_without_promotion,
+    edges a_mount_gone_half_way_ends_recovery_without_promotion,
     with_postgres a_restore_point_is_reached,
 }
 

@@ -23,5 +23,5 @@ pub(crate) mod user;
 pub(crate) use load::Load;
 pub(crate) use mount::Mount;
 pub(crate) use postgres::{Install, PgServer};
-pub(crate) use registry::{Test, alone, before_17, once, since_17, with_postgres};
+pub(crate) use registry::{Test, alone, before_17, edges, once, since_17, with_postgres};
 pub(crate) use site::Site;

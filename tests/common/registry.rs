@@ -31,6 +31,7 @@ enum Body {
     Alone(fn()),
     WithPostgres(fn(&'static Install)),
     Once(fn(&'static Install)),
+    Edges(fn(&'static Install)),
 }
 
 /// A test that needs no server.
@@ -59,6 +60,14 @@ pub(crate) const fn with_postgres(name: &'static str, body: fn(&'static Install)
 pub(crate) const fn once(name: &'static str, body: fn(&'static Install)) -> Test {
     Test {
         body: Body::Once(body),
+        ..with_postgres(name, body)
+    }
+}
+
+/// A test of what differs at most between old and new servers: it runs with the oldest and the newest that are found.
+pub(crate) const fn edges(name: &'static str, body: fn(&'static Install)) -> Test {
+    Test {
+        body: Body::Edges(body),
         ..with_postgres(name, body)
     }
 }
@@ -105,19 +114,27 @@ impl Test {
                 body(install);
             })
         };
+        let body = match self.body {
+            Body::Alone(body) => return vec![trial(named("any"), left_out, body)],
+            Body::WithPostgres(body) | Body::Once(body) | Body::Edges(body) => body,
+        };
+        let runs_with = |install: &&Install| self.runs_with(install.major, installs);
+        installs
+            .iter()
+            .filter(runs_with)
+            .map(|install| with(body, install))
+            .collect()
+    }
+
+    /// Whether this test runs with this major version, of those that are found.
+    fn runs_with(self, major: u32, installs: &[Install]) -> bool {
+        let is_newest = installs.iter().all(|other| other.major <= major);
+        let is_oldest = installs.iter().all(|other| other.major >= major);
         match self.body {
-            Body::Alone(body) => vec![trial(named("any"), left_out, body)],
-            Body::Once(body) => installs
-                .iter()
-                .max_by_key(|install| install.major)
-                .map(|install| with(body, install))
-                .into_iter()
-                .collect(),
-            Body::WithPostgres(body) => installs
-                .iter()
-                .filter(|install| (self.majors.0..self.majors.1).contains(&install.major))
-                .map(|install| with(body, install))
-                .collect(),
+            Body::Alone(_) => false,
+            Body::Once(_) => is_newest,
+            Body::Edges(_) => is_newest || is_oldest,
+            Body::WithPostgres(_) => (self.majors.0..self.majors.1).contains(&major),
         }
     }
 }
