@@ -9,6 +9,7 @@ mod postmaster;
 mod programs;
 mod recovery;
 mod setting;
+pub(crate) mod sockets;
 
 use std::fs;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
@@ -28,6 +29,7 @@ pub(crate) use postmaster::{Running, running, running_by, stop};
 pub(crate) use programs::Programs;
 pub(crate) use recovery::Replayed;
 pub(crate) use setting::Setting;
+pub(crate) use sockets::is_socket_lock;
 
 use crate::error::Error;
 
@@ -42,9 +44,6 @@ const PORT_IS_TAKEN: &str = "Address already in use";
 
 /// How often another one is chosen when it was taken by somebody else in that moment.
 const PORT_TRIES: u32 = 10;
-
-/// PostgreSQL's own default, and where `psql -h` needs the fewest letters.
-pub(crate) const SOCKET_DIRECTORY: &str = "/tmp";
 
 /// Runs a program as another user with all groups of that user.
 const SETPRIV: &str = "setpriv";
@@ -78,8 +77,10 @@ pub(crate) struct StartOptions {
     pub(crate) port: Option<u16>,
     /// Where its socket goes.
     pub(crate) socket_directory: PathBuf,
-    /// Whether it listens on the network's own address too, and not on the socket alone.
-    pub(crate) listen: bool,
+    /// Whether the directory's group may connect, too, and not only the user it runs as.
+    pub(crate) share: bool,
+    /// What it listens on beside the socket, as `listen_addresses` has it; nothing when empty.
+    pub(crate) listen: String,
     /// Settings that win over its configuration.
     pub(crate) settings: Vec<Setting>,
     /// Where it writes its log.
@@ -357,8 +358,12 @@ fn server_options(data: &Path, port: u16, options: &StartOptions) -> String {
 /// in its configuration may stand the original's paths.
 fn server_settings(data: &Path, port: u16, options: &StartOptions) -> Vec<Setting> {
     let own = |name: &str| data.join(name).to_string_lossy().into_owned();
-    let socket_directory = options.socket_directory.to_string_lossy();
-    let listen = if options.listen { "localhost" } else { "" };
+    let socket_directory = match options.socket_directory == data {
+        // A long path, or one with a comma, is no matter then.
+        true => ".".into(),
+        false => options.socket_directory.to_string_lossy(),
+    };
+    let socket_permissions = if options.share { "0770" } else { "0700" };
     let mut settings = vec![
         Setting::new("data_directory", data.to_string_lossy()),
         Setting::new("hba_file", own("pg_hba.conf")),
@@ -367,7 +372,10 @@ fn server_settings(data: &Path, port: u16, options: &StartOptions) -> Vec<Settin
         Setting::new("external_pid_file", own(EXTERNAL_PID_FILE)),
         Setting::new("port", port.to_string()),
         Setting::new("unix_socket_directories", socket_directory),
-        Setting::new("listen_addresses", listen),
+        Setting::new("unix_socket_permissions", socket_permissions),
+        // The original's may be unknown here. A group that it is shared with is the directory's, which hands it on.
+        Setting::new("unix_socket_group", ""),
+        Setting::new("listen_addresses", options.listen.as_str()),
     ];
     settings.extend(KEPT_TO_ITSELF.map(|(name, value)| Setting::new(name, value)));
     settings.extend_from_slice(&options.settings);
@@ -433,7 +441,8 @@ mod tests {
         let options = StartOptions {
             port: None,
             socket_directory: "/tmp/a b".into(),
-            listen: false,
+            share: false,
+            listen: String::new(),
             settings: vec![Setting::new("search_path", "it's")],
             log: PathBuf::new(),
             timeout: Duration::ZERO,
@@ -441,7 +450,8 @@ mod tests {
         let words = server_options(Path::new("/it's"), 1, &options);
         assert!(words.starts_with("-c 'data_directory=/it'\\''s' "), "{words}");
         for word in [
-            "-c 'port=1' -c 'unix_socket_directories=/tmp/a b' -c 'listen_addresses=' ",
+            "-c 'port=1' -c 'unix_socket_directories=/tmp/a b' -c 'unix_socket_permissions=0700' ",
+            " -c 'listen_addresses=' ",
             " -c 'search_path=it'\\''s'",
         ] {
             assert!(words.contains(word), "{words}");

@@ -28,7 +28,7 @@ pub(crate) struct Stage {
     pub(crate) install: &'static Install,
     pub(crate) primary: PgServer,
     /// Commands are run as the user the tests run as, and not as the database user.
-    own: bool,
+    pub(crate) own: bool,
 }
 
 impl Stage {
@@ -46,7 +46,7 @@ impl Stage {
         stage
     }
 
-    fn configure(&self, lines: &str) {
+    pub(crate) fn configure(&self, lines: &str) {
         let path_prefix = format!("path_prefix = {}\n", self.install.bindir.display());
         self.site.write_config_of(&self.primary, &(path_prefix + lines));
     }
@@ -68,7 +68,7 @@ impl Stage {
 
     /// What the list says of one clone.
     #[track_caller]
-    fn listed(&self, name: &str) -> Value {
+    pub(crate) fn listed(&self, name: &str) -> Value {
         let found = self.list().into_iter().find(|clone| clone["name"] == name);
         found.unwrap_or_else(|| panic!("{name} is not listed"))
     }
@@ -76,11 +76,19 @@ impl Stage {
     /// By the line that was printed for it: what a server on a clone answers.
     #[track_caller]
     pub(crate) fn query(&self, name: &str, sql: &str) -> String {
-        let port = self.listed(name)["port"].as_u64().expect("it runs");
+        let (sockets, port) = self.reached_at(name);
         let psql = self.install.program("psql");
         let psql = psql.display();
-        let script = format!("{psql} -h /tmp -p {port} -U postgres -XAtqc \"{sql}\" postgres");
+        let script = format!("{psql} -h '{sockets}' -p {port} -U postgres -XAtqc \"{sql}\" postgres");
         self.site.sh(&script).ok().text()
+    }
+
+    /// The socket directory and the port of the server on a clone. Releases before had no directory of their own.
+    #[track_caller]
+    pub(crate) fn reached_at(&self, name: &str) -> (String, u64) {
+        let listed = self.listed(name);
+        let sockets = listed["socket_directory"].as_str().unwrap_or("/tmp");
+        (sockets.to_owned(), listed["port"].as_u64().expect("it runs"))
     }
 }
 
@@ -105,7 +113,10 @@ fn walk_through(stage: &Stage, mount: &Mount<'_>) {
         .text();
     let path = mount.path("main/live/test1");
     assert!(made.contains(&path.display().to_string()), "{made}");
-    assert!(made.contains("psql -h /tmp -p "), "{made}");
+    assert!(
+        made.contains(&format!("psql -h {} -p ", path.display())),
+        "{made}"
+    );
     let count = "SELECT count(*) FROM pgbench_history";
     assert_eq!(stage.query("test1", count), expected.to_string());
 
@@ -500,10 +511,10 @@ fn a_number_that_is_another_users_process_is_no_server(install: &'static Install
 
 /// Work on a clone that its sums tell of.
 fn transact_on(stage: &Stage, mount: &Mount<'_>, name: &str) {
-    let port = stage.listed(name)["port"].as_u64().expect("it runs");
+    let (sockets, port) = stage.reached_at(name);
     let pgbench = stage.install.program("pgbench");
     let script = format!(
-        "{} -h /tmp -p {port} -U postgres -n -t 50 postgres",
+        "{} -h '{sockets}' -p {port} -U postgres -n -t 50 postgres",
         pgbench.display()
     );
     stage.site.sh(&script).ok();

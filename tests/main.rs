@@ -24,6 +24,7 @@ mod hostile;
 mod incremental;
 mod live;
 mod mount_lifecycle;
+mod nobody_gets_in;
 mod pitr;
 mod rebuild;
 mod receive_wal;
@@ -50,6 +51,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("live", live::TESTS),
     ("clone_commands", clone_commands::TESTS),
     ("boot", boot::TESTS),
+    ("nobody_gets_in", nobody_gets_in::TESTS),
     ("settings", settings::TESTS),
     ("torture", torture::TESTS),
     ("clone_commit", clone_commit::TESTS),

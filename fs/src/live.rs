@@ -178,6 +178,7 @@ fn file_of(node: &Node) -> Result<&FileNode> {
         Body::File(file) => Ok(file),
         Body::Directory(_) => Err(Error::Refused(Errno::ISDIR)),
         Body::Symlink(_) => Err(Error::Refused(Errno::INVAL)),
+        Body::Socket => Err(Error::Refused(Errno::NXIO)),
     }
 }
 

@@ -190,6 +190,7 @@ fn describe_live(lines: &mut String, live: &LiveClone, prefix: &str, directory: 
                 writeln!(lines, " {} {:08x}", bytes.len(), crc32c::crc32c(&bytes)).unwrap();
             }
             Kind::Symlink => writeln!(lines, " -> {}", live.readlink(node).unwrap().escape_ascii()).unwrap(),
+            Kind::Socket => lines.push_str(" socket\n"),
             Kind::Directory => {
                 lines.push('\n');
                 describe_live(lines, live, &format!("{path}/"), node);

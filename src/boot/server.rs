@@ -65,7 +65,8 @@ impl Server {
         let options = StartOptions {
             port: Some(PORT),
             socket_directory: place.sockets(),
-            listen: false,
+            share: false,
+            listen: String::new(),
             settings,
             log: place.log(),
             timeout: Duration::MAX,

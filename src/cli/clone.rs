@@ -58,11 +58,13 @@ Examples:
     /// Start PostgreSQL on a clone
     #[command(after_help = "\
 Run it as the user the data belongs to, or as root: the server runs as that user. Its socket is in
-/tmp, it listens on localhost, and its log is barmanfs-server.log in the clone.
+the clone, for that user alone, or with --share in a directory below /tmp for a group, too; it listens
+on no network address but those of --listen. Its log is barmanfs-server.log in the clone.
 
 Examples:
   barmanfs clone start main test1
   barmanfs clone start main test1 --port 5433 --replay
+  barmanfs clone start main test1 --share developers
   barmanfs clone start main test1 --set shared_buffers=128MB --set shared_preload_libraries=
   barmanfs clone start main test1 --bindir /usr/lib/postgresql/18/bin")]
     Start(StartArgs),
@@ -124,6 +126,14 @@ pub(crate) struct ServerOptions {
     /// Port of the server [default: the first free one from 25432 on]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,
+    /// Addresses to listen on beside the socket, as listen_addresses takes them; pg_hba.conf of the clone decides who gets
+    /// in there [default: none]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Option<String>,
+    /// Let the members of this group connect, too, and not only the user the server runs as; pg_hba.conf of the clone
+    /// decides as whom
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) share: Option<String>,
     /// Directory of PostgreSQL's programs [default: path_prefix of the configuration, or the usual places]
     #[arg(long, value_name = "DIR")]
     pub(crate) bindir: Option<PathBuf>,
@@ -144,7 +154,12 @@ pub(crate) struct ServerOptions {
 impl ServerOptions {
     /// Whether something was said that has a meaning only where a server is started.
     pub(crate) fn is_given(&self) -> bool {
-        self.port.is_some() || self.bindir.is_some() || self.replay || !self.settings.is_empty()
+        self.port.is_some()
+            || self.listen.is_some()
+            || self.share.is_some()
+            || self.bindir.is_some()
+            || self.replay
+            || !self.settings.is_empty()
     }
 }
 

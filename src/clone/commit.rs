@@ -174,7 +174,7 @@ impl Commit<'_> {
         }
         let kept = kept(path);
         match (found.kind, kept) {
-            (_, Kept::No) => return Ok(false),
+            (_, Kept::No) | (Kind::Socket, _) => return Ok(false),
             (Kind::Directory, Kept::Wal) => {}
             (Kind::Directory, _) => {
                 self.note_tablespace(path);

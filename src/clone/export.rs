@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use super::OfflineClone;
 use crate::error::Error;
-use crate::instance::{AUTO_CONF, AUTO_CONF_MAX_BYTES, last_value};
+use crate::instance::{AUTO_CONF, AUTO_CONF_MAX_BYTES, is_socket_lock, last_value};
 use crate::progress::{Counted, Progress};
 use crate::signals::Interruption;
 
@@ -208,7 +208,8 @@ impl Copy<'_> {
         if self.signals.requested() {
             return Err(Error::failed("Interrupted"));
         }
-        if LEFT_OUT.contains(&path) {
+        let is_left_out = LEFT_OUT.contains(&path) || is_socket_lock(path);
+        if is_left_out || found.kind == Kind::Socket {
             return Ok(false);
         }
         let to = self.below.join(OsStr::from_bytes(path));
@@ -226,6 +227,7 @@ impl Copy<'_> {
                 self.dress(&to, found)?;
             }
             Kind::File => self.file(&to, found)?,
+            Kind::Socket => {}
         }
         Ok(false)
     }

@@ -56,6 +56,7 @@ pub(super) fn kept(path: &[u8]) -> Kept {
     if EMPTIED.contains(&path) {
         Kept::Empty
     } else if LEFT_OUT.contains(&path)
+        || instance::is_socket_lock(path)
         || LEFT_OUT_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
         || (is_relation() && is_temporary_relation(name))
     {
@@ -115,6 +116,7 @@ mod tests {
             ("pg_tblspc/16435/PG_18_202506291/5/t12_9", Kept::No),
             ("postmaster.pid", Kept::No),
             ("postmaster.external.pid", Kept::No),
+            (".s.PGSQL.25432.lock", Kept::No),
             ("barmanfs-server.log", Kept::No),
             ("log/postgresql.log", Kept::Yes),
             ("log/postmaster.pid", Kept::Yes),

@@ -70,9 +70,20 @@ pub(crate) fn running(data: &Path) -> Option<Running> {
         WorksIn::GoneMount | WorksIn::Unknown => process.began_at(found.started_s),
     };
     is_it.then_some(Running {
+        // A path that is relative is so to where the server works.
+        socket_directory: in_directory(data, &found.socket_directory),
         has_outlived_its_mount: works_in == WorksIn::GoneMount,
         ..found
     })
+}
+
+fn in_directory(data: &Path, sockets: &Path) -> PathBuf {
+    match sockets.as_os_str().as_encoded_bytes() {
+        b"." => data.to_owned(),
+        // Or none: the line is empty then.
+        [] => PathBuf::new(),
+        _ => data.join(sockets),
+    }
 }
 
 /// The server that a `postmaster.pid` tells of, where the data directory cannot be looked at: no mount shows it.
@@ -213,6 +224,19 @@ mod tests {
         // Being written, or of a stand-alone backend.
         assert_eq!(parse_pid_file("4711\n/data\n"), None);
         assert_eq!(parse_pid_file("-4711\n/data\n1\n5432\n/tmp\n"), None);
+    }
+
+    #[test]
+    fn a_socket_directory_is_seen_from_the_data_directory() {
+        let data = Path::new("/mnt/main/live/a");
+        for (said, is) in [
+            (".", "/mnt/main/live/a"),
+            ("/tmp/s", "/tmp/s"),
+            ("s", "/mnt/main/live/a/s"),
+            ("", ""),
+        ] {
+            assert_eq!(in_directory(data, Path::new(said)), Path::new(is));
+        }
     }
 
     #[test]

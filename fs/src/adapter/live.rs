@@ -71,6 +71,7 @@ pub(super) fn attributes(
         Kind::File => FileType::RegularFile,
         Kind::Directory => FileType::Directory,
         Kind::Symlink => FileType::Symlink,
+        Kind::Socket => FileType::Socket,
     };
     let mtime = time(of.mtime.s, of.mtime.ns);
     FileAttr {
@@ -358,6 +359,7 @@ pub(super) fn add_name(served: &Served, next: u64, name: &Name, reply: &mut Repl
         Kind::File => FileType::RegularFile,
         Kind::Directory => FileType::Directory,
         Kind::Symlink => FileType::Symlink,
+        Kind::Socket => FileType::Socket,
     };
     let ino = INodeNo(served.ino(name.node).0);
     reply.add(ino, next, kind, OsStr::from_bytes(&name.name))

@@ -133,14 +133,18 @@ impl Filesystem for Adapter {
             Ok(found) => found,
             Err(errno) => return reply.error(errno),
         };
-        if mode & libc::S_IFMT != libc::S_IFREG {
-            // Sockets and the like belong elsewhere.
-            return reply.error(Errno::EPERM);
-        }
         let new = live::new_node(request, mode, umask);
-        let made = self.ask("make a file", &served, |clone| {
-            clone.create(parent, name.as_bytes(), new)
-        });
+        let made = match mode & libc::S_IFMT {
+            libc::S_IFREG => self.ask("make a file", &served, |clone| {
+                clone.create(parent, name.as_bytes(), new)
+            }),
+            // A clone's server listens in its own directory.
+            libc::S_IFSOCK => self.ask("make a socket", &served, |clone| {
+                clone.socket(parent, name.as_bytes(), new)
+            }),
+            // Pipes and devices belong elsewhere.
+            _ => Err(Errno::EPERM),
+        };
         self.found(&served, made, reply);
     }
 

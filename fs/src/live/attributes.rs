@@ -60,7 +60,7 @@ impl LiveClone {
     pub(super) fn attributes_of(&self, node: &Node) -> Result<NodeAttributes> {
         let mut times = None;
         let (size_bytes, allocated_bytes) = match &node.body {
-            Body::Directory(_) => (0, 0),
+            Body::Directory(_) | Body::Socket => (0, 0),
             Body::Symlink(target) => (target.len() as u64, 0),
             Body::File(file) => {
                 let data = file.read();
@@ -130,7 +130,7 @@ impl LiveClone {
         // Held to the end: while it is, the file does not become one whose upper file has the time, nor ceases to be.
         let mut data = match &node.body {
             Body::File(file) => Some(file.write()),
-            Body::Directory(_) | Body::Symlink(_) => None,
+            Body::Directory(_) | Body::Symlink(_) | Body::Socket => None,
         };
         let upper = match &mut data {
             Some(data) if changes.mtime.is_some() && matches!(data.state, State::Plain) => {
@@ -177,7 +177,7 @@ impl LiveClone {
     pub fn readlink(&self, id: NodeId) -> Result<Vec<u8>> {
         match &self.node(id)?.body {
             Body::Symlink(target) => Ok(target.to_vec()),
-            Body::File(_) | Body::Directory(_) => Err(Error::Refused(Errno::INVAL)),
+            Body::File(_) | Body::Directory(_) | Body::Socket => Err(Error::Refused(Errno::INVAL)),
         }
     }
 }
@@ -202,6 +202,7 @@ pub(super) fn introduction_anew(node: &Node) -> Vec<Change> {
     let made = match (&node.body, node.kind()) {
         (Body::Symlink(target), _) => Made::Symlink(target.to_vec()),
         (_, Kind::Directory) => Made::Directory,
+        (_, Kind::Socket) => Made::Socket,
         _ => Made::File,
     };
     vec![Change::Node {

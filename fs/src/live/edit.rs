@@ -369,6 +369,14 @@ impl LiveClone {
         }
     }
 
+    /// Makes the name of a socket. It counts as looked up.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn socket(&self, parent: NodeId, name: &[u8], new: NewNode) -> Result<NodeAttributes> {
+        self.make(parent, name, new, Body::Socket)
+    }
+
     fn make(&self, parent: NodeId, name: &[u8], new: NewNode, body: Body) -> Result<NodeAttributes> {
         check_name(name)?;
         self.check_room(super::blocks::BLOCK_BYTES)?;
@@ -452,7 +460,7 @@ impl LiveClone {
     pub fn unlink(&self, parent: NodeId, name: &[u8]) -> Result<()> {
         self.remove(parent, name, |_, node| match node.body {
             Body::Directory(_) => Err(Error::Refused(Errno::ISDIR)),
-            Body::File(_) | Body::Symlink(_) => Ok(()),
+            Body::File(_) | Body::Symlink(_) | Body::Socket => Ok(()),
         })
     }
 
@@ -508,7 +516,7 @@ pub(super) fn present_directory(names: &Names, id: NodeId) -> Result<Arc<Node>> 
 pub(super) fn listing_of(node: &Node) -> Result<&DirectoryRef> {
     match &node.body {
         Body::Directory(listing) => Ok(listing),
-        Body::File(_) | Body::Symlink(_) => Err(Error::Refused(Errno::NOTDIR)),
+        Body::File(_) | Body::Symlink(_) | Body::Socket => Err(Error::Refused(Errno::NOTDIR)),
     }
 }
 

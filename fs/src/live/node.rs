@@ -78,6 +78,8 @@ pub enum Kind {
     Directory,
     /// A symbolic link.
     Symlink,
+    /// The name of a socket: whoever listens on it is the kernel's affair.
+    Socket,
 }
 
 /// What `stat` shows of a node.
@@ -141,6 +143,7 @@ pub(super) enum Body {
     /// What it has of the backup's; nothing when it was made in the clone.
     Directory(DirectoryRef),
     Symlink(Box<[u8]>),
+    Socket,
 }
 
 /// A regular file.
@@ -242,6 +245,7 @@ impl Node {
             Body::File(_) => Kind::File,
             Body::Directory(_) => Kind::Directory,
             Body::Symlink(_) => Kind::Symlink,
+            Body::Socket => Kind::Socket,
         }
     }
 

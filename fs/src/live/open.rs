@@ -406,7 +406,7 @@ impl<'a> Replay<'a> {
     fn file<'n>(&self, node: &'n Node) -> Result<&'n FileNode> {
         match &node.body {
             Body::File(file) => Ok(file),
-            Body::Directory(_) | Body::Symlink(_) => Err(self.damaged(format!(
+            Body::Directory(_) | Body::Symlink(_) | Body::Socket => Err(self.damaged(format!(
                 "It gives bytes to node {:016x}, which is no file",
                 node.id.0
             ))),
@@ -421,6 +421,7 @@ impl<'a> Replay<'a> {
                     Made::File => Body::File(FileNode::new(None, State::Plain)),
                     Made::Directory => Body::Directory(DirectoryRef::default()),
                     Made::Symlink(target) => Body::Symlink(target.into()),
+                    Made::Socket => Body::Socket,
                 };
                 let epoch = Time { s: 0, ns: 0 };
                 let meta = Meta {
@@ -458,7 +459,7 @@ fn take_stock(disk: &dyn Disk, names: &Names) -> Result<u64> {
         let name = format!("{FILES}/{name}");
         let owner = unclaimed.get(&name).and_then(|node| match &node.body {
             Body::File(file) => Some(file),
-            Body::Directory(_) | Body::Symlink(_) => None,
+            Body::Directory(_) | Body::Symlink(_) | Body::Socket => None,
         });
         match owner.map(FileNode::write) {
             Some(mut data) if !matches!(data.state, State::Lower) => {

@@ -46,6 +46,7 @@ pub(super) enum Made {
     File,
     Directory,
     Symlink(Vec<u8>),
+    Socket,
 }
 
 const BEGIN: u8 = 1;
@@ -59,6 +60,7 @@ const PLAIN: u8 = 7;
 const FILE: u8 = 1;
 const DIRECTORY: u8 = 2;
 const SYMLINK: u8 = 3;
+const SOCKET: u8 = 4;
 
 /// Appends a change's bytes.
 pub(super) fn encode(change: &Change, out: &mut Vec<u8>) {
@@ -74,6 +76,7 @@ pub(super) fn encode(change: &Change, out: &mut Vec<u8>) {
                 Made::File => to.u8(FILE),
                 Made::Directory => to.u8(DIRECTORY),
                 Made::Symlink(target) => to.u8(SYMLINK).bytes(target),
+                Made::Socket => to.u8(SOCKET),
             }
         }
         Change::Attributes { id, meta } => to
@@ -180,6 +183,7 @@ impl<'a> Decoder<'a> {
                     FILE => Made::File,
                     DIRECTORY => Made::Directory,
                     SYMLINK => Made::Symlink(self.bytes()?.to_vec()),
+                    SOCKET => Made::Socket,
                     _ => return None,
                 },
             },
@@ -300,6 +304,7 @@ mod tests {
             node(1, Some(b"base/5"), Made::Directory),
             node(2, None, Made::File),
             node(3, Some(b""), Made::Symlink(b"/x\xff".to_vec())),
+            node(4, None, Made::Socket),
             Change::Attributes { id: NodeId(2), meta },
             Change::Name {
                 parent: NodeId(1),

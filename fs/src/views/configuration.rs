@@ -15,12 +15,17 @@ mod minimal;
 pub(super) use files::{AUTO_CONF, files, files_of_a_clone};
 
 /// What a copy must not do to others, nor wait for: WAL is not archived, the changes a publisher keeps for the original's
-/// subscriptions are not taken away from it, the log is not written among the original's.
+/// subscriptions are not taken away from it, the log is not written among the original's. It listens in its own directory,
+/// for the user it runs as: `pg_hba.conf` may trust everybody who could reach the original, and these are others here.
 const KEPT_TO_ITSELF: &str = "\
 archive_mode = off
 max_logical_replication_workers = 0
 log_directory = 'log'
 synchronous_standby_names = ''
+listen_addresses = ''
+unix_socket_directories = '.'
+unix_socket_permissions = 0700
+unix_socket_group = ''
 ";
 
 /// The first version that has `recovery_init_sync_method`.

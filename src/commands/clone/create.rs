@@ -112,7 +112,8 @@ pub(super) fn run(app: &mut App, args: &CreateArgs) -> Result<Outcome, Error> {
     };
     tell_made(app, &repository, &server, name, path.as_deref())?;
     if args.start || args.server.is_given() {
-        start::start(app, &mounts, &server, name, &args.server, mount_point)?;
+        let clone = repository.clone_named(&server, name)?;
+        start::start(app, &mounts, &clone, &args.server, mount_point)?;
     }
     Ok(Outcome::Done)
 }
@@ -218,7 +219,7 @@ pub(super) fn tell_made(
 }
 
 /// As a shell takes it for one word.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:,=/@%+".contains(c);
     match text.chars().all(plain) {
         true => text.to_owned(),

@@ -1,6 +1,6 @@
 //! `barmanfs clone destroy` and `barmanfs clone reset`.
 
-use barmanfs_catalog::{CloneDescription, CloneName, Repository, ServerName};
+use barmanfs_catalog::{CloneDescription, Repository};
 
 use super::create::{self, Of};
 use super::mounts::{Mounts, hold, is_running};
@@ -8,6 +8,7 @@ use super::start::{STOP_TIMEOUT, stop_running};
 use crate::cli::clone::EndArgs;
 use crate::commands::App;
 use crate::error::{Error, Outcome};
+use crate::instance::sockets;
 
 /// Runs `clone destroy`. A mount is not needed.
 pub(super) fn destroy(app: &mut App, args: &EndArgs) -> Result<Outcome, Error> {
@@ -17,7 +18,7 @@ pub(super) fn destroy(app: &mut App, args: &EndArgs) -> Result<Outcome, Error> {
     let clone = repository.clone_named(&server, name).map_err(|error| {
         Error::from(error).hint(format!("'barmanfs clone list {server}' shows those there are"))
     })?;
-    end_server(app, &Mounts::of(&repository)?, &server, name, args.stop)?;
+    end_server(app, &Mounts::of(&repository)?, &clone, args.stop)?;
     remove(&repository, &clone)?;
     if !app.options.quiet {
         app.out
@@ -40,7 +41,7 @@ pub(super) fn reset(app: &mut App, args: &EndArgs) -> Result<Outcome, Error> {
     let of = Of::origin(&clone)?;
     of.check(&repository, &server)
         .map_err(|error| error.context(format_args!("Clone {name} cannot be made anew")))?;
-    end_server(app, &mounts, &server, name, args.stop)?;
+    end_server(app, &mounts, &clone, args.stop)?;
     remove(&repository, &clone)?;
     let path = create::make(&repository, &mounts, &server, name, &of, Some(&mount.mount_point))
         .map_err(|error| error.context("The clone was removed, and not made anew"))?;
@@ -49,15 +50,10 @@ pub(super) fn reset(app: &mut App, args: &EndArgs) -> Result<Outcome, Error> {
 }
 
 /// A server that runs on the clone is stopped, or is in the way.
-fn end_server(
-    app: &mut App,
-    mounts: &Mounts<'_>,
-    server: &ServerName,
-    name: &CloneName,
-    stop: bool,
-) -> Result<(), Error> {
+fn end_server(app: &mut App, mounts: &Mounts<'_>, clone: &CloneDescription, stop: bool) -> Result<(), Error> {
+    let CloneDescription { server, name, .. } = clone;
     match mounts.running_on(server, name) {
-        Some((_, path)) if stop => stop_running(app, server, name, &path, STOP_TIMEOUT),
+        Some((_, path)) if stop => stop_running(app, clone, &path, STOP_TIMEOUT),
         Some((running, _)) => Err(is_running(server, name, &running).hint(format!(
             "Stop it first: barmanfs clone stop {server} {name}; or add --stop"
         ))),
@@ -75,5 +71,8 @@ fn remove(repository: &Repository, clone: &CloneDescription) -> Result<(), Error
             clone.name, clone.server
         )));
     }
-    Ok(repository.remove_clone(clone, lock)?)
+    repository.remove_clone(clone, lock)?;
+    // Of one whose server was killed, or stopped by other means.
+    sockets::remove(&clone.id.to_string());
+    Ok(())
 }

@@ -34,6 +34,8 @@ struct Listed {
     /// Whether a server runs on it.
     running: bool,
     port: Option<u16>,
+    /// Where its socket is.
+    socket_directory: Option<PathBuf>,
     process: Option<i32>,
     /// Whether that server has lost its files with an earlier mount, and only waits to be stopped.
     outlived_its_mount: bool,
@@ -74,6 +76,7 @@ fn listed(repository: &Repository, mounts: &Mounts<'_>, clone: CloneDescription)
         path: serving.or_else(elsewhere),
         running: running.is_some(),
         port: running.as_ref().map(|running| running.port),
+        socket_directory: running.as_ref().map(|running| running.socket_directory.clone()),
         outlived_its_mount: running
             .as_ref()
             .is_some_and(|running| running.has_outlived_its_mount),
@@ -119,7 +122,7 @@ fn table(clones: &[Listed], now: TimestampMicros) -> Table {
     for clone in clones {
         let running = match clone.port {
             Some(_) if clone.outlived_its_mount => Cell::styled("without its mount", Style::Red),
-            Some(port) => Cell::styled(format!("port {port}"), Style::Green),
+            Some(port) => Cell::styled(place(port, clone), Style::Green),
             None => "-".into(),
         };
         let path = clone.path.as_ref().map(|path| path.display().to_string());
@@ -142,6 +145,18 @@ fn table(clones: &[Listed], now: TimestampMicros) -> Table {
     table
 }
 
+/// Where the server listens: in the clone itself, unless something else is said.
+fn place(port: u16, clone: &Listed) -> String {
+    let elsewhere = clone
+        .socket_directory
+        .as_ref()
+        .filter(|sockets| clone.path.as_ref() != Some(sockets));
+    match elsewhere {
+        Some(sockets) => format!("port {port} in {}", sockets.display()),
+        None => format!("port {port}"),
+    }
+}
+
 /// `12 s`, `2 h 03 min`, `5 d`
 fn age(since: TimestampMicros, now: TimestampMicros) -> String {
     let micros = u64::try_from(now.unix_micros() - since.unix_micros()).unwrap_or(0);
@@ -161,7 +176,7 @@ mod tests {
     #[test]
     fn each_clone_has_its_line() {
         let made = TimestampMicros::from_unix_seconds(1_763_700_000);
-        let clone = |name: &str, target: Option<&str>, port: Option<u16>| Listed {
+        let clone = |name: &str, target: Option<&str>, port: Option<u16>, sockets: &str| Listed {
             server: "main".parse().unwrap(),
             name: name.parse().unwrap(),
             origin: CloneOrigin {
@@ -175,18 +190,26 @@ mod tests {
             path: port.map(|_| PathBuf::from("/mnt/backups/main/live").join(name)),
             running: port.is_some(),
             port,
+            socket_directory: port.map(|_| PathBuf::from(sockets)),
             process: port.map(|_| 4711),
             outlived_its_mount: false,
         };
         let clones = [
-            clone("test1", None, Some(25_432)),
-            clone("before", Some("name:before"), None),
+            clone("test1", None, Some(25_432), "/mnt/backups/main/live/test1"),
+            clone(
+                "team",
+                None,
+                Some(25_433),
+                "/tmp/barmanfs-clone-0123456789abcdef-Xb3kQ1",
+            ),
+            clone("before", Some("name:before"), None, ""),
         ];
         let later = TimestampMicros::from_unix_seconds(1_763_707_380);
         assert_snapshot!(table(&clones, later).render(false), @"
-        Server  Clone   Backup           Target              Age   Written  PostgreSQL  Path
-        main    test1   20261120T101500  -            2 h 03 min  3.00 MiB  port 25432  /mnt/backups/main/live/test1
-        main    before  20261120T101500  name:before  2 h 03 min  3.00 MiB  -           not mounted
+        Server  Clone   Backup           Target              Age   Written  PostgreSQL                                                 Path
+        main    test1   20261120T101500  -            2 h 03 min  3.00 MiB  port 25432                                                 /mnt/backups/main/live/test1
+        main    team    20261120T101500  -            2 h 03 min  3.00 MiB  port 25433 in /tmp/barmanfs-clone-0123456789abcdef-Xb3kQ1  /mnt/backups/main/live/team
+        main    before  20261120T101500  name:before  2 h 03 min  3.00 MiB  -                                                          not mounted
         ");
         let days = TimestampMicros::from_unix_seconds(1_763_700_000 + 5 * 86_400);
         assert_eq!(

@@ -4,15 +4,16 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use barmanfs_catalog::{CloneName, ServerName};
+use barmanfs_catalog::{CloneDescription, CloneName, ServerName};
 use nix::errno::Errno;
 use nix::unistd::Uid;
 
+use super::create::quoted;
 use super::mounts::{Mounts, known_user, user_name};
 use crate::cli::clone::{ServerOptions, StartArgs, StopArgs};
 use crate::commands::App;
 use crate::error::{Error, Outcome};
-use crate::instance::{self, Instance, LOG, Replayed, Running, SOCKET_DIRECTORY, StartOptions};
+use crate::instance::{self, Instance, LOG, Replayed, Running, StartOptions, sockets};
 use crate::progress::{Counted, Progress};
 
 /// How long a server may take to stop where nobody says.
@@ -23,15 +24,14 @@ pub(super) fn run(app: &mut App, args: &StartArgs) -> Result<Outcome, Error> {
     let repository = app.repository()?;
     let server = app.known_server(&repository, &args.which.server)?;
     let name = &args.which.name;
-    repository.clone_named(&server, name).map_err(|error| {
+    let clone = repository.clone_named(&server, name).map_err(|error| {
         Error::from(error).hint(format!("'barmanfs clone list {server}' shows those there are"))
     })?;
     let mounts = Mounts::of(&repository)?;
     start(
         app,
         &mounts,
-        &server,
-        name,
+        &clone,
         &args.server,
         args.mount.mount_point.as_deref(),
     )?;
@@ -42,11 +42,11 @@ pub(super) fn run(app: &mut App, args: &StartArgs) -> Result<Outcome, Error> {
 pub(super) fn start(
     app: &mut App,
     mounts: &Mounts<'_>,
-    server: &ServerName,
-    name: &CloneName,
+    clone: &CloneDescription,
     options: &ServerOptions,
     mount_point: Option<&Path>,
 ) -> Result<(), Error> {
+    let CloneDescription { id, server, name, .. } = clone;
     let (mount, path) = mounts.place_of(server, name, mount_point)?;
     let owner = std::fs::metadata(&path).map_err(|error| {
         let failed = Error::failed(format!("Cannot look into {}: {error}", path.display()));
@@ -67,17 +67,23 @@ pub(super) fn start(
         .hint("Mount with --allow-other, or as that user"));
     }
     let instance = instance(app, server, &path, options.bindir.as_deref())?;
+    let share = options.share.as_deref();
     let start = StartOptions {
         port: options.port,
-        socket_directory: SOCKET_DIRECTORY.into(),
-        listen: true,
+        socket_directory: sockets::place(&path, &id.to_string(), instance.owner(), share)?,
+        share: share.is_some(),
+        listen: options.listen.clone().unwrap_or_default(),
         settings: options.settings.clone(),
         log: path.join(LOG),
         timeout: Duration::from_secs(options.wait_timeout),
     };
     let shown = format!("Starting PostgreSQL {} on {server}/live/{name}", instance.major());
     let progress = Progress::start(shown, Counted::Time, app.options.quiet);
-    let running = instance.start(&start)?;
+    let running = instance.start(&start);
+    if !matches!(running, Ok(Some(_))) {
+        sockets::remove(&id.to_string());
+    }
+    let running = running?;
     let replayed = match options.replay {
         true => {
             progress.note("recovering to its target");
@@ -87,16 +93,26 @@ pub(super) fn start(
         false => None,
     };
     drop(progress);
-    tell(app, &instance, server, name, running.as_ref(), replayed)
+    if replayed == Some(Replayed::ShutDown) {
+        sockets::remove(&id.to_string());
+    }
+    tell(
+        app,
+        &instance,
+        (server, name),
+        running.as_ref(),
+        replayed,
+        options,
+    )
 }
 
 fn tell(
     app: &mut App,
     instance: &Instance,
-    server: &ServerName,
-    name: &CloneName,
+    (server, name): (&ServerName, &CloneName),
     running: Option<&Running>,
     replayed: Option<Replayed>,
+    options: &ServerOptions,
 ) -> Result<(), Error> {
     if app.options.quiet {
         return Ok(());
@@ -120,14 +136,25 @@ fn tell(
         instance.data().join(LOG).display()
     ))?;
     let line = psql(instance, running);
-    app.out.line(format_args!("  {line}"))
+    app.out.line(format_args!("  {line}"))?;
+    if let Some(group) = &options.share {
+        app.out.line(format_args!(
+            "  members of the group {group} can connect there, too"
+        ))?;
+    }
+    if let Some(addresses) = options.listen.as_ref().filter(|addresses| !addresses.is_empty()) {
+        app.out.line(format_args!(
+            "  it listens on {addresses}, too; its pg_hba.conf says who gets in"
+        ))?;
+    }
+    Ok(())
 }
 
 /// A line to type, as whoever can connect without a password in most configurations.
 fn psql(instance: &Instance, running: &Running) -> String {
     let command = format!(
         "psql -h {} -p {} postgres",
-        running.socket_directory.display(),
+        quoted(&running.socket_directory.to_string_lossy()),
         running.port
     );
     match Uid::effective().as_raw() == instance.owner() {
@@ -146,7 +173,7 @@ pub(super) fn stop(app: &mut App, args: &StopArgs) -> Result<Outcome, Error> {
     let repository = app.repository()?;
     let server = app.known_server(&repository, &args.which.server)?;
     let name = &args.which.name;
-    repository.clone_named(&server, name)?;
+    let clone = repository.clone_named(&server, name)?;
     let mounts = Mounts::of(&repository)?;
     let place = match &args.mount.mount_point {
         Some(asked) => Some(mounts.place_of(&server, name, Some(asked))?.1),
@@ -156,7 +183,7 @@ pub(super) fn stop(app: &mut App, args: &StopArgs) -> Result<Outcome, Error> {
     match place.filter(|path| instance::running(path).is_some()) {
         Some(path) => {
             let timeout = Duration::from_secs(args.wait_timeout);
-            stop_running(app, &server, name, &path, timeout)?;
+            stop_running(app, &clone, &path, timeout)?;
         }
         None if !app.options.quiet => {
             app.out
@@ -170,17 +197,18 @@ pub(super) fn stop(app: &mut App, args: &StopArgs) -> Result<Outcome, Error> {
 /// Stops the server that runs on the clone at `path`.
 pub(super) fn stop_running(
     app: &mut App,
-    server: &ServerName,
-    name: &CloneName,
+    clone: &CloneDescription,
     path: &Path,
     timeout: Duration,
 ) -> Result<(), Error> {
+    let CloneDescription { id, server, name, .. } = clone;
     let progress = Progress::start(
         format!("Stopping PostgreSQL on {server}/live/{name}"),
         Counted::Time,
         app.options.quiet,
     );
     instance::stop(path, timeout)?;
+    sockets::remove(&id.to_string());
     drop(progress);
     if !app.options.quiet {
         app.out.line(format_args!(

@@ -361,6 +361,7 @@ impl Pair {
             Kind::File => Ok(found.node),
             Kind::Directory => Err(Errno::ISDIR),
             Kind::Symlink => Err(Errno::INVAL),
+            Kind::Socket => Err(Errno::NXIO),
         });
         self.same(
             &clone.map(|_| ()),
@@ -621,6 +622,7 @@ impl Pair {
                     self.same(&self.clone().parent(found.node).unwrap(), &node);
                     self.compare_directory(below, found.node);
                 }
+                Kind::Socket => self.compare_attributes(below, found.node),
                 Kind::File => {
                     self.compare_attributes(below, found.node);
                     self.compare_file(&self.real.open(below).unwrap(), found.node);

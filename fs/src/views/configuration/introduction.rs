@@ -9,9 +9,10 @@ use super::super::recovery::Recovery;
 
 const ARCHIVES_NOTHING: &str = "\
 # It archives nothing, its subscriptions stand still, and it cannot disturb the server it was
-# taken from; but jobs of extensions (pg_cron, TimescaleDB) run in it.
+# taken from; but jobs of extensions (pg_cron, TimescaleDB) run in it. Only the user it runs
+# as can connect, by a socket in its data directory: psql -h DIRECTORY.
 # When it takes over production, remove everything from \"begin\" to \"end\", restart it, so
-# that it archives its WAL and its subscriptions go on, and take a backup.
+# that it listens as the original did, archives its WAL and its subscriptions go on, and take a backup.
 ";
 
 pub(super) fn of_the_end(backup: &Backup) -> String {
@@ -34,7 +35,8 @@ pub(super) fn of_a_clone(backup: &Backup) -> String {
     format!(
         "# A copy of backup {id} of server {server}, which was made of the clone{name}.\n# {start}\n\
          # It archives nothing, its subscriptions stand still, and it cannot disturb the server it\n\
-         # comes from; but jobs of extensions (pg_cron, TimescaleDB) run in it. Its timeline is\n\
+         # comes from; but jobs of extensions (pg_cron, TimescaleDB) run in it. Only the user it runs\n\
+         # as can connect, by a socket in its data directory: psql -h DIRECTORY. Its timeline is\n\
          # its own: before it archives, give it an archive of its own (another server's name),\n\
          # remove everything from \"begin\" to \"end\", here and in postgresql.conf, restart it, and\n\
          # take a backup.\n"
