@@ -30,6 +30,7 @@ use crate::postgres::{
 };
 use crate::progress::{Counted, Progress};
 use crate::signals::Interruption;
+use crate::versions;
 use as_sent::AsSentWriter;
 use compose::Composer;
 use incremental::NoIncrement;
@@ -128,6 +129,9 @@ pub(crate) fn take(
     let mut connection = connect(server)?;
     stop.guard(&connection)?;
     let cluster = ServerSettings::ask(&mut connection).map_err(|error| stop.explain(error))?;
+    if let Some(unknown) = versions::unknown(cluster.version) {
+        tracing::warn!("Server {}: {unknown}", server.name);
+    }
     let source = wal::source(repository, server, &cluster)?;
     let attempt = Attempt {
         repository,

@@ -35,7 +35,10 @@ const GROUPS: &[(&str, &[&str])] = &[
     ),
     ("Use a backup", &["mount", "umount", "clone"]),
     ("Be sure", &["check", "verify"]),
-    ("Keep house", &["delete", "sweep", "rebuild-catalog", "version"]),
+    (
+        "Keep house",
+        &["delete", "sweep", "rebuild-catalog", "index-wal", "version"],
+    ),
 ];
 
 /// Ends `barmanfs --help`.
@@ -273,6 +276,15 @@ Examples:
   barmanfs rebuild-catalog")]
     RebuildCatalog(JsonOption),
 
+    /// Read archived WAL again that an earlier release could not read
+    #[command(after_help = "\
+What WAL says about points in time, tablespaces and settings is found when it is archived. A release that
+looks for more, or reads another PostgreSQL version, finds the rest with this. Nothing else has to stop.
+
+Examples:
+  barmanfs index-wal main")]
+    IndexWal(IndexWalArgs),
+
     /// Show the version
     #[command(after_help = "Examples:\n  barmanfs version --json")]
     Version(JsonOption),
@@ -426,6 +438,16 @@ pub(crate) struct ExplainArgs {
     /// What to recover to
     #[arg(required = true)]
     pub(crate) target: Vec<String>,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}
+
+/// `index-wal`
+#[derive(Debug, Args)]
+pub(crate) struct IndexWalArgs {
+    /// Server whose WAL is read
+    pub(crate) server: String,
     /// Print JSON for programs instead of text
     #[command(flatten)]
     pub(crate) json: JsonOption,
@@ -731,6 +753,7 @@ mod tests {
           delete           Delete backups; 'sweep' then frees the space nothing else uses
           sweep            Free the space of deleted and failed backups
           rebuild-catalog  Make catalog.sqlite anew from the packs
+          index-wal        Read archived WAL again that an earlier release could not read
           version          Show the version
 
         Options of every command:

@@ -6,6 +6,7 @@ pub(crate) mod clone;
 pub(crate) mod delete;
 pub(crate) mod explain;
 pub(crate) mod get_wal;
+pub(crate) mod index_wal;
 pub(crate) mod list_backups;
 pub(crate) mod list_files;
 pub(crate) mod list_servers;
@@ -106,6 +107,7 @@ impl App {
             Command::Delete(args) => delete::run(self, &args),
             Command::Sweep(json) => sweep::run(self, json),
             Command::RebuildCatalog(json) => rebuild_catalog::run(self, json),
+            Command::IndexWal(args) => index_wal::run(self, &args),
             Command::Version(json) => version::run(&mut self.out, json),
         }
     }

@@ -20,6 +20,7 @@ mod postgres;
 mod progress;
 mod receive;
 mod signals;
+mod versions;
 
 use std::ffi::OsString;
 use std::io;

@@ -15,7 +15,7 @@ topic! {
     once two_backups_of_one_server_at_once_are_refused,
 }
 
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 17] = [
     "backup",
     "wal-archive",
     "get-wal",
@@ -29,6 +29,7 @@ const COMMANDS: [&str; 16] = [
     "mount",
     "umount",
     "rebuild-catalog",
+    "index-wal",
     "sweep",
     "stats",
     "version",

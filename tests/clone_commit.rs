@@ -488,11 +488,21 @@ fn tablespaces_are_directories_of_the_backup_or_refused(install: &'static Instal
 
     clone.start();
     let outside = site.make_directory("outside");
-    clone.query(&format!(
-        "CREATE TABLESPACE outside LOCATION '{}'",
-        outside.display()
-    ));
+    clone
+        .try_query(&format!(
+            "CREATE TABLESPACE outside LOCATION '{}'",
+            outside.display()
+        ))
+        .refused(1)
+        .says(&["not permitted"]);
     clone.stop("fast");
+    // In a clone that is older than that rule there may be one.
+    site.sh(&format!(
+        "cd '{}' && mkdir new && ln -s '{}' new/1 && mv pg_tblspc old && mv new pg_tblspc",
+        clone.data.display(),
+        outside.display()
+    ))
+    .ok();
     site.barmanfs(&["clone", "commit", "main", "test1"])
         .refused(1)
         .says(&["pg_tblspc/", "leads out of it", &outside.to_string_lossy()]);

@@ -30,8 +30,10 @@ mod rebuild;
 mod receive_wal;
 mod second_backup;
 mod settings;
+mod tablespaces;
 mod torture;
 mod wal_archive;
+mod wal_level;
 mod wal_recovery;
 
 use common::{Install, Test};
@@ -43,6 +45,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("backup_and_recover", backup_and_recover::TESTS),
     ("wal_archive", wal_archive::TESTS),
     ("wal_recovery", wal_recovery::TESTS),
+    ("wal_level", wal_level::TESTS),
     ("pitr", pitr::TESTS),
     ("receive_wal", receive_wal::TESTS),
     ("byte_for_byte", byte_for_byte::TESTS),
@@ -53,6 +56,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("boot", boot::TESTS),
     ("nobody_gets_in", nobody_gets_in::TESTS),
     ("settings", settings::TESTS),
+    ("tablespaces", tablespaces::TESTS),
     ("torture", torture::TESTS),
     ("clone_commit", clone_commit::TESTS),
     ("delete_and_sweep", delete_and_sweep::TESTS),

@@ -19,6 +19,16 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// WAL whose replay would leave the copy it happens in.
+    #[error("The replay of {name} of server {server} cannot be kept within a copy: {reason}")]
+    NotConfined {
+        /// Whose it is.
+        server: ServerName,
+        /// The segment.
+        name: SegmentName,
+        /// Why not.
+        reason: String,
+    },
     /// The operating system refused.
     #[error("Cannot {action} {}: {source}", path.display())]
     Io {

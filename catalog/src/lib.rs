@@ -47,8 +47,8 @@ pub use monitor::{Monitor, Silent, Unit};
 pub use owner::{AsOwner, Owner};
 pub use rebuild::RebuildReport;
 pub use recovery::{
-    Action, Gap, Plan, Target, TargetError, TargetSpec, TimeTarget, TimelineChoice, TimelineReport,
-    TimelineSpan, Unreachable,
+    Action, Gap, MinimalStretch, Plan, Target, TargetError, TargetSpec, TimeTarget, TimelineChoice,
+    TimelineReport, TimelineSpan, Unreachable,
 };
 pub use repository::{Compression, CreateOptions, Repository, Settings};
 pub use server::ServerName;

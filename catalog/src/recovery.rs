@@ -11,6 +11,7 @@
 
 mod abandoned;
 mod ends;
+mod obstacles;
 mod plan;
 mod planner;
 mod received;
@@ -25,4 +26,6 @@ mod timelines;
 pub use plan::{Plan, TimelineSpan, Unreachable};
 pub use target::{Action, Target, TargetError, TargetSpec, TimelineChoice};
 pub use time::TimeTarget;
-pub use timelines::{BackupPlace, Gap, Parent, Reach, RestorePointPlace, Timeline, TimelineReport, WalRange};
+pub use timelines::{
+    BackupPlace, Gap, MinimalStretch, Parent, Reach, RestorePointPlace, Timeline, TimelineReport, WalRange,
+};

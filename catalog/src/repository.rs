@@ -23,6 +23,7 @@ use crate::locks::Locks;
 use crate::owner::{AsOwner, Owner};
 use crate::server::ServerName;
 use crate::spool::SPOOL;
+use crate::wal::ReadIndexes;
 
 const SETTINGS: &str = "repository.json";
 pub(crate) const CATALOG: &str = "catalog.sqlite";
@@ -89,6 +90,7 @@ pub struct Repository {
     pub(crate) storage: Arc<dyn PackStorage>,
     pub(crate) locks: Locks,
     chunks: Arc<ChunkReader>,
+    pub(crate) read_indexes: Arc<ReadIndexes>,
 }
 
 impl Repository {
@@ -128,6 +130,7 @@ impl Repository {
             storage,
             locks,
             chunks,
+            read_indexes: Arc::default(),
         })
     }
 

@@ -6,7 +6,7 @@
 //! where it changes more, the catalog is made again from the packs.
 
 /// Number of this layout, kept in SQLite's `user_version`.
-pub(crate) const LAYOUT: i64 = 4;
+pub(crate) const LAYOUT: i64 = 5;
 
 /// The oldest layout with the same tables of packs, chunks and records.
 pub(crate) const OLDEST_LAYOUT: i64 = 1;
@@ -64,7 +64,7 @@ CREATE INDEX record_packs_by_pack ON record_packs (pack);
 ";
 
 /// The tables of what the records mean.
-pub(crate) const MEANINGS: [&str; 9] = [
+pub(crate) const MEANINGS: [&str; 10] = [
     "deletions",
     "servers",
     "backups",
@@ -72,6 +72,7 @@ pub(crate) const MEANINGS: [&str; 9] = [
     "quarantine",
     "segments",
     "restore_points",
+    "parameter_changes",
     "boot_tests",
     "damaged",
 ];
@@ -104,7 +105,10 @@ CREATE INDEX quarantine_by_name ON quarantine (server, name);
 -- Archived segments by the number their position gives them, with what they say about points in time. end_lsn: where
 -- the last record ends, or the segment where that crosses its end. last_lsn: where the last record starts that also
 -- ends here. ends_in: the number of the segment the last record that matters ends in. ends_early: the records end before
--- the segment. head, tail: whether a record crosses its beginning (2: and its end as well), and its end.
+-- the segment. head, tail: whether a record crosses its beginning (2: and its end as well), and its end. reads: what the
+-- release that made the segment's index looked for; the columns and tables after it say nothing where that was less.
+-- unknown: the segment is of a PostgreSQL version whose WAL is not understood. tablespaces: how many are made outside the
+-- data directory by records that start in it.
 CREATE TABLE segments (
     server TEXT NOT NULL,
     timeline INTEGER NOT NULL,
@@ -122,11 +126,17 @@ CREATE TABLE segments (
     ends_early INTEGER NOT NULL,
     head INTEGER NOT NULL,
     tail INTEGER NOT NULL,
+    reads INTEGER NOT NULL,
+    unknown INTEGER NOT NULL,
+    tablespaces INTEGER NOT NULL,
     PRIMARY KEY (server, timeline, number)
 ) WITHOUT ROWID;
 CREATE INDEX segments_by_record ON segments (record);
 CREATE INDEX segments_by_number ON segments (server, number);
 CREATE INDEX segments_ending_early ON segments (server, timeline, number) WHERE ends_early;
+CREATE INDEX segments_by_reads ON segments (server, reads);
+CREATE INDEX segments_unknown ON segments (server, timeline, number) WHERE unknown;
+CREATE INDEX segments_with_tablespaces ON segments (server, timeline, number) WHERE tablespaces > 0;
 CREATE TABLE restore_points (
     server TEXT NOT NULL,
     name TEXT NOT NULL,
@@ -137,6 +147,19 @@ CREATE TABLE restore_points (
     PRIMARY KEY (server, name, timeline, lsn)
 ) WITHOUT ROWID;
 CREATE INDEX restore_points_by_segment ON restore_points (server, timeline, number);
+
+-- Starts of the server with other settings than before. minimal: with wal_level = minimal, which no recovery gets past.
+-- required: the settings that a standby must have as large, as JSON.
+CREATE TABLE parameter_changes (
+    server TEXT NOT NULL,
+    timeline INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    lsn INTEGER NOT NULL,
+    minimal INTEGER NOT NULL,
+    required TEXT NOT NULL,
+    PRIMARY KEY (server, timeline, lsn)
+) WITHOUT ROWID;
+CREATE INDEX parameter_changes_by_segment ON parameter_changes (server, timeline, number);
 
 -- The newest boot test of each backup, by the backup's record.
 CREATE TABLE boot_tests (

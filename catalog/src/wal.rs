@@ -9,10 +9,15 @@ use serde::{Deserialize, Serialize};
 use crate::server::ServerName;
 
 mod archive;
+pub(crate) mod confine;
 pub(crate) mod index;
 mod list;
+mod reindex;
 
+pub(crate) use confine::ReadIndexes;
+pub use confine::{Confined, LooseSegment, scan};
 pub use list::{WalArchive, WalEntries, WalTotals};
+pub use reindex::ReindexReport;
 
 /// One archived file: a segment, or a `.history`, `.backup` or `.partial` file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -52,6 +52,7 @@ use rustix::io::Errno;
 pub use attributes::{AttributeChanges, NewTime};
 pub use copy::copy_files;
 pub use edit::NewNode;
+pub(crate) use edit::leads_out;
 pub use listing::{Listing, Name};
 pub use node::{Kind, NodeAttributes, NodeId, Time};
 pub use open::{Initial, MadeFile, MadeThing};

@@ -239,8 +239,8 @@ impl Namespace {
         match (file.body(), seek) {
             (Body::Stored(map), Seek::Data) => failed(trees.next_data(map, offset))?.ok_or(none),
             (Body::Stored(map), Seek::Hole) => failed(trees.next_hole(map, offset).map(Some))?.ok_or(none),
-            (Body::Made(_) | Body::Spooled(..), Seek::Data) => Ok(offset),
-            (body @ (Body::Made(_) | Body::Spooled(..)), Seek::Hole) => Ok(body.size_bytes()),
+            (Body::Made(_) | Body::Spooled(..) | Body::Edited(_), Seek::Data) => Ok(offset),
+            (body, Seek::Hole) => Ok(body.size_bytes()),
         }
     }
 

@@ -8,6 +8,7 @@
 //! | `<server>/<id>/`, `latest/`, `oldest/`, `raw/<id>/` | `tree`, with the differences of `changes` |
 //! | `<server>/pitr/`, `pitr/<target>/` | `pitr`; the same `tree`, with the configuration of a `recovery` |
 //! | `<server>/wal/` | `wal`; what is not archived yet from `receiving` |
+//! | `.barmanfs/replay/<server>/` | `replay`: the same WAL, as a copy may replay it |
 //! | `<server>/info/` | `info` |
 //! | `<server>/live/` | `live`; what is in a clone is the clone's own |
 
@@ -33,6 +34,7 @@ mod manifest;
 mod pitr;
 mod receiving;
 mod recovery;
+mod replay;
 mod restore;
 mod root;
 mod server;
@@ -101,15 +103,61 @@ pub enum Body {
     Stored(Arc<FileMap>),
     /// Made by the view.
     Made(Arc<[u8]>),
+    /// Stored in chunks, and shown with other bytes at some places.
+    Edited(Arc<Edited>),
     /// A plain file of this size: one of the spool, or one without a name that the view made, too large for memory.
     Spooled(Arc<File>, u64),
 }
 
+/// A stored file some bytes of which are shown differently.
+#[derive(Debug)]
+pub struct Edited {
+    /// What is stored.
+    map: Arc<FileMap>,
+    /// Bytes by their places.
+    edits: Vec<(u64, Vec<u8>)>,
+}
+
+impl Edited {
+    /// Puts what is shown differently into what was read from `offset` on.
+    fn apply(&self, offset: u64, read: &mut [u8]) {
+        for (at, bytes) in &self.edits {
+            for (place, byte) in (*at..).zip(bytes) {
+                let index = place
+                    .checked_sub(offset)
+                    .and_then(|index| usize::try_from(index).ok());
+                if let Some(shown) = index.and_then(|index| read.get_mut(index)) {
+                    *shown = *byte;
+                }
+            }
+        }
+    }
+}
+
 impl Body {
+    /// A stored file with other bytes at some places, if there are any.
+    pub(crate) fn edited(map: FileMap, edits: Vec<(u64, Vec<u8>)>) -> Self {
+        let map = Arc::new(map);
+        match edits.is_empty() {
+            true => Self::Stored(map),
+            false => Self::Edited(Arc::new(Edited { map, edits })),
+        }
+    }
+
+    /// What is stored of it in chunks.
+    pub(crate) fn map(&self) -> Option<&Arc<FileMap>> {
+        match self {
+            Self::Stored(map) => Some(map),
+            Self::Edited(edited) => Some(&edited.map),
+            Self::Made(_) | Self::Spooled(..) => None,
+        }
+    }
+
     /// Its size in bytes.
     pub fn size_bytes(&self) -> u64 {
         match self {
             Self::Stored(map) => map.size_bytes,
+            Self::Edited(edited) => edited.map.size_bytes,
             Self::Made(bytes) => bytes.len() as u64,
             Self::Spooled(_, size_bytes) => *size_bytes,
         }
@@ -122,6 +170,7 @@ impl Body {
     pub fn allocated_bytes(&self, trees: &TreeReader) -> Result<u64> {
         match self {
             Self::Stored(map) => allocated_bytes(trees, map),
+            Self::Edited(edited) => allocated_bytes(trees, &edited.map),
             Self::Made(_) | Self::Spooled(..) => Ok(self.size_bytes()),
         }
     }
@@ -133,6 +182,11 @@ impl Body {
     pub fn read_at(&self, trees: &TreeReader, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         match self {
             Self::Stored(map) => Ok(trees.read_at(map, offset, buffer)?),
+            Self::Edited(edited) => {
+                let count = trees.read_at(&edited.map, offset, buffer)?;
+                edited.apply(offset, buffer.split_at_mut(count.min(buffer.len())).0);
+                Ok(count)
+            }
             Self::Made(bytes) => {
                 let rest = usize::try_from(offset)
                     .ok()

@@ -2,13 +2,14 @@
 
 mod picture;
 
-use barmanfs_catalog::Repository;
 use barmanfs_catalog::recovery::{Gap, Reach, TimelineReport};
+use barmanfs_catalog::{MinimalStretch, Repository, ServerName};
 
 use super::App;
 use crate::cli::TimelineArgs;
 use crate::error::{Error, Outcome};
 use crate::output::{self, Output, Style};
+use crate::versions::UNKNOWN_WAL;
 
 /// Runs the command.
 pub(crate) fn run(app: &mut App, args: &TimelineArgs) -> Result<Outcome, Error> {
@@ -19,6 +20,7 @@ pub(crate) fn run(app: &mut App, args: &TimelineArgs) -> Result<Outcome, Error> 
         app.out.json(&report)?;
     } else {
         show(&mut app.out, &report)?;
+        not_read(&mut app.out, &repository, &server)?;
     }
     Ok(Outcome::Done)
 }
@@ -55,7 +57,35 @@ fn summary(out: &mut Output, report: &TimelineReport) -> Result<(), Error> {
         let text = out.paint(&format!("Cannot be recovered: {}", lost(gap)), Style::Red);
         out.line(text)?;
     }
+    for stretch in report.minimal.iter().filter(|stretch| stretch.matters()) {
+        let text = format!("Cannot be recovered: {}", behind(stretch));
+        let text = out.paint(&text, Style::Red);
+        out.line(text)?;
+    }
     Ok(())
+}
+
+/// Says what of the WAL was not understood, if there is such.
+fn not_read(out: &mut Output, repository: &Repository, server: &ServerName) -> Result<(), Error> {
+    if let Some((newest, count)) = repository.unknown_segments(server)? {
+        let count = output::count(usize::try_from(count).unwrap_or(usize::MAX), "segment");
+        let text = format!("Not read: {count}, the newest is {newest}, {UNKNOWN_WAL}");
+        let text = out.paint(&text, Style::Red);
+        out.line(text)?;
+    }
+    Ok(())
+}
+
+/// What cannot be recovered for a start with `wal_level = minimal`.
+pub(crate) fn behind(stretch: &MinimalStretch) -> String {
+    let until = match stretch.backup_after {
+        Some(backup) => format!("to the end of backup {backup}"),
+        None => "on, until there is a new backup".to_owned(),
+    };
+    format!(
+        "from LSN {} {until}, as the server was started with wal_level = minimal",
+        stretch.lsn
+    )
 }
 
 fn place(reach: &Reach) -> String {
@@ -89,10 +119,7 @@ pub(crate) fn lost(gap: &Gap) -> String {
 }
 
 /// The gaps that keep something of a server from being recovered.
-pub(crate) fn gaps_that_matter(
-    repository: &Repository,
-    server: &barmanfs_catalog::ServerName,
-) -> Result<Vec<Gap>, Error> {
+pub(crate) fn gaps_that_matter(repository: &Repository, server: &ServerName) -> Result<Vec<Gap>, Error> {
     let mut gaps = repository.gaps(server)?;
     gaps.retain(Gap::matters);
     Ok(gaps)

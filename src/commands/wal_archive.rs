@@ -12,6 +12,7 @@ use barmanfs_pg::wal_name::WalName;
 use super::App;
 use crate::cli::WalArchiveArgs;
 use crate::error::{Error, Outcome};
+use crate::versions;
 
 /// Runs the command.
 pub(crate) fn run(app: &App, args: &WalArchiveArgs) -> Result<Outcome, Error> {
@@ -31,7 +32,10 @@ pub(crate) fn run(app: &App, args: &WalArchiveArgs) -> Result<Outcome, Error> {
     let size_bytes = file.metadata().map_err(unreadable)?.len();
     let writer = app.repository_for_writing()?.writer("wal-archive")?;
     match writer.archive_wal(server, &name, &mut file, size_bytes, "wal-archive")? {
-        WalOutcome::Stored(_) => tracing::debug!("Archived {name} of server {server}"),
+        WalOutcome::Stored(file) => {
+            tracing::debug!("Archived {name} of server {server}");
+            versions::warn_of_wal(&file);
+        }
         WalOutcome::AlreadyThere(_) => {
             tracing::debug!("WAL file {name} of server {server} was archived before");
         }

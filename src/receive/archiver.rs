@@ -12,6 +12,7 @@ use barmanfs_pg::wal_name::SegmentName;
 
 use super::backoff::Backoff;
 use crate::error::Error;
+use crate::versions;
 
 /// How many whole segments may wait in the spool, 256 MB usually; then receiving waits, too. The server keeps what it
 /// has not been told to be flushed.
@@ -129,7 +130,10 @@ fn archive_first(spool: &Spool) -> Result<bool, Error> {
 fn tell(spool: &Spool, name: SegmentName, outcome: &WalOutcome) {
     let server = spool.server();
     match outcome {
-        WalOutcome::Stored(_) => tracing::debug!("Archived {name} of server {server}"),
+        WalOutcome::Stored(file) => {
+            tracing::debug!("Archived {name} of server {server}");
+            versions::warn_of_wal(file);
+        }
         WalOutcome::AlreadyThere(_) => {
             tracing::debug!("Segment {name} of server {server} was archived before");
         }

@@ -3,14 +3,47 @@
 //! Offsets: `ControlFileData` in `src/include/catalog/pg_control.h` as compilers lay it out on
 //! 64-bit hosts.
 
+use serde::{Deserialize, Serialize};
+
 use crate::bytes::{u32_at, u64_at};
 use crate::{Lsn, SegmentSize, SystemId, TimelineId};
 
-/// Versions whose layout is known, with the offset of the CRC, which ends it.
-const LAYOUTS: [(u32, usize); 3] = [
-    (1300, 288), // PostgreSQL 13 to 16
-    (1700, 288),
-    (1800, 292),
+/// Where fields stand that are not at the same place in all versions.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    version: u32,
+    /// `max_connections`, which the other required settings follow.
+    settings: usize,
+    segment_bytes: usize,
+    data_checksum_version: usize,
+    /// The CRC, which ends it.
+    crc: usize,
+}
+
+/// Those of PostgreSQL 13 to 18, which differ in their ends only.
+const fn before_19(version: u32, crc: usize) -> Layout {
+    Layout {
+        version,
+        settings: 180,
+        segment_bytes: 228,
+        data_checksum_version: 252,
+        crc,
+    }
+}
+
+/// The versions that are known.
+const LAYOUTS: [Layout; 4] = [
+    before_19(1300, 288), // PostgreSQL 13 to 16
+    before_19(1700, 288),
+    before_19(1800, 292),
+    // The copy of the checkpoint grew, and the size of the transaction logs' pages was added.
+    Layout {
+        version: 1905,
+        settings: 188,
+        segment_bytes: 240,
+        data_checksum_version: 264,
+        crc: 308,
+    },
 ];
 
 /// What a cluster was doing when its control file was written.
@@ -49,7 +82,7 @@ impl ClusterState {
 
 /// Settings the cluster ran with that a standby must have at least as large (`CheckRequiredParameterValues` in
 /// `src/backend/access/transam/xlogrecovery.c`), and whoever replays its prepared transactions, too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct RequiredSettings {
     /// `max_connections`
     pub max_connections: u32,
@@ -63,12 +96,30 @@ pub struct RequiredSettings {
     pub max_locks_per_transaction: u32,
 }
 
+impl RequiredSettings {
+    /// What is as large as both.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            max_connections: self.max_connections.max(other.max_connections),
+            max_worker_processes: self.max_worker_processes.max(other.max_worker_processes),
+            max_wal_senders: self.max_wal_senders.max(other.max_wal_senders),
+            max_prepared_transactions: self
+                .max_prepared_transactions
+                .max(other.max_prepared_transactions),
+            max_locks_per_transaction: self
+                .max_locks_per_transaction
+                .max(other.max_locks_per_transaction),
+        }
+    }
+}
+
 /// The fields of a control file that matter here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ControlFile {
     /// The cluster's identity.
     pub system_id: SystemId,
-    /// Version of the control file's layout: 1300 for PostgreSQL 13 to 16, 1700, 1800.
+    /// Version of the control file's layout: 1300 for PostgreSQL 13 to 16, 1700, 1800, 1905 for 19.
     pub control_version: u32,
     /// Version of the system catalogs, which stands in the names of tablespace directories.
     pub catalog_version: u32,
@@ -98,7 +149,9 @@ pub enum ControlError {
         bytes: usize,
     },
     /// Its layout is not known: a newer, much older or big-endian PostgreSQL.
-    #[error("pg_control has version {version}, and only 1300 (PostgreSQL 13 to 16), 1700 and 1800 are known")]
+    #[error(
+        "pg_control has version {version}, and only 1300 (PostgreSQL 13 to 16), 1700, 1800 and 1905 are known"
+    )]
     UnknownVersion {
         /// The version it gives.
         version: u32,
@@ -134,17 +187,17 @@ impl ControlFile {
         let u64_field = |offset| u64_at(bytes, offset).ok_or_else(too_short);
         let system_id = SystemId(u64_field(0)?);
         let version = u32_field(8)?;
-        let &(_, crc_offset) = LAYOUTS
+        let layout = LAYOUTS
             .iter()
-            .find(|(known, _)| *known == version)
+            .find(|layout| layout.version == version)
             .ok_or(ControlError::UnknownVersion { version, system_id })?;
-        let expected = crc32c::crc32c(bytes.get(..crc_offset).ok_or_else(too_short)?);
-        let found = u32_field(crc_offset)?;
+        let expected = crc32c::crc32c(bytes.get(..layout.crc).ok_or_else(too_short)?);
+        let found = u32_field(layout.crc)?;
         if found != expected {
             return Err(ControlError::WrongCrc { expected, found });
         }
         let state = u32_field(16)?;
-        let segment_bytes = u32_field(228)?;
+        let segment_bytes = u32_field(layout.segment_bytes)?;
         Ok(Self {
             system_id,
             control_version: version,
@@ -157,13 +210,13 @@ impl ControlFile {
             redo: Lsn(u64_field(40)?),
             timeline: TimelineId(u32_field(48)?),
             required_settings: RequiredSettings {
-                max_connections: u32_field(180)?,
-                max_worker_processes: u32_field(184)?,
-                max_wal_senders: u32_field(188)?,
-                max_prepared_transactions: u32_field(192)?,
-                max_locks_per_transaction: u32_field(196)?,
+                max_connections: u32_field(layout.settings)?,
+                max_worker_processes: u32_field(layout.settings + 4)?,
+                max_wal_senders: u32_field(layout.settings + 8)?,
+                max_prepared_transactions: u32_field(layout.settings + 12)?,
+                max_locks_per_transaction: u32_field(layout.settings + 16)?,
             },
-            data_checksum_version: u32_field(252)?,
+            data_checksum_version: u32_field(layout.data_checksum_version)?,
             segment_size: SegmentSize::try_from(u64::from(segment_bytes)).map_err(|_| {
                 ControlError::ImpossibleValue {
                     field: "WAL segment size",
@@ -179,23 +232,23 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn sample(version: u32, crc_offset: usize) -> Vec<u8> {
+    fn sample(layout: Layout) -> Vec<u8> {
         let mut bytes = vec![0; 8192];
         let mut put =
             |offset: usize, field: &[u8]| bytes[offset..offset + field.len()].copy_from_slice(field);
         put(0, &42_u64.to_le_bytes());
-        put(8, &version.to_le_bytes());
+        put(8, &layout.version.to_le_bytes());
         put(12, &202_209_061_u32.to_le_bytes());
         put(16, &6_u32.to_le_bytes());
         put(32, &0x90_0060_u64.to_le_bytes());
         put(40, &0x90_0028_u64.to_le_bytes());
         put(48, &2_u32.to_le_bytes());
-        for (n, offset) in (180..=196).step_by(4).enumerate() {
+        for (n, offset) in (layout.settings..).step_by(4).take(5).enumerate() {
             put(offset, &(n as u32 + 1).to_le_bytes());
         }
-        put(228, &(16_u32 << 20).to_le_bytes());
-        put(252, &1_u32.to_le_bytes());
-        seal(&mut bytes, crc_offset);
+        put(layout.segment_bytes, &(16_u32 << 20).to_le_bytes());
+        put(layout.data_checksum_version, &1_u32.to_le_bytes());
+        seal(&mut bytes, layout.crc);
         bytes
     }
 
@@ -206,8 +259,8 @@ mod tests {
 
     #[test]
     fn reads_every_known_layout() {
-        for (version, crc_offset) in LAYOUTS {
-            let control = ControlFile::parse(&sample(version, crc_offset)).unwrap();
+        for layout in LAYOUTS {
+            let control = ControlFile::parse(&sample(layout)).unwrap();
             assert_eq!(control.system_id, SystemId(42));
             assert_eq!(control.state, ClusterState::InProduction);
             assert_eq!(
@@ -232,12 +285,12 @@ mod tests {
 
     #[test]
     fn refuses_what_it_cannot_use() {
-        let good = sample(1300, 288);
+        let good = sample(before_19(1300, 288));
         assert_eq!(
             ControlFile::parse(&good[..200]),
             Err(ControlError::TooShort { bytes: 200 })
         );
-        let newer = sample(1900, 292);
+        let newer = sample(before_19(1900, 292));
         let unknown = ControlError::UnknownVersion {
             version: 1900,
             system_id: SystemId(42),
@@ -255,7 +308,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_flipped_bit_is_noticed(at in 0_usize..292 * 8) {
-            let mut bytes = sample(1300, 288);
+            let mut bytes = sample(before_19(1300, 288));
             bytes[at / 8] ^= 1 << (at % 8);
             prop_assert!(ControlFile::parse(&bytes).is_err());
         }

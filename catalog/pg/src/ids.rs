@@ -101,6 +101,19 @@ impl ServerVersion {
     pub fn major(self) -> u32 {
         self.0 / 10_000
     }
+
+    /// Whether a tablespace may be a plain directory in `pg_tblspc`: since August 2022, with the setting
+    /// `allow_in_place_tablespaces`, without which these versions refuse it. Others do without the setting, but make no such
+    /// tablespace when they replay that one was made.
+    #[must_use]
+    pub fn knows_in_place_tablespaces(self) -> bool {
+        let since = match self.major() {
+            13 => 130_008,
+            14 => 140_005,
+            _ => 150_000,
+        };
+        self.0 >= since
+    }
 }
 
 impl fmt::Display for ServerVersion {
@@ -194,6 +207,24 @@ mod tests {
         assert_eq!(ServerVersion(90_624).to_string(), "9.6.24");
         assert_eq!("180006".parse(), Ok(ServerVersion(180_006)));
         assert!("18.6".parse::<ServerVersion>().is_err());
+    }
+
+    #[test]
+    fn the_setting_for_tablespaces_follows_the_version() {
+        for (version, known) in [
+            (130_007, false),
+            (130_008, true),
+            (140_004, false),
+            (140_005, true),
+            (150_000, true),
+            (180_006, true),
+        ] {
+            assert_eq!(
+                ServerVersion(version).knows_in_place_tablespaces(),
+                known,
+                "{version}"
+            );
+        }
     }
 
     #[test]

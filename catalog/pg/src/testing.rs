@@ -184,6 +184,33 @@ impl SampleWal {
                 (0, 0x90)
             }
             RecordFacts::Switch => (0, 0x40),
+            RecordFacts::TablespaceCreated { oid, emptied } => {
+                data.extend(oid.to_le_bytes());
+                data.extend(emptied.map_or(&b"\0"[..], |_| b"/srv/tablespaces/fast\0"));
+                (5, 0x00)
+            }
+            RecordFacts::ParameterChange(parameters) => {
+                let of = parameters.required;
+                let settings = [
+                    of.max_connections,
+                    of.max_worker_processes,
+                    of.max_wal_senders,
+                    of.max_prepared_transactions,
+                    of.max_locks_per_transaction,
+                    parameters.wal_level as u32,
+                ];
+                data.extend(settings.into_iter().flat_map(u32::to_le_bytes));
+                (0, 0x60)
+            }
+            RecordFacts::FullPageWrites { on } => {
+                data.push(u8::from(*on));
+                (0, 0x80)
+            }
+        };
+        // Of a checkpoint, the length tells the version.
+        let padding = match facts {
+            RecordFacts::Checkpoint { .. } => 0,
+            _ => padding,
         };
         data.resize(data.len() + padding, 0xEE);
         let body = if *facts == RecordFacts::Switch {

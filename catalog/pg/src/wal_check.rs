@@ -15,13 +15,14 @@ pub const SHORT_HEADER_BYTES: usize = 24;
 const LONG_HEADER_FLAG: u16 = 0x0002;
 
 /// Page magics of the versions whose records are understood.
-const KNOWN_MAGICS: [u16; 6] = [
+const KNOWN_MAGICS: [u16; 7] = [
     0xD106, // 13
     0xD10D, // 14
     0xD110, // 15
     0xD113, // 16
     0xD116, // 17
     0xD118, // 18
+    0xD122, // 19
 ];
 
 /// What the first page of a segment says about it.
@@ -154,6 +155,12 @@ pub fn check_segment(
         });
     }
     Ok(facts)
+}
+
+/// The length a segment's first page says segments have.
+#[must_use]
+pub fn segment_bytes(first_page: &[u8]) -> Option<u64> {
+    u32_at(first_page, 32).map(u64::from)
 }
 
 struct FirstPage {

@@ -24,13 +24,25 @@ const ALIGNMENT: u64 = 8;
 #[must_use]
 pub fn end_of_record(start: Lsn, first_bytes: &[u8], facts: &SegmentFacts) -> Option<Lsn> {
     let length = u32_at(first_bytes, 0).filter(|length| (HEADER_BYTES..=MAX_BYTES).contains(length))?;
+    let end = behind(start, u64::from(length), facts)?;
+    end.0.checked_next_multiple_of(ALIGNMENT).map(Lsn)
+}
+
+/// Where byte `offset` stands of the record that starts at `start`.
+#[must_use]
+pub fn byte_of_record(start: Lsn, offset: u32, facts: &SegmentFacts) -> Option<Lsn> {
+    let last = behind(start, u64::from(offset) + 1, facts)?;
+    Some(Lsn(last.0 - 1))
+}
+
+/// The place behind the first `bytes` bytes, at least one, of the record that starts at `start`.
+fn behind(start: Lsn, bytes: u64, facts: &SegmentFacts) -> Option<Lsn> {
     let page_bytes = u64::from(facts.page_bytes);
-    let (mut at, mut left) = (start.0, u64::from(length));
+    let (mut at, mut left) = (start.0, bytes);
     loop {
         let on_page = page_bytes - at % page_bytes;
         if left <= on_page {
-            let end = at.checked_add(left)?;
-            return end.checked_next_multiple_of(ALIGNMENT).map(Lsn);
+            return at.checked_add(left).map(Lsn);
         }
         left -= on_page;
         at = at.checked_add(on_page)?;

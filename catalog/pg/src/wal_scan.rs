@@ -6,14 +6,19 @@
 //! the [index](SegmentIndex) says where.
 //!
 //! Only the records that matter for recovery targets are decoded, of the rest just the length and
-//! the CRC. Record layout: `src/include/access/xlogrecord.h`, the same in PostgreSQL 13 to 18.
+//! the CRC. Record layout: `src/include/access/xlogrecord.h`, the same in PostgreSQL 13 to 19.
 
+mod confine;
 mod index;
 mod record;
 mod scanner;
 #[cfg(test)]
 mod tests;
 
-pub use index::{BackupEnd, Fragment, RestorePoint, SegmentIndex, Stop, StopReason, TimelineSwitch};
-pub use record::{Record, RecordFacts, join};
+pub use confine::{Unconfinable, WalEdit, confine, may_cross};
+pub use index::{
+    BackupEnd, Fragment, ParameterChange, RestorePoint, SegmentIndex, Stop, StopReason, TablespaceMade,
+    TimelineSwitch,
+};
+pub use record::{EmptiedPath, Parameters, Record, RecordFacts, WalLevel, join};
 pub use scanner::{EachRecord, WalScanner};

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 
+use barmanfs_pg::control::RequiredSettings;
 use barmanfs_pg::wal_scan::RecordFacts;
 use barmanfs_pg::{Lsn, TimestampMicros};
 
@@ -16,11 +17,11 @@ use crate::recovery::{Target, Unreachable};
 #[derive(Debug)]
 pub(super) struct Way {
     pub(super) route: Route,
-    goal: Goal,
+    pub(super) goal: Goal,
 }
 
 #[derive(Debug)]
-enum Goal {
+pub(super) enum Goal {
     Now,
     Immediate,
     Lsn(Lsn),
@@ -33,7 +34,7 @@ enum Goal {
 
 /// Where a time has passed.
 #[derive(Debug)]
-struct Passed {
+pub(super) struct Passed {
     /// Whether anything at all is later.
     anywhere: bool,
     /// For the backup tried last.
@@ -100,6 +101,10 @@ pub(super) struct End {
     /// A commit or abort that is replayed, the last that is known of.
     pub(super) reaches: Option<TimestampMicros>,
     pub(super) notes: Vec<String>,
+    /// Where the server was started with `wal_level = minimal`, in what is still being received.
+    pub(super) minimal: Option<Lsn>,
+    /// The largest settings the server was started with on the way.
+    pub(super) required: Option<RequiredSettings>,
 }
 
 impl Planner<'_> {
@@ -430,7 +435,7 @@ impl Planner<'_> {
         Ok((newest, end.unwrap_or(start.stop).max(start.stop)))
     }
 
-    fn newest(&self, route: &Route, from: u64, to: u64) -> Result<Option<TimestampMicros>> {
+    pub(super) fn newest(&self, route: &Route, from: u64, to: u64) -> Result<Option<TimestampMicros>> {
         let row = self.segments.last_with_commits(route, from, to)?;
         Ok(row.and_then(|row| row.time_max))
     }
@@ -453,6 +458,6 @@ pub(super) fn end_time(facts: &RecordFacts) -> Option<TimestampMicros> {
     }
 }
 
-fn ends_after(facts: &RecordFacts, time: TimestampMicros, inclusive: bool) -> bool {
+pub(super) fn ends_after(facts: &RecordFacts, time: TimestampMicros, inclusive: bool) -> bool {
     end_time(facts).is_some_and(|at| is_after(at, time, inclusive))
 }

@@ -1,5 +1,6 @@
 //! The two answers to a target: a plan, or why there is none.
 
+use barmanfs_pg::control::RequiredSettings;
 use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
 use serde::{Deserialize, Serialize};
@@ -7,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::backup::{Backup, BackupId};
 use crate::recovery::TargetSpec;
 use crate::recovery::time::shown;
+use crate::server::ServerName;
 
 /// A part of the log that belongs to one timeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +49,9 @@ pub struct Plan {
     pub reaches: Option<TimestampMicros>,
     /// What a person should know, a sentence each.
     pub notes: Vec<String>,
+    /// The largest settings the server was started with on the way, as far as they changed: a standby must have them as
+    /// large.
+    pub required: Option<RequiredSettings>,
 }
 
 /// Why a target cannot be reached.
@@ -133,6 +138,44 @@ pub enum Unreachable {
         /// The newest commit or abort before.
         newest: Option<TimestampMicros>,
     },
+    /// The server was started with a `wal_level` that no recovery gets past.
+    #[error(
+        "At LSN {lsn} the server was started with wal_level = minimal: recovery ends there with an error, and the target lies behind it"
+    )]
+    Minimal {
+        /// Where that was recorded.
+        lsn: Lsn,
+        /// The timeline looked at.
+        timeline: TimelineId,
+        /// A commit or abort before it, the last one that the index alone tells of.
+        newest: Option<TimestampMicros>,
+    },
+    /// Nobody knows what the WAL says, so nobody can keep a copy that replays it within its directory.
+    #[error(
+        "Segment {segment} is of a PostgreSQL version whose WAL this release of barmanfs cannot read: it is archived safely, but points in time are not known, and a copy that replays it could not be kept to itself"
+    )]
+    UnknownWal {
+        /// The first such segment.
+        segment: SegmentName,
+    },
+    /// An earlier release archived what it could not read, and this one can.
+    #[error("Segment {segment} was archived by a release of barmanfs that could not read its WAL")]
+    NotIndexed {
+        /// The first such segment.
+        segment: SegmentName,
+        /// Whose.
+        server: ServerName,
+    },
+    /// A tablespace is made on the way, by a PostgreSQL that would make it where the original has it.
+    #[error(
+        "A tablespace is made in segment {segment}, and PostgreSQL {version} would make it where the original has its own: in a copy, recovery past it is only possible from 13.8, 14.5 and 15.0 on"
+    )]
+    Tablespace {
+        /// The segment.
+        segment: SegmentName,
+        /// The version of the server that was backed up.
+        version: String,
+    },
 }
 
 fn gap_text(first: SegmentName, last: SegmentName, count: u64) -> String {
@@ -151,6 +194,14 @@ impl Unreachable {
         match self {
             Self::NoBackup | Self::BadBackup { .. } | Self::NoTimeline { .. } => None,
             Self::NoBackupOnTimeline { .. } => None,
+            Self::UnknownWal { .. } | Self::NotIndexed { .. } | Self::Tablespace { .. } => None,
+            Self::Minimal { lsn, newest, .. } => {
+                let commit = newest
+                    .map(|time| format!("the commit of {}, and ", shown(time)))
+                    .unwrap_or_default();
+                let target = lsn.to_string().replace('/', "-");
+                Some(format!("{commit}all before it: {target},exclusive"))
+            }
             Self::BeforeBackups { first, lsn, time } => {
                 let when = time.map(|time| format!(", {}", shown(time))).unwrap_or_default();
                 Some(format!(
@@ -185,7 +236,15 @@ impl Unreachable {
             Self::BeforeBackups { .. } => None,
             Self::AfterEnd { .. } => Some("'now' recovers all there is".to_owned()),
             Self::Gap { .. } => Some("A backup taken now leads past it; what lies in between needs the segment itself, see 'barmanfs timeline'".to_owned()),
-            Self::Broken { .. } => Some("A backup taken now leads past it".to_owned()),
+            Self::Broken { .. } | Self::Minimal { .. } | Self::Tablespace { .. } => {
+                Some("A backup taken now leads past it".to_owned())
+            }
+            Self::UnknownWal { .. } => Some(
+                "A release of barmanfs that knows this version reads it with 'barmanfs index-wal'; until then get-wal and raw/ have \
+                 all bytes"
+                    .to_owned(),
+            ),
+            Self::NotIndexed { server, .. } => Some(format!("'barmanfs index-wal {server}' reads it")),
         }
     }
 }

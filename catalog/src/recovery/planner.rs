@@ -202,7 +202,11 @@ impl Planner<'_> {
             if *hopeless {
                 continue;
             }
-            match self.end(start, way) {
+            let end = match self.end(start, way) {
+                Ok(Some(end)) => self.check_replay(start, way, end).map(Some),
+                other => other,
+            };
+            match end {
                 Ok(Some(mut end)) => {
                     end.notes.extend(zone_note);
                     return Ok(self.plan(start, &way.route, end, time));
@@ -376,6 +380,7 @@ impl Planner<'_> {
             time,
             reaches: end.reaches,
             notes: end.notes,
+            required: end.required,
         }
     }
 }

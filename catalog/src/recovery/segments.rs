@@ -2,6 +2,7 @@
 
 use std::io::Read;
 
+use barmanfs_pg::control::RequiredSettings;
 use barmanfs_pg::wal_check::check_segment;
 use barmanfs_pg::wal_name::WalName;
 use barmanfs_pg::wal_scan::{RecordFacts, SegmentIndex, WalScanner, join};
@@ -157,6 +158,132 @@ impl<'a> Segments<'a> {
             }
             Ok(None)
         })
+    }
+
+    /// The first that is of a PostgreSQL version whose WAL was not understood, and whether it still is not.
+    pub(super) fn first_unknown(&self, route: &Route, from: u64, to: u64) -> Result<Option<(u64, bool)>> {
+        let found: Option<(u64, u32)> = self.in_parts(
+            route,
+            from,
+            to,
+            "SELECT number, reads FROM segments INDEXED BY segments_unknown
+             WHERE server = ?1 AND timeline = ?2 AND number BETWEEN ?3 AND ?4 AND unknown ORDER BY number LIMIT 1",
+            &mut |row| Ok((row.get(0)?, row.get(1)?)),
+            1,
+        )?
+        .pop();
+        Ok(found.map(|(number, reads)| (number, reads >= SegmentIndex::READS)))
+    }
+
+    /// The first in which a tablespace is made.
+    pub(super) fn first_with_tablespaces(&self, route: &Route, from: u64, to: u64) -> Result<Option<u64>> {
+        let mut found = self.in_parts(
+            route,
+            from,
+            to,
+            "SELECT number FROM segments INDEXED BY segments_with_tablespaces
+             WHERE server = ?1 AND timeline = ?2 AND number BETWEEN ?3 AND ?4 AND tablespaces > 0
+             ORDER BY number LIMIT 1",
+            &mut |row| row.get(0),
+            1,
+        )?;
+        Ok(found.pop())
+    }
+
+    /// Where the server was started with other settings: whether with `wal_level = minimal`, and what a standby must have
+    /// as large.
+    pub(super) fn parameter_changes(
+        &self,
+        route: &Route,
+        from: u64,
+        to: u64,
+    ) -> Result<Vec<(Lsn, bool, RequiredSettings)>> {
+        let found: Vec<(i64, bool, String)> = self.in_parts(
+            route,
+            from,
+            to,
+            "SELECT lsn, minimal, required FROM parameter_changes
+             WHERE server = ?1 AND timeline = ?2 AND number BETWEEN ?3 AND ?4 ORDER BY lsn",
+            &mut |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+            usize::MAX,
+        )?;
+        found
+            .into_iter()
+            .map(|(at, minimal, required)| {
+                let required = serde_json::from_str(&required)
+                    .map_err(|error| crate::Error::Invalid(error.to_string()))?;
+                Ok((lsn(at), minimal, required))
+            })
+            .collect()
+    }
+
+    /// The segments, at most `count` of them, whose index was made by a release that looked for less.
+    pub(super) fn unread(&self, route: &Route, from: u64, to: u64, count: u64) -> Result<Vec<u64>> {
+        let any = self.repository.db.read(|db| {
+            Ok(db
+                .prepare_cached("SELECT 1 FROM segments WHERE server = ?1 AND reads < ?2 LIMIT 1")?
+                .exists(params![self.server.as_str(), SegmentIndex::READS])?)
+        })?;
+        if !any {
+            return Ok(Vec::new());
+        }
+        let query = format!(
+            "SELECT number FROM segments WHERE server = ?1 AND timeline = ?2 AND number BETWEEN ?3 AND ?4
+             AND reads < {} ORDER BY number LIMIT {count}",
+            SegmentIndex::READS
+        );
+        let limit = usize::try_from(count).unwrap_or(usize::MAX);
+        self.in_parts(route, from, to, &query, &mut |row| row.get(0), limit)
+    }
+
+    /// How many there are of these.
+    pub(super) fn count_unread(&self, route: &Route, from: u64, to: u64) -> Result<u64> {
+        let query = format!(
+            "SELECT count(*) FROM segments WHERE server = ?1 AND timeline = ?2 AND number BETWEEN ?3 AND ?4
+             AND reads < {}",
+            SegmentIndex::READS
+        );
+        let counts: Vec<u64> = self.in_parts(route, from, to, &query, &mut |row| row.get(0), usize::MAX)?;
+        Ok(counts.into_iter().sum())
+    }
+
+    /// The rows a query gives for each part of the way, at most `limit` of them.
+    fn in_parts<T>(
+        &self,
+        route: &Route,
+        from: u64,
+        to: u64,
+        query: &str,
+        read: &mut dyn FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
+        limit: usize,
+    ) -> Result<Vec<T>> {
+        self.repository.db.read(|db| {
+            let mut query = db.prepare_cached(query)?;
+            let mut found = Vec::new();
+            for (timeline, numbers) in route.parts(from, to) {
+                let range = params![self.server.as_str(), timeline.0, numbers.start(), numbers.end()];
+                let mut rows = query.query(range)?;
+                while let Some(row) = rows.next()? {
+                    if found.len() >= limit {
+                        return Ok(found);
+                    }
+                    found.push(read(row)?);
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    /// Where the first record starts at `from` or behind it in a segment.
+    pub(super) fn first_start(&self, route: &Route, number: u64, from: Lsn) -> Result<Option<Lsn>> {
+        let mut found = None;
+        self.scan(route, number, &mut |lsn, _| {
+            if lsn >= from && found.is_none() {
+                found = Some(lsn);
+            }
+            found.is_some()
+        })?;
+        Ok(found)
     }
 
     /// The segment of this number.

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use barmanfs_pg::control::RequiredSettings;
 use barmanfs_pg::testing::{SYSTEM_ID, SampleWal};
 use barmanfs_pg::wal_name::{SegmentName, WalName};
-use barmanfs_pg::wal_scan::RecordFacts;
+use barmanfs_pg::wal_scan::{Parameters, RecordFacts, SegmentIndex, Stop, StopReason, WalLevel};
 use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, TimestampMicros};
 use barmanfs_store::{Attributes, DirectoryRef};
 use proptest::prelude::*;
@@ -12,6 +13,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::backup::{Backup, BackupId, BackupKind, BackupRoot, BackupStatus};
 use crate::records::{self, kind};
+use crate::wal::WalFile;
 use crate::{CreateOptions, Repository, ServerName, Silent, Writer};
 
 const SIZE: SegmentSize = SegmentSize::MIN;
@@ -647,6 +649,133 @@ fn a_catalog_of_the_layout_before_is_brought_up_to_date_when_it_is_opened() {
     drop((writer, repository));
     let reopened = Repository::open(&path).unwrap();
     assert_eq!(answers(&reopened, &server, &specs), before);
+}
+
+/// As a release had archived them that could not read this PostgreSQL's WAL.
+fn make_unread(archive: &Archive) -> u64 {
+    let mut count = 0;
+    for file in archive
+        .repository
+        .wal(&archive.server)
+        .files(None, 10_000)
+        .unwrap()
+    {
+        let (Some(old), Some(index)) = (file.record, &file.index) else {
+            continue;
+        };
+        let stop = Stop {
+            lsn: index.end_lsn,
+            reason: StopReason::UnknownVersion,
+        };
+        let unread = WalFile {
+            index: Some(SegmentIndex {
+                stopped: Some(stop),
+                ..SegmentIndex::default()
+            }),
+            record: None,
+            ..file.clone()
+        };
+        let deletion = records::Deletion {
+            of: old,
+            deleted_at: at(0),
+            what: String::new(),
+        };
+        let new = [
+            records::record(kind::DELETION, &deletion).unwrap(),
+            records::record(kind::WAL, &unread).unwrap(),
+        ];
+        archive.writer.write_records(new.into()).unwrap();
+        count += 1;
+    }
+    count
+}
+
+#[test]
+fn what_an_earlier_release_could_not_read_is_said_and_read_again() {
+    let (world, archive) = small_world();
+    let specs = targets(&world);
+    let before = answers(&archive.repository, &archive.server, &specs);
+    assert!(before.iter().any(Result::is_ok));
+    let count = make_unread(&archive);
+    assert!(count > 2);
+    let (repository, server) = (&archive.repository, &archive.server);
+    let now = repository.plan(server, &Target::Now.into()).unwrap();
+    assert!(matches!(now, Err(Unreachable::NotIndexed { .. })), "{now:?}");
+    assert_eq!(repository.outdated_segments(server).unwrap(), count);
+    assert_eq!(repository.unknown_segments(server).unwrap().unwrap().1, count);
+    let report = archive.writer.reindex_wal(server, &mut Silent).unwrap();
+    assert_eq!(
+        (report.segments, report.unknown, report.problems.len()),
+        (count, 0, 0)
+    );
+    assert_eq!(answers(repository, server, &specs), before);
+    assert_eq!(repository.outdated_segments(server).unwrap(), 0);
+    assert_eq!(repository.unknown_segments(server).unwrap(), None);
+    let again = archive.writer.reindex_wal(server, &mut Silent).unwrap();
+    assert_eq!(again.segments, 0);
+    // The packs say the same.
+    let Archive {
+        _directory,
+        repository,
+        writer,
+        server,
+    } = archive;
+    let path = repository.path().to_path_buf();
+    drop((writer, repository));
+    Repository::rebuild(&path, &mut Silent).unwrap();
+    let rebuilt = Repository::open(&path).unwrap();
+    assert_eq!(answers(&rebuilt, &server, &specs), before);
+}
+
+/// What replay meets on its way: a start with a setting that no recovery gets past.
+#[test]
+fn nothing_is_planned_past_a_start_with_minimal_wal() {
+    let (mut world, archive) = small_world();
+    let archived = world.logs[&1].segments().len() - 1;
+    let minimal = |wal_level| {
+        RecordFacts::ParameterChange(Parameters {
+            wal_level,
+            required: RequiredSettings {
+                max_connections: 300,
+                ..RequiredSettings::default()
+            },
+        })
+    };
+    let log = world.log();
+    log.say(&minimal(WalLevel::Minimal), 0);
+    let lsn = log.written.last().unwrap().0;
+    log.say(&minimal(WalLevel::Replica), 0);
+    world.act(&Act::End {
+        commit: true,
+        seconds: 1000,
+        bytes: 0,
+    });
+    world.act(&Act::Switch);
+    for segment in &world.logs[&1].segments()[archived..] {
+        archive.put(WalName::Segment(segment.name), &segment.bytes);
+    }
+    let plan = |spec: TargetSpec| archive.repository.plan(&archive.server, &spec).unwrap();
+    let exclusive = |lsn| TargetSpec {
+        inclusive: false,
+        ..Target::Lsn(lsn).into()
+    };
+    for blocked in [
+        Target::Now.into(),
+        Target::Lsn(lsn).into(),
+        exclusive(Lsn(lsn.0 + 8)),
+    ] {
+        let planned = plan(blocked);
+        assert!(
+            matches!(planned, Err(Unreachable::Minimal { lsn: at, .. }) if at == lsn),
+            "{planned:?}"
+        );
+    }
+    let plan = plan(exclusive(lsn)).unwrap();
+    assert_eq!(plan.required.unwrap().max_connections, 300);
+    let report = archive.repository.timelines(&archive.server).unwrap();
+    assert_eq!(report.minimal.len(), 1);
+    assert!(report.minimal[0].matters() && report.minimal[0].backup_after.is_none());
+    assert!(report.newest.is_some());
 }
 
 #[test]

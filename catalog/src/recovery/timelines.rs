@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backup::{Backup, BackupId, BackupStatus};
 use crate::error::Result;
-use crate::recovery::{Target, TimelineSpan};
+use crate::recovery::{Target, TargetSpec, TimelineSpan, Unreachable};
 use crate::repository::Repository;
 use crate::server::ServerName;
 
@@ -23,6 +23,9 @@ pub struct TimelineReport {
     pub timelines: Vec<Timeline>,
     /// Missing segments, in the order of their names.
     pub gaps: Vec<Gap>,
+    /// Where the server was started with `wal_level = minimal`, which no recovery gets past.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub minimal: Vec<MinimalStretch>,
     /// The earliest that can be recovered: the end of the first backup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub earliest: Option<Reach>,
@@ -136,6 +139,29 @@ pub struct Gap {
     pub backup_after: Option<BackupId>,
 }
 
+/// A part of the log that was written with `wal_level = minimal`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MinimalStretch {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// Where the server was started so.
+    pub lsn: Lsn,
+    /// The last complete backup before. None: nothing could have been reached there anyway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup_before: Option<BackupId>,
+    /// The first complete backup after, from which all that follows can be reached again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup_after: Option<BackupId>,
+}
+
+impl MinimalStretch {
+    /// Whether something cannot be reached because of it.
+    #[must_use]
+    pub fn matters(&self) -> bool {
+        self.backup_before.is_some()
+    }
+}
+
 /// A state that can be recovered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reach {
@@ -192,6 +218,11 @@ impl Repository {
             histories,
         };
         let gaps = survey.gaps(&timelines);
+        let minimal = self.minimal_starts(server)?;
+        let minimal = minimal
+            .into_iter()
+            .map(|(timeline, lsn)| survey.minimal(timeline, lsn))
+            .collect();
         let mut points = self.restore_points(server)?;
         let timelines = timelines
             .into_iter()
@@ -201,6 +232,7 @@ impl Repository {
             server: server.clone(),
             timelines,
             gaps,
+            minimal,
             earliest: survey.earliest(),
             newest: self.newest(server)?,
         })
@@ -215,8 +247,18 @@ impl Repository {
     }
 
     fn newest(&self, server: &ServerName) -> Result<Option<Reach>> {
-        let plan = self.plan(server, &Target::Now.into())?.ok();
-        Ok(plan.map(|plan| Reach {
+        let plan = match self.plan(server, &Target::Now.into())? {
+            // All before it can be had.
+            Err(Unreachable::Minimal { lsn, .. }) => {
+                let spec = TargetSpec {
+                    inclusive: false,
+                    ..Target::Lsn(lsn).into()
+                };
+                self.plan(server, &spec)?
+            }
+            plan => plan,
+        };
+        Ok(plan.ok().map(|plan| Reach {
             backup: plan.backup.id,
             timeline: plan.timeline,
             lsn: plan.path.last().and_then(|span| span.to).unwrap_or_default(),
@@ -283,6 +325,18 @@ impl Repository {
                 }
             }
             Ok(found)
+        })
+    }
+
+    fn minimal_starts(&self, server: &ServerName) -> Result<Vec<(TimelineId, Lsn)>> {
+        self.db.read(|db| {
+            let mut query = db.prepare_cached(
+                "SELECT timeline, lsn FROM parameter_changes WHERE server = ?1 AND minimal ORDER BY timeline, lsn",
+            )?;
+            let rows = query.query_map([server.as_str()], |row| {
+                Ok((TimelineId(row.get(0)?), Lsn(row.get::<_, i64>(1)?.cast_unsigned())))
+            })?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
         })
     }
 
@@ -445,6 +499,37 @@ impl Survey {
             until: backup_after.and_then(|backup| backup.end_time),
             backup_before: backup_before.map(|backup| backup.id),
             backup_after: backup_after.map(|backup| backup.id),
+        }
+    }
+
+    fn minimal(&self, timeline: TimelineId, lsn: Lsn) -> MinimalStretch {
+        let done = || {
+            self.backups
+                .iter()
+                .filter(|backup| backup.status == BackupStatus::Done)
+        };
+        let way = self.histories.get(&timeline);
+        let leads_to_it = |backup: &&Backup| {
+            let place = backup.timeline.zip(backup.stop_lsn);
+            place.is_some_and(|(of, stop)| stop <= lsn && way.is_some_and(|way| way.contains(of, stop)))
+        };
+        let begins_behind = |backup: &&Backup| {
+            let later = |of: TimelineId| {
+                of == timeline
+                    || self
+                        .histories
+                        .get(&of)
+                        .is_some_and(|way| way.switch_point(timeline).is_some())
+            };
+            backup.timeline.is_some_and(later) && backup.start_lsn.is_some_and(|start| start > lsn)
+        };
+        let before = done().filter(leads_to_it).max_by_key(|backup| backup.stop_lsn);
+        let after = done().filter(begins_behind).min_by_key(|backup| backup.stop_lsn);
+        MinimalStretch {
+            timeline,
+            lsn,
+            backup_before: before.map(|backup| backup.id),
+            backup_after: after.map(|backup| backup.id),
         }
     }
 

@@ -6,7 +6,7 @@
 //! is archived and on nothing else, and a rebuild gives the same.
 
 use barmanfs_pg::wal_name::WalName;
-use barmanfs_pg::wal_scan::{Fragment, Record, SegmentIndex, StopReason, join};
+use barmanfs_pg::wal_scan::{Fragment, Record, SegmentIndex, StopReason, WalLevel, join};
 use barmanfs_pg::{Lsn, SegmentSize};
 use barmanfs_store::RecordId;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -83,7 +83,7 @@ pub(crate) fn forget(db: &Connection, record: i64) -> Result<()> {
 }
 
 fn clear(db: &Connection, place: &Place<'_>) -> Result<()> {
-    for table in ["segments", "restore_points"] {
+    for table in ["segments", "restore_points", "parameter_changes"] {
         db.prepare_cached(&format!(
             "DELETE FROM {table} WHERE server = ?1 AND timeline = ?2 AND number = ?3"
         ))?
@@ -108,8 +108,8 @@ fn write(db: &Connection, place: &Place<'_>, record: i64, mut index: SegmentInde
         |time: Option<barmanfs_pg::TimestampMicros>| time.map(barmanfs_pg::TimestampMicros::unix_micros);
     db.prepare_cached(
         "INSERT INTO segments (server, timeline, number, record, end_lsn, last_lsn, time_min, time_max,
-             checkpoint_time, xid_min, xid_max, commits, ends_in, ends_early, head, tail)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+             checkpoint_time, xid_min, xid_max, commits, ends_in, ends_early, head, tail, reads, unknown, tablespaces)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
     )?
     .execute(params![
         place.server,
@@ -128,6 +128,9 @@ fn write(db: &Connection, place: &Place<'_>, record: i64, mut index: SegmentInde
         ends_early,
         head,
         has_tail,
+        index.reads,
+        index.is_of_unknown_version(),
+        index.tablespaces.len(),
     ])?;
     // Should one name stand twice in a segment, each has its own place.
     let mut insert = db.prepare_cached(
@@ -141,6 +144,26 @@ fn write(db: &Connection, place: &Place<'_>, record: i64, mut index: SegmentInde
             point.lsn.0.cast_signed(),
             place.number,
             point.time.unix_micros()
+        ])?;
+    }
+    write_parameter_changes(db, place, &index)
+}
+
+fn write_parameter_changes(db: &Connection, place: &Place<'_>, index: &SegmentIndex) -> Result<()> {
+    let mut insert = db.prepare_cached(
+        "INSERT OR IGNORE INTO parameter_changes (server, timeline, number, lsn, minimal, required)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )?;
+    for change in &index.parameter_changes {
+        let required = serde_json::to_string(&change.parameters.required)
+            .map_err(|error| crate::Error::Invalid(error.to_string()))?;
+        insert.execute(params![
+            place.server,
+            place.timeline,
+            place.number,
+            change.lsn.0.cast_signed(),
+            change.parameters.wal_level == WalLevel::Minimal,
+            required
         ])?;
     }
     Ok(())

@@ -18,8 +18,8 @@ const PAGE: usize = 1000;
 /// A server's archive.
 #[derive(Debug, Clone)]
 pub struct WalArchive<'a> {
-    repository: &'a Repository,
-    server: ServerName,
+    pub(super) repository: &'a Repository,
+    pub(super) server: ServerName,
 }
 
 /// The archive's files in the order of their names. See [`WalArchive::entries`].

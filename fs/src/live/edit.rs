@@ -156,6 +156,14 @@ impl Edit {
     }
 }
 
+/// Whether a symbolic link in a data directory may lead out of it.
+pub(crate) fn leads_out(target: &[u8]) -> bool {
+    target.first() == Some(&b'/') || target.split(|&byte| byte == b'/').any(|name| name == b"..")
+}
+
+/// Where the links to tablespaces are.
+const TABLESPACES: &[u8] = b"pg_tblspc";
+
 impl LiveClone {
     /// Writes an operation down, and lets it happen. Returns the nodes that nothing leads to any more.
     pub(super) fn commit(&self, names: &mut Names, edit: Edit) -> Result<Vec<Arc<Node>>> {
@@ -377,6 +385,31 @@ impl LiveClone {
         self.make(parent, name, new, Body::Socket)
     }
 
+    /// Refuses a tablespace outside the clone: the replay of another server's WAL, or a setting nobody meant, would have
+    /// the clone's server work in the original's directory.
+    pub(super) fn check_tablespace_link(
+        &self,
+        names: &Names,
+        parent: NodeId,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<()> {
+        if !leads_out(target) {
+            return Ok(());
+        }
+        let root = names.node(self.root)?;
+        let tablespaces = names.child(&self.trees, &root, TABLESPACES)?;
+        if tablespaces.is_none_or(|tablespaces| tablespaces.id != parent) {
+            return Ok(());
+        }
+        tracing::warn!(
+            "A clone's server may not make the tablespace {} in {}: what is in a clone stays in it",
+            name.escape_ascii(),
+            target.escape_ascii()
+        );
+        Err(Error::Refused(Errno::PERM))
+    }
+
     fn make(&self, parent: NodeId, name: &[u8], new: NewNode, body: Body) -> Result<NodeAttributes> {
         check_name(name)?;
         self.check_room(super::blocks::BLOCK_BYTES)?;
@@ -384,6 +417,9 @@ impl LiveClone {
         let node = {
             let mut names = self.names_mut();
             let parent = self.free_name(&names, parent, name)?;
+            if let Body::Symlink(target) = &body {
+                self.check_tablespace_link(&names, parent.id, name, target)?;
+            }
             let id = names.next_id();
             let new = new.inherited(&parent, matches!(body, Body::Directory(_)));
             let node = Arc::new(Node::new(id, None, body, new.meta(Time::now())));
@@ -436,6 +472,9 @@ impl LiveClone {
             let links = node.meta().links;
             if node.is_directory() {
                 return Err(Error::Refused(Errno::PERM));
+            }
+            if let Body::Symlink(target) = &node.body {
+                self.check_tablespace_link(&names, parent.id, name, target)?;
             }
             if links == 0 {
                 return Err(NOT_FOUND);

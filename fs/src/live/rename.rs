@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use super::LiveClone;
 use super::edit::{Edit, check_name, present_directory};
 use super::names::Names;
-use super::node::{Node, NodeId};
+use super::node::{Body, Node, NodeId};
 use crate::error::{Error, NOT_FOUND, Result};
 
 /// What becomes of what stands under the new name.
@@ -43,6 +43,9 @@ impl LiveClone {
             let mut names = self.names_mut();
             let renamed = self.renamed(&names, from, to)?;
             self.check_rename(&names, &renamed, mode)?;
+            if let Body::Symlink(target) = &renamed.node.body {
+                self.check_tablespace_link(&names, to.0, to.1, target)?;
+            }
             if renamed
                 .other
                 .as_ref()

@@ -120,7 +120,7 @@ impl OpenFile {
     ) -> Result<()> {
         let available = self.body.size_bytes().saturating_sub(offset);
         let length = usize::try_from(available).map_or(length, |available| available.min(length));
-        if let Body::Stored(map) = &self.body {
+        if let Some(map) = self.body.map() {
             self.read_ahead(trees, map, offset, length as u64);
         }
         GATHERED.with_borrow_mut(|buffer| {

@@ -2,7 +2,7 @@
 //!
 //! | place | `raw/<id>` | startable |
 //! |---|---|---|
-//! | `pg_wal` | the segments from start to stop | the same, or all up to the target, and the `.history` files |
+//! | `pg_wal` | the segments from start to stop | the same, or all up to the target, as a copy may [`replay`] them, and the `.history` files |
 //! | `pg_wal/archive_status` | | a `.done` for each of them: nothing is archived again |
 //! | `pg_tblspc` | no symbolic links: they point into the server's own directories | the same |
 //! | root | | `configuration`, which leads nowhere else, and `recovery.signal`; no `tablespace_map`, `postmaster.*`, `standby.signal` |
@@ -19,14 +19,15 @@ use std::sync::Arc;
 
 use barmanfs_catalog::Plan;
 use barmanfs_pg::history::TimelineHistory;
-use barmanfs_pg::wal_name::WalName;
+use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{TimelineId, TimestampMicros};
 use barmanfs_store::{Attributes, Entry, Node};
 
 use super::manifest::ViewManifest;
 use super::tree::{BackupTree, Place, TreeDirectory};
-use super::{Body, configuration, context, manifest, receiving};
+use super::{Body, configuration, context, manifest, receiving, replay};
 use crate::error::{Error, Result};
+use crate::live::leads_out;
 
 /// A history file has one line for each timeline; larger than this it is none.
 const MAX_HISTORY_BYTES: u64 = 1 << 20;
@@ -69,7 +70,10 @@ impl Addition {
                         format!("{name}, which it needs, has been deleted from the archive"),
                     )
                 })?;
-                Ok(Some(Body::Stored(Arc::new(file.map))))
+                match tree.style.is_startable() {
+                    true => replay::archived(&tree.context, file).map(Some),
+                    false => Ok(Some(Body::Stored(Arc::new(file.map)))),
+                }
             }
             Added::Manifest(manifest) => tree.context.manifests.open(tree, manifest).map(Some),
         }
@@ -80,6 +84,15 @@ impl Addition {
         if let Added::Manifest(manifest) = &self.content {
             let size_bytes = tree.context.manifests.size_bytes(tree, manifest)?;
             return Ok(Some((size_bytes, size_bytes)));
+        }
+        if let Added::Archived(name) = &self.content
+            && let Some(file) = tree.context.repository.wal(&tree.backup.server).find(name)?
+        {
+            let body = Body::Stored(Arc::new(file.map));
+            return Ok(Some((
+                body.size_bytes(),
+                body.allocated_bytes(&tree.context.trees)?,
+            )));
         }
         let sizes = |body: Body| Ok((body.size_bytes(), body.allocated_bytes(&tree.context.trees)?));
         self.body(tree)?.map(sizes).transpose()
@@ -140,10 +153,6 @@ pub(super) fn is_hidden(directory: &TreeDirectory, entry: &Entry) -> bool {
         return directory.place == Place::Tablespaces || (startable && leads_out(target));
     }
     startable && directory.place == Place::Root && is_of_the_running_server(&entry.name)
-}
-
-pub(super) fn leads_out(target: &[u8]) -> bool {
-    target.first() == Some(&b'/') || target.split(|&byte| byte == b'/').any(|name| name == b"..")
 }
 
 /// Files that say how the server was run, or where its tablespaces were; in a copy they are wrong or dangerous.
@@ -207,10 +216,43 @@ fn wal(directory: &TreeDirectory) -> Result<BTreeMap<Vec<u8>, Addition>> {
         };
         added.insert(text, file);
     }
+    if tree.style.is_startable() {
+        confine_stored(directory, &mut added)?;
+    }
     if tree.style.is_startable() && directory.stored(b"archive_status")?.is_none() {
         added.insert(b"archive_status".to_vec(), Addition::directory(tree));
     }
     Ok(added)
+}
+
+/// Shows the segments that came with the backup as a copy may replay them.
+fn confine_stored(directory: &TreeDirectory, added: &mut BTreeMap<Vec<u8>, Addition>) -> Result<()> {
+    let tree = &directory.tree;
+    let trees = &tree.context.trees;
+    let mut beside = |name: SegmentName| {
+        let entry = trees.lookup(&directory.listing, name.to_string().as_bytes())?;
+        Ok(match entry.map(|entry| entry.node) {
+            Some(Node::File(map)) => Some(map),
+            _ => None,
+        })
+    };
+    for entry in trees.entries(&directory.listing) {
+        let entry = entry?;
+        let name = std::str::from_utf8(&entry.name)
+            .ok()
+            .and_then(|name| name.parse().ok());
+        let (Some(name), Node::File(map)) = (name, entry.node) else {
+            continue;
+        };
+        if added.contains_key(&entry.name) {
+            continue;
+        }
+        let shown = replay::stored(&tree.context, &tree.backup.server, name, map, &mut beside)?;
+        if matches!(shown, Body::Edited(_)) {
+            added.insert(entry.name, Addition::file(entry.attributes, shown));
+        }
+    }
+    Ok(())
 }
 
 /// What is in the view's `pg_wal`.

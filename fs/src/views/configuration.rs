@@ -4,7 +4,6 @@
 use std::path::Path;
 
 use barmanfs_catalog::{Action, Backup};
-use barmanfs_pg::ServerVersion;
 
 use super::recovery::Recovery;
 
@@ -141,11 +140,11 @@ fn hot_standby(recovery: &Recovery) -> &'static str {
 }
 
 fn in_place_tablespaces(backup: &Backup) -> &'static str {
-    if backup.tablespaces.is_empty() || !knows_in_place_tablespaces(backup.server_version) {
+    if !backup.server_version.knows_in_place_tablespaces() {
         return "";
     }
-    "# The tablespaces are plain directories under pg_tblspc. Remove this line only once they are\n\
-     # symbolic links again.\n\
+    "# Tablespaces are plain directories under pg_tblspc, also those that are made during recovery.\n\
+     # Remove this line only once they are symbolic links again.\n\
      allow_in_place_tablespaces = on\n"
 }
 
@@ -164,17 +163,6 @@ pub(super) fn quoted(value: &str) -> String {
     quoted
 }
 
-/// Versions that refuse directories in pg_tblspc without this setting also have it: it came to the minor releases of
-/// August 2022 with the check.
-fn knows_in_place_tablespaces(version: ServerVersion) -> bool {
-    let since = match version.major() {
-        13 => 130_008,
-        14 => 140_005,
-        _ => 150_000,
-    };
-    version.0 >= since
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,23 +172,5 @@ mod tests {
         assert_eq!(quoted("it's"), "'it''s'");
         assert_eq!(quoted("a\\b\nc\t"), "'a\\\\b\\012c\\011'");
         assert_eq!(quoted("é"), "'é'");
-    }
-
-    #[test]
-    fn the_setting_for_tablespaces_follows_the_version() {
-        for (version, known) in [
-            (130_007, false),
-            (130_008, true),
-            (140_004, false),
-            (140_005, true),
-            (150_000, true),
-            (180_006, true),
-        ] {
-            assert_eq!(
-                knows_in_place_tablespaces(ServerVersion(version)),
-                known,
-                "{version}"
-            );
-        }
     }
 }

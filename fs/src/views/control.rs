@@ -3,7 +3,8 @@
 //! `absent/<server>/<name>` exists when the archive certainly has no file of that name. It is how `restore_command`
 //! tells "there is no such segment", on which PostgreSQL ends recovery, from "I cannot say": a mount that is gone, a
 //! directory without permission, a catalog that cannot be read. Not finding a file is no proof of anything; finding
-//! this one is. `receiving/<server>/<name>` is what has come of a segment that is not archived, see `receiving`.
+//! this one is. `replay/<server>/<name>` is the archived file as a copy may replay it, see `replay`, and
+//! `receiving/<server>/<name>` the same of what has come of a segment that is not archived, see `receiving`.
 //!
 //! `released/<server>/<clone>` exists when this mount does not serve the clone. Looking it up ends the serving: what was
 //! written is made durable, and another process can take the clone's lock. It fails with EBUSY while the clone is in use,
@@ -19,16 +20,18 @@ use serde_json::json;
 use super::context::Context;
 use super::receiving::Receiving;
 use super::snapshot::ServerState;
+use super::wal::Wal;
 use super::{Body, Children, Directory, live, made, no_files};
 use crate::error::Result;
 use crate::namespace::{Child, Lifetime};
 
 const ALIVE: &str = "alive";
 const STATUS: &str = "status.json";
-const OF_SERVERS: [(&str, OfServer); 3] = [
+const OF_SERVERS: [(&str, OfServer); 4] = [
     ("absent", Absent::child),
     ("receiving", Receiving::child),
     ("released", Released::child),
+    ("replay", Wal::to_replay),
 ];
 
 /// `.barmanfs`.

@@ -1,5 +1,7 @@
 //! `<server>/live/`: the clones there are, and what a new one is made of.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use barmanfs_catalog::{Backup, BackupId, CloneDescription, CloneName, Graft, ServerName};
@@ -12,10 +14,13 @@ use super::snapshot::ServerState;
 use super::tree::{BackupTree, Style, TreeDirectory};
 use super::{Body, Children, Directory, changes, configuration, made, no_files};
 use crate::error::{Error, Result};
-use crate::live::{MadeFile, MadeThing};
+use crate::live::{MadeFile, MadeThing, leads_out};
 use crate::namespace::{Child, Content, Lifetime};
 
 const MANIFEST: &[u8] = b"backup_manifest";
+
+/// Of a file at a time.
+const COPIED_BYTES: usize = 1 << 20;
 
 /// What a clone is to be made of begins so when it is a backup and no point in time.
 const OF_BACKUP: &str = "backup=";
@@ -217,6 +222,7 @@ impl CloneSource {
                 Some(_) if configuration.iter().any(|file| file.name.as_bytes() == path) => continue,
                 Some(Body::Made(bytes)) => MadeThing::File(bytes.to_vec()),
                 Some(Body::Spooled(file, _)) => MadeThing::CopyOf(file),
+                Some(edited @ Body::Edited(_)) => MadeThing::CopyOf(self.plain(&edited)?),
             };
             all.made.push(MadeFile {
                 path,
@@ -232,11 +238,28 @@ impl CloneSource {
         Ok(all)
     }
 
+    /// The same bytes in a plain file.
+    fn plain(&self, body: &Body) -> Result<Arc<File>> {
+        let context = &self.tree.context;
+        let failed = |source| Error::io("write", "(a file without a name)", source);
+        let file = made::nameless_file(context).map_err(failed)?;
+        let mut buffer = vec![0; COPIED_BYTES];
+        let mut at = 0;
+        loop {
+            let count = body.read_at(&context.trees, at, &mut buffer)?;
+            let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else {
+                return Ok(Arc::new(file));
+            };
+            file.write_all_at(bytes, at).map_err(failed)?;
+            at += count as u64;
+        }
+    }
+
     /// Whether a clone does not have what the backup has at a path. The manifest: a clone is no backup, and soon differs from
     /// any.
     pub(crate) fn hides(path: &[u8], entry: &Entry) -> bool {
         match &entry.node {
-            Node::Symlink(target) => path.starts_with(b"pg_tblspc/") || changes::leads_out(target),
+            Node::Symlink(target) => path.starts_with(b"pg_tblspc/") || leads_out(target),
             _ => path == MANIFEST || (!path.contains(&b'/') && changes::is_of_the_running_server(path)),
         }
     }

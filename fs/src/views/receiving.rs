@@ -1,8 +1,8 @@
-//! WAL that is received and not archived yet: `.barmanfs/receiving/<server>/<segment>`, under the segment's full name, and
-//! the same file as `<segment>.partial` in `wal/`.
+//! WAL that is received and not archived yet: as a copy may [`replay`] it `.barmanfs/receiving/<server>/<segment>`, under
+//! the segment's full name, and as it is `<segment>.partial` in `wal/`.
 //!
-//! The file grows while it is looked at: it has its full length from the start, zero where nothing has come yet. So
-//! nothing of it is ever cached. It belongs to whom the archive belongs to: it holds what tables hold.
+//! The file has its full length from the start, zero where nothing has come yet, and grows: what is opened to be replayed is
+//! as it was at that moment, the other is seen to grow. Nothing of either is ever cached. It belongs to whom the archive belongs to: it holds what tables hold.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +14,7 @@ use barmanfs_store::Attributes;
 
 use super::context::{self, Context};
 use super::snapshot::ServerState;
-use super::{Body, Children, Directory, made, wal};
+use super::{Body, Children, Directory, made, replay, wal};
 use crate::error::{Error, NOT_FOUND, Result};
 use crate::namespace::{Child, Lifetime};
 
@@ -63,7 +63,7 @@ impl Directory for Receiving {
 
     fn open(&self, name: &[u8]) -> Result<Body> {
         let name = segment_name(name).ok_or(NOT_FOUND)?;
-        open(&self.context, &self.server, name)
+        copied(&self.context, &self.server, name)
     }
 
     fn lifetime(&self) -> Lifetime {
@@ -107,7 +107,7 @@ pub(super) fn open(context: &Context, server: &ServerName, name: SegmentName) ->
     }
 }
 
-/// Its content as it is now; the copy does not grow.
+/// Its content as it is now, to be replayed; the copy does not grow.
 pub(super) fn copied(context: &Context, server: &ServerName, name: SegmentName) -> Result<Body> {
     let Body::Spooled(from, size_bytes) = open(context, server, name)? else {
         return Err(NOT_FOUND);
@@ -115,5 +115,6 @@ pub(super) fn copied(context: &Context, server: &ServerName, name: SegmentName) 
     let failed = |source| Error::io("copy", format!("(what has been received of {name})"), source);
     let mut copy = made::nameless_file(context).map_err(failed)?;
     io::copy(&mut &*from, &mut copy).map_err(failed)?;
+    replay::confine_received(context, server, name, &copy, size_bytes)?;
     Ok(Body::Spooled(Arc::new(copy), size_bytes))
 }

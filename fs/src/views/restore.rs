@@ -1,4 +1,4 @@
-//! The `restore_command` that reads `wal/` on a mount.
+//! The `restore_command` that reads the archive on a mount, as a copy may replay it (`.barmanfs/replay`).
 //!
 //! PostgreSQL takes exit code 1 for "the archive ends here" and promotes. So 1 may mean nothing else: not that the
 //! mount is gone, nor that a directory may not be read, nor that the copy failed. For these it is 255, on which recovery stops with
@@ -43,7 +43,7 @@ pub(super) fn command(mount_point: &Path, server: &ServerName, reading: Reading)
             "{absent} && {{ cp \"$m/.barmanfs/receiving/{server}/%f\" \"%p\" 2>/dev/null && exit 0; {absent} && exit 1; }}"
         ),
     };
-    let command = format!("m=\"{at}\"; {ended}; cp \"$m/{server}/wal/%f\" \"%p\" || exit 255");
+    let command = format!("m=\"{at}\"; {ended}; cp \"$m/.barmanfs/replay/{server}/%f\" \"%p\" || exit 255");
     (command.len() <= MAX_BYTES).then_some(command)
 }
 
@@ -73,14 +73,14 @@ mod tests {
         assert_eq!(
             restore_command(Path::new("/mnt/backups"), &main()).unwrap(),
             "m=\"/mnt/backups\"; test -e \"$m/.barmanfs/absent/main/%f\" && exit 1; \
-             cp \"$m/main/wal/%f\" \"%p\" || exit 255"
+             cp \"$m/.barmanfs/replay/main/%f\" \"%p\" || exit 255"
         );
         assert_eq!(
             command(Path::new("/mnt/backups"), &main(), Reading::WithUnfinished).unwrap(),
             "m=\"/mnt/backups\"; test -e \"$m/.barmanfs/absent/main/%f\" && { \
              cp \"$m/.barmanfs/receiving/main/%f\" \"%p\" 2>/dev/null && exit 0; \
              test -e \"$m/.barmanfs/absent/main/%f\" && exit 1; }; \
-             cp \"$m/main/wal/%f\" \"%p\" || exit 255"
+             cp \"$m/.barmanfs/replay/main/%f\" \"%p\" || exit 255"
         );
     }
 

@@ -1,5 +1,7 @@
 //! `<server>/wal/`: the archive by name, decompressed, and what is being received as `<segment>.partial`.
 //!
+//! `.barmanfs/replay/<server>/` is the same with the archived files as a copy may [`replay`] them.
+//!
 //! A segment that is not there may come at any moment, and recovery asks for the next one again and again: what is
 //! absent is never cached.
 
@@ -12,7 +14,7 @@ use barmanfs_store::Attributes;
 
 use super::context::{self, Context};
 use super::snapshot::ServerState;
-use super::{Body, Children, Directory, receiving};
+use super::{Body, Children, Directory, receiving, replay};
 use crate::error::{NOT_FOUND, Result};
 use crate::namespace::{Child, Content, Lifetime};
 
@@ -30,20 +32,31 @@ const FIRST_AHEAD_BYTES: u64 = 2 << 20;
 pub(super) struct Wal {
     context: Arc<Context>,
     server: ServerName,
+    to_replay: bool,
     progress: Mutex<Progress>,
 }
 
 impl Wal {
     /// The entry `wal` of a server. WAL holds what tables hold, so it belongs to whom the data directory does.
     pub(super) fn child(context: &Arc<Context>, server: &ServerState) -> Child {
+        Self::named(context, server, "wal", false)
+    }
+
+    /// The same as copies may replay it, under the server's name.
+    pub(super) fn to_replay(context: &Arc<Context>, server: &ServerState) -> Child {
+        Self::named(context, server, server.name.as_str(), true)
+    }
+
+    fn named(context: &Arc<Context>, server: &ServerState, name: &str, to_replay: bool) -> Child {
         let owner = owner(context, Some(server));
         let wal = Self {
             context: Arc::clone(context),
             server: server.name.clone(),
+            to_replay,
             progress: Mutex::default(),
         };
         Child {
-            name: b"wal".to_vec(),
+            name: name.into(),
             identity: 0,
             stat: context.stat(&owner, 0, 0),
             content: Content::Directory(Arc::new(wal)),
@@ -86,7 +99,11 @@ impl Wal {
 
     fn warm(&self, next: SegmentName) {
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.context.warm(format!("{}/wal/{next}", self.server).into()) {
+        let path = match self.to_replay {
+            true => format!(".barmanfs/replay/{}/{next}", self.server),
+            false => format!("{}/wal/{next}", self.server),
+        };
+        if self.context.warm(path.into()) {
             progress.warming = Some(next);
         }
     }
@@ -134,6 +151,17 @@ impl Directory for Wal {
         };
         let entry = self.context.repository.wal(&self.server).entry(&name)?;
         let owner = owner_of(&self.context, &self.server)?;
+        if self.to_replay {
+            let shown = |entry| {
+                replay::shown(
+                    &self.context,
+                    &self.server,
+                    shown(&self.context, &owner, &entry),
+                    &name,
+                )
+            };
+            return entry.map(shown).transpose();
+        }
         if let (None, WalName::Partial(segment)) = (&entry, name) {
             let received = receiving::find(&self.context, &self.server, segment)?;
             return Ok(
@@ -147,7 +175,11 @@ impl Directory for Wal {
         let owner = owner_of(&self.context, &self.server)?;
         let archive = self.context.repository.wal(&self.server);
         let mut received = Vec::new();
-        for segment in self.context.repository.receiving(&self.server)? {
+        let spooled = match self.to_replay {
+            true => Vec::new(),
+            false => self.context.repository.receiving(&self.server)?,
+        };
+        for segment in spooled {
             let name = WalName::Partial(segment.name);
             if archive.entry(&name)?.is_none() {
                 received.push(Ok(receiving::child(
@@ -176,9 +208,14 @@ impl Directory for Wal {
                 if let WalName::Segment(segment) = name {
                     self.read_ahead(segment, &file);
                 }
-                Ok(Body::Stored(Arc::new(file.map)))
+                match self.to_replay {
+                    true => replay::archived(&self.context, file),
+                    false => Ok(Body::Stored(Arc::new(file.map))),
+                }
             }
-            (None, WalName::Partial(segment)) => receiving::open(&self.context, &self.server, segment),
+            (None, WalName::Partial(segment)) if !self.to_replay => {
+                receiving::open(&self.context, &self.server, segment)
+            }
             (None, _) => Err(NOT_FOUND),
         }
     }

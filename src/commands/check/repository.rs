@@ -3,13 +3,14 @@
 use std::io;
 use std::path::Path;
 
-use barmanfs_catalog::{Backup, BackupStatus, Repository};
+use barmanfs_catalog::{Backup, BackupStatus, MinimalStretch, Repository};
 
 use super::Lines;
 use crate::commands::{App, timeline};
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::output;
+use crate::versions::UNKNOWN_WAL;
 
 /// Less than this free, and the next few packs do not fit.
 const FREE_BYTES_MIN: u64 = 256 << 20;
@@ -32,6 +33,8 @@ pub(super) fn check(app: &App, server: &ServerConfig, lines: &mut Lines) -> Opti
         failed(&backups, lines);
         checksums(server, &backups, lines);
         gaps(&repository, server, lines);
+        minimal(&repository, server, lines);
+        version(&repository, server, lines);
     }
     quarantine(&repository, server, lines);
     Some(repository)
@@ -178,6 +181,50 @@ fn gaps(repository: &Repository, server: &ServerConfig, lines: &mut Lines) {
             }
         },
         Err(error) => lines.failed(NAME, error.to_string()),
+    }
+}
+
+/// WAL of a PostgreSQL version that this release does not know, or an earlier one did not.
+fn version(repository: &Repository, server: &ServerConfig, lines: &mut Lines) {
+    const NAME: &str = "PostgreSQL's version of the archived WAL";
+    let name = &server.name;
+    let unknown = repository.unknown_segments(name);
+    let outdated = repository.outdated_segments(name);
+    match unknown.and_then(|unknown| Ok((unknown, outdated?))) {
+        Ok((Some((newest, count)), _)) => {
+            let count = output::count(usize::try_from(count).unwrap_or(usize::MAX), "segment");
+            lines.failed(NAME, format!("{count}, the newest is {newest}, {UNKNOWN_WAL}"));
+        }
+        Ok((None, 0)) => lines.ok(NAME, None),
+        Ok((None, outdated)) => lines.ok(
+            NAME,
+            format!(
+                "an earlier release read {outdated} segments and looked for less: 'barmanfs index-wal {name}' reads them \
+                 again"
+            ),
+        ),
+        Err(error) => lines.failed(NAME, Error::from(error).to_string()),
+    }
+}
+
+/// No recovery gets past a start with wal_level = minimal: what lies behind it needs a new backup.
+fn minimal(repository: &Repository, server: &ServerConfig, lines: &mut Lines) {
+    const NAME: &str = "wal_level of the archived WAL";
+    match repository.timelines(&server.name) {
+        Ok(report) => {
+            let matters = |stretch: &&MinimalStretch| stretch.matters() && stretch.backup_after.is_none();
+            match report.minimal.iter().rfind(matters) {
+                None => lines.ok(NAME, None),
+                Some(stretch) => lines.failed(
+                    NAME,
+                    format!(
+                        "nothing can be recovered {}; take a backup now",
+                        timeline::behind(stretch)
+                    ),
+                ),
+            }
+        }
+        Err(error) => lines.failed(NAME, Error::from(error).to_string()),
     }
 }
 

@@ -7,6 +7,7 @@ use crate::backup;
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::postgres::{Connection, Conninfo, Environment, Mode};
+use crate::versions;
 
 /// Connects in both ways and asks.
 pub(super) fn check(repository: Option<&Repository>, server: &ServerConfig, lines: &mut Lines) {
@@ -23,6 +24,9 @@ pub(super) fn check(repository: Option<&Repository>, server: &ServerConfig, line
     }) else {
         return;
     };
+    if let Some(unknown) = versions::unknown(cluster.version) {
+        lines.failed("PostgreSQL's version is known", unknown);
+    }
     system_id(repository, server, &cluster, lines);
     let slot = streaming.create_temporary_slot(&format!("barmanfs_check_{}", std::process::id()));
     lines.result("temporary replication slot", slot.map_err(Error::from), |()| None);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::RecordFacts;
+use super::{EmptiedPath, Parameters, RecordFacts};
 use crate::{Lsn, TimelineId, TimestampMicros};
 
 /// What one WAL segment says about points in time: the index for point-in-time recovery.
@@ -63,6 +63,49 @@ pub struct SegmentIndex {
     /// Whether a list was cut because it was full.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub lists_cut: bool,
+    /// What the release that made this index looked for: [`SegmentIndex::READS`] of that release. Of an older one, what
+    /// follows is not known.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub reads: u32,
+    /// Tablespaces made outside the data directory, in LSN order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tablespaces: Vec<TablespaceMade>,
+    /// Whether that list was cut because it was full.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub tablespaces_cut: bool,
+    /// Where the server started with other settings, in LSN order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parameter_changes: Vec<ParameterChange>,
+    /// Where `full_page_writes` was switched off, in LSN order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub full_page_writes_off: Vec<Lsn>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// A tablespace whose record has a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TablespaceMade {
+    /// Where its record starts.
+    pub lsn: Lsn,
+    /// Which.
+    pub oid: u32,
+    /// The record with an empty path.
+    #[serde(flatten)]
+    pub emptied: EmptiedPath,
+}
+
+/// A start of the server with other settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParameterChange {
+    /// Where its record starts.
+    pub lsn: Lsn,
+    /// The settings.
+    #[serde(flatten)]
+    pub parameters: Parameters,
 }
 
 /// A named restore point (`pg_create_restore_point`).
@@ -149,6 +192,29 @@ impl SegmentIndex {
     /// segment could hold thousands, nobody recovers to one of so many, and an index stays small.
     pub const LIST_ENTRIES_MAX: usize = 256;
 
+    /// How many tablespaces are listed for one segment: all that are made must be known, and nobody makes more.
+    pub const TABLESPACES_MAX: usize = 4096;
+
+    /// What this release looks for in a segment; raised when a release looks for more, or reads the WAL of another version.
+    ///
+    /// | | |
+    /// |---|---|
+    /// | 1 | tablespaces, parameters, full_page_writes; PostgreSQL 19 |
+    pub const READS: u32 = 1;
+
+    /// Whether all is known that this release looks for.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.reads >= Self::READS
+    }
+
+    /// Whether the segment is of a PostgreSQL version whose WAL is not understood.
+    #[must_use]
+    pub fn is_of_unknown_version(&self) -> bool {
+        self.stopped
+            .is_some_and(|stop| stop.reason == StopReason::UnknownVersion)
+    }
+
     /// Enters what the record at `lsn` says. The scanner calls it for the records within a
     /// segment, the catalog for those it has [joined](super::join).
     pub fn add(&mut self, lsn: Lsn, facts: RecordFacts) {
@@ -192,6 +258,20 @@ impl SegmentIndex {
                 });
             }
             RecordFacts::Switch => self.switched = true,
+            RecordFacts::TablespaceCreated { oid, emptied } => {
+                let made = emptied.map(|emptied| TablespaceMade { lsn, oid, emptied });
+                let has_room = self.tablespaces.len() < Self::TABLESPACES_MAX;
+                self.tablespaces_cut |= made.is_some() && !has_room;
+                self.tablespaces.extend(made.filter(|_| has_room));
+            }
+            RecordFacts::ParameterChange(parameters) => {
+                let change = ParameterChange { lsn, parameters };
+                self.lists_cut |= !push_bounded(&mut self.parameter_changes, change);
+            }
+            RecordFacts::FullPageWrites { on: true } => {}
+            RecordFacts::FullPageWrites { on: false } => {
+                self.lists_cut |= !push_bounded(&mut self.full_page_writes_off, lsn);
+            }
         }
     }
 

@@ -2,14 +2,17 @@
 
 use crc32c::{crc32c, crc32c_append, crc32c_combine};
 
+use serde::{Deserialize, Serialize};
+
 use super::Fragment;
 use crate::bytes::{i64_at, u32_at, u64_at};
+use crate::control::RequiredSettings;
 use crate::{Lsn, TimelineId, TimestampMicros};
 
 /// Length of a record's header.
 pub(super) const HEADER_BYTES: usize = 24;
 /// What the header's CRC covers of it: all that stands before the CRC itself.
-const CRC_OFFSET: usize = 20;
+pub(super) const CRC_OFFSET: usize = 20;
 const XID_OFFSET: usize = 4;
 const INFO_OFFSET: usize = 16;
 const RESOURCE_MANAGER_OFFSET: usize = 17;
@@ -75,6 +78,64 @@ pub enum RecordFacts {
     },
     /// The rest of the segment is empty.
     Switch,
+    /// A tablespace was made: replayed as it is, a symbolic link to the original's directory.
+    TablespaceCreated {
+        /// Which.
+        oid: u32,
+        /// What keeps its replay within the data directory; none where its path is empty already.
+        emptied: Option<EmptiedPath>,
+    },
+    /// The server started with other settings.
+    ParameterChange(Parameters),
+    /// `full_page_writes` was switched.
+    FullPageWrites {
+        /// Whether pages are written whole from here on.
+        on: bool,
+    },
+}
+
+/// How a record that makes a tablespace is written with an empty path, which has PostgreSQL make a plain directory in
+/// `pg_tblspc` (`create_tablespace_directories` in `src/backend/commands/tablespace.c`): the path's first byte is zero. The
+/// record keeps its length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EmptiedPath {
+    /// Where the path begins, in bytes of the record.
+    pub path_at: u32,
+    /// The record's CRC-32C with it.
+    pub crc32c: u32,
+}
+
+/// Settings a server started with that differ from those before (`xl_parameter_change`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parameters {
+    /// How much is logged.
+    pub wal_level: WalLevel,
+    /// What a standby must have as large.
+    #[serde(flatten)]
+    pub required: RequiredSettings,
+}
+
+/// `wal_level`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WalLevel {
+    /// Not enough to recover with: recovery ends with an error where it begins.
+    Minimal,
+    /// Enough.
+    Replica,
+    /// Enough, and more.
+    Logical,
+}
+
+impl WalLevel {
+    fn from_number(number: u32) -> Option<Self> {
+        Some(match number {
+            0 => Self::Minimal,
+            1 => Self::Replica,
+            2 => Self::Logical,
+            _ => return None,
+        })
+    }
 }
 
 /// The kinds whose contents are read, as resource manager and the high bits of the info byte.
@@ -86,13 +147,18 @@ enum Kind {
     Checkpoint,
     EndOfRecovery,
     Switch,
+    TablespaceCreate,
+    ParameterChange,
+    FullPageWrites,
 }
 
 impl Kind {
-    /// Sources: `src/include/catalog/pg_control.h` (XLOG_*), `src/include/access/xact.h`.
+    /// Sources: `src/include/catalog/pg_control.h` (XLOG_*), `src/include/access/xact.h`,
+    /// `src/include/commands/tablespace.h`.
     fn of(header: &[u8]) -> Option<Self> {
         const XLOG: u8 = 0;
         const TRANSACTION: u8 = 1;
+        const TABLESPACE: u8 = 5;
         let info = *header.get(INFO_OFFSET)?;
         match (*header.get(RESOURCE_MANAGER_OFFSET)?, info & 0xF0, info & 0x70) {
             (TRANSACTION, _, 0x00 | 0x30) => Some(Self::Commit),
@@ -100,20 +166,24 @@ impl Kind {
             (XLOG, 0x00 | 0x10, _) => Some(Self::Checkpoint),
             (XLOG, 0x40, _) => Some(Self::Switch),
             (XLOG, 0x50, _) => Some(Self::BackupEnd),
+            (XLOG, 0x60, _) => Some(Self::ParameterChange),
             (XLOG, 0x70, _) => Some(Self::RestorePoint),
+            (XLOG, 0x80, _) => Some(Self::FullPageWrites),
             (XLOG, 0x90, _) => Some(Self::EndOfRecovery),
+            (TABLESPACE, 0x00, _) => Some(Self::TablespaceCreate),
             _ => None,
         }
     }
 }
 
 /// What a record says, from its first bytes (all of them, or [`Fragment::LEAD_BYTES`]).
-fn read_facts(lead: &[u8], record_bytes: u64) -> Option<RecordFacts> {
+pub(super) fn read_facts(lead: &[u8], record_bytes: u64) -> Option<RecordFacts> {
     let kind = Kind::of(lead)?;
     if matches!(kind, Kind::Switch) {
         return Some(RecordFacts::Switch);
     }
-    let data = main_data(lead, record_bytes)?;
+    let data_at = main_data_at(lead, record_bytes)?;
+    let data = lead.get(data_at..)?;
     let pg_time = || i64_at(data, 0).map(TimestampMicros::from_pg);
     let timelines = || Some((TimelineId(u32_at(data, 8)?), TimelineId(u32_at(data, 12)?)));
     Some(match kind {
@@ -138,7 +208,10 @@ fn read_facts(lead: &[u8], record_bytes: u64) -> Option<RecordFacts> {
         Kind::Checkpoint => {
             let (timeline, previous) = timelines()?;
             RecordFacts::Checkpoint {
-                time: TimestampMicros::from_unix_seconds(i64_at(data, 64)?),
+                time: TimestampMicros::from_unix_seconds(i64_at(
+                    data,
+                    checkpoint_time_at(data_at, record_bytes),
+                )?),
                 timeline,
                 previous,
             }
@@ -152,7 +225,64 @@ fn read_facts(lead: &[u8], record_bytes: u64) -> Option<RecordFacts> {
             }
         }
         Kind::Switch => RecordFacts::Switch,
+        Kind::TablespaceCreate => RecordFacts::TablespaceCreated {
+            oid: u32_at(data, 0)?,
+            emptied: emptied_path(lead, record_bytes, data_at + 4)?,
+        },
+        Kind::ParameterChange => RecordFacts::ParameterChange(parameters(data)?),
+        Kind::FullPageWrites => RecordFacts::FullPageWrites {
+            on: *data.first()? != 0,
+        },
     })
+}
+
+/// Where a checkpoint's time stands in its data: with PostgreSQL 19 a field before it grew (`CheckPoint` in
+/// `src/include/catalog/pg_control.h`).
+fn checkpoint_time_at(data_at: usize, record_bytes: u64) -> usize {
+    const BYTES_SINCE_19: u64 = 96;
+    match record_bytes.saturating_sub(data_at as u64) == BYTES_SINCE_19 {
+        true => 72,
+        false => 64,
+    }
+}
+
+fn parameters(data: &[u8]) -> Option<Parameters> {
+    Some(Parameters {
+        required: RequiredSettings {
+            max_connections: u32_at(data, 0)?,
+            max_worker_processes: u32_at(data, 4)?,
+            max_wal_senders: u32_at(data, 8)?,
+            max_prepared_transactions: u32_at(data, 12)?,
+            max_locks_per_transaction: u32_at(data, 16)?,
+        },
+        wal_level: WalLevel::from_number(u32_at(data, 20)?)?,
+    })
+}
+
+/// The record with the path at `path_at` emptied. None where its first byte is not known; where it is empty already,
+/// there is nothing to change.
+#[expect(clippy::option_option, reason = "not known, or nothing to do")]
+fn emptied_path(lead: &[u8], record_bytes: u64, path_at: usize) -> Option<Option<EmptiedPath>> {
+    let first = *lead.get(path_at)?;
+    if first == 0 {
+        return Some(None);
+    }
+    // What one byte of a message adds to its CRC depends on nothing but how many bytes follow: the rest of the record,
+    // and the part of the header that the CRC covers last.
+    let behind = usize::try_from(record_bytes).ok()?.checked_sub(path_at + 1)? + CRC_OFFSET;
+    let added = crc32c_combine(crc32c(&[first]) ^ crc32c(&[0]), 0, behind);
+    Some(Some(EmptiedPath {
+        path_at: u32::try_from(path_at).ok()?,
+        crc32c: u32_at(lead, CRC_OFFSET)? ^ added,
+    }))
+}
+
+/// Whether a record that begins so makes a tablespace.
+pub(super) fn makes_tablespace(lead: &[u8]) -> bool {
+    matches!(
+        lead.get(..HEADER_BYTES).and_then(Kind::of),
+        Some(Kind::TablespaceCreate)
+    )
 }
 
 /// The transaction a commit or abort record ends: the one that wrote it, or the prepared one it names.
@@ -193,11 +323,11 @@ fn prepared_xid(info: u8, data: &[u8]) -> Option<u32> {
     u32_at(data, at)
 }
 
-/// The main data of a record without block references, cut where `lead` is.
+/// Where the main data begins of a record without block references.
 ///
 /// Such a record may name a replication origin and a top-level transaction first; its main data
 /// stands last and reaches to its end, which is checked.
-fn main_data(lead: &[u8], record_bytes: u64) -> Option<&[u8]> {
+fn main_data_at(lead: &[u8], record_bytes: u64) -> Option<usize> {
     const ORIGIN: u8 = 253;
     const TOP_LEVEL_XID: u8 = 252;
     const SHORT_DATA: u8 = 255;
@@ -213,7 +343,7 @@ fn main_data(lead: &[u8], record_bytes: u64) -> Option<&[u8]> {
         }
     };
     let ends_with_the_record = u64::try_from(start).ok()?.checked_add(bytes)? == record_bytes;
-    ends_with_the_record.then(|| lead.get(start..)).flatten()
+    ends_with_the_record.then_some(start)
 }
 
 /// Whether the CRC in the header (at the start of `lead`) is right for a record whose bytes after

@@ -10,7 +10,12 @@ use crate::wal_name::SegmentName;
 use crate::{Lsn, SegmentSize};
 
 const FIRST_IS_CONTINUATION: u16 = 0x0001;
-const FIRST_IS_OVERWRITE: u16 = 0x0008;
+
+/// The flag of a page on which a record that was never finished is void: renumbered with PostgreSQL 19.
+fn first_is_overwrite(magic: u16) -> u16 {
+    const MAGIC_OF_18: u16 = 0xD118;
+    if magic > MAGIC_OF_18 { 0x0004 } else { 0x0008 }
+}
 
 /// Records start at multiples of this.
 const ALIGNMENT: u64 = 8;
@@ -64,6 +69,7 @@ impl WalScanner {
             ended: false,
             index: SegmentIndex {
                 end_lsn: start,
+                reads: SegmentIndex::READS,
                 ..SegmentIndex::default()
             },
         };
@@ -163,7 +169,7 @@ impl WalScanner {
         self.page_header.clear();
 
         let is_first = self.position < self.page_bytes;
-        if flags & FIRST_IS_OVERWRITE != 0 {
+        if flags & first_is_overwrite(self.magic) != 0 {
             // The record before was never finished, as the server crashed; it is void.
             if matches!(self.open, Open::Head { .. }) {
                 self.index.head = None;

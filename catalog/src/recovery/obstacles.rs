@@ -1,0 +1,170 @@
+//! What stops a recovery on its way although every segment is there.
+//!
+//! PostgreSQL ends a recovery with an error where the server was started with `wal_level = minimal`
+//! (`CheckRequiredParameterValues` in `src/backend/access/transam/xlogrecovery.c`). A copy must stay in its own
+//! directory: where that is not known, or this PostgreSQL cannot be kept there, the target is not offered.
+
+use barmanfs_pg::Lsn;
+use barmanfs_pg::control::RequiredSettings;
+use barmanfs_pg::wal_name::WalName;
+use barmanfs_pg::wal_scan::WalLevel;
+
+use crate::error::Result;
+use crate::recovery::Unreachable;
+use crate::recovery::ends::{End, Goal, Way, ends_after};
+use crate::recovery::planner::{Planner, Start, Step};
+use crate::recovery::route::Route;
+
+/// Segments whose index an earlier release made that are read to plan one recovery: a second, or two.
+const READ_MAX: u64 = 64;
+
+/// What is known of the way from a backup to a target.
+#[derive(Debug, Default)]
+struct Found {
+    /// Where the server was first started with `wal_level = minimal`.
+    minimal: Option<Lsn>,
+    /// The largest settings it was started with.
+    required: Option<RequiredSettings>,
+    /// Segments that were not looked into for these.
+    unread: u64,
+}
+
+impl Planner<'_> {
+    /// The end, if replay gets there.
+    pub(super) fn check_replay(&self, start: &Start, way: &Way, mut end: End) -> Step<End> {
+        let route = &way.route;
+        let from = route.number(start.start);
+        self.check_confined(start, route, from, end.number)?;
+        let found = self.parameters(start, route, end.number)?;
+        let minimal = [found.minimal, end.minimal].into_iter().flatten().min();
+        if let Some(lsn) = minimal
+            && self.is_replayed(start, way, &end, lsn)?
+        {
+            return Err(Unreachable::Minimal {
+                lsn,
+                timeline: route.timeline,
+                newest: self.newest(route, from, route.number(lsn).saturating_sub(1))?,
+            }
+            .into());
+        }
+        if found.unread > 0 {
+            end.notes.push(format!(
+                "An earlier release archived {} of these segments without looking for wal_level: 'barmanfs index-wal {}' \
+                 reads them",
+                found.unread, self.server
+            ));
+        }
+        end.required = found.required;
+        Ok(end)
+    }
+
+    /// That a copy stays in its directory while it replays these segments.
+    fn check_confined(&self, start: &Start, route: &Route, from: u64, to: u64) -> Step<()> {
+        if let Some((number, is_current)) = self.segments.first_unknown(route, from, to)? {
+            let segment = route.name(number);
+            return Err(match is_current {
+                true => Unreachable::UnknownWal { segment },
+                false => Unreachable::NotIndexed {
+                    segment,
+                    server: self.server.clone(),
+                },
+            }
+            .into());
+        }
+        let version = start.backup.server_version;
+        if version.knows_in_place_tablespaces() {
+            return Ok(());
+        }
+        let mut made = self.segments.first_with_tablespaces(route, from, to)?;
+        if made.is_none() {
+            let unread = self.segments.unread(route, from, to, READ_MAX + 1)?;
+            for number in unread {
+                let Some(index) = self.read_index(route, number)? else {
+                    continue;
+                };
+                if !index.tablespaces.is_empty() {
+                    made = Some(number);
+                    break;
+                }
+            }
+        }
+        match made {
+            None => Ok(()),
+            Some(number) => Err(Unreachable::Tablespace {
+                segment: route.name(number),
+                version: version.to_string(),
+            }
+            .into()),
+        }
+    }
+
+    fn read_index(
+        &self,
+        route: &Route,
+        number: u64,
+    ) -> Result<Option<std::sync::Arc<barmanfs_pg::wal_scan::SegmentIndex>>> {
+        let name = WalName::Segment(route.name(number));
+        let file = self.repository.wal(self.server).find(&name)?;
+        file.map(|file| self.repository.index_of_file(&file)).transpose()
+    }
+
+    fn parameters(&self, start: &Start, route: &Route, to: u64) -> Result<Found> {
+        let from = route.number(start.start);
+        let mut found = Found::default();
+        let mut take = |lsn: Lsn, minimal: bool, required: RequiredSettings| {
+            if lsn < start.start {
+                return;
+            }
+            if minimal {
+                found.minimal = Some(found.minimal.map_or(lsn, |known| known.min(lsn)));
+            }
+            found.required = Some(found.required.map_or(required, |known| known.max(required)));
+        };
+        for (lsn, minimal, required) in self.segments.parameter_changes(route, from, to)? {
+            take(lsn, minimal, required);
+        }
+        let unread = self.segments.unread(route, from, to, READ_MAX + 1)?;
+        if unread.len() as u64 > READ_MAX {
+            found.unread = self.segments.count_unread(route, from, to)?;
+            return Ok(found);
+        }
+        for number in unread {
+            for change in self
+                .read_index(route, number)?
+                .iter()
+                .flat_map(|index| &index.parameter_changes)
+            {
+                let parameters = change.parameters;
+                take(
+                    change.lsn,
+                    parameters.wal_level == WalLevel::Minimal,
+                    parameters.required,
+                );
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether the record at `lsn` is replayed before the end.
+    fn is_replayed(&self, start: &Start, way: &Way, end: &End, lsn: Lsn) -> Result<bool> {
+        let route = &way.route;
+        match &way.goal {
+            Goal::Immediate => Ok(lsn < start.stop),
+            Goal::Now => Ok(end.lsn.is_none_or(|end| lsn < end)),
+            Goal::Lsn(target) if lsn < *target => Ok(true),
+            Goal::Lsn(_) if !self.spec.inclusive => Ok(false),
+            // The first record at the target or behind it is replayed, too.
+            Goal::Lsn(target) => {
+                let first = self.segments.first_start(route, route.number(*target), *target)?;
+                Ok(first.is_none_or(|first| lsn <= first))
+            }
+            Goal::Time(time, _) if end.lsn.is_none() && route.number(lsn) >= end.number => {
+                let stop = self.segments.find_record(route, end.number, &mut |at, facts| {
+                    at >= start.start && ends_after(facts, *time, self.spec.inclusive)
+                })?;
+                Ok(stop.is_none_or(|stop| lsn < stop.lsn))
+            }
+            Goal::Time(..) | Goal::Xid(..) | Goal::Name(..) => Ok(end.lsn.is_none_or(|stop| lsn < stop)),
+        }
+    }
+}
