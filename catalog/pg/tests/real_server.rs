@@ -349,11 +349,19 @@ fn check_backup(backup: &Path) {
 
     let mut writer = ManifestWriter::begin(Vec::new(), system_id).unwrap();
     files.iter().for_each(|file| writer.file(file).unwrap());
-    assert_eq!(
-        writer.finish(&summary.wal_ranges).unwrap(),
-        bytes,
-        "written again, it is the same"
-    );
+    let written = writer.finish(&summary.wal_ranges).unwrap();
+    // PostgreSQL 19 writes LSNs with leading zeros, so what follows the files differs, and says the same.
+    let of_files = |bytes: &[u8]| {
+        let text = String::from_utf8(bytes.to_vec()).unwrap();
+        text.split_once("\"WAL-Ranges\"").unwrap().0.to_owned()
+    };
+    assert_eq!(of_files(&written), of_files(&bytes), "written again, it is the same");
+    if control.control_version < 1900 {
+        assert_eq!(written, bytes, "written again, it is the same to its end");
+    }
+    let again = manifest::read(written.as_slice(), &mut |_| Ok::<(), Infallible>(())).unwrap();
+    assert_eq!(again.wal_ranges, summary.wal_ranges);
+    assert!(again.checksum_ok);
 
     let label = BackupLabel::parse(&fs::read(backup.join("backup_label")).unwrap()).unwrap();
     assert_eq!(label.start_lsn, summary.wal_ranges[0].start_lsn);
