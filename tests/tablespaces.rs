@@ -281,7 +281,7 @@ fn a_clone_makes_no_tablespace_outside_itself(install: &'static Install) {
         .try_query(&format!("CREATE TABLESPACE out LOCATION '{}'", space.display()))
         .refused(1)
         .says(&["not permitted"]);
-    clone.query("SET allow_in_place_tablespaces = on; CREATE TABLESPACE inside LOCATION ''");
+    clone.query("CREATE TABLESPACE inside LOCATION ''");
     clone.query("CREATE TABLE i TABLESPACE inside AS SELECT 1");
     clone.stop("fast");
 }

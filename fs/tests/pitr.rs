@@ -260,7 +260,7 @@ fn a_self_contained_copy_has_all_its_wal() {
     assert_eq!(setting(&auto_conf(&tree, target), "restore_command"), "'false'");
     let other = setting(&auto_conf(&tree, "xid:1016"), "restore_command").to_owned();
     assert!(
-        other.contains("/main/wal/%f") && !other.contains("receiving"),
+        other.contains("/.barmanfs/replay/main/%f") && !other.contains("receiving"),
         "{other}"
     );
     assert_eq!(

@@ -355,7 +355,11 @@ fn check_backup(backup: &Path) {
         let text = String::from_utf8(bytes.to_vec()).unwrap();
         text.split_once("\"WAL-Ranges\"").unwrap().0.to_owned()
     };
-    assert_eq!(of_files(&written), of_files(&bytes), "written again, it is the same");
+    assert_eq!(
+        of_files(&written),
+        of_files(&bytes),
+        "written again, it is the same"
+    );
     if control.control_version < 1900 {
         assert_eq!(written, bytes, "written again, it is the same to its end");
     }
