@@ -36,7 +36,6 @@ use compose::Composer;
 use incremental::NoIncrement;
 use receive::Receiver;
 pub(crate) use settings::ServerSettings;
-pub(crate) use wal::keeps_up;
 
 /// What the user wants of a backup.
 #[derive(Debug, Clone)]

@@ -255,9 +255,11 @@ Examples:
 
     /// Delete backups; 'sweep' then frees the space nothing else uses
     #[command(after_help = "\
-Any backup can be deleted, in any order: none depends on another. WAL is kept.
+Any backup can be deleted, in any order: none depends on another. WAL is kept. The last backup that the server, or
+its newest state, can be recovered from is only deleted with --force; minimum_redundancy holds always.
 
 Examples:
+  barmanfs delete main oldest --dry-run
   barmanfs delete main oldest && barmanfs sweep
   barmanfs delete main 20261101T020000 20261102T020000")]
     Delete(DeleteArgs),
@@ -560,9 +562,13 @@ pub(crate) struct DeleteArgs {
     /// Ids of the backups, or latest, oldest, last-failed
     #[arg(required = true, value_name = "BACKUP")]
     pub(crate) backups: Vec<String>,
-    /// Delete a backup even while it is being read through a mount, or clones stand on it: they keep what they need
+    /// Delete a backup even when it is the last to recover from, or the newest state depends on it, or it is being read
+    /// through a mount, or clones stand on it: they keep what they need
     #[arg(long)]
     pub(crate) force: bool,
+    /// Show what would be deleted and what could be recovered afterwards, and delete nothing
+    #[arg(short = 'n', long)]
+    pub(crate) dry_run: bool,
     /// Print JSON for programs instead of text
     #[command(flatten)]
     pub(crate) json: JsonOption,

@@ -7,6 +7,7 @@
 
 mod ini;
 mod keys;
+mod limits;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use std::str::FromStr;
 use barmanfs_catalog::{Action, ServerName};
 use barmanfs_fs::CloneLimits;
 use keys::Known;
+pub(crate) use limits::{Age, Limits};
 use tracing::level_filters::LevelFilter;
 
 use crate::error::Error;
@@ -116,6 +118,10 @@ pub(crate) struct ServerConfig {
     pub(crate) clone_limits: CloneLimits,
     /// Where PostgreSQL's programs are looked for first.
     pub(crate) path_prefix: Option<PathBuf>,
+    /// Complete backups that no deletion goes below.
+    pub(crate) minimum_redundancy: usize,
+    /// What `check` holds it against.
+    pub(crate) limits: Limits,
 }
 
 impl ServerConfig {
@@ -137,6 +143,8 @@ impl ServerConfig {
             streaming_backup_name: None,
             clone_limits: CloneLimits::default(),
             path_prefix: None,
+            minimum_redundancy: 0,
+            limits: Limits::default(),
         }
     }
 
@@ -194,6 +202,10 @@ impl ServerConfig {
             "streaming_backup_name" => self.streaming_backup_name = given(value),
             "clone_max_size" => self.clone_limits.max_bytes = size(value)?,
             "clone_max_count" => self.clone_limits.max_count = count(value)?,
+            "minimum_redundancy" => self.minimum_redundancy = limits::redundancy(value)?,
+            "last_backup_maximum_age" => self.limits.backup_age = limits::age(value)?,
+            "last_backup_minimum_size" => self.limits.backup_size = limits::si_size(value)?,
+            "last_wal_maximum_age" => self.limits.wal_age = limits::age(value)?,
             "path_prefix" => self.path_prefix = given(value).map(|value| absolute(&value)).transpose()?,
             // The table of keys and this match are kept in step by a test.
             _ => return Err("has no meaning here".to_owned()),
@@ -570,4 +582,4 @@ pub(crate) fn log_level(value: &str) -> Result<LevelFilter, String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -13,6 +13,7 @@ mod daemon;
 mod error;
 mod fstab;
 mod instance;
+mod invocation;
 mod logging;
 mod mount_helper;
 mod output;

@@ -130,7 +130,7 @@ fn a_good_backup_boots(install: &'static Install) {
     site.ok(&["rebuild-catalog"]);
     assert_eq!(shown(&site, &id), kept);
     site.ok(&["verify", "main"]);
-    site.ok(&["delete", "main", &id]);
+    site.ok(&["delete", "main", &id, "--force"]);
 }
 
 fn databases_and_superusers_may_have_any_name(install: &'static Install) {

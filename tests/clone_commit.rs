@@ -213,7 +213,7 @@ fn a_clone_that_was_shut_down_becomes_a_backup_of_what_changed(install: &'static
     site.barmanfs(&["delete", "main", &id])
         .refused(1)
         .says(&["again"]);
-    site.ok(&["delete", "main", &base]);
+    site.ok(&["delete", "main", &base, "--force"]);
     site.ok(&["sweep"]);
     site.ok(&["verify", "main"]);
     site.ok(&["rebuild-catalog"]);

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 topic! {
     once backups_deleted_in_any_order_leave_the_others_whole,
     once a_backup_being_read_is_deleted_only_by_force,
+    once what_would_be_lost_is_said_before_it_is,
 }
 
 /// Four backups with work in between, and the checksums of all their files.
@@ -60,7 +61,13 @@ fn backups_deleted_in_any_order_leave_the_others_whole(install: &'static Install
     }
     assert_starts(&site, install, &last);
 
-    site.ok(&["delete", "main", &last]);
+    // The last one takes with it all that can be recovered.
+    site.barmanfs(&["delete", "main", &last]).refused(1).says(&[
+        "no complete backup would be left",
+        &last,
+        "--force",
+    ]);
+    site.ok(&["delete", "main", &last, "--force"]);
     sweep_until_nothing_is_freed(&site);
     let left = backup_bytes(&site);
     assert!(
@@ -130,4 +137,77 @@ fn a_backup_being_read_is_deleted_only_by_force(install: &'static Install) {
     assert_eq!(site.backup_ids(), [""; 0]);
     reader.kill().unwrap();
     reader.wait().unwrap();
+}
+
+/// The kind: a command that takes something away for good says nothing, and does it.
+fn what_would_be_lost_is_said_before_it_is(install: &'static Install) {
+    let (site, server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
+    fill(&server, 1);
+    server.archive_current_segment();
+    let first = site.backup();
+    transact(&server, 50);
+    server.archive_current_segment();
+    let second = site.backup();
+    server.archive_current_segment();
+
+    // The second one gone, the first and the WAL lead as far.
+    let dry = site.json(&["delete", "main", "latest", "--dry-run"]);
+    assert_eq!(
+        (&dry["deleted"][0], &dry["refused"]),
+        (&second.as_str().into(), &().into()),
+        "{dry}"
+    );
+    assert_eq!(
+        dry["before"]["newest"]["lsn"], dry["after"]["newest"]["lsn"],
+        "{dry}"
+    );
+    assert_eq!(dry["after"]["newest"]["backup"], first.as_str());
+    // The first one gone, the earliest point moves.
+    site.barmanfs(&["delete", "main", "oldest", "--dry-run"])
+        .ok()
+        .says(&["Would delete", &first, "Earliest to recover", "was"]);
+    assert_eq!(site.backup_ids(), [first.clone(), second.clone()]);
+    for words in [
+        &["oldest", "latest"][..],
+        &[&second, &first],
+        &["oldest", "latest", "--dry-run"],
+    ] {
+        site.barmanfs(&[&["delete", "main"], words].concat())
+            .refused(1)
+            .says(&["no complete backup would be left", "--force"]);
+    }
+    site.barmanfs(&["delete", "main", "oldest", "20010101T000000"])
+        .refused(1);
+    assert_eq!(site.backup_ids(), [first.clone(), second.clone()]);
+
+    // Behind a gap only the second leads on.
+    let missing = server.query("SELECT pg_walfile_name(pg_current_wal_lsn())");
+    server.query("ALTER SYSTEM SET archive_command = '/bin/true'");
+    server.query("SELECT pg_reload_conf()");
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    server.archive_current_segment();
+    server.query("ALTER SYSTEM RESET archive_command");
+    server.query("SELECT pg_reload_conf()");
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    assert_eq!(site.barmanfs(&["get-wal", "main", &missing]).code(), Some(1));
+    let third = site.backup();
+    server.archive_current_segment();
+    site.barmanfs(&["delete", "main", &third]).refused(1).says(&[
+        "what is newest depends on it",
+        &third,
+        "--force",
+    ]);
+    site.ok(&["delete", "main", &third, "--force"]);
+    site.ok(&["delete", "main", &second]);
+
+    // What a person has set holds with --force, too.
+    site.write_config_of(&server, "minimum_redundancy = 1\n");
+    site.barmanfs(&["delete", "main", &first, "--force"])
+        .refused(1)
+        .says(&["minimum_redundancy is 1"]);
+    site.write_config_of(&server, "minimum_redundancy = 0\n");
+    site.barmanfs(&["delete", "main", &first, "--force"])
+        .ok()
+        .says(&["Nothing can be recovered"]);
+    assert_eq!(site.backup_ids(), [""; 0]);
 }

@@ -238,6 +238,6 @@ fn a_clone_cannot_archive_and_keeps_its_backup(install: &'static Install) {
     let rmdir = format!("rmdir '{}'", mount.path("main/live/test1").display());
     site.sh(&rmdir).ok();
     until("the backup can be deleted", || {
-        site.barmanfs(&["delete", "main", &id]).code() == Some(0)
+        site.barmanfs(&["delete", "main", &id, "--force"]).code() == Some(0)
     });
 }

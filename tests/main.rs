@@ -20,6 +20,7 @@ mod damage;
 mod delete_and_sweep;
 mod full_disk;
 mod gaps;
+mod green;
 mod hostile;
 mod incremental;
 mod live;
@@ -61,6 +62,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("clone_commit", clone_commit::TESTS),
     ("delete_and_sweep", delete_and_sweep::TESTS),
     ("gaps", gaps::TESTS),
+    ("green", green::TESTS),
     ("rebuild", rebuild::TESTS),
     ("mount_lifecycle", mount_lifecycle::TESTS),
     ("damage", damage::TESTS),

@@ -81,7 +81,7 @@ pub(super) fn source(
 }
 
 /// Whether one of the last `lag_segments` complete segments has been archived.
-pub(crate) fn keeps_up(
+fn keeps_up(
     repository: &Repository,
     server: &ServerConfig,
     cluster: &ServerSettings,

@@ -1,28 +1,48 @@
 //! `barmanfs delete`.
 
-use barmanfs_catalog::{Backup, BackupId};
+mod guard;
+mod remains;
+
+use barmanfs_catalog::{Backup, BackupId, CloneName, Repository, ServerName};
 use serde::Serialize;
 
 use super::App;
 use crate::cli::DeleteArgs;
 use crate::error::{Error, Outcome};
+use crate::output::{self, Output};
+use remains::Remains;
 
+/// What the command did or, with `--dry-run`, would do.
 #[derive(Debug, Serialize)]
 struct Deleted {
     server: String,
+    dry_run: bool,
     deleted: Vec<BackupId>,
+    /// What could be recovered before.
+    before: Remains,
+    /// What can be recovered afterwards.
+    after: Remains,
+    /// Clones that stand on the deleted backups, and keep what they need.
+    clones: Vec<CloneName>,
+    /// Why it would be refused; only with `--dry-run`.
+    refused: Option<String>,
 }
 
-/// Runs the command. All names are resolved first: a misspelt one deletes nothing.
+/// Runs the command. All names are resolved first: a misspelt one deletes nothing. Nor does a set of which one may not
+/// go.
 pub(crate) fn run(app: &mut App, args: &DeleteArgs) -> Result<Outcome, Error> {
-    let repository = app.repository_for_writing()?;
+    let repository = match args.dry_run {
+        true => app.repository()?,
+        false => app.repository_for_writing()?,
+    };
     let server = app.known_server(&repository, &args.server)?;
-    let mut backups: Vec<Backup> = Vec::new();
-    for name in &args.backups {
-        let backup = app.backup(&repository, &server, name)?;
-        if backups.iter().all(|known| known.id != backup.id) {
-            backups.push(backup);
-        }
+    let backups = named(app, &repository, &server, &args.backups)?;
+    let (plan, refusal) = plan(app, &repository, &server, &backups, args)?;
+    if args.dry_run {
+        return dry_run(app, args, &backups, plan, refusal);
+    }
+    if let Some(error) = refusal {
+        return Err(error);
     }
     for backup in &backups {
         repository.delete_backup(backup, args.force)?;
@@ -32,14 +52,139 @@ pub(crate) fn run(app: &mut App, args: &DeleteArgs) -> Result<Outcome, Error> {
         }
     }
     if args.json.json {
-        let deleted = backups.iter().map(|backup| backup.id).collect();
-        app.out.json(&Deleted {
-            server: server.to_string(),
-            deleted,
-        })?;
+        app.out.json(&plan)?;
     } else if !app.options.quiet {
+        show(&mut app.out, &plan)?;
         app.out
             .line("'barmanfs sweep' frees the space that nothing else uses")?;
     }
     Ok(Outcome::Done)
+}
+
+fn named(
+    app: &App,
+    repository: &Repository,
+    server: &ServerName,
+    names: &[String],
+) -> Result<Vec<Backup>, Error> {
+    let mut backups: Vec<Backup> = Vec::new();
+    for name in names {
+        let backup = app.backup(repository, server, name)?;
+        if backups.iter().all(|known| known.id != backup.id) {
+            backups.push(backup);
+        }
+    }
+    Ok(backups)
+}
+
+/// What deleting these would mean, and why it is refused, if it is.
+fn plan(
+    app: &App,
+    repository: &Repository,
+    server: &ServerName,
+    backups: &[Backup],
+    args: &DeleteArgs,
+) -> Result<(Deleted, Option<Error>), Error> {
+    let all = repository.backups(server)?;
+    let left: Vec<&Backup> = all
+        .iter()
+        .filter(|backup| backups.iter().all(|gone| gone.id != backup.id))
+        .collect();
+    let before = Remains::find(repository, server, &all.iter().collect::<Vec<_>>())?;
+    let after = Remains::find(repository, server, &left)?;
+    let mut clones = Vec::new();
+    for backup in backups {
+        clones.extend(repository.clones_of(backup)?);
+    }
+    let minimum = app
+        .config
+        .server(server.as_str())
+        .map_or(0, |server| server.minimum_redundancy);
+    let asked = guard::Asked {
+        server: server.as_str(),
+        backups,
+        before: &before,
+        after: &after,
+        clones: &clones,
+        minimum,
+        force: args.force,
+    };
+    let refusal = guard::refusal(&asked);
+    let deleted = Deleted {
+        server: server.to_string(),
+        dry_run: args.dry_run,
+        deleted: backups.iter().map(|backup| backup.id).collect(),
+        before,
+        after,
+        clones,
+        refused: None,
+    };
+    Ok((deleted, refusal))
+}
+
+fn dry_run(
+    app: &mut App,
+    args: &DeleteArgs,
+    backups: &[Backup],
+    mut plan: Deleted,
+    refusal: Option<Error>,
+) -> Result<Outcome, Error> {
+    if args.json.json {
+        plan.refused = refusal.as_ref().map(ToString::to_string);
+        app.out.json(&plan)?;
+    } else {
+        for backup in backups {
+            app.out.line(format_args!(
+                "Would delete backup {} of server {}: {}, {}; it added {} when it was taken, and what others share of \
+                 that stays",
+                backup.id,
+                plan.server,
+                backup.status.as_str(),
+                output::bytes(backup.logical_bytes),
+                output::bytes(backup.new_stored_bytes)
+            ))?;
+        }
+        show(&mut app.out, &plan)?;
+    }
+    match refusal {
+        // The JSON says it already.
+        Some(_) if args.json.json => Ok(Outcome::Told(crate::error::exit::FAILED)),
+        Some(error) => Err(error),
+        None => Ok(Outcome::Done),
+    }
+}
+
+/// What remains, and what no longer does.
+fn show(out: &mut Output, plan: &Deleted) -> Result<(), Error> {
+    if !plan.clones.is_empty() {
+        let names: Vec<&str> = plan.clones.iter().map(CloneName::as_str).collect();
+        out.line(format_args!(
+            "Clones that keep what they need: {}",
+            names.join(", ")
+        ))?;
+    }
+    if plan.after.done == 0 {
+        return out.line("Nothing can be recovered: no complete backup is left");
+    }
+    out.line(format_args!(
+        "Left: {} to recover from",
+        output::count(plan.after.done, "complete backup")
+    ))?;
+    let places = [
+        (
+            "Earliest to recover:",
+            &plan.before.earliest,
+            &plan.after.earliest,
+        ),
+        ("Newest to recover:  ", &plan.before.newest, &plan.after.newest),
+    ];
+    for (title, before, after) in places {
+        let now = remains::shown(after.as_ref());
+        let was = match before == after {
+            true => String::new(),
+            false => format!(" (was {})", remains::shown(before.as_ref())),
+        };
+        out.line(format_args!("{title} {now}{was}"))?;
+    }
+    Ok(())
 }

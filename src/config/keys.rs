@@ -33,6 +33,10 @@ const SERVER_OR_GLOBAL: &[&str] = &[
     "clone_max_size",
     "clone_max_count",
     "path_prefix",
+    "minimum_redundancy",
+    "last_backup_maximum_age",
+    "last_backup_minimum_size",
+    "last_wal_maximum_age",
 ];
 
 /// Barman's other keys, by the reason why they have no effect.
@@ -105,10 +109,6 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
             "retention_policy",
             "retention_policy_mode",
             "wal_retention_policy",
-            "minimum_redundancy",
-            "last_backup_maximum_age",
-            "last_backup_minimum_size",
-            "last_wal_maximum_age",
             "worm_mode",
         ],
     ),

@@ -210,3 +210,11 @@ fn the_users_file_comes_before_the_hosts_and_an_explicit_one_must_exist() {
         Err(ConfigError::Read { .. })
     ));
 }
+
+/// The limits and the minimum redundancy of a server with these lines in its section.
+pub(crate) fn limits(lines: &str) -> (Limits, usize) {
+    let text = format!("[barmanfs]\nrepository = /r\n[main]\n{lines}\n");
+    let config = Config::parse(Path::new("b.conf"), text.as_bytes()).unwrap();
+    let server = config.servers.into_iter().next().unwrap();
+    (server.limits, server.minimum_redundancy)
+}

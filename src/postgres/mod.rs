@@ -29,7 +29,7 @@ pub(crate) use base_backup::{
     Archive, BackupStart, BaseBackupOptions, BaseBackupResult, BaseBackupSink, FIRST_INCREMENTAL_MAJOR,
     MAX_RATE_KIB, base_backup,
 };
-pub(crate) use connection::{Connection, Mode};
+pub(crate) use connection::{Connection, Mode, ResultSet};
 pub(crate) use conninfo::Conninfo;
 pub(crate) use environment::Environment;
 pub(crate) use error::{Error, SinkError};

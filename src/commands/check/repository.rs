@@ -2,11 +2,13 @@
 
 use std::io;
 use std::path::Path;
+use std::time::SystemTime;
 
+use barmanfs_catalog::recovery::{Gap, TimelineReport};
 use barmanfs_catalog::{Backup, BackupStatus, MinimalStretch, Repository};
 
-use super::Lines;
-use crate::commands::{App, timeline};
+use super::{Context, Lines, backups};
+use crate::commands::timeline;
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::output;
@@ -14,9 +16,21 @@ use crate::versions::UNKNOWN_WAL;
 
 /// Less than this free, and the next few packs do not fit.
 const FREE_BYTES_MIN: u64 = 256 << 20;
+/// The check of holes in the archive.
+const GAPS: &str = "WAL without gaps";
 
-/// Looks at the repository and at what it has of the server; gives the repository when it can be opened.
-pub(super) fn check(app: &App, server: &ServerConfig, lines: &mut Lines) -> Option<Repository> {
+/// What is stored, for the checks that hold the server against it.
+#[derive(Debug)]
+pub(super) struct Stored {
+    /// The repository.
+    pub(super) repository: Repository,
+    /// What it has of the server's timelines; none where that cannot be read.
+    pub(super) timelines: Option<TimelineReport>,
+}
+
+/// Looks at the repository and at what it has of the server; gives what is stored when it can be opened.
+pub(super) fn check(context: &Context<'_>, lines: &mut Lines) -> Option<Stored> {
+    let Context { app, server, .. } = context;
     let path = &app.config.repository;
     let shown = |_: &Repository| Some(path.display().to_string());
     let repository = lines.result("repository", app.repository(), shown)?;
@@ -28,16 +42,24 @@ pub(super) fn check(app: &App, server: &ServerConfig, lines: &mut Lines) -> Opti
     if let Some(mut backups) = lines.result("catalog", backups, |_| None) {
         // What became of a clone says nothing about how safe the server is.
         backups.retain(Backup::is_of_server);
-        complete_backup(server, &backups, lines);
+        lines.extend(backups::findings(&backups::Facts {
+            server: server.name.as_str(),
+            backups: &backups,
+            limits: &server.limits,
+            minimum_redundancy: server.minimum_redundancy,
+            now: SystemTime::now().into(),
+        }));
         waiting(&repository, &backups, lines);
         failed(&backups, lines);
         checksums(server, &backups, lines);
-        gaps(&repository, server, lines);
-        minimal(&repository, server, lines);
-        version(&repository, server, lines);
     }
+    let timelines = timelines(&repository, server, lines);
+    version(&repository, server, lines);
     quarantine(&repository, server, lines);
-    Some(repository)
+    Some(Stored {
+        repository,
+        timelines,
+    })
 }
 
 fn writable(path: &Path) -> Result<(), Error> {
@@ -85,24 +107,6 @@ fn free_space(path: &Path, lines: &mut Lines) {
             }
         }
         Err(error) => lines.failed(NAME, io::Error::from(error).to_string()),
-    }
-}
-
-fn complete_backup(server: &ServerConfig, backups: &[Backup], lines: &mut Lines) {
-    const NAME: &str = "complete backup";
-    let done: Vec<&Backup> = backups
-        .iter()
-        .filter(|backup| backup.status == BackupStatus::Done)
-        .collect();
-    match done.last() {
-        Some(last) => lines.ok(
-            NAME,
-            format!("{}, the last is {}", output::count(done.len(), "backup"), last.id),
-        ),
-        None => lines.failed(
-            NAME,
-            format!("there is none: 'barmanfs backup {}' takes one", server.name),
-        ),
     }
 }
 
@@ -162,25 +166,17 @@ fn checksums(server: &ServerConfig, backups: &[Backup], lines: &mut Lines) {
     }
 }
 
-/// What lies behind a gap cannot be recovered, up to the next backup.
-fn gaps(repository: &Repository, server: &ServerConfig, lines: &mut Lines) {
-    const NAME: &str = "WAL without gaps";
-    match timeline::gaps_that_matter(repository, &server.name) {
-        Ok(gaps) => match gaps.last() {
-            None => lines.ok(NAME, None),
-            Some(gap) => {
-                let advice = match gap.backup_after {
-                    None => format!("; take a backup now, and see 'barmanfs timeline {}'", server.name),
-                    Some(_) => format!("; see 'barmanfs timeline {}'", server.name),
-                };
-                let count = output::count(gaps.len(), "gap");
-                lines.failed(
-                    NAME,
-                    format!("{count}, the last: nothing {}{advice}", timeline::lost(gap)),
-                );
-            }
-        },
-        Err(error) => lines.failed(NAME, error.to_string()),
+fn timelines(repository: &Repository, server: &ServerConfig, lines: &mut Lines) -> Option<TimelineReport> {
+    match repository.timelines(&server.name) {
+        Ok(report) => {
+            gaps(&report, server, lines);
+            minimal(&report, lines);
+            Some(report)
+        }
+        Err(error) => {
+            lines.failed(GAPS, Error::from(error).to_string());
+            None
+        }
     }
 }
 
@@ -208,24 +204,36 @@ fn version(repository: &Repository, server: &ServerConfig, lines: &mut Lines) {
 }
 
 /// No recovery gets past a start with wal_level = minimal: what lies behind it needs a new backup.
-fn minimal(repository: &Repository, server: &ServerConfig, lines: &mut Lines) {
+fn minimal(report: &TimelineReport, lines: &mut Lines) {
     const NAME: &str = "wal_level of the archived WAL";
-    match repository.timelines(&server.name) {
-        Ok(report) => {
-            let matters = |stretch: &&MinimalStretch| stretch.matters() && stretch.backup_after.is_none();
-            match report.minimal.iter().rfind(matters) {
-                None => lines.ok(NAME, None),
-                Some(stretch) => lines.failed(
-                    NAME,
-                    format!(
-                        "nothing can be recovered {}; take a backup now",
-                        timeline::behind(stretch)
-                    ),
-                ),
-            }
-        }
-        Err(error) => lines.failed(NAME, Error::from(error).to_string()),
+    let matters = |stretch: &&MinimalStretch| stretch.matters() && stretch.backup_after.is_none();
+    match report.minimal.iter().rfind(matters) {
+        None => lines.ok(NAME, None),
+        Some(stretch) => lines.failed(
+            NAME,
+            format!(
+                "nothing can be recovered {}; take a backup now",
+                timeline::behind(stretch)
+            ),
+        ),
     }
+}
+
+/// What lies behind a gap cannot be recovered, up to the next backup.
+fn gaps(report: &TimelineReport, server: &ServerConfig, lines: &mut Lines) {
+    let gaps: Vec<&Gap> = report.gaps.iter().filter(|gap| gap.matters()).collect();
+    let Some(gap) = gaps.last() else {
+        return lines.ok(GAPS, None);
+    };
+    let advice = match gap.backup_after {
+        None => format!("; take a backup now, and see 'barmanfs timeline {}'", server.name),
+        Some(_) => format!("; see 'barmanfs timeline {}'", server.name),
+    };
+    let count = output::count(gaps.len(), "gap");
+    lines.failed(
+        GAPS,
+        format!("{count}, the last: nothing {}{advice}", timeline::lost(gap)),
+    );
 }
 
 fn quarantine(repository: &Repository, server: &ServerConfig, lines: &mut Lines) {

@@ -2,7 +2,9 @@
 
 use barmanfs_catalog::Repository;
 
-use super::{Lines, archiving, streaming};
+use super::arrival::{self, Asked};
+use super::repository::Stored;
+use super::{Context, Lines, streaming};
 use crate::backup;
 use crate::config::ServerConfig;
 use crate::error::Error;
@@ -10,7 +12,9 @@ use crate::postgres::{Connection, Conninfo, Environment, Mode};
 use crate::versions;
 
 /// Connects in both ways and asks.
-pub(super) fn check(repository: Option<&Repository>, server: &ServerConfig, lines: &mut Lines) {
+pub(super) fn check(context: &Context<'_>, stored: Option<&Stored>, lines: &mut Lines) {
+    let server = context.server;
+    let repository = stored.map(|stored| &stored.repository);
     let sql = server.conninfo.as_ref().map(|conninfo| {
         let conninfo = Conninfo::parse(conninfo.expose(), &Environment::new(std::env::vars_os()))?;
         Connection::connect(&conninfo, Mode::Sql).map_err(Error::from)
@@ -27,13 +31,23 @@ pub(super) fn check(repository: Option<&Repository>, server: &ServerConfig, line
     if let Some(unknown) = versions::unknown(cluster.version) {
         lines.failed("PostgreSQL's version is known", unknown);
     }
-    system_id(repository, server, &cluster, lines);
+    let same_cluster = system_id(repository, server, &cluster, lines);
     let slot = streaming.create_temporary_slot(&format!("barmanfs_check_{}", std::process::id()));
     lines.result("temporary replication slot", slot.map_err(Error::from), |()| None);
     if server.streaming_archiver {
         streaming::check(repository, server, &mut streaming, sql.as_mut(), lines);
     }
-    archiving::check(repository, server, &cluster, &mut streaming, sql.as_mut(), lines);
+    let mut asked = Asked {
+        invocation: &context.invocation,
+        // What is stored of another cluster says nothing about this one.
+        repository: repository.filter(|_| same_cluster),
+        timelines: stored.and_then(|stored| stored.timelines.as_ref()),
+        server,
+        cluster: &cluster,
+        streaming: &mut streaming,
+        sql: sql.as_mut(),
+    };
+    arrival::check(&mut asked, lines);
 }
 
 fn target(connection: &Connection) -> Option<String> {
@@ -50,11 +64,17 @@ fn system_id(
     server: &ServerConfig,
     cluster: &backup::ServerSettings,
     lines: &mut Lines,
-) {
+) -> bool {
     const NAME: &str = "system identifier";
     match repository.map(|repository| repository.system_id(&server.name)) {
-        None | Some(Ok(None)) => lines.ok(NAME, format!("{}, nothing stored of it yet", cluster.system_id)),
-        Some(Ok(Some(known))) if known == cluster.system_id => lines.ok(NAME, known.to_string()),
+        None | Some(Ok(None)) => {
+            lines.ok(NAME, format!("{}, nothing stored of it yet", cluster.system_id));
+            return true;
+        }
+        Some(Ok(Some(known))) if known == cluster.system_id => {
+            lines.ok(NAME, known.to_string());
+            return true;
+        }
         Some(Ok(Some(known))) => lines.failed(
             NAME,
             format!(
@@ -64,4 +84,5 @@ fn system_id(
         ),
         Some(Err(error)) => lines.failed(NAME, Error::from(error).to_string()),
     }
+    false
 }

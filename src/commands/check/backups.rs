@@ -1,0 +1,243 @@
+//! Is there a backup, is it recent, and is it large enough? Facts in, lines out.
+
+use std::time::Duration;
+
+use barmanfs_catalog::{Backup, BackupStatus};
+use barmanfs_pg::TimestampMicros;
+
+use super::lines::Line;
+use crate::config::Limits;
+use crate::output;
+
+const COMPLETE: &str = "complete backup";
+const AGE: &str = "backup maximum age";
+const SIZE: &str = "backup minimum size";
+const REDUNDANCY: &str = "minimum redundancy requirements";
+
+/// Intervals between backups that say what is usual.
+const RECENT: usize = 10;
+/// Fewer say nothing: backups taken by hand one after the other are no habit.
+const INTERVALS_MIN: usize = 2;
+/// The interval that is taken for usual where there are too few backups to know.
+const ASSUMED_SECONDS: u64 = 7 * 24 * 3600;
+/// No habit is that short.
+const SHORTEST_SECONDS: u64 = 1800;
+
+/// What the rules decide by.
+#[derive(Debug)]
+pub(super) struct Facts<'a> {
+    /// The server's name.
+    pub(super) server: &'a str,
+    /// Its own backups, oldest first.
+    pub(super) backups: &'a [Backup],
+    /// The configuration.
+    pub(super) limits: &'a Limits,
+    /// `minimum_redundancy`
+    pub(super) minimum_redundancy: usize,
+    /// This host's clock, by which backups have their times.
+    pub(super) now: TimestampMicros,
+}
+
+/// All lines about complete backups.
+pub(super) fn findings(facts: &Facts<'_>) -> Vec<Line> {
+    let done: Vec<&Backup> = facts
+        .backups
+        .iter()
+        .filter(|backup| backup.status == BackupStatus::Done)
+        .collect();
+    let mut lines = vec![complete(facts, &done)];
+    lines.extend(age(facts, &done));
+    lines.extend(size(facts, &done));
+    lines.extend(redundancy(facts, done.len()));
+    lines
+}
+
+fn complete(facts: &Facts<'_>, done: &[&Backup]) -> Line {
+    match done.last() {
+        Some(last) => Line::ok(
+            COMPLETE,
+            format!("{}, the last is {}", output::count(done.len(), "backup"), last.id),
+        ),
+        None => Line::failed(
+            COMPLETE,
+            format!("there is none: 'barmanfs backup {}' takes one", facts.server),
+        ),
+    }
+}
+
+fn age(facts: &Facts<'_>, done: &[&Backup]) -> Option<Line> {
+    let Some(last) = done.last() else {
+        let limit = facts.limits.backup_age.as_ref()?;
+        return Some(Line::failed(
+            AGE,
+            format!("interval provided: {limit}, and there is no complete backup"),
+        ));
+    };
+    let age = seconds_between(last.end_time.unwrap_or(last.begin_time), facts.now);
+    let shown = output::duration(Duration::from_secs(age));
+    let remedy = format!(
+        "take one with 'barmanfs backup {}', and see why none was taken",
+        facts.server
+    );
+    if let Some(limit) = &facts.limits.backup_age {
+        let text = format!("interval provided: {limit}, latest backup age: {shown}");
+        return Some(match age > limit.seconds {
+            true => Line::failed(AGE, format!("{text}: {remedy}")),
+            false => Line::ok(AGE, text),
+        });
+    }
+    let usual = usual_interval(done);
+    let interval = usual.unwrap_or(ASSUMED_SECONDS).max(SHORTEST_SECONDS);
+    if age <= interval.saturating_mul(2) {
+        return Some(Line::ok(AGE, format!("latest backup age: {shown}")));
+    }
+    let why = match usual {
+        Some(usual) => format!(
+            "usual between two are {}",
+            output::duration(Duration::from_secs(usual))
+        ),
+        None => "there are too few to know how often they are usual".to_owned(),
+    };
+    Some(Line::warning(
+        AGE,
+        format!("latest backup age: {shown}, and {why}: {remedy}; last_backup_maximum_age sets a limit"),
+    ))
+}
+
+/// The median of the last intervals between backups, in seconds; none where there are too few.
+fn usual_interval(done: &[&Backup]) -> Option<u64> {
+    let mut intervals: Vec<u64> = done
+        .windows(2)
+        .rev()
+        .take(RECENT)
+        .filter_map(|pair| {
+            let [before, after] = pair else { return None };
+            Some(seconds_between(before.begin_time, after.begin_time))
+        })
+        .collect();
+    if intervals.len() < INTERVALS_MIN {
+        return None;
+    }
+    intervals.sort_unstable();
+    intervals.get(intervals.len() / 2).copied()
+}
+
+fn seconds_between(from: TimestampMicros, to: TimestampMicros) -> u64 {
+    let micros = to.unix_micros().saturating_sub(from.unix_micros());
+    u64::try_from(micros).unwrap_or_default() / 1_000_000
+}
+
+fn size(facts: &Facts<'_>, done: &[&Backup]) -> Option<Line> {
+    let limit = facts.limits.backup_size?;
+    let Some(last) = done.last() else {
+        return Some(Line::failed(SIZE, "there is no complete backup"));
+    };
+    let (size, least) = (output::bytes(last.logical_bytes), output::bytes(limit));
+    Some(if last.logical_bytes < limit {
+        Line::failed(
+            SIZE,
+            format!(
+                "last backup size {size} < {least} minimum: look into {} before older ones are deleted",
+                last.id
+            ),
+        )
+    } else {
+        Line::ok(SIZE, format!("last backup size {size} > {least} minimum"))
+    })
+}
+
+fn redundancy(facts: &Facts<'_>, done: usize) -> Option<Line> {
+    let least = facts.minimum_redundancy;
+    if least == 0 {
+        return None;
+    }
+    let text = format!(
+        "have {}, expected at least {least}",
+        output::count(done, "backup")
+    );
+    Some(match done < least {
+        true => Line::failed(REDUNDANCY, text),
+        false => Line::ok(REDUNDANCY, text),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::check::lines::Level;
+    use crate::commands::list_backups::tests::backup;
+    use crate::config::tests::limits;
+
+    const HOUR: i64 = 3600;
+    const DAY: i64 = 24 * HOUR;
+
+    /// Complete backups that ended so many seconds ago.
+    fn taken(ago: &[i64]) -> Vec<Backup> {
+        let one = |ago: &i64| {
+            let mut backup = backup(BackupStatus::Done);
+            backup.begin_time = TimestampMicros::from_unix_seconds(1_000_000_000 - ago);
+            backup.end_time = Some(backup.begin_time);
+            backup
+        };
+        ago.iter().map(one).collect()
+    }
+
+    fn found(backups: &[Backup], lines: &str) -> Vec<(&'static str, Level)> {
+        let (limits, minimum_redundancy) = limits(lines);
+        let facts = Facts {
+            server: "main",
+            backups,
+            limits: &limits,
+            minimum_redundancy,
+            now: TimestampMicros::from_unix_seconds(1_000_000_000),
+        };
+        let bad = findings(&facts)
+            .into_iter()
+            .filter(|line| line.level != Level::Ok);
+        bad.map(|line| (line.name, line.level)).collect()
+    }
+
+    #[test]
+    fn a_month_without_a_backup_is_seen_without_any_key() {
+        let daily: Vec<i64> = (0..12).rev().map(|day| day * DAY).collect();
+        assert_eq!(found(&taken(&daily), ""), []);
+        let shifted = |by: i64| taken(&daily.iter().map(|ago| ago + by).collect::<Vec<_>>());
+        assert_eq!(found(&shifted(2 * DAY), ""), []);
+        assert_eq!(found(&shifted(2 * DAY + 1), ""), [(AGE, Level::Warning)]);
+        assert_eq!(found(&shifted(31 * DAY), ""), [(AGE, Level::Warning)]);
+        // One pause is no habit, nor is the first backup.
+        assert_eq!(
+            found(&taken(&[40 * DAY, 39 * DAY, 3 * DAY, 2 * DAY, DAY]), ""),
+            []
+        );
+        assert_eq!(found(&taken(&[13 * DAY]), ""), []);
+        assert_eq!(found(&taken(&[31 * DAY]), ""), [(AGE, Level::Warning)]);
+        // Several by hand.
+        assert_eq!(found(&taken(&[HOUR, HOUR - 10, HOUR - 20]), ""), []);
+    }
+
+    #[test]
+    fn limits_are_kept() {
+        let backups = taken(&[3 * DAY, 2 * DAY]);
+        assert_eq!(found(&backups, "last_backup_maximum_age = 2 DAYS"), []);
+        assert_eq!(
+            found(&backups, "last_backup_maximum_age = 47 HOURS"),
+            [(AGE, Level::Failed)]
+        );
+        assert_eq!(found(&backups, "last_backup_minimum_size = 3Gi"), []);
+        assert_eq!(
+            found(&backups, "last_backup_minimum_size = 4G"),
+            [(SIZE, Level::Failed)]
+        );
+        assert_eq!(found(&backups, "minimum_redundancy = 2"), []);
+        assert_eq!(
+            found(&backups, "minimum_redundancy = 3"),
+            [(REDUNDANCY, Level::Failed)]
+        );
+        assert_eq!(found(&[], ""), [(COMPLETE, Level::Failed)]);
+        assert_eq!(
+            found(&[], "last_backup_maximum_age = 1 DAY"),
+            [(COMPLETE, Level::Failed), (AGE, Level::Failed)]
+        );
+    }
+}

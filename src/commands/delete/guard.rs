@@ -1,0 +1,172 @@
+//! Which deletions are refused: facts in, a reason out.
+
+use barmanfs_catalog::{Backup, BackupStatus, CloneName};
+
+use super::remains::{Place, Remains, shown};
+use crate::error::Error;
+
+/// What is asked for, and what it would lead to.
+#[derive(Debug)]
+pub(super) struct Asked<'a> {
+    pub(super) server: &'a str,
+    pub(super) backups: &'a [Backup],
+    pub(super) before: &'a Remains,
+    pub(super) after: &'a Remains,
+    pub(super) clones: &'a [CloneName],
+    /// Complete backups that must stay: `minimum_redundancy`.
+    pub(super) minimum: usize,
+    pub(super) force: bool,
+}
+
+/// Why these backups may not be deleted. `--force` overrides all but `minimum_redundancy`, which a person has set.
+pub(super) fn refusal(asked: &Asked<'_>) -> Option<Error> {
+    // What nothing can be recovered from takes nothing away.
+    let takes_away = asked
+        .backups
+        .iter()
+        .any(|backup| backup.status == BackupStatus::Done && backup.is_of_server());
+    if takes_away {
+        if asked.after.done < asked.minimum {
+            return Some(too_few(asked));
+        }
+        if !asked.force && asked.after.done == 0 {
+            return Some(last_one(asked));
+        }
+        if !asked.force && loses_the_newest(asked.before.newest.as_ref(), asked.after.newest.as_ref()) {
+            return Some(newest_lost(asked));
+        }
+    }
+    (!asked.force && !asked.clones.is_empty()).then(|| {
+        Error::failed(format!(
+            "Not deleting {} of server {}{}",
+            ids(asked.backups),
+            asked.server,
+            stood_on(asked)
+        ))
+        .hint("With --force it is deleted, and the clones keep what they need")
+    })
+}
+
+/// The clones, for the end of a reason: who forces a deletion for another reason knows of them.
+fn stood_on(asked: &Asked<'_>) -> String {
+    if asked.clones.is_empty() {
+        return String::new();
+    }
+    let names: Vec<&str> = asked.clones.iter().map(CloneName::as_str).collect();
+    format!(": clones stand on it: {}", names.join(", "))
+}
+
+fn too_few(asked: &Asked<'_>) -> Error {
+    Error::failed(format!(
+        "Not deleting {} of server {}: minimum_redundancy is {}, and {} complete would be left",
+        ids(asked.backups),
+        asked.server,
+        asked.minimum,
+        asked.after.done
+    ))
+    .hint("Take a backup first, or lower minimum_redundancy in the configuration")
+}
+
+fn last_one(asked: &Asked<'_>) -> Error {
+    Error::failed(format!(
+        "Not deleting {} of server {}: no complete backup would be left, and nothing could be recovered. Now it can be, up \
+         to {}{}",
+        ids(asked.backups),
+        asked.server,
+        shown(asked.before.newest.as_ref()),
+        stood_on(asked)
+    ))
+    .hint(format!(
+        "Take another one first ('barmanfs backup {}'), or give all that up with --force",
+        asked.server
+    ))
+}
+
+fn newest_lost(asked: &Asked<'_>) -> Error {
+    Error::failed(format!(
+        "Not deleting {} of server {}: what is newest depends on it. It could be recovered up to {} only, and not up to {}{}",
+        ids(asked.backups),
+        asked.server,
+        shown(asked.after.newest.as_ref()),
+        shown(asked.before.newest.as_ref()),
+        stood_on(asked)
+    ))
+    .hint(format!(
+        "Take another one first ('barmanfs backup {}'), or give that up with --force",
+        asked.server
+    ))
+}
+
+/// Whether less of the server's history can be recovered at its end.
+fn loses_the_newest(before: Option<&Place>, after: Option<&Place>) -> bool {
+    match (before, after) {
+        (Some(before), Some(after)) => {
+            after.timeline < before.timeline || after.timeline == before.timeline && after.lsn < before.lsn
+        }
+        (Some(_), None) => true,
+        (None, _) => false,
+    }
+}
+
+fn ids(backups: &[Backup]) -> String {
+    let ids: Vec<String> = backups.iter().map(|backup| backup.id.to_string()).collect();
+    format!("backup {}", ids.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::list_backups::tests::backup;
+    use barmanfs_pg::{Lsn, TimelineId};
+
+    fn remains(done: usize, newest: Option<(u32, u64)>) -> Remains {
+        Remains {
+            done,
+            earliest: None,
+            newest: newest.map(|(timeline, lsn)| Place {
+                time: None,
+                timeline: TimelineId(timeline),
+                lsn: Lsn(lsn),
+                backup: "20261120T101500".to_owned(),
+            }),
+        }
+    }
+
+    fn refused(status: BackupStatus, after: &Remains, minimum: usize, force: bool) -> Option<String> {
+        refusal(&Asked {
+            server: "main",
+            backups: &[backup(status)],
+            before: &remains(2, Some((2, 100))),
+            after,
+            clones: &[],
+            minimum,
+            force,
+        })
+        .map(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_takes_away_the_last_of_something_is_refused_without_force() {
+        let done = BackupStatus::Done;
+        assert_eq!(refused(done, &remains(1, Some((2, 100))), 0, false), None);
+        for (after, why) in [
+            (remains(0, None), "no complete backup would be left"),
+            (remains(1, Some((2, 99))), "depends on it"),
+            (remains(1, Some((1, 500))), "depends on it"),
+        ] {
+            assert!(refused(done, &after, 0, false).unwrap().contains(why), "{why}");
+            assert_eq!(refused(done, &after, 0, true), None);
+        }
+        assert_eq!(refused(BackupStatus::Failed, &remains(0, None), 5, false), None);
+    }
+
+    #[test]
+    fn a_minimum_that_was_set_holds_with_force_too() {
+        let after = remains(1, Some((2, 100)));
+        for force in [false, true] {
+            let why = refused(BackupStatus::Done, &after, 2, force).unwrap();
+            assert!(why.contains("minimum_redundancy is 2"), "{why}");
+        }
+        assert_eq!(refused(BackupStatus::Done, &after, 1, false), None);
+    }
+}

@@ -1,0 +1,97 @@
+//! What can be recovered with a set of backups.
+
+use barmanfs_catalog::recovery::{Target, TargetSpec};
+use barmanfs_catalog::{Backup, BackupStatus, Repository, ServerName};
+use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
+use serde::Serialize;
+
+use crate::error::Error;
+
+/// What can be recovered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Remains {
+    /// Complete backups of the server, with their WAL.
+    pub(super) done: usize,
+    /// The end of the first of them.
+    pub(super) earliest: Option<Place>,
+    /// The end of what can be replayed on any of them.
+    pub(super) newest: Option<Place>,
+}
+
+/// A place in the server's history.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Place {
+    /// The last commit or abort up to there, where it is known.
+    pub(super) time: Option<TimestampMicros>,
+    /// Where.
+    pub(super) timeline: TimelineId,
+    /// Where.
+    pub(super) lsn: Lsn,
+    /// From which backup.
+    pub(super) backup: String,
+}
+
+impl Remains {
+    /// With these backups and the WAL there is.
+    pub(super) fn find(
+        repository: &Repository,
+        server: &ServerName,
+        backups: &[&Backup],
+    ) -> Result<Self, Error> {
+        let done: Vec<&Backup> = backups
+            .iter()
+            .filter(|backup| backup.status == BackupStatus::Done && backup.is_of_server())
+            .copied()
+            .collect();
+        let mut newest = None;
+        // From the newest, as a recovery would be tried.
+        for backup in done.iter().rev() {
+            newest = reach(repository, server, backup)?;
+            if newest.is_some() {
+                break;
+            }
+        }
+        let first = done.iter().min_by_key(|backup| backup.id);
+        Ok(Self {
+            done: done.len(),
+            earliest: first.and_then(|backup| {
+                Some(Place {
+                    time: backup.end_time,
+                    timeline: backup.timeline?,
+                    lsn: backup.stop_lsn?,
+                    backup: backup.id.to_string(),
+                })
+            }),
+            newest,
+        })
+    }
+}
+
+/// How far `now` leads from this backup.
+fn reach(repository: &Repository, server: &ServerName, backup: &Backup) -> Result<Option<Place>, Error> {
+    let spec = TargetSpec {
+        backup: Some(backup.id),
+        ..Target::Now.into()
+    };
+    let plan = repository.plan(server, &spec)?.ok();
+    Ok(plan.map(|plan| Place {
+        time: plan.reaches.or(plan.backup.end_time),
+        timeline: plan.timeline,
+        lsn: plan.path.last().and_then(|span| span.to).unwrap_or_default(),
+        backup: backup.id.to_string(),
+    }))
+}
+
+/// For a line.
+pub(super) fn shown(place: Option<&Place>) -> String {
+    place.map_or_else(
+        || "nothing".to_owned(),
+        |place| {
+            let time = place.time.map(|time| format!("{time}, ")).unwrap_or_default();
+            format!(
+                "{time}LSN {} on timeline {}, from backup {}",
+                place.lsn, place.timeline, place.backup
+            )
+        },
+    )
+}

@@ -1,0 +1,92 @@
+//! How this program is called from elsewhere: by PostgreSQL, by cron, by a service. None of them has a shell's `PATH`.
+
+use std::path::{Path, PathBuf};
+
+/// Where the README installs it; named where its own place cannot be told.
+const INSTALLED: &str = "/usr/local/bin/barmanfs";
+
+/// The words that call this program with the configuration it was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Invocation {
+    program: PathBuf,
+    config: Option<PathBuf>,
+}
+
+impl Invocation {
+    /// The running program. `config` is the file the command line named, if it named one.
+    pub(crate) fn current(config: Option<&Path>) -> Self {
+        // A program that was replaced while it runs has no place of its own any more.
+        let own = std::env::current_exe().ok().filter(|path| path.exists());
+        Self {
+            program: own.unwrap_or_else(|| INSTALLED.into()),
+            config: config.map(|path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned())),
+        }
+    }
+
+    /// The words for a shell: `/usr/local/bin/barmanfs -c /etc/other.conf ARGUMENTS`.
+    pub(crate) fn with(&self, arguments: &str) -> String {
+        let mut line = quoted(&self.program);
+        if let Some(config) = &self.config {
+            line += " -c ";
+            line += &quoted(config);
+        }
+        format!("{line} {arguments}")
+    }
+
+    /// The line of `postgresql.conf` that archives as `server`.
+    pub(crate) fn archive_command(&self, server: &str) -> String {
+        // A quote is doubled inside the quotes of a setting, and a percent sign would be a placeholder.
+        let command = self.with(&format!("wal-archive {server} "));
+        let command = command.replace('\'', "''").replace('%', "%%");
+        format!("archive_command = '{command}%p'")
+    }
+}
+
+/// For a shell; plain where nothing in it means anything to one.
+fn quoted(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+@:,=".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        text.into_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_for_elsewhere_has_absolute_paths_and_is_quoted() {
+        let plain = Invocation {
+            program: "/usr/local/bin/barmanfs".into(),
+            config: None,
+        };
+        assert_eq!(
+            plain.archive_command("main"),
+            "archive_command = '/usr/local/bin/barmanfs wal-archive main %p'"
+        );
+        let strange = Invocation {
+            program: "/opt/my tools/barmanfs".into(),
+            config: Some("/etc/100%/b.conf".into()),
+        };
+        assert_eq!(
+            strange.with("check main"),
+            "'/opt/my tools/barmanfs' -c '/etc/100%/b.conf' check main"
+        );
+        assert_eq!(
+            strange.archive_command("main"),
+            "archive_command = '''/opt/my tools/barmanfs'' -c ''/etc/100%%/b.conf'' wal-archive main %p'"
+        );
+    }
+
+    #[test]
+    fn a_relative_configuration_is_made_absolute() {
+        let line = Invocation::current(Some(Path::new("b.conf"))).with("version");
+        assert!(
+            line.starts_with('/') && line.contains("/b.conf version"),
+            "{line}"
+        );
+    }
+}

@@ -1,0 +1,288 @@
+//! Green means well. The kind: a check believes somebody's word (the server's that it archived, an exit code, a setting
+//! that is there) and holds it against nothing, so that WAL is lost for weeks under a row of OKs. Here the server's
+//! words, its LSN and its clock are held against what the archive has.
+
+use crate::common::load::fill;
+use crate::common::process::until;
+use crate::common::registry::topic;
+use crate::common::{Install, PgServer, Site};
+use serde_json::Value;
+use std::time::Duration;
+
+topic! {
+    with_postgres a_command_that_keeps_nothing_is_seen_before_the_next_segment,
+    with_postgres a_promotion_that_the_archive_does_not_know_is_seen,
+    with_postgres a_stream_that_does_not_run_is_missed_by_segment,
+    once what_the_server_says_it_archived_must_be_here_after_a_minute,
+    once a_command_is_held_against_this_server,
+    once an_idle_server_raises_no_alarm,
+}
+
+/// A server with small segments, archiving, with a backup; its checks are all fine.
+fn green_site(install: &'static Install) -> (Site, PgServer) {
+    let (site, server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
+    // So that nothing is removed behind a test's back.
+    server.query("ALTER SYSTEM SET wal_keep_size = '1GB'");
+    server.query("SELECT pg_reload_conf()");
+    server.archive_current_segment();
+    site.backup();
+    server.archive_current_segment();
+    let run = site.barmanfs(&["check", "main"]).ok();
+    assert!(!run.all().contains("WARNING"), "{run}");
+    site.barmanfs(&["check", "main", "--nagios"])
+        .ok()
+        .says(&["BARMANFS OK"]);
+    (site, server)
+}
+
+fn set_archive_command(server: &PgServer, command: &str) {
+    server.query(&format!("ALTER SYSTEM SET archive_command = '{command}'"));
+    server.query("SELECT pg_reload_conf()");
+    until("the setting is in force", || {
+        server.query("SHOW archive_command") == command
+    });
+    // The archiver has read it, too, when it has ended a round.
+    std::thread::sleep(Duration::from_secs(1));
+}
+
+/// Completes segments; their names.
+fn complete_segments(server: &PgServer, count: usize) -> Vec<String> {
+    (0..count)
+        .map(|_| {
+            server.query(
+                "CREATE TABLE IF NOT EXISTS filler (n int); INSERT INTO filler SELECT generate_series(1, 100)",
+            );
+            server.query("SELECT pg_walfile_name(pg_switch_wal())")
+        })
+        .collect()
+}
+
+/// Lets the server's files look as old as they would be after some minutes.
+fn grow_old(site: &Site, server: &PgServer) {
+    let pg_wal = server.data.join("pg_wal");
+    site.sh(&format!(
+        "find '{}' -type f -exec touch -d '10 minutes ago' {{}} +",
+        pg_wal.display()
+    ))
+    .ok();
+}
+
+fn wait_until_done(server: &PgServer, name: &str) {
+    until("the server takes it for archived", || {
+        server.query(&format!(
+            "SELECT coalesce(last_archived_wal >= '{name}', false) FROM pg_stat_archiver"
+        )) == "t"
+    });
+}
+
+/// The check's line of this name, from its JSON.
+#[track_caller]
+fn line(site: &Site, name: &str) -> Value {
+    let run = site.barmanfs(&["check", "main", "--json"]);
+    let told: Value = serde_json::from_slice(&run.stdout).unwrap_or_else(|error| panic!("{error}: {run}"));
+    let servers = told.get("servers").unwrap_or(&told);
+    let lines = servers[0]["checks"].as_array().expect("checks").clone();
+    lines
+        .into_iter()
+        .find(|line| line["name"] == name)
+        .unwrap_or_else(|| panic!("No line '{name}': {run}"))
+}
+
+#[track_caller]
+fn assert_line(site: &Site, name: &str, status: &str, words: &[&str]) {
+    let line = line(site, name);
+    let hint = line["hint"].as_str().unwrap_or_default();
+    assert!(
+        line["status"] == status && words.iter().all(|word| hint.contains(word)),
+        "Not {status} with {words:?}: {line}"
+    );
+}
+
+fn a_command_that_keeps_nothing_is_seen_before_the_next_segment(install: &'static Install) {
+    let (site, mut server) = green_site(install);
+    set_archive_command(&server, "/bin/true");
+    let lost = complete_segments(&server, 9);
+    wait_until_done(&server, &lost[8]);
+    // In the first minute they may be on their way; that the command is another one is seen at once.
+    site.barmanfs(&["check", "main", "--nagios"])
+        .refused(1)
+        .says(&["BARMANFS WARNING", "archive_command"]);
+    assert_line(
+        &site,
+        "archive_command",
+        "WARNING",
+        &["/bin/true", "wal-archive main %p"],
+    );
+
+    grow_old(&site, &server);
+    let run = site.barmanfs(&["check", "main"]).refused(3);
+    run.says(&[
+        "continuous archiving: FAILED",
+        &lost[0],
+        &lost[8],
+        "9 segments",
+        "by hand",
+    ]);
+    site.barmanfs(&["check", "main", "--nagios"])
+        .refused(2)
+        .says(&["BARMANFS CRITICAL", "continuous archiving"]);
+    // What the server counts outlives it.
+    server.stop("fast");
+    server.start();
+    grow_old(&site, &server);
+    assert_line(&site, "continuous archiving", "FAILED", &[&lost[0]]);
+
+    // The remedy is one.
+    set_archive_command(&server, &site.archive_command());
+    for name in &lost {
+        let path = server.data.join("pg_wal").join(name);
+        site.ok(&["wal-archive", "main", &path.display().to_string()]);
+    }
+    server.archive_current_segment();
+    site.barmanfs(&["check", "main"]).ok();
+
+    // What the server has removed meanwhile comes never.
+    set_archive_command(&server, "/bin/true");
+    let lost = complete_segments(&server, 3);
+    wait_until_done(&server, &lost[2]);
+    std::fs::remove_file(server.data.join("pg_wal").join(&lost[1])).unwrap();
+    assert_line(
+        &site,
+        "continuous archiving",
+        "FAILED",
+        &["has removed 1", "take a backup now"],
+    );
+    set_archive_command(&server, &site.archive_command());
+    site.backup();
+    server.archive_current_segment();
+    let state = line(&site, "continuous archiving");
+    assert_eq!(
+        state["status"], "OK",
+        "From the new backup on all is here: {state}"
+    );
+}
+
+fn a_promotion_that_the_archive_does_not_know_is_seen(install: &'static Install) {
+    let (site, mut server) = green_site(install);
+    set_archive_command(&server, "/bin/true");
+    server.stop("fast");
+    server.configure("restore_command = 'false'");
+    site.write_file("main/recovery.signal", b"");
+    server.start();
+    server.wait_until_promoted();
+    let history = server.data.join("pg_wal/archive_status/00000002.history.done");
+    until("the history is taken for archived", || history.exists());
+    grow_old(&site, &server);
+    assert_line(
+        &site,
+        "timeline",
+        "FAILED",
+        &["timeline 2", "00000002.history", "by hand"],
+    );
+    set_archive_command(&server, &site.archive_command());
+    let history = server.data.join("pg_wal/00000002.history");
+    site.ok(&["wal-archive", "main", &history.display().to_string()]);
+    assert_line(&site, "timeline", "OK", &["2"]);
+    server.archive_current_segment();
+    let lost = complete_segments(&server, 1);
+    until("it is archived", || {
+        line(&site, "continuous archiving")["hint"]
+            .as_str()
+            .is_some_and(|hint| hint.contains(&lost[0]))
+    });
+}
+
+fn a_stream_that_does_not_run_is_missed_by_segment(install: &'static Install) {
+    let site = Site::with_repository();
+    let mut server = PgServer::init(install, &site.path("main"), &["--wal-segsize=1"]);
+    server.configure("wal_keep_size = '1GB'");
+    site.write_config_of(
+        &server,
+        "archiver = off\nstreaming_archiver = on\nslot_name = barmanfs\ncreate_slot = auto\n",
+    );
+    server.start();
+    let mut receiver = site.spawn(&["receive-wal", "main"]);
+    until("it streams", || {
+        server.query("SELECT count(*) FROM pg_stat_replication") == "1"
+    });
+    fill(&server, 1);
+    site.backup();
+    let names = complete_segments(&server, 2);
+    until("they are archived", || {
+        line(&site, "continuous archiving")["hint"]
+            .as_str()
+            .is_some_and(|hint| hint.contains(&names[1]))
+    });
+    grow_old(&site, &server);
+    assert_line(&site, "continuous archiving", "OK", &[]);
+    receiver.kill().unwrap();
+    receiver.wait().unwrap();
+    let lost = complete_segments(&server, 2);
+    assert_line(&site, "continuous archiving", "OK", &[&lost[0], "on the way"]);
+    grow_old(&site, &server);
+    assert_line(
+        &site,
+        "continuous archiving",
+        "FAILED",
+        &[&lost[0], &lost[1], "receive-wal main"],
+    );
+}
+
+/// With a role that sees no more than everybody does.
+fn what_the_server_says_it_archived_must_be_here_after_a_minute(install: &'static Install) {
+    let (site, server) = green_site(install);
+    server.query("CREATE ROLE weak LOGIN REPLICATION");
+    let weak = server.conninfo().replace("user=postgres", "user=weak");
+    site.write_config_with(&[("main", &weak)]);
+    site.ok(&["check", "main"]);
+    set_archive_command(&server, "/bin/true");
+    let lost = complete_segments(&server, 2);
+    wait_until_done(&server, &lost[1]);
+    assert_line(&site, "archived segments", "WARNING", &[&lost[1], "not here yet"]);
+    std::thread::sleep(Duration::from_secs(61));
+    assert_line(
+        &site,
+        "archived segments",
+        "FAILED",
+        &[&lost[1], "wal-archive main %p"],
+    );
+    site.barmanfs(&["check", "main"]).refused(3).says(&[&lost[1]]);
+}
+
+fn a_command_is_held_against_this_server(install: &'static Install) {
+    let (site, server) = green_site(install);
+    let ours = site.archive_command();
+    for (command, status) in [
+        (ours.replace(" main ", " other "), "FAILED"),
+        (ours.replace("%p", "%f"), "FAILED"),
+        (format!("{ours} || true"), "WARNING"),
+        (format!("cp %p {}/%f", site.path("").display()), "WARNING"),
+        (format!("test -d / && {ours} 2>&1"), "OK"),
+    ] {
+        set_archive_command(&server, &command);
+        assert_line(&site, "archive_command", status, &[]);
+    }
+    if install.major >= 15 {
+        server.query("ALTER SYSTEM SET archive_library = 'basic_archive'");
+        server.query("ALTER SYSTEM SET archive_command = ''");
+        server.query("SELECT pg_reload_conf()");
+        until("the setting is in force", || {
+            server.query("SHOW archive_library") != ""
+        });
+        assert_line(&site, "archive_command", "WARNING", &["basic_archive"]);
+    }
+}
+
+fn an_idle_server_raises_no_alarm(install: &'static Install) {
+    let (site, server) = green_site(install);
+    // Work that does not fill a segment, and hours in which nothing happens.
+    server.query("CREATE TABLE a_little (n int)");
+    grow_old(&site, &server);
+    let run = site.barmanfs(&["check", "main"]).ok();
+    assert!(!run.all().contains("WARNING"), "{run}");
+    server.query(match install.major {
+        ..=14 => "SELECT pg_stat_reset_shared('archiver')",
+        _ => "SELECT pg_stat_reset_shared('archiver'), pg_stat_reset_shared('wal')",
+    });
+    site.ok(&["check", "main"]);
+}
