@@ -221,7 +221,7 @@ Examples:
     #[command(
         alias = "unmount",
         after_help = "\
-Returns when everything written to clones is on disk. Files that are still open can be read for a few seconds more.
+Returns when everything written to clones is on disk. A mount that somebody uses stays, and who that is is told.
 
 Examples:
   barmanfs umount /mnt/backups"
@@ -506,9 +506,13 @@ pub(crate) struct UmountArgs {
     /// The mounted directory
     #[arg(value_name = "DIR")]
     pub(crate) mount_point: PathBuf,
-    /// Even while a server runs on a clone in it, as if its machine lost power; or when the mount hangs
-    #[arg(short, long)]
+    /// Even while it is in use: what others have open fails, and a server that runs on a clone in it ends as if its machine
+    /// lost power; or when the mount hangs
+    #[arg(short, long, conflicts_with = "lazy")]
     pub(crate) force: bool,
+    /// Take it out of sight at once, and let others finish with what they have open
+    #[arg(short, long)]
+    pub(crate) lazy: bool,
 }
 
 /// `check`

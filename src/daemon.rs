@@ -5,14 +5,19 @@
 //! answers. Only then does the parent end with 0. Until then the child has the parent's standard error,
 //! so whatever goes wrong is told where the command was typed, and its exit code is handed on.
 //!
+//! What the starter had open belongs to him: a pipe that is read to its end, a lock. Nothing of it is kept.
+//!
 //! In the foreground, a service manager that waits for it is told the same: [`notify`].
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 use std::process::{Command, Stdio};
+
+use rustix::io::FdFlags;
 
 use crate::error::{Error, Outcome};
 use crate::logging;
@@ -57,11 +62,46 @@ pub(crate) fn start(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> 
     }
 }
 
-/// In the child, before anything else: leaves the terminal's session.
+/// In the child, before anything else: leaves the terminal's session, and closes what it has inherited but for the standard
+/// descriptors.
 pub(crate) fn enter_background() -> Result<(), Error> {
+    close_inherited();
     rustix::process::setsid()
         .map(drop)
         .map_err(|error| Error::failed(format!("Cannot leave the terminal's session: {error}")))
+}
+
+/// The descriptors from the first that is not a standard one on that were open before this program was started: whatever it opens
+/// itself is closed when it starts another one.
+#[allow(unsafe_code)]
+fn inherited() -> Vec<BorrowedFd<'static>> {
+    const FIRST: RawFd = 3;
+    let open = std::fs::read_dir("/proc/self/fd").into_iter().flatten();
+    open.flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok())
+        .filter(|number| *number >= FIRST)
+        // SAFETY: nothing in this process knows those that are kept, so nothing closes them but `close_inherited`; of all
+        // others only the flags are asked for, and a number that is not open any more is refused.
+        .map(|number| unsafe { BorrowedFd::borrow_raw(number) })
+        .filter(|open| rustix::io::fcntl_getfd(open).is_ok_and(|flags| !flags.contains(FdFlags::CLOEXEC)))
+        .collect()
+}
+
+#[allow(unsafe_code)]
+fn close_inherited() {
+    for open in inherited() {
+        // SAFETY: nothing in this process owns it, see `inherited`.
+        drop(unsafe { OwnedFd::from_raw_fd(open.as_raw_fd()) });
+    }
+}
+
+/// For a program that goes on when this one has ended: it gets nothing of what this one has inherited but the standard
+/// descriptors.
+pub(crate) fn keep_inherited() {
+    for open in inherited() {
+        // Refused for one that somebody else has closed meanwhile: nothing is handed on then, either.
+        let _ = rustix::io::fcntl_setfd(open, FdFlags::CLOEXEC);
+    }
 }
 
 /// In the child, once the mount answers: lets the parent go, and everything that belongs to it.

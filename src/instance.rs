@@ -191,6 +191,8 @@ impl Instance {
     fn start_on(&self, port: u16, options: &StartOptions) -> Result<Option<Running>, Error> {
         let log_before = size_bytes(&options.log);
         let control_before = control::bytes(&self.data.join(CONTROL))?;
+        // The server goes on when this program has ended, and is not to hold a lock or a pipe of who started it.
+        crate::daemon::keep_inherited();
         let ended = self
             .command("pg_ctl")
             .args(["start", "-s", "-w", "-t"])

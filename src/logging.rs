@@ -1,17 +1,24 @@
 //! Where log lines go: standard error, the configured file, or syslog.
 //!
-//! A mount in the background has no standard error any more: it switches to `log_file`, or to syslog.
+//! A mount in the background has no standard error any more: it switches to `log_file`, or to syslog. Syslog and systemd's
+//! journal keep time and severity of every line themselves: there a line does not begin with them.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use tracing::level_filters::LevelFilter;
+use tracing::{Event, Subscriber};
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::{Format, FormatEvent, FormatFields, Full, Writer};
+use tracing_subscriber::fmt::{FmtContext, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::output;
@@ -21,6 +28,8 @@ use crate::progress;
 #[derive(Debug)]
 enum Sink {
     Stderr,
+    /// Standard error, which systemd's journal reads.
+    Journal,
     File(File),
     Syslog(UnixDatagram),
     /// Nobody listens.
@@ -32,10 +41,20 @@ static SINK: Mutex<Sink> = Mutex::new(Sink::Stderr);
 /// Starts logging to standard error. Called once.
 pub(crate) fn start(level: LevelFilter) {
     let stderr = io::stderr();
+    if is_the_journals(&stderr) {
+        set(Sink::Journal);
+    }
+    let format = Format::default().with_target(level >= LevelFilter::DEBUG);
     let lines = tracing_subscriber::fmt::layer()
-        .with_target(level >= LevelFilter::DEBUG)
         .with_ansi(output::colours(&stderr))
-        .with_writer(Lines);
+        .with_writer(Lines)
+        .event_format(ForItsSink {
+            told_elsewhere: format.clone().with_level(false).without_time(),
+            // Whoever reads a terminal knows what time it is; a log file does not.
+            on_a_terminal: format.clone().without_time(),
+            full: format,
+            terminal: stderr.is_terminal(),
+        });
     // What fuser tells of every request is for those who ask for everything.
     let others = if level < LevelFilter::TRACE {
         level.min(LevelFilter::WARN)
@@ -43,12 +62,50 @@ pub(crate) fn start(level: LevelFilter) {
         level
     };
     let filter = Targets::new().with_default(level).with_target("fuser", others);
-    let log = tracing_subscriber::registry().with(filter);
-    // Whoever reads a terminal knows what time it is; a log file does not.
-    if stderr.is_terminal() {
-        log.with(lines.without_time()).init();
-    } else {
-        log.with(lines).init();
+    tracing_subscriber::registry().with(filter).with(lines).init();
+}
+
+/// Whether this stream is the one systemd says it has connected to its journal (systemd.exec(5), `JOURNAL_STREAM`).
+fn is_the_journals(stream: &impl AsFd) -> bool {
+    let Some(told) = std::env::var_os("JOURNAL_STREAM") else {
+        return false;
+    };
+    let Ok(file) = stream.as_fd().try_clone_to_owned().map(File::from) else {
+        return false;
+    };
+    file.metadata()
+        .is_ok_and(|of| told.to_string_lossy() == format!("{}:{}", of.dev(), of.ino()))
+}
+
+fn set(sink: Sink) {
+    *SINK.lock().unwrap_or_else(PoisonError::into_inner) = sink;
+}
+
+/// A line as it belongs where it goes.
+#[derive(Debug)]
+struct ForItsSink {
+    full: Format<Full>,
+    on_a_terminal: Format<Full, ()>,
+    told_elsewhere: Format<Full, ()>,
+    terminal: bool,
+}
+
+impl<S, N> FormatEvent<S, N> for ForItsSink
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, ctx: &FmtContext<'_, S, N>, writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let (elsewhere, stderr) = match &*SINK.lock().unwrap_or_else(PoisonError::into_inner) {
+            Sink::Journal | Sink::Syslog(_) => (true, false),
+            Sink::Stderr => (false, true),
+            Sink::File(_) | Sink::Nowhere => (false, false),
+        };
+        match elsewhere {
+            true => self.told_elsewhere.format_event(ctx, writer, event),
+            false if stderr && self.terminal => self.on_a_terminal.format_event(ctx, writer, event),
+            false => self.full.format_event(ctx, writer, event),
+        }
     }
 }
 
@@ -58,7 +115,7 @@ pub(crate) fn leave_stderr(file: Option<&Path>) -> io::Result<()> {
         Some(file) => Sink::File(File::options().append(true).create(true).open(file)?),
         None => syslog().map_or(Sink::Nowhere, Sink::Syslog),
     };
-    *SINK.lock().unwrap_or_else(PoisonError::into_inner) = sink;
+    set(sink);
     Ok(())
 }
 
@@ -99,6 +156,15 @@ enum Severity {
     Info = 6,
 }
 
+/// Every line with the severity in front, as sd-daemon(3) has it.
+fn for_the_journal(bytes: &[u8], severity: Severity) -> Vec<u8> {
+    let prefix = format!("<{}>", severity as u8);
+    let lines = bytes.split_inclusive(|&byte| byte == b'\n');
+    lines
+        .flat_map(|line| [prefix.as_bytes(), line].concat())
+        .collect()
+}
+
 /// One event; the subscriber writes it with one call.
 #[derive(Debug)]
 struct Line {
@@ -111,6 +177,7 @@ impl Write for Line {
         const FACILITY: u8 = 3;
         match &mut *SINK.lock().unwrap_or_else(PoisonError::into_inner) {
             Sink::Stderr => progress::write_stderr(bytes)?,
+            Sink::Journal => progress::write_stderr(&for_the_journal(bytes, self.severity))?,
             Sink::File(file) => file.write_all(bytes)?,
             Sink::Syslog(socket) => {
                 let text = String::from_utf8_lossy(bytes);
@@ -131,5 +198,16 @@ impl Write for Line {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_journal_is_told_the_severity_of_every_line() {
+        let text = for_the_journal(b"first\nsecond\n", Severity::Warning);
+        assert_eq!(text, b"<4>first\n<4>second\n");
     }
 }

@@ -14,6 +14,7 @@ mod error;
 mod fstab;
 mod instance;
 mod invocation;
+mod locale;
 mod logging;
 mod mount_helper;
 mod output;
@@ -21,6 +22,7 @@ mod postgres;
 mod progress;
 mod receive;
 mod signals;
+mod table;
 mod versions;
 
 use std::ffi::OsString;

@@ -39,6 +39,8 @@ const MEANT_FOR_OTHERS: &[&str] = &[
     "async",
     "sync",
 ];
+/// So many letters may be wrong, missing, or in the wrong order in what is taken for a known option.
+const TYPOS: usize = 2;
 /// Options of `barmanfs mount` without a value.
 const FLAGS: &[&str] = &["allow_other"];
 /// Options of `barmanfs mount` with one.
@@ -75,10 +77,9 @@ fn mount_arguments(arguments: Vec<OsString>) -> Result<Vec<OsString>, String> {
             Some("-o") => {
                 let options = arguments.next().unwrap_or_default();
                 let options = options.to_string_lossy();
-                options
-                    .split(',')
-                    .filter(|option| !option.is_empty())
-                    .for_each(|o| result.extend(option(o)));
+                for each in options.split(',').filter(|option| !option.is_empty()) {
+                    result.extend(option(each)?);
+                }
             }
             // The type, the name space: nothing to do with us.
             Some("-t" | "-N") => drop(arguments.next()),
@@ -97,20 +98,50 @@ fn mount_arguments(arguments: Vec<OsString>) -> Result<Vec<OsString>, String> {
     Ok(result)
 }
 
-/// An option of fstab as arguments; an unknown one becomes an unknown argument, for the parser to refuse.
-fn option(option: &str) -> Vec<OsString> {
+/// An option of fstab as arguments.
+fn option(option: &str) -> Result<Vec<OsString>, String> {
     let (name, value) = option
         .split_once('=')
         .map_or((option, None), |(name, value)| (name, Some(value)));
-    if MEANT_FOR_OTHERS.contains(&option) || name.starts_with("x-") || name == "comment" {
-        return Vec::new();
+    let for_others = ["x-", "X-"].iter().any(|prefix| name.starts_with(prefix));
+    if MEANT_FOR_OTHERS.contains(&option) || for_others || name == "comment" {
+        return Ok(Vec::new());
     }
     let flag = format!("--{}", name.replace('_', "-"));
     match value {
-        Some(value) if VALUES.contains(&name) => vec![flag.into(), value.into()],
-        None if FLAGS.contains(&name) => vec![flag.into()],
-        _ => vec![format!("--{option}").into()],
+        Some("") if VALUES.contains(&name) => {
+            Err(format!("The option '{name}' has no value: write {name}=VALUE"))
+        }
+        Some(value) if VALUES.contains(&name) => Ok(vec![flag.into(), value.into()]),
+        None if VALUES.contains(&name) => {
+            Err(format!("The option '{name}' needs a value: write {name}=VALUE"))
+        }
+        None if FLAGS.contains(&name) => Ok(vec![flag.into()]),
+        Some(_) if FLAGS.contains(&name) => Err(format!("The option '{name}' takes no value: write {name}")),
+        _ => Err(unknown(name)),
     }
+}
+
+/// Names the option as it stands in fstab, and what may be meant.
+fn unknown(name: &str) -> String {
+    let known = || FLAGS.iter().chain(VALUES);
+    let spelled = name.to_ascii_lowercase().replace('-', "_");
+    let near: Vec<String> = known()
+        .chain(MEANT_FOR_OTHERS)
+        .filter(|known| strsim::damerau_levenshtein(&spelled, known) <= TYPOS)
+        .map(|known| format!("'{known}'"))
+        .collect();
+    let advice = match near.is_empty() {
+        false => format!("did you mean {}?", near.join(" or ")),
+        true => {
+            let known: Vec<&str> = known().copied().collect();
+            format!("known are {}", known.join(", "))
+        }
+    };
+    format!(
+        "Unknown option '{}' among the options to mount with (the fourth field in /etc/fstab): {advice}",
+        name.escape_debug()
+    )
 }
 
 #[cfg(test)]
@@ -153,13 +184,25 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_option_is_left_to_the_parser() {
-        let line = translated("mount.barmanfs barmanfs /m -o speed=9");
-        assert_eq!(line, "mount.barmanfs mount /m --speed=9");
-        assert!(
-            crate::cli::command()
-                .try_get_matches_from(line.split(' '))
-                .is_err()
-        );
+    fn an_option_that_is_not_known_is_named_with_what_may_be_meant() {
+        let wrong = |option: &str| {
+            let line = format!("mount.barmanfs barmanfs /m -o ro,{option}");
+            translate(line.split(' ').map(OsString::from).collect()).unwrap_err()
+        };
+        for (option, says) in [
+            ("alow_other", "'alow_other'"),
+            ("alow_other", "did you mean 'allow_other'?"),
+            ("allow-other", "did you mean 'allow_other'?"),
+            ("cachesize=1G", "'cache_size'"),
+            ("nofial", "'nofail'"),
+            ("speed=9", "known are allow_other, server, uid"),
+            ("uid", "uid=VALUE"),
+            ("gid=", "gid=VALUE"),
+            ("allow_other=yes", "takes no value"),
+        ] {
+            let said = wrong(option);
+            assert!(said.contains(says), "{option}: {said}");
+            assert!(!said.contains("--"), "{said}");
+        }
     }
 }

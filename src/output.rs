@@ -2,13 +2,15 @@
 //!
 //! Colour only on a terminal and without `NO_COLOR`. A reader that went away ends the program quietly.
 
-use std::fmt::Write as _;
 use std::io::{self, BufWriter, IsTerminal, Read, Write};
 
 use barmanfs_pg::TimestampMicros;
 use serde::Serialize;
 
 use crate::error::Error;
+use crate::locale;
+use crate::table;
+pub(crate) use crate::table::{Align, Cell, Table};
 
 /// Copied at a time.
 const COPY_BYTES: usize = 1 << 20;
@@ -86,6 +88,18 @@ impl Output {
         writeln!(self.writer, "{text}").map_err(|error| Error::output(&error))
     }
 
+    /// A sentence, parted between words where the terminal's line ends.
+    pub(crate) fn sentence(&mut self, text: &str, style: Style) -> Result<(), Error> {
+        let parts = match locale::columns() {
+            Some(columns) if table::longest_word(text) <= columns => table::lines(text, columns),
+            _ => vec![text],
+        };
+        for part in parts {
+            self.line(paint(part, style, self.colour))?;
+        }
+        Ok(())
+    }
+
     /// Bytes as they are.
     pub(crate) fn bytes(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.writer
@@ -125,7 +139,7 @@ impl Output {
 
     /// A table.
     pub(crate) fn table(&mut self, table: &Table) -> Result<(), Error> {
-        let text = table.render(self.colour);
+        let text = table.render_in(locale::columns(), self.colour);
         self.bytes(text.as_bytes())
     }
 
@@ -138,101 +152,6 @@ impl Output {
     pub(crate) fn flush(&mut self) -> Result<(), Error> {
         self.writer.flush().map_err(|error| Error::output(&error))
     }
-}
-
-/// One cell of a [`Table`].
-#[derive(Debug, Clone)]
-pub(crate) struct Cell {
-    text: String,
-    style: Style,
-}
-
-impl Cell {
-    /// A cell in `style`.
-    pub(crate) fn styled(text: impl Into<String>, style: Style) -> Self {
-        Self {
-            text: text.into(),
-            style,
-        }
-    }
-}
-
-impl<T: Into<String>> From<T> for Cell {
-    fn from(text: T) -> Self {
-        Self::styled(text, Style::Plain)
-    }
-}
-
-/// Where a column's text stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Align {
-    /// Words.
-    Left,
-    /// Numbers.
-    Right,
-}
-
-/// Rows under headings, each column as wide as its widest cell.
-#[derive(Debug)]
-pub(crate) struct Table {
-    columns: Vec<(&'static str, Align)>,
-    rows: Vec<Vec<Cell>>,
-}
-
-impl Table {
-    /// An empty table.
-    pub(crate) fn new(columns: &[(&'static str, Align)]) -> Self {
-        Self {
-            columns: columns.to_vec(),
-            rows: Vec::new(),
-        }
-    }
-
-    /// Adds a row; it has one cell for each column.
-    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = Cell>) {
-        self.rows.push(cells.into_iter().collect());
-    }
-
-    /// The text, ending with a newline.
-    pub(crate) fn render(&self, colour: bool) -> String {
-        let widths: Vec<usize> = self
-            .columns
-            .iter()
-            .enumerate()
-            .map(|(n, (title, _))| {
-                let cells = self.rows.iter().filter_map(|row| row.get(n));
-                cells
-                    .map(|cell| width(&cell.text))
-                    .chain([width(title)])
-                    .max()
-                    .unwrap_or_default()
-            })
-            .collect();
-        let head: Vec<Cell> = self
-            .columns
-            .iter()
-            .map(|(title, _)| Cell::styled(*title, Style::Bold))
-            .collect();
-        let mut text = String::new();
-        for row in std::iter::once(&head).chain(&self.rows) {
-            let mut line = String::new();
-            for ((cell, (_, align)), widest) in row.iter().zip(&self.columns).zip(&widths) {
-                let pad = " ".repeat(widest.saturating_sub(width(&cell.text)));
-                let word = paint(&cell.text, cell.style, colour);
-                let _ = match align {
-                    Align::Left => write!(line, "{word}{pad}  "),
-                    Align::Right => write!(line, "{pad}{word}  "),
-                };
-            }
-            text.push_str(line.trim_end());
-            text.push('\n');
-        }
-        text
-    }
-}
-
-fn width(text: &str) -> usize {
-    text.chars().count()
 }
 
 /// `1 file`, `2 files`
@@ -292,34 +211,7 @@ pub(crate) fn percent(part: u64, whole: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use insta::assert_snapshot;
     use std::time::Duration;
-
-    fn table() -> Table {
-        let mut table = Table::new(&[("Id", Align::Left), ("Size", Align::Right)]);
-        table.row(["20261120T101500".into(), "12 B".into()]);
-        table.row([Cell::styled("é", Style::Red), "1.50 GiB".into()]);
-        table
-    }
-
-    #[test]
-    fn columns_are_as_wide_as_their_widest_cell() {
-        assert_snapshot!(table().render(false), @"
-        Id                   Size
-        20261120T101500      12 B
-        é                1.50 GiB
-        ");
-    }
-
-    #[test]
-    fn colour_does_not_move_columns() {
-        let plain = table()
-            .render(true)
-            .replace("\x1b[1;31m", "")
-            .replace("\x1b[1m", "")
-            .replace("\x1b[0m", "");
-        assert_eq!(plain, table().render(false));
-    }
 
     #[test]
     fn numbers_are_for_people() {

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use barmanfs_catalog::{Monitor, Unit};
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::locale::Drawing;
+
 /// How often work without a terminal reports.
 const LOG_EVERY: Duration = Duration::from_secs(30);
 /// How often a bar is drawn by itself, so that the time moves while nothing else does.
@@ -207,7 +209,13 @@ fn template(counted: Counted, total_known: bool) -> &'static str {
 fn style(counted: Counted, total_known: bool) -> ProgressStyle {
     ProgressStyle::with_template(template(counted, total_known)).map_or_else(
         |_| ProgressStyle::default_bar(),
-        |style| style.progress_chars("=> "),
+        |style| {
+            let style = style.progress_chars("=> ");
+            match Drawing::here() {
+                Drawing::Unicode => style,
+                Drawing::Ascii => style.tick_chars(r"|/-\ "),
+            }
+        },
     )
 }
 

@@ -17,6 +17,7 @@ topic! {
     once what_is_in_the_way_is_told,
     once a_clone_of_another_user_on_a_mount_is_left_alone(as_root),
     once clones_take_no_more_than_they_may,
+    once a_clone_that_is_full_goes_on_when_it_may_take_more,
     once a_copy_of_a_clone_lives_on_its_own(as_root),
     once a_server_that_outlived_its_mount_is_stopped(as_root),
     once a_number_that_is_another_users_process_is_no_server,
@@ -389,6 +390,62 @@ fn clones_take_no_more_than_they_may(install: &'static Install) {
         .ok();
     stage.clone(&["destroy", "main", "b"]).ok();
     stage.clone(&["create", "main", "c"]).ok();
+}
+
+/// The configuration counts as it is when a mount reads it, not as it was when the clone was made.
+fn a_clone_that_is_full_goes_on_when_it_may_take_more(install: &'static Install) {
+    let stage = Stage::new(install);
+    stage.configure("clone_max_size = 48M\n");
+    let mount = Mount::new(&stage.site);
+    stage
+        .clone(&["create", "main", "full", "--start", "--replay"])
+        .ok();
+    let (sockets, port) = stage.reached_at("full");
+    let psql = stage.install.program("psql");
+    let psql = format!(
+        "{} -h '{sockets}' -p {port} -U postgres -XAtq postgres",
+        psql.display()
+    );
+    stage
+        .site
+        .sh(&format!(
+            "{psql} -c 'CREATE TABLE kept AS SELECT 1 AS n; CHECKPOINT'"
+        ))
+        .ok();
+    let filled = stage.site.sh(&format!(
+        "{psql} -c \"CREATE TABLE large AS SELECT repeat('x', 900) AS t FROM generate_series(1, 200000)\""
+    ));
+    assert!(filled.code() != Some(0), "{filled}");
+    stage.clone(&["stop", "main", "full"]).ok();
+    // To the last byte, so that no server can start.
+    let file = mount.path("main/live/full/ballast");
+    let full = stage.site.sh(&format!(
+        "cat /dev/zero > '{0}'; cat /dev/zero > '{0}2'",
+        file.display()
+    ));
+    assert!(full.stderr.contains("No space left"), "{full}");
+    stage.clone(&["start", "main", "full"]).refused(1);
+    mount.unmount();
+    stage.configure("clone_max_size = 2G\n");
+    let mount = Mount::prepare(&stage.site, "again");
+    stage.site.ok(&["mount", &mount.text()]);
+    stage.clone(&["start", "main", "full"]).ok();
+    assert_eq!(stage.listed("full")["max_bytes"], 2_u64 << 30);
+    assert_eq!(stage.query("full", "SELECT n FROM kept"), "1");
+    stage.query(
+        "full",
+        "CREATE TABLE more AS SELECT repeat('y', 900) FROM generate_series(1, 20000); CHECKPOINT",
+    );
+    stage.clone(&["stop", "main", "full"]).ok();
+    mount.unmount();
+    // And the other way round: what is there can be read, and more is refused.
+    stage.configure("clone_max_size = 1M\n");
+    let mount = Mount::prepare(&stage.site, "once-more");
+    stage.site.ok(&["mount", &mount.text()]);
+    let write = format!("echo x > '{}'", mount.path("main/live/full/x").display());
+    assert!(stage.site.sh(&write).stderr.contains("No space left"));
+    stage.clone(&["destroy", "main", "full"]).ok();
+    mount.unmount();
 }
 
 fn a_copy_of_a_clone_lives_on_its_own(install: &'static Install) {

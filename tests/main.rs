@@ -24,6 +24,8 @@ mod green;
 mod hostile;
 mod incremental;
 mod live;
+mod many_lookups;
+mod mount_in_use;
 mod mount_lifecycle;
 mod nobody_gets_in;
 mod pitr;
@@ -32,6 +34,7 @@ mod receive_wal;
 mod second_backup;
 mod settings;
 mod tablespaces;
+mod terminals;
 mod torture;
 mod wal_archive;
 mod wal_level;
@@ -65,6 +68,9 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("green", green::TESTS),
     ("rebuild", rebuild::TESTS),
     ("mount_lifecycle", mount_lifecycle::TESTS),
+    ("mount_in_use", mount_in_use::TESTS),
+    ("many_lookups", many_lookups::TESTS),
+    ("terminals", terminals::TESTS),
     ("damage", damage::TESTS),
     ("hostile", hostile::TESTS),
     ("full_disk", full_disk::TESTS),

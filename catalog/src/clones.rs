@@ -146,7 +146,8 @@ pub struct CloneDescription {
     /// Stored files besides.
     #[serde(default)]
     pub grafts: Vec<Graft>,
-    /// Bytes it may take in the repository; no limit when none.
+    /// Bytes it may take in the repository; no limit when none. Who opens a clone sets it: earlier releases wrote down what the
+    /// configuration said when the clone was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_bytes: Option<u64>,
 }

@@ -146,10 +146,12 @@ impl Clones {
             Err(barmanfs_catalog::Error::CloneInUse { .. }) => return Err(Error::Refused(Errno::BUSY)),
             lock => lock?,
         };
-        let description = repository.clone_named(server, name)?;
+        let mut description = repository.clone_named(server, name)?;
         if !is_it(&description) || self.turns.current(repository, &description)? != place.turn {
             return Err(STALE);
         }
+        // What it may take is what the configuration says now. Earlier releases wrote down what it said when the clone was made.
+        description.max_bytes = self.context.clone_limits(server).max_bytes;
         let is_durable = self.turns.begin(repository, &lock, &description)?;
         let directory = repository.clone_directory(server, name);
         let clone = match is_durable {
@@ -206,7 +208,7 @@ impl Clones {
             created_at: SystemTime::now().into(),
             root: backup.root.clone().ok_or(NOT_FOUND)?,
             grafts,
-            max_bytes: limits.max_bytes,
+            max_bytes: None,
         };
         let initial = Initial {
             made,

@@ -42,6 +42,16 @@ pub enum Error {
         /// The path that was given.
         path: PathBuf,
     },
+    /// Somebody uses a mount that was to be taken down.
+    #[error("{} is in use", path.display())]
+    InUse {
+        /// Where it is.
+        path: PathBuf,
+        /// Who that is, as far as this user may see it.
+        holders: Vec<crate::Holder>,
+        /// What is mounted in it.
+        inside: Vec<PathBuf>,
+    },
     /// A view cannot be made from this backup.
     #[error("Backup {backup} cannot be shown as a startable directory: {reason}")]
     View {

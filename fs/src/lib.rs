@@ -13,7 +13,7 @@
 //! - A name below a backup never changes what it stands for while the mount lives; `latest` and `oldest` move only
 //!   when nobody is at work in them.
 //! - No request can take the mount down: damage is EIO for what needs the damaged chunk, and one line in the log.
-//! - Memory is bounded: inodes by what the kernel remembers, listings by a page per open directory, data by the
+//! - Memory is bounded: inodes by asking the kernel to forget the oldest, listings by a page per open directory, data by the
 //!   chunk cache.
 
 // Tests in here and those beside share what they stand on, which calls this crate by its name.
@@ -23,6 +23,7 @@ extern crate self as barmanfs_fs;
 mod adapter;
 mod clones;
 mod error;
+mod evict;
 pub mod live;
 pub mod mount;
 pub mod namespace;
@@ -33,7 +34,7 @@ mod watch;
 pub use clones::CloneLimits;
 pub use error::{Error, Result};
 pub use mount::{
-    DEFAULT_CACHE_BYTES, FoundMount, FoundMounts, MountOptions, MountedFs, SilentMount, Unmounter, is_shown,
-    mount, mounts_of, recover_stale, unmount,
+    DEFAULT_CACHE_BYTES, FoundMount, FoundMounts, Holder, MountOptions, MountedFs, SilentMount, Unmounter,
+    Unmounting, is_shown, mount, mounts_of, recover_stale, unmount,
 };
 pub use views::restore_command;

@@ -27,12 +27,14 @@ use crate::watch::Watcher;
 mod daemon;
 mod found;
 mod helper;
+mod holders;
 mod kernel;
 mod mountinfo;
 mod status;
 
 use daemon::Daemon;
 pub use found::{FoundMount, FoundMounts, SilentMount, mounts_of};
+pub use holders::Holder;
 use mountinfo::Mounted;
 pub use mountinfo::is_shown;
 
@@ -54,6 +56,21 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// How long is waited for a daemon to end: what was last written to clones may still have to reach the disk.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A program that has just been ended is still closing its files: so long a mount may look as if it were in use.
+const CLOSES_WITHIN: Duration = Duration::from_secs(3);
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(50);
+
+/// What becomes of those who use a mount that is taken down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unmounting {
+    /// The mount stays while there is anybody.
+    Unused,
+    /// It goes out of sight at once, and is served until they have closed what they have open.
+    Lazily,
+    /// It goes at once, and what they have open fails.
+    ByForce,
+}
 
 /// What to mount, and how.
 #[derive(Debug, Clone, Default)]
@@ -146,6 +163,7 @@ pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs>
     if let Some(warmer) = Warmer::start(mount_point, mounted.device().to_owned()) {
         namespace.context().set_warmer(warmer);
     }
+    crate::evict::start(&namespace, service.invalidator())?;
     let watcher = Watcher::start(namespace, service.invalidator())?;
     let (done, unmounted) = bounded(1);
     Ok(MountedFs {
@@ -201,9 +219,10 @@ impl MountedFs {
             recv(end) -> result => result.unwrap_or(Ok(())),
             recv(unmounted) -> _ => end.recv_timeout(GRACE).unwrap_or_else(|_| {
                 tracing::warn!(
-                    "{} is unmounted with files open, {} of them in clones: they fail from now on",
+                    "{} is unmounted with files open, {} of them in clones: they fail from now on{}",
                     path.display(),
-                    clones.open_files()
+                    clones.open_files(),
+                    named(&unmounter.mounted.holders(None))
                 );
                 // At the end of the service, which now does not come.
                 clones.flush();
@@ -241,22 +260,67 @@ impl Unmounter {
     }
 }
 
-/// Unmounts the tree that is mounted at this directory, and waits until its daemon has ended: all that was written to clones
-/// is on disk then, and no backup is in use.
+/// Who that was, behind a colon.
+fn named(holders: &[Holder]) -> String {
+    let names: Vec<String> = holders
+        .iter()
+        .map(|holder| {
+            format!(
+                "process {} ({}) {} {}",
+                holder.process,
+                holder.command,
+                holder.doing,
+                holder.path.display()
+            )
+        })
+        .collect();
+    match names.is_empty() {
+        true => String::new(),
+        false => format!(": {}", names.join(", ")),
+    }
+}
+
+/// Unmounts the tree that is mounted at this directory, and, unless lazily, waits until its daemon has ended: all that was
+/// written to clones is on disk then, and no backup is in use.
 ///
 /// # Errors
-/// [`Error::NotMounted`] where there is none of ours.
-pub fn unmount(mount_point: &Path) -> Result<()> {
+/// [`Error::NotMounted`] where there is none of ours; [`Error::InUse`] where somebody uses it and is not to be disturbed.
+pub fn unmount(mount_point: &Path, how: Unmounting) -> Result<()> {
     let path = absolute(mount_point)?;
     let mounted = Mounted::at(&path)?.ok_or_else(|| Error::NotMounted { path: path.clone() })?;
     let daemon = Daemon::of(&path);
-    mounted.detach()?;
+    match how {
+        Unmounting::Unused => release(&mounted, daemon.as_ref())?,
+        Unmounting::Lazily => return mounted.detach(),
+        Unmounting::ByForce => {
+            mounted.detach()?;
+            if let Some(daemon) = &daemon {
+                daemon.end();
+            }
+        }
+    }
     if daemon.is_some_and(|daemon| !daemon.wait(PATIENCE)) {
         tracing::warn!(
             "{} is unmounted, and its process is still at work after {} s",
             path.display(),
             PATIENCE.as_secs()
         );
+    }
+    Ok(())
+}
+
+/// Whether it is in use only the kernel knows, and only in the moment it is asked to take it away.
+fn release(mounted: &Mounted, daemon: Option<&Daemon>) -> Result<()> {
+    let began = std::time::Instant::now();
+    while !mounted.release()? {
+        if began.elapsed() >= CLOSES_WITHIN {
+            return Err(Error::InUse {
+                path: mounted.path().to_path_buf(),
+                holders: mounted.holders(daemon.map(Daemon::process)),
+                inside: mounted.mounted_inside()?,
+            });
+        }
+        std::thread::sleep(TRY_AGAIN_AFTER);
     }
     Ok(())
 }

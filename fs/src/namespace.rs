@@ -3,8 +3,10 @@
 //!
 //! No lock is held while a view is asked or data is read.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
 
 use crate::error::{NOT_FOUND, Result, STALE};
 use crate::views::{Body, Caller, Context, Directory, Use, root};
@@ -24,6 +26,10 @@ use handles::{Handles, OpenDirectory, OpenFile};
 use rustix::io::Errno;
 use siblings::Orders;
 use table::Table;
+pub(crate) use table::Victim;
+
+/// Between two lines of the log about the same.
+const TELLS_EVERY: Duration = Duration::from_secs(60);
 
 /// The mounted tree.
 #[derive(Debug)]
@@ -33,6 +39,7 @@ pub struct Namespace {
     files: Handles<OpenFile>,
     directories: Handles<OpenDirectory>,
     orders: Orders,
+    told_full: Mutex<Option<Instant>>,
 }
 
 /// The answer to a look-up.
@@ -102,6 +109,7 @@ impl Namespace {
             files: Handles::default(),
             directories: Handles::default(),
             orders: Orders::default(),
+            told_full: Mutex::default(),
         }
     }
 
@@ -122,12 +130,42 @@ impl Namespace {
             format!("look up {} in {}", name.escape_ascii(), parent.described())
         });
         Ok(match found? {
+            // Only of those that take much: recovery must be told that a segment is absent.
+            Some(Child {
+                content: Content::Directory(_),
+                ..
+            }) if directory.is_open_ended() && self.nodes.is_full() => {
+                self.tell_full();
+                return Err(crate::Error::Refused(Errno::AGAIN));
+            }
             Some(child) => {
                 let stat = child.stat;
                 Found::Node(self.nodes.look_up(&parent, child), stat)
             }
             None => Found::Absent(directory.lifetime()),
         })
+    }
+
+    /// In the log, once a minute: whoever looks up more names than anybody needs may do so for long.
+    fn tell_full(&self) {
+        let mut told = self.told_full.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| told.elapsed() >= TELLS_EVERY) {
+            *told = Some(Instant::now());
+            tracing::warn!(
+                "More names are looked up in pitr/ than are kept: those beyond are answered with \
+                 \"Resource temporarily unavailable\" for now"
+            );
+        }
+    }
+
+    /// Has somebody told when the kernel knows more names than should be kept.
+    pub(crate) fn on_crowd(&self, tell: Sender<()>) {
+        self.nodes.on_crowd(tell);
+    }
+
+    /// The names the kernel should forget.
+    pub(crate) fn victims(&self) -> Vec<Victim> {
+        self.nodes.victims()
     }
 
     /// The kernel forgets `count` look-ups of an inode.

@@ -80,6 +80,11 @@ pub trait Directory: fmt::Debug + Send + Sync {
     /// How long the listing stays as it is, and what is not in it stays absent.
     fn lifetime(&self) -> Lifetime;
 
+    /// Whether names are made up by whoever looks them up, as many as he likes.
+    fn is_open_ended(&self) -> bool {
+        false
+    }
+
     /// The server whose clones are made here by `mkdir` and removed by `rmdir`.
     fn clones_of(&self) -> Option<&ServerName> {
         None

@@ -11,6 +11,7 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
+use std::os::fd::IntoRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -65,10 +66,11 @@ fn read_each(mount_point: &std::path::Path, device: &str, asked: &Receiver<PathB
     }
 }
 
-/// From here on this thread has descriptors of its own, and of those there were only the standard ones.
+/// From here on this thread has descriptors of its own, and of those there were none. The standard ones are the starter's until
+/// the mount answers: who reads them to their end waits for all that have them.
 #[allow(unsafe_code)]
 fn leave_descriptors() -> io::Result<()> {
-    const FIRST: libc::c_uint = 3;
+    const FIRST: libc::c_uint = 0;
     // As a system call: C libraries have it since only a few years, and where the kernel has not, it says so.
     // SAFETY: no memory is involved. Other threads keep their descriptors; this one owns none and is given none.
     let closed = unsafe {
@@ -79,10 +81,18 @@ fn leave_descriptors() -> io::Result<()> {
             libc::CLOSE_RANGE_UNSHARE,
         )
     };
-    match closed {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+    if closed != 0 {
+        return Err(io::Error::last_os_error());
     }
+    // So that no file that is read here is taken for one of them.
+    for _standard in 0..3 {
+        let _ = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/null")?
+            .into_raw_fd();
+    }
+    Ok(())
 }
 
 fn is_on(file: &File, device: &str) -> bool {
@@ -110,13 +120,21 @@ mod tests {
     #[test]
     fn a_thread_leaves_descriptors_to_the_others() {
         let here = tempfile::tempfile().unwrap();
-        let count = || std::fs::read_dir("/proc/thread-self/fd").unwrap().count();
+        let list = || {
+            let open = std::fs::read_dir("/proc/thread-self/fd").unwrap().flatten();
+            open.filter_map(|entry| std::fs::read_link(entry.path()).ok())
+                .collect::<Vec<_>>()
+        };
         let left = std::thread::spawn(move || {
             leave_descriptors().unwrap();
-            count()
+            list()
         });
-        // The standard ones and the listing's own.
-        assert!(left.join().unwrap() <= 4);
+        let left = left.join().unwrap();
+        // The standard ones, and the listing's own.
+        let null = left
+            .iter()
+            .filter(|path| *path == std::path::Path::new("/dev/null"));
+        assert_eq!((null.count(), left.len()), (3, 4), "{left:?}");
         assert!(here.metadata().is_ok());
     }
 }

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Output};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use barmanfs_fs::{Unmounter, mount, recover_stale, restore_command, unmount};
+use barmanfs_fs::{Unmounter, Unmounting, mount, recover_stale, restore_command, unmount};
 use support::daemon::{Daemon, is_mounted, options, until};
 use support::{Fixture, Thing, WINDOW, content, data_directory};
 
@@ -271,10 +271,10 @@ fn unmounting_from_outside_ends_serving() {
     ok(&format!("umount '{}'", mounted.point.display()));
     mounted.ended().unwrap();
     let mut mounted = Mounted::new(&fixture);
-    unmount(&mounted.point).unwrap();
+    unmount(&mounted.point, Unmounting::Unused).unwrap();
     mounted.ended().unwrap();
     assert!(matches!(
-        unmount(&mounted.point),
+        unmount(&mounted.point, Unmounting::Unused),
         Err(barmanfs_fs::Error::NotMounted { .. })
     ));
 }

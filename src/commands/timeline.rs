@@ -8,6 +8,7 @@ use barmanfs_catalog::{MinimalStretch, Repository, ServerName};
 use super::App;
 use crate::cli::TimelineArgs;
 use crate::error::{Error, Outcome};
+use crate::locale::{self, Drawing};
 use crate::output::{self, Output, Style};
 use crate::versions::UNKNOWN_WAL;
 
@@ -29,7 +30,7 @@ fn show(out: &mut Output, report: &TimelineReport) -> Result<(), Error> {
     if report.timelines.is_empty() {
         return out.line(format_args!("Nothing is stored of server {} yet", report.server));
     }
-    for line in picture::draw(report) {
+    for line in picture::draw(report, Drawing::here(), locale::columns()) {
         let painted = match line.style {
             Style::Plain => line.text,
             style => out.paint(&line.text, style),
@@ -43,19 +44,19 @@ fn show(out: &mut Output, report: &TimelineReport) -> Result<(), Error> {
 fn summary(out: &mut Output, report: &TimelineReport) -> Result<(), Error> {
     match (&report.earliest, &report.newest) {
         (Some(earliest), Some(newest)) => {
-            out.line(format_args!("Earliest to recover: {}", place(earliest)))?;
+            out.sentence(&format!("Earliest to recover: {}", place(earliest)), Style::Plain)?;
             let receiving = if newest.receiving {
                 ", part of it still being received"
             } else {
                 ""
             };
-            out.line(format_args!("Newest to recover:   {}{receiving}", place(newest)))?;
+            let newest = format!("Newest to recover:   {}{receiving}", place(newest));
+            out.sentence(&newest, Style::Plain)?;
         }
         _ => out.line("Nothing can be recovered: there is no complete backup with its WAL")?,
     }
     for gap in report.gaps.iter().filter(|gap| gap.matters()) {
-        let text = out.paint(&format!("Cannot be recovered: {}", lost(gap)), Style::Red);
-        out.line(text)?;
+        out.sentence(&format!("Cannot be recovered: {}", lost(gap)), Style::Red)?;
     }
     for stretch in report.minimal.iter().filter(|stretch| stretch.matters()) {
         let text = format!("Cannot be recovered: {}", behind(stretch));

@@ -3,6 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use barmanfs_fs::{Holder, Unmounting};
+
+use super::clone::mounts::user_name;
 use crate::cli::UmountArgs;
 use crate::error::{Error, Outcome};
 use crate::instance;
@@ -23,8 +26,56 @@ pub(crate) fn run(args: &UmountArgs) -> Result<Outcome, Error> {
         ))
         .hint("Stop it first, or end it as a loss of power would with --force"));
     }
-    barmanfs_fs::unmount(&args.mount_point)?;
-    Ok(Outcome::Done)
+    let how = match (args.force, args.lazy) {
+        (true, _) => Unmounting::ByForce,
+        (_, true) => Unmounting::Lazily,
+        _ => Unmounting::Unused,
+    };
+    match barmanfs_fs::unmount(&args.mount_point, how) {
+        Err(barmanfs_fs::Error::InUse {
+            path,
+            holders,
+            inside,
+        }) => Err(in_use(&path, &holders, &inside)),
+        unmounted => {
+            unmounted?;
+            Ok(Outcome::Done)
+        }
+    }
+}
+
+/// Says who is in the way, and what can be done about it.
+fn in_use(path: &Path, holders: &[Holder], inside: &[PathBuf]) -> Error {
+    let mut lines: Vec<String> = holders.iter().map(described).collect();
+    lines.extend(
+        inside
+            .iter()
+            .map(|inside| format!("  {} is mounted in it", inside.display())),
+    );
+    let is_root = rustix::process::geteuid().is_root();
+    if lines.is_empty() && !is_root {
+        lines.push("  by a process of another user: as root this command names it".to_owned());
+    }
+    let who = match lines.is_empty() {
+        true => " by a process that cannot be seen from here".to_owned(),
+        false => format!(":\n{}", lines.join("\n")),
+    };
+    Error::failed(format!("{} stays mounted, it is in use{who}", path.display())).hint(
+        "End what uses it. Or --lazy takes it out of sight and lets all finish with what they have open; \
+         --force cuts them off",
+    )
+}
+
+/// `  process 4711 (cp) of user postgres has open /mnt/backups/main/latest/base/1/1259`
+fn described(holder: &Holder) -> String {
+    format!(
+        "  process {} ({}) of {} {} {}",
+        holder.process,
+        holder.command.escape_debug(),
+        user_name(holder.user),
+        holder.doing,
+        holder.path.display()
+    )
 }
 
 /// What cannot be read, no server of this user's runs on; nor does one that has lost an earlier mount.

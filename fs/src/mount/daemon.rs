@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 
 use super::status::Status;
 
@@ -16,6 +16,7 @@ const NAME: &str = "barmanfs";
 /// A daemon. Its process cannot be taken for another one that gets its number later.
 #[derive(Debug)]
 pub(super) struct Daemon {
+    number: u32,
     process: OwnedFd,
 }
 
@@ -30,7 +31,20 @@ impl Daemon {
         let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
         // In another container the number may mean another process here.
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-        (name.trim() == NAME).then_some(Self { process })
+        (name.trim() == NAME).then_some(Self {
+            number: pid.as_raw_nonzero().get().cast_unsigned(),
+            process,
+        })
+    }
+
+    /// Its number.
+    pub(super) fn process(&self) -> u32 {
+        self.number
+    }
+
+    /// Asks it to end, as a service manager does. Where that is refused it ends with the last file that is open.
+    pub(super) fn end(&self) {
+        let _ = pidfd_send_signal(&self.process, Signal::TERM);
     }
 
     /// Waits until it has ended; says whether it has.

@@ -52,22 +52,41 @@ pub(super) fn mount(mount_point: &Path, allow_other: bool) -> Result<OwnedFd> {
     device.ok_or_else(|| cannot(said(&output.stderr)))
 }
 
+/// What it says of a mount that is in use, in the language it is run in.
+const BUSY: &str = "busy";
+
 /// Unmounts lazily.
-pub(super) fn unmount(mount_point: &Path) -> Result<()> {
+pub(super) fn detach(mount_point: &Path) -> Result<()> {
+    match unmount(mount_point, &["-u", "-z"])? {
+        None => Ok(()),
+        Some(said) => Err(refused(mount_point, said)),
+    }
+}
+
+/// Unmounts what nobody uses; says whether it did.
+pub(super) fn release(mount_point: &Path) -> Result<bool> {
+    match unmount(mount_point, &["-u"])? {
+        None => Ok(true),
+        Some(said) if said.contains(BUSY) => Ok(false),
+        Some(said) => Err(refused(mount_point, said)),
+    }
+}
+
+fn refused(mount_point: &Path, said: String) -> Error {
+    Error::io("unmount", mount_point, io::Error::other(said))
+}
+
+/// What the helper complained of, if it did not.
+fn unmount(mount_point: &Path, options: &[&str]) -> Result<Option<String>> {
     let output = Command::new(PROGRAM)
-        .args(["-u", "-z", "--"])
+        .args(options)
+        .arg("--")
         .arg(mount_point)
+        .env("LC_ALL", "C")
         .stdin(Stdio::null())
         .output()
         .map_err(|source| Error::io("run fusermount3 for", mount_point, source))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(Error::io(
-        "unmount",
-        mount_point,
-        io::Error::other(said(&output.stderr)),
-    ))
+    Ok((!output.status.success()).then(|| said(&output.stderr)))
 }
 
 /// What the helper complained of, in one line.

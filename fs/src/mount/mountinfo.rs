@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use super::helper;
+use super::holders::{self, Holder};
 use crate::error::{Error, Result};
 
 /// The type under which our mounts stand in the mount table.
@@ -59,11 +60,38 @@ impl Mounted {
             return Ok(());
         }
         match rustix::mount::unmount(&self.path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            Err(Errno::PERM) => helper::unmount(&self.path),
+            Err(Errno::PERM) => helper::detach(&self.path),
             // Unmounted by somebody else this very moment.
             Err(Errno::INVAL) => Ok(()),
             result => result.map_err(|source| Error::io("unmount", &self.path, source)),
         }
+    }
+
+    /// Takes it out of the file system if nobody uses it, and if it is still what is mounted there; says whether it is gone.
+    pub(super) fn release(&self) -> Result<bool> {
+        if Self::at(&self.path)?.as_ref() != Some(self) {
+            return Ok(true);
+        }
+        match rustix::mount::unmount(&self.path, UnmountFlags::NOFOLLOW) {
+            Ok(()) | Err(Errno::INVAL) => Ok(true),
+            Err(Errno::BUSY) => Ok(false),
+            Err(Errno::PERM) => helper::release(&self.path),
+            Err(errno) => Err(Error::io("unmount", &self.path, errno)),
+        }
+    }
+
+    /// Who uses it, as far as this user may see it, but for the process `but`.
+    pub(super) fn holders(&self, but: Option<u32>) -> Vec<Holder> {
+        holders::holders(self.id, &self.device, but)
+    }
+
+    /// What is mounted in it.
+    pub(super) fn mounted_inside(&self) -> Result<Vec<PathBuf>> {
+        let table = table()?;
+        let lines = table.split(|&byte| byte == b'\n').filter_map(parsed);
+        let inside =
+            lines.filter(|(mounted, _)| mounted.path != self.path && mounted.path.starts_with(&self.path));
+        Ok(inside.map(|(mounted, _)| mounted.path).collect())
     }
 }
 

@@ -1,24 +1,78 @@
-//! The inodes the kernel knows. A node comes with its first look-up and goes when the kernel has forgotten all of
-//! them, so the table is as large as the kernel's own cache and no larger.
+//! The inodes the kernel knows. A node comes with its first look-up and goes when the kernel has forgotten all of them.
+//!
+//! The kernel forgets when it is short of memory, which may be long after this process should have been. So it is asked to
+//! forget the oldest nodes where there are too many ([`Table::victims`], [`crate::evict`]): those of files, and those of names
+//! that are made up by whoever looks them up ([`Directory::is_open_ended`](crate::views::Directory::is_open_ended)). What is in
+//! use it keeps.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use crossbeam_channel::Sender;
 
 use super::ino::Ino;
-use super::node::{Child, Node};
+use super::node::{Child, Content, Node};
+
+/// Nodes of files that are kept, about 350 bytes each.
+const MAX_FILES: usize = 150_000;
+
+/// Nodes of made up names that are kept, a few KiB each: targets of `pitr/`, and what is asked of `.barmanfs/`. As many as
+/// there are answers kept for.
+const MAX_MADE_UP: usize = 1024;
+
+/// With so many of them, while the kernel is being asked to forget some, no more are made.
+const MOST_MADE_UP: usize = 8 * MAX_MADE_UP;
+
+/// Asked to be forgotten at a time.
+const BATCH: usize = 512;
 
 #[derive(Debug)]
 struct Known {
     node: Arc<Node>,
     /// Look-ups answered and not yet forgotten; the root is never forgotten.
     lookups: u64,
+    /// Where it stands in the queue of its kind.
+    turn: u64,
+}
+
+/// What the number of nodes is bounded of. Directories of a tree are as many as the repository has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    File,
+    MadeUp,
+    Directory,
+}
+
+/// Nodes of one kind, the oldest first.
+#[derive(Debug, Default)]
+struct Queue {
+    /// An entry whose turn is not the node's any more is nobody's.
+    order: VecDeque<(Ino, u64)>,
+    count: usize,
+}
+
+#[derive(Debug, Default)]
+struct Nodes {
+    known: HashMap<Ino, Known>,
+    files: Queue,
+    made_up: Queue,
+    turns: u64,
+}
+
+/// A name the kernel is to be asked to forget.
+#[derive(Debug)]
+pub(crate) struct Victim {
+    pub(crate) parent: Ino,
+    pub(crate) node: Arc<Node>,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Table {
     root: Arc<Node>,
-    nodes: Mutex<HashMap<Ino, Known>>,
+    nodes: Mutex<Nodes>,
+    /// Told when there are too many.
+    crowded: OnceLock<Sender<()>>,
 }
 
 impl Table {
@@ -26,40 +80,74 @@ impl Table {
         Self {
             root: Arc::new(root),
             nodes: Mutex::default(),
+            crowded: OnceLock::new(),
         }
+    }
+
+    /// Has somebody told when there are too many.
+    pub(super) fn on_crowd(&self, tell: Sender<()>) {
+        let _ = self.crowded.set(tell);
     }
 
     pub(super) fn get(&self, ino: Ino) -> Option<Arc<Node>> {
         if ino == Ino::ROOT {
             return Some(Arc::clone(&self.root));
         }
-        self.lock().get(&ino).map(|known| Arc::clone(&known.node))
+        self.lock().known.get(&ino).map(|known| Arc::clone(&known.node))
     }
 
     /// Counts a look-up of `child`, and makes its node if there is none yet.
     pub(super) fn look_up(&self, parent: &Arc<Node>, child: Child) -> Arc<Node> {
         let mut nodes = self.lock();
-        let ino = number(&nodes, parent.ino, &child);
-        let known = nodes.entry(ino).or_insert_with(|| Known {
-            node: Arc::new(Node::new(ino, Some(Arc::clone(parent)), child)),
-            lookups: 0,
-        });
-        known.lookups += 1;
-        Arc::clone(&known.node)
+        let ino = number(&nodes.known, parent.ino, &child);
+        if let Some(known) = nodes.known.get_mut(&ino) {
+            known.lookups += 1;
+            return Arc::clone(&known.node);
+        }
+        let node = Arc::new(Node::new(ino, Some(Arc::clone(parent)), child));
+        let is_crowded = nodes.insert(ino, &node);
+        drop(nodes);
+        if is_crowded && let Some(crowded) = self.crowded.get() {
+            // Full when it was said before.
+            let _ = crowded.try_send(());
+        }
+        node
+    }
+
+    /// Whether no more made up names can be taken for the moment.
+    pub(super) fn is_full(&self) -> bool {
+        self.lock().made_up.count >= MOST_MADE_UP
+    }
+
+    /// Names the kernel should forget now, the oldest first. They stay here until it does.
+    pub(crate) fn victims(&self) -> Vec<Victim> {
+        let mut nodes = self.lock();
+        let mut victims = Vec::new();
+        for (kind, most) in [(Kind::MadeUp, MAX_MADE_UP), (Kind::File, MAX_FILES)] {
+            let excess = nodes
+                .queue(kind)
+                .map_or(0, |queue| queue.count.saturating_sub(most));
+            for _ in 0..excess.min(BATCH) {
+                victims.extend(nodes.oldest(kind));
+            }
+        }
+        victims
     }
 
     /// The number `child` has, or would get.
     pub(super) fn number_of(&self, parent: Ino, child: &Child) -> Ino {
-        number(&self.lock(), parent, child)
+        number(&self.lock().known, parent, child)
     }
 
     /// Takes back `count` look-ups.
     pub(super) fn forget(&self, ino: Ino, count: u64) {
         let mut nodes = self.lock();
-        let Some(known) = nodes.get_mut(&ino) else { return };
+        let Some(known) = nodes.known.get_mut(&ino) else {
+            return;
+        };
         known.lookups = known.lookups.saturating_sub(count);
         let gone = if known.lookups == 0 {
-            nodes.remove(&ino)
+            nodes.remove(ino)
         } else {
             None
         };
@@ -70,12 +158,110 @@ impl Table {
 
     /// How many inodes the kernel knows.
     pub(super) fn len(&self) -> usize {
-        self.lock().len()
+        self.lock().known.len()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Ino, Known>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Nodes> {
         // Every change is complete when the lock is given up, also by a panic.
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Nodes {
+    /// Says whether there are too many of its kind then.
+    fn insert(&mut self, ino: Ino, node: &Arc<Node>) -> bool {
+        self.turns += 1;
+        let turn = self.turns;
+        let known = Known {
+            node: Arc::clone(node),
+            lookups: 1,
+            turn,
+        };
+        self.known.insert(ino, known);
+        let kind = kind(node);
+        let Some(queue) = self.queue(kind) else {
+            return false;
+        };
+        queue.count += 1;
+        queue.order.push_back((ino, turn));
+        let is_crowded = queue.count > most(kind);
+        self.tidy(kind);
+        is_crowded
+    }
+
+    fn remove(&mut self, ino: Ino) -> Option<Known> {
+        let gone = self.known.remove(&ino)?;
+        if let Some(queue) = self.queue(kind(&gone.node)) {
+            queue.count = queue.count.saturating_sub(1);
+        }
+        Some(gone)
+    }
+
+    /// Takes entries out of a queue that are nobody's, before they are most of it.
+    fn tidy(&mut self, kind: Kind) {
+        let Self {
+            known,
+            files,
+            made_up,
+            ..
+        } = self;
+        let queue = match kind {
+            Kind::File => files,
+            Kind::MadeUp => made_up,
+            Kind::Directory => return,
+        };
+        if queue.order.len() > 2 * queue.count + BATCH {
+            queue.order.retain(|(ino, turn)| is_current(known, *ino, *turn));
+        }
+    }
+
+    /// The node that has been there longest, which from now on is the newest: the kernel may keep it.
+    fn oldest(&mut self, kind: Kind) -> Option<Victim> {
+        loop {
+            let (ino, turn) = self.queue(kind)?.order.pop_front()?;
+            if !is_current(&self.known, ino, turn) {
+                continue;
+            }
+            self.turns += 1;
+            let next = self.turns;
+            let known = self.known.get_mut(&ino)?;
+            known.turn = next;
+            let node = Arc::clone(&known.node);
+            self.queue(kind)?.order.push_back((ino, next));
+            let parent = node.parent.as_ref()?.ino;
+            return Some(Victim { parent, node });
+        }
+    }
+
+    fn queue(&mut self, kind: Kind) -> Option<&mut Queue> {
+        match kind {
+            Kind::File => Some(&mut self.files),
+            Kind::MadeUp => Some(&mut self.made_up),
+            Kind::Directory => None,
+        }
+    }
+}
+
+fn is_current(known: &HashMap<Ino, Known>, ino: Ino, turn: u64) -> bool {
+    known.get(&ino).is_some_and(|known| known.turn == turn)
+}
+
+fn kind(node: &Node) -> Kind {
+    let parent = node.parent.as_ref().and_then(|parent| parent.directory());
+    if parent.is_some_and(|parent| parent.is_open_ended()) {
+        return Kind::MadeUp;
+    }
+    match node.content {
+        Content::Directory(_) => Kind::Directory,
+        Content::File | Content::Symlink(_) => Kind::File,
+    }
+}
+
+fn most(kind: Kind) -> usize {
+    match kind {
+        Kind::File => MAX_FILES,
+        Kind::MadeUp => MAX_MADE_UP,
+        Kind::Directory => usize::MAX,
     }
 }
 

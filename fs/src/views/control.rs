@@ -218,6 +218,10 @@ impl Directory for Absent {
     fn lifetime(&self) -> Lifetime {
         Lifetime::Never
     }
+
+    fn is_open_ended(&self) -> bool {
+        true
+    }
 }
 
 /// `released/<server>`.
@@ -266,5 +270,9 @@ impl Directory for Released {
 
     fn lifetime(&self) -> Lifetime {
         Lifetime::Never
+    }
+
+    fn is_open_ended(&self) -> bool {
+        true
     }
 }

@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use barmanfs_catalog::{Backup, ServerName, Target, TargetSpec, TimelineChoice, Unreachable};
 
@@ -109,6 +110,10 @@ impl Directory for Pitr {
     fn lifetime(&self) -> Lifetime {
         Lifetime::UntilNotified
     }
+
+    fn is_open_ended(&self) -> bool {
+        true
+    }
 }
 
 /// What a name stands for.
@@ -128,10 +133,46 @@ struct Known {
     answer: Answer,
 }
 
+/// How many lines of the log looking around may take: any user may ask for as many targets as he likes.
+#[derive(Debug, Default)]
+struct Lines(Mutex<Option<Minute>>);
+
+#[derive(Debug)]
+struct Minute {
+    began: Instant,
+    told: u32,
+}
+
+impl Lines {
+    /// More than a person asks for.
+    const MAX_IN_A_MINUTE: u32 = 60;
+
+    /// Whether there may be one more.
+    fn may_have_one(&self) -> bool {
+        let mut minute = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = match minute.take() {
+            Some(minute) if minute.began.elapsed() < Duration::from_secs(60) => minute,
+            _ => Minute {
+                began: Instant::now(),
+                told: 0,
+            },
+        };
+        let told = now.told + 1;
+        if told == Self::MAX_IN_A_MINUTE + 1 {
+            tracing::warn!(
+                "Many targets are asked for below pitr/: what becomes of them is not told for a minute"
+            );
+        }
+        *minute = Some(Minute { told, ..now });
+        told <= Self::MAX_IN_A_MINUTE
+    }
+}
+
 /// The targets that were asked for last.
 #[derive(Debug, Default)]
 pub(super) struct Targets {
     known: Mutex<VecDeque<Known>>,
+    lines: Lines,
 }
 
 impl Targets {
@@ -164,7 +205,8 @@ impl Targets {
             Ok(spec) => planned(context, server, &spec)?,
             Err(error) => Answer::Absent(error.to_string()),
         };
-        let answer = answer.after(before.as_ref().map(|(_, answer)| answer), server, text);
+        let tell = || self.lines.may_have_one();
+        let answer = answer.after(before.as_ref().map(|(_, answer)| answer), server, text, tell);
         self.remember(Known {
             server: server.clone(),
             target,
@@ -206,7 +248,13 @@ impl Answer {
     }
 
     /// This answer, or an earlier one that says the same. A new one is told in the log.
-    fn after(self, before: Option<&Self>, server: &ServerName, text: &str) -> Self {
+    fn after(
+        self,
+        before: Option<&Self>,
+        server: &ServerName,
+        text: &str,
+        may_tell: impl Fn() -> bool,
+    ) -> Self {
         match (&self, before) {
             (Self::Tree(now), Some(Self::Tree(before)))
                 if now.style.recovery().map(Recovery::identity)
@@ -215,6 +263,7 @@ impl Answer {
                 return Self::Tree(Arc::clone(before));
             }
             (Self::Absent(now), Some(Self::Absent(before))) if now == before => {}
+            _ if !may_tell() => {}
             (Self::Tree(tree), _) => tell(server, text, tree),
             (Self::Absent(reason), _) => {
                 tracing::info!("There is no {server}/pitr/{}: {reason}", text.escape_debug());

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use barmanfs_catalog::Repository;
-use barmanfs_fs::{MountOptions, mount, unmount};
+use barmanfs_fs::{MountOptions, Unmounting, mount, unmount};
 use rustix::mount::UnmountFlags;
 
 use super::{Fixture, Thing};
@@ -67,7 +67,7 @@ impl Daemon {
 
     /// As `umount` does it; everything that was written is durable then.
     pub fn unmount(mut self) {
-        unmount(&self.point).unwrap();
+        unmount(&self.point, Unmounting::Lazily).unwrap();
         self.wait();
     }
 }
@@ -76,7 +76,7 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = unmount(&self.point);
+        let _ = unmount(&self.point, Unmounting::Lazily);
     }
 }
 

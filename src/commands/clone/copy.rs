@@ -43,7 +43,7 @@ pub(super) fn copy(
             ..source.origin
         },
         created_at: SystemTime::now().into(),
-        max_bytes: limits.max_bytes,
+        max_bytes: None,
         ..source
     };
     let draft = repository.begin_copy(description, &lock)?;

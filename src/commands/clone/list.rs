@@ -47,8 +47,13 @@ pub(super) fn run(app: &mut App, args: &ListArgs) -> Result<Outcome, Error> {
     let mounts = Mounts::of(&repository)?;
     let mut clones = Vec::new();
     for server in app.known_servers(&repository, &args.server)? {
+        let configured = app.config.server(server.as_str());
+        let max_bytes = configured.and_then(|server| server.clone_limits.max_bytes);
         for clone in repository.clones(&server)? {
-            clones.push(listed(&repository, &mounts, clone)?);
+            clones.push(Listed {
+                max_bytes,
+                ..listed(&repository, &mounts, clone)?
+            });
         }
     }
     if args.json.json {
@@ -83,7 +88,7 @@ fn listed(repository: &Repository, mounts: &Mounts<'_>, clone: CloneDescription)
         process: running.map(|running| running.pid),
         origin: clone.origin,
         created_at: clone.created_at,
-        max_bytes: clone.max_bytes,
+        max_bytes: None,
         written_bytes,
         server,
         name,

@@ -12,10 +12,15 @@ use barmanfs_catalog::BackupStatus;
 use barmanfs_catalog::recovery::{Timeline, TimelineReport};
 use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
 
+use crate::locale::Drawing;
 use crate::output::{self, Style};
+use crate::table;
 
 /// Restore points drawn, the newest: who names one a minute wants to see the rest too. `--json` has all.
 const RESTORE_POINTS_MAX: usize = 40;
+
+/// Of a moment, to the second.
+const TIME_WIDTH: usize = 22;
 
 /// A line of the picture.
 #[derive(Debug, PartialEq, Eq)]
@@ -46,8 +51,8 @@ struct Event {
     text: String,
 }
 
-/// Draws it.
-pub(super) fn draw(report: &TimelineReport) -> Vec<Line> {
+/// Draws it, in lines of at most so many characters: a text goes on in the next one at a blank, if its longest word fits.
+pub(super) fn draw(report: &TimelineReport, drawing: Drawing, columns: Option<usize>) -> Vec<Line> {
     let mut events: Vec<Event> = report
         .timelines
         .iter()
@@ -56,18 +61,34 @@ pub(super) fn draw(report: &TimelineReport) -> Vec<Line> {
     events.extend(gaps(report));
     events.extend(restore_points(report));
     events.sort_by_key(|event| (event.lsn, event.kind, event.timeline));
-    let mut columns = Columns::default();
-    let graphs: Vec<String> = events.iter().map(|event| columns.draw(event)).collect();
+    let mut open = Columns::default();
+    let graphs: Vec<(String, String)> = events
+        .iter()
+        .map(|event| (open.draw(event), open.between()))
+        .collect();
     let width = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or_default();
-    let graph_width = width(&mut graphs.iter().map(|graph| graph.chars().count()));
+    let graph_width = width(&mut graphs.iter().map(|(graph, _)| graph.chars().count()));
     let lsn_width = width(&mut events.iter().map(|event| event.lsn.to_string().len()));
-    let lines = graphs.iter().zip(&events).map(|(graph, event)| {
+    let before_text = graph_width + lsn_width + TIME_WIDTH + 6;
+    let most = columns.map_or(usize::MAX, |columns| columns.saturating_sub(before_text));
+    let lines = graphs.iter().zip(&events).flat_map(|((graph, below), event)| {
         let time = event.time.map(output::second).unwrap_or_default();
-        let (lsn, text) = (event.lsn.to_string(), &event.text);
-        Line {
-            text: format!("{graph:graph_width$}  {lsn:>lsn_width$}  {time:22}  {text}"),
+        let lsn = event.lsn.to_string();
+        let (graph, below) = (drawing.shown(graph), drawing.shown(below));
+        let first_columns = format!("{graph:graph_width$}  {lsn:>lsn_width$}  {time:TIME_WIDTH$}");
+        let later_columns = format!("{below:before$}", before = before_text - 2);
+        let parts = match table::longest_word(&event.text) <= most {
+            true => table::lines(&event.text, most),
+            false => vec![event.text.as_str()],
+        };
+        let line = |(nth, part): (usize, &str)| Line {
+            text: format!(
+                "{}  {part}",
+                if nth == 0 { &first_columns } else { &later_columns }
+            ),
             style: event.style,
-        }
+        };
+        parts.into_iter().enumerate().map(line).collect::<Vec<_>>()
     });
     lines.collect()
 }
@@ -232,6 +253,15 @@ impl Columns {
         free
     }
 
+    /// What stands between the line of one event and the next.
+    fn between(&self) -> String {
+        let cells = self
+            .0
+            .iter()
+            .flat_map(|column| [if column.is_some() { '│' } else { ' ' }, ' ']);
+        cells.collect::<String>().trim_end().to_owned()
+    }
+
     fn draw(&mut self, event: &Event) -> String {
         let mut cells: Vec<char> = self
             .0
@@ -321,7 +351,10 @@ mod tests {
 
     #[test]
     fn timelines_part_where_one_leaves_the_other() {
-        let lines: Vec<String> = draw(&report()).into_iter().map(|line| line.text).collect();
+        let lines: Vec<String> = draw(&report(), Drawing::Unicode, None)
+            .into_iter()
+            .map(|line| line.text)
+            .collect();
         assert_snapshot!(lines.join("\n"), @"
         ╷      0/1000000  2026-11-20 10:00:00+00  timeline 1, WAL from 000000010000000000000001
         ●      0/2000100  2026-11-20 10:15:09+00  backup 20261120T101500
@@ -337,8 +370,26 @@ mod tests {
     }
 
     #[test]
+    fn no_word_is_broken_where_lines_are_short() {
+        let lines: Vec<String> = draw(&report(), Drawing::Ascii, Some(78))
+            .into_iter()
+            .map(|line| line.text)
+            .collect();
+        assert_snapshot!(lines[3..8].join("\n"), @r"
+        |-\    0/3000128                          timeline 2 leaves timeline 1: before
+        | |                                       2026-11-20 10:31:00+00
+        | |-\  0/3800000                          timeline 3 leaves timeline 2: no
+        | | |                                     recovery target specified
+        | | +  0/3800000                          no segment of timeline 3 is archived
+        ");
+        assert!(lines.iter().all(|line| line.chars().count() <= 78), "{lines:#?}");
+        // Where not even a word fits, lines are left as they are.
+        assert_eq!(draw(&report(), Drawing::Ascii, Some(45)).len(), 10);
+    }
+
+    #[test]
     fn a_gap_stands_out() {
-        let lines = draw(&report());
+        let lines = draw(&report(), Drawing::Unicode, None);
         let red: Vec<&Line> = lines.iter().filter(|line| line.style == Style::Red).collect();
         assert_eq!(red.len(), 1);
         assert!(
@@ -354,7 +405,7 @@ mod tests {
         let points = &mut report.timelines[0].restore_points;
         let point = points[0].clone();
         points.extend(std::iter::repeat_n(point, RESTORE_POINTS_MAX + 1));
-        let drawn = draw(&report);
+        let drawn = draw(&report, Drawing::Unicode, None);
         let points: Vec<&Line> = drawn
             .iter()
             .filter(|line| line.text.contains("restore point"))

@@ -81,7 +81,7 @@ impl Conninfo {
             None => {
                 return Err(
                     Error::settings("No user name: the system does not know the current user")
-                        .with_hint("Give user=… in the connection string"),
+                        .with_hint("Give user=... in the connection string"),
                 );
             }
         };

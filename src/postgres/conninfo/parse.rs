@@ -207,5 +207,5 @@ fn unknown_key(name: &str) -> Error {
         true => Error::settings(format!("Invalid connection option \"{name}\"")),
         false => Error::settings("Invalid connection option in the connection string"),
     }
-    .with_hint("The options are those of libpq: host, port, user, dbname, sslmode, …")
+    .with_hint("The options are those of libpq: host, port, user, dbname, sslmode, ...")
 }

@@ -1,0 +1,154 @@
+//! Who keeps a mount from being taken down: the processes that have something of it open, work in it, or run from it.
+//!
+//! The kernel alone decides whether a mount is in use; this only finds the names. It asks by the mount's id, which `/proc`
+//! tells of every descriptor, and never the file system itself: that may hang, and a path says nothing about what is
+//! mounted where a process has its root.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{CWD, Mode, OFlags};
+
+/// More than a person reads.
+const MOST: usize = 8;
+
+/// Looking at every descriptor of a host takes milliseconds; where it takes longer than this, what was found is told.
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// A process that uses a mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Its number.
+    pub process: u32,
+    /// The user it runs as.
+    pub user: u32,
+    /// What it is called.
+    pub command: String,
+    /// What it does there: "works in", "has open".
+    pub doing: &'static str,
+    /// Where.
+    pub path: PathBuf,
+}
+
+/// The processes that use the mount with this id and this device ("major:minor"), as far as this user may see them; one entry
+/// for each, and no more than [`MOST`]. This process and `but` are left out.
+pub(super) fn holders(mount: u64, device: &str, but: Option<u32>) -> Vec<Holder> {
+    let began = Instant::now();
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let own = std::process::id();
+    processes
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|process| *process != own && Some(*process) != but)
+        .take_while(|_| began.elapsed() < LONGEST)
+        .filter_map(|process| holder(process, mount, device))
+        .take(MOST)
+        .collect()
+}
+
+fn holder(process: u32, mount: u64, device: &str) -> Option<Holder> {
+    let at = PathBuf::from(format!("/proc/{process}"));
+    let (doing, path) = use_of(&at, mount, device)?;
+    let command = fs::read_to_string(at.join("comm")).unwrap_or_default();
+    Some(Holder {
+        process,
+        user: fs::metadata(&at).ok()?.uid(),
+        command: command.trim_end().to_owned(),
+        doing,
+        path,
+    })
+}
+
+/// The first thing by which a process uses the mount.
+fn use_of(process: &Path, mount: u64, device: &str) -> Option<(&'static str, PathBuf)> {
+    let links = [("works in", "cwd"), ("has its root in", "root"), ("runs", "exe")];
+    for (doing, name) in links {
+        let link = process.join(name);
+        if mount_of_link(&link).is_ok_and(|of| of == Some(mount)) {
+            return Some((doing, fs::read_link(link).unwrap_or_default()));
+        }
+    }
+    for entry in fs::read_dir(process.join("fdinfo"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let info = fs::read_to_string(entry.path()).unwrap_or_default();
+        if mount_in(&info) == Some(mount) {
+            let link = process.join("fd").join(entry.file_name());
+            return Some(("has open", fs::read_link(link).unwrap_or_default()));
+        }
+    }
+    let maps = fs::read(process.join("maps")).unwrap_or_default();
+    let mapped = maps
+        .split(|&byte| byte == b'\n')
+        .find_map(|line| mapped_on(line, device));
+    mapped.map(|path| ("has mapped", path))
+}
+
+/// The mount that a link of `/proc` leads to. The link is opened without asking the file system behind it.
+fn mount_of_link(link: &Path) -> io::Result<Option<u64>> {
+    let opened = rustix::fs::openat(CWD, link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", opened.as_raw_fd()))?;
+    Ok(mount_in(&info))
+}
+
+/// The mount's id in what `/proc/PID/fdinfo/N` says, see proc_pid_fdinfo(5).
+fn mount_in(info: &str) -> Option<u64> {
+    info.lines()
+        .find_map(|line| line.strip_prefix("mnt_id:"))?
+        .trim()
+        .parse()
+        .ok()
+}
+
+/// The file that a line of `/proc/PID/maps` tells of, if it lies on the device:
+/// "7f12a000-7f12b000 r--p 00000000 00:32 4711    /mnt/main/latest/x", the device in hexadecimal.
+fn mapped_on(line: &[u8], device: &str) -> Option<PathBuf> {
+    let line = String::from_utf8_lossy(line);
+    let mut fields = line.splitn(6, ' ');
+    let (major, minor) = fields.nth(3)?.split_once(':')?;
+    let number = |text| u32::from_str_radix(text, 16).ok();
+    let of = format!("{}:{}", number(major)?, number(minor)?);
+    (of == device).then(|| PathBuf::from(fields.nth(1).unwrap_or_default().trim_start()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_proc_says_is_read() {
+        assert_eq!(
+            mount_in("pos:\t0\nflags:\t0100000\nmnt_id:\t36\nino:\t4711\n"),
+            Some(36)
+        );
+        assert_eq!(mount_in("pos:\t0\n"), None);
+        let line = b"7f12a000-7f12b000 r--p 00000000 00:32 4711                       /mnt/a b";
+        assert_eq!(mapped_on(line, "0:50"), Some(PathBuf::from("/mnt/a b")));
+        assert_eq!(mapped_on(line, "0:32"), None);
+        assert_eq!(
+            mapped_on(b"7f12a000-7f12b000 rw-p 00000000 00:00 0", "0:50"),
+            None
+        );
+        assert_eq!(mapped_on(b"", "0:50"), None);
+    }
+
+    #[test]
+    fn a_process_is_found_by_what_it_has_of_a_mount() {
+        let mount = mount_of_link(Path::new("/proc/self/cwd")).unwrap().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let found = holder(child.id(), mount, "none").unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!((found.doing, found.process), ("works in", child.id()));
+        assert_eq!(found.path, std::env::current_dir().unwrap());
+        assert_eq!(holder(std::process::id(), u64::MAX, "none"), None);
+    }
+}
