@@ -4,6 +4,7 @@
 //! list of commands is grouped by what a DBA is about to do; tests hold both to it.
 
 pub(crate) mod clone;
+pub(crate) mod quarantine;
 
 use std::path::PathBuf;
 
@@ -37,7 +38,14 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("Be sure", &["check", "verify"]),
     (
         "Keep house",
-        &["delete", "sweep", "rebuild-catalog", "index-wal", "version"],
+        &[
+            "delete",
+            "sweep",
+            "quarantine",
+            "rebuild-catalog",
+            "index-wal",
+            "version",
+        ],
     ),
 ];
 
@@ -270,13 +278,18 @@ Examples:
     )]
     Sweep(JsonOption),
 
+    /// Look at WAL files that were put aside, accept them or give them up
+    #[command(after_help = quarantine::AFTER_HELP)]
+    Quarantine(quarantine::QuarantineArgs),
+
     /// Make catalog.sqlite anew from the packs
     #[command(after_help = "\
 The packs hold everything; the catalog is only their index. Nothing else may use the repository meanwhile.
+The catalog before is kept as catalog.sqlite.old where something could not be read.
 
 Examples:
   barmanfs rebuild-catalog")]
-    RebuildCatalog(JsonOption),
+    RebuildCatalog(RebuildArgs),
 
     /// Read archived WAL again that an earlier release could not read
     #[command(after_help = "\
@@ -573,6 +586,17 @@ pub(crate) struct DeleteArgs {
     /// Show what would be deleted and what could be recovered afterwards, and delete nothing
     #[arg(short = 'n', long)]
     pub(crate) dry_run: bool,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}
+
+/// `rebuild-catalog`
+#[derive(Debug, Args)]
+pub(crate) struct RebuildArgs {
+    /// Replace the catalog even when none of the packs it knows is there
+    #[arg(long)]
+    pub(crate) force: bool,
     /// Print JSON for programs instead of text
     #[command(flatten)]
     pub(crate) json: JsonOption,

@@ -11,6 +11,7 @@ pub(crate) mod list_backups;
 pub(crate) mod list_files;
 pub(crate) mod list_servers;
 pub(crate) mod mount;
+pub(crate) mod quarantine;
 pub(crate) mod rebuild_catalog;
 pub(crate) mod receive_wal;
 pub(crate) mod show_backup;
@@ -106,7 +107,8 @@ impl App {
             Command::Verify(args) => verify::run(self, &args),
             Command::Delete(args) => delete::run(self, &args),
             Command::Sweep(json) => sweep::run(self, json),
-            Command::RebuildCatalog(json) => rebuild_catalog::run(self, json),
+            Command::Quarantine(args) => quarantine::run(self, &args),
+            Command::RebuildCatalog(args) => rebuild_catalog::run(self, &args),
             Command::IndexWal(args) => index_wal::run(self, &args),
             Command::Version(json) => version::run(&mut self.out, json),
         }
@@ -184,7 +186,11 @@ impl App {
         if let Some(server) = self.config.server(name) {
             return Ok(server.name.clone());
         }
-        let stored = repository.servers()?;
+        let mut stored = repository.servers()?;
+        let is_known = |stored: &[ServerName]| stored.iter().any(|server| server.as_str() == name);
+        if !is_known(&stored) && repository.adopt_unknown_packs()? {
+            stored = repository.servers()?;
+        }
         match stored.iter().find(|server| server.as_str() == name) {
             Some(server) => Ok(server.clone()),
             None => Err(self.unknown_server(name, &stored)),

@@ -185,6 +185,7 @@ impl From<barmanfs_catalog::Error> for Error {
             damage if damage.is_damage() => {
                 "Run 'barmanfs verify': it tells what is damaged, and full backups store that anew from then on"
             }
+            Catalog::BadWalFile { .. } => "Is it the file the server wrote, and complete?",
             Catalog::InvalidServerName(_) | Catalog::InvalidBackupId(_) => return Self::usage(chain(&error)),
             _ => return Self::failed(chain(&error)),
         };

@@ -1,4 +1,5 @@
-//! A repository on a full file system: clear errors, and everything earlier intact.
+//! A repository on a file system that takes nothing more, because it is full or has turned read-only: clear errors,
+//! everything earlier intact, and always a way to free space. The kind: what frees space needs some.
 
 use crate::common::disk::SmallDisk;
 use crate::common::load::transact;
@@ -9,6 +10,10 @@ use std::process::Command;
 
 topic! {
     once a_full_file_system_loses_nothing_that_was_acknowledged (as_root),
+    once a_full_file_system_can_be_freed (as_root),
+    once what_fills_again_at_once_does_not_keep_space_from_being_freed (as_root),
+    once a_clone_that_has_filled_the_file_system_can_be_destroyed (as_root),
+    once a_file_system_that_turns_read_only_loses_nothing_and_reads_on (as_root),
 }
 
 fn a_full_file_system_loses_nothing_that_was_acknowledged(install: &'static Install) {
@@ -65,4 +70,171 @@ fn checksums_of(site: &Site, id: &str) -> String {
     let checksums = site.checksums(&mount.path(&format!("main/{id}")));
     mount.unmount();
     checksums
+}
+
+/// A site with its repository on a small file system of its own.
+fn small_site(install: &'static Install) -> (Site, PgServer, SmallDisk) {
+    let site = Site::new();
+    let disk = SmallDisk::mount(&site.make_directory("repository"), 64);
+    let mut server = PgServer::init(install, &site.path("main"), &["--wal-segsize=1"]);
+    server.configure(&format!(
+        "archive_mode = on\narchive_command = '{}'",
+        site.archive_command()
+    ));
+    site.write_config(&[("main", &server)]);
+    server.start();
+    (site, server, disk)
+}
+
+/// Takes what is left, to the last byte.
+fn fill_up(site: &Site) {
+    let filler = site.repository().join("filler");
+    let filler = filler.display();
+    for block in ["1M", "4k", "1"] {
+        site.sh(&format!(
+            "dd if=/dev/zero of='{filler}' bs={block} oflag=append conv=notrunc 2>/dev/null"
+        ));
+    }
+    assert_eq!(free(site), 0, "There is something left");
+}
+
+fn free(site: &Site) -> u64 {
+    let state = rustix::fs::statvfs(&site.repository()).unwrap();
+    state.f_bavail * state.f_frsize
+}
+
+fn reserve(site: &Site) -> u64 {
+    site.repository()
+        .join("reserve")
+        .metadata()
+        .map_or(0, |found| found.len())
+}
+
+/// Backups with something of their own each.
+fn backups(site: &Site, server: &PgServer, count: u32) -> Vec<String> {
+    (0..count)
+        .map(|n| {
+            server.query(&format!(
+                "CREATE TABLE own{n} AS SELECT sha512(random()::text::bytea) FROM generate_series(1, 10000)"
+            ));
+            let id = site.backup();
+            server.query(&format!("DROP TABLE own{n}"));
+            id
+        })
+        .collect()
+}
+
+fn a_full_file_system_can_be_freed(install: &'static Install) {
+    let (site, server, _disk) = small_site(install);
+    let ids = backups(&site, &server, 3);
+    for id in &ids[..2] {
+        let whole = reserve(&site);
+        assert!(whole >= 8 << 20, "The reserve has {whole} bytes");
+        fill_up(&site);
+        // Nothing of SQLite's is left from before either.
+        site.sh(&format!(
+            "rm -f '{}/catalog.sqlite-shm'",
+            site.repository().display()
+        ))
+        .ok();
+        fill_up(&site);
+        site.barmanfs(&["backup", "main", "--wait-timeout", "1"])
+            .refused(1);
+        site.ok(&["delete", "main", id]);
+        fill_up(&site);
+        site.ok(&["sweep"]);
+        let freed = free(&site) + reserve(&site) - whole;
+        assert!(freed > 500_000, "{freed} bytes were freed");
+        site.ok(&["verify"]);
+        site.sh(&format!("rm '{}/filler'", site.repository().display()))
+            .ok();
+        // It is there for the next time: whoever writes makes it whole again.
+        let last = backups(&site, &server, 1).remove(0);
+        site.ok(&["delete", "main", &last]);
+    }
+    assert_eq!(site.backup_ids(), [ids[2].clone()]);
+}
+
+fn what_fills_again_at_once_does_not_keep_space_from_being_freed(install: &'static Install) {
+    let (site, server, _disk) = small_site(install);
+    let ids = backups(&site, &server, 3);
+    fill_up(&site);
+    let filler = site.repository().join("filler");
+    let mut greedy = site
+        .sh_command(&format!(
+            "while :; do dd if=/dev/zero of='{}' bs=4k oflag=append conv=notrunc 2>/dev/null; done",
+            filler.display()
+        ))
+        .spawn()
+        .unwrap();
+    // All of them: what others still use would have to be copied, and for that there is no room.
+    for id in &ids {
+        let deleted = site.barmanfs(&["delete", "main", id, "--force"]);
+        assert_eq!(deleted.code(), Some(0), "{deleted}");
+    }
+    let mut freed = 0;
+    let swept = site.barmanfs(&["sweep", "--json"]);
+    if let Ok(report) = serde_json::from_slice::<serde_json::Value>(&swept.stdout) {
+        freed = report["removed_bytes"].as_u64().unwrap_or(0);
+    }
+    let _ = greedy.kill();
+    let _ = greedy.wait();
+    assert!(freed > 1_000_000, "{swept}");
+    site.ok(&["verify"]);
+}
+
+fn a_clone_that_has_filled_the_file_system_can_be_destroyed(install: &'static Install) {
+    let (site, server, _disk) = small_site(install);
+    backups(&site, &server, 1);
+    let mut server = server;
+    server.stop("fast");
+    let mount = Mount::new(&site);
+    site.ok(&["clone", "create", "main", "big"]);
+    let file = mount.path("main/live/big/filler");
+    site.sh(&format!("dd if=/dev/urandom of='{}' bs=1M", file.display()))
+        .refused(1)
+        .says(&["space"]);
+    fill_up(&site);
+    site.ok(&["clone", "destroy", "main", "big"]);
+    assert!(free(&site) > 10 << 20, "{} bytes are free", free(&site));
+    assert!(mount.is_alive());
+    mount.unmount();
+    site.ok(&["verify"]);
+}
+
+fn a_file_system_that_turns_read_only_loses_nothing_and_reads_on(install: &'static Install) {
+    let (site, server, _disk) = small_site(install);
+    let id = backups(&site, &server, 1).remove(0);
+    let name = server.archive_current_segment();
+    let bytes = site.barmanfs(&["get-wal", "main", &name]).ok().stdout;
+    let before = checksums_of(&site, &id);
+    let remount = |how: &str| {
+        run(Command::new("mount")
+            .args(["-o", &format!("remount,{how}")])
+            .arg(site.repository()))
+        .ok();
+    };
+    remount("ro");
+    for arguments in [
+        &["backup", "main"][..],
+        &["delete", "main", "latest", "--force"],
+        &["sweep"],
+        &["rebuild-catalog"],
+    ] {
+        site.barmanfs(arguments)
+            .refused(1)
+            .says(&["Read-only file system"]);
+    }
+    server.query("CREATE TABLE later (n int)");
+    server.query("SELECT pg_switch_wal()");
+    until("an archive_command fails", || {
+        server.query("SELECT failed_count > 0 FROM pg_stat_archiver") == "t"
+    });
+    assert!(server.log().contains("Read-only file system"), "{}", server.log());
+    assert_eq!(checksums_of(&site, &id), before);
+    assert!(site.barmanfs(&["get-wal", "main", &name]).ok().stdout == bytes);
+    remount("rw");
+    server.archive_current_segment();
+    site.backup();
+    site.ok(&["verify"]);
 }

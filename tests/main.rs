@@ -8,6 +8,7 @@
     clippy::print_stderr
 )]
 
+mod absence;
 mod backup_and_recover;
 mod boot;
 mod byte_for_byte;
@@ -29,8 +30,10 @@ mod mount_in_use;
 mod mount_lifecycle;
 mod nobody_gets_in;
 mod pitr;
+mod quarantine;
 mod rebuild;
 mod receive_wal;
+mod repository_files;
 mod second_backup;
 mod settings;
 mod tablespaces;
@@ -66,12 +69,15 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("delete_and_sweep", delete_and_sweep::TESTS),
     ("gaps", gaps::TESTS),
     ("green", green::TESTS),
+    ("quarantine", quarantine::TESTS),
     ("rebuild", rebuild::TESTS),
+    ("repository_files", repository_files::TESTS),
     ("mount_lifecycle", mount_lifecycle::TESTS),
     ("mount_in_use", mount_in_use::TESTS),
     ("many_lookups", many_lookups::TESTS),
     ("terminals", terminals::TESTS),
     ("damage", damage::TESTS),
+    ("absence", absence::TESTS),
     ("hostile", hostile::TESTS),
     ("full_disk", full_disk::TESTS),
     ("crash", crash::TESTS),

@@ -19,6 +19,7 @@ use crate::db::Db;
 use crate::error::{Error, Result};
 use crate::records;
 use crate::repository::Repository;
+use crate::unread::Surveyor;
 
 /// Rows a warm-up reads at most: some 300 MB of the index, the chunks of half a terabyte of windows, in a few seconds.
 const WARM_CHUNKS_MAX: usize = 4_000_000;
@@ -32,6 +33,8 @@ pub(crate) struct CatalogIndex {
     db: Arc<Db>,
     /// The lock of the writer whose packs these are; a sweep leaves them alone while it is held.
     writer: Option<String>,
+    /// What is missed may be in a pack that is not in the catalog; for readers alone, since writers miss what is new.
+    surveyor: Option<Arc<Surveyor>>,
 }
 
 /// One place of a chunk.
@@ -46,14 +49,19 @@ pub(crate) struct Place {
 }
 
 impl CatalogIndex {
-    pub(crate) fn for_readers(db: Arc<Db>) -> Self {
-        Self { db, writer: None }
+    pub(crate) fn for_readers(db: Arc<Db>, surveyor: Arc<Surveyor>) -> Self {
+        Self {
+            db,
+            writer: None,
+            surveyor: Some(surveyor),
+        }
     }
 
     pub(crate) fn for_writer(db: Arc<Db>, writer: String) -> Self {
         Self {
             db,
             writer: Some(writer),
+            surveyor: None,
         }
     }
 }
@@ -65,7 +73,10 @@ impl ChunkIndex for CatalogIndex {
             each_place(db, id, |place| keep_better(&mut best, place))?;
             Ok(best.map(|place: Place| place.location))
         };
-        Ok(self.db.read(best)?)
+        match (self.db.read(best)?, &self.surveyor) {
+            (None, Some(surveyor)) if surveyor.adopt()? => Ok(self.db.read(best)?),
+            (found, _) => Ok(found),
+        }
     }
 
     fn places(&self, id: &ChunkId) -> barmanfs_store::Result<Vec<ChunkLocation>> {

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::backup::{Backup, BackupId, BackupRoot, ReadGuard};
 use crate::error::{Error, Result};
 use crate::locks::Lock;
+use crate::regular;
 use crate::repository::{Repository, sync_directory, write_durably};
 use crate::server::ServerName;
 use crate::writer::Writer;
@@ -321,14 +322,23 @@ impl Repository {
     /// # Errors
     /// When something of it cannot be removed; it is no clone any more then all the same.
     pub fn remove_clone(&self, description: &CloneDescription, lock: CloneLock) -> Result<()> {
-        let _acting = self.as_owner()?;
         let CloneDescription { server, name, id, .. } = description;
         let directory = self.clone_directory(server, name);
         let gone = self.clones_directory(server).join(format!("{GONE}{id}"));
-        fs::rename(&directory, &gone).map_err(|source| Error::io("remove", &directory, source))?;
-        sync_directory(&self.clones_directory(server))?;
+        self.with_reserve(|| {
+            let _acting = self.as_owner()?;
+            match fs::rename(&directory, &gone) {
+                // Moved by the try before.
+                Err(source) if source.kind() == ErrorKind::NotFound && gone.exists() => Ok(()),
+                moved => moved.map_err(|source| Error::io("remove", &directory, source)),
+            }?;
+            sync_directory(&self.clones_directory(server))
+        })?;
         drop(lock);
-        remove_all(&gone)
+        self.with_reserve(|| {
+            let _acting = self.as_owner()?;
+            remove_all(&gone)
+        })
     }
 
     /// The clones that stand on this backup.
@@ -349,7 +359,7 @@ impl Repository {
         struct Version {
             version: u32,
         }
-        let text = match fs::read(&path) {
+        let text = match regular::read(&path) {
             Err(source) if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 return Ok(None);
             }

@@ -21,7 +21,8 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 use crate::error::{Error, Result};
 use crate::owner::Owner;
-use crate::{records, schema};
+use crate::repository::with_suffix;
+use crate::{records, regular, schema};
 
 /// How long a statement waits for another process's write. Writes take milliseconds; a minute is a dying disk.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -39,6 +40,9 @@ const CACHE_KIB: i64 = 4096;
 
 /// Statements kept prepared by each connection: all the catalog's frequent ones.
 const STATEMENTS: usize = 64;
+
+/// Faults of a damaged catalog that are told: the first is reason enough to make it again.
+const FAULTS_MAX: u32 = 10;
 
 /// How often a reader looks whether the file was replaced.
 const IDENTITY_INTERVAL: Duration = Duration::from_secs(1);
@@ -181,6 +185,23 @@ impl Db {
         result
     }
 
+    /// What SQLite finds wrong with the file.
+    pub(crate) fn faults(&self) -> Result<Vec<String>> {
+        let found = self.read(|db| {
+            let mut check = db.prepare(&format!("PRAGMA quick_check({FAULTS_MAX})"))?;
+            let rows = check.query_map([], |row| row.get::<_, String>(0))?;
+            Ok(rows.collect::<rusqlite::Result<Vec<_>>>()?)
+        });
+        match found {
+            Ok(mut lines) => {
+                lines.retain(|line| line != "ok");
+                Ok(lines)
+            }
+            Err(Error::CatalogDamaged { reason, .. }) => Ok(vec![reason]),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Moves a WAL that has become long into the catalog. Waits for nobody: who still reads from the WAL keeps it as
     /// it is until the next commit. An error costs nothing either, what was committed is durable in the WAL.
     fn empty_long_wal(&self, connection: &Connection) {
@@ -238,23 +259,91 @@ fn layout(connection: &Connection) -> Result<i64> {
 /// SQLite needs none, so that what is in the repository can still be read.
 fn connect(path: &Path, owner: &Owner) -> Result<Link> {
     let _acting = owner.act_in(path)?;
-    let link = |alone| connect_as(path, alone).map(|connection| Link { connection, alone });
-    match link(false) {
-        Err(Error::Full { .. } | Error::Catalog { .. }) => link(true),
+    for suffix in ["", "-wal", "-shm", "-journal"] {
+        regular::check(&with_suffix(path, suffix))?;
+    }
+    let link = |access, alone| connect_as(path, access).map(|connection| Link { connection, alone });
+    match link(Access::Shared, false) {
+        // Where nothing can be written nobody else does either, so that no locks are needed: on a read-only file system
+        // connections are kept, while a repository of another user may be written by him in the next moment.
+        Err(Error::Full { .. } | Error::Catalog { .. } | Error::CatalogReadOnly { .. })
+            if !is_writable(path) =>
+        {
+            link(Access::ReadOnly, !is_on_read_only_file_system(path))
+        }
+        Err(Error::Full { .. } | Error::Catalog { .. }) => link(Access::Alone, true),
         other => other,
     }
     .map_err(|error| error.in_catalog(path))
 }
 
-fn connect_as(path: &Path, alone: bool) -> Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let mut connection = Connection::open_with_flags(path, flags)?;
+/// How a connection shares the catalog with other processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    /// By the wal-index, a file in memory.
+    Shared,
+    /// It keeps all others out, and has the wal-index for itself.
+    Alone,
+    /// The same without any lock: nothing can be written there, not even the files for sharing.
+    ReadOnly,
+}
+
+/// SQLite's access to files without locks.
+const WITHOUT_LOCKS: &std::ffi::CStr = c"unix-none";
+
+/// The catalog as a file that never changes, in SQLite's words.
+fn immutable(path: &Path) -> String {
+    use std::fmt::Write;
+    use std::os::unix::ffi::OsStrExt;
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let mut uri = "file:".to_owned();
+    for byte in absolute.as_os_str().as_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'_' | b'-' => {
+                uri.push(char::from(*byte))
+            }
+            // Writing to a string does not fail.
+            _ => drop(write!(uri, "%{byte:02x}")),
+        }
+    }
+    uri + "?immutable=1"
+}
+
+/// Whether SQLite can write the catalog and make files beside it.
+fn is_writable(path: &Path) -> bool {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    [path, directory].into_iter().all(|path| {
+        use rustix::fs::{Access, AtFlags, CWD, accessat};
+        accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS).is_ok()
+    })
+}
+
+fn is_on_read_only_file_system(path: &Path) -> bool {
+    use rustix::fs::{StatVfsMountFlags, statvfs};
+    statvfs(path).is_ok_and(|system| system.f_flag.contains(StatVfsMountFlags::RDONLY))
+}
+
+fn connect_as(path: &Path, access: Access) -> Result<Connection> {
+    let mut connection = match access {
+        Access::ReadOnly => {
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            match fs::metadata(with_suffix(path, "-wal")) {
+                Ok(wal) if wal.len() > 0 => Connection::open_with_flags_and_vfs(path, flags, WITHOUT_LOCKS)?,
+                // SQLite would make one, unless it is told that nothing ever changes.
+                _ => Connection::open_with_flags(immutable(path), flags | OpenFlags::SQLITE_OPEN_URI)?,
+            }
+        }
+        Access::Shared | Access::Alone => {
+            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            Connection::open_with_flags(path, flags)?
+        }
+    };
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     // Without it SQLite, built to plan by statistics, plans every statement anew each time its parameters are bound:
     // a look-up would spend most of its time in the parser.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
-    if alone {
+    if access != Access::Shared {
         connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
     }
     connection.pragma_update(None, "synchronous", "FULL")?;
@@ -286,6 +375,10 @@ fn connect_as(path: &Path, alone: bool) -> Result<Connection> {
 
 fn identify(path: &Path) -> Result<Identity> {
     match fs::metadata(path) {
+        Ok(found) if !found.is_file() => {
+            regular::check(path)?;
+            Err(Error::io("use", path, std::io::ErrorKind::InvalidInput.into()))
+        }
         Ok(found) => Ok(Identity {
             device: found.dev(),
             inode: found.ino(),

@@ -66,7 +66,7 @@ pub enum Error {
         reason: String,
     },
     /// repository.json is not as barmanfs writes it.
-    #[error("{} is damaged: {reason}; restore it from any copy of the repository, it never changes", path.display())]
+    #[error("{} is damaged: {reason}; put it back from any copy of the repository, it never changes, or move it away and run `barmanfs rebuild-catalog`, which makes it again", path.display())]
     BadSettings {
         /// The file.
         path: PathBuf,
@@ -119,6 +119,12 @@ pub enum Error {
         /// SQLite's answer.
         reason: String,
     },
+    /// The catalog can be read and not be written.
+    #[error("The catalog {} cannot be written: its file system is read-only, or it belongs to another user", path.display())]
+    CatalogReadOnly {
+        /// The file.
+        path: PathBuf,
+    },
     /// Other processes kept catalog.sqlite locked for longer than anything should.
     #[error("The catalog {} stayed locked by another process: run again", path.display())]
     CatalogBusy {
@@ -156,6 +162,29 @@ pub enum Error {
         "What the records of a pack use is not known, so nothing is freed: {0}; put the pack back from a copy of the repository, or move it away to give up what it holds"
     )]
     UnknownPack(barmanfs_store::Error),
+    /// Something is not in the catalog, and there are packs that are not read: it may be in one of them.
+    #[error(
+        "{count} packs of the repository are not read, so that nothing can be said of what they may hold; the first is {pack}: {reason}"
+    )]
+    NotProven {
+        /// How many.
+        count: usize,
+        /// One of them.
+        pack: String,
+        /// Why it is not read, and what to do.
+        reason: String,
+    },
+    /// A rebuild would replace a catalog by an empty one.
+    #[error(
+        "There is no pack in {}, though the catalog knows {known}: is its file system mounted? The catalog stays as it is; to give it up all the same, add --force",
+        path.display()
+    )]
+    NoPackLeft {
+        /// The directory of packs.
+        path: PathBuf,
+        /// How many the catalog knows.
+        known: usize,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(barmanfs_store::Error),
@@ -199,6 +228,53 @@ pub enum Error {
         name: WalName,
         /// "has 12 bytes but 16 were read", "is larger than …".
         reason: String,
+    },
+    /// A `.history` or `.backup` file that is not what its name says, or one that cannot be read.
+    #[error("{name} of server {server} is not what its name says: {reason}")]
+    BadWalFile {
+        /// The file.
+        name: WalName,
+        /// Whose.
+        server: ServerName,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is no such file in quarantine.
+    #[error("Server {server} has no {name} in quarantine")]
+    NotInQuarantine {
+        /// The server asked for.
+        server: ServerName,
+        /// The name or id asked for.
+        name: String,
+    },
+    /// Several files in quarantine have the name.
+    #[error("Several files in quarantine are called {name}: name one by its id, {}", ids.join(" or "))]
+    SeveralInQuarantine {
+        /// The name asked for.
+        name: String,
+        /// Their ids.
+        ids: Vec<String>,
+    },
+    /// There is no such file in the archive.
+    #[error("{name} of server {server} is not in the archive")]
+    NotArchived {
+        /// The file.
+        name: WalName,
+        /// Whose.
+        server: ServerName,
+    },
+    /// The archive has a file of that name, and does not give it up.
+    #[error(
+        "The archive has a {name} of server {server} {}",
+        if *replaceable { "that cannot be used: add --replace to put it into quarantine in exchange" } else { "that is as it should be: it stays" }
+    )]
+    ArchivedIsGood {
+        /// The file.
+        name: WalName,
+        /// Whose.
+        server: ServerName,
+        /// It is of no use, and may be replaced.
+        replaceable: bool,
     },
     /// Reading the WAL file to be archived failed.
     #[error("Cannot read {name}: {source}")]
@@ -341,6 +417,7 @@ impl Error {
             Self::Full { path }
             | Self::CatalogDamaged { path, .. }
             | Self::CatalogBusy { path }
+            | Self::CatalogReadOnly { path }
             | Self::Catalog { path, .. }
                 if path.as_os_str().is_empty() =>
             {
@@ -359,12 +436,29 @@ impl Error {
         )
     }
 
+    /// Whether the repository, or the file in question, may be read and not be written.
+    pub fn is_read_only(&self) -> bool {
+        let refused = |source: &io::Error| {
+            matches!(
+                source.kind(),
+                io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied
+            )
+        };
+        match self {
+            Self::CatalogReadOnly { .. } => true,
+            Self::Io { source, .. } | Self::Store(barmanfs_store::Error::Io { source, .. }) => {
+                refused(source)
+            }
+            _ => false,
+        }
+    }
+
     /// Whether data once stored is lost or unreadable, as opposed to an operation that failed and may be tried
     /// again.
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Store(error) | Self::UnknownPack(error) => error.is_damage(),
-            Self::BadRecord { .. } | Self::BadSettings { .. } => true,
+            Self::BadRecord { .. } => true,
             _ => false,
         }
     }
@@ -389,6 +483,7 @@ impl From<rusqlite::Error> for Error {
             }
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::CatalogBusy { path },
             Some(ErrorCode::DiskFull) => Self::Full { path },
+            Some(ErrorCode::ReadOnly) => Self::CatalogReadOnly { path },
             _ => Self::Catalog { path, reason },
         }
     }

@@ -26,13 +26,16 @@ mod owner;
 pub mod rebuild;
 mod records;
 pub mod recovery;
+mod regular;
 mod repository;
+mod reserve;
 mod roots;
 mod schema;
 pub mod server;
 pub mod spool;
 pub mod stats;
 pub mod sweep;
+mod unread;
 pub mod verify;
 pub mod wal;
 mod writer;
@@ -55,8 +58,9 @@ pub use server::ServerName;
 pub use spool::{PartialSegment, Receiver, Spool, SpoolFile};
 pub use stats::{BackupStats, ServerStats, Sizes, Stats};
 pub use sweep::{PackProblem, SweepOptions, SweepReport};
+pub use unread::UnreadPack;
 pub use verify::{Damage, VerifyReport, VerifyScope};
 pub use wal::{
-    QuarantinedWal, WalArchive, WalConflict, WalEntries, WalEntry, WalFile, WalOutcome, WalTotals,
+    Comparison, QuarantinedWal, WalArchive, WalConflict, WalEntries, WalEntry, WalFile, WalOutcome, WalTotals,
 };
 pub use writer::Writer;

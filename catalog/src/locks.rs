@@ -29,6 +29,7 @@ use barmanfs_pg::TimestampMicros;
 
 use crate::error::{Error, Result};
 use crate::owner::{AsOwner, Owner};
+use crate::regular;
 
 /// How often a lock that is taken is tried again: whoever asks whether it is held ([`Locks::is_held`]) holds it for an
 /// instant.
@@ -143,7 +144,7 @@ impl Locks {
     pub(crate) fn holder(&self, name: &str) -> String {
         let mut text = String::new();
         let read = self.owner.act().and_then(|_acting| {
-            File::open(self.path(name)).and_then(|file| file.take(HOLDER_BYTES).read_to_string(&mut text))
+            regular::open(&self.path(name)).and_then(|file| file.take(HOLDER_BYTES).read_to_string(&mut text))
         });
         match read {
             Ok(_) if !text.trim().is_empty() => text.trim().to_owned(),
@@ -216,21 +217,17 @@ impl Lock {
 }
 
 fn open(path: &Path) -> Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .map_err(|source| Error::io("open", path, source))
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    regular::open_with(path, &mut options).map_err(|source| Error::io("open", path, source))
 }
 
 /// A lock file that is there, to be tried. For writing where that is allowed: on NFS, whose locks are of another kind, one
 /// that is open for reading alone cannot be locked exclusively.
 fn open_existing(path: &Path) -> std::io::Result<File> {
     use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
-    match OpenOptions::new().read(true).write(true).open(path) {
-        Err(source) if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem) => File::open(path),
+    match regular::open_with(path, OpenOptions::new().read(true).write(true)) {
+        Err(source) if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem) => regular::open(path),
         opened => opened,
     }
 }

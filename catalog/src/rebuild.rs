@@ -14,7 +14,8 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use barmanfs_store::{ClosedPack, LocalPacks, PackId, PackStorage, read_footer};
+use barmanfs_store::{ClosedPack, Listed, LocalPacks, PackId, PackStorage, Part, read_footer};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, params};
 use serde::Serialize;
 
@@ -24,6 +25,7 @@ use crate::locks::{Lock, Locks};
 use crate::monitor::{Monitor, Unit};
 use crate::owner::Owner;
 use crate::records;
+use crate::regular;
 use crate::repository::{
     CATALOG, CreateOptions, PACKS, Repository, make_directories, make_settings, read_settings,
     remove_catalog, sync_directory, with_suffix,
@@ -51,24 +53,45 @@ pub struct RebuildReport {
     pub wal_files: u64,
     /// repository.json was missing and has been made anew.
     pub made_settings: bool,
+    /// Packs that the catalog before knew, as far as it could be read, and that are not there any more.
+    pub missing: Vec<PackId>,
     /// Damaged packs, and records that could not be understood. What they held is missing.
     pub problems: Vec<PackProblem>,
     /// Where the old catalog is kept, if there was one: after problems alone. It knows what is missing.
     pub kept_catalog: Option<PathBuf>,
 }
 
+impl RebuildReport {
+    /// Whether all that the packs hold, and all that the catalog before knew, is in the new one.
+    pub fn is_complete(&self) -> bool {
+        self.problems.is_empty() && self.missing.is_empty()
+    }
+}
+
 impl Repository {
     /// Makes the catalog of the repository at `path` again, and repository.json where there are only packs. Damaged packs
-    /// are left out and reported.
+    /// are left out and reported. The catalog before is looked into only for the packs it knows: where none of them is there it
+    /// is not replaced.
     ///
     /// # Errors
-    /// [`Error::Occupied`] while a writer or a sweep is at work; [`Error::NoRepository`]; when a pack cannot be read for
+    /// [`Error::NoPackLeft`];     /// [`Error::Occupied`] while a writer or a sweep is at work; [`Error::NoRepository`]; when a pack cannot be read for
     /// another reason than damage, or was written by a later release.
     pub fn rebuild(path: &Path, monitor: &mut dyn Monitor) -> Result<RebuildReport> {
+        Self::rebuild_with(path, false, monitor)
+    }
+
+    /// The same; with `force` also where none of the packs is there that the catalog knows.
+    ///
+    /// # Errors
+    /// As for [`rebuild`](Self::rebuild).
+    pub fn rebuild_with(path: &Path, force: bool, monitor: &mut dyn Monitor) -> Result<RebuildReport> {
         let made_settings = match read_settings(path) {
-            Err(Error::SettingsMissing { .. }) => true,
+            Err(Error::SettingsMissing { .. } | Error::BadSettings { .. }) => true,
             settings => settings.map(|_| false)?,
         };
+        for suffix in ["", "-wal", "-shm", "-journal"] {
+            regular::check(&with_suffix(&path.join(CATALOG), suffix))?;
+        }
         make_directories(path)?;
         let owner = Owner::of(path).map_err(|source| Error::io("inspect", path, source))?;
         let _lock = keep_writers_out(&Locks::of(path, owner))?;
@@ -78,20 +101,55 @@ impl Repository {
             .tempfile_in(path)
             .map_err(|source| Error::io("create a file in", path, source))?
             .into_temp_path();
+        let known = known_packs(&path.join(CATALOG));
         let mut report = build(&new, &path.join(PACKS), monitor).map_err(|error| error.in_catalog(&new))?;
+        report.missing = missing_in(&new, &known).map_err(|error| error.in_catalog(&new))?;
+        if !force && report.packs == 0 && !report.missing.is_empty() {
+            return Err(Error::NoPackLeft {
+                path: path.join(PACKS),
+                known: known.len(),
+            });
+        }
         exchange(path, new)?;
         if made_settings {
             make_settings(path, CreateOptions::default())?;
         }
         report.made_settings = made_settings;
         let old = path.join(OLD_CATALOG);
-        if report.problems.is_empty() {
+        if report.is_complete() {
             remove_catalog(&old)?;
         } else if is_there(&old)? {
             report.kept_catalog = Some(old);
         }
         Ok(report)
     }
+}
+
+/// The packs a catalog knows; none where it cannot be read.
+fn known_packs(catalog: &Path) -> Vec<PackId> {
+    let read = || -> Result<Vec<PackId>> {
+        let connection = Connection::open_with_flags(catalog, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        let mut all = connection.prepare("SELECT id FROM packs ORDER BY id")?;
+        let rows = all.query_map([], |row| row.get(0).map(PackId))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    };
+    read().unwrap_or_else(|error| {
+        tracing::debug!("The catalog before cannot be read: {error}");
+        Vec::new()
+    })
+}
+
+/// Those of them that the new catalog does not know.
+fn missing_in(new: &Path, known: &[PackId]) -> Result<Vec<PackId>> {
+    let connection = Connection::open_with_flags(new, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let mut missing = Vec::new();
+    for pack in known {
+        if !is_entered(&connection, *pack)? {
+            missing.push(*pack);
+        }
+    }
+    Ok(missing)
 }
 
 /// Takes the lock that every writer shares.
@@ -184,7 +242,29 @@ fn enter_packs(
         }
         monitor.progress(report.packs, None, Unit::Packs);
     }
+    tell_astray(connection, storage, report)
+}
+
+/// Packs under other names are not entered: nobody would find them there. Those of which the pack itself is there do no harm.
+fn tell_astray(connection: &Connection, storage: &dyn PackStorage, report: &mut RebuildReport) -> Result<()> {
+    for part in Part::all() {
+        storage.list_part(part, &mut |listed| {
+            if let Listed::Astray { path, pack } = listed
+                && !is_entered(connection, pack)?
+            {
+                let reason = format!("It lies under another name, {}: give it its own", path.display());
+                report.problems.push(PackProblem { pack, reason });
+            }
+            Ok(())
+        })?;
+    }
     Ok(())
+}
+
+fn is_entered(connection: &Connection, pack: PackId) -> Result<bool> {
+    Ok(connection
+        .prepare_cached("SELECT 1 FROM packs WHERE id = ?1")?
+        .exists([pack.as_bytes()])?)
 }
 
 fn enter_one(connection: &Connection, pack: &ClosedPack) -> Result<()> {

@@ -27,5 +27,6 @@ pub use plan::{Plan, TimelineSpan, Unreachable};
 pub use target::{Action, Target, TargetError, TargetSpec, TimelineChoice};
 pub use time::TimeTarget;
 pub use timelines::{
-    BackupPlace, Gap, MinimalStretch, Parent, Reach, RestorePointPlace, Timeline, TimelineReport, WalRange,
+    BackupPlace, Gap, MinimalStretch, Parent, Reach, RestorePointPlace, Timeline, TimelineReport,
+    UnreadableFile, WalRange,
 };

@@ -21,8 +21,11 @@ use crate::db::Db;
 use crate::error::{Error, Result};
 use crate::locks::Locks;
 use crate::owner::{AsOwner, Owner};
+use crate::regular;
+use crate::reserve::RESERVE;
 use crate::server::ServerName;
 use crate::spool::SPOOL;
+use crate::unread::Surveyor;
 use crate::wal::ReadIndexes;
 
 const SETTINGS: &str = "repository.json";
@@ -89,6 +92,7 @@ pub struct Repository {
     pub(crate) db: Arc<Db>,
     pub(crate) storage: Arc<dyn PackStorage>,
     pub(crate) locks: Locks,
+    pub(crate) surveyor: Arc<Surveyor>,
     chunks: Arc<ChunkReader>,
     pub(crate) read_indexes: Arc<ReadIndexes>,
 }
@@ -120,8 +124,10 @@ impl Repository {
         let owner = Owner::of(path).map_err(|source| Error::io("inspect", path, source))?;
         let db = Arc::new(Db::open(&path.join(CATALOG), owner.clone())?);
         let storage: Arc<dyn PackStorage> = Arc::new(LocalPacks::open(&path.join(PACKS))?);
-        let chunks = chunk_reader(&storage, &db, CACHE_BYTES);
         let locks = Locks::of(path, owner.clone());
+        let surveyor = Surveyor::new(Arc::clone(&db), Arc::clone(&storage), locks.clone());
+        let surveyor = Arc::new(surveyor);
+        let chunks = chunk_reader(&storage, &db, &surveyor, CACHE_BYTES);
         Ok(Self {
             path: path.to_path_buf(),
             owner,
@@ -129,6 +135,7 @@ impl Repository {
             db,
             storage,
             locks,
+            surveyor,
             chunks,
             read_indexes: Arc::default(),
         })
@@ -137,7 +144,7 @@ impl Repository {
     /// The same repository with a chunk cache of this size.
     #[must_use]
     pub fn with_cache_bytes(self, cache_bytes: usize) -> Self {
-        let chunks = chunk_reader(&self.storage, &self.db, cache_bytes);
+        let chunks = chunk_reader(&self.storage, &self.db, &self.surveyor, cache_bytes);
         Self { chunks, ..self }
     }
 
@@ -219,6 +226,19 @@ impl Repository {
         })
     }
 
+    /// Looks through the catalog's file for damage; nothing where it is sound. It reads all of it.
+    ///
+    /// # Errors
+    /// When it cannot be read for another reason.
+    pub fn catalog_faults(&self) -> Result<Vec<String>> {
+        self.db.faults()
+    }
+
+    /// Size of the catalog's file in bytes.
+    pub fn catalog_bytes(&self) -> u64 {
+        fs::metadata(self.path.join(CATALOG)).map_or(0, |found| found.len())
+    }
+
     pub(crate) fn deposit_options(&self) -> DepositOptions {
         let Compression {
             data_level,
@@ -234,8 +254,14 @@ impl Repository {
     }
 }
 
-fn chunk_reader(storage: &Arc<dyn PackStorage>, db: &Arc<Db>, cache_bytes: usize) -> Arc<ChunkReader> {
-    let index: Arc<dyn ChunkIndex> = Arc::new(CatalogIndex::for_readers(Arc::clone(db)));
+fn chunk_reader(
+    storage: &Arc<dyn PackStorage>,
+    db: &Arc<Db>,
+    surveyor: &Arc<Surveyor>,
+    cache_bytes: usize,
+) -> Arc<ChunkReader> {
+    let index = CatalogIndex::for_readers(Arc::clone(db), Arc::clone(surveyor));
+    let index: Arc<dyn ChunkIndex> = Arc::new(index);
     Arc::new(ChunkReader::new(Arc::clone(storage), index, cache_bytes))
 }
 
@@ -256,7 +282,7 @@ pub(crate) fn make_settings(path: &Path, options: CreateOptions) -> Result<()> {
 /// Reads and checks repository.json.
 pub(crate) fn read_settings(path: &Path) -> Result<Settings> {
     let file = path.join(SETTINGS);
-    let text = match fs::read(&file) {
+    let text = match regular::read(&file) {
         Ok(text) => text,
         Err(source)
             if matches!(
@@ -316,7 +342,10 @@ fn check_vacant(path: &Path) -> Result<()> {
         if name == SETTINGS {
             return refuse("there is a repository already".to_owned());
         }
-        let ours = name == PACKS || name.starts_with(CATALOG) || DIRECTORIES.contains(&name.as_ref());
+        let ours = name == PACKS
+            || name == RESERVE
+            || name.starts_with(CATALOG)
+            || DIRECTORIES.contains(&name.as_ref());
         if !ours {
             return refuse(format!("the directory is not empty: it holds {name:?}"));
         }

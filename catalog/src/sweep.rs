@@ -108,6 +108,19 @@ pub struct SweepReport {
     pub problems: Vec<PackProblem>,
 }
 
+impl SweepReport {
+    /// Adds what the tries before this one did.
+    fn add_freed(&mut self, before: &Self) {
+        self.adopted_packs += before.adopted_packs;
+        self.abandoned_files += before.abandoned_files;
+        self.rescued_packs += before.rescued_packs;
+        self.repacked_packs += before.repacked_packs;
+        self.copied_bytes += before.copied_bytes;
+        self.removed_packs += before.removed_packs;
+        self.removed_bytes += before.removed_bytes;
+    }
+}
+
 /// What becomes of packs that were condemned.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Fate {
@@ -136,6 +149,26 @@ impl Repository {
     /// [`Error::Occupied`] while another sweep or a rebuild is at work. When a listing or map cannot be read: what is
     /// alive is not known then, and nothing is freed.
     pub fn sweep(&self, options: &SweepOptions, monitor: &mut dyn Monitor) -> Result<SweepReport> {
+        let mut before = SweepReport::default();
+        let mut unfinished = None;
+        let swept = self.with_reserve(|| {
+            unfinished = None;
+            let mut report = self.try_to_sweep(options, monitor)?;
+            report.add_freed(&before);
+            if report.unfinished.is_none() {
+                return Ok(report);
+            }
+            before = report.clone();
+            unfinished = Some(report);
+            let path = self.path().to_path_buf();
+            Err(Error::Full { path })
+        });
+        // More room than the reserve would have been needed.
+        unfinished.map_or(swept, Ok)
+    }
+
+    /// What it has done before it fails is not undone: the next one goes on from there.
+    fn try_to_sweep(&self, options: &SweepOptions, monitor: &mut dyn Monitor) -> Result<SweepReport> {
         let occupied = |what, name| Error::Occupied {
             what,
             holder: self.locks.holder(name),

@@ -24,6 +24,7 @@ use crate::monitor::{Monitor, Unit};
 use crate::repository::Repository;
 use crate::server::ServerName;
 use crate::sweep::PackProblem;
+use crate::unread::UnreadPack;
 use crate::wal::WalFile;
 
 mod checking;
@@ -98,6 +99,10 @@ pub struct VerifyReport {
     pub damages_cut: bool,
     /// Packs whose footers are damaged or that are missing.
     pub pack_problems: Vec<PackProblem>,
+    /// What is wrong with catalog.sqlite itself. Nothing else was looked at then.
+    pub catalog_faults: Vec<String>,
+    /// Packs that are not in the catalog and cannot be entered: what they hold was not looked at.
+    pub unread_packs: Vec<UnreadPack>,
     /// Places that are damaged themselves, the one or two of each chunk that was bad or mended.
     #[serde(skip)]
     pub(crate) damaged_places: Places,
@@ -106,7 +111,11 @@ pub struct VerifyReport {
 impl VerifyReport {
     /// Whether everything is as it should be.
     pub fn is_clean(&self) -> bool {
-        self.bad_chunks == 0 && self.damages.is_empty() && self.pack_problems.is_empty()
+        self.bad_chunks == 0
+            && self.damages.is_empty()
+            && self.pack_problems.is_empty()
+            && self.unread_packs.is_empty()
+            && self.catalog_faults.is_empty()
     }
 }
 
@@ -160,8 +169,21 @@ impl Repository {
     /// When the catalog or the disk cannot be read. Damage is no error: it is reported, and may be
     /// [noted](Self::note_damage).
     pub fn verify(&self, scope: &VerifyScope, monitor: &mut dyn Monitor) -> Result<VerifyReport> {
+        // Where the index cannot be trusted, nothing can be found out by it.
+        monitor.stage("Checking the catalog");
+        let catalog_faults = self.catalog_faults()?;
+        if !catalog_faults.is_empty() {
+            return Ok(VerifyReport {
+                catalog_faults,
+                ..VerifyReport::default()
+            });
+        }
+        let unread_packs = self.unread_packs()?;
         let subjects = self.subjects(scope)?;
-        let report = VerifyReport::default();
+        let report = VerifyReport {
+            unread_packs,
+            ..VerifyReport::default()
+        };
         let mut run = Verification {
             repository: self,
             met: ChunkSet::new()?,

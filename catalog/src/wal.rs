@@ -12,11 +12,13 @@ mod archive;
 pub(crate) mod confine;
 pub(crate) mod index;
 mod list;
+mod quarantine;
 mod reindex;
 
 pub(crate) use confine::ReadIndexes;
 pub use confine::{Confined, LooseSegment, scan};
 pub use list::{WalArchive, WalEntries, WalTotals};
+pub use quarantine::Comparison;
 pub use reindex::ReindexReport;
 
 /// One archived file: a segment, or a `.history`, `.backup` or `.partial` file.

@@ -54,6 +54,7 @@ impl Repository {
     pub fn writer(&self, purpose: &str) -> Result<Writer> {
         let _acting = self.as_owner()?;
         make_directories(self.path())?;
+        self.keep_reserve();
         let gate = self
             .locks
             .try_shared(GATE, purpose)?

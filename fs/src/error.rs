@@ -88,6 +88,7 @@ impl Error {
             Self::Refused(errno) => *errno,
             Self::Catalog(barmanfs_catalog::Error::Full { .. })
             | Self::Store(barmanfs_store::Error::Full { .. }) => Errno::NOSPC,
+            Self::Catalog(error) if error.is_read_only() => Errno::ROFS,
             _ => Errno::IO,
         }
     }

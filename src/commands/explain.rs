@@ -113,6 +113,7 @@ fn show_reason(
     facts.add("Why", reason.to_string());
     facts.add_some("Nearest", reason.nearest());
     match elsewhere.last() {
+        _ if matches!(reason, Unreachable::BadHistory { .. }) => facts.add_some("What to do", reason.hint()),
         Some(timeline) => facts.add(
             "Other timeline",
             format!("it can be reached along timeline {timeline}: add ,timeline={timeline}"),

@@ -22,7 +22,16 @@ pub(crate) fn run(app: &mut App, args: &GetWalArgs) -> Result<Outcome, Error> {
     let name = WalName::from_str(&args.name).map_err(|error| Error::usage(error.to_string()))?;
     let repository = app.repository()?;
     let server = app.known_server(&repository, &args.server)?;
-    let Some(file) = repository.wal(&server).find(&name)? else {
+    let archive = repository.wal(&server);
+    let mut found = archive.find(&name)?;
+    if found.is_none() {
+        // It may be in a pack that is not in the catalog.
+        repository.prove_completeness().map_err(|error| {
+            Error::from(error).context(format!("Whether {name} is archived cannot be told"))
+        })?;
+        found = archive.find(&name)?;
+    }
+    let Some(file) = found else {
         // An archive of nothing proves nothing: it may be the wrong one.
         if repository.system_id(&server)?.is_none() {
             let path = repository.path().display();

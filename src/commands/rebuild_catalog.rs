@@ -1,23 +1,34 @@
 //! `barmanfs rebuild-catalog`.
 
 use barmanfs_catalog::Repository;
+use barmanfs_store::PackId;
 
 use super::App;
-use crate::cli::JsonOption;
+use crate::cli::RebuildArgs;
 use crate::error::{Error, Outcome};
+use crate::output;
 use crate::progress::Shown;
 
 /// Runs the command.
-pub(crate) fn run(app: &mut App, json: JsonOption) -> Result<Outcome, Error> {
+pub(crate) fn run(app: &mut App, args: &RebuildArgs) -> Result<Outcome, Error> {
     app.refuse_foreign_root()?;
     let path = &app.config.repository;
-    let report = Repository::rebuild(
+    let report = Repository::rebuild_with(
         path,
+        args.force,
         &mut Shown::start("Rebuild of the catalog", app.options.quiet),
     )?;
-    if json.json {
+    if args.json.json {
         app.out.json(&report)?;
-    } else if !(app.options.quiet && report.problems.is_empty()) {
+    } else if !(app.options.quiet && report.is_complete()) {
+        if !report.missing.is_empty() {
+            app.out.line(format_args!(
+                "{} that the catalog before knew {} not there: {}",
+                output::count(report.missing.len(), "pack"),
+                if report.missing.len() == 1 { "is" } else { "are" },
+                some_of(&report.missing)
+            ))?;
+        }
         for problem in &report.problems {
             app.out.line(format_args!(
                 "Left out: pack {}: {}",
@@ -38,7 +49,7 @@ pub(crate) fn run(app: &mut App, json: JsonOption) -> Result<Outcome, Error> {
         }
         if report.made_settings {
             app.out.line(
-                "Made repository.json anew, as it was missing: with the compression levels of a new repository",
+                "Made repository.json anew, as it was missing or damaged: with the compression levels of a new repository",
             )?;
         }
         app.out.line(format_args!(
@@ -46,9 +57,19 @@ pub(crate) fn run(app: &mut App, json: JsonOption) -> Result<Outcome, Error> {
             report.packs, report.backups, report.wal_files, report.chunks
         ))?;
     }
-    Ok(if report.problems.is_empty() {
+    Ok(if report.is_complete() {
         Outcome::Done
     } else {
         Outcome::Problems
     })
+}
+
+/// Names of packs, as many as a line takes.
+fn some_of(packs: &[PackId]) -> String {
+    const SHOWN: usize = 10;
+    let mut names: Vec<String> = packs.iter().take(SHOWN).map(ToString::to_string).collect();
+    if packs.len() > SHOWN {
+        names.push("...".to_owned());
+    }
+    names.join(", ")
 }

@@ -55,6 +55,16 @@ fn summary(out: &mut Output, report: &TimelineReport) -> Result<(), Error> {
         }
         _ => out.line("Nothing can be recovered: there is no complete backup with its WAL")?,
     }
+    for file in &report.unreadable {
+        let text = format!(
+            "{} cannot be read: {}. {}",
+            file.name,
+            output::printable(file.reason.as_bytes()),
+            file.advice
+        );
+        let text = out.paint(&text, Style::Red);
+        out.line(text)?;
+    }
     for gap in report.gaps.iter().filter(|gap| gap.matters()) {
         out.sentence(&format!("Cannot be recovered: {}", lost(gap)), Style::Red)?;
     }

@@ -22,7 +22,9 @@ pub(crate) fn run(app: &mut App, args: &VerifyArgs) -> Result<Outcome, Error> {
     let scope = scope(app, &repository, args)?;
     let report = repository.verify(&scope, &mut Shown::start("Verify", app.options.quiet))?;
     // What was found is told all the same.
-    if let Err(error) = repository.note_damage(&report) {
+    if report.catalog_faults.is_empty()
+        && let Err(error) = repository.note_damage(&report)
+    {
         tracing::warn!("What is damaged could not be written down, so backups still refer to it: {error}");
     }
     if args.json.json {
@@ -58,12 +60,32 @@ fn scope(app: &App, repository: &Repository, args: &VerifyArgs) -> Result<Verify
 }
 
 fn show(out: &mut Output, report: &VerifyReport) -> Result<(), Error> {
+    for fault in &report.catalog_faults {
+        out.line(format_args!(
+            "{} catalog: {}",
+            out.paint("DAMAGED", Style::Red),
+            output::printable(fault.as_bytes())
+        ))?;
+    }
+    if !report.catalog_faults.is_empty() {
+        return out.line(
+            "Nothing else was checked: make the catalog again from the packs with 'barmanfs rebuild-catalog', then verify",
+        );
+    }
     for problem in &report.pack_problems {
         out.line(format_args!(
             "{} pack {}: {}",
             out.paint("DAMAGED", Style::Red),
             problem.pack,
             problem.reason
+        ))?;
+    }
+    for unread in &report.unread_packs {
+        out.line(format_args!(
+            "{} pack {}: {}",
+            out.paint("NOT READ", Style::Red),
+            output::printable(unread.pack.as_bytes()),
+            output::printable(unread.reason.as_bytes())
         ))?;
     }
     for damage in &report.damages {
@@ -81,6 +103,8 @@ fn show(out: &mut Output, report: &VerifyReport) -> Result<(), Error> {
     }
     let verdict = if report.is_clean() {
         out.paint("all as it should be", Style::Green)
+    } else if report.bad_chunks == 0 {
+        out.paint("see above", Style::Red)
     } else {
         out.paint(
             &format!("{} of the chunks are damaged or missing", report.bad_chunks),

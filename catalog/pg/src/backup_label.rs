@@ -103,7 +103,7 @@ impl BackupLabel {
 }
 
 /// `0/900028 (file 000000010000000000000009)`
-fn start_location(text: &str) -> Option<(Lsn, SegmentName)> {
+pub(crate) fn start_location(text: &str) -> Option<(Lsn, SegmentName)> {
     let (lsn, file) = text.split_once(" (file ")?;
     Some((lsn.parse().ok()?, file.strip_suffix(')')?.parse().ok()?))
 }

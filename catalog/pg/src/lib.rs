@@ -31,6 +31,7 @@ pub mod tablespace_map;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod wal_check;
+pub mod wal_files;
 pub mod wal_name;
 pub mod wal_record;
 pub mod wal_scan;

@@ -51,6 +51,7 @@ impl Repository {
             Ok(Some(lock)) => Some(lock),
             Ok(None) => return Err(gone()),
             Err(Error::Full { .. }) => None,
+            Err(error) if error.is_read_only() => None,
             Err(error) => return Err(error),
         };
         if !list::is_recorded(self, &backup.server, backup.id)? {
@@ -65,6 +66,10 @@ impl Repository {
     /// [`Error::BackupRunning`]; without `force` [`Error::BackupInUse`] while it is being read, and
     /// [`Error::BackupHasClones`]; [`Error::NoSuchBackup`].
     pub fn delete_backup(&self, backup: &Backup, force: bool) -> Result<()> {
+        self.with_reserve(|| self.try_to_delete(backup, force))
+    }
+
+    fn try_to_delete(&self, backup: &Backup, force: bool) -> Result<()> {
         let purpose = format!("deletion of backup {} of {}", backup.id, backup.server);
         let writer = self.writer(&purpose)?;
         if backup.record.is_none() {

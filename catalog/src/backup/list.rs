@@ -37,10 +37,23 @@ impl Repository {
     /// # Errors
     /// [`Error::NoSuchBackup`].
     pub fn backup(&self, server: &ServerName, selector: &BackupSelector) -> Result<Backup> {
+        let found = self.find_backup(server, selector)?;
+        // It may be in a pack that is not in the catalog.
+        let found = match found {
+            None if self.adopt_unknown_packs()? => self.find_backup(server, selector)?,
+            found => found,
+        };
+        found.ok_or_else(|| Error::NoSuchBackup {
+            server: server.clone(),
+            selector: selector.to_string(),
+        })
+    }
+
+    fn find_backup(&self, server: &ServerName, selector: &BackupSelector) -> Result<Option<Backup>> {
         let backups = self.backups(server)?;
         let complete = |backup: &Backup| backup.is_complete() && backup.is_of_server();
         let failed = |backup: &Backup| backup.status == BackupStatus::Failed && backup.is_of_server();
-        let found = match *selector {
+        Ok(match *selector {
             BackupSelector::Id(id) => backups.into_iter().find(|backup| backup.id == id),
             BackupSelector::Latest => backups.into_iter().rfind(complete),
             BackupSelector::LatestFull => backups
@@ -48,10 +61,6 @@ impl Repository {
                 .rfind(|backup| backup.is_complete() && backup.kind == BackupKind::Full),
             BackupSelector::Oldest => backups.into_iter().find(complete),
             BackupSelector::LatestFailed => backups.into_iter().rfind(failed),
-        };
-        found.ok_or_else(|| Error::NoSuchBackup {
-            server: server.clone(),
-            selector: selector.to_string(),
         })
     }
 

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 
 use crate::backup::{Backup, BackupStatus};
 use crate::error::{Error, Result};
+use crate::regular;
 use crate::repository::{Repository, sync_directory, write_durably};
 use crate::server::ServerName;
 
@@ -73,7 +74,7 @@ fn interrupted(backup: &mut Backup) {
 
 fn read_state(repository: &Repository, server: &ServerName) -> Result<Option<Backup>> {
     let path = state_file(repository, server);
-    match fs::read(&path) {
+    match regular::read(&path) {
         Ok(json) => Ok(serde_json::from_slice(&json)
             .ok()
             .filter(|backup: &Backup| &backup.server == server)),

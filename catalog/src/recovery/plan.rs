@@ -78,6 +78,16 @@ pub enum Unreachable {
         /// The timelines there are.
         known: Vec<TimelineId>,
     },
+    /// A timeline whose history cannot be read: what leads to it is not known.
+    #[error("The archived history of timeline {timeline}, {}.history, cannot be read: {fault}", timeline.hex())]
+    BadHistory {
+        /// Whose.
+        server: ServerName,
+        /// The timeline.
+        timeline: TimelineId,
+        /// What is wrong with the file.
+        fault: String,
+    },
     /// No backup lies on the way to the timeline.
     #[error("No complete backup lies on the way to timeline {timeline}")]
     NoBackupOnTimeline {
@@ -178,6 +188,14 @@ pub enum Unreachable {
     },
 }
 
+/// What to do about an archived history that cannot be read.
+pub(super) fn bad_history_advice(server: &ServerName, timeline: TimelineId) -> String {
+    format!(
+        "'barmanfs quarantine {server} take {}.history' takes it out of the archive; the server can archive the right one then",
+        timeline.hex()
+    )
+}
+
 fn gap_text(first: SegmentName, last: SegmentName, count: u64) -> String {
     match count {
         1 => format!("Segment {first} is not archived, and the target lies behind it"),
@@ -192,7 +210,9 @@ impl Unreachable {
     #[must_use]
     pub fn nearest(&self) -> Option<String> {
         match self {
-            Self::NoBackup | Self::BadBackup { .. } | Self::NoTimeline { .. } => None,
+            Self::NoBackup | Self::BadBackup { .. } | Self::BadHistory { .. } | Self::NoTimeline { .. } => {
+                None
+            }
             Self::NoBackupOnTimeline { .. } => None,
             Self::UnknownWal { .. } | Self::NotIndexed { .. } | Self::Tablespace { .. } => None,
             Self::Minimal { lsn, newest, .. } => {
@@ -233,6 +253,7 @@ impl Unreachable {
             Self::NoBackupOnTimeline { newest, newest_timeline, .. } => Some(format!(
                 "The newest backup, {newest}, is on timeline {newest_timeline}: add ,timeline={newest_timeline}, or take a new one"
             )),
+            Self::BadHistory { server, timeline, .. } => Some(bad_history_advice(server, *timeline)),
             Self::BeforeBackups { .. } => None,
             Self::AfterEnd { .. } => Some("'now' recovers all there is".to_owned()),
             Self::Gap { .. } => Some("A backup taken now leads past it; what lies in between needs the segment itself, see 'barmanfs timeline'".to_owned()),

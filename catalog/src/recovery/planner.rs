@@ -4,6 +4,7 @@
 //! that ends behind the target makes way for an older one. Anything else that stands in its way (a gap, or that
 //! nothing lies behind the target) stands in the way of all older ones too, where the target is one place in the log.
 
+use std::cell::RefCell;
 use std::io::Read;
 
 use barmanfs_pg::history::TimelineHistory;
@@ -14,6 +15,7 @@ use jiff::tz::TimeZone;
 use crate::backup::{Backup, BackupStatus};
 use crate::error::{Error, Result};
 use crate::recovery::ends::{End, Way};
+use crate::recovery::plan::bad_history_advice;
 use crate::recovery::route::Route;
 use crate::recovery::segments::Segments;
 use crate::recovery::time::server_zone;
@@ -56,16 +58,24 @@ impl Repository {
         server: &ServerName,
         spec: &TargetSpec,
     ) -> Result<std::result::Result<Plan, Unreachable>> {
-        let planner = Planner {
-            repository: self,
-            server,
-            spec,
-            segments: Segments::of(self, server),
+        let plan = || {
+            let planner = Planner {
+                repository: self,
+                server,
+                spec,
+                segments: Segments::of(self, server),
+                notes: RefCell::default(),
+            };
+            match planner.run() {
+                Ok(plan) => Ok(Ok(plan)),
+                Err(Halt::Unreachable(reason)) => Ok(Err(*reason)),
+                Err(Halt::Failed(error)) => Err(error),
+            }
         };
-        match planner.run() {
-            Ok(plan) => Ok(Ok(plan)),
-            Err(Halt::Unreachable(reason)) => Ok(Err(*reason)),
-            Err(Halt::Failed(error)) => Err(error),
+        match plan()? {
+            // What is missing may be in a pack that is not in the catalog.
+            Err(_) if self.adopt_unknown_packs()? => plan(),
+            planned => Ok(planned),
         }
     }
 
@@ -129,6 +139,9 @@ impl Repository {
     }
 
     /// The history of a timeline, from its archived file; none where that is not archived.
+    ///
+    /// # Errors
+    /// [`Error::BadWalFile`] when the file cannot be read or is no history: only this timeline is affected.
     pub(super) fn history(
         &self,
         server: &ServerName,
@@ -138,17 +151,20 @@ impl Repository {
         let Some(reader) = self.wal(server).open(&name)? else {
             return Ok(None);
         };
+        let bad = |reason: String| Error::BadWalFile {
+            name,
+            server: server.clone(),
+            reason,
+        };
         let mut bytes = Vec::new();
         reader
             .take(HISTORY_BYTES_MAX)
             .read_to_end(&mut bytes)
-            .map_err(|source| Error::WalSource {
-                name,
-                source: std::sync::Arc::new(source),
-            })?;
-        let history = TimelineHistory::parse(&bytes, timeline).map_err(|error| {
-            Error::Invalid(format!("The archived {name} of {server} cannot be read: {error}"))
-        })?;
+            .map_err(|error| bad(error.to_string()))?;
+        let history = TimelineHistory::parse(&bytes, timeline).map_err(|error| bad(error.to_string()))?;
+        if history.entries().is_empty() {
+            return Err(bad("It names no timeline before".to_owned()));
+        }
         Ok(Some(history))
     }
 }
@@ -186,6 +202,8 @@ pub(super) struct Planner<'a> {
     pub(super) server: &'a ServerName,
     pub(super) spec: &'a TargetSpec,
     pub(super) segments: Segments<'a>,
+    /// What was passed over on the way.
+    pub(super) notes: RefCell<Vec<String>>,
 }
 
 impl Planner<'_> {
@@ -209,6 +227,7 @@ impl Planner<'_> {
             match end {
                 Ok(Some(mut end)) => {
                     end.notes.extend(zone_note);
+                    end.notes.extend(self.notes.take());
                     return Ok(self.plan(start, &way.route, end, time));
                 }
                 Ok(None) => {}
@@ -322,17 +341,48 @@ impl Planner<'_> {
             newest = newest.max(start.timeline);
         }
         // What was found from a lower timeline than the newest either ended before it or goes on as from there.
+        let mut next = newest;
         loop {
-            let next = TimelineId(newest.0.saturating_add(1));
-            if next == newest || archive.entry(&WalName::History(next))?.is_none() {
+            let last = next;
+            next = TimelineId(last.0.saturating_add(1));
+            if next == last || archive.entry(&WalName::History(next))?.is_none() {
                 return Ok(newest);
             }
-            newest = next;
+            if !self.is_nothing_but_a_bad_history(next)? {
+                newest = next;
+            }
+        }
+    }
+
+    /// Of a timeline without WAL a file that is no history is no sign.
+    fn is_nothing_but_a_bad_history(&self, timeline: TimelineId) -> Result<bool> {
+        match self.repository.history(self.server, timeline) {
+            Err(Error::BadWalFile { reason, .. }) if !self.segments.timelines()?.contains(&timeline) => {
+                self.notes.borrow_mut().push(format!(
+                    "The archived {}.history is passed over, as it cannot be read ({reason}). {}",
+                    timeline.hex(),
+                    bad_history_advice(self.server, timeline)
+                ));
+                Ok(true)
+            }
+            Err(Error::BadWalFile { .. }) => Ok(false),
+            other => other.map(|_| false),
         }
     }
 
     fn way(&self, timeline: TimelineId, start: &Start, time: Option<TimestampMicros>) -> Step<Way> {
-        let history = match self.repository.history(self.server, timeline)? {
+        let history = match self.repository.history(self.server, timeline) {
+            Err(Error::BadWalFile { reason, .. }) => {
+                return Err(Unreachable::BadHistory {
+                    server: self.server.clone(),
+                    timeline,
+                    fault: reason,
+                }
+                .into());
+            }
+            other => other?,
+        };
+        let history = match history {
             Some(history) => history,
             None => {
                 let known = self.segments.timelines()?;

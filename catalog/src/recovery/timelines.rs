@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use barmanfs_pg::history::TimelineHistory;
-use barmanfs_pg::wal_name::SegmentName;
+use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, SegmentSize, TimelineId, TimestampMicros};
 use rusqlite::{OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
 use crate::backup::{Backup, BackupId, BackupStatus};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::recovery::plan::bad_history_advice;
 use crate::recovery::{Target, TargetSpec, TimelineSpan, Unreachable};
 use crate::repository::Repository;
 use crate::server::ServerName;
@@ -29,9 +30,23 @@ pub struct TimelineReport {
     /// The earliest that can be recovered: the end of the first backup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub earliest: Option<Reach>,
+    /// Files of the archive that cannot be used: what they say is left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<UnreadableFile>,
     /// The newest that can be recovered: the target `now`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub newest: Option<Reach>,
+}
+
+/// An archived file that cannot be read, or is not what its name says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnreadableFile {
+    /// The file.
+    pub name: WalName,
+    /// What is wrong with it.
+    pub reason: String,
+    /// What to do.
+    pub advice: String,
 }
 
 /// One timeline.
@@ -178,6 +193,13 @@ pub struct Reach {
     pub receiving: bool,
 }
 
+impl UnreadableFile {
+    fn history(server: &ServerName, timeline: TimelineId, name: WalName, reason: String) -> Self {
+        let advice = bad_history_advice(server, timeline);
+        Self { name, reason, advice }
+    }
+}
+
 impl Repository {
     /// What there is to recover a server from. It takes a few milliseconds for each ten thousand segments.
     ///
@@ -205,8 +227,15 @@ impl Repository {
         for name in self.history_files(server)? {
             timelines.entry(name).or_default();
         }
+        let mut unreadable = Vec::new();
         for id in timelines.keys() {
-            let history = self.history(server, *id)?;
+            let history = match self.history(server, *id) {
+                Err(Error::BadWalFile { name, reason, .. }) => {
+                    unreadable.push(UnreadableFile::history(server, *id, name, reason));
+                    None
+                }
+                other => other?,
+            };
             histories.insert(
                 *id,
                 history.unwrap_or_else(|| TimelineHistory::without_ancestors(*id)),
@@ -233,9 +262,27 @@ impl Repository {
             timelines,
             gaps,
             minimal,
+            unreadable,
             earliest: survey.earliest(),
             newest: self.newest(server)?,
         })
+    }
+
+    /// The history files of the archive that cannot be used.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn unreadable_files(&self, server: &ServerName) -> Result<Vec<UnreadableFile>> {
+        let mut unreadable = Vec::new();
+        for id in self.history_files(server)? {
+            match self.history(server, id) {
+                Err(Error::BadWalFile { name, reason, .. }) => {
+                    unreadable.push(UnreadableFile::history(server, id, name, reason));
+                }
+                other => drop(other?),
+            }
+        }
+        Ok(unreadable)
     }
 
     /// What is missing of a server's WAL. As [`timelines`](Self::timelines), and no more than that.
@@ -285,9 +332,7 @@ impl Repository {
             Ok(rows.collect::<rusqlite::Result<_>>()?)
         })?;
         let names = names.iter().filter_map(|name| name.parse().ok());
-        Ok(names
-            .map(|name: barmanfs_pg::wal_name::WalName| name.timeline())
-            .collect())
+        Ok(names.map(|name: WalName| name.timeline()).collect())
     }
 
     /// The archived segments of each timeline, in rows.

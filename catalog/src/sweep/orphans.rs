@@ -6,7 +6,7 @@
 //!
 //! A pack that cannot be read may hold a backup's record, and so everything may be in use: then nothing is freed.
 
-use barmanfs_store::{PackId, read_footer};
+use barmanfs_store::{Listed, PackId, Part, read_footer};
 
 use crate::error::{Error, Result};
 use crate::records;
@@ -34,7 +34,23 @@ pub(super) fn adopt(repository: &Repository) -> Result<Adopted> {
         }
         Ok(())
     })?;
+    refuse_astray(repository)?;
     Ok(adopted)
+}
+
+/// A pack that lies where nobody looks for it may hold a backup's record as well.
+fn refuse_astray(repository: &Repository) -> Result<()> {
+    for part in Part::all() {
+        repository.storage.list_part(part, &mut |listed| match listed {
+            Listed::Astray { path, pack } if !repository.knows_pack(pack)? => {
+                let what = format!("The file {}", path.display());
+                let reason = format!("It is pack {pack} under another name: give it its name again");
+                Err(Error::UnknownPack(barmanfs_store::Error::damaged(what, reason)).into())
+            }
+            _ => Ok(()),
+        })?;
+    }
+    Ok(())
 }
 
 fn adopt_one(repository: &Repository, pack: PackId, adopted: &mut Adopted) -> Result<()> {

@@ -92,7 +92,10 @@ impl Sweep<'_> {
     /// Makes the copies durable and enters them, and gives up the packs of which nothing is missing then.
     fn finish(&mut self, mark: &Mark, output: &mut Output) -> Result<()> {
         if let Some(target) = output.target.take() {
-            let index = CatalogIndex::for_readers(std::sync::Arc::clone(&self.repository.db));
+            let index = CatalogIndex::for_readers(
+                std::sync::Arc::clone(&self.repository.db),
+                std::sync::Arc::clone(&self.repository.surveyor),
+            );
             index.publish(&target.close()?)?;
         }
         let complete = std::mem::take(&mut output.complete);

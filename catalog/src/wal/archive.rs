@@ -14,6 +14,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 
 use barmanfs_pg::wal_check::{SegmentFacts, check_segment};
+use barmanfs_pg::wal_files::check_small_file;
 use barmanfs_pg::wal_name::WalName;
 use barmanfs_pg::wal_scan::{SegmentIndex, WalScanner};
 use barmanfs_store::tree::{SingleFile, StoredFile};
@@ -49,7 +50,7 @@ impl Writer {
     /// and never changes: other bytes under the same name go into quarantine, and the outcome says so.
     ///
     /// # Errors
-    /// [`Error::Wal`] when it is not the segment its name says, [`Error::OtherSystem`] when another cluster wrote
+    /// [`Error::Wal`] when it is not the segment its name says, [`Error::BadWalFile`] for other files, [`Error::OtherSystem`] when another cluster wrote
     /// it, [`Error::WalSize`], [`Error::WalSource`], and when it cannot be made durable.
     pub fn archive_wal(
         &self,
@@ -79,17 +80,18 @@ impl Writer {
             Some(facts) => self.claim_server(server, facts.system_id)?,
             None => None,
         };
-        let _lock = self.lock_name(&file)?;
+        let _lock = self.lock_wal_name(server, name)?;
         let depositor = Arc::new(self.depositor()?);
         let (stored, index) = store(&depositor, &file, facts, source, buffer)?;
         self.settle(&depositor, &file, stored, index, claimed)
     }
 
-    fn lock_name(&self, file: &Incoming<'_>) -> Result<Lock> {
-        let stripe = crc32c::crc32c(file.name.to_string().as_bytes()) % STRIPES;
+    /// Keeps others from archiving a file of this name, or removing it.
+    pub(super) fn lock_wal_name(&self, server: &ServerName, name: &WalName) -> Result<Lock> {
+        let stripe = crc32c::crc32c(name.to_string().as_bytes()) % STRIPES;
         self.repository()
             .locks
-            .wait_exclusive(&format!("wal-{}-{stripe:x}", file.server), file.origin)
+            .wait_exclusive(&format!("wal-{server}-{stripe:x}"), self.purpose())
     }
 
     /// Compares with what the archive has under the name, and makes a record where there is something new to say.
@@ -174,7 +176,15 @@ fn check(file: &Incoming<'_>, beginning: &[u8]) -> Result<Option<SegmentFacts>> 
                 reason,
             })
         }
-        WalName::BackupHistory { .. } | WalName::History(_) => Ok(None),
+        // It has come as a whole: it is smaller than what is read at a time.
+        WalName::BackupHistory { .. } | WalName::History(_) => {
+            check_small_file(file.name, beginning).map_err(|error| Error::BadWalFile {
+                name: *file.name,
+                server: file.server.clone(),
+                reason: error.to_string(),
+            })?;
+            Ok(None)
+        }
     }
 }
 

@@ -33,7 +33,7 @@ pub use index::{ChunkIndex, ChunkLocation};
 pub use listing::{Attributes, DirectoryRef, Entry, Node, PageRef};
 pub use pack::{ClosedPack, PackWriter, PackedChunk, Record, read_footer, read_frame};
 pub use reader::ChunkReader;
-pub use storage::{LocalPacks, PackStorage, PackUpload};
+pub use storage::{Listed, LocalPacks, PackStorage, PackUpload, Part, PartMark, open_regular};
 pub use tree::{
     ComposedSink, FileSink, SingleFile, StoredFile, TreeOptions, TreeReader, TreeTotals, TreeWriter,
 };

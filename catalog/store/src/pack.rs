@@ -14,6 +14,7 @@ use crate::storage::PackStorage;
 mod footer;
 mod writer;
 
+pub(crate) use footer::id_in_header;
 pub use footer::read_footer;
 pub use writer::PackWriter;
 

@@ -10,8 +10,12 @@ use crate::error::Result;
 use crate::id::PackId;
 
 mod local;
+mod part;
+mod regular;
 
 pub use local::LocalPacks;
+pub use part::{Listed, Part, PartMark};
+pub use regular::open_regular;
 
 /// A keeper of packs.
 pub trait PackStorage: Send + Sync + Debug {
@@ -44,6 +48,25 @@ pub trait PackStorage: Send + Sync + Debug {
     /// # Errors
     /// When the packs cannot be listed, and whatever `each` returns.
     fn list(&self, each: &mut dyn FnMut(PackId) -> Result<()>) -> Result<()>;
+
+    /// Tells whether a part has changed since it was looked at. Costs microseconds.
+    ///
+    /// # Errors
+    /// When that cannot be told.
+    fn part_mark(&self, _part: Part) -> Result<PartMark> {
+        Ok(PartMark::Unknown)
+    }
+
+    /// Calls `each` with what lies in a part; with nothing where there is no such part.
+    ///
+    /// # Errors
+    /// When the part cannot be listed, and whatever `each` returns.
+    fn list_part(&self, part: Part, each: &mut dyn FnMut(Listed) -> Result<()>) -> Result<()> {
+        self.list(&mut |pack| match part {
+            Part::First(first) if pack.as_bytes().first() == Some(&first) => each(Listed::Pack(pack)),
+            _ => Ok(()),
+        })
+    }
 
     /// Removes a pack; one that is not there is no error. After a crash it may be back, unless [`settle`](Self::settle)
     /// was called in between.

@@ -81,13 +81,17 @@ fn what_is_not_the_segment_is_refused() {
 #[test]
 fn every_kind_of_file_is_archived() {
     let f = fixture();
-    for text in ["00000002.history", "000000010000000000000001.00000028.backup"] {
+    let backup = b"START WAL LOCATION: 0/100028 (file 000000010000000000000001)\n\
+        STOP WAL LOCATION: 0/100100 (file 000000010000000000000001)\nCHECKPOINT LOCATION: 0/100060\n";
+    for (text, bytes) in [
+        ("00000002.history", &b"1\t0/3000000\treason\n"[..]),
+        ("000000010000000000000001.00000028.backup", &backup[..]),
+    ] {
         let name: WalName = text.parse().unwrap();
-        archive(&f.repository, &f.server, &name, b"1\t0/3000000\treason\n").unwrap();
-        assert_eq!(
-            read_wal(&f.repository, &f.server, &name),
-            b"1\t0/3000000\treason\n"
-        );
+        let error = archive(&f.repository, &f.server, &name, b"hello\n").unwrap_err();
+        assert!(matches!(error, Error::BadWalFile { .. }), "{error}");
+        archive(&f.repository, &f.server, &name, bytes).unwrap();
+        assert_eq!(read_wal(&f.repository, &f.server, &name), bytes);
     }
     let (WalName::Segment(segment_name), bytes) = segment(7, SYSTEM, 7) else {
         panic!()
@@ -113,7 +117,13 @@ fn a_listing_has_every_name_once_in_order() {
         .map(|n| format!("{n:08X}.history").parse().unwrap())
         .collect();
     for name in names.iter().rev() {
-        archive(&f.repository, &f.server, name, name.to_string().as_bytes()).unwrap();
+        archive(
+            &f.repository,
+            &f.server,
+            name,
+            format!("1\t0/3000000\t{name}\n").as_bytes(),
+        )
+        .unwrap();
     }
     names.sort_by_key(WalName::to_string);
     let archive = f.repository.wal(&f.server);

@@ -33,7 +33,7 @@ fn an_archive_of_thousands_is_found_and_listed_by_pages() {
     let count = 1500_u32;
     for number in 0..count {
         let name: WalName = format!("{:08X}.history", number + 2).parse().unwrap();
-        let text = number.to_string();
+        let text = format!("1\t0/3000000\t{number}\n");
         let outcome = writer
             .archive_wal(&f.server, &name, &mut text.as_bytes(), text.len() as u64, "test")
             .unwrap();

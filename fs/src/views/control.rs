@@ -190,8 +190,29 @@ impl Absent {
             .ok()
             .and_then(|name| name.parse::<WalName>().ok());
         match wal {
-            Some(wal) => Ok(self.context.repository.wal(&self.server).entry(&wal)?.is_none()),
+            Some(wal) => self.is_absent(&wal),
             None => Ok(false),
+        }
+    }
+
+    /// What the catalog does not have may be in a pack that it has not read: then nothing is proven, and recovery stops with an
+    /// error instead of ending early.
+    fn is_absent(&self, wal: &WalName) -> Result<bool> {
+        let repository = &self.context.repository;
+        let archive = repository.wal(&self.server);
+        if archive.entry(wal)?.is_some() {
+            return Ok(false);
+        }
+        match repository.prove_completeness() {
+            Ok(()) => Ok(archive.entry(wal)?.is_none()),
+            Err(error @ barmanfs_catalog::Error::NotProven { .. }) => {
+                tracing::warn!(
+                    "Whether WAL file {wal} of server {} is absent cannot be told: {error}",
+                    self.server
+                );
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
         }
     }
 }

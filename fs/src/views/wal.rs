@@ -68,6 +68,15 @@ impl Wal {
         Ok(self.context.repository.wal(&self.server).find(name)?)
     }
 
+    /// One that is missing may be in a pack that is not in the catalog.
+    fn entry(&self, name: &WalName) -> Result<Option<WalEntry>> {
+        let archive = self.context.repository.wal(&self.server);
+        match archive.entry(name)? {
+            None if self.context.repository.adopt_unknown_packs()? => Ok(archive.entry(name)?),
+            found => Ok(found),
+        }
+    }
+
     /// Has what recovery asks for next decoded, and the first of it read. A hint: what goes wrong here goes wrong
     /// again where it is told.
     fn read_ahead(&self, opened: SegmentName, file: &WalFile) {
@@ -149,7 +158,7 @@ impl Directory for Wal {
         let Some(name) = wal_name(name) else {
             return Ok(None);
         };
-        let entry = self.context.repository.wal(&self.server).entry(&name)?;
+        let entry = self.entry(&name)?;
         let owner = owner_of(&self.context, &self.server)?;
         if self.to_replay {
             let shown = |entry| {

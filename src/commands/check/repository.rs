@@ -38,6 +38,7 @@ pub(super) fn check(context: &Context<'_>, lines: &mut Lines) -> Option<Stored> 
     lines.result("repository writable", writable, |()| None);
     file_system(path, lines);
     free_space(path, lines);
+    catalog_file(&repository, lines);
     let backups = repository.backups(&server.name).map_err(Error::from);
     if let Some(mut backups) = lines.result("catalog", backups, |_| None) {
         // What became of a clone says nothing about how safe the server is.
@@ -55,6 +56,8 @@ pub(super) fn check(context: &Context<'_>, lines: &mut Lines) -> Option<Stored> 
     }
     let timelines = timelines(&repository, server, lines);
     version(&repository, server, lines);
+    unread_packs(&repository, lines);
+    unreadable_files(&repository, server, lines);
     quarantine(&repository, server, lines);
     Some(Stored {
         repository,
@@ -234,6 +237,69 @@ fn gaps(report: &TimelineReport, server: &ServerConfig, lines: &mut Lines) {
         GAPS,
         format!("{count}, the last: nothing {}{advice}", timeline::lost(gap)),
     );
+}
+
+/// Larger catalogs are looked through by 'verify' alone: checks run every few minutes.
+const CATALOG_BYTES_MAX: u64 = 512 << 20;
+
+fn catalog_file(repository: &Repository, lines: &mut Lines) {
+    const NAME: &str = "catalog file";
+    if repository.catalog_bytes() > CATALOG_BYTES_MAX {
+        return lines.ok(NAME, "large: 'barmanfs verify' looks through it".to_owned());
+    }
+    match repository.catalog_faults() {
+        Ok(faults) => match faults.first() {
+            None => lines.ok(NAME, None),
+            Some(first) => lines.failed(
+                NAME,
+                format!(
+                    "damaged ({}): make it again from the packs with 'barmanfs rebuild-catalog'",
+                    output::printable(first.as_bytes())
+                ),
+            ),
+        },
+        Err(error) => lines.failed(NAME, Error::from(error).to_string()),
+    }
+}
+
+/// What is in them is missing wherever it is looked for, and recovery cannot tell where the archive ends.
+fn unread_packs(repository: &Repository, lines: &mut Lines) {
+    const NAME: &str = "packs are read";
+    match repository.unread_packs() {
+        Ok(unread) => match unread.first() {
+            None => lines.ok(NAME, None),
+            Some(first) => lines.failed(
+                NAME,
+                format!(
+                    "{} not, the first is {}: {}",
+                    output::count(unread.len(), "pack"),
+                    output::printable(first.pack.as_bytes()),
+                    output::printable(first.reason.as_bytes())
+                ),
+            ),
+        },
+        Err(error) => lines.failed(NAME, Error::from(error).to_string()),
+    }
+}
+
+/// What they say is left out, wherever it would matter.
+fn unreadable_files(repository: &Repository, server: &ServerConfig, lines: &mut Lines) {
+    const NAME: &str = "history files";
+    match repository.unreadable_files(&server.name) {
+        Ok(files) => match files.first() {
+            None => lines.ok(NAME, None),
+            Some(first) => lines.failed(
+                NAME,
+                format!(
+                    "{} cannot be read: {}. {}",
+                    first.name,
+                    output::printable(first.reason.as_bytes()),
+                    first.advice
+                ),
+            ),
+        },
+        Err(error) => lines.failed(NAME, Error::from(error).to_string()),
+    }
 }
 
 fn quarantine(repository: &Repository, server: &ServerConfig, lines: &mut Lines) {

@@ -43,6 +43,13 @@ pub(super) fn encode_header(id: PackId, version: u32) -> Vec<u8> {
     header
 }
 
+/// The pack that a file begins as; `None` where it does not begin as one.
+pub(crate) fn id_in_header(header: &[u8; PACK_HEADER_BYTES]) -> Option<PackId> {
+    let (magic, rest) = header.split_first_chunk::<8>()?;
+    let id = rest.last_chunk::<{ PackId::BYTES }>()?;
+    (*magic == HEADER_MAGIC).then_some(PackId(*id))
+}
+
 /// A pack's last bytes: footer and trailer.
 pub(super) fn encode_footer(id: PackId, chunks: &[PackedChunk], records: &[Record]) -> Result<Vec<u8>> {
     let body = encode_body(chunks, records);

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::num::{NonZeroU64, NonZeroUsize};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -18,8 +18,11 @@ use rustix::fs::{Advice, fadvise};
 
 use crate::error::{Error, Result};
 use crate::id::PackId;
+use crate::layout::PACK_HEADER_BYTES;
+use crate::pack::id_in_header;
 
-use super::{PackStorage, PackUpload};
+use super::regular::NONBLOCK;
+use super::{Listed, PackStorage, PackUpload, Part, PartMark, open_regular};
 
 /// Pack files kept open for reading: a restore reads from many at once, and opening costs more than a read. A
 /// quarter of the usual limit of 1024 files a process.
@@ -78,6 +81,13 @@ impl LocalPacks {
         path
     }
 
+    fn part(&self, part: Part) -> PathBuf {
+        match part {
+            Part::Root => self.directory.clone(),
+            Part::First(first) => self.directory.join(format!("{first:02x}")),
+        }
+    }
+
     /// The pack's file. One removed meanwhile stays readable as long as it is kept open, which does no harm:
     /// what a pack holds never changes.
     fn file(&self, id: PackId) -> Result<Arc<File>> {
@@ -85,7 +95,7 @@ impl LocalPacks {
             return Ok(Arc::clone(file));
         }
         let path = self.path(id);
-        let file = File::open(&path).map_err(|source| unreadable(id, "open", &path, source))?;
+        let file = open_regular(&path).map_err(|source| unreadable(id, "open", &path, source))?;
         let file = Arc::new(file);
         self.open_files().put(id, Arc::clone(&file));
         Ok(file)
@@ -146,6 +156,10 @@ impl PackStorage for LocalPacks {
     fn bytes(&self, id: PackId) -> Result<u64> {
         let path = self.path(id);
         let metadata = fs::metadata(&path).map_err(|source| unreadable(id, "look at", &path, source))?;
+        if !metadata.is_file() {
+            // Opening it says what it is.
+            self.file(id)?;
+        }
         Ok(metadata.len())
     }
 
@@ -158,6 +172,38 @@ impl PackStorage for LocalPacks {
                 Ok(id) if self.path(id).parent() == Some(path) => each(id),
                 _ => Ok(()),
             })
+        })
+    }
+
+    fn part_mark(&self, part: Part) -> Result<PartMark> {
+        let path = self.part(part);
+        match fs::metadata(&path) {
+            Ok(found) if found.is_dir() => Ok(PartMark::At {
+                file: (found.dev(), found.ino()),
+                changed: (found.ctime(), found.ctime_nsec()),
+                modified: (found.mtime(), found.mtime_nsec()),
+            }),
+            Ok(_) => Ok(PartMark::Missing),
+            Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(PartMark::Missing),
+            Err(source) => Err(Error::io("look at", &path, source)),
+        }
+    }
+
+    fn list_part(&self, part: Part, each: &mut dyn FnMut(Listed) -> Result<()>) -> Result<()> {
+        let directory = self.part(part);
+        if self.part_mark(part)? == PartMark::Missing {
+            return Ok(());
+        }
+        for_each_entry(&directory, &mut |name, path| match name.parse::<PackId>() {
+            Ok(id) if self.path(id).parent() == Some(&*directory) => each(Listed::Pack(id)),
+            _ if is_expected(part, name) => Ok(()),
+            _ => match astray(path)? {
+                Some(pack) => each(Listed::Astray {
+                    path: path.to_owned(),
+                    pack,
+                }),
+                None => Ok(()),
+            },
         })
     }
 
@@ -243,6 +289,35 @@ impl Drop for LocalUpload {
     }
 }
 
+/// Whether something of this name may lie there beside packs: the root's directories, packs being written, and what NFS
+/// makes of a file that is removed while it is open.
+fn is_expected(part: Part, name: &str) -> bool {
+    let temporary = name.starts_with(TEMPORARY_PREFIX) && name.ends_with(TEMPORARY_SUFFIX);
+    name.starts_with(".nfs") || (part == Part::Root && (temporary || name.len() == 2))
+}
+
+/// The pack that a file of another name is, by its header. One that is gone again, or is no regular file, is none.
+fn astray(path: &Path) -> Result<Option<PackId>> {
+    let mut header = [0; PACK_HEADER_BYTES];
+    let file = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_file() && found.len() >= PACK_HEADER_BYTES as u64 => open_regular(path),
+        Ok(_) => return Ok(None),
+        Err(source) => Err(source),
+    };
+    match file.and_then(|file| file.read_exact_at(&mut header, 0)) {
+        Ok(()) => Ok(id_in_header(&header)),
+        Err(source)
+            if matches!(
+                source.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(source) => Err(Error::io("read", path, source)),
+    }
+}
+
 /// Whether nobody writes this temporary file any more. Its age is a safety margin only, for the moment
 /// between its creation and its lock; what decides is the lock.
 fn is_abandoned(path: &Path, older_than: Duration) -> Result<bool> {
@@ -251,7 +326,10 @@ fn is_abandoned(path: &Path, older_than: Duration) -> Result<bool> {
         _ => Err(Error::io(action, path, source)),
     };
     // For writing: on NFS, a file that is open for reading alone cannot be locked exclusively.
-    let file = match OpenOptions::new().read(true).write(true).open(path) {
+    // Without waiting for whoever would write to a pipe of that name.
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(NONBLOCK);
+    let file = match options.open(path) {
         Ok(file) => file,
         Err(source) => return gone_or(source, "open"),
     };

@@ -1,0 +1,222 @@
+//! Space kept back for freeing space.
+//!
+//! Whoever deletes writes: a record, rows, a lock file. On a full file system that would be impossible, and nothing could be
+//! freed ever again. So a file `reserve` takes up some room while there is enough of it. What frees space
+//! ([`Repository::with_reserve`]) tries first, and shortens the file by a step each time there is no space: other writers
+//! may be waiting for the same bytes, and must not get all of them. When it has ended, and whenever a writer begins,
+//! the file is made whole again where there is room.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::{FallocateFlags, OFlags, fallocate, statvfs};
+
+use crate::error::{Error, Result};
+use crate::repository::Repository;
+
+/// The file, in the repository's directory.
+pub(crate) const RESERVE: &str = "reserve";
+
+const MIB: u64 = 1 << 20;
+
+/// Its size: the pages of the catalog that a deletion and the removal of a pack change, each written to SQLite's WAL.
+const BYTES: u64 = 16 * MIB;
+
+/// The same where the whole file system is small, as its catalog is then.
+const SMALL_BYTES: u64 = 8 * MIB;
+const SMALL_FILE_SYSTEM: u64 = 1 << 30;
+
+/// What a writer that begins leaves free when it makes the file: it is about to write itself.
+const MARGIN_OF_WRITERS: u64 = 16 * MIB;
+
+/// What is given up at a time.
+const STEP: u64 = MIB;
+
+impl Repository {
+    /// Makes the reserve where it is missing and there is room. Without it all works as long as there is space.
+    pub(crate) fn keep_reserve(&self) {
+        self.fill_reserve(MARGIN_OF_WRITERS);
+    }
+
+    fn fill_reserve(&self, margin: u64) {
+        if let Err(error) = self
+            .as_owner()
+            .map_err(io::Error::other)
+            .and_then(|_acting| fill(self.path(), margin))
+        {
+            tracing::debug!("There is no reserve for freeing space: {error}");
+        }
+    }
+
+    /// Runs what frees space, again for as long as it fails for want of space and there is a reserve to give up. So `work`
+    /// must leave things as they were when it fails, or go on from there.
+    pub(crate) fn with_reserve<T>(&self, mut work: impl FnMut() -> Result<T>) -> Result<T> {
+        let mut used = false;
+        let result = loop {
+            match work() {
+                Err(error) if self.is_for_want_of_space(&error) && self.give_up_some() => used = true,
+                ended => break ended,
+            }
+        };
+        if used {
+            self.fill_reserve(0);
+        }
+        result
+    }
+
+    /// SQLite does not always say that it was space: of a quota it knows nothing.
+    fn is_for_want_of_space(&self, error: &Error) -> bool {
+        error.is_full()
+            || (matches!(error, Error::Catalog { .. })
+                && self.as_owner().is_ok_and(|_acting| has_no_space(self.path())))
+    }
+
+    fn give_up_some(&self) -> bool {
+        let Ok(_acting) = self.as_owner() else {
+            return false;
+        };
+        match shorten(self.path()) {
+            Ok(shortened) => shortened,
+            Err(error) => {
+                tracing::warn!("The reserve for freeing space cannot be used: {error}");
+                false
+            }
+        }
+    }
+}
+
+fn open(directory: &Path, create: bool) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(create)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(flags.bits().cast_signed())
+        .open(directory.join(RESERVE))?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other(format!("{RESERVE} is no regular file"))),
+    }
+}
+
+fn fill(directory: &Path, margin: u64) -> io::Result<()> {
+    let system = statvfs(directory)?;
+    let of = |blocks: u64| blocks.saturating_mul(system.f_frsize);
+    let wanted = match of(system.f_blocks) < SMALL_FILE_SYSTEM {
+        true => SMALL_BYTES,
+        false => BYTES,
+    };
+    let there = std::fs::symlink_metadata(directory.join(RESERVE)).map_or(0, |found| found.size());
+    if there >= wanted || of(system.f_bavail) < wanted - there + margin {
+        return Ok(());
+    }
+    let file = open(directory, true)?;
+    // Another writer is at it.
+    if file.try_lock().is_err() {
+        return Ok(());
+    }
+    let there = file.metadata()?.size();
+    let filled = allocate(&file, there, wanted.saturating_sub(there)).and_then(|()| file.sync_all());
+    // Somebody was faster, or the quota is lower than what the file system has free.
+    if filled.is_err() {
+        file.set_len(there)?;
+    }
+    filled
+}
+
+fn allocate(file: &File, from: u64, bytes: u64) -> io::Result<()> {
+    if bytes == 0 {
+        return Ok(());
+    }
+    match fallocate(file, FallocateFlags::empty(), from, bytes) {
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => write_noise(file, from, bytes),
+        done => Ok(done?),
+    }
+}
+
+/// Bytes that no file system can compress away.
+fn write_noise(mut file: &File, from: u64, bytes: u64) -> io::Result<()> {
+    use std::io::{Seek, SeekFrom};
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64 ^ from;
+    let mut block = Vec::with_capacity(MIB as usize);
+    file.seek(SeekFrom::Start(from))?;
+    let mut left = bytes;
+    while left > 0 {
+        block.clear();
+        let length = left.min(MIB);
+        while (block.len() as u64) < length {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            block.extend_from_slice(&state.to_le_bytes());
+        }
+        block.truncate(length as usize);
+        file.write_all(&block)?;
+        left -= length;
+    }
+    Ok(())
+}
+
+/// Gives up a step of the reserve; whether there was any left.
+fn shorten(directory: &Path) -> io::Result<bool> {
+    let file = match open(directory, false) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        opened => opened?,
+    };
+    let bytes = file.metadata()?.size();
+    if bytes == 0 {
+        return Ok(false);
+    }
+    file.set_len(bytes.saturating_sub(STEP))?;
+    Ok(true)
+}
+
+/// Whether a mebibyte cannot be had.
+fn has_no_space(directory: &Path) -> bool {
+    let tried = tempfile::tempfile_in(directory).and_then(|file| allocate(&file, 0, STEP));
+    tried.is_err_and(|error| {
+        matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_given_up_in_steps_and_made_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        assert!(!shorten(path).unwrap());
+        fill(path, 0).unwrap();
+        let metadata = || std::fs::metadata(path.join(RESERVE)).unwrap();
+        let whole = metadata().size();
+        assert!(whole >= SMALL_BYTES, "{whole}");
+        assert!(metadata().blocks() * 512 >= whole, "it takes up its room");
+        assert!(shorten(path).unwrap());
+        assert_eq!(metadata().size(), whole - STEP);
+        fill(path, u64::MAX / 2).unwrap();
+        assert_eq!(metadata().size(), whole - STEP, "there is no such room");
+        fill(path, 0).unwrap();
+        assert_eq!(metadata().size(), whole);
+        let mut steps = 0;
+        while shorten(path).unwrap() {
+            steps += 1;
+        }
+        assert_eq!(steps, whole / STEP);
+    }
+
+    #[test]
+    fn noise_takes_up_room_too() {
+        let file = tempfile::tempfile().unwrap();
+        write_noise(&file, 0, 3 * MIB + 5).unwrap();
+        assert_eq!(file.metadata().unwrap().size(), 3 * MIB + 5);
+    }
+}

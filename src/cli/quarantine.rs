@@ -1,0 +1,89 @@
+//! The command line of `barmanfs quarantine`: WAL files that were put aside.
+
+use barmanfs_pg::wal_name::WalName;
+use clap::{Args, Subcommand};
+
+use super::JsonOption;
+
+/// Ends `barmanfs quarantine --help`.
+pub(super) const AFTER_HELP: &str = "\
+A WAL file that comes under the name of another one is not archived: it is put aside, with the
+reason. 'show' tells where the two differ. The archived file stays whatever is done here, unless
+it cannot be used: one that is damaged, or a .history that is none, can be taken out of the archive.
+
+Examples:
+  barmanfs quarantine main list
+  barmanfs quarantine main show 000000010000000000000007
+  barmanfs quarantine main release 000000010000000000000007
+  barmanfs quarantine main delete 5e0f
+  barmanfs quarantine main take 00000002.history";
+
+/// `quarantine`
+#[derive(Debug, Args)]
+#[command(disable_help_subcommand = true)]
+pub(crate) struct QuarantineArgs {
+    /// Server of the files
+    pub(crate) server: String,
+    #[command(subcommand)]
+    pub(crate) command: QuarantineCommand,
+}
+
+/// What to do with them.
+#[derive(Debug, Subcommand)]
+pub(crate) enum QuarantineCommand {
+    /// List the files that were put aside, and why
+    #[command(after_help = "Examples:\n  barmanfs quarantine main list --json")]
+    List(JsonOption),
+
+    /// Show one, and where it differs from the archived file of its name
+    #[command(after_help = "Examples:\n  barmanfs quarantine main show 000000010000000000000007")]
+    Show(WhichArgs),
+
+    /// Accept one into the archive, where there is none of its name
+    #[command(after_help = "\
+A good archived file is never replaced.
+
+Examples:
+  barmanfs quarantine main release 000000010000000000000007
+  barmanfs quarantine main release 00000002.history --replace")]
+    Release(ReleaseArgs),
+
+    /// Give one up for good; 'sweep' frees its space
+    #[command(after_help = "Examples:\n  barmanfs quarantine main delete 000000010000000000000007")]
+    Delete(WhichArgs),
+
+    /// Take a file that cannot be used out of the archive: a .history that is none, or a damaged file
+    #[command(after_help = "Examples:\n  barmanfs quarantine main take 00000002.history")]
+    Take(TakeArgs),
+}
+
+/// One file.
+#[derive(Debug, Args)]
+pub(crate) struct WhichArgs {
+    /// Its name, or the beginning of its id where several have the name
+    #[arg(value_name = "NAME|ID")]
+    pub(crate) name: String,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}
+
+/// `quarantine SERVER release`
+#[derive(Debug, Args)]
+pub(crate) struct ReleaseArgs {
+    #[command(flatten)]
+    pub(crate) which: WhichArgs,
+    /// Put an archived file that cannot be used into quarantine in exchange
+    #[arg(long)]
+    pub(crate) replace: bool,
+}
+
+/// `quarantine SERVER take`
+#[derive(Debug, Args)]
+pub(crate) struct TakeArgs {
+    /// Its name in the archive
+    pub(crate) name: WalName,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}

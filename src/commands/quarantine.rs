@@ -1,0 +1,198 @@
+//! `barmanfs quarantine`: what becomes of WAL files that were put aside.
+
+use barmanfs_catalog::{Comparison, QuarantinedWal, Repository, ServerName};
+use barmanfs_pg::wal_name::WalName;
+use serde_json::{Value, json};
+
+use super::App;
+use super::show_backup::Facts;
+use crate::cli::quarantine::{QuarantineArgs, QuarantineCommand, ReleaseArgs, TakeArgs, WhichArgs};
+use crate::error::{Error, Outcome};
+use crate::output::{self, Align, Table};
+
+/// Digits of an id that tell one file from another in a list.
+const SHORT_ID: usize = 8;
+
+/// Runs the command.
+pub(crate) fn run(app: &mut App, args: &QuarantineArgs) -> Result<Outcome, Error> {
+    let repository = match args.command {
+        QuarantineCommand::List(_) | QuarantineCommand::Show(_) => app.repository()?,
+        _ => app.repository_for_writing()?,
+    };
+    let server = app.known_server(&repository, &args.server)?;
+    match &args.command {
+        QuarantineCommand::List(json) => list(app, &repository, &server, json.json),
+        QuarantineCommand::Show(which) => show(app, &repository, &server, which),
+        QuarantineCommand::Release(release) => accept(app, &repository, &server, release),
+        QuarantineCommand::Delete(which) => delete(app, &repository, &server, which),
+        QuarantineCommand::Take(take) => take_out(app, &repository, &server, take),
+    }
+}
+
+fn list(app: &mut App, repository: &Repository, server: &ServerName, json: bool) -> Result<Outcome, Error> {
+    let files = repository.wal(server).quarantined()?;
+    if json {
+        let files: Vec<Value> = files.iter().map(as_json).collect();
+        app.out.json(&files)?;
+    } else if files.is_empty() {
+        app.out
+            .line(format_args!("Server {server} has nothing in quarantine"))?;
+    } else {
+        let mut table = Table::new(&[
+            ("NAME", Align::Left),
+            ("PUT ASIDE", Align::Left),
+            ("SIZE", Align::Right),
+            ("ID", Align::Left),
+            ("WHY", Align::Left),
+        ]);
+        for kept in &files {
+            let id = kept.id();
+            table.row([
+                kept.file.name.to_string().into(),
+                output::second(kept.file.archived_at).into(),
+                output::bytes(kept.file.size_bytes).into(),
+                id.get(..SHORT_ID).unwrap_or(&id).to_owned().into(),
+                output::printable(kept.reason.as_bytes()).into(),
+            ]);
+        }
+        app.out.table(&table)?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn as_json(kept: &QuarantinedWal) -> Value {
+    json!({
+        "name": kept.file.name,
+        "id": kept.id(),
+        "put_aside_at": kept.file.archived_at,
+        "origin": kept.file.origin,
+        "size_bytes": kept.file.size_bytes,
+        "crc32c": format!("{:08x}", kept.file.map.crc32c),
+        "reason": kept.reason,
+    })
+}
+
+fn show(
+    app: &mut App,
+    repository: &Repository,
+    server: &ServerName,
+    which: &WhichArgs,
+) -> Result<Outcome, Error> {
+    let kept = find(repository, server, &which.name)?;
+    let compared = repository.compare_quarantined(&kept)?;
+    let fault = repository.fault_of(&kept.file)?;
+    if which.json.json {
+        let mut value = as_json(&kept);
+        if let Some(fields) = value.as_object_mut() {
+            fields.insert("comparison".to_owned(), json!(compared));
+            fields.insert("fault".to_owned(), json!(fault));
+        }
+        app.out.json(&value)?;
+        return Ok(Outcome::Done);
+    }
+    let mut facts = Facts::default();
+    facts.add("Name", kept.file.name.to_string());
+    facts.add("Id", kept.id());
+    facts.add(
+        "Put aside",
+        format!(
+            "{}, brought by {}",
+            output::second(kept.file.archived_at),
+            kept.file.origin
+        ),
+    );
+    facts.add("Size", format!("{} bytes", kept.file.size_bytes));
+    facts.add("CRC-32C", format!("{:08x}", kept.file.map.crc32c));
+    facts.add("Why", output::printable(kept.reason.as_bytes()));
+    facts.add_some("Fault", fault.map(|fault| output::printable(fault.as_bytes())));
+    facts.add("Archive", compared_text(&kept, &compared));
+    app.out.bytes(facts.render().as_bytes())?;
+    Ok(Outcome::Done)
+}
+
+fn compared_text(kept: &QuarantinedWal, compared: &Comparison) -> String {
+    let name = kept.file.name;
+    match compared {
+        Comparison::None => format!("has no {name}: 'release' accepts this one"),
+        Comparison::Same => format!("has a {name} with the same bytes: this one can be deleted"),
+        Comparison::Differs { offset, lsn } => {
+            let lsn = lsn.map(|lsn| format!(", LSN {lsn}")).unwrap_or_default();
+            format!("has another {name}: they differ from byte {offset} on{lsn}")
+        }
+        Comparison::Unreadable { reason } => {
+            format!("cannot be compared: {}", output::printable(reason.as_bytes()))
+        }
+    }
+}
+
+fn accept(
+    app: &mut App,
+    repository: &Repository,
+    server: &ServerName,
+    args: &ReleaseArgs,
+) -> Result<Outcome, Error> {
+    let kept = find(repository, server, &args.which.name)?;
+    repository.release_quarantined(&kept, args.replace)?;
+    let name = kept.file.name;
+    done(
+        app,
+        args.which.json.json,
+        server,
+        name,
+        "released",
+        &format!("Archived {name} of server {server}"),
+    )
+}
+
+fn delete(
+    app: &mut App,
+    repository: &Repository,
+    server: &ServerName,
+    which: &WhichArgs,
+) -> Result<Outcome, Error> {
+    let kept = find(repository, server, &which.name)?;
+    repository.delete_quarantined(&kept)?;
+    let name = kept.file.name;
+    let text = format!("Deleted quarantined {name} of server {server}; 'barmanfs sweep' frees its space");
+    done(app, which.json.json, server, name, "deleted", &text)
+}
+
+fn take_out(
+    app: &mut App,
+    repository: &Repository,
+    server: &ServerName,
+    args: &TakeArgs,
+) -> Result<Outcome, Error> {
+    let reason = repository.take_from_archive(server, &args.name)?;
+    let text = format!(
+        "Took {} of server {server} out of the archive, into quarantine: {}",
+        args.name,
+        output::printable(reason.as_bytes())
+    );
+    done(app, args.json.json, server, args.name, "taken", &text)
+}
+
+fn find(repository: &Repository, server: &ServerName, name: &str) -> Result<QuarantinedWal, Error> {
+    repository.find_quarantined(server, name).map_err(|error| {
+        Error::from(error).hint(format!(
+            "'barmanfs quarantine {server} list' shows those there are"
+        ))
+    })
+}
+
+fn done(
+    app: &mut App,
+    json: bool,
+    server: &ServerName,
+    name: WalName,
+    what: &str,
+    text: &str,
+) -> Result<Outcome, Error> {
+    if json {
+        app.out
+            .json(&json!({ "server": server, "name": name, "done": what }))?;
+    } else if !app.options.quiet {
+        app.out.line(text)?;
+    }
+    Ok(Outcome::Done)
+}
