@@ -116,14 +116,14 @@ impl UsualTimes {
 }
 
 /// Segments outside the server's own archiving, by path, with their bytes.
-struct Segments {
-    waiting: Vec<(String, Vec<u8>)>,
-    acknowledged: BTreeMap<String, Vec<u8>>,
+pub(crate) struct Segments {
+    pub(crate) waiting: Vec<(String, Vec<u8>)>,
+    pub(crate) acknowledged: BTreeMap<String, Vec<u8>>,
 }
 
 /// Segments of the server under names of another timeline, which its archiver never uses: archiving them is up to
 /// this test alone. The page headers bear the timeline too.
-fn segments(site: &Site, server: &PgServer, count: usize) -> Segments {
+pub(crate) fn segments(site: &Site, server: &PgServer, count: usize) -> Segments {
     let directory = site.make_directory("segments");
     server.query("CREATE TABLE filler (n int)");
     let mut waiting = Vec::new();
@@ -157,7 +157,7 @@ fn archive_one(site: &Site, random: &mut Random, usual: Duration, segments: &mut
     segments.acknowledged.insert(path, bytes);
 }
 
-fn assert_segments_read_back(site: &Site, segments: &Segments) {
+pub(crate) fn assert_segments_read_back(site: &Site, segments: &Segments) {
     for (path, bytes) in &segments.acknowledged {
         let name = Path::new(path).file_name().unwrap().to_string_lossy();
         let there = site.barmanfs(&["get-wal", "main", &name]).ok();

@@ -73,7 +73,7 @@ fn checksums_of(site: &Site, id: &str) -> String {
 }
 
 /// A site with its repository on a small file system of its own.
-fn small_site(install: &'static Install) -> (Site, PgServer, SmallDisk) {
+pub(crate) fn small_site(install: &'static Install) -> (Site, PgServer, SmallDisk) {
     let site = Site::new();
     let disk = SmallDisk::mount(&site.make_directory("repository"), 64);
     let mut server = PgServer::init(install, &site.path("main"), &["--wal-segsize=1"]);
@@ -87,7 +87,7 @@ fn small_site(install: &'static Install) -> (Site, PgServer, SmallDisk) {
 }
 
 /// Takes what is left, to the last byte.
-fn fill_up(site: &Site) {
+pub(crate) fn fill_up(site: &Site) {
     let filler = site.repository().join("filler");
     let filler = filler.display();
     for block in ["1M", "4k", "1"] {
@@ -98,7 +98,7 @@ fn fill_up(site: &Site) {
     assert_eq!(free(site), 0, "There is something left");
 }
 
-fn free(site: &Site) -> u64 {
+pub(crate) fn free(site: &Site) -> u64 {
     let state = rustix::fs::statvfs(&site.repository()).unwrap();
     state.f_bavail * state.f_frsize
 }
@@ -111,7 +111,7 @@ fn reserve(site: &Site) -> u64 {
 }
 
 /// Backups with something of their own each.
-fn backups(site: &Site, server: &PgServer, count: u32) -> Vec<String> {
+pub(crate) fn backups(site: &Site, server: &PgServer, count: u32) -> Vec<String> {
     (0..count)
         .map(|n| {
             server.query(&format!(

@@ -39,6 +39,7 @@ mod settings;
 mod tablespaces;
 mod terminals;
 mod torture;
+mod troubled_disk;
 mod wal_archive;
 mod wal_level;
 mod wal_recovery;
@@ -81,6 +82,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("hostile", hostile::TESTS),
     ("full_disk", full_disk::TESTS),
     ("crash", crash::TESTS),
+    ("troubled_disk", troubled_disk::TESTS),
 ];
 
 fn main() -> ExitCode {

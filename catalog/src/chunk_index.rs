@@ -80,6 +80,10 @@ impl ChunkIndex for CatalogIndex {
     }
 
     fn places(&self, id: &ChunkId) -> barmanfs_store::Result<Vec<ChunkLocation>> {
+        // Of a catalog of an earlier time the packs may have gone since, and what they held be in others.
+        if let Some(surveyor) = &self.surveyor {
+            surveyor.adopt()?;
+        }
         let places = self.db.read(|db| places(db, id))?;
         Ok(places.into_iter().map(|place| place.location).collect())
     }
