@@ -111,7 +111,7 @@ impl Surveyor {
             };
         }
         let mut survey = Survey::default();
-        let (mut packs, mut empty, mut missing) = (0, false, Vec::new());
+        let (mut packs, mut empty, mut missing) = (0, 0, Vec::new());
         for part in Part::all() {
             // Taken before the part is listed: what comes meanwhile makes another mark.
             let (mark, now) = (self.storage.part_mark(part)?, SystemTime::now());
@@ -128,13 +128,14 @@ impl Surveyor {
                 }
             };
             packs += count;
-            empty |= count == 0 && mark != PartMark::Missing && part != Part::Root;
+            empty += usize::from(count == 0 && mark != PartMark::Missing && part != Part::Root);
             if let (Part::First(first), PartMark::Missing) = (part, mark) {
                 missing.push(first);
             }
         }
-        // A copy may have come without the directories that were empty, but then without any of them.
-        if empty || packs >= PACKS_IN_ALL_PARTS {
+        // A copy may have come without the directories that were empty. Of those there are many, and only what a sweep has
+        // emptied since is empty now.
+        if empty >= missing.len() || packs >= PACKS_IN_ALL_PARTS {
             survey.unread.extend(missing.into_iter().map(lost_part));
         }
         Ok(survey)
