@@ -104,15 +104,17 @@ fn show(
     facts.add("Size", format!("{} bytes", kept.file.size_bytes));
     facts.add("CRC-32C", format!("{:08x}", kept.file.map.crc32c));
     facts.add("Why", output::printable(kept.reason.as_bytes()));
+    let usable = fault.is_none();
     facts.add_some("Fault", fault.map(|fault| output::printable(fault.as_bytes())));
-    facts.add("Archive", compared_text(&kept, &compared));
+    facts.add("Archive", compared_text(&kept, &compared, usable));
     app.out.bytes(facts.render().as_bytes())?;
     Ok(Outcome::Done)
 }
 
-fn compared_text(kept: &QuarantinedWal, compared: &Comparison) -> String {
+fn compared_text(kept: &QuarantinedWal, compared: &Comparison, usable: bool) -> String {
     let name = kept.file.name;
     match compared {
+        Comparison::None if !usable => format!("has no {name}"),
         Comparison::None => format!("has no {name}: 'release' accepts this one"),
         Comparison::Same => format!("has a {name} with the same bytes: this one can be deleted"),
         Comparison::Differs { offset, lsn } => {
