@@ -150,13 +150,8 @@ fn a_history_that_cannot_be_read_makes_only_itself_unreadable(install: &'static 
     site.barmanfs(&["check", "main"]).refused(3).says(&says);
     site.ok(&["list-backups", "main"]);
     let mount = Mount::new(&site);
-    let mut copy = PgServer::on(install, &site.copy(&mount.path("main/pitr/name:after"), "copy"));
-    copy.start();
-    copy.wait_until_promoted();
-    copy.stop("fast");
     site.sh(&format!("ls '{}'", mount.path("main/pitr").display()))
         .ok();
-    mount.unmount();
 
     // Out of the archive, for good.
     site.barmanfs(&["quarantine", "main", "take", "000000010000000000000001"])
@@ -170,6 +165,12 @@ fn a_history_that_cannot_be_read_makes_only_itself_unreadable(install: &'static 
         site.barmanfs(&["get-wal", "main", "00000002.history"]).code(),
         Some(1)
     );
+    // PostgreSQL asks for it before it takes the next timeline.
+    let mut copy = PgServer::on(install, &site.copy(&mount.path("main/pitr/name:after"), "copy"));
+    copy.start();
+    copy.wait_until_promoted();
+    copy.stop("fast");
+    mount.unmount();
     let listed = site.json(&["quarantine", "main", "list"]);
     assert_eq!(listed[0]["name"], "00000002.history", "{listed}");
     forget_catalog(&site);
