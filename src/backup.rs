@@ -1,14 +1,14 @@
 //! Taking a base backup: from the connection to a backup that can be recovered.
 //!
-//! One replication connection does everything: it identifies the cluster, holds the WAL with a temporary slot,
-//! sends the backup, and is kept until the archive has the last segment, so that the slot lives as long as the WAL is
-//! needed. Where the server can, it sends only what changed since an earlier backup ([`incremental`]), and both are put
+//! One replication connection identifies the cluster and sends the backup. Another one has a temporary slot, by which the
+//! server keeps the WAL until the archive has the last segment ([`hold`]). Where the server can, it sends only what changed since an earlier backup ([`incremental`]), and both are put
 //! together on the way ([`compose`]). What is received goes straight into the repository's pipeline ([`receive`]); what was stored is then held
 //! against the server's manifest ([`manifest`]) before the backup counts.
 
 mod as_sent;
 mod compose;
 mod fetch;
+mod hold;
 mod incremental;
 mod manifest;
 mod receive;
@@ -33,6 +33,7 @@ use crate::signals::Interruption;
 use crate::versions;
 use as_sent::AsSentWriter;
 use compose::Composer;
+use hold::Hold;
 use incremental::NoIncrement;
 use receive::Receiver;
 pub(crate) use settings::ServerSettings;
@@ -140,7 +141,8 @@ pub(crate) fn take(
         wishes,
         stop,
     };
-    let backup = attempt.run(&mut connection)?;
+    let mut hold = Hold::default();
+    let backup = attempt.run(&mut connection, &mut hold)?;
     wal::keep_history(repository, &mut connection, &backup);
     match backup.status {
         BackupStatus::WaitingForWals => wal::wait(repository, &mut connection, backup, wishes, stop),
@@ -150,7 +152,7 @@ pub(crate) fn take(
 
 impl Attempt<'_> {
     /// Receives, checks and ends the backup; on any error it is marked as failed.
-    fn run(&self, connection: &mut Connection) -> Result<Backup, Error> {
+    fn run(&self, connection: &mut Connection, hold: &mut Hold) -> Result<Backup, Error> {
         let name = &self.server.name;
         let new = NewBackup {
             label: self.wishes.label.clone(),
@@ -169,7 +171,7 @@ impl Attempt<'_> {
         tracing::info!("Backup {id} of server {name} began: {}", self.source.sentence());
         let context = |error: Error| error.context(format_args!("Backup {id} of server {name} FAILED"));
         match self
-            .copy_as_wished(&mut run, connection)
+            .copy_as_wished(&mut run, connection, hold)
             .map_err(|error| self.stop.explain(error))
         {
             Ok(end) => {
@@ -185,9 +187,14 @@ impl Attempt<'_> {
     }
 
     /// Receives what has changed, where that is wished and possible, and else everything.
-    fn copy_as_wished(&self, run: &mut BackupRun, connection: &mut Connection) -> Result<BackupEnd, Error> {
+    fn copy_as_wished(
+        &self,
+        run: &mut BackupRun,
+        connection: &mut Connection,
+        hold: &mut Hold,
+    ) -> Result<BackupEnd, Error> {
         let wish = self.wishes.incremental.unwrap_or(self.server.incremental);
-        wal::hold(connection, run.id(), "")?;
+        hold.begin(connection, self.cluster.version, run.id())?;
         if wish == Incremental::Never {
             return self.copy_all(run, connection);
         }
@@ -211,11 +218,25 @@ impl Attempt<'_> {
             }
         }
         if !connection.is_ready() {
-            *connection = connect(self.server)?;
-            self.stop.guard(connection)?;
-            wal::hold(connection, run.id(), "_full")?;
+            *connection = self.reconnect(connection)?;
         }
+        hold.renew(connection, id)?;
         self.copy_all(run, connection)
+    }
+
+    /// A new session on the server of the old one, which must still be the same cluster.
+    fn reconnect(&self, old: &Connection) -> Result<Connection, Error> {
+        let mut connection = old.another(None)?;
+        self.stop.guard(&connection)?;
+        let system_id = connection.identify_system()?.system_id;
+        if system_id == self.cluster.system_id {
+            return Ok(connection);
+        }
+        Err(Error::failed(format!(
+            "The {} was the cluster with system identifier {} when the backup began, it is {system_id} now",
+            connection.target(),
+            self.cluster.system_id
+        )))
     }
 
     /// Receives all archives and the manifest, and holds what was stored against it.

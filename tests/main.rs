@@ -38,6 +38,7 @@ mod second_backup;
 mod settings;
 mod tablespaces;
 mod terminals;
+mod slots;
 mod torture;
 mod troubled_disk;
 mod wal_archive;
@@ -65,6 +66,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("nobody_gets_in", nobody_gets_in::TESTS),
     ("settings", settings::TESTS),
     ("tablespaces", tablespaces::TESTS),
+    ("slots", slots::TESTS),
     ("torture", torture::TESTS),
     ("clone_commit", clone_commit::TESTS),
     ("delete_and_sweep", delete_and_sweep::TESTS),

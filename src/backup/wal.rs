@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use barmanfs_catalog::{Backup, BackupId, BackupSelector, Repository};
+use barmanfs_catalog::{Backup, BackupSelector, Repository};
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, TimelineId};
 
@@ -10,7 +10,7 @@ use super::settings::ServerSettings;
 use super::{Stop, Wishes, fetch};
 use crate::config::{Archiver, ServerConfig};
 use crate::error::Error;
-use crate::postgres::{self, Connection};
+use crate::postgres::Connection;
 use crate::progress::{Counted, Progress};
 use crate::receive::history;
 
@@ -97,25 +97,6 @@ fn keeps_up(
         }
     }
     Ok(false)
-}
-
-/// Makes the server keep all WAL from now on for as long as this connection lives. Where it has no slot to spare, the
-/// backup goes on: it fails by itself if the server removes WAL that it must send, and what an archiver has not
-/// archived is never removed. `suffix` tells the slots of several connections of one backup apart.
-pub(super) fn hold(connection: &mut Connection, id: BackupId, suffix: &str) -> Result<(), Error> {
-    let slot = format!(
-        "barmanfs_{}_{}{suffix}",
-        id.to_string().to_lowercase(),
-        std::process::id()
-    );
-    match connection.create_temporary_slot(&slot) {
-        Ok(()) => Ok(()),
-        Err(error @ postgres::Error::Server(_)) => {
-            tracing::warn!("No replication slot for this backup: {error}");
-            Ok(())
-        }
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// Archives the history of the backup's timeline when the archive does not have it: the server may have

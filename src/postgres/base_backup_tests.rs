@@ -217,7 +217,7 @@ fn run(version: u32, script: Script) -> (Result<BaseBackupResult, Error>, Vec<St
     });
     let mut connection = Connection::begin(
         Stream::Unix(client),
-        "test server".to_owned(),
+        conninfo.hosts[0].clone(),
         &conninfo,
         Mode::Replication,
     )

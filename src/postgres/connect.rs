@@ -95,9 +95,14 @@ fn connect_once(
     encryption: Encryption,
     limit: &Limit,
 ) -> Result<Connection, Error> {
+    let mut used = host.clone();
     let stream = match &host.host {
         Host::Tcp { name, address } => {
             let socket = connect_tcp(name.as_deref(), *address, host.port, limit)?;
+            used.host = Host::Tcp {
+                name: name.clone(),
+                address: socket.peer_addr().ok().map(|peer| peer.ip()).or(*address),
+            };
             set_socket_options(&socket, &conninfo.keepalives)?;
             encrypt(socket, conninfo, host, encryption, limit)?
         }
@@ -113,7 +118,7 @@ fn connect_once(
     if let (Stream::Unix(socket), Some(user)) = (&stream, &conninfo.require_peer) {
         check_peer(socket, user)?;
     }
-    let mut connection = Connection::begin(stream, host.to_string(), conninfo, mode)?;
+    let mut connection = Connection::begin(stream, used, conninfo, mode)?;
     connection.set_deadline(limit.deadline);
     auth::authenticate(&mut connection, conninfo, host, mode == Mode::Replication)?;
     connection.await_ready()?;

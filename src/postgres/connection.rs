@@ -17,7 +17,7 @@ use barmanfs_pg::ServerVersion;
 use super::Error;
 use super::auth::Exchange;
 use super::connect::{self, time_left};
-use super::conninfo::Conninfo;
+use super::conninfo::{Conninfo, HostSpec};
 use super::error::ServerError;
 use super::wire::{Frame, FrameBuffer, Interrupter, Stream};
 
@@ -47,6 +47,9 @@ pub(crate) struct Connection {
     incoming: FrameBuffer,
     /// The server, for messages.
     target: String,
+    mode: Mode,
+    /// What led to this server, and to no other.
+    settings: Conninfo,
     parameters: BTreeMap<String, String>,
     /// Whether the server waits for a query.
     ready: bool,
@@ -104,7 +107,7 @@ impl Connection {
     /// Sends the start-up message on a fresh stream.
     pub(super) fn begin(
         stream: Stream,
-        target: String,
+        host: HostSpec,
         conninfo: &Conninfo,
         mode: Mode,
     ) -> Result<Self, Error> {
@@ -123,7 +126,9 @@ impl Connection {
         let mut connection = Self {
             stream,
             incoming: FrameBuffer::new(),
-            target,
+            target: host.to_string(),
+            mode,
+            settings: conninfo.only(host),
             parameters: BTreeMap::new(),
             ready: false,
             deadline: None,
@@ -147,6 +152,20 @@ impl Connection {
         Ok(())
     }
 
+    /// Another connection of the same kind to the same server: of several hosts and addresses only to the one that is
+    /// used here. The server process gets `options` besides its usual ones.
+    ///
+    /// # Errors
+    /// As [`Connection::connect`].
+    pub(crate) fn another(&self, options: Option<&str>) -> Result<Self, Error> {
+        let mut settings = self.settings.clone();
+        if let Some(options) = options {
+            let usual = settings.options.take().unwrap_or_default();
+            settings.options = Some(format!("{usual} {options}").trim_start().to_owned());
+        }
+        Self::connect(&settings, self.mode)
+    }
+
     /// Where this connection leads, for messages.
     pub(crate) fn target(&self) -> &str {
         &self.target
@@ -157,7 +176,8 @@ impl Connection {
         self.stream.is_encrypted()
     }
 
-    /// The slot that was created to live as long as this connection.
+    /// The slot that was created to live as long as this connection, if no command has failed since: then the server
+    /// drops it.
     pub(crate) fn temporary_slot(&self) -> Option<&str> {
         self.temporary_slot.as_deref()
     }
@@ -294,6 +314,7 @@ impl Connection {
     /// After an error the server skips to the end of the query; so do we. If that fails the connection is
     /// over, which the next query will tell: the error that is at hand matters more.
     fn end_failed_query(&mut self) {
+        self.temporary_slot = None;
         while let Ok(message) = self.receive() {
             if matches!(message, Message::ReadyForQuery(_)) {
                 self.ready = true;

@@ -31,7 +31,7 @@ fn run(script: &[&[u8]], manifest: &mut dyn Read) -> (Result<(), UploadError>, C
         server.read_to_end(&mut received).unwrap();
         received
     });
-    let (target, mode) = ("test server".to_owned(), Mode::Replication);
+    let (target, mode) = (conninfo.hosts[0].clone(), Mode::Replication);
     let mut connection = Connection::begin(Stream::Unix(client), target, &conninfo, mode).unwrap();
     connection.await_ready().unwrap();
     let result = upload_manifest(&mut connection, manifest);

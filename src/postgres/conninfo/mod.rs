@@ -109,6 +109,14 @@ impl Conninfo {
         })
     }
 
+    /// The same with this server alone.
+    pub(super) fn only(&self, host: HostSpec) -> Self {
+        Self {
+            hosts: vec![host],
+            ..self.clone()
+        }
+    }
+
     /// The password for this server, from the settings or the password file.
     pub(super) fn password_for(&self, host: &HostSpec, replication: bool) -> Option<Secret> {
         if let Some(password) = self.password.as_ref().filter(|password| !password.is_empty()) {

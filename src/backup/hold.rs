@@ -1,0 +1,95 @@
+//! Keeping the server's WAL for as long as a backup needs it.
+//!
+//! PostgreSQL drops the temporary slots of a session as soon as any command of that session fails, and some failures are
+//! part of a good backup: an incremental one that turns out to be impossible, page checksums that are reported after
+//! everything was sent, a history file that is not there. So the slot has a session of its own, in which nothing else
+//! runs. Where the server has no connection to spare, the slot is one of the backup's own session and is made again
+//! after a failure.
+
+use barmanfs_catalog::BackupId;
+use barmanfs_pg::ServerVersion;
+
+use crate::error::Error;
+use crate::postgres::{self, Connection};
+
+/// The first version that can end a session because it is idle.
+const FIRST_WITH_IDLE_TIMEOUT_MAJOR: u32 = 14;
+
+/// The slot of one backup.
+#[derive(Debug, Default)]
+pub(super) struct Hold {
+    /// The session that has the slot, where it is not the backup's own.
+    own: Option<Connection>,
+    /// Whether the backup's own session has to have it.
+    shared: bool,
+    /// Slots that were made: each has a name of its own, as an earlier session may still be ending.
+    made: u32,
+}
+
+impl Hold {
+    /// Makes the server keep all WAL from now on, until this is dropped. Where it has no slot to spare, the
+    /// backup goes on: it fails by itself if the server removes WAL that it must send, and what an archiver has not
+    /// archived is never removed.
+    ///
+    /// # Errors
+    /// When the backup's own connection broke.
+    pub(super) fn begin(
+        &mut self,
+        connection: &mut Connection,
+        version: ServerVersion,
+        id: BackupId,
+    ) -> Result<(), Error> {
+        let options =
+            (version.major() >= FIRST_WITH_IDLE_TIMEOUT_MAJOR).then_some("-c idle_session_timeout=0");
+        match connection.another(options) {
+            Ok(mut own) => match own.create_temporary_slot(&self.next_name(id)) {
+                Ok(()) => {
+                    self.own = Some(own);
+                    Ok(())
+                }
+                Err(error) => {
+                    warn(&error);
+                    Ok(())
+                }
+            },
+            Err(error) => {
+                tracing::debug!("The slot of this backup shares its connection: {error}");
+                self.shared = true;
+                self.renew(connection, id)
+            }
+        }
+    }
+
+    /// Makes sure of it after a command of the backup's session has failed, or that session is another one.
+    ///
+    /// # Errors
+    /// When the backup's own connection broke.
+    pub(super) fn renew(&mut self, connection: &mut Connection, id: BackupId) -> Result<(), Error> {
+        if !self.shared || connection.temporary_slot().is_some() {
+            return Ok(());
+        }
+        match connection.create_temporary_slot(&self.next_name(id)) {
+            Ok(()) => Ok(()),
+            Err(error @ postgres::Error::Server(_)) => {
+                warn(&error);
+                self.shared = false;
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn next_name(&mut self, id: BackupId) -> String {
+        self.made += 1;
+        format!(
+            "barmanfs_{}_{}_{}",
+            id.to_string().to_lowercase(),
+            std::process::id(),
+            self.made
+        )
+    }
+}
+
+fn warn(error: &postgres::Error) {
+    tracing::warn!("No replication slot for this backup: {error}");
+}
