@@ -29,6 +29,7 @@ mod many_lookups;
 mod mount_in_use;
 mod mount_lifecycle;
 mod nobody_gets_in;
+mod odd_files;
 mod pitr;
 mod quarantine;
 mod rebuild;
@@ -64,6 +65,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("clone_commands", clone_commands::TESTS),
     ("boot", boot::TESTS),
     ("nobody_gets_in", nobody_gets_in::TESTS),
+    ("odd_files", odd_files::TESTS),
     ("settings", settings::TESTS),
     ("tablespaces", tablespaces::TESTS),
     ("slots", slots::TESTS),

@@ -360,7 +360,7 @@ fn attributes(entry: &TarEntry) -> Attributes {
         uid: entry.uid,
         gid: entry.gid,
         mtime_s: entry.mtime_s,
-        mtime_ns: 0,
+        mtime_ns: entry.mtime_ns,
     }
 }
 

@@ -90,7 +90,10 @@ impl Lister<'_> {
                 Node::File(map) => map.size_bytes,
                 Node::Symlink(target) => target.len() as u64,
             };
-            let micros = attributes.mtime_s.saturating_mul(1_000_000) + i64::from(attributes.mtime_ns / 1000);
+            let micros = attributes
+                .mtime_s
+                .saturating_mul(1_000_000)
+                .saturating_add(i64::from(attributes.mtime_ns / 1000));
             self.line(&path, |path| Line {
                 path,
                 size_bytes,
