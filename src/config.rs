@@ -96,6 +96,8 @@ pub(crate) struct ServerConfig {
     pub(crate) conninfo: Option<Secret>,
     /// How to connect for replication, when that differs.
     pub(crate) streaming_conninfo: Option<Secret>,
+    /// How to connect to the primary for SQL, where the server is a standby.
+    pub(crate) primary_conninfo: Option<Secret>,
     /// See [`Archiver`].
     pub(crate) archiver: Archiver,
     /// See [`Incremental`].
@@ -132,6 +134,7 @@ impl ServerConfig {
             active: true,
             conninfo: None,
             streaming_conninfo: None,
+            primary_conninfo: None,
             archiver: Archiver::Auto,
             incremental: Incremental::Auto,
             streaming_archiver: false,
@@ -169,6 +172,7 @@ impl ServerConfig {
             "active" => self.active = boolean(value)?,
             "conninfo" => self.conninfo = given(value).map(Secret),
             "streaming_conninfo" => self.streaming_conninfo = given(value).map(Secret),
+            "primary_conninfo" => self.primary_conninfo = given(value).map(Secret),
             "archiver" => {
                 self.archiver = match value.to_lowercase().as_str() {
                     "auto" => Archiver::Auto,

@@ -7,7 +7,7 @@ use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, TimelineId};
 
 use super::settings::ServerSettings;
-use super::{Stop, Wishes, fetch};
+use super::{Stop, Wishes, fetch, primary};
 use crate::config::{Archiver, ServerConfig};
 use crate::error::Error;
 use crate::postgres::Connection;
@@ -44,8 +44,30 @@ impl Source {
 }
 
 /// Decides who brings the WAL. The archive is relied on only where it was told to be used, or is seen to work: a
-/// backup whose WAL never arrives is worth nothing.
+/// backup whose WAL never arrives is worth nothing. Of a standby it is not enough that the archive works: the segment in
+/// which the backup stops is whole only when the primary goes on to the next.
 pub(super) fn source(
+    repository: &Repository,
+    server: &ServerConfig,
+    cluster: &ServerSettings,
+    connection: &mut Connection,
+) -> Result<Source, Error> {
+    let source = archive(repository, server, cluster)?;
+    if source == Source::Archive
+        && connection.is_in_recovery()?
+        && !primary::can_switch(server, cluster.system_id)
+    {
+        tracing::info!(
+            "Server {} is a standby: it cannot end the WAL segment in which its backup stops, so the backup brings \
+             its WAL. With primary_conninfo, its primary would be asked to",
+            server.name
+        );
+        return Ok(Source::Backup);
+    }
+    Ok(source)
+}
+
+fn archive(
     repository: &Repository,
     server: &ServerConfig,
     cluster: &ServerSettings,
@@ -175,7 +197,16 @@ fn fetch_missing(
     stop: &Stop,
 ) {
     let (id, server) = (backup.id, &backup.server);
-    match fetch::fetch(repository, connection, backup, missing, deadline, stop) {
+    let mut fetched = fetch::fetch(repository, connection, backup, missing, deadline, stop);
+    if fetched.is_err() && !connection.is_ready() && !stop.requested() {
+        // The session has waited for a while: the server may have ended it.
+        fetched = connection.another(None).map_err(Error::from).and_then(|again| {
+            *connection = again;
+            stop.guard(connection)?;
+            fetch::fetch(repository, connection, backup, missing, deadline, stop)
+        });
+    }
+    match fetched {
         Ok(()) => tracing::warn!(
             "{} did not come through the archive: backup {id} of server {server} has fetched what it needs itself. \
              'barmanfs check {server}' says why WAL does not come",

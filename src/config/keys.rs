@@ -19,7 +19,13 @@ pub(super) enum Known {
 }
 
 const GLOBAL: &[&str] = &["repository", "log_level", "log_file", "recovery_target_action"];
-const SERVER: &[&str] = &["description", "conninfo", "streaming_conninfo", "active"];
+const SERVER: &[&str] = &[
+    "description",
+    "conninfo",
+    "streaming_conninfo",
+    "primary_conninfo",
+    "active",
+];
 const SERVER_OR_GLOBAL: &[&str] = &[
     "archiver",
     "incremental",
@@ -164,7 +170,6 @@ const MODELS: &[&str] = &[
     "model",
     "wal_conninfo",
     "wal_streaming_conninfo",
-    "primary_conninfo",
     "primary_checkpoint_timeout",
     "forward_config_path",
     "warehousepg_dbid",

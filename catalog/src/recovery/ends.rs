@@ -115,7 +115,9 @@ impl Planner<'_> {
             Goal::Now => self.to_now(start, route).map(Some),
             Goal::Immediate => {
                 let number = route.number_before(start.stop);
-                self.check_way(start, route, number)?;
+                if !start.backup.wal_included {
+                    self.check_way(start, route, number)?;
+                }
                 Ok(Some(End {
                     number,
                     lsn: Some(start.stop),
@@ -152,10 +154,15 @@ impl Planner<'_> {
             notes,
             ..End::default()
         };
-        match broken {
-            Some(_) => Ok(end),
-            None => Ok(self.with_received(route, end)?),
-        }
+        let end = match broken {
+            Some(_) => end,
+            None => self.with_received(route, end)?,
+        };
+        // What came with the backup is always there.
+        Ok(End {
+            number: end.number.max(route.number_before(start.stop)),
+            ..end
+        })
     }
 
     /// Whether PostgreSQL, not finding the first segment of a timeline, would go on along the one before it: there may be a
@@ -441,12 +448,14 @@ impl Planner<'_> {
     }
 }
 
-/// The first segment the archive must have: a backup may have brought its own.
+/// The first segment the archive must have for what lies behind the backup: the backup may have brought its own. Of the
+/// segment it stops in, a standby has only the beginning.
 fn archived_from(start: &Start, route: &Route) -> u64 {
-    if start.backup.wal_included {
-        route.number_before(start.stop) + 1
-    } else {
-        route.number(start.start)
+    let last = route.number_before(start.stop);
+    match (start.backup.wal_included, start.backup.from_standby) {
+        (true, false) => last + 1,
+        (true, true) => last,
+        (false, _) => route.number(start.start),
     }
 }
 

@@ -815,6 +815,42 @@ fn now_goes_on_into_the_segment_that_is_being_received() {
     );
 }
 
+/// A standby has only the beginning of the segment its backup stops in: what lies behind needs the whole one.
+#[test]
+fn a_standbys_own_wal_reaches_to_the_end_of_its_backup_only() {
+    let (world, _) = small_world();
+    let model = &world.backups[0];
+    let stop_in = number(Lsn(model.stop.0 - 1));
+    let planned = |from_standby: bool, first: u64, target: &Target| {
+        let archive = Archive::new();
+        let backup = Backup {
+            wal_included: true,
+            from_standby,
+            ..complete(&archive.server, model)
+        };
+        let record = records::record(kind::BACKUP, &backup).unwrap();
+        archive.writer.write_records(vec![record]).unwrap();
+        for segment in world.logs[&1].segments() {
+            if number(segment.name.start_lsn(SIZE)) >= first {
+                archive.put(WalName::Segment(segment.name), &segment.bytes);
+            }
+        }
+        let plan = archive.repository.plan(&archive.server, &target.clone().into());
+        plan.unwrap()
+            .map(|plan| number(plan.last_segment.start_lsn(SIZE)))
+            .ok()
+    };
+    let later = Target::Name(NAMES[0].to_owned());
+    for from_standby in [false, true] {
+        assert_eq!(planned(from_standby, u64::MAX, &Target::Immediate), Some(stop_in));
+        assert_eq!(planned(from_standby, u64::MAX, &Target::Now), Some(stop_in));
+        assert!(planned(from_standby, stop_in, &later).is_some_and(|last| last > stop_in));
+    }
+    assert!(planned(false, stop_in + 1, &later).is_some());
+    assert_eq!(planned(true, stop_in + 1, &later), None);
+    assert_eq!(planned(true, stop_in + 1, &Target::Now), Some(stop_in));
+}
+
 #[test]
 fn a_time_without_a_zone_is_read_in_the_servers() {
     let (world, archive) = small_world();

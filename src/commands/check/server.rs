@@ -32,6 +32,13 @@ pub(super) fn check(context: &Context<'_>, stored: Option<&Stored>, lines: &mut 
         lines.failed("PostgreSQL's version is known", unknown);
     }
     let same_cluster = system_id(repository, server, &cluster, lines);
+    if server.primary_conninfo.is_some() {
+        lines.result(
+            "primary",
+            backup::primary::connect(server, cluster.system_id),
+            target,
+        );
+    }
     let slot = streaming.create_temporary_slot(&format!("barmanfs_check_{}", std::process::id()));
     lines.result("temporary replication slot", slot.map_err(Error::from), |()| None);
     if server.streaming_archiver {
