@@ -12,10 +12,12 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use tracing::field::Field;
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Subscriber};
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt::format::{Format, FormatEvent, FormatFields, Full, Writer};
+use tracing_subscriber::fmt::format::{Format, FormatEvent, FormatFields, Full, Writer, debug_fn};
 use tracing_subscriber::fmt::{FmtContext, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
@@ -47,6 +49,7 @@ pub(crate) fn start(level: LevelFilter) {
     let format = Format::default().with_target(level >= LevelFilter::DEBUG);
     let lines = tracing_subscriber::fmt::layer()
         .with_ansi(output::colours(&stderr))
+        .fmt_fields(debug_fn(write_field).delimited(" "))
         .with_writer(Lines)
         .event_format(ForItsSink {
             told_elsewhere: format.clone().with_level(false).without_time(),
@@ -106,6 +109,15 @@ where
             false if stderr && self.terminal => self.on_a_terminal.format_event(ctx, writer, event),
             false => self.full.format_event(ctx, writer, event),
         }
+    }
+}
+
+/// Servers and file names have their part in messages: one event is one line, and nothing a terminal acts on.
+fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+    let text = output::printable(format!("{value:?}").as_bytes());
+    match field.name() {
+        "message" => writer.write_str(&text),
+        name => write!(writer, "{name}={text}"),
     }
 }
 

@@ -33,7 +33,7 @@ use clap::FromArgMatches;
 
 use crate::cli::Cli;
 use crate::error::{Error, Kind, Outcome, exit};
-use crate::output::{Style, colours, paint};
+use crate::output::{Style, colours, paint, printable_lines};
 
 fn main() -> ExitCode {
     // Backups hold everything the database does: what is written here is for its owner alone.
@@ -82,8 +82,10 @@ fn tell(error: &Error) {
         return;
     }
     let colour = colours(&io::stderr());
-    let mut text = format!("{} {error}\n", paint("Error:", Style::Red, colour));
-    if let Some(hint) = error.hint_text() {
+    // Servers and file names have their part in it.
+    let message = printable_lines(&error.to_string());
+    let mut text = format!("{} {message}\n", paint("Error:", Style::Red, colour));
+    if let Some(hint) = error.hint_text().map(printable_lines) {
         text.push_str(&format!("{} {hint}\n", paint("Hint:", Style::Bold, colour)));
     }
     let _unheard = progress::write_stderr(text.as_bytes());

@@ -121,15 +121,15 @@ impl Output {
 
     /// One JSON value, readable by people too.
     pub(crate) fn json(&mut self, value: &impl Serialize) -> Result<(), Error> {
-        serde_json::to_writer_pretty(&mut self.writer, value)
-            .map_err(|error| Error::output(&error.into()))?;
-        self.line("")
+        let text = serde_json::to_string_pretty(value).map_err(|error| Error::output(&error.into()))?;
+        self.line(harmless_json(&text))
     }
 
     /// One element of a JSON list that is too long to be held; `nth` counts from 0.
     pub(crate) fn json_element(&mut self, value: &impl Serialize, nth: u64) -> Result<(), Error> {
         self.bytes(if nth == 0 { b"[\n" } else { b",\n" })?;
-        serde_json::to_writer(&mut self.writer, value).map_err(|error| Error::output(&error.into()))
+        let text = serde_json::to_string(value).map_err(|error| Error::output(&error.into()))?;
+        self.bytes(harmless_json(&text).as_bytes())
     }
 
     /// The end of a list of `count` elements.
@@ -184,18 +184,51 @@ pub(crate) fn second(time: TimestampMicros) -> String {
     }
 }
 
-/// Text from a server or a file name, with everything a terminal could act on escaped.
+/// Text from a server or a file name, with everything a terminal could act on escaped, and what would make it look like
+/// another text: control characters, and those that turn the direction of writing.
 pub(crate) fn printable(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes)
-        .chars()
-        .map(|c| {
-            if c.is_control() {
-                c.escape_default().to_string()
-            } else {
-                c.to_string()
-            }
-        })
-        .collect()
+    let text = String::from_utf8_lossy(bytes);
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_dangerous(c) {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+/// One message, which may have several lines, as [`printable`].
+pub(crate) fn printable_lines(text: &str) -> String {
+    let lines: Vec<String> = text.split('\n').map(|line| printable(line.as_bytes())).collect();
+    lines.join("\n")
+}
+
+/// JSON with everything a terminal could act on escaped, which means the same. What JSON itself has between its strings
+/// is line breaks at most.
+fn harmless_json(text: &str) -> std::borrow::Cow<'_, str> {
+    if !text.chars().any(|c| c != '\n' && is_dangerous(c)) {
+        return text.into();
+    }
+    let mut harmless = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c != '\n' && is_dangerous(c) {
+            // All of them are in the first plane.
+            harmless.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            harmless.push(c);
+        }
+    }
+    harmless.into()
+}
+
+fn is_dangerous(c: char) -> bool {
+    let turns_direction = matches!(
+        c,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+    );
+    c.is_control() || turns_direction || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}')
 }
 
 /// A value of zero or more, in hundredths: `12.34 %` of `whole`.
@@ -234,5 +267,11 @@ mod tests {
     #[test]
     fn a_terminal_is_given_nothing_to_act_on() {
         assert_eq!(printable(b"a\x1b[2Jb\n\xff"), "a\\u{1b}[2Jb\\n\u{fffd}");
+        assert_eq!(
+            printable("\u{9b}1m\u{202e}x\u{7}".as_bytes()),
+            "\\u{9b}1m\\u{202e}x\\u{7}"
+        );
+        assert_eq!(printable("größe ✓".as_bytes()), "größe ✓");
+        assert_eq!(printable_lines("a\nb\r"), "a\nb\\r");
     }
 }

@@ -101,7 +101,7 @@ impl Progress {
         let message = if text.is_empty() {
             self.what.clone()
         } else {
-            format!("{}: {text}", self.what)
+            format!("{}: {}", self.what, crate::output::printable(text.as_bytes()))
         };
         self.bar.set_message(message);
     }

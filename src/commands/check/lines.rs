@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::error::Error;
+use crate::output::printable;
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -55,10 +56,11 @@ impl Line {
     }
 
     fn new(name: &'static str, level: Level, hint: impl Into<String>) -> Self {
+        let hint: String = hint.into();
         Self {
             name,
             level,
-            hint: Some(hint.into()),
+            hint: Some(printable(hint.as_bytes())),
         }
     }
 }
@@ -70,10 +72,11 @@ pub(super) struct Lines(pub(super) Vec<Line>);
 impl Lines {
     /// As it should be.
     pub(super) fn ok(&mut self, name: &'static str, hint: impl Into<Option<String>>) {
+        let hint: Option<String> = hint.into();
         self.0.push(Line {
             name,
             level: Level::Ok,
-            hint: hint.into(),
+            hint: hint.map(|hint| printable(hint.as_bytes())),
         });
     }
 
