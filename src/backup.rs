@@ -6,15 +6,18 @@
 //! against the server's manifest ([`manifest`]) before the backup counts.
 
 mod as_sent;
+mod checkpoint;
 mod compose;
 mod fetch;
 mod hold;
 mod incremental;
 mod manifest;
+pub(crate) mod primary;
 mod receive;
 mod settings;
 mod wal;
 
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -32,11 +35,15 @@ use crate::progress::{Counted, Progress};
 use crate::signals::Interruption;
 use crate::versions;
 use as_sent::AsSentWriter;
+use checkpoint::Checkpoint;
 use compose::Composer;
 use hold::Hold;
 use incremental::NoIncrement;
 use receive::Receiver;
 pub(crate) use settings::ServerSettings;
+
+/// How soon a signal is noticed while the server is being connected to.
+const SIGNAL_NOTICED_WITHIN: Duration = Duration::from_millis(100);
 
 /// What the user wants of a backup.
 #[derive(Debug, Clone)]
@@ -109,11 +116,32 @@ pub(crate) fn connect(server: &ServerConfig) -> Result<Connection, Error> {
     Ok(Connection::connect(&conninfo, Mode::Replication)?)
 }
 
+/// The same in a thread of its own: a login may take a while, and there is no connection to cut yet when a signal comes.
+fn connect_unless_stopped(server: &ServerConfig, stop: &Stop) -> Result<Connection, Error> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let settings = server.clone();
+    std::thread::Builder::new()
+        .name("connect".to_owned())
+        .spawn(move || {
+            // Nobody may be waiting any more.
+            let _unwanted = sender.send(connect(&settings));
+        })
+        .map_err(|error| Error::failed(format!("Cannot start a thread: {error}")))?;
+    loop {
+        match receiver.recv_timeout(SIGNAL_NOTICED_WITHIN) {
+            Ok(connected) => return connected,
+            Err(RecvTimeoutError::Timeout) if !stop.requested() => {}
+            Err(_) => return Err(Error::failed("Interrupted")),
+        }
+    }
+}
+
 /// One backup of one server.
 struct Attempt<'a> {
     repository: &'a Repository,
     server: &'a ServerConfig,
     cluster: ServerSettings,
+    checkpoint: Checkpoint,
     source: wal::Source,
     wishes: &'a Wishes,
     stop: &'a Stop,
@@ -126,17 +154,19 @@ pub(crate) fn take(
     wishes: &Wishes,
     stop: &Stop,
 ) -> Result<Backup, Error> {
-    let mut connection = connect(server)?;
+    let mut connection = connect_unless_stopped(server, stop)?;
     stop.guard(&connection)?;
     let cluster = ServerSettings::ask(&mut connection).map_err(|error| stop.explain(error))?;
     if let Some(unknown) = versions::unknown(cluster.version) {
         tracing::warn!("Server {}: {unknown}", server.name);
     }
-    let source = wal::source(repository, server, &cluster)?;
+    let checkpoint = Checkpoint::ask(&mut connection).map_err(|error| stop.explain(error))?;
+    let source = wal::source(repository, server, &cluster, &mut connection)?;
     let attempt = Attempt {
         repository,
         server,
         cluster,
+        checkpoint,
         source,
         wishes,
         stop,
@@ -145,7 +175,14 @@ pub(crate) fn take(
     let backup = attempt.run(&mut connection, &mut hold)?;
     wal::keep_history(repository, &mut connection, &backup);
     match backup.status {
-        BackupStatus::WaitingForWals => wal::wait(repository, &mut connection, backup, wishes, stop),
+        BackupStatus::WaitingForWals => {
+            if backup.from_standby && server.primary_conninfo.is_some() {
+                primary::switch_wal(server, backup.system_id).unwrap_or_else(|error| {
+                    tracing::warn!("The primary was not asked to switch WAL: {error}")
+                });
+            }
+            wal::wait(repository, &mut connection, backup, wishes, stop)
+        }
         _ => Ok(backup),
     }
 }
@@ -304,10 +341,22 @@ impl Attempt<'_> {
             incremental,
             ..self.options(run)
         };
-        if !options.fast_checkpoint {
-            progress.note("waiting for a checkpoint");
-        }
+        connection.set_patience(Some(self.checkpoint.patience()));
+        self.tell_checkpoint(options.fast_checkpoint, progress);
         postgres::base_backup(connection, self.cluster.version, &options, receiver)
+    }
+
+    /// The server is silent until its checkpoint is done: says at once what that is.
+    fn tell_checkpoint(&self, is_fast: bool, progress: &Progress) {
+        let sentence = self.checkpoint.sentence(is_fast);
+        if !is_fast && !self.wishes.quiet {
+            tracing::info!("Backup of {}: {sentence}", self.server.name);
+        }
+        progress.note(if is_fast {
+            sentence.as_str()
+        } else {
+            "waiting for a checkpoint"
+        });
     }
 
     /// What becomes of the backup when all of it is stored.

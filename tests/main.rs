@@ -23,10 +23,12 @@ mod full_disk;
 mod gaps;
 mod green;
 mod hostile;
+mod hosts;
 mod incremental;
 mod live;
 mod many_lookups;
 mod mount_in_use;
+mod messages;
 mod mount_lifecycle;
 mod nobody_gets_in;
 mod odd_files;
@@ -39,7 +41,9 @@ mod second_backup;
 mod settings;
 mod tablespaces;
 mod terminals;
+mod silent_server;
 mod slots;
+mod standby;
 mod torture;
 mod troubled_disk;
 mod wal_archive;
@@ -62,6 +66,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("second_backup", second_backup::TESTS),
     ("incremental", incremental::TESTS),
     ("live", live::TESTS),
+    ("messages", messages::TESTS),
     ("clone_commands", clone_commands::TESTS),
     ("boot", boot::TESTS),
     ("nobody_gets_in", nobody_gets_in::TESTS),
@@ -69,6 +74,8 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("settings", settings::TESTS),
     ("tablespaces", tablespaces::TESTS),
     ("slots", slots::TESTS),
+    ("standby", standby::TESTS),
+    ("silent_server", silent_server::TESTS),
     ("torture", torture::TESTS),
     ("clone_commit", clone_commit::TESTS),
     ("delete_and_sweep", delete_and_sweep::TESTS),
@@ -84,6 +91,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("damage", damage::TESTS),
     ("absence", absence::TESTS),
     ("hostile", hostile::TESTS),
+    ("hosts", hosts::TESTS),
     ("full_disk", full_disk::TESTS),
     ("crash", crash::TESTS),
     ("troubled_disk", troubled_disk::TESTS),

@@ -11,7 +11,7 @@ use postgres_protocol::message::frontend;
 
 use super::Error;
 use super::conninfo::{AuthMethod, ChannelBindingUse, Conninfo, HostSpec, Secret};
-use super::wire::Stream;
+use super::stream::Stream;
 
 /// The part of a connection that authentication needs.
 pub(super) trait Exchange {
@@ -137,7 +137,7 @@ impl Client<'_> {
 
     /// libpq sends it, too; but it is worth knowing.
     fn warn_about_cleartext(&self, stream: &Stream) {
-        if matches!(stream, Stream::Tcp(_)) {
+        if stream.is_open_to_the_network() {
             tracing::warn!(
                 "The {} gets the password in clear text over an unencrypted connection",
                 self.host

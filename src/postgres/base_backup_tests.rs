@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::*;
-use crate::postgres::wire::Stream;
+use crate::postgres::stream::{Socket, Stream};
 use crate::postgres::{Conninfo, Environment, Mode};
 
 #[test]
@@ -216,7 +216,7 @@ fn run(version: u32, script: Script) -> (Result<BaseBackupResult, Error>, Vec<St
         server.read_to_end(&mut received).map(drop)
     });
     let mut connection = Connection::begin(
-        Stream::Unix(client),
+        Stream::Plain(Socket::unix(client).unwrap()),
         conninfo.hosts[0].clone(),
         &conninfo,
         Mode::Replication,

@@ -1,51 +1,90 @@
 //! From connection settings to a socket a server has let us in on: hosts, addresses, TLS, start-up.
+//!
+//! The rules are libpq's: hosts are tried in their order, each with all its addresses, until one lets us in and is the
+//! kind of server that is wanted.
 
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::os::linux::net::SocketAddrExt;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
-use rustix::net::sockopt;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use super::auth;
 use super::connection::{Connection, Mode};
-use super::conninfo::{Conninfo, Host, HostSpec, Keepalives, SslMode};
-use super::wire::Stream;
+use super::conninfo::{Conninfo, Host, HostSpec, Keepalives, SslMode, TargetSession};
+use super::stream::{Deadline, Socket, Stream};
 use super::{Error, tls};
 
 /// The server's SQLSTATE for "no line in `pg_hba.conf`", which may differ with and without TLS.
 const INVALID_AUTHORIZATION: &str = "28000";
 
+/// The server's SQLSTATE when it starts, stops, or is a standby that takes no connections.
+const CANNOT_CONNECT_NOW: &str = "57P03";
+
+/// How long an address may take until it has let us in, where the settings do not say. Servers themselves end a login
+/// after a minute (`authentication_timeout`).
+const CONNECT_WITHIN: Duration = Duration::from_secs(60);
+
+/// When the kernel asks whether the other host is still there, where the settings do not say: a dead one is noticed
+/// after two minutes.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_COUNT: u32 = 6;
+
 /// Tries the hosts one after the other.
 ///
 /// As with libpq, one that answers and does not let us in ends the search: the next would ask the same role.
 pub(super) fn connect(conninfo: &Conninfo, mode: Mode) -> Result<Connection, Error> {
+    let mut hosts: Vec<&HostSpec> = conninfo.hosts.iter().collect();
+    if conninfo.load_balance {
+        fastrand::shuffle(&mut hosts);
+    }
+    let passes: &[TargetSession] = match &conninfo.target_session {
+        TargetSession::PreferStandby => &[TargetSession::Standby, TargetSession::Any],
+        one => std::slice::from_ref(one),
+    };
     let mut attempts = Vec::new();
-    for host in &conninfo.hosts {
-        match connect_to_host(conninfo, host, mode) {
-            Ok(connection) => return Ok(connection),
-            Err(error) => {
-                let refused_by_server = matches!(error, Error::Server(_) | Error::Authentication { .. });
-                attempts.push(Error::Connect {
-                    target: host.to_string(),
-                    source: Box::new(error),
-                });
-                if refused_by_server {
-                    break;
-                }
+    for &wanted in passes {
+        attempts.clear();
+        for host in &hosts {
+            let plan = Plan {
+                conninfo,
+                mode,
+                wanted,
+            };
+            if let Some(connection) = plan.try_host(host, &mut attempts) {
+                return Ok(connection);
+            }
+            if attempts.last().is_some_and(ends_the_search) {
+                return Err(all(attempts));
             }
         }
     }
+    Err(all(attempts))
+}
+
+fn all(mut attempts: Vec<Error>) -> Error {
     match (attempts.pop(), attempts.is_empty()) {
-        (Some(only), true) => Err(only),
+        (Some(only), true) => only,
         (Some(last), false) => {
             attempts.push(last);
-            Err(Error::AllHosts { attempts })
+            Error::AllHosts { attempts }
         }
-        (None, _) => Err(Error::settings("No host to connect to")),
+        (None, _) => Error::settings("No host to connect to"),
+    }
+}
+
+/// Whether the server has answered, and did not let us in.
+fn ends_the_search(error: &Error) -> bool {
+    match error {
+        Error::Connect { source, .. } => ends_the_search(source),
+        Error::Server(answer) => answer.code != CANNOT_CONNECT_NOW,
+        Error::Authentication { .. } => true,
+        _ => false,
     }
 }
 
@@ -58,29 +97,149 @@ enum Encryption {
     Required,
 }
 
-fn connect_to_host(conninfo: &Conninfo, host: &HostSpec, mode: Mode) -> Result<Connection, Error> {
-    let limit = Limit::new(conninfo.connect_timeout);
-    let attempt = |encryption| connect_once(conninfo, host, mode, encryption, &limit);
-    if !matches!(host.host, Host::Tcp { .. }) {
-        return attempt(Encryption::Off);
-    }
-    match conninfo.tls.mode {
-        SslMode::Disable => attempt(Encryption::Off),
-        SslMode::Allow => attempt(Encryption::Off).or_else(|error| match is_worth_the_other_way(&error) {
-            true => attempt(Encryption::Required),
-            false => Err(error),
-        }),
-        SslMode::Prefer => {
-            attempt(Encryption::IfOffered).or_else(|error| match is_worth_the_other_way(&error) {
-                true => {
-                    tracing::debug!("Trying again without TLS: {error}");
-                    attempt(Encryption::Off)
-                }
-                false => Err(error),
-            })
+/// What is tried with every host.
+struct Plan<'a> {
+    conninfo: &'a Conninfo,
+    mode: Mode,
+    wanted: TargetSession,
+}
+
+impl Plan<'_> {
+    /// Tries the addresses of a host; adds what went wrong to the attempts.
+    fn try_host(&self, host: &HostSpec, attempts: &mut Vec<Error>) -> Option<Connection> {
+        let failed = |place: &HostSpec, error: Error| Error::Connect {
+            target: place.to_string(),
+            source: Box::new(error),
+        };
+        let places = match places(host, self.conninfo.load_balance) {
+            Ok(places) => places,
+            Err(error) => {
+                attempts.push(failed(host, error));
+                return None;
+            }
+        };
+        for (place, address) in places {
+            let error = match self.try_place(&place, address) {
+                Ok(connection) => return Some(connection),
+                Err(error) => failed(&place, error),
+            };
+            let is_enough = ends_the_search(&error) || error.is_of_the_host();
+            attempts.push(error);
+            if is_enough {
+                break;
+            }
         }
-        SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => attempt(Encryption::Required),
+        None
     }
+
+    fn try_place(&self, place: &HostSpec, address: Option<SocketAddr>) -> Result<Connection, Error> {
+        let whole = self.conninfo.connect_timeout.unwrap_or(CONNECT_WITHIN);
+        let deadline = Deadline::after(whole);
+        let attempt = |encryption| self.connect_once(place, address, encryption, deadline);
+        if !matches!(place.host, Host::Tcp { .. }) {
+            return attempt(Encryption::Off);
+        }
+        match self.conninfo.tls.mode {
+            SslMode::Disable => attempt(Encryption::Off),
+            SslMode::Allow => {
+                attempt(Encryption::Off).or_else(|error| match is_worth_the_other_way(&error) {
+                    true => attempt(Encryption::Required),
+                    false => Err(error),
+                })
+            }
+            SslMode::Prefer => {
+                attempt(Encryption::IfOffered).or_else(|error| match is_worth_the_other_way(&error) {
+                    true => {
+                        tracing::debug!("Trying again without TLS: {error}");
+                        attempt(Encryption::Off)
+                    }
+                    false => Err(error),
+                })
+            }
+            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => attempt(Encryption::Required),
+        }
+    }
+
+    fn connect_once(
+        &self,
+        place: &HostSpec,
+        address: Option<SocketAddr>,
+        encryption: Encryption,
+        deadline: Deadline,
+    ) -> Result<Connection, Error> {
+        let conninfo = self.conninfo;
+        let socket = match &place.host {
+            Host::Tcp { .. } => {
+                let socket = connect_tcp(address.ok_or_else(no_address)?, deadline)?;
+                set_socket_options(&socket, &conninfo.keepalives)?;
+                Socket::tcp(socket)
+            }
+            Host::Directory(path) => {
+                let address = SocketAddrUnix::new(path.join(place.socket_name()));
+                Socket::unix(connect_unix(address, deadline)?)
+            }
+            Host::Abstract(name) => {
+                let name = format!("{name}/{}", place.socket_name());
+                Socket::unix(connect_unix(
+                    SocketAddrUnix::new_abstract_name(name.as_bytes()),
+                    deadline,
+                )?)
+            }
+        };
+        let mut socket = socket.map_err(Error::Io)?;
+        socket.set_deadline(Some(deadline)).map_err(Error::Io)?;
+        let timed = |error| timed_out(error, deadline);
+        let stream = encrypt(socket, conninfo, place, encryption).map_err(timed)?;
+        if let (Some(user), Some(wanted)) = (stream.peer_user(), &conninfo.require_peer) {
+            check_peer(user, wanted)?;
+        }
+        let mut connection = Connection::begin(stream, place.clone(), conninfo, self.mode).map_err(timed)?;
+        auth::authenticate(&mut connection, conninfo, place, self.mode == Mode::Replication)?;
+        connection.await_ready()?;
+        check_session(&mut connection, self.wanted)?;
+        connection.set_deadline(None)?;
+        connection.set_read_timeout(None)?;
+        Ok(connection)
+    }
+}
+
+/// A host once for each of its addresses, where it has addresses.
+fn places(host: &HostSpec, shuffled: bool) -> Result<Vec<(HostSpec, Option<SocketAddr>)>, Error> {
+    let name = match &host.host {
+        Host::Tcp {
+            address: Some(address),
+            ..
+        } => return Ok(vec![(host.clone(), Some(SocketAddr::new(*address, host.port)))]),
+        Host::Tcp { name, address: None } => name.clone().unwrap_or_default(),
+        Host::Directory(_) | Host::Abstract(_) => return Ok(vec![(host.clone(), None)]),
+    };
+    let found = (name.as_str(), host.port).to_socket_addrs().map_err(Error::Io)?;
+    let mut addresses: Vec<SocketAddr> = found.collect();
+    addresses.dedup();
+    if shuffled {
+        fastrand::shuffle(&mut addresses);
+    }
+    let place = |address: SocketAddr| {
+        let place = HostSpec {
+            host: Host::Tcp {
+                name: Some(name.clone()),
+                address: Some(address.ip()),
+            },
+            port: host.port,
+        };
+        (place, Some(address))
+    };
+    match addresses.is_empty() {
+        true => Err(no_address()),
+        false => Ok(addresses.into_iter().map(place).collect()),
+    }
+}
+
+fn no_address() -> Error {
+    Error::Io(std::io::Error::new(
+        std::io::ErrorKind::AddrNotAvailable,
+        "the host name has no address",
+    ))
 }
 
 /// Whether the same server may say something else to the other choice of TLS.
@@ -88,107 +247,44 @@ fn is_worth_the_other_way(error: &Error) -> bool {
     matches!(error, Error::Tls { .. }) || error.sqlstate() == Some(INVALID_AUTHORIZATION)
 }
 
-fn connect_once(
-    conninfo: &Conninfo,
-    host: &HostSpec,
-    mode: Mode,
-    encryption: Encryption,
-    limit: &Limit,
-) -> Result<Connection, Error> {
-    let mut used = host.clone();
-    let stream = match &host.host {
-        Host::Tcp { name, address } => {
-            let socket = connect_tcp(name.as_deref(), *address, host.port, limit)?;
-            used.host = Host::Tcp {
-                name: name.clone(),
-                address: socket.peer_addr().ok().map(|peer| peer.ip()).or(*address),
-            };
-            set_socket_options(&socket, &conninfo.keepalives)?;
-            encrypt(socket, conninfo, host, encryption, limit)?
+/// Whether this is the kind of server that is wanted.
+fn check_session(connection: &mut Connection, wanted: TargetSession) -> Result<(), Error> {
+    let refuse = |what: &str| Err(Error::Unsuitable(what.to_owned()));
+    match wanted {
+        TargetSession::Any | TargetSession::PreferStandby => Ok(()),
+        TargetSession::ReadWrite if connection.is_read_only()? => refuse("session is read-only"),
+        TargetSession::ReadOnly if !connection.is_read_only()? => refuse("session is not read-only"),
+        TargetSession::Primary if connection.is_in_recovery()? => refuse("server is in hot standby mode"),
+        TargetSession::Standby if !connection.is_in_recovery()? => {
+            refuse("server is not in hot standby mode")
         }
-        Host::Directory(path) => {
-            Stream::Unix(UnixStream::connect(path.join(host.socket_name())).map_err(Error::Io)?)
-        }
-        Host::Abstract(name) => {
-            let name = format!("{name}/{}", host.socket_name());
-            let address = std::os::unix::net::SocketAddr::from_abstract_name(name).map_err(Error::Io)?;
-            Stream::Unix(UnixStream::connect_addr(&address).map_err(Error::Io)?)
-        }
+        _ => Ok(()),
+    }
+}
+
+fn connect_tcp(address: SocketAddr, deadline: Deadline) -> Result<TcpStream, Error> {
+    TcpStream::connect_timeout(&address, deadline.left()?)
+        .map_err(|error| timed_out(Error::Io(error), deadline))
+}
+
+/// A server that has stopped taking connections makes this wait, too.
+fn connect_unix(
+    address: rustix::io::Result<SocketAddrUnix>,
+    deadline: Deadline,
+) -> Result<UnixStream, Error> {
+    let connect = || -> rustix::io::Result<OwnedFd> {
+        let address = address?;
+        let flags = SocketFlags::CLOEXEC;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        let left = deadline.left().map_err(|_| rustix::io::Errno::TIMEDOUT)?;
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(left))?;
+        rustix::io::retry_on_intr(|| rustix::net::connect(&socket, &address))?;
+        Ok(socket)
     };
-    if let (Stream::Unix(socket), Some(user)) = (&stream, &conninfo.require_peer) {
-        check_peer(socket, user)?;
+    match connect() {
+        Ok(socket) => Ok(UnixStream::from(socket)),
+        Err(errno) => Err(timed_out(Error::Io(errno.into()), deadline)),
     }
-    let mut connection = Connection::begin(stream, used, conninfo, mode)?;
-    connection.set_deadline(limit.deadline);
-    auth::authenticate(&mut connection, conninfo, host, mode == Mode::Replication)?;
-    connection.await_ready()?;
-    connection.set_deadline(None);
-    connection.set_read_timeout(None)?;
-    Ok(connection)
-}
-
-/// The time one host may take until it lets us in.
-#[derive(Debug)]
-struct Limit {
-    deadline: Option<(Instant, Duration)>,
-}
-
-impl Limit {
-    fn new(timeout: Option<Duration>) -> Self {
-        let deadline = timeout.and_then(|timeout| Some((Instant::now().checked_add(timeout)?, timeout)));
-        Self { deadline }
-    }
-
-    /// What is left of it; an error if nothing is.
-    fn left(&self) -> Result<Option<Duration>, Error> {
-        time_left(self.deadline)
-    }
-}
-
-/// What is left until a deadline that was set this long before; an error if nothing is.
-pub(super) fn time_left(deadline: Option<(Instant, Duration)>) -> Result<Option<Duration>, Error> {
-    let Some((deadline, whole)) = deadline else {
-        return Ok(None);
-    };
-    match deadline
-        .checked_duration_since(Instant::now())
-        .filter(|left| !left.is_zero())
-    {
-        Some(left) => Ok(Some(left)),
-        None => Err(Error::Timeout(whole)),
-    }
-}
-
-/// Tries the addresses of a host one after the other.
-fn connect_tcp(
-    name: Option<&str>,
-    address: Option<std::net::IpAddr>,
-    port: u16,
-    limit: &Limit,
-) -> Result<TcpStream, Error> {
-    let addresses: Vec<SocketAddr> = match (address, name) {
-        (Some(address), _) => vec![SocketAddr::new(address, port)],
-        (None, Some(name)) => (name, port).to_socket_addrs().map_err(Error::Io)?.collect(),
-        (None, None) => Vec::new(),
-    };
-    let mut last_error = Error::Io(io::Error::new(
-        io::ErrorKind::AddrNotAvailable,
-        "the host name has no address",
-    ));
-    for address in addresses {
-        let connected = match limit.left()? {
-            Some(left) => TcpStream::connect_timeout(&address, left),
-            None => TcpStream::connect(address),
-        };
-        match connected {
-            Ok(socket) => return Ok(socket),
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                last_error = limit.left().err().unwrap_or(Error::Io(error));
-            }
-            Err(error) => last_error = Error::Io(error),
-        }
-    }
-    Err(last_error)
 }
 
 fn set_socket_options(socket: &TcpStream, keepalives: &Keepalives) -> Result<(), Error> {
@@ -201,43 +297,33 @@ fn set_socket_options(socket: &TcpStream, keepalives: &Keepalives) -> Result<(),
         if !keepalives.enabled {
             return Ok(());
         }
-        keepalives
-            .idle
-            .map_or(Ok(()), |idle| sockopt::set_tcp_keepidle(socket, idle))?;
-        keepalives
-            .interval
-            .map_or(Ok(()), |interval| sockopt::set_tcp_keepintvl(socket, interval))?;
-        keepalives
-            .count
-            .map_or(Ok(()), |count| sockopt::set_tcp_keepcnt(socket, count))
+        sockopt::set_tcp_keepidle(socket, keepalives.idle.unwrap_or(KEEPALIVE_IDLE))?;
+        sockopt::set_tcp_keepintvl(socket, keepalives.interval.unwrap_or(KEEPALIVE_INTERVAL))?;
+        sockopt::set_tcp_keepcnt(socket, keepalives.count.unwrap_or(KEEPALIVE_COUNT))
     };
     set().map_err(|errno| Error::Io(errno.into()))
 }
 
 /// Asks for TLS and begins it.
 fn encrypt(
-    mut socket: TcpStream,
+    mut socket: Socket,
     conninfo: &Conninfo,
     host: &HostSpec,
     encryption: Encryption,
-    limit: &Limit,
 ) -> Result<Stream, Error> {
     if encryption == Encryption::Off {
-        return Ok(Stream::Tcp(socket));
+        return Ok(Stream::Plain(socket));
     }
-    socket.set_read_timeout(limit.left()?)?;
     if !conninfo.tls.direct {
         let mut request = BytesMut::new();
         frontend::ssl_request(&mut request);
         socket.write_all(&request)?;
         // One byte alone: whatever followed it would be from somebody in between.
         let mut answer = [0; 1];
-        socket
-            .read_exact(&mut answer)
-            .map_err(|error| timed_out(error, limit))?;
+        socket.read_exact(&mut answer)?;
         match (&answer, encryption) {
             (b"S", _) => {}
-            (b"N", Encryption::IfOffered) => return Ok(Stream::Tcp(socket)),
+            (b"N", Encryption::IfOffered) => return Ok(Stream::Plain(socket)),
             (b"N", _) => {
                 return Err(Error::tls("The server does not support TLS, but it was required")
                     .with_hint("Set ssl = on on the server, or use sslmode=prefer"));
@@ -251,29 +337,24 @@ fn encrypt(
             }
         }
     }
-    socket.set_read_timeout(limit.left()?)?;
-    tls::handshake(socket, &conninfo.tls, host)
-        .map(Stream::Tls)
-        .map_err(|error| match error {
-            Error::Io(error) => timed_out(error, limit),
-            other => other,
-        })
+    tls::handshake(socket, &conninfo.tls, host).map(Stream::Tls)
 }
 
-/// A read that waited up to the limit.
-fn timed_out(error: io::Error, limit: &Limit) -> Error {
-    match (error.kind(), limit.deadline) {
-        (io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut, Some((_, whole))) => Error::Timeout(whole),
-        _ => error.into(),
+/// An error that means that the deadline has passed says so.
+fn timed_out(error: Error, deadline: Deadline) -> Error {
+    use std::io::ErrorKind::{TimedOut, WouldBlock};
+    match &error {
+        Error::Io(inner) if matches!(inner.kind(), WouldBlock | TimedOut) => Error::Timeout(deadline.whole()),
+        _ => error,
     }
 }
 
 /// Whether the process behind the socket runs as this user.
-fn check_peer(socket: &UnixStream, wanted: &str) -> Result<(), Error> {
-    let credentials = sockopt::socket_peercred(socket).map_err(|errno| {
+fn check_peer(user: rustix::io::Result<u32>, wanted: &str) -> Result<(), Error> {
+    let uid = user.map_err(|errno| {
         Error::authentication(format!("Could not get the credentials of the server: {errno}"))
     })?;
-    let uid = nix::unistd::Uid::from_raw(credentials.uid.as_raw());
+    let uid = nix::unistd::Uid::from_raw(uid);
     let name = nix::unistd::User::from_uid(uid)
         .ok()
         .flatten()

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use fallible_iterator::FallibleIterator;
@@ -16,10 +16,13 @@ use barmanfs_pg::ServerVersion;
 
 use super::Error;
 use super::auth::Exchange;
-use super::connect::{self, time_left};
+use super::connect;
 use super::conninfo::{Conninfo, HostSpec};
 use super::error::ServerError;
-use super::wire::{Frame, FrameBuffer, Interrupter, Stream};
+use super::refusal;
+use super::silence::{self, Silence};
+use super::stream::{Deadline, Interrupter, Stream};
+use super::wire::{Frame, FrameBuffer};
 
 /// What the connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +38,19 @@ const MAX_RESULT_BYTES: usize = 64 << 20;
 
 /// How many warnings are kept for one operation; the rest is only logged.
 const MAX_KEPT_WARNINGS: usize = 1000;
+
+/// How long the server may take to answer a query, all of the answer together.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
+/// Settings a server reports by itself: a dozen, and a few of extensions. What is more, or longer, is not kept.
+const MAX_PARAMETERS: usize = 100;
+const MAX_PARAMETER_BYTES: usize = 1000;
+
+/// Messages nobody asked for that are passed over while one is waited for. A server that sends nothing else is broken.
+const MAX_ASIDES: usize = 100_000;
+
+/// What a value takes in memory besides its bytes.
+const VALUE_BYTES: usize = size_of::<Option<Vec<u8>>>();
 
 /// NegotiateProtocolVersion, which `postgres-protocol` does not know: the server is older than the client. We speak
 /// the oldest version there is and ask for nothing optional, so there is nothing to negotiate.
@@ -53,7 +69,9 @@ pub(crate) struct Connection {
     parameters: BTreeMap<String, String>,
     /// Whether the server waits for a query.
     ready: bool,
-    deadline: Option<(Instant, Duration)>,
+    silence: Silence,
+    /// The query that runs, or ran last, for messages.
+    query: String,
     warnings: Vec<ServerError>,
     temporary_slot: Option<String>,
 }
@@ -131,7 +149,8 @@ impl Connection {
             settings: conninfo.only(host),
             parameters: BTreeMap::new(),
             ready: false,
-            deadline: None,
+            silence: Silence::default(),
+            query: String::new(),
             warnings: Vec::new(),
             temporary_slot: None,
         };
@@ -206,16 +225,45 @@ impl Connection {
             .ok_or_else(|| Error::protocol(format!("the server version \"{}\"", text.escape_debug())))
     }
 
-    /// Limits how long the server may be silent; `None`, the default, removes the limit.
-    ///
-    /// A base backup needs none: the server is silent while it does its checkpoint, and TCP keepalives notice a dead host.
-    pub(crate) fn set_read_timeout(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
-        self.stream.set_read_timeout(timeout).map_err(Error::Io)
+    /// Whether it is a standby.
+    pub(crate) fn is_in_recovery(&mut self) -> Result<bool, Error> {
+        // Reported from PostgreSQL 14 on.
+        if let Some(standby) = self.parameter("in_hot_standby") {
+            return Ok(standby == "on");
+        }
+        match self.mode {
+            Mode::Sql => {
+                let result = self.one_result("SELECT pg_catalog.pg_is_in_recovery()::text AS standby")?;
+                Ok(result.text(0, "standby") == Some("true"))
+            }
+            // In recovery every transaction is read-only, whatever is configured.
+            Mode::Replication => Ok(self.show("transaction_read_only")? == "on"
+                && self.show("default_transaction_read_only")? != "on"),
+        }
     }
 
-    /// What was set with [`Connection::set_read_timeout`].
-    pub(super) fn read_timeout(&self) -> Option<Duration> {
-        self.stream.read_timeout()
+    /// Whether nothing can be changed in this session.
+    pub(super) fn is_read_only(&mut self) -> Result<bool, Error> {
+        match self.parameter("default_transaction_read_only") {
+            Some("on") => Ok(true),
+            Some(_) => self.is_in_recovery(),
+            None => Ok(self.show("transaction_read_only")? == "on"),
+        }
+    }
+
+    /// Limits how long the server may be silent. Without a limit of its own, which is the default, a wait goes on as long
+    /// as the server answers other connections, and not longer than [`Connection::set_patience`] says.
+    pub(crate) fn set_read_timeout(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
+        self.silence.is_watched = timeout.is_none();
+        self.stream
+            .set_read_timeout(Some(timeout.unwrap_or(silence::LOOK_EVERY)))
+            .map_err(Error::Io)
+    }
+
+    /// How long the server may be silent where no other limit is set, though it answers other connections; `None` is half
+    /// an hour.
+    pub(crate) fn set_patience(&mut self, patience: Option<Duration>) {
+        self.silence.patience = patience.unwrap_or(silence::PATIENCE);
     }
 
     /// A handle that ends this connection from another thread.
@@ -228,6 +276,25 @@ impl Connection {
     /// # Errors
     /// [`Error::Server`] if a statement fails; the connection can be used again after that.
     pub(crate) fn simple_query(&mut self, text: &str) -> Result<Vec<ResultSet>, Error> {
+        self.within(ANSWER_WITHIN, |connection| connection.run(text))
+    }
+
+    /// Does something that has to be done by then, unless there is a deadline already.
+    pub(super) fn within<T>(
+        &mut self,
+        limit: Duration,
+        work: impl FnOnce(&mut Self) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        if self.stream.deadline().is_some() {
+            return work(self);
+        }
+        self.set_deadline(Some(Deadline::after(limit)))?;
+        let done = work(self);
+        self.set_deadline(None)?;
+        done
+    }
+
+    fn run(&mut self, text: &str) -> Result<Vec<ResultSet>, Error> {
         self.start_query(text)?;
         let mut results = Vec::new();
         loop {
@@ -256,6 +323,7 @@ impl Connection {
             ));
         }
         self.warnings.clear();
+        refusal::excerpt(text).clone_into(&mut self.query);
         let mut message = BytesMut::new();
         frontend::query(text, &mut message).map_err(|_| Error::settings("A query has a NUL in it"))?;
         self.ready = false;
@@ -281,11 +349,15 @@ impl Connection {
             match message {
                 Message::RowDescription(body) => result = Some(columns(&body)?),
                 Message::DataRow(body) => {
-                    held_bytes = held_bytes.saturating_add(body.buffer().len());
+                    let row = row(&body)?;
+                    let values = (row.len() + 1).saturating_mul(VALUE_BYTES);
+                    held_bytes = held_bytes
+                        .saturating_add(body.buffer().len())
+                        .saturating_add(values);
                     let result = result.as_mut().filter(|_| held_bytes <= MAX_RESULT_BYTES);
                     let result =
                         result.ok_or_else(|| Error::protocol("a row out of place, or far too many"))?;
-                    result.rows.push(row(&body)?);
+                    result.rows.push(row);
                 }
                 Message::CommandComplete(_) | Message::EmptyQueryResponse => {
                     return Ok(result.map_or(Answer::Done, Answer::Rows));
@@ -331,9 +403,14 @@ impl Connection {
 
     fn decode_current(&self) -> Result<Message, Error> {
         match self.incoming.current().decode()? {
-            Message::ErrorResponse(body) => Err(Error::Server(Box::new(
-                ServerError::read(body.fields()).map_err(|_| Error::protocol("a malformed error"))?,
-            ))),
+            Message::ErrorResponse(body) => {
+                let mut error =
+                    ServerError::read(body.fields()).map_err(|_| Error::protocol("a malformed error"))?;
+                if error.hint.is_none() {
+                    error.hint = refusal::hint(&error.code, &self.query, self.mode, &self.settings);
+                }
+                Err(Error::Server(Box::new(error)))
+            }
             message => Ok(message),
         }
     }
@@ -348,20 +425,41 @@ impl Connection {
     /// The next message that is not a notice, a changed parameter or a notification, as it lies in the buffer.
     /// Error messages come like all others.
     pub(super) fn next_frame(&mut self) -> Result<Frame<'_>, Error> {
-        loop {
-            if self.deadline.is_some() {
-                self.stream.set_read_timeout(time_left(self.deadline)?)?;
-            }
-            let tag = self
-                .incoming
-                .advance(&mut self.stream)
-                .map_err(|error| self.explain_timeout(error))?;
-            match tag {
+        for _ in 0..MAX_ASIDES {
+            match self.advance()? {
                 NOTICE_RESPONSE_TAG | PARAMETER_STATUS_TAG => self.handle_aside()?,
                 NOTIFICATION_RESPONSE_TAG | NEGOTIATE_PROTOCOL_VERSION_TAG => {}
                 _ => return Ok(self.incoming.current()),
             }
         }
+        Err(Error::protocol("notices without end"))
+    }
+
+    /// Goes on to the next message, however long it takes while all is well.
+    fn advance(&mut self) -> Result<u8, Error> {
+        self.silence.begin(self.incoming.received_bytes());
+        loop {
+            let error = match self.incoming.advance(&mut self.stream) {
+                Ok(tag) => return Ok(tag),
+                Err(error) => self.explain_timeout(error),
+            };
+            let waits_on = self.silence.is_watched && self.stream.deadline().is_none();
+            if !waits_on || !matches!(error, Error::Timeout(_)) {
+                return Err(error);
+            }
+            self.look_after_server()?;
+        }
+    }
+
+    /// Nothing has come for a while: is anybody there?
+    fn look_after_server(&mut self) -> Result<(), Error> {
+        if self.silence.has_heard(self.incoming.received_bytes()) {
+            return Ok(());
+        }
+        let mut settings = self.settings.clone();
+        settings.connect_timeout = Some(silence::PROBE_WITHIN);
+        let probe = connect::connect(&settings, self.mode).map(drop);
+        self.silence.judge(&self.target, probe)
     }
 
     /// The message that was received last.
@@ -379,10 +477,8 @@ impl Connection {
             Error::Io(inner)
                 if matches!(inner.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) =>
             {
-                let whole = self
-                    .deadline
-                    .map(|(_, whole)| whole)
-                    .or_else(|| self.stream.read_timeout());
+                let whole = self.stream.deadline().map(|deadline| deadline.whole());
+                let whole = whole.or_else(|| self.stream.read_timeout());
                 whole.map_or(error, Error::Timeout)
             }
             _ => error,
@@ -405,9 +501,11 @@ impl Connection {
                 }
             }
             Message::ParameterStatus(body) => {
-                let name = body.name().map_err(malformed)?.to_owned();
-                self.parameters
-                    .insert(name, body.value().map_err(malformed)?.to_owned());
+                let (name, value) = (body.name().map_err(malformed)?, body.value().map_err(malformed)?);
+                let has_room = self.parameters.len() < MAX_PARAMETERS || self.parameters.contains_key(name);
+                if has_room && name.len() + value.len() <= MAX_PARAMETER_BYTES {
+                    self.parameters.insert(name.to_owned(), value.to_owned());
+                }
             }
             _ => {}
         }
@@ -420,8 +518,8 @@ impl Connection {
     }
 
     /// From now on all reads together must be done by then.
-    pub(super) fn set_deadline(&mut self, deadline: Option<(Instant, Duration)>) {
-        self.deadline = deadline;
+    pub(super) fn set_deadline(&mut self, deadline: Option<Deadline>) -> Result<(), Error> {
+        self.stream.set_deadline(deadline).map_err(Error::Io)
     }
 }
 
@@ -431,9 +529,8 @@ impl Exchange for Connection {
     }
 
     fn send(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.stream.write_all(bytes)?;
-        self.stream.flush()?;
-        Ok(())
+        let sent = self.stream.write_all(bytes).and_then(|()| self.stream.flush());
+        sent.map_err(|error| self.explain_timeout(error.into()))
     }
 
     fn stream(&self) -> &Stream {

@@ -70,6 +70,17 @@ pub(crate) enum Error {
     /// The server closed the connection.
     #[error("The server closed the connection unexpectedly")]
     Closed,
+    /// The server let us in, and is not of the kind that `target_session_attrs` asks for.
+    #[error("{0}, which target_session_attrs does not accept")]
+    Unsuitable(String),
+    /// The server has fallen silent.
+    #[error("{}", silent_text(silent, probe.as_deref()))]
+    Silent {
+        /// How long nothing has come.
+        silent: Duration,
+        /// Why another connection cannot be made; `None` if it can.
+        probe: Option<Box<Error>>,
+    },
     /// The server said nothing for too long.
     #[error("The server did not answer within {:.0} s", .0.as_secs_f64())]
     Timeout(Duration),
@@ -126,6 +137,15 @@ impl Error {
         self
     }
 
+    /// Whether the other addresses of the same host will say the same.
+    pub(super) fn is_of_the_host(&self) -> bool {
+        match self {
+            Self::Connect { source, .. } => source.is_of_the_host(),
+            Self::Unsuitable(_) => true,
+            _ => false,
+        }
+    }
+
     /// What the receiver of a base backup failed with, where that is a `T`.
     pub(crate) fn sink<T: std::error::Error + 'static>(&self) -> Option<&T> {
         let Self::Sink(error) = self else { return None };
@@ -172,6 +192,14 @@ impl Error {
     }
 }
 
+fn silent_text(silent: &Duration, probe: Option<&Error>) -> String {
+    let text = format!("The server has sent nothing for {} s", silent.as_secs());
+    match probe {
+        Some(error) => format!("{text}, and cannot be reached by another connection: {error}"),
+        None => format!("{text}, though it answers other connections"),
+    }
+}
+
 impl From<io::Error> for Error {
     fn from(error: io::Error) -> Self {
         match error.kind() {
@@ -188,14 +216,17 @@ impl From<io::Error> for Error {
 fn hint_for(sqlstate: &str) -> Option<&'static str> {
     match sqlstate {
         "28000" => Some(
-            "Look at pg_hba.conf of the server; a replication connection needs a line with the database \"replication\"",
+            "Look at pg_hba.conf of the server, where a replication connection needs a line with the database \
+             \"replication\", and at the role: it must exist and have the attribute LOGIN",
         ),
         "28P01" => Some("Look at the password in the connection string, PGPASSWORD or the password file"),
-        "42501" => Some("The role needs the attribute REPLICATION"),
         "53300" => Some("Raise max_connections or max_wal_senders on the server"),
         _ => None,
     }
 }
+
+/// The most that is kept of one field of a message of the server.
+const MAX_FIELD_BYTES: usize = 8 << 10;
 
 /// An ErrorResponse or a NoticeResponse of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -224,7 +255,8 @@ impl ServerError {
         };
         let mut translated_severity = String::new();
         while let Some(field) = fields.next()? {
-            let text = String::from_utf8_lossy(field.value_bytes()).into_owned();
+            let bytes = field.value_bytes();
+            let text = String::from_utf8_lossy(bytes.get(..MAX_FIELD_BYTES).unwrap_or(bytes)).into_owned();
             match field.type_() {
                 b'S' => translated_severity = text,
                 b'V' => error.severity = text,

@@ -5,6 +5,8 @@
 //!
 //! Invariants:
 //! - No password or key is ever shown: not in errors, not in `Debug`, not in logs.
+//! - Every wait ends: connecting, logging in, a query and its answer have a deadline; a stream that falls silent is
+//!   looked after on a second connection.
 //! - What a server sends is checked before it is used, and never decides how much memory is taken: messages,
 //!   results and headers have limits, and backup data is lent out of one buffer.
 
@@ -15,7 +17,10 @@ mod connection;
 mod conninfo;
 mod environment;
 mod error;
+mod refusal;
 mod replication;
+mod silence;
+mod stream;
 mod tar;
 mod tls;
 mod upload;
@@ -34,7 +39,7 @@ pub(crate) use conninfo::Conninfo;
 pub(crate) use environment::Environment;
 pub(crate) use error::{Error, SinkError};
 pub(crate) use replication::{SlotPosition, is_slot_name};
+pub(crate) use stream::Interrupter;
 pub(crate) use tar::{EndBlocks, TarEntry, TarKind, TarReader, TarSink};
 pub(crate) use upload::{UploadError, upload_manifest};
 pub(crate) use wal_stream::{NextTimeline, Replication, StreamEvent, StreamPosition, WalStream};
-pub(crate) use wire::Interrupter;

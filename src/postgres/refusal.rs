@@ -26,7 +26,7 @@ pub(super) fn hint(code: &str, query: &str, mode: Mode, settings: &Conninfo) -> 
         (_, "SHOW") => format!("GRANT pg_read_all_settings TO {role}"),
         (_, "CHECKPOINT") => format!("GRANT pg_checkpoint TO {role} (PostgreSQL 15 and later)"),
         (Mode::Replication, _) => format!("ALTER ROLE {role} REPLICATION"),
-        (Mode::Sql, "") => format!("GRANT CONNECT ON DATABASE … TO {role}"),
+        (Mode::Sql, "") => format!("GRANT CONNECT ON DATABASE ... TO {role}"),
         (Mode::Sql, _) => match function(query) {
             Some(name) => format!(
                 "GRANT EXECUTE ON FUNCTION {name} TO {role}, in the database of the connection string"

@@ -7,7 +7,6 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, BufReader};
-use std::net::TcpStream;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -33,16 +32,17 @@ use x509_cert::spki::AlgorithmIdentifierOwned;
 
 use super::Error;
 use super::conninfo::{Host, HostSpec, RootCertificates, SslMode, TlsSettings, TlsVersion};
+use super::stream::Socket;
 
 /// The name of PostgreSQL's protocol in TLS, needed where TLS begins without asking.
 const ALPN_POSTGRESQL: &[u8] = b"postgresql";
 
 /// Encrypts the connection and checks the server's certificate as far as the settings ask for it.
 pub(super) fn handshake(
-    socket: TcpStream,
+    socket: Socket,
     settings: &TlsSettings,
     host: &HostSpec,
-) -> Result<Box<StreamOwned<ClientConnection, TcpStream>>, Error> {
+) -> Result<Box<StreamOwned<ClientConnection, Socket>>, Error> {
     let name = match &host.host {
         Host::Tcp { name: Some(name), .. } => Some(name.clone()),
         Host::Tcp { address, .. } => address.map(|address| address.to_string()),

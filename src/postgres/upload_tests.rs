@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::*;
-use crate::postgres::wire::Stream;
+use crate::postgres::stream::{Socket, Stream};
 use crate::postgres::{Conninfo, Environment, Mode};
 
 const COPY_IN: &[u8] = b"G\0\0\0\x07\0\0\0";
@@ -32,7 +32,13 @@ fn run(script: &[&[u8]], manifest: &mut dyn Read) -> (Result<(), UploadError>, C
         received
     });
     let (target, mode) = (conninfo.hosts[0].clone(), Mode::Replication);
-    let mut connection = Connection::begin(Stream::Unix(client), target, &conninfo, mode).unwrap();
+    let mut connection = Connection::begin(
+        Stream::Plain(Socket::unix(client).unwrap()),
+        target,
+        &conninfo,
+        mode,
+    )
+    .unwrap();
     connection.await_ready().unwrap();
     let result = upload_manifest(&mut connection, manifest);
     connection.interrupter().unwrap().interrupt();

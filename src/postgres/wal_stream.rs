@@ -4,7 +4,7 @@
 //! durable. A transaction that waits for a synchronous standby waits for that report, so [`WalStream::has_more`] tells
 //! when there is nothing better to do than to sync and answer.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, BytesMut};
 use postgres_protocol::message::backend::{
@@ -22,7 +22,7 @@ use super::replication::quoted_slot_name;
 /// CopyBothResponse, which `postgres-protocol` does not know.
 const COPY_BOTH_RESPONSE_TAG: u8 = b'W';
 
-/// How long the server may take to end a stream: it looks for the client's messages between any two of its own.
+/// How long the server may take to begin or to end a stream: it looks for the client's messages between any two of its own.
 const END_WITHIN: Duration = Duration::from_secs(30);
 
 /// The header of a message of WAL: kind, start, the server's end of WAL, time.
@@ -104,19 +104,25 @@ impl Connection {
             Some(name) => format!("SLOT {} ", quoted_slot_name(name)?),
             None => String::new(),
         };
-        self.start_query(&format!(
-            "START_REPLICATION {slot}PHYSICAL {start} TIMELINE {timeline}"
-        ))?;
-        match self.next_frame()?.tag {
-            COPY_BOTH_RESPONSE_TAG => Ok(Replication::Stream(WalStream { connection: self })),
-            ERROR_RESPONSE_TAG => Err(self.fail_query()),
-            _ => {
-                let first = self.read_current_result()?;
-                let next = self.read_next_timeline(Some(first))?;
-                next.map(Replication::TimelineEnded)
-                    .ok_or_else(|| Error::protocol("neither WAL nor a timeline that follows"))
+        let command = format!("START_REPLICATION {slot}PHYSICAL {start} TIMELINE {timeline}");
+        let ended = self.within(END_WITHIN, |connection| {
+            connection.start_query(&command)?;
+            match connection.next_frame()?.tag {
+                COPY_BOTH_RESPONSE_TAG => Ok(None),
+                ERROR_RESPONSE_TAG => Err(connection.fail_query()),
+                _ => {
+                    let first = connection.read_current_result()?;
+                    let next = connection.read_next_timeline(Some(first))?;
+                    let next =
+                        next.ok_or_else(|| Error::protocol("neither WAL nor a timeline that follows"))?;
+                    Ok(Some(next))
+                }
             }
-        }
+        })?;
+        Ok(match ended {
+            Some(next) => Replication::TimelineEnded(next),
+            None => Replication::Stream(WalStream { connection: self }),
+        })
     }
 
     /// Reads to the end of the query what follows the stream.
@@ -181,28 +187,24 @@ impl WalStream<'_> {
     /// Ends the stream; what the server still sends is dropped.
     pub(crate) fn stop(self) -> Result<(), Error> {
         let connection = self.connection;
-        let deadline = Instant::now().checked_add(END_WITHIN);
-        connection.set_deadline(deadline.map(|deadline| (deadline, END_WITHIN)));
-        send_copy_done(connection)?;
-        loop {
-            match connection.next_frame()?.tag {
-                COPY_DONE_TAG => break,
-                ERROR_RESPONSE_TAG => return Err(connection.fail_query()),
-                _ => {}
+        connection.within(END_WITHIN, |connection| {
+            send_copy_done(connection)?;
+            loop {
+                match connection.next_frame()?.tag {
+                    COPY_DONE_TAG => break,
+                    ERROR_RESPONSE_TAG => return Err(connection.fail_query()),
+                    _ => {}
+                }
             }
-        }
-        connection.read_next_timeline(None)?;
-        connection.set_deadline(None);
-        Ok(())
+            connection.read_next_timeline(None).map(drop)
+        })
     }
 
     fn answer_end(&mut self) -> Result<Option<NextTimeline>, Error> {
-        let usual = self.connection.read_timeout();
-        self.connection.set_read_timeout(Some(END_WITHIN))?;
-        send_copy_done(self.connection)?;
-        let next = self.connection.read_next_timeline(None)?;
-        self.connection.set_read_timeout(usual)?;
-        Ok(next)
+        self.connection.within(END_WITHIN, |connection| {
+            send_copy_done(connection)?;
+            connection.read_next_timeline(None)
+        })
     }
 }
 

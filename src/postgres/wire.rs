@@ -1,18 +1,12 @@
-//! Bytes to messages: the socket, and a read buffer that hands messages out where they lie.
+//! Bytes to messages: a read buffer that hands messages out where they lie.
 //!
 //! A base backup is gigabytes of CopyData, so its messages are not copied on their way through:
 //! [`FrameBuffer`] reads large pieces and lends each message out of its buffer.
 
-use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::io::{self, Read};
 
 use bytes::BytesMut;
 use postgres_protocol::message::backend::Message;
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustls::{ClientConnection, StreamOwned};
 
 use super::Error;
 
@@ -25,116 +19,6 @@ const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
 /// The length word, which counts itself, and the tag before it.
 const HEADER_BYTES: usize = 5;
-
-/// The connection's socket, encrypted or not.
-#[derive(Debug)]
-pub(super) enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
-}
-
-impl Stream {
-    pub(super) fn is_encrypted(&self) -> bool {
-        matches!(self, Self::Tls(_))
-    }
-
-    /// Limits how long one read may wait; `None` removes the limit.
-    pub(super) fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        match self {
-            Self::Tcp(socket) => socket.set_read_timeout(timeout),
-            Self::Unix(socket) => socket.set_read_timeout(timeout),
-            Self::Tls(stream) => stream.sock.set_read_timeout(timeout),
-        }
-    }
-
-    pub(super) fn read_timeout(&self) -> Option<Duration> {
-        match self {
-            Self::Tcp(socket) => socket.read_timeout(),
-            Self::Unix(socket) => socket.read_timeout(),
-            Self::Tls(stream) => stream.sock.read_timeout(),
-        }
-        .ok()
-        .flatten()
-    }
-
-    /// Whether a read would give something now: data, or that there is no more.
-    pub(super) fn is_readable(&mut self) -> io::Result<bool> {
-        let readable = |socket: BorrowedFd<'_>| {
-            let mut wanted = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
-            match rustix::event::poll(&mut wanted, Some(&Timespec::default())) {
-                Ok(ready) => Ok(ready > 0),
-                Err(rustix::io::Errno::INTR) => Ok(false),
-                Err(errno) => Err(io::Error::from(errno)),
-            }
-        };
-        match self {
-            Self::Tcp(socket) => readable(socket.as_fd()),
-            Self::Unix(socket) => readable(socket.as_fd()),
-            Self::Tls(stream) => {
-                let state = stream.conn.process_new_packets().map_err(io::Error::other)?;
-                Ok(state.plaintext_bytes_to_read() > 0 || readable(stream.sock.as_fd())?)
-            }
-        }
-    }
-
-    pub(super) fn interrupter(&self) -> io::Result<Interrupter> {
-        Ok(Interrupter(match self {
-            Self::Tcp(socket) => Socket::Tcp(socket.try_clone()?),
-            Self::Unix(socket) => Socket::Unix(socket.try_clone()?),
-            Self::Tls(stream) => Socket::Tcp(stream.sock.try_clone()?),
-        }))
-    }
-}
-
-impl Read for Stream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(socket) => socket.read(buffer),
-            Self::Unix(socket) => socket.read(buffer),
-            Self::Tls(stream) => stream.read(buffer),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(socket) => socket.write(bytes),
-            Self::Unix(socket) => socket.write(bytes),
-            Self::Tls(stream) => stream.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Tcp(socket) => socket.flush(),
-            Self::Unix(socket) => socket.flush(),
-            Self::Tls(stream) => stream.flush(),
-        }
-    }
-}
-
-#[derive(Debug)]
-enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-/// Ends a connection from another thread, also while its owner waits for the server.
-#[derive(Debug)]
-pub(crate) struct Interrupter(Socket);
-
-impl Interrupter {
-    /// Cuts the connection. Its owner gets [`Error::Closed`].
-    pub(crate) fn interrupt(&self) {
-        // A socket that is not connected any more is as good as cut.
-        let _already_gone = match &self.0 {
-            Socket::Tcp(socket) => socket.shutdown(Shutdown::Both),
-            Socket::Unix(socket) => socket.shutdown(Shutdown::Both),
-        };
-    }
-}
 
 /// One message of the server, lent out of the read buffer.
 #[derive(Debug, Clone, Copy)]
@@ -169,6 +53,7 @@ pub(super) struct FrameBuffer {
     end: usize,
     /// The message that [`FrameBuffer::current`] lends.
     current: (usize, usize),
+    received_bytes: u64,
 }
 
 impl FrameBuffer {
@@ -178,7 +63,13 @@ impl FrameBuffer {
             start: 0,
             end: 0,
             current: (0, 0),
+            received_bytes: 0,
         }
+    }
+
+    /// All that was read so far: by it one sees whether something comes at all.
+    pub(super) fn received_bytes(&self) -> u64 {
+        self.received_bytes
     }
 
     /// Goes on to the next message and gives its tag.
@@ -235,7 +126,10 @@ impl FrameBuffer {
         while self.end - self.start < wanted {
             match stream.read(self.bytes.get_mut(self.end..).unwrap_or_default()) {
                 Ok(0) => return Err(Error::Closed),
-                Ok(count) => self.end += count,
+                Ok(count) => {
+                    self.end += count;
+                    self.received_bytes += count as u64;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
             }

@@ -7,6 +7,7 @@
 
 pub(crate) mod committer;
 pub(crate) mod disk;
+pub(crate) mod fake;
 pub(crate) mod forgetful;
 pub(crate) mod load;
 pub(crate) mod mount;
@@ -17,6 +18,7 @@ pub(crate) mod random;
 pub(crate) mod recorder;
 pub(crate) mod registry;
 pub(crate) mod site;
+pub(crate) mod standby;
 pub(crate) mod tree;
 pub(crate) mod user;
 

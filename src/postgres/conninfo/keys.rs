@@ -45,7 +45,6 @@ const fn only(name: &'static str, variable: Option<&'static str>, values: &'stat
 }
 
 const NO_GSS: &str = "GSSAPI is not supported";
-const ONE_SERVER: &str = "a backup is taken from the first server that answers";
 const OAUTH: &str = "OAuth is not supported";
 
 /// The keys of libpq 18, those that only older releases knew included.
@@ -63,6 +62,8 @@ const KEYS: &[Key] = &[
     used("options", Some("PGOPTIONS")),
     used("application_name", Some("PGAPPNAME")),
     used("fallback_application_name", None),
+    used("target_session_attrs", Some("PGTARGETSESSIONATTRS")),
+    used("load_balance_hosts", Some("PGLOADBALANCEHOSTS")),
     used("connect_timeout", Some("PGCONNECT_TIMEOUT")),
     used("keepalives", None),
     used("keepalives_idle", None),
@@ -87,8 +88,6 @@ const KEYS: &[Key] = &[
     only("gssencmode", Some("PGGSSENCMODE"), &["disable", "prefer"]),
     only("scram_client_key", None, &[""]),
     only("scram_server_key", None, &[""]),
-    ignored("target_session_attrs", Some("PGTARGETSESSIONATTRS"), ONE_SERVER),
-    ignored("load_balance_hosts", Some("PGLOADBALANCEHOSTS"), ONE_SERVER),
     ignored("replication", None, "barmanfs sets it where it is needed"),
     ignored("client_encoding", Some("PGCLIENTENCODING"), "barmanfs always uses UTF8"),
     ignored("sslcompression", Some("PGSSLCOMPRESSION"), "TLS compression is never used"),
@@ -110,6 +109,17 @@ const KEYS: &[Key] = &[
 /// The key of that exact name.
 pub(super) fn key(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == name)
+}
+
+/// The key a misspelt one most likely means.
+pub(super) fn nearest(name: &str) -> Option<&'static str> {
+    // A swapped pair of letters, or one too many and one too few.
+    const FARTHEST: usize = 2;
+    KEYS.iter()
+        .map(|key| (strsim::damerau_levenshtein(name, key.name), key.name))
+        .filter(|(distance, _)| *distance <= FARTHEST)
+        .min()
+        .map(|(_, name)| name)
 }
 
 /// All of them.

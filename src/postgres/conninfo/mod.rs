@@ -22,7 +22,7 @@ use parse::Settings;
 pub(super) use secret::Secret;
 pub(crate) use values::{
     AuthMethod, AuthRules, ChannelBindingUse, Host, HostSpec, Keepalives, RootCertificates, SslMode,
-    TlsSettings, TlsVersion,
+    TargetSession, TlsSettings, TlsVersion,
 };
 
 /// The directories distributions keep the server's socket in, the usual one first.
@@ -39,6 +39,10 @@ const REPLICATION_DATABASE: &str = "replication";
 pub(crate) struct Conninfo {
     /// The servers to try, in this order; never empty.
     pub(crate) hosts: Vec<HostSpec>,
+    /// Which of them will do.
+    pub(crate) target_session: TargetSession,
+    /// Whether they are tried in random order instead.
+    pub(crate) load_balance: bool,
     /// The role.
     pub(crate) user: String,
     /// The database, if one is given.
@@ -47,7 +51,7 @@ pub(crate) struct Conninfo {
     pub(crate) application_name: String,
     /// Command-line options for the server process.
     pub(crate) options: Option<String>,
-    /// How long to wait for each host; `None` waits as long as the operating system does.
+    /// How long to wait for each address until it has let us in; `None` leaves it to the client.
     pub(crate) connect_timeout: Option<Duration>,
     /// How a dead peer is noticed.
     pub(crate) keepalives: Keepalives,
@@ -88,8 +92,10 @@ impl Conninfo {
         let in_home = |name: &str| environment.home().map(|home| home.join(name));
         Ok(Self {
             hosts: values::hosts(reader)?,
+            target_session: values::target_session(reader)?,
+            load_balance: values::load_balance(reader)?,
             user,
-            dbname: reader.text("dbname").map(str::to_owned),
+            dbname: dbname(reader)?,
             application_name: reader
                 .text("application_name")
                 .or(reader.text("fallback_application_name"))
@@ -109,10 +115,12 @@ impl Conninfo {
         })
     }
 
-    /// The same with this server alone.
+    /// The same with this server alone, whatever becomes of it.
     pub(super) fn only(&self, host: HostSpec) -> Self {
         Self {
             hosts: vec![host],
+            target_session: TargetSession::Any,
+            load_balance: false,
             ..self.clone()
         }
     }
@@ -170,6 +178,30 @@ impl fmt::Display for Conninfo {
     }
 }
 
+/// A value for a message. One that looks like more than a value is not shown: it may be a string that was taken apart at
+/// wrong places, with a password in it.
+fn shown(text: &str) -> String {
+    const LONGEST: usize = 40;
+    let is_plain =
+        |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':' | '!' | '+' | ' ');
+    match text.len() <= LONGEST && text.chars().all(is_plain) {
+        true => format!("\"{text}\""),
+        false => "(not shown: it may be a part of a password)".to_owned(),
+    }
+}
+
+/// The database. Some programs take a whole connection string for it; here it would be shown in messages.
+fn dbname(reader: &Reader<'_>) -> Result<Option<String>, Error> {
+    let Some(name) = reader.text("dbname") else {
+        return Ok(None);
+    };
+    match name.contains("://") || name.contains("password") && name.contains('=') {
+        false => Ok(Some(name.to_owned())),
+        true => Err(Error::settings("dbname holds a connection string")
+            .with_hint("Write its options into the connection string itself")),
+    }
+}
+
 /// Typed access to the settings.
 #[derive(Debug, Clone, Copy)]
 struct Reader<'a> {
@@ -187,7 +219,8 @@ impl<'a> Reader<'a> {
             .map(|text| {
                 text.trim().parse().map_err(|_| {
                     Error::settings(format!(
-                        "Invalid integer value \"{text}\" for connection option \"{key}\""
+                        "Invalid integer value {} for connection option \"{key}\"",
+                        shown(text)
                     ))
                 })
             })
@@ -203,7 +236,7 @@ impl<'a> Reader<'a> {
             Some((_, value)) => Ok(Some(*value)),
             None => {
                 let names: Vec<_> = allowed.iter().map(|(name, _)| *name).collect();
-                Err(Error::settings(format!("Invalid {key} value: \"{text}\""))
+                Err(Error::settings(format!("Invalid {key} value: {}", shown(text)))
                     .with_hint(format!("Allowed are {}", names.join(", "))))
             }
         }

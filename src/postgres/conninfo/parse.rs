@@ -1,12 +1,12 @@
 //! The two spellings of a connection string, `key=value` and URI, by libpq's rules.
 //!
-//! Error messages quote keys but never values: a password may be anywhere in a string that does not parse.
+//! Error messages quote no part of the string: a password may be anywhere in one that does not parse.
 
 use std::collections::BTreeMap;
 
 use crate::postgres::Error;
 
-use super::keys::{Key, key};
+use super::keys::{Key, key, nearest};
 
 /// Settings by key; a key given twice has its last value.
 pub(super) type Settings = BTreeMap<&'static str, String>;
@@ -81,8 +81,8 @@ fn parse_uri(rest: &str) -> Result<Settings, Error> {
         Ok(())
     };
     let mut rest = rest;
-    let authority_end = rest.find('/').unwrap_or(rest.len());
-    if let Some((credentials, _)) = rest[..authority_end].split_once('@') {
+    let authority = rest.split('/').next().unwrap_or_default();
+    if let Some((credentials, _)) = authority.split_once('@') {
         let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
         set("user", user)?;
         set("password", password)?;
@@ -95,6 +95,7 @@ fn parse_uri(rest: &str) -> Result<Settings, Error> {
         Some((path, query)) => (path, Some(query)),
         None => (after_hosts, None),
     };
+    check_path(authority, path)?;
     set("dbname", path.strip_prefix('/').unwrap_or(path))?;
     for parameter in query
         .into_iter()
@@ -105,6 +106,17 @@ fn parse_uri(rest: &str) -> Result<Settings, Error> {
         settings.insert(name, value);
     }
     Ok(settings)
+}
+
+/// An "@" in the path is most likely the end of a password with a slash in it, the beginning of which stands where the
+/// host or the port should be by now. Either would be shown in messages.
+fn check_path(authority: &str, path: &str) -> Result<(), Error> {
+    match path.contains('@') && authority.contains([':', '@']) {
+        false => Ok(()),
+        true => Err(Error::settings("Unexpected \"@\" behind the host of the URI").with_hint(
+            "Write \"/\" in a user name or password as %2F and \"@\" as %40, also an \"@\" in the name of a database",
+        )),
+    }
 }
 
 /// The comma-separated hosts and ports, still encoded, and what follows them.
@@ -201,11 +213,10 @@ fn known(name: &str) -> Result<&'static Key, Error> {
 }
 
 fn unknown_key(name: &str) -> Error {
-    // Text that is no plain word is more likely a misplaced secret than a misspelt key.
-    let is_word = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    match is_word {
-        true => Error::settings(format!("Invalid connection option \"{name}\"")),
-        false => Error::settings("Invalid connection option in the connection string"),
+    // What stands there may be the rest of a password: of the user's text nothing is shown.
+    let error = Error::settings("Invalid connection option in the connection string");
+    match nearest(name) {
+        Some(meant) => error.with_hint(format!("Is it meant to be \"{meant}\"?")),
+        None => error.with_hint("The options are those of libpq: host, port, user, dbname, sslmode, ..."),
     }
-    .with_hint("The options are those of libpq: host, port, user, dbname, sslmode, ...")
 }

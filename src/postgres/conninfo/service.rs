@@ -36,7 +36,7 @@ pub(super) fn settings(name: &str, file: Option<&str>, environment: &Environment
         }
     }
     Err(
-        Error::settings(format!("Definition of service \"{name}\" not found")).with_hint(
+        Error::settings(format!("Definition of service {} not found", super::shown(name))).with_hint(
             "Services are defined in ~/.pg_service.conf, PGSERVICEFILE or the system's pg_service.conf",
         ),
     )

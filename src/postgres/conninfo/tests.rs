@@ -97,7 +97,39 @@ fn wrong_strings_are_told_without_showing_values() {
     let cases = [
         ("host=db geheim", "Missing \"=\""),
         ("host=db password='geheim", "Unterminated quoted string"),
-        ("hosst=geheim", "Invalid connection option \"hosst\""),
+        ("hosst=geheim", "Invalid connection option"),
+        ("host=db password=a geheim=b", "Invalid connection option"),
+        ("host=db;password=geheim", "Invalid host name"),
+        ("host=/tmp;password=geheim user=u", "Invalid host name"),
+        ("sslmode=prefer;password=geheim", "Invalid sslmode value"),
+        ("connect_timeout=5;password=geheim", "Invalid integer value"),
+        ("hostaddr=::1;password=geheim", "Could not parse network address"),
+        ("port=5432;password=geheim", "Invalid port number"),
+        (
+            "dbname='host=db password=geheim'",
+            "dbname holds a connection string",
+        ),
+        ("postgresql://u:geheim/x@db/d", "Unexpected \"@\""),
+        ("postgresql://u:12/geheim@db/d", "Unexpected \"@\""),
+        ("postgresql://u:ge/heim@db:5432/geheim", "Unexpected \"@\""),
+        ("postgresql://u:x@geheim/y@db/d", "Unexpected \"@\""),
+        ("postgresql://u:x@geheim@db/d", "Invalid host name"),
+        ("postgresql://u@realm:geheim@db/d", "Invalid port number"),
+        ("postgresql://u:p@db/d?geheim=b", "Invalid connection option"),
+        ("postgresql://u:p@db/d?password=a&geheim", "Missing \"=\""),
+        ("postgresql://u:p@db/d?port=%67eheim%2f", "Invalid port number"),
+        (
+            "postgresql://u:p@db/d?sslmode=x%26password%3dgeheim",
+            "Invalid sslmode value",
+        ),
+        (
+            "target_session_attrs=master",
+            "Invalid target_session_attrs value: \"master\"",
+        ),
+        (
+            "load_balance_hosts=yes",
+            "Invalid load_balance_hosts value: \"yes\"",
+        ),
         ("port=0 password=geheim", "Invalid port number: \"0\""),
         ("port=65536", "Invalid port number"),
         ("port=x", "Invalid port number"),
@@ -148,6 +180,46 @@ fn wrong_strings_are_told_without_showing_values() {
         assert!(error.to_string().starts_with(expected), "{text}: {error}");
         assert!(!shown.contains("geheim"), "{text}: {shown}");
     }
+}
+
+#[test]
+fn a_misspelt_key_is_recognised() {
+    let hint = |text| {
+        parsed(text)
+            .map(|it| summary(&it))
+            .unwrap_err()
+            .hint()
+            .map(str::to_owned)
+    };
+    assert_eq!(hint("hosst=x").unwrap(), "Is it meant to be \"host\"?");
+    assert!(hint("zebra=x").unwrap().contains("libpq"));
+}
+
+#[test]
+fn which_server_will_do() {
+    let target = |text| parsed(text).unwrap().target_session;
+    assert_eq!(target(""), TargetSession::Any);
+    assert_eq!(
+        target("target_session_attrs=read-write"),
+        TargetSession::ReadWrite
+    );
+    assert_eq!(
+        target("postgresql://a,b/?target_session_attrs=prefer-standby"),
+        TargetSession::PreferStandby
+    );
+    let variables = [
+        ("PGTARGETSESSIONATTRS", "standby"),
+        ("PGLOADBALANCEHOSTS", "random"),
+    ];
+    let conninfo = Conninfo::parse("host=a,b", &environment(&variables)).unwrap();
+    assert_eq!(conninfo.target_session, TargetSession::Standby);
+    assert!(conninfo.load_balance);
+    assert!(!parsed("host=a,b").unwrap().load_balance);
+    // The name of a database may have an "@" where no password can be meant.
+    assert_eq!(
+        parsed("postgresql://db/d@x").unwrap().dbname.as_deref(),
+        Some("d@x")
+    );
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::postgres::{Environment, Error};
 
-use super::{DEFAULT_PORT, Reader, SOCKET_DIRECTORIES};
+use super::{DEFAULT_PORT, Reader, SOCKET_DIRECTORIES, shown};
 
 /// One server to try.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,7 +129,8 @@ fn host_kinds(name: Option<&str>, address: Option<&str>) -> Result<Vec<Host>, Er
     if let Some(address) = address {
         let parsed = address.parse().map_err(|_| {
             Error::settings(format!(
-                "Could not parse network address \"{address}\" (hostaddr)"
+                "Could not parse network address {} (hostaddr)",
+                shown(address)
             ))
         })?;
         return Ok(vec![Host::Tcp {
@@ -137,6 +138,7 @@ fn host_kinds(name: Option<&str>, address: Option<&str>) -> Result<Vec<Host>, Er
             address: Some(parsed),
         }]);
     }
+    name.map_or(Ok(()), check_host)?;
     Ok(match name {
         None => SOCKET_DIRECTORIES
             .iter()
@@ -156,15 +158,75 @@ fn host_kinds(name: Option<&str>, address: Option<&str>) -> Result<Vec<Host>, Er
 fn port_number(text: &str) -> Result<u16, Error> {
     match text {
         "" => Ok(DEFAULT_PORT),
-        _ => text
-            .parse()
-            .ok()
-            .filter(|&port| port != 0)
-            .ok_or_else(|| Error::settings(format!("Invalid port number: \"{text}\""))),
+        _ => text.parse().ok().filter(|&port| port != 0).ok_or_else(|| {
+            match text.bytes().all(|byte| byte.is_ascii_digit()) {
+                true => Error::settings(format!("Invalid port number: \"{text}\"")),
+                // In a URI it may be a password that is not encoded.
+                false => Error::settings("Invalid port number").with_hint(
+                    "In a URI, write \":\", \"/\" and \"@\" in a user name or password as %3A, %2F and %40",
+                ),
+            }
+        }),
     }
 }
 
-/// How long to wait for one host. Zero, negative and absent mean: without limit.
+/// Messages show where a connection leads: a host must not be the rest of a string that was taken apart at wrong places,
+/// like `host=a;password=b`.
+fn check_host(name: &str) -> Result<(), Error> {
+    let is_path = name.starts_with(['/', '@']);
+    let rest = name.strip_prefix('@').unwrap_or(name);
+    let wrong = match is_path {
+        true => rest.contains([';', '\n']) && rest.contains('='),
+        false => rest.contains(|c: char| c.is_control() || c.is_whitespace() || "@;=/?&\\\"'<>".contains(c)),
+    };
+    match wrong {
+        false => Ok(()),
+        true => Err(
+            Error::settings("Invalid host name in the connection string").with_hint(
+                "Options are separated by blanks; in a URI, write \"@\" in a user name or password as %40",
+            ),
+        ),
+    }
+}
+
+/// Which kind of server, or session, will do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TargetSession {
+    /// The first that lets us in.
+    Any,
+    /// One in which data can be changed.
+    ReadWrite,
+    /// One in which it cannot.
+    ReadOnly,
+    /// Not in recovery.
+    Primary,
+    /// In recovery.
+    Standby,
+    /// A standby, or else any.
+    PreferStandby,
+}
+
+pub(super) fn target_session(reader: &Reader<'_>) -> Result<TargetSession, Error> {
+    let allowed = [
+        ("any", TargetSession::Any),
+        ("read-write", TargetSession::ReadWrite),
+        ("read-only", TargetSession::ReadOnly),
+        ("primary", TargetSession::Primary),
+        ("standby", TargetSession::Standby),
+        ("prefer-standby", TargetSession::PreferStandby),
+    ];
+    Ok(reader
+        .choice("target_session_attrs", &allowed)?
+        .unwrap_or(TargetSession::Any))
+}
+
+/// Whether hosts and addresses are tried in random order.
+pub(super) fn load_balance(reader: &Reader<'_>) -> Result<bool, Error> {
+    let allowed = [("disable", false), ("random", true)];
+    Ok(reader.choice("load_balance_hosts", &allowed)?.unwrap_or(false))
+}
+
+/// How long to wait for one address. Zero, negative and absent mean: as long as is sensible.
 pub(super) fn connect_timeout(reader: &Reader<'_>) -> Result<Option<Duration>, Error> {
     let seconds = reader
         .integer("connect_timeout")?
@@ -432,7 +494,12 @@ fn auth_methods(text: &str) -> Result<Vec<AuthMethod>, Error> {
             "none" => named.push(NoMethod),
             // Known to libpq, impossible here: allowing them changes nothing.
             "gss" | "sspi" | "oauth" => {}
-            _ => return Err(Error::settings(format!("Invalid require_auth value: \"{name}\""))),
+            _ => {
+                return Err(Error::settings(format!(
+                    "Invalid require_auth value: {}",
+                    shown(name)
+                )));
+            }
         }
     }
     Ok(match negated {
