@@ -5,7 +5,7 @@ use crate::common::registry::topic;
 use crate::common::{Install, Mount, Site};
 
 topic! {
-    with_postgres files_with_odd_times_and_owners_come_back_as_they_were,
+    edges files_with_odd_times_and_owners_come_back_as_they_were,
 }
 
 /// Times as `touch` reads them, and whether root gives the file to a user with a huge number.

@@ -13,8 +13,8 @@ use std::process::Stdio;
 
 topic! {
     since_17 a_backup_that_becomes_a_full_one_keeps_its_wal,
-    since_17 a_backup_that_becomes_a_full_one_keeps_its_wal_on_one_connection,
-    with_postgres a_backup_with_bad_pages_keeps_its_wal,
+    once a_backup_that_becomes_a_full_one_keeps_its_wal_on_one_connection,
+    edges a_backup_with_bad_pages_keeps_its_wal,
 }
 
 /// A server that removes WAL as soon as it may.
