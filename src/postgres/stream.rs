@@ -5,7 +5,7 @@
 //! not for ever.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -192,14 +192,6 @@ impl Stream {
 
     pub(super) fn deadline(&self) -> Option<Deadline> {
         self.socket().deadline
-    }
-
-    /// Where the other end is, for TCP.
-    pub(super) fn peer(&self) -> Option<SocketAddr> {
-        match &self.socket().kind {
-            Kind::Tcp(socket) => socket.peer_addr().ok(),
-            Kind::Unix(_) => None,
-        }
     }
 
     /// The user the process at the other end of a Unix socket runs as; `None` for TCP.
