@@ -44,6 +44,7 @@ mod terminals;
 mod silent_server;
 mod slots;
 mod standby;
+mod tablespaces;
 mod torture;
 mod troubled_disk;
 mod wal_archive;

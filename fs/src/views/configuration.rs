@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use barmanfs_catalog::{Action, Backup};
+use barmanfs_catalog::{Action, Backup, Target};
 
 use super::recovery::Recovery;
 
@@ -52,7 +52,7 @@ fn append_block(text: &mut Vec<u8>, backup: &Backup, recovery: Option<&Recovery>
         None => introduction::of_a_clone(backup),
     };
     let settings = if backup.is_of_server() {
-        settings(recovery)
+        settings(backup, recovery)
     } else {
         String::new()
     };
@@ -86,10 +86,24 @@ fn block_of_a_clone(backup: &Backup) -> Vec<u8> {
     block.concat().into_bytes()
 }
 
-fn settings(recovery: Option<&Recovery>) -> String {
+/// Whether the copy replays all the WAL that is in it. Its end of the backup is no target for PostgreSQL then: a standby's
+/// WAL may end exactly where the backup does, and a target is only reached by a record behind it.
+fn replays_its_wal(backup: &Backup, recovery: Option<&Recovery>) -> bool {
+    let to_its_end = |recovery: &Recovery| {
+        backup.wal_included
+            && recovery.plan.spec.target == Target::Immediate
+            && recovery.action == Action::Promote
+    };
+    backup.from_standby && recovery.is_none_or(to_its_end)
+}
+
+fn settings(backup: &Backup, recovery: Option<&Recovery>) -> String {
     let immediate = || Some(("recovery_target", quoted("immediate")));
-    let target = recovery.map_or_else(immediate, Recovery::target_setting);
-    let command = recovery.and_then(|recovery| recovery.restore_command.as_deref());
+    let mut target = recovery.map_or_else(immediate, Recovery::target_setting);
+    let mut command = recovery.and_then(|recovery| recovery.restore_command.as_deref());
+    if replays_its_wal(backup, recovery) {
+        (target, command) = (None, None);
+    }
     let timeline = recovery.map_or_else(
         || "latest".to_owned(),
         |recovery| recovery.plan.timeline.to_string(),
