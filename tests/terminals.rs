@@ -81,7 +81,7 @@ fn no_word_of_a_table_is_broken(install: &'static Install) {
             if columns < 80 && command == "timeline main" {
                 continue;
             }
-            let script = format!("stty cols {columns}; {barmanfs} {command}");
+            let script = format!("stty rows 24 cols {columns}; {barmanfs} {command}");
             let shown = site
                 .sh(&format!(
                     "NO_COLOR=1 TERM=xterm script -qec '{script}' /dev/null < /dev/null"
