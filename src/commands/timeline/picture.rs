@@ -375,7 +375,7 @@ mod tests {
             .into_iter()
             .map(|line| line.text)
             .collect();
-        assert_snapshot!(lines[3..8].join("\n"), @r"
+        assert_snapshot!(lines[4..9].join("\n"), @r"
         |-\    0/3000128                          timeline 2 leaves timeline 1: before
         | |                                       2026-11-20 10:31:00+00
         | |-\  0/3800000                          timeline 3 leaves timeline 2: no
