@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::clone_commands::Stage;
-use crate::common::process::{Run, run};
+use crate::common::process::{Run, run, until};
 use crate::common::registry::topic;
 use crate::common::{Install, Mount, PgServer};
 
@@ -58,6 +58,10 @@ fn ask(install: &Install, user: &str, host: &str, port: u64) -> Run {
 /// No user of the host but the server's own gets in, whatever way he tries.
 #[track_caller]
 fn assert_closed(install: &Install, sockets: &str, port: u64) {
+    // As long as it recovers it may take no connections at all.
+    until("it takes connections", || {
+        ask(install, "postgres", sockets, port).code() == Some(0)
+    });
     let ways = USUAL
         .iter()
         .copied()
