@@ -145,7 +145,7 @@ fn a_full_file_system_can_be_freed(install: &'static Install) {
         let before = free(&site) + reserve(&site);
         site.ok(&["sweep"]);
         let freed = (free(&site) + reserve(&site)).saturating_sub(before);
-        assert!(freed > 500_000, "{freed} bytes were freed");
+        assert!(freed > 200_000, "{freed} bytes were freed");
         site.ok(&["verify"]);
         site.sh(&format!("rm '{}/filler'", site.repository().display()))
             .ok();

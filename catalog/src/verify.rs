@@ -20,7 +20,7 @@ use crate::chunk_set::{ChunkSet, Met, Role};
 use crate::clones::{CloneDescription, CloneName};
 use crate::damage::Places;
 use crate::error::{Error, Result};
-use crate::monitor::{Monitor, Unit};
+use crate::monitor::{Monitor, Silent, Unit};
 use crate::repository::Repository;
 use crate::server::ServerName;
 use crate::sweep::PackProblem;
@@ -149,6 +149,7 @@ struct Subject {
 }
 
 enum WalSubject {
+    None,
     All,
     NeededBy(Box<Backup>),
 }
@@ -212,6 +213,27 @@ impl Repository {
         Ok(run.report)
     }
 
+    /// Reads one archived file, and writes down what of it is damaged: whoever brings the bytes again stores them anew then.
+    pub(crate) fn note_damage_of(&self, file: &WalFile) -> Result<()> {
+        let subject = Subject {
+            server: file.server.clone(),
+            backups: Vec::new(),
+            wal: WalSubject::None,
+            quarantined: vec![file.clone()],
+            clones: Vec::new(),
+        };
+        let mut run = Verification {
+            repository: self,
+            met: ChunkSet::new()?,
+            bad: BadChunks::new(),
+            examined: HashSet::new(),
+            report: VerifyReport::default(),
+        };
+        run.collect(&subject, &mut Silent)?;
+        run.check(&mut Silent)?;
+        self.note_damage(&run.report)
+    }
+
     fn subjects(&self, scope: &VerifyScope) -> Result<Vec<Subject>> {
         let server = |server: ServerName| {
             let backups = self.backups(&server)?;
@@ -253,6 +275,7 @@ impl Repository {
     fn each_wal(&self, subject: &Subject, each: &mut dyn FnMut(WalFile) -> Result<()>) -> Result<()> {
         let archive = self.wal(&subject.server);
         match &subject.wal {
+            WalSubject::None => Ok(()),
             WalSubject::All => {
                 let mut last = None;
                 loop {

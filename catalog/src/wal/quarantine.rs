@@ -221,6 +221,8 @@ impl Repository {
     /// What moves an archived file into quarantine. Repositories that were merged may have several records of one name, of which
     /// one counts: all of them have to go.
     fn records_that_move(&self, _locked: &Writer, archived: WalFile, reason: String) -> Result<Vec<Record>> {
+        // Else the right file, brought again, would refer to what is damaged.
+        self.note_damage_of(&archived)?;
         let mut records = Vec::new();
         for record in self.records_of_name(&archived)? {
             records.push(deletion(record, &archived)?);
