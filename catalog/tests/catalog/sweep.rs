@@ -395,13 +395,16 @@ struct SmallDisk {
     point: tempfile::TempDir,
 }
 
+/// What is kept back for freeing space on a small file system.
+const RESERVE_MEBIBYTES: u32 = 8;
+
 impl SmallDisk {
     fn of(mebibytes: u32) -> Option<Self> {
         let point = tempfile::tempdir().unwrap();
         if point.path().metadata().unwrap().uid() != 0 {
             return None;
         }
-        let size = format!("size={mebibytes}m");
+        let size = format!("size={}m", mebibytes + RESERVE_MEBIBYTES);
         let mut mount = Command::new("mount");
         mount
             .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
@@ -417,7 +420,7 @@ impl SmallDisk {
     }
 
     fn grow(&self, mebibytes: u32) {
-        let options = format!("remount,size={mebibytes}m");
+        let options = format!("remount,size={}m", mebibytes + RESERVE_MEBIBYTES);
         let mut mount = Command::new("mount");
         mount.args(["-o", &options]).arg(self.point.path());
         assert!(mount.status().unwrap().success());
