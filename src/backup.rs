@@ -21,8 +21,11 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use barmanfs_catalog::{Backup, BackupEnd, BackupRun, BackupStatus, NewBackup, Repository, Tablespace};
+use barmanfs_catalog::{
+    Backup, BackupEnd, BackupRun, BackupStatus, NewBackup, Repository, ServerName, Tablespace,
+};
 use barmanfs_pg::backup_label::BackupLabel;
+use barmanfs_pg::control::{ControlError, ControlFile};
 use barmanfs_store::{DirectoryRef, TreeReader};
 
 use crate::config::{Incremental, ServerConfig};
@@ -368,6 +371,7 @@ impl Attempt<'_> {
     ) -> Result<BackupEnd, Error> {
         let label = read_label(trees, root)?;
         check_label(&label, &result)?;
+        warn_of_control(&self.server.name, trees, root)?;
         Ok(end(&self.cluster, &label, result))
     }
 
@@ -386,6 +390,27 @@ impl Attempt<'_> {
             ..BaseBackupOptions::default()
         }
     }
+}
+
+/// Says that the layout of `pg_control` is not known, if it is not.
+fn warn_of_control(server: &ServerName, trees: &TreeReader, root: &DirectoryRef) -> Result<(), Error> {
+    const BYTES_MAX: usize = 8192;
+    let Some(map) = trees
+        .find(root, b"global/pg_control")?
+        .and_then(receive::file_map)
+    else {
+        return Ok(());
+    };
+    let mut bytes = vec![0; BYTES_MAX];
+    let length = trees.read_at(&map, 0, &mut bytes)?;
+    let read = ControlFile::parse(bytes.get(..length).unwrap_or_default());
+    if let Err(ControlError::UnknownVersion { version, .. }) = read {
+        tracing::warn!(
+            "Server {server}: pg_control has version {version}, which this release of barmanfs does not know: the backup is \
+             kept byte for byte, and it cannot be told from it what a server that is started on a copy has to be set to"
+        );
+    }
+    Ok(())
 }
 
 fn read_label(trees: &TreeReader, root: &DirectoryRef) -> Result<BackupLabel, Error> {

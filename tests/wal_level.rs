@@ -7,6 +7,7 @@ use crate::common::{Install, Mount, PgServer, Site};
 
 topic! {
     with_postgres nothing_is_offered_behind_a_start_with_minimal_wal,
+    with_postgres a_pause_is_reached_behind_raised_settings,
     with_postgres wal_that_cannot_be_read_is_archived_and_said_loudly,
 }
 
@@ -111,6 +112,37 @@ fn nothing_is_offered_behind_a_start_with_minimal_wal(install: &'static Install)
         .says(&["wal_level = minimal", "to the end of backup"]);
     let checked = site.barmanfs(&["check", "main"]).text();
     assert!(checked.contains("wal_level of the archived WAL: OK"), "{checked}");
+}
+
+/// A copy that pauses can be read while it does, so it is a standby: it needs what the server had at any time on the way.
+fn a_pause_is_reached_behind_raised_settings(install: &'static Install) {
+    let (site, mut server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
+    server.query("CREATE TABLE marks (n int)");
+    site.backup();
+    restart(
+        &mut server,
+        "max_connections = 300\nmax_prepared_transactions = 7",
+    );
+    mark(&server, 1);
+    restart(
+        &mut server,
+        "max_connections = 50\nmax_locks_per_transaction = 200",
+    );
+    mark(&server, 2);
+    server.query("SELECT pg_create_restore_point('raised')");
+    mark(&server, 3);
+    server.archive_current_segment();
+    let mount = Mount::new(&site);
+    let data = site.copy(&mount.path("main/pitr/name:raised,action=pause"), "copy");
+    let mut copy = PgServer::on(install, &data);
+    copy.start();
+    until("it pauses", || {
+        copy.try_query("SELECT pg_is_wal_replay_paused()").text() == "t"
+    });
+    assert_eq!(marks(&copy), "1 2", "{}", copy.log());
+    copy.query("SELECT pg_promote()");
+    copy.wait_until_promoted();
+    assert_eq!(marks(&copy), "1 2");
 }
 
 /// As a PostgreSQL writes it that this release does not know: its pages begin with another number.

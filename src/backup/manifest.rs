@@ -90,6 +90,13 @@ fn read(
         ManifestError::Stopped(error) => error,
         other => Error::failed(other.to_string()),
     })?;
+    if !summary.is_of_known_version() {
+        tracing::warn!(
+            "The backup's manifest has version {}, which this release of barmanfs does not know: the files were checked \
+             against it, and what else it says was passed over",
+            summary.version
+        );
+    }
     if !summary.checksum_ok {
         return Err(Error::failed(
             "The manifest's own checksum is wrong: it was damaged on its way",

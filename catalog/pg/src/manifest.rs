@@ -171,8 +171,9 @@ mod tests {
         for (from, to) in [
             (
                 "\"PostgreSQL-Backup-Manifest-Version\": 2",
-                "\"PostgreSQL-Backup-Manifest-Version\": 3",
+                "\"PostgreSQL-Backup-Manifest-Version\": 0",
             ),
+            ("\"WAL-Ranges\"", "\"Signature\": \"x\",\n\"WAL-Ranges\""),
             ("{ \"PostgreSQL-Backup-Manifest-Version\": 2,", "{"),
             ("Last-Modified", "Last-Seen"),
             ("\"Size\": 225, ", ""),
@@ -196,6 +197,21 @@ mod tests {
                 "{to}"
             );
         }
+    }
+
+    /// Its files can be checked, and the caller can say that something was passed over.
+    #[test]
+    fn what_a_later_version_says_besides_is_passed_over() {
+        let (files, ranges) = sample();
+        let manifest = String::from_utf8(write(Some(SystemId(1)), &files, &ranges)).unwrap();
+        let later = manifest.replacen("Version\": 2", "Version\": 3", 1).replacen(
+            "\"WAL-Ranges\"",
+            "\"Signature\": [{ \"By\": 1 }],\n\"WAL-Ranges\"",
+            1,
+        );
+        let (summary, read_files) = read_all(later.as_bytes()).unwrap();
+        assert_eq!((summary.version, read_files), (3, files));
+        assert!(!summary.is_of_known_version());
     }
 
     #[test]

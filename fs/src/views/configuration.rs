@@ -52,7 +52,7 @@ fn append_block(text: &mut Vec<u8>, backup: &Backup, recovery: Option<&Recovery>
         None => introduction::of_a_clone(backup),
     };
     let settings = if backup.is_of_server() {
-        settings(backup, recovery)
+        settings(backup, recovery) + &recovery.map(Recovery::required_settings).unwrap_or_default()
     } else {
         String::new()
     };

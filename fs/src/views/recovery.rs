@@ -1,8 +1,13 @@
 //! How a copy made for a point in time recovers, and which of two such copies are the same.
 
+use std::sync::Arc;
+
 use barmanfs_catalog::{Action, Plan, Target};
 use barmanfs_pg::TimestampMicros;
+use barmanfs_pg::control::{ControlFile, RequiredSettings};
+use barmanfs_store::Node;
 
+use super::Body;
 use super::configuration::quoted;
 use super::context::Context;
 use super::made;
@@ -15,6 +20,8 @@ pub(super) struct Recovery {
     pub(super) action: Action,
     /// The command that reads the mount; none where the copy holds all WAL itself.
     pub(super) restore_command: Option<String>,
+    /// The largest settings the original had on the way, where they changed.
+    required: Option<RequiredSettings>,
 }
 
 impl Recovery {
@@ -32,6 +39,7 @@ impl Recovery {
             }
         };
         Some(Self {
+            required: required(context, &plan),
             action: plan.spec.action.unwrap_or(context.options.recovery_target_action),
             plan,
             restore_command,
@@ -60,6 +68,27 @@ impl Recovery {
         self.action == Action::Pause && self.plan.spec.target != Target::Now
     }
 
+    /// What a server that is read while it pauses is set to: it is a standby, and needs as much as the original had at any
+    /// time on the way (`CheckRequiredParameterValues` in `src/backend/access/transam/xlogrecovery.c`).
+    pub(super) fn required_settings(&self) -> String {
+        let Some(required) = self.required.filter(|_| self.pauses()) else {
+            return String::new();
+        };
+        format!(
+            "# As large as the original had them on the way.\n\
+             max_connections = {}\n\
+             max_worker_processes = {}\n\
+             max_wal_senders = {}\n\
+             max_prepared_transactions = {}\n\
+             max_locks_per_transaction = {}\n",
+            required.max_connections,
+            required.max_worker_processes,
+            required.max_wal_senders,
+            required.max_prepared_transactions,
+            required.max_locks_per_transaction
+        )
+    }
+
     /// The setting PostgreSQL takes the target from, and its value, quoted; none for the end of the WAL.
     pub(super) fn target_setting(&self) -> Option<(&'static str, String)> {
         let (name, value) = match &self.plan.spec.target {
@@ -72,4 +101,25 @@ impl Recovery {
         };
         Some((name, quoted(&value)))
     }
+}
+
+/// What the original had at the backup and on the way to the target. None where it was not started with other settings:
+/// what stands in its files counts then.
+fn required(context: &Context, plan: &Plan) -> Option<RequiredSettings> {
+    const BYTES_MAX: u64 = 1 << 20;
+    let on_the_way = plan.required?;
+    let trees = &context.trees;
+    let root = &plan.backup.root.as_ref()?.directory;
+    let map = match trees
+        .find(root, b"global/pg_control")
+        .ok()?
+        .map(|entry| entry.node)
+    {
+        Some(Node::File(map)) => map,
+        _ => return Some(on_the_way),
+    };
+    let bytes = Body::Stored(Arc::new(map)).read_all(trees, BYTES_MAX).ok()?;
+    // PostgreSQL says best what is wrong with it.
+    let control = bytes.and_then(|bytes| ControlFile::parse(&bytes).ok());
+    Some(control.map_or(on_the_way, |control| on_the_way.max(control.required_settings)))
 }

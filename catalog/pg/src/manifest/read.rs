@@ -4,14 +4,14 @@ use std::fmt;
 use std::io::{self, BufReader, Read};
 
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use sha2::{Digest, Sha256};
 
 use super::{Checksum, ManifestFile, ManifestSummary, WalRange};
 use crate::{Lsn, SystemId, TimelineId};
 
-/// Versions of the manifest that are known.
-const VERSIONS: std::ops::RangeInclusive<u32> = 1..=2;
+/// The newest version of the manifest that is known. What a later one says besides is passed over.
+const NEWEST_VERSION: u32 = 2;
 
 /// PostgreSQL writes one file a line, and a path has at most 1024 bytes. The bound is what keeps
 /// a hostile manifest from filling the memory.
@@ -74,6 +74,14 @@ pub fn read<E>(
     })
 }
 
+impl ManifestSummary {
+    /// Whether all of it was read, and not only what older versions have too.
+    #[must_use]
+    pub fn is_of_known_version(&self) -> bool {
+        self.version <= NEWEST_VERSION
+    }
+}
+
 /// What stands in a manifest besides the files.
 struct Contents {
     version: u32,
@@ -104,14 +112,12 @@ impl<'de, E> Visitor<'de> for Manifest<'_, E> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Contents, A::Error> {
-        let version = match map.next_key::<String>()?.as_deref() {
+        let version: u32 = match map.next_key::<String>()?.as_deref() {
             Some("PostgreSQL-Backup-Manifest-Version") => map.next_value()?,
             _ => return Err(A::Error::custom("the manifest's version does not stand first")),
         };
-        if !VERSIONS.contains(&version) {
-            return Err(A::Error::custom(format!(
-                "manifest version {version} is not known"
-            )));
+        if version == 0 {
+            return Err(A::Error::custom("there is no manifest version 0"));
         }
         let (mut system_id, mut files, mut ranges, mut checksum) = (None, None, None, None);
         while let Some(key) = map.next_key::<String>()? {
@@ -126,6 +132,10 @@ impl<'de, E> Visitor<'de> for Manifest<'_, E> {
                 }
                 "WAL-Ranges" => ranges.replace(map.next_value::<Vec<RawRange>>()?).is_none(),
                 "Manifest-Checksum" => checksum.replace(map.next_value()?).is_none(),
+                _ if version > NEWEST_VERSION => {
+                    map.next_value::<IgnoredAny>()?;
+                    true
+                }
                 _ => return Err(A::Error::custom(format!("{key:?} is not known"))),
             };
             if !first_time {
