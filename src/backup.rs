@@ -12,6 +12,7 @@ mod fetch;
 mod hold;
 mod incremental;
 mod manifest;
+mod outside;
 pub(crate) mod primary;
 mod receive;
 mod settings;
@@ -42,6 +43,7 @@ use checkpoint::Checkpoint;
 use compose::Composer;
 use hold::Hold;
 use incremental::NoIncrement;
+pub(crate) use outside::files as files_outside;
 use receive::Receiver;
 pub(crate) use settings::ServerSettings;
 
@@ -163,6 +165,7 @@ pub(crate) fn take(
     if let Some(unknown) = versions::unknown(cluster.version) {
         tracing::warn!("Server {}: {unknown}", server.name);
     }
+    let outside = outside::files(&mut connection)?.unwrap_or_default();
     let checkpoint = Checkpoint::ask(&mut connection).map_err(|error| stop.explain(error))?;
     let source = wal::source(repository, server, &cluster, &mut connection)?;
     let attempt = Attempt {
@@ -176,6 +179,7 @@ pub(crate) fn take(
     };
     let mut hold = Hold::default();
     let backup = attempt.run(&mut connection, &mut hold)?;
+    outside::warn(repository, &backup, &outside)?;
     wal::keep_history(repository, &mut connection, &backup);
     match backup.status {
         BackupStatus::WaitingForWals => {

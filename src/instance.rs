@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use barmanfs_fs::confinement::{OWN_FILES, kept_to_itself};
 use barmanfs_pg::control::{ClusterState, ControlFile};
 use nix::unistd::{Uid, User};
 
@@ -60,15 +61,8 @@ const CONTROL: &str = "global/pg_control";
 /// The end of a server's log that is shown when it does not start.
 const LOG_TAIL_BYTES: u64 = 2000;
 
-/// What keeps a server to itself, whatever its configuration says, beside the files in [`server_settings`]. WAL would go
-/// into the original's archive, and subscriptions would take changes away from the original's. Its log goes where whoever
-/// starts it looks for it, and not where the original's is.
-const KEPT_TO_ITSELF: [(&str, &str); 4] = [
-    ("archive_mode", "off"),
-    ("max_logical_replication_workers", "0"),
-    ("logging_collector", "off"),
-    ("log_destination", "stderr"),
-];
+/// A server's log goes where whoever starts it looks for it, and not where the original's is.
+const LOGGED_HERE: [(&str, &str); 2] = [("logging_collector", "off"), ("log_destination", "stderr")];
 
 /// How a server is to be started.
 #[derive(Debug, Clone)]
@@ -202,7 +196,7 @@ impl Instance {
             .arg("-l")
             .arg(&options.log)
             .arg("-o")
-            .arg(server_options(&self.data, port, options))
+            .arg(server_options(self.major, &self.data, port, options))
             .stdout(Stdio::null())
             .output()
             .map_err(|error| Error::failed(format!("Cannot run pg_ctl: {error}")))?;
@@ -260,7 +254,7 @@ impl Instance {
         let mut command = self.as_owner(&self.programs.path("postgres"));
         command.current_dir("/").stdin(Stdio::null());
         command.arg("-D").arg(&self.data);
-        for Setting { name, value } in server_settings(&self.data, port, options) {
+        for Setting { name, value } in server_settings(self.major, &self.data, port, options) {
             command.arg("-c").arg(format!("{name}={value}"));
         }
         command
@@ -349,37 +343,39 @@ fn parse_status(text: &str) -> Status {
 }
 
 /// What `pg_ctl -o` hands to a shell: every word quoted.
-fn server_options(data: &Path, port: u16, options: &StartOptions) -> String {
+fn server_options(major: u32, data: &Path, port: u16, options: &StartOptions) -> String {
     let quoted = |value: &str| value.replace('\'', "'\\''");
     let word = |Setting { name, value }: &Setting| format!("-c '{name}={}'", quoted(value));
-    let settings = server_settings(data, port, options);
+    let settings = server_settings(major, data, port, options);
     settings.iter().map(word).collect::<Vec<_>>().join(" ")
 }
 
-/// The settings a server is started with; of two for the same the later wins. Its files are those in its data directory:
-/// in its configuration may stand the original's paths.
-fn server_settings(data: &Path, port: u16, options: &StartOptions) -> Vec<Setting> {
-    let own = |name: &str| data.join(name).to_string_lossy().into_owned();
+/// The settings a server is started with; of two for the same the later wins. What keeps it to itself is decided where its
+/// configuration files are made: somebody may have changed these since.
+fn server_settings(major: u32, data: &Path, port: u16, options: &StartOptions) -> Vec<Setting> {
+    let own = |name: &str| match name {
+        "" => data.to_string_lossy().into_owned(),
+        name => data.join(name).to_string_lossy().into_owned(),
+    };
     let socket_directory = match options.socket_directory == data {
         // A long path, or one with a comma, is no matter then.
         true => ".".into(),
         false => options.socket_directory.to_string_lossy(),
     };
     let socket_permissions = if options.share { "0770" } else { "0700" };
-    let mut settings = vec![
-        Setting::new("data_directory", data.to_string_lossy()),
-        Setting::new("hba_file", own("pg_hba.conf")),
-        Setting::new("ident_file", own("pg_ident.conf")),
-        // An empty name is complained about in the log.
-        Setting::new("external_pid_file", own(EXTERNAL_PID_FILE)),
+    let files = OWN_FILES.iter().filter(|(.., since)| *since <= major);
+    let mut settings: Vec<Setting> = files
+        .map(|(name, file, _)| Setting::new(name, own(file)))
+        .collect();
+    settings.extend(kept_to_itself(major).map(|(name, value)| Setting::new(name, value)));
+    settings.extend([
         Setting::new("port", port.to_string()),
         Setting::new("unix_socket_directories", socket_directory),
+        // The group that a socket is shared with is the directory's, which hands it on.
         Setting::new("unix_socket_permissions", socket_permissions),
-        // The original's may be unknown here. A group that it is shared with is the directory's, which hands it on.
-        Setting::new("unix_socket_group", ""),
         Setting::new("listen_addresses", options.listen.as_str()),
-    ];
-    settings.extend(KEPT_TO_ITSELF.map(|(name, value)| Setting::new(name, value)));
+    ]);
+    settings.extend(LOGGED_HERE.map(|(name, value)| Setting::new(name, value)));
     settings.extend_from_slice(&options.settings);
     settings
 }
@@ -449,7 +445,7 @@ mod tests {
             log: PathBuf::new(),
             timeout: Duration::ZERO,
         };
-        let words = server_options(Path::new("/it's"), 1, &options);
+        let words = server_options(18, Path::new("/it's"), 1, &options);
         assert!(words.starts_with("-c 'data_directory=/it'\\''s' "), "{words}");
         for word in [
             "-c 'port=1' -c 'unix_socket_directories=/tmp/a b' -c 'unix_socket_permissions=0700' ",

@@ -185,7 +185,14 @@ fn a_copy_without_configuration_files_starts(install: &'static Install) {
     let (site, mut primary) = Site::with_server(install);
     fill(&primary, 1);
     start_as_on_debian(&site, &mut primary);
-    site.backup();
+    let etc = site.path("etc");
+    let told =
+        ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"].map(|name| etc.join(name).display().to_string());
+    let told = told.each_ref().map(String::as_str);
+    site.barmanfs(&["backup", "main", "--fast-checkpoint"])
+        .ok()
+        .says(&told);
+    site.barmanfs(&["check", "main"]).says(&told).says(&["WARNING"]);
     let mount = Mount::new(&site);
     let mut copy = PgServer::on(install, &site.copy(&mount.path("main/latest"), "copy"));
     // Such a copy lets in local users under their own name only, so what it says in its log has to do.

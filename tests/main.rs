@@ -49,6 +49,7 @@ mod troubled_disk;
 mod wal_archive;
 mod wal_level;
 mod wal_recovery;
+mod watching;
 
 use common::{Install, Test};
 use libtest_mimic::Arguments;
@@ -76,6 +77,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("slots", slots::TESTS),
     ("standby", standby::TESTS),
     ("silent_server", silent_server::TESTS),
+    ("watching", watching::TESTS),
     ("torture", torture::TESTS),
     ("clone_commit", clone_commit::TESTS),
     ("delete_and_sweep", delete_and_sweep::TESTS),

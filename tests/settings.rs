@@ -1,9 +1,11 @@
-//! What copies, clones and boot tests make of the original's settings: none of them reaches what is not theirs.
+//! What copies, clones and boot tests make of the original's settings: none of them reaches what is not theirs, and none
+//! keeps them from starting. The kind: a setting that is right for the original, where it runs, and wrong elsewhere, from
+//! whatever file or command line it comes.
 
 use crate::clone_commands::Stage;
 use crate::common::process::{Run, run, until};
 use crate::common::registry::topic;
-use crate::common::{Install, Mount, PgServer};
+use crate::common::{Install, Mount, PgServer, Watcher};
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -13,6 +15,10 @@ topic! {
     with_postgres a_subscription_is_the_originals_alone,
     with_postgres a_clone_archives_nothing_though_its_settings_are_reset,
     with_postgres what_this_host_has_not_is_set_otherwise,
+    edges every_view_starts_whatever_the_server_was_started_with,
+    with_postgres what_only_the_servers_host_has_keeps_no_copy_from_starting,
+    once who_comes_in_is_never_read_outside,
+    once a_configuration_that_is_a_link_is_not_in_a_backup_and_that_is_told,
 }
 
 /// `verify --boot` of a backup.
@@ -236,4 +242,207 @@ fn what_this_host_has_not_is_set_otherwise(install: &'static Install) {
     for name in ["test1", "test2"] {
         stage.clone(&["destroy", "main", name, "--stop"]).ok();
     }
+}
+
+/// Settings that stand in no file.
+fn start_with(server: &PgServer, settings: &[&str]) {
+    let mut options = format!("-k '{}' -c listen_addresses=''", server.sockets().display());
+    for setting in settings {
+        options += &format!(" -c {setting}");
+    }
+    let mut pg_ctl = server.command("pg_ctl");
+    pg_ctl.args(["-s", "-w", "-o", &options, "-D"]).arg(&server.data);
+    run(pg_ctl.arg("-l").arg(server.log_file()).arg("start")).ok();
+}
+
+fn every_view_starts_whatever_the_server_was_started_with(install: &'static Install) {
+    let mut stage = Stage::new(install);
+    // With as few connections as the files say, not even the superusers' would be left.
+    stage.primary.configure(
+        "max_connections = 10\nsuperuser_reserved_connections = 15\nmax_wal_senders = 3\nwal_level = minimal",
+    );
+    stage.primary.stop("fast");
+    start_with(
+        &stage.primary,
+        &[
+            "max_connections=150",
+            "max_prepared_transactions=5",
+            "max_worker_processes=20",
+            "max_wal_senders=12",
+            "max_locks_per_transaction=100",
+            "wal_level=logical",
+        ],
+    );
+    stage
+        .primary
+        .query("BEGIN; CREATE TABLE prepared (); PREPARE TRANSACTION 'before'");
+    let id = stage.site.backup();
+    stage.primary.query("SELECT pg_create_restore_point('later')");
+    stage.primary.archive_current_segment();
+    stage.primary.archive_current_segment();
+    let mount = Mount::new(&stage.site);
+    for (name, of) in [
+        ("copy1", "main/latest".to_owned()),
+        ("copy2", format!("main/{id}")),
+        ("copy3", "main/pitr/immediate".to_owned()),
+        ("copy4", "main/pitr/name:later".to_owned()),
+        ("copy5", "main/pitr/name:later,action=pause".to_owned()),
+    ] {
+        let mut copy = PgServer::on(install, &stage.site.copy(&mount.path(&of), name));
+        copy.start();
+        if of.ends_with("pause") {
+            until("it pauses", || {
+                copy.try_query("SELECT pg_is_wal_replay_paused()").text() == "t"
+            });
+        } else {
+            copy.wait_until_promoted();
+            copy.query("COMMIT PREPARED 'before'");
+            copy.query("SELECT FROM prepared");
+        }
+        assert_eq!(copy.query("SHOW max_connections"), "150", "{of}");
+        copy.stop("fast");
+    }
+    boot(&stage, &id, &[]).ok().says(&["OK main"]);
+    stage.clone(&["create", "main", "test1", "--replay"]).ok();
+    assert_eq!(
+        stage.query("test1", "SELECT gid FROM pg_prepared_xacts"),
+        "before"
+    );
+    stage
+        .clone(&[
+            "create",
+            "main",
+            "test2",
+            "--replay",
+            "--set",
+            "max_connections=20",
+        ])
+        .ok();
+    assert_eq!(stage.query("test2", "SHOW max_connections"), "20");
+    for name in ["test1", "test2"] {
+        stage.clone(&["destroy", "main", name, "--stop"]).ok();
+    }
+}
+
+fn what_only_the_servers_host_has_keeps_no_copy_from_starting(install: &'static Install) {
+    let mut stage = Stage::new(install);
+    stage.site.make_directory("main/conf.d");
+    let mut lines = "huge_pages = on\nssl = yes\nssl_cert_file = '/nowhere/server.crt'\n\
+                     log_destination = 'stderr,syslog'\nlogging_collector = on\nlog_directory = '/nowhere'\n\
+                     external_pid_file = '/nowhere/main.pid'\nkrb_server_keyfile = '/nowhere/krb5.keytab'\n"
+        .to_owned();
+    if install.major < 15 {
+        lines += "stats_temp_directory = '/nowhere'\n";
+    }
+    if install.major >= 18 {
+        lines += "io_method = io_uring\n";
+    }
+    // It is as if the server had run with them: it has not read them.
+    stage.site.write_file("main/conf.d/host.conf", lines.as_bytes());
+    stage
+        .primary
+        .configure("include_dir 'conf.d'\ninclude '/nowhere/more.conf'");
+    let id = stage.site.backup();
+    stage.primary.stop("fast");
+    let mount = Mount::new(&stage.site);
+    let mut copy = PgServer::on(install, &stage.site.copy(&mount.path("main/latest"), "copy"));
+    copy.start();
+    copy.wait_until_promoted();
+    for (setting, expected) in [
+        ("huge_pages", "try"),
+        ("ssl", "off"),
+        ("log_destination", "stderr"),
+        ("log_directory", "log"),
+        ("krb_server_keyfile", ""),
+    ] {
+        assert_eq!(copy.query(&format!("SHOW {setting}")), expected, "{setting}");
+    }
+    copy.stop("fast");
+    boot(&stage, &id, &[]).ok().says(&["OK main"]);
+    stage.clone(&["create", "main", "test1", "--replay"]).ok();
+    stage.query("test1", "ALTER SYSTEM RESET ALL");
+    stage.clone(&["stop", "main", "test1"]).ok();
+    stage.clone(&["start", "main", "test1"]).ok();
+    stage.clone(&["destroy", "main", "test1", "--stop"]).ok();
+}
+
+fn who_comes_in_is_never_read_outside(install: &'static Install) {
+    let stage = Stage::new(install);
+    let etc = stage.site.make_directory("etc");
+    stage.site.write_file("etc/banned", b"mallory\n");
+    let hba = |lines: &str| format!("{lines}\nlocal all all trust\nlocal replication all trust\n");
+    let mount_and_copy = |stage: &Stage, name: &str| {
+        stage.site.backup();
+        let mount = Mount::new(&stage.site);
+        stage.primary.verify_backup(&mount.path("main/latest"), None);
+        stage.site.copy(&mount.path("main/latest"), name)
+    };
+    let read = |copy: &Path, name: &str| fs::read_to_string(copy.join(name)).unwrap();
+
+    // Lists in the data directory stay, and what is missing is made.
+    stage.site.write_file("main/users", b"postgres, @more\n");
+    stage.site.write_file("main/more", b"alice\n");
+    let inside = hba("local all @users,bob trust # @no");
+    stage.site.write_file("main/pg_hba.conf", inside.as_bytes());
+    fs::remove_file(stage.primary.data.join("pg_ident.conf")).unwrap();
+    let copy = mount_and_copy(&stage, "copy1");
+    assert_eq!(read(&copy, "pg_hba.conf"), inside);
+    assert!(read(&copy, "pg_ident.conf").contains("has no pg_ident.conf"));
+    let mut copy = PgServer::on(install, &copy);
+    copy.start();
+    copy.wait_until_promoted();
+    assert!(!copy.log().contains("pg_ident.conf"), "{}", copy.log());
+    copy.stop("fast");
+
+    // Whom a file outside rejects nobody knows here.
+    stage
+        .site
+        .write_file("main/more", format!("@{}/banned\n", etc.display()).as_bytes());
+    stage
+        .site
+        .write_file("main/pg_hba.conf", hba("local all @users reject").as_bytes());
+    stage.site.write_file(
+        "main/pg_ident.conf",
+        format!("include {}/map\n", etc.display()).as_bytes(),
+    );
+    let copy = mount_and_copy(&stage, "copy2");
+    for name in ["pg_hba.conf", "pg_ident.conf"] {
+        let text = read(&copy, name);
+        let counts = |line: &&str| !line.starts_with('#') && !line.contains("peer");
+        assert_eq!(text.lines().find(counts), None, "{text}");
+        assert!(
+            text.contains("names files that are not in this data directory"),
+            "{text}"
+        );
+    }
+    let mut copy = PgServer::on(install, &copy);
+    copy.start();
+    copy.stop("fast");
+}
+
+fn a_configuration_that_is_a_link_is_not_in_a_backup_and_that_is_told(install: &'static Install) {
+    let mut stage = Stage::new(install);
+    stage.site.make_directory("etc");
+    let script = "mv main/$f etc/ && ln -s ../etc/$f main/$f";
+    let script = format!("for f in postgresql.conf pg_hba.conf pg_ident.conf; do {script} || exit 1; done");
+    let top = stage.site.path("");
+    stage.site.sh(&format!("cd '{}' && {script}", top.display())).ok();
+    stage.primary.stop("fast");
+    stage.primary.start();
+    stage
+        .site
+        .barmanfs(&["backup", "main", "--fast-checkpoint"])
+        .ok()
+        .says(&["does not have", "postgresql.conf", "pg_hba.conf", "pg_ident.conf"]);
+    stage.primary.stop("fast");
+    let mount = Mount::new(&stage.site);
+    let watcher = Watcher::on(&[&stage.site.path("etc"), &stage.primary.data]);
+    let mut copy = PgServer::on(install, &stage.site.copy(&mount.path("main/latest"), "copy"));
+    // Local users get in under their own name only.
+    copy.try_start();
+    until("it is promoted", || {
+        copy.log().contains("ready to accept connections")
+    });
+    copy.stop("fast");
+    watcher.assert_untouched("a copy");
 }

@@ -37,4 +37,4 @@ pub use mount::{
     DEFAULT_CACHE_BYTES, FoundMount, FoundMounts, Holder, MountOptions, MountedFs, SilentMount, Unmounter,
     Unmounting, is_shown, mount, mounts_of, recover_stale, unmount,
 };
-pub use views::restore_command;
+pub use views::{confinement, restore_command};

@@ -25,6 +25,7 @@ use crate::namespace::{Child, Lifetime};
 
 mod changes;
 mod configuration;
+pub mod confinement;
 mod context;
 mod control;
 mod info;

@@ -21,9 +21,11 @@ pub(crate) mod site;
 pub(crate) mod standby;
 pub(crate) mod tree;
 pub(crate) mod user;
+pub(crate) mod watcher;
 
 pub(crate) use load::Load;
 pub(crate) use mount::Mount;
 pub(crate) use postgres::{Install, PgServer};
 pub(crate) use registry::{Test, alone, before_17, edges, once, since_17, with_postgres};
 pub(crate) use site::Site;
+pub(crate) use watcher::Watcher;

@@ -133,6 +133,8 @@ pub struct ControlFile {
     pub timeline: TimelineId,
     /// Settings it ran with.
     pub required_settings: RequiredSettings,
+    /// `wal_level` as a number: 0 is `minimal`, 1 `replica`, 2 `logical`.
+    pub wal_level: u32,
     /// 0 where data pages have no checksums.
     pub data_checksum_version: u32,
     /// The cluster's WAL segment size.
@@ -216,6 +218,7 @@ impl ControlFile {
                 max_prepared_transactions: u32_field(layout.settings + 12)?,
                 max_locks_per_transaction: u32_field(layout.settings + 16)?,
             },
+            wal_level: u32_field(layout.settings.saturating_sub(8))?,
             data_checksum_version: u32_field(layout.data_checksum_version)?,
             segment_size: SegmentSize::try_from(u64::from(segment_bytes)).map_err(|_| {
                 ControlError::ImpossibleValue {

@@ -22,6 +22,7 @@ mod lsn;
 mod timestamp;
 
 pub mod backup_label;
+pub mod conf;
 pub mod control;
 pub mod history;
 pub mod incremental;

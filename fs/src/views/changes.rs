@@ -5,7 +5,7 @@
 //! | `pg_wal` | the segments from start to stop | the same, or all up to the target, as a copy may [`replay`] them, and the `.history` files |
 //! | `pg_wal/archive_status` | | a `.done` for each of them: nothing is archived again |
 //! | `pg_tblspc` | no symbolic links: they point into the server's own directories | the same |
-//! | root | | `configuration`, which leads nowhere else, and `recovery.signal`; no `tablespace_map`, `postmaster.*`, `standby.signal` |
+//! | root, and what its configuration includes | | `configuration`, which leads nowhere else, and `recovery.signal`; no `tablespace_map`, `postmaster.*`, `standby.signal` |
 //! | anywhere | | no symbolic link that leads out of the directory it is in |
 //!
 //! A backup made of a clone is started as it is: it has its WAL in `pg_wal` and recovers at most as after a crash. Nothing
@@ -37,6 +37,25 @@ const MAX_HISTORY_BYTES: u64 = 1 << 20;
 pub(super) struct Changes {
     /// Shown instead of what is stored under the name, if anything is.
     pub(super) added: BTreeMap<Vec<u8>, Addition>,
+    /// What differs in directories of this one that are no other [`Place`] of their own.
+    pub(super) nested: BTreeMap<Vec<u8>, Arc<Changes>>,
+}
+
+impl Changes {
+    /// Adds a file below this directory.
+    fn add(&mut self, path: &[u8], addition: Addition) {
+        let Some(end) = path.iter().position(|byte| *byte == b'/') else {
+            self.added.insert(path.to_vec(), addition);
+            return;
+        };
+        if let (Some(name), Some(rest)) = (path.get(..end), path.get(end + 1..)) {
+            let below = self.nested.entry(name.to_vec()).or_default();
+            // Nobody else has it yet.
+            if let Some(below) = Arc::get_mut(below) {
+                below.add(rest, addition);
+            }
+        }
+    }
 }
 
 /// A file or directory the view adds.
@@ -120,12 +139,15 @@ impl Addition {
 /// The differences of one directory.
 pub(super) fn of(directory: &TreeDirectory) -> Result<Changes> {
     let added = match directory.place {
-        Place::Root => root(directory)?,
+        Place::Root => return root(directory),
         Place::Wal => wal(directory)?,
         Place::ArchiveStatus if directory.tree.style.is_startable() => archive_status(directory)?,
         _ => BTreeMap::new(),
     };
-    Ok(Changes { added })
+    Ok(Changes {
+        added,
+        ..Changes::default()
+    })
 }
 
 /// A path, and what a view adds there; without content for a directory.
@@ -161,26 +183,26 @@ pub(super) fn is_of_the_running_server(name: &[u8]) -> bool {
         || matches!(name, b"tablespace_map" | b"standby.signal" | b"recovery.conf")
 }
 
-fn root(directory: &TreeDirectory) -> Result<BTreeMap<Vec<u8>, Addition>> {
+fn root(directory: &TreeDirectory) -> Result<Changes> {
     let tree = &directory.tree;
-    let mut added = BTreeMap::new();
+    let mut changes = Changes::default();
     if directory.stored(b"pg_wal")?.is_none() {
-        added.insert(b"pg_wal".to_vec(), Addition::directory(tree));
+        changes.add(b"pg_wal", Addition::directory(tree));
     }
     if !tree.style.is_startable() {
-        return Ok(added);
+        return Ok(changes);
     }
     if tree.backup.is_of_server() {
-        added.insert(b"recovery.signal".to_vec(), Addition::made(tree, []));
+        changes.add(b"recovery.signal", Addition::made(tree, []));
     }
     let mut listed = Vec::new();
     for file in configuration::files(directory)? {
         let text: Arc<[u8]> = file.text.into();
-        if file.name != configuration::AUTO_CONF {
-            listed.push((file.name, Arc::clone(&text)));
+        let shown = Addition::file(file.attributes, Body::Made(Arc::clone(&text)));
+        changes.add(&file.path, shown);
+        if file.path != configuration::AUTO_CONF.as_bytes() {
+            listed.push((file.path, text));
         }
-        let shown = Addition::file(file.attributes, Body::Made(text));
-        added.insert(file.name.into(), shown);
     }
     let unlisted = directory.stored(b"tablespace_map")?.map(|_| "tablespace_map");
     if let Some(Entry {
@@ -195,9 +217,9 @@ fn root(directory: &TreeDirectory) -> Result<BTreeMap<Vec<u8>, Addition>> {
             unlisted,
             listed,
         });
-        added.insert(manifest::NAME.to_vec(), Addition { attributes, content });
+        changes.add(manifest::NAME, Addition { attributes, content });
     }
-    Ok(added)
+    Ok(changes)
 }
 
 /// The WAL that makes the backup consistent, or leads to the target.

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use barmanfs_catalog::{Action, Backup, Target};
 
+use super::confinement::{self, Override};
 use super::recovery::Recovery;
 
 mod files;
@@ -12,20 +13,6 @@ mod introduction;
 mod minimal;
 
 pub(super) use files::{AUTO_CONF, files, files_of_a_clone};
-
-/// What a copy must not do to others, nor wait for: WAL is not archived, the changes a publisher keeps for the original's
-/// subscriptions are not taken away from it, the log is not written among the original's. It listens in its own directory,
-/// for the user it runs as: `pg_hba.conf` may trust everybody who could reach the original, and these are others here.
-const KEPT_TO_ITSELF: &str = "\
-archive_mode = off
-max_logical_replication_workers = 0
-log_directory = 'log'
-synchronous_standby_names = ''
-listen_addresses = ''
-unix_socket_directories = '.'
-unix_socket_permissions = 0700
-unix_socket_group = ''
-";
 
 /// The first version that has `recovery_init_sync_method`.
 const SYNC_METHOD_SINCE: u32 = 14;
@@ -39,10 +26,20 @@ const TARGETS: [&str; 5] = [
     "recovery_target_lsn",
 ];
 
+const BEGIN: &str = "\n# ---- barmanfs: begin ----\n";
+
+const END: &str = "# ---- barmanfs: end ----\n";
+
 /// Appends the marked block to the text of `postgresql.auto.conf`. What comes later wins, so whatever the server was
 /// told before stays in the file and has no effect. Without a `recovery` the copy recovers to the backup's end, or when
 /// that is of a clone, not at all.
-fn append_block(text: &mut Vec<u8>, backup: &Backup, recovery: Option<&Recovery>, mount_point: &Path) {
+fn append_block(
+    text: &mut Vec<u8>,
+    backup: &Backup,
+    recovery: Option<&Recovery>,
+    overrides: &[Override],
+    mount_point: &Path,
+) {
     if text.last().is_some_and(|&byte| byte != b'\n') {
         text.push(b'\n');
     }
@@ -57,31 +54,32 @@ fn append_block(text: &mut Vec<u8>, backup: &Backup, recovery: Option<&Recovery>
         String::new()
     };
     let block = [
-        "\n# ---- barmanfs: begin ----\n".to_owned(),
+        BEGIN.to_owned(),
         introduction,
-        KEPT_TO_ITSELF.to_owned(),
+        kept_to_itself(backup, overrides),
         settings,
         in_place_tablespaces(backup).to_owned(),
-        "# ---- barmanfs: end ----\n".to_owned(),
+        END.to_owned(),
     ];
     text.extend_from_slice(block.concat().as_bytes());
 }
 
 /// What a clone's `postgresql.conf` ends with. A server that is started on it would else open and sync every file twice
 /// before it recovers: what was written to a clone is made durable then, see [`crate::clones`].
-fn block_of_a_clone(backup: &Backup) -> Vec<u8> {
+fn block_of_a_clone(backup: &Backup, overrides: &[Override]) -> Vec<u8> {
     let sync = match backup.server_version.major() >= SYNC_METHOD_SINCE {
         true => "recovery_init_sync_method = 'syncfs'\n",
         false => "",
     };
     let block = [
-        "\n# ---- barmanfs: begin ----\n\
-         # What keeps this clone to itself also when ALTER SYSTEM RESET ALL has emptied\n\
+        BEGIN,
+        "# What keeps this clone to itself also when ALTER SYSTEM RESET ALL has emptied\n\
          # postgresql.auto.conf. When it takes over production, remove this block, too.\n",
-        KEPT_TO_ITSELF,
+        &kept_to_itself(backup, overrides),
+        "restore_command = 'false'\n",
         sync,
         in_place_tablespaces(backup),
-        "# ---- barmanfs: end ----\n",
+        END,
     ];
     block.concat().into_bytes()
 }
@@ -95,6 +93,37 @@ fn replays_its_wal(backup: &Backup, recovery: Option<&Recovery>) -> bool {
             && recovery.action == Action::Promote
     };
     backup.from_standby && recovery.is_none_or(to_its_end)
+}
+
+/// Takes the block of a clone off that ends a text, if one does.
+fn without_block(text: &mut Vec<u8>) {
+    let begin = text
+        .windows(BEGIN.len())
+        .rposition(|window| window == BEGIN.as_bytes());
+    if let Some(begin) = begin
+        && text.ends_with(END.as_bytes())
+    {
+        text.truncate(begin);
+    }
+}
+
+/// Settings that hold whatever stands in the server's own files.
+fn kept_to_itself(backup: &Backup, overrides: &[Override]) -> String {
+    let mut text = String::new();
+    for (name, value) in confinement::kept_to_itself(backup.server_version.major()) {
+        let is_word = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let value = if is_word { value.to_owned() } else { quoted(value) };
+        text.push_str(&format!("{name} = {value}\n"));
+    }
+    let mut said = "";
+    for Override { name, value, why } in overrides {
+        if *why != said {
+            text.push_str(&format!("# {why}.\n"));
+            said = why;
+        }
+        text.push_str(&format!("{name} = {}\n", quoted(value)));
+    }
+    text
 }
 
 fn settings(backup: &Backup, recovery: Option<&Recovery>) -> String {
@@ -131,25 +160,22 @@ fn settings(backup: &Backup, recovery: Option<&Recovery>) -> String {
                 .as_str()
         ),
         format!("recovery_target_timeline = '{timeline}'"),
-        "# Of the original, and not for a copy: commands, and waiting before a commit is".to_owned(),
-        "# replayed.".to_owned(),
-        "archive_cleanup_command = ''".to_owned(),
-        "recovery_end_command = ''".to_owned(),
+        "# Of the original, and not for a copy: waiting before a commit is replayed.".to_owned(),
         "recovery_min_apply_delay = 0".to_owned(),
+        hot_standby(recovery).to_owned(),
     ]);
-    lines.extend(recovery.map(|recovery| hot_standby(recovery).to_owned()));
     lines.join("\n") + "\n"
 }
 
-/// On the way to a target PostgreSQL replays what happened to the server since the backup. As a hot standby it stops
-/// where a setting was raised that a standby must have as large (`CheckRequiredParameterValues`), and fails where a
-/// prepared transaction was open when the timeline changed (its data is looked for in a segment of the old one).
-fn hot_standby(recovery: &Recovery) -> &'static str {
-    if recovery.pauses() {
+/// As a hot standby PostgreSQL does not start, or stops, where a setting is smaller than the server had it: on its command line,
+/// or since the backup (`CheckRequiredParameterValues`); and fails where a prepared transaction was open when the timeline
+/// changed (its data is looked for in a segment of the old one).
+fn hot_standby(recovery: Option<&Recovery>) -> &'static str {
+    if recovery.is_some_and(Recovery::pauses) {
         return "# Readable while it pauses.\nhot_standby = on";
     }
     "# Not readable until then: what a standby may stumble over, like settings that were\n\
-     # raised since the backup, cannot stop the recovery.\n\
+     # raised meanwhile, cannot stop the recovery.\n\
      hot_standby = off"
 }
 

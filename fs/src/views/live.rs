@@ -219,7 +219,7 @@ impl CloneSource {
                     continue;
                 }
                 None => MadeThing::Directory,
-                Some(_) if configuration.iter().any(|file| file.name.as_bytes() == path) => continue,
+                Some(_) if configuration.iter().any(|file| file.path == path) => continue,
                 Some(Body::Made(bytes)) => MadeThing::File(bytes.to_vec()),
                 Some(Body::Spooled(file, _)) => MadeThing::CopyOf(file),
                 Some(edited @ Body::Edited(_)) => MadeThing::CopyOf(self.plain(&edited)?),
@@ -231,7 +231,7 @@ impl CloneSource {
             });
         }
         all.made.extend(configuration.into_iter().map(|file| MadeFile {
-            path: file.name.into(),
+            path: file.path,
             attributes: file.attributes,
             thing: MadeThing::File(file.text),
         }));

@@ -31,7 +31,7 @@ pub(super) struct ViewManifest {
     /// A file the view has not.
     pub(super) unlisted: Option<&'static str>,
     /// Files as the view has them.
-    pub(super) listed: Vec<(&'static str, Arc<[u8]>)>,
+    pub(super) listed: Vec<(Vec<u8>, Arc<[u8]>)>,
 }
 
 /// The manifests that are made for the views of a mount.
@@ -110,7 +110,7 @@ impl ViewManifest {
         };
         add(self.unlisted.unwrap_or_default().as_bytes());
         for (name, text) in &self.listed {
-            add(name.as_bytes());
+            add(name);
             add(text);
         }
         hasher.finalize().into()
@@ -118,8 +118,8 @@ impl ViewManifest {
 
     /// Whether the view has a file of this name that is not the stored one, or has none.
     fn differs_in(&self, path: &[u8]) -> bool {
-        let listed = self.listed.iter().map(|(name, _)| *name);
-        listed.chain(self.unlisted).any(|name| name.as_bytes() == path)
+        let mut listed = self.listed.iter();
+        listed.any(|(name, _)| name == path) || self.unlisted.is_some_and(|name| name.as_bytes() == path)
     }
 
     fn write<W: Write>(&self, tree: &BackupTree, output: W) -> Result<W> {
@@ -156,9 +156,9 @@ fn failed(source: io::Error) -> Error {
     Error::io("write", "(a manifest made for a view)", source)
 }
 
-fn entry(name: &str, text: &[u8], modified: &str) -> ManifestFile {
+fn entry(path: &[u8], text: &[u8], modified: &str) -> ManifestFile {
     ManifestFile {
-        path: name.as_bytes().to_vec(),
+        path: path.to_vec(),
         size_bytes: text.len() as u64,
         modified: modified.to_owned(),
         checksum: Some(Checksum::Crc32c(crc32c::crc32c(text))),

@@ -173,12 +173,15 @@ impl TreeDirectory {
         Ok(self.tree.context.trees.lookup(&self.listing, name)?)
     }
 
+    /// Whether a symbolic link of this name is stored.
+    pub(super) fn is_link(&self, name: &[u8]) -> Result<bool> {
+        let entry = self.stored(name)?;
+        Ok(entry.is_some_and(|entry| matches!(entry.node, Node::Symlink(_))))
+    }
+
     fn changes(&self) -> Result<Option<Arc<Changes>>> {
-        if self.place == Place::Elsewhere {
-            return Ok(None);
-        }
         let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
-        if changes.is_none() {
+        if changes.is_none() && self.place != Place::Elsewhere {
             *changes = Some(Arc::new(changes::of(self)?));
         }
         Ok(changes.clone())
@@ -196,7 +199,7 @@ impl TreeDirectory {
                 );
                 Content::File
             }
-            Node::Directory(listing) => self.directory(listing, self.place.of_child(&entry.name)),
+            Node::Directory(listing) => self.directory(listing, &entry.name)?,
             Node::Symlink(target) => {
                 sizes = (target.len() as u64, 0);
                 Content::Symlink(target.into())
@@ -216,10 +219,7 @@ impl TreeDirectory {
         let context = &self.tree.context;
         let (content, sizes) = match addition.sizes(&self.tree)? {
             Some(sizes) => (Content::File, sizes),
-            None => (
-                self.directory(DirectoryRef::default(), self.place.of_child(name)),
-                (0, 0),
-            ),
+            None => (self.directory(DirectoryRef::default(), name)?, (0, 0)),
         };
         let stat = context.stat(&addition.attributes, sizes.0, sizes.1);
         Ok(Child {
@@ -231,8 +231,16 @@ impl TreeDirectory {
         })
     }
 
-    fn directory(&self, listing: DirectoryRef, place: Place) -> Content {
-        Content::Directory(Arc::new(Self::new(Arc::clone(&self.tree), listing, place)))
+    fn directory(&self, listing: DirectoryRef, name: &[u8]) -> Result<Content> {
+        let place = self.place.of_child(name);
+        let changes = self.changes()?;
+        let nested = changes.and_then(|changes| changes.nested.get(name).cloned());
+        let mut directory = Self::new(Arc::clone(&self.tree), listing, place);
+        // What its place makes of it comes first.
+        if matches!(place, Place::Elsewhere | Place::Tablespaces) {
+            directory.changes = Mutex::new(nested);
+        }
+        Ok(Content::Directory(Arc::new(directory)))
     }
 }
 
@@ -250,11 +258,12 @@ impl Directory for TreeDirectory {
 
     fn entries(&self) -> Result<Children> {
         let changes = self.changes()?.unwrap_or_default();
-        let this = Arc::new(Self::new(
-            Arc::clone(&self.tree),
-            self.listing.clone(),
-            self.place,
-        ));
+        let this = Arc::new(Self {
+            tree: Arc::clone(&self.tree),
+            listing: self.listing.clone(),
+            place: self.place,
+            changes: Mutex::new(Some(Arc::clone(&changes))),
+        });
         let names: Vec<Vec<u8>> = changes.added.keys().cloned().collect();
         let added = {
             let (this, changes) = (Arc::clone(&this), Arc::clone(&changes));

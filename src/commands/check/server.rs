@@ -4,7 +4,7 @@ use barmanfs_catalog::Repository;
 
 use super::arrival::{self, Asked};
 use super::repository::Stored;
-use super::{Context, Lines, streaming};
+use super::{Context, Line, Lines, streaming};
 use crate::backup;
 use crate::config::ServerConfig;
 use crate::error::Error;
@@ -39,6 +39,7 @@ pub(super) fn check(context: &Context<'_>, stored: Option<&Stored>, lines: &mut 
             target,
         );
     }
+    configuration_files(&mut streaming, lines);
     let slot = streaming.create_temporary_slot(&format!("barmanfs_check_{}", std::process::id()));
     lines.result("temporary replication slot", slot.map_err(Error::from), |()| None);
     if server.streaming_archiver {
@@ -64,6 +65,26 @@ fn target(connection: &Connection) -> Option<String> {
         ""
     };
     Some(format!("{}{encrypted}", connection.target()))
+}
+
+/// Asked before there is a slot: PostgreSQL drops it when a command fails.
+fn configuration_files(streaming: &mut Connection, lines: &mut Lines) {
+    const NAME: &str = "configuration files";
+    match backup::files_outside(streaming) {
+        Ok(Some(outside)) if outside.is_empty() => lines.ok(NAME, "in the data directory".to_owned()),
+        Ok(Some(outside)) => lines.extend([Line::warning(
+            NAME,
+            format!(
+                "in no backup, with all they include: {}. Keep copies of them",
+                outside.join(", ")
+            ),
+        )]),
+        Ok(None) => lines.ok(
+            NAME,
+            "where they are cannot be seen: GRANT pg_read_all_settings to the role".to_owned(),
+        ),
+        Err(error) => lines.failed(NAME, error.to_string()),
+    }
 }
 
 fn system_id(

@@ -1,14 +1,15 @@
 //! The configuration files of a startable view: the server's own, without what leads to the original, or made ones where
-//! the data directory that was backed up has none.
+//! the data directory that was backed up has none. What has to differ is decided by [`confinement`].
 
 use std::sync::Arc;
 
-use barmanfs_pg::control::{ControlFile, RequiredSettings};
-use barmanfs_store::{Attributes, Entry, Node};
+use barmanfs_pg::control::ControlFile;
+use barmanfs_store::{Attributes, Node};
 
+use super::super::confinement::{self, Confined, Override, Source, Stored, TAKEN_OUT, TreeSource};
 use super::super::tree::TreeDirectory;
 use super::super::{Body, changes};
-use super::{append_block, block_of_a_clone, minimal};
+use super::{append_block, block_of_a_clone, minimal, without_block};
 use crate::error::{Error, Result};
 
 /// Written by ALTER SYSTEM, read last; `pg_verifybackup` does not look at it.
@@ -19,99 +20,185 @@ const CONF: &str = "postgresql.conf";
 
 const HBA: &str = "pg_hba.conf";
 
-/// Larger than this a configuration file is something else.
-const MAX_BYTES: u64 = 4 << 20;
+const IDENT: &str = "pg_ident.conf";
 
-/// They name files by paths: the original's own, from wherever the copy is started. `data_directory` has the copy's server
-/// work on the original's data, with the original's `postgresql.auto.conf`. No other value would do, paths being
-/// relative to where the server is started from. Files that these include are not looked into: what is passed to a
-/// server that barmanfs starts holds against them, too.
-const WAYS_OUT: [&str; 4] = ["data_directory", "hba_file", "ident_file", "external_pid_file"];
+/// `pg_control` is smaller.
+const MAX_CONTROL_BYTES: u64 = 1 << 20;
 
 /// Ends the `postgresql.auto.conf` of a clone.
 const ALSO_IN_CONF: &[u8] = b"\n# ---- barmanfs: a clone ----\n\
     # Its postgresql.conf ends with such a block, too: remove both.\n";
 
-/// Begins a line that was taken out.
-const TAKEN_OUT: &[u8] = b"# Of the original (barmanfs): ";
-
 /// A configuration file the view shows and the backup has not, or not so.
 #[derive(Debug)]
 pub(in crate::views) struct ConfigurationFile {
-    pub(in crate::views) name: &'static str,
+    /// Where in the data directory.
+    pub(in crate::views) path: Vec<u8>,
     pub(in crate::views) attributes: Attributes,
     pub(in crate::views) text: Vec<u8>,
 }
 
-/// All there are in the root of a startable view.
+/// What a view's files are made of.
+struct Parts {
+    confined: Confined,
+    /// Whether a `postgresql.conf` is made because the backup has none.
+    is_conf_made: bool,
+    control: Option<ControlFile>,
+}
+
+/// All there are in a startable view.
 pub(in crate::views) fn files(root: &TreeDirectory) -> Result<Vec<ConfigurationFile>> {
-    let tree = &root.tree;
-    let made = |name, attributes: Option<Attributes>, text: Vec<u8>| ConfigurationFile {
-        name,
-        attributes: attributes.unwrap_or_else(|| tree.attributes(false)),
-        text,
-    };
-    let (attributes, text) = stored(root, AUTO_CONF)?.unzip();
-    let (mut text, mut taken_out) = confined(&text.unwrap_or_default());
-    let mount_point = &tree.context.options.mount_point;
-    append_block(&mut text, &tree.backup, tree.style.recovery(), mount_point);
-    let mut files = vec![made(AUTO_CONF, attributes, text)];
-    match conf(root)? {
-        Some((attributes, text)) => {
-            let (text, more) = confined(&text);
-            if !more.is_empty() {
-                files.push(made(CONF, Some(attributes), text));
-            }
-            taken_out.extend(more);
-        }
-        None if root.stored(CONF.as_bytes())?.is_none() => {
-            let text = minimal::postgresql_conf(required_settings(root)?);
-            files.push(made(CONF, None, text.into()));
-        }
-        None => {}
-    }
-    // One beside another that counts is initdb's, and may trust everybody.
-    if taken_out.contains(&"hba_file") || root.stored(HBA.as_bytes())?.is_none() {
-        files.push(made(HBA, None, minimal::PG_HBA_CONF.into()));
-    }
+    let parts = parts(root, false)?;
+    let mut files = changed(&parts);
+    auto_conf(root, &parts, &mut files)?;
+    access(root, &parts.confined, &mut files)?;
     Ok(files)
 }
 
 /// All that a clone of the view begins with. What keeps it to itself ends its `postgresql.conf` as well: ALTER SYSTEM RESET
 /// ALL empties the other file.
 pub(in crate::views) fn files_of_a_clone(root: &TreeDirectory) -> Result<Vec<ConfigurationFile>> {
-    let mut files = files(root)?;
-    if !files.iter().any(|file| file.name == CONF)
-        && let Some((attributes, text)) = conf(root)?
-    {
+    let parts = parts(root, true)?;
+    let mut files = changed(&parts);
+    let values = parts.confined.values(&[CONF.as_bytes()]);
+    let overrides = confinement::overrides(&TreeSource(root), &values, parts.control.as_ref())?;
+    if let Some(conf) = parts.confined.file(CONF.as_bytes()) {
+        files.retain(|file| file.path != CONF.as_bytes());
         files.push(ConfigurationFile {
-            name: CONF,
-            attributes,
-            text,
+            path: CONF.into(),
+            attributes: conf.attributes,
+            text: [&*conf.text, &*block_of_a_clone(&root.tree.backup, &overrides)].concat(),
         });
     }
-    let block = block_of_a_clone(&root.tree.backup);
-    for file in &mut files {
-        match file.name {
-            AUTO_CONF => file.text.extend_from_slice(ALSO_IN_CONF),
-            // A backup of a clone has it.
-            CONF if !file.text.ends_with(&block) => file.text.extend_from_slice(&block),
-            _ => {}
-        }
+    auto_conf(root, &parts, &mut files)?;
+    if let Some(file) = files.iter_mut().find(|file| file.path == AUTO_CONF.as_bytes()) {
+        file.text.extend_from_slice(ALSO_IN_CONF);
     }
+    access(root, &parts.confined, &mut files)?;
     Ok(files)
 }
 
-/// The stored `postgresql.conf`. None as well where it cannot be read: whoever opens it is told, and all else is shown.
-fn conf(root: &TreeDirectory) -> Result<Option<(Attributes, Vec<u8>)>> {
-    match stored(root, CONF) {
-        Err(Error::Store(_)) => Ok(None),
-        read => read,
+/// A clone that was made of a backup of a clone is not told twice what keeps it to itself.
+fn parts(root: &TreeDirectory, of_a_clone: bool) -> Result<Parts> {
+    let tree = &root.tree;
+    let source = TreeSource(root);
+    let control = control(root)?;
+    let (mut conf, mut is_conf_made) = (text(root, CONF)?, false);
+    match &mut conf {
+        Stored::Text(_, text) if of_a_clone => without_block(text),
+        Stored::Absent => {
+            let text = minimal::postgresql_conf(control.map(|control| control.required_settings));
+            conf = Stored::Text(tree.attributes(false), text.into());
+            is_conf_made = true;
+        }
+        _ => {}
     }
+    let auto = match text(root, AUTO_CONF)? {
+        Stored::Absent => Stored::Text(tree.attributes(false), Vec::new()),
+        Stored::Damaged => return Err(changes::not_shown(tree, format!("its {AUTO_CONF} is damaged"))),
+        stored => stored,
+    };
+    let confined = confinement::confine(&source, [(CONF.as_bytes(), conf), (AUTO_CONF.as_bytes(), auto)])?;
+    let confined = confined.ok_or_else(|| {
+        changes::not_shown(tree, format!("its {CONF} includes more files than anybody needs"))
+    })?;
+    Ok(Parts {
+        confined,
+        is_conf_made,
+        control,
+    })
 }
 
-/// What the server ran with. None where `pg_control` cannot be used: PostgreSQL says best what is wrong with it.
-fn required_settings(root: &TreeDirectory) -> Result<Option<RequiredSettings>> {
+/// A file at the top. A link to another one PostgreSQL does not make, and none is followed.
+fn text(root: &TreeDirectory, name: &str) -> Result<Stored> {
+    Ok(match TreeSource(root).read(name.as_bytes())? {
+        Stored::Unusable(_, why) if !root.is_link(name.as_bytes())? => {
+            return Err(changes::not_shown(&root.tree, format!("of its {name}, {why}")));
+        }
+        Stored::Unusable(..) => Stored::Absent,
+        stored => stored,
+    })
+}
+
+/// Those that PostgreSQL reads its settings from and that are not as they are stored, but the last.
+fn changed(parts: &Parts) -> Vec<ConfigurationFile> {
+    let is_shown = |(path, is_changed): (&[u8], bool)| {
+        path != AUTO_CONF.as_bytes() && (is_changed || parts.is_conf_made && path == CONF.as_bytes())
+    };
+    let files = parts.confined.files();
+    let files = files.filter(|(path, file)| is_shown((path.as_slice(), file.is_changed)));
+    files
+        .map(|(path, file)| ConfigurationFile {
+            path: path.clone(),
+            attributes: file.attributes,
+            text: file.text.clone(),
+        })
+        .collect()
+}
+
+/// The file that is read last, with the block that has the last word.
+fn auto_conf(root: &TreeDirectory, parts: &Parts, files: &mut Vec<ConfigurationFile>) -> Result<()> {
+    let tree = &root.tree;
+    let values = parts.confined.values(&[CONF.as_bytes(), AUTO_CONF.as_bytes()]);
+    let overrides: Vec<Override> =
+        confinement::overrides(&TreeSource(root), &values, parts.control.as_ref())?;
+    let Some(stored) = parts.confined.file(AUTO_CONF.as_bytes()) else {
+        return Ok(());
+    };
+    let mut text = stored.text.clone();
+    let mount_point = &tree.context.options.mount_point;
+    append_block(
+        &mut text,
+        &tree.backup,
+        tree.style.recovery(),
+        &overrides,
+        mount_point,
+    );
+    files.push(ConfigurationFile {
+        path: AUTO_CONF.into(),
+        attributes: stored.attributes,
+        text,
+    });
+    Ok(())
+}
+
+/// Who may come in. A file beside another one that counts is initdb's, and may trust everybody; one that is not complete may
+/// lack those who are rejected.
+fn access(root: &TreeDirectory, confined: &Confined, files: &mut Vec<ConfigurationFile>) -> Result<()> {
+    let source = TreeSource(root);
+    for (name, setting, made) in [
+        (HBA, "hba_file", minimal::PG_HBA_CONF),
+        (IDENT, "ident_file", minimal::PG_IDENT_CONF),
+    ] {
+        let is_another = confined.taken_out.contains(setting);
+        let mut file = ConfigurationFile {
+            path: name.into(),
+            attributes: root.tree.attributes(false),
+            text: made.into(),
+        };
+        if let Stored::Text(attributes, text) = source.read(name.as_bytes())?
+            && !is_another
+        {
+            if !confinement::leads_out(&source, name.as_bytes())? {
+                continue;
+            }
+            file.attributes = attributes;
+            file.text
+                .extend_from_slice(minimal::NAMES_FILES_OUTSIDE.as_bytes());
+            for line in text.split_inclusive(|byte| *byte == b'\n') {
+                file.text.extend_from_slice(TAKEN_OUT);
+                file.text.extend_from_slice(line);
+            }
+        } else if matches!(source.read(name.as_bytes())?, Stored::Damaged) && !is_another {
+            continue;
+        }
+        files.push(file);
+    }
+    Ok(())
+}
+
+/// The state of the server. None where `pg_control` cannot be used: PostgreSQL says best what is wrong with it.
+fn control(root: &TreeDirectory) -> Result<Option<ControlFile>> {
     let trees = &root.tree.context.trees;
     let Some(Node::Directory(global)) = root.stored(b"global")?.map(|entry| entry.node) else {
         return Ok(None);
@@ -119,83 +206,9 @@ fn required_settings(root: &TreeDirectory) -> Result<Option<RequiredSettings>> {
     let Some(Node::File(map)) = trees.lookup(&global, b"pg_control")?.map(|entry| entry.node) else {
         return Ok(None);
     };
-    let bytes = match Body::Stored(Arc::new(map)).read_all(trees, MAX_BYTES) {
+    let bytes = match Body::Stored(Arc::new(map)).read_all(trees, MAX_CONTROL_BYTES) {
         Err(Error::Store(_)) => None,
         read => read?,
     };
-    let control = bytes.and_then(|bytes| ControlFile::parse(&bytes).ok());
-    Ok(control.map(|control| control.required_settings))
-}
-
-fn stored(root: &TreeDirectory, name: &str) -> Result<Option<(Attributes, Vec<u8>)>> {
-    let Some(Entry {
-        attributes,
-        node: Node::File(map),
-        ..
-    }) = root.stored(name.as_bytes())?
-    else {
-        return Ok(None);
-    };
-    let text = Body::Stored(Arc::new(map)).read_all(&root.tree.context.trees, MAX_BYTES)?;
-    let text =
-        text.ok_or_else(|| changes::not_shown(&root.tree, format!("its {name} is too large to be one")))?;
-    Ok(Some((attributes, text)))
-}
-
-/// The text with what leads out made comments, and the names of these settings.
-fn confined(text: &[u8]) -> (Vec<u8>, Vec<&'static str>) {
-    let (mut confined, mut taken_out) = (Vec::with_capacity(text.len()), Vec::new());
-    for line in text.split_inclusive(|&byte| byte == b'\n') {
-        let set = set_in(line);
-        let way_out = WAYS_OUT
-            .iter()
-            .find(|name| set.eq_ignore_ascii_case(name.as_bytes()));
-        if let Some(name) = way_out {
-            taken_out.push(*name);
-            confined.extend_from_slice(TAKEN_OUT);
-        }
-        confined.extend_from_slice(line);
-    }
-    (confined, taken_out)
-}
-
-/// The name of the setting a line begins with (`ID` of `src/backend/utils/misc/guc-file.l`).
-fn set_in(line: &[u8]) -> &[u8] {
-    let line = line.trim_ascii_start();
-    let end = line
-        .iter()
-        .position(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_' && *byte != b'$')
-        .unwrap_or(line.len());
-    &line[..end]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_setting_is_known_however_it_is_written() {
-        for line in [
-            "data_directory='/srv'",
-            "\t Data_Directory = '/srv'\n",
-            "data_directory '/srv'\r\n",
-            "data_directory'/srv'",
-            "data_directory",
-        ] {
-            let (text, taken_out) = confined(line.as_bytes());
-            assert_eq!(taken_out, ["data_directory"], "{line}");
-            assert_eq!(text, [TAKEN_OUT, line.as_bytes()].concat());
-        }
-        for line in [
-            "#data_directory = '/srv'\n",
-            "data_directory_mode = 0700\n",
-            "my.data_directory = 1\n",
-            "search_path = 'data_directory'\n",
-            "\n",
-            "",
-            "\u{e9}data_directory = 1",
-        ] {
-            assert_eq!(confined(line.as_bytes()), (line.into(), Vec::new()), "{line}");
-        }
-    }
+    Ok(bytes.and_then(|bytes| ControlFile::parse(&bytes).ok()))
 }

@@ -35,3 +35,14 @@ pub(super) const PG_HBA_CONF: &str = "\
 local  all          all  peer
 local  replication  all  peer
 ";
+
+pub(super) const PG_IDENT_CONF: &str = "\
+# Made by barmanfs: the data directory that was backed up has no pg_ident.conf, or its
+# server was told to use another one (ident_file). No user is another one here.
+";
+
+/// Stands above what such a file said.
+pub(super) const NAMES_FILES_OUTSIDE: &str = "\
+# The server's own, below, names files that are not in this data directory. So it is not
+# complete, and counts for nothing.
+";

@@ -1,0 +1,198 @@
+//! Settings that do no harm in general, and with the value they have keep a view from starting where its server is not at
+//! home, or lead out of it.
+
+use barmanfs_pg::conf::location;
+use barmanfs_pg::control::ControlFile;
+
+use super::includes::Values;
+use super::source::Source;
+use crate::error::Result;
+
+/// What PostgreSQL has where nothing is set (`guc_parameters.dat`).
+const DEFAULT_SIZES: [(&str, u32); 5] = [
+    ("max_connections", 100),
+    ("max_worker_processes", 8),
+    ("max_wal_senders", 10),
+    ("max_prepared_transactions", 0),
+    ("max_locks_per_transaction", 64),
+];
+
+/// `wal_level` by its number in `pg_control`.
+const WAL_LEVELS: [&str; 3] = ["minimal", "replica", "logical"];
+
+/// Why a server's own values count.
+const AS_IT_RAN: &str = "As the server ran, whatever its files say";
+
+/// Where a server finds what it needs for SSL, by default.
+const SSL_FILES: [(&str, &str); 5] = [
+    ("ssl_cert_file", "server.crt"),
+    ("ssl_key_file", "server.key"),
+    ("ssl_ca_file", ""),
+    ("ssl_crl_file", ""),
+    ("ssl_dh_params_file", ""),
+];
+
+/// A setting with the value that has to count.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::views) struct Override {
+    pub(in crate::views) name: &'static str,
+    pub(in crate::views) value: String,
+    /// For a comment.
+    pub(in crate::views) why: &'static str,
+}
+
+/// What has to be set otherwise than the files of a view say. `control` is of the server as it ran, perhaps with settings of its
+/// command line.
+pub(in crate::views) fn overrides(
+    source: &impl Source,
+    values: &Values,
+    control: Option<&ControlFile>,
+) -> Result<Vec<Override>> {
+    let mut all = control.map(|control| sizes(values, control)).unwrap_or_default();
+    let mut add = |name, value: &str, why| {
+        all.push(Override {
+            name,
+            value: value.to_owned(),
+            why,
+        });
+    };
+    if has_ssl_without_its_files(source, values)? {
+        add(
+            "ssl",
+            "off",
+            "What it needs for SSL is not in this data directory",
+        );
+    }
+    if values
+        .get("huge_pages")
+        .is_some_and(|value| !is_off(value) && !value.eq_ignore_ascii_case(b"try"))
+    {
+        add(
+            "huge_pages",
+            "try",
+            "Another host may have none, or the original has them",
+        );
+    }
+    if text(values, "io_method").eq_ignore_ascii_case("io_uring") {
+        add("io_method", "worker", "Another host may not have io_uring");
+    }
+    let destinations = text(values, "log_destination");
+    if destinations.to_ascii_lowercase().contains("syslog") {
+        let others = destinations.split(',').map(str::trim);
+        let others: Vec<_> = others
+            .filter(|one| !one.trim_matches('"').eq_ignore_ascii_case("syslog"))
+            .collect();
+        let others = others.join(",");
+        let kept = if others.is_empty() { "stderr" } else { &others };
+        add("log_destination", kept, "Not among the messages of the original");
+    }
+    if text(values, "log_filename").contains('/') {
+        add(
+            "log_filename",
+            "postgresql-%Y-%m-%d_%H%M%S.log",
+            "Not in another directory",
+        );
+    }
+    if !text(values, "krb_server_keyfile").is_empty() {
+        add("krb_server_keyfile", "", "A file of the original's host");
+    }
+    Ok(all)
+}
+
+/// Recovery needs as much as there was for prepared transactions and their locks, and what the others are is limited by each
+/// other: what stands in the files may never have been tried together.
+fn sizes(values: &Values, control: &ControlFile) -> Vec<Override> {
+    let ran_with = control.required_settings;
+    let sizes = [
+        ran_with.max_connections,
+        ran_with.max_worker_processes,
+        ran_with.max_wal_senders,
+        ran_with.max_prepared_transactions,
+        ran_with.max_locks_per_transaction,
+    ];
+    let missing = DEFAULT_SIZES
+        .into_iter()
+        .zip(sizes)
+        .filter(|((name, default), ran_with)| {
+            let set = match values.get(*name) {
+                None => Some(*default),
+                Some(value) => String::from_utf8_lossy(value).parse().ok(),
+            };
+            set.is_none_or(|set: u32| set < *ran_with)
+        });
+    missing
+        .map(|((name, _), ran_with)| Override {
+            name,
+            value: ran_with.to_string(),
+            why: AS_IT_RAN,
+        })
+        .chain(wal_level(values, control))
+        .collect()
+}
+
+/// PostgreSQL does not start with `minimal` and senders of WAL.
+fn wal_level(values: &Values, control: &ControlFile) -> Option<Override> {
+    let ran_with = WAL_LEVELS.get(usize::try_from(control.wal_level).ok()?)?;
+    let set = match &*text(values, "wal_level").to_ascii_lowercase() {
+        "" | "archive" | "hot_standby" => "replica".to_owned(),
+        set => set.to_owned(),
+    };
+    (set != *ran_with).then(|| Override {
+        name: "wal_level",
+        value: (*ran_with).to_owned(),
+        why: AS_IT_RAN,
+    })
+}
+
+fn has_ssl_without_its_files(source: &impl Source, values: &Values) -> Result<bool> {
+    if values.get("ssl").is_none_or(|value| is_off(value)) {
+        return Ok(false);
+    }
+    if !text(values, "ssl_passphrase_command").is_empty() || !text(values, "ssl_crl_dir").is_empty() {
+        return Ok(true);
+    }
+    for (name, default) in SSL_FILES {
+        let path = values.get(name).map_or(default.as_bytes(), Vec::as_slice);
+        if path.is_empty() {
+            continue;
+        }
+        match location(path, b"") {
+            Some(path) if source.has_file(&path)? => {}
+            _ => return Ok(true),
+        }
+    }
+    Ok(false)
+}
+
+fn text(values: &Values, name: &str) -> String {
+    let value = values.get(name).map_or(&[][..], Vec::as_slice);
+    String::from_utf8_lossy(value).into_owned()
+}
+
+/// As PostgreSQL reads it: any beginning of a word that says no (`parse_bool`).
+fn is_off(value: &[u8]) -> bool {
+    let value = value.to_ascii_lowercase();
+    let begins = |word: &[u8], least: usize| value.len() >= least && word.starts_with(&value);
+    begins(b"off", 2) || begins(b"false", 1) || begins(b"no", 1) || value == b"0"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_that_say_no_are_known() {
+        for (value, off) in [
+            ("off", true),
+            ("OF", true),
+            ("o", false),
+            ("on", false),
+            ("F", true),
+            ("0", true),
+            ("", false),
+            ("nope", false),
+        ] {
+            assert_eq!(is_off(value.as_bytes()), off, "{value}");
+        }
+    }
+}

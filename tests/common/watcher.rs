@@ -1,0 +1,79 @@
+//! Sees whether anybody opens, reads, writes, makes or removes anything in directories.
+
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::fs;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+/// More lines tell nothing new.
+const MAX_LINES: usize = 40;
+
+/// Watches directory trees with inotify. What it cannot see is `stat` alone, and a socket somebody connects to.
+#[derive(Debug)]
+pub(crate) struct Watcher {
+    events: OwnedFd,
+    places: HashMap<i32, PathBuf>,
+}
+
+impl Watcher {
+    /// Of these directories and all below them as they are now. Whoever works there must have ended: the test's own accesses
+    /// count as well.
+    #[track_caller]
+    pub(crate) fn on(trees: &[&Path]) -> Self {
+        let events = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).expect("inotify");
+        let mut watcher = Self {
+            events,
+            places: HashMap::new(),
+        };
+        for tree in trees {
+            watcher.add(tree);
+        }
+        // Of looking for what to watch.
+        watcher.accesses();
+        watcher
+    }
+
+    fn add(&mut self, directory: &Path) {
+        let entries = fs::read_dir(directory)
+            .unwrap_or_else(|error| panic!("Cannot read {}: {error}", directory.display()));
+        for entry in entries.flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                self.add(&entry.path());
+            }
+        }
+        let watch = inotify::add_watch(&self.events, directory, WatchFlags::ALL_EVENTS)
+            .unwrap_or_else(|error| panic!("Cannot watch {}: {error}", directory.display()));
+        self.places.insert(watch, directory.to_owned());
+    }
+
+    /// What has happened since it was last asked, each thing once, in order.
+    pub(crate) fn accesses(&self) -> Vec<String> {
+        let mut buffer = [MaybeUninit::uninit(); 1 << 16];
+        let mut reader = Reader::new(&self.events, &mut buffer);
+        let mut seen = Vec::new();
+        loop {
+            let event = match reader.next() {
+                Ok(event) => event,
+                Err(Errno::AGAIN) => return seen,
+                Err(error) => panic!("Cannot read what inotify has seen: {error}"),
+            };
+            let place = self.places.get(&event.wd()).cloned().unwrap_or_default();
+            let name = event.file_name().map(|name| name.to_string_lossy().into_owned());
+            let path = place.join(name.unwrap_or_default());
+            let line = format!("{:?} {}", event.events() - ReadFlags::ISDIR, path.display());
+            if seen.len() < MAX_LINES && !seen.contains(&line) {
+                seen.push(line);
+            }
+        }
+    }
+
+    /// Nobody was there since it was last asked.
+    #[track_caller]
+    pub(crate) fn assert_untouched(&self, by: &str) {
+        let accesses = self.accesses();
+        assert!(accesses.is_empty(), "{by}:\n{}", accesses.join("\n"));
+    }
+}

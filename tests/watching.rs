@@ -1,0 +1,333 @@
+//! Copies, clones and boot tests never leave themselves. The kind: whatever a server is told by a file PostgreSQL reads, what is
+//! started from a view of its backup opens, reads, writes, makes and removes nothing in the original's directories. The
+//! original is shut down, inotify watches all it has, and copies, clones and boot tests start, replay, write, are promoted and
+//! reconfigured.
+
+use crate::clone_commands::Stage;
+use crate::common::process::{run, until};
+use crate::common::registry::topic;
+use crate::common::{Install, Mount, PgServer, Watcher};
+use std::path::Path;
+use std::time::Duration;
+
+topic! {
+    alone a_watcher_sees_every_access,
+    with_postgres nothing_of_the_original_is_touched_whatever_its_files_say,
+    edges no_library_archives_for_a_copy,
+    once included_files_are_confined_by_postgresqls_own_rules,
+}
+
+fn a_watcher_sees_every_access() {
+    let directory = tempfile::tempdir().unwrap();
+    let below = directory.path().join("a/b");
+    std::fs::create_dir_all(&below).unwrap();
+    let file = below.join("file");
+    std::fs::write(&file, "text").unwrap();
+    let watcher = Watcher::on(&[directory.path()]);
+    watcher.assert_untouched("nobody");
+    for (access, seen) in [
+        (&(|| drop(std::fs::read(&file))) as &dyn Fn(), "ACCESS"),
+        (&|| drop(std::fs::read_dir(&below)), "OPEN"),
+        (&|| std::fs::write(&file, "other").unwrap(), "MODIFY"),
+        (&|| std::fs::write(below.join("new"), "").unwrap(), "CREATE"),
+        (&|| std::fs::remove_file(below.join("new")).unwrap(), "DELETE"),
+    ] {
+        access();
+        let accesses = watcher.accesses();
+        assert!(
+            accesses.iter().any(|line| line.contains(seen)),
+            "{seen}: {accesses:?}"
+        );
+    }
+    watcher.assert_untouched("nobody");
+}
+
+/// Everything that leads to the original, three files deep.
+fn lead_back(stage: &Stage) -> String {
+    let site = &stage.site;
+    let at = |name: &str| site.path(name).display().to_string();
+    let (etc, archive, data) = (at("etc"), at("archive"), stage.primary.data.display());
+    let major = stage.install.major;
+    let mut lines = format!(
+        "Data_Directory = '{data}'\nHBA_FILE='{etc}/hba.conf'\nident_file '{etc}/ident.conf'\n\
+         external_pid_file = '{etc}/main\\056pid'\nlogging_collector = on\nlog_directory = '{etc}'\n\
+         log_filename = '../etc/main.log'\nunix_socket_group = ''\n\
+         archive_mode = always\narchive_command = 'cp %p {archive}/%f && {}'\n\
+         restore_command = 'cp {archive}/%f %p'\narchive_cleanup_command = 'touch {archive}/cleaned'\n\
+         recovery_end_command = 'touch {archive}/ended'\n\
+         primary_conninfo = 'host={} user=postgres'\nprimary_slot_name = 'standby'\n",
+        site.archive_command(),
+        at("upstream.s"),
+    );
+    if major < 15 {
+        lines += &format!("stats_temp_directory = '{etc}'\n");
+    }
+    if major < 16 {
+        lines += &format!("promote_trigger_file = '{etc}/promote'\n");
+    }
+    lines
+}
+
+/// A server with all that, a tablespace, a subscription and a foreign table; its own directories are given.
+fn tangled(stage: &mut Stage, publisher: &PgServer) {
+    let site = &stage.site;
+    for name in ["etc", "archive", "ts", "main/conf.d", "main/conf.d/more"] {
+        site.make_directory(name);
+    }
+    site.write_file(
+        "etc/hba.conf",
+        b"local all all trust\nlocal replication all trust\n",
+    );
+    site.write_file("etc/ident.conf", b"");
+    site.write_file("etc/rows.csv", b"1\n2\n");
+    site.write_file("main/conf.d/a.conf", b"include_dir 'more'\n");
+    site.write_file(
+        "main/conf.d/more/b.conf",
+        b"Include_If_Exists = '../deep/c.settings' # there\n",
+    );
+    site.make_directory("main/conf.d/deep");
+    site.write_file("main/conf.d/deep/c.settings", lead_back(stage).as_bytes());
+    let primary = &mut stage.primary;
+    primary.configure("include_dir = 'conf.d'\nmax_connections = 30");
+    primary.stop("fast");
+    primary.start();
+    primary.query(&format!(
+        "CREATE TABLESPACE sp LOCATION '{}'",
+        site.path("ts").display()
+    ));
+    primary.query("CREATE TABLE kept TABLESPACE sp AS SELECT generate_series(1, 1000) n");
+    primary.query("CREATE TABLE events (n int)");
+    primary.query(&format!(
+        "CREATE SUBSCRIPTION events CONNECTION '{}' PUBLICATION events",
+        publisher.conninfo()
+    ));
+    if primary.query("SELECT count(*) FROM pg_available_extensions WHERE name = 'file_fdw'") == "1" {
+        primary.query(&format!(
+            "CREATE EXTENSION file_fdw; CREATE SERVER files FOREIGN DATA WRAPPER file_fdw; \
+             CREATE FOREIGN TABLE outside (n int) SERVER files OPTIONS (filename '{}')",
+            site.path("etc/rows.csv").display()
+        ));
+    }
+}
+
+/// It was promoted; it writes, is reconfigured and started anew.
+fn work_on(server: &mut PgServer) {
+    assert_eq!(server.query("SELECT count(*) FROM kept"), "1000");
+    server.query("UPDATE kept SET n = n + 1; CREATE TABLE own TABLESPACE sp AS SELECT 1; ANALYZE");
+    server.query("CHECKPOINT; SELECT pg_switch_wal(); CHECKPOINT");
+    server.query("ALTER SYSTEM SET work_mem = '5MB'");
+    server.query("ALTER SYSTEM SET archive_timeout = 1");
+    server.stop("fast");
+    server.start();
+    server.query("CREATE TABLE more AS SELECT 1; SELECT pg_switch_wal()");
+    server.query("SELECT pg_reload_conf(); CHECKPOINT");
+}
+
+fn nothing_of_the_original_is_touched_whatever_its_files_say(install: &'static Install) {
+    let mut stage = Stage::new(install);
+    let mut publisher = PgServer::init(install, &stage.site.path("publisher"), &[]);
+    publisher.configure("wal_level = logical");
+    publisher.start();
+    publisher.query("CREATE TABLE events (n int); CREATE PUBLICATION events FOR TABLE events");
+    tangled(&mut stage, &publisher);
+    let id = stage.site.backup();
+    stage.primary.query("SELECT pg_create_restore_point('later')");
+    stage.primary.archive_current_segment();
+    stage.primary.archive_current_segment();
+    stage.primary.stop("fast");
+    let slot = "SELECT active, confirmed_flush_lsn FROM pg_replication_slots";
+    until("nobody reads", || publisher.query(slot).starts_with("f|"));
+    publisher.query("INSERT INTO events VALUES (1)");
+    let was = publisher.query(slot);
+
+    let mount = Mount::new(&stage.site);
+    let places: Vec<_> = ["main", "main.s", "ts", "etc", "archive"]
+        .map(|name| stage.site.path(name))
+        .into();
+    let watcher = Watcher::on(&places.iter().map(|place| place.as_path()).collect::<Vec<_>>());
+    let assert_untouched = |by: &str| {
+        watcher.assert_untouched(by);
+        assert_eq!(publisher.query(slot), was, "{by}");
+    };
+    let trust = |data: &Path| {
+        let hba = data.join("pg_hba.conf");
+        stage
+            .site
+            .sh(&format!("echo 'local all all trust' > '{}'", hba.display()))
+            .ok();
+    };
+
+    for (of, name) in [
+        ("main/latest".to_owned(), "copy1"),
+        (format!("main/{id}"), "copy2"),
+        ("main/pitr/name:later".to_owned(), "copy3"),
+        ("main/pitr/name:later,action=pause".to_owned(), "copy4"),
+    ] {
+        let shown = mount.path(&of);
+        stage.primary.verify_backup(&shown, None);
+        let mut copy = PgServer::on(install, &stage.site.copy(&shown, name));
+        trust(&copy.data);
+        copy.start();
+        if of.ends_with("pause") {
+            until("it pauses", || {
+                copy.try_query("SELECT pg_is_wal_replay_paused()").text() == "t"
+            });
+            run(copy
+                .command("pg_ctl")
+                .args(["-s", "-w", "-D"])
+                .arg(&copy.data)
+                .arg("promote"))
+            .ok();
+        }
+        copy.wait_until_promoted();
+        work_on(&mut copy);
+        // Longer than a worker takes that is to be started, and than archive_timeout.
+        std::thread::sleep(Duration::from_millis(1500));
+        copy.stop("fast");
+        assert_untouched(&format!("a copy of {of}"));
+    }
+
+    let path = mount.path("main/live/test1");
+    stage
+        .clone(&["create", "main", "test1", "--at", "name:later"])
+        .ok();
+    trust(&path);
+    stage.clone(&["start", "main", "test1", "--replay"]).ok();
+    stage.query("test1", "CREATE TABLE own AS SELECT 1");
+    stage.clone(&["stop", "main", "test1"]).ok();
+    assert_untouched("clone start");
+    let mut clone = PgServer::on_mount(install, &path, &stage.site.path("test1"));
+    clone.start();
+    work_on(&mut clone);
+    clone.query("ALTER SYSTEM RESET ALL");
+    clone.query("ALTER SYSTEM SET archive_mode = on");
+    clone.stop("fast");
+    clone.start();
+    clone.query("CREATE TABLE again AS SELECT 1; SELECT pg_switch_wal(); CHECKPOINT");
+    until("archiving is refused", || {
+        clone.query("SELECT failed_count > 0 FROM pg_stat_archiver") == "t"
+    });
+    clone.stop("fast");
+    assert_untouched("pg_ctl on a clone");
+    stage.clone(&["destroy", "main", "test1"]).ok();
+
+    let bindir = install.bindir.to_str().unwrap();
+    stage
+        .site
+        .ok(&["verify", "main", &id, "--boot", "--bindir", bindir]);
+    assert_untouched("verify --boot");
+}
+
+fn no_library_archives_for_a_copy(install: &'static Install) {
+    let mut stage = Stage::new(install);
+    if install.major < 15 || !has_basic_archive(install) {
+        eprintln!("PostgreSQL {} has no basic_archive here: left out", install.major);
+        return;
+    }
+    let archive = stage.site.make_directory("archive");
+    stage.site.make_directory("main/conf.d");
+    stage.site.write_file(
+        "main/conf.d/archive.conf",
+        format!(
+            "archive_mode = on\narchive_command = ''\narchive_library = 'basic_archive'\n\
+             basic_archive.archive_directory = '{}'\n",
+            archive.display()
+        )
+        .as_bytes(),
+    );
+    // It counts for a copy. The original would bring no WAL to the repository with it.
+    stage.primary.configure("include 'conf.d/archive.conf'");
+    stage.site.backup();
+    stage.primary.stop("fast");
+    let mount = Mount::new(&stage.site);
+    let places = [stage.primary.data.clone(), stage.primary.sockets(), archive];
+    let watcher = Watcher::on(&places.each_ref().map(|place| place.as_path()));
+    let mut copy = PgServer::on(install, &stage.site.copy(&mount.path("main/latest"), "copy"));
+    copy.start();
+    copy.wait_until_promoted();
+    copy.query("CREATE TABLE own AS SELECT 1; SELECT pg_switch_wal(); CHECKPOINT");
+    copy.query("ALTER SYSTEM SET archive_mode = on");
+    copy.stop("fast");
+    copy.start();
+    copy.query("CREATE TABLE more AS SELECT 1; SELECT pg_switch_wal(); CHECKPOINT");
+    until("archiving is refused", || {
+        copy.query("SELECT failed_count > 0 FROM pg_stat_archiver") == "t"
+    });
+    copy.stop("fast");
+    watcher.assert_untouched("a copy");
+}
+
+fn has_basic_archive(install: &Install) -> bool {
+    let lib = install.bindir.with_file_name("lib");
+    lib.join("basic_archive.so").exists()
+}
+
+/// What PostgreSQL reads is found as PostgreSQL finds it, and the rest stays byte for byte.
+fn included_files_are_confined_by_postgresqls_own_rules(install: &'static Install) {
+    let mut stage = Stage::new(install);
+    let site = &stage.site;
+    for name in ["main/a", "main/a/b", "main/a/b/c", "etc"] {
+        site.make_directory(name);
+    }
+    site.write_file("etc/outside.conf", b"work_mem = 7MB\n");
+    let etc = site.path("etc").display().to_string();
+    let harmless = "# hba_file = 'no'\nmy.hba_file = 'mine'\nsearch_path = 'hba_file'\n";
+    for (name, text) in [
+        ("a/first.conf", format!("INCLUDE = 'b/second'\n{harmless}")),
+        ("a/b/second", "include_dir '.'\ninclude_dir'c'\n".to_owned()),
+        (
+            "a/b/c/z.conf",
+            format!("\tidENT_file'{etc}/i\\056conf' # it''s\r\nmaintenance_work_mem = 3MB\n"),
+        ),
+        ("a/b/c/.hidden.conf", format!("hba_file = '{etc}/no.conf'\n")),
+        ("a/b/c/no.conf~", format!("hba_file = '{etc}/no.conf'\n")),
+        (
+            "a/b/c/y.conf",
+            format!("include '{etc}/outside.conf'\ninclude_if_exists '../../../../etc/outside.conf'\n"),
+        ),
+    ] {
+        site.write_file(&format!("main/{name}"), text.as_bytes());
+    }
+    site.write_file("etc/i.conf", b"");
+    stage
+        .primary
+        .configure("include_dir 'a'\ninclude_if_exists 'none.conf'");
+    stage.primary.stop("fast");
+    stage.primary.start();
+    assert_eq!(stage.primary.query("SHOW work_mem"), "7MB");
+    stage.site.backup();
+    stage.primary.stop("fast");
+    let mount = Mount::new(&stage.site);
+    let latest = mount.path("main/latest");
+    stage.primary.verify_backup(&latest, None);
+    let copy = stage.site.copy(&latest, "copy");
+    let read = |name: &str| std::fs::read_to_string(copy.join(name)).unwrap();
+    let stored = |name: &str| std::fs::read_to_string(stage.primary.data.join(name)).unwrap();
+    for name in [
+        "a/first.conf",
+        "a/b/second",
+        "a/b/c/.hidden.conf",
+        "a/b/c/no.conf~",
+    ] {
+        assert_eq!(read(name), stored(name), "{name}");
+    }
+    let z = read("a/b/c/z.conf");
+    assert!(z.starts_with("# Of the original (barmanfs): \tidENT_file"), "{z}");
+    assert!(z.ends_with("\nmaintenance_work_mem = 3MB\n"), "{z}");
+    let y = read("a/b/c/y.conf");
+    assert_eq!(y.matches("is not in this data directory").count(), 2, "{y}");
+    assert!(y.lines().all(|line| line.starts_with('#')), "{y}");
+    // Both by names and by what a listing shows at once.
+    let listed = stage
+        .site
+        .sh(&format!("cat '{}'/a/b/c/*.conf", latest.display()))
+        .ok()
+        .text();
+    assert_eq!(listed, format!("{y}{z}").trim_end());
+    stage.site.sh(&format!("rm -r '{etc}'")).ok();
+    let mut copy = PgServer::on(install, &copy);
+    copy.start();
+    copy.wait_until_promoted();
+    assert_eq!(copy.query("SHOW maintenance_work_mem"), "3MB");
+    copy.stop("fast");
+}
