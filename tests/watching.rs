@@ -113,7 +113,7 @@ fn tangled(stage: &mut Stage, publisher: &PgServer) {
 /// It was promoted; it writes, is reconfigured and started anew.
 fn work_on(server: &mut PgServer) {
     assert_eq!(server.query("SELECT count(*) FROM kept"), "1000");
-    server.query("UPDATE kept SET n = n + 1; CREATE TABLE own TABLESPACE sp AS SELECT 1; ANALYZE");
+    server.query("UPDATE kept SET n = n + 1; CREATE TABLE worked TABLESPACE sp AS SELECT 1; ANALYZE");
     server.query("CHECKPOINT; SELECT pg_switch_wal(); CHECKPOINT");
     server.query("ALTER SYSTEM SET work_mem = '5MB'");
     server.query("ALTER SYSTEM SET archive_timeout = 1");

@@ -12,6 +12,9 @@ use crate::error::Result;
 /// More than these nobody writes; all of them are held in memory while a view's root is made.
 const MAX_FILES: usize = 1000;
 
+/// The same for their bytes.
+const MAX_TOTAL_BYTES: usize = 64 << 20;
+
 /// As PostgreSQL has it (`CONF_FILE_MAX_DEPTH`).
 const MAX_DEPTH: u32 = 10;
 
@@ -61,6 +64,7 @@ pub(in crate::views) fn confine<'a>(
         source,
         confined: Confined::default(),
         waiting: Vec::new(),
+        total_bytes: 0,
     };
     for (path, stored) in roots {
         if let Stored::Text(attributes, text) = stored {
@@ -69,7 +73,7 @@ pub(in crate::views) fn confine<'a>(
     }
     while let Some(path) = walk.waiting.pop() {
         walk.go_through(&path)?;
-        if walk.confined.files.len() > MAX_FILES {
+        if walk.confined.files.len() > MAX_FILES || walk.total_bytes > MAX_TOTAL_BYTES {
             return Ok(None);
         }
     }
@@ -116,10 +120,12 @@ struct Walk<'a, S> {
     source: &'a S,
     confined: Confined,
     waiting: Vec<Vec<u8>>,
+    total_bytes: usize,
 }
 
 impl<S: Source> Walk<'_, S> {
     fn add(&mut self, path: Vec<u8>, attributes: Attributes, text: Vec<u8>) {
+        self.total_bytes += text.len();
         let file = ConfinedFile {
             attributes,
             text,
@@ -133,6 +139,9 @@ impl<S: Source> Walk<'_, S> {
     /// Whether there is something at a path. What it is will be gone through, once.
     fn find(&mut self, path: &[u8]) -> Result<bool> {
         if self.confined.files.contains_key(path) {
+            return Ok(true);
+        }
+        if self.total_bytes > MAX_TOTAL_BYTES {
             return Ok(true);
         }
         match self.source.read(path)? {
