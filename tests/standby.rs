@@ -60,7 +60,8 @@ fn a_backup_of_an_idle_standby_is_done_at_once(install: &'static Install) {
     };
     assert_eq!(transactions(&started("main/latest", "copy")), before);
     // Later WAL comes through the archive: the backup has only the beginning of the segment it stops in.
-    primary.query("CREATE TABLE later AS SELECT 1; SELECT pg_create_restore_point('later')");
+    primary.query("CREATE TABLE later AS SELECT 1");
+    primary.query("SELECT pg_create_restore_point('later')");
     primary.archive_current_segment();
     let copy = started("main/pitr/name:later", "later");
     assert_eq!(copy.query("SELECT count(*) FROM later"), "1");
