@@ -138,7 +138,7 @@ Exits with 0 only when the file is verified and safely on disk. The same file ag
 file of the same name is refused and put aside.
 
 Examples:
-  archive_command = 'barmanfs wal-archive main %p'")]
+  archive_command = '/usr/local/bin/barmanfs wal-archive main %p'")]
     WalArchive(WalArchiveArgs),
 
     /// Fetch one WAL file; for restore_command
@@ -147,7 +147,7 @@ Exits with 1 only when the archive was read and the file is not in it; every tro
 stops a recovery instead of ending it early.
 
 Examples:
-  restore_command = 'barmanfs get-wal main %f %p'
+  restore_command = '/usr/local/bin/barmanfs get-wal main %f %p'
   barmanfs get-wal main 000000010000000000000042 > segment")]
     GetWal(GetWalArgs),
 
@@ -379,7 +379,7 @@ pub(crate) struct ListBackupsArgs {
     /// Server, or 'all'
     #[arg(value_name = "SERVER|all", default_value = "all")]
     pub(crate) server: String,
-    /// Print only the ids
+    /// Print only the ids, the newest first
     #[arg(long)]
     pub(crate) minimal: bool,
     /// Print JSON for programs instead of text
@@ -744,7 +744,9 @@ mod tests {
                     .split_once("= '")
                     .map_or(line, |(_, command)| command.trim_end_matches('\''));
                 for part in line.split(" && ") {
-                    let words = words(part).into_iter().skip_while(|word| word != "barmanfs");
+                    let words = words(part)
+                        .into_iter()
+                        .skip_while(|word| word.rsplit('/').next() != Some("barmanfs"));
                     let parsed = command().try_get_matches_from(words);
                     assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
                 }

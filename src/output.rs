@@ -4,6 +4,7 @@
 
 use std::io::{self, BufWriter, IsTerminal, Read, Write};
 
+use barmanfs_catalog::json;
 use barmanfs_pg::TimestampMicros;
 use serde::Serialize;
 
@@ -119,22 +120,43 @@ impl Output {
         }
     }
 
-    /// One JSON value, readable by people too.
+    /// One thing as a JSON document, see [`json`]; readable by people too.
     pub(crate) fn json(&mut self, value: &impl Serialize) -> Result<(), Error> {
-        let text = serde_json::to_string_pretty(value).map_err(|error| Error::output(&error.into()))?;
+        self.json_value(json::document(value))
+    }
+
+    /// A list as a JSON document, in which it stands under `name`.
+    pub(crate) fn json_list(&mut self, name: &str, values: &impl Serialize) -> Result<(), Error> {
+        self.json_value(json::list(name, values))
+    }
+
+    fn json_value(&mut self, value: serde_json::Result<serde_json::Value>) -> Result<(), Error> {
+        let text = value.and_then(|value| serde_json::to_string_pretty(&value));
+        let text = text.map_err(|error| Error::output(&error.into()))?;
         self.line(harmless_json(&text))
     }
 
-    /// One element of a JSON list that is too long to be held; `nth` counts from 0.
+    /// The beginning of a document with a list that is too long to be held.
+    pub(crate) fn json_begin(&mut self, name: &str) -> Result<(), Error> {
+        let version = json::SCHEMA_VERSION;
+        self.line(format_args!(
+            "{{\n  \"schema_version\": {version},\n  \"{name}\": ["
+        ))
+    }
+
+    /// One element of that list; `nth` counts from 0.
     pub(crate) fn json_element(&mut self, value: &impl Serialize, nth: u64) -> Result<(), Error> {
-        self.bytes(if nth == 0 { b"[\n" } else { b",\n" })?;
-        let text = serde_json::to_string(value).map_err(|error| Error::output(&error.into()))?;
+        if nth > 0 {
+            self.bytes(b",\n")?;
+        }
+        let text = json::element(value).and_then(|value| serde_json::to_string(&value));
+        let text = text.map_err(|error| Error::output(&error.into()))?;
         self.bytes(harmless_json(&text).as_bytes())
     }
 
-    /// The end of a list of `count` elements.
-    pub(crate) fn json_end(&mut self, count: u64) -> Result<(), Error> {
-        self.line(if count == 0 { "[]" } else { "\n]" })
+    /// The end of list and document.
+    pub(crate) fn json_end(&mut self) -> Result<(), Error> {
+        self.line("\n]}")
     }
 
     /// A table.

@@ -91,7 +91,7 @@ fn what_reads_tells_json(install: &'static Install) {
             .as_str()
             .is_some_and(|path| path.ends_with("global/pg_control"))
     };
-    let control = files
+    let control = files["files"]
         .as_array()
         .unwrap()
         .iter()

@@ -64,7 +64,7 @@ impl Stage {
     fn list(&self) -> Vec<Value> {
         let listed = self.clone(&["list", "--json"]).ok();
         let listed: Value = serde_json::from_slice(&listed.stdout).expect("JSON");
-        listed.as_array().expect("a list").clone()
+        listed["clones"].as_array().expect("a list").clone()
     }
 
     /// What the list says of one clone.
@@ -97,7 +97,8 @@ impl Drop for Stage {
     /// No server outlives its test, failed or not.
     fn drop(&mut self) {
         let listed = self.clone(&["list", "--json"]);
-        let listed: Vec<Value> = serde_json::from_slice(&listed.stdout).unwrap_or_default();
+        let listed: Value = serde_json::from_slice(&listed.stdout).unwrap_or_default();
+        let listed = listed["clones"].as_array().cloned().unwrap_or_default();
         for clone in listed.iter().filter(|clone| clone["running"] == true) {
             let name = clone["name"].as_str().unwrap_or_default();
             self.clone(&["destroy", "main", name, "--stop"]);

@@ -72,7 +72,7 @@ fn a_missing_segment_shows_everywhere_and_stops_only_what_lies_behind_it(install
     );
     assert_eq!(gap["backup_before"], backup.as_str());
     assert!(
-        gap.get("backup_after").is_none() && report["gaps"].get(1).is_none(),
+        gap["backup_after"].is_null() && report["gaps"].get(1).is_none(),
         "{report}"
     );
     assert_eq!(

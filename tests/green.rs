@@ -10,9 +10,9 @@ use serde_json::Value;
 use std::time::Duration;
 
 topic! {
-    with_postgres a_command_that_keeps_nothing_is_seen_before_the_next_segment,
-    with_postgres a_promotion_that_the_archive_does_not_know_is_seen,
-    with_postgres a_stream_that_does_not_run_is_missed_by_segment,
+    edges a_command_that_keeps_nothing_is_seen_before_the_next_segment,
+    edges a_promotion_that_the_archive_does_not_know_is_seen,
+    edges a_stream_that_does_not_run_is_missed_by_segment,
     once what_the_server_says_it_archived_must_be_here_after_a_minute,
     once a_command_is_held_against_this_server,
     once an_idle_server_raises_no_alarm,

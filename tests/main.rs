@@ -25,6 +25,7 @@ mod green;
 mod hostile;
 mod hosts;
 mod incremental;
+mod json_shape;
 mod live;
 mod many_lookups;
 mod messages;
@@ -34,6 +35,7 @@ mod nobody_gets_in;
 mod odd_files;
 mod pitr;
 mod quarantine;
+mod readme;
 mod rebuild;
 mod receive_wal;
 mod repository_files;
@@ -66,6 +68,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("byte_for_byte", byte_for_byte::TESTS),
     ("second_backup", second_backup::TESTS),
     ("incremental", incremental::TESTS),
+    ("json_shape", json_shape::TESTS),
     ("live", live::TESTS),
     ("messages", messages::TESTS),
     ("clone_commands", clone_commands::TESTS),
@@ -84,6 +87,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("gaps", gaps::TESTS),
     ("green", green::TESTS),
     ("quarantine", quarantine::TESTS),
+    ("readme", readme::TESTS),
     ("rebuild", rebuild::TESTS),
     ("repository_files", repository_files::TESTS),
     ("mount_lifecycle", mount_lifecycle::TESTS),

@@ -172,7 +172,7 @@ fn a_history_that_cannot_be_read_makes_only_itself_unreadable(install: &'static 
     copy.stop("fast");
     mount.unmount();
     let listed = site.json(&["quarantine", "main", "list"]);
-    assert_eq!(listed[0]["name"], "00000002.history", "{listed}");
+    assert_eq!(listed["files"][0]["name"], "00000002.history", "{listed}");
     forget_catalog(&site);
     assert_eq!(site.json(&["quarantine", "main", "list"]), listed);
     let timeline = site.ok(&["timeline", "main"]);
@@ -188,7 +188,7 @@ fn what_was_put_aside_is_shown_and_given_up(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     site.backup();
     assert_eq!(
-        site.json(&["quarantine", "main", "list"])
+        site.json(&["quarantine", "main", "list"])["files"]
             .as_array()
             .unwrap()
             .len(),
@@ -203,8 +203,8 @@ fn what_was_put_aside_is_shown_and_given_up(install: &'static Install) {
         .says(&[&name]);
 
     let listed = site.json(&["quarantine", "main", "list"]);
-    let id = listed[0]["id"].as_str().unwrap().to_owned();
-    assert_eq!(listed[0]["size_bytes"], bytes.len());
+    let id = listed["files"][0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(listed["files"][0]["size_bytes"], bytes.len());
     site.barmanfs(&["quarantine", "main", "list"])
         .ok()
         .says(&[&name, &id[..8]]);

@@ -74,7 +74,7 @@ pub struct ClonedFrom {
     /// What it is, or was, called.
     pub name: CloneName,
     /// The point in time it had been recovered to when it began; none for the end of the backup it stands on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub target: Option<String>,
     /// Whether its server had been shut down cleanly: there is nothing to replay then. Otherwise what is in its
     /// `pg_wal` is, as after a crash.
@@ -87,7 +87,7 @@ pub struct Tablespace {
     /// Its OID, which is its directory's name under `pg_tblspc`.
     pub oid: u32,
     /// Its name, where it is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub name: Option<String>,
     /// Where it was on the server.
     pub location: String,
@@ -115,27 +115,27 @@ pub struct Backup {
     pub kind: BackupKind,
     /// Where an incremental one took from what the server did not send, or what its clone stood on. It may have been
     /// deleted since: nothing is missing then.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub parent: Option<BackupId>,
     /// The clone it was made of, for one that was.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub cloned_from: Option<ClonedFrom>,
     /// What the user called it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub label: Option<String>,
     /// When it began.
     pub begin_time: TimestampMicros,
     /// When it ended; none while it runs, or when it was killed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub end_time: Option<TimestampMicros>,
     /// Where recovery of it begins.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub start_lsn: Option<Lsn>,
     /// What recovery of it must reach to be consistent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub stop_lsn: Option<Lsn>,
     /// The timeline it was taken on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub timeline: Option<TimelineId>,
     /// The cluster.
     pub system_id: SystemId,
@@ -144,10 +144,10 @@ pub struct Backup {
     /// Size of the cluster's WAL segments in bytes.
     pub segment_size: SegmentSize,
     /// Whether the cluster's pages have checksums; none where it is not known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub data_checksums: Option<bool>,
     /// The server's setting `TimeZone`, for times given without a zone; none where it is not known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub timezone: Option<String>,
     /// Its tablespaces, without `pg_default` and `pg_global`.
     #[serde(default)]
@@ -165,13 +165,13 @@ pub struct Backup {
     /// Number of its regular files.
     pub files: u64,
     /// Page checksum failures the server reported. The pages are stored as they were sent.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub checksum_failures: Vec<String>,
     /// Why it failed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub error: Option<String>,
     /// Its files; none until it is complete.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub root: Option<BackupRoot>,
     /// The record it comes from; none while it runs or when it was killed.
     #[serde(skip)]

@@ -107,10 +107,10 @@ pub struct CloneOrigin {
     /// The backup it stands on.
     pub backup: BackupId,
     /// The point in time it recovers to, as `pitr/` spells it; none for the backup's own end.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub target: Option<String>,
     /// The clone it was copied from.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub copied_from: Option<CloneName>,
 }
 

@@ -18,6 +18,7 @@ pub mod clones;
 mod damage;
 mod db;
 pub mod error;
+pub mod json;
 mod locks;
 pub mod monitor;
 #[cfg(test)]

@@ -100,7 +100,6 @@ pub struct SweepReport {
     /// These writers.
     pub waiting_for: Vec<String>,
     /// Why not all packs with much dead weight were repacked: there was no space for the copies.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub unfinished: Option<String>,
     /// Chunks that live records refer to and no pack holds: damage, see `verify`.
     pub missing_chunks: u64,

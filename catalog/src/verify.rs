@@ -59,16 +59,13 @@ pub struct Damage {
     /// Whose it is.
     pub server: ServerName,
     /// The backup it belongs to; none for an archived file and for a clone's.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub backup: Option<BackupId>,
     /// The clone that stands on it.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub clone: Option<CloneName>,
     /// Its path in the backup or clone, or its name in the archive. A path that ends in a slash is a directory that cannot be
     /// listed.
     pub file: String,
     /// The first damaged 8 KiB page, counted from 0; none where the whole directory cannot be listed.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub first_page: Option<u64>,
     /// How many pages are damaged.
     pub pages: u64,

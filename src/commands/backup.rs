@@ -37,7 +37,7 @@ pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
     let (backups, errors) = take_all(&repository, &servers, &wishes, &stop);
     if args.json.json {
         let shown = backups.iter().map(as_json).collect::<Result<Vec<_>, _>>()?;
-        app.out.json(&shown)?;
+        app.out.json_list("backups", &shown)?;
     } else {
         // With --quiet nobody wants to hear of what went well.
         for backup in backups

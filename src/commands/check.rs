@@ -67,7 +67,7 @@ pub(crate) fn run(app: &mut App, args: &CheckArgs) -> Result<Outcome, Error> {
         return Ok(nagios::outcome(worst));
     }
     if args.json.json {
-        app.out.json(&checked)?;
+        app.out.json_list("servers", &checked)?;
     } else {
         checked.iter().try_for_each(|server| show(&mut app.out, server))?;
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use barmanfs_catalog::{
-    Backup, BackupKind, BackupStatus, BootOutcome, BootTest, Gap, Repository, ServerName,
+    Backup, BackupKind, BackupStatus, BootOutcome, BootTest, Gap, Repository, ServerName, json,
 };
 use serde_json::{Value, json};
 
@@ -28,10 +28,13 @@ pub(crate) fn run(app: &mut App, args: &ListBackupsArgs) -> Result<Outcome, Erro
     }
     if args.json.json {
         let shown: Result<Vec<_>, _> = backups.iter().map(|listed| with_gaps(listed, &gaps)).collect();
-        app.out.json(&shown?)?;
+        app.out.json_list("backups", &shown?)?;
     } else if args.minimal {
-        for listed in &backups {
-            app.out.line(listed.backup.id)?;
+        // As Barman does: scripts take the first line for the newest.
+        let mut ids: Vec<&Backup> = backups.iter().map(|listed| &listed.backup).collect();
+        ids.sort_by_key(|backup| std::cmp::Reverse((backup.begin_time, backup.id)));
+        for backup in ids {
+            app.out.line(backup.id)?;
         }
     } else if backups.is_empty() {
         app.out.line("No backup yet")?;
@@ -68,8 +71,8 @@ impl Listed {
     /// All of it.
     pub(crate) fn as_json(&self) -> Result<Value, Error> {
         let mut value = as_json(&self.backup)?;
-        if let (Some(fields), Some(test)) = (value.as_object_mut(), &self.boot_test) {
-            fields.insert("boot_test".to_owned(), json!(test));
+        if let Some(fields) = value.as_object_mut() {
+            fields.insert("boot_test".to_owned(), json!(self.boot_test));
         }
         Ok(value)
     }
@@ -84,7 +87,7 @@ fn with_gaps(listed: &Listed, gaps: &[(ServerName, Gap)]) -> Result<Value, Error
         .filter(|(server, gap)| *server == backup.server && gap.backup_before == Some(backup.id))
         .map(|(_, gap)| gap)
         .collect();
-    if let Some(fields) = value.as_object_mut().filter(|_| !after.is_empty()) {
+    if let Some(fields) = value.as_object_mut() {
         fields.insert("gaps".to_owned(), json!(after));
     }
     Ok(value)
@@ -92,11 +95,7 @@ fn with_gaps(listed: &Listed, gaps: &[(ServerName, Gap)]) -> Result<Value, Error
 
 /// All of a backup but the listing of its root, which means nothing outside the repository.
 pub(crate) fn as_json(backup: &Backup) -> Result<Value, Error> {
-    let mut value = serde_json::to_value(backup).map_err(|error| Error::failed(error.to_string()))?;
-    if let Some(fields) = value.as_object_mut() {
-        fields.remove("root");
-    }
-    Ok(value)
+    json::backup(backup).map_err(|error| Error::failed(error.to_string()))
 }
 
 /// How a boot test ended, and on which day: `OK 2026-11-21`.

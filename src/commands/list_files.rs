@@ -17,12 +17,9 @@ struct Line {
     /// Not UTF-8 in a name becomes the replacement character.
     path: String,
     size_bytes: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
     mode: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    modified: Option<TimestampMicros>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    archived: Option<TimestampMicros>,
+    modified_at: Option<TimestampMicros>,
+    archived_at: Option<TimestampMicros>,
 }
 
 /// Runs the command.
@@ -42,6 +39,9 @@ pub(crate) fn run(app: &mut App, args: &ListFilesArgs) -> Result<Outcome, Error>
         trees: repository.trees(),
         count: 0,
     };
+    if lister.json {
+        lister.out.json_begin("files")?;
+    }
     if args.target != FileTarget::Wal {
         lister.directory(&root.directory, format!("{}/", backup.id).as_bytes())?;
     }
@@ -59,7 +59,7 @@ pub(crate) fn run(app: &mut App, args: &ListFilesArgs) -> Result<Outcome, Error>
         }
     }
     if lister.json {
-        lister.out.json_end(lister.count)?;
+        lister.out.json_end()?;
     }
     Ok(Outcome::Done)
 }
@@ -98,8 +98,8 @@ impl Lister<'_> {
                 path,
                 size_bytes,
                 mode: Some(format!("{:04o}", attributes.mode)),
-                modified: Some(TimestampMicros::from_unix_micros(micros)),
-                archived: None,
+                modified_at: Some(TimestampMicros::from_unix_micros(micros)),
+                archived_at: None,
             })?;
         }
         Ok(())
@@ -114,8 +114,8 @@ impl Lister<'_> {
             path,
             size_bytes: entry.size_bytes,
             mode: None,
-            modified: None,
-            archived: Some(entry.archived_at),
+            modified_at: None,
+            archived_at: Some(entry.archived_at),
         })
     }
 

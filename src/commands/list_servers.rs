@@ -18,7 +18,7 @@ struct Server {
     active: bool,
     system_id: Option<SystemId>,
     backups: usize,
-    last_backup: Option<TimestampMicros>,
+    last_backup_time: Option<TimestampMicros>,
 }
 
 /// Runs the command.
@@ -42,7 +42,7 @@ pub(crate) fn run(app: &mut App, json: JsonOption) -> Result<Outcome, Error> {
         .map(|name| describe(app, repository.as_ref(), name))
         .collect::<Result<_, _>>()?;
     if json.json {
-        app.out.json(&servers)?;
+        app.out.json_list("servers", &servers)?;
     } else {
         app.out.table(&table(&servers))?;
     }
@@ -61,7 +61,7 @@ fn describe(app: &App, repository: Option<&Repository>, name: ServerName) -> Res
         active: configured.is_some_and(|server| server.active),
         system_id,
         backups: backups.iter().filter(|backup| backup.is_complete()).count(),
-        last_backup: backups
+        last_backup_time: backups
             .iter()
             .rfind(|backup| backup.is_complete() && backup.is_of_server())
             .map(|Backup { begin_time, .. }| *begin_time),
@@ -87,7 +87,10 @@ fn table(servers: &[Server]) -> Table {
             server.name.as_str().into(),
             state,
             server.backups.to_string().into(),
-            server.last_backup.map_or_else(|| "-".to_owned(), second).into(),
+            server
+                .last_backup_time
+                .map_or_else(|| "-".to_owned(), second)
+                .into(),
             server.description.clone().unwrap_or_default().into(),
         ]);
     }

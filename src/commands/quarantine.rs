@@ -33,7 +33,7 @@ fn list(app: &mut App, repository: &Repository, server: &ServerName, json: bool)
     let files = repository.wal(server).quarantined()?;
     if json {
         let files: Vec<Value> = files.iter().map(as_json).collect();
-        app.out.json(&files)?;
+        app.out.json_list("files", &files)?;
     } else if files.is_empty() {
         app.out
             .line(format_args!("Server {server} has nothing in quarantine"))?;

@@ -206,8 +206,7 @@ impl Site {
     /// The backups of `main` as `list-backups --json` tells, oldest first.
     #[track_caller]
     pub(crate) fn backups(&self) -> Vec<Value> {
-        let mut backups = self
-            .json(&["list-backups", "main"])
+        let mut backups = self.json(&["list-backups", "main"])["backups"]
             .as_array()
             .expect("a list of backups")
             .clone();

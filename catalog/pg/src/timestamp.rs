@@ -15,7 +15,7 @@ const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
 /// A moment in UTC, in microseconds since the Unix epoch.
 ///
 /// Shown the way PostgreSQL reads it as a `recovery_target_time` (`2026-11-20 14:03:07.123456+00`),
-/// written to JSON as RFC 3339 (`2026-11-20T14:03:07.123456Z`). Years before -9999 and after 9999
+/// written to JSON as RFC 3339, always with six digits (`2026-11-20T14:03:07.123456Z`). Years before -9999 and after 9999
 /// are brought to that limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TimestampMicros(i64);
@@ -44,6 +44,13 @@ impl TimestampMicros {
     #[must_use]
     pub fn unix_micros(self) -> i64 {
         self.0
+    }
+
+    /// RFC 3339 without a fraction: `2026-11-20T14:03:07Z`. What is less than a second is cut off.
+    #[must_use]
+    pub fn to_rfc3339_seconds(self) -> String {
+        let second = Self::from_unix_micros(self.0.div_euclid(1_000_000).saturating_mul(1_000_000));
+        format!("{:.0}", second.to_jiff())
     }
 
     fn to_jiff(self) -> Timestamp {
@@ -88,7 +95,7 @@ impl FromStr for TimestampMicros {
 
 impl Serialize for TimestampMicros {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&self.to_jiff())
+        serializer.collect_str(&format_args!("{:.6}", self.to_jiff()))
     }
 }
 

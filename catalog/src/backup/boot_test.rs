@@ -73,7 +73,7 @@ pub struct BootTest {
     /// What was asked for beside starting, in the order it is done; a failed test may not have come to all.
     pub checks: Vec<BootCheck>,
     /// Why it failed, in a line.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub message: Option<String>,
 }
 

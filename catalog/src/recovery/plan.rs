@@ -18,7 +18,7 @@ pub struct TimelineSpan {
     /// Where the part begins.
     pub from: Lsn,
     /// Where it ends; none for the end of the log.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub to: Option<Lsn>,
 }
 
@@ -118,6 +118,7 @@ pub enum Unreachable {
         /// The timeline looked at.
         timeline: TimelineId,
         /// The newest commit or abort that can be reached.
+        #[serde(rename = "newest_time")]
         newest: Option<TimestampMicros>,
         /// The end of the WAL that can be reached.
         end: Lsn,
@@ -132,6 +133,7 @@ pub enum Unreachable {
         /// How many.
         count: u64,
         /// The newest commit or abort before it.
+        #[serde(rename = "newest_time")]
         newest: Option<TimestampMicros>,
         /// The end of the WAL before it.
         end: Lsn,
@@ -146,6 +148,7 @@ pub enum Unreachable {
         /// Where its records end.
         end: Lsn,
         /// The newest commit or abort before.
+        #[serde(rename = "newest_time")]
         newest: Option<TimestampMicros>,
     },
     /// The server was started with a `wal_level` that no recovery gets past.

@@ -25,16 +25,16 @@ pub struct TimelineReport {
     /// Missing segments, in the order of their names.
     pub gaps: Vec<Gap>,
     /// Where the server was started with `wal_level = minimal`, which no recovery gets past.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub minimal: Vec<MinimalStretch>,
     /// The earliest that can be recovered: the end of the first backup.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub earliest: Option<Reach>,
     /// Files of the archive that cannot be used: what they say is left out.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub unreadable: Vec<UnreadableFile>,
     /// The newest that can be recovered: the target `now`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub newest: Option<Reach>,
 }
 
@@ -55,7 +55,7 @@ pub struct Timeline {
     /// Its number.
     pub timeline: TimelineId,
     /// Where it came from; none for the first, or while its history file is not archived.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub parent: Option<Parent>,
     /// Archived segments in a row. Between two of them there is a gap.
     pub ranges: Vec<WalRange>,
@@ -90,10 +90,10 @@ pub struct WalRange {
     /// Where the last one's records end.
     pub end_lsn: Lsn,
     /// The earliest commit or abort.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, rename = "from_time")]
     pub from: Option<TimestampMicros>,
     /// The latest commit or abort.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, rename = "to_time")]
     pub to: Option<TimestampMicros>,
     /// How many transactions committed.
     pub commits: u64,
@@ -111,7 +111,7 @@ pub struct BackupPlace {
     /// What its replay must reach.
     pub stop_lsn: Lsn,
     /// When it ended.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub end_time: Option<TimestampMicros>,
 }
 
@@ -141,16 +141,16 @@ pub struct Gap {
     /// next backup, if there is one.
     pub unreachable: TimelineSpan,
     /// The last commit or abort before: what is later cannot be reached.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, rename = "after_time")]
     pub after: Option<TimestampMicros>,
     /// The end of the next backup, from which all that follows can be reached again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, rename = "until_time")]
     pub until: Option<TimestampMicros>,
     /// The last complete backup before. None: nothing could have been reached there anyway.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub backup_before: Option<BackupId>,
     /// The first complete backup after.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub backup_after: Option<BackupId>,
 }
 
@@ -162,10 +162,10 @@ pub struct MinimalStretch {
     /// Where the server was started so.
     pub lsn: Lsn,
     /// The last complete backup before. None: nothing could have been reached there anyway.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub backup_before: Option<BackupId>,
     /// The first complete backup after, from which all that follows can be reached again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub backup_after: Option<BackupId>,
 }
 
@@ -187,7 +187,7 @@ pub struct Reach {
     /// Up to here.
     pub lsn: Lsn,
     /// The last commit or abort in it or, where nothing is replayed, the end of the backup.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub time: Option<TimestampMicros>,
     /// Whether part of it is still being received and not archived.
     pub receiving: bool,

@@ -13,6 +13,7 @@
 
 use std::sync::Arc;
 
+use barmanfs_catalog::json::document;
 use barmanfs_catalog::{CloneName, ServerName};
 use barmanfs_pg::wal_name::WalName;
 use serde_json::json;
@@ -22,7 +23,7 @@ use super::receiving::Receiving;
 use super::snapshot::ServerState;
 use super::wal::Wal;
 use super::{Body, Children, Directory, live, made, no_files};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::namespace::{Child, Lifetime};
 
 const ALIVE: &str = "alive";
@@ -74,6 +75,7 @@ impl Control {
             "generation": context.repository.generation()?,
             "servers": snapshot.servers.iter().map(server).collect::<Vec<_>>(),
         });
+        let status = document(&status).map_err(|error| Error::io("describe", "(the mount)", error))?;
         Ok(format!("{status:#}\n").into_bytes())
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use barmanfs_catalog::{Backup, ServerName};
+use barmanfs_catalog::{Backup, ServerName, json};
 use serde_json::Value;
 
 use super::context::Context;
@@ -38,9 +38,10 @@ impl Info {
         match name {
             BACKUPS => {
                 let backups = repository.backups(&self.server)?;
-                text(&backups.iter().map(described).collect::<Result<Vec<_>>>()?).map(Some)
+                let backups = backups.iter().map(described).collect::<Result<Vec<_>>>()?;
+                text(json::list("backups", &backups)).map(Some)
             }
-            TIMELINES => text(&repository.timelines(&self.server)?).map(Some),
+            TIMELINES => text(json::document(&repository.timelines(&self.server)?)).map(Some),
             RESTORE_COMMAND => {
                 let command = restore_command(&self.context.options.mount_point, &self.server);
                 Ok(command.map(|command| format!("{RESTORE_COMMAND_NOTE}{command}\n").into_bytes()))
@@ -51,7 +52,9 @@ impl Info {
                 };
                 let backups = repository.backups(&self.server)?;
                 let backup = backups.iter().find(|backup| backup.id == id);
-                backup.map(|backup| text(&described(backup)?)).transpose()
+                backup
+                    .map(|backup| text(json::document(&described(backup)?)))
+                    .transpose()
             }
         }
     }
@@ -82,7 +85,10 @@ impl Directory for Info {
             children.extend(self.content(name)?.map(|content| self.child(name, content.len())));
         }
         for backup in self.context.repository.backups(&self.server)? {
-            children.push(self.child(&format!("{}.json", backup.id), text(&described(&backup)?)?.len()));
+            children.push(self.child(
+                &format!("{}.json", backup.id),
+                text(json::document(&described(&backup)?))?.len(),
+            ));
         }
         Ok(Box::new(children.into_iter().map(Ok)))
     }
@@ -98,15 +104,13 @@ impl Directory for Info {
 
 /// A backup without where its files are stored.
 fn described(backup: &Backup) -> Result<Value> {
-    let mut value = serde_json::to_value(backup).map_err(unexpected)?;
-    if let Value::Object(fields) = &mut value {
-        fields.remove("root");
-    }
-    Ok(value)
+    json::backup(backup).map_err(unexpected)
 }
 
-fn text(value: &impl serde::Serialize) -> Result<Vec<u8>> {
-    let mut text = serde_json::to_vec_pretty(value).map_err(unexpected)?;
+fn text(document: serde_json::Result<Value>) -> Result<Vec<u8>> {
+    let mut text = document
+        .and_then(|document| serde_json::to_vec_pretty(&document))
+        .map_err(unexpected)?;
     text.push(b'\n');
     Ok(text)
 }

@@ -57,7 +57,7 @@ pub(super) fn run(app: &mut App, args: &ListArgs) -> Result<Outcome, Error> {
         }
     }
     if args.json.json {
-        app.out.json(&clones)?;
+        app.out.json_list("clones", &clones)?;
     } else if clones.is_empty() {
         app.out.line("No clone")?;
     } else {

@@ -318,7 +318,7 @@ mod tests {
     fn report() -> TimelineReport {
         let range = |first: &str, last: &str, segments: u64, start: &str, end: &str| {
             json!({"first": first, "last": last, "segments": segments, "start_lsn": start, "end_lsn": end,
-                "from": "2026-11-20T10:00:00Z", "to": "2026-11-20T12:00:00.5Z", "commits": 40})
+                "from_time": "2026-11-20T10:00:00Z", "to_time": "2026-11-20T12:00:00.5Z", "commits": 40})
         };
         let value = json!({
             "server": "main",
@@ -343,7 +343,7 @@ mod tests {
             ],
             "gaps": [
                 {"timeline": 1, "first": "000000010000000000000005", "last": "000000010000000000000006", "count": 2,
-                 "unreachable": {"timeline": 1, "from": "0/5000000"}, "after": "2026-11-20T11:00:00Z",
+                 "unreachable": {"timeline": 1, "from": "0/5000000"}, "after_time": "2026-11-20T11:00:00Z",
                  "backup_before": "20261120T101500"}],
         });
         serde_json::from_value(value).unwrap()

@@ -25,7 +25,6 @@ struct Shown<'a> {
     backup: String,
     #[serde(flatten)]
     test: &'a BootTest,
-    #[serde(skip_serializing_if = "Option::is_none")]
     details: &'a Option<String>,
 }
 
