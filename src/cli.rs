@@ -497,10 +497,13 @@ pub(crate) struct HistoryArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum HistoryCommand {
     /// List forks, the histories that were left, and their backups
+    #[command(after_help = "Examples:\n  barmanfs history main list\n  barmanfs history main list --json")]
     List(JsonOption),
     /// Take the new history from a fork on
+    #[command(after_help = "Examples:\n  barmanfs history main restart --at 0/5000028")]
     Restart(HistoryDecisionArgs),
     /// Go on with the archived history
+    #[command(after_help = "Examples:\n  barmanfs history main keep --at 0/5000028")]
     Keep(HistoryDecisionArgs),
 }
 
