@@ -115,7 +115,7 @@ impl Repository {
     ) -> Result<Option<Obstacle>> {
         let archive = self.wal(&file.server);
         if let Some(link) = link
-            && let Some(before) = self.before(&file.server, name, size)?
+            && let Some(before) = self.segment_before(&file.server, name, size)?
             && let Some(before_file) = archive.find(&WalName::Segment(before))?
             && let Some(last) = self.last_record(&before_file, before)?
             && last != link.previous
@@ -148,7 +148,7 @@ impl Repository {
     }
 
     /// The archived segment before this one: on its timeline or, where it is the first of that, on the one it came from.
-    fn before(
+    fn segment_before(
         &self,
         server: &ServerName,
         name: SegmentName,
