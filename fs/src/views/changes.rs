@@ -105,7 +105,7 @@ impl Addition {
             return Ok(Some((size_bytes, size_bytes)));
         }
         if let Added::Archived(name) = &self.content
-            && let Some(file) = tree.context.repository.wal(&tree.backup.server).find(name)?
+            && let Some(file) = tree.context.repository.wal(tree.backup.archive()).find(name)?
         {
             let body = Body::Stored(Arc::new(file.map));
             return Ok(Some((
@@ -269,7 +269,7 @@ fn confine_stored(directory: &TreeDirectory, added: &mut BTreeMap<Vec<u8>, Addit
         if added.contains_key(&entry.name) {
             continue;
         }
-        let shown = replay::stored(&tree.context, &tree.backup.server, name, map, &mut beside)?;
+        let shown = replay::stored(&tree.context, tree.backup.archive(), name, map, &mut beside)?;
         if matches!(shown, Body::Edited(_)) {
             added.insert(entry.name, Addition::file(entry.attributes, shown));
         }
