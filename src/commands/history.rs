@@ -59,7 +59,7 @@ fn show(out: &mut Output, report: &HistoryReport) -> Result<(), Error> {
             Some(Decided::Keep) => "decided: the archived history counts",
         };
         let text = format!(
-            "Fork on timeline {} at {}, seen {} by {}, {decided}: {}",
+            "Two histories of timeline {} from {} on, seen {} by {}, {decided}: {}",
             fork.timeline,
             fork.lsn,
             output::second(fork.found_at),
