@@ -6,6 +6,7 @@ use barmanfs_pg::{Lsn, TimelineId};
 
 use super::connection::Connection;
 use super::error::Error;
+use super::stream::Deadline;
 use super::wal_stream::{Replication, StreamEvent, StreamPosition};
 
 /// How long the server may take for a piece of some megabytes.
@@ -37,10 +38,9 @@ impl Connection {
     /// # Errors
     /// When the connection breaks, or the server takes too long.
     pub(crate) fn read_wal(&mut self, timeline: TimelineId, from: Lsn, to: Lsn) -> Result<WalPiece, Error> {
-        let deadline = Instant::now().checked_add(READ_WITHIN);
-        self.set_deadline(deadline.map(|deadline| (deadline, READ_WITHIN)));
+        self.set_deadline(Some(Deadline::after(READ_WITHIN)))?;
         let result = self.receive_wal(timeline, from, to);
-        self.set_deadline(None);
+        self.set_deadline(None)?;
         match result {
             Ok(bytes) => Ok(WalPiece::Bytes(bytes)),
             Err(Error::Server(answer)) if answer.code == REMOVED => Ok(WalPiece::Removed),
