@@ -276,7 +276,10 @@ impl Connection {
     /// # Errors
     /// [`Error::Server`] if a statement fails; the connection can be used again after that.
     pub(crate) fn simple_query(&mut self, text: &str) -> Result<Vec<ResultSet>, Error> {
-        self.within(ANSWER_WITHIN, |connection| connection.run(text))
+        // A limit that was set for one read is less than what a whole answer may take.
+        let set = self.stream.read_timeout().filter(|_| !self.silence.is_watched);
+        let limit = set.map_or(ANSWER_WITHIN, |set| set.min(ANSWER_WITHIN));
+        self.within(limit, |connection| connection.run(text))
     }
 
     /// Does something that has to be done by then, unless there is a deadline already.
