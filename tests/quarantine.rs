@@ -244,6 +244,11 @@ fn what_was_put_aside_replaces_only_what_cannot_be_used(install: &'static Instal
     server.archive_current_segment();
     let before = site.packs();
     let (name, bytes) = archived(&site, &server);
+    let pack = site
+        .packs()
+        .into_iter()
+        .find(|pack| !before.contains(pack) && fs::metadata(pack).unwrap().len() > 20_000)
+        .expect("the segment's pack");
     let mut other = bytes.clone();
     // In the window that is damaged below: all others are stored once for both.
     other[0x2345] ^= 1;
@@ -251,11 +256,6 @@ fn what_was_put_aside_replaces_only_what_cannot_be_used(install: &'static Instal
     site.barmanfs(&["wal-archive", "main", &path.to_string_lossy()])
         .refused(1);
     // The archived one is damaged; the one that was put aside has what is damaged of its own.
-    let pack = site
-        .packs()
-        .into_iter()
-        .find(|pack| !before.contains(pack) && fs::metadata(pack).unwrap().len() > 20_000)
-        .expect("the segment's pack");
     flip_byte(&pack, 40);
     let damaged = site.barmanfs(&["get-wal", "main", &name]);
     if damaged.code() == Some(0) {
