@@ -308,7 +308,7 @@ fn what_somebody_else_has_mounted_since_stays() {
     mounted.ended().unwrap();
     assert!(is_mounted(&point), "the tmpfs was unmounted");
     assert!(matches!(
-        unmount(&point),
+        unmount(&point, Unmounting::Unused),
         Err(barmanfs_fs::Error::NotMounted { .. })
     ));
     assert!(is_mounted(&point), "the tmpfs was unmounted");
@@ -504,7 +504,7 @@ fn restore_command_ends_recovery_only_on_proof() {
     daemon.kill();
     assert_eq!(run(there), Some(255));
     assert_eq!(run("000000010000000000000008"), Some(255));
-    unmount(&daemon.point).unwrap();
+    unmount(&daemon.point, Unmounting::Unused).unwrap();
     assert_eq!(run(there), Some(255));
     assert_eq!(run("000000010000000000000008"), Some(255));
 }
