@@ -68,24 +68,18 @@ pub(crate) fn enter(db: &Connection, record: i64, file: &WalFile) -> Result<()> 
 
 /// Takes out what came from this record's row.
 pub(crate) fn forget(db: &Connection, record: i64) -> Result<()> {
-    // A file of two histories stands in two archives.
-    let mut query = db.prepare_cached("SELECT server FROM segments WHERE record = ?1")?;
-    let archives: Vec<String> = query
-        .query_map([record], |row| row.get(0))?
-        .collect::<rusqlite::Result<_>>()?;
-    if archives.is_empty() {
+    let known = db
+        .prepare_cached("SELECT 1 FROM segments WHERE record = ?1")?
+        .exists([record])?;
+    if !known {
         return Ok(());
     }
     let file = file_of(db, record)?;
     let Some(place) = Place::of(&file) else {
         return Ok(());
     };
-    for server in &archives {
-        let place = Place { server, ..place };
-        clear(db, &place)?;
-        rejoin_before(db, &place)?;
-    }
-    Ok(())
+    clear(db, &place)?;
+    rejoin_before(db, &place)
 }
 
 fn clear(db: &Connection, place: &Place<'_>) -> Result<()> {

@@ -98,7 +98,6 @@ pub(crate) fn new_backup() -> NewBackup {
         server_version: ServerVersion(150_018),
         segment_size: SEGMENT_SIZE,
         wal_included: false,
-        fork: None,
         timezone: None,
     }
 }
