@@ -185,7 +185,7 @@ pub(crate) fn take(
         BackupStatus::WaitingForWals => {
             if backup.from_standby && server.primary_conninfo.is_some() {
                 primary::switch_wal(server, backup.system_id).unwrap_or_else(|error| {
-                    tracing::warn!("The primary was not asked to switch WAL: {error}")
+                    tracing::warn!("The primary was not asked to switch WAL: {error}");
                 });
             }
             wal::wait(repository, &mut connection, backup, wishes, stop)

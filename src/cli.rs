@@ -788,6 +788,7 @@ mod tests {
         Keep house:
           delete           Delete backups; 'sweep' then frees the space nothing else uses
           sweep            Free the space of deleted and failed backups
+          quarantine       Look at WAL files that were put aside, accept them or give them up
           rebuild-catalog  Make catalog.sqlite anew from the packs
           index-wal        Read archived WAL again that an earlier release could not read
           version          Show the version

@@ -350,6 +350,15 @@ fn server_options(major: u32, data: &Path, port: u16, options: &StartOptions) ->
     settings.iter().map(word).collect::<Vec<_>>().join(" ")
 }
 
+/// What a readable standby must have as large as its original (`CheckRequiredParameterValues`).
+const SIZES: [&str; 5] = [
+    "max_connections",
+    "max_worker_processes",
+    "max_wal_senders",
+    "max_prepared_transactions",
+    "max_locks_per_transaction",
+];
+
 /// The settings a server is started with; of two for the same the later wins. What keeps it to itself is decided where its
 /// configuration files are made: somebody may have changed these since.
 fn server_settings(major: u32, data: &Path, port: u16, options: &StartOptions) -> Vec<Setting> {
@@ -376,6 +385,14 @@ fn server_settings(major: u32, data: &Path, port: u16, options: &StartOptions) -
         Setting::new("listen_addresses", options.listen.as_str()),
     ]);
     settings.extend(LOGGED_HERE.map(|(name, value)| Setting::new(name, value)));
+    // In recovery a standby that can be read needs them as large as the original had them.
+    if options
+        .settings
+        .iter()
+        .any(|setting| SIZES.contains(&setting.name.as_str()))
+    {
+        settings.push(Setting::new("hot_standby", "off"));
+    }
     settings.extend_from_slice(&options.settings);
     settings
 }

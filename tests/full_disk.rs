@@ -99,7 +99,7 @@ pub(crate) fn fill_up(site: &Site) {
 }
 
 pub(crate) fn free(site: &Site) -> u64 {
-    let state = rustix::fs::statvfs(&site.repository()).unwrap();
+    let state = rustix::fs::statvfs(site.repository()).unwrap();
     state.f_bavail * state.f_frsize
 }
 

@@ -273,7 +273,7 @@ fn a_command_is_held_against_this_server(install: &'static Install) {
         server.query("ALTER SYSTEM SET archive_command = ''");
         server.query("SELECT pg_reload_conf()");
         until("the setting is in force", || {
-            server.query("SHOW archive_library") != ""
+            !server.query("SHOW archive_library").is_empty()
         });
         assert_line(&site, "archive_command", "WARNING", &["basic_archive"]);
     }

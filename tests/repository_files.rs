@@ -45,7 +45,7 @@ fn garbage_in_repository_json_is_mended_as_the_error_says(install: &'static Inst
             );
         }
         site.ok(&["rebuild-catalog"]);
-        assert_eq!(site.backup_ids(), [id.clone()]);
+        assert_eq!(site.backup_ids(), std::slice::from_ref(&id));
         site.ok(&["verify"]);
     }
 }

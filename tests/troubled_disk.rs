@@ -108,7 +108,7 @@ impl World {
         }
         // Everything works again.
         self.archive_one(true);
-        if round % ROUNDS_BETWEEN_CHECKS == 0 {
+        if round.is_multiple_of(ROUNDS_BETWEEN_CHECKS) {
             assert_segments_read_back(&self.site, &self.segments);
             self.site.ok(&["sweep"]);
             let verified = self.site.barmanfs(&["verify"]);

@@ -7,7 +7,7 @@ use crate::clone_commands::Stage;
 use crate::common::process::{run, until};
 use crate::common::registry::topic;
 use crate::common::{Install, Mount, PgServer, Watcher};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 topic! {
@@ -144,7 +144,7 @@ fn nothing_of_the_original_is_touched_whatever_its_files_say(install: &'static I
     let places: Vec<_> = ["main", "main.s", "ts", "etc", "archive"]
         .map(|name| stage.site.path(name))
         .into();
-    let watcher = Watcher::on(&places.iter().map(|place| place.as_path()).collect::<Vec<_>>());
+    let watcher = Watcher::on(&places.iter().map(PathBuf::as_path).collect::<Vec<_>>());
     let assert_untouched = |by: &str| {
         watcher.assert_untouched(by);
         assert_eq!(publisher.query(slot), was, "{by}");
@@ -241,7 +241,7 @@ fn no_library_archives_for_a_copy(install: &'static Install) {
     stage.primary.stop("fast");
     let mount = Mount::new(&stage.site);
     let places = [stage.primary.data.clone(), stage.primary.sockets(), archive];
-    let watcher = Watcher::on(&places.each_ref().map(|place| place.as_path()));
+    let watcher = Watcher::on(&places.each_ref().map(PathBuf::as_path));
     let mut copy = PgServer::on(install, &stage.site.copy(&mount.path("main/latest"), "copy"));
     copy.start();
     copy.wait_until_promoted();

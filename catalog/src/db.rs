@@ -300,7 +300,7 @@ fn immutable(path: &Path) -> String {
     for byte in absolute.as_os_str().as_bytes() {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'_' | b'-' => {
-                uri.push(char::from(*byte))
+                uri.push(char::from(*byte));
             }
             // Writing to a string does not fail.
             _ => drop(write!(uri, "%{byte:02x}")),

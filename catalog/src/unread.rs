@@ -12,7 +12,8 @@
 //! in its 256 parts, and a part in which all was well is listed again only when it has changed.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::fmt::Display;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -48,10 +49,10 @@ pub struct UnreadPack {
 }
 
 impl UnreadPack {
-    fn new(pack: impl ToString, reason: impl ToString) -> Self {
+    fn new(pack: impl Display, reason: impl Into<String>) -> Self {
         Self {
             pack: pack.to_string(),
-            reason: reason.to_string(),
+            reason: reason.into(),
         }
     }
 }
@@ -188,7 +189,7 @@ impl Surveyor {
             }
         }
         for (path, pack) in astray {
-            self.judge_astray(path, pack, survey)?;
+            self.judge_astray(&path, pack, survey)?;
         }
         Ok(listed.len())
     }
@@ -277,7 +278,7 @@ impl Surveyor {
     }
 
     /// A copy beside the pack itself does no harm.
-    fn judge_astray(&self, path: PathBuf, pack: PackId, survey: &mut Survey) -> Result<()> {
+    fn judge_astray(&self, path: &Path, pack: PackId, survey: &mut Survey) -> Result<()> {
         let in_its_place = self.knows(pack)? && self.storage.bytes(pack).is_ok();
         if !in_its_place {
             let reason = format!(

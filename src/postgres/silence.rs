@@ -100,9 +100,10 @@ mod tests {
     use super::*;
 
     fn silent_for(time: Duration) -> Silence {
-        let mut silence = Silence::default();
-        silence.since = Instant::now().checked_sub(time).unwrap();
-        silence
+        Silence {
+            since: Instant::now().checked_sub(time).unwrap(),
+            ..Silence::default()
+        }
     }
 
     #[test]

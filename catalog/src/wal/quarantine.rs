@@ -135,7 +135,7 @@ impl Repository {
                     replaceable: self.fault_of(&archived)?.is_some(),
                 });
             };
-            records.extend(self.records_that_move(&writer, archived, reason)?);
+            records.extend(self.records_that_move(&writer, archived, &reason)?);
         }
         records.push(deletion(record, &kept.file)?);
         let released = WalFile {
@@ -165,7 +165,7 @@ impl Repository {
             });
         };
         writer.keep_condemned()?;
-        writer.write_records(self.records_that_move(&writer, archived, reason.clone())?)?;
+        writer.write_records(self.records_that_move(&writer, archived, &reason)?)?;
         Ok(reason)
     }
 
@@ -220,7 +220,7 @@ impl Repository {
 
     /// What moves an archived file into quarantine. Repositories that were merged may have several records of one name, of which
     /// one counts: all of them have to go.
-    fn records_that_move(&self, _locked: &Writer, archived: WalFile, reason: String) -> Result<Vec<Record>> {
+    fn records_that_move(&self, _locked: &Writer, archived: WalFile, reason: &str) -> Result<Vec<Record>> {
         // Else the right file, brought again, would refer to what is damaged.
         self.note_damage_of(&archived)?;
         let mut records = Vec::new();

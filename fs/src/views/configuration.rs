@@ -162,20 +162,21 @@ fn settings(backup: &Backup, recovery: Option<&Recovery>) -> String {
         format!("recovery_target_timeline = '{timeline}'"),
         "# Of the original, and not for a copy: waiting before a commit is replayed.".to_owned(),
         "recovery_min_apply_delay = 0".to_owned(),
-        hot_standby(recovery).to_owned(),
     ]);
+    lines.extend(recovery.map(|recovery| hot_standby(recovery).to_owned()));
     lines.join("\n") + "\n"
 }
 
-/// As a hot standby PostgreSQL does not start, or stops, where a setting is smaller than the server had it: on its command line,
-/// or since the backup (`CheckRequiredParameterValues`); and fails where a prepared transaction was open when the timeline
-/// changed (its data is looked for in a segment of the old one).
-fn hot_standby(recovery: Option<&Recovery>) -> &'static str {
-    if recovery.is_some_and(Recovery::pauses) {
+/// A copy of the backup alone is consistent at once and can be read then: its sizes are those the server ran with. On the
+/// way to a target PostgreSQL replays what happened to the server since. As a hot standby it stops where a setting was
+/// raised that a standby must have as large (`CheckRequiredParameterValues`), and fails where a prepared transaction was
+/// open when the timeline changed (its data is looked for in a segment of the old one).
+fn hot_standby(recovery: &Recovery) -> &'static str {
+    if recovery.pauses() {
         return "# Readable while it pauses.\nhot_standby = on";
     }
     "# Not readable until then: what a standby may stumble over, like settings that were\n\
-     # raised meanwhile, cannot stop the recovery.\n\
+     # raised since the backup, cannot stop the recovery.\n\
      hot_standby = off"
 }
 

@@ -23,7 +23,7 @@ pub(in crate::views) fn leads_out(source: &impl Source, path: &[u8]) -> Result<b
             Stored::Unusable(..) | Stored::Absent => return Ok(true),
         };
         for reference in access_references(&text) {
-            let Some(named) = targets(source, &path, reference)? else {
+            let Some(named) = targets(source, &path, &reference)? else {
                 return Ok(true);
             };
             waiting.extend(named.into_iter().filter(|path| seen.insert(path.clone())));
@@ -36,10 +36,10 @@ pub(in crate::views) fn leads_out(source: &impl Source, path: &[u8]) -> Result<b
 }
 
 /// The files a reference stands for; `None` where it leads out or to nothing.
-fn targets(source: &impl Source, path: &[u8], reference: AccessReference) -> Result<Option<Vec<Vec<u8>>>> {
+fn targets(source: &impl Source, path: &[u8], reference: &AccessReference) -> Result<Option<Vec<Vec<u8>>>> {
     let (AccessReference::File(named)
     | AccessReference::FileIfExists(named)
-    | AccessReference::Directory(named)) = &reference;
+    | AccessReference::Directory(named)) = reference;
     let Some(at) = location(named, path) else {
         return Ok(None);
     };
