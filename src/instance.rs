@@ -61,7 +61,7 @@ const CONTROL: &str = "global/pg_control";
 /// The end of a server's log that is shown when it does not start.
 const LOG_TAIL_BYTES: u64 = 2000;
 
-/// A server's log goes where whoever starts it looks for it, and not where the original's is.
+/// A server's log goes where the person who starts it looks for it, and not where the original's is.
 const LOGGED_HERE: [(&str, &str); 2] = [("logging_collector", "off"), ("log_destination", "stderr")];
 
 /// How a server is to be started.

@@ -53,7 +53,7 @@ pub(crate) fn start(level: LevelFilter) {
         .with_writer(Lines)
         .event_format(ForItsSink {
             told_elsewhere: format.clone().with_level(false).without_time(),
-            // Whoever reads a terminal knows what time it is; a log file does not.
+            // A person at a terminal knows what time it is; a log file does not.
             on_a_terminal: format.clone().without_time(),
             full: format,
             terminal: stderr.is_terminal(),

@@ -149,7 +149,7 @@ fn a_full_file_system_can_be_freed(install: &'static Install) {
         site.ok(&["verify"]);
         site.sh(&format!("rm '{}/filler'", site.repository().display()))
             .ok();
-        // It is there for the next time: whoever writes makes it whole again.
+        // It is there for the next time: the next writer makes it whole again.
         let last = backups(&site, &server, 1).remove(0);
         site.ok(&["delete", "main", &last]);
     }

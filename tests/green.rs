@@ -186,7 +186,7 @@ fn a_promotion_that_the_archive_does_not_know_is_seen(install: &'static Install)
     assert_line(&site, "continuous archiving", "OK", &[&last]);
 }
 
-/// What the archiver gave to another command, before it had read the settings anew.
+/// What the archiver gave to another command, before it had read the settings again.
 fn archive_by_hand(site: &Site, server: &PgServer) {
     let pg_wal = server.data.join("pg_wal");
     for name in site.list(&pg_wal.join("archive_status")) {

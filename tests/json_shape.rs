@@ -2,7 +2,7 @@
 //! happens to have, a list here and an object there, so that a program works until the day it matters.
 //!
 //! Every command with `--json` is asked with nothing stored and with much, the files of a mount too. The keys of each
-//! object are the same in both, and those of `json_shape.txt`; `BARMANFS_TEST_WRITE_SHAPE=1` writes that anew.
+//! object are the same in both, and those of `json_shape.txt`; `BARMANFS_TEST_WRITE_SHAPE=1` writes that again.
 
 use crate::common::load::fill;
 use crate::common::process::{Run, run};

@@ -1,6 +1,6 @@
 //! Any user may look up names, as many as he likes: what is kept for them is bounded, and nothing of the mount is lost by it.
 //!
-//! The kind: a name that is made up by whoever looks it up (a target below `pitr/`, a file below `.barmanfs/`) costs memory until
+//! The kind: a name that is made up by the process that looks it up (a target below `pitr/`, a file below `.barmanfs/`) costs memory until
 //! the kernel forgets it, which it does only when it is short of memory itself.
 
 use std::fs;

@@ -36,10 +36,10 @@ fn a_mount_in_the_background_keeps_nothing_of_its_starter() {
     let barmanfs = format!("{} -c {}", site.program().display(), site.config().display());
     let point = mount.text();
     for script in [
-        // Whoever reads its output to the end.
+        // A reader of its output, to the end.
         format!("{barmanfs} mount {point} 2>&1 | cat"),
         format!("said=$({barmanfs} mount {point} 2>&1); echo \"said:$said\""),
-        // Whoever waits for another descriptor of its.
+        // A reader that waits for another of its descriptors.
         format!("said=$({barmanfs} mount {point} 3>&1 >/dev/null 2>&1); echo \"said:$said\""),
         format!("{barmanfs} mount {point} < <(sleep 1; echo) | cat"),
         // A lock that ends with its last holder, as scripts take it.

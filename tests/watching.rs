@@ -110,7 +110,7 @@ fn tangled(stage: &mut Stage, publisher: &PgServer) {
     }
 }
 
-/// It was promoted; it writes, is reconfigured and started anew.
+/// It was promoted; it writes, is reconfigured and started again.
 fn work_on(server: &mut PgServer) {
     assert_eq!(server.query("SELECT count(*) FROM kept"), "1000");
     server.query("UPDATE kept SET n = n + 1; CREATE TABLE worked TABLESPACE sp AS SELECT 1; ANALYZE");

@@ -1,6 +1,6 @@
 //! Space kept back for freeing space.
 //!
-//! Whoever deletes writes: a record, rows, a lock file. On a full file system that would be impossible, and nothing could be
+//! A deletion writes: a record, rows, a lock file. On a full file system that would be impossible, and nothing could be
 //! freed ever again. So a file `reserve` takes up some room while there is enough of it. What frees space
 //! ([`Repository::with_reserve`]) tries first, and shortens the file by a step each time there is no space: other writers
 //! may be waiting for the same bytes, and must not get all of them. When it has ended, and whenever a writer begins,

@@ -2,7 +2,7 @@
 //!
 //! What the catalog does not have is only proven to be absent when it has read every pack there is. A pack may be unknown
 //! because its writer was killed before it could enter it, because the catalog was copied from an earlier time or lost its
-//! last transactions, or because it cannot be read. So whoever misses something looks for such packs first ([`Survey`]): those
+//! last transactions, or because it cannot be read. So a look-up that fails looks for such packs first ([`Survey`]): those
 //! that can be read are entered, and then the look-up is made again. As long as others are left nothing is proven.
 //!
 //! A pack that the catalog knows and the store has not counts too: then this is not the whole store, perhaps because a disk

@@ -210,7 +210,7 @@ impl Repository {
         Ok(run.report)
     }
 
-    /// Reads one archived file, and writes down what of it is damaged: whoever brings the bytes again stores them anew then.
+    /// Reads one archived file, and writes down what of it is damaged: the next writer that brings the bytes stores them again.
     pub(crate) fn note_damage_of(&self, file: &WalFile) -> Result<()> {
         let subject = Subject {
             server: file.server.clone(),

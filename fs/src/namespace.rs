@@ -146,7 +146,7 @@ impl Namespace {
         })
     }
 
-    /// In the log, once a minute: whoever looks up more names than anybody needs may do so for long.
+    /// In the log, once a minute: looking up too many names may go on for long.
     fn tell_full(&self) {
         let mut told = self.told_full.lock().unwrap_or_else(PoisonError::into_inner);
         if told.is_none_or(|told| told.elapsed() >= TELLS_EVERY) {

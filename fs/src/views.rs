@@ -81,7 +81,7 @@ pub trait Directory: fmt::Debug + Send + Sync {
     /// How long the listing stays as it is, and what is not in it stays absent.
     fn lifetime(&self) -> Lifetime;
 
-    /// Whether names are made up by whoever looks them up, as many as he likes.
+    /// Whether the process that looks a name up makes it up, without a limit of its own.
     fn is_open_ended(&self) -> bool {
         false
     }

@@ -19,7 +19,7 @@ pub(crate) struct Watcher {
 }
 
 impl Watcher {
-    /// Of these directories and all below them as they are now. Whoever works there must have ended: the test's own accesses
+    /// Of these directories and all below them as they are now. Processes that work there must have ended: the test's own accesses
     /// count as well.
     #[track_caller]
     pub(crate) fn on(trees: &[&Path]) -> Self {

@@ -78,7 +78,7 @@ pub enum Kind {
     Directory,
     /// A symbolic link.
     Symlink,
-    /// The name of a socket: whoever listens on it is the kernel's affair.
+    /// The name of a socket: the kernel knows who listens on it.
     Socket,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The kernel forgets when it is short of memory, which may be long after this process should have been. So it is asked to
 //! forget the oldest nodes where there are too many ([`Table::victims`], [`crate::evict`]): those of files, and those of names
-//! that are made up by whoever looks them up ([`Directory::is_open_ended`](crate::views::Directory::is_open_ended)). What is in
+//! that are made up by the process that looks them up ([`Directory::is_open_ended`](crate::views::Directory::is_open_ended)). What is in
 //! use it keeps.
 
 use std::collections::{HashMap, VecDeque};

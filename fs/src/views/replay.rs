@@ -42,7 +42,7 @@ pub(super) fn shown(context: &Context, server: &ServerName, child: Child, name: 
             lifetime: Lifetime::Never,
             ..child
         },
-        // Whoever opens it is told.
+        // Opening it fails.
         Err(_) => Child {
             lifetime: Lifetime::Never,
             ..child

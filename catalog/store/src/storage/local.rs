@@ -326,7 +326,7 @@ fn is_abandoned(path: &Path, older_than: Duration) -> Result<bool> {
         _ => Err(Error::io(action, path, source)),
     };
     // For writing: on NFS, a file that is open for reading alone cannot be locked exclusively.
-    // Without waiting for whoever would write to a pipe of that name.
+    // Without waiting for a writer of a pipe of that name.
     let mut options = OpenOptions::new();
     options.read(true).write(true).custom_flags(NONBLOCK);
     let file = match options.open(path) {

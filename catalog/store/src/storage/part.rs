@@ -1,4 +1,4 @@
-//! The parts a store is spread over, so that whoever looks for packs nobody knows looks only where something changed.
+//! The parts a store is spread over, so that a search for unknown packs looks only where something changed.
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};

@@ -1,6 +1,6 @@
 //! Opening files of which it is not known who made them.
 //!
-//! A pipe in the place of a file keeps whoever opens it waiting for ever, a device may do anything. So the open does not wait,
+//! A pipe in the place of a file keeps its opener waiting for ever, a device may do anything. So the open does not wait,
 //! and what is no regular file is refused.
 
 use std::fs::{File, OpenOptions};

@@ -17,7 +17,7 @@ pub(in crate::views) const MAX_BYTES: u64 = 4 << 20;
 pub(in crate::views) enum Stored {
     /// A file.
     Text(Attributes, Vec<u8>),
-    /// A file that cannot be read because it is damaged. Whoever opens it is told.
+    /// A file that cannot be read because it is damaged. Opening it fails.
     Damaged,
     /// Something PostgreSQL might read and barmanfs does not: why.
     Unusable(Attributes, &'static str),
