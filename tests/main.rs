@@ -111,5 +111,7 @@ fn main() -> ExitCode {
     let trials = TOPICS
         .iter()
         .flat_map(|(topic, tests)| tests.iter().flat_map(|test| test.trials(topic, installs)));
-    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+    let conclusion = libtest_mimic::run(&Arguments::from_args(), trials.collect());
+    common::template::remove();
+    conclusion.exit_code()
 }

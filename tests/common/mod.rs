@@ -19,6 +19,7 @@ pub(crate) mod recorder;
 pub(crate) mod registry;
 pub(crate) mod site;
 pub(crate) mod standby;
+pub(crate) mod template;
 pub(crate) mod tree;
 pub(crate) mod user;
 pub(crate) mod watcher;

@@ -1,6 +1,7 @@
 //! PostgreSQL servers: found, made, started on a private socket, and always stopped.
 
 use super::process::{Run, run, until};
+use super::template::new_cluster;
 use super::user::{command, give};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use std::ffi::OsStr;
@@ -89,20 +90,7 @@ const FOR_TESTS: &str = "fsync = off\nautovacuum = off\nmax_wal_size = 4GB\nlog_
 impl PgServer {
     /// Makes a new database cluster with page checksums.
     pub(crate) fn init(install: &'static Install, data: &Path, initdb_options: &[&str]) -> Self {
-        let mut initdb = command(install.program("initdb"), parent(data));
-        initdb.args([
-            "-U",
-            "postgres",
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-            "--locale=C",
-            "-k",
-            "--no-sync",
-            "-D",
-        ]);
-        run(initdb.arg(data).args(initdb_options)).ok();
+        new_cluster(install, data, initdb_options);
         let server = Self::on(install, data);
         server.configure(FOR_TESTS);
         server

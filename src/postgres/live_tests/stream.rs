@@ -100,10 +100,13 @@ fn report(server: &Server, stream: &mut WalStream<'_>, position: Lsn) {
     let mut answered = false;
     for _ in 0..100 {
         answered |= matches!(stream.next().unwrap(), StreamEvent::Keepalive { .. });
-        let slot = server
+        // As a number: PostgreSQL 19 writes it with leading zeros.
+        let slot: Lsn = server
             .sql("SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = 'stream'")
+            .unwrap()
+            .parse()
             .unwrap();
-        if answered && slot == position.flushed.to_string() {
+        if answered && slot == position.flushed {
             return;
         }
     }
