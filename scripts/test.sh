@@ -70,11 +70,15 @@ unit_tests() {
 
 majors() { sed 's/=[^:]*//g; s/:/ /g' <<<"$1"; }
 
+# Always the whole workspace, of which targets are chosen: with other packages chosen, features of what they share differ,
+# and all that is built on it is built again.
+cargo_test=(cargo test -q --workspace --no-fail-fast)
+
 # program_tests VERSIONS: one closing line for each PostgreSQL.
 program_tests() {
     local group good bad all_bad=0
     say "${bold}== Program, with PostgreSQL $(majors "$1")${plain}"
-    run_tests cargo test -q -p barmanfs --test program -- --format pretty ${filter:+"$filter"}
+    run_tests "${cargo_test[@]}" --test program -- --format pretty ${filter:+"$filter"}
     for group in any $(majors "$1" | sed 's/[0-9]*/pg&/g'); do
         good=$(grep -cE "^test $group::.*\.\.\. +ok" "$log" || true)
         bad=$(grep -cE "^test $group::.*\.\.\. +FAILED" "$log" || true)
@@ -117,8 +121,8 @@ trap 'rm -f "$log"' EXIT
 if [ -z "$filter" ]; then
     check "Format" cargo fmt --all --check
     check "Lints" cargo clippy -q --workspace --all-targets -- -D warnings
-    unit_tests "Unit tests of the libraries and tools" cargo test -q --workspace --exclude barmanfs --no-fail-fast
-    unit_tests "Unit tests of the program" cargo test -q -p barmanfs --bins
+    # All test targets but 'program'.
+    unit_tests "Unit tests of libraries, program and tools" "${cargo_test[@]}" --lib --bins --test '[!p]*' --test 'pi*'
 fi
 program_tests "$versions"
 

@@ -516,6 +516,8 @@ fn a_server_that_outlived_its_mount_is_stopped(install: &'static Install) {
     let mut mount = Mount::for_all(&stage.site);
     stage.clone(&["create", "main", "test1", "--replay"]).ok();
     let process = stage.listed("test1")["process"].to_string();
+    // Nothing is left to write: what cannot write ends a server.
+    stage.query("test1", "CHECKPOINT");
     mount.kill();
     drop(mount);
     let mut mount = Mount::for_all(&stage.site);
@@ -536,6 +538,7 @@ fn a_server_that_outlived_its_mount_is_stopped(install: &'static Install) {
     // The same, with nobody having looked into the clone since.
     stage.clone(&["start", "main", "test1"]).ok();
     let process = stage.listed("test1")["process"].to_string();
+    stage.query("test1", "CHECKPOINT");
     mount.kill();
     drop(mount);
     let _mount = Mount::for_all(&stage.site);

@@ -58,7 +58,10 @@ fn a_missing_segment_shows_everywhere_and_stops_only_what_lies_behind_it(install
     let behind = mark(&server, 4);
     mark(&server, 5);
     server.archive_current_segment();
-    site.ok(&["rebuild-catalog"]);
+    // What was in the pack is gone, and the old catalog still knows of it.
+    site.barmanfs(&["rebuild-catalog"])
+        .refused(3)
+        .says(&["1 pack", "is not there"]);
 
     assert!(
         site.ok(&["timeline", "main"])

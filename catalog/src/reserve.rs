@@ -3,8 +3,10 @@
 //! A deletion writes: a record, rows, a lock file. On a full file system that would be impossible, and nothing could be
 //! freed ever again. So a file `reserve` takes up some room while there is enough of it. What frees space
 //! ([`Repository::with_reserve`]) tries first, and shortens the file by a step each time there is no space: other writers
-//! may be waiting for the same bytes, and must not get all of them. When it has ended, and whenever a writer begins,
-//! the file is made whole again where there is room.
+//! may be waiting for the same bytes, and must not get all of them. For the same reason a step goes at once to the files
+//! that will be written: to the WAL of the catalog, or to a spare for the next pack. What is allocated to a file nobody
+//! else can take; what the WAL has left of it serves the next deletion. When it has ended, and whenever a writer begins,
+//! the reserve is made whole again where there is room.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -13,11 +15,19 @@ use std::path::Path;
 
 use rustix::fs::{FallocateFlags, OFlags, fallocate, statvfs};
 
+use barmanfs_store::LocalPacks;
+
 use crate::error::{Error, Result};
-use crate::repository::Repository;
+use crate::repository::{PACKS, Repository};
 
 /// The file, in the repository's directory.
 pub(crate) const RESERVE: &str = "reserve";
+
+/// SQLite's write-ahead log of the catalog, beside it.
+const WAL: &str = "catalog.sqlite-wal";
+
+/// The unit of `st_blocks`.
+const BLOCK_BYTES: u64 = 512;
 
 const MIB: u64 = 1 << 20;
 
@@ -33,6 +43,12 @@ const MARGIN_OF_WRITERS: u64 = 16 * MIB;
 
 /// What is given up at a time.
 const STEP: u64 = MIB;
+
+/// What the file gets of a step that the step is given up for; the rest is for directories and lock files.
+const SHARE: u64 = STEP / 8 * 7;
+
+/// With this much allocated behind its end, the catalog's WAL needs no more for now: then it is a pack that wants space.
+const ENOUGH_FOR_WAL: u64 = 2 * MIB;
 
 impl Repository {
     /// Makes the reserve where it is missing and there is room. Without it all works as long as there is space.
@@ -77,8 +93,8 @@ impl Repository {
         let Ok(_acting) = self.as_owner() else {
             return false;
         };
-        match shorten(self.path()) {
-            Ok(shortened) => shortened,
+        match give_up_step(self.path()) {
+            Ok(given_up) => given_up,
             Err(error) => {
                 tracing::warn!("The reserve for freeing space cannot be used: {error}");
                 false
@@ -87,7 +103,7 @@ impl Repository {
     }
 }
 
-fn open(directory: &Path, create: bool) -> io::Result<File> {
+fn open(directory: &Path, name: &str, create: bool) -> io::Result<File> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = OpenOptions::new()
         .read(true)
@@ -96,10 +112,10 @@ fn open(directory: &Path, create: bool) -> io::Result<File> {
         .truncate(false)
         .mode(0o600)
         .custom_flags(flags.bits().cast_signed())
-        .open(directory.join(RESERVE))?;
+        .open(directory.join(name))?;
     match file.metadata()?.is_file() {
         true => Ok(file),
-        false => Err(io::Error::other(format!("{RESERVE} is no regular file"))),
+        false => Err(io::Error::other(format!("{name} is no regular file"))),
     }
 }
 
@@ -114,7 +130,7 @@ fn fill(directory: &Path, margin: u64) -> io::Result<()> {
     if there >= wanted || of(system.f_bavail) < wanted - there + margin {
         return Ok(());
     }
-    let file = open(directory, true)?;
+    let file = open(directory, RESERVE, true)?;
     // Another writer is at it.
     if file.try_lock().is_err() {
         return Ok(());
@@ -162,8 +178,23 @@ fn write_noise(mut file: &File, from: u64, bytes: u64) -> io::Result<()> {
 }
 
 /// Gives up a step of the reserve; whether there was any left.
+fn give_up_step(directory: &Path) -> io::Result<bool> {
+    // Without a WAL there is nothing to allocate to.
+    let wal = open(directory, WAL, false).ok();
+    let file = match wal {
+        Some(wal) if allocated_behind_end(&wal)? < ENOUGH_FOR_WAL => Some(wal),
+        // While the last one is not used, space is wanted for something else.
+        _ => File::create_new(LocalPacks::spare(&directory.join(PACKS))).ok(),
+    };
+    let shortened = shorten(directory)?;
+    if let Some(file) = file.filter(|_| shortened) {
+        allocate_behind_end(&file)?;
+    }
+    Ok(shortened)
+}
+
 fn shorten(directory: &Path) -> io::Result<bool> {
-    let file = match open(directory, false) {
+    let file = match open(directory, RESERVE, false) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         opened => opened?,
     };
@@ -173,6 +204,27 @@ fn shorten(directory: &Path) -> io::Result<bool> {
     }
     file.set_len(bytes.saturating_sub(STEP))?;
     Ok(true)
+}
+
+/// Bytes that a file can grow by without taking any from the file system.
+fn allocated_behind_end(file: &File) -> io::Result<u64> {
+    let metadata = file.metadata()?;
+    Ok((metadata.blocks() * BLOCK_BYTES).saturating_sub(metadata.size()))
+}
+
+/// Takes for this file what was given up, or what others have left of it.
+fn allocate_behind_end(file: &File) -> io::Result<()> {
+    let end = file.metadata()?.size() + allocated_behind_end(file)?;
+    let mut wanted = SHARE;
+    while wanted >= MIB / 16 {
+        match fallocate(file, FallocateFlags::KEEP_SIZE, end, wanted) {
+            Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) => wanted /= 2,
+            // Where files cannot be allocated like that, what was given up is free for all.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => break,
+            done => return Ok(done?),
+        }
+    }
+    Ok(())
 }
 
 /// Whether a mebibyte cannot be had.
@@ -211,6 +263,35 @@ mod tests {
             steps += 1;
         }
         assert_eq!(steps, whole / STEP);
+    }
+
+    #[test]
+    fn what_is_given_up_goes_to_the_catalogs_wal_and_then_to_a_spare_pack() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        std::fs::create_dir(path.join(PACKS)).unwrap();
+        fill(path, 0).unwrap();
+        let reserve = || std::fs::metadata(path.join(RESERVE)).unwrap().size();
+        let wal = File::create(path.join(WAL)).unwrap();
+        wal.set_len(100).unwrap();
+        let give_up = |file: &dyn Fn() -> File| {
+            let before = reserve();
+            assert!(give_up_step(path).unwrap());
+            assert_eq!(reserve(), before - STEP);
+            allocated_behind_end(&file()).unwrap()
+        };
+        let of_wal = || wal.try_clone().unwrap();
+        let allocated: Vec<u64> = (0..3).map(|_| give_up(&of_wal)).collect();
+        assert!(
+            allocated[0] >= SHARE - 4096 && allocated[2] >= ENOUGH_FOR_WAL,
+            "{allocated:?}"
+        );
+        let spare = || File::open(LocalPacks::spare(&path.join(PACKS))).unwrap();
+        assert!(give_up(&spare) >= SHARE);
+        // It has not been used: this time it was for something else.
+        assert!(give_up(&spare) <= STEP);
+        assert_eq!(allocated_behind_end(&wal).unwrap(), allocated[2]);
+        assert_eq!(wal.metadata().unwrap().size(), 100);
     }
 
     #[test]

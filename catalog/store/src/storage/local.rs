@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use lru::LruCache;
-use rustix::fs::{Advice, fadvise};
+use rustix::fs::{Advice, OFlags, fadvise};
 
 use crate::error::{Error, Result};
 use crate::id::PackId;
@@ -33,6 +33,9 @@ const WRITE_BUFFER_BYTES: usize = 1024 * 1024;
 
 const TEMPORARY_PREFIX: &str = "tmp-";
 const TEMPORARY_SUFFIX: &str = ".partial";
+
+/// A file with space of its own, which the next pack is written into; see [`LocalPacks::spare`].
+const SPARE: &str = "tmp-spare.partial";
 
 /// Packs in one directory of a local file system.
 #[derive(Debug)]
@@ -74,6 +77,52 @@ impl LocalPacks {
         })
     }
 
+    /// Where a file is expected that has space allocated to it, in a directory of packs. The next pack is written into it:
+    /// on a full file system, other programs cannot take that space first.
+    #[must_use]
+    pub fn spare(directory: &Path) -> PathBuf {
+        directory.join(SPARE)
+    }
+
+    /// The file a pack is written into, under its temporary name, and locked. The lock is held until the file is closed,
+    /// by this process's end at the latest: it tells a living writer's file from an abandoned one.
+    fn create_locked(&self, temporary: &Path) -> Result<File> {
+        if let Some(file) = self.take_spare(temporary) {
+            return Ok(file);
+        }
+        let file = OpenOptions::new().write(true).create_new(true).open(temporary);
+        let file = file.map_err(|source| Error::io("create", temporary, source))?;
+        match file.lock() {
+            Ok(()) => Ok(file),
+            Err(source) => {
+                let _ = fs::remove_file(temporary);
+                Err(Error::io("lock", temporary, source))
+            }
+        }
+    }
+
+    /// The spare, if there is one. Another writer may take it at the same moment: the lock and the name decide.
+    fn take_spare(&self, temporary: &Path) -> Option<File> {
+        let spare = Self::spare(&self.directory);
+        let flags = NONBLOCK | OFlags::NOFOLLOW.bits().cast_signed();
+        let file = OpenOptions::new()
+            .write(true)
+            .custom_flags(flags)
+            .open(&spare)
+            .ok()?;
+        let found = file.metadata().ok()?;
+        file.try_lock().ok()?;
+        let is_still = |path: &Path| {
+            fs::symlink_metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (found.dev(), found.ino()))
+        };
+        if !found.is_file() || found.len() > 0 || !is_still(&spare) {
+            return None;
+        }
+        // Only who holds the lock renames it.
+        fs::rename(&spare, temporary).ok()?;
+        Some(file)
+    }
+
     fn path(&self, id: PackId) -> PathBuf {
         let name = id.to_string();
         let mut path = self.directory.join(name.get(..2).unwrap_or_default());
@@ -112,21 +161,12 @@ impl PackStorage for LocalPacks {
         let temporary = self
             .directory
             .join(format!("{TEMPORARY_PREFIX}{id}{TEMPORARY_SUFFIX}"));
-        let file = OpenOptions::new().write(true).create_new(true).open(&temporary);
-        let file = file.map_err(|source| Error::io("create", &temporary, source))?;
         let upload = LocalUpload {
-            file: BufWriter::with_capacity(WRITE_BUFFER_BYTES, file),
+            file: BufWriter::with_capacity(WRITE_BUFFER_BYTES, self.create_locked(&temporary)?),
             temporary,
             path: self.path(id),
             finished: false,
         };
-        // Held until the file is closed, by this process's end at the latest: what tells a living writer's
-        // file from an abandoned one.
-        upload
-            .file
-            .get_ref()
-            .lock()
-            .map_err(|source| Error::io("lock", &upload.temporary, source))?;
         Ok(Box::new(upload))
     }
 
@@ -260,9 +300,11 @@ impl PackUpload for LocalUpload {
         self.file
             .flush()
             .map_err(|source| Error::io("write", &self.temporary, source))?;
-        self.file
-            .get_ref()
-            .sync_data()
+        let file = self.file.get_ref();
+        // What a spare has allocated behind its end is given back: a file's length set once more does that.
+        file.metadata()
+            .and_then(|found| file.set_len(found.len()))
+            .and_then(|()| file.sync_data())
             .map_err(|source| Error::io("sync", &self.temporary, source))?;
         let directory = self.path.parent().unwrap_or(Path::new("."));
         match fs::rename(&self.temporary, &self.path) {

@@ -161,6 +161,40 @@ fn what_a_living_writer_writes_is_never_abandoned() {
 }
 
 #[test]
+fn the_next_pack_is_written_into_a_spare_and_gives_back_what_it_does_not_need() {
+    use rustix::fs::{FallocateFlags, fallocate};
+    let (_directory, packs) = packs();
+    let spare = LocalPacks::spare(&packs.directory);
+    let file = File::create(&spare).unwrap();
+    fallocate(&file, FallocateFlags::KEEP_SIZE, 0, 1 << 20).unwrap();
+    let inode = file.metadata().unwrap().ino();
+    drop(file);
+    let id = put(&packs, b"held");
+    let pack = fs::metadata(packs.path(id)).unwrap();
+    assert_eq!((pack.ino(), pack.len()), (inode, 4));
+    assert!(pack.blocks() * 512 < 1 << 20, "{} blocks", pack.blocks());
+    assert!(!spare.exists());
+    assert_ne!(
+        fs::metadata(packs.path(put(&packs, b"other"))).unwrap().ino(),
+        inode
+    );
+}
+
+#[test]
+fn a_spare_that_another_writer_holds_or_has_written_to_is_left_alone() {
+    let (_directory, packs) = packs();
+    let spare = LocalPacks::spare(&packs.directory);
+    let file = File::create(&spare).unwrap();
+    file.lock().unwrap();
+    put(&packs, b"a pack");
+    assert!(spare.exists(), "it is another writer's");
+    drop(file);
+    fs::write(&spare, b"x").unwrap();
+    put(&packs, b"another");
+    assert_eq!(fs::read(&spare).unwrap(), b"x");
+}
+
+#[test]
 fn a_lock_of_another_process_counts() {
     let (_directory, packs) = packs();
     let path = packs.directory.join("tmp-00.partial");
