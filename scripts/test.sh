@@ -103,7 +103,8 @@ chosen_postgres() {
 
 need_rust
 need_build_and_mount_tools
-have openssl || install_packages openssl # makes certificates for the tests of TLS
+have openssl || install_packages openssl   # makes certificates for the tests of TLS
+have faketime || install_packages faketime # puts the program's clock forward
 need_space "$root" 4000
 need_space "${TMPDIR:-/tmp}" 3000
 if [ ${#wanted[@]} -gt 0 ]; then

@@ -16,6 +16,7 @@ topic! {
     once what_the_server_says_it_archived_must_be_here_after_a_minute,
     once a_command_is_held_against_this_server,
     once an_idle_server_raises_no_alarm,
+    once what_is_old_small_or_too_little_is_told,
 }
 
 /// A server with small segments, archiving, with a backup; its checks are all fine.
@@ -291,4 +292,44 @@ fn an_idle_server_raises_no_alarm(install: &'static Install) {
         _ => "SELECT pg_stat_reset_shared('archiver'), pg_stat_reset_shared('wal')",
     });
     site.ok(&["check", "main"]);
+}
+
+/// The clock of the program is put forward; the server's goes on.
+fn what_is_old_small_or_too_little_is_told(install: &'static Install) {
+    let (site, server) = green_site(install);
+    let status_in = |days: u32, name: &str| {
+        let (program, config) = (site.program(), site.config());
+        let run = site.sh(&format!(
+            "faketime -f +{days}d '{}' -c '{}' check main --json",
+            program.display(),
+            config.display()
+        ));
+        let told: Value =
+            serde_json::from_slice(&run.stdout).unwrap_or_else(|error| panic!("{error}: {run}"));
+        let lines = told["servers"][0]["checks"].as_array().expect("checks").clone();
+        let line = lines.into_iter().find(|line| line["name"] == name);
+        line.map_or_else(|| "absent".to_owned(), |line| line["status"].to_string())
+    };
+    let with = |lines: &str| site.write_config_of(&server, lines);
+
+    // Without a limit, of itself: two weeks are too long where nothing says what is usual.
+    let age = "backup maximum age";
+    assert_eq!(status_in(13, age), "\"OK\"");
+    assert_eq!(status_in(15, age), "\"WARNING\"");
+    with("last_backup_maximum_age = 2 DAYS\nlast_wal_maximum_age = 1 DAY\n");
+    assert_eq!(status_in(1, age), "\"OK\"");
+    assert_eq!(status_in(3, age), "\"FAILED\"");
+    // WAL is old only where there is some that has not arrived.
+    let wal = "wal maximum age";
+    assert_eq!(status_in(2, wal), "\"OK\"");
+    server.query("CREATE TABLE written AS SELECT generate_series(1, 1000) n; CHECKPOINT");
+    assert_eq!(status_in(2, wal), "\"FAILED\"");
+    assert_eq!(status_in(0, wal), "\"OK\"");
+
+    with("last_backup_minimum_size = 1Mi\nminimum_redundancy = 1\n");
+    site.ok(&["check", "main"]);
+    with("last_backup_minimum_size = 1Gi\nminimum_redundancy = 2\n");
+    site.barmanfs(&["check", "main"]).refused(3);
+    assert_line(&site, "backup minimum size", "FAILED", &["MiB"]);
+    assert_line(&site, "minimum redundancy requirements", "FAILED", &["2"]);
 }

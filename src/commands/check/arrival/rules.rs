@@ -293,6 +293,10 @@ fn arrived(facts: &Facts) -> Option<Line> {
     ))
 }
 
+/// A server that nobody writes to still notes checkpoints and running transactions at the start of a segment: some hundred
+/// bytes, and then no more. It hands no segment over for that, not even with `archive_timeout`.
+const WRITTEN_WHEN_IDLE_BYTES: u64 = 4096;
+
 /// How old the newest WAL here is. A server that has written nothing since has none to bring.
 fn wal_age(facts: &Facts) -> Option<Line> {
     let (limit, here) = (facts.wal_age.as_ref()?, facts.here.as_ref()?);
@@ -307,9 +311,10 @@ fn wal_age(facts: &Facts) -> Option<Line> {
         output::duration(Duration::from_secs(age))
     );
     let size = facts.segment_size;
-    let idle = here
-        .newest_segment
-        .is_some_and(|newest| facts.flush_lsn <= newest.next(size).start_lsn(size));
+    let idle = here.newest_segment.is_some_and(|newest| {
+        let written = facts.flush_lsn.0.saturating_sub(newest.next(size).start_lsn(size).0);
+        written <= WRITTEN_WHEN_IDLE_BYTES
+    });
     Some(if age <= limit.seconds {
         Line::ok(WAL_AGE, text)
     } else if idle {

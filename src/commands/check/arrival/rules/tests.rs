@@ -286,8 +286,13 @@ fn an_idle_server_has_no_wal_to_bring() {
     assert_eq!(found(&facts), []);
     here(&mut facts).last_arrival = Some((ago(61), 3660));
     assert_eq!(found(&facts), [(WAL_AGE, Level::Failed)]);
-    facts.flush_lsn = Lsn(9 * SegmentSize::DEFAULT.bytes());
-    assert_eq!(found(&facts), []);
+    let end_of_newest = 9 * SegmentSize::DEFAULT.bytes();
+    for noted in [0, 40, WRITTEN_WHEN_IDLE_BYTES] {
+        facts.flush_lsn = Lsn(end_of_newest + noted);
+        assert_eq!(found(&facts), [], "{noted}");
+    }
+    facts.flush_lsn = Lsn(end_of_newest + WRITTEN_WHEN_IDLE_BYTES + 8);
+    assert_eq!(found(&facts), [(WAL_AGE, Level::Failed)]);
     here(&mut facts).last_arrival = None;
     assert_eq!(found(&facts), [(WAL_AGE, Level::Failed)]);
 }
