@@ -13,10 +13,10 @@ topic! {
     with_postgres a_backup_under_load_starts_from_a_plain_copy,
     with_postgres pg_verifybackup_passes_through_the_mount,
     with_postgres tablespaces_come_back_as_directories,
-    with_postgres a_server_that_archives_nothing_can_be_backed_up,
-    with_postgres a_backup_cut_off_is_failed_and_the_next_one_succeeds,
-    with_postgres a_copy_without_configuration_files_starts,
-    with_postgres a_copy_without_configuration_files_has_room_for_what_was_prepared,
+    edges a_server_that_archives_nothing_can_be_backed_up,
+    edges a_backup_cut_off_is_failed_and_the_next_one_succeeds,
+    edges a_copy_without_configuration_files_starts,
+    edges a_copy_without_configuration_files_has_room_for_what_was_prepared,
     with_postgres unlogged_tables_and_large_segments_come_back,
 }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 topic! {
     with_postgres a_good_backup_boots,
-    with_postgres databases_and_superusers_may_have_any_name,
+    edges databases_and_superusers_may_have_any_name,
     edges a_database_that_is_half_dropped_is_passed_over,
     once a_wrong_statement_is_told_and_kept,
     once root_tests_for_the_owner_of_the_repository(as_root),

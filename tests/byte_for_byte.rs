@@ -7,7 +7,7 @@ use crate::common::{Install, Mount, Site};
 
 topic! {
     with_postgres raw_agrees_with_the_data_directory,
-    with_postgres the_view_adds_only_what_pg_verifybackup_ignores,
+    edges the_view_adds_only_what_pg_verifybackup_ignores,
 }
 
 /// Not in a base backup (PostgreSQL's own list), or made by it.

@@ -9,7 +9,7 @@ use crate::common::{Install, Mount, PgServer, Site};
 use serde_json::Value;
 
 topic! {
-    with_postgres a_clone_is_made_started_reset_and_destroyed_by_root(as_root),
+    edges a_clone_is_made_started_reset_and_destroyed_by_root(as_root),
     edges the_database_user_does_it_on_a_mount_of_its_own,
     once clones_are_made_of_the_backup_and_the_point_that_were_asked_for,
     edges a_clone_waits_at_its_target_or_shuts_down_there,

@@ -11,7 +11,7 @@ topic! {
     with_postgres a_clone_is_worked_on_and_crashed_and_stays_sound(as_root),
     edges what_was_committed_is_there_after_the_daemon_was_killed(as_root),
     once clones_of_several_points_in_time_live_side_by_side(as_root),
-    with_postgres a_clone_never_archives_whatever_it_is_told(as_root),
+    edges a_clone_never_archives_whatever_it_is_told(as_root),
     once a_clone_cannot_archive_and_keeps_its_backup(as_root),
 }
 

@@ -55,6 +55,7 @@ mod watching;
 
 use common::{Install, Test};
 use libtest_mimic::Arguments;
+use std::num::NonZero;
 use std::process::ExitCode;
 
 const TOPICS: &[(&str, &[Test])] = &[
@@ -111,7 +112,14 @@ fn main() -> ExitCode {
     let trials = TOPICS
         .iter()
         .flat_map(|(topic, tests)| tests.iter().flat_map(|test| test.trials(topic, installs)));
-    let conclusion = libtest_mimic::run(&Arguments::from_args(), trials.collect());
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert_with(threads);
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
     common::template::remove();
     conclusion.exit_code()
+}
+
+/// One more than there are cores: much of a test's time is waiting for a server or a disk.
+fn threads() -> usize {
+    1 + std::thread::available_parallelism().map_or(1, NonZero::get)
 }

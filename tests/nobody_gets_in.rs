@@ -16,7 +16,7 @@ use crate::common::{Install, Mount, PgServer};
 
 topic! {
     edges a_clones_server_lets_in_the_user_it_runs_as_and_nobody_else(as_root),
-    with_postgres a_server_that_is_started_by_hand_is_as_closed(as_root),
+    edges a_server_that_is_started_by_hand_is_as_closed(as_root),
     once others_get_in_where_that_is_asked_for(as_root),
     once a_socket_directory_goes_with_its_server(as_root),
     once a_boot_test_listens_to_nobody_else(as_root),

@@ -14,8 +14,8 @@ use history::{History, MARKS, What, end_of_work, lsn_text};
 
 topic! {
     with_postgres random_targets_on_all_timelines_are_reached_exactly,
-    with_postgres what_cannot_be_reached_is_not_there_and_explained,
-    with_postgres the_action_at_the_target_is_as_asked,
+    edges what_cannot_be_reached_is_not_there_and_explained,
+    edges the_action_at_the_target_is_as_asked,
     edges a_copy_made_while_wal_arrives_recovers,
     with_postgres settings_raised_since_the_backup_do_not_stop_recovery,
     edges a_killed_daemon_ends_recovery_without_promotion,

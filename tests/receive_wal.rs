@@ -22,7 +22,7 @@ use trouble::{
 
 topic! {
     with_postgres the_archive_gets_what_the_server_wrote,
-    with_postgres a_slot_is_made_used_watched_and_dropped,
+    edges a_slot_is_made_used_watched_and_dropped,
     once one_process_receives_until_it_is_stopped,
     edges both_archivers_bring_the_same_segments,
     edges a_backup_waits_for_the_stream,
@@ -32,7 +32,7 @@ topic! {
     once a_network_that_loses_messages_loses_no_wal,
     once another_segment_in_the_archive_stops_nothing,
     once a_full_disk_is_waited_out(as_root),
-    with_postgres a_promoted_standby_is_followed,
+    edges a_promoted_standby_is_followed,
     edges what_a_lost_primary_had_sent_is_kept,
     edges after_a_gap_it_begins_anew_when_told,
     edges no_commit_that_returned_is_lost,

@@ -13,8 +13,8 @@ use std::time::Duration;
 topic! {
     with_postgres no_file_of_the_original_is_touched,
     with_postgres a_subscription_is_the_originals_alone,
-    with_postgres a_clone_archives_nothing_though_its_settings_are_reset,
-    with_postgres what_this_host_has_not_is_set_otherwise,
+    edges a_clone_archives_nothing_though_its_settings_are_reset,
+    edges what_this_host_has_not_is_set_otherwise,
     edges every_view_starts_whatever_the_server_was_started_with,
     with_postgres what_only_the_servers_host_has_keeps_no_copy_from_starting,
     once who_comes_in_is_never_read_outside,

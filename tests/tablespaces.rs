@@ -9,8 +9,8 @@ use std::path::Path;
 
 topic! {
     with_postgres copies_recover_past_a_tablespace_beside_their_original,
-    with_postgres a_clone_recovers_past_a_tablespace_beside_its_original,
-    with_postgres a_boot_test_stays_out_of_a_tablespace_made_during_the_backup,
+    edges a_clone_recovers_past_a_tablespace_beside_its_original,
+    edges a_boot_test_stays_out_of_a_tablespace_made_during_the_backup,
     with_postgres a_clone_makes_no_tablespace_outside_itself,
 }
 

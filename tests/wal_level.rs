@@ -7,8 +7,8 @@ use crate::common::{Install, Mount, PgServer, Site};
 
 topic! {
     with_postgres nothing_is_offered_behind_a_start_with_minimal_wal,
-    with_postgres a_pause_is_reached_behind_raised_settings,
-    with_postgres wal_that_cannot_be_read_is_archived_and_said_loudly,
+    edges a_pause_is_reached_behind_raised_settings,
+    edges wal_that_cannot_be_read_is_archived_and_said_loudly,
 }
 
 fn mark(server: &PgServer, number: u32) -> String {

@@ -12,6 +12,10 @@ pub(crate) const COMMAND_LIMIT: Duration = Duration::from_secs(180);
 
 const POLL: Duration = Duration::from_millis(2);
 
+/// Between two looks whether something holds.
+const MIN_PAUSE: Duration = Duration::from_millis(10);
+const MAX_PAUSE: Duration = Duration::from_millis(200);
+
 /// A command that has ended.
 pub(crate) struct Run {
     line: String,
@@ -81,7 +85,8 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
             began.elapsed() < Duration::from_secs(60),
             "Waited a minute in vain: {what}"
         );
-        thread::sleep(Duration::from_millis(20));
+        // Looking takes work itself, most often a process: the longer it has taken, the less often.
+        thread::sleep((began.elapsed() / 8).clamp(MIN_PAUSE, MAX_PAUSE));
     }
 }
 
