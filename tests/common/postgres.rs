@@ -72,6 +72,11 @@ impl Install {
     pub(crate) fn program(&self, name: &str) -> PathBuf {
         self.bindir.join(name)
     }
+
+    /// Of those that are found.
+    pub(crate) fn is_newest(&self) -> bool {
+        Self::all().iter().all(|other| other.major <= self.major)
+    }
 }
 
 /// A server on a data directory `DIR/NAME`, with its socket in `DIR/NAME.s` and its log in `DIR/NAME.log`.

@@ -9,7 +9,7 @@ use std::time::Instant;
 /// How large databases are made: pgbench's unit of 15 MB.
 pub(crate) fn scale() -> u32 {
     std::env::var("BARMANFS_TEST_SCALE")
-        .map_or(20, |text| text.parse().expect("BARMANFS_TEST_SCALE is a number"))
+        .map_or(8, |text| text.parse().expect("BARMANFS_TEST_SCALE is a number"))
 }
 
 /// One test of a topic.

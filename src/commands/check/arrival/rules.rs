@@ -312,7 +312,10 @@ fn wal_age(facts: &Facts) -> Option<Line> {
     );
     let size = facts.segment_size;
     let idle = here.newest_segment.is_some_and(|newest| {
-        let written = facts.flush_lsn.0.saturating_sub(newest.next(size).start_lsn(size).0);
+        let written = facts
+            .flush_lsn
+            .0
+            .saturating_sub(newest.next(size).start_lsn(size).0);
         written <= WRITTEN_WHEN_IDLE_BYTES
     });
     Some(if age <= limit.seconds {
