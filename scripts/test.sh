@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that is checked, as a person and as CI run it: format, lints, the unit tests of every crate, then the
-# program's own tests against each PostgreSQL that is here or can be had.
+# Everything that is checked, as a person and as CI run it: format, lints, the unit tests of every crate, a reader that was
+# written from FORMAT.md, then the program's own tests against each PostgreSQL that is here or can be had.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
@@ -74,6 +74,13 @@ majors() { sed 's/=[^:]*//g; s/:/ /g' <<<"$1"; }
 # and all that is built on it is built again.
 cargo_test=(cargo test -q --workspace --no-fail-fast)
 
+# What FORMAT.md says is enough to read a repository: a reader in Python that was written from it. In a subshell: where its
+# packages cannot be had, only this check fails.
+check_format_reader() (
+    python=$(python_with python zstandard blake3) &&
+        "$python" -B tools/test_read_pack.py
+)
+
 # program_tests VERSIONS: one closing line for each PostgreSQL.
 program_tests() {
     local group good bad all_bad=0
@@ -124,6 +131,7 @@ if [ -z "$filter" ]; then
     check "Lints" cargo clippy -q --workspace --all-targets -- -D warnings
     # All test targets but 'program'.
     unit_tests "Unit tests of libraries, program and tools" "${cargo_test[@]}" --lib --bins --test '[!p]*' --test 'pi*'
+    check "Reader written from FORMAT.md" check_format_reader
 fi
 program_tests "$versions"
 

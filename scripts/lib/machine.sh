@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # What the machine must have, and how to get it. Sourced after say.sh.
 
-# Where downloaded PostgreSQL versions stay. Root's servers run as another user, who must be able to read them.
+# Where downloaded PostgreSQL versions and Python packages stay. Root's servers run as another user, who must be able to read them.
 cache_directory() {
     if [ "$(id -u)" = 0 ]; then
         say "${BARMANFS_TEST_CACHE:-/var/cache/barmanfs-test}"
@@ -71,6 +71,30 @@ need_build_and_mount_tools() {
         as_root chmod 666 /dev/fuse || stop "Only root may mount here: /dev/fuse is closed" "As root:  chmod 666 /dev/fuse"
         say "Opened /dev/fuse to all users, as udev does where fuse3 is installed"
     fi
+}
+
+# python_with DIRECTORY PACKAGE...: a Python environment below the cache directory, with these packages from PyPI, whose
+# modules have the same names. Says where its python is.
+python_with() {
+    local cache directory work
+    cache=$(cache_directory)
+    directory=$cache/$1
+    shift
+    if ! "$directory/bin/python" -c "import $(IFS=, && say "$*")" 2>/dev/null; then
+        # Debian's Python comes without what makes environments.
+        python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages python3 python3-venv >&2
+        mkdir -p "$cache"
+        work=$(mktemp -d "$directory.XXXXXX")
+        # Renamed when it is complete: another run may be making it too.
+        if ! python3 -m venv "$work" || ! "$work/bin/python" -m pip install -q --disable-pip-version-check "$@" >&2; then
+            rm -rf "$work"
+            return 1
+        fi
+        chmod 755 "$work"
+        rm -rf "$directory"
+        mv -T "$work" "$directory"
+    fi
+    say "$directory/bin/python"
 }
 
 # need_space DIRECTORY MEGABYTES

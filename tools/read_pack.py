@@ -1,0 +1,860 @@
+#!/usr/bin/env python3
+"""Read a barmanfs repository without barmanfs.
+
+This program is written from catalog/store/FORMAT.md alone. It proves that the document is complete, and it
+gets data back on a machine that has no barmanfs. It reads the packs and nothing else: no catalog.sqlite, no
+lock. It never writes into the repository.
+
+It needs Python 3.9 or later and two packages from PyPI:  pip install zstandard blake3
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import struct
+import sys
+import tempfile
+from datetime import datetime, timezone
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+try:
+    import blake3
+    import zstandard
+except ImportError as missing:
+    sys.exit(f"FAILED: {missing}. Install what is missing with: pip install zstandard blake3")
+
+EXAMPLES = """\
+examples:
+  read_pack.py /backups list
+  read_pack.py /backups files 20261120T101500
+  read_pack.py /backups extract 20261120T101500 base/5/1259 -o 1259
+  read_pack.py /backups extract main/20261120T101500 -o /restore/main      all files
+  read_pack.py /backups wal main
+  read_pack.py /backups wal main 00000001000000000000000A -o segment
+
+A backup is named by its id, or by SERVER/ID where two servers have the same id.
+
+exit codes:
+  0  all is well
+  1  what you asked for is not there or damaged; the last line says why
+  2  wrong usage
+  3  what you asked for is whole, but something else in the repository is not
+"""
+
+FORMAT_VERSION = 1
+MAX_CHUNK = 4 << 20
+MAX_FOOTER = 32 << 20
+MAX_RECORD = 8 << 20
+MAX_PACK_CHUNKS = 32768
+BLOCK = 8192
+INLINE_ROWS = 16
+PIECE_ROWS = 2048
+
+HEADER = struct.Struct("<8sII16s")
+TRAILER = struct.Struct("<IIII32s8s")
+ROW = struct.Struct("<32sI")
+STORED, ZSTD, DELTA = 0, 1, 2
+ZSTD_DICTIONARY_MAGIC = bytes.fromhex("37a430ec")
+
+BACKUP, WAL, DELETION, KEEP_MARK, QUARANTINED, SERVER, BOOT_TEST, DAMAGE = range(1, 9)
+
+
+class Problem(Exception):
+    """Something is damaged, missing, or not as the format demands. The text is for the user."""
+
+
+def require(condition, message):
+    if not condition:
+        raise Problem(message)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# CRC-32C. The standard library has none, and a loop over bytes reads a few MB a second. So the data is cut
+# into lanes of 64 bytes, and all lanes take one byte at a step: their CRCs are one large integer, and a table
+# look-up for all of them is one bytes.translate. That is ten times as fast.
+
+LANE = 64
+LANES_MAX = 2048
+
+
+def _byte_table():
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
+        table.append(value)
+    return table
+
+
+BYTE_TABLE = _byte_table()
+# The same table, cut into the four bytes of its values, as bytes.translate wants it.
+BYTE_PLANES = [bytes(value >> shift & 0xFF for value in BYTE_TABLE) for shift in (0, 8, 16, 24)]
+
+
+def _update(crc, data):
+    """The plain loop: the CRC register after some more bytes."""
+    for byte in data:
+        crc = BYTE_TABLE[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+    return crc
+
+
+# What 64 zero bytes make of the register, for each value of each of its four bytes. The rest is exclusive or.
+LANE_SHIFT = [[_update(value << shift, bytes(LANE)) for value in range(256)] for shift in (0, 8, 16, 24)]
+
+
+def _lane_crcs(data):
+    """The register after each lane, begun at 0, as four planes of bytes, the lowest first."""
+    count = len(data) // LANE
+    state, lowest = 0, (1 << 8 * count) - 1
+    for at in range(LANE):
+        column = int.from_bytes(data[at::LANE], "little")
+        index = ((state & lowest) ^ column).to_bytes(count, "little")
+        looked_up = b"".join(index.translate(plane) for plane in BYTE_PLANES)
+        state = (state >> 8 * count) ^ int.from_bytes(looked_up, "little")
+    planes = state.to_bytes(4 * count, "little")
+    return [planes[count * plane : count * (plane + 1)] for plane in range(4)]
+
+
+def crc32c(data):
+    """CRC-32C (Castagnoli), as in iSCSI and PostgreSQL."""
+    crc, whole = 0xFFFFFFFF, len(data) // LANE * LANE
+    shift0, shift1, shift2, shift3 = LANE_SHIFT
+    for start in range(0, whole, LANE * LANES_MAX):
+        lanes = _lane_crcs(data[start : min(start + LANE * LANES_MAX, whole)])
+        for b0, b1, b2, b3 in zip(*lanes):
+            crc = shift0[crc & 0xFF] ^ shift1[crc >> 8 & 0xFF] ^ shift2[crc >> 16 & 0xFF] ^ shift3[crc >> 24]
+            crc ^= b0 | b1 << 8 | b2 << 16 | b3 << 24
+    return _update(crc, data[whole:]) ^ 0xFFFFFFFF
+
+
+@lru_cache(maxsize=64)
+def crc32c_of_zeros(length):
+    return crc32c(bytes(length))
+
+
+def _apply(matrix, vector):
+    """Multiply a 32x32 bit matrix (a list of columns) with a vector."""
+    result = 0
+    for column in matrix:
+        if vector & 1:
+            result ^= column
+        vector >>= 1
+    return result
+
+
+@lru_cache(maxsize=64)
+def _zeros_operator(length):
+    """The matrix that appends `length` zero bytes to the data of a CRC (as zlib's crc32_combine)."""
+    one_bit = [0x82F63B78] + [1 << bit for bit in range(31)]
+    power, result = one_bit, None
+    for _ in range(3):  # one bit, two, four: eight bits are one byte
+        power = [_apply(power, column) for column in power]
+    while length:
+        if length & 1:
+            result = power if result is None else [_apply(power, column) for column in result]
+        power = [_apply(power, column) for column in power]
+        length >>= 1
+    return result or [1 << bit for bit in range(32)]
+
+
+def crc32c_combine(first, second, second_length):
+    """The CRC of two byte strings, one after the other, from the CRC of each."""
+    return _apply(_zeros_operator(second_length), first) ^ second
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Bytes with a position, so that no length is believed that the bytes do not have.
+
+
+class Cursor:
+    def __init__(self, data, what):
+        self.data, self.at, self.what = data, 0, what
+
+    def take(self, length):
+        require(self.at + length <= len(self.data), f"{self.what} is cut short")
+        self.at += length
+        return bytes(self.data[self.at - length : self.at])
+
+    def number(self, length, signed=False):
+        return int.from_bytes(self.take(length), "little", signed=signed)
+
+    def end(self):
+        require(self.at == len(self.data), f"{self.what} has {len(self.data) - self.at} bytes too many")
+
+
+def unpack_zstd(frame, length, what, prefix=b""):
+    """Decode one zstd frame that must give exactly `length` bytes."""
+    try:
+        # Without this check, the length the frame claims would be allocated, however large.
+        claimed = zstandard.get_frame_parameters(frame).content_size
+        require(claimed in (length, zstandard.CONTENTSIZE_UNKNOWN), f"{what} claims {claimed} bytes, not {length}")
+        dictionary = None
+        if prefix:
+            dictionary = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+        decoder = zstandard.ZstdDecompressor(dict_data=dictionary)
+        data = decoder.decompress(frame, max_output_size=max(length, 1), allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise Problem(f"{what} is no whole zstd frame: {error}") from error
+    require(len(data) == length, f"{what} decodes to {len(data)} bytes, not {length}")
+    return data
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Packs
+
+
+class Place(NamedTuple):
+    """Where a chunk is."""
+
+    pack: str
+    path: Path
+    offset: int
+    stored: int
+    encoding: int
+    size: int
+    base: Optional[bytes]
+
+
+class Record(NamedTuple):
+    id: str
+    kind: int
+    payload: bytes
+    pack: str
+
+
+def read_pack(path):
+    """Check a pack as the format demands, in its order; return its chunks and its records."""
+    what = f"Pack {path.name}"
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        require(size >= HEADER.size + TRAILER.size, f"{what} has only {size} bytes")
+        file.seek(size - TRAILER.size)
+        trailer = file.read(TRAILER.size)
+        version, _, footer_bytes, raw_bytes, checksum, magic = TRAILER.unpack(trailer)
+        require(magic == b"bmfs-end", f"{what} does not end as a pack")
+        require(max(footer_bytes, raw_bytes) <= MAX_FOOTER, f"{what} claims a footer of more than 32 MiB")
+        footer_at = size - TRAILER.size - footer_bytes
+        require(footer_at >= HEADER.size, f"{what} has no room for its footer")
+        file.seek(footer_at)
+        footer = file.read(footer_bytes)
+        file.seek(0)
+        header = file.read(HEADER.size)
+    require(blake3.blake3(header + footer + trailer[:16]).digest() == checksum, f"{what} is damaged: wrong checksum")
+    require(version <= FORMAT_VERSION, f"{what} has version {version}: a newer barmanfs wrote it")
+    header_magic, header_version, header_zero, pack_id = HEADER.unpack(header)
+    require(header_magic == b"bmfspack", f"{what} does not begin as a pack")
+    require(header_version == version != 0 and header_zero == 0, f"{what} has a wrong header")
+    require(pack_id.hex() == path.name, f"{what} says that it is pack {pack_id.hex()}")
+    if footer_bytes != raw_bytes:
+        footer = unpack_zstd(footer, raw_bytes, f"The footer of pack {path.name}")
+    return parse_footer(footer, path, footer_at)
+
+
+def parse_footer(footer, path, footer_at):
+    cursor = Cursor(footer, f"The footer of pack {path.name}")
+    chunk_count, record_count = cursor.number(4), cursor.number(4)
+    require(chunk_count <= MAX_PACK_CHUNKS, f"Pack {path.name} claims {chunk_count} chunks")
+    chunks, offset = [], HEADER.size
+    for _ in range(chunk_count):
+        chunk_id, encoding = cursor.take(32), cursor.number(1)
+        stored, size = cursor.number(4), cursor.number(4)
+        require(encoding in (STORED, ZSTD, DELTA), f"Pack {path.name} has a chunk of the unknown encoding {encoding}")
+        require(max(stored, size) <= MAX_CHUNK, f"Pack {path.name} claims a chunk of more than 4 MiB")
+        base = cursor.take(32) if encoding == DELTA else None
+        require(base != chunk_id, f"Pack {path.name} has a chunk that is its own base")
+        chunks.append((chunk_id, Place(path.name, path, offset, stored, encoding, size, base)))
+        offset += stored
+    require(offset == footer_at, f"The frames of pack {path.name} do not end where its footer begins")
+    records = []
+    for _ in range(record_count):
+        record_id, kind, length = cursor.take(16), cursor.number(1), cursor.number(4)
+        require(length <= MAX_RECORD, f"Pack {path.name} claims a record of more than 8 MiB")
+        records.append(Record(record_id.hex(), kind, cursor.take(length), path.name))
+    cursor.end()
+    return chunks, records
+
+
+PACK_NAME = re.compile(r"[0-9a-f]{32}")
+
+
+def find_packs(directory):
+    """The packs under their own names, and files under other names that begin as a pack, with its id."""
+    packs, strays = [], []
+    for folder, folders, names in os.walk(directory):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(folder) / name
+            if PACK_NAME.fullmatch(name) and path.parent == Path(directory) / name[:2]:
+                packs.append(path)
+            elif not being_written(name) and path.is_file():
+                pack_id = pack_id_in_header(path)
+                strays += [(path, pack_id)] if pack_id else []
+    own = {path.name for path in packs}
+    return packs, [(path, pack_id) for path, pack_id in strays if pack_id not in own]
+
+
+def being_written(name):
+    """Packs of writers at work or killed, and files that NFS keeps because somebody has them open."""
+    return (name.startswith("tmp-") and name.endswith(".partial")) or name.startswith(".nfs")
+
+
+def pack_id_in_header(path):
+    with open(path, "rb") as file:
+        header = file.read(HEADER.size)
+    if len(header) == HEADER.size and header.startswith(b"bmfspack"):
+        return header[16:].hex()
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Maps and listings
+
+
+class FileMap(NamedTuple):
+    size: int
+    window: int
+    crc: int
+    rows: Optional[list]  # [(chunk id or None, CRC)], or None when they are in pieces
+    pieces: Optional[list]  # chunk ids
+
+
+class Entry(NamedTuple):
+    name: bytes
+    kind: str  # "file", "directory", "link"
+    mode: int
+    uid: int
+    gid: int
+    mtime_s: int
+    mtime_ns: int
+    content: object  # FileMap, Directory, or the target of a link
+
+
+class Directory(NamedTuple):
+    entries: int
+    pages: list  # [(first name, chunk id)]
+
+
+def row_count(size, window):
+    return -(-size // window)
+
+
+def check_map(file_map, what):
+    """A map must have a possible window size, and as many rows or pieces as its size needs."""
+    window = file_map.window
+    require(BLOCK <= window <= MAX_CHUNK and window & (window - 1) == 0, f"{what} has windows of {window} bytes")
+    rows = row_count(file_map.size, window)
+    if file_map.rows is None:
+        pieces = row_count(rows, PIECE_ROWS) if rows > INLINE_ROWS else -1
+        require(len(file_map.pieces) == pieces, f"{what} has a wrong number of pieces")
+    else:
+        require(len(file_map.rows) == rows <= INLINE_ROWS, f"{what} has a wrong number of rows")
+    return file_map
+
+
+def parse_rows(data):
+    return [(None if chunk == bytes(32) else chunk, crc) for chunk, crc in ROW.iter_unpack(data)]
+
+
+def map_from_json(value, what):
+    windows = value["windows"]
+    rows = pieces = None
+    if "inline" in windows:
+        rows = [(row["chunk"] and bytes.fromhex(row["chunk"]), row["crc32c"]) for row in windows["inline"]]
+    else:
+        pieces = [bytes.fromhex(piece) for piece in windows["pieces"]]
+    return check_map(FileMap(value["size_bytes"], value["window_bytes"], value["crc32c"], rows, pieces), what)
+
+
+def directory_from_json(value):
+    pages = [(bytes.fromhex(page["first"]), bytes.fromhex(page["chunk"])) for page in value["pages"]]
+    return Directory(value["entries"], pages)
+
+
+def check_name(name, what):
+    good = 1 <= len(name) <= 255 and b"\0" not in name and b"/" not in name and name not in (b".", b"..")
+    require(good, f"{what} has an entry with the impossible name {name!r}")
+    return name
+
+
+def parse_page(data, what):
+    cursor = Cursor(data, what)
+    require(cursor.take(8) == b"bmfslist", f"{what} does not begin as a listing")
+    version = cursor.number(4)
+    require(version == FORMAT_VERSION, f"{what} has version {version}, not {FORMAT_VERSION}")
+    count = cursor.number(4)
+    require(count >= 1, f"{what} is empty")
+    entries = [parse_entry(cursor, what) for _ in range(count)]
+    cursor.end()
+    return entries
+
+
+def parse_entry(cursor, what):
+    kind = cursor.number(1)
+    name = check_name(cursor.take(cursor.number(2)), what)
+    mode, uid, gid = cursor.number(4), cursor.number(4), cursor.number(4)
+    mtime_s, mtime_ns = cursor.number(8, signed=True), cursor.number(4)
+    require(mode <= 0o7777 and mtime_ns < 1_000_000_000, f"{what} has an entry with impossible attributes")
+    if kind in (1, 2):
+        kind, content = "file", parse_map(cursor, kind == 1, what)
+    elif kind == 3:
+        kind, content = "directory", parse_reference(cursor, what)
+    elif kind == 4:
+        kind, content = "link", cursor.take(cursor.number(2))
+        require(1 <= len(content) <= 4095 and b"\0" not in content, f"{what} has a link with an impossible target")
+    else:
+        raise Problem(f"{what} has an entry of the unknown kind {kind}")
+    return Entry(name, kind, mode, uid, gid, mtime_s, mtime_ns, content)
+
+
+def parse_map(cursor, inline, what):
+    size, window, crc = cursor.number(8), cursor.number(4), cursor.number(4)
+    # Checked before anything is read by the counts that follow from them.
+    require(BLOCK <= window <= MAX_CHUNK, f"{what} has windows of {window} bytes")
+    count = row_count(size, window)
+    if inline:
+        require(count <= INLINE_ROWS, f"{what} has {count} rows in an entry")
+        return check_map(FileMap(size, window, crc, parse_rows(cursor.take(count * ROW.size)), None), what)
+    ids = cursor.take(row_count(count, PIECE_ROWS) * 32)
+    return check_map(FileMap(size, window, crc, None, [ids[at : at + 32] for at in range(0, len(ids), 32)]), what)
+
+
+def parse_reference(cursor, what):
+    entries, pages = cursor.number(8), cursor.number(4)
+    return Directory(entries, [(cursor.take(cursor.number(2)), cursor.take(32)) for _ in range(pages)])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A repository
+
+
+class Repository:
+    """The packs of a repository, read once. `problems` is what is wrong with it, a line for each."""
+
+    def __init__(self, directory):
+        self.problems = []
+        self.chunks = {}  # chunk id -> its places
+        self.records = {}  # record id -> Record; a record that is in several packs counts once
+        self.crcs = {}  # chunk id -> CRC-32C, of chunks that were proven by their id
+        packs = Path(directory) / "packs"
+        require(packs.is_dir(), f"{directory} is no repository: it has no directory 'packs'")
+        paths, strays = find_packs(packs)
+        for path in paths:
+            self.read(path)
+        for path, pack_id in strays:
+            self.problems.append(f"{path} is pack {pack_id} under another name: move it to {packs}/{pack_id[:2]}/{pack_id}")
+        self.apply_records()
+        self.sort_places()
+
+    def read(self, path):
+        try:
+            chunks, records = read_pack(path)
+        except (Problem, OSError) as problem:
+            self.problems.append(str(problem))
+            return
+        for chunk_id, place in chunks:
+            self.chunks.setdefault(chunk_id, []).append(place)
+        for record in records:
+            self.records.setdefault(record.id, record)
+
+    # -- records
+
+    def parse(self, record):
+        """A record's payload, or None when it cannot be understood, which is a problem of the repository."""
+        try:
+            value = json.loads(record.payload)
+            require(value["version"] <= 1, f"Record {record.id} has version {value['version']}: a newer barmanfs wrote it")
+            value["record"] = record.id
+            return value
+        except Problem as problem:
+            self.problems.append(str(problem))
+        except (ValueError, KeyError, TypeError) as error:
+            self.problems.append(f"Record {record.id} in pack {record.pack} cannot be read: {error!r}")
+        return None
+
+    def of_kind(self, kind):
+        values = (self.parse(record) for record in self.live if record.kind == kind)
+        return [value for value in values if value is not None]
+
+    def apply_records(self):
+        """Deletions first: the order in which records are read does not matter."""
+        self.live = [record for record in self.records.values() if record.kind == DELETION]
+        annulled = {deletion["of"] for deletion in self.of_kind(DELETION)}
+        self.live = [record for record in self.records.values() if record.id not in annulled]
+        self.backups = self.claim(BACKUP, "id", lambda backup: (backup["status"] == "FAILED", backup["record"]))
+        self.wal = self.claim(WAL, "name", lambda file: (instant(file["archived_at"]), file["record"]))
+        self.quarantined = self.of_kind(QUARANTINED)
+        for backup in self.backups.values():
+            backup["status"] = self.status(backup)
+        self.damaged = {
+            (damage["pack"], bytes.fromhex(chunk)) for damage in self.of_kind(DAMAGE) for chunk in damage["chunks"]
+        }
+
+    def claim(self, kind, name, rank):
+        """Records by (server, name). Of several that claim one name the lowest rank has it."""
+        claimed = {}
+        for value in sorted(self.of_kind(kind), key=rank, reverse=True):
+            claimed[value["server"], value[name]] = value
+        return dict(sorted(claimed.items()))
+
+    def status(self, backup):
+        """A complete backup waits until the archive has all the WAL it needs."""
+        if backup["status"] == "FAILED" or all((backup["server"], name) in self.wal for name in needed_wal(backup)):
+            return "FAILED" if backup["status"] == "FAILED" else "DONE"
+        return "WAITING_FOR_WALS"
+
+    def find_backup(self, name):
+        server, slash, backup_id = name.rpartition("/")
+        found = [
+            backup
+            for (of, id), backup in self.backups.items()
+            if id == backup_id and (of == server or not slash)
+        ]
+        require(found, f"There is no backup {name}")
+        require(len(found) == 1, f"Several servers have a backup {name}: name it SERVER/{name}")
+        return found[0]
+
+    def find_wal(self, server, name):
+        if name.startswith("quarantine/"):
+            found = [file for file in self.quarantined if name == f"quarantine/{file['record']}"]
+            require(found, f"Nothing is in quarantine as {name}")
+            return found[0]
+        require((server, name) in self.wal, f"{name} of {server} is not in the archive")
+        return self.wal[server, name]
+
+    # -- chunks
+
+    def sort_places(self):
+        """Best places first: those not known to be damaged, then whole chunks before deltas."""
+        for chunk_id, places in self.chunks.items():
+            places.sort(key=lambda place: ((place.pack, chunk_id) in self.damaged, place.encoding == DELTA))
+
+    def chunk(self, chunk_id, size=None, is_base=False):
+        """The bytes of a chunk, proven by its id. All its places are tried before it counts as damaged."""
+        places = [place for place in self.chunks.get(chunk_id, []) if not (is_base and place.encoding == DELTA)]
+        failures = []
+        for place in places:
+            try:
+                data = self.decode(chunk_id, place)
+                require(size in (None, len(data)), f"Chunk {chunk_id.hex()} has {len(data)} bytes, {size} are needed")
+                return data
+            except (Problem, OSError) as problem:
+                failures.append(str(problem))
+        what = "The whole chunk" if is_base else "Chunk"
+        raise Problem(failures[0] if failures else f"{what} {chunk_id.hex()} is in no readable pack")
+
+    def decode(self, chunk_id, place):
+        what = f"Chunk {chunk_id.hex()} in pack {place.pack}"
+        with open(place.path, "rb") as file:
+            file.seek(place.offset)
+            frame = file.read(place.stored)
+        require(len(frame) == place.stored, f"{what} is cut short")
+        if place.encoding == STORED:
+            data = frame
+            require(len(data) == place.size, f"{what} has {len(data)} bytes, not {place.size}")
+        elif place.encoding == ZSTD:
+            data = unpack_zstd(frame, place.size, what)
+        else:
+            data = decode_delta(frame, place.size, self.chunk(place.base, is_base=True), what)
+        require(blake3.blake3(data).digest() == chunk_id, f"{what} is damaged: wrong BLAKE3")
+        return data
+
+    def crc_of(self, chunk_id, data):
+        if chunk_id is None:
+            return crc32c_of_zeros(len(data))
+        if chunk_id not in self.crcs:
+            self.crcs[chunk_id] = crc32c(data)
+        return self.crcs[chunk_id]
+
+    # -- files and directories
+
+    def rows(self, file_map):
+        if file_map.rows is not None:
+            yield from file_map.rows
+            return
+        left = row_count(file_map.size, file_map.window)
+        for piece in file_map.pieces:
+            count = min(left, PIECE_ROWS)
+            yield from parse_rows(self.chunk(piece, size=count * ROW.size))
+            left -= count
+
+    def contents(self, file_map, what):
+        """The bytes of a file, window by window, each proven before it is given out."""
+        left, whole_crc = file_map.size, 0
+        for chunk_id, crc in self.rows(file_map):
+            length = min(left, file_map.window)
+            data = bytes(length) if chunk_id is None else self.chunk(chunk_id, size=length)
+            require(self.crc_of(chunk_id, data) == crc, f"{what}: a window has the wrong CRC-32C")
+            whole_crc = crc32c_combine(whole_crc, crc, length)
+            left -= length
+            yield data
+        require(whole_crc == file_map.crc, f"{what} has the wrong CRC-32C")
+
+    def entries(self, directory, what):
+        """The entries of a directory, sorted by name."""
+        count, last = 0, None
+        for first, chunk_id in directory.pages:
+            page = parse_page(self.chunk(chunk_id), f"The listing of {what}")
+            require(page[0].name == first, f"The listing of {what} has a page that begins with another name")
+            for entry in page:
+                require(last is None or last < entry.name, f"The listing of {what} is not sorted")
+                last, count = entry.name, count + 1
+                yield entry
+        require(count == directory.entries, f"The listing of {what} has {count} entries, not {directory.entries}")
+
+    def walk(self, directory, path=b""):
+        """All (path, entry) below a directory; a directory comes before what is in it."""
+        for entry in self.entries(directory, text(path) or "the root"):
+            name = path + b"/" + entry.name if path else entry.name
+            yield name, entry
+            if entry.kind == "directory":
+                yield from self.walk(entry.content, name)
+
+    def root(self, backup):
+        """The entry of a backup's root directory."""
+        require(backup.get("root"), f"Backup {backup['id']} has no files: its status is {backup['status']}")
+        with as_problem(f"The record of backup {backup['id']}"):
+            attributes, directory = backup["root"]["attributes"], directory_from_json(backup["root"]["directory"])
+            fields = (attributes[name] for name in ("mode", "uid", "gid", "mtime_s", "mtime_ns"))
+            return Entry(b"", "directory", *fields, directory)
+
+    def lookup(self, backup, path):
+        entry = self.root(backup)
+        for name in [name for name in path.split(b"/") if name not in (b"", b".")]:
+            require(entry.kind == "directory", f"{text(path)} is not in backup {backup['id']}")
+            found = [child for child in self.entries(entry.content, text(path)) if child.name == name]
+            require(found, f"{text(path)} is not in backup {backup['id']}")
+            entry = found[0]
+        return entry
+
+    def wal_contents(self, file):
+        what = f"{file['name']} of {file['server']}"
+        with as_problem(f"The record of {what}"):
+            file_map = map_from_json(file["map"], what)
+        return self.contents(file_map, what)
+
+
+@contextlib.contextmanager
+def as_problem(what):
+    """A record whose fields are missing or of another type is damage, not a fault of this program."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Problem(f"{what} is not as the format demands: {error!r}") from error
+
+
+def decode_delta(frame, size, base, what):
+    """Put a chunk together from the changed blocks in the frame and the other blocks of its base."""
+    blocks = row_count(size, BLOCK)
+    cursor = Cursor(frame, what)
+    bitmap = int.from_bytes(cursor.take(row_count(blocks, 8)), "little")
+    require(bitmap >> blocks == 0, f"{what} marks blocks behind its end")
+    starts = [(block * BLOCK, bitmap >> block & 1) for block in range(blocks)]
+    prefix = b"".join(base[start : start + BLOCK] for start, changed in starts if changed)
+    require(not prefix.startswith(ZSTD_DICTIONARY_MAGIC), f"{what} has a prefix that no writer uses")
+    length = sum(min(BLOCK, size - start) for start, changed in starts if changed)
+    fresh = Cursor(unpack_zstd(frame[cursor.at :], length, what, prefix), what)
+    parts = []
+    for start, changed in starts:
+        end = min(start + BLOCK, size)
+        require(changed or end <= len(base), f"{what} takes a block behind the end of its base")
+        parts.append(fresh.take(end - start) if changed else base[start:end])
+    return b"".join(parts)
+
+
+def instant(time):
+    """A record's time as microseconds since 1970: as texts they do not sort where digits are left out."""
+    match = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?Z", time)
+    require(match, f"{time!r} is no time")
+    seconds = datetime.fromisoformat(match[1]).replace(tzinfo=timezone.utc)
+    return int(seconds.timestamp()) * 1_000_000 + int((match[2] or "").ljust(6, "0"))
+
+
+def lsn(value):
+    high, low = value.split("/")
+    return int(high, 16) << 32 | int(low, 16)
+
+
+def needed_wal(backup):
+    """The segments a complete backup needs from the archive."""
+    if backup["wal_included"] or backup.get("stop_lsn") is None:
+        return
+    size, stop = backup["segment_size"], lsn(backup["stop_lsn"])
+    for number in range(lsn(backup["start_lsn"]) // size, row_count(stop, size)):
+        log, segment = divmod(number, 0x1_0000_0000 // size)
+        yield f"{backup['timeline']:08X}{log:08X}{segment:08X}"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Output
+
+
+def text(name):
+    """Bytes of a name for people: what is not printable UTF-8 is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name.decode("utf-8", "backslashreplace"))
+
+
+def describe(path, entry):
+    """One line of `files`."""
+    time = f"{entry.mtime_s}.{entry.mtime_ns:09}"
+    line = f"{text(path)} {entry.mode:o} {entry.uid}:{entry.gid} {time}"
+    if entry.kind == "file":
+        return f"{line} {entry.content.size} {entry.content.crc:08x}"
+    return line + (f" -> {text(entry.content)}" if entry.kind == "link" else "")
+
+
+def list_backups(repository, arguments):
+    for (server, backup_id), backup in repository.backups.items():
+        if arguments.json:
+            print(json.dumps(backup))
+            continue
+        label = f"  {backup['label']}" if backup.get("label") else ""
+        print(
+            f"{server}/{backup_id}  {backup['status']:<16}  {backup['kind']:<11}  {backup['begin_time']}"
+            f"  {backup['files']} files  {backup['logical_bytes']} bytes{label}"
+        )
+
+
+def list_files(repository, arguments):
+    backup = repository.find_backup(arguments.backup)
+    for path, entry in repository.walk(repository.root(backup).content):
+        print(describe(path, entry))
+
+
+def wal(repository, arguments):
+    if arguments.segment:
+        file = repository.find_wal(arguments.server, arguments.segment)
+        write_file(repository.wal_contents(file), arguments.output)
+        return
+    files = [(name, file) for (server, name), file in repository.wal.items() if server == arguments.server]
+    files += [
+        (f"quarantine/{file['record']}", file) for file in repository.quarantined if file["server"] == arguments.server
+    ]
+    for name, file in files:
+        print(f"{name}  {file['size_bytes']} bytes  {file['archived_at']}  {file['origin']}", end="")
+        print(f"  {file['name']}: {file['reason']}" if "reason" in file else "")
+
+
+def extract(repository, arguments):
+    backup = repository.find_backup(arguments.backup)
+    path = os.fsencode(arguments.path)
+    entry = repository.lookup(backup, path)
+    if entry.kind == "file":
+        write_file(repository.contents(entry.content, text(path)), arguments.output, entry)
+    elif entry.kind == "link":
+        print(text(entry.content))
+    else:
+        require(arguments.output, f"{text(path)} is a directory: say with -o where to put it")
+        extract_directory(repository, entry, Path(arguments.output))
+
+
+def write_file(contents, output, entry=None):
+    """Write a file under a temporary name first, so that one that turns out to be damaged never looks whole."""
+    if output is None:
+        require(not sys.stdout.isatty(), "The file would go to the terminal: say with -o where to put it")
+        for data in contents:
+            sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    output = Path(output)
+    require(not os.path.lexists(output), f"{output} exists")
+    with tempfile.NamedTemporaryFile(dir=output.parent, prefix=".read_pack-") as file:
+        for data in contents:
+            # A hole stays a hole.
+            if data.count(0) == len(data):
+                file.seek(len(data), os.SEEK_CUR)
+            else:
+                file.write(data)
+        file.truncate(file.tell())
+        file.flush()
+        if entry:
+            set_attributes(file.name, entry)
+        os.link(file.name, output)
+
+
+def extract_directory(repository, root, output):
+    """Write a tree. It stops at the first damaged file: what is written until then is whole."""
+    require(not os.path.lexists(output), f"{output} exists")
+    output.mkdir(mode=0o700)
+    directories = [(output, root)]
+    for path, entry in repository.walk(root.content):
+        target = output / os.fsdecode(path)
+        if entry.kind == "file":
+            write_file(repository.contents(entry.content, text(path)), target, entry)
+        elif entry.kind == "link":
+            os.symlink(entry.content, os.fsencode(target))
+            set_owner(target, entry)
+        else:
+            target.mkdir(mode=0o700)
+            directories.append((target, entry))
+    # Last, and the deepest first: writing into a directory needs its permission and changes its time.
+    for target, entry in reversed(directories):
+        set_attributes(target, entry)
+
+
+def set_owner(path, entry):
+    if os.geteuid() == 0:
+        os.chown(path, entry.uid, entry.gid, follow_symlinks=False)
+
+
+def set_attributes(path, entry):
+    set_owner(path, entry)  # before the mode: it clears the set-user-id bits
+    os.chmod(path, entry.mode)
+    time = entry.mtime_s * 1_000_000_000 + entry.mtime_ns
+    os.utime(path, ns=(time, time))
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description="Read a barmanfs repository without barmanfs: list backups, list and extract files and WAL.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("repository", help="the directory of the repository")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    command = commands.add_parser("list", help="list the backups of all servers")
+    command.add_argument("--json", action="store_true", help="one JSON object a line: the record, with today's status")
+    command.set_defaults(run=list_backups)
+
+    command = commands.add_parser("files", help="list the files of a backup")
+    command.add_argument("backup", metavar="BACKUP")
+    command.set_defaults(run=list_files)
+
+    command = commands.add_parser("extract", help="extract a file, a directory, or a whole backup")
+    command.add_argument("backup", metavar="BACKUP")
+    command.add_argument("path", metavar="PATH", nargs="?", default="", help="a file or a directory; all when left out")
+    command.add_argument("-o", "--output", help="where to put it; must not exist; a file goes to standard output without")
+    command.set_defaults(run=extract)
+
+    command = commands.add_parser("wal", help="list the archived WAL of a server, or extract a file of it")
+    command.add_argument("server", metavar="SERVER")
+    command.add_argument("segment", metavar="SEGMENT", nargs="?", help="a name as the list shows it")
+    command.add_argument("-o", "--output", help="where to put it; must not exist; standard output without")
+    command.set_defaults(run=wal)
+    return parser.parse_args()
+
+
+def main():
+    arguments = parse_arguments()
+    try:
+        repository = Repository(arguments.repository)
+        with as_problem("A record"):
+            arguments.run(repository, arguments)
+        sys.stdout.flush()
+    except (Problem, OSError) as problem:
+        print(f"FAILED: {problem}", file=sys.stderr)
+        return 1
+    for problem in repository.problems:
+        print(problem, file=sys.stderr)
+    if repository.problems:
+        print(f"INCOMPLETE: {len(repository.problems)} problems above; what they hide is not shown", file=sys.stderr)
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
