@@ -36,7 +36,8 @@ examples:
   read_pack.py /backups wal main
   read_pack.py /backups wal main 00000001000000000000000A -o segment
 
-A backup is named by its id, or by SERVER/ID where two servers have the same id.
+A backup is named by its id, or by SERVER/ID where two servers have the same id. Run as root, owners are
+restored too. All ids of chunks are held in memory: about half a GB for each million chunks (100 GB of data).
 
 exit codes:
   0  all is well
@@ -359,19 +360,49 @@ def parse_rows(data):
     return [(None if chunk == bytes(32) else chunk, crc) for chunk, crc in ROW.iter_unpack(data)]
 
 
+def number_of(value, name, limit=1 << 64):
+    """A number in a record that the same field in bytes could hold."""
+    number = value[name]
+    if not isinstance(number, int) or not 0 <= number < limit:
+        raise ValueError(f"{name} is {number!r}")
+    return number
+
+
+def chunk_id_of(hex_digits):
+    chunk_id = bytes.fromhex(hex_digits)
+    if len(chunk_id) != 32:
+        raise ValueError(f"{hex_digits!r} is no chunk id")
+    return chunk_id
+
+
 def map_from_json(value, what):
+    """A map in a record. The caller says what it means when a field is missing or of another type."""
     windows = value["windows"]
     rows = pieces = None
     if "inline" in windows:
-        rows = [(row["chunk"] and bytes.fromhex(row["chunk"]), row["crc32c"]) for row in windows["inline"]]
+        rows = [
+            (None if row["chunk"] is None else chunk_id_of(row["chunk"]), number_of(row, "crc32c", 1 << 32))
+            for row in windows["inline"]
+        ]
     else:
-        pieces = [bytes.fromhex(piece) for piece in windows["pieces"]]
-    return check_map(FileMap(value["size_bytes"], value["window_bytes"], value["crc32c"], rows, pieces), what)
+        pieces = [chunk_id_of(piece) for piece in windows["pieces"]]
+    size, window = number_of(value, "size_bytes"), number_of(value, "window_bytes", 1 << 32)
+    return check_map(FileMap(size, window, number_of(value, "crc32c", 1 << 32), rows, pieces), what)
 
 
 def directory_from_json(value):
-    pages = [(bytes.fromhex(page["first"]), bytes.fromhex(page["chunk"])) for page in value["pages"]]
-    return Directory(value["entries"], pages)
+    pages = [(bytes.fromhex(page["first"]), chunk_id_of(page["chunk"])) for page in value["pages"]]
+    return Directory(number_of(value, "entries"), pages)
+
+
+def root_from_json(value):
+    """The entry of a root directory, which has no name."""
+    attributes = value["attributes"]
+    mode, mtime_ns = number_of(attributes, "mode", 0o10000), number_of(attributes, "mtime_ns", 1_000_000_000)
+    uid, gid = number_of(attributes, "uid", 1 << 32), number_of(attributes, "gid", 1 << 32)
+    return Entry(
+        b"", "directory", mode, uid, gid, int(attributes["mtime_s"]), mtime_ns, directory_from_json(value["directory"])
+    )
 
 
 def check_name(name, what):
@@ -467,11 +498,12 @@ class Repository:
         try:
             value = json.loads(record.payload)
             require(value["version"] <= 1, f"Record {record.id} has version {value['version']}: a newer barmanfs wrote it")
+            check_fields(record.kind, value)
             value["record"] = record.id
             return value
         except Problem as problem:
             self.problems.append(str(problem))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             self.problems.append(f"Record {record.id} in pack {record.pack} cannot be read: {error!r}")
         return None
 
@@ -617,16 +649,17 @@ class Repository:
         """The entry of a backup's root directory."""
         require(backup.get("root"), f"Backup {backup['id']} has no files: its status is {backup['status']}")
         with as_problem(f"The record of backup {backup['id']}"):
-            attributes, directory = backup["root"]["attributes"], directory_from_json(backup["root"]["directory"])
-            fields = (attributes[name] for name in ("mode", "uid", "gid", "mtime_s", "mtime_ns"))
-            return Entry(b"", "directory", *fields, directory)
+            return root_from_json(backup["root"])
 
     def lookup(self, backup, path):
-        entry = self.root(backup)
+        return self.lookup_below(self.root(backup), path, f"backup {backup['id']}")
+
+    def lookup_below(self, root, path, where):
+        entry = root
         for name in [name for name in path.split(b"/") if name not in (b"", b".")]:
-            require(entry.kind == "directory", f"{text(path)} is not in backup {backup['id']}")
+            require(entry.kind == "directory", f"{text(path)} is not in {where}")
             found = [child for child in self.entries(entry.content, text(path)) if child.name == name]
-            require(found, f"{text(path)} is not in backup {backup['id']}")
+            require(found, f"{text(path)} is not in {where}")
             entry = found[0]
         return entry
 
@@ -635,6 +668,43 @@ class Repository:
         with as_problem(f"The record of {what}"):
             file_map = map_from_json(file["map"], what)
         return self.contents(file_map, what)
+
+
+# The fields that are used here and must not be missing. The others are read where they are used.
+FIELDS = {
+    BACKUP: {
+        "server": str,
+        "id": str,
+        "status": str,
+        "kind": str,
+        "begin_time": str,
+        "segment_size": int,
+        "wal_included": bool,
+        "logical_bytes": int,
+        "files": int,
+    },
+    WAL: {"server": str, "name": str, "size_bytes": int, "archived_at": str, "origin": str, "map": dict},
+    DELETION: {"of": str},
+    DAMAGE: {"pack": str, "chunks": list},
+}
+FIELDS[QUARANTINED] = {**FIELDS[WAL], "reason": str}
+
+
+def check_fields(kind, value):
+    """Raise an error when a payload lacks what its kind must have."""
+    for name, type_of in FIELDS.get(kind, {}).items():
+        if not isinstance(value[name], type_of):
+            raise TypeError(f"{name} is {value[name]!r}")
+    if kind == BACKUP:
+        size = value["segment_size"]
+        if not 1 << 20 <= size <= 1 << 30:
+            raise ValueError(f"segment_size is {size}")
+        next(needed_wal(value), None)  # the first one is computed with all its fields
+    if kind in (WAL, QUARANTINED):
+        instant(value["archived_at"])
+    if kind == DAMAGE:
+        for chunk in value["chunks"]:
+            bytes.fromhex(chunk)
 
 
 @contextlib.contextmanager
@@ -668,7 +738,8 @@ def decode_delta(frame, size, base, what):
 def instant(time):
     """A record's time as microseconds since 1970: as texts they do not sort where digits are left out."""
     match = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?Z", time)
-    require(match, f"{time!r} is no time")
+    if not match:
+        raise ValueError(f"{time!r} is no time")
     seconds = datetime.fromisoformat(match[1]).replace(tzinfo=timezone.utc)
     return int(seconds.timestamp()) * 1_000_000 + int((match[2] or "").ljust(6, "0"))
 
@@ -845,6 +916,10 @@ def main():
         with as_problem("A record"):
             arguments.run(repository, arguments)
         sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of the output has seen enough. Python would write the rest once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (Problem, OSError) as problem:
         print(f"FAILED: {problem}", file=sys.stderr)
         return 1

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Compares read_pack.py, and so FORMAT.md, with what barmanfs itself read in the frozen repositories.
+"""Compares read_pack.py and read_clone.py, and so FORMAT.md, with what barmanfs itself read in the frozen repositories.
 
 fs/tests/frozen/<n>/held.txt is what the program found there when it made the repository. The same lines are
-made here from what read_pack.py prints and extracts. A byte of a pack that is flipped must be noticed, or
+made here from what the two print and extract. A byte of a pack that is flipped must be noticed, or
 change nothing.
 """
 
@@ -18,6 +18,8 @@ import tempfile
 import unittest
 from pathlib import Path
 
+import blake3
+import read_clone
 import read_pack
 
 HERE = Path(__file__).resolve().parent
@@ -25,13 +27,13 @@ FROZEN = HERE.parent / "fs" / "tests" / "frozen"
 FLIPS = int(os.environ.get("READ_PACK_FLIPS", "150"))
 
 
-def run(repository, *arguments):
-    command = [sys.executable, str(HERE / "read_pack.py"), str(repository), *map(str, arguments)]
+def run(repository, *arguments, program="read_pack.py"):
+    command = [sys.executable, str(HERE / program), str(repository), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, check=False)
 
 
-def lines_of(repository, *arguments):
-    done = run(repository, *arguments)
+def lines_of(repository, *arguments, program="read_pack.py"):
+    done = run(repository, *arguments, program=program)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode().splitlines()
 
@@ -39,13 +41,13 @@ def lines_of(repository, *arguments):
 # -- what the program said
 
 
-def expected_lines(held):
-    """The lines of held.txt but for clones, which are in no pack."""
+def expected_lines(held, of_clones):
+    """The lines of held.txt that are of clones, which are in no pack, or the others."""
     lines, in_clone = [], False
     for line in held.splitlines():
         if not line.startswith(" "):
             in_clone = line.startswith("clone ")
-        if not in_clone and not line.startswith(" booted"):
+        if in_clone == of_clones and not line.startswith(" booted"):
             lines.append(line)
     return lines
 
@@ -145,6 +147,25 @@ def wal_lines(repository, server):
     yield f"quarantined {sum(name.startswith('quarantine/') for name in names)}"
 
 
+def clone_lines(repository, directory, root):
+    """The lines of a clone: held.txt has them without times."""
+    clone = json.loads((directory / "clone.json").read_text())
+    origin = clone["origin"]
+    target, copied_from = some(origin.get("target"), quoted), some(origin.get("copied_from"), quoted)
+    yield (
+        f"clone {clone['name']} CloneOrigin {{ backup: BackupId({origin['backup']}), target: {target},"
+        f" copied_from: {copied_from} }} {some(clone.get('max_bytes'), str)}"
+    )
+    name = f"{clone['server']}/{clone['name']}"
+    lines_of(repository, name, "-o", root, program="read_clone.py")
+    for listed in lines_of(repository, name, program="read_clone.py"):
+        path, mode, owner, _, *rest = listed.split(" ")
+        line = extracted_line(root, path, listed).split(" ")
+        # As extracted, but for the time.
+        yield " ".join([*line[:5], *line[6:]])
+        assert rest == line[6:] and [mode, owner] == line[3:5], f"{listed} is not what was extracted"
+
+
 def everything(directory, crcs):
     """All that a repository holds, in this process: what the flipped byte may not change unnoticed."""
     repository = read_pack.Repository(directory)
@@ -160,6 +181,68 @@ def everything(directory, crcs):
     for file in [*repository.wal.values(), *repository.quarantined]:
         held.append((json.dumps(file), b"".join(repository.wal_contents(file))))
     return held, repository.problems
+
+
+# -- packs of our own, for what no frozen repository has
+
+
+def make_pack(repository, number, chunks=(), records=(), version=1):
+    """A pack with chunks stored as they are, and records (id, kind, JSON)."""
+    name = bytes([number]) * 16
+    header = read_pack.HEADER.pack(b"bmfspack", version, 0, name)
+    footer = len(chunks).to_bytes(4, "little") + len(records).to_bytes(4, "little")
+    for data in chunks:
+        size = len(data).to_bytes(4, "little")
+        footer += blake3.blake3(data).digest() + b"\0" + size + size
+    for record, kind, value in records:
+        payload = value if isinstance(value, bytes) else json.dumps(value).encode()
+        footer += bytes([record]) * 16 + bytes([kind]) + len(payload).to_bytes(4, "little") + payload
+    fields = b"".join(field.to_bytes(4, "little") for field in (version, 0, len(footer), len(footer)))
+    checksum = blake3.blake3(header + footer + fields).digest()
+    path = repository / "packs" / name.hex()[:2] / name.hex()
+    path.parent.mkdir(parents=True)
+    path.write_bytes(header + b"".join(chunks) + footer + fields + checksum + b"bmfs-end")
+    return path
+
+
+def record_id(number):
+    return (bytes([number]) * 16).hex()
+
+
+BACKUP = {
+    "version": 1,
+    "server": "main",
+    "id": "20261120T101500",
+    "status": "DONE",
+    "kind": "full",
+    "begin_time": "2026-11-20T10:15:00Z",
+    "segment_size": 16 << 20,
+    "wal_included": False,
+    "timeline": 1,
+    "start_lsn": "0/2000028",
+    "stop_lsn": "0/4000000",
+    "files": 0,
+    "logical_bytes": 0,
+    "root": {
+        "directory": {"pages": [], "entries": 0},
+        "attributes": {"mode": 448, "uid": 0, "gid": 0, "mtime_s": 0, "mtime_ns": 0},
+    },
+}
+
+
+def wal_record(name, archived_at, data=b""):
+    crc = read_pack.crc32c(data)
+    rows = [{"chunk": blake3.blake3(data).hexdigest(), "crc32c": crc}] if data else []
+    file_map = {"size_bytes": len(data), "window_bytes": 1 << 20, "crc32c": crc, "windows": {"inline": rows}}
+    return {
+        "version": 1,
+        "server": "main",
+        "name": name,
+        "size_bytes": len(data),
+        "archived_at": archived_at,
+        "origin": "test",
+        "map": file_map,
+    }
 
 
 @contextlib.contextmanager
@@ -204,11 +287,40 @@ class ReadPack(unittest.TestCase):
 
     def test_what_the_program_found_is_listed_and_extracted(self):
         for frozen in self.frozen():
-            expected = expected_lines((frozen / "held.txt").read_text())
+            expected = expected_lines((frozen / "held.txt").read_text(), False)
             found = list(read_lines(self.copy(frozen), self.scratch))
             # A server's system id is in its own record, which no command shows.
             expected = [line.split(" Some(SystemId")[0] if line.startswith("server ") else line for line in expected]
             self.assertEqual(found, expected, frozen)
+
+    def test_clones_are_listed_and_extracted(self):
+        for frozen in self.frozen():
+            repository, found = frozen / "repository", []
+            for directory in sorted((repository / "live").glob("*/[!.]*")):
+                found += clone_lines(repository, directory, self.scratch / directory.name)
+            self.assertEqual(found, expected_lines((frozen / "held.txt").read_text(), True), frozen)
+
+    def test_a_damaged_journal_is_refused_and_a_torn_one_read(self):
+        copy = self.scratch / "copy"
+        shutil.copytree(self.frozen()[0] / "repository", copy)
+        journal = copy / "live" / "main" / "test1" / "journal"
+        whole = lines_of(copy, "main/test1", program="read_clone.py")
+        journal.write_bytes(journal.read_bytes() + b"torn")
+        self.assertEqual(lines_of(copy, "main/test1", program="read_clone.py"), whole)
+        # No frame but the last may be damaged where a later one says that it was durable.
+        data = journal.read_bytes()[:-4]
+        frames, offset = [], 0
+        while offset < len(data):
+            frames.append((offset, read_clone.whole_frame(data, offset)))
+            offset += read_clone.FRAME.size + len(frames[-1][1][1])
+        durable = max(frame[0] for _, frame in frames)
+        before = [offset for offset, _ in frames if offset < durable]
+        self.assertTrue(before)
+        for offset in before:
+            with flipped(journal, offset + read_clone.FRAME.size, 1):
+                done = run(copy, "main/test1", program="read_clone.py")
+            self.assertEqual(done.returncode, 1)
+            self.assertRegex(done.stderr.decode(), r"\AFAILED: [^\n]+ (is damaged at byte \d+|has no beginning)\n\Z")
 
     def test_a_damaged_file_is_refused(self):
         copy = self.copy(self.frozen()[0])
@@ -286,6 +398,110 @@ class ReadPack(unittest.TestCase):
                 self.assertEqual(found, expected, f"byte {at} of {pack.name}, mask {mask}")
         print(f"{FLIPS} bytes flipped: {noticed} noticed, {FLIPS - noticed} harmless", file=sys.stderr)
         self.assertGreater(noticed, FLIPS // 2)
+
+    # -- rules that no frozen repository shows
+
+    def packs(self, *packs):
+        """A repository of packs, each a list of records."""
+        directory = self.scratch / f"made-{len(list(self.scratch.iterdir()))}"
+        (directory / "packs").mkdir(parents=True)
+        for number, records in enumerate(packs):
+            make_pack(directory, number, records=records)
+        return read_pack.Repository(directory)
+
+    def test_a_deletion_counts_in_any_order(self):
+        backup, deletion = (1, 1, BACKUP), (2, 3, {"version": 1, "of": record_id(1)})
+        self.assertEqual(len(self.packs([backup]).backups), 1)
+        for packs in [[[backup], [deletion]], [[deletion], [backup]], [[deletion, backup]], [[backup], [backup, deletion]]]:
+            repository = self.packs(*packs)
+            self.assertEqual((repository.backups, repository.problems), ({}, []))
+
+    def test_of_records_of_one_name_one_counts(self):
+        failed = {**BACKUP, "status": "FAILED", "root": None}
+        for order in [[(1, 1, failed), (2, 1, BACKUP)], [(2, 1, BACKUP), (1, 1, failed)]]:
+            backup, = self.packs(order).backups.values()
+            self.assertEqual(backup["record"], record_id(2), "the one that did not fail")
+        name = "000000010000000000000002"
+        earlier, later = wal_record(name, "2026-11-20T10:15:00.25Z"), wal_record(name, "2026-11-20T10:15:00.3Z")
+        for order in [[(2, 2, earlier), (1, 2, later)], [(1, 2, later), (2, 2, earlier)]]:
+            self.assertEqual(self.packs(order).wal["main", name]["record"], record_id(2), "the earlier")
+        for order in [[(2, 2, later), (1, 2, later)], [(1, 2, later), (2, 2, later)]]:
+            self.assertEqual(self.packs(order).wal["main", name]["record"], record_id(1), "the smaller id")
+        self.assertEqual(len(self.packs([(1, 5, {**later, "reason": "x"}), (2, 5, {**later, "reason": "y"})]).quarantined), 2)
+
+    def test_a_backup_waits_for_its_wal(self):
+        wal = [(number, 2, wal_record(f"00000001000000000000000{number}", BACKUP["begin_time"])) for number in (2, 3)]
+        for records, status in [(wal, "DONE"), (wal[:1], "WAITING_FOR_WALS"), ([], "WAITING_FOR_WALS")]:
+            backup, = self.packs([(1, 1, BACKUP), *records]).backups.values()
+            self.assertEqual(backup["status"], status)
+        backup, = self.packs([(1, 1, {**BACKUP, "wal_included": True})]).backups.values()
+        self.assertEqual(backup["status"], "DONE")
+
+    def test_a_damaged_copy_of_a_chunk_is_passed_over(self):
+        data, directory = b"segment", self.scratch / "copies"
+        name = "000000010000000000000002"
+        first = make_pack(directory, 1, chunks=[data], records=[(1, 2, wal_record(name, BACKUP["begin_time"], data))])
+        second = make_pack(directory, 2, chunks=[b"before", data])
+        for path, at in [(first, 32), (second, 38)]:
+            with flipped(path, at, 1):
+                self.assertEqual(run(directory, "wal", "main", name).stdout, data)
+        with flipped(first, 32, 1), flipped(second, 38, 1):
+            self.assertEqual(run(directory, "wal", "main", name).returncode, 1)
+        first.unlink()
+        damaged = {"version": 1, "pack": second.name, "found_at": BACKUP["begin_time"], "chunks": [blake3.blake3(data).hexdigest()]}
+        make_pack(directory, 3, chunks=[data], records=[(1, 2, wal_record(name, BACKUP["begin_time"], data)), (2, 8, damaged)])
+        places = read_pack.Repository(directory).chunks[blake3.blake3(data).digest()]
+        self.assertEqual([place.pack for place in places], [record_id(3), second.name])
+
+    def test_what_is_newer_is_said_to_be_newer(self):
+        directory = self.scratch / "newer"
+        make_pack(directory, 1, records=[(1, 1, BACKUP)], version=2)
+        make_pack(directory, 2, records=[(1, 1, {**BACKUP, "version": 2}), (2, 99, b"\xff of a later release")])
+        repository = read_pack.Repository(directory)
+        self.assertEqual(repository.backups, {})
+        self.assertEqual(len(repository.problems), 2)
+        for problem in repository.problems:
+            self.assertIn("newer", problem)
+
+    def test_no_record_makes_it_fail_without_a_reason(self):
+        def changes(value):
+            """The value with each part of it, at any depth, left out or something else."""
+            names = list(value) if isinstance(value, dict) else range(len(value))
+            for name in names:
+                for other in [None, -1, 1 << 70, "x", [], {}, True, 1e300]:
+                    yield with_other(value, name, other)
+                if isinstance(value, dict):
+                    yield {key: kept for key, kept in value.items() if key != name}
+                if isinstance(value[name], (dict, list)):
+                    for changed in changes(value[name]):
+                        yield with_other(value, name, changed)
+
+        def with_other(value, name, other):
+            changed = value.copy()
+            changed[name] = other
+            return changed
+
+        chance = random.Random(1)
+        good = [
+            (1, BACKUP),
+            (2, wal_record("000000010000000000000002", BACKUP["begin_time"], b"x")),
+            (3, {"version": 1, "of": record_id(9)}),
+            (5, {**wal_record("00000002.history", BACKUP["begin_time"]), "reason": "other bytes"}),
+            (8, {"version": 1, "pack": record_id(1), "chunks": ["00" * 32]}),
+        ]
+        payloads = [(kind, payload) for kind, value in good for payload in changes(value)]
+        payloads += [(kind, bytes(chance.randbytes(chance.randrange(9)))) for kind, _ in good for _ in range(20)]
+        payloads += [(kind, payload) for kind, _ in good for payload in ([], None, 1, {}, {"version": 1})]
+        for kind, payload in payloads:
+            directory = self.scratch / "odd"
+            make_pack(directory, 1, records=[(1, kind, payload)])
+            try:
+                everything(directory, {})
+            except read_pack.Problem:
+                pass
+            except Exception as error:
+                raise AssertionError(f"kind {kind}: {payload}") from error
+            shutil.rmtree(directory)
 
 
 if __name__ == "__main__":
