@@ -305,7 +305,9 @@ def main():
     parser.add_argument("repository", help="the directory of the repository")
     parser.add_argument("clone", metavar="SERVER/NAME")
     parser.add_argument("path", metavar="PATH", nargs="?", default="", help="a file or a directory; all when left out")
-    parser.add_argument("-o", "--output", type=Path, help="where to put it; must not exist. Without it, files are listed")
+    parser.add_argument(
+        "-o", "--output", type=Path, help="where to put it; must not exist. Without it, files are listed"
+    )
     arguments = parser.parse_args()
     try:
         repository = read_pack.Repository(arguments.repository)

@@ -27,6 +27,11 @@ try:
 except ImportError as missing:
     sys.exit(f"FAILED: {missing}. Install what is missing with: pip install zstandard blake3")
 
+if tuple(map(int, zstandard.__version__.split(".")[:2])) < (0, 22):
+    sys.exit(
+        f"FAILED: zstandard {zstandard.__version__} is too old: 0.22 or later is needed, from: pip install zstandard"
+    )
+
 EXAMPLES = """\
 examples:
   read_pack.py /backups list
@@ -476,7 +481,9 @@ class Repository:
         for path in paths:
             self.read(path)
         for path, pack_id in strays:
-            self.problems.append(f"{path} is pack {pack_id} under another name: move it to {packs}/{pack_id[:2]}/{pack_id}")
+            self.problems.append(
+                f"{path} is pack {pack_id} under another name: move it to {packs}/{pack_id[:2]}/{pack_id}"
+            )
         self.apply_records()
         self.sort_places()
 
@@ -497,7 +504,9 @@ class Repository:
         """A record's payload, or None when it cannot be understood, which is a problem of the repository."""
         try:
             value = json.loads(record.payload)
-            require(value["version"] <= 1, f"Record {record.id} has version {value['version']}: a newer barmanfs wrote it")
+            require(
+                value["version"] <= 1, f"Record {record.id} has version {value['version']}: a newer barmanfs wrote it"
+            )
             check_fields(record.kind, value)
             value["record"] = record.id
             return value
@@ -540,11 +549,7 @@ class Repository:
 
     def find_backup(self, name):
         server, slash, backup_id = name.rpartition("/")
-        found = [
-            backup
-            for (of, id), backup in self.backups.items()
-            if id == backup_id and (of == server or not slash)
-        ]
+        found = [backup for (of, id), backup in self.backups.items() if id == backup_id and (of == server or not slash)]
         require(found, f"There is no backup {name}")
         require(len(found) == 1, f"Several servers have a backup {name}: name it SERVER/{name}")
         return found[0]
@@ -765,7 +770,9 @@ def needed_wal(backup):
 
 def text(name):
     """Bytes of a name for people: what is not printable UTF-8 is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name.decode("utf-8", "backslashreplace"))
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in name.decode("utf-8", "backslashreplace")
+    )
 
 
 def describe(path, entry):
@@ -804,6 +811,7 @@ def wal(repository, arguments):
     files += [
         (f"quarantine/{file['record']}", file) for file in repository.quarantined if file["server"] == arguments.server
     ]
+    require(files, f"Server {arguments.server} has no WAL here")
     for name, file in files:
         print(f"{name}  {file['size_bytes']} bytes  {file['archived_at']}  {file['origin']}", end="")
         print(f"  {file['name']}: {file['reason']}" if "reason" in file else "")
@@ -847,23 +855,42 @@ def write_file(contents, output, entry=None):
 
 
 def extract_directory(repository, root, output):
-    """Write a tree. It stops at the first damaged file: what is written until then is whole."""
+    """Write a tree. What is damaged is left out and reported; all else is written."""
     require(not os.path.lexists(output), f"{output} exists")
-    output.mkdir(mode=0o700)
-    directories = [(output, root)]
-    for path, entry in repository.walk(root.content):
-        target = output / os.fsdecode(path)
-        if entry.kind == "file":
-            write_file(repository.contents(entry.content, text(path)), target, entry)
-        elif entry.kind == "link":
-            os.symlink(entry.content, os.fsencode(target))
-            set_owner(target, entry)
-        else:
-            target.mkdir(mode=0o700)
-            directories.append((target, entry))
-    # Last, and the deepest first: writing into a directory needs its permission and changes its time.
-    for target, entry in reversed(directories):
-        set_attributes(target, entry)
+    failures = extract_entries(repository, root, b"", output)
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    require(not failures, f"{len(failures)} files or directories are damaged, see above; all others are in {output}")
+
+
+def extract_entries(repository, directory, path, target):
+    """Write a directory with all that is in it; return what could not be."""
+    failures = []
+    target.mkdir(mode=0o700)
+    try:
+        for entry in repository.entries(directory.content, text(path) or "the root"):
+            child_path = path + b"/" + entry.name if path else entry.name
+            child = target / os.fsdecode(entry.name)
+            if entry.kind == "directory":
+                failures += extract_entries(repository, entry, child_path, child)
+                continue
+            try:
+                extract_entry(repository, entry, child_path, child)
+            except Problem as problem:
+                failures.append(f"{text(child_path)}: {problem}")
+    except Problem as problem:
+        failures.append(str(problem))
+    # Last: writing into a directory needs its permission and changes its time.
+    set_attributes(target, directory)
+    return failures
+
+
+def extract_entry(repository, entry, path, target):
+    if entry.kind == "file":
+        write_file(repository.contents(entry.content, text(path)), target, entry)
+    else:
+        os.symlink(entry.content, os.fsencode(target))
+        set_owner(target, entry)
 
 
 def set_owner(path, entry):
@@ -898,7 +925,9 @@ def parse_arguments():
     command = commands.add_parser("extract", help="extract a file, a directory, or a whole backup")
     command.add_argument("backup", metavar="BACKUP")
     command.add_argument("path", metavar="PATH", nargs="?", default="", help="a file or a directory; all when left out")
-    command.add_argument("-o", "--output", help="where to put it; must not exist; a file goes to standard output without")
+    command.add_argument(
+        "-o", "--output", help="where to put it; must not exist; a file goes to standard output without"
+    )
     command.set_defaults(run=extract)
 
     command = commands.add_parser("wal", help="list the archived WAL of a server, or extract a file of it")

@@ -326,15 +326,39 @@ class ReadPack(unittest.TestCase):
         copy = self.copy(self.frozen()[0])
         repository = read_pack.Repository(copy)
         backup = repository.find_backup("20261121T111600")
-        (chunk_id, _), = repository.lookup(backup, b"PG_VERSION").content.rows
-        place, = repository.chunks[chunk_id]
+        ((chunk_id, _),) = repository.lookup(backup, b"PG_VERSION").content.rows
+        (place,) = repository.chunks[chunk_id]
         with flipped(place.path, place.offset, 1):
             done = run(copy, "extract", "20261121T111600", "PG_VERSION", "-o", self.scratch / "out")
         self.assertEqual(done.returncode, 1)
-        message, = done.stderr.decode().splitlines()
+        (message,) = done.stderr.decode().splitlines()
         self.assertIn(f"FAILED: Chunk {chunk_id.hex()} in pack {place.pack} is damaged", message)
         self.assertFalse((self.scratch / "out").exists(), "a damaged file looks whole")
         self.assertEqual(run(copy, "extract", "20261121T111600", "PG_VERSION").stdout, b"15\n")
+
+    def test_a_damaged_file_is_left_out_of_a_whole_backup(self):
+        copy, out = self.copy(self.frozen()[0]), self.scratch / "out"
+        repository = read_pack.Repository(copy)
+        backup = repository.find_backup("20261121T111600")
+        for path, missing in [(b"base/5/1259", "base/5/1259"), (b"base/5", None)]:
+            content = repository.lookup(backup, path).content
+            chunk_id = content.pages[0][1] if missing is None else content.rows[0][0]
+            with contextlib.ExitStack() as damage:
+                for place in repository.chunks[chunk_id]:
+                    damage.enter_context(flipped(place.path, place.offset, 1))
+                done = run(copy, "extract", "20261121T111600", "-o", out)
+            self.assertEqual(done.returncode, 1)
+            lines = done.stderr.decode().splitlines()
+            self.assertEqual(len(lines), 2, lines)
+            self.assertIn(missing or chunk_id.hex(), lines[0])
+            self.assertIn("FAILED: 1 files or directories are damaged", lines[1])
+            there = {str(file.relative_to(out)) for file in out.rglob("*") if not file.is_dir()}
+            listed = {
+                line.split(" ")[0] for line in lines_of(copy, "files", "20261121T111600") if len(line.split(" ")) > 4
+            }
+            lost = {missing} if missing else {name for name in listed if name.startswith("base/5/")}
+            self.assertEqual(there, listed - lost)
+            shutil.rmtree(out)
 
     def test_a_map_with_a_wrong_checksum_is_refused(self):
         repository = read_pack.Repository(self.copy(self.frozen()[0]))
@@ -412,14 +436,19 @@ class ReadPack(unittest.TestCase):
     def test_a_deletion_counts_in_any_order(self):
         backup, deletion = (1, 1, BACKUP), (2, 3, {"version": 1, "of": record_id(1)})
         self.assertEqual(len(self.packs([backup]).backups), 1)
-        for packs in [[[backup], [deletion]], [[deletion], [backup]], [[deletion, backup]], [[backup], [backup, deletion]]]:
+        for packs in [
+            [[backup], [deletion]],
+            [[deletion], [backup]],
+            [[deletion, backup]],
+            [[backup], [backup, deletion]],
+        ]:
             repository = self.packs(*packs)
             self.assertEqual((repository.backups, repository.problems), ({}, []))
 
     def test_of_records_of_one_name_one_counts(self):
         failed = {**BACKUP, "status": "FAILED", "root": None}
         for order in [[(1, 1, failed), (2, 1, BACKUP)], [(2, 1, BACKUP), (1, 1, failed)]]:
-            backup, = self.packs(order).backups.values()
+            (backup,) = self.packs(order).backups.values()
             self.assertEqual(backup["record"], record_id(2), "the one that did not fail")
         name = "000000010000000000000002"
         earlier, later = wal_record(name, "2026-11-20T10:15:00.25Z"), wal_record(name, "2026-11-20T10:15:00.3Z")
@@ -427,14 +456,16 @@ class ReadPack(unittest.TestCase):
             self.assertEqual(self.packs(order).wal["main", name]["record"], record_id(2), "the earlier")
         for order in [[(2, 2, later), (1, 2, later)], [(1, 2, later), (2, 2, later)]]:
             self.assertEqual(self.packs(order).wal["main", name]["record"], record_id(1), "the smaller id")
-        self.assertEqual(len(self.packs([(1, 5, {**later, "reason": "x"}), (2, 5, {**later, "reason": "y"})]).quarantined), 2)
+        self.assertEqual(
+            len(self.packs([(1, 5, {**later, "reason": "x"}), (2, 5, {**later, "reason": "y"})]).quarantined), 2
+        )
 
     def test_a_backup_waits_for_its_wal(self):
         wal = [(number, 2, wal_record(f"00000001000000000000000{number}", BACKUP["begin_time"])) for number in (2, 3)]
         for records, status in [(wal, "DONE"), (wal[:1], "WAITING_FOR_WALS"), ([], "WAITING_FOR_WALS")]:
-            backup, = self.packs([(1, 1, BACKUP), *records]).backups.values()
+            (backup,) = self.packs([(1, 1, BACKUP), *records]).backups.values()
             self.assertEqual(backup["status"], status)
-        backup, = self.packs([(1, 1, {**BACKUP, "wal_included": True})]).backups.values()
+        (backup,) = self.packs([(1, 1, {**BACKUP, "wal_included": True})]).backups.values()
         self.assertEqual(backup["status"], "DONE")
 
     def test_a_damaged_copy_of_a_chunk_is_passed_over(self):
@@ -448,8 +479,15 @@ class ReadPack(unittest.TestCase):
         with flipped(first, 32, 1), flipped(second, 38, 1):
             self.assertEqual(run(directory, "wal", "main", name).returncode, 1)
         first.unlink()
-        damaged = {"version": 1, "pack": second.name, "found_at": BACKUP["begin_time"], "chunks": [blake3.blake3(data).hexdigest()]}
-        make_pack(directory, 3, chunks=[data], records=[(1, 2, wal_record(name, BACKUP["begin_time"], data)), (2, 8, damaged)])
+        damaged = {
+            "version": 1,
+            "pack": second.name,
+            "found_at": BACKUP["begin_time"],
+            "chunks": [blake3.blake3(data).hexdigest()],
+        }
+        make_pack(
+            directory, 3, chunks=[data], records=[(1, 2, wal_record(name, BACKUP["begin_time"], data)), (2, 8, damaged)]
+        )
         places = read_pack.Repository(directory).chunks[blake3.blake3(data).digest()]
         self.assertEqual([place.pack for place in places], [record_id(3), second.name])
 
