@@ -436,7 +436,9 @@ class ReadPack(unittest.TestCase):
     def test_a_deletion_counts_in_any_order(self):
         backup, deletion = (1, 1, BACKUP), (2, 3, {"version": 1, "of": record_id(1)})
         self.assertEqual(len(self.packs([backup]).backups), 1)
+        of_deletion = (3, 3, {"version": 1, "of": record_id(2)})
         for packs in [
+            [[of_deletion, backup, deletion]],
             [[backup], [deletion]],
             [[deletion], [backup]],
             [[deletion, backup]],
