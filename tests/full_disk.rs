@@ -12,6 +12,7 @@ use std::process::Command;
 topic! {
     once a_full_file_system_loses_nothing_that_was_acknowledged (as_root),
     once a_full_file_system_can_be_freed (as_root),
+    once a_file_system_without_a_free_file_can_be_freed (as_root),
     once what_fills_again_at_once_does_not_keep_space_from_being_freed (as_root),
     once a_clone_that_has_filled_the_file_system_can_be_destroyed (as_root),
     once a_file_system_that_turns_read_only_loses_nothing_and_reads_on (as_root),
@@ -162,6 +163,37 @@ fn a_full_file_system_can_be_freed(install: &'static Install) {
         site.ok(&["delete", "main", &last]);
     }
     assert_eq!(site.backup_ids(), [ids[2].clone()]);
+}
+
+fn a_file_system_without_a_free_file_can_be_freed(install: &'static Install) {
+    let (site, server, _disk) = small_site(install);
+    let ids = backups(&site, &server, 2);
+    // As many as there are, and some more.
+    let used = rustix::fs::statvfs(site.repository()).unwrap();
+    let limit = used.f_files - used.f_ffree + 20;
+    run(Command::new("mount")
+        .args(["-o", &format!("remount,nr_inodes={limit}")])
+        .arg(site.repository()))
+    .ok();
+    let fill = format!(
+        "n=0; while : 2>/dev/null > '{}/filler.'$n; do n=$((n + 1)); done",
+        site.repository().display()
+    );
+    site.sh(&fill);
+    assert_eq!(rustix::fs::statvfs(site.repository()).unwrap().f_ffree, 0);
+    site.barmanfs(&["check", "main"])
+        .refused(3)
+        .says(&["repository writable: FAILED"]);
+    site.barmanfs(&["backup", "main", "--wait-timeout", "1"])
+        .refused(1);
+    site.ok(&["delete", "main", &ids[0]]);
+    site.sh(&fill);
+    let before = free_or_kept_back(&site);
+    site.ok(&["sweep"]);
+    let freed = free_or_kept_back(&site).saturating_sub(before);
+    assert!(freed > 200_000, "{freed} bytes were freed");
+    site.ok(&["verify"]);
+    assert_eq!(site.backup_ids(), [ids[1].clone()]);
 }
 
 fn what_fills_again_at_once_does_not_keep_space_from_being_freed(install: &'static Install) {

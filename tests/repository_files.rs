@@ -15,6 +15,8 @@ topic! {
     once a_pipe_in_the_place_of_a_file_keeps_nobody_waiting,
     once a_damaged_catalog_is_noticed_by_check_and_verify,
     once a_rebuild_that_cannot_read_all_gives_up_nothing,
+    once what_is_no_whole_pack_is_told_and_all_others_are_read,
+    once what_cannot_be_written_is_told_before_a_segment_comes (as_root),
     once a_repository_on_a_read_only_file_system_can_be_used (as_root),
     once another_user_who_may_read_the_repository_can_use_it (as_root),
 }
@@ -101,7 +103,7 @@ fn a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(install: &'static Install)
     }
     fs::rename(&pack, &kept).unwrap();
     site.sh(&format!("mkfifo '{}'", pack.display())).ok();
-    site.barmanfs(&["verify"]).refused(1).says(&["pipe"]);
+    site.barmanfs(&["verify"]).refused(3).says(&["pipe"]);
     fs::remove_file(&pack).unwrap();
     fs::rename(&kept, &pack).unwrap();
     // Where only unfinished packs are looked for.
@@ -285,4 +287,79 @@ fn another_user_who_may_read_the_repository_can_use_it(install: &'static Install
         command.uid(65534).gid(65534);
         command
     });
+}
+
+fn what_is_no_whole_pack_is_told_and_all_others_are_read(install: &'static Install) {
+    let (site, server) = Site::with_server(install);
+    site.backup();
+    server.archive_current_segment();
+    let largest = |packs: Vec<std::path::PathBuf>| {
+        packs
+            .into_iter()
+            .max_by_key(|pack| pack.metadata().unwrap().len())
+    };
+    let pack = largest(site.packs()).unwrap();
+    let name = pack.file_name().unwrap().to_string_lossy().into_owned();
+    let (pack, kept) = (pack.display(), site.path("kept"));
+    let kept = kept.display();
+    for spoil in [
+        "mkfifo PACK",
+        "mkdir PACK",
+        ": > PACK",
+        "head -c 100000 KEPT > PACK",
+        "cat KEPT KEPT > PACK",
+    ] {
+        let spoil = spoil
+            .replace("PACK", &format!("'{pack}'"))
+            .replace("KEPT", &format!("'{kept}'"));
+        site.sh(&format!("mv '{pack}' '{kept}' && {spoil}")).ok();
+        site.barmanfs(&["check", "main"])
+            .refused(3)
+            .says(&["packs are whole: FAILED", &name]);
+        // To their ends: they tell of this pack, and of all the others.
+        site.barmanfs(&["verify"]).refused(3).says(&[&name, "1 backups"]);
+        site.barmanfs(&["rebuild-catalog"])
+            .refused(3)
+            .says(&[&name, "WAL files"]);
+        site.sh(&format!("rm -rf '{pack}' && mv '{kept}' '{pack}'")).ok();
+        site.ok(&["rebuild-catalog"]);
+        site.ok(&["verify"]);
+        site.ok(&["check", "main"]);
+    }
+}
+
+const OF_ROOT: &str = "chown root \"$IT\"";
+const OF_OWNER: &str = "chown \"$OWNER\" \"$IT\"";
+const FIFO: &str = "mv \"$IT\" \"$IT.kept\" && mkfifo \"$IT\" && chown \"$OWNER\" \"$IT\"";
+const BACK: &str = "rm \"$IT\" && mv \"$IT.kept\" \"$IT\"";
+
+fn what_cannot_be_written_is_told_before_a_segment_comes(install: &'static Install) {
+    let (site, server) = Site::with_server(install);
+    site.backup();
+    server.archive_current_segment();
+    site.ok(&["check", "main"]);
+    let repository = site.repository();
+    // What a copy made by root leaves, and what lies in a directory's place.
+    for (place, spoil, mend) in [
+        ("packs", OF_ROOT, OF_OWNER),
+        ("packs/3b", OF_ROOT, OF_OWNER),
+        ("catalog.sqlite", OF_ROOT, OF_OWNER),
+        ("catalog.sqlite-wal", OF_ROOT, OF_OWNER),
+        ("spool", OF_ROOT, OF_OWNER),
+        ("locks", FIFO, BACK),
+    ] {
+        let path = repository.join(place);
+        let user = crate::common::user::database_user().uid.to_string();
+        let as_root = |script: &str| {
+            let mut shell = Command::new("sh");
+            shell.env("IT", &path).env("OWNER", &user).args(["-c", script]);
+            run(&mut shell).ok();
+        };
+        as_root(spoil);
+        let told = site.barmanfs(&["check", "main"]).refused(3).all();
+        let is_told = |line: &str| line.trim_start().starts_with("repository") && line.contains("FAILED");
+        assert!(told.lines().any(is_told), "{place}: {told}");
+        as_root(mend);
+        site.ok(&["check", "main"]);
+    }
 }

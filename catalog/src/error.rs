@@ -484,6 +484,14 @@ impl From<rusqlite::Error> for Error {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::CatalogBusy { path },
             Some(ErrorCode::DiskFull) => Self::Full { path },
             Some(ErrorCode::ReadOnly) => Self::CatalogReadOnly { path },
+            // SQLite does not say which of its files, nor why.
+            Some(ErrorCode::CannotOpen) => Self::Catalog {
+                path,
+                reason: format!(
+                    "{reason}. It and the files beside it, with -wal and -shm at their names' ends, must be regular files of \
+                     the repository's owner"
+                ),
+            },
             _ => Self::Catalog { path, reason },
         }
     }

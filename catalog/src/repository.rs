@@ -12,6 +12,7 @@ use barmanfs_store::{
     ChunkIndex, ChunkReader, DepositOptions, LocalPacks, PackId, PackStorage, RecordId, TreeReader,
 };
 use rusqlite::OptionalExtension;
+use rustix::fs::{Access, AtFlags, CWD};
 use serde::{Deserialize, Serialize};
 
 use crate::backup::running;
@@ -159,6 +160,39 @@ impl Repository {
     /// When the system refuses.
     pub fn as_owner(&self) -> Result<AsOwner> {
         self.owner.act_in(&self.path)
+    }
+
+    /// Tries out whether everything can be written that a backup or a segment writes: each directory, the locks, the catalog.
+    ///
+    /// # Errors
+    /// Of the first that cannot be.
+    pub fn try_writing(&self) -> Result<()> {
+        // A writer takes a lock.
+        let writer = match self.writer("check") {
+            // The rebuild that keeps it out does write.
+            Err(Error::Occupied { .. }) => None,
+            writer => Some(writer?),
+        };
+        let _acting = self.as_owner()?;
+        for directory in [&[PACKS][..], &DIRECTORIES[..]].concat() {
+            let directory = self.path.join(directory);
+            tempfile::tempfile_in(&directory).map_err(|source| Error::io("write to", &directory, source))?;
+        }
+        for first in 0..=u8::MAX {
+            let directory = self.path.join(PACKS).join(format!("{first:02x}"));
+            match rustix::fs::accessat(CWD, &directory, Access::WRITE_OK, AtFlags::EACCESS) {
+                // It is made when it is needed.
+                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+                Err(errno) => return Err(Error::io("write to", &directory, errno.into())),
+            }
+        }
+        self.db.write(|transaction| {
+            // Only a change shows whether the file can be changed.
+            let version: u32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+            Ok(transaction.pragma_update(None, "user_version", version)?)
+        })?;
+        drop(writer);
+        Ok(())
     }
 
     /// What its repository.json says.

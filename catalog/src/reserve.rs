@@ -7,11 +7,13 @@
 //! that will be written: to the WAL of the catalog, or to a spare for the next pack. What is allocated to a file nobody
 //! else can take; what the WAL has left of it serves the next deletion. When it has ended, and whenever a writer begins,
 //! the reserve is made whole again where there is room.
+//!
+//! A file system may also run out of files. So some empty files `reserve.N` are kept too, and removed when no other can be made.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, OFlags, fallocate, statvfs};
 
@@ -50,6 +52,16 @@ const SHARE: u64 = STEP / 8 * 7;
 /// With this much allocated behind its end, the catalog's WAL needs no more for now: then it is a pack that wants space.
 const ENOUGH_FOR_WAL: u64 = 2 * MIB;
 
+/// Empty files that are kept where the number of files is limited: a deletion makes a lock file or two, and a pack.
+const FILES: usize = 8;
+
+/// Of these, given up at a time.
+const FILES_STEP: usize = 2;
+
+/// Times that what frees space is tried again: the whole reserve, and then some. A quota may refuse what the file system
+/// has, and the next writer refills what was given up.
+const TRIES: u64 = 2 * BYTES / STEP;
+
 impl Repository {
     /// Makes the reserve where it is missing and there is room. Without it all works as long as there is space.
     pub(crate) fn keep_reserve(&self) {
@@ -69,14 +81,16 @@ impl Repository {
     /// Runs what frees space, again for as long as it fails for want of space and there is a reserve to give up. So `work`
     /// must leave things as they were when it fails, or go on from there.
     pub(crate) fn with_reserve<T>(&self, mut work: impl FnMut() -> Result<T>) -> Result<T> {
-        let mut used = false;
+        let mut used = 0;
         let result = loop {
             match work() {
-                Err(error) if self.is_for_want_of_space(&error) && self.give_up_some() => used = true,
+                Err(error) if used < TRIES && self.is_for_want_of_space(&error) && self.give_up_some() => {
+                    used += 1;
+                }
                 ended => break ended,
             }
         };
-        if used {
+        if used > 0 {
             self.fill_reserve(0);
         }
         result
@@ -121,6 +135,12 @@ fn open(directory: &Path, name: &str, create: bool) -> io::Result<File> {
 
 fn fill(directory: &Path, margin: u64) -> io::Result<()> {
     let system = statvfs(directory)?;
+    // Some file systems have no limit, and say 0.
+    if system.f_files > 0 && system.f_favail > FILES as u64 {
+        for path in spare_files(directory) {
+            let _ = File::create_new(path);
+        }
+    }
     let of = |blocks: u64| blocks.saturating_mul(system.f_frsize);
     let wanted = match of(system.f_blocks) < SMALL_FILE_SYSTEM {
         true => SMALL_BYTES,
@@ -177,8 +197,19 @@ fn write_noise(mut file: &File, from: u64, bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
+fn spare_files(directory: &Path) -> impl Iterator<Item = PathBuf> + '_ {
+    (0..FILES).map(move |n| directory.join(format!("{RESERVE}.{n}")))
+}
+
 /// Gives up a step of the reserve; whether there was any left.
 fn give_up_step(directory: &Path) -> io::Result<bool> {
+    let system = statvfs(directory)?;
+    if system.f_files > 0 && system.f_favail == 0 {
+        let removed = spare_files(directory)
+            .filter(|path| std::fs::remove_file(path).is_ok())
+            .take(FILES_STEP);
+        return Ok(removed.count() > 0);
+    }
     // Without a WAL there is nothing to allocate to.
     let wal = open(directory, WAL, false).ok();
     let file = match wal {

@@ -36,6 +36,12 @@ const WRITER_PAUSE: Duration = Duration::from_millis(20);
 /// A look-up that fails looks for unknown packs again after this long: a reader of damaged data asks thousands of times.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
+/// A crash or a copy in part spoils what was written last; more would take seconds.
+const PACKS_LOOKED_AT: u32 = 100_000;
+
+const PUT_BACK: &str =
+    "put it back from a copy of the repository, or see with 'barmanfs verify' what is lost";
+
 /// From so many packs on no part is empty by chance: one that is missing was lost.
 const PACKS_IN_ALL_PARTS: usize = 4096;
 
@@ -318,6 +324,34 @@ impl Repository {
             );
         }
         Ok(survey.unread)
+    }
+
+    /// Packs whose files are not what was written: cut by a crash, copied in part, or something else in their place. Looks at
+    /// the newest [`PACKS_LOOKED_AT`], and reads none of them.
+    ///
+    /// # Errors
+    /// When the store cannot be looked at or the catalog not be read.
+    pub fn misshapen_packs(&self) -> Result<Vec<UnreadPack>> {
+        let packs: Vec<(PackId, u64)> = self.db.read(|db| {
+            let mut newest = db.prepare("SELECT id, bytes FROM packs ORDER BY seq DESC LIMIT ?1")?;
+            let rows = newest.query_map([PACKS_LOOKED_AT], |row| Ok((PackId(row.get(0)?), row.get(1)?)))?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })?;
+        let mut found = Vec::new();
+        for (pack, bytes) in packs {
+            match self.storage.bytes(pack) {
+                Ok(there) if there == bytes => {}
+                Ok(there) => found.push(UnreadPack::new(
+                    pack,
+                    format!("It has {there} bytes and was written with {bytes}: {PUT_BACK}"),
+                )),
+                // A look at what is missing is another one.
+                Err(barmanfs_store::Error::MissingPack(_)) => {}
+                Err(error) if error.is_damage() => found.push(UnreadPack::new(pack, error.to_string())),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(found)
     }
 
     /// Proves that whatever the catalog does not have is not stored. To be followed by the look-up, as it enters packs.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use barmanfs_catalog::recovery::{Gap, TimelineReport};
-use barmanfs_catalog::{Backup, BackupStatus, MinimalStretch, Repository};
+use barmanfs_catalog::{Backup, BackupStatus, MinimalStretch, Repository, UnreadPack};
 
 use super::{Context, Lines, backups};
 use crate::commands::timeline;
@@ -16,6 +16,8 @@ use crate::versions::UNKNOWN_WAL;
 
 /// Less than this free, and the next few packs do not fit.
 const FREE_BYTES_MIN: u64 = 256 << 20;
+/// The same for files: each pack is one, and each lock.
+const FREE_FILES_MIN: u64 = 1000;
 /// The check of holes in the archive.
 const GAPS: &str = "WAL without gaps";
 
@@ -34,11 +36,16 @@ pub(super) fn check(context: &Context<'_>, lines: &mut Lines) -> Option<Stored> 
     let path = &app.config.repository;
     let shown = |_: &Repository| Some(path.display().to_string());
     let repository = lines.result("repository", app.repository(), shown)?;
-    let writable = app.refuse_foreign_root().and_then(|()| writable(path));
+    let writable = app
+        .refuse_foreign_root()
+        .and_then(|()| repository.try_writing().map_err(Error::from));
     lines.result("repository writable", writable, |()| None);
     file_system(path, lines);
     free_space(path, lines);
     catalog_file(&repository, lines);
+    // First: this enters what the catalog has lost, and all that follows is of the whole.
+    unread_packs(&repository, lines);
+    misshapen_packs(&repository, lines);
     let backups = repository.backups(&server.name).map_err(Error::from);
     if let Some(mut backups) = lines.result("catalog", backups, |_| None) {
         // What became of a clone says nothing about how safe the server is.
@@ -56,19 +63,12 @@ pub(super) fn check(context: &Context<'_>, lines: &mut Lines) -> Option<Stored> 
     }
     let timelines = timelines(&repository, server, lines);
     version(&repository, server, lines);
-    unread_packs(&repository, lines);
     unreadable_files(&repository, server, lines);
     quarantine(&repository, server, lines);
     Some(Stored {
         repository,
         timelines,
     })
-}
-
-fn writable(path: &Path) -> Result<(), Error> {
-    tempfile::tempfile_in(path)
-        .map(drop)
-        .map_err(|error| Error::failed(format!("Cannot write there: {error}")))
 }
 
 /// The catalog works on a network file system, but for one host at a time.
@@ -104,9 +104,12 @@ fn free_space(path: &Path, lines: &mut Lines) {
     match rustix::fs::statvfs(path) {
         Ok(state) => {
             let free = state.f_bavail.saturating_mul(state.f_frsize);
-            match free >= FREE_BYTES_MIN {
-                true => lines.ok(NAME, output::bytes(free)),
-                false => lines.failed(NAME, format!("only {} left", output::bytes(free))),
+            // Some file systems have no limit of files, and say 0.
+            let has_files = state.f_files == 0 || state.f_favail >= FREE_FILES_MIN;
+            match (free >= FREE_BYTES_MIN, has_files) {
+                (true, true) => lines.ok(NAME, output::bytes(free)),
+                (true, false) => lines.failed(NAME, format!("only {} files can be made", state.f_favail)),
+                (false, _) => lines.failed(NAME, format!("only {} left", output::bytes(free))),
             }
         }
         Err(error) => lines.failed(NAME, io::Error::from(error).to_string()),
@@ -264,21 +267,29 @@ fn catalog_file(repository: &Repository, lines: &mut Lines) {
 
 /// What is in them is missing wherever it is looked for, and recovery cannot tell where the archive ends.
 fn unread_packs(repository: &Repository, lines: &mut Lines) {
-    const NAME: &str = "packs are read";
-    match repository.unread_packs() {
-        Ok(unread) => match unread.first() {
-            None => lines.ok(NAME, None),
+    packs("packs are read", repository.unread_packs(), lines);
+}
+
+/// What is in them cannot be read back.
+fn misshapen_packs(repository: &Repository, lines: &mut Lines) {
+    packs("packs are whole", repository.misshapen_packs(), lines);
+}
+
+fn packs(name: &'static str, found: barmanfs_catalog::Result<Vec<UnreadPack>>, lines: &mut Lines) {
+    match found {
+        Ok(found) => match found.first() {
+            None => lines.ok(name, None),
             Some(first) => lines.failed(
-                NAME,
+                name,
                 format!(
                     "{} not, the first is {}: {}",
-                    output::count(unread.len(), "pack"),
+                    output::count(found.len(), "pack"),
                     output::printable(first.pack.as_bytes()),
                     output::printable(first.reason.as_bytes())
                 ),
             ),
         },
-        Err(error) => lines.failed(NAME, Error::from(error).to_string()),
+        Err(error) => lines.failed(name, Error::from(error).to_string()),
     }
 }
 

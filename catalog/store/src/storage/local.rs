@@ -438,6 +438,10 @@ fn unreadable(id: PackId, action: &'static str, path: &Path, source: io::Error) 
             format!("Pack {id}"),
             format!("The disk cannot {action} it: {source}"),
         ),
+        // What `open_regular` says of a pipe or a directory.
+        _ if source.kind() == io::ErrorKind::InvalidInput => {
+            Error::damaged(format!("Pack {id}"), source.to_string())
+        }
         _ => Error::io(action, path, source),
     }
 }
