@@ -11,6 +11,7 @@ mod compose;
 mod fetch;
 mod hold;
 mod incremental;
+mod lineage;
 mod manifest;
 mod outside;
 pub(crate) mod primary;
@@ -27,8 +28,9 @@ use barmanfs_catalog::{
 };
 use barmanfs_pg::backup_label::BackupLabel;
 use barmanfs_pg::control::{ControlError, ControlFile};
-use barmanfs_store::{DirectoryRef, TreeReader};
+use barmanfs_store::{DirectoryRef, RecordId, TreeReader};
 
+use crate::commands::history;
 use crate::config::{Incremental, ServerConfig};
 use crate::error::Error;
 use crate::output;
@@ -43,6 +45,7 @@ use checkpoint::Checkpoint;
 use compose::Composer;
 use hold::Hold;
 use incremental::NoIncrement;
+pub(crate) use lineage::{Lineage, of_archive};
 pub(crate) use outside::files as files_outside;
 use receive::Receiver;
 pub(crate) use settings::ServerSettings;
@@ -148,6 +151,8 @@ struct Attempt<'a> {
     cluster: ServerSettings,
     checkpoint: Checkpoint,
     source: wal::Source,
+    /// The fork behind which the server is, where its history is not the archive's.
+    fork: Option<RecordId>,
     wishes: &'a Wishes,
     stop: &'a Stop,
 }
@@ -167,13 +172,15 @@ pub(crate) fn take(
     }
     let outside = outside::files(&mut connection)?.unwrap_or_default();
     let checkpoint = Checkpoint::ask(&mut connection).map_err(|error| stop.explain(error))?;
-    let source = wal::source(repository, server, &cluster, &mut connection)?;
+    let (source, fork) =
+        source(repository, server, &cluster, &mut connection).map_err(|error| stop.explain(error))?;
     let attempt = Attempt {
         repository,
         server,
         cluster,
         checkpoint,
         source,
+        fork,
         wishes,
         stop,
     };
@@ -194,6 +201,41 @@ pub(crate) fn take(
     }
 }
 
+/// Who brings the WAL: never the archive where that has another history than the server, or takes no WAL until somebody
+/// decides which one counts. And the fork behind which the server is.
+fn source(
+    repository: &Repository,
+    server: &ServerConfig,
+    cluster: &ServerSettings,
+    connection: &mut Connection,
+) -> Result<(wal::Source, Option<RecordId>), Error> {
+    let name = &server.name;
+    match of_archive(repository, &server.name, cluster, connection)? {
+        Lineage::Same | Lineage::Unknown => {
+            let Some(fork) = repository.open_forks(name)?.into_iter().next() else {
+                return Ok((wal::source(repository, server, cluster, connection)?, None));
+            };
+            tracing::error!(
+                "Server {name}: {fork}. WAL from there on is refused, so this backup brings its own. {}",
+                history::advice(name, &fork)
+            );
+            Ok((wal::Source::Backup, None))
+        }
+        Lineage::Other(found) => {
+            let place = (found.timeline, found.lsn, cluster.segment_size);
+            let writer = repository.writer(&format!("backup of {name}"))?;
+            let fork = writer.record_fork(name, place, &found.why, "backup")?;
+            // Also with --quiet.
+            tracing::error!(
+                "The history of server {name} has changed: {found}. This backup brings its WAL, and is good for its own \
+                 moment only. {}",
+                history::advice(name, &fork)
+            );
+            Ok((wal::Source::Backup, Some(fork.id)))
+        }
+    }
+}
+
 impl Attempt<'_> {
     /// Receives, checks and ends the backup; on any error it is marked as failed.
     fn run(&self, connection: &mut Connection, hold: &mut Hold) -> Result<Backup, Error> {
@@ -205,6 +247,7 @@ impl Attempt<'_> {
             segment_size: self.cluster.segment_size,
             wal_included: self.source == wal::Source::Backup,
             timezone: Some(self.cluster.timezone.clone()),
+            fork: self.fork,
         };
         let mut run = self
             .repository
@@ -238,11 +281,14 @@ impl Attempt<'_> {
         hold: &mut Hold,
     ) -> Result<BackupEnd, Error> {
         let wish = self.wishes.incremental.unwrap_or(self.server.incremental);
-        hold.begin(connection, self.cluster.version, run.id())?;
         if wish == Incremental::Never {
+            hold.begin(connection, self.cluster.version, run.id())?;
             return self.copy_all(run, connection);
         }
-        let why = match self.copy_changes(run, connection) {
+        // Before the slot: asking the server for WAL that it does not have any more would end that.
+        let parent = incremental::parent(self.repository, self.server, &self.cluster, connection);
+        hold.begin(connection, self.cluster.version, run.id())?;
+        let why = match parent.and_then(|parent| self.copy_changes(run, connection, parent)) {
             Ok(end) => return Ok(end),
             Err(NoIncrement::Failed(error)) => return Err(error),
             Err(why) => why,
@@ -255,6 +301,11 @@ impl Attempt<'_> {
         match &why {
             NoIncrement::Unavailable(_) => {
                 tracing::info!("Backup {id} of server {name} is a full one: {why}");
+            }
+            // Built on that, it would be wrong: this is said with --quiet, too.
+            NoIncrement::Changed(_) => {
+                tracing::error!("Backup {id} of server {name} is a full one: {why}");
+                run.start_over()?;
             }
             _ => {
                 tracing::warn!("Backup {id} of server {name} becomes a full one: {why}");
@@ -301,9 +352,9 @@ impl Attempt<'_> {
         &self,
         run: &mut BackupRun,
         connection: &mut Connection,
+        parent: Backup,
     ) -> Result<BackupEnd, NoIncrement> {
         let system_id = self.cluster.system_id;
-        let parent = incremental::parent(self.repository, self.server, &self.cluster, connection)?;
         let files = run.build_on(&parent)?;
         incremental::upload(connection, &parent, &files)?;
         incremental::warn_of_defects(self.cluster.version);

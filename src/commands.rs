@@ -6,6 +6,7 @@ pub(crate) mod clone;
 pub(crate) mod delete;
 pub(crate) mod explain;
 pub(crate) mod get_wal;
+pub(crate) mod history;
 pub(crate) mod index_wal;
 pub(crate) mod list_backups;
 pub(crate) mod list_files;
@@ -100,6 +101,7 @@ impl App {
             Command::Stats(args) => stats::run(self, &args),
             Command::Timeline(args) => timeline::run(self, &args),
             Command::Explain(args) => explain::run(self, &args),
+            Command::History(args) => history::run(self, &args),
             Command::Mount(args) => mount::run(self, args),
             Command::Umount(args) => umount::run(&args),
             Command::Clone(command) => clone::run(self, &command),

@@ -22,6 +22,7 @@ mod delete_and_sweep;
 mod full_disk;
 mod gaps;
 mod green;
+mod history;
 mod hostile;
 mod hosts;
 mod incremental;
@@ -89,6 +90,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("green", green::TESTS),
     ("quarantine", quarantine::TESTS),
     ("readme", readme::TESTS),
+    ("history", history::TESTS),
     ("rebuild", rebuild::TESTS),
     ("repository_files", repository_files::TESTS),
     ("mount_lifecycle", mount_lifecycle::TESTS),

@@ -154,6 +154,9 @@ pub struct Backup {
     pub tablespaces: Vec<Tablespace>,
     /// Whether its `pg_wal` holds all the WAL it needs.
     pub wal_included: bool,
+    /// The fork behind which it was taken, of a history that is not the archive's; its WAL came with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fork: Option<RecordId>,
     /// Whether a standby was backed up.
     pub from_standby: bool,
     /// Sizes of its files together.
@@ -176,6 +179,9 @@ pub struct Backup {
     /// The record it comes from; none while it runs or when it was killed.
     #[serde(skip)]
     pub(crate) record: Option<RecordId>,
+    /// The archive of the history it belongs to, where that is not the server's.
+    #[serde(skip)]
+    pub(crate) apart: Option<ServerName>,
 }
 
 impl Backup {
@@ -188,6 +194,11 @@ impl Backup {
     /// oldest one, has WAL replayed on it, or is what another one builds on.
     pub fn is_of_server(&self) -> bool {
         self.kind != BackupKind::Clone
+    }
+
+    /// The archive its WAL is in: the server's, or that of a history that is kept apart.
+    pub fn archive(&self) -> &ServerName {
+        self.apart.as_ref().unwrap_or(&self.server)
     }
 
     /// The segments recovery needs from the archive, in order. Empty when they came with the backup or it is not

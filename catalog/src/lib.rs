@@ -18,6 +18,7 @@ pub mod clones;
 mod damage;
 mod db;
 pub mod error;
+pub mod history;
 pub mod json;
 mod locks;
 pub mod monitor;
@@ -47,6 +48,7 @@ pub use backup::{
 };
 pub use clones::{CloneDescription, CloneDraft, CloneLock, CloneName, CloneOrigin, Graft};
 pub use error::{Error, Result};
+pub use history::{Decided, Fork, HistoryReport, LeftHistory, Restarted};
 pub use monitor::{Monitor, Silent, Unit};
 pub use owner::{AsOwner, Owner};
 pub use rebuild::RebuildReport;
@@ -62,6 +64,7 @@ pub use sweep::{PackProblem, SweepOptions, SweepReport};
 pub use unread::UnreadPack;
 pub use verify::{Damage, VerifyReport, VerifyScope};
 pub use wal::{
-    Comparison, QuarantinedWal, WalArchive, WalConflict, WalEntries, WalEntry, WalFile, WalOutcome, WalTotals,
+    Comparison, QuarantinedWal, RefusedWal, WalArchive, WalConflict, WalEntries, WalEntry, WalFile,
+    WalOutcome, WalTotals,
 };
 pub use writer::Writer;

@@ -203,7 +203,8 @@ fn build(file: &Path, packs: &Path, monitor: &mut dyn Monitor) -> Result<Rebuild
     enter_packs(&connection, &LocalPacks::open(packs)?, &mut report, monitor)?;
     derive_all(&connection, &mut report)?;
     report.backups = connection.query_row("SELECT count(*) FROM backups", [], |row| row.get(0))?;
-    report.wal_files = connection.query_row("SELECT count(*) FROM wal", [], |row| row.get(0))?;
+    report.wal_files =
+        connection.query_row("SELECT count(DISTINCT record) FROM wal", [], |row| row.get(0))?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.close().map_err(|(_, error)| error)?;
     File::open(file)

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::backup::{Backup, BackupStatus, boot_test};
 use crate::damage;
 use crate::error::{Error, Result};
+use crate::history;
 use crate::server::ServerName;
 use crate::wal::{self, QuarantinedWal, WalFile};
 
@@ -37,6 +38,8 @@ pub(crate) mod kind {
     pub(crate) const BOOT_TEST: u8 = 7;
     /// Places of chunks that are damaged.
     pub(crate) const DAMAGE: u8 = 8;
+    /// That a timeline has two histories, or which one counts.
+    pub(crate) const HISTORY: u8 = 9;
 }
 
 /// A server and the cluster it stands for.
@@ -231,20 +234,23 @@ pub(crate) fn derive(db: &Connection, seq: i64, record: &Record) -> Result<()> {
     match record.kind {
         kind::BACKUP => derive_backup(db, seq, id, &parse(id, payload)?),
         kind::WAL => derive_wal(db, seq, id, &parse(id, payload)?),
-        kind::QUARANTINED_WAL => derive_quarantine(db, seq, &parse(id, payload)?),
+        kind::QUARANTINED_WAL => derive_quarantine(db, seq, id, &parse(id, payload)?),
         kind::SERVER => derive_server(db, seq, id, &parse(id, payload)?),
         kind::BOOT_TEST => boot_test::derive(db, seq, id, &parse(id, payload)?),
         kind::DAMAGE => damage::derive(db, seq, &parse(id, payload)?),
+        kind::HISTORY => history::records::derive(db, seq, id, &parse(id, payload)?),
         // Of a later release: kept, not understood.
         _ => Ok(()),
     }
 }
 
-/// Gives all records their meaning, deletions before all others, so that it does not matter in which order they came.
+/// Gives all records their meaning, deletions before all others and then decisions on histories, which both name others, so
+/// that it does not matter in which order they came.
 /// `problem` is told the row of a record that cannot be read, and why.
 pub(crate) fn derive_all(db: &Connection, problem: &mut dyn FnMut(i64, Error) -> Result<()>) -> Result<()> {
-    let mut all = db.prepare("SELECT seq, id, kind, payload FROM records ORDER BY kind <> ?1, id")?;
-    let mut rows = all.query([kind::DELETION])?;
+    let mut all =
+        db.prepare("SELECT seq, id, kind, payload FROM records ORDER BY kind <> ?1, kind <> ?2, id")?;
+    let mut rows = all.query([kind::DELETION, kind::HISTORY])?;
     while let Some(row) = rows.next()? {
         let seq = row.get(0)?;
         let record = Record {
@@ -277,7 +283,7 @@ fn annul(db: &Connection, seq: i64, deletion: &Deletion) -> Result<()> {
         .optional()?;
     if let Some(target) = target {
         wal::index::forget(db, target)?;
-        for table in ["backups", "wal", "quarantine", "boot_tests", "damaged"] {
+        for table in ["backups", "wal", "quarantine", "boot_tests", "damaged", "forks"] {
             db.prepare_cached(&format!("DELETE FROM {table} WHERE record = ?1"))?
                 .execute([target])?;
         }
@@ -308,6 +314,23 @@ fn derive_backup(db: &Connection, seq: i64, id: RecordId, backup: &Backup) -> Re
 /// Archiving is serialized per name; should two records claim one all the same (repositories merged by hand), the
 /// earlier has it, whichever is read first.
 fn derive_wal(db: &Connection, seq: i64, id: RecordId, file: &WalFile) -> Result<()> {
+    match history::records::placed_in(db, id)? {
+        Some(server) => enter_wal(
+            db,
+            seq,
+            id,
+            &WalFile {
+                server,
+                ..file.clone()
+            },
+        )?,
+        None => enter_wal(db, seq, id, file)?,
+    }
+    history::records::share(db, seq, id, file)
+}
+
+/// Enters a file into the archive that it says it is in.
+pub(crate) fn enter_wal(db: &Connection, seq: i64, id: RecordId, file: &WalFile) -> Result<()> {
     db.prepare_cached(
         "INSERT INTO wal (server, name, record, size_bytes, archived_at, new_stored_bytes)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6)
@@ -325,15 +348,19 @@ fn derive_wal(db: &Connection, seq: i64, id: RecordId, file: &WalFile) -> Result
         id.as_bytes()
     ])?;
     let counts = db
-        .prepare_cached("SELECT 1 FROM wal WHERE record = ?1")?
-        .exists([seq])?;
+        .prepare_cached("SELECT 1 FROM wal WHERE record = ?1 AND server = ?2")?
+        .exists(params![seq, file.server.as_str()])?;
     if counts {
         wal::index::enter(db, seq, file)?;
     }
     Ok(())
 }
 
-fn derive_quarantine(db: &Connection, seq: i64, kept: &QuarantinedWal) -> Result<()> {
+fn derive_quarantine(db: &Connection, seq: i64, id: RecordId, kept: &QuarantinedWal) -> Result<()> {
+    if history::records::placed_in(db, id)?.is_some() {
+        // It was decided that its history counts.
+        return derive_wal(db, seq, id, &kept.file);
+    }
     db.prepare_cached("INSERT INTO quarantine (record, server, name) VALUES (?1, ?2, ?3)")?
         .execute(params![
             seq,

@@ -233,7 +233,8 @@ impl Repository {
         let mut servers: BTreeSet<ServerName> = running::servers(self)?.into_iter().collect();
         let recorded = self.db.read(|db| {
             let mut names = db.prepare_cached(
-                "SELECT name FROM servers UNION SELECT server FROM backups UNION SELECT DISTINCT server FROM wal",
+                "SELECT name FROM servers UNION SELECT server FROM backups UNION SELECT DISTINCT server FROM wal
+                 WHERE instr(server, '/') = 0",
             )?;
             let rows = names.query_map([], |row| row.get::<_, String>(0))?;
             rows.map(|name| name?.parse()).collect::<Result<Vec<ServerName>>>()

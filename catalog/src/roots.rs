@@ -82,7 +82,7 @@ fn root(kind: u8, id: RecordId, payload: &[u8]) -> Result<Option<(String, Root)>
         }
         kind::WAL => Some(of_file(records::parse(id, payload)?)),
         kind::QUARANTINED_WAL => Some(of_file(records::parse::<QuarantinedWal>(id, payload)?.file)),
-        kind::DELETION | kind::SERVER | kind::BOOT_TEST | kind::DAMAGE => None,
+        kind::DELETION | kind::SERVER | kind::BOOT_TEST | kind::DAMAGE | kind::HISTORY => None,
         _ => {
             return Err(Error::UnknownRecord {
                 id: id.to_string(),

@@ -6,7 +6,7 @@
 //! where it changes more, the catalog is made again from the packs.
 
 /// Number of this layout, kept in SQLite's `user_version`.
-pub(crate) const LAYOUT: i64 = 5;
+pub(crate) const LAYOUT: i64 = 6;
 
 /// The oldest layout with the same tables of packs, chunks and records.
 pub(crate) const OLDEST_LAYOUT: i64 = 1;
@@ -64,7 +64,7 @@ CREATE INDEX record_packs_by_pack ON record_packs (pack);
 ";
 
 /// The tables of what the records mean.
-pub(crate) const MEANINGS: [&str; 10] = [
+pub(crate) const MEANINGS: [&str; 14] = [
     "deletions",
     "servers",
     "backups",
@@ -75,6 +75,10 @@ pub(crate) const MEANINGS: [&str; 10] = [
     "parameter_changes",
     "boot_tests",
     "damaged",
+    "forks",
+    "decisions",
+    "decided",
+    "placed",
 ];
 
 /// Creates them.
@@ -177,4 +181,36 @@ CREATE TABLE damaged (
     PRIMARY KEY (id, pack, record)
 ) WITHOUT ROWID;
 CREATE INDEX damaged_by_record ON damaged (record);
+
+-- Places where two histories of a timeline part; the decisions about them, with the archive of the history that was left,
+-- where one was, and from where on that has what both have; the forks they settle; and the records they move to another
+-- archive.
+CREATE TABLE forks (
+    record INTEGER NOT NULL PRIMARY KEY,
+    id BLOB NOT NULL,
+    server TEXT NOT NULL,
+    timeline INTEGER NOT NULL,
+    lsn INTEGER NOT NULL
+);
+CREATE INDEX forks_by_server ON forks (server);
+CREATE TABLE decisions (
+    record INTEGER NOT NULL PRIMARY KEY,
+    server TEXT NOT NULL,
+    archive TEXT,
+    decided_at INTEGER NOT NULL,
+    shared_from INTEGER
+);
+CREATE INDEX decisions_by_server ON decisions (server);
+CREATE TABLE decided (
+    fork BLOB NOT NULL,
+    record INTEGER NOT NULL,
+    restart INTEGER NOT NULL,
+    PRIMARY KEY (fork, record)
+) WITHOUT ROWID;
+CREATE TABLE placed (
+    id BLOB NOT NULL,
+    record INTEGER NOT NULL,
+    archive TEXT NOT NULL,
+    PRIMARY KEY (id, record)
+) WITHOUT ROWID;
 ";

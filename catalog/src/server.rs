@@ -21,6 +21,16 @@ impl ServerName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Stands for the WAL of a history of the server that was left. It is no name anybody could give a server.
+    pub(crate) fn of_left_history(server: &Self, record: barmanfs_store::RecordId) -> Self {
+        Self(format!("{server}/{record}"))
+    }
+
+    /// A name as it stands in the tables of WAL.
+    pub(crate) fn of_archive(name: String) -> Self {
+        Self(name)
+    }
 }
 
 impl FromStr for ServerName {

@@ -270,19 +270,24 @@ impl Repository {
 
     /// Calls `each` with the archived files of a subject.
     fn each_wal(&self, subject: &Subject, each: &mut dyn FnMut(WalFile) -> Result<()>) -> Result<()> {
-        let archive = self.wal(&subject.server);
         match &subject.wal {
             WalSubject::None => Ok(()),
             WalSubject::All => {
-                let mut last = None;
-                loop {
-                    let page = archive.files(last.as_ref(), WAL_PAGE)?;
-                    let Some(file) = page.last() else { return Ok(()) };
-                    last = Some(file.name);
-                    page.into_iter().try_for_each(&mut *each)?;
+                // What is kept apart is verified as well.
+                for archive in self.archives(&subject.server)? {
+                    let archive = self.wal(&archive);
+                    let mut last = None;
+                    loop {
+                        let page = archive.files(last.as_ref(), WAL_PAGE)?;
+                        let Some(file) = page.last() else { break };
+                        last = Some(file.name);
+                        page.into_iter().try_for_each(&mut *each)?;
+                    }
                 }
+                Ok(())
             }
             WalSubject::NeededBy(backup) => {
+                let archive = self.wal(backup.archive());
                 for segment in backup.needed_wal() {
                     let name = barmanfs_pg::wal_name::WalName::Segment(segment);
                     archive.find(&name)?.map_or(Ok(()), &mut *each)?;

@@ -6,11 +6,13 @@ use barmanfs_pg::wal_scan::SegmentIndex;
 use barmanfs_store::{FileMap, RecordId};
 use serde::{Deserialize, Serialize};
 
+use crate::history::Fork;
 use crate::server::ServerName;
 
-mod archive;
+pub(crate) mod archive;
 pub(crate) mod confine;
 pub(crate) mod index;
+pub(crate) mod link;
 mod list;
 mod quarantine;
 mod reindex;
@@ -78,6 +80,17 @@ pub enum WalOutcome {
     AlreadyThere(Box<WalFile>),
     /// Other bytes had been archived under this name: they stay, these are in quarantine.
     Conflict(Box<WalConflict>),
+    /// It is of another history than what is archived: it is in quarantine.
+    Refused(Box<RefusedWal>),
+}
+
+/// A file of a history that is not the archive's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedWal {
+    /// The file.
+    pub quarantined: QuarantinedWal,
+    /// The fork behind which it lies; none where its history was left by a decision.
+    pub fork: Option<Fork>,
 }
 
 /// Two files of one name.
@@ -87,4 +100,6 @@ pub struct WalConflict {
     pub archived: WalFile,
     /// The one that came now.
     pub quarantined: QuarantinedWal,
+    /// The fork it shows; none where its history was left by a decision.
+    pub fork: Option<Fork>,
 }

@@ -279,6 +279,7 @@ fn begin(fixture: &Fixture, label: &str) -> BackupRun {
         server_version: ServerVersion(180_006),
         segment_size: SEGMENT,
         wal_included: true,
+        fork: None,
         timezone: Some("Europe/Vienna".to_owned()),
     };
     let writer = fixture.repository.writer("test").unwrap();

@@ -144,6 +144,10 @@ impl Fetch<'_> {
         let name = WalName::Segment(segment);
         match writer.archive_wal(server, &name, &mut self.file, self.size.bytes(), "backup")? {
             WalOutcome::Stored(_) | WalOutcome::AlreadyThere(_) => Ok(()),
+            WalOutcome::Refused(refused) => Err(Error::failed(format!(
+                "Segment {segment} is refused: {}",
+                refused.quarantined.reason
+            ))),
             WalOutcome::Conflict(conflict) => Err(Error::failed(format!(
                 "Segment {segment} was archived with other content at {}",
                 conflict.archived.archived_at

@@ -14,6 +14,7 @@ use barmanfs_store::layout::BLOCK_BYTES;
 use barmanfs_store::{DirectoryRef, TreeReader};
 
 use super::compose::Incompatible;
+use super::lineage;
 use super::receive::{MANIFEST, file_map};
 use super::settings::ServerSettings;
 use crate::config::ServerConfig;
@@ -39,6 +40,8 @@ pub(super) enum NoIncrement {
     Unavailable(String),
     /// It should have been possible.
     Impossible(String),
+    /// Files were changed that the server would not send: what was built on the parent would be wrong.
+    Changed(String),
     /// A full backup would fail as well.
     Failed(Error),
 }
@@ -46,7 +49,9 @@ pub(super) enum NoIncrement {
 impl fmt::Display for NoIncrement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unavailable(reason) | Self::Impossible(reason) => f.write_str(reason),
+            Self::Unavailable(reason) | Self::Impossible(reason) | Self::Changed(reason) => {
+                f.write_str(reason)
+            }
             Self::Failed(error) => error.fmt(f),
         }
     }
@@ -107,6 +112,23 @@ pub(super) fn parent(
     candidates.retain(|backup| {
         backup.status == BackupStatus::Done && backup.is_of_server() && backup.system_id == cluster.system_id
     });
+    let of_archive = |backup: &Backup| backup.archive() == &server.name;
+    if candidates.iter().any(|backup| !of_archive(backup)) && !repository.open_forks(&server.name)?.is_empty()
+    {
+        return Err(NoIncrement::Changed(
+            "there are backups of two histories, and nobody has decided which one counts".to_owned(),
+        ));
+    }
+    candidates.retain(of_archive);
+    if let Some(restart) = repository.last_restart(&server.name)? {
+        candidates.retain(|backup| backup.begin_time > restart);
+        if candidates.is_empty() {
+            return Err(NoIncrement::Changed(format!(
+                "the history was restarted at {}, and there is no backup since",
+                output::second(restart)
+            )));
+        }
+    }
     if candidates.is_empty() {
         return Err(NoIncrement::Unavailable(
             "there is no complete backup yet that it could build on".to_owned(),
@@ -118,12 +140,14 @@ pub(super) fn parent(
         _ => false,
     };
     let parent = candidates.into_iter().rfind(on_history);
-    parent.ok_or_else(|| {
+    let parent = parent.ok_or_else(|| {
         NoIncrement::Impossible(format!(
             "no complete backup lies on the history of timeline {}, on which the server is",
             cluster.timeline
         ))
-    })
+    })?;
+    lineage::prove(repository, server, cluster, connection, &parent)?;
+    Ok(parent)
 }
 
 fn can_send_changes(cluster: &ServerSettings, connection: &mut Connection) -> Result<(), NoIncrement> {
@@ -227,11 +251,19 @@ pub(super) fn check_control(
             new.version, old.version
         ));
     }
-    if new.has_checksums == Some(true) && old.has_checksums == Some(false) {
-        tracing::warn!(
-            "Page checksums were enabled since the parent of this backup: pages from before may have none. Take a full \
-             backup with --incremental never"
-        );
+    let (Some(new), Some(old)) = (new.known, old.known) else {
+        return Ok(());
+    };
+    let changed = |reason| Err(NoIncrement::Changed(reason));
+    if (new.data_checksum_version != 0) != (old.data_checksum_version != 0) {
+        return changed(lineage::checksums_changed(new.data_checksum_version != 0));
+    }
+    if new.redo < old.redo || new.checkpoint_time < old.checkpoint_time {
+        return changed(format!(
+            "the last checkpoint in pg_control is older than that of the parent (redo at {}, after {}): the server was put \
+             back to an earlier state",
+            new.redo, old.redo
+        ));
     }
     Ok(())
 }
@@ -241,7 +273,7 @@ struct Control {
     system_id: SystemId,
     version: u32,
     /// None where the layout is not known.
-    has_checksums: Option<bool>,
+    known: Option<ControlFile>,
 }
 
 impl Control {
@@ -255,12 +287,12 @@ impl Control {
             Ok(control) => Ok(Self {
                 system_id: control.system_id,
                 version: control.control_version,
-                has_checksums: Some(control.data_checksum_version != 0),
+                known: Some(control),
             }),
             Err(ControlError::UnknownVersion { version, system_id }) => Ok(Self {
                 system_id,
                 version,
-                has_checksums: None,
+                known: None,
             }),
             Err(error) => Err(impossible(error.to_string())),
         }

@@ -196,6 +196,7 @@ mod tests {
             server_version: ServerVersion(180_004),
             segment_size: SegmentSize::DEFAULT,
             wal_included: true,
+            fork: None,
             timezone: None,
         };
         let mut run = repository

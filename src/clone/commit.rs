@@ -68,6 +68,7 @@ pub(crate) fn commit(
         server_version,
         segment_size: control.segment_size,
         wal_included: true,
+        fork: None,
         timezone: base.as_ref().and_then(|base| base.timezone.clone()),
     };
     let shut_down = position.is_shut_down();

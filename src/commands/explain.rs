@@ -5,8 +5,8 @@ use barmanfs_catalog::recovery::{Plan, TargetSpec, TimelineSpan, Unreachable};
 use barmanfs_pg::TimelineId;
 use serde_json::{Value, json};
 
-use super::App;
 use super::show_backup::Facts;
+use super::{App, history};
 use crate::cli::ExplainArgs;
 use crate::error::{Error, Outcome};
 use crate::output::{self, Output, Style};
@@ -20,6 +20,7 @@ pub(crate) fn run(app: &mut App, args: &ExplainArgs) -> Result<Outcome, Error> {
         .join(" ")
         .parse()
         .map_err(|error: barmanfs_catalog::TargetError| Error::usage(error.to_string()))?;
+    history::tell(&repository, &server)?;
     match repository.plan(&server, &spec)? {
         Ok(plan) => {
             if args.json.json {

@@ -7,7 +7,7 @@ use barmanfs_catalog::{
 };
 use serde_json::{Value, json};
 
-use super::{App, timeline};
+use super::{App, history, timeline};
 use crate::cli::ListBackupsArgs;
 use crate::error::{Error, Outcome};
 use crate::output::{self, Align, Cell, Style, Table};
@@ -24,6 +24,7 @@ pub(crate) fn run(app: &mut App, args: &ListBackupsArgs) -> Result<Outcome, Erro
             backups.push(Listed::new(&repository, backup)?);
         }
         let found = timeline::gaps_that_matter(&repository, &server)?;
+        history::tell(&repository, &server)?;
         gaps.extend(found.into_iter().map(|gap| (server.clone(), gap)));
     }
     if args.json.json {

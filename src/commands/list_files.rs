@@ -107,7 +107,7 @@ impl Lister<'_> {
 
     fn wal(&mut self, repository: &Repository, backup: &Backup, name: &WalName) -> Result<(), Error> {
         // A segment the backup waits for is no file yet.
-        let Some(entry) = repository.wal(&backup.server).entry(name)? else {
+        let Some(entry) = repository.wal(backup.archive()).entry(name)? else {
             return Ok(());
         };
         self.line(format!("wal/{name}").as_bytes(), |path| Line {
@@ -152,7 +152,7 @@ fn wal_from<'r>(
         None => true,
     };
     let names = repository
-        .wal(&backup.server)
+        .wal(backup.archive())
         .entries()
         .map(|entry| Ok(entry?.name));
     Ok(names.filter(move |name: &Result<WalName, Error>| name.as_ref().map_or(true, &wanted)))

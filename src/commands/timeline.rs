@@ -5,7 +5,7 @@ mod picture;
 use barmanfs_catalog::recovery::{Gap, Reach, TimelineReport};
 use barmanfs_catalog::{MinimalStretch, Repository, ServerName};
 
-use super::App;
+use super::{App, history};
 use crate::cli::TimelineArgs;
 use crate::error::{Error, Outcome};
 use crate::locale::{self, Drawing};
@@ -23,6 +23,7 @@ pub(crate) fn run(app: &mut App, args: &TimelineArgs) -> Result<Outcome, Error> 
         show(&mut app.out, &report)?;
         not_read(&mut app.out, &repository, &server)?;
     }
+    history::tell(&repository, &server)?;
     Ok(Outcome::Done)
 }
 

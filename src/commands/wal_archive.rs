@@ -6,10 +6,10 @@
 use std::fs::File;
 use std::str::FromStr;
 
-use barmanfs_catalog::WalOutcome;
+use barmanfs_catalog::{RefusedWal, ServerName, WalOutcome};
 use barmanfs_pg::wal_name::WalName;
 
-use super::App;
+use super::{App, history};
 use crate::cli::WalArchiveArgs;
 use crate::error::{Error, Outcome};
 use crate::versions;
@@ -44,10 +44,25 @@ pub(crate) fn run(app: &App, args: &WalArchiveArgs) -> Result<Outcome, Error> {
                 "WAL file {name} of server {server} has other content than the one archived at {}: not archived, put aside",
                 conflict.archived.archived_at
             ))
-            .hint(format!(
-                "Does another server archive as '{server}', or a copy of this one that was promoted on the same timeline?"
-            )));
+            .hint(match &conflict.fork {
+                Some(fork) => history::advice(server, fork),
+                None => format!("It is of the history that was left: end the server that archives it as '{server}'"),
+            }));
         }
+        WalOutcome::Refused(refused) => return Err(refusal(server, &name, &refused)),
     }
     Ok(Outcome::Done)
+}
+
+fn refusal(server: &ServerName, name: &WalName, refused: &RefusedWal) -> Error {
+    match &refused.fork {
+        Some(fork) => Error::failed(format!(
+            "WAL file {name} of server {server} is not archived, put aside: {fork}"
+        ))
+        .hint(history::advice(server, fork)),
+        None => Error::failed(format!(
+            "WAL file {name} of server {server} is of the history that was left: not archived, put aside"
+        ))
+        .hint(format!("End the server that archives it as '{server}'")),
+    }
 }

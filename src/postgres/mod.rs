@@ -24,6 +24,7 @@ mod stream;
 mod tar;
 mod tls;
 mod upload;
+mod wal_read;
 mod wal_stream;
 mod wire;
 
@@ -42,4 +43,5 @@ pub(crate) use replication::{SlotPosition, is_slot_name};
 pub(crate) use stream::Interrupter;
 pub(crate) use tar::{EndBlocks, TarEntry, TarKind, TarReader, TarSink};
 pub(crate) use upload::{UploadError, upload_manifest};
+pub(crate) use wal_read::WalPiece;
 pub(crate) use wal_stream::{NextTimeline, Replication, StreamEvent, StreamPosition, WalStream};

@@ -137,11 +137,17 @@ fn tell(spool: &Spool, name: SegmentName, outcome: &WalOutcome) {
         WalOutcome::AlreadyThere(_) => {
             tracing::debug!("Segment {name} of server {server} was archived before");
         }
+        // Receiving goes on, and what was reported to the server is kept: a decision takes it into the archive.
+        WalOutcome::Refused(refused) => tracing::error!(
+            "Segment {name} of server {server} was received and is put aside, not archived: {}. \
+             'barmanfs history {server} list' tells more",
+            refused.quarantined.reason
+        ),
         // Receiving goes on: what comes next is good WAL, and to stop would lose that as well.
         WalOutcome::Conflict(conflict) => tracing::error!(
             "Segment {name} of server {server} was received with other content than was archived at {} by {}: both are \
              kept, the received one is put aside. Does another server archive as '{server}', or a copy of this one that \
-             was promoted on the same timeline?",
+             was promoted on the same timeline? 'barmanfs history {server} list' tells more",
             conflict.archived.archived_at,
             conflict.archived.origin
         ),

@@ -41,6 +41,10 @@ fn archive(
             tracing::info!("Archived the history of timeline {timeline} of server {server}");
         }
         WalOutcome::AlreadyThere(_) => {}
+        WalOutcome::Refused(refused) => tracing::error!(
+            "The history of timeline {timeline} of server {server} is put aside: {}",
+            refused.quarantined.reason
+        ),
         WalOutcome::Conflict(conflict) => tracing::error!(
             "Timeline {timeline} of server {server} has another history than the one archived at {}: two servers were \
              promoted to the same timeline. The received one is put aside, and so will be its segments that differ",

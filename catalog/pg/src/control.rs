@@ -131,6 +131,8 @@ pub struct ControlFile {
     pub redo: Lsn,
     /// The timeline of that checkpoint.
     pub timeline: TimelineId,
+    /// When that checkpoint was made, in whole seconds since 1970.
+    pub checkpoint_time: i64,
     /// Settings it ran with.
     pub required_settings: RequiredSettings,
     /// `wal_level` as a number: 0 is `minimal`, 1 `replica`, 2 `logical`.
@@ -211,6 +213,7 @@ impl ControlFile {
             checkpoint: Lsn(u64_field(32)?),
             redo: Lsn(u64_field(40)?),
             timeline: TimelineId(u32_field(48)?),
+            checkpoint_time: u64_field(104)?.cast_signed(),
             required_settings: RequiredSettings {
                 max_connections: u32_field(layout.settings)?,
                 max_worker_processes: u32_field(layout.settings + 4)?,

@@ -33,6 +33,7 @@ pub mod tablespace_map;
 pub mod testing;
 pub mod wal_check;
 pub mod wal_files;
+pub mod wal_link;
 pub mod wal_name;
 pub mod wal_record;
 pub mod wal_scan;

@@ -6,6 +6,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::backup::{Backup, BackupId, BackupKind, BackupSelector, BackupStatus, running};
 use crate::error::{Error, Result};
+use crate::history;
 use crate::records;
 use crate::repository::Repository;
 use crate::server::ServerName;
@@ -76,7 +77,7 @@ impl Repository {
                 if missing.len() == MISSING_WAL_NAMED {
                     break;
                 }
-                if !known.exists(params![backup.server.as_str(), segment.to_string()])? {
+                if !known.exists(params![backup.archive().as_str(), segment.to_string()])? {
                     missing.push(segment);
                 }
             }
@@ -103,6 +104,7 @@ fn recorded(db: &Connection, server: &ServerName) -> Result<Vec<Backup>> {
 fn from_record(db: &Connection, id: RecordId, payload: &[u8]) -> Result<Backup> {
     let mut backup: Backup = records::parse(id, payload)?;
     backup.record = Some(id);
+    backup.apart = history::records::archive_of(db, id, &backup)?;
     if backup.status != BackupStatus::Failed {
         let complete = has_its_wal(db, &backup)?;
         backup.status = if complete {
@@ -126,7 +128,7 @@ fn has_its_wal(db: &Connection, backup: &Backup) -> Result<bool> {
             "SELECT count(*) FROM wal WHERE server = ?1 AND name BETWEEN ?2 AND ?3 AND length(name) = 24",
         )?
         .query_row(
-            params![backup.server.as_str(), first.to_string(), last.to_string()],
+            params![backup.archive().as_str(), first.to_string(), last.to_string()],
             |row| row.get(0),
         )?;
     Ok(found == expected)

@@ -11,6 +11,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId};
+use barmanfs_store::RecordId;
 use barmanfs_store::layout::DATA_WINDOW_BYTES;
 use barmanfs_store::{
     Attributes, DepositTotals, Depositor, DirectoryRef, TreeOptions, TreeReader, TreeTotals, TreeWriter,
@@ -46,6 +47,8 @@ pub struct NewBackup {
     pub wal_included: bool,
     /// The server's setting `TimeZone`, where it is known.
     pub timezone: Option<String>,
+    /// The fork behind which the server is, where its history is not the archive's.
+    pub fork: Option<RecordId>,
 }
 
 /// What is known of a backup once its last byte came.
@@ -164,6 +167,7 @@ fn started(server: &ServerName, new: NewBackup) -> Backup {
         timezone: new.timezone,
         tablespaces: Vec::new(),
         wal_included: new.wal_included,
+        fork: new.fork,
         from_standby: false,
         logical_bytes: 0,
         sent_bytes: 0,
@@ -173,6 +177,7 @@ fn started(server: &ServerName, new: NewBackup) -> Backup {
         error: None,
         root: None,
         record: None,
+        apart: None,
     }
 }
 

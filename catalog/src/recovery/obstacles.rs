@@ -104,7 +104,7 @@ impl Planner<'_> {
         number: u64,
     ) -> Result<Option<std::sync::Arc<barmanfs_pg::wal_scan::SegmentIndex>>> {
         let name = WalName::Segment(route.name(number));
-        let file = self.repository.wal(self.server).find(&name)?;
+        let file = self.repository.wal(self.archive).find(&name)?;
         file.map(|file| self.repository.index_of_file(&file)).transpose()
     }
 

@@ -59,11 +59,22 @@ impl Repository {
         spec: &TargetSpec,
     ) -> Result<std::result::Result<Plan, Unreachable>> {
         let plan = || {
+            // A backup that is asked for is recovered with the WAL of its own history; all others are of the server's.
+            let archive = match spec.backup {
+                Some(id) => self
+                    .backups(server)?
+                    .into_iter()
+                    .find(|backup| backup.id == id)
+                    .map(|backup| backup.archive().clone()),
+                None => None,
+            };
+            let archive = archive.as_ref().unwrap_or(server);
             let planner = Planner {
                 repository: self,
                 server,
+                archive,
                 spec,
-                segments: Segments::of(self, server),
+                segments: Segments::of(self, archive),
                 notes: RefCell::default(),
             };
             match planner.run() {
@@ -113,7 +124,7 @@ impl Repository {
     /// # Errors
     /// When the catalog cannot be read.
     pub fn recovery_segments(&self, plan: &Plan) -> Result<impl Iterator<Item = WalName> + use<>> {
-        let (server, size) = (&plan.backup.server, plan.backup.segment_size);
+        let (server, size) = (plan.backup.archive(), plan.backup.segment_size);
         let history = self.history(server, plan.timeline)?;
         let ancestors = history.iter().flat_map(TimelineHistory::entries);
         let mut histories = Vec::new();
@@ -142,7 +153,7 @@ impl Repository {
     ///
     /// # Errors
     /// [`Error::BadWalFile`] when the file cannot be read or is no history: only this timeline is affected.
-    pub(super) fn history(
+    pub(crate) fn history(
         &self,
         server: &ServerName,
         timeline: TimelineId,
@@ -200,6 +211,8 @@ type Candidate = (Start, usize);
 pub(super) struct Planner<'a> {
     pub(super) repository: &'a Repository,
     pub(super) server: &'a ServerName,
+    /// Whose WAL is replayed.
+    pub(super) archive: &'a ServerName,
     pub(super) spec: &'a TargetSpec,
     pub(super) segments: Segments<'a>,
     /// What was passed over on the way.
@@ -244,6 +257,7 @@ impl Planner<'_> {
     /// The backups that can be started from, or the one that was asked for.
     fn starts(&self) -> Step<Vec<Start>> {
         let mut backups = self.repository.backups(self.server)?;
+        backups.retain(|known| self.spec.backup == Some(known.id) || known.archive() == self.archive);
         if let Some(backup) = self.spec.backup {
             backups.retain(|known| known.id == backup);
             let why = match backups.first() {
@@ -335,7 +349,7 @@ impl Planner<'_> {
 
     /// The newest timeline PostgreSQL finds from one of the backups: it asks for one history file after the other.
     fn latest(&self, starts: &[Start]) -> Result<TimelineId> {
-        let archive = self.repository.wal(self.server);
+        let archive = self.repository.wal(self.archive);
         let mut newest = TimelineId(1);
         for start in starts {
             newest = newest.max(start.timeline);
@@ -371,7 +385,7 @@ impl Planner<'_> {
     }
 
     fn way(&self, timeline: TimelineId, start: &Start, time: Option<TimestampMicros>) -> Step<Way> {
-        let history = match self.repository.history(self.server, timeline) {
+        let history = match self.repository.history(self.archive, timeline) {
             Err(Error::BadWalFile { reason, .. }) => {
                 return Err(Unreachable::BadHistory {
                     server: self.server.clone(),
@@ -417,8 +431,11 @@ impl Planner<'_> {
                 to: Some(to.map_or(stop, |to| to.min(stop))),
             })
             .collect();
+        // What is kept apart is shown in no directory of WAL: the copy gets all that it needs.
+        let mut spec = self.spec.clone();
+        spec.self_contained |= self.archive != self.server;
         Plan {
-            spec: self.spec.clone(),
+            spec,
             backup: start.backup.clone(),
             timeline: route.timeline,
             path,

@@ -11,6 +11,9 @@ use crate::wal::confine::index_of_plain;
 impl Planner<'_> {
     /// Goes on from the end of the archive with the segments that lie in the spool.
     pub(super) fn with_received(&self, route: &Route, mut end: End) -> Result<End> {
+        if self.archive != self.server {
+            return Ok(end);
+        }
         let spool = self.repository.receiving(self.server)?;
         let next = |number: u64| spool.iter().find(|segment| segment.name == route.name(number));
         while let Some(segment) = next(end.number + 1) {

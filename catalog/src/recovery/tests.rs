@@ -396,6 +396,7 @@ fn complete(server: &ServerName, backup: &ModelBackup) -> Backup {
         data_checksums: None,
         tablespaces: Vec::new(),
         wal_included: false,
+        fork: None,
         from_standby: false,
         logical_bytes: 0,
         sent_bytes: 0,
@@ -414,6 +415,7 @@ fn complete(server: &ServerName, backup: &ModelBackup) -> Backup {
             },
         }),
         record: None,
+        apart: None,
     }
 }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backup::{Backup, BackupId, BackupStatus};
 use crate::error::{Error, Result};
+use crate::history::Fork;
 use crate::recovery::plan::bad_history_advice;
 use crate::recovery::{Target, TargetSpec, TimelineSpan, Unreachable};
 use crate::repository::Repository;
@@ -36,6 +37,9 @@ pub struct TimelineReport {
     /// The newest that can be recovered: the target `now`.
     #[serde(default)]
     pub newest: Option<Reach>,
+    /// Where timelines have two histories, and nobody has decided which one counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forks: Vec<Fork>,
 }
 
 /// An archived file that cannot be read, or is not what its name says.
@@ -209,7 +213,7 @@ impl Repository {
         let backups: Vec<Backup> = self
             .backups(server)?
             .into_iter()
-            .filter(|backup| backup.is_complete() && backup.is_of_server())
+            .filter(|backup| backup.is_complete() && backup.is_of_server() && backup.archive() == server)
             .collect();
         let size = match backups.last() {
             Some(backup) => backup.segment_size,
@@ -265,6 +269,7 @@ impl Repository {
             unreadable,
             earliest: survey.earliest(),
             newest: self.newest(server)?,
+            forks: self.open_forks(server)?,
         })
     }
 
@@ -314,7 +319,7 @@ impl Repository {
         }))
     }
 
-    fn archived_segment_size(&self, server: &ServerName) -> Result<Option<SegmentSize>> {
+    pub(crate) fn archived_segment_size(&self, server: &ServerName) -> Result<Option<SegmentSize>> {
         let bytes: Option<u64> = self.db.read(|db| {
             let mut query = db.prepare_cached(
                 "SELECT w.size_bytes FROM segments s JOIN wal w ON w.record = s.record WHERE s.server = ?1 LIMIT 1",
@@ -324,7 +329,7 @@ impl Repository {
         Ok(bytes.and_then(|bytes| SegmentSize::try_from(bytes).ok()))
     }
 
-    fn history_files(&self, server: &ServerName) -> Result<Vec<TimelineId>> {
+    pub(crate) fn history_files(&self, server: &ServerName) -> Result<Vec<TimelineId>> {
         let names: Vec<String> = self.db.read(|db| {
             let mut query =
                 db.prepare_cached("SELECT name FROM wal WHERE server = ?1 AND name LIKE '%.history'")?;

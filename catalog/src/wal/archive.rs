@@ -15,17 +15,21 @@ use std::sync::Arc;
 
 use barmanfs_pg::wal_check::{SegmentFacts, check_segment};
 use barmanfs_pg::wal_files::check_small_file;
+use barmanfs_pg::wal_link::{FirstRecord, first_record};
 use barmanfs_pg::wal_name::WalName;
 use barmanfs_pg::wal_scan::{SegmentIndex, WalScanner};
+use barmanfs_pg::{Lsn, SegmentSize, TimelineId};
 use barmanfs_store::tree::{SingleFile, StoredFile};
 use barmanfs_store::{ContentClass, Depositor, Record};
 
 use crate::error::{Error, Result};
+use crate::history::Fork;
+use crate::history::arrival::Obstacle;
 use crate::locks::Lock;
 use crate::records::{self, kind};
 use crate::repository::now;
 use crate::server::ServerName;
-use crate::wal::{QuarantinedWal, WalConflict, WalFile, WalOutcome};
+use crate::wal::{QuarantinedWal, RefusedWal, WalConflict, WalFile, WalOutcome};
 use crate::writer::Writer;
 
 /// A `.history` or `.backup` file at most: they have a line for each timeline, or ten lines.
@@ -35,7 +39,7 @@ const SMALL_FILE_MAX_BYTES: u64 = 1024 * 1024;
 const READ_BYTES: usize = barmanfs_store::layout::WAL_WINDOW_BYTES as usize;
 
 /// Locks names are spread over, so that files archived at the same time rarely wait for each other.
-const STRIPES: u32 = 16;
+pub(crate) const STRIPES: u32 = 16;
 
 /// A file on its way in.
 struct Incoming<'a> {
@@ -82,8 +86,9 @@ impl Writer {
         };
         let _lock = self.lock_wal_name(server, name)?;
         let depositor = Arc::new(self.depositor()?);
+        let link = first_link(&file, facts.as_ref(), &buffer);
         let (stored, index) = store(&depositor, &file, facts, source, buffer)?;
-        self.settle(&depositor, &file, stored, index, claimed)
+        self.settle(&depositor, &file, stored, index, (claimed, link))
     }
 
     /// Keeps others from archiving a file of this name, or removing it.
@@ -101,7 +106,7 @@ impl Writer {
         file: &Incoming<'_>,
         stored: StoredFile,
         index: Option<SegmentIndex>,
-        claimed: Option<(Record, Lock)>,
+        (claimed, link): (Option<(Record, Lock)>, Option<FirstRecord>),
     ) -> Result<WalOutcome> {
         let new = WalFile {
             server: file.server.clone(),
@@ -117,6 +122,9 @@ impl Writer {
         let archive = self.repository().wal(file.server);
         match archive.find(file.name)? {
             None => {
+                if let Some(obstacle) = self.repository().obstacle(&new, link)? {
+                    return self.refuse(depositor, new, obstacle);
+                }
                 let record = records::record(kind::WAL, &new)?;
                 let new = WalFile {
                     record: Some(record.id),
@@ -132,27 +140,140 @@ impl Writer {
                 Ok(WalOutcome::AlreadyThere(Box::new(archived)))
             }
             Some(archived) => {
-                let quarantined = match archive.quarantined_as(&new)? {
-                    Some(known) => {
-                        depositor.flush(Vec::new())?;
-                        known
-                    }
-                    None => quarantine(depositor, &archived, new)?,
+                let is_left = self.repository().is_of_left_history(&new)?;
+                let reason = format!(
+                    "Other bytes had been archived under this name at {}",
+                    archived.archived_at
+                );
+                let (quarantined, is_new) = self.put_aside(depositor, new, reason)?;
+                let fork = match is_left {
+                    true => None,
+                    false => self.fork_at(&archived, &quarantined, is_new)?,
                 };
                 Ok(WalOutcome::Conflict(Box::new(WalConflict {
                     archived,
                     quarantined,
+                    fork,
                 })))
             }
         }
     }
+
+    /// Does not take a file that is of another history.
+    fn refuse(&self, depositor: &Depositor, file: WalFile, obstacle: Obstacle) -> Result<WalOutcome> {
+        let reason = match &obstacle {
+            Obstacle::Behind(fork) => format!("It lies behind a fork: {fork}"),
+            Obstacle::Shows { why, .. } => why.clone(),
+            Obstacle::Left => "It is of a history that was left".to_owned(),
+        };
+        let size = SegmentSize::try_from(file.size_bytes).unwrap_or(SegmentSize::DEFAULT);
+        let (server, origin) = (file.server.clone(), file.origin.clone());
+        let (quarantined, is_new) = self.put_aside(depositor, file, reason)?;
+        let fork = match obstacle {
+            Obstacle::Behind(fork) => Some(fork),
+            Obstacle::Left => None,
+            Obstacle::Shows { timeline, lsn, why } => {
+                // What was decided about it once stays decided, however often it comes again.
+                let decided = self.decided_fork(&server, timeline, lsn, is_new)?;
+                match decided {
+                    Some(fork) => Some(fork),
+                    None => Some(self.record_fork(&server, (timeline, lsn, size), &why, &origin)?),
+                }
+            }
+        };
+        Ok(WalOutcome::Refused(Box::new(RefusedWal { quarantined, fork })))
+    }
+
+    /// Puts a file into quarantine, unless its bytes are there already; whether they were not.
+    fn put_aside(
+        &self,
+        depositor: &Depositor,
+        file: WalFile,
+        reason: String,
+    ) -> Result<(QuarantinedWal, bool)> {
+        match self.repository().wal(&file.server).quarantined_as(&file)? {
+            Some(known) => {
+                depositor.flush(Vec::new())?;
+                Ok((known, false))
+            }
+            None => Ok((quarantine(depositor, file, reason)?, true)),
+        }
+    }
+
+    /// The fork that two files of one name show.
+    fn fork_at(&self, archived: &WalFile, other: &QuarantinedWal, is_new: bool) -> Result<Option<Fork>> {
+        let name = archived.name;
+        let size = SegmentSize::try_from(archived.size_bytes).unwrap_or(SegmentSize::DEFAULT);
+        let lsn = match name {
+            WalName::Segment(segment) => {
+                let offset = self.first_difference(archived, &other.file)?;
+                Lsn(segment.start_lsn(size).0.saturating_add(offset))
+            }
+            // Another origin of the whole timeline.
+            WalName::History(_) => Lsn(0),
+            _ => return Ok(None),
+        };
+        let (server, timeline) = (&archived.server, name.timeline());
+        if let Some(decided) = self.decided_fork(server, timeline, lsn, is_new)? {
+            return Ok(Some(decided));
+        }
+        let why = format!(
+            "{name} came with other content than was archived at {}",
+            archived.archived_at
+        );
+        self.record_fork(server, (timeline, lsn, size), &why, &other.file.origin)
+            .map(Some)
+    }
+
+    /// The decided fork that a file showed once before, unless it is new.
+    fn decided_fork(
+        &self,
+        server: &ServerName,
+        timeline: TimelineId,
+        lsn: Lsn,
+        is_new: bool,
+    ) -> Result<Option<Fork>> {
+        if is_new {
+            return Ok(None);
+        }
+        let forks = self.repository().forks(server)?;
+        Ok(forks
+            .into_iter()
+            .rfind(|fork| fork.timeline == timeline && fork.lsn <= lsn && fork.decided.is_some()))
+    }
+
+    /// Where two stored files differ first.
+    fn first_difference(&self, one: &WalFile, other: &WalFile) -> Result<u64> {
+        let trees = self.repository().trees();
+        let (mut a, mut b) = (vec![0; READ_BYTES], vec![0; READ_BYTES]);
+        let mut offset = 0;
+        loop {
+            let (one, other) = (
+                trees.read_at(&one.map, offset, &mut a)?,
+                trees.read_at(&other.map, offset, &mut b)?,
+            );
+            let length = one.min(other);
+            let same = a.iter().zip(&b).take(length).take_while(|(a, b)| a == b).count();
+            if same < length || length == 0 {
+                return Ok(offset + same as u64);
+            }
+            offset += length as u64;
+        }
+    }
 }
 
-fn quarantine(depositor: &Depositor, archived: &WalFile, file: WalFile) -> Result<QuarantinedWal> {
-    let reason = format!(
-        "Other bytes had been archived under this name at {}",
-        archived.archived_at
-    );
+/// The first record of a segment that begins with these bytes.
+fn first_link(file: &Incoming<'_>, facts: Option<&SegmentFacts>, beginning: &[u8]) -> Option<FirstRecord> {
+    let (WalName::Segment(name), Some(facts)) = (file.name, facts) else {
+        return None;
+    };
+    facts
+        .is_known_version()
+        .then(|| first_record(name.start_lsn(facts.segment_size), facts.page_bytes, beginning))
+        .flatten()
+}
+
+fn quarantine(depositor: &Depositor, file: WalFile, reason: String) -> Result<QuarantinedWal> {
     let mut kept = QuarantinedWal { file, reason };
     let record = records::record(kind::QUARANTINED_WAL, &kept)?;
     kept.file.record = Some(record.id);

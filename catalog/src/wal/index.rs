@@ -68,18 +68,24 @@ pub(crate) fn enter(db: &Connection, record: i64, file: &WalFile) -> Result<()> 
 
 /// Takes out what came from this record's row.
 pub(crate) fn forget(db: &Connection, record: i64) -> Result<()> {
-    let known = db
-        .prepare_cached("SELECT 1 FROM segments WHERE record = ?1")?
-        .exists([record])?;
-    if !known {
+    // A file of two histories stands in two archives.
+    let mut query = db.prepare_cached("SELECT server FROM segments WHERE record = ?1")?;
+    let archives: Vec<String> = query
+        .query_map([record], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    if archives.is_empty() {
         return Ok(());
     }
     let file = file_of(db, record)?;
     let Some(place) = Place::of(&file) else {
         return Ok(());
     };
-    clear(db, &place)?;
-    rejoin_before(db, &place)
+    for server in &archives {
+        let place = Place { server, ..place };
+        clear(db, &place)?;
+        rejoin_before(db, &place)?;
+    }
+    Ok(())
 }
 
 fn clear(db: &Connection, place: &Place<'_>) -> Result<()> {

@@ -98,6 +98,7 @@ pub(crate) fn new_backup() -> NewBackup {
         server_version: ServerVersion(150_018),
         segment_size: SEGMENT_SIZE,
         wal_included: false,
+        fork: None,
         timezone: None,
     }
 }

@@ -108,10 +108,12 @@ fn an_open_repository_notices() {
     assert_ne!(f.repository.generation().unwrap(), generation);
     assert_eq!(seen(&f.repository), before);
     let (name, bytes) = segment(9, SYSTEM, 9);
-    archive(&f.repository, &f.server, &name, &bytes).unwrap();
+    // The other server's timeline has one history.
+    let server = "other".parse().unwrap();
+    archive(&f.repository, &server, &name, &bytes).unwrap();
     let other = Repository::open(f.repository.path()).unwrap();
     assert_eq!(
-        read_wal(&other, &f.server, &name),
+        read_wal(&other, &server, &name),
         bytes,
         "written into the new catalog"
     );

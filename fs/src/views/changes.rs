@@ -82,7 +82,7 @@ impl Addition {
             Added::Directory => Ok(None),
             Added::File(body) => Ok(Some(body.clone())),
             Added::Archived(name) => {
-                let file = tree.context.repository.wal(&tree.backup.server).find(name)?;
+                let file = tree.context.repository.wal(tree.backup.archive()).find(name)?;
                 let file = file.ok_or_else(|| {
                     not_shown(
                         tree,
@@ -105,7 +105,7 @@ impl Addition {
             return Ok(Some((size_bytes, size_bytes)));
         }
         if let Added::Archived(name) = &self.content
-            && let Some(file) = tree.context.repository.wal(&tree.backup.server).find(name)?
+            && let Some(file) = tree.context.repository.wal(tree.backup.archive()).find(name)?
         {
             let body = Body::Stored(Arc::new(file.map));
             return Ok(Some((
@@ -269,7 +269,7 @@ fn confine_stored(directory: &TreeDirectory, added: &mut BTreeMap<Vec<u8>, Addit
         if added.contains_key(&entry.name) {
             continue;
         }
-        let shown = replay::stored(&tree.context, &tree.backup.server, name, map, &mut beside)?;
+        let shown = replay::stored(&tree.context, tree.backup.archive(), name, map, &mut beside)?;
         if matches!(shown, Body::Edited(_)) {
             added.insert(entry.name, Addition::file(entry.attributes, shown));
         }
@@ -303,7 +303,7 @@ fn ancestry(tree: &BackupTree) -> Result<Vec<TimelineId>> {
         return Ok(Vec::new());
     };
     let mut timelines = vec![timeline];
-    let archive = tree.context.repository.wal(&tree.backup.server);
+    let archive = tree.context.repository.wal(tree.backup.archive());
     if let Some(file) = archive.find(&WalName::History(timeline))? {
         let text = Body::Stored(Arc::new(file.map)).read_all(&tree.context.trees, MAX_HISTORY_BYTES)?;
         // A history that cannot be read is shown all the same: PostgreSQL says best what is wrong with it.
@@ -321,7 +321,7 @@ fn ancestry(tree: &BackupTree) -> Result<Vec<TimelineId>> {
 }
 
 fn archived(tree: &BackupTree, name: &WalName) -> Result<Option<Addition>> {
-    let file = tree.context.repository.wal(&tree.backup.server).entry(name)?;
+    let file = tree.context.repository.wal(tree.backup.archive()).entry(name)?;
     Ok(file.map(|file| Addition {
         attributes: at(tree, file.archived_at),
         content: Added::Archived(*name),

@@ -87,6 +87,7 @@ impl Fixture {
             server_version: ServerVersion(150_018),
             segment_size: SEGMENT,
             wal_included: false,
+            fork: None,
             timezone: None,
         };
         let run = self
@@ -107,6 +108,7 @@ impl Fixture {
             server_version: ServerVersion(150_018),
             segment_size: SEGMENT,
             wal_included: true,
+            fork: None,
             timezone: None,
         };
         let clone = CloneDescription {

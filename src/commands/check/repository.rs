@@ -8,7 +8,7 @@ use barmanfs_catalog::recovery::{Gap, TimelineReport};
 use barmanfs_catalog::{Backup, BackupStatus, MinimalStretch, Repository, UnreadPack};
 
 use super::{Context, Lines, backups};
-use crate::commands::timeline;
+use crate::commands::{history, timeline};
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::output;
@@ -65,6 +65,7 @@ pub(super) fn check(context: &Context<'_>, lines: &mut Lines) -> Option<Stored> 
     version(&repository, server, lines);
     unreadable_files(&repository, server, lines);
     quarantine(&repository, server, lines);
+    forks(&repository, server, lines);
     Some(Stored {
         repository,
         timelines,
@@ -307,6 +308,21 @@ fn unreadable_files(repository: &Repository, server: &ServerConfig, lines: &mut 
                     output::printable(first.reason.as_bytes()),
                     first.advice
                 ),
+            ),
+        },
+        Err(error) => lines.failed(NAME, Error::from(error).to_string()),
+    }
+}
+
+/// Where a timeline has two histories, WAL is refused until somebody decides.
+fn forks(repository: &Repository, server: &ServerConfig, lines: &mut Lines) {
+    const NAME: &str = "one history";
+    match repository.open_forks(&server.name) {
+        Ok(forks) => match forks.first() {
+            None => lines.ok(NAME, None),
+            Some(fork) => lines.failed(
+                NAME,
+                format!("history changed: {fork}. {}", history::advice(&server.name, fork)),
             ),
         },
         Err(error) => lines.failed(NAME, Error::from(error).to_string()),

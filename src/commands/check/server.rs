@@ -5,7 +5,7 @@ use barmanfs_catalog::Repository;
 use super::arrival::{self, Asked};
 use super::repository::Stored;
 use super::{Context, Line, Lines, streaming};
-use crate::backup;
+use crate::backup::{self, Lineage};
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::postgres::{Connection, Conninfo, Environment, Mode};
@@ -40,6 +40,10 @@ pub(super) fn check(context: &Context<'_>, stored: Option<&Stored>, lines: &mut 
         );
     }
     configuration_files(&mut streaming, lines);
+    // Before the slot, which would end with a command that fails.
+    if let Some(repository) = repository {
+        same_history(repository, server, &cluster, &mut streaming, lines);
+    }
     let slot = streaming.create_temporary_slot(&format!("barmanfs_check_{}", std::process::id()));
     lines.result("temporary replication slot", slot.map_err(Error::from), |()| None);
     if server.streaming_archiver {
@@ -56,6 +60,29 @@ pub(super) fn check(context: &Context<'_>, stored: Option<&Stored>, lines: &mut 
         sql: sql.as_mut(),
     };
     arrival::check(&mut asked, lines);
+}
+
+/// Whether the server's WAL is what is archived.
+fn same_history(
+    repository: &Repository,
+    server: &ServerConfig,
+    cluster: &backup::ServerSettings,
+    streaming: &mut Connection,
+    lines: &mut Lines,
+) {
+    const NAME: &str = "history of the server";
+    match backup::of_archive(repository, &server.name, cluster, streaming) {
+        Ok(Lineage::Same) => lines.ok(NAME, "that of the archive".to_owned()),
+        Ok(Lineage::Unknown) => lines.ok(NAME, "the archive has nothing to compare it with".to_owned()),
+        Ok(Lineage::Other(fork)) => lines.failed(
+            NAME,
+            format!(
+                "history changed: {fork}. 'barmanfs history {} list' tells more",
+                server.name
+            ),
+        ),
+        Err(error) => lines.failed(NAME, error.to_string()),
+    }
 }
 
 fn target(connection: &Connection) -> Option<String> {

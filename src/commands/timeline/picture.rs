@@ -60,6 +60,7 @@ pub(super) fn draw(report: &TimelineReport, drawing: Drawing, columns: Option<us
         .collect();
     events.extend(gaps(report));
     events.extend(restore_points(report));
+    events.extend(forks(report));
     events.sort_by_key(|event| (event.lsn, event.kind, event.timeline));
     let mut open = Columns::default();
     let graphs: Vec<(String, String)> = events
@@ -91,6 +92,22 @@ pub(super) fn draw(report: &TimelineReport, drawing: Drawing, columns: Option<us
         parts.into_iter().enumerate().map(line).collect::<Vec<_>>()
     });
     lines.collect()
+}
+
+/// Where a timeline has two histories.
+fn forks(report: &TimelineReport) -> impl Iterator<Item = Event> {
+    report.forks.iter().map(|fork| Event {
+        lsn: fork.lsn,
+        kind: Kind::Gap,
+        timeline: fork.timeline,
+        symbol: '!',
+        style: Style::Red,
+        time: Some(fork.found_at),
+        text: format!(
+            "two histories from here on: {}",
+            output::printable(fork.why.as_bytes())
+        ),
+    })
 }
 
 fn of_timeline(report: &TimelineReport, timeline: &Timeline) -> Vec<Event> {

@@ -56,6 +56,9 @@ pub struct SegmentIndex {
     /// End of a record that began in an earlier segment.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub head: Option<Fragment>,
+    /// Where the record starts that goes on in the next segment, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub crosses_from: Option<Lsn>,
     /// Beginning of a record that goes on in the next segment, if it is of a kind wanted here or
     /// too short to tell.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -259,6 +259,7 @@ impl WalScanner {
         self.ended = true;
         if self.open == Open::Record {
             self.index.end_lsn = self.lsn();
+            self.index.crosses_from = Some(self.record.lsn());
             let record = std::mem::replace(&mut self.record, OpenRecord::new(self.start));
             self.index.tail = record.into_tail();
         }

@@ -23,6 +23,7 @@ fn run(stage: &Stage) -> BackupRun {
         server_version: ServerVersion(150_018),
         segment_size: SEGMENT,
         wal_included: true,
+        fork: None,
         timezone: None,
     };
     let writer = stage.fixture.repository.writer("test").unwrap();

@@ -1,0 +1,278 @@
+//! A person decides which history counts.
+
+use barmanfs_pg::wal_name::{SegmentName, WalName};
+use barmanfs_pg::{Lsn, SegmentSize, TimelineId};
+use barmanfs_store::RecordId;
+
+use super::records::{Event, HistoryRecord, Restart};
+use super::{Fork, Restarted};
+use crate::backup::{Backup, BackupStatus};
+use crate::error::{Error, Result};
+use crate::locks::Lock;
+use crate::records::{self, kind};
+use crate::repository::now;
+use crate::server::ServerName;
+use crate::wal::QuarantinedWal;
+use crate::wal::archive::STRIPES;
+use crate::writer::Writer;
+
+/// Where a decision is made.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    timeline: TimelineId,
+    lsn: Lsn,
+    size: SegmentSize,
+}
+
+impl Place {
+    /// Whether a segment is at or behind it.
+    fn is_before(&self, segment: SegmentName) -> bool {
+        segment.start_lsn(self.size) >= self.lsn.segment_start(self.size)
+    }
+}
+
+impl Writer {
+    /// From `lsn` on, the history counts that came later; what is archived from there on is kept apart for the backups
+    /// that need it. Of several timelines with open forks, `timeline` says which.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where no open fork is there, and when it cannot be made durable.
+    pub fn restart_history(
+        &self,
+        server: &ServerName,
+        timeline: Option<TimelineId>,
+        lsn: Lsn,
+    ) -> Result<Restarted> {
+        let _alone = self.stop_archiving(server)?;
+        let (place, forks) = self.place(server, timeline, lsn)?;
+        let behind = self.timelines_behind(server, place)?;
+        let mut restart = Restart {
+            of: forks.iter().map(|fork| fork.id).collect(),
+            ..Restart::default()
+        };
+        self.set_files_apart(server, place, &behind, &forks, &mut restart)?;
+        let files = restart.apart.len();
+        let backups = self.set_backups_apart(server, place, &behind, &mut restart)?;
+        restart.taken = self.continuing(
+            server,
+            place.timeline,
+            place.lsn.segment_start(place.size),
+            place.size,
+        )?;
+        let restarted = Restarted {
+            timeline: place.timeline,
+            lsn,
+            apart: files as u64,
+            taken: restart.taken.len() as u64,
+            backups,
+        };
+        self.decide(server, place, Event::Restart(restart))?;
+        Ok(restarted)
+    }
+
+    /// From `lsn` on, the archived history counts, and what continues it is taken again. How many forks that settles.
+    ///
+    /// # Errors
+    /// As for [`restart_history`](Self::restart_history).
+    pub fn keep_history(&self, server: &ServerName, timeline: Option<TimelineId>, lsn: Lsn) -> Result<usize> {
+        let _alone = self.stop_archiving(server)?;
+        let (place, forks) = self.place(server, timeline, lsn)?;
+        let of: Vec<RecordId> = forks.iter().map(|fork| fork.id).collect();
+        // Behind what is archived, and what of it was refused meanwhile.
+        let last = self.repository().wal(server).last_segment(place.timeline, None)?;
+        let next = last.map_or(place.lsn.segment_start(place.size), |last| {
+            last.next(place.size).start_lsn(place.size)
+        });
+        let taken = self.continuing(server, place.timeline, next, place.size)?;
+        self.decide(server, place, Event::Keep { of, taken })?;
+        Ok(forks.len())
+    }
+
+    fn decide(&self, server: &ServerName, place: Place, event: Event) -> Result<()> {
+        let body = HistoryRecord {
+            server: server.clone(),
+            timeline: place.timeline,
+            lsn: place.lsn,
+            at: now(),
+            event,
+        };
+        self.write_records(vec![records::record(kind::HISTORY, &body)?])
+    }
+
+    /// No file of the server is archived while these are held.
+    fn stop_archiving(&self, server: &ServerName) -> Result<Vec<Lock>> {
+        let purpose = format!("history of {server}");
+        let names = (0..STRIPES).map(|stripe| format!("wal-{server}-{stripe:x}"));
+        names
+            .map(|name| self.repository().locks.wait_exclusive(&name, &purpose))
+            .collect()
+    }
+
+    /// The open forks a decision at `lsn` settles: those at or behind it on one timeline.
+    fn place(
+        &self,
+        server: &ServerName,
+        timeline: Option<TimelineId>,
+        lsn: Lsn,
+    ) -> Result<(Place, Vec<Fork>)> {
+        let size = self.segment_size(server)?;
+        let mut forks = self.repository().open_forks(server)?;
+        forks.retain(|fork| {
+            timeline.is_none_or(|timeline| timeline == fork.timeline)
+                && fork.lsn.segment_start(size) >= lsn.segment_start(size)
+        });
+        let Some(first) = forks.iter().map(|fork| fork.timeline).min() else {
+            return Err(Error::Invalid(format!(
+                "No undecided fork of server {server} is at {lsn} or behind it: 'barmanfs history {server} list' shows them"
+            )));
+        };
+        if forks.iter().any(|fork| fork.timeline != first) && timeline.is_none() {
+            return Err(Error::Invalid(format!(
+                "Several timelines of server {server} have forks there: say which one with --timeline"
+            )));
+        }
+        let place = Place {
+            timeline: first,
+            lsn,
+            size,
+        };
+        Ok((place, forks))
+    }
+
+    fn segment_size(&self, server: &ServerName) -> Result<SegmentSize> {
+        let backups = self.repository().backups(server)?;
+        match backups.last() {
+            Some(backup) => Ok(backup.segment_size),
+            None => Ok(self
+                .repository()
+                .archived_segment_size(server)?
+                .unwrap_or(SegmentSize::DEFAULT)),
+        }
+    }
+
+    /// The timelines that left this one behind the place.
+    fn timelines_behind(&self, server: &ServerName, place: Place) -> Result<Vec<TimelineId>> {
+        let repository = self.repository();
+        let mut behind = Vec::new();
+        for timeline in repository.history_files(server)? {
+            let history = repository.readable_history(server, timeline)?;
+            let left = history.and_then(|history| history.switch_point(place.timeline));
+            if left.is_some_and(|left| left > place.lsn) {
+                behind.push(timeline);
+            }
+        }
+        Ok(behind)
+    }
+
+    fn set_files_apart(
+        &self,
+        server: &ServerName,
+        place: Place,
+        behind: &[TimelineId],
+        forks: &[Fork],
+        restart: &mut Restart,
+    ) -> Result<()> {
+        let archive = self.repository().wal(server);
+        let from_its_beginning = forks.iter().any(|fork| fork.lsn == Lsn(0)) && place.lsn == Lsn(0);
+        for entry in archive.entries() {
+            let name = entry?.name;
+            let is_apart = behind.contains(&name.timeline())
+                || name.timeline() == place.timeline
+                    && match name {
+                        WalName::History(_) => from_its_beginning,
+                        other => other.segment().is_some_and(|segment| place.is_before(segment)),
+                    };
+            if is_apart && let Some(record) = archive.find(&name)?.and_then(|file| file.record) {
+                restart.apart.push(record);
+            }
+        }
+        Ok(())
+    }
+
+    /// The backups that end behind the place belong to the history that is left. Of the files both have, it needs those
+    /// from the start of the last backup before on.
+    fn set_backups_apart(
+        &self,
+        server: &ServerName,
+        place: Place,
+        behind: &[TimelineId],
+        restart: &mut Restart,
+    ) -> Result<Vec<crate::backup::BackupId>> {
+        let mut backups = self.repository().backups(server)?;
+        backups.retain(|backup| {
+            backup.is_complete()
+                && backup.is_of_server()
+                && backup.archive() == server
+                && backup.status != BackupStatus::Failed
+        });
+        let ends_behind = |backup: &Backup| match (backup.timeline, backup.stop_lsn) {
+            (Some(timeline), Some(stop)) => {
+                behind.contains(&timeline) || timeline == place.timeline && stop > place.lsn
+            }
+            _ => false,
+        };
+        let (apart, common): (Vec<_>, Vec<_>) = backups.into_iter().partition(ends_behind);
+        let first = apart.iter().filter_map(|backup| backup.start_lsn).min();
+        let before = common.iter().filter_map(|backup| backup.start_lsn).max();
+        restart.shared_from = first.into_iter().chain(before).min().unwrap_or(place.lsn);
+        restart
+            .apart
+            .extend(apart.iter().filter_map(|backup| backup.record));
+        Ok(apart.into_iter().map(|backup| backup.id).collect())
+    }
+
+    /// The refused segments that continue what is archived before `start`, one after the other: `receive-wal` has told its
+    /// server that it has them.
+    fn continuing(
+        &self,
+        server: &ServerName,
+        timeline: TimelineId,
+        start: Lsn,
+        size: SegmentSize,
+    ) -> Result<Vec<RecordId>> {
+        let repository = self.repository();
+        let mut refused: Vec<(SegmentName, QuarantinedWal)> = repository
+            .wal(server)
+            .quarantined()?
+            .into_iter()
+            .filter_map(|kept| match kept.file.name {
+                WalName::Segment(name) if name.timeline == timeline && name.start_lsn(size) >= start => {
+                    Some((name, kept))
+                }
+                _ => None,
+            })
+            .collect();
+        refused.retain(|(_, kept)| kept.file.size_bytes == size.bytes());
+        let Some(mut name) = refused.iter().map(|(name, _)| *name).min() else {
+            return Ok(Vec::new());
+        };
+        let mut last = None;
+        if name.start_lsn(size) == start
+            && let Some(before) = start.0.checked_sub(1)
+        {
+            let before = SegmentName::from_lsn(timeline, Lsn(before), size);
+            if let Some(file) = repository.wal(server).find(&WalName::Segment(before))? {
+                last = repository.last_record(&file, before)?;
+            }
+        }
+        let mut taken = Vec::new();
+        loop {
+            let mut found = None;
+            // Of several with one name, the newest that fits.
+            for (_, kept) in refused.iter().rev().filter(|(of, _)| *of == name) {
+                let link = repository.link(&kept.file, name)?;
+                if link.zip(last).is_none_or(|(link, last)| link.previous == last) {
+                    found = Some(kept);
+                    break;
+                }
+            }
+            let Some((kept, record)) = found.and_then(|kept| kept.file.record.map(|record| (kept, record)))
+            else {
+                return Ok(taken);
+            };
+            taken.push(record);
+            last = repository.last_record(&kept.file, name)?;
+            name = name.next(size);
+        }
+    }
+}
