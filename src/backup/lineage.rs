@@ -170,15 +170,23 @@ pub(super) fn prove(
     match compared {
         Compared::Same => Ok(()),
         Compared::Different(lsn) => Err(differs(lsn, parent.id)),
-        Compared::Refused(why) => Err(NoIncrement::Changed(format!(
-            "the server does not have the WAL at {stop}, where backup {} ended: {why}",
-            parent.id
-        ))),
+        Compared::Refused(why) => {
+            let reason = format!(
+                "the server does not have the WAL at {stop}, where backup {} ended: {why}",
+                parent.id
+            );
+            // A standby may be behind the backup, a primary never is.
+            match is_standby(look.connection, cluster)? {
+                true => Err(NoIncrement::Impossible(reason)),
+                false => Err(NoIncrement::Changed(reason)),
+            }
+        }
+        Compared::Damaged(why) => Err(NoIncrement::Impossible(why)),
         Compared::Removed => match look.follow(repository, parent, segment, cluster)? {
             Compared::Same => Ok(()),
             Compared::Different(lsn) => Err(differs(lsn, parent.id)),
-            Compared::Removed | Compared::Refused(_) if has_summary_from(server, parent) => Ok(()),
-            Compared::Removed | Compared::Refused(_) => Err(NoIncrement::Impossible(format!(
+            _ if has_summary_from(server, parent) => Ok(()),
+            _ => Err(NoIncrement::Impossible(format!(
                 "the server has no WAL any more that would prove that its history is still that of backup {}",
                 parent.id
             ))),
@@ -246,6 +254,8 @@ enum Compared {
     Removed,
     /// The server does not show it.
     Refused(String),
+    /// What is kept of it cannot be read.
+    Damaged(String),
 }
 
 /// A look at a server's WAL.
@@ -273,10 +283,12 @@ impl Look<'_> {
             WalPiece::Refused(why) => return Ok(Compared::Refused(why)),
         };
         let mut ours = vec![0; theirs.len()];
-        let read = repository
-            .trees()
-            .read_at(map, from.0.saturating_sub(start.0), &mut ours)
-            .map_err(barmanfs_catalog::Error::from)?;
+        let offset = from.0.saturating_sub(start.0);
+        let read = match repository.trees().read_at(map, offset, &mut ours) {
+            Ok(read) => read,
+            Err(error) if error.is_damage() => return Ok(Compared::Damaged(error.to_string())),
+            Err(error) => return Err(barmanfs_catalog::Error::from(error).into()),
+        };
         let same = ours
             .iter()
             .zip(&theirs)
@@ -317,6 +329,13 @@ impl Look<'_> {
                     });
                 }
                 Compared::Same if found == Lineage::Unknown => return Ok(Lineage::Same),
+                // No reason to take no backup: 'verify' and 'check' tell of it.
+                Compared::Damaged(why) => {
+                    tracing::warn!(
+                        "Archived segment {segment} of server {server} cannot be compared with the server's: {why}"
+                    );
+                    break;
+                }
                 Compared::Same | Compared::Removed | Compared::Refused(_) => break,
             }
             match archive.last_segment(segment.timeline, Some(segment))? {
@@ -382,7 +401,10 @@ impl Look<'_> {
             WalPiece::Refused(why) => return Ok(Compared::Refused(why)),
         };
         let first = first_record(next, PAGE_BYTES as u32, &bytes);
-        let before = repository.last_record_start(map, last)?;
+        let before = match repository.last_record_start(map, last) {
+            Ok(before) => before,
+            Err(error) => return Ok(Compared::Damaged(error.to_string())),
+        };
         Ok(match first.zip(before) {
             Some((first, before)) if first.previous == before => Compared::Same,
             Some((first, _)) => Compared::Different(first.lsn),

@@ -30,7 +30,8 @@ pub(crate) enum WalPiece {
 }
 
 impl Connection {
-    /// Reads the WAL of a timeline from `from` up to `to`.
+    /// Reads the WAL of a timeline from `from` up to `to`, and waits for none: what the server has not written yet, it does
+    /// not send.
     ///
     /// After [`WalPiece::Removed`] and [`WalPiece::Refused`] a temporary slot of this connection is gone: PostgreSQL drops
     /// it when a replication command fails.
@@ -38,6 +39,12 @@ impl Connection {
     /// # Errors
     /// When the connection breaks, or the server takes too long.
     pub(crate) fn read_wal(&mut self, timeline: TimelineId, from: Lsn, to: Lsn) -> Result<WalPiece, Error> {
+        // A server without load sends nothing behind its end, and says nothing either.
+        let end = self.identify_system()?.flush_lsn;
+        if from >= end {
+            return Ok(WalPiece::Refused(format!("it ends at {end}")));
+        }
+        let to = to.min(end);
         self.set_deadline(Some(Deadline::after(READ_WITHIN)))?;
         let result = self.receive_wal(timeline, from, to);
         self.set_deadline(None)?;
@@ -72,8 +79,8 @@ impl Connection {
                     let fitting = part.len().min(wanted - bytes.len());
                     bytes.extend_from_slice(part.get(..fitting).unwrap_or_default());
                 }
-                // The server has sent all that it has.
                 StreamEvent::Keepalive { reply_wanted: wanted } => reply_wanted = wanted,
+                // It took too long.
                 StreamEvent::Silence => break,
                 StreamEvent::Ended(_) => {
                     ended = true;

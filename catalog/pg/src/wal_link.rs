@@ -15,6 +15,9 @@ const LAST_MAGIC_BEFORE_19: u16 = 0xD118;
 /// Bytes of a record's header that matter here: its length, its transaction, the start of the record before.
 const LINK_BYTES: u64 = 16;
 
+/// No record is shorter than its header.
+const HEADER_BYTES: u32 = 24;
+
 /// Records start at multiples of this.
 const ALIGNMENT: u64 = 8;
 
@@ -74,7 +77,7 @@ fn link(start: Lsn, page: u64, bytes: &[u8], record_at: u64) -> Option<FirstReco
     let mut header = Vec::with_capacity(LINK_BYTES as usize);
     let mut at = record_at;
     while (header.len() as u64) < LINK_BYTES {
-        if at % page == 0 {
+        if at.is_multiple_of(page) {
             at += SHORT_HEADER_BYTES as u64;
         }
         let room = (page - at % page).min(LINK_BYTES - header.len() as u64);
@@ -83,13 +86,13 @@ fn link(start: Lsn, page: u64, bytes: &[u8], record_at: u64) -> Option<FirstReco
         header.extend_from_slice(bytes.get(from..to)?);
         at += room;
     }
-    if u32_at(&header, 0)? == 0 {
-        return None;
-    }
-    Some(FirstRecord {
+    let record = FirstRecord {
         lsn: Lsn(start.0.checked_add(record_at)?),
         previous: Lsn(u64_at(&header, 8)?),
-    })
+    };
+    // Zeros behind the end of the WAL, or what an older segment left there.
+    let is_record = u32_at(&header, 0)? >= HEADER_BYTES && record.previous < record.lsn;
+    is_record.then_some(record)
 }
 
 #[cfg(test)]
@@ -153,6 +156,10 @@ mod tests {
         put(&mut bytes, 8192 + 24, 0xF0);
         assert_eq!(found(&bytes), None);
         assert_eq!(found(&segment(0, [2, 0])), None);
+        // What it names lies behind it.
+        let mut bytes = segment(0, [2, 0]);
+        put(&mut bytes, 40, 0x100_0028);
+        assert_eq!(found(&bytes), None);
         assert_eq!(found(&segment(u32::MAX, [3, 1])), None);
         assert_eq!(found(&[]), None);
     }

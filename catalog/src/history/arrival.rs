@@ -114,10 +114,10 @@ impl Repository {
         link: Option<FirstRecord>,
     ) -> Result<Option<Obstacle>> {
         let archive = self.wal(&file.server);
-        if let Some(link) = link
+        if let Some(link) = link.filter(is_linked)
             && let Some(before) = self.segment_before(&file.server, name, size)?
             && let Some(before_file) = archive.find(&WalName::Segment(before))?
-            && let Some(last) = self.last_record(&before_file, before)?
+            && let Some(last) = readable(before, self.last_record(&before_file, before))
             && last != link.previous
         {
             return Ok(Some(Obstacle::Shows {
@@ -131,7 +131,7 @@ impl Repository {
         }
         let after = name.next(size);
         if let Some(after_file) = archive.find(&WalName::Segment(after))?
-            && let Some(link) = self.link(&after_file, after)?
+            && let Some(link) = readable(after, self.link(&after_file, after)).filter(is_linked)
             && let Some(last) = link::known_last_start(file)
             && last != link.previous
         {
@@ -175,6 +175,19 @@ impl Repository {
         let known = archive.entry(&WalName::Segment(of_parent))?.is_some();
         Ok(known.then_some(of_parent))
     }
+}
+
+/// Behind `pg_resetwal` the log begins anew, in the same history: no record is named.
+fn is_linked(first: &FirstRecord) -> bool {
+    first.previous != Lsn::INVALID
+}
+
+/// What was found in an archived segment. One that cannot be read keeps no other from being archived: it says nothing.
+fn readable<T>(name: SegmentName, found: Result<Option<T>>) -> Option<T> {
+    found.unwrap_or_else(|error| {
+        tracing::debug!("Archived segment {name} is not compared with its neighbour: {error}");
+        None
+    })
 }
 
 impl Writer {
