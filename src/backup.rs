@@ -211,7 +211,7 @@ fn source(
 ) -> Result<(wal::Source, Option<RecordId>), Error> {
     let name = &server.name;
     match of_archive(repository, &server.name, cluster, connection)? {
-        Lineage::Same | Lineage::Unknown => {
+        lineage @ (Lineage::Same | Lineage::Unknown) => {
             let Some(fork) = repository.open_forks(name)?.into_iter().next() else {
                 return Ok((wal::source(repository, server, cluster, connection)?, None));
             };
@@ -219,7 +219,10 @@ fn source(
                 "Server {name}: {fork}. WAL from there on is refused, so this backup brings its own. {}",
                 history::advice(name, &fork)
             );
-            Ok((wal::Source::Backup, None))
+            // Nothing tells of which history it is: not of the archived one, as that has its WAL.
+            let is_behind = fork.timeline == cluster.timeline && fork.lsn < cluster.flush_lsn;
+            let is_known = lineage == Lineage::Same;
+            Ok((wal::Source::Backup, (is_behind && !is_known).then_some(fork.id)))
         }
         Lineage::Other(found) => {
             let place = (found.timeline, found.lsn, cluster.segment_size);

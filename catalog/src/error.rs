@@ -276,6 +276,18 @@ pub enum Error {
         /// It is of no use, and may be replaced.
         replaceable: bool,
     },
+    /// A quarantined file would mix two histories.
+    #[error(
+        "{name} of server {server} is not of the history that is archived: {why}. 'barmanfs history {server} list' tells how to decide which one counts"
+    )]
+    OfAnotherHistory {
+        /// The file.
+        name: WalName,
+        /// Whose.
+        server: ServerName,
+        /// How that shows.
+        why: String,
+    },
     /// Reading the WAL file to be archived failed.
     #[error("Cannot read {name}: {source}")]
     WalSource {

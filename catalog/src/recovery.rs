@@ -12,6 +12,7 @@
 mod abandoned;
 mod ends;
 mod obstacles;
+mod own_wal;
 mod plan;
 mod planner;
 mod received;

@@ -31,6 +31,16 @@ pub(crate) enum Obstacle {
     Left,
 }
 
+impl std::fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Behind(fork) => write!(f, "It lies behind a fork: {fork}"),
+            Self::Shows { why, .. } => f.write_str(why),
+            Self::Left => f.write_str("It is of a history that was left"),
+        }
+    }
+}
+
 impl Repository {
     /// What keeps a file, whose name the archive does not have, from being taken. `link` is its first record.
     pub(crate) fn obstacle(&self, file: &WalFile, link: Option<FirstRecord>) -> Result<Option<Obstacle>> {
@@ -50,6 +60,16 @@ impl Repository {
             }
         }
         self.broken_link(file, name, size, link)
+    }
+
+    /// Why a file, whose name the archive does not have, is of another history; none where it is not.
+    pub(crate) fn other_history(&self, file: &WalFile) -> Result<Option<String>> {
+        let link = match file.name {
+            WalName::Segment(name) => self.link(file, name)?,
+            _ => None,
+        };
+        let obstacle = self.obstacle(file, link)?;
+        Ok(obstacle.map(|obstacle| obstacle.to_string()))
     }
 
     /// Whether a segment is at or behind a fork, on its timeline or on one that left that behind it.

@@ -231,35 +231,22 @@ impl Writer {
         size: SegmentSize,
     ) -> Result<Vec<RecordId>> {
         let repository = self.repository();
-        let mut refused: Vec<(SegmentName, QuarantinedWal)> = repository
+        let refused: Vec<QuarantinedWal> = repository
             .wal(server)
             .quarantined()?
             .into_iter()
-            .filter_map(|kept| match kept.file.name {
-                WalName::Segment(name) if name.timeline == timeline && name.start_lsn(size) >= start => {
-                    Some((name, kept))
-                }
-                _ => None,
-            })
+            .filter(|kept| kept.file.size_bytes == size.bytes())
             .collect();
-        refused.retain(|(_, kept)| kept.file.size_bytes == size.bytes());
-        let Some(mut name) = refused.iter().map(|(name, _)| *name).min() else {
-            return Ok(Vec::new());
+        let mut name = SegmentName::from_lsn(timeline, start, size);
+        let mut last = match start.0.checked_sub(1) {
+            Some(before) => self.last_archived(server, SegmentName::from_lsn(timeline, Lsn(before), size))?,
+            None => None,
         };
-        let mut last = None;
-        if name.start_lsn(size) == start
-            && let Some(before) = start.0.checked_sub(1)
-        {
-            let before = SegmentName::from_lsn(timeline, Lsn(before), size);
-            if let Some(file) = repository.wal(server).find(&WalName::Segment(before))? {
-                last = repository.last_record(&file, before)?;
-            }
-        }
         let mut taken = Vec::new();
         loop {
             let mut found = None;
             // Of several with one name, the newest that fits.
-            for (_, kept) in refused.iter().rev().filter(|(of, _)| *of == name) {
+            for kept in refused.iter().rev().filter(|kept| kept.file.name == WalName::Segment(name)) {
                 let link = repository.link(&kept.file, name)?;
                 if link.zip(last).is_none_or(|(link, last)| link.previous == last) {
                     found = Some(kept);
@@ -273,6 +260,15 @@ impl Writer {
             taken.push(record);
             last = repository.last_record(&kept.file, name)?;
             name = name.next(size);
+        }
+    }
+
+    /// Where the last record of an archived segment starts, where that can be told.
+    fn last_archived(&self, server: &ServerName, name: SegmentName) -> Result<Option<Lsn>> {
+        let repository = self.repository();
+        match repository.wal(server).find(&WalName::Segment(name))? {
+            Some(file) => repository.last_record(&file, name),
+            None => Ok(None),
         }
     }
 }

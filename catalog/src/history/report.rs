@@ -72,6 +72,18 @@ impl Repository {
         Ok(last.map(TimestampMicros::from_unix_micros))
     }
 
+    /// When a decision took a refused file into the archive, if one did.
+    pub(crate) fn taken_at(&self, file: RecordId) -> Result<Option<TimestampMicros>> {
+        let at: Option<i64> = self.db.read(|db| {
+            let mut query = db.prepare_cached(
+                "SELECT max(d.decided_at) FROM placed p JOIN decisions d ON d.record = p.record
+                 WHERE p.id = ?1 AND p.archive = d.server",
+            )?;
+            Ok(query.query_row([file.as_bytes()], |row| row.get(0))?)
+        })?;
+        Ok(at.map(TimestampMicros::from_unix_micros))
+    }
+
     /// All of it.
     ///
     /// # Errors

@@ -239,6 +239,11 @@ impl Planner<'_> {
             };
             match end {
                 Ok(Some(mut end)) => {
+                    if let Some(why) = self.left_by_archive(start, &way.route) {
+                        let backup = start.backup.id;
+                        reason.get_or_insert(Unreachable::BadBackup { backup, why }.into());
+                        continue;
+                    }
                     end.notes.extend(zone_note);
                     end.notes.extend(self.notes.take());
                     return Ok(self.plan(start, &way.route, end, time));

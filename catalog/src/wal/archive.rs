@@ -161,11 +161,7 @@ impl Writer {
 
     /// Does not take a file that is of another history.
     fn refuse(&self, depositor: &Depositor, file: WalFile, obstacle: Obstacle) -> Result<WalOutcome> {
-        let reason = match &obstacle {
-            Obstacle::Behind(fork) => format!("It lies behind a fork: {fork}"),
-            Obstacle::Shows { why, .. } => why.clone(),
-            Obstacle::Left => "It is of a history that was left".to_owned(),
-        };
+        let reason = obstacle.to_string();
         let size = SegmentSize::try_from(file.size_bytes).unwrap_or(SegmentSize::DEFAULT);
         let (server, origin) = (file.server.clone(), file.origin.clone());
         let (quarantined, is_new) = self.put_aside(depositor, file, reason)?;
@@ -206,7 +202,8 @@ impl Writer {
         let size = SegmentSize::try_from(archived.size_bytes).unwrap_or(SegmentSize::DEFAULT);
         let lsn = match name {
             WalName::Segment(segment) => {
-                let offset = self.first_difference(archived, &other.file)?;
+                // Where the archived one cannot be read, they differ somewhere in the segment.
+                let offset = self.first_difference(archived, &other.file).unwrap_or(0);
                 Lsn(segment.start_lsn(size).0.saturating_add(offset))
             }
             // Another origin of the whole timeline.

@@ -115,7 +115,7 @@ impl Repository {
     ///
     /// # Errors
     /// [`Error::BadWalFile`] when it is not what its name says or cannot be read, [`Error::ArchivedIsGood`],
-    /// [`Error::NotInQuarantine`] when somebody else has dealt with it.
+    /// [`Error::OfAnotherHistory`], [`Error::NotInQuarantine`] when somebody else has dealt with it.
     pub fn release_quarantined(&self, kept: &QuarantinedWal, replace: bool) -> Result<()> {
         let (server, name) = (&kept.file.server, &kept.file.name);
         let writer = self.writer(&format!("release of {name} of {server}"))?;
@@ -136,6 +136,12 @@ impl Repository {
                 });
             };
             records.extend(self.records_that_move(&writer, archived, &reason)?);
+        } else if let Some(why) = self.other_history(&kept.file)? {
+            return Err(Error::OfAnotherHistory {
+                name: *name,
+                server: server.clone(),
+                why,
+            });
         }
         records.push(deletion(record, &kept.file)?);
         let released = WalFile {

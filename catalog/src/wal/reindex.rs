@@ -142,6 +142,8 @@ impl Writer {
         let new = WalFile {
             index: Some((*index).clone()),
             record: None,
+            // Taken out of quarantine by a decision, it came into the archive only then: that decision names the old record.
+            archived_at: repository.taken_at(old)?.unwrap_or(file.archived_at),
             ..file
         };
         let deletion = Deletion {
