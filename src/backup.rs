@@ -45,7 +45,7 @@ use checkpoint::Checkpoint;
 use compose::Composer;
 use hold::Hold;
 use incremental::NoIncrement;
-pub(crate) use lineage::{Lineage, of_archive};
+pub(crate) use lineage::{Fork as HistoryFork, Lineage, of_archive};
 pub(crate) use outside::files as files_outside;
 use receive::Receiver;
 pub(crate) use settings::ServerSettings;
@@ -212,7 +212,10 @@ fn source(
     let name = &server.name;
     match of_archive(repository, &server.name, cluster, connection)? {
         lineage @ (Lineage::Same | Lineage::Unknown) => {
-            let Some(fork) = repository.open_forks(name)?.into_iter().next() else {
+            let mut forks = repository.open_forks(name)?;
+            // The one that matters most to the server as it is.
+            forks.sort_by_key(|fork| fork.timeline != cluster.timeline);
+            let Some(fork) = forks.into_iter().next() else {
                 return Ok((wal::source(repository, server, cluster, connection)?, None));
             };
             tracing::error!(

@@ -386,6 +386,9 @@ pub(crate) struct GetWalArgs {
     pub(crate) name: String,
     /// File or directory to write to; PostgreSQL's %p [default: standard output]
     pub(crate) dest: Option<PathBuf>,
+    /// Not from the archive, but of a history that was left, by its number in 'barmanfs history SERVER list'
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) left: Option<usize>,
 }
 
 /// `list-backups`

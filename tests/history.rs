@@ -5,9 +5,10 @@
 //! built on a history that is gone; WAL of two histories is never mixed; what was archived reads back; and whoever looks
 //! is told at once. What is no other history (a restart, a crash, a standby, recycled WAL) is never taken for one.
 
-use crate::common::process::{Run, run};
+use crate::common::process::{Run, run, until};
 use crate::common::registry::topic;
 use crate::common::{Install, Mount, PgServer, Site};
+use crate::receive_wal::Receiver;
 use serde_json::Value;
 
 topic! {
@@ -18,8 +19,10 @@ topic! {
     with_postgres a_full_backup_of_another_history_brings_its_wal,
     with_postgres a_fork_is_told_refused_and_restarted,
     once the_archived_history_can_be_kept,
-    once a_hot_snapshot_or_a_second_server_is_a_fork,
+    once a_hot_snapshot_that_archives_by_turns_is_a_fork,
     once a_promotion_without_a_new_timeline_is_a_fork,
+    once receive_wal_tells_of_a_fork_and_loses_nothing,
+    once pg_rewind_is_noticed_or_does_no_harm,
 }
 
 const AUTO: [&str; 3] = ["backup", "main", "--fast-checkpoint"];
@@ -271,13 +274,13 @@ fn what_is_no_other_history_stays_incremental(install: &'static Install) {
     insert(&server, 30_001, 40_000, "x");
     let lsn = server.query("SELECT pg_current_wal_flush_lsn()");
     server.query("CHECKPOINT");
-    crate::common::process::until("the standby has replayed", || {
+    until("the standby has replayed", || {
         standby.query(&format!("SELECT pg_last_wal_replay_lsn() >= '{lsn}'")) == "t"
     });
     standby.query("CHECKPOINT");
     site.write_config_with(&[("main", &standby.conninfo())]);
     let mut taking = site.spawn(&AUTO);
-    crate::common::process::until("the backup of the standby ends", || {
+    until("the backup of the standby ends", || {
         server.query("CREATE TABLE s (); DROP TABLE s; SELECT pg_switch_wal()");
         std::thread::sleep(std::time::Duration::from_millis(300));
         taking.try_wait().unwrap().is_some()
@@ -388,6 +391,7 @@ fn a_fork_is_told_refused_and_restarted(install: &'static Install) {
     site.ok(&["rebuild-catalog"]);
     let lsn = fork_lsn(&site);
     site.ok(&["history", "main", "restart", "--at", &lsn]);
+    assert_reads_back(&site, &before);
     // What archive_command had been refused comes now.
     server.archive_current_segment();
     insert(&server, 30_001, 31_000, "new");
@@ -464,58 +468,259 @@ fn the_archived_history_can_be_kept(install: &'static Install) {
     assert_target(&site, install, "now", &expected);
 }
 
-/// A copy of a running server made by the book, and two servers that archive by turns, without one name twice.
-fn a_hot_snapshot_or_a_second_server_is_a_fork(install: &'static Install) {
-    let (site, mut server) = site(install);
-    let (full, _, first) = backup(&site, &server);
-    run(server
-        .client("psql")
-        .args([
-            "-XAtq",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-c",
-            "SELECT pg_backup_start('hot', true)",
-        ])
-        .arg("-c")
-        .arg(format!(
-            "\\! cp -a '{}' '{}'",
-            server.data.display(),
-            site.path("snap").display()
-        ))
-        .args(["-c", "SELECT pg_backup_stop(false)"]))
-    .ok();
-    // Started without a label, as after a crash: the same timeline, from the last checkpoint on.
-    site.sh(&format!("rm -f '{}/postmaster.pid'", site.path("snap").display()))
-        .ok();
-    let mut other = PgServer::on(install, &site.path("snap"));
+/// Copies the running server's directory between `pg_backup_start` and `pg_backup_stop`, without their label: started, the
+/// copy recovers as after a crash, on the same timeline. It archives nothing by itself.
+#[track_caller]
+fn hot_copy(site: &Site, server: &PgServer) -> PgServer {
+    let data = site.path("hot");
+    let copy = format!(
+        "\\! cp -a '{}' '{}' && rm -f '{}/postmaster.pid'",
+        server.data.display(),
+        data.display(),
+        data.display()
+    );
+    let mut psql = server.client("psql");
+    psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1"])
+        .args(["-c", "SELECT pg_backup_start('hot', true)", "-c", &copy])
+        .args(["-c", "SELECT pg_backup_stop(false)"]);
+    run(&mut psql).ok();
+    let mut other = PgServer::on(server.install, &data);
     other.configure("archive_mode = off");
     other.start();
+    other
+}
+
+/// A hot snapshot that runs beside its original: both archive by turns, and no name comes twice.
+fn a_hot_snapshot_that_archives_by_turns_is_a_fork(install: &'static Install) {
+    let (site, mut server) = site(install);
+    let (full, _, first) = backup(&site, &server);
+    let mut other = hot_copy(&site, &server);
     insert(&server, 10_001, 11_000, "old");
     insert(&other, 20_001, 21_700, "new");
-    let mut taken = 0;
-    // By turns: this one's first, then the other's.
-    for round in 0..4 {
-        let name = other.query("SELECT pg_walfile_name(pg_current_wal_lsn())");
-        insert(&other, 30_000 + round, 30_100 + round, "new");
+    server.archive_current_segment();
+    let mut names = Vec::new();
+    for _ in 0..2 {
+        names.push(other.query("SELECT pg_walfile_name(pg_current_wal_lsn())"));
+        insert(&other, 22_001, 22_100, "new");
         other.query("SELECT pg_switch_wal()");
-        if round % 2 == 1 {
-            let run = archive_file(&site, &other, &name);
-            taken += u32::from(run.code() == Some(0));
-        } else {
-            insert(&server, 40_000 + round, 40_050 + round, "old");
-            server.archive_current_segment();
-        }
-        if taken > 0 {
-            break;
-        }
     }
-    assert_eq!(taken, 0, "A segment of another server was taken");
-    other.stop("fast");
-    let report = site.json(&["history", "main", "list"]);
-    assert!(!report["forks"].as_array().unwrap().is_empty(), "{report}");
+    archive_file(&site, &other, &names[1])
+        .refused(1)
+        .says(&["does not continue", "history main restart"]);
+    let before = archived(&site);
+    // The original is told as well, since nobody knows yet which of them counts.
+    insert(&server, 11_001, 12_000, "old");
+    let held = server.query("SELECT pg_walfile_name(pg_current_wal_lsn())");
+    server.query("SELECT pg_switch_wal()");
+    archive_file(&site, &server, &held).refused(1);
+    assert_eq!(archived(&site), before);
+    let (old, _, second) = backup(&site, &server);
+    let end_of_old = digest(&server);
     server.stop("fast");
-    assert_restores(&site, install, &full, &first);
+    site.write_config_with(&[("main", &other.conninfo())]);
+    let (between, run, third) = backup(&site, &other);
+    run.says(&["history of server main has changed"]);
+    let lsn = first_fork(&site);
+    site.ok(&["history", "main", "restart", "--at", &lsn]);
+    assert_reads_back(&site, &before);
+    other.stop("fast");
+    other.configure("archive_mode = on");
+    other.start();
+    other.archive_current_segment();
+    let (new, run, fourth) = backup(&site, &other);
+    assert_eq!(newest(&site)["kind"], "full", "{run}");
+    insert(&other, 23_001, 23_500, "new");
+    other.archive_current_segment();
+    let end_of_new = digest(&other);
+    other.stop("fast");
+    site.ok(&["rebuild-catalog"]);
+    site.ok(&["verify"]);
+    assert_reads_back(&site, &before);
+    assert_eq!(second, end_of_old);
+    for (id, expected) in [(full, first), (old, second), (between, third), (new, fourth)] {
+        assert_restores(&site, install, &id, &expected);
+    }
+    assert_target(&site, install, "now", &end_of_new);
+}
+
+/// What `receive-wal` has told its server to be durable is there whatever is decided, and it goes on behind the fork.
+fn receive_wal_tells_of_a_fork_and_loses_nothing(install: &'static Install) {
+    let (site, mut server) = site(install);
+    server.stop("fast");
+    server.configure("archive_mode = off");
+    server.start();
+    site.write_config_of(
+        &server,
+        "streaming_archiver = on\nslot_name = barmanfs\ncreate_slot = auto\n",
+    );
+    let mut receiver = Receiver::start(&site);
+    receiver.says("Receiving WAL");
+    let (full, _, first) = backup(&site, &server);
+    cold_snapshot(&site, &mut server);
+    insert(&server, 10_001, 11_000, "old");
+    switch(&server);
+    insert(&server, 11_001, 12_000, "old");
+    let last = switch(&server);
+    until("the old history is received", || is_archived(&site, &last));
+    let (old, _, second) = backup(&site, &server);
+    let before = archived(&site);
+    put_back(&site, &mut server);
+    // It is behind what has been received at first.
+    receiver.says("was put back to an earlier state");
+    insert(&server, 20_001, 21_000, "new");
+    let names: Vec<String> = (0..8)
+        .map(|_| {
+            insert(&server, 22_001, 22_050, "new");
+            switch(&server)
+        })
+        .collect();
+    let refused = || {
+        site.json(&["history", "main", "list"])["refused"]
+            .as_u64()
+            .unwrap()
+    };
+    until("WAL behind the fork is received", || refused() > 0);
+    let (between, run, third) = backup(&site, &server);
+    run.says(&["two histories"]);
+    assert_eq!(archived(&site), before);
+    let lsn = first_fork(&site);
+    receiver.kill();
+    site.ok(&["history", "main", "restart", "--at", &lsn]);
+    assert_reads_back(&site, &before);
+    site.barmanfs(&["receive-wal", "main", "--reset"]).ok();
+    let mut receiver = Receiver::start(&site);
+    receiver.says("Receiving WAL");
+    insert(&server, 23_001, 24_000, "new");
+    let end = switch(&server);
+    until("the new history is received", || is_archived(&site, &end));
+    let (new, run, fourth) = backup(&site, &server);
+    assert_eq!(newest(&site)["kind"], "full", "{run}");
+    insert(&server, 24_001, 25_000, "new");
+    let end = switch(&server);
+    until("the new history is received", || is_archived(&site, &end));
+    assert!(is_archived(&site, names.last().unwrap()));
+    let end_of_new = digest(&server);
+    receiver.kill();
+    server.stop("fast");
+    for (id, expected) in [(full, first), (old, second), (between, third), (new, fourth)] {
+        assert_restores(&site, install, &id, &expected);
+    }
+    assert_target(&site, install, "now", &end_of_new);
+}
+
+/// Ends the current segment; its name.
+fn switch(server: &PgServer) -> String {
+    server.query("SELECT pg_walfile_name(pg_switch_wal())")
+}
+
+fn is_archived(site: &Site, name: &str) -> bool {
+    site.barmanfs(&["get-wal", "main", name, "/dev/null"]).code() == Some(0)
+}
+
+/// Every file of these checksums reads back, from the archive or from a history that was left.
+#[track_caller]
+fn assert_reads_back(site: &Site, checksums: &str) {
+    let left = site.json(&["history", "main", "list"])["left"]
+        .as_array()
+        .unwrap()
+        .len();
+    for line in checksums.lines() {
+        let (sum, name) = line.split_once("  ./").unwrap();
+        let sources = (0..=left).map(|number| match number {
+            0 => String::new(),
+            number => format!("--left {number}"),
+        });
+        let reads = |source: String| {
+            let command = format!(
+                "'{}' -c '{}' get-wal {source} main {name} | sha256sum",
+                site.program().display(),
+                site.config().display()
+            );
+            site.sh(&command).text().starts_with(sum)
+        };
+        assert!(sources.into_iter().any(reads), "{name} does not read back");
+    }
+}
+
+/// Where the first fork is that nobody has decided about.
+fn first_fork(site: &Site) -> String {
+    let report = site.json(&["history", "main", "list"]);
+    let forks = report["forks"].as_array().unwrap();
+    let open = forks.iter().filter(|fork| fork["decided"].is_null());
+    let lsn = |fork: &Value| fork["lsn"].as_str().unwrap().to_owned();
+    let number = |lsn: &String| {
+        let (high, low) = lsn.split_once('/').unwrap();
+        (
+            u32::from_str_radix(high, 16).unwrap(),
+            u32::from_str_radix(low, 16).unwrap(),
+        )
+    };
+    open.map(lsn)
+        .min_by_key(number)
+        .unwrap_or_else(|| panic!("{report}"))
+}
+
+/// pg_rewind makes files older behind WAL's back: a backup after it is right, whatever it builds on.
+fn pg_rewind_is_noticed_or_does_no_harm(install: &'static Install) {
+    let (site, mut server) = site(install);
+    server.stop("fast");
+    server.configure("wal_log_hints = on\nwal_keep_size = '1GB'");
+    server.start();
+    let (full, _, first) = backup(&site, &server);
+    let data = site.path("standby");
+    run(server
+        .client("pg_basebackup")
+        .args(["-c", "fast", "-R", "-D"])
+        .arg(&data))
+    .ok();
+    let mut standby = PgServer::on(install, &data);
+    standby.start();
+    insert(&server, 10_001, 11_000, "both");
+    wait_for_replay(&server, &standby);
+    standby.query("SELECT pg_promote()");
+    standby.wait_until_promoted();
+    // Both go on: this one's changes are backed up, then undone.
+    insert(&server, 11_001, 14_000, "old");
+    server.query("UPDATE t SET filler = 'lost' WHERE n <= 2000");
+    let (old, _, second) = backup(&site, &server);
+    insert(&standby, 20_001, 21_000, "new");
+    standby.query("CHECKPOINT");
+    server.stop("fast");
+    run(server
+        .command("pg_rewind")
+        .arg("--target-pgdata")
+        .arg(&server.data)
+        .arg("--source-server")
+        .arg(format!("{} dbname=postgres user=postgres", standby.conninfo())))
+    .ok();
+    server.configure(&format!(
+        "primary_conninfo = '{}'",
+        standby.conninfo().replace('\'', "''")
+    ));
+    site.sh(&format!("touch '{}/standby.signal'", server.data.display()))
+        .ok();
+    server.start();
+    wait_for_replay(&standby, &server);
+    standby.stop("fast");
+    server.query("SELECT pg_promote()");
+    server.wait_until_promoted();
+    insert(&server, 30_001, 31_000, "newest");
+    let (new, run, third) = backup(&site, &server);
+    println!("{}: {run}", newest(&site)["kind"]);
+    insert(&server, 31_001, 32_000, "newest");
+    let (last, _, fourth) = backup(&site, &server);
+    server.stop("fast");
+    for (id, expected) in [(full, first), (old, second), (new, third), (last, fourth)] {
+        assert_restores(&site, install, &id, &expected);
+    }
+}
+
+/// Waits until a standby has replayed what its primary has written by now.
+fn wait_for_replay(primary: &PgServer, standby: &PgServer) {
+    let lsn = primary.query("SELECT pg_current_wal_flush_lsn()");
+    until("the standby has replayed", || {
+        standby.query(&format!("SELECT pg_last_wal_replay_lsn() >= '{lsn}'")) == "t"
+    });
 }
 
 /// A standby that becomes a primary on the timeline it had: `standby.signal` was removed.
@@ -532,7 +737,7 @@ fn a_promotion_without_a_new_timeline_is_a_fork(install: &'static Install) {
     standby.start();
     insert(&server, 10_001, 11_000, "both");
     let lsn = server.query("SELECT pg_current_wal_flush_lsn()");
-    crate::common::process::until("the standby has replayed", || {
+    until("the standby has replayed", || {
         standby.query(&format!("SELECT pg_last_wal_replay_lsn() >= '{lsn}'")) == "t"
     });
     standby.stop("fast");

@@ -22,7 +22,14 @@ pub(crate) fn run(app: &mut App, args: &GetWalArgs) -> Result<Outcome, Error> {
     let name = WalName::from_str(&args.name).map_err(|error| Error::usage(error.to_string()))?;
     let repository = app.repository()?;
     let server = app.known_server(&repository, &args.server)?;
-    let archive = repository.wal(&server);
+    let archive = match args.left {
+        Some(number) => repository.left_wal(&server, number)?.ok_or_else(|| {
+            Error::usage(format!(
+                "Server {server} has no history {number} that was left: 'barmanfs history {server} list' numbers them"
+            ))
+        })?,
+        None => repository.wal(&server),
+    };
     let mut found = archive.find(&name)?;
     if found.is_none() {
         // It may be in a pack that is not in the catalog.

@@ -73,14 +73,15 @@ fn show(out: &mut Output, report: &HistoryReport) -> Result<(), Error> {
         let text = out.paint(&text, style);
         out.line(text)?;
     }
-    for left in &report.left {
+    for (number, left) in report.left.iter().enumerate() {
         let ids: Vec<String> = left.backups.iter().map(ToString::to_string).collect();
         let backups = match ids.is_empty() {
             true => "no backup".to_owned(),
             false => format!("backups {}", ids.join(", ")),
         };
         out.line(format_args!(
-            "Left at {} on timeline {}, decided {}: {} kept apart, {backups}",
+            "History {} was left at {} on timeline {}, decided {}: {} kept apart, {backups}",
+            number + 1,
             left.lsn,
             left.timeline,
             output::second(left.decided_at),

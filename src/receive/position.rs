@@ -100,7 +100,7 @@ pub(super) fn find(repository: &Repository, spool: &Spool, server: &Server<'_>) 
             "The server's WAL ends at {}, but WAL up to {} has been received",
             server.flush_lsn, start.lsn
         ))
-        .hint("Is it a standby that lags, or was it restored from a backup? In that case 'receive-wal --reset' begins anew"));
+        .hint("Is it a standby that lags? If it was put back to an earlier state, 'barmanfs history' tells and decides which one counts; then 'receive-wal --reset' begins anew"));
     }
     Ok(start)
 }

@@ -9,7 +9,8 @@ use super::backoff::Backoff;
 use super::intake::{Intake, StreamEnd, TICK};
 use super::position::{self, Server, Start};
 use super::{ANSWER_WITHIN, connect, history, slot};
-use crate::backup::ServerSettings;
+use crate::backup::{self, Lineage, ServerSettings};
+use crate::commands::history::advice;
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::postgres::{Connection, NextTimeline, Replication};
@@ -47,6 +48,7 @@ impl Session<'_> {
         // Another process may have made the catalog anew.
         repository.generation()?;
         refuse_other_system(repository, self.server, &cluster)?;
+        self.compare_history(&mut connection, &cluster);
         let mut at = self.start(&mut connection, &cluster)?;
         loop {
             tracing::info!(
@@ -61,6 +63,30 @@ impl Session<'_> {
                 StreamEnd::Timeline(next) => next,
             };
             at = self.follow(&mut connection, at.timeline, next, &cluster)?;
+        }
+    }
+
+    /// Records a fork where the server has another history than the archive. Receiving goes on: what comes is put aside.
+    fn compare_history(&self, connection: &mut Connection, cluster: &ServerSettings) {
+        let (repository, name) = (self.spool.repository(), &self.server.name);
+        let record = |found: &backup::HistoryFork| {
+            let place = (found.timeline, found.lsn, cluster.segment_size);
+            repository
+                .writer(&format!("receive-wal of {name}"))?
+                .record_fork(name, place, &found.why, ORIGIN)
+        };
+        match backup::of_archive(repository, name, cluster, connection) {
+            Ok(Lineage::Same | Lineage::Unknown) => {}
+            Ok(Lineage::Other(found)) => match record(&found) {
+                Ok(fork) => tracing::error!(
+                    "The history of server {name} has changed: {found}. {}",
+                    advice(name, &fork)
+                ),
+                Err(error) => tracing::error!("The history of server {name} has changed: {found}. {error}"),
+            },
+            Err(error) => {
+                tracing::warn!("The history of server {name} cannot be compared with the archive's: {error}");
+            }
         }
     }
 

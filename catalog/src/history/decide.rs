@@ -53,12 +53,7 @@ impl Writer {
         self.set_files_apart(server, place, &behind, &forks, &mut restart)?;
         let files = restart.apart.len();
         let backups = self.set_backups_apart(server, place, &behind, &mut restart)?;
-        restart.taken = self.continuing(
-            server,
-            place.timeline,
-            place.lsn.segment_start(place.size),
-            place.size,
-        )?;
+        restart.taken = self.of_new_history(server, place)?;
         let restarted = Restarted {
             timeline: place.timeline,
             lsn,
@@ -78,12 +73,7 @@ impl Writer {
         let _alone = self.stop_archiving(server)?;
         let (place, forks) = self.place(server, timeline, lsn)?;
         let of: Vec<RecordId> = forks.iter().map(|fork| fork.id).collect();
-        // Behind what is archived, and what of it was refused meanwhile.
-        let last = self.repository().wal(server).last_segment(place.timeline, None)?;
-        let next = last.map_or(place.lsn.segment_start(place.size), |last| {
-            last.next(place.size).start_lsn(place.size)
-        });
-        let taken = self.continuing(server, place.timeline, next, place.size)?;
+        let taken = self.of_archived_history(server, place)?;
         self.decide(server, place, Event::Keep { of, taken })?;
         Ok(forks.len())
     }
@@ -221,32 +211,65 @@ impl Writer {
         Ok(apart.into_iter().map(|backup| backup.id).collect())
     }
 
-    /// The refused segments that continue what is archived before `start`, one after the other: `receive-wal` has told its
-    /// server that it has them.
+    /// The refused segments behind the archive that continue it.
+    fn of_archived_history(&self, server: &ServerName, place: Place) -> Result<Vec<RecordId>> {
+        let archive = self.repository().wal(server);
+        match archive.last_segment(place.timeline, None)? {
+            Some(last) => self.continuing(server, place, last.next(place.size), &[], true),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The refused segments of the other history, from the first one on: `receive-wal` has told its server that it has them.
+    fn of_new_history(&self, server: &ServerName, place: Place) -> Result<Vec<RecordId>> {
+        // Of the archived one there may be some, too: its server may have gone on after the fork was seen.
+        let old = self.of_archived_history(server, place)?;
+        let refused = self.refused(server, place, &old)?;
+        let first = refused.iter().filter_map(|kept| kept.file.name.segment()).min();
+        match first {
+            Some(first) => self.continuing(server, place, first, &old, false),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Whole segments in quarantine at or behind a place, except for some.
+    fn refused(&self, server: &ServerName, place: Place, except: &[RecordId]) -> Result<Vec<QuarantinedWal>> {
+        let mut refused = self.repository().wal(server).quarantined()?;
+        refused.retain(|kept| {
+            matches!(kept.file.name, WalName::Segment(name) if name.timeline == place.timeline && place.is_before(name))
+                && kept.file.size_bytes == place.size.bytes()
+                && kept.file.record.is_some_and(|record| !except.contains(&record))
+        });
+        Ok(refused)
+    }
+
+    /// Refused segments that continue each other from `name` on, and there what is archived before it: of the archived
+    /// history all of that, of the other one what lies before the place.
     fn continuing(
         &self,
         server: &ServerName,
-        timeline: TimelineId,
-        start: Lsn,
-        size: SegmentSize,
+        place: Place,
+        mut name: SegmentName,
+        except: &[RecordId],
+        is_archived: bool,
     ) -> Result<Vec<RecordId>> {
-        let repository = self.repository();
-        let refused: Vec<QuarantinedWal> = repository
-            .wal(server)
-            .quarantined()?
-            .into_iter()
-            .filter(|kept| kept.file.size_bytes == size.bytes())
-            .collect();
-        let mut name = SegmentName::from_lsn(timeline, start, size);
-        let mut last = match start.0.checked_sub(1) {
-            Some(before) => self.last_archived(server, SegmentName::from_lsn(timeline, Lsn(before), size))?,
-            None => None,
+        let (repository, size) = (self.repository(), place.size);
+        let refused = self.refused(server, place, except)?;
+        let before = name.start_lsn(size).0.checked_sub(1).map(Lsn);
+        let before = before.map(|lsn| SegmentName::from_lsn(place.timeline, lsn, size));
+        let mut last = match before {
+            Some(before) if is_archived || !place.is_before(before) => self.last_archived(server, before)?,
+            _ => None,
         };
         let mut taken = Vec::new();
         loop {
             let mut found = None;
             // Of several with one name, the newest that fits.
-            for kept in refused.iter().rev().filter(|kept| kept.file.name == WalName::Segment(name)) {
+            for kept in refused
+                .iter()
+                .rev()
+                .filter(|kept| kept.file.name == WalName::Segment(name))
+            {
                 let link = repository.link(&kept.file, name)?;
                 if link.zip(last).is_none_or(|(link, last)| link.previous == last) {
                     found = Some(kept);

@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::records;
 use crate::repository::Repository;
 use crate::server::ServerName;
+use crate::wal::WalArchive;
 
 impl Repository {
     /// A server's forks, in the order they were found.
@@ -124,6 +125,19 @@ impl Repository {
         })
     }
 
+    /// The WAL of a history that was left, by its number in [`HistoryReport::left`], counted from 1.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn left_wal(&self, server: &ServerName, number: usize) -> Result<Option<WalArchive<'_>>> {
+        let left = self
+            .archives(server)?
+            .into_iter()
+            .skip(1)
+            .nth(number.wrapping_sub(1));
+        Ok(left.map(|archive| self.wal(&archive)))
+    }
+
     /// The archives of a server: its own, then those of the histories that were left.
     ///
     /// # Errors
@@ -131,7 +145,8 @@ impl Repository {
     pub(crate) fn archives(&self, server: &ServerName) -> Result<Vec<ServerName>> {
         let left: Vec<String> = self.db.read(|db| {
             let mut query = db.prepare_cached(
-                "SELECT archive FROM decisions WHERE server = ?1 AND archive IS NOT NULL ORDER BY decided_at",
+                "SELECT s.archive FROM decisions s JOIN records r ON r.seq = s.record
+                 WHERE s.server = ?1 AND s.archive IS NOT NULL ORDER BY s.decided_at, r.id",
             )?;
             let rows = query.query_map([server.as_str()], |row| row.get(0))?;
             Ok(rows.collect::<rusqlite::Result<_>>()?)

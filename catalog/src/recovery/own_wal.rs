@@ -40,10 +40,7 @@ impl Planner<'_> {
         let number = route.number_before(start.stop);
         let name = SegmentName::from_lsn(start.timeline, route.start(number), route.size);
         let path = format!("pg_wal/{name}");
-        let entry = self
-            .repository
-            .trees()
-            .find(&root.directory, path.as_bytes())?;
+        let entry = self.repository.trees().find(&root.directory, path.as_bytes())?;
         let Some(Node::File(own)) = entry.map(|entry| entry.node) else {
             return Ok(false);
         };
@@ -67,7 +64,10 @@ impl Planner<'_> {
         let length = usize::try_from(length - offset).unwrap_or_default();
         let (mut a, mut b) = (vec![0; length], vec![0; length]);
         let trees = self.repository.trees();
-        let (read, of_other) = (trees.read_at(one, offset, &mut a)?, trees.read_at(other, offset, &mut b)?);
+        let (read, of_other) = (
+            trees.read_at(one, offset, &mut a)?,
+            trees.read_at(other, offset, &mut b)?,
+        );
         Ok(a.get(..read) != b.get(..of_other))
     }
 }
