@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use barmanfs_catalog::{Backup, Repository, ServerName};
+use barmanfs_catalog::{Backup, Repository, ServerName, WalFile};
 use barmanfs_pg::wal_link::first_record;
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, SegmentSize, TimelineId};
@@ -20,8 +20,15 @@ use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::postgres::{Connection, Conninfo, Environment, Mode, WalPiece};
 
-/// Most that is compared in one place: a usual segment.
-const COMPARED_BYTES: u64 = 16 << 20;
+/// What is compared in one place, before its end: two histories have the same positions there only by chance, and other
+/// times in commits and checkpoints.
+const COMPARED_BYTES: u64 = 256 << 10;
+
+/// How much is read to find the first record of a segment: behind the end of one that began before, however long.
+const FIRST_RECORD_BYTES: u64 = 1 << 20;
+
+/// Most that is compared to find the first difference: a usual segment.
+const SEARCHED_BYTES: u64 = 16 << 20;
 
 /// The size of a WAL page, which a piece begins with.
 const PAGE_BYTES: u64 = 8192;
@@ -158,7 +165,7 @@ pub(super) fn prove(
     let mut look = Look { connection, size };
     let segment = SegmentName::from_lsn(timeline, Lsn(stop.0.saturating_sub(1)), size);
     let compared = match kept_with(repository, parent, segment)? {
-        Some(map) => look.compare(repository, &map, segment, stop)?,
+        Some(map) => look.compare(repository, &map, segment, (stop, COMPARED_BYTES))?,
         None => Compared::Removed,
     };
     let differs = |lsn: Lsn, id| {
@@ -265,16 +272,16 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
-    /// Compares a kept segment with the server's, up to `end`.
+    /// Compares a kept segment with the server's: `bytes` of it, up to `end`.
     fn compare(
         &mut self,
         repository: &Repository,
         map: &FileMap,
         segment: SegmentName,
-        end: Lsn,
+        (end, bytes): (Lsn, u64),
     ) -> Result<Compared, Error> {
         let start = segment.start_lsn(self.size);
-        let from = end.0.saturating_sub(COMPARED_BYTES) / PAGE_BYTES * PAGE_BYTES;
+        let from = end.0.saturating_sub(bytes) / PAGE_BYTES * PAGE_BYTES;
         let from = Lsn(from.max(start.0));
         let piece = self.connection.read_wal(segment.timeline, from, end)?;
         let theirs = match piece {
@@ -305,6 +312,26 @@ impl Look<'_> {
         Ok(Compared::Same)
     }
 
+    /// Compares an archived segment around its last record: what is behind that may be nothing but zeros, the same
+    /// everywhere.
+    fn compare_end(
+        &mut self,
+        repository: &Repository,
+        file: &WalFile,
+        segment: SegmentName,
+    ) -> Result<Compared, Error> {
+        let end = segment.next(self.size).start_lsn(self.size);
+        let last = match repository.last_record(file, segment) {
+            Ok(last) => last,
+            Err(error) => return Ok(Compared::Damaged(error.to_string())),
+        };
+        let piece = match last {
+            Some(last) => (end.min(Lsn(last.0.saturating_add(PAGE_BYTES))), COMPARED_BYTES),
+            None => (end, SEARCHED_BYTES),
+        };
+        self.compare(repository, &file.map, segment, piece)
+    }
+
     /// Compares an archived segment, and where it differs those before, down to the place where the histories part.
     fn back_from(
         &mut self,
@@ -319,8 +346,14 @@ impl Look<'_> {
             let Some(file) = archive.find(&WalName::Segment(segment))? else {
                 break;
             };
-            let end = segment.next(self.size).start_lsn(self.size);
-            match self.compare(repository, &file.map, segment, end)? {
+            let compared = match self.compare_end(repository, &file, segment)? {
+                Compared::Different(_) => {
+                    let end = segment.next(self.size).start_lsn(self.size);
+                    self.compare(repository, &file.map, segment, (end, SEARCHED_BYTES))?
+                }
+                compared => compared,
+            };
+            match compared {
                 Compared::Different(lsn) => {
                     found = Lineage::Other(Fork {
                         timeline: segment.timeline,
@@ -367,19 +400,17 @@ impl Look<'_> {
                 _ => break,
             }
         }
-        let map = match last == stop {
-            true => kept_with(repository, parent, stop)?,
-            false => archive.find(&WalName::Segment(last))?.map(|file| file.map),
-        };
-        let Some(map) = map else {
+        if last == stop {
+            let map = kept_with(repository, parent, stop)?;
+            return map.map_or(Ok(Compared::Removed), |map| self.continues(repository, &map, last));
+        }
+        let Some(file) = archive.find(&WalName::Segment(last))? else {
             return Ok(Compared::Removed);
         };
-        let next = last.next(self.size);
-        match self.compare(repository, &map, last, next.start_lsn(self.size))? {
-            Compared::Removed => {}
-            compared => return Ok(compared),
+        match self.compare_end(repository, &file, last)? {
+            Compared::Removed => self.continues(repository, &file.map, last),
+            compared => Ok(compared),
         }
-        self.continues(repository, &map, last)
     }
 
     /// Whether the first record behind a kept segment names its last one.
@@ -390,7 +421,7 @@ impl Look<'_> {
         last: SegmentName,
     ) -> Result<Compared, NoIncrement> {
         let next = last.next(self.size).start_lsn(self.size);
-        let end = Lsn(next.0.saturating_add(self.size.bytes().min(COMPARED_BYTES)));
+        let end = Lsn(next.0.saturating_add(self.size.bytes().min(FIRST_RECORD_BYTES)));
         let bytes = match self
             .connection
             .read_wal(last.timeline, next, end)

@@ -39,7 +39,10 @@ impl Repository {
     }
 
     /// Where the last record starts that starts in a file, from its record where that says so.
-    pub(crate) fn last_record(&self, file: &WalFile, name: SegmentName) -> Result<Option<Lsn>> {
+    ///
+    /// # Errors
+    /// When the segment has to be read, and cannot be.
+    pub fn last_record(&self, file: &WalFile, name: SegmentName) -> Result<Option<Lsn>> {
         match &file.index {
             // Records of earlier releases do not say whether one crosses the end.
             Some(index) if index.stopped.is_none() && index.crosses_from.is_none() && !index.switched => {
