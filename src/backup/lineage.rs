@@ -402,7 +402,9 @@ impl Look<'_> {
         }
         if last == stop {
             let map = kept_with(repository, parent, stop)?;
-            return map.map_or(Ok(Compared::Removed), |map| self.continues(repository, &map, last));
+            return map.map_or(Ok(Compared::Removed), |map| {
+                self.continues(repository, &map, last)
+            });
         }
         let Some(file) = archive.find(&WalName::Segment(last))? else {
             return Ok(Compared::Removed);
