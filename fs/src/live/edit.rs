@@ -11,8 +11,8 @@ use rustix::io::Errno;
 
 use super::attributes::{introduction, recorded};
 use super::disk::file_name;
-use super::names::Names;
-use super::node::{Body, FileNode, Meta, Node, NodeAttributes, NodeId, State, Time};
+use super::names::{Differences, Names, Under};
+use super::node::{Body, FileNode, Kind, Meta, Node, NodeAttributes, NodeId, State, Time};
 use super::record::Change;
 use super::{LiveClone, failed};
 use crate::error::{Error, NOT_FOUND, Result, STALE};
@@ -386,7 +386,7 @@ impl LiveClone {
     }
 
     /// Refuses a tablespace outside the clone: the replay of another server's WAL, or a setting nobody meant, would have
-    /// the clone's server work in the original's directory.
+    /// the clone's server work in the original's directory. `pg_tblspc` itself may not be a link that leads out either.
     pub(super) fn check_tablespace_link(
         &self,
         names: &Names,
@@ -399,15 +399,54 @@ impl LiveClone {
         }
         let root = names.node(self.root)?;
         let tablespaces = names.child(&self.trees, &root, TABLESPACES)?;
-        if tablespaces.is_none_or(|tablespaces| tablespaces.id != parent) {
+        let is_in_tablespaces = tablespaces.is_some_and(|tablespaces| tablespaces.id == parent);
+        if is_in_tablespaces || self.is_tablespaces(parent, name) {
+            return Err(refused_tablespace(name, target));
+        }
+        Ok(())
+    }
+
+    /// Refuses to make a directory `pg_tblspc` that holds a link [`check_tablespace_link`](Self::check_tablespace_link) would
+    /// have refused.
+    pub(super) fn check_tablespaces(
+        &self,
+        names: &Names,
+        parent: NodeId,
+        name: &[u8],
+        node: &Node,
+    ) -> Result<()> {
+        let Body::Directory(listing) = &node.body else {
+            return Ok(());
+        };
+        if !self.is_tablespaces(parent, name) {
             return Ok(());
         }
-        tracing::warn!(
-            "A clone's server may not make the tablespace {} in {}: what is in a clone stays in it",
-            name.escape_ascii(),
-            target.escape_ascii()
-        );
-        Err(Error::Refused(Errno::PERM))
+        let none = Differences::new();
+        let differences = names.differences.get(&node.id).map_or(&none, |of| &**of);
+        for (name, under) in differences {
+            let Under::Node(id, Kind::Symlink) = under else {
+                continue;
+            };
+            if let Body::Symlink(target) = &names.node(*id)?.body
+                && leads_out(target)
+            {
+                return Err(refused_tablespace(name, target));
+            }
+        }
+        for entry in self.trees.entries(listing) {
+            let entry = entry?;
+            if let barmanfs_store::Node::Symlink(target) = &entry.node
+                && leads_out(target)
+                && !differences.contains_key(&*entry.name)
+            {
+                return Err(refused_tablespace(&entry.name, target));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_tablespaces(&self, parent: NodeId, name: &[u8]) -> bool {
+        parent == self.root && name == TABLESPACES
     }
 
     fn make(&self, parent: NodeId, name: &[u8], new: NewNode, body: Body) -> Result<NodeAttributes> {
@@ -541,6 +580,15 @@ impl LiveClone {
         self.doom_all(gone);
         Ok(())
     }
+}
+
+fn refused_tablespace(name: &[u8], target: &[u8]) -> Error {
+    tracing::warn!(
+        "A clone's server may not make the tablespace {} in {}: what is in a clone stays in it",
+        name.escape_ascii(),
+        target.escape_ascii()
+    );
+    Error::Refused(Errno::PERM)
 }
 
 /// The directory of this number, if a name leads to it.

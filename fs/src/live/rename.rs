@@ -43,8 +43,9 @@ impl LiveClone {
             let mut names = self.names_mut();
             let renamed = self.renamed(&names, from, to)?;
             self.check_rename(&names, &renamed, mode)?;
-            if let Body::Symlink(target) = &renamed.node.body {
-                self.check_tablespace_link(&names, to.0, to.1, target)?;
+            self.check_stays(&names, to, &renamed.node)?;
+            if let Some(other) = renamed.other.as_ref().filter(|_| mode == RenameMode::Exchange) {
+                self.check_stays(&names, from, other)?;
             }
             if renamed
                 .other
@@ -70,6 +71,14 @@ impl LiveClone {
             node,
             other,
         })
+    }
+
+    /// Refuses what would give the clone a tablespace outside itself under its new name.
+    fn check_stays(&self, names: &Names, (parent, name): (NodeId, &[u8]), node: &Node) -> Result<()> {
+        match &node.body {
+            Body::Symlink(target) => self.check_tablespace_link(names, parent, name, target),
+            _ => self.check_tablespaces(names, parent, name, node),
+        }
     }
 
     /// In the order in which Linux refuses.

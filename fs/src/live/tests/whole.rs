@@ -501,3 +501,62 @@ fn work_at_once(max_bytes: Option<u64>) {
     assert_eq!(read_all(&clone, id(&clone, TABLE)).unwrap(), expected);
     assert_eq!(upper_files(&stage), 5);
 }
+
+/// However a link gets to a place where PostgreSQL looks for a tablespace.
+#[test]
+fn no_name_makes_a_tablespace_outside_the_clone() {
+    let (stage, _) = stage();
+    let clone = stage.create();
+    let root = clone.root();
+    clone.mkdir(root, b"other", NEW).unwrap();
+    clone.mkdir(id(&clone, "other"), b"inside", NEW).unwrap();
+    clone.symlink(root, b"out", b"/srv/original", NEW).unwrap();
+    clone.symlink(root, b"in", b"base", NEW).unwrap();
+    if at(&clone, "pg_tblspc").is_err() {
+        clone.mkdir(root, b"pg_tblspc", NEW).unwrap();
+    }
+    let spaces = id(&clone, "pg_tblspc");
+    let other = id(&clone, "other");
+    let rename = |from: (NodeId, &[u8]), to: (NodeId, &[u8]), mode| errno(clone.rename(from, to, mode));
+    let refused = |result| assert_eq!(result, Err(Errno::PERM));
+    refused(errno(clone.symlink(spaces, b"1", b"/srv/original", NEW)).map(drop));
+    refused(errno(clone.link(id(&clone, "out"), spaces, b"1")).map(drop));
+    refused(rename((root, b"out"), (spaces, b"1"), RenameMode::Replace));
+    // One that gets there by an exchange.
+    clone.mkdir(spaces, b"2", NEW).unwrap();
+    refused(rename((root, b"out"), (spaces, b"2"), RenameMode::Exchange));
+    refused(rename((spaces, b"2"), (root, b"out"), RenameMode::Exchange));
+    // One in a directory that becomes pg_tblspc.
+    clone
+        .rename((root, b"out"), (other, b"1"), RenameMode::Replace)
+        .unwrap();
+    refused(rename(
+        (root, b"other"),
+        (root, b"pg_tblspc"),
+        RenameMode::Exchange,
+    ));
+    refused(rename(
+        (root, b"pg_tblspc"),
+        (root, b"other"),
+        RenameMode::Exchange,
+    ));
+    clone.rmdir(spaces, b"2").unwrap();
+    refused(rename(
+        (root, b"other"),
+        (root, b"pg_tblspc"),
+        RenameMode::Replace,
+    ));
+    // A link in the place of pg_tblspc.
+    clone.rmdir(root, b"pg_tblspc").unwrap();
+    refused(errno(clone.symlink(root, b"pg_tblspc", b"../original", NEW)).map(drop));
+    refused(rename((other, b"1"), (root, b"pg_tblspc"), RenameMode::NoReplace));
+    // What stays inside may be anywhere.
+    clone.unlink(other, b"1").unwrap();
+    clone
+        .rename((root, b"in"), (other, b"1"), RenameMode::NoReplace)
+        .unwrap();
+    clone
+        .rename((root, b"other"), (root, b"pg_tblspc"), RenameMode::NoReplace)
+        .unwrap();
+    assert_eq!(clone.readlink(id(&clone, "pg_tblspc/1")).unwrap(), b"base");
+}
