@@ -42,8 +42,8 @@ fn a_watcher_sees_every_access() {
     watcher.assert_untouched("nobody");
 }
 
-/// Everything that leads to the original, three files deep.
-fn lead_back(stage: &Stage) -> String {
+/// Everything that leads to the original and to its other servers, three files deep.
+fn lead_back(stage: &Stage, publisher: &PgServer) -> String {
     let site = &stage.site;
     let at = |name: &str| site.path(name).display().to_string();
     let (etc, archive, data) = (at("etc"), at("archive"), stage.primary.data.display());
@@ -55,10 +55,23 @@ fn lead_back(stage: &Stage) -> String {
          archive_mode = always\narchive_command = 'cp %p {archive}/%f && {}'\n\
          restore_command = 'cp {archive}/%f %p'\narchive_cleanup_command = 'touch {archive}/cleaned'\n\
          recovery_end_command = 'touch {archive}/ended'\n\
-         primary_conninfo = 'host={} user=postgres'\nprimary_slot_name = 'standby'\n",
+         primary_conninfo = 'host={} user=postgres'\nprimary_slot_name = 'standby'\n\
+         krb_server_keyfile = '{etc}/krb5.keytab'\ntemp_tablespaces = 'sp'\ndefault_tablespace = 'sp'\n",
         site.archive_command(),
-        at("upstream.s"),
+        publisher.sockets().display(),
     );
+    if has_library(stage.install, "pg_stat_statements") {
+        lines += &format!(
+            "shared_preload_libraries = 'pg_stat_statements,pg_prewarm'\npg_prewarm.autoprewarm = on\n\
+             local_preload_libraries = ''\nssl = on\nssl_cert_file = '{etc}/server.crt'\n\
+             ssl_key_file = '{etc}/server.key'\nssl_passphrase_command = 'touch {etc}/asked'\n"
+        );
+        site.sh(&format!(
+            "cd '{etc}' && openssl req -new -x509 -days 3 -nodes -subj /CN=test -newkey rsa:2048 \
+             -keyout server.key -out server.crt && chmod 600 server.key"
+        ))
+        .ok();
+    }
     if major < 15 {
         lines += &format!("stats_temp_directory = '{etc}'\n");
     }
@@ -86,7 +99,10 @@ fn tangled(stage: &mut Stage, publisher: &PgServer) {
         b"Include_If_Exists = '../deep/c.settings' # there\n",
     );
     site.make_directory("main/conf.d/deep");
-    site.write_file("main/conf.d/deep/c.settings", lead_back(stage).as_bytes());
+    site.write_file(
+        "main/conf.d/deep/c.settings",
+        lead_back(stage, publisher).as_bytes(),
+    );
     let primary = &mut stage.primary;
     primary.configure("include_dir = 'conf.d'\nmax_connections = 30");
     primary.stop("fast");
@@ -101,18 +117,47 @@ fn tangled(stage: &mut Stage, publisher: &PgServer) {
         "CREATE SUBSCRIPTION events CONNECTION '{}' PUBLICATION events",
         publisher.conninfo()
     ));
-    if primary.query("SELECT count(*) FROM pg_available_extensions WHERE name = 'file_fdw'") == "1" {
+    primary.query("CREATE UNLOGGED TABLE unlogged TABLESPACE sp AS SELECT generate_series(1, 1000) n");
+    if has_library(primary.install, "file_fdw") {
         primary.query(&format!(
             "CREATE EXTENSION file_fdw; CREATE SERVER files FOREIGN DATA WRAPPER file_fdw; \
              CREATE FOREIGN TABLE outside (n int) SERVER files OPTIONS (filename '{}')",
             site.path("etc/rows.csv").display()
         ));
+        primary.query(&format!(
+            "CREATE EXTENSION dblink; CREATE EXTENSION pg_stat_statements; CREATE EXTENSION pg_prewarm; \
+             CREATE EXTENSION postgres_fdw; \
+             CREATE SERVER other FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '{}'); \
+             CREATE USER MAPPING FOR postgres SERVER other; \
+             CREATE FOREIGN TABLE far (n int) SERVER other OPTIONS (table_name 'events')",
+            publisher.sockets().display()
+        ));
     }
+    watch_over(primary, &site.path("etc/audit"));
+}
+
+/// A database in which triggers write to a file when somebody logs in, or defines something.
+fn watch_over(primary: &PgServer, file: &Path) {
+    primary.query("CREATE DATABASE audited");
+    let mut sql = format!(
+        "CREATE FUNCTION audit() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN COPY (SELECT now()) TO '{}'; END $$;\
+         CREATE EVENT TRIGGER defined ON ddl_command_end EXECUTE FUNCTION audit();\
+         ALTER EVENT TRIGGER defined ENABLE ALWAYS;",
+        file.display()
+    );
+    if primary.install.major >= 17 {
+        sql += "CREATE EVENT TRIGGER logged_in ON login EXECUTE FUNCTION audit();\
+                ALTER EVENT TRIGGER logged_in ENABLE ALWAYS;";
+    }
+    let mut client = primary.client("psql");
+    run(client.args(["-X", "-v", "ON_ERROR_STOP=1", "-d", "audited", "-c", &sql])).ok();
 }
 
 /// It was promoted; it writes, is reconfigured and started again.
 fn work_on(server: &mut PgServer) {
     assert_eq!(server.query("SELECT count(*) FROM kept"), "1000");
+    server
+        .query("SET temp_tablespaces = sp; CREATE TEMP TABLE t AS SELECT 1; INSERT INTO unlogged VALUES (1)");
     server.query("UPDATE kept SET n = n + 1; CREATE TABLE worked TABLESPACE sp AS SELECT 1; ANALYZE");
     server.query("CHECKPOINT; SELECT pg_switch_wal(); CHECKPOINT");
     server.query("ALTER SYSTEM SET work_mem = '5MB'");
@@ -126,7 +171,7 @@ fn work_on(server: &mut PgServer) {
 fn nothing_of_the_original_is_touched_whatever_its_files_say(install: &'static Install) {
     let mut stage = Stage::new(install);
     let mut publisher = PgServer::init(install, &stage.site.path("publisher"), &[]);
-    publisher.configure("wal_level = logical");
+    publisher.configure("wal_level = logical\nlog_connections = on\nlog_line_prefix = ''");
     publisher.start();
     publisher.query("CREATE TABLE events (n int); CREATE PUBLICATION events FOR TABLE events");
     tangled(&mut stage, &publisher);
@@ -139,6 +184,7 @@ fn nothing_of_the_original_is_touched_whatever_its_files_say(install: &'static I
     until("nobody reads", || publisher.query(slot).starts_with("f|"));
     publisher.query("INSERT INTO events VALUES (1)");
     let was = publisher.query(slot);
+    let connected = strangers(&publisher);
 
     let mount = Mount::new(&stage.site);
     let places: Vec<_> = ["main", "main.s", "ts", "etc", "archive"]
@@ -148,6 +194,7 @@ fn nothing_of_the_original_is_touched_whatever_its_files_say(install: &'static I
     let assert_untouched = |by: &str| {
         watcher.assert_untouched(by);
         assert_eq!(publisher.query(slot), was, "{by}");
+        assert_eq!(strangers(&publisher), connected, "{by}");
     };
     let trust = |data: &Path| {
         let hba = data.join("pg_hba.conf");
@@ -212,15 +259,26 @@ fn nothing_of_the_original_is_touched_whatever_its_files_say(install: &'static I
     stage.clone(&["destroy", "main", "test1"]).ok();
 
     let bindir = install.bindir.to_str().unwrap();
-    stage
-        .site
-        .ok(&["verify", "main", &id, "--boot", "--bindir", bindir]);
+    let boot = ["verify", "main", &id, "--boot", "--bindir", bindir];
+    stage.site.ok(&boot);
     assert_untouched("verify --boot");
+    if has_library(install, "amcheck") {
+        stage.site.ok(&[&boot[..], &["--amcheck"]].concat());
+        assert_untouched("verify --boot --amcheck");
+    }
+}
+
+/// How many connections others than psql have made.
+fn strangers(server: &PgServer) -> usize {
+    let log = server.log();
+    let made = log.lines().filter(|line| line.contains("connection authorized:"));
+    made.filter(|line| !line.contains("application_name=psql"))
+        .count()
 }
 
 fn no_library_archives_for_a_copy(install: &'static Install) {
     let mut stage = Stage::new(install);
-    if install.major < 15 || !has_basic_archive(install) {
+    if !has_library(install, "basic_archive") {
         eprintln!("PostgreSQL {} has no basic_archive here: left out", install.major);
         return;
     }
@@ -257,9 +315,9 @@ fn no_library_archives_for_a_copy(install: &'static Install) {
     watcher.assert_untouched("a copy");
 }
 
-fn has_basic_archive(install: &Install) -> bool {
+fn has_library(install: &Install, name: &str) -> bool {
     let lib = install.bindir.with_file_name("lib");
-    lib.join("basic_archive.so").exists()
+    lib.join(format!("{name}.so")).exists()
 }
 
 /// What PostgreSQL reads is found as PostgreSQL finds it, and the rest stays byte for byte.

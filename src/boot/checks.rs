@@ -8,7 +8,7 @@ use nix::unistd::{Uid, User};
 
 use super::client::{self, Ended, Stdout};
 use super::place::{PORT, Place};
-use super::server::Server;
+use super::server::{HAS_EVENT_TRIGGERS_SETTING, Server};
 use super::{Failure, Stop, one_line};
 use crate::error::Error;
 use crate::instance::Instance;
@@ -97,11 +97,15 @@ impl<'a> Client<'a> {
 
     /// Connects to every database that lets anybody in, and reads its catalog.
     pub(super) fn catalogs(&self) -> Result<(), Stop> {
+        self.query_all("SELECT count(*) FROM pg_class")
+    }
+
+    fn query_all(&self, sql: &str) -> Result<(), Stop> {
         // -2: what an interrupted DROP DATABASE leaves (`DATCONNLIMIT_INVALID_DB`).
         let names = "SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY oid";
         let names = self.query(&self.database, names)?;
         for database in values(&names) {
-            self.query(database, "SELECT count(*) FROM pg_class")?;
+            self.query(database, sql)?;
         }
         Ok(())
     }
@@ -135,6 +139,10 @@ impl<'a> Client<'a> {
             return Err(Error::failed(message)
                 .hint("Install the package with PostgreSQL's own extensions (contrib)")
                 .into());
+        }
+        if self.instance.major() < HAS_EVENT_TRIGGERS_SETTING {
+            // Installing the extension must not run what somebody has put on definitions.
+            self.query_all("UPDATE pg_event_trigger SET evtenabled = 'D' WHERE evtenabled <> 'D'")?;
         }
         let mut pg_amcheck = self.command("pg_amcheck", &self.database);
         pg_amcheck.args(["--all", "--install-missing", "--heapallindexed", "-w"]);

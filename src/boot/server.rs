@@ -27,7 +27,7 @@ const DEADLY: [&str; 2] = ["PANIC:", "FATAL:"];
 /// What wins over the server's own configuration, beside what every server is started with:
 /// - The log is in a language the test knows.
 /// - It fits on a host that is not the server's.
-/// - Nothing runs by itself: no scheduled jobs.
+/// - Nothing runs by itself: no scheduled jobs, no event triggers.
 /// - Only this process reads it, and only once: it need not survive anything.
 ///
 /// Whether it starts is decided by the settings of the view: with others the test would say nothing about a copy.
@@ -40,6 +40,13 @@ const SETTINGS: [(&str, &str); 7] = [
     ("autovacuum", "off"),
     ("fsync", "off"),
 ];
+
+/// A trigger on logins or definitions may write to files or other servers, and nobody has asked it to. Servers before this
+/// version have no such setting, see [`Client::amcheck`](super::checks::Client::amcheck).
+const NO_EVENT_TRIGGERS: (&str, &str) = ("event_triggers", "off");
+
+/// The first version with that setting, and with triggers on logins.
+pub(super) const HAS_EVENT_TRIGGERS_SETTING: u32 = 17;
 
 /// See the module. Ended when dropped.
 #[derive(Debug)]
@@ -59,6 +66,9 @@ impl Server {
     ) -> Result<Self, Error> {
         let failed = |error: io::Error| Error::failed(format!("Cannot run postgres: {error}"));
         let mut settings = SETTINGS.map(|(name, value)| Setting::new(name, value)).to_vec();
+        if instance.major() >= HAS_EVENT_TRIGGERS_SETTING {
+            settings.push(Setting::new(NO_EVENT_TRIGGERS.0, NO_EVENT_TRIGGERS.1));
+        }
         settings.extend_from_slice(asked);
         settings.push(Setting::new("hba_file", place.hba_file().to_string_lossy()));
         let options = StartOptions {
