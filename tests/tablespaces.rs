@@ -1,15 +1,18 @@
 //! No copy harms its original: whatever the replayed WAL says about places outside the data directory, replay stays in the
-//! copy. Here: tablespaces that were made, filled, moved into and dropped after the backup, or while it was taken.
-//! Copies, clones and boot tests run beside the original, whose directories must not change by a byte.
+//! copy. Here: tablespaces that were made, filled, moved into and dropped before the backup, after it, or while it was
+//! taken. Copies, clones, boot tests and standbys of copies run beside the original. It is shut down, and inotify watches
+//! all its directories.
 
-use crate::common::process::until;
+use crate::common::process::{run, until};
 use crate::common::registry::topic;
-use crate::common::{Install, Mount, PgServer, Site};
-use std::path::Path;
+use crate::common::standby::{catch_up, standby_with};
+use crate::common::{Install, Mount, PgServer, Site, Watcher};
+use std::path::{Path, PathBuf};
 
 topic! {
     with_postgres copies_recover_past_a_tablespace_beside_their_original,
     edges a_clone_recovers_past_a_tablespace_beside_its_original,
+    edges a_standby_of_a_copy_stays_out_of_the_originals_tablespaces,
     edges a_boot_test_stays_out_of_a_tablespace_made_during_the_backup,
     with_postgres a_clone_makes_no_tablespace_outside_itself,
 }
@@ -19,17 +22,19 @@ const ROWS: &str = "SELECT (SELECT count(*) FROM t WHERE v = 'old') || ' ' || (S
     || (SELECT count(*) FROM b) || ' ' || (SELECT string_agg(spcname, ' ' ORDER BY spcname) FROM pg_tablespace)";
 const EXPECTED: &str = "1000 1000 300 before pg_default pg_global sp";
 
+/// Databases that are made or moved behind the backup. Each has a table `d` of 100 rows.
+const DATABASES: [&str; 5] = ["logged", "copied", "moved", "moved_twice", "moved_back"];
+
 /// A server whose WAL after the backup makes tablespaces and what can be in them.
 struct Original {
     site: Site,
     server: PgServer,
-    /// Of all its directories: data, tablespaces.
-    digest: String,
+    watcher: Watcher,
 }
 
 impl Original {
     fn make(install: &'static Install) -> Self {
-        let (site, server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
+        let (site, mut server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
         for name in ["ts", "gone", "before"] {
             site.make_directory(name);
         }
@@ -39,15 +44,40 @@ impl Original {
             location("before")
         ));
         server.query("CREATE TABLE b TABLESPACE before AS SELECT generate_series(1, 200) AS n");
+        for database in [
+            "moved",
+            "moved_twice TABLESPACE before",
+            "moved_back TABLESPACE before",
+        ] {
+            server.query(&format!("CREATE DATABASE {database}"));
+        }
+        for database in ["moved", "moved_twice", "moved_back"] {
+            query_in(
+                &server,
+                database,
+                "CREATE TABLE d AS SELECT generate_series(1, 100) AS n",
+            );
+        }
         site.backup();
+        server.query("SELECT pg_create_restore_point('r0')");
         server.query(&format!("CREATE TABLESPACE sp LOCATION '{}'", location("ts")));
         server
             .query("CREATE TABLE t TABLESPACE sp AS SELECT n, 'old' AS v FROM generate_series(1, 1000) AS n");
         server.query("INSERT INTO b SELECT generate_series(1, 100)");
-        server.query("CREATE DATABASE logged TABLESPACE sp STRATEGY wal_log");
-        server.query("CREATE DATABASE copied TABLESPACE sp STRATEGY file_copy");
-        server.query("CREATE DATABASE moved");
-        server.query("ALTER DATABASE moved SET TABLESPACE sp");
+        for (name, strategy) in [("logged", "wal_log"), ("copied", "file_copy")] {
+            server.query(&format!(
+                "CREATE DATABASE {name} TEMPLATE moved_back TABLESPACE sp STRATEGY {strategy}"
+            ));
+        }
+        for (name, space) in [
+            ("moved", "sp"),
+            ("moved_twice", "pg_default"),
+            ("moved_twice", "sp"),
+            ("moved_back", "sp"),
+            ("moved_back", "before"),
+        ] {
+            server.query(&format!("ALTER DATABASE {name} SET TABLESPACE {space}"));
+        }
         server.query(&format!("CREATE TABLESPACE gone LOCATION '{}'", location("gone")));
         server.query("CREATE TABLE g TABLESPACE gone AS SELECT 1");
         server.query("DROP TABLE g");
@@ -56,65 +86,65 @@ impl Original {
         server.query("UPDATE t SET v = 'new'");
         server.query("CHECKPOINT");
         server.archive_current_segment();
-        let mut original = Self {
+        server.stop("fast");
+        let watcher = watch(&site, &["main", "main.s", "ts", "gone", "before"]);
+        Self {
             site,
             server,
-            digest: String::new(),
-        };
-        original.server.stop("fast");
-        original.digest = original.current();
-        original
-    }
-
-    /// Every file of the original with its bytes, and every directory and link.
-    fn current(&self) -> String {
-        ["main", "ts", "gone", "before"]
-            .map(|name| {
-                let directory = self.site.path(name);
-                let listing = format!(
-                    "cd '{}' && find . -printf '%p %y %l %T@\\n' | LC_ALL=C sort",
-                    directory.display()
-                );
-                self.site.sh(&listing).ok().text() + &self.site.checksums(&directory)
-            })
-            .concat()
+            watcher,
+        }
     }
 
     #[track_caller]
-    fn assert_untouched(&mut self) {
-        assert!(self.digest == self.current(), "The original has changed");
+    fn assert_untouched(&self, by: &str) {
+        self.watcher.assert_untouched(by);
+    }
+
+    #[track_caller]
+    fn assert_sound(&mut self) {
         self.server.start();
         let rows = self.server.query("SELECT count(*) FROM t WHERE v = 'new'");
         assert_eq!(rows, "1000");
-        self.server.stop("fast");
-        self.digest = self.current();
     }
+}
+
+fn watch(site: &Site, names: &[&str]) -> Watcher {
+    let places: Vec<PathBuf> = names.iter().map(|name| site.path(name)).collect();
+    Watcher::on(&places.iter().map(PathBuf::as_path).collect::<Vec<_>>())
+}
+
+#[track_caller]
+fn query_in(server: &PgServer, database: &str, sql: &str) -> String {
+    run(server.client("psql").args(["-XAtq", "-d", database, "-c", sql]))
+        .ok()
+        .text()
+}
+
+/// No name in `pg_tblspc` leads out.
+#[track_caller]
+fn assert_no_links(site: &Site, data: &Path) {
+    let links = site.sh(&format!("find '{}/pg_tblspc' -type l", data.display()));
+    assert_eq!(links.ok().text(), "");
 }
 
 /// That a copy has all it should have, and nothing outside itself.
 #[track_caller]
 fn assert_at_r1(site: &Site, copy: &PgServer, data: &Path) {
+    assert_at_r1_with(site, copy, data, &DATABASES);
+}
+
+#[track_caller]
+fn assert_at_r1_with(site: &Site, copy: &PgServer, data: &Path, databases: &[&str]) {
     assert_eq!(copy.query(ROWS), EXPECTED);
-    for database in ["logged", "copied", "moved"] {
-        let mut client = copy.client("psql");
-        client.args([
-            "-XAtq",
-            "-d",
-            database,
-            "-c",
-            "SELECT count(*) > 100 FROM pg_class",
-        ]);
+    for database in databases {
         assert_eq!(
-            crate::common::process::run(&mut client).ok().text(),
-            "t",
+            query_in(copy, database, "SELECT count(*) FROM d"),
+            "100",
             "{database}"
         );
+        query_in(copy, database, "UPDATE d SET n = n + 1");
     }
-    let links = site
-        .sh(&format!("find '{}/pg_tblspc' -type l", data.display()))
-        .ok()
-        .text();
-    assert_eq!(links, "");
+    assert_no_links(site, data);
     copy.query("UPDATE t SET v = 'of the copy'");
     copy.query("CHECKPOINT");
 }
@@ -130,6 +160,7 @@ fn copies_recover_past_a_tablespace_beside_their_original(install: &'static Inst
         copy.wait_until_promoted();
         assert_at_r1(site, &copy, &data);
         copy.stop("fast");
+        original.assert_untouched(name);
     }
     // Stopped in the midst of its recovery, it goes through what it has done already.
     let data = site.copy(&mount.path("main/pitr/name:r1,action=pause"), "twice");
@@ -145,8 +176,11 @@ fn copies_recover_past_a_tablespace_beside_their_original(install: &'static Inst
     });
     copy.query("SELECT pg_promote()");
     copy.wait_until_promoted();
-    assert_at_r1(site, &copy, &data);
+    // PostgreSQL itself loses a database that was moved when it replays the move again after a crash: its old directory is
+    // gone by then. Seen with a copy by pg_basebackup, of 15 and of 19.
+    assert_at_r1_with(site, &copy, &data, &["logged", "copied"]);
     copy.stop("fast");
+    original.assert_untouched("a copy that recovered twice");
     // The archive itself has what the server wrote.
     let names = site.list(&mount.path("main/wal"));
     let segments = names.iter().filter(|name| name.len() == 24);
@@ -168,7 +202,7 @@ fn copies_recover_past_a_tablespace_beside_their_original(install: &'static Inst
     }
     assert!((1..=3).contains(&shown_differently), "{shown_differently}");
     drop(mount);
-    original.assert_untouched();
+    original.assert_sound();
 }
 
 fn a_clone_recovers_past_a_tablespace_beside_its_original(install: &'static Install) {
@@ -184,18 +218,75 @@ fn a_clone_recovers_past_a_tablespace_beside_its_original(install: &'static Inst
         println!("{list}");
         site.ok(&["clone", "stop", "main", name]);
         let data = mount.path("main/live").join(name);
-        let links = site
-            .sh(&format!("find '{}/pg_tblspc' -type l", data.display()))
-            .ok()
-            .text();
-        assert_eq!(links, "");
+        assert_no_links(site, &data);
+        original.assert_untouched("clone start");
         let mut clone = PgServer::on_mount(install, &data, &site.path(name));
         clone.start();
         assert_at_r1(site, &clone, &data);
         clone.stop("fast");
+        original.assert_untouched("pg_ctl on a clone");
     }
     drop(mount);
-    original.assert_untouched();
+    original.assert_sound();
+}
+
+/// A standby begins with the settings of its primary: here, a copy's.
+const NO_TARGET: &str =
+    "restore_command = ''\nrecovery_target_name = ''\nrecovery_target_timeline = 'latest'";
+
+/// A copy hands on what it replays: a standby gets the record of a tablespace without its path, too.
+fn a_standby_of_a_copy_stays_out_of_the_originals_tablespaces(install: &'static Install) {
+    let mut original = Original::make(install);
+    let site = &original.site;
+    let mount = Mount::new(site);
+    let data = site.copy(&mount.path("main/pitr/name:r0,action=pause"), "copy");
+    let mut copy = PgServer::on(install, &data);
+    copy.start();
+    let pauses = |copy: &PgServer| copy.try_query("SELECT pg_is_wal_replay_paused()").text() == "t";
+    until("it pauses", || pauses(&copy));
+    // Before there is a tablespace: all the WAL that makes it comes as a stream from the copy.
+    let mut standby = standby_with(site, &copy, install, "standby", NO_TARGET);
+    copy.stop("fast");
+    copy.configure_auto(
+        "recovery_target_name = 'r1'\nrecovery_target_action = 'promote'\nwal_keep_size = '1GB'",
+    );
+    copy.start();
+    copy.wait_until_promoted();
+    assert_at_r1(site, &copy, &data);
+    catch_up(&copy, &standby);
+    assert_no_links(site, &standby.data);
+    original.assert_untouched("a copy with a standby");
+
+    // And one that begins with what the copy has made of tablespaces.
+    let mut second = standby_with(site, &copy, install, "second", NO_TARGET);
+    assert_no_links(site, &second.data);
+    for sql in [
+        "CREATE TABLE s TABLESPACE sp AS SELECT 1",
+        "CREATE TABLESPACE own LOCATION ''",
+        "CREATE TABLE o TABLESPACE own AS SELECT 1",
+        "ALTER DATABASE moved SET TABLESPACE own",
+    ] {
+        copy.query(sql);
+    }
+    for standby in [&standby, &second] {
+        catch_up(&copy, standby);
+        assert_eq!(
+            standby.query("SELECT count(*) FROM t NATURAL JOIN b"),
+            copy.query("SELECT count(*) FROM t NATURAL JOIN b")
+        );
+    }
+    copy.stop("fast");
+    for standby in [&mut standby, &mut second] {
+        standby.query("SELECT pg_promote()");
+        standby.wait_until_promoted();
+        standby.query("UPDATE t SET v = 'of the standby'; CHECKPOINT");
+        query_in(standby, "moved", "UPDATE d SET n = n + 1");
+        assert_no_links(site, &standby.data);
+        standby.stop("fast");
+    }
+    original.assert_untouched("standbys of a copy");
+    drop(mount);
+    original.assert_sound();
 }
 
 fn a_boot_test_stays_out_of_a_tablespace_made_during_the_backup(install: &'static Install) {
@@ -218,12 +309,7 @@ fn a_boot_test_stays_out_of_a_tablespace_made_during_the_backup(install: &'stati
     server.query("CHECKPOINT");
     server.archive_current_segment();
     server.stop("fast");
-    let listing = format!(
-        "cd '{}' && find . -printf '%p %y %l %T@\\n' | LC_ALL=C sort",
-        space.display()
-    );
-    let current = || site.sh(&listing).ok().text() + &site.checksums(&space);
-    let before = current();
+    let watcher = watch(&site, &["main", "main.s", "ts"]);
     let bindir = install.bindir.to_str().unwrap();
     let sql = site.write_file(
         "check.sql",
@@ -241,6 +327,7 @@ fn a_boot_test_stays_out_of_a_tablespace_made_during_the_backup(install: &'stati
     ])
     .ok()
     .says(&["1000 old"]);
+    watcher.assert_untouched("verify --boot");
     let mount = Mount::new(&site);
     let mut copy = PgServer::on(install, &site.copy(&mount.path("main/latest"), "copy"));
     copy.start();
@@ -248,7 +335,17 @@ fn a_boot_test_stays_out_of_a_tablespace_made_during_the_backup(install: &'stati
     assert_eq!(copy.query("SELECT count(*) || ' ' || min(v) FROM t"), "1000 old");
     copy.query("UPDATE t SET v = 'copy'");
     copy.stop("fast");
-    assert!(before == current(), "The original has changed");
+    watcher.assert_untouched("a copy");
+    site.ok(&["clone", "create", "main", "c", "--start", "--bindir", bindir]);
+    site.ok(&["clone", "stop", "main", "c"]);
+    let mut clone = PgServer::on_mount(install, &mount.path("main/live/c"), &site.path("c"));
+    clone.start();
+    until("recovery ends", || {
+        clone.try_query("SELECT pg_is_in_recovery()").text() == "f"
+    });
+    clone.query("UPDATE t SET v = 'clone'; CHECKPOINT");
+    clone.stop("fast");
+    watcher.assert_untouched("a clone");
 }
 
 fn a_clone_makes_no_tablespace_outside_itself(install: &'static Install) {
@@ -268,10 +365,17 @@ fn a_clone_makes_no_tablespace_outside_itself(install: &'static Install) {
         let made = site.sh(&format!("ln -s {target} '{}/{link}'", data.display()));
         assert_eq!(made.code(), Some(code), "{link}: {made}");
     }
-    for how in ["mv", "ln -P"] {
-        let moved = site.sh(&format!("cd '{}' && {how} elsewhere pg_tblspc/3", data.display()));
+    for how in [
+        "mv elsewhere pg_tblspc/3",
+        "ln -P elsewhere pg_tblspc/3",
+        "mkdir d && ln -s /tmp d/1 && mv -T d pg_tblspc",
+        "rm -r d && rmdir pg_tblspc && ln -s /tmp pg_tblspc",
+    ] {
+        let moved = site.sh(&format!("cd '{}' && {how}", data.display()));
         assert_eq!(moved.code(), Some(1), "{how}: {moved}");
     }
+    site.sh(&format!("mkdir -m 700 '{}/pg_tblspc'", data.display()))
+        .ok();
     let mut clone = PgServer::on_mount(install, &data, &site.path("c"));
     clone.start();
     until("recovery ends", || {

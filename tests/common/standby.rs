@@ -5,6 +5,17 @@ use super::{Install, PgServer, Site};
 
 /// A standby of the server, in `DIR/NAME`.
 pub(crate) fn standby_of(site: &Site, primary: &PgServer, install: &'static Install, name: &str) -> PgServer {
+    standby_with(site, primary, install, name, "")
+}
+
+/// The same with these settings.
+pub(crate) fn standby_with(
+    site: &Site,
+    primary: &PgServer,
+    install: &'static Install,
+    name: &str,
+    settings: &str,
+) -> PgServer {
     let data = site.path(name);
     run(primary
         .client("pg_basebackup")
@@ -14,10 +25,14 @@ pub(crate) fn standby_of(site: &Site, primary: &PgServer, install: &'static Inst
     let mut standby = PgServer::on(install, &data);
     site.sh(&format!("touch '{}/standby.signal'", data.display()))
         .ok();
-    standby.configure_auto(&format!("primary_conninfo = '{}'", primary.conninfo()));
+    standby.configure_auto(&format!(
+        "primary_conninfo = '{}'\n{settings}",
+        primary.conninfo()
+    ));
     standby.start();
     until("the standby streams", || {
-        primary.query("SELECT count(*) FROM pg_stat_replication") != "0"
+        let streams = "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'walreceiver'";
+        primary.query(streams) != "0"
     });
     standby
 }

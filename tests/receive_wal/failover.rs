@@ -4,39 +4,15 @@ use super::{
     Receiver, STREAMING, assert_same_as_on, fill_segments, spooled, streaming_site, streams, wait_for,
 };
 use crate::common::load::{assert_sums_agree, fill, transact};
-use crate::common::process::{run, until};
-use crate::common::{Install, Mount, PgServer, Site};
+use crate::common::process::until;
+use crate::common::standby::{catch_up, standby_of};
+use crate::common::{Install, Mount};
 use std::fs;
-
-/// A standby of the server, which streams from it.
-fn standby_of(site: &Site, primary: &PgServer, install: &'static Install) -> PgServer {
-    let data = site.path("standby");
-    run(primary
-        .client("pg_basebackup")
-        .args(["-X", "stream", "-c", "fast", "--no-sync", "-D"])
-        .arg(&data))
-    .ok();
-    let mut standby = PgServer::on(install, &data);
-    site.sh(&format!("touch '{}/standby.signal'", data.display()))
-        .ok();
-    standby.configure_auto(&format!("primary_conninfo = '{}'", primary.conninfo()));
-    standby.start();
-    until("the standby streams", || streams(primary).contains("walreceiver"));
-    standby
-}
-
-/// Waits until the standby has replayed all the primary has written.
-fn catch_up(primary: &PgServer, standby: &PgServer) {
-    let lsn = primary.query("SELECT pg_current_wal_flush_lsn()");
-    until("the standby has it", || {
-        standby.query(&format!("SELECT pg_last_wal_replay_lsn() >= '{lsn}'")) == "t"
-    });
-}
 
 pub(super) fn a_promoted_standby_is_followed(install: &'static Install) {
     let (site, mut primary) = streaming_site(install, STREAMING, "");
     fill(&primary, 1);
-    let mut standby = standby_of(&site, &primary, install);
+    let mut standby = standby_of(&site, &primary, install, "standby");
     site.write_config_of(&standby, STREAMING);
     let receiver = Receiver::start(&site);
     let old = fill_segments(&primary, 2);
@@ -75,7 +51,7 @@ pub(super) fn a_promoted_standby_is_followed(install: &'static Install) {
 pub(super) fn what_a_lost_primary_had_sent_is_kept(install: &'static Install) {
     let (site, mut primary) = streaming_site(install, STREAMING, "");
     fill(&primary, 1);
-    let mut standby = standby_of(&site, &primary, install);
+    let mut standby = standby_of(&site, &primary, install, "standby");
     let receiver = Receiver::start(&site);
     until("it streams", || {
         streams(&primary).contains("barmanfs_receive_wal streaming")
