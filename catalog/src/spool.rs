@@ -20,6 +20,7 @@ use barmanfs_pg::{Lsn, SegmentSize, TimelineId, TimestampMicros};
 
 use crate::error::{Error, Result};
 use crate::locks::Lock;
+use crate::regular;
 use crate::repository::{Repository, sync_directory};
 use crate::server::ServerName;
 use crate::wal::WalOutcome;
@@ -353,7 +354,7 @@ fn spooled(directory: &Path, name: SegmentName, complete: bool) -> Result<Option
 
 fn open(path: &Path) -> Result<(File, u64)> {
     let unreadable = |source| Error::io("read", path, source);
-    let file = File::open(path).map_err(unreadable)?;
+    let file = regular::open(path).map_err(unreadable)?;
     let size_bytes = file.metadata().map_err(unreadable)?.len();
     Ok((file, size_bytes))
 }

@@ -4,7 +4,7 @@
 //! clone's directory, under the clone's lock and before anything in the clone can change. The mark need not outlive a loss of
 //! power: no kernel remembers anything then.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{ErrorKind, Write};
 
 use barmanfs_store::RecordId;
@@ -12,6 +12,7 @@ use barmanfs_store::RecordId;
 use super::CloneLock;
 use crate::CloneName;
 use crate::error::{Error, Result};
+use crate::regular;
 use crate::repository::Repository;
 use crate::server::ServerName;
 
@@ -25,9 +26,9 @@ impl Repository {
     /// When it cannot be read.
     pub fn clone_served_by(&self, server: &ServerName, name: &CloneName) -> Result<Option<RecordId>> {
         let path = self.clone_directory(server, name).join(SERVED_BY);
-        match fs::read_to_string(&path) {
+        match regular::read(&path) {
             // One that was killed while it wrote its mark has served nothing yet.
-            Ok(text) => Ok(text.parse().ok()),
+            Ok(text) => Ok(String::from_utf8_lossy(&text).parse().ok()),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(source) => Err(Error::io("read", &path, source)),
         }
@@ -48,9 +49,8 @@ impl Repository {
         let path = self.clone_directory(server, name).join(SERVED_BY);
         // Over the one that is there: that works on a full disk too.
         let mut options = File::options();
-        let options = options.write(true).create(true).truncate(false);
-        let written = options
-            .open(&path)
+        options.write(true).create(true).truncate(false);
+        let written = regular::open_with(&path, &mut options)
             .and_then(|mut file| file.write_all(by.to_string().as_bytes()));
         written.map_err(|source| Error::io("write", &path, source))
     }

@@ -13,6 +13,7 @@ use barmanfs_pg::{Lsn, SegmentSize};
 
 use super::{agrees, file_name};
 use crate::error::{Error, Result};
+use crate::regular;
 use crate::repository::sync_directory;
 
 /// How far ahead of the data the file gets its blocks. Without it each sync would write the file system's journal, too;
@@ -34,8 +35,10 @@ pub(super) fn begin_with(
     // No segment's name: what a kill leaves of it is overwritten the next time.
     let new = directory.join(NEW);
     let failed = |source| Error::io("write", &new, source);
-    let mut target = File::create(&new).map_err(failed)?;
-    let source = File::open(beginning).map_err(|source| Error::io("read", beginning, source))?;
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    let mut target = regular::open_with(&new, &mut options).map_err(failed)?;
+    let source = regular::open(beginning).map_err(|source| Error::io("read", beginning, source))?;
     std::io::copy(&mut source.take(bytes), &mut target)
         .and_then(|_| target.set_len(size.bytes()))
         .and_then(|()| target.sync_all())
@@ -64,13 +67,10 @@ pub struct SpoolFile {
 impl SpoolFile {
     pub(super) fn open(directory: &Path, name: SegmentName, size: SegmentSize) -> Result<Self> {
         let path = directory.join(file_name(name, false));
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(|source| Error::io("open", &path, source))?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let file =
+            regular::open_with(&path, &mut options).map_err(|source| Error::io("open", &path, source))?;
         let length = file
             .metadata()
             .map_err(|source| Error::io("inspect", &path, source))?

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use barmanfs_store::open_regular;
 use rustix::fs::{SeekFrom, Timespec, Timestamps};
 use rustix::io::Errno;
 
@@ -36,7 +37,7 @@ pub fn copy_files(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn copy_file(from: &Path, to: &Path) -> Result<()> {
-    let source = File::open(from).map_err(|error| failed("open", from, error))?;
+    let source = open_regular(from).map_err(|error| failed("open", from, error))?;
     let metadata = source.metadata().map_err(|error| failed("read", from, error))?;
     let mut options = OpenOptions::new();
     options

@@ -4,13 +4,12 @@
 //! The file has its full length from the start, zero where nothing has come yet, and grows: what is opened to be replayed is
 //! as it was at that moment, the other is seen to grow. Nothing of either is ever cached. It belongs to whom the archive belongs to: it holds what tables hold.
 
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
 use barmanfs_catalog::{PartialSegment, ServerName};
 use barmanfs_pg::wal_name::SegmentName;
-use barmanfs_store::Attributes;
+use barmanfs_store::{Attributes, open_regular};
 
 use super::context::{self, Context};
 use super::snapshot::ServerState;
@@ -99,7 +98,7 @@ pub(super) fn child(context: &Context, owner: &Attributes, segment: &PartialSegm
 /// Its content, as it grows.
 pub(super) fn open(context: &Context, server: &ServerName, name: SegmentName) -> Result<Body> {
     let segment = find(context, server, name)?.ok_or(NOT_FOUND)?;
-    match File::open(&segment.path) {
+    match open_regular(&segment.path) {
         Ok(file) => Ok(Body::Spooled(Arc::new(file), segment.size_bytes)),
         // It has been archived, or is whole and has another name, since it was looked up.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(NOT_FOUND),
