@@ -7,6 +7,7 @@ use barmanfs_pg::TimestampMicros;
 
 use super::lines::Line;
 use crate::config::Limits;
+use crate::invocation::Invocation;
 use crate::output;
 
 const COMPLETE: &str = "complete backup";
@@ -28,6 +29,8 @@ const SHORTEST_SECONDS: u64 = 1800;
 pub(super) struct Facts<'a> {
     /// The server's name.
     pub(super) server: &'a str,
+    /// For commands that somebody is to run.
+    pub(super) invocation: &'a Invocation,
     /// Its own backups, oldest first.
     pub(super) backups: &'a [Backup],
     /// The configuration.
@@ -36,6 +39,12 @@ pub(super) struct Facts<'a> {
     pub(super) minimum_redundancy: usize,
     /// This host's clock, by which backups have their times.
     pub(super) now: TimestampMicros,
+}
+
+impl Facts<'_> {
+    fn backup_command(&self) -> String {
+        self.invocation.with(&format!("backup {}", self.server))
+    }
 }
 
 /// All lines about complete backups.
@@ -60,7 +69,7 @@ fn complete(facts: &Facts<'_>, done: &[&Backup]) -> Line {
         ),
         None => Line::failed(
             COMPLETE,
-            format!("there is none: 'barmanfs backup {}' takes one", facts.server),
+            format!("there is none: '{}' takes one", facts.backup_command()),
         ),
     }
 }
@@ -76,8 +85,8 @@ fn age(facts: &Facts<'_>, done: &[&Backup]) -> Option<Line> {
     let age = seconds_between(last.end_time.unwrap_or(last.begin_time), facts.now);
     let shown = output::duration(Duration::from_secs(age));
     let remedy = format!(
-        "take one with 'barmanfs backup {}', and see why none was taken",
-        facts.server
+        "take one with '{}', and see why none was taken",
+        facts.backup_command()
     );
     if let Some(limit) = &facts.limits.backup_age {
         let text = format!("interval provided: {limit}, latest backup age: {shown}");
@@ -186,6 +195,7 @@ mod tests {
         let (limits, minimum_redundancy) = limits(lines);
         let facts = Facts {
             server: "main",
+            invocation: &Invocation::current(None),
             backups,
             limits: &limits,
             minimum_redundancy,

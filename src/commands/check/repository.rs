@@ -11,6 +11,7 @@ use super::{Context, Lines, backups};
 use crate::commands::{history, timeline};
 use crate::config::ServerConfig;
 use crate::error::Error;
+use crate::invocation::Invocation;
 use crate::output;
 use crate::versions::UNKNOWN_WAL;
 
@@ -32,7 +33,11 @@ pub(super) struct Stored {
 
 /// Looks at the repository and at what it has of the server; gives what is stored when it can be opened.
 pub(super) fn check(context: &Context<'_>, lines: &mut Lines) -> Option<Stored> {
-    let Context { app, server, .. } = context;
+    let Context {
+        app,
+        server,
+        invocation,
+    } = context;
     let path = &app.config.repository;
     let shown = |_: &Repository| Some(path.display().to_string());
     let repository = lines.result("repository", app.repository(), shown)?;
@@ -42,7 +47,7 @@ pub(super) fn check(context: &Context<'_>, lines: &mut Lines) -> Option<Stored> 
     lines.result("repository writable", writable, |()| None);
     file_system(path, lines);
     free_space(path, lines);
-    catalog_file(&repository, lines);
+    catalog_file(&repository, invocation, lines);
     // First: this enters what the catalog has lost, and all that follows is of the whole.
     unread_packs(&repository, lines);
     misshapen_packs(&repository, lines);
@@ -52,6 +57,7 @@ pub(super) fn check(context: &Context<'_>, lines: &mut Lines) -> Option<Stored> 
         backups.retain(Backup::is_of_server);
         lines.extend(backups::findings(&backups::Facts {
             server: server.name.as_str(),
+            invocation,
             backups: &backups,
             limits: &server.limits,
             minimum_redundancy: server.minimum_redundancy,
@@ -59,10 +65,10 @@ pub(super) fn check(context: &Context<'_>, lines: &mut Lines) -> Option<Stored> 
         }));
         waiting(&repository, &backups, lines);
         failed(&backups, lines);
-        checksums(server, &backups, lines);
+        checksums(context, &backups, lines);
     }
-    let timelines = timelines(&repository, server, lines);
-    version(&repository, server, lines);
+    let timelines = timelines(&repository, context, lines);
+    version(&repository, context, lines);
     unreadable_files(&repository, server, lines);
     quarantine(&repository, server, lines);
     forks(&repository, server, lines);
@@ -161,22 +167,25 @@ fn failed(backups: &[Backup], lines: &mut Lines) {
 }
 
 /// The server found them while it sent its pages: it is the server that has to be looked after.
-fn checksums(server: &ServerConfig, backups: &[Backup], lines: &mut Lines) {
+fn checksums(context: &Context<'_>, backups: &[Backup], lines: &mut Lines) {
     const NAME: &str = "page checksums";
     let last = backups.iter().rfind(|backup| backup.is_complete());
     if let Some(backup) = last.filter(|backup| !backup.checksum_failures.is_empty()) {
-        let (name, id) = (&server.name, backup.id);
+        let show = format!("show-backup {} {}", context.server.name, backup.id);
         lines.failed(
             NAME,
-            format!("the server has damaged pages: 'barmanfs show-backup {name} {id}' lists them"),
+            format!(
+                "the server has damaged pages: '{}' lists them",
+                context.invocation.with(&show)
+            ),
         );
     }
 }
 
-fn timelines(repository: &Repository, server: &ServerConfig, lines: &mut Lines) -> Option<TimelineReport> {
-    match repository.timelines(&server.name) {
+fn timelines(repository: &Repository, context: &Context<'_>, lines: &mut Lines) -> Option<TimelineReport> {
+    match repository.timelines(&context.server.name) {
         Ok(report) => {
-            gaps(&report, server, lines);
+            gaps(&report, context, lines);
             minimal(&report, lines);
             Some(report)
         }
@@ -188,9 +197,9 @@ fn timelines(repository: &Repository, server: &ServerConfig, lines: &mut Lines) 
 }
 
 /// WAL of a PostgreSQL version that this release does not know, or an earlier one did not.
-fn version(repository: &Repository, server: &ServerConfig, lines: &mut Lines) {
+fn version(repository: &Repository, context: &Context<'_>, lines: &mut Lines) {
     const NAME: &str = "PostgreSQL's version of the archived WAL";
-    let name = &server.name;
+    let name = &context.server.name;
     let unknown = repository.unknown_segments(name);
     let outdated = repository.outdated_segments(name);
     match unknown.and_then(|unknown| Ok((unknown, outdated?))) {
@@ -202,8 +211,8 @@ fn version(repository: &Repository, server: &ServerConfig, lines: &mut Lines) {
         Ok((None, outdated)) => lines.ok(
             NAME,
             format!(
-                "an earlier release read {outdated} segments and looked for less: 'barmanfs index-wal {name}' reads them \
-                 again"
+                "an earlier release read {outdated} segments and looked for less: '{}' reads them again",
+                context.invocation.with(&format!("index-wal {name}"))
             ),
         ),
         Err(error) => lines.failed(NAME, Error::from(error).to_string()),
@@ -227,14 +236,17 @@ fn minimal(report: &TimelineReport, lines: &mut Lines) {
 }
 
 /// What lies behind a gap cannot be recovered, up to the next backup.
-fn gaps(report: &TimelineReport, server: &ServerConfig, lines: &mut Lines) {
+fn gaps(report: &TimelineReport, context: &Context<'_>, lines: &mut Lines) {
     let gaps: Vec<&Gap> = report.gaps.iter().filter(|gap| gap.matters()).collect();
     let Some(gap) = gaps.last() else {
         return lines.ok(GAPS, None);
     };
+    let see = context
+        .invocation
+        .with(&format!("timeline {}", context.server.name));
     let advice = match gap.backup_after {
-        None => format!("; take a backup now, and see 'barmanfs timeline {}'", server.name),
-        Some(_) => format!("; see 'barmanfs timeline {}'", server.name),
+        None => format!("; take a backup now, and see '{see}'"),
+        Some(_) => format!("; see '{see}'"),
     };
     let count = output::count(gaps.len(), "gap");
     lines.failed(
@@ -246,10 +258,13 @@ fn gaps(report: &TimelineReport, server: &ServerConfig, lines: &mut Lines) {
 /// Larger catalogs are looked through by 'verify' alone: checks run every few minutes.
 const CATALOG_BYTES_MAX: u64 = 512 << 20;
 
-fn catalog_file(repository: &Repository, lines: &mut Lines) {
+fn catalog_file(repository: &Repository, invocation: &Invocation, lines: &mut Lines) {
     const NAME: &str = "catalog file";
     if repository.catalog_bytes() > CATALOG_BYTES_MAX {
-        return lines.ok(NAME, "large: 'barmanfs verify' looks through it".to_owned());
+        return lines.ok(
+            NAME,
+            format!("large: '{}' looks through it", invocation.with("verify")),
+        );
     }
     match repository.catalog_faults() {
         Ok(faults) => match faults.first() {
@@ -257,8 +272,9 @@ fn catalog_file(repository: &Repository, lines: &mut Lines) {
             Some(first) => lines.failed(
                 NAME,
                 format!(
-                    "damaged ({}): make it again from the packs with 'barmanfs rebuild-catalog'",
-                    output::printable(first.as_bytes())
+                    "damaged ({}): make it again from the packs with '{}'",
+                    output::printable(first.as_bytes()),
+                    invocation.with("rebuild-catalog")
                 ),
             ),
         },

@@ -47,7 +47,7 @@ pub(super) fn check(context: &Context<'_>, stored: Option<&Stored>, lines: &mut 
     let slot = streaming.create_temporary_slot(&format!("barmanfs_check_{}", std::process::id()));
     lines.result("temporary replication slot", slot.map_err(Error::from), |()| None);
     if server.streaming_archiver {
-        streaming::check(repository, server, &mut streaming, sql.as_mut(), lines);
+        streaming::check(context, repository, &mut streaming, sql.as_mut(), lines);
     }
     let mut asked = Asked {
         invocation: &context.invocation,

@@ -2,7 +2,7 @@
 
 use barmanfs_catalog::Repository;
 
-use super::Lines;
+use super::{Context, Line, Lines};
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::output;
@@ -13,36 +13,44 @@ const SLOT: &str = "SELECT slot_type, active::text AS active, restart_lsn::text 
                     coalesce(wal_status, '') AS wal_status \
                     FROM pg_catalog.pg_replication_slots WHERE slot_name = '";
 
+/// The check of it.
+const NAME: &str = "replication slot";
+
 /// Looks at the receiver, the server's setting and the slot.
 pub(super) fn check(
+    context: &Context<'_>,
     repository: Option<&Repository>,
-    server: &ServerConfig,
     streaming: &mut Connection,
     sql: Option<&mut Connection>,
     lines: &mut Lines,
 ) {
-    let running = repository.is_some_and(|repository| receiver(repository, server, lines));
+    let server = context.server;
+    let receive = context.invocation.with(&format!("receive-wal {}", server.name));
+    let is_running = repository.is_some_and(|repository| receiver(repository, server, &receive, lines));
     wal_level(streaming, lines);
     let Some(name) = server.slot_name.as_deref() else {
         lines.failed(
-            "replication slot",
+            NAME,
             "there is no slot_name: WAL the server removes while receive-wal is not running is lost",
         );
         return;
     };
     if let Some(sql) = sql {
-        slot(sql, server, name, running, lines);
+        lines.extend([match ask(sql, name) {
+            Ok(slot) => judge(slot.as_ref(), name, &receive, is_running),
+            Err(error) => Line::failed(NAME, error.to_string()),
+        }]);
     }
 }
 
-fn receiver(repository: &Repository, server: &ServerConfig, lines: &mut Lines) -> bool {
+fn receiver(repository: &Repository, server: &ServerConfig, receive: &str, lines: &mut Lines) -> bool {
     const NAME: &str = "receive-wal running";
     match repository.receiver(&server.name) {
         Ok(Some(receiver)) => {
             lines.ok(NAME, receiver.description);
             return true;
         }
-        Ok(None) => lines.failed(NAME, format!("start 'barmanfs receive-wal {}'", server.name)),
+        Ok(None) => lines.failed(NAME, format!("start '{receive}'")),
         Err(error) => lines.failed(NAME, Error::from(error).to_string()),
     }
     false
@@ -60,45 +68,112 @@ fn wal_level(streaming: &mut Connection, lines: &mut Lines) {
     }
 }
 
-fn slot(sql: &mut Connection, server: &ServerConfig, name: &str, running: bool, lines: &mut Lines) {
-    const NAME: &str = "replication slot";
+/// What the server says of a slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Slot {
+    is_physical: bool,
+    is_active: bool,
+    restart_lsn: String,
+    wal_status: String,
+}
+
+/// None where there is no such slot.
+fn ask(sql: &mut Connection, name: &str) -> Result<Option<Slot>, Error> {
     // A slot's name, checked by the configuration, has no quote in it.
-    let rows = match sql.simple_query(&format!("{SLOT}{name}'")) {
-        Ok(mut results) => results.pop().unwrap_or_default(),
-        Err(error) => return lines.failed(NAME, Error::from(error).to_string()),
-    };
-    let text = |column| output::printable(rows.bytes(0, column).unwrap_or_default());
-    let is = |column, value: &str| rows.text(0, column) == Some(value);
-    if rows.len() == 0 {
-        lines.failed(
+    let rows = sql.simple_query(&format!("{SLOT}{name}'"))?;
+    let rows = rows.last().filter(|rows| rows.len() > 0);
+    Ok(rows.map(|rows| {
+        let is = |column, value: &str| rows.text(0, column) == Some(value);
+        let text = |column| output::printable(rows.bytes(0, column).unwrap_or_default());
+        Slot {
+            is_physical: is("slot_type", "physical"),
+            is_active: is("active", "true"),
+            restart_lsn: text("restart_lsn"),
+            wal_status: text("wal_status"),
+        }
+    }))
+}
+
+/// `receive` is the command that streams from it, `is_running` whether one does.
+fn judge(slot: Option<&Slot>, name: &str, receive: &str, is_running: bool) -> Line {
+    let Some(slot) = slot else {
+        return Line::failed(
             NAME,
             format!(
-                "there is no slot {name}: create it with 'barmanfs receive-wal {} --create-slot', or set create_slot = auto",
-                server.name
+                "there is no slot {name}: create it with '{receive} --create-slot', or set create_slot = auto"
             ),
         );
-    } else if !is("slot_type", "physical") {
-        lines.failed(
+    };
+    let inactive = match is_running {
+        true => "receive-wal does not use it: see what it logs",
+        false => "the server keeps all WAL until receive-wal runs again",
+    };
+    match &*slot.wal_status {
+        _ if !slot.is_physical => Line::failed(
             NAME,
             format!("slot {name} is not physical: choose another slot_name"),
-        );
-    } else if is("wal_status", "lost") {
-        lines.failed(
+        ),
+        "lost" => Line::failed(
             NAME,
             format!(
-                "the server has given up slot {name} and removed WAL it kept (max_slot_wal_keep_size): run \
-                 'barmanfs receive-wal {server}' with --drop-slot, --create-slot and --reset, and take a backup",
-                server = server.name
+                "the server has given up slot {name} and removed WAL it kept (max_slot_wal_keep_size): run '{receive}' with \
+                 --drop-slot, --create-slot and --reset, and take a backup"
             ),
-        );
-    } else if !is("active", "true") {
-        let why = if running {
-            "receive-wal does not use it: see what it logs"
-        } else {
-            "the server keeps all WAL until receive-wal runs again"
+        ),
+        // Still there, until the server's next checkpoint.
+        "unreserved" => Line::failed(
+            NAME,
+            format!(
+                "the server is about to give up slot {name}: more WAL waits for receive-wal than max_slot_wal_keep_size \
+                 allows, and the next checkpoint removes it. See that '{receive}' runs and keeps up, or raise the limit"
+            ),
+        ),
+        _ if !slot.is_active => Line::failed(NAME, format!("slot {name} is not active: {inactive}")),
+        _ => Line::ok(NAME, format!("{name}, at {}", slot.restart_lsn)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::check::lines::Level;
+
+    #[test]
+    fn a_slot_is_well_only_while_the_server_keeps_its_wal_and_somebody_reads_it() {
+        let well = Slot {
+            is_physical: true,
+            is_active: true,
+            restart_lsn: "0/1000000".to_owned(),
+            wal_status: "reserved".to_owned(),
         };
-        lines.failed(NAME, format!("slot {name} is not active: {why}"));
-    } else {
-        lines.ok(NAME, format!("{name}, at {}", text("restart_lsn")));
+        let status = |wal_status: &str| Slot {
+            wal_status: wal_status.to_owned(),
+            ..well.clone()
+        };
+        let idle = Slot {
+            is_active: false,
+            ..well.clone()
+        };
+        let logical = Slot {
+            is_physical: false,
+            ..well.clone()
+        };
+        for (slot, level, words) in [
+            (Some(status("reserved")), Level::Ok, "at 0/1000000"),
+            (Some(status("extended")), Level::Ok, "at 0/1000000"),
+            (
+                Some(status("unreserved")),
+                Level::Failed,
+                "about to give up slot s",
+            ),
+            (Some(status("lost")), Level::Failed, "--drop-slot"),
+            (Some(idle), Level::Failed, "does not use it"),
+            (Some(logical), Level::Failed, "not physical"),
+            (None, Level::Failed, "'/b receive-wal main --create-slot'"),
+        ] {
+            let line = judge(slot.as_ref(), "s", "/b receive-wal main", true);
+            let hint = line.hint.unwrap_or_default();
+            assert!(line.level == level && hint.contains(words), "{slot:?}: {hint}");
+        }
     }
 }

@@ -218,8 +218,9 @@ fn timeline(facts: &Facts) -> Option<Line> {
             TIMELINE,
             format!(
                 "the server writes timeline {timeline} at {}, and the archive has timeline {other}, which left it at {left}: \
-                 is 'conninfo' of the right server? See 'barmanfs timeline {}'",
-                facts.flush_lsn, facts.server
+                 is 'conninfo' of the right server? See '{}'",
+                facts.flush_lsn,
+                facts.invocation.with(&format!("timeline {}", facts.server))
             ),
         ));
     }
