@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use barmanfs_fs::confinement::{OWN_FILES, kept_to_itself};
+use barmanfs_fs::confinement::{DEFAULT_SIZES, OWN_FILES, kept_to_itself};
 use barmanfs_pg::control::{ClusterState, ControlFile};
 use nix::unistd::{Uid, User};
 
@@ -350,15 +350,6 @@ fn server_options(major: u32, data: &Path, port: u16, options: &StartOptions) ->
     settings.iter().map(word).collect::<Vec<_>>().join(" ")
 }
 
-/// What a readable standby must have as large as its original (`CheckRequiredParameterValues`).
-const SIZES: [&str; 5] = [
-    "max_connections",
-    "max_worker_processes",
-    "max_wal_senders",
-    "max_prepared_transactions",
-    "max_locks_per_transaction",
-];
-
 /// The settings a server is started with; of two for the same the later wins. What keeps it to itself is decided where its
 /// configuration files are made: somebody may have changed these since.
 fn server_settings(major: u32, data: &Path, port: u16, options: &StartOptions) -> Vec<Setting> {
@@ -386,11 +377,12 @@ fn server_settings(major: u32, data: &Path, port: u16, options: &StartOptions) -
     ]);
     settings.extend(LOGGED_HERE.map(|(name, value)| Setting::new(name, value)));
     // In recovery a standby that can be read needs them as large as the original had them.
-    if options
-        .settings
-        .iter()
-        .any(|setting| SIZES.contains(&setting.name.as_str()))
-    {
+    let is_size = |setting: &Setting| {
+        DEFAULT_SIZES
+            .iter()
+            .any(|(size, _)| setting.name.as_str() == *size)
+    };
+    if options.settings.iter().any(is_size) {
         settings.push(Setting::new("hot_standby", "off"));
     }
     settings.extend_from_slice(&options.settings);

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::show_backup::Facts;
-use crate::cli::quarantine::{QuarantineArgs, QuarantineCommand, ReleaseArgs, TakeArgs, WhichArgs};
+use crate::cli::quarantine::{QuarantineArgs, QuarantineCommand, ReleaseArgs, TakeArgs};
 use crate::error::{Error, Outcome};
 use crate::output::{self, Align, Table};
 
@@ -22,9 +22,15 @@ pub(crate) fn run(app: &mut App, args: &QuarantineArgs) -> Result<Outcome, Error
     let server = app.known_server(&repository, &args.server)?;
     match &args.command {
         QuarantineCommand::List(json) => list(app, &repository, &server, json.json),
-        QuarantineCommand::Show(which) => show(app, &repository, &server, which),
+        QuarantineCommand::Show(which) => {
+            let kept = find(&repository, &server, &which.name)?;
+            show(app, &repository, &kept, which.json.json)
+        }
         QuarantineCommand::Release(release) => accept(app, &repository, &server, release),
-        QuarantineCommand::Delete(which) => delete(app, &repository, &server, which),
+        QuarantineCommand::Delete(which) => {
+            let kept = find(&repository, &server, &which.name)?;
+            delete(app, &repository, &kept, which.json.json)
+        }
         QuarantineCommand::Take(take) => take_out(app, &repository, &server, take),
     }
 }
@@ -72,17 +78,11 @@ fn as_json(kept: &QuarantinedWal) -> Value {
     })
 }
 
-fn show(
-    app: &mut App,
-    repository: &Repository,
-    server: &ServerName,
-    which: &WhichArgs,
-) -> Result<Outcome, Error> {
-    let kept = find(repository, server, &which.name)?;
-    let compared = repository.compare_quarantined(&kept)?;
+fn show(app: &mut App, repository: &Repository, kept: &QuarantinedWal, json: bool) -> Result<Outcome, Error> {
+    let compared = repository.compare_quarantined(kept)?;
     let fault = repository.fault_of(&kept.file)?;
-    if which.json.json {
-        let mut value = as_json(&kept);
+    if json {
+        let mut value = as_json(kept);
         if let Some(fields) = value.as_object_mut() {
             fields.insert("comparison".to_owned(), json!(compared));
             fields.insert("fault".to_owned(), json!(fault));
@@ -106,7 +106,7 @@ fn show(
     facts.add("Why", output::printable(kept.reason.as_bytes()));
     let usable = fault.is_none();
     facts.add_some("Fault", fault.map(|fault| output::printable(fault.as_bytes())));
-    facts.add("Archive", compared_text(&kept, &compared, usable));
+    facts.add("Archive", compared_text(kept, &compared, usable));
     app.out.bytes(facts.render().as_bytes())?;
     Ok(Outcome::Done)
 }
@@ -149,14 +149,13 @@ fn accept(
 fn delete(
     app: &mut App,
     repository: &Repository,
-    server: &ServerName,
-    which: &WhichArgs,
+    kept: &QuarantinedWal,
+    json: bool,
 ) -> Result<Outcome, Error> {
-    let kept = find(repository, server, &which.name)?;
-    repository.delete_quarantined(&kept)?;
-    let name = kept.file.name;
+    repository.delete_quarantined(kept)?;
+    let (name, server) = (kept.file.name, &kept.file.server);
     let text = format!("Deleted quarantined {name} of server {server}; 'barmanfs sweep' frees its space");
-    done(app, which.json.json, server, name, "deleted", &text)
+    done(app, json, server, name, "deleted", &text)
 }
 
 fn take_out(

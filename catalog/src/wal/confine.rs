@@ -4,7 +4,6 @@
 //! read here, once: what is found is kept for a while. See [`barmanfs_pg::wal_scan::confine`] for what is changed.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +16,7 @@ use barmanfs_store::{ChunkId, FileMap};
 use rusqlite::params;
 
 use crate::error::{Error, Result};
+use crate::regular;
 use crate::repository::Repository;
 use crate::server::ServerName;
 use crate::wal::WalFile;
@@ -80,8 +80,7 @@ impl Repository {
         if index.tablespaces.is_empty() && index.head.is_none() && index.tail.is_none() && !is_odd(&index) {
             return Ok(Confined::default());
         }
-        let before = self.before(&file.server, name, &index)?;
-        let after = self.after(&file.server, name, &index)?;
+        let (before, after) = self.around(&file.server, name, &index)?;
         let mut beginning = [0; LONG_HEADER_BYTES];
         self.trees().read_at(&file.map, 0, &mut beginning)?;
         let loose = LooseSegment {
@@ -97,8 +96,7 @@ impl Repository {
     /// # Errors
     /// As for [`confined`](Self::confined).
     pub fn confined_received(&self, server: &ServerName, loose: &LooseSegment<'_>) -> Result<Confined> {
-        let before = self.before(server, loose.name, loose.index)?;
-        let after = self.after(server, loose.name, loose.index)?;
+        let (before, after) = self.around(server, loose.name, loose.index)?;
         confined(server, loose, &before, &after)
     }
 
@@ -169,32 +167,26 @@ impl Repository {
         Ok(index)
     }
 
-    /// The segments that may hold the beginning of the first record: of this timeline, or of one it came from.
-    fn before(
+    /// The segments that may hold the beginning of the first record, of this timeline or of one it came from; and those that may
+    /// hold the end of the last one, if that makes a tablespace.
+    fn around(
         &self,
         server: &ServerName,
         name: SegmentName,
         index: &SegmentIndex,
-    ) -> Result<Vec<SegmentIndex>> {
-        let size = self.segment_size_of(server, name)?;
-        match (size.and_then(|size| previous(name, size)), &index.head) {
-            (Some(previous), Some(_)) => self.beside(server, previous, TimelineId(1), name.timeline),
-            _ => Ok(Vec::new()),
-        }
-    }
-
-    /// Those that may hold the end of the last one, if that makes a tablespace.
-    fn after(
-        &self,
-        server: &ServerName,
-        name: SegmentName,
-        index: &SegmentIndex,
-    ) -> Result<Vec<SegmentIndex>> {
-        let size = self.segment_size_of(server, name)?;
-        match (size, index.tail.as_ref().is_some_and(may_cross)) {
-            (Some(size), true) => self.beside(server, name.next(size), name.timeline, TimelineId(u32::MAX)),
-            _ => Ok(Vec::new()),
-        }
+    ) -> Result<(Vec<SegmentIndex>, Vec<SegmentIndex>)> {
+        let Some(size) = self.segment_size_of(server, name)? else {
+            return Ok((Vec::new(), Vec::new()));
+        };
+        let before = match (previous(name, size), &index.head) {
+            (Some(previous), Some(_)) => self.beside(server, previous, TimelineId(1), name.timeline)?,
+            _ => Vec::new(),
+        };
+        let after = match index.tail.as_ref().is_some_and(may_cross) {
+            true => self.beside(server, name.next(size), name.timeline, TimelineId(u32::MAX))?,
+            false => Vec::new(),
+        };
+        Ok((before, after))
     }
 
     /// What the segments at the place of `name` say, of the timelines from `first` to `last`: archived ones, or else what
@@ -321,7 +313,7 @@ pub(crate) fn index_of_plain(
     size_bytes: u64,
 ) -> Result<Option<SegmentIndex>> {
     let failed = |source| Error::io("read", path, source);
-    match File::open(path) {
+    match regular::open(path) {
         Ok(mut file) => scan(name, size_bytes, &mut file).map_err(failed),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed(error)),

@@ -18,6 +18,7 @@ mod source;
 
 pub(super) use access::leads_out;
 pub(super) use includes::{Confined, TAKEN_OUT, confine};
+pub use overrides::DEFAULT_SIZES;
 pub(super) use overrides::{Override, overrides};
 pub(super) use source::{Source, Stored, TreeSource};
 

@@ -8,8 +8,9 @@ use super::includes::Values;
 use super::source::Source;
 use crate::error::Result;
 
-/// What PostgreSQL has where nothing is set (`guc_parameters.dat`).
-const DEFAULT_SIZES: [(&str, u32); 5] = [
+/// What a readable standby must have as large as its original (`CheckRequiredParameterValues`), with what PostgreSQL has where
+/// nothing is set (`guc_parameters.dat`).
+pub const DEFAULT_SIZES: [(&str, u32); 5] = [
     ("max_connections", 100),
     ("max_worker_processes", 8),
     ("max_wal_senders", 10),
