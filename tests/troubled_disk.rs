@@ -1,18 +1,21 @@
-//! Kills, full disks and a file system that turns read-only, in the midst of whatever changes the repository: nothing that
-//! was acknowledged is lost, and afterwards there is always a way to free space.
+//! Kills, full disks, quotas and a file system that turns read-only, in the midst of whatever changes the repository: nothing
+//! that was acknowledged is lost, and afterwards there is always a way to free space.
 
-use crate::common::disk::SmallDisk;
-use crate::common::process::{COMMAND_LIMIT, run, wait};
+use crate::common::disk::{QuotaDisk, SmallDisk};
+use crate::common::process::{COMMAND_LIMIT, run, until, wait};
 use crate::common::random::Random;
 use crate::common::registry::topic;
-use crate::common::{Install, PgServer, Site};
+use crate::common::{Install, Mount, PgServer, Site};
 use crate::crash::{Segments, assert_segments_read_back, segments};
 use crate::full_disk::{backups, fill_up, free, small_site};
-use std::process::Command;
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::{Child, Command};
 use std::time::Duration;
 
 topic! {
     once in_whatever_trouble_nothing_acknowledged_is_lost_and_space_can_be_freed (as_root),
+    once under_a_quota_space_can_be_freed (as_root),
 }
 
 /// How many times something goes wrong; `BARMANFS_TEST_SECONDS`, whatever it says, makes it the full test.
@@ -25,8 +28,11 @@ const ROUNDS_BETWEEN_CHECKS: u32 = 12;
 /// Longer than any of the commands takes here.
 const USUAL: Duration = Duration::from_millis(400);
 
+/// WAL comes both ways: from this test, segment by segment, and as a stream.
+const STREAMING: &str = "streaming_archiver = on\nslot_name = barmanfs\ncreate_slot = auto\n";
+
 /// What goes wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Trouble {
     Kill,
     Full,
@@ -46,33 +52,81 @@ struct World {
     server: PgServer,
     _disk: SmallDisk,
     segments: Segments,
+    /// What the server has written, and was streamed: compared up to here.
+    compared: String,
     random: Random,
+    /// How often what has happened.
+    counts: BTreeMap<(Trouble, &'static str), u32>,
 }
 
 fn in_whatever_trouble_nothing_acknowledged_is_lost_and_space_can_be_freed(install: &'static Install) {
+    let (site, server, disk) = small_site(install);
     let rounds = match std::env::var_os("BARMANFS_TEST_SECONDS") {
         Some(_) => FULL_ROUNDS,
         None => USUAL_ROUNDS,
     };
-    let (site, server, disk) = small_site(install);
-    backups(&site, &server, 1);
-    let segments = segments(&site, &server, rounds as usize);
-    server.query("ALTER SYSTEM SET archive_command = '/bin/true'");
-    server.query("SELECT pg_reload_conf()");
-    let random = Random::new("troubled_disk");
-    let mut world = World {
-        site,
-        server,
-        _disk: disk,
-        segments,
-        random,
-    };
+    let mut world = World::make(site, server, disk, rounds);
     for round in 1..=rounds {
         world.round(round);
     }
 }
 
+/// A file system that never writes in place needs room also for what frees some.
+fn under_a_quota_space_can_be_freed(install: &'static Install) {
+    let site = Site::new();
+    let Some(disk) = QuotaDisk::mount(&site, "repository", 512) else {
+        eprintln!("There is no mkfs.btrfs here: left out");
+        return;
+    };
+    let mut server = PgServer::init(install, &site.path("main"), &["--wal-segsize=1"]);
+    site.write_config(&[("main", &server)]);
+    server.configure(&format!(
+        "archive_mode = on\narchive_command = '{}'",
+        site.archive_command()
+    ));
+    server.start();
+    let ids = backups(&site, &server, 3);
+    for id in &ids[..2] {
+        disk.allow_no_more();
+        site.barmanfs(&["backup", "main", "--wait-timeout", "1"])
+            .refused(1)
+            .says(&["space"]);
+        site.ok(&["delete", "main", id]);
+        site.ok(&["sweep"]);
+        disk.allow_all();
+        // The next writer makes the reserve whole again.
+        let last = backups(&site, &server, 1).remove(0);
+        site.ok(&["delete", "main", &last]);
+    }
+    assert_eq!(site.backup_ids(), [ids[2].clone()]);
+    site.ok(&["verify"]);
+}
+
 impl World {
+    fn make(site: Site, server: PgServer, disk: SmallDisk, rounds: u32) -> Self {
+        let written = site.make_directory("written");
+        site.write_config_of(&server, STREAMING);
+        let archive = |command: &str| {
+            server.query(&format!("ALTER SYSTEM SET archive_command = '{command}'"));
+            server.query("SELECT pg_reload_conf()");
+        };
+        archive(&site.archive_command());
+        backups(&site, &server, 1);
+        let segments = segments(&site, &server, rounds as usize);
+        archive(&format!("cp %p {}/%f", written.display()));
+        let mut world = Self {
+            site,
+            server,
+            _disk: disk,
+            segments,
+            compared: String::new(),
+            random: Random::new("troubled_disk"),
+            counts: BTreeMap::new(),
+        };
+        world.compared = world.streamed();
+        world
+    }
+
     fn round(&mut self, round: u32) {
         let trouble = self.random.one(&TROUBLES);
         let seed = self.random.seed();
@@ -109,6 +163,8 @@ impl World {
         // Everything works again.
         self.archive_one(true);
         if round.is_multiple_of(ROUNDS_BETWEEN_CHECKS) {
+            self.check_stream();
+            self.check_clones();
             assert_segments_read_back(&self.site, &self.segments);
             self.site.ok(&["sweep"]);
             let verified = self.site.barmanfs(&["verify"]);
@@ -120,59 +176,109 @@ impl World {
             self.sh(&format!("rm -f '{repository}'/catalog.sqlite*"));
             self.site.ok(&["rebuild-catalog"]);
             assert_segments_read_back(&self.site, &self.segments);
+            eprintln!("{round} rounds: {:?}", self.counts);
             if free(&self.site) < 30 << 20 {
                 self.make_room();
             }
         }
     }
 
-    /// Runs a command, in trouble.
+    /// Does something, in trouble.
     fn act(&mut self, trouble: Trouble) {
+        let acts = [
+            "backup",
+            "delete",
+            "sweep",
+            "rebuild-catalog",
+            "wal-archive",
+            "quarantine",
+            "verify",
+            "receive-wal",
+            "clone",
+        ];
+        let act = self.random.one(&acts);
+        *self.counts.entry((trouble, act)).or_default() += 1;
+        match act {
+            "receive-wal" => self.receive(trouble),
+            "clone" => self.clone(trouble),
+            _ => self.run(trouble, act),
+        }
+        if trouble == Trouble::ReadOnly {
+            self.archive_one(false);
+        }
+    }
+
+    fn run(&mut self, trouble: Trouble, act: &str) {
         let last = self.site.backup_ids().pop().unwrap_or_default();
         let acknowledged: Vec<String> = self.segments.acknowledged.keys().cloned().collect();
         let other = self.other_bytes(&acknowledged);
-        let commands: [&[&str]; 7] = [
-            &["backup", "main", "--fast-checkpoint", "--wait-timeout", "1"],
-            &["delete", "main", &last, "--force"],
-            &["sweep"],
-            &["rebuild-catalog"],
-            &["wal-archive", "main", &other],
-            &[
-                "quarantine",
-                "main",
-                "delete",
-                other.rsplit('/').next().unwrap_or_default(),
-            ],
-            &["verify"],
-        ];
-        let command = self.random.one(&commands);
-        if trouble == Trouble::ReadOnly {
-            let mut child = self.site.spawn(command);
-            std::thread::sleep(self.random.duration_below(USUAL));
-            // While somebody has a file open for writing it is refused.
-            let refused = Command::new("mount")
-                .args(["-o", "remount,ro"])
-                .arg(self.site.repository())
-                .status();
-            drop(refused);
-            wait(&mut child, COMMAND_LIMIT).expect("it ends");
-            self.archive_one(false);
-        } else if trouble == Trouble::Kill {
-            let mut child = self.site.spawn(command);
-            std::thread::sleep(self.random.duration_below(USUAL));
-            let _ = child.kill();
-            wait(&mut child, COMMAND_LIMIT).expect("a killed process ends");
-        } else {
+        let other_name = other.rsplit('/').next().unwrap_or_default();
+        let command: &[&str] = match act {
+            "backup" => &["backup", "main", "--fast-checkpoint", "--wait-timeout", "1"],
+            "delete" => &["delete", "main", &last, "--force"],
+            "wal-archive" => &["wal-archive", "main", &other],
+            "quarantine" => &["quarantine", "main", "delete", other_name],
+            act => &[act],
+        };
+        match trouble {
+            Trouble::ReadOnly | Trouble::Kill => {
+                let child = self.site.spawn(command);
+                befall(&self.site, &mut self.random, trouble, child, true);
+            }
             // Deleting in a full file system is what must work; the others may fail, with a word.
-            let ended = self.site.barmanfs(command);
-            assert!(
-                ended.code().is_some_and(|code| code < 100),
-                "{trouble:?}: {ended}"
-            );
-            if command[0] == "delete" && !last.is_empty() {
-                assert_eq!(ended.code(), Some(0), "{trouble:?}: {ended}");
+            Trouble::Full | Trouble::CatalogOfBefore => {
+                let ended = self.site.barmanfs(command);
+                assert!(
+                    ended.code().is_some_and(|code| code < 100),
+                    "{trouble:?}: {ended}"
+                );
+                if act == "delete" && !last.is_empty() {
+                    assert_eq!(ended.code(), Some(0), "{trouble:?}: {ended}");
+                }
             }
         }
+    }
+
+    /// What it reports to the server as durable, the server removes.
+    fn receive(&mut self, trouble: Trouble) {
+        let child = self.site.spawn(&["receive-wal", "main"]);
+        self.fill_segment();
+        befall(&self.site, &mut self.random, trouble, child, false);
+        self.server.query("CHECKPOINT");
+    }
+
+    fn fill_segment(&self) -> String {
+        self.server
+            .query("INSERT INTO filler SELECT generate_series(1, 500)");
+        self.server.query("SELECT pg_walfile_name(pg_switch_wal())")
+    }
+
+    /// Makes a clone, or writes to it and destroys it, with a mount of its own that is killed as well.
+    fn clone(&mut self, trouble: Trouble) {
+        let is_there = self.has_clone();
+        let Self { site, random, .. } = self;
+        let mut mount = Mount::foreground(site, &[]);
+        if is_there {
+            let file = mount.path("main/live/c/written");
+            let dd = format!(
+                "dd if=/dev/urandom of='{}' bs=8k count=8 conv=fsync",
+                file.display()
+            );
+            site.sh(&dd);
+        }
+        let command = if is_there { "destroy" } else { "create" };
+        let child = site.spawn(&["clone", command, "main", "c"]);
+        befall(site, random, trouble, child, true);
+        if trouble == Trouble::Kill {
+            mount.kill();
+        }
+    }
+
+    fn has_clone(&self) -> bool {
+        let listed = self.site.json(&["clone", "list", "main"]);
+        listed["clones"]
+            .as_array()
+            .is_some_and(|clones| !clones.is_empty())
     }
 
     /// A file that is refused: the name of an acknowledged segment, with other bytes.
@@ -207,12 +313,65 @@ impl World {
     /// With not a byte left.
     fn free_some(&mut self) {
         fill_up(&self.site);
+        self.destroy_clone();
         for id in self.site.backup_ids() {
             self.site.ok(&["delete", "main", &id, "--force"]);
         }
         let swept = self.site.barmanfs(&["sweep"]);
         // What is left to be copied may need more room than there is.
         assert!(matches!(swept.code(), Some(0 | 3)), "{swept}");
+    }
+
+    fn destroy_clone(&self) {
+        if self.has_clone() {
+            self.site.ok(&["clone", "destroy", "main", "c"]);
+        }
+    }
+
+    /// What was left of a clone is in nobody's way.
+    fn check_clones(&self) {
+        self.destroy_clone();
+        if self.site.backup_ids().is_empty() {
+            self.site.backup();
+        }
+        let mount = Mount::new(&self.site);
+        self.site.ok(&["clone", "create", "main", "c"]);
+        self.site.ok(&["clone", "destroy", "main", "c"]);
+        mount.unmount();
+    }
+
+    /// Receives all there is, and compares what has come since the last time with what the server wrote.
+    fn check_stream(&mut self) {
+        let last = self.streamed();
+        let written = self.site.path("written");
+        for name in self.site.list(&written) {
+            if name.len() == 24 && name > self.compared && name <= last {
+                let there = self.site.barmanfs(&["get-wal", "main", &name]).ok();
+                assert!(
+                    there.stdout == fs::read(written.join(&name)).unwrap(),
+                    "{name} reads back otherwise"
+                );
+            }
+        }
+        self.compared = last;
+    }
+
+    /// Receives until the segment that is current now is archived; its name.
+    fn streamed(&self) -> String {
+        let mut receiver = self.site.spawn(&["receive-wal", "main"]);
+        self.fill_segment();
+        let name = self.fill_segment();
+        until(&format!("{name} is archived"), || {
+            let received = self
+                .site
+                .barmanfs(&["get-wal", "main", &name, "/dev/null"])
+                .code()
+                == Some(0);
+            received && self.site.path("written").join(&name).exists()
+        });
+        let _ = receiver.kill();
+        wait(&mut receiver, COMMAND_LIMIT).expect("a killed process ends");
+        name
     }
 
     fn make_room(&mut self) {
@@ -233,4 +392,21 @@ impl World {
     fn sh(&self, script: &str) {
         self.site.sh(script).ok();
     }
+}
+
+/// The trouble comes while a process is at work, which `ends` by itself or does not.
+fn befall(site: &Site, random: &mut Random, trouble: Trouble, mut child: Child, ends: bool) {
+    std::thread::sleep(random.duration_below(USUAL));
+    if trouble == Trouble::ReadOnly {
+        // While somebody has a file open for writing it is refused.
+        let refused = Command::new("mount")
+            .args(["-o", "remount,ro"])
+            .arg(site.repository())
+            .status();
+        drop(refused);
+    }
+    if trouble == Trouble::Kill || !ends {
+        let _ = child.kill();
+    }
+    wait(&mut child, COMMAND_LIMIT).expect("it ends");
 }

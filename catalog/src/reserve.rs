@@ -156,12 +156,18 @@ fn fill(directory: &Path, margin: u64) -> io::Result<()> {
         return Ok(());
     }
     let there = file.metadata()?.size();
-    let filled = allocate(&file, there, wanted.saturating_sub(there)).and_then(|()| file.sync_all());
-    // Somebody was faster, or the quota is lower than what the file system has free.
-    if filled.is_err() {
-        file.set_len(there)?;
+    let mut missing = wanted.saturating_sub(there);
+    loop {
+        let filled = allocate(&file, there, missing).and_then(|()| file.sync_all());
+        if filled.is_err() && file.metadata()?.size() > there {
+            file.set_len(there)?;
+        }
+        match filled {
+            // Another writer was faster, or the quota is lower than what the file system has free.
+            Err(error) if is_for_want_of_space(&error) && missing > STEP => missing /= 2,
+            filled => return filled,
+        }
     }
-    filled
 }
 
 fn allocate(file: &File, from: u64, bytes: u64) -> io::Result<()> {
@@ -233,8 +239,19 @@ fn shorten(directory: &Path) -> io::Result<bool> {
     if bytes == 0 {
         return Ok(false);
     }
-    file.set_len(bytes.saturating_sub(STEP))?;
+    match file.set_len(bytes.saturating_sub(STEP)) {
+        // A file system that never writes in place (btrfs) needs room to shorten a file, but none to remove it.
+        Err(error) if is_for_want_of_space(&error) => std::fs::remove_file(directory.join(RESERVE))?,
+        shortened => shortened?,
+    }
     Ok(true)
+}
+
+fn is_for_want_of_space(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 /// Bytes that a file can grow by without taking any from the file system.
@@ -261,12 +278,7 @@ fn allocate_behind_end(file: &File) -> io::Result<()> {
 /// Whether a mebibyte cannot be had.
 fn has_no_space(directory: &Path) -> bool {
     let tried = tempfile::tempfile_in(directory).and_then(|file| allocate(&file, 0, STEP));
-    tried.is_err_and(|error| {
-        matches!(
-            error.kind(),
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-        )
-    })
+    tried.is_err_and(|error| is_for_want_of_space(&error))
 }
 
 #[cfg(test)]

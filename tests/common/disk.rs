@@ -1,7 +1,8 @@
 //! File systems that fill up soon.
 
+use super::Site;
 use super::process::run;
-use super::user::database_user;
+use super::user::{database_user, give};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -32,6 +33,52 @@ impl SmallDisk {
 }
 
 impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.point).status();
+    }
+}
+
+/// A file system with a quota (btrfs, in an image). For root.
+pub(crate) struct QuotaDisk {
+    point: PathBuf,
+}
+
+impl QuotaDisk {
+    /// `None` where there are no programs for it.
+    pub(crate) fn mount(site: &Site, name: &str, megabytes: u32) -> Option<Self> {
+        Command::new("mkfs.btrfs").arg("--version").output().ok()?;
+        let point = site.make_directory(name);
+        let image = site.path("image");
+        run(Command::new("truncate")
+            .arg(format!("-s{megabytes}M"))
+            .arg(&image))
+        .ok();
+        run(Command::new("mkfs.btrfs").arg("-q").arg(&image)).ok();
+        run(Command::new("mount").args(["-o", "loop"]).args([&image, &point])).ok();
+        give(&point);
+        run(Command::new("btrfs").args(["quota", "enable"]).arg(&point)).ok();
+        Some(Self { point })
+    }
+
+    /// What is there now is what may be there.
+    pub(crate) fn allow_no_more(&self) {
+        let point = self.point.display();
+        let script = format!(
+            "btrfs filesystem sync '{point}' && btrfs quota rescan -w '{point}' >/dev/null && \
+             btrfs qgroup limit $(btrfs qgroup show --raw '{point}' | awk '/^0.5 / {{print $2}}') '{point}'"
+        );
+        run(Command::new("sh").args(["-c", &script])).ok();
+    }
+
+    pub(crate) fn allow_all(&self) {
+        run(Command::new("btrfs")
+            .args(["qgroup", "limit", "none"])
+            .arg(&self.point))
+        .ok();
+    }
+}
+
+impl Drop for QuotaDisk {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.point).status();
     }
