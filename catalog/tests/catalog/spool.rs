@@ -299,3 +299,28 @@ fn the_last_segment_of_a_timeline_is_found() {
     assert_eq!(last(Some(name(1))), None);
     assert_eq!(archive.last_segment(TimelineId(2), None).unwrap(), None);
 }
+
+/// A pipe would keep its opener waiting for ever.
+#[test]
+fn what_is_no_regular_file_is_refused_at_once() {
+    let f = fixture();
+    let spool = spool(&f);
+    let pipe = |file: &str| {
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            path(&f, file),
+            rustix::fs::FileType::Fifo,
+            mode,
+            0,
+        )
+        .unwrap();
+    };
+    pipe(&name(1).to_string());
+    pipe(&format!("{}.partial", name(2)));
+    let refused = |error: Error| assert!(error.to_string().contains("regular file"), "{error}");
+    refused(spool.archive(name(1)).unwrap_err());
+    refused(spool.set_aside(name(2)).unwrap_err());
+    refused(spool.begin(name(2), SEGMENT_SIZE).unwrap_err());
+    assert!(f.repository.receiving(&f.server).unwrap().is_empty());
+}
