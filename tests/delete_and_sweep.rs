@@ -11,6 +11,7 @@ topic! {
     once backups_deleted_in_any_order_leave_the_others_whole,
     once a_backup_being_read_is_deleted_only_by_force,
     once what_would_be_lost_is_said_before_it_is,
+    once two_deletions_at_once_leave_one_backup,
 }
 
 /// Four backups with work in between, and the checksums of all their files.
@@ -210,4 +211,23 @@ fn what_would_be_lost_is_said_before_it_is(install: &'static Install) {
         .ok()
         .says(&["Nothing can be recovered"]);
     assert_eq!(site.backup_ids(), [""; 0]);
+}
+
+/// Each would leave the other's backup.
+fn two_deletions_at_once_leave_one_backup(install: &'static Install) {
+    let (site, _server) = Site::with_server(install);
+    for round in 0..4 {
+        while site.backup_ids().len() < 2 {
+            site.backup();
+        }
+        let ids = site.backup_ids();
+        let mut children: Vec<_> = ids.iter().map(|id| site.spawn(&["delete", "main", id])).collect();
+        let mut codes: Vec<_> = children
+            .iter_mut()
+            .map(|child| child.wait().expect("it ends").code())
+            .collect();
+        codes.sort_unstable();
+        assert_eq!(codes, [Some(0), Some(1)], "Round {round}");
+        assert_eq!(site.backup_ids().len(), 1, "Round {round}");
+    }
 }

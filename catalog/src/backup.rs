@@ -19,7 +19,7 @@ mod run;
 pub(crate) mod running;
 
 pub use boot_test::{BootCheck, BootOutcome, BootTest, BootTestLock};
-pub use delete::ReadGuard;
+pub use delete::{DeletionGuard, ReadGuard};
 pub use id::{BackupId, BackupSelector};
 pub use run::{BackupEnd, BackupRun, NewBackup};
 

@@ -44,7 +44,7 @@ mod writer;
 
 pub use backup::{
     Backup, BackupEnd, BackupId, BackupKind, BackupRoot, BackupRun, BackupSelector, BackupStatus, BootCheck,
-    BootOutcome, BootTest, BootTestLock, ClonedFrom, NewBackup, ReadGuard, Tablespace,
+    BootOutcome, BootTest, BootTestLock, ClonedFrom, DeletionGuard, NewBackup, ReadGuard, Tablespace,
 };
 pub use clones::{CloneDescription, CloneDraft, CloneLock, CloneName, CloneOrigin, Graft};
 pub use error::{Error, Result};

@@ -5,6 +5,7 @@
 //!
 //! | file | held by | excludes |
 //! |---|---|---|
+//! | `delete-<server>` | who decides which of its backups go, and deletes them | another who would |
 //! | `writers` | every writer, shared | a rebuild of the catalog, which takes it alone |
 //! | `writer-<token>` | one writer | nothing: tells a sweep that the writer lives |
 //! | `sweep` | a sweep | another sweep |
@@ -16,7 +17,7 @@
 //! | `clone-<server>:<name>` | whoever serves, makes or removes a clone | the same by another |
 //! | `read-<server>-<id>` | readers of a backup, shared | its deletion without force, which takes it alone |
 //!
-//! Whoever takes several takes them in the order of this table, and waits for none of the first six but `writers`:
+//! Whoever takes several takes them in the order of this table, and waits for none of the first seven but `delete-<server>` and `writers`:
 //! nothing can wait in a circle.
 
 use std::fs::{File, OpenOptions, TryLockError};

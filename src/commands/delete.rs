@@ -29,13 +29,17 @@ struct Deleted {
 }
 
 /// Runs the command. All names are resolved first: a misspelt one deletes nothing. Nor does a set of which one may not
-/// go.
+/// go. Two at once decide one after the other, so that each knows what the other has left.
 pub(crate) fn run(app: &mut App, args: &DeleteArgs) -> Result<Outcome, Error> {
     let repository = match args.dry_run {
         true => app.repository()?,
         false => app.repository_for_writing()?,
     };
     let server = app.known_server(&repository, &args.server)?;
+    let _alone = match args.dry_run {
+        true => None,
+        false => Some(repository.deleting(&server)?),
+    };
     let backups = named(app, &repository, &server, &args.backups)?;
     let (plan, refusal) = plan(app, &repository, &server, &backups, args)?;
     if args.dry_run {

@@ -10,12 +10,19 @@ use crate::error::{Error, Result};
 use crate::locks::Lock;
 use crate::records::{self, Deletion, kind};
 use crate::repository::{Repository, now};
+use crate::server::ServerName;
 
 /// Keeps a backup from being deleted (without force) while this lives.
 #[derive(Debug)]
 pub struct ReadGuard {
     /// None where not even an empty lock file could be made or locked: reading matters more.
     _lock: Option<Lock>,
+}
+
+/// Keeps others from deleting backups of a server while this lives.
+#[derive(Debug)]
+pub struct DeletionGuard {
+    _lock: Lock,
 }
 
 fn read_lock_name(backup: &Backup) -> String {
@@ -58,6 +65,20 @@ impl Repository {
             return Err(gone());
         }
         Ok(ReadGuard { _lock: lock })
+    }
+
+    /// Waits until nobody else deletes backups of this server. Whether one may go depends on what others leave, so decide it
+    /// while the guard lives.
+    ///
+    /// # Errors
+    /// When the lock cannot be made.
+    pub fn deleting(&self, server: &ServerName) -> Result<DeletionGuard> {
+        let (name, purpose) = (
+            format!("delete-{server}"),
+            format!("deletion of backups of {server}"),
+        );
+        let lock = self.with_reserve(|| self.locks.wait_exclusive(&name, &purpose))?;
+        Ok(DeletionGuard { _lock: lock })
     }
 
     /// Deletes a backup for good; [`sweep`](Self::sweep) frees its space.
