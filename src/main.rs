@@ -33,7 +33,7 @@ use clap::FromArgMatches;
 
 use crate::cli::Cli;
 use crate::error::{Error, Kind, Outcome, exit};
-use crate::output::{Style, colours, paint, printable, printable_lines};
+use crate::output::{Style, colours, paint, printable_lines};
 
 fn main() -> ExitCode {
     // Backups hold everything the database does: what is written here is for its owner alone.
@@ -85,7 +85,7 @@ fn tell(error: &Error) {
     // Servers and file names have their part in it.
     let message = printable_lines(&error.to_string());
     let mut text = format!("{} {message}\n", paint("Error:", Style::Red, colour));
-    if let Some(hint) = error.hint_text().map(|hint| printable(hint.as_bytes())) {
+    if let Some(hint) = error.hint_text().map(printable_lines) {
         text.push_str(&format!("{} {hint}\n", paint("Hint:", Style::Bold, colour)));
     }
     let _unheard = progress::write_stderr(text.as_bytes());

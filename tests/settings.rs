@@ -200,7 +200,8 @@ fn what_this_host_has_not_is_set_otherwise(install: &'static Install) {
     let _mount = Mount::new(&stage.site);
     stage.clone(&["create", "main", "test1"]).ok();
     let start = |more: &[&str]| stage.clone(&[&["start", "main", "test1", "--replay"], more].concat());
-    start(&[]).refused(1);
+    // As it is in the log, line by line.
+    start(&[]).refused(1).says(&["ends with:\n"]);
     let library = "shared_preload_libraries=";
     start(&["--set", library]).refused(1);
     start(&["--set", "Port=1"]).refused(2).says(&["--port"]);
