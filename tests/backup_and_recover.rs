@@ -6,6 +6,7 @@ use crate::common::process::{COMMAND_LIMIT, run, until, wait};
 use crate::common::registry::topic;
 use crate::common::tree::differences;
 use crate::common::{Install, Load, Mount, PgServer, Site};
+use crate::settings::{make_origins, origins_setting};
 use std::fs;
 use std::path::Path;
 
@@ -16,7 +17,7 @@ topic! {
     edges a_server_that_archives_nothing_can_be_backed_up,
     edges a_backup_cut_off_is_failed_and_the_next_one_succeeds,
     edges a_copy_without_configuration_files_starts,
-    edges a_copy_without_configuration_files_has_room_for_what_was_prepared,
+    edges a_view_without_configuration_files_starts_with_what_the_server_had,
     with_postgres unlogged_tables_and_large_segments_come_back,
 }
 
@@ -202,10 +203,14 @@ fn a_copy_without_configuration_files_starts(install: &'static Install) {
     });
 }
 
-fn a_copy_without_configuration_files_has_room_for_what_was_prepared(install: &'static Install) {
-    let (site, mut primary) = Site::with_server(install);
-    primary.configure("max_prepared_transactions = 7\nmax_connections = 33");
+fn a_view_without_configuration_files_starts_with_what_the_server_had(install: &'static Install) {
+    let (site, mut primary) = Site::with_initdb_options(install, &["--wal-segsize=64"]);
+    primary.configure(&format!(
+        "max_prepared_transactions = 7\nmax_connections = 3\nsuperuser_reserved_connections = 0\n{} = 50",
+        origins_setting(install)
+    ));
     start_as_on_debian(&site, &mut primary);
+    make_origins(&primary, 15);
     primary.query("BEGIN; CREATE TABLE prepared (); PREPARE TRANSACTION 'before'");
     let id = site.backup();
     let mount = Mount::new(&site);
@@ -214,9 +219,12 @@ fn a_copy_without_configuration_files_has_room_for_what_was_prepared(install: &'
     copy.start();
     copy.wait_until_promoted();
     assert_eq!(copy.query("SELECT gid FROM pg_prepared_xacts"), "before");
-    assert_eq!(copy.query("SHOW max_connections"), "33");
+    assert_eq!(copy.query("SHOW max_connections"), "3");
     let bindir = install.bindir.to_str().unwrap();
     site.ok(&["verify", "main", &id, "--boot", "--bindir", bindir]);
+    let start = ["--start", "--bindir", bindir];
+    site.ok(&[&["clone", "create", "main", "test1"][..], &start].concat());
+    site.ok(&["clone", "destroy", "main", "test1", "--stop"]);
 }
 
 /// Starts it anew as on Debian: the configuration is in /etc, not in the data directory.

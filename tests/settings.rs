@@ -245,6 +245,24 @@ fn what_this_host_has_not_is_set_otherwise(install: &'static Install) {
     }
 }
 
+/// The setting that limits how many replication origins there are with a state.
+pub(crate) fn origins_setting(install: &Install) -> &'static str {
+    match install.major >= 18 {
+        true => "max_active_replication_origins",
+        false => "max_replication_slots",
+    }
+}
+
+/// What each subscription has one of.
+pub(crate) fn make_origins(server: &PgServer, count: u32) {
+    server.query(&format!(
+        "SELECT pg_replication_origin_create('o' || n) FROM generate_series(1, {count}) n"
+    ));
+    server.query(&format!(
+        "SELECT pg_replication_origin_advance('o' || n, '0/1') FROM generate_series(1, {count}) n"
+    ));
+}
+
 /// Settings that stand in no file.
 fn start_with(server: &PgServer, settings: &[&str]) {
     let mut options = format!("-k '{}' -c listen_addresses=''", server.sockets().display());
@@ -272,8 +290,10 @@ fn every_view_starts_whatever_the_server_was_started_with(install: &'static Inst
             "max_wal_senders=12",
             "max_locks_per_transaction=100",
             "wal_level=logical",
+            &format!("{}=50", origins_setting(install)),
         ],
     );
+    make_origins(&stage.primary, 25);
     stage
         .primary
         .query("BEGIN; CREATE TABLE prepared (); PREPARE TRANSACTION 'before'");
@@ -301,6 +321,8 @@ fn every_view_starts_whatever_the_server_was_started_with(install: &'static Inst
             copy.query("SELECT FROM prepared");
         }
         assert_eq!(copy.query("SHOW max_connections"), "150", "{of}");
+        let origins = "SELECT count(*) FROM pg_replication_origin_status";
+        assert_eq!(copy.query(origins), "25", "{of}");
         copy.stop("fast");
     }
     boot(&stage, &id, &[]).ok().says(&["OK main"]);

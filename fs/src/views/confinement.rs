@@ -14,12 +14,14 @@
 mod access;
 mod includes;
 mod overrides;
+mod room;
 mod source;
 
 pub(super) use access::leads_out;
-pub(super) use includes::{Confined, TAKEN_OUT, confine};
+pub(super) use includes::{Confined, TAKEN_OUT, Values, confine};
 pub use overrides::DEFAULT_SIZES;
 pub(super) use overrides::{Override, overrides};
+pub(super) use room::{origins_setting, room};
 pub(super) use source::{Source, Stored, TreeSource};
 
 /// Files of a server that it must find in its own data directory: the setting, the file's name there (the directory itself

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use barmanfs_pg::control::ControlFile;
 use barmanfs_store::{Attributes, Node};
 
-use super::super::confinement::{self, Confined, Override, Source, Stored, TAKEN_OUT, TreeSource};
+use super::super::confinement::{self, Confined, Override, Source, Stored, TAKEN_OUT, TreeSource, Values};
 use super::super::tree::TreeDirectory;
 use super::super::{Body, changes};
 use super::{append_block, block_of_a_clone, minimal, without_block};
@@ -46,6 +46,13 @@ struct Parts {
     control: Option<ControlFile>,
 }
 
+impl Parts {
+    fn overrides(&self, root: &TreeDirectory, values: &Values) -> Result<Vec<Override>> {
+        let major = root.tree.backup.server_version.major();
+        confinement::overrides(&TreeSource(root), values, self.control.as_ref(), major)
+    }
+}
+
 /// All there are in a startable view.
 pub(in crate::views) fn files(root: &TreeDirectory) -> Result<Vec<ConfigurationFile>> {
     let parts = parts(root, false)?;
@@ -61,7 +68,7 @@ pub(in crate::views) fn files_of_a_clone(root: &TreeDirectory) -> Result<Vec<Con
     let parts = parts(root, true)?;
     let mut files = changed(&parts);
     let values = parts.confined.values(&[CONF.as_bytes()]);
-    let overrides = confinement::overrides(&TreeSource(root), &values, parts.control.as_ref())?;
+    let overrides = parts.overrides(root, &values)?;
     if let Some(conf) = parts.confined.file(CONF.as_bytes()) {
         files.retain(|file| file.path != CONF.as_bytes());
         files.push(ConfigurationFile {
@@ -88,6 +95,7 @@ fn parts(root: &TreeDirectory, of_a_clone: bool) -> Result<Parts> {
         Stored::Text(_, text) if of_a_clone => without_block(text),
         Stored::Absent => {
             let text = minimal::postgresql_conf(control.map(|control| control.required_settings));
+            let text = text + &room_for_unknown_settings(root, control.as_ref())?;
             conf = Stored::Text(tree.attributes(false), text.into());
             is_conf_made = true;
         }
@@ -107,6 +115,20 @@ fn parts(root: &TreeDirectory, of_a_clone: bool) -> Result<Parts> {
         is_conf_made,
         control,
     })
+}
+
+/// Lines for a made `postgresql.conf`, where PostgreSQL's defaults are too small. The number of replication origins is always
+/// set: the WAL may need as many as the server's own setting allowed, and that is not known.
+fn room_for_unknown_settings(root: &TreeDirectory, control: Option<&ControlFile>) -> Result<String> {
+    let major = root.tree.backup.server_version.major();
+    let max_connections = control.map(|control| control.required_settings.max_connections);
+    let mut values = Values::from([(confinement::origins_setting(major).to_owned(), b"0".to_vec())]);
+    values.extend(max_connections.map(|max| ("max_connections".to_owned(), max.to_string().into_bytes())));
+    let room = confinement::room(&TreeSource(root), &values, control, major)?;
+    let lines = room
+        .iter()
+        .map(|Override { name, value, .. }| format!("{name} = {value}\n"));
+    Ok(lines.collect())
 }
 
 /// A file at the top. A link to another one PostgreSQL does not make, and none is followed.
@@ -140,8 +162,7 @@ fn changed(parts: &Parts) -> Vec<ConfigurationFile> {
 fn auto_conf(root: &TreeDirectory, parts: &Parts, files: &mut Vec<ConfigurationFile>) -> Result<()> {
     let tree = &root.tree;
     let values = parts.confined.values(&[CONF.as_bytes(), AUTO_CONF.as_bytes()]);
-    let overrides: Vec<Override> =
-        confinement::overrides(&TreeSource(root), &values, parts.control.as_ref())?;
+    let overrides = parts.overrides(root, &values)?;
     let Some(stored) = parts.confined.file(AUTO_CONF.as_bytes()) else {
         return Ok(());
     };

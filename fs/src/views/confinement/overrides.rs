@@ -5,6 +5,7 @@ use barmanfs_pg::conf::location;
 use barmanfs_pg::control::ControlFile;
 
 use super::includes::Values;
+use super::room::room;
 use super::source::Source;
 use crate::error::Result;
 
@@ -48,8 +49,10 @@ pub(in crate::views) fn overrides(
     source: &impl Source,
     values: &Values,
     control: Option<&ControlFile>,
+    major: u32,
 ) -> Result<Vec<Override>> {
     let mut all = control.map(|control| sizes(values, control)).unwrap_or_default();
+    all.extend(room(source, values, control, major)?);
     let mut add = |name, value: &str, why| {
         all.push(Override {
             name,
@@ -165,7 +168,7 @@ fn has_ssl_without_its_files(source: &impl Source, values: &Values) -> Result<bo
     Ok(false)
 }
 
-fn text(values: &Values, name: &str) -> String {
+pub(super) fn text(values: &Values, name: &str) -> String {
     let value = values.get(name).map_or(&[][..], Vec::as_slice);
     String::from_utf8_lossy(value).into_owned()
 }
