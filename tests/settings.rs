@@ -181,10 +181,18 @@ fn a_clone_archives_nothing_though_its_settings_are_reset(install: &'static Inst
     clone.stop("fast");
     assert_eq!(stage.site.list(&archive), archived);
 
-    // A clone of what became of it is told so once, too.
+    // A clone of what became of it is told so once, too, and starts though this one ran with other settings than it has.
+    let minimal = ["--set", "wal_level=minimal", "--set", "max_wal_senders=0"];
+    stage
+        .clone(&[&["start", "main", "test1"][..], &minimal].concat())
+        .ok();
+    stage.clone(&["stop", "main", "test1"]).ok();
     let committed = stage.site.json(&["clone", "commit", "main", "test1"]);
     let id = committed["id"].as_str().expect("an id");
-    stage.clone(&["create", "main", "test2", "--backup", id]).ok();
+    stage
+        .clone(&["create", "main", "test2", "--backup", id, "--start"])
+        .ok();
+    stage.clone(&["stop", "main", "test2"]).ok();
     let conf = mount.path("main/live/test2/postgresql.conf");
     let conf = stage.site.sh(&format!("cat '{}'", conf.display())).ok().text();
     assert_eq!(conf.matches("\narchive_mode = off\n").count(), 1, "{conf}");

@@ -5,7 +5,7 @@ use barmanfs_pg::conf::location;
 use barmanfs_pg::control::ControlFile;
 
 use super::includes::Values;
-use super::room::room;
+use super::room::{number, room};
 use super::source::Source;
 use crate::error::Result;
 
@@ -134,17 +134,25 @@ fn sizes(values: &Values, control: &ControlFile) -> Vec<Override> {
         .collect()
 }
 
-/// PostgreSQL does not start with `minimal` and senders of WAL.
+/// PostgreSQL refuses `minimal` together with settings that need more. A server that ran with `minimal` starts with any level.
 fn wal_level(values: &Values, control: &ControlFile) -> Option<Override> {
     let ran_with = WAL_LEVELS.get(usize::try_from(control.wal_level).ok()?)?;
     let set = match &*text(values, "wal_level").to_ascii_lowercase() {
         "" | "archive" | "hot_standby" => "replica".to_owned(),
         set => set.to_owned(),
     };
-    (set != *ran_with).then(|| Override {
+    let needs_more = number(values, "max_wal_senders") != Some(0)
+        || values.get("summarize_wal").is_some_and(|value| !is_off(value));
+    let (value, why) = match (set.as_str(), *ran_with) {
+        ("minimal", "minimal") if needs_more => ("replica", "For max_wal_senders or summarize_wal"),
+        (_, "minimal") => return None,
+        (set, ran_with) if set == ran_with => return None,
+        (_, ran_with) => (ran_with, AS_IT_RAN),
+    };
+    Some(Override {
         name: "wal_level",
-        value: (*ran_with).to_owned(),
-        why: AS_IT_RAN,
+        value: value.to_owned(),
+        why,
     })
 }
 
@@ -182,7 +190,31 @@ fn is_off(value: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::room::testing::{control, values};
     use super::*;
+
+    #[test]
+    fn a_server_that_ran_with_a_minimal_level_starts_with_any() {
+        for (ran_with, set, expected) in [
+            (0, "wal_level=minimal", Some("replica")),
+            (0, "wal_level=minimal max_wal_senders=0", None),
+            (
+                0,
+                "wal_level=minimal max_wal_senders=0 summarize_wal=on",
+                Some("replica"),
+            ),
+            (0, "", None),
+            (1, "wal_level=Minimal", Some("replica")),
+            (1, "", None),
+            (1, "wal_level=hot_standby", None),
+            (2, "", Some("logical")),
+        ] {
+            let mut control = control(16);
+            control.wal_level = ran_with;
+            let level = wal_level(&values(set), &control).map(|level| level.value);
+            assert_eq!(level.as_deref(), expected, "{ran_with} {set}");
+        }
+    }
 
     #[test]
     fn words_that_say_no_are_known() {

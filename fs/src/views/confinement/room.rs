@@ -122,7 +122,7 @@ fn origins(source: &impl Source, values: &Values, major: u32) -> Result<Option<O
 }
 
 /// A setting that is a number and has no unit.
-fn number(values: &Values, name: &str) -> Option<u32> {
+pub(super) fn number(values: &Values, name: &str) -> Option<u32> {
     text(values, name).trim().parse().ok()
 }
 
