@@ -360,7 +360,8 @@ fn what_only_the_servers_host_has_keeps_no_copy_from_starting(install: &'static 
     stage.site.make_directory("main/conf.d");
     let mut lines = "huge_pages = on\nssl = yes\nssl_cert_file = '/nowhere/server.crt'\n\
                      log_destination = 'stderr,syslog'\nlogging_collector = on\nlog_directory = '/nowhere'\n\
-                     external_pid_file = '/nowhere/main.pid'\nkrb_server_keyfile = '/nowhere/krb5.keytab'\n"
+                     external_pid_file = '/nowhere/main.pid'\nkrb_server_keyfile = '/nowhere/krb5.keytab'\n\
+                     max_stack_depth = 40MB\n"
         .to_owned();
     if install.major < 15 {
         lines += "stats_temp_directory = '/nowhere'\n";
@@ -385,6 +386,7 @@ fn what_only_the_servers_host_has_keeps_no_copy_from_starting(install: &'static 
         ("log_destination", "stderr"),
         ("log_directory", "log"),
         ("krb_server_keyfile", ""),
+        ("max_stack_depth", "7MB"),
     ] {
         assert_eq!(copy.query(&format!("SHOW {setting}")), expected, "{setting}");
     }

@@ -5,8 +5,8 @@ use barmanfs_pg::conf::location;
 use barmanfs_pg::control::ControlFile;
 
 use super::includes::Values;
-use super::room::{number, room};
-use super::source::Source;
+use super::room::{kilobytes, number, room};
+use super::source::{Source, Stored};
 use crate::error::Result;
 
 /// What a readable standby must have as large as its original (`CheckRequiredParameterValues`), with what PostgreSQL has where
@@ -24,6 +24,9 @@ const WAL_LEVELS: [&str; 3] = ["minimal", "replica", "logical"];
 
 /// Why a server's own values count.
 const AS_IT_RAN: &str = "As the server ran, whatever its files say";
+
+/// PostgreSQL wants 512 kB between `max_stack_depth` and the limit of the operating system, of which 8 MiB are usual.
+const STACK_MOST_KB: u64 = 7680;
 
 /// Where a server finds what it needs for SSL, by default.
 const SSL_FILES: [(&str, &str); 5] = [
@@ -64,7 +67,7 @@ pub(in crate::views) fn overrides(
         add(
             "ssl",
             "off",
-            "What it needs for SSL is not in this data directory",
+            "What it needs for SSL is not in this data directory, or PostgreSQL refuses it in a copy",
         );
     }
     if values
@@ -75,6 +78,13 @@ pub(in crate::views) fn overrides(
             "huge_pages",
             "try",
             "Another host may have none, or the original has them",
+        );
+    }
+    if kilobytes(values, "max_stack_depth").is_some_and(|set| set > STACK_MOST_KB << 10) {
+        add(
+            "max_stack_depth",
+            "7MB",
+            "Another host may have the usual limit, 8 MiB (ulimit -s)",
         );
     }
     if text(values, "io_method").eq_ignore_ascii_case("io_uring") {
@@ -169,11 +179,30 @@ fn has_ssl_without_its_files(source: &impl Source, values: &Values) -> Result<bo
             continue;
         }
         match location(path, b"") {
-            Some(path) if source.has_file(&path)? => {}
+            Some(path) if source.has_file(&path)? => {
+                if name == "ssl_key_file" && !is_usable_key(source, &path)? {
+                    return Ok(true);
+                }
+            }
             _ => return Ok(true),
         }
     }
     Ok(false)
+}
+
+/// PostgreSQL refuses a key that others than its owner may read. (It accepts root's, but a copy belongs to another user.) Of a
+/// key with a passphrase it asks for that.
+fn is_usable_key(source: &impl Source, path: &[u8]) -> Result<bool> {
+    const WITH_PASSPHRASE: &[u8] = b"ENCRYPTED";
+    Ok(match source.read(path)? {
+        Stored::Text(attributes, text) => {
+            let has_passphrase = text
+                .windows(WITH_PASSPHRASE.len())
+                .any(|at| at == WITH_PASSPHRASE);
+            attributes.mode & 0o077 == 0 && !has_passphrase
+        }
+        _ => false,
+    })
 }
 
 pub(super) fn text(values: &Values, name: &str) -> String {
@@ -190,7 +219,7 @@ fn is_off(value: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::room::testing::{control, values};
+    use super::super::room::testing::{File, control, values};
     use super::*;
 
     #[test]
@@ -213,6 +242,27 @@ mod tests {
             control.wal_level = ran_with;
             let level = wal_level(&values(set), &control).map(|level| level.value);
             assert_eq!(level.as_deref(), expected, "{ran_with} {set}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_postgresql_refuses_in_a_copy_is_of_no_use() {
+        for (text, mode, expected) in [
+            ("-----BEGIN PRIVATE KEY-----", 0o600, true),
+            ("-----BEGIN PRIVATE KEY-----", 0o640, false),
+            ("-----BEGIN ENCRYPTED PRIVATE KEY-----", 0o600, false),
+            (
+                "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED",
+                0o600,
+                false,
+            ),
+        ] {
+            let file = File::of("server.key", text.as_bytes(), mode);
+            assert_eq!(
+                is_usable_key(&file, b"server.key").unwrap(),
+                expected,
+                "{text} {mode:o}"
+            );
         }
     }
 

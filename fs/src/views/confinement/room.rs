@@ -126,6 +126,11 @@ pub(super) fn number(values: &Values, name: &str) -> Option<u32> {
     text(values, name).trim().parse().ok()
 }
 
+/// The bytes of a setting that is given in kilobytes where it has no unit.
+pub(super) fn kilobytes(values: &Values, name: &str) -> Option<u64> {
+    bytes(&text(values, name), KIB)
+}
+
 /// As `convert_to_base_unit` in `src/backend/utils/misc/guc.c` has it. What is written in another way than people do counts
 /// as not set.
 fn bytes(value: &str, unit: u64) -> Option<u64> {
