@@ -21,6 +21,8 @@ pub(crate) mod arrival;
 mod decide;
 pub(crate) mod records;
 mod report;
+#[cfg(test)]
+mod tests;
 
 /// The places where two histories of one timeline part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

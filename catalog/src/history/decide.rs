@@ -271,7 +271,11 @@ impl Writer {
                 .filter(|kept| kept.file.name == WalName::Segment(name))
             {
                 let link = repository.link(&kept.file, name)?;
-                if link.zip(last).is_none_or(|(link, last)| link.previous == last) {
+                // Where nothing can tell, it is not of the archived history.
+                let fits = link
+                    .zip(last)
+                    .map_or(!is_archived, |(link, last)| link.previous == last);
+                if fits {
                     found = Some(kept);
                     break;
                 }

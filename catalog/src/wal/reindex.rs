@@ -121,6 +121,16 @@ impl Writer {
         })
     }
 
+    /// The same for some segments, whoever made their index.
+    #[cfg(test)]
+    pub(crate) fn reindex_these(&self, server: &ServerName, names: &[WalName]) -> Result<()> {
+        for name in names {
+            let (_, records) = self.reindexed(server, &name.to_string(), &mut ReindexReport::default())?;
+            self.write_records(records)?;
+        }
+        Ok(())
+    }
+
     /// The bytes that were read; the deletion of the segment's record, and the new one.
     fn reindexed(
         &self,
