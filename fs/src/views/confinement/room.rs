@@ -212,6 +212,7 @@ pub(super) mod testing {
             checkpoint: Lsn(0),
             redo: Lsn(0),
             timeline: TimelineId(1),
+            checkpoint_time: 0,
             required_settings: RequiredSettings {
                 max_connections: 100,
                 ..RequiredSettings::default()

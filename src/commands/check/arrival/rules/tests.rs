@@ -279,6 +279,8 @@ fn before_the_first_segment_nobody_knows() {
 #[test]
 fn an_idle_server_has_no_wal_to_bring() {
     let mut facts = healthy();
+    let end_of_newest = 9 * SegmentSize::DEFAULT.bytes();
+    facts.flush_lsn = Lsn(end_of_newest + WRITTEN_WHEN_IDLE_BYTES + 8);
     facts.wal_age = crate::config::tests::limits("last_wal_maximum_age = 1 HOUR")
         .0
         .wal_age;
@@ -286,7 +288,6 @@ fn an_idle_server_has_no_wal_to_bring() {
     assert_eq!(found(&facts), []);
     here(&mut facts).last_arrival = Some((ago(61), 3660));
     assert_eq!(found(&facts), [(WAL_AGE, Level::Failed)]);
-    let end_of_newest = 9 * SegmentSize::DEFAULT.bytes();
     for noted in [0, 40, WRITTEN_WHEN_IDLE_BYTES] {
         facts.flush_lsn = Lsn(end_of_newest + noted);
         assert_eq!(found(&facts), [], "{noted}");
