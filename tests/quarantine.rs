@@ -13,6 +13,7 @@ topic! {
     once files_are_parsed_before_they_are_acknowledged,
     with_postgres what_postgresql_writes_is_taken,
     once a_history_that_cannot_be_read_makes_only_itself_unreadable,
+    once a_history_that_is_wrong_is_taken_out_by_force,
     once what_was_put_aside_is_shown_and_given_up,
     once what_was_put_aside_replaces_only_what_cannot_be_used,
 }
@@ -181,6 +182,49 @@ fn a_history_that_cannot_be_read_makes_only_itself_unreadable(install: &'static 
     site.ok(&["wal-archive", "main", &good.to_string_lossy()]);
     site.ok(&["quarantine", "main", "delete", "00000002.history"]);
     site.ok(&["sweep"]);
+    site.ok(&["verify"]);
+}
+
+/// It parses, and no server ever had such a timeline.
+fn a_history_that_is_wrong_is_taken_out_by_force(install: &'static Install) {
+    let (site, server) = Site::with_server(install);
+    site.backup();
+    let segment = server.archive_current_segment();
+    let archive = |name: &str, text: &[u8]| {
+        let path = site.write_file(name, text);
+        site.ok(&["wal-archive", "main", &path.to_string_lossy()]);
+    };
+    archive("00000005.history", b"1\t0/B00000\tx\n");
+    let check = site.barmanfs(&["check", "main"]);
+    assert!(check.all().contains("WARNING"), "{check}");
+    let take = ["quarantine", "main", "take", "00000005.history"];
+    site.barmanfs(&take)
+        .refused(1)
+        .says(&["as it should be", "--force"]);
+
+    // A segment of the timeline is archived: the file says where it came from.
+    let bytes = site.barmanfs(&["get-wal", "main", &segment]).ok().stdout;
+    let other = format!("00000007{}", &segment[8..]);
+    archive("00000007.history", b"1\t0/B00000\tx\n");
+    archive(&other, &bytes);
+    site.barmanfs(&["quarantine", "main", "take", "00000007.history", "--force"])
+        .refused(1)
+        .says(&["00000007.history", &other]);
+    // Only what says nothing about WAL that is here.
+    site.barmanfs(&["quarantine", "main", "take", &segment, "--force"])
+        .refused(1)
+        .says(&["as it should be"]);
+
+    site.barmanfs(&[&take[..], &["--force"]].concat()).ok();
+    assert_eq!(
+        site.barmanfs(&["get-wal", "main", "00000005.history"]).code(),
+        Some(1)
+    );
+    let timeline = site.ok(&["timeline", "main"]);
+    assert!(!timeline.contains("imeline 5"), "{timeline}");
+    let listed = site.json(&["quarantine", "main", "list"]);
+    assert_eq!(listed["files"][0]["name"], "00000005.history", "{listed}");
+    site.ok(&["quarantine", "main", "delete", "00000005.history"]);
     site.ok(&["verify"]);
 }
 

@@ -288,6 +288,18 @@ pub enum Error {
         /// How that shows.
         why: String,
     },
+    /// A history says where a timeline came from of which something else is stored.
+    #[error(
+        "Not taking {name} of server {server} out of the archive: {needs} is on its timeline, and nobody could recover along it"
+    )]
+    HistoryIsNeeded {
+        /// The file.
+        name: WalName,
+        /// Whose.
+        server: ServerName,
+        /// A file of the archive or a backup.
+        needs: String,
+    },
     /// Reading the WAL file to be archived failed.
     #[error("Cannot read {name}: {source}")]
     WalSource {

@@ -10,6 +10,7 @@ pub(super) const AFTER_HELP: &str = "\
 A WAL file that comes under the name of another one is not archived: it is put aside, with the
 reason. 'show' tells where the two differ. The archived file stays whatever is done here, unless
 it cannot be used: one that is damaged, or a .history that is none, can be taken out of the archive.
+A .history that can be read and is wrong is taken out with --force.
 
 Examples:
   barmanfs quarantine main list
@@ -53,7 +54,10 @@ Examples:
     Delete(WhichArgs),
 
     /// Take a file that cannot be used out of the archive: a .history that is none, or a damaged file
-    #[command(after_help = "Examples:\n  barmanfs quarantine main take 00000002.history")]
+    #[command(after_help = "\
+Examples:
+  barmanfs quarantine main take 00000002.history
+  barmanfs quarantine main take 00000005.history --force")]
     Take(TakeArgs),
 }
 
@@ -83,6 +87,9 @@ pub(crate) struct ReleaseArgs {
 pub(crate) struct TakeArgs {
     /// Its name in the archive
     pub(crate) name: WalName,
+    /// Take a .history that can be read but is wrong; refused while WAL or a backup of its timeline is stored
+    #[arg(long)]
+    pub(crate) force: bool,
     /// Print JSON for programs instead of text
     #[command(flatten)]
     pub(crate) json: JsonOption,

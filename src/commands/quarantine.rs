@@ -164,7 +164,17 @@ fn take_out(
     server: &ServerName,
     args: &TakeArgs,
 ) -> Result<Outcome, Error> {
-    let reason = repository.take_from_archive(server, &args.name)?;
+    let taken = repository.take_from_archive(server, &args.name, args.force);
+    let reason = taken.map_err(|error| {
+        let is_good = matches!(error, barmanfs_catalog::Error::ArchivedIsGood { .. });
+        let error = Error::from(error);
+        match is_good && !args.force && matches!(args.name, WalName::History(_)) {
+            true => error.hint(
+                "If it is wrong all the same, --force takes it, unless WAL of its timeline is archived",
+            ),
+            false => error,
+        }
+    })?;
     let text = format!(
         "Took {} of server {server} out of the archive, into quarantine: {}",
         args.name,

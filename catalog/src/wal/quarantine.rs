@@ -5,14 +5,17 @@
 //! with the deletion of the record before. So the order in which records are read does not matter, and the bytes stay
 //! referred to all along.
 //!
-//! A good file of the archive is never given up: only one that cannot be read, or is not what its name says, makes way.
+//! A good file of the archive is never given up: only one that cannot be read, or is not what its name says, makes way. The
+//! one exception is a person's decision: a history that can be read may be wrong, which nothing here can tell, and it can be
+//! taken out as long as no WAL of its timeline depends on it.
 
 use std::io::Read;
 
 use barmanfs_pg::wal_files::check_small_file;
 use barmanfs_pg::wal_name::WalName;
-use barmanfs_pg::{Lsn, SegmentSize};
+use barmanfs_pg::{Lsn, SegmentSize, TimelineId};
 use barmanfs_store::{Record, RecordId};
+use rusqlite::OptionalExtension;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
@@ -152,27 +155,60 @@ impl Repository {
         writer.write_records(records)
     }
 
-    /// Takes a file of no use from the archive into quarantine: one that cannot be read, or is not what its name says.
+    /// Takes a file of no use from the archive into quarantine: one that cannot be read, or is not what its name says; with
+    /// `force` also a history of whose timeline nothing else is archived.
     ///
     /// # Errors
-    /// [`Error::NotArchived`]; [`Error::ArchivedIsGood`].
-    pub fn take_from_archive(&self, server: &ServerName, name: &WalName) -> Result<String> {
+    /// [`Error::NotArchived`]; [`Error::ArchivedIsGood`]; [`Error::HistoryIsNeeded`].
+    pub fn take_from_archive(&self, server: &ServerName, name: &WalName, force: bool) -> Result<String> {
         let writer = self.writer(&format!("removal of {name} of {server}"))?;
         let _lock = writer.lock_wal_name(server, name)?;
         let archived = self.wal(server).find(name)?.ok_or_else(|| Error::NotArchived {
             name: *name,
             server: server.clone(),
         })?;
-        let Some(reason) = self.fault_of(&archived)? else {
-            return Err(Error::ArchivedIsGood {
-                name: *name,
-                server: server.clone(),
-                replaceable: false,
-            });
+        let reason = match (self.fault_of(&archived)?, name) {
+            (Some(fault), _) => fault,
+            (None, WalName::History(timeline)) if force => {
+                if let Some(needs) = self.first_on_timeline(server, *timeline)? {
+                    return Err(Error::HistoryIsNeeded {
+                        name: *name,
+                        server: server.clone(),
+                        needs,
+                    });
+                }
+                "somebody said that it is wrong, and nothing of its timeline is archived".to_owned()
+            }
+            (None, _) => {
+                return Err(Error::ArchivedIsGood {
+                    name: *name,
+                    server: server.clone(),
+                    replaceable: false,
+                });
+            }
         };
         writer.keep_condemned()?;
         writer.write_records(self.records_that_move(&writer, archived, &reason)?)?;
         Ok(reason)
+    }
+
+    /// What is stored of a timeline besides its history: a file of the archive, or a backup.
+    fn first_on_timeline(&self, server: &ServerName, timeline: TimelineId) -> Result<Option<String>> {
+        let archived: Option<String> = self.db.read(|db| {
+            let mut first = db.prepare_cached(
+                "SELECT name FROM wal WHERE server = ?1 AND substr(name, 1, 8) = ?2 AND name NOT LIKE '%.history'
+                 ORDER BY name LIMIT 1",
+            )?;
+            let digits = format!("{:08X}", timeline.0);
+            let found = first.query_row(rusqlite::params![server.as_str(), digits], |row| row.get(0));
+            Ok(found.optional()?)
+        })?;
+        if archived.is_some() {
+            return Ok(archived);
+        }
+        let backups = self.backups(server)?;
+        let on_it = backups.iter().find(|backup| backup.timeline == Some(timeline));
+        Ok(on_it.map(|backup| format!("backup {}", backup.id)))
     }
 
     /// Gives up a quarantined file for good; a sweep frees its space.
@@ -389,10 +425,10 @@ mod tests {
         );
         assert_eq!(report.timelines.len(), 2);
 
-        let error = repository.take_from_archive(&server, &good).unwrap_err();
+        let error = repository.take_from_archive(&server, &good, false).unwrap_err();
         assert!(matches!(error, Error::ArchivedIsGood { .. }), "{error}");
-        repository.take_from_archive(&server, &bad).unwrap();
-        let error = repository.take_from_archive(&server, &bad).unwrap_err();
+        repository.take_from_archive(&server, &bad, false).unwrap();
+        let error = repository.take_from_archive(&server, &bad, true).unwrap_err();
         assert!(matches!(error, Error::NotArchived { .. }), "{error}");
         for _ in 0..2 {
             assert!(repository.timelines(&server).unwrap().unreadable.is_empty());
