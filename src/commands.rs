@@ -4,6 +4,7 @@ pub(crate) mod backup;
 pub(crate) mod check;
 pub(crate) mod clone;
 pub(crate) mod delete;
+mod doubts;
 pub(crate) mod explain;
 pub(crate) mod get_wal;
 pub(crate) mod history;

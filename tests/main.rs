@@ -10,6 +10,7 @@
 
 mod absence;
 mod backup_and_recover;
+mod bad_backups;
 mod boot;
 mod byte_for_byte;
 mod cli;
@@ -98,6 +99,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("many_lookups", many_lookups::TESTS),
     ("terminals", terminals::TESTS),
     ("damage", damage::TESTS),
+    ("bad_backups", bad_backups::TESTS),
     ("absence", absence::TESTS),
     ("hostile", hostile::TESTS),
     ("hosts", hosts::TESTS),

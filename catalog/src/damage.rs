@@ -8,13 +8,17 @@
 //! A place is a chunk in a pack whose own frame is bad or gone. What only stands on such a chunk is not named: it reads
 //! again once its base does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use barmanfs_pg::TimestampMicros;
+use barmanfs_pg::wal_name::WalName;
+use barmanfs_store::tree::ChunkRole;
 use barmanfs_store::{ChunkId, PackId, Record, RecordId};
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 
+use crate::backup::{Backup, BackupId};
+use crate::chunk_index::places;
 use crate::error::Result;
 use crate::records::{self, Deletion, kind};
 use crate::repository::{Repository, now};
@@ -61,7 +65,111 @@ pub(crate) fn damaged_packs(db: &Connection) -> Result<BTreeMap<i64, BTreeSet<Ch
     Ok(packs)
 }
 
+/// The chunks of which no place is good: what a verification found, and what stands on it. While nothing is damaged, that
+/// costs one look-up; else a look at each chunk.
+fn lost_chunks(db: &Connection) -> Result<HashSet<ChunkId>> {
+    let mut lost = HashSet::new();
+    for id in damaged_packs(db)?.into_values().flatten() {
+        if places(db, &id)?.iter().all(|place| place.damaged) {
+            lost.insert(id);
+        }
+    }
+    if lost.is_empty() {
+        return Ok(lost);
+    }
+    // A base stands on no other chunk.
+    let mut deltas = db.prepare_cached("SELECT id, base FROM chunks WHERE base IS NOT NULL")?;
+    let mut rows = deltas.query([])?;
+    let mut standing = Vec::new();
+    while let Some(row) = rows.next()? {
+        if lost.contains(&ChunkId(row.get(1)?)) {
+            standing.push(ChunkId(row.get(0)?));
+        }
+    }
+    for id in standing {
+        if places(db, &id)?.iter().all(|place| place.damaged) {
+            lost.insert(id);
+        }
+    }
+    Ok(lost)
+}
+
+/// Walks through backups, and remembers what needs no lost chunk.
+struct Search<'a> {
+    repository: &'a Repository,
+    lost: HashSet<ChunkId>,
+    /// Pages of listings and pieces of maps with nothing lost below them.
+    whole: HashSet<ChunkId>,
+}
+
+impl Search<'_> {
+    fn is_damaged(&mut self, backup: &Backup) -> Result<bool> {
+        let Some(root) = &backup.root else {
+            return Ok(false);
+        };
+        let Some(_guard) = self.repository.verifying(backup)? else {
+            return Ok(false);
+        };
+        let trees = self.repository.trees();
+        let (lost, whole) = (&self.lost, &self.whole);
+        let mut passed = Vec::new();
+        let mut found = false;
+        // Nothing more is looked at once something is found.
+        let mut each = |id: ChunkId, role: ChunkRole| {
+            found |= lost.contains(&id);
+            if found || role == ChunkRole::Window || whole.contains(&id) {
+                return Ok(false);
+            }
+            passed.push(id);
+            Ok(true)
+        };
+        let mut walked = trees.chunks_of(&root.directory, &mut each);
+        let archive = self.repository.wal(&backup.server);
+        for segment in backup.needed_wal() {
+            if walked.is_err() {
+                break;
+            }
+            if let Some(file) = archive.find(&WalName::Segment(segment))? {
+                walked = trees.chunks_of_file(&file.map, &mut each);
+            }
+        }
+        match walked {
+            Err(error) if error.is_damage() => return Ok(true),
+            other => other?,
+        }
+        if !found {
+            self.whole.extend(passed);
+        }
+        Ok(found)
+    }
+}
+
 impl Repository {
+    /// Which of these complete backups cannot be restored whole, as far as verifications have found: they need a chunk, or
+    /// a segment of WAL to become consistent, of which no good copy is stored. Backups are looked through only while there is
+    /// such a chunk.
+    ///
+    /// # Errors
+    /// When the catalog or the disk cannot be read.
+    pub fn damaged_backups(&self, backups: &[Backup]) -> Result<BTreeSet<BackupId>> {
+        let lost = self.db.read(lost_chunks)?;
+        let mut damaged = BTreeSet::new();
+        if lost.is_empty() {
+            return Ok(damaged);
+        }
+        let mut search = Search {
+            repository: self,
+            lost,
+            whole: HashSet::new(),
+        };
+        for backup in backups {
+            if search.is_damaged(backup)? {
+                damaged.insert(backup.id);
+            }
+        }
+        Ok(damaged)
+    }
+
     /// Calls `each` with the records of damaged places that count.
     pub(crate) fn each_damage(
         &self,

@@ -4,6 +4,7 @@
 
 mod arrival;
 mod backups;
+mod doubtful;
 mod lines;
 mod nagios;
 mod repository;

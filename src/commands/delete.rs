@@ -7,6 +7,7 @@ use barmanfs_catalog::{Backup, BackupId, CloneName, Repository, ServerName};
 use serde::Serialize;
 
 use super::App;
+use super::doubts::Doubts;
 use crate::cli::DeleteArgs;
 use crate::error::{Error, Outcome};
 use crate::output::{self, Output};
@@ -90,12 +91,13 @@ fn plan(
     args: &DeleteArgs,
 ) -> Result<(Deleted, Option<Error>), Error> {
     let all = repository.backups(server)?;
+    let doubts = Doubts::find(repository, &all)?;
     let left: Vec<&Backup> = all
         .iter()
         .filter(|backup| backups.iter().all(|gone| gone.id != backup.id))
         .collect();
-    let before = Remains::find(repository, server, &all.iter().collect::<Vec<_>>())?;
-    let after = Remains::find(repository, server, &left)?;
+    let before = Remains::find(repository, server, &all.iter().collect::<Vec<_>>(), &doubts)?;
+    let after = Remains::find(repository, server, &left, &doubts)?;
     let mut clones = Vec::new();
     for backup in backups {
         clones.extend(repository.clones_of(backup)?);
@@ -107,6 +109,8 @@ fn plan(
     let asked = guard::Asked {
         server: server.as_str(),
         backups,
+        left: &left,
+        doubts: &doubts,
         before: &before,
         after: &after,
         clones: &clones,
@@ -167,11 +171,16 @@ fn show(out: &mut Output, plan: &Deleted) -> Result<(), Error> {
             names.join(", ")
         ))?;
     }
-    if plan.after.done == 0 {
+    let doubtful = plan.after.doubtful;
+    if plan.after.done == 0 && doubtful == 0 {
         return out.line("Nothing can be recovered: no complete backup is left");
     }
+    let others = match doubtful {
+        0 => String::new(),
+        _ => format!(", and {doubtful} damaged or with a failed boot test"),
+    };
     out.line(format_args!(
-        "Left: {} to recover from",
+        "Left: {} to recover from{others}",
         output::count(plan.after.done, "complete backup")
     ))?;
     let places = [

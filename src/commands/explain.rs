@@ -1,10 +1,11 @@
 //! `barmanfs explain`: how a target would be recovered, or why it cannot be.
 
-use barmanfs_catalog::ServerName;
 use barmanfs_catalog::recovery::{Plan, TargetSpec, TimelineSpan, Unreachable};
+use barmanfs_catalog::{BackupStatus, Repository, ServerName};
 use barmanfs_pg::TimelineId;
 use serde_json::{Value, json};
 
+use super::doubts::Doubts;
 use super::show_backup::Facts;
 use super::{App, history};
 use crate::cli::ExplainArgs;
@@ -22,11 +23,12 @@ pub(crate) fn run(app: &mut App, args: &ExplainArgs) -> Result<Outcome, Error> {
         .map_err(|error: barmanfs_catalog::TargetError| Error::usage(error.to_string()))?;
     history::tell(&repository, &server)?;
     match repository.plan(&server, &spec)? {
-        Ok(plan) => {
+        Ok(mut plan) => {
+            let doubt = doubt(&repository, &server, &spec, &mut plan)?;
             if args.json.json {
-                app.out.json(&plan_json(&server, &plan))?;
+                app.out.json(&plan_json(&server, &plan, &doubt))?;
             } else {
-                show_plan(&mut app.out, &server, &plan)?;
+                show_plan(&mut app.out, &server, &plan, &doubt)?;
             }
             Ok(Outcome::Done)
         }
@@ -43,12 +45,62 @@ pub(crate) fn run(app: &mut App, args: &ExplainArgs) -> Result<Outcome, Error> {
     }
 }
 
+/// What is wrong with the backup of a plan.
+#[derive(Debug, Default)]
+struct Doubt {
+    damaged: bool,
+    not_booted: bool,
+}
+
+/// What is wrong with the backup of a plan; notes that in the plan, and a backup to take instead.
+fn doubt(
+    repository: &Repository,
+    server: &ServerName,
+    spec: &TargetSpec,
+    plan: &mut Plan,
+) -> Result<Doubt, Error> {
+    let of_plan = Doubts::find(repository, std::slice::from_ref(&plan.backup))?;
+    let id = plan.backup.id;
+    let Some(what) = of_plan.about(id) else {
+        return Ok(Doubt::default());
+    };
+    let mut note = format!("backup {id} {what}");
+    if spec.backup.is_none() {
+        note.push_str(": ");
+        note.push_str(&instead(repository, server, spec)?);
+    }
+    plan.notes.push(note);
+    Ok(Doubt {
+        damaged: of_plan.damaged.contains(&id),
+        not_booted: of_plan.not_booted.contains(&id),
+    })
+}
+
+/// How the target is recovered from the newest backup that can be relied on.
+fn instead(repository: &Repository, server: &ServerName, spec: &TargetSpec) -> Result<String, Error> {
+    let backups = repository.backups(server)?;
+    let doubts = Doubts::find(repository, &backups)?;
+    let good = |backup: &&barmanfs_catalog::Backup| {
+        backup.status == BackupStatus::Done && backup.is_of_server() && !doubts.concern(backup.id)
+    };
+    for backup in backups.iter().rev().filter(good) {
+        let from = TargetSpec {
+            backup: Some(backup.id),
+            ..spec.clone()
+        };
+        if repository.plan(server, &from)?.is_ok() {
+            return Ok(format!("'{from}' takes another one"));
+        }
+    }
+    Ok("no other one leads there".to_owned())
+}
+
 /// Where the target stands below a mount.
 fn path(server: &ServerName, spec: &TargetSpec) -> String {
     format!("{server}/pitr/{spec}")
 }
 
-fn show_plan(out: &mut Output, server: &ServerName, plan: &Plan) -> Result<(), Error> {
+fn show_plan(out: &mut Output, server: &ServerName, plan: &Plan, doubt: &Doubt) -> Result<(), Error> {
     let mut facts = Facts::default();
     let backup = &plan.backup;
     let ended = backup
@@ -83,7 +135,14 @@ fn show_plan(out: &mut Output, server: &ServerName, plan: &Plan) -> Result<(), E
         facts.add("Note", note.clone());
     }
     facts.add("Under a mount", path(server, &plan.spec));
-    let head = out.paint("can be recovered", Style::Green);
+    let head = match (doubt.damaged, doubt.not_booted) {
+        (true, _) => out.paint("can be recovered, but from a damaged backup", Style::Yellow),
+        (false, true) => out.paint(
+            "can be recovered, but from a backup with a failed boot test",
+            Style::Yellow,
+        ),
+        (false, false) => out.paint("can be recovered", Style::Green),
+    };
     out.line(format_args!("{} of server {server} {head}", plan.spec))?;
     out.bytes(facts.render().as_bytes())
 }
@@ -124,13 +183,15 @@ fn show_reason(
     out.bytes(facts.render().as_bytes())
 }
 
-fn plan_json(server: &ServerName, plan: &Plan) -> Value {
+fn plan_json(server: &ServerName, plan: &Plan, doubt: &Doubt) -> Value {
     json!({
         "server": server,
         "target": plan.spec,
         "reachable": true,
         "path": path(server, &plan.spec),
         "backup": plan.backup.id,
+        "damaged": doubt.damaged,
+        "boot_test_failed": doubt.not_booted,
         "timeline": plan.timeline,
         "timelines": plan.path,
         "segments": plan.segments,
@@ -161,6 +222,8 @@ fn unreachable_json(
         "reachable": false,
         "path": null,
         "backup": null,
+        "damaged": null,
+        "boot_test_failed": null,
         "timeline": null,
         "timelines": [],
         "segments": null,

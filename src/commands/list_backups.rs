@@ -20,9 +20,7 @@ pub(crate) fn run(app: &mut App, args: &ListBackupsArgs) -> Result<Outcome, Erro
     let repository = app.repository()?;
     let (mut backups, mut gaps) = (Vec::<Listed>::new(), Vec::new());
     for server in app.known_servers(&repository, &args.server)? {
-        for backup in repository.backups(&server)? {
-            backups.push(Listed::new(&repository, backup)?);
-        }
+        backups.extend(Listed::all(&repository, repository.backups(&server)?)?);
         let found = timeline::gaps_that_matter(&repository, &server)?;
         history::tell(&repository, &server)?;
         gaps.extend(found.into_iter().map(|gap| (server.clone(), gap)));
@@ -58,15 +56,22 @@ pub(crate) fn run(app: &mut App, args: &ListBackupsArgs) -> Result<Outcome, Erro
 pub(crate) struct Listed {
     pub(crate) backup: Backup,
     pub(crate) boot_test: Option<BootTest>,
+    /// It needs what a verification found damaged.
+    pub(crate) damaged: bool,
 }
 
 impl Listed {
-    /// With what the repository has of its newest boot test.
-    pub(crate) fn new(repository: &Repository, backup: Backup) -> Result<Self, Error> {
-        Ok(Self {
-            boot_test: repository.boot_test(&backup)?,
-            backup,
-        })
+    /// Backups of one server, with what the repository has of their newest boot tests and of damage.
+    pub(crate) fn all(repository: &Repository, backups: Vec<Backup>) -> Result<Vec<Self>, Error> {
+        let damaged = repository.damaged_backups(&backups)?;
+        let listed = |backup: Backup| {
+            Ok(Self {
+                boot_test: repository.boot_test(&backup)?,
+                damaged: damaged.contains(&backup.id),
+                backup,
+            })
+        };
+        backups.into_iter().map(listed).collect()
     }
 
     /// All of it.
@@ -74,6 +79,7 @@ impl Listed {
         let mut value = as_json(&self.backup)?;
         if let Some(fields) = value.as_object_mut() {
             fields.insert("boot_test".to_owned(), json!(self.boot_test));
+            fields.insert("damaged".to_owned(), json!(self.damaged));
         }
         Ok(value)
     }
@@ -116,6 +122,14 @@ pub(crate) fn boot_word(outcome: BootOutcome) -> (&'static str, Style) {
     }
 }
 
+/// `DONE`, or `DONE, damaged`.
+fn status_cell(status: BackupStatus, damaged: bool) -> Cell {
+    match damaged {
+        true => Cell::styled(format!("{}, damaged", status.as_str()), Style::Red),
+        false => Cell::styled(status.as_str(), status_style(status)),
+    }
+}
+
 /// A status in its colour.
 pub(crate) fn status_style(status: BackupStatus) -> Style {
     match status {
@@ -153,7 +167,12 @@ fn table(backups: &[Listed]) -> Table {
         columns.insert(STATUS_COLUMN + 1, ("Boot test", Align::Left));
     }
     let mut table = Table::new(&columns);
-    for Listed { backup, boot_test } in backups {
+    for Listed {
+        backup,
+        boot_test,
+        damaged,
+    } in backups
+    {
         let mut label = backup.label.clone().unwrap_or_default();
         if !backup.checksum_failures.is_empty() {
             label.push_str(" (page checksum failures)");
@@ -168,7 +187,7 @@ fn table(backups: &[Listed]) -> Table {
         let mut row: Vec<Cell> = vec![
             backup.server.as_str().into(),
             backup.id.to_string().into(),
-            Cell::styled(backup.status.as_str(), status_style(backup.status)),
+            status_cell(backup.status, *damaged),
             kind(backup.kind).into(),
             output::second(backup.begin_time).into(),
             took(backup)
@@ -237,6 +256,7 @@ pub(crate) mod tests {
         let all = [Some(good), Some(boot_test()), None].map(|boot_test| Listed {
             backup: backup(BackupStatus::Done),
             boot_test,
+            damaged: false,
         });
         let table = table(&all).render(false);
         let words: Vec<&str> = table
@@ -262,6 +282,7 @@ pub(crate) mod tests {
         let listed = |backup| Listed {
             backup,
             boot_test: None,
+            damaged: false,
         };
         let all = all.map(listed);
         assert_snapshot!(table(&all).render(false), @"

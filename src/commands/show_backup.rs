@@ -10,7 +10,7 @@ use super::App;
 use super::list_backups::{Listed, boot_word, status_style, took};
 use crate::cli::ShowBackupArgs;
 use crate::error::{Error, Outcome};
-use crate::output::{self, Output};
+use crate::output::{self, Output, Style};
 
 /// Missing segments that are listed by name; more than this is a gap, not a wait.
 const MISSING_SHOWN: usize = 5;
@@ -21,7 +21,8 @@ pub(crate) fn run(app: &mut App, args: &ShowBackupArgs) -> Result<Outcome, Error
     let server = app.known_server(&repository, &args.which.server)?;
     let backup = app.backup(&repository, &server, &args.which.backup)?;
     let missing = repository.missing_wal(&backup)?;
-    let listed = Listed::new(&repository, backup)?;
+    let [listed] = <[Listed; 1]>::try_from(Listed::all(&repository, vec![backup])?)
+        .map_err(|_| Error::failed("The backup is gone"))?;
     if args.json.json {
         let mut value = listed.as_json()?;
         if let Some(fields) = value.as_object_mut() {
@@ -40,7 +41,11 @@ pub(crate) fn run(app: &mut App, args: &ShowBackupArgs) -> Result<Outcome, Error
 fn show(
     out: &mut Output,
     repository: &Repository,
-    Listed { backup, boot_test }: &Listed,
+    Listed {
+        backup,
+        boot_test,
+        damaged,
+    }: &Listed,
     missing: &[SegmentName],
 ) -> Result<(), Error> {
     let mut facts = Facts::default();
@@ -48,6 +53,18 @@ fn show(
         "Status",
         out.paint(backup.status.as_str(), status_style(backup.status)),
     );
+    if *damaged {
+        facts.add(
+            "Damage",
+            format!(
+                "{}: 'barmanfs verify {server} {}' names the files; 'barmanfs backup {server} --incremental never' stores again \
+                 what the server still has of them",
+                out.paint("known", Style::Red),
+                backup.id,
+                server = backup.server
+            ),
+        );
+    }
     if let Some(test) = boot_test {
         let (word, style) = boot_word(test.outcome);
         facts.add(

@@ -6,6 +6,7 @@ use barmanfs_catalog::{Backup, BackupStatus};
 use barmanfs_pg::TimestampMicros;
 
 use super::lines::Line;
+use crate::commands::doubts::Doubts;
 use crate::config::Limits;
 use crate::invocation::Invocation;
 use crate::output;
@@ -37,6 +38,8 @@ pub(super) struct Facts<'a> {
     pub(super) limits: &'a Limits,
     /// `minimum_redundancy`
     pub(super) minimum_redundancy: usize,
+    /// The backups that cannot be relied on.
+    pub(super) doubts: &'a Doubts,
     /// This host's clock, by which backups have their times.
     pub(super) now: TimestampMicros,
 }
@@ -57,7 +60,7 @@ pub(super) fn findings(facts: &Facts<'_>) -> Vec<Line> {
     let mut lines = vec![complete(facts, &done)];
     lines.extend(age(facts, &done));
     lines.extend(size(facts, &done));
-    lines.extend(redundancy(facts, done.len()));
+    lines.extend(redundancy(facts, &done));
     lines
 }
 
@@ -155,16 +158,24 @@ fn size(facts: &Facts<'_>, done: &[&Backup]) -> Option<Line> {
     })
 }
 
-fn redundancy(facts: &Facts<'_>, done: usize) -> Option<Line> {
+fn redundancy(facts: &Facts<'_>, done: &[&Backup]) -> Option<Line> {
     let least = facts.minimum_redundancy;
     if least == 0 {
         return None;
     }
+    let good = done
+        .iter()
+        .filter(|backup| !facts.doubts.concern(backup.id))
+        .count();
+    let others = match done.len() - good {
+        0 => String::new(),
+        others => format!(" and {others} damaged or with a failed boot test"),
+    };
     let text = format!(
-        "have {}, expected at least {least}",
-        output::count(done, "backup")
+        "have {}{others}, expected at least {least}",
+        output::count(good, "backup")
     );
-    Some(match done < least {
+    Some(match good < least {
         true => Line::failed(REDUNDANCY, text),
         false => Line::ok(REDUNDANCY, text),
     })
@@ -199,6 +210,7 @@ mod tests {
             backups,
             limits: &limits,
             minimum_redundancy,
+            doubts: &Doubts::default(),
             now: TimestampMicros::from_unix_seconds(1_000_000_000),
         };
         let bad = findings(&facts)

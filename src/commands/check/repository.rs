@@ -7,7 +7,8 @@ use std::time::SystemTime;
 use barmanfs_catalog::recovery::{Gap, TimelineReport};
 use barmanfs_catalog::{Backup, BackupStatus, MinimalStretch, Repository, UnreadPack};
 
-use super::{Context, Lines, backups};
+use super::{Context, Lines, backups, doubtful};
+use crate::commands::doubts::Doubts;
 use crate::commands::{history, timeline};
 use crate::config::ServerConfig;
 use crate::error::Error;
@@ -55,16 +56,19 @@ pub(super) fn check(context: &Context<'_>, lines: &mut Lines) -> Option<Stored> 
     if let Some(mut backups) = lines.result("catalog", backups, |_| None) {
         // What became of a clone says nothing about how safe the server is.
         backups.retain(Backup::is_of_server);
+        let doubts = doubts(&repository, &backups, lines);
         lines.extend(backups::findings(&backups::Facts {
             server: server.name.as_str(),
             invocation,
             backups: &backups,
             limits: &server.limits,
             minimum_redundancy: server.minimum_redundancy,
+            doubts: &doubts,
             now: SystemTime::now().into(),
         }));
         waiting(&repository, &backups, lines);
         failed(&backups, lines);
+        lines.extend(doubtful::findings(server.name.as_str(), &backups, &doubts));
         checksums(context, &backups, lines);
     }
     let timelines = timelines(&repository, context, lines);
@@ -121,6 +125,14 @@ fn free_space(path: &Path, lines: &mut Lines) {
         }
         Err(error) => lines.failed(NAME, io::Error::from(error).to_string()),
     }
+}
+
+/// What is known of these backups; nothing where it cannot be found out, which is told.
+fn doubts(repository: &Repository, backups: &[Backup], lines: &mut Lines) -> Doubts {
+    Doubts::find(repository, backups).unwrap_or_else(|error| {
+        lines.failed("damage of backups", error.to_string());
+        Doubts::default()
+    })
 }
 
 fn waiting(repository: &Repository, backups: &[Backup], lines: &mut Lines) {

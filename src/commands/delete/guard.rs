@@ -3,6 +3,7 @@
 use barmanfs_catalog::{Backup, BackupStatus, CloneName};
 
 use super::remains::{Place, Remains, shown};
+use crate::commands::doubts::Doubts;
 use crate::error::Error;
 
 /// What is asked for, and what it would lead to.
@@ -10,6 +11,10 @@ use crate::error::Error;
 pub(super) struct Asked<'a> {
     pub(super) server: &'a str,
     pub(super) backups: &'a [Backup],
+    /// What would be left.
+    pub(super) left: &'a [&'a Backup],
+    /// Which of all these cannot be relied on.
+    pub(super) doubts: &'a Doubts,
     pub(super) before: &'a Remains,
     pub(super) after: &'a Remains,
     pub(super) clones: &'a [CloneName],
@@ -21,17 +26,20 @@ pub(super) struct Asked<'a> {
 /// Why these backups may not be deleted. `--force` overrides all but `minimum_redundancy`, which a person has set.
 pub(super) fn refusal(asked: &Asked<'_>) -> Option<Error> {
     // What nothing can be recovered from takes nothing away.
-    let takes_away = asked
+    let mut complete = asked
         .backups
         .iter()
-        .any(|backup| backup.status == BackupStatus::Done && backup.is_of_server());
+        .filter(|backup| backup.status == BackupStatus::Done && backup.is_of_server());
+    let takes_away = complete.clone().any(|backup| !asked.doubts.concern(backup.id));
+    if takes_away && asked.after.done < asked.minimum {
+        return Some(too_few(asked));
+    }
+    // Most of a damaged backup can be recovered: the last one of all is given up by force alone.
+    let takes_the_last = complete.next().is_some() && asked.after.doubtful == 0;
+    if !asked.force && asked.after.done == 0 && (takes_away || takes_the_last) {
+        return Some(last_one(asked));
+    }
     if takes_away {
-        if asked.after.done < asked.minimum {
-            return Some(too_few(asked));
-        }
-        if !asked.force && asked.after.done == 0 {
-            return Some(last_one(asked));
-        }
         if !asked.force && loses_the_newest(asked.before.newest.as_ref(), asked.after.newest.as_ref()) {
             return Some(newest_lost(asked));
         }
@@ -58,21 +66,22 @@ fn stood_on(asked: &Asked<'_>) -> String {
 
 fn too_few(asked: &Asked<'_>) -> Error {
     Error::failed(format!(
-        "Not deleting {} of server {}: minimum_redundancy is {}, and {} complete would be left",
+        "Not deleting {} of server {}: minimum_redundancy is {}, and {} complete would be left{}",
         ids(asked.backups),
         asked.server,
         asked.minimum,
-        asked.after.done
+        asked.after.done,
+        doubtful(asked)
     ))
     .hint("Take a backup first, or lower minimum_redundancy in the configuration")
 }
 
 fn last_one(asked: &Asked<'_>) -> Error {
     Error::failed(format!(
-        "Not deleting {} of server {}: no complete backup would be left, and nothing could be recovered. Now it can be, up \
-         to {}{}",
+        "Not deleting {} of server {}: no complete backup would be left{}. Now it can be recovered up to {}{}",
         ids(asked.backups),
         asked.server,
+        doubtful(asked),
         shown(asked.before.newest.as_ref()),
         stood_on(asked)
     ))
@@ -80,6 +89,21 @@ fn last_one(asked: &Asked<'_>) -> Error {
         "Take another one first ('barmanfs backup {}'), or give all that up with --force",
         asked.server
     ))
+}
+
+/// The complete backups that would be left and do not count, for the middle of a reason.
+fn doubtful(asked: &Asked<'_>) -> String {
+    let left = asked
+        .left
+        .iter()
+        .filter(|backup| backup.status == BackupStatus::Done);
+    let left: Vec<String> = left
+        .filter_map(|backup| Some(format!("{} {}", backup.id, asked.doubts.about(backup.id)?)))
+        .collect();
+    match left.is_empty() {
+        true => String::new(),
+        false => format!(" that can be relied on: {}", left.join(", ")),
+    }
 }
 
 fn newest_lost(asked: &Asked<'_>) -> Error {
@@ -122,6 +146,7 @@ mod tests {
     fn remains(done: usize, newest: Option<(u32, u64)>) -> Remains {
         Remains {
             done,
+            doubtful: 0,
             earliest: None,
             newest: newest.map(|(timeline, lsn)| Place {
                 time: None,
@@ -136,6 +161,8 @@ mod tests {
         refusal(&Asked {
             server: "main",
             backups: &[backup(status)],
+            left: &[],
+            doubts: &Doubts::default(),
             before: &remains(2, Some((2, 100))),
             after,
             clones: &[],

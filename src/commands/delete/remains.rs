@@ -5,13 +5,16 @@ use barmanfs_catalog::{Backup, BackupStatus, Repository, ServerName};
 use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
 use serde::Serialize;
 
+use crate::commands::doubts::Doubts;
 use crate::error::Error;
 
 /// What can be recovered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Remains {
-    /// Complete backups of the server, with their WAL.
+    /// Complete backups of the server, with their WAL, without the doubtful ones.
     pub(super) done: usize,
+    /// Complete backups that are damaged or whose boot test failed.
+    pub(super) doubtful: usize,
     /// The end of the first of them.
     pub(super) earliest: Option<Place>,
     /// The end of what can be replayed on any of them.
@@ -37,12 +40,13 @@ impl Remains {
         repository: &Repository,
         server: &ServerName,
         backups: &[&Backup],
+        doubts: &Doubts,
     ) -> Result<Self, Error> {
-        let done: Vec<&Backup> = backups
+        let (done, doubtful): (Vec<&Backup>, Vec<&Backup>) = backups
             .iter()
             .filter(|backup| backup.status == BackupStatus::Done && backup.is_of_server())
             .copied()
-            .collect();
+            .partition(|backup| !doubts.concern(backup.id));
         let mut newest = None;
         // From the newest, as a recovery would be tried.
         for backup in done.iter().rev() {
@@ -54,6 +58,7 @@ impl Remains {
         let first = done.iter().min_by_key(|backup| backup.id);
         Ok(Self {
             done: done.len(),
+            doubtful: doubtful.len(),
             earliest: first.and_then(|backup| {
                 Some(Place {
                     time: backup.end_time,

@@ -1,0 +1,218 @@
+//! Backups that are known to be bad. The kind: `verify` or a boot test finds out that a backup cannot be relied on, and
+//! everything else goes on counting it: `delete` gives up the last good one for it, and `check` stays green.
+
+use crate::common::process::{Run, run};
+use crate::common::registry::topic;
+use crate::common::{Install, PgServer, Site};
+use serde_json::{Value, json};
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+
+topic! {
+    once a_damaged_backup_does_not_count_as_one_that_remains,
+    once check_fails_while_the_newest_backup_is_damaged,
+    once check_fails_while_the_newest_backup_did_not_boot,
+}
+
+/// A site with a good backup and a newer one that is damaged, which nobody knows yet.
+fn site_with_a_damaged_backup(install: &'static Install) -> (Site, PgServer, String, String) {
+    let (site, server) = Site::with_server(install);
+    let good = site.backup();
+    server.query(
+        "CREATE TABLE noise AS SELECT n, sha512(random()::text::bytea) FROM generate_series(1, 40000) n",
+    );
+    let bad = damaged_backup(&site, &server);
+    server.archive_current_segment();
+    (site, server, good, bad)
+}
+
+/// Takes a backup, and overwrites 40 kB of the largest pack that it adds.
+fn damaged_backup(site: &Site, server: &PgServer) -> String {
+    // So that no pack of WAL is the largest.
+    server.archive_current_segment();
+    let known = site.packs();
+    let id = site.backup();
+    let pack = site
+        .packs()
+        .into_iter()
+        .filter(|pack| !known.contains(pack))
+        .max_by_key(|pack| pack.metadata().map_or(0, |found| found.len()))
+        .expect("the backup added a pack");
+    let file = OpenOptions::new().write(true).open(pack).unwrap();
+    file.write_all_at(&[0x5a; 40_000], 100_000).unwrap();
+    id
+}
+
+/// The status of one line of `check --json`, and the hint.
+#[track_caller]
+fn check_line(told: &Run, name: &str) -> (String, String) {
+    let told: Value = serde_json::from_slice(&told.stdout).unwrap_or_else(|error| panic!("{error}: {told}"));
+    let lines = told["servers"][0]["checks"].as_array().expect("checks");
+    let line = lines
+        .iter()
+        .find(|line| line["name"] == name)
+        .unwrap_or_else(|| panic!("There is no line {name}: {told}"));
+    let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
+    (text("status"), text("hint"))
+}
+
+fn a_damaged_backup_does_not_count_as_one_that_remains(install: &'static Install) {
+    let (site, server, good, bad) = site_with_a_damaged_backup(install);
+    // Nothing is known of it yet.
+    site.ok(&["delete", "main", "oldest", "--dry-run"]);
+    site.barmanfs(&["verify"]).refused(3).says(&[&bad]);
+
+    for more in [&[][..], &["--dry-run"]] {
+        site.barmanfs(&[&["delete", "main", "oldest"], more].concat())
+            .refused(1)
+            .says(&["no complete backup would be left", &bad, "damaged", "--force"]);
+    }
+    let dry = site
+        .barmanfs(&["delete", "main", "oldest", "--dry-run", "--json"])
+        .refused(1);
+    let dry: Value = serde_json::from_slice(&dry.stdout).unwrap();
+    assert_eq!(dry["before"]["done"], 1, "{dry}");
+    assert_eq!(dry["before"]["doubtful"], 1, "{dry}");
+    assert_eq!(dry["after"]["done"], 0, "{dry}");
+    assert_eq!(dry["after"]["newest"], Value::Null, "{dry}");
+    assert_eq!(site.backup_ids(), [good.clone(), bad.clone()]);
+
+    // It does not count for the minimum either, which its own deletion does not touch.
+    site.write_config_of(&server, "minimum_redundancy = 1\n");
+    site.barmanfs(&["delete", "main", "oldest", "--force"])
+        .refused(1)
+        .says(&["minimum_redundancy is 1", "0 complete would be left"]);
+    let told = site.barmanfs(&["check", "main", "--json"]);
+    assert_eq!(check_line(&told, "minimum redundancy requirements").0, "OK");
+    site.write_config_of(&server, "minimum_redundancy = 2\n");
+    let told = site.barmanfs(&["check", "main", "--json"]);
+    assert_eq!(check_line(&told, "minimum redundancy requirements").0, "FAILED");
+    site.write_config_of(&server, "minimum_redundancy = 1\n");
+    site.barmanfs(&["delete", "main", &bad])
+        .ok()
+        .says(&["Left: 1 complete backup to recover from", &good]);
+    assert_eq!(site.backup_ids(), [good]);
+}
+
+fn check_fails_while_the_newest_backup_is_damaged(install: &'static Install) {
+    const NAME: &str = "damage of backups";
+    let (site, server, good, bad) = site_with_a_damaged_backup(install);
+    let told = site.barmanfs(&["check", "main", "--json"]).ok();
+    assert_eq!(check_line(&told, NAME).0, "OK");
+    site.barmanfs(&["verify"]).refused(3);
+
+    let remedy = [NAME, &bad, "verify main", "backup main --incremental never"];
+    site.barmanfs(&["check", "main"]).refused(3).says(&remedy);
+    site.barmanfs(&["check", "main", "--nagios"])
+        .refused(2)
+        .says(&[NAME]);
+    let told = site.barmanfs(&["check", "main", "--json"]).refused(3);
+    assert_eq!(check_line(&told, NAME).0, "FAILED");
+
+    let listed = site.ok(&["list-backups", "main"]);
+    let line = |id: &str| listed.lines().find(|line| line.contains(id)).unwrap().to_owned();
+    assert!(line(&bad).contains("damaged"), "{listed}");
+    assert!(!line(&good).contains("damaged"), "{listed}");
+    let listed: Vec<Value> = site
+        .backups()
+        .iter()
+        .map(|backup| backup["damaged"].clone())
+        .collect();
+    assert_eq!(listed, [json!(false), json!(true)]);
+    assert_eq!(site.json(&["show-backup", "main", &bad])["damaged"], true);
+    assert_eq!(site.json(&["show-backup", "main", &good])["damaged"], false);
+    site.barmanfs(&["show-backup", "main", &bad])
+        .ok()
+        .says(&["Damage", &format!("verify main {bad}")]);
+
+    let instead = format!("now,backup={good}");
+    site.barmanfs(&["explain", "main", "now"])
+        .ok()
+        .says(&["damaged", &bad, &instead]);
+    let explained = site.json(&["explain", "main", "now"]);
+    assert_eq!(explained["damaged"], true, "{explained}");
+    assert!(explained["notes"].to_string().contains(&instead), "{explained}");
+    let explained = site.json(&["explain", "main", &instead]);
+    assert_eq!(explained["damaged"], false, "{explained}");
+
+    // The next full backup brings what is damaged: then both are whole again, and what was found is no news any more.
+    site.ok(&["backup", "main", "--fast-checkpoint", "--incremental", "never"]);
+    server.archive_current_segment();
+    let told = site.barmanfs(&["check", "main", "--json"]).ok();
+    assert_eq!(check_line(&told, NAME).0, "OK");
+
+    // Where an older one is damaged for good, it is worth a look.
+    server.query("DROP TABLE noise");
+    server.query(
+        "CREATE TABLE more AS SELECT n, sha512(random()::text::bytea) FROM generate_series(1, 40000) n",
+    );
+    let bad = damaged_backup(&site, &server);
+    server.query("DROP TABLE more");
+    site.barmanfs(&["verify", "main", &bad]).refused(3);
+    site.ok(&["backup", "main", "--fast-checkpoint", "--incremental", "never"]);
+    server.archive_current_segment();
+    let told = site.barmanfs(&["check", "main", "--json"]);
+    let (status, hint) = check_line(&told, NAME);
+    assert_eq!(status, "WARNING", "{told}");
+    assert!(hint.contains(&bad), "{hint}");
+    // The index of it can be thrown away.
+    site.ok(&["rebuild-catalog"]);
+    let told = site.barmanfs(&["check", "main", "--json"]);
+    assert_eq!(check_line(&told, NAME).0, "WARNING", "{told}");
+    site.ok(&["delete", "main", &bad]);
+    let told = site.barmanfs(&["check", "main", "--json"]).ok();
+    assert_eq!(check_line(&told, NAME).0, "OK");
+}
+
+fn check_fails_while_the_newest_backup_did_not_boot(install: &'static Install) {
+    const NAME: &str = "boot tests";
+    let (site, server) = Site::with_server(install);
+    let first = site.backup();
+    let second = site.backup();
+    server.archive_current_segment();
+    let told = site.barmanfs(&["check", "main", "--json"]).ok();
+    assert_eq!(check_line(&told, NAME).0, "OK");
+    let boot = |id: &str, sql: &str| {
+        let file = site.write_file("check.sql", sql.as_bytes());
+        let bindir = install.bindir.to_str().unwrap();
+        let words = [
+            "verify",
+            "main",
+            id,
+            "--boot",
+            "--bindir",
+            bindir,
+            "--sql",
+            file.to_str().unwrap(),
+        ];
+        run(site
+            .barmanfs_command(&words)
+            .env("TMPDIR", site.make_directory("tmp")))
+    };
+    boot(&second, "SELECT * FROM nowhere;\n").refused(3);
+    site.barmanfs(&["check", "main"])
+        .refused(3)
+        .says(&[NAME, &second, "show-backup main", "--boot"]);
+    let told = site.barmanfs(&["check", "main", "--json"]).refused(3);
+    assert_eq!(check_line(&told, NAME).0, "FAILED");
+    site.barmanfs(&["check", "main", "--nagios"])
+        .refused(2)
+        .says(&[NAME]);
+    site.barmanfs(&["explain", "main", "now"])
+        .ok()
+        .says(&["boot test", &format!("now,backup={first}")]);
+    site.barmanfs(&["delete", "main", &first]).refused(1).says(&[
+        "no complete backup would be left",
+        &second,
+        "boot test",
+    ]);
+    // Only an older one.
+    site.backup();
+    server.archive_current_segment();
+    let told = site.barmanfs(&["check", "main", "--json"]);
+    assert_eq!(check_line(&told, NAME).0, "WARNING", "{told}");
+    // The newest test of a backup counts.
+    boot(&second, "SELECT 1;\n").ok();
+    let told = site.barmanfs(&["check", "main", "--json"]).ok();
+    assert_eq!(check_line(&told, NAME).0, "OK");
+}
