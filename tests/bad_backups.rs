@@ -12,6 +12,8 @@ topic! {
     once a_damaged_backup_does_not_count_as_one_that_remains,
     once check_fails_while_the_newest_backup_is_damaged,
     once check_fails_while_the_newest_backup_did_not_boot,
+    once a_backup_from_the_future_is_no_recent_one,
+    once files_from_the_future_have_not_just_been_written,
 }
 
 /// A site with a good backup and a newer one that is damaged, which nobody knows yet.
@@ -215,4 +217,48 @@ fn check_fails_while_the_newest_backup_did_not_boot(install: &'static Install) {
     boot(&second, "SELECT 1;\n").ok();
     let told = site.barmanfs(&["check", "main", "--json"]).ok();
     assert_eq!(check_line(&told, NAME).0, "OK");
+}
+
+fn a_backup_from_the_future_is_no_recent_one(install: &'static Install) {
+    const NAME: &str = "backup maximum age";
+    let (site, server) = Site::with_server(install);
+    let later = |days: u32, words: &str| {
+        let (program, config) = (site.program(), site.config());
+        site.sh(&format!(
+            "faketime -f +{days}d '{}' -c '{}' {words}",
+            program.display(),
+            config.display()
+        ))
+    };
+    later(300, "backup main --fast-checkpoint").ok();
+    server.archive_current_segment();
+    for limit in ["", "last_backup_maximum_age = 1 DAY\n"] {
+        site.write_config_of(&server, limit);
+        let (status, hint) = check_line(&later(40, "check main --json"), NAME);
+        assert_eq!(status, "WARNING", "{hint}");
+        assert!(hint.contains("future"), "{hint}");
+    }
+    let (status, hint) = check_line(&later(300, "check main --json"), NAME);
+    assert_eq!(status, "OK", "{hint}");
+}
+
+fn files_from_the_future_have_not_just_been_written(install: &'static Install) {
+    const NAME: &str = "waiting for archive_command";
+    let (site, server) = Site::with_server(install);
+    site.backup();
+    server.archive_current_segment();
+    server.query("ALTER SYSTEM SET archive_command = '/bin/false'");
+    server.query("SELECT pg_reload_conf()");
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    server.query("CREATE TABLE written AS SELECT generate_series(1, 1000) n; SELECT pg_switch_wal()");
+    let told = site.barmanfs(&["check", "main", "--json"]);
+    assert_eq!(check_line(&told, NAME).0, "OK", "{told}");
+    // As after the server's clock was set back.
+    site.sh(&format!(
+        "touch -d '3 days' '{}'/pg_wal/archive_status/*.ready",
+        server.data.display()
+    ))
+    .ok();
+    let told = site.barmanfs(&["check", "main", "--json"]);
+    assert_ne!(check_line(&told, NAME).0, "OK", "{told}");
 }

@@ -22,6 +22,8 @@ const RECENT: usize = 10;
 const INTERVALS_MIN: usize = 2;
 /// The interval that is taken for usual where there are too few backups to know.
 const ASSUMED_SECONDS: u64 = 7 * 24 * 3600;
+/// Clocks of two hosts that share a repository may differ by that much.
+const AHEAD_SECONDS_MAX: u64 = 300;
 /// No habit is that short.
 const SHORTEST_SECONDS: u64 = 1800;
 
@@ -85,7 +87,12 @@ fn age(facts: &Facts<'_>, done: &[&Backup]) -> Option<Line> {
             format!("interval provided: {limit}, and there is no complete backup"),
         ));
     };
-    let age = seconds_between(last.end_time.unwrap_or(last.begin_time), facts.now);
+    let ended = last.end_time.unwrap_or(last.begin_time);
+    let ahead = seconds_between(facts.now, ended);
+    if ahead > AHEAD_SECONDS_MAX {
+        return Some(Line::warning(AGE, from_the_future(facts, last, ahead)));
+    }
+    let age = seconds_between(ended, facts.now);
     let shown = output::duration(Duration::from_secs(age));
     let remedy = format!(
         "take one with '{}', and see why none was taken",
@@ -114,6 +121,17 @@ fn age(facts: &Facts<'_>, done: &[&Backup]) -> Option<Line> {
         AGE,
         format!("latest backup age: {shown}, and {why}: {remedy}; last_backup_maximum_age sets a limit"),
     ))
+}
+
+/// How old it is cannot be told, and it stays the newest until its time has come.
+fn from_the_future(facts: &Facts<'_>, backup: &Backup, ahead: u64) -> String {
+    format!(
+        "the latest backup, {id}, ended {} in the future by this host's clock: set the clock right; where it is right now, \
+         take another with 'barmanfs backup {server}', and delete this one: 'barmanfs delete {server} {id}'",
+        output::duration(Duration::from_secs(ahead)),
+        id = backup.id,
+        server = facts.server
+    )
 }
 
 /// The median of the last intervals between backups, in seconds; none where there are too few.

@@ -13,6 +13,8 @@ use crate::output;
 
 /// How long a completed segment may take to arrive.
 const GRACE_MICROS: i64 = 60 * 1_000_000;
+/// How far in the future a file's time may be: the server's files may be on another host.
+const AHEAD_MICROS_MAX: i64 = 300 * 1_000_000;
 /// Missing segments at which something is wrong, where the times of the server's files are not known: more than a busy
 /// server writes while an `archive_command` is at work.
 const LAG_SEGMENTS: usize = 16;
@@ -218,9 +220,14 @@ fn timeline(facts: &Facts) -> Option<Line> {
             TIMELINE,
             format!(
                 "the server writes timeline {timeline} at {}, and the archive has timeline {other}, which left it at {left}: \
-                 is 'conninfo' of the right server? See '{}'",
+                 is 'conninfo' of the right server? See '{}'; '{}' takes out a wrong history",
                 facts.flush_lsn,
-                facts.invocation.with(&format!("timeline {}", facts.server))
+                facts.invocation.with(&format!("timeline {}", facts.server)),
+                facts.invocation.with(&format!(
+                    "quarantine {} take {} --force",
+                    facts.server,
+                    WalName::History(other)
+                ))
             ),
         ));
     }
@@ -397,13 +404,14 @@ fn who_brings(facts: &Facts) -> String {
 }
 
 impl Facts {
-    /// Whether `time` is less than the grace ago, by the server's clock. What has no time is not.
+    /// Whether `time` is less than the grace ago, by the server's clock. What has no time is not, nor what is from the
+    /// future, as after the clock was set back.
     fn is_recent(&self, time: Option<TimestampMicros>) -> bool {
         let age = self
             .now
             .zip(time)
             .map(|(now, time)| now.unix_micros().saturating_sub(time.unix_micros()));
-        age.is_some_and(|age| age < GRACE_MICROS)
+        age.is_some_and(|age| (-AHEAD_MICROS_MAX..GRACE_MICROS).contains(&age))
     }
 
     fn written_at(&self, name: &WalName) -> Option<TimestampMicros> {
