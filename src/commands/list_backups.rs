@@ -299,6 +299,7 @@ pub(crate) mod tests {
         let listed = Listed {
             backup: backup(BackupStatus::Done),
             boot_test: Some(boot_test()),
+            damaged: true,
         };
         let value = listed.as_json().unwrap();
         assert_eq!(value["boot_test"]["outcome"], "failed");

@@ -127,10 +127,13 @@ fn age(facts: &Facts<'_>, done: &[&Backup]) -> Option<Line> {
 fn from_the_future(facts: &Facts<'_>, backup: &Backup, ahead: u64) -> String {
     format!(
         "the latest backup, {id}, ended {} in the future by this host's clock: set the clock right; where it is right now, \
-         take another with 'barmanfs backup {server}', and delete this one: 'barmanfs delete {server} {id}'",
+         take another with '{}', and delete this one: '{}'",
         output::duration(Duration::from_secs(ahead)),
+        facts.backup_command(),
+        facts
+            .invocation
+            .with(&format!("delete {} {}", facts.server, backup.id)),
         id = backup.id,
-        server = facts.server
     )
 }
 

@@ -6,44 +6,60 @@ use barmanfs_catalog::{Backup, BackupId, BackupStatus};
 
 use super::lines::Line;
 use crate::commands::doubts::Doubts;
+use crate::invocation::Invocation;
 use crate::output;
 
 const DAMAGE: &str = "damage of backups";
 const BOOT: &str = "boot tests";
 
 /// Both lines: FAILED where it concerns the newest complete backup, a warning where it concerns older ones alone.
-pub(super) fn findings(server: &str, backups: &[Backup], doubts: &Doubts) -> [Line; 2] {
+pub(super) fn findings(
+    invocation: &Invocation,
+    server: &str,
+    backups: &[Backup],
+    doubts: &Doubts,
+) -> [Line; 2] {
     let complete: Vec<BackupId> = backups
         .iter()
         .filter(|backup| backup.status == BackupStatus::Done)
         .map(|backup| backup.id)
         .collect();
     [
-        damage(server, &complete, &doubts.damaged),
-        boot(server, &complete, &doubts.not_booted),
+        damage(invocation, server, &complete, &doubts.damaged),
+        boot(invocation, server, &complete, &doubts.not_booted),
     ]
 }
 
-fn damage(server: &str, complete: &[BackupId], damaged: &BTreeSet<BackupId>) -> Line {
+fn damage(
+    invocation: &Invocation,
+    server: &str,
+    complete: &[BackupId],
+    damaged: &BTreeSet<BackupId>,
+) -> Line {
     let found = Found::among(complete, damaged);
     let Some(id) = found.newest else {
-        return Line::ok(DAMAGE, "none is known: 'barmanfs verify' looks for it");
+        return Line::ok(
+            DAMAGE,
+            format!("none is known: '{}' looks for it", invocation.with("verify")),
+        );
     };
     let remedy = format!(
-        "'barmanfs verify {server} {id}' names the files; 'barmanfs backup {server} --incremental never' stores again what \
-         the server still has of them"
+        "'{}' names the files; '{}' stores again what the server still has of them",
+        invocation.with(&format!("verify {server} {id}")),
+        invocation.with(&format!("backup {server} --incremental never"))
     );
     found.line(DAMAGE, "is damaged", "damaged", &remedy)
 }
 
-fn boot(server: &str, complete: &[BackupId], failed: &BTreeSet<BackupId>) -> Line {
+fn boot(invocation: &Invocation, server: &str, complete: &[BackupId], failed: &BTreeSet<BackupId>) -> Line {
     let found = Found::among(complete, failed);
     let Some(id) = found.newest else {
         return Line::ok(BOOT, "none has failed");
     };
     let remedy = format!(
-        "'barmanfs show-backup {server} {id}' says why; take another backup, and test it with 'barmanfs verify {server} \
-         latest --boot'"
+        "'{}' says why; take another backup, and test it with '{}'",
+        invocation.with(&format!("show-backup {server} {id}")),
+        invocation.with(&format!("verify {server} latest --boot"))
     );
     found.line(BOOT, "failed its boot test", "with a failed boot test", &remedy)
 }

@@ -68,7 +68,12 @@ pub(super) fn check(context: &Context<'_>, lines: &mut Lines) -> Option<Stored> 
         }));
         waiting(&repository, &backups, lines);
         failed(&backups, lines);
-        lines.extend(doubtful::findings(server.name.as_str(), &backups, &doubts));
+        lines.extend(doubtful::findings(
+            invocation,
+            server.name.as_str(),
+            &backups,
+            &doubts,
+        ));
         checksums(context, &backups, lines);
     }
     let timelines = timelines(&repository, context, lines);
