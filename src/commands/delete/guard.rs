@@ -39,10 +39,11 @@ pub(super) fn refusal(asked: &Asked<'_>) -> Option<Error> {
     if !asked.force && asked.after.done == 0 && (takes_away || takes_the_last) {
         return Some(last_one(asked));
     }
-    if takes_away {
-        if !asked.force && loses_the_newest(asked.before.newest.as_ref(), asked.after.newest.as_ref()) {
-            return Some(newest_lost(asked));
-        }
+    if takes_away
+        && !asked.force
+        && loses_the_newest(asked.before.newest.as_ref(), asked.after.newest.as_ref())
+    {
+        return Some(newest_lost(asked));
     }
     (!asked.force && !asked.clones.is_empty()).then(|| {
         Error::failed(format!(
