@@ -1,4 +1,4 @@
-//! What the README tells to put somewhere works there. The kind: a line that works in the shell of who wrote it, and not
+//! What README and docs tell to put somewhere works there. The kind: a line that works in the shell of who wrote it, and not
 //! where it is run: by cron, by PostgreSQL, by systemd, which have a `PATH` of their own.
 
 use crate::common::load::fill;
@@ -13,13 +13,21 @@ topic! {
     once scripts_find_the_newest_backup_first,
 }
 
-const README: &str = include_str!("../README.md");
+const TEXTS: [&str; 3] = [
+    include_str!("../README.md"),
+    include_str!("../docs/operation.md"),
+    include_str!("../docs/recovery.md"),
+];
 const INSTALLED: &str = "/usr/local/bin/barmanfs";
 
-/// The commands of the README's lines for cron.
+fn all_lines() -> impl Iterator<Item = &'static str> {
+    TEXTS.into_iter().flat_map(str::lines)
+}
+
+/// The commands of the lines for cron.
 fn cron_lines() -> Vec<&'static str> {
     let is_time = |word: &str| word.chars().all(|c| c.is_ascii_digit() || "*/,-".contains(c));
-    let lines = README.lines().filter_map(|line| {
+    let lines = all_lines().filter_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
         let is_cron =
             words.len() > 6 && words[..5].iter().all(|word| is_time(word)) && words[5] == "postgres";
@@ -34,7 +42,7 @@ fn lines_for_elsewhere_name_the_whole_path() {
         assert!(line.starts_with(INSTALLED), "{line}");
     }
     for key in ["archive_command = '", "restore_command = '", "ExecStart="] {
-        for line in README.lines().filter(|line| line.starts_with(key)) {
+        for line in all_lines().filter(|line| line.starts_with(key)) {
             assert!(line.contains(&format!("{key}{INSTALLED} ")), "{line}");
         }
     }
