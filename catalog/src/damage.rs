@@ -124,7 +124,7 @@ impl Search<'_> {
             Ok(true)
         };
         let mut walked = trees.chunks_of(&root.directory, &mut each);
-        let archive = self.repository.wal(&backup.server);
+        let archive = self.repository.wal(backup.archive());
         for segment in backup.needed_wal() {
             if walked.is_err() {
                 break;
