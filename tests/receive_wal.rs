@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use trouble::{
     a_full_disk_is_waited_out, a_network_that_loses_messages_loses_no_wal,
-    after_a_gap_it_begins_anew_when_told, another_segment_in_the_archive_stops_nothing,
+    after_a_gap_it_begins_anew_when_told, another_segment_in_the_archive_loses_nothing,
 };
 
 topic! {
@@ -30,7 +30,7 @@ topic! {
     edges killed_it_goes_on_where_it_was,
     edges a_server_that_stops_and_starts_is_followed,
     once a_network_that_loses_messages_loses_no_wal,
-    once another_segment_in_the_archive_stops_nothing,
+    once another_segment_in_the_archive_loses_nothing,
     once a_full_disk_is_waited_out(as_root),
     edges a_promoted_standby_is_followed,
     edges what_a_lost_primary_had_sent_is_kept,

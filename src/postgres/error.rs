@@ -263,7 +263,7 @@ impl ServerError {
                 b'C' => error.code = text,
                 b'M' => error.message = text,
                 b'D' => error.detail = Some(text),
-                b'H' => error.hint = Some(text),
+                b'H' => error.hint = Some(one_line(&text)),
                 _ => {}
             }
         }

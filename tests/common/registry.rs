@@ -72,11 +72,11 @@ pub(crate) const fn edges(name: &'static str, body: fn(&'static Install)) -> Tes
     }
 }
 
-/// A test that runs with each PostgreSQL from 17 on.
+/// A test that runs with the oldest and the newest PostgreSQL of those from 17 on.
 pub(crate) const fn since_17(name: &'static str, body: fn(&'static Install)) -> Test {
     Test {
         majors: (17, u32::MAX),
-        ..with_postgres(name, body)
+        ..edges(name, body)
     }
 }
 
@@ -128,13 +128,16 @@ impl Test {
 
     /// Whether this test runs with this major version, of those that are found.
     fn runs_with(self, major: u32, installs: &[Install]) -> bool {
-        let is_newest = installs.iter().all(|other| other.major <= major);
-        let is_oldest = installs.iter().all(|other| other.major >= major);
+        let fits = |major: u32| (self.majors.0..self.majors.1).contains(&major);
+        let mut others = installs.iter().filter(|install| fits(install.major));
+        let is_newest = others.clone().all(|other| other.major <= major);
+        let is_oldest = others.all(|other| other.major >= major);
         match self.body {
             Body::Alone(_) => false,
+            _ if !fits(major) => false,
             Body::Once(_) => is_newest,
             Body::Edges(_) => is_newest || is_oldest,
-            Body::WithPostgres(_) => (self.majors.0..self.majors.1).contains(&major),
+            Body::WithPostgres(_) => true,
         }
     }
 }

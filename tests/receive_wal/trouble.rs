@@ -47,7 +47,8 @@ pub(super) fn a_network_that_loses_messages_loses_no_wal(install: &'static Insta
     assert!(receiver.log().contains("next try in"), "{}", receiver.log());
 }
 
-pub(super) fn another_segment_in_the_archive_stops_nothing(install: &'static Install) {
+/// A fork: nothing is mixed into the archive, and nothing that was received is lost until somebody decides.
+pub(super) fn another_segment_in_the_archive_loses_nothing(install: &'static Install) {
     let (site, server) = streaming_site(install, STREAMING, "");
     let receiver = Receiver::start(&site);
     until("it streams", || streams(&server).contains("streaming"));
@@ -76,8 +77,12 @@ pub(super) fn another_segment_in_the_archive_stops_nothing(install: &'static Ins
     site.ok(&["wal-archive", "main", &path.to_string_lossy()]);
     let receiver = Receiver::start(&site);
     let last = fill_segments(&server, 2);
-    wait_for(&site, &last);
+    until(&format!("segment {last} is put aside"), || {
+        let listed = site.barmanfs(&["quarantine", "main", "list"]);
+        listed.text().contains(&last)
+    });
     receiver.says("other content");
+    site.barmanfs(&["check", "main"]).refused(3).says(&["history"]);
     let kept = site
         .barmanfs(&["get-wal", "main", &format!("{partial}.partial")])
         .ok();
