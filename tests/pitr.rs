@@ -23,8 +23,8 @@ topic! {
 }
 
 /// Targets tried with the newest version, and with each other one.
-const TARGETS: usize = 30;
-const TARGETS_OF_OLDER: usize = 12;
+const TARGETS: usize = 24;
+const TARGETS_OF_OLDER: usize = 8;
 
 /// Copies what is under `pitr/<target>`.
 fn copy_of(site: &Site, mount: &Mount, install: &'static Install, target: &str) -> PgServer {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 topic! {
     alone a_watcher_sees_every_access,
-    with_postgres nothing_of_the_original_is_touched_whatever_its_files_say,
+    edges nothing_of_the_original_is_touched_whatever_its_files_say,
     edges no_library_archives_for_a_copy,
     once included_files_are_confined_by_postgresqls_own_rules,
 }
