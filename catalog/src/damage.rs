@@ -65,7 +65,7 @@ pub(crate) fn damaged_packs(db: &Connection) -> Result<BTreeMap<i64, BTreeSet<Ch
     Ok(packs)
 }
 
-/// The chunks of which no place is good: what a verification found, and what stands on it. While nothing is damaged, that
+/// The chunks of which no place is good: what a verification found, and the deltas based on it. While nothing is damaged, that
 /// costs one look-up; else a look at each chunk.
 fn lost_chunks(db: &Connection) -> Result<HashSet<ChunkId>> {
     let mut lost = HashSet::new();
@@ -77,7 +77,7 @@ fn lost_chunks(db: &Connection) -> Result<HashSet<ChunkId>> {
     if lost.is_empty() {
         return Ok(lost);
     }
-    // A base stands on no other chunk.
+    // A base is never a delta itself.
     let mut deltas = db.prepare_cached("SELECT id, base FROM chunks WHERE base IS NOT NULL")?;
     let mut rows = deltas.query([])?;
     let mut standing = Vec::new();
@@ -180,14 +180,13 @@ impl Repository {
             // One at a time: a pack of small chunks that is gone as a whole makes a record of megabytes.
             let next = self.db.read(|db| {
                 let mut next = db.prepare_cached(
-                    "SELECT seq, id, payload FROM records WHERE kind = ?1 AND seq > ?2
+                    "SELECT id, payload, seq FROM records WHERE kind = ?1 AND seq > ?2
                      AND id NOT IN (SELECT annulled FROM deletions) ORDER BY seq LIMIT 1",
                 )?;
                 let mut rows = next.query(params![kind::DAMAGE, last])?;
                 let Some(row) = rows.next()? else { return Ok(None) };
-                let id = RecordId(row.get(1)?);
-                let payload = row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?;
-                Ok(Some((row.get(0)?, id, records::parse(id, payload)?)))
+                let (id, places) = records::of_row(row)?;
+                Ok(Some((row.get(2)?, id, places)))
             })?;
             let Some((seq, id, places)) = next else {
                 return Ok(());

@@ -8,7 +8,7 @@
 use barmanfs_pg::{SystemId, TimestampMicros};
 use barmanfs_store::layout::MAX_RECORD_BYTES;
 use barmanfs_store::{ChunkId, ClosedPack, PackedChunk, Record, RecordId};
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -85,6 +85,18 @@ pub(crate) fn record<T: Serialize>(kind: u8, body: &T) -> Result<Record> {
         )));
     }
     Ok(Record { id, kind, payload })
+}
+
+/// Reads a record from a row that begins with its id and its payload.
+pub(crate) fn of_row<T: DeserializeOwned>(row: &Row<'_>) -> Result<(RecordId, T)> {
+    let (id, payload) = id_and_payload(row)?;
+    Ok((id, parse(id, payload)?))
+}
+
+/// The same for a record that may be unreadable: its id is known all the same.
+pub(crate) fn id_and_payload<'a>(row: &'a Row<'_>) -> Result<(RecordId, &'a [u8])> {
+    let payload = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
+    Ok((RecordId(row.get(0)?), payload))
 }
 
 /// Reads a record's payload.

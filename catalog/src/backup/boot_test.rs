@@ -179,8 +179,7 @@ pub(super) fn records_of(db: &Connection, backup: &[RecordId]) -> Result<Vec<Rec
     let mut rows = query.query([kind::BOOT_TEST])?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
-        let id = RecordId(row.get(0)?);
-        let payload = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
+        let (id, payload) = records::id_and_payload(row)?;
         if records::parse::<BootTestRecord>(id, payload).is_ok_and(|record| backup.contains(&record.of)) {
             found.push(id);
         }

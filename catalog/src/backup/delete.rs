@@ -168,8 +168,7 @@ impl Repository {
             let mut rows = query.query([kind::BACKUP])?;
             let mut found = Vec::new();
             while let Some(row) = rows.next()? {
-                let id = RecordId(row.get(0)?);
-                let payload = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
+                let (id, payload) = records::id_and_payload(row)?;
                 match records::parse::<Backup>(id, payload) {
                     Ok(other) if (&other.server, other.id) == (&backup.server, backup.id) => found.push(id),
                     // An unreadable record is no backup anybody could see.

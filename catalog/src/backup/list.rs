@@ -94,8 +94,7 @@ fn recorded(db: &Connection, server: &ServerName) -> Result<Vec<Backup>> {
     let mut rows = query.query([server.as_str()])?;
     let mut backups = Vec::new();
     while let Some(row) = rows.next()? {
-        let id = RecordId(row.get(0)?);
-        let payload = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
+        let (id, payload) = records::id_and_payload(row)?;
         backups.push(from_record(db, id, payload)?);
     }
     Ok(backups)

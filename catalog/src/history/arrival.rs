@@ -105,23 +105,21 @@ impl Repository {
 
     /// Whether these bytes are kept apart under this name.
     pub(crate) fn is_of_left_history(&self, file: &WalFile) -> Result<bool> {
-        let records: Vec<(barmanfs_store::RecordId, Vec<u8>)> = self.db.read(|db| {
+        self.db.read(|db| {
             let mut query = db.prepare_cached(
                 "SELECT r.id, r.payload FROM decisions s JOIN wal w ON w.server = s.archive AND w.name = ?2
                  JOIN records r ON r.seq = w.record JOIN placed p ON p.id = r.id AND p.archive = s.archive
                  WHERE s.server = ?1",
             )?;
-            let rows = query.query_map(params![file.server.as_str(), file.name.to_string()], |row| {
-                Ok((barmanfs_store::RecordId(row.get(0)?), row.get(1)?))
-            })?;
-            Ok(rows.collect::<rusqlite::Result<_>>()?)
-        })?;
-        for (id, payload) in records {
-            if records::parse::<WalFile>(id, &payload)?.map == file.map {
-                return Ok(true);
+            let mut rows = query.query(params![file.server.as_str(), file.name.to_string()])?;
+            while let Some(row) = rows.next()? {
+                let (_, left) = records::of_row::<WalFile>(row)?;
+                if left.map == file.map {
+                    return Ok(true);
+                }
             }
-        }
-        Ok(false)
+            Ok(false)
+        })
     }
 
     /// Whether its first record names another one than the last of the segment before, or its own last one is not what the
@@ -197,7 +195,7 @@ impl Repository {
     }
 }
 
-/// Behind `pg_resetwal` the log begins anew, in the same history: no record is named.
+/// Behind `pg_resetwal` a new log begins in the same history: no record is named.
 fn is_linked(first: &FirstRecord) -> bool {
     first.previous != Lsn::INVALID
 }

@@ -163,14 +163,13 @@ pub(crate) fn placed_in(db: &Connection, id: RecordId) -> Result<Option<ServerNa
 /// so all that is there by then is older.
 fn share_all(db: &Connection, record: &HistoryRecord) -> Result<()> {
     let mut query = db.prepare(
-        "SELECT r.seq, r.id, r.payload FROM wal w JOIN records r ON r.seq = w.record WHERE w.server = ?1",
+        "SELECT r.id, r.payload, r.seq FROM wal w JOIN records r ON r.seq = w.record WHERE w.server = ?1",
     )?;
     let mut rows = query.query([record.server.as_str()])?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
-        let (seq, id) = (row.get(0)?, RecordId(row.get(1)?));
-        let payload = row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?;
-        found.push((seq, id, records::parse::<WalFile>(id, payload)?));
+        let (id, file) = records::of_row::<WalFile>(row)?;
+        found.push((row.get(2)?, id, file));
     }
     drop(rows);
     for (seq, id, file) in found {

@@ -26,11 +26,9 @@ impl Repository {
             let mut rows = query.query([server.as_str()])?;
             let mut found = Vec::new();
             while let Some(row) = rows.next()? {
-                let id = RecordId(row.get(0)?);
-                let payload = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
+                let (id, record) = records::of_row::<HistoryRecord>(row)?;
                 let restart: Option<bool> = row.get(2)?;
                 let decided = restart.map(|restart| if restart { Decided::Restart } else { Decided::Keep });
-                let record: HistoryRecord = records::parse(id, payload)?;
                 if let Event::Fork { why, found_by } = record.event {
                     found.push(Fork {
                         id,
@@ -174,9 +172,7 @@ impl Repository {
             let mut rows = query.query([server.as_str()])?;
             let mut found = Vec::new();
             while let Some(row) = rows.next()? {
-                let id = RecordId(row.get(0)?);
-                let payload = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
-                found.push((id, records::parse(id, payload)?));
+                found.push(records::of_row(row)?);
             }
             Ok(found)
         })

@@ -2,7 +2,6 @@
 
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{TimelineId, TimestampMicros};
-use barmanfs_store::RecordId;
 use barmanfs_store::tree::FileReader;
 use rusqlite::{OptionalExtension, Row, params};
 
@@ -279,11 +278,10 @@ fn wal_entry(row: &Row<'_>) -> Result<WalEntry> {
 
 /// A file from its record; the row holds the record's id and payload.
 fn wal_file(row: &Row<'_>) -> Result<WalFile> {
-    let id = RecordId(row.get(0)?);
-    let payload = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
+    let (id, file) = records::of_row(row)?;
     Ok(WalFile {
         record: Some(id),
-        ..records::parse(id, payload)?
+        ..file
     })
 }
 
@@ -294,9 +292,7 @@ fn quarantine_rows(
     let mut rows = query.query(parameters)?;
     let mut kept = Vec::new();
     while let Some(row) = rows.next()? {
-        let id = RecordId(row.get(0)?);
-        let payload = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
-        let mut one: QuarantinedWal = records::parse(id, payload)?;
+        let (id, mut one) = records::of_row::<QuarantinedWal>(row)?;
         one.file.record = Some(id);
         kept.push(one);
     }

@@ -288,8 +288,7 @@ impl Repository {
             let mut rows = query.query(rusqlite::params![kind::WAL, name])?;
             let mut found = Vec::new();
             while let Some(row) = rows.next()? {
-                let id = RecordId(row.get(0)?);
-                let payload = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
+                let (id, payload) = records::id_and_payload(row)?;
                 // One that cannot be read is in no archive.
                 if let Ok(other) = records::parse::<WalFile>(id, payload)
                     && (&other.server, other.name) == (&file.server, file.name)

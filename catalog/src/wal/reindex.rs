@@ -121,7 +121,7 @@ impl Writer {
         })
     }
 
-    /// The same for some segments, whoever made their index.
+    /// The same for some segments, also where their index is from this release.
     #[cfg(test)]
     pub(crate) fn reindex_these(&self, server: &ServerName, names: &[WalName]) -> Result<()> {
         for name in names {
