@@ -137,9 +137,7 @@ fn fill(directory: &Path, margin: u64) -> io::Result<()> {
     let system = statvfs(directory)?;
     // Some file systems have no limit, and say 0.
     if system.f_files > 0 && system.f_favail > FILES as u64 {
-        for path in spare_files(directory) {
-            let _ = File::create_new(path);
-        }
+        make_spare_files(directory);
     }
     let of = |blocks: u64| blocks.saturating_mul(system.f_frsize);
     let wanted = match of(system.f_blocks) < SMALL_FILE_SYSTEM {
@@ -203,8 +201,20 @@ fn write_noise(mut file: &File, from: u64, bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn spare_files(directory: &Path) -> impl Iterator<Item = PathBuf> + '_ {
+/// The spare files. The first is made last and removed first: while it is there, all are.
+fn spare_files(directory: &Path) -> impl DoubleEndedIterator<Item = PathBuf> + '_ {
     (0..FILES).map(move |n| directory.join(format!("{RESERVE}.{n}")))
+}
+
+/// Each writer comes here, so one look decides whether there is something to do.
+fn make_spare_files(directory: &Path) {
+    let first = spare_files(directory).next();
+    if first.is_some_and(|path| std::fs::symlink_metadata(path).is_ok()) {
+        return;
+    }
+    for path in spare_files(directory).rev() {
+        let _ = File::create_new(path);
+    }
 }
 
 /// Gives up a step of the reserve; whether there was any left.

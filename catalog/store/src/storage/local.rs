@@ -84,12 +84,9 @@ impl LocalPacks {
         directory.join(SPARE)
     }
 
-    /// The file a pack is written into, under its temporary name, and locked. The lock is held until the file is closed,
-    /// by this process's end at the latest: it tells a living writer's file from an abandoned one.
-    fn create_locked(&self, temporary: &Path) -> Result<File> {
-        if let Some(file) = self.take_spare(temporary) {
-            return Ok(file);
-        }
+    /// A file for a pack, under its temporary name, and locked. The lock is held until the file is closed, by this process's
+    /// end at the latest: it tells a living writer's file from an abandoned one.
+    fn create_locked(temporary: &Path) -> Result<File> {
         let file = OpenOptions::new().write(true).create_new(true).open(temporary);
         let file = file.map_err(|source| Error::io("create", temporary, source))?;
         match file.lock() {
@@ -161,8 +158,15 @@ impl PackStorage for LocalPacks {
         let temporary = self
             .directory
             .join(format!("{TEMPORARY_PREFIX}{id}{TEMPORARY_SUFFIX}"));
+        let spare = self.take_spare(&temporary);
+        let was_spare = spare.is_some();
+        let file = match spare {
+            Some(file) => file,
+            None => Self::create_locked(&temporary)?,
+        };
         let upload = LocalUpload {
-            file: BufWriter::with_capacity(WRITE_BUFFER_BYTES, self.create_locked(&temporary)?),
+            file: BufWriter::with_capacity(WRITE_BUFFER_BYTES, file),
+            was_spare,
             temporary,
             path: self.path(id),
             finished: false,
@@ -284,6 +288,8 @@ const EUCLEAN: i32 = 117;
 #[derive(Debug)]
 struct LocalUpload {
     file: BufWriter<File>,
+    /// More may be allocated to the file than the pack needs.
+    was_spare: bool,
     temporary: PathBuf,
     path: PathBuf,
     finished: bool,
@@ -301,9 +307,12 @@ impl PackUpload for LocalUpload {
             .flush()
             .map_err(|source| Error::io("write", &self.temporary, source))?;
         let file = self.file.get_ref();
-        // What a spare has allocated behind its end is given back: a file's length set once more does that.
-        file.metadata()
-            .and_then(|found| file.set_len(found.len()))
+        let give_back = || match self.was_spare {
+            // A file's length set once more frees what is allocated behind its end.
+            true => file.set_len(file.metadata()?.len()),
+            false => Ok(()),
+        };
+        give_back()
             .and_then(|()| file.sync_data())
             .map_err(|source| Error::io("sync", &self.temporary, source))?;
         let directory = self.path.parent().unwrap_or(Path::new("."));
