@@ -36,9 +36,6 @@ const PAGE_BYTES: u64 = 8192;
 /// How many segments are looked at backwards for the place where two histories part.
 const LOOKED_BACK: u64 = 256;
 
-/// The first version that says in `in_hot_standby` whether it is a standby.
-const FIRST_IN_HOT_STANDBY: u32 = 14;
-
 /// Where two histories of one timeline part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Fork {
@@ -106,7 +103,7 @@ pub(crate) fn of_archive(
         return Ok(Lineage::Unknown);
     }
     // A standby may be behind the archive, a primary never is.
-    if is_standby(look.connection, cluster)? {
+    if look.connection.is_in_recovery()? {
         return Ok(Lineage::Unknown);
     }
     Ok(Lineage::Other(Fork {
@@ -117,16 +114,6 @@ pub(crate) fn of_archive(
             now.flush_lsn
         ),
     }))
-}
-
-fn is_standby(connection: &mut Connection, cluster: &ServerSettings) -> Result<bool, Error> {
-    // Before there was the one, the other is on in recovery, and where somebody has made it the default.
-    let name = if cluster.version.major() >= FIRST_IN_HOT_STANDBY {
-        "in_hot_standby"
-    } else {
-        "transaction_read_only"
-    };
-    Ok(connection.show(name)? == "on")
 }
 
 /// Makes sure that the server still has the history of `parent`, a backup on its timeline or on one before.
@@ -183,7 +170,7 @@ pub(super) fn prove(
                 parent.id
             );
             // A standby may be behind the backup, a primary never is.
-            match is_standby(look.connection, cluster)? {
+            match look.connection.is_in_recovery().map_err(Error::from)? {
                 true => Err(NoIncrement::Impossible(reason)),
                 false => Err(NoIncrement::Changed(reason)),
             }
