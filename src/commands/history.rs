@@ -4,7 +4,7 @@ use barmanfs_catalog::{Decided, Fork, HistoryReport, Repository, ServerName};
 use barmanfs_pg::{Lsn, TimelineId};
 
 use super::App;
-use crate::cli::{HistoryArgs, HistoryCommand, HistoryDecisionArgs};
+use crate::cli::history::{HistoryArgs, HistoryCommand, HistoryDecisionArgs};
 use crate::error::{Error, Outcome};
 use crate::output::{self, Output, Style};
 
@@ -103,10 +103,23 @@ fn show(out: &mut Output, report: &HistoryReport) -> Result<(), Error> {
     Ok(())
 }
 
-fn restart(app: &mut App, server: &str, args: &HistoryDecisionArgs) -> Result<(), Error> {
+/// A place on a timeline; on the only one that has forks where none is named.
+type Place = (Option<TimelineId>, Lsn);
+
+/// What a decision begins with.
+fn decision(
+    app: &App,
+    server: &str,
+    args: &HistoryDecisionArgs,
+) -> Result<(Repository, ServerName, Place), Error> {
     let repository = app.repository_for_writing()?;
     let server = app.known_server(&repository, server)?;
-    let (timeline, lsn) = place(args)?;
+    let place = place(args)?;
+    Ok((repository, server, place))
+}
+
+fn restart(app: &mut App, server: &str, args: &HistoryDecisionArgs) -> Result<(), Error> {
+    let (repository, server, (timeline, lsn)) = decision(app, server, args)?;
     let done = repository
         .writer(&format!("history of {server}"))?
         .restart_history(&server, timeline, lsn)?;
@@ -138,9 +151,7 @@ fn restart(app: &mut App, server: &str, args: &HistoryDecisionArgs) -> Result<()
 }
 
 fn keep(app: &mut App, server: &str, args: &HistoryDecisionArgs) -> Result<(), Error> {
-    let repository = app.repository_for_writing()?;
-    let server = app.known_server(&repository, server)?;
-    let (timeline, lsn) = place(args)?;
+    let (repository, server, (timeline, lsn)) = decision(app, server, args)?;
     let settled = repository
         .writer(&format!("history of {server}"))?
         .keep_history(&server, timeline, lsn)?;
@@ -156,7 +167,7 @@ fn keep(app: &mut App, server: &str, args: &HistoryDecisionArgs) -> Result<(), E
     ))
 }
 
-fn place(args: &HistoryDecisionArgs) -> Result<(Option<TimelineId>, Lsn), Error> {
+fn place(args: &HistoryDecisionArgs) -> Result<Place, Error> {
     let lsn = args.at.parse().map_err(|_| {
         Error::usage(format!(
             "'{}' is no LSN, like 0/5A3F10C8",
