@@ -100,7 +100,7 @@ pub(super) fn find(repository: &Repository, spool: &Spool, server: &Server<'_>) 
             "The server's WAL ends at {}, but WAL up to {} has been received",
             server.flush_lsn, start.lsn
         ))
-        .hint("Is it a standby that lags? If it was put back to an earlier state, 'barmanfs history' tells and decides which one counts; then 'receive-wal --reset' begins anew"));
+        .hint("Is it a standby that lags? If it was put back to an earlier state, 'barmanfs history' tells and decides which one counts; then 'receive-wal --reset' starts again at its current segment"));
     }
     Ok(start)
 }
@@ -115,7 +115,7 @@ fn unfinished(spool: &Spool, server: &Server<'_>) -> Result<Option<SegmentName>,
                 server.history.timeline(),
                 segment.timeline
             ))
-            .hint("Does the connection string lead to an old primary? If this is the right server, 'receive-wal --reset' begins anew"));
+            .hint("Does the connection string lead to an old primary? If this is the right server, 'receive-wal --reset' starts again"));
         }
         if server.has(segment) {
             found = Some(segment);

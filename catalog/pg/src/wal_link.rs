@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn a_header_may_cross_a_page() {
-        // 8 bytes of it stand on the first page, the link behind the second page's header.
+        // The first page holds 8 bytes of it, the link follows the second page's header.
         let mut bytes = segment(8192 - 40 - 8, [3, 1]);
         bytes[8184..8188].copy_from_slice(&100_u32.to_le_bytes());
         bytes[8192 + 24..8192 + 32].copy_from_slice(&0xF4_u64.to_le_bytes());
