@@ -34,13 +34,10 @@ fn damaged_backup(site: &Site, server: &PgServer) -> String {
     server.archive_current_segment();
     let known = site.packs();
     let id = site.backup();
-    let pack = site
-        .packs()
-        .into_iter()
-        .filter(|pack| !known.contains(pack))
-        .max_by_key(|pack| pack.metadata().map_or(0, |found| found.len()))
-        .expect("the backup added a pack");
-    let file = OpenOptions::new().write(true).open(pack).unwrap();
+    let file = OpenOptions::new()
+        .write(true)
+        .open(site.largest_pack(&known))
+        .unwrap();
     file.write_all_at(&[0x5a; 40_000], 100_000).unwrap();
     id
 }
@@ -48,12 +45,7 @@ fn damaged_backup(site: &Site, server: &PgServer) -> String {
 /// The status of one line of `check --json`, and the hint.
 #[track_caller]
 fn check_line(told: &Run, name: &str) -> (String, String) {
-    let told: Value = serde_json::from_slice(&told.stdout).unwrap_or_else(|error| panic!("{error}: {told}"));
-    let lines = told["servers"][0]["checks"].as_array().expect("checks");
-    let line = lines
-        .iter()
-        .find(|line| line["name"] == name)
-        .unwrap_or_else(|| panic!("There is no line {name}: {told}"));
+    let line = crate::common::site::check_line(told, name);
     let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
     (text("status"), text("hint"))
 }
@@ -222,23 +214,15 @@ fn check_fails_while_the_newest_backup_did_not_boot(install: &'static Install) {
 fn a_backup_from_the_future_is_no_recent_one(install: &'static Install) {
     const NAME: &str = "backup maximum age";
     let (site, server) = Site::with_server(install);
-    let later = |days: u32, words: &str| {
-        let (program, config) = (site.program(), site.config());
-        site.sh(&format!(
-            "faketime -f +{days}d '{}' -c '{}' {words}",
-            program.display(),
-            config.display()
-        ))
-    };
-    later(300, "backup main --fast-checkpoint").ok();
+    site.in_days(300, "backup main --fast-checkpoint").ok();
     server.archive_current_segment();
     for limit in ["", "last_backup_maximum_age = 1 DAY\n"] {
         site.write_config_of(&server, limit);
-        let (status, hint) = check_line(&later(40, "check main --json"), NAME);
+        let (status, hint) = check_line(&site.in_days(40, "check main --json"), NAME);
         assert_eq!(status, "WARNING", "{hint}");
         assert!(hint.contains("future"), "{hint}");
     }
-    let (status, hint) = check_line(&later(300, "check main --json"), NAME);
+    let (status, hint) = check_line(&site.in_days(300, "check main --json"), NAME);
     assert_eq!(status, "OK", "{hint}");
 }
 

@@ -220,12 +220,7 @@ fn damage_is_found_by_what_reads_it(install: &'static Install) {
     let path = server.query("SELECT pg_relation_filepath('noise')");
     let known = site.packs();
     let id = site.backup();
-    let pack = site
-        .packs()
-        .into_iter()
-        .filter(|pack| !known.contains(pack))
-        .max_by_key(|pack| pack.metadata().map_or(0, |found| found.len()))
-        .unwrap();
+    let pack = site.largest_pack(&known);
     flip_byte(&pack, pack.metadata().unwrap().len() / 2);
     site.barmanfs(&["verify", "main", &id]).refused(3).says(&[&path]);
 

@@ -5,6 +5,7 @@
 use crate::common::load::fill;
 use crate::common::process::until;
 use crate::common::registry::topic;
+use crate::common::site::check_line;
 use crate::common::{Install, PgServer, Site};
 use serde_json::Value;
 use std::time::Duration;
@@ -79,14 +80,7 @@ fn wait_until_done(server: &PgServer, name: &str) {
 /// The check's line of this name, from its JSON.
 #[track_caller]
 fn line(site: &Site, name: &str) -> Value {
-    let run = site.barmanfs(&["check", "main", "--json"]);
-    let told: Value = serde_json::from_slice(&run.stdout).unwrap_or_else(|error| panic!("{error}: {run}"));
-    let servers = told.get("servers").unwrap_or(&told);
-    let lines = servers[0]["checks"].as_array().expect("checks").clone();
-    lines
-        .into_iter()
-        .find(|line| line["name"] == name)
-        .unwrap_or_else(|| panic!("No line '{name}': {run}"))
+    check_line(&site.barmanfs(&["check", "main", "--json"]), name)
 }
 
 #[track_caller]
@@ -297,34 +291,23 @@ fn an_idle_server_raises_no_alarm(install: &'static Install) {
 /// The clock of the program is put forward; the server's goes on.
 fn what_is_old_small_or_too_little_is_told(install: &'static Install) {
     let (site, server) = green_site(install);
-    let status_in = |days: u32, name: &str| {
-        let (program, config) = (site.program(), site.config());
-        let run = site.sh(&format!(
-            "faketime -f +{days}d '{}' -c '{}' check main --json",
-            program.display(),
-            config.display()
-        ));
-        let told: Value =
-            serde_json::from_slice(&run.stdout).unwrap_or_else(|error| panic!("{error}: {run}"));
-        let lines = told["servers"][0]["checks"].as_array().expect("checks").clone();
-        let line = lines.into_iter().find(|line| line["name"] == name);
-        line.map_or_else(|| "absent".to_owned(), |line| line["status"].to_string())
-    };
+    let status_in =
+        |days: u32, name: &str| check_line(&site.in_days(days, "check main --json"), name)["status"].clone();
     let with = |lines: &str| site.write_config_of(&server, lines);
 
     // Without a limit, of itself: two weeks are too long where nothing says what is usual.
     let age = "backup maximum age";
-    assert_eq!(status_in(13, age), "\"OK\"");
-    assert_eq!(status_in(15, age), "\"WARNING\"");
+    assert_eq!(status_in(13, age), "OK");
+    assert_eq!(status_in(15, age), "WARNING");
     with("last_backup_maximum_age = 2 DAYS\nlast_wal_maximum_age = 1 DAY\n");
-    assert_eq!(status_in(1, age), "\"OK\"");
-    assert_eq!(status_in(3, age), "\"FAILED\"");
+    assert_eq!(status_in(1, age), "OK");
+    assert_eq!(status_in(3, age), "FAILED");
     // WAL is old only where there is some that has not arrived.
     let wal = "wal maximum age";
-    assert_eq!(status_in(2, wal), "\"OK\"");
+    assert_eq!(status_in(2, wal), "OK");
     server.query("CREATE TABLE written AS SELECT generate_series(1, 1000) n; CHECKPOINT");
-    assert_eq!(status_in(2, wal), "\"FAILED\"");
-    assert_eq!(status_in(0, wal), "\"OK\"");
+    assert_eq!(status_in(2, wal), "FAILED");
+    assert_eq!(status_in(0, wal), "OK");
 
     with("last_backup_minimum_size = 1Mi\nminimum_redundancy = 1\n");
     site.ok(&["check", "main"]);

@@ -2,11 +2,12 @@
 //! cluster archive under one name. And the kin of it: files changed behind WAL's back.
 //!
 //! What must hold: a backup that is DONE restores to exactly what its server had, by a digest of all rows; nothing is
-//! built on a history that is gone; WAL of two histories is never mixed; what was archived reads back; and whoever looks
-//! is told at once. What is no other history (a restart, a crash, a standby, recycled WAL) is never taken for one.
+//! built on a history that is gone; WAL of two histories is never mixed; what was archived reads back; and each
+//! command that shows the server says so at once. What is no other history (a restart, a crash, a standby, recycled WAL) is never taken for one.
 
 use crate::common::process::{Run, run, until};
 use crate::common::registry::topic;
+use crate::common::standby::{catch_up, standby_of};
 use crate::common::{Install, Mount, PgServer, Site};
 use crate::receive_wal::Receiver;
 use serde_json::Value;
@@ -98,19 +99,34 @@ fn backup(site: &Site, server: &PgServer) -> (String, Run, String) {
     (newest["id"].as_str().unwrap().to_owned(), run, digest)
 }
 
-/// A backup's copy has exactly these rows, and is sound.
+/// A copy of a backup, recovered without the mount: it has exactly these rows.
 #[track_caller]
-fn assert_restores(site: &Site, install: &'static Install, id: &str, expected: &str) {
+fn restored(site: &Site, install: &'static Install, id: &str, expected: &str) -> PgServer {
     let mount = Mount::new(site);
     let data = site.copy(&mount.path(&format!("main/{id}")), "copy");
     mount.unmount();
-    let mut copy = PgServer::on(install, &data);
+    recovered(PgServer::on(install, &data), id, expected)
+}
+
+#[track_caller]
+fn recovered(mut copy: PgServer, what: &str, expected: &str) -> PgServer {
     copy.start();
     copy.wait_until_promoted();
-    assert_eq!(digest(&copy), expected, "Backup {id}");
+    assert_eq!(digest(&copy), expected, "{what}");
+    copy
+}
+
+fn remove(site: &Site, copy: &PgServer) {
+    site.sh(&format!("rm -rf '{}'", copy.data.display())).ok();
+}
+
+/// A backup's copy has exactly these rows, and is sound.
+#[track_caller]
+fn assert_restores(site: &Site, install: &'static Install, id: &str, expected: &str) {
+    let mut copy = restored(site, install, id, expected);
     copy.assert_sound();
     copy.stop_and_assert_checksums();
-    site.sh(&format!("rm -rf '{}'", data.display())).ok();
+    remove(site, &copy);
 }
 
 /// B1: an incremental backup after a snapshot older than its parent was put back.
@@ -192,16 +208,10 @@ fn files_changed_behind_wals_back_make_a_full_backup(install: &'static Install) 
             (&newest["kind"], &newest["status"]),
             (&"full".into(), &"DONE".into())
         );
-        let id = newest["id"].as_str().unwrap();
-        let mount = Mount::new(site);
-        let data = site.copy(&mount.path(&format!("main/{id}")), "copied");
-        mount.unmount();
-        let mut copy = PgServer::on(server.install, &data);
-        copy.start();
-        copy.wait_until_promoted();
-        assert_eq!(digest(&copy), expected, "Backup {id}");
+        // Not its checksums: it may have none.
+        let mut copy = restored(site, server.install, newest["id"].as_str().unwrap(), &expected);
         copy.stop("fast");
-        site.sh(&format!("rm -rf '{}'", data.display())).ok();
+        remove(site, &copy);
     }
     backup(&site, &server);
     pg_checksums(&mut server, "--disable");
@@ -263,21 +273,11 @@ fn what_is_no_other_history_stays_incremental(install: &'static Install) {
         server.query("CHECKPOINT");
     }
     assert_incremental(&site, &server, "recycled WAL");
-    let data = site.path("standby");
-    run(server
-        .client("pg_basebackup")
-        .args(["-c", "fast", "-R", "-D"])
-        .arg(&data))
-    .ok();
-    let mut standby = PgServer::on(install, &data);
-    standby.start();
+    let mut standby = standby_of(&site, &server, install, "standby");
     assert_incremental(&site, &server, "a standby was made");
     insert(&server, 30_001, 40_000, "x");
-    let lsn = server.query("SELECT pg_current_wal_flush_lsn()");
     server.query("CHECKPOINT");
-    until("the standby has replayed", || {
-        standby.query(&format!("SELECT pg_last_wal_replay_lsn() >= '{lsn}'")) == "t"
-    });
+    catch_up(&server, &standby);
     standby.query("CHECKPOINT");
     site.write_config_with(&[("main", &standby.conninfo())]);
     let mut taking = site.spawn(&AUTO);
@@ -429,13 +429,10 @@ fn a_fork_is_told_refused_and_restarted(install: &'static Install) {
 fn assert_target(site: &Site, install: &'static Install, target: &str, expected: &str) {
     let mount = Mount::new(site);
     let data = site.copy(&mount.path(&format!("main/pitr/{target}")), "copy");
-    let mut copy = PgServer::on(install, &data);
-    copy.start();
-    copy.wait_until_promoted();
-    assert_eq!(digest(&copy), expected, "{target}");
+    let mut copy = recovered(PgServer::on(install, &data), target, expected);
     copy.stop("fast");
     mount.unmount();
-    site.sh(&format!("rm -rf '{}'", data.display())).ok();
+    remove(site, &copy);
 }
 
 /// The other server was a mistake: what continues the archived history is taken again.
@@ -648,9 +645,9 @@ fn receive_wal_tells_of_a_fork_and_loses_nothing(install: &'static Install) {
     assert_target(&site, install, "now", &end_of_new);
 }
 
-/// Makes the catalog anew, between two attempts of an `archive_command` that is refused.
+/// Rebuilds the catalog, between two attempts of an `archive_command` that is refused.
 fn rebuild(site: &Site) {
-    until("the catalog is made anew", || {
+    until("the catalog is rebuilt", || {
         site.barmanfs(&["rebuild-catalog"]).code() == Some(0)
     });
 }
@@ -720,16 +717,9 @@ fn pg_rewind_is_noticed_or_does_no_harm(install: &'static Install) {
     server.configure("wal_log_hints = on\nwal_keep_size = '1GB'");
     server.start();
     let (full, _, first) = backup(&site, &server);
-    let data = site.path("standby");
-    run(server
-        .client("pg_basebackup")
-        .args(["-c", "fast", "-R", "-D"])
-        .arg(&data))
-    .ok();
-    let mut standby = PgServer::on(install, &data);
-    standby.start();
+    let mut standby = standby_of(&site, &server, install, "standby");
     insert(&server, 10_001, 11_000, "both");
-    wait_for_replay(&server, &standby);
+    catch_up(&server, &standby);
     standby.query("SELECT pg_promote()");
     standby.wait_until_promoted();
     // Both go on: this one's changes are backed up, then undone.
@@ -753,7 +743,7 @@ fn pg_rewind_is_noticed_or_does_no_harm(install: &'static Install) {
     site.sh(&format!("touch '{}/standby.signal'", server.data.display()))
         .ok();
     server.start();
-    wait_for_replay(&standby, &server);
+    catch_up(&standby, &server);
     standby.stop("fast");
     server.query("SELECT pg_promote()");
     server.wait_until_promoted();
@@ -768,37 +758,20 @@ fn pg_rewind_is_noticed_or_does_no_harm(install: &'static Install) {
     }
 }
 
-/// Waits until a standby has replayed what its primary has written by now.
-fn wait_for_replay(primary: &PgServer, standby: &PgServer) {
-    let lsn = primary.query("SELECT pg_current_wal_flush_lsn()");
-    until("the standby has replayed", || {
-        standby.query(&format!("SELECT pg_last_wal_replay_lsn() >= '{lsn}'")) == "t"
-    });
-}
-
 /// A standby that becomes a primary on the timeline it had: `standby.signal` was removed.
 fn a_promotion_without_a_new_timeline_is_a_fork(install: &'static Install) {
     let (site, mut server) = site(install);
     let (full, _, first) = backup(&site, &server);
-    let data = site.path("standby");
-    run(server
-        .client("pg_basebackup")
-        .args(["-c", "fast", "-R", "-D"])
-        .arg(&data))
-    .ok();
-    let mut standby = PgServer::on(install, &data);
-    standby.start();
+    let mut standby = standby_of(&site, &server, install, "standby");
     insert(&server, 10_001, 11_000, "both");
-    let lsn = server.query("SELECT pg_current_wal_flush_lsn()");
-    until("the standby has replayed", || {
-        standby.query(&format!("SELECT pg_last_wal_replay_lsn() >= '{lsn}'")) == "t"
-    });
+    catch_up(&server, &standby);
     standby.stop("fast");
     insert(&server, 11_001, 12_000, "old");
     server.archive_current_segment();
     let (old, _, second) = backup(&site, &server);
     server.stop("fast");
-    site.sh(&format!("rm '{}/standby.signal'", data.display())).ok();
+    site.sh(&format!("rm '{}/standby.signal'", standby.data.display()))
+        .ok();
     standby.start();
     assert_eq!(standby.query("SELECT pg_is_in_recovery()"), "f");
     assert_eq!(standby.timeline(), 1);

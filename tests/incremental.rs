@@ -7,6 +7,7 @@ use crate::common::proxy::{Fate, Proxy};
 use crate::common::random::Random;
 use crate::common::recorder::{Recorder, unpack};
 use crate::common::registry::topic;
+use crate::common::standby::standby_of;
 use crate::common::{Install, Load, Mount, PgServer, Site};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -471,14 +472,7 @@ fn what_cannot_be_put_together_is_sent_again_in_full(install: &'static Install) 
 fn a_backup_builds_on_the_one_before_the_timelines_parted(install: &'static Install) {
     let (site, mut primary) = site_with_summaries(install);
     fill(&primary, 1);
-    let data = site.path("standby");
-    run(primary
-        .client("pg_basebackup")
-        .args(["-c", "fast", "-R", "-D"])
-        .arg(&data))
-    .ok();
-    let mut standby = PgServer::on(install, &data);
-    standby.start();
+    let standby = standby_of(&site, &primary, install, "standby");
     let first = site.backup();
     transact(&primary, 100);
     primary.stop("fast");

@@ -293,12 +293,7 @@ fn what_is_no_whole_pack_is_told_and_all_others_are_read(install: &'static Insta
     let (site, server) = Site::with_server(install);
     site.backup();
     server.archive_current_segment();
-    let largest = |packs: Vec<std::path::PathBuf>| {
-        packs
-            .into_iter()
-            .max_by_key(|pack| pack.metadata().unwrap().len())
-    };
-    let pack = largest(site.packs()).unwrap();
+    let pack = site.largest_pack(&[]);
     let name = pack.file_name().unwrap().to_string_lossy().into_owned();
     let (pack, kept) = (pack.display(), site.path("kept"));
     let kept = kept.display();

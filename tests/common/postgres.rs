@@ -418,7 +418,7 @@ pub(crate) fn servers_in(place: &Path) -> Vec<Pid> {
         .collect()
 }
 
-fn parent(path: &Path) -> &Path {
+pub(super) fn parent(path: &Path) -> &Path {
     path.parent().expect("a data directory is not the root directory")
 }
 

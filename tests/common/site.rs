@@ -267,6 +267,24 @@ impl Site {
         bytes_under(&self.repository())
     }
 
+    /// The program's result when its clock is so many days ahead; the server's is not.
+    pub(crate) fn in_days(&self, days: u32, words: &str) -> Run {
+        self.sh(&format!(
+            "faketime -f +{days}d '{}' -c '{}' {words}",
+            self.program().display(),
+            self.config().display()
+        ))
+    }
+
+    /// The largest of the packs that are not among these.
+    pub(crate) fn largest_pack(&self, but: &[PathBuf]) -> PathBuf {
+        self.packs()
+            .into_iter()
+            .filter(|pack| !but.contains(pack))
+            .max_by_key(|pack| pack.metadata().map_or(0, |found| found.len()))
+            .expect("there is such a pack")
+    }
+
     /// The pack files.
     pub(crate) fn packs(&self) -> Vec<PathBuf> {
         let mut files = Vec::new();
@@ -274,6 +292,16 @@ impl Site {
         files.sort();
         files
     }
+}
+
+/// One line of what `check main --json` printed.
+#[track_caller]
+pub(crate) fn check_line(told: &Run, name: &str) -> Value {
+    let report: Value =
+        serde_json::from_slice(&told.stdout).unwrap_or_else(|error| panic!("{error}: {told}"));
+    let lines = report["servers"][0]["checks"].as_array().expect("checks");
+    let line = lines.iter().find(|line| line["name"] == name);
+    line.unwrap_or_else(|| panic!("No line '{name}': {told}")).clone()
 }
 
 /// The sizes of all files under a directory; one that is removed meanwhile counts nothing.

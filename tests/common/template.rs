@@ -3,7 +3,7 @@
 //! Each copy gets a system identifier of its own, as PostgreSQL would have given it: in `pg_control`, and in the first
 //! page of each WAL segment.
 
-use super::postgres::Install;
+use super::postgres::{Install, parent};
 use super::process::run;
 use super::user::{command, give};
 use std::collections::HashMap;
@@ -88,10 +88,6 @@ fn copy(template: &Path, data: &Path) {
         .args(["-a", "--reflink=auto"])
         .args([template, data]))
     .ok();
-}
-
-fn parent(data: &Path) -> &Path {
-    data.parent().expect("a directory of the test")
 }
 
 /// `pg_control` begins with the identifier and ends with a CRC-32C of all before it. The identifier's place in a WAL
