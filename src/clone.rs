@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use crate::commands::clone::mounts::is_running;
 use crate::error::Error;
 use crate::instance;
+use crate::output::printable;
 
 /// What says that a server runs, and where.
 const PID_FILE: &[u8] = b"postmaster.pid";
@@ -125,6 +126,16 @@ impl OfflineClone {
             path.truncate(length);
         }
         Ok(())
+    }
+
+    /// A link that leaves it, and so what a copy of it would lack.
+    fn leads_out(&self, path: &[u8], target: &[u8]) -> Error {
+        Error::failed(format!(
+            "{} of {} leads out of it, to {}: a backup would lack what is there",
+            printable(path),
+            self.described(),
+            printable(target)
+        ))
     }
 
     /// What it is called in messages: "clone test1 of main".

@@ -496,16 +496,29 @@ fn tablespaces_are_directories_of_the_backup_or_refused(install: &'static Instal
         .refused(1)
         .says(&["not permitted"]);
     clone.stop("fast");
-    // In a clone that is older than that rule there may be one.
-    site.sh(&format!(
-        "cd '{}' && mkdir new && ln -s '{}' new/1 && mv pg_tblspc old && mv new pg_tblspc",
-        clone.data.display(),
-        outside.display()
+    let in_clone = |script: &str| site.sh(&format!("cd '{}' && {script}", clone.data.display()));
+    let outside = outside.to_string_lossy();
+    in_clone(&format!(
+        "mkdir new && ln -s '{outside}' new/1 && mv pg_tblspc old && mv new pg_tblspc"
+    ))
+    .refused(1)
+    .says(&["not permitted"]);
+    in_clone("mv old pg_tblspc && rm -r new").ok();
+
+    // Elsewhere links are the user's own affair, but what they lead to would not be in a backup.
+    let move_wal = format!("mv pg_wal '{outside}' && ln -s '{outside}/pg_wal' pg_wal");
+    in_clone(&move_wal).ok();
+    site.barmanfs(&["clone", "commit", "main", "test1"])
+        .refused(1)
+        .says(&["pg_wal of", "leads out of it", &outside]);
+    in_clone(&format!("rm pg_wal && mv '{outside}/pg_wal' .")).ok();
+    in_clone(&format!(
+        "for space in pg_tblspc/*; do ln -s '{outside}' $space/link; done"
     ))
     .ok();
     site.barmanfs(&["clone", "commit", "main", "test1"])
         .refused(1)
-        .says(&["pg_tblspc/", "leads out of it", &outside.to_string_lossy()]);
+        .says(&["pg_tblspc/", "leads out of it", &outside]);
     assert_eq!(site.backups().pop().unwrap()["status"], "FAILED");
     // It is no failure of the server's backups.
     site.ok(&["check", "main"]);

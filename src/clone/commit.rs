@@ -18,7 +18,6 @@ use super::kept::{Kept, kept};
 use super::wal::{Needed, Position};
 use super::{OfflineClone, manifest};
 use crate::error::Error;
-use crate::output::printable;
 use crate::progress::{Counted, Progress};
 use crate::signals::Interruption;
 
@@ -246,14 +245,9 @@ impl Commit<'_> {
     /// Links of tablespaces lead out of the clone: what is behind them is no part of it.
     fn symlink(&self, run: &BackupRun, path: &[u8], found: &NodeAttributes) -> Result<(), Error> {
         let target = self.clone.files.readlink(found.node)?;
-        if path == b"pg_wal" || path.starts_with(&[TABLESPACES, b"/"].concat()) {
-            return Err(Error::failed(format!(
-                "{} of {} leads out of it, to {}: a backup would lack what is there",
-                printable(path),
-                self.clone.described(),
-                printable(&target)
-            ))
-            .hint("Move what is in the tablespace to one with an empty location, or to pg_default"));
+        if path.starts_with(&[TABLESPACES, b"/"].concat()) {
+            let hint = "Move what is in the tablespace to one with an empty location, or to pg_default";
+            return Err(self.clone.leads_out(path, &target).hint(hint));
         }
         Ok(run.tree()?.symlink(path, found.stored(), &target)?)
     }

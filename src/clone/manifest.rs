@@ -11,7 +11,7 @@ use barmanfs_store::{DirectoryRef, Node, TreeReader};
 use crate::error::Error;
 
 /// Its WAL is listed by ranges instead, and read by `pg_waldump`.
-const WAL_DIRECTORY: &[u8] = b"pg_wal";
+pub(super) const WAL_DIRECTORY: &[u8] = b"pg_wal";
 
 /// Since this version the manifest names the cluster, and older ones refuse one that does.
 pub(super) const NAMES_CLUSTER_SINCE: u32 = 17;

@@ -13,6 +13,7 @@ use barmanfs_pg::wal_name::{SegmentName, WalName, segments_between};
 use barmanfs_pg::{Lsn, wal_record};
 
 use super::OfflineClone;
+use super::manifest::WAL_DIRECTORY;
 use crate::error::Error;
 
 /// Where the control file is.
@@ -59,6 +60,14 @@ impl Position {
                     description.server, description.name
                 )));
             }
+        }
+        if let Some(found) = clone.find(WAL_DIRECTORY)?
+            && found.kind == Kind::Symlink
+        {
+            let target = clone.files.readlink(found.node)?;
+            return Err(clone
+                .leads_out(WAL_DIRECTORY, &target)
+                .hint("Move that directory to the link's place"));
         }
         let bytes = clone.read_small(CONTROL, CONTROL_BYTES)?.unwrap_or_default();
         let control = ControlFile::parse(&bytes)
