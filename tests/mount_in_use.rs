@@ -4,6 +4,7 @@
 //! free); and a mount is taken away under somebody, who loses what he was doing without a word.
 
 use std::fs;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -156,21 +157,48 @@ fn a_copy_is_not_cut_off(install: &'static Install) {
     let mut command = crate::common::user::command("cp", &site.path(""));
     let mut cp: Child = spawn(command.arg("-a").arg(&from).arg(&copy));
     let pid = Pid::from_child(&cp);
-    until("the copy has begun", || {
-        copy.join("PG_VERSION").exists() || copy.join("base").exists()
-    });
-    kill_process(pid, Signal::STOP).expect("it is there");
-    let refused = site.barmanfs(&["umount", &mount.text()]);
     // Or it has got all of it before it was stopped: then there is nothing to see.
-    let is_at_work = cp.try_wait().expect("a child").is_none();
-    kill_process(pid, Signal::CONT).expect("it is there");
-    if is_at_work {
+    if stops_within(pid, &from) {
+        let refused = site.barmanfs(&["umount", &mount.text()]);
+        kill_process(pid, Signal::CONT).expect("it is there");
         refused.refused(1).says(&["(cp)", &from.to_string_lossy()]);
         let ended = wait(&mut cp, Duration::from_secs(120)).expect("it ends");
         assert!(ended.success());
         assert_eq!(site.checksums(&from), site.checksums(&copy));
         mount.unmount();
     }
+}
+
+/// Stops a child of this process while it has a file open in there: between two files it uses nothing. Whether it got so far
+/// before it ended.
+fn stops_within(pid: Pid, directory: &Path) -> bool {
+    loop {
+        kill_process(pid, Signal::STOP).expect("a child is there until it is waited for");
+        let mut state = ' ';
+        until("it is stopped, or has ended", || {
+            state = state_of(pid);
+            matches!(state, 'T' | 'Z')
+        });
+        if state == 'Z' {
+            return false;
+        }
+        let open = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_pid())).expect("its open files");
+        if open
+            .flatten()
+            .any(|file| fs::read_link(file.path()).is_ok_and(|path| path.starts_with(directory)))
+        {
+            return true;
+        }
+        kill_process(pid, Signal::CONT).expect("it is there");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// One letter, as `ps` shows it.
+fn state_of(pid: Pid) -> char {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid())).expect("its state");
+    let (_, rest) = stat.rsplit_once(") ").expect("a state behind the name");
+    rest.chars().next().expect("a letter")
 }
 
 fn spawn(command: &mut Command) -> Child {

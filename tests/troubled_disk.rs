@@ -160,6 +160,7 @@ impl World {
                 assert!(matches!(rebuilt.code(), Some(0 | 3)), "{rebuilt}");
             }
         }
+        self.keep_what_is_archived();
         // Everything works again.
         self.archive_one(true);
         if round.is_multiple_of(ROUNDS_BETWEEN_CHECKS) {
@@ -295,6 +296,18 @@ impl World {
             .write_file(&format!("other/{name}"), &bytes)
             .to_string_lossy()
             .into_owned()
+    }
+
+    /// Other bytes under an archived name are a fork: the WAL behind it is refused until somebody decides.
+    fn keep_what_is_archived(&self) {
+        let histories = self.site.json(&["history", "main", "list"]);
+        for fork in histories["forks"].as_array().expect("forks") {
+            if fork["decided"].is_null() {
+                let lsn = fork["lsn"].as_str().expect("an LSN");
+                self.site
+                    .ok(&["history", "main", "keep", "--at", lsn, "--timeline", "9"]);
+            }
+        }
     }
 
     /// Archives a segment. Whether or not it has to work: what succeeds is acknowledged.
