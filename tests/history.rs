@@ -1,326 +1,29 @@
 //! One timeline, two histories: a snapshot was put back, a copy was promoted without a new timeline, two servers of one
-//! cluster archive under one name. And the kin of it: files changed behind WAL's back.
+//! cluster archive under one name.
 //!
-//! What must hold: a backup that is DONE restores to exactly what its server had, by a digest of all rows; nothing is
-//! built on a history that is gone; WAL of two histories is never mixed; what was archived reads back; and each
-//! command that shows the server says so at once. What is no other history (a restart, a crash, a standby, recycled WAL) is never taken for one.
+//! What must hold: a backup that is DONE restores to exactly what its server had, by a digest of all rows; WAL of two
+//! histories is never mixed; what was archived reads back, whatever is decided and however often; and each command that
+//! shows the server says so at once.
 
+use crate::common::histories::{
+    assert_restores, backup, cold_snapshot, digest, insert, newest, put_back, recovered, remove, site,
+};
 use crate::common::process::{Run, run, until};
 use crate::common::registry::topic;
 use crate::common::standby::{catch_up, standby_of};
 use crate::common::{Install, Mount, PgServer, Site};
 use crate::receive_wal::Receiver;
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 topic! {
-    since_17 a_backup_never_builds_on_a_history_that_is_gone,
-    since_17 a_gone_history_is_noticed_without_an_archive,
-    since_17 files_changed_behind_wals_back_make_a_full_backup,
-    since_17 what_is_no_other_history_stays_incremental,
-    with_postgres a_full_backup_of_another_history_brings_its_wal,
     with_postgres a_fork_is_told_refused_and_restarted,
     once the_archived_history_can_be_kept,
     once a_backup_older_than_the_archive_is_good_for_its_own_moment,
     once a_hot_snapshot_that_archives_by_turns_is_a_fork,
     once a_promotion_without_a_new_timeline_is_a_fork,
     once receive_wal_tells_of_a_fork_and_loses_nothing,
-    once pg_rewind_is_noticed_or_does_no_harm,
-}
-
-const AUTO: [&str; 3] = ["backup", "main", "--fast-checkpoint"];
-
-/// A server `main` with a table, that archives and summarizes its WAL where it can.
-fn site(install: &'static Install) -> (Site, PgServer) {
-    let (site, mut server) = Site::with_server(install);
-    if install.major >= 17 {
-        server.stop("fast");
-        server.configure("summarize_wal = on");
-        server.start();
-    }
-    server.query("CREATE TABLE t (n int, filler text)");
-    insert(&server, 1, 5000, "first");
-    (site, server)
-}
-
-fn insert(server: &PgServer, from: u32, to: u32, word: &str) {
-    server.query(&format!(
-        "INSERT INTO t SELECT n, repeat('{word}', 20) FROM generate_series({from}, {to}) n"
-    ));
-}
-
-/// All rows in a digest.
-fn digest(server: &PgServer) -> String {
-    server.query(
-        "SELECT count(*) || ' ' || coalesce(md5(string_agg(n || filler, ',' ORDER BY n, filler)), '') FROM t",
-    )
-}
-
-/// A copy of the data directory as it is.
-#[track_caller]
-fn snapshot(site: &Site, server: &PgServer) {
-    site.sh(&format!(
-        "rm -rf '{snap}' && cp -a '{}' '{snap}'",
-        server.data.display(),
-        snap = site.path("snap").display()
-    ))
-    .ok();
-}
-
-/// Takes a cold snapshot.
-fn cold_snapshot(site: &Site, server: &mut PgServer) {
-    server.stop("fast");
-    snapshot(site, server);
-    server.start();
-}
-
-/// Stops the server and puts the snapshot in its place.
-fn put_back(site: &Site, server: &mut PgServer) {
-    server.stop("immediate");
-    site.sh(&format!(
-        "rm -rf '{data}' && cp -a '{}' '{data}' && rm -f '{data}/postmaster.pid'",
-        site.path("snap").display(),
-        data = server.data.display()
-    ))
-    .ok();
-    server.start();
-}
-
-fn newest(site: &Site) -> Value {
-    site.backups().pop().unwrap()
-}
-
-/// Takes a backup that must become DONE; what the program said, and the digest of the server.
-#[track_caller]
-fn backup(site: &Site, server: &PgServer) -> (String, Run, String) {
-    let digest = digest(server);
-    let run = site.barmanfs(&AUTO).ok();
-    let newest = newest(site);
-    assert_eq!(newest["status"], "DONE", "{run}");
-    (newest["id"].as_str().unwrap().to_owned(), run, digest)
-}
-
-/// A copy of a backup, recovered without the mount: it has exactly these rows.
-#[track_caller]
-fn restored(site: &Site, install: &'static Install, id: &str, expected: &str) -> PgServer {
-    let mount = Mount::new(site);
-    let data = site.copy(&mount.path(&format!("main/{id}")), "copy");
-    mount.unmount();
-    recovered(PgServer::on(install, &data), id, expected)
-}
-
-#[track_caller]
-fn recovered(mut copy: PgServer, what: &str, expected: &str) -> PgServer {
-    copy.start();
-    copy.wait_until_promoted();
-    assert_eq!(digest(&copy), expected, "{what}");
-    copy
-}
-
-fn remove(site: &Site, copy: &PgServer) {
-    site.sh(&format!("rm -rf '{}'", copy.data.display())).ok();
-}
-
-/// A backup's copy has exactly these rows, and is sound.
-#[track_caller]
-fn assert_restores(site: &Site, install: &'static Install, id: &str, expected: &str) {
-    let mut copy = restored(site, install, id, expected);
-    copy.assert_sound();
-    copy.stop_and_assert_checksums();
-    remove(site, &copy);
-}
-
-/// B1: an incremental backup after a snapshot older than its parent was put back.
-fn a_backup_never_builds_on_a_history_that_is_gone(install: &'static Install) {
-    let (site, mut server) = site(install);
-    let (full, _, first) = backup(&site, &server);
-    cold_snapshot(&site, &mut server);
-    insert(&server, 10_001, 15_000, "old");
-    server.query("DELETE FROM t WHERE n <= 100");
-    let (old, _, second) = backup(&site, &server);
-    assert_eq!(newest(&site)["kind"], "incremental");
-    put_back(&site, &mut server);
-    insert(&server, 20_001, 32_000, "new");
-    let third = digest(&server);
-    site.barmanfs(&["backup", "main", "--fast-checkpoint", "--incremental", "always"])
-        .refused(1)
-        .says(&["cannot be incremental"]);
-    let run = site
-        .barmanfs(&["backup", "main", "--fast-checkpoint", "--quiet"])
-        .ok();
-    run.says(&["history"]);
-    let newest = newest(&site);
-    assert_eq!(
-        (&newest["kind"], &newest["status"]),
-        (&"full".into(), &"DONE".into())
-    );
-    let new = newest["id"].as_str().unwrap().to_owned();
-    for (id, expected) in [(full, first), (old, second), (new, third)] {
-        assert_restores(&site, install, &id, &expected);
-    }
-}
-
-/// The same where only backups bring WAL, as long as the server has it and when it is recycled.
-fn a_gone_history_is_noticed_without_an_archive(install: &'static Install) {
-    let (site, mut server) = site(install);
-    server.stop("fast");
-    server.configure("archive_mode = off\nmin_wal_size = 32MB\nmax_wal_size = 32MB");
-    server.start();
-    backup(&site, &server);
-    cold_snapshot(&site, &mut server);
-    insert(&server, 10_001, 15_000, "old");
-    server.query("DELETE FROM t WHERE n <= 100");
-    backup(&site, &server);
-    // WAL is recycled, and the history is the same.
-    for _ in 0..3 {
-        server.query("SELECT pg_switch_wal(); CHECKPOINT; CREATE TABLE s (); DROP TABLE s");
-    }
-    let (old, run, second) = backup(&site, &server);
-    assert_eq!(newest(&site)["kind"], "incremental", "{run}");
-    put_back(&site, &mut server);
-    insert(&server, 20_001, 24_000, "new");
-    for _ in 0..6 {
-        server.query("SELECT pg_switch_wal(); CHECKPOINT; CREATE TABLE s (); DROP TABLE s");
-    }
-    let (new, run, third) = backup(&site, &server);
-    assert_eq!(newest(&site)["kind"], "full", "{run}");
-    for (id, expected) in [(old, second), (new, third)] {
-        assert_restores(&site, install, &id, &expected);
-    }
-}
-
-/// B2 and its kin: pg_checksums, pg_resetwal, `wal_level = minimal`.
-fn files_changed_behind_wals_back_make_a_full_backup(install: &'static Install) {
-    let (site, mut server) = site(install);
-    let pg_checksums = |server: &mut PgServer, how: &str| {
-        server.stop("fast");
-        run(server.command("pg_checksums").args([how, "-D"]).arg(&server.data)).ok();
-        server.start();
-    };
-    #[track_caller]
-    fn assert_full(site: &Site, server: &PgServer, words: &[&str]) {
-        let expected = digest(server);
-        let run = site
-            .barmanfs(&["backup", "main", "--fast-checkpoint", "--quiet"])
-            .ok();
-        run.says(words);
-        let newest = newest(site);
-        assert_eq!(
-            (&newest["kind"], &newest["status"]),
-            (&"full".into(), &"DONE".into())
-        );
-        // Not its checksums: it may have none.
-        let mut copy = restored(site, server.install, newest["id"].as_str().unwrap(), &expected);
-        copy.stop("fast");
-        remove(site, &copy);
-    }
-    backup(&site, &server);
-    pg_checksums(&mut server, "--disable");
-    insert(&server, 10_001, 11_000, "x");
-    assert_full(&site, &server, &["page checksums were disabled"]);
-    pg_checksums(&mut server, "--enable");
-    insert(&server, 11_001, 12_000, "x");
-    assert_full(&site, &server, &["page checksums were enabled"]);
-    // Loaded without WAL.
-    server.stop("fast");
-    server.configure("wal_level = minimal\nmax_wal_senders = 0\narchive_mode = off\nsummarize_wal = off\nwal_skip_threshold = 0");
-    server.start();
-    server.query(
-        "BEGIN; TRUNCATE t; INSERT INTO t SELECT n, repeat('m', 50) FROM generate_series(1, 3000) n; COMMIT",
-    );
-    server.stop("fast");
-    server.configure("wal_level = replica\nmax_wal_senders = 10\narchive_mode = on\nsummarize_wal = on");
-    server.start();
-    let expected = digest(&server);
-    site.barmanfs(&AUTO).ok();
-    let after_minimal = newest(&site);
-    assert_eq!(after_minimal["kind"], "full");
-    assert_restores(&site, install, after_minimal["id"].as_str().unwrap(), &expected);
-    server.stop("fast");
-    run(server.command("pg_resetwal").arg("-f").arg(&server.data)).ok();
-    server.start();
-    insert(&server, 30_001, 31_000, "x");
-    let expected = digest(&server);
-    site.barmanfs(&AUTO).ok();
-    let after_reset = newest(&site);
-    assert_eq!(
-        (&after_reset["kind"], &after_reset["status"]),
-        (&"full".into(), &"DONE".into())
-    );
-    assert_restores(&site, install, after_reset["id"].as_str().unwrap(), &expected);
-}
-
-/// Restarts, crashes, recycled WAL and a standby as the source.
-fn what_is_no_other_history_stays_incremental(install: &'static Install) {
-    let (site, mut server) = site(install);
-    #[track_caller]
-    fn assert_incremental(site: &Site, server: &PgServer, what: &str) {
-        let (_, run, _) = backup(site, server);
-        assert_eq!(newest(site)["kind"], "incremental", "After {what}: {run}");
-        assert!(!run.stderr.contains("history"), "After {what}: {run}");
-    }
-    backup(&site, &server);
-    assert_incremental(&site, &server, "nothing");
-    server.stop("fast");
-    server.start();
-    assert_incremental(&site, &server, "a restart");
-    insert(&server, 10_001, 20_000, "x");
-    server.kill();
-    server.start();
-    assert_incremental(&site, &server, "a crash");
-    insert(&server, 20_001, 30_000, "x");
-    for _ in 0..4 {
-        server.archive_current_segment();
-        server.query("CHECKPOINT");
-    }
-    assert_incremental(&site, &server, "recycled WAL");
-    let mut standby = standby_of(&site, &server, install, "standby");
-    assert_incremental(&site, &server, "a standby was made");
-    insert(&server, 30_001, 40_000, "x");
-    server.query("CHECKPOINT");
-    catch_up(&server, &standby);
-    standby.query("CHECKPOINT");
-    site.write_config_with(&[("main", &standby.conninfo())]);
-    let mut taking = site.spawn(&AUTO);
-    until("the backup of the standby ends", || {
-        server.query("CREATE TABLE s (); DROP TABLE s; SELECT pg_switch_wal()");
-        std::thread::sleep(std::time::Duration::from_millis(300));
-        taking.try_wait().unwrap().is_some()
-    });
-    let of_standby = newest(&site);
-    assert_eq!(
-        (&of_standby["kind"], &of_standby["status"]),
-        (&"incremental".into(), &"DONE".into()),
-        "{of_standby}"
-    );
-    // It takes over, on a new timeline.
-    server.stop("fast");
-    standby.query("SELECT pg_promote()");
-    standby.wait_until_promoted();
-    insert(&standby, 40_001, 41_000, "x");
-    let (id, run, expected) = backup(&site, &standby);
-    assert_eq!(newest(&site)["kind"], "incremental", "After a promotion: {run}");
-    assert!(!run.stderr.contains("history of server"), "{run}");
-    standby.stop("fast");
-    assert_restores(&site, install, &id, &expected);
-}
-
-/// Its WAL is refused: the backup must not take what the archive has of that name for its own.
-fn a_full_backup_of_another_history_brings_its_wal(install: &'static Install) {
-    let (site, mut server) = site(install);
-    let (full, _, first) = backup(&site, &server);
-    cold_snapshot(&site, &mut server);
-    insert(&server, 10_001, 15_000, "old");
-    server.archive_current_segment();
-    insert(&server, 15_001, 16_000, "old");
-    server.archive_current_segment();
-    let (old, _, second) = backup(&site, &server);
-    put_back(&site, &mut server);
-    insert(&server, 20_001, 22_000, "new");
-    let (new, run, third) = backup(&site, &server);
-    run.says(&["The history of server main has changed"]);
-    for (id, expected) in [(full, first), (old, second), (new, third)] {
-        assert_restores(&site, install, &id, &expected);
-    }
+    once history_can_be_restarted_again_and_again,
 }
 
 /// Archives a segment by hand, as another server does.
@@ -455,7 +158,13 @@ fn the_archived_history_can_be_kept(install: &'static Install) {
     server.query("SELECT pg_switch_wal()");
     archive_file(&site, &server, &held).refused(1);
     let lsn = fork_lsn(&site);
+    // Nothing of it gets in behind the decision's back.
+    let release = |name: &str| site.barmanfs(&["quarantine", "main", "release", name]);
+    for name in [&name, &held] {
+        release(name).refused(1);
+    }
     site.ok(&["history", "main", "keep", "--at", &lsn]);
+    release(&name).refused(1);
     server.archive_current_segment();
     // It comes again and again, and keeps nobody out.
     archive_file(&site, &other, &name).refused(1);
@@ -710,54 +419,6 @@ fn first_fork(site: &Site) -> String {
         .unwrap_or_else(|| panic!("{report}"))
 }
 
-/// pg_rewind makes files older behind WAL's back: a backup after it is right, whatever it builds on.
-fn pg_rewind_is_noticed_or_does_no_harm(install: &'static Install) {
-    let (site, mut server) = site(install);
-    server.stop("fast");
-    server.configure("wal_log_hints = on\nwal_keep_size = '1GB'");
-    server.start();
-    let (full, _, first) = backup(&site, &server);
-    let mut standby = standby_of(&site, &server, install, "standby");
-    insert(&server, 10_001, 11_000, "both");
-    catch_up(&server, &standby);
-    standby.query("SELECT pg_promote()");
-    standby.wait_until_promoted();
-    // Both go on: this one's changes are backed up, then undone.
-    insert(&server, 11_001, 14_000, "old");
-    server.query("UPDATE t SET filler = 'lost' WHERE n <= 2000");
-    let (old, _, second) = backup(&site, &server);
-    insert(&standby, 20_001, 21_000, "new");
-    standby.query("CHECKPOINT");
-    server.stop("fast");
-    run(server
-        .command("pg_rewind")
-        .arg("--target-pgdata")
-        .arg(&server.data)
-        .arg("--source-server")
-        .arg(format!("{} dbname=postgres user=postgres", standby.conninfo())))
-    .ok();
-    server.configure(&format!(
-        "primary_conninfo = '{}'",
-        standby.conninfo().replace('\'', "''")
-    ));
-    site.sh(&format!("touch '{}/standby.signal'", server.data.display()))
-        .ok();
-    server.start();
-    catch_up(&standby, &server);
-    standby.stop("fast");
-    server.query("SELECT pg_promote()");
-    server.wait_until_promoted();
-    insert(&server, 30_001, 31_000, "newest");
-    let (new, run, third) = backup(&site, &server);
-    println!("{}: {run}", newest(&site)["kind"]);
-    insert(&server, 31_001, 32_000, "newest");
-    let (last, _, fourth) = backup(&site, &server);
-    server.stop("fast");
-    for (id, expected) in [(full, first), (old, second), (new, third), (last, fourth)] {
-        assert_restores(&site, install, &id, &expected);
-    }
-}
-
 /// A standby that becomes a primary on the timeline it had: `standby.signal` was removed.
 fn a_promotion_without_a_new_timeline_is_a_fork(install: &'static Install) {
     let (site, mut server) = site(install);
@@ -788,6 +449,56 @@ fn a_promotion_without_a_new_timeline_is_a_fork(install: &'static Install) {
     let end = digest(&standby);
     standby.stop("fast");
     for (id, expected) in [(full, first), (old, second), (between, third), (new, fourth)] {
+        assert_restores(&site, install, &id, &expected);
+    }
+    assert_target(&site, install, "now", &end);
+}
+
+/// From one snapshot twice, then from a later one: each time another history begins, at the same place or behind it, and
+/// none of those that were left loses anything.
+fn history_can_be_restarted_again_and_again(install: &'static Install) {
+    let (site, mut server) = site(install);
+    let (full, _, first) = backup(&site, &server);
+    cold_snapshot(&site, &mut server);
+    let mut backups = vec![(full, first)];
+    let mut written = BTreeSet::new();
+    for (round, word) in ["one", "two", "three", "four"].into_iter().enumerate() {
+        if round > 0 {
+            put_back(&site, &mut server);
+            insert(&server, 20_001, 22_000, word);
+            let name = server.query("SELECT pg_walfile_name(pg_current_wal_lsn())");
+            server.query("SELECT pg_switch_wal()");
+            archive_file(&site, &server, &name)
+                .refused(1)
+                .says(&["history main restart"]);
+            site.ok(&["history", "main", "restart", "--at", &first_fork(&site)]);
+            server.archive_current_segment();
+        }
+        if round == 2 {
+            cold_snapshot(&site, &mut server);
+        }
+        insert(&server, 10_001, 12_000, word);
+        server.archive_current_segment();
+        let (id, run, rows) = backup(&site, &server);
+        assert_eq!(
+            newest(&site)["kind"] == "full",
+            round > 0 || install.major < 17,
+            "{run}"
+        );
+        insert(&server, 12_001, 13_000, word);
+        server.archive_current_segment();
+        backups.push((id, rows));
+        written.extend(archived(&site).lines().map(|line| format!("{line}\n")));
+    }
+    let end = digest(&server);
+    server.stop("fast");
+    rebuild(&site);
+    site.ok(&["sweep"]);
+    site.ok(&["verify"]);
+    let report = site.json(&["history", "main", "list"]);
+    assert_eq!(report["left"].as_array().map(Vec::len), Some(3), "{report}");
+    assert_reads_back(&site, &written.into_iter().collect::<String>());
+    for (id, expected) in backups {
         assert_restores(&site, install, &id, &expected);
     }
     assert_target(&site, install, "now", &end);

@@ -28,6 +28,7 @@ mod hostile;
 mod hosts;
 mod incremental;
 mod json_shape;
+mod lineage;
 mod live;
 mod many_lookups;
 mod messages;
@@ -50,6 +51,7 @@ mod tablespaces;
 mod terminals;
 mod torture;
 mod troubled_disk;
+mod upgrade;
 mod wal_archive;
 mod wal_level;
 mod wal_recovery;
@@ -91,7 +93,9 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("green", green::TESTS),
     ("quarantine", quarantine::TESTS),
     ("readme", readme::TESTS),
+    ("lineage", lineage::TESTS),
     ("history", history::TESTS),
+    ("upgrade", upgrade::TESTS),
     ("rebuild", rebuild::TESTS),
     ("repository_files", repository_files::TESTS),
     ("mount_lifecycle", mount_lifecycle::TESTS),

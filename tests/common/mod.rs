@@ -9,6 +9,7 @@ pub(crate) mod committer;
 pub(crate) mod disk;
 pub(crate) mod fake;
 pub(crate) mod forgetful;
+pub(crate) mod histories;
 pub(crate) mod load;
 pub(crate) mod mount;
 pub(crate) mod postgres;
