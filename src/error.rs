@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use barmanfs_catalog::InvalidName;
+
 /// Exit codes. `get-wal` adds [`TROUBLE`](exit::TROUBLE) to that of every failure.
 pub(crate) mod exit {
     /// Done.
@@ -186,10 +188,18 @@ impl From<barmanfs_catalog::Error> for Error {
                 "Run 'barmanfs verify': it tells what is damaged, and full backups store that anew from then on"
             }
             Catalog::BadWalFile { .. } => "Is it the file the server wrote, and complete?",
-            Catalog::InvalidServerName(_) | Catalog::InvalidBackupId(_) => return Self::usage(chain(&error)),
+            Catalog::Name(InvalidName::Server(_) | InvalidName::Backup(_)) => {
+                return Self::usage(chain(&error));
+            }
             _ => return Self::failed(chain(&error)),
         };
         Self::failed(chain(&error)).hint(hint)
+    }
+}
+
+impl From<InvalidName> for Error {
+    fn from(error: InvalidName) -> Self {
+        barmanfs_catalog::Error::from(error).into()
     }
 }
 

@@ -8,9 +8,7 @@ use barmanfs_pg::wal_check::WalError;
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, SystemId};
 
-use crate::backup::BackupId;
-use crate::clones::CloneName;
-use crate::server::ServerName;
+use crate::names::{BackupId, CloneName, InvalidName, ServerName};
 
 /// Result of the catalog's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -188,16 +186,9 @@ pub enum Error {
     /// The store failed.
     #[error(transparent)]
     Store(barmanfs_store::Error),
-    /// A server's name that cannot be one.
-    #[error(
-        "Invalid server name {0:?}: letters, digits, '_', '-' and '.' are allowed, not a '.' in front, and not \"all\""
-    )]
-    InvalidServerName(String),
-    /// A backup id that cannot be one.
-    #[error(
-        "Invalid backup id {0:?}: expected a time like 20261120T101500, or one of latest, oldest, last-failed, latest-full"
-    )]
-    InvalidBackupId(String),
+    /// A text that is no name.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
     /// There is no such backup.
     #[error("Server {server} has no backup {selector}")]
     NoSuchBackup {
@@ -369,9 +360,6 @@ pub enum Error {
         /// The clones.
         clones: Vec<CloneName>,
     },
-    /// A clone's name that cannot be one.
-    #[error("Invalid clone name {0:?}: letters, digits, '_', '-' and '.' are allowed, not a '.' in front")]
-    InvalidCloneName(String),
     /// There is no such clone.
     #[error("Server {server} has no clone {name}")]
     NoSuchClone {

@@ -1,70 +1,57 @@
 //! The catalog: backups and WAL in a repository of packs, indexed by SQLite.
 //!
 //! The packs are the truth. Each fact (a complete backup, an archived segment, a deletion) is a record in the footer
-//! of a pack; `catalog.sqlite` is derived from them and can be made again ([`rebuild`]). All reading starts here with a
-//! [`Repository`], all writing with a [`Writer`], which registers itself so that a [`sweep`] takes nothing away from it.
+//! of a pack; `catalog.sqlite` is derived from them and can be made again. All reading starts here with a
+//! [`Repository`], all writing with a [`Writer`], which registers itself so that a sweep takes nothing away from it.
 //!
-//! - [`backup`], [`wal`], [`spool`]: what there is, and how it comes in.
-//! - [`recovery`]: points in time, and how to get there.
-//! - [`clones`]: the writable copies that stand on backups.
-//! - [`sweep`], [`verify`], [`stats`], [`rebuild`]: keeping it.
+//! Five rooms, and each uses only those below it:
+//!
+//! | room | holds |
+//! |---|---|
+//! | `upkeep` | sweep, verify, rebuild of the catalog, statistics |
+//! | `recovery` | points in time, and how to get there |
+//! | `archive` | backups, WAL and its histories, the spool, clones, damage, and what each kind of record means |
+//! | `index` | the SQLite file, records, places of chunks, packs that are not read, writers, the reserve |
+//! | `home` | the repository's directory, its owner, its small files and locks |
 //!
 //! This is the only crate that knows SQLite. It never prints, exits or reads the environment.
 
-pub mod backup;
-mod chunk_index;
-mod chunk_set;
-pub mod clones;
-mod damage;
-mod db;
-pub mod error;
-pub mod history;
-pub mod json;
-mod locks;
-pub mod monitor;
-#[cfg(test)]
-mod noted;
-mod owner;
-pub mod rebuild;
-mod records;
+mod archive;
+mod error;
+mod home;
+mod index;
+mod monitor;
+mod names;
 pub mod recovery;
-mod regular;
-mod repository;
-mod reserve;
-mod roots;
-mod schema;
-pub mod server;
-pub mod spool;
-pub mod stats;
-pub mod sweep;
-mod unread;
-pub mod verify;
-pub mod wal;
-mod writer;
+#[cfg(test)]
+mod testing;
+mod upkeep;
 
-pub use backup::{
-    Backup, BackupEnd, BackupId, BackupKind, BackupRoot, BackupRun, BackupSelector, BackupStatus, BootCheck,
+pub use archive::backup::{
+    Backup, BackupEnd, BackupKind, BackupRoot, BackupRun, BackupSelector, BackupStatus, BootCheck,
     BootOutcome, BootTest, BootTestLock, ClonedFrom, DeletionGuard, NewBackup, ReadGuard, Tablespace,
 };
-pub use clones::{CloneDescription, CloneDraft, CloneLock, CloneName, CloneOrigin, Graft};
+pub use archive::clones::{CloneDescription, CloneDraft, CloneLock, CloneOrigin, Graft};
+pub use archive::history::{Decided, Fork, HistoryReport, LeftHistory, Restarted};
+pub use archive::json;
+pub use archive::spool::{PartialSegment, Receiver, Spool, SpoolFile};
+pub use archive::wal::{
+    Comparison, Confined, LooseSegment, QuarantinedWal, RefusedWal, ReindexReport, WalArchive, WalConflict,
+    WalEntries, WalEntry, WalFile, WalOutcome, WalTotals, scan_segment,
+};
 pub use error::{Error, Result};
-pub use history::{Decided, Fork, HistoryReport, LeftHistory, Restarted};
+pub use home::owner::{AsOwner, Owner};
+pub use home::settings::{Compression, CreateOptions, Settings};
+pub use index::repository::Repository;
+pub use index::unread::{PackProblem, UnreadPack};
+pub use index::writer::Writer;
 pub use monitor::{Monitor, Silent, Unit};
-pub use owner::{AsOwner, Owner};
-pub use rebuild::RebuildReport;
+pub use names::{BackupId, CloneName, InvalidName, ServerName};
 pub use recovery::{
     Action, Gap, MinimalStretch, Plan, Target, TargetError, TargetSpec, TimeTarget, TimelineChoice,
     TimelineReport, TimelineSpan, Unreachable,
 };
-pub use repository::{Compression, CreateOptions, Repository, Settings};
-pub use server::ServerName;
-pub use spool::{PartialSegment, Receiver, Spool, SpoolFile};
-pub use stats::{BackupStats, ServerStats, Sizes, Stats};
-pub use sweep::{PackProblem, SweepOptions, SweepReport};
-pub use unread::UnreadPack;
-pub use verify::{Damage, VerifyReport, VerifyScope};
-pub use wal::{
-    Comparison, QuarantinedWal, RefusedWal, WalArchive, WalConflict, WalEntries, WalEntry, WalFile,
-    WalOutcome, WalTotals,
-};
-pub use writer::Writer;
+pub use upkeep::rebuild::RebuildReport;
+pub use upkeep::stats::{BackupStats, ServerStats, Sizes, Stats};
+pub use upkeep::sweep::{SweepOptions, SweepReport};
+pub use upkeep::verify::{Damage, VerifyReport, VerifyScope};

@@ -48,8 +48,7 @@ pub(super) fn fetch(
             )));
         }
     };
-    let file = tempfile::tempfile_in(repository.path())
-        .map_err(|error| Error::failed(format!("Cannot make a temporary file: {error}")))?;
+    let file = repository.temporary_file()?;
     let fetch = Fetch {
         repository,
         backup,

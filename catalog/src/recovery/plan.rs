@@ -5,10 +5,10 @@ use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
 use serde::{Deserialize, Serialize};
 
-use crate::backup::{Backup, BackupId};
+use crate::archive::backup::Backup;
+use crate::names::{BackupId, ServerName};
 use crate::recovery::TargetSpec;
 use crate::recovery::time::shown;
-use crate::server::ServerName;
 
 /// A part of the log that belongs to one timeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,16 +12,16 @@ use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
 use jiff::tz::TimeZone;
 
-use crate::backup::{Backup, BackupStatus};
+use crate::archive::backup::{Backup, BackupStatus};
 use crate::error::{Error, Result};
+use crate::index::repository::Repository;
+use crate::names::ServerName;
 use crate::recovery::ends::{End, Way};
 use crate::recovery::plan::bad_history_advice;
 use crate::recovery::route::Route;
 use crate::recovery::segments::Segments;
 use crate::recovery::time::server_zone;
 use crate::recovery::{Plan, Target, TargetSpec, TimeTarget, TimelineChoice, TimelineSpan, Unreachable};
-use crate::repository::Repository;
-use crate::server::ServerName;
 
 /// A history file has a line for each timeline; no cluster has had a million.
 const HISTORY_BYTES_MAX: u64 = 64 << 20;

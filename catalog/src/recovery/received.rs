@@ -2,11 +2,11 @@
 
 use barmanfs_pg::wal_scan::{ParameterChange, WalLevel};
 
+use crate::archive::wal::confine::index_of_plain;
 use crate::error::Result;
 use crate::recovery::ends::End;
 use crate::recovery::planner::Planner;
 use crate::recovery::route::Route;
-use crate::wal::confine::index_of_plain;
 
 impl Planner<'_> {
     /// Goes on from the end of the archive with the segments that lie in the spool.

@@ -10,9 +10,9 @@ use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
 use rusqlite::{OptionalExtension, params};
 
 use crate::error::Result;
+use crate::index::repository::Repository;
+use crate::names::ServerName;
 use crate::recovery::route::{LAST, Part, Route};
-use crate::repository::Repository;
-use crate::server::ServerName;
 
 /// Read of a segment at a time.
 const READ_BYTES: usize = 1 << 20;

@@ -13,7 +13,7 @@ use std::str::FromStr;
 use barmanfs_pg::{Lsn, TimelineId};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::backup::BackupId;
+use crate::names::BackupId;
 use crate::recovery::time::{self, TimeTarget};
 
 /// Bytes of a restore point's name at most, as PostgreSQL stores it (MAXFNAMELEN less the NUL at its end).

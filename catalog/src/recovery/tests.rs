@@ -11,10 +11,12 @@ use barmanfs_store::{Attributes, DirectoryRef};
 use proptest::prelude::*;
 
 use super::*;
-use crate::backup::{Backup, BackupId, BackupKind, BackupRoot, BackupStatus};
-use crate::records::{self, kind};
-use crate::wal::WalFile;
-use crate::{CreateOptions, Repository, ServerName, Silent, Writer};
+use crate::archive::backup::{Backup, BackupKind, BackupRoot, BackupStatus};
+use crate::archive::wal::WalFile;
+use crate::home::settings::CreateOptions;
+use crate::index::records::{self, kind};
+use crate::names::{BackupId, ServerName};
+use crate::{Repository, Silent, Writer};
 
 const SIZE: SegmentSize = SegmentSize::MIN;
 const FIRST_LSN: Lsn = Lsn(0x30_0000);
@@ -1030,7 +1032,7 @@ fn a_time_at_which_a_timeline_was_left_is_told_to_be_ambiguous() {
 /// A catalog as that of a busy month: what it says of its segments is made up, they hold nothing.
 mod scale {
     use super::*;
-    use crate::wal::WalFile;
+    use crate::archive::wal::WalFile;
     use barmanfs_pg::wal_scan::{RestorePoint, SegmentIndex};
     use barmanfs_store::{ClosedPack, FileMap, PackId, Window};
 
@@ -1101,7 +1103,7 @@ mod scale {
         archive
             .repository
             .db
-            .write(|db| records::enter(db, &pack, None))
+            .write(|db| records::enter(db, crate::archive::derive::derive, &pack, None))
             .unwrap();
         (0..BACKUPS).for_each(|nth| archive.put_backup(&backup(nth)));
 

@@ -8,13 +8,13 @@ use barmanfs_pg::{Lsn, SegmentSize, TimelineId, TimestampMicros};
 use rusqlite::{OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
-use crate::backup::{Backup, BackupId, BackupStatus};
+use crate::archive::backup::{Backup, BackupStatus};
+use crate::archive::history::Fork;
 use crate::error::{Error, Result};
-use crate::history::Fork;
+use crate::index::repository::Repository;
+use crate::names::{BackupId, ServerName};
 use crate::recovery::plan::bad_history_advice;
 use crate::recovery::{Target, TargetSpec, TimelineSpan, Unreachable};
-use crate::repository::Repository;
-use crate::server::ServerName;
 
 /// A server's WAL and backups, as far as recovery is concerned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
-use barmanfs_catalog::wal::{Confined, LooseSegment, scan};
+use barmanfs_catalog::{Confined, LooseSegment, scan_segment};
 use barmanfs_catalog::{ServerName, WalFile};
 use barmanfs_pg::wal_check::LONG_HEADER_BYTES;
 use barmanfs_pg::wal_name::{SegmentName, WalName};
@@ -73,7 +73,7 @@ pub(super) fn confine_received(
     let failed = |source: io::Error| Error::io("read", format!("(what has been received of {name})"), source);
     let mut source = copy;
     source.seek(SeekFrom::Start(0)).map_err(failed)?;
-    let Some(index) = scan(name, size_bytes, &mut source).map_err(failed)? else {
+    let Some(index) = scan_segment(name, size_bytes, &mut source).map_err(failed)? else {
         return Ok(());
     };
     let mut beginning = Vec::new();

@@ -1,0 +1,215 @@
+//! Backups: what is known about each, and the ways to name one.
+//!
+//! A backup's status follows from what is there, so that it cannot be wrong: [`BackupStatus::Started`] while its lock
+//! is held, [`BackupStatus::Done`] once every segment it needs is in the archive.
+
+use barmanfs_pg::wal_name::{SegmentName, segments_between};
+use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, TimestampMicros};
+use barmanfs_store::{Attributes, DirectoryRef, RecordId};
+use serde::{Deserialize, Serialize};
+
+use crate::names::{BackupId, CloneName, ServerName};
+
+pub(crate) mod boot_test;
+mod delete;
+mod list;
+mod run;
+pub(crate) mod running;
+mod selector;
+
+pub use boot_test::{BootCheck, BootOutcome, BootTest, BootTestLock};
+pub use delete::{DeletionGuard, ReadGuard};
+pub use run::{BackupEnd, BackupRun, NewBackup};
+pub use selector::BackupSelector;
+
+/// Where a backup stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum BackupStatus {
+    /// It is being taken.
+    Started,
+    /// Complete, but not every segment from its start to its stop has been archived yet: it cannot be started.
+    WaitingForWals,
+    /// Complete, and so is its WAL.
+    Done,
+    /// It ended early; `error` says why. It holds no files.
+    Failed,
+}
+
+impl BackupStatus {
+    /// The status as Barman writes it: `WAITING_FOR_WALS`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Started => "STARTED",
+            Self::WaitingForWals => "WAITING_FOR_WALS",
+            Self::Done => "DONE",
+            Self::Failed => "FAILED",
+        }
+    }
+}
+
+impl std::fmt::Display for BackupStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// How a backup's bytes came in. Every backup is complete, whichever it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackupKind {
+    /// All files were sent.
+    Full,
+    /// Only changed blocks were sent, and put together with the files of [`Backup::parent`].
+    Incremental,
+    /// It was made of a clone, which stands on [`Backup::parent`]. It has left the server's history: it is started as
+    /// it is, with the WAL in its own `pg_wal`, and the server's WAL is never replayed on it.
+    Clone,
+}
+
+/// The clone a backup was made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClonedFrom {
+    /// What it is, or was, called.
+    pub name: CloneName,
+    /// The point in time it had been recovered to when it began; none for the end of the backup it stands on.
+    #[serde(default)]
+    pub target: Option<String>,
+    /// Whether its server had been shut down cleanly: there is nothing to replay then. Otherwise what is in its
+    /// `pg_wal` is, as after a crash.
+    pub shut_down: bool,
+}
+
+/// A tablespace of a backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tablespace {
+    /// Its OID, which is its directory's name under `pg_tblspc`.
+    pub oid: u32,
+    /// Its name, where it is known.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Where it was on the server.
+    pub location: String,
+}
+
+/// The root directory of a backup's files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupRoot {
+    /// Its listing.
+    pub directory: DirectoryRef,
+    /// Its owner, permissions and time.
+    pub attributes: Attributes,
+}
+
+/// One backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backup {
+    /// Whose it is.
+    pub server: ServerName,
+    /// Its id: when it began.
+    pub id: BackupId,
+    /// Where it stands.
+    pub status: BackupStatus,
+    /// How its bytes came in.
+    pub kind: BackupKind,
+    /// Where an incremental one took from what the server did not send, or what its clone stood on. It may have been
+    /// deleted since: nothing is missing then.
+    #[serde(default)]
+    pub parent: Option<BackupId>,
+    /// The clone it was made of, for one that was.
+    #[serde(default)]
+    pub cloned_from: Option<ClonedFrom>,
+    /// What the user called it.
+    #[serde(default)]
+    pub label: Option<String>,
+    /// When it began.
+    pub begin_time: TimestampMicros,
+    /// When it ended; none while it runs, or when it was killed.
+    #[serde(default)]
+    pub end_time: Option<TimestampMicros>,
+    /// Where recovery of it begins.
+    #[serde(default)]
+    pub start_lsn: Option<Lsn>,
+    /// What recovery of it must reach to be consistent.
+    #[serde(default)]
+    pub stop_lsn: Option<Lsn>,
+    /// The timeline it was taken on.
+    #[serde(default)]
+    pub timeline: Option<TimelineId>,
+    /// The cluster.
+    pub system_id: SystemId,
+    /// The server's version.
+    pub server_version: ServerVersion,
+    /// Size of the cluster's WAL segments in bytes.
+    pub segment_size: SegmentSize,
+    /// Whether the cluster's pages have checksums; none where it is not known.
+    #[serde(default)]
+    pub data_checksums: Option<bool>,
+    /// The server's setting `TimeZone`, for times given without a zone; none where it is not known.
+    #[serde(default)]
+    pub timezone: Option<String>,
+    /// Its tablespaces, without `pg_default` and `pg_global`.
+    #[serde(default)]
+    pub tablespaces: Vec<Tablespace>,
+    /// Whether its `pg_wal` holds all the WAL it needs.
+    pub wal_included: bool,
+    /// The fork behind which it was taken, of a history that is not the archive's; its WAL came with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fork: Option<RecordId>,
+    /// Whether a standby was backed up.
+    pub from_standby: bool,
+    /// Sizes of its files together.
+    pub logical_bytes: u64,
+    /// Bytes the server sent; of a clone, those that were read.
+    pub sent_bytes: u64,
+    /// Bytes it added to the repository.
+    pub new_stored_bytes: u64,
+    /// Number of its regular files.
+    pub files: u64,
+    /// Page checksum failures the server reported. The pages are stored as they were sent.
+    #[serde(default)]
+    pub checksum_failures: Vec<String>,
+    /// Why it failed.
+    #[serde(default)]
+    pub error: Option<String>,
+    /// Its files; none until it is complete.
+    #[serde(default)]
+    pub root: Option<BackupRoot>,
+    /// The record it comes from; none while it runs or when it was killed.
+    #[serde(skip)]
+    pub(crate) record: Option<RecordId>,
+    /// The archive of the history it belongs to, where that is not the server's.
+    #[serde(skip)]
+    pub(crate) apart: Option<ServerName>,
+}
+
+impl Backup {
+    /// Whether all its files are there, whatever its WAL: it can be shown and read.
+    pub fn is_complete(&self) -> bool {
+        self.root.is_some() && matches!(self.status, BackupStatus::Done | BackupStatus::WaitingForWals)
+    }
+
+    /// Whether it is of the server itself, and lies on a timeline of its archive. Only such a backup is the latest or the
+    /// oldest one, has WAL replayed on it, or is what another one builds on.
+    pub fn is_of_server(&self) -> bool {
+        self.kind != BackupKind::Clone
+    }
+
+    /// The archive its WAL is in: the server's, or that of a history that is kept apart.
+    pub fn archive(&self) -> &ServerName {
+        self.apart.as_ref().unwrap_or(&self.server)
+    }
+
+    /// The segments recovery needs from the archive, in order. Empty when they came with the backup or it is not
+    /// complete.
+    pub fn needed_wal(&self) -> impl Iterator<Item = SegmentName> + use<> {
+        let size = self.segment_size;
+        let range = match (self.timeline, self.start_lsn, self.stop_lsn) {
+            (Some(timeline), Some(start), Some(stop)) if !self.wal_included => Some((timeline, start, stop)),
+            _ => None,
+        };
+        range
+            .into_iter()
+            .flat_map(move |(timeline, start, stop)| segments_between(timeline, start, stop, size))
+    }
+}

@@ -1,0 +1,214 @@
+//! Boot tests: that PostgreSQL has started on a copy of a backup, or why it did not.
+//!
+//! Each is a record that names the backup's record, so it goes with exactly that backup: what annuls the backup makes
+//! its tests meaningless, whichever of the records is read first. Shown is the newest of each backup.
+
+use std::fmt;
+
+use barmanfs_pg::TimestampMicros;
+use barmanfs_store::RecordId;
+use rusqlite::{Connection, OptionalExtension, params};
+use serde::{Deserialize, Serialize};
+
+use crate::archive::backup::Backup;
+use crate::error::{Error, Result};
+use crate::home::locks::Lock;
+use crate::index::records::{self, kind};
+use crate::index::repository::Repository;
+use crate::names::{BackupId, ServerName};
+
+/// Longest message that is kept, in bytes: a line or two; the log it is from is longer.
+const MESSAGE_BYTES: usize = 1000;
+
+/// How a boot test ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BootOutcome {
+    /// The server came up and passed its checks.
+    Ok,
+    /// It did not.
+    Failed,
+}
+
+/// What was done on the server that came up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BootCheck {
+    /// Every database was connected to, and its catalog read.
+    Catalogs,
+    /// A file of SQL statements was run.
+    Sql,
+    /// `pg_amcheck` read all tables and indexes.
+    Amcheck,
+}
+
+impl BootCheck {
+    /// A word for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Catalogs => "catalogs",
+            Self::Sql => "sql",
+            Self::Amcheck => "amcheck",
+        }
+    }
+}
+
+impl fmt::Display for BootCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// What is known of one boot test.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootTest {
+    /// How it ended.
+    pub outcome: BootOutcome,
+    /// When it began.
+    pub began_at: TimestampMicros,
+    /// How long it took, in milliseconds.
+    pub took_ms: u64,
+    /// The PostgreSQL it ran with: "18.1".
+    pub postgresql: String,
+    /// What was asked for beside starting, in the order it is done; a failed test may not have come to all.
+    pub checks: Vec<BootCheck>,
+    /// Why it failed, in a line.
+    #[serde(default)]
+    pub message: Option<String>,
+}
+
+/// A test as a record has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BootTestRecord {
+    /// The backup's record.
+    pub(crate) of: RecordId,
+    /// The backup, for people.
+    pub(crate) server: ServerName,
+    pub(crate) backup: BackupId,
+    #[serde(flatten)]
+    pub(crate) test: BootTest,
+}
+
+/// Keeps others from testing backups of a server while this lives.
+#[derive(Debug)]
+pub struct BootTestLock {
+    _lock: Lock,
+}
+
+impl Repository {
+    /// Says that a backup of this server is being tested. There is one test at a time for each server, so whoever has
+    /// this knows that what earlier ones left behind is nobody's.
+    ///
+    /// # Errors
+    /// [`Error::Occupied`] while another test runs.
+    pub fn lock_boot_test(&self, server: &ServerName) -> Result<BootTestLock> {
+        let name = format!("boot-{server}");
+        let lock = self
+            .locks
+            .try_exclusive(&name, &format!("boot test of {server}"))?;
+        let lock = lock.ok_or_else(|| Error::Occupied {
+            what: "Another boot test of this server",
+            holder: self.locks.holder(&name),
+            advice: "run again when it has ended",
+        })?;
+        Ok(BootTestLock { _lock: lock })
+    }
+
+    /// Keeps the result of a boot test; durable when it returns.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchBackup`] for one that has not ended or has been deleted meanwhile.
+    pub fn add_boot_test(&self, backup: &Backup, mut test: BootTest) -> Result<()> {
+        let gone = || Error::NoSuchBackup {
+            server: backup.server.clone(),
+            selector: backup.id.to_string(),
+        };
+        let of = backup.record.ok_or_else(gone)?;
+        if let Some(message) = &mut test.message {
+            cut(message, MESSAGE_BYTES);
+        }
+        let writer = self.writer(&format!("boot test of backup {} of {}", backup.id, backup.server))?;
+        let annulled = self.db.read(|db| records::is_annulled(db, of))?;
+        if annulled {
+            return Err(gone());
+        }
+        let body = BootTestRecord {
+            of,
+            server: backup.server.clone(),
+            backup: backup.id,
+            test,
+        };
+        writer.write_records(vec![records::record(kind::BOOT_TEST, &body)?])
+    }
+
+    /// The newest boot test of a backup, if there was one.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn boot_test(&self, backup: &Backup) -> Result<Option<BootTest>> {
+        let Some(of) = backup.record else {
+            return Ok(None);
+        };
+        self.db.read(|db| {
+            let newest: Option<(RecordId, Vec<u8>)> = db
+                .prepare_cached(
+                    "SELECT r.id, r.payload FROM boot_tests b JOIN records r ON r.seq = b.record WHERE b.backup = ?1",
+                )?
+                .query_row([of.as_bytes()], |row| Ok((RecordId(row.get(0)?), row.get(1)?)))
+                .optional()?;
+            let parsed = newest.map(|(id, payload)| records::parse::<BootTestRecord>(id, &payload));
+            Ok(parsed.transpose()?.map(|record| record.test))
+        })
+    }
+}
+
+/// Leaves at most so many bytes, of whole characters.
+fn cut(text: &mut String, bytes: usize) {
+    let mut end = bytes.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+}
+
+/// The records of all tests of these records of a backup, to be deleted with it.
+pub(super) fn records_of(db: &Connection, backup: &[RecordId]) -> Result<Vec<RecordId>> {
+    let mut query = db.prepare_cached(
+        "SELECT id, payload FROM records WHERE kind = ?1 AND id NOT IN (SELECT annulled FROM deletions)",
+    )?;
+    let mut rows = query.query([kind::BOOT_TEST])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (id, payload) = records::id_and_payload(row)?;
+        if records::parse::<BootTestRecord>(id, payload).is_ok_and(|record| backup.contains(&record.of)) {
+            found.push(id);
+        }
+    }
+    Ok(found)
+}
+
+/// Enters what a test's record means: of several of one backup the newest counts.
+pub(crate) fn derive(db: &Connection, seq: i64, id: RecordId, record: &BootTestRecord) -> Result<()> {
+    if records::is_annulled(db, record.of)? {
+        return Ok(());
+    }
+    db.prepare_cached(
+        "INSERT INTO boot_tests (backup, record, began_at) VALUES (?1, ?2, ?3)
+         ON CONFLICT (backup) DO UPDATE SET record = excluded.record, began_at = excluded.began_at
+         WHERE (excluded.began_at, ?4) > (began_at, (SELECT id FROM records WHERE seq = record))",
+    )?
+    .execute(params![
+        record.of.as_bytes(),
+        seq,
+        record.test.began_at.unix_micros(),
+        id.as_bytes()
+    ])?;
+    Ok(())
+}
+
+/// Forgets what a deletion annuls: a test, or a backup with its tests.
+pub(crate) fn annul(db: &Connection, annulled: RecordId) -> Result<()> {
+    db.prepare_cached("DELETE FROM boot_tests WHERE backup = ?1")?
+        .execute([annulled.as_bytes()])?;
+    Ok(())
+}

@@ -1,0 +1,189 @@
+//! Deleting backups, and keeping one that is being read from being deleted.
+//!
+//! A deletion is a record that names what it annuls, so it holds whatever the order packs are read in. It frees nothing
+//! by itself: that is a sweep's work.
+
+use barmanfs_store::RecordId;
+
+use crate::archive::backup::{Backup, BackupStatus, boot_test, list, running};
+use crate::error::{Error, Result};
+use crate::home::locks::Lock;
+use crate::home::now;
+use crate::index::records::{self, Deletion, kind};
+use crate::index::repository::Repository;
+use crate::names::ServerName;
+
+/// Keeps a backup from being deleted (without force) while this lives.
+#[derive(Debug)]
+pub struct ReadGuard {
+    /// None where not even an empty lock file could be made or locked: reading matters more.
+    _lock: Option<Lock>,
+}
+
+/// Keeps others from deleting backups of a server while this lives.
+#[derive(Debug)]
+pub struct DeletionGuard {
+    _lock: Lock,
+}
+
+fn read_lock_name(backup: &Backup) -> String {
+    format!("read-{}-{}", backup.server, backup.id)
+}
+
+impl Repository {
+    /// Says that files of this backup are being read, for as long as the guard lives.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchBackup`] when it has been deleted, or is just being.
+    pub fn reading(&self, backup: &Backup) -> Result<ReadGuard> {
+        self.reading_for(backup, "reading")
+    }
+
+    /// The same for a verification while it walks through the backup, and no longer: a deletion need not wait until all
+    /// chunks are checked. `None` where the backup has been deleted.
+    pub(crate) fn verifying(&self, backup: &Backup) -> Result<Option<ReadGuard>> {
+        match self.reading_for(backup, "verify") {
+            Err(Error::NoSuchBackup { .. }) => Ok(None),
+            // A repository may be readable and no more.
+            Err(Error::Io { .. }) => Ok(Some(ReadGuard { _lock: None })),
+            guard => guard.map(Some),
+        }
+    }
+
+    fn reading_for(&self, backup: &Backup, purpose: &str) -> Result<ReadGuard> {
+        let gone = || Error::NoSuchBackup {
+            server: backup.server.clone(),
+            selector: backup.id.to_string(),
+        };
+        let lock = match self.locks.try_shared(&read_lock_name(backup), purpose) {
+            Ok(Some(lock)) => Some(lock),
+            Ok(None) => return Err(gone()),
+            Err(Error::Full { .. }) => None,
+            Err(error) if error.is_read_only() => None,
+            Err(error) => return Err(error),
+        };
+        if !list::is_recorded(self, &backup.server, backup.id)? {
+            return Err(gone());
+        }
+        Ok(ReadGuard { _lock: lock })
+    }
+
+    /// Waits until nobody else deletes backups of this server. Whether one may go depends on what others leave, so decide it
+    /// while the guard lives.
+    ///
+    /// # Errors
+    /// When the lock cannot be made.
+    pub fn deleting(&self, server: &ServerName) -> Result<DeletionGuard> {
+        let (name, purpose) = (
+            format!("delete-{server}"),
+            format!("deletion of backups of {server}"),
+        );
+        let lock = self.with_reserve(|| self.locks.wait_exclusive(&name, &purpose))?;
+        Ok(DeletionGuard { _lock: lock })
+    }
+
+    /// Deletes a backup for good; [`sweep`](Self::sweep) frees its space.
+    ///
+    /// # Errors
+    /// [`Error::BackupRunning`]; without `force` [`Error::BackupInUse`] while it is being read, and
+    /// [`Error::BackupHasClones`]; [`Error::NoSuchBackup`].
+    pub fn delete_backup(&self, backup: &Backup, force: bool) -> Result<()> {
+        self.with_reserve(|| self.try_to_delete(backup, force))
+    }
+
+    fn try_to_delete(&self, backup: &Backup, force: bool) -> Result<()> {
+        let purpose = format!("deletion of backup {} of {}", backup.id, backup.server);
+        let writer = self.writer(&purpose)?;
+        if backup.record.is_none() {
+            return self.delete_interrupted(backup, &purpose);
+        }
+        let lock_name = read_lock_name(backup);
+        let lock = self.locks.try_exclusive(&lock_name, &purpose)?;
+        if lock.is_none() && !force {
+            return Err(Error::BackupInUse {
+                server: backup.server.clone(),
+                id: backup.id,
+                holder: self.locks.holder(&lock_name),
+            });
+        }
+        let clones = self.clones_of(backup)?;
+        if !clones.is_empty() && !force {
+            return Err(Error::BackupHasClones {
+                server: backup.server.clone(),
+                id: backup.id,
+                clones,
+            });
+        }
+        let mut annulled = self.records_of(backup)?;
+        if annulled.is_empty() {
+            return Err(Error::NoSuchBackup {
+                server: backup.server.clone(),
+                selector: backup.id.to_string(),
+            });
+        }
+        let tests = self.db.read(|db| boot_test::records_of(db, &annulled))?;
+        annulled.extend(tests);
+        let what = format!("backup {} of {}", backup.id, backup.server);
+        let deletion = |of| {
+            records::record(
+                kind::DELETION,
+                &Deletion {
+                    of,
+                    deleted_at: now(),
+                    what: what.clone(),
+                },
+            )
+        };
+        writer.write_records(annulled.into_iter().map(deletion).collect::<Result<_>>()?)?;
+        if let Some(lock) = lock {
+            lock.remove(&self.locks, &lock_name);
+        }
+        Ok(())
+    }
+
+    /// One that is in no record yet, only in its state file.
+    fn delete_interrupted(&self, backup: &Backup, purpose: &str) -> Result<()> {
+        let lock_name = running::lock_name(&backup.server);
+        let Some(_lock) = self.locks.try_exclusive(&lock_name, purpose)? else {
+            return Err(Error::BackupRunning {
+                server: backup.server.clone(),
+                holder: self.locks.holder(&lock_name),
+            });
+        };
+        match running::read_interrupted(self, &backup.server)? {
+            Some(found) if found.id == backup.id => running::remove(self, &backup.server),
+            _ => Err(Error::NoSuchBackup {
+                server: backup.server.clone(),
+                selector: backup.id.to_string(),
+            }),
+        }
+    }
+
+    /// All live records of this backup: it may have one as failed and one as complete, see
+    /// [`records`](crate::index::records).
+    fn records_of(&self, backup: &Backup) -> Result<Vec<RecordId>> {
+        self.db.read(|db| {
+            let mut query = db.prepare_cached(
+                "SELECT id, payload FROM records WHERE kind = ?1 AND id NOT IN (SELECT annulled FROM deletions)",
+            )?;
+            let mut rows = query.query([kind::BACKUP])?;
+            let mut found = Vec::new();
+            while let Some(row) = rows.next()? {
+                let (id, payload) = records::id_and_payload(row)?;
+                match records::parse::<Backup>(id, payload) {
+                    Ok(other) if (&other.server, other.id) == (&backup.server, backup.id) => found.push(id),
+                    // An unreadable record is no backup anybody could see.
+                    _ => {}
+                }
+            }
+            Ok(found)
+        })
+    }
+}
+
+impl Backup {
+    /// Whether [`Repository::delete_backup`] can take it: not while it is running.
+    pub fn can_be_deleted(&self) -> bool {
+        self.status != BackupStatus::Started
+    }
+}

@@ -1,0 +1,154 @@
+//! Finding backups.
+
+use barmanfs_pg::wal_name::SegmentName;
+use barmanfs_store::RecordId;
+use rusqlite::{Connection, OptionalExtension, params};
+
+use crate::archive::backup::{Backup, BackupKind, BackupSelector, BackupStatus, running};
+use crate::archive::history;
+use crate::error::{Error, Result};
+use crate::index::records;
+use crate::index::repository::Repository;
+use crate::names::{BackupId, ServerName};
+
+/// Missing segments that are named; who misses more has another problem than their names.
+const MISSING_WAL_NAMED: usize = 1000;
+
+impl Repository {
+    /// A server's backups, oldest first, running and failed ones too.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn backups(&self, server: &ServerName) -> Result<Vec<Backup>> {
+        // The order matters, see the module `running`.
+        let running = running::read(self, server)?;
+        let mut backups = self.db.read(|db| recorded(db, server))?;
+        let position =
+            |id: BackupId, backups: &[Backup]| backups.binary_search_by_key(&id, |backup| backup.id);
+        if let Some(running) = running
+            && let Err(place) = position(running.id, &backups)
+        {
+            backups.insert(place, running);
+        }
+        Ok(backups)
+    }
+
+    /// One backup.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchBackup`].
+    pub fn backup(&self, server: &ServerName, selector: &BackupSelector) -> Result<Backup> {
+        let found = self.find_backup(server, selector)?;
+        // It may be in a pack that is not in the catalog.
+        let found = match found {
+            None if self.adopt_unknown_packs()? => self.find_backup(server, selector)?,
+            found => found,
+        };
+        found.ok_or_else(|| Error::NoSuchBackup {
+            server: server.clone(),
+            selector: selector.to_string(),
+        })
+    }
+
+    fn find_backup(&self, server: &ServerName, selector: &BackupSelector) -> Result<Option<Backup>> {
+        let backups = self.backups(server)?;
+        let complete = |backup: &Backup| backup.is_complete() && backup.is_of_server();
+        let failed = |backup: &Backup| backup.status == BackupStatus::Failed && backup.is_of_server();
+        Ok(match *selector {
+            BackupSelector::Id(id) => backups.into_iter().find(|backup| backup.id == id),
+            BackupSelector::Latest => backups.into_iter().rfind(complete),
+            BackupSelector::LatestFull => backups
+                .into_iter()
+                .rfind(|backup| backup.is_complete() && backup.kind == BackupKind::Full),
+            BackupSelector::Oldest => backups.into_iter().find(complete),
+            BackupSelector::LatestFailed => backups.into_iter().rfind(failed),
+        })
+    }
+
+    /// The segments a complete backup needs that are not in the archive, the first thousand.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn missing_wal(&self, backup: &Backup) -> Result<Vec<SegmentName>> {
+        self.db.read(|db| {
+            let mut known = db.prepare_cached("SELECT 1 FROM wal WHERE server = ?1 AND name = ?2")?;
+            let mut missing = Vec::new();
+            for segment in backup.needed_wal() {
+                if missing.len() == MISSING_WAL_NAMED {
+                    break;
+                }
+                if !known.exists(params![backup.archive().as_str(), segment.to_string()])? {
+                    missing.push(segment);
+                }
+            }
+            Ok(missing)
+        })
+    }
+}
+
+/// The backups that have ended, oldest first.
+fn recorded(db: &Connection, server: &ServerName) -> Result<Vec<Backup>> {
+    let mut query = db.prepare_cached(
+        "SELECT r.id, r.payload FROM backups b JOIN records r ON r.seq = b.record WHERE b.server = ?1 ORDER BY b.id",
+    )?;
+    let mut rows = query.query([server.as_str()])?;
+    let mut backups = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (id, payload) = records::id_and_payload(row)?;
+        backups.push(from_record(db, id, payload)?);
+    }
+    Ok(backups)
+}
+
+fn from_record(db: &Connection, id: RecordId, payload: &[u8]) -> Result<Backup> {
+    let mut backup: Backup = records::parse(id, payload)?;
+    backup.record = Some(id);
+    backup.apart = history::records::archive_of(db, id, &backup)?;
+    if backup.status != BackupStatus::Failed {
+        let complete = has_its_wal(db, &backup)?;
+        backup.status = if complete {
+            BackupStatus::Done
+        } else {
+            BackupStatus::WaitingForWals
+        };
+    }
+    Ok(backup)
+}
+
+/// Names of one timeline's segments sort as their positions, so the segments a backup needs are one range of the table.
+fn has_its_wal(db: &Connection, backup: &Backup) -> Result<bool> {
+    let mut needed = backup.needed_wal();
+    let Some(first) = needed.next() else {
+        return Ok(true);
+    };
+    let (last, expected) = needed.fold((first, 1_u64), |(_, count), segment| (segment, count + 1));
+    let found: u64 = db
+        .prepare_cached(
+            "SELECT count(*) FROM wal WHERE server = ?1 AND name BETWEEN ?2 AND ?3 AND length(name) = 24",
+        )?
+        .query_row(
+            params![backup.archive().as_str(), first.to_string(), last.to_string()],
+            |row| row.get(0),
+        )?;
+    Ok(found == expected)
+}
+
+/// Whether the catalog has a backup of this id, complete or failed.
+pub(super) fn is_recorded(repository: &Repository, server: &ServerName, id: BackupId) -> Result<bool> {
+    repository.db.read(|db| {
+        let found = db
+            .prepare_cached("SELECT 1 FROM backups WHERE server = ?1 AND id = ?2")?
+            .query_row(params![server.as_str(), id.to_string()], |_| Ok(()))
+            .optional()?;
+        Ok(found.is_some())
+    })
+}
+
+/// The newest id the catalog has of the server's backups, complete or failed.
+pub(super) fn newest_id(repository: &Repository, server: &ServerName) -> Result<Option<BackupId>> {
+    let newest: Option<String> = repository.db.read(|db| {
+        let mut newest = db.prepare_cached("SELECT max(id) FROM backups WHERE server = ?1")?;
+        Ok(newest.query_row([server.as_str()], |row| row.get(0))?)
+    })?;
+    Ok(newest.map(|id| id.parse()).transpose()?)
+}

@@ -1,0 +1,430 @@
+//! Taking a backup: from its first file to its record.
+//!
+//! A backup of hours holds file locks and no transaction. Its packs are published while it runs; its record is the
+//! last thing written, into its last pack: before that it does not exist, after that it is complete. Whatever ends
+//! it early leaves chunks that the next run finds and refers to.
+//!
+//! One that began as an incremental may turn out to be impossible, also halfway: it starts over as a full one, under the
+//! same id ([`BackupRun::start_over`]).
+
+use std::io::Read;
+use std::sync::Arc;
+
+use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId};
+use barmanfs_store::RecordId;
+use barmanfs_store::layout::DATA_WINDOW_BYTES;
+use barmanfs_store::{
+    Attributes, DepositTotals, Depositor, DirectoryRef, TreeOptions, TreeReader, TreeTotals, TreeWriter,
+};
+
+use crate::archive::backup::{
+    Backup, BackupKind, BackupRoot, BackupSelector, BackupStatus, ClonedFrom, Tablespace, list, running,
+};
+use crate::archive::clones::CloneDescription;
+use crate::error::{Error, Result};
+use crate::home::locks::Lock;
+use crate::home::now;
+use crate::index::records::{self, kind};
+use crate::index::writer::Writer;
+use crate::names::{BackupId, ServerName};
+
+/// Copied at a time into a file that is added.
+const COPY_BYTES: usize = 128 << 10;
+
+/// What is known of a backup before it begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewBackup {
+    /// What the user calls it.
+    pub label: Option<String>,
+    /// The cluster.
+    pub system_id: SystemId,
+    /// The server's version.
+    pub server_version: ServerVersion,
+    /// The cluster's segment size.
+    pub segment_size: SegmentSize,
+    /// Whether the backup brings the WAL it needs.
+    pub wal_included: bool,
+    /// The server's setting `TimeZone`, where it is known.
+    pub timezone: Option<String>,
+    /// The fork behind which the server is, where its history is not the archive's.
+    pub fork: Option<RecordId>,
+}
+
+/// What is known of a backup once its last byte came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupEnd {
+    /// Where recovery of it begins.
+    pub start_lsn: Lsn,
+    /// What recovery of it must reach.
+    pub stop_lsn: Lsn,
+    /// The timeline it was taken on.
+    pub timeline: TimelineId,
+    /// Whether the cluster's pages have checksums, where it is known.
+    pub data_checksums: Option<bool>,
+    /// Its tablespaces, without `pg_default` and `pg_global`.
+    pub tablespaces: Vec<Tablespace>,
+    /// Bytes the server sent, or those read of a clone.
+    pub sent_bytes: u64,
+    /// Page checksum failures the server reported.
+    pub checksum_failures: Vec<String>,
+    /// Whether a standby was backed up.
+    pub from_standby: bool,
+}
+
+/// A backup being taken. Dropped before [`finish`](Self::finish) or [`fail`](Self::fail) it has failed, interrupted.
+#[derive(Debug)]
+pub struct BackupRun {
+    writer: Writer,
+    backup: Backup,
+    depositor: Arc<Depositor>,
+    /// The tree this one is likely similar to.
+    previous: Option<DirectoryRef>,
+    tree: Option<TreeWriter>,
+    ended: Option<TreeTotals>,
+    /// Bytes it added to the repository before it started over.
+    stored_before: u64,
+    lock: Option<Lock>,
+}
+
+impl Writer {
+    /// Begins a backup of `server`. This registers the server when it is new.
+    ///
+    /// # Errors
+    /// [`Error::BackupRunning`]; [`Error::OtherSystem`] when the server's name stands for another cluster.
+    pub fn begin_backup(self, server: &ServerName, new: NewBackup) -> Result<BackupRun> {
+        let repository = self.repository().clone();
+        let lock_name = running::lock_name(server);
+        let lock = repository
+            .locks
+            .try_exclusive(&lock_name, self.purpose())?
+            .ok_or_else(|| Error::BackupRunning {
+                server: server.clone(),
+                holder: repository.locks.holder(&lock_name),
+            })?;
+        self.settle_interrupted(server)?;
+        if let Some((record, _held)) = self.claim_server(server, new.system_id)? {
+            self.write_records(vec![record])?;
+        }
+        let mut backup = started(server, new);
+        // Ids tell the order, also of backups that begin in one second, or after the clock went back.
+        if let Some(newest) = list::newest_id(&repository, server)?
+            && backup.id <= newest
+        {
+            backup.id = newest.next();
+        }
+        running::write(&repository, &backup)?;
+        let mut run = BackupRun {
+            depositor: Arc::new(self.depositor()?),
+            writer: self,
+            backup,
+            previous: None,
+            tree: None,
+            ended: None,
+            stored_before: 0,
+            lock: Some(lock),
+        };
+        run.previous = run.latest_root()?;
+        run.begin_tree();
+        Ok(run)
+    }
+
+    /// Records what became of a backup whose process was killed. The server's lock must be held.
+    fn settle_interrupted(&self, server: &ServerName) -> Result<()> {
+        let repository = self.repository();
+        if let Some(interrupted) = running::read_interrupted(repository, server)?
+            && !list::is_recorded(repository, server, interrupted.id)?
+        {
+            self.write_records(vec![records::record(kind::BACKUP, &interrupted)?])?;
+        }
+        running::remove(repository, server)
+    }
+}
+
+fn no_tree() -> Error {
+    Error::Invalid("The backup takes no more files".to_owned())
+}
+
+fn started(server: &ServerName, new: NewBackup) -> Backup {
+    let begin_time = now();
+    Backup {
+        server: server.clone(),
+        id: BackupId::at(begin_time),
+        status: BackupStatus::Started,
+        kind: BackupKind::Full,
+        parent: None,
+        cloned_from: None,
+        label: new.label,
+        begin_time,
+        end_time: None,
+        start_lsn: None,
+        stop_lsn: None,
+        timeline: None,
+        system_id: new.system_id,
+        server_version: new.server_version,
+        segment_size: new.segment_size,
+        data_checksums: None,
+        timezone: new.timezone,
+        tablespaces: Vec::new(),
+        wal_included: new.wal_included,
+        fork: new.fork,
+        from_standby: false,
+        logical_bytes: 0,
+        sent_bytes: 0,
+        new_stored_bytes: 0,
+        files: 0,
+        checksum_failures: Vec::new(),
+        error: None,
+        root: None,
+        record: None,
+        apart: None,
+    }
+}
+
+impl BackupRun {
+    /// Its id.
+    pub fn id(&self) -> BackupId {
+        self.backup.id
+    }
+
+    /// Says that the server sends only what changed since `parent`, before the first file. The caller puts both
+    /// together: the run only notes it, and compares with the parent instead of the latest backup.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a parent without files; when the state file cannot be written.
+    pub fn build_on(&mut self, parent: &Backup) -> Result<(TreeReader, DirectoryRef)> {
+        let root = parent
+            .root
+            .as_ref()
+            .map(|root| root.directory.clone())
+            .ok_or_else(|| Error::Invalid(format!("Backup {} has no files to build on", parent.id)))?;
+        self.backup.kind = BackupKind::Incremental;
+        self.backup.parent = Some(parent.id);
+        running::write(self.writer.repository(), &self.backup)?;
+        self.previous = Some(root.clone());
+        self.begin_tree();
+        Ok((self.writer.repository().trees(), root))
+    }
+
+    /// Says that the files are those of a clone, before the first of them, and whether its server was shut down. The
+    /// clone must stay locked until the run has ended: that keeps what the backup takes over from it.
+    ///
+    /// # Errors
+    /// When the state file cannot be written.
+    pub fn build_on_clone(&mut self, clone: &CloneDescription, shut_down: bool) -> Result<()> {
+        self.backup.kind = BackupKind::Clone;
+        self.backup.parent = Some(clone.origin.backup);
+        self.backup.cloned_from = Some(ClonedFrom {
+            name: clone.name.clone(),
+            target: clone.origin.target.clone(),
+            shut_down,
+        });
+        running::write(self.writer.repository(), &self.backup)?;
+        self.previous = Some(clone.root.directory.clone());
+        self.begin_tree();
+        Ok(())
+    }
+
+    /// Forgets all files and whatever went wrong with them, and begins anew as a full backup.
+    ///
+    /// # Errors
+    /// When the pipeline cannot be started again, or the state file not be written.
+    pub fn start_over(&mut self) -> Result<()> {
+        self.tree = None;
+        self.ended = None;
+        self.stored_before = self.new_stored_bytes();
+        self.depositor = Arc::new(self.writer.depositor()?);
+        self.backup.kind = BackupKind::Full;
+        self.backup.parent = None;
+        running::write(self.writer.repository(), &self.backup)?;
+        self.previous = self.latest_root()?;
+        self.begin_tree();
+        Ok(())
+    }
+
+    fn latest_root(&self) -> Result<Option<DirectoryRef>> {
+        match self
+            .writer
+            .repository()
+            .backup(&self.backup.server, &BackupSelector::Latest)
+        {
+            Ok(latest) => Ok(latest.root.map(|root| root.directory)),
+            Err(Error::NoSuchBackup { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn begin_tree(&mut self) {
+        self.tree = Some(self.new_tree());
+    }
+
+    fn new_tree(&self) -> TreeWriter {
+        let trees = self.writer.repository().trees();
+        let previous = self.previous.clone().map(|root| (trees, root));
+        let options = TreeOptions {
+            // The bytes of a clone's lower layer are nowhere else: what cannot be read now may be mended later.
+            base_is_kept: self.backup.kind == BackupKind::Clone,
+            ..TreeOptions::default()
+        };
+        TreeWriter::begin(Arc::clone(&self.depositor), previous, options)
+    }
+
+    fn new_stored_bytes(&self) -> u64 {
+        self.stored_before + self.depositor.totals().new_stored_bytes
+    }
+
+    /// Takes its files.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] after the tree has ended.
+    pub fn tree(&self) -> Result<&TreeWriter> {
+        self.tree.as_ref().ok_or_else(no_tree)
+    }
+
+    /// Ends the tree; `root` is owner, permissions and time of the data directory itself. When this returns, all files
+    /// can be read back, so that they can be checked before the backup counts.
+    ///
+    /// # Errors
+    /// Whatever went wrong with one of the files.
+    pub fn end_tree(&mut self, root: Attributes) -> Result<(TreeReader, DirectoryRef)> {
+        let totals = self.tree.take().ok_or_else(no_tree)?.finish(root)?;
+        self.depositor.flush(Vec::new())?;
+        let directory = totals.root.clone();
+        self.ended = Some(totals);
+        Ok((self.writer.repository().trees(), directory))
+    }
+
+    /// Adds a file to the data directory itself after the tree has ended: one that is made from the others.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] before the tree has ended or when `content` is not of this size; whatever went wrong with
+    /// the file.
+    pub fn add_file(
+        &mut self,
+        name: &[u8],
+        attributes: Attributes,
+        size_bytes: u64,
+        content: &mut dyn Read,
+    ) -> Result<()> {
+        let ended = self
+            .ended
+            .take()
+            .ok_or_else(|| Error::Invalid("The backup's files are not complete".to_owned()))?;
+        let tree = self.new_tree();
+        tree.adopt(&ended.root)?;
+        let mut sink = tree.file(name, attributes, size_bytes, DATA_WINDOW_BYTES)?;
+        let mut buffer = vec![0; COPY_BYTES];
+        loop {
+            let length = content
+                .read(&mut buffer)
+                .map_err(|error| Error::Invalid(format!("Cannot read {}: {error}", name.escape_ascii())))?;
+            match buffer.get(..length) {
+                Some(bytes) if length > 0 => sink.write(bytes)?,
+                _ => break,
+            }
+        }
+        sink.finish()?;
+        let root = tree.finish(ended.root_attributes)?;
+        self.ended = Some(TreeTotals {
+            root: root.root,
+            files: ended.files + root.files,
+            logical_bytes: ended.logical_bytes + root.logical_bytes,
+            ..ended
+        });
+        Ok(())
+    }
+
+    /// What went in so far, for progress.
+    pub fn totals(&self) -> DepositTotals {
+        self.depositor.totals()
+    }
+
+    /// Ends the backup, after its tree: when this returns, it is complete and durable. Its status is
+    /// [`BackupStatus::WaitingForWals`] until the archive has its last segment, unless it brought its WAL.
+    ///
+    /// # Errors
+    /// When it cannot be made durable. It has failed then, for that reason.
+    pub fn finish(mut self, end: BackupEnd) -> Result<Backup> {
+        match self.complete(end) {
+            Ok(()) => {
+                self.forget_state()?;
+                let selector = BackupSelector::Id(self.backup.id);
+                self.writer.repository().backup(&self.backup.server, &selector)
+            }
+            Err(error) => {
+                self.record_failure(&error.to_string());
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends the backup as failed; what was stored is found again by the next one.
+    pub fn fail(mut self, reason: &str) {
+        self.record_failure(reason);
+    }
+
+    fn complete(&mut self, end: BackupEnd) -> Result<()> {
+        let totals = self
+            .ended
+            .take()
+            .ok_or_else(|| Error::Invalid("The backup's files are not complete".to_owned()))?;
+        let backup = Backup {
+            // Derived anew each time it is read.
+            status: BackupStatus::Done,
+            end_time: Some(now()),
+            start_lsn: Some(end.start_lsn),
+            stop_lsn: Some(end.stop_lsn),
+            timeline: Some(end.timeline),
+            data_checksums: end.data_checksums,
+            tablespaces: end.tablespaces,
+            sent_bytes: end.sent_bytes,
+            checksum_failures: end.checksum_failures,
+            from_standby: end.from_standby,
+            logical_bytes: totals.logical_bytes,
+            files: totals.files,
+            new_stored_bytes: self.new_stored_bytes(),
+            root: Some(BackupRoot {
+                directory: totals.root,
+                attributes: totals.root_attributes,
+            }),
+            ..self.backup.clone()
+        };
+        self.depositor
+            .flush(vec![records::record(kind::BACKUP, &backup)?])?;
+        Ok(())
+    }
+
+    /// Writes down that the backup failed: as a record where that is possible, else (a full disk, a broken pipeline) in
+    /// its state file, and if not even that can be written, it shows as interrupted.
+    fn record_failure(&mut self, reason: &str) {
+        self.tree = None;
+        self.backup.status = BackupStatus::Failed;
+        self.backup.end_time = Some(now());
+        self.backup.error = Some(reason.to_owned());
+        self.backup.new_stored_bytes = self.new_stored_bytes();
+        let recorded = records::record(kind::BACKUP, &self.backup)
+            .and_then(|record| Ok(self.depositor.flush(vec![record]).map(drop)?))
+            .and_then(|()| self.forget_state());
+        if let Err(error) = recorded {
+            tracing::warn!(server = %self.backup.server, id = %self.backup.id, %error, "Cannot record a failed backup");
+            if let Err(error) = running::write(self.writer.repository(), &self.backup) {
+                tracing::warn!(server = %self.backup.server, id = %self.backup.id, %error, "It will show as interrupted");
+            }
+            self.lock = None;
+        }
+    }
+
+    /// The catalog has the backup: nothing is running any more.
+    fn forget_state(&mut self) -> Result<()> {
+        running::remove(self.writer.repository(), &self.backup.server)?;
+        self.lock = None;
+        Ok(())
+    }
+}
+
+impl Drop for BackupRun {
+    fn drop(&mut self) {
+        if self.lock.is_some() {
+            self.record_failure("Interrupted");
+        }
+    }
+}

@@ -1,0 +1,141 @@
+use barmanfs_pg::wal_name::{SegmentName, WalName};
+use barmanfs_pg::{Lsn, SegmentSize, TimelineId};
+
+use crate::archive::wal::WalOutcome;
+use crate::error::Error;
+use crate::home::settings::CreateOptions;
+use crate::index::repository::Repository;
+use crate::monitor::Silent;
+use crate::names::ServerName;
+
+const SIZE: SegmentSize = SegmentSize::MIN;
+
+fn name(number: u32) -> WalName {
+    WalName::Segment(SegmentName {
+        timeline: TimelineId(1),
+        log: 0,
+        seg: number,
+    })
+}
+
+/// A segment with a right first page and, instead of records, bytes that depend on `history`.
+fn segment(number: u32, history: u8) -> Vec<u8> {
+    let size = SIZE.bytes();
+    let mut bytes: Vec<u8> = (0..size).map(|at| (at / 1000) as u8 ^ history).collect();
+    let mut header = Vec::new();
+    header.extend(0xD110_u16.to_le_bytes());
+    header.extend(2_u16.to_le_bytes());
+    header.extend(1_u32.to_le_bytes());
+    header.extend((u64::from(number) * size).to_le_bytes());
+    header.extend([0; 8]);
+    header.extend(42_u64.to_le_bytes());
+    header.extend(u32::try_from(size).unwrap().to_le_bytes());
+    header.extend(8192_u32.to_le_bytes());
+    bytes[..header.len()].copy_from_slice(&header);
+    bytes
+}
+
+fn archive(repository: &Repository, number: u32, history: u8) -> WalOutcome {
+    let bytes = segment(number, history);
+    let writer = repository.writer("test").unwrap();
+    let size = bytes.len() as u64;
+    writer
+        .archive_wal(&main(), &name(number), &mut bytes.as_slice(), size, "test")
+        .unwrap()
+}
+
+fn main() -> ServerName {
+    "main".parse().unwrap()
+}
+
+/// Numbers and histories of the segments of an archive: the server's, or with a number one that was left.
+fn archived(repository: &Repository, left: usize) -> Vec<(u32, u8)> {
+    let archive = match left {
+        0 => repository.wal(&main()),
+        left => repository.left_wal(&main(), left).unwrap().unwrap(),
+    };
+    let numbers = 1..10;
+    let found = numbers.filter_map(|number| {
+        let map = archive.find(&name(number)).unwrap()?.map;
+        let mut last = [0];
+        let at = SIZE.bytes() - 1;
+        assert_eq!(repository.trees().read_at(&map, at, &mut last).unwrap(), 1);
+        Some((number, last[0] ^ (at / 1000) as u8))
+    });
+    found.collect()
+}
+
+#[test]
+fn a_release_mixes_no_histories() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("repository");
+    let repository = Repository::create(&path, CreateOptions::default()).unwrap();
+    for number in 1..=3 {
+        assert!(matches!(archive(&repository, number, 1), WalOutcome::Stored(_)));
+    }
+    assert!(matches!(archive(&repository, 2, 2), WalOutcome::Conflict(_)));
+    assert!(matches!(archive(&repository, 4, 2), WalOutcome::Refused(_)));
+    let kept = repository
+        .find_quarantined(&main(), &name(4).to_string())
+        .unwrap();
+    let error = repository.release_quarantined(&kept, false).unwrap_err();
+    assert!(matches!(error, Error::OfAnotherHistory { .. }), "{error}");
+    repository.delete_quarantined(&kept).unwrap();
+    assert!(matches!(archive(&repository, 4, 2), WalOutcome::Refused(_)));
+    let lsn = repository.open_forks(&main()).unwrap()[0].lsn;
+    assert_eq!(lsn.segment_start(SIZE), Lsn(2 * SIZE.bytes()));
+
+    let writer = repository.writer("test").unwrap();
+    writer.restart_history(&main(), None, lsn).unwrap();
+    assert_eq!(archived(&repository, 0), [(1, 1), (2, 2)]);
+    assert_eq!(archived(&repository, 1), [(2, 1), (3, 1)]);
+    // What was left stays left, and its third segment is not the new one's.
+    assert!(matches!(archive(&repository, 3, 1), WalOutcome::Refused(_)));
+    let old = repository
+        .find_quarantined(&main(), &name(3).to_string())
+        .unwrap();
+    let error = repository.release_quarantined(&old, false).unwrap_err();
+    assert!(matches!(error, Error::OfAnotherHistory { .. }), "{error}");
+    // There is no fork any more that the other would lie behind.
+    let kept = repository
+        .find_quarantined(&main(), &name(4).to_string())
+        .unwrap();
+    repository.release_quarantined(&kept, false).unwrap();
+    drop(writer);
+    for _ in 0..2 {
+        assert_eq!(archived(&repository, 0), [(1, 1), (2, 2), (4, 2)]);
+        assert_eq!(archived(&repository, 1), [(2, 1), (3, 1)]);
+        Repository::rebuild(&path, &mut Silent).unwrap();
+        repository.generation().unwrap();
+    }
+}
+
+#[test]
+fn new_indexes_leave_both_histories_as_they_are() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("repository");
+    let repository = Repository::create(&path, CreateOptions::default()).unwrap();
+    for number in 1..=2 {
+        archive(&repository, number, 1);
+    }
+    for number in 2..=4 {
+        archive(&repository, number, 2);
+    }
+    let writer = repository.writer("test").unwrap();
+    // From the second segment on, as no backup needs the first.
+    writer
+        .restart_history(&main(), None, Lsn(2 * SIZE.bytes()))
+        .unwrap();
+    let both = |repository: &Repository| (archived(repository, 0), archived(repository, 1));
+    let before = both(&repository);
+    assert_eq!(before.0, [(1, 1), (2, 2), (3, 2), (4, 2)]);
+    assert_eq!(before.1, [(2, 1)]);
+    let numbers: Vec<WalName> = (1..=4).map(name).collect();
+    writer.reindex_these(&main(), &numbers).unwrap();
+    drop(writer);
+    for _ in 0..2 {
+        assert_eq!(both(&repository), before);
+        Repository::rebuild(&path, &mut Silent).unwrap();
+        repository.generation().unwrap();
+    }
+}

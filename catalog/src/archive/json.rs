@@ -1,0 +1,131 @@
+//! How what is known is told to programs: `--json`, and `info/*.json` of a mount.
+//!
+//! A document is one object with [`SCHEMA_VERSION`] under `schema_version`; a list stands in it under a name. Every key is
+//! always there, null where nothing is known. A time is RFC 3339 in UTC without a fraction, as `date` and jq's
+//! `fromdate` read it; beside `KEY` stands `KEY_us`, the same in microseconds since 1970-01-01 UTC. Keys of times are
+//! `time` or end with `_time` or `_at`.
+
+use std::str::FromStr;
+
+use barmanfs_pg::TimestampMicros;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::archive::backup::Backup;
+
+/// What the keys mean. It grows when one is taken away or means something else, and not when one is added.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// Where it stands.
+const VERSION_KEY: &str = "schema_version";
+/// Ends the key of a time in microseconds.
+const MICROS: &str = "_us";
+
+/// A document of one thing.
+///
+/// # Errors
+/// When `value` cannot be told as JSON.
+pub fn document(value: &impl Serialize) -> serde_json::Result<Value> {
+    Ok(versioned(element(value)?))
+}
+
+/// A document of a list.
+///
+/// # Errors
+/// When `values` cannot be told as JSON.
+pub fn list(name: &str, values: &impl Serialize) -> serde_json::Result<Value> {
+    let mut fields = Map::new();
+    fields.insert(name.to_owned(), element(values)?);
+    Ok(versioned(Value::Object(fields)))
+}
+
+/// A part of a document, its times told as in all of them.
+///
+/// # Errors
+/// When `value` cannot be told as JSON.
+pub fn element(value: &impl Serialize) -> serde_json::Result<Value> {
+    let mut value = serde_json::to_value(value)?;
+    tell_times(&mut value);
+    Ok(value)
+}
+
+/// All of a backup but the listing of its root, which means nothing outside the repository.
+///
+/// # Errors
+/// When it cannot be told as JSON.
+pub fn backup(backup: &Backup) -> serde_json::Result<Value> {
+    let mut value = serde_json::to_value(backup)?;
+    if let Some(fields) = value.as_object_mut() {
+        fields.remove("root");
+    }
+    Ok(value)
+}
+
+fn versioned(mut value: Value) -> Value {
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert(VERSION_KEY.to_owned(), SCHEMA_VERSION.into());
+    }
+    value
+}
+
+fn is_time(key: &str) -> bool {
+    key == "time" || key.ends_with("_time") || key.ends_with("_at")
+}
+
+fn tell_times(value: &mut Value) {
+    match value {
+        Value::Array(elements) => elements.iter_mut().for_each(tell_times),
+        Value::Object(fields) => {
+            let mut micros = Vec::new();
+            for (key, value) in fields.iter_mut() {
+                if !is_time(key) {
+                    tell_times(value);
+                    continue;
+                }
+                let time = value
+                    .as_str()
+                    .and_then(|text| TimestampMicros::from_str(text).ok());
+                match time {
+                    Some(time) => {
+                        *value = Value::String(time.to_rfc3339_seconds());
+                        micros.push((format!("{key}{MICROS}"), time.unix_micros().into()));
+                    }
+                    None if value.is_null() => micros.push((format!("{key}{MICROS}"), Value::Null)),
+                    None => tell_times(value),
+                }
+            }
+            fields.extend(micros);
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_time_is_told_in_seconds_and_in_microseconds() {
+        let value = json!({
+            "end_time": "2026-11-20T10:15:00.250001Z",
+            "began_at": null,
+            "label": "2026-11-20T10:15:00.25Z",
+            "inner": [{"time": "2026-11-20T10:15:00Z"}],
+        });
+        assert_eq!(
+            document(&value).unwrap(),
+            json!({
+                "schema_version": 1,
+                "end_time": "2026-11-20T10:15:00Z", "end_time_us": 1_795_169_700_250_001_i64,
+                "began_at": null, "began_at_us": null,
+                "label": "2026-11-20T10:15:00.25Z",
+                "inner": [{"time": "2026-11-20T10:15:00Z", "time_us": 1_795_169_700_000_000_i64}],
+            })
+        );
+        assert_eq!(
+            list("backups", &json!([])).unwrap(),
+            json!({"schema_version": 1, "backups": []})
+        );
+    }
+}

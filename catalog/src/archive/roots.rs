@@ -1,0 +1,93 @@
+//! Everything that keeps chunks alive: the trees of backups, the maps of archived and quarantined files, and what clones
+//! stand on.
+
+use barmanfs_store::{DirectoryRef, FileMap, RecordId};
+use rusqlite::params;
+
+use crate::archive::backup::Backup;
+use crate::archive::wal::{QuarantinedWal, WalFile};
+use crate::error::{Error, Result};
+use crate::index::records::{self, kind};
+use crate::index::repository::Repository;
+
+/// Records read at a time.
+const PAGE: usize = 100;
+
+/// What a record refers to.
+pub(crate) enum Root {
+    /// A backup's files.
+    Tree(DirectoryRef),
+    /// One file.
+    File(FileMap),
+}
+
+/// Calls `each` with the roots of all records that are not annulled, and what to call them in messages. Those of
+/// records that come meanwhile may be among them or not.
+///
+/// # Errors
+/// Where it cannot be told what a record refers to: when it is damaged, or a later release's.
+pub(crate) fn each_root(
+    repository: &Repository,
+    each: &mut dyn FnMut(&str, &Root) -> Result<()>,
+) -> Result<()> {
+    for clone in repository.all_clones()? {
+        let what = format!("Clone {} of server {}", clone.name, clone.server);
+        each(&what, &Root::Tree(clone.root.directory))?;
+        for graft in clone.grafts {
+            each(&what, &Root::File(graft.map))?;
+        }
+    }
+    let mut last = 0;
+    loop {
+        let page = page(repository, last)?;
+        let Some(&(seq, ..)) = page.last() else {
+            return Ok(());
+        };
+        last = seq;
+        for (_, kind, id, payload) in page {
+            if let Some((what, root)) = root(kind, id, &payload)? {
+                each(&what, &root)?;
+            }
+        }
+    }
+}
+
+type Row = (i64, u8, RecordId, Vec<u8>);
+
+fn page(repository: &Repository, after: i64) -> Result<Vec<Row>> {
+    repository.db.read(|db| {
+        let mut query = db.prepare_cached(
+            "SELECT seq, kind, id, payload FROM records
+             WHERE seq > ?1 AND id NOT IN (SELECT annulled FROM deletions) ORDER BY seq LIMIT ?2",
+        )?;
+        let rows = query.query_map(params![after, PAGE], |row| {
+            Ok((row.get(0)?, row.get(1)?, RecordId(row.get(2)?), row.get(3)?))
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    })
+}
+
+fn root(kind: u8, id: RecordId, payload: &[u8]) -> Result<Option<(String, Root)>> {
+    let of_file = |file: WalFile| {
+        (
+            format!("{} of server {}", file.name, file.server),
+            Root::File(file.map),
+        )
+    };
+    Ok(match kind {
+        kind::BACKUP => {
+            let backup: Backup = records::parse(id, payload)?;
+            let what = format!("Backup {} of server {}", backup.id, backup.server);
+            backup.root.map(|root| (what, Root::Tree(root.directory)))
+        }
+        kind::WAL => Some(of_file(records::parse(id, payload)?)),
+        kind::QUARANTINED_WAL => Some(of_file(records::parse::<QuarantinedWal>(id, payload)?.file)),
+        kind::DELETION | kind::SERVER | kind::BOOT_TEST | kind::DAMAGE | kind::HISTORY => None,
+        _ => {
+            return Err(Error::UnknownRecord {
+                id: id.to_string(),
+                kind,
+            });
+        }
+    })
+}

@@ -1,0 +1,220 @@
+//! One segment on its way in.
+//!
+//! A synchronous commit waits for [`SpoolFile::sync`], so that call is kept cheap: the file gets its length at once and
+//! its blocks a piece ahead of the data, and most syncs have nothing to write but the bytes that came.
+
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use barmanfs_pg::wal_name::SegmentName;
+use barmanfs_pg::{Lsn, SegmentSize};
+
+use super::{agrees, file_name};
+use crate::error::{Error, Result};
+use crate::home::{regular, sync_directory};
+
+/// How far ahead of the data the file gets its blocks. Without it each sync would write the file system's journal, too;
+/// to do it for a whole segment at once would stall commits for as long as that takes, and segments may have 1 GiB.
+const ZEROED_AHEAD_BYTES: u64 = 1024 * 1024;
+
+/// A file that has not got its name yet.
+const NEW: &str = ".new";
+
+/// Makes the file of a segment with the first bytes of another already in it, durably and not before they are there.
+pub(super) fn begin_with(
+    directory: &Path,
+    name: SegmentName,
+    size: SegmentSize,
+    beginning: &Path,
+    bytes: u64,
+) -> Result<()> {
+    let path = directory.join(file_name(name, false));
+    // No segment's name: what a kill leaves of it is overwritten the next time.
+    let new = directory.join(NEW);
+    let failed = |source| Error::io("write", &new, source);
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    let mut target = regular::open_with(&new, &mut options).map_err(failed)?;
+    let source = regular::open(beginning).map_err(|source| Error::io("read", beginning, source))?;
+    std::io::copy(&mut source.take(bytes), &mut target)
+        .and_then(|_| target.set_len(size.bytes()))
+        .and_then(|()| target.sync_all())
+        .and_then(|()| std::fs::rename(&new, path))
+        .map_err(failed)?;
+    sync_directory(directory)
+}
+
+/// The file a segment is received into, from its start on.
+#[derive(Debug)]
+pub struct SpoolFile {
+    directory: PathBuf,
+    name: SegmentName,
+    size: SegmentSize,
+    file: File,
+    /// Received since this was opened, in one piece from the segment's start.
+    written_bytes: u64,
+    /// What of that is durable.
+    durable_bytes: u64,
+    /// Up to here the file has its blocks.
+    zeroed_bytes: u64,
+    /// Whether there may be bytes of an earlier receiver.
+    resumed: bool,
+}
+
+impl SpoolFile {
+    pub(super) fn open(directory: &Path, name: SegmentName, size: SegmentSize) -> Result<Self> {
+        let path = directory.join(file_name(name, false));
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let file =
+            regular::open_with(&path, &mut options).map_err(|source| Error::io("open", &path, source))?;
+        let length = file
+            .metadata()
+            .map_err(|source| Error::io("inspect", &path, source))?
+            .len();
+        let resumed = length > 0;
+        if resumed && length != size.bytes() {
+            return Err(Error::SpoolSize {
+                path,
+                found: length,
+                expected: size.bytes(),
+            });
+        }
+        if !resumed {
+            file.set_len(size.bytes())
+                .and_then(|()| file.sync_all())
+                .map_err(|source| Error::io("write", &path, source))?;
+        }
+        // Also where the file was there: whoever made it, or renamed the one before, may have been killed right then.
+        sync_directory(directory)?;
+        Ok(Self {
+            directory: directory.to_path_buf(),
+            name,
+            size,
+            file,
+            written_bytes: 0,
+            durable_bytes: 0,
+            // Zeros must never go where bytes of an earlier receiver are.
+            zeroed_bytes: if resumed { size.bytes() } else { 0 },
+            resumed,
+        })
+    }
+
+    /// The segment.
+    pub fn name(&self) -> SegmentName {
+        self.name
+    }
+
+    /// Up to where it has been received.
+    pub fn written(&self) -> Lsn {
+        self.position(self.written_bytes)
+    }
+
+    /// Up to where it is durable.
+    pub fn durable(&self) -> Lsn {
+        self.position(self.durable_bytes)
+    }
+
+    /// Bytes received that are not durable yet.
+    pub fn unsynced_bytes(&self) -> u64 {
+        self.written_bytes - self.durable_bytes
+    }
+
+    /// How many bytes are missing.
+    pub fn missing_bytes(&self) -> u64 {
+        self.size.bytes() - self.written_bytes
+    }
+
+    fn position(&self, offset: u64) -> Lsn {
+        Lsn(self.name.start_lsn(self.size).0.saturating_add(offset))
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.join(file_name(self.name, false))
+    }
+
+    /// Adds the next bytes of the segment. Bytes that had been received before are written again all the same: should
+    /// an earlier sync have failed, this is what makes them reach the disk.
+    ///
+    /// # Errors
+    /// [`Error::SpoolDiverges`] when other bytes had been received at this place; they stay.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        if bytes.len() as u64 > self.missing_bytes() {
+            return Err(Error::Invalid(format!(
+                "{} bytes of WAL do not fit into the rest of segment {}",
+                bytes.len(),
+                self.name
+            )));
+        }
+        if self.resumed {
+            self.compare(bytes)?;
+        }
+        self.zero_ahead(bytes.len() as u64)?;
+        self.file
+            .write_all_at(bytes, self.written_bytes)
+            .map_err(|source| Error::io("write", &self.path(), source))?;
+        self.written_bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn compare(&self, bytes: &[u8]) -> Result<()> {
+        let mut earlier = vec![0; bytes.len()];
+        self.file
+            .read_exact_at(&mut earlier, self.written_bytes)
+            .map_err(|source| Error::io("read", &self.path(), source))?;
+        if agrees(self.written_bytes, &earlier, bytes) {
+            return Ok(());
+        }
+        Err(Error::SpoolDiverges {
+            name: self.name,
+            lsn: self.written(),
+        })
+    }
+
+    fn zero_ahead(&mut self, bytes: u64) -> Result<()> {
+        static ZEROS: [u8; ZEROED_AHEAD_BYTES as usize] = [0; ZEROED_AHEAD_BYTES as usize];
+        while self.zeroed_bytes < self.written_bytes + bytes {
+            let count = ZEROED_AHEAD_BYTES.min(self.size.bytes() - self.zeroed_bytes);
+            let zeros = ZEROS.get(..count as usize).unwrap_or(&ZEROS);
+            self.file
+                .write_all_at(zeros, self.zeroed_bytes)
+                .map_err(|source| Error::io("write", &self.path(), source))?;
+            self.zeroed_bytes += count;
+        }
+        Ok(())
+    }
+
+    /// Makes durable what has been received.
+    ///
+    /// # Errors
+    /// When that fails nothing is known of what was written since the last time: the segment has to be received anew.
+    pub fn sync(&mut self) -> Result<()> {
+        self.file
+            .sync_data()
+            .map_err(|source| Error::io("sync", &self.path(), source))?;
+        self.durable_bytes = self.written_bytes;
+        Ok(())
+    }
+
+    /// Ends a segment that is whole: from now on it waits in the spool to be archived, durably.
+    ///
+    /// # Errors
+    /// When something is missing, or it cannot be made durable.
+    pub fn finish(mut self) -> Result<SegmentName> {
+        if self.missing_bytes() > 0 {
+            return Err(Error::Invalid(format!(
+                "{} bytes of segment {} are missing",
+                self.missing_bytes(),
+                self.name
+            )));
+        }
+        self.sync()?;
+        let path = self.path();
+        std::fs::rename(&path, self.directory.join(file_name(self.name, true)))
+            .map_err(|source| Error::io("rename", &path, source))?;
+        sync_directory(&self.directory)?;
+        Ok(self.name)
+    }
+}

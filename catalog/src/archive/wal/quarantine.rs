@@ -1,0 +1,447 @@
+//! What a person does with WAL files that were put aside, or that should be.
+//!
+//! A file is in quarantine by its record; a deletion that names this record takes it out. Accepting a file writes another record
+//! for the archive, and taking one from the archive another one for the quarantine, each in one pack and one transaction
+//! with the deletion of the record before. So the order in which records are read does not matter, and the bytes stay
+//! referred to all along.
+//!
+//! A good file of the archive is never given up: only one that cannot be read, or is not what its name says, makes way. The
+//! one exception is a person's decision: a history that can be read may be wrong, which nothing here can tell, and it can be
+//! taken out as long as no WAL of its timeline depends on it.
+
+use std::io::Read;
+
+use barmanfs_pg::wal_files::check_small_file;
+use barmanfs_pg::wal_name::WalName;
+use barmanfs_pg::{Lsn, SegmentSize, TimelineId};
+use barmanfs_store::{Record, RecordId};
+use rusqlite::OptionalExtension;
+use serde::Serialize;
+
+use crate::archive::wal::{QuarantinedWal, WalFile};
+use crate::error::{Error, Result};
+use crate::home::now;
+use crate::index::records::{self, Deletion, kind};
+use crate::index::repository::Repository;
+use crate::index::writer::Writer;
+use crate::names::ServerName;
+
+/// Bytes compared at a time.
+const COMPARE_BYTES: usize = 1024 * 1024;
+
+/// A quarantined file beside the archived one of its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "archived")]
+pub enum Comparison {
+    /// There is none.
+    None,
+    /// It has the same bytes.
+    Same,
+    /// They differ.
+    Differs {
+        /// The first byte that differs, counted from 0; that of the shorter one's end where one is the beginning of the other.
+        offset: u64,
+        /// The same in the log; of segments alone.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        lsn: Option<Lsn>,
+    },
+    /// One of them cannot be read.
+    Unreadable {
+        /// Why not.
+        reason: String,
+    },
+}
+
+impl QuarantinedWal {
+    /// Its record's id, which tells it from others of the same name.
+    pub fn id(&self) -> String {
+        self.file.record.map(|id| id.to_string()).unwrap_or_default()
+    }
+}
+
+impl Repository {
+    /// The file in quarantine with this name, or whose id begins so.
+    ///
+    /// # Errors
+    /// [`Error::NotInQuarantine`], [`Error::SeveralInQuarantine`].
+    pub fn find_quarantined(&self, server: &ServerName, name_or_id: &str) -> Result<QuarantinedWal> {
+        let found = self.matching(server, name_or_id)?;
+        let found = match found.as_slice() {
+            [] if self.adopt_unknown_packs()? => self.matching(server, name_or_id)?,
+            _ => found,
+        };
+        match <[QuarantinedWal; 1]>::try_from(found) {
+            Ok([one]) => Ok(one),
+            Err(none) if none.is_empty() => Err(Error::NotInQuarantine {
+                server: server.clone(),
+                name: name_or_id.to_owned(),
+            }),
+            Err(several) => Err(Error::SeveralInQuarantine {
+                name: name_or_id.to_owned(),
+                ids: several.iter().map(QuarantinedWal::id).collect(),
+            }),
+        }
+    }
+
+    fn matching(&self, server: &ServerName, name_or_id: &str) -> Result<Vec<QuarantinedWal>> {
+        let mut kept = self.wal(server).quarantined()?;
+        kept.retain(|kept| {
+            kept.file.name.to_string() == name_or_id
+                || (name_or_id.len() >= 4 && kept.id().starts_with(name_or_id))
+        });
+        Ok(kept)
+    }
+
+    /// Holds a quarantined file against the archived one of its name.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn compare_quarantined(&self, kept: &QuarantinedWal) -> Result<Comparison> {
+        let file = &kept.file;
+        let Some(archived) = self.wal(&file.server).find(&file.name)? else {
+            return Ok(Comparison::None);
+        };
+        let (ours, theirs) = (&mut self.content(file), &mut self.content(&archived));
+        Ok(match first_difference(ours, theirs) {
+            Err(error) => Comparison::Unreadable {
+                reason: error.to_string(),
+            },
+            Ok(None) => Comparison::Same,
+            Ok(Some(offset)) => Comparison::Differs {
+                offset,
+                lsn: lsn_at(file, offset),
+            },
+        })
+    }
+
+    /// Accepts a quarantined file into the archive, where there is none of its name. With `replace` also where there is
+    /// one that is of no use: that one goes into quarantine.
+    ///
+    /// # Errors
+    /// [`Error::BadWalFile`] when it is not what its name says or cannot be read, [`Error::ArchivedIsGood`],
+    /// [`Error::OfAnotherHistory`], [`Error::NotInQuarantine`] when somebody else has dealt with it.
+    pub fn release_quarantined(&self, kept: &QuarantinedWal, replace: bool) -> Result<()> {
+        let (server, name) = (&kept.file.server, &kept.file.name);
+        let writer = self.writer(&format!("release of {name} of {server}"))?;
+        let _lock = writer.lock_wal_name(server, name)?;
+        let record = self.still_quarantined(kept)?;
+        if let Some(reason) = self.fault_of(&kept.file)? {
+            return Err(bad(&kept.file, reason));
+        }
+        writer.keep_condemned()?;
+        let mut records = Vec::new();
+        if let Some(archived) = self.wal(server).find(name)? {
+            let fault = self.fault_of(&archived)?;
+            let Some(reason) = fault.filter(|_| replace) else {
+                return Err(Error::ArchivedIsGood {
+                    name: *name,
+                    server: server.clone(),
+                    replaceable: self.fault_of(&archived)?.is_some(),
+                });
+            };
+            records.extend(self.records_that_move(&writer, archived, &reason)?);
+        } else if let Some(why) = self.other_history(&kept.file)? {
+            return Err(Error::OfAnotherHistory {
+                name: *name,
+                server: server.clone(),
+                why,
+            });
+        }
+        records.push(deletion(record, &kept.file)?);
+        let released = WalFile {
+            archived_at: now(),
+            ..kept.file.clone()
+        };
+        records.push(records::record(kind::WAL, &released)?);
+        writer.write_records(records)
+    }
+
+    /// Takes a file of no use from the archive into quarantine: one that cannot be read, or is not what its name says; with
+    /// `force` also a history of whose timeline nothing else is archived.
+    ///
+    /// # Errors
+    /// [`Error::NotArchived`]; [`Error::ArchivedIsGood`]; [`Error::HistoryIsNeeded`].
+    pub fn take_from_archive(&self, server: &ServerName, name: &WalName, force: bool) -> Result<String> {
+        let writer = self.writer(&format!("removal of {name} of {server}"))?;
+        let _lock = writer.lock_wal_name(server, name)?;
+        let archived = self.wal(server).find(name)?.ok_or_else(|| Error::NotArchived {
+            name: *name,
+            server: server.clone(),
+        })?;
+        let reason = match (self.fault_of(&archived)?, name) {
+            (Some(fault), _) => fault,
+            (None, WalName::History(timeline)) if force => {
+                if let Some(needs) = self.first_on_timeline(server, *timeline)? {
+                    return Err(Error::HistoryIsNeeded {
+                        name: *name,
+                        server: server.clone(),
+                        needs,
+                    });
+                }
+                "somebody said that it is wrong, and nothing of its timeline is archived".to_owned()
+            }
+            (None, _) => {
+                return Err(Error::ArchivedIsGood {
+                    name: *name,
+                    server: server.clone(),
+                    replaceable: false,
+                });
+            }
+        };
+        writer.keep_condemned()?;
+        writer.write_records(self.records_that_move(&writer, archived, &reason)?)?;
+        Ok(reason)
+    }
+
+    /// What is stored of a timeline besides its history: a file of the archive, or a backup.
+    fn first_on_timeline(&self, server: &ServerName, timeline: TimelineId) -> Result<Option<String>> {
+        let archived: Option<String> = self.db.read(|db| {
+            let mut first = db.prepare_cached(
+                "SELECT name FROM wal WHERE server = ?1 AND substr(name, 1, 8) = ?2 AND name NOT LIKE '%.history'
+                 ORDER BY name LIMIT 1",
+            )?;
+            let digits = format!("{:08X}", timeline.0);
+            let found = first.query_row(rusqlite::params![server.as_str(), digits], |row| row.get(0));
+            Ok(found.optional()?)
+        })?;
+        if archived.is_some() {
+            return Ok(archived);
+        }
+        let backups = self.backups(server)?;
+        let on_it = backups.iter().find(|backup| backup.timeline == Some(timeline));
+        Ok(on_it.map(|backup| format!("backup {}", backup.id)))
+    }
+
+    /// Gives up a quarantined file for good; a sweep frees its space.
+    ///
+    /// # Errors
+    /// [`Error::NotInQuarantine`] when somebody else has dealt with it.
+    pub fn delete_quarantined(&self, kept: &QuarantinedWal) -> Result<()> {
+        let (server, name) = (&kept.file.server, &kept.file.name);
+        self.with_reserve(|| {
+            let writer = self.writer(&format!("deletion of quarantined {name} of {server}"))?;
+            let record = self.still_quarantined(kept)?;
+            writer.write_records(vec![deletion(record, &kept.file)?])
+        })
+    }
+
+    /// What makes an archived or quarantined file useless; none where it is as it should be.
+    ///
+    /// # Errors
+    /// When the catalog or the disk cannot be read.
+    pub fn fault_of(&self, file: &WalFile) -> Result<Option<String>> {
+        let mut content = self.content(file);
+        let mut bytes = Vec::new();
+        let small = matches!(file.name, WalName::History(_) | WalName::BackupHistory { .. });
+        let read = match small {
+            true => content.read_to_end(&mut bytes),
+            false => std::io::copy(&mut content, &mut std::io::sink()).map(|_| 0),
+        };
+        match read {
+            Err(error) => Ok(Some(error.to_string())),
+            Ok(_) => Ok(check_small_file(&file.name, &bytes)
+                .err()
+                .map(|error| error.to_string())),
+        }
+    }
+
+    fn content(&self, file: &WalFile) -> barmanfs_store::tree::FileReader {
+        self.trees().reader(file.map.clone())
+    }
+
+    fn still_quarantined(&self, kept: &QuarantinedWal) -> Result<RecordId> {
+        let there = self.wal(&kept.file.server).quarantined()?;
+        let same = there.iter().any(|other| other.file.record == kept.file.record);
+        kept.file
+            .record
+            .filter(|_| same)
+            .ok_or_else(|| Error::NotInQuarantine {
+                server: kept.file.server.clone(),
+                name: kept.file.name.to_string(),
+            })
+    }
+
+    /// What moves an archived file into quarantine. Repositories that were merged may have several records of one name, of which
+    /// one counts: all of them have to go.
+    fn records_that_move(&self, _locked: &Writer, archived: WalFile, reason: &str) -> Result<Vec<Record>> {
+        // Else the right file, brought again, would refer to what is damaged.
+        self.note_damage_of(&archived)?;
+        let mut records = Vec::new();
+        for record in self.records_of_name(&archived)? {
+            records.push(deletion(record, &archived)?);
+        }
+        let kept = QuarantinedWal {
+            file: archived,
+            reason: format!("It was taken from the archive: {reason}"),
+        };
+        records.push(records::record(kind::QUARANTINED_WAL, &kept)?);
+        Ok(records)
+    }
+
+    /// All live records of an archived file's name.
+    fn records_of_name(&self, file: &WalFile) -> Result<Vec<RecordId>> {
+        let name = file.name.to_string();
+        self.db.read(|db| {
+            let mut query = db.prepare_cached(
+                "SELECT id, payload FROM records WHERE kind = ?1 AND instr(payload, CAST(?2 AS BLOB)) > 0
+                 AND id NOT IN (SELECT annulled FROM deletions)",
+            )?;
+            let mut rows = query.query(rusqlite::params![kind::WAL, name])?;
+            let mut found = Vec::new();
+            while let Some(row) = rows.next()? {
+                let (id, payload) = records::id_and_payload(row)?;
+                // One that cannot be read is in no archive.
+                if let Ok(other) = records::parse::<WalFile>(id, payload)
+                    && (&other.server, other.name) == (&file.server, file.name)
+                {
+                    found.push(id);
+                }
+            }
+            Ok(found)
+        })
+    }
+}
+
+fn bad(file: &WalFile, reason: String) -> Error {
+    Error::BadWalFile {
+        name: file.name,
+        server: file.server.clone(),
+        reason,
+    }
+}
+
+fn deletion(of: RecordId, file: &WalFile) -> Result<Record> {
+    let body = Deletion {
+        of,
+        deleted_at: now(),
+        what: format!("{} of {}", file.name, file.server),
+    };
+    records::record(kind::DELETION, &body)
+}
+
+fn lsn_at(file: &WalFile, offset: u64) -> Option<Lsn> {
+    let (WalName::Segment(segment) | WalName::Partial(segment)) = file.name else {
+        return None;
+    };
+    let size = SegmentSize::try_from(file.size_bytes).ok()?;
+    Some(Lsn(segment.start_lsn(size).0.saturating_add(offset)))
+}
+
+/// Where two files differ first.
+fn first_difference(a: &mut impl Read, b: &mut impl Read) -> std::io::Result<Option<u64>> {
+    let (mut left, mut right) = (Vec::new(), Vec::new());
+    let mut offset = 0;
+    loop {
+        left.clear();
+        right.clear();
+        let read = a.by_ref().take(COMPARE_BYTES as u64).read_to_end(&mut left)?;
+        b.by_ref().take(COMPARE_BYTES as u64).read_to_end(&mut right)?;
+        let same = left.iter().zip(&right).take_while(|(a, b)| a == b).count();
+        if same < left.len().max(right.len()) {
+            return Ok(Some(offset + same as u64));
+        }
+        if read == 0 {
+            return Ok(None);
+        }
+        offset += read as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use barmanfs_store::ContentClass;
+    use barmanfs_store::layout::WAL_WINDOW_BYTES;
+    use barmanfs_store::tree::SingleFile;
+
+    use super::*;
+    use crate::home::settings::CreateOptions;
+    use crate::monitor::Silent;
+
+    #[test]
+    fn the_first_difference_is_found_wherever_it_is() {
+        let long = vec![7; COMPARE_BYTES * 2 + 5];
+        let mut other = long.clone();
+        let at = |a: &[u8], b: &[u8]| first_difference(&mut &*a, &mut &*b).unwrap();
+        assert_eq!(at(&long, &other), None);
+        assert_eq!(at(b"", b""), None);
+        assert_eq!(at(&long, &long[..COMPARE_BYTES]), Some(COMPARE_BYTES as u64));
+        other[COMPARE_BYTES + 3] = 0;
+        assert_eq!(at(&long, &other), Some(COMPARE_BYTES as u64 + 3));
+    }
+
+    /// Archives without looking at the content, as releases before this one did.
+    fn archive_blindly(repository: &Repository, server: &ServerName, name: &WalName, bytes: &[u8]) {
+        let writer = repository.writer("test").unwrap();
+        let depositor = Arc::new(writer.depositor().unwrap());
+        let size_bytes = bytes.len() as u64;
+        let mut sink = SingleFile::begin(
+            Arc::clone(&depositor),
+            size_bytes,
+            WAL_WINDOW_BYTES,
+            ContentClass::Wal,
+        )
+        .unwrap();
+        sink.write(bytes).unwrap();
+        let file = WalFile {
+            server: server.clone(),
+            name: *name,
+            size_bytes,
+            archived_at: now(),
+            origin: "test".to_owned(),
+            new_stored_bytes: 0,
+            index: None,
+            map: sink.finish().unwrap().map,
+            record: None,
+        };
+        let record = records::record(kind::WAL, &file).unwrap();
+        depositor.flush(vec![record]).unwrap();
+    }
+
+    #[test]
+    fn a_bad_history_of_an_earlier_release_is_told_and_taken_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("repository");
+        let repository = Repository::create(&path, CreateOptions::default()).unwrap();
+        let server: ServerName = "main".parse().unwrap();
+        let (bad, good) = (
+            "00000002.history".parse().unwrap(),
+            "00000003.history".parse().unwrap(),
+        );
+        archive_blindly(&repository, &server, &good, b"1\t0/3000000\treason\n");
+        // Two records of one name, of which one counts.
+        archive_blindly(&repository, &server, &bad, b"hello\n");
+        archive_blindly(&repository, &server, &bad, b"hello again\n");
+
+        let report = repository.timelines(&server).unwrap();
+        let [file] = report.unreadable.as_slice() else {
+            panic!("{report:?}")
+        };
+        assert_eq!(file.name, bad);
+        assert!(
+            file.advice.contains("quarantine main take 00000002.history"),
+            "{file:?}"
+        );
+        assert_eq!(report.timelines.len(), 2);
+
+        let error = repository.take_from_archive(&server, &good, false).unwrap_err();
+        assert!(matches!(error, Error::ArchivedIsGood { .. }), "{error}");
+        repository.take_from_archive(&server, &bad, false).unwrap();
+        let error = repository.take_from_archive(&server, &bad, true).unwrap_err();
+        assert!(matches!(error, Error::NotArchived { .. }), "{error}");
+        for _ in 0..2 {
+            assert!(repository.timelines(&server).unwrap().unreadable.is_empty());
+            assert_eq!(repository.wal(&server).find(&bad).unwrap(), None);
+            assert_eq!(repository.wal(&server).quarantined().unwrap().len(), 1);
+            Repository::rebuild(&path, &mut Silent).unwrap();
+        }
+        let repository = Repository::open(&path).unwrap();
+        let kept = repository.find_quarantined(&server, "00000002.history").unwrap();
+        let error = repository.release_quarantined(&kept, true).unwrap_err();
+        assert!(matches!(error, Error::BadWalFile { .. }), "{error}");
+        repository.delete_quarantined(&kept).unwrap();
+        let error = repository.delete_quarantined(&kept).unwrap_err();
+        assert!(matches!(error, Error::NotInQuarantine { .. }), "{error}");
+    }
+}

@@ -1,0 +1,206 @@
+//! The directory of a repository: where everything in it lies, whose it is, and how its small files are written. Packs and
+//! catalog have their own rooms.
+
+pub(crate) mod locks;
+pub(crate) mod owner;
+pub(crate) mod regular;
+pub(crate) mod settings;
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use barmanfs_pg::TimestampMicros;
+use barmanfs_store::{LocalPacks, PackStorage};
+use rustix::fs::{Access, AtFlags, CWD};
+
+use crate::error::{Error, Result};
+use locks::LOCKS;
+use owner::{AsOwner, Owner};
+use settings::SETTINGS;
+
+/// The SQLite file that is derived from the packs.
+pub(crate) const CATALOG: &str = "catalog.sqlite";
+
+/// What holds everything.
+pub(crate) const PACKS: &str = "packs";
+
+/// State files of backups that are being taken.
+pub(crate) const RUNNING: &str = "running";
+
+/// Clones.
+pub(crate) const LIVE: &str = "live";
+
+/// WAL that was received and is not archived yet.
+pub(crate) const SPOOL: &str = "spool";
+
+/// Space that is kept back, see [`crate::index::reserve`].
+pub(crate) const RESERVE: &str = "reserve";
+
+/// All but the packs, which the store makes.
+const DIRECTORIES: [&str; 4] = [LOCKS, RUNNING, LIVE, SPOOL];
+
+/// The directory of a repository, and its owner.
+#[derive(Debug, Clone)]
+pub(crate) struct Home {
+    path: PathBuf,
+    owner: Owner,
+}
+
+impl Home {
+    /// The directory at `path`.
+    ///
+    /// # Errors
+    /// [`Error::NoRepository`] where there is none; when it cannot be looked at.
+    pub(crate) fn at(path: &Path) -> Result<Self> {
+        let owner = Owner::of(path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Error::NoRepository {
+                path: path.to_path_buf(),
+            },
+            _ => Error::io("inspect", path, source),
+        })?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            owner,
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    pub(crate) fn join(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Takes on the owner's rights, for what root does in here.
+    pub(crate) fn act(&self) -> Result<AsOwner> {
+        self.owner.act_in(&self.path)
+    }
+
+    /// A file without a name.
+    pub(crate) fn temporary_file(&self) -> Result<File> {
+        let _acting = self.act()?;
+        tempfile::tempfile_in(&self.path)
+            .map_err(|source| Error::io("make a temporary file in", &self.path, source))
+    }
+
+    /// Tries out whether files can be made in each directory.
+    ///
+    /// # Errors
+    /// Of the first directory in which none can be made.
+    pub(crate) fn try_writing(&self) -> Result<()> {
+        let _acting = self.act()?;
+        for directory in [&[PACKS][..], &DIRECTORIES[..]].concat() {
+            let directory = self.join(directory);
+            tempfile::tempfile_in(&directory).map_err(|source| Error::io("write to", &directory, source))?;
+        }
+        for first in 0..=u8::MAX {
+            let directory = self.join(PACKS).join(format!("{first:02x}"));
+            match rustix::fs::accessat(CWD, &directory, Access::WRITE_OK, AtFlags::EACCESS) {
+                // It is made when it is needed.
+                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+                Err(errno) => return Err(Error::io("write to", &directory, errno.into())),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A repository may be made where there is nothing, or only what an earlier try left.
+pub(crate) fn check_vacant(path: &Path) -> Result<()> {
+    let refuse = |reason: String| {
+        Err(Error::CannotCreate {
+            path: path.to_path_buf(),
+            reason,
+        })
+    };
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(Error::io("list", path, source)),
+    };
+    for entry in entries {
+        let name = entry
+            .map_err(|source| Error::io("list", path, source))?
+            .file_name();
+        let name = name.to_string_lossy();
+        if name == SETTINGS {
+            return refuse("there is a repository already".to_owned());
+        }
+        let ours = name == PACKS
+            || name == RESERVE
+            || name.starts_with(CATALOG)
+            || DIRECTORIES.contains(&name.as_ref());
+        if !ours {
+            return refuse(format!("the directory is not empty: it holds {name:?}"));
+        }
+    }
+    if has_packs(path)? {
+        return Err(Error::SettingsMissing {
+            path: path.to_path_buf(),
+        });
+    }
+    Ok(())
+}
+
+/// Whether there are packs in a directory, which may be no repository.
+fn has_packs(path: &Path) -> Result<bool> {
+    let mut found = false;
+    if let Ok(packs) = LocalPacks::open(&path.join(PACKS)) {
+        packs.list(&mut |_| {
+            found = true;
+            Ok(())
+        })?;
+    }
+    Ok(found)
+}
+
+/// Makes what is missing of a repository's own directories: one that was copied may have come without those that were empty.
+pub(crate) fn make_directories(path: &Path) -> Result<()> {
+    DIRECTORIES.iter().try_for_each(|directory| {
+        let directory = path.join(directory);
+        match fs::create_dir(&directory) {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                Err(Error::io("create", &directory, source))
+            }
+            _ => Ok(()),
+        }
+    })
+}
+
+pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(suffix);
+    PathBuf::from(path)
+}
+
+/// Writes a small file so that after a crash there is either all of it or what was there before.
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let failed = |source| Error::io("write", path, source);
+    let mut file = tempfile::Builder::new()
+        .prefix(".tmp-")
+        .tempfile_in(directory)
+        .map_err(failed)?;
+    file.write_all(bytes).map_err(failed)?;
+    file.as_file().sync_all().map_err(failed)?;
+    file.persist(path).map_err(|error| failed(error.error))?;
+    sync_directory(directory)
+}
+
+/// Makes names that were created, renamed or removed in a directory durable.
+pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
+    File::open(directory)
+        .and_then(|file| file.sync_all())
+        .map_err(|source| Error::io("sync", directory, source))
+}
+
+/// The time by this host's clock.
+pub(crate) fn now() -> TimestampMicros {
+    std::time::SystemTime::now().into()
+}

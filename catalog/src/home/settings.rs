@@ -1,0 +1,120 @@
+//! `repository.json`: the version of a repository's formats, its name, and how what is written to it is compressed.
+
+use std::io;
+use std::path::Path;
+
+use barmanfs_pg::TimestampMicros;
+use barmanfs_store::layout::{DATA_WINDOW_BYTES, FORMAT_VERSION, WAL_WINDOW_BYTES};
+use barmanfs_store::{DepositOptions, RecordId};
+use serde::{Deserialize, Serialize};
+
+use super::{Home, has_packs, now, regular, write_durably};
+use crate::error::{Error, Result};
+
+/// The file, in the repository's directory. It is written last when a repository is made.
+pub(super) const SETTINGS: &str = "repository.json";
+
+/// zstd levels of what is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compression {
+    /// Of whole chunks of data.
+    pub data_level: i32,
+    /// Of delta chunks.
+    pub delta_level: i32,
+    /// Of WAL.
+    pub wal_level: i32,
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        let options = DepositOptions::default();
+        Self {
+            data_level: options.whole_level,
+            delta_level: options.delta_level,
+            wal_level: options.wal_level,
+        }
+    }
+}
+
+/// What a new repository is to be like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CreateOptions {
+    /// How what is written to it is compressed.
+    pub compression: Compression,
+}
+
+/// What repository.json says. It is written once and never changes. What is stored does not need it to be read: one that
+/// was lost is replaced by that of a new repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Version of the formats in this repository.
+    pub format_version: u32,
+    /// Its name among repositories: random.
+    pub id: String,
+    /// When it was made.
+    pub created_at: TimestampMicros,
+    /// Window size of data files.
+    pub data_window_bytes: u32,
+    /// Window size of WAL.
+    pub wal_window_bytes: u32,
+    /// How what is written is compressed.
+    pub compression: Compression,
+}
+
+/// Writes repository.json.
+pub(crate) fn make_settings(path: &Path, options: CreateOptions) -> Result<()> {
+    let settings = Settings {
+        format_version: FORMAT_VERSION,
+        id: RecordId::random()?.to_string(),
+        created_at: now(),
+        data_window_bytes: DATA_WINDOW_BYTES,
+        wal_window_bytes: WAL_WINDOW_BYTES,
+        compression: options.compression,
+    };
+    let json = serde_json::to_string_pretty(&settings).map_err(|error| Error::Invalid(error.to_string()))?;
+    write_durably(&path.join(SETTINGS), format!("{json}\n").as_bytes())
+}
+
+/// Reads and checks repository.json.
+pub(crate) fn read_settings(home: &Home) -> Result<Settings> {
+    let _acting = home.act()?;
+    let path = home.path();
+    let file = path.join(SETTINGS);
+    let text = match regular::read(&file) {
+        Ok(text) => text,
+        Err(source)
+            if matches!(
+                source.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            let path = path.to_path_buf();
+            return Err(if has_packs(&path)? {
+                Error::SettingsMissing { path }
+            } else {
+                Error::NoRepository { path }
+            });
+        }
+        Err(source) => return Err(Error::io("read", &file, source)),
+    };
+    #[derive(Deserialize)]
+    struct Version {
+        format_version: u32,
+    }
+    let bad = |error: serde_json::Error| Error::BadSettings {
+        path: file.clone(),
+        reason: error.to_string(),
+    };
+    let Version {
+        format_version: found,
+    } = serde_json::from_slice(&text).map_err(bad)?;
+    if found > FORMAT_VERSION {
+        let what = format!("The repository {}", path.display());
+        return Err(Error::NewerFormat {
+            what,
+            found,
+            newest: FORMAT_VERSION,
+        });
+    }
+    serde_json::from_slice(&text).map_err(bad)
+}

@@ -1,0 +1,12 @@
+//! The catalog's file and what finds things by it: packs, records, places of chunks; and the writers at work.
+
+pub(crate) mod chunk_index;
+pub(crate) mod chunk_set;
+pub(crate) mod db;
+pub(crate) mod read_segments;
+pub(crate) mod records;
+pub(crate) mod repository;
+pub(crate) mod reserve;
+pub(crate) mod schema;
+pub(crate) mod unread;
+pub(crate) mod writer;

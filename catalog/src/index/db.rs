@@ -1,0 +1,422 @@
+//! SQLite connections: opening, a pool for readers, one for writing, and what happens when the file is replaced.
+//!
+//! - Every process opens catalog.sqlite for itself, in WAL mode: readers never wait, writers wait for each other
+//!   for at most [`BUSY_TIMEOUT`]. A write is one short `BEGIN IMMEDIATE` transaction, durable when it returns
+//!   (`synchronous=FULL`). Nothing long-running holds a transaction open.
+//! - A process that ends does not checkpoint: `wal-archive` is started for every segment and would pay for it each
+//!   time. Nor is SQLite left to do it by itself: a process that is alone reads the whole WAL when it opens it, does
+//!   not know then what of it was checkpointed before, and never gets to begin it anew, so it would grow with every
+//!   segment. Whoever commits and finds it longer than [`WAL_LIMIT_BYTES`] checkpoints and empties it.
+//! - A rebuild renames a new file into place. A connection to the old one would go on reading it, so the pool looks
+//!   whether the file is still the same, at most once in [`IDENTITY_INTERVAL`] and whenever a writer begins.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+
+use crate::error::{Error, Result};
+use crate::home::owner::Owner;
+use crate::home::{regular, with_suffix};
+use crate::index::records::{self, Derive};
+use crate::index::schema;
+
+/// How long a statement waits for another process's write. Writes take milliseconds; a minute is a dying disk.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Idle read connections that are kept: as many as threads read at once on common machines, each with its own cache.
+const IDLE_READERS_MAX: usize = 8;
+
+/// The WAL is emptied when it is longer. Opening the catalog costs a millisecond for each MiB of it, emptying it two
+/// fsyncs and its pages' writes; this is about fifteen archived segments.
+const WAL_LIMIT_BYTES: u64 = 2 * 1024 * 1024;
+
+/// Page cache of one connection, in KiB. The operating system caches the file anyway; this saves system calls for
+/// the upper levels of the trees.
+const CACHE_KIB: i64 = 4096;
+
+/// Statements kept prepared by each connection: all the catalog's frequent ones.
+const STATEMENTS: usize = 64;
+
+/// Faults of a damaged catalog that are told: the first is reason enough to make it again.
+const FAULTS_MAX: u32 = 10;
+
+/// How often a reader looks whether the file was replaced.
+const IDENTITY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The catalog's file and this process's connections to it.
+#[derive(Debug)]
+pub(crate) struct Db {
+    path: PathBuf,
+    /// The repository's: SQLite makes files beside the catalog.
+    owner: Owner,
+    derive: Derive,
+    pool: Mutex<Pool>,
+    writer: Mutex<Option<(Identity, Link)>>,
+}
+
+/// A connection.
+#[derive(Debug)]
+struct Link {
+    connection: Connection,
+    /// It keeps all others out, see [`connect`]; so it is closed after use and not kept.
+    alone: bool,
+}
+
+#[derive(Debug)]
+struct Pool {
+    identity: Identity,
+    looked_at: Instant,
+    idle: Vec<Link>,
+    /// How often the file was replaced since it was opened first.
+    replaced: u64,
+}
+
+/// Which file it is, whatever its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+impl Db {
+    /// Makes a new, empty catalog.
+    ///
+    /// # Errors
+    /// When the file is there or cannot be made.
+    pub(crate) fn create(path: &Path) -> Result<()> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
+        let create = || -> Result<()> {
+            let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+            connection.pragma_update(None, "journal_mode", "WAL")?;
+            connection.pragma_update(None, "synchronous", "FULL")?;
+            create_tables(&connection)
+        };
+        create().map_err(|error| error.in_catalog(path))
+    }
+
+    /// Opens the catalog.
+    ///
+    /// # Errors
+    /// [`Error::CatalogMissing`], [`Error::CatalogLayout`], [`Error::CatalogNewer`], [`Error::CatalogDamaged`].
+    pub(crate) fn open(path: &Path, owner: Owner, derive: Derive) -> Result<Self> {
+        let identity = identify(path)?;
+        let first = connect(path, &owner, derive)?;
+        let pool = Pool {
+            identity,
+            looked_at: Instant::now(),
+            idle: if first.alone { Vec::new() } else { vec![first] },
+            replaced: 0,
+        };
+        Ok(Self {
+            path: path.to_path_buf(),
+            owner,
+            derive,
+            pool: Mutex::new(pool),
+            writer: Mutex::new(None),
+        })
+    }
+
+    /// What records mean here.
+    pub(crate) fn derive(&self) -> Derive {
+        self.derive
+    }
+
+    fn connect(&self) -> Result<Link> {
+        connect(&self.path, &self.owner, self.derive)
+    }
+
+    /// Looks whether the file was replaced by a rebuild, and if so forgets the connections to the old one. Returns how
+    /// often that happened.
+    pub(crate) fn refresh(&self) -> Result<u64> {
+        let mut pool = lock(&self.pool);
+        let identity = identify(&self.path)?;
+        pool.looked_at = Instant::now();
+        if identity != pool.identity {
+            pool.identity = identity;
+            pool.idle.clear();
+            pool.replaced += 1;
+        }
+        Ok(pool.replaced)
+    }
+
+    /// Runs `work` on a connection for reading. Two queries in it need not see the same state.
+    pub(crate) fn read<T>(&self, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+        let (replaced, link) = self.take_reader()?;
+        let result = work(&link.connection).map_err(|error| error.in_catalog(&self.path));
+        if result.is_ok() && !link.alone {
+            let mut pool = lock(&self.pool);
+            if pool.replaced == replaced && pool.idle.len() < IDLE_READERS_MAX {
+                pool.idle.push(link);
+            }
+        }
+        result
+    }
+
+    fn take_reader(&self) -> Result<(u64, Link)> {
+        let mut pool = lock(&self.pool);
+        if pool.looked_at.elapsed() >= IDENTITY_INTERVAL {
+            drop(pool);
+            self.refresh()?;
+            pool = lock(&self.pool);
+        }
+        let replaced = pool.replaced;
+        let idle = pool.idle.pop();
+        drop(pool);
+        match idle {
+            Some(link) => Ok((replaced, link)),
+            None => Ok((replaced, self.connect()?)),
+        }
+    }
+
+    /// Runs `work` in one transaction; it is durable when this returns, and without a trace when it fails.
+    pub(crate) fn write<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        let identity = lock(&self.pool).identity;
+        let mut slot = lock(&self.writer);
+        let (_, mut link) = match slot.take() {
+            Some(open) if open.0 == identity => open,
+            _ => (identity, self.connect()?),
+        };
+        let run = || -> Result<T> {
+            let transaction = link
+                .connection
+                .transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let value = work(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        };
+        let result = run().map_err(|error| error.in_catalog(&self.path));
+        if result.is_ok() && !link.alone {
+            self.empty_long_wal(&link.connection);
+            *slot = Some((identity, link));
+        }
+        result
+    }
+
+    /// What SQLite finds wrong with the file.
+    pub(crate) fn faults(&self) -> Result<Vec<String>> {
+        let found = self.read(|db| {
+            let mut check = db.prepare(&format!("PRAGMA quick_check({FAULTS_MAX})"))?;
+            let rows = check.query_map([], |row| row.get::<_, String>(0))?;
+            Ok(rows.collect::<rusqlite::Result<Vec<_>>>()?)
+        });
+        match found {
+            Ok(mut lines) => {
+                lines.retain(|line| line != "ok");
+                Ok(lines)
+            }
+            Err(Error::CatalogDamaged { reason, .. }) => Ok(vec![reason]),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Moves a WAL that has become long into the catalog. Waits for nobody: who still reads from the WAL keeps it as
+    /// it is until the next commit. An error costs nothing either, what was committed is durable in the WAL.
+    fn empty_long_wal(&self, connection: &Connection) {
+        let mut wal = self.path.clone().into_os_string();
+        wal.push("-wal");
+        if fs::metadata(wal).is_ok_and(|wal| wal.len() <= WAL_LIMIT_BYTES) {
+            return;
+        }
+        let empty = || -> rusqlite::Result<()> {
+            connection.busy_timeout(Duration::ZERO)?;
+            let emptied = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+            connection.busy_timeout(BUSY_TIMEOUT)?;
+            emptied
+        };
+        if let Err(error) = empty() {
+            tracing::debug!("The catalog's WAL stays as long as it is: {error}");
+        }
+    }
+}
+
+/// Removes a catalog with the files SQLite keeps beside it.
+pub(crate) fn remove_catalog(catalog: &Path) -> Result<()> {
+    for suffix in ["", "-wal", "-shm", "-journal"] {
+        let file = with_suffix(catalog, suffix);
+        match fs::remove_file(&file) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("remove", &file, source));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Creates the tables in an empty file.
+pub(crate) fn create_tables(connection: &Connection) -> Result<()> {
+    connection.pragma_update(None, "application_id", schema::APPLICATION_ID)?;
+    let (create, meanings) = (schema::CREATE, schema::CREATE_MEANINGS);
+    connection.execute_batch(&format!("BEGIN; {create} {meanings} COMMIT;"))?;
+    connection.pragma_update(None, "user_version", schema::LAYOUT)?;
+    Ok(())
+}
+
+/// Brings a catalog of an earlier layout to this one, by making the tables of what its records mean anew. Other processes
+/// see either all of it or nothing.
+fn upgrade(connection: &mut Connection, derive: Derive) -> Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    // Another process may have been faster.
+    if layout(&transaction)? != schema::LAYOUT {
+        tracing::info!("Making the catalog's index anew, as this release keeps more in it");
+        for table in schema::MEANINGS {
+            transaction.execute_batch(&format!("DROP TABLE IF EXISTS {table}"))?;
+        }
+        transaction.execute_batch(schema::CREATE_MEANINGS)?;
+        records::derive_all(&transaction, derive, &mut |_, error| {
+            tracing::warn!("A record cannot be read: {error}");
+            Ok(())
+        })?;
+        transaction.pragma_update(None, "user_version", schema::LAYOUT)?;
+    }
+    Ok(transaction.commit()?)
+}
+
+fn layout(connection: &Connection) -> Result<i64> {
+    Ok(connection.pragma_query_value(None, "user_version", |row| row.get(0))?)
+}
+
+/// Opens a connection. On a full disk the wal-index, a file all processes share, may be impossible to make; alone,
+/// SQLite needs none, so that what is in the repository can still be read.
+fn connect(path: &Path, owner: &Owner, derive: Derive) -> Result<Link> {
+    let _acting = owner.act_in(path)?;
+    for suffix in ["", "-wal", "-shm", "-journal"] {
+        regular::check(&with_suffix(path, suffix))?;
+    }
+    let link = |access, alone| connect_as(path, access, derive).map(|connection| Link { connection, alone });
+    match link(Access::Shared, false) {
+        // Where nothing can be written nobody else does either, so that no locks are needed: on a read-only file system
+        // connections are kept, while a repository of another user may be written by him in the next moment.
+        Err(Error::Full { .. } | Error::Catalog { .. } | Error::CatalogReadOnly { .. })
+            if !is_writable(path) =>
+        {
+            link(Access::ReadOnly, !is_on_read_only_file_system(path))
+        }
+        Err(Error::Full { .. } | Error::Catalog { .. }) => link(Access::Alone, true),
+        other => other,
+    }
+    .map_err(|error| error.in_catalog(path))
+}
+
+/// How a connection shares the catalog with other processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    /// By the wal-index, a file in memory.
+    Shared,
+    /// It keeps all others out, and has the wal-index for itself.
+    Alone,
+    /// The same without any lock: nothing can be written there, not even the files for sharing.
+    ReadOnly,
+}
+
+/// SQLite's access to files without locks.
+const WITHOUT_LOCKS: &std::ffi::CStr = c"unix-none";
+
+/// The catalog as a file that never changes, in SQLite's words.
+fn immutable(path: &Path) -> String {
+    use std::fmt::Write;
+    use std::os::unix::ffi::OsStrExt;
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let mut uri = "file:".to_owned();
+    for byte in absolute.as_os_str().as_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'_' | b'-' => {
+                uri.push(char::from(*byte));
+            }
+            // Writing to a string does not fail.
+            _ => drop(write!(uri, "%{byte:02x}")),
+        }
+    }
+    uri + "?immutable=1"
+}
+
+/// Whether SQLite can write the catalog and make files beside it.
+fn is_writable(path: &Path) -> bool {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    [path, directory].into_iter().all(|path| {
+        use rustix::fs::{Access, AtFlags, CWD, accessat};
+        accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS).is_ok()
+    })
+}
+
+fn is_on_read_only_file_system(path: &Path) -> bool {
+    use rustix::fs::{StatVfsMountFlags, statvfs};
+    statvfs(path).is_ok_and(|system| system.f_flag.contains(StatVfsMountFlags::RDONLY))
+}
+
+fn connect_as(path: &Path, access: Access, derive: Derive) -> Result<Connection> {
+    let mut connection = match access {
+        Access::ReadOnly => {
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            match fs::metadata(with_suffix(path, "-wal")) {
+                Ok(wal) if wal.len() > 0 => Connection::open_with_flags_and_vfs(path, flags, WITHOUT_LOCKS)?,
+                // SQLite would make one, unless it is told that nothing ever changes.
+                _ => Connection::open_with_flags(immutable(path), flags | OpenFlags::SQLITE_OPEN_URI)?,
+            }
+        }
+        Access::Shared | Access::Alone => {
+            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            Connection::open_with_flags(path, flags)?
+        }
+    };
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    // Without it SQLite, built to plan by statistics, plans every statement anew each time its parameters are bound:
+    // a look-up would spend most of its time in the parser.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    if access != Access::Shared {
+        connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+    }
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    match layout(&connection)? {
+        schema::LAYOUT => {}
+        schema::OLDEST_LAYOUT..schema::LAYOUT => upgrade(&mut connection, derive)?,
+        found => {
+            let (path, expected) = (path.to_path_buf(), schema::LAYOUT);
+            return Err(if found > expected {
+                Error::CatalogNewer {
+                    path,
+                    found,
+                    expected,
+                }
+            } else {
+                Error::CatalogLayout {
+                    path,
+                    found,
+                    expected,
+                }
+            });
+        }
+    }
+    Ok(connection)
+}
+
+fn identify(path: &Path) -> Result<Identity> {
+    match fs::metadata(path) {
+        Ok(found) if !found.is_file() => {
+            regular::check(path)?;
+            Err(Error::io("use", path, std::io::ErrorKind::InvalidInput.into()))
+        }
+        Ok(found) => Ok(Identity {
+            device: found.dev(),
+            inode: found.ino(),
+        }),
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => Err(Error::CatalogMissing {
+            path: path.to_path_buf(),
+        }),
+        Err(source) => Err(Error::io("inspect", path, source)),
+    }
+}
+
+/// A panic elsewhere leaves connections usable: each transaction is undone when it is dropped.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

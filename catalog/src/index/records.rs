@@ -1,0 +1,262 @@
+//! Records: the facts kept in packs' footers, and the tables derived from them.
+//!
+//! A payload is JSON with a `version`. [`enter`] is the one way a pack gets into the catalog, whether it was just
+//! written, found as an orphan, or read by a rebuild, and one function says what a record means ([`Derive`]); so a rebuild
+//! gives what was there. The result does not depend on the order of packs: a deletion names the record it annuls, before or
+//! after that comes, and of two records that claim the same place the earlier has it.
+
+use barmanfs_pg::TimestampMicros;
+use barmanfs_store::layout::MAX_RECORD_BYTES;
+use barmanfs_store::{ChunkId, ClosedPack, PackedChunk, Record, RecordId};
+use rusqlite::{Connection, Row, params};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Version of the payloads this release writes, and the newest it reads.
+const PAYLOAD_VERSION: u32 = 1;
+
+/// What a record is about. The numbers are part of the format, see `FORMAT.md`.
+pub(crate) mod kind {
+    /// A complete or failed backup.
+    pub(crate) const BACKUP: u8 = 1;
+    /// An archived file.
+    pub(crate) const WAL: u8 = 2;
+    /// Annuls another record.
+    pub(crate) const DELETION: u8 = 3;
+    /// A file in quarantine.
+    pub(crate) const QUARANTINED_WAL: u8 = 5;
+    /// A server and its cluster.
+    pub(crate) const SERVER: u8 = 6;
+    /// That PostgreSQL was started on a copy of a backup, and how it went.
+    pub(crate) const BOOT_TEST: u8 = 7;
+    /// Places of chunks that are damaged.
+    pub(crate) const DAMAGE: u8 = 8;
+    /// That a timeline has two histories, or which one counts.
+    pub(crate) const HISTORY: u8 = 9;
+}
+
+/// Annuls a record for good.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Deletion {
+    pub(crate) of: RecordId,
+    pub(crate) deleted_at: TimestampMicros,
+    /// What it was, for people: "backup 20261120T101500 of main".
+    pub(crate) what: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Payload<T> {
+    version: u32,
+    #[serde(flatten)]
+    body: T,
+}
+
+/// A new record of this kind.
+pub(crate) fn record<T: Serialize>(kind: u8, body: &T) -> Result<Record> {
+    let id = RecordId::random()?;
+    let bad = |reason: String| Error::BadRecord {
+        id: id.to_string(),
+        reason,
+    };
+    let payload = serde_json::to_vec(&Payload {
+        version: PAYLOAD_VERSION,
+        body,
+    })
+    .map_err(|e| bad(e.to_string()))?;
+    if payload.len() > MAX_RECORD_BYTES {
+        return Err(bad(format!(
+            "It has {} bytes, at most {MAX_RECORD_BYTES} are possible",
+            payload.len()
+        )));
+    }
+    Ok(Record { id, kind, payload })
+}
+
+/// Reads a record from a row that begins with its id and its payload.
+pub(crate) fn of_row<T: DeserializeOwned>(row: &Row<'_>) -> Result<(RecordId, T)> {
+    let (id, payload) = id_and_payload(row)?;
+    Ok((id, parse(id, payload)?))
+}
+
+/// The same for a record that may be unreadable: its id is known all the same.
+pub(crate) fn id_and_payload<'a>(row: &'a Row<'_>) -> Result<(RecordId, &'a [u8])> {
+    let payload = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
+    Ok((RecordId(row.get(0)?), payload))
+}
+
+/// Reads a record's payload.
+pub(crate) fn parse<T: DeserializeOwned>(id: RecordId, payload: &[u8]) -> Result<T> {
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let bad = |error: serde_json::Error| Error::BadRecord {
+        id: id.to_string(),
+        reason: error.to_string(),
+    };
+    let Version { version } = serde_json::from_slice(payload).map_err(bad)?;
+    if version > PAYLOAD_VERSION {
+        let what = format!("Record {id}");
+        return Err(Error::NewerFormat {
+            what,
+            found: version,
+            newest: PAYLOAD_VERSION,
+        });
+    }
+    serde_json::from_slice::<Payload<T>>(payload)
+        .map(|payload| payload.body)
+        .map_err(bad)
+}
+
+/// Enters what a record, in the row `seq`, means into the tables for it. The archive knows that.
+pub(crate) type Derive = fn(db: &Connection, seq: i64, record: &Record) -> Result<()>;
+
+/// What [`enter`] did.
+#[derive(Debug, Default)]
+pub(crate) struct Entered {
+    /// The pack was not known before.
+    pub(crate) new: bool,
+    /// Records that could not be read. They are kept, and mean nothing.
+    pub(crate) bad_records: Vec<Error>,
+}
+
+/// Enters a pack: its chunks, its records, and what these mean. One that is known already stays as it is.
+pub(crate) fn enter(
+    db: &Connection,
+    derive: Derive,
+    pack: &ClosedPack,
+    writer: Option<&str>,
+) -> Result<Entered> {
+    let Some(seq) = enter_pack_row(db, pack, writer)? else {
+        return Ok(Entered::default());
+    };
+    enter_chunks(db, seq, &pack.chunks)?;
+    let mut entered = Entered {
+        new: true,
+        bad_records: Vec::new(),
+    };
+    for record in &pack.records {
+        let Some(record_seq) = enter_record(db, seq, record)? else {
+            continue;
+        };
+        match derive(db, record_seq, record) {
+            Err(error @ (Error::BadRecord { .. } | Error::NewerFormat { .. })) => {
+                entered.bad_records.push(error);
+            }
+            other => other?,
+        }
+    }
+    Ok(entered)
+}
+
+/// Enters a pack and leaves out what its records mean, for [`derive_all`] when all are there.
+pub(crate) fn enter_without_deriving(db: &Connection, pack: &ClosedPack) -> Result<()> {
+    if let Some(seq) = enter_pack_row(db, pack, None)? {
+        enter_chunks(db, seq, &pack.chunks)?;
+        pack.records
+            .iter()
+            .try_for_each(|record| enter_record(db, seq, record).map(drop))?;
+    }
+    Ok(())
+}
+
+/// `None` when the pack is known; a sweep may have adopted it before its writer came to enter it.
+fn enter_pack_row(db: &Connection, pack: &ClosedPack, writer: Option<&str>) -> Result<Option<i64>> {
+    let stored: u64 = pack
+        .chunks
+        .iter()
+        .map(|chunk| u64::from(chunk.stored_bytes))
+        .sum();
+    let raw: u64 = pack.chunks.iter().map(|chunk| u64::from(chunk.raw_bytes)).sum();
+    let chunks = pack.chunks.len() as u64;
+    let mut insert = db.prepare_cached(
+        "INSERT INTO packs (id, bytes, chunks, stored_bytes, raw_bytes, writer) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+         ON CONFLICT (id) DO NOTHING",
+    )?;
+    let fresh = insert.execute(params![
+        pack.id.as_bytes(),
+        pack.bytes,
+        chunks,
+        stored,
+        raw,
+        writer
+    ])?;
+    if fresh == 1 {
+        return Ok(Some(db.last_insert_rowid()));
+    }
+    db.prepare_cached("UPDATE packs SET writer = ?2 WHERE id = ?1 AND writer IS NULL")?
+        .execute(params![pack.id.as_bytes(), writer])?;
+    Ok(None)
+}
+
+/// Inserted in the order of the table's key: in a table of millions each page is then visited once.
+fn enter_chunks(db: &Connection, pack: i64, chunks: &[PackedChunk]) -> Result<()> {
+    let mut sorted: Vec<&PackedChunk> = chunks.iter().collect();
+    sorted.sort_unstable_by_key(|chunk| chunk.id);
+    let mut insert = db.prepare_cached(
+        "INSERT OR IGNORE INTO chunks (id, pack, position, stored_bytes, raw_bytes, encoding, base)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+    )?;
+    for chunk in sorted {
+        let base = chunk.base.as_ref().map(ChunkId::as_bytes);
+        insert.execute(params![
+            chunk.id.as_bytes(),
+            pack,
+            chunk.offset,
+            chunk.stored_bytes,
+            chunk.raw_bytes,
+            chunk.encoding as u8,
+            base
+        ])?;
+    }
+    Ok(())
+}
+
+/// Returns the record's row when it is new.
+fn enter_record(db: &Connection, pack: i64, record: &Record) -> Result<Option<i64>> {
+    let fresh = db
+        .prepare_cached(
+            "INSERT INTO records (id, kind, payload) VALUES (?1, ?2, ?3) ON CONFLICT (id) DO NOTHING",
+        )?
+        .execute(params![record.id.as_bytes(), record.kind, record.payload])?;
+    let seq: i64 = db
+        .prepare_cached("SELECT seq FROM records WHERE id = ?1")?
+        .query_row([record.id.as_bytes()], |row| row.get(0))?;
+    db.prepare_cached("INSERT OR IGNORE INTO record_packs (record, pack) VALUES (?1, ?2)")?
+        .execute([seq, pack])?;
+    Ok((fresh == 1).then_some(seq))
+}
+
+/// Enters what all records mean: deletions before all others and then decisions on histories, which both name others, so
+/// that the order in which records came does not matter. `problem` gets the row of a record that cannot be read, and why.
+pub(crate) fn derive_all(
+    db: &Connection,
+    derive: Derive,
+    problem: &mut dyn FnMut(i64, Error) -> Result<()>,
+) -> Result<()> {
+    let mut all =
+        db.prepare("SELECT seq, id, kind, payload FROM records ORDER BY kind <> ?1, kind <> ?2, id")?;
+    let mut rows = all.query([kind::DELETION, kind::HISTORY])?;
+    while let Some(row) = rows.next()? {
+        let seq = row.get(0)?;
+        let record = Record {
+            id: RecordId(row.get(1)?),
+            kind: row.get(2)?,
+            payload: row.get(3)?,
+        };
+        match derive(db, seq, &record) {
+            Err(error @ (Error::BadRecord { .. } | Error::NewerFormat { .. })) => problem(seq, error)?,
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// Whether a deletion of this record has been read.
+pub(crate) fn is_annulled(db: &Connection, record: RecordId) -> Result<bool> {
+    Ok(db
+        .prepare_cached("SELECT 1 FROM deletions WHERE annulled = ?1")?
+        .exists([record.as_bytes()])?)
+}

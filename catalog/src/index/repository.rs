@@ -1,0 +1,208 @@
+//! An open repository: the one thing every room above this one is given. They add their own functions to it.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::sync::Arc;
+
+use barmanfs_store::{ChunkIndex, ChunkReader, DepositOptions, LocalPacks, PackId, PackStorage, TreeReader};
+use rusqlite::OptionalExtension;
+
+use crate::error::{Error, Result};
+use crate::home::locks::Locks;
+use crate::home::owner::AsOwner;
+use crate::home::settings::{Compression, CreateOptions, Settings, make_settings, read_settings};
+use crate::home::{CATALOG, Home, PACKS, check_vacant, make_directories};
+use crate::index::chunk_index::CatalogIndex;
+use crate::index::db::{Db, remove_catalog};
+use crate::index::read_segments::ReadSegments;
+use crate::index::records::Derive;
+use crate::index::unread::Surveyor;
+
+/// Decoded chunks kept by default: enough for a few readers; a mount asks for more.
+const CACHE_BYTES: usize = 32 * 1024 * 1024;
+
+/// An open repository. Cheap to clone; used from any number of threads.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    pub(crate) home: Home,
+    settings: Arc<Settings>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) storage: Arc<dyn PackStorage>,
+    pub(crate) locks: Locks,
+    pub(crate) surveyor: Arc<Surveyor>,
+    chunks: Arc<ChunkReader>,
+    pub(crate) read_segments: Arc<ReadSegments>,
+}
+
+impl Repository {
+    /// Makes the directory of a repository with an empty catalog. `repository.json` comes last: what a crash leaves before
+    /// that is no repository, and is completed by the next try.
+    pub(crate) fn make(path: &Path, options: CreateOptions) -> Result<()> {
+        check_vacant(path)?;
+        fs::create_dir_all(path).map_err(|source| Error::io("create", path, source))?;
+        make_directories(path)?;
+        LocalPacks::create(&path.join(PACKS))?;
+        remove_catalog(&path.join(CATALOG))?;
+        Db::create(&path.join(CATALOG))?;
+        make_settings(path, options)
+    }
+
+    /// Opens a repository whose records mean what `derive` says.
+    pub(crate) fn open_with(path: &Path, derive: Derive) -> Result<Self> {
+        let home = Home::at(path)?;
+        let settings = read_settings(&home)?;
+        let db = Arc::new(Db::open(&home.join(CATALOG), home.owner().clone(), derive)?);
+        let storage: Arc<dyn PackStorage> = Arc::new(LocalPacks::open(&home.join(PACKS))?);
+        let locks = Locks::of(&home);
+        let surveyor = Surveyor::new(Arc::clone(&db), Arc::clone(&storage), locks.clone());
+        let surveyor = Arc::new(surveyor);
+        let chunks = chunk_reader(&storage, &db, &surveyor, CACHE_BYTES);
+        Ok(Self {
+            home,
+            settings: Arc::new(settings),
+            db,
+            storage,
+            locks,
+            surveyor,
+            chunks,
+            read_segments: Arc::default(),
+        })
+    }
+
+    /// The same repository with a chunk cache of this size.
+    #[must_use]
+    pub fn with_cache_bytes(self, cache_bytes: usize) -> Self {
+        let chunks = chunk_reader(&self.storage, &self.db, &self.surveyor, cache_bytes);
+        Self { chunks, ..self }
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// Root takes on the rights of the repository's owner, for what it does in here. Nothing to do for other users.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn as_owner(&self) -> Result<AsOwner> {
+        self.home.act()
+    }
+
+    /// A file without a name, for what is too large for memory: it lies in the repository, which has room where `/tmp` may
+    /// have none, and its space is free as soon as it is closed.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn temporary_file(&self) -> Result<File> {
+        self.home.temporary_file()
+    }
+
+    /// Tries out whether everything can be written that a backup or a segment writes: each directory, the locks, the catalog.
+    ///
+    /// # Errors
+    /// Of the first that cannot be.
+    pub fn try_writing(&self) -> Result<()> {
+        // A writer takes a lock.
+        let writer = match self.writer("check") {
+            // The rebuild that keeps it out does write.
+            Err(Error::Occupied { .. }) => None,
+            writer => Some(writer?),
+        };
+        let _acting = self.as_owner()?;
+        self.home.try_writing()?;
+        self.db.write(|transaction| {
+            // Only a change shows whether the file can be changed.
+            let version: u32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+            Ok(transaction.pragma_update(None, "user_version", version)?)
+        })?;
+        drop(writer);
+        Ok(())
+    }
+
+    /// What its repository.json says.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Reads its chunks.
+    pub fn chunks(&self) -> &Arc<ChunkReader> {
+        &self.chunks
+    }
+
+    /// Reads its trees and files.
+    pub fn trees(&self) -> TreeReader {
+        TreeReader::new(Arc::clone(&self.chunks))
+    }
+
+    /// A number that is another one when backups, WAL or servers may have changed, whichever process did it. Asking
+    /// costs microseconds.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn generation(&self) -> Result<u64> {
+        let replaced = self.db.refresh()?;
+        let records: i64 = self.db.read(|db| {
+            let mut last = db.prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'records'")?;
+            Ok(last.query_row([], |row| row.get(0)).optional()?.unwrap_or(0))
+        })?;
+        // A rebuilt catalog numbers its records anew.
+        Ok((replaced << 48) ^ records.cast_unsigned())
+    }
+
+    /// Whether the catalog has this pack.
+    pub(crate) fn knows_pack(&self, pack: PackId) -> Result<bool> {
+        self.db.read(|db| {
+            Ok(db
+                .prepare_cached("SELECT 1 FROM packs WHERE id = ?1")?
+                .exists([pack.as_bytes()])?)
+        })
+    }
+
+    /// All packs the catalog has. Sixteen bytes each: a million, 64 TB, are no burden.
+    pub(crate) fn pack_ids(&self) -> Result<Vec<PackId>> {
+        self.db.read(|db| {
+            let mut all = db.prepare_cached("SELECT id FROM packs ORDER BY seq")?;
+            let rows = all.query_map([], |row| row.get(0).map(PackId))?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+
+    /// Looks through the catalog's file for damage; nothing where it is sound. It reads all of it.
+    ///
+    /// # Errors
+    /// When it cannot be read for another reason.
+    pub fn catalog_faults(&self) -> Result<Vec<String>> {
+        self.db.faults()
+    }
+
+    /// Size of the catalog's file in bytes.
+    pub fn catalog_bytes(&self) -> u64 {
+        fs::metadata(self.home.join(CATALOG)).map_or(0, |found| found.len())
+    }
+
+    pub(crate) fn deposit_options(&self) -> DepositOptions {
+        let Compression {
+            data_level,
+            delta_level,
+            wal_level,
+        } = self.settings.compression;
+        DepositOptions {
+            whole_level: data_level,
+            delta_level,
+            wal_level,
+            ..DepositOptions::default()
+        }
+    }
+}
+
+fn chunk_reader(
+    storage: &Arc<dyn PackStorage>,
+    db: &Arc<Db>,
+    surveyor: &Arc<Surveyor>,
+    cache_bytes: usize,
+) -> Arc<ChunkReader> {
+    let index = CatalogIndex::for_readers(Arc::clone(db), Arc::clone(surveyor));
+    let index: Arc<dyn ChunkIndex> = Arc::new(index);
+    Arc::new(ChunkReader::new(Arc::clone(storage), index, cache_bytes))
+}

@@ -1,0 +1,389 @@
+//! Packs of the store that the catalog has not read.
+//!
+//! What the catalog does not have is only proven to be absent when it has read every pack there is. A pack may be unknown
+//! because its writer was killed before it could enter it, because the catalog was copied from an earlier time or lost its
+//! last transactions, or because it cannot be read. So a look-up that fails looks for such packs first ([`Survey`]): those
+//! that can be read are entered, and then the look-up is made again. As long as others are left nothing is proven.
+//!
+//! A pack that the catalog knows and the store has not counts too: then this is not the whole store, perhaps because a disk
+//! is not mounted, and what else is missing cannot be told.
+//!
+//! This is asked again and again: recovery asks for the segment after the last until it comes. So the store is looked at
+//! in its 256 parts, and a part in which all was well is listed again only when it has changed.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt::Display;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use barmanfs_store::{Listed, PackId, PackStorage, Part, PartMark, read_footer};
+use rusqlite::params;
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::home::locks::Locks;
+use crate::index::db::Db;
+use crate::index::records;
+use crate::index::repository::Repository;
+use crate::index::writer::WRITER_PREFIX;
+
+/// A writer enters its pack a moment after the pack has appeared. It is given this long before somebody else does it.
+const WRITER_TRIES: u32 = 10;
+const WRITER_PAUSE: Duration = Duration::from_millis(20);
+
+/// A look-up that fails looks for unknown packs again after this long: a reader of damaged data asks thousands of times.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// A crash or a copy in part spoils what was written last; more would take seconds.
+const PACKS_LOOKED_AT: u32 = 100_000;
+
+const PUT_BACK: &str =
+    "put it back from a copy of the repository, or see with 'barmanfs verify' what is lost";
+
+/// From so many packs on no part is empty by chance: one that is missing was lost.
+const PACKS_IN_ALL_PARTS: usize = 4096;
+
+/// A pack that is not read, and so may hold anything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UnreadPack {
+    /// The pack, or the file or directory it lies in under another name.
+    pub pack: String,
+    /// Why it is not read, and what to do.
+    pub reason: String,
+}
+
+impl UnreadPack {
+    fn new(pack: impl Display, reason: impl Into<String>) -> Self {
+        Self {
+            pack: pack.to_string(),
+            reason: reason.into(),
+        }
+    }
+}
+
+/// A pack a sweep could not deal with. It stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PackProblem {
+    /// The pack.
+    pub pack: PackId,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// What a look at the store gave.
+#[derive(Debug, Default)]
+pub(crate) struct Survey {
+    /// Packs that were entered.
+    pub(crate) adopted: u64,
+    /// Records in them that could not be understood.
+    pub(crate) bad_records: Vec<PackProblem>,
+    /// Packs that are left unread.
+    pub(crate) unread: Vec<UnreadPack>,
+}
+
+/// Looks at the store, and remembers what need not be looked at again.
+#[derive(Debug)]
+pub(crate) struct Surveyor {
+    db: Arc<Db>,
+    storage: Arc<dyn PackStorage>,
+    locks: Locks,
+    seen: Mutex<Seen>,
+}
+
+/// What is known to be well.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Of which catalog this was found: one that was rebuilt may know other packs.
+    replaced: u64,
+    /// The parts all of whose packs are read, with their marks then and the number of their packs.
+    settled: HashMap<Part, (PartMark, usize)>,
+    /// When the whole store was looked at last for a look-up that failed.
+    looked_at: Option<Instant>,
+}
+
+impl Surveyor {
+    pub(crate) fn new(db: Arc<Db>, storage: Arc<dyn PackStorage>, locks: Locks) -> Self {
+        Self {
+            db,
+            storage,
+            locks,
+            seen: Mutex::default(),
+        }
+    }
+
+    /// Enters what can be read, and tells what cannot.
+    ///
+    /// # Errors
+    /// When the store cannot be listed or the catalog not be read.
+    pub(crate) fn survey(&self) -> Result<Survey> {
+        let replaced = self.db.refresh()?;
+        let mut seen = self.seen();
+        if seen.replaced != replaced {
+            *seen = Seen {
+                replaced,
+                ..Seen::default()
+            };
+        }
+        let mut survey = Survey::default();
+        let (mut packs, mut empty, mut missing) = (0, 0, Vec::new());
+        for part in Part::all() {
+            // Taken before the part is listed: what comes meanwhile makes another mark.
+            let (mark, now) = (self.storage.part_mark(part)?, SystemTime::now());
+            let count = match seen.settled.get(&part) {
+                Some((known, count)) if *known == mark => *count,
+                _ => {
+                    let left = survey.unread.len();
+                    let count = self.look_at(part, &mut survey)?;
+                    seen.settled.remove(&part);
+                    if survey.unread.len() == left && mark.is_settled(now) {
+                        seen.settled.insert(part, (mark, count));
+                    }
+                    count
+                }
+            };
+            packs += count;
+            empty += usize::from(count == 0 && mark != PartMark::Missing && part != Part::Root);
+            if let (Part::First(first), PartMark::Missing) = (part, mark) {
+                missing.push(first);
+            }
+        }
+        // A copy may have come without the directories that were empty. Of those there are many, and only what a sweep has
+        // emptied since is empty now.
+        if empty >= missing.len() || packs >= PACKS_IN_ALL_PARTS {
+            survey.unread.extend(missing.into_iter().map(lost_part));
+        }
+        Ok(survey)
+    }
+
+    /// For a look-up that failed: whether packs were entered, so that it is worth another try.
+    ///
+    /// # Errors
+    /// As for [`survey`](Self::survey).
+    pub(crate) fn adopt(&self) -> Result<bool> {
+        let last = self.seen().looked_at;
+        if last.is_some_and(|last| last.elapsed() < LOOK_AGAIN_AFTER) {
+            return Ok(false);
+        }
+        let survey = self.survey()?;
+        self.seen().looked_at = Some(Instant::now());
+        Ok(survey.adopted > 0)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lists a part, and holds it against the catalog. Returns the number of its packs.
+    fn look_at(&self, part: Part, survey: &mut Survey) -> Result<usize> {
+        let (mut listed, mut astray) = (BTreeSet::new(), Vec::new());
+        self.storage.list_part(part, &mut |found| {
+            match found {
+                Listed::Pack(pack) => {
+                    listed.insert(pack);
+                }
+                Listed::Astray { path, pack } => astray.push((path, pack)),
+            }
+            Ok(())
+        })?;
+        let known = match part {
+            Part::Root => BTreeSet::new(),
+            Part::First(first) => self.known(first)?,
+        };
+        for pack in listed.difference(&known) {
+            self.enter(*pack, survey)?;
+        }
+        for pack in known.difference(&listed) {
+            if self.is_lost(*pack)? {
+                survey.unread.push(UnreadPack::new(
+                    pack,
+                    "The catalog knows it and it is not there: is its file system mounted? Put it back from a copy of the \
+                     repository, or give up what it holds with 'barmanfs rebuild-catalog'",
+                ));
+            }
+        }
+        for (path, pack) in astray {
+            self.judge_astray(&path, pack, survey)?;
+        }
+        Ok(listed.len())
+    }
+
+    /// The packs the catalog has of a part.
+    fn known(&self, first: u8) -> Result<BTreeSet<PackId>> {
+        let (mut from, mut to) = ([0; PackId::BYTES], [u8::MAX; PackId::BYTES]);
+        (from[0], to[0]) = (first, first);
+        self.db.read(|db| {
+            let mut known = db.prepare_cached("SELECT id FROM packs WHERE id BETWEEN ?1 AND ?2")?;
+            let rows = known.query_map(params![from, to], |row| row.get(0).map(PackId))?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+
+    fn knows(&self, pack: PackId) -> Result<bool> {
+        self.db.read(|db| {
+            Ok(db
+                .prepare_cached("SELECT 1 FROM packs WHERE id = ?1")?
+                .exists([pack.as_bytes()])?)
+        })
+    }
+
+    /// Whether the catalog still knows a pack, and the store has none.
+    fn is_lost(&self, pack: PackId) -> Result<bool> {
+        match self.storage.bytes(pack) {
+            Err(barmanfs_store::Error::MissingPack(_)) => self.knows(pack),
+            Ok(_) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Enters an unknown pack, unless its writer does so or a sweep has removed it.
+    fn enter(&self, pack: PackId, survey: &mut Survey) -> Result<()> {
+        if self.comes_by_itself(pack)? {
+            return Ok(());
+        }
+        match self.adopt_one(pack) {
+            Ok(entered) => {
+                survey.adopted += u64::from(entered.new);
+                let problem = |error: Error| PackProblem {
+                    pack,
+                    reason: error.to_string(),
+                };
+                survey
+                    .bad_records
+                    .extend(entered.bad_records.into_iter().map(problem));
+            }
+            Err(Error::Store(barmanfs_store::Error::MissingPack(_))) => {}
+            Err(error) => survey.unread.push(UnreadPack::new(
+                pack,
+                format!(
+                    "{error}; put it back from a copy of the repository, or move it away to give up what it holds"
+                ),
+            )),
+        }
+        Ok(())
+    }
+
+    /// Gives a writer at work the time to enter its pack; whether it has.
+    fn comes_by_itself(&self, pack: PackId) -> Result<bool> {
+        for _ in 0..WRITER_TRIES {
+            if self.knows(pack)? {
+                return Ok(true);
+            }
+            let mut at_work = false;
+            // A repository that came without its locks directory has no writers.
+            for name in self.locks.names(WRITER_PREFIX).unwrap_or_default() {
+                at_work |= self.locks.is_held(&name)?;
+            }
+            if !at_work {
+                break;
+            }
+            std::thread::sleep(WRITER_PAUSE);
+        }
+        self.knows(pack)
+    }
+
+    fn adopt_one(&self, pack: PackId) -> Result<records::Entered> {
+        let storage = self.storage.as_ref();
+        let closed = read_footer(storage, pack)?;
+        // Its writer may have been killed before it could do that, and what is in the catalog must not go in a crash.
+        storage.settle(&[pack])?;
+        self.db
+            .write(|transaction| records::enter(transaction, self.db.derive(), &closed, None))
+    }
+
+    /// A copy beside the pack itself does no harm.
+    fn judge_astray(&self, path: &Path, pack: PackId, survey: &mut Survey) -> Result<()> {
+        let in_its_place = self.knows(pack)? && self.storage.bytes(pack).is_ok();
+        if !in_its_place {
+            let reason = format!(
+                "It is pack {pack} under another name: rename it to {}/{pack} in the directory of packs",
+                pack.to_string().get(..2).unwrap_or_default()
+            );
+            survey.unread.push(UnreadPack::new(path.display(), reason));
+        }
+        Ok(())
+    }
+}
+
+fn lost_part(first: u8) -> UnreadPack {
+    UnreadPack::new(
+        format!("packs/{first:02x}"),
+        "The directory is missing, with what was in it: put it back from a copy of the repository, or make it with mkdir \
+         when it was empty",
+    )
+}
+
+impl Repository {
+    /// Looks for packs the catalog does not know, and enters those that can be read. Returns those that are left unread: while
+    /// there are any, that the catalog does not have something does not prove that it is not stored. Cheap when it is
+    /// asked again and nothing has changed.
+    ///
+    /// # Errors
+    /// When the store cannot be listed or the catalog not be read.
+    pub fn unread_packs(&self) -> Result<Vec<UnreadPack>> {
+        let survey = self.surveyor.survey()?;
+        for problem in &survey.bad_records {
+            tracing::warn!("Pack {}: {}", problem.pack, problem.reason);
+        }
+        if survey.adopted > 0 {
+            tracing::info!(
+                "Entered {} packs that were not in the catalog: their writers were killed, or the catalog was older",
+                survey.adopted
+            );
+        }
+        Ok(survey.unread)
+    }
+
+    /// Packs whose files are not what was written: cut by a crash, copied in part, or something else in their place. Looks at
+    /// the newest [`PACKS_LOOKED_AT`], and reads none of them.
+    ///
+    /// # Errors
+    /// When the store cannot be looked at or the catalog not be read.
+    pub fn misshapen_packs(&self) -> Result<Vec<UnreadPack>> {
+        let packs: Vec<(PackId, u64)> = self.db.read(|db| {
+            let mut newest = db.prepare("SELECT id, bytes FROM packs ORDER BY seq DESC LIMIT ?1")?;
+            let rows = newest.query_map([PACKS_LOOKED_AT], |row| Ok((PackId(row.get(0)?), row.get(1)?)))?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })?;
+        let mut found = Vec::new();
+        for (pack, bytes) in packs {
+            match self.storage.bytes(pack) {
+                Ok(there) if there == bytes => {}
+                Ok(there) => found.push(UnreadPack::new(
+                    pack,
+                    format!("It has {there} bytes and was written with {bytes}: {PUT_BACK}"),
+                )),
+                // A look at what is missing is another one.
+                Err(barmanfs_store::Error::MissingPack(_)) => {}
+                Err(error) if error.is_damage() => found.push(UnreadPack::new(pack, error.to_string())),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Proves that whatever the catalog does not have is not stored. To be followed by the look-up, as it enters packs.
+    ///
+    /// # Errors
+    /// [`Error::NotProven`] while packs are unread; when the store cannot be listed or the catalog not be read.
+    pub fn prove_completeness(&self) -> Result<()> {
+        let unread = self.unread_packs()?;
+        match unread.first() {
+            None => Ok(()),
+            Some(first) => Err(Error::NotProven {
+                count: unread.len(),
+                pack: first.pack.clone(),
+                reason: first.reason.clone(),
+            }),
+        }
+    }
+
+    /// For a look-up that failed: enters packs the catalog does not know; whether there were any, so that it is worth
+    /// another try. Looks at most once in a second.
+    ///
+    /// # Errors
+    /// When the store cannot be listed or the catalog not be read.
+    pub fn adopt_unknown_packs(&self) -> Result<bool> {
+        self.surveyor.adopt()
+    }
+}

@@ -1,0 +1,356 @@
+//! Making the catalog again from nothing but packs.
+//!
+//! It works whatever became of the old catalog, which is not read. The new one is built beside it and put in its place
+//! when it is complete and durable; a kill before that changes nothing, one in the middle of the exchange leaves no
+//! catalog, which everything else refuses to work with until the rebuild is run again. Writers are kept out
+//! meanwhile; readers notice the exchange within a second.
+//!
+//! Damaged packs are left out, and then the old catalog is kept: it knows what they held. A sweep frees nothing
+//! while they are there.
+//!
+//! Records are entered first, and what they mean afterwards, deletions before all others. So the order in which packs are
+//! found does not matter.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use barmanfs_store::{ClosedPack, Listed, LocalPacks, PackId, PackStorage, Part, read_footer};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, params};
+use serde::Serialize;
+
+use crate::archive::derive::derive;
+use crate::error::{Error, Result};
+use crate::home::locks::{Lock, Locks};
+use crate::home::settings::{CreateOptions, make_settings, read_settings};
+use crate::home::{CATALOG, Home, PACKS, make_directories, regular, sync_directory, with_suffix};
+use crate::index::db::{self, remove_catalog};
+use crate::index::records;
+use crate::index::repository::Repository;
+use crate::index::unread::PackProblem;
+use crate::index::writer::{GATE, WRITER_PREFIX};
+use crate::monitor::{Monitor, Unit};
+
+/// The catalog that was replaced.
+const OLD_CATALOG: &str = "catalog.sqlite.old";
+
+/// Page cache in KiB while the tables grow: chunk ids come in random order, and this holds the upper levels and the
+/// most of the leaves of a few million.
+const CACHE_KIB: i64 = 64 * 1024;
+
+/// What a rebuild found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct RebuildReport {
+    /// Packs that were read.
+    pub packs: u64,
+    /// Chunks in them.
+    pub chunks: u64,
+    /// Backups, failed ones too.
+    pub backups: u64,
+    /// Archived WAL files.
+    pub wal_files: u64,
+    /// repository.json was missing and has been made anew.
+    pub made_settings: bool,
+    /// Packs that the catalog before knew, as far as it could be read, and that are not there any more.
+    pub missing: Vec<PackId>,
+    /// Damaged packs, and records that could not be understood. What they held is missing.
+    pub problems: Vec<PackProblem>,
+    /// Where the old catalog is kept, if there was one: after problems alone. It knows what is missing.
+    pub kept_catalog: Option<PathBuf>,
+}
+
+impl RebuildReport {
+    /// Whether all that the packs hold, and all that the catalog before knew, is in the new one.
+    pub fn is_complete(&self) -> bool {
+        self.problems.is_empty() && self.missing.is_empty()
+    }
+}
+
+impl Repository {
+    /// Makes the catalog of the repository at `path` again, and repository.json where there are only packs. Damaged packs
+    /// are left out and reported. The catalog before is looked into only for the packs it knows: where none of them is there it
+    /// is not replaced.
+    ///
+    /// # Errors
+    /// [`Error::NoPackLeft`]; [`Error::Occupied`] while a writer or a sweep is at work; [`Error::NoRepository`]; when a pack cannot be read for
+    /// another reason than damage, or was written by a later release.
+    pub fn rebuild(path: &Path, monitor: &mut dyn Monitor) -> Result<RebuildReport> {
+        Self::rebuild_with(path, false, monitor)
+    }
+
+    /// The same; with `force` also where none of the packs is there that the catalog knows.
+    ///
+    /// # Errors
+    /// As for [`rebuild`](Self::rebuild).
+    pub fn rebuild_with(path: &Path, force: bool, monitor: &mut dyn Monitor) -> Result<RebuildReport> {
+        let home = Home::at(path)?;
+        let made_settings = match read_settings(&home) {
+            Err(Error::SettingsMissing { .. } | Error::BadSettings { .. }) => true,
+            settings => settings.map(|_| false)?,
+        };
+        for suffix in ["", "-wal", "-shm", "-journal"] {
+            regular::check(&with_suffix(&path.join(CATALOG), suffix))?;
+        }
+        make_directories(path)?;
+        let _lock = keep_writers_out(&Locks::of(&home))?;
+        remove_leftovers(path)?;
+        let new = tempfile::Builder::new()
+            .prefix(&format!("{CATALOG}.rebuild-"))
+            .tempfile_in(path)
+            .map_err(|source| Error::io("create a file in", path, source))?
+            .into_temp_path();
+        let known = known_packs(&path.join(CATALOG));
+        let mut report = build(&new, &path.join(PACKS), monitor).map_err(|error| error.in_catalog(&new))?;
+        report.missing = missing_in(&new, &known).map_err(|error| error.in_catalog(&new))?;
+        if !force && report.packs == 0 && !report.missing.is_empty() {
+            return Err(Error::NoPackLeft {
+                path: path.join(PACKS),
+                known: known.len(),
+            });
+        }
+        exchange(path, new)?;
+        if made_settings {
+            make_settings(path, CreateOptions::default())?;
+        }
+        report.made_settings = made_settings;
+        let old = path.join(OLD_CATALOG);
+        if report.is_complete() {
+            remove_catalog(&old)?;
+        } else if is_there(&old)? {
+            report.kept_catalog = Some(old);
+        }
+        Ok(report)
+    }
+}
+
+/// The packs a catalog knows; none where it cannot be read.
+fn known_packs(catalog: &Path) -> Vec<PackId> {
+    let read = || -> Result<Vec<PackId>> {
+        let connection = Connection::open_with_flags(catalog, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        let mut all = connection.prepare("SELECT id FROM packs ORDER BY id")?;
+        let rows = all.query_map([], |row| row.get(0).map(PackId))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    };
+    read().unwrap_or_else(|error| {
+        tracing::debug!("The catalog before cannot be read: {error}");
+        Vec::new()
+    })
+}
+
+/// Those of them that the new catalog does not know.
+fn missing_in(new: &Path, known: &[PackId]) -> Result<Vec<PackId>> {
+    let connection = Connection::open_with_flags(new, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let mut missing = Vec::new();
+    for pack in known {
+        if !is_entered(&connection, *pack)? {
+            missing.push(*pack);
+        }
+    }
+    Ok(missing)
+}
+
+/// Takes the lock that every writer shares.
+fn keep_writers_out(locks: &Locks) -> Result<Lock> {
+    if let Some(lock) = locks.try_exclusive(GATE, "rebuild of the catalog")? {
+        return Ok(lock);
+    }
+    let mut writers = Vec::new();
+    for name in locks.names(WRITER_PREFIX)? {
+        if locks.is_held(&name)? {
+            writers.push(locks.holder(&name));
+        }
+    }
+    let holder = if writers.is_empty() {
+        locks.holder(GATE)
+    } else {
+        writers.join("; ")
+    };
+    Err(Error::Occupied {
+        what: "A writer",
+        holder,
+        advice: "run again when it has ended, or end it",
+    })
+}
+
+/// Removes what killed rebuilds left. None can be at work: the lock is ours.
+fn remove_leftovers(path: &Path) -> Result<()> {
+    let unreadable = |source| Error::io("list", path, source);
+    for entry in fs::read_dir(path).map_err(unreadable)? {
+        let entry = entry.map_err(unreadable)?;
+        let name = entry.file_name();
+        let left = name.to_str().and_then(|name| name.strip_prefix(CATALOG));
+        if left.is_some_and(|rest| rest.starts_with(".rebuild-")) {
+            fs::remove_file(entry.path()).map_err(|source| Error::io("remove", &entry.path(), source))?;
+        }
+    }
+    Ok(())
+}
+
+/// Fills the new catalog and makes it durable.
+fn build(file: &Path, packs: &Path, monitor: &mut dyn Monitor) -> Result<RebuildReport> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(file, flags)?;
+    // Nobody sees the file before it is complete and synced as a whole.
+    connection.pragma_update(None, "journal_mode", "OFF")?;
+    connection.pragma_update(None, "synchronous", "OFF")?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    db::create_tables(&connection)?;
+    let mut report = RebuildReport::default();
+    monitor.stage("Reading packs");
+    enter_packs(&connection, &LocalPacks::open(packs)?, &mut report, monitor)?;
+    derive_all(&connection, &mut report)?;
+    report.backups = connection.query_row("SELECT count(*) FROM backups", [], |row| row.get(0))?;
+    report.wal_files =
+        connection.query_row("SELECT count(DISTINCT record) FROM wal", [], |row| row.get(0))?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.close().map_err(|(_, error)| error)?;
+    File::open(file)
+        .and_then(|file| file.sync_all())
+        .map_err(|source| Error::io("sync", file, source))?;
+    Ok(report)
+}
+
+fn enter_packs(
+    connection: &Connection,
+    storage: &dyn PackStorage,
+    report: &mut RebuildReport,
+    monitor: &mut dyn Monitor,
+) -> Result<()> {
+    // Sixteen bytes each: a million, 64 TB, are no burden.
+    let mut packs = Vec::new();
+    storage.list(&mut |pack| {
+        packs.push(pack);
+        Ok(())
+    })?;
+    // What killed writers left may not be durable yet.
+    storage.settle(&packs)?;
+    for pack in packs {
+        match read_footer(storage, pack) {
+            Ok(closed) => {
+                enter_one(connection, &closed)?;
+                report.packs += 1;
+                report.chunks += closed.chunks.len() as u64;
+            }
+            Err(error) if error.is_damage() => report.problems.push(PackProblem {
+                pack,
+                reason: error.to_string(),
+            }),
+            // It may be whole, and left out for good: the next sweep would take what it refers to for dead.
+            Err(error) => return Err(error.into()),
+        }
+        monitor.progress(report.packs, None, Unit::Packs);
+    }
+    tell_astray(connection, storage, report)
+}
+
+/// Packs under other names are not entered: nobody would find them there. Those of which the pack itself is there do no harm.
+fn tell_astray(connection: &Connection, storage: &dyn PackStorage, report: &mut RebuildReport) -> Result<()> {
+    for part in Part::all() {
+        storage.list_part(part, &mut |listed| {
+            if let Listed::Astray { path, pack } = listed
+                && !is_entered(connection, pack)?
+            {
+                let reason = format!("It lies under another name, {}: give it its own", path.display());
+                report.problems.push(PackProblem { pack, reason });
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn is_entered(connection: &Connection, pack: PackId) -> Result<bool> {
+    Ok(connection
+        .prepare_cached("SELECT 1 FROM packs WHERE id = ?1")?
+        .exists([pack.as_bytes()])?)
+}
+
+fn enter_one(connection: &Connection, pack: &ClosedPack) -> Result<()> {
+    let transaction = connection.unchecked_transaction()?;
+    records::enter_without_deriving(&transaction, pack)?;
+    Ok(transaction.commit()?)
+}
+
+/// Enters what the records mean.
+fn derive_all(connection: &Connection, report: &mut RebuildReport) -> Result<()> {
+    let transaction = connection.unchecked_transaction()?;
+    records::derive_all(&transaction, derive, &mut |record, error| {
+        report.problems.push(PackProblem {
+            pack: pack_of(&transaction, record)?,
+            reason: error.to_string(),
+        });
+        Ok(())
+    })?;
+    Ok(transaction.commit()?)
+}
+
+fn pack_of(connection: &Connection, record: i64) -> Result<PackId> {
+    let mut pack = connection.prepare_cached(
+        "SELECT p.id FROM record_packs h JOIN packs p ON p.seq = h.pack WHERE h.record = ?1 LIMIT 1",
+    )?;
+    Ok(PackId(pack.query_row(params![record], |row| row.get(0))?))
+}
+
+/// Puts the new catalog in the old one's place. SQLite's files beside the old one must be gone before: it would take
+/// them for the new one's. And before they go the old one must be out of the way: without them it may be damaged.
+fn exchange(path: &Path, new: tempfile::TempPath) -> Result<()> {
+    let catalog = path.join(CATALOG);
+    set_aside(&catalog, &path.join(OLD_CATALOG))?;
+    sync_directory(path)?;
+    remove_catalog(&catalog)?;
+    new.persist(&catalog)
+        .map_err(|error| Error::io("rename", &catalog, error.error))?;
+    sync_directory(path)
+}
+
+/// Moves the catalog and its WAL out of the way, unless one is there that a rebuild with problems replaced: that one
+/// knows more. A WAL alone is what a rebuild that was killed in between left of the two.
+fn set_aside(catalog: &Path, old: &Path) -> Result<()> {
+    if is_there(catalog)? && is_there(old)? {
+        return Ok(());
+    }
+    for suffix in ["", "-wal"] {
+        let (from, to) = (with_suffix(catalog, suffix), with_suffix(old, suffix));
+        if is_there(&from)? && !is_there(&to)? {
+            fs::rename(&from, &to).map_err(|source| Error::io("rename", &from, source))?;
+        }
+    }
+    Ok(())
+}
+
+fn is_there(path: &Path) -> Result<bool> {
+    path.try_exists()
+        .map_err(|source| Error::io("look for", path, source))
+}
+
+#[cfg(test)]
+mod tests {
+    use barmanfs_store::PackWriter;
+
+    use super::*;
+    use crate::monitor::Silent;
+    use crate::testing::{Asked, NotedPacks};
+
+    #[test]
+    fn packs_are_durable_before_they_are_entered() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(PACKS);
+        let packs = LocalPacks::create(&path).unwrap();
+        let mut made = [(); 3].map(|()| PackWriter::begin(&packs).unwrap().close().unwrap().id);
+        let noted = NotedPacks::open(&path);
+        let connection = Connection::open_in_memory().unwrap();
+        db::create_tables(&connection).unwrap();
+        let mut report = RebuildReport::default();
+        enter_packs(&connection, noted.as_ref(), &mut report, &mut Silent).unwrap();
+        assert_eq!(report.packs, 3);
+        let asked = noted.asked();
+        let [Asked::Settle(first), ..] = asked.as_slice() else {
+            panic!("{asked:?}");
+        };
+        let mut first = first.clone();
+        made.sort_unstable();
+        first.sort_unstable();
+        assert_eq!(first, made);
+    }
+}

@@ -1,0 +1,299 @@
+//! Freeing space that nothing refers to any more, beside writers and readers at work.
+//!
+//! 1. *Adopt* packs that a killed writer finished but did not enter: the catalog knows all there is then.
+//! 2. *Mark* what the live records refer to ([`mark`]).
+//! 3. *Rescue* condemned packs that are referred to after all.
+//! 4. *Remove* packs that were condemned earlier, whose writers have all ended since, and in which this mark, made
+//!    after their end, found nothing.
+//! 5. *Condemn* the packs with nothing alive, and write down which writers are at work: they may have looked
+//!    something up in them before.
+//! 6. *Repack*: what lives in packs with much dead weight, or with damage that was stored anew, is copied into new packs
+//!    ([`repack`]), and they are condemned, as soon as one new pack is full. So a sweep needs the room of one pack, after it has freed what it can; when there
+//!    is less, it ends with the packs it has come to.
+//!
+//! Why nothing alive is ever removed: a writer registers before its first look-up. If that was after a pack was
+//! condemned, it refers to nothing in it that it did not ask for, or has put itself on the pack's list before it made
+//! sure that what it stands on is there (a clone). If before, it is on the list, or had ended by the time the list was
+//! made. Once all on the list have ended, whatever they refer to is in records, and a mark begun after that finds it. Who
+//! comes onto the list after that is seen when the pack is to be removed, in the same transaction.
+//!
+//! When no writer is at work, and neither a record nor a pack to adopt came since the mark, that mark is as good as a
+//! new one and the packs just condemned go at once, before more is copied; otherwise a second round tries.
+//!
+//! A kill between any two steps leaves a state the next sweep goes on from: a condemned pack without its list of
+//! writers gets one first (its `writers_listed` is 0); a pack whose rows are gone and whose file is not is adopted
+//! again, found dead, condemned and removed.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use barmanfs_store::PackId;
+use serde::Serialize;
+
+use crate::archive::clones::CLONE_PREFIX;
+use crate::error::{Error, Result};
+use crate::home::locks::Lock;
+use crate::index::repository::Repository;
+use crate::index::unread::PackProblem;
+use crate::index::writer::{GATE, WRITER_PREFIX};
+use crate::monitor::Monitor;
+use crate::upkeep::sweep::condemn::PackRow;
+
+mod condemn;
+mod mark;
+mod orphans;
+mod remove;
+mod repack;
+#[cfg(test)]
+mod tests;
+
+/// Rounds at most: the second removes what the first condemned; what then still waits for a writer waits for the next
+/// sweep.
+const ROUNDS: u32 = 2;
+
+/// How a sweep works.
+#[derive(Debug, Clone, Copy)]
+pub struct SweepOptions {
+    /// A pack with more than this share of dead bytes is repacked.
+    pub dead_percent: u8,
+    /// Temporary files of killed writers are removed when they are older. Age only guards the instant between the
+    /// creation of such a file and its locking.
+    pub abandoned_after: Duration,
+}
+
+impl Default for SweepOptions {
+    fn default() -> Self {
+        Self {
+            dead_percent: 20,
+            abandoned_after: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What a sweep did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct SweepReport {
+    /// Packs of killed writers that were entered.
+    pub adopted_packs: u64,
+    /// Unfinished files and clones of killed processes that were removed.
+    pub abandoned_files: u64,
+    /// Condemned packs that are referred to after all.
+    pub rescued_packs: u64,
+    /// Packs whose live chunks were copied elsewhere.
+    pub repacked_packs: u64,
+    /// Bytes of these copies.
+    pub copied_bytes: u64,
+    /// Packs that were removed.
+    pub removed_packs: u64,
+    /// Their bytes. What was copied has to be subtracted for what was gained.
+    pub removed_bytes: u64,
+    /// Condemned packs that have to wait for writers at work.
+    pub waiting_packs: u64,
+    /// These writers.
+    pub waiting_for: Vec<String>,
+    /// Why not all packs with much dead weight were repacked: there was no space for the copies.
+    pub unfinished: Option<String>,
+    /// Chunks that live records refer to and no pack holds: damage, see `verify`.
+    pub missing_chunks: u64,
+    /// Packs that could not be dealt with.
+    pub problems: Vec<PackProblem>,
+}
+
+impl SweepReport {
+    /// Adds what the tries before this one did.
+    fn add_freed(&mut self, before: &Self) {
+        self.adopted_packs += before.adopted_packs;
+        self.abandoned_files += before.abandoned_files;
+        self.rescued_packs += before.rescued_packs;
+        self.repacked_packs += before.repacked_packs;
+        self.copied_bytes += before.copied_bytes;
+        self.removed_packs += before.removed_packs;
+        self.removed_bytes += before.removed_bytes;
+    }
+}
+
+/// What becomes of packs that were condemned.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Fate {
+    /// They are gone, or wait for writers.
+    #[default]
+    Settled,
+    /// Another round may remove them.
+    NextRound,
+}
+
+/// A sweep at work.
+struct Sweep<'a> {
+    repository: &'a Repository,
+    options: SweepOptions,
+    report: SweepReport,
+    /// The newest pack that may be condemned.
+    newest: i64,
+    _gate: Lock,
+    _lock: Lock,
+}
+
+impl Repository {
+    /// Frees what nothing refers to. Other processes may read and write meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Occupied`] while another sweep or a rebuild is at work. When a listing or map cannot be read: what is
+    /// alive is not known then, and nothing is freed.
+    pub fn sweep(&self, options: &SweepOptions, monitor: &mut dyn Monitor) -> Result<SweepReport> {
+        let mut before = SweepReport::default();
+        let mut unfinished = None;
+        let swept = self.with_reserve(|| {
+            unfinished = None;
+            let mut report = self.try_to_sweep(options, monitor)?;
+            report.add_freed(&before);
+            if report.unfinished.is_none() {
+                return Ok(report);
+            }
+            before = report.clone();
+            unfinished = Some(report);
+            let path = self.path().to_path_buf();
+            Err(Error::Full { path })
+        });
+        // More room than the reserve would have been needed.
+        unfinished.map_or(swept, Ok)
+    }
+
+    /// What it has done before it fails is not undone: the next one goes on from there.
+    fn try_to_sweep(&self, options: &SweepOptions, monitor: &mut dyn Monitor) -> Result<SweepReport> {
+        let occupied = |what, name| Error::Occupied {
+            what,
+            holder: self.locks.holder(name),
+            advice: "run again when it has ended",
+        };
+        let gate = self.locks.try_shared(GATE, "sweep")?;
+        let gate = gate.ok_or_else(|| occupied("A rebuild of the catalog", GATE))?;
+        let lock = self.locks.try_exclusive("sweep", "sweep")?;
+        let lock = lock.ok_or_else(|| occupied("Another sweep", "sweep"))?;
+        self.db.refresh()?;
+        let report = SweepReport::default();
+        let mut sweep = Sweep {
+            repository: self,
+            options: *options,
+            report,
+            newest: i64::MAX,
+            _gate: gate,
+            _lock: lock,
+        };
+        sweep.run(monitor)?;
+        Ok(sweep.report)
+    }
+}
+
+impl Sweep<'_> {
+    fn run(&mut self, monitor: &mut dyn Monitor) -> Result<()> {
+        self.tidy()?;
+        for _ in 0..ROUNDS {
+            self.list_writers_of_new()?;
+            if !self.round(monitor)? {
+                break;
+            }
+        }
+        self.count_waiting()
+    }
+
+    /// Returns whether another round may remove more.
+    fn round(&mut self, monitor: &mut dyn Monitor) -> Result<bool> {
+        // In this order: what a writer of this list has published is left alone, whoever ended before this moment has
+        // put its packs in their places, entered or not, and whoever ends after it ends before no mark that matters to it.
+        let writers = self.writers_at_work()?;
+        let ready = self.ready_to_go()?;
+        monitor.stage("Looking for packs of killed writers");
+        self.adopt()?;
+        monitor.stage("Finding what is in use");
+        let mark = mark::Mark::make(self.repository, monitor)?;
+        self.report.missing_chunks = mark.missing_chunks;
+        self.rescue(&mark)?;
+        self.remove_dead(&mark, ready)?;
+        monitor.stage("Freeing what is not in use");
+        let doomed = self.doomed(&mark, &writers)?;
+        let dead = self.give_up(&mark, &doomed.dead)?;
+        let copied = self.repack(&mark, doomed.sparse)?;
+        Ok(dead == Fate::NextRound || copied == Fate::NextRound)
+    }
+
+    /// Condemns packs, and removes them at once where the mark is still good and nobody can have looked anything up in
+    /// them.
+    fn give_up(&mut self, mark: &mark::Mark, packs: &[PackRow]) -> Result<Fate> {
+        if packs.is_empty() {
+            return Ok(Fate::Settled);
+        }
+        self.condemn(packs)?;
+        if !self.list_writers_of_new()?.is_empty() {
+            return Ok(Fate::Settled);
+        }
+        // A writer may have been killed since the mark, before it could enter what it had finished.
+        if self.adopt()? || !mark.is_current(self.repository)? {
+            return Ok(Fate::NextRound);
+        }
+        self.remove(packs)?;
+        Ok(Fate::Settled)
+    }
+
+    /// Enters packs that killed writers left; returns whether there were any.
+    fn adopt(&mut self) -> Result<bool> {
+        let newest = self.newest_pack()?;
+        let adopted = orphans::adopt(self.repository)?;
+        if adopted.packs == 0 {
+            return Ok(false);
+        }
+        // Beside writers, an adopted pack may be one that its writer is just about to enter.
+        if !self.writers_at_work()?.is_empty() {
+            self.newest = self.newest.min(newest);
+        }
+        self.report.adopted_packs += adopted.packs;
+        self.report.problems.extend(adopted.problems);
+        Ok(true)
+    }
+
+    fn newest_pack(&self) -> Result<i64> {
+        let newest = "SELECT coalesce(max(seq), 0) FROM packs";
+        self.repository
+            .db
+            .read(|db| Ok(db.query_row(newest, [], |row| row.get(0))?))
+    }
+
+    /// Removes what dead processes left: unfinished packs and clones, and lock files.
+    fn tidy(&mut self) -> Result<()> {
+        let removed = self
+            .repository
+            .storage
+            .remove_abandoned(self.options.abandoned_after)?;
+        let clones = self.repository.remove_clone_leftovers()?;
+        self.report.abandoned_files = (removed + clones) as u64;
+        let locks = &self.repository.locks;
+        for prefix in [WRITER_PREFIX, "read-", CLONE_PREFIX] {
+            locks
+                .names(prefix)?
+                .iter()
+                .try_for_each(|name| locks.remove_free(name))?;
+        }
+        Ok(())
+    }
+
+    /// The lock names of the writers that live.
+    fn writers_at_work(&self) -> Result<BTreeSet<String>> {
+        let locks = &self.repository.locks;
+        let mut held = BTreeSet::new();
+        for name in locks.names(WRITER_PREFIX)? {
+            if locks.is_held(&name)? {
+                held.insert(name);
+            }
+        }
+        Ok(held)
+    }
+
+    fn problem(&mut self, pack: PackId, reason: &Error) {
+        let problem = PackProblem {
+            pack,
+            reason: reason.to_string(),
+        };
+        if !self.report.problems.contains(&problem) {
+            self.report.problems.push(problem);
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Removing packs that nothing refers to.
+//!
+//! First the rows, in one transaction; then the file. So a reader never finds a row whose pack is gone while the chunk
+//! is elsewhere; and a kill in between leaves an orphan, which the next sweep adopts and removes.
+
+use barmanfs_store::{ClosedPack, PackId, read_footer};
+use rusqlite::{Transaction, params};
+
+use crate::error::Result;
+use crate::upkeep::sweep::Sweep;
+use crate::upkeep::sweep::condemn::PackRow;
+use crate::upkeep::sweep::mark::Mark;
+
+impl Sweep<'_> {
+    /// Removes those of the condemned `packs` in which the mark found nothing.
+    pub(super) fn remove_dead(&mut self, mark: &Mark, packs: Vec<PackRow>) -> Result<()> {
+        let mut dead = Vec::new();
+        for pack in packs {
+            if self.is_dead(mark, &pack)? {
+                dead.push(pack);
+            }
+        }
+        self.remove(&dead)
+    }
+
+    /// Removes condemned packs. They are gone for good before anything else is done: a deletion may be found superfluous
+    /// next, and what it annuls must not come back without it.
+    pub(super) fn remove(&mut self, packs: &[PackRow]) -> Result<()> {
+        let ids: Vec<PackId> = packs.iter().map(|pack| pack.id).collect();
+        let removed = packs.iter().try_for_each(|pack| self.remove_one(pack));
+        self.repository.storage.settle(&ids)?;
+        removed
+    }
+
+    /// Removes a condemned pack, unless somebody has come who stands on it.
+    fn remove_one(&mut self, pack: &PackRow) -> Result<()> {
+        // Where its footer cannot be read any more, its rows are found the slow way.
+        let closed = read_footer(self.repository.storage.as_ref(), pack.id).ok();
+        let forgotten = self.repository.db.write(|transaction| {
+            let needed = transaction
+                .prepare_cached("SELECT 1 FROM condemned_before WHERE pack = ?1")?
+                .exists([pack.seq])?;
+            if !needed {
+                forget(transaction, pack.seq, closed.as_ref())?;
+            }
+            Ok(!needed)
+        })?;
+        if !forgotten {
+            return Ok(());
+        }
+        self.repository.storage.remove(pack.id)?;
+        self.report.removed_packs += 1;
+        self.report.removed_bytes += pack.bytes;
+        Ok(())
+    }
+}
+
+fn forget(transaction: &Transaction<'_>, pack: i64, closed: Option<&ClosedPack>) -> Result<()> {
+    match closed {
+        Some(closed) => {
+            let mut ids: Vec<_> = closed.chunks.iter().map(|chunk| chunk.id).collect();
+            ids.sort_unstable();
+            let mut delete = transaction.prepare_cached("DELETE FROM chunks WHERE id = ?1 AND pack = ?2")?;
+            for id in ids {
+                delete.execute(params![id.as_bytes(), pack])?;
+            }
+        }
+        None => {
+            transaction.execute("DELETE FROM chunks WHERE pack = ?1", [pack])?;
+        }
+    }
+    let mut records = transaction.prepare_cached("SELECT record FROM record_packs WHERE pack = ?1")?;
+    let records: Vec<i64> = records
+        .query_map([pack], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    transaction.execute("DELETE FROM record_packs WHERE pack = ?1", [pack])?;
+    for record in records {
+        forget_record(transaction, record)?;
+    }
+    transaction.execute("DELETE FROM packs WHERE seq = ?1", [pack])?;
+    Ok(())
+}
+
+/// Forgets a record that no pack holds any more; it was annulled, or says nothing any more.
+fn forget_record(transaction: &Transaction<'_>, record: i64) -> Result<()> {
+    let held = transaction
+        .prepare_cached("SELECT 1 FROM record_packs WHERE record = ?1")?
+        .exists([record])?;
+    if !held {
+        transaction.execute("DELETE FROM deletions WHERE record = ?1", [record])?;
+        transaction.execute("DELETE FROM damaged WHERE record = ?1", [record])?;
+        transaction.execute("DELETE FROM records WHERE seq = ?1", [record])?;
+    }
+    Ok(())
+}

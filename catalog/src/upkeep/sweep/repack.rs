@@ -1,0 +1,128 @@
+//! Copying what lives in sparse packs into new ones.
+//!
+//! Frames are copied as they are, after what they decode to has been held against its id: an old pack goes only when
+//! the new one is known to be good. A pack with a chunk that is not stays as it is.
+
+use barmanfs_store::codec::decode;
+use barmanfs_store::{ChunkId, ChunkIndex, Frame, PackWriter, read_frame};
+
+use crate::error::{Error, Result};
+use crate::index::chunk_index::{CatalogIndex, Place, place_in};
+use crate::upkeep::sweep::condemn::PackRow;
+use crate::upkeep::sweep::mark::Mark;
+use crate::upkeep::sweep::{Fate, Sweep};
+
+impl Sweep<'_> {
+    /// Copies what is in use in these packs, and gives them up one new pack after the other. When the space ends, so does
+    /// this: of what was copied by then, the pack that was not complete is dead, and the next sweep removes it first.
+    pub(super) fn repack(&mut self, mark: &Mark, sparse: Vec<PackRow>) -> Result<Fate> {
+        let mut output = Output::default();
+        match self.copy_packs(mark, sparse, &mut output) {
+            Err(error) if error.is_full() => self.report.unfinished = Some(error.to_string()),
+            copied => copied?,
+        }
+        Ok(output.fate)
+    }
+
+    fn copy_packs(&mut self, mark: &Mark, sparse: Vec<PackRow>, output: &mut Output) -> Result<()> {
+        for pack in sparse {
+            match self.copy_pack(mark, &pack, output) {
+                Ok(()) => output.complete.push(pack),
+                Err(error) if error.is_damage() => self.problem(pack.id, &error),
+                Err(error) => return Err(error),
+            }
+        }
+        self.finish(mark, output)
+    }
+
+    fn copy_pack(&mut self, mark: &Mark, pack: &PackRow, output: &mut Output) -> Result<()> {
+        for id in mark.chunks_in(pack.seq)? {
+            self.finish_if_full(mark, output)?;
+            let (place, frame) = self.read_checked(&id, pack)?;
+            let location = place.location;
+            output
+                .target(self)?
+                .append(id, location.raw_bytes as usize, location.base, &frame)?;
+            self.report.copied_bytes += u64::from(location.stored_bytes);
+        }
+        // As the catalog has them: so a pack whose footer was damaged since it was entered is whole again.
+        for record in self.live_records(pack)? {
+            self.finish_if_full(mark, output)?;
+            output.target(self)?.record(record)?;
+        }
+        Ok(())
+    }
+
+    /// A chunk's frame in this pack, known to decode to the chunk.
+    fn read_checked(&self, id: &ChunkId, pack: &PackRow) -> Result<(Place, Frame)> {
+        let found = self.repository.db.read(|db| place_in(db, id, pack.id))?;
+        let place = found.ok_or(barmanfs_store::Error::MissingChunk(*id))?;
+        let location = place.location;
+        let frame = read_frame(self.repository.storage.as_ref(), &location)?;
+        let base = location
+            .base
+            .map(|base| self.repository.chunks().get(&base))
+            .transpose()?;
+        let damaged = |reason: String| {
+            Error::from(barmanfs_store::Error::damaged(
+                format!("Chunk {id} in pack {} at offset {}", pack.id, location.offset),
+                reason,
+            ))
+        };
+        let bytes = decode(
+            &frame.bytes,
+            frame.encoding,
+            location.raw_bytes as usize,
+            base.as_deref(),
+        )
+        .map_err(|error| damaged(error.to_string()))?;
+        if ChunkId::of(&bytes) != *id {
+            return Err(damaged("Its bytes are not those its id names".to_owned()));
+        }
+        Ok((place, frame))
+    }
+
+    fn finish_if_full(&mut self, mark: &Mark, output: &mut Output) -> Result<()> {
+        if output.target.as_ref().is_some_and(PackWriter::is_full) {
+            self.finish(mark, output)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the copies durable and enters them, and gives up the packs of which nothing is missing then.
+    fn finish(&mut self, mark: &Mark, output: &mut Output) -> Result<()> {
+        if let Some(target) = output.target.take() {
+            let index = CatalogIndex::for_readers(
+                std::sync::Arc::clone(&self.repository.db),
+                std::sync::Arc::clone(&self.repository.surveyor),
+            );
+            index.publish(&target.close()?)?;
+        }
+        let complete = std::mem::take(&mut output.complete);
+        if self.give_up(mark, &complete)? == Fate::NextRound {
+            output.fate = Fate::NextRound;
+        }
+        self.report.repacked_packs += complete.len() as u64;
+        Ok(())
+    }
+}
+
+/// Where copies go.
+#[derive(Default)]
+struct Output {
+    /// The pack being filled.
+    target: Option<PackWriter>,
+    /// Packs of which everything has been copied, some of it perhaps into `target`.
+    complete: Vec<PackRow>,
+    /// What became of those that have been given up.
+    fate: Fate,
+}
+
+impl Output {
+    fn target(&mut self, sweep: &Sweep<'_>) -> Result<&mut PackWriter> {
+        match &mut self.target {
+            Some(target) => Ok(target),
+            empty => Ok(empty.insert(PackWriter::begin(sweep.repository.storage.as_ref())?)),
+        }
+    }
+}

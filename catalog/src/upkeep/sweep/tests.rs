@@ -1,0 +1,69 @@
+//! In which order a sweep makes things durable.
+
+use std::sync::Arc;
+
+use barmanfs_store::{LocalPacks, PackId, PackWriter};
+
+use crate::home::PACKS;
+use crate::home::settings::CreateOptions;
+use crate::index::repository::Repository;
+use crate::monitor::Silent;
+use crate::testing::{Asked, NotedPacks};
+use crate::upkeep::sweep::SweepOptions;
+
+struct Orphans {
+    _directory: tempfile::TempDir,
+    repository: Repository,
+    storage: Arc<NotedPacks>,
+    packs: [PackId; 2],
+}
+
+/// A repository, and two packs in it that the catalog does not know and nothing needs.
+fn orphans() -> Orphans {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("repository");
+    let mut repository = Repository::create(&path, CreateOptions::default()).unwrap();
+    let packs = LocalPacks::open(&path.join(PACKS)).unwrap();
+    let packs = [(); 2].map(|()| PackWriter::begin(&packs).unwrap().close().unwrap().id);
+    let storage = NotedPacks::open(&path.join(PACKS));
+    repository.storage = storage.clone();
+    Orphans {
+        _directory: directory,
+        repository,
+        storage,
+        packs,
+    }
+}
+
+#[test]
+fn a_pack_is_durable_before_it_is_entered() {
+    let orphans = orphans();
+    orphans
+        .repository
+        .sweep(&SweepOptions::default(), &mut Silent)
+        .unwrap();
+    let asked = orphans.storage.asked();
+    for orphan in orphans.packs {
+        let read = asked.iter().position(|asked| *asked == Asked::Bytes(orphan));
+        let settled = asked
+            .iter()
+            .position(|asked| *asked == Asked::Settle(vec![orphan]));
+        assert!(settled.is_some() && settled < read, "{asked:?}");
+    }
+}
+
+#[test]
+fn removed_packs_are_gone_for_good_before_the_sweep_goes_on() {
+    let orphans = orphans();
+    let report = orphans
+        .repository
+        .sweep(&SweepOptions::default(), &mut Silent)
+        .unwrap();
+    assert_eq!(report.removed_packs, 2);
+    let asked = orphans.storage.asked();
+    let last = &asked[asked.len().saturating_sub(1)..];
+    assert!(
+        matches!(last, [Asked::Settle(packs)] if orphans.packs.iter().all(|orphan| packs.contains(orphan))),
+        "{asked:?}"
+    );
+}

@@ -1,0 +1,386 @@
+//! Verification: every chunk in use is read, decoded and held against its id, once.
+//!
+//! 1. The trees and maps in question are walked and their chunk ids collected; listings and map pieces are checked on
+//!    the way, since nothing below a damaged one can be found.
+//! 2. All chunks are checked on all cores, in the order they lie in packs: of each the place that a sweep keeps, and of
+//!    what deltas stand on as well.
+//! 3. Of a chunk that cannot be read there all places are looked at ([`places`]).
+//! 4. Only where something was damaged are the trees walked again, to name the files and pages ([`naming`]). What nobody
+//!    needs by then was deleted meanwhile, and its chunks were swept away: that is no damage.
+
+use std::cell::Cell;
+use std::collections::{HashMap, HashSet};
+
+use barmanfs_store::tree::ChunkRole;
+use barmanfs_store::{ChunkId, DirectoryRef, FileMap, read_footer};
+use serde::Serialize;
+
+use crate::archive::backup::{Backup, BackupSelector};
+use crate::archive::clones::CloneDescription;
+use crate::archive::damage::Places;
+use crate::archive::wal::WalFile;
+use crate::error::{Error, Result};
+use crate::index::chunk_set::{ChunkSet, Met, Role};
+use crate::index::repository::Repository;
+use crate::index::unread::{PackProblem, UnreadPack};
+use crate::monitor::{Monitor, Silent, Unit};
+use crate::names::{BackupId, CloneName, ServerName};
+
+mod checking;
+mod naming;
+mod places;
+
+/// Damaged chunks that are remembered. With so many the disk is broken, and the report long enough.
+const BAD_CHUNKS_MAX: usize = 100_000;
+
+/// Damages that are reported one by one.
+const DAMAGES_MAX: usize = 10_000;
+
+/// Archived files whose maps are held at a time.
+const WAL_PAGE: usize = 500;
+
+/// What is to be verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VerifyScope {
+    /// Everything in use, and the footers of all packs, on which a rebuild would depend.
+    All,
+    /// All of a server: backups, WAL, what is in quarantine, and what clones stand on.
+    Server(ServerName),
+    /// One backup and, unless it brought it, the WAL it needs.
+    Backup(ServerName, BackupId),
+    /// The archive of a server.
+    Wal(ServerName),
+}
+
+/// A file that cannot be restored as it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Damage {
+    /// Whose it is.
+    pub server: ServerName,
+    /// The backup it belongs to; none for an archived file and for a clone's.
+    pub backup: Option<BackupId>,
+    /// The clone that stands on it.
+    pub clone: Option<CloneName>,
+    /// Its path in the backup or clone, or its name in the archive. A path that ends in a slash is a directory that cannot be
+    /// listed.
+    pub file: String,
+    /// The first damaged 8 KiB page, counted from 0; none where the whole directory cannot be listed.
+    pub first_page: Option<u64>,
+    /// How many pages are damaged.
+    pub pages: u64,
+    /// What is wrong, and in which pack.
+    pub reason: String,
+}
+
+/// What a verification found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct VerifyReport {
+    /// Backups that were looked at.
+    pub backups: u64,
+    /// Clones of which was looked at what they stand on.
+    pub clones: u64,
+    /// Archived files that were looked at, and those in quarantine.
+    pub wal_files: u64,
+    /// Chunks that were checked.
+    pub chunks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Chunks that are damaged or missing.
+    pub bad_chunks: u64,
+    /// Chunks of which a copy is damaged and another is not, which is used once that is [noted](Repository::note_damage).
+    pub mended_chunks: u64,
+    /// The files this concerns, the first ten thousand.
+    pub damages: Vec<Damage>,
+    /// Whether there are more.
+    pub damages_cut: bool,
+    /// Packs whose footers are damaged or that are missing.
+    pub pack_problems: Vec<PackProblem>,
+    /// What is wrong with catalog.sqlite itself. Nothing else was looked at then.
+    pub catalog_faults: Vec<String>,
+    /// Packs that are not in the catalog and cannot be entered: what they hold was not looked at.
+    pub unread_packs: Vec<UnreadPack>,
+    /// Places that are damaged themselves, the one or two of each chunk that was bad or mended.
+    #[serde(skip)]
+    pub(crate) damaged_places: Places,
+}
+
+impl VerifyReport {
+    /// Whether everything is as it should be.
+    pub fn is_clean(&self) -> bool {
+        self.bad_chunks == 0
+            && self.damages.is_empty()
+            && self.pack_problems.is_empty()
+            && self.unread_packs.is_empty()
+            && self.catalog_faults.is_empty()
+    }
+}
+
+/// Damaged chunks.
+type BadChunks = HashMap<ChunkId, Bad>;
+
+/// What is wrong with a chunk.
+#[derive(Debug)]
+struct Bad {
+    reason: String,
+    /// Something that is still there needs it.
+    needed: Cell<bool>,
+}
+
+impl Bad {
+    /// The reason, for somebody who needs the chunk.
+    fn reason(&self) -> &str {
+        self.needed.set(true);
+        &self.reason
+    }
+}
+
+/// What a scope comes down to.
+struct Subject {
+    server: ServerName,
+    backups: Vec<Backup>,
+    /// The archived files: all, or the ones a backup needs.
+    wal: WalSubject,
+    quarantined: Vec<WalFile>,
+    clones: Vec<CloneDescription>,
+}
+
+enum WalSubject {
+    None,
+    All,
+    NeededBy(Box<Backup>),
+}
+
+struct Verification<'a> {
+    repository: &'a Repository,
+    met: ChunkSet,
+    bad: BadChunks,
+    /// Chunks all of whose places have been looked at; at most [`BAD_CHUNKS_MAX`].
+    examined: HashSet<ChunkId>,
+    report: VerifyReport,
+}
+
+impl Repository {
+    /// Verifies.
+    ///
+    /// # Errors
+    /// When the catalog or the disk cannot be read. Damage is no error: it is reported, and may be
+    /// [noted](Self::note_damage).
+    pub fn verify(&self, scope: &VerifyScope, monitor: &mut dyn Monitor) -> Result<VerifyReport> {
+        // Where the index cannot be trusted, nothing can be found out by it.
+        monitor.stage("Checking the catalog");
+        let catalog_faults = self.catalog_faults()?;
+        if !catalog_faults.is_empty() {
+            return Ok(VerifyReport {
+                catalog_faults,
+                ..VerifyReport::default()
+            });
+        }
+        let unread_packs = self.unread_packs()?;
+        let subjects = self.subjects(scope)?;
+        let report = VerifyReport {
+            unread_packs,
+            ..VerifyReport::default()
+        };
+        let mut run = Verification {
+            repository: self,
+            met: ChunkSet::new()?,
+            bad: BadChunks::new(),
+            examined: HashSet::new(),
+            report,
+        };
+        for subject in &subjects {
+            monitor.stage(&format!("Collecting the chunks of server {}", subject.server));
+            run.collect(subject, monitor)?;
+        }
+        monitor.stage("Checking chunks");
+        run.check(monitor)?;
+        if *scope == VerifyScope::All {
+            monitor.stage("Checking the footers of packs");
+            run.check_footers()?;
+        }
+        if !run.bad.is_empty() {
+            monitor.stage("Naming what is damaged");
+            for subject in &subjects {
+                run.name_damages(subject)?;
+            }
+        }
+        // The others were of what has been deleted meanwhile.
+        run.report.bad_chunks = run.bad.values().filter(|bad| bad.needed.get()).count() as u64;
+        Ok(run.report)
+    }
+
+    /// Reads one archived file, and writes down what of it is damaged: the next writer that brings the bytes stores them again.
+    pub(crate) fn note_damage_of(&self, file: &WalFile) -> Result<()> {
+        let subject = Subject {
+            server: file.server.clone(),
+            backups: Vec::new(),
+            wal: WalSubject::None,
+            quarantined: vec![file.clone()],
+            clones: Vec::new(),
+        };
+        let mut run = Verification {
+            repository: self,
+            met: ChunkSet::new()?,
+            bad: BadChunks::new(),
+            examined: HashSet::new(),
+            report: VerifyReport::default(),
+        };
+        run.collect(&subject, &mut Silent)?;
+        run.check(&mut Silent)?;
+        self.note_damage(&run.report)
+    }
+
+    fn subjects(&self, scope: &VerifyScope) -> Result<Vec<Subject>> {
+        let server = |server: ServerName| {
+            let backups = self.backups(&server)?;
+            let quarantined = self.wal(&server).quarantined()?;
+            let clones = self.clones(&server)?;
+            Ok(Subject {
+                server,
+                backups,
+                wal: WalSubject::All,
+                quarantined: quarantined.into_iter().map(|kept| kept.file).collect(),
+                clones,
+            })
+        };
+        match scope {
+            VerifyScope::All => self.servers()?.into_iter().map(server).collect(),
+            VerifyScope::Server(name) => Ok(vec![server(name.clone())?]),
+            VerifyScope::Wal(name) => Ok(vec![Subject {
+                server: name.clone(),
+                backups: Vec::new(),
+                wal: WalSubject::All,
+                quarantined: Vec::new(),
+                clones: Vec::new(),
+            }]),
+            VerifyScope::Backup(name, id) => {
+                let backup = self.backup(name, &BackupSelector::Id(*id))?;
+                let wal = WalSubject::NeededBy(Box::new(backup.clone()));
+                Ok(vec![Subject {
+                    server: name.clone(),
+                    backups: vec![backup],
+                    wal,
+                    quarantined: Vec::new(),
+                    clones: Vec::new(),
+                }])
+            }
+        }
+    }
+
+    /// Calls `each` with the archived files of a subject.
+    fn each_wal(&self, subject: &Subject, each: &mut dyn FnMut(WalFile) -> Result<()>) -> Result<()> {
+        match &subject.wal {
+            WalSubject::None => Ok(()),
+            WalSubject::All => {
+                // What is kept apart is verified as well.
+                for archive in self.archives(&subject.server)? {
+                    let archive = self.wal(&archive);
+                    let mut last = None;
+                    loop {
+                        let page = archive.files(last.as_ref(), WAL_PAGE)?;
+                        let Some(file) = page.last() else { break };
+                        last = Some(file.name);
+                        page.into_iter().try_for_each(&mut *each)?;
+                    }
+                }
+                Ok(())
+            }
+            WalSubject::NeededBy(backup) => {
+                let archive = self.wal(backup.archive());
+                for segment in backup.needed_wal() {
+                    let name = barmanfs_pg::wal_name::WalName::Segment(segment);
+                    archive.find(&name)?.map_or(Ok(()), &mut *each)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Verification<'_> {
+    /// Collects the ids of everything a subject consists of.
+    fn collect(&mut self, subject: &Subject, monitor: &mut dyn Monitor) -> Result<()> {
+        let repository = self.repository;
+        for backup in &subject.backups {
+            let Some(root) = &backup.root else { continue };
+            let Some(_guard) = repository.verifying(backup)? else {
+                continue;
+            };
+            self.report.backups += 1;
+            self.collect_tree(&root.directory)?;
+            monitor.progress(self.report.backups, None, Unit::Chunks);
+        }
+        for clone in &subject.clones {
+            self.report.clones += 1;
+            self.collect_tree(&clone.root.directory)?;
+            clone
+                .grafts
+                .iter()
+                .try_for_each(|graft| self.collect_file(&graft.map))?;
+        }
+        for file in &subject.quarantined {
+            self.report.wal_files += 1;
+            self.collect_file(&file.map)?;
+        }
+        repository.each_wal(subject, &mut |file| {
+            self.report.wal_files += 1;
+            self.collect_file(&file.map)
+        })
+    }
+
+    fn collect_tree(&mut self, directory: &DirectoryRef) -> Result<()> {
+        let trees = self.repository.trees();
+        Ok(trees.chunks_of(directory, &mut |id, role| Ok(self.collect_one(id, role)?))?)
+    }
+
+    fn collect_file(&mut self, map: &FileMap) -> Result<()> {
+        let trees = self.repository.trees();
+        Ok(trees.chunks_of_file(map, &mut |id, role| Ok(self.collect_one(id, role)?))?)
+    }
+
+    /// Notes a chunk, and returns whether to go on to what it refers to: not where that has been done, nor where it
+    /// cannot be read.
+    fn collect_one(&mut self, id: ChunkId, role: ChunkRole) -> Result<bool> {
+        if self.met.meet(&id, Role::Tree(role))? == Met::Before {
+            return Ok(false);
+        }
+        if role == ChunkRole::Window {
+            return Ok(true);
+        }
+        match self.repository.chunks().get(&id) {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_damage() => {
+                note_bad(&mut self.bad, id, error.to_string());
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The footer of each pack the catalog knows.
+    fn check_footers(&mut self) -> Result<()> {
+        for pack in self.repository.pack_ids()? {
+            match read_footer(self.repository.storage.as_ref(), pack) {
+                Ok(_) => {}
+                // Swept away meanwhile.
+                Err(barmanfs_store::Error::MissingPack(_)) if !self.repository.knows_pack(pack)? => {}
+                Err(error) if error.is_damage() => {
+                    let problem = PackProblem {
+                        pack,
+                        reason: error.to_string(),
+                    };
+                    self.report.pack_problems.push(problem);
+                }
+                Err(error) => return Err(Error::from(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn note_bad(bad: &mut BadChunks, id: ChunkId, reason: String) {
+    if bad.len() < BAD_CHUNKS_MAX {
+        let needed = Cell::new(false);
+        bad.insert(id, Bad { reason, needed });
+    }
+}

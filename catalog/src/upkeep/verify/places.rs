@@ -1,0 +1,113 @@
+//! Which of a chunk's places are damaged, whether one is left, and writing that down for those who come later.
+
+use std::collections::BTreeSet;
+
+use barmanfs_store::{ChunkId, Error as StoreError, PackId};
+
+use crate::error::Result;
+use crate::index::chunk_index::{place_in, places};
+use crate::index::repository::Repository;
+use crate::upkeep::verify::{BAD_CHUNKS_MAX, Verification, VerifyReport, note_bad};
+
+impl Verification<'_> {
+    /// Looks at all places of a chunk that could not be read, and of what it stands on.
+    pub(super) fn examine(&mut self, id: ChunkId) -> Result<()> {
+        let mut waiting = vec![id];
+        while let Some(id) = waiting.pop() {
+            if self.examined.contains(&id) {
+                continue;
+            }
+            if self.examined.len() == BAD_CHUNKS_MAX {
+                let reason = "It is damaged where it is looked for first, as too many are to look for others"
+                    .to_owned();
+                note_bad(&mut self.bad, id, reason);
+                continue;
+            }
+            self.examined.insert(id);
+            self.examine_one(id, &mut waiting)?;
+        }
+        Ok(())
+    }
+
+    fn examine_one(&mut self, id: ChunkId, waiting: &mut Vec<ChunkId>) -> Result<()> {
+        let (mut reason, mut readable, mut swept) = (None, false, false);
+        for place in self.repository.db.read(|db| places(db, &id))? {
+            let pack = place.location.pack;
+            let Err(error) = self.repository.chunks().check(&id, &place.location) else {
+                readable = true;
+                continue;
+            };
+            match &error {
+                StoreError::LostBase { base, .. } => waiting.push(*base),
+                StoreError::MissingPack(_) if !self.repository.knows_pack(pack)? => {
+                    swept = true;
+                    continue;
+                }
+                lost if lost.is_damage() => {
+                    self.report.damaged_places.entry(pack).or_default().insert(id);
+                }
+                _ => return Err(error.into()),
+            }
+            reason = Some(error.to_string());
+        }
+        if swept && !readable {
+            // It has been moved meanwhile.
+            self.examined.remove(&id);
+            waiting.push(id);
+        } else if !readable {
+            let missing = || StoreError::MissingChunk(id).to_string();
+            note_bad(&mut self.bad, id, reason.unwrap_or_else(missing));
+        } else if reason.is_some() {
+            self.report.mended_chunks += 1;
+        }
+        Ok(())
+    }
+}
+
+impl Repository {
+    /// Writes down which places a verification found damaged, and that others are not any more: from then on nothing new
+    /// refers to them, and what they held is stored anew by whoever has it. Writes nothing where that is known already.
+    ///
+    /// # Errors
+    /// When it cannot be made durable; the verification is as good as it was.
+    pub fn note_damage(&self, report: &VerifyReport) -> Result<()> {
+        let mut annulled = Vec::new();
+        let mut damaged = report.damaged_places.clone();
+        self.each_damage(&mut |record, known| {
+            if !self.knows_pack(known.pack)? {
+                return Ok(());
+            }
+            let found = damaged.entry(known.pack).or_default();
+            let mut still = BTreeSet::new();
+            for id in &known.chunks {
+                if found.contains(id) || is_damaged(self, id, known.pack)? {
+                    still.insert(*id);
+                }
+            }
+            if still.len() == known.chunks.len() {
+                found.retain(|id| !still.contains(id));
+            } else {
+                annulled.push(record);
+                found.append(&mut still);
+            }
+            Ok(())
+        })?;
+        damaged.retain(|_, chunks| !chunks.is_empty());
+        if damaged.is_empty() && annulled.is_empty() {
+            return Ok(());
+        }
+        self.write_damage(damaged, &annulled)
+    }
+}
+
+/// Whether a chunk that was damaged in this pack still is. In a pack that is gone it does not matter.
+fn is_damaged(repository: &Repository, id: &ChunkId, pack: PackId) -> Result<bool> {
+    let Some(place) = repository.db.read(|db| place_in(db, id, pack))? else {
+        return Ok(false);
+    };
+    match repository.chunks().check(id, &place.location) {
+        Ok(()) | Err(StoreError::LostBase { .. }) => Ok(false),
+        Err(error) if error.is_damage() => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
