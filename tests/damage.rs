@@ -5,6 +5,7 @@ use crate::common::random::Random;
 use crate::common::registry::topic;
 use crate::common::{Install, Mount, Site};
 use serde_json::Value;
+use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -70,15 +71,17 @@ fn a_flipped_byte_is_named_and_gives_eio(install: &'static Install) {
         .iter()
         .filter_map(|damage| damage["file"].as_str())
         .collect();
+    let now = site.sh(&format!(
+        "cd '{raw}' && find . -type f -print0 | xargs -0 sha256sum; true"
+    ));
+    let now = now.text();
+    let readable: HashSet<&str> = now.lines().collect();
     for line in healthy.lines() {
-        let (checksum, path) = line.split_once("  ./").expect("sha256sum's lines");
-        if !named.contains(&path) {
-            let now = site.sh(&format!("sha256sum < '{raw}/{path}'")).ok().text();
-            assert!(
-                now.starts_with(checksum),
-                "{path} is not named as damaged, and reads otherwise"
-            );
-        }
+        let (_, path) = line.split_once("  ./").expect("sha256sum's lines");
+        assert!(
+            named.contains(&path) || readable.contains(line),
+            "{path} is not named as damaged, and reads otherwise"
+        );
     }
     // Of the damaged file too: the pages before.
     if page > 0 {

@@ -44,6 +44,9 @@ fn site_with_summaries(install: &'static Install) -> (Site, PgServer) {
     (site, server)
 }
 
+/// One in so many backups is copied and started.
+const USED_EVERY: usize = 3;
+
 /// A backup, and its twin that PostgreSQL's tools made.
 struct Day<'a> {
     site: &'a Site,
@@ -110,7 +113,10 @@ impl<'a> Day<'a> {
         self.remove(&sent);
         println!("{id}: incremental after {what}");
         self.compare(&id);
-        self.assert_usable(&id);
+        // Its files are those of the twin: a server on some of them is enough.
+        if self.taken.len().is_multiple_of(USED_EVERY) {
+            self.assert_usable(&id);
+        }
         backup["sent_bytes"].as_u64().unwrap()
     }
 

@@ -19,7 +19,7 @@ topic! {
 }
 
 /// How many times something goes wrong; `BARMANFS_TEST_SECONDS`, whatever it says, makes it the full test.
-const USUAL_ROUNDS: u32 = 24;
+const USUAL_ROUNDS: u32 = 12;
 const FULL_ROUNDS: u32 = 300;
 
 /// Every so many rounds everything is verified and made again from the packs.
@@ -344,7 +344,8 @@ impl World {
     /// What was left of a clone is in nobody's way.
     fn check_clones(&self) {
         self.destroy_clone();
-        if self.site.backup_ids().is_empty() {
+        let is_done = |backup: &serde_json::Value| backup["status"] == "DONE";
+        if !self.site.backups().iter().any(is_done) {
             self.site.backup();
         }
         let mount = Mount::new(&self.site);

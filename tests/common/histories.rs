@@ -98,11 +98,10 @@ pub(crate) fn remove(site: &Site, copy: &PgServer) {
     site.sh(&format!("rm -rf '{}'", copy.data.display())).ok();
 }
 
-/// A backup's copy has exactly these rows, and is sound.
+/// A backup's copy has exactly these rows, and no page with a wrong checksum.
 #[track_caller]
 pub(crate) fn assert_restores(site: &Site, install: &'static Install, id: &str, expected: &str) {
     let mut copy = restored(site, install, id, expected);
-    copy.assert_sound();
     copy.stop_and_assert_checksums();
     remove(site, &copy);
 }
