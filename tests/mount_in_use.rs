@@ -158,11 +158,12 @@ fn a_copy_is_not_cut_off(install: &'static Install) {
     let mut cp: Child = spawn(command.arg("-a").arg(&from).arg(&copy));
     let pid = Pid::from_child(&cp);
     // Or it has got all of it before it was stopped: then there is nothing to see.
-    if stops_within(pid, &from) {
-        let refused = site.barmanfs(&["umount", &mount.text()]);
-        kill_process(pid, Signal::CONT).expect("it is there");
+    let is_at_work = stops_within(pid, &from);
+    let refused = site.barmanfs(&["umount", &mount.text()]);
+    kill_process(pid, Signal::CONT).expect("it is there");
+    let ended = wait(&mut cp, Duration::from_secs(120)).expect("it ends");
+    if is_at_work {
         refused.refused(1).says(&["(cp)", &from.to_string_lossy()]);
-        let ended = wait(&mut cp, Duration::from_secs(120)).expect("it ends");
         assert!(ended.success());
         assert_eq!(site.checksums(&from), site.checksums(&copy));
         mount.unmount();

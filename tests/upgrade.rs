@@ -39,7 +39,7 @@ fn a_cluster_upgraded_under_its_name_is_refused_and_backed_up_under_another(newe
     site.barmanfs(&["check", "main"])
         .refused(3)
         .says(&["system identifier: FAILED"]);
-    assert_eq!(site.backup_ids(), [old.clone()]);
+    assert_eq!(site.backup_ids(), std::slice::from_ref(&old));
 
     site.write_config(&[("main", &server), ("upgraded", &server)]);
     server.query(&format!(

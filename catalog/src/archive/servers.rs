@@ -76,7 +76,7 @@ impl Writer {
         let lock = self
             .repository()
             .locks
-            .wait_exclusive(&format!("server-{server}"), &self.purpose())?;
+            .wait_exclusive(&format!("server-{server}"), self.purpose())?;
         if self.is_known_as(server, found)? {
             return Ok(None);
         }
