@@ -30,9 +30,9 @@ use barmanfs_pg::backup_label::BackupLabel;
 use barmanfs_pg::control::{ControlError, ControlFile};
 use barmanfs_store::{DirectoryRef, RecordId, TreeReader};
 
-use crate::commands::history;
 use crate::config::{Incremental, ServerConfig};
 use crate::error::Error;
+use crate::forks;
 use crate::output;
 use crate::postgres::{
     self, BaseBackupOptions, BaseBackupResult, Connection, Conninfo, Environment, Interrupter, Mode,
@@ -220,7 +220,7 @@ fn source(
             };
             tracing::error!(
                 "Server {name}: {fork}. WAL from there on is refused, so this backup brings its own. {}",
-                history::advice(name, &fork)
+                forks::advice(name, &fork)
             );
             // Nothing tells of which history it is: not of the archived one, as that has its WAL.
             let is_behind = fork.timeline == cluster.timeline && fork.lsn < cluster.flush_lsn;
@@ -235,7 +235,7 @@ fn source(
             tracing::error!(
                 "The history of server {name} has changed: {found}. This backup brings its WAL, and is good for its own \
                  moment only. {}",
-                history::advice(name, &fork)
+                forks::advice(name, &fork)
             );
             Ok((wal::Source::Backup, Some(fork.id)))
         }

@@ -11,18 +11,24 @@ mod commands;
 mod config;
 mod daemon;
 mod error;
+mod forks;
 mod fstab;
+mod health;
 mod instance;
 mod invocation;
 mod locale;
 mod logging;
 mod mount_helper;
 mod output;
+mod ownership;
 mod postgres;
 mod progress;
 mod receive;
+mod report;
 mod signals;
 mod table;
+#[cfg(test)]
+mod testing;
 mod versions;
 
 use std::ffi::OsString;

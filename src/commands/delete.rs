@@ -7,9 +7,9 @@ use barmanfs_catalog::{Backup, BackupId, CloneName, Repository, ServerName};
 use serde::Serialize;
 
 use super::App;
-use super::doubts::Doubts;
 use crate::cli::DeleteArgs;
 use crate::error::{Error, Outcome};
+use crate::health::Doubts;
 use crate::output::{self, Output};
 use remains::Remains;
 

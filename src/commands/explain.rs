@@ -5,11 +5,12 @@ use barmanfs_catalog::{BackupStatus, Repository, ServerName};
 use barmanfs_pg::TimelineId;
 use serde_json::{Value, json};
 
-use super::doubts::Doubts;
+use super::App;
 use super::show_backup::Facts;
-use super::{App, history};
 use crate::cli::ExplainArgs;
 use crate::error::{Error, Outcome};
+use crate::forks;
+use crate::health::Doubts;
 use crate::output::{self, Output, Style};
 
 /// Runs the command.
@@ -21,7 +22,7 @@ pub(crate) fn run(app: &mut App, args: &ExplainArgs) -> Result<Outcome, Error> {
         .join(" ")
         .parse()
         .map_err(|error: barmanfs_catalog::TargetError| Error::usage(error.to_string()))?;
-    history::tell(&repository, &server)?;
+    forks::log_open(&repository, &server)?;
     match repository.plan(&server, &spec)? {
         Ok(mut plan) => {
             let doubt = doubt(&repository, &server, &spec, &mut plan)?;

@@ -7,9 +7,11 @@ use barmanfs_catalog::{
 };
 use serde_json::{Value, json};
 
-use super::{App, history, timeline};
+use super::App;
 use crate::cli::ListBackupsArgs;
 use crate::error::{Error, Outcome};
+use crate::forks;
+use crate::health::losses;
 use crate::output::{self, Align, Cell, Style, Table};
 
 /// Where the status stands in the table.
@@ -21,8 +23,8 @@ pub(crate) fn run(app: &mut App, args: &ListBackupsArgs) -> Result<Outcome, Erro
     let (mut backups, mut gaps) = (Vec::<Listed>::new(), Vec::new());
     for server in app.known_servers(&repository, &args.server)? {
         backups.extend(Listed::all(&repository, repository.backups(&server)?)?);
-        let found = timeline::gaps_that_matter(&repository, &server)?;
-        history::tell(&repository, &server)?;
+        let found = losses::gaps_that_matter(&repository, &server)?;
+        forks::log_open(&repository, &server)?;
         gaps.extend(found.into_iter().map(|gap| (server.clone(), gap)));
     }
     if args.json.json {
@@ -40,10 +42,7 @@ pub(crate) fn run(app: &mut App, args: &ListBackupsArgs) -> Result<Outcome, Erro
     } else {
         app.out.table(&table(&backups))?;
         for (server, gap) in &gaps {
-            let text = format!(
-                "Server {server}: nothing can be recovered {}",
-                timeline::lost(gap)
-            );
+            let text = format!("Server {server}: nothing can be recovered {}", losses::lost(gap));
             let text = app.out.paint(&text, Style::Red);
             app.out.line(text)?;
         }
@@ -217,37 +216,10 @@ fn kind(kind: BackupKind) -> &'static str {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
+    use crate::testing::{backup, boot_test};
     use insta::assert_snapshot;
-
-    /// A backup such as the catalog gives it.
-    pub(crate) fn backup(status: BackupStatus) -> Backup {
-        let value = json!({
-            "server": "main", "id": "20261120T101500", "status": status, "kind": "full", "label": "before the upgrade",
-            "begin_time": "2026-11-20T10:15:00.25Z", "end_time": "2026-11-20T10:18:20.25Z",
-            "start_lsn": "0/5000028", "stop_lsn": "0/6000100", "timeline": 1,
-            "system_id": "7710414268036822209", "server_version": 150_018, "segment_size": 16_777_216,
-            "data_checksums": true, "tablespaces": [{"oid": 16_435, "name": "fast", "location": "/srv/fast"}],
-            "wal_included": false, "from_standby": true, "logical_bytes": 3_221_225_472_u64,
-            "sent_bytes": 3_221_300_000_u64, "new_stored_bytes": 32_212_254, "files": 1234,
-            "checksum_failures": ["checksum verification failed in file \"base/5/16384\", block 3"],
-            "root": {
-                "directory": {"pages": [], "entries": 0},
-                "attributes": {"mode": 448, "uid": 0, "gid": 0, "mtime_s": 0, "mtime_ns": 0},
-            },
-        });
-        serde_json::from_value(value).unwrap()
-    }
-
-    /// One that failed.
-    pub(crate) fn boot_test() -> BootTest {
-        let value = json!({
-            "outcome": "failed", "began_at": "2026-11-21T03:00:00Z", "took_ms": 4200, "postgresql": "15.18",
-            "checks": ["catalogs", "sql"], "message": "check.sql:3: ERROR: relation \"a\" does not exist",
-        });
-        serde_json::from_value(value).unwrap()
-    }
 
     #[test]
     fn boot_tests_have_a_column_where_there_was_one() {

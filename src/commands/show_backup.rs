@@ -235,8 +235,8 @@ impl Facts {
 
 #[cfg(test)]
 mod tests {
-    use super::super::list_backups::tests::{backup, boot_test};
     use super::*;
+    use crate::testing::{backup, boot_test};
     use barmanfs_catalog::ClonedFrom;
     use insta::assert_snapshot;
 

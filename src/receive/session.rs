@@ -10,9 +10,9 @@ use super::intake::{Intake, StreamEnd, TICK};
 use super::position::{self, Server, Start};
 use super::{ANSWER_WITHIN, connect, history, slot};
 use crate::backup::{self, Lineage, ServerSettings};
-use crate::commands::history::advice;
 use crate::config::ServerConfig;
 use crate::error::Error;
+use crate::forks;
 use crate::postgres::{Connection, NextTimeline, Replication};
 use crate::signals::Interruption;
 
@@ -80,7 +80,7 @@ impl Session<'_> {
             Ok(Lineage::Other(found)) => match record(&found) {
                 Ok(fork) => tracing::error!(
                     "The history of server {name} has changed: {found}. {}",
-                    advice(name, &fork)
+                    forks::advice(name, &fork)
                 ),
                 Err(error) => tracing::error!("The history of server {name} has changed: {found}. {error}"),
             },

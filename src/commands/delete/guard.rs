@@ -3,8 +3,8 @@
 use barmanfs_catalog::{Backup, BackupStatus, CloneName};
 
 use super::remains::{Place, Remains, shown};
-use crate::commands::doubts::Doubts;
 use crate::error::Error;
+use crate::health::Doubts;
 
 /// What is asked for, and what it would lead to.
 #[derive(Debug)]
@@ -141,7 +141,7 @@ fn ids(backups: &[Backup]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::list_backups::tests::backup;
+    use crate::testing::backup;
     use barmanfs_pg::{Lsn, TimelineId};
 
     fn remains(done: usize, newest: Option<(u32, u64)>) -> Remains {

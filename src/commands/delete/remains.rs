@@ -5,8 +5,8 @@ use barmanfs_catalog::{Backup, BackupStatus, Repository, ServerName};
 use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
 use serde::Serialize;
 
-use crate::commands::doubts::Doubts;
 use crate::error::Error;
+use crate::health::Doubts;
 
 /// What can be recovered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

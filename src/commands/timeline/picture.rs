@@ -12,6 +12,7 @@ use barmanfs_catalog::BackupStatus;
 use barmanfs_catalog::recovery::{Timeline, TimelineReport};
 use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
 
+use crate::health::losses;
 use crate::locale::Drawing;
 use crate::output::{self, Style};
 use crate::table;
@@ -214,7 +215,7 @@ fn gaps(report: &TimelineReport) -> impl Iterator<Item = Event> {
         symbol: '╳',
         style: Style::Red,
         time: gap.after,
-        text: format!("missing: {}", super::missing(gap)),
+        text: format!("missing: {}", losses::missing(gap)),
     })
 }
 

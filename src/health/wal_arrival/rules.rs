@@ -7,8 +7,8 @@ use barmanfs_pg::{TimelineId, TimestampMicros};
 
 use super::command::{self, Call};
 use super::facts::{Facts, Here};
-use crate::commands::check::lines::Line;
 use crate::config::Archiver;
+use crate::health::finding::Finding;
 use crate::output;
 
 /// How long a completed segment may take to arrive.
@@ -28,26 +28,26 @@ const CONTINUOUS: &str = "continuous archiving";
 const TIMELINE: &str = "timeline";
 const WAL_AGE: &str = "wal maximum age";
 
-/// All lines about the arrival of WAL.
-pub(super) fn findings(facts: &Facts) -> Vec<Line> {
-    let mut lines = Vec::new();
-    let by_command = mode(facts, &mut lines);
+/// All findings about the arrival of WAL.
+pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let by_command = mode(facts, &mut findings);
     if by_command && facts.runs_archiver() {
-        lines.push(archive_command(facts));
-        lines.extend(errors(facts));
-        lines.extend(archived(facts));
-        lines.extend(waiting(facts));
+        findings.push(archive_command(facts));
+        findings.extend(errors(facts));
+        findings.extend(archived(facts));
+        findings.extend(waiting(facts));
     }
     if by_command || facts.streams {
-        lines.extend(timeline(facts));
-        lines.extend(arrived(facts));
-        lines.extend(wal_age(facts));
+        findings.extend(timeline(facts));
+        findings.extend(arrived(facts));
+        findings.extend(wal_age(facts));
     }
-    lines
+    findings
 }
 
 /// Says how WAL comes; whether it is by an `archive_command`, of this server or of its primary.
-fn mode(facts: &Facts, lines: &mut Vec<Line>) -> bool {
+fn mode(facts: &Facts, findings: &mut Vec<Finding>) -> bool {
     let off = facts.settings.archive_mode == "off";
     let serves_us = || !off && called(facts) != Call::Other;
     let expected = match facts.archiver {
@@ -57,22 +57,22 @@ fn mode(facts: &Facts, lines: &mut Vec<Line>) -> bool {
         Archiver::Auto => !facts.streams || serves_us(),
     };
     let line = match (expected, off) {
-        (true, true) => Line::failed(MODE, "it is off: set archive_mode = on and restart the server"),
-        (true, false) if !facts.runs_archiver() => Line::ok(
+        (true, true) => Finding::failed(MODE, "it is off: set archive_mode = on and restart the server"),
+        (true, false) if !facts.runs_archiver() => Finding::ok(
             MODE,
             format!(
                 "{}: a standby archives only with 'always', so WAL must come from its primary",
                 facts.settings.archive_mode
             ),
         ),
-        (true, false) => Line::ok(MODE, facts.settings.archive_mode.clone()),
-        (false, _) if facts.streams => Line::ok(MODE, "WAL comes by receive-wal alone"),
-        (false, _) => Line::ok(
+        (true, false) => Finding::ok(MODE, facts.settings.archive_mode.clone()),
+        (false, _) if facts.streams => Finding::ok(MODE, "WAL comes by receive-wal alone"),
+        (false, _) => Finding::ok(
             MODE,
             "archiver = off: backups bring their WAL, there is no recovery to a later time",
         ),
     };
-    lines.push(line);
+    findings.push(line);
     expected && !off
 }
 
@@ -84,13 +84,13 @@ fn called(facts: &Facts) -> Call {
     }
 }
 
-fn archive_command(facts: &Facts) -> Line {
+fn archive_command(facts: &Facts) -> Finding {
     let wanted = facts.invocation.archive_command(&facts.server);
     let (command, library) = (&facts.settings.archive_command, &facts.settings.archive_library);
     let shown = output::printable(command.as_bytes());
     if !library.is_empty() {
         let library = output::printable(library.as_bytes());
-        return Line::warning(
+        return Finding::warning(
             COMMAND,
             format!(
                 "the server archives with archive_library = '{library}', which does not call barmanfs: set it to '' and {wanted}"
@@ -98,15 +98,15 @@ fn archive_command(facts: &Facts) -> Line {
         );
     }
     if command.is_empty() || command == "(disabled)" {
-        return Line::failed(COMMAND, format!("there is none: set {wanted}"));
+        return Finding::failed(COMMAND, format!("there is none: set {wanted}"));
     }
     match called(facts) {
-        Call::Ours => Line::ok(COMMAND, shown),
-        Call::Other => Line::warning(
+        Call::Ours => Finding::ok(COMMAND, shown),
+        Call::Other => Finding::warning(
             COMMAND,
             format!("'{shown}' does not call barmanfs, as far as its words tell: set {wanted}"),
         ),
-        Call::OtherServer(name) => Line::failed(
+        Call::OtherServer(name) => Finding::failed(
             COMMAND,
             format!(
                 "'{shown}' archives as server '{}', and this is '{}': set {wanted}",
@@ -114,27 +114,27 @@ fn archive_command(facts: &Facts) -> Line {
                 facts.server
             ),
         ),
-        Call::Unchecked => Line::warning(
+        Call::Unchecked => Finding::warning(
             COMMAND,
             format!(
                 "in '{shown}' something behind barmanfs decides about success, so that PostgreSQL may remove a segment \
                  that is not archived: set {wanted}"
             ),
         ),
-        Call::WithoutPath => Line::failed(COMMAND, format!("'{shown}' does not pass %p: set {wanted}")),
+        Call::WithoutPath => Finding::failed(COMMAND, format!("'{shown}' does not pass %p: set {wanted}")),
     }
 }
 
-fn errors(facts: &Facts) -> Option<Line> {
+fn errors(facts: &Facts) -> Option<Finding> {
     let stats = facts.archiver_stats.as_ref()?;
     let Some(failed) = stats
         .last_failed_time
         .filter(|failed| stats.last_archived_time.is_none_or(|archived| *failed > archived))
     else {
-        return Some(Line::ok(ERRORS, "there are none now"));
+        return Some(Finding::ok(ERRORS, "there are none now"));
     };
     let name = stats.last_failed_wal.as_deref().unwrap_or_default();
-    Some(Line::failed(
+    Some(Finding::failed(
         ERRORS,
         format!(
             "{} could not be archived at {}, {} failures in all: the server's log says why",
@@ -146,10 +146,10 @@ fn errors(facts: &Facts) -> Option<Line> {
 }
 
 /// What the server says it has archived last must be here: `wal-archive` returns only when it is.
-fn archived(facts: &Facts) -> Option<Line> {
+fn archived(facts: &Facts) -> Option<Finding> {
     let (stats, here) = (facts.archiver_stats.as_ref()?, facts.here.as_ref()?);
     let Some(last) = &stats.last_archived_wal else {
-        return Some(Line::ok(
+        return Some(Finding::ok(
             ARCHIVED,
             "the server has archived none since its statistics began",
         ));
@@ -160,7 +160,7 @@ fn archived(facts: &Facts) -> Option<Line> {
         .map(|time| format!(" at {}", output::second(time)))
         .unwrap_or_default();
     if here.has_last_archived {
-        return Some(Line::ok(ARCHIVED, format!("{last}{at}")));
+        return Some(Finding::ok(ARCHIVED, format!("{last}{at}")));
     }
     let said = format!(
         "the server says that it archived {last}{at} ({} in all), and it is not here",
@@ -174,17 +174,17 @@ fn archived(facts: &Facts) -> Option<Line> {
         facts.invocation.archive_command(&facts.server)
     );
     Some(if facts.is_recent(since) {
-        Line::warning(ARCHIVED, format!("{said} yet: {remedy}"))
+        Finding::warning(ARCHIVED, format!("{said} yet: {remedy}"))
     } else {
-        Line::failed(ARCHIVED, format!("{said}: {remedy}"))
+        Finding::failed(ARCHIVED, format!("{said}: {remedy}"))
     })
 }
 
 /// Files that wait for the server's `archive_command`.
-fn waiting(facts: &Facts) -> Option<Line> {
+fn waiting(facts: &Facts) -> Option<Finding> {
     let ready = facts.ready.as_ref()?;
     let Some((name, since)) = &ready.oldest else {
-        return Some(Line::ok(WAITING, "there are none"));
+        return Some(Finding::ok(WAITING, "there are none"));
     };
     let count = output::count(usize::try_from(ready.count).unwrap_or(usize::MAX), "file");
     let text = format!(
@@ -197,14 +197,14 @@ fn waiting(facts: &Facts) -> Option<Line> {
         .as_ref()
         .and_then(|stats| stats.last_archived_time);
     Some(if facts.is_recent(Some(*since)) {
-        Line::ok(WAITING, text)
+        Finding::ok(WAITING, text)
     } else if facts.is_recent(progress) {
-        Line::warning(
+        Finding::warning(
             WAITING,
             format!("{text}: archive_command is slower than the server writes"),
         )
     } else {
-        Line::failed(
+        Finding::failed(
             WAITING,
             format!("{text}: the server keeps them, its log says why they are not archived"),
         )
@@ -212,11 +212,11 @@ fn waiting(facts: &Facts) -> Option<Line> {
 }
 
 /// Whether the archive knows the timeline that the server is on.
-fn timeline(facts: &Facts) -> Option<Line> {
+fn timeline(facts: &Facts) -> Option<Finding> {
     let here = facts.here.as_ref()?;
     let timeline = facts.timeline;
     if let Some((other, left)) = here.left_at {
-        return Some(Line::warning(
+        return Some(Finding::warning(
             TIMELINE,
             format!(
                 "the server writes timeline {timeline} at {}, and the archive has timeline {other}, which left it at {left}: \
@@ -243,14 +243,14 @@ fn timeline(facts: &Facts) -> Option<Line> {
                 .with(&format!("wal-archive {} pg_wal/{name}", facts.server))
         );
         return Some(match facts.is_recent(facts.written_at(&name)) {
-            true => Line::warning(TIMELINE, format!("{text} yet")),
-            false => Line::failed(TIMELINE, format!("{text}: {remedy}")),
+            true => Finding::warning(TIMELINE, format!("{text} yet")),
+            false => Finding::failed(TIMELINE, format!("{text}: {remedy}")),
         });
     }
     if let Some((of_backup, _)) = here.newest_backup.filter(|(of, _)| !facts.has_ancestor(*of)) {
-        return Some(Line::failed(TIMELINE, stray(facts, of_backup)));
+        return Some(Finding::failed(TIMELINE, stray(facts, of_backup)));
     }
-    (timeline > TimelineId(1)).then(|| Line::ok(TIMELINE, timeline.to_string()))
+    (timeline > TimelineId(1)).then(|| Finding::ok(TIMELINE, timeline.to_string()))
 }
 
 fn stray(facts: &Facts, of_backup: TimelineId) -> String {
@@ -262,14 +262,14 @@ fn stray(facts: &Facts, of_backup: TimelineId) -> String {
 }
 
 /// Whether all that the server has completed is here.
-fn arrived(facts: &Facts) -> Option<Line> {
+fn arrived(facts: &Facts) -> Option<Finding> {
     let here = facts.here.as_ref()?;
     if !here.any_segment && here.missing.is_empty() {
         return Some(nothing_yet(facts));
     }
     let Some((first, last)) = here.missing.first().zip(here.missing.last()) else {
         let newest = here.newest_segment.map(|name| format!("up to {name}"));
-        return Some(Line::ok(
+        return Some(Finding::ok(
             CONTINUOUS,
             newest.unwrap_or_else(|| "nothing is missing".to_owned()),
         ));
@@ -289,10 +289,10 @@ fn arrived(facts: &Facts) -> Option<Line> {
         !facts.is_recent(written)
     });
     if late.count() == 0 {
-        return Some(Line::ok(CONTINUOUS, format!("{named} on the way")));
+        return Some(Finding::ok(CONTINUOUS, format!("{named} on the way")));
     }
     let gone = here.missing.iter().filter(|name| !has(name)).count();
-    Some(Line::failed(
+    Some(Finding::failed(
         CONTINUOUS,
         format!(
             "{named} complete on the server and not here: {}",
@@ -306,10 +306,10 @@ fn arrived(facts: &Facts) -> Option<Line> {
 const WRITTEN_WHEN_IDLE_BYTES: u64 = 4096;
 
 /// How old the newest WAL here is. A server that has written nothing since has none to bring.
-fn wal_age(facts: &Facts) -> Option<Line> {
+fn wal_age(facts: &Facts) -> Option<Finding> {
     let (limit, here) = (facts.wal_age.as_ref()?, facts.here.as_ref()?);
     let Some((at, age)) = here.last_arrival else {
-        return Some(Line::failed(
+        return Some(Finding::failed(
             WAL_AGE,
             format!("interval provided: {limit}, and none has arrived"),
         ));
@@ -327,11 +327,11 @@ fn wal_age(facts: &Facts) -> Option<Line> {
         written <= WRITTEN_WHEN_IDLE_BYTES
     });
     Some(if age <= limit.seconds {
-        Line::ok(WAL_AGE, text)
+        Finding::ok(WAL_AGE, text)
     } else if idle {
-        Line::ok(WAL_AGE, format!("{text}; the server has written nothing since"))
+        Finding::ok(WAL_AGE, format!("{text}; the server has written nothing since"))
     } else {
-        Line::failed(
+        Finding::failed(
             WAL_AGE,
             format!(
                 "{text}: the server has written up to {} since {}; with archive_timeout it hands over segments in time that \
@@ -344,25 +344,25 @@ fn wal_age(facts: &Facts) -> Option<Line> {
 }
 
 /// Before the first segment nobody knows whether any will come.
-fn nothing_yet(facts: &Facts) -> Line {
+fn nothing_yet(facts: &Facts) -> Finding {
     let after = if facts.streams {
         ""
     } else {
         "after a change of archive_command "
     };
-    Line::failed(
+    Finding::failed(
         CONTINUOUS,
         format!("none of the last segments has arrived: {after}run 'SELECT pg_switch_wal()' and check again"),
     )
 }
 
-fn without_times(facts: &Facts, count: usize, named: &str) -> Line {
+fn without_times(facts: &Facts, count: usize, named: &str) -> Finding {
     let text = format!("{named} complete on the server and not here");
     let hint = "grant pg_monitor to the role of 'conninfo', and this check knows since when";
     match count {
-        1 => Line::ok(CONTINUOUS, format!("{named} on the way")),
-        2..LAG_SEGMENTS => Line::warning(CONTINUOUS, format!("{text}; {hint}")),
-        _ => Line::failed(CONTINUOUS, format!("{text}: {}; {hint}", who_brings(facts))),
+        1 => Finding::ok(CONTINUOUS, format!("{named} on the way")),
+        2..LAG_SEGMENTS => Finding::warning(CONTINUOUS, format!("{text}; {hint}")),
+        _ => Finding::failed(CONTINUOUS, format!("{text}: {}; {hint}", who_brings(facts))),
     }
 }
 

@@ -7,7 +7,7 @@ use barmanfs_pg::{Lsn, SegmentSize, TimelineId, TimestampMicros};
 
 use super::super::facts::{ArchiverStats, Facts, Here, Ready, Settings};
 use super::*;
-use crate::commands::check::lines::Level;
+use crate::health::finding::State;
 use crate::invocation::Invocation;
 
 const MINUTE: i64 = 60_000_000;
@@ -66,9 +66,11 @@ fn healthy() -> Facts {
 
 /// What is not as it should be.
 #[track_caller]
-fn found(facts: &Facts) -> Vec<(&'static str, Level)> {
-    let bad = findings(facts).into_iter().filter(|line| line.level != Level::Ok);
-    bad.map(|line| (line.name, line.level)).collect()
+fn found(facts: &Facts) -> Vec<(&'static str, State)> {
+    let bad = findings(facts)
+        .into_iter()
+        .filter(|finding| finding.state != State::Ok);
+    bad.map(|finding| (finding.name, finding.state)).collect()
 }
 
 fn here(facts: &mut Facts) -> &mut Here {
@@ -76,9 +78,9 @@ fn here(facts: &mut Facts) -> &mut Here {
 }
 
 fn says(facts: &Facts, name: &str, words: &[&str]) {
-    let lines = findings(facts);
-    let line = lines.iter().find(|line| line.name == name).unwrap();
-    let hint = line.hint.clone().unwrap_or_default();
+    let findings = findings(facts);
+    let line = findings.iter().find(|line| line.name == name).unwrap();
+    let hint = line.text().unwrap_or_default();
     assert!(words.iter().all(|word| hint.contains(word)), "{hint}");
 }
 
@@ -130,18 +132,18 @@ fn what_the_server_has_completed_since_the_backup_is_required() {
 fn what_the_server_says_it_archived_must_be_here() {
     let mut facts = healthy();
     here(&mut facts).has_last_archived = false;
-    assert_eq!(found(&facts), [(ARCHIVED, Level::Failed)]);
+    assert_eq!(found(&facts), [(ARCHIVED, State::Failed)]);
     let last = segment(1, 8).to_string();
     says(&facts, ARCHIVED, &[&last, "archive_command = '/", "/etc/b.conf"]);
     facts.archiver_stats.as_mut().unwrap().last_archived_time = Some(ago(0));
-    assert_eq!(found(&facts), [(ARCHIVED, Level::Warning)]);
+    assert_eq!(found(&facts), [(ARCHIVED, State::Warning)]);
 }
 
 #[test]
 fn a_segment_is_missed_a_minute_after_it_was_completed() {
     let mut facts = healthy();
     here(&mut facts).missing = vec![segment(1, 7), segment(1, 8)];
-    assert_eq!(found(&facts), [(CONTINUOUS, Level::Failed)]);
+    assert_eq!(found(&facts), [(CONTINUOUS, State::Failed)]);
     says(
         &facts,
         CONTINUOUS,
@@ -166,7 +168,7 @@ fn a_segment_is_missed_a_minute_after_it_was_completed() {
 fn without_times_the_number_decides() {
     let mut facts = healthy();
     facts.pg_wal = None;
-    for (count, expected) in [(1, None), (2, Some(Level::Warning)), (16, Some(Level::Failed))] {
+    for (count, expected) in [(1, None), (2, Some(State::Warning)), (16, Some(State::Failed))] {
         here(&mut facts).missing = (0..count).map(|n| segment(1, n)).collect();
         let level = found(&facts).first().map(|(_, level)| *level);
         assert_eq!(level, expected, "{count}");
@@ -177,19 +179,19 @@ fn without_times_the_number_decides() {
 fn a_command_that_is_not_ours_is_a_warning_unless_wal_is_streamed() {
     let mut facts = healthy();
     facts.settings.archive_command = "/bin/true".to_owned();
-    assert_eq!(found(&facts), [(COMMAND, Level::Warning)]);
+    assert_eq!(found(&facts), [(COMMAND, State::Warning)]);
     facts.streams = true;
     assert_eq!(found(&facts), []);
     facts.archiver = Archiver::On;
-    assert_eq!(found(&facts), [(COMMAND, Level::Warning)]);
+    assert_eq!(found(&facts), [(COMMAND, State::Warning)]);
     facts = healthy();
     facts.settings.archive_library = "basic_archive".to_owned();
-    assert_eq!(found(&facts), [(COMMAND, Level::Warning)]);
+    assert_eq!(found(&facts), [(COMMAND, State::Warning)]);
     facts = healthy();
     facts.settings.archive_command = "barmanfs wal-archive other %p".to_owned();
-    assert_eq!(found(&facts), [(COMMAND, Level::Failed)]);
+    assert_eq!(found(&facts), [(COMMAND, State::Failed)]);
     facts.settings.archive_command = String::new();
-    assert_eq!(found(&facts), [(COMMAND, Level::Failed)]);
+    assert_eq!(found(&facts), [(COMMAND, State::Failed)]);
 }
 
 #[test]
@@ -202,13 +204,13 @@ fn what_waits_for_the_command_is_seen() {
     facts.ready = Some(ready(ago(0)));
     assert_eq!(found(&facts), []);
     facts.ready = Some(ready(ago(2)));
-    assert_eq!(found(&facts), [(WAITING, Level::Failed)]);
+    assert_eq!(found(&facts), [(WAITING, State::Failed)]);
     facts.archiver_stats.as_mut().unwrap().last_archived_time = Some(ago(0));
-    assert_eq!(found(&facts), [(WAITING, Level::Warning)], "it is behind");
+    assert_eq!(found(&facts), [(WAITING, State::Warning)], "it is behind");
     let stats = facts.archiver_stats.as_mut().unwrap();
     stats.last_failed_time = Some(TimestampMicros::from_unix_micros(ago(0).unix_micros() + 1));
     stats.last_failed_wal = Some(segment(1, 9).to_string());
-    assert!(found(&facts).contains(&(ERRORS, Level::Failed)));
+    assert!(found(&facts).contains(&(ERRORS, State::Failed)));
 }
 
 #[test]
@@ -221,7 +223,7 @@ fn a_standby_archives_only_always() {
     facts.settings.archive_mode = "always".to_owned();
     assert_eq!(
         found(&facts),
-        [(COMMAND, Level::Warning), (ARCHIVED, Level::Failed)]
+        [(COMMAND, State::Warning), (ARCHIVED, State::Failed)]
     );
 }
 
@@ -230,14 +232,14 @@ fn off_is_wrong_unless_nothing_is_expected() {
     let mut facts = healthy();
     facts.settings.archive_mode = "off".to_owned();
     facts.settings.archive_command = "(disabled)".to_owned();
-    assert_eq!(found(&facts), [(MODE, Level::Failed)]);
+    assert_eq!(found(&facts), [(MODE, State::Failed)]);
     facts.archiver = Archiver::Off;
     assert_eq!(found(&facts), []);
     facts.streams = true;
     here(&mut facts).missing = vec![segment(1, 8)];
     assert_eq!(
         found(&facts),
-        [(CONTINUOUS, Level::Failed)],
+        [(CONTINUOUS, State::Failed)],
         "the stream does not bring it"
     );
     says(&facts, CONTINUOUS, &["receive-wal main"]);
@@ -250,18 +252,18 @@ fn a_timeline_that_the_archive_does_not_know_is_seen() {
     let history = format!("1\t0/{:X}\tno recovery target specified\n", 8 * (16 << 20) + 5000);
     facts.history = Some(TimelineHistory::parse(history.as_bytes(), TimelineId(2)).unwrap());
     here(&mut facts).has_history = false;
-    assert_eq!(found(&facts), [(TIMELINE, Level::Failed)]);
+    assert_eq!(found(&facts), [(TIMELINE, State::Failed)]);
     says(&facts, TIMELINE, &["00000002.history", "by hand"]);
     let name = WalName::History(TimelineId(2));
     facts.pg_wal.as_mut().unwrap().insert(name, ago(0));
-    assert_eq!(found(&facts), [(TIMELINE, Level::Warning)]);
+    assert_eq!(found(&facts), [(TIMELINE, State::Warning)]);
     // The server was promoted before the newest backup ended: that is of another history.
     here(&mut facts).has_history = true;
     facts.history = None;
-    assert_eq!(found(&facts), [(TIMELINE, Level::Failed)]);
+    assert_eq!(found(&facts), [(TIMELINE, State::Failed)]);
     let mut facts = healthy();
     here(&mut facts).left_at = Some((TimelineId(2), Lsn(1)));
-    assert_eq!(found(&facts), [(TIMELINE, Level::Warning)]);
+    assert_eq!(found(&facts), [(TIMELINE, State::Warning)]);
 }
 
 #[test]
@@ -272,7 +274,7 @@ fn before_the_first_segment_nobody_knows() {
         has_last_archived: true,
         ..Here::default()
     });
-    assert_eq!(found(&facts), [(CONTINUOUS, Level::Failed)]);
+    assert_eq!(found(&facts), [(CONTINUOUS, State::Failed)]);
     says(&facts, CONTINUOUS, &["pg_switch_wal"]);
 }
 
@@ -287,13 +289,13 @@ fn an_idle_server_has_no_wal_to_bring() {
     here(&mut facts).last_arrival = Some((ago(60), 3600));
     assert_eq!(found(&facts), []);
     here(&mut facts).last_arrival = Some((ago(61), 3660));
-    assert_eq!(found(&facts), [(WAL_AGE, Level::Failed)]);
+    assert_eq!(found(&facts), [(WAL_AGE, State::Failed)]);
     for noted in [0, 40, WRITTEN_WHEN_IDLE_BYTES] {
         facts.flush_lsn = Lsn(end_of_newest + noted);
         assert_eq!(found(&facts), [], "{noted}");
     }
     facts.flush_lsn = Lsn(end_of_newest + WRITTEN_WHEN_IDLE_BYTES + 8);
-    assert_eq!(found(&facts), [(WAL_AGE, Level::Failed)]);
+    assert_eq!(found(&facts), [(WAL_AGE, State::Failed)]);
     here(&mut facts).last_arrival = None;
-    assert_eq!(found(&facts), [(WAL_AGE, Level::Failed)]);
+    assert_eq!(found(&facts), [(WAL_AGE, State::Failed)]);
 }

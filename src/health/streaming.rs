@@ -2,7 +2,8 @@
 
 use barmanfs_catalog::Repository;
 
-use super::{Context, Line, Lines};
+use super::Subject;
+use super::finding::{Finding, Findings};
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::output;
@@ -18,53 +19,53 @@ const NAME: &str = "replication slot";
 
 /// Looks at the receiver, the server's setting and the slot.
 pub(super) fn check(
-    context: &Context<'_>,
+    subject: Subject<'_>,
     repository: Option<&Repository>,
     streaming: &mut Connection,
     sql: Option<&mut Connection>,
-    lines: &mut Lines,
+    findings: &mut Findings,
 ) {
-    let server = context.server;
-    let receive = context.invocation.with(&format!("receive-wal {}", server.name));
-    let is_running = repository.is_some_and(|repository| receiver(repository, server, &receive, lines));
-    wal_level(streaming, lines);
+    let server = subject.server;
+    let receive = subject.invocation.with(&format!("receive-wal {}", server.name));
+    let is_running = repository.is_some_and(|repository| receiver(repository, server, &receive, findings));
+    wal_level(streaming, findings);
     let Some(name) = server.slot_name.as_deref() else {
-        lines.failed(
+        findings.failed(
             NAME,
             "there is no slot_name: WAL the server removes while receive-wal is not running is lost",
         );
         return;
     };
     if let Some(sql) = sql {
-        lines.extend([match ask(sql, name) {
+        findings.push(match ask(sql, name) {
             Ok(slot) => judge(slot.as_ref(), name, &receive, is_running),
-            Err(error) => Line::failed(NAME, error.to_string()),
-        }]);
+            Err(error) => Finding::failed(NAME, error.to_string()),
+        });
     }
 }
 
-fn receiver(repository: &Repository, server: &ServerConfig, receive: &str, lines: &mut Lines) -> bool {
+fn receiver(repository: &Repository, server: &ServerConfig, receive: &str, findings: &mut Findings) -> bool {
     const NAME: &str = "receive-wal running";
     match repository.receiver(&server.name) {
         Ok(Some(receiver)) => {
-            lines.ok(NAME, receiver.description);
+            findings.ok(NAME, receiver.description);
             return true;
         }
-        Ok(None) => lines.failed(NAME, format!("start '{receive}'")),
-        Err(error) => lines.failed(NAME, Error::from(error).to_string()),
+        Ok(None) => findings.failed(NAME, format!("start '{receive}'")),
+        Err(error) => findings.failed(NAME, Error::from(error).to_string()),
     }
     false
 }
 
-fn wal_level(streaming: &mut Connection, lines: &mut Lines) {
+fn wal_level(streaming: &mut Connection, findings: &mut Findings) {
     const NAME: &str = "wal_level";
     match streaming.show("wal_level") {
-        Ok(level) if level == "minimal" => lines.failed(
+        Ok(level) if level == "minimal" => findings.failed(
             NAME,
             "it is minimal: set wal_level = replica and restart the server",
         ),
-        Ok(level) => lines.ok(NAME, output::printable(level.as_bytes())),
-        Err(error) => lines.failed(NAME, Error::from(error).to_string()),
+        Ok(level) => findings.ok(NAME, output::printable(level.as_bytes())),
+        Err(error) => findings.failed(NAME, Error::from(error).to_string()),
     }
 }
 
@@ -95,9 +96,9 @@ fn ask(sql: &mut Connection, name: &str) -> Result<Option<Slot>, Error> {
 }
 
 /// `receive` is the command that streams from it, `is_running` whether one does.
-fn judge(slot: Option<&Slot>, name: &str, receive: &str, is_running: bool) -> Line {
+fn judge(slot: Option<&Slot>, name: &str, receive: &str, is_running: bool) -> Finding {
     let Some(slot) = slot else {
-        return Line::failed(
+        return Finding::failed(
             NAME,
             format!(
                 "there is no slot {name}: create it with '{receive} --create-slot', or set create_slot = auto"
@@ -109,11 +110,11 @@ fn judge(slot: Option<&Slot>, name: &str, receive: &str, is_running: bool) -> Li
         false => "the server keeps all WAL until receive-wal runs again",
     };
     match &*slot.wal_status {
-        _ if !slot.is_physical => Line::failed(
+        _ if !slot.is_physical => Finding::failed(
             NAME,
             format!("slot {name} is not physical: choose another slot_name"),
         ),
-        "lost" => Line::failed(
+        "lost" => Finding::failed(
             NAME,
             format!(
                 "the server has given up slot {name} and removed WAL it kept (max_slot_wal_keep_size): run '{receive}' with \
@@ -121,22 +122,22 @@ fn judge(slot: Option<&Slot>, name: &str, receive: &str, is_running: bool) -> Li
             ),
         ),
         // Still there, until the server's next checkpoint.
-        "unreserved" => Line::failed(
+        "unreserved" => Finding::failed(
             NAME,
             format!(
                 "the server is about to give up slot {name}: more WAL waits for receive-wal than max_slot_wal_keep_size \
                  allows, and the next checkpoint removes it. See that '{receive}' runs and keeps up, or raise the limit"
             ),
         ),
-        _ if !slot.is_active => Line::failed(NAME, format!("slot {name} is not active: {inactive}")),
-        _ => Line::ok(NAME, format!("{name}, at {}", slot.restart_lsn)),
+        _ if !slot.is_active => Finding::failed(NAME, format!("slot {name} is not active: {inactive}")),
+        _ => Finding::ok(NAME, format!("{name}, at {}", slot.restart_lsn)),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::check::lines::Level;
+    use crate::health::finding::State;
 
     #[test]
     fn a_slot_is_well_only_while_the_server_keeps_its_wal_and_somebody_reads_it() {
@@ -158,22 +159,22 @@ mod tests {
             is_physical: false,
             ..well.clone()
         };
-        for (slot, level, words) in [
-            (Some(status("reserved")), Level::Ok, "at 0/1000000"),
-            (Some(status("extended")), Level::Ok, "at 0/1000000"),
+        for (slot, state, words) in [
+            (Some(status("reserved")), State::Ok, "at 0/1000000"),
+            (Some(status("extended")), State::Ok, "at 0/1000000"),
             (
                 Some(status("unreserved")),
-                Level::Failed,
+                State::Failed,
                 "about to give up slot s",
             ),
-            (Some(status("lost")), Level::Failed, "--drop-slot"),
-            (Some(idle), Level::Failed, "does not use it"),
-            (Some(logical), Level::Failed, "not physical"),
-            (None, Level::Failed, "'/b receive-wal main --create-slot'"),
+            (Some(status("lost")), State::Failed, "--drop-slot"),
+            (Some(idle), State::Failed, "does not use it"),
+            (Some(logical), State::Failed, "not physical"),
+            (None, State::Failed, "'/b receive-wal main --create-slot'"),
         ] {
-            let line = judge(slot.as_ref(), "s", "/b receive-wal main", true);
-            let hint = line.hint.unwrap_or_default();
-            assert!(line.level == level && hint.contains(words), "{slot:?}: {hint}");
+            let finding = judge(slot.as_ref(), "s", "/b receive-wal main", true);
+            let text = finding.text().unwrap_or_default();
+            assert!(finding.state == state && text.contains(words), "{slot:?}: {text}");
         }
     }
 }

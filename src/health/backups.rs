@@ -1,12 +1,12 @@
-//! Is there a backup, is it recent, and is it large enough? Facts in, lines out.
+//! Is there a backup, is it recent, and is it large enough? Facts in, findings out.
 
 use std::time::Duration;
 
 use barmanfs_catalog::{Backup, BackupStatus};
 use barmanfs_pg::TimestampMicros;
 
-use super::lines::Line;
-use crate::commands::doubts::Doubts;
+use super::doubts::Doubts;
+use super::finding::Finding;
 use crate::config::Limits;
 use crate::invocation::Invocation;
 use crate::output;
@@ -52,37 +52,37 @@ impl Facts<'_> {
     }
 }
 
-/// All lines about complete backups.
-pub(super) fn findings(facts: &Facts<'_>) -> Vec<Line> {
+/// The findings about complete backups.
+pub(super) fn findings(facts: &Facts<'_>) -> Vec<Finding> {
     let done: Vec<&Backup> = facts
         .backups
         .iter()
         .filter(|backup| backup.status == BackupStatus::Done)
         .collect();
-    let mut lines = vec![complete(facts, &done)];
-    lines.extend(age(facts, &done));
-    lines.extend(size(facts, &done));
-    lines.extend(redundancy(facts, &done));
-    lines
+    let mut findings = vec![complete(facts, &done)];
+    findings.extend(age(facts, &done));
+    findings.extend(size(facts, &done));
+    findings.extend(redundancy(facts, &done));
+    findings
 }
 
-fn complete(facts: &Facts<'_>, done: &[&Backup]) -> Line {
+fn complete(facts: &Facts<'_>, done: &[&Backup]) -> Finding {
     match done.last() {
-        Some(last) => Line::ok(
+        Some(last) => Finding::ok(
             COMPLETE,
             format!("{}, the last is {}", output::count(done.len(), "backup"), last.id),
         ),
-        None => Line::failed(
+        None => Finding::failed(
             COMPLETE,
             format!("there is none: '{}' takes one", facts.backup_command()),
         ),
     }
 }
 
-fn age(facts: &Facts<'_>, done: &[&Backup]) -> Option<Line> {
+fn age(facts: &Facts<'_>, done: &[&Backup]) -> Option<Finding> {
     let Some(last) = done.last() else {
         let limit = facts.limits.backup_age.as_ref()?;
-        return Some(Line::failed(
+        return Some(Finding::failed(
             AGE,
             format!("interval provided: {limit}, and there is no complete backup"),
         ));
@@ -90,7 +90,7 @@ fn age(facts: &Facts<'_>, done: &[&Backup]) -> Option<Line> {
     let ended = last.end_time.unwrap_or(last.begin_time);
     let ahead = seconds_between(facts.now, ended);
     if ahead > AHEAD_SECONDS_MAX {
-        return Some(Line::warning(AGE, from_the_future(facts, last, ahead)));
+        return Some(Finding::warning(AGE, from_the_future(facts, last, ahead)));
     }
     let age = seconds_between(ended, facts.now);
     let shown = output::duration(Duration::from_secs(age));
@@ -101,14 +101,14 @@ fn age(facts: &Facts<'_>, done: &[&Backup]) -> Option<Line> {
     if let Some(limit) = &facts.limits.backup_age {
         let text = format!("interval provided: {limit}, latest backup age: {shown}");
         return Some(match age > limit.seconds {
-            true => Line::failed(AGE, format!("{text}: {remedy}")),
-            false => Line::ok(AGE, text),
+            true => Finding::failed(AGE, format!("{text}: {remedy}")),
+            false => Finding::ok(AGE, text),
         });
     }
     let usual = usual_interval(done);
     let interval = usual.unwrap_or(ASSUMED_SECONDS).max(SHORTEST_SECONDS);
     if age <= interval.saturating_mul(2) {
-        return Some(Line::ok(AGE, format!("latest backup age: {shown}")));
+        return Some(Finding::ok(AGE, format!("latest backup age: {shown}")));
     }
     let why = match usual {
         Some(usual) => format!(
@@ -117,7 +117,7 @@ fn age(facts: &Facts<'_>, done: &[&Backup]) -> Option<Line> {
         ),
         None => "there are too few to know how often they are usual".to_owned(),
     };
-    Some(Line::warning(
+    Some(Finding::warning(
         AGE,
         format!("latest backup age: {shown}, and {why}: {remedy}; last_backup_maximum_age sets a limit"),
     ))
@@ -160,14 +160,14 @@ fn seconds_between(from: TimestampMicros, to: TimestampMicros) -> u64 {
     u64::try_from(micros).unwrap_or_default() / 1_000_000
 }
 
-fn size(facts: &Facts<'_>, done: &[&Backup]) -> Option<Line> {
+fn size(facts: &Facts<'_>, done: &[&Backup]) -> Option<Finding> {
     let limit = facts.limits.backup_size?;
     let Some(last) = done.last() else {
-        return Some(Line::failed(SIZE, "there is no complete backup"));
+        return Some(Finding::failed(SIZE, "there is no complete backup"));
     };
     let (size, least) = (output::bytes(last.logical_bytes), output::bytes(limit));
     Some(if last.logical_bytes < limit {
-        Line::failed(
+        Finding::failed(
             SIZE,
             format!(
                 "last backup size {size} < {least} minimum: look into {} before older ones are deleted",
@@ -175,11 +175,11 @@ fn size(facts: &Facts<'_>, done: &[&Backup]) -> Option<Line> {
             ),
         )
     } else {
-        Line::ok(SIZE, format!("last backup size {size} > {least} minimum"))
+        Finding::ok(SIZE, format!("last backup size {size} > {least} minimum"))
     })
 }
 
-fn redundancy(facts: &Facts<'_>, done: &[&Backup]) -> Option<Line> {
+fn redundancy(facts: &Facts<'_>, done: &[&Backup]) -> Option<Finding> {
     let least = facts.minimum_redundancy;
     if least == 0 {
         return None;
@@ -197,17 +197,17 @@ fn redundancy(facts: &Facts<'_>, done: &[&Backup]) -> Option<Line> {
         output::count(good, "backup")
     );
     Some(match good < least {
-        true => Line::failed(REDUNDANCY, text),
-        false => Line::ok(REDUNDANCY, text),
+        true => Finding::failed(REDUNDANCY, text),
+        false => Finding::ok(REDUNDANCY, text),
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::check::lines::Level;
-    use crate::commands::list_backups::tests::backup;
     use crate::config::tests::limits;
+    use crate::health::finding::State;
+    use crate::testing::backup;
 
     const HOUR: i64 = 3600;
     const DAY: i64 = 24 * HOUR;
@@ -223,8 +223,8 @@ mod tests {
         ago.iter().map(one).collect()
     }
 
-    fn found(backups: &[Backup], lines: &str) -> Vec<(&'static str, Level)> {
-        let (limits, minimum_redundancy) = limits(lines);
+    fn found(backups: &[Backup], settings: &str) -> Vec<(&'static str, State)> {
+        let (limits, minimum_redundancy) = limits(settings);
         let facts = Facts {
             server: "main",
             invocation: &Invocation::current(None),
@@ -236,8 +236,8 @@ mod tests {
         };
         let bad = findings(&facts)
             .into_iter()
-            .filter(|line| line.level != Level::Ok);
-        bad.map(|line| (line.name, line.level)).collect()
+            .filter(|finding| finding.state != State::Ok);
+        bad.map(|finding| (finding.name, finding.state)).collect()
     }
 
     #[test]
@@ -246,15 +246,15 @@ mod tests {
         assert_eq!(found(&taken(&daily), ""), []);
         let shifted = |by: i64| taken(&daily.iter().map(|ago| ago + by).collect::<Vec<_>>());
         assert_eq!(found(&shifted(2 * DAY), ""), []);
-        assert_eq!(found(&shifted(2 * DAY + 1), ""), [(AGE, Level::Warning)]);
-        assert_eq!(found(&shifted(31 * DAY), ""), [(AGE, Level::Warning)]);
+        assert_eq!(found(&shifted(2 * DAY + 1), ""), [(AGE, State::Warning)]);
+        assert_eq!(found(&shifted(31 * DAY), ""), [(AGE, State::Warning)]);
         // One pause is no habit, nor is the first backup.
         assert_eq!(
             found(&taken(&[40 * DAY, 39 * DAY, 3 * DAY, 2 * DAY, DAY]), ""),
             []
         );
         assert_eq!(found(&taken(&[13 * DAY]), ""), []);
-        assert_eq!(found(&taken(&[31 * DAY]), ""), [(AGE, Level::Warning)]);
+        assert_eq!(found(&taken(&[31 * DAY]), ""), [(AGE, State::Warning)]);
         // Several by hand.
         assert_eq!(found(&taken(&[HOUR, HOUR - 10, HOUR - 20]), ""), []);
     }
@@ -265,22 +265,22 @@ mod tests {
         assert_eq!(found(&backups, "last_backup_maximum_age = 2 DAYS"), []);
         assert_eq!(
             found(&backups, "last_backup_maximum_age = 47 HOURS"),
-            [(AGE, Level::Failed)]
+            [(AGE, State::Failed)]
         );
         assert_eq!(found(&backups, "last_backup_minimum_size = 3Gi"), []);
         assert_eq!(
             found(&backups, "last_backup_minimum_size = 4G"),
-            [(SIZE, Level::Failed)]
+            [(SIZE, State::Failed)]
         );
         assert_eq!(found(&backups, "minimum_redundancy = 2"), []);
         assert_eq!(
             found(&backups, "minimum_redundancy = 3"),
-            [(REDUNDANCY, Level::Failed)]
+            [(REDUNDANCY, State::Failed)]
         );
-        assert_eq!(found(&[], ""), [(COMPLETE, Level::Failed)]);
+        assert_eq!(found(&[], ""), [(COMPLETE, State::Failed)]);
         assert_eq!(
             found(&[], "last_backup_maximum_age = 1 DAY"),
-            [(COMPLETE, Level::Failed), (AGE, Level::Failed)]
+            [(COMPLETE, State::Failed), (AGE, State::Failed)]
         );
     }
 }

@@ -12,9 +12,9 @@ use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
 
 use super::facts::{ArchiverStats, Facts, Here, Ready, Settings};
 use crate::backup::ServerSettings;
-use crate::commands::check::Lines;
 use crate::config::ServerConfig;
 use crate::error::Error;
+use crate::health::finding::Findings;
 use crate::invocation::Invocation;
 use crate::postgres::{Connection, ResultSet};
 
@@ -54,32 +54,32 @@ const PG_WAL: &str = concat!(
 
 /// Who is asked.
 #[derive(Debug)]
-pub(in crate::commands::check) struct Asked<'a> {
+pub(in crate::health) struct Asked<'a> {
     /// How this program is called.
-    pub(in crate::commands::check) invocation: &'a Invocation,
+    pub(in crate::health) invocation: &'a Invocation,
     /// The repository, where there is one.
-    pub(in crate::commands::check) repository: Option<&'a Repository>,
+    pub(in crate::health) repository: Option<&'a Repository>,
     /// What it has of the server's timelines.
-    pub(in crate::commands::check) timelines: Option<&'a TimelineReport>,
+    pub(in crate::health) timelines: Option<&'a TimelineReport>,
     /// The configuration.
-    pub(in crate::commands::check) server: &'a ServerConfig,
+    pub(in crate::health) server: &'a ServerConfig,
     /// What the server says of itself.
-    pub(in crate::commands::check) cluster: &'a ServerSettings,
+    pub(in crate::health) cluster: &'a ServerSettings,
     /// The replication connection.
-    pub(in crate::commands::check) streaming: &'a mut Connection,
+    pub(in crate::health) streaming: &'a mut Connection,
     /// The other one, where there is one.
-    pub(in crate::commands::check) sql: Option<&'a mut Connection>,
+    pub(in crate::health) sql: Option<&'a mut Connection>,
 }
 
 /// Asks the server first, and looks into the archive afterwards: what the server says it has archived is there then.
-pub(super) fn facts(asked: &mut Asked<'_>, lines: &mut Lines) -> Facts {
+pub(super) fn facts(asked: &mut Asked<'_>, findings: &mut Findings) -> Facts {
     let mut facts = Facts {
         server: asked.server.name.to_string(),
         invocation: asked.invocation.clone(),
         archiver: asked.server.archiver,
         streams: asked.server.streaming_archiver,
         wal_age: asked.server.limits.wal_age.clone(),
-        settings: lines_or_default(settings(asked), "archive_command", lines),
+        settings: settings_or_default(settings(asked), "archive_command", findings),
         now: None,
         in_recovery: false,
         archiver_stats: None,
@@ -95,7 +95,7 @@ pub(super) fn facts(asked: &mut Asked<'_>, lines: &mut Lines) -> Facts {
     if let Some(sql) = asked.sql.as_deref_mut() {
         match state(sql, &mut facts) {
             Ok(()) => {}
-            Err(error) => lines.failed("archiver errors", error.to_string()),
+            Err(error) => findings.failed("archiver errors", error.to_string()),
         }
         // A role without pg_monitor may not look: the rules do with less then.
         facts.ready = sql.simple_query(READY).ok().map(|results| ready(&results));
@@ -107,15 +107,19 @@ pub(super) fn facts(asked: &mut Asked<'_>, lines: &mut Lines) -> Facts {
     if let (Some(repository), Some(timelines)) = (asked.repository, asked.timelines) {
         match here(repository, timelines, asked.server, &facts, &done) {
             Ok(here) => facts.here = Some(here),
-            Err(error) => lines.failed("continuous archiving", error.to_string()),
+            Err(error) => findings.failed("continuous archiving", error.to_string()),
         }
     }
     facts
 }
 
-fn lines_or_default(settings: Result<Settings, Error>, name: &'static str, lines: &mut Lines) -> Settings {
+fn settings_or_default(
+    settings: Result<Settings, Error>,
+    name: &'static str,
+    findings: &mut Findings,
+) -> Settings {
     settings.unwrap_or_else(|error| {
-        lines.failed(name, error.to_string());
+        findings.failed(name, error.to_string());
         Settings::default()
     })
 }

@@ -4,21 +4,21 @@ use std::collections::BTreeSet;
 
 use barmanfs_catalog::{Backup, BackupId, BackupStatus};
 
-use super::lines::Line;
-use crate::commands::doubts::Doubts;
+use super::doubts::Doubts;
+use super::finding::Finding;
 use crate::invocation::Invocation;
 use crate::output;
 
 const DAMAGE: &str = "damage of backups";
 const BOOT: &str = "boot tests";
 
-/// Both lines: FAILED where it concerns the newest complete backup, a warning where it concerns older ones alone.
+/// Both findings: FAILED where it concerns the newest complete backup, a warning where it concerns older ones alone.
 pub(super) fn findings(
     invocation: &Invocation,
     server: &str,
     backups: &[Backup],
     doubts: &Doubts,
-) -> [Line; 2] {
+) -> [Finding; 2] {
     let complete: Vec<BackupId> = backups
         .iter()
         .filter(|backup| backup.status == BackupStatus::Done)
@@ -35,10 +35,10 @@ fn damage(
     server: &str,
     complete: &[BackupId],
     damaged: &BTreeSet<BackupId>,
-) -> Line {
+) -> Finding {
     let found = Found::among(complete, damaged);
     let Some(id) = found.newest else {
-        return Line::ok(
+        return Finding::ok(
             DAMAGE,
             format!("none is known: '{}' looks for it", invocation.with("verify")),
         );
@@ -51,10 +51,15 @@ fn damage(
     found.line(DAMAGE, "is damaged", "damaged", &remedy)
 }
 
-fn boot(invocation: &Invocation, server: &str, complete: &[BackupId], failed: &BTreeSet<BackupId>) -> Line {
+fn boot(
+    invocation: &Invocation,
+    server: &str,
+    complete: &[BackupId],
+    failed: &BTreeSet<BackupId>,
+) -> Finding {
     let found = Found::among(complete, failed);
     let Some(id) = found.newest else {
-        return Line::ok(BOOT, "none has failed");
+        return Finding::ok(BOOT, "none has failed");
     };
     let remedy = format!(
         "'{}' says why; take another backup, and test it with '{}'",
@@ -84,12 +89,12 @@ impl Found {
         }
     }
 
-    fn line(&self, name: &'static str, verb: &str, attribute: &str, remedy: &str) -> Line {
+    fn line(&self, name: &'static str, verb: &str, attribute: &str, remedy: &str) -> Finding {
         let id = self.newest.map(|id| id.to_string()).unwrap_or_default();
         if self.is_last {
-            return Line::failed(name, format!("{id}, the newest complete one, {verb}: {remedy}"));
+            return Finding::failed(name, format!("{id}, the newest complete one, {verb}: {remedy}"));
         }
         let count = output::count(self.count, "older backup");
-        Line::warning(name, format!("{count} {attribute}, the last is {id}: {remedy}"))
+        Finding::warning(name, format!("{count} {attribute}, the last is {id}: {remedy}"))
     }
 }
