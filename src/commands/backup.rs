@@ -5,7 +5,7 @@ use std::time::Duration;
 use barmanfs_catalog::{Backup, BackupStatus, CreateOptions, Error as CatalogError, Repository};
 
 use super::App;
-use super::list_backups::{as_json, status_style, took};
+use super::list_backups::{status_style, took};
 use super::show_backup::came_in_as;
 use crate::backup::{self, Stop, Wishes};
 use crate::cli::BackupArgs;
@@ -13,6 +13,7 @@ use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
 use crate::fstab;
 use crate::output;
+use crate::report;
 
 /// Runs the command. One server after the other; one that fails does not keep the next from its backup.
 pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
@@ -36,7 +37,10 @@ pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
     };
     let (backups, errors) = take_all(&repository, &servers, &wishes, &stop);
     if args.json.json {
-        let shown = backups.iter().map(as_json).collect::<Result<Vec<_>, _>>()?;
+        let shown = backups
+            .iter()
+            .map(report::backup)
+            .collect::<Result<Vec<_>, _>>()?;
         app.out.json_list("backups", &shown)?;
     } else {
         // With --quiet nobody wants to hear of what went well.

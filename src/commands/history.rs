@@ -8,6 +8,7 @@ use crate::cli::history::{HistoryArgs, HistoryCommand, HistoryDecisionArgs};
 use crate::error::{Error, Outcome};
 use crate::forks;
 use crate::output::{self, Output, Style};
+use crate::report::SettledForks;
 
 /// Runs the command.
 pub(crate) fn run(app: &mut App, args: &HistoryArgs) -> Result<Outcome, Error> {
@@ -137,7 +138,7 @@ fn keep(app: &mut App, server: &str, args: &HistoryDecisionArgs) -> Result<(), E
         .writer(&format!("history of {server}"))?
         .keep_history(&server, timeline, lsn)?;
     if args.json.json {
-        return app.out.json(&serde_json::json!({ "settled": settled }));
+        return app.out.json(&SettledForks { settled });
     }
     if app.options.quiet {
         return Ok(());

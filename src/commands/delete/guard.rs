@@ -2,9 +2,10 @@
 
 use barmanfs_catalog::{Backup, BackupStatus, CloneName};
 
-use super::remains::{Place, Remains, shown};
+use super::remains::shown;
 use crate::error::Error;
 use crate::health::Doubts;
+use crate::report::{Place, Remains};
 
 /// What is asked for, and what it would lead to.
 #[derive(Debug)]

@@ -3,8 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use barmanfs_catalog::{Backup, BackupStatus, BootOutcome, BootTest, Repository, ServerName};
-use serde::Serialize;
+use barmanfs_catalog::{Backup, BackupStatus, BootOutcome, BootTest, Repository};
 
 use super::super::App;
 use super::WAL;
@@ -14,19 +13,11 @@ use crate::error::{Error, Outcome};
 use crate::output::{self, Style};
 use crate::postgres::{Conninfo, Environment};
 use crate::progress::{Counted, Progress};
+use crate::report::TestedBackup;
 use crate::signals::Interruption;
 
 /// What a server says of a file in which something is damaged: the text of EIO.
 const UNREADABLE: &str = "Input/output error";
-
-#[derive(Debug, Serialize)]
-struct Shown<'a> {
-    server: &'a ServerName,
-    backup: String,
-    #[serde(flatten)]
-    test: &'a BootTest,
-    details: &'a Option<String>,
-}
 
 /// Runs the command.
 pub(super) fn run(app: &mut App, args: &VerifyArgs) -> Result<Outcome, Error> {
@@ -40,7 +31,7 @@ pub(super) fn run(app: &mut App, args: &VerifyArgs) -> Result<Outcome, Error> {
     drop(progress);
     repository.add_boot_test(backup, report.test.clone())?;
     if args.json.json {
-        app.out.json(&Shown {
+        app.out.json(&TestedBackup {
             server: &backup.server,
             backup: backup.id.to_string(),
             test: &report.test,
