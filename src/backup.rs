@@ -11,12 +11,10 @@ mod compose;
 mod fetch;
 mod hold;
 mod incremental;
-mod lineage;
 mod manifest;
 mod outside;
-pub(crate) mod primary;
+mod proof;
 mod receive;
-mod settings;
 mod wal;
 
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -30,13 +28,13 @@ use barmanfs_pg::backup_label::BackupLabel;
 use barmanfs_pg::control::{ControlError, ControlFile};
 use barmanfs_store::{DirectoryRef, RecordId, TreeReader};
 
+use crate::cluster::{self, Purpose, ServerSettings, primary};
 use crate::config::{Incremental, ServerConfig};
 use crate::error::Error;
 use crate::forks;
+use crate::lineage::{self, Lineage};
 use crate::output;
-use crate::postgres::{
-    self, BaseBackupOptions, BaseBackupResult, Connection, Conninfo, Environment, Interrupter, Mode,
-};
+use crate::postgres::{self, BaseBackupOptions, BaseBackupResult, Connection, Interrupter};
 use crate::progress::{Counted, Progress};
 use crate::signals::Interruption;
 use crate::versions;
@@ -45,10 +43,7 @@ use checkpoint::Checkpoint;
 use compose::Composer;
 use hold::Hold;
 use incremental::NoIncrement;
-pub(crate) use lineage::{Fork as HistoryFork, Lineage, of_archive};
-pub(crate) use outside::files as files_outside;
 use receive::Receiver;
-pub(crate) use settings::ServerSettings;
 
 /// How soon a signal is noticed while the server is being connected to.
 const SIGNAL_NOTICED_WITHIN: Duration = Duration::from_millis(100);
@@ -112,19 +107,7 @@ impl Stop {
     }
 }
 
-/// Connects to a server for replication.
-pub(crate) fn connect(server: &ServerConfig) -> Result<Connection, Error> {
-    let mut conninfo = Conninfo::parse(
-        server.require_replication_conninfo()?.expose(),
-        &Environment::new(std::env::vars_os()),
-    )?;
-    if let Some(name) = &server.streaming_backup_name {
-        conninfo.application_name.clone_from(name);
-    }
-    Ok(Connection::connect(&conninfo, Mode::Replication)?)
-}
-
-/// The same in a thread of its own: a login may take a while, and there is no connection to cut yet when a signal comes.
+/// Connects in a thread of its own: a login may take a while, and there is no connection to cut yet when a signal comes.
 fn connect_unless_stopped(server: &ServerConfig, stop: &Stop) -> Result<Connection, Error> {
     let (sender, receiver) = mpsc::sync_channel(1);
     let settings = server.clone();
@@ -132,7 +115,7 @@ fn connect_unless_stopped(server: &ServerConfig, stop: &Stop) -> Result<Connecti
         .name("connect".to_owned())
         .spawn(move || {
             // Nobody may be waiting any more.
-            let _unwanted = sender.send(connect(&settings));
+            let _unwanted = sender.send(cluster::connect(&settings, Purpose::Backup));
         })
         .map_err(|error| Error::failed(format!("Cannot start a thread: {error}")))?;
     loop {
@@ -170,7 +153,7 @@ pub(crate) fn take(
     if let Some(unknown) = versions::unknown(cluster.version) {
         tracing::warn!("Server {}: {unknown}", server.name);
     }
-    let outside = outside::files(&mut connection)?.unwrap_or_default();
+    let outside = cluster::files_outside(&mut connection)?.unwrap_or_default();
     let checkpoint = Checkpoint::ask(&mut connection).map_err(|error| stop.explain(error))?;
     let (source, fork) =
         source(repository, server, &cluster, &mut connection).map_err(|error| stop.explain(error))?;
@@ -210,8 +193,8 @@ fn source(
     connection: &mut Connection,
 ) -> Result<(wal::Source, Option<RecordId>), Error> {
     let name = &server.name;
-    match of_archive(repository, &server.name, cluster, connection)? {
-        lineage @ (Lineage::Same | Lineage::Unknown) => {
+    match lineage::of_archive(repository, &server.name, cluster, connection)? {
+        found @ (Lineage::Same | Lineage::Unknown) => {
             let mut forks = repository.open_forks(name)?;
             // The one that matters most to the server as it is.
             forks.sort_by_key(|fork| fork.timeline != cluster.timeline);
@@ -224,7 +207,7 @@ fn source(
             );
             // Nothing tells of which history it is: not of the archived one, as that has its WAL.
             let is_behind = fork.timeline == cluster.timeline && fork.lsn < cluster.flush_lsn;
-            let is_known = lineage == Lineage::Same;
+            let is_known = found == Lineage::Same;
             Ok((wal::Source::Backup, (is_behind && !is_known).then_some(fork.id)))
         }
         Lineage::Other(found) => {

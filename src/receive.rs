@@ -10,32 +10,23 @@
 
 mod archiver;
 mod backoff;
-pub(crate) mod history;
 mod intake;
 mod position;
 mod session;
 pub(crate) mod slot;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use barmanfs_catalog::Repository;
 use barmanfs_pg::wal_name::SegmentName;
 
-use crate::backup::ServerSettings;
+use crate::cluster::{self, Purpose, ServerSettings};
 use crate::config::ServerConfig;
 use crate::error::{Error, Kind};
-use crate::postgres::{Connection, Conninfo, Environment, Mode};
 use crate::signals::Interruption;
 use archiver::Archiver;
 use backoff::Backoff;
 use session::{Ended, Session};
-
-/// How long a server may take to be connected to, when the connection string does not say.
-const CONNECT_WITHIN: Duration = Duration::from_secs(15);
-
-/// How long a server may take to answer a command.
-const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 /// Receives the WAL of a server until a signal comes.
 ///
@@ -88,21 +79,6 @@ fn told(error: &Error) -> String {
     }
 }
 
-/// Connects for replication, under the name a synchronous standby is known by.
-pub(crate) fn connect(server: &ServerConfig) -> Result<Connection, Error> {
-    let mut conninfo = Conninfo::parse(
-        server.require_replication_conninfo()?.expose(),
-        &Environment::new(std::env::vars_os()),
-    )?;
-    conninfo
-        .application_name
-        .clone_from(&server.streaming_archiver_name);
-    conninfo.connect_timeout.get_or_insert(CONNECT_WITHIN);
-    let mut connection = Connection::connect(&conninfo, Mode::Replication)?;
-    connection.set_read_timeout(Some(ANSWER_WITHIN))?;
-    Ok(connection)
-}
-
 /// Makes the next start begin with the segment the server is writing now, whatever was received before. What lies in the
 /// spool is kept in the archive.
 ///
@@ -110,7 +86,7 @@ pub(crate) fn connect(server: &ServerConfig) -> Result<Connection, Error> {
 /// While somebody receives, and when server or repository cannot be used.
 pub(crate) fn reset(repository: &Repository, server: &ServerConfig) -> Result<SegmentName, Error> {
     let spool = repository.spool(&server.name)?;
-    let mut connection = connect(server)?;
+    let mut connection = cluster::connect(server, Purpose::ReceiveWal)?;
     let cluster = ServerSettings::ask(&mut connection)?;
     session::refuse_other_system(repository, server, &cluster)?;
     spool.settle(cluster.timeline)?;

@@ -14,9 +14,9 @@ use barmanfs_store::layout::BLOCK_BYTES;
 use barmanfs_store::{DirectoryRef, TreeReader};
 
 use super::compose::Incompatible;
-use super::lineage;
+use super::proof;
 use super::receive::{MANIFEST, file_map};
-use super::settings::ServerSettings;
+use crate::cluster::ServerSettings;
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::output;
@@ -146,7 +146,7 @@ pub(super) fn parent(
             cluster.timeline
         ))
     })?;
-    lineage::prove(repository, server, cluster, connection, &parent)?;
+    proof::prove(repository, server, cluster, connection, &parent)?;
     Ok(parent)
 }
 
@@ -256,7 +256,7 @@ pub(super) fn check_control(
     };
     let changed = |reason| Err(NoIncrement::Changed(reason));
     if (new.data_checksum_version != 0) != (old.data_checksum_version != 0) {
-        return changed(lineage::checksums_changed(new.data_checksum_version != 0));
+        return changed(proof::checksums_changed(new.data_checksum_version != 0));
     }
     if new.redo < old.redo || new.checkpoint_time < old.checkpoint_time {
         return changed(format!(

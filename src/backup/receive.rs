@@ -14,7 +14,7 @@ use barmanfs_store::{Attributes, ChunkId, FileMap, FileSink, Node};
 
 use super::as_sent::AsSent;
 use super::compose::{Altered, Composer};
-use super::settings::ServerSettings;
+use crate::cluster::ServerSettings;
 use crate::error::Error;
 use crate::postgres::{
     Archive, BackupStart, BaseBackupSink, EndBlocks, SinkError, TarEntry, TarKind, TarReader, TarSink,

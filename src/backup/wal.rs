@@ -6,13 +6,13 @@ use barmanfs_catalog::{Backup, BackupSelector, Repository};
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, TimelineId};
 
-use super::settings::ServerSettings;
-use super::{Stop, Wishes, fetch, primary};
+use super::{Stop, Wishes, fetch};
+use crate::cluster::{ServerSettings, primary};
 use crate::config::{Archiver, ServerConfig};
 use crate::error::Error;
+use crate::lineage::history_file;
 use crate::postgres::Connection;
 use crate::progress::{Counted, Progress};
-use crate::receive::history;
 
 /// How far the archive may be behind for a backup to rely on it: the segment before the current one has arrived. A
 /// server that is just handing one over is no exception worth a risk: bringing the WAL is always right.
@@ -130,7 +130,7 @@ pub(super) fn keep_history(repository: &Repository, connection: &mut Connection,
     let mut keep = || {
         let name = WalName::History(timeline);
         if repository.wal(&backup.server).entry(&name)?.is_none() {
-            history::fetch(repository, connection, &backup.server, timeline, "backup")?;
+            history_file::fetch(repository, connection, &backup.server, timeline, "backup")?;
         }
         Ok::<_, Error>(())
     };

@@ -5,10 +5,11 @@ use barmanfs_catalog::Repository;
 use super::finding::{Finding, Findings};
 use super::wal_arrival::{self, Asked};
 use super::{Stored, Subject, streaming};
-use crate::backup::{self, Lineage};
+use crate::cluster::{self, Purpose, ServerSettings, primary};
 use crate::config::ServerConfig;
 use crate::error::Error;
-use crate::postgres::{Connection, Conninfo, Environment, Mode};
+use crate::lineage::{self, Lineage};
+use crate::postgres::Connection;
 use crate::versions;
 
 /// The connections to a server that the checks use.
@@ -23,12 +24,13 @@ pub(super) struct Connections {
 impl Connections {
     /// Connects both ways; `None` where there is no replication connection.
     pub(super) fn open(server: &ServerConfig, findings: &mut Findings) -> Option<Self> {
-        let sql = server.conninfo.as_ref().map(|conninfo| {
-            let conninfo = Conninfo::parse(conninfo.expose(), &Environment::new(std::env::vars_os()))?;
-            Connection::connect(&conninfo, Mode::Sql).map_err(Error::from)
-        });
+        let sql = server
+            .conninfo
+            .as_ref()
+            .map(|_| cluster::connect(server, Purpose::Sql));
         let sql = sql.and_then(|connection| findings.result("PostgreSQL", connection, target));
-        let streaming = findings.result("PostgreSQL streaming", backup::connect(server), target)?;
+        let streaming = cluster::connect(server, Purpose::Backup);
+        let streaming = findings.result("PostgreSQL streaming", streaming, target)?;
         Some(Self { streaming, sql })
     }
 }
@@ -45,7 +47,7 @@ pub(super) fn check(
 ) {
     let server = subject.server;
     let repository = stored.map(|stored| &stored.repository);
-    let asked = backup::ServerSettings::ask(&mut streaming);
+    let asked = ServerSettings::ask(&mut streaming);
     let Some(cluster) = findings.result("PostgreSQL version", asked, |cluster| {
         Some(cluster.version.to_string())
     }) else {
@@ -56,7 +58,7 @@ pub(super) fn check(
     }
     let same_cluster = system_id(repository, server, &cluster, findings);
     if server.primary_conninfo.is_some() {
-        let primary = backup::primary::connect(server, cluster.system_id);
+        let primary = primary::connect(server, cluster.system_id);
         findings.result("primary", primary, target);
     }
     configuration_files(&mut streaming, findings);
@@ -86,12 +88,12 @@ pub(super) fn check(
 fn same_history(
     repository: &Repository,
     server: &ServerConfig,
-    cluster: &backup::ServerSettings,
+    cluster: &ServerSettings,
     streaming: &mut Connection,
     findings: &mut Findings,
 ) {
     const NAME: &str = "history of the server";
-    match backup::of_archive(repository, &server.name, cluster, streaming) {
+    match lineage::of_archive(repository, &server.name, cluster, streaming) {
         Ok(Lineage::Same) => findings.ok(NAME, "that of the archive".to_owned()),
         Ok(Lineage::Unknown) => findings.ok(NAME, "the archive has nothing to compare it with".to_owned()),
         Ok(Lineage::Other(fork)) => findings.push(
@@ -113,7 +115,7 @@ fn target(connection: &Connection) -> Option<String> {
 
 fn configuration_files(streaming: &mut Connection, findings: &mut Findings) {
     const NAME: &str = "configuration files";
-    match backup::files_outside(streaming) {
+    match cluster::files_outside(streaming) {
         Ok(Some(outside)) if outside.is_empty() => findings.ok(NAME, "in the data directory".to_owned()),
         Ok(Some(outside)) => {
             let files = outside.join(", ");
@@ -131,7 +133,7 @@ fn configuration_files(streaming: &mut Connection, findings: &mut Findings) {
 fn system_id(
     repository: Option<&Repository>,
     server: &ServerConfig,
-    cluster: &backup::ServerSettings,
+    cluster: &ServerSettings,
     findings: &mut Findings,
 ) -> bool {
     const NAME: &str = "system identifier";

@@ -11,7 +11,7 @@ use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
 
 use super::facts::{ArchiverStats, Facts, Here, Ready, Settings};
-use crate::backup::ServerSettings;
+use crate::cluster::ServerSettings;
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::health::finding::Findings;

@@ -6,9 +6,10 @@
 
 use barmanfs_pg::SystemId;
 
+use super::Purpose;
 use crate::config::ServerConfig;
 use crate::error::Error;
-use crate::postgres::{Connection, Conninfo, Environment, Mode};
+use crate::postgres::Connection;
 
 /// Whether this is the primary, and what it may be asked.
 const STATE: &str = "SELECT pg_catalog.pg_is_in_recovery()::text AS standby, \
@@ -36,7 +37,7 @@ pub(crate) fn can_switch(server: &ServerConfig, system_id: SystemId) -> bool {
 }
 
 /// Makes the primary go on to the next segment, so that the one the backup stops in becomes whole.
-pub(super) fn switch_wal(server: &ServerConfig, system_id: SystemId) -> Result<(), Error> {
+pub(crate) fn switch_wal(server: &ServerConfig, system_id: SystemId) -> Result<(), Error> {
     let mut connection = connect(server, system_id)?;
     connection.simple_query("SELECT pg_catalog.pg_switch_wal()::text AS lsn")?;
     tracing::info!(
@@ -51,12 +52,7 @@ pub(super) fn switch_wal(server: &ServerConfig, system_id: SystemId) -> Result<(
 /// # Errors
 /// Also where it is none, or one of another cluster, or lacks the privilege that is needed.
 pub(crate) fn connect(server: &ServerConfig, system_id: SystemId) -> Result<Connection, Error> {
-    let text = server
-        .primary_conninfo
-        .as_ref()
-        .ok_or_else(|| Error::usage(format!("Server '{}' has no primary_conninfo", server.name)))?;
-    let conninfo = Conninfo::parse(text.expose(), &Environment::new(std::env::vars_os()))?;
-    let mut connection = Connection::connect(&conninfo, Mode::Sql)?;
+    let mut connection = super::connect(server, Purpose::Primary)?;
     let state = connection.simple_query(STATE)?;
     let value = |column| {
         state
@@ -80,14 +76,12 @@ pub(crate) fn connect(server: &ServerConfig, system_id: SystemId) -> Result<Conn
         ));
     }
     if value("may_switch") != "true" {
-        return wrong(format!("where user \"{}\" may not switch WAL", conninfo.user)).map_err(
-            |error: Error| {
-                error.hint(format!(
-                    "As a superuser there: GRANT EXECUTE ON FUNCTION pg_switch_wal TO \"{}\"",
-                    conninfo.user
-                ))
-            },
-        );
+        let user = super::conninfo(server, Purpose::Primary)?.user;
+        return wrong(format!("where user \"{user}\" may not switch WAL")).map_err(|error: Error| {
+            error.hint(format!(
+                "As a superuser there: GRANT EXECUTE ON FUNCTION pg_switch_wal TO \"{user}\""
+            ))
+        });
     }
     Ok(connection)
 }

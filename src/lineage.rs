@@ -1,28 +1,27 @@
 //! Whether the server still has the history that is kept of it.
 //!
-//! One timeline can have two histories: a snapshot was put back, a copy was promoted without a new timeline. PostgreSQL
-//! cannot tell them apart, since it looks at the timeline and the position alone. Here the server's WAL is held against the
-//! kept one, byte for byte, where the parent ended ([`prove`]) or in the newest segment that both have ([`of_archive`]).
-//! What is not on the server any more says nothing: PostgreSQL recycles its WAL.
+//! One timeline can have two histories: a snapshot was put back, or a copy was promoted without a new timeline. PostgreSQL
+//! cannot distinguish them, since it looks at the timeline and the position alone. Here the server's WAL is compared with the
+//! kept WAL, byte for byte: in the newest segment that both have ([`of_archive`]), or at any place ([`Look`]). WAL that the
+//! server has removed proves nothing: PostgreSQL recycles its WAL.
+
+pub(crate) mod history_file;
 
 use std::fmt;
 
-use barmanfs_catalog::{Backup, Repository, ServerName, WalFile};
+use barmanfs_catalog::{Repository, ServerName, WalFile};
 use barmanfs_pg::wal_link::first_record;
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, SegmentSize, TimelineId};
 use barmanfs_store::FileMap;
 
-use super::incremental::NoIncrement;
-use super::receive::file_map;
-use super::settings::ServerSettings;
-use crate::config::ServerConfig;
+use crate::cluster::ServerSettings;
 use crate::error::Error;
-use crate::postgres::{Connection, Conninfo, Environment, Mode, WalPiece};
+use crate::postgres::{Connection, WalPiece};
 
 /// What is compared in one place, before its end: two histories have the same positions there only by chance, and other
 /// times in commits and checkpoints.
-const COMPARED_BYTES: u64 = 256 << 10;
+pub(crate) const COMPARED_BYTES: u64 = 256 << 10;
 
 /// How much is read to find the first record of a segment: behind the end of one that began before, however long.
 const FIRST_RECORD_BYTES: u64 = 1 << 20;
@@ -38,7 +37,7 @@ const LOOKED_BACK: u64 = 256;
 
 /// Where two histories of one timeline part.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Fork {
+pub(crate) struct ForkPoint {
     /// The timeline.
     pub(crate) timeline: TimelineId,
     /// The first position where they are known to differ.
@@ -47,7 +46,7 @@ pub(crate) struct Fork {
     pub(crate) why: String,
 }
 
-impl fmt::Display for Fork {
+impl fmt::Display for ForkPoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -65,7 +64,7 @@ pub(crate) enum Lineage {
     /// There is none that both have.
     Unknown,
     /// They have different WAL at one place.
-    Other(Fork),
+    Other(ForkPoint),
 }
 
 /// Compares the newest segment that both the server and its archive have.
@@ -106,7 +105,7 @@ pub(crate) fn of_archive(
     if look.connection.is_in_recovery()? {
         return Ok(Lineage::Unknown);
     }
-    Ok(Lineage::Other(Fork {
+    Ok(Lineage::Other(ForkPoint {
         timeline,
         lsn: now.flush_lsn,
         why: format!(
@@ -116,131 +115,10 @@ pub(crate) fn of_archive(
     }))
 }
 
-/// Makes sure that the server still has the history of `parent`, a backup on its timeline or on one before.
-///
-/// # Errors
-/// [`NoIncrement::Changed`] when it does not, [`NoIncrement::Impossible`] when nothing can tell.
-pub(super) fn prove(
-    repository: &Repository,
-    server: &ServerConfig,
-    cluster: &ServerSettings,
-    connection: &mut Connection,
-    parent: &Backup,
-) -> Result<(), NoIncrement> {
-    if let (Some(before), Some(now)) = (parent.data_checksums, cluster.data_checksums)
-        && before != now
-    {
-        return Err(NoIncrement::Changed(checksums_changed(now)));
-    }
-    let refused = repository.wal(&server.name).quarantined()?;
-    let since = refused
-        .iter()
-        .rfind(|kept| kept.file.archived_at > parent.begin_time && kept.file.name.segment().is_some());
-    if let Some(kept) = since {
-        return Err(NoIncrement::Changed(format!(
-            "{} of another history was refused after backup {}: see 'barmanfs check {}'",
-            kept.file.name, parent.id, server.name
-        )));
-    }
-    let (Some(timeline), Some(stop)) = (parent.timeline, parent.stop_lsn) else {
-        return Err(NoIncrement::Impossible(format!(
-            "nobody knows where backup {} ended",
-            parent.id
-        )));
-    };
-    let size = cluster.segment_size;
-    let mut look = Look { connection, size };
-    let segment = SegmentName::from_lsn(timeline, Lsn(stop.0.saturating_sub(1)), size);
-    let compared = match kept_with(repository, parent, segment)? {
-        Some(map) => look.compare(repository, &map, segment, (stop, COMPARED_BYTES))?,
-        None => Compared::Removed,
-    };
-    let differs = |lsn: Lsn, id| {
-        NoIncrement::Changed(format!(
-            "the server's history is not that of backup {id} any more: its WAL differs at {lsn}. It was put back to an \
-             earlier state, or is another server"
-        ))
-    };
-    match compared {
-        Compared::Same => Ok(()),
-        Compared::Different(lsn) => Err(differs(lsn, parent.id)),
-        Compared::Refused(why) => {
-            let reason = format!(
-                "the server does not have the WAL at {stop}, where backup {} ended: {why}",
-                parent.id
-            );
-            // A standby may be behind the backup, a primary never is.
-            match look.connection.is_in_recovery().map_err(Error::from)? {
-                true => Err(NoIncrement::Impossible(reason)),
-                false => Err(NoIncrement::Changed(reason)),
-            }
-        }
-        Compared::Damaged(why) => Err(NoIncrement::Impossible(why)),
-        Compared::Removed => match look.follow(repository, parent, segment, cluster)? {
-            Compared::Same => Ok(()),
-            Compared::Different(lsn) => Err(differs(lsn, parent.id)),
-            _ if has_summary_from(server, parent) => Ok(()),
-            _ => Err(NoIncrement::Impossible(format!(
-                "the server has no WAL any more that would prove that its history is still that of backup {}",
-                parent.id
-            ))),
-        },
-    }
-}
-
-/// What is said where page checksums came or went.
-pub(super) fn checksums_changed(enabled: bool) -> String {
-    let what = if enabled { "enabled" } else { "disabled" };
-    format!("page checksums were {what} since the earlier backup, which changes files behind WAL's back")
-}
-
-/// The segment that came with the backup, or is in the archive.
-fn kept_with(
-    repository: &Repository,
-    backup: &Backup,
-    segment: SegmentName,
-) -> Result<Option<FileMap>, NoIncrement> {
-    let root = backup.root.as_ref().filter(|_| backup.wal_included);
-    if let Some(root) = root {
-        let path = format!("pg_wal/{segment}");
-        return Ok(repository
-            .trees()
-            .find(&root.directory, path.as_bytes())?
-            .and_then(file_map));
-    }
-    let archived = repository
-        .wal(backup.archive())
-        .find(&WalName::Segment(segment))?;
-    Ok(archived.map(|file| file.map))
-}
-
-/// Whether one of the server's WAL summaries begins where the parent did, at the checkpoint made for it: another history
-/// has its checkpoints at other positions. `false` where that cannot be asked.
-fn has_summary_from(server: &ServerConfig, parent: &Backup) -> bool {
-    let (Some(conninfo), Some(timeline), Some(start)) = (&server.conninfo, parent.timeline, parent.start_lsn)
-    else {
-        return false;
-    };
-    let ask = || {
-        let conninfo = Conninfo::parse(conninfo.expose(), &Environment::new(std::env::vars_os()))?;
-        let mut sql = Connection::connect(&conninfo, Mode::Sql)?;
-        let found = sql.simple_query(&format!(
-            "SELECT start_lsn FROM pg_available_wal_summaries() WHERE tli = {timeline} AND start_lsn = '{start}'"
-        ))?;
-        Ok::<_, Error>(found.first().is_some_and(|rows| rows.len() > 0))
-    };
-    ask().unwrap_or_else(|error| {
-        tracing::debug!(
-            "The WAL summaries of server {} cannot be asked for: {error}",
-            server.name
-        );
-        false
-    })
-}
-
-/// What comparing a piece gave.
+/// The result of comparing a piece of WAL.
 #[derive(Debug)]
-enum Compared {
+pub(crate) enum Compared {
+    /// Both have the same bytes.
     Same,
     /// From there on.
     Different(Lsn),
@@ -253,14 +131,17 @@ enum Compared {
 }
 
 /// A look at a server's WAL.
-struct Look<'a> {
-    connection: &'a mut Connection,
-    size: SegmentSize,
+#[derive(Debug)]
+pub(crate) struct Look<'a> {
+    /// A replication connection.
+    pub(crate) connection: &'a mut Connection,
+    /// Size of the server's segments.
+    pub(crate) size: SegmentSize,
 }
 
 impl Look<'_> {
     /// Compares a kept segment with the server's: `bytes` of it, up to `end`.
-    fn compare(
+    pub(crate) fn compare(
         &mut self,
         repository: &Repository,
         map: &FileMap,
@@ -301,7 +182,7 @@ impl Look<'_> {
 
     /// Compares an archived segment around its last record: what is behind that may be nothing but zeros, the same
     /// everywhere.
-    fn compare_end(
+    pub(crate) fn compare_end(
         &mut self,
         repository: &Repository,
         file: &WalFile,
@@ -342,7 +223,7 @@ impl Look<'_> {
             };
             match compared {
                 Compared::Different(lsn) => {
-                    found = Lineage::Other(Fork {
+                    found = Lineage::Other(ForkPoint {
                         timeline: segment.timeline,
                         lsn,
                         why: format!("the server's WAL is not the archived one in {segment}"),
@@ -366,56 +247,16 @@ impl Look<'_> {
         Ok(found)
     }
 
-    /// The server has the WAL at a parent's end no more: compares the newest segment of the archive that it still has, or
-    /// looks whether the server's oldest one continues it. The archive must have all from the parent's end to there.
-    fn follow(
-        &mut self,
-        repository: &Repository,
-        parent: &Backup,
-        stop: SegmentName,
-        cluster: &ServerSettings,
-    ) -> Result<Compared, NoIncrement> {
-        let archive = repository.wal(parent.archive());
-        let mut last = stop;
-        if cluster.timeline != stop.timeline || kept_with(repository, parent, stop)?.is_none() {
-            return Ok(Compared::Removed);
-        }
-        loop {
-            let next = last.next(self.size);
-            match archive.entry(&WalName::Segment(next))? {
-                Some(_) if next.start_lsn(self.size) < cluster.flush_lsn => last = next,
-                _ => break,
-            }
-        }
-        if last == stop {
-            let map = kept_with(repository, parent, stop)?;
-            return map.map_or(Ok(Compared::Removed), |map| {
-                self.continues(repository, &map, last)
-            });
-        }
-        let Some(file) = archive.find(&WalName::Segment(last))? else {
-            return Ok(Compared::Removed);
-        };
-        match self.compare_end(repository, &file, last)? {
-            Compared::Removed => self.continues(repository, &file.map, last),
-            compared => Ok(compared),
-        }
-    }
-
     /// Whether the first record behind a kept segment names its last one.
-    fn continues(
+    pub(crate) fn continues(
         &mut self,
         repository: &Repository,
         map: &FileMap,
         last: SegmentName,
-    ) -> Result<Compared, NoIncrement> {
+    ) -> Result<Compared, Error> {
         let next = last.next(self.size).start_lsn(self.size);
         let end = Lsn(next.0.saturating_add(self.size.bytes().min(FIRST_RECORD_BYTES)));
-        let bytes = match self
-            .connection
-            .read_wal(last.timeline, next, end)
-            .map_err(Error::from)?
-        {
+        let bytes = match self.connection.read_wal(last.timeline, next, end)? {
             WalPiece::Bytes(bytes) => bytes,
             WalPiece::Removed => return Ok(Compared::Removed),
             WalPiece::Refused(why) => return Ok(Compared::Refused(why)),

@@ -1,4 +1,4 @@
-//! What a backup has to know of its server beforehand.
+//! What a backup or a receiver of WAL has to know about its server beforehand.
 
 use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId};
 
@@ -8,7 +8,7 @@ use crate::postgres::Connection;
 /// The first version with backup manifests, without which a backup cannot be checked.
 pub(crate) const OLDEST_MAJOR: u32 = 13;
 
-/// The cluster as it is when the backup begins.
+/// The cluster as it is when it is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ServerSettings {
     /// The cluster.
