@@ -16,6 +16,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use crate::config::{self, Incremental};
 use crate::instance::Setting;
 use crate::postgres::MAX_RATE_KIB;
+use crate::size;
 
 /// The commands by task, for the help; a test holds it equal to [`Command`].
 const GROUPS: &[(&str, &[&str])] = &[
@@ -509,7 +510,7 @@ pub(crate) struct MountArgs {
     /// Show this group, by name or number, as the group of everything [default: as backed up]
     #[arg(long, value_name = "GROUP")]
     pub(crate) gid: Option<String>,
-    #[arg(long, value_name = "SIZE", value_parser = size, help = format!(
+    #[arg(long, value_name = "SIZE", value_parser = size::bytes, help = format!(
         "Memory for decoded data, in bytes or with K, M or G [default: {}M]", DEFAULT_CACHE_BYTES >> 20
     ))]
     pub(crate) cache_size: Option<u64>,
@@ -658,7 +659,7 @@ fn max_rate(text: &str) -> Result<u32, String> {
         let (low, high) = (MAX_RATE_KIB.start(), MAX_RATE_KIB.end());
         format!("allowed is a rate from {low} to {high} kB per second, like 4000, 32M or 1G")
     };
-    let kilobytes = match scaled(text) {
+    let kilobytes = match size::scaled(text) {
         Some((number, None)) => Some(number),
         Some((number, Some(unit))) => number.checked_mul(unit).map(|bytes| bytes / 1024),
         None => None,
@@ -671,27 +672,6 @@ fn max_rate(text: &str) -> Result<u32, String> {
     } else {
         Err(wrong())
     }
-}
-
-/// Bytes, with binary units.
-pub(crate) fn size(text: &str) -> Result<u64, String> {
-    scaled(text)
-        .and_then(|(number, unit)| number.checked_mul(unit.unwrap_or(1)))
-        .ok_or_else(|| "allowed is a size like 134217728, 128M or 1G".to_owned())
-}
-
-/// A number, and what one of its unit is in bytes when it has a unit.
-fn scaled(text: &str) -> Option<(u64, Option<u64>)> {
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let unit = match text.get(digits.len()..)?.to_ascii_lowercase().as_str() {
-        "" => None,
-        "k" | "kb" | "kib" => Some(1 << 10),
-        "m" | "mb" | "mib" => Some(1 << 20),
-        "g" | "gb" | "gib" => Some(1 << 30),
-        "t" | "tb" | "tib" => Some(1 << 40),
-        _ => return None,
-    };
-    Some((digits.parse().ok()?, unit))
 }
 
 #[cfg(test)]
@@ -824,14 +804,11 @@ mod tests {
     }
 
     #[test]
-    fn rates_are_kilobytes_and_sizes_are_bytes() {
+    fn rates_are_kilobytes() {
         assert_eq!(max_rate("4000"), Ok(4000));
         assert_eq!(max_rate("32M"), Ok(32 * 1024));
         assert_eq!(max_rate("1G"), Ok(1_048_576));
         assert!(max_rate("31").is_err() && max_rate("2G").is_err() && max_rate("M").is_err());
-        assert_eq!(size("128M"), Ok(128 << 20));
-        assert_eq!(size("17"), Ok(17));
-        assert!(size("").is_err() && size("12 parsecs").is_err() && size("99999999999G").is_err());
     }
 
     #[test]

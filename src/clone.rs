@@ -10,9 +10,9 @@ use barmanfs_catalog::{CloneDescription, CloneLock, CloneName, Repository, Serve
 use barmanfs_fs::live::{Kind, LiveClone, NodeAttributes, NodeId};
 use rustix::io::Errno;
 
-use crate::commands::clone::mounts::is_running;
 use crate::error::Error;
 use crate::instance;
+use crate::mounts::is_running;
 use crate::output::printable;
 
 /// What says that a server runs, and where.

@@ -156,24 +156,6 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-impl From<crate::config::ConfigError> for Error {
-    fn from(error: crate::config::ConfigError) -> Self {
-        use crate::config::ConfigError;
-        let hint = match &error {
-            ConfigError::NotFound(_) => Some("Write one (the README shows how), or name it with -c FILE"),
-            ConfigError::Read { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
-                Some("Run this as the user the backups belong to")
-            }
-            ConfigError::Read { .. } | ConfigError::At { .. } | ConfigError::Incomplete { .. } => None,
-        };
-        let usage = Self::usage(error.to_string());
-        match hint {
-            Some(hint) => usage.hint(hint),
-            None => usage,
-        }
-    }
-}
-
 impl From<barmanfs_catalog::Error> for Error {
     fn from(error: barmanfs_catalog::Error) -> Self {
         use barmanfs_catalog::Error as Catalog;

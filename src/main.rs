@@ -21,6 +21,7 @@ mod lineage;
 mod locale;
 mod logging;
 mod mount_helper;
+mod mounts;
 mod output;
 mod ownership;
 mod postgres;
@@ -28,7 +29,7 @@ mod progress;
 mod receive;
 mod report;
 mod signals;
-mod table;
+mod size;
 #[cfg(test)]
 mod testing;
 mod versions;

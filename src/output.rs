@@ -2,6 +2,8 @@
 //!
 //! Colour only on a terminal and without `NO_COLOR`. A reader that went away ends the program quietly.
 
+pub(crate) mod table;
+
 use std::io::{self, BufWriter, IsTerminal, Read, Write};
 
 use barmanfs_catalog::json;
@@ -10,8 +12,7 @@ use serde::Serialize;
 
 use crate::error::Error;
 use crate::locale;
-use crate::table;
-pub(crate) use crate::table::{Align, Cell, Table};
+pub(crate) use table::{Align, Cell, Table};
 
 /// Copied at a time.
 const COPY_BYTES: usize = 1 << 20;

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use barmanfs_fs::{Holder, Unmounting};
 
-use super::clone::mounts::user_name;
 use crate::cli::UmountArgs;
 use crate::error::{Error, Outcome};
 use crate::instance;
+use crate::mounts::user_name;
 
 /// Where a server's clones are.
 const LIVE: &str = "live";

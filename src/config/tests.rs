@@ -1,6 +1,7 @@
 //! What a configuration means, and what is said about a wrong one.
 
 use super::*;
+use barmanfs_fs::CloneLimits;
 use insta::assert_snapshot;
 
 const GOOD: &str = r#"

@@ -2,13 +2,13 @@
 
 use barmanfs_catalog::Backup;
 
-use super::mounts::hold;
 use crate::cli::clone::CommitArgs;
 use crate::clone::{OfflineClone, commit};
 use crate::commands::App;
 use crate::commands::list_backups::took;
 use crate::commands::show_backup::came_in_as;
 use crate::error::{Error, Outcome};
+use crate::mounts::hold;
 use crate::output;
 use crate::report;
 

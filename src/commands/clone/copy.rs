@@ -10,9 +10,9 @@ use barmanfs_fs::live::copy_files;
 use barmanfs_store::RecordId;
 
 use super::create::too_many;
-use super::mounts::hold;
 use crate::commands::App;
 use crate::error::Error;
+use crate::mounts::hold;
 use crate::progress::{Counted, Progress};
 
 /// Makes the clone.

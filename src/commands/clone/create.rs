@@ -11,11 +11,11 @@ use barmanfs_catalog::{
 use nix::errno::Errno;
 
 use super::copy::copy;
-use super::mounts::{Mounts, live};
 use super::start;
 use crate::cli::clone::CreateArgs;
 use crate::commands::App;
 use crate::error::{Error, Outcome};
+use crate::mounts::{Mounts, live};
 
 /// What a clone is made of.
 #[derive(Debug)]

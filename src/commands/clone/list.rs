@@ -8,11 +8,11 @@ use std::time::{Duration, SystemTime};
 use barmanfs_catalog::{CloneDescription, Repository};
 use barmanfs_pg::TimestampMicros;
 
-use super::mounts::{Mounts, live};
 use crate::cli::clone::ListArgs;
 use crate::commands::App;
 use crate::error::{Error, Outcome};
 use crate::instance;
+use crate::mounts::{Mounts, live};
 use crate::output::{self, Align, Cell, Style, Table};
 use crate::report::ListedClone;
 

@@ -9,11 +9,11 @@ use nix::errno::Errno;
 use nix::unistd::Uid;
 
 use super::create::quoted;
-use super::mounts::{Mounts, known_user, user_name};
 use crate::cli::clone::{ServerOptions, StartArgs, StopArgs};
 use crate::commands::App;
 use crate::error::{Error, Outcome};
 use crate::instance::{self, Instance, LOG, Replayed, Running, StartOptions, sockets};
+use crate::mounts::{Mounts, known_user, user_name};
 use crate::progress::{Counted, Progress};
 
 /// How long a server may take to stop where nobody says.

@@ -14,8 +14,7 @@ use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
 
 use crate::health::losses;
 use crate::locale::Drawing;
-use crate::output::{self, Style};
-use crate::table;
+use crate::output::{self, Style, table};
 
 /// Restore points drawn, the newest: who names one a minute wants to see the rest too. `--json` has all.
 const RESTORE_POINTS_MAX: usize = 40;

@@ -1,8 +1,8 @@
 //! Clones and mounts: where a clone can be seen, and how a command gets it for itself.
 //!
-//! A clone has one writer: who holds its lock. A mount takes it when somebody looks into the clone, and gives it up when it
-//! is asked to (`.barmanfs/released/`) and nothing in the clone is open. So a command either goes through the mount that
-//! serves the clone, or has all mounts let go of it and takes the lock itself.
+//! A clone has one writer: the process that holds its lock. A mount takes the lock when somebody looks into the clone. It gives
+//! the lock up when it is asked to (`.barmanfs/released/`) and nothing in the clone is open. So a command either goes through
+//! the mount that serves the clone, or has all mounts release it and takes the lock itself.
 
 use std::fs;
 use std::io;
@@ -269,7 +269,7 @@ fn name_or_number(uid: u32) -> String {
 }
 
 /// What this host calls a user, if it knows him.
-pub(super) fn known_user(uid: u32) -> Option<String> {
+pub(crate) fn known_user(uid: u32) -> Option<String> {
     let known = User::from_uid(Uid::from_raw(uid)).ok().flatten();
     known.map(|user| user.name)
 }

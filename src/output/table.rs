@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use crate::output::{Style, paint};
+use super::{Style, paint};
 
 /// Between two columns.
 const GAP: usize = 2;
