@@ -249,7 +249,7 @@ pub(crate) struct CommitArgs {
     #[command(flatten)]
     pub(crate) which: CloneWhich,
     /// A text kept with the backup
-    #[arg(long, value_name = "TEXT", value_parser = super::label)]
+    #[arg(long, value_name = "TEXT", value_parser = super::backup::label)]
     pub(crate) label: Option<String>,
     /// Print JSON for programs instead of text
     #[command(flatten)]

@@ -8,7 +8,7 @@ use super::App;
 use super::list_backups::{status_style, took};
 use super::show_backup::came_in_as;
 use crate::backup::{self, Stop, Wishes};
-use crate::cli::BackupArgs;
+use crate::cli::backup::BackupArgs;
 use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
 use crate::fstab;

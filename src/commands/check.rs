@@ -3,7 +3,7 @@
 mod nagios;
 
 use super::App;
-use crate::cli::CheckArgs;
+use crate::cli::check::CheckArgs;
 use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
 use crate::health::{self, State};

@@ -6,7 +6,7 @@ mod remains;
 use barmanfs_catalog::{Backup, CloneName, Repository, ServerName};
 
 use super::App;
-use crate::cli::DeleteArgs;
+use crate::cli::upkeep::DeleteArgs;
 use crate::error::{Error, Outcome};
 use crate::health::Doubts;
 use crate::output::{self, Output};

@@ -6,7 +6,7 @@ use barmanfs_pg::TimelineId;
 
 use super::App;
 use super::show_backup::Facts;
-use crate::cli::ExplainArgs;
+use crate::cli::inspect::ExplainArgs;
 use crate::error::{Error, Outcome};
 use crate::forks;
 use crate::health::Doubts;

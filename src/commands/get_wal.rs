@@ -11,7 +11,7 @@ use std::str::FromStr;
 use barmanfs_pg::wal_name::WalName;
 
 use super::App;
-use crate::cli::GetWalArgs;
+use crate::cli::wal::GetWalArgs;
 use crate::error::{Error, Outcome};
 
 /// One window of WAL: what the reader decodes at once.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use barmanfs_catalog::{Backup, BackupKind, BackupStatus, BootOutcome, BootTest};
 
 use super::App;
-use crate::cli::ListBackupsArgs;
+use crate::cli::inspect::ListBackupsArgs;
 use crate::error::{Error, Outcome};
 use crate::forks;
 use crate::health::losses;

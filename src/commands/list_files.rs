@@ -6,7 +6,7 @@ use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_store::{DirectoryRef, Entry, Node, TreeReader};
 
 use super::App;
-use crate::cli::{FileTarget, ListFilesArgs};
+use crate::cli::inspect::{FileTarget, ListFilesArgs};
 use crate::error::{Error, Outcome};
 use crate::output::{self, Output};
 use crate::report::ListedFile;

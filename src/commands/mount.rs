@@ -9,7 +9,7 @@ use nix::unistd::{Group, User};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::App;
-use crate::cli::MountArgs;
+use crate::cli::mount::MountArgs;
 use crate::daemon;
 use crate::error::{Error, Outcome};
 use crate::mount_helper;

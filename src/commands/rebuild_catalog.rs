@@ -4,7 +4,7 @@ use barmanfs_catalog::Repository;
 use barmanfs_store::PackId;
 
 use super::App;
-use crate::cli::RebuildArgs;
+use crate::cli::upkeep::RebuildArgs;
 use crate::error::{Error, Outcome};
 use crate::output;
 use crate::progress::Shown;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::App;
-use crate::cli::ReceiveWalArgs;
+use crate::cli::wal::ReceiveWalArgs;
 use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
 use crate::receive;

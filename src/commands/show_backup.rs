@@ -7,7 +7,7 @@ use barmanfs_pg::wal_name::SegmentName;
 
 use super::App;
 use super::list_backups::{boot_word, status_style, took};
-use crate::cli::ShowBackupArgs;
+use crate::cli::inspect::ShowBackupArgs;
 use crate::error::{Error, Outcome};
 use crate::output::{self, Output, Style};
 use crate::report::ListedBackup;

@@ -3,7 +3,7 @@
 use barmanfs_catalog::{ServerStats, Sizes, Stats};
 
 use super::App;
-use crate::cli::StatsArgs;
+use crate::cli::inspect::StatsArgs;
 use crate::error::{Error, Outcome};
 use crate::output::{self, Align, Cell, Style, Table};
 

@@ -6,7 +6,7 @@ use barmanfs_catalog::recovery::{Reach, TimelineReport};
 use barmanfs_catalog::{Repository, ServerName};
 
 use super::App;
-use crate::cli::TimelineArgs;
+use crate::cli::inspect::TimelineArgs;
 use crate::error::{Error, Outcome};
 use crate::forks;
 use crate::health::losses;

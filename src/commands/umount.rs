@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use barmanfs_fs::{Holder, Unmounting};
 
-use crate::cli::UmountArgs;
+use crate::cli::mount::UmountArgs;
 use crate::error::{Error, Outcome};
 use crate::instance;
 use crate::mounts::user_name;

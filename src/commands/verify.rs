@@ -5,7 +5,7 @@ use barmanfs_catalog::{Damage, Repository, VerifyReport, VerifyScope};
 mod boot;
 
 use super::App;
-use crate::cli::VerifyArgs;
+use crate::cli::check::VerifyArgs;
 use crate::error::{Error, Outcome};
 use crate::output::{self, Output, Style};
 use crate::progress::Shown;

@@ -10,7 +10,7 @@ use barmanfs_catalog::{RefusedWal, ServerName, WalOutcome};
 use barmanfs_pg::wal_name::WalName;
 
 use super::App;
-use crate::cli::WalArchiveArgs;
+use crate::cli::wal::WalArchiveArgs;
 use crate::error::{Error, Outcome};
 use crate::forks;
 use crate::versions;

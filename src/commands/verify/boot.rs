@@ -8,7 +8,7 @@ use barmanfs_catalog::{Backup, BackupStatus, BootOutcome, BootTest, Repository};
 use super::super::App;
 use super::WAL;
 use crate::boot::{self, Report, Request, Stdout};
-use crate::cli::VerifyArgs;
+use crate::cli::check::VerifyArgs;
 use crate::error::{Error, Outcome};
 use crate::output::{self, Style};
 use crate::postgres::{Conninfo, Environment};
