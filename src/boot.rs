@@ -9,8 +9,8 @@
 mod checks;
 mod client;
 mod mount;
-mod place;
 mod server;
+mod workspace;
 
 use std::fs;
 use std::io;
@@ -24,8 +24,8 @@ use nix::unistd::{Gid, Uid};
 use self::checks::Client;
 pub(crate) use self::client::Stdout;
 use self::mount::PrivateMount;
-use self::place::Place;
 use self::server::Server;
+use self::workspace::Workspace;
 use crate::error::Error;
 use crate::instance::{Instance, Programs, Setting};
 use crate::progress::Progress;
@@ -136,7 +136,7 @@ struct Bench<'a> {
     // Dropped in this order where it comes to that.
     server: Option<Server>,
     mount: Option<PrivateMount>,
-    place: Place,
+    workspace: Workspace,
 }
 
 /// Tests a backup. Nothing is left of it but the report.
@@ -160,7 +160,7 @@ pub(crate) fn run(
     }
     let _lock = repository.lock_boot_test(&request.backup.server)?;
     mount::remove_leftovers(repository, &request.backup.server)?;
-    place::remove_leftovers();
+    workspace::remove_leftovers();
     let owner = owner(repository, &request.backup)?;
     let mut bench = Bench {
         request,
@@ -168,7 +168,7 @@ pub(crate) fn run(
         clone: mount::clone_name(request.backup.id)?,
         server: None,
         mount: None,
-        place: Place::make(owner.0, owner.1)?,
+        workspace: Workspace::make(owner.0, owner.1)?,
     };
     let mut postgresql = programs.version().unwrap_or_else(|| major.to_string());
     let ended = bench.test(owner, interruption, progress, &mut postgresql);
@@ -227,18 +227,21 @@ impl Bench<'_> {
         let request = self.request;
         progress.stage("making a clone");
         let server_name = &request.backup.server;
-        let mount = PrivateMount::make(self.repository, server_name, self.place.mount_point(), owner)?;
+        let mount = PrivateMount::make(self.repository, server_name, self.workspace.mount_point(), owner)?;
         let mount = self.mount.insert(mount);
         let data = mount.make_clone(&self.clone, &request.backup)?;
         // The first file that is read: that it cannot be is the backup's fault.
         fs::read(data.join("PG_VERSION")).map_err(|error| Stop::reading("Cannot read PG_VERSION", &error))?;
         let instance = Instance::at(&data, request.bindir.as_deref(), request.path_prefix.as_deref())?;
         progress.stage(&format!("starting PostgreSQL {postgresql}"));
-        let server = self
-            .server
-            .insert(Server::start(&instance, data, &self.place, &request.settings)?);
+        let server = self.server.insert(Server::start(
+            &instance,
+            data,
+            &self.workspace,
+            &request.settings,
+        )?);
         server.wait_until_ready(interruption, || progress.stage("replaying WAL"))?;
-        let client = Client::connect(&instance, server, &self.place, interruption, &request.users)?;
+        let client = Client::connect(&instance, server, &self.workspace, interruption, &request.users)?;
         *postgresql = client.version()?;
         progress.stage("reading the catalogs of all databases");
         client.catalogs()?;

@@ -1,10 +1,10 @@
 //! Work on a clone's files in this process: no mount is between, no server runs, and nobody else has the clone.
 
+mod backup_contents;
+mod backup_manifest;
 pub(crate) mod commit;
 pub(crate) mod export;
-mod kept;
-mod manifest;
-mod wal;
+mod needed_wal;
 
 use barmanfs_catalog::{CloneDescription, CloneLock, CloneName, Repository, ServerName};
 use barmanfs_fs::live::{Kind, LiveClone, NodeAttributes, NodeId};

@@ -4,10 +4,10 @@
 //! a server runs, and how far its recovery is, stands in its files, so no password is needed.
 
 mod auto_conf;
-mod control;
+mod control_file;
 mod postmaster;
 mod programs;
-mod recovery;
+mod recovery_end;
 mod setting;
 pub(crate) mod sockets;
 
@@ -28,7 +28,7 @@ use nix::unistd::{Uid, User};
 pub(crate) use auto_conf::{AUTO_CONF, AUTO_CONF_MAX_BYTES, last_value};
 pub(crate) use postmaster::{Running, running, running_by, stop};
 pub(crate) use programs::Programs;
-pub(crate) use recovery::Replayed;
+pub(crate) use recovery_end::Replayed;
 pub(crate) use setting::Setting;
 pub(crate) use sockets::is_socket_lock;
 
@@ -184,9 +184,9 @@ impl Instance {
 
     fn start_on(&self, port: u16, options: &StartOptions) -> Result<Option<Running>, Error> {
         let log_before = size_bytes(&options.log);
-        let control_before = control::bytes(&self.data.join(CONTROL))?;
+        let control_before = control_file::bytes(&self.data.join(CONTROL))?;
         // The server goes on when this program has ended, and is not to hold a lock or a pipe of who started it.
-        crate::daemon::keep_inherited();
+        crate::background::keep_inherited();
         let ended = self
             .command("pg_ctl")
             .args(["start", "-s", "-w", "-t"])
@@ -215,7 +215,7 @@ impl Instance {
 
     /// `recovery_target_action = shutdown`, which `pg_ctl` takes for a failure: it has been at work, and ended in order.
     fn has_shut_down_at_target(&self, before: &[u8]) -> Result<bool, Error> {
-        let (now, control) = control::read(&self.data.join(CONTROL))?;
+        let (now, control) = control_file::read(&self.data.join(CONTROL))?;
         Ok(now != before && control.state == ClusterState::ShutDownInRecovery)
     }
 
@@ -270,7 +270,7 @@ impl Instance {
     }
 
     fn control(&self) -> Result<ControlFile, Error> {
-        Ok(control::read(&self.data.join(CONTROL))?.1)
+        Ok(control_file::read(&self.data.join(CONTROL))?.1)
     }
 
     fn why_not(&self, log: &Path, from: u64, said: &[u8]) -> Error {

@@ -3,6 +3,7 @@
 //! This crate is the program around the libraries: the command line, the configuration, the replication
 //! client, the progress and the exit codes. It alone prints, ends the process or reads the environment.
 
+mod background;
 mod backup;
 mod boot;
 mod cli;
@@ -10,7 +11,6 @@ mod clone;
 mod cluster;
 mod commands;
 mod config;
-mod daemon;
 mod error;
 mod forks;
 mod fstab;

@@ -10,10 +10,10 @@ use std::path::Path;
 
 use barmanfs_catalog::BackupRun;
 use barmanfs_store::layout::{DATA_WINDOW_BYTES, WAL_WINDOW_BYTES};
-use barmanfs_store::{Attributes, ChunkId, FileMap, FileSink, Node};
+use barmanfs_store::{Attributes, FileMap, FileSink, Node};
 
-use super::as_sent::AsSent;
 use super::compose::{Altered, Composer};
+use super::sent_manifest::SentManifestNotes;
 use crate::cluster::ServerSettings;
 use crate::error::Error;
 use crate::postgres::{
@@ -46,7 +46,7 @@ pub(super) struct Received {
     /// The files that came, by the names they came under.
     pub(super) files: FileSet,
     /// Those that are stored otherwise; `None` for a full backup, where there are none. The tree then lacks the manifest.
-    pub(super) altered: Option<AsSent>,
+    pub(super) altered: Option<SentManifestNotes>,
 }
 
 /// A set of names in constant space: two sets are the same when number and sum of hashes are. The
@@ -59,7 +59,7 @@ pub(super) struct FileSet {
 
 impl FileSet {
     pub(super) fn add(&mut self, path: &[u8]) {
-        let hash = ChunkId::of(path);
+        let hash = blake3::hash(path);
         let half = hash.as_bytes().first_chunk().copied().unwrap_or_default();
         self.sum = self.sum.wrapping_add(u128::from_le_bytes(half));
         self.count += 1;

@@ -7,8 +7,8 @@ use std::process::Command;
 use nix::unistd::{Uid, User};
 
 use super::client::{self, Ended, Stdout};
-use super::place::{PORT, Place};
 use super::server::{HAS_EVENT_TRIGGERS_SETTING, Server};
+use super::workspace::{PORT, Workspace};
 use super::{Failure, Stop, one_line};
 use crate::error::Error;
 use crate::instance::Instance;
@@ -30,7 +30,7 @@ const SUPERUSER: &str = "SELECT rolname FROM pg_roles WHERE rolsuper AND rolcanl
 pub(super) struct Client<'a> {
     instance: &'a Instance,
     server: &'a Server,
-    place: &'a Place,
+    workspace: &'a Workspace,
     interruption: &'a Interruption,
     database: String,
     user: String,
@@ -41,14 +41,14 @@ impl<'a> Client<'a> {
     pub(super) fn connect(
         instance: &'a Instance,
         server: &'a Server,
-        place: &'a Place,
+        workspace: &'a Workspace,
         interruption: &'a Interruption,
         users: &[String],
     ) -> Result<Self, Stop> {
         let mut client = Self {
             instance,
             server,
-            place,
+            workspace,
             interruption,
             database: String::new(),
             user: String::new(),
@@ -185,7 +185,7 @@ impl<'a> Client<'a> {
             }
         }
         command
-            .env("PGHOST", self.place.sockets())
+            .env("PGHOST", self.workspace.sockets())
             .env("PGPORT", PORT.to_string())
             .env("PGUSER", &self.user)
             .env("PGDATABASE", database)

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 
-use super::place::{PORT, Place};
+use super::workspace::{PORT, Workspace};
 use super::{Failure, Stop};
 use crate::error::Error;
 use crate::instance::{self, Instance, Setting, StartOptions, Status};
@@ -61,7 +61,7 @@ impl Server {
     pub(super) fn start(
         instance: &Instance,
         data: PathBuf,
-        place: &Place,
+        workspace: &Workspace,
         asked: &[Setting],
     ) -> Result<Self, Error> {
         let failed = |error: io::Error| Error::failed(format!("Cannot run postgres: {error}"));
@@ -70,14 +70,14 @@ impl Server {
             settings.push(Setting::new(NO_EVENT_TRIGGERS.0, NO_EVENT_TRIGGERS.1));
         }
         settings.extend_from_slice(asked);
-        settings.push(Setting::new("hba_file", place.hba_file().to_string_lossy()));
+        settings.push(Setting::new("hba_file", workspace.hba_file().to_string_lossy()));
         let options = StartOptions {
             port: Some(PORT),
-            socket_directory: place.sockets(),
+            socket_directory: workspace.sockets(),
             share: false,
             listen: String::new(),
             settings,
-            log: place.log(),
+            log: workspace.log(),
             timeout: Duration::MAX,
         };
         let log = File::create(&options.log).map_err(failed)?;

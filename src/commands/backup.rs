@@ -7,7 +7,7 @@ use barmanfs_catalog::{Backup, BackupStatus, CreateOptions, Error as CatalogErro
 use super::App;
 use super::list_backups::{status_style, took};
 use super::show_backup::came_in_as;
-use crate::backup::{self, Stop, Wishes};
+use crate::backup::{self, BackupOptions, Stop};
 use crate::cli::backup::BackupArgs;
 use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
@@ -27,7 +27,7 @@ pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
     }
     let repository = open_or_create(app)?;
     let stop = Stop::watch()?;
-    let wishes = Wishes {
+    let options = BackupOptions {
         label: args.label.clone(),
         fast_checkpoint: args.fast_checkpoint,
         incremental: args.incremental,
@@ -35,7 +35,7 @@ pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
         wait_timeout: Duration::from_secs(args.wait_timeout),
         quiet: app.options.quiet,
     };
-    let (backups, errors) = take_all(&repository, &servers, &wishes, &stop);
+    let (backups, errors) = take_all(&repository, &servers, &options, &stop);
     if args.json.json {
         let shown = backups
             .iter()
@@ -67,12 +67,12 @@ fn is_well(backup: &Backup) -> bool {
 fn take_all(
     repository: &Repository,
     servers: &[ServerConfig],
-    wishes: &Wishes,
+    options: &BackupOptions,
     stop: &Stop,
 ) -> (Vec<Backup>, Vec<Error>) {
     let (mut backups, mut errors) = (Vec::new(), Vec::new());
     for server in servers {
-        match backup::take(repository, server, wishes, stop) {
+        match backup::take(repository, server, options, stop) {
             Ok(backup) => backups.push(backup),
             Err(error) => errors.push(error),
         }

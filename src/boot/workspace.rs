@@ -35,11 +35,11 @@ const PG_HBA_CONF: &str = "local all all trust\n";
 
 /// See the module. Removed when dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct Workspace {
     path: PathBuf,
 }
 
-impl Place {
+impl Workspace {
     /// Makes one for a server that runs as this user.
     pub(super) fn make(uid: u32, gid: u32) -> Result<Self, Error> {
         let parent = parent(&std::env::temp_dir());
@@ -53,11 +53,11 @@ impl Place {
             .prefix(PREFIX)
             .permissions(Permissions::from_mode(0o700))
             .tempdir_in(&parent);
-        let place = Self {
+        let workspace = Self {
             path: made.map_err(failed)?.keep(),
         };
-        place.fill(uid, gid).map_err(failed)?;
-        Ok(place)
+        workspace.fill(uid, gid).map_err(failed)?;
+        Ok(workspace)
     }
 
     fn fill(&self, uid: u32, gid: u32) -> io::Result<()> {
@@ -96,7 +96,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Workspace {
     fn drop(&mut self) {
         if let Err(error) = remove(&self.path) {
             tracing::warn!("{} is left behind: {error}", self.path.display());
@@ -167,25 +167,25 @@ mod tests {
     #[test]
     fn it_is_private_and_goes_away() {
         let (uid, gid) = (Uid::effective().as_raw(), nix::unistd::Gid::effective().as_raw());
-        let place = Place::make(uid, gid).unwrap();
-        for directory in [&place.path, &place.sockets(), &place.mount_point()] {
+        let workspace = Workspace::make(uid, gid).unwrap();
+        for directory in [&workspace.path, &workspace.sockets(), &workspace.mount_point()] {
             assert_eq!(fs::metadata(directory).unwrap().mode() & 0o777, 0o700);
         }
         // What servers leave there.
-        fs::write(place.log(), "PANIC").unwrap();
-        fs::write(place.sockets().join(".s.PGSQL.65432.lock"), "").unwrap();
-        let path = place.path.clone();
-        drop(place);
+        fs::write(workspace.log(), "PANIC").unwrap();
+        fs::write(workspace.sockets().join(".s.PGSQL.65432.lock"), "").unwrap();
+        let path = workspace.path.clone();
+        drop(workspace);
         assert!(!path.exists());
     }
 
     #[test]
     fn what_is_in_a_mount_that_stays_is_not_touched() {
-        let place = Place::make(Uid::effective().as_raw(), 0).unwrap();
-        let inside = place.mount_point().join("file");
+        let workspace = Workspace::make(Uid::effective().as_raw(), 0).unwrap();
+        let inside = workspace.mount_point().join("file");
         fs::write(&inside, "").unwrap();
-        let path = place.path.clone();
-        drop(place);
+        let path = workspace.path.clone();
+        drop(workspace);
         assert!(inside.exists() && path.join("pg_hba.conf").exists());
         fs::remove_file(inside).unwrap();
         remove(&path).unwrap();

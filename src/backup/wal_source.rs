@@ -6,7 +6,7 @@ use barmanfs_catalog::{Backup, BackupSelector, Repository};
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, TimelineId};
 
-use super::{Stop, Wishes, fetch};
+use super::{BackupOptions, Stop, fetch};
 use crate::cluster::{ServerSettings, primary};
 use crate::config::{Archiver, ServerConfig};
 use crate::error::Error;
@@ -149,17 +149,17 @@ pub(super) fn wait(
     repository: &Repository,
     connection: &mut Connection,
     backup: Backup,
-    wishes: &Wishes,
+    options: &BackupOptions,
     stop: &Stop,
 ) -> Result<Backup, Error> {
     let progress = Progress::start(
         format!("Backup of {}", backup.server),
         Counted::Things,
-        wishes.quiet,
+        options.quiet,
     );
     let began = Instant::now();
-    let deadline = began + wishes.wait_timeout;
-    let mut fetch_at = Some(began + FETCH_AFTER.min(wishes.wait_timeout / 2));
+    let deadline = began + options.wait_timeout;
+    let mut fetch_at = Some(began + FETCH_AFTER.min(options.wait_timeout / 2));
     loop {
         let missing = repository.missing_wal(&backup)?;
         if missing.is_empty() {

@@ -14,8 +14,8 @@ use barmanfs_pg::manifest::{self, Checksum, ManifestError, ManifestFile, Manifes
 use barmanfs_pg::{SystemId, incremental};
 use barmanfs_store::{DirectoryRef, FileMap, TreeReader};
 
-use super::as_sent::AsSent;
 use super::receive::{FileSet, LABEL, Received, WAL_DIRECTORY, file_map};
+use super::sent_manifest::SentManifestNotes;
 use crate::error::Error;
 use crate::output::printable;
 
@@ -37,7 +37,7 @@ pub(super) fn check(
 /// the manifest of the tree into `output`, an empty file; gives it back with its size, to be read from its start.
 pub(super) fn compose(
     received: &Received,
-    mut altered: AsSent,
+    mut altered: SentManifestNotes,
     (trees, root): (&TreeReader, &DirectoryRef),
     system_id: SystemId,
     output: File,

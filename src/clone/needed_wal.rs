@@ -13,7 +13,7 @@ use barmanfs_pg::wal_name::{SegmentName, WalName, segments_between};
 use barmanfs_pg::{Lsn, wal_record};
 
 use super::OfflineClone;
-use super::manifest::WAL_DIRECTORY;
+use super::backup_manifest::WAL_DIRECTORY;
 use crate::error::Error;
 
 /// Where the control file is.

@@ -6,13 +6,13 @@ use crate::instance;
 
 /// What becomes of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kept {
+pub(super) enum Inclusion {
     /// It is in the backup; of a directory, what is in it is looked at.
-    Yes,
+    Included,
     /// The directory is, and nothing of what is in it.
-    Empty,
+    EmptyDirectory,
     /// It is not.
-    No,
+    LeftOut,
     /// It lies in `pg_wal` itself, where it depends on what is needed to start.
     Wal,
 }
@@ -50,24 +50,24 @@ const LEFT_OUT_PREFIXES: [&[u8]; 2] = [b"pgsql_tmp", b"pg_internal.init"];
 const RELATIONS: [&[u8]; 2] = [b"base/", b"pg_tblspc/"];
 
 /// What becomes of the entry at `path`.
-pub(super) fn kept(path: &[u8]) -> Kept {
+pub(super) fn inclusion(path: &[u8]) -> Inclusion {
     let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
     let is_relation = || RELATIONS.iter().any(|place| path.starts_with(place));
     if EMPTIED.contains(&path) {
-        Kept::Empty
+        Inclusion::EmptyDirectory
     } else if LEFT_OUT.contains(&path)
         || instance::is_socket_lock(path)
         || LEFT_OUT_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
         || (is_relation() && is_temporary_relation(name))
     {
-        Kept::No
+        Inclusion::LeftOut
     } else if path
         .strip_prefix(b"pg_wal/")
         .is_some_and(|name| !name.contains(&b'/'))
     {
-        Kept::Wal
+        Inclusion::Wal
     } else {
-        Kept::Yes
+        Inclusion::Included
     }
 }
 
@@ -103,31 +103,31 @@ mod tests {
     #[test]
     fn what_a_server_makes_anew_is_left_out() {
         for (path, expected) in [
-            ("PG_VERSION", Kept::Yes),
-            ("base/5/1259", Kept::Yes),
-            ("base/5/16400_init", Kept::Yes),
-            ("base/5/t3_16400", Kept::No),
-            ("base/5/t3_16400_fsm.1", Kept::No),
-            ("base/5/t3_x", Kept::Yes),
-            ("t3_16400", Kept::Yes),
-            ("base/pgsql_tmp", Kept::No),
-            ("base/5/pg_internal.init", Kept::No),
-            ("global/pg_internal.init.4711", Kept::No),
-            ("pg_tblspc/16435/PG_18_202506291/5/t12_9", Kept::No),
-            ("postmaster.pid", Kept::No),
-            ("postmaster.external.pid", Kept::No),
-            (".s.PGSQL.25432.lock", Kept::No),
-            ("barmanfs-server.log", Kept::No),
-            ("log/postgresql.log", Kept::Yes),
-            ("log/postmaster.pid", Kept::Yes),
-            ("pg_replslot", Kept::Empty),
-            ("pg_stat", Kept::Yes),
-            ("pg_wal", Kept::Yes),
-            ("pg_wal/archive_status", Kept::Empty),
-            ("pg_wal/000000010000000000000001", Kept::Wal),
-            ("pg_wal/summaries", Kept::Empty),
+            ("PG_VERSION", Inclusion::Included),
+            ("base/5/1259", Inclusion::Included),
+            ("base/5/16400_init", Inclusion::Included),
+            ("base/5/t3_16400", Inclusion::LeftOut),
+            ("base/5/t3_16400_fsm.1", Inclusion::LeftOut),
+            ("base/5/t3_x", Inclusion::Included),
+            ("t3_16400", Inclusion::Included),
+            ("base/pgsql_tmp", Inclusion::LeftOut),
+            ("base/5/pg_internal.init", Inclusion::LeftOut),
+            ("global/pg_internal.init.4711", Inclusion::LeftOut),
+            ("pg_tblspc/16435/PG_18_202506291/5/t12_9", Inclusion::LeftOut),
+            ("postmaster.pid", Inclusion::LeftOut),
+            ("postmaster.external.pid", Inclusion::LeftOut),
+            (".s.PGSQL.25432.lock", Inclusion::LeftOut),
+            ("barmanfs-server.log", Inclusion::LeftOut),
+            ("log/postgresql.log", Inclusion::Included),
+            ("log/postmaster.pid", Inclusion::Included),
+            ("pg_replslot", Inclusion::EmptyDirectory),
+            ("pg_stat", Inclusion::Included),
+            ("pg_wal", Inclusion::Included),
+            ("pg_wal/archive_status", Inclusion::EmptyDirectory),
+            ("pg_wal/000000010000000000000001", Inclusion::Wal),
+            ("pg_wal/summaries", Inclusion::EmptyDirectory),
         ] {
-            assert_eq!(kept(path.as_bytes()), expected, "{path}");
+            assert_eq!(inclusion(path.as_bytes()), expected, "{path}");
         }
     }
 }

@@ -16,13 +16,13 @@ pub(super) struct SentFile {
 
 /// Takes notes.
 #[derive(Debug)]
-pub(super) struct AsSentWriter(BufWriter<File>);
+pub(super) struct SentManifestWriter(BufWriter<File>);
 
 /// Gives them back in their order.
 #[derive(Debug)]
-pub(super) struct AsSent(BufReader<File>);
+pub(super) struct SentManifestNotes(BufReader<File>);
 
-impl AsSentWriter {
+impl SentManifestWriter {
     /// Notes go into `spool`, an empty file.
     pub(super) fn new(spool: File) -> Self {
         Self(BufWriter::new(spool))
@@ -38,14 +38,14 @@ impl AsSentWriter {
     }
 
     /// All were noted.
-    pub(super) fn finish(self) -> io::Result<AsSent> {
+    pub(super) fn finish(self) -> io::Result<SentManifestNotes> {
         let mut spool = self.0.into_inner().map_err(io::IntoInnerError::into_error)?;
         spool.rewind()?;
-        Ok(AsSent(BufReader::new(spool)))
+        Ok(SentManifestNotes(BufReader::new(spool)))
     }
 }
 
-impl AsSent {
+impl SentManifestNotes {
     /// The next file; `None` after the last.
     pub(super) fn next(&mut self) -> io::Result<Option<SentFile>> {
         if self.0.fill_buf()?.is_empty() {
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn notes_come_back_in_their_order() {
-        let mut writer = AsSentWriter::new(tempfile::tempfile().unwrap());
+        let mut writer = SentManifestWriter::new(tempfile::tempfile().unwrap());
         let files: Vec<SentFile> = (0..300)
             .map(|n| SentFile {
                 path: vec![b'a'; n],
