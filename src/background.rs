@@ -3,11 +3,11 @@
 //! No fork: threads may already run. The program starts itself again with the same arguments and a
 //! hidden flag; the child takes a session of its own, mounts, and says "ready" on a pipe once the mount
 //! answers. Only then does the parent end with 0. Until then the child has the parent's standard error,
-//! so whatever goes wrong is told where the command was typed, and its exit code is handed on.
+//! so errors are shown where the command was typed. The parent ends with the exit code of the child.
 //!
-//! What the starter had open belongs to him: a pipe that is read to its end, a lock. Nothing of it is kept.
+//! The child keeps no descriptor of its starter, such as a lock, or a pipe that somebody reads to its end.
 //!
-//! In the foreground, a service manager that waits for it is told the same: [`notify`].
+//! In the foreground, a service manager that waits for the mount is notified: [`notify`].
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -95,7 +95,7 @@ fn close_inherited() {
     }
 }
 
-/// For a program that goes on when this one has ended: it gets nothing of what this one has inherited but the standard
+/// For a program that outlives this one: it gets nothing of what this one has inherited but the standard
 /// descriptors.
 pub(crate) fn keep_inherited() {
     for open in inherited() {
@@ -123,7 +123,7 @@ pub(crate) fn ready(log_file: Option<&Path>) -> Result<(), Error> {
     rustix::stdio::dup2_stderr(&null).map_err(|error| failed("close standard error", error.into()))
 }
 
-/// In the foreground, once the mount answers: tells systemd (`Type=notify`), where it has asked for it.
+/// Notifies systemd (`Type=notify`) that the mount answers, where systemd asked for it. For the foreground.
 pub(crate) fn notify() -> io::Result<()> {
     let Some(name) = std::env::var_os("NOTIFY_SOCKET") else {
         return Ok(());

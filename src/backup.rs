@@ -2,8 +2,8 @@
 //!
 //! One replication connection identifies the cluster and sends the backup. Another one has a temporary slot, by which the
 //! server keeps the WAL until the archive has the last segment ([`hold`]). Where the server can, it sends only what changed since an earlier backup ([`incremental`]), and both are put
-//! together on the way ([`compose`]). What is received goes straight into the repository's pipeline ([`receive`]); what was stored is then held
-//! against the server's manifest ([`server_manifest`]) before the backup counts.
+//! together on the way ([`compose`]). What is received goes straight into the repository's pipeline ([`receive`]); what was stored is then compared
+//! with the server's manifest ([`server_manifest`]) before the backup counts.
 
 mod checkpoint;
 mod compose;
@@ -116,8 +116,8 @@ pub(crate) fn take(
     }
 }
 
-/// Who brings the WAL: never the archive where that has another history than the server, or takes no WAL until somebody
-/// decides which one counts. And the fork behind which the server is.
+/// What brings the WAL, and the fork behind which the server is. The archive does not bring it where it has another history
+/// than the server, or takes no WAL until somebody decides which history counts.
 fn source(
     repository: &Repository,
     server: &ServerConfig,
@@ -137,7 +137,7 @@ fn source(
                 "Server {name}: {fork}. WAL from there on is refused, so this backup brings its own. {}",
                 forks::advice(name, &fork)
             );
-            // Nothing tells of which history it is: not of the archived one, as that has its WAL.
+            // Its history is not known. It is not the archived one, as that has its WAL.
             let is_behind = fork.timeline == cluster.timeline && fork.lsn < cluster.flush_lsn;
             let is_known = found == Lineage::Same;
             Ok((Source::Backup, (is_behind && !is_known).then_some(fork.id)))

@@ -42,7 +42,7 @@ const LACKING: [&str; 4] = [
     "could not map anonymous shared memory",
 ];
 
-/// What a server says that was told to load what is not installed on this host: a backup holds no libraries.
+/// What a server says when it is to load a library that is not installed on this host: a backup holds no libraries.
 const NOT_INSTALLED: [&str; 2] = ["could not access file \"", "could not load library \""];
 
 /// What is to be tested, and how.
@@ -265,7 +265,7 @@ impl Bench<'_> {
         if matches!(by_mount, None | Some(Ok(()))) {
             return;
         }
-        // With the mount its files are in use no more.
+        // Without the mount its files are no longer in use.
         let server = &self.request.backup.server;
         let removed = self
             .repository

@@ -26,7 +26,7 @@ const GROUPS: &[(&str, &[&str])] = &[
         &["backup", "receive-wal", "wal-archive", "get-wal"],
     ),
     (
-        "Look",
+        "Inspect",
         &[
             "list-servers",
             "list-backups",
@@ -38,9 +38,9 @@ const GROUPS: &[(&str, &[&str])] = &[
         ],
     ),
     ("Use a backup", &["mount", "umount", "clone"]),
-    ("Be sure", &["check", "verify"]),
+    ("Check", &["check", "verify"]),
     (
-        "Keep house",
+        "Maintain",
         &[
             "delete",
             "sweep",
@@ -61,7 +61,7 @@ Recovery needs no command:
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration,
 3 done and problems found (check, verify).
-'barmanfs COMMAND --help' tells more, with examples.";
+'barmanfs COMMAND --help' says more, with examples.";
 
 /// PostgreSQL backups and WAL, deduplicated, and shown as directories
 #[derive(Debug, Parser)]
@@ -87,10 +87,10 @@ pub(crate) struct GlobalOptions {
     /// Configuration to read [default: ~/.barmanfs.conf, else /etc/barmanfs.conf]
     #[arg(short, long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Say nothing of what goes well; no progress
+    /// Only report problems; no progress
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub(crate) quiet: bool,
-    /// Say more; twice for debugging
+    /// Report more; twice for debugging
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
     /// error, warning, info, debug or trace; wins over the configuration's log_level
@@ -157,7 +157,7 @@ pub(crate) enum Command {
     )]
     Timeline(inspect::TimelineArgs),
 
-    /// Tell how a point in time would be recovered, or why it cannot be
+    /// Explain how a point in time would be recovered, or why it cannot be
     #[command(after_help = inspect::EXPLAIN_HELP)]
     Explain(inspect::ExplainArgs),
 
@@ -173,7 +173,7 @@ pub(crate) enum Command {
     #[command(after_help = mount::MOUNT_HELP)]
     Mount(mount::MountArgs),
 
-    /// Take a mounted directory down again
+    /// Unmount a mounted directory
     #[command(
         alias = "unmount",
         after_help = mount::UMOUNT_HELP
@@ -202,11 +202,11 @@ pub(crate) enum Command {
     )]
     Sweep(JsonOption),
 
-    /// Look at WAL files that were put aside, accept them or give them up
+    /// Show WAL files that were put aside, accept them or delete them
     #[command(after_help = quarantine::AFTER_HELP)]
     Quarantine(quarantine::QuarantineArgs),
 
-    /// Make catalog.sqlite anew from the packs
+    /// Rebuild catalog.sqlite from the packs
     #[command(after_help = upkeep::REBUILD_CATALOG_HELP)]
     RebuildCatalog(upkeep::RebuildArgs),
 
@@ -286,7 +286,7 @@ mod tests {
         all
     }
 
-    /// As a shell parts them: what stands between quotes is one.
+    /// Splits a line as a shell does: text between quotes is one word.
     fn words(line: &str) -> Vec<String> {
         let mut words = Vec::new();
         for (nth, part) in line.split('\'').enumerate() {
@@ -333,29 +333,29 @@ mod tests {
           wal-archive      Store one WAL file; for archive_command
           get-wal          Fetch one WAL file; for restore_command
 
-        Look:
+        Inspect:
           list-servers     List the configured servers
           list-backups     List the backups of a server, or of all
           show-backup      Show all that is known about one backup
           list-files       List the files of a backup
           timeline         Draw a server's timelines, backups and WAL, and what cannot be recovered
-          explain          Tell how a point in time would be recovered, or why it cannot be
+          explain          Explain how a point in time would be recovered, or why it cannot be
           stats            Show sizes, and what deduplication and compression save
 
         Use a backup:
           mount            Show all backups and WAL as directories
-          umount           Take a mounted directory down again
+          umount           Unmount a mounted directory
           clone            Make writable copies of backups at once, and run PostgreSQL on them
 
-        Be sure:
+        Check:
           check            Check the server's settings, its archiving and the repository
           verify           Read everything back and check it against its checksums
 
-        Keep house:
+        Maintain:
           delete           Delete backups; 'sweep' then frees the space nothing else uses
           sweep            Free the space of deleted and failed backups
-          quarantine       Look at WAL files that were put aside, accept them or give them up
-          rebuild-catalog  Make catalog.sqlite anew from the packs
+          quarantine       Show WAL files that were put aside, accept them or delete them
+          rebuild-catalog  Rebuild catalog.sqlite from the packs
           index-wal        Read archived WAL again that an earlier release could not read
           history          Show where a timeline has two histories, and decide which one counts
           version          Show the version
@@ -363,8 +363,8 @@ mod tests {
         Options of every command:
           -c, --config <FILE>      Configuration to read [default: ~/.barmanfs.conf, else
                                    /etc/barmanfs.conf]
-          -q, --quiet              Say nothing of what goes well; no progress
-          -v, --verbose...         Say more; twice for debugging
+          -q, --quiet              Only report problems; no progress
+          -v, --verbose...         Report more; twice for debugging
               --log-level <LEVEL>  error, warning, info, debug or trace; wins over the configuration's
                                    log_level
           -h, --help               Print help
@@ -376,7 +376,7 @@ mod tests {
 
         Exit codes: 0 done, 1 failed, 2 wrong usage or configuration,
         3 done and problems found (check, verify).
-        'barmanfs COMMAND --help' tells more, with examples.
+        'barmanfs COMMAND --help' says more, with examples.
         ");
     }
 

@@ -37,7 +37,7 @@ use crate::logging;
 use crate::output::Output;
 use crate::ownership;
 
-/// What stands for every server on the command line.
+/// The word for all servers on the command line.
 const ALL: &str = "all";
 
 /// What every command works with.
@@ -138,7 +138,7 @@ impl App {
             .ok_or_else(|| self.unknown_server(name, &[]))
     }
 
-    /// The servers that `names` stand for, each once; inactive ones only when they are named.
+    /// The servers that `names` mean, each once; inactive ones only when they are named.
     pub(crate) fn configured_servers(&self, names: &[String]) -> Result<Vec<ServerConfig>, Error> {
         let mut servers: Vec<ServerConfig> = Vec::new();
         for name in names {
@@ -182,7 +182,7 @@ impl App {
         }
     }
 
-    /// The servers that `name` stands for: one, or for `all` those of the configuration and then the others
+    /// The servers that `name` means: one, or for `all` those of the configuration and then the others
     /// the repository has.
     pub(crate) fn known_servers(
         &self,
@@ -206,7 +206,7 @@ impl App {
         Ok(servers)
     }
 
-    /// The backup of `server` that `selector` stands for.
+    /// The backup of `server` that `selector` selects.
     pub(crate) fn backup(
         &self,
         repository: &Repository,

@@ -1,7 +1,7 @@
 //! Running PostgreSQL on a data directory: a clone's, or a throw-away one's.
 //!
 //! PostgreSQL's own `pg_ctl` does the work, as the user the data directory belongs to. Nothing is connected to: whether
-//! a server runs, and how far its recovery is, stands in its files, so no password is needed.
+//! a server runs, and how far its recovery is, is read from its files, so no password is needed.
 
 mod auto_conf;
 mod control_file;
@@ -40,7 +40,7 @@ const FIRST_PORT: u16 = 25_432;
 /// How many are tried.
 const PORTS: u16 = 1000;
 
-/// What a server says whose port is another's; in other languages, the port itself has to tell.
+/// What a server says when its port is in use. In other languages, only the port itself can show that.
 const PORT_IS_TAKEN: &str = "Address already in use";
 
 /// How often another one is chosen when it was taken by somebody else in that moment.
@@ -94,7 +94,7 @@ pub(crate) struct Instance {
 }
 
 impl Instance {
-    /// The server in `data`. Whoever asks must be the directory's owner, or root.
+    /// The server in `data`. The caller must be the directory's owner, or root.
     pub(crate) fn at(data: &Path, bindir: Option<&Path>, path_prefix: Option<&Path>) -> Result<Self, Error> {
         let owner = fs::metadata(data).map_err(|error| unreadable(data, &error))?;
         let me = Uid::effective();
@@ -185,7 +185,7 @@ impl Instance {
     fn start_on(&self, port: u16, options: &StartOptions) -> Result<Option<Running>, Error> {
         let log_before = size_bytes(&options.log);
         let control_before = control_file::bytes(&self.data.join(CONTROL))?;
-        // The server goes on when this program has ended, and is not to hold a lock or a pipe of who started it.
+        // The server outlives this program, and must not hold a lock or a pipe of its starter.
         crate::background::keep_inherited();
         let ended = self
             .command("pg_ctl")
@@ -248,7 +248,7 @@ impl Instance {
         command
     }
 
-    /// The server itself, to be run as a child of this process and not in the background. No program stands between: the
+    /// The server itself, to be run as a child of this process and not in the background. There is no program in between: the
     /// kernel would forget then what it is to do when this process dies.
     pub(crate) fn server(&self, port: u16, options: &StartOptions) -> Command {
         let mut command = self.as_owner(&self.programs.path("postgres"));

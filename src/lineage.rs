@@ -230,7 +230,7 @@ impl Look<'_> {
                     });
                 }
                 Compared::Same if found == Lineage::Unknown => return Ok(Lineage::Same),
-                // No reason to take no backup: 'verify' and 'check' tell of it.
+                // A backup is taken all the same: 'verify' and 'check' report the damage.
                 Compared::Damaged(why) => {
                     tracing::warn!(
                         "Archived segment {segment} of server {server} cannot be compared with the server's: {why}"

@@ -161,8 +161,8 @@ impl<'a> Mounts<'a> {
         instance::running(&path).map(|running| (running, path))
     }
 
-    /// Has every mount let go of a clone that does so for this user; what was written to it is durable then. Gives one that
-    /// does not.
+    /// Has every mount release a clone, where this user may ask for it. What was written to the clone is durable then. Gives a
+    /// mount that this user may not ask.
     fn release(&self, server: &ServerName, name: &CloneName) -> Result<Option<&FoundMount>, Error> {
         let mut unwilling = None;
         for mount in &self.found.serving {

@@ -17,7 +17,7 @@ pub(crate) use table::{Align, Cell, Table};
 /// Copied at a time.
 const COPY_BYTES: usize = 1 << 20;
 
-/// How a word stands out on a terminal.
+/// How a word is highlighted on a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Style {
     /// As it is.
@@ -126,7 +126,7 @@ impl Output {
         self.json_value(json::document(value))
     }
 
-    /// A list as a JSON document, in which it stands under `name`.
+    /// A list as a JSON document, under the key `name`.
     pub(crate) fn json_list(&mut self, name: &str, values: &impl Serialize) -> Result<(), Error> {
         self.json_value(json::list(name, values))
     }

@@ -1,12 +1,12 @@
 //! Receiving WAL as a stream: what `receive-wal` does until it is stopped.
 //!
 //! One thread holds the connection ([`session`]): it writes what comes into the spool, makes it durable as soon as
-//! nothing more has come, and only then tells the server, which may have a commit waiting for that. Another thread
+//! nothing more has come. Only then it reports to the server, which may have a commit waiting for that. Another thread
 //! ([`archiver`]) takes whole segments from the spool into the archive, so that no commit waits for compression.
 //!
 //! - Reported as flushed is only what is durable in the spool or the archive. A kill at any moment loses nothing that
-//!   was reported: the next start goes on from what lies there ([`position`]).
-//! - Nothing ends this but a signal or a wrong configuration: whatever fails is told, and tried again.
+//!   was reported: the next start continues from what is there ([`position`]).
+//! - Only a signal or a wrong configuration ends this. Every other failure is logged, and tried again.
 
 mod archiver;
 mod backoff;
@@ -54,7 +54,7 @@ pub(crate) fn run(repository: &Repository, server: &ServerConfig) -> Result<(), 
             Ok(Ended::Stopped) => break,
             Ok(Ended::ServerShutDown) => "The server is shutting down".to_owned(),
             Err(error) if error.kind() == Kind::Usage => return Err(error),
-            Err(error) => told(&error),
+            Err(error) => in_one_line(&error),
         };
         if archiver.has_ended() {
             return Err(Error::failed("The thread that archives has ended: this is a bug"));
@@ -72,7 +72,7 @@ pub(crate) fn run(repository: &Repository, server: &ServerConfig) -> Result<(), 
 }
 
 /// Message and hint in one line.
-fn told(error: &Error) -> String {
+fn in_one_line(error: &Error) -> String {
     match error.hint_text() {
         Some(hint) => format!("{error}. {hint}"),
         None => error.to_string(),

@@ -27,7 +27,7 @@ pub(super) fn end(
     Ok(described(cluster, &label, result))
 }
 
-/// Says that the layout of `pg_control` is not known, if it is not.
+/// Logs a warning when the layout of `pg_control` is not known.
 fn warn_of_control(server: &ServerName, trees: &TreeReader, root: &DirectoryRef) -> Result<(), Error> {
     const BYTES_MAX: usize = 8192;
     let Some(map) = trees
@@ -42,7 +42,7 @@ fn warn_of_control(server: &ServerName, trees: &TreeReader, root: &DirectoryRef)
     if let Err(ControlError::UnknownVersion { version, .. }) = read {
         tracing::warn!(
             "Server {server}: pg_control has version {version}, which this release of barmanfs does not know: the backup is \
-             kept byte for byte, and it cannot be told from it what a server that is started on a copy has to be set to"
+             kept byte for byte, and the settings that a server on a copy needs cannot be read from it"
         );
     }
     Ok(())
@@ -79,8 +79,9 @@ fn described(cluster: &ServerSettings, label: &BackupLabel, result: BaseBackupRe
     // The connection has logged the warnings; with a checksum failure they say where.
     let checksum_failures = match &result.checksum_failure {
         Some(failure) => {
-            let told = result.warnings.iter().chain([failure]);
-            told.map(|error| output::printable(error.message.as_bytes()))
+            let errors = result.warnings.iter().chain([failure]);
+            errors
+                .map(|error| output::printable(error.message.as_bytes()))
                 .collect()
         }
         None => Vec::new(),

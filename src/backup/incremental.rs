@@ -23,7 +23,7 @@ use crate::output;
 use crate::postgres::{self, Connection, FIRST_INCREMENTAL_MAJOR, UploadError, upload_manifest};
 
 /// What `backup --incremental` says where the server cannot do it at the moment: summaries of WAL are missing, or it
-/// was told not to make any ("object not in prerequisite state").
+/// is set to make none ("object not in prerequisite state").
 const NOT_IN_PREREQUISITE_STATE: &str = "55000";
 
 /// Where the control file is.

@@ -16,7 +16,7 @@ use crate::postgres::Connection;
 /// Makes sure that the server still has the history of `parent`, a backup on its timeline or on one before.
 ///
 /// # Errors
-/// [`NoIncrement::Changed`] when it does not, [`NoIncrement::Impossible`] when nothing can tell.
+/// [`NoIncrement::Changed`] when it does not, [`NoIncrement::Impossible`] when nothing can prove it.
 pub(super) fn prove(
     repository: &Repository,
     server: &ServerConfig,

@@ -1,4 +1,4 @@
-//! What the server sent of the files that are stored otherwise, to be held against its manifest.
+//! Notes about files that are stored in another form than they were sent in, for the comparison with the server's manifest.
 //!
 //! The server's manifest is about what it sent: `INCREMENTAL.1259` with the size and checksum of that. It lists files
 //! in the order they were sent, so a note of each in a file without a name is enough, read once from front to back.
@@ -14,11 +14,11 @@ pub(super) struct SentFile {
     pub(super) crc32c: u32,
 }
 
-/// Takes notes.
+/// Writes the notes.
 #[derive(Debug)]
 pub(super) struct SentManifestWriter(BufWriter<File>);
 
-/// Gives them back in their order.
+/// Reads the notes in the order in which they were written.
 #[derive(Debug)]
 pub(super) struct SentManifestNotes(BufReader<File>);
 
@@ -37,7 +37,7 @@ impl SentManifestWriter {
         self.0.write_all(&file.crc32c.to_le_bytes())
     }
 
-    /// All were noted.
+    /// Ends writing, and begins reading.
     pub(super) fn finish(self) -> io::Result<SentManifestNotes> {
         let mut spool = self.0.into_inner().map_err(io::IntoInnerError::into_error)?;
         spool.rewind()?;

@@ -1,4 +1,4 @@
-//! Holding what was stored against the server's manifest.
+//! Comparing what was stored with the server's manifest.
 //!
 //! Every file the manifest lists must be in the tree with its size and CRC-32C, and every file of the tree (but the WAL
 //! and the manifest itself) must be listed; of the WAL that comes with a backup, PostgreSQL lists the status files and
@@ -33,7 +33,7 @@ pub(super) fn check(
     .map(drop)
 }
 
-/// Checks the tree at `root` of an incremental backup, whose manifest is about files of which `altered` tells. Writes
+/// Checks the tree at `root` of an incremental backup, whose manifest is about the files noted in `altered`. Writes
 /// the manifest of the tree into `output`, an empty file; gives it back with its size, to be read from its start.
 pub(super) fn compose(
     received: &Received,

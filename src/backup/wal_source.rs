@@ -25,7 +25,7 @@ const FETCH_AFTER: Duration = Duration::from_secs(60);
 /// Missing segments that are named.
 const MISSING_SHOWN: usize = 3;
 
-/// Who brings the WAL of a backup.
+/// What brings the WAL of a backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {
     /// `archive_command` or `receive-wal`: the backup waits for its segments.
@@ -43,7 +43,7 @@ impl Source {
     }
 }
 
-/// Decides who brings the WAL. The archive is relied on only where it was told to be used, or is seen to work: a
+/// Decides what brings the WAL. The archive is relied on only where the configuration says so, or it is seen to work: a
 /// backup whose WAL never arrives is worth nothing. Of a standby it is not enough that the archive works: the segment in
 /// which the backup stops is whole only when the primary goes on to the next.
 pub(super) fn source(

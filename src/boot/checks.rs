@@ -88,7 +88,7 @@ impl<'a> Client<'a> {
         )
     }
 
-    /// The version the server tells: "18.1".
+    /// The version that the server reports: "18.1".
     pub(super) fn version(&self) -> Result<String, Stop> {
         let version = self.query(&self.database, "SHOW server_version")?;
         let number = value(&version).split_whitespace().next();
@@ -205,7 +205,7 @@ fn value(answer: &str) -> &str {
     values(answer).next().unwrap_or_default()
 }
 
-/// The first error a client program tells of, in one line: "check.sql:3: ERROR: relation "a" does not exist".
+/// The first error that a client program reports, in one line: "check.sql:3: ERROR: relation "a" does not exist".
 fn error_in(said: &str) -> String {
     let is_error = |line: &&str| {
         ["ERROR:", "FATAL:", "PANIC:", "error:"]

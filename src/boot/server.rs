@@ -18,7 +18,7 @@ use crate::signals::Interruption;
 /// How often a server that starts or ends is looked at.
 const POLL: Duration = Duration::from_millis(20);
 
-/// A postmaster kills processes that do not follow it 5 s after it was told to end at once; twice that, and it hangs itself.
+/// A postmaster kills processes that do not follow it 5 s after it was asked to end at once. After twice that, the postmaster itself hangs.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
 /// Words that begin what ended a server.
@@ -48,7 +48,7 @@ const NO_EVENT_TRIGGERS: (&str, &str) = ("event_triggers", "off");
 /// The first version with that setting, and with triggers on logins.
 pub(super) const HAS_EVENT_TRIGGERS_SETTING: u32 = 17;
 
-/// See the module. Ended when dropped.
+/// The server of a boot test. It is ended when this is dropped.
 #[derive(Debug)]
 pub(super) struct Server {
     postmaster: Child,

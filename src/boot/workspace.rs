@@ -1,4 +1,4 @@
-//! Where a boot test lives: a private directory for the mount, the server's socket, its log and its `pg_hba.conf`.
+//! The directory of a boot test: a private one for the mount, the server's socket, its log and its `pg_hba.conf`.
 //!
 //! ```text
 //! /tmp/barmanfs-boot-XXXXXX/     its maker's; the group of the data's owner may pass
@@ -33,7 +33,7 @@ pub(super) const PORT: u16 = 65_432;
 /// Who may connect is decided by the directory the socket is in.
 const PG_HBA_CONF: &str = "local all all trust\n";
 
-/// See the module. Removed when dropped.
+/// The directory of a boot test. It is removed when this is dropped.
 #[derive(Debug)]
 pub(super) struct Workspace {
     path: PathBuf,

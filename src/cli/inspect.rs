@@ -6,7 +6,7 @@ use super::JsonOption;
 
 /// Ends `barmanfs list-files --help`.
 pub(super) const LIST_FILES_HELP: &str = "\
-Paths are as they stand below the server's directory of the mount.
+Paths are as they are below the server's directory of the mount.
 
 Examples:
   barmanfs list-files main latest
@@ -24,7 +24,7 @@ Examples:
 
 /// Ends `barmanfs explain --help`.
 pub(super) const EXPLAIN_HELP: &str = "\
-TARGET is what stands below pitr/ of a mount: now, immediate, a time, an LSN, xid:N or name:TEXT, with options
+TARGET is the name of a directory below pitr/ of a mount: now, immediate, a time, an LSN, xid:N or name:TEXT, with options
 behind commas: exclusive, timeline=N|latest|current, action=pause|promote|shutdown, backup=ID, self-contained.
 A time has any unambiguous form that PostgreSQL reads; without a zone the server's is meant.
 Exits with 1 when the target cannot be reached.

@@ -21,7 +21,7 @@ Examples:
 
 /// Ends `barmanfs umount --help`.
 pub(super) const UMOUNT_HELP: &str = "\
-Returns when everything written to clones is on disk. A mount that somebody uses stays, and who that is is told.
+Returns when everything written to clones is on disk. A mount that is in use stays; the command prints who uses it.
 
 Examples:
   barmanfs umount /mnt/backups";

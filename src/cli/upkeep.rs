@@ -31,7 +31,7 @@ pub(crate) struct DeleteArgs {
     #[arg(required = true, value_name = "BACKUP")]
     pub(crate) backups: Vec<String>,
     /// Delete a backup even when it is the last to recover from, or the newest state depends on it, or it is being read
-    /// through a mount, or clones stand on it: they keep what they need
+    /// through a mount, or clones are based on it: they keep what they need
     #[arg(long)]
     pub(crate) force: bool,
     /// Show what would be deleted and what could be recovered afterwards, and delete nothing

@@ -50,7 +50,7 @@ pub(crate) struct ReceiveWalArgs {
     /// Stop the process that receives the server's WAL, and wait for its end
     #[arg(long, group = "instead")]
     pub(crate) stop: bool,
-    /// Begin anew with the segment the server is writing now; what is between is not received
+    /// Start again at the segment the server is writing now; WAL in between is not received
     #[arg(long, group = "instead")]
     pub(crate) reset: bool,
     /// Create the replication slot slot_name
@@ -82,7 +82,7 @@ pub(crate) struct GetWalArgs {
     pub(crate) name: String,
     /// File or directory to write to; PostgreSQL's %p [default: standard output]
     pub(crate) dest: Option<PathBuf>,
-    /// Not from the archive, but of a history that was left, by its number in 'barmanfs history SERVER list'
+    /// Not from the archive, but from a history that was left, by its number in 'barmanfs history SERVER list'
     #[arg(long, value_name = "NUMBER")]
     pub(crate) left: Option<usize>,
 }

@@ -1,19 +1,19 @@
-//! What of a clone belongs into a backup: all but what a server makes anew whenever it starts, as `pg_basebackup` leaves
+//! What of a clone belongs into a backup: all but what a server makes again whenever it starts, as `pg_basebackup` leaves
 //! it out (`excludeDirContents` and `excludeFiles` in `src/backend/backup/basebackup.c`). Unlogged relations are kept:
 //! they are good after a clean shutdown, and a server that recovers from a crash resets them itself.
 
 use crate::instance;
 
-/// What becomes of an entry.
+/// Whether an entry is in the backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Inclusion {
-    /// It is in the backup; of a directory, what is in it is looked at.
+    /// It is. For a directory, its contents are looked at.
     Included,
-    /// The directory is, and nothing of what is in it.
+    /// The directory is, without its contents.
     EmptyDirectory,
     /// It is not.
     LeftOut,
-    /// It lies in `pg_wal` itself, where it depends on what is needed to start.
+    /// It is a file in `pg_wal` itself: that depends on what is needed to start.
     Wal,
 }
 
@@ -43,13 +43,13 @@ const LEFT_OUT: [&[u8]; 8] = [
     b"tablespace_map",
 ];
 
-/// What begins so is left out wherever it is: temporary files, and a cache.
+/// Names that begin so are left out in every directory: temporary files, and a cache.
 const LEFT_OUT_PREFIXES: [&[u8]; 2] = [b"pgsql_tmp", b"pg_internal.init"];
 
 /// Where relations are.
 const RELATIONS: [&[u8]; 2] = [b"base/", b"pg_tblspc/"];
 
-/// What becomes of the entry at `path`.
+/// Whether the entry at `path` is in the backup.
 pub(super) fn inclusion(path: &[u8]) -> Inclusion {
     let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
     let is_relation = || RELATIONS.iter().any(|place| path.starts_with(place));

@@ -98,7 +98,7 @@ pub(crate) fn commit(
     }
 }
 
-/// The backup the clone stands on; it may have been deleted.
+/// The backup the clone is based on; it may have been deleted.
 fn base_of(repository: &Repository, clone: &OfflineClone) -> Result<Option<Backup>, Error> {
     let selector = BackupSelector::Id(clone.description.origin.backup);
     match repository.backup(&clone.description.server, &selector) {

@@ -12,7 +12,7 @@ use crate::health::losses;
 use crate::output::{self, Align, Cell, Style, Table};
 use crate::report::ListedBackup;
 
-/// Where the status stands in the table.
+/// The column of the status in the table.
 const STATUS_COLUMN: usize = 2;
 
 /// Runs the command.

@@ -1,4 +1,4 @@
-//! `barmanfs list-files`: paths as they stand below the server's directory of the mount.
+//! `barmanfs list-files`: paths as they are below the server's directory of the mount.
 
 use barmanfs_catalog::{Backup, Repository};
 use barmanfs_pg::TimestampMicros;

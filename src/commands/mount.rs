@@ -103,7 +103,7 @@ fn serve(app: &App, mounted: MountedFs, mount_point: &Path, background: bool) ->
         if background {
             return background::ready(app.config.log_file.as_deref());
         }
-        // A service manager that cannot be told gives up by itself.
+        // A service manager that cannot be notified gives up by itself.
         background::notify()
             .map_err(|error| Error::failed(format!("Cannot tell the service manager: {error}")))
     });

@@ -10,7 +10,7 @@ use crate::error::{Error, Outcome};
 use crate::output::{self, Align, Table};
 use crate::report::{ComparedFile, MovedFile, QuarantinedFile};
 
-/// Digits of an id that tell one file from another in a list.
+/// Digits of an id that are enough to distinguish files in a list.
 const SHORT_ID: usize = 8;
 
 /// Runs the command.

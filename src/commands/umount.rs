@@ -44,7 +44,7 @@ pub(crate) fn run(args: &UmountArgs) -> Result<Outcome, Error> {
     }
 }
 
-/// Says who is in the way, and what can be done about it.
+/// Prints who uses the mount, and what can be done about it.
 fn in_use(path: &Path, holders: &[Holder], inside: &[PathBuf]) -> Error {
     let mut lines: Vec<String> = holders.iter().map(described).collect();
     lines.extend(

@@ -66,7 +66,7 @@ fn check_backups(
     checksums(subject, &stored, findings);
 }
 
-/// What is known of these backups; nothing where it cannot be found out, which is told.
+/// What is known about these backups. An error becomes a finding.
 fn doubts(repository: &Repository, backups: &[Backup], findings: &mut Findings) -> Doubts {
     Doubts::find(repository, backups).unwrap_or_else(|error| {
         findings.failed("damage of backups", error.to_string());

@@ -123,7 +123,7 @@ fn age(facts: &Facts<'_>, done: &[&Backup]) -> Option<Finding> {
     ))
 }
 
-/// How old it is cannot be told, and it stays the newest until its time has come.
+/// The age of such a backup is not known, and it stays the newest one until that time.
 fn from_the_future(facts: &Facts<'_>, backup: &Backup, ahead: u64) -> String {
     format!(
         "the latest backup, {id}, ended {} in the future by this host's clock: set the clock right; where it is right now, \

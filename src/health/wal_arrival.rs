@@ -1,4 +1,4 @@
-//! Does the server's WAL arrive? What the server says is held against what the archive has, by LSN and by time.
+//! Does the server's WAL arrive? What the server says is compared with what the archive has, by LSN and by time.
 //!
 //! [`facts`] is what is known, [`ask`] finds it out, [`command`] reads an `archive_command`, and [`rules`] decide: facts
 //! in, findings out.

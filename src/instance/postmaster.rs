@@ -86,7 +86,7 @@ fn in_directory(data: &Path, sockets: &Path) -> PathBuf {
     }
 }
 
-/// The server that a `postmaster.pid` tells of, where the data directory cannot be looked at: no mount shows it.
+/// The server that a `postmaster.pid` names, where the data directory cannot be read since no mount shows it.
 pub(crate) fn running_by(text: &str) -> Option<Running> {
     let found = parse_pid_file(text)?;
     let process = Process::of(found.pid)?;
@@ -144,7 +144,7 @@ pub(super) fn is_alive(pid: i32) -> bool {
 }
 
 impl Process {
-    /// Read from files that everybody may read, whoever's the process is.
+    /// Read from files that everybody may read, whichever user owns the process.
     fn of(pid: i32) -> Option<Self> {
         let uid = fs::metadata(format!("/proc/{pid}")).ok()?.uid();
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

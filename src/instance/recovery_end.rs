@@ -59,7 +59,7 @@ impl Instance {
         ))
     }
 
-    /// Waits until its recovery has reached its target, or the end of the WAL where it has none. What it does there stands in
+    /// Waits until its recovery has reached its target, or the end of the WAL where it has none. What it does there is in
     /// its own configuration: a mount's and this command's may be others by now.
     pub(crate) fn wait_for_recovery(&self, timeout: Option<Duration>) -> Result<Replayed, Error> {
         let began = Instant::now();
@@ -95,7 +95,7 @@ impl Instance {
         }
     }
 
-    /// Whether recovery waits at its target. This no file tells: the server is asked, by the user it runs as.
+    /// Whether recovery waits at its target. No file shows that: the server is asked, as the user it runs as.
     fn is_paused(&self, running: &Running) -> Result<bool, Error> {
         let asked = self
             .command("psql")

@@ -31,7 +31,7 @@ const PARENT: &str = "/tmp";
 /// What the directories are called: the clone's id follows.
 const PREFIX: &str = "barmanfs-clone-";
 
-/// So much of a clone's id tells it from all others of a host.
+/// This much of a clone's id distinguishes it from all others of a host.
 const ID_LENGTH: usize = 16;
 
 /// Longest path of a socket that all systems take (`sockaddr_un` has 108 bytes, the last of them zero).
@@ -87,7 +87,7 @@ pub(crate) fn place(data: &Path, clone: &str, uid: u32, share: Option<&str>) -> 
     Ok(made.keep())
 }
 
-/// Removes the socket directories of a clone whose server does not run. What cannot be removed is told, and stays.
+/// Removes the socket directories of a clone whose server does not run. What cannot be removed is logged, and stays.
 pub(crate) fn remove(clone: &str) {
     let prefix = format!("{}-", prefix(clone));
     let Ok(entries) = fs::read_dir(PARENT) else {

@@ -33,7 +33,7 @@ impl<T: Into<String>> From<T> for Cell {
     }
 }
 
-/// Where a column's text stands.
+/// The alignment of a column's text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Align {
     /// Words.

@@ -394,7 +394,7 @@ fn is_for_name(certificate: &CertificateDer<'_>, name: &str) -> bool {
         || (common_name_counts && common_name().is_some_and(|pattern| name_matches(&pattern.value(), name)))
 }
 
-/// A wildcard stands for the first label alone.
+/// A wildcard matches the first label only.
 fn name_matches(pattern: &str, name: &str) -> bool {
     if pattern.eq_ignore_ascii_case(name) {
         return true;

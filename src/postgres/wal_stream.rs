@@ -1,4 +1,4 @@
-//! `START_REPLICATION PHYSICAL`: WAL as a stream, and what is told back to the server.
+//! `START_REPLICATION PHYSICAL`: WAL as a stream, and the reports back to the server.
 //!
 //! The server sends messages of WAL and keepalives; the client reports how far WAL has been written and how far it is
 //! durable. A transaction that waits for a synchronous standby waits for that report, so [`WalStream::has_more`] tells

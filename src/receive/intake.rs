@@ -38,7 +38,7 @@ const WAL_REMOVED: &str = "58P01";
 /// How a stream came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StreamEnd {
-    /// The timeline goes on as another.
+    /// The timeline continues as another.
     Timeline(NextTimeline),
     /// The server shuts down.
     ShutDown,
@@ -57,7 +57,7 @@ pub(super) struct Intake<'a> {
     /// Where the next byte belongs.
     next: Lsn,
     flushed: Lsn,
-    /// What the server was told last, and when.
+    /// The last report to the server, and when it was sent.
     reported: Option<StreamPosition>,
     reported_at: Instant,
     heard_at: Instant,
@@ -157,7 +157,7 @@ impl<'a> Intake<'a> {
     }
 
     /// A server that sends other bytes than before has another history: it was restored, or it is another one. What had
-    /// been acknowledged to it is kept in the archive, and receiving begins anew with what it says now.
+    /// been acknowledged to it is kept in the archive, and receiving starts again with what it says now.
     fn append(&self, file: &mut SpoolFile, bytes: &[u8]) -> Result<(), Error> {
         match file.append(bytes) {
             Err(error @ CatalogError::SpoolDiverges { name, .. }) => {
@@ -180,7 +180,7 @@ impl<'a> Intake<'a> {
             "The server has removed WAL that was not received, segment {missing} first: there is a gap ({error})"
         ))
         .hint(format!(
-            "If archive_command does not bring it, begin anew with 'barmanfs receive-wal {server} --reset' and take a backup: \
+            "If archive_command does not bring it, start again with 'barmanfs receive-wal {server} --reset' and take a backup: \
              no backup before the gap can be recovered to a time after it"
         ))
     }

@@ -1,4 +1,4 @@
-//! Where receiving goes on: after what the spool and the archive have of the server's history.
+//! Where receiving continues: after what the spool and the archive have of the server's history.
 
 use barmanfs_catalog::{Repository, Spool};
 use barmanfs_pg::history::TimelineHistory;
@@ -149,7 +149,7 @@ fn last(repository: &Repository, spool: &Spool, server: &Server<'_>) -> Result<O
     Ok(None)
 }
 
-/// The first segment there is none of, from where the slot stands up to the one after `last`: `archive_command` may
+/// The first missing segment, from the position of the slot up to the segment after `last`: `archive_command` may
 /// have brought the last one and failed on others.
 fn first_missing(
     repository: &Repository,

@@ -17,7 +17,7 @@ use crate::lineage::{self, ForkPoint, Lineage, history_file};
 use crate::postgres::{Connection, NextTimeline, Replication};
 use crate::signals::Interruption;
 
-/// Who brings histories to the archive, in their records.
+/// The origin of archived history files, as their records name it.
 const ORIGIN: &str = "receive-wal";
 
 /// How a connection that did not fail ended.
@@ -46,7 +46,7 @@ impl Session<'_> {
         let repository = self.spool.repository();
         let mut connection = cluster::connect(self.server, Purpose::ReceiveWal)?;
         let cluster = ServerSettings::ask(&mut connection)?;
-        // Another process may have made the catalog anew.
+        // Another process may have rebuilt the catalog.
         repository.generation()?;
         refuse_other_system(repository, self.server, &cluster)?;
         self.compare_history(&mut connection, &cluster);
@@ -67,7 +67,7 @@ impl Session<'_> {
         }
     }
 
-    /// Records a fork where the server has another history than the archive. Receiving goes on: what comes is put aside.
+    /// Records a fork where the server has another history than the archive. Receiving continues: what comes is put aside.
     fn compare_history(&self, connection: &mut Connection, cluster: &ServerSettings) {
         let (repository, name) = (self.spool.repository(), &self.server.name);
         let record = |found: &ForkPoint| {
@@ -176,7 +176,7 @@ impl Session<'_> {
     }
 }
 
-/// The name stands for one cluster, for ever.
+/// A server name belongs to one cluster for ever.
 pub(super) fn refuse_other_system(
     repository: &Repository,
     server: &ServerConfig,

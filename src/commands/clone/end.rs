@@ -32,11 +32,11 @@ pub(super) fn reset(app: &mut App, args: &EndArgs) -> Result<Outcome, Error> {
     let (mount, _) = mounts.place_of(server, name, mount_point)?;
     let of = Of::origin(&clone)?;
     of.check(&repository, server)
-        .map_err(|error| error.context(format_args!("Clone {name} cannot be made anew")))?;
+        .map_err(|error| error.context(format_args!("Clone {name} cannot be created again")))?;
     end_server(app, &mounts, &clone, args.stop)?;
     remove(&repository, &clone)?;
     let path = create::make(&repository, &mounts, server, name, &of, Some(&mount.mount_point))
-        .map_err(|error| error.context("The clone was removed, and not made anew"))?;
+        .map_err(|error| error.context("The clone was removed, and was not created again"))?;
     create::tell_made(app, &repository, server, name, Some(&path))?;
     Ok(Outcome::Done)
 }
@@ -71,7 +71,7 @@ fn remove(repository: &Repository, clone: &CloneDescription) -> Result<(), Error
     let now = repository.clone_named(&clone.server, &clone.name)?;
     if now.id != clone.id {
         return Err(Error::failed(format!(
-            "Clone {} of server {} has just been made anew by somebody else",
+            "Clone {} of server {} has just been created again by somebody else",
             clone.name, clone.server
         )));
     }

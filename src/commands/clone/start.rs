@@ -150,7 +150,7 @@ fn tell(
     Ok(())
 }
 
-/// A line to type, as whoever can connect without a password in most configurations.
+/// A command line to type, as the user that can connect without a password in most configurations.
 fn psql(instance: &Instance, running: &Running) -> String {
     let command = format!(
         "psql -h {} -p {} postgres",

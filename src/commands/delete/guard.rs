@@ -63,7 +63,7 @@ fn stood_on(asked: &Asked<'_>) -> String {
         return String::new();
     }
     let names: Vec<&str> = asked.clones.iter().map(CloneName::as_str).collect();
-    format!(": clones stand on it: {}", names.join(", "))
+    format!(": clones are based on it: {}", names.join(", "))
 }
 
 fn too_few(asked: &Asked<'_>) -> Error {

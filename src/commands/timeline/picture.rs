@@ -270,7 +270,7 @@ impl Columns {
         free
     }
 
-    /// What stands between the line of one event and the next.
+    /// What is drawn between the line of one event and the next.
     fn between(&self) -> String {
         let cells = self
             .0

@@ -52,7 +52,7 @@ const PG_WAL: &str = concat!(
     " AS written FROM pg_catalog.pg_ls_waldir()"
 );
 
-/// Who is asked.
+/// What is asked: the server and the repository.
 #[derive(Debug)]
 pub(in crate::health) struct Asked<'a> {
     /// How this program is called.

@@ -1,6 +1,6 @@
-//! What an `archive_command` does, as far as its words tell.
+//! What an `archive_command` does, as far as its words show.
 
-/// What stands for the path of the segment.
+/// The placeholder for the path of the segment.
 const PATH: &str = "%p";
 /// Options of this program that take a word after them.
 const WITH_VALUE: &[&str] = &["-c", "--config", "--log-level"];

@@ -44,7 +44,7 @@ pub(super) struct Facts {
     pub(super) flush_lsn: Lsn,
     /// Size of its segments.
     pub(super) segment_size: SegmentSize,
-    /// The ancestors of its timeline; none where the server could not tell.
+    /// The ancestors of its timeline; `None` where the server could not say.
     pub(super) history: Option<TimelineHistory>,
     /// What is here; none without a repository.
     pub(super) here: Option<Here>,

@@ -46,7 +46,7 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// Says how WAL comes; whether it is by an `archive_command`, of this server or of its primary.
+/// Adds how WAL comes. Gives whether it comes by an `archive_command`, of this server or of its primary.
 fn mode(facts: &Facts, findings: &mut Vec<Finding>) -> bool {
     let off = facts.settings.archive_mode == "off";
     let serves_us = || !off && called(facts) != Call::Other;
@@ -285,7 +285,7 @@ fn arrived(facts: &Facts) -> Option<Finding> {
     let has = |name: &SegmentName| pg_wal.contains_key(&WalName::Segment(*name));
     let late = here.missing.iter().filter(|name| {
         let written = pg_wal.get(&WalName::Segment(**name)).copied();
-        // What the server has no more comes never.
+        // A segment that the server no longer has never comes.
         !facts.is_recent(written)
     });
     if late.count() == 0 {

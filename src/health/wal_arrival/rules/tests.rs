@@ -155,7 +155,7 @@ fn a_segment_is_missed_a_minute_after_it_was_completed() {
         CONTINUOUS,
         &["by hand", "wal-archive main pg_wal/000000010000000000000008"],
     );
-    // The server has one no more.
+    // The server no longer has one of them.
     let pg_wal = facts.pg_wal.as_mut().unwrap();
     pg_wal.remove(&WalName::Segment(segment(1, 7)));
     says(&facts, CONTINUOUS, &["has removed 1", "take a backup"]);
