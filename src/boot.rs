@@ -56,7 +56,7 @@ pub(crate) struct Request {
     pub(crate) path_prefix: Option<PathBuf>,
     /// SQL to run: an absolute path.
     pub(crate) sql: Option<PathBuf>,
-    /// Where what it prints goes.
+    /// Where its output goes.
     pub(crate) sql_stdout: Stdout,
     /// Whether all tables and indexes are to be checked.
     pub(crate) amcheck: bool,

@@ -75,7 +75,7 @@ impl App {
             .filter(|home| !home.is_empty())
             .map(PathBuf::from);
         let config = Config::load(options.config.as_deref(), home.as_deref())?;
-        // PostgreSQL runs these for every segment: what is always so belongs into no log each time.
+        // PostgreSQL runs these for every segment: what never changes is not logged each time.
         let repetitive = matches!(command, Command::WalArchive(_) | Command::GetWal(_));
         logging::start(level(&options, &config, repetitive));
         if !repetitive {

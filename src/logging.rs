@@ -34,7 +34,7 @@ enum Sink {
     Journal,
     File(File),
     Syslog(UnixDatagram),
-    /// Nobody listens.
+    /// Nothing is logged.
     Nowhere,
 }
 
@@ -84,7 +84,7 @@ fn set(sink: Sink) {
     *SINK.lock().unwrap_or_else(PoisonError::into_inner) = sink;
 }
 
-/// A line as it belongs where it goes.
+/// Formats a line for its destination.
 #[derive(Debug)]
 struct ForItsSink {
     full: Format<Full>,

@@ -268,7 +268,7 @@ fn name_or_number(uid: u32) -> String {
     known_user(uid).unwrap_or_else(|| uid.to_string())
 }
 
-/// What this host calls a user, if it knows him.
+/// The name of a user on this host, if there is one.
 pub(crate) fn known_user(uid: u32) -> Option<String> {
     let known = User::from_uid(Uid::from_raw(uid)).ok().flatten();
     known.map(|user| user.name)

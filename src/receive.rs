@@ -79,7 +79,7 @@ fn in_one_line(error: &Error) -> String {
     }
 }
 
-/// Makes the next start begin with the segment the server is writing now, whatever was received before. What lies in the
+/// Makes the next start begin with the segment the server is writing now, whatever was received before. What is in the
 /// spool is kept in the archive.
 ///
 /// # Errors

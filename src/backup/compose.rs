@@ -2,7 +2,7 @@
 //!
 //! Of a relation that has changed little the server sends `INCREMENTAL.<name>`: the blocks that changed and how much of
 //! the rest still counts. Together with the parent's map of that relation this is stored as the whole file at once;
-//! nothing lies on disk in between, and in memory are one block and one file's list of blocks. What is sent is summed up
+//! nothing is on disk in between, and in memory are one block and one file's list of blocks. What is sent is summed up
 //! ([`SentManifestNotes`]) before it is put together, so that it can be compared with the server's manifest.
 
 use barmanfs_catalog::Backup;

@@ -100,7 +100,7 @@ impl From<barmanfs_store::Error> for NoIncrement {
     }
 }
 
-/// Finds what the server can build on: the newest complete backup of this cluster that lies on its timeline's history.
+/// Finds what the server can build on: the newest complete backup of this cluster that is in its timeline's history.
 pub(super) fn parent(
     repository: &Repository,
     server: &ServerConfig,

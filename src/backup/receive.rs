@@ -50,7 +50,7 @@ pub(super) struct Received {
 }
 
 /// A set of names in constant space: two sets are the same when number and sum of hashes are. The
-/// hash is strong, so nobody meets another set with the same sum by chance.
+/// hash is strong, so another set does not have the same sum by chance.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct FileSet {
     pub(super) count: u64,

@@ -62,7 +62,7 @@ pub(super) fn connect(server: &ServerConfig, stop: &Stop) -> Result<Connection, 
     std::thread::Builder::new()
         .name("connect".to_owned())
         .spawn(move || {
-            // Nobody may be waiting any more.
+            // The receiver may have stopped waiting.
             let _unwanted = sender.send(cluster::connect(&settings, Purpose::Backup));
         })
         .map_err(|error| Error::failed(format!("Cannot start a thread: {error}")))?;

@@ -45,7 +45,7 @@ impl Source {
 
 /// Decides what brings the WAL. The archive is relied on only where the configuration says so, or it is seen to work: a
 /// backup whose WAL never arrives is worth nothing. Of a standby it is not enough that the archive works: the segment in
-/// which the backup stops is whole only when the primary goes on to the next.
+/// which the backup stops is complete only when the primary switches to the next.
 pub(super) fn source(
     repository: &Repository,
     server: &ServerConfig,

@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::instance::Instance;
 use crate::signals::Interruption;
 
-/// There is one of these in nearly every cluster; `template1` in all, unless somebody has worked hard against it.
+/// Nearly every cluster has one of these databases. `template1` is in all of them, unless it was removed on purpose.
 const DATABASES: [&str; 2] = ["postgres", "template1"];
 
 /// The superuser's usual name.

@@ -1,7 +1,7 @@
-//! How far the WAL of a stopped clone is, and which of its segments a copy needs to start.
+//! How far the WAL of a stopped clone goes, and which of its segments a copy needs to start.
 //!
 //! After a clean shutdown that is the segment with the shutdown's checkpoint, which has nothing but zeros behind it in
-//! the backup: what lies there is of segments that were used up. After anything else it is every segment from the
+//! the backup: what is there comes from segments that were used up. After anything else it is every segment from the
 //! checkpoint's redo position on, as PostgreSQL recovers from a crash. Segments that were recycled for later have another
 //! segment's first page; recovery does not read beyond, and they are left out.
 
@@ -40,7 +40,7 @@ pub(super) enum Needed {
     No,
     /// All.
     All,
-    /// So many bytes, and zeros.
+    /// This many bytes, and zeros.
     Beginning(u64),
 }
 
@@ -127,7 +127,7 @@ impl Position {
             timeline,
             ..
         } = self.control;
-        // Replay goes on to later timelines, never back to one before the checkpoint's.
+        // Replay continues to later timelines, never back to one before the checkpoint's.
         if segment.start_lsn(size) < redo.segment_start(size) || segment.timeline < timeline {
             return Ok(Needed::No);
         }

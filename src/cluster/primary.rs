@@ -1,7 +1,7 @@
 //! The primary of a standby that is backed up.
 //!
 //! A standby cannot end the segment in which a backup of it stops: the primary does that when the segment is full. While
-//! nobody writes there, that is never. So the primary is asked to go on to the next segment, where the configuration says
+//! nothing is written there, that is never. So the primary is asked to switch to the next segment, where the configuration says
 //! how to reach it; otherwise the backup brings its WAL itself.
 
 use barmanfs_pg::SystemId;
@@ -16,7 +16,7 @@ const STATE: &str = "SELECT pg_catalog.pg_is_in_recovery()::text AS standby, \
                      (SELECT system_identifier::text FROM pg_catalog.pg_control_system()) AS system_id, \
                      pg_catalog.has_function_privilege('pg_catalog.pg_switch_wal()', 'EXECUTE')::text AS may_switch";
 
-/// Whether the primary of a standby can be asked to go on to the next segment. Says why not.
+/// Whether the primary of a standby can be asked to switch to the next segment. Logs why not.
 pub(crate) fn can_switch(server: &ServerConfig, system_id: SystemId) -> bool {
     if server.primary_conninfo.is_none() {
         return false;
@@ -36,7 +36,7 @@ pub(crate) fn can_switch(server: &ServerConfig, system_id: SystemId) -> bool {
     }
 }
 
-/// Makes the primary go on to the next segment, so that the one the backup stops in becomes whole.
+/// Makes the primary switch to the next segment, so that the segment in which the backup stops becomes complete.
 pub(crate) fn switch_wal(server: &ServerConfig, system_id: SystemId) -> Result<(), Error> {
     let mut connection = connect(server, system_id)?;
     connection.simple_query("SELECT pg_catalog.pg_switch_wal()::text AS lsn")?;
@@ -50,7 +50,7 @@ pub(crate) fn switch_wal(server: &ServerConfig, system_id: SystemId) -> Result<(
 /// Connects to the primary.
 ///
 /// # Errors
-/// Also where it is none, or one of another cluster, or lacks the privilege that is needed.
+/// Also where the server is no primary, is one of another cluster, or does not grant the privilege.
 pub(crate) fn connect(server: &ServerConfig, system_id: SystemId) -> Result<Connection, Error> {
     let mut connection = super::connect(server, Purpose::Primary)?;
     let state = connection.simple_query(STATE)?;

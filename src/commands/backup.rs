@@ -43,7 +43,7 @@ pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
             .collect::<Result<Vec<_>, _>>()?;
         app.out.json_list("backups", &shown)?;
     } else {
-        // With --quiet nobody wants to hear of what went well.
+        // With --quiet only problems are reported.
         for backup in backups
             .iter()
             .filter(|backup| !app.options.quiet || !is_well(backup))

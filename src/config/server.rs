@@ -39,7 +39,7 @@ pub(crate) enum Incremental {
 /// What `receive-wal` does when its replication slot is missing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum CreateSlot {
-    /// It fails: somebody creates it with `receive-wal --create-slot`.
+    /// It fails: the slot is created by `receive-wal --create-slot`.
     #[default]
     Manual,
     /// It creates it.
@@ -77,15 +77,15 @@ pub(crate) struct ServerConfig {
     pub(crate) immediate_checkpoint: bool,
     /// Limit of a backup's transfer, in kB/s.
     pub(crate) bandwidth_limit_kb: Option<u32>,
-    /// `application_name` of the backup's connection, when the connection string shall not decide.
+    /// `application_name` of the backup's connection, when it is not the one of the connection string.
     pub(crate) streaming_backup_name: Option<String>,
     /// What its clones may take.
     pub(crate) clone_limits: CloneLimits,
     /// Where PostgreSQL's programs are looked for first.
     pub(crate) path_prefix: Option<PathBuf>,
-    /// Complete backups that no deletion goes below.
+    /// The number of complete backups that every deletion leaves.
     pub(crate) minimum_redundancy: usize,
-    /// What `check` holds it against.
+    /// The limits that `check` compares it with.
     pub(crate) limits: Limits,
 }
 

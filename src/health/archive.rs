@@ -174,7 +174,7 @@ fn version(repository: &Repository, subject: Subject<'_>, findings: &mut Finding
     }
 }
 
-/// No recovery gets past a start with wal_level = minimal: what lies behind it needs a new backup.
+/// No recovery gets past a start with wal_level = minimal: what is behind it needs a new backup.
 fn minimal(report: &TimelineReport, findings: &mut Findings) {
     const NAME: &str = "wal_level of the archived WAL";
     let matters = |stretch: &&MinimalStretch| stretch.matters() && stretch.backup_after.is_none();
@@ -190,7 +190,7 @@ fn minimal(report: &TimelineReport, findings: &mut Findings) {
     }
 }
 
-/// What lies behind a gap cannot be recovered, up to the next backup.
+/// What is behind a gap cannot be recovered, up to the next backup.
 fn gaps(report: &TimelineReport, subject: Subject<'_>, findings: &mut Findings) {
     let gaps: Vec<&Gap> = report.gaps.iter().filter(|gap| gap.matters()).collect();
     let Some(gap) = gaps.last() else {

@@ -39,7 +39,7 @@ pub(crate) struct Running {
     started_s: u64,
 }
 
-/// A process that has not ended. One that nobody waits for has.
+/// A process that has not ended. A zombie has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Process {
     uid: u32,

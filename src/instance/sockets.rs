@@ -1,14 +1,14 @@
-//! Where a clone's server has its socket: where nobody gets at it who could not read its files.
+//! Where a clone's server has its socket: only users that can read the clone's files can reach it.
 //!
-//! `pg_hba.conf` is the original's, and may trust everybody who could reach the original's socket. So the socket lies in
+//! `pg_hba.conf` is the original's, and may trust everybody who could reach the original's socket. So the socket is in
 //! the clone itself, and only the user the server runs as may use it. Where a group is to connect as well, or the clone's
-//! path is too long for a socket, it lies in a directory of its own:
+//! path is too long for a socket, it is in a directory of its own:
 //!
 //! ```text
 //! /tmp/barmanfs-clone-ID-XXXXXX/     the server's user's alone; or also for the group, which the socket inherits
 //! ```
 //!
-//! The name cannot be foreseen, and nobody else can rename what lies in `/tmp`. What is called so is removed when the
+//! The name cannot be guessed, and no other user can rename what is in `/tmp`. What is called so is removed when the
 //! server is stopped or started again, and when the clone is removed. Root looks at nothing there through a symbolic link.
 
 use std::ffi::OsStr;

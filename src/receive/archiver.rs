@@ -18,7 +18,7 @@ use crate::versions;
 /// has not been told to be flushed.
 const WAITING_SEGMENTS: usize = 16;
 
-/// How often the thread looks when nobody wakes it.
+/// How often the thread looks without being woken.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// Archives until it is dropped. What is not archived then stays in the spool.

@@ -159,7 +159,7 @@ impl Session<'_> {
         );
         let repository = self.spool.repository();
         history_file::fetch(repository, connection, &self.server.name, next.timeline, ORIGIN)?;
-        // Up to the switch the old segment has nothing but what begins the new one. What lies beyond, an old primary
+        // Up to the switch the old segment has nothing but what begins the new one. What is beyond, an old primary
         // had sent before it was left for a standby that never got it: commits that were reported as done, perhaps.
         let segment = SegmentName::from_lsn(left, switch, size);
         if self.spool.take_over(segment, next.timeline, switch, size)? {

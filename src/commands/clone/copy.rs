@@ -1,6 +1,6 @@
 //! `barmanfs clone create --from`: a clone with all that was changed in another one.
 //!
-//! Done here and not by a mount: it may take a while, and the clone that is copied must be nobody else's meanwhile.
+//! This process copies, and not a mount: it may take a while, and no other process may have the copied clone meanwhile.
 
 use std::time::SystemTime;
 

@@ -16,7 +16,7 @@ use crate::instance::{self, Instance, LOG, Replayed, Running, StartOptions, sock
 use crate::mounts::{Mounts, known_user, user_name};
 use crate::progress::{Counted, Progress};
 
-/// How long a server may take to stop where nobody says.
+/// How long a server may take to stop where no option says.
 pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Runs `clone start`.
@@ -177,7 +177,7 @@ pub(super) fn stop(app: &mut App, args: &StopArgs) -> Result<Outcome, Error> {
     let mounts = Mounts::of(&repository)?;
     let place = match &args.mount.mount_point {
         Some(asked) => Some(mounts.place_of(&server, name, Some(asked))?.1),
-        // One that has outlived its mount runs on a clone that perhaps nobody serves now.
+        // A server that has outlived its mount runs on a clone that perhaps no mount serves now.
         None => mounts.place_of(&server, name, None).ok().map(|(_, path)| path),
     };
     match place.filter(|path| instance::running(path).is_some()) {

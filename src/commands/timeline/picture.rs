@@ -51,7 +51,7 @@ struct Event {
     text: String,
 }
 
-/// Draws it, in lines of at most so many characters: a text goes on in the next one at a blank, if its longest word fits.
+/// Draws it, in lines of at most so many characters: a text continues in the next line at a blank, if its longest word fits.
 pub(super) fn draw(report: &TimelineReport, drawing: Drawing, columns: Option<usize>) -> Vec<Line> {
     let mut events: Vec<Event> = report
         .timelines

@@ -343,7 +343,7 @@ fn wal_age(facts: &Facts) -> Option<Finding> {
     })
 }
 
-/// Before the first segment nobody knows whether any will come.
+/// Before the first segment it is not known whether any will come.
 fn nothing_yet(facts: &Facts) -> Finding {
     let after = if facts.streams {
         ""

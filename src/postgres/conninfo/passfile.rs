@@ -13,7 +13,7 @@ pub(super) struct Wanted<'a> {
     /// The host as the settings have it; `localhost` for the default socket directory.
     pub(super) host: &'a str,
     pub(super) port: u16,
-    /// Any of these will do; a replication connection goes by `replication`.
+    /// Any of these will do; a replication connection is named `replication`.
     pub(super) databases: &'a [&'a str],
     pub(super) user: &'a str,
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::server::{Server, installations};
 use crate::postgres::*;
 
-/// One file or directory as it arrived or lies on disk.
+/// One file or directory as it arrived, or as it is on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Seen {
     is_directory: bool,
