@@ -4,7 +4,7 @@
 //! nothing more has come. Only then it reports to the server, which may have a commit waiting for that. Another thread
 //! ([`archiver`]) takes whole segments from the spool into the archive, so that no commit waits for compression.
 //!
-//! - Reported as flushed is only what is durable in the spool or the archive. A kill at any moment loses nothing that
+//! - Only what is durable in the spool or the archive is reported as flushed. A kill at any moment loses nothing that
 //!   was reported: the next start continues from what is there ([`position`]).
 //! - Only a signal or a wrong configuration ends this. Every other failure is logged, and tried again.
 

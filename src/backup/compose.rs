@@ -33,7 +33,7 @@ pub(super) struct Composer {
 }
 
 impl Composer {
-    /// `files` are those of `parent`; `notes` takes note of what is stored otherwise than it was sent.
+    /// `files` are those of `parent`; `notes` is for files that are stored in another form than they were sent in.
     pub(super) fn new(parent: Backup, files: (TreeReader, DirectoryRef), notes: SentManifestWriter) -> Self {
         let (trees, root) = files;
         Self {
@@ -103,7 +103,7 @@ impl Composer {
         Ok(self.notes.push(&file.sent)?)
     }
 
-    /// Everything has come: what was noted of it.
+    /// Ends the archive, and gives the notes.
     pub(super) fn finish(self) -> SentManifestWriter {
         if self.clamped > 0 {
             tracing::warn!(
@@ -207,7 +207,7 @@ impl Blocks {
         let (now, _) = bytes.split_at(bytes.len().min(BLOCK_BYTES - self.block.len()));
         self.block.extend_from_slice(now);
         if self.block.len() == BLOCK_BYTES {
-            // The header's parser has seen to it that there are as many blocks as numbers.
+            // The header's parser has checked that there are as many blocks as numbers.
             let number = self
                 .left
                 .next()

@@ -85,7 +85,7 @@ pub(super) fn prove(
     }
 }
 
-/// What is said where page checksums came or went.
+/// The reason where page checksums were enabled or disabled.
 pub(super) fn checksums_changed(enabled: bool) -> String {
     let what = if enabled { "enabled" } else { "disabled" };
     format!("page checksums were {what} since the earlier backup, which changes files behind WAL's back")

@@ -33,7 +33,7 @@ pub(super) const MANIFEST: &[u8] = b"backup_manifest";
 const MANIFEST_MODE: u32 = 0o600;
 /// The name of the label in the tree.
 pub(super) const LABEL: &[u8] = b"backup_label";
-/// A label is a few lines; more than this is none.
+/// A label is a few lines; anything longer is not a label.
 pub(super) const LABEL_FILE_MAX_BYTES: usize = 64 << 10;
 /// Copied at a time from the spooled manifest.
 const COPY_BYTES: usize = 128 << 10;
@@ -45,7 +45,7 @@ pub(super) struct Received {
     pub(super) manifest: File,
     /// The files that came, by the names they came under.
     pub(super) files: FileSet,
-    /// Those that are stored otherwise; `None` for a full backup, where there are none. The tree then lacks the manifest.
+    /// The files that are stored in another form; `None` for a full backup. With `Some`, the tree lacks the manifest.
     pub(super) altered: Option<SentManifestNotes>,
 }
 
@@ -90,7 +90,7 @@ impl<'a> Receiver<'a> {
             FIRST_WITH_END_BLOCKS.. => EndBlocks::Required,
             _ => EndBlocks::Optional,
         };
-        // Its size is known only at its end, and that of a large cluster is no matter for the memory.
+        // Its size is known only at its end, and a large cluster's manifest does not fit into memory.
         let spool = spooled(spool)?;
         Ok(Self {
             tar: None,

@@ -4,8 +4,8 @@
 //! and the manifest itself) must be listed; of the WAL that comes with a backup, PostgreSQL lists the status files and
 //! not the segments. The checksums come from the file maps, so no data is read again.
 //!
-//! The manifest of an incremental backup is about what was sent, which was noted as it came. In the same pass the
-//! manifest of what was made of it is written, as `pg_combinebackup` would, with the checksums of the file maps.
+//! The manifest of an incremental backup describes what was sent, and notes of that were taken on arrival. The same pass
+//! writes the manifest of the composed files, as `pg_combinebackup` would, with the checksums of the file maps.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Seek};
@@ -133,7 +133,7 @@ fn stored(
         .ok_or_else(|| wrong(file, "the manifest lists it, but the server did not send it"))
 }
 
-/// Holds a listed file against what is known of it; `what` says how.
+/// Compares a listed file with what is known about it; `what` is the verb for the message.
 fn agrees(file: &ManifestFile, size_bytes: u64, crc32c: u32, what: &str) -> Result<(), Error> {
     if size_bytes != file.size_bytes {
         let listed = file.size_bytes;

@@ -7,8 +7,8 @@
 //!     pg_hba.conf, server.log
 //! ```
 //!
-//! It is never removed recursively: that would reach through a mount that is still there. And what root makes stays
-//! root's but for `s`: in a directory of somebody else's, names may lead elsewhere by the time they are removed.
+//! It is never removed recursively: that would reach through a mount that is still there. What root makes stays root's,
+//! except `s`: in another user's directory, names may lead elsewhere by the time they are removed.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, Permissions};
@@ -20,17 +20,17 @@ use nix::unistd::Uid;
 
 use crate::error::Error;
 
-/// What the directories are called, and after a kill are known by.
+/// The names of the directories begin so. After a kill they are found by it.
 const PREFIX: &str = "barmanfs-boot-";
 
 /// Longest path of a socket that all systems take (`sockaddr_un` has 108 bytes, the last of them zero).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 
-/// Names the socket, and nothing else: no port is listened on. One that no server of this host has, so that nothing in
-/// the database that connects to "its own" port reaches another one.
+/// The port in the socket's name. The server listens on no port. No other server of this host has this number, so a program
+/// in the database that connects to "its own" port does not reach another server.
 pub(super) const PORT: u16 = 65_432;
 
-/// Who may connect is decided by the directory the socket is in.
+/// The permissions of the socket's directory decide who may connect.
 const PG_HBA_CONF: &str = "local all all trust\n";
 
 /// The directory of a boot test. It is removed when this is dropped.
@@ -40,7 +40,7 @@ pub(super) struct Workspace {
 }
 
 impl Workspace {
-    /// Makes one for a server that runs as this user.
+    /// Makes a directory for a server that runs as this user.
     pub(super) fn make(uid: u32, gid: u32) -> Result<Self, Error> {
         let parent = parent(&std::env::temp_dir());
         let failed = |error| {
@@ -105,7 +105,7 @@ impl Drop for Workspace {
 }
 
 fn remove(path: &Path) -> io::Result<()> {
-    // Fails where something is mounted still, before anything else is gone.
+    // This fails while something is still mounted, before anything else is removed.
     fs::remove_dir(path.join("mount")).or_else(gone)?;
     for directory in [path.join("s"), path.to_path_buf()] {
         let entries = match fs::read_dir(&directory) {
@@ -137,8 +137,8 @@ fn parent(usual: &Path) -> PathBuf {
     }
 }
 
-/// Takes down the dead mounts of tests that were killed, and removes what they left. Only this user's: what another has
-/// made may be anything.
+/// Unmounts the dead mounts of killed tests, and removes what they left. Only for this user: another user's directory may
+/// hold anything.
 pub(super) fn remove_leftovers() {
     let Ok(entries) = fs::read_dir(parent(&std::env::temp_dir())) else {
         return;
@@ -150,7 +150,7 @@ pub(super) fn remove_leftovers() {
         own && name.is_some_and(|name| name.starts_with(PREFIX.as_bytes()))
     };
     for path in entries.flatten().map(|entry| entry.path()).filter(is_ours) {
-        // A mount that answers is that of a test that runs, and without one a test may just be beginning.
+        // A mount that answers belongs to a running test. Without a mount, a test may just be starting.
         if matches!(barmanfs_fs::recover_stale(&path.join("mount")), Ok(true)) {
             match remove(&path) {
                 Ok(()) => tracing::info!("Removed {}, left by a killed boot test", path.display()),
@@ -171,7 +171,7 @@ mod tests {
         for directory in [&workspace.path, &workspace.sockets(), &workspace.mount_point()] {
             assert_eq!(fs::metadata(directory).unwrap().mode() & 0o777, 0o700);
         }
-        // What servers leave there.
+        // The files that servers leave there.
         fs::write(workspace.log(), "PANIC").unwrap();
         fs::write(workspace.sockets().join(".s.PGSQL.65432.lock"), "").unwrap();
         let path = workspace.path.clone();

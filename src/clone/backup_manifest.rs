@@ -1,4 +1,4 @@
-//! The `backup_manifest` of a backup that no server has sent: of what is stored, with the checksums of the file maps.
+//! The `backup_manifest` of a backup that no server has sent. It lists what is stored, with the checksums of the file maps.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek};
@@ -10,10 +10,10 @@ use barmanfs_store::{DirectoryRef, Node, TreeReader};
 
 use crate::error::Error;
 
-/// Its WAL is listed by ranges instead, and read by `pg_waldump`.
+/// WAL is not listed by file but by range; `pg_waldump` reads it.
 pub(super) const WAL_DIRECTORY: &[u8] = b"pg_wal";
 
-/// Since this version the manifest names the cluster, and older ones refuse one that does.
+/// Since this version the manifest names the cluster. Older versions refuse such a manifest.
 pub(super) const NAMES_CLUSTER_SINCE: u32 = 17;
 
 /// Writes the manifest of the tree at `root` into a file without a name in `spool`; gives it, to be read from its start,

@@ -22,7 +22,7 @@ const CONTROL: &[u8] = b"global/pg_control";
 /// A control file's size (`PG_CONTROL_FILE_SIZE`).
 const CONTROL_BYTES: usize = 8192;
 
-/// What is there while a recovery has not ended, and says how it is to go on.
+/// Files that exist while a recovery has not ended, and say how it continues.
 const RECOVERING: [&[u8]; 3] = [b"backup_label", b"recovery.signal", b"standby.signal"];
 
 /// Where a clone's server was when it ended.
@@ -45,7 +45,7 @@ pub(super) enum Needed {
 }
 
 impl Position {
-    /// Reads it. Refuses a clone that is still to be recovered: what that needs is not all in it.
+    /// Reads the position. Refuses a clone whose recovery has not ended: it does not hold all that the recovery needs.
     pub(super) fn of(clone: &OfflineClone) -> Result<Self, Error> {
         for name in RECOVERING {
             if clone.find(name)?.is_some() {
@@ -89,7 +89,7 @@ impl Position {
         self.control.state == ClusterState::ShutDown
     }
 
-    /// From where the last checkpoint is replayed to its end: what can be read of WAL in any case.
+    /// From the last checkpoint's redo position to its end: this WAL can be read in any case.
     pub(super) fn range(&self) -> WalRange {
         WalRange {
             timeline: self.control.timeline,

@@ -120,7 +120,7 @@ fn open_or_create(app: &App) -> Result<Repository, Error> {
             tracing::info!("Created the repository {}", path.display());
             Ok(repository)
         }
-        // Another backup may have been first.
+        // Another backup may have created it first.
         Err(error) => Repository::open(path).map_err(|_| error.into()),
     }
 }

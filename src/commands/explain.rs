@@ -46,7 +46,7 @@ pub(crate) fn run(app: &mut App, args: &ExplainArgs) -> Result<Outcome, Error> {
     }
 }
 
-/// What is wrong with the backup of a plan; notes that in the plan, and a backup to take instead.
+/// Finds out what is wrong with the backup of a plan, and notes in the plan that and a backup to take instead.
 fn doubt(
     repository: &Repository,
     server: &ServerName,

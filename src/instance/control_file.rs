@@ -9,7 +9,7 @@ use barmanfs_pg::control::{ControlError, ControlFile};
 
 use crate::error::Error;
 
-/// A server writes it in one go, and who reads meanwhile may get some of both: PostgreSQL's own programs read again as often
+/// A server writes it in one go, and a reader may see a mix of old and new: PostgreSQL's own programs retry as often
 /// (`get_controlfile` of `src/common/controldata_utils.c`).
 const TRIES: u32 = 10;
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(10);

@@ -21,7 +21,7 @@ const WAITING_SEGMENTS: usize = 16;
 /// How often the thread looks without being woken.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
-/// Archives until it is dropped. What is not archived then stays in the spool.
+/// Archives until it is dropped. Segments that are not archived by then stay in the spool.
 #[derive(Debug)]
 pub(super) struct Archiver {
     spool: Arc<Spool>,

@@ -1,6 +1,6 @@
 //! One stream of WAL on its way into the spool.
 //!
-//! Whoever commits and waits for us waits for three things in a row: that the bytes arrive, that they are synced, that
+//! A commit that waits for us waits for three things in a row: that the bytes arrive, that they are synced, that
 //! the server hears of it. So as soon as nothing more is on its way everything that came is synced at once and reported;
 //! commits that arrive together share a sync.
 
@@ -29,7 +29,7 @@ const REPORT_EVERY: Duration = Duration::from_secs(10);
 /// A server that says nothing for so long is asked whether it is there.
 const ASK_AFTER: Duration = Duration::from_secs(30);
 
-/// A server that does not answer either is gone: its host may have vanished without a word.
+/// A server that does not answer this either is gone: its host may have vanished without closing the connection.
 const GONE_AFTER: Duration = Duration::from_secs(60);
 
 /// SQLSTATE `undefined_file`: the server does not have the WAL that was asked for.

@@ -159,8 +159,8 @@ impl Session<'_> {
         );
         let repository = self.spool.repository();
         history_file::fetch(repository, connection, &self.server.name, next.timeline, ORIGIN)?;
-        // Up to the switch the old segment has nothing but what begins the new one. What is beyond, an old primary
-        // had sent before it was left for a standby that never got it: commits that were reported as done, perhaps.
+        // Up to the switch, the old segment has the same bytes as the new one. Bytes beyond the switch come from an old
+        // primary, and the standby that was promoted never got them: commits that may have been reported as done.
         let segment = SegmentName::from_lsn(left, switch, size);
         if self.spool.take_over(segment, next.timeline, switch, size)? {
             tracing::error!(

@@ -67,7 +67,7 @@ fn end_server(app: &mut App, mounts: &Mounts<'_>, clone: &CloneDescription, stop
 
 fn remove(repository: &Repository, clone: &CloneDescription) -> Result<(), Error> {
     let lock = hold(repository, &clone.server, &clone.name, "removing it")?;
-    // Looked at under the lock: another one may have its name by now.
+    // This is checked under the lock: another clone may have the name by now.
     let now = repository.clone_named(&clone.server, &clone.name)?;
     if now.id != clone.id {
         return Err(Error::failed(format!(

@@ -16,7 +16,7 @@ use crate::health::losses;
 use crate::locale::Drawing;
 use crate::output::{self, Style, table};
 
-/// Restore points drawn, the newest: who names one a minute wants to see the rest too. `--json` has all.
+/// How many restore points are drawn, the newest ones: with one a minute, the rest must still be visible. `--json` has all.
 const RESTORE_POINTS_MAX: usize = 40;
 
 /// Of a moment, to the second.

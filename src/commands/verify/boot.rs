@@ -69,7 +69,7 @@ fn request(app: &App, repository: &Repository, args: &VerifyArgs) -> Result<Requ
             .server(&args.server)
             .and_then(|server| server.path_prefix.clone()),
         sql: args.sql.as_deref().map(readable).transpose()?,
-        // What is printed there is to be JSON alone.
+        // With --json, standard output gets nothing but JSON.
         sql_stdout: if args.json.json {
             Stdout::Shown
         } else {
