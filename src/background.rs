@@ -71,8 +71,8 @@ pub(crate) fn enter_background() -> Result<(), Error> {
         .map_err(|error| Error::failed(format!("Cannot leave the terminal's session: {error}")))
 }
 
-/// The descriptors from the first that is not a standard one on that were open before this program was started: whatever it opens
-/// itself is closed when it starts another one.
+/// The descriptors from the first that is not a standard one on that were open before this program was started:
+/// whatever it opens itself is closed when it starts another one.
 #[allow(unsafe_code)]
 fn inherited() -> Vec<BorrowedFd<'static>> {
     const FIRST: RawFd = 3;

@@ -1,9 +1,10 @@
 //! Taking a base backup: from the connection to a backup that can be recovered.
 //!
 //! One replication connection identifies the cluster and sends the backup. Another one has a temporary slot, by which the
-//! server keeps the WAL until the archive has the last segment ([`hold`]). Where the server can, it sends only what changed since an earlier backup ([`incremental`]), and both are put
-//! together on the way ([`compose`]). What is received goes straight into the repository's pipeline ([`receive`]); what was stored is then compared
-//! with the server's manifest ([`server_manifest`]) before the backup counts.
+//! server keeps the WAL until the archive has the last segment ([`hold`]). Where the server can, it sends only what changed
+//! since an earlier backup ([`incremental`]), and both are put together on the way ([`compose`]). What is received goes
+//! straight into the repository's pipeline ([`receive`]). What was stored is then compared with the server's manifest
+//! ([`server_manifest`]) before the backup counts.
 
 mod checkpoint;
 mod compose;

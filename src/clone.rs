@@ -1,4 +1,5 @@
-//! Work on a clone's files in this process. There is no mount in between, no server runs, and no other process has the clone.
+//! Work on a clone's files in this process. There is no mount in between, no server runs, and no other process has the
+//! clone.
 
 mod backup_contents;
 mod backup_manifest;

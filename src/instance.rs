@@ -213,8 +213,8 @@ impl Instance {
         }
     }
 
-    /// Whether the server has recovered and shut down at its target (`recovery_target_action = shutdown`), which `pg_ctl` reports as
-    /// a failure.
+    /// Whether the server has recovered and shut down at its target (`recovery_target_action = shutdown`), which
+    /// `pg_ctl` reports as a failure.
     fn has_shut_down_at_target(&self, before: &[u8]) -> Result<bool, Error> {
         let (now, control) = control_file::read(&self.data.join(CONTROL))?;
         Ok(now != before && control.state == ClusterState::ShutDownInRecovery)
@@ -249,8 +249,8 @@ impl Instance {
         command
     }
 
-    /// The server itself, to be run as a child of this process and not in the background. There is no program in between: with
-    /// one, the kernel would forget what to do when this process dies.
+    /// The server itself, to be run as a child of this process and not in the background. There is no program in
+    /// between: with one, the kernel would forget what to do when this process dies.
     pub(crate) fn server(&self, port: u16, options: &StartOptions) -> Command {
         let mut command = self.as_owner(&self.programs.path("postgres"));
         command.current_dir("/").stdin(Stdio::null());

@@ -1,9 +1,9 @@
 //! Whether the server still has the history that is kept of it.
 //!
 //! One timeline can have two histories: a snapshot was put back, or a copy was promoted without a new timeline. PostgreSQL
-//! cannot distinguish them, since it looks at the timeline and the position alone. Here the server's WAL is compared with the
-//! kept WAL, byte for byte: in the newest segment that both have ([`of_archive`]), or at any place ([`Look`]). WAL that the
-//! server has removed proves nothing: PostgreSQL recycles its WAL.
+//! cannot distinguish them, since it looks at the timeline and the position alone. Here the server's WAL is compared
+//! with the kept WAL, byte for byte: in the newest segment that both have ([`of_archive`]), or at any place ([`Look`]).
+//! WAL that the server has removed proves nothing: PostgreSQL recycles its WAL.
 
 pub(crate) mod history_file;
 

@@ -1,8 +1,8 @@
 //! Clones and mounts: where a clone can be seen, and how a command gets it for itself.
 //!
-//! A clone has one writer: the process that holds its lock. A mount takes the lock when somebody looks into the clone. It gives
-//! the lock up when it is asked to (`.barmanfs/released/`) and nothing in the clone is open. So a command either goes through
-//! the mount that serves the clone, or has all mounts release it and takes the lock itself.
+//! A clone has one writer: the process that holds its lock. A mount takes the lock when somebody looks into the clone.
+//! It gives the lock up when it is asked to (`.barmanfs/released/`) and nothing in the clone is open. So a command
+//! either goes through the mount that serves the clone, or has all mounts release it and takes the lock itself.
 
 use std::fs;
 use std::io;
@@ -161,8 +161,8 @@ impl<'a> Mounts<'a> {
         instance::running(&path).map(|running| (running, path))
     }
 
-    /// Has every mount release a clone, where this user may ask for it. What was written to the clone is durable then. Gives a
-    /// mount that this user may not ask.
+    /// Has every mount release a clone, where this user may ask for it. What was written to the clone is durable then.
+    /// Gives a mount that this user may not ask.
     fn release(&self, server: &ServerName, name: &CloneName) -> Result<Option<&FoundMount>, Error> {
         let mut unwilling = None;
         for mount in &self.found.serving {

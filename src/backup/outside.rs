@@ -7,8 +7,8 @@ use crate::error::Error;
 /// Files a server reads in its data directory where nothing else is set.
 const FILES: [&str; 3] = ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"];
 
-/// Logs which configuration files a backup does not have: those `outside`, and those that the server reads through a symbolic
-/// link, which PostgreSQL does not send.
+/// Logs which configuration files a backup does not have: those `outside`, and those that the server reads through a
+/// symbolic link, which PostgreSQL does not send.
 ///
 /// # Errors
 /// When the backup's listing cannot be read.

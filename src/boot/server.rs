@@ -18,7 +18,8 @@ use crate::signals::Interruption;
 /// How often a server that starts or ends is polled.
 const POLL: Duration = Duration::from_millis(20);
 
-/// A postmaster kills processes that do not follow it 5 s after it was asked to end at once. After twice that, the postmaster itself hangs.
+/// A postmaster kills processes that do not follow it 5 s after it was asked to end at once. After twice that, the
+/// postmaster itself hangs.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
 /// The severities of log lines that say why a server ended.

@@ -1,8 +1,8 @@
 //! The primary of a standby that is backed up.
 //!
 //! A standby cannot end the segment in which a backup of it stops: the primary does that when the segment is full. While
-//! nothing is written there, that is never. So the primary is asked to switch to the next segment, where the configuration says
-//! how to reach it; otherwise the backup brings its WAL itself.
+//! nothing is written there, that is never. So the primary is asked to switch to the next segment, where the
+//! configuration says how to reach it; otherwise the backup brings its WAL itself.
 
 use barmanfs_pg::SystemId;
 

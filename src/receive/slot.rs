@@ -14,7 +14,8 @@ const UNDEFINED: &str = "42704";
 /// The first version that can be asked for a slot over a replication connection.
 const FIRST_READABLE_MAJOR: u32 = 15;
 
-/// The position of the server's slot, where the server can be asked for it. With `create_slot = auto` a missing slot is created.
+/// The position of the server's slot, where the server can be asked for it. With `create_slot = auto` a missing slot is
+/// created.
 pub(super) fn prepare(
     connection: &mut Connection,
     server: &ServerConfig,
