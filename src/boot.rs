@@ -1,16 +1,16 @@
-//! The boot test: PostgreSQL is started on a throw-away clone of a backup, recovers, is promoted and asked, and nothing
-//! of it stays.
+//! The boot test: PostgreSQL starts on a throw-away clone of a backup, recovers, is promoted and queried. Everything is
+//! removed afterwards.
 //!
-//! The repository is mounted for this alone, in a private directory, and everything is shown as the user's as whom the
-//! server runs. All that is made is owned by a [`Bench`], which takes it away again in the right order however the test
-//! ends: server, clone, mount, directory. A process that is killed takes its server with it ([`server`]), and leaves a clone
-//! and a dead mount, which the next test of that server removes.
+//! The repository is mounted for this test alone, in a private directory. The mount shows everything as owned by the user
+//! that the server runs as. A [`Bench`] owns all that is made. However the test ends, it removes server, clone, mount and
+//! directory in this order. The server of a killed process ends with it ([`server`]). Its clone and a dead mount are left:
+//! the next test of that server removes them.
 
 mod checks;
 mod client;
 mod mount;
-mod place;
 mod server;
+mod workspace;
 
 use std::fs;
 use std::io;
@@ -24,17 +24,17 @@ use nix::unistd::{Gid, Uid};
 use self::checks::Client;
 pub(crate) use self::client::Stdout;
 use self::mount::PrivateMount;
-use self::place::Place;
 use self::server::Server;
+use self::workspace::Workspace;
 use crate::error::Error;
 use crate::instance::{Instance, Programs, Setting};
 use crate::progress::Progress;
 use crate::signals::Interruption;
 
-/// `errno` of what cannot be read because it is damaged.
+/// The `errno` of a read that fails because of damage.
 const EIO: i32 = nix::errno::Errno::EIO as i32;
 
-/// What a server says whose host has no disk, quota or memory left for it.
+/// What a server says when its host has no disk space, quota or memory left for it.
 const LACKING: [&str; 4] = [
     "No space left on device",
     "Disk quota exceeded",
@@ -42,40 +42,40 @@ const LACKING: [&str; 4] = [
     "could not map anonymous shared memory",
 ];
 
-/// What a server says that was told to load what is not installed on this host: a backup holds no libraries.
+/// What a server says when it is to load a library that is not installed on this host: a backup holds no libraries.
 const NOT_INSTALLED: [&str; 2] = ["could not access file \"", "could not load library \""];
 
-/// What is to be tested, and how.
+/// The backup to test, and the tests.
 #[derive(Debug)]
 pub(crate) struct Request {
-    /// The backup; its WAL must be there.
+    /// The backup. Its WAL must be archived.
     pub(crate) backup: Backup,
     /// Where PostgreSQL's programs are, if not at the usual places.
     pub(crate) bindir: Option<PathBuf>,
-    /// Where they are looked for before the usual places.
+    /// A directory that is searched before the usual places.
     pub(crate) path_prefix: Option<PathBuf>,
     /// SQL to run: an absolute path.
     pub(crate) sql: Option<PathBuf>,
-    /// Where what it prints goes.
+    /// Where its output goes.
     pub(crate) sql_stdout: Stdout,
     /// Whether all tables and indexes are to be checked.
     pub(crate) amcheck: bool,
     /// Settings for the server.
     pub(crate) settings: Vec<Setting>,
-    /// Names under which somebody may be able to log in.
+    /// Names of users that may be able to log in.
     pub(crate) users: Vec<String>,
 }
 
-/// What came of it.
+/// The result of a test.
 #[derive(Debug)]
 pub(crate) struct Report {
-    /// What is kept.
+    /// What is kept with the backup.
     pub(crate) test: BootTest,
     /// More about a failure: what the server or a check wrote, in lines.
     pub(crate) details: Option<String>,
 }
 
-/// Why the backup is no good.
+/// Why the backup failed its test.
 #[derive(Debug)]
 struct Failure {
     /// In one line.
@@ -85,7 +85,7 @@ struct Failure {
 }
 
 impl Failure {
-    /// Whether it was this host that had not enough of something, or not at all.
+    /// Whether the reason may be that this host lacks something, or has not enough of it.
     fn is_of_this_host(&self) -> bool {
         let lacks = |words: &&str| self.message.contains(*words) || self.details.contains(*words);
         let is_not_installed = |words: &&str| self.message.contains(*words);
@@ -93,12 +93,12 @@ impl Failure {
     }
 }
 
-/// Why a test ends before its end.
+/// Why a test ends early.
 #[derive(Debug)]
 enum Stop {
-    /// The backup has failed it: that is a result.
+    /// The backup failed: that is a result.
     Failed(Failure),
-    /// The test could not be made: that says nothing about the backup.
+    /// The test could not be run: that says nothing about the backup.
     Error(Error),
 }
 
@@ -127,22 +127,22 @@ impl Stop {
     }
 }
 
-/// What was made for a test, and is taken away again.
+/// What was made for a test, and is removed afterwards.
 #[derive(Debug)]
 struct Bench<'a> {
     request: &'a Request,
     repository: &'a Repository,
     clone: CloneName,
-    // Dropped in this order where it comes to that.
+    // The order in which they are dropped.
     server: Option<Server>,
     mount: Option<PrivateMount>,
-    place: Place,
+    workspace: Workspace,
 }
 
-/// Tests a backup. Nothing is left of it but the report.
+/// Tests a backup. Only the report is left of the test.
 ///
 /// # Errors
-/// When the test could not be made.
+/// When the test could not be run.
 pub(crate) fn run(
     repository: &Repository,
     request: &Request,
@@ -160,7 +160,7 @@ pub(crate) fn run(
     }
     let _lock = repository.lock_boot_test(&request.backup.server)?;
     mount::remove_leftovers(repository, &request.backup.server)?;
-    place::remove_leftovers();
+    workspace::remove_leftovers();
     let owner = owner(repository, &request.backup)?;
     let mut bench = Bench {
         request,
@@ -168,7 +168,7 @@ pub(crate) fn run(
         clone: mount::clone_name(request.backup.id)?,
         server: None,
         mount: None,
-        place: Place::make(owner.0, owner.1)?,
+        workspace: Workspace::make(owner.0, owner.1)?,
     };
     let mut postgresql = programs.version().unwrap_or_else(|| major.to_string());
     let ended = bench.test(owner, interruption, progress, &mut postgresql);
@@ -227,18 +227,21 @@ impl Bench<'_> {
         let request = self.request;
         progress.stage("making a clone");
         let server_name = &request.backup.server;
-        let mount = PrivateMount::make(self.repository, server_name, self.place.mount_point(), owner)?;
+        let mount = PrivateMount::make(self.repository, server_name, self.workspace.mount_point(), owner)?;
         let mount = self.mount.insert(mount);
         let data = mount.make_clone(&self.clone, &request.backup)?;
-        // The first file that is read: that it cannot be is the backup's fault.
+        // The first file that is read. When it cannot be read, the backup is at fault.
         fs::read(data.join("PG_VERSION")).map_err(|error| Stop::reading("Cannot read PG_VERSION", &error))?;
         let instance = Instance::at(&data, request.bindir.as_deref(), request.path_prefix.as_deref())?;
         progress.stage(&format!("starting PostgreSQL {postgresql}"));
-        let server = self
-            .server
-            .insert(Server::start(&instance, data, &self.place, &request.settings)?);
+        let server = self.server.insert(Server::start(
+            &instance,
+            data,
+            &self.workspace,
+            &request.settings,
+        )?);
         server.wait_until_ready(interruption, || progress.stage("replaying WAL"))?;
-        let client = Client::connect(&instance, server, &self.place, interruption, &request.users)?;
+        let client = Client::connect(&instance, server, &self.workspace, interruption, &request.users)?;
         *postgresql = client.version()?;
         progress.stage("reading the catalogs of all databases");
         client.catalogs()?;
@@ -253,7 +256,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Takes everything away again. What cannot be removed changes nothing about the result.
+    /// Removes everything. A failure to remove something does not change the result.
     fn clear(mut self) {
         self.server = None;
         let name = &self.clone;
@@ -262,7 +265,7 @@ impl Bench<'_> {
         if matches!(by_mount, None | Some(Ok(()))) {
             return;
         }
-        // With the mount its files are in use no more.
+        // Without the mount its files are no longer in use.
         let server = &self.request.backup.server;
         let removed = self
             .repository
@@ -280,8 +283,8 @@ impl Bench<'_> {
     }
 }
 
-/// As whom the server runs: this user, or for root the repository's owner, and where that is root itself, whoever's the
-/// files were on the server.
+/// The user that the server runs as: this user. For root it is the repository's owner, or, where that is root as well, the
+/// owner that the files had on the server.
 fn owner(repository: &Repository, backup: &Backup) -> Result<(u32, u32), Error> {
     let me = Uid::effective();
     if !me.is_root() {
@@ -301,7 +304,7 @@ fn owner(repository: &Repository, backup: &Backup) -> Result<(u32, u32), Error> 
     }
 }
 
-/// Ended by the user.
+/// The error for a test that the user ended.
 fn interrupted() -> Error {
     Error::failed("Interrupted: no result is kept")
 }

@@ -1,18 +1,19 @@
-//! Work on a clone's files in this process: no mount is between, no server runs, and nobody else has the clone.
+//! Work on a clone's files in this process. There is no mount in between, no server runs, and no other process has the
+//! clone.
 
+mod backup_contents;
+mod backup_manifest;
 pub(crate) mod commit;
 pub(crate) mod export;
-mod kept;
-mod manifest;
-mod wal;
+mod needed_wal;
 
 use barmanfs_catalog::{CloneDescription, CloneLock, CloneName, Repository, ServerName};
 use barmanfs_fs::live::{Kind, LiveClone, NodeAttributes, NodeId};
 use rustix::io::Errno;
 
-use crate::commands::clone::mounts::is_running;
 use crate::error::Error;
 use crate::instance;
+use crate::mounts::is_running;
 use crate::output::printable;
 
 /// What says that a server runs, and where.

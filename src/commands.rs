@@ -4,7 +4,6 @@ pub(crate) mod backup;
 pub(crate) mod check;
 pub(crate) mod clone;
 pub(crate) mod delete;
-mod doubts;
 pub(crate) mod explain;
 pub(crate) mod get_wal;
 pub(crate) mod history;
@@ -25,12 +24,10 @@ pub(crate) mod verify;
 pub(crate) mod version;
 pub(crate) mod wal_archive;
 
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use barmanfs_catalog::{Backup, BackupSelector, Repository, ServerName};
-use nix::unistd::{Uid, User};
 use tracing::level_filters::LevelFilter;
 
 use crate::cli::{Cli, Command, GlobalOptions};
@@ -38,8 +35,9 @@ use crate::config::{Config, ServerConfig};
 use crate::error::{Error, Outcome};
 use crate::logging;
 use crate::output::Output;
+use crate::ownership;
 
-/// What stands for every server on the command line.
+/// The word for all servers on the command line.
 const ALL: &str = "all";
 
 /// What every command works with.
@@ -77,7 +75,7 @@ impl App {
             .filter(|home| !home.is_empty())
             .map(PathBuf::from);
         let config = Config::load(options.config.as_deref(), home.as_deref())?;
-        // PostgreSQL runs these for every segment: what is always so belongs into no log each time.
+        // PostgreSQL runs these for every segment: what never changes is not logged each time.
         let repetitive = matches!(command, Command::WalArchive(_) | Command::GetWal(_));
         logging::start(level(&options, &config, repetitive));
         if !repetitive {
@@ -128,25 +126,9 @@ impl App {
         self.repository()
     }
 
-    /// Root can write everywhere, and leaves files behind that the archiving user cannot write.
+    /// See [`ownership::refuse_foreign_root`].
     pub(crate) fn refuse_foreign_root(&self) -> Result<(), Error> {
-        let path = &self.config.repository;
-        let Ok(metadata) = std::fs::metadata(path) else {
-            return Ok(());
-        };
-        if !Uid::effective().is_root() || metadata.uid() == 0 {
-            return Ok(());
-        }
-        let owner = Uid::from_raw(metadata.uid());
-        let owner = User::from_uid(owner)
-            .ok()
-            .flatten()
-            .map_or_else(|| owner.to_string(), |user| user.name);
-        Err(Error::failed(format!(
-            "The repository {} belongs to {owner}: root would leave files in it that {owner} cannot write",
-            path.display()
-        ))
-        .hint(format!("Run this as {owner}: sudo -u {owner} barmanfs ...")))
+        ownership::refuse_foreign_root(&self.config.repository)
     }
 
     /// The section of the server called `name`.
@@ -156,7 +138,7 @@ impl App {
             .ok_or_else(|| self.unknown_server(name, &[]))
     }
 
-    /// The servers that `names` stand for, each once; inactive ones only when they are named.
+    /// The servers that `names` mean, each once; inactive ones only when they are named.
     pub(crate) fn configured_servers(&self, names: &[String]) -> Result<Vec<ServerConfig>, Error> {
         let mut servers: Vec<ServerConfig> = Vec::new();
         for name in names {
@@ -200,7 +182,7 @@ impl App {
         }
     }
 
-    /// The servers that `name` stands for: one, or for `all` those of the configuration and then the others
+    /// The servers that `name` means: one, or for `all` those of the configuration and then the others
     /// the repository has.
     pub(crate) fn known_servers(
         &self,
@@ -224,7 +206,7 @@ impl App {
         Ok(servers)
     }
 
-    /// The backup of `server` that `selector` stands for.
+    /// The backup of `server` that `selector` selects.
     pub(crate) fn backup(
         &self,
         repository: &Repository,

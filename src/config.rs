@@ -8,19 +8,22 @@
 mod ini;
 mod keys;
 mod limits;
+mod server;
+mod values;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use barmanfs_catalog::{Action, ServerName};
-use barmanfs_fs::CloneLimits;
 use keys::Known;
 pub(crate) use limits::{Age, Limits};
+pub(crate) use server::{Archiver, CreateSlot, Incremental, ServerConfig};
 use tracing::level_filters::LevelFilter;
+use values::{absolute, boolean};
+pub(crate) use values::{log_level, recovery_target_action};
 
 use crate::error::Error;
-use crate::postgres::{MAX_RATE_KIB, is_slot_name};
 
 /// The section of barmanfs itself.
 const GLOBAL_SECTION: &str = "barmanfs";
@@ -28,9 +31,6 @@ const GLOBAL_SECTION: &str = "barmanfs";
 const SYSTEM_FILE: &str = "/etc/barmanfs.conf";
 /// The name of a user's own configuration, in the home directory.
 const USER_FILE: &str = ".barmanfs.conf";
-
-/// The name of streams where none is given. It goes into `synchronous_standby_names` as it is, without quotes.
-const STREAMING_ARCHIVER_NAME: &str = "barmanfs_receive_wal";
 
 /// A string that may hold a password: shown by no formatter.
 #[derive(Clone, PartialEq, Eq)]
@@ -46,175 +46,6 @@ impl Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("<secret>")
-    }
-}
-
-/// Whether WAL of a server is known to come in through `wal-archive`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum Archiver {
-    /// Found out at each backup: the server archives, and a segment of it has arrived.
-    #[default]
-    Auto,
-    /// Backups rely on it and wait for their segments.
-    On,
-    /// Backups bring their own WAL.
-    Off,
-}
-
-/// Whether backups of a server are incremental. Either way each is stored as a full one.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Incremental {
-    /// Where the server can (PostgreSQL 17 and later, summarize_wal = on); otherwise it sends everything.
-    #[default]
-    Auto,
-    /// Where the server cannot, the backup fails.
-    Always,
-    /// The server sends everything.
-    Never,
-}
-
-/// What `receive-wal` does when its replication slot is missing.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum CreateSlot {
-    /// It fails: somebody creates it with `receive-wal --create-slot`.
-    #[default]
-    Manual,
-    /// It creates it.
-    Auto,
-}
-
-/// One server's section.
-#[derive(Debug, Clone)]
-pub(crate) struct ServerConfig {
-    /// The section's name.
-    pub(crate) name: ServerName,
-    /// Free text for the lists.
-    pub(crate) description: Option<String>,
-    /// `active = off`: left out of `all`, refused for backups.
-    pub(crate) active: bool,
-    /// How to connect for SQL.
-    pub(crate) conninfo: Option<Secret>,
-    /// How to connect for replication, when that differs.
-    pub(crate) streaming_conninfo: Option<Secret>,
-    /// How to connect to the primary for SQL, where the server is a standby.
-    pub(crate) primary_conninfo: Option<Secret>,
-    /// See [`Archiver`].
-    pub(crate) archiver: Archiver,
-    /// See [`Incremental`].
-    pub(crate) incremental: Incremental,
-    /// WAL is received as a stream: `receive-wal` is, or should be, running.
-    pub(crate) streaming_archiver: bool,
-    /// `application_name` of the stream, by which `synchronous_standby_names` knows it.
-    pub(crate) streaming_archiver_name: String,
-    /// The replication slot of the stream.
-    pub(crate) slot_name: Option<String>,
-    /// See [`CreateSlot`].
-    pub(crate) create_slot: CreateSlot,
-    /// Start backups with a fast checkpoint.
-    pub(crate) immediate_checkpoint: bool,
-    /// Limit of a backup's transfer, in kB/s.
-    pub(crate) bandwidth_limit_kb: Option<u32>,
-    /// `application_name` of the backup's connection, when the connection string shall not decide.
-    pub(crate) streaming_backup_name: Option<String>,
-    /// What its clones may take.
-    pub(crate) clone_limits: CloneLimits,
-    /// Where PostgreSQL's programs are looked for first.
-    pub(crate) path_prefix: Option<PathBuf>,
-    /// Complete backups that no deletion goes below.
-    pub(crate) minimum_redundancy: usize,
-    /// What `check` holds it against.
-    pub(crate) limits: Limits,
-}
-
-impl ServerConfig {
-    fn new(name: ServerName) -> Self {
-        Self {
-            name,
-            description: None,
-            active: true,
-            conninfo: None,
-            streaming_conninfo: None,
-            primary_conninfo: None,
-            archiver: Archiver::Auto,
-            incremental: Incremental::Auto,
-            streaming_archiver: false,
-            streaming_archiver_name: STREAMING_ARCHIVER_NAME.to_owned(),
-            slot_name: None,
-            create_slot: CreateSlot::Manual,
-            immediate_checkpoint: false,
-            bandwidth_limit_kb: None,
-            streaming_backup_name: None,
-            clone_limits: CloneLimits::default(),
-            path_prefix: None,
-            minimum_redundancy: 0,
-            limits: Limits::default(),
-        }
-    }
-
-    /// How to connect for replication.
-    pub(crate) fn replication_conninfo(&self) -> Option<&Secret> {
-        self.streaming_conninfo.as_ref().or(self.conninfo.as_ref())
-    }
-
-    /// The same, where there must be one.
-    pub(crate) fn require_replication_conninfo(&self) -> Result<&Secret, Error> {
-        self.replication_conninfo().ok_or_else(|| {
-            Error::usage(format!("Server '{}' has no connection string", self.name)).hint(format!(
-                "Add a line like 'conninfo = host=db1 user=barmanfs' to its section [{}]",
-                self.name
-            ))
-        })
-    }
-
-    fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
-        match key {
-            "description" => self.description = given(value),
-            "active" => self.active = boolean(value)?,
-            "conninfo" => self.conninfo = given(value).map(Secret),
-            "streaming_conninfo" => self.streaming_conninfo = given(value).map(Secret),
-            "primary_conninfo" => self.primary_conninfo = given(value).map(Secret),
-            "archiver" => {
-                self.archiver = match value.to_lowercase().as_str() {
-                    "auto" => Archiver::Auto,
-                    _ => match boolean(value)
-                        .map_err(|_| format!("is '{value}': allowed are on, off and auto"))?
-                    {
-                        true => Archiver::On,
-                        false => Archiver::Off,
-                    },
-                };
-            }
-            "incremental" => {
-                self.incremental = <Incremental as clap::ValueEnum>::from_str(value, true)
-                    .map_err(|_| format!("is '{value}': allowed are auto, always and never"))?;
-            }
-            "streaming_archiver" => self.streaming_archiver = boolean(value)?,
-            "streaming_archiver_name" => {
-                self.streaming_archiver_name =
-                    given(value).unwrap_or_else(|| STREAMING_ARCHIVER_NAME.to_owned());
-            }
-            "slot_name" => self.slot_name = given(value).map(slot_name).transpose()?,
-            "create_slot" => {
-                self.create_slot = match value.to_lowercase().as_str() {
-                    "manual" => CreateSlot::Manual,
-                    "auto" => CreateSlot::Auto,
-                    _ => return Err(format!("is '{value}': allowed are manual and auto")),
-                };
-            }
-            "immediate_checkpoint" => self.immediate_checkpoint = boolean(value)?,
-            "bandwidth_limit" => self.bandwidth_limit_kb = rate(value)?,
-            "streaming_backup_name" => self.streaming_backup_name = given(value),
-            "clone_max_size" => self.clone_limits.max_bytes = size(value)?,
-            "clone_max_count" => self.clone_limits.max_count = count(value)?,
-            "minimum_redundancy" => self.minimum_redundancy = limits::redundancy(value)?,
-            "last_backup_maximum_age" => self.limits.backup_age = limits::age(value)?,
-            "last_backup_minimum_size" => self.limits.backup_size = limits::si_size(value)?,
-            "last_wal_maximum_age" => self.limits.wal_age = limits::age(value)?,
-            "path_prefix" => self.path_prefix = given(value).map(|value| absolute(&value)).transpose()?,
-            // The table of keys and this match are kept in step by a test.
-            _ => return Err("has no meaning here".to_owned()),
-        }
-        Ok(())
     }
 }
 
@@ -269,6 +100,23 @@ pub(crate) enum ConfigError {
         /// What is missing.
         message: String,
     },
+}
+
+impl From<ConfigError> for Error {
+    fn from(error: ConfigError) -> Self {
+        let hint = match &error {
+            ConfigError::NotFound(_) => Some("Write one (the README shows how), or name it with -c FILE"),
+            ConfigError::Read { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                Some("Run this as the user the backups belong to")
+            }
+            ConfigError::Read { .. } | ConfigError::At { .. } | ConfigError::Incomplete { .. } => None,
+        };
+        let usage = Self::usage(error.to_string());
+        match hint {
+            Some(hint) => usage.hint(hint),
+            None => usage,
+        }
+    }
 }
 
 impl Config {
@@ -496,92 +344,6 @@ impl<'a> Reader<'a> {
                 );
             }
         }
-    }
-}
-
-/// Barman writes "not set" as an empty value or `None`.
-fn given(value: &str) -> Option<String> {
-    (!value.is_empty() && value != "None").then(|| value.to_owned())
-}
-
-fn boolean(value: &str) -> Result<bool, String> {
-    match value.to_lowercase().as_str() {
-        "on" | "true" | "yes" | "t" | "y" | "1" => Ok(true),
-        "off" | "false" | "no" | "f" | "n" | "0" => Ok(false),
-        _ => Err(format!("is '{value}': allowed are on and off")),
-    }
-}
-
-fn slot_name(name: String) -> Result<String, String> {
-    if is_slot_name(&name) {
-        Ok(name)
-    } else {
-        Err(format!(
-            "is '{name}': it may have up to 63 lower-case letters, digits and underscores"
-        ))
-    }
-}
-
-fn rate(value: &str) -> Result<Option<u32>, String> {
-    // Barman writes "no limit" as 0.
-    match given(value).map(|value| value.parse::<u32>()) {
-        None | Some(Ok(0)) => Ok(None),
-        Some(Ok(rate)) if MAX_RATE_KIB.contains(&rate) => Ok(Some(rate)),
-        Some(_) => Err(format!(
-            "is '{value}': allowed is a number of kB per second from {} to {}, or 0 for no limit",
-            MAX_RATE_KIB.start(),
-            MAX_RATE_KIB.end()
-        )),
-    }
-}
-
-fn size(value: &str) -> Result<Option<u64>, String> {
-    match given(value).map(|value| crate::cli::size(&value)) {
-        None | Some(Ok(0)) => Ok(None),
-        Some(Ok(bytes)) => Ok(Some(bytes)),
-        Some(Err(_)) => Err(format!(
-            "is '{value}': allowed is a size like 500M, 50G or 2T, or 0 for no limit"
-        )),
-    }
-}
-
-fn count(value: &str) -> Result<usize, String> {
-    given(value).map_or(Ok(CloneLimits::DEFAULT_COUNT), |value| {
-        value
-            .parse()
-            .map_err(|_| format!("is '{value}': allowed is a whole number"))
-    })
-}
-
-fn absolute(value: &str) -> Result<PathBuf, String> {
-    let path = PathBuf::from(value);
-    if path.is_absolute() {
-        Ok(path)
-    } else {
-        Err(format!("is '{value}': allowed is an absolute path"))
-    }
-}
-
-/// PostgreSQL's words for what recovery does at its target.
-pub(crate) fn recovery_target_action(value: &str) -> Result<Action, String> {
-    value
-        .to_lowercase()
-        .parse()
-        .map_err(|_| format!("is '{value}': allowed are promote, pause and shutdown"))
-}
-
-/// Barman's level names, and those of the log itself.
-pub(crate) fn log_level(value: &str) -> Result<LevelFilter, String> {
-    match value.to_lowercase().as_str() {
-        "off" | "none" => Ok(LevelFilter::OFF),
-        "critical" | "error" => Ok(LevelFilter::ERROR),
-        "warning" | "warn" => Ok(LevelFilter::WARN),
-        "info" | "notset" => Ok(LevelFilter::INFO),
-        "debug" => Ok(LevelFilter::DEBUG),
-        "trace" => Ok(LevelFilter::TRACE),
-        _ => Err(format!(
-            "is '{value}': allowed are error, warning, info, debug, trace and off"
-        )),
     }
 }
 

@@ -34,9 +34,9 @@ pub(crate) enum Outcome {
     Problems,
     /// The archive was read and has no such file.
     Absent,
-    /// The target that was asked about cannot be reached; the reason was told.
+    /// The target that was asked about cannot be reached. The reason has been printed.
     Unreachable,
-    /// Another process has told what went wrong, and ended with this code.
+    /// The result has been printed already: end with this code.
     Told(u8),
 }
 
@@ -60,7 +60,7 @@ pub(crate) enum Kind {
     Failed,
     /// The command line or the configuration is wrong.
     Usage,
-    /// Nobody reads the output any more: not worth a word.
+    /// Nobody reads the output any more: nothing is printed.
     ClosedPipe,
 }
 
@@ -156,24 +156,6 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-impl From<crate::config::ConfigError> for Error {
-    fn from(error: crate::config::ConfigError) -> Self {
-        use crate::config::ConfigError;
-        let hint = match &error {
-            ConfigError::NotFound(_) => Some("Write one (the README shows how), or name it with -c FILE"),
-            ConfigError::Read { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
-                Some("Run this as the user the backups belong to")
-            }
-            ConfigError::Read { .. } | ConfigError::At { .. } | ConfigError::Incomplete { .. } => None,
-        };
-        let usage = Self::usage(error.to_string());
-        match hint {
-            Some(hint) => usage.hint(hint),
-            None => usage,
-        }
-    }
-}
-
 impl From<barmanfs_catalog::Error> for Error {
     fn from(error: barmanfs_catalog::Error) -> Self {
         use barmanfs_catalog::Error as Catalog;
@@ -185,7 +167,7 @@ impl From<barmanfs_catalog::Error> for Error {
                 "Run this as the user the repository belongs to"
             }
             damage if damage.is_damage() => {
-                "Run 'barmanfs verify': it tells what is damaged, and full backups store that anew from then on"
+                "Run 'barmanfs verify': it reports what is damaged, and full backups store that again from then on"
             }
             Catalog::BadWalFile { .. } => "Is it the file the server wrote, and complete?",
             Catalog::Name(InvalidName::Server(_) | InvalidName::Backup(_)) => {

@@ -1,13 +1,13 @@
 //! Running PostgreSQL on a data directory: a clone's, or a throw-away one's.
 //!
-//! PostgreSQL's own `pg_ctl` does the work, as the user the data directory belongs to. Nothing is connected to: whether
-//! a server runs, and how far its recovery is, stands in its files, so no password is needed.
+//! PostgreSQL's own `pg_ctl` does the work, as the owner of the data directory. No connection is made: whether a server
+//! runs, and how far its recovery is, is read from its files. So no password is needed.
 
 mod auto_conf;
-mod control;
+mod control_file;
 mod postmaster;
 mod programs;
-mod recovery;
+mod recovery_end;
 mod setting;
 pub(crate) mod sockets;
 
@@ -28,28 +28,28 @@ use nix::unistd::{Uid, User};
 pub(crate) use auto_conf::{AUTO_CONF, AUTO_CONF_MAX_BYTES, last_value};
 pub(crate) use postmaster::{Running, running, running_by, stop};
 pub(crate) use programs::Programs;
-pub(crate) use recovery::Replayed;
+pub(crate) use recovery_end::Replayed;
 pub(crate) use setting::Setting;
 pub(crate) use sockets::is_socket_lock;
 
 use crate::error::Error;
 
-/// Where clones' ports begin: far from PostgreSQL's own and below the ephemeral ones of Linux's default range.
+/// The first port of clones: far from PostgreSQL's own, and below the ephemeral ports of Linux's default range.
 const FIRST_PORT: u16 = 25_432;
 
-/// How many are tried.
+/// How many ports are tried.
 const PORTS: u16 = 1000;
 
-/// What a server says whose port is another's; in other languages, the port itself has to tell.
+/// What a server says when its port is in use. In other languages, only the port itself can show that.
 const PORT_IS_TAKEN: &str = "Address already in use";
 
-/// How often another one is chosen when it was taken by somebody else in that moment.
+/// How often another port is chosen when another process took the first one in that moment.
 const PORT_TRIES: u32 = 10;
 
 /// Runs a program as another user with all groups of that user.
 const SETPRIV: &str = "setpriv";
 
-/// Where a second note of a server's process goes: one that a view hides and a backup leaves out.
+/// The file with a second copy of a server's process id. A view hides it, and a backup leaves it out.
 pub(crate) const EXTERNAL_PID_FILE: &str = "postmaster.external.pid";
 
 /// The log of a server that was started on a clone, in the clone's own directory: it goes with the clone.
@@ -61,17 +61,17 @@ const CONTROL: &str = "global/pg_control";
 /// The end of a server's log that is shown when it does not start.
 const LOG_TAIL_BYTES: u64 = 2000;
 
-/// A server's log goes where the person who starts it looks for it, and not where the original's is.
+/// These settings send a server's log to where the person who starts it looks for it, not to the original's place.
 const LOGGED_HERE: [(&str, &str); 2] = [("logging_collector", "off"), ("log_destination", "stderr")];
 
 /// How a server is to be started.
 #[derive(Debug, Clone)]
 pub(crate) struct StartOptions {
-    /// Its port; a free one when `None`.
+    /// Its port; with `None`, a free one is chosen.
     pub(crate) port: Option<u16>,
-    /// Where its socket goes.
+    /// The directory of its socket.
     pub(crate) socket_directory: PathBuf,
-    /// Whether the directory's group may connect, too, and not only the user it runs as.
+    /// Whether the directory's group may connect as well as the user it runs as.
     pub(crate) share: bool,
     /// What it listens on beside the socket, as `listen_addresses` has it; nothing when empty.
     pub(crate) listen: String,
@@ -94,7 +94,7 @@ pub(crate) struct Instance {
 }
 
 impl Instance {
-    /// The server in `data`. Whoever asks must be the directory's owner, or root.
+    /// The server in `data`. The caller must be the directory's owner, or root.
     pub(crate) fn at(data: &Path, bindir: Option<&Path>, path_prefix: Option<&Path>) -> Result<Self, Error> {
         let owner = fs::metadata(data).map_err(|error| unreadable(data, &error))?;
         let me = Uid::effective();
@@ -164,7 +164,7 @@ impl Instance {
         if let Some(port) = options.port {
             return self.start_on(port, options);
         }
-        // Somebody else may take a port between our looking for it and the server's.
+        // Another process may take the port after we looked and before the server does.
         let mut tries = 1;
         loop {
             let port = free_port(&options.socket_directory)?;
@@ -184,9 +184,9 @@ impl Instance {
 
     fn start_on(&self, port: u16, options: &StartOptions) -> Result<Option<Running>, Error> {
         let log_before = size_bytes(&options.log);
-        let control_before = control::bytes(&self.data.join(CONTROL))?;
-        // The server goes on when this program has ended, and is not to hold a lock or a pipe of who started it.
-        crate::daemon::keep_inherited();
+        let control_before = control_file::bytes(&self.data.join(CONTROL))?;
+        // The server outlives this program, and must not hold a lock or a pipe of its starter.
+        crate::background::keep_inherited();
         let ended = self
             .command("pg_ctl")
             .args(["start", "-s", "-w", "-t"])
@@ -213,13 +213,14 @@ impl Instance {
         }
     }
 
-    /// `recovery_target_action = shutdown`, which `pg_ctl` takes for a failure: it has been at work, and ended in order.
+    /// Whether the server has recovered and shut down at its target (`recovery_target_action = shutdown`), which
+    /// `pg_ctl` reports as a failure.
     fn has_shut_down_at_target(&self, before: &[u8]) -> Result<bool, Error> {
-        let (now, control) = control::read(&self.data.join(CONTROL))?;
+        let (now, control) = control_file::read(&self.data.join(CONTROL))?;
         Ok(now != before && control.state == ClusterState::ShutDownInRecovery)
     }
 
-    /// One of PostgreSQL's programs, to be run as the data's owner, where its directory is no matter.
+    /// One of PostgreSQL's programs, run as the data's owner, in a directory that does not matter.
     pub(crate) fn command(&self, name: &str) -> Command {
         let program = self.programs.path(name);
         let mut command = match self.switcher() {
@@ -248,8 +249,8 @@ impl Instance {
         command
     }
 
-    /// The server itself, to be run as a child of this process and not in the background. No program stands between: the
-    /// kernel would forget then what it is to do when this process dies.
+    /// The server itself, to be run as a child of this process and not in the background. There is no program in
+    /// between: with one, the kernel would forget what to do when this process dies.
     pub(crate) fn server(&self, port: u16, options: &StartOptions) -> Command {
         let mut command = self.as_owner(&self.programs.path("postgres"));
         command.current_dir("/").stdin(Stdio::null());
@@ -270,14 +271,14 @@ impl Instance {
     }
 
     fn control(&self) -> Result<ControlFile, Error> {
-        Ok(control::read(&self.data.join(CONTROL))?.1)
+        Ok(control_file::read(&self.data.join(CONTROL))?.1)
     }
 
     fn why_not(&self, log: &Path, from: u64, said: &[u8]) -> Error {
         let failed = Error::failed(format!("PostgreSQL does not start in {}", self.data.display()));
         match tail(log, from) {
             Some(tail) => failed.hint(format!("Its log {} ends with:\n{tail}", log.display())),
-            // Not even a log.
+            // There is not even a log.
             None => failed.hint(String::from_utf8_lossy(said).trim().to_owned()),
         }
     }
@@ -319,7 +320,7 @@ fn socket_lock(port: u16) -> String {
 /// What the server in a data directory says of itself, in the last line of its `postmaster.pid`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Status {
-    /// Not even its recovery has begun.
+    /// Its recovery has not begun.
     Starting,
     /// It recovers from the archive, and takes no connections.
     Recovering,
@@ -342,7 +343,7 @@ fn parse_status(text: &str) -> Status {
     }
 }
 
-/// What `pg_ctl -o` hands to a shell: every word quoted.
+/// The words for `pg_ctl -o`, which passes them to a shell: every word is quoted.
 fn server_options(major: u32, data: &Path, port: u16, options: &StartOptions) -> String {
     let quoted = |value: &str| value.replace('\'', "'\\''");
     let word = |Setting { name, value }: &Setting| format!("-c '{name}={}'", quoted(value));
@@ -358,7 +359,7 @@ fn server_settings(major: u32, data: &Path, port: u16, options: &StartOptions) -
         name => data.join(name).to_string_lossy().into_owned(),
     };
     let socket_directory = match options.socket_directory == data {
-        // A long path, or one with a comma, is no matter then.
+        // Then a long path, or one with a comma, does not matter.
         true => ".".into(),
         false => options.socket_directory.to_string_lossy(),
     };
@@ -371,7 +372,7 @@ fn server_settings(major: u32, data: &Path, port: u16, options: &StartOptions) -
     settings.extend([
         Setting::new("port", port.to_string()),
         Setting::new("unix_socket_directories", socket_directory),
-        // The group that a socket is shared with is the directory's, which hands it on.
+        // A socket inherits the group of its directory, with which it is shared.
         Setting::new("unix_socket_permissions", socket_permissions),
         Setting::new("listen_addresses", options.listen.as_str()),
     ]);
@@ -435,7 +436,7 @@ mod tests {
         assert!(!is_free(port, directory.path()));
         drop(server);
         assert!(socket.exists() && is_free(port, directory.path()));
-        // Of a server that does not listen yet, or not any more; and of one that was killed.
+        // A server that does not listen yet, or no longer, has one; so has a server that was killed.
         let lock = directory.path().join(socket_lock(port));
         fs::write(&lock, format!("{}\n/data\n", std::process::id())).unwrap();
         assert!(!is_free(port, directory.path()));

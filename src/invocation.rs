@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// Where the README installs it; named where its own place cannot be told.
+/// Where the README installs the program. Used where its own path is not known.
 const INSTALLED: &str = "/usr/local/bin/barmanfs";
 
 /// The words that call this program with the configuration it was given.

@@ -66,9 +66,9 @@ pub(crate) fn columns() -> Option<usize> {
     if !stdout.is_terminal() {
         return None;
     }
-    let told = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
+    let columns = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
     let asked = || terminal_size::terminal_size_of(stdout).map(|(width, _)| usize::from(width.0));
-    told.or_else(asked).filter(|columns| *columns > 0)
+    columns.or_else(asked).filter(|columns| *columns > 0)
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ enum Sink {
     Journal,
     File(File),
     Syslog(UnixDatagram),
-    /// Nobody listens.
+    /// Nothing is logged.
     Nowhere,
 }
 
@@ -52,13 +52,13 @@ pub(crate) fn start(level: LevelFilter) {
         .fmt_fields(debug_fn(write_field).delimited(" "))
         .with_writer(Lines)
         .event_format(ForItsSink {
-            told_elsewhere: format.clone().with_level(false).without_time(),
+            severity_elsewhere: format.clone().with_level(false).without_time(),
             // A person at a terminal knows what time it is; a log file does not.
             on_a_terminal: format.clone().without_time(),
             full: format,
             terminal: stderr.is_terminal(),
         });
-    // What fuser tells of every request is for those who ask for everything.
+    // fuser logs every request: that is shown only when everything is asked for.
     let others = if level < LevelFilter::TRACE {
         level.min(LevelFilter::WARN)
     } else {
@@ -70,26 +70,26 @@ pub(crate) fn start(level: LevelFilter) {
 
 /// Whether this stream is the one systemd says it has connected to its journal (systemd.exec(5), `JOURNAL_STREAM`).
 fn is_the_journals(stream: &impl AsFd) -> bool {
-    let Some(told) = std::env::var_os("JOURNAL_STREAM") else {
+    let Some(journal) = std::env::var_os("JOURNAL_STREAM") else {
         return false;
     };
     let Ok(file) = stream.as_fd().try_clone_to_owned().map(File::from) else {
         return false;
     };
     file.metadata()
-        .is_ok_and(|of| told.to_string_lossy() == format!("{}:{}", of.dev(), of.ino()))
+        .is_ok_and(|of| journal.to_string_lossy() == format!("{}:{}", of.dev(), of.ino()))
 }
 
 fn set(sink: Sink) {
     *SINK.lock().unwrap_or_else(PoisonError::into_inner) = sink;
 }
 
-/// A line as it belongs where it goes.
+/// Formats a line for its destination.
 #[derive(Debug)]
 struct ForItsSink {
     full: Format<Full>,
     on_a_terminal: Format<Full, ()>,
-    told_elsewhere: Format<Full, ()>,
+    severity_elsewhere: Format<Full, ()>,
     terminal: bool,
 }
 
@@ -105,7 +105,7 @@ where
             Sink::File(_) | Sink::Nowhere => (false, false),
         };
         match elsewhere {
-            true => self.told_elsewhere.format_event(ctx, writer, event),
+            true => self.severity_elsewhere.format_event(ctx, writer, event),
             false if stderr && self.terminal => self.on_a_terminal.format_event(ctx, writer, event),
             false => self.full.format_event(ctx, writer, event),
         }

@@ -3,26 +3,35 @@
 //! This crate is the program around the libraries: the command line, the configuration, the replication
 //! client, the progress and the exit codes. It alone prints, ends the process or reads the environment.
 
+mod background;
 mod backup;
 mod boot;
 mod cli;
 mod clone;
+mod cluster;
 mod commands;
 mod config;
-mod daemon;
 mod error;
+mod forks;
 mod fstab;
+mod health;
 mod instance;
 mod invocation;
+mod lineage;
 mod locale;
 mod logging;
 mod mount_helper;
+mod mounts;
 mod output;
+mod ownership;
 mod postgres;
 mod progress;
 mod receive;
+mod report;
 mod signals;
-mod table;
+mod size;
+#[cfg(test)]
+mod testing;
 mod versions;
 
 use std::ffi::OsString;
@@ -49,17 +58,17 @@ fn main() -> ExitCode {
     })
 }
 
-/// Parses, runs, and tells what went wrong; an error is the exit code.
+/// Parses, runs, and prints what went wrong; an error is the exit code.
 fn run(arguments: Vec<OsString>) -> Result<Outcome, u8> {
     let arguments = mount_helper::translate(arguments).map_err(|message| {
-        tell(&Error::usage(message));
+        report(&Error::usage(message));
         exit::USAGE
     })?;
     let parsed = cli::command()
         .try_get_matches_from(arguments)
         .and_then(|m| Cli::from_arg_matches(&m));
     let cli = parsed.map_err(|error| {
-        // Help and version come this way too. There is nowhere to tell that telling failed.
+        // Help and version come this way too. When printing fails, there is nowhere to report it.
         let _unheard = error.print();
         if error.use_stderr() {
             Err(exit::USAGE)
@@ -69,20 +78,20 @@ fn run(arguments: Vec<OsString>) -> Result<Outcome, u8> {
     });
     match cli {
         Ok(cli) => commands::run(cli).map_err(|error| {
-            tell(&error);
+            report(&error);
             error.code()
         }),
         Err(ended) => ended,
     }
 }
 
-/// Two lines on standard error: what is wrong, and what to do.
-fn tell(error: &Error) {
+/// Prints two lines on standard error: what is wrong, and what to do.
+fn report(error: &Error) {
     if error.kind() == Kind::ClosedPipe {
         return;
     }
     let colour = colours(&io::stderr());
-    // Servers and file names have their part in it.
+    // The message may quote a server or a file name.
     let message = printable_lines(&error.to_string());
     let mut text = format!("{} {message}\n", paint("Error:", Style::Red, colour));
     if let Some(hint) = error.hint_text().map(printable_lines) {

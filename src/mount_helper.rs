@@ -8,7 +8,7 @@ use std::path::Path;
 
 /// Names this program answers to as a helper of mount(8).
 const HELPER_NAMES: &[&str] = &["mount.barmanfs", "mount.fuse.barmanfs"];
-/// What stands in the first field of fstab, and what the kernel then shows as the mount's source.
+/// The first field of a line of fstab, which the kernel shows as the mount's source.
 const SOURCE: &str = "barmanfs";
 /// Options of fstab that are about when to mount or that a read-only file system has anyway.
 const MEANT_FOR_OTHERS: &[&str] = &[
@@ -84,7 +84,7 @@ fn mount_arguments(arguments: Vec<OsString>) -> Result<Vec<OsString>, String> {
             // The type, the name space: nothing to do with us.
             Some("-t" | "-N") => drop(arguments.next()),
             Some("-n" | "-r" | "-s" | "-v" | "-w") => {}
-            // mount(8) tells by the source whether a line of fstab is mounted already.
+            // mount(8) uses the source to see whether a line of fstab is mounted already.
             Some(SOURCE) if is_source => is_source = false,
             _ if is_source => {
                 let source = argument.to_string_lossy();
@@ -122,7 +122,7 @@ fn option(option: &str) -> Result<Vec<OsString>, String> {
     }
 }
 
-/// Names the option as it stands in fstab, and what may be meant.
+/// Names the option as fstab has it, and what may be meant.
 fn unknown(name: &str) -> String {
     let known = || FLAGS.iter().chain(VALUES);
     let spelled = name.to_ascii_lowercase().replace('-', "_");

@@ -2,6 +2,8 @@
 //!
 //! Colour only on a terminal and without `NO_COLOR`. A reader that went away ends the program quietly.
 
+pub(crate) mod table;
+
 use std::io::{self, BufWriter, IsTerminal, Read, Write};
 
 use barmanfs_catalog::json;
@@ -10,13 +12,12 @@ use serde::Serialize;
 
 use crate::error::Error;
 use crate::locale;
-use crate::table;
-pub(crate) use crate::table::{Align, Cell, Table};
+pub(crate) use table::{Align, Cell, Table};
 
 /// Copied at a time.
 const COPY_BYTES: usize = 1 << 20;
 
-/// How a word stands out on a terminal.
+/// How a word is highlighted on a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Style {
     /// As it is.
@@ -125,7 +126,7 @@ impl Output {
         self.json_value(json::document(value))
     }
 
-    /// A list as a JSON document, in which it stands under `name`.
+    /// A list as a JSON document, under the key `name`.
     pub(crate) fn json_list(&mut self, name: &str, values: &impl Serialize) -> Result<(), Error> {
         self.json_value(json::list(name, values))
     }

@@ -149,7 +149,7 @@ impl Drop for Progress {
     }
 }
 
-/// Shows what a long operation of the catalog tells: one [`Progress`] for each of its stages.
+/// Shows the progress of a long operation of the catalog: one [`Progress`] for each of its stages.
 #[derive(Debug)]
 pub(crate) struct Shown {
     what: &'static str,

@@ -1,41 +1,32 @@
 //! Receiving WAL as a stream: what `receive-wal` does until it is stopped.
 //!
 //! One thread holds the connection ([`session`]): it writes what comes into the spool, makes it durable as soon as
-//! nothing more has come, and only then tells the server, which may have a commit waiting for that. Another thread
+//! nothing more has come. Only then it reports to the server, which may have a commit waiting for that. Another thread
 //! ([`archiver`]) takes whole segments from the spool into the archive, so that no commit waits for compression.
 //!
-//! - Reported as flushed is only what is durable in the spool or the archive. A kill at any moment loses nothing that
-//!   was reported: the next start goes on from what lies there ([`position`]).
-//! - Nothing ends this but a signal or a wrong configuration: whatever fails is told, and tried again.
+//! - Only what is durable in the spool or the archive is reported as flushed. A kill at any moment loses nothing that
+//!   was reported: the next start continues from what is there ([`position`]).
+//! - Only a signal or a wrong configuration ends this. Every other failure is logged, and tried again.
 
 mod archiver;
 mod backoff;
-pub(crate) mod history;
 mod intake;
 mod position;
 mod session;
 pub(crate) mod slot;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use barmanfs_catalog::Repository;
 use barmanfs_pg::wal_name::SegmentName;
 
-use crate::backup::ServerSettings;
+use crate::cluster::{self, Purpose, ServerSettings};
 use crate::config::ServerConfig;
 use crate::error::{Error, Kind};
-use crate::postgres::{Connection, Conninfo, Environment, Mode};
 use crate::signals::Interruption;
 use archiver::Archiver;
 use backoff::Backoff;
 use session::{Ended, Session};
-
-/// How long a server may take to be connected to, when the connection string does not say.
-const CONNECT_WITHIN: Duration = Duration::from_secs(15);
-
-/// How long a server may take to answer a command.
-const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 /// Receives the WAL of a server until a signal comes.
 ///
@@ -63,7 +54,7 @@ pub(crate) fn run(repository: &Repository, server: &ServerConfig) -> Result<(), 
             Ok(Ended::Stopped) => break,
             Ok(Ended::ServerShutDown) => "The server is shutting down".to_owned(),
             Err(error) if error.kind() == Kind::Usage => return Err(error),
-            Err(error) => told(&error),
+            Err(error) => in_one_line(&error),
         };
         if archiver.has_ended() {
             return Err(Error::failed("The thread that archives has ended: this is a bug"));
@@ -81,36 +72,21 @@ pub(crate) fn run(repository: &Repository, server: &ServerConfig) -> Result<(), 
 }
 
 /// Message and hint in one line.
-fn told(error: &Error) -> String {
+fn in_one_line(error: &Error) -> String {
     match error.hint_text() {
         Some(hint) => format!("{error}. {hint}"),
         None => error.to_string(),
     }
 }
 
-/// Connects for replication, under the name a synchronous standby is known by.
-pub(crate) fn connect(server: &ServerConfig) -> Result<Connection, Error> {
-    let mut conninfo = Conninfo::parse(
-        server.require_replication_conninfo()?.expose(),
-        &Environment::new(std::env::vars_os()),
-    )?;
-    conninfo
-        .application_name
-        .clone_from(&server.streaming_archiver_name);
-    conninfo.connect_timeout.get_or_insert(CONNECT_WITHIN);
-    let mut connection = Connection::connect(&conninfo, Mode::Replication)?;
-    connection.set_read_timeout(Some(ANSWER_WITHIN))?;
-    Ok(connection)
-}
-
-/// Makes the next start begin with the segment the server is writing now, whatever was received before. What lies in the
+/// Makes the next start begin with the segment the server is writing now, whatever was received before. What is in the
 /// spool is kept in the archive.
 ///
 /// # Errors
 /// While somebody receives, and when server or repository cannot be used.
 pub(crate) fn reset(repository: &Repository, server: &ServerConfig) -> Result<SegmentName, Error> {
     let spool = repository.spool(&server.name)?;
-    let mut connection = connect(server)?;
+    let mut connection = cluster::connect(server, Purpose::ReceiveWal)?;
     let cluster = ServerSettings::ask(&mut connection)?;
     session::refuse_other_system(repository, server, &cluster)?;
     spool.settle(cluster.timeline)?;

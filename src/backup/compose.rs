@@ -2,8 +2,8 @@
 //!
 //! Of a relation that has changed little the server sends `INCREMENTAL.<name>`: the blocks that changed and how much of
 //! the rest still counts. Together with the parent's map of that relation this is stored as the whole file at once;
-//! nothing lies on disk in between, and in memory are one block and one file's list of blocks. What is sent is summed up
-//! ([`AsSent`]) before it is put together, so that it can be held against the server's manifest.
+//! nothing is on disk in between, and in memory are one block and one file's list of blocks. What is sent is summed up
+//! ([`SentManifestNotes`]) before it is put together, so that it can be compared with the server's manifest.
 
 use barmanfs_catalog::Backup;
 use barmanfs_pg::backup_label::{self, BackupLabel};
@@ -11,8 +11,8 @@ use barmanfs_pg::incremental::{self, HeaderParser, IncrementalHeader};
 use barmanfs_store::layout::{BLOCK_BYTES, DATA_WINDOW_BYTES};
 use barmanfs_store::{Attributes, ComposedSink, DirectoryRef, TreeReader, TreeWriter};
 
-use super::as_sent::{AsSentWriter, SentFile};
 use super::receive::{LABEL, LABEL_FILE_MAX_BYTES, file_map};
+use super::sent_manifest::{SentFile, SentManifestWriter};
 use crate::output::printable;
 use crate::postgres::SinkError;
 
@@ -27,20 +27,20 @@ pub(super) struct Composer {
     parent: Backup,
     trees: TreeReader,
     root: DirectoryRef,
-    as_sent: AsSentWriter,
+    notes: SentManifestWriter,
     /// Files whose length the server gave as more than a segment.
     clamped: u64,
 }
 
 impl Composer {
-    /// `files` are those of `parent`; `as_sent` takes note of what is stored otherwise than it was sent.
-    pub(super) fn new(parent: Backup, files: (TreeReader, DirectoryRef), as_sent: AsSentWriter) -> Self {
+    /// `files` are those of `parent`; `notes` is for files that are stored in another form than they were sent in.
+    pub(super) fn new(parent: Backup, files: (TreeReader, DirectoryRef), notes: SentManifestWriter) -> Self {
         let (trees, root) = files;
         Self {
             parent,
             trees,
             root,
-            as_sent,
+            notes,
             clamped: 0,
         }
     }
@@ -100,11 +100,11 @@ impl Composer {
             Content::Header(..) => return Err(file.sent.incompatible("its header is cut short").into()),
             Content::Blocks(blocks) => blocks.finish()?,
         }
-        Ok(self.as_sent.push(&file.sent)?)
+        Ok(self.notes.push(&file.sent)?)
     }
 
-    /// Everything has come: what was noted of it.
-    pub(super) fn finish(self) -> AsSentWriter {
+    /// Ends the archive, and gives the notes.
+    pub(super) fn finish(self) -> SentManifestWriter {
         if self.clamped > 0 {
             tracing::warn!(
                 "The server gave {} files a length beyond the end of their segment; they are stored as pg_combinebackup \
@@ -112,7 +112,7 @@ impl Composer {
                 self.clamped
             );
         }
-        self.as_sent
+        self.notes
     }
 
     fn compose(
@@ -207,7 +207,7 @@ impl Blocks {
         let (now, _) = bytes.split_at(bytes.len().min(BLOCK_BYTES - self.block.len()));
         self.block.extend_from_slice(now);
         if self.block.len() == BLOCK_BYTES {
-            // The header's parser has seen to it that there are as many blocks as numbers.
+            // The header's parser has checked that there are as many blocks as numbers.
             let number = self
                 .left
                 .next()

@@ -1,5 +1,5 @@
-//! Bringing the WAL of a backup over its own connection, when nobody else does: an `archive_command` that fails must not
-//! cost a backup of ten hours. The connection's slot has kept that WAL for as long.
+//! Fetching the WAL of a backup over its own connection, when the archive does not get it: an `archive_command` that
+//! fails must not cost a backup of ten hours. The connection's slot has kept that WAL for as long.
 
 use std::fs::File;
 use std::io::Seek;

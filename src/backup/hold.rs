@@ -22,13 +22,13 @@ pub(super) struct Hold {
     own: Option<Connection>,
     /// Whether the backup's own session has to have it.
     shared: bool,
-    /// Slots that were made: each has a name of its own, as an earlier session may still be ending.
+    /// The number of slots that were made. Each has a name of its own, as an earlier session may still be ending.
     made: u32,
 }
 
 impl Hold {
     /// Makes the server keep all WAL from now on, until this is dropped. Where it has no slot to spare, the
-    /// backup goes on: it fails by itself if the server removes WAL that it must send, and what an archiver has not
+    /// backup continues: it fails by itself if the server removes WAL that it must send, and what an archiver has not
     /// archived is never removed.
     ///
     /// # Errors

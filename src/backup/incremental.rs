@@ -14,16 +14,16 @@ use barmanfs_store::layout::BLOCK_BYTES;
 use barmanfs_store::{DirectoryRef, TreeReader};
 
 use super::compose::Incompatible;
-use super::lineage;
+use super::proof;
 use super::receive::{MANIFEST, file_map};
-use super::settings::ServerSettings;
+use crate::cluster::ServerSettings;
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::output;
 use crate::postgres::{self, Connection, FIRST_INCREMENTAL_MAJOR, UploadError, upload_manifest};
 
 /// What `backup --incremental` says where the server cannot do it at the moment: summaries of WAL are missing, or it
-/// was told not to make any ("object not in prerequisite state").
+/// is set to make none ("object not in prerequisite state").
 const NOT_IN_PREREQUISITE_STATE: &str = "55000";
 
 /// Where the control file is.
@@ -100,7 +100,7 @@ impl From<barmanfs_store::Error> for NoIncrement {
     }
 }
 
-/// Finds what the server can build on: the newest complete backup of this cluster that lies on its timeline's history.
+/// Finds what the server can build on: the newest complete backup of this cluster that is in its timeline's history.
 pub(super) fn parent(
     repository: &Repository,
     server: &ServerConfig,
@@ -146,7 +146,7 @@ pub(super) fn parent(
             cluster.timeline
         ))
     })?;
-    lineage::prove(repository, server, cluster, connection, &parent)?;
+    proof::prove(repository, server, cluster, connection, &parent)?;
     Ok(parent)
 }
 
@@ -256,7 +256,7 @@ pub(super) fn check_control(
     };
     let changed = |reason| Err(NoIncrement::Changed(reason));
     if (new.data_checksum_version != 0) != (old.data_checksum_version != 0) {
-        return changed(lineage::checksums_changed(new.data_checksum_version != 0));
+        return changed(proof::checksums_changed(new.data_checksum_version != 0));
     }
     if new.redo < old.redo || new.checkpoint_time < old.checkpoint_time {
         return changed(format!(

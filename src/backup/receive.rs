@@ -10,11 +10,11 @@ use std::path::Path;
 
 use barmanfs_catalog::BackupRun;
 use barmanfs_store::layout::{DATA_WINDOW_BYTES, WAL_WINDOW_BYTES};
-use barmanfs_store::{Attributes, ChunkId, FileMap, FileSink, Node};
+use barmanfs_store::{Attributes, FileMap, FileSink, Node};
 
-use super::as_sent::AsSent;
 use super::compose::{Altered, Composer};
-use super::settings::ServerSettings;
+use super::sent_manifest::SentManifestNotes;
+use crate::cluster::ServerSettings;
 use crate::error::Error;
 use crate::postgres::{
     Archive, BackupStart, BaseBackupSink, EndBlocks, SinkError, TarEntry, TarKind, TarReader, TarSink,
@@ -33,7 +33,7 @@ pub(super) const MANIFEST: &[u8] = b"backup_manifest";
 const MANIFEST_MODE: u32 = 0o600;
 /// The name of the label in the tree.
 pub(super) const LABEL: &[u8] = b"backup_label";
-/// A label is a few lines; more than this is none.
+/// A label is a few lines; anything longer is not a label.
 pub(super) const LABEL_FILE_MAX_BYTES: usize = 64 << 10;
 /// Copied at a time from the spooled manifest.
 const COPY_BYTES: usize = 128 << 10;
@@ -45,12 +45,12 @@ pub(super) struct Received {
     pub(super) manifest: File,
     /// The files that came, by the names they came under.
     pub(super) files: FileSet,
-    /// Those that are stored otherwise; `None` for a full backup, where there are none. The tree then lacks the manifest.
-    pub(super) altered: Option<AsSent>,
+    /// The files that are stored in another form; `None` for a full backup. With `Some`, the tree lacks the manifest.
+    pub(super) altered: Option<SentManifestNotes>,
 }
 
 /// A set of names in constant space: two sets are the same when number and sum of hashes are. The
-/// hash is strong, so nobody meets another set with the same sum by chance.
+/// hash is strong, so another set does not have the same sum by chance.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct FileSet {
     pub(super) count: u64,
@@ -59,7 +59,7 @@ pub(super) struct FileSet {
 
 impl FileSet {
     pub(super) fn add(&mut self, path: &[u8]) {
-        let hash = ChunkId::of(path);
+        let hash = blake3::hash(path);
         let half = hash.as_bytes().first_chunk().copied().unwrap_or_default();
         self.sum = self.sum.wrapping_add(u128::from_le_bytes(half));
         self.count += 1;
@@ -90,7 +90,7 @@ impl<'a> Receiver<'a> {
             FIRST_WITH_END_BLOCKS.. => EndBlocks::Required,
             _ => EndBlocks::Optional,
         };
-        // Its size is known only at its end, and that of a large cluster is no matter for the memory.
+        // Its size is known only at its end, and a large cluster's manifest does not fit into memory.
         let spool = spooled(spool)?;
         Ok(Self {
             tar: None,

@@ -1,4 +1,4 @@
-//! What is asked of a server that came up.
+//! The checks of a server that has started.
 
 use std::env;
 use std::path::Path;
@@ -7,20 +7,20 @@ use std::process::Command;
 use nix::unistd::{Uid, User};
 
 use super::client::{self, Ended, Stdout};
-use super::place::{PORT, Place};
 use super::server::{HAS_EVENT_TRIGGERS_SETTING, Server};
+use super::workspace::{PORT, Workspace};
 use super::{Failure, Stop, one_line};
 use crate::error::Error;
 use crate::instance::Instance;
 use crate::signals::Interruption;
 
-/// There is one of these in nearly every cluster; `template1` in all, unless somebody has worked hard against it.
+/// Nearly every cluster has one of these databases. `template1` is in all of them, unless it was removed on purpose.
 const DATABASES: [&str; 2] = ["postgres", "template1"];
 
 /// The superuser's usual name.
 const USUAL_USER: &str = "postgres";
 
-/// A server cancels nothing of ours, whatever it does to other users.
+/// Settings of a session: the server's own settings must not cancel or refuse our statements.
 const SESSION: &str = "-c statement_timeout=0 -c lock_timeout=0 -c default_transaction_read_only=off";
 
 const SUPERUSER: &str = "SELECT rolname FROM pg_roles WHERE rolsuper AND rolcanlogin ORDER BY oid LIMIT 1";
@@ -30,25 +30,25 @@ const SUPERUSER: &str = "SELECT rolname FROM pg_roles WHERE rolsuper AND rolcanl
 pub(super) struct Client<'a> {
     instance: &'a Instance,
     server: &'a Server,
-    place: &'a Place,
+    workspace: &'a Workspace,
     interruption: &'a Interruption,
     database: String,
     user: String,
 }
 
 impl<'a> Client<'a> {
-    /// Finds out who can log in: what a superuser is called is known to the database alone. `users` are tried first.
+    /// Finds a superuser to log in as: only the database knows the names. `users` are tried first.
     pub(super) fn connect(
         instance: &'a Instance,
         server: &'a Server,
-        place: &'a Place,
+        workspace: &'a Workspace,
         interruption: &'a Interruption,
         users: &[String],
     ) -> Result<Self, Stop> {
         let mut client = Self {
             instance,
             server,
-            place,
+            workspace,
             interruption,
             database: String::new(),
             user: String::new(),
@@ -88,14 +88,14 @@ impl<'a> Client<'a> {
         )
     }
 
-    /// The version the server tells: "18.1".
+    /// The version that the server reports: "18.1".
     pub(super) fn version(&self) -> Result<String, Stop> {
         let version = self.query(&self.database, "SHOW server_version")?;
         let number = value(&version).split_whitespace().next();
         Ok(number.unwrap_or_default().to_owned())
     }
 
-    /// Connects to every database that lets anybody in, and reads its catalog.
+    /// Connects to every database that allows connections, and reads its catalog.
     pub(super) fn catalogs(&self) -> Result<(), Stop> {
         self.query_all("SELECT count(*) FROM pg_class")
     }
@@ -141,7 +141,7 @@ impl<'a> Client<'a> {
                 .into());
         }
         if self.instance.major() < HAS_EVENT_TRIGGERS_SETTING {
-            // Installing the extension must not run what somebody has put on definitions.
+            // Installing the extension must not run event triggers.
             self.query_all("UPDATE pg_event_trigger SET evtenabled = 'D' WHERE evtenabled <> 'D'")?;
         }
         let mut pg_amcheck = self.command("pg_amcheck", &self.database);
@@ -176,7 +176,7 @@ impl<'a> Client<'a> {
         self.server.failure(format!("{what}: {}", error_in(said)))
     }
 
-    /// A client program of the user the server runs as, that connects to this server and has heard of no other.
+    /// A client program, run as the server's user. Its environment names this server and no other.
     fn command(&self, program: &str, database: &str) -> Command {
         let mut command = self.instance.command(program);
         for (name, _) in env::vars_os() {
@@ -185,7 +185,7 @@ impl<'a> Client<'a> {
             }
         }
         command
-            .env("PGHOST", self.place.sockets())
+            .env("PGHOST", self.workspace.sockets())
             .env("PGPORT", PORT.to_string())
             .env("PGUSER", &self.user)
             .env("PGDATABASE", database)
@@ -195,7 +195,7 @@ impl<'a> Client<'a> {
     }
 }
 
-/// The values of the only column `psql -0` has printed.
+/// The values of the only column, as `psql -0` prints them.
 fn values(answer: &str) -> impl Iterator<Item = &str> {
     answer.split('\0').filter(|value| !value.is_empty())
 }
@@ -205,7 +205,7 @@ fn value(answer: &str) -> &str {
     values(answer).next().unwrap_or_default()
 }
 
-/// The first error a client program tells of, in one line: "check.sql:3: ERROR: relation "a" does not exist".
+/// The first error that a client program reports, in one line: "check.sql:3: ERROR: relation "a" does not exist".
 fn error_in(said: &str) -> String {
     let is_error = |line: &&str| {
         ["ERROR:", "FATAL:", "PANIC:", "error:"]
@@ -214,14 +214,14 @@ fn error_in(said: &str) -> String {
     };
     let line = said.lines().find(is_error).unwrap_or(said);
     let line = line.strip_prefix("psql:").map_or(line, str::trim_start);
-    // What comes before is where the socket is.
+    // The path of the socket comes before it.
     let from = line
         .find(" failed: FATAL:")
         .map_or(0, |at| at + " failed: ".len());
     one_line(line.get(from..).unwrap_or(line))
 }
 
-/// `pg_amcheck` names the relation in one line, and in the next what is wrong with it.
+/// `pg_amcheck` names the relation in one line, and the fault in the next.
 fn first_finding(said: &str) -> String {
     let mut lines = said.lines().filter(|line| !line.trim().is_empty());
     let first = lines.next().unwrap_or("it failed without a word");

@@ -1,4 +1,4 @@
-//! Running one of PostgreSQL's client programs until it ends or the user has enough, with bounded memory for what it says.
+//! Running one of PostgreSQL's client programs until it ends or the user interrupts it, with bounded memory for its output.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -9,33 +9,33 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::signals::Interruption;
 
-/// Kept of what a program says: its beginning and its end, this many bytes of each. The rest of an endless list of
+/// How much of a program's output is kept: this many bytes of its beginning, and of its end. The middle of a long list of
 /// errors is more of the same.
 const KEPT_BYTES: usize = 16 * 1024;
 
-/// How often a program that runs is looked at.
+/// How often a running program is polled.
 const POLL: Duration = Duration::from_millis(20);
 
 /// A client program that has ended.
 #[derive(Debug)]
 pub(super) struct Ended {
     pub(super) status: ExitStatus,
-    /// What it said.
+    /// Its output.
     pub(super) said: String,
 }
 
-/// What becomes of a program's standard output.
+/// Where a program's standard output goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stdout {
     /// It is kept with the errors.
     Kept,
-    /// It is this program's.
+    /// It is this program's standard output.
     Shared,
     /// It is shown among this program's messages.
     Shown,
 }
 
-/// Runs it. Ended early, it is killed.
+/// Runs a program. An interruption kills it.
 pub(super) fn run(mut command: Command, stdout: Stdout, interruption: &Interruption) -> Result<Ended, Error> {
     let name = command.get_program().to_string_lossy().into_owned();
     let failed = |error: io::Error| Error::failed(format!("Cannot run {name}: {error}"));
@@ -46,7 +46,7 @@ pub(super) fn run(mut command: Command, stdout: Stdout, interruption: &Interrupt
         Stdout::Shown => command.stdout(io::stderr()),
     };
     let mut child = command.stderr(writer).spawn().map_err(failed)?;
-    // Our own ends of the pipe, without which reading would never end.
+    // Closes our own ends of the pipe: with them open, reading would never end.
     drop(command);
     let reading = thread::Builder::new().spawn(move || keep(&mut reader));
     let waited = reading.map_err(failed).and_then(|reading| {
@@ -67,7 +67,7 @@ pub(super) fn run(mut command: Command, stdout: Stdout, interruption: &Interrupt
 fn wait(child: &mut Child, interruption: &Interruption) -> Result<ExitStatus, Error> {
     loop {
         let ended = child.try_wait();
-        // First: it may be the same signal it has ended of.
+        // This comes first: the same signal may have ended the program.
         if interruption.requested() {
             return Err(super::interrupted());
         }
@@ -79,7 +79,7 @@ fn wait(child: &mut Child, interruption: &Interruption) -> Result<ExitStatus, Er
     }
 }
 
-/// Reads all, and keeps the beginning and the end of it.
+/// Reads all output, and keeps its beginning and its end.
 fn keep(reader: &mut impl Read) -> String {
     let (mut head, mut tail) = (Vec::new(), VecDeque::new());
     let mut left_out = 0_u64;

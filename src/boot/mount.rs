@@ -14,7 +14,7 @@ use nix::unistd::Uid;
 use super::Stop;
 use crate::error::Error;
 
-/// What clones of boot tests are called; the backup's id follows.
+/// The names of boot tests' clones begin so; the backup's id follows.
 const PREFIX: &str = "boot-test-";
 
 const NO_LIMITS: CloneLimits = CloneLimits {
@@ -22,11 +22,11 @@ const NO_LIMITS: CloneLimits = CloneLimits {
     max_count: usize::MAX,
 };
 
-/// How long a clone may stay in use after its server has ended: the last of its processes close their files.
+/// How long a clone may stay in use after its server has ended: its last processes still close their files.
 const BUSY_FOR: Duration = Duration::from_secs(10);
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
-/// What a test's clone is called.
+/// The name of a test's clone.
 pub(super) fn clone_name(backup: BackupId) -> Result<CloneName, Error> {
     Ok(format!("{PREFIX}{backup}").parse::<CloneName>()?)
 }
@@ -41,7 +41,7 @@ pub(super) struct PrivateMount {
 }
 
 impl PrivateMount {
-    /// Mounts what there is of one server; all of it is shown as this user's.
+    /// Mounts what is stored of one server, and shows all of it as owned by this user.
     pub(super) fn make(
         repository: &Repository,
         server: &ServerName,
@@ -54,7 +54,7 @@ impl PrivateMount {
             allow_other: Uid::effective().as_raw() != uid,
             uid: Some(uid),
             gid: Some(gid),
-            // Clones there are do not keep a backup from being tested.
+            // Existing clones do not prevent the test of a backup.
             clone_limits: HashMap::from([(server.clone(), NO_LIMITS)]),
             ..MountOptions::default()
         };
@@ -64,7 +64,7 @@ impl PrivateMount {
             .name("mount".to_owned())
             .spawn(move || mounted.serve());
         let serving = serving.map_err(|error| {
-            // Whoever cannot start a thread is to be told of that first.
+            // A failure to start the thread is reported first.
             let _ = unmounter.unmount();
             Error::failed(format!("Cannot start a thread: {error}"))
         })?;
@@ -76,7 +76,7 @@ impl PrivateMount {
         })
     }
 
-    /// Where a clone is.
+    /// The path of a clone.
     pub(super) fn clone_path(&self, name: &CloneName) -> PathBuf {
         self.point
             .join(self.server.as_str())
@@ -84,7 +84,7 @@ impl PrivateMount {
             .join(name.as_str())
     }
 
-    /// Makes a clone of a backup; its directory. That the backup cannot be read is the test's result.
+    /// Makes a clone of a backup, and gives its directory. When the backup cannot be read, that is the test's result.
     pub(super) fn make_clone(&self, name: &CloneName, backup: &Backup) -> Result<PathBuf, Stop> {
         let path = self.clone_path(name);
         let mut asked = path.clone().into_os_string();
@@ -95,7 +95,7 @@ impl PrivateMount {
         }
     }
 
-    /// Removes a clone, as soon as nothing of it is in use any more.
+    /// Removes a clone, as soon as nothing of it is in use.
     pub(super) fn remove_clone(&self, name: &CloneName) -> std::io::Result<()> {
         let path = self.clone_path(name);
         let until = Instant::now() + BUSY_FOR;
@@ -136,7 +136,7 @@ pub(super) fn remove_leftovers(repository: &Repository, server: &ServerName) -> 
                 .and_then(|lock| repository.remove_clone(&clone, lock));
             match removed {
                 Ok(()) => tracing::info!("Removed the clone {}, left by a killed boot test", clone.name),
-                // Somebody looks into it through another mount.
+                // Another mount serves it.
                 Err(error) => tracing::warn!("The clone {} of a killed boot test stays: {error}", clone.name),
             }
         }

@@ -9,28 +9,29 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 
-use super::place::{PORT, Place};
+use super::workspace::{PORT, Workspace};
 use super::{Failure, Stop};
 use crate::error::Error;
 use crate::instance::{self, Instance, Setting, StartOptions, Status};
 use crate::signals::Interruption;
 
-/// How often a server that starts or ends is looked at.
+/// How often a server that starts or ends is polled.
 const POLL: Duration = Duration::from_millis(20);
 
-/// A postmaster kills processes that do not follow it 5 s after it was told to end at once; twice that, and it hangs itself.
+/// A postmaster kills processes that do not follow it 5 s after it was asked to end at once. After twice that, the
+/// postmaster itself hangs.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
-/// Words that begin what ended a server.
+/// The severities of log lines that say why a server ended.
 const DEADLY: [&str; 2] = ["PANIC:", "FATAL:"];
 
-/// What wins over the server's own configuration, beside what every server is started with:
+/// Settings that override the server's own configuration, besides those of every server that barmanfs starts:
 /// - The log is in a language the test knows.
 /// - It fits on a host that is not the server's.
 /// - Nothing runs by itself: no scheduled jobs, no event triggers.
 /// - Only this process reads it, and only once: it need not survive anything.
 ///
-/// Whether it starts is decided by the settings of the view: with others the test would say nothing about a copy.
+/// Whether it starts depends on the settings of the view: with other settings the test would prove nothing about a copy.
 const SETTINGS: [(&str, &str); 7] = [
     ("log_line_prefix", ""),
     ("log_statement", "none"),
@@ -41,14 +42,14 @@ const SETTINGS: [(&str, &str); 7] = [
     ("fsync", "off"),
 ];
 
-/// A trigger on logins or definitions may write to files or other servers, and nobody has asked it to. Servers before this
+/// A trigger on logins or definitions may write to files or other servers, which nobody asked for. Servers before this
 /// version have no such setting, see [`Client::amcheck`](super::checks::Client::amcheck).
 const NO_EVENT_TRIGGERS: (&str, &str) = ("event_triggers", "off");
 
 /// The first version with that setting, and with triggers on logins.
 pub(super) const HAS_EVENT_TRIGGERS_SETTING: u32 = 17;
 
-/// See the module. Ended when dropped.
+/// The server of a boot test. It is ended when this is dropped.
 #[derive(Debug)]
 pub(super) struct Server {
     postmaster: Child,
@@ -57,11 +58,11 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts it, with the settings that were asked for; it does not answer yet.
+    /// Starts a server with these settings. It does not answer yet.
     pub(super) fn start(
         instance: &Instance,
         data: PathBuf,
-        place: &Place,
+        workspace: &Workspace,
         asked: &[Setting],
     ) -> Result<Self, Error> {
         let failed = |error: io::Error| Error::failed(format!("Cannot run postgres: {error}"));
@@ -70,14 +71,14 @@ impl Server {
             settings.push(Setting::new(NO_EVENT_TRIGGERS.0, NO_EVENT_TRIGGERS.1));
         }
         settings.extend_from_slice(asked);
-        settings.push(Setting::new("hba_file", place.hba_file().to_string_lossy()));
+        settings.push(Setting::new("hba_file", workspace.hba_file().to_string_lossy()));
         let options = StartOptions {
             port: Some(PORT),
-            socket_directory: place.sockets(),
+            socket_directory: workspace.sockets(),
             share: false,
             listen: String::new(),
             settings,
-            log: place.log(),
+            log: workspace.log(),
             timeout: Duration::MAX,
         };
         let log = File::create(&options.log).map_err(failed)?;
@@ -95,7 +96,7 @@ impl Server {
         })
     }
 
-    /// Waits until it has recovered, was promoted and answers. `replaying` is called when the recovery begins.
+    /// Waits until the server has recovered, is promoted, and answers. Calls `replaying` when the recovery begins.
     pub(super) fn wait_until_ready(
         &mut self,
         interruption: &Interruption,
@@ -127,7 +128,7 @@ impl Server {
         }
     }
 
-    /// A failure that has to do with the server: the end of its log says more.
+    /// A failure of the server, with the end of its log.
     pub(super) fn failure(&self, message: String) -> Failure {
         let log = instance::tail(&self.log, 0).unwrap_or_else(|| "It is empty".to_owned());
         Failure {
@@ -136,7 +137,7 @@ impl Server {
         }
     }
 
-    /// What ended the server, in the words of its log: the first of its last words, what follows is its consequence.
+    /// Why the server ended, in the words of its log: the first fatal line. Later ones are its consequence.
     fn why(&self) -> Option<String> {
         let log = instance::tail(&self.log, 0)?;
         let deadly = |line: &&str| DEADLY.iter().any(|word| line.contains(word));
@@ -149,7 +150,7 @@ impl Drop for Server {
         if matches!(self.postmaster.try_wait(), Ok(Some(_))) {
             return;
         }
-        // SIGQUIT: at once, nothing of it is wanted any more.
+        // SIGQUIT: at once. Nothing of the server is needed any more.
         let _ = kill_process(Pid::from_child(&self.postmaster), Signal::QUIT);
         let until = Instant::now() + ENDS_WITHIN;
         while matches!(self.postmaster.try_wait(), Ok(None)) {

@@ -10,12 +10,11 @@ use crate::instance::Setting;
 
 /// Ends `barmanfs clone --help`.
 pub(super) const AFTER_HELP: &str = "\
-A clone is a directory MOUNT/SERVER/live/CLONE on which PostgreSQL runs. It is there at once,
-takes the room of what is changed in it, and changes nothing else: the backup stays what it is,
-and a clone never archives.
+A clone is a directory MOUNT/SERVER/live/CLONE on which PostgreSQL runs. It is there at once, and takes
+only the space of what is changed in it. The backup is not changed, and a clone never archives.
 
-Plain commands do as well: 'mkdir MOUNT/SERVER/live/CLONE' makes one of the newest backup, behind
-its name also '@TARGET' or '@backup=ID'; 'pg_ctl -D' starts it, 'rmdir' removes it.
+Plain commands work as well: 'mkdir MOUNT/SERVER/live/CLONE' makes a clone of the newest backup;
+'@TARGET' or '@backup=ID' may follow its name. 'pg_ctl -D' starts it, 'rmdir' removes it.
 
 Examples:
   barmanfs mount /mnt/backups
@@ -45,10 +44,10 @@ Examples:
     )]
     List(ListArgs),
 
-    /// Throw away what was changed in a clone
+    /// Discard what was changed in a clone
     #[command(after_help = "\
-It is made anew of what it was made of: the same backup, and the same point in time ('now' is the
-end of the WAL there is now). One that was copied becomes what the first of its line was made of.
+The clone is created again from the same backup, at the same point in time ('now' is the end of the WAL
+there is now). A copy of a clone is created from the backup of the first clone in its line.
 
 Examples:
   barmanfs clone reset main test1
@@ -82,9 +81,9 @@ Examples:
 
     /// Make a backup of a clone; only what was changed in it is stored
     #[command(after_help = "\
-The server on it must be stopped. The backup needs neither the clone nor the backup it was made of,
-and starts as the clone would: at once after a clean stop, as after a crash otherwise. It is none of
-the server's: 'latest', points in time and the next backup pass it over.
+The server on it must be stopped. The new backup needs neither the clone nor the backup it was made of.
+It starts as the clone would: at once after a clean stop, otherwise as after a crash. It is not a backup
+of the server: 'latest', points in time and the next backup do not use it.
 
 Examples:
   barmanfs clone stop main test1
@@ -94,8 +93,8 @@ Examples:
 
     /// Copy a clone to a plain directory
     #[command(after_help = "\
-The server on it must be stopped. Holes in files stay holes, and as root owners are kept. The
-directory is there when all of it is.
+The server on it must be stopped. Holes in files stay holes. Run as root, this keeps owners. The directory
+appears when all of it is written.
 
 Examples:
   barmanfs clone export main test1 /var/lib/postgresql/exported")]
@@ -126,8 +125,8 @@ pub(crate) struct ServerOptions {
     /// Port of the server [default: the first free one from 25432 on]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,
-    /// Addresses to listen on beside the socket, as listen_addresses takes them; pg_hba.conf of the clone decides who gets
-    /// in there [default: none]
+    /// Addresses to listen on beside the socket, as listen_addresses takes them; pg_hba.conf of the clone decides who may
+    /// connect there [default: none]
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Option<String>,
     /// Let the members of this group connect, too, and not only the user the server runs as; pg_hba.conf of the clone
@@ -249,7 +248,7 @@ pub(crate) struct CommitArgs {
     #[command(flatten)]
     pub(crate) which: CloneWhich,
     /// A text kept with the backup
-    #[arg(long, value_name = "TEXT", value_parser = super::label)]
+    #[arg(long, value_name = "TEXT", value_parser = super::backup::label)]
     pub(crate) label: Option<String>,
     /// Print JSON for programs instead of text
     #[command(flatten)]

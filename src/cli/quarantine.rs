@@ -8,9 +8,9 @@ use super::JsonOption;
 /// Ends `barmanfs quarantine --help`.
 pub(super) const AFTER_HELP: &str = "\
 A WAL file that comes under the name of another one is not archived: it is put aside, with the
-reason. 'show' tells where the two differ. The archived file stays whatever is done here, unless
-it cannot be used: one that is damaged, or a .history that is none, can be taken out of the archive.
-A .history that can be read and is wrong is taken out with --force.
+reason. 'show' tells where the two differ. The archived file stays unless it cannot be used: a damaged
+file, or a .history that is none, can be taken out of the archive. A .history that can be read and is
+wrong is taken out with --force.
 
 Examples:
   barmanfs quarantine main list
@@ -49,7 +49,7 @@ Examples:
   barmanfs quarantine main release 00000002.history --replace")]
     Release(ReleaseArgs),
 
-    /// Give one up for good; 'sweep' frees its space
+    /// Delete one for good; 'sweep' frees its space
     #[command(after_help = "Examples:\n  barmanfs quarantine main delete 000000010000000000000007")]
     Delete(WhichArgs),
 

@@ -14,9 +14,9 @@ use barmanfs_pg::ServerVersion;
 use barmanfs_store::layout::{DATA_WINDOW_BYTES, WAL_WINDOW_BYTES};
 use barmanfs_store::{Attributes, DirectoryRef, TreeReader};
 
-use super::kept::{Kept, kept};
-use super::wal::{Needed, Position};
-use super::{OfflineClone, manifest};
+use super::backup_contents::{Inclusion, inclusion};
+use super::needed_wal::{Needed, Position};
+use super::{OfflineClone, backup_manifest};
 use crate::error::Error;
 use crate::progress::{Counted, Progress};
 use crate::signals::Interruption;
@@ -98,7 +98,7 @@ pub(crate) fn commit(
     }
 }
 
-/// The backup the clone stands on; it may have been deleted.
+/// The backup the clone is based on; it may have been deleted.
 fn base_of(repository: &Repository, clone: &OfflineClone) -> Result<Option<Backup>, Error> {
     let selector = BackupSelector::Id(clone.description.origin.backup);
     match repository.backup(&clone.description.server, &selector) {
@@ -157,9 +157,9 @@ impl Commit<'_> {
         root: &DirectoryRef,
         version: ServerVersion,
     ) -> Result<(File, u64), Error> {
-        let names_cluster = version.major() >= manifest::NAMES_CLUSTER_SINCE;
+        let names_cluster = version.major() >= backup_manifest::NAMES_CLUSTER_SINCE;
         let system_id = names_cluster.then_some(self.position.control.system_id);
-        manifest::write(
+        backup_manifest::write(
             (trees, root),
             system_id,
             self.position.range(),
@@ -172,17 +172,17 @@ impl Commit<'_> {
         if self.signals.requested() {
             return Err(Error::failed("Interrupted"));
         }
-        let kept = kept(path);
-        match (found.kind, kept) {
-            (_, Kept::No) | (Kind::Socket, _) => return Ok(false),
-            (Kind::Directory, Kept::Wal) => {}
+        let inclusion = inclusion(path);
+        match (found.kind, inclusion) {
+            (_, Inclusion::LeftOut) | (Kind::Socket, _) => return Ok(false),
+            (Kind::Directory, Inclusion::Wal) => {}
             (Kind::Directory, _) => {
                 self.note_tablespace(path);
                 run.tree()?.directory(path, found.stored())?;
-                return Ok(kept == Kept::Yes);
+                return Ok(inclusion == Inclusion::Included);
             }
             (Kind::Symlink, _) => self.symlink(run, path, found)?,
-            (Kind::File, Kept::Wal) => self.wal(run, path, found)?,
+            (Kind::File, Inclusion::Wal) => self.wal(run, path, found)?,
             (Kind::File, _) => self.file(run, path, found, DATA_WINDOW_BYTES)?,
         }
         Ok(false)

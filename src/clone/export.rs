@@ -171,7 +171,7 @@ impl Drop for Unfinished {
     }
 }
 
-/// Opens a directory that nobody else has made: whoever has it could lead what is written into it elsewhere.
+/// Opens a directory that nobody else has made: its owner could redirect what is written into it.
 fn open_own(path: &Path) -> Result<File, Error> {
     let fail = |error: Errno| failed("open", path, &error.into());
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

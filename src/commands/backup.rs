@@ -5,14 +5,15 @@ use std::time::Duration;
 use barmanfs_catalog::{Backup, BackupStatus, CreateOptions, Error as CatalogError, Repository};
 
 use super::App;
-use super::list_backups::{as_json, status_style, took};
+use super::list_backups::{status_style, took};
 use super::show_backup::came_in_as;
-use crate::backup::{self, Stop, Wishes};
-use crate::cli::BackupArgs;
+use crate::backup::{self, BackupOptions, Stop};
+use crate::cli::backup::BackupArgs;
 use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
 use crate::fstab;
 use crate::output;
+use crate::report;
 
 /// Runs the command. One server after the other; one that fails does not keep the next from its backup.
 pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
@@ -26,7 +27,7 @@ pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
     }
     let repository = open_or_create(app)?;
     let stop = Stop::watch()?;
-    let wishes = Wishes {
+    let options = BackupOptions {
         label: args.label.clone(),
         fast_checkpoint: args.fast_checkpoint,
         incremental: args.incremental,
@@ -34,12 +35,15 @@ pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
         wait_timeout: Duration::from_secs(args.wait_timeout),
         quiet: app.options.quiet,
     };
-    let (backups, errors) = take_all(&repository, &servers, &wishes, &stop);
+    let (backups, errors) = take_all(&repository, &servers, &options, &stop);
     if args.json.json {
-        let shown = backups.iter().map(as_json).collect::<Result<Vec<_>, _>>()?;
+        let shown = backups
+            .iter()
+            .map(report::backup)
+            .collect::<Result<Vec<_>, _>>()?;
         app.out.json_list("backups", &shown)?;
     } else {
-        // With --quiet nobody wants to hear of what went well.
+        // With --quiet only problems are reported.
         for backup in backups
             .iter()
             .filter(|backup| !app.options.quiet || !is_well(backup))
@@ -63,12 +67,12 @@ fn is_well(backup: &Backup) -> bool {
 fn take_all(
     repository: &Repository,
     servers: &[ServerConfig],
-    wishes: &Wishes,
+    options: &BackupOptions,
     stop: &Stop,
 ) -> (Vec<Backup>, Vec<Error>) {
     let (mut backups, mut errors) = (Vec::new(), Vec::new());
     for server in servers {
-        match backup::take(repository, server, wishes, stop) {
+        match backup::take(repository, server, options, stop) {
             Ok(backup) => backups.push(backup),
             Err(error) => errors.push(error),
         }
@@ -116,7 +120,7 @@ fn open_or_create(app: &App) -> Result<Repository, Error> {
             tracing::info!("Created the repository {}", path.display());
             Ok(repository)
         }
-        // Another backup may have been first.
+        // Another backup may have created it first.
         Err(error) => Repository::open(path).map_err(|_| error.into()),
     }
 }

@@ -1,4 +1,4 @@
-//! `barmanfs clone`: one module for each of its commands, and [`mounts`], through which they get at clones.
+//! `barmanfs clone`: one module for each of its commands.
 
 mod commit;
 mod copy;
@@ -6,7 +6,6 @@ mod create;
 mod end;
 mod export;
 mod list;
-pub(crate) mod mounts;
 mod start;
 
 use super::App;

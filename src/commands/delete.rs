@@ -3,31 +3,14 @@
 mod guard;
 mod remains;
 
-use barmanfs_catalog::{Backup, BackupId, CloneName, Repository, ServerName};
-use serde::Serialize;
+use barmanfs_catalog::{Backup, CloneName, Repository, ServerName};
 
 use super::App;
-use super::doubts::Doubts;
-use crate::cli::DeleteArgs;
+use crate::cli::upkeep::DeleteArgs;
 use crate::error::{Error, Outcome};
+use crate::health::Doubts;
 use crate::output::{self, Output};
-use remains::Remains;
-
-/// What the command did or, with `--dry-run`, would do.
-#[derive(Debug, Serialize)]
-struct Deleted {
-    server: String,
-    dry_run: bool,
-    deleted: Vec<BackupId>,
-    /// What could be recovered before.
-    before: Remains,
-    /// What can be recovered afterwards.
-    after: Remains,
-    /// Clones that stand on the deleted backups, and keep what they need.
-    clones: Vec<CloneName>,
-    /// Why it would be refused; only with `--dry-run`.
-    refused: Option<String>,
-}
+use crate::report::Deletion;
 
 /// Runs the command. All names are resolved first: a misspelt one deletes nothing. Nor does a set of which one may not
 /// go. Two at once decide one after the other, so that each knows what the other has left.
@@ -89,15 +72,15 @@ fn plan(
     server: &ServerName,
     backups: &[Backup],
     args: &DeleteArgs,
-) -> Result<(Deleted, Option<Error>), Error> {
+) -> Result<(Deletion, Option<Error>), Error> {
     let all = repository.backups(server)?;
     let doubts = Doubts::find(repository, &all)?;
     let left: Vec<&Backup> = all
         .iter()
         .filter(|backup| backups.iter().all(|gone| gone.id != backup.id))
         .collect();
-    let before = Remains::find(repository, server, &all.iter().collect::<Vec<_>>(), &doubts)?;
-    let after = Remains::find(repository, server, &left, &doubts)?;
+    let before = remains::find(repository, server, &all.iter().collect::<Vec<_>>(), &doubts)?;
+    let after = remains::find(repository, server, &left, &doubts)?;
     let mut clones = Vec::new();
     for backup in backups {
         clones.extend(repository.clones_of(backup)?);
@@ -118,7 +101,7 @@ fn plan(
         force: args.force,
     };
     let refusal = guard::refusal(&asked);
-    let deleted = Deleted {
+    let deletion = Deletion {
         server: server.to_string(),
         dry_run: args.dry_run,
         deleted: backups.iter().map(|backup| backup.id).collect(),
@@ -127,14 +110,14 @@ fn plan(
         clones,
         refused: None,
     };
-    Ok((deleted, refusal))
+    Ok((deletion, refusal))
 }
 
 fn dry_run(
     app: &mut App,
     args: &DeleteArgs,
     backups: &[Backup],
-    mut plan: Deleted,
+    mut plan: Deletion,
     refusal: Option<Error>,
 ) -> Result<Outcome, Error> {
     if args.json.json {
@@ -163,7 +146,7 @@ fn dry_run(
 }
 
 /// What remains, and what no longer does.
-fn show(out: &mut Output, plan: &Deleted) -> Result<(), Error> {
+fn show(out: &mut Output, plan: &Deletion) -> Result<(), Error> {
     if !plan.clones.is_empty() {
         let names: Vec<&str> = plan.clones.iter().map(CloneName::as_str).collect();
         out.line(format_args!(

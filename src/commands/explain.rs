@@ -3,14 +3,15 @@
 use barmanfs_catalog::recovery::{Plan, TargetSpec, TimelineSpan, Unreachable};
 use barmanfs_catalog::{BackupStatus, Repository, ServerName};
 use barmanfs_pg::TimelineId;
-use serde_json::{Value, json};
 
-use super::doubts::Doubts;
+use super::App;
 use super::show_backup::Facts;
-use super::{App, history};
-use crate::cli::ExplainArgs;
+use crate::cli::inspect::ExplainArgs;
 use crate::error::{Error, Outcome};
+use crate::forks;
+use crate::health::Doubts;
 use crate::output::{self, Output, Style};
+use crate::report::{Doubt, Explanation, path_of};
 
 /// Runs the command.
 pub(crate) fn run(app: &mut App, args: &ExplainArgs) -> Result<Outcome, Error> {
@@ -21,12 +22,12 @@ pub(crate) fn run(app: &mut App, args: &ExplainArgs) -> Result<Outcome, Error> {
         .join(" ")
         .parse()
         .map_err(|error: barmanfs_catalog::TargetError| Error::usage(error.to_string()))?;
-    history::tell(&repository, &server)?;
+    forks::log_open(&repository, &server)?;
     match repository.plan(&server, &spec)? {
         Ok(mut plan) => {
             let doubt = doubt(&repository, &server, &spec, &mut plan)?;
             if args.json.json {
-                app.out.json(&plan_json(&server, &plan, &doubt))?;
+                app.out.json(&Explanation::plan(&server, &plan, &doubt))?;
             } else {
                 show_plan(&mut app.out, &server, &plan, &doubt)?;
             }
@@ -36,7 +37,7 @@ pub(crate) fn run(app: &mut App, args: &ExplainArgs) -> Result<Outcome, Error> {
             let elsewhere = repository.reachable_along(&server, &spec)?;
             if args.json.json {
                 app.out
-                    .json(&unreachable_json(&server, &spec, &reason, &elsewhere))?;
+                    .json(&Explanation::unreachable(&server, &spec, &reason, &elsewhere))?;
             } else {
                 show_reason(&mut app.out, &server, &spec, &reason, &elsewhere)?;
             }
@@ -45,14 +46,7 @@ pub(crate) fn run(app: &mut App, args: &ExplainArgs) -> Result<Outcome, Error> {
     }
 }
 
-/// What is wrong with the backup of a plan.
-#[derive(Debug, Default)]
-struct Doubt {
-    damaged: bool,
-    not_booted: bool,
-}
-
-/// What is wrong with the backup of a plan; notes that in the plan, and a backup to take instead.
+/// Finds out what is wrong with the backup of a plan, and notes in the plan that and a backup to take instead.
 fn doubt(
     repository: &Repository,
     server: &ServerName,
@@ -95,11 +89,6 @@ fn instead(repository: &Repository, server: &ServerName, spec: &TargetSpec) -> R
     Ok("no other one leads there".to_owned())
 }
 
-/// Where the target stands below a mount.
-fn path(server: &ServerName, spec: &TargetSpec) -> String {
-    format!("{server}/pitr/{spec}")
-}
-
 fn show_plan(out: &mut Output, server: &ServerName, plan: &Plan, doubt: &Doubt) -> Result<(), Error> {
     let mut facts = Facts::default();
     let backup = &plan.backup;
@@ -134,7 +123,7 @@ fn show_plan(out: &mut Output, server: &ServerName, plan: &Plan, doubt: &Doubt) 
     for note in &plan.notes {
         facts.add("Note", note.clone());
     }
-    facts.add("Under a mount", path(server, &plan.spec));
+    facts.add("Under a mount", path_of(server, &plan.spec));
     let head = match (doubt.damaged, doubt.not_booted) {
         (true, _) => out.paint("can be recovered, but from a damaged backup", Style::Yellow),
         (false, true) => out.paint(
@@ -181,63 +170,4 @@ fn show_reason(
         None => facts.add_some("What to do", reason.hint()),
     }
     out.bytes(facts.render().as_bytes())
-}
-
-fn plan_json(server: &ServerName, plan: &Plan, doubt: &Doubt) -> Value {
-    json!({
-        "server": server,
-        "target": plan.spec,
-        "reachable": true,
-        "path": path(server, &plan.spec),
-        "backup": plan.backup.id,
-        "damaged": doubt.damaged,
-        "boot_test_failed": doubt.not_booted,
-        "timeline": plan.timeline,
-        "timelines": plan.path,
-        "segments": plan.segments,
-        "wal_bytes": plan.wal_bytes,
-        "first_segment": plan.first_segment,
-        "last_segment": plan.last_segment,
-        "receiving": plan.ends_in_partial,
-        "time": plan.time,
-        "reaches_time": plan.reaches,
-        "notes": plan.notes,
-        "why": null,
-        "details": null,
-        "nearest": null,
-        "hint": null,
-        "reachable_along": [],
-    })
-}
-
-fn unreachable_json(
-    server: &ServerName,
-    spec: &TargetSpec,
-    reason: &Unreachable,
-    elsewhere: &[TimelineId],
-) -> Value {
-    json!({
-        "server": server,
-        "target": spec,
-        "reachable": false,
-        "path": null,
-        "backup": null,
-        "damaged": null,
-        "boot_test_failed": null,
-        "timeline": null,
-        "timelines": [],
-        "segments": null,
-        "wal_bytes": null,
-        "first_segment": null,
-        "last_segment": null,
-        "receiving": null,
-        "time": null,
-        "reaches_time": null,
-        "notes": [],
-        "why": reason.to_string(),
-        "details": reason,
-        "nearest": reason.nearest(),
-        "hint": reason.hint(),
-        "reachable_along": elsewhere,
-    })
 }

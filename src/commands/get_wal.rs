@@ -11,7 +11,7 @@ use std::str::FromStr;
 use barmanfs_pg::wal_name::WalName;
 
 use super::App;
-use crate::cli::GetWalArgs;
+use crate::cli::wal::GetWalArgs;
 use crate::error::{Error, Outcome};
 
 /// One window of WAL: what the reader decodes at once.
@@ -34,7 +34,7 @@ pub(crate) fn run(app: &mut App, args: &GetWalArgs) -> Result<Outcome, Error> {
     if found.is_none() {
         // It may be in a pack that is not in the catalog.
         repository.prove_completeness().map_err(|error| {
-            Error::from(error).context(format!("Whether {name} is archived cannot be told"))
+            Error::from(error).context(format!("Cannot find out whether {name} is archived"))
         })?;
         found = archive.find(&name)?;
     }
@@ -77,7 +77,7 @@ fn write_file(content: &mut impl Read, dest: &Path) -> io::Result<()> {
     io::copy(content, &mut file)
         .and_then(|_| file.flush())
         .inspect_err(|_| {
-            // The first error is the one to tell.
+            // The first error is the one to report.
             let _second = std::fs::remove_file(dest);
         })
 }

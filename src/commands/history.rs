@@ -1,12 +1,14 @@
 //! `barmanfs history`: two histories of one timeline, and which one counts.
 
-use barmanfs_catalog::{Decided, Fork, HistoryReport, Repository, ServerName};
+use barmanfs_catalog::{Decided, HistoryReport, Repository, ServerName};
 use barmanfs_pg::{Lsn, TimelineId};
 
 use super::App;
 use crate::cli::history::{HistoryArgs, HistoryCommand, HistoryDecisionArgs};
 use crate::error::{Error, Outcome};
+use crate::forks;
 use crate::output::{self, Output, Style};
+use crate::report::SettledForks;
 
 /// Runs the command.
 pub(crate) fn run(app: &mut App, args: &HistoryArgs) -> Result<Outcome, Error> {
@@ -25,26 +27,6 @@ pub(crate) fn run(app: &mut App, args: &HistoryArgs) -> Result<Outcome, Error> {
         HistoryCommand::Keep(decision) => keep(app, &args.server, decision)?,
     }
     Ok(Outcome::Done)
-}
-
-/// What to do about a fork, in one line.
-pub(crate) fn advice(server: &ServerName, fork: &Fork) -> String {
-    match fork.decided {
-        None => format!(
-            "End the server that does not count, then decide: 'barmanfs history {server} restart --at {}' if the new history \
-             counts, 'barmanfs history {server} keep --at {}' if the archived one does",
-            fork.lsn, fork.lsn
-        ),
-        Some(_) => format!("That was decided: end the server that archives it as '{server}'"),
-    }
-}
-
-/// Tells of the forks nobody has decided about, in the log, so also where JSON is printed.
-pub(crate) fn tell(repository: &Repository, server: &ServerName) -> Result<(), Error> {
-    for fork in repository.open_forks(server)? {
-        tracing::error!("Server {server}: {fork}. {}", advice(server, &fork));
-    }
-    Ok(())
 }
 
 fn show(out: &mut Output, report: &HistoryReport) -> Result<(), Error> {
@@ -98,7 +80,7 @@ fn show(out: &mut Output, report: &HistoryReport) -> Result<(), Error> {
     let refused = usize::try_from(report.refused).unwrap_or(usize::MAX);
     out.line(format_args!("Refused: {}", output::count(refused, "file")))?;
     if let Some(open) = report.forks.iter().find(|fork| fork.decided.is_none()) {
-        out.line(advice(server, open))?;
+        out.line(forks::advice(server, open))?;
     }
     Ok(())
 }
@@ -156,7 +138,7 @@ fn keep(app: &mut App, server: &str, args: &HistoryDecisionArgs) -> Result<(), E
         .writer(&format!("history of {server}"))?
         .keep_history(&server, timeline, lsn)?;
     if args.json.json {
-        return app.out.json(&serde_json::json!({ "settled": settled }));
+        return app.out.json(&SettledForks { settled });
     }
     if app.options.quiet {
         return Ok(());

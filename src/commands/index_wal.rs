@@ -1,7 +1,7 @@
 //! `barmanfs index-wal`.
 
 use super::App;
-use crate::cli::IndexWalArgs;
+use crate::cli::wal::IndexWalArgs;
 use crate::error::{Error, Outcome};
 use crate::output;
 use crate::progress::Shown;

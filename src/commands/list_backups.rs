@@ -2,31 +2,31 @@
 
 use std::time::Duration;
 
-use barmanfs_catalog::{
-    Backup, BackupKind, BackupStatus, BootOutcome, BootTest, Gap, Repository, ServerName, json,
-};
-use serde_json::{Value, json};
+use barmanfs_catalog::{Backup, BackupKind, BackupStatus, BootOutcome, BootTest};
 
-use super::{App, history, timeline};
-use crate::cli::ListBackupsArgs;
+use super::App;
+use crate::cli::inspect::ListBackupsArgs;
 use crate::error::{Error, Outcome};
+use crate::forks;
+use crate::health::losses;
 use crate::output::{self, Align, Cell, Style, Table};
+use crate::report::ListedBackup;
 
-/// Where the status stands in the table.
+/// The column of the status in the table.
 const STATUS_COLUMN: usize = 2;
 
 /// Runs the command.
 pub(crate) fn run(app: &mut App, args: &ListBackupsArgs) -> Result<Outcome, Error> {
     let repository = app.repository()?;
-    let (mut backups, mut gaps) = (Vec::<Listed>::new(), Vec::new());
+    let (mut backups, mut gaps) = (Vec::<ListedBackup>::new(), Vec::new());
     for server in app.known_servers(&repository, &args.server)? {
-        backups.extend(Listed::all(&repository, repository.backups(&server)?)?);
-        let found = timeline::gaps_that_matter(&repository, &server)?;
-        history::tell(&repository, &server)?;
+        backups.extend(ListedBackup::all(&repository, repository.backups(&server)?)?);
+        let found = losses::gaps_that_matter(&repository, &server)?;
+        forks::log_open(&repository, &server)?;
         gaps.extend(found.into_iter().map(|gap| (server.clone(), gap)));
     }
     if args.json.json {
-        let shown: Result<Vec<_>, _> = backups.iter().map(|listed| with_gaps(listed, &gaps)).collect();
+        let shown: Result<Vec<_>, _> = backups.iter().map(|listed| listed.with_gaps(&gaps)).collect();
         app.out.json_list("backups", &shown?)?;
     } else if args.minimal {
         // As Barman does: scripts take the first line for the newest.
@@ -40,69 +40,12 @@ pub(crate) fn run(app: &mut App, args: &ListBackupsArgs) -> Result<Outcome, Erro
     } else {
         app.out.table(&table(&backups))?;
         for (server, gap) in &gaps {
-            let text = format!(
-                "Server {server}: nothing can be recovered {}",
-                timeline::lost(gap)
-            );
+            let text = format!("Server {server}: nothing can be recovered {}", losses::lost(gap));
             let text = app.out.paint(&text, Style::Red);
             app.out.line(text)?;
         }
     }
     Ok(Outcome::Done)
-}
-
-/// A backup, and whether PostgreSQL has started on it.
-#[derive(Debug)]
-pub(crate) struct Listed {
-    pub(crate) backup: Backup,
-    pub(crate) boot_test: Option<BootTest>,
-    /// It needs what a verification found damaged.
-    pub(crate) damaged: bool,
-}
-
-impl Listed {
-    /// Backups of one server, with what the repository has of their newest boot tests and of damage.
-    pub(crate) fn all(repository: &Repository, backups: Vec<Backup>) -> Result<Vec<Self>, Error> {
-        let damaged = repository.damaged_backups(&backups)?;
-        let listed = |backup: Backup| {
-            Ok(Self {
-                boot_test: repository.boot_test(&backup)?,
-                damaged: damaged.contains(&backup.id),
-                backup,
-            })
-        };
-        backups.into_iter().map(listed).collect()
-    }
-
-    /// All of it.
-    pub(crate) fn as_json(&self) -> Result<Value, Error> {
-        let mut value = as_json(&self.backup)?;
-        if let Some(fields) = value.as_object_mut() {
-            fields.insert("boot_test".to_owned(), json!(self.boot_test));
-            fields.insert("damaged".to_owned(), json!(self.damaged));
-        }
-        Ok(value)
-    }
-}
-
-/// A backup with the gaps before the next one: what lies behind them cannot be recovered from it.
-fn with_gaps(listed: &Listed, gaps: &[(ServerName, Gap)]) -> Result<Value, Error> {
-    let backup = &listed.backup;
-    let mut value = listed.as_json()?;
-    let after: Vec<&Gap> = gaps
-        .iter()
-        .filter(|(server, gap)| *server == backup.server && gap.backup_before == Some(backup.id))
-        .map(|(_, gap)| gap)
-        .collect();
-    if let Some(fields) = value.as_object_mut() {
-        fields.insert("gaps".to_owned(), json!(after));
-    }
-    Ok(value)
-}
-
-/// All of a backup but the listing of its root, which means nothing outside the repository.
-pub(crate) fn as_json(backup: &Backup) -> Result<Value, Error> {
-    json::backup(backup).map_err(|error| Error::failed(error.to_string()))
 }
 
 /// How a boot test ended, and on which day: `OK 2026-11-21`.
@@ -148,7 +91,7 @@ pub(crate) fn took(backup: &Backup) -> Option<Duration> {
 }
 
 /// Boot tests have a column where there has been one.
-fn table(backups: &[Listed]) -> Table {
+fn table(backups: &[ListedBackup]) -> Table {
     let tested = backups.iter().any(|listed| listed.boot_test.is_some());
     let mut columns = vec![
         ("Server", Align::Left),
@@ -167,7 +110,7 @@ fn table(backups: &[Listed]) -> Table {
         columns.insert(STATUS_COLUMN + 1, ("Boot test", Align::Left));
     }
     let mut table = Table::new(&columns);
-    for Listed {
+    for ListedBackup {
         backup,
         boot_test,
         damaged,
@@ -217,43 +160,16 @@ fn kind(kind: BackupKind) -> &'static str {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
+    use crate::testing::{backup, boot_test};
     use insta::assert_snapshot;
-
-    /// A backup such as the catalog gives it.
-    pub(crate) fn backup(status: BackupStatus) -> Backup {
-        let value = json!({
-            "server": "main", "id": "20261120T101500", "status": status, "kind": "full", "label": "before the upgrade",
-            "begin_time": "2026-11-20T10:15:00.25Z", "end_time": "2026-11-20T10:18:20.25Z",
-            "start_lsn": "0/5000028", "stop_lsn": "0/6000100", "timeline": 1,
-            "system_id": "7710414268036822209", "server_version": 150_018, "segment_size": 16_777_216,
-            "data_checksums": true, "tablespaces": [{"oid": 16_435, "name": "fast", "location": "/srv/fast"}],
-            "wal_included": false, "from_standby": true, "logical_bytes": 3_221_225_472_u64,
-            "sent_bytes": 3_221_300_000_u64, "new_stored_bytes": 32_212_254, "files": 1234,
-            "checksum_failures": ["checksum verification failed in file \"base/5/16384\", block 3"],
-            "root": {
-                "directory": {"pages": [], "entries": 0},
-                "attributes": {"mode": 448, "uid": 0, "gid": 0, "mtime_s": 0, "mtime_ns": 0},
-            },
-        });
-        serde_json::from_value(value).unwrap()
-    }
-
-    /// One that failed.
-    pub(crate) fn boot_test() -> BootTest {
-        let value = json!({
-            "outcome": "failed", "began_at": "2026-11-21T03:00:00Z", "took_ms": 4200, "postgresql": "15.18",
-            "checks": ["catalogs", "sql"], "message": "check.sql:3: ERROR: relation \"a\" does not exist",
-        });
-        serde_json::from_value(value).unwrap()
-    }
 
     #[test]
     fn boot_tests_have_a_column_where_there_was_one() {
         let mut good = boot_test();
         good.outcome = BootOutcome::Ok;
-        let all = [Some(good), Some(boot_test()), None].map(|boot_test| Listed {
+        let all = [Some(good), Some(boot_test()), None].map(|boot_test| ListedBackup {
             backup: backup(BackupStatus::Done),
             boot_test,
             damaged: false,
@@ -279,7 +195,7 @@ pub(crate) mod tests {
             backup(BackupStatus::Failed),
             running,
         ];
-        let listed = |backup| Listed {
+        let listed = |backup| ListedBackup {
             backup,
             boot_test: None,
             damaged: false,
@@ -292,19 +208,5 @@ pub(crate) mod tests {
         main    20261120T101500  FAILED            full         2026-11-20 10:15:00+00  3 min 20 s         -         -          -  15.18       before the upgrade (page checksum failures)
         main    20261120T101500  STARTED           full         2026-11-20 10:15:00+00           -         -         -          -  15.18       (page checksum failures)
         ");
-    }
-
-    #[test]
-    fn json_leaves_out_what_means_nothing_outside_the_repository() {
-        let listed = Listed {
-            backup: backup(BackupStatus::Done),
-            boot_test: Some(boot_test()),
-            damaged: true,
-        };
-        let value = listed.as_json().unwrap();
-        assert_eq!(value["boot_test"]["outcome"], "failed");
-        assert_eq!(value["status"], "DONE");
-        assert_eq!(value["start_lsn"], "0/5000028");
-        assert!(value.get("root").is_none());
     }
 }

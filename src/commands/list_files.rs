@@ -1,26 +1,15 @@
-//! `barmanfs list-files`: paths as they stand below the server's directory of the mount.
+//! `barmanfs list-files`: paths as they are below the server's directory of the mount.
 
 use barmanfs_catalog::{Backup, Repository};
 use barmanfs_pg::TimestampMicros;
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_store::{DirectoryRef, Entry, Node, TreeReader};
-use serde::Serialize;
 
 use super::App;
-use crate::cli::{FileTarget, ListFilesArgs};
+use crate::cli::inspect::{FileTarget, ListFilesArgs};
 use crate::error::{Error, Outcome};
 use crate::output::{self, Output};
-
-/// One element with `--json`.
-#[derive(Debug, Serialize)]
-struct Line {
-    /// Not UTF-8 in a name becomes the replacement character.
-    path: String,
-    size_bytes: u64,
-    mode: Option<String>,
-    modified_at: Option<TimestampMicros>,
-    archived_at: Option<TimestampMicros>,
-}
+use crate::report::ListedFile;
 
 /// Runs the command.
 pub(crate) fn run(app: &mut App, args: &ListFilesArgs) -> Result<Outcome, Error> {
@@ -94,7 +83,7 @@ impl Lister<'_> {
                 .mtime_s
                 .saturating_mul(1_000_000)
                 .saturating_add(i64::from(attributes.mtime_ns / 1000));
-            self.line(&path, |path| Line {
+            self.line(&path, |path| ListedFile {
                 path,
                 size_bytes,
                 mode: Some(format!("{:04o}", attributes.mode)),
@@ -110,7 +99,7 @@ impl Lister<'_> {
         let Some(entry) = repository.wal(backup.archive()).entry(name)? else {
             return Ok(());
         };
-        self.line(format!("wal/{name}").as_bytes(), |path| Line {
+        self.line(format!("wal/{name}").as_bytes(), |path| ListedFile {
             path,
             size_bytes: entry.size_bytes,
             mode: None,
@@ -119,7 +108,7 @@ impl Lister<'_> {
         })
     }
 
-    fn line(&mut self, path: &[u8], details: impl FnOnce(String) -> Line) -> Result<(), Error> {
+    fn line(&mut self, path: &[u8], details: impl FnOnce(String) -> ListedFile) -> Result<(), Error> {
         let nth = self.count;
         self.count += 1;
         if self.json {

@@ -1,25 +1,12 @@
 //! `barmanfs list-servers`.
 
 use barmanfs_catalog::{Backup, Error as CatalogError, Repository, ServerName};
-use barmanfs_pg::{SystemId, TimestampMicros};
-use serde::Serialize;
 
 use super::App;
 use crate::cli::JsonOption;
 use crate::error::{Error, Outcome};
 use crate::output::{Align, Cell, Style, Table, second};
-
-/// One server, of the configuration or left in the repository.
-#[derive(Debug, Serialize)]
-struct Server {
-    name: ServerName,
-    description: Option<String>,
-    configured: bool,
-    active: bool,
-    system_id: Option<SystemId>,
-    backups: usize,
-    last_backup_time: Option<TimestampMicros>,
-}
+use crate::report::ListedServer;
 
 /// Runs the command.
 pub(crate) fn run(app: &mut App, json: JsonOption) -> Result<Outcome, Error> {
@@ -37,7 +24,7 @@ pub(crate) fn run(app: &mut App, json: JsonOption) -> Result<Outcome, Error> {
             .map(|server| server.name.clone())
             .collect(),
     };
-    let servers: Vec<Server> = names
+    let servers: Vec<ListedServer> = names
         .into_iter()
         .map(|name| describe(app, repository.as_ref(), name))
         .collect::<Result<_, _>>()?;
@@ -49,13 +36,13 @@ pub(crate) fn run(app: &mut App, json: JsonOption) -> Result<Outcome, Error> {
     Ok(Outcome::Done)
 }
 
-fn describe(app: &App, repository: Option<&Repository>, name: ServerName) -> Result<Server, Error> {
+fn describe(app: &App, repository: Option<&Repository>, name: ServerName) -> Result<ListedServer, Error> {
     let configured = app.config.server(name.as_str());
     let (system_id, backups) = match repository {
         Some(repository) => (repository.system_id(&name)?, repository.backups(&name)?),
         None => (None, Vec::new()),
     };
-    Ok(Server {
+    Ok(ListedServer {
         description: configured.and_then(|server| server.description.clone()),
         configured: configured.is_some(),
         active: configured.is_some_and(|server| server.active),
@@ -69,7 +56,7 @@ fn describe(app: &App, repository: Option<&Repository>, name: ServerName) -> Res
     })
 }
 
-fn table(servers: &[Server]) -> Table {
+fn table(servers: &[ListedServer]) -> Table {
     let mut table = Table::new(&[
         ("Server", Align::Left),
         ("State", Align::Left),

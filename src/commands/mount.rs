@@ -9,8 +9,8 @@ use nix::unistd::{Group, User};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::App;
-use crate::cli::MountArgs;
-use crate::daemon;
+use crate::background;
+use crate::cli::mount::MountArgs;
 use crate::error::{Error, Outcome};
 use crate::mount_helper;
 use crate::signals::Interruption;
@@ -23,10 +23,10 @@ pub(crate) fn run(app: &App, args: MountArgs) -> Result<Outcome, Error> {
     if !args.foreground && !args.background_child {
         // They have been understood once already.
         let arguments = mount_helper::translate(std::env::args_os().collect()).map_err(Error::usage)?;
-        return daemon::start(arguments.into_iter().skip(1));
+        return background::start(arguments.into_iter().skip(1));
     }
     if args.background_child {
-        daemon::enter_background()?;
+        background::enter_background()?;
     }
     let mount_point = std::path::absolute(&args.mount_point)
         .map_err(|error| Error::failed(format!("Cannot find {}: {error}", args.mount_point.display())))?;
@@ -101,10 +101,11 @@ fn serve(app: &App, mounted: MountedFs, mount_point: &Path, background: bool) ->
             mount_point.display()
         );
         if background {
-            return daemon::ready(app.config.log_file.as_deref());
+            return background::ready(app.config.log_file.as_deref());
         }
-        // A service manager that cannot be told gives up by itself.
-        daemon::notify().map_err(|error| Error::failed(format!("Cannot tell the service manager: {error}")))
+        // A service manager that cannot be notified gives up by itself.
+        background::notify()
+            .map_err(|error| Error::failed(format!("Cannot tell the service manager: {error}")))
     });
     if let Err(error) = answered {
         on_failure.unmount()?;

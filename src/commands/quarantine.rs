@@ -2,15 +2,15 @@
 
 use barmanfs_catalog::{Comparison, QuarantinedWal, Repository, ServerName};
 use barmanfs_pg::wal_name::WalName;
-use serde_json::{Value, json};
 
 use super::App;
 use super::show_backup::Facts;
 use crate::cli::quarantine::{QuarantineArgs, QuarantineCommand, ReleaseArgs, TakeArgs};
 use crate::error::{Error, Outcome};
 use crate::output::{self, Align, Table};
+use crate::report::{ComparedFile, MovedFile, QuarantinedFile};
 
-/// Digits of an id that tell one file from another in a list.
+/// Digits of an id that are enough to distinguish files in a list.
 const SHORT_ID: usize = 8;
 
 /// Runs the command.
@@ -38,7 +38,7 @@ pub(crate) fn run(app: &mut App, args: &QuarantineArgs) -> Result<Outcome, Error
 fn list(app: &mut App, repository: &Repository, server: &ServerName, json: bool) -> Result<Outcome, Error> {
     let files = repository.wal(server).quarantined()?;
     if json {
-        let files: Vec<Value> = files.iter().map(as_json).collect();
+        let files: Vec<QuarantinedFile<'_>> = files.iter().map(QuarantinedFile::new).collect();
         app.out.json_list("files", &files)?;
     } else if files.is_empty() {
         app.out
@@ -66,28 +66,15 @@ fn list(app: &mut App, repository: &Repository, server: &ServerName, json: bool)
     Ok(Outcome::Done)
 }
 
-fn as_json(kept: &QuarantinedWal) -> Value {
-    json!({
-        "name": kept.file.name,
-        "id": kept.id(),
-        "put_aside_at": kept.file.archived_at,
-        "origin": kept.file.origin,
-        "size_bytes": kept.file.size_bytes,
-        "crc32c": format!("{:08x}", kept.file.map.crc32c),
-        "reason": kept.reason,
-    })
-}
-
 fn show(app: &mut App, repository: &Repository, kept: &QuarantinedWal, json: bool) -> Result<Outcome, Error> {
     let compared = repository.compare_quarantined(kept)?;
     let fault = repository.fault_of(&kept.file)?;
     if json {
-        let mut value = as_json(kept);
-        if let Some(fields) = value.as_object_mut() {
-            fields.insert("comparison".to_owned(), json!(compared));
-            fields.insert("fault".to_owned(), json!(fault));
-        }
-        app.out.json(&value)?;
+        app.out.json(&ComparedFile {
+            file: QuarantinedFile::new(kept),
+            comparison: &compared,
+            fault: &fault,
+        })?;
         return Ok(Outcome::Done);
     }
     let mut facts = Facts::default();
@@ -196,12 +183,15 @@ fn done(
     json: bool,
     server: &ServerName,
     name: WalName,
-    what: &str,
+    what: &'static str,
     text: &str,
 ) -> Result<Outcome, Error> {
     if json {
-        app.out
-            .json(&json!({ "server": server, "name": name, "done": what }))?;
+        app.out.json(&MovedFile {
+            server,
+            name,
+            done: what,
+        })?;
     } else if !app.options.quiet {
         app.out.line(text)?;
     }

@@ -4,7 +4,7 @@ use barmanfs_catalog::Repository;
 use barmanfs_store::PackId;
 
 use super::App;
-use crate::cli::RebuildArgs;
+use crate::cli::upkeep::RebuildArgs;
 use crate::error::{Error, Outcome};
 use crate::output;
 use crate::progress::Shown;
@@ -49,11 +49,11 @@ pub(crate) fn run(app: &mut App, args: &RebuildArgs) -> Result<Outcome, Error> {
         }
         if report.made_settings {
             app.out.line(
-                "Made repository.json anew, as it was missing or damaged: with the compression levels of a new repository",
+                "Wrote a new repository.json, as it was missing or damaged: with the compression levels of a new repository",
             )?;
         }
         app.out.line(format_args!(
-            "Made the catalog anew from {} packs: {} backups, {} WAL files, {} chunks",
+            "Rebuilt the catalog from {} packs: {} backups, {} WAL files, {} chunks",
             report.packs, report.backups, report.wal_files, report.chunks
         ))?;
     }

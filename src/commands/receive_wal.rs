@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::App;
-use crate::cli::ReceiveWalArgs;
+use crate::cli::wal::ReceiveWalArgs;
 use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
 use crate::receive;
@@ -91,7 +91,7 @@ fn stop(app: &mut App, server: &ServerConfig) -> Result<Outcome, Error> {
     {
         if began.elapsed() > STOPS_WITHIN {
             return Err(Error::failed(format!(
-                "The process that receives WAL of server {} has been told to stop and still runs ({})",
+                "The process that receives WAL of server {} was asked to stop and still runs ({})",
                 server.name, receiver.description
             )));
         }

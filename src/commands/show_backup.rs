@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use barmanfs_catalog::{Backup, BackupKind, BackupStatus, BootTest, Repository};
 use barmanfs_pg::wal_name::SegmentName;
-use serde_json::json;
 
 use super::App;
-use super::list_backups::{Listed, boot_word, status_style, took};
-use crate::cli::ShowBackupArgs;
+use super::list_backups::{boot_word, status_style, took};
+use crate::cli::inspect::ShowBackupArgs;
 use crate::error::{Error, Outcome};
 use crate::output::{self, Output, Style};
+use crate::report::ListedBackup;
 
 /// Missing segments that are listed by name; more than this is a gap, not a wait.
 const MISSING_SHOWN: usize = 5;
@@ -21,17 +21,10 @@ pub(crate) fn run(app: &mut App, args: &ShowBackupArgs) -> Result<Outcome, Error
     let server = app.known_server(&repository, &args.which.server)?;
     let backup = app.backup(&repository, &server, &args.which.backup)?;
     let missing = repository.missing_wal(&backup)?;
-    let [listed] = <[Listed; 1]>::try_from(Listed::all(&repository, vec![backup])?)
+    let [listed] = <[ListedBackup; 1]>::try_from(ListedBackup::all(&repository, vec![backup])?)
         .map_err(|_| Error::failed("The backup is gone"))?;
     if args.json.json {
-        let mut value = listed.as_json()?;
-        if let Some(fields) = value.as_object_mut() {
-            fields.insert(
-                "missing_wal".to_owned(),
-                json!(missing.iter().map(ToString::to_string).collect::<Vec<_>>()),
-            );
-        }
-        app.out.json(&value)?;
+        app.out.json(&listed.with_missing_wal(&missing)?)?;
     } else {
         show(&mut app.out, &repository, &listed, &missing)?;
     }
@@ -41,11 +34,11 @@ pub(crate) fn run(app: &mut App, args: &ShowBackupArgs) -> Result<Outcome, Error
 fn show(
     out: &mut Output,
     repository: &Repository,
-    Listed {
+    ListedBackup {
         backup,
         boot_test,
         damaged,
-    }: &Listed,
+    }: &ListedBackup,
     missing: &[SegmentName],
 ) -> Result<(), Error> {
     let mut facts = Facts::default();
@@ -235,8 +228,8 @@ impl Facts {
 
 #[cfg(test)]
 mod tests {
-    use super::super::list_backups::tests::{backup, boot_test};
     use super::*;
+    use crate::testing::{backup, boot_test};
     use barmanfs_catalog::ClonedFrom;
     use insta::assert_snapshot;
 

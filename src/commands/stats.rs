@@ -3,7 +3,7 @@
 use barmanfs_catalog::{ServerStats, Sizes, Stats};
 
 use super::App;
-use crate::cli::StatsArgs;
+use crate::cli::inspect::StatsArgs;
 use crate::error::{Error, Outcome};
 use crate::output::{self, Align, Cell, Style, Table};
 
@@ -41,7 +41,7 @@ fn table(stats: &Stats) -> Table {
     for server in &stats.servers {
         rows(&mut table, server);
     }
-    // The total of one server alone stands in its own row.
+    // The total of one server alone is in its own row.
     if stats.servers.len() > 1 {
         row(&mut table, "all", "total", &stats.total, Style::Bold);
     }

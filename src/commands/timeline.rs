@@ -2,12 +2,14 @@
 
 mod picture;
 
-use barmanfs_catalog::recovery::{Gap, Reach, TimelineReport};
-use barmanfs_catalog::{MinimalStretch, Repository, ServerName};
+use barmanfs_catalog::recovery::{Reach, TimelineReport};
+use barmanfs_catalog::{Repository, ServerName};
 
-use super::{App, history};
-use crate::cli::TimelineArgs;
+use super::App;
+use crate::cli::inspect::TimelineArgs;
 use crate::error::{Error, Outcome};
+use crate::forks;
+use crate::health::losses;
 use crate::locale::{self, Drawing};
 use crate::output::{self, Output, Style};
 use crate::versions::UNKNOWN_WAL;
@@ -23,7 +25,7 @@ pub(crate) fn run(app: &mut App, args: &TimelineArgs) -> Result<Outcome, Error> 
         show(&mut app.out, &report)?;
         not_read(&mut app.out, &repository, &server)?;
     }
-    history::tell(&repository, &server)?;
+    forks::log_open(&repository, &server)?;
     Ok(Outcome::Done)
 }
 
@@ -67,17 +69,17 @@ fn summary(out: &mut Output, report: &TimelineReport) -> Result<(), Error> {
         out.line(text)?;
     }
     for gap in report.gaps.iter().filter(|gap| gap.matters()) {
-        out.sentence(&format!("Cannot be recovered: {}", lost(gap)), Style::Red)?;
+        out.sentence(&format!("Cannot be recovered: {}", losses::lost(gap)), Style::Red)?;
     }
     for stretch in report.minimal.iter().filter(|stretch| stretch.matters()) {
-        let text = format!("Cannot be recovered: {}", behind(stretch));
+        let text = format!("Cannot be recovered: {}", losses::behind(stretch));
         let text = out.paint(&text, Style::Red);
         out.line(text)?;
     }
     Ok(())
 }
 
-/// Says what of the WAL was not understood, if there is such.
+/// Prints which WAL was not understood, if there is such.
 fn not_read(out: &mut Output, repository: &Repository, server: &ServerName) -> Result<(), Error> {
     if let Some((newest, count)) = repository.unknown_segments(server)? {
         let count = output::count(usize::try_from(count).unwrap_or(usize::MAX), "segment");
@@ -88,51 +90,10 @@ fn not_read(out: &mut Output, repository: &Repository, server: &ServerName) -> R
     Ok(())
 }
 
-/// What cannot be recovered for a start with `wal_level = minimal`.
-pub(crate) fn behind(stretch: &MinimalStretch) -> String {
-    let until = match stretch.backup_after {
-        Some(backup) => format!("to the end of backup {backup}"),
-        None => "on, until there is a new backup".to_owned(),
-    };
-    format!(
-        "from LSN {} {until}, as the server was started with wal_level = minimal",
-        stretch.lsn
-    )
-}
-
 fn place(reach: &Reach) -> String {
     let time = reach.time.map(|time| format!("{time}, ")).unwrap_or_default();
     format!(
         "{time}LSN {} on timeline {}, from backup {}",
         reach.lsn, reach.timeline, reach.backup
     )
-}
-
-/// What is missing: `2 segments, 000000010000000000000007 to 000000010000000000000008`
-pub(crate) fn missing(gap: &Gap) -> String {
-    match gap.count {
-        1 => format!("segment {}", gap.first),
-        count => format!("{count} segments, {} to {}", gap.first, gap.last),
-    }
-}
-
-/// What cannot be recovered for it.
-pub(crate) fn lost(gap: &Gap) -> String {
-    let after = match gap.after {
-        Some(time) => output::second(time),
-        None => gap.unreachable.from.to_string(),
-    };
-    let until = match (gap.until, gap.backup_after) {
-        (Some(time), Some(backup)) => format!("to {} (the end of backup {backup})", output::second(time)),
-        (None, Some(backup)) => format!("to the end of backup {backup}"),
-        (_, None) => "on, until there is a new backup".to_owned(),
-    };
-    format!("from {after} {until}, for want of {}", missing(gap))
-}
-
-/// The gaps that keep something of a server from being recovered.
-pub(crate) fn gaps_that_matter(repository: &Repository, server: &ServerName) -> Result<Vec<Gap>, Error> {
-    let mut gaps = repository.gaps(server)?;
-    gaps.retain(Gap::matters);
-    Ok(gaps)
 }

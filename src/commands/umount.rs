@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use barmanfs_fs::{Holder, Unmounting};
 
-use super::clone::mounts::user_name;
-use crate::cli::UmountArgs;
+use crate::cli::mount::UmountArgs;
 use crate::error::{Error, Outcome};
 use crate::instance;
+use crate::mounts::user_name;
 
 /// Where a server's clones are.
 const LIVE: &str = "live";
@@ -44,7 +44,7 @@ pub(crate) fn run(args: &UmountArgs) -> Result<Outcome, Error> {
     }
 }
 
-/// Says who is in the way, and what can be done about it.
+/// Prints who uses the mount, and what can be done about it.
 fn in_use(path: &Path, holders: &[Holder], inside: &[PathBuf]) -> Error {
     let mut lines: Vec<String> = holders.iter().map(described).collect();
     lines.extend(

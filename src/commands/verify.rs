@@ -5,7 +5,7 @@ use barmanfs_catalog::{Damage, Repository, VerifyReport, VerifyScope};
 mod boot;
 
 use super::App;
-use crate::cli::VerifyArgs;
+use crate::cli::check::VerifyArgs;
 use crate::error::{Error, Outcome};
 use crate::output::{self, Output, Style};
 use crate::progress::Shown;
@@ -21,7 +21,7 @@ pub(crate) fn run(app: &mut App, args: &VerifyArgs) -> Result<Outcome, Error> {
     let repository = app.repository()?;
     let scope = scope(app, &repository, args)?;
     let report = repository.verify(&scope, &mut Shown::start("Verify", app.options.quiet))?;
-    // What was found is told all the same.
+    // A failure here does not keep the report from being printed.
     if report.catalog_faults.is_empty()
         && let Err(error) = repository.note_damage(&report)
     {
@@ -120,7 +120,7 @@ fn show(out: &mut Output, report: &VerifyReport) -> Result<(), Error> {
     ))?;
     if report.bad_chunks > 0 {
         out.line(
-            "Of these, what the server still has is stored anew by the next full backup (backup --incremental never), and \
+            "Of these, what the server still has is stored again by the next full backup (backup --incremental never), and \
              WAL when it is archived again: then this reads again, in all backups",
         )?;
     }

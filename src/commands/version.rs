@@ -1,19 +1,26 @@
 //! `barmanfs version`.
 
-use serde_json::json;
-
 use crate::cli::JsonOption;
 use crate::error::{Error, Outcome};
 use crate::output::Output;
+use crate::report::Version;
 
 /// Runs the command; needs no configuration.
 pub(crate) fn run(out: &mut Output, json: JsonOption) -> Result<Outcome, Error> {
-    let version = env!("CARGO_PKG_VERSION");
-    let format = barmanfs_store::layout::FORMAT_VERSION;
+    let shown = Version {
+        version: env!("CARGO_PKG_VERSION"),
+        repository_format: barmanfs_store::layout::FORMAT_VERSION,
+    };
     if json.json {
-        out.json(&json!({ "version": version, "repository_format": format }))?;
+        out.json(&shown)?;
     } else {
-        out.line(format_args!("barmanfs {version} (repository format {format})"))?;
+        let Version {
+            version,
+            repository_format,
+        } = shown;
+        out.line(format_args!(
+            "barmanfs {version} (repository format {repository_format})"
+        ))?;
     }
     Ok(Outcome::Done)
 }

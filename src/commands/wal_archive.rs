@@ -9,9 +9,10 @@ use std::str::FromStr;
 use barmanfs_catalog::{RefusedWal, ServerName, WalOutcome};
 use barmanfs_pg::wal_name::WalName;
 
-use super::{App, history};
-use crate::cli::WalArchiveArgs;
+use super::App;
+use crate::cli::wal::WalArchiveArgs;
 use crate::error::{Error, Outcome};
+use crate::forks;
 use crate::versions;
 
 /// Runs the command.
@@ -45,7 +46,7 @@ pub(crate) fn run(app: &App, args: &WalArchiveArgs) -> Result<Outcome, Error> {
                 conflict.archived.archived_at
             ))
             .hint(match &conflict.fork {
-                Some(fork) => history::advice(server, fork),
+                Some(fork) => forks::advice(server, fork),
                 None => format!("It is of the history that was left: end the server that archives it as '{server}'"),
             }));
         }
@@ -59,7 +60,7 @@ fn refusal(server: &ServerName, name: &WalName, refused: &RefusedWal) -> Error {
         Some(fork) => Error::failed(format!(
             "WAL file {name} of server {server} is not archived, put aside: {fork}"
         ))
-        .hint(history::advice(server, fork)),
+        .hint(forks::advice(server, fork)),
         None => Error::failed(format!(
             "WAL file {name} of server {server} is of the history that was left: not archived, put aside"
         ))

@@ -77,7 +77,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Section>, Malformed> {
         let Some(section) = sections.last_mut() else {
             return Err(malformed(
                 line,
-                "A key stands before the first [section]: put it under [barmanfs]",
+                "A key is before the first [section]: put it under [barmanfs]",
             ));
         };
         section.entries.push(entry);

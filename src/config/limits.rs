@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::given;
+use super::values::given;
 
 const HOUR_SECONDS: u64 = 3600;
 

@@ -1,6 +1,7 @@
 //! What a configuration means, and what is said about a wrong one.
 
 use super::*;
+use barmanfs_fs::CloneLimits;
 use insta::assert_snapshot;
 
 const GOOD: &str = r#"
@@ -212,9 +213,14 @@ fn the_users_file_comes_before_the_hosts_and_an_explicit_one_must_exist() {
 }
 
 /// The limits and the minimum redundancy of a server with these lines in its section.
-pub(crate) fn limits(lines: &str) -> (Limits, usize) {
-    let text = format!("[barmanfs]\nrepository = /r\n[main]\n{lines}\n");
-    let config = Config::parse(Path::new("b.conf"), text.as_bytes()).unwrap();
-    let server = config.servers.into_iter().next().unwrap();
+pub(crate) fn limits(settings: &str) -> (Limits, usize) {
+    let server = server(settings);
     (server.limits, server.minimum_redundancy)
+}
+
+/// A server `main` with these settings.
+pub(crate) fn server(settings: &str) -> ServerConfig {
+    let text = format!("[barmanfs]\nrepository = /r\n[main]\n{settings}\n");
+    let config = Config::parse(Path::new("b.conf"), text.as_bytes()).unwrap();
+    config.servers.into_iter().next().unwrap()
 }

@@ -1,10 +1,10 @@
 //! The process behind a `postmaster.pid`: whether it is the server of this data directory, and ending it.
 //!
-//! A number in a file that a crash left may be anybody's by now. It is the server if it runs as the data's owner and works
-//! in the data directory. Where that cannot be seen it must at least have begun when the file says that the server did.
+//! A process number in a file that a crash left may be in use again by now. The process is the server if it runs as the
+//! data's owner and works in the data directory. Where that cannot be seen, its start time must match the file.
 //!
-//! A server outlives its mount when the mount's process is killed, or its mount taken down by force. It has no files any more
-//! and cannot know; but as long as it is there, PostgreSQL starts no other one.
+//! A server outlives its mount when the mount's process is killed, or the mount is removed by force. Such a server has lost
+//! its files and does not notice. As long as it runs, PostgreSQL starts no other server there.
 
 use std::fs;
 use std::io;
@@ -18,13 +18,13 @@ use nix::unistd::Pid;
 
 use crate::error::Error;
 
-/// What a server notes of itself in its data directory.
+/// The file in which a server describes itself, in its data directory.
 pub(super) const PID_FILE: &str = "postmaster.pid";
 
-/// Between the start of a process and what it takes for its start, and for a clock that was set meanwhile.
+/// The tolerance between the start of a process and the start that it notes, also for a clock that was set meanwhile.
 const START_TOLERANCE_S: u64 = 30;
 
-/// How often is looked whether a server has ended.
+/// How often a server that is to end is polled.
 const STOP_POLL: Duration = Duration::from_millis(50);
 
 /// A server that runs, by its `postmaster.pid`.
@@ -39,18 +39,18 @@ pub(crate) struct Running {
     started_s: u64,
 }
 
-/// A process that has not ended. One that nobody waits for has.
+/// A process that has not ended. A zombie has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Process {
     uid: u32,
-    /// Since the host was started, in clock ticks: no other process of its number has begun at that time.
+    /// Its start, in clock ticks since the host booted: no other process with its number has started at that time.
     started_ticks: u64,
 }
 
-/// Where a process works, as seen from a data directory.
+/// The working directory of a process, compared with a data directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WorksIn {
-    /// In it.
+    /// It is the data directory.
     Data,
     Elsewhere,
     /// On a file system that does not answer any more.
@@ -70,7 +70,7 @@ pub(crate) fn running(data: &Path) -> Option<Running> {
         WorksIn::GoneMount | WorksIn::Unknown => process.began_at(found.started_s),
     };
     is_it.then_some(Running {
-        // A path that is relative is so to where the server works.
+        // A relative path is relative to the server's working directory.
         socket_directory: in_directory(data, &found.socket_directory),
         has_outlived_its_mount: works_in == WorksIn::GoneMount,
         ..found
@@ -80,13 +80,13 @@ pub(crate) fn running(data: &Path) -> Option<Running> {
 fn in_directory(data: &Path, sockets: &Path) -> PathBuf {
     match sockets.as_os_str().as_encoded_bytes() {
         b"." => data.to_owned(),
-        // Or none: the line is empty then.
+        // The line is empty when there is none.
         [] => PathBuf::new(),
         _ => data.join(sockets),
     }
 }
 
-/// The server that a `postmaster.pid` tells of, where the data directory cannot be looked at: no mount shows it.
+/// The server that a `postmaster.pid` names, where the data directory cannot be read since no mount shows it.
 pub(crate) fn running_by(text: &str) -> Option<Running> {
     let found = parse_pid_file(text)?;
     let process = Process::of(found.pid)?;
@@ -129,7 +129,7 @@ pub(crate) fn stop(data: &Path, timeout: Duration) -> Result<(), Error> {
         }
         std::thread::sleep(STOP_POLL);
     }
-    // It could not remove its file, which keeps others from starting as long as nobody has waited for the process.
+    // It could not remove its file. The file keeps other servers from starting until the process has been waited for.
     if server.has_outlived_its_mount {
         let file = data.join(PID_FILE);
         fs::remove_file(&file)
@@ -144,7 +144,7 @@ pub(super) fn is_alive(pid: i32) -> bool {
 }
 
 impl Process {
-    /// Read from files that everybody may read, whoever's the process is.
+    /// Read from files that everybody may read, whichever user owns the process.
     fn of(pid: i32) -> Option<Self> {
         let uid = fs::metadata(format!("/proc/{pid}")).ok()?.uid();
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

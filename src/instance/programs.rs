@@ -21,8 +21,8 @@ pub(crate) struct Programs {
 }
 
 impl Programs {
-    /// Those of this major version: in `bindir` and nowhere else when it is given; else in `path_prefix`, at the usual places,
-    /// or on the `PATH`.
+    /// Finds the programs of this major version: only in `bindir` when it is given, otherwise in `path_prefix`, at the usual
+    /// places, or on the `PATH`.
     pub(crate) fn find(major: u32, bindir: Option<&Path>, path_prefix: Option<&Path>) -> Result<Self, Error> {
         if let Some(directory) = bindir {
             return match version_in(directory) {
@@ -69,7 +69,7 @@ impl Programs {
         version_of(&said).map(str::to_owned)
     }
 
-    /// Whether there is such a program: not every package has all.
+    /// Whether there is such a program: not every package has all of them.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.path(name).exists()
     }
@@ -89,7 +89,7 @@ fn version_in(directory: &Path) -> Option<u32> {
     major_of(&said_by(&program)?)
 }
 
-/// What a program answers when asked for its version.
+/// What a program prints with `--version`.
 fn said_by(program: &Path) -> Option<String> {
     let said = Command::new(program)
         .arg("--version")

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-/// What a server that barmanfs starts is told in any case, and why nobody else is asked.
+/// Settings that `--set` refuses, and why.
 const NOT_TO_BE_SET: [(&str, &str); 3] = [
     (
         "data_directory",

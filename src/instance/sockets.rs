@@ -1,15 +1,15 @@
-//! Where a clone's server has its socket: where nobody gets at it who could not read its files.
+//! Where a clone's server has its socket: only users that can read the clone's files can reach it.
 //!
-//! `pg_hba.conf` is the original's, and may trust everybody who could reach the original's socket. So the socket lies in
+//! `pg_hba.conf` is the original's, and may trust everybody who could reach the original's socket. So the socket is in
 //! the clone itself, and only the user the server runs as may use it. Where a group is to connect as well, or the clone's
-//! path is too long for a socket, it lies in a directory of its own:
+//! path is too long for a socket, it is in a directory of its own:
 //!
 //! ```text
 //! /tmp/barmanfs-clone-ID-XXXXXX/     the server's user's alone; or also for the group, which the socket inherits
 //! ```
 //!
-//! The name cannot be foreseen, and nobody else can rename what lies in `/tmp`. What is called so is removed when the
-//! server is stopped or started again, and when the clone is removed. Root looks at nothing there through a symbolic link.
+//! The name cannot be guessed, and no other user can rename what is in `/tmp`. Directories with such a name are removed when
+//! the server is stopped or started again, and when the clone is removed. Root follows no symbolic link there.
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
@@ -25,13 +25,13 @@ use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags};
 use super::postmaster::is_alive;
 use crate::error::Error;
 
-/// Every user can pass here, and no other one removes or renames what somebody has made.
+/// Every user can use this directory, and no other user can remove or rename an entry.
 const PARENT: &str = "/tmp";
 
-/// What the directories are called: the clone's id follows.
+/// The names of the directories begin so; the clone's id follows.
 const PREFIX: &str = "barmanfs-clone-";
 
-/// So much of a clone's id tells it from all others of a host.
+/// This much of a clone's id distinguishes it from all others of a host.
 const ID_LENGTH: usize = 16;
 
 /// Longest path of a socket that all systems take (`sockaddr_un` has 108 bytes, the last of them zero).
@@ -40,7 +40,7 @@ const MAX_PATH_BYTES: usize = 107;
 /// The longest name of a socket.
 const LONGEST_NAME: &str = ".s.PGSQL.65535";
 
-/// What the names of sockets, and of the lock files beside them, begin with.
+/// The prefix of the names of sockets, and of the lock files beside them.
 const SOCKET_PREFIX: &[u8] = b".s.PGSQL.";
 
 /// For the server's user alone.
@@ -57,7 +57,7 @@ pub(crate) fn is_socket_lock(path: &[u8]) -> bool {
 /// The socket directory for a server on a clone.
 ///
 /// # Errors
-/// When a directory has to be made, and cannot; when the group is not known, or nothing can be given to it.
+/// When a directory cannot be made, when the group is not known, or when the directory cannot be given to it.
 pub(crate) fn place(data: &Path, clone: &str, uid: u32, share: Option<&str>) -> Result<PathBuf, Error> {
     remove(clone);
     let group = share.map(group).transpose()?;
@@ -87,7 +87,7 @@ pub(crate) fn place(data: &Path, clone: &str, uid: u32, share: Option<&str>) -> 
     Ok(made.keep())
 }
 
-/// Removes the socket directories of a clone whose server does not run. What cannot be removed is told, and stays.
+/// Removes the socket directories of a clone whose server does not run. What cannot be removed is logged, and stays.
 pub(crate) fn remove(clone: &str) {
     let prefix = format!("{}-", prefix(clone));
     let Ok(entries) = fs::read_dir(PARENT) else {
@@ -173,7 +173,7 @@ fn group(text: &str) -> Result<Gid, Error> {
     })
 }
 
-/// By the opened directory: its new owner may put another one in its place at once.
+/// Works on the opened directory: its new owner may put another directory in its place at once.
 fn give(path: &Path, uid: u32, group: Option<Gid>) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = rustix::fs::openat(CWD, path, flags, Mode::empty())?;

@@ -5,10 +5,8 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::backend::{
-    DataRowBody, Message, NOTICE_RESPONSE_TAG, NOTIFICATION_RESPONSE_TAG, PARAMETER_STATUS_TAG,
-    RowDescriptionBody,
+    Message, NOTICE_RESPONSE_TAG, NOTIFICATION_RESPONSE_TAG, PARAMETER_STATUS_TAG,
 };
 use postgres_protocol::message::frontend;
 
@@ -20,6 +18,7 @@ use super::connect;
 use super::conninfo::{Conninfo, HostSpec};
 use super::error::ServerError;
 use super::refusal;
+use super::result_set::{self, ResultSet};
 use super::silence::{self, Silence};
 use super::stream::{Deadline, Interrupter, Stream};
 use super::wire::{Frame, FrameBuffer};
@@ -46,7 +45,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 const MAX_PARAMETERS: usize = 100;
 const MAX_PARAMETER_BYTES: usize = 1000;
 
-/// Messages nobody asked for that are passed over while one is waited for. A server that sends nothing else is broken.
+/// Unrequested messages that are skipped while one is waited for. A server that sends nothing else is broken.
 const MAX_ASIDES: usize = 100_000;
 
 /// What a value takes in memory besides its bytes.
@@ -74,43 +73,6 @@ pub(crate) struct Connection {
     query: String,
     warnings: Vec<ServerError>,
     temporary_slot: Option<String>,
-}
-
-/// The rows of one statement.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct ResultSet {
-    columns: Vec<String>,
-    rows: Vec<Vec<Option<Vec<u8>>>>,
-}
-
-impl ResultSet {
-    /// How many rows there are.
-    pub(crate) fn len(&self) -> usize {
-        self.rows.len()
-    }
-
-    /// The columns' names.
-    pub(crate) fn columns(&self) -> &[String] {
-        &self.columns
-    }
-
-    /// The value of a row's column; `None` if it is NULL or not there.
-    pub(crate) fn bytes(&self, row: usize, column: &str) -> Option<&[u8]> {
-        let number = self.columns.iter().position(|name| name == column)?;
-        self.rows.get(row)?.get(number)?.as_deref()
-    }
-
-    /// The value of a row's column as text; `None` if it is NULL, not there, or not UTF-8.
-    pub(crate) fn text(&self, row: usize, column: &str) -> Option<&str> {
-        std::str::from_utf8(self.bytes(row, column)?).ok()
-    }
-
-    /// The value of a row's column, which must be there and make sense.
-    pub(super) fn parse<T: std::str::FromStr>(&self, row: usize, column: &str) -> Result<T, Error> {
-        self.text(row, column)
-            .and_then(|text| text.parse().ok())
-            .ok_or_else(|| Error::protocol(format!("a result without a usable \"{column}\"")))
-    }
 }
 
 impl Connection {
@@ -350,9 +312,9 @@ impl Connection {
         let mut held_bytes = 0_usize;
         loop {
             match message {
-                Message::RowDescription(body) => result = Some(columns(&body)?),
+                Message::RowDescription(body) => result = Some(ResultSet::begin(&body)?),
                 Message::DataRow(body) => {
-                    let row = row(&body)?;
+                    let row = result_set::row(&body)?;
                     let values = (row.len() + 1).saturating_mul(VALUE_BYTES);
                     held_bytes = held_bytes
                         .saturating_add(body.buffer().len())
@@ -360,7 +322,7 @@ impl Connection {
                     let result = result.as_mut().filter(|_| held_bytes <= MAX_RESULT_BYTES);
                     let result =
                         result.ok_or_else(|| Error::protocol("a row out of place, or far too many"))?;
-                    result.rows.push(row);
+                    result.push(row);
                 }
                 Message::CommandComplete(_) | Message::EmptyQueryResponse => {
                     return Ok(result.map_or(Answer::Done, Answer::Rows));
@@ -425,7 +387,7 @@ impl Connection {
         error.unwrap_or_else(|| Error::protocol("an error that is none"))
     }
 
-    /// The next message that is not a notice, a changed parameter or a notification, as it lies in the buffer.
+    /// The next message that is not a notice, a changed parameter or a notification, in place in the buffer.
     /// Error messages come like all others.
     pub(super) fn next_frame(&mut self) -> Result<Frame<'_>, Error> {
         for _ in 0..MAX_ASIDES {
@@ -561,33 +523,6 @@ pub(super) enum Answer {
     Done,
     /// All statements are done.
     Ready,
-}
-
-fn columns(body: &RowDescriptionBody) -> Result<ResultSet, Error> {
-    let names = body.fields().map(|field| Ok(field.name().to_owned())).collect();
-    let columns = names.map_err(|_| Error::protocol("a malformed row description"))?;
-    Ok(ResultSet {
-        columns,
-        rows: Vec::new(),
-    })
-}
-
-fn row(body: &DataRowBody) -> Result<Vec<Option<Vec<u8>>>, Error> {
-    let buffer = body.buffer();
-    let mut values = Vec::new();
-    let mut ranges = body.ranges();
-    while let Some(range) = ranges.next().map_err(|_| Error::protocol("a malformed row"))? {
-        values.push(match range {
-            Some(range) => Some(
-                buffer
-                    .get(range)
-                    .ok_or_else(|| Error::protocol("a malformed row"))?
-                    .to_vec(),
-            ),
-            None => None,
-        });
-    }
-    Ok(values)
 }
 
 /// `server_version` as the server shows it: "15.18 (Debian 15.18-0+deb12u1)", "19beta1", "9.6.24".

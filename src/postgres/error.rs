@@ -21,7 +21,7 @@ pub(crate) enum Error {
     /// The connection settings are wrong; nothing was tried.
     #[error("{message}")]
     Settings {
-        /// What is wrong, and where it stands.
+        /// What is wrong, and where.
         message: String,
         /// What to do about it.
         hint: Option<String>,

@@ -12,6 +12,7 @@
 
 mod auth;
 mod base_backup;
+mod base_backup_command;
 mod connect;
 mod connection;
 mod conninfo;
@@ -19,6 +20,7 @@ mod environment;
 mod error;
 mod refusal;
 mod replication;
+mod result_set;
 mod silence;
 mod stream;
 mod tar;
@@ -31,15 +33,14 @@ mod wire;
 #[cfg(test)]
 mod live_tests;
 
-pub(crate) use base_backup::{
-    Archive, BackupStart, BaseBackupOptions, BaseBackupResult, BaseBackupSink, FIRST_INCREMENTAL_MAJOR,
-    MAX_RATE_KIB, base_backup,
-};
-pub(crate) use connection::{Connection, Mode, ResultSet};
+pub(crate) use base_backup::{Archive, BackupStart, BaseBackupResult, BaseBackupSink, base_backup};
+pub(crate) use base_backup_command::{BaseBackupOptions, FIRST_INCREMENTAL_MAJOR, MAX_RATE_KIB};
+pub(crate) use connection::{Connection, Mode};
 pub(crate) use conninfo::Conninfo;
 pub(crate) use environment::Environment;
 pub(crate) use error::{Error, SinkError};
 pub(crate) use replication::{SlotPosition, is_slot_name};
+pub(crate) use result_set::ResultSet;
 pub(crate) use stream::Interrupter;
 pub(crate) use tar::{EndBlocks, TarEntry, TarKind, TarReader, TarSink};
 pub(crate) use upload::{UploadError, upload_manifest};

@@ -112,7 +112,7 @@ impl Connection {
             .map(drop)
     }
 
-    /// Where a physical slot stands; `None` if there is no such slot. PostgreSQL 15 and later.
+    /// The position of a physical slot; `None` if there is no such slot. PostgreSQL 15 and later.
     pub(crate) fn read_slot(&mut self, name: &str) -> Result<Option<SlotPosition>, Error> {
         let result = self.one_result(&format!("READ_REPLICATION_SLOT {}", quoted_slot_name(name)?))?;
         if result.bytes(0, "slot_type").is_none() {

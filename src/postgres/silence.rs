@@ -27,7 +27,7 @@ pub(super) struct Silence {
     since: Instant,
     received_bytes: u64,
     failed_probes: u32,
-    told: Duration,
+    reported: Duration,
 }
 
 impl Default for Silence {
@@ -38,7 +38,7 @@ impl Default for Silence {
             since: Instant::now(),
             received_bytes: 0,
             failed_probes: 0,
-            told: Duration::ZERO,
+            reported: Duration::ZERO,
         }
     }
 }
@@ -48,7 +48,7 @@ impl Silence {
     pub(super) fn begin(&mut self, received_bytes: u64) {
         self.received_bytes = received_bytes;
         self.failed_probes = 0;
-        self.told = Duration::ZERO;
+        self.reported = Duration::ZERO;
         self.since = Instant::now();
     }
 
@@ -74,8 +74,8 @@ impl Silence {
             if silent >= self.patience {
                 return Err(Error::Silent { silent, probe: None });
             }
-            if silent >= self.told * 2 {
-                self.told = silent;
+            if silent >= self.reported * 2 {
+                self.reported = silent;
                 tracing::info!(
                     "The {target} has sent nothing for {} s; it is there, and is waited for",
                     silent.as_secs()

@@ -81,7 +81,7 @@ pub(crate) struct TarError {
     pub(crate) archive: String,
     /// Where in the archive the block with the problem begins.
     pub(crate) offset: u64,
-    /// The member's name as it stands in the archive, empty if there is none.
+    /// The member's name as the archive has it, empty if there is none.
     pub(crate) member: String,
     /// What is wrong.
     pub(crate) reason: String,
@@ -95,7 +95,7 @@ fn member_part(member: &str) -> String {
     }
 }
 
-/// Where the parser stands.
+/// The state of the parser.
 #[derive(Debug)]
 enum State {
     /// Collecting a header block.

@@ -1,4 +1,4 @@
-//! `UPLOAD_MANIFEST`: what tells the server which backup an incremental one builds on.
+//! `UPLOAD_MANIFEST`: sends the server the manifest of the backup that an incremental one builds on.
 
 use std::io::{self, Read};
 

@@ -25,7 +25,7 @@ pub(crate) enum WalPiece {
     Bytes(Vec<u8>),
     /// The server does not have it any more.
     Removed,
-    /// The server refuses, and says why: the piece lies ahead of its WAL, or outside of its history.
+    /// The server refuses, and says why: the piece is ahead of its WAL, or not in its history.
     Refused(String),
 }
 

@@ -1,4 +1,4 @@
-//! `START_REPLICATION PHYSICAL`: WAL as a stream, and what is told back to the server.
+//! `START_REPLICATION PHYSICAL`: WAL as a stream, and the reports back to the server.
 //!
 //! The server sends messages of WAL and keepalives; the client reports how far WAL has been written and how far it is
 //! durable. A transaction that waits for a synchronous standby waits for that report, so [`WalStream::has_more`] tells
@@ -15,9 +15,10 @@ use postgres_protocol::message::frontend;
 use barmanfs_pg::{Lsn, TimelineId};
 
 use super::auth::Exchange;
-use super::connection::{Answer, Connection, ResultSet};
+use super::connection::{Answer, Connection};
 use super::error::Error;
 use super::replication::quoted_slot_name;
+use super::result_set::ResultSet;
 
 /// CopyBothResponse, which `postgres-protocol` does not know.
 const COPY_BOTH_RESPONSE_TAG: u8 = b'W';
@@ -78,7 +79,7 @@ pub(crate) enum StreamEvent<'a> {
     },
     /// Nothing came within the connection's read timeout.
     Silence,
-    /// The server has ended the stream: the timeline goes on as another or, with `None`, it shuts down.
+    /// The server has ended the stream: the timeline continues as another one or, with `None`, the server shuts down.
     Ended(Option<NextTimeline>),
 }
 

@@ -1,4 +1,4 @@
-//! Bytes to messages: a read buffer that hands messages out where they lie.
+//! Bytes to messages: a read buffer that gives messages out in place, without copying.
 //!
 //! A base backup is gigabytes of CopyData, so its messages are not copied on their way through:
 //! [`FrameBuffer`] reads large pieces and lends each message out of its buffer.
@@ -67,7 +67,7 @@ impl FrameBuffer {
         }
     }
 
-    /// All that was read so far: by it one sees whether something comes at all.
+    /// The number of bytes read so far: it shows whether anything arrives.
     pub(super) fn received_bytes(&self) -> u64 {
         self.received_bytes
     }

@@ -18,10 +18,10 @@ use crate::versions;
 /// has not been told to be flushed.
 const WAITING_SEGMENTS: usize = 16;
 
-/// How often the thread looks when nobody wakes it.
+/// How often the thread looks without being woken.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
-/// Archives until it is dropped. What is not archived then stays in the spool.
+/// Archives until it is dropped. Segments that are not archived by then stay in the spool.
 #[derive(Debug)]
 pub(super) struct Archiver {
     spool: Arc<Spool>,
@@ -69,7 +69,7 @@ impl Drop for Archiver {
     fn drop(&mut self) {
         drop(self.wake.take());
         if let Some(thread) = self.thread.take() {
-            // It has told of its panic, if that is how it ended.
+            // If it panicked, the panic has been reported.
             let _ = thread.join();
         }
     }
@@ -90,7 +90,7 @@ fn work(spool: &Spool, woken: &Receiver<()>) {
                     "WAL received from server {} is in the spool and not archived, next try in {:.1} s. {}",
                     spool.server(),
                     delay.as_secs_f64(),
-                    super::told(&error)
+                    super::in_one_line(&error)
                 );
                 // A new segment is no reason to try earlier.
                 if sleep_while_wanted(woken, delay) {
@@ -137,13 +137,13 @@ fn tell(spool: &Spool, name: SegmentName, outcome: &WalOutcome) {
         WalOutcome::AlreadyThere(_) => {
             tracing::debug!("Segment {name} of server {server} was archived before");
         }
-        // Receiving goes on, and what was reported to the server is kept: a decision takes it into the archive.
+        // Receiving continues, and what was reported to the server is kept: a decision takes it into the archive.
         WalOutcome::Refused(refused) => tracing::error!(
             "Segment {name} of server {server} was received and is put aside, not archived: {}. \
              'barmanfs history {server} list' tells more",
             refused.quarantined.reason
         ),
-        // Receiving goes on: what comes next is good WAL, and to stop would lose that as well.
+        // Receiving continues: what comes next is good WAL, and to stop would lose that as well.
         WalOutcome::Conflict(conflict) => tracing::error!(
             "Segment {name} of server {server} was received with other content than was archived at {} by {}: both are \
              kept, the received one is put aside. Does another server archive as '{server}', or a copy of this one that \

@@ -8,7 +8,7 @@ const FIRST: Duration = Duration::from_millis(500);
 /// Commits may be waiting for us: a server that is back must not wait much longer.
 const LONGEST: Duration = Duration::from_secs(15);
 
-/// Twice as long each time, up to a limit, and never at the same moment as others who lost the same server.
+/// Doubles the delay each time, up to a limit. Jitter keeps clients that lost the same server apart.
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
     tries: u32,

@@ -1,6 +1,6 @@
 //! One stream of WAL on its way into the spool.
 //!
-//! Whoever commits and waits for us waits for three things in a row: that the bytes arrive, that they are synced, that
+//! A commit that waits for us waits for three things in a row: that the bytes arrive, that they are synced, that
 //! the server hears of it. So as soon as nothing more is on its way everything that came is synced at once and reported;
 //! commits that arrive together share a sync.
 
@@ -29,7 +29,7 @@ const REPORT_EVERY: Duration = Duration::from_secs(10);
 /// A server that says nothing for so long is asked whether it is there.
 const ASK_AFTER: Duration = Duration::from_secs(30);
 
-/// A server that does not answer either is gone: its host may have vanished without a word.
+/// A server that does not answer this either is gone: its host may have vanished without closing the connection.
 const GONE_AFTER: Duration = Duration::from_secs(60);
 
 /// SQLSTATE `undefined_file`: the server does not have the WAL that was asked for.
@@ -38,7 +38,7 @@ const WAL_REMOVED: &str = "58P01";
 /// How a stream came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StreamEnd {
-    /// The timeline goes on as another.
+    /// The timeline continues as another.
     Timeline(NextTimeline),
     /// The server shuts down.
     ShutDown,
@@ -57,7 +57,7 @@ pub(super) struct Intake<'a> {
     /// Where the next byte belongs.
     next: Lsn,
     flushed: Lsn,
-    /// What the server was told last, and when.
+    /// The last report to the server, and when it was sent.
     reported: Option<StreamPosition>,
     reported_at: Instant,
     heard_at: Instant,
@@ -157,7 +157,7 @@ impl<'a> Intake<'a> {
     }
 
     /// A server that sends other bytes than before has another history: it was restored, or it is another one. What had
-    /// been acknowledged to it is kept in the archive, and receiving begins anew with what it says now.
+    /// been acknowledged to it is kept in the archive, and receiving starts again with what it says now.
     fn append(&self, file: &mut SpoolFile, bytes: &[u8]) -> Result<(), Error> {
         match file.append(bytes) {
             Err(error @ CatalogError::SpoolDiverges { name, .. }) => {
@@ -180,7 +180,7 @@ impl<'a> Intake<'a> {
             "The server has removed WAL that was not received, segment {missing} first: there is a gap ({error})"
         ))
         .hint(format!(
-            "If archive_command does not bring it, begin anew with 'barmanfs receive-wal {server} --reset' and take a backup: \
+            "If archive_command does not bring it, start again with 'barmanfs receive-wal {server} --reset' and take a backup: \
              no backup before the gap can be recovered to a time after it"
         ))
     }

@@ -1,4 +1,4 @@
-//! Where receiving goes on: after what the spool and the archive have of the server's history.
+//! Where receiving continues: after what the spool and the archive have of the server's history.
 
 use barmanfs_catalog::{Repository, Spool};
 use barmanfs_pg::history::TimelineHistory;
@@ -26,14 +26,14 @@ impl Start {
     }
 }
 
-/// What the server is and has.
+/// The server's history and WAL.
 #[derive(Debug)]
 pub(super) struct Server<'a> {
     /// Its timeline's history.
     pub(super) history: &'a TimelineHistory,
     /// How far its WAL goes.
     pub(super) flush_lsn: Lsn,
-    /// What the slot keeps.
+    /// The position of the slot.
     pub(super) slot: Option<SlotPosition>,
     /// Size of its segments.
     pub(super) size: SegmentSize,
@@ -79,7 +79,7 @@ impl Server<'_> {
     }
 }
 
-/// Finds the start. Clears the spool of what is no part of the server's history: that goes into the archive.
+/// Finds the start. Moves what is not in the server's history out of the spool, into the archive.
 ///
 /// In this order: the segment in the spool that is not whole; the segment after the last one there is, or an earlier
 /// one that is missing and that the slot still keeps; what the slot keeps; the server's current segment.
@@ -121,7 +121,7 @@ fn unfinished(spool: &Spool, server: &Server<'_>) -> Result<Option<SegmentName>,
             found = Some(segment);
             continue;
         }
-        // The server that sent this was left for one that never had it.
+        // A failover went to a server that never had this.
         spool.set_aside(segment)?;
         tracing::error!(
             "Segment {segment} holds WAL that is not in the history of the server's timeline {}: it is kept in the \
@@ -149,7 +149,7 @@ fn last(repository: &Repository, spool: &Spool, server: &Server<'_>) -> Result<O
     Ok(None)
 }
 
-/// The first segment there is none of, from where the slot stands up to the one after `last`: `archive_command` may
+/// The first missing segment, from the position of the slot up to the segment after `last`: `archive_command` may
 /// have brought the last one and failed on others.
 fn first_missing(
     repository: &Repository,

@@ -8,15 +8,16 @@ use super::archiver::Archiver;
 use super::backoff::Backoff;
 use super::intake::{Intake, StreamEnd, TICK};
 use super::position::{self, Server, Start};
-use super::{ANSWER_WITHIN, connect, history, slot};
-use crate::backup::{self, Lineage, ServerSettings};
-use crate::commands::history::advice;
+use super::slot;
+use crate::cluster::{self, ANSWER_WITHIN, Purpose, ServerSettings};
 use crate::config::ServerConfig;
 use crate::error::Error;
+use crate::forks;
+use crate::lineage::{self, ForkPoint, Lineage, history_file};
 use crate::postgres::{Connection, NextTimeline, Replication};
 use crate::signals::Interruption;
 
-/// Who brings histories to the archive, in their records.
+/// The origin of archived history files, as their records name it.
 const ORIGIN: &str = "receive-wal";
 
 /// How a connection that did not fail ended.
@@ -43,9 +44,9 @@ impl Session<'_> {
     /// Why it ended, if not in order.
     pub(super) fn run(&self, backoff: &mut Backoff) -> Result<Ended, Error> {
         let repository = self.spool.repository();
-        let mut connection = connect(self.server)?;
+        let mut connection = cluster::connect(self.server, Purpose::ReceiveWal)?;
         let cluster = ServerSettings::ask(&mut connection)?;
-        // Another process may have made the catalog anew.
+        // Another process may have rebuilt the catalog.
         repository.generation()?;
         refuse_other_system(repository, self.server, &cluster)?;
         self.compare_history(&mut connection, &cluster);
@@ -66,21 +67,21 @@ impl Session<'_> {
         }
     }
 
-    /// Records a fork where the server has another history than the archive. Receiving goes on: what comes is put aside.
+    /// Records a fork where the server has another history than the archive. Receiving continues: what comes is put aside.
     fn compare_history(&self, connection: &mut Connection, cluster: &ServerSettings) {
         let (repository, name) = (self.spool.repository(), &self.server.name);
-        let record = |found: &backup::HistoryFork| {
+        let record = |found: &ForkPoint| {
             let place = (found.timeline, found.lsn, cluster.segment_size);
             repository
                 .writer(&format!("receive-wal of {name}"))?
                 .record_fork(name, place, &found.why, ORIGIN)
         };
-        match backup::of_archive(repository, name, cluster, connection) {
+        match lineage::of_archive(repository, name, cluster, connection) {
             Ok(Lineage::Same | Lineage::Unknown) => {}
             Ok(Lineage::Other(found)) => match record(&found) {
                 Ok(fork) => tracing::error!(
                     "The history of server {name} has changed: {found}. {}",
-                    advice(name, &fork)
+                    forks::advice(name, &fork)
                 ),
                 Err(error) => tracing::error!("The history of server {name} has changed: {found}. {error}"),
             },
@@ -92,7 +93,7 @@ impl Session<'_> {
 
     fn start(&self, connection: &mut Connection, cluster: &ServerSettings) -> Result<Start, Error> {
         let repository = self.spool.repository();
-        let history = history::fetch(
+        let history = history_file::fetch(
             repository,
             connection,
             &self.server.name,
@@ -157,9 +158,9 @@ impl Session<'_> {
             next.timeline
         );
         let repository = self.spool.repository();
-        history::fetch(repository, connection, &self.server.name, next.timeline, ORIGIN)?;
-        // Up to the switch the old segment has nothing but what begins the new one. What lies beyond, an old primary
-        // had sent before it was left for a standby that never got it: commits that were reported as done, perhaps.
+        history_file::fetch(repository, connection, &self.server.name, next.timeline, ORIGIN)?;
+        // Up to the switch, the old segment has the same bytes as the new one. Bytes beyond the switch come from an old
+        // primary, and the standby that was promoted never got them: commits that may have been reported as done.
         let segment = SegmentName::from_lsn(left, switch, size);
         if self.spool.take_over(segment, next.timeline, switch, size)? {
             tracing::error!(
@@ -175,7 +176,7 @@ impl Session<'_> {
     }
 }
 
-/// The name stands for one cluster, for ever.
+/// A server name belongs to one cluster for ever.
 pub(super) fn refuse_other_system(
     repository: &Repository,
     server: &ServerConfig,

@@ -1,5 +1,6 @@
 //! The replication slot: by it the server keeps the WAL that has not been received.
 
+use crate::cluster::{self, Purpose};
 use crate::config::{CreateSlot, ServerConfig};
 use crate::error::Error;
 use crate::postgres::{self, Connection, SlotPosition};
@@ -13,7 +14,8 @@ const UNDEFINED: &str = "42704";
 /// The first version that can be asked for a slot over a replication connection.
 const FIRST_READABLE_MAJOR: u32 = 15;
 
-/// Where the server's slot stands, as far as that can be told; with `create_slot = auto` it is made where it is missing.
+/// The position of the server's slot, where the server can be asked for it. With `create_slot = auto` a missing slot is
+/// created.
 pub(super) fn prepare(
     connection: &mut Connection,
     server: &ServerConfig,
@@ -45,7 +47,7 @@ pub(super) fn prepare(
 /// Creates the slot; with `if_not_exists`, one that is there is fine. Whether it was created.
 pub(crate) fn create(server: &ServerConfig, if_not_exists: bool) -> Result<bool, Error> {
     let name = required(server)?;
-    match super::connect(server)?.create_slot(name) {
+    match cluster::connect(server, Purpose::ReceiveWal)?.create_slot(name) {
         Ok(()) => Ok(true),
         Err(error) if if_not_exists && error.sqlstate() == Some(DUPLICATE) => Ok(false),
         Err(error) => Err(error.into()),
@@ -55,18 +57,20 @@ pub(crate) fn create(server: &ServerConfig, if_not_exists: bool) -> Result<bool,
 /// Drops the slot: the server no longer keeps WAL for us.
 pub(crate) fn drop(server: &ServerConfig) -> Result<(), Error> {
     let name = required(server)?;
-    super::connect(server)?.drop_slot(name, false).map_err(|error| {
-        let in_use = error.sqlstate() == Some("55006");
-        let error = Error::from(error);
-        if in_use {
-            error.hint(format!(
-                "Stop what uses it first: 'barmanfs receive-wal {} --stop'",
-                server.name
-            ))
-        } else {
-            error
-        }
-    })
+    cluster::connect(server, Purpose::ReceiveWal)?
+        .drop_slot(name, false)
+        .map_err(|error| {
+            let in_use = error.sqlstate() == Some("55006");
+            let error = Error::from(error);
+            if in_use {
+                error.hint(format!(
+                    "Stop what uses it first: 'barmanfs receive-wal {} --stop'",
+                    server.name
+                ))
+            } else {
+                error
+            }
+        })
 }
 
 fn required(server: &ServerConfig) -> Result<&str, Error> {

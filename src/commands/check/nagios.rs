@@ -1,42 +1,38 @@
 //! `check --nagios`: one line, and a plugin's exit codes.
 
-use super::{Checked, Level};
 use crate::error::Outcome;
+use crate::health::State;
+use crate::report::CheckedServer;
 
 /// A plugin's exit code for a state that somebody should look at.
 const WARNING: u8 = 1;
 /// A plugin's exit code for a critical state.
 const CRITICAL: u8 = 2;
 
-/// The exit code of the worst line.
-pub(super) fn outcome(worst: Level) -> Outcome {
+/// The exit code for the worst state.
+pub(super) fn outcome(worst: State) -> Outcome {
     match worst {
-        Level::Ok => Outcome::Done,
-        Level::Warning => Outcome::Told(WARNING),
-        Level::Failed => Outcome::Told(CRITICAL),
+        State::Ok => Outcome::Done,
+        State::Warning => Outcome::Told(WARNING),
+        State::Failed => Outcome::Told(CRITICAL),
     }
 }
 
 /// The one line: what is wrong, by server, failures before warnings.
-pub(super) fn line(checked: &[Checked]) -> String {
-    let worst = checked
-        .iter()
-        .map(|server| server.status)
-        .max()
-        .unwrap_or(Level::Ok);
-    let word = match worst {
-        Level::Ok => {
+pub(super) fn line(checked: &[CheckedServer]) -> String {
+    let word = match CheckedServer::worst(checked) {
+        State::Ok => {
             let names: Vec<&str> = checked.iter().map(|server| server.server.as_str()).collect();
             return format!("BARMANFS OK - ready to serve: {}", names.join(", "));
         }
-        Level::Warning => "WARNING",
-        Level::Failed => "CRITICAL",
+        State::Warning => "WARNING",
+        State::Failed => "CRITICAL",
     };
     let bad: Vec<String> = checked
         .iter()
-        .filter(|server| server.status > Level::Ok)
+        .filter(|server| server.status > State::Ok)
         .map(|server| {
-            let parts = [Level::Failed, Level::Warning].map(|level| named(server, level));
+            let parts = [State::Failed, State::Warning].map(|state| named(server, state));
             let parts: Vec<String> = parts.into_iter().flatten().collect();
             format!("{} {}", server.server, parts.join(", "))
         })
@@ -45,41 +41,41 @@ pub(super) fn line(checked: &[Checked]) -> String {
 }
 
 /// `FAILED: archive_mode, replication slot`
-fn named(server: &Checked, level: Level) -> Option<String> {
-    let lines = server.checks.iter().filter(|line| line.level == level);
-    let names: Vec<&str> = lines.map(|line| line.name).collect();
-    (!names.is_empty()).then(|| format!("{}: {}", level.word(), names.join(", ")))
+fn named(server: &CheckedServer, state: State) -> Option<String> {
+    let findings = server.findings.iter().filter(|finding| finding.state == state);
+    let names: Vec<&str> = findings.map(|finding| finding.name).collect();
+    (!names.is_empty()).then(|| format!("{}: {}", state.word(), names.join(", ")))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Line, Lines};
     use super::*;
+    use crate::config::tests::server;
+    use crate::health::Finding;
 
-    fn checked(worst: Level) -> Checked {
-        let mut lines = Lines::default();
-        lines.ok("PostgreSQL", Some("15.18".to_owned()));
-        if worst >= Level::Warning {
-            lines.extend([Line::warning("archive_command", "cp")]);
+    fn checked(worst: State) -> CheckedServer {
+        let finding = |name, state| Finding {
+            name,
+            state,
+            message: None,
+            hint: None,
+        };
+        let mut findings = vec![finding("PostgreSQL", State::Ok)];
+        if worst >= State::Warning {
+            findings.push(finding("archive_command", State::Warning));
         }
-        if worst == Level::Failed {
-            lines.failed("archive_mode", "off");
+        if worst == State::Failed {
+            findings.push(finding("archive_mode", State::Failed));
         }
-        Checked {
-            server: "main".to_owned(),
-            active: true,
-            ok: worst < Level::Failed,
-            status: worst,
-            checks: lines.0,
-        }
+        CheckedServer::new(&server(""), findings)
     }
 
     #[test]
     fn nagios_gets_one_line() {
-        let [good, warned, failed] = [Level::Ok, Level::Warning, Level::Failed].map(checked);
-        assert_eq!(line(&[checked(Level::Ok)]), "BARMANFS OK - ready to serve: main");
+        let [good, warned, failed] = [State::Ok, State::Warning, State::Failed].map(checked);
+        assert_eq!(line(&[checked(State::Ok)]), "BARMANFS OK - ready to serve: main");
         assert_eq!(
-            line(&[checked(Level::Ok), warned]),
+            line(&[checked(State::Ok), warned]),
             "BARMANFS WARNING - main WARNING: archive_command"
         );
         assert_eq!(

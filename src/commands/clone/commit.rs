@@ -2,14 +2,15 @@
 
 use barmanfs_catalog::Backup;
 
-use super::mounts::hold;
 use crate::cli::clone::CommitArgs;
 use crate::clone::{OfflineClone, commit};
 use crate::commands::App;
-use crate::commands::list_backups::{as_json, took};
+use crate::commands::list_backups::took;
 use crate::commands::show_backup::came_in_as;
 use crate::error::{Error, Outcome};
+use crate::mounts::hold;
 use crate::output;
+use crate::report;
 
 /// Runs the command.
 pub(super) fn run(app: &mut App, args: &CommitArgs) -> Result<Outcome, Error> {
@@ -20,7 +21,7 @@ pub(super) fn run(app: &mut App, args: &CommitArgs) -> Result<Outcome, Error> {
     let clone = OfflineClone::open(&repository, &server, name, lock)?;
     let backup = commit::commit(&repository, &clone, args.label.clone(), app.options.quiet)?;
     if args.json.json {
-        app.out.json(&as_json(&backup)?)?;
+        app.out.json(&report::backup(&backup)?)?;
     } else if !app.options.quiet {
         app.out.line(summary(&backup))?;
     }

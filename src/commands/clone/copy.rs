@@ -1,6 +1,6 @@
 //! `barmanfs clone create --from`: a clone with all that was changed in another one.
 //!
-//! Done here and not by a mount: it may take a while, and the clone that is copied must be nobody else's meanwhile.
+//! This process copies, and not a mount: it may take a while, and no other process may have the copied clone meanwhile.
 
 use std::time::SystemTime;
 
@@ -10,9 +10,9 @@ use barmanfs_fs::live::copy_files;
 use barmanfs_store::RecordId;
 
 use super::create::too_many;
-use super::mounts::hold;
 use crate::commands::App;
 use crate::error::Error;
+use crate::mounts::hold;
 use crate::progress::{Counted, Progress};
 
 /// Makes the clone.

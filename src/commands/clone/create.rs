@@ -11,11 +11,11 @@ use barmanfs_catalog::{
 use nix::errno::Errno;
 
 use super::copy::copy;
-use super::mounts::{Mounts, live};
 use super::start;
 use crate::cli::clone::CreateArgs;
 use crate::commands::App;
 use crate::error::{Error, Outcome};
+use crate::mounts::{Mounts, live};
 
 /// What a clone is made of.
 #[derive(Debug)]
@@ -171,7 +171,7 @@ fn why_not(
             too_many(server, name, count)
         }
         Some(Errno::ENOSPC) => cannot("there is no room for it").hint(format!(
-            "Free space in {}, or raise clone_max_size in the configuration and mount anew",
+            "Free space in {}, or raise clone_max_size in the configuration and mount again",
             repository.path().display()
         )),
         Some(Errno::EACCES | Errno::EPERM) => {
@@ -187,10 +187,10 @@ pub(super) fn too_many(server: &ServerName, name: &CloneName, count: usize) -> E
     Error::failed(format!(
         "Cannot make clone {name} of server {server}: it has {count} already, and clone_max_count allows no more"
     ))
-    .hint("Destroy one ('barmanfs clone list'), or raise clone_max_count in the configuration and mount anew")
+    .hint("Destroy one ('barmanfs clone list'), or raise clone_max_count in the configuration and mount again")
 }
 
-/// Says what was made, and where it is.
+/// Prints what was made, and where it is.
 pub(super) fn tell_made(
     app: &mut App,
     repository: &Repository,

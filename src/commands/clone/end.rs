@@ -3,21 +3,17 @@
 use barmanfs_catalog::{CloneDescription, Repository};
 
 use super::create::{self, Of};
-use super::mounts::{Mounts, hold, is_running};
 use super::start::{STOP_TIMEOUT, stop_running};
 use crate::cli::clone::EndArgs;
 use crate::commands::App;
 use crate::error::{Error, Outcome};
 use crate::instance::sockets;
+use crate::mounts::{Mounts, hold, is_running};
 
 /// Runs `clone destroy`. A mount is not needed.
 pub(super) fn destroy(app: &mut App, args: &EndArgs) -> Result<Outcome, Error> {
-    let repository = app.repository()?;
-    let server = app.known_server(&repository, &args.which.server)?;
-    let name = &args.which.name;
-    let clone = repository.clone_named(&server, name).map_err(|error| {
-        Error::from(error).hint(format!("'barmanfs clone list {server}' shows those there are"))
-    })?;
+    let (repository, clone) = asked(app, args)?;
+    let CloneDescription { server, name, .. } = &clone;
     end_server(app, &Mounts::of(&repository)?, &clone, args.stop)?;
     remove(&repository, &clone)?;
     if !app.options.quiet {
@@ -29,24 +25,32 @@ pub(super) fn destroy(app: &mut App, args: &EndArgs) -> Result<Outcome, Error> {
 
 /// Runs `clone reset`. What can be known to fail fails before anything is thrown away.
 pub(super) fn reset(app: &mut App, args: &EndArgs) -> Result<Outcome, Error> {
-    let repository = app.repository()?;
-    let server = app.known_server(&repository, &args.which.server)?;
-    let name = &args.which.name;
-    let clone = repository.clone_named(&server, name).map_err(|error| {
-        Error::from(error).hint(format!("'barmanfs clone list {server}' shows those there are"))
-    })?;
+    let (repository, clone) = asked(app, args)?;
+    let CloneDescription { server, name, .. } = &clone;
     let mounts = Mounts::of(&repository)?;
     let mount_point = args.mount.mount_point.as_deref();
-    let (mount, _) = mounts.place_of(&server, name, mount_point)?;
+    let (mount, _) = mounts.place_of(server, name, mount_point)?;
     let of = Of::origin(&clone)?;
-    of.check(&repository, &server)
-        .map_err(|error| error.context(format_args!("Clone {name} cannot be made anew")))?;
+    of.check(&repository, server)
+        .map_err(|error| error.context(format_args!("Clone {name} cannot be created again")))?;
     end_server(app, &mounts, &clone, args.stop)?;
     remove(&repository, &clone)?;
-    let path = create::make(&repository, &mounts, &server, name, &of, Some(&mount.mount_point))
-        .map_err(|error| error.context("The clone was removed, and not made anew"))?;
-    create::tell_made(app, &repository, &server, name, Some(&path))?;
+    let path = create::make(&repository, &mounts, server, name, &of, Some(&mount.mount_point))
+        .map_err(|error| error.context("The clone was removed, and was not created again"))?;
+    create::tell_made(app, &repository, server, name, Some(&path))?;
     Ok(Outcome::Done)
+}
+
+/// The repository, and the clone that the command line names.
+fn asked(app: &App, args: &EndArgs) -> Result<(Repository, CloneDescription), Error> {
+    let repository = app.repository()?;
+    let server = app.known_server(&repository, &args.which.server)?;
+    let clone = repository
+        .clone_named(&server, &args.which.name)
+        .map_err(|error| {
+            Error::from(error).hint(format!("'barmanfs clone list {server}' shows those there are"))
+        })?;
+    Ok((repository, clone))
 }
 
 /// A server that runs on the clone is stopped, or is in the way.
@@ -63,11 +67,11 @@ fn end_server(app: &mut App, mounts: &Mounts<'_>, clone: &CloneDescription, stop
 
 fn remove(repository: &Repository, clone: &CloneDescription) -> Result<(), Error> {
     let lock = hold(repository, &clone.server, &clone.name, "removing it")?;
-    // Looked at under the lock: another one may have its name by now.
+    // This is checked under the lock: another clone may have the name by now.
     let now = repository.clone_named(&clone.server, &clone.name)?;
     if now.id != clone.id {
         return Err(Error::failed(format!(
-            "Clone {} of server {} has just been made anew by somebody else",
+            "Clone {} of server {} has just been created again by somebody else",
             clone.name, clone.server
         )));
     }

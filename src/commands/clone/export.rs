@@ -1,10 +1,10 @@
 //! `barmanfs clone export`.
 
-use super::mounts::hold;
 use crate::cli::clone::ExportArgs;
 use crate::clone::{OfflineClone, export};
 use crate::commands::App;
 use crate::error::{Error, Outcome};
+use crate::mounts::hold;
 use crate::output;
 
 /// Runs the command.

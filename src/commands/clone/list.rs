@@ -2,44 +2,21 @@
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use barmanfs_catalog::{CloneDescription, CloneName, CloneOrigin, Repository, ServerName};
+use barmanfs_catalog::{CloneDescription, Repository};
 use barmanfs_pg::TimestampMicros;
-use serde::Serialize;
 
-use super::mounts::{Mounts, live};
 use crate::cli::clone::ListArgs;
 use crate::commands::App;
 use crate::error::{Error, Outcome};
 use crate::instance;
+use crate::mounts::{Mounts, live};
 use crate::output::{self, Align, Cell, Style, Table};
+use crate::report::ListedClone;
 
 const SECONDS_OF_A_DAY: u64 = 24 * 60 * 60;
-
-/// One clone.
-#[derive(Debug, Serialize)]
-struct Listed {
-    server: ServerName,
-    name: CloneName,
-    #[serde(flatten)]
-    origin: CloneOrigin,
-    created_at: TimestampMicros,
-    /// Bytes the clone takes in the repository.
-    written_bytes: u64,
-    max_bytes: Option<u64>,
-    /// Where it can be seen.
-    path: Option<PathBuf>,
-    /// Whether a server runs on it.
-    running: bool,
-    port: Option<u16>,
-    /// Where its socket is.
-    socket_directory: Option<PathBuf>,
-    process: Option<i32>,
-    /// Whether that server has lost its files with an earlier mount, and only waits to be stopped.
-    outlived_its_mount: bool,
-}
 
 /// Runs the command. Nothing of a clone is looked into through a mount that does not serve it already.
 pub(super) fn run(app: &mut App, args: &ListArgs) -> Result<Outcome, Error> {
@@ -50,7 +27,7 @@ pub(super) fn run(app: &mut App, args: &ListArgs) -> Result<Outcome, Error> {
         let configured = app.config.server(server.as_str());
         let max_bytes = configured.and_then(|server| server.clone_limits.max_bytes);
         for clone in repository.clones(&server)? {
-            clones.push(Listed {
+            clones.push(ListedClone {
                 max_bytes,
                 ..listed(&repository, &mounts, clone)?
             });
@@ -66,7 +43,11 @@ pub(super) fn run(app: &mut App, args: &ListArgs) -> Result<Outcome, Error> {
     Ok(Outcome::Done)
 }
 
-fn listed(repository: &Repository, mounts: &Mounts<'_>, clone: CloneDescription) -> Result<Listed, Error> {
+fn listed(
+    repository: &Repository,
+    mounts: &Mounts<'_>,
+    clone: CloneDescription,
+) -> Result<ListedClone, Error> {
     let (server, name) = (clone.server, clone.name);
     let directory = repository.clone_directory(&server, &name);
     let written_bytes = allocated_bytes(&directory)
@@ -77,7 +58,7 @@ fn listed(repository: &Repository, mounts: &Mounts<'_>, clone: CloneDescription)
         let mount = mounts.choose(&server, None).ok()?;
         Some(live(mount, &server).join(name.as_str()))
     };
-    Ok(Listed {
+    Ok(ListedClone {
         path: serving.or_else(elsewhere),
         running: running.is_some(),
         port: running.as_ref().map(|running| running.port),
@@ -113,7 +94,7 @@ fn allocated_bytes(directory: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
-fn table(clones: &[Listed], now: TimestampMicros) -> Table {
+fn table(clones: &[ListedClone], now: TimestampMicros) -> Table {
     let mut table = Table::new(&[
         ("Server", Align::Left),
         ("Clone", Align::Left),
@@ -151,7 +132,7 @@ fn table(clones: &[Listed], now: TimestampMicros) -> Table {
 }
 
 /// Where the server listens: in the clone itself, unless something else is said.
-fn place(port: u16, clone: &Listed) -> String {
+fn place(port: u16, clone: &ListedClone) -> String {
     let elsewhere = clone
         .socket_directory
         .as_ref()
@@ -176,12 +157,14 @@ fn age(since: TimestampMicros, now: TimestampMicros) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use barmanfs_catalog::CloneOrigin;
     use insta::assert_snapshot;
+    use std::path::PathBuf;
 
     #[test]
     fn each_clone_has_its_line() {
         let made = TimestampMicros::from_unix_seconds(1_763_700_000);
-        let clone = |name: &str, target: Option<&str>, port: Option<u16>, sockets: &str| Listed {
+        let clone = |name: &str, target: Option<&str>, port: Option<u16>, sockets: &str| ListedClone {
             server: "main".parse().unwrap(),
             name: name.parse().unwrap(),
             origin: CloneOrigin {

@@ -9,14 +9,14 @@ use nix::errno::Errno;
 use nix::unistd::Uid;
 
 use super::create::quoted;
-use super::mounts::{Mounts, known_user, user_name};
 use crate::cli::clone::{ServerOptions, StartArgs, StopArgs};
 use crate::commands::App;
 use crate::error::{Error, Outcome};
 use crate::instance::{self, Instance, LOG, Replayed, Running, StartOptions, sockets};
+use crate::mounts::{Mounts, known_user, user_name};
 use crate::progress::{Counted, Progress};
 
-/// How long a server may take to stop where nobody says.
+/// How long a server may take to stop where no option says.
 pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Runs `clone start`.
@@ -150,7 +150,7 @@ fn tell(
     Ok(())
 }
 
-/// A line to type, as whoever can connect without a password in most configurations.
+/// A command line to type, as the user that can connect without a password in most configurations.
 fn psql(instance: &Instance, running: &Running) -> String {
     let command = format!(
         "psql -h {} -p {} postgres",
@@ -177,7 +177,7 @@ pub(super) fn stop(app: &mut App, args: &StopArgs) -> Result<Outcome, Error> {
     let mounts = Mounts::of(&repository)?;
     let place = match &args.mount.mount_point {
         Some(asked) => Some(mounts.place_of(&server, name, Some(asked))?.1),
-        // One that has outlived its mount runs on a clone that perhaps nobody serves now.
+        // A server that has outlived its mount runs on a clone that perhaps no mount serves now.
         None => mounts.place_of(&server, name, None).ok().map(|(_, path)| path),
     };
     match place.filter(|path| instance::running(path).is_some()) {

@@ -2,11 +2,12 @@
 
 use barmanfs_catalog::{Backup, BackupStatus, CloneName};
 
-use super::remains::{Place, Remains, shown};
-use crate::commands::doubts::Doubts;
+use super::remains::shown;
 use crate::error::Error;
+use crate::health::Doubts;
+use crate::report::{Place, Remains};
 
-/// What is asked for, and what it would lead to.
+/// A requested deletion, and what would be left after it.
 #[derive(Debug)]
 pub(super) struct Asked<'a> {
     pub(super) server: &'a str,
@@ -25,7 +26,7 @@ pub(super) struct Asked<'a> {
 
 /// Why these backups may not be deleted. `--force` overrides all but `minimum_redundancy`, which a person has set.
 pub(super) fn refusal(asked: &Asked<'_>) -> Option<Error> {
-    // What nothing can be recovered from takes nothing away.
+    // Deleting a backup that nothing can be recovered from loses nothing.
     let mut complete = asked
         .backups
         .iter()
@@ -34,7 +35,7 @@ pub(super) fn refusal(asked: &Asked<'_>) -> Option<Error> {
     if takes_away && asked.after.done < asked.minimum {
         return Some(too_few(asked));
     }
-    // Most of a damaged backup can be recovered: the last one of all is given up by force alone.
+    // Most of a damaged backup can be recovered: the last backup of all is deleted only with --force.
     let takes_the_last = complete.next().is_some() && asked.after.doubtful == 0;
     if !asked.force && asked.after.done == 0 && (takes_away || takes_the_last) {
         return Some(last_one(asked));
@@ -56,13 +57,13 @@ pub(super) fn refusal(asked: &Asked<'_>) -> Option<Error> {
     })
 }
 
-/// The clones, for the end of a reason: who forces a deletion for another reason knows of them.
+/// The clones, for the end of a reason: a person who forces a deletion for another reason should know about them.
 fn stood_on(asked: &Asked<'_>) -> String {
     if asked.clones.is_empty() {
         return String::new();
     }
     let names: Vec<&str> = asked.clones.iter().map(CloneName::as_str).collect();
-    format!(": clones stand on it: {}", names.join(", "))
+    format!(": clones are based on it: {}", names.join(", "))
 }
 
 fn too_few(asked: &Asked<'_>) -> Error {
@@ -141,7 +142,7 @@ fn ids(backups: &[Backup]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::list_backups::tests::backup;
+    use crate::testing::backup;
     use barmanfs_pg::{Lsn, TimelineId};
 
     fn remains(done: usize, newest: Option<(u32, u64)>) -> Remains {

@@ -2,74 +2,45 @@
 
 use barmanfs_catalog::recovery::{Target, TargetSpec};
 use barmanfs_catalog::{Backup, BackupStatus, Repository, ServerName};
-use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
-use serde::Serialize;
 
-use crate::commands::doubts::Doubts;
 use crate::error::Error;
+use crate::health::Doubts;
+use crate::report::{Place, Remains};
 
-/// What can be recovered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Remains {
-    /// Complete backups of the server, with their WAL, without the doubtful ones.
-    pub(super) done: usize,
-    /// Complete backups that are damaged or whose boot test failed.
-    pub(super) doubtful: usize,
-    /// The end of the first of them.
-    pub(super) earliest: Option<Place>,
-    /// The end of what can be replayed on any of them.
-    pub(super) newest: Option<Place>,
-}
-
-/// A place in the server's history.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Place {
-    /// The last commit or abort up to there, where it is known.
-    pub(super) time: Option<TimestampMicros>,
-    /// Where.
-    pub(super) timeline: TimelineId,
-    /// Where.
-    pub(super) lsn: Lsn,
-    /// From which backup.
-    pub(super) backup: String,
-}
-
-impl Remains {
-    /// With these backups and the WAL there is.
-    pub(super) fn find(
-        repository: &Repository,
-        server: &ServerName,
-        backups: &[&Backup],
-        doubts: &Doubts,
-    ) -> Result<Self, Error> {
-        let (done, doubtful): (Vec<&Backup>, Vec<&Backup>) = backups
-            .iter()
-            .filter(|backup| backup.status == BackupStatus::Done && backup.is_of_server())
-            .copied()
-            .partition(|backup| !doubts.concern(backup.id));
-        let mut newest = None;
-        // From the newest, as a recovery would be tried.
-        for backup in done.iter().rev() {
-            newest = reach(repository, server, backup)?;
-            if newest.is_some() {
-                break;
-            }
+/// What can be recovered with these backups and the archived WAL.
+pub(super) fn find(
+    repository: &Repository,
+    server: &ServerName,
+    backups: &[&Backup],
+    doubts: &Doubts,
+) -> Result<Remains, Error> {
+    let (done, doubtful): (Vec<&Backup>, Vec<&Backup>) = backups
+        .iter()
+        .filter(|backup| backup.status == BackupStatus::Done && backup.is_of_server())
+        .copied()
+        .partition(|backup| !doubts.concern(backup.id));
+    let mut newest = None;
+    // From the newest, as a recovery would be tried.
+    for backup in done.iter().rev() {
+        newest = reach(repository, server, backup)?;
+        if newest.is_some() {
+            break;
         }
-        let first = done.iter().min_by_key(|backup| backup.id);
-        Ok(Self {
-            done: done.len(),
-            doubtful: doubtful.len(),
-            earliest: first.and_then(|backup| {
-                Some(Place {
-                    time: backup.end_time,
-                    timeline: backup.timeline?,
-                    lsn: backup.stop_lsn?,
-                    backup: backup.id.to_string(),
-                })
-            }),
-            newest,
-        })
     }
+    let first = done.iter().min_by_key(|backup| backup.id);
+    Ok(Remains {
+        done: done.len(),
+        doubtful: doubtful.len(),
+        earliest: first.and_then(|backup| {
+            Some(Place {
+                time: backup.end_time,
+                timeline: backup.timeline?,
+                lsn: backup.stop_lsn?,
+                backup: backup.id.to_string(),
+            })
+        }),
+        newest,
+    })
 }
 
 /// How far `now` leads from this backup.

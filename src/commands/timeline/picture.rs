@@ -12,11 +12,11 @@ use barmanfs_catalog::BackupStatus;
 use barmanfs_catalog::recovery::{Timeline, TimelineReport};
 use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
 
+use crate::health::losses;
 use crate::locale::Drawing;
-use crate::output::{self, Style};
-use crate::table;
+use crate::output::{self, Style, table};
 
-/// Restore points drawn, the newest: who names one a minute wants to see the rest too. `--json` has all.
+/// How many restore points are drawn, the newest ones: with one a minute, the rest must still be visible. `--json` has all.
 const RESTORE_POINTS_MAX: usize = 40;
 
 /// Of a moment, to the second.
@@ -51,7 +51,7 @@ struct Event {
     text: String,
 }
 
-/// Draws it, in lines of at most so many characters: a text goes on in the next one at a blank, if its longest word fits.
+/// Draws it, in lines of at most so many characters: a text continues in the next line at a blank, if its longest word fits.
 pub(super) fn draw(report: &TimelineReport, drawing: Drawing, columns: Option<usize>) -> Vec<Line> {
     let mut events: Vec<Event> = report
         .timelines
@@ -214,7 +214,7 @@ fn gaps(report: &TimelineReport) -> impl Iterator<Item = Event> {
         symbol: '╳',
         style: Style::Red,
         time: gap.after,
-        text: format!("missing: {}", super::missing(gap)),
+        text: format!("missing: {}", losses::missing(gap)),
     })
 }
 
@@ -270,7 +270,7 @@ impl Columns {
         free
     }
 
-    /// What stands between the line of one event and the next.
+    /// What is drawn between the line of one event and the next.
     fn between(&self) -> String {
         let cells = self
             .0

@@ -3,30 +3,21 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use barmanfs_catalog::{Backup, BackupStatus, BootOutcome, BootTest, Repository, ServerName};
-use serde::Serialize;
+use barmanfs_catalog::{Backup, BackupStatus, BootOutcome, BootTest, Repository};
 
 use super::super::App;
 use super::WAL;
 use crate::boot::{self, Report, Request, Stdout};
-use crate::cli::VerifyArgs;
+use crate::cli::check::VerifyArgs;
 use crate::error::{Error, Outcome};
 use crate::output::{self, Style};
 use crate::postgres::{Conninfo, Environment};
 use crate::progress::{Counted, Progress};
+use crate::report::TestedBackup;
 use crate::signals::Interruption;
 
 /// What a server says of a file in which something is damaged: the text of EIO.
 const UNREADABLE: &str = "Input/output error";
-
-#[derive(Debug, Serialize)]
-struct Shown<'a> {
-    server: &'a ServerName,
-    backup: String,
-    #[serde(flatten)]
-    test: &'a BootTest,
-    details: &'a Option<String>,
-}
 
 /// Runs the command.
 pub(super) fn run(app: &mut App, args: &VerifyArgs) -> Result<Outcome, Error> {
@@ -40,7 +31,7 @@ pub(super) fn run(app: &mut App, args: &VerifyArgs) -> Result<Outcome, Error> {
     drop(progress);
     repository.add_boot_test(backup, report.test.clone())?;
     if args.json.json {
-        app.out.json(&Shown {
+        app.out.json(&TestedBackup {
             server: &backup.server,
             backup: backup.id.to_string(),
             test: &report.test,
@@ -78,7 +69,7 @@ fn request(app: &App, repository: &Repository, args: &VerifyArgs) -> Result<Requ
             .server(&args.server)
             .and_then(|server| server.path_prefix.clone()),
         sql: args.sql.as_deref().map(readable).transpose()?,
-        // What is printed there is to be JSON alone.
+        // With --json, standard output gets nothing but JSON.
         sql_stdout: if args.json.json {
             Stdout::Shown
         } else {

@@ -5,7 +5,7 @@
 pub(super) enum Meaning {
     /// It is obeyed.
     Used,
-    /// It has no meaning for backups; the reason is told once when it is given.
+    /// It has no meaning for backups; the reason is logged once when the key is given.
     Ignored(&'static str),
     /// Going on without it would be less safe than the user believes; these values alone are accepted.
     Only(&'static [&'static str]),

@@ -31,7 +31,7 @@ const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 /// The port libpq uses when none is given.
 const DEFAULT_PORT: u16 = 5432;
 
-/// The name a replication connection's password goes by in the password file.
+/// The database name of a replication connection in the password file.
 const REPLICATION_DATABASE: &str = "replication";
 
 /// All there is to know to connect. Shows itself without its password.

@@ -173,7 +173,7 @@ fn uri_parameter(parameter: &str) -> Result<(&'static str, String), Error> {
     Ok((known(&name)?.name, value))
 }
 
-/// Undoes percent-encoding. "+" stands for itself.
+/// Undoes percent-encoding. "+" means itself.
 fn decode(text: &str) -> Result<String, Error> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -213,7 +213,7 @@ fn known(name: &str) -> Result<&'static Key, Error> {
 }
 
 fn unknown_key(name: &str) -> Error {
-    // What stands there may be the rest of a password: of the user's text nothing is shown.
+    // The text may be the rest of a password: none of the user's text is shown.
     let error = Error::settings("Invalid connection option in the connection string");
     match nearest(name) {
         Some(meant) => error.with_hint(format!("Is it meant to be \"{meant}\"?")),

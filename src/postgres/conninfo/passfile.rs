@@ -10,10 +10,10 @@ use super::Secret;
 /// What a password is looked up by.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wanted<'a> {
-    /// The host as it stands in the settings; `localhost` for the default socket directory.
+    /// The host as the settings have it; `localhost` for the default socket directory.
     pub(super) host: &'a str,
     pub(super) port: u16,
-    /// Any of these will do; a replication connection goes by `replication`.
+    /// Any of these will do; a replication connection is named `replication`.
     pub(super) databases: &'a [&'a str],
     pub(super) user: &'a str,
 }

@@ -1,4 +1,4 @@
-//! Connection strings, held against what libpq makes of them.
+//! Connection strings, compared with how libpq reads them.
 
 use super::*;
 

@@ -41,7 +41,7 @@ impl HostSpec {
         format!(".s.PGSQL.{}", self.port)
     }
 
-    /// What stands for this host in a password file.
+    /// The name of this host in a password file.
     pub(super) fn password_file_name(&self) -> Cow<'_, str> {
         match &self.host {
             Host::Tcp { name: Some(name), .. } => name.into(),
@@ -315,7 +315,7 @@ pub(crate) enum RootCertificates {
 /// A version of TLS this client can be held to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum TlsVersion {
-    /// TLS 1.2; as a lower bound this stands for the older ones too, which are not spoken.
+    /// TLS 1.2; as a lower bound this also covers the older versions, which are not supported.
     V1_2,
     /// TLS 1.3.
     V1_3,

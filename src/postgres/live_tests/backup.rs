@@ -1,4 +1,4 @@
-//! Base backups of real servers, held against `pg_basebackup`'s and against the server's own manifest.
+//! Base backups of real servers, compared with `pg_basebackup`'s and with the server's own manifest.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -7,7 +7,7 @@ use std::path::Path;
 use super::server::{Server, installations};
 use crate::postgres::*;
 
-/// One file or directory as it arrived or lies on disk.
+/// One file or directory as it arrived, or as it is on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Seen {
     is_directory: bool,
@@ -229,7 +229,7 @@ fn agrees_with_pg_basebackup(server: &Server, ours: &BTreeMap<String, Seen>) {
     let comparable = |members: &BTreeMap<String, Seen>| -> BTreeMap<String, Seen> {
         let mut members = members.clone();
         members.retain(|path, seen| {
-            // A directory's time and mode are set anew by the copy.
+            // The copy sets a directory's time and mode again.
             if seen.is_directory {
                 (seen.mode, seen.mtime_s) = (0, 0);
             }

@@ -25,7 +25,7 @@ mod field {
 const POSIX_MAGIC: &[u8] = b"ustar\0";
 const GNU_MAGIC: &[u8] = b"ustar ";
 
-/// What a header stands for.
+/// What a header describes.
 #[derive(Debug)]
 pub(super) enum Member {
     /// Something of the data directory.

@@ -69,7 +69,7 @@ pub(super) fn pax_time(text: &str) -> Option<(i64, u32)> {
     if !whole.starts_with('-') {
         return Some((seconds, nanoseconds));
     }
-    // -1.25 is 0.75 after -2. What is lost beyond nanoseconds lies before, too.
+    // -1.25 is 0.75 after -2. Fractions below a nanosecond round down as well.
     let more = fraction.bytes().skip(9).any(|digit| digit != b'0');
     let nanoseconds = nanoseconds + u32::from(more);
     match nanoseconds {

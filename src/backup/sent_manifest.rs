@@ -1,0 +1,90 @@
+//! Notes about files that are stored in another form than they were sent in, for the comparison with the server's manifest.
+//!
+//! The server's manifest is about what it sent: `INCREMENTAL.1259` with the size and checksum of that. It lists files
+//! in the order they were sent, so a note of each in a file without a name is enough, read once from front to back.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, Write};
+
+/// A file as it was sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SentFile {
+    pub(super) path: Vec<u8>,
+    pub(super) size_bytes: u64,
+    pub(super) crc32c: u32,
+}
+
+/// Writes the notes.
+#[derive(Debug)]
+pub(super) struct SentManifestWriter(BufWriter<File>);
+
+/// Reads the notes in the order in which they were written.
+#[derive(Debug)]
+pub(super) struct SentManifestNotes(BufReader<File>);
+
+impl SentManifestWriter {
+    /// Notes go into `spool`, an empty file.
+    pub(super) fn new(spool: File) -> Self {
+        Self(BufWriter::new(spool))
+    }
+
+    /// Notes one file. Names in an archive have less than 100 bytes.
+    pub(super) fn push(&mut self, file: &SentFile) -> io::Result<()> {
+        let length = u16::try_from(file.path.len()).map_err(io::Error::other)?;
+        self.0.write_all(&length.to_le_bytes())?;
+        self.0.write_all(&file.path)?;
+        self.0.write_all(&file.size_bytes.to_le_bytes())?;
+        self.0.write_all(&file.crc32c.to_le_bytes())
+    }
+
+    /// Ends writing, and begins reading.
+    pub(super) fn finish(self) -> io::Result<SentManifestNotes> {
+        let mut spool = self.0.into_inner().map_err(io::IntoInnerError::into_error)?;
+        spool.rewind()?;
+        Ok(SentManifestNotes(BufReader::new(spool)))
+    }
+}
+
+impl SentManifestNotes {
+    /// The next file; `None` after the last.
+    pub(super) fn next(&mut self) -> io::Result<Option<SentFile>> {
+        if self.0.fill_buf()?.is_empty() {
+            return Ok(None);
+        }
+        let mut length = [0; 2];
+        self.0.read_exact(&mut length)?;
+        let mut path = vec![0; usize::from(u16::from_le_bytes(length))];
+        let (mut size, mut crc) = ([0; 8], [0; 4]);
+        self.0.read_exact(&mut path)?;
+        self.0.read_exact(&mut size)?;
+        self.0.read_exact(&mut crc)?;
+        Ok(Some(SentFile {
+            path,
+            size_bytes: u64::from_le_bytes(size),
+            crc32c: u32::from_le_bytes(crc),
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_come_back_in_their_order() {
+        let mut writer = SentManifestWriter::new(tempfile::tempfile().unwrap());
+        let files: Vec<SentFile> = (0..300)
+            .map(|n| SentFile {
+                path: vec![b'a'; n],
+                size_bytes: n as u64 * 8192,
+                crc32c: !(n as u32),
+            })
+            .collect();
+        files.iter().for_each(|file| writer.push(file).unwrap());
+        let mut notes = writer.finish().unwrap();
+        for file in &files {
+            assert_eq!(notes.next().unwrap().as_ref(), Some(file));
+        }
+        assert_eq!(notes.next().unwrap(), None);
+    }
+}

@@ -1,0 +1,76 @@
+//! Stopping a backup by a signal.
+
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::cluster::{self, Purpose};
+use crate::config::ServerConfig;
+use crate::error::Error;
+use crate::postgres::{Connection, Interrupter};
+use crate::signals::Interruption;
+
+/// How soon a signal is noticed while the server is being connected to.
+const SIGNAL_NOTICED_WITHIN: Duration = Duration::from_millis(100);
+
+/// Ends the running backup's wait for its server when a signal comes.
+#[derive(Debug)]
+pub(crate) struct Stop {
+    connection: Arc<Mutex<Option<Interrupter>>>,
+    signals: Interruption,
+}
+
+impl Stop {
+    /// Starts watching for signals.
+    pub(crate) fn watch() -> Result<Self, Error> {
+        let connection: Arc<Mutex<Option<Interrupter>>> = Arc::default();
+        let current = Arc::clone(&connection);
+        let signals = Interruption::watch(move || {
+            if let Some(interrupter) = current.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+                interrupter.interrupt();
+            }
+        })?;
+        Ok(Self { connection, signals })
+    }
+
+    /// Whether to stop.
+    pub(crate) fn requested(&self) -> bool {
+        self.signals.requested()
+    }
+
+    /// From now on this is the connection to cut.
+    pub(super) fn guard(&self, connection: &Connection) -> Result<(), Error> {
+        let interrupter = connection.interrupter()?;
+        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(interrupter);
+        Ok(())
+    }
+
+    /// What happened, when the connection failed because it was cut.
+    pub(super) fn explain(&self, error: Error) -> Error {
+        if self.requested() {
+            Error::failed("Interrupted")
+        } else {
+            error
+        }
+    }
+}
+
+/// Connects in a thread of its own: a login may take a while, and there is no connection to cut yet when a signal comes.
+pub(super) fn connect(server: &ServerConfig, stop: &Stop) -> Result<Connection, Error> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let settings = server.clone();
+    std::thread::Builder::new()
+        .name("connect".to_owned())
+        .spawn(move || {
+            // The receiver may have stopped waiting.
+            let _unwanted = sender.send(cluster::connect(&settings, Purpose::Backup));
+        })
+        .map_err(|error| Error::failed(format!("Cannot start a thread: {error}")))?;
+    loop {
+        match receiver.recv_timeout(SIGNAL_NOTICED_WITHIN) {
+            Ok(connected) => return connected,
+            Err(RecvTimeoutError::Timeout) if !stop.requested() => {}
+            Err(_) => return Err(Error::failed("Interrupted")),
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! The WAL a backup needs: where it comes from, and waiting for it.
+
+use std::time::{Duration, Instant};
+
+use barmanfs_catalog::{Backup, BackupSelector, Repository};
+use barmanfs_pg::wal_name::{SegmentName, WalName};
+use barmanfs_pg::{Lsn, TimelineId};
+
+use super::{BackupOptions, Stop, fetch};
+use crate::cluster::{ServerSettings, primary};
+use crate::config::{Archiver, ServerConfig};
+use crate::error::Error;
+use crate::lineage::history_file;
+use crate::postgres::Connection;
+use crate::progress::{Counted, Progress};
+
+/// How far the archive may be behind for a backup to rely on it: the segment before the current one has arrived. A
+/// server that is just handing one over is no exception worth a risk: bringing the WAL is always right.
+const RELIABLE_LAG_SEGMENTS: u64 = 1;
+/// How often the archive is looked at while waiting.
+const POLL: Duration = Duration::from_millis(500);
+/// How long the archive has for what a backup needs, before the backup fetches it; less where the user waits less than
+/// twice as long.
+const FETCH_AFTER: Duration = Duration::from_secs(60);
+/// Missing segments that are named.
+const MISSING_SHOWN: usize = 3;
+
+/// What brings the WAL of a backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// `archive_command` or `receive-wal`: the backup waits for its segments.
+    Archive,
+    /// The backup itself.
+    Backup,
+}
+
+impl Source {
+    pub(super) fn sentence(self) -> &'static str {
+        match self {
+            Self::Archive => "its WAL comes through the archive",
+            Self::Backup => "it brings its WAL",
+        }
+    }
+}
+
+/// Decides what brings the WAL. The archive is relied on only where the configuration says so, or it is seen to work: a
+/// backup whose WAL never arrives is worth nothing. Of a standby it is not enough that the archive works: the segment in
+/// which the backup stops is complete only when the primary switches to the next.
+pub(super) fn source(
+    repository: &Repository,
+    server: &ServerConfig,
+    cluster: &ServerSettings,
+    connection: &mut Connection,
+) -> Result<Source, Error> {
+    let source = archive(repository, server, cluster)?;
+    if source == Source::Archive
+        && connection.is_in_recovery()?
+        && !primary::can_switch(server, cluster.system_id)
+    {
+        tracing::info!(
+            "Server {} is a standby: it cannot end the WAL segment in which its backup stops, so the backup brings \
+             its WAL. With primary_conninfo, its primary would be asked to",
+            server.name
+        );
+        return Ok(Source::Backup);
+    }
+    Ok(source)
+}
+
+fn archive(
+    repository: &Repository,
+    server: &ServerConfig,
+    cluster: &ServerSettings,
+) -> Result<Source, Error> {
+    if server.streaming_archiver {
+        if repository.receiver(&server.name)?.is_some() {
+            return Ok(Source::Archive);
+        }
+        tracing::warn!(
+            "Server {} has streaming_archiver = on, and no 'barmanfs receive-wal {}' is running",
+            server.name,
+            server.name
+        );
+    }
+    match server.archiver {
+        Archiver::Off => Ok(Source::Backup),
+        Archiver::On => {
+            if !cluster.archives {
+                tracing::warn!(
+                    "Server {} has archive_mode = off, and archiver = on in the configuration",
+                    server.name
+                );
+            }
+            Ok(Source::Archive)
+        }
+        Archiver::Auto
+            if cluster.archives && keeps_up(repository, server, cluster, RELIABLE_LAG_SEGMENTS)? =>
+        {
+            Ok(Source::Archive)
+        }
+        Archiver::Auto => Ok(Source::Backup),
+    }
+}
+
+/// Whether one of the last `lag_segments` complete segments has been archived.
+fn keeps_up(
+    repository: &Repository,
+    server: &ServerConfig,
+    cluster: &ServerSettings,
+    lag_segments: u64,
+) -> Result<bool, Error> {
+    let archive = repository.wal(&server.name);
+    let size = cluster.segment_size;
+    let current = cluster.flush_lsn.segment_number(size);
+    for number in (current.saturating_sub(lag_segments)..current).rev() {
+        let segment = SegmentName::from_lsn(cluster.timeline, Lsn(number.saturating_mul(size.bytes())), size);
+        if archive.entry(&WalName::Segment(segment))?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Archives the history of the backup's timeline when the archive does not have it: the server may have
+/// archived it before barmanfs came. A backup is whole without it, so a failure is only a warning.
+pub(super) fn keep_history(repository: &Repository, connection: &mut Connection, backup: &Backup) {
+    let Some(timeline) = backup.timeline.filter(|timeline| *timeline > TimelineId(1)) else {
+        return;
+    };
+    let mut keep = || {
+        let name = WalName::History(timeline);
+        if repository.wal(&backup.server).entry(&name)?.is_none() {
+            history_file::fetch(repository, connection, &backup.server, timeline, "backup")?;
+        }
+        Ok::<_, Error>(())
+    };
+    if let Err(error) = keep() {
+        tracing::warn!(
+            "The history of timeline {timeline} of server {} is not archived: {error}",
+            backup.server
+        );
+    }
+}
+
+/// Waits until the archive has all segments of the backup; gives it back as it is then. Should they not come, brings
+/// them over the backup's own connection. After the time the user gives it, the backup stays as it is, and becomes DONE
+/// by itself when its WAL arrives.
+pub(super) fn wait(
+    repository: &Repository,
+    connection: &mut Connection,
+    backup: Backup,
+    options: &BackupOptions,
+    stop: &Stop,
+) -> Result<Backup, Error> {
+    let progress = Progress::start(
+        format!("Backup of {}", backup.server),
+        Counted::Things,
+        options.quiet,
+    );
+    let began = Instant::now();
+    let deadline = began + options.wait_timeout;
+    let mut fetch_at = Some(began + FETCH_AFTER.min(options.wait_timeout / 2));
+    loop {
+        let missing = repository.missing_wal(&backup)?;
+        if missing.is_empty() {
+            return Ok(repository.backup(&backup.server, &BackupSelector::Id(backup.id))?);
+        }
+        progress.note(&format!("waiting for {} to be archived", names(&missing)));
+        if stop.requested() || Instant::now() >= deadline {
+            drop(progress);
+            tracing::warn!(
+                "Backup {} of server {} is WAITING_FOR_WALS: {} not archived yet. It becomes DONE by itself when they \
+                 are; until then it cannot be recovered. 'barmanfs check {}' says why they do not come",
+                backup.id,
+                backup.server,
+                names(&missing),
+                backup.server
+            );
+            return Ok(backup);
+        }
+        if fetch_at.take_if(|at| Instant::now() >= *at).is_some() {
+            progress.note(&format!("fetching {}", names(&missing)));
+            fetch_missing(repository, connection, &backup, &missing, deadline, stop);
+            continue;
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// One try; should it fail, the archive may bring them still.
+fn fetch_missing(
+    repository: &Repository,
+    connection: &mut Connection,
+    backup: &Backup,
+    missing: &[SegmentName],
+    deadline: Instant,
+    stop: &Stop,
+) {
+    let (id, server) = (backup.id, &backup.server);
+    let mut fetched = fetch::fetch(repository, connection, backup, missing, deadline, stop);
+    if fetched.is_err() && !connection.is_ready() && !stop.requested() {
+        // The session has waited for a while: the server may have ended it.
+        fetched = connection.another(None).map_err(Error::from).and_then(|again| {
+            *connection = again;
+            stop.guard(connection)?;
+            fetch::fetch(repository, connection, backup, missing, deadline, stop)
+        });
+    }
+    match fetched {
+        Ok(()) => tracing::warn!(
+            "{} did not come through the archive: backup {id} of server {server} has fetched what it needs itself. \
+             'barmanfs check {server}' says why WAL does not come",
+            names(missing)
+        ),
+        Err(error) => tracing::warn!(
+            "{} does not come through the archive, and backup {id} of server {server} cannot fetch it: {error}",
+            names(missing)
+        ),
+    }
+}
+
+fn names(missing: &[SegmentName]) -> String {
+    let shown: Vec<String> = missing
+        .iter()
+        .take(MISSING_SHOWN)
+        .map(ToString::to_string)
+        .collect();
+    let more = missing.len().saturating_sub(MISSING_SHOWN);
+    let more = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    format!("{}{more}", shown.join(", "))
+}

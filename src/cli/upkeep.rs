@@ -1,0 +1,54 @@
+//! The command lines of the commands that delete, and that rebuild the catalog.
+
+use clap::Args;
+
+use super::JsonOption;
+
+/// Ends `barmanfs delete --help`.
+pub(super) const DELETE_HELP: &str = "\
+Any backup can be deleted, in any order: none depends on another. WAL is kept. The last backup that the server, or
+its newest state, can be recovered from is only deleted with --force; minimum_redundancy holds always.
+
+Examples:
+  barmanfs delete main oldest --dry-run
+  barmanfs delete main oldest && barmanfs sweep
+  barmanfs delete main 20261101T020000 20261102T020000";
+
+/// Ends `barmanfs rebuild-catalog --help`.
+pub(super) const REBUILD_CATALOG_HELP: &str = "\
+The packs hold everything; the catalog is only their index. Nothing else may use the repository meanwhile.
+The catalog before is kept as catalog.sqlite.old where something could not be read.
+
+Examples:
+  barmanfs rebuild-catalog";
+
+/// `delete`
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    /// Server of the backups
+    pub(crate) server: String,
+    /// Ids of the backups, or latest, oldest, last-failed
+    #[arg(required = true, value_name = "BACKUP")]
+    pub(crate) backups: Vec<String>,
+    /// Delete a backup even when it is the last to recover from, or the newest state depends on it, or it is being read
+    /// through a mount, or clones are based on it: they keep what they need
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Show what would be deleted and what could be recovered afterwards, and delete nothing
+    #[arg(short = 'n', long)]
+    pub(crate) dry_run: bool,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}
+
+/// `rebuild-catalog`
+#[derive(Debug, Args)]
+pub(crate) struct RebuildArgs {
+    /// Replace the catalog even when none of the packs it knows is there
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}

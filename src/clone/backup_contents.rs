@@ -1,0 +1,133 @@
+//! What of a clone belongs into a backup: all but what a server makes again whenever it starts, as `pg_basebackup` leaves
+//! it out (`excludeDirContents` and `excludeFiles` in `src/backend/backup/basebackup.c`). Unlogged relations are kept:
+//! they are good after a clean shutdown, and a server that recovers from a crash resets them itself.
+
+use crate::instance;
+
+/// Whether an entry is in the backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Inclusion {
+    /// It is. For a directory, its contents are looked at.
+    Included,
+    /// The directory is, without its contents.
+    EmptyDirectory,
+    /// It is not.
+    LeftOut,
+    /// It is a file in `pg_wal` itself: that depends on what is needed to start.
+    Wal,
+}
+
+/// Directories that a server wants to find, and empties.
+const EMPTIED: [&[u8]; 9] = [
+    b"pg_dynshmem",
+    b"pg_notify",
+    b"pg_replslot",
+    b"pg_serial",
+    b"pg_snapshots",
+    b"pg_stat_tmp",
+    b"pg_subtrans",
+    // Of segments that are not in the backup.
+    b"pg_wal/archive_status",
+    b"pg_wal/summaries",
+];
+
+/// Files of a server that runs, or that belong to another backup.
+const LEFT_OUT: [&[u8]; 8] = [
+    instance::LOG.as_bytes(),
+    instance::EXTERNAL_PID_FILE.as_bytes(),
+    b"postmaster.pid",
+    b"postmaster.opts",
+    b"postgresql.auto.conf.tmp",
+    b"current_logfiles.tmp",
+    b"backup_manifest",
+    b"tablespace_map",
+];
+
+/// Names that begin so are left out in every directory: temporary files, and a cache.
+const LEFT_OUT_PREFIXES: [&[u8]; 2] = [b"pgsql_tmp", b"pg_internal.init"];
+
+/// Where relations are.
+const RELATIONS: [&[u8]; 2] = [b"base/", b"pg_tblspc/"];
+
+/// Whether the entry at `path` is in the backup.
+pub(super) fn inclusion(path: &[u8]) -> Inclusion {
+    let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+    let is_relation = || RELATIONS.iter().any(|place| path.starts_with(place));
+    if EMPTIED.contains(&path) {
+        Inclusion::EmptyDirectory
+    } else if LEFT_OUT.contains(&path)
+        || instance::is_socket_lock(path)
+        || LEFT_OUT_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        || (is_relation() && is_temporary_relation(name))
+    {
+        Inclusion::LeftOut
+    } else if path
+        .strip_prefix(b"pg_wal/")
+        .is_some_and(|name| !name.contains(&b'/'))
+    {
+        Inclusion::Wal
+    } else {
+        Inclusion::Included
+    }
+}
+
+/// `t<backend>_<filenode>`, then perhaps a fork and a segment (`looks_like_temp_rel_name` in
+/// `src/backend/storage/file/fd.c`).
+fn is_temporary_relation(name: &[u8]) -> bool {
+    let Some((backend, relation)) = name
+        .strip_prefix(b"t")
+        .and_then(|rest| std::str::from_utf8(rest).ok())
+        .and_then(|rest| rest.split_once('_'))
+    else {
+        return false;
+    };
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let (relation, segment) = match relation.split_once('.') {
+        Some((relation, segment)) => (relation, Some(segment)),
+        None => (relation, None),
+    };
+    let (filenode, fork) = match relation.split_once('_') {
+        Some((filenode, fork)) => (filenode, Some(fork)),
+        None => (relation, None),
+    };
+    is_number(backend)
+        && is_number(filenode)
+        && segment.is_none_or(is_number)
+        && fork.is_none_or(|fork| matches!(fork, "fsm" | "vm" | "init"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_makes_anew_is_left_out() {
+        for (path, expected) in [
+            ("PG_VERSION", Inclusion::Included),
+            ("base/5/1259", Inclusion::Included),
+            ("base/5/16400_init", Inclusion::Included),
+            ("base/5/t3_16400", Inclusion::LeftOut),
+            ("base/5/t3_16400_fsm.1", Inclusion::LeftOut),
+            ("base/5/t3_x", Inclusion::Included),
+            ("t3_16400", Inclusion::Included),
+            ("base/pgsql_tmp", Inclusion::LeftOut),
+            ("base/5/pg_internal.init", Inclusion::LeftOut),
+            ("global/pg_internal.init.4711", Inclusion::LeftOut),
+            ("pg_tblspc/16435/PG_18_202506291/5/t12_9", Inclusion::LeftOut),
+            ("postmaster.pid", Inclusion::LeftOut),
+            ("postmaster.external.pid", Inclusion::LeftOut),
+            (".s.PGSQL.25432.lock", Inclusion::LeftOut),
+            ("barmanfs-server.log", Inclusion::LeftOut),
+            ("log/postgresql.log", Inclusion::Included),
+            ("log/postmaster.pid", Inclusion::Included),
+            ("pg_replslot", Inclusion::EmptyDirectory),
+            ("pg_stat", Inclusion::Included),
+            ("pg_wal", Inclusion::Included),
+            ("pg_wal/archive_status", Inclusion::EmptyDirectory),
+            ("pg_wal/000000010000000000000001", Inclusion::Wal),
+            ("pg_wal/summaries", Inclusion::EmptyDirectory),
+        ] {
+            assert_eq!(inclusion(path.as_bytes()), expected, "{path}");
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! A server of the configuration as PostgreSQL: how to connect to it, and what its cluster says about itself.
+
+mod configuration_files;
+pub(crate) mod primary;
+mod settings;
+
+use std::time::Duration;
+
+use crate::config::{Secret, ServerConfig};
+use crate::error::Error;
+use crate::postgres::{Connection, Conninfo, Environment, Mode};
+pub(crate) use configuration_files::files_outside;
+pub(crate) use settings::ServerSettings;
+
+/// How long a server may take to answer a command of a receiver of WAL.
+pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long a receiver waits for a connection, where the connection string has no `connect_timeout`.
+const CONNECT_WITHIN: Duration = Duration::from_secs(15);
+
+/// What a connection is for. That decides the connection string, the mode, the application name and the timeouts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To take a backup, over the replication protocol.
+    Backup,
+    /// To receive WAL, over the replication protocol: as `streaming_archiver_name`, by which PostgreSQL knows a synchronous
+    /// standby, and never waiting without end.
+    ReceiveWal,
+    /// To ask the server in SQL.
+    Sql,
+    /// To ask the primary of a standby in SQL.
+    Primary,
+}
+
+/// Connects to a server.
+///
+/// # Errors
+/// When there is no connection string for this purpose, or the connection fails.
+pub(crate) fn connect(server: &ServerConfig, purpose: Purpose) -> Result<Connection, Error> {
+    let mode = match purpose {
+        Purpose::Backup | Purpose::ReceiveWal => Mode::Replication,
+        Purpose::Sql | Purpose::Primary => Mode::Sql,
+    };
+    let mut connection = Connection::connect(&conninfo(server, purpose)?, mode)?;
+    if purpose == Purpose::ReceiveWal {
+        connection.set_read_timeout(Some(ANSWER_WITHIN))?;
+    }
+    Ok(connection)
+}
+
+/// What a connection for this purpose is made with.
+fn conninfo(server: &ServerConfig, purpose: Purpose) -> Result<Conninfo, Error> {
+    let text = connection_string(server, purpose)?;
+    let mut conninfo = Conninfo::parse(text.expose(), &Environment::new(std::env::vars_os()))?;
+    match purpose {
+        Purpose::Backup => {
+            if let Some(name) = &server.streaming_backup_name {
+                conninfo.application_name.clone_from(name);
+            }
+        }
+        Purpose::ReceiveWal => {
+            conninfo
+                .application_name
+                .clone_from(&server.streaming_archiver_name);
+            conninfo.connect_timeout.get_or_insert(CONNECT_WITHIN);
+        }
+        Purpose::Sql | Purpose::Primary => {}
+    }
+    Ok(conninfo)
+}
+
+fn connection_string(server: &ServerConfig, purpose: Purpose) -> Result<&Secret, Error> {
+    let (found, key) = match purpose {
+        Purpose::Backup | Purpose::ReceiveWal => return server.require_replication_conninfo(),
+        Purpose::Sql => (&server.conninfo, "conninfo"),
+        Purpose::Primary => (&server.primary_conninfo, "primary_conninfo"),
+    };
+    found
+        .as_ref()
+        .ok_or_else(|| Error::usage(format!("Server '{}' has no {key}", server.name)))
+}

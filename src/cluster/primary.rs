@@ -1,0 +1,87 @@
+//! The primary of a standby that is backed up.
+//!
+//! A standby cannot end the segment in which a backup of it stops: the primary does that when the segment is full. While
+//! nothing is written there, that is never. So the primary is asked to switch to the next segment, where the
+//! configuration says how to reach it; otherwise the backup brings its WAL itself.
+
+use barmanfs_pg::SystemId;
+
+use super::Purpose;
+use crate::config::ServerConfig;
+use crate::error::Error;
+use crate::postgres::Connection;
+
+/// Whether this is the primary, and what it may be asked.
+const STATE: &str = "SELECT pg_catalog.pg_is_in_recovery()::text AS standby, \
+                     (SELECT system_identifier::text FROM pg_catalog.pg_control_system()) AS system_id, \
+                     pg_catalog.has_function_privilege('pg_catalog.pg_switch_wal()', 'EXECUTE')::text AS may_switch";
+
+/// Whether the primary of a standby can be asked to switch to the next segment. Logs why not.
+pub(crate) fn can_switch(server: &ServerConfig, system_id: SystemId) -> bool {
+    if server.primary_conninfo.is_none() {
+        return false;
+    }
+    match connect(server, system_id) {
+        Ok(_) => true,
+        Err(error) => {
+            let hint = error
+                .hint_text()
+                .map_or_else(String::new, |hint| format!(". {hint}"));
+            tracing::warn!(
+                "The primary of server {} cannot be used: {error}{hint}",
+                server.name
+            );
+            false
+        }
+    }
+}
+
+/// Makes the primary switch to the next segment, so that the segment in which the backup stops becomes complete.
+pub(crate) fn switch_wal(server: &ServerConfig, system_id: SystemId) -> Result<(), Error> {
+    let mut connection = connect(server, system_id)?;
+    connection.simple_query("SELECT pg_catalog.pg_switch_wal()::text AS lsn")?;
+    tracing::info!(
+        "The {} was asked for the end of its WAL segment",
+        connection.target()
+    );
+    Ok(())
+}
+
+/// Connects to the primary.
+///
+/// # Errors
+/// Also where the server is no primary, is one of another cluster, or does not grant the privilege.
+pub(crate) fn connect(server: &ServerConfig, system_id: SystemId) -> Result<Connection, Error> {
+    let mut connection = super::connect(server, Purpose::Primary)?;
+    let state = connection.simple_query(STATE)?;
+    let value = |column| {
+        state
+            .first()
+            .and_then(|rows| rows.text(0, column))
+            .unwrap_or_default()
+    };
+    let wrong = |what: String| {
+        Err(Error::failed(format!(
+            "primary_conninfo leads to the {}, {what}",
+            connection.target()
+        )))
+    };
+    if value("standby") != "false" {
+        return wrong("which is a standby itself".to_owned());
+    }
+    if value("system_id") != system_id.to_string() {
+        return wrong(format!(
+            "the cluster with system identifier {}; the standby is of {system_id}",
+            value("system_id")
+        ));
+    }
+    if value("may_switch") != "true" {
+        let user = super::conninfo(server, Purpose::Primary)?.user;
+        return wrong(format!("where user \"{user}\" may not switch WAL")).map_err(|error: Error| {
+            error.hint(format!(
+                "As a superuser there: GRANT EXECUTE ON FUNCTION pg_switch_wal TO \"{user}\""
+            ))
+        });
+    }
+    Ok(connection)
+}

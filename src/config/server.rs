@@ -1,0 +1,190 @@
+//! The section of a server.
+
+use std::path::PathBuf;
+
+use barmanfs_catalog::ServerName;
+use barmanfs_fs::CloneLimits;
+
+use super::values::{absolute, boolean, count, given, rate, size, slot_name};
+use super::{Limits, Secret, limits};
+use crate::error::Error;
+
+/// The name of streams where none is given. It goes into `synchronous_standby_names` as it is, without quotes.
+const STREAMING_ARCHIVER_NAME: &str = "barmanfs_receive_wal";
+
+/// Whether WAL of a server is known to come in through `wal-archive`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Archiver {
+    /// Found out at each backup: the server archives, and a segment of it has arrived.
+    #[default]
+    Auto,
+    /// Backups rely on it and wait for their segments.
+    On,
+    /// Backups bring their own WAL.
+    Off,
+}
+
+/// Whether backups of a server are incremental. Either way each is stored as a full one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Incremental {
+    /// Where the server can (PostgreSQL 17 and later, summarize_wal = on); otherwise it sends everything.
+    #[default]
+    Auto,
+    /// Where the server cannot, the backup fails.
+    Always,
+    /// The server sends everything.
+    Never,
+}
+
+/// What `receive-wal` does when its replication slot is missing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum CreateSlot {
+    /// It fails: the slot is created by `receive-wal --create-slot`.
+    #[default]
+    Manual,
+    /// It creates it.
+    Auto,
+}
+
+/// One server's section.
+#[derive(Debug, Clone)]
+pub(crate) struct ServerConfig {
+    /// The section's name.
+    pub(crate) name: ServerName,
+    /// Free text for the lists.
+    pub(crate) description: Option<String>,
+    /// `active = off`: left out of `all`, refused for backups.
+    pub(crate) active: bool,
+    /// How to connect for SQL.
+    pub(crate) conninfo: Option<Secret>,
+    /// How to connect for replication, when that differs.
+    pub(crate) streaming_conninfo: Option<Secret>,
+    /// How to connect to the primary for SQL, where the server is a standby.
+    pub(crate) primary_conninfo: Option<Secret>,
+    /// See [`Archiver`].
+    pub(crate) archiver: Archiver,
+    /// See [`Incremental`].
+    pub(crate) incremental: Incremental,
+    /// WAL is received as a stream: `receive-wal` is, or should be, running.
+    pub(crate) streaming_archiver: bool,
+    /// `application_name` of the stream, by which `synchronous_standby_names` knows it.
+    pub(crate) streaming_archiver_name: String,
+    /// The replication slot of the stream.
+    pub(crate) slot_name: Option<String>,
+    /// See [`CreateSlot`].
+    pub(crate) create_slot: CreateSlot,
+    /// Start backups with a fast checkpoint.
+    pub(crate) immediate_checkpoint: bool,
+    /// Limit of a backup's transfer, in kB/s.
+    pub(crate) bandwidth_limit_kb: Option<u32>,
+    /// `application_name` of the backup's connection, when it is not the one of the connection string.
+    pub(crate) streaming_backup_name: Option<String>,
+    /// What its clones may take.
+    pub(crate) clone_limits: CloneLimits,
+    /// Where PostgreSQL's programs are looked for first.
+    pub(crate) path_prefix: Option<PathBuf>,
+    /// The number of complete backups that every deletion leaves.
+    pub(crate) minimum_redundancy: usize,
+    /// The limits that `check` compares it with.
+    pub(crate) limits: Limits,
+}
+
+impl ServerConfig {
+    pub(super) fn new(name: ServerName) -> Self {
+        Self {
+            name,
+            description: None,
+            active: true,
+            conninfo: None,
+            streaming_conninfo: None,
+            primary_conninfo: None,
+            archiver: Archiver::Auto,
+            incremental: Incremental::Auto,
+            streaming_archiver: false,
+            streaming_archiver_name: STREAMING_ARCHIVER_NAME.to_owned(),
+            slot_name: None,
+            create_slot: CreateSlot::Manual,
+            immediate_checkpoint: false,
+            bandwidth_limit_kb: None,
+            streaming_backup_name: None,
+            clone_limits: CloneLimits::default(),
+            path_prefix: None,
+            minimum_redundancy: 0,
+            limits: Limits::default(),
+        }
+    }
+
+    /// How to connect for replication.
+    pub(crate) fn replication_conninfo(&self) -> Option<&Secret> {
+        self.streaming_conninfo.as_ref().or(self.conninfo.as_ref())
+    }
+
+    /// The same, where there must be one.
+    pub(crate) fn require_replication_conninfo(&self) -> Result<&Secret, Error> {
+        self.replication_conninfo().ok_or_else(|| {
+            Error::usage(format!("Server '{}' has no connection string", self.name)).hint(format!(
+                "Add a line like 'conninfo = host=db1 user=barmanfs' to its section [{}]",
+                self.name
+            ))
+        })
+    }
+
+    /// Takes the value of a key.
+    ///
+    /// # Errors
+    /// What is wrong with the value, to be read after the key.
+    pub(super) fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
+        match key {
+            "description" => self.description = given(value),
+            "active" => self.active = boolean(value)?,
+            "conninfo" => self.conninfo = secret(value),
+            "streaming_conninfo" => self.streaming_conninfo = secret(value),
+            "primary_conninfo" => self.primary_conninfo = secret(value),
+            "archiver" => {
+                self.archiver = match value.to_lowercase().as_str() {
+                    "auto" => Archiver::Auto,
+                    _ => match boolean(value)
+                        .map_err(|_| format!("is '{value}': allowed are on, off and auto"))?
+                    {
+                        true => Archiver::On,
+                        false => Archiver::Off,
+                    },
+                };
+            }
+            "incremental" => {
+                self.incremental = <Incremental as clap::ValueEnum>::from_str(value, true)
+                    .map_err(|_| format!("is '{value}': allowed are auto, always and never"))?;
+            }
+            "streaming_archiver" => self.streaming_archiver = boolean(value)?,
+            "streaming_archiver_name" => {
+                self.streaming_archiver_name =
+                    given(value).unwrap_or_else(|| STREAMING_ARCHIVER_NAME.to_owned());
+            }
+            "slot_name" => self.slot_name = given(value).map(slot_name).transpose()?,
+            "create_slot" => {
+                self.create_slot = match value.to_lowercase().as_str() {
+                    "manual" => CreateSlot::Manual,
+                    "auto" => CreateSlot::Auto,
+                    _ => return Err(format!("is '{value}': allowed are manual and auto")),
+                };
+            }
+            "immediate_checkpoint" => self.immediate_checkpoint = boolean(value)?,
+            "bandwidth_limit" => self.bandwidth_limit_kb = rate(value)?,
+            "streaming_backup_name" => self.streaming_backup_name = given(value),
+            "clone_max_size" => self.clone_limits.max_bytes = size(value)?,
+            "clone_max_count" => self.clone_limits.max_count = count(value)?,
+            "minimum_redundancy" => self.minimum_redundancy = limits::redundancy(value)?,
+            "last_backup_maximum_age" => self.limits.backup_age = limits::age(value)?,
+            "last_backup_minimum_size" => self.limits.backup_size = limits::si_size(value)?,
+            "last_wal_maximum_age" => self.limits.wal_age = limits::age(value)?,
+            "path_prefix" => self.path_prefix = given(value).map(|value| absolute(&value)).transpose()?,
+            // The table of keys and this match are kept in step by a test.
+            _ => return Err("has no meaning here".to_owned()),
+        }
+        Ok(())
+    }
+}
+
+fn secret(value: &str) -> Option<Secret> {
+    given(value).map(Secret)
+}

@@ -1,0 +1,268 @@
+//! The checks of what is stored of a server: its backups and its WAL.
+
+use std::time::SystemTime;
+
+use barmanfs_catalog::recovery::{Gap, TimelineReport};
+use barmanfs_catalog::{Backup, BackupStatus, MinimalStretch, Repository};
+
+use super::doubts::Doubts;
+use super::finding::{Finding, Findings};
+use super::{Subject, backups, losses, reliability};
+use crate::config::ServerConfig;
+use crate::error::Error;
+use crate::forks;
+use crate::output;
+use crate::versions::UNKNOWN_WAL;
+
+/// The check of holes in the archive.
+const GAPS: &str = "WAL without gaps";
+
+/// Checks backups and WAL; gives the server's timelines, where they can be read.
+pub(super) fn check(
+    repository: &Repository,
+    subject: Subject<'_>,
+    findings: &mut Findings,
+) -> Option<TimelineReport> {
+    let server = subject.server;
+    let stored = repository.backups(&server.name).map_err(Error::from);
+    if let Some(stored) = findings.result("catalog", stored, |_| None) {
+        check_backups(repository, subject, stored, findings);
+    }
+    let timelines = timelines(repository, subject, findings);
+    version(repository, subject, findings);
+    unreadable_files(repository, server, findings);
+    quarantine(repository, server, findings);
+    open_forks(repository, server, findings);
+    timelines
+}
+
+fn check_backups(
+    repository: &Repository,
+    subject: Subject<'_>,
+    mut stored: Vec<Backup>,
+    findings: &mut Findings,
+) {
+    let Subject { server, invocation } = subject;
+    // What became of a clone says nothing about how safe the server is.
+    stored.retain(Backup::is_of_server);
+    let doubts = doubts(repository, &stored, findings);
+    findings.extend(backups::findings(&backups::Facts {
+        server: server.name.as_str(),
+        invocation,
+        backups: &stored,
+        limits: &server.limits,
+        minimum_redundancy: server.minimum_redundancy,
+        doubts: &doubts,
+        now: SystemTime::now().into(),
+    }));
+    waiting(repository, &stored, findings);
+    failed(&stored, findings);
+    findings.extend(reliability::findings(
+        invocation,
+        server.name.as_str(),
+        &stored,
+        &doubts,
+    ));
+    checksums(subject, &stored, findings);
+}
+
+/// What is known about these backups. An error becomes a finding.
+fn doubts(repository: &Repository, backups: &[Backup], findings: &mut Findings) -> Doubts {
+    Doubts::find(repository, backups).unwrap_or_else(|error| {
+        findings.failed("damage of backups", error.to_string());
+        Doubts::default()
+    })
+}
+
+fn waiting(repository: &Repository, backups: &[Backup], findings: &mut Findings) {
+    const NAME: &str = "backups have their WAL";
+    for backup in backups
+        .iter()
+        .filter(|backup| backup.status == BackupStatus::WaitingForWals)
+    {
+        let missing = repository.missing_wal(backup).unwrap_or_default();
+        let first = missing
+            .first()
+            .map(|segment| format!("{segment} is not archived"))
+            .unwrap_or_default();
+        findings.failed(NAME, format!("{} is WAITING_FOR_WALS: {first}", backup.id));
+    }
+}
+
+/// A failure that a later backup made good is no problem any more.
+fn failed(backups: &[Backup], findings: &mut Findings) {
+    const NAME: &str = "failed backups";
+    let last = backups
+        .iter()
+        .rfind(|backup| backup.status != BackupStatus::Started);
+    match last.filter(|backup| backup.status == BackupStatus::Failed) {
+        Some(backup) => {
+            let reason = backup.error.as_deref().unwrap_or("the reason is not known");
+            findings.failed(
+                NAME,
+                format!(
+                    "the last, {}: {}",
+                    backup.id,
+                    output::printable(reason.as_bytes())
+                ),
+            );
+        }
+        None => {
+            let count = backups
+                .iter()
+                .filter(|backup| backup.status == BackupStatus::Failed)
+                .count();
+            findings.ok(NAME, format!("{count}, all before the last complete one"));
+        }
+    }
+}
+
+/// The server found them while it sent its pages: it is the server that has to be looked after.
+fn checksums(subject: Subject<'_>, backups: &[Backup], findings: &mut Findings) {
+    const NAME: &str = "page checksums";
+    let last = backups.iter().rfind(|backup| backup.is_complete());
+    if let Some(backup) = last.filter(|backup| !backup.checksum_failures.is_empty()) {
+        let show = format!("show-backup {} {}", subject.server.name, backup.id);
+        findings.failed(
+            NAME,
+            format!(
+                "the server has damaged pages: '{}' lists them",
+                subject.invocation.with(&show)
+            ),
+        );
+    }
+}
+
+fn timelines(
+    repository: &Repository,
+    subject: Subject<'_>,
+    findings: &mut Findings,
+) -> Option<TimelineReport> {
+    match repository.timelines(&subject.server.name) {
+        Ok(report) => {
+            gaps(&report, subject, findings);
+            minimal(&report, findings);
+            Some(report)
+        }
+        Err(error) => {
+            findings.failed(GAPS, Error::from(error).to_string());
+            None
+        }
+    }
+}
+
+/// WAL of a PostgreSQL version that this release does not know, or an earlier one did not.
+fn version(repository: &Repository, subject: Subject<'_>, findings: &mut Findings) {
+    const NAME: &str = "PostgreSQL's version of the archived WAL";
+    let name = &subject.server.name;
+    let unknown = repository.unknown_segments(name);
+    let outdated = repository.outdated_segments(name);
+    match unknown.and_then(|unknown| Ok((unknown, outdated?))) {
+        Ok((Some((newest, count)), _)) => {
+            let count = output::count(usize::try_from(count).unwrap_or(usize::MAX), "segment");
+            findings.failed(NAME, format!("{count}, the newest is {newest}, {UNKNOWN_WAL}"));
+        }
+        Ok((None, 0)) => findings.ok(NAME, None),
+        Ok((None, outdated)) => findings.ok(
+            NAME,
+            format!(
+                "an earlier release read {outdated} segments and looked for less: '{}' reads them again",
+                subject.invocation.with(&format!("index-wal {name}"))
+            ),
+        ),
+        Err(error) => findings.failed(NAME, Error::from(error).to_string()),
+    }
+}
+
+/// No recovery gets past a start with wal_level = minimal: what is behind it needs a new backup.
+fn minimal(report: &TimelineReport, findings: &mut Findings) {
+    const NAME: &str = "wal_level of the archived WAL";
+    let matters = |stretch: &&MinimalStretch| stretch.matters() && stretch.backup_after.is_none();
+    match report.minimal.iter().rfind(matters) {
+        None => findings.ok(NAME, None),
+        Some(stretch) => findings.failed(
+            NAME,
+            format!(
+                "nothing can be recovered {}; take a backup now",
+                losses::behind(stretch)
+            ),
+        ),
+    }
+}
+
+/// What is behind a gap cannot be recovered, up to the next backup.
+fn gaps(report: &TimelineReport, subject: Subject<'_>, findings: &mut Findings) {
+    let gaps: Vec<&Gap> = report.gaps.iter().filter(|gap| gap.matters()).collect();
+    let Some(gap) = gaps.last() else {
+        return findings.ok(GAPS, None);
+    };
+    let see = subject
+        .invocation
+        .with(&format!("timeline {}", subject.server.name));
+    let advice = match gap.backup_after {
+        None => format!("; take a backup now, and see '{see}'"),
+        Some(_) => format!("; see '{see}'"),
+    };
+    let count = output::count(gaps.len(), "gap");
+    findings.failed(
+        GAPS,
+        format!("{count}, the last: nothing {}{advice}", losses::lost(gap)),
+    );
+}
+
+/// What they say is left out, wherever it would matter.
+fn unreadable_files(repository: &Repository, server: &ServerConfig, findings: &mut Findings) {
+    const NAME: &str = "history files";
+    match repository.unreadable_files(&server.name) {
+        Ok(files) => match files.first() {
+            None => findings.ok(NAME, None),
+            Some(first) => findings.push(
+                Finding::failed(
+                    NAME,
+                    format!(
+                        "{} cannot be read: {}",
+                        first.name,
+                        output::printable(first.reason.as_bytes())
+                    ),
+                )
+                .hint(&first.advice),
+            ),
+        },
+        Err(error) => findings.failed(NAME, Error::from(error).to_string()),
+    }
+}
+
+/// Where a timeline has two histories, WAL is refused until somebody decides.
+fn open_forks(repository: &Repository, server: &ServerConfig, findings: &mut Findings) {
+    const NAME: &str = "one history";
+    match repository.open_forks(&server.name) {
+        Ok(forks) => match forks.first() {
+            None => findings.ok(NAME, None),
+            Some(fork) => findings.push(
+                Finding::failed(NAME, format!("history changed: {fork}"))
+                    .hint(forks::advice(&server.name, fork)),
+            ),
+        },
+        Err(error) => findings.failed(NAME, Error::from(error).to_string()),
+    }
+}
+
+fn quarantine(repository: &Repository, server: &ServerConfig, findings: &mut Findings) {
+    const NAME: &str = "quarantined WAL";
+    match repository.wal(&server.name).quarantined() {
+        Ok(files) => match files.last() {
+            None => findings.ok(NAME, "there is none".to_owned()),
+            Some(last) => findings.failed(
+                NAME,
+                format!(
+                    "{}, the last is {} of {}: somebody else archives as '{}'",
+                    output::count(files.len(), "file"),
+                    last.file.name,
+                    output::second(last.file.archived_at),
+                    server.name
+                ),
+            ),
+        },
+        Err(error) => findings.failed(NAME, Error::from(error).to_string()),
+    }
+}

@@ -1,0 +1,173 @@
+//! The result of one check, and a collector for the results of many.
+
+use crate::error::Error;
+use crate::output::printable;
+
+/// The result of a check, from good to bad.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum State {
+    /// As it should be.
+    Ok,
+    /// Somebody should look at it. Nothing is known to be lost.
+    Warning,
+    /// Something is wrong now.
+    Failed,
+}
+
+impl State {
+    /// The word for it in all outputs.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "OK",
+            Self::Warning => "WARNING",
+            Self::Failed => "FAILED",
+        }
+    }
+}
+
+/// What one check found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Finding {
+    /// The name of the check.
+    pub(crate) name: &'static str,
+    /// How it ended.
+    pub(crate) state: State,
+    /// What was found. It may end with what to do about it.
+    pub(crate) message: Option<String>,
+    /// What to do about it, where that is a sentence of its own.
+    pub(crate) hint: Option<String>,
+}
+
+impl Finding {
+    /// All is well.
+    pub(super) fn ok(name: &'static str, message: impl Into<String>) -> Self {
+        Self::new(name, State::Ok, message)
+    }
+
+    /// Somebody should look at it.
+    pub(super) fn warning(name: &'static str, message: impl Into<String>) -> Self {
+        Self::new(name, State::Warning, message)
+    }
+
+    /// Something is wrong.
+    pub(super) fn failed(name: &'static str, message: impl Into<String>) -> Self {
+        Self::new(name, State::Failed, message)
+    }
+
+    fn new(name: &'static str, state: State, message: impl Into<String>) -> Self {
+        let message: String = message.into();
+        Self {
+            name,
+            state,
+            message: Some(printable(message.as_bytes())),
+            hint: None,
+        }
+    }
+
+    /// Adds what to do about it.
+    pub(super) fn hint(mut self, hint: impl AsRef<str>) -> Self {
+        self.hint = Some(printable(hint.as_ref().as_bytes()));
+        self
+    }
+
+    /// Message and hint in one text.
+    pub(crate) fn text(&self) -> Option<String> {
+        match (&self.message, &self.hint) {
+            (Some(message), Some(hint)) => Some(format!("{message}. {hint}")),
+            (one, other) => one.as_ref().or(other.as_ref()).cloned(),
+        }
+    }
+}
+
+/// The worst state among findings.
+pub(crate) fn worst(findings: &[Finding]) -> State {
+    let states = findings.iter().map(|finding| finding.state);
+    states.max().unwrap_or(State::Ok)
+}
+
+/// Collects findings.
+#[derive(Debug, Default)]
+pub(super) struct Findings(Vec<Finding>);
+
+impl Findings {
+    /// All of them, in the order in which they were added.
+    pub(super) fn into_vec(self) -> Vec<Finding> {
+        self.0
+    }
+
+    /// Adds a finding.
+    pub(super) fn push(&mut self, finding: Finding) {
+        self.0.push(finding);
+    }
+
+    /// Adds findings.
+    pub(super) fn extend(&mut self, found: impl IntoIterator<Item = Finding>) {
+        self.0.extend(found);
+    }
+
+    /// Adds that all is well.
+    pub(super) fn ok(&mut self, name: &'static str, message: impl Into<Option<String>>) {
+        let message: Option<String> = message.into();
+        self.push(Finding {
+            name,
+            state: State::Ok,
+            message: message.map(|message| printable(message.as_bytes())),
+            hint: None,
+        });
+    }
+
+    /// Adds that something is wrong.
+    pub(super) fn failed(&mut self, name: &'static str, message: impl Into<String>) {
+        self.push(Finding::failed(name, message));
+    }
+
+    /// Adds OK with a message about the value, or FAILED with the error and its hint.
+    pub(super) fn result<T>(
+        &mut self,
+        name: &'static str,
+        result: Result<T, Error>,
+        message: impl FnOnce(&T) -> Option<String>,
+    ) -> Option<T> {
+        match result {
+            Ok(value) => {
+                self.ok(name, message(&value));
+                Some(value)
+            }
+            Err(error) => {
+                let failed = Finding::failed(name, error.to_string());
+                self.push(match error.hint_text() {
+                    Some(hint) => failed.hint(hint),
+                    None => failed,
+                });
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_has_message_and_hint() {
+        let plain = Finding::failed("repository", "it is not there");
+        assert_eq!(plain.text().as_deref(), Some("it is not there"));
+        let hinted = plain.hint("Mount it");
+        assert_eq!(hinted.text().as_deref(), Some("it is not there. Mount it"));
+        let mut findings = Findings::default();
+        findings.ok("catalog", None);
+        assert_eq!(findings.into_vec().first().and_then(Finding::text), None);
+    }
+
+    #[test]
+    fn the_worst_state_counts() {
+        assert_eq!(worst(&[]), State::Ok);
+        let findings = [
+            Finding::ok("a", ""),
+            Finding::failed("b", ""),
+            Finding::warning("c", ""),
+        ];
+        assert_eq!(worst(&findings), State::Failed);
+    }
+}

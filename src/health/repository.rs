@@ -1,0 +1,142 @@
+//! The checks of the repository itself.
+
+use std::io;
+use std::path::Path;
+
+use barmanfs_catalog::{Repository, UnreadPack};
+
+use super::finding::Findings;
+use crate::error::Error;
+use crate::invocation::Invocation;
+use crate::output;
+use crate::ownership;
+
+/// Less than this free, and the next few packs do not fit.
+const FREE_BYTES_MIN: u64 = 256 << 20;
+/// The same for files: each pack is one, and each lock.
+const FREE_FILES_MIN: u64 = 1000;
+
+/// Checks that it can be written, has room, and that all of its packs can be read.
+pub(super) fn check(repository: &Repository, path: &Path, invocation: &Invocation, findings: &mut Findings) {
+    let writable =
+        ownership::refuse_foreign_root(path).and_then(|()| repository.try_writing().map_err(Error::from));
+    findings.result("repository writable", writable, |()| None);
+    file_system(path, findings);
+    free_space(path, findings);
+    catalog_file(repository, invocation, findings);
+    // This enters what the catalog has lost: all later checks see the whole.
+    unread_packs(repository, findings);
+    misshapen_packs(repository, findings);
+}
+
+/// The catalog works on a network file system, but for one host at a time.
+fn file_system(path: &Path, findings: &mut Findings) {
+    const NAME: &str = "file system";
+    match rustix::fs::statfs(path) {
+        Ok(state) => {
+            if let Some(network) = network_file_system(state.f_type) {
+                findings.ok(
+                    NAME,
+                    format!("{network}: the repository must be used by this host alone, mounts included"),
+                );
+            }
+        }
+        Err(error) => findings.failed(NAME, io::Error::from(error).to_string()),
+    }
+}
+
+/// The network file system with this number, which is from Linux's `magic.h`.
+fn network_file_system(number: rustix::fs::FsWord) -> Option<&'static str> {
+    match number {
+        0x6969 => Some("NFS"),
+        0x517b | 0xff53_4d42 | 0xfe53_4d42 => Some("SMB"),
+        0x00c3_6400 => Some("Ceph"),
+        0x5346_414f | 0x6b41_4653 => Some("AFS"),
+        0x0102_1997 => Some("9p"),
+        _ => None,
+    }
+}
+
+fn free_space(path: &Path, findings: &mut Findings) {
+    const NAME: &str = "free space";
+    match rustix::fs::statvfs(path) {
+        Ok(state) => {
+            let free = state.f_bavail.saturating_mul(state.f_frsize);
+            // Some file systems have no limit of files, and say 0.
+            let has_files = state.f_files == 0 || state.f_favail >= FREE_FILES_MIN;
+            match (free >= FREE_BYTES_MIN, has_files) {
+                (true, true) => findings.ok(NAME, output::bytes(free)),
+                (true, false) => findings.failed(NAME, format!("only {} files can be made", state.f_favail)),
+                (false, _) => findings.failed(NAME, format!("only {} left", output::bytes(free))),
+            }
+        }
+        Err(error) => findings.failed(NAME, io::Error::from(error).to_string()),
+    }
+}
+
+/// Larger catalogs are looked through by 'verify' alone: checks run every few minutes.
+const CATALOG_BYTES_MAX: u64 = 512 << 20;
+
+fn catalog_file(repository: &Repository, invocation: &Invocation, findings: &mut Findings) {
+    const NAME: &str = "catalog file";
+    if repository.catalog_bytes() > CATALOG_BYTES_MAX {
+        return findings.ok(
+            NAME,
+            format!("large: '{}' looks through it", invocation.with("verify")),
+        );
+    }
+    match repository.catalog_faults() {
+        Ok(faults) => match faults.first() {
+            None => findings.ok(NAME, None),
+            Some(first) => findings.failed(
+                NAME,
+                format!(
+                    "damaged ({}): make it again from the packs with '{}'",
+                    output::printable(first.as_bytes()),
+                    invocation.with("rebuild-catalog")
+                ),
+            ),
+        },
+        Err(error) => findings.failed(NAME, Error::from(error).to_string()),
+    }
+}
+
+/// What is in them is missing wherever it is looked for, and recovery cannot tell where the archive ends.
+fn unread_packs(repository: &Repository, findings: &mut Findings) {
+    packs("packs are read", repository.unread_packs(), findings);
+}
+
+/// What is in them cannot be read back.
+fn misshapen_packs(repository: &Repository, findings: &mut Findings) {
+    packs("packs are whole", repository.misshapen_packs(), findings);
+}
+
+fn packs(name: &'static str, found: barmanfs_catalog::Result<Vec<UnreadPack>>, findings: &mut Findings) {
+    match found {
+        Ok(found) => match found.first() {
+            None => findings.ok(name, None),
+            Some(first) => findings.failed(
+                name,
+                format!(
+                    "{} not, the first is {}: {}",
+                    output::count(found.len(), "pack"),
+                    output::printable(first.pack.as_bytes()),
+                    output::printable(first.reason.as_bytes())
+                ),
+            ),
+        },
+        Err(error) => findings.failed(name, Error::from(error).to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn network_file_systems_are_named() {
+        assert_eq!(network_file_system(0x6969), Some("NFS"));
+        // ext4
+        assert_eq!(network_file_system(0xef53), None);
+    }
+}

@@ -1,0 +1,159 @@
+//! The checks that ask the server.
+
+use barmanfs_catalog::Repository;
+
+use super::finding::{Finding, Findings};
+use super::wal_arrival::{self, Asked};
+use super::{Stored, Subject, streaming};
+use crate::cluster::{self, Purpose, ServerSettings, primary};
+use crate::config::ServerConfig;
+use crate::error::Error;
+use crate::lineage::{self, Lineage};
+use crate::postgres::Connection;
+use crate::versions;
+
+/// The connections to a server that the checks use.
+#[derive(Debug)]
+pub(super) struct Connections {
+    /// For replication.
+    streaming: Connection,
+    /// For SQL; `None` where `conninfo` is not set, or leads to no connection.
+    sql: Option<Connection>,
+}
+
+impl Connections {
+    /// Connects both ways; `None` where there is no replication connection.
+    pub(super) fn open(server: &ServerConfig, findings: &mut Findings) -> Option<Self> {
+        let sql = server
+            .conninfo
+            .as_ref()
+            .map(|_| cluster::connect(server, Purpose::Sql));
+        let sql = sql.and_then(|connection| findings.result("PostgreSQL", connection, target));
+        let streaming = cluster::connect(server, Purpose::Backup);
+        let streaming = findings.result("PostgreSQL streaming", streaming, target)?;
+        Some(Self { streaming, sql })
+    }
+}
+
+/// Checks the server, and compares it with what is stored.
+pub(super) fn check(
+    subject: Subject<'_>,
+    stored: Option<&Stored>,
+    Connections {
+        mut streaming,
+        mut sql,
+    }: Connections,
+    findings: &mut Findings,
+) {
+    let server = subject.server;
+    let repository = stored.map(|stored| &stored.repository);
+    let asked = ServerSettings::ask(&mut streaming);
+    let Some(cluster) = findings.result("PostgreSQL version", asked, |cluster| {
+        Some(cluster.version.to_string())
+    }) else {
+        return;
+    };
+    if let Some(unknown) = versions::unknown(cluster.version) {
+        findings.failed("PostgreSQL's version is known", unknown);
+    }
+    let same_cluster = system_id(repository, server, &cluster, findings);
+    if server.primary_conninfo.is_some() {
+        let primary = primary::connect(server, cluster.system_id);
+        findings.result("primary", primary, target);
+    }
+    configuration_files(&mut streaming, findings);
+    // PostgreSQL drops a temporary slot when a command fails: what may fail comes before it is made.
+    if let Some(repository) = repository {
+        same_history(repository, server, &cluster, &mut streaming, findings);
+    }
+    let slot = streaming.create_temporary_slot(&format!("barmanfs_check_{}", std::process::id()));
+    findings.result("temporary replication slot", slot.map_err(Error::from), |()| None);
+    if server.streaming_archiver {
+        streaming::check(subject, repository, &mut streaming, sql.as_mut(), findings);
+    }
+    let mut asked = Asked {
+        invocation: subject.invocation,
+        // What is stored of another cluster says nothing about this one.
+        repository: repository.filter(|_| same_cluster),
+        timelines: stored.and_then(|stored| stored.timelines.as_ref()),
+        server,
+        cluster: &cluster,
+        streaming: &mut streaming,
+        sql: sql.as_mut(),
+    };
+    wal_arrival::check(&mut asked, findings);
+}
+
+/// Whether the server's WAL is what is archived.
+fn same_history(
+    repository: &Repository,
+    server: &ServerConfig,
+    cluster: &ServerSettings,
+    streaming: &mut Connection,
+    findings: &mut Findings,
+) {
+    const NAME: &str = "history of the server";
+    match lineage::of_archive(repository, &server.name, cluster, streaming) {
+        Ok(Lineage::Same) => findings.ok(NAME, "that of the archive".to_owned()),
+        Ok(Lineage::Unknown) => findings.ok(NAME, "the archive has nothing to compare it with".to_owned()),
+        Ok(Lineage::Other(fork)) => findings.push(
+            Finding::failed(NAME, format!("history changed: {fork}"))
+                .hint(format!("'barmanfs history {} list' tells more", server.name)),
+        ),
+        Err(error) => findings.failed(NAME, error.to_string()),
+    }
+}
+
+fn target(connection: &Connection) -> Option<String> {
+    let encrypted = if connection.is_encrypted() {
+        ", encrypted"
+    } else {
+        ""
+    };
+    Some(format!("{}{encrypted}", connection.target()))
+}
+
+fn configuration_files(streaming: &mut Connection, findings: &mut Findings) {
+    const NAME: &str = "configuration files";
+    match cluster::files_outside(streaming) {
+        Ok(Some(outside)) if outside.is_empty() => findings.ok(NAME, "in the data directory".to_owned()),
+        Ok(Some(outside)) => {
+            let files = outside.join(", ");
+            let message = format!("in no backup, with all they include: {files}");
+            findings.push(Finding::warning(NAME, message).hint("Keep copies of them"));
+        }
+        Ok(None) => findings.ok(
+            NAME,
+            "where they are cannot be seen: GRANT pg_read_all_settings to the role".to_owned(),
+        ),
+        Err(error) => findings.failed(NAME, error.to_string()),
+    }
+}
+
+fn system_id(
+    repository: Option<&Repository>,
+    server: &ServerConfig,
+    cluster: &ServerSettings,
+    findings: &mut Findings,
+) -> bool {
+    const NAME: &str = "system identifier";
+    match repository.map(|repository| repository.system_id(&server.name)) {
+        None | Some(Ok(None)) => {
+            findings.ok(NAME, format!("{}, nothing stored of it yet", cluster.system_id));
+            return true;
+        }
+        Some(Ok(Some(known))) if known == cluster.system_id => {
+            findings.ok(NAME, known.to_string());
+            return true;
+        }
+        Some(Ok(Some(known))) => findings.failed(
+            NAME,
+            format!(
+                "the server is {}, the backups are of {known}: use another server name for a new cluster",
+                cluster.system_id
+            ),
+        ),
+        Some(Err(error)) => findings.failed(NAME, Error::from(error).to_string()),
+    }
+    false
+}

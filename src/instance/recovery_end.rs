@@ -1,0 +1,145 @@
+//! Waiting for the end of a recovery.
+
+use std::time::{Duration, Instant};
+
+use barmanfs_pg::control::ClusterState;
+
+use super::auto_conf::{self, last_value};
+use super::postmaster::is_alive;
+use super::{Instance, Running, running};
+use crate::error::Error;
+
+/// How often a recovery is looked at.
+const POLL: Duration = Duration::from_millis(100);
+
+/// How a recovery has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Replayed {
+    /// The server takes writes.
+    Promoted,
+    /// It waits at its target, open for queries.
+    Paused,
+    /// It has shut down at its target.
+    ShutDown,
+}
+
+/// What a server does once it has reached its target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AtTarget {
+    Promotes,
+    /// And can be asked whether it waits there.
+    Pauses,
+    ShutsDown,
+}
+
+impl AtTarget {
+    /// As its configuration says. A server that nobody could connect to does not wait, it shuts down (PostgreSQL's
+    /// documentation of `recovery_target_action`).
+    fn of(settings: &str) -> Self {
+        let readable = !matches!(
+            last_value(settings, "hot_standby").as_deref(),
+            Some("off" | "false" | "no" | "0")
+        );
+        match last_value(settings, "recovery_target_action").as_deref() {
+            Some("promote") => Self::Promotes,
+            Some("shutdown") => Self::ShutsDown,
+            _ if readable => Self::Pauses,
+            _ => Self::ShutsDown,
+        }
+    }
+}
+
+impl Instance {
+    /// Whether it replays WAL, and takes no writes yet.
+    pub(crate) fn is_recovering(&self) -> Result<bool, Error> {
+        let state = self.control()?.state;
+        Ok(matches!(
+            state,
+            ClusterState::InArchiveRecovery | ClusterState::InCrashRecovery
+        ))
+    }
+
+    /// Waits until its recovery has reached its target, or the end of the WAL where it has none. What it does there is in
+    /// its own configuration: a mount's and this command's may be others by now.
+    pub(crate) fn wait_for_recovery(&self, timeout: Option<Duration>) -> Result<Replayed, Error> {
+        let began = Instant::now();
+        let at_target = AtTarget::of(&auto_conf::read(&self.data)?);
+        loop {
+            let state = self.control()?.state;
+            match running(&self.data) {
+                Some(_) if state == ClusterState::InProduction => return Ok(Replayed::Promoted),
+                Some(running) if at_target == AtTarget::Pauses && self.is_paused(&running)? => {
+                    return Ok(Replayed::Paused);
+                }
+                Some(_) => {}
+                None if at_target == AtTarget::ShutsDown
+                    && self.control()?.state == ClusterState::ShutDownInRecovery =>
+                {
+                    return Ok(Replayed::ShutDown);
+                }
+                None => {
+                    return Err(Error::failed(format!(
+                        "The server in {} has stopped during its recovery: its log says why",
+                        self.data.display()
+                    )));
+                }
+            }
+            if timeout.is_some_and(|timeout| began.elapsed() >= timeout) {
+                return Err(Error::failed(format!(
+                    "The server in {} is still recovering after {} s; it goes on",
+                    self.data.display(),
+                    began.elapsed().as_secs()
+                )));
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Whether recovery waits at its target. No file shows that: the server is asked, as the user it runs as.
+    fn is_paused(&self, running: &Running) -> Result<bool, Error> {
+        let asked = self
+            .command("psql")
+            .args([
+                "-XAtqw",
+                "-d",
+                "postgres",
+                "-c",
+                "SELECT pg_is_wal_replay_paused()",
+                "-p",
+            ])
+            .arg(running.port.to_string())
+            .arg("-h")
+            .arg(&running.socket_directory)
+            .output()
+            .map_err(|error| Error::failed(format!("Cannot run psql: {error}")))?;
+        // It has gone since, or is just being promoted by somebody.
+        if asked.status.success() || !is_alive(running.pid) {
+            return Ok(asked.stdout.starts_with(b"t"));
+        }
+        let why = String::from_utf8_lossy(&asked.stderr);
+        let why = why.lines().next().unwrap_or("psql does not say why").trim();
+        Err(Error::failed(format!(
+            "Whether the server in {} waits at its target cannot be seen: {why}",
+            self.data.display()
+        ))
+        .hint("It goes on without this command: SELECT pg_is_wal_replay_paused() tells"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happens_at_the_target_stands_in_the_configuration() {
+        let of = |action: &str, hot_standby: &str| {
+            AtTarget::of(&format!(
+                "recovery_target_action = 'promote'\nrecovery_target_action = '{action}'\nhot_standby = {hot_standby}\n"
+            ))
+        };
+        assert_eq!(of("promote", "on"), AtTarget::Promotes);
+        assert_eq!(of("pause", "on"), AtTarget::Pauses);
+        assert_eq!(of("pause", "off"), AtTarget::ShutsDown);
+        assert_eq!(of("shutdown", "off"), AtTarget::ShutsDown);
+    }
+}

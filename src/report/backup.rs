@@ -1,0 +1,86 @@
+//! `backup --json`, `list-backups --json`, `show-backup --json`.
+
+use barmanfs_catalog::{Backup, BootTest, Gap, Repository, ServerName, json};
+use barmanfs_pg::wal_name::SegmentName;
+use serde_json::{Value, json};
+
+use crate::error::Error;
+
+/// All of a backup but the listing of its root, which means nothing outside the repository.
+pub(crate) fn backup(backup: &Backup) -> Result<Value, Error> {
+    json::backup(backup).map_err(|error| Error::failed(error.to_string()))
+}
+
+/// A backup with what is known of its reliability.
+#[derive(Debug)]
+pub(crate) struct ListedBackup {
+    pub(crate) backup: Backup,
+    /// Its newest boot test.
+    pub(crate) boot_test: Option<BootTest>,
+    /// Whether it needs what a verification found damaged.
+    pub(crate) damaged: bool,
+}
+
+impl ListedBackup {
+    /// Backups of one server, with what the repository has of their newest boot tests and of damage.
+    pub(crate) fn all(repository: &Repository, backups: Vec<Backup>) -> Result<Vec<Self>, Error> {
+        let damaged = repository.damaged_backups(&backups)?;
+        let listed = |backup: Backup| {
+            Ok(Self {
+                boot_test: repository.boot_test(&backup)?,
+                damaged: damaged.contains(&backup.id),
+                backup,
+            })
+        };
+        backups.into_iter().map(listed).collect()
+    }
+
+    /// The backup with the gaps before the next one: what is behind them cannot be recovered from it.
+    pub(crate) fn with_gaps(&self, gaps: &[(ServerName, Gap)]) -> Result<Value, Error> {
+        let backup = &self.backup;
+        let after: Vec<&Gap> = gaps
+            .iter()
+            .filter(|(server, gap)| *server == backup.server && gap.backup_before == Some(backup.id))
+            .map(|(_, gap)| gap)
+            .collect();
+        self.with("gaps", json!(after))
+    }
+
+    /// The backup with the segments that it needs and that are not archived.
+    pub(crate) fn with_missing_wal(&self, missing: &[SegmentName]) -> Result<Value, Error> {
+        let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
+        self.with("missing_wal", json!(names))
+    }
+
+    fn with(&self, key: &str, more: Value) -> Result<Value, Error> {
+        let mut value = backup(&self.backup)?;
+        if let Some(fields) = value.as_object_mut() {
+            fields.insert("boot_test".to_owned(), json!(self.boot_test));
+            fields.insert("damaged".to_owned(), json!(self.damaged));
+            fields.insert(key.to_owned(), more);
+        }
+        Ok(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{backup, boot_test};
+    use barmanfs_catalog::BackupStatus;
+
+    #[test]
+    fn json_leaves_out_what_means_nothing_outside_the_repository() {
+        let listed = ListedBackup {
+            backup: backup(BackupStatus::Done),
+            boot_test: Some(boot_test()),
+            damaged: true,
+        };
+        let value = listed.with_gaps(&[]).unwrap();
+        assert_eq!(value["boot_test"]["outcome"], "failed");
+        assert_eq!(value["damaged"], true);
+        assert_eq!(value["status"], "DONE");
+        assert_eq!(value["start_lsn"], "0/5000028");
+        assert!(value.get("root").is_none());
+    }
+}

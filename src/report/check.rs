@@ -1,0 +1,67 @@
+//! `check --json`.
+
+use serde::{Serialize, Serializer};
+
+use crate::config::ServerConfig;
+use crate::health::{self, Finding, State};
+
+/// What was found about one server.
+#[derive(Debug, Serialize)]
+pub(crate) struct CheckedServer {
+    pub(crate) server: String,
+    pub(crate) active: bool,
+    /// No finding is FAILED.
+    ok: bool,
+    /// The worst of the findings.
+    pub(crate) status: State,
+    #[serde(rename = "checks")]
+    pub(crate) findings: Vec<Finding>,
+}
+
+impl CheckedServer {
+    /// The findings about `server`.
+    pub(crate) fn new(server: &ServerConfig, findings: Vec<Finding>) -> Self {
+        let status = health::worst(&findings);
+        Self {
+            server: server.name.to_string(),
+            active: server.active,
+            ok: status < State::Failed,
+            status,
+            findings,
+        }
+    }
+
+    /// The worst status among servers.
+    pub(crate) fn worst(servers: &[Self]) -> State {
+        let states = servers.iter().map(|server| server.status);
+        states.max().unwrap_or(State::Ok)
+    }
+}
+
+impl Serialize for State {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.word())
+    }
+}
+
+/// One finding, as JSON has it.
+#[derive(Serialize)]
+struct Check {
+    name: &'static str,
+    ok: bool,
+    status: State,
+    /// Message and hint.
+    hint: Option<String>,
+}
+
+impl Serialize for Finding {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let check = Check {
+            name: self.name,
+            ok: self.state < State::Failed,
+            status: self.state,
+            hint: self.text(),
+        };
+        check.serialize(serializer)
+    }
+}

@@ -1,0 +1,30 @@
+//! `clone list --json`.
+
+use std::path::PathBuf;
+
+use barmanfs_catalog::{CloneName, CloneOrigin, ServerName};
+use barmanfs_pg::TimestampMicros;
+use serde::Serialize;
+
+/// One clone.
+#[derive(Debug, Serialize)]
+pub(crate) struct ListedClone {
+    pub(crate) server: ServerName,
+    pub(crate) name: CloneName,
+    #[serde(flatten)]
+    pub(crate) origin: CloneOrigin,
+    pub(crate) created_at: TimestampMicros,
+    /// Bytes the clone takes in the repository.
+    pub(crate) written_bytes: u64,
+    pub(crate) max_bytes: Option<u64>,
+    /// Where it can be seen.
+    pub(crate) path: Option<PathBuf>,
+    /// Whether a server runs on it.
+    pub(crate) running: bool,
+    pub(crate) port: Option<u16>,
+    /// Where its socket is.
+    pub(crate) socket_directory: Option<PathBuf>,
+    pub(crate) process: Option<i32>,
+    /// Whether that server has lost its files with an earlier mount, and only waits to be stopped.
+    pub(crate) outlived_its_mount: bool,
+}

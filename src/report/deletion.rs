@@ -1,0 +1,45 @@
+//! `delete --json`.
+
+use barmanfs_catalog::{BackupId, CloneName};
+use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
+use serde::Serialize;
+
+/// What the command did or, with `--dry-run`, would do.
+#[derive(Debug, Serialize)]
+pub(crate) struct Deletion {
+    pub(crate) server: String,
+    pub(crate) dry_run: bool,
+    pub(crate) deleted: Vec<BackupId>,
+    /// What could be recovered before.
+    pub(crate) before: Remains,
+    /// What can be recovered afterwards.
+    pub(crate) after: Remains,
+    /// Clones that are based on the deleted backups, and keep what they need.
+    pub(crate) clones: Vec<CloneName>,
+    /// Why it would be refused; only with `--dry-run`.
+    pub(crate) refused: Option<String>,
+}
+
+/// What can be recovered with a set of backups.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Remains {
+    /// Complete backups of the server, with their WAL, without the doubtful ones.
+    pub(crate) done: usize,
+    /// Complete backups that are damaged or whose boot test failed.
+    pub(crate) doubtful: usize,
+    /// The end of the first of them.
+    pub(crate) earliest: Option<Place>,
+    /// The end of what can be replayed on any of them.
+    pub(crate) newest: Option<Place>,
+}
+
+/// A place in the server's history.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Place {
+    /// The last commit or abort up to there, where it is known.
+    pub(crate) time: Option<TimestampMicros>,
+    pub(crate) timeline: TimelineId,
+    pub(crate) lsn: Lsn,
+    /// The backup from which it is reached.
+    pub(crate) backup: String,
+}

@@ -1,0 +1,15 @@
+//! `list-files --json`.
+
+use barmanfs_pg::TimestampMicros;
+use serde::Serialize;
+
+/// A file of a backup, or a file of the WAL archive.
+#[derive(Debug, Serialize)]
+pub(crate) struct ListedFile {
+    /// Not UTF-8 in a name becomes the replacement character.
+    pub(crate) path: String,
+    pub(crate) size_bytes: u64,
+    pub(crate) mode: Option<String>,
+    pub(crate) modified_at: Option<TimestampMicros>,
+    pub(crate) archived_at: Option<TimestampMicros>,
+}
