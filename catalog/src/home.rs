@@ -34,7 +34,7 @@ pub(crate) const LIVE: &str = "live";
 /// WAL that was received and is not archived yet.
 pub(crate) const SPOOL: &str = "spool";
 
-/// Space that is kept back, see [`crate::index::reserve`].
+/// The file that keeps space back for what frees some.
 pub(crate) const RESERVE: &str = "reserve";
 
 /// All but the packs, which the store makes.

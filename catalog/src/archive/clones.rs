@@ -22,16 +22,13 @@ use serde::{Deserialize, Serialize};
 use crate::archive::backup::{Backup, BackupRoot, ReadGuard};
 use crate::error::{Error, Result};
 use crate::home::locks::Lock;
-use crate::home::{regular, sync_directory, write_durably};
+use crate::home::{LIVE, regular, sync_directory, write_durably};
 use crate::index::repository::Repository;
 use crate::index::writer::Writer;
 use crate::names::{BackupId, CloneName, ServerName};
 
 /// Version of clone.json this release writes, and the newest it reads.
 const VERSION: u32 = 1;
-
-/// The directory of all clones.
-pub(crate) const LIVE: &str = "live";
 
 /// What is known of a clone.
 const DESCRIPTION: &str = "clone.json";

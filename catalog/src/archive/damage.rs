@@ -51,9 +51,7 @@ pub(crate) fn derive(db: &Connection, seq: i64, places: &DamagedPlaces) -> Resul
 
 /// A record says something as long as the pack is there.
 pub(crate) fn is_needed(db: &Connection, places: &DamagedPlaces) -> Result<bool> {
-    Ok(db
-        .prepare_cached("SELECT 1 FROM packs WHERE id = ?1")?
-        .exists([places.pack.as_bytes()])?)
+    records::knows_pack(db, places.pack)
 }
 
 /// The packs with places that are damaged, by their rows, and the chunks.

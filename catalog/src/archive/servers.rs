@@ -11,7 +11,7 @@ use crate::archive::backup::running;
 use crate::error::{Error, Result};
 use crate::home::locks::Lock;
 use crate::home::now;
-use crate::index::records::{self, kind, parse};
+use crate::index::records::{self, kind};
 use crate::index::repository::Repository;
 use crate::index::writer::Writer;
 use crate::names::ServerName;
@@ -103,18 +103,14 @@ impl Writer {
 
 /// As for WAL: the first cluster to come under a name has it.
 pub(super) fn derive(db: &Connection, seq: i64, id: RecordId, server: &ServerRecord) -> Result<()> {
-    let known: Option<(RecordId, ServerRecord)> = db
-        .prepare_cached(
-            "SELECT r.id, r.payload FROM servers s JOIN records r ON r.seq = s.record WHERE s.name = ?1",
-        )?
-        .query_row([server.name.as_str()], |row| {
-            Ok((row.get::<_, [u8; 16]>(0)?, row.get::<_, Vec<u8>>(1)?))
-        })
-        .optional()?
-        .map(|(id, payload)| parse(RecordId(id), &payload).map(|record| (RecordId(id), record)))
-        .transpose()?;
-    if known.is_some_and(|(other, known)| (known.added_at, other) <= (server.added_at, id)) {
-        return Ok(());
+    let mut known = db.prepare_cached(
+        "SELECT r.id, r.payload FROM servers s JOIN records r ON r.seq = s.record WHERE s.name = ?1",
+    )?;
+    if let Some(row) = known.query([server.name.as_str()])?.next()? {
+        let (other, known): (RecordId, ServerRecord) = records::of_row(row)?;
+        if (known.added_at, other) <= (server.added_at, id) {
+            return Ok(());
+        }
     }
     db.prepare_cached("INSERT OR REPLACE INTO servers (name, system_id, record) VALUES (?1, ?2, ?3)")?
         .execute(params![server.name.as_str(), server.system_id.to_string(), seq])?;

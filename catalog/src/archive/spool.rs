@@ -21,16 +21,13 @@ use barmanfs_pg::{Lsn, SegmentSize, TimelineId, TimestampMicros};
 use crate::archive::wal::WalOutcome;
 use crate::error::{Error, Result};
 use crate::home::locks::Lock;
-use crate::home::{regular, sync_directory};
+use crate::home::{SPOOL, regular, sync_directory};
 use crate::index::repository::Repository;
 use crate::names::ServerName;
 
 mod file;
 
 pub use file::SpoolFile;
-
-/// The directory of all spools.
-pub(crate) const SPOOL: &str = "spool";
 
 /// Ends the name of a segment that is not whole.
 const PARTIAL: &str = ".partial";

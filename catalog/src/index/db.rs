@@ -217,9 +217,7 @@ impl Db {
     /// Moves a WAL that has become long into the catalog. Waits for nobody: who still reads from the WAL keeps it as
     /// it is until the next commit. An error costs nothing either, what was committed is durable in the WAL.
     fn empty_long_wal(&self, connection: &Connection) {
-        let mut wal = self.path.clone().into_os_string();
-        wal.push("-wal");
-        if fs::metadata(wal).is_ok_and(|wal| wal.len() <= WAL_LIMIT_BYTES) {
+        if fs::metadata(with_suffix(&self.path, "-wal")).is_ok_and(|wal| wal.len() <= WAL_LIMIT_BYTES) {
             return;
         }
         let empty = || -> rusqlite::Result<()> {
@@ -234,10 +232,19 @@ impl Db {
     }
 }
 
+/// The catalog, and the files SQLite keeps beside it.
+fn files(catalog: &Path) -> [PathBuf; 4] {
+    ["", "-wal", "-shm", "-journal"].map(|suffix| with_suffix(catalog, suffix))
+}
+
+/// Makes sure that what SQLite will open are regular files, or not there.
+pub(crate) fn check_files(catalog: &Path) -> Result<()> {
+    files(catalog).iter().try_for_each(|file| regular::check(file))
+}
+
 /// Removes a catalog with the files SQLite keeps beside it.
 pub(crate) fn remove_catalog(catalog: &Path) -> Result<()> {
-    for suffix in ["", "-wal", "-shm", "-journal"] {
-        let file = with_suffix(catalog, suffix);
+    for file in files(catalog) {
         match fs::remove_file(&file) {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Error::io("remove", &file, source));
@@ -285,9 +292,7 @@ fn layout(connection: &Connection) -> Result<i64> {
 /// SQLite needs none, so that what is in the repository can still be read.
 fn connect(path: &Path, owner: &Owner, derive: Derive) -> Result<Link> {
     let _acting = owner.act_in(path)?;
-    for suffix in ["", "-wal", "-shm", "-journal"] {
-        regular::check(&with_suffix(path, suffix))?;
-    }
+    check_files(path)?;
     let link = |access, alone| connect_as(path, access, derive).map(|connection| Link { connection, alone });
     match link(Access::Shared, false) {
         // Where nothing can be written nobody else does either, so that no locks are needed: on a read-only file system

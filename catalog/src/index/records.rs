@@ -7,7 +7,7 @@
 
 use barmanfs_pg::TimestampMicros;
 use barmanfs_store::layout::MAX_RECORD_BYTES;
-use barmanfs_store::{ChunkId, ClosedPack, PackedChunk, Record, RecordId};
+use barmanfs_store::{ChunkId, ClosedPack, PackId, PackedChunk, Record, RecordId};
 use rusqlite::{Connection, Row, params};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -252,6 +252,13 @@ pub(crate) fn derive_all(
         }
     }
     Ok(())
+}
+
+/// Whether a pack is in the catalog.
+pub(crate) fn knows_pack(db: &Connection, pack: PackId) -> Result<bool> {
+    Ok(db
+        .prepare_cached("SELECT 1 FROM packs WHERE id = ?1")?
+        .exists([pack.as_bytes()])?)
 }
 
 /// Whether a deletion of this record has been read.

@@ -15,7 +15,7 @@ use crate::home::{CATALOG, Home, PACKS, check_vacant, make_directories};
 use crate::index::chunk_index::CatalogIndex;
 use crate::index::db::{Db, remove_catalog};
 use crate::index::read_segments::ReadSegments;
-use crate::index::records::Derive;
+use crate::index::records::{self, Derive};
 use crate::index::unread::Surveyor;
 
 /// Decoded chunks kept by default: enough for a few readers; a mount asks for more.
@@ -152,11 +152,7 @@ impl Repository {
 
     /// Whether the catalog has this pack.
     pub(crate) fn knows_pack(&self, pack: PackId) -> Result<bool> {
-        self.db.read(|db| {
-            Ok(db
-                .prepare_cached("SELECT 1 FROM packs WHERE id = ?1")?
-                .exists([pack.as_bytes()])?)
-        })
+        self.db.read(|db| records::knows_pack(db, pack))
     }
 
     /// All packs the catalog has. Sixteen bytes each: a million, 64 TB, are no burden.

@@ -20,11 +20,8 @@ use rustix::fs::{FallocateFlags, OFlags, fallocate, statvfs};
 use barmanfs_store::LocalPacks;
 
 use crate::error::{Error, Result};
-use crate::home::PACKS;
+use crate::home::{PACKS, RESERVE};
 use crate::index::repository::Repository;
-
-/// The file, in the repository's directory.
-pub(crate) const RESERVE: &str = "reserve";
 
 /// SQLite's write-ahead log of the catalog, beside it.
 const WAL: &str = "catalog.sqlite-wal";

@@ -220,11 +220,7 @@ impl Surveyor {
     }
 
     fn knows(&self, pack: PackId) -> Result<bool> {
-        self.db.read(|db| {
-            Ok(db
-                .prepare_cached("SELECT 1 FROM packs WHERE id = ?1")?
-                .exists([pack.as_bytes()])?)
-        })
+        self.db.read(|db| records::knows_pack(db, pack))
     }
 
     /// Whether the catalog still knows a pack, and the store has none.

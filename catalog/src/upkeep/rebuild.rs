@@ -23,8 +23,8 @@ use crate::archive::derive::derive;
 use crate::error::{Error, Result};
 use crate::home::locks::{Lock, Locks};
 use crate::home::settings::{CreateOptions, make_settings, read_settings};
-use crate::home::{CATALOG, Home, PACKS, make_directories, regular, sync_directory, with_suffix};
-use crate::index::db::{self, remove_catalog};
+use crate::home::{CATALOG, Home, PACKS, make_directories, sync_directory, with_suffix};
+use crate::index::db::{self, check_files, remove_catalog};
 use crate::index::records;
 use crate::index::repository::Repository;
 use crate::index::unread::PackProblem;
@@ -88,9 +88,7 @@ impl Repository {
             Err(Error::SettingsMissing { .. } | Error::BadSettings { .. }) => true,
             settings => settings.map(|_| false)?,
         };
-        for suffix in ["", "-wal", "-shm", "-journal"] {
-            regular::check(&with_suffix(&path.join(CATALOG), suffix))?;
-        }
+        check_files(&path.join(CATALOG))?;
         make_directories(path)?;
         let _lock = keep_writers_out(&Locks::of(&home))?;
         remove_leftovers(path)?;
@@ -143,7 +141,7 @@ fn missing_in(new: &Path, known: &[PackId]) -> Result<Vec<PackId>> {
     let connection = Connection::open_with_flags(new, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     let mut missing = Vec::new();
     for pack in known {
-        if !is_entered(&connection, *pack)? {
+        if !records::knows_pack(&connection, *pack)? {
             missing.push(*pack);
         }
     }
@@ -249,7 +247,7 @@ fn tell_astray(connection: &Connection, storage: &dyn PackStorage, report: &mut 
     for part in Part::all() {
         storage.list_part(part, &mut |listed| {
             if let Listed::Astray { path, pack } = listed
-                && !is_entered(connection, pack)?
+                && !records::knows_pack(connection, pack)?
             {
                 let reason = format!("It lies under another name, {}: give it its own", path.display());
                 report.problems.push(PackProblem { pack, reason });
@@ -258,12 +256,6 @@ fn tell_astray(connection: &Connection, storage: &dyn PackStorage, report: &mut 
         })?;
     }
     Ok(())
-}
-
-fn is_entered(connection: &Connection, pack: PackId) -> Result<bool> {
-    Ok(connection
-        .prepare_cached("SELECT 1 FROM packs WHERE id = ?1")?
-        .exists([pack.as_bytes()])?)
 }
 
 fn enter_one(connection: &Connection, pack: &ClosedPack) -> Result<()> {

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 use crate::archive::backup::{Backup, BackupStatus};
 use crate::error::{Error, Result};
-use crate::home::{regular, sync_directory, write_durably};
+use crate::home::{RUNNING, regular, sync_directory, write_durably};
 use crate::index::repository::Repository;
 use crate::names::ServerName;
 
@@ -26,8 +26,12 @@ pub(super) fn lock_name(server: &ServerName) -> String {
     format!("backup-{server}")
 }
 
+fn directory(repository: &Repository) -> PathBuf {
+    repository.home.join(RUNNING)
+}
+
 fn state_file(repository: &Repository, server: &ServerName) -> PathBuf {
-    repository.path().join("running").join(format!("{server}.json"))
+    directory(repository).join(format!("{server}.json"))
 }
 
 /// Writes down that this backup is running, or with `status` FAILED how it ended.
@@ -42,7 +46,7 @@ pub(super) fn remove(repository: &Repository, server: &ServerName) -> Result<()>
     let path = state_file(repository, server);
     match fs::remove_file(&path) {
         Err(source) if source.kind() != ErrorKind::NotFound => Err(Error::io("remove", &path, source)),
-        _ => sync_directory(&repository.path().join("running")),
+        _ => sync_directory(&directory(repository)),
     }
 }
 
@@ -85,7 +89,7 @@ fn read_state(repository: &Repository, server: &ServerName) -> Result<Option<Bac
 
 /// The servers that have a running or interrupted backup.
 pub(crate) fn servers(repository: &Repository) -> Result<Vec<ServerName>> {
-    let directory = repository.path().join("running");
+    let directory = directory(repository);
     let unreadable = |source| Error::io("list", &directory, source);
     let mut servers = Vec::new();
     let entries = match fs::read_dir(&directory) {
