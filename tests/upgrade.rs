@@ -2,11 +2,10 @@
 //! of one cluster, and what comes now is of another one, with the same file names. Nothing of the two is mixed, each command
 //! says so, and both are there under names of their own.
 
-use crate::common::histories::{AUTO, assert_restores, backup, digest, insert, site};
+use crate::common::histories::{AUTO, assert_restores, backup, digest, insert, recovered, remove, site};
 use crate::common::process::run;
 use crate::common::registry::topic;
 use crate::common::{Install, Mount, PgServer, Site};
-use std::fs;
 
 topic! {
     once a_cluster_upgraded_under_its_name_is_refused_and_backed_up_under_another,
@@ -57,12 +56,9 @@ fn a_cluster_upgraded_under_its_name_is_refused_and_backed_up_under_another(newe
     let mount = Mount::new(&site);
     for (view, expected) in [("upgraded/latest", second), ("upgraded/pitr/now", end)] {
         let data = site.copy(&mount.path(view), "copy");
-        let mut copy = PgServer::on(newer, &data);
-        copy.start();
-        copy.wait_until_promoted();
-        assert_eq!(digest(&copy), expected, "{view}");
+        let mut copy = recovered(PgServer::on(newer, &data), view, &expected);
         copy.stop("fast");
-        fs::remove_dir_all(&data).expect("the copy's directory");
+        remove(&site, &copy);
     }
     mount.unmount();
 }
