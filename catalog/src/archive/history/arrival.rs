@@ -224,10 +224,10 @@ impl Writer {
             .repository()
             .locks
             .wait_exclusive(&format!("history-{server}"), found_by)?;
-        let covers = |fork: &Fork| {
-            fork.timeline == timeline && fork.lsn.segment_start(size) <= lsn.segment_start(size)
-        };
-        if let Some(known) = self.repository().open_forks(server)?.into_iter().find(covers) {
+        if let Some(known) = self
+            .repository()
+            .open_fork_before(server, (timeline, lsn, size))?
+        {
             return Ok(known);
         }
         let body = HistoryRecord {

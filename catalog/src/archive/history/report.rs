@@ -1,6 +1,6 @@
 //! What is known of a server's histories.
 
-use barmanfs_pg::TimestampMicros;
+use barmanfs_pg::{Lsn, SegmentSize, TimelineId, TimestampMicros};
 use barmanfs_store::RecordId;
 use rusqlite::params;
 
@@ -55,6 +55,18 @@ impl Repository {
         let mut forks = self.forks(server)?;
         forks.retain(|fork| fork.decided.is_none());
         Ok(forks)
+    }
+
+    /// The first open fork of a timeline in the segment of a place or before it: all WAL from there on is of two histories.
+    pub(crate) fn open_fork_before(
+        &self,
+        server: &ServerName,
+        (timeline, lsn, size): (TimelineId, Lsn, SegmentSize),
+    ) -> Result<Option<Fork>> {
+        let covers = |fork: &Fork| {
+            fork.timeline == timeline && fork.lsn.segment_start(size) <= lsn.segment_start(size)
+        };
+        Ok(self.open_forks(server)?.into_iter().find(covers))
     }
 
     /// When a history was last left for another one.

@@ -1,6 +1,7 @@
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, SegmentSize, TimelineId};
 
+use super::Decided;
 use crate::archive::wal::WalOutcome;
 use crate::error::Error;
 use crate::home::settings::CreateOptions;
@@ -108,6 +109,40 @@ fn a_release_mixes_no_histories() {
         Repository::rebuild(&path, &mut Silent).unwrap();
         repository.generation().unwrap();
     }
+}
+
+/// Archivers retry. A file that shows a second fork must not be taken, when it comes again, for one of the first, which was
+/// decided.
+#[test]
+fn a_file_that_comes_again_names_the_fork_it_showed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("repository");
+    let repository = Repository::create(&path, CreateOptions::default()).unwrap();
+    let conflict = |number, history| match archive(&repository, number, history) {
+        WalOutcome::Conflict(conflict) => conflict.fork.unwrap(),
+        other => panic!("{other:?}"),
+    };
+    for number in 1..=2 {
+        archive(&repository, number, 1);
+    }
+    let first = conflict(2, 2);
+    let writer = repository.writer("test").unwrap();
+    writer.restart_history(&main(), None, first.lsn).unwrap();
+    for number in 3..=4 {
+        archive(&repository, number, 2);
+    }
+    let second = conflict(4, 3);
+    assert_ne!(second.id, first.id);
+    for _ in 0..2 {
+        let again = conflict(4, 3);
+        assert_eq!((again.id, again.decided), (second.id, None));
+    }
+    writer.keep_history(&main(), None, second.lsn).unwrap();
+    for _ in 0..2 {
+        let again = conflict(4, 3);
+        assert_eq!((again.id, again.decided), (second.id, Some(Decided::Keep)));
+    }
+    assert_eq!(repository.forks(&main()).unwrap().len(), 2);
 }
 
 #[test]

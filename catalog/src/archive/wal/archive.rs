@@ -169,12 +169,8 @@ impl Writer {
             Obstacle::Behind(fork) => Some(fork),
             Obstacle::Left => None,
             Obstacle::Shows { timeline, lsn, why } => {
-                // What was decided about it once stays decided, however often it comes again.
-                let decided = self.decided_fork(&server, timeline, lsn, is_new)?;
-                match decided {
-                    Some(fork) => Some(fork),
-                    None => Some(self.record_fork(&server, (timeline, lsn, size), &why, &origin)?),
-                }
+                let place = (timeline, lsn, size);
+                Some(self.known_or_new_fork(&server, place, &why, &origin, is_new)?)
             }
         };
         Ok(WalOutcome::Refused(Box::new(RefusedWal { quarantined, fork })))
@@ -210,33 +206,35 @@ impl Writer {
             WalName::History(_) => Lsn(0),
             _ => return Ok(None),
         };
-        let (server, timeline) = (&archived.server, name.timeline());
-        if let Some(decided) = self.decided_fork(server, timeline, lsn, is_new)? {
-            return Ok(Some(decided));
-        }
+        let place = (name.timeline(), lsn, size);
         let why = format!(
             "{name} came with other content than was archived at {}",
             archived.archived_at
         );
-        self.record_fork(server, (timeline, lsn, size), &why, &other.file.origin)
+        self.known_or_new_fork(&archived.server, place, &why, &other.file.origin, is_new)
             .map(Some)
     }
 
-    /// The decided fork that a file showed once before, unless it is new.
-    fn decided_fork(
+    /// The fork that a file shows. What was decided about a file that came before stays decided, however often it comes
+    /// again; as long as a fork is open that covers it, nothing was.
+    fn known_or_new_fork(
         &self,
         server: &ServerName,
-        timeline: TimelineId,
-        lsn: Lsn,
+        place: (TimelineId, Lsn, SegmentSize),
+        why: &str,
+        found_by: &str,
         is_new: bool,
-    ) -> Result<Option<Fork>> {
-        if is_new {
-            return Ok(None);
+    ) -> Result<Fork> {
+        let (timeline, lsn, _) = place;
+        if !is_new && self.repository().open_fork_before(server, place)?.is_none() {
+            let forks = self.repository().forks(server)?;
+            let decided =
+                |fork: &Fork| fork.timeline == timeline && fork.lsn <= lsn && fork.decided.is_some();
+            if let Some(fork) = forks.into_iter().rfind(decided) {
+                return Ok(fork);
+            }
         }
-        let forks = self.repository().forks(server)?;
-        Ok(forks
-            .into_iter()
-            .rfind(|fork| fork.timeline == timeline && fork.lsn <= lsn && fork.decided.is_some()))
+        self.record_fork(server, place, why, found_by)
     }
 
     /// Where two stored files differ first.
