@@ -8,7 +8,7 @@ pub(crate) mod export;
 mod needed_wal;
 
 use barmanfs_catalog::{CloneDescription, CloneLock, CloneName, Repository, ServerName};
-use barmanfs_fs::live::{Kind, LiveClone, NodeAttributes, NodeId};
+use barmanfs_live::{Kind, LiveClone, NodeAttributes, NodeId};
 use rustix::io::Errno;
 
 use crate::error::Error;
@@ -73,7 +73,7 @@ impl OfflineClone {
         let mut found = self.files.attributes(self.files.root())?;
         for name in path.split(|&byte| byte == b'/') {
             found = match self.files.lookup(found.node, name) {
-                Err(barmanfs_fs::Error::Refused(Errno::NOENT | Errno::NOTDIR)) => return Ok(None),
+                Err(barmanfs_live::Error::Refused(Errno::NOENT | Errno::NOTDIR)) => return Ok(None),
                 found => found?,
             };
         }

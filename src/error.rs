@@ -201,6 +201,15 @@ impl From<barmanfs_fs::Error> for Error {
     }
 }
 
+impl From<barmanfs_live::Error> for Error {
+    fn from(error: barmanfs_live::Error) -> Self {
+        match error {
+            barmanfs_live::Error::Store(error) => error.into(),
+            other => Self::failed(chain(&other)),
+        }
+    }
+}
+
 impl From<crate::postgres::Error> for Error {
     fn from(error: crate::postgres::Error) -> Self {
         let failed = match &error {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares read_pack.py and read_clone.py, and so FORMAT.md, with what barmanfs itself read in the frozen repositories.
 
-fs/tests/frozen/<n>/held.txt is what the program found there when it made the repository. The same lines are
+catalog/live/tests/frozen/<n>/held.txt is what the program found there when it made the repository. The same lines are
 made here from what the two print and extract. A byte of a pack that is flipped must be noticed, or
 change nothing.
 """
@@ -23,7 +23,7 @@ import read_clone
 import read_pack
 
 HERE = Path(__file__).resolve().parent
-FROZEN = HERE.parent / "fs" / "tests" / "frozen"
+FROZEN = HERE.parent / "catalog" / "live" / "tests" / "frozen"
 FLIPS = int(os.environ.get("READ_PACK_FLIPS", "150"))
 
 

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use barmanfs_live::{LiveClone, Name, NodeAttributes, NodeId};
 use fuser::{
     Config, Errno, FileAttr, FileType, INodeNo, Notifier, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
     Session, SessionACL,
@@ -17,7 +18,6 @@ use fuser::{
 
 use crate::clones::{Clones, Served};
 use crate::error::{Error, NOT_FOUND, Result};
-use crate::live::{LiveClone, Name, NodeAttributes, NodeId};
 use crate::namespace::{Content, Found, Handle, Ino, Namespace, Node, Stat};
 use crate::watch::Invalidate;
 
@@ -215,10 +215,10 @@ impl Adapter {
         &self,
         what: &str,
         served: &Served,
-        work: impl FnOnce(&LiveClone) -> Result<T>,
+        work: impl FnOnce(&LiveClone) -> barmanfs_live::Result<T>,
     ) -> Result<T, Errno> {
         self.answer(what, |_| {
-            let result = work(&served.clone);
+            let result = work(&served.clone).map_err(Error::from);
             if let Err(error) = &result
                 && error.is_failure()
             {
@@ -268,7 +268,7 @@ impl Adapter {
         let of = match counted {
             true => match served.clone.lookup(parent, &name.name) {
                 // Gone since the directory was opened.
-                Err(error) if error.errno() == rustix::io::Errno::NOENT => return Ok(false),
+                Err(barmanfs_live::Error::Refused(rustix::io::Errno::NOENT)) => return Ok(false),
                 found => found?,
             },
             false => served.clone.attributes(name.node)?,

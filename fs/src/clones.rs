@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use barmanfs_catalog::{CloneDescription, CloneName, CloneOrigin, ServerName};
+use barmanfs_live::{Initial, LiveClone, NodeId};
 use barmanfs_store::RecordId;
 use rustix::io::Errno;
 
@@ -20,7 +21,6 @@ use self::served::Place;
 pub(crate) use self::served::Served;
 use self::turns::Turns;
 use crate::error::{Error, NOT_FOUND, Result, STALE};
-use crate::live::{Initial, LiveClone, NodeId};
 use crate::namespace::{Ino, Namespace};
 use crate::views::{CloneAdditions, CloneSource, Context, ServesClones};
 

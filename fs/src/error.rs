@@ -60,14 +60,9 @@ pub enum Error {
         /// What is in the way.
         reason: String,
     },
-    /// What a clone has of its own is not what it has to be.
-    #[error("{} cannot be used: {reason}", path.display())]
-    Live {
-        /// The file of it.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
+    /// A clone's own files cannot be read or written.
+    #[error(transparent)]
+    Live(barmanfs_live::Error),
     /// What the kernel asked for is answered with this error alone: it is nobody's fault.
     #[error("{0}")]
     Refused(Errno),
@@ -89,13 +84,30 @@ impl Error {
             Self::Catalog(barmanfs_catalog::Error::Full { .. })
             | Self::Store(barmanfs_store::Error::Full { .. }) => Errno::NOSPC,
             Self::Catalog(error) if error.is_read_only() => Errno::ROFS,
-            _ => Errno::IO,
+            Self::Catalog(_)
+            | Self::Store(_)
+            | Self::Io { .. }
+            | Self::CannotMount { .. }
+            | Self::NotMounted { .. }
+            | Self::InUse { .. }
+            | Self::View { .. }
+            | Self::Live(_) => Errno::IO,
         }
     }
 
     /// Whether a person has to know: everything but a plain "no".
     pub(crate) fn is_failure(&self) -> bool {
         !matches!(self, Self::Refused(_))
+    }
+}
+
+impl From<barmanfs_live::Error> for Error {
+    fn from(error: barmanfs_live::Error) -> Self {
+        match error {
+            barmanfs_live::Error::Refused(errno) => Self::Refused(errno),
+            barmanfs_live::Error::Store(error) => Self::Store(error),
+            other => Self::Live(other),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! - [`namespace`] is the engine: inodes, handles, reading ahead. It speaks of files and directories, not of FUSE, and
 //!   is tested without a kernel.
 //! - [`views`] are the directories of the tree, each made from the catalog when it is looked at.
-//! - [`live`] is a clone: a copy-on-write engine over a backup's tree. `clones` are those that a mount serves.
+//! - `clones` are the clones that a mount serves; the engine of one is the crate `barmanfs_live`.
 //! - `adapter` is the one place that names fuser, and [`mount`](mod@mount) owns the mount: it makes it, and unmounts it only while
 //!   it is still the one it made.
 //!
@@ -16,15 +16,10 @@
 //! - Memory is bounded: inodes by asking the kernel to forget the oldest, listings by a page per open directory, data by the
 //!   chunk cache.
 
-// Tests in here and those beside share what they stand on, which calls this crate by its name.
-#[cfg(test)]
-extern crate self as barmanfs_fs;
-
 mod adapter;
 mod clones;
 mod error;
 mod evict;
-pub mod live;
 pub mod mount;
 pub mod namespace;
 pub mod views;

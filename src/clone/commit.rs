@@ -9,7 +9,7 @@ use std::fs::File;
 use barmanfs_catalog::{
     Backup, BackupEnd, BackupRun, BackupSelector, Error as CatalogError, NewBackup, Repository, Tablespace,
 };
-use barmanfs_fs::live::{Kind, NodeAttributes};
+use barmanfs_live::{Kind, NodeAttributes};
 use barmanfs_pg::ServerVersion;
 use barmanfs_store::layout::{DATA_WINDOW_BYTES, WAL_WINDOW_BYTES};
 use barmanfs_store::{Attributes, DirectoryRef, TreeReader};

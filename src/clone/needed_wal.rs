@@ -5,7 +5,7 @@
 //! checkpoint's redo position on, as PostgreSQL recovers from a crash. Segments that were recycled for later have another
 //! segment's first page; recovery does not read beyond, and they are left out.
 
-use barmanfs_fs::live::{Kind, NodeAttributes};
+use barmanfs_live::{Kind, NodeAttributes};
 use barmanfs_pg::control::{ClusterState, ControlFile};
 use barmanfs_pg::manifest::WalRange;
 use barmanfs_pg::wal_check::{LONG_HEADER_BYTES, check_segment};

@@ -1,4 +1,4 @@
-//! Requests about what is in clones: the kernel's words for the engine's ([`crate::live`]).
+//! Requests about what is in clones: the kernel's words for the engine's ([`barmanfs_live`]).
 //!
 //! The mount is the only way into a clone, so the kernel may keep names, attributes and pages; what it changes it
 //! changes itself. A file that has nothing of the backup any more is handed to the kernel, which reads and writes it
@@ -10,6 +10,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use barmanfs_live::{
+    Allocation, AttributeChanges, Kind, Listing, Name, NewNode, NewTime, NodeAttributes, NodeId, RenameMode,
+    Time,
+};
 use fuser::{
     BackingId, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, RenameFlags,
     ReplyCreate, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyOpen, Request, TimeOrNow,
@@ -19,10 +23,6 @@ use rustix::io::Errno as SystemErrno;
 use super::time;
 use crate::clones::Served;
 use crate::error::{Error, Result};
-use crate::live::{
-    Allocation, AttributeChanges, Kind, Listing, Name, NewNode, NewTime, NodeAttributes, NodeId, RenameMode,
-    Time,
-};
 use crate::namespace::Ino;
 
 /// How long the kernel may answer by itself: nobody else changes anything.
@@ -141,7 +141,7 @@ fn engine_time(at: SystemTime) -> Time {
 }
 
 /// How names are to change places.
-pub(super) fn rename_mode(flags: RenameFlags) -> Result<RenameMode> {
+pub(super) fn rename_mode(flags: RenameFlags) -> barmanfs_live::Result<RenameMode> {
     if flags.is_empty() {
         Ok(RenameMode::Replace)
     } else if flags == RenameFlags::RENAME_NOREPLACE {
@@ -149,18 +149,18 @@ pub(super) fn rename_mode(flags: RenameFlags) -> Result<RenameMode> {
     } else if flags == RenameFlags::RENAME_EXCHANGE {
         Ok(RenameMode::Exchange)
     } else {
-        Err(Error::Refused(SystemErrno::INVAL))
+        Err(barmanfs_live::Error::Refused(SystemErrno::INVAL))
     }
 }
 
 /// What fallocate is to do, and whether the size stays.
-pub(super) fn allocation(mode: i32) -> Result<(Allocation, bool)> {
+pub(super) fn allocation(mode: i32) -> barmanfs_live::Result<(Allocation, bool)> {
     let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
     match mode & !libc::FALLOC_FL_KEEP_SIZE {
         0 => Ok((Allocation::Reserve, keep_size)),
         libc::FALLOC_FL_ZERO_RANGE => Ok((Allocation::Zero, keep_size)),
         libc::FALLOC_FL_PUNCH_HOLE if keep_size => Ok((Allocation::Punch, true)),
-        _ => Err(Error::Refused(SystemErrno::OPNOTSUPP)),
+        _ => Err(barmanfs_live::Error::Refused(SystemErrno::OPNOTSUPP)),
     }
 }
 
@@ -224,7 +224,7 @@ impl OpenInodes {
         passthrough: bool,
         register: impl FnOnce(&std::fs::File) -> std::io::Result<BackingId>,
     ) -> Result<Option<Arc<BackingId>>, Errno> {
-        let refuse = |error: Error| super::errno(&error);
+        let refuse = |error: barmanfs_live::Error| super::errno(&error.into());
         served.clone.open_node(node).map_err(refuse)?;
         let mut files = lock(&self.files);
         if let Some(opened) = files.get_mut(&served.ino(node)) {

@@ -7,9 +7,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use barmanfs_live::NodeId;
+
 use super::served::{Place, Served};
 use crate::error::{Result, STALE};
-use crate::live::NodeId;
 use crate::namespace::Ino;
 
 /// An inode below a clone's root that the kernel knows.

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use barmanfs_catalog::{CloneDescription, CloneLock, CloneName, ServerName};
+use barmanfs_live::{Flusher, LiveClone, NodeId};
 use barmanfs_store::RecordId;
 
 use super::turns::FIRST;
 use crate::error::Result;
-use crate::live::{Flusher, LiveClone, NodeId};
 use crate::namespace::Ino;
 
 /// A server makes it first of all.
@@ -81,7 +81,7 @@ impl Served {
 
     /// Called before a file is made. A server that starts relies on what is there being durable; it says so by syncing
     /// the file system, of which the kernel tells us nothing. The file that keeps a second server out is made just before.
-    pub(crate) fn before_making(&self, parent: NodeId, name: &[u8]) -> Result<()> {
+    pub(crate) fn before_making(&self, parent: NodeId, name: &[u8]) -> barmanfs_live::Result<()> {
         if parent == self.clone.root() && name == SERVER_LOCK {
             self.clone.flush_all()?;
         }
@@ -90,7 +90,7 @@ impl Served {
 
     /// Makes a file durable. Also a server that starts anew because one of its processes was killed relies on what is
     /// there being durable; it keeps that file then, but writes and syncs it again before it recovers.
-    pub(crate) fn sync(&self, node: NodeId, data_only: bool) -> Result<()> {
+    pub(crate) fn sync(&self, node: NodeId, data_only: bool) -> barmanfs_live::Result<()> {
         if self.clone.is_in_root(SERVER_LOCK, node) {
             self.clone.flush_all()?;
         }

@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use barmanfs_catalog::Plan;
+use barmanfs_live::leads_out;
 use barmanfs_pg::history::TimelineHistory;
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{TimelineId, TimestampMicros};
@@ -27,7 +28,6 @@ use super::manifest::ViewManifest;
 use super::tree::{BackupTree, Place, TreeDirectory};
 use super::{Body, configuration, context, manifest, receiving, replay};
 use crate::error::{Error, Result};
-use crate::live::leads_out;
 
 /// A history file has one line for each timeline; larger than this it is none.
 const MAX_HISTORY_BYTES: u64 = 1 << 20;

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use barmanfs_catalog::{Backup, BackupId, CloneDescription, CloneName, Graft, ServerName};
+use barmanfs_live::{MadeFile, MadeThing, leads_out};
 use barmanfs_store::{Attributes, Entry, Node, RecordId};
 use rustix::io::Errno;
 
@@ -14,7 +15,6 @@ use super::snapshot::ServerState;
 use super::tree::{BackupTree, Style, TreeDirectory};
 use super::{Body, Children, Directory, changes, configuration, made, no_files};
 use crate::error::{Error, Result};
-use crate::live::{MadeFile, MadeThing, leads_out};
 use crate::namespace::{Child, Content, Lifetime};
 
 const MANIFEST: &[u8] = b"backup_manifest";

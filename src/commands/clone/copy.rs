@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use barmanfs_catalog::{CloneDescription, CloneName, CloneOrigin, Repository, ServerName};
 use barmanfs_fs::CloneLimits;
-use barmanfs_fs::live::copy_files;
+use barmanfs_live::copy_files;
 use barmanfs_store::RecordId;
 
 use super::create::too_many;

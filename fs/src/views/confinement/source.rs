@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use barmanfs_live::leads_out;
 use barmanfs_store::{Attributes, DirectoryRef, Entry, Node};
 
 use super::super::tree::TreeDirectory;
 use super::super::{Body, changes};
 use crate::error::{Error, Result};
-use crate::live::leads_out;
 
 /// Larger than this a configuration file is something else.
 pub(in crate::views) const MAX_BYTES: u64 = 4 << 20;

@@ -9,35 +9,40 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use barmanfs_store::{DirectoryRef, Entry, RecordId, TreeReader};
+use rustix::io::Errno;
 
-use super::node::{Body, FileNode, Kind, Meta, Node, NodeId, State};
-use crate::error::{Result, STALE};
+use crate::error::{Error, NOT_FOUND, Result, STALE};
+use crate::node::{Body, FileNode, Node, State};
+use crate::stat::{Kind, Meta, NodeId};
+
+/// A name's bytes at most, as Linux has it.
+const MAX_NAME_BYTES: usize = 255;
 
 /// What stands under a name instead of what the backup has there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Under {
+pub(crate) enum Under {
     Nothing,
     Node(NodeId, Kind),
 }
 
 /// A directory's names under which something else stands than in the backup.
-pub(super) type Differences = BTreeMap<Box<[u8]>, Under>;
+pub(crate) type Differences = BTreeMap<Box<[u8]>, Under>;
 
 /// All that is remembered of names.
 #[derive(Debug)]
-pub(super) struct Names {
+pub(crate) struct Names {
     clone: RecordId,
-    pub(super) nodes: HashMap<NodeId, Arc<Node>>,
+    pub(crate) nodes: HashMap<NodeId, Arc<Node>>,
     /// Shared with the listings that are being read.
-    pub(super) differences: HashMap<NodeId, Arc<Differences>>,
+    pub(crate) differences: HashMap<NodeId, Arc<Differences>>,
     /// Directories that do not stand where the backup has them, and the directory each is in.
     placed: HashMap<NodeId, NodeId>,
     /// Nodes made so far.
-    pub(super) made: u64,
+    pub(crate) made: u64,
 }
 
 impl Names {
-    pub(super) fn new(clone: RecordId) -> Self {
+    pub(crate) fn new(clone: RecordId) -> Self {
         Self {
             clone,
             nodes: HashMap::new(),
@@ -48,17 +53,17 @@ impl Names {
     }
 
     /// Whose they are.
-    pub(super) fn clone_id(&self) -> RecordId {
+    pub(crate) fn clone_id(&self) -> RecordId {
         self.clone
     }
 
     /// The node of this number.
-    pub(super) fn node(&self, id: NodeId) -> Result<Arc<Node>> {
+    pub(crate) fn node(&self, id: NodeId) -> Result<Arc<Node>> {
         self.nodes.get(&id).cloned().ok_or(STALE)
     }
 
     /// What stands under a name. A node that is not remembered yet is not by this.
-    pub(super) fn child(&self, trees: &TreeReader, parent: &Node, name: &[u8]) -> Result<Option<Arc<Node>>> {
+    pub(crate) fn child(&self, trees: &TreeReader, parent: &Node, name: &[u8]) -> Result<Option<Arc<Node>>> {
         let Body::Directory(listing) = &parent.body else {
             return Ok(None);
         };
@@ -76,12 +81,12 @@ impl Names {
     }
 
     /// What of a name is known without asking the backup.
-    pub(super) fn difference(&self, parent: NodeId, name: &[u8]) -> Option<Under> {
+    pub(crate) fn difference(&self, parent: NodeId, name: &[u8]) -> Option<Under> {
         self.differences.get(&parent)?.get(name).copied()
     }
 
     /// The node of what the backup has at `path`.
-    pub(super) fn lower_node(&self, path: &[u8], entry: Entry) -> Arc<Node> {
+    pub(crate) fn lower_node(&self, path: &[u8], entry: Entry) -> Arc<Node> {
         let id = NodeId::of_path(self.clone, path);
         if let Some(node) = self.nodes.get(&id) {
             return Arc::clone(node);
@@ -96,12 +101,12 @@ impl Names {
     }
 
     /// Remembers a node; the one that is remembered already if there is one.
-    pub(super) fn keep(&mut self, node: &Arc<Node>) -> Arc<Node> {
+    pub(crate) fn keep(&mut self, node: &Arc<Node>) -> Arc<Node> {
         Arc::clone(self.nodes.entry(node.id).or_insert_with(|| Arc::clone(node)))
     }
 
     /// Forgets a node that nobody needs. Nothing is done for one that somebody does.
-    pub(super) fn release(&mut self, node: &Node) {
+    pub(crate) fn release(&mut self, node: &Node) {
         let used = node.lookups.load(Ordering::Relaxed) > 0 || node.users.load(Ordering::Relaxed) > 0;
         if !used && (!node.touched.load(Ordering::Relaxed) || node.meta().links == 0) {
             self.nodes.remove(&node.id);
@@ -109,7 +114,7 @@ impl Names {
     }
 
     /// A number for a node that is about to be made.
-    pub(super) fn next_id(&mut self) -> NodeId {
+    pub(crate) fn next_id(&mut self) -> NodeId {
         loop {
             let id = NodeId::of_made(self.clone, self.made);
             self.made += 1;
@@ -120,7 +125,7 @@ impl Names {
     }
 
     /// Puts something else, or nothing, under a name.
-    pub(super) fn set(&mut self, parent: &Node, name: &[u8], node: Option<&Node>) {
+    pub(crate) fn set(&mut self, parent: &Node, name: &[u8], node: Option<&Node>) {
         let differences = Arc::make_mut(self.differences.entry(parent.id).or_default());
         match node {
             Some(node) => {
@@ -139,13 +144,13 @@ impl Names {
     }
 
     /// No name leads to this node any more.
-    pub(super) fn unlinked(&mut self, node: &Node) {
+    pub(crate) fn unlinked(&mut self, node: &Node) {
         self.differences.remove(&node.id);
         self.placed.remove(&node.id);
     }
 
     /// Whether nothing stands in a directory.
-    pub(super) fn is_empty(
+    pub(crate) fn is_empty(
         &self,
         trees: &TreeReader,
         directory: &Node,
@@ -165,7 +170,7 @@ impl Names {
     }
 
     /// Whether `directory` is `of`, or stands somewhere below it.
-    pub(super) fn is_below(&self, directory: &Node, of: NodeId) -> bool {
+    pub(crate) fn is_below(&self, directory: &Node, of: NodeId) -> bool {
         let mut at = Some((directory.id, directory.origin.as_deref().map(<[u8]>::to_vec)));
         while let Some((id, origin)) = at {
             if id == of {
@@ -178,7 +183,7 @@ impl Names {
 
     /// The directory a directory is in, and where the backup has that one. A directory nobody moved is where the
     /// backup has it, however its parents were moved.
-    pub(super) fn parent(&self, id: NodeId, origin: Option<&[u8]>) -> Option<(NodeId, Option<Vec<u8>>)> {
+    pub(crate) fn parent(&self, id: NodeId, origin: Option<&[u8]>) -> Option<(NodeId, Option<Vec<u8>>)> {
         if let Some(parent) = self.placed.get(&id) {
             let origin = self.nodes.get(parent).and_then(|node| node.origin.as_deref());
             return Some((*parent, origin.map(<[u8]>::to_vec)));
@@ -193,10 +198,39 @@ impl Names {
 }
 
 /// The path of a name in a directory.
-pub(super) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+pub(crate) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
     if directory.is_empty() {
         name.to_vec()
     } else {
         [directory, b"/", name].concat()
+    }
+}
+
+/// The directory of this number, if a name leads to it.
+pub(crate) fn present_directory(names: &Names, id: NodeId) -> Result<Arc<Node>> {
+    let node = names.node(id)?;
+    listing_of(&node)?;
+    let links = node.meta().links;
+    if links == 0 { Err(NOT_FOUND) } else { Ok(node) }
+}
+
+/// What a directory has of the backup's.
+pub(crate) fn listing_of(node: &Node) -> Result<&DirectoryRef> {
+    match &node.body {
+        Body::Directory(listing) => Ok(listing),
+        Body::File(_) | Body::Symlink(_) | Body::Socket => Err(Error::Refused(Errno::NOTDIR)),
+    }
+}
+
+/// Refuses what cannot be a name in a directory.
+pub(crate) fn check_name(name: &[u8]) -> Result<()> {
+    if name.len() > MAX_NAME_BYTES {
+        return Err(Error::Refused(Errno::NAMETOOLONG));
+    }
+    let is_name = !matches!(name, b"" | b"." | b"..") && !name.iter().any(|byte| matches!(byte, b'/' | 0));
+    if is_name {
+        Ok(())
+    } else {
+        Err(Error::Refused(Errno::INVAL))
     }
 }

@@ -11,15 +11,19 @@ use std::sync::{Arc, Mutex, RwLock};
 use barmanfs_catalog::CloneDescription;
 use barmanfs_store::{Attributes, DirectoryRef, Entry, TreeReader};
 
-use super::attributes::recorded;
-use super::disk::{Disk, FILES, JOURNAL, SystemDisk, file_name};
-use super::edit::Edit;
-use super::journal::Journal;
-use super::names::{Names, join};
-use super::node::{Body, FileNode, Kind, Meta, Node, NodeId, State};
-use super::record::{Change, Made};
-use super::{LiveClone, NewNode, NewTime, Time, failed};
-use crate::error::{Error, NOT_FOUND, Result};
+use crate::attributes::AttributeChanges;
+use crate::attributes::{NewTime, recorded};
+use crate::blocks::BLOCK_BYTES;
+use crate::clone::LiveClone;
+use crate::create::NewNode;
+use crate::disk::{Disk, FILES, JOURNAL, SystemDisk, file_name};
+use crate::edit::Edit;
+use crate::error::{Error, NOT_FOUND, Result, failed};
+use crate::journal::Journal;
+use crate::names::{Names, join};
+use crate::node::{Body, FileNode, Node, State};
+use crate::record::{Change, Made};
+use crate::stat::{Kind, Meta, NodeId, Time};
 
 /// Copied at a time.
 const COPY_BYTES: usize = 1 << 20;
@@ -101,7 +105,7 @@ impl LiveClone {
         Self::create_on(Arc::new(disk), description, trees, initial)
     }
 
-    pub(super) fn open_on(
+    pub(crate) fn open_on(
         disk: Arc<dyn Disk>,
         description: &CloneDescription,
         trees: TreeReader,
@@ -121,7 +125,7 @@ impl LiveClone {
         Ok(Self::new(disk, journal, names, used_bytes, description, trees))
     }
 
-    pub(super) fn create_on(
+    pub(crate) fn create_on(
         disk: Arc<dyn Disk>,
         description: &CloneDescription,
         trees: TreeReader,
@@ -204,7 +208,7 @@ impl LiveClone {
             None => (Some(&[][..]), Some(&*made.path)),
         };
         let (parent, name) = (parent.unwrap_or_default(), name.unwrap_or_default());
-        let parent = self.at(parent).map_err(|error| Error::Live {
+        let parent = self.at(parent).map_err(|error| Error::Unusable {
             path: self.disk.path().to_owned(),
             reason: format!("\"{}\" cannot be made: {error}", made.path.escape_ascii()),
         })?;
@@ -234,7 +238,7 @@ impl LiveClone {
             s: mtime_s,
             ns: mtime_ns,
         };
-        let times = super::AttributeChanges {
+        let times = AttributeChanges {
             mtime: Some(NewTime::At(time)),
             ..Default::default()
         };
@@ -343,7 +347,7 @@ impl<'a> Replay<'a> {
     }
 
     fn damaged(&self, reason: String) -> Error {
-        Error::Live {
+        Error::Unusable {
             path: self.disk.path().join(JOURNAL),
             reason,
         }
@@ -389,7 +393,7 @@ impl<'a> Replay<'a> {
                 let mut partial = data.become_partial(file).resized(size_bytes);
                 partial.lower_bytes = lower_bytes.min(partial.lower_bytes);
                 partial.journaled_bytes = size_bytes;
-                let end = size_bytes.div_ceil(super::blocks::BLOCK_BYTES);
+                let end = size_bytes.div_ceil(BLOCK_BYTES);
                 for run in added {
                     partial.blocks.insert(run.start..run.end.min(end));
                 }

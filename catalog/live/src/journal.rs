@@ -16,10 +16,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-use super::disk::{Disk, DiskFile, JOURNAL, NEW_JOURNAL};
-use super::failed;
-use super::record::{Change, decode, encode};
-use crate::error::{Error, Result};
+use crate::disk::{Disk, DiskFile, JOURNAL, NEW_JOURNAL};
+use crate::error::{Error, Result, failed};
+use crate::record::{Change, decode, encode};
 
 /// Version of the journal this release writes, and the newest it reads.
 const VERSION: u32 = 1;
@@ -41,11 +40,11 @@ const BATCH_BYTES: usize = 256 * 1024;
 
 /// A place in the log; only grows, also when the log is written anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Position(u64);
+pub(crate) struct Position(u64);
 
 /// The log.
 #[derive(Debug)]
-pub(super) struct Journal {
+pub(crate) struct Journal {
     disk: Arc<dyn Disk>,
     clone: String,
     log: Mutex<Log>,
@@ -86,7 +85,7 @@ impl Journal {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub(super) fn create(disk: Arc<dyn Disk>, clone: &str) -> Result<Self> {
+    pub(crate) fn create(disk: Arc<dyn Disk>, clone: &str) -> Result<Self> {
         let fail = |error| failed("create", disk.path().join(NEW_JOURNAL), error);
         let file = disk.create(NEW_JOURNAL).map_err(fail)?;
         let journal = Self::new(disk, clone, file, 0);
@@ -99,7 +98,7 @@ impl Journal {
     ///
     /// # Errors
     /// When it cannot be read, is damaged, or is another clone's; whatever `each` returns.
-    pub(super) fn open(
+    pub(crate) fn open(
         disk: Arc<dyn Disk>,
         clone: &str,
         each: &mut dyn FnMut(Change) -> Result<()>,
@@ -142,7 +141,7 @@ impl Journal {
     }
 
     /// Says that an upper file was made.
-    pub(super) fn name_made(&self) {
+    pub(crate) fn name_made(&self) {
         self.names_changed.store(true, Ordering::Release);
     }
 
@@ -150,7 +149,7 @@ impl Journal {
     ///
     /// # Errors
     /// When it cannot be written; nothing is, then.
-    pub(super) fn append(&self, changes: &[Change]) -> Result<()> {
+    pub(crate) fn append(&self, changes: &[Change]) -> Result<()> {
         if changes.is_empty() {
             return Ok(());
         }
@@ -186,7 +185,7 @@ impl Journal {
     ///
     /// # Errors
     /// When it cannot be, this time and until it is rewritten.
-    pub(super) fn flush(&self) -> Result<()> {
+    pub(crate) fn flush(&self) -> Result<()> {
         let mut log = self.log();
         let target = log.position();
         loop {
@@ -220,7 +219,7 @@ impl Journal {
     ///
     /// # Errors
     /// When it cannot be; the next flush tries again.
-    pub(super) fn flush_names(&self) -> Result<()> {
+    pub(crate) fn flush_names(&self) -> Result<()> {
         self.sync_names().map_err(|error| self.fail("sync", error))
     }
 
@@ -238,28 +237,28 @@ impl Journal {
     }
 
     /// Where the log ends.
-    pub(super) fn position(&self) -> Position {
+    pub(crate) fn position(&self) -> Position {
         self.log().position()
     }
 
     /// How far it is durable.
-    pub(super) fn durable(&self) -> Position {
+    pub(crate) fn durable(&self) -> Position {
         self.log().durable
     }
 
     /// Its bytes.
-    pub(super) fn size_bytes(&self) -> u64 {
+    pub(crate) fn size_bytes(&self) -> u64 {
         self.size_bytes.load(Ordering::Relaxed)
     }
 
     /// Whether it should be written anew: because it failed, or for its size.
-    pub(super) fn wants_rewrite(&self) -> bool {
+    pub(crate) fn wants_rewrite(&self) -> bool {
         let log = self.log();
         log.broken || log.end_bytes > SMALL_BYTES.max(log.rewritten_bytes.saturating_mul(GROWTH))
     }
 
     /// Whether it failed.
-    pub(super) fn is_broken(&self) -> bool {
+    pub(crate) fn is_broken(&self) -> bool {
         self.log().broken
     }
 
@@ -268,7 +267,7 @@ impl Journal {
     ///
     /// # Errors
     /// When it cannot be written; the log is what it was, then.
-    pub(super) fn rewrite(&self, records: &mut dyn Iterator<Item = Vec<Change>>) -> Result<()> {
+    pub(crate) fn rewrite(&self, records: &mut dyn Iterator<Item = Vec<Change>>) -> Result<()> {
         let mut log = self.log();
         while log.flushing {
             log = self.flushed.wait(log).unwrap_or_else(PoisonError::into_inner);
@@ -401,7 +400,7 @@ fn replay(
 ) -> Result<u64> {
     let path = disk.path().join(JOURNAL);
     let fail = |action, error| failed(action, &path, error);
-    let damaged = |reason: String| Error::Live {
+    let damaged = |reason: String| Error::Unusable {
         path: path.clone(),
         reason,
     };

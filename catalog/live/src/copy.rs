@@ -9,9 +9,8 @@ use barmanfs_store::open_regular;
 use rustix::fs::{SeekFrom, Timespec, Timestamps};
 use rustix::io::Errno;
 
-use super::disk::{FILES, JOURNAL};
-use super::failed;
-use crate::error::Result;
+use crate::disk::{FILES, JOURNAL};
+use crate::error::{Result, failed};
 
 /// Copied at a time where bytes have to be: the kernel does it, and can be interrupted in between.
 const COPY_BYTES: usize = 64 << 20;

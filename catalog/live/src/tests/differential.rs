@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::support::{Thing, WINDOW, attributes, noise};
 use super::*;
-use crate::live::{Allocation, AttributeChanges, Kind, NewTime, RenameMode, Time};
+use crate::{Allocation, AttributeChanges, Kind, NewTime, RenameMode, Time};
 
 /// Names are few, so that operations meet.
 const NAMES: &[&str] = &[
@@ -425,8 +425,7 @@ impl Pair {
         self.say(format!(
             "allocate {node:?} {what:?} {keep_size} {offset} {length}"
         ));
-        let real_done =
-            rustix::fs::fallocate(&real, crate::live::ranges::flags(what, keep_size), offset, length);
+        let real_done = rustix::fs::fallocate(&real, crate::ranges::flags(what, keep_size), offset, length);
         let clone = errno(self.clone().allocate(node, what, keep_size, offset, length));
         self.same(&clone, &real_done);
         self.compare_file(&real, node);

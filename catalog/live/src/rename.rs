@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::LiveClone;
-use super::edit::{Edit, check_name, present_directory};
-use super::names::Names;
-use super::node::{Body, Node, NodeId};
+use crate::clone::LiveClone;
+use crate::edit::Edit;
 use crate::error::{Error, NOT_FOUND, Result};
+use crate::names::{Names, check_name, present_directory};
+use crate::node::{Body, Node};
+use crate::stat::NodeId;
 
 /// What becomes of what stands under the new name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

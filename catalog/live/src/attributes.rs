@@ -4,11 +4,13 @@ use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
 
-use super::disk::{Status, file_name};
-use super::node::{Body, FileNode, Kind, Meta, Node, NodeAttributes, NodeId, State, Time};
-use super::record::{Change, Made};
-use super::{LiveClone, failed, file_of};
-use crate::error::{Error, Result};
+use crate::clone::LiveClone;
+use crate::disk::DiskFile;
+use crate::disk::{Status, file_name};
+use crate::error::{Error, Result, failed};
+use crate::node::{Body, FileNode, Node, State, file_of};
+use crate::record::{Change, Made};
+use crate::stat::{Kind, Meta, NodeAttributes, NodeId, Time};
 
 /// A time to set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +59,7 @@ impl LiveClone {
         self.attributes_of(&*self.node(id)?)
     }
 
-    pub(super) fn attributes_of(&self, node: &Node) -> Result<NodeAttributes> {
+    pub(crate) fn attributes_of(&self, node: &Node) -> Result<NodeAttributes> {
         let mut times = None;
         let (size_bytes, allocated_bytes) = match &node.body {
             Body::Directory(_) | Body::Socket => (0, 0),
@@ -91,7 +93,7 @@ impl LiveClone {
     }
 
     /// Of the upper file, open or not. One that is not there is empty: it was made and never synced.
-    fn status(&self, node: &Node, upper: Option<&dyn super::disk::DiskFile>) -> Result<Status> {
+    fn status(&self, node: &Node, upper: Option<&dyn DiskFile>) -> Result<Status> {
         let status = match upper {
             Some(upper) => upper.status().map(Some),
             None => self.disk.status(&file_name(node.id)),
@@ -162,7 +164,7 @@ impl LiveClone {
     }
 
     /// Says that a file's bytes have just been changed.
-    pub(super) fn stamp(node: &Node, file: &FileNode) {
+    pub(crate) fn stamp(node: &Node, file: &FileNode) {
         file.stamped.store(true, Ordering::Relaxed);
         let now = Time::now();
         let mut meta = node.meta();
@@ -183,14 +185,14 @@ impl LiveClone {
 }
 
 /// The changes that say all of a node but its bytes.
-pub(super) fn described(node: &Node, meta: Meta) -> Vec<Change> {
+pub(crate) fn described(node: &Node, meta: Meta) -> Vec<Change> {
     let mut changes = introduction(node);
     changes.push(Change::Attributes { id: node.id, meta });
     changes
 }
 
 /// What the journal must have said before anything else of a node.
-pub(super) fn introduction(node: &Node) -> Vec<Change> {
+pub(crate) fn introduction(node: &Node) -> Vec<Change> {
     if node.recorded.load(Ordering::Relaxed) {
         return Vec::new();
     }
@@ -198,7 +200,7 @@ pub(super) fn introduction(node: &Node) -> Vec<Change> {
 }
 
 /// The same for a journal that is written anew.
-pub(super) fn introduction_anew(node: &Node) -> Vec<Change> {
+pub(crate) fn introduction_anew(node: &Node) -> Vec<Change> {
     let made = match (&node.body, node.kind()) {
         (Body::Symlink(target), _) => Made::Symlink(target.to_vec()),
         (_, Kind::Directory) => Made::Directory,
@@ -213,7 +215,7 @@ pub(super) fn introduction_anew(node: &Node) -> Vec<Change> {
 }
 
 /// The journal knows of this node now.
-pub(super) fn recorded(node: &Node) {
+pub(crate) fn recorded(node: &Node) {
     node.touch();
     node.recorded.store(true, Ordering::Relaxed);
 }

@@ -13,36 +13,36 @@ use barmanfs_catalog::Owner;
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps};
 use rustix::io::Errno;
 
-use super::node::{NodeId, Time};
+use crate::stat::{NodeId, Time};
 
 /// The log of everything that is not file bytes.
-pub(super) const JOURNAL: &str = "journal";
+pub(crate) const JOURNAL: &str = "journal";
 
 /// The journal while it is written anew.
-pub(super) const NEW_JOURNAL: &str = "journal.new";
+pub(crate) const NEW_JOURNAL: &str = "journal.new";
 
 /// Directory of the upper files.
-pub(super) const FILES: &str = "files";
+pub(crate) const FILES: &str = "files";
 
 /// `statfs` of file systems that are programs: they are not told of `syncfs`.
 const FUSE: rustix::fs::FsWord = libc::FUSE_SUPER_MAGIC as _;
 
 /// Where a node's bytes are.
-pub(super) fn file_name(id: NodeId) -> String {
+pub(crate) fn file_name(id: NodeId) -> String {
     format!("{FILES}/{:016x}", id.0)
 }
 
 /// What is known of an upper file.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Status {
-    pub(super) size_bytes: u64,
-    pub(super) allocated_bytes: u64,
-    pub(super) mtime: Time,
-    pub(super) ctime: Time,
+pub(crate) struct Status {
+    pub(crate) size_bytes: u64,
+    pub(crate) allocated_bytes: u64,
+    pub(crate) mtime: Time,
+    pub(crate) ctime: Time,
 }
 
 /// An open file of the upper layer.
-pub(super) trait DiskFile: Debug + Send + Sync {
+pub(crate) trait DiskFile: Debug + Send + Sync {
     /// Reads until the buffer is full or the file ends.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
     /// Writes; fewer bytes than all when there was room for no more, an error when for none.
@@ -64,7 +64,7 @@ pub(super) trait DiskFile: Debug + Send + Sync {
 }
 
 /// The directory of an upper layer.
-pub(super) trait Disk: Debug + Send + Sync {
+pub(crate) trait Disk: Debug + Send + Sync {
     /// Opens a file, if it is there.
     fn open(&self, name: &str) -> io::Result<Option<Arc<dyn DiskFile>>>;
     /// Makes a file, empty; one that is there is emptied.
@@ -88,7 +88,7 @@ pub(super) trait Disk: Debug + Send + Sync {
 /// A directory of the system. All in it belongs to whom the directory belongs to, also what root's mount makes: the
 /// repository's owner must be able to commit, to serve and to remove a clone.
 #[derive(Debug)]
-pub(super) struct SystemDisk {
+pub(crate) struct SystemDisk {
     path: PathBuf,
     directory: File,
     files: File,
@@ -97,7 +97,7 @@ pub(super) struct SystemDisk {
 
 impl SystemDisk {
     /// The directory `path`; what a new one needs is made in it.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let owner = Owner::of(path)?;
         let _acting = owner.act()?;
         let files_path = path.join(FILES);

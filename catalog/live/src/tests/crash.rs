@@ -9,8 +9,8 @@ use std::sync::{Arc, Barrier};
 use super::fragile::{FragileDisk, Random, SECTOR};
 use super::support::{Thing, noise};
 use super::*;
-use crate::live::disk::Disk;
-use crate::live::{Allocation, AttributeChanges, RenameMode};
+use crate::disk::Disk;
+use crate::{Allocation, AttributeChanges, RenameMode};
 
 /// Names, what they lead to, and permissions.
 type NamesThen = BTreeMap<Vec<u8>, (NodeId, u32)>;

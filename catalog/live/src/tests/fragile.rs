@@ -8,8 +8,8 @@ use std::sync::{Arc, Barrier, Mutex, MutexGuard};
 
 use rustix::fs::FallocateFlags;
 
-use crate::live::Time;
-use crate::live::disk::{Disk, DiskFile, FILES, Status};
+use crate::Time;
+use crate::disk::{Disk, DiskFile, FILES, Status};
 
 /// What a disk writes as a whole.
 pub(super) const SECTOR: usize = 512;

@@ -8,11 +8,10 @@ use std::sync::Arc;
 use barmanfs_store::tree::Entries;
 use barmanfs_store::{Entry, RecordId};
 
-use super::LiveClone;
-use super::edit::listing_of;
-use super::names::{Differences, Under, join};
-use super::node::{Kind, NodeId};
+use crate::clone::LiveClone;
 use crate::error::Result;
+use crate::names::{Differences, Under, join, listing_of};
+use crate::stat::{Kind, NodeId};
 
 /// One name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]

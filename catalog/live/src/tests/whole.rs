@@ -12,8 +12,8 @@ use barmanfs_store::Node;
 
 use super::support::{Thing, WINDOW, attributes, content, data_directory, noise};
 use super::*;
-use crate::live::file_of;
-use crate::live::{Allocation, AttributeChanges, Flusher, Kind, MadeFile, MadeThing, NewTime, RenameMode};
+use crate::node::file_of;
+use crate::{Allocation, AttributeChanges, Flusher, Kind, MadeFile, MadeThing, NewTime, RenameMode};
 
 /// Who is not done then waits for what never comes.
 const FAR_TOO_LONG: Duration = Duration::from_secs(60);
@@ -81,7 +81,7 @@ fn times_follow_bytes_that_were_synced_alone() {
     clone.write(table, 8192, &[7; 8192], false).unwrap();
     clone.sync(table, false).unwrap();
     let long_ago = AttributeChanges {
-        mtime: Some(NewTime::At(crate::live::Time { s: 1, ns: 2 })),
+        mtime: Some(NewTime::At(crate::Time { s: 1, ns: 2 })),
         ..Default::default()
     };
     clone.set_attributes(table, long_ago).unwrap();
@@ -385,7 +385,7 @@ fn a_copied_clone_is_as_the_first_one_was_and_goes_its_own_way() {
     copy.id = RecordId::random().unwrap();
     let directory = stage.directory.with_file_name("copy");
     std::fs::create_dir(&directory).unwrap();
-    crate::live::copy_files(&stage.directory, &directory).unwrap();
+    crate::copy_files(&stage.directory, &directory).unwrap();
     let copy = LiveClone::open(&directory, &copy, stage.trees()).unwrap();
     assert_eq!(read_all(&copy, id(&copy, TABLE)).unwrap(), expected);
     assert_eq!(read_all(&copy, id(&copy, "made")).unwrap(), b"all of it");

@@ -4,22 +4,24 @@
 //! it. Only then these blocks count as told. Blocks written meanwhile wait for the next sync. Whatever fails, all stays
 //! as untold as it was, and the caller hears of it.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::attributes::{described, introduction_anew, recorded};
-use super::blocks::{BLOCK_BYTES, Blocks, blocks_of};
-use super::disk::{DiskFile, file_name};
-use super::names::{Names, Under, join};
-use super::node::{Body, Data, FileNode, Node, NodeId, Partial, State};
-use super::record::Change;
-use super::{LiveClone, failed, file_of};
-use crate::error::{Error, Result};
+use crate::attributes::{described, introduction_anew, recorded};
+use crate::blocks::{BLOCK_BYTES, Blocks, blocks_of};
+use crate::clone::LiveClone;
+use crate::disk::{DiskFile, file_name};
+use crate::error::{Error, Result, failed};
+use crate::names::{Names, Under, join};
+use crate::node::{Body, Data, FileNode, Node, Partial, State, file_of};
+use crate::ranges::zero;
+use crate::record::Change;
+use crate::stat::NodeId;
 
 /// Bytes nobody synced are durable after this at the latest, and a little: as kernels do.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
@@ -72,7 +74,7 @@ impl LiveClone {
     }
 
     /// Makes durable what only the journal can: bytes of files that are partly the backup's. Others are the kernel's.
-    pub(super) fn flush_dirty(&self) -> Result<()> {
+    pub(crate) fn flush_dirty(&self) -> Result<()> {
         self.flush_files(|file| !matches!(file.read().state, State::Plain))?;
         if self.journal.wants_rewrite() {
             self.rewrite_journal()?;
@@ -185,7 +187,7 @@ impl LiveClone {
             let (is_upper, next) = partial.blocks.run(at, end);
             if !is_upper {
                 // A crash may have left there what was written and not synced.
-                super::ranges::zero(&**upper, at * BLOCK_BYTES..next * BLOCK_BYTES).map_err(fail)?;
+                zero(&**upper, at * BLOCK_BYTES..next * BLOCK_BYTES).map_err(fail)?;
             }
             at = next;
         }
@@ -245,7 +247,7 @@ impl LiveClone {
     }
 
     /// Has the upper file of a node removed that no name leads to and nobody has open.
-    pub(super) fn doom(&self, node: &Node) {
+    pub(crate) fn doom(&self, node: &Node) {
         let Body::File(file) = &node.body else {
             return;
         };
@@ -280,12 +282,9 @@ impl LiveClone {
     }
 
     /// Writes the journal anew, with no more in it than what is.
-    pub(super) fn rewrite_journal(&self) -> Result<()> {
+    pub(crate) fn rewrite_journal(&self) -> Result<()> {
         {
-            let _alone = self
-                .gate
-                .write()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let _alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
             let names = self.names();
             let nodes = names.nodes.values().filter_map(|node| node_record(node));
             let made = std::iter::once(vec![Change::Made { count: names.made }]);

@@ -8,7 +8,7 @@ use barmanfs_store::Node;
 
 use super::support::{SEGMENT, SYSTEM, WINDOW, attributes, content, data_directory, noise};
 use super::*;
-use crate::live::Allocation;
+use crate::Allocation;
 
 const TABLE: &str = "base/5/1259";
 
@@ -137,7 +137,7 @@ fn whatever_was_done_to_a_file_it_is_stored_and_copied_as_it_reads() {
                 0 => clone
                     .set_attributes(
                         table,
-                        crate::live::AttributeChanges {
+                        crate::AttributeChanges {
                             size_bytes: Some(at),
                             ..Default::default()
                         },

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-use super::blocks::{BLOCK_BYTES, block_of, blocks_of, whole_blocks_of};
-use super::disk::DiskFile;
-use super::file::MOST_PARTIAL_BYTES;
-use super::node::{Body, Data, FileNode, Node, NodeId, Partial, State};
-use super::{LiveClone, failed, file_of};
-use crate::error::{Error, Result};
+use crate::blocks::{BLOCK_BYTES, block_of, blocks_of, whole_blocks_of};
+use crate::clone::LiveClone;
+use crate::disk::DiskFile;
+use crate::error::{Error, Result, failed};
+use crate::file::MOST_PARTIAL_BYTES;
+use crate::node::{Body, Data, FileNode, Node, Partial, State, file_of};
+use crate::stat::NodeId;
 
 /// What fallocate(2) is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +30,7 @@ pub enum Allocation {
 const ZEROS: &[u8] = &[0; 128 * 1024];
 
 /// Makes bytes of an upper file zeros.
-pub(super) fn zero(upper: &dyn DiskFile, bytes: Range<u64>) -> io::Result<()> {
+pub(crate) fn zero(upper: &dyn DiskFile, bytes: Range<u64>) -> io::Result<()> {
     let end = bytes.end.min(upper.status()?.size_bytes);
     if bytes.start >= end {
         return Ok(());
@@ -233,7 +234,7 @@ impl LiveClone {
     }
 }
 
-pub(super) fn flags(what: Allocation, keep_size: bool) -> FallocateFlags {
+pub(crate) fn flags(what: Allocation, keep_size: bool) -> FallocateFlags {
     let keep = if keep_size {
         FallocateFlags::KEEP_SIZE
     } else {

@@ -4,7 +4,7 @@
 //! records, clones or the index, by
 //!
 //! ```text
-//! cargo test -p barmanfs-fs --test frozen -- --ignored
+//! cargo test -p barmanfs-live --test frozen -- --ignored
 //! ```
 //!
 //! and never changed afterwards.
@@ -22,7 +22,7 @@ use barmanfs_catalog::{
     Backup, BackupEnd, BackupRun, BootCheck, BootOutcome, BootTest, CloneDescription, CloneOrigin, NewBackup,
     Repository, Silent, SweepOptions, Tablespace, VerifyScope,
 };
-use barmanfs_fs::live::{Initial, Kind, LiveClone, NewNode, NodeId, RenameMode};
+use barmanfs_live::{Initial, Kind, LiveClone, NewNode, NodeId, RenameMode};
 use barmanfs_pg::wal_name::WalName;
 use barmanfs_pg::{Lsn, ServerVersion, TimelineId, TimestampMicros};
 use barmanfs_store::{Attributes, DirectoryRef, Node, RecordId};

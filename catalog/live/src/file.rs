@@ -9,24 +9,25 @@ use std::sync::{Arc, RwLockReadGuard, RwLockWriteGuard};
 
 use rustix::io::Errno;
 
-use super::attributes::{introduction, recorded};
-use super::blocks::{BLOCK_BYTES, block_of, blocks_of};
-use super::disk::{DiskFile, file_name};
-use super::node::{Data, FileNode, Node, NodeId, Partial, State};
-use super::record::Change;
-use super::{LiveClone, failed, file_of};
-use crate::error::{Error, Result};
+use crate::attributes::{introduction, recorded};
+use crate::blocks::{BLOCK_BYTES, block_of, blocks_of};
+use crate::clone::LiveClone;
+use crate::disk::{DiskFile, file_name};
+use crate::error::{Error, Result, failed};
+use crate::node::{Data, FileNode, Node, Partial, State, file_of};
+use crate::record::Change;
+use crate::stat::NodeId;
 
 /// A file that is partly the backup's can be so large: its blocks are remembered as bits.
-pub(super) const MOST_PARTIAL_BYTES: u64 = 1 << 40;
+pub(crate) const MOST_PARTIAL_BYTES: u64 = 1 << 40;
 
 impl LiveClone {
-    pub(super) fn upper_path(&self, node: &Node) -> PathBuf {
+    pub(crate) fn upper_path(&self, node: &Node) -> PathBuf {
         self.disk.path().join(file_name(node.id))
     }
 
     /// The file's data, its upper file open if it has one.
-    pub(super) fn opened<'a>(&self, node: &Node, file: &'a FileNode) -> Result<RwLockReadGuard<'a, Data>> {
+    pub(crate) fn opened<'a>(&self, node: &Node, file: &'a FileNode) -> Result<RwLockReadGuard<'a, Data>> {
         loop {
             let data = file.read();
             if data.upper.is_some() || matches!(data.state, State::Lower) {
@@ -38,7 +39,7 @@ impl LiveClone {
     }
 
     /// The same, to change it.
-    pub(super) fn opened_mut<'a>(
+    pub(crate) fn opened_mut<'a>(
         &self,
         node: &Node,
         file: &'a FileNode,
@@ -51,7 +52,7 @@ impl LiveClone {
     }
 
     /// The file's upper file, opened or made if need be.
-    pub(super) fn upper(&self, node: &Node, data: &mut Data) -> Result<Arc<dyn DiskFile>> {
+    pub(crate) fn upper(&self, node: &Node, data: &mut Data) -> Result<Arc<dyn DiskFile>> {
         if let Some(upper) = &data.upper {
             return Ok(Arc::clone(upper));
         }
@@ -205,7 +206,7 @@ impl LiveClone {
     }
 
     /// Writes to a file that is partly, or wholly, the backup's.
-    pub(super) fn write_blocks(
+    pub(crate) fn write_blocks(
         &self,
         node: &Arc<Node>,
         file: &FileNode,
@@ -277,14 +278,14 @@ impl LiveClone {
     }
 
     /// A file has been written to: it is to be synced before long.
-    pub(super) fn soil(&self, node: &Arc<Node>, file: &FileNode) {
+    pub(crate) fn soil(&self, node: &Arc<Node>, file: &FileNode) {
         if !file.dirty.swap(true, Ordering::AcqRel) {
             self.dirty().insert(node.id, Arc::clone(node));
         }
     }
 
     /// Cuts a file, or lets it grow by zeros.
-    pub(super) fn set_size(&self, node: &Arc<Node>, file: &FileNode, size_bytes: u64) -> Result<()> {
+    pub(crate) fn set_size(&self, node: &Arc<Node>, file: &FileNode, size_bytes: u64) -> Result<()> {
         let _gate = self.gate();
         let _sync = file.syncing();
         let mut data = self.opened_mut(node, file)?;

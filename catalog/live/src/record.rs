@@ -5,11 +5,12 @@
 
 use std::ops::Range;
 
-use super::node::{Meta, NodeId, Time};
+use crate::blocks::BLOCK_BYTES;
+use crate::stat::{Meta, NodeId, Time};
 
 /// One change of a clone. They are absolute: made twice, the second one changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Change {
+pub(crate) enum Change {
     /// The journal's first: whose it is.
     Begin { version: u32, clone: String },
     /// The next node that is made gets this number, counted from 0: counts are not used again.
@@ -42,7 +43,7 @@ pub(super) enum Change {
 
 /// What a new node is. Of one with an origin the lower layer says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Made {
+pub(crate) enum Made {
     File,
     Directory,
     Symlink(Vec<u8>),
@@ -63,7 +64,7 @@ const SYMLINK: u8 = 3;
 const SOCKET: u8 = 4;
 
 /// Appends a change's bytes.
-pub(super) fn encode(change: &Change, out: &mut Vec<u8>) {
+pub(crate) fn encode(change: &Change, out: &mut Vec<u8>) {
     let mut to = Encoder(out);
     match change {
         Change::Begin { version, clone } => to.u8(BEGIN).u32(*version).bytes(clone.as_bytes()),
@@ -152,7 +153,7 @@ impl Encoder<'_> {
 }
 
 /// The changes of a record; says what is wrong with it.
-pub(super) fn decode(record: &[u8]) -> Result<Vec<Change>, String> {
+pub(crate) fn decode(record: &[u8]) -> Result<Vec<Change>, String> {
     let mut from = Decoder(record);
     let mut changes = Vec::new();
     while !from.0.is_empty() {
@@ -216,7 +217,7 @@ impl<'a> Decoder<'a> {
 
     /// Runs of blocks, none of them empty or larger than any file.
     fn runs(&mut self) -> Option<Vec<Range<u64>>> {
-        const MOST_BLOCKS: u64 = u64::MAX / super::blocks::BLOCK_BYTES;
+        const MOST_BLOCKS: u64 = u64::MAX / BLOCK_BYTES;
         let count = self.u32()?;
         let mut runs = Vec::new();
         for _ in 0..count {

@@ -11,9 +11,10 @@ use barmanfs_store::layout::BLOCK_BYTES;
 use barmanfs_store::{Attributes, FileMap, TreeWriter};
 use rustix::io::Errno;
 
-use super::node::{NodeAttributes, NodeId, State};
-use super::{LiveClone, failed, file_of};
-use crate::error::{Error, Result};
+use crate::clone::LiveClone;
+use crate::error::{Error, Result, failed};
+use crate::node::{State, file_of};
+use crate::stat::{NodeAttributes, NodeId};
 
 /// Read at a time: whole blocks.
 const READ_BYTES: usize = 128 << 10;
@@ -133,7 +134,7 @@ impl LiveClone {
             let length = at_once(bytes.end - at);
             let part = buffer.get_mut(..length).unwrap_or_default();
             if self.read(id, at, part)? < length {
-                return Err(Error::Live {
+                return Err(Error::Unusable {
                     path: self.disk.path().to_owned(),
                     reason: format!("A file ends before its {} bytes, at {at}", bytes.end),
                 });

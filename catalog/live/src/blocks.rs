@@ -6,23 +6,23 @@
 use std::ops::Range;
 
 /// The unit in which a file is copied on write: PostgreSQL's page.
-pub(super) const BLOCK_BYTES: u64 = barmanfs_store::layout::BLOCK_BYTES as u64;
+pub(crate) const BLOCK_BYTES: u64 = barmanfs_store::layout::BLOCK_BYTES as u64;
 
 const WORD_BITS: u64 = 64;
 
 /// A set of block numbers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Blocks {
+pub(crate) struct Blocks {
     words: Vec<u64>,
 }
 
 /// The block that has this byte.
-pub(super) fn block_of(offset: u64) -> u64 {
+pub(crate) fn block_of(offset: u64) -> u64 {
     offset / BLOCK_BYTES
 }
 
 /// The blocks that have any of these bytes.
-pub(super) fn blocks_of(bytes: Range<u64>) -> Range<u64> {
+pub(crate) fn blocks_of(bytes: Range<u64>) -> Range<u64> {
     if bytes.is_empty() {
         return block_of(bytes.start)..block_of(bytes.start);
     }
@@ -30,7 +30,7 @@ pub(super) fn blocks_of(bytes: Range<u64>) -> Range<u64> {
 }
 
 /// The blocks that have none but these bytes.
-pub(super) fn whole_blocks_of(bytes: Range<u64>) -> Range<u64> {
+pub(crate) fn whole_blocks_of(bytes: Range<u64>) -> Range<u64> {
     let first = bytes.start.div_ceil(BLOCK_BYTES);
     first..block_of(bytes.end).max(first)
 }
@@ -53,11 +53,11 @@ fn word_index(block: u64) -> usize {
 }
 
 impl Blocks {
-    pub(super) fn contains(&self, block: u64) -> bool {
+    pub(crate) fn contains(&self, block: u64) -> bool {
         self.word(word_index(block)) & mask(block % WORD_BITS, block % WORD_BITS + 1) != 0
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.words.iter().all(|word| *word == 0)
     }
 
@@ -66,7 +66,7 @@ impl Blocks {
     }
 
     /// Adds a run of blocks.
-    pub(super) fn insert(&mut self, run: Range<u64>) {
+    pub(crate) fn insert(&mut self, run: Range<u64>) {
         if run.is_empty() {
             return;
         }
@@ -78,13 +78,13 @@ impl Blocks {
     }
 
     /// Takes a run of blocks out.
-    pub(super) fn remove(&mut self, run: Range<u64>) {
+    pub(crate) fn remove(&mut self, run: Range<u64>) {
         let end = run.end.min(self.words.len() as u64 * WORD_BITS);
         self.each_word(run.start..end, |word, mask| *word &= !mask);
     }
 
     /// Takes out all blocks from this one on.
-    pub(super) fn truncate(&mut self, block: u64) {
+    pub(crate) fn truncate(&mut self, block: u64) {
         self.remove(block..u64::MAX);
         self.words
             .truncate(word_index(block.saturating_add(WORD_BITS - 1)));
@@ -103,7 +103,7 @@ impl Blocks {
     }
 
     /// Whether `block` is in the set, and the first block after it of which the contrary is true; `end` at most.
-    pub(super) fn run(&self, block: u64, end: u64) -> (bool, u64) {
+    pub(crate) fn run(&self, block: u64, end: u64) -> (bool, u64) {
         let inside = self.contains(block);
         let mut at = block;
         while at < end {
@@ -123,12 +123,12 @@ impl Blocks {
     }
 
     /// Whether all of these are in the set.
-    pub(super) fn contains_all(&self, run: Range<u64>) -> bool {
+    pub(crate) fn contains_all(&self, run: Range<u64>) -> bool {
         run.is_empty() || self.run(run.start, run.end) == (true, run.end)
     }
 
     /// The set as runs, in order.
-    pub(super) fn runs(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+    pub(crate) fn runs(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         let end = self.words.len() as u64 * WORD_BITS;
         let mut at = 0;
         std::iter::from_fn(move || {
@@ -145,7 +145,7 @@ impl Blocks {
     }
 
     /// What is in this set and not in the other.
-    pub(super) fn without(&self, other: &Self) -> Self {
+    pub(crate) fn without(&self, other: &Self) -> Self {
         let words = self.words.iter().enumerate();
         Self {
             words: words.map(|(n, word)| word & !other.word(n)).collect(),

@@ -1,0 +1,122 @@
+//! A clone that is open: what all its operations share.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use barmanfs_store::{RecordId, TreeReader};
+use rustix::io::Errno;
+
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::journal::{Journal, Position};
+use crate::names::{Names, Under};
+use crate::node::Node;
+use crate::stat::NodeId;
+
+/// What a clone takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Statistics {
+    /// Bytes of the repository's file system: upper files and journal.
+    pub used_bytes: u64,
+    /// What they may be at most.
+    pub max_bytes: Option<u64>,
+    /// Bytes that were written to files of the clone since it was opened, those by a kernel directly not counted.
+    pub written_bytes: u64,
+    /// Files, directories and links that are remembered because they differ from the backup's.
+    pub changed_nodes: u64,
+}
+
+/// A clone that is open. All operations may be called at the same time.
+#[derive(Debug)]
+pub struct LiveClone {
+    pub(crate) id: RecordId,
+    pub(crate) trees: TreeReader,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) journal: Journal,
+    pub(crate) root: NodeId,
+    pub(crate) gate: RwLock<()>,
+    pub(crate) names: RwLock<Names>,
+    /// Files with bytes the journal does not know yet.
+    pub(crate) dirty: Mutex<HashMap<NodeId, Arc<Node>>>,
+    /// Upper files to be removed once the journal is durable up to there.
+    pub(crate) doomed: Mutex<Vec<(Position, NodeId)>>,
+    pub(crate) max_bytes: Option<u64>,
+    /// Bytes of upper files: as the file system counts them, and between two syncs of a file, as we do.
+    pub(crate) used_bytes: AtomicU64,
+    pub(crate) written_bytes: AtomicU64,
+}
+
+impl LiveClone {
+    /// The clone's root directory.
+    pub fn root(&self) -> NodeId {
+        self.root
+    }
+
+    /// Whether a name in the root directory leads to this node, and did not in the backup.
+    pub fn is_in_root(&self, name: &[u8], id: NodeId) -> bool {
+        let under = self.names().difference(self.root, name);
+        matches!(under, Some(Under::Node(node, _)) if node == id)
+    }
+
+    /// What it takes.
+    pub fn statistics(&self) -> Statistics {
+        let names = self.names();
+        let changed = names
+            .nodes
+            .values()
+            .filter(|node| node.touched.load(Ordering::Relaxed));
+        Statistics {
+            used_bytes: self.occupied_bytes(),
+            max_bytes: self.max_bytes,
+            written_bytes: self.written_bytes.load(Ordering::Relaxed),
+            changed_nodes: changed.count() as u64,
+        }
+    }
+
+    pub(crate) fn occupied_bytes(&self) -> u64 {
+        self.used_bytes.load(Ordering::Relaxed) + self.journal.size_bytes()
+    }
+
+    /// Refuses what would make the clone larger than it may be. What it has may be written over, whatever has been added to
+    /// the journal since.
+    pub(crate) fn check_room(&self, more_bytes: u64) -> Result<()> {
+        match self.max_bytes {
+            Some(max) if more_bytes > 0 && self.occupied_bytes().saturating_add(more_bytes) > max => {
+                Err(Error::Refused(Errno::NOSPC))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts an upper file anew.
+    pub(crate) fn count(&self, counted_bytes: &mut u64, now_bytes: u64) {
+        self.used_bytes.fetch_add(now_bytes, Ordering::Relaxed);
+        self.used_bytes.fetch_sub(*counted_bytes, Ordering::Relaxed);
+        *counted_bytes = now_bytes;
+    }
+
+    pub(crate) fn gate(&self) -> RwLockReadGuard<'_, ()> {
+        self.gate.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn names(&self) -> RwLockReadGuard<'_, Names> {
+        self.names.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn names_mut(&self) -> RwLockWriteGuard<'_, Names> {
+        self.names.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn dirty(&self) -> MutexGuard<'_, HashMap<NodeId, Arc<Node>>> {
+        self.dirty.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn doomed(&self) -> MutexGuard<'_, Vec<(Position, NodeId)>> {
+        self.doomed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn node(&self, id: NodeId) -> Result<Arc<Node>> {
+        self.names().node(id)
+    }
+}

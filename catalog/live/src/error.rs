@@ -1,0 +1,61 @@
+//! What can go wrong in a clone.
+
+use std::io;
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+
+/// Result of this crate's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an operation on a clone failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Stored data cannot be read, or is damaged.
+    #[error(transparent)]
+    Store(#[from] barmanfs_store::Error),
+    /// The operating system refused.
+    #[error("Cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On which file or directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The clone's own files are not what they have to be.
+    #[error("{} cannot be used: {reason}", path.display())]
+    Unusable {
+        /// Which of them.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The answer is this error number alone. Nothing is broken.
+    #[error("{0}")]
+    Refused(Errno),
+}
+
+impl Error {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
+        Self::Io {
+            action,
+            path: path.into(),
+            source: source.into(),
+        }
+    }
+}
+
+pub(crate) const NOT_FOUND: Error = Error::Refused(Errno::NOENT);
+pub(crate) const STALE: Error = Error::Refused(Errno::STALE);
+
+/// An error of the system. What a full disk answers is no failure of ours, and is told as it is.
+pub(crate) fn failed(action: &'static str, path: impl Into<PathBuf>, error: io::Error) -> Error {
+    match Errno::from_io_error(&error) {
+        Some(Errno::NOSPC | Errno::DQUOT) => Error::Refused(Errno::NOSPC),
+        Some(errno @ (Errno::FBIG | Errno::OPNOTSUPP)) => Error::Refused(errno),
+        _ => Error::io(action, path, error),
+    }
+}
