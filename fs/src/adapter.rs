@@ -17,8 +17,10 @@ use fuser::{
 };
 
 use crate::clones::{Clones, Served};
+use crate::entry::{Content, Stat};
 use crate::error::{Error, NOT_FOUND, Result};
-use crate::namespace::{Content, Found, Handle, Ino, Namespace, Node, Stat};
+use crate::namespace::{Found, Handle, Ino, Namespace, Node};
+use crate::views::Context;
 use crate::watch::Invalidate;
 
 mod live;
@@ -52,6 +54,7 @@ impl Service {
     /// Takes over a FUSE device that has been mounted, and greets the kernel.
     pub(crate) fn new(
         namespace: Arc<Namespace>,
+        context: Arc<Context>,
         clones: Arc<Clones>,
         device: OwnedFd,
         options: ServiceOptions,
@@ -71,6 +74,7 @@ impl Service {
             open: OpenInodes::default(),
             passthrough: false,
             namespace,
+            context,
             kernel: Arc::clone(&kernel),
             pushes: Pushes::leaving_one_of(options.threads),
         };
@@ -116,6 +120,7 @@ impl Invalidate for Invalidator {
 #[derive(Debug)]
 struct Adapter {
     namespace: Arc<Namespace>,
+    context: Arc<Context>,
     clones: Arc<Clones>,
     /// What of clones is open.
     open: OpenInodes,
@@ -229,7 +234,7 @@ impl Adapter {
     }
 
     fn shown(&self, served: &Served, of: &NodeAttributes) -> FileAttr {
-        let options = self.namespace.context().options();
+        let options = self.context.options();
         live::attributes(served, of, (options.uid, options.gid))
     }
 

@@ -31,30 +31,6 @@ const AT: char = '@';
 const PATIENCE: Duration = Duration::from_millis(200);
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(5);
 
-/// What clones of a server may take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CloneLimits {
-    /// Bytes a new clone may take in the repository; no limit when `None`.
-    pub max_bytes: Option<u64>,
-    /// How many there may be.
-    pub max_count: usize,
-}
-
-impl CloneLimits {
-    /// How many clones a server may have unless configured otherwise: more are rather a script gone wild, and each is
-    /// asked for when names in `live/` are looked up.
-    pub const DEFAULT_COUNT: usize = 100;
-}
-
-impl Default for CloneLimits {
-    fn default() -> Self {
-        Self {
-            max_bytes: None,
-            max_count: Self::DEFAULT_COUNT,
-        }
-    }
-}
-
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Clones {

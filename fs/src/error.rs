@@ -48,7 +48,7 @@ pub enum Error {
         /// Where it is.
         path: PathBuf,
         /// Who that is, as far as this user may see it.
-        holders: Vec<crate::Holder>,
+        holders: Vec<Holder>,
         /// What is mounted in it.
         inside: Vec<PathBuf>,
     },
@@ -66,6 +66,21 @@ pub enum Error {
     /// What the kernel asked for is answered with this error alone: it is nobody's fault.
     #[error("{0}")]
     Refused(Errno),
+}
+
+/// A process that uses a mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Its number.
+    pub process: u32,
+    /// The user it runs as.
+    pub user: u32,
+    /// What it is called.
+    pub command: String,
+    /// What it does there: "works in", "has open".
+    pub doing: &'static str,
+    /// Where.
+    pub path: PathBuf,
 }
 
 impl Error {

@@ -18,18 +18,19 @@
 
 mod adapter;
 mod clones;
+pub mod entry;
 mod error;
 mod evict;
 pub mod mount;
 pub mod namespace;
+pub mod usage;
 pub mod views;
 mod warm;
 mod watch;
 
-pub use clones::CloneLimits;
-pub use error::{Error, Result};
+pub use error::{Error, Holder, Result};
 pub use mount::{
-    DEFAULT_CACHE_BYTES, FoundMount, FoundMounts, Holder, MountOptions, MountedFs, SilentMount, Unmounter,
+    DEFAULT_CACHE_BYTES, FoundMount, FoundMounts, MountOptions, MountedFs, SilentMount, Unmounter,
     Unmounting, is_shown, mount, mounts_of, recover_stale, unmount,
 };
-pub use views::{confinement, restore_command};
+pub use views::{CloneLimits, confinement, restore_command};

@@ -17,10 +17,10 @@ use crossbeam_channel::{Receiver, Sender, bounded, select};
 use rustix::io::Errno;
 
 use crate::adapter::{Service, ServiceOptions};
-use crate::clones::{CloneLimits, Clones};
-use crate::error::{Error, Result};
+use crate::clones::Clones;
+use crate::error::{Error, Holder, Result};
 use crate::namespace::Namespace;
-use crate::views::{Context, ViewOptions};
+use crate::views::{CloneLimits, Context, ViewOptions, root};
 use crate::warm::Warmer;
 use crate::watch::Watcher;
 
@@ -34,7 +34,6 @@ mod status;
 
 use daemon::Daemon;
 pub use found::{FoundMount, FoundMounts, SilentMount, mounts_of};
-pub use holders::Holder;
 use mountinfo::Mounted;
 pub use mountinfo::is_shown;
 
@@ -121,8 +120,8 @@ pub struct Unmounter {
 pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs> {
     recover_stale(&options.mount_point)?;
     let mount_point = checked_mount_point(&options.mount_point, repository.path())?;
-    let root = rustix::process::geteuid().is_root();
-    let own = |asked: Option<u32>, own: u32| if root { asked } else { asked.or(Some(own)) };
+    let is_root = rustix::process::geteuid().is_root();
+    let own = |asked: Option<u32>, own: u32| if is_root { asked } else { asked.or(Some(own)) };
     let views = ViewOptions {
         mount_point: mount_point.clone(),
         servers: options.servers,
@@ -132,8 +131,9 @@ pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs>
         clone_limits: options.clone_limits,
     };
     let repository = repository.with_cache_bytes(options.cache_bytes.unwrap_or(DEFAULT_CACHE_BYTES));
-    let namespace = Arc::new(Namespace::new(Context::new(repository, views)));
-    let clones = Clones::new(namespace.context())?;
+    let context = Context::new(repository, views);
+    let namespace = Arc::new(Namespace::new(root(&context), context.trees().clone()));
+    let clones = Clones::new(&context)?;
 
     let device = match kernel::mount(&mount_point, options.allow_other) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -146,6 +146,7 @@ pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs>
     let threads = options.threads.unwrap_or_else(default_threads);
     let service = Service::new(
         Arc::clone(&namespace),
+        Arc::clone(&context),
         Arc::clone(&clones),
         device,
         ServiceOptions {
@@ -158,13 +159,13 @@ pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs>
     });
     let service = service.map_err(|source| Error::io("serve", &mount_point, source))?;
     raise_read_ahead(&mounted);
-    let repository = namespace.context().repository().clone();
+    let repository = context.repository().clone();
     warm_index(repository.clone());
     if let Some(warmer) = Warmer::start(mount_point, mounted.device().to_owned()) {
-        namespace.context().set_warmer(warmer);
+        context.set_warmer(warmer);
     }
     crate::evict::start(&namespace, service.invalidator())?;
-    let watcher = Watcher::start(namespace, service.invalidator())?;
+    let watcher = Watcher::start(namespace, context, service.invalidator())?;
     let (done, unmounted) = bounded(1);
     Ok(MountedFs {
         repository,

@@ -6,10 +6,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use barmanfs_store::TreeReader;
 use crossbeam_channel::Sender;
+use rustix::io::Errno;
 
+use crate::entry::{Body, Child, Content, Directory, Lifetime, Stat};
 use crate::error::{NOT_FOUND, Result, STALE};
-use crate::views::{Body, Caller, Context, Directory, Use, root};
+use crate::usage::{Caller, Use};
 
 mod handles;
 mod ino;
@@ -20,10 +23,9 @@ mod table;
 
 pub use handles::Handle;
 pub use ino::Ino;
-pub use node::{Child, Content, Lifetime, Node, Stat};
+pub use node::Node;
 
 use handles::{Handles, OpenDirectory, OpenFile};
-use rustix::io::Errno;
 use siblings::Orders;
 use table::Table;
 pub(crate) use table::Victim;
@@ -34,7 +36,7 @@ const TELLS_EVERY: Duration = Duration::from_secs(60);
 /// The mounted tree.
 #[derive(Debug)]
 pub struct Namespace {
-    context: Arc<Context>,
+    trees: TreeReader,
     nodes: Table,
     files: Handles<OpenFile>,
     directories: Handles<OpenDirectory>,
@@ -86,36 +88,18 @@ pub struct Line<'a> {
     pub lifetime: Lifetime,
 }
 
-/// How many bytes the file system has that holds the repository.
-#[derive(Debug, Clone, Copy)]
-pub struct Space {
-    /// Unit of the following.
-    pub block_bytes: u32,
-    /// All blocks.
-    pub blocks: u64,
-    /// Free ones.
-    pub free: u64,
-    /// Those free to anybody.
-    pub available: u64,
-}
-
 impl Namespace {
-    /// The tree of these views.
-    pub fn new(context: Arc<Context>) -> Self {
-        let root = Node::new(Ino::ROOT, None, root(&context));
+    /// The tree below `root`, whose stored files are read from `trees`.
+    pub fn new(root: Child, trees: TreeReader) -> Self {
+        let root = Node::new(Ino::ROOT, None, root);
         Self {
-            context,
+            trees,
             nodes: Table::new(root),
             files: Handles::default(),
             directories: Handles::default(),
             orders: Orders::default(),
             told_full: Mutex::default(),
         }
-    }
-
-    /// What the views share.
-    pub fn context(&self) -> &Arc<Context> {
-        &self.context
     }
 
     /// The entry `name` of a directory.
@@ -232,7 +216,7 @@ impl Namespace {
         let (Some(siblings), Ok(directory)) = (self.orders.of(parent.ino), directory(parent)) else {
             return;
         };
-        let trees = self.context.trees();
+        let trees = &self.trees;
         for name in siblings.opened(opened) {
             if let Ok(Body::Stored(map)) = directory.open(name) {
                 let _ = trees.read_ahead(&map, map.windows_of(0, siblings::FIRST_BYTES));
@@ -244,7 +228,7 @@ impl Namespace {
     /// open file, it saves the request that would read it. What cannot be read is left to that request.
     pub fn hand_over(&self, handle: Handle, give: impl FnOnce(&[u8])) {
         if let Some(file) = self.files.get(handle) {
-            file.hand_over(self.context.trees(), give);
+            file.hand_over(&self.trees, give);
         }
     }
 
@@ -256,7 +240,7 @@ impl Namespace {
         self.files
             .get(handle)
             .ok_or(STALE)?
-            .read(self.context.trees(), offset, length, reply)
+            .read(&self.trees, offset, length, reply)
     }
 
     /// The next data or hole from `offset` on. The end of the file counts as a hole.
@@ -269,7 +253,7 @@ impl Namespace {
         if offset >= file.body().size_bytes() {
             return Err(none);
         }
-        let trees = self.context.trees();
+        let trees = &self.trees;
         let failed = |result: barmanfs_store::Result<Option<u64>>| {
             let what = || format!("find the holes of {}", file.node().described());
             log_failure(result.map_err(Into::into), what)
@@ -400,22 +384,6 @@ impl Namespace {
         Ok(child.map(|child| self.nodes.number_of(parent.ino, &child)))
     }
 
-    /// How much space there is where the repository is.
-    ///
-    /// # Errors
-    /// When its file system does not say.
-    pub fn space(&self) -> Result<Space> {
-        let path = self.context.repository().path();
-        let space = rustix::fs::statvfs(path).map_err(|error| crate::Error::io("inspect", path, error))?;
-        let block_bytes = u32::try_from(space.f_frsize).unwrap_or(4096);
-        Ok(Space {
-            block_bytes,
-            blocks: space.f_blocks,
-            free: space.f_bfree,
-            available: space.f_bavail,
-        })
-    }
-
     /// How many inodes the kernel knows, and how many files and directories are open.
     pub fn in_use(&self) -> (usize, usize) {
         (self.nodes.len(), self.files.len() + self.directories.len())
@@ -451,14 +419,4 @@ pub enum Room {
 
 fn directory(node: &Node) -> Result<&Arc<dyn Directory>> {
     node.directory().ok_or(crate::Error::Refused(Errno::NOTDIR))
-}
-
-impl Lifetime {
-    /// How long the kernel may believe that a name is absent. PostgreSQL's recovery asks again and again for what may come.
-    pub fn of_absence(self) -> Duration {
-        match self {
-            Self::Forever => self.duration(),
-            Self::UntilNotified | Self::Never => Duration::ZERO,
-        }
-    }
 }

@@ -36,11 +36,15 @@ pub(crate) struct Watcher {
 }
 
 impl Watcher {
-    pub(crate) fn start(namespace: Arc<Namespace>, kernel: Box<dyn Invalidate>) -> Result<Self> {
+    pub(crate) fn start(
+        namespace: Arc<Namespace>,
+        context: Arc<Context>,
+        kernel: Box<dyn Invalidate>,
+    ) -> Result<Self> {
         let (stop, stopped) = bounded(0);
         let thread = std::thread::Builder::new()
             .name("watch".to_owned())
-            .spawn(move || watch(&namespace, &*kernel, &stopped))
+            .spawn(move || watch(&namespace, &context, &*kernel, &stopped))
             .map_err(|source| Error::io("start a thread for", "(watching the repository)", source))?;
         Ok(Self {
             stop: Some(stop),
@@ -59,12 +63,12 @@ impl Drop for Watcher {
     }
 }
 
-fn watch(namespace: &Namespace, kernel: &dyn Invalidate, stopped: &Receiver<()>) {
+fn watch(namespace: &Namespace, context: &Arc<Context>, kernel: &dyn Invalidate, stopped: &Receiver<()>) {
     let mut known = Known::default();
     let mut failing = false;
     while stopped.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
-        namespace.context().release_idle();
-        let result = known.update(namespace, kernel);
+        context.release_idle();
+        let result = known.update(namespace, context, kernel);
         if let Err(error) = &result
             && !failing
         {
@@ -84,8 +88,12 @@ struct Known {
 }
 
 impl Known {
-    fn update(&mut self, namespace: &Namespace, kernel: &dyn Invalidate) -> Result<()> {
-        let context = namespace.context();
+    fn update(
+        &mut self,
+        namespace: &Namespace,
+        context: &Arc<Context>,
+        kernel: &dyn Invalidate,
+    ) -> Result<()> {
         let names = names(context, &*context.snapshot()?);
         // At first there is nothing the kernel could have seen before.
         for (path, name, _) in self

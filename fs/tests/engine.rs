@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use barmanfs_catalog::Repository;
-use barmanfs_fs::namespace::{Content, Found, Ino, Seek};
-use barmanfs_fs::views::Caller;
+use barmanfs_fs::entry::Content;
+use barmanfs_fs::namespace::{Found, Ino, Seek};
+use barmanfs_fs::usage::Caller;
 use barmanfs_pg::wal_name::WalName;
 use barmanfs_pg::{TimelineId, manifest};
 use barmanfs_store::{FileMap, Node as Stored};

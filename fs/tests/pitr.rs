@@ -10,8 +10,9 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use barmanfs_catalog::{Backup, SpoolFile};
-use barmanfs_fs::namespace::{Lifetime, Node};
-use barmanfs_fs::views::Caller;
+use barmanfs_fs::entry::Lifetime;
+use barmanfs_fs::namespace::Node;
+use barmanfs_fs::usage::Caller;
 use barmanfs_pg::testing::{SYSTEM_ID, SampleWal};
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::wal_scan::RecordFacts;

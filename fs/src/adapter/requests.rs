@@ -16,8 +16,8 @@ use fuser::{
 };
 
 use super::{Adapter, MAX_BACKGROUND, NAME_BYTES, attributes, ino, live};
-use crate::namespace::{Handle, Namespace, Seek};
-use crate::views::Caller;
+use crate::namespace::{Handle, Seek};
+use crate::usage::Caller;
 
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -518,7 +518,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _request: &Request, _number: INodeNo, reply: ReplyStatfs) {
-        match self.answer("inspect the repository's file system", Namespace::space) {
+        match self.answer("inspect the repository's file system", |_| self.context.space()) {
             Ok(space) => {
                 let block = space.block_bytes;
                 reply.statfs(

@@ -9,8 +9,9 @@ use fuser::{
 };
 
 use super::{Adapter, attributes, ino};
-use crate::namespace::{Content, Found, Handle, Ino, Lifetime, Line, Lines, Opened, Room, Stat};
-use crate::views::Caller;
+use crate::entry::{Content, Lifetime, Stat};
+use crate::namespace::{Found, Handle, Ino, Line, Lines, Opened, Room};
+use crate::usage::Caller;
 
 impl Adapter {
     pub(super) fn view_lookup(&self, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

@@ -13,26 +13,13 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, OFlags};
 
+use crate::error::Holder;
+
 /// More than a person reads.
 const MOST: usize = 8;
 
 /// Looking at every descriptor of a host takes milliseconds; where it takes longer than this, what was found is told.
 const LONGEST: Duration = Duration::from_secs(5);
-
-/// A process that uses a mount.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holder {
-    /// Its number.
-    pub process: u32,
-    /// The user it runs as.
-    pub user: u32,
-    /// What it is called.
-    pub command: String,
-    /// What it does there: "works in", "has open".
-    pub doing: &'static str,
-    /// Where.
-    pub path: PathBuf,
-}
 
 /// The processes that use the mount with this id and this device ("major:minor"), as far as this user may see them; one entry
 /// for each, and no more than [`MOST`]. This process and `but` are left out.

@@ -8,8 +8,8 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use super::helper;
-use super::holders::{self, Holder};
-use crate::error::{Error, Result};
+use super::holders;
+use crate::error::{Error, Holder, Result};
 
 /// The type under which our mounts stand in the mount table.
 pub(super) const TYPE: &str = "fuse.barmanfs";

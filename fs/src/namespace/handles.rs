@@ -9,11 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use barmanfs_store::{FileMap, TreeReader};
 
 use super::ino::Ino;
-use super::node::{Child, Lifetime, Node};
+use super::node::Node;
 use super::sequence::Sequence;
 use super::{Room, log_failure};
+use crate::entry::{Body, Child, Children, Lifetime};
 use crate::error::Result;
-use crate::views::{Body, Children, Usage};
+use crate::usage::Usage;
 
 /// A file of this size or less is handed over whole when it is opened: what the kernel would read with its first
 /// request anyway.

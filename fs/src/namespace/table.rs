@@ -2,7 +2,7 @@
 //!
 //! The kernel forgets when it is short of memory, which may be long after this process should have been. So it is asked to
 //! forget the oldest nodes where there are too many ([`Table::victims`], [`crate::evict`]): those of files, and those of names
-//! that are made up by the process that looks them up ([`Directory::is_open_ended`](crate::views::Directory::is_open_ended)). What is in
+//! that are made up by the process that looks them up ([`Directory::is_open_ended`](crate::entry::Directory::is_open_ended)). What is in
 //! use it keeps.
 
 use std::collections::{HashMap, VecDeque};
@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use crossbeam_channel::Sender;
 
 use super::ino::Ino;
-use super::node::{Child, Content, Node};
+use super::node::Node;
+use crate::entry::{Child, Content};
 
 /// Nodes of files that are kept, about 350 bytes each.
 const MAX_FILES: usize = 150_000;

@@ -26,7 +26,8 @@ use barmanfs_store::{Attributes, Entry, Node};
 
 use super::manifest::ViewManifest;
 use super::tree::{BackupTree, Place, TreeDirectory};
-use super::{Body, configuration, context, manifest, receiving, replay};
+use super::{configuration, context, manifest, receiving, replay};
+use crate::entry::Body;
 use crate::error::{Error, Result};
 
 /// A history file has one line for each timeline; larger than this it is none.

@@ -14,11 +14,34 @@ use super::manifest::Manifests;
 use super::pitr::Targets;
 use super::snapshot::{Snapshot, SnapshotCache};
 use super::tree::{BackupTree, Style};
-use super::usage::Usages;
-use crate::clones::CloneLimits;
-use crate::error::Result;
-use crate::namespace::Stat;
+use crate::entry::Stat;
+use crate::error::{Error, Result};
+use crate::usage::Usages;
 use crate::warm::Warmer;
+
+/// What clones of a server may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CloneLimits {
+    /// Bytes a new clone may take in the repository; no limit when `None`.
+    pub max_bytes: Option<u64>,
+    /// How many there may be.
+    pub max_count: usize,
+}
+
+impl CloneLimits {
+    /// How many clones a server may have unless configured otherwise: more are rather a script gone wild, and each is
+    /// asked for when names in `live/` are looked up.
+    pub const DEFAULT_COUNT: usize = 100;
+}
+
+impl Default for CloneLimits {
+    fn default() -> Self {
+        Self {
+            max_bytes: None,
+            max_count: Self::DEFAULT_COUNT,
+        }
+    }
+}
 
 /// How the tree is to be shown.
 #[derive(Debug, Clone)]
@@ -71,6 +94,19 @@ pub(crate) trait ServesClones: fmt::Debug + Send + Sync {
     /// # Errors
     /// EBUSY when it is in use.
     fn release(&self, server: &ServerName, name: &CloneName) -> Result<()>;
+}
+
+/// How many bytes the file system has that holds the repository.
+#[derive(Debug, Clone, Copy)]
+pub struct Space {
+    /// Unit of the following.
+    pub block_bytes: u32,
+    /// All blocks.
+    pub blocks: u64,
+    /// Free ones.
+    pub free: u64,
+    /// Those free to anybody.
+    pub available: u64,
 }
 
 /// See the module.
@@ -126,6 +162,22 @@ impl Context {
     /// The repository that is shown.
     pub fn repository(&self) -> &Repository {
         &self.repository
+    }
+
+    /// How much space there is where the repository is.
+    ///
+    /// # Errors
+    /// When its file system does not say.
+    pub fn space(&self) -> Result<Space> {
+        let path = self.repository.path();
+        let space = rustix::fs::statvfs(path).map_err(|error| Error::io("inspect", path, error))?;
+        let block_bytes = u32::try_from(space.f_frsize).unwrap_or(4096);
+        Ok(Space {
+            block_bytes,
+            blocks: space.f_blocks,
+            free: space.f_bfree,
+            available: space.f_bavail,
+        })
     }
 
     /// The servers and backups there are now.

@@ -22,9 +22,9 @@ use super::context::Context;
 use super::receiving::Receiving;
 use super::snapshot::ServerState;
 use super::wal::Wal;
-use super::{Body, Children, Directory, live, made, no_files};
+use super::{live, made, no_files};
+use crate::entry::{Body, Child, Children, Directory, Lifetime};
 use crate::error::{Error, Result};
-use crate::namespace::{Child, Lifetime};
 
 const ALIVE: &str = "alive";
 const STATUS: &str = "status.json";

@@ -6,10 +6,10 @@ use barmanfs_catalog::{Backup, ServerName, json};
 use serde_json::Value;
 
 use super::context::Context;
+use super::made;
 use super::restore::restore_command;
-use super::{Body, Children, Directory, made};
+use crate::entry::{Body, Child, Children, Directory, Lifetime};
 use crate::error::{Error, Result};
-use crate::namespace::{Child, Lifetime};
 
 const BACKUPS: &str = "backups.json";
 const TIMELINES: &str = "timeline.json";

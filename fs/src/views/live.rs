@@ -6,16 +6,16 @@ use std::sync::Arc;
 
 use barmanfs_catalog::{Backup, BackupId, CloneDescription, CloneName, Graft, ServerName};
 use barmanfs_live::{MadeFile, MadeThing, leads_out};
-use barmanfs_store::{Attributes, Entry, Node, RecordId};
+use barmanfs_store::{Attributes, Entry, Node};
 use rustix::io::Errno;
 
 use super::context::Context;
 use super::recovery::Recovery;
 use super::snapshot::ServerState;
 use super::tree::{BackupTree, Style, TreeDirectory};
-use super::{Body, Children, Directory, changes, configuration, made, no_files};
+use super::{changes, configuration, made, no_files};
+use crate::entry::{Body, Child, Children, CloneRoot, Content, Directory, Lifetime};
 use crate::error::{Error, Result};
-use crate::namespace::{Child, Content, Lifetime};
 
 const MANIFEST: &[u8] = b"backup_manifest";
 
@@ -103,19 +103,6 @@ impl Directory for Live {
     fn clones_of(&self) -> Option<&ServerName> {
         Some(&self.server)
     }
-}
-
-/// Where a clone begins; what is in it is none of the views' business.
-#[derive(Debug)]
-pub struct CloneRoot {
-    /// Whose it is.
-    pub server: ServerName,
-    /// What it is called.
-    pub name: CloneName,
-    /// Tells it from other clones of its name.
-    pub id: RecordId,
-    /// How often it came back to this mount from another one.
-    pub turn: u64,
 }
 
 impl Directory for CloneRoot {

@@ -7,9 +7,8 @@ use std::sync::Arc;
 use barmanfs_store::Attributes;
 
 use super::context::Context;
-use super::{Body, Directory};
+use crate::entry::{Body, Child, Content, Directory, Lifetime};
 use crate::error::{NOT_FOUND, Result};
-use crate::namespace::{Child, Content, Lifetime};
 
 /// A directory `name` of a view.
 pub(super) fn directory(

@@ -13,8 +13,9 @@ use barmanfs_catalog::{BackupId, ServerName};
 use barmanfs_pg::manifest::{self, Checksum, ManifestError, ManifestFile, ManifestWriter};
 use barmanfs_store::FileMap;
 
+use super::made;
 use super::tree::BackupTree;
-use super::{Body, made};
+use crate::entry::Body;
 use crate::error::{Error, Result};
 
 /// The file's name.

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use barmanfs_catalog::{Backup, ServerName, Target, TargetSpec, TimelineChoice, Unreachable};
 
 use super::context::Context;
+use super::no_files;
 use super::recovery::Recovery;
 use super::snapshot::ServerState;
 use super::tree::{BackupTree, Style};
-use super::{Body, Children, Directory, no_files};
+use crate::entry::{Body, Child, Children, Directory, Lifetime};
 use crate::error::Result;
-use crate::namespace::{Child, Lifetime};
 
 /// Targets whose answer is kept, a few KiB each; the one that was asked for longest ago goes first. More than are
 /// listed, so that whoever looks at what was listed finds them planned.

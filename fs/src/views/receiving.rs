@@ -13,9 +13,9 @@ use barmanfs_store::{Attributes, open_regular};
 
 use super::context::{self, Context};
 use super::snapshot::ServerState;
-use super::{Body, Children, Directory, made, replay, wal};
+use super::{made, replay, wal};
+use crate::entry::{Body, Child, Children, Directory, Lifetime};
 use crate::error::{Error, NOT_FOUND, Result};
-use crate::namespace::{Child, Lifetime};
 
 /// `.barmanfs/receiving/<server>`.
 #[derive(Debug)]

@@ -7,11 +7,11 @@ use barmanfs_pg::TimestampMicros;
 use barmanfs_pg::control::{ControlFile, RequiredSettings};
 use barmanfs_store::Node;
 
-use super::Body;
 use super::configuration::quoted;
 use super::context::Context;
 use super::made;
 use super::restore::{self, Reading};
+use crate::entry::Body;
 
 /// See the module.
 #[derive(Debug)]

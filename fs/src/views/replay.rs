@@ -17,9 +17,9 @@ use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_store::FileMap;
 
 use super::context::Context;
-use super::{Body, made};
+use super::made;
+use crate::entry::{Body, Child, Lifetime};
 use crate::error::{Error, Result};
-use crate::namespace::{Child, Lifetime};
 
 /// An archived file.
 pub(super) fn archived(context: &Context, file: WalFile) -> Result<Body> {

@@ -4,17 +4,17 @@ use std::sync::Arc;
 
 use super::context::Context;
 use super::control::Control;
+use super::made;
 use super::server::ServerDirectory;
-use super::{Body, Children, Directory, made};
+use crate::entry::{Body, Child, Children, Directory, Lifetime};
 use crate::error::{NOT_FOUND, Result};
-use crate::namespace::{Child, Lifetime};
 
 const README: &str = include_str!("readme.txt");
 const README_NAME: &str = "README";
 const CONTROL_NAME: &str = ".barmanfs";
 
 /// The root directory of a mounted tree.
-pub(crate) fn root(context: &Arc<Context>) -> Child {
+pub fn root(context: &Arc<Context>) -> Child {
     let attributes = context.own(0o555, context.started);
     made::directory(
         context,

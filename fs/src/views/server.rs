@@ -11,9 +11,9 @@ use super::pitr::Pitr;
 use super::snapshot::ServerState;
 use super::tree::{BackupTree, Style};
 use super::wal::Wal;
-use super::{Body, Children, Directory, made, no_files};
+use super::{made, no_files};
+use crate::entry::{Body, Child, Children, Directory, Lifetime};
 use crate::error::Result;
-use crate::namespace::{Child, Lifetime};
 
 const FIXED: [&str; 5] = ["raw", "pitr", "wal", "live", "info"];
 const ALIASES: [(&str, Alias); 2] = [("latest", Alias::Latest), ("oldest", Alias::Oldest)];

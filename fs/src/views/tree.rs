@@ -11,10 +11,9 @@ use barmanfs_store::{Attributes, DirectoryRef, Entry, Node};
 use super::changes::{self, Addition, Changes};
 use super::context::Context;
 use super::recovery::Recovery;
-use super::usage::Usage;
-use super::{Body, Children, Directory};
+use crate::entry::{Body, Child, Children, Content, Directory, Lifetime};
 use crate::error::{NOT_FOUND, Result};
-use crate::namespace::{Child, Content, Lifetime};
+use crate::usage::Usage;
 
 /// Which view it is.
 #[derive(Debug, Clone)]

@@ -14,9 +14,9 @@ use barmanfs_store::Attributes;
 
 use super::context::{self, Context};
 use super::snapshot::ServerState;
-use super::{Body, Children, Directory, receiving, replay};
+use super::{receiving, replay};
+use crate::entry::{Body, Child, Children, Content, Directory, Lifetime};
 use crate::error::{NOT_FOUND, Result};
-use crate::namespace::{Child, Content, Lifetime};
 
 /// Entries of a listing read at a time.
 const PAGE: usize = 1000;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use barmanfs_catalog::Repository;
 use barmanfs_fs::namespace::{Found, Ino, Lines, Namespace, Node, Room};
-use barmanfs_fs::views::{Caller, Context, ViewOptions};
+use barmanfs_fs::usage::Caller;
+use barmanfs_fs::views::{Context, ViewOptions, root};
 
 /// Cannot be seen.
 pub const NOBODY: Caller = Caller(0);
@@ -23,7 +24,8 @@ impl Tree {
             mount_point: mount_point.into(),
             ..ViewOptions::default()
         };
-        Self(Namespace::new(Context::new(repository.clone(), options)))
+        let context = Context::new(repository.clone(), options);
+        Self(Namespace::new(root(&context), context.trees().clone()))
     }
 
     pub fn find(&self, path: &str) -> Option<Arc<Node>> {

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use barmanfs_pg::control::ControlFile;
 use barmanfs_store::{Attributes, Node};
 
+use super::super::changes;
 use super::super::confinement::{self, Confined, Override, Source, Stored, TAKEN_OUT, TreeSource, Values};
 use super::super::tree::TreeDirectory;
-use super::super::{Body, changes};
 use super::{append_block, block_of_a_clone, minimal, without_block};
+use crate::entry::Body;
 use crate::error::{Error, Result};
 
 /// Written by ALTER SYSTEM, read last; `pg_verifybackup` does not look at it.

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use barmanfs_live::leads_out;
 use barmanfs_store::{Attributes, DirectoryRef, Entry, Node};
 
+use super::super::changes;
 use super::super::tree::TreeDirectory;
-use super::super::{Body, changes};
+use crate::entry::Body;
 use crate::error::{Error, Result};
 
 /// Larger than this a configuration file is something else.

@@ -210,13 +210,13 @@ fn started(process: u32) -> Option<u64> {
 
 /// The uses of all views that are known to anybody, or not over yet.
 #[derive(Debug, Default)]
-pub(super) struct Usages {
+pub(crate) struct Usages {
     known: Mutex<HashMap<(ServerName, BackupId, String), Arc<Usage>>>,
 }
 
 impl Usages {
     /// That of a backup's view.
-    pub(super) fn of(&self, backup: &Arc<Backup>, view: &str, repository: &Repository) -> Arc<Usage> {
+    pub(crate) fn of(&self, backup: &Arc<Backup>, view: &str, repository: &Repository) -> Arc<Usage> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (backup.server.clone(), backup.id, view.to_owned());
         if let Some(usage) = known.get(&key) {
@@ -231,7 +231,7 @@ impl Usages {
         usage
     }
 
-    pub(super) fn release_idle(&self) {
+    pub(crate) fn release_idle(&self) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.values().for_each(|usage| usage.release_if_idle());
         known.retain(|_, usage| Arc::strong_count(usage) > 1 || usage.is_busy());
