@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that is checked, as a person and as CI run it: format, lints, the unit tests of every crate, a reader that was
-# written from FORMAT.md, then the program's own tests against each PostgreSQL that is here or can be had.
+# Everything that is checked, as a person and as CI run it: format, circles of modules, lints, the unit tests of every crate,
+# a reader that was written from FORMAT.md, then the program's own tests against each PostgreSQL that is here or can be had.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
@@ -110,6 +110,7 @@ chosen_postgres() {
 
 need_rust
 need_build_and_mount_tools
+have python3 || install_packages python3 # looks for circles
 have openssl || install_packages openssl   # makes certificates for the tests of TLS
 have faketime || install_packages faketime # puts the program's clock forward
 need_space "$root" 4000
@@ -128,6 +129,7 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 if [ -z "$filter" ]; then
     check "Format" cargo fmt --all --check
+    check "No circles" scripts/circles.py
     check "Lints" cargo clippy -q --workspace --all-targets -- -D warnings
     # All test targets but 'program'.
     unit_tests "Unit tests of libraries, program and tools" "${cargo_test[@]}" --lib --bins --test '[!p]*' --test 'pi*'

@@ -8,8 +8,6 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::error::{Error, Result};
-
 /// A text that is no id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("Not a {kind} id: {text:?} (expected {digits} lower-case hex digits)")]
@@ -97,32 +95,6 @@ impl ChunkId {
     pub fn of(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())
     }
-}
-
-impl PackId {
-    /// A new id.
-    ///
-    /// # Errors
-    /// [`Error::Random`] when the operating system has no random bytes to give.
-    pub fn random() -> Result<Self> {
-        random_bytes().map(Self)
-    }
-}
-
-impl RecordId {
-    /// A new id.
-    ///
-    /// # Errors
-    /// [`Error::Random`] when the operating system has no random bytes to give.
-    pub fn random() -> Result<Self> {
-        random_bytes().map(Self)
-    }
-}
-
-fn random_bytes<const N: usize>() -> Result<[u8; N]> {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).map_err(|source| Error::Random(source.to_string()))?;
-    Ok(bytes)
 }
 
 fn write_hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -2,27 +2,10 @@
 
 use std::fmt::Debug;
 
-use crate::codec::Encoding;
 use crate::error::Result;
-use crate::id::{ChunkId, PackId};
+use crate::id::ChunkId;
+use crate::location::ChunkLocation;
 use crate::pack::ClosedPack;
-
-/// Where a chunk is and how it is stored there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ChunkLocation {
-    /// The pack that holds it.
-    pub pack: PackId,
-    /// Where its frame begins in the pack's file.
-    pub offset: u32,
-    /// Bytes of the frame.
-    pub stored_bytes: u32,
-    /// Bytes of the chunk itself.
-    pub raw_bytes: u32,
-    /// How the frame is to be decoded.
-    pub encoding: Encoding,
-    /// The chunk a delta stands on; `None` for all other encodings.
-    pub base: Option<ChunkId>,
-}
 
 /// The index from chunk ids to places in packs.
 ///

@@ -7,14 +7,13 @@
 use crate::codec::{Encoding, Frame};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, PackId, RecordId};
-use crate::index::ChunkLocation;
 use crate::layout::MAX_CHUNK_BYTES;
+use crate::location::ChunkLocation;
 use crate::storage::PackStorage;
 
 mod footer;
 mod writer;
 
-pub(crate) use footer::id_in_header;
 pub use footer::read_footer;
 pub use writer::PackWriter;
 

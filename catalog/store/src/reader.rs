@@ -15,8 +15,9 @@ use std::sync::Arc;
 use crate::codec::{Encoding, decode_into};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
-use crate::index::{ChunkIndex, ChunkLocation};
+use crate::index::ChunkIndex;
 use crate::layout::MAX_CHUNK_BYTES;
+use crate::location::ChunkLocation;
 use crate::storage::PackStorage;
 
 mod ahead;

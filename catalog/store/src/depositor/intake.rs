@@ -12,7 +12,8 @@ use super::{ContentClass, Deposit, DepositOptions, DepositTotals, Done, lock};
 use crate::codec::{Encoding, Frame, encode_delta, encode_whole};
 use crate::error::Result;
 use crate::id::{ChunkId, PackId};
-use crate::index::{ChunkIndex, ChunkLocation};
+use crate::index::ChunkIndex;
+use crate::location::ChunkLocation;
 use crate::reader::ChunkReader;
 
 /// A put on its way to a worker.

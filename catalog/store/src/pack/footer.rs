@@ -1,4 +1,4 @@
-//! A pack's header, footer and trailer: to bytes and back.
+//! A pack's footer and trailer: to bytes and back.
 //!
 //! Reading believes nothing: sizes are checked before anything is allocated, the checksum before anything is
 //! parsed, and what is parsed must account for every byte of the file.
@@ -10,12 +10,10 @@ use crate::layout::{
     FORMAT_VERSION, MAX_CHUNK_BYTES, MAX_FOOTER_BYTES, MAX_RECORD_BYTES, PACK_HEADER_BYTES, PACK_MAX_CHUNKS,
     PACK_TRAILER_BYTES,
 };
+use crate::pack_header::encode_header;
 use crate::storage::PackStorage;
 
 use super::{ClosedPack, PackedChunk, Record};
-
-/// First bytes of a pack.
-const HEADER_MAGIC: [u8; 8] = *b"bmfspack";
 
 /// Last bytes of a pack: it was written to its end.
 const TRAILER_MAGIC: [u8; 8] = *b"bmfs-end";
@@ -32,23 +30,6 @@ const TRAILER_CHECKED_BYTES: usize = 16;
 
 /// A record's bytes in the footer besides its payload: id, kind, length.
 pub(super) const RECORD_HEAD_BYTES: usize = RecordId::BYTES + 1 + 4;
-
-/// A pack's first bytes.
-pub(super) fn encode_header(id: PackId, version: u32) -> Vec<u8> {
-    let mut header = Vec::with_capacity(PACK_HEADER_BYTES);
-    header.extend_from_slice(&HEADER_MAGIC);
-    header.extend_from_slice(&version.to_le_bytes());
-    header.extend_from_slice(&0_u32.to_le_bytes());
-    header.extend_from_slice(id.as_bytes());
-    header
-}
-
-/// The pack that a file begins as; `None` where it does not begin as one.
-pub(crate) fn id_in_header(header: &[u8; PACK_HEADER_BYTES]) -> Option<PackId> {
-    let (magic, rest) = header.split_first_chunk::<8>()?;
-    let id = rest.last_chunk::<{ PackId::BYTES }>()?;
-    (*magic == HEADER_MAGIC).then_some(PackId(*id))
-}
 
 /// A pack's last bytes: footer and trailer.
 pub(super) fn encode_footer(id: PackId, chunks: &[PackedChunk], records: &[Record]) -> Result<Vec<u8>> {

@@ -9,6 +9,7 @@ use crate::codec::{decode, encode_delta, encode_whole};
 use crate::layout::{
     MAX_RECORD_BYTES, PACK_HEADER_BYTES, PACK_MAX_CHUNKS, PACK_TARGET_BYTES, PACK_TRAILER_BYTES,
 };
+use crate::pack_header::encode_header;
 use crate::storage::PackUpload;
 
 type Files = Arc<Mutex<HashMap<PackId, Vec<u8>>>>;
@@ -184,7 +185,7 @@ proptest! {
     ) {
         let storage = Memory::default();
         let id = PackId([1; 16]);
-        let mut file = footer::encode_header(id, 1);
+        let mut file = encode_header(id, 1);
         file.extend_from_slice(&footer::encode_tail(id, &body));
         storage.0.lock().unwrap().insert(id, file);
         match read_footer(&storage, id) {
@@ -234,7 +235,7 @@ fn the_bytes_are_those_of_format_md() {
 fn a_newer_pack_is_told_from_a_damaged_one() {
     let storage = Memory::default();
     let id = PackId([9; 16]);
-    let header = footer::encode_header(id, 2);
+    let header = encode_header(id, 2);
     let mut file = header.clone();
     file.extend_from_slice(&[2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     let checksum = blake3::hash(&file);

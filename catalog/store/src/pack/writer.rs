@@ -7,9 +7,10 @@ use crate::layout::{
     FORMAT_VERSION, MAX_CHUNK_BYTES, MAX_RECORD_BYTES, PACK_HEADER_BYTES, PACK_MAX_CHUNKS,
     PACK_RECORDS_TARGET_BYTES, PACK_TARGET_BYTES,
 };
+use crate::pack_header::encode_header;
 use crate::storage::{PackStorage, PackUpload};
 
-use super::footer::{RECORD_HEAD_BYTES, encode_footer, encode_header};
+use super::footer::{RECORD_HEAD_BYTES, encode_footer};
 use super::{ClosedPack, PackedChunk, Record};
 
 /// A pack being filled. Nobody sees any of it until [`close`](Self::close) returns; dropped before, it is

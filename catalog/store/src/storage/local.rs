@@ -19,7 +19,7 @@ use rustix::fs::{Advice, OFlags, fadvise};
 use crate::error::{Error, Result};
 use crate::id::PackId;
 use crate::layout::PACK_HEADER_BYTES;
-use crate::pack::id_in_header;
+use crate::pack_header::id_in_header;
 
 use super::regular::NONBLOCK;
 use super::{Listed, PackStorage, PackUpload, Part, PartMark, open_regular};
