@@ -5,7 +5,7 @@
 
 mod inodes;
 mod served;
-mod turns;
+mod serving_epochs;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use self::inodes::{Inodes, Whose};
 use self::served::Place;
 pub(crate) use self::served::Served;
-use self::turns::Turns;
+use self::serving_epochs::ServingEpochs;
 use crate::error::{Error, NOT_FOUND, Result, STALE};
 use crate::namespace::{Ino, Namespace};
 use crate::views::{CloneAdditions, CloneSource, Context, ServesClones};
@@ -39,7 +39,7 @@ pub(crate) struct Clones {
     making: Mutex<()>,
     open: Mutex<HashMap<(ServerName, CloneName), Arc<Served>>>,
     inodes: Inodes,
-    turns: Turns,
+    epochs: ServingEpochs,
 }
 
 impl Clones {
@@ -50,7 +50,7 @@ impl Clones {
             making: Mutex::default(),
             open: Mutex::default(),
             inodes: Inodes::default(),
-            turns: Turns::new()?,
+            epochs: ServingEpochs::new()?,
         });
         let this: Weak<Self> = Arc::downgrade(&clones);
         context.set_clones(this);
@@ -79,7 +79,7 @@ impl Clones {
             server: root.server.clone(),
             name: root.name.clone(),
             id: root.id,
-            turn: root.turn,
+            epoch: root.epoch,
             root: ino,
         };
         self.open(&Arc::new(place)).map(Some)
@@ -123,12 +123,12 @@ impl Clones {
             lock => lock?,
         };
         let mut description = repository.clone_named(server, name)?;
-        if !is_it(&description) || self.turns.current(repository, &description)? != place.turn {
+        if !is_it(&description) || self.epochs.current(repository, &description)? != place.epoch {
             return Err(STALE);
         }
         // What it may take is what the configuration says now. Earlier releases wrote down what it said when the clone was made.
         description.max_bytes = self.context.clone_limits(server).max_bytes;
-        let is_durable = self.turns.begin(repository, &lock, &description)?;
+        let is_durable = self.epochs.begin(repository, &lock, &description)?;
         let directory = repository.clone_directory(server, name);
         let clone = match is_durable {
             true => LiveClone::open_durable(&directory, &description, repository.trees())?,
@@ -219,7 +219,7 @@ impl Clones {
         };
         drop(open);
         repository.remove_clone(&description, lock)?;
-        self.turns.forget(server, name);
+        self.epochs.forget(server, name);
         tracing::info!("Removed the clone {server}/live/{name}");
         Ok(())
     }
@@ -277,8 +277,8 @@ impl Clones {
 }
 
 impl ServesClones for Clones {
-    fn turn(&self, clone: &CloneDescription) -> Result<u64> {
-        self.turns.current(self.context.repository(), clone)
+    fn epoch(&self, clone: &CloneDescription) -> Result<u64> {
+        self.epochs.current(self.context.repository(), clone)
     }
 
     /// What was written to the clone is durable when this returns, and its lock is free.

@@ -160,7 +160,7 @@ pub struct CloneRoot {
     /// Tells it from other clones of its name.
     pub id: RecordId,
     /// How often it came back to this mount from another one.
-    pub turn: u64,
+    pub epoch: u64,
 }
 
 /// The content of an open file.

@@ -25,7 +25,7 @@ use crate::warm::Warmer;
 use crate::watch::Watcher;
 
 mod daemon;
-mod found;
+mod discovery;
 mod helper;
 mod holders;
 mod kernel;
@@ -33,7 +33,7 @@ mod mountinfo;
 mod status;
 
 use daemon::Daemon;
-pub use found::{FoundMount, FoundMounts, SilentMount, mounts_of};
+pub use discovery::{FoundMount, FoundMounts, SilentMount, mounts_of};
 use mountinfo::Mounted;
 pub use mountinfo::is_shown;
 

@@ -155,7 +155,7 @@ impl LiveClone {
         let node = self.node(id)?;
         let file = file_of(&node)?;
         let count = self.write_bytes(&node, file, offset, bytes, append);
-        self.soil(&node, file);
+        self.mark_dirty(&node, file);
         let count = count?;
         self.written_bytes.fetch_add(count as u64, Ordering::Relaxed);
         Ok(count)
@@ -278,7 +278,7 @@ impl LiveClone {
     }
 
     /// A file has been written to: it is to be synced before long.
-    pub(crate) fn soil(&self, node: &Arc<Node>, file: &FileNode) {
+    pub(crate) fn mark_dirty(&self, node: &Arc<Node>, file: &FileNode) {
         if !file.dirty.swap(true, Ordering::AcqRel) {
             self.dirty().insert(node.id, Arc::clone(node));
         }
@@ -289,7 +289,7 @@ impl LiveClone {
         let _gate = self.gate();
         let _sync = file.syncing();
         let mut data = self.opened_mut(node, file)?;
-        self.soil(node, file);
+        self.mark_dirty(node, file);
         if matches!(data.state, State::Plain) {
             if node.meta().links == 0 {
                 // Or it could come back, with its name and without its bytes.

@@ -117,7 +117,7 @@ impl LiveClone {
             return;
         }
         if file.handed_out.load(Ordering::Relaxed) {
-            self.soil(node, file);
+            self.mark_dirty(node, file);
             file.handed_out.store(false, Ordering::Release);
         }
         // One that is dirty is opened again to be synced: there may be more of them than a process may have open.
@@ -145,7 +145,7 @@ impl LiveClone {
             return Ok(None);
         };
         file.handed_out.store(true, Ordering::Relaxed);
-        self.soil(&node, file);
+        self.mark_dirty(&node, file);
         let plain = plain.map_err(|error| failed("open", self.upper_path(&node), error))?;
         Ok(Some(plain))
     }

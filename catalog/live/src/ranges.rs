@@ -73,7 +73,7 @@ impl LiveClone {
         let _gate = self.gate();
         let _sync = file.syncing();
         let mut data = self.opened_mut(&node, file)?;
-        self.soil(&node, file);
+        self.mark_dirty(&node, file);
         let upper = self.upper(&node, &mut data)?;
         let fail = |error| failed("allocate", self.upper_path(&node), error);
         if what != Allocation::Punch {

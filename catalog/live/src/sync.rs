@@ -126,7 +126,7 @@ impl LiveClone {
         // Times that were not asked for are left for the next flush, and what the kernel writes while the file is open.
         let left = file.stamped.load(Ordering::Relaxed) || file.handed_out.load(Ordering::Relaxed);
         if left || synced.is_err() {
-            self.soil(node, file);
+            self.mark_dirty(node, file);
         }
         synced
     }

@@ -7,7 +7,7 @@ use barmanfs_catalog::{CloneDescription, CloneLock, CloneName, ServerName};
 use barmanfs_live::{Flusher, LiveClone, NodeId};
 use barmanfs_store::RecordId;
 
-use super::turns::FIRST;
+use super::serving_epochs::FIRST;
 use crate::error::Result;
 use crate::namespace::Ino;
 
@@ -21,8 +21,8 @@ pub(super) struct Place {
     pub(super) name: CloneName,
     /// Another clone may have its name one day.
     pub(super) id: RecordId,
-    /// What is known of it is so in this turn alone.
-    pub(super) turn: u64,
+    /// What is known of it is so in this epoch alone.
+    pub(super) epoch: u64,
     /// The number its root has in `live/`.
     pub(super) root: Ino,
 }
@@ -36,7 +36,7 @@ pub(crate) struct Served {
     pub(super) place: Arc<Place>,
     pub(super) description: CloneDescription,
     /// What makes inode numbers of node numbers: those are the same in a clone that was copied and its copy, and in each
-    /// turn.
+    /// epoch.
     salt: u64,
     /// Open files and directories.
     opens: AtomicU64,
@@ -53,7 +53,7 @@ impl Served {
         Ok(Self {
             _flusher: Flusher::start(&clone)?,
             clone,
-            salt: salt(&description, place.turn),
+            salt: salt(&description, place.epoch),
             place,
             description,
             opens: AtomicU64::new(0),
@@ -129,9 +129,9 @@ impl Served {
 }
 
 /// Nothing for a clone whose node numbers are its own, the first time.
-fn salt(description: &CloneDescription, turn: u64) -> u64 {
-    match (description.seed, turn) {
+fn salt(description: &CloneDescription, epoch: u64) -> u64 {
+    match (description.seed, epoch) {
         (None, FIRST) => 0,
-        _ => Ino::of(Ino::ROOT, turn, description.id.to_string().as_bytes()).0,
+        _ => Ino::of(Ino::ROOT, epoch, description.id.to_string().as_bytes()).0,
     }
 }

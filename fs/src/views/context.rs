@@ -87,7 +87,7 @@ pub(crate) trait ServesClones: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// When it cannot be known.
-    fn turn(&self, clone: &CloneDescription) -> Result<u64>;
+    fn epoch(&self, clone: &CloneDescription) -> Result<u64>;
 
     /// Has a clone served no more, until somebody looks into it again.
     ///
@@ -268,10 +268,10 @@ impl Context {
         let _ = self.clones.set(clones);
     }
 
-    /// See [`ServesClones::turn`].
-    pub(super) fn turn(&self, clone: &CloneDescription) -> Result<u64> {
+    /// See [`ServesClones::epoch`].
+    pub(super) fn epoch(&self, clone: &CloneDescription) -> Result<u64> {
         match self.clones.get().and_then(Weak::upgrade) {
-            Some(clones) => clones.turn(clone),
+            Some(clones) => clones.epoch(clone),
             // A tree without a mount serves none.
             None => Ok(0),
         }

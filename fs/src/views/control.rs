@@ -22,7 +22,7 @@ use super::context::Context;
 use super::receiving::Receiving;
 use super::snapshot::ServerState;
 use super::wal::Wal;
-use super::{live, made, no_files};
+use super::{generated, live, no_files};
 use crate::entry::{Body, Child, Children, Directory, Lifetime};
 use crate::error::{Error, Result};
 
@@ -82,7 +82,7 @@ impl Control {
     fn file(&self, name: &str, content: &[u8]) -> Child {
         let attributes = self.context.own(0o444, self.context.started);
         // Never from a cache: it must not look alive when it is not.
-        made::file(
+        generated::file(
             &self.context,
             name,
             &attributes,
@@ -97,7 +97,7 @@ impl Control {
             of,
         };
         let attributes = self.context.own(0o555, self.context.started);
-        made::directory(&self.context, name, &attributes, Arc::new(servers))
+        generated::directory(&self.context, name, &attributes, Arc::new(servers))
     }
 }
 
@@ -121,7 +121,7 @@ impl Directory for Control {
     }
 
     fn open(&self, name: &[u8]) -> Result<Body> {
-        made::body(name, |name| self.content(name))
+        generated::body(name, |name| self.content(name))
     }
 
     fn lifetime(&self) -> Lifetime {
@@ -183,7 +183,7 @@ impl Absent {
             server: server.name.clone(),
         };
         let attributes = context.own(0o555, context.started);
-        made::directory(context, server.name.as_str(), &attributes, Arc::new(absent))
+        generated::directory(context, server.name.as_str(), &attributes, Arc::new(absent))
     }
 
     /// Whether the archive certainly has no file of this name. Only of one PostgreSQL would ask for can it be said.
@@ -222,7 +222,7 @@ impl Absent {
 impl Directory for Absent {
     fn lookup(&self, name: &[u8]) -> Result<Option<Child>> {
         let attributes = self.context.own(0o444, self.context.started);
-        let proof = || made::file(&self.context, name, &attributes, 0, Lifetime::Never);
+        let proof = || generated::file(&self.context, name, &attributes, 0, Lifetime::Never);
         Ok(self.is_proven(name)?.then(proof))
     }
 
@@ -261,7 +261,7 @@ impl Released {
             server: server.name.clone(),
         };
         let owner = live::owner(context, server);
-        made::directory(context, server.name.as_str(), &owner, Arc::new(released))
+        generated::directory(context, server.name.as_str(), &owner, Arc::new(released))
     }
 }
 
@@ -273,7 +273,7 @@ impl Directory for Released {
         let Some(clone) = clone else { return Ok(None) };
         self.context.release(&self.server, &clone)?;
         let attributes = self.context.own(0o444, self.context.started);
-        Ok(Some(made::file(
+        Ok(Some(generated::file(
             &self.context,
             name,
             &attributes,

@@ -6,7 +6,7 @@ use barmanfs_catalog::{Backup, ServerName, json};
 use serde_json::Value;
 
 use super::context::Context;
-use super::made;
+use super::generated;
 use super::restore::restore_command;
 use crate::entry::{Body, Child, Children, Directory, Lifetime};
 use crate::error::{Error, Result};
@@ -61,7 +61,7 @@ impl Info {
 
     fn child(&self, name: &str, size_bytes: usize) -> Child {
         let attributes = self.context.own(0o444, self.context.started);
-        made::file(
+        generated::file(
             &self.context,
             name,
             &attributes,
@@ -94,7 +94,7 @@ impl Directory for Info {
     }
 
     fn open(&self, name: &[u8]) -> Result<Body> {
-        made::body(name, |name| self.content(name))
+        generated::body(name, |name| self.content(name))
     }
 
     fn lifetime(&self) -> Lifetime {

@@ -13,7 +13,7 @@ use super::context::Context;
 use super::recovery::Recovery;
 use super::snapshot::ServerState;
 use super::tree::{BackupTree, Style, TreeDirectory};
-use super::{changes, configuration, made, no_files};
+use super::{changes, configuration, generated, no_files};
 use crate::entry::{Body, Child, Children, CloneRoot, Content, Directory, Lifetime};
 use crate::error::{Error, Result};
 
@@ -49,16 +49,16 @@ impl Live {
     }
 
     fn entry(&self, clone: &CloneDescription) -> Result<Child> {
-        let turn = self.context.turn(clone)?;
+        let epoch = self.context.epoch(clone)?;
         let root = CloneRoot {
             server: clone.server.clone(),
             name: clone.name.clone(),
             id: clone.id,
-            turn,
+            epoch,
         };
         Ok(Child {
             name: clone.name.as_str().into(),
-            identity: made::identity(clone.id.to_string().as_bytes()).wrapping_add(turn),
+            identity: generated::identity(clone.id.to_string().as_bytes()).wrapping_add(epoch),
             stat: self.context.stat(&clone.root.attributes, 0, 0),
             content: Content::Directory(Arc::new(root)),
             lifetime: Lifetime::Never,
@@ -229,7 +229,7 @@ impl CloneSource {
     fn plain(&self, body: &Body) -> Result<Arc<File>> {
         let context = &self.tree.context;
         let failed = |source| Error::io("write", "(a file without a name)", source);
-        let file = made::nameless_file(context).map_err(failed)?;
+        let file = generated::nameless_file(context).map_err(failed)?;
         let mut buffer = vec![0; COPIED_BYTES];
         let mut at = 0;
         loop {

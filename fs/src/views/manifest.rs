@@ -13,7 +13,7 @@ use barmanfs_catalog::{BackupId, ServerName};
 use barmanfs_pg::manifest::{self, Checksum, ManifestError, ManifestFile, ManifestWriter};
 use barmanfs_store::FileMap;
 
-use super::made;
+use super::generated;
 use super::tree::BackupTree;
 use crate::entry::Body;
 use crate::error::{Error, Result};
@@ -89,7 +89,7 @@ impl Manifests {
         if let (Some(file), Some(size_bytes)) = (known.open.upgrade(), known.size_bytes) {
             return Ok(Body::Spooled(file, size_bytes));
         }
-        let output = made::nameless_file(&tree.context).map_err(failed)?;
+        let output = generated::nameless_file(&tree.context).map_err(failed)?;
         let output = of.write(tree, BufWriter::new(output))?;
         let file = output.into_inner().map_err(|error| failed(error.into_error()))?;
         let size_bytes = file.metadata().map_err(failed)?.len();

@@ -13,7 +13,7 @@ use barmanfs_store::{Attributes, open_regular};
 
 use super::context::{self, Context};
 use super::snapshot::ServerState;
-use super::{made, replay, wal};
+use super::{generated, replay, wal};
 use crate::entry::{Body, Child, Children, Directory, Lifetime};
 use crate::error::{Error, NOT_FOUND, Result};
 
@@ -32,7 +32,7 @@ impl Receiving {
             server: server.name.clone(),
         };
         let owner = wal::owner(context, Some(server));
-        made::directory(context, server.name.as_str(), &owner, Arc::new(receiving))
+        generated::directory(context, server.name.as_str(), &owner, Arc::new(receiving))
     }
 
     fn file(&self, owner: &Attributes, segment: &PartialSegment) -> Child {
@@ -92,7 +92,7 @@ pub(super) fn child(context: &Context, owner: &Attributes, segment: &PartialSegm
         mtime_ns,
         ..wal::of_a_file(owner)
     };
-    made::file(context, name, &attributes, segment.size_bytes, Lifetime::Never)
+    generated::file(context, name, &attributes, segment.size_bytes, Lifetime::Never)
 }
 
 /// Its content, as it grows.
@@ -112,7 +112,7 @@ pub(super) fn copied(context: &Context, server: &ServerName, name: SegmentName) 
         return Err(NOT_FOUND);
     };
     let failed = |source| Error::io("copy", format!("(what has been received of {name})"), source);
-    let mut copy = made::nameless_file(context).map_err(failed)?;
+    let mut copy = generated::nameless_file(context).map_err(failed)?;
     io::copy(&mut &*from, &mut copy).map_err(failed)?;
     replay::confine_received(context, server, name, &copy, size_bytes)?;
     Ok(Body::Spooled(Arc::new(copy), size_bytes))

@@ -9,7 +9,7 @@ use barmanfs_store::Node;
 
 use super::configuration::quoted;
 use super::context::Context;
-use super::made;
+use super::generated;
 use super::restore::{self, Reading};
 use crate::entry::Body;
 
@@ -60,7 +60,7 @@ impl Recovery {
         if plan.spec.self_contained {
             of.push_str(&plan.last_segment.to_string());
         }
-        made::identity(of.as_bytes())
+        generated::identity(of.as_bytes())
     }
 
     /// Whether it waits at the target. The end of the WAL is none: there it is promoted, whatever the action.

@@ -17,7 +17,7 @@ use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_store::FileMap;
 
 use super::context::Context;
-use super::made;
+use super::generated;
 use crate::entry::{Body, Child, Lifetime};
 use crate::error::{Error, Result};
 
@@ -38,7 +38,7 @@ pub(super) fn shown(context: &Context, server: &ServerName, child: Child, name: 
         Ok(Confined { edits }) => Child {
             identity: child
                 .identity
-                .wrapping_add(made::identity(format!("{edits:?}").as_bytes())),
+                .wrapping_add(generated::identity(format!("{edits:?}").as_bytes())),
             lifetime: Lifetime::Never,
             ..child
         },

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::context::Context;
 use super::control::Control;
-use super::made;
+use super::generated;
 use super::server::ServerDirectory;
 use crate::entry::{Body, Child, Children, Directory, Lifetime};
 use crate::error::{NOT_FOUND, Result};
@@ -16,7 +16,7 @@ const CONTROL_NAME: &str = ".barmanfs";
 /// The root directory of a mounted tree.
 pub fn root(context: &Arc<Context>) -> Child {
     let attributes = context.own(0o555, context.started);
-    made::directory(
+    generated::directory(
         context,
         "",
         &attributes,
@@ -38,7 +38,7 @@ impl Root {
 
     fn readme_child(&self) -> Child {
         let attributes = self.context.own(0o444, self.context.started);
-        made::file(
+        generated::file(
             &self.context,
             README_NAME,
             &attributes,
@@ -50,7 +50,7 @@ impl Root {
     fn control(&self) -> Child {
         let attributes = self.context.own(0o555, self.context.started);
         let control = Arc::new(Control::new(Arc::clone(&self.context)));
-        made::directory(&self.context, CONTROL_NAME, &attributes, control)
+        generated::directory(&self.context, CONTROL_NAME, &attributes, control)
     }
 }
 

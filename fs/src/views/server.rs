@@ -11,7 +11,7 @@ use super::pitr::Pitr;
 use super::snapshot::ServerState;
 use super::tree::{BackupTree, Style};
 use super::wal::Wal;
-use super::{made, no_files};
+use super::{generated, no_files};
 use crate::entry::{Body, Child, Children, Directory, Lifetime};
 use crate::error::Result;
 
@@ -32,7 +32,7 @@ impl ServerDirectory {
             context: Arc::clone(context),
             name: server.name.clone(),
         };
-        made::directory(
+        generated::directory(
             context,
             server.name.as_str(),
             &directory.attributes(server),
@@ -63,17 +63,17 @@ impl ServerDirectory {
                     context: Arc::clone(context),
                     name: self.name.clone(),
                 };
-                Some(made::directory(context, name, &attributes, Arc::new(raw)))
+                Some(generated::directory(context, name, &attributes, Arc::new(raw)))
             }
             "pitr" => {
                 let pitr = Pitr::new(Arc::clone(context), self.name.clone());
-                Some(made::directory(context, name, &attributes, Arc::new(pitr)))
+                Some(generated::directory(context, name, &attributes, Arc::new(pitr)))
             }
             "wal" => Some(Wal::child(context, server)),
             "live" => Some(Live::child(context, server)),
             "info" => {
                 let info = Info::new(Arc::clone(context), self.name.clone());
-                Some(made::directory(context, name, &attributes, Arc::new(info)))
+                Some(generated::directory(context, name, &attributes, Arc::new(info)))
             }
             _ => None,
         }
@@ -82,7 +82,7 @@ impl ServerDirectory {
     fn alias(&self, server: &ServerState, name: &str) -> Option<Child> {
         let tree = alias(&self.context, server, name)?;
         // Another backup is another inode: whoever is in the old one stays there.
-        let identity = made::identity(tree.backup.id.to_string().as_bytes());
+        let identity = generated::identity(tree.backup.id.to_string().as_bytes());
         tree.child(name).map(|child| Child { identity, ..child })
     }
 }

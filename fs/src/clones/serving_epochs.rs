@@ -2,7 +2,7 @@
 //!
 //! The kernel keeps names, attributes and pages of a clone while the mount has let go of it, which is right as long as nobody
 //! else changes anything: who commits or copies a clone does not. Another mount that serves it does. When the clone comes back
-//! after that, a new *turn* begins: its root has another number, and so has everything in it. No old name leads there, and
+//! after that, a new *epoch* begins: its root has another number, and so has everything in it. No old name leads there, and
 //! who still holds an old number is told that it is stale. (Telling the kernel what to forget would not do: nobody
 //! knows all the names it remembers as absent.)
 
@@ -15,20 +15,20 @@ use barmanfs_store::RecordId;
 
 use crate::error::Result;
 
-/// The turn in which a mount serves a clone first. Numbers are then what they are in every other mount.
+/// The epoch in which a mount serves a clone first. Numbers are then what they are in every other mount.
 pub(super) const FIRST: u64 = 0;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Turns {
+pub(super) struct ServingEpochs {
     /// This mount's mark.
     mount: RecordId,
     /// The clones this mount has served: one for each name at most.
-    served: Mutex<HashMap<(ServerName, CloneName), Turn>>,
+    served: Mutex<HashMap<(ServerName, CloneName), Epoch>>,
 }
 
 #[derive(Debug)]
-struct Turn {
+struct Epoch {
     /// Another clone may have the name one day.
     clone: RecordId,
     number: u64,
@@ -36,7 +36,7 @@ struct Turn {
     served_by: Option<RecordId>,
 }
 
-impl Turns {
+impl ServingEpochs {
     pub(super) fn new() -> Result<Self> {
         Ok(Self {
             mount: RecordId::random()?,
@@ -44,22 +44,22 @@ impl Turns {
         })
     }
 
-    /// The turn a clone is in, or would be in if it were served now.
+    /// The epoch a clone is in, or would be in if it were served now.
     pub(super) fn current(&self, repository: &Repository, clone: &CloneDescription) -> Result<u64> {
         let mut served = self.lock();
         let known = served.get_mut(&(clone.server.clone(), clone.name.clone()));
-        let Some(turn) = known.filter(|turn| turn.clone == clone.id) else {
+        let Some(epoch) = known.filter(|epoch| epoch.clone == clone.id) else {
             return Ok(FIRST);
         };
         let by = repository.clone_served_by(&clone.server, &clone.name)?;
-        if turn.served_by != by {
-            turn.number += 1;
-            turn.served_by = by;
+        if epoch.served_by != by {
+            epoch.number += 1;
+            epoch.served_by = by;
         }
-        Ok(turn.number)
+        Ok(epoch.number)
     }
 
-    /// This mount begins to serve a clone in the turn it is in: from now on the kernel knows something of it. Returns whether
+    /// This mount begins to serve a clone in the epoch it is in: from now on the kernel knows something of it. Returns whether
     /// nobody else can have written to it since it was made or this mount let go of it: then all of it is durable.
     pub(super) fn begin(
         &self,
@@ -69,7 +69,7 @@ impl Turns {
     ) -> Result<bool> {
         let before = repository.clone_served_by(&clone.server, &clone.name)?;
         repository.mark_clone_served(lock, &clone.server, &clone.name, self.mount)?;
-        let first = Turn {
+        let first = Epoch {
             clone: clone.id,
             number: FIRST,
             served_by: Some(self.mount),
@@ -90,7 +90,7 @@ impl Turns {
         self.lock().remove(&(server.clone(), name.clone()));
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(ServerName, CloneName), Turn>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<(ServerName, CloneName), Epoch>> {
         self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
