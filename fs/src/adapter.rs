@@ -1,5 +1,5 @@
-//! The one place that names fuser: turns the kernel's requests into calls of the engine, and its answers into replies.
-//! Nothing is decided here but what FUSE wants to hear.
+//! The only place that uses fuser. It turns the kernel's requests into calls of the engine and the results into
+//! replies. It decides nothing except what FUSE needs.
 
 use std::ffi::OsStr;
 use std::io;
@@ -29,8 +29,8 @@ mod views;
 
 use live::OpenInodes;
 
-/// Requests the kernel may have under way in the background: reading ahead of many readers. Measured elsewhere as half
-/// as fast again as its default of 16, with no gain above.
+/// Maximum number of background requests: the read-ahead of many readers. Elsewhere this was measured as half as fast
+/// again as the default of 16, without a gain above it.
 const MAX_BACKGROUND: u16 = 64;
 
 /// Longest name; what `statfs` says.
@@ -41,17 +41,17 @@ pub(crate) struct Service {
     session: Session<Adapter>,
 }
 
-/// How to serve.
+/// Options of a session.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ServiceOptions {
     /// Threads that take requests.
     pub(crate) threads: usize,
-    /// Whether others than the owner may use the mount.
+    /// Whether users other than the owner may use the mount.
     pub(crate) allow_other: bool,
 }
 
 impl Service {
-    /// Takes over a FUSE device that has been mounted, and greets the kernel.
+    /// Takes over a mounted FUSE device and starts the session.
     pub(crate) fn new(
         namespace: Arc<Namespace>,
         context: Arc<Context>,
@@ -83,17 +83,17 @@ impl Service {
         Ok(Self { session })
     }
 
-    /// Tells the kernel what it must forget.
+    /// A handle that tells the kernel what to forget.
     pub(crate) fn invalidator(&self) -> Box<dyn Invalidate> {
         Box::new(Invalidator {
             notifier: self.session.notifier(),
         })
     }
 
-    /// Serves until the tree is unmounted, by whomever.
+    /// Serves until the tree is unmounted, by any process.
     pub(crate) fn run(self) -> io::Result<()> {
         match self.session.run() {
-            // `umount -f`, and an abort through sysfs: unmounted all the same.
+            // `umount -f` and an abort through sysfs also end the mount.
             Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
             result => result,
         }
@@ -106,7 +106,7 @@ struct Invalidator {
 
 impl Invalidate for Invalidator {
     fn entry(&self, parent: Ino, name: &[u8]) {
-        // What the kernel does not know it need not forget.
+        // The kernel answers with an error if it does not know the name; that is fine.
         let _ = self
             .notifier
             .inval_entry(INodeNo(parent.0), OsStr::from_bytes(name));
@@ -122,17 +122,17 @@ struct Adapter {
     namespace: Arc<Namespace>,
     context: Arc<Context>,
     clones: Arc<Clones>,
-    /// What of clones is open.
+    /// The open files and directories of clones.
     open: OpenInodes,
-    /// Whether the kernel can be handed files to read and write by itself.
+    /// Whether the kernel can read and write files of a clone directly.
     passthrough: bool,
-    /// For what is told the kernel without being asked; there once the session is.
+    /// For notifications to the kernel. Set once the session exists.
     kernel: Arc<OnceLock<Notifier>>,
     pushes: Pushes,
 }
 
-/// Counts the threads that push data into the kernel's cache. They may have to wait there for a page that another
-/// request is to fill: one thread must always be left to answer that.
+/// Counts the threads that push data into the kernel's cache. They may wait there for a page that another request has
+/// to fill, so one thread must always be free to answer that request.
 #[derive(Debug)]
 struct Pushes {
     under_way: AtomicUsize,
@@ -147,7 +147,7 @@ impl Pushes {
         }
     }
 
-    /// Does the work unless too many are at it.
+    /// Does the work unless too many threads already push.
     fn run(&self, work: impl FnOnce()) {
         if self.under_way.fetch_add(1, Ordering::SeqCst) < self.max {
             work();
@@ -161,7 +161,7 @@ impl Adapter {
     fn hand_over(&self, number: INodeNo, handle: Handle) {
         let Some(kernel) = self.kernel.get() else { return };
         let give = |bytes: &[u8]| {
-            // Refused, or not known any more: then it is read.
+            // If the kernel refuses or has forgotten the inode, it reads the file as usual.
             let _ = kernel.store(number, 0, bytes);
         };
         self.pushes.run(|| {
@@ -172,12 +172,12 @@ impl Adapter {
         });
     }
 
-    /// Answers one request. A panic is a bug, but not one that takes the mount down: it is EIO for this request.
+    /// Answers one request. A panic is a bug, but it does not take the mount down: this request fails with EIO.
     fn answer<T>(&self, what: &str, work: impl FnOnce(&Namespace) -> Result<T>) -> Result<T, Errno> {
         let result = catch_unwind(AssertUnwindSafe(|| work(&self.namespace)));
         match result {
             Ok(Ok(value)) => Ok(value),
-            // The engine has said which file it is about.
+            // The engine has logged which file the error is about.
             Ok(Err(error)) => Err(errno(&error)),
             Err(_) => {
                 tracing::error!("A request to {what} failed by a bug in barmanfs; the mount goes on");
@@ -188,7 +188,7 @@ impl Adapter {
 }
 
 impl Adapter {
-    /// The clone an inode belongs to, and what it is there.
+    /// The clone an inode belongs to, and the inode's node there.
     fn live(&self, number: INodeNo) -> Result<Option<(Arc<Served>, NodeId)>, Errno> {
         let served = self.answer("find a clone", |namespace| self.clones.of(namespace, ino(number)))?;
         Ok(served.map(|served| {
@@ -197,7 +197,7 @@ impl Adapter {
         }))
     }
 
-    /// Answers a request about an inode: for the clone it belongs to, or for a view.
+    /// Answers a request about an inode from its clone, or from a view.
     fn either<T>(
         &self,
         number: INodeNo,
@@ -210,7 +210,7 @@ impl Adapter {
         }
     }
 
-    /// The clone an inode belongs to, for what can only be done in one: all else is read-only.
+    /// The clone an inode belongs to, for requests that only a clone supports. Everything else is read-only.
     fn writable(&self, number: INodeNo) -> Result<(Arc<Served>, NodeId), Errno> {
         self.live(number)?.ok_or(Errno::EROFS)
     }
@@ -260,7 +260,8 @@ impl Adapter {
         }
     }
 
-    /// A line of a listing with attributes: it counts as a look-up, except for `.` and `..`. Says whether it had no room.
+    /// Adds an entry with attributes to a listing. It counts as a look-up, except for `.` and `..`. Returns whether
+    /// the reply is full.
     fn add_live_entry(
         &self,
         served: &Arc<Served>,
@@ -272,7 +273,7 @@ impl Adapter {
         let counted = !matches!(name.name.as_slice(), b"." | b"..");
         let of = match counted {
             true => match served.clone.lookup(parent, &name.name) {
-                // Gone since the directory was opened.
+                // The entry was removed after the directory was opened.
                 Err(barmanfs_live::Error::Refused(rustix::io::Errno::NOENT)) => return Ok(false),
                 found => found?,
             },
@@ -287,7 +288,7 @@ impl Adapter {
         Ok(full)
     }
 
-    /// Answers what has nothing to tell but whether it was done.
+    /// Answers a request whose reply is only success or an error.
     fn done(&self, outcome: Result<(), Errno>, reply: ReplyEmpty) {
         match outcome {
             Ok(()) => reply.ok(),
@@ -295,7 +296,7 @@ impl Adapter {
         }
     }
 
-    /// `mkdir` in `live/` makes a clone.
+    /// `mkdir` in `live/` creates a clone.
     fn make_clone(&self, parent: INodeNo, name: &OsStr) -> Result<(Arc<Node>, Stat), Errno> {
         self.answer("make a clone", |namespace| {
             let node = namespace.node(ino(parent))?;
@@ -312,7 +313,7 @@ impl Adapter {
         })
     }
 
-    /// `rmdir` in `live/` removes one.
+    /// `rmdir` in `live/` removes a clone.
     fn remove_clone(&self, parent: INodeNo, name: &OsStr) -> Result<(), Errno> {
         self.answer("remove a clone", |namespace| {
             let node = namespace.node(ino(parent))?;

@@ -1,7 +1,7 @@
-//! The clones a mount serves: made by `mkdir` in `live/`, opened when somebody looks into one, removed by `rmdir`.
+//! The clones that a mount serves. `mkdir` in `live/` creates one, a request below it opens it, `rmdir` removes it.
 //!
-//! A clone's root is an entry of the view `live/`; everything below it is the clone's own, with node numbers as inode
-//! numbers. So whoever has a request about an inode asks here first whose it is.
+//! A clone's root is an entry of the view `live/`. Everything below it belongs to the clone, with node numbers as
+//! inode numbers. So every request first asks here which clone its inode belongs to.
 
 mod inodes;
 mod served;
@@ -24,18 +24,18 @@ use crate::error::{Error, NOT_FOUND, Result, STALE};
 use crate::namespace::{Ino, Namespace};
 use crate::views::{CloneAdditions, CloneSource, Context, ServesClones};
 
-/// Parts a clone's name from what it is to be made of.
+/// Separates a clone's name from its source in a directory name.
 const AT: char = '@';
 
-/// The kernel tells us that a file was closed a little after the program that closed it has gone on.
+/// The kernel reports the close of a file a little after the program's close has returned.
 const PATIENCE: Duration = Duration::from_millis(200);
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(5);
 
-/// See the module.
+/// The clones of one mount.
 #[derive(Debug)]
 pub(crate) struct Clones {
     context: Arc<Context>,
-    /// Held while a clone is made, so that no two are the last that may be.
+    /// Held while a clone is created, so that the limit on their number holds.
     making: Mutex<()>,
     open: Mutex<HashMap<(ServerName, CloneName), Arc<Served>>>,
     inodes: Inodes,
@@ -43,7 +43,7 @@ pub(crate) struct Clones {
 }
 
 impl Clones {
-    /// For a mount.
+    /// The clones of a mount, none open yet.
     pub(crate) fn new(context: &Arc<Context>) -> Result<Arc<Self>> {
         let clones = Arc::new(Self {
             context: Arc::clone(context),
@@ -57,7 +57,7 @@ impl Clones {
         Ok(clones)
     }
 
-    /// The clone an inode belongs to, if it belongs to one. It is opened when it is not.
+    /// The clone an inode belongs to, if any. Opens it if necessary.
     pub(crate) fn of(&self, namespace: &Namespace, ino: Ino) -> Result<Option<Arc<Served>>> {
         match self.inodes.whose(ino) {
             Whose::Served(served) => return Ok(Some(served)),
@@ -68,7 +68,7 @@ impl Clones {
             }
             Whose::Unknown => {}
         }
-        // Not known to the views either: theirs to answer.
+        // An inode that the views do not know either: the views answer with an error.
         let Ok(node) = namespace.node(ino) else {
             return Ok(None);
         };
@@ -85,12 +85,12 @@ impl Clones {
         self.open(&Arc::new(place)).map(Some)
     }
 
-    /// The kernel was told of a node once more.
+    /// Counts a look-up of a node.
     pub(crate) fn looked_up(&self, served: &Arc<Served>, node: NodeId) {
         self.inodes.looked_up(served, node);
     }
 
-    /// The kernel forgets a node; says whether it was one of a clone.
+    /// The kernel forgets a node. Returns whether the inode belongs to a clone.
     pub(crate) fn forget(&self, ino: Ino, count: u64) -> bool {
         let Some((served, count)) = self.inodes.forget(ino, count) else {
             return false;
@@ -101,8 +101,8 @@ impl Clones {
         true
     }
 
-    /// EBUSY while another process has the clone; ESTALE when it is another one by now that has its name, or another mount
-    /// has served it since.
+    /// EBUSY while another process has the clone. ESTALE when another clone has its name by now, or another mount has
+    /// served it since.
     fn open(&self, place: &Arc<Place>) -> Result<Arc<Served>> {
         let mut open = self.lock();
         let Place { server, name, id, .. } = &**place;
@@ -126,7 +126,7 @@ impl Clones {
         if !is_it(&description) || self.epochs.current(repository, &description)? != place.epoch {
             return Err(STALE);
         }
-        // What it may take is what the configuration says now. Earlier releases wrote down what it said when the clone was made.
+        // The configuration decides the size limit. Earlier releases stored the limit when the clone was created.
         description.max_bytes = self.context.clone_limits(server).max_bytes;
         let is_durable = self.epochs.begin(repository, &lock, &description)?;
         let directory = repository.clone_directory(server, name);
@@ -146,8 +146,8 @@ impl Clones {
         Ok(served)
     }
 
-    /// Makes a clone: of the newest backup, with `NAME@backup=ID` of another one, or with `NAME@TARGET` of a point in time
-    /// as `pitr/` has it. Gives its name.
+    /// Creates a clone of the newest backup, with `NAME@backup=ID` of another one, with `NAME@TARGET` of a point in
+    /// time as in `pitr/`. Returns its name.
     pub(crate) fn make(&self, server: &ServerName, asked: &str) -> Result<CloneName> {
         let (name, target) = match asked.split_once(AT) {
             Some((name, target)) => (name, Some(target)),
@@ -204,7 +204,7 @@ impl Clones {
         Ok(name)
     }
 
-    /// Removes a clone in which nothing is open, with everything in it.
+    /// Removes a clone with all its files. Nothing in it may be open.
     pub(crate) fn remove(&self, server: &ServerName, name: &CloneName) -> Result<()> {
         self.wait_for_closes(server, name);
         let mut open = self.lock();
@@ -224,7 +224,7 @@ impl Clones {
         Ok(())
     }
 
-    /// Ends the serving of a clone in which nothing is open; `None` when it is not served. EBUSY when it is in use.
+    /// Stops serving a clone in which nothing is open; `None` when it is not served. EBUSY when it is in use.
     fn take(
         &self,
         open: &mut OpenClones<'_>,
@@ -235,7 +235,7 @@ impl Clones {
         let Some(served) = open.get(&key) else {
             return Ok(None);
         };
-        // Of the others that hold it, there is the entry here.
+        // Besides requests and inodes, only the entry in this table holds it.
         if served.is_open() || !self.inodes.detach(served, 1) {
             return Err(Error::Refused(Errno::BUSY));
         }
@@ -243,12 +243,12 @@ impl Clones {
         served.map(Some).ok_or(Error::Refused(Errno::BUSY))
     }
 
-    /// How many files and directories of clones are open.
+    /// Number of open files and directories in all clones.
     pub(crate) fn open_files(&self) -> u64 {
         self.lock().values().map(|served| served.open_files()).sum()
     }
 
-    /// Makes everything durable that was written to clones: the mount ends.
+    /// Makes all writes to clones durable, because the mount ends.
     pub(crate) fn flush(&self) {
         let open: Vec<_> = self.lock().values().cloned().collect();
         for served in open {
@@ -265,7 +265,7 @@ impl Clones {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a moment until what was closed in a clone is closed here too.
+    /// Waits a moment until the kernel has reported the closes in a clone.
     fn wait_for_closes(&self, server: &ServerName, name: &CloneName) {
         let key = (server.clone(), name.clone());
         let began = Instant::now();
@@ -281,14 +281,14 @@ impl ServesClones for Clones {
         self.epochs.current(self.context.repository(), clone)
     }
 
-    /// What was written to the clone is durable when this returns, and its lock is free.
+    /// When this returns, all writes to the clone are durable and its lock is free.
     fn release(&self, server: &ServerName, name: &CloneName) -> Result<()> {
         let served = self.lock().get(&(server.clone(), name.clone())).cloned();
         let Some(served) = served else { return Ok(()) };
         if served.is_open() {
             return Err(Error::Refused(Errno::BUSY));
         }
-        // Most of it while the clone can still be used; what comes in between, below.
+        // Flushes most of it while the clone can still be used. The rest is flushed below.
         served.clone.flush_all()?;
         drop(served);
         let mut open = self.lock();

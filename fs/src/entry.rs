@@ -1,4 +1,4 @@
-//! The words that the namespace and the views share: what a directory has under a name, and what an open file reads.
+//! The vocabulary that the namespace and the views share: the entries of a directory and the content of an open file.
 //!
 //! A view makes a [`Child`] for each of its names. The namespace gives it an inode number.
 
@@ -22,7 +22,7 @@ pub trait Directory: fmt::Debug + Send + Sync {
     /// The entry of this name.
     ///
     /// # Errors
-    /// When it cannot be known whether there is one.
+    /// When the catalog or the store cannot be read.
     fn lookup(&self, name: &[u8]) -> Result<Option<Child>>;
 
     /// All entries but `.` and `..`.
@@ -37,10 +37,10 @@ pub trait Directory: fmt::Debug + Send + Sync {
     /// When there is none, or it cannot be read.
     fn open(&self, name: &[u8]) -> Result<Body>;
 
-    /// How long the listing stays as it is, and what is not in it stays absent.
+    /// How long the listing stays valid, including the absence of other names.
     fn lifetime(&self) -> Lifetime;
 
-    /// Whether the process that looks a name up makes it up, without a limit of its own.
+    /// Whether a process can look up any number of names here.
     fn is_open_ended(&self) -> bool {
         false
     }
@@ -50,12 +50,12 @@ pub trait Directory: fmt::Debug + Send + Sync {
         None
     }
 
-    /// The clone of which this is the root. What is in it is answered by the clone.
+    /// The clone whose root this is. The clone answers for everything in it.
     fn clone_root(&self) -> Option<&CloneRoot> {
         None
     }
 
-    /// Who has to know that something of it is in use.
+    /// The use of this backup's view, for directories of one.
     fn usage(&self) -> Option<&Arc<Usage>> {
         None
     }
@@ -66,17 +66,17 @@ pub trait Directory: fmt::Debug + Send + Sync {
 pub struct Child {
     /// Its name.
     pub name: Vec<u8>,
-    /// Tells apart what stands under the same name at different times: another identity is another inode.
+    /// Distinguishes entries that have the same name at different times: another identity gets another inode.
     pub identity: u64,
     /// Its attributes.
     pub stat: Stat,
     /// What it is.
     pub content: Content,
-    /// How long the name stands for this.
+    /// How long the name leads to this entry.
     pub lifetime: Lifetime,
 }
 
-/// What an entry is.
+/// The kind of an entry.
 #[derive(Debug, Clone)]
 pub enum Content {
     /// A directory.
@@ -87,7 +87,7 @@ pub enum Content {
     Symlink(Arc<[u8]>),
 }
 
-/// What `stat` shows, apart from the inode number and the kind.
+/// The attributes that `stat` shows, except the inode number and the kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
     /// Permission bits.
@@ -107,7 +107,7 @@ pub struct Stat {
 }
 
 impl Stat {
-    /// Of nothing.
+    /// Attributes of a missing entry.
     pub const NONE: Self = Self {
         mode: 0,
         uid: 0,
@@ -119,29 +119,29 @@ impl Stat {
     };
 }
 
-/// How long what was said about a name stays true.
+/// How long an answer about a name stays valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lifetime {
-    /// For as long as the mount lives: what is in a backup never changes.
+    /// For the life of the mount: a backup never changes.
     Forever,
-    /// Until a notification says otherwise; asked again after a second all the same, should one be lost.
+    /// Until a notification. The kernel asks again after a second in case a notification is lost.
     UntilNotified,
-    /// Not at all: asked anew each time.
+    /// Not at all: the kernel asks every time.
     Never,
 }
 
 impl Lifetime {
-    /// How long the kernel may answer by itself.
+    /// How long the kernel may use the answer.
     pub fn duration(self) -> Duration {
         match self {
-            // Any number the kernel takes for "always": about 30 years.
+            // About 30 years; the kernel accepts any number.
             Self::Forever => Duration::from_secs(1 << 30),
             Self::UntilNotified => Duration::from_secs(1),
             Self::Never => Duration::ZERO,
         }
     }
 
-    /// How long the kernel may believe that a name is absent. PostgreSQL's recovery asks again and again for what may come.
+    /// How long the kernel may cache the absence of a name. PostgreSQL's recovery polls for files that may appear.
     pub fn of_absence(self) -> Duration {
         match self {
             Self::Forever => self.duration(),
@@ -150,16 +150,16 @@ impl Lifetime {
     }
 }
 
-/// Where a clone begins; what is in it is none of the views' business.
+/// The root of a clone. The clone, not the view, answers for everything in it.
 #[derive(Debug)]
 pub struct CloneRoot {
-    /// Whose it is.
+    /// The server of the clone.
     pub server: ServerName,
     /// What it is called.
     pub name: CloneName,
-    /// Tells it from other clones of its name.
+    /// The clone's id: another clone may get the same name later.
     pub id: RecordId,
-    /// How often it came back to this mount from another one.
+    /// How often it came back to this mount after another mount had served it.
     pub epoch: u64,
 }
 
@@ -172,21 +172,22 @@ pub enum Body {
     Made(Arc<[u8]>),
     /// Stored in chunks, and shown with other bytes at some places.
     Edited(Arc<Edited>),
-    /// A plain file of this size: one of the spool, or one without a name that the view made, too large for memory.
+    /// A plain file of this size: a file of the spool, or a nameless file that the view made because it is too large
+    /// for memory.
     Spooled(Arc<File>, u64),
 }
 
-/// A stored file some bytes of which are shown differently.
+/// A stored file with some bytes replaced.
 #[derive(Debug)]
 pub struct Edited {
-    /// What is stored.
+    /// The stored file.
     map: Arc<FileMap>,
-    /// Bytes by their places.
+    /// The replacing bytes by offset.
     edits: Vec<(u64, Vec<u8>)>,
 }
 
 impl Edited {
-    /// Puts what is shown differently into what was read from `offset` on.
+    /// Replaces bytes in a part that was read from `offset` on.
     fn apply(&self, offset: u64, read: &mut [u8]) {
         for (at, bytes) in &self.edits {
             for (place, byte) in (*at..).zip(bytes) {
@@ -202,7 +203,7 @@ impl Edited {
 }
 
 impl Body {
-    /// A stored file with other bytes at some places, if there are any.
+    /// A stored file with bytes replaced, if there are any replacements.
     pub(crate) fn edited(map: FileMap, edits: Vec<(u64, Vec<u8>)>) -> Self {
         let map = Arc::new(map);
         match edits.is_empty() {
@@ -211,7 +212,7 @@ impl Body {
         }
     }
 
-    /// What is stored of it in chunks.
+    /// The map of its stored part.
     pub(crate) fn map(&self) -> Option<&Arc<FileMap>> {
         match self {
             Self::Stored(map) => Some(map),
@@ -230,7 +231,7 @@ impl Body {
         }
     }
 
-    /// How many of its bytes are not in holes.
+    /// Number of bytes outside holes.
     ///
     /// # Errors
     /// When a stored map cannot be read.
@@ -272,10 +273,10 @@ impl Body {
         }
     }
 
-    /// All of it, where it is at most `limit_bytes` long.
+    /// The whole content, or `None` if it is longer than `limit_bytes`.
     ///
     /// # Errors
-    /// When it cannot be read; [`Error::View`]'s reason is up to the caller where it is longer.
+    /// When it cannot be read.
     pub fn read_all(&self, trees: &TreeReader, limit_bytes: u64) -> Result<Option<Vec<u8>>> {
         if self.size_bytes() > limit_bytes {
             return Ok(None);
@@ -287,7 +288,7 @@ impl Body {
     }
 }
 
-/// Bytes of a stored file that are not in holes.
+/// Bytes of a stored file outside holes.
 fn allocated_bytes(trees: &TreeReader, map: &FileMap) -> Result<u64> {
     let (mut at, mut allocated) = (0, 0);
     while let Some(data) = trees.next_data(map, at)? {

@@ -1,4 +1,4 @@
-//! What can go wrong while a tree is mounted and read.
+//! Errors of mounting and of serving requests.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use rustix::io::Errno;
 /// Result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a mount could not be made, or a request not be answered.
+/// Why a mount failed, or a request.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -36,20 +36,20 @@ pub enum Error {
         /// Why not, and what to do.
         reason: String,
     },
-    /// There is nothing of ours to unmount.
+    /// There is no mount of barmanfs at the path.
     #[error("{} is not a mount of barmanfs", path.display())]
     NotMounted {
         /// The path that was given.
         path: PathBuf,
     },
-    /// Somebody uses a mount that was to be taken down.
+    /// The mount is in use, so it was not unmounted.
     #[error("{} is in use", path.display())]
     InUse {
-        /// Where it is.
+        /// The mount point.
         path: PathBuf,
-        /// Who that is, as far as this user may see it.
+        /// The processes that use it, as far as this user may see them.
         holders: Vec<Holder>,
-        /// What is mounted in it.
+        /// The mounts inside it.
         inside: Vec<PathBuf>,
     },
     /// A view cannot be made from this backup.
@@ -57,13 +57,13 @@ pub enum Error {
     View {
         /// Server and id.
         backup: String,
-        /// What is in the way.
+        /// The reason.
         reason: String,
     },
     /// A clone's own files cannot be read or written.
     #[error(transparent)]
     Live(barmanfs_live::Error),
-    /// What the kernel asked for is answered with this error alone: it is nobody's fault.
+    /// The request is refused with this error number. Nothing is broken.
     #[error("{0}")]
     Refused(Errno),
 }
@@ -71,15 +71,15 @@ pub enum Error {
 /// A process that uses a mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
-    /// Its number.
+    /// Its process id.
     pub process: u32,
     /// The user it runs as.
     pub user: u32,
-    /// What it is called.
+    /// Its command name.
     pub command: String,
-    /// What it does there: "works in", "has open".
+    /// How it uses the mount: "works in", "has open".
     pub doing: &'static str,
-    /// Where.
+    /// The path it uses.
     pub path: PathBuf,
 }
 
@@ -92,7 +92,7 @@ impl Error {
         }
     }
 
-    /// What the program that asked gets to see.
+    /// The error number that the requesting program gets.
     pub(crate) fn errno(&self) -> Errno {
         match self {
             Self::Refused(errno) => *errno,
@@ -110,7 +110,7 @@ impl Error {
         }
     }
 
-    /// Whether a person has to know: everything but a plain "no".
+    /// Whether the error belongs in the log: every error except a plain refusal.
     pub(crate) fn is_failure(&self) -> bool {
         !matches!(self, Self::Refused(_))
     }
@@ -126,6 +126,6 @@ impl From<barmanfs_live::Error> for Error {
     }
 }
 
-/// The answers that are no failures.
+/// Refusals that several modules use.
 pub(crate) const NOT_FOUND: Error = Error::Refused(Errno::NOENT);
 pub(crate) const STALE: Error = Error::Refused(Errno::STALE);

@@ -1,8 +1,8 @@
-//! Asking the kernel to forget names, so that what this process keeps for them is bounded by its own measure, and not by the
-//! kernel's memory.
+//! Asks the kernel to forget names, so that the memory this process needs for them has a bound of its own and does not
+//! depend on the kernel's memory.
 //!
-//! On a thread of its own, as [`crate::watch`]: the kernel waits in there until the look-ups in the same directory have been
-//! answered.
+//! This runs on a thread of its own, as [`crate::watch`] does: the call into the kernel waits until look-ups in the
+//! same directory have been answered.
 
 use std::sync::{Arc, Weak};
 
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::namespace::Namespace;
 use crate::watch::Invalidate;
 
-/// Starts the thread; it ends with the namespace.
+/// Starts the thread. It ends with the namespace.
 pub(crate) fn start(namespace: &Arc<Namespace>, kernel: Box<dyn Invalidate>) -> Result<()> {
     let (tell, crowded) = bounded(1);
     namespace.on_crowd(tell);
@@ -30,7 +30,7 @@ fn evict(namespace: &Weak<Namespace>, kernel: &dyn Invalidate, crowded: &Receive
             return;
         };
         for victim in namespace.victims() {
-            // Where somebody is at work the names are kept: a copy goes by paths.
+            // Names of a view in use are kept, because a copy works with paths.
             let usage = victim.node.directory().and_then(|directory| directory.usage());
             if !usage.is_some_and(|usage| usage.is_busy()) {
                 kernel.entry(victim.parent, &victim.node.name);

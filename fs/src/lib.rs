@@ -1,20 +1,22 @@
-//! The mounted tree: which names there are, what is behind them, and how the kernel gets to see it.
+//! The mounted tree: its names, their content, and how the kernel sees them.
 //!
-//! - [`namespace`] is the engine: inodes, handles, reading ahead. It speaks of files and directories, not of FUSE, and
-//!   is tested without a kernel.
-//! - [`views`] are the directories of the tree, each made from the catalog when it is looked at.
-//! - `clones` are the clones that a mount serves; the engine of one is the crate `barmanfs_live`.
-//! - `adapter` is the one place that names fuser, and [`mount`](mod@mount) owns the mount: it makes it, and unmounts it only while
-//!   it is still the one it made.
+//! - [`namespace`] is the engine: inodes, handles, read-ahead. It knows files and directories but not FUSE, and is
+//!   tested without a kernel.
+//! - [`views`] are the directories of the tree. Each reads the catalog when it is looked at.
+//! - [`entry`] has the words that both share.
+//! - `clones` are the clones that a mount serves. The engine of a clone is the crate `barmanfs_live`.
+//! - `adapter` is the only place that uses fuser. [`mount`](mod@mount) owns the mount: it creates the mount, and
+//!   unmounts only what it created.
 //!
 //! Invariants:
-//! - Nothing here writes to the repository but to the directories of clones. What readers hold is the lock that keeps a backup from being deleted
-//!   under them.
-//! - A name below a backup never changes what it stands for while the mount lives; `latest` and `oldest` move only
-//!   when nobody is at work in them.
-//! - No request can take the mount down: damage is EIO for what needs the damaged chunk, and one line in the log.
-//! - Memory is bounded: inodes by asking the kernel to forget the oldest, listings by a page per open directory, data by the
-//!   chunk cache.
+//! - The directories of clones are the only part of the repository that this crate writes to. Readers hold a lock that
+//!   keeps their backup from being deleted.
+//! - A name below a backup has the same meaning for the life of the mount. `latest` and `oldest` move only when nobody
+//!   is using them.
+//! - No request can take the mount down: damage is EIO for requests that need the damaged chunk, and one line in the
+//!   log.
+//! - Memory is bounded: inodes by asking the kernel to forget the oldest, listings by one page per open directory,
+//!   data by the chunk cache.
 
 mod adapter;
 mod clones;

@@ -1,8 +1,8 @@
-//! Owning the mount: making it, serving it, and taking it down again, but never one that somebody else has put in its
-//! place since.
+//! The life of a mount: creating, serving and unmounting it. It never unmounts a file system that another process
+//! mounted in its place.
 //!
-//! fuser is given a device that is mounted already (`kernel`, or `helper` for users without the right to mount), and
-//! has no say in unmounting. Which mount is ours is told by its mount id in `/proc/self/mountinfo`.
+//! fuser gets a device that is already mounted (by `kernel`, or by `helper` for users who may not mount) and does not
+//! unmount. The mount id in `/proc/self/mountinfo` identifies the mount.
 
 use std::collections::HashMap;
 use std::io;
@@ -37,54 +37,54 @@ pub use discovery::{FoundMount, FoundMounts, SilentMount, mounts_of};
 use mountinfo::Mounted;
 pub use mountinfo::is_shown;
 
-/// Threads that take requests, unless asked otherwise: one for each core. Data is decoded ahead on threads of its own,
-/// so more of them would only be woken in turn (measured: a copy of everything took a quarter longer with twice as many).
-/// Never one alone, which would make everybody wait for the slowest request.
+/// Default number of request threads: one for each core. Data is decoded ahead on other threads, so more request
+/// threads would only alternate (measured: a copy of everything took a quarter longer with twice as many). Never a
+/// single thread, because every request would wait for the slowest one.
 const THREADS: std::ops::RangeInclusive<usize> = 2..=16;
 
-/// Decoded chunks kept, unless asked otherwise. The daemon takes up to about 150 MiB besides (measured: listings, request
-/// buffers and what the allocator keeps), and should stay below 300 MB.
+/// Default size of the chunk cache. The daemon needs up to about 150 MiB besides (measured: listings, request buffers
+/// and what the allocator keeps), and should stay below 300 MB.
 pub const DEFAULT_CACHE_BYTES: usize = 96 << 20;
 
-/// The kernel's read-ahead for the mount, in KiB. Its own 128 keep one core decoding; this keeps all at it (measured:
-/// twice to three times the throughput of one reader).
+/// The kernel's read-ahead for the mount, in KiB. The kernel's default of 128 keeps one core decoding; this keeps all
+/// of them busy (measured: twice to three times the throughput of one reader).
 const READ_AHEAD_KIB: u32 = 4096;
 
-/// After our own unmounting, those who still have files open are served this long.
+/// After unmounting the tree itself, the daemon serves open files this long.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// How long is waited for a daemon to end: what was last written to clones may still have to reach the disk.
+/// How long to wait for a daemon to end: it may still have to write to clones.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A program that has just been ended is still closing its files: so long a mount may look as if it were in use.
+/// A program that has just ended is still closing its files, so the mount may look used for this long.
 const CLOSES_WITHIN: Duration = Duration::from_secs(3);
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
-/// What becomes of those who use a mount that is taken down.
+/// What to do with the users of a mount that is unmounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unmounting {
-    /// The mount stays while there is anybody.
+    /// Keep the mount while it is in use.
     Unused,
-    /// It goes out of sight at once, and is served until they have closed what they have open.
+    /// Hide the mount at once, and serve it until its users have closed their files.
     Lazily,
-    /// It goes at once, and what they have open fails.
+    /// End the mount at once. Open files fail.
     ByForce,
 }
 
 /// What to mount, and how.
 #[derive(Debug, Clone, Default)]
 pub struct MountOptions {
-    /// An empty directory.
+    /// The mount point: an empty directory.
     pub mount_point: PathBuf,
     /// The servers to show; all when `None`.
     pub servers: Option<Vec<ServerName>>,
-    /// Whether other users than this process's may see the tree. Permissions are checked in any case.
+    /// Whether other users may see the tree. File permissions are checked in any case.
     pub allow_other: bool,
-    /// Owner of all files; when `None`, as they are stored for root, and this process's for others.
+    /// Owner of all files. When `None`, root shows the stored owners, and other users show themselves.
     pub uid: Option<u32>,
-    /// Group of all files; the same.
+    /// Group of all files, in the same way.
     pub gid: Option<u32>,
-    /// What a copy made for a point in time does there, where its name does not say; promotion when `None`.
+    /// What a copy does at its recovery target if the target's name does not say; promotion when `None`.
     pub recovery_target_action: Option<Action>,
     /// What new clones of a server may take; [`CloneLimits::default`] for one that is not named.
     pub clone_limits: HashMap<ServerName, CloneLimits>,
@@ -104,11 +104,11 @@ pub struct MountedFs {
     unmounted: Receiver<()>,
 }
 
-/// Unmounts a [`MountedFs`], from any thread.
+/// Unmounts a [`MountedFs`] from any thread.
 #[derive(Debug, Clone)]
 pub struct Unmounter {
     mounted: Mounted,
-    /// The kernel has ended the session: the mount is gone, and its id may be another's.
+    /// The kernel has ended the session: the mount is gone, and another mount may have its id.
     gone: Arc<AtomicBool>,
     done: Sender<()>,
 }
@@ -116,7 +116,7 @@ pub struct Unmounter {
 /// Mounts the tree of a repository.
 ///
 /// # Errors
-/// [`Error::CannotMount`] says what is wrong with the mount point, or why the system refuses.
+/// [`Error::CannotMount`] says what is wrong with the mount point, or what the system refused.
 pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs> {
     recover_stale(&options.mount_point)?;
     let mount_point = checked_mount_point(&options.mount_point, repository.path())?;
@@ -187,8 +187,8 @@ impl MountedFs {
         self.unmounter.clone()
     }
 
-    /// Serves until the tree is unmounted: by an [`Unmounter`], `umount` or `fusermount3 -u`. When we unmount ourselves, files
-    /// that are still open are served for a few seconds more; after that they fail. What was written to clones is durable then.
+    /// Serves until the tree is unmounted: by an [`Unmounter`], `umount` or `fusermount3 -u`. After an [`Unmounter`],
+    /// open files are served for a few seconds more and fail after that. Then all writes to clones are durable.
     ///
     /// # Errors
     /// When the connection to the kernel fails.
@@ -207,7 +207,7 @@ impl MountedFs {
         let serving = std::thread::Builder::new()
             .name("serve".to_owned())
             .spawn(move || {
-                // And so do all threads that answer requests: they are started from here.
+                // All request threads are started from here, so they act as the owner too.
                 let result = match repository.as_owner() {
                     Ok(_acting) => service.run(),
                     Err(error) => Err(io::Error::other(error)),
@@ -225,13 +225,13 @@ impl MountedFs {
                     clones.open_files(),
                     named(&unmounter.mounted.holders(None))
                 );
-                // At the end of the service, which now does not come.
+                // The service would do this at its end, which it does not reach.
                 clones.flush();
                 Ok(())
             }),
         };
         drop(watcher);
-        // Whatever ended serving, nobody is to be left with a mount that does not answer.
+        // However serving ended, no mount that does not answer may be left behind.
         unmounter.unmount()?;
         result.map_err(|source| Error::io("serve", path, source))
     }
@@ -246,8 +246,8 @@ impl std::fmt::Debug for MountedFs {
 }
 
 impl Unmounter {
-    /// Takes the tree out of the file system at once, also while it is in use. Does nothing when it is not mounted any more,
-    /// whatever is mounted there now.
+    /// Unmounts the tree at once, even while it is in use. Does nothing if it is already unmounted, whatever is
+    /// mounted there now.
     ///
     /// # Errors
     /// When the system refuses.
@@ -255,13 +255,13 @@ impl Unmounter {
         if !self.gone.load(Ordering::SeqCst) {
             self.mounted.detach()?;
         }
-        // Full when it was said before.
+        // A full channel means that this was already reported.
         let _ = self.done.try_send(());
         Ok(())
     }
 }
 
-/// Who that was, behind a colon.
+/// The processes in a message, after a colon.
 fn named(holders: &[Holder]) -> String {
     let names: Vec<String> = holders
         .iter()
@@ -281,11 +281,12 @@ fn named(holders: &[Holder]) -> String {
     }
 }
 
-/// Unmounts the tree that is mounted at this directory, and, unless lazily, waits until its daemon has ended: all that was
-/// written to clones is on disk then, and no backup is in use.
+/// Unmounts the tree at this directory and, unless lazily, waits until its daemon has ended. Then all writes to clones
+/// are on disk, and no backup is in use.
 ///
 /// # Errors
-/// [`Error::NotMounted`] where there is none of ours; [`Error::InUse`] where somebody uses it and is not to be disturbed.
+/// [`Error::NotMounted`] when there is no mount of barmanfs; [`Error::InUse`] when it is in use and must not be
+/// disturbed.
 pub fn unmount(mount_point: &Path, how: Unmounting) -> Result<()> {
     let path = absolute(mount_point)?;
     let mounted = Mounted::at(&path)?.ok_or_else(|| Error::NotMounted { path: path.clone() })?;
@@ -310,7 +311,7 @@ pub fn unmount(mount_point: &Path, how: Unmounting) -> Result<()> {
     Ok(())
 }
 
-/// Whether it is in use only the kernel knows, and only in the moment it is asked to take it away.
+/// Unmounts if the mount is unused. Only the kernel can decide that, and only at the moment of the call.
 fn release(mounted: &Mounted, daemon: Option<&Daemon>) -> Result<()> {
     let began = std::time::Instant::now();
     while !mounted.release()? {
@@ -326,7 +327,7 @@ fn release(mounted: &Mounted, daemon: Option<&Daemon>) -> Result<()> {
     Ok(())
 }
 
-/// Takes down a mount whose daemon is gone ("Transport endpoint is not connected"); says whether there was one.
+/// Unmounts a tree whose daemon is gone ("Transport endpoint is not connected"). Returns whether there was one.
 ///
 /// # Errors
 /// When it is not ours, or the system refuses.
@@ -334,7 +335,7 @@ pub fn recover_stale(mount_point: &Path) -> Result<bool> {
     let Ok(path) = absolute(mount_point) else {
         return Ok(false);
     };
-    // Unlike `stat`, which a cache may answer for a while, this asks the daemon.
+    // Unlike `stat`, whose answer may be cached, this asks the daemon.
     let gone = matches!(
         rustix::fs::statvfs(&path),
         Err(Errno::NOTCONN | Errno::CONNABORTED)
@@ -354,7 +355,7 @@ pub fn recover_stale(mount_point: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// The path without symbolic links, found without asking what is mounted there.
+/// The path without symbolic links, resolved without accessing the mount.
 fn absolute(path: &Path) -> Result<PathBuf> {
     let canonical = |path: &Path| {
         path.canonicalize()
@@ -362,7 +363,7 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     };
     let absolute = std::path::absolute(path).map_err(|source| Error::io("find", path, source))?;
     match (absolute.parent(), absolute.file_name()) {
-        // The last name may be a link itself, but one that leads to a stale mount cannot be told from it.
+        // The last component may be a symbolic link, but a link to a stale mount looks the same as a stale mount.
         (Some(parent), Some(name)) if !path.is_symlink() => Ok(canonical(parent)?.join(name)),
         _ => canonical(&absolute),
     }
@@ -406,8 +407,8 @@ fn checked_mount_point(path: &Path, repository: &Path) -> Result<PathBuf> {
     Ok(mount_point)
 }
 
-/// Has the index of chunks read while nobody waits for it yet. Only speed is at stake, so what goes wrong is left to
-/// whoever meets it, and the end of the process need not wait for it.
+/// Reads the index of chunks in the background. This only improves speed, so errors are left to the requests that hit
+/// them, and the process does not wait for this thread at its end.
 fn warm_index(repository: Repository) {
     let warm = move || {
         if let Err(error) = repository.warm_index() {
@@ -422,7 +423,7 @@ fn default_threads() -> usize {
     cores.clamp(*THREADS.start(), *THREADS.end())
 }
 
-/// Lets the kernel read further ahead on this mount. Only root may; others are served more slowly.
+/// Raises the kernel's read-ahead on this mount. Only root may; other users get slower reads.
 fn raise_read_ahead(mounted: &Mounted) {
     let setting = format!("/sys/class/bdi/{}/read_ahead_kb", mounted.device());
     if let Err(error) = std::fs::write(&setting, READ_AHEAD_KIB.to_string()) {

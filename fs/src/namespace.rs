@@ -1,7 +1,7 @@
-//! The engine: inodes and open files over the views. It knows nothing of FUSE; an adapter turns a transport's requests
-//! into these calls, from any number of threads at once.
+//! The engine: inodes and open files over a tree of directories. It does not know FUSE. An adapter turns requests into
+//! these calls, from any number of threads at once.
 //!
-//! No lock is held while a view is asked or data is read.
+//! It holds no lock while a view runs or data is read.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ use siblings::Orders;
 use table::Table;
 pub(crate) use table::Victim;
 
-/// Between two lines of the log about the same.
+/// Minimum time between two log lines about the same condition.
 const TELLS_EVERY: Duration = Duration::from_secs(60);
 
 /// The mounted tree.
@@ -47,18 +47,18 @@ pub struct Namespace {
 /// The answer to a look-up.
 #[derive(Debug)]
 pub enum Found {
-    /// The entry with its attributes as they are now; it is counted as looked up once more.
+    /// The entry with its current attributes. It counts as looked up once more.
     Node(Arc<Node>, Stat),
-    /// There is no such entry, and that stays true for this long.
+    /// There is no such entry, and this stays valid for the lifetime.
     Absent(Lifetime),
 }
 
 /// An opened file or directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Opened {
-    /// Names it in what follows.
+    /// Identifies it in later calls.
     pub handle: Handle,
-    /// Whether what was read may be kept for the next time it is opened. Otherwise nothing of it may be cached.
+    /// Whether the kernel may keep its cached content for the next open. Otherwise it must not cache anything.
     pub keep: bool,
 }
 
@@ -76,7 +76,7 @@ pub enum Seek {
 pub struct Line<'a> {
     /// The entry's inode number.
     pub ino: Ino,
-    /// Where to go on reading after it.
+    /// The offset after it, to continue the listing.
     pub next: u64,
     /// Its name.
     pub name: &'a [u8],
@@ -105,7 +105,7 @@ impl Namespace {
     /// The entry `name` of a directory.
     ///
     /// # Errors
-    /// When it cannot be known whether there is one.
+    /// When the directory cannot be read.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Found> {
         let parent = self.node(parent)?;
         let directory = directory(&parent)?;
@@ -114,7 +114,7 @@ impl Namespace {
             format!("look up {} in {}", name.escape_ascii(), parent.described())
         });
         Ok(match found? {
-            // Only of those that take much: recovery must be told that a segment is absent.
+            // Only for directories, which need much memory: recovery must get the proof that a segment is absent.
             Some(Child {
                 content: Content::Directory(_),
                 ..
@@ -130,7 +130,7 @@ impl Namespace {
         })
     }
 
-    /// In the log, once a minute: looking up too many names may go on for long.
+    /// Logged once a minute, because this may last long.
     fn tell_full(&self) {
         let mut told = self.told_full.lock().unwrap_or_else(PoisonError::into_inner);
         if told.is_none_or(|told| told.elapsed() >= TELLS_EVERY) {
@@ -142,7 +142,7 @@ impl Namespace {
         }
     }
 
-    /// Has somebody told when the kernel knows more names than should be kept.
+    /// Sets the channel that is notified when the kernel knows too many names.
     pub(crate) fn on_crowd(&self, tell: Sender<()>) {
         self.nodes.on_crowd(tell);
     }
@@ -176,7 +176,7 @@ impl Namespace {
         let Some(parent) = &node.parent else {
             return Ok(node.stat);
         };
-        // What is no longer there under its name stays what it was for those who still have it.
+        // An entry that lost its name keeps its attributes for those who have it open.
         let now = directory(parent)?.lookup(&node.name);
         Ok(
             log_failure(now, || format!("read the attributes of {}", node.described()))?
@@ -210,8 +210,8 @@ impl Namespace {
         })
     }
 
-    /// Has the beginnings of the files decoded that are likely to be opened after this one. A hint: what goes wrong
-    /// here goes wrong again where somebody is told.
+    /// Decodes the beginnings of files that are likely to be opened next. Errors are ignored here; the real read
+    /// reports them.
     fn read_siblings_ahead(&self, parent: &Node, opened: Ino) {
         let (Some(siblings), Ok(directory)) = (self.orders.of(parent.ino), directory(parent)) else {
             return;
@@ -224,8 +224,8 @@ impl Namespace {
         }
     }
 
-    /// Gives the whole content of a small file to `give`, once for each node: handed to the kernel together with the
-    /// open file, it saves the request that would read it. What cannot be read is left to that request.
+    /// Gives the whole content of a small file to `give`, once for each node, so that the kernel need not request it.
+    /// If it cannot be read, the kernel's request reports that.
     pub fn hand_over(&self, handle: Handle, give: impl FnOnce(&[u8])) {
         if let Some(file) = self.files.get(handle) {
             file.hand_over(&self.trees, give);
@@ -360,7 +360,7 @@ impl Namespace {
     /// The directory at a path below the root, if the kernel knows it.
     ///
     /// # Errors
-    /// When it cannot be known what there is at the path.
+    /// When a directory on the path cannot be read.
     pub fn find(&self, path: &[String]) -> Result<Option<Arc<Node>>> {
         let mut node = self.node(Ino::ROOT)?;
         for name in path {
@@ -378,7 +378,7 @@ impl Namespace {
     /// The inode number of a name in a directory, whether or not the kernel knows it.
     ///
     /// # Errors
-    /// When it cannot be known whether there is such a name.
+    /// When the directory cannot be read.
     pub fn number_of(&self, parent: &Node, name: &str) -> Result<Option<Ino>> {
         let child = directory(parent)?.lookup(name.as_bytes())?;
         Ok(child.map(|child| self.nodes.number_of(parent.ino, &child)))
@@ -390,7 +390,7 @@ impl Namespace {
     }
 }
 
-/// One line in the log for what is nobody's answer to a question but a failure.
+/// Logs a failure. A refusal is a normal answer and is not logged.
 fn log_failure<T>(result: Result<T>, what: impl FnOnce() -> String) -> Result<T> {
     result.inspect_err(|error| {
         if error.is_failure() {
@@ -402,7 +402,7 @@ fn log_failure<T>(result: Result<T>, what: impl FnOnce() -> String) -> Result<T>
 /// What a line of a listing counts as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lines {
-    /// A name and no more.
+    /// Only a name.
     AsNames,
     /// A look-up of the name, except `.` and `..`.
     AsLookups,

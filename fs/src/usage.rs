@@ -1,9 +1,9 @@
-//! Who is at work in a backup's view. While anybody is, the backup is kept from being deleted, and `latest` from moving
-//! on to another one.
+//! The users of a backup's view. While there are any, the backup cannot be deleted, and `latest` does not move on to
+//! another backup.
 //!
-//! Programs like `cp -a` open one file after the other by its path, so "at work" does not end with the last open file:
-//! it lasts as long as a process lives that has opened something. But not for ever, see the constants: a monitor that
-//! looks in now and then must not hold on to a backup.
+//! Programs like `cp -a` open one file after the other by its path, so use does not end with the last open file: it
+//! lasts as long as a process lives that has opened something. The constants limit it, so that a monitor that looks in
+//! now and then does not keep a backup forever.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,25 +14,25 @@ use barmanfs_catalog::{Backup, BackupId, ReadGuard, Repository, ServerName};
 
 use crate::error::Result;
 
-/// A process that has opened a file, and lives, is waited for this long after: a stopped `cp` is to find its backup
-/// again, a daemon that once read a file is not to hold on to it.
+/// A living process that has opened a file counts as a user this long after its last open: a stopped `cp` must find
+/// its backup again, and a daemon that once read a file must not keep it.
 const FILE_PATIENCE: Duration = Duration::from_secs(3600);
 
-/// The same for one that has only opened directories: a copy that begins goes on to files, a shell that completed a
-/// name does not.
+/// The same for a process that has only opened directories: a copy soon opens files, but a shell that completed a name
+/// does not.
 const DIRECTORY_PATIENCE: Duration = Duration::from_secs(30);
 
-/// The backup is kept from being deleted this long after its last use; and whoever cannot be seen from here (another
-/// PID namespace) counts as at work for as long.
+/// The backup is kept this long after its last use. A caller that cannot be seen from here (another PID namespace)
+/// counts as a user for the same time.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// How often it is looked up whether a process is still the one that came before.
+/// How often to check that a process id still belongs to the same process.
 const VISIT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Processes remembered at most; those that have ended are forgotten first.
+/// Maximum number of processes remembered. Those that have ended are forgotten first.
 const MAX_CALLERS: usize = 256;
 
-/// The thread that made a request; 0 where it cannot be seen from here.
+/// The thread that made a request; 0 if it cannot be seen from here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Caller(pub u32);
 
@@ -48,7 +48,7 @@ pub enum Use {
 #[derive(Debug)]
 struct Visit {
     process: u32,
-    /// When the process was started, in clock ticks: tells it from a later one with the same number.
+    /// Start of the process in clock ticks: distinguishes it from a later process with the same id.
     started: u64,
     last: Instant,
     deepest: Use,
@@ -61,7 +61,7 @@ struct State {
     last_unseen: Option<Instant>,
     visits: HashMap<Caller, Visit>,
     guard: Option<ReadGuard>,
-    /// Said once that the backup cannot be kept from being deleted.
+    /// The warning that the backup is not protected from deletion was logged.
     warned: bool,
 }
 
@@ -74,7 +74,7 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Something was opened by a caller.
+    /// Notes that a caller opened something.
     ///
     /// # Errors
     /// When the backup has been deleted.
@@ -89,14 +89,14 @@ impl Usage {
         Ok(())
     }
 
-    /// What [`opened`](Self::opened) said was opened is closed.
+    /// Notes that something reported by [`opened`](Self::opened) was closed.
     pub fn closed(&self) {
         let mut state = self.lock();
         state.open = state.open.saturating_sub(1);
         state.last = Some(Instant::now());
     }
 
-    /// Whether somebody is at work in the view.
+    /// Whether the view is in use.
     pub fn is_busy(&self) -> bool {
         self.lock().is_busy()
     }
@@ -112,7 +112,8 @@ impl Usage {
         match self.repository.reading(&self.backup) {
             Ok(guard) => Ok(Some(guard)),
             Err(gone @ barmanfs_catalog::Error::NoSuchBackup { .. }) => Err(gone.into()),
-            // Reading matters more than being safe from a deletion: a repository may be readable and no more.
+            // Reading is more important than protection from deletion: the repository may be readable but not
+            // writable.
             Err(error) => {
                 if !std::mem::replace(warned, true) {
                     tracing::warn!("Reading {self} without a lock against its deletion: {error}");
@@ -189,7 +190,7 @@ fn recent(time: Option<Instant>) -> bool {
     time.is_some_and(|time| time.elapsed() < LINGER)
 }
 
-/// The process a thread belongs to (proc(5), `Tgid` of `status`); `None` when it is not there.
+/// The process of a thread (proc(5), `Tgid` of `status`); `None` if it does not exist.
 fn process_of(caller: Caller) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", caller.0)).ok()?;
     status
@@ -200,22 +201,22 @@ fn process_of(caller: Caller) -> Option<u32> {
         .ok()
 }
 
-/// When a process was started, in clock ticks since boot (proc(5), field 22 of `stat`); `None` when it is not there.
+/// Start of a process, in clock ticks since boot (proc(5), field 22 of `stat`); `None` if it does not exist.
 fn started(process: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // The second field is the command in parentheses, which may hold anything.
+    // The second field is the command in parentheses, which may contain anything.
     let (_, fields) = stat.rsplit_once(") ")?;
     fields.split(' ').nth(19)?.parse().ok()
 }
 
-/// The uses of all views that are known to anybody, or not over yet.
+/// The uses of all views that are referenced or still in use.
 #[derive(Debug, Default)]
 pub(crate) struct Usages {
     known: Mutex<HashMap<(ServerName, BackupId, String), Arc<Usage>>>,
 }
 
 impl Usages {
-    /// That of a backup's view.
+    /// The use of a backup's view.
     pub(crate) fn of(&self, backup: &Arc<Backup>, view: &str, repository: &Repository) -> Arc<Usage> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (backup.server.clone(), backup.id, view.to_owned());

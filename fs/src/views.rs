@@ -1,5 +1,5 @@
-//! What the mount shows. Each kind of directory is a [`Directory`]; it makes its entries from the catalog when it is
-//! asked, and keeps nothing that another cache has already.
+//! The directories that a mount shows. Each kind is a [`Directory`](crate::entry::Directory). It reads its entries from the catalog when asked,
+//! and does not cache what another layer caches.
 //!
 //! | path | module |
 //! |---|---|
@@ -10,7 +10,7 @@
 //! | `<server>/wal/` | `wal`; what is not archived yet from `receiving` |
 //! | `.barmanfs/replay/<server>/` | `replay`: the same WAL, as a copy may replay it |
 //! | `<server>/info/` | `info` |
-//! | `<server>/live/` | `live`; what is in a clone is the clone's own |
+//! | `<server>/live/` | `live`; a clone answers for its own content |
 
 use crate::entry::Body;
 use crate::error::{NOT_FOUND, Result};
@@ -44,7 +44,7 @@ pub(crate) use live::{CloneAdditions, CloneSource};
 pub(crate) use server::aliases;
 pub(crate) use snapshot::Snapshot;
 
-/// For directories that have no files of their own.
+/// The file of a directory that has none.
 fn no_files() -> Result<Body> {
     Err(NOT_FOUND)
 }

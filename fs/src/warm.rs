@@ -1,13 +1,13 @@
-//! Having the next WAL segment in the kernel's page cache before recovery asks for it.
+//! Reads the next WAL segment into the kernel's page cache before recovery asks for it.
 //!
-//! Recovery stands still while `restore_command` copies a segment. That it was decoded ahead saves half of this wait; the
-//! other half is the way of its bytes from here through the kernel. While PostgreSQL replays the segment before, this
-//! costs it nothing. The kernel takes no pages of a file that nobody has looked up, so a thread reads the file as
-//! everybody does: through the mount.
+//! Recovery waits while `restore_command` copies a segment. Decoding it ahead saves half of that wait. The other half
+//! is the transfer through the kernel, which costs nothing while PostgreSQL replays the segment before. The kernel
+//! does not accept pages of a file that was never looked up, so a thread reads the file through the mount like any
+//! other reader.
 //!
-//! That makes this process wait for itself. When it is killed, the kernel ends every thread but one that waits for the answer to
-//! a request, and gives that one an answer only when nobody has the connection open any more. So the thread has no part in the
-//! process's descriptors, of which the connection is one.
+//! So this process waits for itself. When it is killed, the kernel ends every thread except one that waits for a reply
+//! to a request, and that one gets an error only when no process has the connection open any more. Therefore the
+//! thread does not share the descriptors of the process, one of which is the connection.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
@@ -17,10 +17,11 @@ use std::path::PathBuf;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-/// Read at a time: as much as the kernel asks for with one request.
+/// Bytes per read: what the kernel asks for with one request.
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// Of each file at most. Segments are larger only where somebody asked for it, and their copy is led by its own sequence.
+/// Maximum bytes per file. Larger segments exist only where they were configured, and their copy is a sequential read
+/// with its own read-ahead.
 const MAX_BYTES: u64 = 64 << 20;
 
 /// The thread; it ends when this is dropped.
@@ -30,10 +31,10 @@ pub(crate) struct Warmer {
 }
 
 impl Warmer {
-    /// For the mount at this path with this device ("major:minor"): should something else be mounted over it, that is left
-    /// alone. `None` where no thread can be had; all goes on without it.
+    /// For the mount at this path with this device ("major:minor"), so that another file system mounted over it is
+    /// left alone. `None` if no thread can be started; reads are only slower then.
     pub(crate) fn start(mount_point: PathBuf, device: String) -> Option<Self> {
-        // One is read, the next may wait; recovery needs no more.
+        // One file is being read and one may wait. Recovery needs no more.
         let (paths, asked) = bounded(1);
         let read_all = move || read_each(&mount_point, &device, &asked);
         let thread = std::thread::Builder::new().name("warm-wal".to_owned());
@@ -41,7 +42,7 @@ impl Warmer {
         Some(Self { paths })
     }
 
-    /// Has a file read, by its path below the mount point; `false` when enough others wait.
+    /// Queues a file by its path below the mount point; `false` if the queue is full.
     pub(crate) fn warm(&self, path: PathBuf) -> bool {
         self.paths.try_send(path).is_ok()
     }
@@ -56,8 +57,8 @@ fn read_each(mount_point: &std::path::Path, device: &str, asked: &Receiver<PathB
     }
     let mut buffer = vec![0; BUFFER_BYTES];
     for path in asked {
-        // Only speed is at stake: what goes wrong goes wrong again where somebody is told. The log cannot be told from here: it
-        // may be one of the descriptors.
+        // Errors are ignored: this only improves speed, and the real read reports them. Nothing is logged here,
+        // because the log may be one of the descriptors.
         if let Ok(file) = File::open(mount_point.join(&path))
             && is_on(&file, device)
         {
@@ -66,12 +67,12 @@ fn read_each(mount_point: &std::path::Path, device: &str, asked: &Receiver<PathB
     }
 }
 
-/// From here on this thread has descriptors of its own, and of those there were none. The standard ones are the starter's until
-/// the mount answers: who reads them to their end waits for all that have them.
+/// Gives this thread its own, empty set of descriptors. Otherwise it would keep the standard descriptors of the
+/// starter open, and a program that reads them to their end waits for every holder.
 #[allow(unsafe_code)]
 fn leave_descriptors() -> io::Result<()> {
     const FIRST: libc::c_uint = 0;
-    // As a system call: C libraries have it since only a few years, and where the kernel has not, it says so.
+    // A system call, because C libraries have a wrapper only since a few years. An older kernel returns an error.
     // SAFETY: no memory is involved. Other threads keep their descriptors; this one owns none and is given none.
     let closed = unsafe {
         libc::syscall(
@@ -84,7 +85,7 @@ fn leave_descriptors() -> io::Result<()> {
     if closed != 0 {
         return Err(io::Error::last_os_error());
     }
-    // So that no file that is read here is taken for one of them.
+    // So that a file opened here does not get the number of a standard descriptor.
     for _standard in 0..3 {
         let _ = File::options()
             .read(true)

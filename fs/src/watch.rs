@@ -1,6 +1,6 @@
-//! Noticing that backups and WAL have come or gone, and telling the kernel what it must not believe any longer.
+//! Notices new and removed backups and WAL, and tells the kernel to drop what it has cached about them.
 //!
-//! Runs on a thread of its own that holds no lock while it tells: the kernel may wait in there for a request this very
+//! Runs on a thread of its own that holds no lock during notifications: the kernel may wait for a request that this
 //! process has to answer.
 
 use std::collections::BTreeSet;
@@ -15,22 +15,23 @@ use crate::error::{Error, Result};
 use crate::namespace::{Ino, Namespace};
 use crate::views::{Context, Snapshot, aliases};
 
-/// Between two looks. Asking the repository for its generation costs microseconds; only a new one is read.
+/// Time between two checks. Asking for the repository's generation costs microseconds; backups are read only when it
+/// has changed.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// Makes the kernel forget.
+/// Makes the kernel drop cached data.
 pub(crate) trait Invalidate: Send {
-    /// What a name in a directory stands for.
+    /// The entry under a name.
     fn entry(&self, parent: Ino, name: &[u8]);
 
     /// A directory's listing and attributes.
     fn inode(&self, ino: Ino);
 }
 
-/// The thread; ends when this is dropped.
+/// The thread. It ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Watcher {
-    /// Dropped first: its end is what the thread waits for.
+    /// Dropped first: the thread waits for it to close.
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -57,7 +58,7 @@ impl Drop for Watcher {
     fn drop(&mut self) {
         self.stop = None;
         if let Some(thread) = self.thread.take() {
-            // It ends by itself; a panic in it was logged.
+            // It ends by itself. A panic in it was logged.
             let _ = thread.join();
         }
     }
@@ -78,10 +79,10 @@ fn watch(namespace: &Namespace, context: &Arc<Context>, kernel: &dyn Invalidate,
     }
 }
 
-/// A name that comes and goes: the path of its directory, the name, and which backup it stands for if that changes.
+/// A name that can change: the path of its directory, the name, and the backup it leads to if that can change.
 type Name = (Vec<String>, String, Option<BackupId>);
 
-/// What the kernel was last told.
+/// The names as of the last notification.
 #[derive(Debug, Default)]
 struct Known {
     names: Option<BTreeSet<Name>>,
@@ -95,7 +96,7 @@ impl Known {
         kernel: &dyn Invalidate,
     ) -> Result<()> {
         let names = names(context, &*context.snapshot()?);
-        // At first there is nothing the kernel could have seen before.
+        // Before the first round the kernel has cached nothing.
         for (path, name, _) in self
             .names
             .iter()
@@ -117,7 +118,7 @@ fn names(context: &Arc<Context>, snapshot: &Snapshot) -> BTreeSet<Name> {
             names.insert((vec![server.name.to_string(), "raw".to_owned()], id.clone(), None));
             names.insert((path.clone(), id, None));
         }
-        // These may move without anything new in the repository: when the last reader of the old backup has gone.
+        // These can change without a change in the repository: when the last user of the old backup has gone.
         for (name, id) in aliases(context, server) {
             names.insert((path.clone(), name.to_owned(), Some(id)));
         }
@@ -127,7 +128,7 @@ fn names(context: &Arc<Context>, snapshot: &Snapshot) -> BTreeSet<Name> {
 }
 
 fn forget(namespace: &Namespace, kernel: &dyn Invalidate, path: &[String], name: &str) -> Result<()> {
-    // A directory the kernel does not know has nothing to forget.
+    // The kernel has cached nothing of a directory that it does not know.
     if let Some(directory) = namespace.find(path)? {
         kernel.entry(directory.ino, name.as_bytes());
         kernel.inode(directory.ino);

@@ -1,4 +1,4 @@
-//! What `stat` shows, and what changes it.
+//! Attributes of nodes: reading them and changing them.
 
 use std::sync::atomic::Ordering;
 
@@ -12,16 +12,16 @@ use crate::node::{Body, FileNode, Node, State, file_of};
 use crate::record::{Change, Made};
 use crate::stat::{Kind, Meta, NodeAttributes, NodeId, Time};
 
-/// A time to set.
+/// A modification time to set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NewTime {
-    /// What the clock says.
+    /// The current time.
     Now,
-    /// This one.
+    /// The given time.
     At(Time),
 }
 
-/// Which attributes are to become what; the others stay.
+/// The attributes to change. `None` leaves an attribute as it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct AttributeChanges {
     /// The lower twelve bits of `st_mode`.
@@ -30,7 +30,7 @@ pub struct AttributeChanges {
     pub uid: Option<u32>,
     /// Group.
     pub gid: Option<u32>,
-    /// Size in bytes: the file is cut, or grows by zeros.
+    /// Size in bytes. The file is cut, or grows by zeros.
     pub size_bytes: Option<u64>,
     /// Modification time.
     pub mtime: Option<NewTime>,
@@ -92,7 +92,8 @@ impl LiveClone {
         })
     }
 
-    /// Of the upper file, open or not. One that is not there is empty: it was made and never synced.
+    /// The status of the upper file, open or not. An upper file that does not exist is empty: the file was created and
+    /// never synced.
     fn status(&self, node: &Node, upper: Option<&dyn DiskFile>) -> Result<Status> {
         let status = match upper {
             Some(upper) => upper.status().map(Some),
@@ -108,10 +109,10 @@ impl LiveClone {
         }))
     }
 
-    /// Changes attributes. A file's bytes are touched by a change of size alone.
+    /// Changes attributes. Only a change of size touches a file's bytes.
     ///
     /// # Errors
-    /// `EISDIR` and `EINVAL` for the size of what has none; when the change cannot be written down.
+    /// `EISDIR` and `EINVAL` for the size of a node that has none; when the change cannot be written to the journal.
     pub fn set_attributes(&self, id: NodeId, changes: AttributeChanges) -> Result<NodeAttributes> {
         let node = self.node(id)?;
         if let Some(size_bytes) = changes.size_bytes {
@@ -129,7 +130,7 @@ impl LiveClone {
 
     fn change_meta(&self, node: &Node, changes: &AttributeChanges) -> Result<()> {
         let _gate = self.gate();
-        // Held to the end: while it is, the file does not become one whose upper file has the time, nor ceases to be.
+        // Held to the end: the file must not switch to or from the state in which its upper file holds the time.
         let mut data = match &node.body {
             Body::File(file) => Some(file.write()),
             Body::Directory(_) | Body::Symlink(_) | Body::Socket => None,
@@ -163,7 +164,7 @@ impl LiveClone {
         Ok(())
     }
 
-    /// Says that a file's bytes have just been changed.
+    /// Sets the times of a file whose bytes were just changed.
     pub(crate) fn stamp(node: &Node, file: &FileNode) {
         file.stamped.store(true, Ordering::Relaxed);
         let now = Time::now();
@@ -175,7 +176,7 @@ impl LiveClone {
     /// Where a symbolic link points.
     ///
     /// # Errors
-    /// `EINVAL` for what is none.
+    /// `EINVAL` for a node that is not a symbolic link.
     pub fn readlink(&self, id: NodeId) -> Result<Vec<u8>> {
         match &self.node(id)?.body {
             Body::Symlink(target) => Ok(target.to_vec()),
@@ -184,23 +185,23 @@ impl LiveClone {
     }
 }
 
-/// The changes that say all of a node but its bytes.
+/// The journal records that describe a node completely, except for its bytes.
 pub(crate) fn described(node: &Node, meta: Meta) -> Vec<Change> {
     let mut changes = introduction(node);
     changes.push(Change::Attributes { id: node.id, meta });
     changes
 }
 
-/// What the journal must have said before anything else of a node.
+/// The journal records that must precede any other record of the node.
 pub(crate) fn introduction(node: &Node) -> Vec<Change> {
     if node.recorded.load(Ordering::Relaxed) {
         return Vec::new();
     }
-    introduction_anew(node)
+    introduction_for_rewrite(node)
 }
 
-/// The same for a journal that is written anew.
-pub(crate) fn introduction_anew(node: &Node) -> Vec<Change> {
+/// The same for a rewritten journal, which has no record of the node yet.
+pub(crate) fn introduction_for_rewrite(node: &Node) -> Vec<Change> {
     let made = match (&node.body, node.kind()) {
         (Body::Symlink(target), _) => Made::Symlink(target.to_vec()),
         (_, Kind::Directory) => Made::Directory,
@@ -214,7 +215,7 @@ pub(crate) fn introduction_anew(node: &Node) -> Vec<Change> {
     }]
 }
 
-/// The journal knows of this node now.
+/// Marks a node as known to the journal.
 pub(crate) fn recorded(node: &Node) {
     node.touch();
     node.recorded.store(true, Ordering::Relaxed);

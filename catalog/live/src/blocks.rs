@@ -1,11 +1,11 @@
-//! Which blocks of a file are in its upper file.
+//! The set of a file's blocks that are in its upper file.
 //!
-//! One bit a block of [`BLOCK_BYTES`], in words; a file of 1 GiB has 16 KiB of them. Sets of blocks are told to the
-//! journal as runs, because what is written together lies together.
+//! One bit for each block of [`BLOCK_BYTES`]; a file of 1 GiB needs 16 KiB. The journal stores sets of blocks as runs,
+//! because blocks that are written together are usually adjacent.
 
 use std::ops::Range;
 
-/// The unit in which a file is copied on write: PostgreSQL's page.
+/// The unit of copy-on-write: PostgreSQL's page.
 pub(crate) const BLOCK_BYTES: u64 = barmanfs_store::layout::BLOCK_BYTES as u64;
 
 const WORD_BITS: u64 = 64;
@@ -16,12 +16,12 @@ pub(crate) struct Blocks {
     words: Vec<u64>,
 }
 
-/// The block that has this byte.
+/// The block that contains this byte.
 pub(crate) fn block_of(offset: u64) -> u64 {
     offset / BLOCK_BYTES
 }
 
-/// The blocks that have any of these bytes.
+/// The blocks that contain any of these bytes.
 pub(crate) fn blocks_of(bytes: Range<u64>) -> Range<u64> {
     if bytes.is_empty() {
         return block_of(bytes.start)..block_of(bytes.start);
@@ -29,7 +29,7 @@ pub(crate) fn blocks_of(bytes: Range<u64>) -> Range<u64> {
     block_of(bytes.start)..bytes.end.div_ceil(BLOCK_BYTES)
 }
 
-/// The blocks that have none but these bytes.
+/// The blocks that contain only these bytes.
 pub(crate) fn whole_blocks_of(bytes: Range<u64>) -> Range<u64> {
     let first = bytes.start.div_ceil(BLOCK_BYTES);
     first..block_of(bytes.end).max(first)
@@ -47,7 +47,7 @@ fn mask(from: u64, to: u64) -> u64 {
     below(to) & !below(from)
 }
 
-/// A position in `words`. Files end far below what would not fit.
+/// A position in `words`. The largest file is far below what would not fit.
 fn word_index(block: u64) -> usize {
     usize::try_from(block / WORD_BITS).unwrap_or(usize::MAX)
 }
@@ -77,13 +77,13 @@ impl Blocks {
         self.each_word(run, |word, mask| *word |= mask);
     }
 
-    /// Takes a run of blocks out.
+    /// Removes a run of blocks.
     pub(crate) fn remove(&mut self, run: Range<u64>) {
         let end = run.end.min(self.words.len() as u64 * WORD_BITS);
         self.each_word(run.start..end, |word, mask| *word &= !mask);
     }
 
-    /// Takes out all blocks from this one on.
+    /// Removes all blocks from this one on.
     pub(crate) fn truncate(&mut self, block: u64) {
         self.remove(block..u64::MAX);
         self.words
@@ -102,14 +102,14 @@ impl Blocks {
         }
     }
 
-    /// Whether `block` is in the set, and the first block after it of which the contrary is true; `end` at most.
+    /// Whether `block` is in the set, and the first later block for which the opposite is true; at most `end`.
     pub(crate) fn run(&self, block: u64, end: u64) -> (bool, u64) {
         let inside = self.contains(block);
         let mut at = block;
         while at < end {
             let base = at - at % WORD_BITS;
             let Some(word) = self.words.get(word_index(at)) else {
-                // Nothing is in the set from here on.
+                // No block from here on is in the set.
                 return (inside, if inside { at } else { end });
             };
             let word = if inside { !word } else { *word };
@@ -122,12 +122,12 @@ impl Blocks {
         (inside, end)
     }
 
-    /// Whether all of these are in the set.
+    /// Whether all blocks of the run are in the set.
     pub(crate) fn contains_all(&self, run: Range<u64>) -> bool {
         run.is_empty() || self.run(run.start, run.end) == (true, run.end)
     }
 
-    /// The set as runs, in order.
+    /// The runs of the set, in order.
     pub(crate) fn runs(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         let end = self.words.len() as u64 * WORD_BITS;
         let mut at = 0;
@@ -144,7 +144,7 @@ impl Blocks {
         })
     }
 
-    /// What is in this set and not in the other.
+    /// The blocks of this set that are not in the other.
     pub(crate) fn without(&self, other: &Self) -> Self {
         let words = self.words.iter().enumerate();
         Self {

@@ -1,4 +1,4 @@
-//! A clone that is open: what all its operations share.
+//! An open clone: the state that all operations share.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,20 +14,20 @@ use crate::names::{Names, Under};
 use crate::node::Node;
 use crate::stat::NodeId;
 
-/// What a clone takes.
+/// The space that a clone takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Statistics {
-    /// Bytes of the repository's file system: upper files and journal.
+    /// Bytes in the repository's file system: upper files and journal.
     pub used_bytes: u64,
-    /// What they may be at most.
+    /// The limit of these bytes.
     pub max_bytes: Option<u64>,
-    /// Bytes that were written to files of the clone since it was opened, those by a kernel directly not counted.
+    /// Bytes written to files of the clone since it was opened, without those that a kernel wrote directly.
     pub written_bytes: u64,
-    /// Files, directories and links that are remembered because they differ from the backup's.
+    /// Files, directories and links that are kept in memory because they differ from the backup.
     pub changed_nodes: u64,
 }
 
-/// A clone that is open. All operations may be called at the same time.
+/// An open clone. All operations may be called concurrently.
 #[derive(Debug)]
 pub struct LiveClone {
     pub(crate) id: RecordId,
@@ -37,12 +37,12 @@ pub struct LiveClone {
     pub(crate) root: NodeId,
     pub(crate) gate: RwLock<()>,
     pub(crate) names: RwLock<Names>,
-    /// Files with bytes the journal does not know yet.
+    /// Files with bytes that are not in the journal yet.
     pub(crate) dirty: Mutex<HashMap<NodeId, Arc<Node>>>,
-    /// Upper files to be removed once the journal is durable up to there.
+    /// Upper files to remove once the journal is durable up to this position.
     pub(crate) doomed: Mutex<Vec<(Position, NodeId)>>,
     pub(crate) max_bytes: Option<u64>,
-    /// Bytes of upper files: as the file system counts them, and between two syncs of a file, as we do.
+    /// Bytes of upper files: as the file system counts them at a sync, estimated between two syncs.
     pub(crate) used_bytes: AtomicU64,
     pub(crate) written_bytes: AtomicU64,
 }
@@ -53,13 +53,13 @@ impl LiveClone {
         self.root
     }
 
-    /// Whether a name in the root directory leads to this node, and did not in the backup.
+    /// Whether a name in the root directory leads to this node and did not in the backup.
     pub fn is_in_root(&self, name: &[u8], id: NodeId) -> bool {
         let under = self.names().difference(self.root, name);
         matches!(under, Some(Under::Node(node, _)) if node == id)
     }
 
-    /// What it takes.
+    /// The space it takes.
     pub fn statistics(&self) -> Statistics {
         let names = self.names();
         let changed = names
@@ -78,8 +78,8 @@ impl LiveClone {
         self.used_bytes.load(Ordering::Relaxed) + self.journal.size_bytes()
     }
 
-    /// Refuses what would make the clone larger than it may be. What it has may be written over, whatever has been added to
-    /// the journal since.
+    /// Refuses an operation that would make the clone larger than its limit. Overwriting existing bytes is always
+    /// allowed, however much the journal has grown.
     pub(crate) fn check_room(&self, more_bytes: u64) -> Result<()> {
         match self.max_bytes {
             Some(max) if more_bytes > 0 && self.occupied_bytes().saturating_add(more_bytes) > max => {
@@ -89,7 +89,7 @@ impl LiveClone {
         }
     }
 
-    /// Counts an upper file anew.
+    /// Replaces the counted size of an upper file.
     pub(crate) fn count(&self, counted_bytes: &mut u64, now_bytes: u64) {
         self.used_bytes.fetch_add(now_bytes, Ordering::Relaxed);
         self.used_bytes.fetch_sub(*counted_bytes, Ordering::Relaxed);

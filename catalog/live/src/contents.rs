@@ -1,7 +1,7 @@
-//! Files of a clone made into other files: of a backup, which takes over what is a stored file's without reading it;
-//! of a plain directory, in which holes stay holes.
+//! Copies of a clone's files: into a backup, which takes over unchanged windows of a stored file without reading them,
+//! or into a plain directory, where holes stay holes.
 //!
-//! What was written counts as changed, be it the same bytes as below.
+//! A written block counts as changed, even if its bytes are the same as in the lower layer.
 
 use std::fs::File;
 use std::ops::Range;
@@ -16,21 +16,21 @@ use crate::error::{Error, Result, failed};
 use crate::node::{State, file_of};
 use crate::stat::{NodeAttributes, NodeId};
 
-/// Read at a time: whole blocks.
+/// Bytes read at a time: whole blocks.
 const READ_BYTES: usize = 128 << 10;
 
-/// A file that is in part a stored one.
+/// A file that partly consists of a stored file.
 #[derive(Debug)]
 struct StoredPart {
     map: FileMap,
-    /// So many of its first bytes count where nothing changed; zeros follow.
+    /// So many of its first bytes are visible where nothing was written. Zeros follow.
     keep_bytes: u64,
-    /// What was written: whole blocks, in order; the last one ends with the file.
+    /// The written ranges: whole blocks, in order. The last one ends with the file.
     changed: Vec<Range<u64>>,
 }
 
 impl NodeAttributes {
-    /// As they are stored.
+    /// Attributes in the form the store uses.
     pub fn stored(&self) -> Attributes {
         Attributes {
             mode: self.mode,
@@ -43,12 +43,12 @@ impl NodeAttributes {
 }
 
 impl LiveClone {
-    /// Stores a file under `path` of a tree: its changed blocks are read, of the others only the map. One that has
-    /// nothing of a stored file is read as a whole, and cut into windows of `window_bytes`. Returns how many bytes
-    /// were read.
+    /// Stores a file under `path` of a tree. It reads the changed blocks, and only the map of the others. A file
+    /// without a stored part is read as a whole and cut into windows of `window_bytes`. Returns the number of bytes
+    /// read.
     ///
     /// # Errors
-    /// `EISDIR`, `EINVAL` for what is no file; when it cannot be read, or what the tree meets.
+    /// `EISDIR`, `EINVAL` for a node that is not a file; when the file cannot be read, or the tree cannot be written.
     pub fn store_file(&self, id: NodeId, tree: &TreeWriter, path: &[u8], window_bytes: u32) -> Result<u64> {
         let attributes = self.attributes(id)?;
         let (size_bytes, stored) = (attributes.size_bytes, self.stored_part(id)?);
@@ -77,11 +77,12 @@ impl LiveClone {
         Ok(read_bytes)
     }
 
-    /// Copies a file into another one, which is empty: data where it has data, holes where it has holes. `copied` is
-    /// told of bytes as they are written.
+    /// Copies a file into an empty one: data where it has data, holes where it has holes. Calls `copied` with the
+    /// number of bytes as they are written.
     ///
     /// # Errors
-    /// `EISDIR`, `EINVAL` for what is no file; when it cannot be read, or the other not be written.
+    /// `EISDIR`, `EINVAL` for a node that is not a file; when the file cannot be read, or the other one not be
+    /// written.
     pub fn copy_file(&self, id: NodeId, to: &File, copied: &mut dyn FnMut(u64)) -> Result<()> {
         let size_bytes = self.attributes(id)?.size_bytes;
         let fail = |error| failed("write", "the copy", error);
@@ -99,7 +100,7 @@ impl LiveClone {
         Ok(())
     }
 
-    /// What of a stored file is in a file; none when all its bytes are its own.
+    /// The stored part of a file; none when all its bytes are its own.
     fn stored_part(&self, id: NodeId) -> Result<Option<StoredPart>> {
         let node = self.node(id)?;
         let file = file_of(&node)?;
@@ -120,7 +121,7 @@ impl LiveClone {
         }))
     }
 
-    /// Reads some of a file, part by part.
+    /// Reads a range of a file, part by part.
     fn each_part(
         &self,
         id: NodeId,
@@ -145,7 +146,7 @@ impl LiveClone {
         Ok(())
     }
 
-    /// The next data, or the next hole.
+    /// The next data, or the next hole, in a file.
     fn next(&self, id: NodeId, offset: u64, data: bool) -> Result<Option<u64>> {
         match self.seek(id, offset, data) {
             Err(Error::Refused(Errno::NXIO)) => Ok(None),

@@ -1,4 +1,4 @@
-//! Copying what a clone has of its own: its files are shared where the file system can, and keep their holes.
+//! Copies of a clone's own files. The copy shares their blocks where the file system can, and keeps holes.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsFd;
@@ -12,14 +12,15 @@ use rustix::io::Errno;
 use crate::disk::{FILES, JOURNAL};
 use crate::error::{Result, failed};
 
-/// Copied at a time where bytes have to be: the kernel does it, and can be interrupted in between.
+/// Bytes copied at a time where blocks cannot be shared. The kernel copies; a signal can interrupt it between two
+/// calls.
 const COPY_BYTES: usize = 64 << 20;
 
-/// Copies the files of a clone that nobody has open into another one's empty directory; they are durable then, and belong
-/// to whom the thread acts for. The copy's description must name the same seed.
+/// Copies the files of a clone that is not open into the empty directory of another one. They are durable afterwards,
+/// and belong to the user the thread acts for. The description of the copy must name the same seed.
 ///
 /// # Errors
-/// When one of them cannot be read or written: what is in the directory then is no clone.
+/// When a file cannot be read or written. The directory does not hold a clone then.
 pub fn copy_files(from: &Path, to: &Path) -> Result<()> {
     copy_file(&from.join(JOURNAL), &to.join(JOURNAL))?;
     let (files, copies) = (from.join(FILES), to.join(FILES));
@@ -50,7 +51,7 @@ fn copy_file(from: &Path, to: &Path) -> Result<()> {
             .map_err(|error| failed("write", to, error))?;
         copy_data(&source, &copy).map_err(write_failed)?;
     }
-    // A file that has nothing of the backup has its time here alone.
+    // A file that has no part of the backup keeps its time only here.
     let time = |s: i64, ns: i64| Timespec {
         tv_sec: s,
         tv_nsec: ns,
@@ -63,12 +64,12 @@ fn copy_file(from: &Path, to: &Path) -> Result<()> {
     copy.sync_all().map_err(|error| failed("sync", to, error))
 }
 
-/// Copies what is not in holes.
+/// Copies everything that is not in holes.
 fn copy_data(from: impl AsFd, to: impl AsFd) -> Result<(), Errno> {
     let mut end = 0;
     loop {
         let start = match rustix::fs::seek(&from, SeekFrom::Data(end)) {
-            // Nothing but a hole to the end.
+            // Only a hole follows.
             Err(Errno::NXIO) => return Ok(()),
             start => start?,
         };

@@ -1,4 +1,4 @@
-//! Files, directories, symbolic links and sockets made, and names added to what is there.
+//! Creates files, directories, symbolic links, sockets and hard links.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,16 +15,16 @@ use crate::names::{Names, check_name, present_directory};
 use crate::node::{Body, FileNode, Node, State};
 use crate::stat::{Meta, NodeAttributes, NodeId, Time};
 
-/// The bytes of a symbolic link at most: `PATH_MAX` less the NUL.
+/// Maximum bytes of a symbolic link: `PATH_MAX` without the NUL.
 const MAX_TARGET_BYTES: usize = 4095;
 
-/// Names that lead to one file at most, as ext4 has it.
+/// Maximum number of names of one file, as in ext4.
 const MAX_LINKS: u32 = 65_000;
 
 /// `S_ISGID`.
 const SET_GROUP_ID: u32 = 0o2000;
 
-/// What is made.
+/// Attributes of a node to create.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NewNode {
     /// The lower twelve bits of `st_mode`.
@@ -36,7 +36,8 @@ pub struct NewNode {
 }
 
 impl NewNode {
-    /// What is made in a directory with the set-group-id bit has that one's group, a directory also the bit.
+    /// A node created in a directory with the set-group-id bit gets the directory's group; a directory also gets the
+    /// bit.
     fn inherited(self, parent: &Node, is_directory: bool) -> Self {
         let parent = *parent.meta();
         if parent.mode & SET_GROUP_ID == 0 {
@@ -62,15 +63,15 @@ impl NewNode {
 }
 
 impl LiveClone {
-    /// Makes a file. It counts as looked up.
+    /// Creates a file. It counts as looked up.
     ///
     /// # Errors
-    /// `EEXIST`, `ENOENT` in a directory that is no more, `ENOTDIR`, `ENOSPC`.
+    /// `EEXIST`, `ENOENT` in a directory that was removed, `ENOTDIR`, `ENOSPC`.
     pub fn create(&self, parent: NodeId, name: &[u8], new: NewNode) -> Result<NodeAttributes> {
         self.make(parent, name, new, Body::File(FileNode::new(None, State::Plain)))
     }
 
-    /// Makes a directory. It counts as looked up.
+    /// Creates a directory. It counts as looked up.
     ///
     /// # Errors
     /// As [`create`](Self::create).
@@ -78,10 +79,10 @@ impl LiveClone {
         self.make(parent, name, new, Body::Directory(DirectoryRef::default()))
     }
 
-    /// Makes a symbolic link. It counts as looked up.
+    /// Creates a symbolic link. It counts as looked up.
     ///
     /// # Errors
-    /// As [`create`](Self::create); `ENAMETOOLONG`, `ENOENT` for a target that cannot be one.
+    /// As [`create`](Self::create); `ENAMETOOLONG`, `ENOENT` for an empty target.
     pub fn symlink(
         &self,
         parent: NodeId,
@@ -96,7 +97,7 @@ impl LiveClone {
         }
     }
 
-    /// Makes the name of a socket. It counts as looked up.
+    /// Creates the name of a socket. It counts as looked up.
     ///
     /// # Errors
     /// As [`create`](Self::create).
@@ -122,7 +123,7 @@ impl LiveClone {
             edit.name(&parent, name, Some(&node));
             edit.links(&node, 0, 0);
             if let Err(error) = self.commit(&mut names, edit) {
-                // What is left of it goes when the clone is opened the next time, at the latest.
+                // If this fails, the file is removed when the clone is opened the next time.
                 let _ = self.disk.remove(&file_name(id));
                 return Err(error);
             }
@@ -132,7 +133,7 @@ impl LiveClone {
         self.attributes_of(&node)
     }
 
-    /// A new file's upper file is there before the journal speaks of it.
+    /// Creates the upper file of a new file, before the journal mentions it.
     fn make_upper(&self, node: &Node) -> Result<()> {
         let Body::File(file) = &node.body else {
             return Ok(());
@@ -143,7 +144,7 @@ impl LiveClone {
         Ok(())
     }
 
-    /// The directory, if it is there and nothing stands under the name.
+    /// The directory, if it exists and does not contain the name.
     fn free_name(&self, names: &Names, parent: NodeId, name: &[u8]) -> Result<Arc<Node>> {
         let parent = present_directory(names, parent)?;
         match names.child(&self.trees, &parent, name)? {

@@ -1,6 +1,6 @@
-//! The system calls a clone's upper layer is kept with, and nothing else of the system.
+//! The system calls that keep the upper layer of a clone.
 //!
-//! They are behind a trait so that tests can put a disk under a clone that loses power.
+//! They are behind a trait so that tests can use a disk that loses power.
 
 use std::fmt::Debug;
 use std::fs::File;
@@ -15,24 +15,24 @@ use rustix::io::Errno;
 
 use crate::stat::{NodeId, Time};
 
-/// The log of everything that is not file bytes.
+/// Name of the journal.
 pub(crate) const JOURNAL: &str = "journal";
 
-/// The journal while it is written anew.
+/// Name of the journal while it is rewritten.
 pub(crate) const NEW_JOURNAL: &str = "journal.new";
 
 /// Directory of the upper files.
 pub(crate) const FILES: &str = "files";
 
-/// `statfs` of file systems that are programs: they are not told of `syncfs`.
+/// `statfs` type of FUSE file systems, which do not receive `syncfs`.
 const FUSE: rustix::fs::FsWord = libc::FUSE_SUPER_MAGIC as _;
 
-/// Where a node's bytes are.
+/// Path of a node's upper file.
 pub(crate) fn file_name(id: NodeId) -> String {
     format!("{FILES}/{:016x}", id.0)
 }
 
-/// What is known of an upper file.
+/// Status of an upper file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Status {
     pub(crate) size_bytes: u64,
@@ -45,48 +45,48 @@ pub(crate) struct Status {
 pub(crate) trait DiskFile: Debug + Send + Sync {
     /// Reads until the buffer is full or the file ends.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
-    /// Writes; fewer bytes than all when there was room for no more, an error when for none.
+    /// Writes. Returns fewer bytes than given when only a part fits, and an error when nothing fits.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize>;
-    /// Cuts it or lets it grow.
+    /// Cuts the file or lets it grow.
     fn set_size(&self, size_bytes: u64) -> io::Result<()>;
-    /// Makes its bytes and its size durable.
+    /// Makes the bytes and the size durable.
     fn sync_data(&self) -> io::Result<()>;
     /// Its size and times.
     fn status(&self) -> io::Result<Status>;
     /// fallocate(2).
     fn allocate(&self, flags: FallocateFlags, offset: u64, length: u64) -> io::Result<()>;
-    /// The next byte that is data (not in a hole), or is in a hole; none when nothing of the kind follows.
+    /// The next byte that is data (not in a hole), or that is in a hole; `None` when there is none.
     fn seek(&self, offset: u64, data: bool) -> io::Result<Option<u64>>;
     /// Sets its modification time.
     fn set_mtime(&self, mtime: Time) -> io::Result<()>;
-    /// The file itself, for a kernel that is to read and write it directly.
+    /// The file itself, for a kernel that reads and writes it directly.
     fn file(&self) -> Option<io::Result<File>>;
 }
 
 /// The directory of an upper layer.
 pub(crate) trait Disk: Debug + Send + Sync {
-    /// Opens a file, if it is there.
+    /// Opens a file, if it exists.
     fn open(&self, name: &str) -> io::Result<Option<Arc<dyn DiskFile>>>;
-    /// Makes a file, empty; one that is there is emptied.
+    /// Creates an empty file. An existing one is emptied.
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
-    /// What is known of a file, if it is there.
+    /// Status of a file, if it exists.
     fn status(&self, name: &str) -> io::Result<Option<Status>>;
-    /// Removes a file, if it is there.
+    /// Removes a file, if it exists.
     fn remove(&self, name: &str) -> io::Result<()>;
-    /// Puts a file in the place of another.
+    /// Renames a file over another.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Names in the directory [`FILES`].
     fn file_names(&self) -> io::Result<Vec<String>>;
-    /// Makes names durable: those in [`FILES`], or those beside it.
+    /// Makes names durable: those in [`FILES`], or those of the clone's directory.
     fn sync_names(&self, in_files: bool) -> io::Result<()>;
-    /// Makes durable all that is there, whoever wrote it.
+    /// Makes everything durable, also what other processes wrote.
     fn sync_all(&self) -> io::Result<()>;
-    /// For messages.
+    /// The directory's path, for messages.
     fn path(&self) -> &Path;
 }
 
-/// A directory of the system. All in it belongs to whom the directory belongs to, also what root's mount makes: the
-/// repository's owner must be able to commit, to serve and to remove a clone.
+/// A directory of the operating system. All files in it get the owner of the directory, also those that a mount of
+/// root creates: the repository's owner must be able to commit, serve and remove a clone.
 #[derive(Debug)]
 pub(crate) struct SystemDisk {
     path: PathBuf,
@@ -96,7 +96,7 @@ pub(crate) struct SystemDisk {
 }
 
 impl SystemDisk {
-    /// The directory `path`; what a new one needs is made in it.
+    /// Opens the directory `path`, and creates [`FILES`] in it if it is missing.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let owner = Owner::of(path)?;
         let _acting = owner.act()?;
@@ -124,7 +124,7 @@ impl SystemDisk {
     }
 }
 
-/// `None` for what is not there.
+/// Turns "not found" into `None`.
 fn if_there<T>(result: Result<T, impl Into<io::Error>>) -> io::Result<Option<T>> {
     match result.map_err(Into::into) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -189,7 +189,7 @@ impl Disk for SystemDisk {
             sync(JOURNAL)?;
             return self.directory.sync_all();
         }
-        // One call, however many files there are; what failed to be written back since is told as well.
+        // One call for all files. It also reports earlier failures to write back.
         Ok(rustix::fs::syncfs(&self.directory)?)
     }
 
@@ -199,7 +199,7 @@ impl Disk for SystemDisk {
 }
 
 fn status(stat: &rustix::fs::Stat) -> Status {
-    /// What `st_blocks` counts, whatever the file system's blocks are.
+    /// The unit of `st_blocks`, whatever the file system's block size is.
     const STAT_BLOCK_BYTES: u64 = 512;
     let time = |s, ns| Time {
         s,

@@ -1,7 +1,8 @@
-//! Names looked up, made and removed.
+//! Changes of names, as one step.
 //!
-//! An operation first finds out, names locked, whether it is possible; then it is written down; then it happens, which
-//! cannot fail. So what is refused has not happened, and the journal has all in the order it happened in.
+//! An operation checks under the lock of names whether it is possible, then writes its records to the journal, then
+//! changes the names in memory, which cannot fail. So a refused operation has no effect, and the journal has all
+//! operations in their order.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,7 +15,7 @@ use crate::node::Node;
 use crate::record::Change;
 use crate::stat::{Meta, Time};
 
-/// A name, and what stands under it after an edit.
+/// A name, and the node it leads to after the edit.
 #[derive(Debug)]
 struct Named {
     parent: Arc<Node>,
@@ -22,23 +23,23 @@ struct Named {
     node: Option<Arc<Node>>,
 }
 
-/// What an operation does, once it is known that it can be done.
+/// The effect of an operation that has passed its checks.
 #[derive(Debug, Default)]
 pub(crate) struct Edit {
     names: Vec<Named>,
-    /// Nodes whose count of names or times change.
+    /// Nodes whose count of names or whose times change.
     metas: Vec<(Arc<Node>, Meta)>,
 }
 
 impl Edit {
-    /// Puts a node, or nothing, under a name.
+    /// Makes a name lead to a node, or to nothing.
     pub(crate) fn name(&mut self, parent: &Arc<Node>, name: &[u8], node: Option<&Arc<Node>>) {
         self.names.push(Named {
             parent: Arc::clone(parent),
             name: name.to_vec(),
             node: node.cloned(),
         });
-        // The directory changes with it, once.
+        // The directory's times change once.
         if !self.metas.iter().any(|(other, _)| other.id == parent.id) {
             let now = Time::now();
             let meta = *parent.meta();
@@ -53,7 +54,7 @@ impl Edit {
         }
     }
 
-    /// Changes how many names a node has: by `more` less `fewer`.
+    /// Adds `more` to the number of a node's names and subtracts `fewer`.
     pub(crate) fn links(&mut self, node: &Arc<Node>, more: u32, fewer: u32) {
         let meta = *node.meta();
         let links = (meta.links + more).saturating_sub(fewer);
@@ -68,21 +69,21 @@ impl Edit {
         ));
     }
 
-    /// Has directories keep the times they have: what happens is no change to anyone.
+    /// Keeps the times of directories: the edit is not a change that a user made.
     pub(crate) fn keep_times(&mut self) {
         for (node, meta) in &mut self.metas {
             *meta = *node.meta();
         }
     }
 
-    /// What the journal is told.
+    /// The journal records of this edit.
     fn changes(&self, made: u64) -> Vec<Change> {
         let mut changes = Vec::new();
         for (node, meta) in &self.metas {
             if node.origin.is_none() && !node.recorded.load(Ordering::Relaxed) {
                 changes.push(Change::Made { count: made });
             }
-            // Of what was never spoken of, that it is no more need not be said: its name says it.
+            // A node that was never recorded and is gone needs no record: the record of its name says so.
             if meta.links > 0 || node.recorded.load(Ordering::Relaxed) {
                 changes.extend(introduction(node));
                 changes.push(Change::Attributes {
@@ -105,7 +106,7 @@ impl Edit {
 }
 
 impl LiveClone {
-    /// Writes an operation down, and lets it happen. Returns the nodes that nothing leads to any more.
+    /// Writes the edit to the journal and applies it. Returns the nodes that have no name and no user left.
     pub(crate) fn commit(&self, names: &mut Names, edit: Edit) -> Result<Vec<Arc<Node>>> {
         self.journal.append(&edit.changes(names.made))?;
         let mut gone = Vec::new();
@@ -139,7 +140,7 @@ impl LiveClone {
         Ok(gone)
     }
 
-    /// For nodes an edit left without names.
+    /// Removes the upper files of nodes that an edit left without names.
     pub(crate) fn doom_all(&self, gone: Vec<Arc<Node>>) {
         gone.into_iter().for_each(|node| self.doom(&node));
     }

@@ -1,4 +1,4 @@
-//! What can go wrong in a clone.
+//! Errors of operations on a clone.
 
 use std::io;
 use std::path::PathBuf;
@@ -22,18 +22,18 @@ pub enum Error {
         action: &'static str,
         /// On which file or directory.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
-    /// The clone's own files are not what they have to be.
+    /// One of the clone's own files is damaged, incomplete or of another clone.
     #[error("{} cannot be used: {reason}", path.display())]
     Unusable {
-        /// Which of them.
+        /// The file.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
     },
-    /// The answer is this error number alone. Nothing is broken.
+    /// The operation is refused with this error number. Nothing is broken.
     #[error("{0}")]
     Refused(Errno),
 }
@@ -51,7 +51,7 @@ impl Error {
 pub(crate) const NOT_FOUND: Error = Error::Refused(Errno::NOENT);
 pub(crate) const STALE: Error = Error::Refused(Errno::STALE);
 
-/// An error of the system. What a full disk answers is no failure of ours, and is told as it is.
+/// Converts an error of the system. A full disk is not a failure of ours, so its error number is passed on.
 pub(crate) fn failed(action: &'static str, path: impl Into<PathBuf>, error: io::Error) -> Error {
     match Errno::from_io_error(&error) {
         Some(Errno::NOSPC | Errno::DQUOT) => Error::Refused(Errno::NOSPC),

@@ -1,7 +1,7 @@
-//! Bytes of files: read from where they are, written to upper files.
+//! Reading and writing the bytes of files.
 //!
-//! A write to a file that is not all in its upper file goes there in whole blocks: what it does not cover of a block
-//! that is not there yet is filled in from below. Only after that the block counts as being there.
+//! A write to a partial file writes whole blocks to its upper file: the rest of a block that is not there yet is
+//! filled in from the lower file. Only then does the block count as present.
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -18,7 +18,7 @@ use crate::node::{Data, FileNode, Node, Partial, State, file_of};
 use crate::record::Change;
 use crate::stat::NodeId;
 
-/// A file that is partly the backup's can be so large: its blocks are remembered as bits.
+/// Maximum size of a partial file: its blocks are kept in memory as bits.
 pub(crate) const MOST_PARTIAL_BYTES: u64 = 1 << 40;
 
 impl LiveClone {
@@ -26,7 +26,7 @@ impl LiveClone {
         self.disk.path().join(file_name(node.id))
     }
 
-    /// The file's data, its upper file open if it has one.
+    /// The file's data, with the upper file open if there is one.
     pub(crate) fn opened<'a>(&self, node: &Node, file: &'a FileNode) -> Result<RwLockReadGuard<'a, Data>> {
         loop {
             let data = file.read();
@@ -51,7 +51,7 @@ impl LiveClone {
         Ok(data)
     }
 
-    /// The file's upper file, opened or made if need be.
+    /// The file's upper file, opened or created if necessary.
     pub(crate) fn upper(&self, node: &Node, data: &mut Data) -> Result<Arc<dyn DiskFile>> {
         if let Some(upper) = &data.upper {
             return Ok(Arc::clone(upper));
@@ -61,7 +61,7 @@ impl LiveClone {
         let found = self.disk.open(&name).map_err(|error| fail("open", error))?;
         let upper = match (found, &data.state) {
             (Some(upper), State::Partial(partial)) => {
-                // A file that was cut: the journal knows, the upper file does not yet.
+                // The journal knows that the file was cut, but the upper file was not cut yet.
                 let size_bytes = upper.status().map_err(|error| fail("read", error))?.size_bytes;
                 if size_bytes > partial.size_bytes {
                     upper
@@ -84,10 +84,10 @@ impl LiveClone {
         Ok(upper)
     }
 
-    /// Reads from `offset` until the buffer is full or the file ends; returns the number of bytes.
+    /// Reads from `offset` until the buffer is full or the file ends. Returns the number of bytes.
     ///
     /// # Errors
-    /// `EISDIR`, `EINVAL` for what is no file; when what it consists of cannot be read.
+    /// `EISDIR`, `EINVAL` for a node that is not a file; when a part of it cannot be read.
     pub fn read(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let node = self.node(id)?;
         let file = file_of(&node)?;
@@ -110,8 +110,8 @@ impl LiveClone {
         }
     }
 
-    /// Fills the buffer with what a file shows from `offset` on: blocks of the upper file, what is left of the lower
-    /// one, zeros.
+    /// Fills the buffer with the file's bytes from `offset` on: blocks of the upper file, the visible part of the
+    /// lower file, zeros.
     fn read_visible(
         &self,
         node: &Node,
@@ -147,10 +147,10 @@ impl LiveClone {
         Ok(())
     }
 
-    /// Writes bytes at `offset`, or at the file's end when told to append; returns how many.
+    /// Writes bytes at `offset`, or at the end of the file with `append`. Returns how many.
     ///
     /// # Errors
-    /// `ENOSPC` when there is no room on the disk, or the clone may not become larger; `EFBIG`.
+    /// `ENOSPC` when the disk is full or the clone has reached its limit; `EFBIG`.
     pub fn write(&self, id: NodeId, offset: u64, bytes: &[u8], append: bool) -> Result<usize> {
         let node = self.node(id)?;
         let file = file_of(&node)?;
@@ -205,7 +205,7 @@ impl LiveClone {
         Ok(bytes.len())
     }
 
-    /// Writes to a file that is partly, or wholly, the backup's.
+    /// Writes to a file that is still partly or completely the backup's.
     pub(crate) fn write_blocks(
         &self,
         node: &Arc<Node>,
@@ -242,8 +242,8 @@ impl LiveClone {
         Ok(())
     }
 
-    /// What has to be written, and where, so that no block is in the upper file in part: other bytes than those
-    /// given only when these begin or end within a block that is not there yet.
+    /// What to write, and where, so that the upper file never has a part of a block. The result differs from the given
+    /// bytes only where these begin or end inside a block that is not there yet.
     fn fill_blocks(
         &self,
         node: &Node,
@@ -277,7 +277,7 @@ impl LiveClone {
         Ok((from, Some(filled)))
     }
 
-    /// A file has been written to: it is to be synced before long.
+    /// Marks a file as written to, so that it is synced soon.
     pub(crate) fn mark_dirty(&self, node: &Arc<Node>, file: &FileNode) {
         if !file.dirty.swap(true, Ordering::AcqRel) {
             self.dirty().insert(node.id, Arc::clone(node));
@@ -292,7 +292,7 @@ impl LiveClone {
         self.mark_dirty(node, file);
         if matches!(data.state, State::Plain) {
             if node.meta().links == 0 {
-                // Or it could come back, with its name and without its bytes.
+                // Otherwise the file could come back after a crash, with its name and without its bytes.
                 self.journal.flush()?;
             }
             let upper = self.upper(node, &mut data)?;
@@ -309,7 +309,7 @@ impl LiveClone {
         let mut next = partial.resized(size_bytes);
         if size_bytes < partial.journaled_bytes {
             next.journaled_bytes = size_bytes;
-            self.tell_cut(node, &next, !partial.blocks.is_empty())?;
+            self.append_size(node, &next, !partial.blocks.is_empty())?;
         }
         self.apply_size(node, &mut data, next)?;
         Self::stamp(node, file);
@@ -317,8 +317,9 @@ impl LiveClone {
         Ok(())
     }
 
-    /// Writes down that a file is cut. What is to be destroyed then waits for it to be durable, or for the file's removal.
-    fn tell_cut(&self, node: &Node, next: &Partial, destroys: bool) -> Result<()> {
+    /// Writes the new size to the journal. The bytes are destroyed only when this record, or that of the file's
+    /// removal, is durable.
+    fn append_size(&self, node: &Node, next: &Partial, destroys: bool) -> Result<()> {
         {
             let _names = self.names();
             if node.meta().links > 0 {
@@ -354,7 +355,7 @@ impl LiveClone {
                 Ok(())
             }
             Err(error) => {
-                // It is cut when it is opened the next time.
+                // If this fails, the file is cut when it is opened the next time.
                 data.upper = None;
                 Err(failed("cut", self.upper_path(node), error))
             }

@@ -1,13 +1,15 @@
-//! The log of everything that is not file bytes.
+//! The log of everything except file bytes.
 //!
-//! Records stand one after the other, each in a frame: length of the payload (u32), CRC-32C of what follows, the
-//! frame's own offset (u64), how much of the log was durable when it was written (u64), payload. All little endian.
+//! Records follow each other, each in a frame: length of the payload (u32), CRC-32C of the rest of the frame, the
+//! frame's own offset (u64), the durable length of the log when the frame was written (u64), payload. All numbers are
+//! little endian.
 //!
-//! - The log is durable up to where it was at some flush, and after a crash what follows may be there, be missing, or
-//!   be torn; it is cut at the first frame that is not whole. A frame further on that knows of this place as durable
-//!   proves that it was whole once: that is damage, and nothing is cut.
-//! - Flushes are shared: whoever comes while one runs waits for the next, which is one for all of them.
-//! - After a failed flush nobody knows what of the log is on disk. It fails on, until it has been written anew.
+//! - The log is durable up to its end at some flush. After a crash, what follows may be present, missing or torn. The
+//!   log is cut at the first frame that is not whole. If a later frame says that this place was durable, it was whole
+//!   once: that is damage, and nothing is cut.
+//! - Flushes are shared: callers that arrive during a flush wait for the next one, which serves all of them.
+//! - After a failed flush, the content of the log on disk is unknown. Every flush fails until the log has been
+//!   rewritten.
 
 use std::io::{self, BufReader, Read};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,40 +22,40 @@ use crate::disk::{Disk, DiskFile, JOURNAL, NEW_JOURNAL};
 use crate::error::{Error, Result, failed};
 use crate::record::{Change, decode, encode};
 
-/// Version of the journal this release writes, and the newest it reads.
+/// The version of the journal that this release writes, and the newest that it reads.
 const VERSION: u32 = 1;
 
 /// Length, CRC, offset, durable.
 const HEADER_BYTES: usize = 24;
 
-/// The log is allocated so far ahead: what frees space has to be written down even where none is left.
+/// The log is allocated this far ahead, because operations that free space must be recorded even on a full disk.
 const AHEAD_BYTES: u64 = 256 * 1024;
 
-/// Never written anew below this size.
+/// A smaller log is never rewritten.
 const SMALL_BYTES: u64 = 4 * 1024 * 1024;
 
-/// Written anew when it has grown to so many times what it was after the last time.
+/// The log is rewritten when it has grown to this many times its size after the last rewrite.
 const GROWTH: u64 = 4;
 
 /// Bytes a rewrite collects before it writes them.
 const BATCH_BYTES: usize = 256 * 1024;
 
-/// A place in the log; only grows, also when the log is written anew.
+/// A position in the log. It only grows, even when the log is rewritten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Position(u64);
 
-/// The log.
+/// The state of the log.
 #[derive(Debug)]
 pub(crate) struct Journal {
     disk: Arc<dyn Disk>,
     clone: String,
     log: Mutex<Log>,
     flushed: Condvar,
-    /// Upper files were made whose names are not durable: the log may not speak of them before.
+    /// Upper files were created whose names are not durable yet. The log must not mention them before they are.
     names_changed: AtomicBool,
-    /// Held while they are made durable.
+    /// Held while those names are made durable.
     names_syncing: Mutex<()>,
-    /// Its bytes, apart from the log: who asks may hold what a rewrite of the log waits for.
+    /// The size in bytes, outside the lock of the log: a caller may hold a lock that a rewrite of the log waits for.
     size_bytes: AtomicU64,
 }
 
@@ -61,7 +63,7 @@ pub(crate) struct Journal {
 struct Log {
     file: Arc<dyn DiskFile>,
     end_bytes: u64,
-    /// Position less offset, for those of the present file.
+    /// Position minus offset, for positions in the present file.
     shift: u64,
     durable: Position,
     allocated_bytes: u64,
@@ -81,7 +83,7 @@ impl Log {
 }
 
 impl Journal {
-    /// Makes the log of a new clone: there is nothing in it.
+    /// Creates the empty log of a new clone.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -93,11 +95,11 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Opens the log of a clone and calls `each` with what is in it. All of that counts as durable: the caller sees to it
-    /// before anything is done with the log.
+    /// Opens the log of a clone and calls `each` with every change in it. All of it counts as durable; the caller
+    /// makes it so before the log is used.
     ///
     /// # Errors
-    /// When it cannot be read, is damaged, or is another clone's; whatever `each` returns.
+    /// When it cannot be read, is damaged or belongs to another clone; any error of `each`.
     pub(crate) fn open(
         disk: Arc<dyn Disk>,
         clone: &str,
@@ -140,15 +142,15 @@ impl Journal {
         failed(action, self.disk.path().join(JOURNAL), error)
     }
 
-    /// Says that an upper file was made.
+    /// Notes that an upper file was created.
     pub(crate) fn name_made(&self) {
         self.names_changed.store(true, Ordering::Release);
     }
 
-    /// Writes a record; durable after the next [`flush`](Self::flush).
+    /// Appends a record. It is durable after the next [`flush`](Self::flush).
     ///
     /// # Errors
-    /// When it cannot be written; nothing is, then.
+    /// When it cannot be written. Nothing was written then.
     pub(crate) fn append(&self, changes: &[Change]) -> Result<()> {
         if changes.is_empty() {
             return Ok(());
@@ -160,7 +162,7 @@ impl Journal {
         let frame = frame(changes, log.end_bytes, log.durable_bytes())?;
         let end_bytes = log.end_bytes + frame.len() as u64;
         if end_bytes > log.allocated_bytes {
-            // Where it is refused, writing will tell.
+            // If this is refused, the write reports the error.
             let _ = log.file.allocate(
                 FallocateFlags::KEEP_SIZE,
                 log.end_bytes,
@@ -169,7 +171,7 @@ impl Journal {
             log.allocated_bytes = end_bytes + AHEAD_BYTES;
         }
         let written = log.file.write_at(log.end_bytes, &frame);
-        // Of a frame that is not whole nothing counts, and the next is written over it.
+        // An incomplete frame does not count, and the next one overwrites it.
         match written {
             Ok(count) if count == frame.len() => {
                 log.end_bytes = end_bytes;
@@ -181,10 +183,10 @@ impl Journal {
         }
     }
 
-    /// Makes durable what was appended until now.
+    /// Makes durable everything that was appended so far.
     ///
     /// # Errors
-    /// When it cannot be, this time and until it is rewritten.
+    /// When that fails, now and until the log is rewritten.
     pub(crate) fn flush(&self) -> Result<()> {
         let mut log = self.log();
         let target = log.position();
@@ -214,17 +216,17 @@ impl Journal {
         synced.map_err(|error| self.fail("sync", error))
     }
 
-    /// Makes durable what [`name_made`](Self::name_made) said, also where the log has nothing to flush. What the log says
-    /// of bytes in an upper file is only written after that: it may be on disk before anybody flushes it.
+    /// Makes the names durable that [`name_made`](Self::name_made) reported, also when the log has nothing to flush. A
+    /// record about bytes in an upper file is written only afterwards, because it may reach the disk before any flush.
     ///
     /// # Errors
-    /// When it cannot be; the next flush tries again.
+    /// When that fails. The next flush tries again.
     pub(crate) fn flush_names(&self) -> Result<()> {
         self.sync_names().map_err(|error| self.fail("sync", error))
     }
 
     fn sync_names(&self) -> io::Result<()> {
-        // Who finds nothing to do has waited for who does it.
+        // With nothing left to do, this call has waited for the one that did it.
         let _syncing = self.names_syncing.lock().unwrap_or_else(PoisonError::into_inner);
         if self.names_changed.swap(false, Ordering::AcqRel) {
             let synced = self.disk.sync_names(true);
@@ -236,37 +238,37 @@ impl Journal {
         Ok(())
     }
 
-    /// Where the log ends.
+    /// The end of the log.
     pub(crate) fn position(&self) -> Position {
         self.log().position()
     }
 
-    /// How far it is durable.
+    /// Up to where it is durable.
     pub(crate) fn durable(&self) -> Position {
         self.log().durable
     }
 
-    /// Its bytes.
+    /// Its size in bytes.
     pub(crate) fn size_bytes(&self) -> u64 {
         self.size_bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether it should be written anew: because it failed, or for its size.
+    /// Whether it should be rewritten, because a flush failed or because it is large.
     pub(crate) fn wants_rewrite(&self) -> bool {
         let log = self.log();
         log.broken || log.end_bytes > SMALL_BYTES.max(log.rewritten_bytes.saturating_mul(GROWTH))
     }
 
-    /// Whether it failed.
+    /// Whether a flush failed.
     pub(crate) fn is_broken(&self) -> bool {
         self.log().broken
     }
 
-    /// Writes the log anew with these records, durably. Nobody may append meanwhile, and the records may not ask anything
-    /// of the log but its size.
+    /// Rewrites the log with these records, durably. No thread may append meanwhile. The records may ask nothing of
+    /// the log except its size.
     ///
     /// # Errors
-    /// When it cannot be written; the log is what it was, then.
+    /// When it cannot be written. The log is unchanged then.
     pub(crate) fn rewrite(&self, records: &mut dyn Iterator<Item = Vec<Change>>) -> Result<()> {
         let mut log = self.log();
         while log.flushing {
@@ -284,7 +286,7 @@ impl Journal {
         log.shift = position.0.saturating_sub(end_bytes).max(log.shift);
         log.allocated_bytes = end_bytes;
         log.rewritten_bytes = end_bytes;
-        // Until its name is durable, a crash may bring back the one before.
+        // Until the new name is durable, a crash may bring back the old log.
         let named = self.disk.sync_names(false);
         log.broken = named.is_err();
         named.map_err(failed)?;
@@ -314,7 +316,7 @@ impl Journal {
         };
         let mut offset = 0;
         for record in std::iter::once(begin).chain(records) {
-            // All of it is durable before it is the log.
+            // The new log is durable before it replaces the old one.
             let frame = frame(&record, offset, offset)?;
             offset += frame.len() as u64;
             batch.extend(frame);
@@ -327,13 +329,13 @@ impl Journal {
     }
 }
 
-/// A record as it stands in the log.
+/// The frame of a record.
 fn frame(changes: &[Change], offset: u64, durable: u64) -> Result<Vec<u8>> {
     let mut frame = vec![0; 8];
     frame.extend(offset.to_le_bytes());
     frame.extend(durable.to_le_bytes());
     changes.iter().for_each(|change| encode(change, &mut frame));
-    // A file of the largest size that is possible does not have so many runs of blocks.
+    // Even a file of the largest possible size does not have this many runs of blocks.
     let length = u32::try_from(frame.len() - HEADER_BYTES).map_err(|_| Error::Refused(Errno::FBIG))?;
     let crc = crc32c::crc32c(frame.get(8..).unwrap_or_default());
     for (to, from) in frame
@@ -366,7 +368,8 @@ impl Header {
     }
 }
 
-/// The frame that bytes begin with, if it is whole and stands at `offset`: how far the log was durable, and its payload.
+/// The frame at the start of `bytes`, if it is whole and belongs to `offset`: the durable length it states, and its
+/// payload.
 fn whole_frame(bytes: &[u8], offset: u64) -> Option<(u64, &[u8])> {
     let (header, payload) = bytes.split_first_chunk::<HEADER_BYTES>()?;
     let header = Header::parse(header);
@@ -377,7 +380,7 @@ fn whole_frame(bytes: &[u8], offset: u64) -> Option<(u64, &[u8])> {
     (crc32c::crc32c(whole) == header.crc).then_some((header.durable, payload.get(..header.length)?))
 }
 
-/// Reads a file from a place on.
+/// Reads a file from an offset on.
 struct From {
     file: Arc<dyn DiskFile>,
     offset: u64,
@@ -391,7 +394,7 @@ impl Read for From {
     }
 }
 
-/// Calls `each` with all that is in the log, cuts what is torn at its end, and returns where it ends.
+/// Calls `each` with every change in the log, cuts a torn end, and returns the log's end.
 fn replay(
     disk: &Arc<dyn Disk>,
     file: &Arc<dyn DiskFile>,
@@ -426,7 +429,7 @@ fn replay(
         offset += bytes.len() as u64;
     }
     if offset == 0 {
-        return Err(damaged("It has no beginning".to_owned()));
+        return Err(damaged("It has no complete record".to_owned()));
     }
     if offset < size_bytes {
         cut_tail(file, offset, size_bytes)
@@ -441,7 +444,7 @@ fn replay(
     Ok(offset)
 }
 
-/// Reads the next frame; what is too short for one is left as it is. False at the end.
+/// Reads the next frame. Too few bytes for one are left in the buffer. Returns false at the end.
 fn next_frame(reader: &mut impl Read, bytes: &mut Vec<u8>, left_bytes: u64) -> io::Result<bool> {
     bytes.clear();
     reader.take(HEADER_BYTES as u64).read_to_end(bytes)?;
@@ -460,7 +463,7 @@ fn check_begin(changes: &[Change], expected: &str) -> Result<(), String> {
         )),
         [Change::Begin { clone, .. }] if clone == expected => Ok(()),
         [Change::Begin { clone, .. }] => Err(format!("It is that of clone {clone}, not {expected}")),
-        _ => Err("It does not begin as a journal does".to_owned()),
+        _ => Err("It does not begin with the version of a journal".to_owned()),
     }
 }
 
@@ -478,7 +481,7 @@ fn cut_tail(file: &Arc<dyn DiskFile>, offset: u64, size_bytes: u64) -> io::Resul
             && durable > offset
         {
             return Ok(Err(format!(
-                "It is damaged at byte {offset}, and goes on behind it"
+                "It is damaged at byte {offset}, and more records follow"
             )));
         }
     }

@@ -1,25 +1,27 @@
-//! Live clones: a backup as a directory that can be written, of which only what is written takes space.
+//! Live clones: a backup shown as a writable directory. Only what is written takes space.
 //!
-//! A clone has two layers. The lower one is a backup's tree in the store (and WAL beside it), which never changes. The
-//! upper one is the clone's directory:
+//! A clone has two layers. The lower layer is a backup's tree in the store, with WAL beside it, and never changes. The
+//! upper layer is the clone's directory:
 //!
-//! - `journal`: everything that is not file bytes, as a log ([`journal`]).
+//! - `journal`: a log of everything except file bytes (`journal.rs`).
 //! - `files/<node>`: the bytes of a changed or new file, sparse.
 //!
-//! A file is the backup's, or partly (blocks of 8 KiB that were written are in its upper file, the others are read from
-//! the backup), or the upper file alone. Nothing is copied when a file is opened, synced or gets another owner.
+//! A file is in one of three states. It is the backup's file; or it is partial (written blocks of 8 KiB are in its
+//! upper file, the others are read from the backup); or the upper file is the whole file. Opening a file, syncing it
+//! or changing its owner copies nothing.
 //!
 //! Invariants:
-//! - What a sync has answered for is there after any crash or loss of power. All else is, block by block, what it was
-//!   or what it was to become; never anything else, and never zeros in place of data.
-//! - For that, bytes are durable before the journal says that they are the file's ([`sync`]), and what destroys bytes
-//!   waits until the journal's word for it is durable.
-//! - What is found when a clone is opened is durable before anything is done with it, whoever was killed before.
-//! - What cannot be written down is refused, and has not happened.
-//! - One writer: the process that holds the clone's lock.
+//! - After a successful sync, the synced state survives any crash or loss of power. Every other block has either its
+//!   old or its new content after a crash, never anything else, and never zeros in place of data.
+//! - To guarantee this, bytes are durable before the journal says that they belong to the file (`sync.rs`), and an
+//!   operation that destroys bytes waits until its journal record is durable.
+//! - Everything found when a clone is opened is made durable before it is used, because an earlier process may have
+//!   been killed.
+//! - An operation that cannot be written to the journal is refused and has no effect.
+//! - There is one writer: the process that holds the clone's lock.
 //!
-//! Locks are taken in this order: gate, a file's sync, its data, names, a node's attributes; then those inside of
-//! [`journal`]. Who holds the gate may append; nobody does while the journal is written anew.
+//! Lock order: gate, a file's sync, its data, names, a node's attributes, then the locks inside `journal.rs`. A thread
+//! must hold the gate to append. Rewriting the journal takes the gate exclusively.
 
 mod attributes;
 mod blocks;

@@ -1,4 +1,4 @@
-//! What is in a directory, in the order of names: what the backup has there, and what differs.
+//! Listing a directory in the order of names: the backup's entries with the clone's differences.
 
 use std::cmp::Ordering;
 use std::iter::Peekable;
@@ -18,25 +18,25 @@ use crate::stat::{Kind, NodeId};
 pub struct Name {
     /// The name.
     pub name: Vec<u8>,
-    /// What it leads to. It is not remembered by being listed.
+    /// The node it leads to. Listing a node does not keep it in memory.
     pub node: NodeId,
-    /// What kind of thing that is.
+    /// The kind of the node.
     pub kind: Kind,
 }
 
-/// A directory's names as they were when it was opened, sorted.
+/// A directory's names at the moment it was opened, sorted.
 #[derive(Debug)]
 pub struct Listing {
     clone: RecordId,
     origin: Vec<u8>,
     lower: Option<Peekable<Entries>>,
     differences: Arc<Differences>,
-    /// The last of the differences that was looked at.
+    /// The last difference that was used.
     last: Option<Box<[u8]>>,
 }
 
 impl LiveClone {
-    /// What is in a directory now. Who reads it does not see what changes meanwhile.
+    /// The names in a directory now. The listing does not show later changes.
     ///
     /// # Errors
     /// `ENOTDIR`.
@@ -45,7 +45,7 @@ impl LiveClone {
         self.list(id, differences.unwrap_or_default())
     }
 
-    /// The same names as in a listing of that directory, from the first one on.
+    /// The names of an earlier listing of the directory again, from the first one on.
     ///
     /// # Errors
     /// `ENOTDIR`.
@@ -66,7 +66,7 @@ impl LiveClone {
         })
     }
 
-    /// The directory a directory is in; its own for the root.
+    /// The parent of a directory; for the root, the root.
     ///
     /// # Errors
     /// `ENOTDIR`.
@@ -108,7 +108,7 @@ impl Iterator for Listing {
                 (Some(_), _) => Ordering::Less,
                 (None, Some(_)) => Ordering::Greater,
             };
-            // Where there is a difference, what the backup has is not looked at.
+            // The difference replaces the backup's entry.
             let entry = if order.is_le() {
                 self.lower.as_mut().and_then(Iterator::next)
             } else {

@@ -1,4 +1,4 @@
-//! Nodes looked up, opened and closed: how the engine knows which of them somebody still needs.
+//! Looking up, opening and closing nodes. The counts tell the engine which nodes are still needed.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::node::{Body, FileNode, Node, State};
 use crate::stat::{NodeAttributes, NodeId};
 
 impl LiveClone {
-    /// What stands under a name in a directory. It is remembered until it is [forgotten](Self::forget).
+    /// The node under a name in a directory. It is kept in memory until [`forget`](Self::forget).
     ///
     /// # Errors
     /// `ENOENT`, `ENOTDIR`; when the backup cannot be read.
@@ -21,7 +21,7 @@ impl LiveClone {
         let node = {
             let listing = listing_of(&parent)?;
             let known = self.names().difference(parent.id, name);
-            // Read without keeping others from their names; looked at again below, for it may have changed since.
+            // This read does not lock the names. They are checked again below, because they may have changed.
             if known.is_none() && parent.origin.is_some() {
                 self.trees.lookup(listing, name)?;
             }
@@ -34,16 +34,17 @@ impl LiveClone {
         self.attributes_of(&node)
     }
 
-    /// Where the backup has a node, if it has: how to [recall](Self::recall) it from another opening of the clone.
+    /// The path of a node in the backup, if it has one. [`recall`](Self::recall) needs it after the clone was opened
+    /// again.
     pub fn origin(&self, id: NodeId) -> Option<Box<[u8]>> {
         self.names().node(id).ok()?.origin.clone()
     }
 
-    /// Remembers a node that was looked up so often while the clone was open before. One that is as the backup has it is
-    /// known by its `origin` alone.
+    /// Restores the look-ups of a node from before the clone was opened again. A node without differences is
+    /// identified by its `origin` alone.
     ///
     /// # Errors
-    /// `ESTALE` when it is not there any more, or elsewhere; when the backup cannot be read.
+    /// `ESTALE` when the node is gone or has another place; when the backup cannot be read.
     pub fn recall(&self, id: NodeId, origin: Option<&[u8]>, lookups: u64) -> Result<()> {
         let mut names = self.names_mut();
         let node = match (names.node(id), origin) {
@@ -64,7 +65,7 @@ impl LiveClone {
         Ok(())
     }
 
-    /// Gives back what `count` look-ups, or makings, of a node have taken.
+    /// Takes back `count` look-ups of a node; its creation counts as one.
     pub fn forget(&self, id: NodeId, count: u64) {
         let mut names = self.names_mut();
         if let Ok(node) = names.node(id) {
@@ -75,10 +76,10 @@ impl LiveClone {
         }
     }
 
-    /// Opens a node: while it is open it is there, whatever becomes of its names.
+    /// Opens a node. An open node exists even if it loses all its names.
     ///
     /// # Errors
-    /// `ESTALE` for what is not there.
+    /// `ESTALE` for a node that does not exist.
     pub fn open_node(&self, id: NodeId) -> Result<()> {
         let names = self.names_mut();
         let node = names.node(id)?;
@@ -110,7 +111,7 @@ impl LiveClone {
         }
     }
 
-    /// Nobody has the file open any more, unless somebody has opened it since.
+    /// Closes the upper file of a node that was closed, unless it was opened again meanwhile.
     pub(crate) fn put_away(&self, node: &Arc<Node>, file: &FileNode) {
         let mut data = file.write();
         if node.users.load(Ordering::Relaxed) > 0 {
@@ -120,12 +121,12 @@ impl LiveClone {
             self.mark_dirty(node, file);
             file.handed_out.store(false, Ordering::Release);
         }
-        // One that is dirty is opened again to be synced: there may be more of them than a process may have open.
+        // A dirty file is reopened for its sync: there may be more dirty files than a process may have open.
         data.upper = None;
     }
 
-    /// The file itself, for a kernel that is to read and write it without asking: only of one that has nothing of the
-    /// backup any more. Not of a clone whose size is limited, for nobody would count.
+    /// The file itself, for a kernel that reads and writes it directly. Only for a file that has no part of the backup
+    /// any more, and not in a clone with a size limit, because nothing would count the bytes.
     ///
     /// # Errors
     /// When it cannot be opened.

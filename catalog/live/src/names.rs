@@ -1,8 +1,8 @@
-//! Which names there are, and what they lead to.
+//! The names of a clone, and the nodes they lead to.
 //!
-//! Remembered is only what differs from the backup: for a directory, the names under which something else stands than
-//! the backup has there, or nothing. All other names are asked of the backup each time. A node is in the table while
-//! it differs, or somebody has looked it up or open.
+//! Only differences from the backup are kept in memory: for a directory, the names that lead to another node than in
+//! the backup, or to nothing. All other names are looked up in the backup each time. A node is in the table while it
+//! differs from the backup, is looked up, or is open.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -15,29 +15,29 @@ use crate::error::{Error, NOT_FOUND, Result, STALE};
 use crate::node::{Body, FileNode, Node, State};
 use crate::stat::{Kind, Meta, NodeId};
 
-/// A name's bytes at most, as Linux has it.
+/// Maximum bytes of a name, as in Linux.
 const MAX_NAME_BYTES: usize = 255;
 
-/// What stands under a name instead of what the backup has there.
+/// The target of a name that differs from the backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Under {
     Nothing,
     Node(NodeId, Kind),
 }
 
-/// A directory's names under which something else stands than in the backup.
+/// The names of a directory that differ from the backup.
 pub(crate) type Differences = BTreeMap<Box<[u8]>, Under>;
 
-/// All that is remembered of names.
+/// All differences of names, and the nodes in memory.
 #[derive(Debug)]
 pub(crate) struct Names {
     clone: RecordId,
     pub(crate) nodes: HashMap<NodeId, Arc<Node>>,
-    /// Shared with the listings that are being read.
+    /// Shared with the listings that read them.
     pub(crate) differences: HashMap<NodeId, Arc<Differences>>,
-    /// Directories that do not stand where the backup has them, and the directory each is in.
+    /// Directories that were moved or created, and the parent of each.
     placed: HashMap<NodeId, NodeId>,
-    /// Nodes made so far.
+    /// Number of nodes created so far.
     pub(crate) made: u64,
 }
 
@@ -52,7 +52,7 @@ impl Names {
         }
     }
 
-    /// Whose they are.
+    /// The id of the clone.
     pub(crate) fn clone_id(&self) -> RecordId {
         self.clone
     }
@@ -62,7 +62,7 @@ impl Names {
         self.nodes.get(&id).cloned().ok_or(STALE)
     }
 
-    /// What stands under a name. A node that is not remembered yet is not by this.
+    /// The node under a name. This does not add it to the table.
     pub(crate) fn child(&self, trees: &TreeReader, parent: &Node, name: &[u8]) -> Result<Option<Arc<Node>>> {
         let Body::Directory(listing) = &parent.body else {
             return Ok(None);
@@ -80,12 +80,12 @@ impl Names {
         Ok(entry.map(|entry| self.lower_node(&join(origin, name), entry)))
     }
 
-    /// What of a name is known without asking the backup.
+    /// The difference recorded for a name. Does not read the backup.
     pub(crate) fn difference(&self, parent: NodeId, name: &[u8]) -> Option<Under> {
         self.differences.get(&parent)?.get(name).copied()
     }
 
-    /// The node of what the backup has at `path`.
+    /// A node for what the backup has at `path`.
     pub(crate) fn lower_node(&self, path: &[u8], entry: Entry) -> Arc<Node> {
         let id = NodeId::of_path(self.clone, path);
         if let Some(node) = self.nodes.get(&id) {
@@ -100,12 +100,12 @@ impl Names {
         Arc::new(Node::new(id, Some(path), body, meta))
     }
 
-    /// Remembers a node; the one that is remembered already if there is one.
+    /// Adds a node to the table, and returns the node in the table: an existing one stays.
     pub(crate) fn keep(&mut self, node: &Arc<Node>) -> Arc<Node> {
         Arc::clone(self.nodes.entry(node.id).or_insert_with(|| Arc::clone(node)))
     }
 
-    /// Forgets a node that nobody needs. Nothing is done for one that somebody does.
+    /// Removes a node from the table if it is not needed any more.
     pub(crate) fn release(&mut self, node: &Node) {
         let used = node.lookups.load(Ordering::Relaxed) > 0 || node.users.load(Ordering::Relaxed) > 0;
         if !used && (!node.touched.load(Ordering::Relaxed) || node.meta().links == 0) {
@@ -113,7 +113,7 @@ impl Names {
         }
     }
 
-    /// A number for a node that is about to be made.
+    /// A number for a new node.
     pub(crate) fn next_id(&mut self) -> NodeId {
         loop {
             let id = NodeId::of_made(self.clone, self.made);
@@ -124,7 +124,7 @@ impl Names {
         }
     }
 
-    /// Puts something else, or nothing, under a name.
+    /// Makes a name lead to a node, or to nothing.
     pub(crate) fn set(&mut self, parent: &Node, name: &[u8], node: Option<&Node>) {
         let differences = Arc::make_mut(self.differences.entry(parent.id).or_default());
         match node {
@@ -143,13 +143,13 @@ impl Names {
         }
     }
 
-    /// No name leads to this node any more.
+    /// Cleans up after the last name of a node was removed.
     pub(crate) fn unlinked(&mut self, node: &Node) {
         self.differences.remove(&node.id);
         self.placed.remove(&node.id);
     }
 
-    /// Whether nothing stands in a directory.
+    /// Whether a directory is empty.
     pub(crate) fn is_empty(
         &self,
         trees: &TreeReader,
@@ -169,7 +169,7 @@ impl Names {
         Ok(true)
     }
 
-    /// Whether `directory` is `of`, or stands somewhere below it.
+    /// Whether `directory` is `of`, or lies below it.
     pub(crate) fn is_below(&self, directory: &Node, of: NodeId) -> bool {
         let mut at = Some((directory.id, directory.origin.as_deref().map(<[u8]>::to_vec)));
         while let Some((id, origin)) = at {
@@ -181,8 +181,8 @@ impl Names {
         false
     }
 
-    /// The directory a directory is in, and where the backup has that one. A directory nobody moved is where the
-    /// backup has it, however its parents were moved.
+    /// The parent of a directory, and the path of the parent in the backup. A directory that was not moved itself has
+    /// the parent that it has in the backup, even if that one was moved.
     pub(crate) fn parent(&self, id: NodeId, origin: Option<&[u8]>) -> Option<(NodeId, Option<Vec<u8>>)> {
         if let Some(parent) = self.placed.get(&id) {
             let origin = self.nodes.get(parent).and_then(|node| node.origin.as_deref());
@@ -206,7 +206,7 @@ pub(crate) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
     }
 }
 
-/// The directory of this number, if a name leads to it.
+/// The directory of this number, if it still has a name.
 pub(crate) fn present_directory(names: &Names, id: NodeId) -> Result<Arc<Node>> {
     let node = names.node(id)?;
     listing_of(&node)?;
@@ -214,7 +214,7 @@ pub(crate) fn present_directory(names: &Names, id: NodeId) -> Result<Arc<Node>> 
     if links == 0 { Err(NOT_FOUND) } else { Ok(node) }
 }
 
-/// What a directory has of the backup's.
+/// The entries that the backup has in a directory.
 pub(crate) fn listing_of(node: &Node) -> Result<&DirectoryRef> {
     match &node.body {
         Body::Directory(listing) => Ok(listing),
@@ -222,7 +222,7 @@ pub(crate) fn listing_of(node: &Node) -> Result<&DirectoryRef> {
     }
 }
 
-/// Refuses what cannot be a name in a directory.
+/// Refuses a text that cannot be a name in a directory.
 pub(crate) fn check_name(name: &[u8]) -> Result<()> {
     if name.len() > MAX_NAME_BYTES {
         return Err(Error::Refused(Errno::NAMETOOLONG));

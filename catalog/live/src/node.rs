@@ -1,4 +1,4 @@
-//! What stands in a clone: files, directories, symbolic links, each known by a number that is its own for good.
+//! Nodes of a clone: files, directories, symbolic links, sockets. Each has a number that never changes.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,11 +13,11 @@ use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 use crate::stat::{Kind, Meta, NodeId};
 
-/// What a node is, with what never changes of it.
+/// The kind of a node, with the data that never changes.
 #[derive(Debug)]
 pub(crate) enum Body {
     File(FileNode),
-    /// What it has of the backup's; nothing when it was made in the clone.
+    /// The entries from the backup; none for a directory created in the clone.
     Directory(DirectoryRef),
     Symlink(Box<[u8]>),
     Socket,
@@ -26,58 +26,58 @@ pub(crate) enum Body {
 /// A regular file.
 #[derive(Debug)]
 pub(crate) struct FileNode {
-    /// What the backup has for it; nothing when it was made in the clone.
+    /// The backup's file; `None` for a file created in the clone.
     pub(crate) lower: Option<FileMap>,
     /// Its bytes.
     pub(crate) data: RwLock<Data>,
-    /// Held by what makes bytes durable or destroys them, so that the journal hears of both in their order.
+    /// Held while bytes are made durable or destroyed, so that the journal records both in their order.
     pub(crate) sync: Mutex<()>,
     /// Bytes were written since the last sync.
     pub(crate) dirty: AtomicBool,
-    /// Its times changed since the journal was told.
+    /// The times changed since they were last written to the journal.
     pub(crate) stamped: AtomicBool,
-    /// The kernel was given the upper file: nobody here knows whether bytes were written since.
+    /// The kernel has the upper file. Whether bytes were written since is not known here.
     pub(crate) handed_out: AtomicBool,
-    /// A sync of the upper file failed. The kernel may have forgotten what it could not write, and says so only once: no
-    /// sync is answered for any more until the clone is opened anew.
+    /// A sync of the upper file failed. The kernel may have dropped pages that it could not write, and reports that
+    /// only once. So every sync fails until the clone is opened again.
     pub(crate) failed: AtomicBool,
 }
 
-/// Where a file's bytes are.
+/// The place of a file's bytes.
 #[derive(Debug)]
 pub(crate) struct Data {
     pub(crate) state: State,
     /// The upper file while it is open.
     pub(crate) upper: Option<Arc<dyn DiskFile>>,
-    /// What it counts for in the clone's size.
+    /// Its bytes as counted in the clone's size.
     pub(crate) counted_bytes: u64,
-    /// No name leads to it and nobody has it open: there is nothing left to make durable.
+    /// The file has no name and is not open: nothing is left to make durable.
     pub(crate) gone: bool,
 }
 
 /// How much of a file is still the backup's.
 #[derive(Debug)]
 pub(crate) enum State {
-    /// All.
+    /// The whole file.
     Lower,
-    /// Some.
+    /// A part of it.
     Partial(Partial),
-    /// Nothing: the upper file is the file, its size and its modification time too.
+    /// Nothing. The upper file is the file, including size and modification time.
     Plain,
 }
 
-/// A file of which some is in an upper file.
+/// A file that is partly in an upper file.
 #[derive(Debug, Clone)]
 pub(crate) struct Partial {
     /// Its size.
     pub(crate) size_bytes: u64,
-    /// Its size as the journal has it: a longer one is told with the bytes that made it so.
+    /// Its size in the journal. Growth is recorded together with the bytes that caused it.
     pub(crate) journaled_bytes: u64,
-    /// So much of the lower file is visible where no block of the upper one covers it; past it there are zeros.
+    /// The length of the visible part of the lower file, where no block of the upper file covers it. Zeros follow.
     pub(crate) lower_bytes: u64,
     /// Blocks in the upper file.
     pub(crate) blocks: Blocks,
-    /// Those of them the journal does not know yet: they may not be durable.
+    /// Blocks that are not in the journal yet. They may not be durable.
     pub(crate) pending: Blocks,
 }
 
@@ -85,17 +85,17 @@ pub(crate) struct Partial {
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) id: NodeId,
-    /// Where what the clone stands on has it.
+    /// Its path in the lower layer, if it has one.
     pub(crate) origin: Option<Box<[u8]>>,
     pub(crate) body: Body,
     pub(crate) meta: Mutex<Meta>,
-    /// It differs from the backup's, so it has to be remembered.
+    /// It differs from the backup, so it must stay in the table.
     pub(crate) touched: AtomicBool,
     /// The journal has a record of it.
     pub(crate) recorded: AtomicBool,
-    /// How often it was looked up and not forgotten.
+    /// Number of look-ups that were not forgotten.
     pub(crate) lookups: AtomicU64,
-    /// How often it is open.
+    /// Number of opens.
     pub(crate) users: AtomicU64,
 }
 
@@ -171,7 +171,7 @@ impl FileNode {
 }
 
 impl Partial {
-    /// A file nothing of which has been changed yet.
+    /// An unchanged file of the backup.
     pub(crate) fn of(lower_bytes: u64) -> Self {
         Self {
             size_bytes: lower_bytes,
@@ -182,7 +182,7 @@ impl Partial {
         }
     }
 
-    /// What remains when the file is cut to `size_bytes`, or has grown so far.
+    /// The same file, cut or grown to `size_bytes`.
     pub(crate) fn resized(&self, size_bytes: u64) -> Self {
         let mut cut = self.clone();
         let end = size_bytes.div_ceil(BLOCK_BYTES);
@@ -195,10 +195,10 @@ impl Partial {
 }
 
 impl Partial {
-    /// The upper file has these blocks now.
+    /// Marks blocks as present in the upper file.
     pub(crate) fn insert(&mut self, blocks: Range<u64>) {
         for block in blocks {
-            // Of one the journal knows already, it has nothing to learn.
+            // A block that is in the journal needs no new record.
             if !self.blocks.contains(block) {
                 self.blocks.insert(block..block + 1);
                 self.pending.insert(block..block + 1);
@@ -208,7 +208,7 @@ impl Partial {
 }
 
 impl Data {
-    /// As a file that is partly in its upper file, however little. Not for one that is there as a whole.
+    /// Makes the file partial, with no block in its upper file if it was the backup's. Not for a plain file.
     pub(crate) fn become_partial(&mut self, file: &FileNode) -> &mut Partial {
         if !matches!(self.state, State::Partial(_)) {
             self.state = State::Partial(Partial::of(file.lower_size_bytes()));
@@ -220,7 +220,7 @@ impl Data {
     }
 }
 
-/// The file a node is.
+/// The file of a node; an error number for other kinds.
 pub(crate) fn file_of(node: &Node) -> Result<&FileNode> {
     match &node.body {
         Body::File(file) => Ok(file),

@@ -1,4 +1,4 @@
-//! Opening a clone: what the journal says is made of the backup again. And making one.
+//! Opening a clone (replaying its journal over the backup), and creating one.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -25,16 +25,16 @@ use crate::node::{Body, FileNode, Node, State};
 use crate::record::{Change, Made};
 use crate::stat::{Kind, Meta, NodeId, Time};
 
-/// Copied at a time.
+/// Bytes copied at a time.
 const COPY_BYTES: usize = 1 << 20;
 
-/// What a new clone has besides what it stands on.
+/// The differences of a new clone from its lower layer.
 pub struct Initial<'a> {
-    /// Made in this order; a file takes the place of what the backup has there.
+    /// Created in this order. A file replaces one of the backup at the same path.
     pub made: Vec<MadeFile>,
-    /// Directories in which [`hide`](Self::hide) is asked; "" is the root.
+    /// Directories in which [`hide`](Self::hide) is called; "" is the root.
     pub looked_at: &'a [&'a [u8]],
-    /// Whether the clone is not to have what the backup has at a path.
+    /// Whether the clone hides an entry of the backup.
     pub hide: &'a dyn Fn(&[u8], &Entry) -> bool,
 }
 
@@ -47,42 +47,42 @@ impl std::fmt::Debug for Initial<'_> {
     }
 }
 
-/// Something a new clone has.
+/// A file, directory or link that a new clone starts with.
 #[derive(Debug, Clone)]
 pub struct MadeFile {
-    /// Where: "recovery.signal".
+    /// Its path: "recovery.signal".
     pub path: Vec<u8>,
     /// Its owner, permissions and time.
     pub attributes: Attributes,
-    /// What it is.
+    /// Its content.
     pub thing: MadeThing,
 }
 
-/// What a new clone can have.
+/// Content of a [`MadeFile`].
 #[derive(Debug, Clone)]
 pub enum MadeThing {
-    /// A file of these bytes.
+    /// A file with these bytes.
     File(Vec<u8>),
-    /// A file with what is in this one.
+    /// A file with the content of this one.
     CopyOf(Arc<File>),
     /// A directory.
     Directory,
-    /// A symbolic link that points there.
+    /// A symbolic link with this target.
     Symlink(Vec<u8>),
 }
 
 impl LiveClone {
-    /// Opens the clone that is in `directory`.
+    /// Opens the clone in `directory`.
     ///
     /// # Errors
-    /// When its journal cannot be read, is damaged or another clone's, or the backup cannot be read.
+    /// When its journal cannot be read, is damaged or belongs to another clone, or when the backup cannot be read.
     pub fn open(directory: &Path, description: &CloneDescription, trees: TreeReader) -> Result<Self> {
         let disk = SystemDisk::open(directory).map_err(|error| failed("open", directory, error))?;
         Self::open_on(Arc::new(disk), description, trees, false)
     }
 
-    /// Opens a clone all of which is known to be durable: it was just made, or this process has let go of it. That need not wait
-    /// for what others write to the same file system.
+    /// Opens a clone that is known to be durable, because it was just created or this process has released it. Unlike
+    /// [`open`](Self::open), this does not wait for what other processes write to the same file system.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -91,10 +91,10 @@ impl LiveClone {
         Self::open_on(Arc::new(disk), description, trees, true)
     }
 
-    /// Makes a clone in `directory`, which is empty; it is durable then.
+    /// Creates a clone in the empty directory `directory`. It is durable afterwards.
     ///
     /// # Errors
-    /// When it cannot be written, or the backup cannot be read. What is in the directory then is no clone.
+    /// When it cannot be written, or the backup cannot be read. The directory does not hold a clone then.
     pub fn create_in(
         directory: &Path,
         description: &CloneDescription,
@@ -115,8 +115,8 @@ impl LiveClone {
         let id = description.seed().to_string();
         let journal = Journal::open(Arc::clone(&disk), &id, &mut |change| replay.apply(change))?;
         let names = replay.names;
-        // Who had the clone open before may have been killed. What it did not sync counts as synced from here on, and what
-        // is removed below may not be needed again.
+        // The process that had the clone open before may have been killed. What it did not sync counts as synced from
+        // now on. Only after that may files be removed below.
         if !is_durable {
             let synced = disk.sync_all();
             synced.map_err(|error| failed("sync", disk.path(), error))?;
@@ -180,7 +180,7 @@ impl LiveClone {
         Ok(node)
     }
 
-    /// Hides entries of a directory, if there is one at that path.
+    /// Hides entries of a directory, if it exists.
     fn hide(&self, path: &[u8], hide: &dyn Fn(&[u8], &Entry) -> bool) -> Result<()> {
         let directory = match self.at(path) {
             Err(Error::Refused(_)) => return Ok(()),
@@ -269,7 +269,7 @@ impl LiveClone {
     }
 }
 
-/// Makes of a journal's changes what they were made to.
+/// Applies the changes of a journal.
 struct Replay<'a> {
     names: Names,
     root: &'a DirectoryRef,
@@ -278,7 +278,7 @@ struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
-    /// As a clone is in which nothing has been changed yet.
+    /// The state of a clone without changes.
     fn new(
         disk: &'a Arc<dyn Disk>,
         description: &'a CloneDescription,
@@ -305,7 +305,7 @@ impl<'a> Replay<'a> {
         Ok(replay)
     }
 
-    /// Puts a stored file where the backup has none.
+    /// Adds a stored file at a path where the backup has none.
     fn graft(&mut self, graft: &barmanfs_catalog::Graft) -> Result<()> {
         let path = graft.path.as_bytes();
         let (parent, name) = match path.iter().rposition(|&byte| byte == b'/') {
@@ -330,7 +330,7 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
-    /// What the lower layer has at a path.
+    /// The node that the lower layer has at a path.
     fn lower(&self, path: &[u8]) -> Result<Arc<Node>> {
         let id = NodeId::of_path(self.names.clone_id(), path);
         if let Ok(node) = self.names.node(id) {
@@ -339,7 +339,7 @@ impl<'a> Replay<'a> {
         let entry = self.trees.find(self.root, path)?;
         let entry = entry.ok_or_else(|| {
             self.damaged(format!(
-                "It speaks of \"{}\", which the backup does not have",
+                "It refers to \"{}\", which the backup does not have",
                 path.escape_ascii()
             ))
         })?;
@@ -354,12 +354,7 @@ impl<'a> Replay<'a> {
     }
 
     fn known(&self, id: NodeId) -> Result<Arc<Node>> {
-        let unknown = |_| {
-            self.damaged(format!(
-                "It speaks of node {:016x} before it says what that is",
-                id.0
-            ))
-        };
+        let unknown = |_| self.damaged(format!("It refers to node {:016x} before it describes it", id.0));
         self.names.node(id).map_err(unknown)
     }
 
@@ -411,7 +406,7 @@ impl<'a> Replay<'a> {
         match &node.body {
             Body::File(file) => Ok(file),
             Body::Directory(_) | Body::Symlink(_) | Body::Socket => Err(self.damaged(format!(
-                "It gives bytes to node {:016x}, which is no file",
+                "It has bytes for node {:016x}, which is not a file",
                 node.id.0
             ))),
         }
@@ -440,10 +435,7 @@ impl<'a> Replay<'a> {
             }
         };
         if node.id != id {
-            return Err(self.damaged(format!(
-                "It gives a node the number {:016x}, which is not its",
-                id.0
-            )));
+            return Err(self.damaged(format!("It gives a node the wrong number {:016x}", id.0)));
         }
         recorded(&node);
         self.names.keep(&node);
@@ -451,7 +443,7 @@ impl<'a> Replay<'a> {
     }
 }
 
-/// Removes upper files that belong to nothing, and counts the bytes of the others.
+/// Removes upper files that belong to no node, and sums up the bytes of the others.
 fn take_stock(disk: &dyn Disk, names: &Names) -> Result<u64> {
     let fail = |action, error| failed(action, disk.path().join(FILES), error);
     let mut unclaimed: HashMap<String, &Arc<Node>> = HashMap::new();
@@ -478,7 +470,7 @@ fn take_stock(disk: &dyn Disk, names: &Names) -> Result<u64> {
         }
     }
     if removed {
-        // Or one that is made under the same name could turn out to be the one that was removed.
+        // Otherwise a file created later under the same name could turn out, after a crash, to be the removed one.
         disk.sync_names(true).map_err(|error| fail("sync", error))?;
     }
     Ok(used_bytes)

@@ -1,4 +1,4 @@
-//! Parts of files: allocated, zeroed, given back; and which of them are holes.
+//! Ranges of files: allocate, zero, punch; find data and holes.
 
 use std::io;
 use std::ops::Range;
@@ -15,21 +15,21 @@ use crate::file::MOST_PARTIAL_BYTES;
 use crate::node::{Body, Data, FileNode, Node, Partial, State, file_of};
 use crate::stat::NodeId;
 
-/// What fallocate(2) is to do.
+/// The operations of fallocate(2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Allocation {
-    /// Have room for the bytes.
+    /// Reserve space for the bytes.
     Reserve,
-    /// Make them zeros, and keep the room.
+    /// Turn the bytes into zeros and keep the space.
     Zero,
-    /// Make them zeros, and give the room back. Never changes the size.
+    /// Turn the bytes into zeros and free the space. The size does not change.
     Punch,
 }
 
-/// Zeros in one write, where a file system cannot make holes.
+/// Zeros per write, on a file system that cannot make holes.
 const ZEROS: &[u8] = &[0; 128 * 1024];
 
-/// Makes bytes of an upper file zeros.
+/// Turns bytes of an upper file into zeros.
 pub(crate) fn zero(upper: &dyn DiskFile, bytes: Range<u64>) -> io::Result<()> {
     let end = bytes.end.min(upper.status()?.size_bytes);
     if bytes.start >= end {
@@ -52,7 +52,7 @@ impl LiveClone {
     /// fallocate(2).
     ///
     /// # Errors
-    /// `EINVAL` for no bytes, `ENOSPC`, `EFBIG`; `ENODEV` for what is no file.
+    /// `EINVAL` for an empty range, `ENOSPC`, `EFBIG`; `ENODEV` for a node that is not a file.
     pub fn allocate(
         &self,
         id: NodeId,
@@ -125,8 +125,8 @@ impl LiveClone {
         }
     }
 
-    /// Makes bytes of a file zeros that is partly the backup's. Whole blocks count as being in the upper file then,
-    /// which has a hole there.
+    /// Turns bytes of a partial file into zeros. Whole blocks count as present in the upper file afterwards, where
+    /// they are a hole.
     fn zero_partial(
         &self,
         node: &Arc<Node>,
@@ -155,8 +155,8 @@ impl LiveClone {
         Ok(())
     }
 
-    /// lseek(2) with `SEEK_DATA` and `SEEK_HOLE`. What is in the upper file of a file that is partly the backup's is
-    /// data, be it zeros.
+    /// lseek(2) with `SEEK_DATA` and `SEEK_HOLE`. In a partial file, blocks of the upper file count as data, even
+    /// zeros.
     ///
     /// # Errors
     /// `ENXIO` past the end, and when no data follows.
@@ -222,7 +222,7 @@ impl LiveClone {
                 } else {
                     None
                 };
-                // Past what is shown of the lower file there is nothing.
+                // Beyond the visible part of the lower file there are no bytes.
                 let hole = (!data && shown < next).then_some(at.max(shown));
                 if let Some(found) = found.or(hole) {
                     return Ok(Some(found));

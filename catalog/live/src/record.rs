@@ -1,36 +1,36 @@
-//! What the journal says: changes, as bytes.
+//! The records of the journal, to bytes and back.
 //!
-//! A record is a few changes that happen together or not at all. Numbers are little endian; a text is its length
-//! (u32) and its bytes. The layout is this file's, and the version is in the journal's first record.
+//! A record is a few changes that take effect together or not at all. Numbers are little endian. A text is its length
+//! (u32) and its bytes. This file defines the layout; the journal's first record has the version.
 
 use std::ops::Range;
 
 use crate::blocks::BLOCK_BYTES;
 use crate::stat::{Meta, NodeId, Time};
 
-/// One change of a clone. They are absolute: made twice, the second one changes nothing.
+/// One change of a clone. Changes are absolute: applying one twice has the same result as once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// The journal's first: whose it is.
+    /// The first change of a journal: version and clone.
     Begin { version: u32, clone: String },
-    /// The next node that is made gets this number, counted from 0: counts are not used again.
+    /// The next new node gets this number, counted from 0. Numbers are not used again.
     Made { count: u64 },
-    /// A node is spoken of for the first time. One with an origin is what the lower layer has there.
+    /// The first record of a node. A node with an origin is what the lower layer has at that path.
     Node {
         id: NodeId,
         origin: Option<Vec<u8>>,
         made: Made,
     },
-    /// Owner, permissions, times, count of names. Without a name the node is no more.
+    /// Owner, permissions, times, number of names. A node without a name is gone.
     Attributes { id: NodeId, meta: Meta },
-    /// What stands under a name; nothing, not even the lower layer's, when none.
+    /// The node under a name. `None` hides the name, even if the lower layer has it.
     Name {
         parent: NodeId,
         name: Vec<u8>,
         node: Option<NodeId>,
     },
-    /// A file's size, what it shows of the lower one, and blocks that are in its upper file now; those past its size
-    /// are not any more.
+    /// The size of a file, the visible length of the lower file, and blocks that are now in the upper file. Blocks
+    /// beyond the size are removed.
     Data {
         id: NodeId,
         size_bytes: u64,
@@ -41,7 +41,7 @@ pub(crate) enum Change {
     Plain { id: NodeId },
 }
 
-/// What a new node is. Of one with an origin the lower layer says it.
+/// The kind of a new node. The lower layer decides it for a node with an origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Made {
     File,
@@ -129,7 +129,7 @@ impl Encoder<'_> {
         self
     }
 
-    /// Names, paths and targets: far shorter than what a u32 counts.
+    /// Names, paths and link targets are far shorter than a u32 can count.
     fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
         self.u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
         self.0.extend(bytes);
@@ -152,7 +152,7 @@ impl Encoder<'_> {
     }
 }
 
-/// The changes of a record; says what is wrong with it.
+/// Decodes the changes of a record. The error says what is wrong with it.
 pub(crate) fn decode(record: &[u8]) -> Result<Vec<Change>, String> {
     let mut from = Decoder(record);
     let mut changes = Vec::new();
@@ -215,7 +215,7 @@ impl<'a> Decoder<'a> {
         })
     }
 
-    /// Runs of blocks, none of them empty or larger than any file.
+    /// Runs of blocks, none of them empty or beyond the largest file.
     fn runs(&mut self) -> Option<Vec<Range<u64>>> {
         const MOST_BLOCKS: u64 = u64::MAX / BLOCK_BYTES;
         let count = self.u32()?;

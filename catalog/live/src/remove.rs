@@ -1,4 +1,4 @@
-//! Names removed.
+//! Removes names.
 
 use rustix::io::Errno;
 
@@ -10,7 +10,7 @@ use crate::node::{Body, Node};
 use crate::stat::NodeId;
 
 impl LiveClone {
-    /// Removes a name of a file or a symbolic link.
+    /// Removes a name of a file, a symbolic link or a socket.
     ///
     /// # Errors
     /// `ENOENT`; `EISDIR` for a directory.
@@ -21,7 +21,7 @@ impl LiveClone {
         })
     }
 
-    /// Removes a directory that is empty.
+    /// Removes an empty directory.
     ///
     /// # Errors
     /// `ENOENT`; `ENOTDIR`; `ENOTEMPTY`.
@@ -29,7 +29,7 @@ impl LiveClone {
         self.remove(parent, name, |names, node| self.check_empty(names, node))
     }
 
-    /// Refuses what is not an empty directory.
+    /// Refuses anything but an empty directory.
     pub(crate) fn check_empty(&self, names: &Names, node: &Node) -> Result<()> {
         if names.is_empty(&self.trees, node, listing_of(node)?)? {
             Ok(())

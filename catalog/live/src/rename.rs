@@ -1,4 +1,4 @@
-//! Names given to something else: rename(2).
+//! Renames: rename(2).
 
 use std::sync::Arc;
 
@@ -11,31 +11,31 @@ use crate::names::{Names, check_name, present_directory};
 use crate::node::{Body, Node};
 use crate::stat::NodeId;
 
-/// What becomes of what stands under the new name.
+/// What happens to the node under the new name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RenameMode {
     /// It is replaced.
     Replace,
-    /// Nothing may stand there.
+    /// An existing node is an error.
     NoReplace,
     /// It gets the old name.
     Exchange,
 }
 
-/// What a rename is about.
+/// The nodes of a rename.
 struct Renamed {
     from: (Arc<Node>, Vec<u8>),
     to: (Arc<Node>, Vec<u8>),
     node: Arc<Node>,
-    /// What stands under the new name.
+    /// The node under the new name.
     other: Option<Arc<Node>>,
 }
 
 impl LiveClone {
-    /// Gives what stands under a name another one.
+    /// Renames a file or directory.
     ///
     /// # Errors
-    /// As rename(2): `ENOENT`, `EEXIST`, `EISDIR`, `ENOTDIR`, `ENOTEMPTY`; `EINVAL` for a directory into itself.
+    /// As rename(2): `ENOENT`, `EEXIST`, `EISDIR`, `ENOTDIR`, `ENOTEMPTY`; `EINVAL` for a directory moved into itself.
     pub fn rename(&self, from: (NodeId, &[u8]), to: (NodeId, &[u8]), mode: RenameMode) -> Result<()> {
         check_name(from.1)?;
         check_name(to.1)?;
@@ -74,7 +74,7 @@ impl LiveClone {
         })
     }
 
-    /// Refuses what would give the clone a tablespace outside itself under its new name.
+    /// Refuses a rename that would give the clone a tablespace outside itself.
     fn check_stays(&self, names: &Names, (parent, name): (NodeId, &[u8]), node: &Node) -> Result<()> {
         match &node.body {
             Body::Symlink(target) => self.check_tablespace_link(names, parent, name, target),
@@ -82,7 +82,7 @@ impl LiveClone {
         }
     }
 
-    /// In the order in which Linux refuses.
+    /// In the order in which Linux checks.
     fn check_rename(&self, names: &Names, renamed: &Renamed, mode: RenameMode) -> Result<()> {
         let Renamed {
             from,

@@ -5,7 +5,7 @@ use std::fmt;
 use barmanfs_store::{Attributes, RecordId};
 use rustix::time::ClockId;
 
-/// A node's number: its inode number, the same over renames and remounts.
+/// A node's number: its inode number, which survives renames and remounts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub u64);
 
@@ -16,18 +16,18 @@ impl fmt::Debug for NodeId {
 }
 
 impl NodeId {
-    /// Numbers below this are left to the mount.
+    /// Smaller numbers are reserved for the mount.
     const FIRST: u64 = 16;
 
-    /// Programs that keep a number in a signed 64-bit integer are to see it right.
+    /// Keeps numbers positive in programs that store them in a signed 64-bit integer.
     const MASK: u64 = (1 << 63) - 1;
 
-    /// The number of what the clone stands on has at `path`.
+    /// The number of the node that the lower layer has at `path`.
     pub(crate) fn of_path(clone: RecordId, path: &[u8]) -> Self {
         Self::hashed(clone, b"path", path)
     }
 
-    /// The number of the `n`th node that was made in the clone.
+    /// The number of the `n`th node created in the clone.
     pub(crate) fn of_made(clone: RecordId, n: u64) -> Self {
         Self::hashed(clone, b"made", &n.to_le_bytes())
     }
@@ -43,7 +43,7 @@ impl NodeId {
     }
 }
 
-/// A time: since 1970 (UTC).
+/// A time since 1970 (UTC).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time {
     /// Seconds.
@@ -53,7 +53,7 @@ pub struct Time {
 }
 
 impl Time {
-    /// The clock file systems stamp files with: times taken here and by the kernel never go backwards.
+    /// The clock that file systems use for time stamps, so that times taken here and by the kernel never go backwards.
     pub fn now() -> Self {
         let now = rustix::time::clock_gettime(ClockId::RealtimeCoarse);
         Self {
@@ -63,7 +63,7 @@ impl Time {
     }
 }
 
-/// What kind of node it is.
+/// The kind of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A regular file.
@@ -72,7 +72,7 @@ pub enum Kind {
     Directory,
     /// A symbolic link.
     Symlink,
-    /// The name of a socket: the kernel knows who listens on it.
+    /// The name of a socket. The kernel knows the process that listens on it.
     Socket,
 }
 
@@ -89,25 +89,25 @@ pub struct NodeAttributes {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// How many names it has; 1 for a directory, whose subdirectories nobody counts.
+    /// Number of names; 1 for a directory, whose subdirectories are not counted.
     pub links: u32,
-    /// Size in bytes; of a symbolic link, its target's.
+    /// Size in bytes; of a symbolic link, the length of its target.
     pub size_bytes: u64,
-    /// Bytes of it that are not in holes, be they shared with the backup or not.
+    /// Bytes outside holes, including those shared with the backup.
     pub allocated_bytes: u64,
-    /// When its content was last changed.
+    /// Time of the last change of the content.
     pub mtime: Time,
-    /// When anything of it was last changed.
+    /// Time of the last change of the content or the attributes.
     pub ctime: Time,
 }
 
-/// What is recorded of any node.
+/// The attributes that are recorded for every node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Meta {
     pub(crate) mode: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// Names that lead to it. Changed only while the names are locked for it.
+    /// Number of names. Changes only while the names are locked for writing.
     pub(crate) links: u32,
     pub(crate) mtime: Time,
     pub(crate) ctime: Time,

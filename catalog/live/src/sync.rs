@@ -1,8 +1,8 @@
-//! Making durable: bytes first, then the journal's word that they are the file's.
+//! Makes files durable: first the bytes, then the journal record that says that they belong to the file.
 //!
-//! A sync takes down which blocks the journal does not know of, syncs the upper file, tells the journal and flushes
-//! it. Only then these blocks count as told. Blocks written meanwhile wait for the next sync. Whatever fails, all stays
-//! as untold as it was, and the caller hears of it.
+//! A sync notes which blocks are not in the journal, syncs the upper file, writes the record and flushes the journal.
+//! Only then do these blocks count as journalled. Blocks written meanwhile wait for the next sync. On failure nothing
+//! is marked as journalled, and the caller gets the error.
 
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use crate::attributes::{described, introduction_anew, recorded};
+use crate::attributes::{described, introduction_for_rewrite, recorded};
 use crate::blocks::{BLOCK_BYTES, Blocks, blocks_of};
 use crate::clone::LiveClone;
 use crate::disk::{DiskFile, file_name};
@@ -23,27 +23,27 @@ use crate::ranges::zero;
 use crate::record::Change;
 use crate::stat::NodeId;
 
-/// Bytes nobody synced are durable after this at the latest, and a little: as kernels do.
+/// Bytes that no program syncs are durable a little later than this, as with a kernel's file system.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Names in one record of a journal that is written anew.
+/// Names in one record of a rewritten journal.
 const NAMES_IN_RECORD: usize = 256;
 
-/// What a sync tells the journal.
-struct Told {
+/// The state that one sync writes to the journal.
+struct SyncRecord {
     upper: Arc<dyn DiskFile>,
     size_bytes: u64,
     lower_bytes: u64,
     blocks: Blocks,
     /// Nothing of the lower file is visible any more.
     whole: bool,
-    /// There is anything to tell.
-    news: bool,
+    /// There is something to write.
+    is_needed: bool,
 }
 
 impl LiveClone {
-    /// Makes a file durable: its bytes and, unless only they were asked for, its times. Changes of names and attributes
-    /// made before are durable too, whichever node they were of.
+    /// Makes a file durable: its bytes and, unless `data_only`, its times. Earlier changes of names and attributes are
+    /// durable too, whichever node they belong to.
     ///
     /// # Errors
     /// When it is not durable; the next sync tries again.
@@ -56,7 +56,7 @@ impl LiveClone {
         self.flush_journal()
     }
 
-    /// Makes durable what changed of names.
+    /// Makes changes of names durable.
     ///
     /// # Errors
     /// As [`sync`](Self::sync).
@@ -68,12 +68,12 @@ impl LiveClone {
     /// Makes everything durable.
     ///
     /// # Errors
-    /// The first that there was; all else is durable.
+    /// The first error. Everything else is durable.
     pub fn flush_all(&self) -> Result<()> {
         self.flush_files(|_| true)
     }
 
-    /// Makes durable what only the journal can: bytes of files that are partly the backup's. Others are the kernel's.
+    /// Makes durable what only the journal can: bytes of partial files. The kernel writes back the others.
     pub(crate) fn flush_dirty(&self) -> Result<()> {
         self.flush_files(|file| !matches!(file.read().state, State::Plain))?;
         if self.journal.wants_rewrite() {
@@ -96,7 +96,7 @@ impl LiveClone {
         result.and(self.flush_journal())
     }
 
-    /// A journal that failed is written anew before anything else is tried.
+    /// A journal whose flush failed is rewritten before anything else is tried.
     fn mend(&self) -> Result<()> {
         if self.journal.is_broken() {
             self.rewrite_journal()?;
@@ -123,7 +123,8 @@ impl LiveClone {
         if synced.is_err() {
             file.stamped.fetch_or(times, Ordering::Relaxed);
         }
-        // Times that were not asked for are left for the next flush, and what the kernel writes while the file is open.
+        // Times that were not requested are left for the next flush, and so are bytes that the kernel writes while the
+        // file is open.
         let left = file.stamped.load(Ordering::Relaxed) || file.handed_out.load(Ordering::Relaxed);
         if left || synced.is_err() {
             self.mark_dirty(node, file);
@@ -132,9 +133,9 @@ impl LiveClone {
     }
 
     fn sync_upper(&self, node: &Node, file: &FileNode, times: bool) -> Result<()> {
-        let told = {
+        let record = {
             let mut data = file.write();
-            // Whoever is to sync it may have been told to before it went.
+            // The file may have lost its last name after this sync was requested.
             if data.gone || matches!(data.state, State::Lower) {
                 return Ok(());
             }
@@ -144,23 +145,23 @@ impl LiveClone {
                 self.sync_bytes(node, file, &*upper)?;
                 return self.settle(node, &mut file.write());
             };
-            let told = Told::of(partial, upper);
-            if told.whole {
-                self.make_whole(node, partial, &told.upper)?;
+            let record = SyncRecord::of(partial, upper);
+            if record.whole {
+                self.make_whole(node, partial, &record.upper)?;
             }
-            told
+            record
         };
-        self.sync_bytes(node, file, &*told.upper)?;
-        if told.news || times {
-            self.tell(node, &told)?;
+        self.sync_bytes(node, file, &*record.upper)?;
+        if record.is_needed || times {
+            self.append_data(node, &record)?;
             self.journal.flush()?;
         }
         let mut data = file.write();
-        self.told(node, &mut data, &told)?;
+        self.mark_journalled(node, &mut data, &record)?;
         self.settle(node, &mut data)
     }
 
-    /// Makes the upper file durable, and its name: the journal may say of it what it likes then.
+    /// Makes the upper file and its name durable. After that, the journal may refer to it.
     fn sync_bytes(&self, node: &Node, file: &FileNode, upper: &dyn DiskFile) -> Result<()> {
         if file.failed.load(Ordering::Relaxed) {
             return Err(Error::Refused(Errno::IO));
@@ -169,8 +170,8 @@ impl LiveClone {
             file.failed.store(true, Ordering::Relaxed);
             let path = self.upper_path(node);
             tracing::error!(
-                "Cannot sync {}: {error}. Some of it may be lost: no sync of it is answered for until the repository is \
-                 mounted anew",
+                "Cannot sync {}: {error}. Some of its bytes may be lost. Every sync of this file fails until the \
+                 repository is mounted again",
                 path.display()
             );
             failed("sync", path, error)
@@ -178,7 +179,7 @@ impl LiveClone {
         self.journal.flush_names()
     }
 
-    /// Makes the upper file what the whole file is: nothing in blocks that were never written, and its size and time.
+    /// Turns the upper file into the whole file: zeros in blocks that were never written, then size and time.
     fn make_whole(&self, node: &Node, partial: &Partial, upper: &Arc<dyn DiskFile>) -> Result<()> {
         let fail = |error| failed("complete", self.upper_path(node), error);
         let end = blocks_of(0..partial.size_bytes).end;
@@ -186,7 +187,7 @@ impl LiveClone {
         while at < end {
             let (is_upper, next) = partial.blocks.run(at, end);
             if !is_upper {
-                // A crash may have left there what was written and not synced.
+                // After a crash there may be bytes here that were written and not synced.
                 zero(&**upper, at * BLOCK_BYTES..next * BLOCK_BYTES).map_err(fail)?;
             }
             at = next;
@@ -195,7 +196,7 @@ impl LiveClone {
         upper.set_mtime(node.meta().mtime).map_err(fail)
     }
 
-    fn tell(&self, node: &Node, told: &Told) -> Result<()> {
+    fn append_data(&self, node: &Node, record: &SyncRecord) -> Result<()> {
         let _names = self.names();
         let meta = node.meta();
         if meta.links == 0 {
@@ -204,11 +205,11 @@ impl LiveClone {
         let mut changes = described(node, *meta);
         changes.push(Change::Data {
             id: node.id,
-            size_bytes: told.size_bytes,
-            lower_bytes: told.lower_bytes,
-            added: told.blocks.runs().collect(),
+            size_bytes: record.size_bytes,
+            lower_bytes: record.lower_bytes,
+            added: record.blocks.runs().collect(),
         });
-        if told.whole {
+        if record.whole {
             changes.push(Change::Plain { id: node.id });
         }
         self.journal.append(&changes)?;
@@ -216,24 +217,24 @@ impl LiveClone {
         Ok(())
     }
 
-    /// The journal knows now, durably.
-    fn told(&self, node: &Node, data: &mut Data, told: &Told) -> Result<()> {
+    /// Marks the blocks as journalled, durably.
+    fn mark_journalled(&self, node: &Node, data: &mut Data, record: &SyncRecord) -> Result<()> {
         let State::Partial(partial) = &mut data.state else {
             return Ok(());
         };
-        partial.pending = partial.pending.without(&told.blocks);
-        partial.journaled_bytes = told.size_bytes;
-        if told.whole {
-            // It may have been written to since it was made whole; that is in the upper file as well.
+        partial.pending = partial.pending.without(&record.blocks);
+        partial.journaled_bytes = record.size_bytes;
+        if record.whole {
+            // Writes since then are in the upper file as well.
             let mtime = node.meta().mtime;
-            let timed = told.upper.set_mtime(mtime);
+            let timed = record.upper.set_mtime(mtime);
             timed.map_err(|error| failed("set the time of", self.upper_path(node), error))?;
             data.state = State::Plain;
         }
         Ok(())
     }
 
-    /// Counts the upper file's bytes, and closes it when nobody uses the file.
+    /// Counts the upper file's bytes, and closes it when the file has no user.
     fn settle(&self, node: &Node, data: &mut Data) -> Result<()> {
         if let Some(upper) = &data.upper {
             let status = upper.status();
@@ -246,7 +247,7 @@ impl LiveClone {
         Ok(())
     }
 
-    /// Has the upper file of a node removed that no name leads to and nobody has open.
+    /// Schedules the removal of the upper file of a node that has no name and is not open.
     pub(crate) fn doom(&self, node: &Node) {
         let Body::File(file) = &node.body else {
             return;
@@ -263,7 +264,7 @@ impl LiveClone {
         }
     }
 
-    /// Removes upper files that are not needed even if power is lost now.
+    /// Removes upper files that will not be needed even if power is lost now.
     fn reap(&self) {
         let durable = self.journal.durable();
         let ripe: Vec<_> = self
@@ -281,7 +282,7 @@ impl LiveClone {
         }
     }
 
-    /// Writes the journal anew, with no more in it than what is.
+    /// Rewrites the journal so that it holds only the present state.
     pub(crate) fn rewrite_journal(&self) -> Result<()> {
         {
             let _alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
@@ -296,7 +297,7 @@ impl LiveClone {
     }
 }
 
-impl Told {
+impl SyncRecord {
     fn of(partial: &Partial, upper: Arc<dyn DiskFile>) -> Self {
         let whole = partial.blocks.contains_all(blocks_of(0..partial.lower_bytes));
         Self {
@@ -305,18 +306,18 @@ impl Told {
             lower_bytes: partial.lower_bytes,
             blocks: partial.pending.clone(),
             whole,
-            news: whole || !partial.pending.is_empty() || partial.size_bytes != partial.journaled_bytes,
+            is_needed: whole || !partial.pending.is_empty() || partial.size_bytes != partial.journaled_bytes,
         }
     }
 }
 
-/// What the journal has to say of a node; nothing of one it need not know.
+/// The record of a node; `None` for one that the journal need not know.
 fn node_record(node: &Node) -> Option<Vec<Change>> {
     let meta = *node.meta();
     if meta.links == 0 || !node.recorded.load(Ordering::Relaxed) {
         return None;
     }
-    let mut changes = introduction_anew(node);
+    let mut changes = introduction_for_rewrite(node);
     changes.push(Change::Attributes { id: node.id, meta });
     if let Body::File(file) = &node.body {
         match &file.read().state {
@@ -333,7 +334,7 @@ fn node_record(node: &Node) -> Option<Vec<Change>> {
     Some(changes)
 }
 
-/// What it has to say of names: all that lead elsewhere than in the lower layer.
+/// The records of names: all that lead elsewhere than in the lower layer.
 fn name_records(names: &Names) -> impl Iterator<Item = Vec<Change>> + '_ {
     let mut differences = names.differences.iter().flat_map(move |(parent, differences)| {
         let origin = names.nodes.get(parent).and_then(|node| node.origin.as_deref());
@@ -360,7 +361,7 @@ fn name_records(names: &Names) -> impl Iterator<Item = Vec<Change>> + '_ {
     })
 }
 
-/// Flushes a clone every few seconds while this lives.
+/// Flushes a clone every few seconds while it exists.
 #[derive(Debug)]
 pub struct Flusher {
     thread: Option<JoinHandle<()>>,
@@ -368,10 +369,10 @@ pub struct Flusher {
 }
 
 impl Flusher {
-    /// Begins to flush a clone.
+    /// Starts to flush a clone.
     ///
     /// # Errors
-    /// When the system has no thread to give.
+    /// When the system cannot start a thread.
     pub fn start(clone: &Arc<LiveClone>) -> Result<Self> {
         let (stop, stopped) = channel::<()>();
         let clone = Arc::clone(clone);
@@ -402,7 +403,7 @@ impl Drop for Flusher {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("The thread that flushes a clone came to a bad end");
+            tracing::error!("The thread that flushes a clone panicked");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Tablespaces of a clone lie inside it: a link that leads out of it is refused.
+//! Tablespaces of a clone must lie inside it. A link that leads out is refused.
 
 use rustix::io::Errno;
 
@@ -8,17 +8,18 @@ use crate::names::{Differences, Names, Under};
 use crate::node::{Body, Node};
 use crate::stat::{Kind, NodeId};
 
-/// Whether a symbolic link in a data directory may lead out of it.
+/// Whether a symbolic link in a data directory can lead out of it.
 pub fn leads_out(target: &[u8]) -> bool {
     target.first() == Some(&b'/') || target.split(|&byte| byte == b'/').any(|name| name == b"..")
 }
 
-/// Where the links to tablespaces are.
+/// The directory of links to tablespaces.
 const TABLESPACES: &[u8] = b"pg_tblspc";
 
 impl LiveClone {
-    /// Refuses a tablespace outside the clone: the replay of another server's WAL, or a setting nobody meant, would have
-    /// the clone's server work in the original's directory. `pg_tblspc` itself may not be a link that leads out either.
+    /// Refuses a tablespace outside the clone. Otherwise the replay of another server's WAL, or a wrong setting, could
+    /// make the clone's server write into the original's directory. `pg_tblspc` itself must not be a link that leads
+    /// out either.
     pub(crate) fn check_tablespace_link(
         &self,
         names: &Names,
@@ -38,8 +39,8 @@ impl LiveClone {
         Ok(())
     }
 
-    /// Refuses to make a directory `pg_tblspc` that holds a link [`check_tablespace_link`](Self::check_tablespace_link) would
-    /// have refused.
+    /// Refuses a directory that would become `pg_tblspc` if it holds a link that
+    /// [`check_tablespace_link`](Self::check_tablespace_link) would have refused.
     pub(crate) fn check_tablespaces(
         &self,
         names: &Names,

@@ -1,8 +1,8 @@
-//! Requests about what is in clones: the kernel's words for the engine's ([`barmanfs_live`]).
+//! Requests about clones: translates between the kernel and the engine ([`barmanfs_live`]).
 //!
-//! The mount is the only way into a clone, so the kernel may keep names, attributes and pages; what it changes it
-//! changes itself. A file that has nothing of the backup any more is handed to the kernel, which reads and writes it
-//! without asking (where it can, and this process may). All opens of an inode are of one kind: that of the first.
+//! The mount is the only way into a clone, so the kernel may cache names, attributes and pages; all changes come from
+//! the kernel itself. The kernel reads and writes a file without any part of the backup directly, where the kernel
+//! supports it and this process is allowed to. All opens of an inode are of the same kind as the first.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -25,17 +25,17 @@ use crate::clones::Served;
 use crate::error::{Error, Result};
 use crate::namespace::Ino;
 
-/// How long the kernel may answer by itself: nobody else changes anything.
+/// How long the kernel may cache: nothing else changes a clone.
 const TTL: Duration = Duration::from_secs(3600);
 
-/// An inode that is open.
+/// An open inode.
 struct Opened {
     count: u64,
-    /// The file the kernel reads and writes by itself.
+    /// The file that the kernel reads and writes directly.
     backing: Option<Arc<BackingId>>,
 }
 
-/// What is open in clones.
+/// The open files and directories of clones.
 #[derive(Default)]
 pub(super) struct OpenInodes {
     files: Mutex<HashMap<Ino, Opened>>,
@@ -51,7 +51,7 @@ struct Directories {
 struct OpenDirectory {
     position: u64,
     listing: Listing,
-    /// The name that had no room the last time.
+    /// The name that did not fit into the last reply.
     pending: Option<Name>,
 }
 
@@ -61,7 +61,7 @@ impl std::fmt::Debug for OpenInodes {
     }
 }
 
-/// A node of a clone as `stat` shows it; `owner` is whom the mount shows as the owner of everything.
+/// The attributes of a clone's node. `owner` overrides owner and group, as the mount shows them.
 pub(super) fn attributes(
     served: &Served,
     of: &NodeAttributes,
@@ -94,7 +94,7 @@ pub(super) fn attributes(
     }
 }
 
-/// What is made belongs to who makes it; its permissions are what was asked for less the umask.
+/// A new node belongs to the caller. Its permissions are the requested ones without the umask.
 pub(super) fn new_node(request: &Request, mode: u32, umask: u32) -> NewNode {
     NewNode {
         mode: mode & 0o7777 & !umask,
@@ -103,7 +103,7 @@ pub(super) fn new_node(request: &Request, mode: u32, umask: u32) -> NewNode {
     }
 }
 
-/// What setattr asks for. Access times are not kept.
+/// The attributes that setattr changes. Access times are not kept.
 pub(super) fn changes(
     mode: Option<u32>,
     uid: Option<u32>,
@@ -129,7 +129,7 @@ fn engine_time(at: SystemTime) -> Time {
             s: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
             ns: since.subsec_nanos(),
         },
-        // Before 1970 fuser takes both of what the kernel says as going back, where nanoseconds go forward.
+        // For times before 1970 fuser negates both parts, but nanoseconds always count forward.
         Err(before) => {
             let back = before.duration();
             Time {
@@ -140,7 +140,7 @@ fn engine_time(at: SystemTime) -> Time {
     }
 }
 
-/// How names are to change places.
+/// The rename mode for the kernel's flags.
 pub(super) fn rename_mode(flags: RenameFlags) -> barmanfs_live::Result<RenameMode> {
     if flags.is_empty() {
         Ok(RenameMode::Replace)
@@ -153,7 +153,7 @@ pub(super) fn rename_mode(flags: RenameFlags) -> barmanfs_live::Result<RenameMod
     }
 }
 
-/// What fallocate is to do, and whether the size stays.
+/// The operation for the kernel's fallocate mode, and whether the size stays.
 pub(super) fn allocation(mode: i32) -> barmanfs_live::Result<(Allocation, bool)> {
     let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
     match mode & !libc::FALLOC_FL_KEEP_SIZE {
@@ -169,16 +169,16 @@ pub(super) fn entry(reply: ReplyEntry, attributes: &FileAttr) {
     reply.entry(&TTL, attributes, Generation(0));
 }
 
-/// Answers that there is nothing of this name, which stays so until the kernel itself changes it.
+/// Answers that the name does not exist. The kernel may cache that until it creates the name.
 pub(super) fn no_entry(reply: ReplyEntry, none: &FileAttr) {
     reply.entry(&TTL, none, Generation(0));
 }
 
-/// How long attributes stay true.
+/// How long attributes stay valid.
 pub(super) const ATTRIBUTES_TTL: Duration = TTL;
 
 impl OpenInodes {
-    /// Opens a file and answers; `passthrough` says whether the kernel can be handed files at all.
+    /// Opens a file and answers. `passthrough` says whether the kernel can read and write files directly.
     pub(super) fn open(&self, served: &Served, node: NodeId, passthrough: bool, reply: ReplyOpen) {
         let backing = self.begin(served, node, passthrough, |file| reply.open_backing(file));
         match backing {
@@ -191,7 +191,7 @@ impl OpenInodes {
         }
     }
 
-    /// The same for a file that was just made.
+    /// The same for a file that was just created.
     pub(super) fn create(
         &self,
         served: &Served,
@@ -267,7 +267,7 @@ impl OpenInodes {
         served.closed();
     }
 
-    /// Opens a directory: its names as they are now.
+    /// Opens a directory. The listing has the names of this moment.
     pub(super) fn open_directory(&self, served: &Served, node: NodeId) -> Result<FileHandle> {
         served.clone.open_node(node)?;
         let listing = served
@@ -294,7 +294,7 @@ impl OpenInodes {
         served.closed();
     }
 
-    /// Gives the names from `offset` on to `emit`, until that says that it is full.
+    /// Passes the names from `offset` on to `emit` until the reply is full.
     pub(super) fn list(
         &self,
         served: &Served,
@@ -307,8 +307,8 @@ impl OpenInodes {
         let open = open.ok_or(Error::Refused(SystemErrno::BADF))?;
         let mut open = lock(&open);
         if open.position != offset {
-            // Somebody went back, if only because he had no room for all he was given. What is there now is for him who
-            // begins anew; where others were is told by the names as they were.
+            // The reader went back, possibly only because its buffer was full. A reader that starts again gets the
+            // present names; other offsets refer to the names of the earlier listing.
             open.listing = match offset {
                 0 => served.clone.entries(node)?,
                 _ => served.clone.entries_again(node, &open.listing)?,
@@ -353,7 +353,7 @@ fn dot(name: &[u8], node: NodeId) -> Name {
     }
 }
 
-/// Adds a line to a listing of names; says whether it had no room.
+/// Adds a name to a listing. Returns whether the reply is full.
 pub(super) fn add_name(served: &Served, next: u64, name: &Name, reply: &mut ReplyDirectory) -> bool {
     let kind = match name.kind {
         Kind::File => FileType::RegularFile,
@@ -365,7 +365,7 @@ pub(super) fn add_name(served: &Served, next: u64, name: &Name, reply: &mut Repl
     reply.add(ino, next, kind, OsStr::from_bytes(&name.name))
 }
 
-/// Adds a line with attributes; says whether it had no room.
+/// Adds a name with attributes. Returns whether the reply is full.
 pub(super) fn add_entry(
     next: u64,
     name: &Name,
@@ -376,7 +376,7 @@ pub(super) fn add_entry(
     reply.add(attributes.ino, next, text, &TTL, attributes, Generation(0))
 }
 
-// What is behind these locks is consistent after a panic elsewhere.
+// The data behind these locks is consistent even after a panic in another thread.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

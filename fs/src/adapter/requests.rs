@@ -1,5 +1,5 @@
-//! Each of the kernel's requests, in the order of the trait: below a clone it is the engine of clones that answers
-//! (`live`), everywhere else the views (`views`).
+//! The kernel's requests, in the order of the trait. The engine of clones answers those below a clone (`live`), the
+//! views answer all others (`views`).
 
 use std::ffi::OsStr;
 use std::io;
@@ -27,15 +27,15 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_CACHE_SYMLINKS,
-            // Content never changes under an inode, so attributes need not be compared to trust the cache.
+            // Content never changes under an inode, so the kernel may trust its cache without comparing attributes.
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
         ];
         for capability in wanted {
-            // An older kernel does without.
+            // An older kernel works without these.
             let _ = config.add_capabilities(capability);
         }
         let _ = config.set_max_background(MAX_BACKGROUND);
-        // Only root may hand files to the kernel.
+        // Only root may register files with the kernel.
         self.passthrough = rustix::process::geteuid().is_root()
             && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
             && config.set_max_stack_depth(1).is_ok();
@@ -69,7 +69,7 @@ impl Filesystem for Adapter {
                 }
             }
             Ok(None) => self.view_attributes(number, reply),
-            // Another process has the clone: that it is there can be seen all the same.
+            // Another process has the clone. Its root can be shown all the same.
             Err(errno) if errno.code() == libc::EBUSY && self.namespace.node(ino(number)).is_ok() => {
                 self.view_attributes(number, reply);
             }
@@ -142,7 +142,7 @@ impl Filesystem for Adapter {
             libc::S_IFSOCK => self.ask("make a socket", &served, |clone| {
                 clone.socket(parent, name.as_bytes(), new)
             }),
-            // Pipes and devices belong elsewhere.
+            // Pipes and devices are not supported.
             _ => Err(Errno::EPERM),
         };
         self.found(&served, made, reply);
@@ -334,7 +334,7 @@ impl Filesystem for Adapter {
             self.ask("write", &served, |clone| clone.write(node, offset, data, append))
         });
         match written {
-            // At most what one request can hold.
+            // The count is at most what one request can hold.
             Ok(count) => reply.written(count as u32),
             Err(errno) => reply.error(errno),
         }
@@ -351,7 +351,7 @@ impl Filesystem for Adapter {
         let outcome = self.either(
             number,
             |served, node| self.ask("sync", served, |_| served.sync(node, datasync)),
-            // What cannot be written is durable.
+            // A read-only view is always durable.
             || Ok(()),
         );
         self.done(outcome, reply);
@@ -536,7 +536,7 @@ impl Filesystem for Adapter {
         }
     }
 
-    // ENOSYS, without a line in the log: the kernel does not ask again as long as the mount lives.
+    // ENOSYS without a log line: the kernel does not ask again while the mount lives.
 
     fn getxattr(&self, _request: &Request, _number: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
         reply.error(Errno::ENOSYS);

@@ -1,4 +1,4 @@
-//! Requests about what is in views: the kernel's words for the namespace's ([`crate::namespace`]).
+//! Requests about views: translates between the kernel and the namespace ([`crate::namespace`]).
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -23,7 +23,7 @@ impl Adapter {
                 reply.entry(&node.lifetime.duration(), &attributes, Generation(0));
             }
             Ok(Found::Absent(lifetime)) if lifetime == Lifetime::Forever => {
-                // Inode 0: the kernel may remember that there is nothing.
+                // Inode 0: the kernel may cache the absence.
                 let none = Stat::NONE;
                 let attributes = attributes(Ino(0), &none, &Content::File);
                 reply.entry(&lifetime.of_absence(), &attributes, Generation(0));
@@ -67,7 +67,7 @@ impl Adapter {
                 if keep {
                     self.hand_over(number, handle);
                 }
-                // What is made anew for each reader has no size to rely on: it is read as far as it goes.
+                // A file that is generated for each reader has no reliable size, so it is read to its end.
                 let cache = if keep {
                     FopenFlags::FOPEN_KEEP_CACHE
                 } else {
@@ -93,7 +93,7 @@ impl Adapter {
         }
     }
 
-    /// Opens a directory; the flags say what of it the kernel may keep.
+    /// Opens a directory. The flags say what the kernel may cache.
     pub(super) fn view_open_directory(
         &self,
         number: INodeNo,

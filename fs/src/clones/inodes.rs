@@ -1,8 +1,8 @@
-//! Which inodes of clones the kernel knows, and which clone each belongs to.
+//! The inodes of clones that the kernel knows, and the clone of each.
 //!
-//! The kernel counts how often it was told of an inode, and forgets all of them at once, whatever has become of the
-//! clone in between. So these counts outlive the serving of a clone. What was counted before the clone was let go is
-//! counted apart until the inode is asked for again: then the engine that serves it now is told of it.
+//! The kernel counts the look-ups of an inode and takes back all of them at once, whatever happened to the clone
+//! meanwhile. So these counts outlive the serving of a clone. Look-ups from before the clone was released are counted
+//! separately until the next request for the inode; then they are added to the engine that serves the clone now.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -17,28 +17,28 @@ use crate::namespace::Ino;
 #[derive(Debug)]
 struct Known {
     place: Arc<Place>,
-    /// None since the clone was let go.
+    /// `None` after the clone was released.
     served: Option<Arc<Served>>,
-    /// How often it was looked up in what serves it now; the engine counts them too, for itself.
+    /// Look-ups while the present engine serves the clone. The engine counts them too.
     lookups: u64,
-    /// How often before.
+    /// Look-ups before that.
     lookups_before: u64,
-    /// Where the backup has it, if it was let go.
+    /// The node's path in the backup, if the clone was released.
     origin: Option<Box<[u8]>>,
 }
 
-/// Whose an inode is.
+/// The owner of an inode.
 #[derive(Debug)]
 pub(super) enum Whose {
-    /// A clone's that is served.
+    /// A clone that is being served.
     Served(Arc<Served>),
-    /// A clone's that was let go.
+    /// A clone that was released.
     LetGo(Arc<Place>),
-    /// No clone's, or a clone's root that was not looked into yet.
+    /// No clone, or the root of a clone that was not opened yet.
     Unknown,
 }
 
-/// See the module.
+/// The inodes of all clones of a mount.
 #[derive(Debug, Default)]
 pub(super) struct Inodes {
     known: RwLock<Tables>,
@@ -65,12 +65,12 @@ impl Inodes {
         }
     }
 
-    /// A clone is served from now on.
+    /// Adds a clone that is served from now on.
     pub(super) fn attach(&self, served: &Arc<Served>) {
         self.write().roots.insert(served.place.root, Arc::clone(served));
     }
 
-    /// An inode the kernel knows is asked for, and its clone was let go in between: it is made known to what serves it now.
+    /// Tells the engine that serves the clone now about an inode that was looked up before the clone was released.
     pub(super) fn recall(&self, served: &Arc<Served>, ino: Ino) -> Result<()> {
         let mut known = self.write();
         let node = known.nodes.get_mut(&ino).ok_or(STALE)?;
@@ -85,7 +85,7 @@ impl Inodes {
         Ok(())
     }
 
-    /// The kernel was told of a node once more.
+    /// Counts a look-up of a node.
     pub(super) fn looked_up(&self, served: &Arc<Served>, node: NodeId) {
         let mut known = self.write();
         let node = known.nodes.entry(served.ino(node)).or_insert_with(|| Known {
@@ -99,8 +99,8 @@ impl Inodes {
         node.lookups += 1;
     }
 
-    /// The kernel forgets an inode; `None` when it is none of a clone, else the clone that serves it and how many look-ups
-    /// are to be forgotten there.
+    /// Takes back look-ups of an inode. Returns `None` if it does not belong to a clone, else the clone's engine and
+    /// the number of look-ups to take back there.
     pub(super) fn forget(&self, ino: Ino, count: u64) -> Option<(Option<Arc<Served>>, u64)> {
         let mut known = self.write();
         let node = known.nodes.get_mut(&ino)?;
@@ -115,13 +115,13 @@ impl Inodes {
         Some((served, count))
     }
 
-    /// Takes out a clone that is served, unless a request to it is under way; says whether it did. `others` is how many hold
-    /// it besides this table and those requests.
+    /// Removes a clone unless a request to it is in progress. Returns whether it was removed. `others` is the number
+    /// of references besides this table and those requests.
     pub(super) fn detach(&self, served: &Arc<Served>, others: usize) -> bool {
         let mut known = self.write();
         let is_its = |node: &&Known| node.served.as_ref().is_some_and(|of| Arc::ptr_eq(of, served));
         let here = known.nodes.values().filter(is_its).count() + 1;
-        // Who has none yet gets none while this table is locked.
+        // No new reference can be created while this table is locked.
         if Arc::strong_count(served) > here + others {
             return false;
         }

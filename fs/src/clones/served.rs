@@ -1,4 +1,4 @@
-//! One clone that is served.
+//! A clone that is being served.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,34 +11,34 @@ use super::serving_epochs::FIRST;
 use crate::error::Result;
 use crate::namespace::Ino;
 
-/// A server makes it first of all.
+/// The first file that a starting server creates.
 const SERVER_LOCK: &[u8] = b"postmaster.pid";
 
-/// Which clone, and where it begins in the mounted tree.
+/// The identity of a clone, and its root in the mounted tree.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) server: ServerName,
     pub(super) name: CloneName,
-    /// Another clone may have its name one day.
+    /// Distinguishes it from a later clone with the same name.
     pub(super) id: RecordId,
-    /// What is known of it is so in this epoch alone.
+    /// What the kernel knows of the clone is valid in this epoch only.
     pub(super) epoch: u64,
-    /// The number its root has in `live/`.
+    /// The inode number of its root in `live/`.
     pub(super) root: Ino,
 }
 
-/// One clone that is open.
+/// An open clone.
 #[derive(Debug)]
 pub(crate) struct Served {
-    // Dropped in this order: nobody else may open the clone before the last of ours is done with it.
+    // Dropped in this order: no other process may open the clone before the last of our threads is done with it.
     _flusher: Flusher,
     pub(crate) clone: Arc<LiveClone>,
     pub(super) place: Arc<Place>,
     pub(super) description: CloneDescription,
-    /// What makes inode numbers of node numbers: those are the same in a clone that was copied and its copy, and in each
-    /// epoch.
+    /// Turns node numbers into inode numbers. A copied clone has the node numbers of its original, and node numbers
+    /// are the same in each epoch.
     salt: u64,
-    /// Open files and directories.
+    /// Number of open files and directories.
     opens: AtomicU64,
     lock: CloneLock,
 }
@@ -79,8 +79,9 @@ impl Served {
         }
     }
 
-    /// Called before a file is made. A server that starts relies on what is there being durable; it says so by syncing
-    /// the file system, of which the kernel tells us nothing. The file that keeps a second server out is made just before.
+    /// Called before a file is created. A server that starts relies on its files being durable and syncs the file
+    /// system for that, which the kernel does not report. The file that keeps a second server out is created just
+    /// before.
     pub(crate) fn before_making(&self, parent: NodeId, name: &[u8]) -> barmanfs_live::Result<()> {
         if parent == self.clone.root() && name == SERVER_LOCK {
             self.clone.flush_all()?;
@@ -88,8 +89,8 @@ impl Served {
         Ok(())
     }
 
-    /// Makes a file durable. Also a server that starts anew because one of its processes was killed relies on what is
-    /// there being durable; it keeps that file then, but writes and syncs it again before it recovers.
+    /// Makes a file durable. A server that restarts after one of its processes was killed also relies on its files
+    /// being durable. It keeps its lock file then, but writes and syncs it before recovery.
     pub(crate) fn sync(&self, node: NodeId, data_only: bool) -> barmanfs_live::Result<()> {
         if self.clone.is_in_root(SERVER_LOCK, node) {
             self.clone.flush_all()?;
@@ -97,38 +98,38 @@ impl Served {
         self.clone.sync(node, data_only)
     }
 
-    /// One file or directory more is open.
+    /// Counts an open.
     pub(crate) fn opened(&self) {
         self.opens.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// One fewer.
+    /// Counts a close.
     pub(crate) fn closed(&self) {
         self.opens.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// How many files and directories of it are open.
+    /// Number of its open files and directories.
     pub(super) fn open_files(&self) -> u64 {
         self.opens.load(Ordering::SeqCst)
     }
 
-    /// Whether there are any.
+    /// Whether a file or directory is open.
     pub(super) fn is_open(&self) -> bool {
         self.open_files() > 0
     }
 
-    /// Ends the serving, but not the lock on the clone.
+    /// Stops serving, but keeps the lock.
     pub(super) fn into_lock(self) -> (CloneDescription, CloneLock) {
         (self.description, self.lock)
     }
 
-    /// What it is called in messages.
+    /// Its name in messages.
     pub(crate) fn described(&self) -> String {
         format!("{}/live/{}", self.place.server, self.place.name)
     }
 }
 
-/// Nothing for a clone whose node numbers are its own, the first time.
+/// Zero in the first epoch of a clone that is not a copy.
 fn salt(description: &CloneDescription, epoch: u64) -> u64 {
     match (description.seed, epoch) {
         (None, FIRST) => 0,

@@ -1,10 +1,10 @@
-//! Whether what this mount's kernel knows of a clone is still so.
+//! Decides whether the data that this mount's kernel has cached of a clone is still valid.
 //!
-//! The kernel keeps names, attributes and pages of a clone while the mount has let go of it, which is right as long as nobody
-//! else changes anything: who commits or copies a clone does not. Another mount that serves it does. When the clone comes back
-//! after that, a new *epoch* begins: its root has another number, and so has everything in it. No old name leads there, and
-//! who still holds an old number is told that it is stale. (Telling the kernel what to forget would not do: nobody
-//! knows all the names it remembers as absent.)
+//! The kernel keeps names, attributes and pages of a clone after the mount has released it. They stay valid as long as
+//! nothing else changes the clone; committing or copying it does not. Another mount that serves it may change it. When
+//! the clone comes back after that, a new *epoch* begins: its root and everything in it get other inode numbers. Old
+//! names lead nowhere, and old inode numbers are stale. (Notifying the kernel would not be enough: the names that it
+//! has cached as absent are not known here.)
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,24 +15,24 @@ use barmanfs_store::RecordId;
 
 use crate::error::Result;
 
-/// The epoch in which a mount serves a clone first. Numbers are then what they are in every other mount.
+/// The first epoch. Inode numbers are then the same in every mount.
 pub(super) const FIRST: u64 = 0;
 
-/// See the module.
+/// The epochs of the clones that a mount has served.
 #[derive(Debug)]
 pub(super) struct ServingEpochs {
-    /// This mount's mark.
+    /// The id of this mount.
     mount: RecordId,
-    /// The clones this mount has served: one for each name at most.
+    /// The clones this mount has served, at most one for each name.
     served: Mutex<HashMap<(ServerName, CloneName), Epoch>>,
 }
 
 #[derive(Debug)]
 struct Epoch {
-    /// Another clone may have the name one day.
+    /// Distinguishes it from a later clone with the same name.
     clone: RecordId,
     number: u64,
-    /// The mark that was there when it began.
+    /// The mount id that was recorded when the epoch began.
     served_by: Option<RecordId>,
 }
 
@@ -44,7 +44,7 @@ impl ServingEpochs {
         })
     }
 
-    /// The epoch a clone is in, or would be in if it were served now.
+    /// The epoch of a clone, or the one it would have if it were served now.
     pub(super) fn current(&self, repository: &Repository, clone: &CloneDescription) -> Result<u64> {
         let mut served = self.lock();
         let known = served.get_mut(&(clone.server.clone(), clone.name.clone()));
@@ -59,8 +59,8 @@ impl ServingEpochs {
         Ok(epoch.number)
     }
 
-    /// This mount begins to serve a clone in the epoch it is in: from now on the kernel knows something of it. Returns whether
-    /// nobody else can have written to it since it was made or this mount let go of it: then all of it is durable.
+    /// Starts to serve a clone in its present epoch. Returns whether no other process can have written to it since it
+    /// was created or this mount released it: then all of it is durable.
     pub(super) fn begin(
         &self,
         repository: &Repository,
@@ -85,7 +85,7 @@ impl ServingEpochs {
         Ok(before.is_none_or(|by| by == self.mount))
     }
 
-    /// A clone has been removed.
+    /// Forgets a removed clone.
     pub(super) fn forget(&self, server: &ServerName, name: &CloneName) {
         self.lock().remove(&(server.clone(), name.clone()));
     }

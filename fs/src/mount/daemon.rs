@@ -1,4 +1,4 @@
-//! The process that serves a mount, as somebody sees it who takes the mount down.
+//! The process that serves a mount, for those who unmount it.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -10,10 +10,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_si
 
 use super::status::Status;
 
-/// What the program is called, as the kernel knows it.
+/// The program's name in the kernel.
 const NAME: &str = "barmanfs";
 
-/// A daemon. Its process cannot be taken for another one that gets its number later.
+/// A daemon. The handle cannot refer to a later process with the same id.
 #[derive(Debug)]
 pub(super) struct Daemon {
     number: u32,
@@ -21,7 +21,7 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    /// Who serves the tree at `mount_point`; none when it does not answer, or is this process.
+    /// The daemon of the tree at `mount_point`; `None` if it does not answer, or is this process.
     pub(super) fn of(mount_point: &Path) -> Option<Self> {
         let process = Status::of(mount_point).ok()?.process?;
         let pid = Pid::from_raw(process.cast_signed())?;
@@ -29,7 +29,7 @@ impl Daemon {
             return None;
         }
         let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-        // In another container the number may mean another process here.
+        // In another container the id may belong to another process here.
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
         (name.trim() == NAME).then_some(Self {
             number: pid.as_raw_nonzero().get().cast_unsigned(),
@@ -37,17 +37,17 @@ impl Daemon {
         })
     }
 
-    /// Its number.
+    /// Its process id.
     pub(super) fn process(&self) -> u32 {
         self.number
     }
 
-    /// Asks it to end, as a service manager does. Where that is refused it ends with the last file that is open.
+    /// Asks it to end, as a service manager does. If that is refused, it ends with the last open file.
     pub(super) fn end(&self) {
         let _ = pidfd_send_signal(&self.process, Signal::TERM);
     }
 
-    /// Waits until it has ended; says whether it has.
+    /// Waits until it has ended. Returns whether it has.
     pub(super) fn wait(&self, patience: Duration) -> bool {
         let timeout = Timespec::try_from(patience).ok();
         let mut process = [PollFd::new(&self.process, PollFlags::IN)];

@@ -1,4 +1,5 @@
-//! Finding the mounts that serve a repository: what works on clones goes through one of them, or asks all to let go.
+//! Finds the mounts that serve a repository. Commands on clones use one of them, or ask all of them to release a
+//! clone.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,43 +8,44 @@ use super::mountinfo::{self, Mounted};
 use super::status::Status;
 use crate::error::Result;
 
-/// A mount that serves the repository that was asked for.
+/// A mount that serves the given repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundMount {
-    /// Where.
+    /// The mount point.
     pub mount_point: PathBuf,
-    /// The process that serves it, as a number of its own process namespace.
+    /// The id of the process that serves it, in that process's own namespace.
     pub process: Option<u32>,
-    /// The user it was mounted by.
+    /// The user who mounted it.
     pub user: u32,
-    /// Whether other users may look into it.
+    /// Whether other users may access it.
     pub allow_other: bool,
 }
 
-/// A mount of barmanfs that does not say what it serves.
+/// A mount of barmanfs whose repository is unknown.
 #[derive(Debug)]
 pub struct SilentMount {
-    /// Where.
+    /// The mount point.
     pub mount_point: PathBuf,
-    /// The user it was mounted by.
+    /// The user who mounted it.
     pub user: u32,
-    /// Why: "Permission denied" of another user's, "Transport endpoint is not connected" where the process is gone.
+    /// The reason: "Permission denied" for another user's mount, "Transport endpoint is not connected" without a
+    /// process.
     pub reason: io::Error,
 }
 
-/// The mounts of barmanfs this process can see.
+/// The mounts of barmanfs that this process can see.
 #[derive(Debug, Default)]
 pub struct FoundMounts {
     /// Those that serve the repository.
     pub serving: Vec<FoundMount>,
-    /// Those of which nobody knows.
+    /// Those whose repository is unknown.
     pub silent: Vec<SilentMount>,
 }
 
 /// Finds the mounts of the repository at this path.
 ///
 /// # Errors
-/// When the table of mounts cannot be read, or the repository is not there.
+/// When the mount table cannot be read, or the repository does not exist.
 pub fn mounts_of(repository: &Path) -> Result<FoundMounts> {
     let canonical = |path: &Path| {
         path.canonicalize()
@@ -63,9 +65,9 @@ pub fn mounts_of(repository: &Path) -> Result<FoundMounts> {
                     allow_other: mounted.allow_other(),
                 });
             }
-            // Another repository's.
+            // It serves another repository.
             Ok(_) => {}
-            // A part of a mount that is bound elsewhere, or one that has just gone.
+            // A bind mount of a part of a tree, or a mount that has just gone.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(reason) => found.silent.push(SilentMount {
                 mount_point,
@@ -78,14 +80,14 @@ pub fn mounts_of(repository: &Path) -> Result<FoundMounts> {
 }
 
 impl FoundMount {
-    /// Whether this user may look into it.
+    /// Whether this user may access it.
     pub fn is_open_to(&self, user: u32) -> bool {
         self.allow_other || self.user == user
     }
 }
 
 impl Mounted {
-    /// Every mount of ours that is seen at its path.
+    /// Every mount of barmanfs that is visible at its path.
     fn all() -> Result<Vec<Self>> {
         Ok(mountinfo::all_seen(&mountinfo::table()?))
     }

@@ -1,5 +1,5 @@
-//! Mounting through `fusermount3`, the set-user-id helper, for those who may not mount by themselves. It hands the
-//! FUSE device back over a socket.
+//! Mounts through `fusermount3`, the set-user-id helper, for users who may not mount. The helper passes the FUSE
+//! device over a socket.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -15,10 +15,10 @@ use crate::error::{Error, Result};
 
 const PROGRAM: &str = "fusermount3";
 
-/// The descriptor the helper finds its end of the socket at: its standard input, which it has no other use for.
+/// The descriptor of the helper's end of the socket: its standard input, which it does not use otherwise.
 const SOCKET: (&str, &str) = ("_FUSE_COMMFD", "0");
 
-/// Mounts at `mount_point`; returns the device.
+/// Mounts at `mount_point` and returns the device.
 pub(super) fn mount(mount_point: &Path, allow_other: bool) -> Result<OwnedFd> {
     let cannot = |reason: String| Error::CannotMount {
         path: mount_point.to_path_buf(),
@@ -52,7 +52,7 @@ pub(super) fn mount(mount_point: &Path, allow_other: bool) -> Result<OwnedFd> {
     device.ok_or_else(|| cannot(said(&output.stderr)))
 }
 
-/// What it says of a mount that is in use, in the language it is run in.
+/// Part of its message when a mount is in use, in the language it is run in.
 const BUSY: &str = "busy";
 
 /// Unmounts lazily.
@@ -63,7 +63,7 @@ pub(super) fn detach(mount_point: &Path) -> Result<()> {
     }
 }
 
-/// Unmounts what nobody uses; says whether it did.
+/// Unmounts if the mount is unused. Returns whether it did.
 pub(super) fn release(mount_point: &Path) -> Result<bool> {
     match unmount(mount_point, &["-u"])? {
         None => Ok(true),
@@ -76,7 +76,7 @@ fn refused(mount_point: &Path, said: String) -> Error {
     Error::io("unmount", mount_point, io::Error::other(said))
 }
 
-/// What the helper complained of, if it did not.
+/// The helper's error message, if it failed.
 fn unmount(mount_point: &Path, options: &[&str]) -> Result<Option<String>> {
     let output = Command::new(PROGRAM)
         .args(options)
@@ -89,7 +89,7 @@ fn unmount(mount_point: &Path, options: &[&str]) -> Result<Option<String>> {
     Ok((!output.status.success()).then(|| said(&output.stderr)))
 }
 
-/// What the helper complained of, in one line.
+/// The helper's error message in one line.
 fn said(output: &[u8]) -> String {
     let text = String::from_utf8_lossy(output);
     let line = text
@@ -100,7 +100,7 @@ fn said(output: &[u8]) -> String {
     line.trim_start_matches("fusermount3: ").to_owned()
 }
 
-/// The device from the helper's one message; `None` when it ends without.
+/// The device in the helper's only message; `None` if it ends without one.
 fn receive(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
     let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut room);

@@ -1,8 +1,8 @@
-//! Who keeps a mount from being taken down: the processes that have something of it open, work in it, or run from it.
+//! The processes that keep a mount busy: they have a file of it open, work in it, or run from it.
 //!
-//! The kernel alone decides whether a mount is in use; this only finds the names. It asks by the mount's id, which `/proc`
-//! tells of every descriptor, and never the file system itself: that may hang, and a path says nothing about what is
-//! mounted where a process has its root.
+//! Only the kernel decides whether a mount is in use; this finds the processes for a message. It compares mount ids in
+//! `/proc` and does not access the mount, which may hang. A path would not tell what is mounted where a process has
+//! its root.
 
 use std::fs;
 use std::io;
@@ -15,14 +15,15 @@ use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::error::Holder;
 
-/// More than a person reads.
+/// Maximum number of processes in a message.
 const MOST: usize = 8;
 
-/// Looking at every descriptor of a host takes milliseconds; where it takes longer than this, what was found is told.
+/// Time limit. Checking every descriptor of a host usually takes milliseconds. After this time the result is what was
+/// found.
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// The processes that use the mount with this id and this device ("major:minor"), as far as this user may see them; one entry
-/// for each, and no more than [`MOST`]. This process and `but` are left out.
+/// The processes that use the mount with this id and this device ("major:minor"), as far as this user may see them;
+/// one entry for each process, and at most [`MOST`]. Leaves out this process and `but`.
 pub(super) fn holders(mount: u64, device: &str, but: Option<u32>) -> Vec<Holder> {
     let began = Instant::now();
     let Ok(processes) = fs::read_dir("/proc") else {
@@ -52,7 +53,7 @@ fn holder(process: u32, mount: u64, device: &str) -> Option<Holder> {
     })
 }
 
-/// The first thing by which a process uses the mount.
+/// The first way in which a process uses the mount.
 fn use_of(process: &Path, mount: u64, device: &str) -> Option<(&'static str, PathBuf)> {
     let links = [("works in", "cwd"), ("has its root in", "root"), ("runs", "exe")];
     for (doing, name) in links {
@@ -79,14 +80,14 @@ fn use_of(process: &Path, mount: u64, device: &str) -> Option<(&'static str, Pat
     mapped.map(|path| ("has mapped", path))
 }
 
-/// The mount that a link of `/proc` leads to. The link is opened without asking the file system behind it.
+/// The mount that a link in `/proc` leads to. Opening the link does not access the file system behind it.
 fn mount_of_link(link: &Path) -> io::Result<Option<u64>> {
     let opened = rustix::fs::openat(CWD, link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", opened.as_raw_fd()))?;
     Ok(mount_in(&info))
 }
 
-/// The mount's id in what `/proc/PID/fdinfo/N` says, see proc_pid_fdinfo(5).
+/// The mount id in `/proc/PID/fdinfo/N`, see proc_pid_fdinfo(5).
 fn mount_in(info: &str) -> Option<u64> {
     info.lines()
         .find_map(|line| line.strip_prefix("mnt_id:"))?
@@ -95,8 +96,8 @@ fn mount_in(info: &str) -> Option<u64> {
         .ok()
 }
 
-/// The file that a line of `/proc/PID/maps` tells of, if it lies on the device:
-/// "7f12a000-7f12b000 r--p 00000000 00:32 4711    /mnt/main/latest/x", the device in hexadecimal.
+/// The file in a line of `/proc/PID/maps`, if it is on the device: "7f12a000-7f12b000 r--p 00000000 00:32 4711
+/// /mnt/main/latest/x", the device in hexadecimal.
 fn mapped_on(line: &[u8], device: &str) -> Option<PathBuf> {
     let line = String::from_utf8_lossy(line);
     let mut fields = line.splitn(6, ' ');

@@ -1,4 +1,4 @@
-//! Mounting by the system call, for those who may.
+//! Mounts by the system call, for users who may.
 
 use std::ffi::CString;
 use std::io;

@@ -1,4 +1,4 @@
-//! Which mounts there are, and which of them is ours: `/proc/self/mountinfo`, see proc(5).
+//! The mount table, `/proc/self/mountinfo` (see proc(5)), and the mounts of barmanfs in it.
 
 use std::fs::File;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -11,24 +11,24 @@ use super::helper;
 use super::holders;
 use crate::error::{Error, Holder, Result};
 
-/// The type under which our mounts stand in the mount table.
+/// The type of our mounts in the mount table.
 pub(super) const TYPE: &str = "fuse.barmanfs";
 
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 
-/// One mount of a barmanfs tree.
+/// A mount of barmanfs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mounted {
     path: PathBuf,
-    /// The mount's id, and its device as "major:minor". Both are given away again once the mount is gone.
+    /// The mount's id, and its device as "major:minor". The kernel reuses both after the mount is gone.
     id: u64,
     device: String,
-    /// What the kernel says of who may use it: "rw,user_id=0,group_id=0,default_permissions,allow_other".
+    /// The mount's options: "rw,user_id=0,group_id=0,default_permissions,allow_other".
     options: String,
 }
 
 impl Mounted {
-    /// The mount that is seen at `path`, if it is one of ours.
+    /// The mount visible at `path`, if it is a mount of barmanfs.
     pub(super) fn at(path: &Path) -> Result<Option<Self>> {
         Ok(seen_at(&table()?, path))
     }
@@ -42,32 +42,32 @@ impl Mounted {
         &self.device
     }
 
-    /// The user it was mounted by.
+    /// The user who mounted it.
     pub(super) fn user(&self) -> u32 {
         let mut options = self.options.split(',');
         let user = options.find_map(|option| option.strip_prefix("user_id="));
         user.and_then(|user| user.parse().ok()).unwrap_or(0)
     }
 
-    /// Whether other users may look into it.
+    /// Whether other users may access it.
     pub(super) fn allow_other(&self) -> bool {
         self.options.split(',').any(|option| option == "allow_other")
     }
 
-    /// Takes it out of the file system at once, if it is still what is mounted there.
+    /// Unmounts it lazily, if it is still what is mounted there.
     pub(super) fn detach(&self) -> Result<()> {
         if Self::at(&self.path)?.as_ref() != Some(self) {
             return Ok(());
         }
         match rustix::mount::unmount(&self.path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             Err(Errno::PERM) => helper::detach(&self.path),
-            // Unmounted by somebody else this very moment.
+            // Another process unmounted it at this moment.
             Err(Errno::INVAL) => Ok(()),
             result => result.map_err(|source| Error::io("unmount", &self.path, source)),
         }
     }
 
-    /// Takes it out of the file system if nobody uses it, and if it is still what is mounted there; says whether it is gone.
+    /// Unmounts it if it is unused and still what is mounted there. Returns whether it is gone.
     pub(super) fn release(&self) -> Result<bool> {
         if Self::at(&self.path)?.as_ref() != Some(self) {
             return Ok(true);
@@ -80,12 +80,12 @@ impl Mounted {
         }
     }
 
-    /// Who uses it, as far as this user may see it, but for the process `but`.
+    /// The processes that use it, as far as this user may see them, without the process `but`.
     pub(super) fn holders(&self, but: Option<u32>) -> Vec<Holder> {
         holders::holders(self.id, &self.device, but)
     }
 
-    /// What is mounted in it.
+    /// The mounts inside it.
     pub(super) fn mounted_inside(&self) -> Result<Vec<PathBuf>> {
         let table = table()?;
         let lines = table.split(|&byte| byte == b'\n').filter_map(parsed);
@@ -95,12 +95,12 @@ impl Mounted {
     }
 }
 
-/// All mounts of this process's view.
+/// All mounts in this process's mount namespace.
 pub(super) fn table() -> Result<Vec<u8>> {
     std::fs::read(MOUNTINFO).map_err(|source| Error::io("read", MOUNTINFO, source))
 }
 
-/// Every mount of ours that is seen at its path, in the order of the table.
+/// Every mount of barmanfs visible at its path, in the order of the table.
 pub(super) fn all_seen(table: &[u8]) -> Vec<Mounted> {
     let lines = table.split(|&byte| byte == b'\n').filter_map(parsed);
     let ours = lines.filter(|(_, kind)| *kind == TYPE);
@@ -109,10 +109,10 @@ pub(super) fn all_seen(table: &[u8]) -> Vec<Mounted> {
         .collect()
 }
 
-/// Whether a file is one that a mount of barmanfs shows.
+/// Whether a file is in a mount of barmanfs.
 ///
 /// # Errors
-/// When the system does not tell.
+/// When the system call fails.
 pub fn is_shown(file: &File, path: &Path) -> Result<bool> {
     let failed = |errno: Errno| Error::io("inspect", path, errno);
     if rustix::fs::fstatfs(file).map_err(failed)?.f_type != libc::FUSE_SUPER_MAGIC {
@@ -125,7 +125,7 @@ pub fn is_shown(file: &File, path: &Path) -> Result<bool> {
     Ok(lines.any(|(mounted, kind)| kind == TYPE && mounted.device == device))
 }
 
-/// The topmost mount at a path hides those below it, and is the last in the table.
+/// The topmost mount at a path hides those below it, and is the last one in the table.
 fn seen_at(table: &[u8], path: &Path) -> Option<Mounted> {
     let lines = table.split(|&byte| byte == b'\n').rev();
     let (line, kind) = lines
@@ -143,7 +143,7 @@ fn parsed(line: &[u8]) -> Option<(Mounted, &str)> {
     let path = unescaped(fields.nth(1)?);
     let mut fields = fields.skip_while(|field| *field != b"-");
     let kind = std::str::from_utf8(fields.nth(1)?).ok()?;
-    // The source stands between.
+    // The mount source is between them.
     let options = fields.nth(1).and_then(text).unwrap_or_default();
     let mounted = Mounted {
         path,
@@ -154,7 +154,7 @@ fn parsed(line: &[u8]) -> Option<(Mounted, &str)> {
     Some((mounted, kind))
 }
 
-/// Space, tab, newline and backslash stand as three octal digits.
+/// Space, tab, newline and backslash are written as three octal digits.
 fn unescaped(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -175,7 +175,7 @@ fn unescaped(field: &[u8]) -> PathBuf {
     PathBuf::from(std::ffi::OsString::from_vec(bytes))
 }
 
-/// Whether a path may stand in an option list or a command line as it is.
+/// Whether a path needs no quoting in an option list or a command line.
 pub(super) fn is_plain(path: &Path) -> bool {
     !path.as_os_str().as_bytes().contains(&0)
 }

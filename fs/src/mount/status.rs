@@ -1,4 +1,4 @@
-//! What a mount says of itself, to those who look for mounts or take one down.
+//! The status that a mount reports about itself, for commands that look for mounts or unmount one.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,31 +8,31 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-/// Where it says so, see [`crate::views`].
+/// The file with the status, see [`crate::views`].
 const STATUS: &str = ".barmanfs/status.json";
 
 /// A mount that does not answer within this time is hung.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 
-/// The part of it that is of use from outside.
+/// The part of the status that other processes need.
 #[derive(Debug, Deserialize)]
 pub(super) struct Status {
-    /// The repository that is served.
+    /// The repository it serves.
     pub(super) repository: PathBuf,
-    /// The process that serves it, as a number of its own process namespace.
+    /// The id of the process that serves it, in that process's own namespace.
     #[serde(rename = "pid")]
     pub(super) process: Option<u32>,
 }
 
 impl Status {
-    /// Asks the mount at `mount_point`.
+    /// Reads the status of the mount at `mount_point`.
     ///
     /// # Errors
-    /// When it cannot be asked, does not answer soon, or says something else.
+    /// When it cannot be read, does not answer in time, or has another form.
     pub(super) fn of(mount_point: &Path) -> io::Result<Self> {
         let status = mount_point.join(STATUS);
         let (answer, answered) = mpsc::sync_channel(1);
-        // Nothing can interrupt who reads from a hung mount: that thread ends with the process.
+        // A read from a hung mount cannot be interrupted: that thread ends with the process.
         thread::Builder::new()
             .name("status".to_owned())
             .spawn(move || answer.send(std::fs::read(status)))?;

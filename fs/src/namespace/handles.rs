@@ -16,15 +16,15 @@ use crate::entry::{Body, Child, Children, Lifetime};
 use crate::error::Result;
 use crate::usage::Usage;
 
-/// A file of this size or less is handed over whole when it is opened: what the kernel would read with its first
-/// request anyway.
+/// A file of at most this size is handed to the kernel when it is opened: the kernel would read that much with its
+/// first request.
 const SMALL_BYTES: u64 = 128 * 1024;
 
-/// Names an open file or directory.
+/// Identifies an open file or directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Handle(pub u64);
 
-/// What is open, by handle. Bounded by what the kernel has open.
+/// The open files or directories, by handle. The kernel's own limit bounds them.
 #[derive(Debug)]
 pub(super) struct Handles<T> {
     next: AtomicU64,
@@ -76,7 +76,7 @@ pub(super) struct OpenFile {
 }
 
 thread_local! {
-    /// A read on its way from several chunks to the kernel; keeps its capacity from read to read.
+    /// The buffer in which a read collects its chunks. It keeps its capacity between reads.
     static GATHERED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -98,7 +98,7 @@ impl OpenFile {
         &self.body
     }
 
-    /// See [`Namespace::hand_over`](super::Namespace::hand_over).
+    /// Hands the content to `give` once, see [`Namespace::hand_over`](super::Namespace::hand_over).
     pub(super) fn hand_over(&self, trees: &TreeReader, give: impl FnOnce(&[u8])) {
         let size_bytes = self.body.size_bytes();
         let immutable = self.node.lifetime == Lifetime::Forever;
@@ -125,7 +125,7 @@ impl OpenFile {
             self.read_ahead(trees, map, offset, length as u64);
         }
         GATHERED.with_borrow_mut(|buffer| {
-            // Zeroes only what was never used: what is there is overwritten.
+            // Zeroes only the new part: the rest is overwritten.
             if buffer.len() < length {
                 buffer.resize(length, 0);
             }
@@ -149,7 +149,7 @@ impl OpenFile {
         if !windows.is_empty()
             && let Err(error) = trees.read_ahead(map, windows)
         {
-            // Whoever comes to the damaged place is told so.
+            // A read of the damaged place reports the error.
             tracing::debug!("Cannot read ahead in {}: {error}", self.node.described());
         }
     }
@@ -163,19 +163,19 @@ impl Drop for OpenFile {
     }
 }
 
-/// An open directory: a stream of its entries, which starts again when somebody seeks back.
+/// An open directory: a stream of its entries, which restarts when the reader goes back.
 pub(super) struct OpenDirectory {
     node: Arc<Node>,
     stream: Mutex<Option<Stream>>,
-    /// The files listed so far, where it is being listed from the beginning.
+    /// The files listed so far, if the listing started at the beginning.
     files: Mutex<Vec<(Ino, Box<[u8]>)>>,
 }
 
 struct Stream {
-    /// How many lines were taken.
+    /// Number of lines taken.
     position: u64,
     entries: Children,
-    /// The line that had no room the last time.
+    /// The line that did not fit the last time.
     pending: Option<Child>,
 }
 
@@ -192,7 +192,7 @@ impl OpenDirectory {
         self.node.ino
     }
 
-    /// Whether it will always be listed as it is now.
+    /// Whether its listing never changes.
     pub(super) fn is_immutable(&self) -> bool {
         let directory = self.node.directory();
         directory.is_some_and(|directory| directory.lifetime() == Lifetime::Forever)
@@ -209,7 +209,7 @@ impl OpenDirectory {
         *self.files.lock().unwrap_or_else(PoisonError::into_inner) = files;
     }
 
-    /// Gives the lines from `offset` on to `emit`; says whether the last one was taken.
+    /// Passes the lines from `offset` on to `emit`. Returns whether the last one was taken.
     pub(super) fn read(
         &self,
         offset: u64,
@@ -222,7 +222,7 @@ impl OpenDirectory {
 
     fn read_lines(&self, offset: u64, emit: &mut dyn FnMut(&Arc<Node>, u64, &Child) -> Room) -> Result<bool> {
         let mut kept = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
-        // Taken out: what fails halfway is begun anew by the next read.
+        // Taken out, so that the next read restarts a stream that failed.
         let mut stream = match kept.take() {
             Some(stream) if stream.position == offset => stream,
             _ => self.stream_at(offset)?,
@@ -277,7 +277,7 @@ fn dot(node: &Arc<Node>, name: &[u8]) -> Child {
     }
 }
 
-/// Whether this is a directory's name for itself or its parent.
+/// Whether the name is `.` or `..`.
 pub(super) fn is_dot(name: &[u8]) -> bool {
     matches!(name, b"." | b"..")
 }

@@ -1,5 +1,5 @@
-//! Inode numbers: made from the path, so that a file has the same one after the tree is mounted anew. Backup tools
-//! and PostgreSQL's shared memory key go by them.
+//! Inode numbers. They are made from the path, so a file has the same number after a remount. Backup tools and
+//! PostgreSQL's shared memory key rely on that.
 
 use std::fmt;
 
@@ -8,16 +8,16 @@ use std::fmt;
 pub struct Ino(pub u64);
 
 impl Ino {
-    /// The root's, as FUSE has it.
+    /// FUSE's number for the root.
     pub const ROOT: Self = Self(1);
 
-    /// Numbers below this are not made from paths.
+    /// Smaller numbers are never made from paths.
     const FIRST: u64 = 16;
 
-    /// Programs that keep a number in a signed 64-bit integer are to see it right.
+    /// Keeps numbers positive in programs that store them in a signed 64-bit integer.
     const MASK: u64 = (1 << 63) - 1;
 
-    /// The number for a name in a directory. `identity` tells apart what stands under one name at different times.
+    /// The number for a name in a directory. `identity` distinguishes entries that have one name at different times.
     pub fn of(parent: Self, identity: u64, name: &[u8]) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&parent.0.to_le_bytes());
@@ -28,7 +28,7 @@ impl Ino {
         Self(u64::from_le_bytes(number) & Self::MASK).valid()
     }
 
-    /// The number to try when this one is taken by another path.
+    /// The number to try when this one belongs to another path.
     pub fn next(self) -> Self {
         Self(self.0.wrapping_add(1) & Self::MASK).valid()
     }

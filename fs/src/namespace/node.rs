@@ -1,4 +1,4 @@
-//! An entry of a directory once it has an inode.
+//! Entries that have an inode.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use super::ino::Ino;
 use crate::entry::{Child, Content, Directory, Lifetime, Stat};
 
-/// An entry the kernel knows by its inode number.
+/// An entry that the kernel knows by its inode number.
 #[derive(Debug)]
 pub struct Node {
     /// The number.
@@ -15,15 +15,15 @@ pub struct Node {
     pub parent: Option<Arc<Node>>,
     /// Its name there.
     pub name: Box<[u8]>,
-    /// See [`Child::identity`].
+    /// Distinguishes entries of the same name, see [`Child::identity`].
     pub identity: u64,
     /// Its attributes when it was looked up.
     pub stat: Stat,
     /// What it is.
     pub content: Content,
-    /// How long that stays true.
+    /// How long its name leads to this entry.
     pub lifetime: Lifetime,
-    /// The kernel was given the whole content; that it may have dropped it since only costs a read.
+    /// The kernel was given the whole content. It may have dropped it since; that only costs a read.
     pub(super) handed_over: AtomicBool,
 }
 
@@ -48,14 +48,14 @@ impl Node {
         }
     }
 
-    /// Whether this is the node of what a directory now has under the name.
+    /// Whether this is the node of a directory's present entry.
     pub(super) fn is(&self, parent: Ino, child: &Child) -> bool {
         *self.name == *child.name
             && self.identity == child.identity
             && self.parent.as_ref().is_some_and(|mine| mine.ino == parent)
     }
 
-    /// The directory behind it, if it is one.
+    /// The directory, if the node is one.
     pub fn directory(&self) -> Option<&Arc<dyn Directory>> {
         match &self.content {
             Content::Directory(directory) => Some(directory),
@@ -63,7 +63,7 @@ impl Node {
         }
     }
 
-    /// What it is called in messages: its path, and which backup it is of: `latest` alone does not say.
+    /// Its name in messages: its path and its backup, because a path like `latest` does not identify the backup.
     pub fn described(&self) -> String {
         let path = self.path();
         let directory = self.directory().or_else(|| self.parent.as_ref()?.directory());

@@ -1,39 +1,39 @@
-//! Noticing that a file is read from front to back, and how far ahead of the reader to decode.
+//! Detects sequential reads, and decides how far to decode ahead of the reader.
 
 use std::ops::Range;
 
-/// Decoded ahead at first: enough to keep the other cores busy, and little lost when the reader stops at once.
+/// First distance to decode ahead: enough to keep the other cores busy, and little is lost if the reader stops.
 const FIRST_AHEAD_BYTES: u64 = 512 * 1024;
 
-/// Decoded ahead at most. Several cores decode this in a few milliseconds; more would only push out of the cache
-/// what other readers are about to ask for.
+/// Maximum distance. Several cores decode this much in a few milliseconds. More would evict from the cache what other
+/// readers need next.
 const MAX_AHEAD_BYTES: u64 = 8 * 1024 * 1024;
 
-/// The kernel reads ahead with several requests at once, which arrive in any order: a read this near to where the last
-/// one ended still belongs to the sequence.
+/// The kernel reads ahead with several requests at once, which arrive in any order. A read this close to the end of
+/// the last one still belongs to the sequence.
 const SLACK_BYTES: u64 = 2 * 1024 * 1024;
 
-/// Where one reader of one file is.
+/// The position of one reader in one file.
 #[derive(Debug, Default)]
 pub(super) struct Sequence {
     /// End of the furthest read of the sequence; `None` before the first read and after a random one.
     end: Option<u64>,
-    /// Up to here windows have been asked for ahead.
+    /// Windows before this offset have been requested.
     ahead_to: u64,
-    /// How far ahead to go next.
+    /// The next distance.
     ahead_bytes: u64,
 }
 
 impl Sequence {
-    /// Takes note of a read and says which bytes to decode ahead now; an empty range for none.
+    /// Records a read, and returns the bytes to decode ahead now, possibly none.
     pub(super) fn read(&mut self, offset: u64, length: u64) -> Range<u64> {
         let end = offset.saturating_add(length);
         let last = self.end.unwrap_or(0);
         let near = offset <= last.saturating_add(SLACK_BYTES) && last <= end.saturating_add(SLACK_BYTES);
-        // A file's first read counts when it is at its beginning.
+        // The first read of a file starts a sequence if it is at the beginning.
         let follows = if self.end.is_some() { near } else { offset == 0 };
         if !follows {
-            // It may be the first of a sequence: the next read will tell.
+            // This may be the first read of a sequence. The next one decides.
             *self = Self {
                 end: Some(end),
                 ahead_to: end,
@@ -46,7 +46,7 @@ impl Sequence {
         self.ahead_bytes = (self.ahead_bytes * 2).clamp(FIRST_AHEAD_BYTES, MAX_AHEAD_BYTES);
         let from = self.ahead_to.max(end);
         let to = end.saturating_add(self.ahead_bytes);
-        // In strides of a quarter, so that a reader of small pieces does not ask for each of them.
+        // In steps of a quarter, so that a reader of small pieces does not cause a request for each.
         if to < from + self.ahead_bytes / 4 {
             return 0..0;
         }

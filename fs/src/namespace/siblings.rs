@@ -1,6 +1,6 @@
-//! Programs that read whole directories open one file after the other: `cp -a` in the order of inode numbers, `tar` and
-//! `rsync` in that of the listing. Who follows one of these orders has the beginnings of the next files decoded
-//! while it reads this one.
+//! Programs that read whole directories open one file after the other: `cp -a` in the order of inode numbers, `tar`
+//! and `rsync` in that of the listing. For a reader that follows one of these orders, the beginnings of the next files
+//! are decoded while it reads this one.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -11,21 +11,21 @@ use super::ino::Ino;
 /// Files whose beginnings are decoded ahead: small ones are opened faster than one core decodes them.
 const FILES_AHEAD: usize = 8;
 
-/// Of each file: all of a small one, of a large one what its first read asks for.
+/// Bytes per file: all of a small file, the first read of a large one.
 pub(super) const FIRST_BYTES: u64 = 256 * 1024;
 
-/// Of a directory with more files no order is kept. About 3 MB at the most.
+/// The order of a larger directory is not kept. About 3 MB at most.
 const MAX_FILES: usize = 50_000;
 
-/// Directories of which an order is kept: those listed last.
+/// Number of directories whose order is kept: those listed last.
 const DIRECTORIES: usize = 8;
 
-/// The files of a directory, and how far somebody has come in them.
+/// The files of a directory, and how far a reader has come.
 #[derive(Debug)]
 pub(super) struct Siblings {
     /// In the order of the listing.
     files: Vec<(Ino, Box<[u8]>)>,
-    /// Places in `files`, in the order of the inode numbers.
+    /// Indexes into `files`, in the order of inode numbers.
     by_number: Vec<usize>,
     progress: Mutex<Progress>,
 }
@@ -38,9 +38,9 @@ enum Order {
 
 #[derive(Debug, Default)]
 struct Progress {
-    /// Where the file that was opened last stands in each order.
+    /// The index of the last opened file in each order.
     last: Option<(usize, usize)>,
-    /// The order that is followed, and up to where files have been decoded ahead in it.
+    /// The order that is followed, and the index up to which files have been decoded ahead.
     ahead: Option<(Order, usize)>,
 }
 
@@ -55,7 +55,7 @@ impl Siblings {
         }
     }
 
-    /// A file was opened: the names of those to decode ahead.
+    /// Records that a file was opened. Returns the names of the files to decode ahead.
     pub(super) fn opened(&self, ino: Ino) -> Vec<&[u8]> {
         let number = |place: &usize| self.files.get(*place).map(|(ino, _)| *ino);
         let Ok(in_numbers) = self.by_number.binary_search_by_key(&Some(ino), number) else {
@@ -77,7 +77,7 @@ impl Siblings {
 }
 
 impl Progress {
-    /// Takes note of an opened file; returns which places in which order to decode.
+    /// Records an opened file. Returns the indexes to decode, and their order.
     fn step(&mut self, in_numbers: usize, in_listing: usize) -> Option<(Order, Range<usize>)> {
         let last = self.last.replace((in_numbers, in_listing));
         let (order, at) = match last {
@@ -105,7 +105,7 @@ pub(super) struct Orders {
 }
 
 impl Orders {
-    /// A directory was listed from beginning to end.
+    /// Learns the order of a directory that was listed completely.
     pub(super) fn learn(&self, directory: Ino, files: Vec<(Ino, Box<[u8]>)>) {
         if !(2..=MAX_FILES).contains(&files.len()) {
             return;
@@ -126,9 +126,9 @@ impl Orders {
     }
 }
 
-/// Collects the files of a listing while it is read, as long as they are few enough.
+/// Collects the files of a listing, as long as they are few enough.
 pub(super) fn note(files: &mut Vec<(Ino, Box<[u8]>)>, ino: Ino, name: &[u8]) {
-    // One more than is kept: it shows that there were too many.
+    // One more than the limit shows that there were too many.
     if files.len() <= MAX_FILES {
         files.push((ino, name.into()));
     }

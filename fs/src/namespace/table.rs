@@ -1,9 +1,10 @@
-//! The inodes the kernel knows. A node comes with its first look-up and goes when the kernel has forgotten all of them.
+//! The inodes that the kernel knows. A node is added by its first look-up and removed when the kernel has forgotten
+//! all of them.
 //!
-//! The kernel forgets when it is short of memory, which may be long after this process should have been. So it is asked to
-//! forget the oldest nodes where there are too many ([`Table::victims`], [`crate::evict`]): those of files, and those of names
-//! that are made up by the process that looks them up ([`Directory::is_open_ended`](crate::entry::Directory::is_open_ended)). What is in
-//! use it keeps.
+//! The kernel forgets inodes when it is short of memory, which may be too late for this process. So the kernel is
+//! asked to forget the oldest nodes when there are too many ([`Table::victims`], [`crate::evict`]): files, and names
+//! that the looking process makes up ([`Directory::is_open_ended`](crate::entry::Directory::is_open_ended)). The
+//! kernel keeps those in use.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -14,29 +15,29 @@ use super::ino::Ino;
 use super::node::Node;
 use crate::entry::{Child, Content};
 
-/// Nodes of files that are kept, about 350 bytes each.
+/// Maximum number of file nodes, about 350 bytes each.
 const MAX_FILES: usize = 150_000;
 
-/// Nodes of made up names that are kept, a few KiB each: targets of `pitr/`, and what is asked of `.barmanfs/`. As many as
-/// there are answers kept for.
+/// Maximum number of made-up names, a few KiB each: targets of `pitr/`, and look-ups in `.barmanfs/`. The cache of
+/// their answers has the same size.
 const MAX_MADE_UP: usize = 1024;
 
-/// With so many of them, while the kernel is being asked to forget some, no more are made.
+/// No more made-up names are accepted above this number, until the kernel has forgotten some.
 const MOST_MADE_UP: usize = 8 * MAX_MADE_UP;
 
-/// Asked to be forgotten at a time.
+/// Maximum number of names per round.
 const BATCH: usize = 512;
 
 #[derive(Debug)]
 struct Known {
     node: Arc<Node>,
-    /// Look-ups answered and not yet forgotten; the root is never forgotten.
+    /// Look-ups that were answered and not forgotten. The root is never forgotten.
     lookups: u64,
-    /// Where it stands in the queue of its kind.
+    /// Its position in the queue of its kind.
     turn: u64,
 }
 
-/// What the number of nodes is bounded of. Directories of a tree are as many as the repository has.
+/// The kinds of nodes with separate limits. Directories of a tree are limited by the repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     File,
@@ -47,7 +48,7 @@ enum Kind {
 /// Nodes of one kind, the oldest first.
 #[derive(Debug, Default)]
 struct Queue {
-    /// An entry whose turn is not the node's any more is nobody's.
+    /// An entry with an outdated position is ignored.
     order: VecDeque<(Ino, u64)>,
     count: usize,
 }
@@ -60,19 +61,19 @@ struct Nodes {
     turns: u64,
 }
 
-/// A name the kernel is to be asked to forget.
+/// A name that the kernel is asked to forget.
 #[derive(Debug)]
 pub(crate) struct Victim {
     pub(crate) parent: Ino,
     pub(crate) node: Arc<Node>,
 }
 
-/// See the module.
+/// The nodes, with their counts of look-ups.
 #[derive(Debug)]
 pub(super) struct Table {
     root: Arc<Node>,
     nodes: Mutex<Nodes>,
-    /// Told when there are too many.
+    /// Notified when there are too many.
     crowded: OnceLock<Sender<()>>,
 }
 
@@ -85,7 +86,7 @@ impl Table {
         }
     }
 
-    /// Has somebody told when there are too many.
+    /// Sets the channel that is notified when there are too many.
     pub(super) fn on_crowd(&self, tell: Sender<()>) {
         let _ = self.crowded.set(tell);
     }
@@ -109,18 +110,18 @@ impl Table {
         let is_crowded = nodes.insert(ino, &node);
         drop(nodes);
         if is_crowded && let Some(crowded) = self.crowded.get() {
-            // Full when it was said before.
+            // A full channel means that this was already reported.
             let _ = crowded.try_send(());
         }
         node
     }
 
-    /// Whether no more made up names can be taken for the moment.
+    /// Whether made-up names are refused for now.
     pub(super) fn is_full(&self) -> bool {
         self.lock().made_up.count >= MOST_MADE_UP
     }
 
-    /// Names the kernel should forget now, the oldest first. They stay here until it does.
+    /// The names that the kernel should forget now, oldest first. They stay in the table until it does.
     pub(crate) fn victims(&self) -> Vec<Victim> {
         let mut nodes = self.lock();
         let mut victims = Vec::new();
@@ -135,7 +136,7 @@ impl Table {
         victims
     }
 
-    /// The number `child` has, or would get.
+    /// The inode number of an entry, known or not.
     pub(super) fn number_of(&self, parent: Ino, child: &Child) -> Ino {
         number(&self.lock().known, parent, child)
     }
@@ -153,23 +154,23 @@ impl Table {
             None
         };
         drop(nodes);
-        // Outside the lock: this may be what held a whole view.
+        // Outside the lock: this may be the last reference to a whole view.
         drop(gone);
     }
 
-    /// How many inodes the kernel knows.
+    /// Number of inodes that the kernel knows.
     pub(super) fn len(&self) -> usize {
         self.lock().known.len()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Nodes> {
-        // Every change is complete when the lock is given up, also by a panic.
+        // Every change is complete when the lock is released, even by a panic.
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Nodes {
-    /// Says whether there are too many of its kind then.
+    /// Adds a node. Returns whether there are too many of its kind.
     fn insert(&mut self, ino: Ino, node: &Arc<Node>) -> bool {
         self.turns += 1;
         let turn = self.turns;
@@ -198,7 +199,7 @@ impl Nodes {
         Some(gone)
     }
 
-    /// Takes entries out of a queue that are nobody's, before they are most of it.
+    /// Removes outdated entries from a queue before they are the majority.
     fn tidy(&mut self, kind: Kind) {
         let Self {
             known,
@@ -216,7 +217,7 @@ impl Nodes {
         }
     }
 
-    /// The node that has been there longest, which from now on is the newest: the kernel may keep it.
+    /// Takes the oldest node and makes it the newest, because the kernel may keep it.
     fn oldest(&mut self, kind: Kind) -> Option<Victim> {
         loop {
             let (ino, turn) = self.queue(kind)?.order.pop_front()?;
@@ -266,7 +267,7 @@ fn most(kind: Kind) -> usize {
     }
 }
 
-/// The first number from the hash on that is free or already this child's.
+/// The first number from the hash on that is free or already belongs to this entry.
 fn number(nodes: &HashMap<Ino, Known>, parent: Ino, child: &Child) -> Ino {
     let mut ino = Ino::of(parent, child.identity, &child.name);
     while nodes.get(&ino).is_some_and(|known| !known.node.is(parent, child)) {
