@@ -27,23 +27,6 @@ LAYERS = [
 # Uses of a lower layer that are not wanted all the same: (crate, what it must not use).
 FORBIDDEN = {("barmanfs-store", "barmanfs-pg")}
 
-# Circles that are known, by crate: the modules of each, and why it is still there. Parts of one are no news either.
-KNOWN = {
-    "barmanfs": [
-        (
-            {"backup", "clone", "commands", "receive"},
-            "What several commands share (their state, the list of mounts) is still inside commands.",
-        ),
-        (
-            {
-                *("cli", "config", "daemon", "error", "instance", "logging"),
-                *("output", "postgres", "progress", "table"),
-            },
-            "config reads options of cli; error knows the errors of all that it is made from.",
-        ),
-    ],
-}
-
 # The crate's own items in lib.rs and main.rs.
 TOP = "(top)"
 
@@ -64,6 +47,7 @@ TEST_MODULE = re.compile(
     """,
     re.X,
 )
+TEST_FILE = re.compile(r'#\[cfg\(test\)\]\s*#\[path\s*=\s*"(?P<path>[^"]+)"\]')
 USE = re.compile(r"(?P<public>\bpub(?:\([^)]*\))?\s+)?\buse\s+(?P<tree>[^;]+);")
 INLINE = re.compile(r"\b(?P<path>(?:crate|super)(?:::\w+)+)")
 
@@ -125,7 +109,12 @@ class Crate:
         tests = set()
         for path in sorted(source.rglob("*.rs")):
             module = module_of(path, source)
-            text, files = without_tests(without_comments_and_texts(path.read_text()))
+            written = path.read_text()
+            for found in TEST_FILE.finditer(written):
+                elsewhere = (path.parent / found["path"]).resolve()
+                if elsewhere.is_relative_to(source):
+                    tests.add(tuple(module_of(elsewhere, source)))
+            text, files = without_tests(without_comments_and_texts(written))
             self.texts[tuple(module)] = text
             tests.update(tuple(module) + (name,) for name in files)
         self.texts = {
@@ -238,10 +227,8 @@ def problems():
     yield from layer_breaks()
     for name, folder in LAYERS:
         crate = Crate(ROOT / folder / "src")
-        known = [modules for modules, _ in KNOWN.get(name, [])]
         for group in crate.circles():
-            if not any(set(group) <= modules for modules in known):
-                yield f"{name}: {', '.join(group)} know each other: {crate.around(group)}"
+            yield f"{name}: {', '.join(group)} know each other: {crate.around(group)}"
 
 
 def main():
