@@ -1,18 +1,18 @@
-//! What a view shows that is not in the stored tree, and what of the tree it leaves out.
+//! The files that a view adds to the stored tree, and the files that it leaves out.
 //!
 //! | place | `raw/<id>` | startable |
 //! |---|---|---|
 //! | `pg_wal` | the segments from start to stop | the same, or all up to the target, as a copy may [`replay`] them, and the `.history` files |
 //! | `pg_wal/archive_status` | | a `.done` for each of them: nothing is archived again |
 //! | `pg_tblspc` | no symbolic links: they point into the server's own directories | the same |
-//! | root, and what its configuration includes | | `configuration`, which leads nowhere else, and `recovery.signal`; no `tablespace_map`, `postmaster.*`, `standby.signal` |
+//! | root, and files its configuration includes | | `configuration`, which leads nowhere else, and `recovery.signal`; no `tablespace_map`, `postmaster.*`, `standby.signal` |
 //! | anywhere | | no symbolic link that leads out of the directory it is in |
 //!
-//! A backup made of a clone is started as it is: it has its WAL in `pg_wal` and recovers at most as after a crash. Nothing
-//! of the archive is added to it, whose timelines are not its own, and no `recovery.signal`.
+//! A backup of a clone starts as it is: its WAL is in `pg_wal`, and it needs at most crash recovery. The view adds
+//! nothing from the archive, whose timelines are not those of the clone, and no `recovery.signal`.
 //!
-//! `pg_verifybackup` passes on both: it does not look at `pg_wal`, `postgresql.auto.conf` and `recovery.signal`, and
-//! where anything else comes or goes the manifest is made anew.
+//! `pg_verifybackup` passes on both views: it ignores `pg_wal`, `postgresql.auto.conf` and `recovery.signal`, and
+//! where another file is added or left out, the view has a manifest of its own.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,15 +30,15 @@ use super::{configuration, context, manifest, receiving, replay};
 use crate::entry::Body;
 use crate::error::{Error, Result};
 
-/// A history file has one line for each timeline; larger than this it is none.
+/// A history file has one line for each timeline. A larger file is not a history file.
 const MAX_HISTORY_BYTES: u64 = 1 << 20;
 
-/// See the module.
+/// The differences between a directory of a view and the stored directory.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    /// Shown instead of what is stored under the name, if anything is.
+    /// The entries that replace or join the stored ones.
     pub(super) added: BTreeMap<Vec<u8>, Addition>,
-    /// What differs in directories of this one that are no other [`Place`] of their own.
+    /// The differences of its subdirectories that have no [`Place`] of their own.
     pub(super) nested: BTreeMap<Vec<u8>, Arc<Changes>>,
 }
 
@@ -51,7 +51,7 @@ impl Changes {
         };
         if let (Some(name), Some(rest)) = (path.get(..end), path.get(end + 1..)) {
             let below = self.nested.entry(name.to_vec()).or_default();
-            // Nobody else has it yet.
+            // This reference is still the only one.
             if let Some(below) = Arc::get_mut(below) {
                 below.add(rest, addition);
             }
@@ -70,9 +70,9 @@ pub(super) struct Addition {
 enum Added {
     Directory,
     File(Body),
-    /// A file of the archive, looked up when it is opened: there may be very many.
+    /// A file of the archive. It is looked up when it is opened, because there may be very many.
     Archived(WalName),
-    /// The manifest, made when it is asked for.
+    /// The manifest, generated when it is read.
     Manifest(ViewManifest),
 }
 
@@ -99,7 +99,7 @@ impl Addition {
         }
     }
 
-    /// The file's size, and how many bytes of it are not in holes; `None` for a directory.
+    /// The file's size and its bytes outside holes; `None` for a directory.
     pub(super) fn sizes(&self, tree: &BackupTree) -> Result<Option<(u64, u64)>> {
         if let Added::Manifest(manifest) = &self.content {
             let size_bytes = tree.context.manifests.size_bytes(tree, manifest)?;
@@ -151,10 +151,10 @@ pub(super) fn of(directory: &TreeDirectory) -> Result<Changes> {
     })
 }
 
-/// A path, and what a view adds there; without content for a directory.
+/// The path of an added entry, and its content; none for a directory.
 type PlacedAddition = (Vec<u8>, Attributes, Option<Body>);
 
-/// Everything a view adds but its manifest, directories before what is in them.
+/// Everything that a view adds, except its manifest. A directory comes before its entries.
 pub(super) fn additions(tree: &Arc<BackupTree>) -> Result<Vec<PlacedAddition>> {
     let mut all = Vec::new();
     for (path, directory) in TreeDirectory::changed(tree)? {
@@ -178,7 +178,7 @@ pub(super) fn is_hidden(directory: &TreeDirectory, entry: &Entry) -> bool {
     startable && directory.place == Place::Root && is_of_the_running_server(&entry.name)
 }
 
-/// Files that say how the server was run, or where its tablespaces were; in a copy they are wrong or dangerous.
+/// Files that tell how the server was run, or where its tablespaces were. In a copy they are wrong or dangerous.
 pub(super) fn is_of_the_running_server(name: &[u8]) -> bool {
     name.starts_with(b"postmaster.")
         || matches!(name, b"tablespace_map" | b"standby.signal" | b"recovery.conf")
@@ -223,7 +223,7 @@ fn root(directory: &TreeDirectory) -> Result<Changes> {
     Ok(changes)
 }
 
-/// The WAL that makes the backup consistent, or leads to the target.
+/// The WAL that makes the backup consistent or leads to the target.
 fn wal(directory: &TreeDirectory) -> Result<BTreeMap<Vec<u8>, Addition>> {
     let tree = &directory.tree;
     let mut added = BTreeMap::new();
@@ -232,7 +232,7 @@ fn wal(directory: &TreeDirectory) -> Result<BTreeMap<Vec<u8>, Addition>> {
         let file = match archived(tree, &name)? {
             Some(file) => file,
             None if directory.stored(&text)?.is_some() || matches!(name, WalName::History(_)) => continue,
-            // Archived since, perhaps.
+            // It may have been archived since.
             None => unfinished(tree, &name)?
                 .map_or_else(|| archived(tree, &name), |file| Ok(Some(file)))?
                 .ok_or_else(|| not_shown(tree, format!("{name} is no longer in the archive")))?,
@@ -248,7 +248,7 @@ fn wal(directory: &TreeDirectory) -> Result<BTreeMap<Vec<u8>, Addition>> {
     Ok(added)
 }
 
-/// Shows the segments that came with the backup as a copy may replay them.
+/// Replaces the segments in the backup by what a copy may replay.
 fn confine_stored(directory: &TreeDirectory, added: &mut BTreeMap<Vec<u8>, Addition>) -> Result<()> {
     let tree = &directory.tree;
     let trees = &tree.context.trees;
@@ -278,7 +278,7 @@ fn confine_stored(directory: &TreeDirectory, added: &mut BTreeMap<Vec<u8>, Addit
     Ok(())
 }
 
-/// What is in the view's `pg_wal`.
+/// The content of the view's `pg_wal`.
 fn wal_names(tree: &BackupTree) -> Result<Vec<WalName>> {
     if !tree.backup.is_of_server() {
         return Ok(Vec::new());
@@ -298,7 +298,7 @@ fn self_contained(tree: &BackupTree) -> Option<&Plan> {
     plan.spec.self_contained.then_some(plan)
 }
 
-/// The timeline of the backup and those it came from that have a history file: all but the first.
+/// The timelines with a history file, of the backup and its ancestors: all except the first.
 fn ancestry(tree: &BackupTree) -> Result<Vec<TimelineId>> {
     let Some(timeline) = tree.backup.timeline.filter(|timeline| timeline.0 > 1) else {
         return Ok(Vec::new());
@@ -307,7 +307,7 @@ fn ancestry(tree: &BackupTree) -> Result<Vec<TimelineId>> {
     let archive = tree.context.repository.wal(tree.backup.archive());
     if let Some(file) = archive.find(&WalName::History(timeline))? {
         let text = Body::Stored(Arc::new(file.map)).read_all(&tree.context.trees, MAX_HISTORY_BYTES)?;
-        // A history that cannot be read is shown all the same: PostgreSQL says best what is wrong with it.
+        // An unreadable history is shown too: PostgreSQL reports best what is wrong with it.
         if let Some(Ok(history)) = text.map(|text| TimelineHistory::parse(&text, timeline)) {
             timelines.extend(
                 history
@@ -329,7 +329,7 @@ fn archived(tree: &BackupTree, name: &WalName) -> Result<Option<Addition>> {
     }))
 }
 
-/// What has been received of the segment that the WAL of a self-contained copy ends in.
+/// The received part of the segment in which the WAL of a self-contained copy ends.
 fn unfinished(tree: &BackupTree, name: &WalName) -> Result<Option<Addition>> {
     let WalName::Segment(segment) = *name else {
         return Ok(None);

@@ -1,5 +1,5 @@
-//! The configuration a startable view adds: the copy recovers by itself, to the backup's end or to a target, and cannot
-//! touch the server it was taken from, nor that server's archive.
+//! The configuration that a startable view adds. With it a copy recovers by itself, to the backup's end or to a
+//! target, and cannot touch the original server or its archive.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ pub(super) use files::{AUTO_CONF, files, files_of_a_clone};
 /// The first version that has `recovery_init_sync_method`.
 const SYNC_METHOD_SINCE: u32 = 14;
 
-/// Of these at most one may be set.
+/// At most one of these may be set.
 const TARGETS: [&str; 5] = [
     "recovery_target",
     "recovery_target_time",
@@ -30,9 +30,9 @@ const BEGIN: &str = "\n# ---- barmanfs: begin ----\n";
 
 const END: &str = "# ---- barmanfs: end ----\n";
 
-/// Appends the marked block to the text of `postgresql.auto.conf`. What comes later wins, so whatever the server was
-/// told before stays in the file and has no effect. Without a `recovery` the copy recovers to the backup's end, or when
-/// that is of a clone, not at all.
+/// Appends the marked block to the text of `postgresql.auto.conf`. The last value of a setting wins, so the server's
+/// earlier values stay in the file without effect. Without a `recovery` the copy recovers to the backup's end, or not
+/// at all if the backup is of a clone.
 fn append_block(
     text: &mut Vec<u8>,
     backup: &Backup,
@@ -64,8 +64,8 @@ fn append_block(
     text.extend_from_slice(block.concat().as_bytes());
 }
 
-/// What a clone's `postgresql.conf` ends with. A server that is started on it would else open and sync every file twice
-/// before it recovers: what was written to a clone is made durable then, see [`crate::clones`].
+/// The end of a clone's `postgresql.conf`. Without it, a starting server would open and sync every file twice before
+/// recovery. The mount makes all writes durable at that moment, see [`crate::clones`].
 fn block_of_a_clone(backup: &Backup, overrides: &[Override]) -> Vec<u8> {
     let sync = match backup.server_version.major() >= SYNC_METHOD_SINCE {
         true => "recovery_init_sync_method = 'syncfs'\n",
@@ -84,8 +84,8 @@ fn block_of_a_clone(backup: &Backup, overrides: &[Override]) -> Vec<u8> {
     block.concat().into_bytes()
 }
 
-/// Whether the copy replays all the WAL that is in it. Its end of the backup is no target for PostgreSQL then: a standby's
-/// WAL may end exactly where the backup does, and a target is only reached by a record behind it.
+/// Whether the copy replays all the WAL in it. The backup's end cannot be a target for PostgreSQL then: the WAL of a
+/// backup from a standby may end exactly there, and a target is only reached by a later record.
 fn replays_its_wal(backup: &Backup, recovery: Option<&Recovery>) -> bool {
     let to_its_end = |recovery: &Recovery| {
         backup.wal_included
@@ -95,7 +95,7 @@ fn replays_its_wal(backup: &Backup, recovery: Option<&Recovery>) -> bool {
     backup.from_standby && recovery.is_none_or(to_its_end)
 }
 
-/// Takes the block of a clone off that ends a text, if one does.
+/// Removes a clone's block from the end of a text.
 fn without_block(text: &mut Vec<u8>) {
     let begin = text
         .windows(BEGIN.len())
@@ -107,7 +107,7 @@ fn without_block(text: &mut Vec<u8>) {
     }
 }
 
-/// Settings that hold whatever stands in the server's own files.
+/// Settings that apply whatever the server's own files say.
 fn kept_to_itself(backup: &Backup, overrides: &[Override]) -> String {
     let mut text = String::new();
     for (name, value) in confinement::kept_to_itself(backup.server_version.major()) {
@@ -167,10 +167,10 @@ fn settings(backup: &Backup, recovery: Option<&Recovery>) -> String {
     lines.join("\n") + "\n"
 }
 
-/// A copy of the backup alone is consistent at once and can be read then: its sizes are those the server ran with. On the
-/// way to a target PostgreSQL replays what happened to the server since. As a hot standby it stops where a setting was
-/// raised that a standby must have as large (`CheckRequiredParameterValues`), and fails where a prepared transaction was
-/// open when the timeline changed (its data is looked for in a segment of the old one).
+/// A copy of the backup alone is consistent at once and can be read then: it has the sizes that the server ran with.
+/// On the way to a target PostgreSQL replays what happened to the server since. As a hot standby it stops where a
+/// setting was raised that a standby must match (`CheckRequiredParameterValues`), and fails where a prepared
+/// transaction was open at a change of timeline (it looks for the transaction's data in a segment of the old one).
 fn hot_standby(recovery: &Recovery) -> &'static str {
     if recovery.pauses() {
         return "# Readable while it pauses.\nhot_standby = on";
@@ -189,7 +189,7 @@ fn in_place_tablespaces(backup: &Backup) -> &'static str {
      allow_in_place_tablespaces = on\n"
 }
 
-/// A value as a configuration file has it (`DeescapeQuotedString` of `src/backend/utils/misc/guc-file.l`).
+/// A value in the syntax of a configuration file (`DeescapeQuotedString` of `src/backend/utils/misc/guc-file.l`).
 pub(super) fn quoted(value: &str) -> String {
     let mut quoted = String::from("'");
     for c in value.chars() {

@@ -1,15 +1,16 @@
-//! What a server may reach that is started from a view: a copy, a clone or a boot test.
+//! Confines a server that is started from a view: a copy, a clone or a boot test.
 //!
-//! The invariant: it reads and writes nothing outside its own directory and the mount, and takes nothing away from another
-//! server. (Programs, libraries and time zones are PostgreSQL's own, and what somebody asks for in SQL is his affair.) This
-//! module alone decides what follows for settings:
+//! The invariant: it reads and writes nothing outside its own directory and the mount, and takes nothing away from
+//! another server. (Programs, libraries and time zones are PostgreSQL's own. SQL commands that access files are the
+//! user's decision.) This module alone decides what follows for settings:
 //!
-//! - Settings that name files from wherever the server is started ([`OWN_FILES`]) are taken out of every file PostgreSQL would
-//!   read ([`includes`]), and so is an `include` of what the view has not. No value given later could set them right.
-//! - All other settings are given a harmless value in the file that is read last ([`kept_to_itself`], [`overrides`]).
-//! - `pg_hba.conf` and `pg_ident.conf` that name files outside are replaced by strict ones ([`access`]).
+//! - Settings that name files, wherever the server is started ([`OWN_FILES`]), are removed from every file PostgreSQL
+//!   would read (`includes`). So is an `include` of a file that the view does not have. No later value could correct
+//!   them.
+//! - All other settings get a harmless value in the file that is read last ([`kept_to_itself`], `overrides`).
+//! - `pg_hba.conf` and `pg_ident.conf` that name files outside are replaced by strict ones (`access`).
 //!
-//! A server that barmanfs starts is told the same on its command line, where nothing can be set otherwise.
+//! A server that barmanfs starts gets the same settings on its command line, where they cannot be overridden.
 
 mod access;
 mod includes;
@@ -24,23 +25,23 @@ pub(super) use overrides::{Override, overrides};
 pub(super) use room::{origins_setting, room};
 pub(super) use source::{Source, Stored, TreeSource};
 
-/// Files of a server that it must find in its own data directory: the setting, the file's name there (the directory itself
-/// where that is empty), and the first version that has the setting.
+/// Files that a server must find in its own data directory: the setting, the file's name there (empty for the
+/// directory itself), and the first version that has the setting.
 pub const OWN_FILES: [(&str, &str, u32); 5] = [
     ("data_directory", "", 0),
     ("hba_file", "pg_hba.conf", 0),
     ("ident_file", "pg_ident.conf", 0),
-    // An empty name is complained about in the log.
+    // PostgreSQL logs a complaint about an empty name.
     ("external_pid_file", "postmaster.external.pid", 0),
     ("hosts_file", "pg_hosts.conf", 19),
 ];
 
-/// A setting with the value that keeps a server to itself.
+/// A setting with the value that confines a server.
 #[derive(Debug)]
 struct Kept {
     name: &'static str,
     value: &'static str,
-    /// The versions that have it: the first, and the last.
+    /// The first and the last version that have it.
     versions: (u32, u32),
 }
 
@@ -56,14 +57,15 @@ const fn between(name: &'static str, value: &'static str, first: u32, last: u32)
     }
 }
 
-/// Runs when somebody turns `archive_mode` on again.
+/// Used if `archive_mode` is turned on again.
 const ARCHIVES_NOWHERE: &str = "echo \"%p stays in pg_wal: what barmanfs made is a copy, and no copy or clone there \
     archives for the original. Give it an archive_command of its own\" >&2; false";
 
-/// WAL is not archived, neither is an archive read or cleaned; the changes a publisher keeps for the original's subscriptions
-/// are not taken from it, nor WAL from the original's primary; the log and the statistics are not written among the
-/// original's, and nothing waits for the original's standbys. It listens in its own directory, for the user it runs as:
-/// `pg_hba.conf` may trust everybody who could reach the original, and these are others here.
+/// WAL is not archived, and no archive is read or cleaned. The changes that a publisher keeps for the original's
+/// subscriptions are not consumed, and no WAL is taken from the original's primary. The log and the statistics are not
+/// written into the original's directories, and nothing waits for the original's standbys. The server listens in its
+/// own directory, for the user it runs as: `pg_hba.conf` may trust everybody who could reach the original, and other
+/// users can reach the copy.
 const KEPT: [Kept; 17] = [
     kept("archive_mode", "off"),
     kept("archive_command", ARCHIVES_NOWHERE),
@@ -81,11 +83,11 @@ const KEPT: [Kept; 17] = [
     kept("listen_addresses", ""),
     kept("unix_socket_directories", "."),
     kept("unix_socket_permissions", "0700"),
-    // The original's may be unknown where a copy starts.
+    // The original's locale may be unknown on the copy's host.
     kept("unix_socket_group", ""),
 ];
 
-/// Settings that keep a server of this major version to itself, and their values.
+/// The settings that confine a server of this major version.
 pub fn kept_to_itself(major: u32) -> impl Iterator<Item = (&'static str, &'static str)> {
     let has = move |kept: &&Kept| (kept.versions.0..=kept.versions.1).contains(&major);
     KEPT.iter().filter(has).map(|kept| (kept.name, kept.value))

@@ -1,4 +1,4 @@
-//! What all views share: the repository, and how the mount was asked for.
+//! The state that all views share: the repository and the options of the mount.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -19,18 +19,18 @@ use crate::error::{Error, Result};
 use crate::usage::Usages;
 use crate::warm::Warmer;
 
-/// What clones of a server may take.
+/// Limits for the clones of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CloneLimits {
-    /// Bytes a new clone may take in the repository; no limit when `None`.
+    /// Maximum bytes of a new clone in the repository; no limit when `None`.
     pub max_bytes: Option<u64>,
-    /// How many there may be.
+    /// Maximum number of clones.
     pub max_count: usize,
 }
 
 impl CloneLimits {
-    /// How many clones a server may have unless configured otherwise: more are rather a script gone wild, and each is
-    /// asked for when names in `live/` are looked up.
+    /// Default maximum number of clones of a server. A larger number is more likely a script gone wild, and every
+    /// look-up in `live/` checks all clones.
     pub const DEFAULT_COUNT: usize = 100;
 }
 
@@ -43,10 +43,10 @@ impl Default for CloneLimits {
     }
 }
 
-/// How the tree is to be shown.
+/// How to show the tree.
 #[derive(Debug, Clone)]
 pub struct ViewOptions {
-    /// Where it is mounted, for the texts that name it.
+    /// The mount point, for the texts that name it.
     pub mount_point: PathBuf,
     /// The servers to show; all when `None`.
     pub servers: Option<Vec<ServerName>>,
@@ -56,7 +56,7 @@ pub struct ViewOptions {
     pub gid: Option<u32>,
     /// What a copy does at its recovery target, where the target's name does not say.
     pub recovery_target_action: Action,
-    /// What new clones of a server may take; the default for one that is not named.
+    /// Limits for new clones of a server; the default for a server that is not in the map.
     pub clone_limits: HashMap<ServerName, CloneLimits>,
 }
 
@@ -73,33 +73,33 @@ impl Default for ViewOptions {
     }
 }
 
-/// Which backup a moving name stands for.
+/// A name whose backup changes over time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Alias {
     Latest,
     Oldest,
 }
 
-/// Who serves clones, and can let go of one.
+/// The part of the mount that serves clones.
 pub(crate) trait ServesClones: fmt::Debug + Send + Sync {
-    /// Which number a clone's root has: another one once another mount has served it, so that nothing is taken for the
-    /// clone's that the kernel knew before.
+    /// The serving epoch of a clone. It changes after another mount has served the clone, so that data cached by the
+    /// kernel is not mistaken for the clone's.
     ///
     /// # Errors
-    /// When it cannot be known.
+    /// When it cannot be read from the repository.
     fn epoch(&self, clone: &CloneDescription) -> Result<u64>;
 
-    /// Has a clone served no more, until somebody looks into it again.
+    /// Stops serving a clone until the next request below it.
     ///
     /// # Errors
     /// EBUSY when it is in use.
     fn release(&self, server: &ServerName, name: &CloneName) -> Result<()>;
 }
 
-/// How many bytes the file system has that holds the repository.
+/// Space in the file system of the repository.
 #[derive(Debug, Clone, Copy)]
 pub struct Space {
-    /// Unit of the following.
+    /// The size of a block in bytes.
     pub block_bytes: u32,
     /// All blocks.
     pub blocks: u64,
@@ -109,7 +109,7 @@ pub struct Space {
     pub available: u64,
 }
 
-/// See the module.
+/// The shared state of all views.
 #[derive(Debug)]
 pub struct Context {
     pub(super) repository: Repository,
@@ -121,13 +121,13 @@ pub struct Context {
     pub(super) manifests: Manifests,
     snapshots: SnapshotCache,
     warmer: OnceLock<Warmer>,
-    /// They know this context too: weak, or neither would ever go.
+    /// Weak, because the clones refer to this context too.
     clones: OnceLock<Weak<dyn ServesClones>>,
     aliases: Mutex<Vec<(ServerName, Alias, Arc<BackupTree>)>>,
 }
 
 impl Context {
-    /// For a tree of this repository.
+    /// A context for this repository.
     pub fn new(repository: Repository, options: ViewOptions) -> Arc<Self> {
         Arc::new(Self {
             trees: repository.trees(),
@@ -144,30 +144,30 @@ impl Context {
         })
     }
 
-    /// How the tree is shown.
+    /// The options of the tree.
     pub(crate) fn options(&self) -> &ViewOptions {
         &self.options
     }
 
-    /// What new clones of a server may take.
+    /// Limits for new clones of a server.
     pub(crate) fn clone_limits(&self, server: &ServerName) -> CloneLimits {
         self.options.clone_limits.get(server).copied().unwrap_or_default()
     }
 
-    /// Reads stored files.
+    /// The reader of stored files.
     pub fn trees(&self) -> &TreeReader {
         &self.trees
     }
 
-    /// The repository that is shown.
+    /// The repository.
     pub fn repository(&self) -> &Repository {
         &self.repository
     }
 
-    /// How much space there is where the repository is.
+    /// Space in the file system of the repository.
     ///
     /// # Errors
-    /// When its file system does not say.
+    /// When the system call fails.
     pub fn space(&self) -> Result<Space> {
         let path = self.repository.path();
         let space = rustix::fs::statvfs(path).map_err(|error| Error::io("inspect", path, error))?;
@@ -196,8 +196,8 @@ impl Context {
         ))
     }
 
-    /// The backup `latest` or `oldest` stands for. It moves on to `target` once nobody is at work in the one it stood for before:
-    /// `cp -a latest X` goes by paths and would copy a mixture of both.
+    /// The backup of `latest` or `oldest`. It moves on to `target` only when nothing uses the previous backup any
+    /// more: `cp -a latest X` works with paths and would copy a mixture of both.
     pub(super) fn alias(
         self: &Arc<Self>,
         server: &ServerName,
@@ -227,7 +227,7 @@ impl Context {
         tree
     }
 
-    /// Attributes as the mount shows them.
+    /// Attributes with the owner that the mount shows.
     pub(super) fn stat(&self, attributes: &Attributes, size_bytes: u64, allocated_bytes: u64) -> Stat {
         Stat {
             mode: attributes.mode,
@@ -240,7 +240,7 @@ impl Context {
         }
     }
 
-    /// Attributes of what belongs to the mount and not to a server.
+    /// Attributes of entries that belong to the mount and not to a server.
     pub(super) fn own(&self, mode: u32, time: TimestampMicros) -> Attributes {
         let own = |asked: Option<u32>, process: u32| asked.unwrap_or(process);
         let (mtime_s, mtime_ns) = seconds(time);
@@ -253,31 +253,31 @@ impl Context {
         }
     }
 
-    /// Has what is asked for next read into the kernel's page cache from now on.
+    /// Sets the thread that reads WAL segments into the kernel's page cache.
     pub(crate) fn set_warmer(&self, warmer: Warmer) {
         let _ = self.warmer.set(warmer);
     }
 
-    /// Has a file read into the kernel's page cache, by its path below the mount point; says whether it will be.
+    /// Reads a file into the kernel's page cache, by its path below the mount point. Returns whether it will be read.
     pub(super) fn warm(&self, path: PathBuf) -> bool {
         self.warmer.get().is_some_and(|warmer| warmer.warm(path))
     }
 
-    /// Says who serves the clones.
+    /// Sets the part that serves the clones.
     pub(crate) fn set_clones(&self, clones: Weak<dyn ServesClones>) {
         let _ = self.clones.set(clones);
     }
 
-    /// See [`ServesClones::epoch`].
+    /// The serving epoch of a clone, see [`ServesClones::epoch`].
     pub(super) fn epoch(&self, clone: &CloneDescription) -> Result<u64> {
         match self.clones.get().and_then(Weak::upgrade) {
             Some(clones) => clones.epoch(clone),
-            // A tree without a mount serves none.
+            // A tree without a mount serves no clone.
             None => Ok(0),
         }
     }
 
-    /// Has a clone served no more.
+    /// Stops serving a clone.
     pub(super) fn release(&self, server: &ServerName, name: &CloneName) -> Result<()> {
         match self.clones.get().and_then(Weak::upgrade) {
             Some(clones) => clones.release(server, name),
@@ -285,12 +285,12 @@ impl Context {
         }
     }
 
-    /// Ends what is kept for readers who have gone.
+    /// Releases the backups that nothing uses any more.
     pub(crate) fn release_idle(&self) {
         self.usages.release_idle();
     }
 
-    /// How long the mount has been there.
+    /// The age of the mount.
     pub(super) fn uptime(&self) -> Duration {
         let now: TimestampMicros = SystemTime::now().into();
         Duration::from_micros(
@@ -305,7 +305,7 @@ impl Context {
 /// Seconds and nanoseconds of a time.
 pub(super) fn seconds(time: TimestampMicros) -> (i64, u32) {
     let micros = time.unix_micros();
-    // Less than a second's nanoseconds.
+    // Less than the nanoseconds of a second.
     (
         micros.div_euclid(1_000_000),
         (micros.rem_euclid(1_000_000) * 1000) as u32,

@@ -1,15 +1,15 @@
-//! `.barmanfs/`: whether the mount works, and what can be said about it to programs.
+//! `.barmanfs/`: the status of the mount, and interfaces for programs.
 //!
-//! `absent/<server>/<name>` exists when the archive certainly has no file of that name. It is how `restore_command`
-//! tells "there is no such segment", on which PostgreSQL ends recovery, from "I cannot say": a mount that is gone, a
-//! directory without permission, a catalog that cannot be read. Not finding a file is no proof of anything; finding
-//! this one is. `replay/<server>/<name>` is the archived file as a copy may replay it, see `replay`, and
-//! `receiving/<server>/<name>` the same of what has come of a segment that is not archived, see `receiving`.
+//! `absent/<server>/<name>` exists when the archive certainly has no file of that name. With it `restore_command`
+//! distinguishes "there is no such segment", on which PostgreSQL ends recovery, from "unknown": the mount is gone, a
+//! directory is not readable, the catalog cannot be read. A missing file proves nothing; an existing file here does.
+//! `replay/<server>/<name>` is the archived file as a copy may replay it, see `replay`. `receiving/<server>/<name>` is
+//! the received part of a segment that is not archived, see `receiving`.
 //!
-//! `released/<server>/<clone>` exists when this mount does not serve the clone. Looking it up ends the serving: what was
-//! written is made durable, and another process can take the clone's lock. It fails with EBUSY while the clone is in use,
-//! which it may be for a moment after what was open has been closed. The next look into the clone serves it again. Only those may
-//! look it up who may make and remove clones.
+//! `released/<server>/<clone>` exists when this mount does not serve the clone. Looking it up stops the serving: all
+//! writes are made durable, and another process can take the clone's lock. It fails with EBUSY while the clone is in
+//! use, and for a moment after its last file was closed. The next request below the clone serves it again. Only users
+//! who may create and remove clones may look it up.
 
 use std::sync::Arc;
 
@@ -81,7 +81,7 @@ impl Control {
 
     fn file(&self, name: &str, content: &[u8]) -> Child {
         let attributes = self.context.own(0o444, self.context.started);
-        // Never from a cache: it must not look alive when it is not.
+        // Never cached: a dead mount must not look alive.
         generated::file(
             &self.context,
             name,
@@ -186,7 +186,7 @@ impl Absent {
         generated::directory(context, server.name.as_str(), &attributes, Arc::new(absent))
     }
 
-    /// Whether the archive certainly has no file of this name. Only of one PostgreSQL would ask for can it be said.
+    /// Whether the archive certainly has no file of this name. Only a name that PostgreSQL asks for can be answered.
     fn is_proven(&self, name: &[u8]) -> Result<bool> {
         let wal = std::str::from_utf8(name)
             .ok()
@@ -197,8 +197,8 @@ impl Absent {
         }
     }
 
-    /// What the catalog does not have may be in a pack that it has not read: then nothing is proven, and recovery stops with an
-    /// error instead of ending early.
+    /// A pack that the catalog has not read yet may have the file. Then the absence is not proven, and recovery stops
+    /// with an error instead of ending early.
     fn is_absent(&self, wal: &WalName) -> Result<bool> {
         let repository = &self.context.repository;
         let archive = repository.wal(&self.server);
@@ -226,7 +226,7 @@ impl Directory for Absent {
         Ok(self.is_proven(name)?.then(proof))
     }
 
-    /// The names that are missing are too many to list.
+    /// There are too many absent names to list.
     fn entries(&self) -> Result<Children> {
         Ok(Box::new(std::iter::empty()))
     }
@@ -282,7 +282,7 @@ impl Directory for Released {
         )))
     }
 
-    /// They are let go by being looked up: a listing must not.
+    /// A look-up releases a clone; a listing must not.
     fn entries(&self) -> Result<Children> {
         Ok(Box::new(std::iter::empty()))
     }

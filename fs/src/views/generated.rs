@@ -1,4 +1,4 @@
-//! Entries that are made, not stored.
+//! Entries that a view generates.
 
 use std::fs::File;
 use std::io;
@@ -43,7 +43,7 @@ pub(super) fn file(
     }
 }
 
-/// The file `name` of a directory that makes its files from their names.
+/// The content of a file in a directory that generates files from their names.
 pub(super) fn body(name: &[u8], content: impl FnOnce(&str) -> Result<Option<Vec<u8>>>) -> Result<Body> {
     let name = std::str::from_utf8(name).map_err(|_| NOT_FOUND)?;
     content(name)?
@@ -51,12 +51,12 @@ pub(super) fn body(name: &[u8], content: impl FnOnce(&str) -> Result<Option<Vec<
         .ok_or(NOT_FOUND)
 }
 
-/// A file without a name, beside the packs where that can be.
+/// A nameless file, in the repository's file system if possible.
 pub(super) fn nameless_file(context: &Context) -> io::Result<File> {
     tempfile::tempfile_in(context.repository.path()).or_else(|_| tempfile::tempfile())
 }
 
-/// A number for [`Child::identity`] from what tells two things of one name apart.
+/// A number for [`Child::identity`], from what distinguishes two entries of one name.
 pub(super) fn identity(of: &[u8]) -> u64 {
     let mut number = [0; 8];
     blake3::Hasher::new().update(of).finalize_xof().fill(&mut number);

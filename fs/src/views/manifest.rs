@@ -1,8 +1,8 @@
-//! The manifest of a view in which a file comes or goes that `pg_verifybackup` looks at.
+//! The manifest of a view that adds or leaves out a file that `pg_verifybackup` checks.
 //!
-//! That of a large cluster has hundreds of megabytes. So it is made only for who asks for it, and is there as long as somebody has
-//! it open: in a file without a name, the same for all views that differ from their backup in the same files. Of one that nobody
-//! has open only the size is kept.
+//! The manifest of a large cluster has hundreds of megabytes. So it is generated when it is opened and kept while it
+//! is open, in a nameless file, shared by all views with the same differences from the backup. Otherwise only the size
+//! is kept.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -21,21 +21,21 @@ use crate::error::{Error, Result};
 /// The file's name.
 pub(super) const NAME: &[u8] = b"backup_manifest";
 
-/// Manifests of which the size is kept. With more of them than any mount has backups, all are forgotten.
+/// Maximum number of sizes that are kept. Above it, all are forgotten.
 const MAX_KNOWN: usize = 4096;
 
-/// What the manifest of a view differs in from the one that is stored.
+/// The differences between the manifest of a view and the stored one.
 #[derive(Debug)]
 pub(super) struct ViewManifest {
-    /// The one that is stored.
+    /// The stored manifest.
     pub(super) stored: FileMap,
-    /// A file the view has not.
+    /// A file that the view does not have.
     pub(super) unlisted: Option<&'static str>,
-    /// Files as the view has them.
+    /// Files with the view's content.
     pub(super) listed: Vec<(Vec<u8>, Arc<[u8]>)>,
 }
 
-/// The manifests that are made for the views of a mount.
+/// The generated manifests of a mount.
 #[derive(Debug, Default)]
 pub(super) struct Manifests {
     known: Mutex<HashMap<Key, Arc<Mutex<Known>>>>,
@@ -45,11 +45,11 @@ pub(super) struct Manifests {
 struct Key {
     server: ServerName,
     backup: BackupId,
-    /// Stands for what differs.
+    /// Identifies the differences.
     difference: [u8; 32],
 }
 
-/// A manifest that was asked for. Locked while it is made, so that those who ask at the same time get the same one.
+/// A requested manifest. Locked while it is generated, so that concurrent readers share one.
 #[derive(Debug, Default)]
 struct Known {
     size_bytes: Option<u64>,
@@ -70,7 +70,7 @@ impl Manifests {
         Arc::clone(known.entry(key).or_default())
     }
 
-    /// The size of a view's manifest. It is measured by writing it nowhere.
+    /// The size of a view's manifest. It is generated without being stored.
     pub(super) fn size_bytes(&self, tree: &BackupTree, of: &ViewManifest) -> Result<u64> {
         let known = self.known(tree, of);
         let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -82,7 +82,7 @@ impl Manifests {
         Ok(size_bytes)
     }
 
-    /// The content of a view's manifest; it is there until the last one who got it drops it.
+    /// The content of a view's manifest. It is kept until the last reader drops it.
     pub(super) fn open(&self, tree: &BackupTree, of: &ViewManifest) -> Result<Body> {
         let known = self.known(tree, of);
         let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -117,7 +117,7 @@ impl ViewManifest {
         hasher.finalize().into()
     }
 
-    /// Whether the view has a file of this name that is not the stored one, or has none.
+    /// Whether the view leaves out the file of this name or has another one.
     fn differs_in(&self, path: &[u8]) -> bool {
         let mut listed = self.listed.iter();
         listed.any(|(name, _)| name == path) || self.unlisted.is_some_and(|name| name.as_bytes() == path)
@@ -166,7 +166,7 @@ fn entry(path: &[u8], text: &[u8], modified: &str) -> ManifestFile {
     }
 }
 
-/// Counts what is written.
+/// Counts the bytes written.
 struct Counter(u64);
 
 impl Write for Counter {

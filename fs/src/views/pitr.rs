@@ -1,9 +1,8 @@
-//! `<server>/pitr/`: a directory for every target that can be reached, made when it is looked up.
+//! `<server>/pitr/`: a directory for every reachable target, generated when it is looked up.
 //!
-//! What stands under a name is settled by the plan for its target. It stays as it is while somebody is at work in it,
-//! also when a better plan turns up (a newer backup for `now`, a new timeline): `cp -a` goes by paths and would copy
-//! a mixture of both. A target that cannot be reached is absent, never remembered as such by the kernel, and the log
-//! says why, once.
+//! The plan for a target decides what a directory holds. It does not change while it is in use, even if a better plan
+//! becomes possible (a newer backup for `now`, a new timeline): `cp -a` works with paths and would copy a mixture of
+//! both. A target that cannot be reached is absent. The kernel never caches that, and the log gives the reason once.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,11 +18,11 @@ use super::tree::{BackupTree, Style};
 use crate::entry::{Body, Child, Children, Directory, Lifetime};
 use crate::error::Result;
 
-/// Targets whose answer is kept, a few KiB each; the one that was asked for longest ago goes first. More than are
-/// listed, so that whoever looks at what was listed finds them planned.
+/// Maximum number of cached answers, a few KiB each. The least recently used one is dropped first. More than the
+/// number of listed targets, so that the targets of a listing are still planned when they are opened.
 const MAX_KNOWN: usize = 1024;
 
-/// Restore points that are listed, the newest: some applications make one every few minutes.
+/// Maximum number of restore points listed, newest first: some applications create one every few minutes.
 const MAX_POINTS_LISTED: usize = 200;
 
 /// The directory.
@@ -47,7 +46,7 @@ impl Pitr {
         Ok(tree.child(name).map(|child| Child { identity, ..child }))
     }
 
-    /// A backup's end by its LSN; on a branch that the newest timeline left, with its timeline.
+    /// A backup's end as an LSN, with its timeline if the newest timeline has left it.
     fn end_of(&self, backup: &Backup) -> Result<Option<Child>> {
         if !backup.is_of_server() {
             return Ok(None);
@@ -78,7 +77,7 @@ impl Directory for Pitr {
         }
     }
 
-    /// Not all there are, which is nearly any text: some that people ask for.
+    /// Nearly any text can be a target. The listing has some that people need.
     fn entries(&self) -> Result<Children> {
         let snapshot = self.context.snapshot()?;
         let Some(server) = snapshot.server(self.server.as_str()).cloned() else {
@@ -116,7 +115,7 @@ impl Directory for Pitr {
     }
 }
 
-/// What a name stands for.
+/// The meaning of a name.
 #[derive(Debug, Clone)]
 enum Answer {
     Tree(Arc<BackupTree>),
@@ -126,14 +125,14 @@ enum Answer {
 #[derive(Debug)]
 struct Known {
     server: ServerName,
-    /// In its canonical form; as it was written where it is none.
+    /// The name in canonical form, or as it was written if it is not a target.
     target: String,
-    /// Of the repository when it was answered.
+    /// The repository's generation when it was answered.
     generation: u64,
     answer: Answer,
 }
 
-/// How many lines of the log looking around may take: any user may ask for as many targets as he likes.
+/// Maximum log lines about look-ups: any user may look up any number of targets.
 #[derive(Debug, Default)]
 struct Lines(Mutex<Option<Minute>>);
 
@@ -144,10 +143,10 @@ struct Minute {
 }
 
 impl Lines {
-    /// More than a person asks for.
+    /// More than a person looks up.
     const MAX_IN_A_MINUTE: u32 = 60;
 
-    /// Whether there may be one more.
+    /// Whether another line is allowed.
     fn may_have_one(&self) -> bool {
         let mut minute = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = match minute.take() {
@@ -168,7 +167,7 @@ impl Lines {
     }
 }
 
-/// The targets that were asked for last.
+/// The cache of answers.
 #[derive(Debug, Default)]
 pub(super) struct Targets {
     known: Mutex<VecDeque<Known>>,
@@ -183,7 +182,7 @@ impl Targets {
         server: &ServerName,
         text: &str,
     ) -> Result<Option<Arc<BackupTree>>> {
-        // Programs that look around for files of their own are no news for the log.
+        // Programs look for files of their own; that is not logged.
         if text.starts_with('.') {
             return Ok(None);
         }
@@ -191,7 +190,7 @@ impl Targets {
         let target = spec
             .as_ref()
             .map_or_else(|_| text.to_owned(), ToString::to_string);
-        // Asked before planning: what changes in between is planned again the next time.
+        // Read before planning: a later change makes the next look-up plan again.
         let generation = context.repository.generation()?;
         let before = self.last(server, &target);
         match &before {
@@ -247,7 +246,7 @@ impl Answer {
         }
     }
 
-    /// This answer, or an earlier one that says the same. A new one is told in the log.
+    /// This answer, or an earlier one with the same content. A new answer is logged.
     fn after(
         self,
         before: Option<&Self>,

@@ -1,4 +1,4 @@
-//! How a copy made for a point in time recovers, and which of two such copies are the same.
+//! The recovery of a copy for a point in time, and the identity of such copies.
 
 use std::sync::Arc;
 
@@ -13,19 +13,20 @@ use super::generated;
 use super::restore::{self, Reading};
 use crate::entry::Body;
 
-/// See the module.
+/// The recovery of a copy to a target.
 #[derive(Debug)]
 pub(super) struct Recovery {
     pub(super) plan: Plan,
     pub(super) action: Action,
-    /// The command that reads the mount; none where the copy holds all WAL itself.
+    /// The command that reads WAL from the mount; none if the copy holds all its WAL.
     pub(super) restore_command: Option<String>,
-    /// The largest settings the original had on the way, where they changed.
+    /// The largest values of settings the original had on the way, if they changed.
     required: Option<RequiredSettings>,
 }
 
 impl Recovery {
-    /// By this plan, on the mount of `context`; `None` where the mount point's path cannot be written in a command.
+    /// The recovery by this plan, on the mount of `context`; `None` if the mount point's path cannot be part of a
+    /// command.
     pub(super) fn new(context: &Context, plan: Plan) -> Option<Self> {
         let reading = match plan.spec.target {
             Target::Now => Reading::WithUnfinished,
@@ -46,7 +47,7 @@ impl Recovery {
         })
     }
 
-    /// Another number for everything that makes another copy: what is under a name changes with it.
+    /// A number that differs for every different copy: the directory under the name changes with it.
     pub(super) fn identity(&self) -> u64 {
         let plan = &self.plan;
         let time = plan.time.map_or(0, TimestampMicros::unix_micros);
@@ -63,13 +64,13 @@ impl Recovery {
         generated::identity(of.as_bytes())
     }
 
-    /// Whether it waits at the target. The end of the WAL is none: there it is promoted, whatever the action.
+    /// Whether the copy pauses at the target. At the end of the WAL it is promoted, whatever the action is.
     pub(super) fn pauses(&self) -> bool {
         self.action == Action::Pause && self.plan.spec.target != Target::Now
     }
 
-    /// What a server that is read while it pauses is set to: it is a standby, and needs as much as the original had at any
-    /// time on the way (`CheckRequiredParameterValues` in `src/backend/access/transam/xlogrecovery.c`).
+    /// Settings for a server that is read while it pauses: it is a standby, and needs at least what the original had
+    /// at any time on the way (`CheckRequiredParameterValues` in `src/backend/access/transam/xlogrecovery.c`).
     pub(super) fn required_settings(&self) -> String {
         let Some(required) = self.required.filter(|_| self.pauses()) else {
             return String::new();
@@ -89,7 +90,7 @@ impl Recovery {
         )
     }
 
-    /// The setting PostgreSQL takes the target from, and its value, quoted; none for the end of the WAL.
+    /// The setting for PostgreSQL's target and its quoted value; none for the end of the WAL.
     pub(super) fn target_setting(&self) -> Option<(&'static str, String)> {
         let (name, value) = match &self.plan.spec.target {
             Target::Now => return None,
@@ -103,8 +104,8 @@ impl Recovery {
     }
 }
 
-/// What the original had at the backup and on the way to the target. None where it was not started with other settings:
-/// what stands in its files counts then.
+/// The settings of the original at the backup and on the way to the target. `None` if they did not change: the values
+/// in its files apply then.
 fn required(context: &Context, plan: &Plan) -> Option<RequiredSettings> {
     const BYTES_MAX: u64 = 1 << 20;
     let on_the_way = plan.required?;
@@ -119,7 +120,7 @@ fn required(context: &Context, plan: &Plan) -> Option<RequiredSettings> {
         _ => return Some(on_the_way),
     };
     let bytes = Body::Stored(Arc::new(map)).read_all(trees, BYTES_MAX).ok()?;
-    // PostgreSQL says best what is wrong with it.
+    // PostgreSQL reports best what is wrong with it.
     let control = bytes.and_then(|bytes| ControlFile::parse(&bytes).ok());
     Some(control.map_or(on_the_way, |control| on_the_way.max(control.required_settings)))
 }

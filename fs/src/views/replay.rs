@@ -1,10 +1,12 @@
-//! WAL as a copy may replay it: whatever is recorded in it, replay stays within the copy's data directory.
+//! WAL as a copy may replay it: replay stays within the copy's data directory, whatever the WAL contains.
 //!
-//! Where the server made a tablespace, replay would make a symbolic link into the server's own directory, and write there. What
-//! is shown here instead has PostgreSQL make a plain directory, as the views show all tablespaces, see
-//! [`barmanfs_pg::wal_scan::confine`]. Only what a copy is given is shown so: `wal/`, `raw/` and `get-wal` have the true bytes.
+//! Where the server created a tablespace, replay would create a symbolic link into the server's own directory and
+//! write there. In the WAL shown here, PostgreSQL creates a plain directory instead, as in the tablespaces of all
+//! views, see [`barmanfs_pg::wal_scan::confine`]. Only WAL for copies is changed: `wal/`, `raw/` and `get-wal` have
+//! the original bytes.
 //!
-//! What cannot be kept within the copy cannot be opened here: recovery ends with an error, and the log says why.
+//! WAL that cannot be confined to the copy cannot be opened here: recovery ends with an error, and the log gives the
+//! reason.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -27,8 +29,8 @@ pub(super) fn archived(context: &Context, file: WalFile) -> Result<Body> {
     Ok(Body::edited(file.map, edits))
 }
 
-/// The entry of an archived file, which stands for others once it is shown differently: more of what is shown
-/// may be known when the segment after it is there.
+/// The entry of an archived file. It gets another identity when the shown bytes change: the next segment may show that
+/// more has to be changed.
 pub(super) fn shown(context: &Context, server: &ServerName, child: Child, name: &WalName) -> Result<Child> {
     let Some(file) = context.repository.wal(server).find(name)? else {
         return Ok(child);
@@ -42,7 +44,7 @@ pub(super) fn shown(context: &Context, server: &ServerName, child: Child, name: 
             lifetime: Lifetime::Never,
             ..child
         },
-        // Opening it fails.
+        // Opening it returns the error.
         Err(_) => Child {
             lifetime: Lifetime::Never,
             ..child
@@ -50,7 +52,7 @@ pub(super) fn shown(context: &Context, server: &ServerName, child: Child, name: 
     })
 }
 
-/// A segment that came with a backup, in its `pg_wal`; `beside` finds the others there.
+/// A segment that came with a backup, in its `pg_wal`. `beside` finds the neighbouring ones there.
 pub(super) fn stored(
     context: &Context,
     server: &ServerName,
@@ -62,7 +64,7 @@ pub(super) fn stored(
     Ok(Body::edited(map, edits))
 }
 
-/// Changes the copy of what has come of a segment.
+/// Confines the copy of a received part of a segment.
 pub(super) fn confine_received(
     context: &Context,
     server: &ServerName,

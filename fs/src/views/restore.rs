@@ -1,30 +1,31 @@
 //! The `restore_command` that reads the archive on a mount, as a copy may replay it (`.barmanfs/replay`).
 //!
-//! PostgreSQL takes exit code 1 for "the archive ends here" and promotes. So 1 may mean nothing else: not that the
-//! mount is gone, nor that a directory may not be read, nor that the copy failed. For these it is 255, on which recovery stops with
-//! FATAL and can be tried again.
+//! PostgreSQL takes exit code 1 for "the archive ends here" and promotes. So 1 must not mean that the mount is gone, a
+//! directory is not readable, or the copy failed. In these cases the code is 255, on which recovery stops with FATAL
+//! and can be tried again.
 
 use std::path::Path;
 
 use barmanfs_catalog::ServerName;
 
-/// PostgreSQL 13 cuts the command at MAXPGPATH (`src/backend/access/transam/xlogarchive.c`), once it has put names
-/// in the places of `%f` and `%p`; these take what is left.
+/// PostgreSQL 13 cuts the command at MAXPGPATH (`src/backend/access/transam/xlogarchive.c`) after it has replaced `%f`
+/// and `%p`, which take the rest.
 const MAX_BYTES: usize = 1023 - 6 * 32;
 
-/// Which WAL it gets.
+/// The WAL that the command reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reading {
-    /// What is archived.
+    /// Archived WAL.
     Archive,
-    /// The same, and then the segment that is being received.
+    /// Archived WAL, and then the segment that is being received.
     WithUnfinished,
 }
 
-/// The command, as PostgreSQL gives it to `sh` once it has replaced `%f` and `%p`; needs coreutils alone. In a
-/// configuration file it stands between single quotes. `None` where the mount point's path cannot be written there.
+/// The command, as PostgreSQL passes it to `sh` after it has replaced `%f` and `%p`. It needs only coreutils. A
+/// configuration file quotes it in single quotes. `None` if the mount point's path cannot be part of it.
 ///
-/// First the proof that the segment is absent, then the copy: a segment that is archived in between is copied.
+/// It checks for the proof that the segment is absent before it copies, so a segment that is archived in between is
+/// copied.
 pub fn restore_command(mount_point: &Path, server: &ServerName) -> Option<String> {
     command(mount_point, server, Reading::Archive)
 }
@@ -38,7 +39,7 @@ pub(super) fn command(mount_point: &Path, server: &ServerName, reading: Reading)
     let absent = format!("test -e \"$m/.barmanfs/absent/{server}/%f\"");
     let ended = match reading {
         Reading::Archive => format!("{absent} && exit 1"),
-        // What is received may be archived before it is copied: only what is still absent afterwards is.
+        // A received segment may be archived before it is copied, so absence is checked again afterwards.
         Reading::WithUnfinished => format!(
             "{absent} && {{ cp \"$m/.barmanfs/receiving/{server}/%f\" \"%p\" 2>/dev/null && exit 0; {absent} && exit 1; }}"
         ),
@@ -47,7 +48,7 @@ pub(super) fn command(mount_point: &Path, server: &ServerName, reading: Reading)
     (command.len() <= MAX_BYTES).then_some(command)
 }
 
-/// A path between double quotes of `sh`, in a command in which PostgreSQL replaces `%`.
+/// A path in double quotes of `sh`, in a command in which PostgreSQL replaces `%`.
 fn in_double_quotes(path: &str) -> String {
     let mut quoted = String::new();
     for c in path.chars() {

@@ -40,7 +40,7 @@ impl ServerDirectory {
         )
     }
 
-    /// Changed when its newest backup ended.
+    /// The time of the directory: the end of its newest backup.
     fn attributes(&self, server: &ServerState) -> barmanfs_store::Attributes {
         let latest = server.latest();
         let time = latest.map_or(self.context.started, |backup| {
@@ -53,7 +53,7 @@ impl ServerDirectory {
         Ok(self.context.snapshot()?.server(self.name.as_str()).cloned())
     }
 
-    /// What every server has.
+    /// The entries of every server.
     fn fixed(&self, server: &ServerState, name: &str) -> Option<Child> {
         let context = &self.context;
         let attributes = self.attributes(server);
@@ -81,7 +81,7 @@ impl ServerDirectory {
 
     fn alias(&self, server: &ServerState, name: &str) -> Option<Child> {
         let tree = alias(&self.context, server, name)?;
-        // Another backup is another inode: whoever is in the old one stays there.
+        // Another backup gets another inode, so a process in the old one stays there.
         let identity = generated::identity(tree.backup.id.to_string().as_bytes());
         tree.child(name).map(|child| Child { identity, ..child })
     }
@@ -97,7 +97,7 @@ fn alias(context: &Arc<Context>, server: &ServerState, name: &str) -> Option<Arc
     Some(context.alias(&server.name, alias, target, shown))
 }
 
-/// `latest` and `oldest` of a server, and the backups they stand for now.
+/// `latest` and `oldest` of a server, and their present backups.
 pub(crate) fn aliases(context: &Arc<Context>, server: &ServerState) -> Vec<(&'static str, BackupId)> {
     let standing = |(name, _)| alias(context, server, name).map(|tree| (name, tree.backup.id));
     ALIASES.into_iter().filter_map(standing).collect()

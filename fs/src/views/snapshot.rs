@@ -1,5 +1,5 @@
-//! The servers and backups at one moment. Read again when the repository's generation has changed: lists are asked
-//! for far more often than they change.
+//! The servers and backups at one moment. They are read again when the repository's generation has changed, because
+//! lists are requested far more often than they change.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,17 +9,17 @@ use barmanfs_store::Attributes;
 use super::context::ViewOptions;
 use crate::error::Result;
 
-/// One server.
+/// A server.
 #[derive(Debug)]
 pub(crate) struct ServerState {
-    /// Its name.
+    /// The server's name.
     pub(crate) name: ServerName,
     /// Its backups that can be started, oldest first.
     pub(crate) backups: Vec<Arc<Backup>>,
 }
 
 impl ServerState {
-    /// The newest of the server itself: one made of a clone is not what the server was.
+    /// The newest backup of the server itself. A backup of a clone is not what the server was.
     pub(crate) fn latest(&self) -> Option<&Arc<Backup>> {
         self.backups.iter().rfind(|backup| backup.is_of_server())
     }
@@ -32,7 +32,7 @@ impl ServerState {
         self.backups.iter().find(|backup| backup.id == id)
     }
 
-    /// Whose the server's files are, by its newest backup.
+    /// The owner of the server's files, from its newest backup.
     pub(super) fn owner(&self) -> Option<&Attributes> {
         self.latest()
             .or(self.backups.last())
@@ -41,7 +41,7 @@ impl ServerState {
     }
 }
 
-/// See the module.
+/// All servers at one moment.
 #[derive(Debug, Default)]
 pub(crate) struct Snapshot {
     /// The servers that are shown, by name.
@@ -66,7 +66,7 @@ impl Snapshot {
     }
 }
 
-/// The last snapshot, and of which generation it is.
+/// The last snapshot and its generation.
 #[derive(Debug, Default)]
 pub(super) struct SnapshotCache {
     last: Mutex<Option<(u64, Arc<Snapshot>)>>,
@@ -74,7 +74,7 @@ pub(super) struct SnapshotCache {
 
 impl SnapshotCache {
     pub(super) fn current(&self, repository: &Repository, options: &ViewOptions) -> Result<Arc<Snapshot>> {
-        // Asked before reading: what changes in between is read again the next time.
+        // Read before the backups: a later change makes the next call read again.
         let generation = repository.generation()?;
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((known, snapshot)) = &*last

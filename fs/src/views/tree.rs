@@ -1,7 +1,7 @@
-//! The files of a backup: as they were sent (`raw/<id>`), or with the few differences that make them a data directory
-//! PostgreSQL can be started in.
+//! The files of a backup: as they were sent (`raw/<id>`), or with the few differences that make a data directory in
+//! which PostgreSQL can be started.
 //!
-//! Everything here is immutable, so the kernel may keep what it has seen for as long as it likes.
+//! Everything here is immutable, so the kernel may cache it for as long as it likes.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,7 +15,7 @@ use crate::entry::{Body, Child, Children, Content, Directory, Lifetime};
 use crate::error::{NOT_FOUND, Result};
 use crate::usage::Usage;
 
-/// Which view it is.
+/// The kind of a view.
 #[derive(Debug, Clone)]
 pub(super) enum Style {
     /// As it was sent.
@@ -32,7 +32,7 @@ impl Style {
         !matches!(self, Self::Raw)
     }
 
-    /// How the copy recovers, where it is not to the backup's end.
+    /// The copy's recovery, if it is not to the backup's end.
     pub(super) fn recovery(&self) -> Option<&Recovery> {
         match self {
             Self::Raw | Self::Startable => None,
@@ -41,7 +41,7 @@ impl Style {
     }
 }
 
-/// Where in the data directory a directory stands; only some places differ from what is stored.
+/// The place of a directory in the data directory. Only some places differ from the stored tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     /// The data directory itself.
@@ -99,7 +99,7 @@ impl BackupTree {
         })
     }
 
-    /// Attributes of files and directories that the view adds: the data directory's own, as PostgreSQL would make them.
+    /// Attributes of added files and directories: those of the data directory, with PostgreSQL's permissions.
     pub(super) fn attributes(&self, directory: bool) -> Attributes {
         let time = self.backup.end_time.unwrap_or(self.backup.begin_time);
         let (mtime_s, mtime_ns) = super::context::seconds(time);
@@ -128,7 +128,7 @@ pub(super) struct TreeDirectory {
     pub(super) tree: Arc<BackupTree>,
     pub(super) listing: DirectoryRef,
     pub(super) place: Place,
-    /// What differs from the listing; made when first asked for.
+    /// The differences from the stored directory, computed when first needed.
     changes: Mutex<Option<Arc<Changes>>>,
 }
 
@@ -148,7 +148,7 @@ impl TreeDirectory {
         Self::new(Arc::clone(tree), listing.unwrap_or_default(), Place::Root)
     }
 
-    /// The directories of a view that may differ from what is stored, by the beginning of the paths in them.
+    /// The directories that may differ from the stored tree, by the beginning of their paths.
     pub(super) fn changed(tree: &Arc<BackupTree>) -> Result<Vec<(&'static [u8], Self)>> {
         let at = |listing: DirectoryRef, place| Self::new(Arc::clone(tree), listing, place);
         let stored = |parent: &Self, name: &[u8]| -> Result<DirectoryRef> {
@@ -167,7 +167,7 @@ impl TreeDirectory {
         ])
     }
 
-    /// The entry as it is stored, whatever the view makes of it.
+    /// The stored entry, without the view's differences.
     pub(super) fn stored(&self, name: &[u8]) -> Result<Option<Entry>> {
         Ok(self.tree.context.trees.lookup(&self.listing, name)?)
     }
@@ -235,7 +235,7 @@ impl TreeDirectory {
         let changes = self.changes()?;
         let nested = changes.and_then(|changes| changes.nested.get(name).cloned());
         let mut directory = Self::new(Arc::clone(&self.tree), listing, place);
-        // What its place makes of it comes first.
+        // The differences of its place come first.
         if matches!(place, Place::Elsewhere | Place::Tablespaces) {
             directory.changes = Mutex::new(nested);
         }

@@ -1,9 +1,9 @@
-//! `<server>/wal/`: the archive by name, decompressed, and what is being received as `<segment>.partial`.
+//! `<server>/wal/`: the archive by name, decompressed, and the segment being received as `<segment>.partial`.
 //!
 //! `.barmanfs/replay/<server>/` is the same with the archived files as a copy may [`replay`] them.
 //!
-//! A segment that is not there may come at any moment, and recovery asks for the next one again and again: what is
-//! absent is never cached.
+//! A missing segment may arrive at any moment, and recovery asks for the next one again and again. So absence is never
+//! cached.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -21,10 +21,10 @@ use crate::error::{NOT_FOUND, Result};
 /// Entries of a listing read at a time.
 const PAGE: usize = 1000;
 
-/// Recovery opens segments one after the other; this many are decoded ahead of it.
+/// Recovery opens segments one after the other. This many are decoded ahead of it.
 const SEGMENTS_AHEAD: usize = 4;
 
-/// Of the next segment when it is not known yet that a sequence is being read: its first bytes.
+/// Bytes of the next segment that are decoded before a sequence is recognised.
 const FIRST_AHEAD_BYTES: u64 = 2 << 20;
 
 /// The directory.
@@ -37,7 +37,7 @@ pub(super) struct Wal {
 }
 
 impl Wal {
-    /// The entry `wal` of a server. WAL holds what tables hold, so it belongs to whom the data directory does.
+    /// The entry `wal` of a server. WAL contains the data of tables, so it belongs to the owner of the data directory.
     pub(super) fn child(context: &Arc<Context>, server: &ServerState) -> Child {
         Self::named(context, server, "wal", false)
     }
@@ -68,7 +68,7 @@ impl Wal {
         Ok(self.context.repository.wal(&self.server).find(name)?)
     }
 
-    /// One that is missing may be in a pack that is not in the catalog.
+    /// A missing file may be in a pack that is not in the catalog yet.
     fn entry(&self, name: &WalName) -> Result<Option<WalEntry>> {
         let archive = self.context.repository.wal(&self.server);
         match archive.entry(name)? {
@@ -77,8 +77,8 @@ impl Wal {
         }
     }
 
-    /// Has what recovery asks for next decoded, and the first of it read. A hint: what goes wrong here goes wrong
-    /// again where it is told.
+    /// Decodes the segments that recovery needs next, and reads the first of them into the page cache. Errors are
+    /// ignored here; the real read reports them.
     fn read_ahead(&self, opened: SegmentName, file: &WalFile) {
         let Ok(size) = SegmentSize::try_from(file.size_bytes) else {
             return;
@@ -118,24 +118,24 @@ impl Wal {
     }
 }
 
-/// What opening a segment means.
+/// The meaning of an open of a segment.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
-    /// It was to be read into the page cache.
+    /// It was for the page cache.
     Warming,
-    /// The segments are read one after the other.
+    /// The segments are read in sequence.
     Sequence,
-    /// They may be, from here on.
+    /// A sequence may start here.
     First,
 }
 
-/// How far somebody has come in the archive.
+/// The progress of readers in the archive.
 #[derive(Debug, Default)]
 struct Progress {
-    /// The segment that was opened last: whoever opens the one after it is reading a sequence.
+    /// The last opened segment. An open of the following one continues a sequence.
     last: Option<SegmentName>,
-    /// The segment that is about to be opened to have it in the page cache. Of this and the open that it is meant for, the
-    /// first to come is taken for it, whichever it is: the other then goes on with the sequence.
+    /// The segment that the page cache thread is about to open. The first of its open and the reader's open counts as
+    /// its own, whichever comes first; the other one continues the sequence.
     warming: Option<SegmentName>,
 }
 
@@ -234,7 +234,7 @@ impl Directory for Wal {
     }
 }
 
-/// Whose the archive of a server is, with the permissions of its directory.
+/// The owner of a server's archive, with the permissions of its directory.
 pub(super) fn owner_of(context: &Context, server: &ServerName) -> Result<Attributes> {
     let snapshot = context.snapshot()?;
     Ok(owner(
@@ -281,7 +281,7 @@ fn shown(context: &Context, owner: &Attributes, entry: &WalEntry) -> Child {
     }
 }
 
-/// A name that was deleted and archived anew may stand for other bytes: it gets another inode.
+/// A name that was deleted and archived again may have other bytes: it gets another inode.
 fn identity(archived_at: TimestampMicros) -> u64 {
     archived_at.unix_micros().cast_unsigned()
 }

@@ -1,5 +1,5 @@
-//! The configuration files of a startable view: the server's own, without what leads to the original, or made ones where
-//! the data directory that was backed up has none. What has to differ is decided by [`confinement`].
+//! The configuration files of a startable view: the server's own without what leads to the original, or generated ones
+//! if the backed-up data directory has none. [`confinement`] decides what has to differ.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use super::{append_block, block_of_a_clone, minimal, without_block};
 use crate::entry::Body;
 use crate::error::{Error, Result};
 
-/// Written by ALTER SYSTEM, read last; `pg_verifybackup` does not look at it.
+/// Written by ALTER SYSTEM and read last. `pg_verifybackup` ignores it.
 pub(in crate::views) const AUTO_CONF: &str = "postgresql.auto.conf";
 
 /// The server's configuration.
@@ -30,19 +30,19 @@ const MAX_CONTROL_BYTES: u64 = 1 << 20;
 const ALSO_IN_CONF: &[u8] = b"\n# ---- barmanfs: a clone ----\n\
     # Its postgresql.conf ends with such a block, too: remove both.\n";
 
-/// A configuration file the view shows and the backup has not, or not so.
+/// A configuration file of a view that the backup does not have, or has with other content.
 #[derive(Debug)]
 pub(in crate::views) struct ConfigurationFile {
-    /// Where in the data directory.
+    /// Its path in the data directory.
     pub(in crate::views) path: Vec<u8>,
     pub(in crate::views) attributes: Attributes,
     pub(in crate::views) text: Vec<u8>,
 }
 
-/// What a view's files are made of.
+/// The sources of a view's files.
 struct Parts {
     confined: Confined,
-    /// Whether a `postgresql.conf` is made because the backup has none.
+    /// Whether `postgresql.conf` is generated because the backup has none.
     is_conf_made: bool,
     control: Option<ControlFile>,
 }
@@ -54,7 +54,7 @@ impl Parts {
     }
 }
 
-/// All there are in a startable view.
+/// All configuration files of a startable view.
 pub(in crate::views) fn files(root: &TreeDirectory) -> Result<Vec<ConfigurationFile>> {
     let parts = parts(root, false)?;
     let mut files = changed(&parts);
@@ -63,8 +63,8 @@ pub(in crate::views) fn files(root: &TreeDirectory) -> Result<Vec<ConfigurationF
     Ok(files)
 }
 
-/// All that a clone of the view begins with. What keeps it to itself ends its `postgresql.conf` as well: ALTER SYSTEM RESET
-/// ALL empties the other file.
+/// All configuration files that a clone starts with. Its confinement is in `postgresql.conf` too, because ALTER SYSTEM
+/// RESET ALL empties the other file.
 pub(in crate::views) fn files_of_a_clone(root: &TreeDirectory) -> Result<Vec<ConfigurationFile>> {
     let parts = parts(root, true)?;
     let mut files = changed(&parts);
@@ -86,7 +86,7 @@ pub(in crate::views) fn files_of_a_clone(root: &TreeDirectory) -> Result<Vec<Con
     Ok(files)
 }
 
-/// A clone that was made of a backup of a clone is not told twice what keeps it to itself.
+/// A backup of a clone has that block already.
 fn parts(root: &TreeDirectory, of_a_clone: bool) -> Result<Parts> {
     let tree = &root.tree;
     let source = TreeSource(root);
@@ -118,8 +118,8 @@ fn parts(root: &TreeDirectory, of_a_clone: bool) -> Result<Parts> {
     })
 }
 
-/// Lines for a made `postgresql.conf`, where PostgreSQL's defaults are too small. The number of replication origins is always
-/// set: the WAL may need as many as the server's own setting allowed, and that is not known.
+/// Lines for a generated `postgresql.conf`, where PostgreSQL's defaults are too small. The number of replication
+/// origins is always set: the WAL may need as many as the server's setting allowed, which is unknown.
 fn room_for_unknown_settings(root: &TreeDirectory, control: Option<&ControlFile>) -> Result<String> {
     let major = root.tree.backup.server_version.major();
     let max_connections = control.map(|control| control.required_settings.max_connections);
@@ -132,7 +132,7 @@ fn room_for_unknown_settings(root: &TreeDirectory, control: Option<&ControlFile>
     Ok(lines.collect())
 }
 
-/// A file at the top. A link to another one PostgreSQL does not make, and none is followed.
+/// A file at the top. PostgreSQL creates no link to another file, and links are not followed.
 fn text(root: &TreeDirectory, name: &str) -> Result<Stored> {
     Ok(match TreeSource(root).read(name.as_bytes())? {
         Stored::Unusable(_, why) if !root.is_link(name.as_bytes())? => {
@@ -143,7 +143,7 @@ fn text(root: &TreeDirectory, name: &str) -> Result<Stored> {
     })
 }
 
-/// Those that PostgreSQL reads its settings from and that are not as they are stored, but the last.
+/// The changed files from which PostgreSQL reads its settings, except the last one.
 fn changed(parts: &Parts) -> Vec<ConfigurationFile> {
     let is_shown = |(path, is_changed): (&[u8], bool)| {
         path != AUTO_CONF.as_bytes() && (is_changed || parts.is_conf_made && path == CONF.as_bytes())
@@ -159,7 +159,7 @@ fn changed(parts: &Parts) -> Vec<ConfigurationFile> {
         .collect()
 }
 
-/// The file that is read last, with the block that has the last word.
+/// The file that is read last, with the block that overrides the others.
 fn auto_conf(root: &TreeDirectory, parts: &Parts, files: &mut Vec<ConfigurationFile>) -> Result<()> {
     let tree = &root.tree;
     let values = parts.confined.values(&[CONF.as_bytes(), AUTO_CONF.as_bytes()]);
@@ -184,8 +184,8 @@ fn auto_conf(root: &TreeDirectory, parts: &Parts, files: &mut Vec<ConfigurationF
     Ok(())
 }
 
-/// Who may come in. A file beside another one that counts is initdb's, and may trust everybody; one that is not complete may
-/// lack those who are rejected.
+/// The access rules. If another file is in effect, the file here is initdb's and may trust everybody. An incomplete
+/// file may lack rules that reject users.
 fn access(root: &TreeDirectory, confined: &Confined, files: &mut Vec<ConfigurationFile>) -> Result<()> {
     let source = TreeSource(root);
     for (name, setting, made) in [
@@ -219,7 +219,7 @@ fn access(root: &TreeDirectory, confined: &Confined, files: &mut Vec<Configurati
     Ok(())
 }
 
-/// The state of the server. None where `pg_control` cannot be used: PostgreSQL says best what is wrong with it.
+/// The server's state. `None` if `pg_control` is unusable: PostgreSQL reports best what is wrong with it.
 fn control(root: &TreeDirectory) -> Result<Option<ControlFile>> {
     let trees = &root.tree.context.trees;
     let Some(Node::Directory(global)) = root.stored(b"global")?.map(|entry| entry.node) else {

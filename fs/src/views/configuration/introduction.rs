@@ -1,5 +1,5 @@
-//! What the marked block says to the person who opens it, perhaps in the middle of the night: what this copy is, what it
-//! does when it is started, and how it becomes the production server.
+//! The comment in the marked block, for the person who opens the file, perhaps in the middle of the night: what this
+//! copy is, what it does when it is started, and how it becomes the production server.
 
 use std::path::Path;
 
@@ -23,7 +23,7 @@ pub(super) fn of_the_end(backup: &Backup) -> String {
     )
 }
 
-/// What stands further up in the file is the clone's, and of no effect: no recovery is asked for any more.
+/// Earlier lines in the file are the clone's and have no effect: no recovery is requested any more.
 pub(super) fn of_a_clone(backup: &Backup) -> String {
     let Backup { id, server, .. } = backup;
     let clone = backup.cloned_from.as_ref();
@@ -61,7 +61,7 @@ pub(super) fn of_a_target(recovery: &Recovery, mount_point: &Path) -> String {
     text
 }
 
-/// What the target means, where its own form leaves that open.
+/// The meaning of the target, where its own form leaves that open.
 fn target_in_words(recovery: &Recovery) -> String {
     let plan = &recovery.plan;
     match (&plan.spec.target, plan.time) {

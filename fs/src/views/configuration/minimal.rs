@@ -1,9 +1,9 @@
-//! Configuration files for a data directory without its own: Debian keeps them outside.
+//! Configuration files for a data directory without them: Debian keeps them elsewhere.
 
 use barmanfs_pg::control::RequiredSettings;
 
-/// The settings are those the server had; one that it raised later would keep a standby from going on, so `hot_standby`
-/// is off: the copy is promoted as soon as it has recovered and has no use for it.
+/// The settings are those of the server at the backup. If the server raised one later, a standby could not continue,
+/// so `hot_standby` is off: the copy is promoted after recovery and does not need it.
 const POSTGRESQL_CONF: &str = "\
 # Made by barmanfs: the data directory that was backed up has no postgresql.conf,
 # the server keeps it elsewhere (Debian: /etc/postgresql). Replace this file by the
@@ -12,7 +12,7 @@ listen_addresses = ''
 hot_standby = off
 ";
 
-/// A `postgresql.conf` with the settings the server must not have smaller to recover, as far as they are known.
+/// A `postgresql.conf` with the known settings that must not be smaller than the server's for recovery.
 pub(super) fn postgresql_conf(required: Option<RequiredSettings>) -> String {
     let required = required.map(|required| {
         [
@@ -41,7 +41,7 @@ pub(super) const PG_IDENT_CONF: &str = "\
 # server was told to use another one (ident_file). No user is another one here.
 ";
 
-/// Stands above what such a file said.
+/// The comment at the top of such a file.
 pub(super) const NAMES_FILES_OUTSIDE: &str = "\
 # The server's own, below, names files that are not in this data directory. So it is not
 # complete, and counts for nothing.

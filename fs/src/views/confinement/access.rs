@@ -7,18 +7,18 @@ use barmanfs_pg::conf::{AccessReference, access_references, is_taken_by_include_
 use super::source::{Source, Stored};
 use crate::error::Result;
 
-/// A file that leads to more of them counts as one that leads out.
+/// Limit of included files. Beyond it, the file counts as leading out.
 const MAX_FILES: usize = 1000;
 
-/// Whether something that PostgreSQL reads with this file is not in the data directory. Who may come in is not known then:
-/// what is missing may be who is rejected.
+/// Whether PostgreSQL would read something outside the data directory with this file. The access rules are unknown
+/// then: the missing part may reject users.
 pub(in crate::views) fn leads_out(source: &impl Source, path: &[u8]) -> Result<bool> {
     let mut seen = BTreeSet::from([path.to_vec()]);
     let mut waiting = vec![path.to_vec()];
     while let Some(path) = waiting.pop() {
         let text = match source.read(&path)? {
             Stored::Text(_, text) => text,
-            // PostgreSQL cannot read it either, and starts without.
+            // PostgreSQL cannot read it either, and starts without it.
             Stored::Damaged => continue,
             Stored::Unusable(..) | Stored::Absent => return Ok(true),
         };
@@ -35,7 +35,7 @@ pub(in crate::views) fn leads_out(source: &impl Source, path: &[u8]) -> Result<b
     Ok(false)
 }
 
-/// The files a reference stands for; `None` where it leads out or to nothing.
+/// The files of a reference; `None` if one is outside or missing.
 fn targets(source: &impl Source, path: &[u8], reference: &AccessReference) -> Result<Option<Vec<Vec<u8>>>> {
     let (AccessReference::File(named)
     | AccessReference::FileIfExists(named)

@@ -1,4 +1,4 @@
-//! All files PostgreSQL reads its settings from, without what leads out of the data directory.
+//! The files from which PostgreSQL reads its settings, without what leads out of the data directory.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,22 +9,22 @@ use super::OWN_FILES;
 use super::source::{Source, Stored};
 use crate::error::Result;
 
-/// More than these nobody writes; all of them are held in memory while a view's root is made.
+/// Maximum number of files. All of them are in memory while a view's root is generated.
 const MAX_FILES: usize = 1000;
 
-/// The same for their bytes.
+/// Maximum total size.
 const MAX_TOTAL_BYTES: usize = 64 << 20;
 
-/// As PostgreSQL has it (`CONF_FILE_MAX_DEPTH`).
+/// PostgreSQL's limit (`CONF_FILE_MAX_DEPTH`).
 const MAX_DEPTH: u32 = 10;
 
-/// How many files are gone through for the values that count: one may be included over and over.
+/// Maximum number of files read to find the effective values: a file may be included many times.
 const MAX_VISITS: u32 = 10_000;
 
-/// Begins a line that was taken out.
+/// Start of a line that was removed.
 pub(in crate::views) const TAKEN_OUT: &[u8] = b"# Of the original (barmanfs): ";
 
-/// Stands above an `include` that was taken out.
+/// The comment above an `include` that was removed.
 const NOT_HERE: &[u8] =
     b"# What the next line names is not in this data directory, so its settings are missing here.\n";
 
@@ -39,12 +39,12 @@ pub(in crate::views) struct Confined {
     pub(in crate::views) taken_out: BTreeSet<&'static str>,
 }
 
-/// One of them.
+/// A file of the configuration.
 #[derive(Debug)]
 pub(in crate::views) struct ConfinedFile {
     pub(in crate::views) attributes: Attributes,
     pub(in crate::views) text: Vec<u8>,
-    /// Whether the text is not the stored one.
+    /// Whether the text differs from the stored one.
     pub(in crate::views) is_changed: bool,
     items: Vec<Item>,
 }
@@ -55,7 +55,7 @@ enum Item {
     Include(Vec<u8>),
 }
 
-/// Goes through the files that begin with `roots`, all at the top of the data directory. None where there are too many.
+/// Reads the files from `roots` on, which are at the top of the data directory. `None` if there are too many.
 pub(in crate::views) fn confine<'a>(
     source: &impl Source,
     roots: impl IntoIterator<Item = (&'a [u8], Stored)>,
@@ -91,7 +91,7 @@ impl Confined {
         self.files.iter()
     }
 
-    /// What the settings are once these files were read, one after the other.
+    /// The effective settings after these files were read in order.
     pub(in crate::views) fn values(&self, roots: &[&[u8]]) -> Values {
         let (mut values, mut visits) = (Values::new(), 0);
         for root in roots {
@@ -136,7 +136,7 @@ impl<S: Source> Walk<'_, S> {
         self.waiting.push(path);
     }
 
-    /// Whether there is something at a path. What it is will be gone through, once.
+    /// Whether a path exists. If it is a file, it is queued to be read once.
     fn find(&mut self, path: &[u8]) -> Result<bool> {
         if self.confined.files.contains_key(path) {
             return Ok(true);
@@ -225,13 +225,13 @@ impl<S: Source> Walk<'_, S> {
 }
 
 enum Line {
-    /// With what it means.
+    /// The same with its meaning.
     Stays(Vec<Item>),
     LeadsOut,
     IsNotHere,
 }
 
-/// The setting that a line must not set, if it does. One that PostgreSQL would refuse to read counts, too.
+/// The forbidden setting in a line, if any. A line that PostgreSQL would refuse counts too.
 fn way_out(line: &[u8]) -> Option<&'static str> {
     let line = line.trim_ascii_start();
     let is_in_name = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_' || *byte >= 0x80;

@@ -1,5 +1,5 @@
-//! Settings that do no harm in general, and with the value they have keep a view from starting where its server is not at
-//! home, or lead out of it.
+//! Settings that are harmless in general, but whose value keeps a view from starting on another host, or leads out of
+//! it.
 
 use barmanfs_pg::conf::location;
 use barmanfs_pg::control::ControlFile;
@@ -9,8 +9,8 @@ use super::room::{kilobytes, number, room};
 use super::source::{Source, Stored};
 use crate::error::Result;
 
-/// What a readable standby must have as large as its original (`CheckRequiredParameterValues`), with what PostgreSQL has where
-/// nothing is set (`guc_parameters.dat`).
+/// Settings that a readable standby must not have smaller than its original (`CheckRequiredParameterValues`), with
+/// PostgreSQL's defaults (`guc_parameters.dat`).
 pub const DEFAULT_SIZES: [(&str, u32); 5] = [
     ("max_connections", 100),
     ("max_worker_processes", 8),
@@ -22,13 +22,13 @@ pub const DEFAULT_SIZES: [(&str, u32); 5] = [
 /// `wal_level` by its number in `pg_control`.
 const WAL_LEVELS: [&str; 3] = ["minimal", "replica", "logical"];
 
-/// Why a server's own values count.
+/// The reason for using the server's own values.
 const AS_IT_RAN: &str = "As the server ran, whatever its files say";
 
-/// PostgreSQL wants 512 kB between `max_stack_depth` and the limit of the operating system, of which 8 MiB are usual.
+/// PostgreSQL needs 512 kB between `max_stack_depth` and the limit of the operating system, which is usually 8 MiB.
 const STACK_MOST_KB: u64 = 7680;
 
-/// Where a server finds what it needs for SSL, by default.
+/// Default names of the files for SSL.
 const SSL_FILES: [(&str, &str); 5] = [
     ("ssl_cert_file", "server.crt"),
     ("ssl_key_file", "server.key"),
@@ -37,17 +37,17 @@ const SSL_FILES: [(&str, &str); 5] = [
     ("ssl_dh_params_file", ""),
 ];
 
-/// A setting with the value that has to count.
+/// A setting with the value that must apply.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::views) struct Override {
     pub(in crate::views) name: &'static str,
     pub(in crate::views) value: String,
-    /// For a comment.
+    /// The reason, for a comment.
     pub(in crate::views) why: &'static str,
 }
 
-/// What has to be set otherwise than the files of a view say. `control` is of the server as it ran, perhaps with settings of its
-/// command line.
+/// The settings that must differ from a view's files. `control` describes the server as it ran, perhaps with settings
+/// from its command line.
 pub(in crate::views) fn overrides(
     source: &impl Source,
     values: &Values,
@@ -113,8 +113,8 @@ pub(in crate::views) fn overrides(
     Ok(all)
 }
 
-/// Recovery needs as much as there was for prepared transactions and their locks, and what the others are is limited by each
-/// other: what stands in the files may never have been tried together.
+/// Recovery needs at least as much for prepared transactions and their locks as the server had, and the other settings
+/// limit each other: the combination in the files may never have been tried.
 fn sizes(values: &Values, control: &ControlFile) -> Vec<Override> {
     let ran_with = control.required_settings;
     let sizes = [
@@ -144,7 +144,8 @@ fn sizes(values: &Values, control: &ControlFile) -> Vec<Override> {
         .collect()
 }
 
-/// PostgreSQL refuses `minimal` together with settings that need more. A server that ran with `minimal` starts with any level.
+/// PostgreSQL refuses `minimal` together with settings that need more. A server that ran with `minimal` starts with
+/// any level.
 fn wal_level(values: &Values, control: &ControlFile) -> Option<Override> {
     let ran_with = WAL_LEVELS.get(usize::try_from(control.wal_level).ok()?)?;
     let set = match &*text(values, "wal_level").to_ascii_lowercase() {
@@ -190,8 +191,8 @@ fn has_ssl_without_its_files(source: &impl Source, values: &Values) -> Result<bo
     Ok(false)
 }
 
-/// PostgreSQL refuses a key that others than its owner may read. (It accepts root's, but a copy belongs to another user.) Of a
-/// key with a passphrase it asks for that.
+/// PostgreSQL refuses a key that users other than its owner may read. (It accepts root's, but a copy belongs to
+/// another user.) A key with a passphrase makes it ask for that.
 fn is_usable_key(source: &impl Source, path: &[u8]) -> Result<bool> {
     const WITH_PASSPHRASE: &[u8] = b"ENCRYPTED";
     Ok(match source.read(path)? {
@@ -210,7 +211,7 @@ pub(super) fn text(values: &Values, name: &str) -> String {
     String::from_utf8_lossy(value).into_owned()
 }
 
-/// As PostgreSQL reads it: any beginning of a word that says no (`parse_bool`).
+/// PostgreSQL's parsing: any prefix of a word for "no" (`parse_bool`).
 fn is_off(value: &[u8]) -> bool {
     let value = value.to_ascii_lowercase();
     let begins = |word: &[u8], least: usize| value.len() >= least && word.starts_with(&value);
