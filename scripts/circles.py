@@ -3,7 +3,8 @@
 
 A module is the first path component below src/; it and its children count as one. What counts as a use is read from
 the text of the files: `use` lines and paths that begin with `crate::` or `super::`. Tests do not count. A name that
-lib.rs or main.rs only passes on (`pub use x::Name`) counts as a use of `x`.
+lib.rs or main.rs re-exports (`pub use x::Name`) counts as a use of `x`. Circles between the children of one module are
+not looked for.
 
 Prints nothing and ends with 0 when there is none; prints a line for each and ends with 1 otherwise.
 """
@@ -50,6 +51,7 @@ TEST_MODULE = re.compile(
 TEST_FILE = re.compile(r'#\[cfg\(test\)\]\s*#\[path\s*=\s*"(?P<path>[^"]+)"\]')
 USE = re.compile(r"(?P<public>\bpub(?:\([^)]*\))?\s+)?\buse\s+(?P<tree>[^;]+);")
 INLINE = re.compile(r"\b(?P<path>(?:crate|super)(?:::\w+)+)")
+BARE = re.compile(r"(?<![\w:])(?P<path>[a-z]\w*(?:::\w+)+)")
 
 
 def without_comments_and_texts(text):
@@ -164,7 +166,11 @@ class Crate:
                 paths = [["crate"] + path if path[0] in self.modules else path for path in paths]
             else:
                 paths = [path for found in USE.finditer(text) for path, _ in expanded(found["tree"])]
-            paths += [found["path"].split("::") for found in INLINE.finditer(USE.sub("", text))]
+            rest = USE.sub("", text)
+            paths += [found["path"].split("::") for found in INLINE.finditer(rest)]
+            if not module:
+                bare = [found["path"].split("::") for found in BARE.finditer(rest)]
+                paths += [["crate"] + path for path in bare if path[0] in self.modules]
             here = module[0] if module else TOP
             for path in paths:
                 target = self._target(module, path)
@@ -228,7 +234,7 @@ def problems():
     for name, folder in LAYERS:
         crate = Crate(ROOT / folder / "src")
         for group in crate.circles():
-            yield f"{name}: {', '.join(group)} know each other: {crate.around(group)}"
+            yield f"{name}: {', '.join(group)} use each other: {crate.around(group)}"
 
 
 def main():

@@ -110,7 +110,7 @@ chosen_postgres() {
 
 need_rust
 need_build_and_mount_tools
-have python3 || install_packages python3 # looks for circles
+have python3 || install_packages python3   # looks for circles
 have openssl || install_packages openssl   # makes certificates for the tests of TLS
 have faketime || install_packages faketime # puts the program's clock forward
 need_space "$root" 4000

@@ -101,14 +101,14 @@ class Clone:
             while cursor.at < len(cursor.data):
                 self.apply(cursor, is_first=offset == cursor.at == 0)
             offset += FRAME.size + len(frame[1])
-        require(offset > 0, f"{path} has no beginning")
+        require(offset > 0, f"{path} has no complete record")
         for at in range(offset + 1, len(data)):
             later = whole_frame(data, at)
             require(later is None or later[0] <= offset, f"{path} is damaged at byte {offset}")
 
     def apply(self, cursor, is_first):
         kind = cursor.number(1)
-        require((kind == 1) == is_first, f"{cursor.what} does not begin as a journal does")
+        require((kind == 1) == is_first, f"{cursor.what} does not begin with the version of a journal")
         if kind == 1:
             version, seed = cursor.number(4), short(cursor)
             require(version == 1, f"{cursor.what} has version {version}")
@@ -122,7 +122,7 @@ class Clone:
         elif kind == 5:
             parent, name = self.node(cursor), short(cursor)
             child = cursor.number(8) if optional(cursor) else None
-            require(child is None or child in self.nodes, f"{cursor.what} names a node before it says what it is")
+            require(child is None or child in self.nodes, f"{cursor.what} refers to a node before it describes it")
             parent.names[read_pack.check_name(name, cursor.what)] = child
         elif kind == 6:
             self.set_data(cursor)
@@ -133,7 +133,7 @@ class Clone:
 
     def node(self, cursor):
         number = cursor.number(8)
-        require(number in self.nodes, f"{cursor.what} speaks of node {number:016x} before it says what it is")
+        require(number in self.nodes, f"{cursor.what} refers to node {number:016x} before it describes it")
         return self.nodes[number]
 
     def introduce(self, cursor):

@@ -16,7 +16,7 @@ use barmanfs_live::{Initial, LiveClone, NodeId};
 use barmanfs_store::RecordId;
 use rustix::io::Errno;
 
-use self::inodes::{Inodes, Whose};
+use self::inodes::{Inodes, Owner};
 use self::served::Place;
 pub(crate) use self::served::Served;
 use self::serving_epochs::ServingEpochs;
@@ -59,14 +59,14 @@ impl Clones {
 
     /// The clone an inode belongs to, if any. Opens it if necessary.
     pub(crate) fn of(&self, namespace: &Namespace, ino: Ino) -> Result<Option<Arc<Served>>> {
-        match self.inodes.whose(ino) {
-            Whose::Served(served) => return Ok(Some(served)),
-            Whose::LetGo(place) => {
+        match self.inodes.owner(ino) {
+            Owner::Served(served) => return Ok(Some(served)),
+            Owner::Released(place) => {
                 let served = self.open(&place)?;
                 self.inodes.recall(&served, ino)?;
                 return Ok(Some(served));
             }
-            Whose::Unknown => {}
+            Owner::Unknown => {}
         }
         // An inode that the views do not know either: the views answer with an error.
         let Ok(node) = namespace.node(ino) else {

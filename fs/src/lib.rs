@@ -5,8 +5,9 @@
 //! - [`views`] are the directories of the tree. Each reads the catalog when it is looked at.
 //! - [`entry`] has the words that both share.
 //! - `clones` are the clones that a mount serves. The engine of a clone is the crate `barmanfs_live`.
-//! - `adapter` is the only place that uses fuser. [`mount`](mod@mount) owns the mount: it creates the mount, and
-//!   unmounts only what it created.
+//! - `adapter` is the only place that uses fuser. [`mount`](mod@mount) owns the mount: it creates the mount, finds
+//!   those of other processes, and unmounts.
+//! - `usage` counts the files in use below a backup.
 //!
 //! Invariants:
 //! - The directories of clones are the only part of the repository that this crate writes to. Readers hold a lock that

@@ -53,7 +53,7 @@ const READ_AHEAD_KIB: u32 = 4096;
 /// After unmounting the tree itself, the daemon serves open files this long.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// How long to wait for a daemon to end: it may still have to write to clones.
+/// How long to wait for a daemon to end: the last writes to clones may still have to reach the disk.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A program that has just ended is still closing its files, so the mount may look used for this long.

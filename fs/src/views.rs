@@ -1,5 +1,5 @@
-//! The directories that a mount shows. Each kind is a [`Directory`](crate::entry::Directory). It reads its entries from the catalog when asked,
-//! and does not cache what another layer caches.
+//! The directories that a mount shows. Each kind is a [`Directory`](crate::entry::Directory). It reads its entries from
+//! the catalog when asked, and does not cache what another layer caches.
 //!
 //! | path | module |
 //! |---|---|

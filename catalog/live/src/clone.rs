@@ -30,12 +30,17 @@ pub struct Statistics {
 /// An open clone. All operations may be called concurrently.
 #[derive(Debug)]
 pub struct LiveClone {
+    /// The clone's record.
     pub(crate) id: RecordId,
+    /// Reads the backup below.
     pub(crate) trees: TreeReader,
+    /// The clone's directory: upper files and journal.
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) journal: Journal,
     pub(crate) root: NodeId,
+    /// Shared by every edit, exclusive where the journal is replaced by a state: no edit is between its two parts then.
     pub(crate) gate: RwLock<()>,
+    /// What differs from the backup: nodes, and names in directories.
     pub(crate) names: RwLock<Names>,
     /// Files with bytes that are not in the journal yet.
     pub(crate) dirty: Mutex<HashMap<NodeId, Arc<Node>>>,

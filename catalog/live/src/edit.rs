@@ -140,7 +140,7 @@ impl LiveClone {
         Ok(gone)
     }
 
-    /// Removes the upper files of nodes that an edit left without names.
+    /// Schedules the removal of the upper files of nodes that an edit left without names.
     pub(crate) fn doom_all(&self, gone: Vec<Arc<Node>>) {
         gone.into_iter().for_each(|node| self.doom(&node));
     }

@@ -31,7 +31,7 @@ mod copy;
 mod create;
 mod disk;
 mod edit;
-pub mod error;
+mod error;
 mod file;
 mod journal;
 mod listing;

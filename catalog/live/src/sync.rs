@@ -157,7 +157,7 @@ impl LiveClone {
             self.journal.flush()?;
         }
         let mut data = file.write();
-        self.mark_journalled(node, &mut data, &record)?;
+        self.mark_journaled(node, &mut data, &record)?;
         self.settle(node, &mut data)
     }
 
@@ -217,8 +217,8 @@ impl LiveClone {
         Ok(())
     }
 
-    /// Marks the blocks as journalled, durably.
-    fn mark_journalled(&self, node: &Node, data: &mut Data, record: &SyncRecord) -> Result<()> {
+    /// Marks the blocks as journaled: the record that has them is durable.
+    fn mark_journaled(&self, node: &Node, data: &mut Data, record: &SyncRecord) -> Result<()> {
         let State::Partial(partial) = &mut data.state else {
             return Ok(());
         };

@@ -27,13 +27,13 @@ struct Known {
     origin: Option<Box<[u8]>>,
 }
 
-/// The owner of an inode.
+/// The clone an inode belongs to.
 #[derive(Debug)]
-pub(super) enum Whose {
+pub(super) enum Owner {
     /// A clone that is being served.
     Served(Arc<Served>),
     /// A clone that was released.
-    LetGo(Arc<Place>),
+    Released(Arc<Place>),
     /// No clone, or the root of a clone that was not opened yet.
     Unknown,
 }
@@ -51,17 +51,17 @@ struct Tables {
 }
 
 impl Inodes {
-    pub(super) fn whose(&self, ino: Ino) -> Whose {
+    pub(super) fn owner(&self, ino: Ino) -> Owner {
         let known = self.read();
         if let Some(node) = known.nodes.get(&ino) {
             return match &node.served {
-                Some(served) => Whose::Served(Arc::clone(served)),
-                None => Whose::LetGo(Arc::clone(&node.place)),
+                Some(served) => Owner::Served(Arc::clone(served)),
+                None => Owner::Released(Arc::clone(&node.place)),
             };
         }
         match known.roots.get(&ino) {
-            Some(served) => Whose::Served(Arc::clone(served)),
-            None => Whose::Unknown,
+            Some(served) => Owner::Served(Arc::clone(served)),
+            None => Owner::Unknown,
         }
     }
 

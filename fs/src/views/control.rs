@@ -8,7 +8,7 @@
 //!
 //! `released/<server>/<clone>` exists when this mount does not serve the clone. Looking it up stops the serving: all
 //! writes are made durable, and another process can take the clone's lock. It fails with EBUSY while the clone is in
-//! use, and for a moment after its last file was closed. The next request below the clone serves it again. Only users
+//! use, and may do so for a moment after its last file was closed. The next request below the clone serves it again. Only users
 //! who may create and remove clones may look it up.
 
 use std::sync::Arc;

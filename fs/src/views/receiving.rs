@@ -1,8 +1,9 @@
 //! WAL that is received and not archived yet: as a copy may [`replay`] it `.barmanfs/receiving/<server>/<segment>`, under
 //! the segment's full name, and as it is `<segment>.partial` in `wal/`.
 //!
-//! The file has its full length from the start, zero where nothing has come yet, and grows: what is opened to be replayed is
-//! as it was at that moment, the other is seen to grow. Nothing of either is ever cached. It belongs to whom the archive belongs to: it holds what tables hold.
+//! The file has its full length from the start, with zeros where nothing was received yet. A file that is opened for replay
+//! stays as it was at that moment; readers of the other see it grow. Neither is cached. The owner is that of the archive,
+//! since WAL contains the data of tables.
 
 use std::io;
 use std::sync::Arc;
