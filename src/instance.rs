@@ -161,6 +161,7 @@ impl Instance {
                 running.pid
             )));
         }
+        postmaster::remove_locks_of_zombie(&self.data, &options.socket_directory)?;
         if let Some(port) = options.port {
             return self.start_on(port, options);
         }

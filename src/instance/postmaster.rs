@@ -129,13 +129,49 @@ pub(crate) fn stop(data: &Path, timeout: Duration) -> Result<(), Error> {
         }
         std::thread::sleep(STOP_POLL);
     }
-    // It could not remove its file. The file keeps other servers from starting until the process has been waited for.
+    // It could not remove its files.
     if server.has_outlived_its_mount {
         let file = data.join(PID_FILE);
         fs::remove_file(&file)
             .map_err(|error| Error::failed(format!("Cannot remove {}: {error}", file.display())))?;
+        remove_locks_of_zombie(data, &server.socket_directory)?;
     }
     Ok(())
+}
+
+/// Removes the lock files of a server that has ended while its parent has not waited for it. PostgreSQL takes such a
+/// process for alive and does not start; under a parent that never waits, as in a container without an init, it never
+/// would. A session that has survived its server keeps them: it may still write.
+pub(super) fn remove_locks_of_zombie(data: &Path, socket_directory: &Path) -> Result<(), Error> {
+    let file = data.join(PID_FILE);
+    let text = fs::read_to_string(&file).unwrap_or_default();
+    let holder = text.lines().next().and_then(|pid| pid.trim().parse().ok());
+    let remove = || {
+        if holder.is_some_and(is_zombie) && !anybody_works_in(data)? {
+            fs::remove_file(&file)?;
+        }
+        match socket_directory.is_dir() {
+            true => super::sockets::remove_locks_of_zombies(socket_directory),
+            false => Ok(()),
+        }
+    };
+    remove().map_err(|error: io::Error| {
+        Error::failed(format!(
+            "Cannot remove the lock files of the server that has ended in {}: {error}",
+            data.display()
+        ))
+    })
+}
+
+/// Whether a process has its working directory in a data directory, as all processes of a server do.
+fn anybody_works_in(data: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir("/proc")? {
+        let pid = entry?.file_name().to_str().and_then(|name| name.parse().ok());
+        if pid.is_some_and(|pid| is_alive(pid) && works_in(pid, data) == WorksIn::Data) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether there is such a process.
@@ -143,16 +179,31 @@ pub(super) fn is_alive(pid: i32) -> bool {
     Process::of(pid).is_some()
 }
 
+/// Whether a process has ended, and its parent has not waited for it.
+pub(super) fn is_zombie(pid: i32) -> bool {
+    stat_fields(pid).is_some_and(|fields| has_ended(&fields))
+}
+
+/// The fields of `/proc/PID/stat` from the state on, 3 in proc_pid_stat(5).
+fn stat_fields(pid: i32) -> Option<Vec<String>> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in brackets, may hold anything.
+    let fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    Some(fields.map(str::to_owned).collect())
+}
+
+fn has_ended(fields: &[String]) -> bool {
+    matches!(fields.first().map(String::as_str), Some("Z" | "X"))
+}
+
 impl Process {
     /// Read from files that everybody may read, whichever user owns the process.
     fn of(pid: i32) -> Option<Self> {
         let uid = fs::metadata(format!("/proc/{pid}")).ok()?.uid();
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // proc_pid_stat(5): the name, in brackets, may hold anything; the state, 3, follows, and the start is 22.
-        let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-        let state = fields.next()?;
-        let started_ticks = fields.nth(18)?.parse().ok()?;
-        (!matches!(state, "Z" | "X")).then_some(Self { uid, started_ticks })
+        let fields = stat_fields(pid)?;
+        // The start is field 22.
+        let started_ticks = fields.get(19)?.parse().ok()?;
+        (!has_ended(&fields)).then_some(Self { uid, started_ticks })
     }
 
     fn began_at(&self, seconds: u64) -> bool {
@@ -204,6 +255,7 @@ fn parse_pid_file(text: &str) -> Option<Running> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::process::Command;
 
     /// As this very process would write it, had it begun so much earlier or later.
     fn pid_file(pid: u32, later_s: i64) -> String {
@@ -213,6 +265,36 @@ mod tests {
             "{pid}\n/data\n{}\n5432\n/tmp\n",
             began.saturating_add_signed(later_s)
         )
+    }
+
+    #[test]
+    fn only_lock_files_of_a_server_that_has_ended_are_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let data = directory.path();
+        let locks = [data.join(PID_FILE), data.join(".s.PGSQL.25432.lock")];
+        let lock_by = |pid: u32| {
+            for lock in &locks {
+                fs::write(lock, format!("{pid}\n{}\n", data.display())).unwrap();
+            }
+        };
+        let left = || {
+            remove_locks_of_zombie(data, data).unwrap();
+            locks.each_ref().map(|lock| lock.exists())
+        };
+        lock_by(std::process::id());
+        assert_eq!(left(), [true, true]);
+        let mut session = Command::new("sleep").arg("60").current_dir(data).spawn().unwrap();
+        let mut server = Command::new("true").spawn().unwrap();
+        while is_alive(server.id().cast_signed()) {
+            std::thread::sleep(STOP_POLL);
+        }
+        lock_by(server.id());
+        // The socket is not the data: nobody can write through it any more.
+        assert_eq!(left(), [true, false]);
+        session.kill().unwrap();
+        session.wait().unwrap();
+        assert_eq!(left(), [false, false]);
+        server.wait().unwrap();
     }
 
     #[test]

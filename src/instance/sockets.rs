@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{Gid, Group, Uid};
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags};
 
-use super::postmaster::is_alive;
+use super::postmaster::{is_alive, is_zombie};
 use crate::error::Error;
 
 /// Every user can use this directory, and no other user can remove or rename an entry.
@@ -138,18 +138,30 @@ fn names(directory: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
 
 /// Whether it is the lock file of a server that runs.
 fn is_held(directory: &OwnedFd, name: &[u8]) -> bool {
-    if !is_socket_lock(name) {
-        return false;
+    is_socket_lock(name) && holder(directory, name).is_some_and(is_alive)
+}
+
+/// Removes the lock files of sockets whose server has ended and was not waited for: PostgreSQL takes it for alive.
+pub(super) fn remove_locks_of_zombies(directory: &Path) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::openat(CWD, directory, flags, Mode::empty())?;
+    for name in names(&directory)?.iter().filter(|name| is_socket_lock(name)) {
+        if holder(&directory, name).is_some_and(is_zombie) {
+            rustix::fs::unlinkat(&directory, OsStr::from_bytes(name), AtFlags::empty())?;
+        }
     }
+    Ok(())
+}
+
+/// The process that a lock file names in its first line.
+fn holder(directory: &OwnedFd, name: &[u8]) -> Option<i32> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let mut text = [0; 32];
     let length = rustix::fs::openat(directory, OsStr::from_bytes(name), flags, Mode::empty())
         .and_then(|file| rustix::io::read(&file, &mut text));
     let text = text.get(..length.unwrap_or(0)).unwrap_or_default();
     let pid = str::from_utf8(text.split(|&byte| byte == b'\n').next().unwrap_or_default());
-    pid.ok()
-        .and_then(|pid| pid.trim().parse().ok())
-        .is_some_and(is_alive)
+    pid.ok()?.trim().parse().ok()
 }
 
 fn prefix(clone: &str) -> String {
