@@ -7,6 +7,7 @@ use std::sync::Arc;
 use barmanfs_pg::wal_check::WalError;
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, SystemId};
+use rustix::io::Errno;
 
 use crate::names::{BackupId, CloneName, InvalidName, ServerName};
 
@@ -446,6 +447,56 @@ impl Error {
             self,
             Self::Full { .. } | Self::Store(barmanfs_store::Error::Full { .. })
         )
+    }
+
+    /// The number of the operating system's error that caused this one.
+    pub fn os_error(&self) -> Option<Errno> {
+        match self {
+            Self::Io { source, .. } | Self::WalSource { source, .. } => Errno::from_io_error(source),
+            Self::Full { .. } => Some(Errno::NOSPC),
+            Self::CatalogReadOnly { .. } => Some(Errno::ROFS),
+            Self::Store(error) | Self::UnknownPack(error) => error.os_error(),
+            Self::NotConfined { .. }
+            | Self::NoRepository { .. }
+            | Self::SettingsMissing { .. }
+            | Self::CannotCreate { .. }
+            | Self::BadSettings { .. }
+            | Self::NewerFormat { .. }
+            | Self::CatalogMissing { .. }
+            | Self::CatalogLayout { .. }
+            | Self::CatalogNewer { .. }
+            | Self::CatalogDamaged { .. }
+            | Self::CatalogBusy { .. }
+            | Self::Catalog { .. }
+            | Self::BadRecord { .. }
+            | Self::UnknownRecord { .. }
+            | Self::NotProven { .. }
+            | Self::NoPackLeft { .. }
+            | Self::Name(_)
+            | Self::NoSuchBackup { .. }
+            | Self::OtherSystem { .. }
+            | Self::Wal(_)
+            | Self::WalSize { .. }
+            | Self::BadWalFile { .. }
+            | Self::NotInQuarantine { .. }
+            | Self::SeveralInQuarantine { .. }
+            | Self::NotArchived { .. }
+            | Self::ArchivedIsGood { .. }
+            | Self::OfAnotherHistory { .. }
+            | Self::HistoryIsNeeded { .. }
+            | Self::BackupRunning { .. }
+            | Self::Receiving { .. }
+            | Self::SpoolDiverges { .. }
+            | Self::SpoolSize { .. }
+            | Self::BackupInUse { .. }
+            | Self::BackupHasClones { .. }
+            | Self::NoSuchClone { .. }
+            | Self::CloneExists { .. }
+            | Self::CloneInUse { .. }
+            | Self::BadClone { .. }
+            | Self::Occupied { .. }
+            | Self::Invalid(_) => None,
+        }
     }
 
     /// Whether the repository, or the file in question, may be read and not be written.

@@ -94,20 +94,19 @@ impl Error {
 
     /// The error number that the requesting program gets.
     pub(crate) fn errno(&self) -> Errno {
-        match self {
-            Self::Refused(errno) => *errno,
-            Self::Catalog(barmanfs_catalog::Error::Full { .. })
-            | Self::Store(barmanfs_store::Error::Full { .. }) => Errno::NOSPC,
-            Self::Catalog(error) if error.is_read_only() => Errno::ROFS,
-            Self::Catalog(_)
-            | Self::Store(_)
-            | Self::Io { .. }
-            | Self::CannotMount { .. }
-            | Self::NotMounted { .. }
-            | Self::InUse { .. }
-            | Self::View { .. }
-            | Self::Live(_) => Errno::IO,
-        }
+        let cause = match self {
+            Self::Refused(errno) => return *errno,
+            Self::Catalog(error) => error.os_error(),
+            Self::Store(error) => error.os_error(),
+            Self::Live(error) => error.os_error(),
+            Self::Io { source, .. } => Errno::from_io_error(source),
+            Self::CannotMount { .. } | Self::NotMounted { .. } | Self::InUse { .. } | Self::View { .. } => {
+                None
+            }
+        };
+        cause
+            .filter(|errno| PASSED_ON.contains(errno))
+            .unwrap_or(Errno::IO)
     }
 
     /// Whether the error belongs in the log: every error except a plain refusal.
@@ -126,6 +125,60 @@ impl From<barmanfs_live::Error> for Error {
     }
 }
 
+/// Error numbers of the repository's file system that mean the same for the requesting program: what lacks is room, a
+/// resource or a permission. All others become EIO. Above all, ENOENT of a pack must not look as if the requested file
+/// did not exist: PostgreSQL takes a missing file for one that is not needed.
+const PASSED_ON: [Errno; 8] = [
+    Errno::ACCESS,
+    Errno::PERM,
+    Errno::ROFS,
+    Errno::NOSPC,
+    Errno::DQUOT,
+    Errno::MFILE,
+    Errno::NFILE,
+    Errno::NOMEM,
+];
+
 /// Refusals that several modules use.
 pub(crate) const NOT_FOUND: Error = Error::Refused(Errno::NOENT);
 pub(crate) const STALE: Error = Error::Refused(Errno::STALE);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn numbers(errno: Errno) -> [Errno; 3] {
+        let source = || io::Error::from(errno);
+        let pack = Path::new("/repository/packs/ab/cd");
+        let store = || barmanfs_store::Error::io("read", pack, source());
+        [
+            Error::io("read", pack, source()).errno(),
+            Error::Store(store()).errno(),
+            Error::Catalog(barmanfs_catalog::Error::from(store())).errno(),
+        ]
+    }
+
+    #[test]
+    fn a_program_gets_the_number_of_what_lacks() {
+        for errno in PASSED_ON.into_iter().filter(|errno| *errno != Errno::DQUOT) {
+            assert_eq!(numbers(errno), [errno; 3]);
+        }
+        // The store has one error for no space and for no quota.
+        assert_eq!(numbers(Errno::DQUOT), [Errno::DQUOT, Errno::NOSPC, Errno::NOSPC]);
+    }
+
+    #[test]
+    fn a_missing_pack_is_not_a_missing_file() {
+        for errno in [
+            Errno::NOENT,
+            Errno::NOTDIR,
+            Errno::STALE,
+            Errno::EXIST,
+            Errno::INTR,
+            Errno::AGAIN,
+        ] {
+            assert_eq!(numbers(errno), [Errno::IO; 3]);
+        }
+    }
+}

@@ -46,6 +46,16 @@ impl Error {
             source: source.into(),
         }
     }
+
+    /// The number of the operating system's error that caused this one.
+    pub fn os_error(&self) -> Option<Errno> {
+        match self {
+            Self::Refused(errno) => Some(*errno),
+            Self::Store(error) => error.os_error(),
+            Self::Io { source, .. } => Errno::from_io_error(source),
+            Self::Unusable { .. } => None,
+        }
+    }
 }
 
 pub(crate) const NOT_FOUND: Error = Error::Refused(Errno::NOENT);

@@ -7,6 +7,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 use crate::id::{ChunkId, PackId};
 
 /// Result of the store's functions.
@@ -119,6 +121,23 @@ impl Error {
         Self::Damaged {
             what: what.into(),
             reason: reason.into(),
+        }
+    }
+
+    /// The number of the operating system's error that caused this one.
+    pub fn os_error(&self) -> Option<Errno> {
+        match self {
+            Self::Io { source, .. } => Errno::from_io_error(source),
+            Self::Full { .. } => Some(Errno::NOSPC),
+            Self::Damaged { .. }
+            | Self::LostBase { .. }
+            | Self::MissingChunk(_)
+            | Self::MissingPack(_)
+            | Self::NewerFormat { .. }
+            | Self::TooLarge { .. }
+            | Self::Invalid(_)
+            | Self::Index(_)
+            | Self::Random(_) => None,
         }
     }
 
