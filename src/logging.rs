@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use tracing::field::Field;
 use tracing::level_filters::LevelFilter;
@@ -25,6 +25,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::output;
 use crate::progress;
+
+use barmanfs_store::sync::lock;
 
 /// Where a line goes.
 #[derive(Debug)]
@@ -81,7 +83,7 @@ fn is_the_journals(stream: &impl AsFd) -> bool {
 }
 
 fn set(sink: Sink) {
-    *SINK.lock().unwrap_or_else(PoisonError::into_inner) = sink;
+    *lock(&SINK) = sink;
 }
 
 /// Formats a line for its destination.
@@ -99,7 +101,7 @@ where
     N: for<'a> FormatFields<'a> + 'static,
 {
     fn format_event(&self, ctx: &FmtContext<'_, S, N>, writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let (elsewhere, stderr) = match &*SINK.lock().unwrap_or_else(PoisonError::into_inner) {
+        let (elsewhere, stderr) = match &*lock(&SINK) {
             Sink::Journal | Sink::Syslog(_) => (true, false),
             Sink::Stderr => (false, true),
             Sink::File(_) | Sink::Nowhere => (false, false),
@@ -187,7 +189,7 @@ impl Write for Line {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // "daemon" of RFC 5424, 6.2.1.
         const FACILITY: u8 = 3;
-        match &mut *SINK.lock().unwrap_or_else(PoisonError::into_inner) {
+        match &mut *lock(&SINK) {
             Sink::Stderr => progress::write_stderr(bytes)?,
             Sink::Journal => progress::write_stderr(&for_the_journal(bytes, self.severity))?,
             Sink::File(file) => file.write_all(bytes)?,

@@ -1,10 +1,11 @@
 //! Progress of long work: a bar on a terminal, a log line now and then elsewhere.
 
 use std::io::{self, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use barmanfs_catalog::{Monitor, Unit};
+use barmanfs_store::sync::lock;
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::locale::Drawing;
@@ -18,7 +19,7 @@ const TICK: Duration = Duration::from_millis(250);
 static ON_SCREEN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
 fn on_screen() -> MutexGuard<'static, Option<ProgressBar>> {
-    ON_SCREEN.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&ON_SCREEN)
 }
 
 /// Writes to standard error, above the bar when there is one.
@@ -88,7 +89,7 @@ impl Progress {
         }
         self.bar.set_position(done);
         if let Some(log) = &self.log {
-            let mut last = log.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut last = lock(log);
             if last.elapsed() >= LOG_EVERY {
                 *last = Instant::now();
                 tracing::info!("{}: {}", self.what, self.sentence(done, total));

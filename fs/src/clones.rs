@@ -8,12 +8,13 @@ mod served;
 mod serving_epochs;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use barmanfs_catalog::{CloneDescription, CloneName, CloneOrigin, ServerName};
 use barmanfs_live::{Initial, LiveClone, NodeId};
 use barmanfs_store::RecordId;
+use barmanfs_store::sync::lock;
 use rustix::io::Errno;
 
 use self::inodes::{Inodes, Owner};
@@ -160,7 +161,7 @@ impl Clones {
             return Err(Error::Refused(Errno::EXIST));
         }
         let limits = self.context.clone_limits(server);
-        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let _making = lock(&self.making);
         if repository.clones(server)?.len() >= limits.max_count {
             tracing::warn!(
                 "{server} has {} clones, and clone_max_count allows no more",
@@ -262,7 +263,7 @@ impl Clones {
     }
 
     fn lock(&self) -> OpenClones<'_> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.open)
     }
 
     /// Waits a moment until the kernel has reported the closes in a clone.

@@ -3,10 +3,11 @@
 //!
 //! It holds no lock while a view runs or data is read.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use barmanfs_store::TreeReader;
+use barmanfs_store::sync::lock;
 use crossbeam_channel::Sender;
 use rustix::io::Errno;
 
@@ -132,7 +133,7 @@ impl Namespace {
 
     /// Logged once a minute, because this may last long.
     fn tell_full(&self) {
-        let mut told = self.told_full.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = lock(&self.told_full);
         if told.is_none_or(|told| told.elapsed() >= TELLS_EVERY) {
             *told = Some(Instant::now());
             tracing::warn!(

@@ -7,10 +7,11 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use barmanfs_catalog::{Backup, BackupId, ReadGuard, Repository, ServerName};
+use barmanfs_store::sync::lock;
 
 use crate::error::Result;
 
@@ -124,7 +125,7 @@ impl Usage {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
@@ -218,7 +219,7 @@ pub(crate) struct Usages {
 impl Usages {
     /// The use of a backup's view.
     pub(crate) fn of(&self, backup: &Arc<Backup>, view: &str, repository: &Repository) -> Arc<Usage> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.known);
         let key = (backup.server.clone(), backup.id, view.to_owned());
         if let Some(usage) = known.get(&key) {
             return Arc::clone(usage);
@@ -233,7 +234,7 @@ impl Usages {
     }
 
     pub(crate) fn release_idle(&self) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.known);
         known.values().for_each(|usage| usage.release_if_idle());
         known.retain(|_, usage| Arc::strong_count(usage) > 1 || usage.is_busy());
     }

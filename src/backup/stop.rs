@@ -1,7 +1,7 @@
 //! Stopping a backup by a signal.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::cluster::{self, Purpose};
@@ -9,6 +9,8 @@ use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::postgres::{Connection, Interrupter};
 use crate::signals::Interruption;
+
+use barmanfs_store::sync::lock;
 
 /// How soon a signal is noticed while the server is being connected to.
 const SIGNAL_NOTICED_WITHIN: Duration = Duration::from_millis(100);
@@ -26,7 +28,7 @@ impl Stop {
         let connection: Arc<Mutex<Option<Interrupter>>> = Arc::default();
         let current = Arc::clone(&connection);
         let signals = Interruption::watch(move || {
-            if let Some(interrupter) = current.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            if let Some(interrupter) = lock(&current).as_ref() {
                 interrupter.interrupt();
             }
         })?;
@@ -41,7 +43,7 @@ impl Stop {
     /// From now on this is the connection to cut.
     pub(super) fn guard(&self, connection: &Connection) -> Result<(), Error> {
         let interrupter = connection.interrupter()?;
-        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(interrupter);
+        *lock(&self.connection) = Some(interrupter);
         Ok(())
     }
 

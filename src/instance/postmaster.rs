@@ -341,7 +341,7 @@ mod tests {
 
     #[test]
     fn a_process_nobody_waits_for_has_ended() {
-        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let mut child = Command::new("true").spawn().unwrap();
         let pid = child.id().cast_signed();
         let until = Instant::now() + Duration::from_secs(10);
         while is_alive(pid) {

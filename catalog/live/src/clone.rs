@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use barmanfs_store::sync::{lock, read, write};
 use barmanfs_store::{RecordId, TreeReader};
 use rustix::io::Errno;
 
@@ -102,23 +103,23 @@ impl LiveClone {
     }
 
     pub(crate) fn gate(&self) -> RwLockReadGuard<'_, ()> {
-        self.gate.read().unwrap_or_else(PoisonError::into_inner)
+        read(&self.gate)
     }
 
     pub(crate) fn names(&self) -> RwLockReadGuard<'_, Names> {
-        self.names.read().unwrap_or_else(PoisonError::into_inner)
+        read(&self.names)
     }
 
     pub(crate) fn names_mut(&self) -> RwLockWriteGuard<'_, Names> {
-        self.names.write().unwrap_or_else(PoisonError::into_inner)
+        write(&self.names)
     }
 
     pub(crate) fn dirty(&self) -> MutexGuard<'_, HashMap<NodeId, Arc<Node>>> {
-        self.dirty.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.dirty)
     }
 
     pub(crate) fn doomed(&self) -> MutexGuard<'_, Vec<(Position, NodeId)>> {
-        self.doomed.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.doomed)
     }
 
     pub(crate) fn node(&self, id: NodeId) -> Result<Arc<Node>> {

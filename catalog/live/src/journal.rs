@@ -13,7 +13,7 @@
 
 use std::io::{self, BufReader, Read};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
@@ -21,6 +21,8 @@ use rustix::io::Errno;
 use crate::disk::{Disk, DiskFile, JOURNAL, NEW_JOURNAL};
 use crate::error::{Error, Result, failed};
 use crate::record::{Change, decode, encode};
+
+use barmanfs_store::sync::{lock, wait};
 
 /// The version of the journal that this release writes, and the newest that it reads.
 const VERSION: u32 = 1;
@@ -135,7 +137,7 @@ impl Journal {
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.log)
     }
 
     fn fail(&self, action: &'static str, error: io::Error) -> Error {
@@ -200,7 +202,7 @@ impl Journal {
             if !log.flushing {
                 break;
             }
-            log = self.flushed.wait(log).unwrap_or_else(PoisonError::into_inner);
+            log = wait(&self.flushed, log);
         }
         log.flushing = true;
         let (file, upto) = (Arc::clone(&log.file), log.position());
@@ -227,7 +229,7 @@ impl Journal {
 
     fn sync_names(&self) -> io::Result<()> {
         // With nothing left to do, this call has waited for the one that did it.
-        let _syncing = self.names_syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _syncing = lock(&self.names_syncing);
         if self.names_changed.swap(false, Ordering::AcqRel) {
             let synced = self.disk.sync_names(true);
             if synced.is_err() {
@@ -272,7 +274,7 @@ impl Journal {
     pub(crate) fn rewrite(&self, records: &mut dyn Iterator<Item = Vec<Change>>) -> Result<()> {
         let mut log = self.log();
         while log.flushing {
-            log = self.flushed.wait(log).unwrap_or_else(PoisonError::into_inner);
+            log = wait(&self.flushed, log);
         }
         let failed = |error| self.fail("rewrite", error);
         self.sync_names().map_err(failed)?;

@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use barmanfs_store::sync::{lock, read, write};
 use barmanfs_store::{DirectoryRef, FileMap};
 use rustix::io::Errno;
 
@@ -114,7 +115,7 @@ impl Node {
     }
 
     pub(crate) fn meta(&self) -> MutexGuard<'_, Meta> {
-        self.meta.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.meta)
     }
 
     pub(crate) fn kind(&self) -> Kind {
@@ -154,15 +155,15 @@ impl FileNode {
     }
 
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Data> {
-        self.data.read().unwrap_or_else(PoisonError::into_inner)
+        read(&self.data)
     }
 
     pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Data> {
-        self.data.write().unwrap_or_else(PoisonError::into_inner)
+        write(&self.data)
     }
 
     pub(crate) fn syncing(&self) -> MutexGuard<'_, ()> {
-        self.sync.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.sync)
     }
 
     pub(crate) fn lower_size_bytes(&self) -> u64 {

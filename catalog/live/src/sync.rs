@@ -4,9 +4,9 @@
 //! Only then do these blocks count as journalled. Blocks written meanwhile wait for the next sync. On failure nothing
 //! is marked as journalled, and the caller gets the error.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -22,6 +22,8 @@ use crate::node::{Body, Data, FileNode, Node, Partial, State, file_of};
 use crate::ranges::zero;
 use crate::record::Change;
 use crate::stat::NodeId;
+
+use barmanfs_store::sync::write;
 
 /// Bytes that no program syncs are durable a little later than this, as with a kernel's file system.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
@@ -285,7 +287,7 @@ impl LiveClone {
     /// Rewrites the journal so that it holds only the present state.
     pub(crate) fn rewrite_journal(&self) -> Result<()> {
         {
-            let _alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+            let _alone = write(&self.gate);
             let names = self.names();
             let nodes = names.nodes.values().filter_map(|node| node_record(node));
             let made = std::iter::once(vec![Change::Made { count: names.made }]);

@@ -13,10 +13,11 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, SegmentSize, TimelineId, TimestampMicros};
+use barmanfs_store::sync::lock;
 
 use crate::archive::wal::WalOutcome;
 use crate::error::{Error, Result};
@@ -235,7 +236,7 @@ impl Spool {
         wanted: impl Fn(SegmentName) -> bool,
         current: TimelineId,
     ) -> Result<Vec<SegmentName>> {
-        let _alone = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = lock(&self.settling);
         let mut kept = Vec::new();
         for name in self.partial()?.into_iter().filter(|name| wanted(*name)) {
             match self.is_covered(name, current)? {

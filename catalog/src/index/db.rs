@@ -13,7 +13,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
@@ -24,6 +24,8 @@ use crate::home::owner::Owner;
 use crate::home::{regular, with_suffix};
 use crate::index::records::{self, Derive};
 use crate::index::schema;
+
+use barmanfs_store::sync::lock;
 
 /// How long a statement waits for another process's write. Writes take milliseconds; a minute is a dying disk.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -419,9 +421,4 @@ fn identify(path: &Path) -> Result<Identity> {
         }),
         Err(source) => Err(Error::io("inspect", path, source)),
     }
-}
-
-/// A panic elsewhere leaves connections usable: each transaction is undone when it is dropped.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

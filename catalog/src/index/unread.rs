@@ -14,9 +14,10 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Display;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
+use barmanfs_store::sync::lock;
 use barmanfs_store::{Listed, PackId, PackStorage, Part, PartMark, read_footer};
 use rusqlite::params;
 use serde::Serialize;
@@ -171,7 +172,7 @@ impl Surveyor {
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.seen)
     }
 
     /// Lists a part, and holds it against the catalog. Returns the number of its packs.

@@ -18,7 +18,7 @@
 //! - The first error stops everything: it is returned by every later call, and by `flush`.
 
 use std::num::NonZero;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -29,6 +29,7 @@ use crate::index::ChunkIndex;
 use crate::pack::Record;
 use crate::reader::ChunkReader;
 use crate::storage::PackStorage;
+use crate::sync::lock;
 
 mod claims;
 mod intake;
@@ -327,10 +328,6 @@ impl Drop for Threads {
 }
 
 // For what is changed one assignment at a time and so is consistent even after a panic elsewhere.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn worker_count(wanted: usize) -> usize {
     let cores = || thread::available_parallelism().map_or(1, NonZero::get);
     if wanted == 0 {

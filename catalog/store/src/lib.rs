@@ -25,6 +25,7 @@ mod pack_header;
 mod random;
 pub mod reader;
 pub mod storage;
+pub mod sync;
 pub mod tree;
 
 pub use codec::{Encoding, Frame};

@@ -7,13 +7,14 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use barmanfs_live::{
     Allocation, AttributeChanges, Kind, Listing, Name, NewNode, NewTime, NodeAttributes, NodeId, RenameMode,
     Time,
 };
+use barmanfs_store::sync::lock;
 use fuser::{
     BackingId, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, RenameFlags,
     ReplyCreate, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyOpen, Request, TimeOrNow,
@@ -377,6 +378,3 @@ pub(super) fn add_entry(
 }
 
 // The data behind these locks is consistent even after a panic in another thread.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}

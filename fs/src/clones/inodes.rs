@@ -5,9 +5,10 @@
 //! separately until the next request for the inode; then they are added to the engine that serves the clone now.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use barmanfs_live::NodeId;
+use barmanfs_store::sync::{read, write};
 
 use super::served::{Place, Served};
 use crate::error::{Result, STALE};
@@ -136,10 +137,10 @@ impl Inodes {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Tables> {
-        self.known.read().unwrap_or_else(PoisonError::into_inner)
+        read(&self.known)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Tables> {
-        self.known.write().unwrap_or_else(PoisonError::into_inner)
+        write(&self.known)
     }
 }

@@ -8,10 +8,11 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use barmanfs_catalog::{CloneDescription, CloneLock, CloneName, Repository, ServerName};
 use barmanfs_store::RecordId;
+use barmanfs_store::sync::lock;
 
 use crate::error::Result;
 
@@ -91,6 +92,6 @@ impl ServingEpochs {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<(ServerName, CloneName), Epoch>> {
-        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.served)
     }
 }

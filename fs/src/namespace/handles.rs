@@ -4,8 +4,9 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
+use barmanfs_store::sync::lock;
 use barmanfs_store::{FileMap, TreeReader};
 
 use super::ino::Ino;
@@ -62,7 +63,7 @@ impl<T> Handles<T> {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Handle, Arc<T>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.open)
     }
 }
 
@@ -140,11 +141,7 @@ impl OpenFile {
     }
 
     fn read_ahead(&self, trees: &TreeReader, map: &FileMap, offset: u64, length: u64) {
-        let ahead = self
-            .sequence
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .read(offset, length);
+        let ahead = lock(&self.sequence).read(offset, length);
         let windows = map.windows_of(ahead.start, ahead.end - ahead.start);
         if !windows.is_empty()
             && let Err(error) = trees.read_ahead(map, windows)
@@ -200,13 +197,13 @@ impl OpenDirectory {
 
     /// Takes the files that were listed before `offset`.
     pub(super) fn listed_before(&self, offset: u64) -> Vec<(Ino, Box<[u8]>)> {
-        let files = std::mem::take(&mut *self.files.lock().unwrap_or_else(PoisonError::into_inner));
+        let files = std::mem::take(&mut *lock(&self.files));
         if offset == 0 { Vec::new() } else { files }
     }
 
     /// Keeps the files that were listed until now.
     pub(super) fn listed(&self, files: Vec<(Ino, Box<[u8]>)>) {
-        *self.files.lock().unwrap_or_else(PoisonError::into_inner) = files;
+        *lock(&self.files) = files;
     }
 
     /// Passes the lines from `offset` on to `emit`. Returns whether the last one was taken.
@@ -221,7 +218,7 @@ impl OpenDirectory {
     }
 
     fn read_lines(&self, offset: u64, emit: &mut dyn FnMut(&Arc<Node>, u64, &Child) -> Room) -> Result<bool> {
-        let mut kept = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&self.stream);
         // Taken out, so that the next read restarts a stream that failed.
         let mut stream = match kept.take() {
             Some(stream) if stream.position == offset => stream,

@@ -4,9 +4,11 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::ino::Ino;
+
+use barmanfs_store::sync::lock;
 
 /// Files whose beginnings are decoded ahead: small ones are opened faster than one core decodes them.
 const FILES_AHEAD: usize = 8;
@@ -132,10 +134,6 @@ pub(super) fn note(files: &mut Vec<(Ino, Box<[u8]>)>, ino: Ino, name: &[u8]) {
     if files.len() <= MAX_FILES {
         files.push((ino, name.into()));
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

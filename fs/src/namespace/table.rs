@@ -7,13 +7,15 @@
 //! kernel keeps those in use.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crossbeam_channel::Sender;
 
 use super::ino::Ino;
 use super::node::Node;
 use crate::entry::{Child, Content};
+
+use barmanfs_store::sync::lock;
 
 /// Maximum number of file nodes, about 350 bytes each.
 const MAX_FILES: usize = 150_000;
@@ -165,7 +167,7 @@ impl Table {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Nodes> {
         // Every change is complete when the lock is released, even by a panic.
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.nodes)
     }
 }
 

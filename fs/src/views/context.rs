@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
 use barmanfs_catalog::{Action, Backup, BackupId, CloneDescription, CloneName, Repository, ServerName};
 use barmanfs_pg::TimestampMicros;
+use barmanfs_store::sync::lock;
 use barmanfs_store::{Attributes, TreeReader};
 
 use super::manifest::Manifests;
@@ -205,7 +206,7 @@ impl Context {
         target: &Arc<Backup>,
         shown: impl Fn(BackupId) -> bool,
     ) -> Arc<BackupTree> {
-        let mut aliases = self.aliases.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut aliases = lock(&self.aliases);
         let place = aliases
             .iter()
             .position(|(name, which, _)| name == server && *which == alias);

@@ -7,11 +7,12 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use barmanfs_catalog::{BackupId, ServerName};
 use barmanfs_pg::manifest::{self, Checksum, ManifestError, ManifestFile, ManifestWriter};
 use barmanfs_store::FileMap;
+use barmanfs_store::sync::lock;
 
 use super::generated;
 use super::tree::BackupTree;
@@ -63,7 +64,7 @@ impl Manifests {
             backup: tree.backup.id,
             difference: of.difference(),
         };
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.known);
         if known.len() >= MAX_KNOWN {
             known.clear();
         }
@@ -73,7 +74,7 @@ impl Manifests {
     /// The size of a view's manifest. It is generated without being stored.
     pub(super) fn size_bytes(&self, tree: &BackupTree, of: &ViewManifest) -> Result<u64> {
         let known = self.known(tree, of);
-        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&known);
         if let Some(size_bytes) = known.size_bytes {
             return Ok(size_bytes);
         }
@@ -85,7 +86,7 @@ impl Manifests {
     /// The content of a view's manifest. It is kept until the last reader drops it.
     pub(super) fn open(&self, tree: &BackupTree, of: &ViewManifest) -> Result<Body> {
         let known = self.known(tree, of);
-        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&known);
         if let (Some(file), Some(size_bytes)) = (known.open.upgrade(), known.size_bytes) {
             return Ok(Body::Spooled(file, size_bytes));
         }

@@ -5,10 +5,11 @@
 //! both. A target that cannot be reached is absent. The kernel never caches that, and the log gives the reason once.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use barmanfs_catalog::{Backup, ServerName, Target, TargetSpec, TimelineChoice, Unreachable};
+use barmanfs_store::sync::lock;
 
 use super::context::Context;
 use super::no_files;
@@ -148,7 +149,7 @@ impl Lines {
 
     /// Whether another line is allowed.
     fn may_have_one(&self) -> bool {
-        let mut minute = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut minute = lock(&self.0);
         let now = match minute.take() {
             Some(minute) if minute.began.elapsed() < Duration::from_secs(60) => minute,
             _ => Minute {
@@ -234,7 +235,7 @@ impl Targets {
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 }
 

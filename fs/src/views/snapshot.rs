@@ -1,10 +1,11 @@
 //! The servers and backups at one moment. They are read again when the repository's generation has changed, because
 //! lists are requested far more often than they change.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use barmanfs_catalog::{Backup, BackupId, BackupStatus, Repository, ServerName};
 use barmanfs_store::Attributes;
+use barmanfs_store::sync::lock;
 
 use super::context::ViewOptions;
 use crate::error::Result;
@@ -76,7 +77,7 @@ impl SnapshotCache {
     pub(super) fn current(&self, repository: &Repository, options: &ViewOptions) -> Result<Arc<Snapshot>> {
         // Read before the backups: a later change makes the next call read again.
         let generation = repository.generation()?;
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.last);
         if let Some((known, snapshot)) = &*last
             && *known == generation
         {

@@ -3,9 +3,10 @@
 //!
 //! Everything here is immutable, so the kernel may cache it for as long as it likes.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use barmanfs_catalog::Backup;
+use barmanfs_store::sync::lock;
 use barmanfs_store::{Attributes, DirectoryRef, Entry, Node};
 
 use super::changes::{self, Addition, Changes};
@@ -179,7 +180,7 @@ impl TreeDirectory {
     }
 
     fn changes(&self) -> Result<Option<Arc<Changes>>> {
-        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changes = lock(&self.changes);
         if changes.is_none() && self.place != Place::Elsewhere {
             *changes = Some(Arc::new(changes::of(self)?));
         }

@@ -5,12 +5,13 @@
 //! A missing segment may arrive at any moment, and recovery asks for the next one again and again. So absence is never
 //! cached.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use barmanfs_catalog::{ServerName, WalEntry, WalFile};
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{SegmentSize, TimestampMicros};
 use barmanfs_store::Attributes;
+use barmanfs_store::sync::lock;
 
 use super::context::{self, Context};
 use super::snapshot::ServerState;
@@ -83,7 +84,7 @@ impl Wal {
         let Ok(size) = SegmentSize::try_from(file.size_bytes) else {
             return;
         };
-        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut progress = lock(&self.progress);
         let (segments, bytes) = match progress.step(opened, size) {
             Step::Warming => return,
             Step::Sequence => (SEGMENTS_AHEAD, u64::MAX),
@@ -107,7 +108,7 @@ impl Wal {
     }
 
     fn warm(&self, next: SegmentName) {
-        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut progress = lock(&self.progress);
         let path = match self.to_replay {
             true => format!(".barmanfs/replay/{}/{next}", self.server),
             false => format!("{}/wal/{next}", self.server),

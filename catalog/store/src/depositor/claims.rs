@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 use std::sync::Mutex;
 
-use super::lock;
 use crate::id::ChunkId;
 use crate::pack::PackedChunk;
+use crate::sync::lock;
 
 /// Ids that one worker has claimed to store, so that no other stores the same bytes again. They stay until the index
 /// knows their pack, so there are never more than fit the open pack, the packs being closed and the queues: a few

@@ -8,13 +8,14 @@ use super::claims::Claims;
 use super::packer::ToPacker;
 use super::patch::Patch;
 use super::status::{Status, Ticket};
-use super::{ContentClass, Deposit, DepositOptions, DepositTotals, Done, lock};
+use super::{ContentClass, Deposit, DepositOptions, DepositTotals, Done};
 use crate::codec::{Encoding, Frame, encode_delta, encode_whole};
 use crate::error::Result;
 use crate::id::{ChunkId, PackId};
 use crate::index::ChunkIndex;
 use crate::location::ChunkLocation;
 use crate::reader::ChunkReader;
+use crate::sync::lock;
 
 /// A put on its way to a worker.
 pub(super) struct Job {

@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex};
 use crossbeam_channel::{Receiver, Sender};
 
 use super::claims::Claims;
-use super::lock;
 use super::status::Status;
 use crate::codec::Frame;
 use crate::error::Result;
@@ -16,6 +15,7 @@ use crate::id::{ChunkId, PackId};
 use crate::index::ChunkIndex;
 use crate::pack::{PackWriter, Record};
 use crate::storage::PackStorage;
+use crate::sync::lock;
 
 /// Packs that wait to be closed while one is being closed: with it two, so the disk always has something to do, and
 /// what a crash loses stays under three packs.

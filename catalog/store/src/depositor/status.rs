@@ -1,11 +1,11 @@
 //! How a run stands: what is still under way, and the first error.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
-use super::lock;
 use crate::error::{Error, Result};
+use crate::sync::{lock, wait};
 
 /// Shared by the caller and all threads of one depositor.
 #[derive(Debug, Default)]
@@ -55,10 +55,10 @@ impl Status {
 
     /// Waits until every put has been answered.
     pub(super) fn wait_idle(&self) -> Result<()> {
-        let state = self
-            .idle
-            .wait_while(lock(&self.state), |state| state.pending > 0)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
+        while state.pending > 0 {
+            state = wait(&self.idle, state);
+        }
         state.failure.clone().map_or(Ok(()), Err)
     }
 }

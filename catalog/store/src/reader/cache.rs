@@ -5,13 +5,14 @@
 //! wakes them and one of them leads anew.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use lru::LruCache;
 
 use crate::error::Result;
 use crate::id::ChunkId;
 use crate::layout::MAX_CHUNK_BYTES;
+use crate::sync::{lock, wait};
 
 use super::base_is_delta;
 
@@ -109,7 +110,7 @@ impl Cache {
         let [first, ..] = id.0;
         let shard = &self.shards[usize::from(first) % self.shards.len()];
         // No code that holds this lock panics half-way through a change.
-        shard.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(shard)
     }
 
     /// Ends a flight, keeping what it brought. What that evicts is freed after the lock is.
@@ -190,18 +191,18 @@ enum State {
 
 impl Flight {
     fn set(&self, state: State) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        *lock(&self.state) = state;
         self.changed.notify_all();
     }
 
     /// Waits for the leader's result; `None` when it gave up.
     fn wait(&self, id: &ChunkId, purpose: Purpose) -> Option<Result<Arc<[u8]>>> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         loop {
             match &*state {
                 State::DecodingDelta if purpose == Purpose::Base => return Some(Err(base_is_delta(id))),
                 State::Decoding | State::DecodingDelta => {
-                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    state = wait(&self.changed, state);
                 }
                 State::Done(result) => return Some(result.clone()),
                 State::GivenUp => return None,

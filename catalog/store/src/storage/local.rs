@@ -10,7 +10,7 @@ use std::io::{self, BufWriter, Write};
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use lru::LruCache;
@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::id::PackId;
 use crate::layout::PACK_HEADER_BYTES;
 use crate::pack_header::id_in_header;
+use crate::sync::lock;
 
 use super::regular::NONBLOCK;
 use super::{Listed, PackStorage, PackUpload, Part, PartMark, open_regular};
@@ -149,7 +150,7 @@ impl LocalPacks {
 
     fn open_files(&self) -> MutexGuard<'_, LruCache<PackId, Arc<File>>> {
         // A panic elsewhere leaves at worst one file more or less in the list.
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.open)
     }
 }
 

@@ -1,12 +1,13 @@
 //! From windows that are answered in any order to a file's map.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::crc::crc32c_concat;
 use crate::depositor::{ContentClass, Deposit, Depositor};
 use crate::error::Result;
 use crate::file_map::{FileMap, INLINE_WINDOWS, PIECE_WINDOWS, ROW_BYTES, Window, Windows, row_at};
 use crate::id::ChunkId;
+use crate::sync::lock;
 
 /// Called with the finished file, on a thread of the depositor.
 pub(super) type FileDone = Box<dyn FnOnce(StoredFile) + Send>;
@@ -191,7 +192,7 @@ impl Assembly {
 
     // A map that a panic left half-way never finishes, which the tree notices.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

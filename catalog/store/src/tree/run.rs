@@ -1,12 +1,13 @@
 //! Sorted entries become the pages of a listing.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::previous::similar_page;
 use crate::depositor::{ContentClass, Deposit, Depositor};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::listing::{DirectoryRef, PageRef, encode_page_header, ends_page};
+use crate::sync::lock;
 
 /// Pages on their way into chunks: each page's place is known when it is put, its id when that is answered.
 #[derive(Debug, Default)]
@@ -21,7 +22,7 @@ struct Pages {
 impl Run {
     /// The listing, once the depositor has answered everything.
     pub(super) fn directory(&self) -> Result<DirectoryRef> {
-        let run = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let run = lock(&self.0);
         let page = |(first, chunk): &(Vec<u8>, Option<ChunkId>)| {
             Some(PageRef {
                 first: first.clone(),
@@ -39,14 +40,14 @@ impl Run {
 
     /// Adds a page's place.
     fn push(&self, first: Vec<u8>, entries: u32) -> usize {
-        let mut run = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut run = lock(&self.0);
         run.pages.push((first, None));
         run.entries += u64::from(entries);
         run.pages.len() - 1
     }
 
     fn set(&self, page: usize, chunk: Option<ChunkId>) {
-        let mut run = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut run = lock(&self.0);
         if let Some(slot) = run.pages.get_mut(page) {
             slot.1 = chunk;
         }

@@ -6,7 +6,7 @@
 //! Whatever the order things come in and whatever had to be written early, the same tree has the same root.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::TreeReader;
 use super::assembly::{FileDone, StoredFile};
@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::file_map::FileMap;
 use crate::layout::WAL_WINDOW_BYTES;
 use crate::listing::{Attributes, DirectoryRef, Node, encode_entry};
+use crate::sync::lock;
 
 /// How a [`TreeWriter`] works.
 #[derive(Debug, Clone, Copy)]
@@ -211,6 +212,7 @@ impl TreeWriter {
         self.change()?.directories.insert(path, None)?;
         self.make_room()?;
         let (tree, whose) = (Arc::clone(&self.tree), path.to_vec());
+        // A file that a panic kept from completing stays unfinished. The end of the tree notices that.
         let done = Box::new(move |file| lock(&tree).complete(&whose, attributes, file));
         Ok((shape, done))
     }
@@ -292,14 +294,11 @@ impl TreeWriter {
     }
 
     fn previous(&self) -> MutexGuard<'_, Option<Previous>> {
-        self.previous.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.previous)
     }
 }
 
 // A file that a panic kept from completing stays unfinished, which the end of the tree notices.
-fn lock(tree: &Mutex<Tree>) -> MutexGuard<'_, Tree> {
-    tree.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 impl Tree {
     fn complete(&mut self, path: &[u8], attributes: Attributes, file: StoredFile) {
