@@ -60,7 +60,7 @@ Recovery needs no command:
   cp -a /mnt/backups/main/latest $PGDATA && pg_ctl start
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration,
-3 done and problems found (check, verify).
+3 done, and problems found.
 'barmanfs COMMAND --help' says more, with examples.";
 
 /// PostgreSQL backups and WAL, deduplicated, and shown as directories
@@ -375,7 +375,7 @@ mod tests {
           cp -a /mnt/backups/main/latest $PGDATA && pg_ctl start
 
         Exit codes: 0 done, 1 failed, 2 wrong usage or configuration,
-        3 done and problems found (check, verify).
+        3 done, and problems found.
         'barmanfs COMMAND --help' says more, with examples.
         ");
     }

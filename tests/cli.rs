@@ -15,31 +15,21 @@ topic! {
     once two_backups_of_one_server_at_once_are_refused,
 }
 
-const COMMANDS: [&str; 17] = [
-    "backup",
-    "wal-archive",
-    "get-wal",
-    "list-servers",
-    "list-backups",
-    "show-backup",
-    "list-files",
-    "delete",
-    "verify",
-    "check",
-    "mount",
-    "umount",
-    "rebuild-catalog",
-    "index-wal",
-    "sweep",
-    "stats",
-    "version",
-];
+/// The commands that `--help` lists: every line with two spaces, a name and what it does, before the options.
+fn commands(help: &str) -> Vec<&str> {
+    let (commands, _) = help.split_once("Options of every command:").unwrap();
+    commands
+        .lines()
+        .filter_map(|line| line.strip_prefix("  ")?.split_whitespace().next())
+        .collect()
+}
 
 fn help_tells_every_command() {
     let site = Site::new();
     let help = site.ok(&["--help"]);
-    for command in COMMANDS {
-        assert!(help.contains(command), "{command} is not in --help:\n{help}");
+    let commands = commands(&help);
+    assert!(commands.len() > 20, "{commands:?}");
+    for command in commands {
         let own = site.ok(&[command, "--help"]);
         assert!(own.contains("Usage"), "{command} --help:\n{own}");
     }

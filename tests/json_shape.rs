@@ -35,6 +35,9 @@ fn every_document_has_one_shape(install: &'static Install) {
         &["verify"],
         &["sweep"],
         &["version"],
+        &["quarantine", "main", "list"],
+        &["history", "main", "list"],
+        &["index-wal", "main"],
     ] {
         take(&site, words, &mut shape);
     }
@@ -84,18 +87,65 @@ fn every_document_has_one_shape(install: &'static Install) {
     take(&site, &["delete", "main", "latest"], &mut shape);
     take(&site, &["sweep"], &mut shape);
     take(&site, &["rebuild-catalog"], &mut shape);
+    with_two_histories(&site, &mut shape);
     assert_jq_reads_times(&site);
     assert_stored(&shape);
+}
+
+/// The last segment comes once more, with other bytes.
+fn with_two_histories(site: &Site, shape: &mut Shape) {
+    let mount = Mount::new(site);
+    let find = format!(
+        "ls '{}' | grep -x '[0-9A-F]*' | tail -1",
+        mount.path("main/wal").display()
+    );
+    let name = site.sh(&find).ok().text().trim().to_owned();
+    let other = site.path(&name);
+    let archived = mount.path(&format!("main/wal/{name}"));
+    let (from, to) = (archived.display(), other.display());
+    site.sh(&format!(
+        "cp '{from}' '{to}' && chmod u+w '{to}' && printf x | dd of='{to}' bs=1 seek=100000 conv=notrunc"
+    ))
+    .ok();
+    mount.unmount();
+    site.barmanfs(&["wal-archive", "main", &other.to_string_lossy()])
+        .refused(1);
+    let lists = [
+        &["quarantine", "main", "list"][..],
+        &["quarantine", "main", "show", &name],
+        &["history", "main", "list"],
+        &["timeline", "main"],
+        &["check", "main"],
+    ];
+    for words in lists {
+        take(site, words, shape);
+    }
+    let fork = site.json(&["history", "main", "list"])["forks"][0].clone();
+    assert_eq!(fork["decided"], Value::Null, "{fork}");
+    site.ok(&[
+        "history",
+        "main",
+        "restart",
+        "--at",
+        fork["lsn"].as_str().unwrap(),
+    ]);
+    for words in &lists[2..] {
+        take(site, words, shape);
+    }
 }
 
 fn take(site: &Site, words: &[&str], shape: &mut Shape) {
     let told: Run = site.barmanfs(&[words, &["--json"]].concat());
     let value: Value = serde_json::from_slice(&told.stdout).unwrap_or_else(|error| panic!("{error}: {told}"));
-    let command: Vec<&str> = words
+    let mut command: Vec<&str> = words
         .iter()
-        .take_while(|word| !matches!(**word, "main"))
+        .take_while(|word| **word != "main")
         .copied()
         .collect();
+    // What these do comes after the server.
+    if matches!(command[..], ["quarantine" | "history"]) {
+        command.push(words[2]);
+    }
     examine(&command.join(" "), &value, shape);
 }
 
@@ -187,4 +237,5 @@ fn assert_stored(shape: &Shape) {
             assert!(told.contains(key), "{place} has no {key} any more: {told:?}");
         }
     }
+    assert_eq!(stored, text, "Keys are new: store them with BARMANFS_TEST_WRITE_SHAPE=1");
 }

@@ -170,14 +170,14 @@ fn make_clone(site: &Site, random: &mut Random, then: impl FnOnce(&mut Random)) 
     }
 }
 
-/// Of a clone that may not take more than so much, whatever that is, the kernel is handed no files: nobody would count.
+/// The kernel is not given the files of a clone with a limit, whatever the limit: nobody would count the bytes it writes.
 fn have_the_daemon_serve_all(site: &Site) {
-    let path = site.repository().join("live/main/torture/clone.json");
-    let text = std::fs::read(&path).expect("Cannot read a clone's description");
-    let mut description: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
-    description["max_bytes"] = (1_u64 << 40).into();
-    std::fs::write(&path, description.to_string()).expect("Cannot write a clone's description");
-    site.sh(&format!("sync '{}'", path.display())).ok();
+    let text = std::fs::read_to_string(site.config()).expect("Cannot read the configuration");
+    site.write_file("barmanfs.conf", (text + "clone_max_size = 1000G\n").as_bytes());
+    let mount = Mount::for_all(site);
+    let clones = site.json(&["clone", "list", "main"]);
+    assert_eq!(clones["clones"][0]["max_bytes"], 1_000_u64 << 30, "{clones}");
+    mount.unmount();
 }
 
 /// A clone, its server, and those who work on it.

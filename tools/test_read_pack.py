@@ -320,7 +320,7 @@ class ReadPack(unittest.TestCase):
             with flipped(journal, offset + read_clone.FRAME.size, 1):
                 done = run(copy, "main/test1", program="read_clone.py")
             self.assertEqual(done.returncode, 1)
-            self.assertRegex(done.stderr.decode(), r"\AFAILED: [^\n]+ (is damaged at byte \d+|has no beginning)\n\Z")
+            self.assertRegex(done.stderr.decode(), r"\AFAILED: [^\n]+ (is damaged at byte \d+|has no complete record)\n\Z")
 
     def test_a_damaged_file_is_refused(self):
         copy = self.copy(self.frozen()[0])

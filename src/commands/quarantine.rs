@@ -72,7 +72,7 @@ fn show(app: &mut App, repository: &Repository, kept: &QuarantinedWal, json: boo
     if json {
         app.out.json(&ComparedFile {
             file: QuarantinedFile::new(kept),
-            comparison: &compared,
+            comparison: (&compared).into(),
             fault: &fault,
         })?;
         return Ok(Outcome::Done);

@@ -1,8 +1,8 @@
 //! `quarantine --json`.
 
 use barmanfs_catalog::{Comparison, QuarantinedWal, ServerName};
-use barmanfs_pg::TimestampMicros;
 use barmanfs_pg::wal_name::WalName;
+use barmanfs_pg::{Lsn, TimestampMicros};
 use serde::Serialize;
 
 /// A file in quarantine.
@@ -37,9 +37,40 @@ impl<'a> QuarantinedFile<'a> {
 pub(crate) struct ComparedFile<'a> {
     #[serde(flatten)]
     pub(crate) file: QuarantinedFile<'a>,
-    pub(crate) comparison: &'a Comparison,
+    pub(crate) comparison: ComparisonReport<'a>,
     /// Why it cannot be archived, if it cannot.
     pub(crate) fault: &'a Option<String>,
+}
+
+/// A [`Comparison`] with the same keys, whatever it found.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct ComparisonReport<'a> {
+    archived: &'static str,
+    offset: Option<u64>,
+    lsn: Option<Lsn>,
+    reason: Option<&'a str>,
+}
+
+impl<'a> From<&'a Comparison> for ComparisonReport<'a> {
+    fn from(comparison: &'a Comparison) -> Self {
+        let found = |archived| Self {
+            archived,
+            ..Self::default()
+        };
+        match comparison {
+            Comparison::None => found("none"),
+            Comparison::Same => found("same"),
+            Comparison::Differs { offset, lsn } => Self {
+                offset: Some(*offset),
+                lsn: *lsn,
+                ..found("differs")
+            },
+            Comparison::Unreadable { reason } => Self {
+                reason: Some(reason),
+                ..found("unreadable")
+            },
+        }
+    }
 }
 
 /// A file that was released, deleted, or taken out of the archive.

@@ -39,7 +39,6 @@ pub struct Fork {
     /// How it showed.
     pub why: String,
     /// What has been decided; nothing yet where it is `None`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decided: Option<Decided>,
 }
 

@@ -38,7 +38,7 @@ pub struct TimelineReport {
     #[serde(default)]
     pub newest: Option<Reach>,
     /// Where timelines have two histories, and nobody has decided which one counts.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub forks: Vec<Fork>,
 }
 

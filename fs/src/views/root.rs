@@ -60,20 +60,23 @@ impl Directory for Root {
             return Ok(None);
         };
         match name {
-            README_NAME => Ok(Some(self.readme_child())),
             CONTROL_NAME => Ok(Some(self.control())),
             _ => {
                 let snapshot = self.context.snapshot()?;
-                Ok(snapshot
-                    .server(name)
-                    .map(|server| ServerDirectory::child(&self.context, server)))
+                let server = snapshot.server(name);
+                let child = server.map(|server| ServerDirectory::child(&self.context, server));
+                Ok(child.or_else(|| (name == README_NAME).then(|| self.readme_child())))
             }
         }
     }
 
     fn entries(&self) -> Result<Children> {
-        let mut children = vec![self.readme_child(), self.control()];
         let snapshot = self.context.snapshot()?;
+        let mut children = vec![self.control()];
+        // A server may have the name of the page. Its backups are what counts.
+        if snapshot.server(README_NAME).is_none() {
+            children.push(self.readme_child());
+        }
         children.extend(
             snapshot
                 .servers

@@ -16,7 +16,6 @@ use barmanfs_pg::wal_name::WalName;
 use barmanfs_pg::{Lsn, SegmentSize, TimelineId};
 use barmanfs_store::{Record, RecordId};
 use rusqlite::OptionalExtension;
-use serde::Serialize;
 
 use crate::archive::wal::{QuarantinedWal, WalFile};
 use crate::error::{Error, Result};
@@ -30,8 +29,7 @@ use crate::names::ServerName;
 const COMPARE_BYTES: usize = 1024 * 1024;
 
 /// A quarantined file beside the archived one of its name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case", tag = "archived")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Comparison {
     /// There is none.
     None,
@@ -42,7 +40,6 @@ pub enum Comparison {
         /// The first byte that differs, counted from 0; that of the shorter one's end where one is the beginning of the other.
         offset: u64,
         /// The same in the log; of segments alone.
-        #[serde(skip_serializing_if = "Option::is_none")]
         lsn: Option<Lsn>,
     },
     /// One of them cannot be read.
