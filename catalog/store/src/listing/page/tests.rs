@@ -222,7 +222,8 @@ fn names_that_end_no_page_do_not_make_it_grow_for_ever() {
 }
 
 proptest! {
-    /// Damage is an error or other entries, never a panic, a loop or an allocation by what it claims.
+    /// Damage gives an error or other entries, never a panic, an endless loop or an allocation of a
+    /// size that the page claims.
     #[test]
     fn damaged_pages_are_survived(flips in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6), cut: proptest::sample::Index) {
         let mut bytes = page_bytes(&samples(), 4);
