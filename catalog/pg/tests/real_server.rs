@@ -2,7 +2,7 @@
 //! with 1 MiB segments, so that records cross segments often. The output of `pg_waldump` and
 //! `pg_controldata` is the reference.
 
-// The lint knows test functions, not the helpers beside them.
+// The lint exempts test functions, but not their helpers.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;

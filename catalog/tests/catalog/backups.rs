@@ -294,7 +294,7 @@ fn what_cannot_be_incremental_starts_over_as_a_full_backup() {
     let parent = back_up(&f.repository, &f.server, &files(1));
     let mut run = begin(&f.repository, &f.server);
     run.build_on(&parent).unwrap();
-    // Half of a file, and another half again: the first attempt leaves nothing behind.
+    // The first attempt stores half of a file: nothing of it may be left.
     let tree = run.tree().unwrap();
     let mut half = tree.file(b"half", attributes(), 2, WINDOW).unwrap();
     half.write(b"x").unwrap();

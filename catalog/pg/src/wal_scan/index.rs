@@ -191,7 +191,7 @@ impl Fragment {
 
 impl SegmentIndex {
     /// How many restore points, backup ends or timeline switches are listed for one segment. A
-    /// segment could hold thousands, nobody recovers to one of so many, and an index stays small.
+    /// segment could hold thousands, but nobody recovers to one of so many, and the index stays small.
     pub const LIST_ENTRIES_MAX: usize = 256;
 
     /// How many tablespaces are listed for one segment: all that are created must be known, and nobody creates more.

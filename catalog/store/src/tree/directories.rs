@@ -66,7 +66,7 @@ impl Directories {
         Ok(())
     }
 
-    /// Adds an entry that is no directory; `None` for a file whose content comes now.
+    /// Adds an entry that is no directory; `None` for a file whose content follows.
     pub(super) fn insert(&mut self, path: &[u8], entry: Option<Box<[u8]>>) -> Result<()> {
         if self.by_path.contains_key(path) {
             return Err(twice(path));

@@ -166,7 +166,7 @@ fn names_that_lead_elsewhere_are_refused_from_disk_too() {
 #[test]
 fn maps_that_do_not_fit_their_size_are_refused() {
     let good = page_bytes(&samples()[3..], 1);
-    // Behind kind, length, the name of five bytes and 24 bytes of attributes.
+    // After kind, length, the name of five bytes and 24 bytes of attributes.
     let size_at = HEADER_BYTES + 3 + 5 + 24;
     for (at, value) in [(size_at + 8, 5000_u32), (size_at + 8, 0), (size_at + 4, u32::MAX)] {
         let mut bytes = good.clone();
