@@ -83,7 +83,7 @@ impl Edit {
             if node.origin.is_none() && !node.recorded.load(Ordering::Relaxed) {
                 changes.push(Change::Made { count: made });
             }
-            // A node that was never recorded and is gone needs no record: the record of its name says so.
+            // A node that was never recorded and is gone needs no record: the record of its name is enough.
             if meta.links > 0 || node.recorded.load(Ordering::Relaxed) {
                 changes.extend(introduction(node));
                 changes.push(Change::Attributes {

@@ -61,7 +61,7 @@ impl LiveClone {
         let found = self.disk.open(&name).map_err(|error| fail("open", error))?;
         let upper = match (found, &data.state) {
             (Some(upper), State::Partial(partial)) => {
-                // The journal knows that the file was cut, but the upper file was not cut yet.
+                // The journal records that the file was cut, but the upper file was not cut yet.
                 let size_bytes = upper.status().map_err(|error| fail("read", error))?.size_bytes;
                 if size_bytes > partial.size_bytes {
                     upper

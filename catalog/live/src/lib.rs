@@ -13,7 +13,7 @@
 //! Invariants:
 //! - After a successful sync, the synced state survives any crash or loss of power. Every other block has either its
 //!   old or its new content after a crash, never anything else, and never zeros in place of data.
-//! - To guarantee this, bytes are durable before the journal says that they belong to the file (`sync.rs`), and an
+//! - To guarantee this, bytes are durable before the journal records that they belong to the file (`sync.rs`), and an
 //!   operation that destroys bytes waits until its journal record is durable.
 //! - Everything found when a clone is opened is made durable before it is used, because an earlier process may have
 //!   been killed.

@@ -1,4 +1,4 @@
-//! Makes files durable: first the bytes, then the journal record that says that they belong to the file.
+//! Makes files durable: first the bytes, then the journal record that assigns them to the file.
 //!
 //! A sync notes which blocks are not in the journal, syncs the upper file, writes the record and flushes the journal.
 //! Only then do these blocks count as journalled. Blocks written meanwhile wait for the next sync. On failure nothing
@@ -313,7 +313,7 @@ impl SyncRecord {
     }
 }
 
-/// The record of a node; `None` for one that the journal need not know.
+/// The record of a node; `None` for one that the journal need not have.
 fn node_record(node: &Node) -> Option<Vec<Change>> {
     let meta = *node.meta();
     if meta.links == 0 || !node.recorded.load(Ordering::Relaxed) {

@@ -1,4 +1,4 @@
-//! Clones as a whole: what they stand on, and what they are compared with.
+//! Tests of clones as a whole: their base, and what they are compared with.
 
 mod contents;
 mod crash;
@@ -100,7 +100,7 @@ fn id(clone: &LiveClone, path: &str) -> NodeId {
 
 fn read_all(clone: &LiveClone, node: NodeId) -> Result<Vec<u8>> {
     let size_bytes = clone.attributes(node)?.size_bytes;
-    // One more than there is, to see where it ends.
+    // One byte more than the file has, to see where it ends.
     let mut bytes = vec![0xEE; usize::try_from(size_bytes).unwrap() + 1];
     let count = clone.read(node, 0, &mut bytes)?;
     bytes.truncate(count);

@@ -1,7 +1,7 @@
-//! Repositories as earlier releases wrote them: whatever is changed later, they are read and gone on with.
+//! Repositories as earlier releases wrote them: whatever changes later, they can still be read and written.
 //!
-//! `frozen/<n>/repository` is one, `frozen/<n>/held.txt` what it holds. Both are made once for each version of a format, packs,
-//! records, clones or the index, by
+//! `frozen/<n>/repository` is a repository, `frozen/<n>/held.txt` lists its content. Both are created once for each
+//! version of a format, packs, records, clones or the index, by
 //!
 //! ```text
 //! cargo test -p barmanfs-live --test frozen -- --ignored
@@ -28,7 +28,7 @@ use barmanfs_pg::{Lsn, ServerVersion, TimelineId, TimestampMicros};
 use barmanfs_store::{Attributes, DirectoryRef, Node, RecordId};
 use support::{Fixture, SEGMENT, Thing, WINDOW, attributes, data_directory, noise, segment};
 
-/// What new fixtures are called.
+/// The name of the next fixture.
 const NEXT: &str = "1";
 
 /// A file that is changed.
@@ -67,7 +67,7 @@ fn assert_held(repository: &Repository, expected: &str, place: &Path) {
     assert!(verified.is_clean(), "{}: {verified:?}", place.display());
 }
 
-/// A backup on top, a rebuilt catalog, a sweep: all that was there stays.
+/// A backup on top, a rebuilt catalog, a sweep: everything that was there stays.
 fn go_on(fixture: &Fixture, expected: &str, place: &Path) {
     let more = fixture.backup(&data_directory(1));
     fixture.repository.delete_backup(&more, false).unwrap();
@@ -82,7 +82,7 @@ fn go_on(fixture: &Fixture, expected: &str, place: &Path) {
     assert_held(&Repository::open(path).unwrap(), expected, place);
 }
 
-/// All a user gets out of a repository, a line for each thing.
+/// Everything a user can read from a repository, one line for each item.
 fn held(repository: &Repository) -> String {
     let mut lines = String::new();
     for server in repository.servers().unwrap() {
@@ -181,7 +181,7 @@ fn describe_live(lines: &mut String, live: &LiveClone, prefix: &str, directory: 
         let of = live.lookup(directory, &name).unwrap();
         let path = format!("{prefix}{}", String::from_utf8(name).unwrap());
         let (node, mode) = (of.node, of.mode);
-        // Without times: that of a file which is the clone's alone is its upper file's, and that was copied here.
+        // Without times: a file that belongs only to the clone has the time of its upper file, which was copied here.
         write!(lines, "  {path} {mode:o} {}:{}", of.uid, of.gid).unwrap();
         match of.kind {
             Kind::File => {
@@ -199,7 +199,7 @@ fn describe_live(lines: &mut String, live: &LiveClone, prefix: &str, directory: 
     }
 }
 
-/// Without what is of no use but to processes that run.
+/// Copies a repository without the files that only running processes need.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
@@ -229,7 +229,7 @@ fn freeze() {
     copy(path, &place.join("repository"));
 }
 
-/// Something of everything.
+/// Fills the repository with one of everything.
 fn fill(fixture: &Fixture) {
     for number in 2..=4 {
         let (name, bytes) = small_segment(number);
@@ -290,7 +290,7 @@ fn failed(fixture: &Fixture) {
     begin(fixture, "failed").fail("the connection was lost");
 }
 
-/// One put together of blocks and the backup before; it has its WAL with it.
+/// An incremental backup, made of blocks and the backup before; its WAL is there too.
 fn increment(fixture: &Fixture, parent: &Backup) {
     let mut run = begin(fixture, "nightly");
     let (trees, root) = run.build_on(parent).unwrap();
@@ -309,7 +309,7 @@ fn increment(fixture: &Fixture, parent: &Backup) {
     run.finish(end(4)).unwrap();
 }
 
-/// What a backup that needs this segment alone ends with.
+/// The end of a backup that needs only this segment.
 fn end(segment: u64) -> BackupEnd {
     BackupEnd {
         start_lsn: Lsn(segment * SEGMENT.bytes() + 40),
@@ -327,7 +327,7 @@ fn end(segment: u64) -> BackupEnd {
     }
 }
 
-/// A clone with something of all that can be done in one.
+/// A clone with one of each possible change.
 fn make_clone(fixture: &Fixture, backup: &Backup) -> CloneDescription {
     let description = CloneDescription {
         id: RecordId::random().unwrap(),

@@ -8,11 +8,11 @@ use crate::{FormatError, Lsn, TimelineId};
 
 const FILE: &str = "backup_label";
 
-/// What the lines begin with that only the label of an incremental backup has.
+/// How the lines begin that only the label of an incremental backup has.
 const INCREMENTAL: &[u8] = b"INCREMENTAL FROM ";
 
-/// The label of the full backup that was made of an incremental one: the lines that say what it built on are left out, as
-/// `pg_combinebackup` does. A server does not start with them.
+/// The label of the full backup made from an incremental one: without the lines that name the backup it was based on,
+/// as `pg_combinebackup` writes it. A server does not start with these lines.
 #[must_use]
 pub fn without_incremental(bytes: &[u8]) -> Vec<u8> {
     let lines = bytes.split_inclusive(|&byte| byte == b'\n');
@@ -42,15 +42,15 @@ pub struct BackupLabel {
     pub label: Option<String>,
     /// The timeline it started on.
     pub start_timeline: TimelineId,
-    /// Start and timeline of the backup this one is an increment of (PostgreSQL 17 and later).
+    /// Start and timeline of the backup that this one is based on (PostgreSQL 17 and later).
     pub incremental_from: Option<(Lsn, TimelineId)>,
 }
 
 impl BackupLabel {
-    /// Reads a `backup_label`. Lines that are not known are passed over, as PostgreSQL does.
+    /// Reads a `backup_label`. Unknown lines are skipped, as in PostgreSQL.
     ///
     /// # Errors
-    /// A line that should say where to start and does not, or contradicts another.
+    /// When a line about the start is missing or malformed, or contradicts another.
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
         let mut lines = Lines::new(bytes);
         let (start_lsn, start_segment) = lines.require("START WAL LOCATION: ", start_location)?;
@@ -129,8 +129,8 @@ impl<'a> Lines<'a> {
             .map(|line| String::from_utf8_lossy(line).into_owned())
     }
 
-    /// The next line's value, where the line begins with `key`. A backup history file has the
-    /// backup's stop position in between.
+    /// The value of the next line, which must begin with `key`. A backup history file has the backup's stop position in
+    /// between.
     fn require<T>(&mut self, key: &str, read: impl Fn(&str) -> Option<T>) -> Result<T, FormatError> {
         let mut line = self.next().unwrap_or_default();
         if line.starts_with("STOP WAL LOCATION: ") {

@@ -68,7 +68,7 @@ fn is_letter_or_digit(byte: u8) -> bool {
     is_letter(byte) || byte.is_ascii_digit()
 }
 
-/// How many bytes at the beginning are such ones.
+/// How many bytes at the beginning of `text` match.
 fn span(text: &[u8], is_such: impl Fn(u8) -> bool) -> usize {
     text.iter().position(|byte| !is_such(*byte)).unwrap_or(text.len())
 }
@@ -99,7 +99,7 @@ impl<'a> Tokens<'a> {
     }
 }
 
-/// A name (`a`, `a.b`), or what is longer than one and can only be a value.
+/// A name (`a`, `a.b`), or a longer word, which can only be a value.
 fn longest_word<'a>(rest: &'a [u8]) -> (usize, fn(&'a [u8]) -> Token<'a>) {
     let mut name = span(rest, is_letter_or_digit);
     if let Some([b'.', first, ..]) = rest.get(name..)
@@ -115,7 +115,7 @@ fn longest_word<'a>(rest: &'a [u8]) -> (usize, fn(&'a [u8]) -> Token<'a>) {
     }
 }
 
-/// The length of a string in quotes; `None` where it does not end in this line.
+/// The length of a string in quotes; `None` if it does not end on this line.
 fn quoted_length(text: &[u8]) -> Option<usize> {
     let mut at = 1;
     loop {
@@ -163,7 +163,7 @@ fn unquoted(text: &[u8]) -> Vec<u8> {
     value
 }
 
-/// What a line of `pg_hba.conf`, `pg_ident.conf` or a file they name refers to.
+/// A file or directory that a line of `pg_hba.conf`, `pg_ident.conf` or a file they name refers to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AccessReference {
     /// `include`, or a list of names in a file: `@FILE`.
@@ -199,7 +199,7 @@ pub fn access_references(text: &[u8]) -> Vec<AccessReference> {
     references
 }
 
-/// Lines that end in a backslash go on in the next one.
+/// Lines that end in a backslash continue on the next one.
 fn logical_lines(text: &[u8]) -> Vec<Vec<u8>> {
     let mut lines = Vec::new();
     let mut line = Vec::new();
@@ -264,8 +264,8 @@ fn access_tokens(line: &[u8]) -> Vec<AccessToken> {
     }
 }
 
-/// Where a path leads that stands in the file `named_in`, both seen from the data directory
-/// (`AbsoluteConfigLocation`); `None` where it leads out of there.
+/// The location of a path that is written in the file `named_in`, both relative to the data directory
+/// (`AbsoluteConfigLocation`); `None` if it leads out of the data directory.
 #[must_use]
 pub fn location(path: &[u8], named_in: &[u8]) -> Option<Vec<u8>> {
     if path.first() == Some(&b'/') {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::{u32_at, u64_at};
 use crate::{Lsn, SegmentSize, SystemId, TimelineId};
 
-/// Where fields stand that are not at the same place in all versions.
+/// Offsets of the fields that are not at the same place in all versions.
 #[derive(Debug, Clone, Copy)]
 struct Layout {
     version: u32,
@@ -16,11 +16,11 @@ struct Layout {
     settings: usize,
     segment_bytes: usize,
     data_checksum_version: usize,
-    /// The CRC, which ends it.
+    /// The CRC, the last field.
     crc: usize,
 }
 
-/// Those of PostgreSQL 13 to 18, which differ in their ends only.
+/// The layout of PostgreSQL 13 to 18; only the end differs.
 const fn before_19(version: u32, crc: usize) -> Layout {
     Layout {
         version,
@@ -31,7 +31,7 @@ const fn before_19(version: u32, crc: usize) -> Layout {
     }
 }
 
-/// The versions that are known.
+/// The known versions.
 const LAYOUTS: [Layout; 4] = [
     before_19(1300, 288), // PostgreSQL 13 to 16
     before_19(1700, 288),
@@ -80,8 +80,9 @@ impl ClusterState {
     }
 }
 
-/// Settings the cluster ran with that a standby must have at least as large (`CheckRequiredParameterValues` in
-/// `src/backend/access/transam/xlogrecovery.c`), and whoever replays its prepared transactions, too.
+/// Settings of the cluster that a standby must have at least as large (`CheckRequiredParameterValues` in
+/// `src/backend/access/transam/xlogrecovery.c`). The same holds for a server that replays its prepared
+/// transactions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct RequiredSettings {
     /// `max_connections`
@@ -97,7 +98,7 @@ pub struct RequiredSettings {
 }
 
 impl RequiredSettings {
-    /// What is as large as both.
+    /// The larger value of each setting.
     #[must_use]
     pub fn max(self, other: Self) -> Self {
         Self {
@@ -121,7 +122,7 @@ pub struct ControlFile {
     pub system_id: SystemId,
     /// Version of the control file's layout: 1300 for PostgreSQL 13 to 16, 1700, 1800, 1905 for 19.
     pub control_version: u32,
-    /// Version of the system catalogs, which stands in the names of tablespace directories.
+    /// Version of the system catalogs, which is part of the names of tablespace directories.
     pub catalog_version: u32,
     /// What the cluster was doing.
     pub state: ClusterState,
@@ -159,7 +160,7 @@ pub enum ControlError {
     UnknownVersion {
         /// The version it gives.
         version: u32,
-        /// The cluster's identity, which has stood at the same place in all versions.
+        /// The cluster's identity, which is at the same place in all versions.
         system_id: SystemId,
     },
     /// Its checksum is wrong.
@@ -184,7 +185,7 @@ impl ControlFile {
     /// Reads a control file and checks its CRC.
     ///
     /// # Errors
-    /// As [`ControlError`] says.
+    /// See [`ControlError`].
     pub fn parse(bytes: &[u8]) -> Result<Self, ControlError> {
         let too_short = || ControlError::TooShort { bytes: bytes.len() };
         let u32_field = |offset| u32_at(bytes, offset).ok_or_else(too_short);

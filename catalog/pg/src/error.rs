@@ -1,4 +1,4 @@
-//! What is wrong with a value or a file, in one line each.
+//! Errors in a value or a file, each in one line.
 
 /// A short text, such as an LSN or a file name, that is not what it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -8,12 +8,12 @@ pub struct ParseError {
     pub what: &'static str,
     /// The text, cut after [`ParseError::SHOWN_CHARACTERS`].
     pub text: String,
-    /// What a right one looks like.
+    /// What a correct text looks like.
     pub expected: &'static str,
 }
 
 impl ParseError {
-    /// How much of a wrong text is worth showing.
+    /// How many characters of a wrong text are shown.
     pub const SHOWN_CHARACTERS: usize = 80;
 
     pub(crate) fn new(what: &'static str, text: &str, expected: &'static str) -> Self {

@@ -15,7 +15,7 @@ pub(crate) fn encode(bytes: &[u8]) -> String {
         })
 }
 
-/// The bytes that `digits`, of either case, stand for.
+/// The bytes that `digits`, of either case, encode.
 pub(crate) fn decode(digits: &str) -> Option<Vec<u8>> {
     let digits = digits.as_bytes();
     let nibble = |digit: u8| {

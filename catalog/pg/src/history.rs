@@ -11,7 +11,7 @@ const FILE: &str = "Timeline history";
 pub struct HistoryEntry {
     /// The ancestor.
     pub timeline: TimelineId,
-    /// Where it was left for the next one: WAL of the ancestor counts up to here.
+    /// Where the next timeline begins: the ancestor's WAL belongs to the history up to here.
     pub switch_lsn: Lsn,
     /// Why it was left, in PostgreSQL's words.
     pub reason: String,
@@ -79,8 +79,8 @@ impl TimelineHistory {
             .map(|entry| entry.switch_lsn)
     }
 
-    /// Whether what `timeline` had written up to `lsn` is part of this history: recovery along
-    /// this timeline can start from a backup that ended there.
+    /// Whether the WAL of `timeline` up to `lsn` is part of this history: recovery along this
+    /// timeline can start from a backup that ended there.
     #[must_use]
     pub fn contains(&self, timeline: TimelineId, lsn: Lsn) -> bool {
         timeline == self.timeline || self.switch_point(timeline).is_some_and(|switch| lsn <= switch)

@@ -26,13 +26,13 @@ where
     deserializer.deserialize_str(Text(std::marker::PhantomData))
 }
 
-/// A timeline: one line of history of a database cluster. Recovery that promotes begins a new one.
+/// A timeline: one line of history of a database cluster. A promotion at the end of recovery begins a new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct TimelineId(pub u32);
 
 impl TimelineId {
-    /// The eight digits that stand for it in file names.
+    /// Its eight digits in file names.
     #[must_use]
     pub fn hex(self) -> String {
         format!("{:08X}", self.0)
@@ -102,9 +102,9 @@ impl ServerVersion {
         self.0 / 10_000
     }
 
-    /// Whether a tablespace may be a plain directory in `pg_tblspc`: since August 2022, with the setting
-    /// `allow_in_place_tablespaces`, without which these versions refuse it. Others do without the setting, but make no such
-    /// tablespace when they replay that one was made.
+    /// Whether a tablespace may be a plain directory in `pg_tblspc`. Versions since August 2022 allow this, but only
+    /// with the setting `allow_in_place_tablespaces`. Older versions do not need the setting, but create no such
+    /// tablespace when they replay the record that creates it.
     #[must_use]
     pub fn knows_in_place_tablespaces(self) -> bool {
         let since = match self.major() {
@@ -145,7 +145,7 @@ impl FromStr for ServerVersion {
 pub struct SegmentSize(u32);
 
 impl SegmentSize {
-    /// What `initdb` chooses when it is not told: 16 MiB.
+    /// The default of `initdb`: 16 MiB.
     pub const DEFAULT: Self = Self(16 << 20);
     /// The smallest PostgreSQL accepts.
     pub const MIN: Self = Self(1 << 20);
@@ -158,8 +158,8 @@ impl SegmentSize {
         u64::from(self.0)
     }
 
-    /// How many segments the low half of an LSN counts through, which is where the third part of
-    /// a segment's name starts again from zero.
+    /// How many segments the low half of an LSN covers. After this many, the third part of a segment's name starts
+    /// again from zero.
     #[must_use]
     pub fn segments_per_log(self) -> u64 {
         (1 << 32) / self.bytes()

@@ -10,17 +10,17 @@ use crate::relation_name;
 
 /// Bytes of a block: the default, and the only size that is understood.
 const BLOCK_BYTES: u64 = 8192;
-/// Blocks of a relation file at most: 1 GiB (`RELSEG_SIZE`).
+/// Maximum number of blocks of a relation file: 1 GiB (`RELSEG_SIZE`).
 const FILE_BLOCKS_MAX: u32 = 131_072;
-/// What every such file begins with.
+/// How every such file begins.
 const MAGIC: u32 = 0xd3ae_1f0d;
 /// Magic, number of blocks, truncation length.
 const FIELDS_BYTES: u64 = 12;
-/// What is put before the name of such a file.
+/// The prefix of the names of such files.
 const PREFIX: &[u8] = b"INCREMENTAL.";
 
-/// The path of the file that is meant by an incremental one: `base/5/1259` for `base/5/INCREMENTAL.1259`. `None` where
-/// the prefix has no meaning: only relation files are sent so.
+/// The path of the file that an incremental file is for: `base/5/1259` for `base/5/INCREMENTAL.1259`. `None` if the
+/// prefix has no meaning: only relation files are sent like this.
 #[must_use]
 pub fn plain_path(path: &[u8]) -> Option<Vec<u8>> {
     let slash = path.iter().rposition(|&byte| byte == b'/')?;
@@ -29,7 +29,7 @@ pub fn plain_path(path: &[u8]) -> Option<Vec<u8>> {
     relation_name::parse(&plain).is_some().then_some(plain)
 }
 
-/// What stands before the blocks.
+/// The part before the blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IncrementalHeader {
     blocks: Vec<u32>,
@@ -44,20 +44,20 @@ impl IncrementalHeader {
         &self.blocks
     }
 
-    /// From this block on nothing of the earlier backup counts.
+    /// From this block on, nothing is taken from the earlier backup.
     #[must_use]
     pub fn truncation_blocks(&self) -> u32 {
         self.truncation_blocks
     }
 
-    /// Whether the server gave more than a file's blocks as the truncation length, as it did for truncated relations
-    /// of several files up to 17.7 and 18.1. A file's blocks are meant then.
+    /// Whether the truncation length exceeds the blocks of a file, as it did for truncated relations of several files
+    /// up to 17.7 and 18.1. It then means the blocks of a file.
     #[must_use]
     pub fn clamped(&self) -> bool {
         self.clamped
     }
 
-    /// Blocks of the whole file: as many as the truncation length says, or as the last listed block needs.
+    /// Blocks of the whole file: as many as the truncation length, or as the last listed block needs.
     #[must_use]
     pub fn result_blocks(&self) -> u32 {
         let listed = self.blocks.last().map_or(0, |last| last + 1);
@@ -112,9 +112,9 @@ pub enum IncrementalError {
     /// Its length does not fit its list of blocks.
     #[error("It has {found} bytes, and {expected} with the blocks it lists")]
     WrongSize {
-        /// As the list says.
+        /// The length according to the list.
         expected: u64,
-        /// As it is.
+        /// The actual length.
         found: u64,
     },
 }
@@ -128,7 +128,7 @@ fn after(previous: &Option<u32>) -> String {
 pub struct HeaderParser {
     file_bytes: u64,
     taken_bytes: u64,
-    /// The number that is coming.
+    /// The number being read.
     word: [u8; 4],
     count: u32,
     truncation_blocks: u32,
@@ -149,11 +149,11 @@ impl HeaderParser {
         }
     }
 
-    /// Takes what it needs of `bytes`: returns how much that was, and the header once it is complete. What follows
-    /// are the blocks; nothing may be pushed after that.
+    /// Takes the bytes it needs from `bytes`. Returns how many it took, and the header once it is complete. The blocks
+    /// follow; nothing may be pushed after that.
     ///
     /// # Errors
-    /// As [`IncrementalError`] says.
+    /// See [`IncrementalError`].
     pub fn push(&mut self, bytes: &[u8]) -> Result<(usize, Option<IncrementalHeader>), IncrementalError> {
         let mut used = 0;
         for &byte in bytes {

@@ -1,14 +1,14 @@
 //! PostgreSQL's formats: bytes in, typed values out.
 //!
-//! Everything barmanfs knows about the layout of WAL, labels, manifests and control files is
-//! here, so that no other crate has to parse PostgreSQL's bytes. Nothing here does I/O of its
-//! own, reads a clock or keeps state between calls; readers and writers are the caller's.
+//! Everything barmanfs knows about the layout of WAL, labels, manifests and control files is here,
+//! so that no other crate has to parse PostgreSQL's bytes. Nothing here does I/O of its own, reads
+//! a clock or keeps state between calls; the caller provides readers and writers.
 //!
 //! Invariants:
-//! - No input makes this crate panic. What came from a disk or a network is read through
-//!   the `bytes` module, which answers `None` past the end.
-//! - A version that is not known is said to be unknown and not guessed at: WAL and control files
-//!   of a newer PostgreSQL can be stored, not interpreted.
+//! - No input makes this crate panic. Bytes from a disk or a network are read through the `bytes`
+//!   module, which returns `None` past the end.
+//! - An unknown version is reported as unknown, never guessed: WAL and control files of a newer
+//!   PostgreSQL can be stored, but not interpreted.
 //! - Only little-endian servers are understood (x86-64, arm64): PostgreSQL writes its files in
 //!   the byte order of its host.
 

@@ -14,7 +14,7 @@ use crate::{ParseError, SegmentSize};
 pub struct Lsn(pub u64);
 
 impl Lsn {
-    /// The position PostgreSQL uses for "none": no record can stand there.
+    /// The position PostgreSQL uses for "none": no record can be there.
     pub const INVALID: Self = Self(0);
 
     /// The position `bytes` further on; `None` past the end of the 64-bit space.

@@ -18,8 +18,8 @@ pub struct ManifestFile {
     pub path: Vec<u8>,
     /// Its length.
     pub size_bytes: u64,
-    /// When it was last changed, as the server writes it: `2026-11-21 00:25:17 GMT`. Empty where
-    /// the manifest does not say.
+    /// When it was last changed, as the server writes it: `2026-11-21 00:25:17 GMT`. Empty if the
+    /// manifest has no time.
     pub modified: String,
     /// Its checksum, where the backup was made with checksums.
     pub checksum: Option<Checksum>,
@@ -72,12 +72,12 @@ pub struct WalRange {
     pub end_lsn: Lsn,
 }
 
-/// What a manifest says besides its list of files.
+/// The content of a manifest apart from its list of files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ManifestSummary {
     /// 1 for PostgreSQL 13 to 16, 2 from 17 on.
     pub version: u32,
-    /// The cluster's identity; version 1 does not say.
+    /// The cluster's identity; version 1 does not have it.
     pub system_id: Option<SystemId>,
     /// The WAL the backup needs, newest timeline first.
     pub wal_ranges: Vec<WalRange>,
@@ -199,7 +199,7 @@ mod tests {
         }
     }
 
-    /// Its files can be checked, and the caller can say that something was passed over.
+    /// The files can be checked, and the caller can report that something was skipped.
     #[test]
     fn what_a_later_version_says_besides_is_passed_over() {
         let (files, ranges) = sample();

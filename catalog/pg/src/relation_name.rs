@@ -1,4 +1,4 @@
-//! Which relation a file of the data directory belongs to, told from its path.
+//! Finds from its path which relation a file of the data directory belongs to.
 //!
 //! Source of the names: `parse_filename_for_nontemp_relation` in
 //! `src/backend/storage/file/reinit.c`, `GetRelationPath` in `src/common/relpath.c`.
@@ -12,7 +12,7 @@ pub struct RelationFile {
     pub tablespace: Option<u32>,
     /// OID of the database; `None` for relations that all databases share.
     pub database: Option<u32>,
-    /// The number the relation's files are named by (`pg_class.relfilenode`).
+    /// The number in the names of the relation's files (`pg_class.relfilenode`).
     pub filenode: u32,
     /// Which fork of the relation.
     pub fork: Fork,

@@ -20,7 +20,7 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<(u32, Vec<u8>)>, FormatError> {
     for &byte in bytes {
         match byte {
             b'\n' | b'\r' if !after_backslash => {
-                // An empty line is what stands between the two bytes of a CR LF.
+                // The two bytes of a CR LF have an empty line between them.
                 if !line.is_empty() {
                     tablespaces.push(parse_line(&line, number)?);
                     line.clear();

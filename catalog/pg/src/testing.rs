@@ -35,7 +35,7 @@ pub struct SampleWal {
 pub struct SampleSegment {
     /// Its name.
     pub name: SegmentName,
-    /// What its first page says.
+    /// The facts of its first page.
     pub facts: SegmentFacts,
     /// Its content.
     pub bytes: Vec<u8>,
@@ -57,7 +57,7 @@ impl SampleWal {
         }
     }
 
-    /// The log of a new timeline, which leaves this one where a record starts.
+    /// The log of a new timeline, which branches off this one where a record starts.
     #[must_use]
     pub fn fork(&self, at: Lsn, timeline: TimelineId) -> Self {
         let mut fork = self.clone();
@@ -75,7 +75,7 @@ impl SampleWal {
         Lsn(self.start.0 + self.bytes.len() as u64)
     }
 
-    /// Starts a page, where one is due, in the midst of a record with `left` bytes to come.
+    /// Starts a page if one is due; `left` bytes of the current record are still to come.
     fn begin_page(&mut self, left: usize, flags: u16) {
         if !(self.bytes.len() as u64).is_multiple_of(PAGE_BYTES) {
             return;
@@ -98,7 +98,7 @@ impl SampleWal {
         }
     }
 
-    /// Appends a record of no transaction, and says where it starts.
+    /// Appends a record without a transaction; returns where it starts.
     pub fn record(&mut self, resource_manager: u8, info: u8, body: &[u8]) -> Lsn {
         self.record_of(0, resource_manager, info, body)
     }
@@ -125,13 +125,13 @@ impl SampleWal {
         lsn
     }
 
-    /// Appends a record that says `facts`, with `padding` bytes more of main data.
+    /// Appends a record with these `facts`, and with `padding` more bytes of main data.
     pub fn say(&mut self, facts: &RecordFacts, padding: usize) {
         let pg_time = |time: TimestampMicros| (time.unix_micros() - 946_684_800_000_000).to_le_bytes();
         let mut data = Vec::new();
         let mut of_xid = 0;
         let (resource_manager, info) = match facts {
-            // Of an odd transaction, a prepared one.
+            // An odd transaction is a prepared one.
             RecordFacts::Commit { time, xid } if xid % 2 == 1 => {
                 data.extend(pg_time(*time));
                 prepared(&mut data, *xid);
@@ -207,7 +207,7 @@ impl SampleWal {
                 (0, 0x80)
             }
         };
-        // Of a checkpoint, the length tells the version.
+        // The length of a checkpoint shows the version.
         let padding = match facts {
             RecordFacts::Checkpoint { .. } => 0,
             _ => padding,
@@ -227,8 +227,8 @@ impl SampleWal {
         }
     }
 
-    /// Makes the record before void, as a server does that crashed while writing it: what is left
-    /// of the page is zero, and the next one begins with the flag that says so.
+    /// Appends a record and makes it void, as after a crash of the server while writing it: what is left of the
+    /// page is zero, and the next page begins with the flag for this.
     pub fn crash_within_record(&mut self) {
         self.record(10, 0, &[0xAB; 20_000]);
         self.extents.pop();

@@ -14,9 +14,9 @@ const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
 
 /// A moment in UTC, in microseconds since the Unix epoch.
 ///
-/// Shown the way PostgreSQL reads it as a `recovery_target_time` (`2026-11-20 14:03:07.123456+00`),
-/// written to JSON as RFC 3339, always with six digits (`2026-11-20T14:03:07.123456Z`). Years before -9999 and after 9999
-/// are brought to that limit.
+/// Shown the way PostgreSQL reads it as a `recovery_target_time` (`2026-11-20 14:03:07.123456+00`), written to JSON as
+/// RFC 3339, always with six digits (`2026-11-20T14:03:07.123456Z`). Years before -9999 and after 9999 are clamped to
+/// these limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TimestampMicros(i64);
 
@@ -46,7 +46,7 @@ impl TimestampMicros {
         self.0
     }
 
-    /// RFC 3339 without a fraction: `2026-11-20T14:03:07Z`. What is less than a second is cut off.
+    /// RFC 3339 without a fraction: `2026-11-20T14:03:07Z`. The fraction of a second is cut off.
     #[must_use]
     pub fn to_rfc3339_seconds(self) -> String {
         let second = Self::from_unix_micros(self.0.div_euclid(1_000_000).saturating_mul(1_000_000));
@@ -83,7 +83,7 @@ impl fmt::Display for TimestampMicros {
 impl FromStr for TimestampMicros {
     type Err = ParseError;
 
-    /// Reads RFC 3339 and PostgreSQL's ISO form; an offset from UTC has to be there.
+    /// Reads RFC 3339 and PostgreSQL's ISO form; an offset from UTC is required.
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let expected = "a date, a time and an offset from UTC, like 2026-11-20 14:03:07.123456+00";
         let timestamp: Timestamp = text

@@ -1,7 +1,7 @@
-//! Whether a file is the WAL segment its name says, told from its first page.
+//! Checks by its first page that a file is the WAL segment its name says.
 //!
-//! This is what stands between `archive_command` and an archive with a wrong file in it. Page
-//! layout: `src/include/access/xlog_internal.h`, the same from PostgreSQL 9.3 to 19.
+//! This check keeps `archive_command` from putting a wrong file into the archive. Page layout:
+//! `src/include/access/xlog_internal.h`, the same from PostgreSQL 9.3 to 19.
 
 use crate::bytes::{u16_at, u32_at, u64_at};
 use crate::wal_name::SegmentName;
@@ -25,10 +25,10 @@ const KNOWN_MAGICS: [u16; 7] = [
     0xD122, // 19
 ];
 
-/// What the first page of a segment says about it.
+/// The facts in the first page of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SegmentFacts {
-    /// The cluster that wrote it. Whether it is the right one, the caller has to compare.
+    /// The cluster that wrote it. The caller has to check that it is the right one.
     pub system_id: SystemId,
     /// The cluster's segment size.
     pub segment_size: SegmentSize,
@@ -42,8 +42,8 @@ pub struct SegmentFacts {
 }
 
 impl SegmentFacts {
-    /// Whether this PostgreSQL version's records are understood. If not, the segment can be
-    /// archived all the same, but not interpreted.
+    /// Whether this PostgreSQL version's records are understood. If not, the segment can still be
+    /// archived, but not interpreted.
     #[must_use]
     pub fn is_known_version(&self) -> bool {
         KNOWN_MAGICS.contains(&self.magic)
@@ -157,7 +157,7 @@ pub fn check_segment(
     Ok(facts)
 }
 
-/// The length a segment's first page says segments have.
+/// The segment size recorded in a segment's first page.
 #[must_use]
 pub fn segment_bytes(first_page: &[u8]) -> Option<u64> {
     u32_at(first_page, 32).map(u64::from)
@@ -168,7 +168,7 @@ struct FirstPage {
     page_address: Lsn,
 }
 
-/// The long header's fields, `None` where the page ends before they do.
+/// The long header's fields, `None` if the page ends before they do.
 fn read_long_header(page: &[u8], name: SegmentName) -> Option<Result<FirstPage, WalError>> {
     let not_wal = |reason: String| Some(Err(WalError::NotWal { name, reason }));
     let magic = u16_at(page, 0)?;

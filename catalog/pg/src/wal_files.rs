@@ -1,7 +1,8 @@
-//! The small files of the archive, `.history` and `.backup`: whether they are what their names say.
+//! Checks the small files of the archive, `.history` and `.backup`, against their names.
 //!
-//! PostgreSQL writes them whole, so what is cut off or empty is the remains of a crash or of a copy that failed. What it
-//! cannot read must not be acknowledged: its recovery would stop at it, and a wrong place in a history leads it astray.
+//! PostgreSQL writes them whole, so a truncated or empty file is left over from a crash or a failed copy. A file that
+//! PostgreSQL cannot read must not be acknowledged: recovery would stop at it, and a wrong position in a history would
+//! mislead it.
 
 use crate::backup_label::start_location;
 use crate::history::TimelineHistory;
@@ -11,7 +12,7 @@ use crate::{FormatError, SegmentSize};
 const HISTORY: &str = "Timeline history";
 const BACKUP: &str = "Backup history";
 
-/// Checks the content of a `.history` or `.backup` file; nothing of other files.
+/// Checks the content of a `.history` or `.backup` file; other files are not checked.
 ///
 /// # Errors
 /// The first thing that PostgreSQL would not have written.
@@ -67,7 +68,7 @@ fn check_ancestors(history: &TimelineHistory) -> Result<(), FormatError> {
     Ok(())
 }
 
-/// No more of it than PostgreSQL writes itself: a label may hold anything, further lines too.
+/// Checks only the lines that PostgreSQL itself writes: a label may contain anything, even further lines.
 fn check_backup_history(name: &WalName, bytes: &[u8]) -> Result<(), FormatError> {
     let mut lines = bytes.split(|&byte| byte == b'\n').map(String::from_utf8_lossy);
     for (number, key) in [(1, "START WAL LOCATION: "), (2, "STOP WAL LOCATION: ")] {

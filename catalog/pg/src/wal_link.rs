@@ -1,4 +1,5 @@
-//! What ties a segment to the one before it: the first record that starts in it names the start of the record before.
+//! The link from a segment to the previous one: the first record that starts in it names the start of the record
+//! before.
 
 use crate::Lsn;
 use crate::bytes::{u16_at, u32_at, u64_at};
@@ -6,7 +7,7 @@ use crate::wal_check::{LONG_HEADER_BYTES, SHORT_HEADER_BYTES};
 
 const FIRST_IS_CONTINUATION: u16 = 0x0001;
 
-/// The page's first record takes the place of one that was never finished.
+/// The page's first record replaces one that was never finished.
 const FIRST_IS_OVERWRITE: u16 = 0x0008;
 /// The same from PostgreSQL 19 on, by the page's magic; before, that bit meant something else.
 const FIRST_IS_OVERWRITE_19: u16 = 0x0004;
@@ -30,9 +31,8 @@ pub struct FirstRecord {
     pub previous: Lsn,
 }
 
-/// The first record of the segment that begins at `start`, of which `bytes` are the first. `None` where they end before
-/// it, where there is none, and where it takes the place of a record that was never finished: that one is not what it
-/// names.
+/// The first record of the segment that begins at `start`; `bytes` are the segment's first bytes. `None` if they end
+/// before this record, if there is none, or if it replaces a record that was never finished: it does not name that one.
 #[must_use]
 pub fn first_record(start: Lsn, page_bytes: u32, bytes: &[u8]) -> Option<FirstRecord> {
     let page = u64::from(page_bytes);
@@ -60,7 +60,7 @@ pub fn first_record(start: Lsn, page_bytes: u32, bytes: &[u8]) -> Option<FirstRe
         let room = page.checked_sub(header)?;
         if left < room {
             let record_at = (at + header + left).next_multiple_of(ALIGNMENT);
-            // It may be that the end fills the page up but for its alignment.
+            // The record's end may fill the page, apart from the alignment.
             if record_at < at + page {
                 return link(start, page, bytes, record_at);
             }
@@ -90,7 +90,7 @@ fn link(start: Lsn, page: u64, bytes: &[u8], record_at: u64) -> Option<FirstReco
         lsn: Lsn(start.0.checked_add(record_at)?),
         previous: Lsn(u64_at(&header, 8)?),
     };
-    // Zeros behind the end of the WAL, or what an older segment left there.
+    // Otherwise zeros after the end of the WAL, or what an older segment left there.
     let is_record = u32_at(&header, 0)? >= HEADER_BYTES && record.previous < record.lsn;
     is_record.then_some(record)
 }
@@ -101,7 +101,7 @@ mod tests {
 
     const PAGE: u32 = 8192;
 
-    /// Two pages: the first goes on with `left` bytes of a record; a record follows.
+    /// Two pages: the first continues a record with `left` bytes; a record follows.
     fn segment(left: u32, flags: [u16; 2]) -> Vec<u8> {
         let mut bytes = vec![0; 4 * PAGE as usize];
         bytes[2..4].copy_from_slice(&flags[0].to_le_bytes());
@@ -156,7 +156,7 @@ mod tests {
         put(&mut bytes, 8192 + 24, 0xF0);
         assert_eq!(found(&bytes), None);
         assert_eq!(found(&segment(0, [2, 0])), None);
-        // What it names lies behind it.
+        // It names a record after itself.
         let mut bytes = segment(0, [2, 0]);
         put(&mut bytes, 40, 0x100_0028);
         assert_eq!(found(&bytes), None);

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::{Lsn, ParseError, SegmentSize, TimelineId};
 
 /// The name of a WAL segment, `000000010000000A000000FF`: timeline, then the segment's number in
-/// two parts. Which position it stands for depends on the cluster's segment size.
+/// two parts. The position it names depends on the cluster's segment size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SegmentName {
     /// The timeline it belongs to.
@@ -23,7 +23,7 @@ pub struct SegmentName {
 
 impl SegmentName {
     /// The segment that holds the byte at `lsn`. For the last segment of a range that *ends* at an
-    /// LSN, ask with the position before it, or use [`segments_between`].
+    /// LSN, pass the position before it, or use [`segments_between`].
     #[must_use]
     pub fn from_lsn(timeline: TimelineId, lsn: Lsn, size: SegmentSize) -> Self {
         Self::from_number(timeline, lsn.segment_number(size), size)
@@ -134,7 +134,7 @@ pub enum WalName {
 }
 
 impl WalName {
-    /// The segment the name speaks of; none for a history file.
+    /// The segment in the name; none for a history file.
     #[must_use]
     pub fn segment(&self) -> Option<SegmentName> {
         match *self {

@@ -1,15 +1,15 @@
-//! One WAL record by itself, where its place is known: how long it is, and where it ends.
+//! A single WAL record at a known position: its length and its end.
 //!
-//! Layout: `src/include/access/xlogrecord.h`; pages are as [`wal_check`](crate::wal_check) says.
+//! Layout: `src/include/access/xlogrecord.h`; for pages see [`wal_check`](crate::wal_check).
 
 use crate::Lsn;
 use crate::bytes::u32_at;
 use crate::wal_check::{LONG_HEADER_BYTES, SHORT_HEADER_BYTES, SegmentFacts};
 
-/// So many bytes of a record lie on the page it starts on, whatever follows: its length.
+/// This many bytes of a record, its length, are always on the page it starts on.
 pub const LENGTH_BYTES: usize = 4;
 
-/// A record's header, less than which none has.
+/// A record's header; no record is shorter.
 const HEADER_BYTES: u32 = 24;
 
 /// Longest record (`XLogRecordMaxSize`).
@@ -18,9 +18,9 @@ const MAX_BYTES: u32 = 1020 * 1024 * 1024;
 /// Records start at multiples of this.
 const ALIGNMENT: u64 = 8;
 
-/// Where the record that starts at `start` ends, and the next one can start: behind all its bytes, and the headers of
-/// the pages between them. `first_bytes` are its first [`LENGTH_BYTES`]; `facts` those of its segment. `None` where no
-/// record starts.
+/// The end of the record that starts at `start`, where the next one can start: after all its bytes, and the headers of
+/// the pages between them. `first_bytes` are its first [`LENGTH_BYTES`]; `facts` are those of its segment. `None` if
+/// no record starts there.
 #[must_use]
 pub fn end_of_record(start: Lsn, first_bytes: &[u8], facts: &SegmentFacts) -> Option<Lsn> {
     let length = u32_at(first_bytes, 0).filter(|length| (HEADER_BYTES..=MAX_BYTES).contains(length))?;
@@ -28,14 +28,14 @@ pub fn end_of_record(start: Lsn, first_bytes: &[u8], facts: &SegmentFacts) -> Op
     end.0.checked_next_multiple_of(ALIGNMENT).map(Lsn)
 }
 
-/// Where byte `offset` stands of the record that starts at `start`.
+/// The position of byte `offset` of the record that starts at `start`.
 #[must_use]
 pub fn byte_of_record(start: Lsn, offset: u32, facts: &SegmentFacts) -> Option<Lsn> {
     let last = behind(start, u64::from(offset) + 1, facts)?;
     Some(Lsn(last.0 - 1))
 }
 
-/// The place behind the first `bytes` bytes, at least one, of the record that starts at `start`.
+/// The position after the first `bytes` bytes, at least one, of the record that starts at `start`.
 fn behind(start: Lsn, bytes: u64, facts: &SegmentFacts) -> Option<Lsn> {
     let page_bytes = u64::from(facts.page_bytes);
     let (mut at, mut left) = (start.0, bytes);

@@ -1,12 +1,13 @@
-//! What a WAL segment tells about points in time: commit times, restore points, backup ends.
+//! What a WAL segment contains about points in time: commit times, restore points, backup ends.
 //!
-//! The scanner reads a segment as a stream, in slices of any length, and holds a few hundred
-//! bytes of it at a time however long its records are. It never fails: the archive stores a
-//! segment first and interprets it second, so bytes that cannot be read only end the scan, and
-//! the [index](SegmentIndex) says where.
+//! The scanner reads a segment as a stream, in slices of any length, and holds a few hundred bytes
+//! of it at a time, however long its records are. It never fails: the archive stores a segment
+//! first and interprets it second, so bytes that cannot be read only end the scan, and the
+//! [index](SegmentIndex) records where.
 //!
-//! Only the records that matter for recovery targets are decoded, of the rest just the length and
-//! the CRC. Record layout: `src/include/access/xlogrecord.h`, the same in PostgreSQL 13 to 19.
+//! Only the records that matter for recovery targets are decoded; of the others only the length and
+//! the CRC are checked. Record layout: `src/include/access/xlogrecord.h`, the same in PostgreSQL 13
+//! to 19.
 
 mod confine;
 mod index;

@@ -1,8 +1,8 @@
-//! What this crate reads, from real servers: every PostgreSQL that is found runs for a few seconds
-//! with 1 MiB segments, so that records cross segments often, and `pg_waldump` and
-//! `pg_controldata` say what is right.
+//! Tests what this crate reads with real servers: every PostgreSQL that is found runs for a few seconds
+//! with 1 MiB segments, so that records cross segments often. The output of `pg_waldump` and
+//! `pg_controldata` is the reference.
 
-// The lint knows test functions, not the helpers beside them.
+// The lint exempts test functions, but not their helpers.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -156,7 +156,7 @@ impl Drop for Server {
     }
 }
 
-/// What is wanted of each WAL record, by position, in the words of `pg_waldump`.
+/// The facts of each WAL record, by position, in the notation of `pg_waldump`.
 type Records = BTreeMap<Lsn, String>;
 
 fn describe(facts: &RecordFacts) -> String {
@@ -213,7 +213,7 @@ fn scan_all(server: &Server, timeline: TimelineId) -> Vec<(SegmentName, SegmentI
         bytes.chunks(10_007).for_each(|slice| scanner.push(slice));
         Some((name, scanner.finish()))
     };
-    // Segments kept for reuse have their next name already, and an old one's contents.
+    // Segments kept for reuse already have their next name, but still an old one's content.
     names.into_iter().map_while(scan).collect()
 }
 
@@ -350,7 +350,8 @@ fn check_backup(backup: &Path) {
     let mut writer = ManifestWriter::begin(Vec::new(), system_id).unwrap();
     files.iter().for_each(|file| writer.file(file).unwrap());
     let written = writer.finish(&summary.wal_ranges).unwrap();
-    // PostgreSQL 19 writes LSNs with leading zeros, so what follows the files differs, and says the same.
+    // PostgreSQL 19 writes LSNs with leading zeros, so the text after the files differs but means the
+    // same.
     let of_files = |bytes: &[u8]| {
         let text = String::from_utf8(bytes.to_vec()).unwrap();
         text.split_once("\"WAL-Ranges\"").unwrap().0.to_owned()

@@ -1,12 +1,13 @@
-//! One chunk's frame: its bytes as they stand in a pack.
+//! One chunk's frame: the chunk's bytes as stored in a pack.
 //!
-//! A chunk is stored as it is, as one zstd frame, or as a *delta* against a similar chunk, its base: a bitmap
-//! of the 8 KiB blocks in which the two differ, and one zstd frame of the new bytes of those blocks, whose
-//! prefix is the base's bytes of the same blocks. A page that changed in a few rows costs a few bytes then,
-//! one that did not costs a bit, and both sides work on the changed pages alone, which is why deltas are
-//! faster than whole frames.
+//! A chunk is stored uncompressed, as one zstd frame, or as a *delta* against a similar chunk, its base. A
+//! delta is a bitmap of the 8 KiB blocks in which the two differ, followed by one zstd frame with the new
+//! bytes of those blocks. The base's bytes of the same blocks are the zstd prefix. A page with a few changed
+//! rows costs a few bytes, an unchanged page costs one bit. Encoder and decoder only process the changed
+//! pages, so deltas are faster than whole frames.
 //!
-//! zstd contexts and buffers are held per thread: making a context costs more than encoding a chunk with it.
+//! zstd contexts and buffers are kept per thread: creating a context costs more than encoding a chunk with
+//! it.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -15,7 +16,7 @@ use zstd_safe::{CCtx, DCtx};
 
 use crate::layout::{BLOCK_BYTES, MAX_CHUNK_BYTES};
 
-/// How a frame is to be decoded. The numbers stand in pack footers.
+/// How to decode a frame. Pack footers store the numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Encoding {
@@ -23,12 +24,12 @@ pub enum Encoding {
     Stored = 0,
     /// One zstd frame.
     Zstd = 1,
-    /// A bitmap and one zstd frame, on a base.
+    /// A bitmap and one zstd frame, relative to a base.
     Delta = 2,
 }
 
 impl Encoding {
-    /// The encoding a footer or the index means by this number.
+    /// The encoding that a footer or the index stores as this number.
     pub fn from_u8(number: u8) -> Option<Self> {
         match number {
             0 => Some(Self::Stored),
@@ -54,7 +55,7 @@ pub enum FrameError {
     /// The frame is shorter than its encoding needs.
     #[error("Its frame is cut short at {0} bytes")]
     Truncated(usize),
-    /// The frame decodes to another size than the index says.
+    /// The decoded size differs from the size in the index.
     #[error("It decodes to {found} bytes instead of {expected}")]
     WrongSize {
         /// Bytes the frame holds.
@@ -62,10 +63,10 @@ pub enum FrameError {
         /// Bytes it should hold.
         expected: usize,
     },
-    /// A delta without base, or a base for something that is no delta.
+    /// A delta without a base, or a base for a frame that is not a delta.
     #[error("Its encoding and its base do not go together")]
     BaseMismatch,
-    /// A delta says that a block is as in the base, and the base ends before it.
+    /// A delta takes a block from its base, but the base is too short to have it.
     #[error("It takes block {0} from its base, which ends before it")]
     BaseTooShort(usize),
     /// A delta marks blocks past its own end.
@@ -79,21 +80,22 @@ pub enum FrameError {
     Zstd(&'static str),
 }
 
-/// Base bytes that begin like this are not used as a prefix: zstd's one-shot functions would take them for a
-/// trained dictionary instead of raw content.
+/// Base bytes that begin with this magic number are not used as a prefix: zstd's one-shot functions would
+/// treat them as a trained dictionary instead of raw content.
 const ZSTD_DICTIONARY_MAGIC: [u8; 4] = 0xEC30_A437_u32.to_le_bytes();
 
 thread_local! {
     static CODEC: RefCell<Codec> = RefCell::new(Codec::default());
 }
 
-/// Encodes a chunk on its own: as a zstd frame, or as it is when that is no smaller.
+/// Encodes a chunk without a base: as a zstd frame, or uncompressed when the frame is not smaller.
 pub fn encode_whole(bytes: &[u8], level: i32) -> Frame {
     CODEC.with_borrow_mut(|codec| codec.encode_whole(bytes, level))
 }
 
-/// Encodes a chunk as a delta on `base`. `None` when that cannot be done or is no smaller than the chunk
-/// itself; whether the delta pays compared with a whole frame is the caller's to judge.
+/// Encodes a chunk as a delta against `base`. Returns `None` when that is impossible or the delta is not
+/// smaller than the chunk itself. The caller decides whether the delta is worth it compared with a whole
+/// frame.
 pub fn encode_delta(bytes: &[u8], base: &[u8], level: i32) -> Option<Frame> {
     CODEC.with_borrow_mut(|codec| codec.encode_delta(bytes, base, level))
 }
@@ -102,8 +104,8 @@ pub fn encode_delta(bytes: &[u8], base: &[u8], level: i32) -> Option<Frame> {
 /// `None`.
 ///
 /// # Errors
-/// [`FrameError`] for bytes that are no such frame. What is in `out` then is undefined, and a frame that
-/// decodes is not yet the chunk that was asked for: the caller compares the id.
+/// [`FrameError`] if the bytes are not a valid frame; the content of `out` is then undefined. A successful
+/// decode does not prove that this is the requested chunk: the caller compares the id.
 pub fn decode_into(
     frame: &[u8],
     encoding: Encoding,
@@ -155,7 +157,7 @@ fn expect_size(found: usize, expected: usize) -> Result<(), FrameError> {
 struct Codec {
     compressor: CCtx<'static>,
     decompressor: DCtx<'static>,
-    /// A frame while it is made: its final size is only known afterwards.
+    /// A frame being built: its final size is only known at the end.
     frame: Vec<u8>,
     /// The new bytes of the blocks that differ, one after the other.
     changed: Vec<u8>,
@@ -167,7 +169,7 @@ impl Codec {
     fn encode_whole(&mut self, bytes: &[u8], level: i32) -> Frame {
         self.frame.clear();
         self.frame.reserve(zstd_safe::compress_bound(bytes.len()));
-        // With that much room zstd cannot fail; were it to, the bytes as they are do no harm.
+        // With this much room zstd cannot fail. If it did, the uncompressed bytes would still be correct.
         match self.compressor.compress(&mut self.frame, bytes, level) {
             Ok(stored) if stored < bytes.len() => Frame {
                 encoding: Encoding::Zstd,
@@ -222,7 +224,7 @@ impl Codec {
         let (bitmap, body) = frame
             .split_at_checked(bitmap_bytes(out.len()))
             .filter(|(_, body)| !body.is_empty())
-            // zstd takes nothing at all for a frame of nothing.
+            // zstd accepts empty input as a frame of no bytes.
             .ok_or(FrameError::Truncated(frame.len()))?;
         let changed_bytes = self.take_from_base(bitmap, base, out)?;
         if self.prefix.starts_with(&ZSTD_DICTIONARY_MAGIC) {
@@ -246,8 +248,8 @@ impl Codec {
         Ok(())
     }
 
-    /// Copies the blocks that are as in the base to `out` and collects the others' prefix. Returns the bytes
-    /// of those others.
+    /// Copies the unchanged blocks from the base to `out` and collects the prefix for the changed blocks.
+    /// Returns the total size of the changed blocks.
     fn take_from_base(&mut self, bitmap: &[u8], base: &[u8], out: &mut [u8]) -> Result<usize, FrameError> {
         let blocks = out.len().div_ceil(BLOCK_BYTES);
         if (blocks..bitmap.len() * 8).any(|block| is_set(bitmap, block)) {
@@ -285,7 +287,8 @@ fn is_set(bitmap: &[u8], block: usize) -> bool {
         .is_some_and(|byte| byte & (1 << (block % 8)) != 0)
 }
 
-/// The base's bytes at a block's place: all 8 KiB of it, or what there is of it, or nothing.
+/// The base's bytes at a block's position: a full 8 KiB, fewer if the base ends within the block, none past
+/// its end.
 fn base_block(base: &[u8], block: usize) -> &[u8] {
     let Range { start, end } = block * BLOCK_BYTES..(block + 1) * BLOCK_BYTES;
     base.get(start..end.min(base.len())).unwrap_or_default()

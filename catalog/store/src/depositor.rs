@@ -7,15 +7,14 @@
 //! ```
 //!
 //! Every arrow is a bounded queue, so a slow disk slows `put` down and nothing piles up in memory. Arrows only point
-//! right: nothing waits for what stands left of it, so nothing can block for ever.
+//! right: no stage waits for a stage to its left, so nothing can block forever.
 //!
 //! Invariants:
-//! - A chunk is stored at most once by one depositor: the ids in packs that the index does not know yet are
-//!   remembered.
+//! - One depositor stores a chunk at most once: it remembers the ids in packs that are not in the index yet.
 //! - A delta's base is a whole chunk that the index gives as reusable; never one of a pack that is still open.
-//! - A pack is in the index only after it is durable under its final name. A crash leaves a temporary file, or a
-//!   finished pack that the index does not know; never a reference to bytes that are not there.
-//! - The first error stops everything: it is returned by every later call, and by `flush`.
+//! - A pack enters the index only after it is durable under its final name. A crash leaves a temporary file, or a
+//!   finished pack that is not in the index; never a reference to bytes that do not exist.
+//! - The first error stops everything: every later call returns it, and so does `flush`.
 
 use std::num::NonZero;
 use std::sync::{Arc, Mutex};
@@ -43,21 +42,21 @@ use packer::{CLOSE_QUEUE, Closer, Packer, ToPacker};
 pub(crate) use patch::Patch;
 use status::{Status, spawn};
 
-/// Puts that wait for a worker. Enough that workers find work while the receiving thread is not scheduled (24 data
-/// windows are 3 ms of two workers); 24 MiB when all are windows of WAL.
+/// Puts that wait for a worker. The queue is long enough that workers find work while the receiving thread is not
+/// scheduled (24 data windows keep two workers busy for 3 ms). It takes 24 MiB when all are windows of WAL.
 const JOB_QUEUE: usize = 24;
 
 /// Frames that wait for the packer: 12 MiB at most, for windows of WAL that do not compress.
 const FRAME_QUEUE: usize = 12;
 
-/// Empty buffers kept for the next puts: as many as can be under way, so that none is ever allocated twice.
+/// Empty buffers kept for the next puts: as many as can be in use at once, so that none is ever allocated twice.
 const POOLED_BUFFERS: usize = JOB_QUEUE + MAX_WORKERS;
 
-/// Workers at most. Each holds one window, its base and its frame; with this many and the queues full of windows of
-/// WAL that is still below 84 MiB, on two cores below 42 MiB, and a tenth of it for windows of data.
+/// Maximum number of workers. Each holds one window, its base and its frame. With this many workers and the queues full
+/// of WAL windows, that is below 84 MiB, on two cores below 42 MiB; data windows need a tenth of it.
 const MAX_WORKERS: usize = 16;
 
-/// What kind of bytes are put: decides the compression level, and whether zeros are a hole.
+/// The kind of the bytes put: decides the compression level, and whether zeros are a hole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContentClass {
     /// Windows of relation and other data files.
@@ -71,8 +70,8 @@ pub enum ContentClass {
 /// How a [`Depositor`] works.
 #[derive(Debug, Clone, Copy)]
 pub struct DepositOptions {
-    /// zstd level of whole chunks of data. 2 by default: of a 2.2 GB database it made 346 MB, level 1 360 MB in a tenth
-    /// less CPU time, level 3 350 MB in an eighth more.
+    /// zstd level of whole chunks of data. 2 by default: it stored a 2.2 GB database in 346 MB. Level 1 made 360 MB in
+    /// a tenth less CPU time, level 3 made 350 MB in an eighth more.
     pub whole_level: i32,
     /// zstd level of delta chunks.
     pub delta_level: i32,
@@ -82,7 +81,7 @@ pub struct DepositOptions {
     pub map_level: i32,
     /// Threads that hash and compress; 0 for one on each core.
     pub workers: usize,
-    /// Whether what the previous tree refers to may be referred to again without asking the index: it stays where it is
+    /// Whether chunks of the previous tree may be referenced again without an index look-up: they stay where they are
     /// until this run has ended.
     pub trust_previous: bool,
 }
@@ -100,14 +99,14 @@ impl Default for DepositOptions {
     }
 }
 
-/// What became of the bytes put.
+/// The result of one put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deposit {
     /// The chunk; `None` for a hole.
     pub chunk: Option<ChunkId>,
     /// CRC-32C of the bytes.
     pub crc32c: u32,
-    /// Bytes of the frame that was added for them; 0 when nothing had to be.
+    /// Bytes of the frame that was added for them; 0 when nothing had to be stored.
     pub new_stored_bytes: u32,
 }
 
@@ -116,7 +115,7 @@ pub struct Deposit {
 pub struct DepositTotals {
     /// Bytes put.
     pub bytes_in: u64,
-    /// Times something was put.
+    /// Number of puts.
     pub chunks: u64,
     /// Of these: all zeros, nothing stored.
     pub holes: u64,
@@ -130,14 +129,14 @@ pub struct DepositTotals {
     pub new_stored_bytes: u64,
 }
 
-/// Called once with what became of the bytes, on one of the depositor's threads: it must be quick, and may call
+/// Called once with the result of a put, on one of the depositor's threads. It must be quick, and may call
 /// [`Depositor::put_now`] but not [`Depositor::put`].
 pub type Done = Box<dyn FnOnce(Result<Deposit>) + Send>;
 
-/// See the [module](self).
+/// Stores bytes as chunks in packs; see the [module](self).
 #[derive(Debug)]
 pub struct Depositor {
-    // The order matters: threads end when the queue they read from has no sender left, and are waited for last.
+    // The field order matters: threads end when the queue they read from has no sender left, and are joined last.
     jobs: Sender<Job>,
     intake: Arc<Intake>,
     free_buffers: Receiver<Vec<u8>>,
@@ -202,14 +201,14 @@ impl Depositor {
         })
     }
 
-    /// An empty buffer of at least `capacity` bytes, one that an earlier `put` has done with where there is one.
+    /// An empty buffer of at least `capacity` bytes; one that an earlier `put` no longer needs, if there is one.
     pub fn buffer(&self, capacity: usize) -> Vec<u8> {
         let mut buffer = self.free_buffers.try_recv().unwrap_or_default();
         buffer.reserve_exact(capacity);
         buffer
     }
 
-    /// Hands bytes to the workers; `similar` is the chunk that stood at this place before. Blocks while the queue is
+    /// Hands bytes to the workers; `similar` is the chunk that was at this position before. Blocks while the queue is
     /// full. When it returns an error, `done` is not called.
     ///
     /// # Errors
@@ -224,10 +223,10 @@ impl Depositor {
         self.send(Content::Whole { bytes, similar }, class, done)
     }
 
-    /// Hands a window to the workers of which only the changes are here. What it was before is what it is similar to.
+    /// Hands a window to the workers as changes against its earlier content, which is also its similar chunk.
     ///
     /// # Errors
-    /// As [`put`](Self::put). That the bytes from before cannot be read is an error of this run.
+    /// As [`put`](Self::put). If the earlier content cannot be read, the whole run fails.
     pub(crate) fn put_patched(&self, patch: Patch, class: ContentClass, done: Done) -> Result<()> {
         self.send(Content::Patched(patch), class, done)
     }
@@ -243,12 +242,12 @@ impl Depositor {
         self.jobs.send(job).map_err(|_| self.intake.status.panicked())
     }
 
-    /// Whether what the previous tree refers to may be referred to again without [asking](Self::is_stored).
+    /// Whether chunks of the previous tree may be referenced again without an [index look-up](Self::is_stored).
     pub(crate) fn trusts_previous(&self) -> bool {
         self.intake.options.trust_previous
     }
 
-    /// Whether this chunk may be referred to from now on.
+    /// Whether new references to this chunk are allowed.
     ///
     /// # Errors
     /// When the index cannot be read.
@@ -256,7 +255,7 @@ impl Depositor {
         Ok(self.intake.index.locate_reusable(id)?.is_some())
     }
 
-    /// Does the same on the calling thread.
+    /// As [`put`](Self::put), but stores the bytes on the calling thread.
     ///
     /// # Errors
     /// The first error of anything put before, or this one's.
@@ -264,7 +263,7 @@ impl Depositor {
         self.intake.deposit(bytes, similar, class)
     }
 
-    /// Waits until everything put so far has been answered. That does not make it durable.
+    /// Waits until every put so far has been answered. This does not make the data durable.
     ///
     /// # Errors
     /// The first error of anything put before.
@@ -283,7 +282,7 @@ impl Depositor {
         Ok(std::mem::take(&mut *lock(&self.intake.finished)))
     }
 
-    /// Makes everything put so far readable, without the next flush leaving its packs out.
+    /// Makes everything put so far readable. The next flush still returns the packs that this closes.
     pub(crate) fn publish(&self) -> Result<()> {
         self.close_packs(Vec::new())
     }
@@ -308,8 +307,8 @@ impl Depositor {
     }
 }
 
-/// Waited for when the depositor is dropped. Full packs are still closed then, for the next run to reuse; the open one
-/// is given up.
+/// Joined when the depositor is dropped. Full packs are still closed then, for the next run to reuse; the open pack is
+/// discarded.
 #[derive(Debug)]
 struct Threads(Vec<JoinHandle<()>>);
 
@@ -317,17 +316,16 @@ impl Drop for Threads {
     fn drop(&mut self) {
         let this = thread::current().id();
         if self.0.iter().any(|thread| thread.thread().id() == this) {
-            // The last owner was a `done` on a worker: it cannot wait for itself.
+            // A `done` on a worker held the last reference: a worker cannot join itself.
             return;
         }
         for thread in self.0.drain(..) {
-            // Panics are caught: nothing is lost here.
+            // The threads catch their panics: the result carries nothing.
             let _panic = thread.join();
         }
     }
 }
 
-// For what is changed one assignment at a time and so is consistent even after a panic elsewhere.
 fn worker_count(wanted: usize) -> usize {
     let cores = || thread::available_parallelism().map_or(1, NonZero::get);
     if wanted == 0 {

@@ -1,6 +1,6 @@
-//! What can go wrong in the store, each with what it is about and what it means.
+//! The errors of the store. Each names its subject and its meaning.
 //!
-//! Errors are cheap to clone: one failed decode is told to every reader that waited for it, one failed write
+//! Errors are cheap to clone: a failed decode is returned to every reader that waited for it, a failed write
 //! to every later call of the same run.
 
 use std::io;
@@ -38,7 +38,7 @@ pub enum Error {
         /// The file that could not be written.
         path: PathBuf,
     },
-    /// Bytes are not what was once written.
+    /// Stored bytes differ from what was written.
     #[error("{what} is damaged: {reason}")]
     Damaged {
         /// Which chunk or pack, and where: "Chunk ab.. in pack cd.. at offset 1234".
@@ -46,20 +46,20 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A delta is as it was written, but what it stands on is lost.
+    /// A delta is as it was written, but its base is lost.
     #[error("{what} is damaged: Its base cannot be read ({reason})")]
     LostBase {
         /// Which chunk, and where.
         what: String,
-        /// The chunk it stands on.
+        /// Its base.
         base: ChunkId,
-        /// What is wrong with that one.
+        /// What is wrong with the base.
         reason: String,
     },
-    /// The index knows no pack that holds this chunk.
+    /// No pack in the index holds this chunk.
     #[error("Chunk {0} is in no pack of the repository")]
     MissingChunk(ChunkId),
-    /// A pack that should be there is not.
+    /// A pack that should exist is missing.
     #[error("Pack {0} is not in the repository")]
     MissingPack(PackId),
     /// Written by a later release.
@@ -75,7 +75,7 @@ pub enum Error {
         /// The newest version this release reads.
         newest: u32,
     },
-    /// More was put than the format holds.
+    /// Something exceeds a limit of the format.
     #[error("{what} has {bytes} bytes, at most {limit} are possible")]
     TooLarge {
         /// "A chunk", "A record".

@@ -1,8 +1,8 @@
 //! File maps: which chunk holds each window of a file.
 //!
-//! A file is cut at fixed offsets into windows, so that the window of an offset is a division and a changed page
-//! changes one entry. Up to [`INLINE_WINDOWS`] windows stand in the map itself, which stands in the file's directory
-//! listing; the windows of a larger file stand in *pieces*, chunks of [`PIECE_WINDOWS`] rows of [`ROW_BYTES`] each.
+//! A file is cut at fixed offsets into windows, so that a division finds the window of an offset and a changed page
+//! changes one entry. The map is part of the file's directory listing and holds up to [`INLINE_WINDOWS`] windows
+//! itself. The windows of a larger file are in *pieces*, chunks of [`PIECE_WINDOWS`] rows of [`ROW_BYTES`] each.
 //!
 //! Invariants, checked by every reader ([`FileMap::check`]): the window size is a power of two that
 //! [`valid_window_bytes`] allows; there are exactly as many windows (or pieces) as the file's size needs; only the
@@ -21,8 +21,8 @@ use crate::layout::{BLOCK_BYTES, MAX_CHUNK_BYTES};
 /// chunk, and still a listing entry of well under a kilobyte.
 pub const INLINE_WINDOWS: usize = 16;
 
-/// Windows in one piece of a larger map: 256 MiB of data in 72 KiB, about what one data window's chunk has. Nine
-/// 8 KiB blocks exactly, the unit in which a piece is stored as a delta to its predecessor.
+/// Windows in one piece of a larger map: 256 MiB of data in 72 KiB, about the size of one data window's chunk. That
+/// is exactly nine 8 KiB blocks, the unit in which a piece is stored as a delta against its predecessor.
 pub const PIECE_WINDOWS: usize = 2048;
 
 /// One window in a piece or a listing: the chunk id (zeros for a hole) and the CRC-32C, little endian.
@@ -37,7 +37,7 @@ pub struct Window {
     pub crc32c: u32,
 }
 
-/// Where a file's windows stand.
+/// Where a file's windows are listed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Windows {
@@ -47,7 +47,7 @@ pub enum Windows {
     Pieces(Vec<ChunkId>),
 }
 
-/// The content of one file. Read from JSON (a segment's record) it is checked.
+/// The content of one file. A map read from JSON (a segment's record) is checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "UncheckedMap")]
 pub struct FileMap {
@@ -61,7 +61,7 @@ pub struct FileMap {
     pub windows: Windows,
 }
 
-/// A map as it stands in JSON.
+/// A map as read from JSON.
 #[derive(Deserialize)]
 struct UncheckedMap {
     size_bytes: u64,
@@ -102,7 +102,7 @@ impl Window {
         row
     }
 
-    /// Reads a row. An id of zeros is a hole: no bytes are known that BLAKE3 would name so.
+    /// Reads a row. An id of zeros is a hole: no bytes with this BLAKE3 hash are known.
     pub(crate) fn from_row(row: &[u8; ROW_BYTES]) -> Self {
         let [id @ .., c0, c1, c2, c3] = *row;
         let chunk = (id != [0; ChunkId::BYTES]).then_some(ChunkId(id));
@@ -167,7 +167,7 @@ impl FileMap {
         offset / window_bytes..end.div_ceil(window_bytes)
     }
 
-    /// How many pieces a file of this many windows has; 0 when they stand in the map itself.
+    /// How many pieces a file of this many windows has; 0 when the map holds the windows itself.
     pub(crate) fn piece_count(windows: u64) -> u64 {
         if windows <= INLINE_WINDOWS as u64 {
             0
@@ -176,14 +176,14 @@ impl FileMap {
         }
     }
 
-    /// How many windows stand in piece `piece`.
+    /// How many windows piece `piece` has.
     pub(crate) fn piece_windows(&self, piece: u64) -> usize {
         let before = piece.saturating_mul(PIECE_WINDOWS as u64);
         usize::try_from(self.window_count().saturating_sub(before))
             .map_or(PIECE_WINDOWS, |n| n.min(PIECE_WINDOWS))
     }
 
-    /// Checks what every reader must before it trusts a map; says what is wrong with it.
+    /// Makes the checks that every reader must make before it trusts a map; returns what is wrong with it.
     ///
     /// # Errors
     /// A text that completes "the file map is damaged: …".

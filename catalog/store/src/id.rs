@@ -1,6 +1,6 @@
-//! Names: of chunks by their content, of packs and records by chance.
+//! Ids. A chunk's id is the hash of its content; the ids of packs and records are random.
 //!
-//! Each is a newtype, so that a pack's id can never stand where a chunk's belongs. As text (file names, JSON,
+//! Each is a newtype, so that a pack's id can never be used for a chunk's. As text (file names, JSON,
 //! messages) they are lower-case hex.
 
 use std::fmt;
@@ -84,14 +84,14 @@ hex_id!(
 );
 
 hex_id!(
-    /// A record: random; a deletion names the record it annuls by it.
+    /// A record: random. A deletion refers to the record it annuls by this id.
     RecordId,
     16,
     "record"
 );
 
 impl ChunkId {
-    /// The name of these bytes.
+    /// The id of these bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())
     }

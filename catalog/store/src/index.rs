@@ -1,4 +1,4 @@
-//! What the store needs to know about where chunks are; the catalog implements it on SQLite.
+//! The index that the store needs to find chunks; the catalog implements it with SQLite.
 
 use std::fmt::Debug;
 
@@ -13,14 +13,13 @@ use crate::pack::ClosedPack;
 /// that keeps one place for it must prefer a whole frame to a delta: a chunk that is some delta's base has to
 /// be found whole, since deltas are never more than one deep.
 pub trait ChunkIndex: Send + Sync + Debug {
-    /// For readers: wherever the chunk is, be the pack condemned or not. `None` when no pack is known to hold
-    /// it.
+    /// For readers: where the chunk is, even if its pack is condemned. `None` when no known pack holds it.
     ///
     /// # Errors
     /// [`Error::Index`](crate::Error::Index) when the index itself fails.
     fn locate(&self, id: &ChunkId) -> Result<Option<ChunkLocation>>;
 
-    /// For readers that found nothing they could read there: all places of the chunk, the best first.
+    /// For readers that cannot read the chunk at its [located](Self::locate) place: all its places, the best first.
     ///
     /// # Errors
     /// [`Error::Index`](crate::Error::Index) when the index itself fails.
@@ -28,8 +27,8 @@ pub trait ChunkIndex: Send + Sync + Debug {
         Ok(self.locate(id)?.into_iter().collect())
     }
 
-    /// For writers: where the chunk is, in a pack that is not condemned and not known to be damaged there. `None` means:
-    /// store it anew.
+    /// For writers: where the chunk is, in a pack that is not condemned and not known to be damaged there. `None`
+    /// means: store it again.
     ///
     /// # Errors
     /// [`Error::Index`](crate::Error::Index) when the index itself fails.

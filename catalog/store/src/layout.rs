@@ -1,23 +1,23 @@
-//! The sizes the repository format rests on, in one place.
+//! The sizes of the repository format, in one place.
 //!
 //! Those that readers check (`MAX_*`, [`PACK_HEADER_BYTES`], [`PACK_TRAILER_BYTES`], [`FORMAT_VERSION`]) are
-//! part of the format, see `FORMAT.md`. The others steer writers: a later release may change them, and what
-//! was written before stays readable.
+//! part of the format, see `FORMAT.md`. The others only affect writers: a later release may change them, and
+//! existing data stays readable.
 
 /// Version of the byte layout this release writes, and the newest it reads.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// A PostgreSQL page: the unit in which a delta chunk says what changed.
+/// A PostgreSQL page: the unit in which a delta chunk records changes.
 pub const BLOCK_BYTES: usize = 8192;
 
-/// Window of relation and other data files: 16 pages, what one random read has to decode.
+/// Window of relation and other data files: 16 pages, the amount that one random read decodes.
 pub const DATA_WINDOW_BYTES: u32 = 128 * 1024;
 
 /// Window of WAL segments: they are written and read from front to back, so larger windows compress better
 /// and cost nothing.
 pub const WAL_WINDOW_BYTES: u32 = 1024 * 1024;
 
-/// A chunk's bytes at most, stored or decoded. A reader refuses more before it allocates anything: four times
+/// Maximum size of a chunk, stored or decoded. A reader rejects more before it allocates anything. Four times
 /// the largest window leaves room for listings and for larger windows later.
 pub const MAX_CHUNK_BYTES: usize = 4 * 1024 * 1024;
 
@@ -25,19 +25,21 @@ pub const MAX_CHUNK_BYTES: usize = 4 * 1024 * 1024;
 /// rare, small enough that sweeping one rewrites little.
 pub const PACK_TARGET_BYTES: u64 = 64 * 1024 * 1024;
 
-/// A pack with this many chunks is full, however small they are: bounds a footer, the ids a writer remembers,
-/// and one SQLite transaction.
+/// A pack with this many chunks is full, however small they are. This bounds a footer, the ids a writer
+/// remembers, and one SQLite transaction.
 pub const PACK_MAX_CHUNKS: usize = 32 * 1024;
 
-/// A pack with this many bytes of record payloads is full: records lie in the footer, which is read as a
+/// A pack with this many bytes of record payloads is full: records are in the footer, which is read as a
 /// whole.
 pub const PACK_RECORDS_TARGET_BYTES: usize = 4 * 1024 * 1024;
 
-/// One record's payload at most. The largest is that of a backup of millions of files, well under a megabyte.
+/// Maximum size of one record's payload. A backup of millions of files has the largest, well under a
+/// megabyte.
 pub const MAX_RECORD_BYTES: usize = 8 * 1024 * 1024;
 
-/// A footer at most, stored or unpacked: the chunks of a full pack (2.4 MiB), its records up to the target
-/// and one largest record beyond, with room to grow. A reader refuses more before it allocates anything.
+/// Maximum size of a footer, stored or unpacked: the chunks of a full pack (2.4 MiB), its records up to the
+/// target and one largest record beyond, with room to grow. A reader rejects more before it allocates
+/// anything.
 pub const MAX_FOOTER_BYTES: usize = 32 * 1024 * 1024;
 
 /// A pack's header: magic, version, reserved, pack id.

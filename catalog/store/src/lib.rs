@@ -1,14 +1,14 @@
-//! The store: chunks, packs, file maps and trees. It knows bytes, not PostgreSQL.
+//! The store: chunks, packs, file maps and trees. It handles bytes and does not interpret PostgreSQL's files.
 //!
-//! Data comes in as windows of files, is named by its BLAKE3, compressed on its own or as a delta against a similar
-//! chunk, and appended to immutable, self-describing packs. The byte layout and what a reader must check are in
-//! `FORMAT.md`; where chunks are is asked of a [`ChunkIndex`], which the catalog implements.
+//! Data comes in as windows of files. A window is identified by its BLAKE3 hash, compressed on its own or as a
+//! delta against a similar chunk, and appended to immutable, self-describing packs. `FORMAT.md` specifies the byte
+//! layout and what a reader must check. A [`ChunkIndex`], which the catalog implements, locates chunks.
 //!
 //! - [`id`], [`layout`], [`error`]: names, sizes, errors.
 //! - [`codec`]: one chunk's frame. [`pack`]: many frames in a file. [`storage`]: where the files are.
 //! - [`reader`]: from ids back to bytes, cached and checked.
 //! - [`depositor`]: from bytes to ids: hash, compare, compress, pack, on all cores.
-//! - [`file_map`], [`listing`], [`tree`]: chunks put together to files, directories and whole backups.
+//! - [`file_map`], [`listing`], [`tree`]: chunks assembled into files, directories and whole backups.
 
 pub mod codec;
 pub mod crc;

@@ -1,8 +1,8 @@
-//! Directory listings: what stands in a directory, as chunks.
+//! Directory listings: the entries of a directory, stored as chunks.
 //!
-//! A listing is the directory's entries, sorted by name, in pages. A page ends where the hash of the next entry's name
-//! says so, never at a count: a file that comes or goes changes the page it is in and no other, and the unchanged
-//! pages of the next backup are the same chunks. The same entries always give the same pages.
+//! A listing is the directory's entries, sorted by name, in pages. The hash of the next entry's name decides where a
+//! page ends, never a count. So an added or removed file changes its own page and no other, and the unchanged pages of
+//! the next backup are the same chunks. The same entries always give the same pages.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -42,7 +42,7 @@ pub enum Node {
 /// One entry of a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Its name within the directory, as the bytes the system that was backed up used.
+    /// Its name within the directory, in the bytes of the system that was backed up.
     pub name: Vec<u8>,
     /// Owner, permissions and time.
     pub attributes: Attributes,
@@ -60,8 +60,8 @@ pub struct PageRef {
     pub chunk: ChunkId,
 }
 
-/// A directory's listing. That of a backup's root stands in the backup's record, so it can be read from JSON (names in
-/// hex: they need not be UTF-8).
+/// A directory's listing. The record of a backup holds its root's listing, so a listing can be read from JSON (names
+/// in hex: they need not be UTF-8).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DirectoryRef {
     /// Its pages, in order. None when the directory is empty.
@@ -70,14 +70,14 @@ pub struct DirectoryRef {
     pub entries: u64,
 }
 
-/// A name's bytes at most: what Linux file systems allow, and so what a mount can show.
+/// Maximum length of a name in bytes: the limit of Linux file systems, and so the limit of a mount.
 pub const MAX_NAME_BYTES: usize = 255;
 
-/// A symbolic link's target at most: `PATH_MAX` less the NUL.
+/// Maximum length of a symbolic link's target: `PATH_MAX` less the NUL.
 pub const MAX_TARGET_BYTES: usize = 4095;
 
 impl Attributes {
-    /// Checks what every reader must; says what is wrong.
+    /// Makes the checks that every reader must make; returns what is wrong.
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.mode > 0o7777 {
             return Err(format!("Mode {:o} has more than permission bits", self.mode));
@@ -89,7 +89,7 @@ impl Attributes {
     }
 }
 
-/// Checks that these bytes can be a name in a directory; says what is wrong.
+/// Checks that these bytes can be a name in a directory; returns what is wrong.
 pub(crate) fn check_name(name: &[u8]) -> Result<(), String> {
     let reason = match name {
         b"" => "empty",
@@ -102,7 +102,7 @@ pub(crate) fn check_name(name: &[u8]) -> Result<(), String> {
     Err(format!("The name \"{}\" is {reason}", name.escape_ascii()))
 }
 
-/// Checks that these bytes can be a symbolic link's target; says what is wrong.
+/// Checks that these bytes can be a symbolic link's target; returns what is wrong.
 pub(crate) fn check_target(target: &[u8]) -> Result<(), String> {
     if target.is_empty() || target.len() > MAX_TARGET_BYTES || target.contains(&0) {
         return Err(format!(

@@ -14,8 +14,8 @@ pub struct ChunkLocation {
     pub stored_bytes: u32,
     /// Bytes of the chunk itself.
     pub raw_bytes: u32,
-    /// How the frame is to be decoded.
+    /// How to decode the frame.
     pub encoding: Encoding,
-    /// The chunk a delta stands on; `None` for all other encodings.
+    /// A delta's base; `None` for all other encodings.
     pub base: Option<ChunkId>,
 }

@@ -1,8 +1,8 @@
 //! Packs: files of many chunk frames that describe themselves.
 //!
-//! header, frames one after the other, footer, trailer; see `FORMAT.md`. The footer lists every chunk of the
-//! pack and holds its records, so that the whole catalog can be made again from nothing but packs. Frames
-//! follow each other without a gap and offsets are not stored: they cannot overlap or point outside the file.
+//! Header, frames one after the other, footer, trailer; see `FORMAT.md`. The footer lists every chunk of the
+//! pack and holds its records, so that the whole catalog can be rebuilt from packs alone. Frames follow each
+//! other without a gap and offsets are not stored, so frames cannot overlap or point outside the file.
 
 use crate::codec::{Encoding, Frame};
 use crate::error::{Error, Result};
@@ -20,7 +20,7 @@ pub use writer::PackWriter;
 /// A chunk in a pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PackedChunk {
-    /// Its name.
+    /// The chunk's id.
     pub id: ChunkId,
     /// How its frame is encoded.
     pub encoding: Encoding,
@@ -30,7 +30,7 @@ pub struct PackedChunk {
     pub stored_bytes: u32,
     /// Bytes of the chunk itself.
     pub raw_bytes: u32,
-    /// The chunk a delta stands on; `None` for all other encodings.
+    /// A delta's base; `None` for all other encodings.
     pub base: Option<ChunkId>,
 }
 
@@ -48,11 +48,11 @@ impl PackedChunk {
     }
 }
 
-/// A fact kept in a pack's footer: a backup, an archived segment, a deletion. Only the catalog knows what
-/// kinds and payloads mean.
+/// A fact kept in a pack's footer: a backup, an archived segment, a deletion. Only the catalog interprets
+/// kinds and payloads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// Its name, by which a deletion annuls it.
+    /// Its id, by which a deletion annuls it.
     pub id: RecordId,
     /// What the payload is.
     pub kind: u8,
@@ -60,10 +60,10 @@ pub struct Record {
     pub payload: Vec<u8>,
 }
 
-/// A complete, durable pack: what its footer says.
+/// A complete, durable pack, as its footer describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClosedPack {
-    /// Its name.
+    /// The pack's id.
     pub id: PackId,
     /// Size of the file.
     pub bytes: u64,
@@ -73,8 +73,8 @@ pub struct ClosedPack {
     pub records: Vec<Record>,
 }
 
-/// Reads a chunk's frame as it stands in its pack, to decode it or to copy it into another pack. Nothing but
-/// sizes is checked: only the decoded chunk can be held against its id.
+/// Reads a chunk's frame as stored in its pack, to decode it or to copy it into another pack. Only sizes are
+/// checked: only the decoded chunk can be compared with its id.
 ///
 /// # Errors
 /// [`Error::MissingPack`], [`Error::Damaged`] where the pack ends too early or the location claims an

@@ -16,7 +16,7 @@ pub(crate) fn encode_header(id: PackId, version: u32) -> Vec<u8> {
     header
 }
 
-/// The pack that a file begins as; `None` where it does not begin as one.
+/// The pack id in a file's header; `None` if it is not the header of a pack.
 pub(crate) fn id_in_header(header: &[u8; PACK_HEADER_BYTES]) -> Option<PackId> {
     let (magic, rest) = header.split_first_chunk::<8>()?;
     let id = rest.last_chunk::<{ PackId::BYTES }>()?;

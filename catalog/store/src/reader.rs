@@ -1,13 +1,13 @@
-//! Reading chunks: every reader's way from an id to its bytes.
+//! Reading chunks: from an id to its bytes.
 //!
-//! A chunk is decoded once, however many readers ask for it at the same time, is held against its id before
-//! anyone sees it, and stays in a cache bounded in bytes. What cannot be read at one place may be at another: a sweep
-//! has moved it, or it was stored anew because the first was damaged. Bases of deltas go through the same cache: in a
-//! second backup many windows stand on few of them. Sequential readers have the next chunks decoded ahead on
+//! A chunk is decoded once, however many readers request it at the same time. It is compared with its id before anyone
+//! sees it, and stays in a cache bounded in bytes. A chunk that cannot be read at one place may be readable at another:
+//! a sweep has moved it, or it was stored again because the first copy was damaged. Bases of deltas go through the same
+//! cache: in a second backup many windows share few bases. For sequential readers, the next chunks are decoded ahead on
 //! all cores.
 //!
-//! No lock is held while a chunk is located, read or decoded; a reader waits only for another one that is at
-//! work on the very same chunk.
+//! No lock is held while a chunk is located, read or decoded; a reader waits only for another reader of the very same
+//! chunk.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -47,7 +47,7 @@ impl ChunkReader {
         }
     }
 
-    /// A chunk's bytes, which are those its id names.
+    /// A chunk's bytes, checked against its id.
     ///
     /// # Errors
     /// [`Error::MissingChunk`], [`Error::MissingPack`] and [`Error::Damaged`] for data that is lost;
@@ -61,8 +61,8 @@ impl ChunkReader {
         self.core.cache.holds(id)
     }
 
-    /// Has chunks decoded in the background, for reads that are about to come. A hint: what does not fit the
-    /// queue is dropped, and a chunk that cannot be read fails only when it is asked for.
+    /// Decodes chunks in the background, for reads that are about to come. This is a hint: chunks that do not fit the
+    /// queue are dropped, and a chunk that cannot be read fails only when it is requested.
     pub fn read_ahead(&self, ids: impl IntoIterator<Item = ChunkId>) {
         for id in ids {
             if !self.core.cache.is_known(&id) && !self.ahead.push(id) {
@@ -71,10 +71,10 @@ impl ChunkReader {
         }
     }
 
-    /// Reads, decodes and checks a chunk as it is on disk at this one of its places, whatever the cache holds of it.
+    /// Reads, decodes and checks a chunk as it is on disk at this one of its places, even if it is cached.
     ///
     /// # Errors
-    /// As [`get`](Self::get); [`Error::LostBase`] where nothing is wrong with this place but only with all of the base's.
+    /// As [`get`](Self::get); [`Error::LostBase`] when the damage is not here but at all places of the base.
     pub fn check(&self, id: &ChunkId, place: &ChunkLocation) -> Result<()> {
         self.core.load_from(id, place).map(|_| ())
     }
@@ -104,8 +104,8 @@ impl Core {
         result
     }
 
-    /// The base of a delta, which must be a whole chunk. Were that not insisted on, two damaged entries of an
-    /// index could make deltas each other's base, and their readers wait for each other for ever.
+    /// The base of a delta, which must be a whole chunk. Without this check, two damaged index entries could make
+    /// deltas each other's base, and their readers would wait for each other forever.
     fn base(&self, id: &ChunkId) -> Result<Arc<[u8]>> {
         let lead = match self.cache.find(id, Purpose::Base) {
             Found::Known(result) => return result,
@@ -113,14 +113,14 @@ impl Core {
         };
         let result = self.load(id, |place| place.base.is_none());
         if !matches!(&result, Err(error) if error.is_damage()) {
-            // Readers of this chunk itself may wait here, and may find it as a delta: dropping the lead has them look on
-            // their own.
+            // Damage is not handed on: readers of this chunk itself may wait here, and may find it as a delta. Dropping
+            // the lead makes them look on their own.
             lead.finish(result.clone());
         }
         result
     }
 
-    /// Reads, decodes and checks a chunk at the best of those places that `take` takes, or, where that cannot be read, at
+    /// Reads, decodes and checks a chunk at the best place that `take` accepts or, if that one is lost or damaged, at
     /// the next.
     fn load(&self, id: &ChunkId, take: impl Fn(&ChunkLocation) -> bool) -> Result<Arc<[u8]>> {
         let first = self.index.locate(id)?.ok_or(Error::MissingChunk(*id))?;
@@ -156,13 +156,13 @@ impl Core {
             return Err(damaged("It claims to be larger than any chunk is".to_owned()));
         }
         if location.base.is_some() {
-            // On its way from disk while the base is looked up, read and decoded.
+            // Prefetched while the base is looked up, read and decoded.
             self.storage
                 .will_read(location.pack, u64::from(location.offset), location.stored_bytes);
         }
         let base = location.base.map(|base| self.base_of(id, location, base));
         let base = base.transpose()?;
-        // Decoded where it will stay: zeroing the room first costs a fraction of copying it later.
+        // Decoded into its final place: zeroing that first costs a fraction of copying the chunk later.
         let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, raw_bytes).collect();
         let out = Arc::make_mut(&mut bytes);
         self.decode(location, base.as_deref(), out)

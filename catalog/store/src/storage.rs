@@ -1,4 +1,4 @@
-//! Where packs are kept: the one place that knows about files, to be replaced by an object store later.
+//! Storage of packs: the only code that handles their files, to be replaced by an object store later.
 //!
 //! Packs are immutable: they are written once, from front to back, appear under their id when complete and
 //! durable, and are only ever read or removed after that.
@@ -17,7 +17,7 @@ pub use local::LocalPacks;
 pub use part::{Listed, Part, PartMark};
 pub use regular::open_regular;
 
-/// A keeper of packs.
+/// Storage for packs.
 pub trait PackStorage: Send + Sync + Debug {
     /// Begins a pack, invisible to all readers until [`PackUpload::finish`].
     ///
@@ -33,7 +33,7 @@ pub trait PackStorage: Send + Sync + Debug {
     /// read.
     fn read_at(&self, id: PackId, offset: u64, buf: &mut [u8]) -> Result<()>;
 
-    /// Says that these bytes will be read in a moment, so that they can be on their way already. A hint: an error
+    /// Announces that these bytes will be read in a moment, so that they can be prefetched. This is a hint: an error
     /// shows when they are read.
     fn will_read(&self, _id: PackId, _offset: u64, _bytes: u32) {}
 
@@ -49,15 +49,15 @@ pub trait PackStorage: Send + Sync + Debug {
     /// When the packs cannot be listed, and whatever `each` returns.
     fn list(&self, each: &mut dyn FnMut(PackId) -> Result<()>) -> Result<()>;
 
-    /// Tells whether a part has changed since it was looked at. Costs microseconds.
+    /// The state of a part, to find out later whether it has changed. Costs microseconds.
     ///
     /// # Errors
-    /// When that cannot be told.
+    /// When the state cannot be determined.
     fn part_mark(&self, _part: Part) -> Result<PartMark> {
         Ok(PartMark::Unknown)
     }
 
-    /// Calls `each` with what lies in a part; with nothing where there is no such part.
+    /// Calls `each` with everything that lies in a part; not at all if there is no such part.
     ///
     /// # Errors
     /// When the part cannot be listed, and whatever `each` returns.
@@ -68,16 +68,16 @@ pub trait PackStorage: Send + Sync + Debug {
         })
     }
 
-    /// Removes a pack; one that is not there is no error. After a crash it may be back, unless [`settle`](Self::settle)
+    /// Removes a pack; a missing pack is no error. After a crash the pack may be back, unless [`settle`](Self::settle)
     /// was called in between.
     ///
     /// # Errors
-    /// When it is there and cannot be removed.
+    /// When it exists and cannot be removed.
     fn remove(&self, id: PackId) -> Result<()>;
 
-    /// Makes durable that these packs are there, or are not: after a crash that is as it is now. Of a pack that was
-    /// found, and not made by [`PackUpload::finish`] in this process, it is not known otherwise. Nothing is to be done
-    /// where what can be seen is durable.
+    /// Makes it durable that these packs exist, or do not exist: after a crash that is as it is now. Otherwise it is
+    /// uncertain for a pack that was found rather than made by [`PackUpload::finish`] in this process. There is nothing
+    /// to do in a storage where everything visible is durable.
     ///
     /// # Errors
     /// When that is not possible.
@@ -85,8 +85,8 @@ pub trait PackStorage: Send + Sync + Debug {
         Ok(())
     }
 
-    /// Removes what killed writers left behind, where that is older than `older_than`; never what a living
-    /// writer still writes. Returns how many were removed.
+    /// Removes what killed writers left behind, if it is older than `older_than`; never what a living writer is still
+    /// writing. Returns how many were removed.
     ///
     /// # Errors
     /// When the storage cannot be listed or something cannot be removed.
@@ -98,12 +98,12 @@ pub trait PackUpload: Send + Debug {
     /// Appends bytes.
     ///
     /// # Errors
-    /// When they cannot be written; the upload is then of no more use.
+    /// When they cannot be written; the upload is unusable after that.
     fn write(&mut self, bytes: &[u8]) -> Result<()>;
 
     /// Makes the pack durable, then visible under its id, then that durable too.
     ///
     /// # Errors
-    /// When any of this fails. The pack may be there all the same: a whole one, which nobody knows of yet.
+    /// When any of this fails. The pack may exist nevertheless: complete, but not known to anyone yet.
     fn finish(self: Box<Self>) -> Result<()>;
 }

@@ -1,12 +1,12 @@
-//! Locks that a panic does not take away from others.
+//! Locks that stay usable after a panic.
 //!
-//! The standard library poisons a lock when a thread panics that holds it, and every later `lock()` fails. Here a panic ends
-//! one request or one job, never the process. So no guarded value is left half changed: what changes a value computes first
-//! and assigns last, and everything behind a lock is valid between any two statements.
+//! The standard library poisons a lock when a thread panics while it holds the lock, and every later `lock()` fails.
+//! Here a panic ends one request or one job, never the process. So no guarded value is left half changed: a change
+//! computes first and assigns last, and everything behind a lock is valid between any two statements.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// Locks, whatever happened to a thread that held the lock before.
+/// Locks, even if a thread panicked while it held the lock.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -21,7 +21,7 @@ pub fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits until the condition is notified, the lock released meanwhile.
+/// Waits until the condition is notified; the lock is released meanwhile.
 pub fn wait<'a, T>(condition: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
     condition.wait(guard).unwrap_or_else(PoisonError::into_inner)
 }

@@ -10,7 +10,7 @@ use crate::{
     LocalPacks, PackId, Result,
 };
 
-/// An index that can be told to fail and to condemn packs, and counts what it is asked.
+/// An index that can be made to fail and to condemn packs, and that counts look-ups.
 #[derive(Debug, Default)]
 pub(crate) struct MemoryIndex {
     pub(crate) chunks: Mutex<HashMap<ChunkId, ChunkLocation>>,

@@ -1,4 +1,4 @@
-//! Backups: complete or not there, and named as users name them.
+//! Backups: complete or absent, and named as users name them.
 
 use crate::common::{
     Files, SYSTEM, WINDOW, archive, attributes, back_up, backup_end, begin, finish, fixture, new_backup,
@@ -64,8 +64,8 @@ fn a_second_backup_costs_its_changes() {
     assert_eq!(oldest.id, first.id);
 }
 
-/// Backups that take less than a second borrow the ids of the seconds to come; one that was deleted meanwhile leaves a
-/// gap before them, which must not be filled.
+/// Backups that take less than a second use the ids of the following seconds. A backup that is deleted meanwhile
+/// leaves a gap before them, which must not be filled.
 #[test]
 fn ids_tell_the_order_also_within_one_second_and_after_a_deletion() {
     let f = fixture();
@@ -294,7 +294,7 @@ fn what_cannot_be_incremental_starts_over_as_a_full_backup() {
     let parent = back_up(&f.repository, &f.server, &files(1));
     let mut run = begin(&f.repository, &f.server);
     run.build_on(&parent).unwrap();
-    // Half of a file, and another half again: the first attempt leaves nothing behind.
+    // The first attempt stores half of a file: nothing of it may be left.
     let tree = run.tree().unwrap();
     let mut half = tree.file(b"half", attributes(), 2, WINDOW).unwrap();
     half.write(b"x").unwrap();

@@ -1,4 +1,4 @@
-//! What boot tests found stays with the backup, and goes with it.
+//! The results of boot tests stay with the backup, and are removed with it.
 
 use barmanfs_catalog::{BootOutcome, Error, Repository, Silent, SweepOptions};
 use barmanfs_store::{LocalPacks, PackStorage, read_footer};
@@ -55,7 +55,7 @@ fn a_test_is_deleted_with_its_backup() {
     let gone = f.repository.add_boot_test(&first, boot_test(5, BootOutcome::Ok));
     assert!(matches!(gone, Err(Error::NoSuchBackup { .. })), "{gone:?}");
 
-    // With the other backup too nothing of any test is left in the repository.
+    // Without the other backup, nothing of any test is left in the repository.
     f.repository.delete_backup(&second, false).unwrap();
     assert_eq!(stored(&f), 6);
     f.repository.sweep(&SweepOptions::default(), &mut Silent).unwrap();

@@ -1,4 +1,4 @@
-//! Clones: what they stand on stays, whatever becomes of the backup.
+//! Clones: their base stays, whatever happens to the backup.
 
 use barmanfs_catalog::{
     Backup, BackupKind, BackupSelector, BackupStatus, CloneDescription, CloneName, Error, Graft, NewBackup,
@@ -222,7 +222,8 @@ fn a_backup_of_a_clone_is_none_of_the_servers() {
         own.id
     );
 
-    // It stays when all it was made of goes, and a rebuilt catalog says the same of it.
+    // It stays when everything it was made from is gone, and a rebuilt catalog shows the same
+    // backup.
     f.repository.delete_backup(&own, false).unwrap();
     sweep(&f.repository);
     assert_eq!(restore(&f.repository, &committed), files(0));

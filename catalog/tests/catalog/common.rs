@@ -1,4 +1,4 @@
-//! A repository to try things on, and WAL and backups to fill it with.
+//! A repository for tests, and WAL and backups to fill it with.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -49,7 +49,7 @@ pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Segment `number` of a cluster with the smallest segments: a right first page, then noise.
+/// Segment `number` of a cluster with the smallest segments: a correct first page, then noise.
 pub(crate) fn segment(number: u32, system: SystemId, seed: u64) -> (WalName, Vec<u8>) {
     let name = SegmentName {
         timeline: TimelineId(1),
@@ -148,7 +148,7 @@ pub(crate) fn back_up(repository: &Repository, server: &ServerName, files: &File
     finish(run, 1, 1)
 }
 
-/// What is to be said of a clone that stands on this backup.
+/// The description of a clone based on this backup.
 pub(crate) fn clone_of(backup: &Backup) -> CloneDescription {
     CloneDescription {
         id: RecordId::random().unwrap(),

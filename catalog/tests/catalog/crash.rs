@@ -1,6 +1,6 @@
-//! Kills at every step, as far as they can be told apart from outside: each leaves a state that everything goes on from.
+//! Kills at every step, as far as steps can be distinguished from outside: after each, everything can continue.
 //!
-//! What a kill leaves is made by hand: the files of a moment, put together from copies taken before and after.
+//! The state after a kill is built by hand: the files of one moment, assembled from copies taken before and after.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -50,7 +50,7 @@ fn copy(from: &Path, to: &Path) {
     assert!(status.success());
 }
 
-/// Every command runs again, and what was acknowledged is there.
+/// Every command runs again, and everything acknowledged is there.
 fn everything_works(repository: &Repository, acknowledged: &[u32]) {
     let server = "main".parse().unwrap();
     let report = repository.verify(&VerifyScope::All, &mut Silent).unwrap();
@@ -111,14 +111,14 @@ fn a_backup_killed_between_its_last_pack_and_its_transaction() {
     let killed = killed.with_catalog_of(&before);
     let last = killed.backups(&f.server).unwrap().pop().unwrap();
     assert_eq!((last.id, last.status), (id, BackupStatus::Failed));
-    // The next backup settles it as failed; a sweep finds the orphan and knows better.
+    // The next backup marks it as failed; a sweep finds the orphan and corrects that.
     back_up(&killed, &f.server, &files(3));
     killed.sweep(&SweepOptions::default(), &mut Silent).unwrap();
     let listed = killed.backups(&f.server).unwrap();
     let found = listed.iter().find(|backup| backup.id == id).unwrap();
     assert!(found.is_complete(), "{found:?}");
     assert_eq!(restore(&killed, found), files(2));
-    // Deleted, neither of its two records comes back.
+    // After its deletion, neither of its two records comes back.
     killed.delete_backup(found, false).unwrap();
     Repository::rebuild(killed.path(), &mut Silent).unwrap();
     let rebuilt = Repository::open(killed.path()).unwrap();

@@ -1,4 +1,4 @@
-//! What the catalog promises, tried on real repositories.
+//! Tests of what the catalog guarantees, on real repositories.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,5 +1,5 @@
-//! Damage is not inherited: what is found damaged is stored anew as soon as somebody brings it, and that copy is what
-//! stays.
+//! Damage is not inherited: a chunk found damaged is stored again as soon as a writer brings it, and that copy is the
+//! one that stays.
 
 use std::fs;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use barmanfs_store::{ChunkId, DirectoryRef, FileMap, LocalPacks, Node, PackStora
 const LARGE: &str = "base/large";
 const CHANGING: &str = "base/changing";
 
-/// In the directory `global` nothing ever changes.
+/// Files in the directory `global` never change.
 fn files(generation: u8) -> Files {
     let mut changing = noise(3, 100_000);
     changing[7] ^= generation;
@@ -28,7 +28,7 @@ fn files(generation: u8) -> Files {
     .into()
 }
 
-/// As another process sees it, which has nothing cached.
+/// The repository as another process sees it, with nothing cached.
 fn reopened(f: &Fixture) -> Repository {
     Repository::open(f.repository.path()).unwrap()
 }
@@ -81,7 +81,7 @@ fn places(f: &Fixture, id: ChunkId) -> Vec<(PathBuf, usize)> {
     places
 }
 
-/// Flips a byte of the only copy of a chunk, and mends it when called again.
+/// Flips a byte of the only copy of a chunk; a second call repairs it.
 fn flip(f: &Fixture, id: ChunkId) {
     let places = places(f, id);
     let [(pack, offset)] = places.as_slice() else {
@@ -92,7 +92,7 @@ fn flip(f: &Fixture, id: ChunkId) {
     fs::write(pack, bytes).unwrap();
 }
 
-/// Nothing is damaged any more, and stays so whatever is done with the repository.
+/// Checks that nothing is damaged any more, and that this stays so whatever is done with the repository.
 fn assert_mended(f: &Fixture, backups: &[(&Backup, u8)]) {
     let assert_all = || {
         assert_clean(f);
@@ -247,7 +247,7 @@ fn a_damaged_segment_is_stored_anew_when_it_comes_again() {
     assert_eq!(read_wal(&reopened(&f), &f.server, &name), bytes);
 }
 
-/// Says that no file of `parent` changed.
+/// Puts the files of `parent` as unchanged.
 fn put_unchanged(run: &BackupRun, f: &Fixture, parent: &Backup) -> barmanfs_store::Result<()> {
     let trees = f.repository.trees();
     for path in files(0).keys() {
@@ -334,7 +334,7 @@ fn a_second_copy_is_read_and_becomes_the_one_that_stays() {
     let first = back_up(&f.repository, &f.server, &files(0));
     let id = window(&f, &first, LARGE);
     let before = places(&f, id);
-    // What is condemned is stored once more.
+    // Condemned chunks are stored once more.
     f.repository.delete_backup(&first, false).unwrap();
     sweep(&f);
     let second = back_up(&f.repository, &f.server, &files(0));

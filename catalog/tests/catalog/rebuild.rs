@@ -19,7 +19,7 @@ fn files(seed: u64) -> Files {
         .collect()
 }
 
-/// All a user sees of a repository, as text.
+/// Everything a user sees of a repository, as text.
 fn seen(repository: &Repository) -> String {
     let mut lines = Vec::new();
     for server in repository.servers().unwrap() {
@@ -219,7 +219,7 @@ fn a_damaged_pack_is_named_the_rest_is_there_and_nothing_is_freed() {
     let (name, bytes) = segment(1, SYSTEM, 1);
     archive(&f.repository, &f.server, &name, &bytes).unwrap();
     let first = back_up(&f.repository, &f.server, &files(1));
-    // Of what it shows, the most is in the pack of the first.
+    // Most of what this backup shows is in the pack of the first.
     let mut added = files(1);
     added.insert("base/added".to_owned(), noise(9, 1000));
     let last = pack_of_backup_made_by(&f, || drop(back_up(&f.repository, &f.server, &added)));
@@ -234,7 +234,7 @@ fn a_damaged_pack_is_named_the_rest_is_there_and_nothing_is_freed() {
     assert!(last.ends_with(report.problems[0].pack.to_string()));
     assert_eq!(report.kept_catalog, Some(path.join("catalog.sqlite.old")));
     assert_eq!(fs::read(path.join("catalog.sqlite.old")).unwrap(), catalog);
-    // A second one keeps what was there before the first.
+    // A second rebuild keeps the catalog from before the first one.
     Repository::rebuild(path, &mut Silent).unwrap();
     assert_eq!(fs::read(path.join("catalog.sqlite.old")).unwrap(), catalog);
     let rebuilt = Repository::open(path).unwrap();
@@ -270,7 +270,8 @@ fn a_rebuild_leaves_out_damage_alone() {
     let pack = pack_paths(path).remove(0);
     let aside = path.join("aside");
     fs::rename(&pack, &aside).unwrap();
-    // What the system refuses to open may be whole. Root may read everything, but follow no link to itself.
+    // A pack that the system refuses to open may be whole. Root may read everything, but cannot follow a
+    // link to itself.
     std::os::unix::fs::symlink(&pack, &pack).unwrap();
     Repository::rebuild(path, &mut Silent).unwrap_err();
     fs::remove_file(&pack).unwrap();
@@ -295,7 +296,7 @@ fn packs_alone_are_a_repository() {
     assert_eq!(seen(&rebuilt), before);
     back_up(&rebuilt, &f.server, &files(7));
     assert!(!Repository::rebuild(&moved, &mut Silent).unwrap().made_settings);
-    // Without packs there is nothing to make a repository of.
+    // Without packs there is nothing to build a repository from.
     let empty = f.directory.path().join("empty");
     fs::create_dir_all(empty.join("packs")).unwrap();
     let error = Repository::rebuild(&empty, &mut Silent).unwrap_err();

@@ -1,4 +1,4 @@
-//! What must stay fast and small when there is much of it.
+//! What must stay fast and small with large amounts of data.
 
 use std::time::{Duration, Instant};
 

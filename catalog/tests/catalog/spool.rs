@@ -1,4 +1,4 @@
-//! The spool: what was acknowledged is never overwritten, and leaves it only into the archive.
+//! The spool: acknowledged WAL is never overwritten, and leaves the spool only for the archive.
 
 use std::path::PathBuf;
 
@@ -146,7 +146,7 @@ fn a_file_of_another_size_is_left_alone() {
     let error = spool.begin(name(1), SEGMENT_SIZE).unwrap_err();
     assert!(matches!(error, Error::SpoolSize { .. }), "{error}");
     assert!(file.exists());
-    // One that was being made when its maker was killed is no obstacle.
+    // A file that a process was creating when it was killed is no obstacle.
     std::fs::write(&file, b"").unwrap();
     spool.begin(name(1), SEGMENT_SIZE).unwrap();
 }
@@ -300,7 +300,7 @@ fn the_last_segment_of_a_timeline_is_found() {
     assert_eq!(archive.last_segment(TimelineId(2), None).unwrap(), None);
 }
 
-/// A pipe would keep its opener waiting for ever.
+/// Opening a pipe would wait forever.
 #[test]
 fn what_is_no_regular_file_is_refused_at_once() {
     let f = fixture();

@@ -1,4 +1,4 @@
-//! Sweeping: what is in use stays, whatever else goes on; what is not gives its space back.
+//! Sweeping: data in use stays, whatever happens at the same time; the space of other data is freed.
 
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
@@ -40,7 +40,7 @@ fn pack_bytes(repository: &Repository) -> u64 {
     bytes
 }
 
-/// Files of which each generation changes some.
+/// Files, some of which change with each generation.
 fn files(generation: u64) -> Files {
     let mut files = Files::new();
     for n in 0..12_u64 {
@@ -125,7 +125,8 @@ fn a_writer_at_work_keeps_what_it_found() {
     verify_clean(&f.repository);
 }
 
-/// A backup whose chunks are in condemned packs: it found them there before they were. No sweep has seen it yet.
+/// A backup whose chunks are in condemned packs: it found them there before the packs were condemned. No sweep has
+/// seen this backup yet.
 fn on_condemned_packs(f: &Fixture) -> Backup {
     let first = back_up(&f.repository, &f.server, &files(0));
     let run = begin(&f.repository, &f.server);
@@ -164,7 +165,7 @@ fn an_incremental_backup_takes_over_nothing_of_a_parent_that_goes_while_it_runs(
             .composed_file(path.as_bytes(), attributes(), size, WINDOW, base, size);
         file.unwrap().finish().unwrap();
     }
-    // What is taken over is read while it is there.
+    // Windows that are taken over are read while they exist.
     run.end_tree(attributes()).unwrap();
     f.repository.delete_backup(&second, false).unwrap();
     assert!(sweep(&f.repository).removed_packs > 0);
@@ -247,8 +248,8 @@ fn a_finished_pack_that_was_not_entered_is_adopted() {
     verify_clean(&killed_before_entering);
 }
 
-/// Does something, and then opens a copy of the repository whose catalog is that of before: as if whoever did it had
-/// been killed each time between the pack and the transaction.
+/// Does something, then opens a copy of the repository with the catalog from before: as if the writer had been
+/// killed each time between the pack and the transaction.
 fn forget_catalog_since(f: &Fixture, work: impl FnOnce()) -> Repository {
     let copy = f.directory.path().join("copy");
     let files = ["catalog.sqlite", "catalog.sqlite-wal"];
@@ -271,7 +272,7 @@ fn forget_catalog_since(f: &Fixture, work: impl FnOnce()) -> Repository {
     Repository::open(&copy).unwrap()
 }
 
-/// Puts packs into their places when a sweep has got to a stage.
+/// Puts packs into their places when a sweep reaches a stage.
 struct PutBack {
     stage: &'static str,
     packs: Vec<(PathBuf, Vec<u8>)>,
@@ -296,7 +297,8 @@ fn packs_of_a_writer_killed_beside_a_sweep_count() {
         let copy = forget_catalog_since(&f, || {
             second.set(back_up(&f.repository, &f.server, &files(0))).unwrap();
         });
-        // Its last pack appears while the sweep marks, and it is dead before the sweep looks who is at work.
+        // The writer's last pack appears while the sweep marks, and the writer is dead before the sweep looks for
+        // active writers.
         let storage = LocalPacks::open(&copy.path().join("packs")).unwrap();
         let mut packs = Vec::new();
         storage
@@ -390,12 +392,12 @@ fn sparse_packs_are_repacked() {
     verify_clean(&f.repository);
 }
 
-/// A file system in memory, of so many MiB; none where this is not run by root.
+/// A file system in memory of a given number of MiB; none if the test does not run as root.
 struct SmallDisk {
     point: tempfile::TempDir,
 }
 
-/// What is kept back for freeing space on a small file system.
+/// The room reserved for freeing space on a small file system.
 const RESERVE_MEBIBYTES: u32 = 8;
 
 impl SmallDisk {
@@ -438,14 +440,14 @@ impl Drop for SmallDisk {
     }
 }
 
-/// Files of a MiB that no other seed has.
+/// Files of one MiB each, which no other seed has.
 fn mebibytes(seed: u64, count: u64) -> Files {
     (0..count)
         .map(|n| (format!("base/{seed}-{n}"), noise(seed * 100 + n, 1024 * 1024)))
         .collect()
 }
 
-/// Backups of this many files, and what is left of them: the odd ones' packs have lost one half to deletions.
+/// Backups of this many files, with these files. Deletions have left half of what is in their packs unused.
 fn half_dead(
     repository: &Repository,
     server: &ServerName,

@@ -1,4 +1,4 @@
-//! A clone's files made into other files.
+//! Copies of a clone's files.
 
 use std::os::unix::fs::MetadataExt;
 
@@ -30,7 +30,7 @@ fn run(stage: &Stage) -> BackupRun {
     writer.begin_backup(&stage.fixture.server, new).unwrap()
 }
 
-/// Stores a file of the clone; gives how much of it was read, and what is stored then.
+/// Stores a file of the clone; returns how much of it was read, and the stored bytes.
 fn stored(stage: &Stage, clone: &LiveClone, path: &str) -> (u64, Vec<u8>) {
     let mut run = run(stage);
     let tree = run.tree().unwrap();
@@ -74,7 +74,7 @@ fn of_a_file_that_changed_a_little_only_that_is_read() {
     clone.write(table, 5 * 8192, &[1; 2 * 8192], false).unwrap();
     let end = clone.attributes(table).unwrap().size_bytes;
     clone.write(table, end - 1, b"x and more", false).unwrap();
-    // In the middle of a block, as its end is.
+    // The write begins in the middle of a block, where the file ends.
     let expected = read_all(&clone, table).unwrap();
     assert_eq!(expected.len() as u64, end + 9);
     assert_eq!(
@@ -82,7 +82,7 @@ fn of_a_file_that_changed_a_little_only_that_is_read() {
         (3 * 8192 + 8192 + 9, expected.clone())
     );
     drop(clone);
-    // Bytes of which no sync told the journal are the backup's again, and nothing else.
+    // Bytes that no sync recorded in the journal are exactly the backup's again.
     let clone = stage.open();
     assert_eq!(
         stored(&stage, &clone, TABLE),

@@ -1,7 +1,7 @@
-//! Loss of power at any system call, on a disk that then has of all that was not synced whatever it likes.
+//! Loss of power at any system call, on a disk that then keeps an arbitrary part of everything that was not synced.
 //!
-//! What was synced must be there after it. Of anything else every sector must be what it was or what it was to be at
-//! some time since, and the names must be those of some time since.
+//! Synced data must survive it. Of everything else, each sector must have its old content or one that was written
+//! since, and the names must be those of some moment since.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Barrier};
@@ -15,13 +15,13 @@ use crate::{Allocation, AttributeChanges, RenameMode};
 /// Names, what they lead to, and permissions.
 type NamesThen = BTreeMap<Vec<u8>, (NodeId, u32)>;
 
-/// What may be there after a loss of power.
+/// The states that may be found after a loss of power.
 struct Expected {
-    /// Names since the journal was last durable, as they were then first.
+    /// The names at each moment since the journal was last durable; the durable ones first.
     names: Vec<NamesThen>,
-    /// Each file's bytes since its last sync.
+    /// Each version of a file's bytes since its last sync.
     files: BTreeMap<NodeId, Vec<Vec<u8>>>,
-    /// Files the disk has forgotten some of, and has said so.
+    /// Files of which the disk has lost some bytes, and has reported it.
     forgotten: BTreeSet<NodeId>,
 }
 
@@ -42,7 +42,7 @@ impl Expected {
         self.names.last().unwrap()
     }
 
-    /// Names are what they are now.
+    /// The present names are durable.
     fn names_are_durable(&mut self) {
         self.names.drain(..self.names.len() - 1);
     }
@@ -73,7 +73,7 @@ fn check_file(versions: &[Vec<u8>], found: &[u8], told: &str) {
     for at in (0..found.len()).step_by(SECTOR) {
         let end = (at + SECTOR).min(found.len());
         let is = |(n, version): (usize, &Vec<u8>)| {
-            // Zeros are only where it was shorter and grew, not where it was yet to be cut.
+            // Zeros are only where the file was shorter and grew, not where it was going to be cut.
             let grew = || versions[n..].iter().any(|later| later.len() == found.len());
             (version.len() >= end || grew())
                 && (at..end).all(|n| found[n] == version.get(n).copied().unwrap_or(0))
@@ -97,7 +97,7 @@ fn names_of(clone: &LiveClone) -> NamesThen {
     names.collect()
 }
 
-/// Something that is done to a clone.
+/// An operation on a clone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Step {
     Make,
@@ -115,7 +115,7 @@ enum Step {
     Rewrite,
 }
 
-/// How often each is to be drawn.
+/// The weight of each step in the random choice.
 const STEPS: &[(Step, u64)] = &[
     (Step::Make, 2),
     (Step::Remove, 1),
@@ -147,13 +147,13 @@ struct Run {
     disk: FragileDisk,
     random: Random,
     log: Vec<String>,
-    /// How often each step came to its end.
+    /// How often each step was completed.
     done: BTreeMap<Step, u64>,
 }
 
 impl Run {
     fn new(seed: u64) -> Self {
-        // Many, so that for long some of them are partly the backup's.
+        // Many files, so that some of them are partly the backup's for a long time.
         let names: Vec<String> = (0..12).map(|n| format!("lower{n:02}")).collect();
         let thing = |(n, name)| (name, Thing::File(noise(n, 700 + n as usize * 9000)));
         let things: Vec<(&str, Thing)> = (0..).zip(names.iter().map(String::as_str)).map(thing).collect();
@@ -185,14 +185,14 @@ impl Run {
         )
     }
 
-    /// Works until power is lost, or it is killed; returns what may be there after.
+    /// Works until power is lost or the process is killed; returns the states that may be found afterwards.
     fn work(&mut self, clone: &LiveClone, mut expected: Expected) -> Expected {
         while self.step(clone, &mut expected).is_ok() {}
         assert_eq!(self.disk.inner().left, 0, "{:?}", self.log.last());
         expected
     }
 
-    /// What is to become is expected before it is tried: it may be there even if power is lost meanwhile.
+    /// The result of an operation is expected before it is tried: it may be found even if power is lost meanwhile.
     fn step(&mut self, clone: &LiveClone, expected: &mut Expected) -> Result<()> {
         let names = expected.now();
         let pick = self.random.below(names.len().max(1) as u64) as usize;
@@ -236,7 +236,7 @@ impl Run {
         Ok(())
     }
 
-    /// What it answers for counts, be it after a sync that failed.
+    /// A sync that reports success must be true, even after a sync that failed.
     fn sync(&mut self, clone: &LiveClone, expected: &mut Expected, node: NodeId) -> Result<bool> {
         let synced = clone.sync(node, self.random.below(2) == 0);
         let synced = self.unless_a_sync_failed(synced)?;
@@ -249,7 +249,7 @@ impl Run {
         Ok(synced)
     }
 
-    /// Whether it was done. It need not be when the disk has failed; there is power then.
+    /// Whether the operation was done. It may fail after the disk has failed, while there is power.
     fn unless_a_sync_failed(&self, done: Result<()>) -> Result<bool> {
         let inner = self.disk.inner();
         match done {
@@ -264,7 +264,7 @@ impl Run {
         if names.contains_key(&name) {
             return Ok(());
         }
-        // Its number is known when it is made; if that fails it may be there, and nothing else.
+        // Its number is known once it is created. If that fails, the empty file may exist, and nothing else.
         let made = clone.create(clone.root(), &name, NEW);
         let node = match &made {
             Ok(made) => made.node,
@@ -291,7 +291,7 @@ impl Run {
                 expected.names.push(names);
                 clone.unlink(root, name)
             }
-            // If it comes back, it is as it was when it had its name.
+            // If the file comes back, it is as it was when it had its name.
             Step::CutRemoved => {
                 expected.names.push(names);
                 clone.open_node(node)?;
@@ -379,7 +379,7 @@ impl Run {
     }
 }
 
-/// `BARMANFS_LIVE_RUNS` asks for more of them.
+/// `BARMANFS_LIVE_RUNS` sets the number of runs.
 #[test]
 fn what_was_synced_outlives_a_loss_of_power() {
     let runs = std::env::var("BARMANFS_LIVE_RUNS").map_or(20, |runs| runs.parse().unwrap());
@@ -389,13 +389,13 @@ fn what_was_synced_outlives_a_loss_of_power() {
         let mut expected = Expected::of(&run.open().unwrap());
         for loss in 0..60 {
             let left = 1 + run.random.below(300);
-            // A daemon may be killed before power is lost: what it wrote is there then, and still not on disk.
+            // A daemon may be killed before power is lost: what it wrote exists then, but is not on disk yet.
             let sync_failed = run.disk.inner().sync_failed;
             if sync_failed || run.random.below(3) > 0 {
                 run.disk.lose_power(&mut run.random);
             }
             run.disk.inner().left = left;
-            // Power may be lost while what was left by the last loss is put in order.
+            // Power may be lost again while the clone recovers from the last loss.
             let Ok(clone) = run.open() else {
                 assert_eq!(run.disk.inner().left, 0);
                 continue;
@@ -411,7 +411,7 @@ fn what_was_synced_outlives_a_loss_of_power() {
             *done.entry(step).or_insert(0) += count;
         }
     }
-    // What is never done is not tested, whatever is asserted of it.
+    // A step that is never done is not tested, whatever is asserted about it.
     for (step, weight) in STEPS {
         let count = done.get(step).copied().unwrap_or(0);
         assert!(count > 20 * weight, "{step:?} was done {count} times");
@@ -428,7 +428,7 @@ fn no_sync_is_answered_for_after_one_that_failed() {
         clone.sync(node, false).unwrap();
     }
     clone.write(failing, 0, &[2; 8192], false).unwrap();
-    // Nobody but us hears of it.
+    // Only this flush gets the error, no program does.
     run.disk.inner().next_sync_fails = true;
     assert!(clone.flush_dirty().is_err());
     assert!(clone.sync(failing, true).is_err());

@@ -1,5 +1,5 @@
-//! Random operations on a clone and, in step, on a directory of the real file system: whatever is answered must be the
-//! same, and so must what is there.
+//! Random operations on a clone and, in step, on a directory of the real file system. The results must be the same,
+//! and so must the content.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,7 +13,7 @@ use super::support::{Thing, WINDOW, attributes, noise};
 use super::*;
 use crate::{Allocation, AttributeChanges, Kind, NewTime, RenameMode, Time};
 
-/// Names are few, so that operations meet.
+/// Few names, so that operations meet the same files.
 const NAMES: &[&str] = &[
     "a", "b", "c", "lower", "table", "holes", "small", "empty", "link", "deep",
 ];
@@ -41,7 +41,7 @@ impl Random {
         names.join("/")
     }
 
-    /// Offsets and lengths: often on a block's edge, or a byte beside it.
+    /// Offsets and lengths: often on a block's edge, or one byte next to it.
     fn offset(&mut self) -> u64 {
         let block = self.below(LARGEST / 8192) * 8192;
         match self.below(4) {
@@ -110,7 +110,7 @@ impl Real {
                 Thing::Link(target) => std::os::unix::fs::symlink(target, &path).unwrap(),
             }
         }
-        // Times last: what is made in a directory changes it.
+        // Times last: an entry created in a directory changes the directory's time.
         for (name, thing) in things.iter().chain([&("", Thing::Directory)]) {
             let path = path.join(name);
             let mode = if matches!(thing, Thing::Directory) {
@@ -136,7 +136,7 @@ impl Real {
         self.0.join(path)
     }
 
-    /// Opens a file, links not followed: what a path leads to is the kernel's affair, not the clone's.
+    /// Opens a file without following links: it is the kernel that resolves paths, not the clone.
     fn open(&self, path: &str) -> std::result::Result<File, Errno> {
         self.check_parents(path)?;
         let stat = rustix::fs::lstat(self.path(path))?;
@@ -154,7 +154,7 @@ impl Real {
         )?))
     }
 
-    /// As a clone would that follows no links.
+    /// Checks the parents like a clone, which follows no links.
     fn check_parents(&self, path: &str) -> std::result::Result<(), Errno> {
         let mut at = self.0.clone();
         let names: Vec<&str> = path.split('/').collect();
@@ -464,7 +464,7 @@ impl Pair {
         self.clone().set_attributes(found.node, changes).unwrap();
     }
 
-    /// What is said to be data or a hole need not be the same as with others, but it must be true.
+    /// What is reported as data or a hole may differ from the real file system, but it must be true.
     fn seek(&mut self) {
         let Ok((real, node)) = self.file() else { return };
         let offset = self.random.offset();
@@ -507,7 +507,7 @@ impl Pair {
         }
         if let Ok((file, node)) = self.file() {
             self.say(format!("open {node:?}"));
-            // It may have been one that is open and has no name: then it can be opened once more.
+            // It may be an open file without a name, which can be opened once more.
             self.clone().open_node(node).unwrap();
             self.open.push((file, node));
         }
@@ -540,7 +540,7 @@ impl Pair {
         self.clone().rewrite_journal().unwrap();
     }
 
-    /// Opens the clone anew: after all was flushed, or after it was killed when everything had been synced.
+    /// Opens the clone again: after everything was flushed, or after it was killed when everything had been synced.
     fn reopen(&mut self) {
         let killed = self.random.below(2) == 0;
         self.say(format!("reopen, killed: {killed}"));
@@ -584,7 +584,7 @@ impl Pair {
         }
     }
 
-    /// All there is.
+    /// Compares everything.
     fn compare(&mut self) {
         self.say("compare".to_owned());
         self.compare_directory("", self.clone().root());
@@ -688,7 +688,7 @@ fn ids(clone: &LiveClone) -> BTreeMap<Vec<u8>, NodeId> {
     ids
 }
 
-/// `BARMANFS_LIVE_RUNS` asks for more of them.
+/// `BARMANFS_LIVE_RUNS` sets the number of runs.
 #[test]
 fn a_clone_does_what_a_directory_does() {
     if !rustix::process::geteuid().is_root() {

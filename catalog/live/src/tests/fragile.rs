@@ -1,4 +1,5 @@
-//! A disk that loses power after so many system calls, and then has of all that was not synced whatever it likes.
+//! A disk that loses power after a number of system calls, and then keeps an arbitrary part of everything that was not
+//! synced.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,7 +12,7 @@ use rustix::fs::FallocateFlags;
 use crate::Time;
 use crate::disk::{Disk, DiskFile, FILES, Status};
 
-/// What a disk writes as a whole.
+/// The unit that a disk writes as a whole.
 pub(super) const SECTOR: usize = 512;
 
 pub(super) struct Random(pub(super) u64);
@@ -25,12 +26,12 @@ impl Random {
     }
 }
 
-/// Something done to a file that may not be on disk yet.
+/// A change of a file that may not be on disk yet.
 #[derive(Debug, Clone)]
 enum Done {
     /// A sector, as it was after a write.
     Sector(usize, Vec<u8>),
-    /// Another size, and what the last sector was then: it is written before the size counts.
+    /// A new size, and the last sector at that moment: it is written before the size takes effect.
     Size(usize, Vec<u8>),
     /// Zeros, in whole sectors.
     Hole(usize, usize),
@@ -42,14 +43,14 @@ struct Content {
     cached: Vec<u8>,
     /// What is on disk.
     durable: Vec<u8>,
-    /// What was done since the last sync.
+    /// The changes since the last sync.
     done: Vec<Done>,
 }
 
 fn apply(bytes: &mut Vec<u8>, done: &Done) {
     match done {
         Done::Sector(at, sector) => {
-            // Without the size it was written for, or cut again, it is nowhere.
+            // If the size it was written for is missing, or the file was cut again, the sector does not exist.
             if let Some(there) = bytes.get_mut(*at..at + sector.len()) {
                 there.copy_from_slice(sector);
             }
@@ -71,14 +72,14 @@ impl Content {
     fn write(&mut self, offset: usize, bytes: &[u8]) {
         let end = offset + bytes.len();
         if self.cached.len() < end {
-            // The size may come to the disk before the bytes do.
+            // The size may reach the disk before the bytes do.
             self.set_size(end);
         }
         self.cached[offset..end].copy_from_slice(bytes);
         self.sectors(offset, end);
     }
 
-    /// Sectors that have just been written.
+    /// Records the sectors that have just been written.
     fn sectors(&mut self, from: usize, to: usize) {
         for at in (from / SECTOR * SECTOR..to).step_by(SECTOR) {
             let sector = self.cached[at..(at + SECTOR).min(self.cached.len())].to_vec();
@@ -87,7 +88,7 @@ impl Content {
     }
 
     fn set_size(&mut self, size: usize) {
-        // When it grows, what was the last sector stays what it was.
+        // When the file grows, its former last sector stays as it was.
         let kept = size.min(self.cached.len());
         self.cached.resize(size, 0);
         let last = if kept == size {
@@ -116,14 +117,14 @@ impl Content {
         }
     }
 
-    /// What is left of it: any sectors that were written, sizes and holes in their order up to some point.
+    /// What survives: any of the written sectors, and sizes and holes in their order up to some point.
     fn lose(&mut self, random: &mut Random) {
         let likely = random.below(5);
         for done in std::mem::take(&mut self.done) {
             let there = random.below(4) < likely;
             match done {
                 Done::Sector(..) if !there => {}
-                // What comes after it was put elsewhere on disk, where nothing leads to.
+                // What comes after it was written elsewhere on the disk, and nothing refers to it.
                 Done::Size(..) | Done::Hole(..) if !there => break,
                 done => apply(&mut self.durable, &done),
             }
@@ -132,11 +133,11 @@ impl Content {
     }
 }
 
-/// Names, as far as they are durable.
+/// The names of a directory, cached and durable.
 #[derive(Debug, Default)]
 struct Directory {
     cached: BTreeMap<String, usize>,
-    /// As it was after each change since the last sync; what is durable first.
+    /// The names after each change since the last sync; the durable ones first.
     since: Vec<BTreeMap<String, usize>>,
 }
 
@@ -145,14 +146,14 @@ pub(super) struct Inner {
     contents: Vec<Content>,
     top: Directory,
     files: Directory,
-    /// System calls until power is lost, or whoever makes them is killed.
+    /// System calls until power is lost, or the process that makes them is killed.
     pub(super) left: u64,
-    /// The next sync of a file fails, as a kernel's does: what it was to write is forgotten, and the one after that is
-    /// told nothing of it.
+    /// The next sync of a file fails as in a kernel: the data it should write is forgotten, and the sync after that
+    /// reports no error.
     pub(super) next_sync_fails: bool,
-    /// One did since power was there.
+    /// A sync has failed since power came back.
     pub(super) sync_failed: bool,
-    /// The next sync of a file waits here, when it begins and until it may go on.
+    /// The next sync of a file waits here twice: when it begins, and until it may continue.
     pub(super) next_sync_waits: Option<Arc<Barrier>>,
 }
 
@@ -206,7 +207,7 @@ impl FragileDisk {
         self.0.lock().unwrap()
     }
 
-    /// A system call that is made, unless power is gone.
+    /// Makes a system call, unless power is lost.
     fn call(&self) -> io::Result<MutexGuard<'_, Inner>> {
         let mut inner = self.inner();
         inner.call()?;
@@ -220,7 +221,7 @@ impl FragileDisk {
         })
     }
 
-    /// What was not synced is gone, or not.
+    /// Whatever was not synced is lost, or not.
     pub(super) fn lose_power(&self, random: &mut Random) {
         let mut inner = self.inner();
         inner.top.lose(random);
@@ -334,7 +335,7 @@ impl FragileFile {
 
 impl DiskFile for FragileFile {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        // Reading changes nothing, so it is no point at which to lose power.
+        // Reading changes nothing, so power is not lost here.
         let inner = self.disk.inner();
         let rest = inner.contents[self.at]
             .cached

@@ -1,4 +1,4 @@
-//! What a clone promises besides doing what a directory does.
+//! What a clone guarantees apart from behaving like a directory.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::*;
 use crate::node::file_of;
 use crate::{Allocation, AttributeChanges, Flusher, Kind, MadeFile, MadeThing, NewTime, RenameMode};
 
-/// Who is not done then waits for what never comes.
+/// After this time, a test is waiting for something that never comes.
 const FAR_TOO_LONG: Duration = Duration::from_secs(60);
 
 const TABLE: &str = "base/5/1259";
@@ -85,7 +85,7 @@ fn times_follow_bytes_that_were_synced_alone() {
         ..Default::default()
     };
     clone.set_attributes(table, long_ago).unwrap();
-    // Nothing that the journal has to know but the time, which fdatasync leaves for later.
+    // The journal only needs the time, which fdatasync leaves for later.
     clone.write(table, 8192, &[8; 8192], false).unwrap();
     clone.sync(table, true).unwrap();
     let now = clone.attributes(table).unwrap().mtime;
@@ -131,7 +131,7 @@ fn what_the_kernel_may_write_is_synced_though_somebody_else_is_still_closing_the
         assert!(clone.dirty().contains_key(&new));
         clone.flush_all().unwrap();
     }
-    // He was the last one before us to have it open, and comes to this only now.
+    // The last user that had the file open before us gets to this only now.
     clone.put_away(&node, file);
     assert!(file.handed_out.load(Ordering::Relaxed));
     clone.close_node(new);
@@ -182,7 +182,7 @@ fn what_is_left_of_files_is_removed_when_the_clone_is_opened() {
     clone.flush_all().unwrap();
     clone.open_node(new).unwrap();
     clone.unlink(clone.root(), b"new").unwrap();
-    // Killed while somebody had it open; and before a file that was written to was synced.
+    // Killed while the file was open, and before a file that was written to was synced.
     clone.write(id(&clone, TABLE), 0, b"abc", false).unwrap();
     drop(clone);
     assert_eq!(upper_files(&stage), 2);
@@ -214,7 +214,7 @@ fn files_nobody_has_open_are_not_held_open() {
     assert_eq!(open_files(), nodes.len());
     nodes.iter().for_each(|node| clone.close_node(*node));
     assert_eq!(open_files(), 0);
-    // They are synced for all that.
+    // They are synced nevertheless.
     assert_eq!(clone.dirty().len(), nodes.len());
     clone.flush_all().unwrap();
     assert_eq!(clone.dirty().len(), 0);
@@ -247,7 +247,7 @@ fn a_clone_gets_no_larger_than_it_may() {
     };
     assert_eq!(refused, Errno::NOSPC);
     assert!((15..25).contains(&written), "{written}");
-    // What could not be written is as it was.
+    // The block that could not be written is unchanged.
     let node = if written % 2 == 0 { table } else { new };
     let mut block = [9; 8192];
     let at = written as usize * 8192;
@@ -263,7 +263,7 @@ fn a_clone_gets_no_larger_than_it_may() {
         Err(Errno::NOSPC)
     );
     assert!(clone.plain_file(new).unwrap().is_none());
-    // Written over, nothing grows, though names and attributes have taken what was left of the room; and what is removed gives room.
+    // Overwriting makes nothing grow, even when names and attributes have used up the room; removing a file makes room.
     for mode in 0..500 {
         let changes = AttributeChanges {
             mode: Some(mode),
@@ -416,7 +416,7 @@ fn what_was_looked_up_before_is_known_again_if_it_is_there() {
     assert_eq!(read_all(&clone, table).unwrap(), content(&things, TABLE));
     clone.forget(base, 1);
     assert_eq!(errno(clone.attributes(base)), Err(Errno::STALE));
-    // Somebody else has removed the one and put something into the place of the other.
+    // One file was removed meanwhile, and another one was replaced.
     clone.unlink(clone.root(), b"made").unwrap();
     let (parent, name) = TABLE.rsplit_once('/').unwrap();
     let parent = id(&clone, parent);
@@ -502,7 +502,7 @@ fn work_at_once(max_bytes: Option<u64>) {
     assert_eq!(upper_files(&stage), 5);
 }
 
-/// However a link gets to a place where PostgreSQL looks for a tablespace.
+/// Whatever way a link takes to a place where PostgreSQL looks for a tablespace.
 #[test]
 fn no_name_makes_a_tablespace_outside_the_clone() {
     let (stage, _) = stage();
@@ -522,11 +522,11 @@ fn no_name_makes_a_tablespace_outside_the_clone() {
     refused(errno(clone.symlink(spaces, b"1", b"/srv/original", NEW)).map(drop));
     refused(errno(clone.link(id(&clone, "out"), spaces, b"1")).map(drop));
     refused(rename((root, b"out"), (spaces, b"1"), RenameMode::Replace));
-    // One that gets there by an exchange.
+    // A link that gets there by an exchange.
     clone.mkdir(spaces, b"2", NEW).unwrap();
     refused(rename((root, b"out"), (spaces, b"2"), RenameMode::Exchange));
     refused(rename((spaces, b"2"), (root, b"out"), RenameMode::Exchange));
-    // One in a directory that becomes pg_tblspc.
+    // A link in a directory that becomes pg_tblspc.
     clone
         .rename((root, b"out"), (other, b"1"), RenameMode::Replace)
         .unwrap();
@@ -550,7 +550,7 @@ fn no_name_makes_a_tablespace_outside_the_clone() {
     clone.rmdir(root, b"pg_tblspc").unwrap();
     refused(errno(clone.symlink(root, b"pg_tblspc", b"../original", NEW)).map(drop));
     refused(rename((other, b"1"), (root, b"pg_tblspc"), RenameMode::NoReplace));
-    // What stays inside may be anywhere.
+    // A link that stays inside may be anywhere.
     clone.unlink(other, b"1").unwrap();
     clone
         .rename((root, b"in"), (other, b"1"), RenameMode::NoReplace)

@@ -29,7 +29,7 @@ pub struct Fixture {
     pub directory: tempfile::TempDir,
     pub repository: Repository,
     pub server: ServerName,
-    /// Of the cluster that backups are of.
+    /// The cluster that is backed up.
     pub system: SystemId,
 }
 
@@ -46,7 +46,7 @@ impl Fixture {
         }
     }
 
-    /// Makes the repository this user's, who can reach it then. Needs root.
+    /// Gives the repository to this user, and lets the user reach it. Needs root.
     pub fn give_away(&self, user: u32) {
         let open = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(self.directory.path(), open).unwrap();
@@ -57,7 +57,7 @@ impl Fixture {
         assert!(chown.status().unwrap().success());
     }
 
-    /// Archives segment `number` of timeline 1; every seed gives other bytes.
+    /// Archives segment `number` of timeline 1; every seed gives different bytes.
     pub fn archive(&self, number: u32, seed: u64) -> Vec<u8> {
         let (name, bytes) = segment(number, seed);
         self.archive_as(&name, &bytes);
@@ -194,7 +194,7 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     std::iter::repeat_with(&mut next).flatten().take(length).collect()
 }
 
-/// Segment `number`: a right first page, then noise.
+/// Segment `number`: a correct first page, then noise.
 pub fn segment(number: u32, seed: u64) -> (WalName, Vec<u8>) {
     let name = SegmentName {
         timeline: TimelineId(1),
@@ -215,7 +215,8 @@ pub fn segment(number: u32, seed: u64) -> (WalName, Vec<u8>) {
     (WalName::Segment(name), header)
 }
 
-/// What a small data directory has, with a table of `pages` windows of noise, then one that is a hole, then one more.
+/// The content of a small data directory, with a table of three windows of noise, two windows that are a hole, and
+/// half a window of noise.
 pub fn data_directory(seed: u64) -> Vec<(&'static str, Thing)> {
     let mut table = noise(seed, 3 * WINDOW);
     table.extend(vec![0; 2 * WINDOW]);

@@ -10,11 +10,11 @@ use sha2::{Digest, Sha256};
 use super::{Checksum, ManifestFile, ManifestSummary, WalRange};
 use crate::{Lsn, SystemId, TimelineId};
 
-/// The newest version of the manifest that is known. What a later one says besides is passed over.
+/// The newest known version of the manifest. Additional content of a later version is skipped.
 const NEWEST_VERSION: u32 = 2;
 
-/// PostgreSQL writes one file a line, and a path has at most 1024 bytes. The bound is what keeps
-/// a hostile manifest from filling the memory.
+/// PostgreSQL writes one file per line, and a path has at most 1024 bytes. This limit keeps a
+/// hostile manifest from filling the memory.
 const LINE_BYTES_MAX: usize = 64 << 10;
 
 /// Why a manifest could not be read.
@@ -31,14 +31,14 @@ pub enum ManifestError<E> {
     Stopped(E),
 }
 
-/// Reads a manifest, and gives each of its files to `on_file`. The memory used does not depend on
-/// how many there are.
+/// Reads a manifest, and passes each of its files to `on_file`. The memory used does not depend on
+/// the number of files.
 ///
-/// That the manifest's own checksum is right is known only at its end: see
+/// Whether the manifest's own checksum is right is known only at its end: see
 /// [`ManifestSummary::checksum_ok`].
 ///
 /// # Errors
-/// The input's, the format's, and those of `on_file`, which end the reading.
+/// Errors of the input and of the format, and those of `on_file`, which end the reading.
 pub fn read<E>(
     input: impl Read,
     on_file: &mut dyn FnMut(ManifestFile) -> Result<(), E>,
@@ -75,14 +75,14 @@ pub fn read<E>(
 }
 
 impl ManifestSummary {
-    /// Whether all of it was read, and not only what older versions have too.
+    /// Whether all of it was read, and not only the parts that older versions have too.
     #[must_use]
     pub fn is_of_known_version(&self) -> bool {
         self.version <= NEWEST_VERSION
     }
 }
 
-/// What stands in a manifest besides the files.
+/// The content of a manifest apart from the files.
 struct Contents {
     version: u32,
     system_id: Option<SystemId>,
@@ -257,15 +257,15 @@ impl From<RawRange> for WalRange {
     }
 }
 
-/// Hashes what is read through it up to, not including, the last line: that is what the
-/// checksum in the last line covers. Which line is the last shows only at the end, so the hash at
-/// each line's start is kept until the next one is seen.
+/// Hashes everything read through it up to, not including, the last line: the checksum in the last
+/// line covers this. Only the end shows which line is the last, so the hash at each line's start is
+/// kept until the next line begins.
 struct HashingReader<R> {
     input: R,
     hasher: Sha256,
     /// The hash before the line that is being read.
     line_start: Sha256,
-    /// The hash before the last line that was ended.
+    /// The hash before the last complete line.
     last_line_start: Option<Sha256>,
     line_bytes: usize,
 }
@@ -282,7 +282,7 @@ impl<R> HashingReader<R> {
         }
     }
 
-    /// The checksum, once all is read; `None` where the last line has no end.
+    /// The checksum, once everything is read; `None` if the last line has no end.
     fn digest(self) -> Option<Vec<u8>> {
         let ended = self.line_bytes == 0;
         self.last_line_start

@@ -12,7 +12,7 @@ use crate::SystemId;
 pub struct ManifestWriter<W: Write> {
     output: W,
     hasher: Sha256,
-    /// What has to stand between the entry before and the next one.
+    /// The separator to write before the next entry.
     separator: &'static str,
 }
 

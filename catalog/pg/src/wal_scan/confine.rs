@@ -1,12 +1,13 @@
 //! Keeping the replay of a segment within the data directory.
 //!
-//! Of all records only those that make a tablespace name a path outside it: replaying one makes a symbolic link there,
-//! which in a copy leads into the original's tablespace. With an empty path PostgreSQL makes a plain directory instead. So
-//! their first byte of the path becomes zero, and their CRC is made again; every record stays where it is, as long as it is.
+//! Only records that create a tablespace name a path outside the data directory. Replaying one creates a symbolic link
+//! to that path, which in a copy leads into the original's tablespace. With an empty path, PostgreSQL creates a plain
+//! directory instead. So the first byte of the path becomes zero, and the CRC is recomputed; every record keeps its
+//! position and its length.
 //!
-//! A record may cross the end of its segment. Its CRC is always in the segment that has its kind, and follows from the
-//! path's first byte alone, so the other segment is needed only where that byte is in there. Where it has not come
-//! yet, the CRC is made wrong: the record is not complete, and must not become so under the reader's eyes.
+//! A record may cross the end of its segment. Its CRC is always in the segment that has its kind, and depends only on
+//! the path's first byte, so the other segment is needed only if it has that byte. If that segment has not arrived yet,
+//! the CRC is made wrong: the record is not complete, and must not become complete while it is being read.
 
 use super::index::StopReason;
 use super::record::{CRC_OFFSET, EmptiedPath, RecordFacts, makes_tablespace, read_facts};
@@ -16,19 +17,19 @@ use crate::bytes::u32_at;
 use crate::wal_check::SegmentFacts;
 use crate::wal_record::byte_of_record;
 
-/// Bytes to be shown instead of those in the log.
+/// Bytes to show instead of those in the log.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct WalEdit {
-    /// Where they stand.
+    /// Their position.
     pub at: Lsn,
-    /// What is shown there.
+    /// The bytes to show.
     pub bytes: Vec<u8>,
 }
 
 /// Why the replay of a segment cannot be kept within the data directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unconfinable {
-    /// Nobody knows what its records say.
+    /// The content of its records is unknown.
     #[error("it is of a PostgreSQL version whose WAL this release of barmanfs cannot read")]
     UnknownVersion,
     /// More than are listed.
@@ -36,14 +37,14 @@ pub enum Unconfinable {
     TooManyTablespaces,
 }
 
-/// Whether the record that begins with `tail` may make a tablespace. Then the segment that follows has to be known.
+/// Whether the record that begins with `tail` may create a tablespace. If so, the next segment must be known.
 #[must_use]
 pub fn may_cross(tail: &Fragment) -> bool {
     makes_tablespace(&tail.lead)
 }
 
-/// What has to be shown differently of a segment with this index, whose first page says `facts`. `before` and `after` are
-/// the segments that may hold the beginning of its first, and the end of its last record: of several timelines perhaps.
+/// The edits to a segment with this index and the `facts` of its first page. `before` and `after` are the segments that
+/// may hold the beginning of its first record and the end of its last one; they may be of several timelines.
 ///
 /// # Errors
 /// [`Unconfinable`]
@@ -92,7 +93,7 @@ fn emptied(lsn: Lsn, emptied: EmptiedPath, facts: &SegmentFacts) -> Vec<WalEdit>
 }
 
 fn with_crc(lsn: Lsn, crc32c: u32, facts: &SegmentFacts) -> Option<WalEdit> {
-    // Records start at multiples of eight, and so do pages: no page ends within it.
+    // Records start at multiples of eight, and so do pages: no page ends within the CRC.
     let at = byte_of_record(lsn, CRC_OFFSET as u32, facts)?;
     let bytes = crc32c.to_le_bytes().to_vec();
     Some(WalEdit { at, bytes })
@@ -107,7 +108,7 @@ fn crossing<'a>(
     let whole = heads.into_iter().find_map(|head| join(tail, &[head]));
     let known = match whole {
         Some(record) => Some(record.facts),
-        // What is in this segment may be enough.
+        // This segment alone may be enough.
         None if makes_tablespace(&tail.lead) => {
             u32_at(&tail.lead, 0).and_then(|length| read_facts(&tail.lead, u64::from(length)))
         }
@@ -192,7 +193,7 @@ mod tests {
         assert_eq!((index.last_lsn, index.stopped), (sound.last_lsn, sound.stopped));
     }
 
-    /// However the end of the segment cuts the record, its path is empty in what is shown, with a CRC that is right.
+    /// Wherever the end of the segment cuts the record, it is shown with an empty path and a correct CRC.
     #[test]
     fn a_tablespace_across_the_end_of_a_segment_gets_an_empty_path() {
         for lead in (8..=56).step_by(8) {
@@ -216,7 +217,7 @@ mod tests {
         }
     }
 
-    /// What was shown before the next segment came, and what is shown of that one once it has: never a path.
+    /// The part shown before the next segment arrived, together with that segment as shown later: never a path.
     #[test]
     fn a_tablespace_whose_end_comes_later_never_has_a_path() {
         for lead in (8..=56).step_by(8) {
@@ -230,7 +231,7 @@ mod tests {
                 shown(&segments[1], std::slice::from_ref(&before), &[]),
                 segments[1].clone(),
             ] {
-                // The other one is never shown, unless the record's kind was not known before it came.
+                // The unedited segment is never shown, unless the record's kind was unknown before it arrived.
                 let joined = join(&first.tail.clone().unwrap(), &[&scan(&second).head.unwrap()]);
                 let has_path = joined.is_some_and(|record| {
                     matches!(
@@ -264,7 +265,7 @@ mod tests {
     }
 
     proptest! {
-        /// All that was written says the same as before, but for the paths.
+        /// All records read the same as before, except for the paths.
         #[test]
         fn nothing_else_is_changed(padding in prop::collection::vec(0_usize..30_000, 1..60)) {
             let mut wal = SampleWal::new(Lsn(0), SIZE);

@@ -1,15 +1,15 @@
-//! The findings of a scan, as they are kept with the archived segment.
+//! The results of a scan, as stored with the archived segment.
 
 use serde::{Deserialize, Serialize};
 
 use super::{EmptiedPath, Parameters, RecordFacts};
 use crate::{Lsn, TimelineId, TimestampMicros};
 
-/// What one WAL segment says about points in time: the index for point-in-time recovery.
+/// What one WAL segment contains about points in time: the index for point-in-time recovery.
 ///
-/// A record counts for the segment it *starts* in. One that crosses the segment's end is in no
-/// segment's figures; its parts stand in `tail` here and in `head` of the segments after, so that
-/// [`join`](super::join) can read it in whatever order the segments arrive.
+/// A record counts for the segment it *starts* in. A record that crosses the segment's end is in no segment's figures.
+/// Its parts are in `tail` here and in `head` of the segments after, so that [`join`](super::join) can read it in
+/// whatever order the segments arrive.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SegmentIndex {
@@ -22,8 +22,8 @@ pub struct SegmentIndex {
     pub commit_time_max: Option<TimestampMicros>,
     /// How many commit records, prepared transactions included.
     pub commits: u64,
-    /// Lowest transaction id in a commit or abort record. Ids wrap around: the range tells only where a
-    /// transaction cannot have ended.
+    /// Lowest transaction id in a commit or abort record. Ids wrap around: the range only shows where a transaction
+    /// cannot have ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub xid_min: Option<u32>,
     /// Highest transaction id in a commit or abort record.
@@ -44,9 +44,8 @@ pub struct SegmentIndex {
     /// Places where a new timeline begins.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub timeline_switches: Vec<TimelineSwitch>,
-    /// Where the last record that ends in this segment ends; the segment's end where a record runs
-    /// across it, or where the server switched to the next one; the segment's start where there is
-    /// nothing of the kind.
+    /// Where the last record that ends in this segment ends. The segment's end if a record crosses it, or if the server
+    /// switched to the next one; the segment's start if there is neither.
     pub end_lsn: Lsn,
     /// Whether the server left the rest of the segment empty and went on in the next one.
     pub switched: bool,
@@ -66,8 +65,8 @@ pub struct SegmentIndex {
     /// Whether a list was cut because it was full.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub lists_cut: bool,
-    /// What the release that made this index looked for: [`SegmentIndex::READS`] of that release. Of an older one, what
-    /// follows is not known.
+    /// What the release that made this index looked for: the [`SegmentIndex::READS`] of that release. In the index of
+    /// an older release, the following fields are unknown.
     #[serde(skip_serializing_if = "is_zero")]
     pub reads: u32,
     /// Tablespaces made outside the data directory, in LSN order.
@@ -125,7 +124,7 @@ pub struct RestorePoint {
 /// The end of a base backup taken on a primary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupEnd {
-    /// Where the backup started, which tells the backups apart.
+    /// Where the backup started, which distinguishes the backups.
     pub start_lsn: Lsn,
     /// Where its end record starts.
     pub lsn: Lsn,
@@ -134,7 +133,7 @@ pub struct BackupEnd {
 /// The beginning of a timeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimelineSwitch {
-    /// Where the record that says so starts.
+    /// Where its record starts.
     pub lsn: Lsn,
     /// The timeline that begins.
     pub timeline: TimelineId,
@@ -185,17 +184,17 @@ pub struct Fragment {
 }
 
 impl Fragment {
-    /// A record's header, 16 bytes for what may stand before its main data, and the longest main
-    /// data read here (a checkpoint's 88 bytes).
+    /// A record's header, 16 bytes for fields that may come before its main data, and the longest main data read here
+    /// (a checkpoint's 88 bytes).
     pub const LEAD_BYTES: usize = 128;
 }
 
 impl SegmentIndex {
     /// How many restore points, backup ends or timeline switches are listed for one segment. A
-    /// segment could hold thousands, nobody recovers to one of so many, and an index stays small.
+    /// segment could hold thousands, but nobody recovers to one of so many, and the index stays small.
     pub const LIST_ENTRIES_MAX: usize = 256;
 
-    /// How many tablespaces are listed for one segment: all that are made must be known, and nobody makes more.
+    /// How many tablespaces are listed for one segment: all that are created must be known, and nobody creates more.
     pub const TABLESPACES_MAX: usize = 4096;
 
     /// What this release looks for in a segment; raised when a release looks for more, or reads the WAL of another version.
@@ -205,7 +204,7 @@ impl SegmentIndex {
     /// | 1 | tablespaces, parameters, full_page_writes; PostgreSQL 19 |
     pub const READS: u32 = 1;
 
-    /// Whether all is known that this release looks for.
+    /// Whether the index has everything that this release looks for.
     #[must_use]
     pub fn is_current(&self) -> bool {
         self.reads >= Self::READS
@@ -218,8 +217,8 @@ impl SegmentIndex {
             .is_some_and(|stop| stop.reason == StopReason::UnknownVersion)
     }
 
-    /// Enters what the record at `lsn` says. The scanner calls it for the records within a
-    /// segment, the catalog for those it has [joined](super::join).
+    /// Enters the facts of the record at `lsn`. The scanner calls it for the records within a segment, the catalog for
+    /// those it has [joined](super::join).
     pub fn add(&mut self, lsn: Lsn, facts: RecordFacts) {
         match facts {
             RecordFacts::Commit { time, xid } => {
@@ -292,7 +291,7 @@ impl SegmentIndex {
     }
 }
 
-/// Appends where there is room, and says whether there was.
+/// Appends if there is room; returns whether there was.
 fn push_bounded<T>(list: &mut Vec<T>, entry: T) -> bool {
     let has_room = list.len() < SegmentIndex::LIST_ENTRIES_MAX;
     if has_room {

@@ -1,4 +1,4 @@
-//! One WAL record: its checksum, and what it says if it is of a kind that matters for recovery.
+//! One WAL record: its checksum, and its content if it is of a kind that matters for recovery.
 
 use crc32c::{crc32c, crc32c_append, crc32c_combine};
 
@@ -11,7 +11,7 @@ use crate::{Lsn, TimelineId, TimestampMicros};
 
 /// Length of a record's header.
 pub(super) const HEADER_BYTES: usize = 24;
-/// What the header's CRC covers of it: all that stands before the CRC itself.
+/// The part of the header that the CRC covers: everything before the CRC itself.
 pub(super) const CRC_OFFSET: usize = 20;
 const XID_OFFSET: usize = 4;
 const INFO_OFFSET: usize = 16;
@@ -25,25 +25,25 @@ pub(super) const MAX_RECORD_BYTES: u64 = 1 << 30;
 pub struct Record {
     /// Where it starts.
     pub lsn: Lsn,
-    /// What it says.
+    /// Its content.
     pub facts: RecordFacts,
 }
 
-/// The kinds of records that matter for recovery, and what they say.
+/// The kinds of records that matter for recovery, and their content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecordFacts {
     /// A transaction committed, prepared or not.
     Commit {
         /// When.
         time: TimestampMicros,
-        /// Which; 0 where the record does not say it in its first bytes.
+        /// Which; 0 if the record's first bytes do not have it.
         xid: u32,
     },
     /// A transaction was rolled back, prepared or not.
     Abort {
         /// When.
         time: TimestampMicros,
-        /// Which; 0 where the record does not say it in its first bytes.
+        /// Which; 0 if the record's first bytes do not have it.
         xid: u32,
     },
     /// A restore point was named.
@@ -64,7 +64,7 @@ pub enum RecordFacts {
         time: TimestampMicros,
         /// The timeline it is on.
         timeline: TimelineId,
-        /// The timeline before, the same where none begins here.
+        /// The timeline before; the same if none begins here.
         previous: TimelineId,
     },
     /// Recovery ended and a timeline began.
@@ -78,11 +78,11 @@ pub enum RecordFacts {
     },
     /// The rest of the segment is empty.
     Switch,
-    /// A tablespace was made: replayed as it is, a symbolic link to the original's directory.
+    /// A tablespace was created. Replayed unchanged, it is a symbolic link to the original's directory.
     TablespaceCreated {
         /// Which.
         oid: u32,
-        /// What keeps its replay within the data directory; none where its path is empty already.
+        /// The edit that keeps its replay within the data directory; none if its path is already empty.
         emptied: Option<EmptiedPath>,
     },
     /// The server started with other settings.
@@ -94,14 +94,14 @@ pub enum RecordFacts {
     },
 }
 
-/// How a record that makes a tablespace is written with an empty path, which has PostgreSQL make a plain directory in
-/// `pg_tblspc` (`create_tablespace_directories` in `src/backend/commands/tablespace.c`): the path's first byte is zero. The
-/// record keeps its length.
+/// A record that creates a tablespace, with an empty path: the path's first byte is zero. PostgreSQL then creates a
+/// plain directory in `pg_tblspc` (`create_tablespace_directories` in `src/backend/commands/tablespace.c`). The record
+/// keeps its length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EmptiedPath {
     /// Where the path begins, in bytes of the record.
     pub path_at: u32,
-    /// The record's CRC-32C with it.
+    /// The record's CRC-32C with an empty path.
     pub crc32c: u32,
 }
 
@@ -110,7 +110,7 @@ pub struct EmptiedPath {
 pub struct Parameters {
     /// How much is logged.
     pub wal_level: WalLevel,
-    /// What a standby must have as large.
+    /// Settings that a standby must have at least as large.
     #[serde(flatten)]
     pub required: RequiredSettings,
 }
@@ -119,7 +119,7 @@ pub struct Parameters {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WalLevel {
-    /// Not enough to recover with: recovery ends with an error where it begins.
+    /// Not enough for recovery, which ends with an error where this level begins.
     Minimal,
     /// Enough.
     Replica,
@@ -176,7 +176,7 @@ impl Kind {
     }
 }
 
-/// What a record says, from its first bytes (all of them, or [`Fragment::LEAD_BYTES`]).
+/// A record's content, from its first bytes (all of them, or [`Fragment::LEAD_BYTES`]).
 pub(super) fn read_facts(lead: &[u8], record_bytes: u64) -> Option<RecordFacts> {
     let kind = Kind::of(lead)?;
     if matches!(kind, Kind::Switch) {
@@ -236,7 +236,7 @@ pub(super) fn read_facts(lead: &[u8], record_bytes: u64) -> Option<RecordFacts> 
     })
 }
 
-/// Where a checkpoint's time stands in its data: with PostgreSQL 19 a field before it grew (`CheckPoint` in
+/// The position of a checkpoint's time in its data: in PostgreSQL 19 a field before it grew (`CheckPoint` in
 /// `src/include/catalog/pg_control.h`).
 fn checkpoint_time_at(data_at: usize, record_bytes: u64) -> usize {
     const BYTES_SINCE_19: u64 = 96;
@@ -259,16 +259,16 @@ fn parameters(data: &[u8]) -> Option<Parameters> {
     })
 }
 
-/// The record with the path at `path_at` emptied. None where its first byte is not known; where it is empty already,
-/// there is nothing to change.
+/// The record with the path at `path_at` emptied. `None` if its first byte is unknown; `Some(None)` if it is already
+/// empty and there is nothing to change.
 #[expect(clippy::option_option, reason = "not known, or nothing to do")]
 fn emptied_path(lead: &[u8], record_bytes: u64, path_at: usize) -> Option<Option<EmptiedPath>> {
     let first = *lead.get(path_at)?;
     if first == 0 {
         return Some(None);
     }
-    // What one byte of a message adds to its CRC depends on nothing but how many bytes follow: the rest of the record,
-    // and the part of the header that the CRC covers last.
+    // The contribution of one byte to a CRC depends only on how many bytes follow: the rest of the record, and the part
+    // of the header that the CRC covers last.
     let behind = usize::try_from(record_bytes).ok()?.checked_sub(path_at + 1)? + CRC_OFFSET;
     let added = crc32c_combine(crc32c(&[first]) ^ crc32c(&[0]), 0, behind);
     Some(Some(EmptiedPath {
@@ -277,7 +277,7 @@ fn emptied_path(lead: &[u8], record_bytes: u64, path_at: usize) -> Option<Option
     }))
 }
 
-/// Whether a record that begins so makes a tablespace.
+/// Whether a record that begins with `lead` creates a tablespace.
 pub(super) fn makes_tablespace(lead: &[u8]) -> bool {
     matches!(
         lead.get(..HEADER_BYTES).and_then(Kind::of),
@@ -304,7 +304,7 @@ fn prepared_xid(info: u8, data: &[u8]) -> Option<u32> {
     const HAS_TWO_PHASE: u32 = 1 << 4;
     /// Its entries changed their length with PostgreSQL 18.
     const HAS_DROPPED_STATISTICS: u32 = 1 << 8;
-    /// Flags of lists that may stand before the transaction's id, in their order, and the length of an entry:
+    /// Flags of lists that may come before the transaction's id, in their order, and the length of an entry:
     /// subtransactions, dropped relations, invalidation messages.
     const LISTS: [(u32, u32); 3] = [(1 << 1, 4), (1 << 2, 12), (1 << 3, 16)];
     let flags = (info & HAS_INFO != 0).then(|| u32_at(data, 8)).flatten()?;
@@ -323,10 +323,10 @@ fn prepared_xid(info: u8, data: &[u8]) -> Option<u32> {
     u32_at(data, at)
 }
 
-/// Where the main data begins of a record without block references.
+/// Where the main data of a record without block references begins.
 ///
-/// Such a record may name a replication origin and a top-level transaction first; its main data
-/// stands last and reaches to its end, which is checked.
+/// Such a record may name a replication origin and a top-level transaction first. Its main data comes last and reaches
+/// to its end, which is checked.
 fn main_data_at(lead: &[u8], record_bytes: u64) -> Option<usize> {
     const ORIGIN: u8 = 253;
     const TOP_LEVEL_XID: u8 = 252;
@@ -365,7 +365,7 @@ pub(super) struct OpenRecord {
     body_crc32c: u32,
 }
 
-/// What can be said of a record while it is being read.
+/// The state of a record while it is being read.
 pub(super) enum Progress {
     /// Its end is not reached.
     Incomplete,
@@ -373,7 +373,7 @@ pub(super) enum Progress {
     Nothing,
     /// It contradicts itself.
     Wrong,
-    /// It is whole and right; what it says, if that matters.
+    /// It is complete and correct; its content, if that matters.
     Complete(Option<RecordFacts>),
 }
 
@@ -387,7 +387,7 @@ impl OpenRecord {
         }
     }
 
-    /// Begins anew at `lsn` with the same memory: a segment has a hundred thousand records.
+    /// Starts again at `lsn` with the same memory: a segment has a hundred thousand records.
     pub(super) fn restart(&mut self, lsn: Lsn) {
         self.lead.clear();
         *self = Self {
@@ -407,7 +407,7 @@ impl OpenRecord {
         u32_at(&self.lead, 0).map(u64::from)
     }
 
-    /// How many bytes it still wants; its header comes first, as the length is in there.
+    /// How many bytes it still needs; the length, at the start of its header, comes first.
     pub(super) fn missing_bytes(&self) -> u64 {
         match self.total_bytes() {
             None => 4 - self.bytes_read.min(4),
@@ -450,8 +450,7 @@ impl OpenRecord {
         Progress::Complete(read_facts(&self.lead, total))
     }
 
-    /// The part read so far, as the tail of its segment; `None` where it is of a kind that does
-    /// not matter.
+    /// The part read so far, as the tail of its segment; `None` if it is of a kind that does not matter.
     pub(super) fn into_tail(self) -> Option<Fragment> {
         let header = self.lead.get(..HEADER_BYTES);
         if header.is_some_and(|header| Kind::of(header).is_none()) {
@@ -473,11 +472,10 @@ impl OpenRecord {
     }
 }
 
-/// Puts together a record that crosses segments: the `tail` of the segment it starts in, and the
-/// `heads` of the segments after, in order (one, unless the record is longer than a segment).
+/// Joins a record that crosses segments: the `tail` of the segment it starts in, and the `heads` of the segments after,
+/// in order (one, unless the record is longer than a segment).
 ///
-/// `None` where the parts do not make a whole record with a right CRC, and where it is of a kind
-/// that does not matter.
+/// `None` if the parts do not make a whole record with a correct CRC, or if it is of a kind that does not matter.
 #[must_use]
 pub fn join(tail: &Fragment, heads: &[&Fragment]) -> Option<Record> {
     let mut lead = tail.lead.clone();

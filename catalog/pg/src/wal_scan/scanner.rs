@@ -11,7 +11,7 @@ use crate::{Lsn, SegmentSize};
 
 const FIRST_IS_CONTINUATION: u16 = 0x0001;
 
-/// The flag of a page on which a record that was never finished is void: renumbered with PostgreSQL 19.
+/// The flag of a page on which a record that was never finished is void; PostgreSQL 19 renumbered it.
 fn first_is_overwrite(magic: u16) -> u16 {
     const MAGIC_OF_18: u16 = 0xD118;
     if magic > MAGIC_OF_18 { 0x0004 } else { 0x0008 }
@@ -20,7 +20,7 @@ fn first_is_overwrite(magic: u16) -> u16 {
 /// Records start at multiples of this.
 const ALIGNMENT: u64 = 8;
 
-/// Takes each record that is read.
+/// Called with each record that is read.
 pub type EachRecord<'a> = dyn FnMut(Lsn, Option<&RecordFacts>) + 'a;
 
 /// Reads a segment, given in slices of any length, into a [`SegmentIndex`].
@@ -52,7 +52,7 @@ enum Open {
 }
 
 impl WalScanner {
-    /// A scanner at the beginning of segment `name`, whose first page says `facts`.
+    /// A scanner at the beginning of segment `name`, with the `facts` of its first page.
     #[must_use]
     pub fn new(name: &SegmentName, facts: &SegmentFacts) -> Self {
         let size: SegmentSize = facts.segment_size;
@@ -84,8 +84,8 @@ impl WalScanner {
         self.push_each(bytes, &mut |_, _| {});
     }
 
-    /// The same, and shows each record that starts and ends in the segment: its LSN, and what it says if that
-    /// matters for recovery.
+    /// As [`push`](Self::push), and calls `each` with each record that starts and ends in the segment: its
+    /// LSN, and its content if that matters for recovery.
     pub fn push_each(&mut self, mut bytes: &[u8], each: &mut EachRecord<'_>) {
         while !bytes.is_empty() && !self.ended {
             let used = self.step(bytes, each);
@@ -120,7 +120,7 @@ impl WalScanner {
         self.ended = true;
     }
 
-    /// Reads the next stretch that belongs together, and says how long it was.
+    /// Reads the next bytes that belong together; returns how many they were.
     fn step(&mut self, bytes: &[u8], each: &mut EachRecord<'_>) -> usize {
         let offset = self.position % self.page_bytes;
         let header_bytes = if self.position < self.page_bytes {
@@ -150,7 +150,7 @@ impl WalScanner {
         part.len()
     }
 
-    /// Judges a page by its header, now complete; its data starts `header_bytes` into it.
+    /// Checks a page by its header, which is now complete; its data starts `header_bytes` into it.
     fn enter_page(&mut self, header_bytes: u64) {
         let page_lsn = Lsn(self
             .start
@@ -170,7 +170,7 @@ impl WalScanner {
 
         let is_first = self.position < self.page_bytes;
         if flags & first_is_overwrite(self.magic) != 0 {
-            // The record before was never finished, as the server crashed; it is void.
+            // The previous record was never finished, because the server crashed; it is void.
             if matches!(self.open, Open::Head { .. }) {
                 self.index.head = None;
             }

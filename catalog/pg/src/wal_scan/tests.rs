@@ -25,7 +25,7 @@ fn commit(micros: i64) -> RecordFacts {
     }
 }
 
-/// Everything the indexes say, with the records that cross segments put together.
+/// Everything in the indexes, with the records that cross segments joined.
 fn merged(indexes: &[SegmentIndex]) -> SegmentIndex {
     let mut all = SegmentIndex::default();
     for index in indexes {
@@ -64,7 +64,7 @@ fn in_order(mut index: SegmentIndex) -> SegmentIndex {
     index
 }
 
-/// What the indexes together should say about `wal`.
+/// What the indexes together should contain for `wal`.
 fn expected(wal: &SampleWal) -> SegmentIndex {
     let mut all = SegmentIndex::default();
     for (lsn, facts) in &wal.written {
@@ -208,7 +208,7 @@ fn lists_are_bounded() {
     assert!(index.lists_cut);
 }
 
-/// Something to write: a record that matters, or one that does not with so many bytes.
+/// Something to write: a record that matters, or another one of this many bytes.
 #[derive(Debug, Clone)]
 enum Step {
     Say(RecordFacts, usize),

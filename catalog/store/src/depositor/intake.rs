@@ -1,4 +1,4 @@
-//! What the workers do with one put: hash it, find out whether it is known, encode it where it is not.
+//! The workers' part of a put: hash the bytes, look the chunk up, encode it if it is new.
 
 use std::sync::{Arc, Mutex};
 
@@ -25,18 +25,18 @@ pub(super) struct Job {
     pub(super) ticket: Ticket,
 }
 
-/// What is put.
+/// The content of a put.
 pub(super) enum Content {
-    /// Bytes, and the chunk that stood at their place before.
+    /// Bytes, and the chunk that was at their position before.
     Whole {
         bytes: Vec<u8>,
         similar: Option<ChunkId>,
     },
-    /// What changed of the chunk that stood there.
+    /// Changes against the chunk that was there before.
     Patched(Patch),
 }
 
-/// Shared by the workers and by callers that put for themselves.
+/// Shared by the workers and by the callers of [`put_now`](super::Depositor::put_now).
 #[derive(Debug)]
 pub(super) struct Intake {
     pub(super) index: Arc<dyn ChunkIndex>,
@@ -51,7 +51,7 @@ pub(super) struct Intake {
     pub(super) totals: Mutex<DepositTotals>,
 }
 
-/// What a chunk may be stored as a delta on.
+/// A chunk that can be the base of a delta.
 struct Base {
     location: ChunkLocation,
     id: ChunkId,
@@ -59,7 +59,7 @@ struct Base {
 }
 
 impl Intake {
-    /// A worker's life.
+    /// The main loop of a worker.
     pub(super) fn run(&self, jobs: &Receiver<Job>) {
         let mut window = Vec::new();
         for Job {
@@ -87,7 +87,7 @@ impl Intake {
         }
     }
 
-    /// One put of changes; `window` is room for the whole.
+    /// One put of changes; `window` is a buffer for the whole window.
     fn deposit_patched(&self, patch: &Patch, window: &mut Vec<u8>, class: ContentClass) -> Result<Deposit> {
         self.status.check()?;
         window.clear();
@@ -97,7 +97,7 @@ impl Intake {
         self.deposit(window, patch.base, class)
     }
 
-    /// One put. Its error becomes that of the whole run.
+    /// One put. An error fails the whole run.
     pub(super) fn deposit(
         &self,
         bytes: &[u8],
@@ -134,8 +134,8 @@ impl Intake {
             });
         }
         let id = ChunkId::of(bytes);
-        // A window that did not change is where the previous backup has it. Listings and pieces are looked up: they are
-        // few, and a previous tree that cannot be read must not be taken over.
+        // An unchanged window is where the previous backup has it. Listings and pieces are always looked up: they are
+        // few, and a previous tree that cannot be read must not be referenced again.
         let trusted = self.options.trust_previous && class != ContentClass::Map;
         let unchanged = trusted && similar == Some(id);
         if unchanged || self.is_known(&id)? {
@@ -163,10 +163,10 @@ impl Intake {
         })
     }
 
-    /// Whether the chunk is stored, or another put of this run sees to it. If not, it is claimed for this one.
+    /// Whether the chunk is stored, or another put of this run is storing it. If not, claims it for this put.
     ///
-    /// The claim comes before the look-up: a claim is given up only once the index knows the chunk, so whoever finds
-    /// no claim also finds what the index knew when it was given up.
+    /// The claim comes before the look-up. A claim is released only once the chunk is in the index, so a put that finds
+    /// no claim also finds everything that was in the index when the claim was released.
     fn is_known(&self, id: &ChunkId) -> Result<bool> {
         if !self.claims.claim(*id) {
             return Ok(true);
@@ -177,20 +177,20 @@ impl Intake {
         if let Some(base) = location.base
             && self.whole(&base)?.is_none()
         {
-            // A delta nobody refers to any more may have outlived its base: it is stored anew.
+            // A delta that nothing references any more may have outlived its base: store the chunk again.
             return Ok(false);
         }
         self.claims.release(id);
         Ok(true)
     }
 
-    /// Whether a chunk that must be stored anew is somewhere already, condemned or damaged. Deltas may stand on it, so it
-    /// is stored whole.
+    /// Whether a chunk that must be stored again already exists elsewhere, condemned or damaged. Deltas may be based on
+    /// it, so it is stored whole.
     fn is_elsewhere(&self, id: &ChunkId) -> Result<bool> {
         Ok(!self.options.trust_previous && self.index.locate(id)?.is_some())
     }
 
-    /// Where the chunk is, if it is stored whole in a pack that stays.
+    /// The chunk's location, if it is stored whole in a pack that stays.
     fn whole(&self, id: &ChunkId) -> Result<Option<ChunkLocation>> {
         Ok(self
             .index
@@ -198,11 +198,11 @@ impl Intake {
             .filter(|location| location.base.is_none()))
     }
 
-    /// Encodes a chunk on its own, or as a delta where that pays: where it has at most half of the whole frame's size.
+    /// Encodes a chunk whole, or as a delta if that has at most half the size of the whole frame.
     ///
-    /// Making both frames to compare them would cost more than either, so the whole frame's size is first guessed
-    /// from the base's, which is a similar chunk stored whole. Only near the limit, where the guess cannot tell, are
-    /// both made.
+    /// Making both frames to compare them would cost more than either, so the size of the whole frame is first
+    /// estimated from the base, a similar chunk stored whole. A delta of at most a quarter of this estimate is taken at
+    /// once. Otherwise both frames are made and compared.
     fn encode(
         &self,
         bytes: &[u8],
@@ -240,9 +240,9 @@ impl Intake {
         }
     }
 
-    /// What to make a delta on: the similar chunk, or its own base when it is a delta itself. Nothing when that is
-    /// not stored whole in a pack that stays (a pack still open is not), and nothing when it cannot be read: a
-    /// damaged base must not spoil what is stored now.
+    /// The base for a delta: the similar chunk, or that chunk's own base if it is a delta itself. `None` when the base
+    /// is not stored whole in a pack that stays (an open pack does not count), and `None` when it is damaged: a damaged
+    /// base must not spoil what is stored now.
     fn base_of(&self, similar: &ChunkId) -> Result<Option<Base>> {
         let Some(location) = self.index.locate_reusable(similar)? else {
             return Ok(None);
@@ -280,8 +280,8 @@ fn whole_bytes_guess(raw_bytes: usize, base: &ChunkLocation) -> u64 {
     raw_bytes as u64 * u64::from(base.stored_bytes) / u64::from(base.raw_bytes.max(1))
 }
 
-/// Whether all bytes are zero: the first is, and each equals the one before it. That makes it a comparison of two
-/// slices, which ends at the first difference and is otherwise as fast as memory.
+/// Whether all bytes are zero: the first byte is zero, and each byte equals the one before it. This compares two
+/// slices, which stops at the first difference and otherwise runs at memory speed.
 fn all_zero(bytes: &[u8]) -> bool {
     match bytes {
         [] => true,

@@ -1,7 +1,8 @@
-//! The two threads at the end: one fills packs, one closes them.
+//! The last two threads of the pipeline: one fills packs, one closes them.
 //!
-//! Closing waits for the disk and for the index; filling goes on meanwhile, with the next pack. After an error both
-//! throw away what still comes, so that nobody blocks on a queue, and an open pack is dropped, which removes it.
+//! Closing waits for the disk and the index; meanwhile filling continues with the next pack. After an error both
+//! threads discard further messages, so that nobody blocks on a queue, and an open pack is dropped, which removes
+//! it.
 
 use std::sync::{Arc, Mutex};
 
@@ -17,14 +18,14 @@ use crate::pack::{PackWriter, Record};
 use crate::storage::PackStorage;
 use crate::sync::lock;
 
-/// Packs that wait to be closed while one is being closed: with it two, so the disk always has something to do, and
-/// what a crash loses stays under three packs.
+/// Packs that wait while another one is being closed. With that one there are two, so the disk always has work, and
+/// a crash loses less than three packs.
 pub(super) const CLOSE_QUEUE: usize = 1;
 
 /// The answer to a flush.
 pub(super) type Flushed = Sender<Result<()>>;
 
-/// What the packer is told.
+/// Messages to the packer.
 #[derive(Debug)]
 pub(super) enum ToPacker {
     /// Append this frame.
@@ -33,7 +34,7 @@ pub(super) enum ToPacker {
         id: ChunkId,
         /// Its own size.
         raw_bytes: usize,
-        /// What a delta stands on.
+        /// The base of a delta.
         base: Option<ChunkId>,
         /// Its bytes in the pack.
         frame: Frame,
@@ -42,12 +43,12 @@ pub(super) enum ToPacker {
     Flush(Vec<Record>, Flushed),
 }
 
-/// What the closer is told.
+/// Messages to the closer.
 #[derive(Debug)]
 pub(super) enum ToCloser {
     /// Close this pack and enter it in the index.
     Close(PackWriter),
-    /// Answer, everything before is done.
+    /// Answer: everything before is done.
     Report(Flushed),
 }
 
@@ -95,8 +96,8 @@ impl Packer {
         Ok(())
     }
 
-    /// The records go into the open pack, so that it takes one fsync to make an archived segment durable with its
-    /// record. Packs are closed in order: no record is ever durable before the chunks it speaks of.
+    /// The records go into the open pack, so that one fsync makes an archived segment durable with its record.
+    /// Packs are closed in order: no record is ever durable before the chunks it refers to.
     fn finish(&mut self, records: Vec<Record>) -> Result<()> {
         for record in records {
             let pack = self.open()?;
@@ -150,7 +151,7 @@ impl Closer {
                     }
                 }
                 ToCloser::Report(flushed) => {
-                    // Whoever asked may have given up waiting.
+                    // The caller may have stopped waiting.
                     let _unwanted = flushed.send(self.status.check());
                 }
             }

@@ -1,4 +1,4 @@
-//! A window given as its changes: what a worker makes of it before it is stored like any other.
+//! A window given as its changes. A worker assembles it before it is stored like any other.
 
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
@@ -7,9 +7,9 @@ use crate::reader::ChunkReader;
 /// A window that differs from another in known places.
 #[derive(Debug, Default)]
 pub(crate) struct Patch {
-    /// The window it was; none for zeros.
+    /// The chunk of the earlier window; `None` for zeros.
     pub(crate) base: Option<ChunkId>,
-    /// How many of the base's bytes it still has; zeros follow.
+    /// How many bytes of the base are kept; zeros follow.
     pub(crate) keep_bytes: usize,
     /// Its own length.
     pub(crate) length: usize,
@@ -19,7 +19,7 @@ pub(crate) struct Patch {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// See [`Patch::changes`].
+/// One run of changed bytes, see [`Patch::changes`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Change {
     pub(crate) at: usize,
@@ -27,15 +27,16 @@ pub(crate) struct Change {
 }
 
 impl Patch {
-    /// Adds bytes at a place behind all others; what does not lie in the window is refused by
-    /// [`resolve`](Self::resolve).
+    /// Adds bytes at an offset behind all earlier ones. [`resolve`](Self::resolve) rejects bytes outside
+    /// the window.
     pub(crate) fn push(&mut self, at: usize, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
         let end = self.bytes.len();
         self.changes.push(Change { at, end });
     }
 
-    /// Writes the window into `window`, which is empty. The base is read only where something of it shows.
+    /// Writes the window into `window`, which is empty. The base is only read if some of its bytes are
+    /// left.
     pub(super) fn resolve(&self, reader: &ChunkReader, window: &mut Vec<u8>) -> Result<()> {
         if let Some(base) = self.base.filter(|_| self.shows_base()) {
             let base_bytes = reader.get(&base)?;

@@ -1,4 +1,4 @@
-//! How a run stands: what is still under way, and the first error.
+//! The state of a run: the puts in progress, and the first error.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex};
@@ -21,7 +21,7 @@ struct State {
     failure: Option<Error>,
 }
 
-/// One put under way; dropped when it has been answered.
+/// One put in progress; dropped when it has been answered.
 #[derive(Debug)]
 pub(super) struct Ticket(Arc<Status>);
 
@@ -31,12 +31,12 @@ impl Status {
         lock(&self.state).failure.clone().map_or(Ok(()), Err)
     }
 
-    /// Keeps the error if it is the first, and gives it back.
+    /// Stores the error if it is the first, and returns the first one.
     pub(super) fn fail(&self, error: Error) -> Error {
         lock(&self.state).failure.get_or_insert(error).clone()
     }
 
-    /// The error for a panic in the pipeline, and for whoever finds a thread of it gone.
+    /// The error for a panic in the pipeline, and for a caller that finds one of its threads gone.
     pub(super) fn panicked(&self) -> Error {
         self.fail(Error::Invalid(
             "A thread that stores chunks failed: this is a defect of barmanfs".to_owned(),
@@ -73,8 +73,8 @@ impl Drop for Ticket {
     }
 }
 
-/// Starts one thread of the pipeline, which ends when `body` returns. Should that panic, the run has failed, and `body`
-/// goes on with what is next: all that waits is answered, so nobody waits in vain.
+/// Starts one thread of the pipeline, which ends when `body` returns. If `body` panics, the run has failed, and `body`
+/// runs again for what comes next: everything queued is answered, so nobody waits in vain.
 pub(super) fn spawn(
     name: &str,
     status: &Arc<Status>,

@@ -396,8 +396,8 @@ fn the_last_owner_may_be_an_answer() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Whatever a window changes to, from whatever it was similar to: it reads back, deltas are one deep (the test
-    /// index insists), and a delta never takes more than half of what the whole window would.
+    /// Whatever a window changes to, and whatever it was similar to: it reads back, deltas are one deep (the test
+    /// index checks this), and a delta never takes more than half the size of the whole window.
     #[test]
     fn generations_of_a_window_read_back(
         sizes in proptest::collection::vec(1_usize..=WINDOW, 1..6),

@@ -15,7 +15,7 @@ const MAGIC: [u8; 8] = *b"bmfslist";
 /// Magic, format version, number of entries.
 const HEADER_BYTES: usize = 16;
 
-/// Kinds of entries, as they stand in a page.
+/// Kinds of entries, as stored in a page.
 mod kind {
     pub(super) const FILE_INLINE: u8 = 1;
     pub(super) const FILE_IN_PIECES: u8 = 2;
@@ -23,11 +23,12 @@ mod kind {
     pub(super) const SYMLINK: u8 = 4;
 }
 
-/// One name in this many ends a page before it: pages of 256 entries on average, some 20 KiB for a database's
-/// directory, decoded in microseconds, and few enough for a directory of a million files.
+/// A page ends before one name in this many, so pages have 256 entries on average. That is some 20 KiB for a
+/// database's directory, decoded in microseconds, and few enough pages for a directory of a million files.
 const NAMES_PER_PAGE: u32 = 256;
 
-/// No page grows beyond this unless its first entry does: names can be chosen so that none ends a page.
+/// No page grows beyond this unless its first entry does. Names can be chosen so that none of them ends a
+/// page.
 const PAGE_TARGET_BYTES: usize = 256 * 1024;
 
 /// Whether a page of `page_bytes` ends before an entry of this name and `entry_bytes`.
@@ -37,7 +38,7 @@ pub(crate) fn ends_page(page_bytes: usize, name: &[u8], entry_bytes: usize) -> b
             || page_bytes + entry_bytes > PAGE_TARGET_BYTES)
 }
 
-/// What stands before a page's entries.
+/// A page's header, for this many entries.
 pub(crate) fn encode_page_header(entries: u32) -> [u8; HEADER_BYTES] {
     let mut header = [0; HEADER_BYTES];
     let fields = MAGIC
@@ -110,7 +111,7 @@ fn push_map(out: &mut Vec<u8>, map: &FileMap) -> Result<()> {
 
 fn push_directory(out: &mut Vec<u8>, directory: &DirectoryRef) {
     out.extend(directory.entries.to_le_bytes());
-    // A number of pages that does not fit is far past what fits a chunk, which is checked at the end.
+    // A number of pages that does not fit is far more than a chunk can hold; the size is checked at the end.
     out.extend(
         u32::try_from(directory.pages.len())
             .unwrap_or(u32::MAX)
@@ -122,13 +123,13 @@ fn push_directory(out: &mut Vec<u8>, directory: &DirectoryRef) {
     }
 }
 
-/// Bytes behind their length; names and targets are checked to be far below 64 KiB.
+/// Bytes after their length; names and targets are checked to be far below 64 KiB.
 fn push_short(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend(u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_le_bytes());
     out.extend(bytes);
 }
 
-/// An entry as it stands in a page, nothing copied.
+/// An entry in the bytes of its page; nothing is copied.
 #[derive(Debug)]
 pub(crate) struct EntryView<'a> {
     pub(crate) name: &'a [u8],
@@ -230,12 +231,12 @@ pub(crate) struct Page {
     bytes: Arc<[u8]>,
     at: usize,
     left: u32,
-    /// The name before, where it stands in the page.
+    /// Where the previous name is in the page.
     previous: Range<usize>,
 }
 
 impl Page {
-    /// Begins to read the page that `page` refers to, whose chunk's bytes these are.
+    /// Begins to read the page that `page` refers to; `bytes` are its chunk's.
     ///
     /// # Errors
     /// [`Error::Damaged`], [`Error::NewerFormat`].
@@ -280,7 +281,7 @@ impl Page {
     /// The next entry; `None` at the end.
     ///
     /// # Errors
-    /// [`Error::Damaged`]: the bytes are no entry, or its name does not belong after the one before.
+    /// [`Error::Damaged`]: the bytes are not an entry, or its name does not sort after the previous one.
     pub(crate) fn next(&mut self) -> Result<Option<EntryView<'_>>> {
         let damaged = |reason: String| Error::damaged(what(self.chunk), reason);
         if self.left == 0 {
@@ -320,10 +321,10 @@ impl Page {
     }
 }
 
-/// An entry begins with its kind, ...
+/// Size of an entry's kind, its first field.
 const KIND_BYTES: usize = 1;
 
-/// ... and its name, which, like everything short, stands behind its length.
+/// Size of the length that comes before a name and before every other short field.
 const LENGTH_BYTES: usize = 2;
 
 fn what(chunk: ChunkId) -> String {
@@ -389,7 +390,7 @@ fn read_directory<'a>(cursor: &mut Cursor<'a>) -> Result<DirectoryView<'a>, Stri
     Ok(DirectoryView { entries, pages })
 }
 
-/// Takes fields off the front; every error says where.
+/// Takes fields off the front; every error names the position.
 struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,

@@ -1,7 +1,7 @@
 //! A pack's footer and trailer: to bytes and back.
 //!
-//! Reading believes nothing: sizes are checked before anything is allocated, the checksum before anything is
-//! parsed, and what is parsed must account for every byte of the file.
+//! Reading trusts nothing: sizes are checked before anything is allocated, the checksum before anything is
+//! parsed, and the parsed footer must account for every byte of the file.
 
 use crate::codec::{Encoding, FrameError, decode_into, encode_whole};
 use crate::error::{Error, Result};
@@ -15,7 +15,7 @@ use crate::storage::PackStorage;
 
 use super::{ClosedPack, PackedChunk, Record};
 
-/// Last bytes of a pack: it was written to its end.
+/// Last bytes of a pack: they show that it was written to its end.
 const TRAILER_MAGIC: [u8; 8] = *b"bmfs-end";
 
 /// Footers hold ids, which do not compress, and JSON, which does; a higher level gains nothing.
@@ -28,7 +28,7 @@ const TAIL_READ_BYTES: usize = 128 * 1024;
 /// The trailer's bytes in front of its checksum, which covers them.
 const TRAILER_CHECKED_BYTES: usize = 16;
 
-/// A record's bytes in the footer besides its payload: id, kind, length.
+/// Size of a record in the footer without its payload: id, kind, length.
 pub(super) const RECORD_HEAD_BYTES: usize = RecordId::BYTES + 1 + 4;
 
 /// A pack's last bytes: footer and trailer.
@@ -86,8 +86,8 @@ fn checksum(header: &[u8], checked: &[u8]) -> blake3::Hash {
     blake3::Hasher::new().update(header).update(checked).finalize()
 }
 
-/// Reads what a pack says about itself and checks it against everything that can be known without decoding
-/// chunks: `FORMAT.md` lists the checks.
+/// Reads a pack's footer and checks everything that can be checked without decoding chunks; `FORMAT.md` lists
+/// the checks.
 ///
 /// # Errors
 /// [`Error::MissingPack`], [`Error::Damaged`] for anything that is not as it was written,
@@ -129,7 +129,7 @@ pub fn read_footer(storage: &dyn PackStorage, id: PackId) -> Result<ClosedPack> 
     })
 }
 
-/// A pack's last bytes, taken apart.
+/// A pack's last bytes, parsed.
 struct Trailer {
     version: u32,
     footer_bytes: usize,
@@ -137,8 +137,8 @@ struct Trailer {
     checksum: [u8; 32],
 }
 
-/// Reads the trailer and what its checksum covers besides the header: the footer and the trailer's first
-/// fields.
+/// Reads the trailer, and the bytes that its checksum covers apart from the header: the footer and the
+/// trailer's first fields.
 fn read_tail(storage: &dyn PackStorage, id: PackId, bytes: u64) -> Result<(Trailer, Vec<u8>)> {
     let damaged = |reason: &str| Error::damaged(format!("Pack {id}"), reason);
     let behind_header = bytes - PACK_HEADER_BYTES as u64;
@@ -190,8 +190,7 @@ fn unpack_footer(stored: &[u8], raw_bytes: usize) -> Result<Vec<u8>, FrameError>
 
 const CUT_SHORT: &str = "Its footer is cut short";
 
-/// Takes the footer apart; `frames_end` is where it begins in the file, which is where the last frame has to
-/// end.
+/// Parses the footer; `frames_end` is where it begins in the file, and so where the last frame must end.
 fn parse_body(body: &[u8], frames_end: u64) -> Result<(Vec<PackedChunk>, Vec<Record>), &'static str> {
     let mut fields = Fields(body);
     let chunk_count = fields.u32().ok_or(CUT_SHORT)? as usize;
@@ -211,7 +210,7 @@ fn parse_body(body: &[u8], frames_end: u64) -> Result<(Vec<PackedChunk>, Vec<Rec
     if u64::from(offset) != frames_end {
         return Err("Its chunks do not fill it from header to footer");
     }
-    // Not reserved in advance: the count is checked by nothing but the records being there.
+    // Nothing is reserved in advance: only the records themselves confirm the count.
     let mut records = Vec::new();
     for _ in 0..record_count {
         records.push(parse_record(&mut fields)?);
@@ -260,7 +259,7 @@ fn parse_record(fields: &mut Fields<'_>) -> Result<Record, &'static str> {
     Ok(Record { id, kind, payload })
 }
 
-/// Bytes yet to be taken apart. All numbers are little-endian.
+/// Bytes still to be parsed. All numbers are little-endian.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {

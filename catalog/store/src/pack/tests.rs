@@ -314,7 +314,7 @@ fn a_full_pack_reads_back() {
     }
     assert!(by_count.is_full());
     assert!(by_count.append(ChunkId::of(&[]), 0, None, &frame).is_err());
-    // Noise, so that the footer is large as stored too and takes a read of its own.
+    // Noise, so that the footer is also large when stored and needs a read of its own.
     let mut payload = vec![0; MAX_RECORD_BYTES];
     blake3::Hasher::new().finalize_xof().fill(&mut payload);
     by_count.record(record(1, &payload)).unwrap();

@@ -13,8 +13,8 @@ use crate::storage::{PackStorage, PackUpload};
 use super::footer::{RECORD_HEAD_BYTES, encode_footer};
 use super::{ClosedPack, PackedChunk, Record};
 
-/// A pack being filled. Nobody sees any of it until [`close`](Self::close) returns; dropped before, it is
-/// gone.
+/// A pack being filled. It is invisible until [`close`](Self::close) returns; if it is dropped before that,
+/// it is removed.
 #[derive(Debug)]
 pub struct PackWriter {
     id: PackId,
@@ -68,11 +68,11 @@ impl PackWriter {
         &self.chunks
     }
 
-    /// Appends a chunk's frame; `raw_bytes` is the chunk's own size, `base` what a delta stands on.
+    /// Appends a chunk's frame; `raw_bytes` is the chunk's own size, `base` a delta's base.
     ///
     /// # Errors
     /// [`Error::TooLarge`] or [`Error::Invalid`] for what no reader would accept (the pack stays usable), and
-    /// whatever writing meets (it does not).
+    /// any error of writing (it does not).
     pub fn append(
         &mut self,
         id: ChunkId,
@@ -102,12 +102,12 @@ impl PackWriter {
         Ok(chunk)
     }
 
-    /// Adds a record to the footer. A full pack takes records all the same, as long as the footer holds them:
-    /// the record of a backup belongs into its last pack.
+    /// Adds a record to the footer. Even a full pack takes records, as long as the footer can hold them: the
+    /// record of a backup belongs in its last pack.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] for a payload no reader would accept, or for records beyond one more than the
-    /// target.
+    /// [`Error::TooLarge`] for a payload no reader would accept, or when the records exceed the target by
+    /// more than one largest record.
     pub fn record(&mut self, record: Record) -> Result<()> {
         within("A record", record.payload.len(), MAX_RECORD_BYTES)?;
         let record_bytes = self.record_bytes + RECORD_HEAD_BYTES + record.payload.len();

@@ -10,11 +10,12 @@ use crate::id::ChunkId;
 
 use super::Core;
 
-/// Chunks that wait to be decoded ahead, at most. Opening a WAL segment asks for the next four, 64 windows of
-/// 1 MiB; more than that would be evicted from the cache before it is read, or come after its reader did.
+/// Maximum number of chunks that wait to be decoded ahead. Opening a WAL segment requests the next four, 64
+/// windows of 1 MiB. More than that would be evicted from the cache before it is read, or be decoded too late
+/// for its reader.
 const QUEUED_CHUNKS: usize = 64;
 
-/// The pool of workers, started when the first chunk is asked for: most commands never read ahead.
+/// The pool of workers, started when the first chunk is requested: most commands never read ahead.
 #[derive(Debug)]
 pub(super) struct ReadAhead {
     core: Arc<Core>,
@@ -36,7 +37,7 @@ impl ReadAhead {
         }
     }
 
-    /// Queues a chunk. `false`: there is no room, nor will there be for the next few.
+    /// Queues a chunk. `false`: there is no room, and there will be none for the next few chunks.
     pub(super) fn push(&self, id: ChunkId) -> bool {
         let pool = self.pool.get_or_init(|| Pool::start(&self.core));
         match pool.queue.try_send(id) {
@@ -54,7 +55,7 @@ impl Pool {
         let start = |_| {
             let (core, chunks, stopping) = (Arc::clone(core), chunks.clone(), Arc::clone(&stopping));
             let worker = thread::Builder::new().name("read-ahead".to_owned());
-            // A host that is out of threads reads without looking ahead.
+            // A host that is out of threads reads without reading ahead.
             worker.spawn(move || work(&core, &chunks, &stopping)).ok()
         };
         let workers = (0..count).filter_map(start).collect();
@@ -79,7 +80,7 @@ impl Drop for ReadAhead {
         stopping.store(true, Ordering::Relaxed);
         drop(queue);
         for worker in workers {
-            // A worker that panicked has nothing more to say than the panic did.
+            // The panic of a worker has already been reported; there is nothing to add.
             let _ = worker.join();
         }
     }
@@ -90,7 +91,7 @@ fn work(core: &Core, chunks: &Receiver<ChunkId>, stopping: &AtomicBool) {
         if stopping.load(Ordering::Relaxed) {
             return;
         }
-        // Not to wait for one that another reader decodes by now.
+        // Do not wait for a chunk that another reader is decoding.
         if core.cache.is_known(&id) {
             continue;
         }

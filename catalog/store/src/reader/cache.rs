@@ -1,8 +1,8 @@
-//! Decoded chunks, and the decodes under way.
+//! Decoded chunks, and the decodes in progress.
 //!
-//! Sharded by chunk id, so that readers on many cores seldom meet at a lock. The first reader of a chunk that
-//! is not there *leads*: it decodes, all others wait for its result. A lead that is given up, by a panic too,
-//! wakes them and one of them leads anew.
+//! Sharded by chunk id, so that readers on many cores rarely contend for a lock. The first reader of a chunk
+//! that is not cached *leads*: it decodes, all others wait for its result. A lead that is given up, even by a
+//! panic, wakes them, and one of them becomes the new leader.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -16,10 +16,11 @@ use crate::sync::{lock, wait};
 
 use super::base_is_delta;
 
-/// Shards at most: beyond this, locks held for a fraction of a microsecond are no bottleneck on any host.
+/// Maximum number of shards: beyond this, locks held for a fraction of a microsecond are no bottleneck on any
+/// host.
 const MAX_SHARDS: usize = 16;
 
-/// What an entry costs besides the chunk's bytes: id, list and table entries, allocation.
+/// What an entry costs in addition to the chunk's bytes: id, list and table entries, allocation.
 const ENTRY_BYTES: usize = 160;
 
 /// What a chunk is looked up for.
@@ -27,16 +28,16 @@ const ENTRY_BYTES: usize = 160;
 pub(super) enum Purpose {
     /// For its own sake.
     Chunk,
-    /// A delta stands on it.
+    /// As the base of a delta.
     Base,
 }
 
 /// Outcome of a look-up.
 #[derive(Debug)]
 pub(super) enum Found<'a> {
-    /// It was there, or another reader has just decoded it or failed to.
+    /// It was cached, or another reader has just decoded it or failed to.
     Known(Result<Arc<[u8]>>),
-    /// The caller is to decode it.
+    /// The caller must decode it.
     Lead(Lead<'a>),
 }
 
@@ -113,7 +114,7 @@ impl Cache {
         lock(shard)
     }
 
-    /// Ends a flight, keeping what it brought. What that evicts is freed after the lock is.
+    /// Ends a flight and caches its result. Evicted chunks are freed after the lock is released.
     fn land(&self, id: &ChunkId, bytes: Option<&Arc<[u8]>>) {
         let mut evicted = Vec::new();
         let mut shard = self.shard(id);
@@ -150,13 +151,13 @@ pub(super) struct Lead<'a> {
 }
 
 impl Lead<'_> {
-    /// Says that the chunk is a delta, so that nobody waits for it as a base.
+    /// Announces that the chunk is a delta, so that nobody waits for it as a base.
     pub(super) fn is_delta(&self) {
         self.flight.set(State::DecodingDelta);
     }
 
-    /// Hands the result to the cache and to everyone who waits. A failure is not kept: the next reader tries
-    /// again.
+    /// Hands the result to the cache and to all waiting readers. A failure is not cached: the next reader
+    /// tries again.
     pub(super) fn finish(mut self, result: Result<Arc<[u8]>>) {
         self.finished = true;
         self.cache.land(&self.id, result.as_ref().ok());
@@ -173,7 +174,7 @@ impl Drop for Lead<'_> {
     }
 }
 
-/// A decode under way.
+/// A decode in progress.
 #[derive(Debug, Default)]
 struct Flight {
     state: Mutex<State>,

@@ -60,7 +60,7 @@ impl PackStorage for Watched {
 #[derive(Debug, Default)]
 struct Index {
     chunks: Mutex<HashMap<ChunkId, ChunkLocation>>,
-    /// Where to look from the second time on: what a sweep moved.
+    /// Places that a sweep moved: used from the second look-up on.
     moved: Mutex<HashMap<ChunkId, ChunkLocation>>,
     located: AtomicUsize,
 }
@@ -289,7 +289,7 @@ fn a_reader_that_panics_leaves_nobody_waiting() {
         thread::sleep(Duration::from_millis(20));
         store.packs.set_closed(false);
         assert!(first.join().is_err());
-        // The second leads anew, and panics in its turn: it was not left waiting.
+        // The second becomes the new leader and panics in turn: it was not left waiting.
         assert!(second.join().is_err());
     });
     store.packs.broken.store(false, Ordering::SeqCst);

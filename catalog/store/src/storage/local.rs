@@ -1,8 +1,8 @@
 //! Packs as files in a local directory.
 //!
-//! `packs/ab/abcd…` is a complete pack, `packs/tmp-….partial` one being written, on which its writer holds a
-//! lock. A name without `.partial` appears by a rename after the file was synced, and is acknowledged only
-//! once the directory is synced too: whoever sees a final name sees a whole pack.
+//! `packs/ab/abcd…` is a complete pack, `packs/tmp-….partial` one being written, on which its writer holds a lock. A
+//! name without `.partial` appears by a rename after the file was synced, and is acknowledged only once the directory
+//! is synced too: a file with a final name is a whole pack.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -25,17 +25,17 @@ use crate::sync::lock;
 use super::regular::NONBLOCK;
 use super::{Listed, PackStorage, PackUpload, Part, PartMark, open_regular};
 
-/// Pack files kept open for reading: a restore reads from many at once, and opening costs more than a read. A
-/// quarter of the usual limit of 1024 files a process.
+/// Pack files kept open for reading: a restore reads from many at once, and opening a file costs more than a read. A
+/// quarter of the usual limit of 1024 files per process.
 const OPEN_PACKS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
-/// Frames are collected to writes of this size: most are a few KiB.
+/// Frames are collected into writes of this size: most frames are a few KiB.
 const WRITE_BUFFER_BYTES: usize = 1024 * 1024;
 
 const TEMPORARY_PREFIX: &str = "tmp-";
 const TEMPORARY_SUFFIX: &str = ".partial";
 
-/// A file with space of its own, which the next pack is written into; see [`LocalPacks::spare`].
+/// A file with space allocated to it, into which the next pack is written; see [`LocalPacks::spare`].
 const SPARE: &str = "tmp-spare.partial";
 
 /// Packs in one directory of a local file system.
@@ -46,8 +46,8 @@ pub struct LocalPacks {
 }
 
 impl LocalPacks {
-    /// Makes the directory, with the 256 directories packs are spread over, all durable. One that is there
-    /// already is completed.
+    /// Creates the directory, with the 256 directories that packs are spread over, all durable. An existing directory
+    /// is completed.
     ///
     /// # Errors
     /// When something cannot be created or synced.
@@ -78,15 +78,15 @@ impl LocalPacks {
         })
     }
 
-    /// Where a file is expected that has space allocated to it, in a directory of packs. The next pack is written into it:
+    /// Where a directory of packs may have a file with space allocated to it. The next pack is written into this file:
     /// on a full file system, other programs cannot take that space first.
     #[must_use]
     pub fn spare(directory: &Path) -> PathBuf {
         directory.join(SPARE)
     }
 
-    /// A file for a pack, under its temporary name, and locked. The lock is held until the file is closed, by this process's
-    /// end at the latest: it tells a living writer's file from an abandoned one.
+    /// Creates a pack's file under its temporary name, and locks it. The lock is held until the file is closed, at the
+    /// latest when this process ends. It distinguishes a living writer's file from an abandoned one.
     fn create_locked(temporary: &Path) -> Result<File> {
         let file = OpenOptions::new().write(true).create_new(true).open(temporary);
         let file = file.map_err(|source| Error::io("create", temporary, source))?;
@@ -99,7 +99,7 @@ impl LocalPacks {
         }
     }
 
-    /// The spare, if there is one. Another writer may take it at the same moment: the lock and the name decide.
+    /// The spare, if there is one. Another writer may try to take it at the same moment: the lock and the name decide.
     fn take_spare(&self, temporary: &Path) -> Option<File> {
         let spare = Self::spare(&self.directory);
         let flags = NONBLOCK | OFlags::NOFOLLOW.bits().cast_signed();
@@ -116,7 +116,7 @@ impl LocalPacks {
         if !found.is_file() || found.len() > 0 || !is_still(&spare) {
             return None;
         }
-        // Only who holds the lock renames it.
+        // Only the holder of the lock renames it.
         fs::rename(&spare, temporary).ok()?;
         Some(file)
     }
@@ -135,8 +135,8 @@ impl LocalPacks {
         }
     }
 
-    /// The pack's file. One removed meanwhile stays readable as long as it is kept open, which does no harm:
-    /// what a pack holds never changes.
+    /// The pack's file. A pack that is removed meanwhile stays readable as long as its file is kept open. That does no
+    /// harm: the content of a pack never changes.
     fn file(&self, id: PackId) -> Result<Arc<File>> {
         if let Some(file) = self.open_files().get(&id) {
             return Ok(Arc::clone(file));
@@ -202,7 +202,7 @@ impl PackStorage for LocalPacks {
         let path = self.path(id);
         let metadata = fs::metadata(&path).map_err(|source| unreadable(id, "look at", &path, source))?;
         if !metadata.is_file() {
-            // Opening it says what it is.
+            // Opening it returns the error that names what it is.
             self.file(id)?;
         }
         Ok(metadata.len())
@@ -280,7 +280,7 @@ impl PackStorage for LocalPacks {
     }
 }
 
-/// Linux: "Input/output error", the medium's own failure; and what file systems say of their own damage.
+/// Linux: "Input/output error", the medium's own failure; and the errors of file systems for their own damage.
 const EIO: i32 = 5;
 const EBADMSG: i32 = 74;
 const EUCLEAN: i32 = 117;
@@ -309,7 +309,7 @@ impl PackUpload for LocalUpload {
             .map_err(|source| Error::io("write", &self.temporary, source))?;
         let file = self.file.get_ref();
         let give_back = || match self.was_spare {
-            // A file's length set once more frees what is allocated behind its end.
+            // Setting a file's length again frees the space allocated behind its end.
             true => file.set_len(file.metadata()?.len()),
             false => Ok(()),
         };
@@ -319,7 +319,7 @@ impl PackUpload for LocalUpload {
         let directory = self.path.parent().unwrap_or(Path::new("."));
         match fs::rename(&self.temporary, &self.path) {
             Err(source) if source.kind() == io::ErrorKind::NotFound => {
-                // The directories of a copied repository may be gone where they were empty.
+                // A copy of a repository may lack directories that were empty.
                 create_directory(directory)?;
                 sync_directory(directory.parent().unwrap_or(Path::new(".")))?;
                 fs::rename(&self.temporary, &self.path)
@@ -335,20 +335,21 @@ impl PackUpload for LocalUpload {
 impl Drop for LocalUpload {
     fn drop(&mut self) {
         if !self.finished {
-            // Nothing else can be done about a failure here; `remove_abandoned` comes by later.
+            // Nothing else can be done about a failure here; `remove_abandoned` removes the file later.
             let _ = fs::remove_file(&self.temporary);
         }
     }
 }
 
-/// Whether something of this name may lie there beside packs: the root's directories, packs being written, and what NFS
-/// makes of a file that is removed while it is open.
+/// Whether an entry of this name is expected beside packs: the root's directories, packs being written, and the names
+/// that NFS gives to files that are removed while open.
 fn is_expected(part: Part, name: &str) -> bool {
     let temporary = name.starts_with(TEMPORARY_PREFIX) && name.ends_with(TEMPORARY_SUFFIX);
     name.starts_with(".nfs") || (part == Part::Root && (temporary || name.len() == 2))
 }
 
-/// The pack that a file of another name is, by its header. One that is gone again, or is no regular file, is none.
+/// The pack id in the header of a file that is not in a pack's place. `None` if the file is gone again, is not a
+/// regular file or has no such header.
 fn astray(path: &Path) -> Result<Option<PackId>> {
     let mut header = [0; PACK_HEADER_BYTES];
     let file = match fs::symlink_metadata(path) {
@@ -370,15 +371,15 @@ fn astray(path: &Path) -> Result<Option<PackId>> {
     }
 }
 
-/// Whether nobody writes this temporary file any more. Its age is a safety margin only, for the moment
-/// between its creation and its lock; what decides is the lock.
+/// Whether no writer uses this temporary file any more. The lock decides. The age is only a safety margin, for the
+/// moment between the file's creation and its lock.
 fn is_abandoned(path: &Path, older_than: Duration) -> Result<bool> {
     let gone_or = |source: io::Error, action| match source.kind() {
         io::ErrorKind::NotFound => Ok(false),
         _ => Err(Error::io(action, path, source)),
     };
-    // For writing: on NFS, a file that is open for reading alone cannot be locked exclusively.
-    // Without waiting for a writer of a pipe of that name.
+    // Opened for writing: on NFS, a file that is open only for reading cannot be locked exclusively.
+    // Non-blocking: the name may be that of a pipe, which would wait for a writer.
     let mut options = OpenOptions::new();
     options.read(true).write(true).custom_flags(NONBLOCK);
     let file = match options.open(path) {
@@ -387,7 +388,7 @@ fn is_abandoned(path: &Path, older_than: Duration) -> Result<bool> {
     };
     let modified = file.metadata().and_then(|metadata| metadata.modified());
     let modified = modified.map_err(|source| Error::io("look at", path, source))?;
-    // A file from the future is as good as new.
+    // A modification time in the future counts as new.
     let age = SystemTime::now().duration_since(modified).unwrap_or_default();
     if age < older_than {
         return Ok(false);
@@ -410,7 +411,7 @@ fn for_each_entry(directory: &Path, each: &mut dyn FnMut(&str, &Path) -> Result<
     Ok(())
 }
 
-/// Whether there is a directory. Where that cannot be told, the packs in it must not be passed over.
+/// Whether there is a directory. An error if that cannot be determined: the packs in it must not be skipped.
 fn is_directory(path: &Path) -> Result<bool> {
     match fs::metadata(path) {
         Ok(metadata) => Ok(metadata.is_dir()),
@@ -440,7 +441,7 @@ fn remove_file(path: &Path) -> Result<bool> {
     }
 }
 
-/// Tells a pack that is gone and one that is damaged from one that cannot be read now.
+/// Distinguishes a pack that is gone or damaged from one that cannot be read now.
 fn unreadable(id: PackId, action: &'static str, path: &Path, source: io::Error) -> Error {
     match source.raw_os_error() {
         _ if source.kind() == io::ErrorKind::NotFound => Error::MissingPack(id),
@@ -448,7 +449,7 @@ fn unreadable(id: PackId, action: &'static str, path: &Path, source: io::Error) 
             format!("Pack {id}"),
             format!("The disk cannot {action} it: {source}"),
         ),
-        // What `open_regular` says of a pipe or a directory.
+        // The error of `open_regular` for a pipe or a directory.
         _ if source.kind() == io::ErrorKind::InvalidInput => {
             Error::damaged(format!("Pack {id}"), source.to_string())
         }

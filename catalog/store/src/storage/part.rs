@@ -1,15 +1,15 @@
-//! The parts a store is spread over, so that a search for unknown packs looks only where something changed.
+//! The parts that a store is divided into, so that a search for unknown packs only looks where something changed.
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use crate::id::PackId;
 
-/// A change may come within one step of the file system's clock after the look and leave the time as it is. Two seconds are
-/// more than any such step.
+/// A change may come within one step of the file system's clock after the listing and leave the time unchanged. Two
+/// seconds are more than any such step.
 const CLOCK_STEP: Duration = Duration::from_secs(2);
 
-/// Where packs lie: in the part of their id's first byte. The root holds no packs, only what was put there by mistake.
+/// Where packs are: in the part of their id's first byte. The root has no packs, only what was put there by mistake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Part {
     /// The root itself.
@@ -25,12 +25,12 @@ impl Part {
     }
 }
 
-/// Tells whether a part may have changed: two equal settled marks mean the same packs.
+/// Shows whether a part may have changed: two equal settled marks mean the same packs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PartMark {
-    /// The part is not there.
+    /// The part does not exist.
     Missing,
-    /// It cannot be told whether it changed.
+    /// It is unknown whether the part changed.
     Unknown,
     /// The directory and its times, in seconds and nanoseconds.
     At {
@@ -44,7 +44,7 @@ pub enum PartMark {
 }
 
 impl PartMark {
-    /// Whether a listing made after this mark was taken, at `now`, is what any later listing with an equal mark gives.
+    /// Whether a listing made at `now`, after this mark was taken, equals every later listing with an equal mark.
     #[must_use]
     pub fn is_settled(&self, now: SystemTime) -> bool {
         let Self::At {
@@ -65,13 +65,13 @@ impl PartMark {
 /// Something that lies in a part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listed {
-    /// A file with a pack's name in its place. Whether it is a whole one its footer tells.
+    /// A file with a pack's name in its place. Only its footer shows whether the pack is whole.
     Pack(PackId),
-    /// A pack, by its first bytes, under a name or in a place where nobody looks for it.
+    /// A pack, by its first bytes, under a name or in a place where packs are not looked for.
     Astray {
         /// The file.
         path: PathBuf,
-        /// The pack it says it is.
+        /// The pack id in its header.
         pack: PackId,
     },
 }

@@ -1,7 +1,7 @@
-//! Opening files of which it is not known who made them.
+//! Opening files of unknown origin.
 //!
-//! A pipe in the place of a file keeps its opener waiting for ever, a device may do anything. So the open does not wait,
-//! and what is no regular file is refused.
+//! Opening a pipe in the place of a file waits forever, and a device may do anything. So the open does not wait, and
+//! anything but a regular file is rejected.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -10,13 +10,13 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-/// For `custom_flags`: a pipe or a device is opened at once, and makes no terminal ours.
+/// For `custom_flags`: opening a pipe or a device does not wait, and a terminal does not become the controlling one.
 pub(super) const NONBLOCK: i32 = (OFlags::NONBLOCK.bits() | OFlags::NOCTTY.bits()).cast_signed();
 
 /// Opens a regular file for reading, and never waits.
 ///
 /// # Errors
-/// [`io::ErrorKind::InvalidInput`] where it is something else; whatever opening it gives.
+/// [`io::ErrorKind::InvalidInput`] if it is not a regular file; any error of opening it.
 pub fn open_regular(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new()
         .read(true)

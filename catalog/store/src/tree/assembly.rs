@@ -1,4 +1,4 @@
-//! From windows that are answered in any order to a file's map.
+//! Builds a file's map from windows that are answered in any order.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -21,11 +21,11 @@ pub struct StoredFile {
     pub new_stored_bytes: u64,
 }
 
-/// Collects a file's windows. Pieces are put as soon as they are complete, so however large the file is, only those
-/// are in memory whose windows are under way: two.
+/// Collects a file's windows. Pieces are put as soon as they are complete. However large the file is, only the pieces
+/// with windows in progress are in memory: two.
 pub(super) struct Assembly {
     depositor: Arc<Depositor>,
-    /// The map, its windows apart.
+    /// The map without its windows.
     shape: FileMap,
     /// The pieces of the map the file had before.
     similar: Vec<ChunkId>,
@@ -34,17 +34,17 @@ pub(super) struct Assembly {
 
 struct State {
     pieces: Vec<Piece>,
-    /// What the map still waits for: each piece, and the writer's word that all bytes came.
+    /// How many steps the map still waits for: each piece, and [`Assembly::all_put`].
     left: u64,
     new_stored_bytes: u64,
     done: Option<FileDone>,
 }
 
 enum Piece {
-    /// Rows that are there already; how many are not.
+    /// The rows so far, and how many are missing.
     Filling { rows: Vec<u8>, left: usize },
-    /// All rows are there, and the CRC-32C of the bytes they stand for. The rows of a small file are kept for the map
-    /// itself; those of a larger one have become a chunk.
+    /// All rows are known, and `crc32c` is that of the bytes they cover. The rows of a small file are kept for the
+    /// map itself; those of a larger one have become a chunk.
     Complete { content: Complete, crc32c: u32 },
 }
 
@@ -54,7 +54,7 @@ enum Complete {
 }
 
 impl Assembly {
-    /// Begins a map; `similar` is what the file had before.
+    /// Begins a map; `similar` is the file's earlier map.
     pub(super) fn begin(
         depositor: Arc<Depositor>,
         size_bytes: u64,
@@ -87,7 +87,7 @@ impl Assembly {
         }
     }
 
-    /// Takes what became of window `n`. An error is the depositor's, which keeps it: the map stays unfinished.
+    /// Takes the result of window `n`. The depositor keeps an error; the map then stays unfinished.
     pub(super) fn window(&self, n: u64, outcome: &Result<Deposit>) {
         let Ok(deposit) = outcome else { return };
         let window = Window {
@@ -101,12 +101,12 @@ impl Assembly {
         }
     }
 
-    /// The writer's word that all windows have been put.
+    /// Called by the writer once all windows have been put.
     pub(super) fn all_put(&self) {
         self.part_done(self.lock());
     }
 
-    /// Enters a row; gives the piece's rows out when it was the last that lacked.
+    /// Enters a row; returns the piece's rows when this was the last missing one.
     fn enter(&self, piece: usize, row: usize, window: Window, new_stored_bytes: u32) -> Option<Vec<u8>> {
         let mut state = self.lock();
         state.new_stored_bytes += u64::from(new_stored_bytes);
@@ -190,13 +190,13 @@ impl Assembly {
         map
     }
 
-    // A map that a panic left half-way never finishes, which the tree notices.
+    // A map that a panic left incomplete never finishes, which the tree notices.
     fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
 }
 
-/// Bytes of the file that piece `number` stands for.
+/// Bytes of the file that piece `number` covers.
 fn piece_bytes(shape: &FileMap, number: u64) -> u64 {
     let full = PIECE_WINDOWS as u64 * u64::from(shape.window_bytes);
     shape

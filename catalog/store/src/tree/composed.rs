@@ -1,8 +1,9 @@
 //! A file made from another one and the blocks in which they differ: what an incremental backup sends.
 //!
-//! Windows without a change are taken over as they stand in the other file's map, without reading them, unless they may
-//! not be referred to any more; of the others a worker reads the old bytes and lays the new blocks over them. So the work is that of the changes, whatever the
-//! file's size, and the result is the map that the same bytes would have got had all of them been sent.
+//! Unchanged windows are taken over from the other file's map without reading them, unless new references to them are
+//! not allowed any more. For the other windows, a worker reads the old bytes and writes the new blocks over them. So
+//! the work depends on the changes and not on the file's size, and the result is the same map as if all bytes had been
+//! sent.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,11 +20,11 @@ pub(super) struct FileComposer {
     depositor: Arc<Depositor>,
     shape: FileShape,
     base: Option<Similar>,
-    /// How many bytes of the base the file still has.
+    /// How many bytes of the base the file keeps.
     keep_bytes: u64,
-    /// Whether the index is asked what may be taken over.
+    /// Whether to ask the index what may be taken over.
     ask: bool,
-    /// There from the first window on that is not the base's.
+    /// Created when the first window is entered; a file that equals its base needs none.
     assembly: Option<Arc<Assembly>>,
     done: Option<FileDone>,
     /// Windows before this one have been put or taken over.
@@ -103,7 +104,7 @@ impl FileComposer {
         Ok(())
     }
 
-    /// Ends the file: what follows the last block is the base's.
+    /// Ends the file: what follows the last block comes from the base.
     pub(super) fn finish(mut self) -> Result<()> {
         if let Some(map) = self.unchanged_map()? {
             if let Some(done) = self.done.take() {
@@ -121,7 +122,7 @@ impl FileComposer {
         Ok(())
     }
 
-    /// The base's own map, if nothing of it changed and all of it may be taken over.
+    /// The base's own map, if nothing changed and all of it may be taken over.
     fn unchanged_map(&mut self) -> Result<Option<FileMap>> {
         let Some(base) = &mut self.base else {
             return Ok(None);
@@ -149,7 +150,7 @@ impl FileComposer {
         Ok(Some(base.map.clone()))
     }
 
-    /// Has the window with changes put.
+    /// Puts the window with changes, if there is one.
     fn put_patch(&mut self) -> Result<()> {
         let Some(patch) = self.patch.take() else {
             return Ok(());
@@ -160,7 +161,7 @@ impl FileComposer {
         self.put(n, patch, kept)
     }
 
-    /// Goes through windows without changes.
+    /// Handles the windows before `end`, which have no changes.
     fn take_over_until(&mut self, end: u64) -> Result<()> {
         while self.n < end {
             let n = self.n;
@@ -188,7 +189,7 @@ impl FileComposer {
         Ok(())
     }
 
-    /// Puts a window of which the first `kept` bytes are the base's where no change covers them.
+    /// Puts a window. Its first `kept` bytes come from the base, except where a change covers them.
     fn put(&mut self, n: u64, patch: Patch, kept: usize) -> Result<()> {
         let before = self.base_window(n, kept)?;
         let patch = Patch {
@@ -211,7 +212,7 @@ impl FileComposer {
         self.assembly().window(n, &Ok(known));
     }
 
-    /// The base's window `n` and its length, where some of it is kept.
+    /// The base's window `n` and its length, if some of it is kept.
     fn base_window(&mut self, n: u64, kept: usize) -> Result<Option<(Window, usize)>> {
         match &mut self.base {
             Some(base) if kept > 0 => {
@@ -222,7 +223,7 @@ impl FileComposer {
         }
     }
 
-    /// How many bytes of window `n` the base still gives; the rest is zero.
+    /// How many bytes of window `n` come from the base; the rest is zero.
     fn kept_bytes(&self, n: u64) -> usize {
         let start = n * u64::from(self.shape.window_bytes);
         let kept = self.keep_bytes.saturating_sub(start);
@@ -256,7 +257,7 @@ impl FileComposer {
             ..
         } = self;
         let assembly = assembly.get_or_insert_with(|| {
-            // Taken once: the only other place to take it ends the file.
+            // Taken once: the only other code that takes it ends the file.
             let done = done.take().unwrap_or_else(|| Box::new(drop));
             let before = base.as_ref().map(|base| &base.map);
             Arc::new(Assembly::begin(

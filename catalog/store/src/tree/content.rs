@@ -6,8 +6,8 @@ use crate::file_map::{FileMap, Window, Windows, row_at};
 use crate::id::ChunkId;
 use crate::listing::{DirectoryRef, Node};
 
-/// What a tree has a chunk for. The same bytes, and so the same chunk, may be several of these: only a chunk that was
-/// met as a listing or a piece before has had what it refers to handed on.
+/// The role of a chunk in a tree. The same bytes, and so the same chunk, may have several roles. What a chunk refers
+/// to has been handed on only if the chunk was met as a listing or a piece before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ChunkRole {
     /// A page of a directory's listing.
@@ -18,16 +18,16 @@ pub enum ChunkRole {
     Window,
 }
 
-/// Is given a chunk and its role; for listings and pieces it answers whether to go on to what they refer to.
+/// Called with a chunk and its role; returns, for listings and pieces, whether to continue with what they refer to.
 pub type EachChunk<'a> = dyn FnMut(ChunkId, ChunkRole) -> Result<bool> + 'a;
 
-/// Hands chunks on as they are found; see [`TreeReader::chunks_of`].
+/// Hands on chunks as they are found; see [`TreeReader::chunks_of`].
 pub(super) struct ContentChunks<'a, 'f> {
     pub(super) tree: &'a TreeReader,
     pub(super) each: &'a mut EachChunk<'f>,
 }
 
-/// All chunks below `root`. Directories wait in a list instead of on the stack: nobody vouches for how deep they go.
+/// All chunks below `root`. Directories wait in a list instead of on the stack: nothing guarantees how deep they go.
 pub(super) fn tree_chunks(tree: &TreeReader, root: &DirectoryRef, each: &mut EachChunk<'_>) -> Result<()> {
     let mut found = ContentChunks { tree, each };
     let mut waiting = vec![root.clone()];

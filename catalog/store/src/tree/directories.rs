@@ -1,8 +1,8 @@
-//! The directories of a tree being written, as far as they are in memory.
+//! The directories of a tree being written that are in memory.
 //!
-//! An entry is kept as the bytes it will have in a page. Directories that the stream has left give their memory back
-//! when there is too much of it: their entries become the pages of a *run*. One that is entered again begins a new
-//! run; at the end its runs are put together.
+//! An entry is kept as its bytes in a page. When entries take too much memory, directories that the stream has left
+//! give theirs back: their entries become the pages of a *run*. A directory that is entered again begins a new run;
+//! at the end its runs are merged.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::listing::Attributes;
 /// Entries in sorted order: name, and its bytes in a page. `None` while the file's content is under way.
 pub(super) type EntryMap = BTreeMap<Box<[u8]>, Option<Box<[u8]>>>;
 
-/// What an entry takes beside its bytes: its place in the map and its allocations.
+/// What an entry takes in addition to its bytes: its place in the map and its allocations.
 const ENTRY_OVERHEAD_BYTES: usize = 96;
 
 /// One directory.
@@ -23,13 +23,13 @@ const ENTRY_OVERHEAD_BYTES: usize = 96;
 pub(super) struct Directory {
     /// `None` while it has only been named as a parent.
     pub(super) attributes: Option<Attributes>,
-    /// Its entries but for its directories, less those in runs.
+    /// Its entries, without its subdirectories and without those in runs.
     pub(super) entries: EntryMap,
-    /// Entries whose content is under way.
+    /// Number of entries whose content is not complete yet.
     waiting: usize,
-    /// Memory the entries take.
+    /// Memory that the entries take.
     bytes: usize,
-    /// Entries that became pages already.
+    /// Entries that are already written as pages.
     pub(super) runs: Vec<Arc<Run>>,
 }
 
@@ -37,11 +37,12 @@ pub(super) struct Directory {
 #[derive(Debug)]
 pub(super) struct Directories {
     by_path: HashMap<Box<[u8]>, Directory>,
-    /// Where the last entry went: the one directory that keeps its entries in any case.
+    /// The directory of the last entry: the only one that always keeps its entries.
     current: Box<[u8]>,
     /// Memory all entries take.
     bytes: usize,
-    /// Whether a directory that was left has become complete since the last look for one.
+    /// Whether the stream has left a directory, or a directory it had left has become complete, since the last
+    /// search.
     may_give: bool,
 }
 
@@ -65,7 +66,7 @@ impl Directories {
         Ok(())
     }
 
-    /// Adds an entry that is no directory; `None` for a file whose content comes now.
+    /// Adds an entry that is no directory; `None` for a file whose content follows.
     pub(super) fn insert(&mut self, path: &[u8], entry: Option<Box<[u8]>>) -> Result<()> {
         if self.by_path.contains_key(path) {
             return Err(twice(path));
@@ -100,8 +101,8 @@ impl Directories {
         self.may_give |= directory.waiting == 0 && *self.current != *parent;
     }
 
-    /// When the entries take more than `limit_bytes`: directories the stream has left, the largest first, until they
-    /// take half of it. Each gets a new run, which the caller has to write.
+    /// If the entries take more than `limit_bytes`: takes the entries of directories that the stream has left, the
+    /// largest first, until the rest takes half of it. Each directory gets a new run, which the caller has to write.
     pub(super) fn give_up(&mut self, limit_bytes: usize) -> Vec<(Box<[u8]>, EntryMap, Arc<Run>)> {
         if self.bytes <= limit_bytes || !self.may_give {
             return Vec::new();
@@ -129,7 +130,7 @@ impl Directories {
         given
     }
 
-    /// All directories, once nothing is under way any more.
+    /// All directories, once all content is complete.
     pub(super) fn into_all(self) -> Result<HashMap<Box<[u8]>, Directory>> {
         for (path, directory) in &self.by_path {
             if let Some((name, _)) = directory.entries.iter().find(|(_, entry)| entry.is_none()) {
@@ -142,7 +143,7 @@ impl Directories {
         Ok(self.by_path)
     }
 
-    /// The directory at this path; makes it and its parents where they are not there yet.
+    /// The directory at this path; creates it and its parents if they do not exist yet.
     fn enter(&mut self, path: &[u8]) -> Result<&mut Directory> {
         let slashes = path
             .iter()

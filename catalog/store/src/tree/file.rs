@@ -1,4 +1,4 @@
-//! One file's content on its way in: cut into windows, each compared with what stood there before.
+//! Storing one file's content: cut into windows, each compared with the window that was there before.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use crate::file_map::{FileMap, valid_window_bytes};
 use crate::id::ChunkId;
 use crate::layout::MAX_CHUNK_BYTES;
 
-/// Pieces of one file at most, so that its entry fits a page: 16 TiB of data.
+/// Maximum number of pieces of one file, so that its entry fits a page: 16 TiB of data.
 const MAX_PIECES: u64 = (MAX_CHUNK_BYTES / ChunkId::BYTES / 2) as u64;
 
-/// What is known of a file before its content.
+/// What is known about a file before its content arrives.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FileShape {
     pub(super) size_bytes: u64,
@@ -56,7 +56,7 @@ pub(super) struct Similar {
 }
 
 impl Similar {
-    /// The chunk that stood at window `n`.
+    /// The chunk that was at window `n`.
     fn chunk(&mut self, n: u64) -> Result<Option<ChunkId>> {
         if n >= self.map.window_count() {
             return Ok(None);
@@ -159,7 +159,8 @@ impl FileWriter {
         )
     }
 
-    /// What the previous backup had here. It only saves work: where it cannot be read, the file is stored without.
+    /// The previous backup's chunk for this window. It only saves work: if it cannot be read, the file is stored
+    /// without it.
     fn similar_chunk(&mut self) -> Option<ChunkId> {
         match self.similar.as_mut()?.chunk(self.n) {
             Ok(chunk) => chunk,
@@ -181,7 +182,7 @@ impl fmt::Debug for FileWriter {
     }
 }
 
-/// A file that stands in no tree, such as a WAL segment.
+/// A file that is not part of a tree, such as a WAL segment.
 #[derive(Debug)]
 pub struct SingleFile {
     writer: FileWriter,
@@ -208,7 +209,7 @@ impl SingleFile {
         shape.check()?;
         let (done, stored) = bounded(1);
         let done = Box::new(move |file| {
-            // Nobody waits any more when the file was given up.
+            // If the file was given up, nobody is waiting for it.
             let _unwanted = done.send(file);
         });
         let writer = FileWriter::begin(Arc::clone(&depositor), shape, None, done);
@@ -222,7 +223,7 @@ impl SingleFile {
     /// The next bytes of the content.
     ///
     /// # Errors
-    /// [`Error::Invalid`] past the announced size; what the depositor meets.
+    /// [`Error::Invalid`] past the announced size; any error of the depositor.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.writer.write(bytes)
     }
@@ -230,7 +231,7 @@ impl SingleFile {
     /// Ends the file and waits until all of it has been put; durable after the depositor's next flush.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when bytes are missing; what the depositor met.
+    /// [`Error::Invalid`] when bytes are missing; any error of the depositor.
     pub fn finish(self) -> Result<StoredFile> {
         self.writer.finish()?;
         self.depositor.drain()?;

@@ -1,12 +1,12 @@
-//! Paths in a tree: relative, below its root, and the same for the same file.
+//! Paths in a tree: relative to its root, and only one for each file.
 
 use crate::error::{Error, Result};
 use crate::listing::check_name;
 
-/// A path's bytes at most, as on Linux (`PATH_MAX`).
+/// Maximum length of a path in bytes, as on Linux (`PATH_MAX`).
 const MAX_PATH_BYTES: usize = 4096;
 
-/// Checks a path that came from outside and takes a leading "./" off: "./base/5/1259" is "base/5/1259".
+/// Checks a path that came from outside and removes a leading "./": "./base/5/1259" is "base/5/1259".
 ///
 /// # Errors
 /// [`Error::Invalid`]: it is empty, absolute, too long, leads outside (".."), or has a name no file can have.

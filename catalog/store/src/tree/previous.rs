@@ -1,4 +1,4 @@
-//! The tree before this one: what its files and listings are likely similar to.
+//! The previous tree, whose files and listings the new ones are likely similar to.
 
 use std::num::NonZero;
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use crate::error::Result;
 use crate::id::ChunkId;
 use crate::listing::{DirectoryRef, Node};
 
-/// Directories whose listing is remembered: streams stay in one for long, and go back to its parents. What is in
-/// them is in the chunk cache.
+/// Number of directories whose listing is remembered: a stream stays in one directory for long, then returns to
+/// its parents. Their entries are in the chunk cache.
 const KNOWN_DIRECTORIES: NonZero<usize> = NonZero::new(64).unwrap();
 
-/// Finds what stood at a path before. All of it only saves work: a previous tree that cannot be read is worth a
-/// warning, never an error.
+/// Finds what was at a path before. This only saves work: a previous tree that cannot be read causes a warning,
+/// never an error.
 #[derive(Debug)]
 pub(super) struct Previous {
     tree: TreeReader,
@@ -70,7 +70,7 @@ impl Previous {
     }
 }
 
-/// The page of a previous listing in which a page that begins with `first` would begin.
+/// The page of a previous listing that covers `first`, the first name of a new page.
 pub(super) fn similar_page(previous: &DirectoryRef, first: &[u8]) -> Option<ChunkId> {
     let after = previous
         .pages

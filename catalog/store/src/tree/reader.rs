@@ -1,7 +1,7 @@
-//! Reading trees: listings, file maps and content, each checked before it is believed.
+//! Reading trees: listings, file maps and content, each checked before it is used.
 //!
-//! Nothing parsed is kept here: pages and pieces of maps are chunks, and the chunk cache has those in use. The window
-//! of an offset is a division in a piece's bytes as they are, so a random read costs two cache look-ups.
+//! Nothing parsed is kept here: pages and pieces of maps are chunks, and the chunk cache has those in use. A division
+//! finds the window of an offset in a piece's raw bytes, so a random read costs two cache look-ups.
 
 use std::io::{self, Read};
 use std::ops::Range;
@@ -14,7 +14,7 @@ use crate::id::ChunkId;
 use crate::listing::{DirectoryRef, Entry, Node, Page, PageRef};
 use crate::reader::ChunkReader;
 
-/// Windows a [`FileReader`] has decoded ahead of where it reads: 1 MiB of data.
+/// Number of windows that a [`FileReader`] decodes ahead of its position: 1 MiB of data.
 const READ_AHEAD_WINDOWS: u64 = 8;
 
 /// Reads trees. Cheap to clone.
@@ -107,7 +107,7 @@ impl TreeReader {
     /// Reads from `offset` until `buffer` is full or the file ends; returns the number of bytes.
     ///
     /// # Errors
-    /// When a chunk cannot be read or is not what the map says.
+    /// When a chunk cannot be read or does not match the map.
     pub fn read_at(&self, map: &FileMap, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let mut cursor = WindowCursor::default();
         let mut done = 0;
@@ -131,7 +131,7 @@ impl TreeReader {
         Ok(done)
     }
 
-    /// Has these windows decoded in the background, so that a read soon after finds them in the cache.
+    /// Decodes these windows in the background, so that a read soon after finds them in the cache.
     ///
     /// # Errors
     /// When a piece of the map cannot be read or is damaged.
@@ -143,7 +143,7 @@ impl TreeReader {
         Ok(())
     }
 
-    /// Where, from `offset` on, the first byte is that is not in a hole; `None` when nothing but a hole follows, and
+    /// The offset of the first byte at or after `offset` that is not in a hole; `None` when only a hole follows, and
     /// at the end.
     ///
     /// # Errors
@@ -152,7 +152,7 @@ impl TreeReader {
         self.next_window(map, offset, |window| window.chunk.is_some())
     }
 
-    /// Where, from `offset` on, the first hole begins; the file's size when there is none.
+    /// The offset at or after `offset` where the first hole begins; the file's size when there is none.
     ///
     /// # Errors
     /// When a piece of the map cannot be read or is damaged.
@@ -186,8 +186,8 @@ impl TreeReader {
         }
     }
 
-    /// Calls `each` with every chunk the tree consists of: listing pages, pieces of maps, windows; with some more than
-    /// once. Where it answers `false` for a page or a piece, what that refers to is left out.
+    /// Calls `each` with every chunk of the tree: listing pages, pieces of maps, windows; with some more than once. If
+    /// `each` returns `false` for a page or a piece, what that refers to is left out.
     ///
     /// # Errors
     /// When a page or piece cannot be read or is damaged; whatever `each` returns.
@@ -226,7 +226,7 @@ impl TreeReader {
     }
 }
 
-/// Finds windows of one map, one after the other: remembers the piece it is in.
+/// Finds windows of one map, one after the other; remembers the current piece.
 #[derive(Debug, Default)]
 pub(super) struct WindowCursor {
     piece: Option<(u64, Arc<[u8]>)>,
@@ -267,7 +267,7 @@ pub struct Entries {
     page: Option<Page>,
     /// Entries so far.
     seen: u64,
-    /// The name before: pages follow each other in order, as entries do within one.
+    /// The previous name: names are in order across pages, as they are within one.
     last: Option<Vec<u8>>,
 }
 
@@ -324,7 +324,7 @@ impl Iterator for Entries {
     fn next(&mut self) -> Option<Self::Item> {
         let next = self.advance().transpose();
         if matches!(next, None | Some(Err(_))) {
-            // Once it has ended, it has ended.
+            // Once the iterator has ended, it stays ended.
             self.next_page = self.directory.pages.len();
             self.page = None;
             self.directory.entries = self.seen;
@@ -339,7 +339,7 @@ pub struct FileReader {
     tree: TreeReader,
     map: FileMap,
     offset: u64,
-    /// Windows before this one have been asked for ahead.
+    /// Windows before this one have already been requested ahead.
     ahead: u64,
 }
 

@@ -9,7 +9,7 @@ use crate::id::ChunkId;
 use crate::listing::{DirectoryRef, PageRef, encode_page_header, ends_page};
 use crate::sync::lock;
 
-/// Pages on their way into chunks: each page's place is known when it is put, its id when that is answered.
+/// Pages being stored: a page's place is known when it is put, its chunk id when the put is answered.
 #[derive(Debug, Default)]
 pub(super) struct Run(Mutex<Pages>);
 

@@ -122,7 +122,7 @@ fn file(model: &mut ModelTree, path: &str, content: Vec<u8>) {
     model.insert(path.into(), (attributes(path.len() as u32), Model::File(content)));
 }
 
-/// The directories that paths name and nobody gave.
+/// Adds the parent directories that paths imply.
 fn with_parents(model: &ModelTree) -> ModelTree {
     let mut all = model.clone();
     for path in model.keys() {
@@ -168,7 +168,7 @@ fn model() -> impl Strategy<Value = ModelTree> {
         for ((a, b, name), seed, node) in entries {
             let path: Vec<_> = [a, b, name].into_iter().filter(|part| !part.is_empty()).collect();
             let path = path.join("/").into_bytes();
-            // Nothing may stand below what is no directory.
+            // Only a directory may have entries below it.
             let below = [&path[..], b"/"].concat();
             let has_children = model.keys().any(|other| other.starts_with(&below));
             let under_other = path.iter().enumerate().any(|(at, &byte)| {
@@ -188,7 +188,7 @@ fn model() -> impl Strategy<Value = ModelTree> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
-    /// What is written reads back, and the same again adds nothing at all.
+    /// A tree reads back, and writing the same again adds nothing at all.
     #[test]
     fn a_tree_reads_back_and_again_costs_nothing(model in model()) {
         let store = TestStore::new();
@@ -227,8 +227,8 @@ proptest! {
         prop_assert_eq!(read(&tree, &before.root), with_parents(&first));
     }
 
-    /// The root depends on what is in the tree alone: not on the order it came in, not on what memory was short for,
-    /// not on what the tree was compared with.
+    /// The root depends only on the content of the tree: not on the order it came in, not on what memory was short
+    /// for, not on what the tree was compared with.
     #[test]
     fn the_same_tree_has_the_same_root(
         (sorted, shuffled) in model().prop_flat_map(|model| {

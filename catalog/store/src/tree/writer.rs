@@ -1,9 +1,10 @@
 //! Writing a tree from a stream of files, directories and links in any order.
 //!
-//! File content goes to the depositor as it comes; entries wait in memory until their directory is complete or memory
-//! is short. The listings follow at the end, the deepest first, because a directory's entry names its pages.
+//! File content goes to the depositor as it arrives; entries wait in memory until their directory is complete or
+//! memory is short. The listings follow at the end, the deepest first, because a directory's entry refers to its
+//! pages.
 //!
-//! Whatever the order things come in and whatever had to be written early, the same tree has the same root.
+//! The same tree always has the same root, in whatever order its entries arrive and whatever was written early.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -30,8 +31,8 @@ pub struct TreeOptions {
     /// Entries of directories the stream has left are written out when all entries take more memory than this. The
     /// largest directory should fit; a directory entered again after it was written out costs reading it back.
     pub entries_bytes: usize,
-    /// Whether what composed files are made from is kept by somebody until this tree is referred to itself: then it is
-    /// taken over as it is, without asking the index, even where it cannot be read.
+    /// Whether something keeps the bases of composed files until this tree is referenced itself. If so, a base is
+    /// taken over as it is, without asking the index, even if it cannot be read.
     pub base_is_kept: bool,
 }
 
@@ -45,7 +46,7 @@ impl Default for TreeOptions {
     }
 }
 
-/// What a finished tree is.
+/// The summary of a finished tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TreeTotals {
     /// Its root's listing.
@@ -80,8 +81,8 @@ struct Tree {
 }
 
 impl TreeWriter {
-    /// Begins a tree; `previous` is the tree it is likely similar to: the server's last backup. Whether its chunks are
-    /// referred to without asking the index is said by [`DepositOptions`](crate::DepositOptions).
+    /// Begins a tree; `previous` is the tree it is likely similar to: the server's last backup.
+    /// [`DepositOptions`](crate::DepositOptions) decide whether its chunks are referenced without asking the index.
     pub fn begin(
         depositor: Arc<Depositor>,
         previous: Option<(TreeReader, DirectoryRef)>,
@@ -147,9 +148,9 @@ impl TreeWriter {
         })
     }
 
-    /// Adds a file of `size_bytes` made from another: its first `keep_bytes` are those of `base`, as far as that has
-    /// so many, and zeros follow, except for the blocks given to the sink. Where chunks of the base may not be
-    /// referred to any more, they are read and stored anew.
+    /// Adds a file of `size_bytes` made from another. Its first `keep_bytes` are those of `base`, or fewer if the base
+    /// is shorter, and zeros follow. The blocks given to the sink replace these bytes. Chunks of the base that may not
+    /// be referenced any more are read and stored again.
     ///
     /// # Errors
     /// As [`file`](Self::file), and when the base is cut into windows of another size.
@@ -186,7 +187,7 @@ impl TreeWriter {
         })
     }
 
-    /// Makes room for a file's entry; its content follows.
+    /// Adds a file's entry; its content follows.
     fn begin_file(
         &self,
         path: &[u8],
@@ -194,7 +195,7 @@ impl TreeWriter {
         size_bytes: u64,
         window_bytes: u32,
     ) -> Result<(FileShape, FileDone)> {
-        // Whoever asks for windows of WAL has WAL.
+        // A file with WAL windows is WAL.
         let class = if window_bytes == WAL_WINDOW_BYTES {
             ContentClass::Wal
         } else {
@@ -217,7 +218,7 @@ impl TreeWriter {
         Ok((shape, done))
     }
 
-    /// Takes over the entries of a directory that was written before and can be read, as they are, for the root: so
+    /// Copies the entries of a directory that was written before and can be read, unchanged, to the root. So
     /// a file can be added to a finished tree.
     ///
     /// # Errors
@@ -231,11 +232,11 @@ impl TreeWriter {
         Ok(())
     }
 
-    /// Waits for all files and writes the listings. Parents that were not given get the root's attributes. What was
+    /// Waits for all files and writes the listings. Parents that were not added get the root's attributes. Everything
     /// written is durable after the depositor's next flush.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when a file was not finished, or a path came twice; what the depositor met.
+    /// [`Error::Invalid`] when a file was not finished, or a path came twice; any error of the depositor.
     pub fn finish(self, root: Attributes) -> Result<TreeTotals> {
         root.check().map_err(Error::Invalid)?;
         self.depositor.drain()?;
@@ -263,7 +264,7 @@ impl TreeWriter {
         })
     }
 
-    /// Writes directories out that the stream has left, when memory is short. Their pages go into the queue like
+    /// Writes out directories that the stream has left, when memory is short. Their pages go into the queue like
     /// windows; nothing waits for them.
     fn make_room(&self) -> Result<()> {
         let given = lock(&self.tree).directories.give_up(self.options.entries_bytes);
@@ -284,7 +285,7 @@ impl TreeWriter {
         pages.finish()
     }
 
-    /// The tree, to change it; the first error of what changed it in the background instead.
+    /// Locks the tree for a change; returns the first error of a background change instead, if there was one.
     fn change(&self) -> Result<MutexGuard<'_, Tree>> {
         let tree = lock(&self.tree);
         match &tree.failure {
@@ -297,8 +298,6 @@ impl TreeWriter {
         lock(&self.previous)
     }
 }
-
-// A file that a panic kept from completing stays unfinished, which the end of the tree notices.
 
 impl Tree {
     fn complete(&mut self, path: &[u8], attributes: Attributes, file: StoredFile) {
@@ -313,7 +312,7 @@ impl Tree {
     }
 }
 
-/// Writes the listings that are still to write, at the end.
+/// Writes the remaining listings, at the end.
 struct Listings<'a> {
     writer: &'a TreeWriter,
     root_attributes: Attributes,
@@ -324,8 +323,8 @@ struct Listings<'a> {
 type Level = BTreeMap<Box<[u8]>, Directory>;
 
 impl Listings<'_> {
-    /// Level by level, the deepest first: directories beside each other are independent, so their pages are hashed
-    /// and compressed on all cores.
+    /// Level by level, the deepest first: directories of one level are independent, so their pages are hashed and
+    /// compressed on all cores.
     fn write(mut self, all: HashMap<Box<[u8]>, Directory>) -> Result<DirectoryRef> {
         let mut levels: BTreeMap<usize, Level> = BTreeMap::new();
         for (path, directory) in all {
@@ -350,7 +349,7 @@ impl Listings<'_> {
         Ok(DirectoryRef::default())
     }
 
-    /// Puts a directory's pages. Where all of them were written before, there is nothing left to do.
+    /// Puts a directory's pages. If one run already has all of them, there is nothing left to do.
     fn begin(&mut self, path: &[u8], mut directory: Directory) -> Result<Arc<Run>> {
         if directory.entries.is_empty()
             && let [run] = directory.runs.as_slice()
@@ -366,7 +365,7 @@ impl Listings<'_> {
         Ok(run)
     }
 
-    /// Takes a run's entries back into memory, to put them together with what came later.
+    /// Reads a run's entries back into memory, to merge them with later ones.
     fn read_back(&mut self, path: &[u8], run: &Run, entries: &mut EntryMap) -> Result<()> {
         let depositor = &self.writer.depositor;
         if !self.open_is_published {
@@ -387,7 +386,7 @@ impl Listings<'_> {
     }
 }
 
-/// Enters a finished directory where it belongs: in its parent.
+/// Enters a finished directory in its parent.
 fn enter(parents: &mut Level, path: &[u8], attributes: &Attributes, directory: DirectoryRef) -> Result<()> {
     let (parent, name) = split(path);
     let entry = encode_entry(name, attributes, &Node::Directory(directory))?;
@@ -398,7 +397,7 @@ fn enter(parents: &mut Level, path: &[u8], attributes: &Attributes, directory: D
     Ok(())
 }
 
-/// One file being written; its content comes from front to back. Dropped without `finish`, the tree cannot finish.
+/// One file being written, from front to back. If it is dropped without `finish`, the tree cannot finish.
 #[derive(Debug)]
 pub struct FileSink {
     path: Vec<u8>,
@@ -409,7 +408,7 @@ impl FileSink {
     /// The next bytes of the content. Blocks while the workers are behind.
     ///
     /// # Errors
-    /// [`Error::Invalid`] past the announced size; what the depositor met.
+    /// [`Error::Invalid`] past the announced size; any error of the depositor.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.writer.write(bytes).map_err(|error| about(&self.path, error))
     }
@@ -417,13 +416,14 @@ impl FileSink {
     /// Ends the file.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when bytes are missing; what the depositor met.
+    /// [`Error::Invalid`] when bytes are missing; any error of the depositor.
     pub fn finish(self) -> Result<()> {
         self.writer.finish().map_err(|error| about(&self.path, error))
     }
 }
 
-/// One file being composed; see [`TreeWriter::composed_file`]. Dropped without `finish`, the tree cannot finish.
+/// One file being composed; see [`TreeWriter::composed_file`]. If it is dropped without `finish`, the tree cannot
+/// finish.
 #[derive(Debug)]
 pub struct ComposedSink {
     path: Vec<u8>,
@@ -431,10 +431,10 @@ pub struct ComposedSink {
 }
 
 impl ComposedSink {
-    /// The next changed block: 8 KiB at a multiple of 8 KiB, in ascending order; at the file's end fewer.
+    /// The next changed block: 8 KiB at a multiple of 8 KiB, in ascending order; fewer bytes at the file's end.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for anything else; when the base's map cannot be read; what the depositor met.
+    /// [`Error::Invalid`] for anything else; when the base's map cannot be read; any error of the depositor.
     pub fn block(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         let put = self.composer.block(offset, bytes);
         put.map_err(|error| about(&self.path, error))
@@ -443,13 +443,13 @@ impl ComposedSink {
     /// Ends the file: nothing else changed.
     ///
     /// # Errors
-    /// When the base's map cannot be read; what the depositor met.
+    /// When the base's map cannot be read; any error of the depositor.
     pub fn finish(self) -> Result<()> {
         self.composer.finish().map_err(|error| about(&self.path, error))
     }
 }
 
-/// Says which file a caller's mistake is about; other errors name what they are about themselves.
+/// Adds the file's path to a caller's mistake; other errors already name their subject.
 fn about(path: &[u8], error: Error) -> Error {
     match error {
         Error::Invalid(reason) => Error::Invalid(format!("File \"{}\": {reason}", path.escape_ascii())),

@@ -166,7 +166,7 @@ fn names_that_lead_elsewhere_are_refused_from_disk_too() {
 #[test]
 fn maps_that_do_not_fit_their_size_are_refused() {
     let good = page_bytes(&samples()[3..], 1);
-    // Behind kind, length, the name of five bytes and 24 bytes of attributes.
+    // After kind, length, the name of five bytes and 24 bytes of attributes.
     let size_at = HEADER_BYTES + 3 + 5 + 24;
     for (at, value) in [(size_at + 8, 5000_u32), (size_at + 8, 0), (size_at + 4, u32::MAX)] {
         let mut bytes = good.clone();
@@ -222,7 +222,8 @@ fn names_that_end_no_page_do_not_make_it_grow_for_ever() {
 }
 
 proptest! {
-    /// Damage is an error or other entries, never a panic, a loop or an allocation by what it claims.
+    /// Damage gives an error or other entries, never a panic, an endless loop or an allocation of a
+    /// size that the page claims.
     #[test]
     fn damaged_pages_are_survived(flips in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6), cut: proptest::sample::Index) {
         let mut bytes = page_bytes(&samples(), 4);

@@ -27,12 +27,12 @@ const ATTRIBUTES: Attributes = Attributes {
 
 type Files = BTreeMap<u8, Vec<u8>>;
 
-/// What becomes of one file from one backup to the next.
+/// What happens to one file from one backup to the next.
 #[derive(Debug, Clone)]
 enum Step {
     /// It does not change: an incremental file without blocks.
     Same,
-    /// These blocks are sent, and of the old file so many are kept.
+    /// These blocks are sent, and this many blocks of the old file are kept.
     Incremental {
         truncation: usize,
         blocks: BTreeMap<usize, u64>,
@@ -245,7 +245,7 @@ fn a_large_file_that_did_not_change_is_taken_over_as_it_is() {
     let totals = compose(&store, &root, &files, &BTreeMap::new()).unwrap();
     assert_eq!(totals.root, root);
     assert_eq!(store.index.chunks.lock().unwrap().len(), before);
-    // A piece on its way out is stored anew.
+    // A piece in a condemned pack is stored again.
     let packs: Vec<_> = store
         .index
         .chunks
