@@ -12,7 +12,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The repository cannot be read, or what is read is damaged.
+    /// The repository cannot be read, or its data is damaged.
     #[error(transparent)]
     Catalog(#[from] barmanfs_catalog::Error),
     /// Stored data cannot be read, or is damaged.

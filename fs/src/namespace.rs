@@ -289,7 +289,7 @@ impl Namespace {
         })
     }
 
-    /// Gives the lines of a listing from `offset` on to `emit`, until it says that it has no more room.
+    /// Passes the lines of a listing from `offset` on to `emit` until it returns [`Room::Full`].
     ///
     /// # Errors
     /// When the directory cannot be read.
