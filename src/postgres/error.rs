@@ -90,7 +90,7 @@ pub(crate) enum Error {
     /// The server sent something that the protocol does not allow at this point.
     #[error("Unexpected data from the server: {0}")]
     Protocol(String),
-    /// The server's position has changed since the operation began.
+    /// The server is no longer in the state of the operation's start: it is on another timeline.
     #[error("{0}")]
     ServerMoved(String),
     /// The archive in a base backup is not in PostgreSQL's form.
