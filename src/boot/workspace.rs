@@ -27,7 +27,7 @@ const PREFIX: &str = "barmanfs-boot-";
 /// Maximum length of a socket's path that all systems accept (`sockaddr_un` has 108 bytes, the last of them zero).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 
-/// The port in the socket's name. The server does not listen on it. No other server of this host has this number, so a
+/// The port in the socket's name. The server listens on no port. No other server of this host has this number, so a
 /// program in the database that connects to "its own" port does not reach another server.
 pub(super) const PORT: u16 = 65_432;
 

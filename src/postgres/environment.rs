@@ -37,7 +37,7 @@ impl Environment {
         environment
     }
 
-    /// The variable's value. An empty one counts as absent, because no value can be empty.
+    /// The variable's value. An empty one counts as absent, because no useful value is empty.
     pub(super) fn variable(&self, name: &str) -> Option<&str> {
         self.variables
             .get(name)
