@@ -21,8 +21,8 @@ pub(crate) struct Programs {
 }
 
 impl Programs {
-    /// Finds the programs of this major version: only in `bindir` when it is given, otherwise in `path_prefix`, at the usual
-    /// places, or on the `PATH`.
+    /// Finds the programs of this major version: only in `bindir` if it is given, otherwise in `path_prefix`, at the
+    /// usual places, or on the `PATH`.
     pub(crate) fn find(major: u32, bindir: Option<&Path>, path_prefix: Option<&Path>) -> Result<Self, Error> {
         if let Some(directory) = bindir {
             return match version_in(directory) {
