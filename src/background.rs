@@ -1,11 +1,12 @@
 //! Serving a mount in the background.
 //!
-//! No fork: threads may already run. The program starts itself again with the same arguments and a
-//! hidden flag; the child takes a session of its own, mounts, and says "ready" on a pipe once the mount
-//! answers. Only then does the parent end with 0. Until then the child has the parent's standard error,
-//! so errors are shown where the command was typed. The parent ends with the exit code of the child.
+//! A fork is not possible, because threads may already run. The program starts itself again with the same arguments and
+//! a hidden flag. The child creates a session of its own, mounts, and writes "ready" to a pipe once the mount answers.
+//! Only then does the parent exit with 0. Until then the child has the parent's standard error, so the user sees errors
+//! where they typed the command. If the child fails, the parent exits with its exit code.
 //!
-//! The child keeps no descriptor of its starter, such as a lock, or a pipe that somebody reads to its end.
+//! The child keeps no descriptor of the process that started it: it might be a lock, or a pipe that another process
+//! reads to its end.
 //!
 //! In the foreground, a service manager that waits for the mount is notified: [`notify`].
 
@@ -22,9 +23,9 @@ use rustix::io::FdFlags;
 use crate::error::{Error, Outcome};
 use crate::logging;
 
-/// The hidden flag of `mount` that makes it the child; see `cli::MountArgs`.
+/// The hidden flag of `mount` that marks the child; see `cli::MountArgs`.
 const CHILD_FLAG: &str = "--background-child";
-/// What the child says when the mount answers.
+/// The child's message once the mount answers.
 const READY: &[u8] = b"ready\n";
 
 /// Starts the child with `arguments` (those of `mount`, made absolute) and waits until it is ready.
@@ -42,7 +43,7 @@ pub(crate) fn start(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> 
         .map_err(|error| failed("start", error))?;
     let mut said = Vec::new();
     if let Some(stdout) = child.stdout.take() {
-        // Ends when the child has said it or is gone: it closes the pipe right after.
+        // Ends when the child has written this much or is gone: it closes the pipe right after its message.
         let limit = READY.len().try_into().unwrap_or(u64::MAX);
         stdout
             .take(limit)
@@ -54,7 +55,7 @@ pub(crate) fn start(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> 
     }
     let status = child.wait().map_err(|error| failed("wait for", error))?;
     match status.code().and_then(|code| u8::try_from(code).ok()) {
-        // It has already said why.
+        // The child has already printed the error.
         Some(code) if code != 0 => Ok(Outcome::Told(code)),
         _ => Err(Error::failed(format!(
             "The background process ended before the mount answered ({status})"
@@ -62,8 +63,8 @@ pub(crate) fn start(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> 
     }
 }
 
-/// In the child, before anything else: leaves the terminal's session, and closes what it has inherited but for the standard
-/// descriptors.
+/// In the child, before anything else: leaves the terminal's session, and closes all inherited descriptors except the
+/// standard ones.
 pub(crate) fn enter_background() -> Result<(), Error> {
     close_inherited();
     rustix::process::setsid()
@@ -71,8 +72,8 @@ pub(crate) fn enter_background() -> Result<(), Error> {
         .map_err(|error| Error::failed(format!("Cannot leave the terminal's session: {error}")))
 }
 
-/// The descriptors from the first that is not a standard one on that were open before this program was started:
-/// whatever it opens itself is closed when it starts another one.
+/// The non-standard descriptors that were open before this program was started. They have no close-on-exec flag; all
+/// descriptors that the program opens itself have it.
 #[allow(unsafe_code)]
 fn inherited() -> Vec<BorrowedFd<'static>> {
     const FIRST: RawFd = 3;
@@ -80,8 +81,8 @@ fn inherited() -> Vec<BorrowedFd<'static>> {
     open.flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok())
         .filter(|number| *number >= FIRST)
-        // SAFETY: nothing in this process knows those that are kept, so nothing closes them but `close_inherited`; of all
-        // others only the flags are asked for, and a number that is not open any more is refused.
+        // SAFETY: nothing in this process knows the descriptors that are kept, so only `close_inherited` closes them.
+        // For all others this reads only the flags, and the kernel refuses a number that is not open any more.
         .map(|number| unsafe { BorrowedFd::borrow_raw(number) })
         .filter(|open| rustix::io::fcntl_getfd(open).is_ok_and(|flags| !flags.contains(FdFlags::CLOEXEC)))
         .collect()
@@ -90,25 +91,26 @@ fn inherited() -> Vec<BorrowedFd<'static>> {
 #[allow(unsafe_code)]
 fn close_inherited() {
     for open in inherited() {
-        // SAFETY: nothing in this process owns it, see `inherited`.
+        // SAFETY: nothing in this process owns the descriptor, see `inherited`.
         drop(unsafe { OwnedFd::from_raw_fd(open.as_raw_fd()) });
     }
 }
 
-/// For a program that outlives this one: it gets nothing of what this one has inherited but the standard
-/// descriptors.
+/// Call this before starting a program that outlives this one. That program then gets only the standard descriptors of
+/// those that this one has inherited.
 pub(crate) fn keep_inherited() {
     for open in inherited() {
-        // Refused for one that somebody else has closed meanwhile: nothing is handed on then, either.
+        // This fails if another thread has closed the descriptor meanwhile. Then it is not passed on either.
         let _ = rustix::io::fcntl_setfd(open, FdFlags::CLOEXEC);
     }
 }
 
-/// In the child, once the mount answers: lets the parent go, and everything that belongs to it.
+/// In the child, once the mount answers: lets the parent exit, and releases the parent's directory and standard
+/// streams.
 pub(crate) fn ready(log_file: Option<&Path>) -> Result<(), Error> {
     let failed = |doing: &str, error: io::Error| Error::failed(format!("Cannot {doing}: {error}"));
     logging::leave_stderr(log_file).map_err(|error| failed("open the log file", error))?;
-    // A service must not keep a directory from being unmounted.
+    // A service must not keep a file system busy with its working directory.
     std::env::set_current_dir("/").map_err(|error| failed("change to /", error))?;
     io::stdout()
         .write_all(READY)
@@ -123,13 +125,13 @@ pub(crate) fn ready(log_file: Option<&Path>) -> Result<(), Error> {
     rustix::stdio::dup2_stderr(&null).map_err(|error| failed("close standard error", error.into()))
 }
 
-/// Notifies systemd (`Type=notify`) that the mount answers, where systemd asked for it. For the foreground.
+/// Notifies systemd (`Type=notify`) that the mount answers, if systemd wants that. Only in the foreground.
 pub(crate) fn notify() -> io::Result<()> {
     let Some(name) = std::env::var_os("NOTIFY_SOCKET") else {
         return Ok(());
     };
     let socket = UnixDatagram::unbound()?;
-    // sd_notify(3): a name that begins with '@' is in the abstract name space.
+    // sd_notify(3): a name that begins with '@' is in the abstract namespace.
     match name.as_encoded_bytes().strip_prefix(b"@") {
         Some(name) => socket.connect_addr(&SocketAddr::from_abstract_name(name)?)?,
         None => socket.connect(&name)?,

@@ -1,10 +1,10 @@
 //! Taking a base backup: from the connection to a backup that can be recovered.
 //!
-//! One replication connection identifies the cluster and sends the backup. Another one has a temporary slot, by which the
-//! server keeps the WAL until the archive has the last segment ([`hold`]). Where the server can, it sends only what changed
-//! since an earlier backup ([`incremental`]), and both are put together on the way ([`compose`]). What is received goes
-//! straight into the repository's pipeline ([`receive`]). What was stored is then compared with the server's manifest
-//! ([`server_manifest`]) before the backup counts.
+//! One replication connection identifies the cluster and sends the backup. Another connection has a temporary slot, so
+//! that the server keeps the WAL until the archive has the last segment ([`hold`]). If the server can, it sends only
+//! what changed since an earlier backup ([`incremental`]), and the result is combined with that backup while it arrives
+//! ([`compose`]). Received data goes straight into the repository's pipeline ([`receive`]). The stored files are then
+//! compared with the server's manifest ([`server_manifest`]) before the backup counts.
 
 mod checkpoint;
 mod compose;
@@ -50,13 +50,13 @@ pub(crate) struct BackupOptions {
     pub(crate) label: Option<String>,
     /// See `backup --fast-checkpoint`.
     pub(crate) fast_checkpoint: bool,
-    /// See `backup --incremental`; `None` where the configuration decides.
+    /// See `backup --incremental`; `None` leaves it to the configuration.
     pub(crate) incremental: Option<Incremental>,
     /// See `backup --max-rate`, in kB/s.
     pub(crate) max_rate_kb: Option<u32>,
     /// How long to wait for WAL to be archived.
     pub(crate) wait_timeout: Duration,
-    /// No progress.
+    /// Do not show progress.
     pub(crate) quiet: bool,
 }
 
@@ -67,13 +67,13 @@ struct Attempt<'a> {
     cluster: ServerSettings,
     checkpoint: Checkpoint,
     source: Source,
-    /// The fork behind which the server is, where its history is not the archive's.
+    /// The fork that the server has passed, if its history is not the archive's.
     fork: Option<RecordId>,
     options: &'a BackupOptions,
     stop: &'a Stop,
 }
 
-/// Takes one backup of `server`, which ends complete or not at all.
+/// Takes one backup of `server`. It ends complete or not at all.
 pub(crate) fn take(
     repository: &Repository,
     server: &ServerConfig,
@@ -117,8 +117,8 @@ pub(crate) fn take(
     }
 }
 
-/// What brings the WAL, and the fork behind which the server is. The archive does not bring it where it has another history
-/// than the server, or takes no WAL until somebody decides which history counts.
+/// Decides where the WAL comes from, and finds the fork that the server has passed. The archive is not used if it has
+/// another history than the server, or if it refuses WAL until somebody decides which history counts.
 fn source(
     repository: &Repository,
     server: &ServerConfig,
@@ -129,7 +129,7 @@ fn source(
     match lineage::of_archive(repository, &server.name, cluster, connection)? {
         found @ (Lineage::Same | Lineage::Unknown) => {
             let mut forks = repository.open_forks(name)?;
-            // The one that matters most to the server as it is.
+            // Prefers a fork of the server's present timeline.
             forks.sort_by_key(|fork| fork.timeline != cluster.timeline);
             let Some(fork) = forks.into_iter().next() else {
                 return Ok((wal_source::source(repository, server, cluster, connection)?, None));
@@ -138,7 +138,8 @@ fn source(
                 "Server {name}: {fork}. WAL from there on is refused, so this backup brings its own. {}",
                 forks::advice(name, &fork)
             );
-            // Its history is not known. It is not the archived one, as that has its WAL.
+            // If the comparison found nothing, the server's history is not the archived one: otherwise the archive
+            // would have its WAL.
             let is_behind = fork.timeline == cluster.timeline && fork.lsn < cluster.flush_lsn;
             let is_known = found == Lineage::Same;
             Ok((Source::Backup, (is_behind && !is_known).then_some(fork.id)))
@@ -147,7 +148,7 @@ fn source(
             let place = (found.timeline, found.lsn, cluster.segment_size);
             let writer = repository.writer(&format!("backup of {name}"))?;
             let fork = writer.record_fork(name, place, &found.why, "backup")?;
-            // Also with --quiet.
+            // Logged with --quiet, too.
             tracing::error!(
                 "The history of server {name} has changed: {found}. This backup brings its WAL, and is good for its own \
                  moment only. {}",
@@ -159,7 +160,7 @@ fn source(
 }
 
 impl Attempt<'_> {
-    /// Receives, checks and ends the backup; on any error it is marked as failed.
+    /// Receives, checks and finishes the backup. On any error it is marked as failed.
     fn run(&self, connection: &mut Connection, hold: &mut Hold) -> Result<Backup, Error> {
         let name = &self.server.name;
         let new = NewBackup {
@@ -195,7 +196,7 @@ impl Attempt<'_> {
         }
     }
 
-    /// Receives what has changed, where the options say so and it is possible, and otherwise everything.
+    /// Receives only what has changed if the options request that and it is possible, otherwise everything.
     fn copy(
         &self,
         run: &mut BackupRun,
@@ -207,7 +208,8 @@ impl Attempt<'_> {
             hold.begin(connection, self.cluster.version, run.id())?;
             return self.copy_all(run, connection);
         }
-        // Before the slot: asking the server for WAL that it does not have any more would end that.
+        // This comes before the slot: if the server no longer has the requested WAL, the command fails, and PostgreSQL
+        // would drop the slot.
         let parent = incremental::parent(self.repository, self.server, &self.cluster, connection);
         hold.begin(connection, self.cluster.version, run.id())?;
         let why = match parent.and_then(|parent| self.copy_changes(run, connection, parent)) {
@@ -224,7 +226,7 @@ impl Attempt<'_> {
             NoIncrement::Unavailable(_) => {
                 tracing::info!("Backup {id} of server {name} is a full one: {why}");
             }
-            // Built on that, it would be wrong: this is said with --quiet, too.
+            // An incremental backup on that parent would be wrong. This is logged with --quiet, too.
             NoIncrement::Changed(_) => {
                 tracing::error!("Backup {id} of server {name} is a full one: {why}");
                 run.start_over()?;
@@ -241,7 +243,7 @@ impl Attempt<'_> {
         self.copy_all(run, connection)
     }
 
-    /// A new session on the server of the old one, which must still be the same cluster.
+    /// Opens a new session on the same server. It must still be the same cluster.
     fn reconnect(&self, old: &Connection) -> Result<Connection, Error> {
         let mut connection = old.another(None)?;
         self.stop.guard(&connection)?;
@@ -256,7 +258,7 @@ impl Attempt<'_> {
         )))
     }
 
-    /// Receives all archives and the manifest, and holds what was stored against it.
+    /// Receives all archives and the manifest, and compares the stored files with the manifest.
     fn copy_all(&self, run: &mut BackupRun, connection: &mut Connection) -> Result<BackupEnd, Error> {
         let progress = self.progress();
         let spool = self.repository.path();
@@ -269,7 +271,7 @@ impl Attempt<'_> {
         finish::end(&self.server.name, &self.cluster, (&trees, &root), result)
     }
 
-    /// The same with what has changed since an earlier backup, and that backup's files.
+    /// The same for an incremental backup: combines what has changed with the files of the earlier backup.
     fn copy_changes(
         &self,
         run: &mut BackupRun,
@@ -313,7 +315,7 @@ impl Attempt<'_> {
         )
     }
 
-    /// Has the server send all archives and the manifest.
+    /// Makes the server send all archives and the manifest.
     fn receive(
         &self,
         run: &BackupRun,
@@ -331,7 +333,8 @@ impl Attempt<'_> {
         postgres::base_backup(connection, self.cluster.version, &options, receiver)
     }
 
-    /// The server is silent until its checkpoint is done: says at once what that is.
+    /// The server is silent until its checkpoint is done, so this tells the user at once what the backup is waiting
+    /// for.
     fn tell_checkpoint(&self, is_fast: bool, progress: &Progress) {
         let sentence = self.checkpoint.sentence(is_fast);
         if !is_fast && !self.options.quiet {

@@ -1,10 +1,10 @@
 //! The boot test: PostgreSQL starts on a throw-away clone of a backup, recovers, is promoted and queried. Everything is
 //! removed afterwards.
 //!
-//! The repository is mounted for this test alone, in a private directory. The mount shows everything as owned by the user
-//! that the server runs as. A [`Bench`] owns all that is made. However the test ends, it removes server, clone, mount and
-//! directory in this order. The server of a killed process ends with it ([`server`]). Its clone and a dead mount are left:
-//! the next test of that server removes them.
+//! The repository is mounted for this test only, in a private directory. The mount shows everything as owned by the
+//! user that the server runs as. A [`Bench`] owns everything that is created. However the test ends, it removes server,
+//! clone, mount and directory in this order. If this process is killed, its server ends with it ([`server`]). Its clone
+//! and a dead mount remain; the next test of that server removes them.
 
 mod checks;
 mod client;
@@ -34,7 +34,7 @@ use crate::signals::Interruption;
 /// The `errno` of a read that fails because of damage.
 const EIO: i32 = nix::errno::Errno::EIO as i32;
 
-/// What a server says when its host has no disk space, quota or memory left for it.
+/// Messages of a server whose host has not enough disk space, quota or memory.
 const LACKING: [&str; 4] = [
     "No space left on device",
     "Disk quota exceeded",
@@ -42,7 +42,7 @@ const LACKING: [&str; 4] = [
     "could not map anonymous shared memory",
 ];
 
-/// What a server says when it is to load a library that is not installed on this host: a backup holds no libraries.
+/// Messages of a server that cannot load a library because it is not installed on this host: a backup has no libraries.
 const NOT_INSTALLED: [&str; 2] = ["could not access file \"", "could not load library \""];
 
 /// The backup to test, and the tests.
@@ -50,42 +50,42 @@ const NOT_INSTALLED: [&str; 2] = ["could not access file \"", "could not load li
 pub(crate) struct Request {
     /// The backup. Its WAL must be archived.
     pub(crate) backup: Backup,
-    /// Where PostgreSQL's programs are, if not at the usual places.
+    /// The directory of PostgreSQL's programs, if not one of the usual places.
     pub(crate) bindir: Option<PathBuf>,
-    /// A directory that is searched before the usual places.
+    /// A directory to search before the usual places.
     pub(crate) path_prefix: Option<PathBuf>,
-    /// SQL to run: an absolute path.
+    /// A file with SQL to run: an absolute path.
     pub(crate) sql: Option<PathBuf>,
-    /// Where its output goes.
+    /// The destination of the SQL's output.
     pub(crate) sql_stdout: Stdout,
-    /// Whether all tables and indexes are to be checked.
+    /// Whether to check all tables and indexes.
     pub(crate) amcheck: bool,
     /// Settings for the server.
     pub(crate) settings: Vec<Setting>,
-    /// Names of users that may be able to log in.
+    /// Names of users to try for the login.
     pub(crate) users: Vec<String>,
 }
 
 /// The result of a test.
 #[derive(Debug)]
 pub(crate) struct Report {
-    /// What is kept with the backup.
+    /// The part that is stored with the backup.
     pub(crate) test: BootTest,
-    /// More about a failure: what the server or a check wrote, in lines.
+    /// Details of a failure: the output of the server or of a check, in lines.
     pub(crate) details: Option<String>,
 }
 
 /// Why the backup failed its test.
 #[derive(Debug)]
 struct Failure {
-    /// In one line.
+    /// The reason in one line.
     message: String,
-    /// What the server or a check wrote.
+    /// The output of the server or of a check.
     details: String,
 }
 
 impl Failure {
-    /// Whether the reason may be that this host lacks something, or has not enough of it.
+    /// Whether the reason may be that this host lacks something, or does not have enough of it.
     fn is_of_this_host(&self) -> bool {
         let lacks = |words: &&str| self.message.contains(*words) || self.details.contains(*words);
         let is_not_installed = |words: &&str| self.message.contains(*words);
@@ -96,9 +96,9 @@ impl Failure {
 /// Why a test ends early.
 #[derive(Debug)]
 enum Stop {
-    /// The backup failed: that is a result.
+    /// The backup failed, which is a result.
     Failed(Failure),
-    /// The test could not be run: that says nothing about the backup.
+    /// The test could not be run, which is not a result about the backup.
     Error(Error),
 }
 
@@ -115,7 +115,7 @@ impl From<Failure> for Stop {
 }
 
 impl Stop {
-    /// A failure to read on the private mount.
+    /// The failure for an error while reading on the private mount.
     fn reading(doing: &str, error: &io::Error) -> Self {
         match error.raw_os_error() {
             Some(EIO) => Self::Failed(Failure {
@@ -127,19 +127,19 @@ impl Stop {
     }
 }
 
-/// What was made for a test, and is removed afterwards.
+/// Everything that is created for a test and removed afterwards.
 #[derive(Debug)]
 struct Bench<'a> {
     request: &'a Request,
     repository: &'a Repository,
     clone: CloneName,
-    // The order in which they are dropped.
+    // Dropped in this order.
     server: Option<Server>,
     mount: Option<PrivateMount>,
     workspace: Workspace,
 }
 
-/// Tests a backup. Only the report is left of the test.
+/// Tests a backup. Only the report remains of the test.
 ///
 /// # Errors
 /// When the test could not be run.
@@ -189,7 +189,7 @@ pub(crate) fn run(
     })
 }
 
-/// What a test says about the backup, if anything.
+/// The result for the backup, if any.
 fn verdict(ended: Result<(), Stop>) -> Result<Option<Failure>, Error> {
     match ended {
         Ok(()) => Ok(None),
@@ -230,7 +230,7 @@ impl Bench<'_> {
         let mount = PrivateMount::make(self.repository, server_name, self.workspace.mount_point(), owner)?;
         let mount = self.mount.insert(mount);
         let data = mount.make_clone(&self.clone, &request.backup)?;
-        // The first file that is read. When it cannot be read, the backup is at fault.
+        // The first file to be read. If it cannot be read, the backup is at fault.
         fs::read(data.join("PG_VERSION")).map_err(|error| Stop::reading("Cannot read PG_VERSION", &error))?;
         let instance = Instance::at(&data, request.bindir.as_deref(), request.path_prefix.as_deref())?;
         progress.stage(&format!("starting PostgreSQL {postgresql}"));
@@ -283,8 +283,8 @@ impl Bench<'_> {
     }
 }
 
-/// The user that the server runs as: this user. For root it is the repository's owner, or, where that is root as well, the
-/// owner that the files had on the server.
+/// The user that the server runs as. This is the present user; for root it is the repository's owner or, if that is
+/// root as well, the owner that the files had on the server.
 fn owner(repository: &Repository, backup: &Backup) -> Result<(u32, u32), Error> {
     let me = Uid::effective();
     if !me.is_root() {
@@ -304,7 +304,7 @@ fn owner(repository: &Repository, backup: &Backup) -> Result<(u32, u32), Error> 
     }
 }
 
-/// The error for a test that the user ended.
+/// The error for a test that the user interrupted.
 fn interrupted() -> Error {
     Error::failed("Interrupted: no result is kept")
 }
@@ -326,7 +326,7 @@ mod tests {
         };
         assert!(failure("PANIC:  could not write to file: No space left on device").is_of_this_host());
         assert!(!failure("PANIC:  could not read file: Input/output error").is_of_this_host());
-        // In the log, perhaps of something else.
+        // This is in the log, perhaps for another reason.
         assert!(!failure("ERROR:  could not access file \"$libdir/a\"").is_of_this_host());
     }
 

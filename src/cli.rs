@@ -1,7 +1,7 @@
-//! The command line: what can be asked, and the help.
+//! The command line and its help.
 //!
-//! Names and words are Barman's where Barman has them. Every command's help ends with examples, and the
-//! list of commands is grouped by what a DBA is about to do; tests hold both to it.
+//! Names and words are Barman's where Barman has them. The help of every command ends with examples, and the
+//! list of commands is grouped by a DBA's tasks. Tests verify both.
 
 pub(crate) mod backup;
 pub(crate) mod check;
@@ -19,7 +19,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config;
 
-/// The commands by task, for the help; a test holds it equal to [`Command`].
+/// The commands by task, for the help. A test keeps them in step with [`Command`].
 const GROUPS: &[(&str, &[&str])] = &[
     (
         "Back up and archive",
@@ -279,7 +279,7 @@ mod tests {
         }
     }
 
-    /// All commands, and those of commands that have some.
+    /// All commands, including nested ones.
     fn with_nested(command: &clap::Command) -> Vec<&clap::Command> {
         let mut all: Vec<&clap::Command> = command.get_subcommands().collect();
         all.extend(command.get_subcommands().flat_map(clap::Command::get_subcommands));
@@ -305,7 +305,7 @@ mod tests {
             let examples = after.split("Examples:\n").nth(1).unwrap_or_default();
             for line in examples.lines() {
                 let line = line.split(" > ").next().unwrap_or_default();
-                // The whole line of a setting is quoted.
+                // The value of a setting is quoted as a whole.
                 let line = line
                     .split_once("= '")
                     .map_or(line, |(_, command)| command.trim_end_matches('\''));

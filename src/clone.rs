@@ -1,5 +1,5 @@
-//! Work on a clone's files in this process. There is no mount in between, no server runs, and no other process has the
-//! clone.
+//! Work on a clone's files in this process: not through a mount, while no server runs on the clone and no other process
+//! has it.
 
 mod backup_contents;
 mod backup_manifest;
@@ -16,13 +16,13 @@ use crate::instance;
 use crate::mounts::is_running;
 use crate::output::printable;
 
-/// What says that a server runs, and where.
+/// The file that shows that a server runs, and where.
 const PID_FILE: &[u8] = b"postmaster.pid";
 
 /// A pid file has eight lines, one of them a path.
 const PID_FILE_MAX_BYTES: usize = 8 << 10;
 
-/// A clone that is this process's alone.
+/// A clone that only this process has.
 #[derive(Debug)]
 pub(crate) struct OfflineClone {
     pub(crate) description: CloneDescription,
@@ -30,7 +30,7 @@ pub(crate) struct OfflineClone {
     _lock: CloneLock,
 }
 
-/// Called with each entry's path and attributes; says whether a directory is to be entered.
+/// Called with each entry's path and attributes. Returns whether to enter a directory.
 type Visit<'a> = dyn FnMut(&[u8], &NodeAttributes) -> Result<bool, Error> + 'a;
 
 impl OfflineClone {
@@ -54,7 +54,7 @@ impl OfflineClone {
         Ok(clone)
     }
 
-    /// A server that outlived its mount would be surprised.
+    /// Refuses a clone on which a server runs that has outlived its mount: it would see its files change.
     fn refuse_running(&self) -> Result<(), Error> {
         let Some(text) = self.read_small(PID_FILE, PID_FILE_MAX_BYTES)? else {
             return Ok(());
@@ -68,7 +68,7 @@ impl OfflineClone {
         }
     }
 
-    /// What a path leads to, if to anything.
+    /// The attributes of the entry at this path; `None` if it does not exist.
     pub(crate) fn find(&self, path: &[u8]) -> Result<Option<NodeAttributes>, Error> {
         let mut found = self.files.attributes(self.files.root())?;
         for name in path.split(|&byte| byte == b'/') {
@@ -80,7 +80,7 @@ impl OfflineClone {
         Ok(Some(found))
     }
 
-    /// A file's bytes, if there is one, up to a limit.
+    /// The content of a file, up to a limit; `None` if the file does not exist.
     pub(crate) fn read_small(&self, path: &[u8], max_bytes: usize) -> Result<Option<Vec<u8>>, Error> {
         match self.find(path)? {
             Some(found) if found.kind == Kind::File => self.read(found.node, 0, max_bytes).map(Some),
@@ -88,7 +88,7 @@ impl OfflineClone {
         }
     }
 
-    /// Bytes of a file from `offset` on; fewer where it ends.
+    /// Bytes of a file from `offset` on; fewer at its end.
     pub(crate) fn read(&self, node: NodeId, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
         let mut bytes = vec![0; length];
         let count = self.files.read(node, offset, &mut bytes)?;
@@ -96,7 +96,7 @@ impl OfflineClone {
         Ok(bytes)
     }
 
-    /// Visits everything in the clone but its root, each directory before what is in it, in the order of names.
+    /// Visits everything in the clone except its root, in the order of names. A directory comes before its entries.
     pub(crate) fn walk(&self, visit: &mut Visit<'_>) -> Result<(), Error> {
         self.walk_directory(self.files.root(), &mut Vec::new(), visit)
     }
@@ -115,7 +115,7 @@ impl OfflineClone {
             }
             path.extend_from_slice(&name);
             let found = self.files.lookup(directory, &name)?;
-            // Open while it is looked at, so that its upper file is closed afterwards and not at the very end.
+            // The node is opened for the visit, so that its upper file is closed right afterwards.
             self.files.open_node(found.node)?;
             let visited = visit(path, &found).and_then(|enter| match found.kind {
                 Kind::Directory if enter => self.walk_directory(found.node, path, visit),
@@ -129,7 +129,7 @@ impl OfflineClone {
         Ok(())
     }
 
-    /// A link that leaves it, and so what a copy of it would lack.
+    /// The error for a link that leads out of the clone: a copy would lack the link's target.
     fn leads_out(&self, path: &[u8], target: &[u8]) -> Error {
         Error::failed(format!(
             "{} of {} leads out of it, to {}: a backup would lack what is there",
@@ -139,7 +139,7 @@ impl OfflineClone {
         ))
     }
 
-    /// What it is called in messages: "clone test1 of main".
+    /// The clone's name in messages: "clone test1 of main".
     pub(crate) fn described(&self) -> String {
         format!("clone {} of {}", self.description.name, self.description.server)
     }

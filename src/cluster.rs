@@ -1,4 +1,4 @@
-//! A server of the configuration as PostgreSQL: how to connect to it, and what its cluster says about itself.
+//! PostgreSQL servers of the configuration: how to connect to them, and the settings of their clusters.
 
 mod configuration_files;
 pub(crate) mod primary;
@@ -12,23 +12,23 @@ use crate::postgres::{Connection, Conninfo, Environment, Mode};
 pub(crate) use configuration_files::files_outside;
 pub(crate) use settings::ServerSettings;
 
-/// How long a server may take to answer a command of a receiver of WAL.
+/// How long a server may take to answer a command of a WAL receiver.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
-/// How long a receiver waits for a connection, where the connection string has no `connect_timeout`.
+/// How long a receiver waits for a connection if the connection string has no `connect_timeout`.
 const CONNECT_WITHIN: Duration = Duration::from_secs(15);
 
-/// What a connection is for. That decides the connection string, the mode, the application name and the timeouts.
+/// The purpose of a connection. It determines the connection string, the mode, the application name and the timeouts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// To take a backup, over the replication protocol.
     Backup,
-    /// To receive WAL, over the replication protocol: as `streaming_archiver_name`, by which PostgreSQL knows a synchronous
-    /// standby, and never waiting without end.
+    /// To receive WAL, over the replication protocol. The application name is `streaming_archiver_name`, by which
+    /// PostgreSQL identifies a synchronous standby, and every wait has a limit.
     ReceiveWal,
-    /// To ask the server in SQL.
+    /// To query the server in SQL.
     Sql,
-    /// To ask the primary of a standby in SQL.
+    /// To query the primary of a standby in SQL.
     Primary,
 }
 
@@ -48,7 +48,7 @@ pub(crate) fn connect(server: &ServerConfig, purpose: Purpose) -> Result<Connect
     Ok(connection)
 }
 
-/// What a connection for this purpose is made with.
+/// The connection settings for this purpose.
 fn conninfo(server: &ServerConfig, purpose: Purpose) -> Result<Conninfo, Error> {
     let text = connection_string(server, purpose)?;
     let mut conninfo = Conninfo::parse(text.expose(), &Environment::new(std::env::vars_os()))?;

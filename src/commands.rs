@@ -1,4 +1,4 @@
-//! The commands, one module each, and what they share.
+//! The commands, one module each, and their shared code.
 
 pub(crate) mod backup;
 pub(crate) mod check;
@@ -40,7 +40,7 @@ use crate::ownership;
 /// The word for all servers on the command line.
 const ALL: &str = "all";
 
-/// What every command works with.
+/// The environment of every command.
 #[derive(Debug)]
 pub(crate) struct App {
     /// The configuration.
@@ -51,7 +51,7 @@ pub(crate) struct App {
     pub(crate) out: Output,
 }
 
-/// Runs the command that was asked for.
+/// Runs the requested command.
 pub(crate) fn run(cli: Cli) -> Result<Outcome, Error> {
     let mut out = Output::stdout();
     let outcome = match cli.command {
@@ -75,7 +75,7 @@ impl App {
             .filter(|home| !home.is_empty())
             .map(PathBuf::from);
         let config = Config::load(options.config.as_deref(), home.as_deref())?;
-        // PostgreSQL runs these for every segment: what never changes is not logged each time.
+        // PostgreSQL runs these for every segment, so unchanging facts are not logged each time.
         let repetitive = matches!(command, Command::WalArchive(_) | Command::GetWal(_));
         logging::start(level(&options, &config, repetitive));
         if !repetitive {
@@ -120,7 +120,8 @@ impl App {
         Ok(Repository::open(&self.config.repository)?)
     }
 
-    /// The repository, for writing: not as a user whose files its owner could not use afterwards.
+    /// The repository, for writing. Fails for a user whose files the repository's owner could not use
+    /// afterwards.
     pub(crate) fn repository_for_writing(&self) -> Result<Repository, Error> {
         self.refuse_foreign_root()?;
         self.repository()
@@ -138,7 +139,7 @@ impl App {
             .ok_or_else(|| self.unknown_server(name, &[]))
     }
 
-    /// The servers that `names` mean, each once; inactive ones only when they are named.
+    /// The servers with these names, each once. Inactive ones are included only by their own name.
     pub(crate) fn configured_servers(&self, names: &[String]) -> Result<Vec<ServerConfig>, Error> {
         let mut servers: Vec<ServerConfig> = Vec::new();
         for name in names {
@@ -166,7 +167,8 @@ impl App {
         Ok(servers)
     }
 
-    /// The server called `name`, in the configuration or, when it has gone from there, in the repository.
+    /// The server called `name`: from the configuration or, if it has been removed there, from the
+    /// repository.
     pub(crate) fn known_server(&self, repository: &Repository, name: &str) -> Result<ServerName, Error> {
         if let Some(server) = self.config.server(name) {
             return Ok(server.name.clone());
@@ -182,8 +184,8 @@ impl App {
         }
     }
 
-    /// The servers that `name` means: one, or for `all` those of the configuration and then the others
-    /// the repository has.
+    /// The servers that match `name`: one server or, for `all`, those of the configuration followed by the
+    /// others in the repository.
     pub(crate) fn known_servers(
         &self,
         repository: &Repository,
@@ -236,7 +238,7 @@ impl App {
     }
 }
 
-/// The command line wins over the configuration.
+/// The command line overrides the configuration.
 fn level(options: &GlobalOptions, config: &Config, repetitive: bool) -> LevelFilter {
     let asked = match (options.quiet, options.verbose) {
         (true, _) => Some(LevelFilter::ERROR),

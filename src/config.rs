@@ -1,9 +1,9 @@
 //! The configuration: one INI file with Barman's key names.
 //!
-//! `[barmanfs]` names the repository; every other section is a server. A wrong value or a malformed line
-//! is an error with file, line and what is allowed; a key that has no effect is a warning with its line.
-//! Connection strings may hold passwords: they are never printed, and [`Secret`] keeps them out of
-//! debug output.
+//! `[barmanfs]` names the repository; every other section is a server. A wrong value or a malformed line is
+//! an error with the file, the line and the allowed values. A key without effect is a warning with its line.
+//! Connection strings may contain passwords: they are never printed, and [`Secret`] keeps them out of debug
+//! output.
 
 mod ini;
 mod keys;
@@ -27,17 +27,17 @@ use crate::error::Error;
 
 /// The section of barmanfs itself.
 const GLOBAL_SECTION: &str = "barmanfs";
-/// Where the configuration of the whole host is.
+/// The configuration of the whole host.
 const SYSTEM_FILE: &str = "/etc/barmanfs.conf";
 /// The name of a user's own configuration, in the home directory.
 const USER_FILE: &str = ".barmanfs.conf";
 
-/// A string that may hold a password: shown by no formatter.
+/// A string that may contain a password. No formatter shows it.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Secret(String);
 
 impl Secret {
-    /// The text itself, for the connection alone.
+    /// The text itself, only for connecting.
     pub(crate) fn expose(&self) -> &str {
         &self.0
     }
@@ -49,32 +49,32 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A configuration file, read.
+/// A configuration file that was read.
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
-    /// The file it came from.
+    /// Path of the file.
     pub(crate) file: PathBuf,
-    /// The directory that holds everything.
+    /// The directory of the repository.
     pub(crate) repository: PathBuf,
-    /// How much is logged, when the command line does not say.
+    /// The log level if the command line does not set it.
     pub(crate) log_level: Option<LevelFilter>,
-    /// Where a mount in the background logs.
+    /// The log file of a mount in the background.
     pub(crate) log_file: Option<PathBuf>,
-    /// What a copy made for a point in time does there, when nothing else says.
+    /// What a copy for a point in time does at its target, unless something else specifies it.
     pub(crate) recovery_target_action: Option<Action>,
     /// The servers, in the order of the file.
     pub(crate) servers: Vec<ServerConfig>,
-    /// What was read and has no effect: complete lines with file and line number.
+    /// Warnings about lines without effect: complete messages with file and line number.
     pub(crate) warnings: Vec<String>,
 }
 
-/// Why there is no configuration.
+/// Why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
-    /// No file at any of the usual places.
+    /// None of the usual files exists.
     #[error("No configuration found: looked for {}", .0.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" and "))]
     NotFound(Vec<PathBuf>),
-    /// The file is there, or was asked for, and cannot be read.
+    /// The file exists or was given explicitly, but cannot be read.
     #[error("Cannot read the configuration {}: {source}", .file.display())]
     Read {
         /// Which file.
@@ -89,10 +89,10 @@ pub(crate) enum ConfigError {
         file: PathBuf,
         /// Counted from 1.
         line: usize,
-        /// What is wrong and what is allowed.
+        /// What is wrong, and what is allowed.
         message: String,
     },
-    /// Something that must be there is not.
+    /// Something required is missing.
     #[error("{}: {message}", .file.display())]
     Incomplete {
         /// Which file.
@@ -120,7 +120,7 @@ impl From<ConfigError> for Error {
 }
 
 impl Config {
-    /// Reads `explicit`, or the user's file when there is one, or the host's.
+    /// Reads `explicit`, otherwise the user's file if it exists, otherwise the host's.
     pub(crate) fn load(explicit: Option<&Path>, home: Option<&Path>) -> Result<Self, ConfigError> {
         let candidates = match explicit {
             Some(file) => vec![file.to_owned()],
@@ -145,7 +145,7 @@ impl Config {
         Err(ConfigError::NotFound(candidates))
     }
 
-    /// Reads the bytes of `file`.
+    /// Parses the bytes of `file`.
     pub(crate) fn parse(file: &Path, bytes: &[u8]) -> Result<Self, ConfigError> {
         let at = |line, message| ConfigError::At {
             file: file.to_owned(),
@@ -169,10 +169,10 @@ impl Config {
     }
 }
 
-/// Turns sections into a [`Config`], collecting warnings on the way.
+/// Converts sections into a [`Config`], and collects warnings.
 struct Reader<'a> {
     file: &'a Path,
-    /// With their lines.
+    /// With their line numbers.
     warnings: Vec<(usize, String)>,
 }
 
@@ -261,7 +261,7 @@ impl<'a> Reader<'a> {
         defaults: &[&ini::Entry],
         section: &ini::Section,
     ) -> Result<(), ConfigError> {
-        // The sections of Barman and of Python's reader that are no servers.
+        // Sections of Barman and of Python's reader that are not servers.
         if matches!(section.name.as_str(), "barman" | "DEFAULT") {
             let message = format!(
                 "[{}] has no meaning here: put it into [{GLOBAL_SECTION}]",

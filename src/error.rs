@@ -1,4 +1,4 @@
-//! The one error a command ends with: what is wrong, what to do about it, and the exit code.
+//! The error that ends a command: what is wrong, what to do about it, and the exit code.
 
 use std::fmt;
 
@@ -10,33 +10,33 @@ pub(crate) mod exit {
     pub(crate) const OK: u8 = 0;
     /// Failed.
     pub(crate) const FAILED: u8 = 1;
-    /// `get-wal`: proven absence, and nothing else in that command.
+    /// `get-wal`: the file is proven to be absent. No other result of that command has this code.
     pub(crate) const ABSENT: u8 = 1;
     /// Wrong usage or configuration.
     pub(crate) const USAGE: u8 = 2;
-    /// Done, and problems were found: damage, a check that failed.
+    /// Done, and problems were found: damage, or a failed check.
     pub(crate) const PROBLEMS: u8 = 3;
-    /// PostgreSQL takes an exit code from 1 to 125 of a `restore_command` for "the archive has no such file" and ends
-    /// recovery there: a failure, of whatever kind, must be above that.
+    /// PostgreSQL interprets exit codes 1 to 125 of a `restore_command` as "the archive does not have the file" and
+    /// ends recovery there. So every failure must have a code above that.
     pub(crate) const TROUBLE: u8 = 200;
-    /// A bug: the panic's message is on standard error.
+    /// A bug. The panic's message is on standard error.
     pub(crate) const PANICKED: u8 = 101;
-    /// What a shell reports for a program that wrote into a closed pipe.
+    /// The code that a shell reports for a program that wrote into a closed pipe.
     pub(crate) const CLOSED_PIPE: u8 = 141;
 }
 
-/// How a command that did not fail ended.
+/// The result of a command that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// All is well.
     Done,
-    /// The command did its work, and what it looked at is not well.
+    /// The command did its work, and found problems.
     Problems,
-    /// The archive was read and has no such file.
+    /// The archive was read and does not have the file.
     Absent,
-    /// The target that was asked about cannot be reached. The reason has been printed.
+    /// The requested target cannot be reached. The reason has been printed.
     Unreachable,
-    /// The result has been printed already: end with this code.
+    /// The result has been printed already. This is the exit code.
     Told(u8),
 }
 
@@ -53,7 +53,7 @@ impl Outcome {
     }
 }
 
-/// What kind of failure: decides the exit code.
+/// The kind of a failure. It determines the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// The work could not be done.
@@ -91,13 +91,13 @@ impl Error {
         }
     }
 
-    /// Adds what to do about it.
+    /// Adds a hint about what to do.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// Puts what was being done before the message.
+    /// Puts the action that failed before the message.
     pub(crate) fn context(mut self, doing: impl fmt::Display) -> Self {
         self.message = format!("{doing}: {}", self.message);
         self
@@ -108,7 +108,7 @@ impl Error {
         self.kind
     }
 
-    /// What to do about it.
+    /// The hint about what to do.
     pub(crate) fn hint_text(&self) -> Option<&str> {
         self.hint.as_deref()
     }
@@ -122,7 +122,7 @@ impl Error {
         }
     }
 
-    /// Writing to standard output failed.
+    /// A failure to write to standard output.
     pub(crate) fn output(error: &std::io::Error) -> Self {
         match error.kind() {
             std::io::ErrorKind::BrokenPipe => Self {

@@ -1,10 +1,10 @@
-//! Forks of a server's history, in words: what to do about them.
+//! Advice about forks of a server's history.
 
 use barmanfs_catalog::{Fork, Repository, ServerName};
 
 use crate::error::Error;
 
-/// What to do about a fork, in one line.
+/// The advice about a fork, in one line.
 pub(crate) fn advice(server: &ServerName, fork: &Fork) -> String {
     match fork.decided {
         None => format!(
@@ -16,7 +16,7 @@ pub(crate) fn advice(server: &ServerName, fork: &Fork) -> String {
     }
 }
 
-/// Logs the forks that are not decided. The log has them also where JSON is printed.
+/// Logs the undecided forks. They are logged when JSON is printed, too.
 pub(crate) fn log_open(repository: &Repository, server: &ServerName) -> Result<(), Error> {
     for fork in repository.open_forks(server)? {
         tracing::error!("Server {server}: {fork}. {}", advice(server, &fork));

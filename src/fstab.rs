@@ -1,13 +1,13 @@
-//! Is a file system that should be there missing?
+//! Detects file systems that should be mounted but are not.
 //!
-//! A repository made in the empty directory under a disk that is not mounted would take backups and WAL that nobody finds
-//! once the disk is back.
+//! If a repository were created in the empty directory of an unmounted disk, it would receive backups and WAL that
+//! nobody finds once the disk is mounted again.
 
 use std::path::{Path, PathBuf};
 
-/// The mount point that `path` would be on if everything of /etc/fstab were mounted, and which is not.
+/// The mount point of `path` according to /etc/fstab, if it is not mounted.
 pub(crate) fn missing_mount(path: &Path) -> Option<PathBuf> {
-    // Hosts without either file have nothing to say about it.
+    // On hosts without one of these files, nothing is missing.
     let fstab = std::fs::read_to_string("/etc/fstab").unwrap_or_default();
     let mounted = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
     find(path, &fstab, &mounted)
@@ -27,7 +27,7 @@ fn find(path: &Path, fstab: &str, mountinfo: &str) -> Option<PathBuf> {
         .find(|point| !mounted.contains(point))
 }
 
-/// Blanks in names are written as octal escapes in both files.
+/// Decodes blanks in names: both files have them as octal escapes.
 fn mount_point(line: &str, field: usize) -> Option<PathBuf> {
     let field = line
         .split_ascii_whitespace()

@@ -1,13 +1,13 @@
-//! The health of a server and of what is stored of it: can it be backed up and recovered?
+//! The health of a server and of its backups and WAL: whether it can be backed up and recovered.
 //!
-//! [`check`] runs all checks and gives a [`Finding`] for each. The checks are functions of a repository, a server's
-//! configuration and, where they ask the server, its connections ([`Connections`]). They print nothing.
+//! [`check`] runs all checks and returns a [`Finding`] for each. The checks are functions of a repository, a server's
+//! configuration and, if they query the server, its connections ([`Connections`]). They print nothing.
 //!
 //! - [`repository`]: the repository itself.
-//! - [`archive`]: the backups and the WAL that it has of the server, by the rules in [`backups`] and [`reliability`].
+//! - [`archive`]: the server's backups and WAL in the repository, by the rules in [`backups`] and [`reliability`].
 //! - [`server`], [`streaming`], [`wal_arrival`]: the server, and whether its WAL arrives.
 //!
-//! What does not depend on the server is checked while it is down, too.
+//! Checks that do not depend on the server run while it is down, too.
 
 mod archive;
 mod backups;
@@ -33,24 +33,24 @@ use finding::Findings;
 pub(crate) use finding::{Finding, State, worst};
 use server::Connections;
 
-/// The server that is checked.
+/// The server to check.
 #[derive(Debug, Clone, Copy)]
 struct Subject<'a> {
     /// Its configuration.
     server: &'a ServerConfig,
-    /// How this program is called: hints name commands that somebody else is to run.
+    /// The command line of this program, for hints with commands that somebody else runs.
     invocation: &'a Invocation,
 }
 
-/// What is stored of a server, for the checks that compare it with the server.
+/// The stored state of a server, for the checks that compare it with the server.
 #[derive(Debug)]
 struct Stored {
     repository: Repository,
-    /// The server's timelines; `None` where they cannot be read.
+    /// The server's timelines; `None` if they cannot be read.
     timelines: Option<TimelineReport>,
 }
 
-/// Checks the repository at `path`, what it has of `server`, and the server itself.
+/// Checks the repository at `path`, the stored state of `server`, and the server itself.
 pub(crate) fn check(path: &Path, server: &ServerConfig, invocation: &Invocation) -> Vec<Finding> {
     let subject = Subject { server, invocation };
     let mut findings = Findings::default();

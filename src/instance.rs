@@ -1,7 +1,7 @@
-//! Running PostgreSQL on a data directory: a clone's, or a throw-away one's.
+//! Runs PostgreSQL on a data directory: that of a clone or of a throw-away clone.
 //!
-//! PostgreSQL's own `pg_ctl` does the work, as the owner of the data directory. No connection is made: whether a server
-//! runs, and how far its recovery is, is read from its files. So no password is needed.
+//! PostgreSQL's own `pg_ctl` does the work, as the owner of the data directory. No connection is made: the server's
+//! files show whether it runs, and how far its recovery is. So no password is needed.
 
 mod auto_conf;
 mod control_file;
@@ -37,13 +37,13 @@ use crate::error::Error;
 /// The first port of clones: far from PostgreSQL's own, and below the ephemeral ports of Linux's default range.
 const FIRST_PORT: u16 = 25_432;
 
-/// How many ports are tried.
+/// Number of ports to try.
 const PORTS: u16 = 1000;
 
-/// What a server says when its port is in use. In other languages, only the port itself can show that.
+/// Message of a server whose port is in use. In other languages, only a check of the port can show that.
 const PORT_IS_TAKEN: &str = "Address already in use";
 
-/// How often another port is chosen when another process took the first one in that moment.
+/// How often to choose another port when another process took the first one in that moment.
 const PORT_TRIES: u32 = 10;
 
 /// Runs a program as another user with all groups of that user.
@@ -55,16 +55,16 @@ pub(crate) const EXTERNAL_PID_FILE: &str = "postmaster.external.pid";
 /// The log of a server that was started on a clone, in the clone's own directory: it goes with the clone.
 pub(crate) const LOG: &str = "barmanfs-server.log";
 
-/// What a server notes of its state.
+/// The file with the server's state.
 const CONTROL: &str = "global/pg_control";
 
-/// The end of a server's log that is shown when it does not start.
+/// Maximum bytes of a server's log to show when it does not start.
 const LOG_TAIL_BYTES: u64 = 2000;
 
-/// These settings send a server's log to where the person who starts it looks for it, not to the original's place.
+/// These settings send a server's log to the person who starts it, and not to the original's place.
 const LOGGED_HERE: [(&str, &str); 2] = [("logging_collector", "off"), ("log_destination", "stderr")];
 
-/// How a server is to be started.
+/// How to start a server.
 #[derive(Debug, Clone)]
 pub(crate) struct StartOptions {
     /// Its port; with `None`, a free one is chosen.
@@ -73,13 +73,13 @@ pub(crate) struct StartOptions {
     pub(crate) socket_directory: PathBuf,
     /// Whether the directory's group may connect as well as the user it runs as.
     pub(crate) share: bool,
-    /// What it listens on beside the socket, as `listen_addresses` has it; nothing when empty.
+    /// Addresses in addition to the socket, in the format of `listen_addresses`; none if empty.
     pub(crate) listen: String,
-    /// Settings that win over its configuration.
+    /// Settings that override its configuration.
     pub(crate) settings: Vec<Setting>,
-    /// Where it writes its log.
+    /// The file for its log.
     pub(crate) log: PathBuf,
-    /// How long it may take until it answers.
+    /// How long to wait until it answers.
     pub(crate) timeout: Duration,
 }
 
@@ -143,7 +143,8 @@ impl Instance {
         &self.data
     }
 
-    /// Starts it and waits until it answers. `None` when its recovery was quicker, and it has shut down at its target.
+    /// Starts it and waits until it answers. `None` if its recovery was quicker, and it has already shut down at its
+    /// target.
     pub(crate) fn start(&self, options: &StartOptions) -> Result<Option<Running>, Error> {
         if let Some(running) = running(&self.data) {
             if running.has_outlived_its_mount {
@@ -165,7 +166,7 @@ impl Instance {
         if let Some(port) = options.port {
             return self.start_on(port, options);
         }
-        // Another process may take the port after we looked and before the server does.
+        // Another process may take the port after it was checked and before the server does.
         let mut tries = 1;
         loop {
             let port = free_port(&options.socket_directory)?;
@@ -186,7 +187,7 @@ impl Instance {
     fn start_on(&self, port: u16, options: &StartOptions) -> Result<Option<Running>, Error> {
         let log_before = size_bytes(&options.log);
         let control_before = control_file::bytes(&self.data.join(CONTROL))?;
-        // The server outlives this program, and must not hold a lock or a pipe of its starter.
+        // The server outlives this program, so it must not hold inherited locks or pipes.
         crate::background::keep_inherited();
         let ended = self
             .command("pg_ctl")
@@ -214,14 +215,14 @@ impl Instance {
         }
     }
 
-    /// Whether the server has recovered and shut down at its target (`recovery_target_action = shutdown`), which
-    /// `pg_ctl` reports as a failure.
+    /// Whether the server has recovered and shut down at its target (`recovery_target_action = shutdown`). `pg_ctl`
+    /// reports that as a failure.
     fn has_shut_down_at_target(&self, before: &[u8]) -> Result<bool, Error> {
         let (now, control) = control_file::read(&self.data.join(CONTROL))?;
         Ok(now != before && control.state == ClusterState::ShutDownInRecovery)
     }
 
-    /// One of PostgreSQL's programs, run as the data's owner, in a directory that does not matter.
+    /// A command for one of PostgreSQL's programs, run as the data's owner, with `/` as its working directory.
     pub(crate) fn command(&self, name: &str) -> Command {
         let program = self.programs.path(name);
         let mut command = match self.switcher() {
@@ -250,8 +251,8 @@ impl Instance {
         command
     }
 
-    /// The server itself, to be run as a child of this process and not in the background. There is no program in
-    /// between: with one, the kernel would forget what to do when this process dies.
+    /// A command for the server itself, as a child of this process and not in the background. There must be no program
+    /// in between: the kernel would then not end the server when this process dies.
     pub(crate) fn server(&self, port: u16, options: &StartOptions) -> Command {
         let mut command = self.as_owner(&self.programs.path("postgres"));
         command.current_dir("/").stdin(Stdio::null());
@@ -262,7 +263,7 @@ impl Instance {
         command
     }
 
-    /// util-linux's `setpriv`, for root and a user this host knows.
+    /// The `setpriv` of util-linux, if this is root and the host knows the user.
     fn switcher(&self) -> Option<PathBuf> {
         User::from_uid(Uid::from_raw(self.uid)).ok().flatten()?;
         let path = std::env::var_os("PATH").filter(|_| Uid::effective().is_root())?;
@@ -279,7 +280,7 @@ impl Instance {
         let failed = Error::failed(format!("PostgreSQL does not start in {}", self.data.display()));
         match tail(log, from) {
             Some(tail) => failed.hint(format!("Its log {} ends with:\n{tail}", log.display())),
-            // There is not even a log.
+            // Not even a log exists.
             None => failed.hint(String::from_utf8_lossy(said).trim().to_owned()),
         }
     }
@@ -301,8 +302,9 @@ fn size_bytes(log: &Path) -> u64 {
     fs::metadata(log).map_or(0, |log| log.len())
 }
 
-/// A server that was killed leaves its socket and the lock file beside it behind, and the next one takes their place: what
-/// counts is whether somebody listens, and whether the lock's process is there: one that starts or stops does not listen.
+/// Whether a server can use this port. A killed server leaves its socket and the socket's lock file behind, and the
+/// next server replaces them. So this checks whether a process listens, and whether the lock's process exists: a server
+/// that starts or stops does not listen.
 fn is_free(port: u16, socket_directory: &Path) -> bool {
     let socket = socket_directory.join(format!(".s.PGSQL.{port}"));
     let nobody_listens = UnixStream::connect(socket)
@@ -313,12 +315,12 @@ fn is_free(port: u16, socket_directory: &Path) -> bool {
     nobody_listens && !is_held && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
 }
 
-/// The lock file of a socket (`src/backend/utils/init/miscinit.c`); its first line is the process.
+/// The lock file of a socket (`src/backend/utils/init/miscinit.c`). Its first line is the process id.
 fn socket_lock(port: u16) -> String {
     format!(".s.PGSQL.{port}.lock")
 }
 
-/// What the server in a data directory says of itself, in the last line of its `postmaster.pid`.
+/// The state of the server in a data directory, from the last line of its `postmaster.pid`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Status {
     /// Its recovery has not begun.
@@ -329,13 +331,13 @@ pub(crate) enum Status {
     Ready,
 }
 
-/// How far the server in a data directory has come.
+/// The state of the server in a data directory.
 pub(crate) fn status(data: &Path) -> Status {
     let text = fs::read_to_string(data.join(postmaster::PID_FILE)).unwrap_or_default();
     parse_status(&text)
 }
 
-/// Line 8 (`src/include/utils/pidfile.h`); a hot standby says "ready" as well.
+/// Line 8 (`src/include/utils/pidfile.h`). A hot standby writes "ready" as well.
 fn parse_status(text: &str) -> Status {
     match text.lines().nth(7).map(str::trim) {
         Some("ready") => Status::Ready,
@@ -344,7 +346,7 @@ fn parse_status(text: &str) -> Status {
     }
 }
 
-/// The words for `pg_ctl -o`, which passes them to a shell: every word is quoted.
+/// The words for `pg_ctl -o`. It passes them to a shell, so every word is quoted.
 fn server_options(major: u32, data: &Path, port: u16, options: &StartOptions) -> String {
     let quoted = |value: &str| value.replace('\'', "'\\''");
     let word = |Setting { name, value }: &Setting| format!("-c '{name}={}'", quoted(value));
@@ -352,15 +354,15 @@ fn server_options(major: u32, data: &Path, port: u16, options: &StartOptions) ->
     settings.iter().map(word).collect::<Vec<_>>().join(" ")
 }
 
-/// The settings a server is started with; of two for the same the later wins. What keeps it to itself is decided where its
-/// configuration files are made: somebody may have changed these since.
+/// The settings for starting a server. The last value of a setting wins. The confining settings are those of the
+/// generated configuration files; they are repeated because the files may have been changed since.
 fn server_settings(major: u32, data: &Path, port: u16, options: &StartOptions) -> Vec<Setting> {
     let own = |name: &str| match name {
         "" => data.to_string_lossy().into_owned(),
         name => data.join(name).to_string_lossy().into_owned(),
     };
     let socket_directory = match options.socket_directory == data {
-        // Then a long path, or one with a comma, does not matter.
+        // With a relative path, a long path or one with a comma does not matter.
         true => ".".into(),
         false => options.socket_directory.to_string_lossy(),
     };
@@ -373,12 +375,12 @@ fn server_settings(major: u32, data: &Path, port: u16, options: &StartOptions) -
     settings.extend([
         Setting::new("port", port.to_string()),
         Setting::new("unix_socket_directories", socket_directory),
-        // A socket inherits the group of its directory, with which it is shared.
+        // A socket inherits the group of its directory, for which it is shared.
         Setting::new("unix_socket_permissions", socket_permissions),
         Setting::new("listen_addresses", options.listen.as_str()),
     ]);
     settings.extend(LOGGED_HERE.map(|(name, value)| Setting::new(name, value)));
-    // In recovery a standby that can be read needs them as large as the original had them.
+    // In recovery, a readable standby needs these settings at least as large as on the original.
     let is_size = |setting: &Setting| {
         DEFAULT_SIZES
             .iter()
@@ -437,7 +439,7 @@ mod tests {
         assert!(!is_free(port, directory.path()));
         drop(server);
         assert!(socket.exists() && is_free(port, directory.path()));
-        // A server that does not listen yet, or no longer, has one; so has a server that was killed.
+        // A server that does not listen yet, or no longer, has a lock file; so does a killed server.
         let lock = directory.path().join(socket_lock(port));
         fs::write(&lock, format!("{}\n/data\n", std::process::id())).unwrap();
         assert!(!is_free(port, directory.path()));

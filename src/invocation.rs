@@ -1,11 +1,12 @@
-//! How this program is called from elsewhere: by PostgreSQL, by cron, by a service. None of them has a shell's `PATH`.
+//! The command line that calls this program from elsewhere: from PostgreSQL, cron or a service. None of them has a
+//! shell's `PATH`.
 
 use std::path::{Path, PathBuf};
 
-/// Where the README installs the program. Used where its own path is not known.
+/// The path in the README's instructions. Used if the program's own path is unknown.
 const INSTALLED: &str = "/usr/local/bin/barmanfs";
 
-/// The words that call this program with the configuration it was given.
+/// The words that call this program with its present configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Invocation {
     program: PathBuf,
@@ -13,9 +14,9 @@ pub(crate) struct Invocation {
 }
 
 impl Invocation {
-    /// The running program. `config` is the file the command line named, if it named one.
+    /// The running program. `config` is the file from the command line, if any.
     pub(crate) fn current(config: Option<&Path>) -> Self {
-        // A program that was replaced while it runs has no place of its own any more.
+        // A program that was replaced while it runs no longer has a path.
         let own = std::env::current_exe().ok().filter(|path| path.exists());
         Self {
             program: own.unwrap_or_else(|| INSTALLED.into()),
@@ -23,7 +24,7 @@ impl Invocation {
         }
     }
 
-    /// The words for a shell: `/usr/local/bin/barmanfs -c /etc/other.conf ARGUMENTS`.
+    /// The command line for a shell: `/usr/local/bin/barmanfs -c /etc/other.conf ARGUMENTS`.
     pub(crate) fn with(&self, arguments: &str) -> String {
         let mut line = quoted(&self.program);
         if let Some(config) = &self.config {
@@ -33,16 +34,16 @@ impl Invocation {
         format!("{line} {arguments}")
     }
 
-    /// The line of `postgresql.conf` that archives as `server`.
+    /// The line of `postgresql.conf` that archives for `server`.
     pub(crate) fn archive_command(&self, server: &str) -> String {
-        // A quote is doubled inside the quotes of a setting, and a percent sign would be a placeholder.
+        // In the quotes of a setting, a quote is doubled. A percent sign is doubled because it would be a placeholder.
         let command = self.with(&format!("wal-archive {server} "));
         let command = command.replace('\'', "''").replace('%', "%%");
         format!("archive_command = '{command}%p'")
     }
 }
 
-/// For a shell; plain where nothing in it means anything to one.
+/// Quotes a path for a shell, only if it has special characters.
 fn quoted(path: &Path) -> String {
     let text = path.to_string_lossy();
     let is_plain = |c: char| c.is_alphanumeric() || "/._-+@:,=".contains(c);

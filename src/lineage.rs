@@ -1,9 +1,9 @@
-//! Whether the server still has the history that is kept of it.
+//! Checks whether the server still has the history that the repository has of it.
 //!
-//! One timeline can have two histories: a snapshot was put back, or a copy was promoted without a new timeline. PostgreSQL
-//! cannot distinguish them, since it looks at the timeline and the position alone. Here the server's WAL is compared
-//! with the kept WAL, byte for byte: in the newest segment that both have ([`of_archive`]), or at any place ([`Look`]).
-//! WAL that the server has removed proves nothing: PostgreSQL recycles its WAL.
+//! One timeline can have two histories: after a snapshot was restored, or after a copy was promoted without a new
+//! timeline. PostgreSQL cannot distinguish them, since it looks only at the timeline and the position. Here the
+//! server's WAL is compared with the stored WAL, byte for byte: in the newest segment that both have ([`of_archive`]),
+//! or at any position ([`Look`]). WAL that the server has removed proves nothing, because PostgreSQL recycles its WAL.
 
 pub(crate) mod history_file;
 
@@ -19,30 +19,31 @@ use crate::cluster::ServerSettings;
 use crate::error::Error;
 use crate::postgres::{Connection, WalPiece};
 
-/// What is compared in one place, before its end: two histories have the same positions there only by chance, and other
-/// times in commits and checkpoints.
+/// Bytes to compare before an end position. Two histories have records at the same positions only by chance, and their
+/// commits and checkpoints have different times.
 pub(crate) const COMPARED_BYTES: u64 = 256 << 10;
 
-/// How much is read to find the first record of a segment: behind the end of one that began before, however long.
+/// Bytes to read to find the first record of a segment. A record of any length that began in an earlier segment may
+/// come before it.
 const FIRST_RECORD_BYTES: u64 = 1 << 20;
 
-/// Most that is compared to find the first difference: a usual segment.
+/// Maximum number of bytes to compare to find the first difference: a segment of the default size.
 const SEARCHED_BYTES: u64 = 16 << 20;
 
-/// The size of a WAL page, which a piece begins with.
+/// The size of a WAL page. A piece begins with a page.
 const PAGE_BYTES: u64 = 8192;
 
-/// How many segments are looked at backwards for the place where two histories part.
+/// Maximum number of earlier segments to check for the place where two histories diverge.
 const LOOKED_BACK: u64 = 256;
 
-/// Where two histories of one timeline part.
+/// The place where two histories of one timeline diverge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ForkPoint {
     /// The timeline.
     pub(crate) timeline: TimelineId,
     /// The first position where they are known to differ.
     pub(crate) lsn: Lsn,
-    /// How it shows.
+    /// The evidence.
     pub(crate) why: String,
 }
 
@@ -56,14 +57,14 @@ impl fmt::Display for ForkPoint {
     }
 }
 
-/// What the server has of the archive's history.
+/// The relation of the server's history to the archive's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Lineage {
     /// The newest segment that both have is the same.
     Same,
-    /// There is none that both have.
+    /// There is no segment that both have.
     Unknown,
-    /// They have different WAL at one place.
+    /// Their WAL differs.
     Other(ForkPoint),
 }
 
@@ -83,7 +84,8 @@ pub(crate) fn of_archive(
     let Some(last) = archive.last_segment(timeline, None)?.filter(|_| is_known) else {
         return Ok(Lineage::Unknown);
     };
-    // Asked after the archive: what that has, an honest server has written before.
+    // The server is asked after the archive was read. A server with the same history has then already written all
+    // archived WAL.
     let now = connection.identify_system()?;
     if now.timeline != timeline {
         return Ok(Lineage::Unknown);
@@ -101,7 +103,7 @@ pub(crate) fn of_archive(
     } else if last < current {
         return Ok(Lineage::Unknown);
     }
-    // A standby may be behind the archive, a primary never is.
+    // A standby may be behind the archive; a primary never is.
     if look.connection.is_in_recovery()? {
         return Ok(Lineage::Unknown);
     }
@@ -120,17 +122,17 @@ pub(crate) fn of_archive(
 pub(crate) enum Compared {
     /// Both have the same bytes.
     Same,
-    /// From there on.
+    /// They differ from this position on.
     Different(Lsn),
-    /// The server does not have it any more.
+    /// The server no longer has the WAL.
     Removed,
-    /// The server does not show it.
+    /// The server refuses to send the WAL.
     Refused(String),
-    /// What is kept of it cannot be read.
+    /// The stored WAL cannot be read.
     Damaged(String),
 }
 
-/// A look at a server's WAL.
+/// Compares a server's WAL with stored WAL.
 #[derive(Debug)]
 pub(crate) struct Look<'a> {
     /// A replication connection.
@@ -140,7 +142,7 @@ pub(crate) struct Look<'a> {
 }
 
 impl Look<'_> {
-    /// Compares a kept segment with the server's: `bytes` of it, up to `end`.
+    /// Compares a stored segment with the server's: `bytes` of it, up to `end`.
     pub(crate) fn compare(
         &mut self,
         repository: &Repository,
@@ -180,8 +182,8 @@ impl Look<'_> {
         Ok(Compared::Same)
     }
 
-    /// Compares an archived segment around its last record: what is behind that may be nothing but zeros, the same
-    /// everywhere.
+    /// Compares an archived segment around its last record. After that record there may be only zeros, which are the
+    /// same in every history.
     pub(crate) fn compare_end(
         &mut self,
         repository: &Repository,
@@ -200,7 +202,7 @@ impl Look<'_> {
         self.compare(repository, &file.map, segment, piece)
     }
 
-    /// Compares an archived segment, and where it differs those before, down to the place where the histories part.
+    /// Compares an archived segment and, if it differs, earlier ones, back to the place where the histories diverge.
     fn back_from(
         &mut self,
         repository: &Repository,
@@ -230,7 +232,7 @@ impl Look<'_> {
                     });
                 }
                 Compared::Same if found == Lineage::Unknown => return Ok(Lineage::Same),
-                // A backup is taken all the same: 'verify' and 'check' report the damage.
+                // The backup is taken all the same; 'verify' and 'check' report the damage.
                 Compared::Damaged(why) => {
                     tracing::warn!(
                         "Archived segment {segment} of server {server} cannot be compared with the server's: {why}"
@@ -247,7 +249,7 @@ impl Look<'_> {
         Ok(found)
     }
 
-    /// Whether the first record behind a kept segment names its last one.
+    /// Whether the first record after a stored segment refers to the segment's last record as the previous one.
     pub(crate) fn continues(
         &mut self,
         repository: &Repository,

@@ -1,24 +1,24 @@
-//! What the user's terminal can show: the characters its locale names, and lines of its width.
+//! The abilities of the user's terminal: the characters of its locale, and the length of its lines.
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
 
-/// Which characters may be drawn with.
+/// The characters that can be used for drawing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Drawing {
-    /// Lines and dots of Unicode.
+    /// Lines and dots from Unicode.
     Unicode,
-    /// What every terminal has.
+    /// Characters that every terminal has.
     Ascii,
 }
 
 impl Drawing {
-    /// That of this process's locale.
+    /// The drawing for this process's locale.
     pub(crate) fn here() -> Self {
         Self::of(|name| std::env::var_os(name))
     }
 
-    /// locale(7): the first of these that says something counts; where none does it is the locale "C".
+    /// locale(7): the first of these that is not empty counts; without any, the locale is "C".
     fn of(value: impl Fn(&str) -> Option<OsString>) -> Self {
         let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
             .into_iter()
@@ -35,7 +35,7 @@ impl Drawing {
         }
     }
 
-    /// A drawing as it can be shown; as wide as it was.
+    /// Converts a drawing to these characters. Its width stays the same.
     pub(crate) fn shown(self, drawing: &str) -> String {
         match self {
             Self::Unicode => drawing.to_owned(),
@@ -60,7 +60,8 @@ fn plain(c: char) -> char {
     }
 }
 
-/// How many characters fit in a line of standard output; none where it is no terminal, and lines have no end.
+/// Number of characters in a line of standard output; `None` if it is not a terminal, so that lines have no
+/// limit.
 pub(crate) fn columns() -> Option<usize> {
     let stdout = std::io::stdout();
     if !stdout.is_terminal() {

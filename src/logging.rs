@@ -1,7 +1,7 @@
-//! Where log lines go: standard error, the configured file, or syslog.
+//! The destination of log lines: standard error, the configured file, or syslog.
 //!
-//! A mount in the background has no standard error any more: it switches to `log_file`, or to syslog. Syslog and systemd's
-//! journal keep time and severity of every line themselves: there a line does not begin with them.
+//! A mount in the background has no standard error any more, so it switches to `log_file`, or to syslog. Syslog and
+//! systemd's journal keep time and severity of every line themselves, so lines for them do not begin with these.
 
 use std::fmt;
 use std::fs::File;
@@ -28,7 +28,7 @@ use crate::progress;
 
 use barmanfs_store::sync::lock;
 
-/// Where a line goes.
+/// The destination of a line.
 #[derive(Debug)]
 enum Sink {
     Stderr,
@@ -55,12 +55,12 @@ pub(crate) fn start(level: LevelFilter) {
         .with_writer(Lines)
         .event_format(ForItsSink {
             severity_elsewhere: format.clone().with_level(false).without_time(),
-            // A person at a terminal knows what time it is; a log file does not.
+            // A log file needs times; a person at a terminal does not.
             on_a_terminal: format.clone().without_time(),
             full: format,
             terminal: stderr.is_terminal(),
         });
-    // fuser logs every request: that is shown only when everything is asked for.
+    // fuser logs every request. These lines are shown only at the level trace.
     let others = if level < LevelFilter::TRACE {
         level.min(LevelFilter::WARN)
     } else {
@@ -70,7 +70,7 @@ pub(crate) fn start(level: LevelFilter) {
     tracing_subscriber::registry().with(filter).with(lines).init();
 }
 
-/// Whether this stream is the one systemd says it has connected to its journal (systemd.exec(5), `JOURNAL_STREAM`).
+/// Whether this stream is the one that systemd has connected to its journal (systemd.exec(5), `JOURNAL_STREAM`).
 fn is_the_journals(stream: &impl AsFd) -> bool {
     let Some(journal) = std::env::var_os("JOURNAL_STREAM") else {
         return false;
@@ -114,7 +114,8 @@ where
     }
 }
 
-/// Servers and file names have their part in messages: one event is one line, and nothing a terminal acts on.
+/// Messages contain text from servers and file names. One event must be one line, without anything that a terminal acts
+/// on.
 fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
     let text = output::printable(format!("{value:?}").as_bytes());
     match field.name() {
@@ -139,7 +140,7 @@ fn syslog() -> io::Result<UnixDatagram> {
     Ok(socket)
 }
 
-/// Hands out [`Line`]s.
+/// Makes [`Line`]s.
 #[derive(Debug, Clone, Copy)]
 struct Lines;
 
@@ -170,7 +171,7 @@ enum Severity {
     Info = 6,
 }
 
-/// Every line with the severity in front, as sd-daemon(3) has it.
+/// Every line with its severity in front, in the format of sd-daemon(3).
 fn for_the_journal(bytes: &[u8], severity: Severity) -> Vec<u8> {
     let prefix = format!("<{}>", severity as u8);
     let lines = bytes.split_inclusive(|&byte| byte == b'\n');

@@ -1,7 +1,8 @@
 //! barmanfs: PostgreSQL backups and WAL, deduplicated, and shown as directories.
 //!
 //! This crate is the program around the libraries: the command line, the configuration, the replication
-//! client, the progress and the exit codes. It alone prints, ends the process or reads the environment.
+//! client, the progress and the exit codes. Only this crate prints, ends the process or reads the
+//! environment.
 
 mod background;
 mod backup;
@@ -45,11 +46,11 @@ use crate::error::{Error, Kind, Outcome, exit};
 use crate::output::{Style, colours, paint, printable_lines};
 
 fn main() -> ExitCode {
-    // Backups hold everything the database does: what is written here is for its owner alone.
+    // Backups contain all data of the database, so all files written here are only for their owner.
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let for_recovery = arguments.iter().skip(1).any(|argument| argument == "get-wal");
-    // The panic's message has been printed by then.
+    // At this point the panic's message has been printed.
     let ended = std::panic::catch_unwind(|| run(arguments)).unwrap_or(Err(exit::PANICKED));
     ExitCode::from(match ended {
         Ok(outcome) => outcome.code(),
@@ -58,7 +59,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// Parses, runs, and prints what went wrong; an error is the exit code.
+/// Parses and runs a command, and prints its error. Returns the exit code of an error.
 fn run(arguments: Vec<OsString>) -> Result<Outcome, u8> {
     let arguments = mount_helper::translate(arguments).map_err(|message| {
         report(&Error::usage(message));
@@ -68,7 +69,7 @@ fn run(arguments: Vec<OsString>) -> Result<Outcome, u8> {
         .try_get_matches_from(arguments)
         .and_then(|m| Cli::from_arg_matches(&m));
     let cli = parsed.map_err(|error| {
-        // Help and version come this way too. When printing fails, there is nowhere to report it.
+        // Help and version are such errors, too. If printing fails, there is no place to report it.
         let _unheard = error.print();
         if error.use_stderr() {
             Err(exit::USAGE)
@@ -91,7 +92,7 @@ fn report(error: &Error) {
         return;
     }
     let colour = colours(&io::stderr());
-    // The message may quote a server or a file name.
+    // The message may contain text from a server, or a file name.
     let message = printable_lines(&error.to_string());
     let mut text = format!("{} {message}\n", paint("Error:", Style::Red, colour));
     if let Some(hint) = error.hint_text().map(printable_lines) {

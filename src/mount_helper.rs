@@ -1,16 +1,16 @@
-//! Being called by mount(8): `/sbin/mount.fuse.barmanfs SOURCE DIRECTORY -o OPTIONS`.
+//! Calls by mount(8): `/sbin/mount.fuse.barmanfs SOURCE DIRECTORY -o OPTIONS`.
 //!
-//! A link of that name (or `mount.barmanfs`) to this program makes a line of fstab work. The source is always the word
-//! `barmanfs`, the options are those of `barmanfs mount` with underscores, and `config=FILE`.
+//! With a link of that name (or `mount.barmanfs`) to this program, a line of fstab works. The source is always the word
+//! `barmanfs`. The options are those of `barmanfs mount` with underscores, and `config=FILE`.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
-/// Names this program answers to as a helper of mount(8).
+/// Program names under which this program is a helper of mount(8).
 const HELPER_NAMES: &[&str] = &["mount.barmanfs", "mount.fuse.barmanfs"];
 /// The first field of a line of fstab, which the kernel shows as the mount's source.
 const SOURCE: &str = "barmanfs";
-/// Options of fstab that are about when to mount or that a read-only file system has anyway.
+/// Options of fstab that control when to mount, or that describe a read-only file system anyway.
 const MEANT_FOR_OTHERS: &[&str] = &[
     "defaults",
     "auto",
@@ -39,11 +39,11 @@ const MEANT_FOR_OTHERS: &[&str] = &[
     "async",
     "sync",
 ];
-/// So many letters may be wrong, missing, or in the wrong order in what is taken for a known option.
+/// Maximum number of wrong, missing or swapped letters for an option to count as a misspelt one.
 const TYPOS: usize = 2;
 /// Options of `barmanfs mount` without a value.
 const FLAGS: &[&str] = &["allow_other"];
-/// Options of `barmanfs mount` with one.
+/// Options of `barmanfs mount` with a value.
 const VALUES: &[&str] = &[
     "server",
     "uid",
@@ -54,7 +54,7 @@ const VALUES: &[&str] = &[
     "log_level",
 ];
 
-/// The arguments as `barmanfs` understands them: unchanged unless mount(8) is calling. An error says what is wrong with
+/// The arguments in the form of `barmanfs`: unchanged unless mount(8) is calling. An error describes what is wrong with
 /// the line of fstab.
 pub(crate) fn translate(arguments: Vec<OsString>) -> Result<Vec<OsString>, String> {
     let name = arguments
@@ -81,10 +81,10 @@ fn mount_arguments(arguments: Vec<OsString>) -> Result<Vec<OsString>, String> {
                     result.extend(option(each)?);
                 }
             }
-            // The type, the name space: nothing to do with us.
+            // The type and the namespace are not needed.
             Some("-t" | "-N") => drop(arguments.next()),
             Some("-n" | "-r" | "-s" | "-v" | "-w") => {}
-            // mount(8) uses the source to see whether a line of fstab is mounted already.
+            // mount(8) uses the source to check whether a line of fstab is already mounted.
             Some(SOURCE) if is_source => is_source = false,
             _ if is_source => {
                 let source = argument.to_string_lossy();
@@ -98,7 +98,7 @@ fn mount_arguments(arguments: Vec<OsString>) -> Result<Vec<OsString>, String> {
     Ok(result)
 }
 
-/// An option of fstab as arguments.
+/// Converts an option of fstab into arguments.
 fn option(option: &str) -> Result<Vec<OsString>, String> {
     let (name, value) = option
         .split_once('=')
@@ -122,7 +122,7 @@ fn option(option: &str) -> Result<Vec<OsString>, String> {
     }
 }
 
-/// Names the option as fstab has it, and what may be meant.
+/// Names the option as it is in fstab, and suggests similar ones.
 fn unknown(name: &str) -> String {
     let known = || FLAGS.iter().chain(VALUES);
     let spelled = name.to_ascii_lowercase().replace('-', "_");

@@ -1,8 +1,8 @@
-//! Clones and mounts: where a clone can be seen, and how a command gets it for itself.
+//! Clones and mounts: where a clone can be seen, and how a command gets a clone for itself.
 //!
-//! A clone has one writer: the process that holds its lock. A mount takes the lock when somebody looks into the clone.
-//! It gives the lock up when it is asked to (`.barmanfs/released/`) and nothing in the clone is open. So a command
-//! either goes through the mount that serves the clone, or has all mounts release it and takes the lock itself.
+//! A clone has one writer: the process that holds its lock. A mount takes the lock at the first access to the clone. It
+//! releases the lock when it is asked to (`.barmanfs/released/`) and nothing in the clone is open. So a command either
+//! works through the mount that serves the clone, or makes all mounts release it and takes the lock itself.
 
 use std::fs;
 use std::io;
@@ -18,7 +18,7 @@ use nix::unistd::{Uid, User};
 use crate::error::Error;
 use crate::instance;
 
-/// A server that has just been stopped is still closing its files.
+/// A server that has just been stopped may still be closing its files.
 const PATIENCE: Duration = Duration::from_secs(3);
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
@@ -30,7 +30,7 @@ pub(crate) struct Mounts<'a> {
 }
 
 impl<'a> Mounts<'a> {
-    /// Finds them.
+    /// Finds the mounts.
     pub(crate) fn of(repository: &'a Repository) -> Result<Self, Error> {
         Ok(Self {
             repository,
@@ -38,7 +38,7 @@ impl<'a> Mounts<'a> {
         })
     }
 
-    /// The mount that was asked for, or the only one that shows the server.
+    /// The requested mount, or the only one that shows the server.
     pub(crate) fn choose(&self, server: &ServerName, asked: Option<&Path>) -> Result<&FoundMount, Error> {
         if let Some(asked) = asked {
             return self.asked(server, asked);
@@ -93,7 +93,7 @@ impl<'a> Mounts<'a> {
         names.join(", ")
     }
 
-    /// There is no mount to work on: why.
+    /// The error when there is no mount to work on.
     fn none(&self, server: &ServerName) -> Error {
         let path = self.repository.path().display();
         if let [first, ..] = self.found.serving.as_slice() {
@@ -103,7 +103,7 @@ impl<'a> Mounts<'a> {
             ))
             .hint("Clones are for the owner of the server's files, and for root");
         }
-        // One that cannot be asked may be the one that is meant.
+        // A mount that cannot be asked may be the one that the user means.
         let perhaps = self
             .found
             .silent
@@ -137,7 +137,7 @@ impl<'a> Mounts<'a> {
         Some((mount, live(mount, server).join(name.as_str())))
     }
 
-    /// The clone's directory in the mount that serves it, or in the one that is to.
+    /// The clone's directory in the mount that serves it, otherwise in the mount to use.
     pub(crate) fn place_of(
         &self,
         server: &ServerName,
@@ -151,7 +151,7 @@ impl<'a> Mounts<'a> {
         Ok((mount, live(mount, server).join(name.as_str())))
     }
 
-    /// The server that runs on a clone, and where. On one that no mount serves, none can.
+    /// The server that runs on a clone, and its directory. No server runs on a clone that no mount serves.
     pub(crate) fn running_on(
         &self,
         server: &ServerName,
@@ -161,8 +161,8 @@ impl<'a> Mounts<'a> {
         instance::running(&path).map(|running| (running, path))
     }
 
-    /// Has every mount release a clone, where this user may ask for it. What was written to the clone is durable then.
-    /// Gives a mount that this user may not ask.
+    /// Makes every mount release a clone, if this user may request that. All writes to the clone are then durable.
+    /// Returns a mount that this user may not ask.
     fn release(&self, server: &ServerName, name: &CloneName) -> Result<Option<&FoundMount>, Error> {
         let mut unwilling = None;
         for mount in &self.found.serving {
@@ -172,7 +172,7 @@ impl<'a> Mounts<'a> {
             loop {
                 match fs::metadata(&path) {
                     Ok(_) => break,
-                    // A mount that does not show the server does not serve its clones.
+                    // A mount that does not show the server does not serve its clones either.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => break,
                     Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                         unwilling = Some(mount);
@@ -197,7 +197,7 @@ impl<'a> Mounts<'a> {
     }
 }
 
-/// Gets a clone for this process alone: no server runs on it, no mount serves it as long as the lock lives.
+/// Locks a clone for this process: no server runs on it, and no mount serves it as long as the lock lives.
 ///
 /// # Errors
 /// When a server runs on it, or files in it are open.
@@ -229,7 +229,7 @@ pub(crate) fn hold(
     })
 }
 
-/// The error for what cannot be done while a server runs on the clone.
+/// The error for actions that are impossible while a server runs on the clone.
 pub(crate) fn is_running(server: &ServerName, name: &CloneName, running: &instance::Running) -> Error {
     Error::failed(format!(
         "PostgreSQL runs on clone {name} of server {server}, on port {} (process {})",
@@ -254,7 +254,7 @@ fn owner(path: &Path) -> Option<u32> {
     fs::metadata(path).ok().map(|metadata| metadata.uid())
 }
 
-/// Where a mount shows a server's clones.
+/// The directory of a server's clones on a mount.
 pub(crate) fn live(mount: &FoundMount, server: &ServerName) -> PathBuf {
     mount.mount_point.join(server.as_str()).join("live")
 }

@@ -1,6 +1,6 @@
-//! Everything that is printed on standard output: text, tables, JSON.
+//! All printing on standard output: text, tables, JSON.
 //!
-//! Colour only on a terminal and without `NO_COLOR`. A reader that went away ends the program quietly.
+//! Colours are used only on a terminal and without `NO_COLOR`. If the reader has gone away, the program ends quietly.
 
 pub(crate) mod table;
 
@@ -14,26 +14,26 @@ use crate::error::Error;
 use crate::locale;
 pub(crate) use table::{Align, Cell, Table};
 
-/// Copied at a time.
+/// Bytes to copy at a time.
 const COPY_BYTES: usize = 1 << 20;
 
 /// How a word is highlighted on a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Style {
-    /// As it is.
+    /// Not highlighted.
     Plain,
     /// A heading.
     Bold,
     /// Good.
     Green,
-    /// Not settled yet.
+    /// Not decided yet.
     Yellow,
     /// Bad.
     Red,
 }
 
 impl Style {
-    /// The SGR codes that begin it.
+    /// The SGR codes for it.
     fn codes(self) -> &'static str {
         match self {
             Self::Plain => "",
@@ -51,7 +51,7 @@ pub(crate) fn colours(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && !no_color && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// `text` in `style`, when `colour` allows.
+/// `text` in `style`, if `colour` is set.
 pub(crate) fn paint(text: &str, style: Style, colour: bool) -> String {
     if colour && style != Style::Plain {
         format!("{}{text}\x1b[0m", style.codes())
@@ -85,12 +85,12 @@ impl Output {
         }
     }
 
-    /// One line, or several.
+    /// Prints one or more lines.
     pub(crate) fn line(&mut self, text: impl std::fmt::Display) -> Result<(), Error> {
         writeln!(self.writer, "{text}").map_err(|error| Error::output(&error))
     }
 
-    /// A sentence, parted between words where the terminal's line ends.
+    /// Prints a sentence, broken between words to fit the terminal.
     pub(crate) fn sentence(&mut self, text: &str, style: Style) -> Result<(), Error> {
         let parts = match locale::columns() {
             Some(columns) if table::longest_word(text) <= columns => table::lines(text, columns),
@@ -102,14 +102,14 @@ impl Output {
         Ok(())
     }
 
-    /// Bytes as they are.
+    /// Prints bytes unchanged.
     pub(crate) fn bytes(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.writer
             .write_all(bytes)
             .map_err(|error| Error::output(&error))
     }
 
-    /// All of `content`, which messages call `what`.
+    /// Prints all of `content`. Messages call it `what`.
     pub(crate) fn copy(&mut self, content: &mut impl Read, what: &str) -> Result<(), Error> {
         let mut buffer = vec![0; COPY_BYTES];
         loop {
@@ -121,12 +121,12 @@ impl Output {
         }
     }
 
-    /// One thing as a JSON document, see [`json`]; readable by people too.
+    /// Prints one value as a JSON document, see [`json`]. People can read it, too.
     pub(crate) fn json(&mut self, value: &impl Serialize) -> Result<(), Error> {
         self.json_value(json::document(value))
     }
 
-    /// A list as a JSON document, under the key `name`.
+    /// Prints a list as a JSON document, under the key `name`.
     pub(crate) fn json_list(&mut self, name: &str, values: &impl Serialize) -> Result<(), Error> {
         self.json_value(json::list(name, values))
     }
@@ -137,7 +137,7 @@ impl Output {
         self.line(harmless_json(&text))
     }
 
-    /// The beginning of a document with a list that is too long to be held.
+    /// Begins a document with a list that is too long to keep in memory.
     pub(crate) fn json_begin(&mut self, name: &str) -> Result<(), Error> {
         let version = json::SCHEMA_VERSION;
         self.line(format_args!(
@@ -145,7 +145,7 @@ impl Output {
         ))
     }
 
-    /// One element of that list; `nth` counts from 0.
+    /// Prints one element of that list; `nth` counts from 0.
     pub(crate) fn json_element(&mut self, value: &impl Serialize, nth: u64) -> Result<(), Error> {
         if nth > 0 {
             self.bytes(b",\n")?;
@@ -155,23 +155,23 @@ impl Output {
         self.bytes(harmless_json(&text).as_bytes())
     }
 
-    /// The end of list and document.
+    /// Ends the list and the document.
     pub(crate) fn json_end(&mut self) -> Result<(), Error> {
         self.line("\n]}")
     }
 
-    /// A table.
+    /// Prints a table.
     pub(crate) fn table(&mut self, table: &Table) -> Result<(), Error> {
         let text = table.render_in(locale::columns(), self.colour);
         self.bytes(text.as_bytes())
     }
 
-    /// A word in `style`, when this output shows colours.
+    /// A word in `style`, if this output shows colours.
     pub(crate) fn paint(&self, text: &str, style: Style) -> String {
         paint(text, style, self.colour)
     }
 
-    /// Hands everything to the reader; called once at the end, where an error still counts.
+    /// Flushes the output. Called once at the end, where an error still counts.
     pub(crate) fn flush(&mut self) -> Result<(), Error> {
         self.writer.flush().map_err(|error| Error::output(&error))
     }
@@ -198,7 +198,7 @@ pub(crate) fn duration(duration: std::time::Duration) -> String {
     }
 }
 
-/// A moment, to the second: `2026-11-20 14:03:07+00`.
+/// A time to the second: `2026-11-20 14:03:07+00`.
 pub(crate) fn second(time: TimestampMicros) -> String {
     let text = time.to_string();
     match text.split_once('.') {
@@ -207,8 +207,9 @@ pub(crate) fn second(time: TimestampMicros) -> String {
     }
 }
 
-/// Text from a server or a file name, with everything a terminal could act on escaped, and what would make it look like
-/// another text: control characters, and those that turn the direction of writing.
+/// Text from a server, or a file name, with dangerous characters escaped: those that a terminal acts on and those that
+/// make the text look like another one. These are control characters, and characters that change the direction of
+/// writing.
 pub(crate) fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut shown = String::with_capacity(text.len());
@@ -222,14 +223,14 @@ pub(crate) fn printable(bytes: &[u8]) -> String {
     shown
 }
 
-/// One message, which may have several lines, as [`printable`].
+/// The same for a message that may have several lines.
 pub(crate) fn printable_lines(text: &str) -> String {
     let lines: Vec<String> = text.split('\n').map(|line| printable(line.as_bytes())).collect();
     lines.join("\n")
 }
 
-/// JSON with everything a terminal could act on escaped, which means the same. What JSON itself has between its strings
-/// is line breaks at most.
+/// JSON with the characters escaped that a terminal could act on; the meaning is the same. Between its strings, JSON
+/// has at most line breaks.
 fn harmless_json(text: &str) -> std::borrow::Cow<'_, str> {
     if !text.chars().any(|c| c != '\n' && is_dangerous(c)) {
         return text.into();
@@ -237,7 +238,7 @@ fn harmless_json(text: &str) -> std::borrow::Cow<'_, str> {
     let mut harmless = String::with_capacity(text.len());
     for c in text.chars() {
         if c != '\n' && is_dangerous(c) {
-            // All of them are in the first plane.
+            // All of them are in the first plane of Unicode.
             harmless.push_str(&format!("\\u{:04x}", u32::from(c)));
         } else {
             harmless.push(c);
@@ -254,7 +255,7 @@ fn is_dangerous(c: char) -> bool {
     c.is_control() || turns_direction || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}')
 }
 
-/// A value of zero or more, in hundredths: `12.34 %` of `whole`.
+/// A value of zero or more, in percent of `whole`: `12.34 %`.
 pub(crate) fn percent(part: u64, whole: u64) -> String {
     if whole == 0 {
         return "-".to_owned();

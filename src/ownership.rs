@@ -1,4 +1,4 @@
-//! Who may write into a repository.
+//! Decides who may write into a repository.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -7,8 +7,8 @@ use nix::unistd::{Uid, User};
 
 use crate::error::Error;
 
-/// Refuses to write as root into the repository at `path` when it belongs to another user. Root can write everywhere, and
-/// leaves files behind that the archiving user cannot write.
+/// Refuses to write as root into the repository at `path` if it belongs to another user. Root can write everywhere, but
+/// leaves files that the archiving user cannot write.
 pub(crate) fn refuse_foreign_root(path: &Path) -> Result<(), Error> {
     let Ok(metadata) = std::fs::metadata(path) else {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Progress of long work: a bar on a terminal, a log line now and then elsewhere.
+//! Progress of long work: a bar on a terminal, otherwise a log line now and then.
 
 use std::io::{self, Write};
 use std::sync::{Mutex, MutexGuard};
@@ -12,10 +12,10 @@ use crate::locale::Drawing;
 
 /// How often work without a terminal reports.
 const LOG_EVERY: Duration = Duration::from_secs(30);
-/// How often a bar is drawn by itself, so that the time moves while nothing else does.
+/// Redraw interval of a bar, so that the time moves while nothing else does.
 const TICK: Duration = Duration::from_millis(250);
 
-/// The bar on the terminal, if there is one: log lines must not tear it.
+/// The bar on the terminal, if there is one. Log lines must not break it.
 static ON_SCREEN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
 fn on_screen() -> MutexGuard<'static, Option<ProgressBar>> {
@@ -37,7 +37,7 @@ pub(crate) enum Counted {
     Bytes,
     /// Chunks, packs or files: plain numbers.
     Things,
-    /// Nothing but the time that goes by.
+    /// Only the elapsed time.
     Time,
 }
 
@@ -52,7 +52,7 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Begins; nothing is shown when `quiet`.
+    /// Begins. With `quiet`, nothing is shown.
     pub(crate) fn start(what: impl Into<String>, counted: Counted, quiet: bool) -> Self {
         let what = what.into();
         let target = ProgressDrawTarget::stderr();
@@ -78,7 +78,7 @@ impl Progress {
         }
     }
 
-    /// `done` of `total`, as far as it is known.
+    /// Sets `done` of `total`, if the total is known.
     pub(crate) fn set(&self, done: u64, total: Option<u64>) {
         if self.bar.length() != total {
             self.bar.set_style(style(self.counted, total.is_some()));
@@ -97,7 +97,7 @@ impl Progress {
         }
     }
 
-    /// What is being done now, beside the bar; empty for nothing in particular.
+    /// Shows the current action beside the bar; nothing if the text is empty.
     pub(crate) fn note(&self, text: &str) {
         let message = if text.is_empty() {
             self.what.clone()
@@ -107,7 +107,7 @@ impl Progress {
         self.bar.set_message(message);
     }
 
-    /// What begins now: beside the bar, or else a line in the log.
+    /// Shows a new stage: beside the bar, or otherwise as a line in the log.
     pub(crate) fn stage(&self, text: &str) {
         self.note(text);
         if self.log.is_some() {
@@ -185,7 +185,7 @@ impl Monitor for Shown {
             } else {
                 Counted::Things
             };
-            // The bar that is there has to go before the next one comes.
+            // The old bar must be removed before the next one appears.
             self.current = None;
             self.current = Some((unit, Progress::start(self.stage.clone(), counted, self.quiet)));
         }

@@ -1,12 +1,12 @@
 //! Receiving WAL as a stream: what `receive-wal` does until it is stopped.
 //!
-//! One thread holds the connection ([`session`]): it writes what comes into the spool, makes it durable as soon as
-//! nothing more has come. Only then it reports to the server, which may have a commit waiting for that. Another thread
-//! ([`archiver`]) takes whole segments from the spool into the archive, so that no commit waits for compression.
+//! One thread holds the connection ([`session`]). It writes received data into the spool, and syncs it as soon as
+//! nothing more is arriving. Only then does it report to the server, which may have a commit waiting for that. Another
+//! thread ([`archiver`]) moves whole segments from the spool into the archive, so that no commit waits for compression.
 //!
-//! - Only what is durable in the spool or the archive is reported as flushed. A kill at any moment loses nothing that
-//!   was reported: the next start continues from what is there ([`position`]).
-//! - Only a signal or a wrong configuration ends this. Every other failure is logged, and tried again.
+//! - Only data that is durable in the spool or the archive is reported as flushed. A kill at any moment loses nothing
+//!   that was reported: the next start continues after the stored data ([`position`]).
+//! - Only a signal or a wrong configuration ends this. Every other failure is logged, and the work is tried again.
 
 mod archiver;
 mod backoff;
@@ -79,11 +79,11 @@ fn in_one_line(error: &Error) -> String {
     }
 }
 
-/// Makes the next start begin with the segment the server is writing now, whatever was received before. What is in the
-/// spool is kept in the archive.
+/// Makes the next start begin with the segment that the server is writing now, regardless of what was received before.
+/// The content of the spool is kept in the archive.
 ///
 /// # Errors
-/// While somebody receives, and when server or repository cannot be used.
+/// While another process receives, and when the server or the repository cannot be used.
 pub(crate) fn reset(repository: &Repository, server: &ServerConfig) -> Result<SegmentName, Error> {
     let spool = repository.spool(&server.name)?;
     let mut connection = cluster::connect(server, Purpose::ReceiveWal)?;

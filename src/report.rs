@@ -1,7 +1,7 @@
-//! The JSON documents that commands print: their shapes, and what fills them. `tests/json_shape.txt` lists all keys.
+//! The JSON documents of commands: their shapes and the code that fills them. `tests/json_shape.txt` lists all keys.
 //!
-//! Times, versions and lists get their form from `barmanfs_catalog::json`. What the catalog itself describes (a timeline
-//! report, a verification, statistics) is printed as it is.
+//! Times, versions and lists are formatted by `barmanfs_catalog::json`. Values that the catalog itself defines (a
+//! timeline report, a verification, statistics) are printed unchanged.
 
 mod backup;
 mod boot_test;
@@ -35,6 +35,6 @@ pub(crate) struct Version {
 /// `history SERVER keep --json`
 #[derive(Debug, Serialize)]
 pub(crate) struct SettledForks {
-    /// How many forks that decided.
+    /// Number of forks that the command decided.
     pub(crate) settled: usize,
 }

@@ -9,11 +9,11 @@ use signal_hook::iterator::{Handle, Signals};
 
 use crate::error::Error;
 
-/// How soon a sleeper notices a signal.
+/// How soon a sleeping thread notices a signal.
 const NOTICED_WITHIN: Duration = Duration::from_millis(100);
 
-/// Watches for the signals until it is dropped. Each is a request to end in order, however often it comes: some senders
-/// (`timeout`, for one) signal twice. Who cannot wait has SIGKILL, which the repository survives.
+/// Watches for the signals until it is dropped. A signal is a request to end in order, however often it arrives: some
+/// senders (`timeout`, for one) signal twice. A user who cannot wait can use SIGKILL, which the repository survives.
 #[derive(Debug)]
 pub(crate) struct Interruption {
     flag: Arc<AtomicBool>,
@@ -21,7 +21,7 @@ pub(crate) struct Interruption {
 }
 
 impl Interruption {
-    /// Starts watching; `on_signal` is called in a thread of its own, once for each signal.
+    /// Starts watching. Calls `on_signal` in a thread of its own, once for each signal.
     pub(crate) fn watch(on_signal: impl Fn() + Send + 'static) -> Result<Self, Error> {
         let failed = |error: std::io::Error| Error::failed(format!("Cannot watch for signals: {error}"));
         let flag = Arc::new(AtomicBool::new(false));
@@ -37,12 +37,12 @@ impl Interruption {
         Ok(Self { flag, handle })
     }
 
-    /// Whether a signal has come.
+    /// Whether a signal has arrived.
     pub(crate) fn requested(&self) -> bool {
         self.flag.load(Ordering::Relaxed)
     }
 
-    /// Waits so long, or until a signal comes.
+    /// Waits this long, or until a signal arrives.
     pub(crate) fn sleep(&self, time: Duration) {
         let until = Instant::now() + time;
         while !self.requested() {

@@ -1,4 +1,4 @@
-//! Sizes as a person writes them: `134217728`, `128M`, `1G`.
+//! Sizes in the notation of people: `134217728`, `128M`, `1G`.
 
 /// Bytes, with binary units.
 pub(crate) fn bytes(text: &str) -> Result<u64, String> {
@@ -7,7 +7,7 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "allowed is a size like 134217728, 128M or 1G".to_owned())
 }
 
-/// A number, and what one of its unit is in bytes when it has a unit.
+/// A number and, if it has a unit, the bytes of that unit.
 pub(crate) fn scaled(text: &str) -> Option<(u64, Option<u64>)> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let unit = match text.get(digits.len()..)?.to_ascii_lowercase().as_str() {

@@ -3,7 +3,7 @@
 use barmanfs_catalog::{Backup, BackupStatus, BootTest};
 use serde_json::json;
 
-/// A backup such as the catalog gives it.
+/// A backup as it comes from the catalog.
 pub(crate) fn backup(status: BackupStatus) -> Backup {
     let value = json!({
         "server": "main", "id": "20261120T101500", "status": status, "kind": "full", "label": "before the upgrade",

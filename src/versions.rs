@@ -1,7 +1,7 @@
-//! What this release knows of PostgreSQL's versions, and what it says of others.
+//! The PostgreSQL versions that this release knows, and messages about others.
 //!
-//! What is stored does not depend on it: backups and WAL of any version are kept byte for byte. What has to be understood
-//! is said to be missing, loudly, and made up for by a later release.
+//! Stored data does not depend on this: backups and WAL of any version are kept byte for byte. If a format cannot be
+//! interpreted, this is reported loudly, and a later release can interpret the data.
 
 use barmanfs_catalog::WalFile;
 use barmanfs_pg::ServerVersion;
@@ -10,11 +10,11 @@ use barmanfs_pg::wal_scan::SegmentIndex;
 /// The oldest and the newest major version whose formats this release was tried with.
 pub(crate) const KNOWN: std::ops::RangeInclusive<u32> = 13..=19;
 
-/// What works with WAL that is not understood, and what does not.
+/// Describes what works with WAL that cannot be interpreted, and what does not.
 pub(crate) const UNKNOWN_WAL: &str = "cannot be read by this release of barmanfs: it is archived safely, but nothing that \
                                       replays it is offered until a release that knows it has run 'barmanfs index-wal'";
 
-/// What to say of a server of this version; none where it is known.
+/// The message about a server of this version; `None` if the version is known.
 pub(crate) fn unknown(version: ServerVersion) -> Option<String> {
     let major = version.major();
     (!KNOWN.contains(&major)).then(|| {
@@ -28,7 +28,7 @@ pub(crate) fn unknown(version: ServerVersion) -> Option<String> {
     })
 }
 
-/// Says that what was archived is not understood.
+/// Warns if an archived file cannot be interpreted.
 pub(crate) fn warn_of_wal(file: &WalFile) {
     if file
         .index

@@ -12,7 +12,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The repository cannot be read, or what is read is damaged.
+    /// The repository cannot be read, or its data is damaged.
     #[error(transparent)]
     Catalog(#[from] barmanfs_catalog::Error),
     /// Stored data cannot be read, or is damaged.
@@ -125,9 +125,9 @@ impl From<barmanfs_live::Error> for Error {
     }
 }
 
-/// Error numbers of the repository's file system that mean the same for the requesting program: what lacks is room, a
-/// resource or a permission. All others become EIO. Above all, ENOENT of a pack must not look as if the requested file
-/// did not exist: PostgreSQL takes a missing file for one that is not needed.
+/// Error numbers of the repository's file system that mean the same for the requesting program: a lack of space, of a
+/// resource or of a permission. All others become EIO. Above all, ENOENT of a pack must not look as if the requested
+/// file did not exist: PostgreSQL assumes that a missing file is not needed.
 const PASSED_ON: [Errno; 8] = [
     Errno::ACCESS,
     Errno::PERM,

@@ -3,7 +3,7 @@
 //! - [`namespace`] is the engine: inodes, handles, read-ahead. It knows files and directories but not FUSE, and is
 //!   tested without a kernel.
 //! - [`views`] are the directories of the tree. Each reads the catalog when it is looked at.
-//! - [`entry`] has the words that both share.
+//! - [`entry`] has the types that both share.
 //! - `clones` are the clones that a mount serves. The engine of a clone is the crate `barmanfs_live`.
 //! - `adapter` is the only place that uses fuser. [`mount`](mod@mount) owns the mount: it creates the mount, finds
 //!   those of other processes, and unmounts.

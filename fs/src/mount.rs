@@ -42,8 +42,8 @@ pub use mountinfo::is_shown;
 /// single thread, because every request would wait for the slowest one.
 const THREADS: std::ops::RangeInclusive<usize> = 2..=16;
 
-/// Default size of the chunk cache. The daemon needs up to about 150 MiB besides (measured: listings, request buffers
-/// and what the allocator keeps), and should stay below 300 MB.
+/// Default size of the chunk cache. The daemon needs up to about 150 MiB in addition to it (measured: listings, request
+/// buffers and the allocator's reserve), and should stay below 300 MB.
 pub const DEFAULT_CACHE_BYTES: usize = 96 << 20;
 
 /// The kernel's read-ahead for the mount, in KiB. The kernel's default of 128 keeps one core decoding; this keeps all
@@ -84,9 +84,9 @@ pub struct MountOptions {
     pub uid: Option<u32>,
     /// Group of all files, in the same way.
     pub gid: Option<u32>,
-    /// What a copy does at its recovery target if the target's name does not say; promotion when `None`.
+    /// What a copy does at its recovery target if the target's name does not specify it; promotion when `None`.
     pub recovery_target_action: Option<Action>,
-    /// What new clones of a server may take; [`CloneLimits::default`] for one that is not named.
+    /// Limits for new clones of a server; [`CloneLimits::default`] for a server that is not in the map.
     pub clone_limits: HashMap<ServerName, CloneLimits>,
     /// Bytes of decoded chunks to keep; [`DEFAULT_CACHE_BYTES`] when `None`.
     pub cache_bytes: Option<usize>,

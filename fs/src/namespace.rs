@@ -225,8 +225,8 @@ impl Namespace {
         }
     }
 
-    /// Gives the whole content of a small file to `give`, once for each node, so that the kernel need not request it.
-    /// If it cannot be read, the kernel's request reports that.
+    /// Passes the whole content of a small file to `give`, once for each node, so that the kernel need not request it.
+    /// If the content cannot be read, the kernel's request reports that.
     pub fn hand_over(&self, handle: Handle, give: impl FnOnce(&[u8])) {
         if let Some(file) = self.files.get(handle) {
             file.hand_over(&self.trees, give);
@@ -289,7 +289,7 @@ impl Namespace {
         })
     }
 
-    /// Gives the lines of a listing from `offset` on to `emit`, until it says that it has no more room.
+    /// Passes the lines of a listing from `offset` on to `emit` until it returns [`Room::Full`].
     ///
     /// # Errors
     /// When the directory cannot be read.

@@ -250,7 +250,7 @@ mod tests {
         let mut state = State::default();
         state.visit(Use::File, Caller(child.id()));
         assert!(state.is_busy());
-        // Directories afterwards take nothing back.
+        // A later open of a directory does not weaken that.
         state.visit(Use::Directory, Caller(child.id()));
         assert_eq!(state.visits.values().next().unwrap().deepest, Use::File);
         child.kill().unwrap();

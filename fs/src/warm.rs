@@ -131,7 +131,7 @@ mod tests {
             list()
         });
         let left = left.join().unwrap();
-        // The standard ones, and the listing's own.
+        // The standard descriptors, and the one of the listing itself.
         let null = left
             .iter()
             .filter(|path| *path == std::path::Path::new("/dev/null"));

@@ -1,4 +1,4 @@
-//! What is done in clones by several at a time, or to much at a time. Needs /dev/fuse and root.
+//! Concurrent and large operations in clones. Needs /dev/fuse and root.
 
 #![allow(clippy::unwrap_used)]
 
@@ -16,7 +16,7 @@ use support::{Fixture, Thing, content, data_directory};
 
 const APPENDERS: u64 = 3;
 const RECORDS: u64 = 400;
-/// No divisor of a block: records cross from one into the next.
+/// Not a divisor of the block size, so records cross block boundaries.
 const RECORD_BYTES: usize = 97;
 
 const WRITERS: u64 = 3;
@@ -42,7 +42,7 @@ fn append(path: &Path, appender: u64) {
     }
 }
 
-/// Writes its own blocks, each in two parts, over and over.
+/// Writes this writer's own blocks, each in two parts, several times.
 fn overwrite(path: &Path, writer: u64) {
     let file = OpenOptions::new().write(true).open(path).unwrap();
     for time in 1..=TIMES {
@@ -68,7 +68,7 @@ fn write_together(path: &Path) {
     File::open(path).unwrap().sync_all().unwrap();
 }
 
-/// Blocks as they were written last, then what was there before, then every record once.
+/// The file must have the last written blocks, then the previous content, then every record once.
 #[track_caller]
 fn check(path: &Path, before: &[u8]) {
     let bytes = std::fs::read(path).unwrap();
@@ -96,7 +96,7 @@ fn check(path: &Path, before: &[u8]) {
 fn nobody_loses_what_he_wrote_beside_others() {
     let things = data_directory(1);
     let (fixture, mut daemon, clone) = cloned(&things);
-    // One that stays partly the backup's, and one the kernel is handed.
+    // The first file stays partly the backup's. The kernel reads and writes the second one directly.
     let before = content(&things, "base/5/1259");
     let (table, new) = (clone.join("base/5/1259"), clone.join("new"));
     std::fs::write(&new, before).unwrap();
@@ -114,7 +114,7 @@ fn nobody_loses_what_he_wrote_beside_others() {
     }
 }
 
-/// As `rm -rf` does it: names go while they are listed, and none is passed over.
+/// Like `rm -rf`: names are removed while they are listed, and no name is skipped.
 #[test]
 fn a_large_directory_is_emptied_while_it_is_listed() {
     const FILES: usize = 6000;
@@ -140,7 +140,7 @@ fn a_large_directory_is_emptied_while_it_is_listed() {
     std::fs::remove_dir(&directory).unwrap();
 }
 
-/// Whoever has the repository may put links into it; root's mount does not write where they lead.
+/// The owner of the repository may put links into it. Root's mount does not write to their targets.
 #[test]
 fn links_in_the_repository_lead_root_nowhere() {
     let fixture = Fixture::new();
@@ -155,7 +155,7 @@ fn links_in_the_repository_lead_root_nowhere() {
     std::fs::create_dir(live.join("test1")).unwrap();
     std::fs::write(live.join("test1/new"), "new").unwrap();
     daemon.unmount();
-    // The owner of the repository must be able to use all that root has made.
+    // The owner of the repository must be able to use everything that root has created.
     each_in(repository, &mut |path, found| {
         assert_eq!((found.uid(), found.gid()), (NOBODY, NOBODY), "{}", path.display());
     });
@@ -192,7 +192,7 @@ fn each_in(path: &Path, visit: &mut dyn FnMut(&Path, &Metadata)) {
     }
 }
 
-/// No test by itself: the daemon of those above.
+/// Not a test by itself: the daemon of the tests above.
 #[test]
 fn daemon() {
     support::daemon::serve();

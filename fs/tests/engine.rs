@@ -1,4 +1,4 @@
-//! The tree without a kernel: what is shown under which name, and what reading it gives.
+//! The tree without a kernel: the names it shows, and the content of its files.
 
 #![allow(clippy::unwrap_used)]
 
@@ -121,7 +121,7 @@ fn a_startable_view_recovers_by_itself_and_archives_nothing() {
         "restore_command = 'false'",
         "recovery_target = 'immediate'",
         "recovery_target_action = 'promote'",
-        // There are none, and the WAL may make some.
+        // The backup has no tablespaces, but the WAL may create some.
         "allow_in_place_tablespaces = on",
     ] {
         assert!(
@@ -169,7 +169,7 @@ fn settings_that_lead_to_the_original_are_taken_out_of_a_startable_view() {
         auto_conf.starts_with(&format!("{taken_out}ident_file = ")),
         "{auto_conf}"
     );
-    // The one beside it is not what decides about the original: initdb's, which may trust everybody.
+    // The file in the data directory was not in effect on the original: it is initdb's, and may trust everybody.
     assert!(!tree.text("main/latest/pg_hba.conf").contains("trust"));
     assert_manifest_agrees(&tree, "main/latest");
     let raw = tree.list("main/raw").remove(0);
@@ -180,7 +180,7 @@ fn settings_that_lead_to_the_original_are_taken_out_of_a_startable_view() {
 fn a_backup_of_a_clone_starts_as_it_is_and_is_not_the_latest() {
     let fixture = archived();
     let own = fixture.backup(&data_directory(1));
-    // The server has a timeline 2, too: another one.
+    // The server has its own timeline 2, which is another one.
     let history = WalName::History(TimelineId(2));
     fixture.archive_as(&history, b"1\t0/300000\tthe server's\n");
     let mut things = data_directory(2);
@@ -220,7 +220,7 @@ fn a_backup_of_a_clone_starts_as_it_is_and_is_not_the_latest() {
     assert!(!settings.contains("recovery_target"), "{settings}");
 }
 
-/// What a view shows is what its manifest lists; the files `pg_verifybackup` does not look at left out.
+/// The view has exactly the files of its manifest, except for those that `pg_verifybackup` ignores.
 #[track_caller]
 fn assert_manifest_agrees(tree: &Tree, view: &str) -> BTreeMap<String, manifest::ManifestFile> {
     let bytes = tree.read(&format!("{view}/backup_manifest"));
@@ -260,7 +260,7 @@ fn a_directory_without_configuration_gets_one_and_a_manifest_that_knows_it() {
     assert!(tree.find("main/latest/tablespace_map").is_none());
     let listed = assert_manifest_agrees(&tree, "main/latest");
     assert!(listed.contains_key("postgresql.conf") && listed.contains_key("base/5/1259"));
-    // Nothing of this in what was sent.
+    // The raw view has nothing of this.
     let raw = tree.list("main/raw").remove(0);
     assert_eq!(
         tree.read(&format!("main/raw/{raw}/backup_manifest")),
@@ -338,10 +338,10 @@ fn latest_stays_with_its_backup_while_somebody_reads_it() {
         tree.text(&format!("main/{}/backup_label", second.id)),
         "START WAL LOCATION: 2\n"
     );
-    // Closed, but this process lives and may open the next file by its path.
+    // The file is closed, but this process lives and may open the next file by its path.
     tree.0.close(open.handle);
     assert_eq!(tree.text("main/latest/backup_label"), "START WAL LOCATION: 1\n");
-    // Deleted under the reader: there is nothing to stay with.
+    // The backup is deleted while it is in use, so the view moves on.
     fixture.repository.delete_backup(&first, true).unwrap();
     assert_eq!(tree.text("main/latest/backup_label"), "START WAL LOCATION: 2\n");
     assert_ne!(tree.node("main/latest/backup_label").ino, file.ino);
@@ -426,7 +426,7 @@ fn damage_is_an_error_for_what_needs_it_alone() {
     assert_eq!(tree.read("main/latest/PG_VERSION"), b"15\n");
 }
 
-/// Damages the bytes in whichever pack has them; they do not compress, so they stand there as they are.
+/// Damages the bytes in the pack that has them. They do not compress, so they are stored unchanged.
 fn flip_stored_copy_of(fixture: &Fixture, bytes: &[u8]) {
     let packs = fixture.repository.path().join("packs");
     for directory in std::fs::read_dir(packs)
@@ -494,7 +494,7 @@ fn many_readers_get_the_same_bytes() {
     });
 }
 
-/// With nothing decoded.
+/// Reopens the repository, with an empty chunk cache.
 fn reopened(fixture: Fixture) -> Fixture {
     let repository = Repository::open(fixture.repository.path()).unwrap();
     Fixture {
@@ -503,7 +503,7 @@ fn reopened(fixture: Fixture) -> Fixture {
     }
 }
 
-/// Waits until the chunk that holds the file's first bytes has been decoded by nobody's read.
+/// Waits until the file's first chunk has been decoded ahead. No read requests it.
 #[track_caller]
 fn until_decoded(fixture: &Fixture, map: &FileMap) {
     let first = fixture.repository.trees().window(map, 0).unwrap().chunk.unwrap();
@@ -527,7 +527,7 @@ fn files_opened_in_order_are_decoded_ahead() {
     let tree = Tree::of(&fixture.repository);
     tree.list("main/latest/base");
     let ino = |name: &str| tree.node(&format!("main/latest/{name}")).ino;
-    // The order `cp -a` follows. That of names may agree with it for a few files, which of them depends on the backup's id.
+    // The order of `cp -a`. The order of names may be the same for a few files; which ones, depends on the backup's id.
     names.sort_by_key(|name| ino(name));
     let (opened, rest) = names.split_at(2);
     for name in opened {

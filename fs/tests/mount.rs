@@ -41,7 +41,7 @@ impl Mounted {
         self.point.join(path)
     }
 
-    /// How serving ended; fails when it does not.
+    /// The result of serving. Fails if it does not end.
     fn ended(&mut self) -> barmanfs_fs::Result<()> {
         let serving = self.serving.take().unwrap();
         until("serving ends", || serving.is_finished());
@@ -214,7 +214,7 @@ fn a_copy_of_latest_is_of_one_backup() {
         .arg(&copy)
         .spawn()
         .unwrap();
-    // In the middle of it another backup becomes the latest.
+    // Another backup becomes the latest in the middle of the copy.
     until("it copies", || {
         copy.join("base/5")
             .read_dir()
@@ -313,7 +313,7 @@ fn what_somebody_else_has_mounted_since_stays() {
     ));
     assert!(is_mounted(&point), "the tmpfs was unmounted");
     ok(&format!("umount '{}'", point.display()));
-    // One of barmanfs too, when it is another one.
+    // Another mount of barmanfs is not unmounted either.
     let mut first = Mounted::new(&fixture);
     ok(&format!("umount '{}'", first.point.display()));
     first.ended().unwrap();
@@ -375,7 +375,7 @@ fn nothing_can_be_written() {
     }
 }
 
-/// Bytes of a file that are in the page cache; `None` where that cannot be asked.
+/// Bytes of a file that are in the page cache; `None` if `fincore` cannot determine that.
 fn cached_bytes(path: &Path) -> Option<u64> {
     let output = sh(&format!("fincore -nb -o RES '{}'", path.display()));
     String::from_utf8(output.stdout).ok()?.trim().parse().ok()
@@ -417,14 +417,14 @@ fn extended_attributes_are_asked_for_once() {
     }
 }
 
-/// No test by itself: the daemon of those below.
+/// Not a test by itself: the daemon of the tests below.
 #[test]
 fn daemon() {
     support::daemon::serve();
 }
 
-/// The daemon has segments read ahead through its own mount. Killed with such a request half answered, it must be gone all the
-/// same, or whoever asks the mount waits for ever.
+/// The daemon reads segments ahead through its own mount. When it is killed during such a request, it must end all the
+/// same; otherwise every process that accesses the mount waits for ever.
 #[test]
 fn a_daemon_that_is_killed_during_recovery_is_gone() {
     const SEGMENTS: u32 = 12;
@@ -494,13 +494,13 @@ fn restore_command_ends_recovery_only_on_proof() {
     assert_eq!(fs::read(&target).unwrap(), support::segment(2, 2).1);
     assert_eq!(run(missing), Some(1));
     assert_eq!(run("00000002.history"), Some(1));
-    // It came in between.
+    // The segment is archived in between.
     fixture.archive(9, 9);
     assert_eq!(run(missing), Some(0));
-    // The archive cannot be written to.
+    // The target cannot be written.
     let readable = command.replace("%f", there).replace("%p", "/nowhere/target");
     assert_eq!(sh(&readable).status.code(), Some(255));
-    // The kernel has seen all of these names; now nobody answers.
+    // The kernel has cached all of these names; now the daemon is gone.
     daemon.kill();
     assert_eq!(run(there), Some(255));
     assert_eq!(run("000000010000000000000008"), Some(255));

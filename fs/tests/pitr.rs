@@ -1,5 +1,5 @@
-//! `pitr/` without PostgreSQL, and without a kernel but for clones: which targets there are, and what a copy of one is told to
-//! do.
+//! `pitr/` without PostgreSQL, and without a kernel except for clones: which targets exist, and the recovery settings
+//! of a copy.
 
 #![allow(clippy::unwrap_used)]
 
@@ -21,7 +21,8 @@ use support::daemon::Daemon;
 use support::tree::Tree;
 use support::{Fixture, SEGMENT, Thing, data_directory};
 
-/// Segments 2 to 9: a commit every quarter of a segment, one second after the other, and restore points between them.
+/// The WAL in segments 2 to 9: a commit every quarter of a segment, one second after the other, and a restore point
+/// between them.
 struct Log {
     fixture: Fixture,
     wal: SampleWal,
@@ -30,7 +31,7 @@ struct Log {
 const FIRST: u64 = 2;
 const LAST: u64 = 9;
 
-/// 2099-01-01 00:00:00+00: later than the backups, which have the time of this test.
+/// 2099-01-01 00:00:00+00: later than the backups, which are made when the test runs.
 const EPOCH: i64 = 4_070_908_800;
 
 fn time(second: i64) -> TimestampMicros {
@@ -57,7 +58,7 @@ impl Log {
             }
         }
         let log = Self { fixture, wal };
-        // What runs into the segment behind them is not archived.
+        // The WAL after the last whole segment is not archived.
         for number in FIRST..=LAST {
             log.archive(number);
         }
@@ -76,7 +77,7 @@ impl Log {
         self.fixture.archive_as(&WalName::Segment(name), &bytes);
     }
 
-    /// A backup from the beginning of segment `number` to within the same.
+    /// A backup that starts at the beginning of segment `number` and ends in the same segment.
     fn backup(&self, number: u64) -> Backup {
         self.fixture.backup_of(&data_directory(number), number..=number)
     }
@@ -85,7 +86,7 @@ impl Log {
         Tree::of(&self.fixture.repository)
     }
 
-    /// Where the record of this second starts and ends.
+    /// Start and end of the record of this second.
     fn extent(&self, second: i64) -> (Lsn, Lsn) {
         let commit = |facts: &RecordFacts| matches!(facts, RecordFacts::Commit { time: at, .. } if *at == time(second));
         let (start, _) = self.wal.written.iter().find(|(_, facts)| commit(facts)).unwrap();
@@ -145,7 +146,7 @@ fn one_target_is_the_same_in_all_its_forms() {
         setting(&auto_conf(&tree, "xid:1012,action=pause"), "hot_standby"),
         "on"
     );
-    // Of two targets set at once the later is refused: the one that counts comes last.
+    // PostgreSQL refuses a second target. The one that counts comes last.
     let by_time = auto_conf(&tree, "2099-01-01 00:00:12+00");
     let targets: Vec<&str> = by_time
         .lines()
@@ -201,7 +202,7 @@ fn what_is_listed_is_there_and_what_cannot_be_reached_is_not() {
     ] {
         assert!(tree.find(&format!("main/pitr/{absent}")).is_none(), "{absent}");
     }
-    // What is absent may be there the next moment.
+    // An absent target may exist the next moment.
     let pitr = tree.node("main/pitr");
     assert_eq!(
         pitr.directory().unwrap().lifetime().of_absence(),
@@ -224,7 +225,7 @@ fn a_target_stays_with_its_backup_while_somebody_reads_it() {
     // This process lives and may open the next file by its path.
     assert_eq!(tree.text("main/pitr/now/backup_label"), "START WAL LOCATION: 3\n");
     assert_eq!(tree.node("main/pitr/now").ino, before);
-    // Another tree knows nothing of readers: it takes the newest backup.
+    // Another tree does not see these readers: it uses the newest backup.
     assert_eq!(
         log.tree().text("main/pitr/now/backup_label"),
         "START WAL LOCATION: 5\n"
@@ -318,20 +319,20 @@ fn a_clone_of_all_there_is_has_what_is_being_received() {
     assert!(received[..16384] == bytes[..16384]);
 }
 
-/// No test by itself: the daemon of the one above.
+/// Not a test by itself: the daemon of the test above.
 #[test]
 fn daemon() {
     support::daemon::serve();
 }
 
-/// Things without configuration files: views of them have manifests of their own.
+/// A data directory without configuration files: views of it have manifests of their own.
 fn without_configuration(seed: u64) -> Vec<(&'static str, Thing)> {
     let mut things = data_directory(seed);
     things.retain(|(path, _)| !path.ends_with(".conf") || path.contains("auto"));
     things
 }
 
-/// Files without a name in the repository that this process has open.
+/// Number of nameless files in the repository that this process has open.
 fn nameless_files(log: &Log) -> usize {
     let within = |target: &Path| {
         target.starts_with(log.fixture.repository.path()) && target.to_string_lossy().ends_with(" (deleted)")
@@ -431,7 +432,7 @@ fn what_is_being_received_is_shown_as_it_grows() {
         setting(&command, "restore_command").contains("/.barmanfs/receiving/main/%f"),
         "{command}"
     );
-    // A copy of what had come when it was first looked at, under the full name.
+    // The copy has the WAL that had been received when it was first looked up, under the full name.
     let own = format!("main/pitr/now,self-contained/pg_wal/{name}");
     assert_eq!(tree.read(&own)[..16384], bytes[..16384]);
     log.archive(number);

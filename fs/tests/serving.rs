@@ -1,4 +1,5 @@
-//! How mounts serve clones: one after the other, until they are asked to let go, and to the end. Needs /dev/fuse and root.
+//! How mounts serve clones: one after the other, until they are asked to release them, and until the mount ends. Needs
+//! /dev/fuse and root.
 
 #![allow(clippy::unwrap_used)]
 
@@ -17,13 +18,13 @@ use support::{attributes, content, data_directory};
 
 const BLOCK_BYTES: usize = 8192;
 
-/// Waits until a mount has let go of the clone.
+/// Waits until a mount has released the clone.
 fn let_go(daemon: &Daemon) {
     let released = daemon.point.join(".barmanfs/released/main/test1");
     until("the mount lets go of the clone", || released.exists());
 }
 
-/// What one mount's kernel has seen of a clone is no longer so when another mount has served it in between.
+/// Data of a clone in one mount's kernel is no longer valid after another mount has served the clone.
 #[test]
 fn what_is_written_through_another_mount_is_seen_by_the_first() {
     let things = data_directory(1);
@@ -75,7 +76,7 @@ fn what_is_written_through_another_mount_is_seen_by_the_first() {
     assert_eq!(read(&there), (4, 4));
     assert!(!there.join("base/new").exists());
     let_go(&second);
-    // Fresh mounts number everything as the first did.
+    // New mounts use the same inode numbers as the first one.
     drop((first, second));
     let again = Daemon::start(fixture.repository.path(), &fixture.directory.path().join("mnt"));
     assert_eq!(number(&clone), known);
@@ -85,8 +86,8 @@ fn what_is_written_through_another_mount_is_seen_by_the_first() {
 
 #[test]
 fn what_was_written_is_there_after_unmounting_while_files_are_open() {
-    // What is written is made durable every five seconds, and files that are open are served for five: it is written after
-    // the one and before the end of the other.
+    // Writes are made durable every five seconds, and open files are served for five more seconds. The test writes
+    // after the former and before the end of the latter.
     const BETWEEN: Duration = Duration::from_secs(3);
     let things = data_directory(1);
     let (fixture, mut daemon, clone) = cloned(&things);
@@ -132,7 +133,7 @@ fn a_clone_is_let_go_for_its_owner_and_nobody_else() {
     until("its owner has the clone let go", || asked_by(owner).0);
 }
 
-/// No test by itself: the daemon of those above.
+/// Not a test by itself: the daemon of the tests above.
 #[test]
 fn daemon() {
     support::daemon::serve();

@@ -1,5 +1,5 @@
-//! Tools that others wrote to try file systems, let loose on a clone: fsx and pjdfstest, where `BARMANFS_TEST_TOOLS`
-//! names the directory they are in (`scripts/torture.sh` gets them; left out otherwise). Needs /dev/fuse and root.
+//! Runs test tools for file systems on a clone: fsx and pjdfstest. `BARMANFS_TEST_TOOLS` names their directory
+//! (`scripts/torture.sh` installs them); without it, they are skipped. Needs /dev/fuse and root.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
@@ -18,16 +18,16 @@ use support::daemon::Daemon;
 use support::ordinary::Ordinary;
 use support::{Fixture, data_directory};
 
-/// Operations of one fsx; `BARMANFS_TEST_OPERATIONS` says otherwise.
+/// Operations of one run of fsx, unless `BARMANFS_TEST_OPERATIONS` is set.
 const USUAL_OPERATIONS: u64 = 5000;
 
-/// Times that fsx runs on each file, the mount going away and coming back in between.
+/// Number of runs of fsx on each file. The clone is mounted again in between.
 const ROUNDS: u64 = 3;
 
-/// Where the tools are.
+/// The variable with the directory of the tools.
 const TOOLS: &str = "BARMANFS_TEST_TOOLS";
 
-/// Everything fsx can do, and sizes that cross blocks.
+/// All operations of fsx, with sizes that cross blocks.
 const FSX_ALL: &str = "
 [opsize]
 max = 66000
@@ -48,7 +48,7 @@ posix_fadvise = 1
 copy_file_range = 3
 ";
 
-/// The beginning of a file that stays partly the backup's: it is not cut.
+/// For the beginning of a file that stays partly the backup's: the file is not truncated.
 const FSX_PARTIAL: &str = "
 flen = 151552
 blockmode = true
@@ -68,7 +68,7 @@ posix_fadvise = 1
 copy_file_range = 3
 ";
 
-/// Where a tool is; `None`, and a word, where it is not to be run.
+/// The path of a tool. Without a directory of tools it prints that and returns `None`.
 fn tool(name: &str) -> Option<PathBuf> {
     let directory = std::env::var_os(TOOLS);
     if directory.is_none() {
@@ -136,7 +136,7 @@ fn fsx_finds_nothing_for_an_ordinary_user() {
     once_more("fsx_finds_nothing_for_an_ordinary_user", "fsx");
 }
 
-/// Runs a test as an ordinary user, with a tool.
+/// Runs a test that uses a tool again as an ordinary user.
 fn once_more(test: &str, name: &str) {
     let Some(tool) = tool(name) else { return };
     let ordinary = Ordinary::new();
@@ -144,7 +144,7 @@ fn once_more(test: &str, name: &str) {
     println!("{}", run(ordinary.run_test(test).env(TOOLS, ordinary.path())));
 }
 
-/// On a file of the backup that is cut, one that is not, and a new one.
+/// Runs fsx on a file of the backup that is not truncated, on one that is, and on a new one.
 fn exercise() {
     let Some(fsx) = tool("fsx") else { return };
     let operations = std::env::var("BARMANFS_TEST_OPERATIONS").map_or(USUAL_OPERATIONS, |text| {
@@ -174,9 +174,9 @@ fn exercise() {
         }
     }
 }
-/// What a clone does not do: names of pjdfstest, or their ends.
+/// Tests of pjdfstest that fail because a clone does not support something, by name or end of the name.
 const KNOWN: &[&str] = &[
-    // It has files, directories and symbolic links. Sockets, pipes and devices are no part of a database.
+    // A clone has files, directories and symbolic links. A database has no sockets, pipes or devices.
     "::fifo",
     "::socket",
     "::char",
@@ -189,9 +189,9 @@ const KNOWN: &[&str] = &[
     "mknod::uid_gid_eq_euid_egid",
     "mknod::permission_bits_from_mode",
     "mknod::changed_time_fields_success",
-    // The directories in a directory are not counted: 1, as on btrfs.
+    // The subdirectories of a directory are not counted: the link count is 1, as on btrfs.
     "rename::updates_link_parent",
-    // Access times are not kept: they are the modification times.
+    // Access times are not kept: they are the same as modification times.
     "utimensat::subsecond",
     "utimensat::changes_timestamps::regular",
     "utimensat::changes_timestamps::dir",
@@ -200,7 +200,7 @@ const KNOWN: &[&str] = &[
     "utimensat::y2038",
 ];
 
-/// Users with the same names as on Debian, of which it becomes one and the other.
+/// Users that Debian has under these names; pjdfstest runs as one or the other.
 const PJDFSTEST: &str = r#"
 [features]
 posix_fallocate = {}
@@ -214,7 +214,7 @@ allow_remount = false
 entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
 "#;
 
-/// The clone at a place where everybody can get, not below the mount's own directories.
+/// The clone, bound to a place that everybody can reach, outside the mount's own directories.
 struct Bound(PathBuf);
 
 impl Bound {
@@ -244,7 +244,7 @@ fn pjdfstest_finds_only_what_is_known_for_root() {
     }
 }
 
-/// Who cannot become others, which most of its tests are about.
+/// An ordinary user cannot become another user, which most of its tests need.
 #[test]
 fn pjdfstest_finds_only_what_is_known_for_an_ordinary_user() {
     if !rustix::process::geteuid().is_root() {
@@ -257,7 +257,7 @@ fn pjdfstest_finds_only_what_is_known_for_an_ordinary_user() {
     );
 }
 
-/// Fails on what is not known, and when fewer than `most` tests pass.
+/// Fails on unknown failures, and when not more than `most` tests pass.
 fn compare_with_posix(stage: &Stage, at: &Path, most: usize) {
     let Some(pjdfstest) = tool("pjdfstest") else {
         return;
@@ -288,7 +288,7 @@ fn compare_with_posix(stage: &Stage, at: &Path, most: usize) {
     assert!(unknown.is_empty(), "{unknown:?}\n{said}");
 }
 
-/// No test by itself: the daemon of those above.
+/// Not a test by itself: the daemon of the tests above.
 #[test]
 fn daemon() {
     support::daemon::serve();

@@ -1,4 +1,4 @@
-//! The checkpoint a base backup begins with, during which the server sends nothing.
+//! The checkpoint at the start of a base backup. The server sends nothing during it.
 
 use std::time::Duration;
 
@@ -6,22 +6,22 @@ use crate::error::Error;
 use crate::output;
 use crate::postgres::Connection;
 
-/// What a checkpoint may take beyond what the server plans for it, where its disks do not keep up.
+/// Additional time for a checkpoint beyond the server's plan, in case its disks are too slow.
 const OVERTIME: Duration = Duration::from_secs(30 * 60);
 
-/// The longest time a server can be given for a checkpoint is a day; more is no time.
+/// The longest accepted time. PostgreSQL limits checkpoint_timeout to a day.
 const LONGEST_S: u64 = 30 * 86400;
 
 /// How the server spreads checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Checkpoint {
     timeout: Option<Duration>,
-    /// Part of the time, between 0 and 1.
+    /// The fraction of the time to use, between 0 and 1.
     target: f64,
 }
 
 impl Checkpoint {
-    /// Asks the server.
+    /// Reads the server's settings.
     pub(super) fn ask(connection: &mut Connection) -> Result<Self, Error> {
         let target = connection
             .show("checkpoint_completion_target")?
@@ -37,12 +37,12 @@ impl Checkpoint {
         })
     }
 
-    /// How long a spread one is planned to take, at most.
+    /// The planned duration of a spread checkpoint, at most.
     fn planned(&self) -> Option<Duration> {
         self.timeout.map(|timeout| timeout.mul_f64(self.target))
     }
 
-    /// How long to wait for it.
+    /// How long to wait for the checkpoint.
     pub(super) fn patience(&self) -> Duration {
         self.timeout
             .unwrap_or_default()
@@ -50,7 +50,7 @@ impl Checkpoint {
             .saturating_add(OVERTIME)
     }
 
-    /// What is being waited for.
+    /// Describes what the backup is waiting for.
     pub(super) fn sentence(&self, is_fast: bool) -> String {
         if is_fast {
             return "waiting for an immediate checkpoint of the server".to_owned();

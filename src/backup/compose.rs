@@ -1,9 +1,10 @@
-//! Putting an incremental backup together with its parent, file by file while it arrives.
+//! Combines an incremental backup with its parent, file by file while it arrives.
 //!
-//! Of a relation that has changed little the server sends `INCREMENTAL.<name>`: the blocks that changed and how much of
-//! the rest still counts. Together with the parent's map of that relation this is stored as the whole file at once;
-//! nothing is on disk in between, and in memory are one block and one file's list of blocks. What is sent is summed up
-//! ([`SentManifestNotes`]) before it is put together, so that it can be compared with the server's manifest.
+//! For a relation that has changed little, the server sends `INCREMENTAL.<name>`: the changed blocks, and how much of
+//! the rest is still valid. Together with the parent's map of that relation, this is stored as the whole file at once.
+//! Nothing is on disk in between, and memory holds one block and one file's list of blocks. The checksum of each file
+//! is taken as it was sent ([`SentManifestNotes`]), before it is combined, so that it can be compared with the server's
+//! manifest.
 
 use barmanfs_catalog::Backup;
 use barmanfs_pg::backup_label::{self, BackupLabel};
@@ -16,24 +17,24 @@ use super::sent_manifest::{SentFile, SentManifestWriter};
 use crate::output::printable;
 use crate::postgres::SinkError;
 
-/// Why what the server sent cannot be put together with the parent. Another backup, a full one, can do without it.
+/// The data from the server cannot be combined with the parent. A full backup does not need the parent.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Incompatible(pub(super) String);
 
-/// What an incremental backup is put together with.
+/// Combines an incremental backup with its parent.
 #[derive(Debug)]
 pub(super) struct Composer {
     parent: Backup,
     trees: TreeReader,
     root: DirectoryRef,
     notes: SentManifestWriter,
-    /// Files whose length the server gave as more than a segment.
+    /// Number of files that are longer than a segment according to the server.
     clamped: u64,
 }
 
 impl Composer {
-    /// `files` are those of `parent`; `notes` is for files that are stored in another form than they were sent in.
+    /// `files` are those of `parent`; `notes` is for files that are stored in another form than they were sent.
     pub(super) fn new(parent: Backup, files: (TreeReader, DirectoryRef), notes: SentManifestWriter) -> Self {
         let (trees, root) = files;
         Self {
@@ -45,7 +46,7 @@ impl Composer {
         }
     }
 
-    /// Begins the file sent as `path` when it is one that is stored otherwise.
+    /// Begins the file sent as `path` if it is stored in another form.
     pub(super) fn begin(&self, path: &[u8], attributes: Attributes, size_bytes: u64) -> Option<Altered> {
         let content = if path == LABEL {
             Content::Label(Vec::new())
@@ -93,7 +94,7 @@ impl Composer {
         Ok(())
     }
 
-    /// Ends a file.
+    /// Finishes a file.
     pub(super) fn end(&mut self, file: Altered, tree: &TreeWriter) -> Result<(), SinkError> {
         match file.content {
             Content::Label(label) => self.end_label(&label, file.attributes, tree)?,
@@ -103,7 +104,7 @@ impl Composer {
         Ok(self.notes.push(&file.sent)?)
     }
 
-    /// Ends the archive, and gives the notes.
+    /// Finishes, and returns the notes.
     pub(super) fn finish(self) -> SentManifestWriter {
         if self.clamped > 0 {
             tracing::warn!(
@@ -144,7 +145,7 @@ impl Composer {
         })
     }
 
-    /// The label says which backup the server took its list of changes from.
+    /// The label names the backup on which the server's list of changes is based.
     fn end_label(&self, sent: &[u8], attributes: Attributes, tree: &TreeWriter) -> Result<(), SinkError> {
         let label = BackupLabel::parse(sent).map_err(|error| Incompatible(error.to_string()))?;
         let expected = self.parent.start_lsn.zip(self.parent.timeline);
@@ -174,7 +175,7 @@ fn take_label(label: &mut Vec<u8>, bytes: &[u8]) -> Result<usize, SinkError> {
     Ok(bytes.len())
 }
 
-/// A file on its way that is stored otherwise than it is sent.
+/// A file in transfer that is stored in another form than it is sent.
 #[derive(Debug)]
 pub(super) struct Altered {
     sent: SentFile,
@@ -186,7 +187,7 @@ pub(super) struct Altered {
 enum Content {
     /// `backup_label`, which is a few lines.
     Label(Vec<u8>),
-    /// What comes before the blocks of a relation, and where the relation is.
+    /// The header before the blocks of a relation, with the path of the relation.
     Header(Vec<u8>, HeaderParser),
     /// The blocks of a relation.
     Blocks(Box<Blocks>),
@@ -196,9 +197,9 @@ enum Content {
 #[derive(Debug)]
 struct Blocks {
     sink: ComposedSink,
-    /// The numbers of those that have not come yet.
+    /// The numbers of the blocks that have not arrived yet.
     left: std::vec::IntoIter<u32>,
-    /// The one that is coming.
+    /// The block that is arriving.
     block: Vec<u8>,
 }
 

@@ -1,5 +1,5 @@
-//! Fetching the WAL of a backup over its own connection, when the archive does not get it: an `archive_command` that
-//! fails must not cost a backup of ten hours. The connection's slot has kept that WAL for as long.
+//! Fetches the WAL of a backup over the backup's own connection if it does not reach the archive: an `archive_command`
+//! that fails must not cost a backup of ten hours. The connection's slot has kept that WAL all the time.
 
 use std::fs::File;
 use std::io::Seek;
@@ -14,10 +14,10 @@ use super::Stop;
 use crate::error::Error;
 use crate::postgres::{Connection, Replication, StreamEvent, StreamPosition, WalStream};
 
-/// How long a read waits, so how soon the deadline is noticed.
+/// How long a read waits. This limits how late the deadline is noticed.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How often the server hears from us.
+/// Interval of status reports to the server.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 /// Receives these segments, in the order of their names, all of the backup's timeline, and archives them.
@@ -70,7 +70,7 @@ struct Fetch<'a> {
     timeline: TimelineId,
     size: SegmentSize,
     end: Lsn,
-    /// The segment being received; without a name, as long as a segment.
+    /// The segment being received: a nameless file of the length of a segment.
     file: File,
     next: Lsn,
     reported_at: Instant,
@@ -95,7 +95,7 @@ impl Fetch<'_> {
                 }
             }
             if reply_wanted || self.reported_at.elapsed() >= REPORT_EVERY {
-                // Nothing is said to be flushed: the slot stays where it is.
+                // Nothing is reported as flushed, so the slot stays where it is.
                 let position = StreamPosition {
                     written: self.next,
                     flushed: Lsn::INVALID,

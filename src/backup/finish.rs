@@ -1,4 +1,4 @@
-//! The end of a backup of which all is stored: what its label and the server say about it.
+//! The end of a backup whose files are all stored: evaluates its label and the server's result.
 
 use barmanfs_catalog::{BackupEnd, ServerName, Tablespace};
 use barmanfs_pg::backup_label::BackupLabel;
@@ -11,10 +11,10 @@ use crate::error::Error;
 use crate::output;
 use crate::postgres::BaseBackupResult;
 
-/// Reads the stored label back, and gives what ends the backup.
+/// Reads the stored label back, and returns the data that completes the backup.
 ///
 /// # Errors
-/// When there is no label, or it does not agree with what the server said.
+/// When there is no label, or it does not agree with the server's result.
 pub(super) fn end(
     server: &ServerName,
     cluster: &ServerSettings,
@@ -27,7 +27,7 @@ pub(super) fn end(
     Ok(described(cluster, &label, result))
 }
 
-/// Logs a warning when the layout of `pg_control` is not known.
+/// Logs a warning when the layout of `pg_control` is unknown.
 fn warn_of_control(server: &ServerName, trees: &TreeReader, root: &DirectoryRef) -> Result<(), Error> {
     const BYTES_MAX: usize = 8192;
     let Some(map) = trees
@@ -64,7 +64,7 @@ fn read_label(trees: &TreeReader, root: &DirectoryRef) -> Result<BackupLabel, Er
     BackupLabel::parse(&bytes).map_err(|error| Error::failed(error.to_string()))
 }
 
-/// The label is what recovery believes: it must say what the protocol said.
+/// Recovery relies on the label, so it must agree with the protocol's messages.
 fn check_label(label: &BackupLabel, result: &BaseBackupResult) -> Result<(), Error> {
     if label.start_lsn == result.start.lsn {
         return Ok(());
@@ -76,7 +76,7 @@ fn check_label(label: &BackupLabel, result: &BaseBackupResult) -> Result<(), Err
 }
 
 fn described(cluster: &ServerSettings, label: &BackupLabel, result: BaseBackupResult) -> BackupEnd {
-    // The connection has logged the warnings; with a checksum failure they say where.
+    // The connection has logged the warnings. If checksums failed, the warnings name the places.
     let checksum_failures = match &result.checksum_failure {
         Some(failure) => {
             let errors = result.warnings.iter().chain([failure]);

@@ -1,10 +1,10 @@
-//! Keeping the server's WAL for as long as a backup needs it.
+//! Makes the server keep its WAL for as long as a backup needs it.
 //!
-//! PostgreSQL drops the temporary slots of a session as soon as any command of that session fails, and some failures are
-//! part of a good backup: an incremental one that turns out to be impossible, page checksums that are reported after
-//! everything was sent, a history file that is not there. So the slot has a session of its own, in which nothing else
-//! runs. Where the server has no connection to spare, the slot is one of the backup's own session and is made again
-//! after a failure.
+//! PostgreSQL drops the temporary slots of a session as soon as any command of that session fails, and some failures
+//! are part of a good backup: an incremental backup that turns out to be impossible, page checksum failures that are
+//! reported after everything was sent, a missing history file. So the slot has a session of its own, in which nothing
+//! else runs. If the server has no connection to spare, the slot belongs to the backup's own session and is created
+//! again after a failure.
 
 use barmanfs_catalog::BackupId;
 use barmanfs_pg::ServerVersion;
@@ -18,18 +18,18 @@ const FIRST_WITH_IDLE_TIMEOUT_MAJOR: u32 = 14;
 /// The slot of one backup.
 #[derive(Debug, Default)]
 pub(super) struct Hold {
-    /// The session that has the slot, where it is not the backup's own.
+    /// The session of the slot, if it is not the backup's own.
     own: Option<Connection>,
-    /// Whether the backup's own session has to have it.
+    /// Whether the slot belongs to the backup's own session.
     shared: bool,
-    /// The number of slots that were made. Each has a name of its own, as an earlier session may still be ending.
+    /// Number of slots created. Each has a name of its own, because an earlier session may not have ended yet.
     made: u32,
 }
 
 impl Hold {
-    /// Makes the server keep all WAL from now on, until this is dropped. Where it has no slot to spare, the
-    /// backup continues: it fails by itself if the server removes WAL that it must send, and what an archiver has not
-    /// archived is never removed.
+    /// Makes the server keep all WAL from now on, until this is dropped. If the server has no slot to spare, the backup
+    /// continues. It fails if the server removes WAL that it must send, and the server never removes WAL that its
+    /// archiver has not archived.
     ///
     /// # Errors
     /// When the backup's own connection broke.
@@ -60,7 +60,8 @@ impl Hold {
         }
     }
 
-    /// Makes sure of it after a command of the backup's session has failed, or that session is another one.
+    /// Creates a shared slot again if it is gone: a command of the backup's session has failed, or the session is a new
+    /// one.
     ///
     /// # Errors
     /// When the backup's own connection broke.

@@ -1,8 +1,8 @@
-//! Whether a backup can be incremental, and on which earlier one it builds.
+//! Decides whether a backup can be incremental, and on which earlier one it is based.
 //!
-//! PostgreSQL 17 and later can send only what changed since a backup whose manifest it is shown, as long as its WAL
-//! summaries reach back to it. That can turn out to be impossible at any moment, so everything here fails with
-//! [`NoIncrement`]: in the mode `auto` a full backup is then taken in the same run.
+//! PostgreSQL 17 and later can send only what changed since a backup whose manifest the client uploads, as long as its
+//! WAL summaries reach back to that backup. It can turn out to be impossible at any moment, so everything here fails
+//! with [`NoIncrement`]. In mode `auto`, a full backup is then taken in the same run.
 
 use std::fmt;
 
@@ -22,25 +22,25 @@ use crate::error::Error;
 use crate::output;
 use crate::postgres::{self, Connection, FIRST_INCREMENTAL_MAJOR, UploadError, upload_manifest};
 
-/// What `backup --incremental` says where the server cannot do it at the moment: summaries of WAL are missing, or it
-/// is set to make none ("object not in prerequisite state").
+/// SQLSTATE "object not in prerequisite state": the server cannot send an incremental backup at the moment, because WAL
+/// summaries are missing, or the server is configured to create none.
 const NOT_IN_PREREQUISITE_STATE: &str = "55000";
 
-/// Where the control file is.
+/// Path of the control file.
 const CONTROL: &str = "global/pg_control";
 
-/// The minor releases before these forget changed visibility maps in their summaries, by major version.
+/// Minor releases before these omit changed visibility maps from their summaries; by major version.
 const SUMMARIZE_VISIBILITY_MAPS: [(u32, ServerVersion); 2] =
     [(17, ServerVersion(170_011)), (18, ServerVersion(180_006))];
 
 /// Why a backup is not incremental.
 #[derive(Debug)]
 pub(super) enum NoIncrement {
-    /// The server is set up so; nothing is wrong.
+    /// The server is configured like that; nothing is wrong.
     Unavailable(String),
     /// It should have been possible.
     Impossible(String),
-    /// Files were changed that the server would not send: what was built on the parent would be wrong.
+    /// Files were changed that the server would not send, so a backup based on the parent would be wrong.
     Changed(String),
     /// A full backup would fail as well.
     Failed(Error),
@@ -64,7 +64,7 @@ impl From<Error> for NoIncrement {
 }
 
 impl From<postgres::Error> for NoIncrement {
-    /// Says what it means when it comes while an incremental backup is received.
+    /// Converts an error that occurs while an incremental backup is received.
     fn from(error: postgres::Error) -> Self {
         if let Some(incompatible) = error.sink::<Incompatible>() {
             return Self::Impossible(incompatible.to_string());
@@ -85,7 +85,7 @@ impl From<postgres::Error> for NoIncrement {
 }
 
 impl From<CatalogError> for NoIncrement {
-    /// What cannot be read of the parent does not matter to a full backup.
+    /// Damage of the parent does not matter to a full backup.
     fn from(error: CatalogError) -> Self {
         match &error {
             CatalogError::Store(damage) if damage.is_damage() => Self::Impossible(damage.to_string()),
@@ -100,7 +100,7 @@ impl From<barmanfs_store::Error> for NoIncrement {
     }
 }
 
-/// Finds what the server can build on: the newest complete backup of this cluster that is in its timeline's history.
+/// Finds the parent: the newest complete backup of this cluster that is in the history of the server's timeline.
 pub(super) fn parent(
     repository: &Repository,
     server: &ServerConfig,
@@ -170,7 +170,7 @@ fn can_send_changes(cluster: &ServerSettings, connection: &mut Connection) -> Re
     Ok(())
 }
 
-/// The server's history, which is asked for only where a backup of another timeline might be on it.
+/// The server's history. The server is asked only if a backup of another timeline might be part of it.
 fn history(
     timeline: TimelineId,
     candidates: &[Backup],
@@ -188,7 +188,7 @@ fn history(
     }
 }
 
-/// Shows the server the parent's manifest.
+/// Uploads the parent's manifest to the server.
 pub(super) fn upload(
     connection: &mut Connection,
     parent: &Backup,
@@ -211,7 +211,7 @@ pub(super) fn upload(
     })
 }
 
-/// Warns of what the server's release gets wrong in incremental backups.
+/// Warns about defects of the server's release in incremental backups.
 pub(super) fn warn_of_defects(version: ServerVersion) {
     if let Some(fixed) = forgets_visibility_maps(version) {
         tracing::warn!(
@@ -222,7 +222,7 @@ pub(super) fn warn_of_defects(version: ServerVersion) {
     }
 }
 
-/// The release that has it mended, for one that leaves visibility maps out of its summaries.
+/// For a release that omits visibility maps from its summaries: the release with the fix.
 fn forgets_visibility_maps(version: ServerVersion) -> Option<ServerVersion> {
     SUMMARIZE_VISIBILITY_MAPS
         .iter()
@@ -230,7 +230,7 @@ fn forgets_visibility_maps(version: ServerVersion) -> Option<ServerVersion> {
         .map(|(_, fixed)| *fixed)
 }
 
-/// What `pg_combinebackup` checks of the control files before it puts two backups together.
+/// The same checks of the control files as in `pg_combinebackup`.
 pub(super) fn check_control(
     files: (&TreeReader, &DirectoryRef),
     parent: &(TreeReader, DirectoryRef),
@@ -268,11 +268,11 @@ pub(super) fn check_control(
     Ok(())
 }
 
-/// What has to agree of two control files.
+/// The parts of two control files that must agree.
 struct Control {
     system_id: SystemId,
     version: u32,
-    /// None where the layout is not known.
+    /// `None` if the layout is unknown.
     known: Option<ControlFile>,
 }
 
@@ -315,9 +315,9 @@ mod tests {
         }
     }
 
-    /// What becomes of an error of the file that was being received.
+    /// The result for an error of the file that is being received.
     fn of_a_file(error: impl Into<SinkError>) -> NoIncrement {
-        // A receiver of archives hands on the errors of what receives their members.
+        // A receiver of archives passes on the errors of the receiver of the members.
         let member = postgres::Error::Sink(error.into());
         postgres::Error::Sink(member.into()).into()
     }

@@ -4,10 +4,10 @@ use barmanfs_catalog::{Backup, Repository};
 
 use crate::error::Error;
 
-/// Files a server reads in its data directory where nothing else is set.
+/// Files that a server reads from its data directory by default.
 const FILES: [&str; 3] = ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"];
 
-/// Logs which configuration files a backup does not have: those `outside`, and those that the server reads through a
+/// Logs which configuration files are missing in a backup: those `outside`, and those that the server reads through a
 /// symbolic link, which PostgreSQL does not send.
 ///
 /// # Errors

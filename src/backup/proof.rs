@@ -1,4 +1,4 @@
-//! Proof that the server still has the history of the backup that an incremental one builds on.
+//! Proof that the server still has the history of the parent of an incremental backup.
 
 use barmanfs_catalog::{Backup, Repository};
 use barmanfs_pg::Lsn;
@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::lineage::{COMPARED_BYTES, Compared, Look};
 use crate::postgres::Connection;
 
-/// Makes sure that the server still has the history of `parent`, a backup on its timeline or on one before.
+/// Proves that the server still has the history of `parent`, a backup of its timeline or of an earlier one.
 ///
 /// # Errors
 /// [`NoIncrement::Changed`] when it does not, [`NoIncrement::Impossible`] when nothing can prove it.
@@ -66,7 +66,7 @@ pub(super) fn prove(
                 "the server does not have the WAL at {stop}, where backup {} ended: {why}",
                 parent.id
             );
-            // A standby may be behind the backup, a primary never is.
+            // A standby may be behind the backup; a primary never is.
             match look.connection.is_in_recovery().map_err(Error::from)? {
                 true => Err(NoIncrement::Impossible(reason)),
                 false => Err(NoIncrement::Changed(reason)),
@@ -85,13 +85,13 @@ pub(super) fn prove(
     }
 }
 
-/// The reason where page checksums were enabled or disabled.
+/// The reason when page checksums were enabled or disabled.
 pub(super) fn checksums_changed(enabled: bool) -> String {
     let what = if enabled { "enabled" } else { "disabled" };
     format!("page checksums were {what} since the earlier backup, which changes files behind WAL's back")
 }
 
-/// The segment that came with the backup, or is in the archive.
+/// The segment from the backup if it includes its WAL, otherwise from the archive.
 fn kept_with(
     repository: &Repository,
     backup: &Backup,
@@ -111,8 +111,8 @@ fn kept_with(
     Ok(archived.map(|file| file.map))
 }
 
-/// Whether one of the server's WAL summaries begins where the parent did, at the checkpoint made for it: another history
-/// has its checkpoints at other positions. `false` where that cannot be asked.
+/// Whether one of the server's WAL summaries begins at the parent's start, the checkpoint made for it. Another history
+/// has its checkpoints at other positions. `false` if the server cannot be asked.
 fn has_summary_from(server: &ServerConfig, parent: &Backup) -> bool {
     let (Some(_), Some(timeline), Some(start)) = (&server.conninfo, parent.timeline, parent.start_lsn) else {
         return false;
@@ -133,8 +133,9 @@ fn has_summary_from(server: &ServerConfig, parent: &Backup) -> bool {
     })
 }
 
-/// The server no longer has the WAL at a parent's end: compares the newest segment of the archive that it still has, or
-/// checks whether the server's oldest one continues it. The archive must have all WAL from the parent's end to there.
+/// The server no longer has the WAL at the parent's end. So this compares the newest archived segment that the server
+/// still has, or checks whether the server's oldest segment continues the archived one. The archive must have all WAL
+/// from the parent's end to there.
 fn follow(
     look: &mut Look<'_>,
     repository: &Repository,

@@ -1,4 +1,4 @@
-//! From the server's stream into the repository's tree.
+//! Stores the server's stream as a tree in the repository.
 //!
 //! The receiving thread parses tar headers and copies bytes into window buffers, nothing else: hashing, comparing and
 //! compressing happen in the repository's threads. Tablespaces become the directories `pg_tblspc/<oid>/` of the tree;
@@ -23,34 +23,34 @@ use crate::progress::Progress;
 
 /// The first version whose archives end with zero blocks.
 const FIRST_WITH_END_BLOCKS: u32 = 15;
-/// Where the WAL is; the manifest does not list all of it.
+/// The directory of the WAL. The manifest does not list all of it.
 pub(super) const WAL_DIRECTORY: &[u8] = b"pg_wal/";
-/// Where the links to tablespaces are.
+/// The directory of the links to tablespaces.
 const TABLESPACES: &[u8] = b"pg_tblspc/";
 /// The name of the manifest in the tree.
 pub(super) const MANIFEST: &[u8] = b"backup_manifest";
-/// As pg_basebackup makes it.
+/// The same as in pg_basebackup.
 const MANIFEST_MODE: u32 = 0o600;
 /// The name of the label in the tree.
 pub(super) const LABEL: &[u8] = b"backup_label";
 /// A label is a few lines; anything longer is not a label.
 pub(super) const LABEL_FILE_MAX_BYTES: usize = 64 << 10;
-/// Copied at a time from the spooled manifest.
+/// Bytes of the spooled manifest copied at a time.
 const COPY_BYTES: usize = 128 << 10;
 
-/// The manifest, spooled, and what it has to list.
+/// The spooled manifest, and the files that it must list.
 #[derive(Debug)]
 pub(super) struct Received {
-    /// A file without a name, at its start.
+    /// A nameless file, positioned at its start.
     pub(super) manifest: File,
-    /// The files that came, by the names they came under.
+    /// The received files, by the names under which they were sent.
     pub(super) files: FileSet,
     /// The files that are stored in another form; `None` for a full backup. With `Some`, the tree lacks the manifest.
     pub(super) altered: Option<SentManifestNotes>,
 }
 
-/// A set of names in constant space: two sets are the same when number and sum of hashes are. The
-/// hash is strong, so another set does not have the same sum by chance.
+/// A set of names in constant space. Two sets are the same when their numbers and their sums of hashes are the same.
+/// The hash is strong, so two different sets do not have the same sum by chance.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct FileSet {
     pub(super) count: u64,
@@ -78,7 +78,7 @@ pub(super) struct Receiver<'a> {
 }
 
 impl<'a> Receiver<'a> {
-    /// `spool` is a directory with room for the manifest.
+    /// `spool` is a directory with space for the manifest.
     pub(super) fn begin(
         run: &'a BackupRun,
         spool: &Path,
@@ -103,8 +103,8 @@ impl<'a> Receiver<'a> {
         })
     }
 
-    /// Puts the manifest of a full backup into the tree; that of another one is made when its tree is complete. Gives
-    /// owner, permissions and time of the data directory, and what is to be checked.
+    /// Adds the manifest of a full backup to the tree; that of an incremental one is created when its tree is complete.
+    /// Returns owner, permissions and time of the data directory, and the data for the check against the manifest.
     pub(super) fn finish(self) -> Result<(Attributes, Received), Error> {
         let unusable =
             |error: std::io::Error| Error::failed(format!("Cannot spool backup_manifest: {error}"));
@@ -153,7 +153,7 @@ pub(super) fn manifest_attributes(root: Attributes) -> Attributes {
     }
 }
 
-/// A file without a name in this directory.
+/// A nameless file in this directory.
 pub(super) fn spooled(directory: &Path) -> Result<File, Error> {
     tempfile::tempfile_in(directory).map_err(|error| {
         Error::failed(format!(
@@ -164,7 +164,7 @@ pub(super) fn spooled(directory: &Path) -> Result<File, Error> {
 
 impl BaseBackupSink for Receiver<'_> {
     fn begin(&mut self, start: &BackupStart) -> Result<(), SinkError> {
-        // The server counts whole files also where it will send only some blocks of them.
+        // The server counts whole files, even if it will send only some blocks of them.
         self.total_bytes = match self.files.composer {
             Some(_) => None,
             None => start.total_kib.and_then(|kib| kib.checked_mul(1024)),
@@ -199,17 +199,17 @@ impl BaseBackupSink for Receiver<'_> {
     }
 
     fn progress(&mut self, bytes_done: u64) -> Result<(), SinkError> {
-        // The server's estimate is from before it began: the database may have grown.
+        // The server made its estimate before the backup began; the database may have grown since.
         self.progress
             .set(bytes_done, self.total_bytes.map(|total| total.max(bytes_done)));
         Ok(())
     }
 }
 
-/// Puts the members of archives into the tree.
+/// Stores the members of archives in the tree.
 struct Files<'a> {
     run: &'a BackupRun,
-    /// What comes before the names of the archive: `pg_tblspc/16384/`.
+    /// Prefix for the names in the archive: `pg_tblspc/16384/`.
     prefix: Vec<u8>,
     is_main: bool,
     /// For an incremental backup.
@@ -220,7 +220,7 @@ struct Files<'a> {
     seen: FileSet,
 }
 
-/// The file whose bytes come now.
+/// The file that is being received.
 enum Current {
     AsItComes(FileSink),
     Altered(Altered),
@@ -255,7 +255,8 @@ impl<'a> Files<'a> {
         };
     }
 
-    /// The data directory itself is not sent. Its first file is, made by the server when the backup began.
+    /// The data directory itself is not sent. This uses the attributes of its first file, which the server creates when
+    /// the backup begins.
     fn learn_root(&mut self, entry: &TarEntry) {
         if self.is_main && !self.root_is_known {
             self.root = Attributes {
@@ -296,7 +297,7 @@ impl<'a> Files<'a> {
         Ok(())
     }
 
-    /// A link in place of a tablespace becomes the directory its files are in.
+    /// Creates a directory in place of a tablespace's link, for the tablespace's files.
     fn link(&mut self, path: &[u8], entry: &TarEntry) -> Result<(), SinkError> {
         let oid = path.strip_prefix(TABLESPACES).unwrap_or_default();
         let is_tablespace = !oid.is_empty() && oid.iter().all(u8::is_ascii_digit);
@@ -307,7 +308,7 @@ impl<'a> Files<'a> {
             )
             .into());
         }
-        // A link's permissions mean nothing; a tablespace's directory has those of the data directory.
+        // A link's permissions mean nothing, so the directory gets those of the data directory.
         Ok(self.run.tree()?.directory(
             path,
             Attributes {
@@ -346,7 +347,7 @@ impl TarSink for Files<'_> {
     }
 }
 
-/// The content, when it is a file.
+/// The content, if the entry is a file.
 pub(super) fn file_map(entry: barmanfs_store::Entry) -> Option<FileMap> {
     match entry.node {
         Node::File(map) => Some(map),
@@ -364,7 +365,7 @@ fn attributes(entry: &TarEntry) -> Attributes {
     }
 }
 
-/// `pg_wal/` and 24 digits: in windows of WAL, so that it shares its chunks with the archive.
+/// `pg_wal/` and 24 digits. Segments are stored in windows of WAL, so that they share chunks with the archive.
 fn is_segment(path: &[u8]) -> bool {
     let name = path.strip_prefix(WAL_DIRECTORY).unwrap_or_default();
     name.len() == 24 && name.iter().all(u8::is_ascii_hexdigit)

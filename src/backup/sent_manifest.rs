@@ -1,7 +1,8 @@
-//! Notes about files that are stored in another form than they were sent in, for the comparison with the server's manifest.
+//! Notes about files that are stored in another form than they were sent. They are compared with the server's manifest.
 //!
-//! The server's manifest is about what it sent: `INCREMENTAL.1259` with the size and checksum of that. It lists files
-//! in the order they were sent, so a note of each in a file without a name is enough, read once from front to back.
+//! The server's manifest describes what it sent: `INCREMENTAL.1259` with the size and checksum of that file. It lists
+//! files in the order in which they were sent. So a nameless file with a note for each is enough; it is read once from
+//! front to back.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, Write};
@@ -23,12 +24,12 @@ pub(super) struct SentManifestWriter(BufWriter<File>);
 pub(super) struct SentManifestNotes(BufReader<File>);
 
 impl SentManifestWriter {
-    /// Notes go into `spool`, an empty file.
+    /// `spool` is an empty file for the notes.
     pub(super) fn new(spool: File) -> Self {
         Self(BufWriter::new(spool))
     }
 
-    /// Notes one file. Names in an archive have less than 100 bytes.
+    /// Adds a file. Names in an archive have less than 100 bytes.
     pub(super) fn push(&mut self, file: &SentFile) -> io::Result<()> {
         let length = u16::try_from(file.path.len()).map_err(io::Error::other)?;
         self.0.write_all(&length.to_le_bytes())?;
@@ -37,7 +38,7 @@ impl SentManifestWriter {
         self.0.write_all(&file.crc32c.to_le_bytes())
     }
 
-    /// Ends writing, and begins reading.
+    /// Ends writing, and returns a reader.
     pub(super) fn finish(self) -> io::Result<SentManifestNotes> {
         let mut spool = self.0.into_inner().map_err(io::IntoInnerError::into_error)?;
         spool.rewind()?;

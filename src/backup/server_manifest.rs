@@ -1,10 +1,10 @@
-//! Comparing what was stored with the server's manifest.
+//! Compares the stored files with the server's manifest.
 //!
-//! Every file the manifest lists must be in the tree with its size and CRC-32C, and every file of the tree (but the WAL
-//! and the manifest itself) must be listed; of the WAL that comes with a backup, PostgreSQL lists the status files and
-//! not the segments. The checksums come from the file maps, so no data is read again.
+//! Every file in the manifest must be in the tree with its size and CRC-32C. Every file of the tree, except the WAL and
+//! the manifest itself, must be in the manifest. (Of the WAL in a backup, PostgreSQL lists the status files but not the
+//! segments.) The checksums come from the file maps, so no data is read again.
 //!
-//! The manifest of an incremental backup describes what was sent, and notes of that were taken on arrival. The same pass
+//! The manifest of an incremental backup describes what was sent; notes of that were taken on arrival. The same pass
 //! writes the manifest of the composed files, as `pg_combinebackup` would, with the checksums of the file maps.
 
 use std::fs::File;
@@ -19,7 +19,7 @@ use super::sent_manifest::SentManifestNotes;
 use crate::error::Error;
 use crate::output::printable;
 
-/// Checks the tree at `root`; an error names the first file that does not agree.
+/// Checks the tree at `root`. An error names the first file that does not agree.
 pub(super) fn check(
     received: &Received,
     trees: &TreeReader,
@@ -33,8 +33,8 @@ pub(super) fn check(
     .map(drop)
 }
 
-/// Checks the tree at `root` of an incremental backup, whose manifest is about the files noted in `altered`. Writes
-/// the manifest of the tree into `output`, an empty file; gives it back with its size, to be read from its start.
+/// Checks the tree at `root` of an incremental backup. Its manifest describes the files noted in `altered`. Writes the
+/// manifest of the tree into `output`, an empty file, and returns that file with its size, positioned at its start.
 pub(super) fn compose(
     received: &Received,
     mut altered: SentManifestNotes,
@@ -73,7 +73,7 @@ pub(super) fn compose(
     Ok((output, size_bytes))
 }
 
-/// Reads the manifest that was received, checks what does not concern a single file, and gives each file to `on_file`.
+/// Reads the received manifest, checks what does not concern a single file, and passes each file to `on_file`.
 fn read(
     received: &Received,
     system_id: SystemId,
@@ -120,7 +120,7 @@ fn wrong(file: &ManifestFile, what: &str) -> Error {
     Error::failed(format!("File {}: {what}", printable(&file.path)))
 }
 
-/// What the tree has at `path`, where a listed file must be.
+/// The tree's file at `path`, which must exist because it is listed.
 fn stored(
     file: &ManifestFile,
     path: &[u8],
@@ -186,7 +186,7 @@ mod tests {
         }
     }
 
-    /// Stores `sent` and holds it against a manifest of `files`, which `damage` may touch.
+    /// Stores `sent` and checks it against a manifest of `files`, after `damage` has modified the manifest.
     fn outcome(sent: &[(&str, &[u8])], files: &[ManifestFile], damage: impl FnOnce(&mut Vec<u8>)) -> String {
         let directory = tempfile::tempdir().unwrap();
         let repository = Repository::create(&directory.path().join("r"), CreateOptions::default()).unwrap();

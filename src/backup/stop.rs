@@ -12,7 +12,7 @@ use crate::signals::Interruption;
 
 use barmanfs_store::sync::lock;
 
-/// How soon a signal is noticed while the server is being connected to.
+/// How soon a signal is noticed while connecting to the server.
 const SIGNAL_NOTICED_WITHIN: Duration = Duration::from_millis(100);
 
 /// Ends the running backup's wait for its server when a signal comes.
@@ -40,14 +40,14 @@ impl Stop {
         self.signals.requested()
     }
 
-    /// From now on this is the connection to cut.
+    /// Makes this the connection to interrupt.
     pub(super) fn guard(&self, connection: &Connection) -> Result<(), Error> {
         let interrupter = connection.interrupter()?;
         *lock(&self.connection) = Some(interrupter);
         Ok(())
     }
 
-    /// What happened, when the connection failed because it was cut.
+    /// Replaces the error of a connection that was interrupted.
     pub(super) fn explain(&self, error: Error) -> Error {
         if self.requested() {
             Error::failed("Interrupted")
@@ -57,7 +57,8 @@ impl Stop {
     }
 }
 
-/// Connects in a thread of its own: a login may take a while, and there is no connection to cut yet when a signal comes.
+/// Connects in a thread of its own, because a login may take a while, and until then there is no connection to
+/// interrupt.
 pub(super) fn connect(server: &ServerConfig, stop: &Stop) -> Result<Connection, Error> {
     let (sender, receiver) = mpsc::sync_channel(1);
     let settings = server.clone();

@@ -14,23 +14,24 @@ use crate::lineage::history_file;
 use crate::postgres::Connection;
 use crate::progress::{Counted, Progress};
 
-/// How far the archive may be behind for a backup to rely on it: the segment before the current one has arrived. A
-/// server that is just handing one over is no exception worth a risk: bringing the WAL is always right.
+/// How far the archive may be behind for a backup to rely on it: the segment before the current one must be archived. A
+/// server may just be archiving that segment, but relying on the archive is then not worth the risk; including the WAL
+/// is always right.
 const RELIABLE_LAG_SEGMENTS: u64 = 1;
-/// How often the archive is looked at while waiting.
+/// How often to check the archive while waiting.
 const POLL: Duration = Duration::from_millis(500);
-/// How long the archive has for what a backup needs, before the backup fetches it; less where the user waits less than
-/// twice as long.
+/// How long to wait for the archive before the backup fetches its WAL itself; half the user's timeout if that is
+/// shorter.
 const FETCH_AFTER: Duration = Duration::from_secs(60);
-/// Missing segments that are named.
+/// Maximum number of missing segments to list by name.
 const MISSING_SHOWN: usize = 3;
 
-/// What brings the WAL of a backup.
+/// The source of a backup's WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {
     /// `archive_command` or `receive-wal`: the backup waits for its segments.
     Archive,
-    /// The backup itself.
+    /// The backup includes its WAL.
     Backup,
 }
 
@@ -43,9 +44,9 @@ impl Source {
     }
 }
 
-/// Decides what brings the WAL. The archive is relied on only where the configuration says so, or it is seen to work: a
-/// backup whose WAL never arrives is worth nothing. Of a standby it is not enough that the archive works: the segment in
-/// which the backup stops is complete only when the primary switches to the next.
+/// Decides where the WAL comes from. The archive is relied on only if the configuration requests that, or if it is seen
+/// to work: a backup whose WAL never arrives is worth nothing. For a standby, a working archive is not enough: the
+/// segment in which the backup stops is complete only when the primary switches to the next one.
 pub(super) fn source(
     repository: &Repository,
     server: &ServerConfig,
@@ -121,8 +122,8 @@ fn keeps_up(
     Ok(false)
 }
 
-/// Archives the history of the backup's timeline when the archive does not have it: the server may have
-/// archived it before barmanfs came. A backup is whole without it, so a failure is only a warning.
+/// Archives the history of the backup's timeline if the archive does not have it: the server may have archived it
+/// before barmanfs was set up. A backup is complete without it, so a failure is only a warning.
 pub(super) fn keep_history(repository: &Repository, connection: &mut Connection, backup: &Backup) {
     let Some(timeline) = backup.timeline.filter(|timeline| *timeline > TimelineId(1)) else {
         return;
@@ -142,8 +143,8 @@ pub(super) fn keep_history(repository: &Repository, connection: &mut Connection,
     }
 }
 
-/// Waits until the archive has all segments of the backup; gives it back as it is then. Should they not come, brings
-/// them over the backup's own connection. After the time the user gives it, the backup stays as it is, and becomes DONE
+/// Waits until the archive has all segments of the backup, and returns the backup's state then. If they do not arrive,
+/// fetches them over the backup's own connection. After the user's timeout, the backup stays as it is, and becomes DONE
 /// by itself when its WAL arrives.
 pub(super) fn wait(
     repository: &Repository,
@@ -187,7 +188,7 @@ pub(super) fn wait(
     }
 }
 
-/// One try; should it fail, the archive may bring them still.
+/// Tries once. If this fails, the archive may still get the segments.
 fn fetch_missing(
     repository: &Repository,
     connection: &mut Connection,
@@ -199,7 +200,7 @@ fn fetch_missing(
     let (id, server) = (backup.id, &backup.server);
     let mut fetched = fetch::fetch(repository, connection, backup, missing, deadline, stop);
     if fetched.is_err() && !connection.is_ready() && !stop.requested() {
-        // The session has waited for a while: the server may have ended it.
+        // The session has been idle for a while, so the server may have ended it.
         fetched = connection.another(None).map_err(Error::from).and_then(|again| {
             *connection = again;
             stop.guard(connection)?;

@@ -1,4 +1,4 @@
-//! The checks of a server that has started.
+//! The checks of a running server.
 
 use std::env;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::instance::Instance;
 use crate::signals::Interruption;
 
-/// Nearly every cluster has one of these databases. `template1` is in all of them, unless it was removed on purpose.
+/// Nearly every cluster has one of these databases. All have `template1`, unless it was removed on purpose.
 const DATABASES: [&str; 2] = ["postgres", "template1"];
 
 /// The superuser's usual name.
@@ -110,7 +110,7 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    /// Runs a file of SQL; the first statement that fails is the failure.
+    /// Runs a file of SQL. The test fails with the first statement that fails.
     pub(super) fn sql(&self, file: &Path, stdout: Stdout) -> Result<(), Stop> {
         let mut psql = self.command("psql", &self.database);
         psql.args(["-X", "-w", "-b", "-v", "ON_ERROR_STOP=1", "-f"])
@@ -131,7 +131,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Has all tables and B-trees read and checked.
+    /// Reads and checks all tables and B-trees with `pg_amcheck`.
     pub(super) fn amcheck(&self) -> Result<(), Stop> {
         let available = "SELECT count(*) FROM pg_available_extensions WHERE name = 'amcheck'";
         if value(&self.query(&self.database, available)?) != "1" {
@@ -165,7 +165,7 @@ impl<'a> Client<'a> {
         Err(self.failure(&what, &ended.said).into())
     }
 
-    /// The answer as [`values`] reads it, or the errors.
+    /// The answer, in the format for [`values`], or the errors.
     fn try_query(&self, database: &str, sql: &str) -> Result<Ended, Error> {
         let mut psql = self.command("psql", database);
         psql.args(["-XAtq0w", "-v", "ON_ERROR_STOP=1", "-c", sql]);
@@ -200,12 +200,12 @@ fn values(answer: &str) -> impl Iterator<Item = &str> {
     answer.split('\0').filter(|value| !value.is_empty())
 }
 
-/// The first of them.
+/// The first value.
 fn value(answer: &str) -> &str {
     values(answer).next().unwrap_or_default()
 }
 
-/// The first error that a client program reports, in one line: "check.sql:3: ERROR: relation "a" does not exist".
+/// The first error in a client program's output, in one line: "check.sql:3: ERROR: relation "a" does not exist".
 fn error_in(said: &str) -> String {
     let is_error = |line: &&str| {
         ["ERROR:", "FATAL:", "PANIC:", "error:"]
@@ -214,14 +214,14 @@ fn error_in(said: &str) -> String {
     };
     let line = said.lines().find(is_error).unwrap_or(said);
     let line = line.strip_prefix("psql:").map_or(line, str::trim_start);
-    // The path of the socket comes before it.
+    // The message begins with the path of the socket.
     let from = line
         .find(" failed: FATAL:")
         .map_or(0, |at| at + " failed: ".len());
     one_line(line.get(from..).unwrap_or(line))
 }
 
-/// `pg_amcheck` names the relation in one line, and the fault in the next.
+/// `pg_amcheck` prints the relation in one line, and the fault in the next.
 fn first_finding(said: &str) -> String {
     let mut lines = said.lines().filter(|line| !line.trim().is_empty());
     let first = lines.next().unwrap_or("it failed without a word");

@@ -1,4 +1,5 @@
-//! Running one of PostgreSQL's client programs until it ends or the user interrupts it, with bounded memory for its output.
+//! Runs one of PostgreSQL's client programs until it ends or the user interrupts it, with bounded memory for its
+//! output.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -9,8 +10,8 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::signals::Interruption;
 
-/// How much of a program's output is kept: this many bytes of its beginning, and of its end. The middle of a long list of
-/// errors is more of the same.
+/// How much of a program's output is kept: this many bytes of its beginning, and as many of its end. The middle of a
+/// long list of errors only repeats them.
 const KEPT_BYTES: usize = 16 * 1024;
 
 /// How often a running program is polled.
@@ -24,12 +25,12 @@ pub(super) struct Ended {
     pub(super) said: String,
 }
 
-/// Where a program's standard output goes.
+/// The destination of a program's standard output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stdout {
     /// It is kept with the errors.
     Kept,
-    /// It is this program's standard output.
+    /// It goes to this program's standard output.
     Shared,
     /// It is shown among this program's messages.
     Shown,

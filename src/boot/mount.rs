@@ -1,4 +1,4 @@
-//! The repository, mounted for one boot test alone, and the throw-away clone in it.
+//! The repository, mounted for one boot test only, and the throw-away clone in it.
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,7 +14,7 @@ use nix::unistd::Uid;
 use super::Stop;
 use crate::error::Error;
 
-/// The names of boot tests' clones begin so; the backup's id follows.
+/// Prefix of the names of boot tests' clones; the backup's id follows.
 const PREFIX: &str = "boot-test-";
 
 const NO_LIMITS: CloneLimits = CloneLimits {
@@ -22,7 +22,7 @@ const NO_LIMITS: CloneLimits = CloneLimits {
     max_count: usize::MAX,
 };
 
-/// How long a clone may stay in use after its server has ended: its last processes still close their files.
+/// How long a clone may stay in use after its server has ended: the last processes may still be closing their files.
 const BUSY_FOR: Duration = Duration::from_secs(10);
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
@@ -31,7 +31,7 @@ pub(super) fn clone_name(backup: BackupId) -> Result<CloneName, Error> {
     Ok(format!("{PREFIX}{backup}").parse::<CloneName>()?)
 }
 
-/// A mount that is served by a thread of this process, until this is dropped.
+/// A mount that a thread of this process serves until this is dropped.
 #[derive(Debug)]
 pub(super) struct PrivateMount {
     point: PathBuf,
@@ -41,7 +41,7 @@ pub(super) struct PrivateMount {
 }
 
 impl PrivateMount {
-    /// Mounts what is stored of one server, and shows all of it as owned by this user.
+    /// Mounts the files of one server, and shows all of them as owned by this user.
     pub(super) fn make(
         repository: &Repository,
         server: &ServerName,
@@ -76,7 +76,7 @@ impl PrivateMount {
         })
     }
 
-    /// The path of a clone.
+    /// The directory of a clone.
     pub(super) fn clone_path(&self, name: &CloneName) -> PathBuf {
         self.point
             .join(self.server.as_str())
@@ -84,7 +84,7 @@ impl PrivateMount {
             .join(name.as_str())
     }
 
-    /// Makes a clone of a backup, and gives its directory. When the backup cannot be read, that is the test's result.
+    /// Makes a clone of a backup, and returns its directory. If the backup cannot be read, that is the test's result.
     pub(super) fn make_clone(&self, name: &CloneName, backup: &Backup) -> Result<PathBuf, Stop> {
         let path = self.clone_path(name);
         let mut asked = path.clone().into_os_string();
@@ -95,7 +95,7 @@ impl PrivateMount {
         }
     }
 
-    /// Removes a clone, as soon as nothing of it is in use.
+    /// Removes a clone, as soon as it is not in use.
     pub(super) fn remove_clone(&self, name: &CloneName) -> std::io::Result<()> {
         let path = self.clone_path(name);
         let until = Instant::now() + BUSY_FOR;
@@ -125,8 +125,8 @@ impl Drop for PrivateMount {
     }
 }
 
-/// Removes the clones that killed tests of this server have left. The caller has the server's lock for tests, so none of
-/// them is at work.
+/// Removes clones that killed tests of this server have left. The caller has the server's lock for tests, so none of
+/// them belongs to a running test.
 pub(super) fn remove_leftovers(repository: &Repository, server: &ServerName) -> Result<(), Error> {
     for clone in repository.clones(server)? {
         let id = clone.name.as_str().strip_prefix(PREFIX);

@@ -1,4 +1,4 @@
-//! The server of a boot test: a child of this process that ends with it, whatever ends it.
+//! The server of a boot test: a child of this process that ends with it, even when this process is killed.
 
 use std::fs::File;
 use std::io;
@@ -18,20 +18,21 @@ use crate::signals::Interruption;
 /// How often a server that starts or ends is polled.
 const POLL: Duration = Duration::from_millis(20);
 
-/// A postmaster kills processes that do not follow it 5 s after it was asked to end at once. After twice that, the
+/// A postmaster that shuts down at once kills processes that have not ended after 5 s. After twice that time, the
 /// postmaster itself hangs.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
-/// The severities of log lines that say why a server ended.
+/// The severities of log lines that explain why a server ended.
 const DEADLY: [&str; 2] = ["PANIC:", "FATAL:"];
 
-/// Settings that override the server's own configuration, besides those of every server that barmanfs starts:
-/// - The log is in a language the test knows.
-/// - It fits on a host that is not the server's.
+/// Settings that override the server's own configuration, in addition to those of every server that barmanfs starts:
+/// - The log is in a language that the test can parse.
+/// - The server fits on a host that is not its own.
 /// - Nothing runs by itself: no scheduled jobs, no event triggers.
-/// - Only this process reads it, and only once: it need not survive anything.
+/// - Only this process reads the server, and only once, so its data need not survive a crash.
 ///
-/// Whether it starts depends on the settings of the view: with other settings the test would prove nothing about a copy.
+/// Whether the server starts depends on the view's settings. With other values, the test would prove nothing about a
+/// copy.
 const SETTINGS: [(&str, &str); 7] = [
     ("log_line_prefix", ""),
     ("log_statement", "none"),
@@ -42,14 +43,14 @@ const SETTINGS: [(&str, &str); 7] = [
     ("fsync", "off"),
 ];
 
-/// A trigger on logins or definitions may write to files or other servers, which nobody asked for. Servers before this
-/// version have no such setting, see [`Client::amcheck`](super::checks::Client::amcheck).
+/// A trigger on logins or on definitions may write to files or other servers, which nobody wants here. Servers before
+/// this version have no such setting, see [`Client::amcheck`](super::checks::Client::amcheck).
 const NO_EVENT_TRIGGERS: (&str, &str) = ("event_triggers", "off");
 
-/// The first version with that setting, and with triggers on logins.
+/// The first version with that setting and with login triggers.
 pub(super) const HAS_EVENT_TRIGGERS_SETTING: u32 = 17;
 
-/// The server of a boot test. It is ended when this is dropped.
+/// The server of a boot test. It is shut down when this is dropped.
 #[derive(Debug)]
 pub(super) struct Server {
     postmaster: Child,
@@ -58,7 +59,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts a server with these settings. It does not answer yet.
+    /// Starts a server with these settings. It does not answer yet when this returns.
     pub(super) fn start(
         instance: &Instance,
         data: PathBuf,
@@ -86,7 +87,7 @@ impl Server {
         command
             .stdout(log.try_clone().map_err(failed)?)
             .stderr(Stdio::from(log))
-            // Ctrl-C is for this process, which then ends the server.
+            // Ctrl-C is for this process, which then shuts the server down.
             .process_group(0);
         end_with_us(&mut command);
         Ok(Self {
@@ -137,7 +138,7 @@ impl Server {
         }
     }
 
-    /// Why the server ended, in the words of its log: the first fatal line. Later ones are its consequence.
+    /// The reason in the server's log: the first fatal line. Later ones are its consequences.
     fn why(&self) -> Option<String> {
         let log = instance::tail(&self.log, 0)?;
         let deadly = |line: &&str| DEADLY.iter().any(|word| line.contains(word));
@@ -150,7 +151,7 @@ impl Drop for Server {
         if matches!(self.postmaster.try_wait(), Ok(Some(_))) {
             return;
         }
-        // SIGQUIT: at once. Nothing of the server is needed any more.
+        // SIGQUIT ends the server at once. Nothing of it is needed any more.
         let _ = kill_process(Pid::from_child(&self.postmaster), Signal::QUIT);
         let until = Instant::now() + ENDS_WITHIN;
         while matches!(self.postmaster.try_wait(), Ok(None)) {
@@ -165,8 +166,8 @@ impl Drop for Server {
     }
 }
 
-/// Has the kernel end the server when this process is killed: on a mount that is gone it would never end by itself. The
-/// kernel means the thread that starts it, which is the main one here.
+/// Makes the kernel end the server when this process is killed: without its mount, the server would never end by
+/// itself. The kernel watches the thread that starts the server, which is the main thread here.
 #[allow(unsafe_code)]
 fn end_with_us(command: &mut Command) {
     let ask = || Ok(set_parent_process_death_signal(Some(Signal::QUIT))?);

@@ -1,4 +1,4 @@
-//! The directory of a boot test: a private one for the mount, the server's socket, its log and its `pg_hba.conf`.
+//! The directory of a boot test: private, for the mount, the server's socket, its log and its `pg_hba.conf`.
 //!
 //! ```text
 //! /tmp/barmanfs-boot-XXXXXX/     its maker's; the group of the data's owner may pass
@@ -7,8 +7,9 @@
 //!     pg_hba.conf, server.log
 //! ```
 //!
-//! It is never removed recursively: that would reach through a mount that is still there. What root makes stays root's,
-//! except `s`: in another user's directory, names may lead elsewhere by the time they are removed.
+//! It is never removed recursively, because that would reach through a mount that still exists. Everything that root
+//! creates stays root's, except `s`: in another user's directory, names may lead elsewhere by the time they are
+//! removed.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, Permissions};
@@ -20,14 +21,14 @@ use nix::unistd::Uid;
 
 use crate::error::Error;
 
-/// The names of the directories begin so. After a kill they are found by it.
+/// Prefix of the directories' names. After a kill they are found by it.
 const PREFIX: &str = "barmanfs-boot-";
 
-/// Longest path of a socket that all systems take (`sockaddr_un` has 108 bytes, the last of them zero).
+/// Maximum length of a socket's path that all systems accept (`sockaddr_un` has 108 bytes, the last of them zero).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 
-/// The port in the socket's name. The server listens on no port. No other server of this host has this number, so a program
-/// in the database that connects to "its own" port does not reach another server.
+/// The port in the socket's name. The server listens on no port. No other server of this host has this number, so a
+/// program in the database that connects to "its own" port does not reach another server.
 pub(super) const PORT: u16 = 65_432;
 
 /// The permissions of the socket's directory decide who may connect.
@@ -137,8 +138,8 @@ fn parent(usual: &Path) -> PathBuf {
     }
 }
 
-/// Unmounts the dead mounts of killed tests, and removes what they left. Only for this user: another user's directory may
-/// hold anything.
+/// Unmounts the dead mounts of killed tests, and removes their directories. Only those of this user: another user's
+/// directory may contain anything.
 pub(super) fn remove_leftovers() {
     let Ok(entries) = fs::read_dir(parent(&std::env::temp_dir())) else {
         return;
@@ -171,7 +172,7 @@ mod tests {
         for directory in [&workspace.path, &workspace.sockets(), &workspace.mount_point()] {
             assert_eq!(fs::metadata(directory).unwrap().mode() & 0o777, 0o700);
         }
-        // The files that servers leave there.
+        // Files that servers leave there.
         fs::write(workspace.log(), "PANIC").unwrap();
         fs::write(workspace.sockets().join(".s.PGSQL.65432.lock"), "").unwrap();
         let path = workspace.path.clone();

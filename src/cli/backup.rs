@@ -47,7 +47,7 @@ pub(crate) struct BackupArgs {
     pub(crate) json: JsonOption,
 }
 
-/// PostgreSQL takes 1 GiB paths as labels; ours stay on a line of a list.
+/// PostgreSQL accepts long paths as labels. This limit keeps a label on one line of a list.
 pub(super) fn label(text: &str) -> Result<String, String> {
     const MAX_LABEL_BYTES: usize = 256;
     if text.len() > MAX_LABEL_BYTES || text.chars().any(char::is_control) {
@@ -56,7 +56,7 @@ pub(super) fn label(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Kilobytes per second, as PostgreSQL counts them.
+/// Parses a rate in kilobytes per second, in PostgreSQL's units.
 fn max_rate(text: &str) -> Result<u32, String> {
     let wrong = || {
         let (low, high) = (MAX_RATE_KIB.start(), MAX_RATE_KIB.end());

@@ -151,7 +151,7 @@ pub(crate) struct ServerOptions {
 }
 
 impl ServerOptions {
-    /// Whether something was said that has a meaning only where a server is started.
+    /// Whether any option was given that has a meaning only when a server is started.
     pub(crate) fn is_given(&self) -> bool {
         self.port.is_some()
             || self.listen.is_some()

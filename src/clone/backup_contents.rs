@@ -1,23 +1,23 @@
-//! What of a clone belongs into a backup: all but what a server makes again whenever it starts, as `pg_basebackup` leaves
-//! it out (`excludeDirContents` and `excludeFiles` in `src/backend/backup/basebackup.c`). Unlogged relations are kept:
-//! they are good after a clean shutdown, and a server that recovers from a crash resets them itself.
+//! Decides which files of a clone belong in a backup. Like `pg_basebackup`, a backup omits what a server recreates at
+//! every start (`excludeDirContents` and `excludeFiles` in `src/backend/backup/basebackup.c`). Unlogged relations are
+//! kept: they are valid after a clean shutdown, and a server that recovers from a crash resets them itself.
 
 use crate::instance;
 
 /// Whether an entry is in the backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Inclusion {
-    /// It is. For a directory, its contents are looked at.
+    /// It is. The entries of a directory are checked one by one.
     Included,
-    /// The directory is, without its contents.
+    /// Only the directory is, without its entries.
     EmptyDirectory,
     /// It is not.
     LeftOut,
-    /// It is a file in `pg_wal` itself: that depends on what is needed to start.
+    /// It is a file directly in `pg_wal`: that depends on what is needed to start.
     Wal,
 }
 
-/// Directories that a server wants to find, and empties.
+/// Directories that a server needs, and empties when it starts.
 const EMPTIED: [&[u8]; 9] = [
     b"pg_dynshmem",
     b"pg_notify",
@@ -26,12 +26,12 @@ const EMPTIED: [&[u8]; 9] = [
     b"pg_snapshots",
     b"pg_stat_tmp",
     b"pg_subtrans",
-    // Of segments that are not in the backup.
+    // Status files of segments that are not in the backup.
     b"pg_wal/archive_status",
     b"pg_wal/summaries",
 ];
 
-/// Files of a server that runs, or that belong to another backup.
+/// Files of a running server, or of another backup.
 const LEFT_OUT: [&[u8]; 8] = [
     instance::LOG.as_bytes(),
     instance::EXTERNAL_PID_FILE.as_bytes(),
@@ -43,10 +43,10 @@ const LEFT_OUT: [&[u8]; 8] = [
     b"tablespace_map",
 ];
 
-/// Names that begin so are left out in every directory: temporary files, and a cache.
+/// Prefixes of names that are omitted in every directory: temporary files, and a cache.
 const LEFT_OUT_PREFIXES: [&[u8]; 2] = [b"pgsql_tmp", b"pg_internal.init"];
 
-/// Where relations are.
+/// The directories of relations.
 const RELATIONS: [&[u8]; 2] = [b"base/", b"pg_tblspc/"];
 
 /// Whether the entry at `path` is in the backup.

@@ -1,4 +1,5 @@
-//! The `backup_manifest` of a backup that no server has sent. It lists what is stored, with the checksums of the file maps.
+//! The `backup_manifest` of a backup that no server has sent. It lists the stored files, with the checksums of the file
+//! maps.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek};
@@ -10,14 +11,14 @@ use barmanfs_store::{DirectoryRef, Node, TreeReader};
 
 use crate::error::Error;
 
-/// WAL is not listed by file but by range; `pg_waldump` reads it.
+/// The manifest does not list WAL by file but by range, which `pg_waldump` reads.
 pub(super) const WAL_DIRECTORY: &[u8] = b"pg_wal";
 
 /// Since this version the manifest names the cluster. Older versions refuse such a manifest.
 pub(super) const NAMES_CLUSTER_SINCE: u32 = 17;
 
-/// Writes the manifest of the tree at `root` into a file without a name in `spool`; gives it, to be read from its start,
-/// and its size. `system_id` only from [`NAMES_CLUSTER_SINCE`] on.
+/// Writes the manifest of the tree at `root` into a nameless file in `spool`. Returns the file, positioned at its
+/// start, and its size. `system_id` is given only from [`NAMES_CLUSTER_SINCE`] on.
 pub(super) fn write(
     (trees, root): (&TreeReader, &DirectoryRef),
     system_id: Option<SystemId>,
@@ -67,7 +68,7 @@ fn list(
     Ok(())
 }
 
-/// As a server writes it: `2026-11-21 00:25:17 GMT`.
+/// A time in the server's format: `2026-11-21 00:25:17 GMT`.
 fn modified(time_s: i64) -> String {
     let text = TimestampMicros::from_unix_seconds(time_s).to_string();
     let second = text.split_once('.').map_or(text.as_str(), |(second, _)| second);

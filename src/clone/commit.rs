@@ -1,8 +1,8 @@
-//! A clone as a backup of its server: what was changed is read and stored, all else taken over from what the clone
-//! stands on without reading it.
+//! Makes a clone a backup of its server. What was changed is read and stored; all else is taken from the backup that
+//! the clone is based on, without reading it.
 //!
-//! The backup starts as the clone would: after a clean shutdown at once, otherwise by recovering from a crash with the
-//! WAL in its `pg_wal`. The clone stays as it is.
+//! The backup starts as the clone would: at once after a clean shutdown, otherwise with crash recovery from the WAL in
+//! its `pg_wal`. The clone is not changed.
 
 use std::fs::File;
 
@@ -21,20 +21,20 @@ use crate::error::Error;
 use crate::progress::{Counted, Progress};
 use crate::signals::Interruption;
 
-/// Where tablespaces are: a clone has them as directories.
+/// The directory of tablespaces, which are directories in a clone.
 const TABLESPACES: &[u8] = b"pg_tblspc";
 
-/// The name of the manifest in the tree, and its mode as `pg_basebackup` makes it.
+/// The name of the manifest in the tree, and its mode, the same as in `pg_basebackup`.
 const MANIFEST: &[u8] = b"backup_manifest";
 const MANIFEST_MODE: u32 = 0o600;
 
-/// Zeros put at a time.
+/// Zeros to write at a time.
 const ZEROS: &[u8] = &[0; 128 << 10];
 
-/// Read of a segment at a time.
+/// Bytes of a segment to read at a time.
 const READ_BYTES: usize = 128 << 10;
 
-/// A clone on its way into a backup.
+/// A clone that is being made a backup.
 struct Commit<'a> {
     repository: &'a Repository,
     clone: &'a OfflineClone,
@@ -46,7 +46,7 @@ struct Commit<'a> {
     tablespaces: Vec<u32>,
 }
 
-/// Makes a backup of a clone, which ends complete or not at all.
+/// Makes a backup of a clone. It ends complete or not at all.
 pub(crate) fn commit(
     repository: &Repository,
     clone: &OfflineClone,
@@ -107,7 +107,7 @@ fn base_of(repository: &Repository, clone: &OfflineClone) -> Result<Option<Backu
     }
 }
 
-/// By its data directory alone: the first release of its major version.
+/// The version as far as the data directory shows it: the first release of its major version.
 fn version(clone: &OfflineClone) -> Result<ServerVersion, Error> {
     let text = clone.read_small(b"PG_VERSION", 16)?.unwrap_or_default();
     let major = std::str::from_utf8(&text)
@@ -167,7 +167,7 @@ impl Commit<'_> {
         )
     }
 
-    /// Stores one entry; says whether what is in it is to be stored.
+    /// Stores one entry. Returns whether to enter a directory.
     fn store(&mut self, run: &BackupRun, path: &[u8], found: &NodeAttributes) -> Result<bool, Error> {
         if self.signals.requested() {
             return Err(Error::failed("Interrupted"));
@@ -210,7 +210,7 @@ impl Commit<'_> {
         }
     }
 
-    /// Stores the beginning of a segment, and zeros to its end.
+    /// Stores the beginning of a segment, and fills the rest with zeros.
     fn beginning(
         &mut self,
         run: &BackupRun,
@@ -242,7 +242,7 @@ impl Commit<'_> {
         Ok(sink.finish()?)
     }
 
-    /// Links of tablespaces lead out of the clone: what is behind them is no part of it.
+    /// A tablespace's link leads out of the clone, and its target is not part of the clone.
     fn symlink(&self, run: &BackupRun, path: &[u8], found: &NodeAttributes) -> Result<(), Error> {
         let target = self.clone.files.readlink(found.node)?;
         if path.starts_with(&[TABLESPACES, b"/"].concat()) {
@@ -261,7 +261,7 @@ impl Commit<'_> {
         self.tablespaces.extend(oid);
     }
 
-    /// Those of the backup below are known by more than their number.
+    /// The tablespaces of the backup. For those that the base has, too, more than the number is known.
     fn tablespaces(&self, base: Option<&Backup>) -> Vec<Tablespace> {
         let known = base.map_or(&[][..], |base| &base.tablespaces);
         let described = |oid: &u32| {

@@ -1,7 +1,8 @@
-//! A clone as a plain directory, on any file system: data and holes, owners (as root), permissions and times.
+//! Copies a clone to a plain directory, on any file system: data and holes, owners (if run as root), permissions and
+//! times.
 //!
-//! It is written under a name of its own beside the place where it is to be, and gets that place when all of it is
-//! durable: what is there is complete. What an export that was killed has left is removed by the next one.
+//! The copy is written under a temporary name beside its destination, and renamed when all of it is durable. So the
+//! destination never has an incomplete copy. The next export removes what a killed export has left.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -21,26 +22,26 @@ use crate::instance::{AUTO_CONF, AUTO_CONF_MAX_BYTES, is_socket_lock, last_value
 use crate::progress::{Counted, Progress};
 use crate::signals::Interruption;
 
-/// Ends the name of a copy that is not complete; it begins with a dot.
+/// Suffix of the name of an incomplete copy; the name begins with a dot.
 const UNFINISHED: &str = ".exporting";
 
-/// What a server leaves that is no part of its data.
+/// Files of a server that are not part of its data.
 const LEFT_OUT: [&[u8]; 2] = [b"postmaster.pid", b"postmaster.opts"];
 
-/// What was exported.
+/// The result of an export.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Exported {
     pub(crate) files: u64,
-    /// Bytes written: holes are none.
+    /// Bytes written, without holes.
     pub(crate) bytes: u64,
-    /// Whether it has `archive_mode = off`, as a clone has unless somebody changed that.
+    /// Whether it has `archive_mode = off`. A clone has that unless somebody changed it.
     pub(crate) archives_nothing: bool,
 }
 
-/// Copies a clone to `to`, which is not there yet, or an empty directory.
+/// Copies a clone to `to`, which must not exist yet or be an empty directory.
 pub(crate) fn export(clone: &OfflineClone, to: &Path, quiet: bool) -> Result<Exported, Error> {
     refuse_occupied(to)?;
-    // What is there may be reached by a link, whose place is not to be taken.
+    // The path may lead through a symbolic link, which must not be replaced.
     let to = &fs::canonicalize(to).unwrap_or_else(|_| to.to_owned());
     refuse_mount_point(to)?;
     let unfinished = Unfinished::make(to)?;
@@ -83,7 +84,7 @@ fn refuse_occupied(to: &Path) -> Result<(), Error> {
     }
 }
 
-/// The root of a file system cannot be replaced.
+/// The copy cannot replace the root of a file system.
 fn refuse_mount_point(to: &Path) -> Result<(), Error> {
     let device = |path: &Path| fs::metadata(path).map(|found| found.dev()).ok();
     match (device(to), to.parent().and_then(device)) {
@@ -96,10 +97,10 @@ fn refuse_mount_point(to: &Path) -> Result<(), Error> {
     }
 }
 
-/// The directory while it is written. Dropped before [`put`](Self::put), it is removed.
+/// The directory during the copy. If it is dropped before [`put`](Self::put), it is removed.
 struct Unfinished {
     path: PathBuf,
-    /// Locked: who makes the same one sees that it is being made.
+    /// Locked, so that another export to the same destination notices this one.
     directory: File,
     is_put: bool,
 }
@@ -145,10 +146,10 @@ impl Unfinished {
         Err(Error::failed(format!("{} is not empty", path.display())))
     }
 
-    /// Makes it durable, and gives it its name.
+    /// Makes the copy durable, and renames it.
     fn put(mut self, to: &Path) -> Result<(), Error> {
         rustix::fs::syncfs(&self.directory).map_err(|error| failed("sync", &self.path, &error.into()))?;
-        // Takes the place of an empty directory, and of nothing else.
+        // This replaces only an empty directory.
         fs::rename(&self.path, to).map_err(|error| failed("make", to, &error))?;
         self.is_put = true;
         let parent = match to.parent() {
@@ -171,7 +172,7 @@ impl Drop for Unfinished {
     }
 }
 
-/// Opens a directory that nobody else has made: its owner could redirect what is written into it.
+/// Opens a directory of this user. Another owner could redirect what is written into it.
 fn open_own(path: &Path) -> Result<File, Error> {
     let fail = |error: Errno| failed("open", path, &error.into());
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -186,24 +187,24 @@ fn open_own(path: &Path) -> Result<File, Error> {
     Ok(directory.into())
 }
 
-/// A copy under way.
+/// A copy in progress.
 struct Copy<'a> {
     clone: &'a OfflineClone,
-    /// What it is called, for messages.
+    /// The path of the copy, for messages.
     root: &'a Path,
-    /// The same by its descriptor: who has the directory above may put something else under that name meanwhile.
+    /// The same directory by its descriptor: the owner of the parent directory may replace the name meanwhile.
     below: PathBuf,
     as_root: bool,
     progress: Progress,
     signals: Interruption,
-    /// Those made, each before what is in it: they get their times and permissions when nothing is put into them
-    /// any more.
+    /// The created directories, each before its entries. They get their times and permissions at the end, when nothing
+    /// is added to them any more.
     directories: Vec<(PathBuf, NodeAttributes)>,
     done: Exported,
 }
 
 impl Copy<'_> {
-    /// Copies one entry; says whether what is in it is to be copied.
+    /// Copies one entry. Returns whether to enter a directory.
     fn take(&mut self, path: &[u8], found: &NodeAttributes) -> Result<bool, Error> {
         if self.signals.requested() {
             return Err(Error::failed("Interrupted"));
@@ -256,8 +257,8 @@ impl Copy<'_> {
         self.dress(to, found)
     }
 
-    /// Gives what was made the owner, permissions and time that it has in the clone. The owner first: that takes
-    /// permissions away.
+    /// Sets the owner, permissions and time that an entry has in the clone. The owner comes first, because changing it
+    /// removes permissions.
     fn dress(&self, to: &Path, found: &NodeAttributes) -> Result<(), Error> {
         let fail = |error: Errno| self.failed("set owner, permissions and time of", to, &error.into());
         if self.as_root {
@@ -279,7 +280,7 @@ impl Copy<'_> {
         rustix::fs::utimensat(CWD, to, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(fail)
     }
 
-    /// All of it is there: the directories get what they are to have, the deepest first.
+    /// Everything is copied: sets the attributes of the directories, the deepest first.
     fn finish(self) -> Result<Exported, Error> {
         self.progress.note("syncing");
         for (path, found) in self.directories.iter().rev() {

@@ -1,9 +1,9 @@
-//! How far the WAL of a stopped clone goes, and which of its segments a copy needs to start.
+//! Decides where the WAL of a stopped clone ends, and which of its segments a copy needs to start.
 //!
-//! After a clean shutdown that is the segment with the shutdown's checkpoint, which has nothing but zeros behind it in
-//! the backup: what is there comes from segments that were used up. After anything else it is every segment from the
-//! checkpoint's redo position on, as PostgreSQL recovers from a crash. Segments that were recycled for later have another
-//! segment's first page; recovery does not read beyond, and they are left out.
+//! After a clean shutdown, that is the segment with the shutdown checkpoint. In the backup it has only zeros after the
+//! checkpoint, because the bytes there are remains of a recycled segment. Otherwise it is every segment from the
+//! checkpoint's redo position on, for PostgreSQL's crash recovery. Segments that were recycled for later use have
+//! another segment's first page. Recovery stops before them, and they are omitted.
 
 use barmanfs_live::{Kind, NodeAttributes};
 use barmanfs_pg::control::{ClusterState, ControlFile};
@@ -16,36 +16,37 @@ use super::OfflineClone;
 use super::backup_manifest::WAL_DIRECTORY;
 use crate::error::Error;
 
-/// Where the control file is.
+/// Path of the control file.
 const CONTROL: &[u8] = b"global/pg_control";
 
 /// A control file's size (`PG_CONTROL_FILE_SIZE`).
 const CONTROL_BYTES: usize = 8192;
 
-/// Files that exist while a recovery has not ended, and say how it continues.
+/// Files that exist until a recovery has ended, and determine how it continues.
 const RECOVERING: [&[u8]; 3] = [b"backup_label", b"recovery.signal", b"standby.signal"];
 
-/// Where a clone's server was when it ended.
+/// The state in which a clone's server ended.
 #[derive(Debug)]
 pub(super) struct Position {
     pub(super) control: ControlFile,
-    /// Where the record of the last checkpoint ends.
+    /// The end of the last checkpoint's record.
     pub(super) checkpoint_end: Lsn,
 }
 
-/// What a copy has of a file in `pg_wal`.
+/// The part of a file in `pg_wal` that a copy needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Needed {
     /// Nothing.
     No,
     /// All.
     All,
-    /// This many bytes, and zeros.
+    /// This many bytes, followed by zeros.
     Beginning(u64),
 }
 
 impl Position {
-    /// Reads the position. Refuses a clone whose recovery has not ended: it does not hold all that the recovery needs.
+    /// Reads the position. Refuses a clone whose recovery has not ended, because the clone does not hold everything
+    /// that the recovery needs.
     pub(super) fn of(clone: &OfflineClone) -> Result<Self, Error> {
         for name in RECOVERING {
             if clone.find(name)?.is_some() {
@@ -89,7 +90,7 @@ impl Position {
         self.control.state == ClusterState::ShutDown
     }
 
-    /// From the last checkpoint's redo position to its end: this WAL can be read in any case.
+    /// From the last checkpoint's redo position to the checkpoint's end. This WAL can be read in any case.
     pub(super) fn range(&self) -> WalRange {
         WalRange {
             timeline: self.control.timeline,
@@ -98,7 +99,7 @@ impl Position {
         }
     }
 
-    /// What a copy needs of the file `name` in `pg_wal`.
+    /// The part of the file `name` in `pg_wal` that a copy needs.
     pub(super) fn needs(
         &self,
         clone: &OfflineClone,
@@ -150,7 +151,8 @@ impl Position {
     }
 }
 
-/// Where the record of the last checkpoint ends. Everything from its redo position up to there has to be in `pg_wal`.
+/// The end of the last checkpoint's record. The WAL from the checkpoint's redo position up to there must be in
+/// `pg_wal`.
 fn checkpoint_end(clone: &OfflineClone, control: &ControlFile) -> Result<Lsn, Error> {
     let ControlFile {
         checkpoint,
@@ -179,6 +181,6 @@ fn checkpoint_end(clone: &OfflineClone, control: &ControlFile) -> Result<Lsn, Er
         let record = clone.read(found.node, offset, wal_record::LENGTH_BYTES)?;
         end = wal_record::end_of_record(checkpoint, &record, &facts);
     }
-    // Of the last segment, in which the checkpoint's record begins.
+    // From the last segment, in which the checkpoint's record begins.
     end.ok_or_else(|| bad("no record begins there".to_owned()))
 }

@@ -5,15 +5,15 @@ use std::path::Path;
 use crate::error::Error;
 use crate::postgres::Connection;
 
-/// The settings that name configuration files.
+/// The settings with the paths of configuration files.
 const SETTINGS: [&str; 3] = ["config_file", "hba_file", "ident_file"];
 
 /// SQLSTATE `insufficient_privilege`.
 const NOT_PERMITTED: &str = "42501";
 
-/// The paths of such files; `None` where the role may not see them, which takes `pg_read_all_settings`.
+/// The paths of such files; `None` if the role may not see them. That takes `pg_read_all_settings`.
 ///
-/// Call this before there is a temporary slot: PostgreSQL drops one when a command fails.
+/// Call this before creating a temporary slot: PostgreSQL drops the slot when a command fails.
 ///
 /// # Errors
 /// When the server does not answer.
@@ -34,7 +34,7 @@ pub(crate) fn files_outside(connection: &mut Connection) -> Result<Option<Vec<St
     Ok(Some(outside))
 }
 
-/// `None` where it is not permitted.
+/// `None` if it is not permitted.
 fn show(connection: &mut Connection, setting: &str) -> Result<Option<String>, Error> {
     match connection.show(setting) {
         Ok(value) => Ok(Some(value)),

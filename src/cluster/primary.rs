@@ -1,8 +1,8 @@
-//! The primary of a standby that is backed up.
+//! The primary of a standby from which a backup is taken.
 //!
-//! A standby cannot end the segment in which a backup of it stops: the primary does that when the segment is full. While
-//! nothing is written there, that is never. So the primary is asked to switch to the next segment, where the
-//! configuration says how to reach it; otherwise the backup brings its WAL itself.
+//! A standby cannot complete the segment in which its backup stops; it is complete when the primary has filled it. If
+//! nothing is written there, that never happens. So the primary is asked to switch to the next segment, if the
+//! configuration has a connection to it; otherwise the backup includes its WAL.
 
 use barmanfs_pg::SystemId;
 
@@ -11,12 +11,12 @@ use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::postgres::Connection;
 
-/// Whether this is the primary, and what it may be asked.
+/// Reads whether this is the primary, and whether the role may switch segments.
 const STATE: &str = "SELECT pg_catalog.pg_is_in_recovery()::text AS standby, \
                      (SELECT system_identifier::text FROM pg_catalog.pg_control_system()) AS system_id, \
                      pg_catalog.has_function_privilege('pg_catalog.pg_switch_wal()', 'EXECUTE')::text AS may_switch";
 
-/// Whether the primary of a standby can be asked to switch to the next segment. Logs why not.
+/// Whether the primary of a standby can be asked to switch to the next segment. If not, logs the reason.
 pub(crate) fn can_switch(server: &ServerConfig, system_id: SystemId) -> bool {
     if server.primary_conninfo.is_none() {
         return false;
@@ -50,7 +50,7 @@ pub(crate) fn switch_wal(server: &ServerConfig, system_id: SystemId) -> Result<(
 /// Connects to the primary.
 ///
 /// # Errors
-/// Also where the server is no primary, is one of another cluster, or does not grant the privilege.
+/// Also if the server is not a primary, belongs to another cluster, or does not grant the privilege.
 pub(crate) fn connect(server: &ServerConfig, system_id: SystemId) -> Result<Connection, Error> {
     let mut connection = super::connect(server, Purpose::Primary)?;
     let state = connection.simple_query(STATE)?;

@@ -1,4 +1,4 @@
-//! What a backup or a receiver of WAL has to know about its server beforehand.
+//! The settings of a server that a backup or a WAL receiver needs in advance.
 
 use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId};
 
@@ -8,16 +8,16 @@ use crate::postgres::Connection;
 /// The first version with backup manifests, without which a backup cannot be checked.
 pub(crate) const OLDEST_MAJOR: u32 = 13;
 
-/// The cluster as it is when it is asked.
+/// The state of a cluster at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ServerSettings {
     /// The cluster.
     pub(crate) system_id: SystemId,
     /// The server's version.
     pub(crate) version: ServerVersion,
-    /// The timeline it writes.
+    /// Its present timeline.
     pub(crate) timeline: TimelineId,
-    /// How far its WAL is written.
+    /// The end of its flushed WAL.
     pub(crate) flush_lsn: Lsn,
     /// Size of its segments.
     pub(crate) segment_size: SegmentSize,
@@ -32,7 +32,7 @@ pub(crate) struct ServerSettings {
 }
 
 impl ServerSettings {
-    /// Asks over a replication connection.
+    /// Reads them over a replication connection.
     pub(crate) fn ask(connection: &mut Connection) -> Result<Self, Error> {
         let version = connection.server_version()?;
         if version.major() < OLDEST_MAJOR {
@@ -66,7 +66,7 @@ fn strange((name, value): &(&str, String)) -> Error {
     ))
 }
 
-/// PostgreSQL shows `16MB`, `1GB`.
+/// Parses PostgreSQL's form: `16MB`, `1GB`.
 fn segment_size(text: &str) -> Option<SegmentSize> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit: u64 = match text.get(digits.len()..)? {

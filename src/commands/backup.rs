@@ -15,7 +15,8 @@ use crate::fstab;
 use crate::output;
 use crate::report;
 
-/// Runs the command. One server after the other; one that fails does not keep the next from its backup.
+/// Runs the command for one server after the other. A failure for one does not prevent the backups of the
+/// next ones.
 pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
     let servers = app.configured_servers(&args.servers)?;
     if let Some(server) = servers.iter().find(|server| !server.active) {
@@ -59,7 +60,7 @@ pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
     }
 }
 
-/// Complete with its WAL, and the server has seen no damage in its own pages.
+/// Whether the backup is complete with its WAL, and the server has not reported damage of its own pages.
 fn is_well(backup: &Backup) -> bool {
     backup.status == BackupStatus::Done && backup.checksum_failures.is_empty()
 }
@@ -83,7 +84,7 @@ fn take_all(
     (backups, errors)
 }
 
-/// One error as it is; of several, each is logged and the sum returned.
+/// Returns a single error unchanged. Of several errors, logs each and returns a summary.
 fn summed_up(mut errors: Vec<Error>, servers: usize) -> Option<Error> {
     match errors.len() {
         0 | 1 => errors.pop(),
@@ -94,7 +95,7 @@ fn summed_up(mut errors: Vec<Error>, servers: usize) -> Option<Error> {
     }
 }
 
-/// The repository; made when its directory is empty or not there yet, as Barman does.
+/// Opens the repository. Creates it if its directory is empty or does not exist, as Barman does.
 fn open_or_create(app: &App) -> Result<Repository, Error> {
     let path = &app.config.repository;
     match Repository::open(path) {

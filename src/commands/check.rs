@@ -1,4 +1,4 @@
-//! `barmanfs check`: prints what [`health`] found, as text, as JSON or for Nagios.
+//! `barmanfs check`: prints the findings of [`health`] as text, as JSON or for Nagios.
 
 mod nagios;
 

@@ -12,8 +12,9 @@ use crate::health::Doubts;
 use crate::output::{self, Output};
 use crate::report::Deletion;
 
-/// Runs the command. All names are resolved first: a misspelt one deletes nothing. Nor does a set of which one may not
-/// go. Two at once decide one after the other, so that each knows what the other has left.
+/// Runs the command. All names are resolved first, so a misspelt name deletes nothing. If one of the backups must not
+/// be deleted, none is. Two concurrent commands decide one after the other, so that the second one sees the result of
+/// the first.
 pub(crate) fn run(app: &mut App, args: &DeleteArgs) -> Result<Outcome, Error> {
     let repository = match args.dry_run {
         true => app.repository()?,
@@ -65,7 +66,7 @@ fn named(
     Ok(backups)
 }
 
-/// What deleting these would mean, and why it is refused, if it is.
+/// The effect of deleting these backups, and the reason if it is refused.
 fn plan(
     app: &App,
     repository: &Repository,
@@ -138,14 +139,14 @@ fn dry_run(
         show(&mut app.out, &plan)?;
     }
     match refusal {
-        // The JSON says it already.
+        // The JSON already contains the reason.
         Some(_) if args.json.json => Ok(Outcome::Told(crate::error::exit::FAILED)),
         Some(error) => Err(error),
         None => Ok(Outcome::Done),
     }
 }
 
-/// What remains, and what no longer does.
+/// Prints what can still be recovered, and what no longer can.
 fn show(out: &mut Output, plan: &Deletion) -> Result<(), Error> {
     if !plan.clones.is_empty() {
         let names: Vec<&str> = plan.clones.iter().map(CloneName::as_str).collect();

@@ -46,7 +46,8 @@ pub(crate) fn run(app: &mut App, args: &ExplainArgs) -> Result<Outcome, Error> {
     }
 }
 
-/// Finds out what is wrong with the backup of a plan, and notes in the plan that and a backup to take instead.
+/// Finds out what is wrong with the backup of a plan. Adds that to the plan's notes, with another backup to use
+/// instead.
 fn doubt(
     repository: &Repository,
     server: &ServerName,
@@ -70,7 +71,7 @@ fn doubt(
     })
 }
 
-/// How the target is recovered from the newest backup that can be relied on.
+/// The target with the newest backup that can be relied on and from which it can be recovered.
 fn instead(repository: &Repository, server: &ServerName, spec: &TargetSpec) -> Result<String, Error> {
     let backups = repository.backups(server)?;
     let doubts = Doubts::find(repository, &backups)?;

@@ -1,7 +1,8 @@
 //! `barmanfs get-wal`: one WAL file out of the archive, safe as a `restore_command`.
 //!
-//! PostgreSQL reads the exit code: 0 is a file, 1 to 125 "there is none, recovery ends here", above 125 a
-//! failure that stops it. So 1 is kept for one case: the archive was read and the name is not in it.
+//! PostgreSQL interprets the exit code: 0 is a file, 1 to 125 "there is none, recovery ends here", above 125
+//! a failure that stops recovery. So 1 is reserved for one case: the archive was read and does not have the
+//! file.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
@@ -14,7 +15,7 @@ use super::App;
 use crate::cli::wal::GetWalArgs;
 use crate::error::{Error, Outcome};
 
-/// One window of WAL: what the reader decodes at once.
+/// One window of WAL: the unit that the reader decodes.
 const COPY_BYTES: usize = 1 << 20;
 
 /// Runs the command.
@@ -32,14 +33,14 @@ pub(crate) fn run(app: &mut App, args: &GetWalArgs) -> Result<Outcome, Error> {
     };
     let mut found = archive.find(&name)?;
     if found.is_none() {
-        // It may be in a pack that is not in the catalog.
+        // A pack that is not in the catalog may have it.
         repository.prove_completeness().map_err(|error| {
             Error::from(error).context(format!("Cannot find out whether {name} is archived"))
         })?;
         found = archive.find(&name)?;
     }
     let Some(file) = found else {
-        // An archive of nothing proves nothing: it may be the wrong one.
+        // An archive without any data of the server proves nothing: it may be the wrong one.
         if repository.system_id(&server)?.is_none() {
             let path = repository.path().display();
             return Err(Error::failed(format!(
@@ -71,13 +72,13 @@ pub(crate) fn run(app: &mut App, args: &GetWalArgs) -> Result<Outcome, Error> {
     Ok(Outcome::Done)
 }
 
-/// Writes all of it, or leaves nothing: PostgreSQL must never meet a short segment.
+/// Writes the complete file, or removes it: PostgreSQL must never see a short segment.
 fn write_file(content: &mut impl Read, dest: &Path) -> io::Result<()> {
     let mut file = BufWriter::with_capacity(COPY_BYTES, File::create(dest)?);
     io::copy(content, &mut file)
         .and_then(|_| file.flush())
         .inspect_err(|_| {
-            // The first error is the one to report.
+            // The first error is reported.
             let _second = std::fs::remove_file(dest);
         })
 }

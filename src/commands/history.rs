@@ -85,10 +85,10 @@ fn show(out: &mut Output, report: &HistoryReport) -> Result<(), Error> {
     Ok(())
 }
 
-/// A place on a timeline; on the only one that has forks where none is named.
+/// A position, and its timeline. Without one, it is the only timeline that has forks.
 type Place = (Option<TimelineId>, Lsn);
 
-/// What a decision begins with.
+/// The common start of both decisions.
 fn decision(
     app: &App,
     server: &str,

@@ -29,7 +29,7 @@ pub(crate) fn run(app: &mut App, args: &ListBackupsArgs) -> Result<Outcome, Erro
         let shown: Result<Vec<_>, _> = backups.iter().map(|listed| listed.with_gaps(&gaps)).collect();
         app.out.json_list("backups", &shown?)?;
     } else if args.minimal {
-        // As Barman does: scripts take the first line for the newest.
+        // Newest first as in Barman: scripts expect the newest backup in the first line.
         let mut ids: Vec<&Backup> = backups.iter().map(|listed| &listed.backup).collect();
         ids.sort_by_key(|backup| std::cmp::Reverse((backup.begin_time, backup.id)));
         for backup in ids {
@@ -48,7 +48,7 @@ pub(crate) fn run(app: &mut App, args: &ListBackupsArgs) -> Result<Outcome, Erro
     Ok(Outcome::Done)
 }
 
-/// How a boot test ended, and on which day: `OK 2026-11-21`.
+/// The result of a boot test, with its day: `OK 2026-11-21`.
 fn boot_cell(test: Option<&BootTest>) -> Cell {
     let Some(test) = test else { return "-".into() };
     let moment = output::second(test.began_at);
@@ -57,7 +57,7 @@ fn boot_cell(test: Option<&BootTest>) -> Cell {
     Cell::styled(format!("{word} {day}"), style)
 }
 
-/// How a boot test ended, in a word and its colour.
+/// The result of a boot test in one word, with its colour.
 pub(crate) fn boot_word(outcome: BootOutcome) -> (&'static str, Style) {
     match outcome {
         BootOutcome::Ok => ("OK", Style::Green),
@@ -73,7 +73,7 @@ fn status_cell(status: BackupStatus, damaged: bool) -> Cell {
     }
 }
 
-/// A status in its colour.
+/// The colour of a status.
 pub(crate) fn status_style(status: BackupStatus) -> Style {
     match status {
         BackupStatus::Done => Style::Green,
@@ -82,7 +82,7 @@ pub(crate) fn status_style(status: BackupStatus) -> Style {
     }
 }
 
-/// How long it took, once it has ended.
+/// The duration of a backup that has ended.
 pub(crate) fn took(backup: &Backup) -> Option<Duration> {
     let end = backup.end_time?.unix_micros();
     u64::try_from(end - backup.begin_time.unix_micros())
@@ -90,7 +90,7 @@ pub(crate) fn took(backup: &Backup) -> Option<Duration> {
         .map(Duration::from_micros)
 }
 
-/// Boot tests have a column where there has been one.
+/// There is a column for boot tests if there has been one.
 fn table(backups: &[ListedBackup]) -> Table {
     let tested = backups.iter().any(|listed| listed.boot_test.is_some());
     let mut columns = vec![
@@ -150,7 +150,7 @@ fn table(backups: &[ListedBackup]) -> Table {
     table
 }
 
-/// How it came in; stored is a full backup either way.
+/// How the backup was received. It is stored as a full backup in any case.
 fn kind(kind: BackupKind) -> &'static str {
     match kind {
         BackupKind::Full => "full",

@@ -1,4 +1,4 @@
-//! `barmanfs list-files`: paths as they are below the server's directory of the mount.
+//! `barmanfs list-files`: paths relative to the server's directory on a mount.
 
 use barmanfs_catalog::{Backup, Repository};
 use barmanfs_pg::TimestampMicros;
@@ -57,7 +57,7 @@ struct Lister<'a> {
     out: &'a mut Output,
     json: bool,
     trees: TreeReader,
-    /// Lines so far.
+    /// Number of lines printed.
     count: u64,
 }
 
@@ -95,7 +95,7 @@ impl Lister<'_> {
     }
 
     fn wal(&mut self, repository: &Repository, backup: &Backup, name: &WalName) -> Result<(), Error> {
-        // A segment the backup waits for is no file yet.
+        // A segment that the backup is waiting for is not a file yet.
         let Some(entry) = repository.wal(backup.archive()).entry(name)? else {
             return Ok(());
         };
@@ -121,8 +121,8 @@ impl Lister<'_> {
     }
 }
 
-/// The archived files from the backup's first segment to the next backup's, with all histories: what can
-/// be recovered from this backup and not from the next.
+/// The archived files from the backup's first segment up to the next backup's, and all history files: the WAL
+/// for recovering to places that the next backup cannot reach.
 fn wal_from<'r>(
     repository: &'r Repository,
     backup: &Backup,
@@ -147,7 +147,7 @@ fn wal_from<'r>(
     Ok(names.filter(move |name: &Result<WalName, Error>| name.as_ref().map_or(true, &wanted)))
 }
 
-/// None where nothing of the archive is replayed on the backup.
+/// `None` if no archived WAL is replayed on the backup.
 fn first_segment(backup: &Backup) -> Option<SegmentName> {
     if !backup.is_of_server() {
         return None;

@@ -10,7 +10,7 @@ use crate::report::ListedServer;
 
 /// Runs the command.
 pub(crate) fn run(app: &mut App, json: JsonOption) -> Result<Outcome, Error> {
-    // Before the first backup there is no repository, and nothing wrong about it.
+    // Before the first backup there is no repository, which is not an error.
     let repository = match Repository::open(&app.config.repository) {
         Err(CatalogError::NoRepository { .. }) => None,
         other => Some(other?),

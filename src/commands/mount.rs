@@ -15,13 +15,13 @@ use crate::error::{Error, Outcome};
 use crate::mount_helper;
 use crate::signals::Interruption;
 
-/// Exists while the daemon serves; looking at it is what "the mount answers" means.
+/// This file exists while the daemon serves. The mount answers when the file can be looked up.
 const ALIVE: &str = ".barmanfs/alive";
 
-/// Runs the command. In the background it is run twice: by the parent, which only waits, and by the child.
+/// Runs the command. In the background it runs twice: in the parent, which only waits, and in the child.
 pub(crate) fn run(app: &App, args: MountArgs) -> Result<Outcome, Error> {
     if !args.foreground && !args.background_child {
-        // They have been understood once already.
+        // The arguments have been parsed successfully before.
         let arguments = mount_helper::translate(std::env::args_os().collect()).map_err(Error::usage)?;
         return background::start(arguments.into_iter().skip(1));
     }
@@ -38,7 +38,8 @@ pub(crate) fn run(app: &App, args: MountArgs) -> Result<Outcome, Error> {
     serve(app, mounted, &mount_point, background)
 }
 
-/// A server on a clone has thousands of files open, each of which the daemon has open as well: as many as it may.
+/// Raises the limit of open files to its maximum: a server on a clone has thousands of files open, and the daemon has
+/// each of them open, too.
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -81,7 +82,7 @@ fn options(app: &App, repository: &Repository, args: MountArgs) -> Result<MountO
     })
 }
 
-/// Serves until somebody unmounts, or a signal asks for it.
+/// Serves until the tree is unmounted or a signal arrives.
 fn serve(app: &App, mounted: MountedFs, mount_point: &Path, background: bool) -> Result<Outcome, Error> {
     let unmounter = mounted.unmounter();
     let on_failure = mounted.unmounter();
@@ -103,7 +104,7 @@ fn serve(app: &App, mounted: MountedFs, mount_point: &Path, background: bool) ->
         if background {
             return background::ready(app.config.log_file.as_deref());
         }
-        // A service manager that cannot be notified gives up by itself.
+        // A service manager that gets no notification gives up by itself.
         background::notify()
             .map_err(|error| Error::failed(format!("Cannot tell the service manager: {error}")))
     });
@@ -135,7 +136,7 @@ fn answers(mount_point: &Path) -> Result<(), Error> {
         })
 }
 
-/// A number, or a name of the system.
+/// A user id, or the name of a user.
 fn user_id(text: &str) -> Result<u32, Error> {
     let named = || User::from_name(text).ok().flatten().map(|user| user.uid.as_raw());
     text.parse()
@@ -144,7 +145,7 @@ fn user_id(text: &str) -> Result<u32, Error> {
         .ok_or_else(|| Error::usage(format!("There is no user '{text}'")))
 }
 
-/// A number, or a name of the system.
+/// A group id, or the name of a group.
 fn group_id(text: &str) -> Result<u32, Error> {
     let named = || {
         Group::from_name(text)

@@ -1,4 +1,4 @@
-//! `barmanfs quarantine`: what becomes of WAL files that were put aside.
+//! `barmanfs quarantine`: decides about WAL files that were put aside.
 
 use barmanfs_catalog::{Comparison, QuarantinedWal, Repository, ServerName};
 use barmanfs_pg::wal_name::WalName;
@@ -10,7 +10,7 @@ use crate::error::{Error, Outcome};
 use crate::output::{self, Align, Table};
 use crate::report::{ComparedFile, MovedFile, QuarantinedFile};
 
-/// Digits of an id that are enough to distinguish files in a list.
+/// Digits of an id that suffice to distinguish files in a list.
 const SHORT_ID: usize = 8;
 
 /// Runs the command.

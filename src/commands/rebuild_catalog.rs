@@ -64,7 +64,7 @@ pub(crate) fn run(app: &mut App, args: &RebuildArgs) -> Result<Outcome, Error> {
     })
 }
 
-/// Names of packs, as many as a line takes.
+/// Names of packs, as many as fit in a line.
 fn some_of(packs: &[PackId]) -> String {
     const SHOWN: usize = 10;
     let mut names: Vec<String> = packs.iter().take(SHOWN).map(ToString::to_string).collect();

@@ -1,4 +1,4 @@
-//! `barmanfs receive-wal`: WAL as a stream, until it is stopped; and what belongs to it.
+//! `barmanfs receive-wal`: receives WAL as a stream until it is stopped; and the related options.
 //!
 //! Like `wal-archive` it never creates a repository.
 
@@ -12,10 +12,10 @@ use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
 use crate::receive;
 
-/// How long a receiver may take to end: a segment that is being archived is archived to its end.
+/// How long a receiver may take to end: it finishes archiving the segment that it is archiving.
 const STOPS_WITHIN: Duration = Duration::from_secs(60);
 
-/// How often it is looked at meanwhile.
+/// How often to check that meanwhile.
 const POLL: Duration = Duration::from_millis(50);
 
 /// Runs the command.
@@ -65,7 +65,7 @@ fn change_slot(app: &mut App, server: &ServerConfig, args: &ReceiveWalArgs) -> R
     Ok(Outcome::Done)
 }
 
-/// Signals the process that receives, and waits until it has ended.
+/// Sends a signal to the process that receives, and waits until it has ended.
 fn stop(app: &mut App, server: &ServerConfig) -> Result<Outcome, Error> {
     let repository = app.repository()?;
     let Some(receiver) = repository.receiver(&server.name)? else {

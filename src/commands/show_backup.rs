@@ -12,7 +12,7 @@ use crate::error::{Error, Outcome};
 use crate::output::{self, Output, Style};
 use crate::report::ListedBackup;
 
-/// Missing segments that are listed by name; more than this is a gap, not a wait.
+/// Maximum number of missing segments to list by name. More of them are a gap, not a wait.
 const MISSING_SHOWN: usize = 5;
 
 /// Runs the command.
@@ -74,7 +74,7 @@ fn show(
     out.bytes(facts.render().as_bytes())
 }
 
-/// `2026-11-21 03:00:00+00, PostgreSQL 15.18, 12 s: catalogs, sql`, and why it failed.
+/// `2026-11-21 03:00:00+00, PostgreSQL 15.18, 12 s: catalogs, sql`, and the reason of a failure.
 fn about_the_test(test: &BootTest) -> String {
     let checks: Vec<&str> = test.checks.iter().map(|check| check.as_str()).collect();
     let message = test.message.as_ref();
@@ -134,7 +134,7 @@ fn about_the_content(facts: &mut Facts, backup: &Backup, missing: &[SegmentName]
     }
 }
 
-/// However it came in, all of it is there.
+/// How the backup was received. In any case it is stored completely.
 pub(crate) fn came_in_as(backup: &Backup) -> String {
     match (backup.kind, backup.parent) {
         (BackupKind::Full, _) => "full".to_owned(),
@@ -196,22 +196,22 @@ fn added(backup: &Backup) -> String {
     )
 }
 
-/// Lines of a name and a value, the values under each other.
+/// Lines with a name and a value. The values are aligned.
 #[derive(Debug, Default)]
 pub(crate) struct Facts(Vec<(&'static str, String)>);
 
 impl Facts {
-    /// Adds one.
+    /// Adds a line.
     pub(crate) fn add(&mut self, name: &'static str, value: String) {
         self.0.push((name, value));
     }
 
-    /// Adds one that may not be known.
+    /// Adds a line if the value is known.
     pub(crate) fn add_some(&mut self, name: &'static str, value: Option<String>) {
         self.0.extend(value.map(|value| (name, value)));
     }
 
-    /// A line for each.
+    /// All lines.
     pub(crate) fn render(&self) -> String {
         let width = self
             .0

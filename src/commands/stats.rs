@@ -41,7 +41,7 @@ fn table(stats: &Stats) -> Table {
     for server in &stats.servers {
         rows(&mut table, server);
     }
-    // The total of one server alone is in its own row.
+    // With a single server, its own row is the total.
     if stats.servers.len() > 1 {
         row(&mut table, "all", "total", &stats.total, Style::Bold);
     }

@@ -79,7 +79,7 @@ fn summary(out: &mut Output, report: &TimelineReport) -> Result<(), Error> {
     Ok(())
 }
 
-/// Prints which WAL was not understood, if there is such.
+/// Prints which WAL could not be interpreted, if any.
 fn not_read(out: &mut Output, repository: &Repository, server: &ServerName) -> Result<(), Error> {
     if let Some((newest, count)) = repository.unknown_segments(server)? {
         let count = output::count(usize::try_from(count).unwrap_or(usize::MAX), "segment");

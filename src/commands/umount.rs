@@ -10,10 +10,10 @@ use crate::error::{Error, Outcome};
 use crate::instance;
 use crate::mounts::user_name;
 
-/// Where a server's clones are.
+/// The directory with a server's clones.
 const LIVE: &str = "live";
 
-/// Runs the command; needs no configuration.
+/// Runs the command. This needs no configuration.
 pub(crate) fn run(args: &UmountArgs) -> Result<Outcome, Error> {
     if !args.force
         && let Some((clone, running)) = a_running_server(&args.mount_point)
@@ -44,7 +44,7 @@ pub(crate) fn run(args: &UmountArgs) -> Result<Outcome, Error> {
     }
 }
 
-/// Prints who uses the mount, and what can be done about it.
+/// Prints the users of the mount, and what can be done about them.
 fn in_use(path: &Path, holders: &[Holder], inside: &[PathBuf]) -> Error {
     let mut lines: Vec<String> = holders.iter().map(described).collect();
     lines.extend(
@@ -78,7 +78,8 @@ fn described(holder: &Holder) -> String {
     )
 }
 
-/// What cannot be read, no server of this user's runs on; nor does one that has lost an earlier mount.
+/// A server that runs on a clone of this mount. Directories that this user cannot read have no server of the
+/// user; a server that has lost an earlier mount does not count.
 fn a_running_server(mount_point: &Path) -> Option<(PathBuf, instance::Running)> {
     let clones = entries(mount_point).flat_map(|server| entries(&server.join(LIVE)));
     clones

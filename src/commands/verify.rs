@@ -21,7 +21,7 @@ pub(crate) fn run(app: &mut App, args: &VerifyArgs) -> Result<Outcome, Error> {
     let repository = app.repository()?;
     let scope = scope(app, &repository, args)?;
     let report = repository.verify(&scope, &mut Shown::start("Verify", app.options.quiet))?;
-    // A failure here does not keep the report from being printed.
+    // A failure here must not prevent the output of the report.
     if report.catalog_faults.is_empty()
         && let Err(error) = repository.note_damage(&report)
     {

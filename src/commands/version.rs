@@ -5,7 +5,7 @@ use crate::error::{Error, Outcome};
 use crate::output::Output;
 use crate::report::Version;
 
-/// Runs the command; needs no configuration.
+/// Runs the command. This needs no configuration.
 pub(crate) fn run(out: &mut Output, json: JsonOption) -> Result<Outcome, Error> {
     let shown = Version {
         version: env!("CARGO_PKG_VERSION"),

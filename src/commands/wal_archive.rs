@@ -1,7 +1,8 @@
-//! `barmanfs wal-archive`: one WAL file into the archive, for `archive_command`.
+//! `barmanfs wal-archive`: stores one WAL file in the archive, for `archive_command`.
 //!
-//! Started for every segment: it parses one small file, opens the repository and stores. It never creates a repository:
-//! WAL acknowledged into an empty directory where a disk was to be mounted would be lost from sight.
+//! It is started for every segment: it parses one small file, opens the repository and stores. It never creates a
+//! repository: WAL that is acknowledged in an empty directory, where a disk should be mounted, would not be found
+//! again.
 
 use std::fs::File;
 use std::str::FromStr;

@@ -1,9 +1,9 @@
-//! The INI dialect of Barman's configuration (Python's `configparser`), with the line of everything.
+//! The INI dialect of Barman's configuration (Python's `configparser`), with line numbers.
 //!
-//! `[section]`, `key = value` or `key: value`, whole-line comments with `#` or `;`, and a line indented
-//! deeper than its key continues the value. Nothing is expanded: a value means what it says, apart from
-//! one pair of quotes around it. The line numbers are why this is written here: every complaint about a
-//! configuration must say where.
+//! `[section]`, `key = value` or `key: value`, whole-line comments with `#` or `;`, and a line that is
+//! indented deeper than its key continues the value. Nothing is expanded: a value is taken literally, except
+//! for one pair of quotes around it. This parser exists because of the line numbers: every message about a
+//! configuration must name the line.
 
 /// One `[section]`, in the order of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl std::fmt::Debug for Entry {
     }
 }
 
-/// A line that is no INI, and what was expected.
+/// A line that is not INI, and what was expected.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Malformed {
     /// Counted from 1.
@@ -108,7 +108,7 @@ fn key_value(trimmed: &str, line: usize) -> Result<Entry, Malformed> {
     match split {
         Some((key, value)) if !key.trim().is_empty() => Ok(Entry {
             key: key.trim().to_lowercase(),
-            // The separator is one ASCII byte.
+            // The separator is a single ASCII byte.
             value: value.get(1..).unwrap_or_default().trim().to_owned(),
             line,
         }),
@@ -126,7 +126,7 @@ fn malformed(line: usize, message: &str) -> Malformed {
     }
 }
 
-/// Barman takes one pair of equal quotes around a whole value away.
+/// Removes one pair of equal quotes around a whole value, as Barman does.
 fn unquote(value: &mut String) {
     for quote in ['"', '\''] {
         if value.len() >= 2 && value.starts_with(quote) && value.ends_with(quote) {

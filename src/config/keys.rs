@@ -1,9 +1,9 @@
-//! Every key a Barman configuration can hold, and what becomes of it here.
+//! All keys of a Barman configuration, and their effect here.
 //!
-//! A configuration brought over from Barman must neither be refused nor silently half-obeyed: each key
-//! that has no effect is answered with a warning that says why.
+//! A configuration that comes from Barman must neither be refused nor silently be obeyed in part: each key
+//! without effect causes a warning with the reason.
 
-/// What barmanfs does with a key.
+/// The effect of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Known {
     /// Only in `[barmanfs]`.
@@ -206,7 +206,7 @@ const CLOUD: &[&str] = &[
     "snapshot_gcp_project",
 ];
 
-/// Looks `key` (lower case) up.
+/// Looks up `key` (in lower case).
 pub(super) fn known(key: &str) -> Known {
     if GLOBAL.contains(&key) {
         return Known::Global;
@@ -223,9 +223,9 @@ pub(super) fn known(key: &str) -> Known {
         .map_or(Known::Unknown, |(reason, _)| Known::NoEffect(reason))
 }
 
-/// The key of barmanfs a misspelt one most likely means.
+/// The key of barmanfs that a misspelt one most likely means.
 pub(super) fn nearest(key: &str) -> Option<&'static str> {
-    // A swapped pair of letters, or one too many and one too few.
+    // Two swapped letters, or one letter too many and one missing.
     const FARTHEST: usize = 2;
     [GLOBAL, SERVER, SERVER_OR_GLOBAL]
         .into_iter()

@@ -1,4 +1,4 @@
-//! Limits that `check` holds a server against, in Barman's words.
+//! Limits that `check` compares a server with, under Barman's names.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use super::values::given;
 
 const HOUR_SECONDS: u64 = 3600;
 
-/// How old something may become.
+/// A maximum age.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Age {
     /// In seconds.
@@ -23,11 +23,11 @@ impl fmt::Display for Age {
 /// The limits of a server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Limits {
-    /// `last_backup_maximum_age`: of the newest complete backup, from its end.
+    /// `last_backup_maximum_age`: the age of the newest complete backup, since its end.
     pub(crate) backup_age: Option<Age>,
-    /// `last_wal_maximum_age`: of what arrived last, while the server writes.
+    /// `last_wal_maximum_age`: the age of the last arrival, while the server writes.
     pub(crate) wal_age: Option<Age>,
-    /// `last_backup_minimum_size`: of the newest complete backup, in bytes.
+    /// `last_backup_minimum_size`: the size of the newest complete backup, in bytes.
     pub(crate) backup_size: Option<u64>,
 }
 

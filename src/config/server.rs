@@ -9,13 +9,13 @@ use super::values::{absolute, boolean, count, given, rate, size, slot_name};
 use super::{Limits, Secret, limits};
 use crate::error::Error;
 
-/// The name of streams where none is given. It goes into `synchronous_standby_names` as it is, without quotes.
+/// The default name of streams. It is used in `synchronous_standby_names` without quotes.
 const STREAMING_ARCHIVER_NAME: &str = "barmanfs_receive_wal";
 
-/// Whether WAL of a server is known to come in through `wal-archive`.
+/// Whether a server's WAL is known to arrive through `wal-archive`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Archiver {
-    /// Found out at each backup: the server archives, and a segment of it has arrived.
+    /// Determined at each backup: the server archives, and one of its segments has arrived.
     #[default]
     Auto,
     /// Backups rely on it and wait for their segments.
@@ -65,9 +65,9 @@ pub(crate) struct ServerConfig {
     pub(crate) archiver: Archiver,
     /// See [`Incremental`].
     pub(crate) incremental: Incremental,
-    /// WAL is received as a stream: `receive-wal` is, or should be, running.
+    /// Whether WAL is received as a stream: `receive-wal` is running, or should be.
     pub(crate) streaming_archiver: bool,
-    /// `application_name` of the stream, by which `synchronous_standby_names` knows it.
+    /// `application_name` of the stream, which `synchronous_standby_names` refers to.
     pub(crate) streaming_archiver_name: String,
     /// The replication slot of the stream.
     pub(crate) slot_name: Option<String>,
@@ -79,9 +79,9 @@ pub(crate) struct ServerConfig {
     pub(crate) bandwidth_limit_kb: Option<u32>,
     /// `application_name` of the backup's connection, when it is not the one of the connection string.
     pub(crate) streaming_backup_name: Option<String>,
-    /// What its clones may take.
+    /// Limits for its clones.
     pub(crate) clone_limits: CloneLimits,
-    /// Where PostgreSQL's programs are looked for first.
+    /// The directory to search first for PostgreSQL's programs.
     pub(crate) path_prefix: Option<PathBuf>,
     /// The number of complete backups that every deletion leaves.
     pub(crate) minimum_redundancy: usize,
@@ -119,7 +119,7 @@ impl ServerConfig {
         self.streaming_conninfo.as_ref().or(self.conninfo.as_ref())
     }
 
-    /// The same, where there must be one.
+    /// The same, if it is required.
     pub(crate) fn require_replication_conninfo(&self) -> Result<&Secret, Error> {
         self.replication_conninfo().ok_or_else(|| {
             Error::usage(format!("Server '{}' has no connection string", self.name)).hint(format!(
@@ -129,10 +129,10 @@ impl ServerConfig {
         })
     }
 
-    /// Takes the value of a key.
+    /// Sets a key to a value.
     ///
     /// # Errors
-    /// What is wrong with the value, to be read after the key.
+    /// What is wrong with the value, in a form that follows the key.
     pub(super) fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
         match key {
             "description" => self.description = given(value),
@@ -178,7 +178,7 @@ impl ServerConfig {
             "last_backup_minimum_size" => self.limits.backup_size = limits::si_size(value)?,
             "last_wal_maximum_age" => self.limits.wal_age = limits::age(value)?,
             "path_prefix" => self.path_prefix = given(value).map(|value| absolute(&value)).transpose()?,
-            // The table of keys and this match are kept in step by a test.
+            // A test keeps this match in step with the table of keys.
             _ => return Err("has no meaning here".to_owned()),
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! What a configuration means, and what is said about a wrong one.
+//! The meaning of a configuration, and the messages about a wrong one.
 
 use super::*;
 use barmanfs_fs::CloneLimits;

@@ -1,4 +1,5 @@
-//! The values of keys: what each may be. An error reads on from the key: `'active' is 'maybe': allowed are on and off`.
+//! Parses the values of keys. An error continues a message that begins with the key: `'active' is 'maybe': allowed are
+//! on and off`.
 
 use std::path::PathBuf;
 
@@ -72,7 +73,7 @@ pub(super) fn absolute(value: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// PostgreSQL's words for what recovery does at its target.
+/// PostgreSQL's words for the action of recovery at its target.
 pub(crate) fn recovery_target_action(value: &str) -> Result<Action, String> {
     value
         .to_lowercase()
@@ -80,7 +81,7 @@ pub(crate) fn recovery_target_action(value: &str) -> Result<Action, String> {
         .map_err(|_| format!("is '{value}': allowed are promote, pause and shutdown"))
 }
 
-/// Barman's level names, and those of the log itself.
+/// Barman's level names, and those of this program's log.
 pub(crate) fn log_level(value: &str) -> Result<LevelFilter, String> {
     match value.to_lowercase().as_str() {
         "off" | "none" => Ok(LevelFilter::OFF),

@@ -1,4 +1,4 @@
-//! The checks of what is stored of a server: its backups and its WAL.
+//! The checks of a server's stored backups and WAL.
 
 use std::time::SystemTime;
 
@@ -17,7 +17,7 @@ use crate::versions::UNKNOWN_WAL;
 /// The check of holes in the archive.
 const GAPS: &str = "WAL without gaps";
 
-/// Checks backups and WAL; gives the server's timelines, where they can be read.
+/// Checks backups and WAL. Returns the server's timelines, if they can be read.
 pub(super) fn check(
     repository: &Repository,
     subject: Subject<'_>,
@@ -43,7 +43,7 @@ fn check_backups(
     findings: &mut Findings,
 ) {
     let Subject { server, invocation } = subject;
-    // What became of a clone says nothing about how safe the server is.
+    // Backups of clones do not make the server itself safer.
     stored.retain(Backup::is_of_server);
     let doubts = doubts(repository, &stored, findings);
     findings.extend(backups::findings(&backups::Facts {
@@ -66,7 +66,7 @@ fn check_backups(
     checksums(subject, &stored, findings);
 }
 
-/// What is known about these backups. An error becomes a finding.
+/// The doubts about these backups. An error becomes a finding.
 fn doubts(repository: &Repository, backups: &[Backup], findings: &mut Findings) -> Doubts {
     Doubts::find(repository, backups).unwrap_or_else(|error| {
         findings.failed("damage of backups", error.to_string());
@@ -89,7 +89,7 @@ fn waiting(repository: &Repository, backups: &[Backup], findings: &mut Findings)
     }
 }
 
-/// A failure that a later backup made good is no problem any more.
+/// A failure is not a problem any more if a later backup is complete.
 fn failed(backups: &[Backup], findings: &mut Findings) {
     const NAME: &str = "failed backups";
     let last = backups
@@ -117,7 +117,7 @@ fn failed(backups: &[Backup], findings: &mut Findings) {
     }
 }
 
-/// The server found them while it sent its pages: it is the server that has to be looked after.
+/// Damaged pages that the server found while sending them. This is a problem of the server.
 fn checksums(subject: Subject<'_>, backups: &[Backup], findings: &mut Findings) {
     const NAME: &str = "page checksums";
     let last = backups.iter().rfind(|backup| backup.is_complete());
@@ -151,7 +151,7 @@ fn timelines(
     }
 }
 
-/// WAL of a PostgreSQL version that this release does not know, or an earlier one did not.
+/// WAL of a PostgreSQL version that this release does not know, or that an earlier release did not know.
 fn version(repository: &Repository, subject: Subject<'_>, findings: &mut Findings) {
     const NAME: &str = "PostgreSQL's version of the archived WAL";
     let name = &subject.server.name;
@@ -174,7 +174,7 @@ fn version(repository: &Repository, subject: Subject<'_>, findings: &mut Finding
     }
 }
 
-/// No recovery gets past a start with wal_level = minimal: what is behind it needs a new backup.
+/// No recovery gets past a start with wal_level = minimal: the history after it needs a new backup.
 fn minimal(report: &TimelineReport, findings: &mut Findings) {
     const NAME: &str = "wal_level of the archived WAL";
     let matters = |stretch: &&MinimalStretch| stretch.matters() && stretch.backup_after.is_none();
@@ -190,7 +190,7 @@ fn minimal(report: &TimelineReport, findings: &mut Findings) {
     }
 }
 
-/// What is behind a gap cannot be recovered, up to the next backup.
+/// The history after a gap cannot be recovered, up to the next backup.
 fn gaps(report: &TimelineReport, subject: Subject<'_>, findings: &mut Findings) {
     let gaps: Vec<&Gap> = report.gaps.iter().filter(|gap| gap.matters()).collect();
     let Some(gap) = gaps.last() else {
@@ -210,7 +210,7 @@ fn gaps(report: &TimelineReport, subject: Subject<'_>, findings: &mut Findings) 
     );
 }
 
-/// What they say is left out, wherever it would matter.
+/// Unreadable history files. Their content is ignored wherever it would matter.
 fn unreadable_files(repository: &Repository, server: &ServerConfig, findings: &mut Findings) {
     const NAME: &str = "history files";
     match repository.unreadable_files(&server.name) {
@@ -232,7 +232,7 @@ fn unreadable_files(repository: &Repository, server: &ServerConfig, findings: &m
     }
 }
 
-/// Where a timeline has two histories, WAL is refused until somebody decides.
+/// If a timeline has two histories, WAL is refused until somebody decides.
 fn open_forks(repository: &Repository, server: &ServerConfig, findings: &mut Findings) {
     const NAME: &str = "one history";
     match repository.open_forks(&server.name) {

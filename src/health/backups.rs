@@ -1,4 +1,4 @@
-//! Is there a backup, is it recent, and is it large enough? Facts in, findings out.
+//! Whether there is a backup, and whether it is recent and large enough. Facts in, findings out.
 
 use std::time::Duration;
 
@@ -16,23 +16,23 @@ const AGE: &str = "backup maximum age";
 const SIZE: &str = "backup minimum size";
 const REDUNDANCY: &str = "minimum redundancy requirements";
 
-/// Intervals between backups that say what is usual.
+/// Number of last intervals between backups that determine the usual interval.
 const RECENT: usize = 10;
-/// Fewer say nothing: backups taken by hand one after the other are no habit.
+/// Fewer intervals are not enough: a few manual backups one after the other are not a habit.
 const INTERVALS_MIN: usize = 2;
-/// The interval that is taken for usual where there are too few backups to know.
+/// The usual interval if there are too few backups to determine it.
 const ASSUMED_SECONDS: u64 = 7 * 24 * 3600;
-/// Clocks of two hosts that share a repository may differ by that much.
+/// Maximum difference between the clocks of two hosts that share a repository.
 const AHEAD_SECONDS_MAX: u64 = 300;
-/// No habit is that short.
+/// The usual interval is at least this long.
 const SHORTEST_SECONDS: u64 = 1800;
 
-/// What the rules decide by.
+/// The facts for the rules.
 #[derive(Debug)]
 pub(super) struct Facts<'a> {
     /// The server's name.
     pub(super) server: &'a str,
-    /// For commands that somebody is to run.
+    /// For hints with commands.
     pub(super) invocation: &'a Invocation,
     /// Its own backups, oldest first.
     pub(super) backups: &'a [Backup],
@@ -42,7 +42,7 @@ pub(super) struct Facts<'a> {
     pub(super) minimum_redundancy: usize,
     /// The backups that cannot be relied on.
     pub(super) doubts: &'a Doubts,
-    /// This host's clock, by which backups have their times.
+    /// The time by this host's clock, which determines the times of backups.
     pub(super) now: TimestampMicros,
 }
 
@@ -123,7 +123,7 @@ fn age(facts: &Facts<'_>, done: &[&Backup]) -> Option<Finding> {
     ))
 }
 
-/// The age of such a backup is not known, and it stays the newest one until that time.
+/// The age of such a backup is unknown, and it stays the newest one until that time.
 fn from_the_future(facts: &Facts<'_>, backup: &Backup, ahead: u64) -> String {
     format!(
         "the latest backup, {id}, ended {} in the future by this host's clock: set the clock right; where it is right now, \
@@ -137,7 +137,7 @@ fn from_the_future(facts: &Facts<'_>, backup: &Backup, ahead: u64) -> String {
     )
 }
 
-/// The median of the last intervals between backups, in seconds; none where there are too few.
+/// The median of the last intervals between backups, in seconds; `None` if there are too few.
 fn usual_interval(done: &[&Backup]) -> Option<u64> {
     let mut intervals: Vec<u64> = done
         .windows(2)
@@ -212,7 +212,7 @@ mod tests {
     const HOUR: i64 = 3600;
     const DAY: i64 = 24 * HOUR;
 
-    /// Complete backups that ended so many seconds ago.
+    /// Complete backups that ended this many seconds ago.
     fn taken(ago: &[i64]) -> Vec<Backup> {
         let one = |ago: &i64| {
             let mut backup = backup(BackupStatus::Done);
@@ -248,14 +248,14 @@ mod tests {
         assert_eq!(found(&shifted(2 * DAY), ""), []);
         assert_eq!(found(&shifted(2 * DAY + 1), ""), [(AGE, State::Warning)]);
         assert_eq!(found(&shifted(31 * DAY), ""), [(AGE, State::Warning)]);
-        // One pause is no habit, nor is the first backup.
+        // One pause is not a habit, nor is a first backup.
         assert_eq!(
             found(&taken(&[40 * DAY, 39 * DAY, 3 * DAY, 2 * DAY, DAY]), ""),
             []
         );
         assert_eq!(found(&taken(&[13 * DAY]), ""), []);
         assert_eq!(found(&taken(&[31 * DAY]), ""), [(AGE, State::Warning)]);
-        // Several by hand.
+        // Several manual backups.
         assert_eq!(found(&taken(&[HOUR, HOUR - 10, HOUR - 20]), ""), []);
     }
 

@@ -1,5 +1,5 @@
-//! Complete backups that cannot be relied on, as far as is known: a verification found damage in them, or their newest boot
-//! test failed.
+//! Complete backups that are known to be unreliable: a verification found damage in them, or their newest boot test
+//! failed.
 
 use std::collections::BTreeSet;
 
@@ -7,17 +7,17 @@ use barmanfs_catalog::{Backup, BackupId, BootOutcome, Repository};
 
 use crate::error::Error;
 
-/// Which backups of a server cannot be relied on.
+/// The unreliable backups of a server.
 #[derive(Debug, Default)]
 pub(crate) struct Doubts {
-    /// They need what is known to be damaged.
+    /// Backups that need data that is known to be damaged.
     pub(crate) damaged: BTreeSet<BackupId>,
-    /// Their newest boot test failed.
+    /// Backups whose newest boot test failed.
     pub(crate) not_booted: BTreeSet<BackupId>,
 }
 
 impl Doubts {
-    /// What the repository knows of these backups, which are of one server.
+    /// Finds the doubts about these backups, which all belong to one server.
     pub(crate) fn find(repository: &Repository, backups: &[Backup]) -> Result<Self, Error> {
         let mut not_booted = BTreeSet::new();
         for backup in backups {
@@ -32,12 +32,12 @@ impl Doubts {
         })
     }
 
-    /// Whether there is any about this backup.
+    /// Whether there are doubts about this backup.
     pub(crate) fn concern(&self, id: BackupId) -> bool {
         self.about(id).is_some()
     }
 
-    /// What is wrong with a backup, for the end of a sentence about it.
+    /// The problem of a backup, for the end of a sentence about it.
     pub(crate) fn about(&self, id: BackupId) -> Option<&'static str> {
         match (self.damaged.contains(&id), self.not_booted.contains(&id)) {
             (true, true) => Some("is damaged and failed its boot test"),

@@ -1,4 +1,4 @@
-//! The result of one check, and a collector for the results of many.
+//! The result of one check, and a collector of results.
 
 use crate::error::Error;
 use crate::output::printable;
@@ -15,7 +15,7 @@ pub(crate) enum State {
 }
 
 impl State {
-    /// The word for it in all outputs.
+    /// The word for this state in all outputs.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Ok => "OK",
@@ -30,11 +30,11 @@ impl State {
 pub(crate) struct Finding {
     /// The name of the check.
     pub(crate) name: &'static str,
-    /// How it ended.
+    /// Its state.
     pub(crate) state: State,
-    /// What was found. It may end with what to do about it.
+    /// What was found. The text may end with what to do about it.
     pub(crate) message: Option<String>,
-    /// What to do about it, where that is a sentence of its own.
+    /// What to do about it, if that is a sentence of its own.
     pub(crate) hint: Option<String>,
 }
 

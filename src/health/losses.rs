@@ -1,4 +1,4 @@
-//! What cannot be recovered of a server, in words: behind gaps in its WAL, and behind a start without full WAL.
+//! Describes what cannot be recovered of a server: after gaps in its WAL, and after a start without full WAL.
 
 use barmanfs_catalog::recovery::Gap;
 use barmanfs_catalog::{MinimalStretch, Repository, ServerName};
@@ -6,7 +6,7 @@ use barmanfs_catalog::{MinimalStretch, Repository, ServerName};
 use crate::error::Error;
 use crate::output;
 
-/// What cannot be recovered for a start with `wal_level = minimal`.
+/// What cannot be recovered because of a start with `wal_level = minimal`.
 pub(crate) fn behind(stretch: &MinimalStretch) -> String {
     let until = match stretch.backup_after {
         Some(backup) => format!("to the end of backup {backup}"),
@@ -18,7 +18,7 @@ pub(crate) fn behind(stretch: &MinimalStretch) -> String {
     )
 }
 
-/// What is missing: `2 segments, 000000010000000000000007 to 000000010000000000000008`
+/// The missing segments: `2 segments, 000000010000000000000007 to 000000010000000000000008`
 pub(crate) fn missing(gap: &Gap) -> String {
     match gap.count {
         1 => format!("segment {}", gap.first),
@@ -26,7 +26,7 @@ pub(crate) fn missing(gap: &Gap) -> String {
     }
 }
 
-/// What cannot be recovered for it.
+/// What cannot be recovered because of a gap.
 pub(crate) fn lost(gap: &Gap) -> String {
     let after = match gap.after {
         Some(time) => output::second(time),
@@ -40,7 +40,7 @@ pub(crate) fn lost(gap: &Gap) -> String {
     format!("from {after} {until}, for want of {}", missing(gap))
 }
 
-/// The gaps that keep something of a server from being recovered.
+/// The gaps that make something of a server unrecoverable.
 pub(crate) fn gaps_that_matter(repository: &Repository, server: &ServerName) -> Result<Vec<Gap>, Error> {
     let mut gaps = repository.gaps(server)?;
     gaps.retain(Gap::matters);

@@ -1,4 +1,4 @@
-//! Is the newest backup one to rely on? What verifications and boot tests have found.
+//! Whether the newest backup can be relied on, by the results of verifications and boot tests.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use crate::output;
 const DAMAGE: &str = "damage of backups";
 const BOOT: &str = "boot tests";
 
-/// Both findings: FAILED where it concerns the newest complete backup, a warning where it concerns older ones alone.
+/// Both findings: FAILED if the newest complete backup is concerned, a warning if only older ones are.
 pub(super) fn findings(
     invocation: &Invocation,
     server: &str,
@@ -69,12 +69,12 @@ fn boot(
     found.line(BOOT, "failed its boot test", "with a failed boot test", &remedy)
 }
 
-/// Complete backups with something wrong.
+/// Complete backups with a problem.
 struct Found {
     count: usize,
     /// The newest of them.
     newest: Option<BackupId>,
-    /// It is the newest complete backup.
+    /// Whether that is the newest complete backup.
     is_last: bool,
 }
 

@@ -11,12 +11,12 @@ use crate::invocation::Invocation;
 use crate::output;
 use crate::ownership;
 
-/// Less than this free, and the next few packs do not fit.
+/// With less free space than this, the next few packs do not fit.
 const FREE_BYTES_MIN: u64 = 256 << 20;
-/// The same for files: each pack is one, and each lock.
+/// The same for files: each pack and each lock is a file.
 const FREE_FILES_MIN: u64 = 1000;
 
-/// Checks that it can be written, has room, and that all of its packs can be read.
+/// Checks that the repository can be written, that it has free space, and that all of its packs can be read.
 pub(super) fn check(repository: &Repository, path: &Path, invocation: &Invocation, findings: &mut Findings) {
     let writable =
         ownership::refuse_foreign_root(path).and_then(|()| repository.try_writing().map_err(Error::from));
@@ -24,12 +24,12 @@ pub(super) fn check(repository: &Repository, path: &Path, invocation: &Invocatio
     file_system(path, findings);
     free_space(path, findings);
     catalog_file(repository, invocation, findings);
-    // This enters what the catalog has lost: all later checks see the whole.
+    // This adds to the catalog what it has lost, so all later checks see everything.
     unread_packs(repository, findings);
     misshapen_packs(repository, findings);
 }
 
-/// The catalog works on a network file system, but for one host at a time.
+/// The catalog works on a network file system, but only for one host at a time.
 fn file_system(path: &Path, findings: &mut Findings) {
     const NAME: &str = "file system";
     match rustix::fs::statfs(path) {
@@ -45,7 +45,7 @@ fn file_system(path: &Path, findings: &mut Findings) {
     }
 }
 
-/// The network file system with this number, which is from Linux's `magic.h`.
+/// The network file system with this number, from Linux's `magic.h`.
 fn network_file_system(number: rustix::fs::FsWord) -> Option<&'static str> {
     match number {
         0x6969 => Some("NFS"),
@@ -62,7 +62,7 @@ fn free_space(path: &Path, findings: &mut Findings) {
     match rustix::fs::statvfs(path) {
         Ok(state) => {
             let free = state.f_bavail.saturating_mul(state.f_frsize);
-            // Some file systems have no limit of files, and say 0.
+            // Some file systems have no limit of files, and report 0.
             let has_files = state.f_files == 0 || state.f_favail >= FREE_FILES_MIN;
             match (free >= FREE_BYTES_MIN, has_files) {
                 (true, true) => findings.ok(NAME, output::bytes(free)),
@@ -74,7 +74,7 @@ fn free_space(path: &Path, findings: &mut Findings) {
     }
 }
 
-/// Larger catalogs are looked through by 'verify' alone: checks run every few minutes.
+/// Only 'verify' checks larger catalogs, because checks run every few minutes.
 const CATALOG_BYTES_MAX: u64 = 512 << 20;
 
 fn catalog_file(repository: &Repository, invocation: &Invocation, findings: &mut Findings) {
@@ -101,12 +101,12 @@ fn catalog_file(repository: &Repository, invocation: &Invocation, findings: &mut
     }
 }
 
-/// What is in them is missing wherever it is looked for, and recovery cannot tell where the archive ends.
+/// The content of these packs is missing everywhere, and recovery cannot determine where the archive ends.
 fn unread_packs(repository: &Repository, findings: &mut Findings) {
     packs("packs are read", repository.unread_packs(), findings);
 }
 
-/// What is in them cannot be read back.
+/// The content of these packs cannot be read back.
 fn misshapen_packs(repository: &Repository, findings: &mut Findings) {
     packs("packs are whole", repository.misshapen_packs(), findings);
 }

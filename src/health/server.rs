@@ -1,4 +1,4 @@
-//! The checks that ask the server.
+//! The checks that query the server.
 
 use barmanfs_catalog::Repository;
 
@@ -17,12 +17,12 @@ use crate::versions;
 pub(super) struct Connections {
     /// For replication.
     streaming: Connection,
-    /// For SQL; `None` where `conninfo` is not set, or leads to no connection.
+    /// For SQL; `None` if `conninfo` is not set, or the connection failed.
     sql: Option<Connection>,
 }
 
 impl Connections {
-    /// Connects both ways; `None` where there is no replication connection.
+    /// Connects both ways; `None` if there is no replication connection.
     pub(super) fn open(server: &ServerConfig, findings: &mut Findings) -> Option<Self> {
         let sql = server
             .conninfo
@@ -35,7 +35,7 @@ impl Connections {
     }
 }
 
-/// Checks the server, and compares it with what is stored.
+/// Checks the server, and compares it with the stored state.
 pub(super) fn check(
     subject: Subject<'_>,
     stored: Option<&Stored>,
@@ -62,7 +62,8 @@ pub(super) fn check(
         findings.result("primary", primary, target);
     }
     configuration_files(&mut streaming, findings);
-    // PostgreSQL drops a temporary slot when a command fails: what may fail comes before it is made.
+    // PostgreSQL drops a temporary slot when a command fails, so commands that may fail come before the slot
+    // is created.
     if let Some(repository) = repository {
         same_history(repository, server, &cluster, &mut streaming, findings);
     }
@@ -73,7 +74,7 @@ pub(super) fn check(
     }
     let mut asked = Asked {
         invocation: subject.invocation,
-        // What is stored of another cluster says nothing about this one.
+        // The stored state of another cluster says nothing about this one.
         repository: repository.filter(|_| same_cluster),
         timelines: stored.and_then(|stored| stored.timelines.as_ref()),
         server,
@@ -84,7 +85,7 @@ pub(super) fn check(
     wal_arrival::check(&mut asked, findings);
 }
 
-/// Whether the server's WAL is what is archived.
+/// Whether the server's WAL is the archived WAL.
 fn same_history(
     repository: &Repository,
     server: &ServerConfig,

@@ -1,4 +1,4 @@
-//! Is the server's WAL being received as a stream?
+//! Whether the server's WAL is being received as a stream.
 
 use barmanfs_catalog::Repository;
 
@@ -9,15 +9,15 @@ use crate::error::Error;
 use crate::output;
 use crate::postgres::Connection;
 
-/// The slot, as the server sees it.
+/// The slot's state on the server.
 const SLOT: &str = "SELECT slot_type, active::text AS active, restart_lsn::text AS restart_lsn, \
                     coalesce(wal_status, '') AS wal_status \
                     FROM pg_catalog.pg_replication_slots WHERE slot_name = '";
 
-/// The check of it.
+/// The name of the check.
 const NAME: &str = "replication slot";
 
-/// Looks at the receiver, the server's setting and the slot.
+/// Checks the receiver, the server's setting and the slot.
 pub(super) fn check(
     subject: Subject<'_>,
     repository: Option<&Repository>,
@@ -69,7 +69,7 @@ fn wal_level(streaming: &mut Connection, findings: &mut Findings) {
     }
 }
 
-/// What the server says of a slot.
+/// The state of a slot on the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Slot {
     is_physical: bool,
@@ -78,9 +78,9 @@ struct Slot {
     wal_status: String,
 }
 
-/// None where there is no such slot.
+/// `None` if the slot does not exist.
 fn ask(sql: &mut Connection, name: &str) -> Result<Option<Slot>, Error> {
-    // A slot's name, checked by the configuration, has no quote in it.
+    // The configuration has checked that the slot's name has no quote.
     let rows = sql.simple_query(&format!("{SLOT}{name}'"))?;
     let rows = rows.last().filter(|rows| rows.len() > 0);
     Ok(rows.map(|rows| {
@@ -95,7 +95,7 @@ fn ask(sql: &mut Connection, name: &str) -> Result<Option<Slot>, Error> {
     }))
 }
 
-/// `receive` is the command that streams from it, `is_running` whether one does.
+/// `receive` is the command that streams from the slot; `is_running` is whether one does.
 fn judge(slot: Option<&Slot>, name: &str, receive: &str, is_running: bool) -> Finding {
     let Some(slot) = slot else {
         return Finding::failed(
@@ -121,7 +121,7 @@ fn judge(slot: Option<&Slot>, name: &str, receive: &str, is_running: bool) -> Fi
                  --drop-slot, --create-slot and --reset, and take a backup"
             ),
         ),
-        // Still there, until the server's next checkpoint.
+        // The WAL still exists until the server's next checkpoint.
         "unreserved" => Finding::failed(
             NAME,
             format!(

@@ -1,7 +1,7 @@
-//! Does the server's WAL arrive? What the server says is compared with what the archive has, by LSN and by time.
+//! Whether the server's WAL arrives. The server's state is compared with the archive, by LSN and by time.
 //!
-//! [`facts`] is what is known, [`ask`] finds it out, [`command`] reads an `archive_command`, and [`rules`] decide: facts
-//! in, findings out.
+//! [`facts`] has the facts, [`ask`] collects them, [`command`] interprets an `archive_command`, and [`rules`] decide:
+//! facts in, findings out.
 
 mod ask;
 mod command;
@@ -12,7 +12,7 @@ pub(super) use ask::Asked;
 
 use super::finding::Findings;
 
-/// Asks the server and the archive, and adds what follows from the answers.
+/// Collects the facts from the server and the archive, and adds the findings.
 pub(super) fn check(asked: &mut Asked<'_>, findings: &mut Findings) {
     let facts = ask::facts(asked, findings);
     findings.extend(rules::findings(&facts));

@@ -1,4 +1,4 @@
-//! What `postgresql.auto.conf` says, which PostgreSQL reads last.
+//! Reads `postgresql.auto.conf`, the file that PostgreSQL reads last.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -9,10 +9,10 @@ use crate::error::Error;
 /// The file's name.
 pub(crate) const AUTO_CONF: &str = "postgresql.auto.conf";
 
-/// Longer than any that PostgreSQL or a person writes.
+/// More than PostgreSQL or a person writes.
 pub(crate) const AUTO_CONF_MAX_BYTES: usize = 4 << 20;
 
-/// The file of a data directory; empty where there is none.
+/// The file's content in a data directory; empty if it does not exist.
 pub(super) fn read(data: &Path) -> Result<String, Error> {
     let path = data.join(AUTO_CONF);
     let mut bytes = Vec::new();
@@ -24,7 +24,7 @@ pub(super) fn read(data: &Path) -> Result<String, Error> {
     }
 }
 
-/// The last word on a setting, in lower case as keywords are compared; none where there is no word on it.
+/// The last value of a setting, in lower case for comparing keywords; `None` if it is not set.
 pub(crate) fn last_value(settings: &str, name: &str) -> Option<String> {
     let value = |line: &str| {
         let (setting, value) = line.split_once('=')?;

@@ -1,4 +1,4 @@
-//! Reading `pg_control` beside the server that writes it.
+//! Reads `pg_control` while a server may be writing it.
 
 use std::fs;
 use std::io;
@@ -9,12 +9,12 @@ use barmanfs_pg::control::{ControlError, ControlFile};
 
 use crate::error::Error;
 
-/// A server writes it in one go, and a reader may see a mix of old and new: PostgreSQL's own programs retry as often
-/// (`get_controlfile` of `src/common/controldata_utils.c`).
+/// A server writes the file with one call, but a reader may still see a mix of old and new. PostgreSQL's own programs
+/// retry as often (`get_controlfile` of `src/common/controldata_utils.c`).
 const TRIES: u32 = 10;
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
-/// What a control file says, and its bytes.
+/// Reads and parses a control file. Returns its bytes, too.
 pub(super) fn read(path: &Path) -> Result<(Vec<u8>, ControlFile), Error> {
     read_by(|| bytes(path), path)
 }
@@ -37,7 +37,7 @@ fn read_by(
     }
 }
 
-/// The bytes as they are.
+/// The raw bytes.
 pub(super) fn bytes(path: &Path) -> Result<Vec<u8>, Error> {
     fs::read(path).map_err(|error: io::Error| super::unreadable(path, &error))
 }
@@ -46,7 +46,7 @@ pub(super) fn bytes(path: &Path) -> Result<Vec<u8>, Error> {
 mod tests {
     use super::*;
 
-    /// As PostgreSQL 13 to 16 have it, written after the checkpoint there.
+    /// A control file of PostgreSQL 13 to 16 with this checkpoint.
     fn control(checkpoint: u64) -> Vec<u8> {
         const CRC_AT: usize = 288;
         let mut bytes = vec![0; 8192];

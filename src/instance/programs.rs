@@ -1,12 +1,12 @@
-//! Finding PostgreSQL's programs for a data directory: the major version must be its own.
+//! Finds PostgreSQL's programs for a data directory. Their major version must be that of the data directory.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::error::Error;
 
-/// Where packages put PostgreSQL; `{}` is the major version. Debian and Ubuntu; the PostgreSQL project's for Red Hat;
-/// SUSE; what `make install` does.
+/// Directories of PostgreSQL's programs; `{}` is the major version. In this order: Debian and Ubuntu; the PostgreSQL
+/// project's packages for Red Hat; SUSE; `make install`.
 const USUAL_PLACES: [&str; 4] = [
     "/usr/lib/postgresql/{}/bin",
     "/usr/pgsql-{}/bin",
@@ -21,8 +21,8 @@ pub(crate) struct Programs {
 }
 
 impl Programs {
-    /// Finds the programs of this major version: only in `bindir` when it is given, otherwise in `path_prefix`, at the usual
-    /// places, or on the `PATH`.
+    /// Finds the programs of this major version: only in `bindir` if it is given, otherwise in `path_prefix`, at the
+    /// usual places, or on the `PATH`.
     pub(crate) fn find(major: u32, bindir: Option<&Path>, path_prefix: Option<&Path>) -> Result<Self, Error> {
         if let Some(directory) = bindir {
             return match version_in(directory) {
@@ -69,7 +69,7 @@ impl Programs {
         version_of(&said).map(str::to_owned)
     }
 
-    /// Whether there is such a program: not every package has all of them.
+    /// Whether a program exists: not every package has all of them.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.path(name).exists()
     }
@@ -80,7 +80,7 @@ impl Programs {
     }
 }
 
-/// The major version of the `postgres` in a directory, if there is one that runs.
+/// The major version of the `postgres` in a directory, if it exists and runs.
 fn version_in(directory: &Path) -> Option<u32> {
     let program = directory.join("postgres");
     if !program.is_file() || !directory.join("pg_ctl").is_file() {
@@ -89,7 +89,7 @@ fn version_in(directory: &Path) -> Option<u32> {
     major_of(&said_by(&program)?)
 }
 
-/// What a program prints with `--version`.
+/// The output of a program with `--version`.
 fn said_by(program: &Path) -> Option<String> {
     let said = Command::new(program)
         .arg("--version")

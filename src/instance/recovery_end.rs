@@ -1,4 +1,4 @@
-//! Waiting for the end of a recovery.
+//! Waits for the end of a recovery.
 
 use std::time::{Duration, Instant};
 
@@ -9,10 +9,10 @@ use super::postmaster::is_alive;
 use super::{Instance, Running, running};
 use crate::error::Error;
 
-/// How often a recovery is looked at.
+/// How often to check a recovery.
 const POLL: Duration = Duration::from_millis(100);
 
-/// How a recovery has ended.
+/// How a recovery ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Replayed {
     /// The server takes writes.
@@ -23,18 +23,18 @@ pub(crate) enum Replayed {
     ShutDown,
 }
 
-/// What a server does once it has reached its target.
+/// What a server does at its target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum AtTarget {
     Promotes,
-    /// And can be asked whether it waits there.
+    /// It pauses, and can be asked whether it does.
     Pauses,
     ShutsDown,
 }
 
 impl AtTarget {
-    /// As its configuration says. A server that nobody could connect to does not wait, it shuts down (PostgreSQL's
-    /// documentation of `recovery_target_action`).
+    /// Derives this from its configuration. A server that does not allow connections in recovery shuts down instead of
+    /// pausing (PostgreSQL's documentation of `recovery_target_action`).
     fn of(settings: &str) -> Self {
         let readable = !matches!(
             last_value(settings, "hot_standby").as_deref(),
@@ -50,7 +50,7 @@ impl AtTarget {
 }
 
 impl Instance {
-    /// Whether it replays WAL, and takes no writes yet.
+    /// Whether it replays WAL, and does not accept writes yet.
     pub(crate) fn is_recovering(&self) -> Result<bool, Error> {
         let state = self.control()?.state;
         Ok(matches!(
@@ -59,8 +59,8 @@ impl Instance {
         ))
     }
 
-    /// Waits until its recovery has reached its target, or the end of the WAL where it has none. What it does there is in
-    /// its own configuration: a mount's and this command's may be others by now.
+    /// Waits until its recovery has reached its target, or the end of the WAL if it has no target. The server's own
+    /// configuration decides what it does there: the settings of a mount or of this command may differ by now.
     pub(crate) fn wait_for_recovery(&self, timeout: Option<Duration>) -> Result<Replayed, Error> {
         let began = Instant::now();
         let at_target = AtTarget::of(&auto_conf::read(&self.data)?);
@@ -95,7 +95,8 @@ impl Instance {
         }
     }
 
-    /// Whether recovery waits at its target. No file shows that: the server is asked, as the user it runs as.
+    /// Whether recovery is paused at its target. No file shows that, so this asks the server, as the user that it runs
+    /// as.
     fn is_paused(&self, running: &Running) -> Result<bool, Error> {
         let asked = self
             .command("psql")
@@ -112,7 +113,7 @@ impl Instance {
             .arg(&running.socket_directory)
             .output()
             .map_err(|error| Error::failed(format!("Cannot run psql: {error}")))?;
-        // It has gone since, or is just being promoted by somebody.
+        // Either psql got an answer, or the server is gone.
         if asked.status.success() || !is_alive(running.pid) {
             return Ok(asked.stdout.starts_with(b"t"));
         }

@@ -1,4 +1,4 @@
-//! Settings of PostgreSQL that win over its configuration.
+//! Settings of PostgreSQL that override its configuration.
 
 use std::str::FromStr;
 
@@ -28,7 +28,7 @@ impl Setting {
     }
 }
 
-/// As `--set` has it: `NAME=VALUE`.
+/// Parses the form of `--set`: `NAME=VALUE`.
 impl FromStr for Setting {
     type Err = String;
 

@@ -1,5 +1,5 @@
-//! Timeline history files, which the archive must have before the first segment of their timeline: recovery finds
-//! timelines by them.
+//! Timeline history files. The archive must have one before the first segment of its timeline: recovery finds timelines
+//! by these files.
 
 use barmanfs_catalog::{Repository, ServerName, WalOutcome};
 use barmanfs_pg::TimelineId;
@@ -9,7 +9,8 @@ use barmanfs_pg::wal_name::WalName;
 use crate::error::Error;
 use crate::postgres::Connection;
 
-/// The history of a timeline; the archive has it when this returns, brought by `origin`.
+/// Fetches the history of a timeline. When this returns, the history is archived, with `origin` as its source, or it
+/// was put aside.
 pub(crate) fn fetch(
     repository: &Repository,
     connection: &mut Connection,

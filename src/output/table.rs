@@ -1,13 +1,13 @@
-//! Tables: rows under headings, as wide as the terminal and no wider.
+//! Tables: rows under headings, at most as wide as the terminal.
 //!
-//! A word is never broken. Where the columns are too wide together, texts go on in the next line at a blank; where even
-//! their longest words are, each row is a block of lines of its own.
+//! A word is never broken. If the columns together are too wide, texts continue in the next line after a blank. If even
+//! their longest words are too wide, each row becomes a block of lines.
 
 use std::fmt::Write as _;
 
 use super::{Style, paint};
 
-/// Between two columns.
+/// Blanks between two columns.
 const GAP: usize = 2;
 
 /// One cell of a [`Table`].
@@ -63,13 +63,13 @@ impl Table {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// The text, ending with a newline, in lines of any length.
+    /// The text in lines of any length, with a newline at its end.
     #[cfg(test)]
     pub(crate) fn render(&self, colour: bool) -> String {
         self.render_in(None, colour)
     }
 
-    /// The text, ending with a newline, in lines of at most so many characters.
+    /// The text in lines of at most this many characters, with a newline at its end.
     pub(crate) fn render_in(&self, columns: Option<usize>, colour: bool) -> String {
         match self.widths(columns) {
             Some(widths) => self.side_by_side(&widths, colour),
@@ -77,7 +77,7 @@ impl Table {
         }
     }
 
-    /// How wide each column is; none when they do not fit.
+    /// The width of each column; `None` if they do not fit.
     fn widths(&self, columns: Option<usize>) -> Option<Vec<usize>> {
         let measured = |measure: &dyn Fn(&str) -> usize| -> Vec<usize> {
             let column = |n: usize| {
@@ -93,7 +93,7 @@ impl Table {
             return Some(widths);
         };
         let least = measured(&longest_word);
-        // Texts first: a number that is parted from its unit is hard to read.
+        // Texts first, because a number is hard to read apart from its unit.
         for align in [Align::Left, Align::Right] {
             while total(&widths) > columns {
                 let shrinkable = (0..widths.len()).filter(|&n| {
@@ -142,7 +142,7 @@ impl Table {
         text
     }
 
-    /// Each row as a block: `Title   value`, and an empty line between two.
+    /// Each row as a block of `Title   value`, with an empty line between two blocks.
     fn one_below_the_other(&self, colour: bool) -> String {
         let widest = self.columns.iter().map(|(title, _)| width(title)).max();
         let widest = widest.unwrap_or_default();
@@ -171,17 +171,17 @@ fn width(text: &str) -> usize {
     text.chars().count()
 }
 
-/// How long its longest word is.
+/// The length of the longest word.
 pub(crate) fn longest_word(text: &str) -> usize {
     text.split(' ').map(width).max().unwrap_or_default()
 }
 
-/// A text in lines of at most so many characters, parted at blanks. No word of it is longer.
+/// Splits a text at blanks into lines of at most this many characters. No word may be longer.
 pub(crate) fn lines(text: &str, most: usize) -> Vec<&str> {
     let mut lines = Vec::new();
     let mut rest = text;
     while width(rest) > most {
-        // The last blank that leaves a line that is short enough.
+        // The last blank after which the line is short enough.
         let fits = rest
             .char_indices()
             .enumerate()

@@ -1,4 +1,4 @@
-//! Authentication: what the server asks for, and what the settings allow it to ask for.
+//! Authentication: the methods that the server may request, and the answers.
 
 use bytes::BytesMut;
 use fallible_iterator::FallibleIterator;
@@ -15,17 +15,17 @@ use super::stream::Stream;
 
 /// The part of a connection that authentication needs.
 pub(super) trait Exchange {
-    /// The server's next message; its errors come as errors.
+    /// The server's next message. An error message becomes an error.
     fn receive(&mut self) -> Result<Message, Error>;
     /// Sends a message.
     fn send(&mut self, bytes: &[u8]) -> Result<(), Error>;
-    /// The stream below, for its TLS session.
+    /// The underlying stream, for its TLS session.
     fn stream(&self) -> &Stream;
 }
 
-/// Answers the server until it says that all is well.
+/// Answers the server until the server accepts the login.
 ///
-/// `replication` decides under which database name the password file is searched.
+/// `replication` determines the database name for the search in the password file.
 pub(super) fn authenticate(
     exchange: &mut dyn Exchange,
     conninfo: &Conninfo,
@@ -38,7 +38,8 @@ pub(super) fn authenticate(
         replication,
     };
     let mut bound = false;
-    // The server may be satisfied without asking at all; whether that is good enough is checked then.
+    // The server may accept the login without requesting anything. The end checks whether that is good
+    // enough.
     let mut method = AuthMethod::None;
     loop {
         match exchange.receive()? {
@@ -120,7 +121,7 @@ impl Client<'_> {
         }
     }
 
-    /// The server is satisfied; are we?
+    /// The server has accepted the login. Checks whether the settings accept it, too.
     fn check_end(&self, method: AuthMethod, bound: bool) -> Result<(), Error> {
         if method == AuthMethod::None && !self.conninfo.auth.allows(AuthMethod::None) {
             return Err(Error::authentication(
@@ -135,7 +136,7 @@ impl Client<'_> {
         Ok(())
     }
 
-    /// libpq sends it, too; but it is worth knowing.
+    /// libpq sends the password, too, but the user should know about it.
     fn warn_about_cleartext(&self, stream: &Stream) {
         if stream.is_open_to_the_network() {
             tracing::warn!(
@@ -152,9 +153,10 @@ impl Client<'_> {
         exchange.send(&buffer)
     }
 
-    /// SCRAM-SHA-256, bound to the TLS session where both sides can. Says whether it was bound.
+    /// SCRAM-SHA-256, bound to the TLS session if both sides support that. Returns whether it was bound.
     ///
-    /// Both sides prove that they know the password: a server that says yes before its proof is refused.
+    /// Both sides prove that they know the password. A server that accepts the login before its proof is
+    /// refused.
     fn scram(&self, exchange: &mut dyn Exchange, body: &AuthenticationSaslBody) -> Result<bool, Error> {
         let (mut offers_plain, mut offers_plus) = (false, false);
         let mut mechanisms = body.mechanisms();
@@ -221,7 +223,8 @@ impl Client<'_> {
                     "The server offers no authentication that is supported",
                 ));
             }
-            // "Could, but you do not offer it": a server that does then knows that someone is in between.
+            // This tells the server that the client supports binding but saw no offer. A server that did
+            // offer it then knows that someone is in between.
             (Some(_), false) => return Ok((SCRAM_SHA_256, ChannelBinding::unrequested())),
             (None, _) => {}
         }

@@ -1,7 +1,7 @@
 //! `BASE_BACKUP`: the whole cluster as tar archives, in the two dialects of the command.
 //!
-//! Up to PostgreSQL 14 each archive is a COPY of its own and the options are keywords. From 15 on one COPY carries
-//! everything, with a kind byte before each piece. Both come out as the same events ([`BaseBackupSink`]).
+//! Up to PostgreSQL 14, each archive is a COPY of its own, and the options are keywords. From 15 on, one COPY carries
+//! everything, with a kind byte before each piece. Both produce the same events ([`BaseBackupSink`]).
 
 use postgres_protocol::message::backend::{COPY_DATA_TAG, COPY_DONE_TAG, ERROR_RESPONSE_TAG, Message};
 
@@ -15,7 +15,7 @@ use super::result_set::ResultSet;
 /// The SQLSTATE of "checksum verification failure during base backup", sent after everything else.
 const DATA_CORRUPTED: &str = "XX001";
 
-/// How often the older dialect, whose server does not do it, reports progress.
+/// Interval of progress reports for the older dialect, in which the server sends none.
 const PROGRESS_EVERY_BYTES: u64 = 4 << 20;
 
 /// One tablespace outside the data directory.
@@ -27,16 +27,16 @@ pub(crate) struct Tablespace {
     pub(crate) location: Vec<u8>,
 }
 
-/// What is known when the data begins to flow.
+/// The facts at the start of the data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BackupStart {
-    /// Where recovery will have to begin.
+    /// The position where recovery has to begin.
     pub(crate) lsn: Lsn,
-    /// That position's timeline.
+    /// The timeline of that position.
     pub(crate) timeline: TimelineId,
     /// The tablespaces other than the main one.
     pub(crate) tablespaces: Vec<Tablespace>,
-    /// About how much will be sent in all archives; `None` unless `progress` was asked for.
+    /// The approximate size of all archives; `None` unless `progress` was requested.
     pub(crate) total_kib: Option<u64>,
 }
 
@@ -50,7 +50,7 @@ pub(crate) enum Archive {
 }
 
 impl Archive {
-    /// The name PostgreSQL gives it.
+    /// PostgreSQL's name for it.
     pub(crate) fn file_name(self) -> String {
         match self {
             Self::Main => "base.tar".to_owned(),
@@ -59,7 +59,7 @@ impl Archive {
     }
 }
 
-/// Receives a base backup. An error ends it; the connection cannot be used any more then.
+/// Receives a base backup. An error ends the backup, and the connection cannot be used any more.
 pub(crate) trait BaseBackupSink {
     /// The server is ready to send.
     fn begin(&mut self, start: &BackupStart) -> Result<(), SinkError>;
@@ -71,20 +71,20 @@ pub(crate) trait BaseBackupSink {
     fn end_archive(&mut self) -> Result<(), SinkError>;
     /// The next bytes of the manifest; all archives are complete.
     fn manifest(&mut self, bytes: &[u8]) -> Result<(), SinkError>;
-    /// So many bytes of archives were sent.
+    /// Number of bytes of archives sent so far.
     fn progress(&mut self, bytes_done: u64) -> Result<(), SinkError>;
 }
 
-/// What is known when everything was sent.
+/// The facts at the end of the data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BaseBackupResult {
-    /// How it began.
+    /// The facts at its start.
     pub(crate) start: BackupStart,
-    /// WAL up to here is needed, on the timeline of the start.
+    /// WAL up to this position is needed, on the timeline of the start.
     pub(crate) stop_lsn: Lsn,
-    /// The server found pages with wrong checksums. All data was sent nevertheless; `warnings` say where.
+    /// Set if the server found pages with wrong checksums. It sent all data nevertheless; `warnings` name the pages.
     pub(crate) checksum_failure: Option<ServerError>,
-    /// What the server warned of meanwhile.
+    /// The server's warnings during the backup.
     pub(crate) warnings: Vec<ServerError>,
     /// Bytes of all archives, the manifest not counted.
     pub(crate) received_bytes: u64,
@@ -93,8 +93,8 @@ pub(crate) struct BaseBackupResult {
 /// Takes a base backup.
 ///
 /// # Errors
-/// For anything but wrong page checksums, which are part of the result. A standby that followed its primary to another
-/// timeline meanwhile is an error, too: the WAL of such a backup is on two timelines.
+/// For everything except wrong page checksums, which are part of the result. It is an error, too, if a standby followed
+/// its primary to another timeline meanwhile: the WAL of such a backup is on two timelines.
 pub(crate) fn base_backup(
     connection: &mut Connection,
     version: ServerVersion,
@@ -182,7 +182,7 @@ fn read_start(connection: &mut Connection) -> Result<BackupStart, Error> {
     }
 }
 
-/// Reads to the end of the command. Here alone wrong page checksums are reported: everything was sent before.
+/// Reads to the end of the command. Wrong page checksums are reported only here, after everything was sent.
 fn read_end(connection: &mut Connection) -> Result<Option<ServerError>, Error> {
     loop {
         match connection.read_result() {
@@ -195,7 +195,7 @@ fn read_end(connection: &mut Connection) -> Result<Option<ServerError>, Error> {
     }
 }
 
-/// What the pieces of data that come belong to.
+/// The part of the backup to which received data belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     Nothing,
@@ -210,7 +210,7 @@ struct Receiver<'a> {
     parts: Parts,
 }
 
-/// How the data of one COPY is to be understood.
+/// Handles the data of one COPY.
 type Take = fn(&mut Parts, &[u8], &mut dyn BaseBackupSink) -> Result<(), Error>;
 
 impl<'a> Receiver<'a> {
@@ -289,10 +289,10 @@ impl<'a> Receiver<'a> {
     }
 }
 
-/// Which part of the backup the data belongs to.
+/// The progress through the parts of the backup.
 #[derive(Debug)]
 struct Parts {
-    /// The archives to come, the next one last.
+    /// The archives that are still expected, the next one last.
     expected: Vec<Archive>,
     part: Part,
     received_bytes: u64,
@@ -313,7 +313,7 @@ impl Parts {
         }
     }
 
-    /// Data of the part that is being received (the older dialect has nothing else).
+    /// Data of the current part. (The older dialect has nothing else.)
     fn take_data(&mut self, bytes: &[u8], sink: &mut dyn BaseBackupSink) -> Result<(), Error> {
         self.data(bytes, sink)?;
         if self.received_bytes - self.reported_bytes >= PROGRESS_EVERY_BYTES {
@@ -367,7 +367,7 @@ impl Parts {
         }
     }
 
-    /// The archive that is announced by name and location; it must be the next one of the server's own list.
+    /// The archive that is announced by name and location. It must be the next one in the server's own list.
     fn announced_archive(&self, names: &[u8]) -> Result<Archive, Error> {
         let name = names.split(|&byte| byte == 0).next().unwrap_or_default();
         self.expected
@@ -397,7 +397,7 @@ impl Parts {
         }
     }
 
-    /// What went wrong, and what was being received then.
+    /// Adds to an error what was being received.
     fn interrupted(&self, error: Error) -> Error {
         let part = match self.part {
             Part::Archive(archive) => archive.file_name(),

@@ -9,41 +9,41 @@ use super::error::Error;
 /// The first version with backup manifests.
 const OLDEST_MAJOR: u32 = 13;
 
-/// The first version with the list of options and the one COPY.
+/// The first version with the list of options and the single COPY.
 pub(super) const FIRST_MODERN_MAJOR: u32 = 15;
 
 /// The first version that sends only what has changed.
 pub(crate) const FIRST_INCREMENTAL_MAJOR: u32 = 17;
 
-/// What `MAX_RATE` accepts, in KiB per second.
+/// The values that `MAX_RATE` accepts, in KiB per second.
 pub(crate) const MAX_RATE_KIB: RangeInclusive<u32> = 32..=1_048_576;
 
-/// What a label may hold: PostgreSQL's `MAXPGPATH` less its terminator.
+/// Maximum length of a label: PostgreSQL's `MAXPGPATH` without its terminator.
 const MAX_LABEL_BYTES: usize = 1023;
 
-/// What to ask the server for.
+/// The options of a base backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BaseBackupOptions {
-    /// The name in `backup_label`.
+    /// The label in `backup_label`.
     pub(crate) label: String,
-    /// Begin with an immediate checkpoint, not one spread over minutes.
+    /// Begin with an immediate checkpoint, not with one spread over minutes.
     pub(crate) fast_checkpoint: bool,
-    /// The most the server may send, in KiB per second; one of [`MAX_RATE_KIB`].
+    /// The server's maximum rate, in KiB per second; a value of [`MAX_RATE_KIB`].
     pub(crate) max_rate_kib: Option<u32>,
-    /// Append the WAL that is needed to the main archive.
+    /// Append the required WAL to the main archive.
     pub(crate) include_wal: bool,
     /// Do not end before the server has archived the last segment.
     pub(crate) wait_for_archive: bool,
-    /// Have the server find out beforehand how much it will send.
+    /// Let the server determine in advance how much it will send.
     pub(crate) progress: bool,
     /// Send a manifest with CRC-32C checksums.
     pub(crate) manifest: bool,
-    /// Have the server check its page checksums.
+    /// Let the server check its page checksums.
     pub(crate) verify_checksums: bool,
-    /// Send `tablespace_map` instead of symbolic links. Tablespaces inside the data directory of PostgreSQL 15
-    /// and earlier (`allow_in_place_tablespaces`) are then not sent at all.
+    /// Send `tablespace_map` instead of symbolic links. Then tablespaces inside the data directory of PostgreSQL 15 and
+    /// earlier (`allow_in_place_tablespaces`) are not sent at all.
     pub(crate) tablespace_map: bool,
-    /// Send of relations only the blocks that changed since the backup whose manifest was uploaded in this session.
+    /// For relations, send only the blocks that changed since the backup whose manifest was uploaded in this session.
     pub(crate) incremental: bool,
 }
 

@@ -1,4 +1,4 @@
-//! The two dialects against scripted servers: what is asked, and what is made of the answers.
+//! The two dialects against scripted servers: the commands, and the handling of the answers.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -155,7 +155,7 @@ impl Script {
     }
 }
 
-/// What a sink saw, one line for each event.
+/// The events that a sink received, one line each.
 #[derive(Default)]
 struct Log(Vec<String>);
 
@@ -198,7 +198,7 @@ impl BaseBackupSink for Log {
 const MODERN: u32 = 150_018;
 const TRADITIONAL: u32 = 130_016;
 
-/// Runs a backup against a server that says this and hangs up.
+/// Runs a backup against a server that sends this script and closes the connection.
 fn run(version: u32, script: Script) -> (Result<BaseBackupResult, Error>, Vec<String>, Connection) {
     let (client, mut server) = UnixStream::pair().unwrap();
     let conninfo =
@@ -454,7 +454,7 @@ fn servers_that_do_not_keep_to_the_protocol_are_refused() {
     }
 }
 
-/// All data of [`modern_data`], the COPY still open.
+/// All data of [`modern_data`], without the end of the COPY.
 fn modern_without_end() -> Script {
     let mut script = modern_data();
     script.0.truncate(script.0.len() - 5);

@@ -1,7 +1,7 @@
-//! From connection settings to a socket a server has let us in on: hosts, addresses, TLS, start-up.
+//! From connection settings to a session on a server: hosts, addresses, TLS, start-up.
 //!
-//! The rules are libpq's: hosts are tried in their order, each with all its addresses, until one lets us in and is the
-//! kind of server that is wanted.
+//! The rules are libpq's. Hosts are tried in their order, each with all its addresses, until one accepts the login and
+//! is of the requested kind.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -19,25 +19,25 @@ use super::conninfo::{Conninfo, Host, HostSpec, Keepalives, SslMode, TargetSessi
 use super::stream::{Deadline, Socket, Stream};
 use super::{Error, tls};
 
-/// The server's SQLSTATE for "no line in `pg_hba.conf`", which may differ with and without TLS.
+/// The server's SQLSTATE for "no line in `pg_hba.conf`". The answer may differ with and without TLS.
 const INVALID_AUTHORIZATION: &str = "28000";
 
-/// The server's SQLSTATE when it starts, stops, or is a standby that takes no connections.
+/// The server's SQLSTATE when it starts or stops, or is a standby that does not accept connections.
 const CANNOT_CONNECT_NOW: &str = "57P03";
 
-/// How long an address may take until it has let us in, where the settings do not say. Servers themselves end a login
-/// after a minute (`authentication_timeout`).
+/// Time limit of a login at one address, if the settings have none. Servers themselves end a login after a minute
+/// (`authentication_timeout`).
 const CONNECT_WITHIN: Duration = Duration::from_secs(60);
 
-/// When the kernel asks whether the other host is still there, where the settings do not say: a dead one is noticed
-/// after two minutes.
+/// When the kernel checks whether the other host still answers, if the settings do not specify it. A dead host is
+/// noticed after two minutes.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_COUNT: u32 = 6;
 
 /// Tries the hosts one after the other.
 ///
-/// As with libpq, one that answers and does not let us in ends the search: the next would ask the same role.
+/// As with libpq, a host that answers but rejects the login ends the search: the next one would reject the same role.
 pub(super) fn connect(conninfo: &Conninfo, mode: Mode) -> Result<Connection, Error> {
     let mut hosts: Vec<&HostSpec> = conninfo.hosts.iter().collect();
     if conninfo.load_balance {
@@ -78,7 +78,7 @@ fn all(mut attempts: Vec<Error>) -> Error {
     }
 }
 
-/// Whether the server has answered, and did not let us in.
+/// Whether the server has answered and rejected the login.
 fn ends_the_search(error: &Error) -> bool {
     match error {
         Error::Connect { source, .. } => ends_the_search(source),
@@ -92,12 +92,12 @@ fn ends_the_search(error: &Error) -> bool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Encryption {
     Off,
-    /// Go on without where the server has none.
+    /// Continue without TLS if the server has none.
     IfOffered,
     Required,
 }
 
-/// What is tried with every host.
+/// The part of an attempt that is the same for every host.
 struct Plan<'a> {
     conninfo: &'a Conninfo,
     mode: Mode,
@@ -105,7 +105,7 @@ struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// Tries the addresses of a host; adds what went wrong to the attempts.
+    /// Tries the addresses of a host. Adds failures to the attempts.
     fn try_host(&self, host: &HostSpec, attempts: &mut Vec<Error>) -> Option<Connection> {
         let failed = |place: &HostSpec, error: Error| Error::Connect {
             target: place.to_string(),
@@ -203,7 +203,7 @@ impl Plan<'_> {
     }
 }
 
-/// A host once for each of its addresses, where it has addresses.
+/// The host once for each of its addresses, if it has addresses.
 fn places(host: &HostSpec, shuffled: bool) -> Result<Vec<(HostSpec, Option<SocketAddr>)>, Error> {
     let name = match &host.host {
         Host::Tcp {
@@ -242,12 +242,12 @@ fn no_address() -> Error {
     ))
 }
 
-/// Whether the same server may say something else to the other choice of TLS.
+/// Whether the same server may answer differently with the other choice of TLS.
 fn is_worth_the_other_way(error: &Error) -> bool {
     matches!(error, Error::Tls { .. }) || error.sqlstate() == Some(INVALID_AUTHORIZATION)
 }
 
-/// Whether this is the kind of server that is wanted.
+/// Checks whether the server is of the requested kind.
 fn check_session(connection: &mut Connection, wanted: TargetSession) -> Result<(), Error> {
     let refuse = |what: &str| Err(Error::Unsuitable(what.to_owned()));
     match wanted {
@@ -267,7 +267,7 @@ fn connect_tcp(address: SocketAddr, deadline: Deadline) -> Result<TcpStream, Err
         .map_err(|error| timed_out(Error::Io(error), deadline))
 }
 
-/// A server that has stopped taking connections makes this wait, too.
+/// Connects to a Unix socket, with a deadline: a server that no longer accepts connections would block this, too.
 fn connect_unix(
     address: rustix::io::Result<SocketAddrUnix>,
     deadline: Deadline,
@@ -304,7 +304,7 @@ fn set_socket_options(socket: &TcpStream, keepalives: &Keepalives) -> Result<(),
     set().map_err(|errno| Error::Io(errno.into()))
 }
 
-/// Asks for TLS and begins it.
+/// Requests TLS and begins it.
 fn encrypt(
     mut socket: Socket,
     conninfo: &Conninfo,
@@ -318,7 +318,7 @@ fn encrypt(
         let mut request = BytesMut::new();
         frontend::ssl_request(&mut request);
         socket.write_all(&request)?;
-        // One byte alone: whatever followed it would be from somebody in between.
+        // Reads only one byte: further bytes would come from someone in between.
         let mut answer = [0; 1];
         socket.read_exact(&mut answer)?;
         match (&answer, encryption) {
@@ -328,7 +328,7 @@ fn encrypt(
                 return Err(Error::tls("The server does not support TLS, but it was required")
                     .with_hint("Set ssl = on on the server, or use sslmode=prefer"));
             }
-            // An error that is not encrypted may be from anybody: its text is not shown.
+            // An unencrypted error may come from anybody, so its text is not shown.
             (b"E", _) => return Err(Error::tls("The server sent an error when asked for TLS")),
             _ => {
                 return Err(Error::protocol(
@@ -340,7 +340,7 @@ fn encrypt(
     tls::handshake(socket, &conninfo.tls, host).map(Stream::Tls)
 }
 
-/// An error that means that the deadline has passed says so.
+/// Converts an I/O error caused by the deadline into a timeout.
 fn timed_out(error: Error, deadline: Deadline) -> Error {
     use std::io::ErrorKind::{TimedOut, WouldBlock};
     match &error {

@@ -23,7 +23,7 @@ use super::silence::{self, Silence};
 use super::stream::{Deadline, Interrupter, Stream};
 use super::wire::{Frame, FrameBuffer};
 
-/// What the connection is for.
+/// The purpose of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// Replication commands; no SQL.
@@ -32,30 +32,31 @@ pub(crate) enum Mode {
     Sql,
 }
 
-/// The most a result set may hold. Those that are asked for are a few rows.
+/// Maximum size of a result set. All requested ones have a few rows.
 const MAX_RESULT_BYTES: usize = 64 << 20;
 
-/// How many warnings are kept for one operation; the rest is only logged.
+/// Maximum number of warnings kept for one operation. All are logged.
 const MAX_KEPT_WARNINGS: usize = 1000;
 
-/// How long the server may take to answer a query, all of the answer together.
+/// Time limit for a query and its complete answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
-/// Settings a server reports by itself: a dozen, and a few of extensions. What is more, or longer, is not kept.
+/// Maximum number of settings that a server reports by itself; usually a dozen, and a few from extensions. More or
+/// longer ones are ignored.
 const MAX_PARAMETERS: usize = 100;
 const MAX_PARAMETER_BYTES: usize = 1000;
 
-/// Unrequested messages that are skipped while one is waited for. A server that sends nothing else is broken.
+/// Maximum number of unrequested messages to skip while waiting for one. A server that sends nothing else is broken.
 const MAX_ASIDES: usize = 100_000;
 
-/// What a value takes in memory besides its bytes.
+/// Memory for a value in addition to its bytes.
 const VALUE_BYTES: usize = size_of::<Option<Vec<u8>>>();
 
-/// NegotiateProtocolVersion, which `postgres-protocol` does not know: the server is older than the client. We speak
-/// the oldest version there is and ask for nothing optional, so there is nothing to negotiate.
+/// NegotiateProtocolVersion, which `postgres-protocol` does not support. It means that the server is older than the
+/// client. This client uses the oldest version and requests nothing optional, so there is nothing to negotiate.
 const NEGOTIATE_PROTOCOL_VERSION_TAG: u8 = b'v';
 
-/// A session with a server. Dropping it says goodbye.
+/// A session with a server. When it is dropped, it sends a message that ends the session.
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: Stream,
@@ -63,23 +64,23 @@ pub(crate) struct Connection {
     /// The server, for messages.
     target: String,
     mode: Mode,
-    /// What led to this server, and to no other.
+    /// Settings that lead to this server and to no other.
     settings: Conninfo,
     parameters: BTreeMap<String, String>,
-    /// Whether the server waits for a query.
+    /// Whether the server is waiting for a query.
     ready: bool,
     silence: Silence,
-    /// The query that runs, or ran last, for messages.
+    /// The current or last query, for messages.
     query: String,
     warnings: Vec<ServerError>,
     temporary_slot: Option<String>,
 }
 
 impl Connection {
-    /// Connects to the first server of the settings that answers.
+    /// Connects to the first server of the settings that accepts the login.
     ///
     /// # Errors
-    /// Says for each server why not.
+    /// Names the reason for each server.
     pub(crate) fn connect(conninfo: &Conninfo, mode: Mode) -> Result<Self, Error> {
         connect::connect(conninfo, mode)
     }
@@ -120,7 +121,7 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Waits until the server takes the first query.
+    /// Waits until the server is ready for the first query.
     pub(super) fn await_ready(&mut self) -> Result<(), Error> {
         loop {
             match self.receive()? {
@@ -133,8 +134,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Another connection of the same kind to the same server: of several hosts and addresses only to the one that is
-    /// used here. The server process gets `options` besides its usual ones.
+    /// Another connection of the same kind to the same server: only to the host and address that this connection uses.
+    /// The server process gets `options` in addition to its usual ones.
     ///
     /// # Errors
     /// As [`Connection::connect`].
@@ -147,7 +148,7 @@ impl Connection {
         Self::connect(&settings, self.mode)
     }
 
-    /// Where this connection leads, for messages.
+    /// The server of this connection, for messages.
     pub(crate) fn target(&self) -> &str {
         &self.target
     }
@@ -157,8 +158,8 @@ impl Connection {
         self.stream.is_encrypted()
     }
 
-    /// The slot that was created to live as long as this connection, if no command has failed since: then the server
-    /// drops it.
+    /// The slot that was created for the life of this connection. `None` if a command has failed since, because the
+    /// server then drops the slot.
     pub(crate) fn temporary_slot(&self) -> Option<&str> {
         self.temporary_slot.as_deref()
     }
@@ -167,12 +168,12 @@ impl Connection {
         self.temporary_slot = Some(name.to_owned());
     }
 
-    /// A setting the server reported, such as `server_encoding` or `TimeZone`.
+    /// A setting that the server has reported, such as `server_encoding` or `TimeZone`.
     pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
         self.parameters.get(name).map(String::as_str)
     }
 
-    /// Whether the server waits for a command: false after an error that left something half-way.
+    /// Whether the server is waiting for a command. False after an error in the middle of something.
     pub(crate) fn is_ready(&self) -> bool {
         self.ready
     }
@@ -180,16 +181,16 @@ impl Connection {
     /// The server's version.
     ///
     /// # Errors
-    /// If the server did not say one that can be understood.
+    /// If the server reported no version that can be parsed.
     pub(crate) fn server_version(&self) -> Result<ServerVersion, Error> {
         let text = self.parameter("server_version").unwrap_or_default();
         parse_version(text)
             .ok_or_else(|| Error::protocol(format!("the server version \"{}\"", text.escape_debug())))
     }
 
-    /// Whether it is a standby.
+    /// Whether the server is a standby.
     pub(crate) fn is_in_recovery(&mut self) -> Result<bool, Error> {
-        // Reported from PostgreSQL 14 on.
+        // The server reports this from PostgreSQL 14 on.
         if let Some(standby) = self.parameter("in_hot_standby") {
             return Ok(standby == "on");
         }
@@ -198,13 +199,13 @@ impl Connection {
                 let result = self.one_result("SELECT pg_catalog.pg_is_in_recovery()::text AS standby")?;
                 Ok(result.text(0, "standby") == Some("true"))
             }
-            // In recovery every transaction is read-only, whatever is configured.
+            // In recovery every transaction is read-only, regardless of the configuration.
             Mode::Replication => Ok(self.show("transaction_read_only")? == "on"
                 && self.show("default_transaction_read_only")? != "on"),
         }
     }
 
-    /// Whether nothing can be changed in this session.
+    /// Whether this session cannot change anything.
     pub(super) fn is_read_only(&mut self) -> Result<bool, Error> {
         match self.parameter("default_transaction_read_only") {
             Some("on") => Ok(true),
@@ -213,8 +214,8 @@ impl Connection {
         }
     }
 
-    /// Limits how long the server may be silent. Without a limit of its own, which is the default, a wait goes on as long
-    /// as the server answers other connections, and not longer than [`Connection::set_patience`] says.
+    /// Limits how long the server may be silent. By default there is no such limit: then a wait lasts as long as the
+    /// server answers other connections, up to the limit of [`Connection::set_patience`].
     pub(crate) fn set_read_timeout(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
         self.silence.is_watched = timeout.is_none();
         self.stream
@@ -222,8 +223,8 @@ impl Connection {
             .map_err(Error::Io)
     }
 
-    /// How long the server may be silent where no other limit is set, though it answers other connections; `None` is half
-    /// an hour.
+    /// How long the server may be silent without another limit, even if it answers other connections; `None` is half an
+    /// hour.
     pub(crate) fn set_patience(&mut self, patience: Option<Duration>) {
         self.silence.patience = patience.unwrap_or(silence::PATIENCE);
     }
@@ -233,18 +234,18 @@ impl Connection {
         self.stream.interrupter().map_err(Error::Io)
     }
 
-    /// Runs statements and collects what they return: one result set for each that returns rows.
+    /// Runs statements and collects their results: one result set for each that returns rows.
     ///
     /// # Errors
     /// [`Error::Server`] if a statement fails; the connection can be used again after that.
     pub(crate) fn simple_query(&mut self, text: &str) -> Result<Vec<ResultSet>, Error> {
-        // A limit that was set for one read is less than what a whole answer may take.
+        // A limit for a single read is shorter than the limit for a whole answer.
         let set = self.stream.read_timeout().filter(|_| !self.silence.is_watched);
         let limit = set.map_or(ANSWER_WITHIN, |set| set.min(ANSWER_WITHIN));
         self.within(limit, |connection| connection.run(text))
     }
 
-    /// Does something that has to be done by then, unless there is a deadline already.
+    /// Does something within a time limit, unless there is a deadline already.
     pub(super) fn within<T>(
         &mut self,
         limit: Duration,
@@ -280,7 +281,7 @@ impl Connection {
         }
     }
 
-    /// Sends a query; the answer is for the caller to read.
+    /// Sends a query. The caller has to read the answer.
     pub(super) fn start_query(&mut self, text: &str) -> Result<(), Error> {
         if !self.ready {
             return Err(Error::protocol(
@@ -295,13 +296,13 @@ impl Connection {
         self.send(&message)
     }
 
-    /// Reads one part of the answer to a query. After an error of the server the rest is read, too.
+    /// Reads one part of the answer to a query. After an error of the server, it reads the rest, too.
     pub(super) fn read_result(&mut self) -> Result<Answer, Error> {
         let first = self.receive_in_query()?;
         self.read_result_from(first)
     }
 
-    /// The same, beginning with the message that was received last.
+    /// The same, beginning with the last received message.
     pub(super) fn read_current_result(&mut self) -> Result<Answer, Error> {
         let first = self.decode_current()?;
         self.read_result_from(first)
@@ -337,7 +338,7 @@ impl Connection {
         }
     }
 
-    /// The next message that is for the caller; an error of the server ends the query.
+    /// The next message for the caller. An error of the server ends the query.
     pub(super) fn receive_in_query(&mut self) -> Result<Message, Error> {
         match self.receive() {
             Err(error @ Error::Server(_)) => {
@@ -348,8 +349,8 @@ impl Connection {
         }
     }
 
-    /// After an error the server skips to the end of the query; so do we. If that fails the connection is
-    /// over, which the next query will tell: the error that is at hand matters more.
+    /// After an error, the server skips to the end of the query, and so does this. If it fails, the connection is over;
+    /// the next query will report that, because the present error is more important.
     fn end_failed_query(&mut self) {
         self.temporary_slot = None;
         while let Ok(message) = self.receive() {
@@ -360,7 +361,7 @@ impl Connection {
         }
     }
 
-    /// Like [`Connection::next_frame`], decoded. Errors of the server come as errors.
+    /// Like [`Connection::next_frame`], but decoded. Error messages of the server become errors.
     pub(super) fn receive(&mut self) -> Result<Message, Error> {
         self.next_frame()?;
         self.decode_current()
@@ -380,15 +381,15 @@ impl Connection {
         }
     }
 
-    /// Makes an error of the message at hand, which is one, and ends the query.
+    /// Converts the current message, an error, into an error, and ends the query.
     pub(super) fn fail_query(&mut self) -> Error {
         let error = self.decode_current().err();
         self.end_failed_query();
         error.unwrap_or_else(|| Error::protocol("an error that is none"))
     }
 
-    /// The next message that is not a notice, a changed parameter or a notification, in place in the buffer.
-    /// Error messages come like all others.
+    /// The next message, lent out of the buffer, except notices, changed parameters and notifications. Error messages
+    /// are returned like all others.
     pub(super) fn next_frame(&mut self) -> Result<Frame<'_>, Error> {
         for _ in 0..MAX_ASIDES {
             match self.advance()? {
@@ -400,7 +401,7 @@ impl Connection {
         Err(Error::protocol("notices without end"))
     }
 
-    /// Goes on to the next message, however long it takes while all is well.
+    /// Goes on to the next message. This may take any time as long as all is well.
     fn advance(&mut self) -> Result<u8, Error> {
         self.silence.begin(self.incoming.received_bytes());
         loop {
@@ -416,7 +417,7 @@ impl Connection {
         }
     }
 
-    /// Nothing has come for a while: is anybody there?
+    /// Checks whether the server still answers, after it has been silent for a while.
     fn look_after_server(&mut self) -> Result<(), Error> {
         if self.silence.has_heard(self.incoming.received_bytes()) {
             return Ok(());
@@ -427,7 +428,7 @@ impl Connection {
         self.silence.judge(&self.target, probe)
     }
 
-    /// The message that was received last.
+    /// The last received message.
     pub(super) fn current_frame(&self) -> Frame<'_> {
         self.incoming.current()
     }
@@ -450,7 +451,7 @@ impl Connection {
         }
     }
 
-    /// A message the server may send at any time.
+    /// Handles a message that the server may send at any time.
     fn handle_aside(&mut self) -> Result<(), Error> {
         let malformed = |_| Error::protocol("a malformed notice or parameter");
         match self.incoming.current().decode()? {
@@ -477,12 +478,12 @@ impl Connection {
         Ok(())
     }
 
-    /// The warnings the server sent since the last query began, at most [`MAX_KEPT_WARNINGS`].
+    /// The server's warnings since the last query began, at most [`MAX_KEPT_WARNINGS`].
     pub(super) fn take_warnings(&mut self) -> Vec<ServerError> {
         std::mem::take(&mut self.warnings)
     }
 
-    /// From now on all reads together must be done by then.
+    /// Sets a deadline for all further reads together.
     pub(super) fn set_deadline(&mut self, deadline: Option<Deadline>) -> Result<(), Error> {
         self.stream.set_deadline(deadline).map_err(Error::Io)
     }
@@ -504,7 +505,7 @@ impl Exchange for Connection {
 }
 
 impl Drop for Connection {
-    /// Spares the server's log a "connection reset"; whether it arrives does not matter.
+    /// Avoids a "connection reset" in the server's log. It does not matter whether the message arrives.
     fn drop(&mut self) {
         if self.ready {
             let mut message = BytesMut::new();
@@ -521,11 +522,11 @@ pub(super) enum Answer {
     Rows(ResultSet),
     /// A statement that returned none.
     Done,
-    /// All statements are done.
+    /// All statements have ended.
     Ready,
 }
 
-/// `server_version` as the server shows it: "15.18 (Debian 15.18-0+deb12u1)", "19beta1", "9.6.24".
+/// Parses `server_version` in the server's forms: "15.18 (Debian 15.18-0+deb12u1)", "19beta1", "9.6.24".
 fn parse_version(text: &str) -> Option<ServerVersion> {
     let number = text.split(|c: char| c != '.' && !c.is_ascii_digit()).next()?;
     let mut parts = number.split('.').map(str::parse::<u32>);

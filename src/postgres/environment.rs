@@ -1,13 +1,13 @@
-//! The surroundings a connection string is read in: `PG*` variables, home directory, user.
+//! The environment of a connection string: `PG*` variables, home directory, user.
 //!
-//! They are handed in, so that the same string always means the same in a test.
+//! It is passed in, so that the same string always means the same in a test.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// What libpq would take from the process around it.
+/// The parts of the process's environment that libpq uses.
 #[derive(Clone, Default)]
 pub(crate) struct Environment {
     variables: BTreeMap<String, OsString>,
@@ -37,7 +37,7 @@ impl Environment {
         environment
     }
 
-    /// The variable's value; an empty one counts as absent, as nothing useful can be empty.
+    /// The variable's value. An empty one counts as absent, because no useful value is empty.
     pub(super) fn variable(&self, name: &str) -> Option<&str> {
         self.variables
             .get(name)
@@ -53,7 +53,7 @@ impl Environment {
             .map(PathBuf::from)
     }
 
-    /// The name of the user that runs this process, if the system knows it.
+    /// The name of the user that runs this process, if the system can resolve it.
     pub(super) fn user(&self) -> Option<&str> {
         self.user.as_deref()
     }
@@ -64,7 +64,7 @@ impl Environment {
     }
 }
 
-/// Names alone: `PGPASSWORD` may be among the variables.
+/// Shows only names: `PGPASSWORD` may be among the variables.
 impl fmt::Debug for Environment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Environment")
@@ -77,7 +77,7 @@ impl fmt::Debug for Environment {
 
 #[cfg(test)]
 impl Environment {
-    /// An environment for tests, with exactly what is given.
+    /// An environment for tests, with exactly these values.
     pub(super) fn fixed(user: &str, home: &Path, variables: &[(&str, &str)]) -> Self {
         Self {
             variables: variables

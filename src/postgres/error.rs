@@ -1,6 +1,6 @@
-//! What can go wrong between barmanfs and a PostgreSQL server.
+//! Errors between barmanfs and a PostgreSQL server.
 //!
-//! No message ever holds a password, a private key or the text of a connection string.
+//! No message ever contains a password, a private key or the text of a connection string.
 
 use std::fmt;
 use std::io;
@@ -12,7 +12,7 @@ use fallible_iterator::FallibleIterator;
 
 use super::tar::TarError;
 
-/// What a sink of a base backup may fail with; its type is the sink's own.
+/// The error of a base backup's sink. The sink defines its type.
 pub(crate) type SinkError = Box<dyn std::error::Error + Send + Sync>;
 
 /// An error of the PostgreSQL client.
@@ -26,10 +26,10 @@ pub(crate) enum Error {
         /// What to do about it.
         hint: Option<String>,
     },
-    /// One server could not be reached, or did not let us in.
+    /// One server could not be reached, or rejected the login.
     #[error("Connection to {target} failed: {source}")]
     Connect {
-        /// The server as the user knows it.
+        /// The server in the user's terms.
         target: String,
         /// Why.
         source: Box<Error>,
@@ -37,10 +37,10 @@ pub(crate) enum Error {
     /// Every server of the connection string was tried.
     #[error("{}", attempts.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     AllHosts {
-        /// One [`Error::Connect`] for each, in the order they were tried; at least one.
+        /// One [`Error::Connect`] for each server, in the order of the attempts; at least one.
         attempts: Vec<Error>,
     },
-    /// TLS could not be set up as the settings ask.
+    /// TLS could not be set up as the settings require.
     #[error("{message}")]
     Tls {
         /// What failed.
@@ -48,7 +48,7 @@ pub(crate) enum Error {
         /// What to do about it.
         hint: Option<String>,
     },
-    /// Authentication is impossible with the settings at hand, or the server does not keep to its rules.
+    /// Authentication is impossible with these settings, or the server violates its rules.
     #[error("{message}")]
     Authentication {
         /// What failed.
@@ -64,24 +64,24 @@ pub(crate) enum Error {
     Interrupted {
         /// What was being received.
         during: String,
-        /// What stopped it.
+        /// The error that interrupted it.
         error: Box<Error>,
     },
     /// The server closed the connection.
     #[error("The server closed the connection unexpectedly")]
     Closed,
-    /// The server let us in, and is not of the kind that `target_session_attrs` asks for.
+    /// The server accepted the login, but is not of the kind that `target_session_attrs` requires.
     #[error("{0}, which target_session_attrs does not accept")]
     Unsuitable(String),
-    /// The server has fallen silent.
+    /// The server has been silent for too long.
     #[error("{}", silent_text(silent, probe.as_deref()))]
     Silent {
-        /// How long nothing has come.
+        /// Time since the last data.
         silent: Duration,
-        /// Why another connection cannot be made; `None` if it can.
+        /// The reason why another connection failed; `None` if it succeeded.
         probe: Option<Box<Error>>,
     },
-    /// The server said nothing for too long.
+    /// The server did not answer in time.
     #[error("The server did not answer within {:.0} s", .0.as_secs_f64())]
     Timeout(Duration),
     /// Reading from or writing to the connection failed.
@@ -90,10 +90,10 @@ pub(crate) enum Error {
     /// The server sent something that the protocol does not allow at this point.
     #[error("Unexpected data from the server: {0}")]
     Protocol(String),
-    /// The server is not where it was when the operation began.
+    /// The server is no longer in the state of the operation's start: it is on another timeline.
     #[error("{0}")]
     ServerMoved(String),
-    /// The archive inside a base backup is not what PostgreSQL makes.
+    /// The archive in a base backup is not in PostgreSQL's form.
     #[error(transparent)]
     Tar(#[from] TarError),
     /// The receiver of a base backup failed.
@@ -127,7 +127,7 @@ impl Error {
         }
     }
 
-    /// Adds what to do about it, where the kind of error has room for that.
+    /// Adds a hint, if this kind of error has one.
     pub(super) fn with_hint(mut self, text: impl Into<String>) -> Self {
         if let Self::Settings { hint, .. } | Self::Tls { hint, .. } | Self::Authentication { hint, .. } =
             &mut self
@@ -137,7 +137,7 @@ impl Error {
         self
     }
 
-    /// Whether the other addresses of the same host will say the same.
+    /// Whether the other addresses of the same host would fail in the same way.
     pub(super) fn is_of_the_host(&self) -> bool {
         match self {
             Self::Connect { source, .. } => source.is_of_the_host(),
@@ -146,16 +146,16 @@ impl Error {
         }
     }
 
-    /// What the receiver of a base backup failed with, where that is a `T`.
+    /// The error of a base backup's receiver, if it is a `T`.
     pub(crate) fn sink<T: std::error::Error + 'static>(&self) -> Option<&T> {
         let Self::Sink(error) = self else { return None };
-        // A receiver that parses archives hands on the errors of what receives their members.
+        // A receiver of archives passes on the errors of the receiver of the members.
         error
             .downcast_ref()
             .or_else(|| error.downcast_ref::<Self>().and_then(Self::sink))
     }
 
-    /// What the server said, if this error came from the server. Of several hosts: the last that answered.
+    /// The server's answer, if the error came from the server. Of several hosts, the last one that answered.
     pub(crate) fn server(&self) -> Option<&ServerError> {
         match self {
             Self::Server(error) => Some(error),
@@ -170,7 +170,7 @@ impl Error {
         self.server().map(|error| error.code.as_str())
     }
 
-    /// What to do about it.
+    /// The hint about what to do.
     pub(crate) fn hint(&self) -> Option<&str> {
         match self {
             Self::Settings { hint, .. } | Self::Tls { hint, .. } | Self::Authentication { hint, .. } => {
@@ -212,7 +212,7 @@ impl From<io::Error> for Error {
     }
 }
 
-/// What helps where the server itself gives no hint.
+/// A hint for errors for which the server itself gives none.
 fn hint_for(sqlstate: &str) -> Option<&'static str> {
     match sqlstate {
         "28000" => Some(
@@ -225,13 +225,13 @@ fn hint_for(sqlstate: &str) -> Option<&'static str> {
     }
 }
 
-/// The most that is kept of one field of a message of the server.
+/// Maximum length of one field of a server's message.
 const MAX_FIELD_BYTES: usize = 8 << 10;
 
 /// An ErrorResponse or a NoticeResponse of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ServerError {
-    /// `ERROR`, `FATAL`, `WARNING`, … never translated.
+    /// `ERROR`, `FATAL`, `WARNING`, …; never translated.
     pub(crate) severity: String,
     /// The SQLSTATE.
     pub(crate) code: String,
@@ -239,12 +239,13 @@ pub(crate) struct ServerError {
     pub(crate) message: String,
     /// More about the problem.
     pub(crate) detail: Option<String>,
-    /// What the server proposes to do.
+    /// The server's hint.
     pub(crate) hint: Option<String>,
 }
 
 impl ServerError {
-    /// Reads the fields of a message. The text is in the server's language and may be cut: it is only shown.
+    /// Reads the fields of a message. The text is in the server's language and may be truncated: it is only
+    /// shown.
     pub(super) fn read(mut fields: ErrorFields<'_>) -> io::Result<Self> {
         let mut error = Self {
             severity: String::new(),
@@ -290,7 +291,7 @@ impl fmt::Display for ServerError {
     }
 }
 
-/// A server may send line breaks; a log line must stay one.
+/// A server may send line breaks, but a log line must stay one line.
 fn one_line(text: &str) -> String {
     text.split(['\n', '\r'])
         .map(str::trim)

@@ -1,14 +1,14 @@
 //! A PostgreSQL client for backups: one blocking connection, replication commands, base backups.
 //!
-//! libpq's users find their connection strings, variables and files work as they know them ([`Conninfo`]).
-//! Everything blocks; a backup has a thread of its own anyway, and [`Interrupter`] ends a wait from outside.
+//! Connection strings, variables and files have the same meaning as in libpq ([`Conninfo`]). Everything blocks. A
+//! backup has a thread of its own anyway, and [`Interrupter`] ends a wait from outside.
 //!
 //! Invariants:
 //! - No password or key is ever shown: not in errors, not in `Debug`, not in logs.
-//! - Every wait ends: connecting, logging in, a query and its answer have a deadline; a stream that falls silent is
-//!   looked after on a second connection.
-//! - What a server sends is checked before it is used, and never decides how much memory is taken: messages,
-//!   results and headers have limits, and backup data is lent out of one buffer.
+//! - Every wait ends: connecting, logging in, and a query with its answer have a deadline. If a stream falls silent, a
+//!   second connection checks the server.
+//! - Data from a server is checked before use, and never determines how much memory is allocated: messages, results and
+//!   headers have limits, and backup data is lent out of one buffer.
 
 mod auth;
 mod base_backup;

@@ -1,5 +1,5 @@
-//! What helps when a server refuses something for lack of a privilege, and gives no hint itself. Its message may be in any
-//! language, so what was asked for decides.
+//! Hints for servers that refuse something because a privilege is missing, and give no hint themselves. The message may
+//! be in any language, so the request determines the hint.
 
 use super::connection::Mode;
 use super::conninfo::Conninfo;
@@ -7,7 +7,7 @@ use super::conninfo::Conninfo;
 /// `insufficient_privilege`.
 const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
-/// The most of a query that is kept.
+/// Maximum number of bytes kept of a query.
 const EXCERPT_BYTES: usize = 1000;
 
 /// The beginning of a query.
@@ -15,7 +15,7 @@ pub(super) fn excerpt(query: &str) -> &str {
     query.get(..EXCERPT_BYTES).unwrap_or(query)
 }
 
-/// The hint for an error that came in answer to this query; an empty one is the login.
+/// The hint for the error of this query. An empty query is the login.
 pub(super) fn hint(code: &str, query: &str, mode: Mode, settings: &Conninfo) -> Option<String> {
     if code != INSUFFICIENT_PRIVILEGE {
         return None;
@@ -37,7 +37,7 @@ pub(super) fn hint(code: &str, query: &str, mode: Mode, settings: &Conninfo) -> 
     Some(format!("The role lacks a privilege. As a superuser: {what}"))
 }
 
-/// The first function that is called, which is what can be refused.
+/// The first function call in a query. That is what the server may refuse.
 fn function(query: &str) -> Option<&str> {
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     query.split('(').find_map(|before| {

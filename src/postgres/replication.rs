@@ -1,30 +1,30 @@
-//! The commands of a replication connection, except for the streams.
+//! The commands of a replication connection, except the streams.
 
 use barmanfs_pg::{Lsn, SystemId, TimelineId};
 
 use super::{Connection, Error};
 
-/// What a server says about itself.
+/// The identity and position of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SystemIdentification {
     /// The cluster.
     pub(crate) system_id: SystemId,
-    /// The timeline it writes, or replays.
+    /// The timeline that it writes or replays.
     pub(crate) timeline: TimelineId,
-    /// How far its WAL is flushed; on a standby: received and replayed.
+    /// The end of its flushed WAL; on a standby, of the received and replayed WAL.
     pub(crate) flush_lsn: Lsn,
 }
 
-/// Where a replication slot holds the WAL.
+/// The position of a replication slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SlotPosition {
-    /// The oldest WAL it keeps; `None` if it keeps none yet.
+    /// The oldest WAL that it keeps; `None` if it keeps none yet.
     pub(crate) restart_lsn: Option<Lsn>,
-    /// That position's timeline.
+    /// The timeline of that position.
     pub(crate) restart_timeline: Option<TimelineId>,
 }
 
-/// A timeline history file as the server has it.
+/// A timeline history file from the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HistoryFile {
     /// Its bytes.
@@ -45,7 +45,7 @@ impl Connection {
         })
     }
 
-    /// `SHOW`: a setting as the server displays it, such as `16MB` for `wal_segment_size`.
+    /// `SHOW`: a setting in the server's form, such as `16MB` for `wal_segment_size`.
     pub(crate) fn show(&mut self, name: &str) -> Result<String, Error> {
         let is_name = !name.is_empty()
             && name
@@ -66,12 +66,12 @@ impl Connection {
         value.ok_or_else(|| Error::protocol(format!("no value of \"{name}\"")))
     }
 
-    /// Creates a slot that lives as long as this connection and holds back all WAL from now on.
+    /// Creates a slot that exists as long as this connection and keeps all WAL from now on.
     ///
     /// # Errors
     /// SQLSTATE 53400 if `max_replication_slots` are in use.
     pub(crate) fn create_temporary_slot(&mut self, name: &str) -> Result<(), Error> {
-        // This form is understood by all versions; the one with options in parentheses only from 15 on.
+        // All versions accept this form; the one with options in parentheses only works from 15 on.
         let quoted = quoted_slot_name(name)?;
         self.one_result(&format!(
             "CREATE_REPLICATION_SLOT {quoted} TEMPORARY PHYSICAL RESERVE_WAL"
@@ -80,7 +80,7 @@ impl Connection {
         Ok(())
     }
 
-    /// `TIMELINE_HISTORY`: how a timeline came to be; `None` for the first, which has no history.
+    /// `TIMELINE_HISTORY`: the history of a timeline; `None` for the first, which has none.
     ///
     /// # Errors
     /// SQLSTATE 58P01 if the server does not have the file.
@@ -102,17 +102,17 @@ impl Connection {
 
 /// Slots that outlive the connection.
 impl Connection {
-    /// Creates a slot that stays, and holds back all WAL from now on.
+    /// Creates a permanent slot, which keeps all WAL from now on.
     ///
     /// # Errors
-    /// SQLSTATE 42710 if there is one of that name.
+    /// SQLSTATE 42710 if the name exists.
     pub(crate) fn create_slot(&mut self, name: &str) -> Result<(), Error> {
         let name = quoted_slot_name(name)?;
         self.one_result(&format!("CREATE_REPLICATION_SLOT {name} PHYSICAL RESERVE_WAL"))
             .map(drop)
     }
 
-    /// The position of a physical slot; `None` if there is no such slot. PostgreSQL 15 and later.
+    /// The position of a physical slot; `None` if it does not exist. PostgreSQL 15 and later.
     pub(crate) fn read_slot(&mut self, name: &str) -> Result<Option<SlotPosition>, Error> {
         let result = self.one_result(&format!("READ_REPLICATION_SLOT {}", quoted_slot_name(name)?))?;
         if result.bytes(0, "slot_type").is_none() {
@@ -129,7 +129,7 @@ impl Connection {
         }))
     }
 
-    /// Drops a slot. With `wait`, one that is in use is waited for.
+    /// Drops a slot. With `wait`, waits while it is in use.
     pub(crate) fn drop_slot(&mut self, name: &str, wait: bool) -> Result<(), Error> {
         let name = quoted_slot_name(name)?;
         let wait = if wait { " WAIT" } else { "" };
@@ -138,7 +138,7 @@ impl Connection {
     }
 }
 
-/// Whether PostgreSQL takes this for a slot's name.
+/// Whether PostgreSQL accepts this name for a slot.
 pub(crate) fn is_slot_name(name: &str) -> bool {
     (1..=MAX_SLOT_NAME_BYTES).contains(&name.len())
         && name

@@ -41,18 +41,18 @@ impl ResultSet {
         &self.columns
     }
 
-    /// The value of a row's column; `None` if it is NULL or not there.
+    /// The value of a row's column; `None` if it is NULL or does not exist.
     pub(crate) fn bytes(&self, row: usize, column: &str) -> Option<&[u8]> {
         let number = self.columns.iter().position(|name| name == column)?;
         self.rows.get(row)?.get(number)?.as_deref()
     }
 
-    /// The value of a row's column as text; `None` if it is NULL, not there, or not UTF-8.
+    /// The value of a row's column as text; `None` if it is NULL, does not exist, or is not UTF-8.
     pub(crate) fn text(&self, row: usize, column: &str) -> Option<&str> {
         std::str::from_utf8(self.bytes(row, column)?).ok()
     }
 
-    /// The value of a row's column, which must be there and make sense.
+    /// The value of a row's column, which must exist and be valid.
     pub(super) fn parse<T: std::str::FromStr>(&self, row: usize, column: &str) -> Result<T, Error> {
         self.text(row, column)
             .and_then(|text| text.parse().ok())

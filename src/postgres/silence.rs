@@ -1,26 +1,26 @@
-//! A server that sends nothing for a long time may be at work: its checkpoint before a base backup takes minutes. So a wait
-//! of that kind is not cut. From time to time another connection shows whether the server is still there.
+//! A server that sends nothing for a long time may be working: its checkpoint before a base backup takes minutes. So
+//! such a wait has no fixed limit. From time to time, another connection checks whether the server still answers.
 
 use std::time::{Duration, Instant};
 
 use super::Error;
 
-/// How long nothing may come before the server is looked after.
+/// Time of silence before the server is checked.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(30);
 
-/// How long the other connection may take.
+/// Time limit of the other connection.
 pub(super) const PROBE_WITHIN: Duration = Duration::from_secs(20);
 
-/// How long nothing may come though the server answers.
+/// Maximum time of silence, even if the server answers the checks.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30 * 60);
 
-/// Connections that fail one after the other until the server is given up.
+/// Number of consecutive failed checks after which the wait ends.
 const MAX_FAILED_PROBES: u32 = 2;
 
-/// What is known of a wait.
+/// The state of a wait.
 #[derive(Debug)]
 pub(super) struct Silence {
-    /// Whether waits are watched at all, and have no other limit.
+    /// Whether waits are watched. Then they have no other limit.
     pub(super) is_watched: bool,
     /// See [`PATIENCE`].
     pub(super) patience: Duration,
@@ -44,7 +44,7 @@ impl Default for Silence {
 }
 
 impl Silence {
-    /// A wait begins.
+    /// Begins a wait.
     pub(super) fn begin(&mut self, received_bytes: u64) {
         self.received_bytes = received_bytes;
         self.failed_probes = 0;
@@ -52,7 +52,7 @@ impl Silence {
         self.since = Instant::now();
     }
 
-    /// Whether a part of a message has come since the last look.
+    /// Whether a part of a message has arrived since the last check.
     pub(super) fn has_heard(&mut self, received_bytes: u64) -> bool {
         let heard = received_bytes != self.received_bytes;
         if heard {
@@ -61,13 +61,13 @@ impl Silence {
         heard
     }
 
-    /// Decides whether to wait on, after the server was looked for with another connection.
+    /// Decides whether to continue waiting, after a check with another connection.
     ///
     /// # Errors
     /// [`Error::Silent`] if not.
     pub(super) fn judge(&mut self, target: &str, probe: Result<(), Error>) -> Result<(), Error> {
         let silent = self.since.elapsed();
-        // An answer is an answer, also one that there are too many connections.
+        // Any answer counts, even that there are too many connections.
         let failure = probe.err().filter(|error| error.server().is_none());
         let Some(failure) = failure else {
             self.failed_probes = 0;

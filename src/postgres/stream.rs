@@ -1,8 +1,7 @@
-//! The socket of a connection, on which no wait is without end.
+//! The socket of a connection. Every wait on it has a limit.
 //!
-//! A read waits at most as long as was said for one read, and all reads together until a deadline, where there is one:
-//! a server that sends a byte now and then does not win time by that. A write waits until the server takes something, but
-//! not for ever.
+//! There is a limit for one read, and an optional deadline for all reads together: a server that sends a byte now and
+//! then does not gain time. A write waits until the server accepts data, but only for a limited time.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -16,7 +15,7 @@ use rustls::{ClientConnection, StreamOwned};
 
 use super::Error;
 
-/// How long the server may take nothing of what it is sent.
+/// How long the server may refuse to accept data.
 const WRITE_WITHIN: Duration = Duration::from_secs(60);
 
 /// A moment at which a wait ends.
@@ -27,7 +26,7 @@ pub(super) struct Deadline {
 }
 
 impl Deadline {
-    /// So long from now on.
+    /// A deadline after this time.
     pub(super) fn after(whole: Duration) -> Self {
         let now = Instant::now();
         Self {
@@ -36,7 +35,7 @@ impl Deadline {
         }
     }
 
-    /// What is left; an error if nothing is.
+    /// The remaining time; an error if there is none.
     pub(super) fn left(&self) -> Result<Duration, Error> {
         self.at
             .checked_duration_since(Instant::now())
@@ -44,7 +43,7 @@ impl Deadline {
             .ok_or(Error::Timeout(self.whole))
     }
 
-    /// The time there was at first.
+    /// The total time.
     pub(super) fn whole(&self) -> Duration {
         self.whole
     }
@@ -65,13 +64,13 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    /// Of a TCP connection.
+    /// The socket of a TCP connection.
     pub(super) fn tcp(socket: TcpStream) -> io::Result<Self> {
         socket.set_write_timeout(Some(WRITE_WITHIN))?;
         Ok(Self::new(Kind::Tcp(socket)))
     }
 
-    /// Of a connection to a Unix socket.
+    /// The socket of a Unix connection.
     pub(super) fn unix(socket: UnixStream) -> io::Result<Self> {
         socket.set_write_timeout(Some(WRITE_WITHIN))?;
         Ok(Self::new(Kind::Unix(socket)))
@@ -85,7 +84,7 @@ impl Socket {
         }
     }
 
-    /// From now on all reads together must be done by then.
+    /// Sets a deadline for all further reads together.
     pub(super) fn set_deadline(&mut self, deadline: Option<Deadline>) -> io::Result<()> {
         self.deadline = deadline;
         match deadline {
@@ -149,7 +148,7 @@ impl Stream {
         matches!(self, Self::Tls(_))
     }
 
-    /// Whether others on the network can read along.
+    /// Whether others on the network can read the data.
     pub(super) fn is_open_to_the_network(&self) -> bool {
         matches!(
             self,
@@ -174,7 +173,7 @@ impl Stream {
         }
     }
 
-    /// Limits how long one read may wait; `None` removes the limit.
+    /// Limits the wait of one read; `None` removes the limit.
     pub(super) fn set_read_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let socket = self.socket_mut();
         socket.read_timeout = timeout;
@@ -185,7 +184,7 @@ impl Stream {
         self.socket().read_timeout
     }
 
-    /// From now on all reads together must be done by then.
+    /// Sets a deadline for all further reads together.
     pub(super) fn set_deadline(&mut self, deadline: Option<Deadline>) -> io::Result<()> {
         self.socket_mut().set_deadline(deadline)
     }
@@ -194,7 +193,7 @@ impl Stream {
         self.socket().deadline
     }
 
-    /// The user the process at the other end of a Unix socket runs as; `None` for TCP.
+    /// The user of the process at the other end of a Unix socket; `None` for TCP.
     pub(super) fn peer_user(&self) -> Option<rustix::io::Result<u32>> {
         match &self.socket().kind {
             Kind::Tcp(_) => None,
@@ -202,7 +201,7 @@ impl Stream {
         }
     }
 
-    /// Whether a read would give something now: data, or that there is no more.
+    /// Whether a read would return at once: data, or the end of the stream.
     pub(super) fn is_readable(&mut self) -> io::Result<bool> {
         if let Self::Tls(stream) = self {
             let state = stream.conn.process_new_packets().map_err(io::Error::other)?;
@@ -248,14 +247,14 @@ impl Write for Stream {
     }
 }
 
-/// Ends a connection from another thread, also while its owner waits for the server.
+/// Ends a connection from another thread, even while the connection's owner is waiting for the server.
 #[derive(Debug)]
 pub(crate) struct Interrupter(OwnedFd);
 
 impl Interrupter {
-    /// Cuts the connection. Its owner gets [`Error::Closed`].
+    /// Closes the connection. Its owner gets [`Error::Closed`].
     pub(crate) fn interrupt(&self) {
-        // A socket that is not connected any more is as good as cut.
+        // If the socket is no longer connected, there is nothing to close.
         let _already_gone = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
     }
 }

@@ -1,13 +1,13 @@
-//! A push parser for the tar archives PostgreSQL makes of a data directory.
+//! A push parser for PostgreSQL's tar archives of a data directory.
 //!
-//! PostgreSQL writes plain ustar headers with names and link targets below 100 bytes, numbers in octal or,
-//! where that is too small, in base 256 (`src/port/tar.c`). What POSIX and GNU have beside it for files, directories and
-//! links is understood, too: long names, pax records, negative numbers ([`header`], [`extension`], [`number`]). Kinds of
+//! PostgreSQL writes plain ustar headers with names and link targets below 100 bytes. Numbers are octal or, if that is
+//! too small, in base 256 (`src/port/tar.c`). The additional forms of POSIX and GNU for files, directories and links
+//! are supported, too: long names, pax records, negative numbers ([`header`], [`extension`], [`number`]). Kinds of
 //! members that a data directory cannot have are refused: they are either damage or an attack, and names that lead out
-//! of the directory are the classic one.
+//! of the directory are the classic attack.
 //!
-//! Memory does not depend on the input: one header and what extends it are kept, with a limit; data is handed through in
-//! the slices it came in.
+//! The memory does not depend on the input: the parser keeps one header and its extensions, with a limit. It passes
+//! data on in the slices in which it arrives.
 
 mod extension;
 mod header;
@@ -34,7 +34,7 @@ pub(crate) enum TarKind {
 /// The header of one member.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TarEntry {
-    /// Relative, without `.` and `..`, without slashes at either end: `base/5/1259`.
+    /// Relative, without `.` and `..`, and without slashes at either end: `base/5/1259`.
     pub(crate) path: Vec<u8>,
     /// What it is.
     pub(crate) kind: TarKind,
@@ -50,7 +50,7 @@ pub(crate) struct TarEntry {
     pub(crate) mtime_ns: u32,
     /// Bytes of data that follow; 0 for everything but files.
     pub(crate) size_bytes: u64,
-    /// Where a symbolic link points; empty for everything else.
+    /// The target of a symbolic link; empty for everything else.
     pub(crate) link_target: Vec<u8>,
 }
 
@@ -67,21 +67,21 @@ pub(crate) trait TarSink {
 /// Whether an archive must end with blocks of zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum EndBlocks {
-    /// Two of them; without them it was cut. PostgreSQL 15 and later.
+    /// Two of them, otherwise the archive was cut. PostgreSQL 15 and later.
     Required,
     /// None are sent. PostgreSQL 14 and earlier.
     Optional,
 }
 
-/// An archive that is not what PostgreSQL makes.
+/// An archive that is not in PostgreSQL's form.
 #[derive(Debug, thiserror::Error)]
 #[error("{archive}, byte {offset}{}: {reason}", member_part(member))]
 pub(crate) struct TarError {
     /// The archive's name.
     pub(crate) archive: String,
-    /// Where in the archive the block with the problem begins.
+    /// The position in the archive of the block with the problem.
     pub(crate) offset: u64,
-    /// The member's name as the archive has it, empty if there is none.
+    /// The member's name in the archive, empty if there is none.
     pub(crate) member: String,
     /// What is wrong.
     pub(crate) reason: String,
@@ -102,13 +102,13 @@ enum State {
     Header,
     /// In a file's data.
     Data { left: u64, padding: u64 },
-    /// In the data of a member that extends the header of the next.
+    /// In the data of a member that extends the next header.
     Extension {
         kind: extension::Kind,
         left: u64,
         padding: u64,
     },
-    /// In the zeros that fill a file's last block.
+    /// In the zeros after the data in a file's last block.
     Padding { left: u64 },
     /// After this many blocks of zeros.
     Ended { zero_blocks: u64 },
@@ -125,7 +125,7 @@ pub(crate) struct TarReader {
     offset: u64,
     member: String,
     extensions: Extensions,
-    /// The data of the extension that is being received.
+    /// The data of the current extension.
     extension: Vec<u8>,
 }
 
@@ -148,8 +148,8 @@ impl TarReader {
     /// Takes the next bytes of the archive, in slices of any size.
     ///
     /// # Errors
-    /// [`super::Error::Tar`] for an archive PostgreSQL would not make, [`super::Error::Sink`] for what the sink says.
-    /// The parser must not be fed any more after either.
+    /// [`super::Error::Tar`] for an archive that PostgreSQL would not write, [`super::Error::Sink`] for errors of the
+    /// sink. After either, the parser must not be fed any more.
     pub(crate) fn feed(&mut self, mut bytes: &[u8], sink: &mut dyn TarSink) -> Result<(), super::Error> {
         while !bytes.is_empty() {
             let taken = match self.state {
@@ -178,10 +178,10 @@ impl TarReader {
         Ok(())
     }
 
-    /// The archive has ended.
+    /// Ends the archive.
     ///
     /// # Errors
-    /// If it ended within a member or, where they are required, without its end blocks.
+    /// If it ended within a member, or without its end blocks although they are required.
     pub(crate) fn finish(&self) -> Result<(), TarError> {
         match self.state {
             State::Data { left, .. } => Err(self.error(
@@ -205,7 +205,7 @@ impl TarReader {
         }
     }
 
-    /// Collects one block and acts when it is complete. Gives the bytes taken.
+    /// Collects a block, and processes it when it is complete. Returns the number of bytes taken.
     fn feed_block(&mut self, bytes: &[u8], sink: &mut dyn TarSink) -> Result<usize, super::Error> {
         let room = self.block.get_mut(self.block_filled..).unwrap_or_default();
         let taken = room.len().min(bytes.len());
@@ -215,7 +215,7 @@ impl TarReader {
             return Ok(taken);
         }
         self.block_filled = 0;
-        // The block began this far back; the bytes of this call are not counted in the offset yet.
+        // The block began this many bytes earlier. The offset does not include the bytes of this call yet.
         let block_offset = (self.offset + taken as u64).saturating_sub(BLOCK_BYTES as u64);
         let is_zero = self.block.iter().all(|&byte| byte == 0);
         match (&self.state, is_zero) {
@@ -245,7 +245,7 @@ impl TarReader {
 
     fn begin_member(&mut self, block_offset: u64, sink: &mut dyn TarSink) -> Result<(), super::Error> {
         let header = Header(&self.block);
-        // A name is worth showing even when the rest of the header is wrong; it is cut where it has a NUL.
+        // The name is shown even if the rest of the header is wrong. It ends at the first NUL.
         let shown = header.0.split(|&byte| byte == 0).next().unwrap_or_default();
         let member = String::from_utf8_lossy(shown.get(..100).unwrap_or(shown))
             .escape_debug()
@@ -306,12 +306,12 @@ impl TarReader {
     }
 }
 
-/// The zeros that fill the last block of so much data.
+/// Number of zeros after this much data, up to the end of its last block.
 fn padding_of(size_bytes: u64) -> u64 {
     size_bytes.next_multiple_of(BLOCK_BYTES as u64) - size_bytes
 }
 
-/// The smaller of a 64-bit count and a length.
+/// The minimum of a 64-bit count and a length.
 fn clamp(left: u64, length: usize) -> usize {
     usize::try_from(left).unwrap_or(usize::MAX).min(length)
 }

@@ -4,12 +4,12 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// What a sink saw.
+/// The events that a sink received.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Collected {
     members: Vec<(TarEntry, Vec<u8>)>,
     open: bool,
-    /// Fails at this member, to see that the sink's own error comes back.
+    /// Fails at this member, to check that the sink's own error is returned.
     fail_at: Option<usize>,
 }
 
@@ -37,7 +37,7 @@ impl TarSink for Collected {
     }
 }
 
-/// A header as PostgreSQL writes it, before anything is made wrong with it.
+/// A correct header, as PostgreSQL writes it.
 fn header(name: &[u8], kind: u8, size: u64, link: &[u8]) -> [u8; 512] {
     let mut block = [0_u8; 512];
     block[..name.len()].copy_from_slice(name);
@@ -154,7 +154,7 @@ fn changed(at: usize, to: &[u8]) -> [u8; 512] {
     with_checksum(block)
 }
 
-/// An extended header with this data, and the padding.
+/// An extended header with this data and the padding.
 fn extended(kind: u8, data: &[u8]) -> Vec<u8> {
     let mut bytes = header(b"x", kind, data.len() as u64, b"").to_vec();
     bytes.extend(data);
@@ -177,7 +177,7 @@ fn pax(pairs: &[(&str, &str)]) -> Vec<u8> {
 
 #[test]
 fn numbers_that_do_not_fit_into_octal_digits() {
-    // PostgreSQL's own way for a time before 1970, and GNU's.
+    // PostgreSQL's own form of a time before 1970, and GNU's.
     let time = |field: [u8; 12]| entry(&changed(136, &field)).unwrap().mtime_s;
     assert_eq!(
         time([0x80, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0xED, 0xD3, 0x7F, 0x80]),
@@ -190,7 +190,7 @@ fn numbers_that_do_not_fit_into_octal_digits() {
         -304_906_368
     );
     assert_eq!(time([0x80, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0]), 1 << 36);
-    // Owners past 2^21.
+    // Owners above 2^21.
     let uid = entry(&changed(108, &[0x80, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFE]))
         .unwrap()
         .uid;
@@ -312,7 +312,7 @@ fn hostile_extensions_are_refused() {
     }
 }
 
-/// GNU tar as the reference: whatever it writes comes out as it is on disk.
+/// GNU tar as the reference: everything that it writes must be parsed as it is on disk.
 #[test]
 fn what_gnu_tar_writes_is_read() {
     use std::os::unix::fs::MetadataExt;
@@ -384,19 +384,20 @@ proptest! {
         let _either = read(&bytes, EndBlocks::Optional, &sizes);
     }
 
-    /// One changed byte in a header that has the right checksum otherwise: found, or harmless, never a panic.
+    /// One changed byte in a header with an otherwise correct checksum is detected or harmless, and never
+    /// causes a panic.
     #[test]
     fn a_changed_header_byte_is_found(at in 0_usize..512, to in any::<u8>()) {
         let mut block = header(b"base/5/1259", b'0', 0, b"");
         prop_assume!(block[at] != to);
-        // A blank and a NUL after the digits mean the same, and the checksum does not cover itself.
+        // A blank and a NUL after the digits mean the same, and the checksum does not cover its own field.
         prop_assume!(!(148..156).contains(&at));
         block[at] = to;
         prop_assert!(entry(&block).is_err());
     }
 }
 
-/// Name of the case, the header, and what the error must say.
+/// The name of the case, the header, and the expected error.
 fn hostile_headers() -> Vec<(&'static str, [u8; 512], &'static str)> {
     let mut bad_sum = header(b"base/1", b'0', 0, b"");
     bad_sum[0] = b'c';

@@ -1,8 +1,8 @@
-//! TLS by the rules of libpq's `sslmode`, done by rustls.
+//! TLS with the rules of libpq's `sslmode`, implemented with rustls.
 //!
-//! Three habits of PostgreSQL's world that web libraries do not share are kept, because people's servers
-//! are set up for them: a self-signed server certificate may be its own trusted root, a host name may stand
-//! in the certificate's common name when there are no DNS names in it, and `verify-ca` does not look at names.
+//! Three customs of PostgreSQL that web libraries do not share are kept, because people's servers depend on them: a
+//! self-signed server certificate may be its own trusted root; a host name may be in the certificate's common name if
+//! it has no DNS names; and `verify-ca` does not check names.
 
 use std::fmt;
 use std::fs::File;
@@ -34,10 +34,10 @@ use super::Error;
 use super::conninfo::{Host, HostSpec, RootCertificates, SslMode, TlsSettings, TlsVersion};
 use super::stream::Socket;
 
-/// The name of PostgreSQL's protocol in TLS, needed where TLS begins without asking.
+/// The name of PostgreSQL's protocol in TLS, needed for TLS without a request.
 const ALPN_POSTGRESQL: &[u8] = b"postgresql";
 
-/// Encrypts the connection and checks the server's certificate as far as the settings ask for it.
+/// Encrypts the connection, and checks the server's certificate as far as the settings require it.
 pub(super) fn handshake(
     socket: Socket,
     settings: &TlsSettings,
@@ -49,7 +49,7 @@ pub(super) fn handshake(
         _ => None,
     };
     let config = client_config(settings, name.as_deref())?;
-    // A name that cannot be in a certificate matters to verify-full alone, whose verifier has it by itself.
+    // A name that cannot be in a certificate only matters to verify-full, whose verifier has the name itself.
     let server_name = name
         .and_then(|name| ServerName::try_from(name).ok())
         .unwrap_or_else(|| ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([127, 0, 0, 1]))));
@@ -155,7 +155,7 @@ fn client_certificate(settings: &TlsSettings) -> Result<Option<ClientIdentity>, 
     Ok(Some((chain, key)))
 }
 
-/// A key others can read is refused; one that belongs to root may be readable for its group.
+/// Refuses a key that others can read. A key of root may be readable for its group.
 fn check_key_permissions(path: &Path) -> Result<(), Error> {
     let metadata = std::fs::metadata(path).map_err(|error| {
         Error::tls(format!(
@@ -180,7 +180,7 @@ fn check_key_permissions(path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// All items of a kind in a PEM file; at least one.
+/// All items of one kind in a PEM file; at least one.
 fn read_pem<T: PemObject>(path: &Path, what: &str) -> Result<Vec<T>, Error> {
     let failed = |reason: String| Error::tls(format!("Could not load {what} {}: {reason}", path.display()));
     let file = File::open(path).map_err(|error| failed(error.to_string()))?;
@@ -193,7 +193,7 @@ fn read_pem<T: PemObject>(path: &Path, what: &str) -> Result<Vec<T>, Error> {
     }
 }
 
-/// The trusted authorities, if the settings name any that exist.
+/// The trusted authorities, if the settings name an existing file.
 fn roots(settings: &TlsSettings) -> Result<Option<Vec<CertificateDer<'static>>>, Error> {
     match &settings.roots {
         Some(RootCertificates::System) => {
@@ -228,10 +228,10 @@ fn roots(settings: &TlsSettings) -> Result<Option<Vec<CertificateDer<'static>>>,
 /// Checks the server's certificate.
 struct Verifier {
     provider: Arc<CryptoProvider>,
-    /// `None`: any certificate will do.
+    /// `None` accepts any certificate.
     chain: Option<Arc<WebPkiServerVerifier>>,
     roots: Vec<CertificateDer<'static>>,
-    /// The name the certificate must be for; `None`: any.
+    /// The name that the certificate must be for; `None` accepts any.
     name: Option<String>,
 }
 
@@ -318,7 +318,7 @@ impl ServerCertVerifier for Verifier {
             self.check_name(end_entity, wrong_name)?;
             return Ok(ServerCertVerified::assertion());
         }
-        // The name comes last in this check: an error about the name says that the chain is good.
+        // This check tests the name last, so an error about the name means that the chain is valid.
         match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
             Ok(_) => self.check_name(end_entity, wrong_name)?,
             Err(
@@ -354,7 +354,7 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// The dates of a certificate that is trusted by itself.
+/// Checks the dates of a certificate that is itself trusted.
 fn check_dates(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), rustls::Error> {
     let parsed = Certificate::from_der(certificate)
         .map_err(|_| rustls::Error::InvalidCertificate(CertificateError::BadEncoding))?;
@@ -410,9 +410,9 @@ fn name_matches(pattern: &str, name: &str) -> bool {
             .is_some_and(|(first, rest)| !first.is_empty() && rest.eq_ignore_ascii_case(tail))
 }
 
-/// The hash of the server's certificate that channel binding `tls-server-end-point` uses (RFC 5929).
+/// The hash of the server's certificate for the channel binding `tls-server-end-point` (RFC 5929).
 ///
-/// `None` if the signature algorithm has no one hash function, such as Ed25519.
+/// `None` if the signature algorithm does not have a single hash function, such as Ed25519.
 pub(super) fn server_end_point(connection: &ClientConnection) -> Option<Vec<u8>> {
     let certificate = connection.peer_certificates()?.first()?;
     let parsed = Certificate::from_der(certificate).ok()?;

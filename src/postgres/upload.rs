@@ -1,4 +1,4 @@
-//! `UPLOAD_MANIFEST`: sends the server the manifest of the backup that an incremental one builds on.
+//! `UPLOAD_MANIFEST`: sends the server the manifest of the backup on which an incremental one is based.
 
 use std::io::{self, Read};
 
@@ -10,16 +10,16 @@ use super::Error;
 use super::auth::Exchange;
 use super::connection::{Answer, Connection};
 
-/// Sent in one message, as `pg_basebackup` does.
+/// Size of one message, as in `pg_basebackup`.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// Why a manifest is not uploaded.
+/// Why a manifest was not uploaded.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UploadError {
-    /// It could not be read here. The connection can be used again.
+    /// It could not be read here. The connection can still be used.
     #[error("{0}")]
     Read(io::Error),
-    /// The connection failed, or the server refused the manifest ([`Error::Server`]: the connection can be used again).
+    /// The connection failed, or the server refused the manifest ([`Error::Server`]: the connection can still be used).
     #[error(transparent)]
     Server(#[from] Error),
 }
@@ -27,7 +27,7 @@ pub(crate) enum UploadError {
 /// Uploads a manifest for the next incremental backup of this session. The server checks its checksum.
 ///
 /// # Errors
-/// As [`UploadError`] says.
+/// See [`UploadError`].
 pub(crate) fn upload_manifest(
     connection: &mut Connection,
     manifest: &mut dyn Read,
@@ -37,7 +37,7 @@ pub(crate) fn upload_manifest(
         Message::CopyInResponse(_) => {}
         _ => return Err(Error::protocol("something else than a request for a manifest").into()),
     }
-    // A server that refuses what it has read so far says so only when it is asked, and passes over the rest.
+    // If the server refuses the manifest meanwhile, it discards the rest. Its error is read after the end.
     let sent = send_pieces(connection, manifest);
     let mut end = BytesMut::new();
     match &sent {

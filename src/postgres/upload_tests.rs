@@ -1,4 +1,4 @@
-//! Uploading against scripted servers: what is sent, and what is made of the answers.
+//! Uploads to scripted servers: the messages, and the handling of the answers.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -17,7 +17,8 @@ fn refusal() -> Vec<u8> {
     [b"E".as_slice(), &length, fields].concat()
 }
 
-/// Uploads `manifest` to a server that says this and hangs up; with what it was sent after the start-up message.
+/// Uploads `manifest` to a server that sends this script and closes the connection. Returns what the client sent after
+/// the start-up message, too.
 fn run(script: &[&[u8]], manifest: &mut dyn Read) -> (Result<(), UploadError>, Connection, Vec<u8>) {
     use std::io::Write;
     let (client, mut server) = UnixStream::pair().unwrap();
@@ -51,7 +52,7 @@ fn run(script: &[&[u8]], manifest: &mut dyn Read) -> (Result<(), UploadError>, C
     (result, connection, received[at + query.len()..].to_vec())
 }
 
-/// The bodies of the CopyData messages together, and the tag of what follows them.
+/// The bodies of the CopyData messages together, and the tag of the next message.
 fn copied(mut received: &[u8]) -> (Vec<u8>, u8) {
     let mut bytes = Vec::new();
     loop {
@@ -89,7 +90,7 @@ fn what_the_server_refuses_leaves_the_connection_usable() {
         error.to_string(),
         "ERROR: manifest checksum mismatch (SQLSTATE XX000)"
     );
-    // Not asked for a manifest at all: PostgreSQL 16.
+    // A server that does not support the command: PostgreSQL 16.
     let (result, _, _) = run(&[&refusal(), READY], &mut b"{}".as_slice());
     assert!(matches!(result, Err(UploadError::Server(error)) if error.sqlstate() == Some("XX000")));
 }

@@ -1,4 +1,4 @@
-//! A piece of a server's WAL, read over the replication protocol and held in memory.
+//! Reads a piece of a server's WAL over the replication protocol into memory.
 
 use std::time::{Duration, Instant};
 
@@ -9,37 +9,37 @@ use super::error::Error;
 use super::stream::Deadline;
 use super::wal_stream::{Replication, StreamEvent, StreamPosition};
 
-/// How long the server may take for a piece of some megabytes.
+/// Time limit for a piece of some megabytes.
 const READ_WITHIN: Duration = Duration::from_secs(120);
 
-/// How often the server hears from us meanwhile.
+/// Interval of reports to the server meanwhile.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 /// SQLSTATE of "requested WAL segment … has already been removed".
 const REMOVED: &str = "58P01";
 
-/// A piece of WAL that was asked for.
+/// The result of reading a piece of WAL.
 #[derive(Debug)]
 pub(crate) enum WalPiece {
-    /// Its bytes; fewer than were asked for where the server's WAL ends before.
+    /// Its bytes; fewer than requested if the server's WAL ends before.
     Bytes(Vec<u8>),
-    /// The server does not have it any more.
+    /// The server no longer has it.
     Removed,
-    /// The server refuses, and says why: the piece is ahead of its WAL, or not in its history.
+    /// The server refuses, for this reason: the piece is ahead of its WAL, or not in its history.
     Refused(String),
 }
 
 impl Connection {
-    /// Reads the WAL of a timeline from `from` up to `to`, and waits for none: what the server has not written yet, it does
-    /// not send.
+    /// Reads the WAL of a timeline from `from` up to `to`. It does not wait for WAL that the server has not written
+    /// yet.
     ///
-    /// After [`WalPiece::Removed`] and [`WalPiece::Refused`] a temporary slot of this connection is gone: PostgreSQL drops
-    /// it when a replication command fails.
+    /// After [`WalPiece::Removed`] and [`WalPiece::Refused`] a temporary slot of this connection is gone: PostgreSQL
+    /// drops it when a replication command fails.
     ///
     /// # Errors
     /// When the connection breaks, or the server takes too long.
     pub(crate) fn read_wal(&mut self, timeline: TimelineId, from: Lsn, to: Lsn) -> Result<WalPiece, Error> {
-        // A server without load sends nothing behind its end, and says nothing either.
+        // At the end of its WAL, an idle server neither sends data nor reports the end.
         let end = self.identify_system()?.flush_lsn;
         if from >= end {
             return Ok(WalPiece::Refused(format!("it ends at {end}")));
@@ -80,7 +80,7 @@ impl Connection {
                     bytes.extend_from_slice(part.get(..fitting).unwrap_or_default());
                 }
                 StreamEvent::Keepalive { reply_wanted: wanted } => reply_wanted = wanted,
-                // It took too long.
+                // The server took too long.
                 StreamEvent::Silence => break,
                 StreamEvent::Ended(_) => {
                     ended = true;

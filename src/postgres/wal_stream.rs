@@ -1,8 +1,8 @@
 //! `START_REPLICATION PHYSICAL`: WAL as a stream, and the reports back to the server.
 //!
-//! The server sends messages of WAL and keepalives; the client reports how far WAL has been written and how far it is
-//! durable. A transaction that waits for a synchronous standby waits for that report, so [`WalStream::has_more`] tells
-//! when there is nothing better to do than to sync and answer.
+//! The server sends messages with WAL, and keepalives. The client reports how much WAL is written and how much is
+//! durable. A transaction that waits for a synchronous standby waits for that report, so [`WalStream::has_more`] shows
+//! when the client should sync and answer.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,13 +20,14 @@ use super::error::Error;
 use super::replication::quoted_slot_name;
 use super::result_set::ResultSet;
 
-/// CopyBothResponse, which `postgres-protocol` does not know.
+/// CopyBothResponse, which `postgres-protocol` does not support.
 const COPY_BOTH_RESPONSE_TAG: u8 = b'W';
 
-/// How long the server may take to begin or to end a stream: it looks for the client's messages between any two of its own.
+/// Time limit for the server to begin or to end a stream: it checks for the client's messages between any two of its
+/// own.
 const END_WITHIN: Duration = Duration::from_secs(30);
 
-/// The header of a message of WAL: kind, start, the server's end of WAL, time.
+/// The header of a message with WAL: kind, start, the server's end of WAL, time.
 const WAL_HEADER_BYTES: usize = 25;
 
 /// A keepalive: kind, the server's end of WAL, time, whether it wants an answer.
@@ -35,21 +36,21 @@ const KEEPALIVE_BYTES: usize = 18;
 /// PostgreSQL counts its times from 2000-01-01.
 const EPOCH_DIFFERENCE_US: i64 = 946_684_800_000_000;
 
-/// Where a timeline is continued by another.
+/// The place where another timeline continues a timeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NextTimeline {
     /// The next one.
     pub(crate) timeline: TimelineId,
-    /// Where the old one was left for it.
+    /// The position where it left the old one.
     pub(crate) switch_lsn: Lsn,
 }
 
-/// How far a receiver has come.
+/// The progress of a receiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct StreamPosition {
-    /// Received up to here.
+    /// The end of the received WAL.
     pub(crate) written: Lsn,
-    /// Durable up to here. The server lets go of what is before, and ends waits of commits.
+    /// The end of the durable WAL. The server may remove WAL before it, and completes waiting commits.
     pub(crate) flushed: Lsn,
 }
 
@@ -58,7 +59,7 @@ pub(crate) struct StreamPosition {
 pub(crate) enum Replication<'a> {
     /// WAL follows.
     Stream(WalStream<'a>),
-    /// The timeline has been left at this very position.
+    /// The timeline was left at exactly this position.
     TimelineEnded(NextTimeline),
 }
 
@@ -69,12 +70,12 @@ pub(crate) enum StreamEvent<'a> {
     Wal {
         /// Position of the first byte.
         start: Lsn,
-        /// The bytes; they may reach into the next segment.
+        /// The bytes. They may extend into the next segment.
         bytes: &'a [u8],
     },
-    /// The server is there.
+    /// The server is alive.
     Keepalive {
-        /// It wants to know how far the receiver is, now.
+        /// Whether it requests a report at once.
         reply_wanted: bool,
     },
     /// Nothing came within the connection's read timeout.
@@ -83,7 +84,7 @@ pub(crate) enum StreamEvent<'a> {
     Ended(Option<NextTimeline>),
 }
 
-/// A stream of WAL. The connection can be used for something else when it has ended.
+/// A stream of WAL. After its end, the connection can be used for something else.
 #[derive(Debug)]
 pub(crate) struct WalStream<'a> {
     connection: &'a mut Connection,
@@ -93,8 +94,8 @@ impl Connection {
     /// Asks for the WAL of a timeline from `start` on, a segment's start.
     ///
     /// # Errors
-    /// SQLSTATE 42704 without such a slot, 55006 if somebody else uses it. What the server has no WAL for, it says with
-    /// the first event: 58P01.
+    /// SQLSTATE 42704 if the slot does not exist, 55006 if somebody else uses it. If the server does not have the WAL,
+    /// it reports that with the first event: 58P01.
     pub(crate) fn start_replication(
         &mut self,
         slot: Option<&str>,
@@ -126,7 +127,7 @@ impl Connection {
         })
     }
 
-    /// Reads to the end of the query what follows the stream.
+    /// Reads the rest of the query after the stream.
     fn read_next_timeline(&mut self, first: Option<Answer>) -> Result<Option<NextTimeline>, Error> {
         let mut next = None;
         let mut answer = first;
@@ -148,10 +149,10 @@ fn next_timeline(rows: &ResultSet) -> Result<NextTimeline, Error> {
 }
 
 impl WalStream<'_> {
-    /// The next message; waits for it as long as the connection's read timeout says.
+    /// The next message. Waits at most for the connection's read timeout.
     ///
     /// # Errors
-    /// The server's, which ends the stream; a connection that broke.
+    /// Errors of the server, which end the stream, and a broken connection.
     pub(crate) fn next(&mut self) -> Result<StreamEvent<'_>, Error> {
         let tag = match self.connection.next_frame() {
             Ok(frame) => frame.tag,
@@ -161,7 +162,7 @@ impl WalStream<'_> {
         match tag {
             COPY_DATA_TAG => parse(self.connection.current_frame().body()),
             COPY_DONE_TAG => self.answer_end().map(StreamEvent::Ended),
-            // A server that shuts down does not even say that the copy is done.
+            // A server that shuts down does not end the copy first.
             COMMAND_COMPLETE_TAG => Ok(StreamEvent::Ended(None)),
             ERROR_RESPONSE_TAG => Err(self.connection.fail_query()),
             tag => Err(Error::protocol(format!(
@@ -171,12 +172,12 @@ impl WalStream<'_> {
         }
     }
 
-    /// Whether another message is here already, or on its way.
+    /// Whether another message has arrived or begun to arrive.
     pub(crate) fn has_more(&mut self) -> Result<bool, Error> {
         self.connection.has_incoming()
     }
 
-    /// Tells the server how far we are; with `ask`, it is to answer at once.
+    /// Reports the position to the server. With `ask`, requests an answer at once.
     pub(crate) fn report(&mut self, position: StreamPosition, ask: bool) -> Result<(), Error> {
         let message = frontend::CopyData::new(status(position, ask))
             .map_err(|_| Error::protocol("a status message that cannot be sent"))?;
@@ -185,7 +186,7 @@ impl WalStream<'_> {
         self.connection.send(&bytes)
     }
 
-    /// Ends the stream; what the server still sends is dropped.
+    /// Ends the stream, and discards what the server still sends.
     pub(crate) fn stop(self) -> Result<(), Error> {
         let connection = self.connection;
         connection.within(END_WITHIN, |connection| {
@@ -239,7 +240,7 @@ fn parse(payload: &[u8]) -> Result<StreamEvent<'_>, Error> {
     })
 }
 
-/// The payload of a status update. Nothing is replayed here: the position of that is left out.
+/// The payload of a status update. Nothing is replayed here, so the position of replay is omitted.
 fn status(position: StreamPosition, ask: bool) -> BytesMut {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let now_us = i64::try_from(since_1970.as_micros()).unwrap_or(i64::MAX);

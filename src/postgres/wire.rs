@@ -1,7 +1,7 @@
-//! Bytes to messages: a read buffer that gives messages out in place, without copying.
+//! From bytes to messages: a read buffer that lends messages out without copying.
 //!
-//! A base backup is gigabytes of CopyData, so its messages are not copied on their way through:
-//! [`FrameBuffer`] reads large pieces and lends each message out of its buffer.
+//! A base backup is gigabytes of CopyData, so its messages are not copied: [`FrameBuffer`] reads large pieces
+//! and lends each message out of its buffer.
 
 use std::io::{self, Read};
 
@@ -10,31 +10,31 @@ use postgres_protocol::message::backend::Message;
 
 use super::Error;
 
-/// Room to read into: several of the largest messages of a base backup (32 KiB) with each system call.
+/// Space for reads: several of the largest messages of a base backup (32 KiB) with each system call.
 const READ_BUFFER_BYTES: usize = 512 << 10;
 
-/// The largest message that is accepted. PostgreSQL sends pieces of at most 128 KiB in its streams; result
-/// sets barmanfs asks for are small. More means that this is not a PostgreSQL server.
+/// Maximum size of a message. PostgreSQL's streams have pieces of at most 128 KiB, and the result sets that
+/// barmanfs requests are small. A larger message does not come from a PostgreSQL server.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
-/// The length word, which counts itself, and the tag before it.
+/// The size of the tag and the length word, which counts itself.
 const HEADER_BYTES: usize = 5;
 
 /// One message of the server, lent out of the read buffer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Frame<'a> {
     pub(super) tag: u8,
-    /// Header included.
+    /// Includes the header.
     whole: &'a [u8],
 }
 
 impl<'a> Frame<'a> {
-    /// What follows tag and length.
+    /// The part after tag and length.
     pub(super) fn body(&self) -> &'a [u8] {
         self.whole.get(HEADER_BYTES..).unwrap_or_default()
     }
 
-    /// The decoded message, for all that are rare enough to be copied.
+    /// The decoded message, for messages that are rare enough to be copied.
     pub(super) fn decode(&self) -> Result<Message, Error> {
         let malformed = || Error::protocol(format!("malformed message '{}'", self.tag.escape_ascii()));
         Message::parse(&mut BytesMut::from(self.whole))
@@ -48,7 +48,7 @@ impl<'a> Frame<'a> {
 #[derive(Debug)]
 pub(super) struct FrameBuffer {
     bytes: Vec<u8>,
-    /// What was read and not handed out yet: `bytes[start..end]`.
+    /// The bytes that were read but not returned yet: `bytes[start..end]`.
     start: usize,
     end: usize,
     /// The message that [`FrameBuffer::current`] lends.
@@ -67,12 +67,12 @@ impl FrameBuffer {
         }
     }
 
-    /// The number of bytes read so far: it shows whether anything arrives.
+    /// The number of bytes read so far. It shows whether data arrives.
     pub(super) fn received_bytes(&self) -> u64 {
         self.received_bytes
     }
 
-    /// Goes on to the next message and gives its tag.
+    /// Goes on to the next message, and returns its tag.
     pub(super) fn advance(&mut self, stream: &mut impl Read) -> Result<u8, Error> {
         self.fill(stream, HEADER_BYTES)?;
         let (tag, length) = match self.bytes.get(self.start..self.end) {
@@ -97,7 +97,7 @@ impl FrameBuffer {
         Ok(tag)
     }
 
-    /// The message that was last advanced to.
+    /// The message of the last call to `advance`.
     pub(super) fn current(&self) -> Frame<'_> {
         let whole = self.bytes.get(self.current.0..self.current.1).unwrap_or_default();
         Frame {
@@ -106,12 +106,12 @@ impl FrameBuffer {
         }
     }
 
-    /// Whether there is more than the message at hand: another one, or a part of it.
+    /// Whether there is more than the current message: another one, or a part of it.
     pub(super) fn has_more(&self) -> bool {
         self.start < self.end
     }
 
-    /// Reads until `wanted` bytes are there, as many more as come along with them.
+    /// Reads until at least `wanted` bytes are there.
     fn fill(&mut self, stream: &mut impl Read, wanted: usize) -> Result<(), Error> {
         if self.end - self.start >= wanted {
             return Ok(());
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Hands its bytes out in pieces of the given sizes, with a timeout before each.
+    /// Returns its bytes in pieces of the given sizes, with a timeout before each.
     struct Pieces {
         bytes: Vec<u8>,
         at: usize,

@@ -1,6 +1,6 @@
-//! The thread that takes whole segments from the spool into the archive.
+//! The thread that moves whole segments from the spool into the archive.
 //!
-//! The spool is its queue: what a process that was killed left there is archived by the next one.
+//! The spool is its queue: the next process archives what a killed process left there.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -14,11 +14,11 @@ use super::backoff::Backoff;
 use crate::error::Error;
 use crate::versions;
 
-/// How many whole segments may wait in the spool, 256 MB usually; then receiving waits, too. The server keeps what it
-/// has not been told to be flushed.
+/// Maximum number of whole segments in the spool, usually 256 MB. At this number, receiving waits, too. The server
+/// keeps WAL that is not reported as flushed.
 const WAITING_SEGMENTS: usize = 16;
 
-/// How often the thread looks without being woken.
+/// How often the thread checks the spool without being woken.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// Archives until it is dropped. Segments that are not archived by then stay in the spool.
@@ -46,20 +46,20 @@ impl Archiver {
         })
     }
 
-    /// There is a new segment.
+    /// Reports a new segment.
     pub(super) fn wake(&self) {
         if let Some(wake) = &self.wake {
-            // Full: it has been woken already. Gone: see `has_ended`.
+            // A full channel means that the thread was already woken. For a closed one see `has_ended`.
             let _ = wake.try_send(());
         }
     }
 
-    /// Whether so many segments wait that receiving has to wait, too.
+    /// Whether so many segments are waiting that receiving has to wait, too.
     pub(super) fn is_behind(&self) -> Result<bool, Error> {
         Ok(self.spool.complete()?.len() >= WAITING_SEGMENTS)
     }
 
-    /// Whether the thread has ended, which it does not do by itself.
+    /// Whether the thread has ended. It never does so by itself.
     pub(super) fn has_ended(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
@@ -92,7 +92,7 @@ fn work(spool: &Spool, woken: &Receiver<()>) {
                     delay.as_secs_f64(),
                     super::in_one_line(&error)
                 );
-                // A new segment is no reason to try earlier.
+                // A new segment is not a reason to try earlier.
                 if sleep_while_wanted(woken, delay) {
                     continue;
                 }
@@ -105,7 +105,7 @@ fn work(spool: &Spool, woken: &Receiver<()>) {
     }
 }
 
-/// Waits; whether the thread is still wanted then.
+/// Waits. Returns whether the thread is still needed then.
 fn sleep_while_wanted(woken: &Receiver<()>, delay: Duration) -> bool {
     let until = std::time::Instant::now() + delay;
     loop {
@@ -118,7 +118,7 @@ fn sleep_while_wanted(woken: &Receiver<()>, delay: Duration) -> bool {
     }
 }
 
-/// Archives the first of the segments that wait; whether there was one.
+/// Archives the first waiting segment. Returns whether there was one.
 fn archive_first(spool: &Spool) -> Result<bool, Error> {
     let Some(name) = spool.complete()?.first().copied() else {
         return Ok(false);
@@ -137,13 +137,14 @@ fn tell(spool: &Spool, name: SegmentName, outcome: &WalOutcome) {
         WalOutcome::AlreadyThere(_) => {
             tracing::debug!("Segment {name} of server {server} was archived before");
         }
-        // Receiving continues, and what was reported to the server is kept: a decision takes it into the archive.
+        // Receiving continues. What was reported to the server is kept, and a decision of the user can move it into the
+        // archive.
         WalOutcome::Refused(refused) => tracing::error!(
             "Segment {name} of server {server} was received and is put aside, not archived: {}. \
              'barmanfs history {server} list' tells more",
             refused.quarantined.reason
         ),
-        // Receiving continues: what comes next is good WAL, and to stop would lose that as well.
+        // Receiving continues: the WAL that follows is good, and stopping would lose it as well.
         WalOutcome::Conflict(conflict) => tracing::error!(
             "Segment {name} of server {server} was received with other content than was archived at {} by {}: both are \
              kept, the received one is put aside. Does another server archive as '{server}', or a copy of this one that \

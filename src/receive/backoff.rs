@@ -1,14 +1,15 @@
-//! How long to wait before the next try.
+//! The delay before the next try.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 const FIRST: Duration = Duration::from_millis(500);
 
-/// Commits may be waiting for us: a server that is back must not wait much longer.
+/// Commits may be waiting for this process, so a server that is back must not wait much longer.
 const LONGEST: Duration = Duration::from_secs(15);
 
-/// Doubles the delay each time, up to a limit. Jitter keeps clients that lost the same server apart.
+/// Doubles the delay each time, up to a limit. Jitter separates clients that lost the same server at the same
+/// time.
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
     tries: u32,
@@ -21,12 +22,12 @@ impl Backoff {
             .saturating_mul(1_u32.checked_shl(self.tries).unwrap_or(u32::MAX))
             .min(LONGEST);
         self.tries = self.tries.saturating_add(1);
-        // A new state is random.
+        // Each new state is random.
         let share = RandomState::new().hash_one(self.tries) % 1000;
         whole - whole / 4 * u32::try_from(share).unwrap_or(0) / 1000
     }
 
-    /// It works again.
+    /// Resets the delay after a success.
     pub(super) fn reset(&mut self) {
         self.tries = 0;
     }

@@ -1,8 +1,8 @@
-//! One stream of WAL on its way into the spool.
+//! Receives one stream of WAL into the spool.
 //!
-//! A commit that waits for us waits for three things in a row: that the bytes arrive, that they are synced, that
-//! the server hears of it. So as soon as nothing more is on its way everything that came is synced at once and reported;
-//! commits that arrive together share a sync.
+//! A commit that waits for this process waits for three steps in a row: the bytes arrive, they are synced, and the
+//! server gets the report. So as soon as nothing more is arriving, everything received is synced at once and reported.
+//! Commits that arrive together share a sync.
 
 use std::time::{Duration, Instant};
 
@@ -16,26 +16,26 @@ use crate::error::Error;
 use crate::postgres::{self, NextTimeline, StreamEvent, StreamPosition, WalStream};
 use crate::signals::Interruption;
 
-/// How long a read waits, so how soon a signal is noticed.
+/// How long a read waits. This limits how late a signal is noticed.
 pub(super) const TICK: Duration = Duration::from_millis(250);
 
-/// With WAL coming without a pause, a sync happens after so many bytes all the same: a commit among them must not wait
-/// for the end of a bulk load.
+/// When WAL arrives without a pause, it is synced after this many bytes: a commit in it must not wait for the end of a
+/// bulk load.
 const UNSYNCED_BYTES: u64 = 1024 * 1024;
 
-/// How often the server hears from us when nothing happens; it gives up after `wal_sender_timeout`, a minute usually.
+/// Interval of reports to an idle server. The server gives up after `wal_sender_timeout`, usually a minute.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
-/// A server that says nothing for so long is asked whether it is there.
+/// A server that is silent for this long is asked for an answer.
 const ASK_AFTER: Duration = Duration::from_secs(30);
 
-/// A server that does not answer this either is gone: its host may have vanished without closing the connection.
+/// A server that does not answer that either is gone. Its host may have vanished without closing the connection.
 const GONE_AFTER: Duration = Duration::from_secs(60);
 
-/// SQLSTATE `undefined_file`: the server does not have the WAL that was asked for.
+/// SQLSTATE `undefined_file`: the server does not have the requested WAL.
 const WAL_REMOVED: &str = "58P01";
 
-/// How a stream came to its end.
+/// How a stream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StreamEnd {
     /// The timeline continues as another.
@@ -54,7 +54,7 @@ pub(super) struct Intake<'a> {
     timeline: TimelineId,
     size: SegmentSize,
     file: Option<SpoolFile>,
-    /// Where the next byte belongs.
+    /// The position of the next byte.
     next: Lsn,
     flushed: Lsn,
     /// The last report to the server, and when it was sent.
@@ -89,10 +89,10 @@ impl<'a> Intake<'a> {
         }
     }
 
-    /// Receives until the stream ends; `on_first` is called when the server has begun to send.
+    /// Receives until the stream ends. Calls `on_first` whenever the server has sent something.
     ///
     /// # Errors
-    /// The stream's, and when WAL cannot be kept: it has not been acknowledged then, and comes again.
+    /// Errors of the stream, and failures to store WAL. Such WAL was not acknowledged, so the server sends it again.
     pub(super) fn run(
         mut self,
         mut stream: WalStream<'_>,
@@ -124,7 +124,7 @@ impl<'a> Intake<'a> {
         }
     }
 
-    /// Puts WAL where it belongs.
+    /// Writes WAL into its segment's file.
     fn take(&mut self, start: Lsn, mut bytes: &[u8]) -> Result<(), Error> {
         if start != self.next {
             return Err(Error::failed(format!(
@@ -156,8 +156,8 @@ impl<'a> Intake<'a> {
         Ok(())
     }
 
-    /// A server that sends other bytes than before has another history: it was restored, or it is another one. What had
-    /// been acknowledged to it is kept in the archive, and receiving starts again with what it says now.
+    /// A server that sends other bytes than before has another history: it was restored, or it is another server. What
+    /// was acknowledged before is kept in the archive, and receiving starts again with the server's present WAL.
     fn append(&self, file: &mut SpoolFile, bytes: &[u8]) -> Result<(), Error> {
         match file.append(bytes) {
             Err(error @ CatalogError::SpoolDiverges { name, .. }) => {
@@ -204,7 +204,7 @@ impl<'a> Intake<'a> {
         }
     }
 
-    /// Tells the server how far we are when it wants to know, when there is something new, or when it is time.
+    /// Reports the position to the server if the server requests it, if it has changed, or if a report is due.
     fn report(&mut self, stream: &mut WalStream<'_>, reply_wanted: bool) -> Result<(), Error> {
         let silent_for = self.heard_at.elapsed();
         if silent_for >= GONE_AFTER {
@@ -224,9 +224,9 @@ impl<'a> Intake<'a> {
         Ok(())
     }
 
-    /// Receives nothing while too many segments wait for the archive; the server still hears from us.
+    /// While too many segments wait for the archive, receives nothing, but still reports to the server.
     fn wait_for_archiver(&mut self, stream: &mut WalStream<'_>) -> Result<(), Error> {
-        // Between two segments only: this looks into a directory.
+        // Only between two segments, because this reads a directory.
         while self.file.is_none() && !self.stop.requested() && self.archiver.is_behind()? {
             self.heard_at = Instant::now();
             self.report(stream, false)?;
@@ -235,11 +235,11 @@ impl<'a> Intake<'a> {
         Ok(())
     }
 
-    /// Ends in order: all that came is durable, and the server knows.
+    /// Ends in order: all received data is durable, and the server knows it.
     fn stop(mut self, mut stream: WalStream<'_>) -> Result<StreamEnd, Error> {
         self.sync()?;
         stream.report(self.position(), false)?;
-        // Whether the server sees the end of the stream does not matter any more.
+        // At this point it does not matter whether the server sees the end of the stream.
         if let Err(error) = stream.stop() {
             tracing::debug!("The stream did not end in order: {error}");
         }

@@ -1,4 +1,4 @@
-//! Where receiving continues: after what the spool and the archive have of the server's history.
+//! Decides where receiving continues: after the server's WAL that is in the spool and the archive.
 
 use barmanfs_catalog::{Repository, Spool};
 use barmanfs_pg::history::TimelineHistory;
@@ -8,10 +8,10 @@ use barmanfs_pg::{Lsn, SegmentSize, TimelineId};
 use crate::error::Error;
 use crate::postgres::SlotPosition;
 
-/// Where to begin: the start of a segment.
+/// The position to start from: the start of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Start {
-    /// The timeline to ask for.
+    /// The timeline to request.
     pub(super) timeline: TimelineId,
     /// The position.
     pub(super) lsn: Lsn,
@@ -31,7 +31,7 @@ impl Start {
 pub(super) struct Server<'a> {
     /// Its timeline's history.
     pub(super) history: &'a TimelineHistory,
-    /// How far its WAL goes.
+    /// The end of its WAL.
     pub(super) flush_lsn: Lsn,
     /// The position of the slot.
     pub(super) slot: Option<SlotPosition>,
@@ -40,7 +40,7 @@ pub(super) struct Server<'a> {
 }
 
 impl Server<'_> {
-    /// Whether the server's history has this segment on this very timeline.
+    /// Whether the server's history contains this segment on this timeline.
     fn has(&self, segment: SegmentName) -> bool {
         segment.timeline == self.history.timeline()
             || self
@@ -49,8 +49,8 @@ impl Server<'_> {
                 .is_some_and(|switch| segment.start_lsn(self.size) < switch)
     }
 
-    /// The segment after this one in the server's history. Where a timeline was left within it, it is the next
-    /// timeline's segment at that place, which begins with what it took over.
+    /// The segment after this one in the server's history. If the timeline was left within this segment, it is the next
+    /// timeline's segment at the same position, which begins with a copy of the old timeline's WAL.
     fn after(&self, segment: SegmentName) -> SegmentName {
         let next = segment.next(self.size);
         if self.has(next) {
@@ -67,10 +67,11 @@ impl Server<'_> {
         SegmentName::from_lsn(follower, switch.unwrap_or(next.start_lsn(self.size)), self.size)
     }
 
-    /// The server's timelines, newest first, each with the first of its segments that is not the server's any more.
+    /// The server's timelines, newest first. For each, the first of its segments that is no longer in the server's
+    /// history.
     fn timelines(&self) -> impl Iterator<Item = (TimelineId, Option<SegmentName>)> {
         let ancestors = self.history.entries().iter().rev().map(|entry| {
-            // The segment with the switch belongs to the timeline still, unless the switch is at its very start.
+            // The segment with the switch still belongs to the old timeline, unless the switch is at its very start.
             let last = Lsn(entry.switch_lsn.0.saturating_sub(1));
             let last = SegmentName::from_lsn(entry.timeline, last, self.size);
             (entry.timeline, Some(last.next(self.size)))
@@ -79,13 +80,14 @@ impl Server<'_> {
     }
 }
 
-/// Finds the start. Moves what is not in the server's history out of the spool, into the archive.
+/// Finds the start. Moves segments of the spool that are not in the server's history into the archive.
 ///
-/// In this order: the segment in the spool that is not whole; the segment after the last one there is, or an earlier
-/// one that is missing and that the slot still keeps; what the slot keeps; the server's current segment.
+/// The first of these that exists: the incomplete segment in the spool; the segment after the last stored one, or an
+/// earlier missing segment that the slot still keeps; the first segment that the slot keeps; the server's current
+/// segment.
 ///
 /// # Errors
-/// When the server is behind what has been received: on an older timeline, or not as far.
+/// When the server is behind the received WAL: on an older timeline, or at an earlier position.
 pub(super) fn find(repository: &Repository, spool: &Spool, server: &Server<'_>) -> Result<Start, Error> {
     let start = match unfinished(spool, server)? {
         Some(segment) => Start::of(segment, server.size),
@@ -105,7 +107,7 @@ pub(super) fn find(repository: &Repository, spool: &Spool, server: &Server<'_>) 
     Ok(start)
 }
 
-/// The segment in the spool that is to be received to its end.
+/// The incomplete segment in the spool that can be continued.
 fn unfinished(spool: &Spool, server: &Server<'_>) -> Result<Option<SegmentName>, Error> {
     let mut found = None;
     for segment in spool.partial()? {
@@ -121,7 +123,7 @@ fn unfinished(spool: &Spool, server: &Server<'_>) -> Result<Option<SegmentName>,
             found = Some(segment);
             continue;
         }
-        // A failover went to a server that never had this.
+        // After a failover to a server that never had this WAL.
         spool.set_aside(segment)?;
         tracing::error!(
             "Segment {segment} holds WAL that is not in the history of the server's timeline {}: it is kept in the \
@@ -132,7 +134,7 @@ fn unfinished(spool: &Spool, server: &Server<'_>) -> Result<Option<SegmentName>,
     Ok(found)
 }
 
-/// The last whole segment of the server's history, in the archive or in the spool.
+/// The last complete segment of the server's history, in the archive or in the spool.
 fn last(repository: &Repository, spool: &Spool, server: &Server<'_>) -> Result<Option<SegmentName>, Error> {
     let archive = repository.wal(spool.server());
     let complete = spool.complete()?;
@@ -149,8 +151,8 @@ fn last(repository: &Repository, spool: &Spool, server: &Server<'_>) -> Result<O
     Ok(None)
 }
 
-/// The first missing segment, from the position of the slot up to the segment after `last`: `archive_command` may
-/// have brought the last one and failed on others.
+/// The first missing segment between the position of the slot and the segment after `last`. There may be one:
+/// `archive_command` may have archived the last segment and failed on others.
 fn first_missing(
     repository: &Repository,
     spool: &Spool,
@@ -173,14 +175,14 @@ fn first_missing(
     Ok(after)
 }
 
-/// The first segment the slot keeps.
+/// The first segment that the slot keeps.
 fn kept(server: &Server<'_>) -> Option<SegmentName> {
     let slot = server.slot?;
     let timeline = slot.restart_timeline.unwrap_or(server.history.timeline());
     Some(SegmentName::from_lsn(timeline, slot.restart_lsn?, server.size))
 }
 
-/// Nothing has been received so far.
+/// The start when nothing has been received so far.
 fn fresh(server: &Server<'_>) -> Start {
     let current = SegmentName::from_lsn(server.history.timeline(), server.flush_lsn, server.size);
     Start::of(

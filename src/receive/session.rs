@@ -1,4 +1,4 @@
-//! One connection to the server, from its beginning to its end, over all timelines it leads through.
+//! One connection to the server, from its beginning to its end, across all its timelines.
 
 use barmanfs_catalog::{Repository, Spool};
 use barmanfs_pg::TimelineId;
@@ -17,7 +17,7 @@ use crate::lineage::{self, ForkPoint, Lineage, history_file};
 use crate::postgres::{Connection, NextTimeline, Replication};
 use crate::signals::Interruption;
 
-/// The origin of archived history files, as their records name it.
+/// The origin of history files that this archives, for their records.
 const ORIGIN: &str = "receive-wal";
 
 /// How a connection that did not fail ended.
@@ -29,7 +29,7 @@ pub(super) enum Ended {
     ServerShutDown,
 }
 
-/// What every connection works with.
+/// The state that all connections share.
 pub(super) struct Session<'a> {
     pub(super) server: &'a ServerConfig,
     pub(super) spool: &'a Spool,
@@ -41,7 +41,7 @@ impl Session<'_> {
     /// Receives until the connection ends.
     ///
     /// # Errors
-    /// Why it ended, if not in order.
+    /// When the connection ended because of a failure.
     pub(super) fn run(&self, backoff: &mut Backoff) -> Result<Ended, Error> {
         let repository = self.spool.repository();
         let mut connection = cluster::connect(self.server, Purpose::ReceiveWal)?;
@@ -67,7 +67,8 @@ impl Session<'_> {
         }
     }
 
-    /// Records a fork where the server has another history than the archive. Receiving continues: what comes is put aside.
+    /// Records a fork if the server has another history than the archive. Receiving continues, but the WAL is put
+    /// aside.
     fn compare_history(&self, connection: &mut Connection, cluster: &ServerSettings) {
         let (repository, name) = (self.spool.repository(), &self.server.name);
         let record = |found: &ForkPoint| {
@@ -136,8 +137,8 @@ impl Session<'_> {
         Ok(ended)
     }
 
-    /// Goes over to the next timeline, as PostgreSQL's own receiver does: from the start of the segment in which the old
-    /// one was left, so that the new timeline's segment is whole.
+    /// Continues with the next timeline, as PostgreSQL's own receiver does: from the start of the segment in which the
+    /// old timeline was left, so that the new timeline's segment is complete.
     fn follow(
         &self,
         connection: &mut Connection,
@@ -176,7 +177,7 @@ impl Session<'_> {
     }
 }
 
-/// A server name belongs to one cluster for ever.
+/// A server name always belongs to the same cluster.
 pub(super) fn refuse_other_system(
     repository: &Repository,
     server: &ServerConfig,

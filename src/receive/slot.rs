@@ -1,4 +1,4 @@
-//! The replication slot: by it the server keeps the WAL that has not been received.
+//! The replication slot, which makes the server keep WAL that has not been received.
 
 use crate::cluster::{self, Purpose};
 use crate::config::{CreateSlot, ServerConfig};
@@ -11,10 +11,10 @@ const DUPLICATE: &str = "42710";
 /// SQLSTATE `undefined_object`.
 const UNDEFINED: &str = "42704";
 
-/// The first version that can be asked for a slot over a replication connection.
+/// The first version in which a slot can be read over a replication connection.
 const FIRST_READABLE_MAJOR: u32 = 15;
 
-/// The position of the server's slot, where the server can be asked for it. With `create_slot = auto` a missing slot is
+/// The position of the server's slot, if the server can return it. With `create_slot = auto`, a missing slot is
 /// created.
 pub(super) fn prepare(
     connection: &mut Connection,
@@ -44,7 +44,7 @@ pub(super) fn prepare(
     })
 }
 
-/// Creates the slot; with `if_not_exists`, one that is there is fine. Whether it was created.
+/// Creates the slot. With `if_not_exists`, an existing slot is fine. Returns whether it was created.
 pub(crate) fn create(server: &ServerConfig, if_not_exists: bool) -> Result<bool, Error> {
     let name = required(server)?;
     match cluster::connect(server, Purpose::ReceiveWal)?.create_slot(name) {
@@ -82,7 +82,7 @@ fn required(server: &ServerConfig) -> Result<&str, Error> {
     })
 }
 
-/// Adds what to do when the server has no such slot.
+/// Adds a hint when the slot does not exist.
 pub(super) fn explain(server: &ServerConfig, error: postgres::Error) -> Error {
     let is_missing = error.sqlstate() == Some(UNDEFINED) && server.slot_name.is_some();
     let error = Error::from(error);

@@ -6,23 +6,23 @@ use serde_json::{Value, json};
 
 use crate::error::Error;
 
-/// All of a backup but the listing of its root, which means nothing outside the repository.
+/// All of a backup except the listing of its root, which means nothing outside the repository.
 pub(crate) fn backup(backup: &Backup) -> Result<Value, Error> {
     json::backup(backup).map_err(|error| Error::failed(error.to_string()))
 }
 
-/// A backup with what is known of its reliability.
+/// A backup with its reliability, as far as it is known.
 #[derive(Debug)]
 pub(crate) struct ListedBackup {
     pub(crate) backup: Backup,
     /// Its newest boot test.
     pub(crate) boot_test: Option<BootTest>,
-    /// Whether it needs what a verification found damaged.
+    /// Whether it needs data that a verification found damaged.
     pub(crate) damaged: bool,
 }
 
 impl ListedBackup {
-    /// Backups of one server, with what the repository has of their newest boot tests and of damage.
+    /// Backups of one server, with their newest boot tests and known damage.
     pub(crate) fn all(repository: &Repository, backups: Vec<Backup>) -> Result<Vec<Self>, Error> {
         let damaged = repository.damaged_backups(&backups)?;
         let listed = |backup: Backup| {
@@ -35,7 +35,7 @@ impl ListedBackup {
         backups.into_iter().map(listed).collect()
     }
 
-    /// The backup with the gaps before the next one: what is behind them cannot be recovered from it.
+    /// The backup with the gaps before the next one. The history after a gap cannot be recovered from it.
     pub(crate) fn with_gaps(&self, gaps: &[(ServerName, Gap)]) -> Result<Value, Error> {
         let backup = &self.backup;
         let after: Vec<&Gap> = gaps

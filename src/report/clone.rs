@@ -17,14 +17,14 @@ pub(crate) struct ListedClone {
     /// Bytes the clone takes in the repository.
     pub(crate) written_bytes: u64,
     pub(crate) max_bytes: Option<u64>,
-    /// Where it can be seen.
+    /// Where it is mounted.
     pub(crate) path: Option<PathBuf>,
     /// Whether a server runs on it.
     pub(crate) running: bool,
     pub(crate) port: Option<u16>,
-    /// Where its socket is.
+    /// The directory of its socket.
     pub(crate) socket_directory: Option<PathBuf>,
     pub(crate) process: Option<i32>,
-    /// Whether that server has lost its files with an earlier mount, and only waits to be stopped.
+    /// Whether that server has lost its files with an earlier mount, and must be stopped.
     pub(crate) outlived_its_mount: bool,
 }

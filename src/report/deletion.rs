@@ -10,36 +10,36 @@ pub(crate) struct Deletion {
     pub(crate) server: String,
     pub(crate) dry_run: bool,
     pub(crate) deleted: Vec<BackupId>,
-    /// What could be recovered before.
+    /// The part of the history that could be recovered before.
     pub(crate) before: Remains,
-    /// What can be recovered afterwards.
+    /// The part of the history that can be recovered afterwards.
     pub(crate) after: Remains,
     /// Clones that are based on the deleted backups, and keep what they need.
     pub(crate) clones: Vec<CloneName>,
-    /// Why it would be refused; only with `--dry-run`.
+    /// The reason if it would be refused; only with `--dry-run`.
     pub(crate) refused: Option<String>,
 }
 
-/// What can be recovered with a set of backups.
+/// The part of the history that can be recovered with a set of backups.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Remains {
-    /// Complete backups of the server, with their WAL, without the doubtful ones.
+    /// Number of complete backups of the server with their WAL, without the doubtful ones.
     pub(crate) done: usize,
-    /// Complete backups that are damaged or whose boot test failed.
+    /// Number of complete backups that are damaged or whose boot test failed.
     pub(crate) doubtful: usize,
     /// The end of the first of them.
     pub(crate) earliest: Option<Place>,
-    /// The end of what can be replayed on any of them.
+    /// The end of what can be replayed on one of them.
     pub(crate) newest: Option<Place>,
 }
 
 /// A place in the server's history.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Place {
-    /// The last commit or abort up to there, where it is known.
+    /// The time of the last commit or abort before this place, if known.
     pub(crate) time: Option<TimestampMicros>,
     pub(crate) timeline: TimelineId,
     pub(crate) lsn: Lsn,
-    /// The backup from which it is reached.
+    /// The backup from which this place is reached.
     pub(crate) backup: String,
 }

@@ -6,7 +6,7 @@ use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_pg::{TimelineId, TimestampMicros};
 use serde::Serialize;
 
-/// What is wrong with the backup of a plan.
+/// The problem of a plan's backup.
 #[derive(Debug, Default)]
 pub(crate) struct Doubt {
     pub(crate) damaged: bool,
@@ -69,7 +69,7 @@ impl<'a> Explanation<'a> {
         }
     }
 
-    /// Why the target cannot be recovered, and the timelines along which it can be.
+    /// The reason why the target cannot be recovered, and the timelines on which it could be.
     pub(crate) fn unreachable(
         server: &'a ServerName,
         target: &'a TargetSpec,
@@ -103,7 +103,7 @@ impl<'a> Explanation<'a> {
     }
 }
 
-/// Where the target is below a mount.
+/// The directory of the target below a mount.
 pub(crate) fn path_of(server: &ServerName, target: &TargetSpec) -> String {
     format!("{server}/pitr/{target}")
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 /// A file of a backup, or a file of the WAL archive.
 #[derive(Debug, Serialize)]
 pub(crate) struct ListedFile {
-    /// Not UTF-8 in a name becomes the replacement character.
+    /// Bytes of a name that are not UTF-8 become the replacement character.
     pub(crate) path: String,
     pub(crate) size_bytes: u64,
     pub(crate) mode: Option<String>,

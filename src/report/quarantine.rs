@@ -18,7 +18,7 @@ pub(crate) struct QuarantinedFile<'a> {
 }
 
 impl<'a> QuarantinedFile<'a> {
-    /// What is known of it without reading it.
+    /// The facts about a file that are known without reading it.
     pub(crate) fn new(kept: &'a QuarantinedWal) -> Self {
         Self {
             name: kept.file.name,

@@ -116,8 +116,8 @@ impl Inodes {
         Some((served, count))
     }
 
-    /// Removes a clone unless a request to it is in progress. Returns whether it was removed. `others` is the number
-    /// of references besides this table and those requests.
+    /// Removes a clone unless a request to it is in progress. Returns whether it was removed. `others` is the number of
+    /// other references, not counting this table and those requests.
     pub(super) fn detach(&self, served: &Arc<Served>, others: usize) -> bool {
         let mut known = self.write();
         let is_its = |node: &&Known| node.served.as_ref().is_some_and(|of| Arc::ptr_eq(of, served));

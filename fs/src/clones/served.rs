@@ -21,7 +21,7 @@ pub(super) struct Place {
     pub(super) name: CloneName,
     /// Distinguishes it from a later clone with the same name.
     pub(super) id: RecordId,
-    /// What the kernel knows of the clone is valid in this epoch only.
+    /// The kernel's cached data of the clone is valid only in this epoch.
     pub(super) epoch: u64,
     /// The inode number of its root in `live/`.
     pub(super) root: Ino,

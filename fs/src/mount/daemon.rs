@@ -1,4 +1,4 @@
-//! The process that serves a mount, for those who unmount it.
+//! The process that serves a mount, as seen by a process that unmounts it.
 
 use std::fs;
 use std::os::fd::OwnedFd;

@@ -178,7 +178,7 @@ pub(super) fn is_hidden(directory: &TreeDirectory, entry: &Entry) -> bool {
     startable && directory.place == Place::Root && is_of_the_running_server(&entry.name)
 }
 
-/// Files that tell how the server was run, or where its tablespaces were. In a copy they are wrong or dangerous.
+/// Files that describe how the server was run, or where its tablespaces were. In a copy they are wrong or dangerous.
 pub(super) fn is_of_the_running_server(name: &[u8]) -> bool {
     name.starts_with(b"postmaster.")
         || matches!(name, b"tablespace_map" | b"standby.signal" | b"recovery.conf")

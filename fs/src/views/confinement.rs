@@ -4,9 +4,9 @@
 //! another server. (Programs, libraries and time zones are PostgreSQL's own. SQL commands that access files are the
 //! user's decision.) This module alone decides what follows for settings:
 //!
-//! - Settings whose value says where the server keeps files of its own ([`OWN_FILES`]) are removed from every file
-//!   PostgreSQL would read (`includes`), since the right value depends on where the server is started and no later value
-//!   could correct them. So is an `include` of a file that the view does not have.
+//! - Settings whose value says where the server keeps files of its own ([`OWN_FILES`]) are removed from every file that
+//!   PostgreSQL would read (`includes`), since the right value depends on where the server is started, and no later
+//!   value could correct them. So is an `include` of a file that the view does not have.
 //! - All other settings get a harmless value in the file that is read last ([`kept_to_itself`], `overrides`).
 //! - `pg_hba.conf` and `pg_ident.conf` that name files outside are replaced by strict ones (`access`).
 //!

@@ -55,7 +55,7 @@ pub struct ViewOptions {
     pub uid: Option<u32>,
     /// The group of everything; as stored when `None`.
     pub gid: Option<u32>,
-    /// What a copy does at its recovery target, where the target's name does not say.
+    /// What a copy does at its recovery target if the target's name does not specify it.
     pub recovery_target_action: Action,
     /// Limits for new clones of a server; the default for a server that is not in the map.
     pub clone_limits: HashMap<ServerName, CloneLimits>,
@@ -100,13 +100,13 @@ pub(crate) trait ServesClones: fmt::Debug + Send + Sync {
 /// Space in the file system of the repository.
 #[derive(Debug, Clone, Copy)]
 pub struct Space {
-    /// The size of a block in bytes.
+    /// Block size in bytes.
     pub block_bytes: u32,
-    /// All blocks.
+    /// Number of blocks.
     pub blocks: u64,
-    /// Free ones.
+    /// Number of free blocks.
     pub free: u64,
-    /// Those free to anybody.
+    /// Number of free blocks that unprivileged users can use.
     pub available: u64,
 }
 
@@ -181,7 +181,7 @@ impl Context {
         })
     }
 
-    /// The servers and backups there are now.
+    /// The present servers and backups.
     pub(crate) fn snapshot(&self) -> Result<Arc<Snapshot>> {
         self.snapshots.current(&self.repository, &self.options)
     }

@@ -8,8 +8,8 @@
 //!
 //! `released/<server>/<clone>` exists when this mount does not serve the clone. Looking it up stops the serving: all
 //! writes are made durable, and another process can take the clone's lock. It fails with EBUSY while the clone is in
-//! use, and may do so for a moment after its last file was closed. The next request below the clone serves it again. Only users
-//! who may create and remove clones may look it up.
+//! use, and may do so for a moment after its last file was closed. The next request below the clone serves it again.
+//! Only users who may create and remove clones may look it up.
 
 use std::sync::Arc;
 
@@ -129,10 +129,10 @@ impl Directory for Control {
     }
 }
 
-/// What there is of each server in a directory with one for each of them.
+/// Makes the entry of a server in a directory with one entry for each server.
 type OfServer = fn(&Arc<Context>, &ServerState) -> Child;
 
-/// A directory with one for each server.
+/// A directory with one entry for each server.
 #[derive(Debug)]
 struct Servers {
     context: Arc<Context>,

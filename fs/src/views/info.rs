@@ -1,4 +1,4 @@
-//! `<server>/info/`: what the catalog knows, as JSON, and the `restore_command` for this mount.
+//! `<server>/info/`: the catalog's data as JSON, and the `restore_command` for this mount.
 
 use std::sync::Arc;
 
@@ -102,7 +102,7 @@ impl Directory for Info {
     }
 }
 
-/// A backup without where its files are stored.
+/// A backup, without the location of its files in the repository.
 fn described(backup: &Backup) -> Result<Value> {
     json::backup(backup).map_err(unexpected)
 }

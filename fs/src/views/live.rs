@@ -1,4 +1,4 @@
-//! `<server>/live/`: the clones there are, and what a new one is made of.
+//! `<server>/live/`: the existing clones, and the source of a new one.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -19,10 +19,10 @@ use crate::error::{Error, Result};
 
 const MANIFEST: &[u8] = b"backup_manifest";
 
-/// Of a file at a time.
+/// Bytes copied at a time.
 const COPIED_BYTES: usize = 1 << 20;
 
-/// What a clone is to be made of begins so when it is a backup and no point in time.
+/// Prefix of a clone's source when the source is a backup and not a point in time.
 const OF_BACKUP: &str = "backup=";
 
 /// The directory.
@@ -33,7 +33,7 @@ pub(super) struct Live {
 }
 
 impl Live {
-    /// The entry `live` of a server. Whose the server's files are may make clones of them.
+    /// The entry `live` of a server. The owner of the server's files may create clones of them.
     pub(super) fn child(context: &Arc<Context>, server: &ServerState) -> Child {
         let live = Self {
             context: Arc::clone(context),
@@ -66,7 +66,7 @@ impl Live {
     }
 }
 
-/// Whose the clones of a server are, with the permissions of their directory.
+/// The owner of a server's clones, with the permissions of their directory.
 pub(super) fn owner(context: &Context, server: &ServerState) -> Attributes {
     let own = context.own(0o700, context.started);
     server.owner().map_or(own, |owner| Attributes {
@@ -127,26 +127,27 @@ impl Directory for CloneRoot {
     }
 }
 
-/// What a clone has besides its backup's tree.
+/// The files that a clone has in addition to its backup's tree.
 #[derive(Debug, Default)]
 pub(crate) struct CloneAdditions {
     /// Stored files: WAL.
     pub(crate) grafts: Vec<Graft>,
-    /// Files and directories that the view makes.
+    /// Files and directories that the view generates.
     pub(crate) made: Vec<MadeFile>,
 }
 
-/// What a clone is made of: a view of a backup that can be started.
+/// The source of a clone: a view of a backup that can be started.
 #[derive(Debug)]
 pub(crate) struct CloneSource {
     tree: Arc<BackupTree>,
 }
 
 impl CloneSource {
-    /// Where the backup has something that a clone must not have.
+    /// The directories in which a backup may have entries that a clone must not have.
     pub(crate) const LOOKED_AT: &'static [&'static [u8]] = &[b"", b"pg_tblspc"];
 
-    /// The newest backup, `backup=ID`, or a target of `pitr/`; none where there is no such thing.
+    /// The source for the newest backup, for `backup=ID`, or for a target of `pitr/`. `None` if the backup does not
+    /// exist or the target cannot be reached.
     pub(crate) fn find(
         context: &Arc<Context>,
         server: &ServerName,
@@ -178,7 +179,7 @@ impl CloneSource {
         &self.tree.backup
     }
 
-    /// The target in its canonical form; none for the backup's own end.
+    /// The target in its canonical form; `None` for the backup's own end.
     pub(crate) fn target(&self) -> Option<String> {
         let recovery: Option<&Recovery> = self.tree.style.recovery();
         recovery.map(|recovery| recovery.plan.spec.to_string())
@@ -191,7 +192,7 @@ impl CloneSource {
         }
     }
 
-    /// What the view has and the backup has not.
+    /// The files that the view has and the backup does not have.
     pub(crate) fn additions(&self) -> Result<CloneAdditions> {
         let configuration = configuration::files_of_a_clone(&TreeDirectory::root(&self.tree))?;
         let mut all = CloneAdditions::default();
@@ -242,8 +243,8 @@ impl CloneSource {
         }
     }
 
-    /// Whether a clone does not have what the backup has at a path. The manifest: a clone is no backup, and soon differs from
-    /// any.
+    /// Whether a clone lacks this entry of the backup. The manifest is one: a clone is not a backup, and soon differs
+    /// from every backup.
     pub(crate) fn hides(path: &[u8], entry: &Entry) -> bool {
         match &entry.node {
             Node::Symlink(target) => path.starts_with(b"pg_tblspc/") || leads_out(target),

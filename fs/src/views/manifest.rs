@@ -46,7 +46,7 @@ pub(super) struct Manifests {
 struct Key {
     server: ServerName,
     backup: BackupId,
-    /// Identifies the differences.
+    /// A hash of the differences.
     difference: [u8; 32],
 }
 

@@ -1,9 +1,9 @@
-//! WAL that is received and not archived yet: as a copy may [`replay`] it `.barmanfs/receiving/<server>/<segment>`, under
-//! the segment's full name, and as it is `<segment>.partial` in `wal/`.
+//! WAL that has been received but not archived yet. `.barmanfs/receiving/<server>/<segment>` shows it under the
+//! segment's full name, as a copy may [`replay`] it. `wal/<segment>.partial` shows it unchanged.
 //!
-//! The file has its full length from the start, with zeros where nothing was received yet. A file that is opened for replay
-//! stays as it was at that moment; readers of the other see it grow. Neither is cached. The owner is that of the archive,
-//! since WAL contains the data of tables.
+//! The file has its full length from the start, with zeros in the part that was not received yet. A file that is opened
+//! for replay keeps the content of that moment; readers of the other file see it grow. Neither is cached. The owner is
+//! that of the archive, since WAL contains the data of tables.
 
 use std::io;
 use std::sync::Arc;
@@ -85,7 +85,7 @@ pub(super) fn find(
     Ok(segments.into_iter().find(|segment| segment.name == name))
 }
 
-/// The entry `name` that shows it.
+/// The entry `name` for this segment.
 pub(super) fn child(context: &Context, owner: &Attributes, segment: &PartialSegment, name: String) -> Child {
     let (mtime_s, mtime_ns) = context::seconds(segment.modified);
     let attributes = Attributes {
@@ -96,18 +96,18 @@ pub(super) fn child(context: &Context, owner: &Attributes, segment: &PartialSegm
     generated::file(context, name, &attributes, segment.size_bytes, Lifetime::Never)
 }
 
-/// Its content, as it grows.
+/// The segment's content, as it grows.
 pub(super) fn open(context: &Context, server: &ServerName, name: SegmentName) -> Result<Body> {
     let segment = find(context, server, name)?.ok_or(NOT_FOUND)?;
     match open_regular(&segment.path) {
         Ok(file) => Ok(Body::Spooled(Arc::new(file), segment.size_bytes)),
-        // It has been archived, or is whole and has another name, since it was looked up.
+        // Since the look-up it was archived, or it was completed and renamed.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(NOT_FOUND),
         Err(source) => Err(Error::io("open", segment.path, source)),
     }
 }
 
-/// Its content as it is now, to be replayed; the copy does not grow.
+/// The segment's present content, for replay. The copy does not grow.
 pub(super) fn copied(context: &Context, server: &ServerName, name: SegmentName) -> Result<Body> {
     let Body::Spooled(from, size_bytes) = open(context, server, name)? else {
         return Err(NOT_FOUND);

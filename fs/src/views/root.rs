@@ -1,4 +1,4 @@
-//! The top of the tree: the servers, what is said about the mount, and a page to read.
+//! The root of the tree: the servers, the mount's status in `.barmanfs`, and a README.
 
 use std::sync::Arc;
 

@@ -244,7 +244,7 @@ pub(super) fn owner_of(context: &Context, server: &ServerName) -> Result<Attribu
     ))
 }
 
-/// The same of a server that is known.
+/// The same for a known server.
 pub(super) fn owner(context: &Context, server: Option<&ServerState>) -> Attributes {
     let own = context.own(0o700, context.started);
     let owner = server.and_then(ServerState::owner);
@@ -254,7 +254,7 @@ pub(super) fn owner(context: &Context, server: Option<&ServerState>) -> Attribut
     })
 }
 
-/// Of a file in the archive's directory.
+/// Attributes of a file in the archive's directory.
 pub(super) fn of_a_file(owner: &Attributes) -> Attributes {
     Attributes {
         mode: owner.mode & 0o640 | 0o400,
@@ -350,7 +350,7 @@ mod tests {
         let mut progress = Progress::default();
         assert_eq!(opened(&mut progress, 5), Step::First);
         assert_eq!(opened(&mut progress, 6), Step::Sequence);
-        // To be warmed, then copied, or the other way round: it is the same.
+        // One open is for the page cache and one is the reader's. Their order does not matter.
         for number in 7..20 {
             assert_eq!(opened(&mut progress, number), Step::Warming);
             assert_eq!(opened(&mut progress, number), Step::Sequence);

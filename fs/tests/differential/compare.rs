@@ -1,4 +1,4 @@
-//! Whether two directories are the same.
+//! Compares two directories.
 
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
@@ -9,10 +9,11 @@ use rustix::io::Errno;
 
 use crate::side::Attributes;
 
-/// What a directory has, by path: attributes, and what a file or a link holds.
+/// The entries of a directory by path: attributes, the content of a file or the target of a link, and the
+/// first name of the same file.
 type Contents = BTreeMap<Vec<u8>, (Attributes, Vec<u8>, Vec<u8>)>;
 
-/// Everything below a directory, and itself.
+/// A directory and everything below it.
 fn contents(root: &Path, started_s: i64) -> Contents {
     let mut found = Contents::new();
     let mut first_names: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
@@ -20,7 +21,7 @@ fn contents(root: &Path, started_s: i64) -> Contents {
     while let Some(path) = waiting.pop() {
         let name = path.strip_prefix(root).unwrap().as_os_str().as_bytes().to_vec();
         let stat = match rustix::fs::statat(CWD, &path, AtFlags::SYMLINK_NOFOLLOW) {
-            // In a directory that is not for this user.
+            // In a directory that this user may not read.
             Err(Errno::ACCESS) => continue,
             stat => stat.unwrap(),
         };
@@ -38,7 +39,7 @@ fn contents(root: &Path, started_s: i64) -> Contents {
             kind if kind.is_symlink() => rustix::fs::readlink(&path, Vec::new()).unwrap().into_bytes(),
             _ => std::fs::read(&path).unwrap_or_default(),
         };
-        // Of several names of a file the first one seen, which is the same in both.
+        // For a file with several names: the first name found. The order is the same on both sides.
         let same_as = match attributes.links {
             0 | 1 => name.clone(),
             _ => first_names
@@ -61,7 +62,7 @@ pub(crate) fn paths(root: &Path) -> Vec<String> {
         .collect()
 }
 
-/// What is different, if anything is.
+/// The first difference, if any.
 pub(crate) fn difference(clone: &Path, real: &Path, started_s: i64) -> Option<String> {
     let (clone, real) = (contents(clone, started_s), contents(real, started_s));
     let names: std::collections::BTreeSet<_> = clone.keys().chain(real.keys()).collect();
@@ -90,7 +91,7 @@ pub(crate) fn difference(clone: &Path, real: &Path, started_s: i64) -> Option<St
     None
 }
 
-/// Where bytes differ, if they do.
+/// Describes where bytes differ, if they do.
 pub(crate) fn bytes(clone: &[u8], real: &[u8]) -> Option<String> {
     if clone == real {
         return None;

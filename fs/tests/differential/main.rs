@@ -1,8 +1,9 @@
-//! Random operations on a clone through the kernel and, in step, on a plain directory of ext4: whatever is answered must
-//! be the same, and so must what is there. In between the mount goes away and comes back, asked to or killed.
+//! Random operations on a clone through the kernel, and the same operations on a plain directory of ext4. All results
+//! must be the same, and so must the files. In between the daemon is unmounted or killed, and the clone is mounted
+//! again.
 //!
-//! `BARMANFS_TEST_SECONDS` says how long; `BARMANFS_TEST_SEED`, which a failure names, does the same once more. Needs
-//! /dev/fuse, and for all tests root.
+//! `BARMANFS_TEST_SECONDS` sets the duration. `BARMANFS_TEST_SEED`, which a failure prints, repeats a run. Needs
+//! /dev/fuse, and root to run all tests.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
@@ -26,13 +27,13 @@ use support::daemon::Daemon;
 use support::ordinary::Ordinary;
 use support::{Fixture, Thing, content, data_directory, noise};
 
-/// How long each test goes on, unless `BARMANFS_TEST_SECONDS` says.
+/// Duration of each test without `BARMANFS_TEST_SECONDS`.
 const USUAL_SECONDS: u64 = 5;
 
 /// Operations on one clone.
 const STEPS: u64 = 1500;
 
-/// As root the kernel is handed files; root may do everything.
+/// Root may do everything, and its kernel reads and writes files directly.
 #[test]
 fn a_clone_does_as_ext4_for_root() {
     if rustix::process::geteuid().is_root() {
@@ -40,7 +41,7 @@ fn a_clone_does_as_ext4_for_root() {
     }
 }
 
-/// For others all goes through the daemon, and permissions are checked.
+/// Without root, all requests go through the daemon, and permissions are checked.
 #[test]
 fn a_clone_does_as_ext4_for_an_ordinary_user() {
     let name = "a_clone_does_as_ext4_for_an_ordinary_user";
@@ -51,7 +52,7 @@ fn a_clone_does_as_ext4_for_an_ordinary_user() {
     assert!(status.success(), "see above");
 }
 
-/// No test by itself: the daemon of those above.
+/// Not a test by itself: the daemon of the tests above.
 #[test]
 fn daemon() {
     support::daemon::serve();
@@ -94,7 +95,7 @@ struct Round {
     clone: Side,
     real: Side,
     random: Random,
-    /// Paths that are there, more or less.
+    /// Paths that exist, as of the last comparison.
     known: Vec<String>,
     history: Vec<Operation>,
 }
@@ -113,7 +114,7 @@ impl Round {
         std::fs::create_dir(&clone).unwrap();
         copy(&clone, &real);
         for (path, thing) in &things {
-            // The mount adds to configuration, and takes away what belongs to the server that was backed up.
+            // The mount adds to configuration files, and removes the files of the server that was backed up.
             if let Thing::File(bytes) = thing
                 && !matches!(*path, "postgresql.auto.conf" | "postgresql.conf" | "backup_label")
             {
@@ -124,7 +125,7 @@ impl Round {
             }
         }
         assert!(!content(&things, "base/5/1259").is_empty());
-        // The copy has its times from the clone: whatever both have that is younger has been changed since.
+        // The copy has its times from the clone. A later time on either side means that the file has changed since.
         let started_s = now_s() - 1;
         Self {
             clone: Side::new(&clone, started_s),
@@ -176,7 +177,7 @@ impl Round {
         if let Some(how) = compare::difference(&self.clone.root, &self.real.root, self.clone.started_s) {
             self.fail(&how);
         }
-        // Of the same disk, which others use as well.
+        // Both are on the same disk, which others use as well.
         let [ours, theirs] = [&self.clone, &self.real].map(|side| rustix::fs::statvfs(&side.root).unwrap());
         let bytes = |of: &rustix::fs::StatVfs| of.f_blocks * of.f_frsize;
         if bytes(&ours) != bytes(&theirs) || ours.f_namemax != theirs.f_namemax || ours.f_bavail == 0 {
@@ -184,7 +185,7 @@ impl Round {
         }
     }
 
-    /// The daemon ends, asked to or after everything was synced, and another one takes over.
+    /// Ends the daemon, by unmounting or by killing it after a sync, and starts another one.
     fn restart(&mut self) {
         self.compare_open_files();
         let mut daemon = self.daemon.take().unwrap();

@@ -1,13 +1,13 @@
-//! What is done to both directories, and how it is chosen.
+//! The operations on both directories, and their random choice.
 
 use rustix::fs::{AtFlags, FallocateFlags, OFlags, RenameFlags};
 
 use crate::random::Random;
 
-/// Open files at a time.
+/// Maximum number of open files.
 pub(crate) const SLOTS: usize = 6;
 
-/// Names are few, so that operations meet. Some are the backup's; one is looked at by the mount itself.
+/// Only a few names, so that operations meet. Some are in the backup; the mount itself checks one of them.
 const NAMES: &[&str] = &[
     "a",
     "b",
@@ -23,7 +23,7 @@ const NAMES: &[&str] = &[
     "postmaster.pid",
 ];
 
-/// Where files end at most, about.
+/// Approximate maximum size of a file.
 const LARGEST_BYTES: u64 = 400_000;
 
 /// Direct reads and writes begin and end on a multiple of this.
@@ -52,7 +52,7 @@ pub(crate) enum Operation {
         length: usize,
         seed: u64,
     },
-    /// Where the file stands, or at its end.
+    /// At the file's position, or at its end.
     Write {
         slot: usize,
         length: usize,
@@ -130,7 +130,7 @@ pub(crate) enum Operation {
     RemoveDirectory {
         path: String,
     },
-    /// Lists a directory while names come and go in it.
+    /// Lists a directory while names are added and removed.
     List {
         path: String,
         read_first: usize,
@@ -145,7 +145,7 @@ pub(crate) enum Operation {
         gid: Option<u32>,
         flags: AtFlags,
     },
-    /// Modification time: now, or this one.
+    /// Sets the modification time to now, or to this time.
     SetTime {
         path: String,
         time: Option<(i64, i64)>,
@@ -154,7 +154,7 @@ pub(crate) enum Operation {
 }
 
 impl Operation {
-    /// Any one; `known` are paths that are, or were, there.
+    /// A random operation; `known` are paths that exist or existed.
     pub(crate) fn any(random: &mut Random, known: &[String]) -> Self {
         match random.below(10) {
             0..=5 => Self::with_file(random, known),
@@ -189,11 +189,11 @@ impl Operation {
         ] {
             flags |= rarely(random, flag);
         }
-        // Without O_CREAT it means something else.
+        // Without O_CREAT, O_EXCL has another meaning.
         if !flags.contains(OFlags::CREATE) {
             flags -= OFlags::EXCL;
         }
-        // Where the end is, a direct write may not begin.
+        // A direct write may not be possible at the end of a file.
         if flags.contains(OFlags::APPEND) {
             flags -= OFlags::DIRECT;
         }
@@ -268,7 +268,7 @@ impl Operation {
                 from: path,
                 to: other,
             },
-            // What a link leads to is looked up from the directory it is in: never out of the tree.
+            // A target is resolved from the link's own directory, so it never leaves the tree.
             4 => Self::Symlink {
                 target: random.one(NAMES).to_owned(),
                 path,
@@ -328,7 +328,7 @@ fn slot(random: &mut Random) -> usize {
     random.below(SLOTS as u64) as usize
 }
 
-/// Often one that is known; otherwise at most three names deep.
+/// Often a known path; otherwise at most three names deep.
 fn path(random: &mut Random, known: &[String]) -> String {
     if !known.is_empty() && random.below(2) == 0 {
         return known[random.below(known.len() as u64) as usize].clone();
@@ -338,14 +338,14 @@ fn path(random: &mut Random, known: &[String]) -> String {
     names.join("/")
 }
 
-/// Mostly such that the owner may do as he likes.
+/// Mostly modes with all permissions for the owner.
 fn mode(random: &mut Random) -> u32 {
     random.one(&[
         0o600, 0o600, 0o644, 0o700, 0o700, 0o755, 0o444, 0o2755, 0o4755, 0o6711, 0o1777,
     ])
 }
 
-/// Often on a block's edge, or a byte beside it.
+/// Often at the edge of a block, or one byte off.
 fn offset(random: &mut Random) -> u64 {
     let block = random.below(LARGEST_BYTES / 8192) * 8192;
     match random.below(5) {

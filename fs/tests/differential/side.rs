@@ -1,4 +1,4 @@
-//! One of the two directories: does what it is told, by system calls, and says what came of it.
+//! One of the two directories: applies operations by system calls, and returns their results.
 
 use std::ffi::c_void;
 use std::fs::File;
@@ -16,7 +16,7 @@ use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
 use crate::operation::{DIRECT_BYTES, Operation, SLOTS};
 use crate::support::noise;
 
-/// What came of an operation.
+/// The result of an operation.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Done,
@@ -26,17 +26,17 @@ pub(crate) enum Outcome {
     Names(Vec<Vec<u8>>),
 }
 
-/// What must be the same of a file in both directories.
+/// The attributes of a file that must be the same in both directories.
 #[derive(Debug, PartialEq, Eq, Clone)]
 pub(crate) struct Attributes {
     pub(crate) kind: FileType,
     pub(crate) mode: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// Not of directories: what they count there is their own affair.
+    /// 0 for directories: file systems count their links differently.
     pub(crate) links: u64,
     pub(crate) size_bytes: i64,
-    /// To the nanosecond where it was set; what the clock has set says only that it was.
+    /// The exact time if it was set. `None` if it comes from the clock, because the clocks' times differ.
     pub(crate) mtime: Option<(i64, i64)>,
 }
 
@@ -63,11 +63,11 @@ struct Slot {
     is_direct: bool,
 }
 
-/// See the module.
+/// One of the two directories, with its open files.
 pub(crate) struct Side {
     pub(crate) root: PathBuf,
     slots: [Option<Slot>; SLOTS],
-    /// Seconds since 1970. Times before were set, or are the backup's.
+    /// Seconds since 1970. Earlier modification times were set, or come from the backup.
     pub(crate) started_s: i64,
 }
 
@@ -96,7 +96,7 @@ impl Side {
         Ok(&self.slot(slot)?.file)
     }
 
-    /// Does it.
+    /// Applies the operation.
     pub(crate) fn apply(&mut self, operation: &Operation) -> Answer {
         match operation {
             Operation::Open {
@@ -208,7 +208,7 @@ impl Side {
         self.slots[slot] = None;
         let file = rustix::fs::open(self.path(path), flags, Mode::from_raw_mode(mode))?;
         let is_directory = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode).is_dir();
-        // Of directories only that they can be opened.
+        // For a directory, only the open itself is tested.
         if !is_directory {
             self.slots[slot] = Some(Slot {
                 file: File::from(file),
@@ -224,7 +224,7 @@ impl Side {
         if FileType::from_raw_mode(stat.st_mode).is_dir() {
             return Err(Errno::ISDIR);
         }
-        // Ten bytes more than there should be.
+        // Ten bytes more than the expected size.
         let mut bytes = vec![0; stat.st_size as usize + 10];
         let count = read_fully(&File::from(file), &mut bytes, 0)?;
         bytes.truncate(count);
@@ -245,14 +245,14 @@ impl Side {
         buffer.bytes().copy_from_slice(&noise(seed, length));
         let count = match offset {
             Some(offset) => rustix::io::pwrite(&slot.file, buffer.bytes(), aligned(offset, slot.is_direct))?,
-            // Where it stands, or its end, is as it is: direct writes may not be possible there, on one side.
+            // The position and the end are arbitrary, so a direct write may be impossible on one side.
             None if slot.is_direct => return Ok(Outcome::Done),
             None => rustix::io::write(&slot.file, buffer.bytes())?,
         };
         Ok(Outcome::Count(count))
     }
 
-    /// Reads, or writes, what there is of the file there through a shared mapping.
+    /// Reads or writes the existing part of this range through a shared mapping.
     #[allow(unsafe_code)]
     fn mapped(&self, slot: usize, offset: u64, length: usize, write: Option<(u64, bool)>) -> Answer {
         let file = self.file(slot)?;
@@ -297,13 +297,13 @@ impl Side {
             outcome?
         };
         if write.is_some() {
-            // The time of such a write shows at once in ext4, and through FUSE when the pages are written back.
+            // ext4 changes the time at once, FUSE when the pages are written back.
             let _ = rustix::fs::futimens(file, &times((0, UTIME_NOW)));
         }
         Ok(outcome)
     }
 
-    /// Where data is, is each file system's affair, but what it says is a hole must read as zeros.
+    /// Each file system may choose where it reports data, but reported holes must read as zeros.
     fn seek_through(&self, slot: usize) -> Answer {
         let slot = self.slot(slot)?;
         if slot.is_direct {
@@ -320,7 +320,7 @@ impl Side {
             };
             let mut hole = vec![1; (data - at) as usize];
             match read_fully(file, &mut hole, at) {
-                // Opened for writing only.
+                // The file is open for writing only.
                 Err(Errno::BADF) => {}
                 read => assert_eq!(hole.len(), read?, "a hole's end is within the file"),
             }
@@ -339,7 +339,8 @@ impl Side {
         past.map(|at| Outcome::Count(at as usize))
     }
 
-    /// Lists a directory a few names at a time. After the first few some come and go; all others must be there once.
+    /// Lists a directory a few names at a time. After the first few, some names are added and removed. All other names
+    /// must be listed once.
     fn list(&self, path: &str, read_first: usize) -> Answer {
         let path = self.path(path);
         let passing = |n: usize| path.join(format!("passing {n}"));
@@ -347,9 +348,9 @@ impl Side {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
             rustix::fs::open(passing(n), flags, Mode::RUSR).map(drop)
         };
-        // It must be possible to make names there, on both sides.
+        // It must be possible to create names there, on both sides.
         (0..4).try_for_each(make)?;
-        // What is made after this, and before it is listed, may be in the listing or not.
+        // A name that is created from here on, before it is listed, may or may not be in the listing.
         let directory = rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
         let mut few = [MaybeUninit::uninit(); 100];
         let mut while_it_changed = names(&directory, &mut few, |count| {
@@ -398,7 +399,7 @@ impl Side {
         Some(buffer.bytes()[..count].to_vec())
     }
 
-    /// Makes everything durable there is. Fails where this user may not open something.
+    /// Makes everything durable. Fails if this user may not open something.
     pub(crate) fn sync_everything(&self) -> std::io::Result<()> {
         let mut paths = vec![self.root.clone()];
         while let Some(path) = paths.pop() {
@@ -417,7 +418,7 @@ impl Side {
     }
 }
 
-/// A modification time alone.
+/// Changes only the modification time.
 fn times((tv_sec, tv_nsec): (i64, i64)) -> Timestamps {
     Timestamps {
         last_access: Timespec {
@@ -428,7 +429,7 @@ fn times((tv_sec, tv_nsec): (i64, i64)) -> Timestamps {
     }
 }
 
-/// The names from where a directory stands, sorted; `after` is told how many there were so far.
+/// The names from the directory's position on, sorted. `after` gets the number of names so far.
 fn names(
     directory: &OwnedFd,
     buffer: &mut [MaybeUninit<u8>],
@@ -461,7 +462,7 @@ fn read_fully(file: &File, buffer: &mut [u8], offset: u64) -> Result<usize, Errn
             Ok(count) => done += count,
             Err(error) => return Err(Errno::from_io_error(&error).unwrap()),
         }
-        // A direct read that was short ends at the end of the file.
+        // A short direct read means the end of the file.
         if done % DIRECT_BYTES as usize != 0 {
             break;
         }
@@ -469,7 +470,7 @@ fn read_fully(file: &File, buffer: &mut [u8], offset: u64) -> Result<usize, Errn
     Ok(done)
 }
 
-/// Bytes where a direct read or write can have them.
+/// A buffer with the alignment of direct reads and writes.
 struct Buffer {
     bytes: Vec<u8>,
     start: usize,

@@ -10,7 +10,7 @@ use rustix::mount::UnmountFlags;
 
 use super::{Fixture, Thing};
 
-/// Given to the test program itself when it is to be the daemon.
+/// Tells the test program to run as the daemon.
 const DAEMON: &str = "BARMANFS_TEST_DAEMON";
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -22,7 +22,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// The program must have a test of the name `daemon` that calls [`serve`].
+    /// The program must have a test named `daemon` that calls [`serve`].
     pub fn start(repository: &Path, point: &Path) -> Self {
         std::fs::create_dir_all(point).unwrap();
         let point = point.canonicalize().unwrap();
@@ -40,13 +40,13 @@ impl Daemon {
         daemon
     }
 
-    /// `kill -9`: the mount point stays behind, dead.
+    /// `kill -9`: the dead mount point stays behind.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         let deadline = Instant::now() + PATIENCE;
         while self.child.try_wait().unwrap().is_none() {
             if Instant::now() > deadline {
-                // Ends whatever waits for an answer.
+                // Ends all requests that wait for an answer.
                 let _ = rustix::mount::unmount(&self.point, UnmountFlags::FORCE);
                 panic!("The daemon was killed and is still there");
             }
@@ -54,7 +54,7 @@ impl Daemon {
         }
     }
 
-    /// As when the daemon is told to end: it unmounts the tree, and ends soon whatever is still open.
+    /// Like a signal to the daemon: it unmounts the tree, and ends soon even if files are still open.
     pub fn end(&mut self) {
         drop(self.child.stdin.take());
     }
@@ -65,7 +65,7 @@ impl Daemon {
         until("the daemon ends", || self.child.try_wait().unwrap().is_some());
     }
 
-    /// As `umount` does it; everything that was written is durable then.
+    /// Unmounts like `umount`. All writes are durable then.
     pub fn unmount(mut self) {
         unmount(&self.point, Unmounting::Lazily).unwrap();
         self.wait();
@@ -92,7 +92,8 @@ pub fn cloned(things: &[(&str, Thing)]) -> (Fixture, Daemon, PathBuf) {
     (fixture, daemon, clone)
 }
 
-/// What the test `daemon` does: nothing, unless it is to be one. It ends with its standard input.
+/// The body of the test `daemon`: does nothing unless the process is to be the daemon. Ends with its standard
+/// input.
 pub fn serve() {
     let Ok(arguments) = std::env::var(DAEMON) else {
         return;
@@ -108,7 +109,7 @@ pub fn serve() {
     mounted.serve().unwrap();
 }
 
-/// For all to see, where this process may have it so.
+/// Visible to all users if this process may do that.
 pub fn options(point: &Path) -> MountOptions {
     MountOptions {
         mount_point: point.to_path_buf(),

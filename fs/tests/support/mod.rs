@@ -1,11 +1,11 @@
-//! A repository to mount, and what goes into it.
+//! A repository to mount, and its content.
 #![allow(dead_code, unreachable_pub, unused_imports)]
 
 pub mod daemon;
 pub mod ordinary;
 pub mod tree;
 
-/// The same repositories the tests of the engine of clones have.
+/// The same repositories as in the tests of the crate `barmanfs_live`.
 #[path = "../../../catalog/live/tests/support/mod.rs"]
 mod fixture;
 

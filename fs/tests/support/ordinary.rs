@@ -1,14 +1,14 @@
-//! Tests that run once more as a user without rights. Needs root.
+//! Runs tests again as an unprivileged user. Needs root.
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// `nobody`, by its number; it is in no other group.
+/// The user id of `nobody`, who is in no other group.
 pub const NOBODY: u32 = 65534;
 
-/// A place with programs that everybody can reach, which is not so where they were built.
+/// A directory for programs that every user can reach, unlike the build directory.
 pub struct Ordinary(tempfile::TempDir);
 
 impl Ordinary {
@@ -18,7 +18,7 @@ impl Ordinary {
         Self(directory)
     }
 
-    /// Brings a program here, under its own name.
+    /// Copies a program here, under its own name.
     pub fn bring(&self, program: &Path) -> PathBuf {
         let here = self.0.path().join(program.file_name().unwrap());
         std::fs::copy(program, &here).unwrap();
@@ -26,7 +26,7 @@ impl Ordinary {
         here
     }
 
-    /// This very test program, to run one test as an ordinary user.
+    /// A command that runs one test of this test program as an ordinary user.
     pub fn run_test(&self, name: &str) -> Command {
         let mut command = Command::new(self.bring(&std::env::current_exe().unwrap()));
         command

@@ -1,4 +1,4 @@
-//! Looking at a tree by paths.
+//! Access to a tree by paths.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use barmanfs_fs::namespace::{Found, Ino, Lines, Namespace, Node, Room};
 use barmanfs_fs::usage::Caller;
 use barmanfs_fs::views::{Context, ViewOptions, root};
 
-/// Cannot be seen.
+/// A caller that cannot be seen from here.
 pub const NOBODY: Caller = Caller(0);
 
 /// A tree without a kernel.
@@ -18,7 +18,7 @@ impl Tree {
         Self::at(repository, "/mnt")
     }
 
-    /// Shown as if it were mounted there.
+    /// Shows the tree as if it were mounted there.
     pub fn at(repository: &Repository, mount_point: &str) -> Self {
         let options = ViewOptions {
             mount_point: mount_point.into(),
@@ -53,7 +53,7 @@ impl Tree {
         let mut names = Vec::new();
         let mut offset = 0;
         loop {
-            // Two lines at a time: a listing goes on where it was left.
+            // Two lines at a time: a listing continues where it stopped.
             let mut room = 2;
             self.0
                 .read_directory(open.handle, offset, Lines::AsNames, &mut |line| {
@@ -85,7 +85,7 @@ impl Tree {
         let mut bytes = Vec::new();
         let result = loop {
             let mut count = 0;
-            // Not a divisor of the window: reads cross from one into the next.
+            // Not a divisor of the window size: reads cross from one window into the next.
             let read = self.0.read(open.handle, bytes.len() as u64, 100_000, |part| {
                 count = part.len();
                 bytes.extend_from_slice(part);

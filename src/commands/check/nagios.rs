@@ -18,7 +18,7 @@ pub(super) fn outcome(worst: State) -> Outcome {
     }
 }
 
-/// The one line: what is wrong, by server, failures before warnings.
+/// The status line: the problems by server, failures before warnings.
 pub(super) fn line(checked: &[CheckedServer]) -> String {
     let word = match CheckedServer::worst(checked) {
         State::Ok => {

@@ -1,6 +1,6 @@
-//! `barmanfs clone create --from`: a clone with all that was changed in another one.
+//! `barmanfs clone create --from`: a new clone with the content of another one.
 //!
-//! This process copies, and not a mount: it may take a while, and no other process may have the copied clone meanwhile.
+//! This process copies, not a mount: it may take a while, and no other process may have the copied clone meanwhile.
 
 use std::time::SystemTime;
 

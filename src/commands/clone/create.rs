@@ -1,4 +1,4 @@
-//! `barmanfs clone create`, and the making that `clone reset` shares with it.
+//! `barmanfs clone create`, and the creation that `clone reset` shares with it.
 
 use std::fmt;
 use std::fs;
@@ -17,7 +17,7 @@ use crate::commands::App;
 use crate::error::{Error, Outcome};
 use crate::mounts::{Mounts, live};
 
-/// What a clone is made of.
+/// The source of a clone.
 #[derive(Debug)]
 pub(super) enum Of {
     /// The newest backup.
@@ -29,7 +29,7 @@ pub(super) enum Of {
 }
 
 impl Of {
-    /// What the clone was made of, and nothing newer.
+    /// The source from which the clone was created, and nothing newer.
     pub(super) fn origin(description: &CloneDescription) -> Result<Self, Error> {
         let backup = description.origin.backup;
         let Some(target) = &description.origin.target else {
@@ -45,7 +45,7 @@ impl Of {
         Ok(Self::Target(spec))
     }
 
-    /// Whether there is such a thing.
+    /// Checks that the source exists.
     pub(super) fn check(&self, repository: &Repository, server: &ServerName) -> Result<(), Error> {
         let hint = format!("'barmanfs list-backups {server}' shows the backups there are");
         match self {
@@ -80,7 +80,7 @@ impl Of {
 }
 
 impl fmt::Display for Of {
-    /// As it follows the clone's name in `mkdir`.
+    /// The form that follows the clone's name in `mkdir`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Latest => Ok(()),
@@ -131,7 +131,7 @@ fn asked(app: &App, repository: &Repository, server: &ServerName, args: &CreateA
     }
 }
 
-/// Makes a clone, and gives its directory.
+/// Makes a clone, and returns its directory.
 pub(super) fn make(
     repository: &Repository,
     mounts: &Mounts<'_>,
@@ -147,7 +147,7 @@ pub(super) fn make(
     }
 }
 
-/// A mount has no words but the system's: what they mean here is found out again.
+/// A mount can only return error numbers. This finds the reason again.
 fn why_not(
     repository: &Repository,
     server: &ServerName,
@@ -182,7 +182,7 @@ fn why_not(
     }
 }
 
-/// The server has as many clones as it may.
+/// The error when a server has the maximum number of clones.
 pub(super) fn too_many(server: &ServerName, name: &CloneName, count: usize) -> Error {
     Error::failed(format!(
         "Cannot make clone {name} of server {server}: it has {count} already, and clone_max_count allows no more"
@@ -190,7 +190,7 @@ pub(super) fn too_many(server: &ServerName, name: &CloneName, count: usize) -> E
     .hint("Destroy one ('barmanfs clone list'), or raise clone_max_count in the configuration and mount again")
 }
 
-/// Prints what was made, and where it is.
+/// Prints the new clone and its directory.
 pub(super) fn tell_made(
     app: &mut App,
     repository: &Repository,
@@ -218,7 +218,7 @@ pub(super) fn tell_made(
     ))
 }
 
-/// As a shell takes it for one word.
+/// Quotes a word for a shell.
 pub(super) fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:,=/@%+".contains(c);
     match text.chars().all(plain) {

@@ -10,7 +10,7 @@ use crate::error::{Error, Outcome};
 use crate::instance::sockets;
 use crate::mounts::{Mounts, hold, is_running};
 
-/// Runs `clone destroy`. A mount is not needed.
+/// Runs `clone destroy`. This does not need a mount.
 pub(super) fn destroy(app: &mut App, args: &EndArgs) -> Result<Outcome, Error> {
     let (repository, clone) = asked(app, args)?;
     let CloneDescription { server, name, .. } = &clone;
@@ -23,7 +23,7 @@ pub(super) fn destroy(app: &mut App, args: &EndArgs) -> Result<Outcome, Error> {
     Ok(Outcome::Done)
 }
 
-/// Runs `clone reset`. What can be known to fail fails before anything is thrown away.
+/// Runs `clone reset`. Whatever is known to fail, fails before anything is discarded.
 pub(super) fn reset(app: &mut App, args: &EndArgs) -> Result<Outcome, Error> {
     let (repository, clone) = asked(app, args)?;
     let CloneDescription { server, name, .. } = &clone;
@@ -53,7 +53,7 @@ fn asked(app: &App, args: &EndArgs) -> Result<(Repository, CloneDescription), Er
     Ok((repository, clone))
 }
 
-/// A server that runs on the clone is stopped, or is in the way.
+/// Stops the server that runs on the clone, or fails because it runs.
 fn end_server(app: &mut App, mounts: &Mounts<'_>, clone: &CloneDescription, stop: bool) -> Result<(), Error> {
     let CloneDescription { server, name, .. } = clone;
     match mounts.running_on(server, name) {
@@ -67,7 +67,7 @@ fn end_server(app: &mut App, mounts: &Mounts<'_>, clone: &CloneDescription, stop
 
 fn remove(repository: &Repository, clone: &CloneDescription) -> Result<(), Error> {
     let lock = hold(repository, &clone.server, &clone.name, "removing it")?;
-    // This is checked under the lock: another clone may have the name by now.
+    // Checked under the lock: another clone may have the name by now.
     let now = repository.clone_named(&clone.server, &clone.name)?;
     if now.id != clone.id {
         return Err(Error::failed(format!(
@@ -76,7 +76,7 @@ fn remove(repository: &Repository, clone: &CloneDescription) -> Result<(), Error
         )));
     }
     repository.remove_clone(clone, lock)?;
-    // Of one whose server was killed, or stopped by other means.
+    // The socket of a server that was killed, or stopped by other means.
     sockets::remove(&clone.id.to_string());
     Ok(())
 }

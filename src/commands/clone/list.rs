@@ -18,7 +18,7 @@ use crate::report::ListedClone;
 
 const SECONDS_OF_A_DAY: u64 = 24 * 60 * 60;
 
-/// Runs the command. Nothing of a clone is looked into through a mount that does not serve it already.
+/// Runs the command. This does not access a clone through a mount that does not serve it already.
 pub(super) fn run(app: &mut App, args: &ListArgs) -> Result<Outcome, Error> {
     let repository = app.repository()?;
     let mounts = Mounts::of(&repository)?;
@@ -76,13 +76,13 @@ fn listed(
     })
 }
 
-/// Bytes of the file system that a directory takes with all that is in it.
+/// Bytes that a directory and its content take in the file system.
 fn allocated_bytes(directory: &Path) -> io::Result<u64> {
     let mut bytes = 0;
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
         let metadata = match entry.metadata() {
-            // Removed while we look.
+            // It was removed meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             metadata => metadata?,
         };
@@ -131,7 +131,7 @@ fn table(clones: &[ListedClone], now: TimestampMicros) -> Table {
     table
 }
 
-/// Where the server listens: in the clone itself, unless something else is said.
+/// Where the server listens: in the clone itself, unless something else is mentioned.
 fn place(port: u16, clone: &ListedClone) -> String {
     let elsewhere = clone
         .socket_directory

@@ -16,7 +16,7 @@ use crate::instance::{self, Instance, LOG, Replayed, Running, StartOptions, sock
 use crate::mounts::{Mounts, known_user, user_name};
 use crate::progress::{Counted, Progress};
 
-/// How long a server may take to stop where no option says.
+/// How long a server may take to stop if no option specifies it.
 pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Runs `clone start`.
@@ -38,7 +38,7 @@ pub(super) fn run(app: &mut App, args: &StartArgs) -> Result<Outcome, Error> {
     Ok(Outcome::Done)
 }
 
-/// Starts PostgreSQL on a clone, and says how to reach it.
+/// Starts PostgreSQL on a clone, and prints how to connect to it.
 pub(super) fn start(
     app: &mut App,
     mounts: &Mounts<'_>,
@@ -150,7 +150,8 @@ fn tell(
     Ok(())
 }
 
-/// A command line to type, as the user that can connect without a password in most configurations.
+/// A command line for the user to type. It runs psql as the user that can connect without a password in most
+/// configurations.
 fn psql(instance: &Instance, running: &Running) -> String {
     let command = format!(
         "psql -h {} -p {} postgres",
@@ -163,7 +164,7 @@ fn psql(instance: &Instance, running: &Running) -> String {
     }
 }
 
-/// A user as a shell hands it to `sudo -u`: by number where this host has no name for it.
+/// A user in the form for `sudo -u`: a number if this host has no name for the user.
 fn for_sudo(uid: u32) -> String {
     known_user(uid).unwrap_or_else(|| format!("'#{uid}'"))
 }
@@ -177,7 +178,7 @@ pub(super) fn stop(app: &mut App, args: &StopArgs) -> Result<Outcome, Error> {
     let mounts = Mounts::of(&repository)?;
     let place = match &args.mount.mount_point {
         Some(asked) => Some(mounts.place_of(&server, name, Some(asked))?.1),
-        // A server that has outlived its mount runs on a clone that perhaps no mount serves now.
+        // If a server has outlived its mount, no mount may be serving its clone now.
         None => mounts.place_of(&server, name, None).ok().map(|(_, path)| path),
     };
     match place.filter(|path| instance::running(path).is_some()) {

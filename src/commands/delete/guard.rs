@@ -1,4 +1,4 @@
-//! Which deletions are refused: facts in, a reason out.
+//! Decides which deletions are refused: facts in, a reason out.
 
 use barmanfs_catalog::{Backup, BackupStatus, CloneName};
 
@@ -7,14 +7,14 @@ use crate::error::Error;
 use crate::health::Doubts;
 use crate::report::{Place, Remains};
 
-/// A requested deletion, and what would be left after it.
+/// A requested deletion, and the state after it.
 #[derive(Debug)]
 pub(super) struct Asked<'a> {
     pub(super) server: &'a str,
     pub(super) backups: &'a [Backup],
-    /// What would be left.
+    /// The backups that would be left.
     pub(super) left: &'a [&'a Backup],
-    /// Which of all these cannot be relied on.
+    /// Those of all these backups that cannot be relied on.
     pub(super) doubts: &'a Doubts,
     pub(super) before: &'a Remains,
     pub(super) after: &'a Remains,
@@ -24,9 +24,10 @@ pub(super) struct Asked<'a> {
     pub(super) force: bool,
 }
 
-/// Why these backups may not be deleted. `--force` overrides all but `minimum_redundancy`, which a person has set.
+/// The reason not to delete these backups, if any. `--force` overrides all reasons except `minimum_redundancy`, which a
+/// person has set.
 pub(super) fn refusal(asked: &Asked<'_>) -> Option<Error> {
-    // Deleting a backup that nothing can be recovered from loses nothing.
+    // Deleting a backup from which nothing can be recovered loses nothing.
     let mut complete = asked
         .backups
         .iter()
@@ -35,7 +36,7 @@ pub(super) fn refusal(asked: &Asked<'_>) -> Option<Error> {
     if takes_away && asked.after.done < asked.minimum {
         return Some(too_few(asked));
     }
-    // Most of a damaged backup can be recovered: the last backup of all is deleted only with --force.
+    // Most of a damaged backup can be recovered, so the very last backup is deleted only with --force.
     let takes_the_last = complete.next().is_some() && asked.after.doubtful == 0;
     if !asked.force && asked.after.done == 0 && (takes_away || takes_the_last) {
         return Some(last_one(asked));
@@ -93,7 +94,7 @@ fn last_one(asked: &Asked<'_>) -> Error {
     ))
 }
 
-/// The complete backups that would be left and do not count, for the middle of a reason.
+/// The complete backups that would be left but cannot be relied on, for the middle of a reason.
 fn doubtful(asked: &Asked<'_>) -> String {
     let left = asked
         .left
@@ -123,7 +124,7 @@ fn newest_lost(asked: &Asked<'_>) -> Error {
     ))
 }
 
-/// Whether less of the server's history can be recovered at its end.
+/// Whether the end of the server's history could no longer be recovered.
 fn loses_the_newest(before: Option<&Place>, after: Option<&Place>) -> bool {
     match (before, after) {
         (Some(before), Some(after)) => {

@@ -1,4 +1,4 @@
-//! What can be recovered with a set of backups.
+//! Finds what can be recovered with a set of backups.
 
 use barmanfs_catalog::recovery::{Target, TargetSpec};
 use barmanfs_catalog::{Backup, BackupStatus, Repository, ServerName};
@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::health::Doubts;
 use crate::report::{Place, Remains};
 
-/// What can be recovered with these backups and the archived WAL.
+/// The part of the history that can be recovered with these backups and the archived WAL.
 pub(super) fn find(
     repository: &Repository,
     server: &ServerName,
@@ -20,7 +20,7 @@ pub(super) fn find(
         .copied()
         .partition(|backup| !doubts.concern(backup.id));
     let mut newest = None;
-    // From the newest, as a recovery would be tried.
+    // From the newest backup on, in the order in which a recovery would try them.
     for backup in done.iter().rev() {
         newest = reach(repository, server, backup)?;
         if newest.is_some() {
@@ -43,7 +43,7 @@ pub(super) fn find(
     })
 }
 
-/// How far `now` leads from this backup.
+/// The end of the recovery to `now` from this backup.
 fn reach(repository: &Repository, server: &ServerName, backup: &Backup) -> Result<Option<Place>, Error> {
     let spec = TargetSpec {
         backup: Some(backup.id),
@@ -58,7 +58,7 @@ fn reach(repository: &Repository, server: &ServerName, backup: &Backup) -> Resul
     }))
 }
 
-/// For a line.
+/// Formats a place for a message.
 pub(super) fn shown(place: Option<&Place>) -> String {
     place.map_or_else(
         || "nothing".to_owned(),

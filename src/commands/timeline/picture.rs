@@ -1,4 +1,5 @@
-//! The picture of a server's timelines: time runs down, each timeline is a line, and where one left another they part.
+//! The picture of a server's timelines: time runs down, each timeline is a line, and lines branch where one timeline
+//! left another.
 //!
 //! ```text
 //! ╷     0/1000000  timeline 1
@@ -16,10 +17,11 @@ use crate::health::losses;
 use crate::locale::Drawing;
 use crate::output::{self, Style, table};
 
-/// How many restore points are drawn, the newest ones: with one a minute, the rest must still be visible. `--json` has all.
+/// Maximum number of restore points to draw, the newest ones: with one a minute, the rest must still be visible.
+/// `--json` has all.
 const RESTORE_POINTS_MAX: usize = 40;
 
-/// Of a moment, to the second.
+/// Width of a time to the second.
 const TIME_WIDTH: usize = 22;
 
 /// A line of the picture.
@@ -29,7 +31,7 @@ pub(super) struct Line {
     pub(super) style: Style,
 }
 
-/// What happens at a place of the log. Of what happens at one place, the first here comes first.
+/// The events at a position of the WAL. Events at the same position are in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Begin,
@@ -51,7 +53,8 @@ struct Event {
     text: String,
 }
 
-/// Draws it, in lines of at most so many characters: a text continues in the next line at a blank, if its longest word fits.
+/// Draws the picture in lines of at most this many characters. A text continues in the next line at a blank, if its
+/// longest word fits.
 pub(super) fn draw(report: &TimelineReport, drawing: Drawing, columns: Option<usize>) -> Vec<Line> {
     let mut events: Vec<Event> = report
         .timelines
@@ -94,7 +97,7 @@ pub(super) fn draw(report: &TimelineReport, drawing: Drawing, columns: Option<us
     lines.collect()
 }
 
-/// Where a timeline has two histories.
+/// The places where a timeline has two histories.
 fn forks(report: &TimelineReport) -> impl Iterator<Item = Event> {
     report.forks.iter().map(|fork| Event {
         lsn: fork.lsn,
@@ -168,7 +171,8 @@ fn of_timeline(report: &TimelineReport, timeline: &Timeline) -> Vec<Event> {
     events
 }
 
-/// The end of a timeline's line: that of its WAL, or where the last timeline leaves it, if there is none until there.
+/// The end of a timeline's line: the end of its WAL or, if there is none until there, the place where the last timeline
+/// leaves it.
 fn end(
     report: &TimelineReport,
     timeline: &Timeline,
@@ -250,7 +254,7 @@ fn restore_points(report: &TimelineReport) -> Vec<Event> {
     points
 }
 
-/// Which timeline is drawn in which column. A column is free again when its timeline has ended.
+/// The column of each timeline. A column is free again when its timeline has ended.
 #[derive(Debug, Default)]
 struct Columns(Vec<Option<TimelineId>>);
 
@@ -270,7 +274,7 @@ impl Columns {
         free
     }
 
-    /// What is drawn between the line of one event and the next.
+    /// The characters between the lines of two events.
     fn between(&self) -> String {
         let cells = self
             .0
@@ -308,7 +312,7 @@ impl Columns {
     }
 }
 
-/// Draws the line from one timeline to the one that leaves it, across those between.
+/// Draws the line from one timeline to the one that leaves it, across the timelines between them.
 fn connect(cells: &mut [char], from: usize, to: usize) {
     let (low, high) = (from.min(to), from.max(to));
     for cell in cells.iter_mut().take(high).skip(low + 1) {
@@ -331,7 +335,7 @@ mod tests {
     use insta::assert_snapshot;
     use serde_json::json;
 
-    /// Two recoveries: one to before the last backup of the first timeline, one of the second.
+    /// Two recoveries: one to a time before the last backup of the first timeline, one on the second timeline.
     fn report() -> TimelineReport {
         let range = |first: &str, last: &str, segments: u64, start: &str, end: &str| {
             json!({"first": first, "last": last, "segments": segments, "start_lsn": start, "end_lsn": end,
@@ -400,7 +404,7 @@ mod tests {
         | | +  0/3800000                          no segment of timeline 3 is archived
         ");
         assert!(lines.iter().all(|line| line.chars().count() <= 78), "{lines:#?}");
-        // Where not even a word fits, lines are left as they are.
+        // If not even a word fits, lines are not broken.
         assert_eq!(draw(&report(), Drawing::Ascii, Some(45)).len(), 10);
     }
 

@@ -16,7 +16,7 @@ use crate::progress::{Counted, Progress};
 use crate::report::TestedBackup;
 use crate::signals::Interruption;
 
-/// What a server says of a file in which something is damaged: the text of EIO.
+/// Text of a server's messages about files with damage: the system's text of EIO.
 const UNREADABLE: &str = "Input/output error";
 
 /// Runs the command.
@@ -81,7 +81,7 @@ fn request(app: &App, repository: &Repository, args: &VerifyArgs) -> Result<Requ
     })
 }
 
-/// Users of the database this process has heard of.
+/// Users of the database that occur in the configuration or the environment.
 fn users(app: &App, server: &str) -> Vec<String> {
     let environment = Environment::new(std::env::vars_os());
     let server = app.config.server(server);
@@ -98,7 +98,7 @@ fn users(app: &App, server: &str) -> Vec<String> {
         .collect()
 }
 
-/// A file that can be read, by its absolute path: psql runs in another directory.
+/// The absolute path of a file that can be read: psql runs in another directory.
 fn readable(file: &Path) -> Result<PathBuf, Error> {
     let wrong = |error| Error::usage(format!("Cannot read {}: {error}", file.display()));
     let path = file.canonicalize().map_err(wrong)?;
@@ -134,7 +134,7 @@ fn show(app: &mut App, backup: &Backup, Report { test, details }: &Report) -> Re
     Ok(())
 }
 
-/// `PostgreSQL 18.1 started in 3 s; passed: catalogs, amcheck`
+/// `PostgreSQL 18.1 started and passed catalogs, amcheck in 3 s`
 fn passed(test: &BootTest) -> String {
     let checks: Vec<&str> = test.checks.iter().map(|check| check.as_str()).collect();
     let took = output::duration(std::time::Duration::from_millis(test.took_ms));

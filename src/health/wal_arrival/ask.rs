@@ -1,4 +1,4 @@
-//! Finds out what the rules decide by.
+//! Collects the facts for the rules.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -21,7 +21,7 @@ use crate::postgres::{Connection, ResultSet};
 /// The first version with `archive_library`.
 const ARCHIVE_LIBRARY_SINCE: u32 = 15;
 
-/// Microseconds since 1970, of the expression put in.
+/// SQL for the microseconds since 1970 of an expression.
 macro_rules! micros {
     ($time:literal) => {
         concat!("(extract(epoch from ", $time, ") * 1000000)::bigint")
@@ -52,26 +52,27 @@ const PG_WAL: &str = concat!(
     " AS written FROM pg_catalog.pg_ls_waldir()"
 );
 
-/// What is asked: the server and the repository.
+/// The sources of the facts: the server and the repository.
 #[derive(Debug)]
 pub(in crate::health) struct Asked<'a> {
-    /// How this program is called.
+    /// The command line of this program.
     pub(in crate::health) invocation: &'a Invocation,
-    /// The repository, where there is one.
+    /// The repository, if it exists.
     pub(in crate::health) repository: Option<&'a Repository>,
-    /// What it has of the server's timelines.
+    /// The repository's report of the server's timelines.
     pub(in crate::health) timelines: Option<&'a TimelineReport>,
     /// The configuration.
     pub(in crate::health) server: &'a ServerConfig,
-    /// What the server says of itself.
+    /// The server's settings.
     pub(in crate::health) cluster: &'a ServerSettings,
     /// The replication connection.
     pub(in crate::health) streaming: &'a mut Connection,
-    /// The other one, where there is one.
+    /// The SQL connection, if there is one.
     pub(in crate::health) sql: Option<&'a mut Connection>,
 }
 
-/// Asks the server first, and looks into the archive afterwards: what the server says it has archived is there then.
+/// Queries the server first and the archive afterwards: what the server reports as archived must then be in the
+/// archive.
 pub(super) fn facts(asked: &mut Asked<'_>, findings: &mut Findings) -> Facts {
     let mut facts = Facts {
         server: asked.server.name.to_string(),
@@ -97,7 +98,7 @@ pub(super) fn facts(asked: &mut Asked<'_>, findings: &mut Findings) -> Facts {
             Ok(()) => {}
             Err(error) => findings.failed("archiver errors", error.to_string()),
         }
-        // A role without pg_monitor may not look: the rules do with less then.
+        // A role without pg_monitor may not see this. The rules then work without it.
         facts.ready = sql.simple_query(READY).ok().map(|results| ready(&results));
         facts.pg_wal = sql.simple_query(PG_WAL).ok().map(|results| pg_wal(&results));
         done = sql
@@ -138,7 +139,7 @@ fn settings(asked: &mut Asked<'_>) -> Result<Settings, Error> {
     })
 }
 
-/// Of its ancestors, from the server itself: its archive may not have it.
+/// The timeline's ancestors, from the server itself: the archive may not have the history file.
 fn history(streaming: &mut Connection, timeline: TimelineId) -> Option<TimelineHistory> {
     let file = streaming.timeline_history(timeline).ok()??;
     TimelineHistory::parse(&file.content, timeline).ok()
@@ -278,7 +279,7 @@ fn age(time: TimestampMicros) -> u64 {
     u64::try_from(now.saturating_sub(time.unix_micros())).unwrap_or_default() / 1_000_000
 }
 
-/// A timeline that left the server's one at a place that the server has since gone past.
+/// A timeline that left the server's timeline at a position which the server has since passed.
 fn left_at(timelines: &TimelineReport, timeline: TimelineId, flush_lsn: Lsn) -> Option<(TimelineId, Lsn)> {
     timelines
         .timelines

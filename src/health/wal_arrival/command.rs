@@ -1,26 +1,26 @@
-//! What an `archive_command` does, as far as its words show.
+//! The effect of an `archive_command`, as far as its text shows it.
 
 /// The placeholder for the path of the segment.
 const PATH: &str = "%p";
-/// Options of this program that take a word after them.
+/// Options of this program that are followed by a value.
 const WITH_VALUE: &[&str] = &["-c", "--config", "--log-level"];
 
-/// What an `archive_command` looks like.
+/// The kind of an `archive_command`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Call {
     /// It calls this program for the server.
     Ours,
     /// It calls this program for another server.
     OtherServer(String),
-    /// It calls this program, but reports success whatever that says.
+    /// It calls this program, but reports success whatever the program's exit code is.
     Unchecked,
     /// It calls this program without `%p`.
     WithoutPath,
-    /// This program is not in it.
+    /// It does not call this program.
     Other,
 }
 
-/// Reads `command` as far as a shell's words go. A script that calls this program is not seen through.
+/// Interprets the words of `command` as a shell would. A call in a script is not detected.
 pub(super) fn read(command: &str, server: &str) -> Call {
     let words = words(command);
     let program = words
@@ -60,13 +60,14 @@ fn is_control(word: &str) -> bool {
     matches!(word, ";" | "|" | "||" | "&" | "&&")
 }
 
-/// Whether something behind the call decides about the exit code. What follows `&&` runs only after success.
+/// Whether something after the call determines the exit code. What follows `&&` runs only after success.
 fn hides_failure(words: &[String], program: Option<usize>) -> bool {
     let behind = words.iter().skip(program.unwrap_or_default());
     behind
         .clone()
         .any(|word| matches!(word.as_str(), "||" | "|" | "&"))
-        // A semicolon at the very end separates nothing, and the end of a block leaves the exit code alone.
+        // A semicolon at the very end separates nothing, and the end of a block does not change the exit
+        // code.
         || behind
             .clone()
             .skip_while(|word| *word != ";")
@@ -74,7 +75,7 @@ fn hides_failure(words: &[String], program: Option<usize>) -> bool {
             .any(|word| !matches!(word.as_str(), "fi" | "}" | "done"))
 }
 
-/// Words and control operators, quotes removed; what is inside quotes is no operator.
+/// Splits into words and control operators, and removes quotes. Quoted text is never an operator.
 fn words(command: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;

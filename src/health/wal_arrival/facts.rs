@@ -1,4 +1,4 @@
-//! What is known of a server's WAL: on the server, and here.
+//! The facts about a server's WAL: on the server, and in the repository.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,48 +9,48 @@ use barmanfs_pg::{Lsn, SegmentSize, TimelineId, TimestampMicros};
 use crate::config::{Age, Archiver};
 use crate::invocation::Invocation;
 
-/// Segments that are looked for in the archive, from the server's current one back. A server that wrote more since its
-/// newest backup has its oldest ones looked for by "WAL without gaps" alone.
+/// Maximum number of segments to look for in the archive, back from the server's current one. If a server has written
+/// more since its newest backup, only "WAL without gaps" checks the oldest segments.
 pub(super) const MAX_LOOKED_FOR: u64 = 20_000;
 
-/// Everything the rules decide by.
+/// All facts for the rules.
 #[derive(Debug, Clone)]
 pub(super) struct Facts {
-    /// The server's name here.
+    /// The server's name in the configuration.
     pub(super) server: String,
-    /// How this program is called.
+    /// The command line of this program.
     pub(super) invocation: Invocation,
-    /// The configuration: does WAL come through `archive_command`?
+    /// The configuration: whether WAL comes through `archive_command`.
     pub(super) archiver: Archiver,
-    /// The configuration: does WAL come through `receive-wal`?
+    /// The configuration: whether WAL comes through `receive-wal`.
     pub(super) streams: bool,
-    /// The configuration: how old may be what arrived last, while the server writes?
+    /// The configuration: the maximum age of the last arrival, while the server writes.
     pub(super) wal_age: Option<Age>,
     /// The server's settings.
     pub(super) settings: Settings,
-    /// Its clock; none where SQL could not be asked.
+    /// Its clock; `None` without SQL.
     pub(super) now: Option<TimestampMicros>,
     /// Whether it is a standby.
     pub(super) in_recovery: bool,
     /// `pg_stat_archiver`.
     pub(super) archiver_stats: Option<ArchiverStats>,
-    /// What waits for `archive_command`; none where the role may not look.
+    /// Files that wait for `archive_command`; `None` if the role may not see them.
     pub(super) ready: Option<Ready>,
-    /// The files in `pg_wal` with the time of their last write; none where the role may not look.
+    /// The files in `pg_wal` with the time of their last write; `None` if the role may not see them.
     pub(super) pg_wal: Option<BTreeMap<WalName, TimestampMicros>>,
-    /// The timeline it writes.
+    /// Its present timeline.
     pub(super) timeline: TimelineId,
-    /// How far its WAL is written.
+    /// The end of its flushed WAL.
     pub(super) flush_lsn: Lsn,
     /// Size of its segments.
     pub(super) segment_size: SegmentSize,
-    /// The ancestors of its timeline; `None` where the server could not say.
+    /// The ancestors of its timeline; `None` if the server could not return them.
     pub(super) history: Option<TimelineHistory>,
-    /// What is here; none without a repository.
+    /// The state of the repository; `None` without a repository.
     pub(super) here: Option<Here>,
 }
 
-/// The server's settings that decide about archiving, as the running server has them.
+/// The running server's settings about archiving.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Settings {
     /// `archive_mode`
@@ -76,30 +76,30 @@ pub(super) struct ArchiverStats {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Ready {
     pub(super) count: u64,
-    /// The one that waits longest, and since when.
+    /// The file that has been waiting longest, and since when.
     pub(super) oldest: Option<(String, TimestampMicros)>,
 }
 
-/// What the repository has of the server.
+/// The stored state of the server.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Here {
     /// Whether anything was ever archived.
     pub(super) any_segment: bool,
-    /// Whether the file that `pg_stat_archiver` calls the last archived one is here.
+    /// Whether the last archived file according to `pg_stat_archiver` is in the archive.
     pub(super) has_last_archived: bool,
-    /// Whether the history of the server's timeline is here; true for the first, which has none.
+    /// Whether the history of the server's timeline is archived; true for the first timeline, which has none.
     pub(super) has_history: bool,
-    /// Required segments that are neither archived nor whole in the spool, in order.
+    /// Required segments that are neither archived nor complete in the spool, in order.
     pub(super) missing: Vec<SegmentName>,
     /// The timeline and the end of the newest complete backup.
     pub(super) newest_backup: Option<(TimelineId, Lsn)>,
     /// The newest archived segment of the server's timeline.
     pub(super) newest_segment: Option<SegmentName>,
-    /// When the last WAL arrived, by this host's clock, and how long ago that is in seconds.
+    /// The time of the last arrival by this host's clock, and its age in seconds.
     pub(super) last_arrival: Option<(TimestampMicros, u64)>,
-    /// Timelines that left the server's one behind which it has written more.
+    /// A timeline that left the server's timeline at a position which the server has since passed.
     pub(super) left_at: Option<(TimelineId, Lsn)>,
-    /// Missing segments that the server itself calls archived.
+    /// Missing segments that are archived according to the server.
     pub(super) done: BTreeSet<SegmentName>,
 }
 
@@ -113,8 +113,8 @@ impl Facts {
         }
     }
 
-    /// What the archive should have by now, in order: all that the server has completed since the newest backup or,
-    /// without one, since what was archived last.
+    /// The segments that the archive should have by now, in order: all that the server has completed since the newest
+    /// backup or, without a backup, since the last archived segment.
     pub(super) fn required(
         &self,
         newest_backup: Option<(TimelineId, Lsn)>,
@@ -123,7 +123,7 @@ impl Facts {
         let size = self.segment_size;
         let current = self.flush_lsn.segment_number(size);
         let first = match (newest_backup, newest_segment) {
-            // The segment with the backup's end is archived, or came with the backup.
+            // The segment with the backup's end is archived or included in the backup.
             (Some((timeline, stop)), _) if self.has_ancestor(timeline) => {
                 Lsn(stop.0.saturating_sub(1)).segment_number(size) + 1
             }
@@ -138,7 +138,7 @@ impl Facts {
             .collect()
     }
 
-    /// Whether the server's timeline is this one or goes back to it.
+    /// Whether this is the server's timeline or one of its ancestors.
     pub(super) fn has_ancestor(&self, timeline: TimelineId) -> bool {
         timeline == self.timeline
             || self
@@ -147,8 +147,8 @@ impl Facts {
                 .is_some_and(|history| history.switch_point(timeline).is_some())
     }
 
-    /// The timeline whose name the segment that begins at `start` has: where one was left in a segment, that is the
-    /// later one's.
+    /// The timeline in the name of the segment that begins at `start`. If a timeline was left within the segment, it is
+    /// the later one.
     fn timeline_at(&self, start: Lsn) -> TimelineId {
         let end = Lsn(start.0.saturating_add(self.segment_size.bytes()));
         let entries = self.history.iter().flat_map(TimelineHistory::entries);

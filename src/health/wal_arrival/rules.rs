@@ -1,4 +1,4 @@
-//! What follows from the facts.
+//! Derives findings from the facts.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use crate::output;
 
 /// How long a completed segment may take to arrive.
 const GRACE_MICROS: i64 = 60 * 1_000_000;
-/// How far in the future a file's time may be: the server's files may be on another host.
+/// How far in the future a file's time may be: the server's files may come from another host.
 const AHEAD_MICROS_MAX: i64 = 300 * 1_000_000;
-/// Missing segments at which something is wrong, where the times of the server's files are not known: more than a busy
-/// server writes while an `archive_command` is at work.
+/// Number of missing segments that is a failure if the times of the server's files are unknown: more than a busy server
+/// writes while one `archive_command` runs.
 const LAG_SEGMENTS: usize = 16;
 
 const MODE: &str = "archive_mode";
@@ -46,14 +46,15 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// Adds how WAL comes. Gives whether it comes by an `archive_command`, of this server or of its primary.
+/// Adds the way in which WAL arrives. Returns whether it comes through an `archive_command`, of this server or of its
+/// primary.
 fn mode(facts: &Facts, findings: &mut Vec<Finding>) -> bool {
     let off = facts.settings.archive_mode == "off";
     let serves_us = || !off && called(facts) != Call::Other;
     let expected = match facts.archiver {
         Archiver::On => true,
         Archiver::Off => false,
-        // A server that streams need not archive as well, or may archive to somewhere else.
+        // A server that streams need not archive as well, or may archive to another place.
         Archiver::Auto => !facts.streams || serves_us(),
     };
     let line = match (expected, off) {
@@ -145,7 +146,7 @@ fn errors(facts: &Facts) -> Option<Finding> {
     ))
 }
 
-/// What the server says it has archived last must be here: `wal-archive` returns only when it is.
+/// The last file that the server reports as archived must be here, because `wal-archive` returns only when it is.
 fn archived(facts: &Facts) -> Option<Finding> {
     let (stats, here) = (facts.archiver_stats.as_ref()?, facts.here.as_ref()?);
     let Some(last) = &stats.last_archived_wal else {
@@ -211,7 +212,7 @@ fn waiting(facts: &Facts) -> Option<Finding> {
     })
 }
 
-/// Whether the archive knows the timeline that the server is on.
+/// Whether the archive knows the server's timeline.
 fn timeline(facts: &Facts) -> Option<Finding> {
     let here = facts.here.as_ref()?;
     let timeline = facts.timeline;
@@ -261,7 +262,7 @@ fn stray(facts: &Facts, of_backup: TimelineId) -> String {
     )
 }
 
-/// Whether all that the server has completed is here.
+/// Whether all segments that the server has completed are here.
 fn arrived(facts: &Facts) -> Option<Finding> {
     let here = facts.here.as_ref()?;
     if !here.any_segment && here.missing.is_empty() {
@@ -285,7 +286,7 @@ fn arrived(facts: &Facts) -> Option<Finding> {
     let has = |name: &SegmentName| pg_wal.contains_key(&WalName::Segment(*name));
     let late = here.missing.iter().filter(|name| {
         let written = pg_wal.get(&WalName::Segment(**name)).copied();
-        // A segment that the server no longer has never comes.
+        // A segment that the server no longer has never arrives.
         !facts.is_recent(written)
     });
     if late.count() == 0 {
@@ -301,11 +302,11 @@ fn arrived(facts: &Facts) -> Option<Finding> {
     ))
 }
 
-/// A server that nobody writes to still notes checkpoints and running transactions at the start of a segment: some hundred
-/// bytes, and then no more. It hands no segment over for that, not even with `archive_timeout`.
+/// An idle server still writes checkpoints and running transactions at the start of a segment: some hundred bytes, and
+/// then no more. It does not archive a segment for that, not even with `archive_timeout`.
 const WRITTEN_WHEN_IDLE_BYTES: u64 = 4096;
 
-/// How old the newest WAL here is. A server that has written nothing since has none to bring.
+/// The age of the newest archived WAL. A server that has written nothing since then has nothing to archive.
 fn wal_age(facts: &Facts) -> Option<Finding> {
     let (limit, here) = (facts.wal_age.as_ref()?, facts.here.as_ref()?);
     let Some((at, age)) = here.last_arrival else {
@@ -343,7 +344,7 @@ fn wal_age(facts: &Facts) -> Option<Finding> {
     })
 }
 
-/// Before the first segment it is not known whether any will come.
+/// Before the first segment arrives, it is unknown whether any will.
 fn nothing_yet(facts: &Facts) -> Finding {
     let after = if facts.streams {
         ""
@@ -404,8 +405,8 @@ fn who_brings(facts: &Facts) -> String {
 }
 
 impl Facts {
-    /// Whether `time` is less than the grace ago, by the server's clock. What has no time is not, nor what is from the
-    /// future, as after the clock was set back.
+    /// Whether `time` is less than the grace period ago, by the server's clock. Not if there is no time, or if it is in
+    /// the future, as after the clock was set back.
     fn is_recent(&self, time: Option<TimestampMicros>) -> bool {
         let age = self
             .now

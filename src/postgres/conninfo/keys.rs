@@ -1,13 +1,13 @@
-//! Every key libpq knows, the variable behind it, and what barmanfs does with it.
+//! All keys of libpq, their environment variables, and how barmanfs treats them.
 
-/// What a key means to barmanfs.
+/// How barmanfs treats a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Meaning {
-    /// It is obeyed.
+    /// It is used.
     Used,
     /// It has no meaning for backups; the reason is logged once when the key is given.
     Ignored(&'static str),
-    /// Going on without it would be less safe than the user believes; these values alone are accepted.
+    /// Only these values are accepted. Ignoring others would be less safe than the user believes.
     Only(&'static [&'static str]),
 }
 
@@ -47,7 +47,7 @@ const fn only(name: &'static str, variable: Option<&'static str>, values: &'stat
 const NO_GSS: &str = "GSSAPI is not supported";
 const OAUTH: &str = "OAuth is not supported";
 
-/// The keys of libpq 18, those that only older releases knew included.
+/// The keys of libpq 18, including those that only older releases know.
 #[rustfmt::skip]
 const KEYS: &[Key] = &[
     used("service", Some("PGSERVICE")),
@@ -106,14 +106,14 @@ const KEYS: &[Key] = &[
     ignored("tty", None, "it has no meaning any more"),
 ];
 
-/// The key of that exact name.
+/// The key with exactly this name.
 pub(super) fn key(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == name)
 }
 
 /// The key a misspelt one most likely means.
 pub(super) fn nearest(name: &str) -> Option<&'static str> {
-    // A swapped pair of letters, or one too many and one too few.
+    // Two swapped letters, or one letter too many and one missing.
     const FARTHEST: usize = 2;
     KEYS.iter()
         .map(|key| (strsim::damerau_levenshtein(name, key.name), key.name))
@@ -122,7 +122,7 @@ pub(super) fn nearest(name: &str) -> Option<&'static str> {
         .map(|(_, name)| name)
 }
 
-/// All of them.
+/// All keys.
 pub(super) fn all() -> impl Iterator<Item = &'static Key> {
     KEYS.iter()
 }

@@ -1,6 +1,6 @@
-//! Where and how to connect: connection strings as every libpq program reads them.
+//! Where and how to connect: connection strings, read as in every libpq program.
 //!
-//! What is not in the string comes from the service file, then the `PG*` variables, then the defaults.
+//! Settings that are not in the string come from the service file, then the `PG*` variables, then the defaults.
 
 mod keys;
 mod parse;
@@ -25,7 +25,7 @@ pub(crate) use values::{
     TargetSession, TlsSettings, TlsVersion,
 };
 
-/// The directories distributions keep the server's socket in, the usual one first.
+/// The directories of the server's socket in distributions, the usual one first.
 const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 
 /// The port libpq uses when none is given.
@@ -34,12 +34,12 @@ const DEFAULT_PORT: u16 = 5432;
 /// The database name of a replication connection in the password file.
 const REPLICATION_DATABASE: &str = "replication";
 
-/// All there is to know to connect. Shows itself without its password.
+/// All settings of a connection. Its formatters do not show the password.
 #[derive(Clone)]
 pub(crate) struct Conninfo {
     /// The servers to try, in this order; never empty.
     pub(crate) hosts: Vec<HostSpec>,
-    /// Which of them will do.
+    /// The kind of server that is accepted.
     pub(crate) target_session: TargetSession,
     /// Whether they are tried in random order instead.
     pub(crate) load_balance: bool,
@@ -47,17 +47,17 @@ pub(crate) struct Conninfo {
     pub(crate) user: String,
     /// The database, if one is given.
     pub(crate) dbname: Option<String>,
-    /// What the server shows for this connection in `pg_stat_activity`.
+    /// The connection's name in the server's `pg_stat_activity`.
     pub(crate) application_name: String,
     /// Command-line options for the server process.
     pub(crate) options: Option<String>,
-    /// How long to wait for each address until it has let us in; `None` leaves it to the client.
+    /// Time limit of a login at each address; `None` leaves it to the client.
     pub(crate) connect_timeout: Option<Duration>,
     /// How a dead peer is noticed.
     pub(crate) keepalives: Keepalives,
-    /// Encryption, and whom to trust.
+    /// Encryption and trusted certificates.
     pub(crate) tls: TlsSettings,
-    /// Which authentication is good enough.
+    /// The accepted authentication methods.
     pub(crate) auth: AuthRules,
     /// The operating-system user that must own the server on a Unix socket.
     pub(crate) require_peer: Option<String>,
@@ -69,7 +69,7 @@ impl Conninfo {
     /// Reads a connection string, `key=value` or URI.
     ///
     /// # Errors
-    /// Says which key is unknown or which value is not allowed. Never quotes a value that may be a secret.
+    /// Names an unknown key or a value that is not allowed. Never quotes a value that may be a secret.
     pub(crate) fn parse(text: &str, environment: &Environment) -> Result<Self, Error> {
         let mut settings = parse::parse(text)?;
         add_service(&mut settings, environment)?;
@@ -115,7 +115,7 @@ impl Conninfo {
         })
     }
 
-    /// The same with this server alone, whatever becomes of it.
+    /// The same with only this server, in any state.
     pub(super) fn only(&self, host: HostSpec) -> Self {
         Self {
             hosts: vec![host],
@@ -145,7 +145,7 @@ impl Conninfo {
         passfile::look_up(self.passfile.as_deref()?, wanted).filter(|password| !password.is_empty())
     }
 
-    /// The password file that is looked into, for messages.
+    /// The path of the password file, for messages.
     pub(super) fn passfile(&self) -> Option<&Path> {
         self.passfile.as_deref()
     }
@@ -165,7 +165,7 @@ impl fmt::Debug for Conninfo {
     }
 }
 
-/// One line that says where this leads, for people: `host=a,b port=5432 user=x dbname=y`.
+/// The destination in one line, for people: `host=a,b port=5432 user=x dbname=y`.
 impl fmt::Display for Conninfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (number, host) in self.hosts.iter().enumerate() {
@@ -178,8 +178,8 @@ impl fmt::Display for Conninfo {
     }
 }
 
-/// A value for a message. One that looks like more than a value is not shown: it may be a string that was taken apart at
-/// wrong places, with a password in it.
+/// A value for a message. An unusual value is not shown: it may be a string that was split at wrong places, and contain
+/// a password.
 fn shown(text: &str) -> String {
     const LONGEST: usize = 40;
     let is_plain =
@@ -190,7 +190,7 @@ fn shown(text: &str) -> String {
     }
 }
 
-/// The database. Some programs take a whole connection string for it; here it would be shown in messages.
+/// The database. Some programs accept a whole connection string here, but then messages would show it.
 fn dbname(reader: &Reader<'_>) -> Result<Option<String>, Error> {
     let Some(name) = reader.text("dbname") else {
         return Ok(None);
@@ -213,7 +213,7 @@ impl<'a> Reader<'a> {
         self.settings.get(key).map(String::as_str)
     }
 
-    /// A whole number with blanks around it, as libpq takes it.
+    /// A whole number, with optional blanks around it as in libpq.
     fn integer(&self, key: &str) -> Result<Option<i32>, Error> {
         self.text(key)
             .map(|text| {
@@ -227,7 +227,7 @@ impl<'a> Reader<'a> {
             .transpose()
     }
 
-    /// One of the values that are allowed, by name.
+    /// One of the allowed values, by name.
     fn choice<T: Copy>(&self, key: &str, allowed: &[(&str, T)]) -> Result<Option<T>, Error> {
         let Some(text) = self.text(key) else {
             return Ok(None);
@@ -267,7 +267,7 @@ fn add_variables(settings: &mut Settings, environment: &Environment) {
         }
         settings.entry(key.name).or_insert_with(|| value.to_owned());
     }
-    // The spelling of PostgreSQL 7.3 for sslmode=require, which libpq still obeys.
+    // The spelling of PostgreSQL 7.3 for sslmode=require, which libpq still supports.
     if environment
         .variable("PGREQUIRESSL")
         .is_some_and(|value| value.starts_with('1'))

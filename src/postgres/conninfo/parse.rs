@@ -1,6 +1,6 @@
 //! The two spellings of a connection string, `key=value` and URI, by libpq's rules.
 //!
-//! Error messages quote no part of the string: a password may be anywhere in one that does not parse.
+//! Error messages quote no part of the string: if the string cannot be parsed, a password may be anywhere in it.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use crate::postgres::Error;
 
 use super::keys::{Key, key, nearest};
 
-/// Settings by key; a key given twice has its last value.
+/// Settings by key. If a key is given twice, the last value counts.
 pub(super) type Settings = BTreeMap<&'static str, String>;
 
 /// Reads a connection string in either spelling.
@@ -22,7 +22,7 @@ pub(super) fn parse(text: &str) -> Result<Settings, Error> {
     }
 }
 
-/// What libpq's `isspace` skips.
+/// The characters that libpq's `isspace` skips.
 fn is_space(c: char) -> bool {
     matches!(c, ' ' | '\t' | '\n' | '\r' | '\x0b' | '\x0c')
 }
@@ -34,7 +34,7 @@ fn parse_pairs(text: &str) -> Result<Settings, Error> {
         let name_end = rest.find(|c| c == '=' || is_space(c)).unwrap_or(rest.len());
         let (name, after_name) = rest.split_at(name_end);
         let Some(after_equals) = after_name.trim_start_matches(is_space).strip_prefix('=') else {
-            // A word without "=" can be the tail of a password with a blank: it is not quoted back.
+            // A word without "=" may be the end of a password with a blank, so the message does not quote it.
             return Err(
                 Error::settings("Missing \"=\" after a word in the connection string").with_hint(
                     "Write key=value pairs separated by blanks, and values with blanks in single quotes",
@@ -48,7 +48,7 @@ fn parse_pairs(text: &str) -> Result<Settings, Error> {
     Ok(settings)
 }
 
-/// A value and what follows it: up to a blank, or in single quotes; a backslash takes the next character as it is.
+/// A value and the rest. A value ends at a blank, or is in single quotes. A backslash makes the next character literal.
 fn take_value(text: &str) -> Result<(String, &str), Error> {
     let (quoted, body) = match text.strip_prefix('\'') {
         Some(body) => (true, body),
@@ -108,8 +108,8 @@ fn parse_uri(rest: &str) -> Result<Settings, Error> {
     Ok(settings)
 }
 
-/// An "@" in the path is most likely the end of a password with a slash in it, the beginning of which stands where the
-/// host or the port should be by now. Either would be shown in messages.
+/// An "@" in the path is probably the end of a password with a slash. The beginning of the password is then in the host
+/// or the port. Messages would show both.
 fn check_path(authority: &str, path: &str) -> Result<(), Error> {
     match path.contains('@') && authority.contains([':', '@']) {
         false => Ok(()),
@@ -119,7 +119,7 @@ fn check_path(authority: &str, path: &str) -> Result<(), Error> {
     }
 }
 
-/// The comma-separated hosts and ports, still encoded, and what follows them.
+/// The comma-separated hosts and ports, still encoded, and the rest.
 fn take_hosts(text: &str) -> Result<(String, String, &str), Error> {
     let end = text.find(['/', '?']).unwrap_or(text.len());
     let (list, rest) = text.split_at(end);
@@ -166,14 +166,14 @@ fn uri_parameter(parameter: &str) -> Result<(&'static str, String), Error> {
         return Err(Error::settings("Extra \"=\" in a parameter of the URI").with_hint("Write it as %3D"));
     }
     let (name, value) = (decode(name)?, decode(value)?);
-    // JDBC's way to say it, which libpq takes too.
+    // JDBC's spelling, which libpq accepts, too.
     if name == "ssl" && value == "true" {
         return Ok(("sslmode", "require".to_owned()));
     }
     Ok((known(&name)?.name, value))
 }
 
-/// Undoes percent-encoding. "+" means itself.
+/// Decodes percent-encoding. "+" is literal.
 fn decode(text: &str) -> Result<String, Error> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -200,7 +200,7 @@ fn decode(text: &str) -> Result<String, Error> {
     String::from_utf8(bytes).map_err(|_| Error::settings("The URI decodes to something that is not UTF-8"))
 }
 
-/// The value of a digit that is known to be hexadecimal.
+/// The value of a hexadecimal digit that was checked before.
 fn hex_value(digit: u8) -> u8 {
     match digit {
         b'0'..=b'9' => digit - b'0',
@@ -213,7 +213,7 @@ fn known(name: &str) -> Result<&'static Key, Error> {
 }
 
 fn unknown_key(name: &str) -> Error {
-    // The text may be the rest of a password: none of the user's text is shown.
+    // The text may be the end of a password, so the message does not show it.
     let error = Error::settings("Invalid connection option in the connection string");
     match nearest(name) {
         Some(meant) => error.with_hint(format!("Is it meant to be \"{meant}\"?")),

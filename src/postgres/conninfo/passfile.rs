@@ -7,21 +7,21 @@ use std::path::Path;
 
 use super::Secret;
 
-/// What a password is looked up by.
+/// The search for a password.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wanted<'a> {
-    /// The host as the settings have it; `localhost` for the default socket directory.
+    /// The host of the settings; `localhost` for the default socket directory.
     pub(super) host: &'a str,
     pub(super) port: u16,
-    /// Any of these will do; a replication connection is named `replication`.
+    /// Any of these matches. A replication connection has the name `replication`.
     pub(super) databases: &'a [&'a str],
     pub(super) user: &'a str,
 }
 
-/// The first password in the file that fits.
+/// The first matching password in the file.
 ///
-/// No file is no password. A file others can read is passed over with a warning, as libpq does: its
-/// passwords are no secrets any more.
+/// Without the file there is no password. As in libpq, a file that others can read is ignored with a warning:
+/// its passwords are no longer secret.
 pub(super) fn look_up(path: &Path, wanted: Wanted<'_>) -> Option<Secret> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -51,7 +51,7 @@ pub(super) fn look_up(path: &Path, wanted: Wanted<'_>) -> Option<Secret> {
     lines.filter_map(|line| password_in(&line, wanted)).next()
 }
 
-/// The line's password if its four fields fit.
+/// The line's password if its four fields match.
 fn password_in(line: &[u8], wanted: Wanted<'_>) -> Option<Secret> {
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     if line.starts_with(b"#") {
@@ -94,7 +94,7 @@ fn next_field(rest: &mut &[u8]) -> Option<Field> {
     })
 }
 
-/// A backslash takes the next byte as it is.
+/// A backslash makes the next byte literal.
 fn unescape(raw: &[u8]) -> Vec<u8> {
     let mut text = Vec::with_capacity(raw.len());
     let mut bytes = raw.iter();

@@ -11,7 +11,7 @@ impl Secret {
         Self(bytes.into())
     }
 
-    /// The password itself, for the authentication exchange alone.
+    /// The password itself, only for the authentication exchange.
     pub(in crate::postgres) fn expose(&self) -> &[u8] {
         &self.0
     }

@@ -8,16 +8,16 @@ use crate::postgres::{Environment, Error};
 use super::keys::key;
 use super::parse::Settings;
 
-/// Where packages put the system-wide file: Debian, the PGDG's RPMs, a build from source.
+/// Directories of the system-wide file: in Debian, in the PGDG's RPMs, in a build from source.
 const SYSTEM_DIRECTORIES: [&str; 3] = [
     "/etc/postgresql-common",
     "/etc/sysconfig/pgsql",
     "/usr/local/pgsql/etc",
 ];
 
-/// The settings of the service, from the user's file or else the system's.
+/// The settings of a service, from the user's file, or otherwise the system's.
 ///
-/// `file` is the setting `servicefile`, which takes the place of the user's file.
+/// `file` is the setting `servicefile`, which replaces the path of the user's file.
 pub(super) fn settings(name: &str, file: Option<&str>, environment: &Environment) -> Result<Settings, Error> {
     for path in candidates(file, environment) {
         match std::fs::read_to_string(&path) {
@@ -61,7 +61,7 @@ fn candidates(file: Option<&str>, environment: &Environment) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The settings in the service's section; `None` if there is no such section.
+/// The settings in the service's section; `None` if the section does not exist.
 fn parse(name: &str, text: &str, path: &Path) -> Result<Option<Settings>, Error> {
     let mut found: Option<Settings> = None;
     for (number, line) in (1..).zip(text.lines()) {
@@ -87,7 +87,7 @@ fn parse(name: &str, text: &str, path: &Path) -> Result<Option<Settings>, Error>
             return Err(wrong("a service cannot refer to another service"));
         }
         let key = key(name).ok_or_else(|| wrong("invalid connection option before \"=\""))?;
-        // The first of several wins in a service file, unlike in a connection string.
+        // In a service file the first of several values counts, unlike in a connection string.
         settings.entry(key.name).or_insert_with(|| value.to_owned());
     }
     Ok(found)

@@ -215,7 +215,7 @@ fn which_server_will_do() {
     assert_eq!(conninfo.target_session, TargetSession::Standby);
     assert!(conninfo.load_balance);
     assert!(!parsed("host=a,b").unwrap().load_balance);
-    // The name of a database may have an "@" where no password can be meant.
+    // The name of a database may contain an "@" where it cannot belong to a password.
     assert_eq!(
         parsed("postgresql://db/d@x").unwrap().dbname.as_deref(),
         Some("d@x")

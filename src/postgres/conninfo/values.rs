@@ -1,4 +1,4 @@
-//! The typed values of the settings, and what is allowed for each.
+//! Parses the settings' values, and checks which values are allowed.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,13 +13,13 @@ use super::{DEFAULT_PORT, Reader, SOCKET_DIRECTORIES, shown};
 /// One server to try.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HostSpec {
-    /// Where it listens.
+    /// Its address.
     pub(crate) host: Host,
-    /// Its port; part of a Unix socket's name too.
+    /// Its port, which is part of a Unix socket's name, too.
     pub(crate) port: u16,
 }
 
-/// Where a server listens.
+/// The address of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Host {
     /// A TCP host; at least one of the two is given.
@@ -88,7 +88,7 @@ impl fmt::Display for HostSpec {
     }
 }
 
-/// The servers to try. Without any: the Unix socket in its usual directories.
+/// The servers to try; by default the Unix socket in its usual directories.
 pub(super) fn hosts(reader: &Reader<'_>) -> Result<Vec<HostSpec>, Error> {
     let list = |key: &str| {
         reader
@@ -119,12 +119,12 @@ pub(super) fn hosts(reader: &Reader<'_>) -> Result<Vec<HostSpec>, Error> {
     Ok(hosts)
 }
 
-/// One item of a list, unless it is empty.
+/// An item of a list; `None` if it is empty.
 fn item<'a>(list: Option<&[&'a str]>, number: usize) -> Option<&'a str> {
     list?.get(number).copied().filter(|text| !text.is_empty())
 }
 
-/// One host, or the usual socket directories where none is named.
+/// One host; by default the usual socket directories.
 fn host_kinds(name: Option<&str>, address: Option<&str>) -> Result<Vec<Host>, Error> {
     if let Some(address) = address {
         let parsed = address.parse().map_err(|_| {
@@ -161,7 +161,7 @@ fn port_number(text: &str) -> Result<u16, Error> {
         _ => text.parse().ok().filter(|&port| port != 0).ok_or_else(|| {
             match text.bytes().all(|byte| byte.is_ascii_digit()) {
                 true => Error::settings(format!("Invalid port number: \"{text}\"")),
-                // In a URI it may be a password that is not encoded.
+                // In a URI, the text may be a password that is not encoded.
                 false => Error::settings("Invalid port number").with_hint(
                     "In a URI, write \":\", \"/\" and \"@\" in a user name or password as %3A, %2F and %40",
                 ),
@@ -170,8 +170,8 @@ fn port_number(text: &str) -> Result<u16, Error> {
     }
 }
 
-/// Messages show where a connection leads: a host must not be the rest of a string that was taken apart at wrong places,
-/// like `host=a;password=b`.
+/// Checks a host, because messages show it. It must not be the rest of a string that was split at wrong places, such as
+/// `host=a;password=b`.
 fn check_host(name: &str) -> Result<(), Error> {
     let is_path = name.starts_with(['/', '@']);
     let rest = name.strip_prefix('@').unwrap_or(name);
@@ -189,20 +189,20 @@ fn check_host(name: &str) -> Result<(), Error> {
     }
 }
 
-/// Which kind of server, or session, will do.
+/// The kind of server or session that is accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TargetSession {
-    /// The first that lets us in.
+    /// The first that accepts the login.
     Any,
-    /// One in which data can be changed.
+    /// A session that can change data.
     ReadWrite,
-    /// One in which it cannot.
+    /// A session that cannot.
     ReadOnly,
-    /// Not in recovery.
+    /// A server that is not in recovery.
     Primary,
-    /// In recovery.
+    /// A server in recovery.
     Standby,
-    /// A standby, or else any.
+    /// A standby if possible, otherwise any server.
     PreferStandby,
 }
 
@@ -226,7 +226,7 @@ pub(super) fn load_balance(reader: &Reader<'_>) -> Result<bool, Error> {
     Ok(reader.choice("load_balance_hosts", &allowed)?.unwrap_or(false))
 }
 
-/// How long to wait for one address. Zero, negative and absent mean: as long as is sensible.
+/// How long to wait for one address. Zero, negative or no value mean a sensible default.
 pub(super) fn connect_timeout(reader: &Reader<'_>) -> Result<Option<Duration>, Error> {
     let seconds = reader
         .integer("connect_timeout")?
@@ -241,9 +241,9 @@ pub(crate) struct Keepalives {
     pub(crate) enabled: bool,
     /// Silence before the first probe.
     pub(crate) idle: Option<Duration>,
-    /// Time between probes.
+    /// Time between two probes.
     pub(crate) interval: Option<Duration>,
-    /// Probes without an answer that end the connection.
+    /// Number of unanswered probes that end the connection.
     pub(crate) count: Option<u32>,
     /// How long data may stay unacknowledged, in milliseconds.
     pub(crate) user_timeout_ms: Option<u32>,
@@ -266,20 +266,20 @@ pub(super) fn keepalives(reader: &Reader<'_>) -> Result<Keepalives, Error> {
     })
 }
 
-/// How much encryption and proof of identity is asked for.
+/// The required encryption and proof of identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum SslMode {
     /// Never TLS.
     Disable,
-    /// Plain first, TLS when the server wants it.
+    /// Plain first, TLS if the server requires it.
     Allow,
-    /// TLS first, plain when the server has none.
+    /// TLS first, plain if the server has none.
     Prefer,
-    /// TLS; who the server is does not matter.
+    /// TLS. The server's identity does not matter.
     Require,
-    /// TLS, with a certificate a trusted authority signed.
+    /// TLS, with a certificate from a trusted authority.
     VerifyCa,
-    /// And the certificate must be for that host.
+    /// The certificate must also be for that host.
     VerifyFull,
 }
 
@@ -303,7 +303,7 @@ const SSL_MODES: [(&str, SslMode); 6] = [
     ("verify-full", SslMode::VerifyFull),
 ];
 
-/// Whom to trust.
+/// The trusted certificates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum RootCertificates {
     /// The operating system's authorities.
@@ -312,7 +312,7 @@ pub(crate) enum RootCertificates {
     File(PathBuf),
 }
 
-/// A version of TLS this client can be held to.
+/// A TLS version that can be required.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum TlsVersion {
     /// TLS 1.2; as a lower bound this also covers the older versions, which are not supported.
@@ -321,28 +321,28 @@ pub(crate) enum TlsVersion {
     V1_3,
 }
 
-/// Encryption, and whom to trust.
+/// Encryption and trusted certificates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TlsSettings {
-    /// How much of it.
+    /// The required encryption.
     pub(crate) mode: SslMode,
-    /// TLS from the first byte, without asking (PostgreSQL 17 and later).
+    /// TLS from the first byte, without a request (PostgreSQL 17 and later).
     pub(crate) direct: bool,
-    /// The trusted authorities; `None` if there is no home directory to look into.
+    /// The trusted authorities; `None` if there is no home directory to search.
     pub(crate) roots: Option<RootCertificates>,
     /// The client's certificate; used if the file exists.
     pub(crate) certificate: Option<PathBuf>,
     /// The client's key.
     pub(crate) key: Option<PathBuf>,
-    /// Whether the certificate file must exist: it was named, not found by default.
+    /// Whether the certificate file must exist: the settings name it, and it is not the default.
     pub(crate) certificate_required: bool,
     /// Revoked certificates.
     pub(crate) revocation_list: Option<PathBuf>,
-    /// Whether the server's name is sent in the clear for proxies to see.
+    /// Whether to send the server's name in clear text, for proxies.
     pub(crate) send_server_name: bool,
-    /// The lowest version to accept.
+    /// The lowest accepted version.
     pub(crate) min_version: TlsVersion,
-    /// The highest version to offer.
+    /// The highest offered version.
     pub(crate) max_version: TlsVersion,
 }
 
@@ -421,18 +421,18 @@ fn tls_versions(reader: &Reader<'_>) -> Result<(TlsVersion, TlsVersion), Error> 
     }
 }
 
-/// Whether the password exchange is tied to the TLS session it runs in.
+/// Whether the password exchange is bound to its TLS session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChannelBindingUse {
     /// Never.
     Disable,
-    /// Where the server can.
+    /// If the server supports it.
     Prefer,
-    /// Or else no connection.
+    /// Always; otherwise the login fails.
     Require,
 }
 
-/// A way a client proves who it is.
+/// An authentication method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AuthMethod {
     /// Trust, or a certificate that TLS has checked.
@@ -445,17 +445,17 @@ pub(crate) enum AuthMethod {
     Scram,
 }
 
-/// Which authentication is good enough.
+/// The accepted authentication methods.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AuthRules {
-    /// What to do about channel binding.
+    /// The use of channel binding.
     pub(crate) channel_binding: ChannelBindingUse,
-    /// The methods the server may choose; `None` allows all.
+    /// The methods that the server may choose; `None` accepts all.
     pub(crate) allowed: Option<Vec<AuthMethod>>,
 }
 
 impl AuthRules {
-    /// Whether the server may ask for this.
+    /// Whether the server may use this method.
     pub(in crate::postgres) fn allows(&self, method: AuthMethod) -> bool {
         self.allowed
             .as_ref()
@@ -474,7 +474,7 @@ pub(super) fn auth(reader: &Reader<'_>) -> Result<AuthRules, Error> {
     })
 }
 
-/// Methods to accept, or, with `!` before every one of them, methods to refuse.
+/// Methods to accept or, if all of them begin with `!`, methods to refuse.
 fn auth_methods(text: &str) -> Result<Vec<AuthMethod>, Error> {
     use AuthMethod::{Md5, None as NoMethod, Password, Scram};
     let all = [NoMethod, Password, Md5, Scram];
@@ -492,7 +492,7 @@ fn auth_methods(text: &str) -> Result<Vec<AuthMethod>, Error> {
             "md5" => named.push(Md5),
             "scram-sha-256" => named.push(Scram),
             "none" => named.push(NoMethod),
-            // Known to libpq, impossible here: allowing them changes nothing.
+            // libpq knows these methods, but they are impossible here. Accepting them changes nothing.
             "gss" | "sspi" | "oauth" => {}
             _ => {
                 return Err(Error::settings(format!(

@@ -1,4 +1,4 @@
-//! Base backups of real servers, compared with `pg_basebackup`'s and with the server's own manifest.
+//! Base backups of real servers, compared with those of `pg_basebackup` and with the server's manifest.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -7,7 +7,7 @@ use std::path::Path;
 use super::server::{Server, installations};
 use crate::postgres::*;
 
-/// One file or directory as it arrived, or as it is on disk.
+/// A file or directory, as it was received or as it is on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Seen {
     is_directory: bool,
@@ -17,7 +17,7 @@ struct Seen {
     mtime_s: i64,
 }
 
-/// Collects a backup's members under the names they have in the data directory.
+/// Collects a backup's members by their names in the data directory.
 #[derive(Default)]
 struct Collector {
     prefix: String,
@@ -117,7 +117,7 @@ fn back_up(server: &Server, text: &str, options: &BaseBackupOptions) -> (BaseBac
     (result, sink)
 }
 
-/// A server with a tablespace, a table of some MB in each, and everything on disk.
+/// A server with a tablespace and a table of some MB in each, all of it on disk.
 fn filled_server(bin: &Path) -> Server {
     let server = Server::start(bin);
     let place = server.directory.path().join("fast");
@@ -176,7 +176,7 @@ fn a_backup_is_what_the_manifest_says_and_what_pg_basebackup_gets() {
     }
 }
 
-/// Every file of the manifest arrived with that size and checksum, and no other file did.
+/// Checks that every file of the manifest was received with its size and checksum, and no other file.
 fn agrees_with_manifest(members: &BTreeMap<String, Seen>, manifest: &[u8]) {
     let manifest: serde_json::Value = serde_json::from_slice(manifest).unwrap();
     let files = manifest["Files"].as_array().unwrap();
@@ -205,7 +205,8 @@ fn agrees_with_manifest(members: &BTreeMap<String, Seen>, manifest: &[u8]) {
     assert_eq!(arrived, files.len());
 }
 
-/// The same files with the same bytes, modes and times, but for those that tell of the backup itself.
+/// Checks that the files have the same bytes, modes and times, except for those that describe the backup
+/// itself.
 fn agrees_with_pg_basebackup(server: &Server, ours: &BTreeMap<String, Seen>) {
     let (target, moved) = (server.path("copy"), server.path("moved"));
     let mapping = format!("{}={moved}", server.path("fast"));
@@ -247,7 +248,7 @@ fn agrees_with_pg_basebackup(server: &Server, ours: &BTreeMap<String, Seen>) {
     }
 }
 
-/// All below a directory; links of tablespaces are followed.
+/// All entries below a directory. Links of tablespaces are followed.
 fn walk(directory: &Path, prefix: &str, members: &mut BTreeMap<String, Seen>) {
     for entry in std::fs::read_dir(directory).unwrap().flatten() {
         let metadata = std::fs::metadata(entry.path()).unwrap();
@@ -268,7 +269,7 @@ fn walk(directory: &Path, prefix: &str, members: &mut BTreeMap<String, Seen>) {
         if is_directory {
             walk(&entry.path(), &format!("{path}/"), members);
         }
-        // The place of a tablespace is a link there and nothing here: its archive has what is in it.
+        // A tablespace is a link there, but nothing here: its archive has its content.
         if !entry.file_type().unwrap().is_symlink() {
             members.insert(path, seen);
         }
@@ -302,7 +303,7 @@ fn wal_is_appended_and_links_are_sent_when_asked_for() {
     }
 }
 
-/// The installed versions that can send only what has changed.
+/// The installed versions that can send incremental backups.
 fn summarizing_installations() -> Vec<std::path::PathBuf> {
     let can = |bin: &std::path::PathBuf| bin.join("pg_combinebackup").exists();
     let found: Vec<_> = installations().into_iter().filter(can).collect();
@@ -406,7 +407,7 @@ fn a_damaged_page_does_not_cost_the_backup() {
 
 #[test]
 fn a_server_that_goes_away_is_told_as_such() {
-    /// Ends the connection as soon as data flows.
+    /// Ends the connection as soon as data arrives.
     struct Cutter(Option<Interrupter>);
     impl BaseBackupSink for Cutter {
         fn begin(&mut self, _: &BackupStart) -> Result<(), SinkError> {

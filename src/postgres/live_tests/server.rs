@@ -1,4 +1,4 @@
-//! A private server that is gone when the test is.
+//! A private server that is removed with the test.
 
 use std::fmt::Write as _;
 use std::net::TcpListener;
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::postgres::{Connection, Conninfo, Environment, Error, Mode};
 
-/// Superuser over the Unix socket; everybody else has one way in over TCP.
+/// The superuser connects over the Unix socket; every other user in one way over TCP.
 const HBA: &str = "\
 local     all,replication postgres                  trust
 host      all,replication password_user 127.0.0.1/32 password
@@ -32,7 +32,7 @@ const ROLES: [&str; 6] = [
     "cert_user",
 ];
 
-/// The password of all of them. The blank and the quote have to survive a connection string.
+/// The password of all users. The blank and the quote must survive in a connection string.
 pub(super) const PASSWORD: &str = "se cr'et";
 
 /// The directories of the programs of all installed versions.
@@ -114,7 +114,7 @@ impl Server {
         std::fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
-    /// A file or directory for the server's user. A server refuses to be root.
+    /// Gives a file or directory to the server's user. A server refuses to run as root.
     pub(super) fn give(&self, path: &Path) {
         if let Some(user) = server_user() {
             chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
@@ -164,7 +164,8 @@ impl Server {
         );
     }
 
-    /// An authority, a server certificate with a common name alone, one for a client, and a self-signed one.
+    /// Makes an authority, a server certificate with only a common name, one for a client, and a self-signed
+    /// one.
     fn make_certificates(&self) {
         let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
         for name in ["ca", "other"] {
@@ -242,7 +243,7 @@ impl Server {
         }
     }
 
-    /// Where the superuser gets in.
+    /// The connection string of the superuser.
     pub(super) fn local(&self) -> String {
         format!(
             "host={} port={} user=postgres dbname=postgres",
@@ -251,7 +252,7 @@ impl Server {
         )
     }
 
-    /// A connection with no environment but an empty home.
+    /// A connection with an environment that has only an empty home.
     pub(super) fn connect(&self, conninfo: &str, mode: Mode) -> Result<Connection, Error> {
         let home = self.directory.path().join("home");
         Connection::connect(
@@ -280,7 +281,7 @@ impl Drop for Server {
     }
 }
 
-/// Who the server runs as, when we are root.
+/// The user that runs the server, if this process is root.
 fn server_user() -> Option<User> {
     let named = |name| User::from_name(name).ok().flatten();
     nix::unistd::geteuid()

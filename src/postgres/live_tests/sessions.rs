@@ -8,7 +8,7 @@ use barmanfs_pg::TimelineId;
 use super::server::{PASSWORD, Server, installations};
 use crate::postgres::{Connection, Conninfo, Environment, Error, Mode};
 
-/// What is expected of an attempt to connect.
+/// The expected result of an attempt to connect.
 enum Expected {
     Plain,
     Encrypted,
@@ -206,7 +206,7 @@ fn check_client_certificate(server: &Server, directory: &str) {
     );
 }
 
-/// The server takes a moment to read its files again.
+/// Waits until the server has read its files again.
 fn await_new_certificate(server: &Server, directory: &str) {
     let text = format!("host=127.0.0.1 user=tls_user sslmode=verify-ca sslrootcert={directory}/self.crt");
     let deadline = Instant::now() + Duration::from_secs(20);

@@ -1,4 +1,5 @@
-//! Receiving WAL: every byte, over a socket, TCP and TLS, and what the server makes of our reports.
+//! Receives WAL, byte for byte, over a socket, TCP and TLS, and checks the effect of the reports on the
+//! server.
 
 use std::time::Duration;
 
@@ -54,7 +55,7 @@ fn receive(server: &Server, connection: &mut Connection) {
     let mut received = Vec::new();
     server.sql("CREATE TABLE IF NOT EXISTS t (n int); INSERT INTO t SELECT generate_series(1, 100000)");
     let flushed = flush_lsn(server);
-    // It is asynchronous that more arrives, and all of it does.
+    // More data arrives asynchronously, but all of it arrives.
     let mut ended_between_messages = false;
     while start.0 + (received.len() as u64) < flushed.0 {
         if let StreamEvent::Wal { start: at, bytes } = stream.next().unwrap() {
@@ -90,7 +91,7 @@ fn assert_same(server: &Server, segment: SegmentName, received: &[u8]) {
     );
 }
 
-/// What is reported as flushed the slot lets go of; and a server that is asked answers.
+/// The slot releases WAL that is reported as flushed, and a server that is asked answers.
 fn report(server: &Server, stream: &mut WalStream<'_>, position: Lsn) {
     let position = StreamPosition {
         written: position,
@@ -100,7 +101,7 @@ fn report(server: &Server, stream: &mut WalStream<'_>, position: Lsn) {
     let mut answered = false;
     for _ in 0..100 {
         answered |= matches!(stream.next().unwrap(), StreamEvent::Keepalive { .. });
-        // As a number: PostgreSQL 19 writes it with leading zeros.
+        // Compared as a number: PostgreSQL 19 writes it with leading zeros.
         let slot: Lsn = server
             .sql("SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = 'stream'")
             .unwrap()

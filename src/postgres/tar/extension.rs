@@ -1,13 +1,13 @@
-//! What does not fit into a header and comes before it: pax records and GNU's long names.
+//! Headers that extend the next one: pax records and GNU's long names.
 
 use std::collections::BTreeMap;
 
 use super::number;
 
-/// The most that may come before one member. Paths have at most 4096 bytes.
+/// Maximum size of an extension. Paths have at most 4096 bytes.
 pub(super) const MAX_BYTES: u64 = 64 << 10;
 
-/// What kind of extension a member is.
+/// The kind of an extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// `x`: pax records for the next member.
@@ -20,7 +20,7 @@ pub(super) enum Kind {
     LongLink,
 }
 
-/// What is known of the next member before its header.
+/// The extended fields of the next member.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Extended {
     pub(super) path: Option<Vec<u8>>,
@@ -31,25 +31,25 @@ pub(super) struct Extended {
     pub(super) mtime: Option<(i64, u32)>,
 }
 
-/// Records by key; an empty value takes back what was said before.
+/// Records by key. An empty value cancels an earlier one.
 type Records = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// The extensions that are in force.
+/// The extensions that are in effect.
 #[derive(Debug, Default)]
 pub(super) struct Extensions {
     global: Records,
     next: Records,
-    /// Whether a member has to follow.
+    /// Whether a member must follow.
     open: bool,
 }
 
 impl Extensions {
-    /// Whether what came last was an extension, so that the archive cannot end here.
+    /// Whether the last member was an extension, so that the archive cannot end here.
     pub(super) fn is_open(&self) -> bool {
         self.open
     }
 
-    /// Takes the whole data of one.
+    /// Adds the complete data of an extension.
     pub(super) fn take(&mut self, kind: Kind, data: &[u8]) -> Result<(), String> {
         let mut one = |key: &str, data: &[u8]| {
             let text = data.strip_suffix(b"\0").unwrap_or(data);
@@ -61,7 +61,7 @@ impl Extensions {
             Kind::Next => records(data, &mut self.next)?,
             Kind::Global => records(data, &mut self.global)?,
         }
-        // Any number of extensions may follow each other.
+        // Any number of extensions may follow one another.
         let held = self
             .next
             .iter()
@@ -74,7 +74,7 @@ impl Extensions {
         Ok(())
     }
 
-    /// What applies to the member that begins now.
+    /// The fields for the member that begins now.
     pub(super) fn of_member(&mut self) -> Result<Extended, String> {
         self.open = false;
         let next = std::mem::take(&mut self.next);
@@ -118,7 +118,7 @@ fn time(value: &[u8]) -> Result<(i64, u32), String> {
         .ok_or_else(|| "the pax record mtime is not a time".to_owned())
 }
 
-/// Records of the form `LENGTH KEY=VALUE\n`, where the length counts all of it.
+/// Reads records of the form `LENGTH KEY=VALUE\n`. The length includes the whole record.
 fn records(mut data: &[u8], into: &mut Records) -> Result<(), String> {
     while !data.is_empty() {
         let (key, value, rest) = record(data).ok_or("a pax header with a malformed record")?;
@@ -131,7 +131,7 @@ fn records(mut data: &[u8], into: &mut Records) -> Result<(), String> {
     Ok(())
 }
 
-/// The first record: key, value, and what follows.
+/// The first record: key, value, and the rest.
 fn record(data: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let digits = data.iter().position(|byte| !byte.is_ascii_digit())?;
     let length: usize = std::str::from_utf8(data.get(..digits)?).ok()?.parse().ok()?;

@@ -1,9 +1,9 @@
-//! One header block of a tar archive: its fields, and what is allowed in them.
+//! One header block of a tar archive: its fields and their allowed values.
 
 use super::extension::{self, Extended, Extensions, Kind};
 use super::{BLOCK_BYTES, TarEntry, TarKind, number};
 
-/// Larger than any file of a server can be. Relations are cut at 1 GiB.
+/// More than the size of any file of a server. Relations are split at 1 GiB.
 const MAX_FILE_BYTES: u64 = 1 << 46;
 
 /// The fields of a ustar header: offset and length of each.
@@ -21,16 +21,16 @@ mod field {
     pub(super) const PREFIX: (usize, usize) = (345, 155);
 }
 
-/// How POSIX marks its headers, and how GNU does.
+/// The magic numbers of POSIX and of GNU.
 const POSIX_MAGIC: &[u8] = b"ustar\0";
 const GNU_MAGIC: &[u8] = b"ustar ";
 
-/// What a header describes.
+/// The meaning of a header.
 #[derive(Debug)]
 pub(super) enum Member {
-    /// Something of the data directory.
+    /// An entry of the data directory.
     Entry(TarEntry),
-    /// So many bytes that extend the header of the next member.
+    /// This many bytes that extend the header of the next member.
     Extension(Kind, u64),
 }
 
@@ -42,7 +42,7 @@ impl<'a> Header<'a> {
         self.0.get(offset..offset + length).unwrap_or_default()
     }
 
-    /// Reads and checks everything, with what has extended it.
+    /// Reads and checks all fields, including the extended ones.
     pub(super) fn read(&self, extensions: &mut Extensions) -> Result<Member, String> {
         self.check_sum()?;
         let magic = self.field(field::MAGIC);
@@ -95,7 +95,7 @@ impl<'a> Header<'a> {
         })
     }
 
-    /// The name, which POSIX may have begun in a field of its own. GNU has other things there.
+    /// The name. With POSIX, it may begin in a field of its own; GNU uses that field for other things.
     fn name(&self) -> Result<Vec<u8>, String> {
         let name = self.text(field::NAME, "name")?;
         let prefix = match self.field(field::MAGIC) == POSIX_MAGIC {
@@ -127,7 +127,7 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// The sum of all bytes, those of the sum itself counted as blanks.
+    /// The sum of all bytes; those of the checksum itself count as blanks.
     fn check_sum(&self) -> Result<(), String> {
         let sum = |bytes: &[u8]| bytes.iter().map(|&byte| u64::from(byte)).sum::<u64>();
         let own = sum(self.field(field::CHECKSUM));
@@ -143,7 +143,7 @@ impl<'a> Header<'a> {
 
     fn kind(&self) -> Result<TarKind, String> {
         let what = match self.field(field::TYPE).first().copied().unwrap_or_default() {
-            // 7 asks for a contiguous file: POSIX treats it as any other.
+            // 7 requests a contiguous file, which POSIX treats like any other.
             b'0' | b'7' | 0 => return Ok(TarKind::File),
             b'5' => return Ok(TarKind::Directory),
             b'2' => return Ok(TarKind::Symlink),
@@ -172,7 +172,7 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// A text that fills its field or ends with NULs alone.
+    /// A text that fills its field, or is followed only by NULs.
     fn text(&self, at: (usize, usize), what: &str) -> Result<&'a [u8], String> {
         let bytes = self.field(at);
         let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
@@ -198,7 +198,7 @@ impl<'a> Header<'a> {
     }
 }
 
-/// The name without what PostgreSQL puts around it: `./` before some, `/` after directories and links.
+/// The name without PostgreSQL's additions: `./` before some names, `/` after directories and links.
 fn relative_path(name: &[u8]) -> Result<Vec<u8>, String> {
     if name.starts_with(b"/") {
         return Err("the name is absolute".to_owned());

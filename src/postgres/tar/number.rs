@@ -1,16 +1,17 @@
-//! Numbers as tar headers have them.
+//! Numbers in tar headers.
 //!
-//! Octal digits, or, where the first bit is set, base 256: a two's complement number of the whole field, as GNU writes
-//! it. PostgreSQL hands times over as unsigned 64-bit numbers, so a time before 1970 is one just below 2^64.
+//! They are octal digits or, if the first bit is set, base 256: a two's complement number in the whole field, as GNU
+//! writes it. PostgreSQL passes times as unsigned 64-bit numbers, so a time before 1970 is a number just below 2^64.
 
-/// The longest field is 12 bytes, so all of them fit.
+/// All fields fit: the longest one has 12 bytes.
 type Wide = i128;
 
 /// The number in a field; `None` if there is none.
 pub(super) fn read(field: &[u8]) -> Option<Wide> {
     match field {
         [first @ 0x80..=0xFF, rest @ ..] => {
-            // The first bit marks the form, the second is the sign. An extension of it starts the number.
+            // The first bit marks the form, and the second one is the sign. The number starts with an extension of the
+            // sign.
             let start = if first & 0x40 == 0 {
                 Wide::from(first & 0x7F)
             } else {
@@ -46,7 +47,7 @@ fn octal(field: &[u8]) -> Option<Wide> {
 pub(super) fn seconds(number: Wide) -> Option<i64> {
     i64::try_from(number)
         .ok()
-        // PostgreSQL's negative times: the same 64 bits.
+        // PostgreSQL's negative times have the same 64 bits.
         .or_else(|| u64::try_from(number).ok().map(u64::cast_signed))
 }
 

@@ -225,7 +225,7 @@ impl<S: Source> Walk<'_, S> {
 }
 
 enum Line {
-    /// The same with its meaning.
+    /// The line stays. It sets or includes these.
     Stays(Vec<Item>),
     LeadsOut,
     IsNotHere,

@@ -1,5 +1,6 @@
-//! What PostgreSQL must have room for to start on what its server has left, whatever the files say: the server may have been
-//! started with other settings, or its own are not in the backup.
+//! Settings that must be large enough for PostgreSQL to start on the state that its server has left. The values in the
+//! configuration files may be too small: the server may have been started with other settings, or its own files are not
+//! in the backup.
 
 use barmanfs_pg::control::ControlFile;
 
@@ -11,32 +12,34 @@ use crate::error::Result;
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-/// Limits of the WAL that is kept: what PostgreSQL has where nothing is set, and how many segments `initdb` sets. Fewer than
-/// two it refuses (`ReadControlFile`).
+/// The limits of kept WAL: the setting, PostgreSQL's default value, and the number of segments that `initdb` sets.
+/// PostgreSQL refuses fewer than two segments (`ReadControlFile`).
 const WAL_SIZES: [(&str, u64, u64); 2] = [("min_wal_size", 80 * MIB, 5), ("max_wal_size", 1024 * MIB, 64)];
 
-/// The states of replication origins (`src/backend/replication/logical/origin.c`): a magic number, an entry of 16 bytes for
-/// each, and a checksum.
+/// The file with the states of replication origins (`src/backend/replication/logical/origin.c`): a magic number, an
+/// entry of 16 bytes for each origin, and a checksum.
 const ORIGINS: &[u8] = b"pg_logical/replorigin_checkpoint";
 
 const ORIGIN_BYTES: usize = 16;
 
-/// What the number of origins is limited to where nothing is set.
+/// Default limit of the number of origins.
 const DEFAULT_ORIGINS: usize = 10;
 
-/// The WAL may advance more of them than the backup has: each subscription has one, and each table that it copies.
+/// Room for origins that the backup does not have: the WAL may advance more of them, because each subscription has one,
+/// and so has each table that it copies.
 const ROOM_FOR_ORIGINS: usize = 100;
 
-/// The first version that limits them by a setting of their own.
+/// The first version with a setting of its own for the number of origins.
 const OWN_ORIGINS_SINCE: u32 = 18;
 
 /// The first version that has `reserved_connections`.
 const RESERVED_SINCE: u32 = 16;
 
-/// PostgreSQL refuses to start where more connections are reserved than there are.
+/// Default of `superuser_reserved_connections`. PostgreSQL refuses to start if as many connections are reserved as
+/// there are, or more.
 const DEFAULT_RESERVED: u32 = 3;
 
-/// What has to be set otherwise than `values` say.
+/// The settings that need a larger or smaller value than the one in `values`.
 pub(in crate::views) fn room(
     source: &impl Source,
     values: &Values,
@@ -121,18 +124,18 @@ fn origins(source: &impl Source, values: &Values, major: u32) -> Result<Option<O
     }))
 }
 
-/// A setting that is a number and has no unit.
+/// A numeric setting without a unit.
 pub(super) fn number(values: &Values, name: &str) -> Option<u32> {
     text(values, name).trim().parse().ok()
 }
 
-/// The bytes of a setting that is given in kilobytes where it has no unit.
+/// A setting in bytes. A value without a unit is in kilobytes.
 pub(super) fn kilobytes(values: &Values, name: &str) -> Option<u64> {
     bytes(&text(values, name), KIB)
 }
 
-/// As `convert_to_base_unit` in `src/backend/utils/misc/guc.c` has it. What is written in another way than people do counts
-/// as not set.
+/// Parses like `convert_to_base_unit` in `src/backend/utils/misc/guc.c`. A value in an unusual notation counts as not
+/// set.
 fn bytes(value: &str, unit: u64) -> Option<u64> {
     let value = value.trim();
     let end = value.find(|c: char| c.is_ascii_alphabetic());
@@ -202,7 +205,7 @@ pub(super) mod testing {
         }
     }
 
-    /// Of a server that ran with 100 connections and segments of so many MiB.
+    /// The control file of a server that ran with 100 connections and segments of this size.
     pub(in crate::views::confinement) fn control(segment_mib: u64) -> ControlFile {
         ControlFile {
             system_id: SystemId(1),

@@ -10,32 +10,32 @@ use super::super::tree::TreeDirectory;
 use crate::entry::Body;
 use crate::error::{Error, Result};
 
-/// Larger than this a configuration file is something else.
+/// Maximum size. A larger file is not a configuration file.
 pub(in crate::views) const MAX_BYTES: u64 = 4 << 20;
 
-/// What is stored at a path.
+/// The stored content of a path.
 #[derive(Debug)]
 pub(in crate::views) enum Stored {
     /// A file.
     Text(Attributes, Vec<u8>),
     /// A file that cannot be read because it is damaged. Opening it fails.
     Damaged,
-    /// Something PostgreSQL might read and barmanfs does not: why.
+    /// PostgreSQL might read this, but barmanfs does not, for this reason.
     Unusable(Attributes, &'static str),
-    /// Nothing, or nothing that a view shows.
+    /// Nothing is stored here, or a view does not show it.
     Absent,
 }
 
-/// Where configuration files come from.
+/// A source of configuration files.
 pub(in crate::views) trait Source {
-    /// What is at a path in the data directory.
+    /// Reads a path in the data directory.
     fn read(&self, path: &[u8]) -> Result<Stored>;
 
-    /// The names in a directory of the data directory that `is_wanted`, but those of directories; `None` where there is no such
-    /// directory.
+    /// The names in a directory of the data directory that match `is_wanted`, without subdirectories. `None` if the
+    /// directory does not exist.
     fn names(&self, path: &[u8], is_wanted: &dyn Fn(&[u8]) -> bool) -> Result<Option<Vec<Vec<u8>>>>;
 
-    /// Whether a view has a file there.
+    /// Whether a view has a file at this path.
     fn has_file(&self, path: &[u8]) -> Result<bool>;
 }
 
@@ -45,7 +45,7 @@ pub(in crate::views) struct TreeSource<'a>(pub(in crate::views) &'a TreeDirector
 
 impl TreeSource<'_> {
     fn entry(&self, path: &[u8]) -> Result<Option<Entry>> {
-        // What a view shows there is not what is stored.
+        // A view shows other content at these paths than is stored.
         if changes::is_of_the_running_server(path) || path.starts_with(b"pg_wal/") {
             return Ok(None);
         }
@@ -61,7 +61,7 @@ impl TreeSource<'_> {
         Ok(self.0.tree.context.trees.lookup(&parent, name)?)
     }
 
-    /// No link is followed on the way.
+    /// Follows no symbolic links.
     fn directory(&self, path: &[u8]) -> Result<Option<DirectoryRef>> {
         let mut at = self.0.listing.clone();
         for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {

@@ -12,7 +12,7 @@ use crate::invocation::Invocation;
 
 const MINUTE: i64 = 60_000_000;
 
-/// So many minutes ago.
+/// This many minutes ago.
 fn ago(minutes: i64) -> TimestampMicros {
     TimestampMicros::from_unix_micros(1_795_183_387_000_000 - minutes * MINUTE)
 }
@@ -22,7 +22,7 @@ fn segment(timeline: u32, number: u64) -> SegmentName {
     SegmentName::from_lsn(TimelineId(timeline), Lsn(number * size.bytes()), size)
 }
 
-/// A server at segment 9 that archives as it should, its newest backup in segment 4.
+/// A server at segment 9 that archives correctly. Its newest backup is in segment 4.
 fn healthy() -> Facts {
     Facts {
         server: "main".to_owned(),
@@ -64,7 +64,7 @@ fn healthy() -> Facts {
     }
 }
 
-/// What is not as it should be.
+/// The findings that are not OK.
 #[track_caller]
 fn found(facts: &Facts) -> Vec<(&'static str, State)> {
     let bad = findings(facts)
@@ -88,7 +88,7 @@ fn says(facts: &Facts, name: &str, words: &[&str]) {
 fn a_healthy_server_raises_no_alarm_however_long_it_is_idle() {
     let mut facts = healthy();
     assert_eq!(found(&facts), []);
-    // Its current segment is as old as it likes.
+    // Its current segment may be of any age.
     facts
         .pg_wal
         .as_mut()
@@ -109,7 +109,7 @@ fn what_the_server_has_completed_since_the_backup_is_required() {
         facts.required(here.newest_backup, here.newest_segment)
     };
     assert_eq!(required(&facts), [5, 6, 7, 8].map(|n| segment(1, n)));
-    // At the very end of a segment the next one is not begun.
+    // At the very end of a segment, the next one has not begun.
     facts.flush_lsn = Lsn(9 * SegmentSize::DEFAULT.bytes());
     assert_eq!(required(&facts), [5, 6, 7, 8].map(|n| segment(1, n)));
     here(&mut facts).newest_backup = None;
@@ -117,7 +117,7 @@ fn what_the_server_has_completed_since_the_backup_is_required() {
     assert_eq!(required(&facts), [segment(1, 8)]);
     here(&mut facts).newest_segment = None;
     assert_eq!(required(&facts), []);
-    // Across a switch, where the segment of the switch is the later timeline's.
+    // Across a switch of timelines, where the segment of the switch belongs to the later timeline.
     let mut facts = healthy();
     let history = format!("1\t0/{:X}\tno recovery target specified\n", 6 * (16 << 20) + 5000);
     facts.timeline = TimelineId(2);
@@ -155,7 +155,7 @@ fn a_segment_is_missed_a_minute_after_it_was_completed() {
         CONTINUOUS,
         &["by hand", "wal-archive main pg_wal/000000010000000000000008"],
     );
-    // The server no longer has one of them.
+    // The server no longer has one of the segments.
     let pg_wal = facts.pg_wal.as_mut().unwrap();
     pg_wal.remove(&WalName::Segment(segment(1, 7)));
     says(&facts, CONTINUOUS, &["has removed 1", "take a backup"]);
@@ -257,7 +257,8 @@ fn a_timeline_that_the_archive_does_not_know_is_seen() {
     let name = WalName::History(TimelineId(2));
     facts.pg_wal.as_mut().unwrap().insert(name, ago(0));
     assert_eq!(found(&facts), [(TIMELINE, State::Warning)]);
-    // The server was promoted before the newest backup ended: that is of another history.
+    // The server was promoted before the end of the newest backup, which therefore belongs to another
+    // history.
     here(&mut facts).has_history = true;
     facts.history = None;
     assert_eq!(found(&facts), [(TIMELINE, State::Failed)]);
