@@ -108,7 +108,7 @@ fn root_mounts_for_the_database_user(install: &'static Install) {
         &gid,
     ];
     run(&mut site.own_barmanfs_command(&arguments)).ok();
-    // Root's daemon does not change the owner of files in the repository.
+    // With root's daemon the owner can still use all files of the repository.
     let mut copy = PgServer::on(install, &site.copy(&mount.path("main/latest"), "copy"));
     copy.start();
     copy.wait_until_promoted();

@@ -228,7 +228,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Kills the mount, the server and the clients.
+    /// Kills the mount's daemon, the server and the clients.
     fn kill_daemon(&mut self) {
         let mut mount = self.mount.take().expect("mounted");
         mount.kill();
@@ -252,7 +252,7 @@ impl<'a> Stage<'a> {
         self.committers.iter_mut().for_each(Committer::collect);
     }
 
-    /// Kills the mount, the server and the clients, while the server recovers or has just done so.
+    /// Kills the mount's daemon, the server and the clients, while the server recovers or has just done so.
     fn kill_daemon_while_starting(&mut self, random: &mut Random) {
         let mut mount = Mount::for_all(self.site);
         self.clone.wait_for_predecessor();

@@ -242,7 +242,7 @@ impl World {
         }
     }
 
-    /// The server removes WAL that it reports as durable.
+    /// Runs `receive-wal`. The server removes WAL that is reported to it as durable.
     fn receive(&mut self, trouble: Trouble) {
         let child = self.site.spawn(&["receive-wal", "main"]);
         self.fill_segment();

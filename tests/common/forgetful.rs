@@ -25,7 +25,7 @@ const SIZE_BYTES: u64 = 2 << 30;
 /// The unit that is written completely or not at all.
 const BLOCK_BYTES: usize = 4096;
 
-/// ext4 options that help programs that do not sync as little as possible: names and sizes may be on disk before the
+/// ext4 options with the least protection for programs that do not sync: names and sizes may be on disk before the
 /// bytes are, and no file is flushed because it replaces another one.
 const FORGETFUL: &str = "loop,nodiscard,data=writeback,noauto_da_alloc,commit=1";
 
