@@ -25,7 +25,7 @@ LAYERS = [
     ("barmanfs", "."),
 ]
 
-# Uses of a lower layer that are not wanted all the same: (crate, what it must not use).
+# Uses of a lower layer that are unwanted all the same: (crate, what it must not use).
 FORBIDDEN = {("barmanfs-store", "barmanfs-pg")}
 
 # The crate's own items in lib.rs and main.rs.

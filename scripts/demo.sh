@@ -37,7 +37,7 @@ as_user() {
 
 barmanfs() { as_user "$demo/barmanfs" -c "$demo/barmanfs.conf" "$@"; }
 
-# query DATABASE-DIRECTORY SQL: asks the server that runs on it; each has its own socket directory.
+# query DATABASE-DIRECTORY SQL: runs SQL on the server of that directory; each has its own socket directory.
 query() { as_user "$bin/psql" -XAtq -v ON_ERROR_STOP=1 -h "$1.socket" -U postgres -d postgres -c "$2"; }
 
 server_start() {
@@ -48,7 +48,7 @@ server_start() {
 
 server_stop() { as_user "$bin/pg_ctl" -s -D "$1" -m "$2" stop; }
 
-# Asks the kernel's table: root cannot look into another user's mount.
+# Reads the kernel's mount table: root cannot look into another user's mount.
 is_mounted() { grep -q " $demo/mnt " /proc/self/mountinfo; }
 
 clean_up() {
@@ -110,7 +110,7 @@ start_load() {
     sleep 2
 }
 
-# pgbench ends when its connections do; then no transaction is under way any more.
+# pgbench ends when its connections end; then no transaction is in progress any more.
 stop_load() {
     query "$demo/primary" "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = 'pgbench'"
     wait "$load_pid" || true
@@ -125,7 +125,7 @@ mount_backups() {
 
 copy_latest() { as_user cp -a "$demo/mnt/main/latest" "$1"; }
 
-# What pgbench must always find equal, and how many transactions there were.
+# The sums that must always be equal in pgbench, and the number of transactions.
 sums() {
     query "$1" "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(bbalance) FROM pgbench_branches)
                    AND (SELECT coalesce(sum(delta), 0) FROM pgbench_history) = (SELECT sum(bbalance) FROM pgbench_branches)"
@@ -134,7 +134,7 @@ transactions() { query "$1" 'SELECT count(*) FROM pgbench_history'; }
 
 check_copy() { [ "$(sums "$1")" = t ] || { say "The balances in $1 do not agree" && return 1; }; }
 
-# Nothing is copied. What is printed ends with the line for psql.
+# Nothing is copied. The output ends with the line for psql.
 make_clone() { barmanfs clone create main test1 --start --bindir "$bin" | tee "$demo/clone"; }
 
 clone_query() {
@@ -159,7 +159,7 @@ end_segment() {
     say "Segment $segment does not appear in $demo/mnt/main/wal" && return 1
 }
 
-# A copy ends recovery at its backup's end; with these lines after the others it reads on, to the end of the archive.
+# A copy ends recovery at its backup's end. With these lines after the others it continues to the end of the archive.
 recover_to_the_end() {
     copy_latest "$1"
     local command
@@ -185,7 +185,7 @@ same_transactions() {
     [ "$there" = "$here" ]
 }
 
-# show COMMAND...: what a person would type, and the beginning of what it prints.
+# show COMMAND...: the line that a person would type, and the beginning of its output.
 show() {
     local shown="$*"
     printf '\n%s    $ %s%s\n' "$dim" "${shown#as_user }" "$plain"
@@ -205,7 +205,7 @@ step "Build barmanfs" build
 demo=$(mktemp -d "${TMPDIR:-/tmp}/barmanfs-demo.XXXXXX")
 chmod 755 "$demo"
 [ "$(id -u)" != 0 ] || chown "$user" "$demo"
-# A copy: the database user need not be able to read this directory.
+# A copy of the program: the database user may be unable to read this directory.
 install -m 755 "$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release/barmanfs" "$demo/barmanfs"
 
 step "Start a private PostgreSQL ${newest%%=*} that archives its WAL with barmanfs" make_server

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Everything that is checked, as a person and as CI run it: format, circles of modules, lints, the unit tests of every crate,
-# a reader that was written from FORMAT.md, then the program's own tests against each PostgreSQL that is here or can be had.
+# All checks, as a person and as CI run them: format, circles of modules, lints, the unit tests of every crate, a reader
+# that was written from FORMAT.md, then the program's own tests against each PostgreSQL that is installed or can be
+# downloaded.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
@@ -55,7 +56,7 @@ run_tests() {
     "$@" 2>&1 | tee "$log" || code=$?
 }
 
-# unit_tests NAME COMMAND...: counts what the test harnesses report.
+# unit_tests NAME COMMAND...: counts the results that the test harnesses report.
 unit_tests() {
     local name=$1 good bad
     shift
@@ -70,12 +71,12 @@ unit_tests() {
 
 majors() { sed 's/=[^:]*//g; s/:/ /g' <<<"$1"; }
 
-# Always the whole workspace, of which targets are chosen: with other packages chosen, features of what they share differ,
-# and all that is built on it is built again.
+# Always builds the whole workspace and selects targets. With a selection of packages, the features of shared
+# dependencies differ, and everything built on them is built again.
 cargo_test=(cargo test -q --workspace --no-fail-fast)
 
-# What FORMAT.md says is enough to read a repository: a reader in Python that was written from it. In a subshell: where its
-# packages cannot be had, only this check fails.
+# Checks that FORMAT.md is sufficient to read a repository: a reader in Python was written from it. Runs in a subshell,
+# so that only this check fails if its packages cannot be installed.
 check_format_reader() (
     python=$(python_with python zstandard blake3) &&
         "$python" -B tools/test_read_pack.py
@@ -92,11 +93,11 @@ program_tests() {
         all_bad=$((all_bad + bad))
         [ $((good + bad)) = 0 ] || count "Program, $(sed 's/^pg/PostgreSQL /; s/^any/without a server/' <<<"$group")" "$good" "$bad"
     done
-    # Ended badly without a failed test: it did not compile, or was killed.
+    # It failed without a failed test: it did not compile, or was killed.
     if [ "$code" != 0 ] && [ "$all_bad" = 0 ]; then count "Program (did not finish)" 0 1; fi
 }
 
-# chosen_postgres: "15=BINDIR:16=BINDIR" of what is installed, as asked for.
+# chosen_postgres: "15=BINDIR:16=BINDIR" of the installed versions that were requested.
 chosen_postgres() {
     local lines
     lines=$(installed_postgres)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Clones under long random use: against ext4 in step, by fsx and pjdfstest (got from crates.io), and by servers that are
-# killed and lose power. What scripts/test.sh does for seconds, for minutes.
+# killed and lose power. scripts/test.sh does the same for seconds, this script for minutes.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"

@@ -1,7 +1,7 @@
-//! What the catalog does not have is absent only when the catalog has read all there is. The kind: not found is taken for
-//! not stored. A pack that is damaged, astray or lost, a catalog of an earlier time, a part of the store that is not mounted:
-//! in each case what can be read is found, and for what cannot be read recovery stops with an error instead of ending
-//! early and promoting.
+//! A file is absent only if the catalog has read every pack. The kind: "not found" is taken for "not stored". A pack
+//! may be damaged, misplaced or lost, the catalog may be out of date, a part of the store may not be mounted. In each
+//! case what can be read is found. For what cannot be read, recovery stops with an error instead of ending early and
+//! promoting.
 
 use crate::common::process::until;
 use crate::common::registry::topic;
@@ -21,10 +21,10 @@ topic! {
 /// A name that was never archived.
 const ABSENT: &str = "0000000100000000000000F0";
 
-/// Exit codes from here on stop recovery with an error.
+/// Exit codes from this one on stop recovery with an error.
 const TROUBLE: i32 = 200;
 
-/// Archives a segment; its name, bytes, and the packs that came with it.
+/// Archives a segment. Returns its name, its bytes, and the packs that were added with it.
 fn archive(site: &Site, server: &PgServer) -> (String, Vec<u8>, Vec<PathBuf>) {
     let before = site.packs();
     server.query(
@@ -67,7 +67,7 @@ fn assert_there(site: &Site, name: &str, bytes: &[u8]) {
     assert!(run.stdout == bytes, "{name} reads back otherwise");
 }
 
-/// The last byte of a footer lies in front of the trailer.
+/// The last byte of a footer is right before the trailer.
 fn damage_footer(pack: &Path) {
     let bytes = pack.metadata().unwrap().len();
     flip_byte(pack, bytes - 56 - 3);
@@ -92,7 +92,7 @@ fn recovery_does_not_end_early_for_a_pack_that_cannot_be_read(install: &'static 
     damage_footer(packs.last().expect("a segment makes a pack"));
     site.barmanfs(&["rebuild-catalog"]).refused(3);
 
-    // Both ways to the archive.
+    // Both ways to read the archive.
     let mount = Mount::new(&site);
     let command = format!(
         "{} -c {} get-wal main %f %p",
@@ -140,7 +140,7 @@ fn a_pack_that_cannot_be_read_proves_no_absence(install: &'static Install) {
         .refused(3)
         .says(&[&name_of(pack)]);
 
-    // Put back from a copy it is found, without any further command.
+    // Once it is restored from a copy it is found, without any further command.
     damage_footer(pack);
     assert_there(&site, &name, &bytes);
     assert_proven(&site, ABSENT);
@@ -166,7 +166,7 @@ fn a_catalog_of_an_earlier_time_finds_what_came_later(install: &'static Install)
     let (name, bytes, _) = archive(&site, &server);
     let id = site.backup();
 
-    // The segment and the backup, each asked for first.
+    // Once the segment is read first, once the backup.
     put_back();
     assert_there(&site, &name, &bytes);
     put_back();
@@ -181,11 +181,11 @@ fn a_catalog_of_an_earlier_time_finds_what_came_later(install: &'static Install)
         .ok();
     assert!(through.stdout == bytes);
     mount.unmount();
-    // A chunk: the backup's record is known, and what it refers to is not.
+    // A chunk: the backup's record is known, and the data it refers to is not.
     put_back();
     site.ok(&["verify"]);
 
-    // Of a catalog whose last transactions are gone.
+    // A catalog that has lost its last transactions.
     remove_catalog(&site, &["-wal", "-shm"]);
     assert_there(&site, &name, &bytes);
     remove_catalog(&site, &["-wal", "-shm"]);
@@ -202,13 +202,13 @@ fn packs_astray_and_lost_prove_no_absence(install: &'static Install) {
     let directory = pack.parent().unwrap().to_owned();
     let elsewhere = site.path("elsewhere");
 
-    // Under another name, in another directory, and as something that is no file. The catalog is made again without it.
+    // Under another name, in another directory, and below `packs` itself. The catalog is rebuilt without it.
     let other = pack.with_extension("bak");
     let upper = directory.join(name_of(&pack).to_uppercase());
     let root = site.repository().join("packs").join(name_of(&pack));
     for astray in [&other, &upper, &root] {
         fs::rename(&pack, astray).unwrap();
-        // Known to the catalog, and not there.
+        // In the catalog, but not in the store.
         assert_not_proven(&site, ABSENT);
         site.barmanfs(&["rebuild-catalog"])
             .refused(3)
@@ -219,7 +219,7 @@ fn packs_astray_and_lost_prove_no_absence(install: &'static Install) {
         fs::rename(astray, &pack).unwrap();
         assert_there(&site, &name, &bytes);
     }
-    // A copy beside it does no harm.
+    // A second copy beside it does no harm.
     site.sh(&format!("cp '{}' '{}'", pack.display(), other.display()))
         .ok();
     assert_proven(&site, ABSENT);
@@ -235,7 +235,7 @@ fn packs_astray_and_lost_prove_no_absence(install: &'static Install) {
     fs::rename(&elsewhere, &pack).unwrap();
     assert_there(&site, &name, &bytes);
 
-    // Without the directory, and without any.
+    // Without its directory, and without all directories.
     fs::rename(&directory, &elsewhere).unwrap();
     assert_not_proven(&site, ABSENT);
     site.barmanfs(&["rebuild-catalog"])
@@ -257,19 +257,20 @@ fn packs_astray_and_lost_prove_no_absence(install: &'static Install) {
     assert_proven(&site, ABSENT);
 }
 
-/// Recovery asks for the segment after the last until it comes: under a mount what has not changed is not listed again.
+/// Recovery asks for the segment after the last one until it arrives. Under a mount, unchanged directories are not
+/// listed again.
 fn absence_is_cheap_to_prove(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     site.backup();
     archive(&site, &server);
-    // Files that are no packs are in the way of a listing as packs are.
+    // Files that are not packs slow a listing down as packs do.
     site.sh(&format!(
         "cd '{}/packs/00' && seq -f 'no-pack-%.0f' 1 100000 | xargs touch",
         site.repository().display()
     ))
     .ok();
     let mount = Mount::new(&site);
-    // The marks of a directory count once they are some seconds old.
+    // The timestamp of a directory counts only when it is a few seconds old.
     std::thread::sleep(std::time::Duration::from_secs(4));
     let ask = |times: u32| {
         let script = format!(

@@ -1,5 +1,4 @@
-//! A backup taken while the server works comes up from `cp -a`, with no other step, and never harms the server it
-//! was taken of.
+//! A backup taken while the server works starts after `cp -a`, with no other step, and never harms the original server.
 
 use crate::common::load::{assert_sums_agree, fill, transact, transactions};
 use crate::common::process::{COMMAND_LIMIT, run, until, wait};
@@ -66,7 +65,7 @@ fn pg_verifybackup_passes_through_the_mount(install: &'static Install) {
     for view in [&id, "latest", "oldest"] {
         primary.verify_backup(&mount.path(&format!("main/{view}")), None);
     }
-    // What PostgreSQL sent has no WAL in it; that is in wal/.
+    // The bytes from PostgreSQL include no WAL; that is in wal/.
     let raw = mount.path(&format!("main/raw/{id}"));
     primary.verify_backup(&raw, Some(&mount.path("main/wal")));
 }
@@ -90,7 +89,7 @@ fn tablespaces_come_back_as_directories(install: &'static Install) {
     primary.verify_backup(&raw, Some(&mount.path("main/wal")));
     let data = site.copy(&mount.path("main/latest"), "copy");
 
-    // Stopped, so that whatever changes in them now was the copy's doing.
+    // The primary is stopped, so that only the copy can change its files now.
     primary.stop("fast");
     let before = spaces.each_ref().map(|space| copy_of(&site, space));
     let mut copy = PgServer::on(install, &data);
@@ -150,7 +149,7 @@ fn a_server_that_archives_nothing_can_be_backed_up(install: &'static Install) {
 fn a_backup_cut_off_is_failed_and_the_next_one_succeeds(install: &'static Install) {
     let (site, mut primary) = Site::with_server(install);
     fill(&primary, 5);
-    // Slow enough to be in the middle of it when the server goes.
+    // Slow enough that the server stops in the middle of it.
     let mut backup = site.spawn(&["backup", "main", "--fast-checkpoint", "--max-rate", "8192"]);
     until("the backup runs", || {
         primary.query("SELECT count(*) FROM pg_stat_progress_basebackup WHERE backup_streamed > 4000000")
@@ -196,7 +195,7 @@ fn a_copy_without_configuration_files_starts(install: &'static Install) {
     site.barmanfs(&["check", "main"]).says(&told).says(&["WARNING"]);
     let mount = Mount::new(&site);
     let mut copy = PgServer::on(install, &site.copy(&mount.path("main/latest"), "copy"));
-    // Such a copy lets in local users under their own name only, so what it says in its log has to do.
+    // Only local users can connect to such a copy, and only under their own name. So the test reads its log.
     copy.try_start();
     until("the copy is promoted", || {
         copy.log().contains("ready to accept connections")
@@ -227,7 +226,7 @@ fn a_view_without_configuration_files_starts_with_what_the_server_had(install: &
     site.ok(&["clone", "destroy", "main", "test1", "--stop"]);
 }
 
-/// Starts it anew as on Debian: the configuration is in /etc, not in the data directory.
+/// Restarts the server as on Debian: the configuration is in /etc, not in the data directory.
 fn start_as_on_debian(site: &Site, primary: &mut PgServer) {
     primary.stop("fast");
     let etc = site.make_directory("etc");

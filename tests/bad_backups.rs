@@ -1,5 +1,5 @@
-//! Backups that are known to be bad. The kind: `verify` or a boot test finds out that a backup cannot be relied on, and
-//! everything else goes on counting it: `delete` gives up the last good one for it, and `check` stays green.
+//! Backups that are known to be bad. The kind: `verify` or a boot test finds out that a backup is not reliable, and
+//! everything else still counts it: `delete` removes the last good backup because of it, and `check` reports OK.
 
 use crate::common::process::{Run, run};
 use crate::common::registry::topic;
@@ -16,7 +16,7 @@ topic! {
     once files_from_the_future_have_not_just_been_written,
 }
 
-/// A site with a good backup and a newer one that is damaged, which nobody knows yet.
+/// A site with a good backup and a newer, damaged one. Nothing has detected the damage yet.
 fn site_with_a_damaged_backup(install: &'static Install) -> (Site, PgServer, String, String) {
     let (site, server) = Site::with_server(install);
     let good = site.backup();
@@ -30,7 +30,7 @@ fn site_with_a_damaged_backup(install: &'static Install) -> (Site, PgServer, Str
 
 /// Takes a backup, and overwrites 40 kB of the largest pack that it adds.
 fn damaged_backup(site: &Site, server: &PgServer) -> String {
-    // So that no pack of WAL is the largest.
+    // So that the largest pack is not one of WAL.
     server.archive_current_segment();
     let known = site.packs();
     let id = site.backup();
@@ -42,7 +42,7 @@ fn damaged_backup(site: &Site, server: &PgServer) -> String {
     id
 }
 
-/// The status of one line of `check --json`, and the hint.
+/// The status and the hint of one line of `check --json`.
 #[track_caller]
 fn check_line(told: &Run, name: &str) -> (String, String) {
     let line = crate::common::site::check_line(told, name);
@@ -52,7 +52,7 @@ fn check_line(told: &Run, name: &str) -> (String, String) {
 
 fn a_damaged_backup_does_not_count_as_one_that_remains(install: &'static Install) {
     let (site, server, good, bad) = site_with_a_damaged_backup(install);
-    // Nothing is known of it yet.
+    // The damage is not known yet.
     site.ok(&["delete", "main", "oldest", "--dry-run"]);
     site.barmanfs(&["verify"]).refused(3).says(&[&bad]);
 
@@ -71,7 +71,7 @@ fn a_damaged_backup_does_not_count_as_one_that_remains(install: &'static Install
     assert_eq!(dry["after"]["newest"], Value::Null, "{dry}");
     assert_eq!(site.backup_ids(), [good.clone(), bad.clone()]);
 
-    // It does not count for the minimum either, which its own deletion does not touch.
+    // It does not count for the minimum either, so deleting it does not affect the minimum.
     site.write_config_of(&server, "minimum_redundancy = 1\n");
     site.barmanfs(&["delete", "main", "oldest", "--force"])
         .refused(1)
@@ -129,13 +129,14 @@ fn check_fails_while_the_newest_backup_is_damaged(install: &'static Install) {
     let explained = site.json(&["explain", "main", &instead]);
     assert_eq!(explained["damaged"], false, "{explained}");
 
-    // The next full backup brings what is damaged: then both are whole again, and what was found is no news any more.
+    // The next full backup stores the damaged data again: then both backups are whole, and the earlier result is not
+    // reported any more.
     site.ok(&["backup", "main", "--fast-checkpoint", "--incremental", "never"]);
     server.archive_current_segment();
     let told = site.barmanfs(&["check", "main", "--json"]).ok();
     assert_eq!(check_line(&told, NAME).0, "OK");
 
-    // Where an older one is damaged for good, it is worth a look.
+    // If an older backup is damaged for good, that is a warning.
     server.query("DROP TABLE noise");
     server.query(
         "CREATE TABLE more AS SELECT n, sha512(random()::text::bytea) FROM generate_series(1, 40000) n",
@@ -149,7 +150,7 @@ fn check_fails_while_the_newest_backup_is_damaged(install: &'static Install) {
     let (status, hint) = check_line(&told, NAME);
     assert_eq!(status, "WARNING", "{told}");
     assert!(hint.contains(&bad), "{hint}");
-    // The index of it can be thrown away.
+    // The index of the damage can be deleted.
     site.ok(&["rebuild-catalog"]);
     let told = site.barmanfs(&["check", "main", "--json"]);
     assert_eq!(check_line(&told, NAME).0, "WARNING", "{told}");
@@ -200,7 +201,7 @@ fn check_fails_while_the_newest_backup_did_not_boot(install: &'static Install) {
         &second,
         "boot test",
     ]);
-    // Only an older one.
+    // Only an older backup is affected.
     site.backup();
     server.archive_current_segment();
     let told = site.barmanfs(&["check", "main", "--json"]);

@@ -1,5 +1,5 @@
-//! `verify --boot`: a backup is only known to be good once PostgreSQL has started on it. Whatever comes of the test, the
-//! result stays with the backup, and nothing else stays.
+//! `verify --boot`: a backup is only known to be good once PostgreSQL has started on it. Whatever the outcome of the
+//! test, the result stays with the backup, and nothing else stays.
 
 use crate::common::load::fill;
 use crate::common::process::{Run, run, until, wait};
@@ -62,7 +62,7 @@ fn assert_nothing_is_left(site: &Site) {
     assert_eq!(processes_with(temporary.to_str().unwrap()), [""; 0]);
 }
 
-/// The command lines of processes that have this in them.
+/// The command lines of processes that contain this text.
 fn processes_with(text: &str) -> Vec<String> {
     let lines = fs::read_dir("/proc").unwrap().flatten().map(|process| {
         let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
@@ -71,7 +71,7 @@ fn processes_with(text: &str) -> Vec<String> {
     lines.filter(|line| line.contains(text)).collect()
 }
 
-/// The boot test `show-backup` tells of.
+/// The boot test in the output of `show-backup`.
 fn shown(site: &Site, id: &str) -> Value {
     site.json(&["show-backup", "main", id])["boot_test"].clone()
 }
@@ -126,7 +126,7 @@ fn a_good_backup_boots(install: &'static Install) {
         listed.contains("Boot test") && listed.contains("OK 20"),
         "{listed}"
     );
-    // The index of what was found can be thrown away too, and the backup has not changed.
+    // The index of the result can be deleted too, and the backup has not changed.
     site.ok(&["rebuild-catalog"]);
     assert_eq!(shown(&site, &id), kept);
     site.ok(&["verify", "main"]);
@@ -156,7 +156,7 @@ fn databases_and_superusers_may_have_any_name(install: &'static Install) {
 fn a_database_that_is_half_dropped_is_passed_over(install: &'static Install) {
     let (site, server, _) = site_with_backup(install);
     server.query("CREATE DATABASE dropped");
-    // What an interrupted DROP DATABASE leaves, to which nobody can connect.
+    // An interrupted DROP DATABASE leaves such a database. Nobody can connect to it.
     server.query("UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'dropped'");
     let id = site.backup();
     boot(&site, install, &id, &[]).ok().says(&["OK main"]);
@@ -187,7 +187,7 @@ fn a_wrong_statement_is_told_and_kept(install: &'static Install) {
     assert!(listed.contains("FAILED 20"), "{listed}");
     assert!(site.ok(&["show-backup", "main", &id]).contains("check.sql:4"));
 
-    // The newest counts.
+    // The newest test counts.
     boot(&site, install, &id, &[]).ok();
     assert_eq!(shown(&site, &id)["outcome"], "ok");
 }
@@ -243,7 +243,7 @@ fn damage_is_found_by_what_reads_it(install: &'static Install) {
 
 fn damaged_wal_keeps_it_from_starting(install: &'static Install) {
     let (site, server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
-    // The first backup brings its WAL itself: none has been archived yet.
+    // The first backup brings its WAL itself: nothing has been archived yet.
     site.backup();
     server.archive_current_segment();
     let known = site.packs();
@@ -251,7 +251,7 @@ fn damaged_wal_keeps_it_from_starting(install: &'static Install) {
     for pack in site.packs().iter().filter(|pack| !known.contains(pack)) {
         flip_byte(pack, FIRST_FRAME);
         if site.barmanfs(&["verify", "main", "wal"]).code() == Some(0) {
-            // It holds no WAL.
+            // This pack has no WAL.
             flip_byte(pack, FIRST_FRAME);
         }
     }
@@ -276,7 +276,7 @@ fn damaged_wal_keeps_it_from_starting(install: &'static Install) {
 /// An offset in the first chunk of a pack.
 const FIRST_FRAME: u64 = 100;
 
-/// A boot test that has come to its SQL, and stays there.
+/// A boot test that has reached its SQL, and stays there.
 fn endless_boot(site: &Site, install: &Install, id: &str) -> Child {
     let begun = site.path("begun");
     let _ = fs::remove_file(&begun);
@@ -348,9 +348,9 @@ fn files_of_another_user_are_no_hindrance(install: &'static Install) {
     let mut nobody = own_command(site.program(), &site.path(""));
     nobody.arg("-c").arg(&config).args(&arguments);
     tested(nobody.uid(NOBODY).gid(NOBODY));
-    // Root has it run as nobody, too.
+    // Root runs it as nobody, too.
     tested(&mut site.own_barmanfs_command(&arguments));
-    // Where everything is root's, as the user who had it on the server.
+    // If root owns everything, root runs it as the user who owned it on the server.
     give(0);
     tested(&mut site.own_barmanfs_command(&arguments));
 }

@@ -10,7 +10,7 @@ topic! {
     edges the_view_adds_only_what_pg_verifybackup_ignores,
 }
 
-/// Not in a base backup (PostgreSQL's own list), or made by it.
+/// Files that are not in a base backup (PostgreSQL's own list), or that the backup makes.
 fn is_excluded(path: &str) -> bool {
     const EMPTIED: [&str; 8] = [
         "pg_wal/",
@@ -38,7 +38,7 @@ fn is_excluded(path: &str) -> bool {
 
 fn raw_agrees_with_the_data_directory(install: &'static Install) {
     let (site, mut primary) = Site::with_server(install);
-    // Nothing is written on the server's own account between the backup and the comparison.
+    // The server itself writes nothing between the backup and the comparison.
     primary.query("ALTER SYSTEM SET bgwriter_lru_maxpages = 0");
     primary.query("ALTER SYSTEM SET checkpoint_timeout = '1h'");
     primary.query("SELECT pg_reload_conf()");
@@ -50,7 +50,7 @@ fn raw_agrees_with_the_data_directory(install: &'static Install) {
     );
     primary.query("DELETE FROM pgbench_accounts WHERE aid % 3 = 0");
     primary.query("VACUUM FREEZE");
-    // Hint bits and statistics settle, so that nothing is left to write after the backup's checkpoint.
+    // Hint bits and statistics are written first, so that nothing is left to write after the backup's checkpoint.
     primary.query("SELECT count(*) FROM pgbench_accounts; SELECT count(*) FROM many_columns; CHECKPOINT");
     let id = site.backup();
     // Without a shutdown checkpoint: the data directory stays as the backup found it.
@@ -59,8 +59,8 @@ fn raw_agrees_with_the_data_directory(install: &'static Install) {
     let mount = Mount::new(&site);
     let raw = site.copy(&mount.path(&format!("main/raw/{id}")), "raw");
     let mut found = differences(&primary.data, &raw, &is_excluded);
-    // The backup's own temporary slot came and went in the one; the other is made for the backup by some minor releases,
-    // with the time of that moment.
+    // The backup created and dropped its temporary slot in one of them. Some minor releases write the other at that
+    // moment, so it has that time.
     let other_times = ["pg_replslot: time", "global/pg_control: time"];
     found.retain(|difference| !other_times.iter().any(|known| difference.starts_with(known)));
     assert!(

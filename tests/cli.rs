@@ -1,4 +1,4 @@
-//! What a person and a script see: help, `--json`, exit codes, and never a secret.
+//! The output for persons and scripts: help, `--json`, exit codes, and never a secret.
 
 use crate::common::load::fill;
 use crate::common::registry::topic;
@@ -187,7 +187,7 @@ fn passwords_are_used_and_never_shown(install: &'static Install) {
         "The password is in the repository: {stored}"
     );
 
-    // Wrong, and from a password file.
+    // A wrong password, and one from a password file.
     config(&format!(" password={SECRET}-wrong"));
     never_shown(site.barmanfs(&["backup", "main"]))
         .refused(1)

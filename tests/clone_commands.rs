@@ -1,4 +1,4 @@
-//! `barmanfs clone`: a DBA makes, starts, resets and throws away clones, and is told what is in the way.
+//! `barmanfs clone`: a DBA creates, starts, resets and destroys clones, and sees what prevents a command.
 
 use std::process::Stdio;
 
@@ -23,12 +23,12 @@ topic! {
     once a_number_that_is_another_users_process_is_no_server,
 }
 
-/// A backed up database, its server shut down, and what starts clones' servers.
+/// A backup of a database whose server is shut down, and the means to start servers on clones.
 pub(crate) struct Stage {
     pub(crate) site: Site,
     pub(crate) install: &'static Install,
     pub(crate) primary: PgServer,
-    /// Commands are run as the user the tests run as, and not as the database user.
+    /// Commands run as the user of the tests, and not as the database user.
     pub(crate) own: bool,
 }
 
@@ -67,14 +67,14 @@ impl Stage {
         listed["clones"].as_array().expect("a list").clone()
     }
 
-    /// What the list says of one clone.
+    /// The entry of one clone in the list.
     #[track_caller]
     pub(crate) fn listed(&self, name: &str) -> Value {
         let found = self.list().into_iter().find(|clone| clone["name"] == name);
         found.unwrap_or_else(|| panic!("{name} is not listed"))
     }
 
-    /// By the line that was printed for it: what a server on a clone answers.
+    /// Queries the server on a clone, through the line for psql that was printed for it.
     #[track_caller]
     pub(crate) fn query(&self, name: &str, sql: &str) -> String {
         let (sockets, port) = self.reached_at(name);
@@ -84,7 +84,7 @@ impl Stage {
         self.site.sh(&script).ok().text()
     }
 
-    /// The socket directory and the port of the server on a clone. Releases before had no directory of their own.
+    /// The socket directory and the port of the server on a clone. Earlier releases had no directory for each server.
     #[track_caller]
     pub(crate) fn reached_at(&self, name: &str) -> (String, u64) {
         let listed = self.listed(name);
@@ -94,7 +94,7 @@ impl Stage {
 }
 
 impl Drop for Stage {
-    /// No server outlives its test, failed or not.
+    /// No server survives its test, failed or not.
     fn drop(&mut self) {
         let listed = self.clone(&["list", "--json"]);
         let listed: Value = serde_json::from_slice(&listed.stdout).unwrap_or_default();
@@ -106,7 +106,7 @@ impl Drop for Stage {
     }
 }
 
-/// The whole life of a clone, whoever runs the commands.
+/// The whole life of a clone, for any user who runs the commands.
 fn walk_through(stage: &Stage, mount: &Mount<'_>) {
     let expected = transactions(&stage.primary);
     let made = stage
@@ -147,7 +147,7 @@ fn walk_through(stage: &Stage, mount: &Mount<'_>) {
         .clone(&["start", "main", "test1"])
         .refused(1)
         .says(&["already"]);
-    // Stopping needs none of PostgreSQL's programs: an upgrade may have taken them.
+    // Stopping needs none of PostgreSQL's programs: an upgrade may have removed them.
     stage.site.write_config_of(&stage.primary, "");
     stage.clone(&["stop", "main", "test1"]).ok();
     stage.configure("");
@@ -218,7 +218,7 @@ fn clones_are_made_of_the_backup_and_the_point_that_were_asked_for(install: &'st
     assert_eq!(stage.query("b", count), at_point.to_string());
     assert_eq!(stage.listed("b")["target"], "name:before");
 
-    // A newer backup is no reason to begin with another one than before.
+    // A reset uses the same backup as before, even if there is a newer one.
     stage.query("b", "TRUNCATE pgbench_history");
     stage.clone(&["reset", "main", "b", "--stop"]).ok();
     assert_eq!(of("b"), Some(first));
@@ -260,7 +260,7 @@ fn what_recovery_does_at_its_target_is_the_clones_own_affair(install: &'static I
     stage.primary.query("SELECT pg_create_restore_point('before')");
     transact(&stage.primary, 30);
     stage.primary.archive_current_segment();
-    // The mount says what is done there, and the configuration of who starts the server says nothing.
+    // The options of the mount decide the action, not the configuration of the user who starts the server.
     let mount = Mount::prepare(&stage.site, "mnt");
     let options = ["mount", &mount.text(), "--recovery-target-action", "pause"];
     stage.site.ok(&options);
@@ -269,7 +269,7 @@ fn what_recovery_does_at_its_target_is_the_clones_own_affair(install: &'static I
         stage.clone(&[&["create", "main", name], &options[..]].concat())
     };
     create("a", "name:before").ok().says(&["waits there"]);
-    // The end of the WAL is no target to wait at, and on the way nobody can ask.
+    // At the end of the WAL a recovery cannot pause, and during recovery the copy cannot be queried.
     create("b", "now,action=pause").ok().says(&["has recovered"]);
     assert_eq!(stage.query("b", "SELECT pg_is_in_recovery()"), "f");
 }
@@ -303,7 +303,7 @@ fn what_is_in_the_way_is_told(install: &'static Install) {
         .refused(1)
         .says(&["no clone test2", "clone list"]);
 
-    // Somebody looks into a file of it.
+    // A process has a file of the clone open.
     let held = mount.path("main/live/test1/PG_VERSION");
     let mut reader = stage
         .site
@@ -320,7 +320,7 @@ fn what_is_in_the_way_is_told(install: &'static Install) {
     reader.kill().expect("Cannot kill a child");
     reader.wait().expect("Cannot wait for a child");
 
-    // A second mount shows it too; only one of them serves it.
+    // A second mount shows the clone too; only one of them serves it.
     let other = Mount::prepare(&stage.site, "other");
     stage.site.ok(&["mount", &other.text()]);
     stage
@@ -393,7 +393,7 @@ fn clones_take_no_more_than_they_may(install: &'static Install) {
     stage.clone(&["create", "main", "c"]).ok();
 }
 
-/// The configuration counts as it is when a mount reads it, not as it was when the clone was made.
+/// The limit in force is that of the configuration when a mount reads it, not when the clone was made.
 fn a_clone_that_is_full_goes_on_when_it_may_take_more(install: &'static Install) {
     let stage = Stage::new(install);
     stage.configure("clone_max_size = 48M\n");
@@ -417,12 +417,12 @@ fn a_clone_that_is_full_goes_on_when_it_may_take_more(install: &'static Install)
         "{psql} -c \"CREATE TABLE large AS SELECT repeat('x', 900) AS t FROM generate_series(1, 200000)\""
     ));
     assert!(filled.code() != Some(0), "{filled}");
-    // It cannot shut down in order for want of room.
+    // The server has no room to shut down cleanly.
     if let Some(process) = stage.listed("full")["process"].as_u64() {
         stage.site.sh(&format!("kill -QUIT {process}"));
     }
     until("the server is gone", || stage.listed("full")["running"] == false);
-    // To the last byte.
+    // Fill it to the last byte.
     let file = mount.path("main/live/full/ballast");
     let full = stage.site.sh(&format!(
         "cat /dev/zero > '{0}'; cat /dev/zero > '{0}2'",
@@ -442,7 +442,7 @@ fn a_clone_that_is_full_goes_on_when_it_may_take_more(install: &'static Install)
     );
     stage.clone(&["stop", "main", "full"]).ok();
     mount.unmount();
-    // And the other way round: what is there can be read, and more is refused.
+    // And the other way round: existing data can be read, and more is refused.
     stage.configure("clone_max_size = 1M\n");
     let mount = Mount::prepare(&stage.site, "once-more");
     stage.site.ok(&["mount", &mount.text()]);
@@ -463,7 +463,8 @@ fn a_copy_of_a_clone_lives_on_its_own(install: &'static Install) {
         .refused(1)
         .says(&["runs on clone one"]);
     stage.clone(&["stop", "main", "one"]).ok();
-    // What the kernel knows of a clone stays good while the mount lets go of it: somebody even stands in it.
+    // The kernel's cached data of a clone stays valid while the mount releases it, even for a process whose working
+    // directory is in the clone.
     let inside = mount.path("main/live/one/base");
     let waiting = format!(
         "cd '{}' && cat 1/PG_VERSION && read line; cat 1/PG_VERSION",
@@ -515,7 +516,7 @@ fn a_server_that_outlived_its_mount_is_stopped(install: &'static Install) {
     let mut mount = Mount::for_all(&stage.site);
     stage.clone(&["create", "main", "test1", "--replay"]).ok();
     let process = stage.listed("test1")["process"].to_string();
-    // Nothing is left to write: what cannot write ends a server.
+    // After a checkpoint nothing is left to write: a failed write would end the server.
     stage.query("test1", "CHECKPOINT");
     mount.kill();
     drop(mount);
@@ -534,7 +535,7 @@ fn a_server_that_outlived_its_mount_is_stopped(install: &'static Install) {
     assert_eq!(stage.query("test1", "SELECT 1"), "1");
     stage.clone(&["stop", "main", "test1"]).ok();
 
-    // The same, with nobody having looked into the clone since.
+    // The same, but nothing has accessed the clone since.
     stage.clone(&["start", "main", "test1"]).ok();
     let process = stage.listed("test1")["process"].to_string();
     stage.query("test1", "CHECKPOINT");
@@ -545,7 +546,7 @@ fn a_server_that_outlived_its_mount_is_stopped(install: &'static Install) {
     assert!(!is_alive(&process));
 }
 
-/// Whether there is such a process; one that nobody waits for has ended.
+/// Whether the process exists and has not ended; a zombie has ended.
 fn is_alive(process: &str) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     stat.rsplit_once(')')
@@ -557,7 +558,7 @@ fn a_number_that_is_another_users_process_is_no_server(install: &'static Install
     let mount = Mount::new(&stage.site);
     stage.clone(&["create", "main", "test1"]).ok();
     let clone = mount.path("main/live/test1");
-    // A crash left this, and the number is the first process's now.
+    // A crash left this file. Its process id is that of process 1 now.
     let text = format!(
         "1\\n{}\\n1763700000\\n25432\\n/tmp\\n\\n  0 0\\nready\\n",
         clone.display()
@@ -573,7 +574,7 @@ fn a_number_that_is_another_users_process_is_no_server(install: &'static Install
     mount.unmount();
 }
 
-/// Work on a clone that its sums tell of.
+/// Runs transactions on a clone; its sums prove that they are complete.
 fn transact_on(stage: &Stage, mount: &Mount<'_>, name: &str) {
     let (sockets, port) = stage.reached_at(name);
     let pgbench = stage.install.program("pgbench");

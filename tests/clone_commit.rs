@@ -1,4 +1,4 @@
-//! A clone becomes a backup, of which only what changed is stored, or a plain directory; both start at once.
+//! A clone becomes a backup or a plain directory; both start at once. Of a backup only the changes are stored.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,10 +23,10 @@ topic! {
 
 const PAGE: usize = 8192;
 
-/// What directories and listings, a manifest and a segment of WAL (of 1 MiB here) add.
+/// Bytes that directories and listings, a manifest and a segment of WAL (here of 1 MiB) add.
 const BESIDES_PAGES: u64 = 1 << 20;
 
-/// A site with a backup of a filled database, and what a mount and a clone are made of.
+/// A site with a backup of a filled database, for a mount and clones.
 fn filled_site(install: &'static Install) -> (Site, PgServer) {
     let (site, primary) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
     fill(&primary, 4);
@@ -35,7 +35,7 @@ fn filled_site(install: &'static Install) -> (Site, PgServer) {
     (site, primary)
 }
 
-/// A clone that has been started and has reached what it recovers to.
+/// Makes a clone, starts it, and waits until it has reached the end of its recovery.
 #[track_caller]
 fn started_clone(site: &Site, mount: &Mount, install: &'static Install, of: &str) -> PgServer {
     site.sh(&format!(
@@ -49,7 +49,7 @@ fn started_clone(site: &Site, mount: &Mount, install: &'static Install, of: &str
     clone
 }
 
-/// Root's mount ends in order: what was written to its clones is on disk, and it serves them no more.
+/// Unmounts root's mount cleanly: all writes to its clones are on disk, and it no longer serves them.
 #[track_caller]
 fn end(mut mount: Mount<'_>) {
     assert_eq!(mount.end_by(rustix::process::Signal::TERM), Some(0));
@@ -67,7 +67,7 @@ fn shown(site: &Site, id: &str) -> serde_json::Value {
     site.json(&["show-backup", "main", id])
 }
 
-/// Starts a copy of a view of the backup as it is; gives its server.
+/// Starts a copy of a view of the backup without changes; returns its server.
 #[track_caller]
 fn start_copy(site: &Site, install: &'static Install, from: &Path, name: &str) -> PgServer {
     let mut copy = PgServer::on(install, &site.copy(from, name));
@@ -77,7 +77,7 @@ fn start_copy(site: &Site, install: &'static Install, from: &Path, name: &str) -
     copy
 }
 
-/// The segments that are in a backup's own pg_wal.
+/// The segments in a backup's own pg_wal.
 fn segments(site: &Site, mount: &Mount, id: &str) -> Vec<String> {
     let mut names = site.list(&mount.path(&format!("main/raw/{id}/pg_wal")));
     names.retain(|name| name.len() == 24);
@@ -96,7 +96,7 @@ fn files_under(directory: &Path, prefix: &str, files: &mut BTreeMap<String, Path
     }
 }
 
-/// Pages of the second directory that are not in the first, WAL apart.
+/// Pages of the second directory that are not in the first, without WAL.
 fn changed_pages(before: &Path, after: &Path) -> u64 {
     let mut files = BTreeMap::new();
     files_under(after, "", &mut files);
@@ -150,7 +150,8 @@ fn a_clone_that_was_shut_down_becomes_a_backup_of_what_changed(install: &'static
         "{changed} pages of {} files changed: {read_bytes} bytes read, {added_bytes} added",
         backup["files"]
     );
-    // A page may have been written and be what it was: its hint bits, or those of a transaction that is gone.
+    // A page may have been written and have the same content again: its hint bits, or those of a transaction that is
+    // gone.
     assert!(
         read_bytes < 2 * page_bytes + BESIDES_PAGES,
         "{read_bytes} of {page_bytes}"
@@ -186,7 +187,7 @@ fn a_clone_that_was_shut_down_becomes_a_backup_of_what_changed(install: &'static
             .ok();
     }
 
-    // And a clone of it is up at once, too; what that changes is a backup again.
+    // A clone of this backup also starts at once, and a commit of its changes is a backup again.
     let made = mount.path(&format!("main/live/again@backup={id}"));
     site.sh(&format!("mkdir '{}'", made.display())).ok();
     let mut again = PgServer::on_mount(install, &mount.path("main/live/again"), &site.path("again"));
@@ -206,7 +207,7 @@ fn a_clone_that_was_shut_down_becomes_a_backup_of_what_changed(install: &'static
     );
     let mount = Mount::for_all(&site);
 
-    // It needs neither the clone nor the backup that one was made of.
+    // The new backup needs neither the clone nor the backup under that clone.
     site.sh(&format!("rmdir '{}'", mount.path("main/live/test1").display()))
         .ok();
     end(mount);
@@ -232,7 +233,7 @@ fn a_clone_that_crashed_becomes_a_backup_that_recovers(install: &'static Install
     clone.query("CHECKPOINT");
     transact(&clone, 200);
     clone.query("CREATE TABLE late AS SELECT generate_series(1, 1000) AS n");
-    // Recycled for later, these are in the clone and hold nothing that is needed.
+    // These segments were recycled for later use. They are in the clone and contain nothing that is needed.
     let present = clone.query("SELECT name FROM pg_ls_waldir() WHERE length(name) = 24 ORDER BY 1");
     let current = clone.query("SELECT pg_walfile_name(pg_current_wal_lsn())");
     let redo = clone.query("SELECT pg_walfile_name(redo_lsn) FROM pg_control_checkpoint()");
@@ -314,7 +315,7 @@ fn nothing_is_taken_for_the_server_that_was_a_clone(install: &'static Install) {
     assert_eq!(transactions(&latest), 100);
     end(mount);
 
-    // The next backup builds on the server's own, however new the clone's is.
+    // The next backup builds on the server's own newest backup, even if the clone's is newer.
     if install.major >= 17 {
         primary.query("ALTER SYSTEM SET summarize_wal = on");
         primary.query("SELECT pg_reload_conf()");
@@ -340,7 +341,7 @@ fn an_exported_clone_is_a_plain_directory(install: &'static Install) {
     transact(&clone, 50);
     clone.query("CREATE TABLE made (n int)");
     clone.stop("fast");
-    // A megabyte of hole, then data.
+    // A hole of a megabyte, then data.
     let file = fs::File::create(mount.path("main/live/test1/sparse")).unwrap();
     file.write_all_at(b"end", 1 << 20).unwrap();
     drop(file);
@@ -350,7 +351,7 @@ fn an_exported_clone_is_a_plain_directory(install: &'static Install) {
     ))
     .ok();
     let expected = site.checksums(&mount.path("main/live/test1"));
-    // How a server was started is no part of its data.
+    // How a server was started is not part of its data.
     let expected: Vec<&str> = expected
         .lines()
         .filter(|line| !line.contains("postmaster.opts"))
@@ -373,7 +374,7 @@ fn an_exported_clone_is_a_plain_directory(install: &'static Install) {
         .refused(1)
         .says(&["No space left"]);
     assert_eq!(site.list(&full), [""; 0]);
-    // What an export that was killed has left.
+    // An export that was killed has left this.
     site.make_directory(".exported.exporting");
     site.write_file(".exported.exporting/half", b"of a file");
     site.barmanfs(&["clone", "export", "main", "test1", &text(&to)])
@@ -384,7 +385,7 @@ fn an_exported_clone_is_a_plain_directory(install: &'static Install) {
     assert_eq!(fs::read_link(to.join("alias")).unwrap(), Path::new("PG_VERSION"));
     let sparse = fs::metadata(to.join("sparse")).unwrap();
     assert!(sparse.blocks() * 512 < 100_000, "{}", sparse.blocks());
-    // An empty directory is taken, also behind a link, which stays one.
+    // An empty directory is accepted, also behind a link, which remains a link.
     let empty = site.make_directory("empty");
     site.sh("ln -s empty link").ok();
     site.ok(&["clone", "export", "main", "test1", &text(&site.path("link"))]);
@@ -395,7 +396,7 @@ fn an_exported_clone_is_a_plain_directory(install: &'static Install) {
             &mut site.own_barmanfs_command(&["clone", "export", "main", "test1", &rootly]),
         )
     };
-    // Who has the directory could put links into it, and root would write where they lead.
+    // The owner of the directory could put links into it, and root would write where they lead.
     let anothers = site.make_directory(".rootly.exporting");
     as_root().refused(1).says(&["belongs to another user"]);
     fs::remove_dir(&anothers).unwrap();
@@ -450,7 +451,7 @@ fn a_clone_at_work_is_left_alone(install: &'static Install) {
     assert_eq!(site.backup_ids().len(), 1);
     transact(&clone, 1);
     clone.stop("fast");
-    // The mount that serves it lets go of it, and serves it again afterwards.
+    // The mount that serves the clone releases it, and serves it again afterwards.
     let id = commit(&site, "test1", &[]);
     site.ok(&["clone", "export", "main", "test1", &to]);
     clone.start();
@@ -505,7 +506,7 @@ fn tablespaces_are_directories_of_the_backup_or_refused(install: &'static Instal
     .says(&["not permitted"]);
     in_clone("mv old pg_tblspc && rm -r new").ok();
 
-    // Elsewhere links are the user's own affair, but what they lead to would not be in a backup.
+    // Elsewhere links are the user's own responsibility, but their targets would not be in a backup.
     let move_wal = format!("mv pg_wal '{outside}' && ln -s '{outside}/pg_wal' pg_wal");
     in_clone(&move_wal).ok();
     site.barmanfs(&["clone", "commit", "main", "test1"])
@@ -520,7 +521,7 @@ fn tablespaces_are_directories_of_the_backup_or_refused(install: &'static Instal
         .refused(1)
         .says(&["pg_tblspc/", "leads out of it", &outside]);
     assert_eq!(site.backups().pop().unwrap()["status"], "FAILED");
-    // It is no failure of the server's backups.
+    // It does not count as a failure of the server's backups.
     site.ok(&["check", "main"]);
 }
 

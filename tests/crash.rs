@@ -1,4 +1,4 @@
-//! `kill -9` at any moment of any command that writes: what was acknowledged is there, and the next run succeeds.
+//! `kill -9` at any moment of any command that writes: all acknowledged data is there, and the next run succeeds.
 
 use crate::common::load::{fill, transact};
 use crate::common::process::{COMMAND_LIMIT, wait};
@@ -20,7 +20,7 @@ const ROUNDS: u32 = 50;
 /// How many rounds between two verifications of everything; the last round is always verified.
 const ROUNDS_BETWEEN_CHECKS: u32 = 10;
 
-/// Starts the command, kills it after a random part of `usual`; whether it had succeeded before.
+/// Starts the command and kills it after a random part of `usual`. Returns whether it had succeeded before.
 fn killed(site: &Site, random: &mut Random, usual: Duration, arguments: &[&str]) -> bool {
     let mut child = site.spawn(arguments);
     std::thread::sleep(random.duration_below(usual));
@@ -41,7 +41,7 @@ fn killed_at_random_points_nothing_acknowledged_is_lost(install: &'static Instal
     let (site, server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
     fill(&server, 1);
     if install.major >= 17 {
-        // Then a backup is incremental wherever there is one it can build on.
+        // Then a backup is incremental if there is one to build on.
         server.query("ALTER SYSTEM SET summarize_wal = on");
         server.query("SELECT pg_reload_conf()");
     }
@@ -77,7 +77,7 @@ fn killed_at_random_points_nothing_acknowledged_is_lost(install: &'static Instal
             delete_all_but_newest(&site);
         }
     }
-    // Now and then the only backup to build on has been deleted.
+    // In some rounds the only backup to build on has been deleted.
     assert_eq!(
         incremental * 2 > ROUNDS,
         install.major >= 17,
@@ -86,7 +86,7 @@ fn killed_at_random_points_nothing_acknowledged_is_lost(install: &'static Instal
     assert_starts(&site, install);
 }
 
-/// How long each command takes when nobody kills it.
+/// How long each command takes without a kill.
 struct UsualTimes {
     backup: Duration,
     archive: Duration,
@@ -121,8 +121,8 @@ pub(crate) struct Segments {
     pub(crate) acknowledged: BTreeMap<String, Vec<u8>>,
 }
 
-/// Segments of the server under names of another timeline, which its archiver never uses: archiving them is up to
-/// this test alone. The page headers bear the timeline too.
+/// Segments of the server under names of another timeline, which its archiver never uses: only this test archives them.
+/// The page headers have that timeline too.
 pub(crate) fn segments(site: &Site, server: &PgServer, count: usize) -> Segments {
     let directory = site.make_directory("segments");
     server.query("CREATE TABLE filler (n int)");
@@ -146,7 +146,7 @@ pub(crate) fn segments(site: &Site, server: &PgServer, count: usize) -> Segments
     }
 }
 
-/// Killed in the middle, then once more to the end, as the server's archiver does it.
+/// Kills the command in the middle, then runs it to the end, as the server's archiver does.
 fn archive_one(site: &Site, random: &mut Random, usual: Duration, segments: &mut Segments) {
     let Some((path, bytes)) = segments.waiting.pop() else {
         return;

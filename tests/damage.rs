@@ -1,4 +1,5 @@
-//! A flipped byte in a pack is found, named, costs only what it damages, and is mended by the next full backup.
+//! A flipped byte in a pack is found and named, damages only the data it belongs to, and the next full backup repairs
+//! it.
 
 use crate::common::load::fill;
 use crate::common::random::Random;
@@ -14,7 +15,7 @@ topic! {
     once a_flipped_byte_is_named_and_gives_eio,
 }
 
-/// Damages one byte of a file, and mends it when called again.
+/// Damages one byte of a file, and repairs it when called again.
 pub(crate) fn flip_byte(pack: &Path, offset: u64) {
     let file = OpenOptions::new().read(true).write(true).open(pack).unwrap();
     let mut byte = [0];
@@ -29,7 +30,7 @@ fn a_flipped_byte_is_named_and_gives_eio(install: &'static Install) {
     server.query(
         "CREATE TABLE noise AS SELECT n, sha512(random()::text::bytea) FROM generate_series(1, 100000) n",
     );
-    // So that nothing of it changes by itself later.
+    // So that no page changes by itself later.
     server.query("VACUUM (FREEZE)");
     let id = site.backup();
     site.ok(&["verify"]);
@@ -40,7 +41,7 @@ fn a_flipped_byte_is_named_and_gives_eio(install: &'static Install) {
         checksums
     };
 
-    // In the middle of the largest pack: incompressible rows.
+    // In the middle of the largest pack, which has incompressible rows.
     let pack = site.largest_pack(&[]);
     let bytes = pack.metadata().unwrap().len();
     flip_byte(&pack, bytes / 4 + random.below(bytes / 4));
@@ -66,7 +67,7 @@ fn a_flipped_byte_is_named_and_gives_eio(install: &'static Install) {
         "dd if='{raw}/{file}' of=/dev/null bs=8192 skip={page} count=1"
     ));
     damaged.refused(1).says(&["Input/output error"]);
-    // What is not named reads, byte for byte.
+    // The files that are not named can be read, byte for byte.
     let named: Vec<&str> = damages
         .iter()
         .filter_map(|damage| damage["file"].as_str())
@@ -83,7 +84,7 @@ fn a_flipped_byte_is_named_and_gives_eio(install: &'static Install) {
             "{path} is not named as damaged, and reads otherwise"
         );
     }
-    // Of the damaged file too: the pages before.
+    // In the damaged file, too, the pages before the damage can be read.
     if page > 0 {
         site.sh(&format!("dd if='{raw}/{file}' of=/dev/null bs=8192 count={page}"))
             .ok();
@@ -91,7 +92,7 @@ fn a_flipped_byte_is_named_and_gives_eio(install: &'static Install) {
     assert!(mount.is_alive());
     mount.unmount();
 
-    // The server still has what was damaged.
+    // The server still has the damaged data.
     site.ok(&["backup", "main", "--fast-checkpoint", "--incremental", "never"]);
     site.ok(&["verify"]);
     let mount = Mount::new(&site);

@@ -1,4 +1,4 @@
-//! Any backup can go at any time: the others stay whole, and the space comes back.
+//! Any backup can be deleted at any time: the others stay whole, and the space is freed.
 
 use crate::common::load::{fill, transact};
 use crate::common::random::Random;
@@ -14,12 +14,12 @@ topic! {
     once two_deletions_at_once_leave_one_backup,
 }
 
-/// Four backups with work in between, and the checksums of all their files.
+/// Four backups with changes in between, and the checksums of all their files.
 fn site_with_backups(install: &'static Install) -> (Site, PgServer, BTreeMap<String, String>) {
     let (site, server) = Site::with_server(install);
     fill(&server, 2);
     for round in 0..4 {
-        // Incompressible, so that the space it takes is seen; gone again two backups later.
+        // Incompressible, so that its space is visible; dropped two backups later.
         server.query(&format!("CREATE TABLE round{round} AS SELECT n, sha512(random()::text::bytea) FROM generate_series(1, 40000) n"));
         if round >= 2 {
             server.query(&format!("DROP TABLE round{}", round - 2));
@@ -62,7 +62,7 @@ fn backups_deleted_in_any_order_leave_the_others_whole(install: &'static Install
     }
     assert_starts(&site, install, &last);
 
-    // The last one takes with it all that can be recovered.
+    // After the last one nothing can be recovered.
     site.barmanfs(&["delete", "main", &last]).refused(1).says(&[
         "no complete backup would be left",
         &last,
@@ -79,7 +79,7 @@ fn backups_deleted_in_any_order_leave_the_others_whole(install: &'static Install
     drop(server);
 }
 
-/// What the packs hold besides the archive, which no deletion of a backup touches.
+/// Bytes in the packs, without the archive, which the deletion of a backup does not affect.
 fn backup_bytes(site: &Site) -> u64 {
     let packs = bytes_under(&site.repository().join("packs"));
     let stats = site.json(&["stats"]);
@@ -90,7 +90,7 @@ fn backup_bytes(site: &Site) -> u64 {
             .unwrap_or_else(|| panic!("No stored bytes of WAL in {stats}"))
 }
 
-/// What one sweep condemns a later one removes.
+/// A sweep condemns packs, and a later one removes them.
 fn sweep_until_nothing_is_freed(site: &Site) {
     let mut before = u64::MAX;
     while site.stored_bytes() < before {
@@ -140,7 +140,7 @@ fn a_backup_being_read_is_deleted_only_by_force(install: &'static Install) {
     reader.wait().unwrap();
 }
 
-/// The kind: a command that takes something away for good says nothing, and does it.
+/// The kind: a command deletes something for good, without a warning.
 fn what_would_be_lost_is_said_before_it_is(install: &'static Install) {
     let (site, server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
     fill(&server, 1);
@@ -151,7 +151,7 @@ fn what_would_be_lost_is_said_before_it_is(install: &'static Install) {
     let second = site.backup();
     server.archive_current_segment();
 
-    // The second one gone, the first and the WAL lead as far.
+    // Without the second backup, the first one and the WAL reach as far.
     let dry = site.json(&["delete", "main", "latest", "--dry-run"]);
     assert_eq!(
         (&dry["deleted"][0], &dry["refused"]),
@@ -163,7 +163,7 @@ fn what_would_be_lost_is_said_before_it_is(install: &'static Install) {
         "{dry}"
     );
     assert_eq!(dry["after"]["newest"]["backup"], first.as_str());
-    // The first one gone, the earliest point moves.
+    // Without the first one, the earliest point moves.
     site.barmanfs(&["delete", "main", "oldest", "--dry-run"])
         .ok()
         .says(&["Would delete", &first, "Earliest to recover", "was"]);
@@ -181,7 +181,7 @@ fn what_would_be_lost_is_said_before_it_is(install: &'static Install) {
         .refused(1);
     assert_eq!(site.backup_ids(), [first.clone(), second.clone()]);
 
-    // Behind a gap only the second leads on.
+    // Behind a gap only the second backup can be recovered further.
     let missing = server.query("SELECT pg_walfile_name(pg_current_wal_lsn())");
     server.query("ALTER SYSTEM SET archive_command = '/bin/true'");
     server.query("SELECT pg_reload_conf()");
@@ -201,7 +201,7 @@ fn what_would_be_lost_is_said_before_it_is(install: &'static Install) {
     site.ok(&["delete", "main", &third, "--force"]);
     site.ok(&["delete", "main", &second]);
 
-    // What a person has set holds with --force, too.
+    // `--force` does not override a limit that a person has configured.
     site.write_config_of(&server, "minimum_redundancy = 1\n");
     site.barmanfs(&["delete", "main", &first, "--force"])
         .refused(1)
@@ -213,7 +213,7 @@ fn what_would_be_lost_is_said_before_it_is(install: &'static Install) {
     assert_eq!(site.backup_ids(), [""; 0]);
 }
 
-/// Each would leave the other's backup.
+/// Each deletion alone would leave the other backup.
 fn two_deletions_at_once_leave_one_backup(install: &'static Install) {
     let (site, _server) = Site::with_server(install);
     for round in 0..4 {

@@ -1,5 +1,6 @@
-//! A repository on a file system that takes nothing more, because it is full or has turned read-only: clear errors,
-//! everything earlier intact, and always a way to free space. The kind: what frees space needs some.
+//! A repository on a file system that accepts no more data, because it is full or has turned read-only. Errors are
+//! clear, all earlier data is intact, and there is always a way to free space. The kind: freeing space itself needs
+//! space.
 
 use crate::common::disk::SmallDisk;
 use crate::common::load::transact;
@@ -32,7 +33,7 @@ fn a_full_file_system_loses_nothing_that_was_acknowledged(install: &'static Inst
     let id = site.backup();
     let checksums = checksums_of(&site, &id);
 
-    // 90 MB that do not compress; the WAL of it does not fit either.
+    // 90 MB that do not compress; its WAL does not fit either.
     server.query("CREATE TABLE noise AS SELECT sha512(n::text::bytea) || sha512((n + 0.5)::text::bytea) FROM generate_series(1, 700000) n");
     let backup = site.barmanfs(&["backup", "main", "--fast-checkpoint", "--wait-timeout", "5"]);
     backup.refused(1).says(&["space"]);
@@ -45,7 +46,7 @@ fn a_full_file_system_loses_nothing_that_was_acknowledged(install: &'static Inst
         server.log()
     );
 
-    // All that was there before is, and all that was acknowledged.
+    // All earlier data is still there, and so is all acknowledged data.
     site.barmanfs(&["verify"]).ok();
     assert_eq!(checksums_of(&site, &id), checksums);
     let archived = server.query("SELECT last_archived_wal FROM pg_stat_archiver");
@@ -56,7 +57,7 @@ fn a_full_file_system_loses_nothing_that_was_acknowledged(install: &'static Inst
         &site.path("fetched").to_string_lossy(),
     ]);
 
-    // With room again, everything goes on.
+    // With free space again, everything continues.
     run(Command::new("mount")
         .args(["-o", "remount,size=1g"])
         .arg(site.repository()))
@@ -88,7 +89,7 @@ pub(crate) fn small_site(install: &'static Install) -> (Site, PgServer, SmallDis
     (site, server, disk)
 }
 
-/// Takes what is left, to the last byte.
+/// Fills the file system to the last byte.
 pub(crate) fn fill_up(site: &Site) {
     let filler = site.repository().join("filler");
     let filler = filler.display();
@@ -112,14 +113,15 @@ fn reserve(site: &Site) -> u64 {
         .map_or(0, |found| found.len())
 }
 
-/// What is free, or kept back for freeing more: in the reserve and in the catalog's WAL, which holds a part of it.
+/// The space that is free or kept for freeing more: in the reserve and in the catalog's WAL, which contains a part of
+/// it.
 fn free_or_kept_back(site: &Site) -> u64 {
     let wal = site.repository().join("catalog.sqlite-wal");
     let of_wal = wal.metadata().map_or(0, |found| found.blocks() * 512);
     free(site) + reserve(site) + of_wal
 }
 
-/// Backups with something of their own each.
+/// Backups, each with some data of its own.
 pub(crate) fn backups(site: &Site, server: &PgServer, count: u32) -> Vec<String> {
     (0..count)
         .map(|n| {
@@ -140,7 +142,7 @@ fn a_full_file_system_can_be_freed(install: &'static Install) {
         let whole = reserve(&site);
         assert!(whole >= 8 << 20, "The reserve has {whole} bytes");
         fill_up(&site);
-        // Nothing of SQLite's is left from before either.
+        // No file of SQLite is left from before either.
         site.sh(&format!(
             "rm -f '{}/catalog.sqlite-shm'",
             site.repository().display()
@@ -158,7 +160,7 @@ fn a_full_file_system_can_be_freed(install: &'static Install) {
         site.ok(&["verify"]);
         site.sh(&format!("rm '{}/filler'", site.repository().display()))
             .ok();
-        // It is there for the next time: the next writer makes it whole again.
+        // The reserve is there for the next time: the next writer restores its full size.
         let last = backups(&site, &server, 1).remove(0);
         site.ok(&["delete", "main", &last]);
     }
@@ -168,7 +170,7 @@ fn a_full_file_system_can_be_freed(install: &'static Install) {
 fn a_file_system_without_a_free_file_can_be_freed(install: &'static Install) {
     let (site, server, _disk) = small_site(install);
     let ids = backups(&site, &server, 2);
-    // As many as there are, and some more.
+    // As many files as there are, and a few more.
     let used = rustix::fs::statvfs(site.repository()).unwrap();
     let limit = used.f_files - used.f_ffree + 20;
     run(Command::new("mount")
@@ -208,7 +210,7 @@ fn what_fills_again_at_once_does_not_keep_space_from_being_freed(install: &'stat
         ))
         .spawn()
         .unwrap();
-    // All of them: what others still use would have to be copied, and for that there is no room.
+    // All backups: chunks that other backups still use would have to be copied, and there is no room for that.
     for id in &ids {
         let deleted = site.barmanfs(&["delete", "main", id, "--force"]);
         assert_eq!(deleted.code(), Some(0), "{deleted}");

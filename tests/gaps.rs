@@ -1,4 +1,4 @@
-//! WAL that is missing: it is told before anybody relies on it, and what can be recovered all the same is.
+//! Missing WAL: it is reported before anybody relies on it, and everything that can still be recovered is.
 
 use crate::common::registry::topic;
 use crate::common::{Install, Mount, PgServer, Site};
@@ -9,11 +9,11 @@ topic! {
     edges an_abandoned_timeline_is_still_reached,
 }
 
-/// Adds a row; afterwards is the moment that is returned.
+/// Adds a row. Returns a time after that.
 fn mark(server: &PgServer, number: u32) -> String {
     server.query(&format!("INSERT INTO marks VALUES ({number})"));
     let moment = server.query("SELECT clock_timestamp() AT TIME ZONE 'UTC' || '+00'");
-    // What comes after has a later time for certain.
+    // Everything that follows certainly has a later time.
     server.query("SELECT pg_sleep(0.01)");
     moment
 }
@@ -22,7 +22,7 @@ fn marks(server: &PgServer) -> String {
     server.query("SELECT string_agg(n::text, ' ' ORDER BY n) FROM marks")
 }
 
-/// A copy of what stands at this path of the mount, recovered.
+/// A copy of this path of the mount, recovered.
 fn recovered(site: &Site, mount: &Mount, install: &'static Install, path: &str, name: &str) -> PgServer {
     let mut copy = PgServer::on(install, &site.copy(&mount.path(path), name));
     copy.start();
@@ -30,7 +30,7 @@ fn recovered(site: &Site, mount: &Mount, install: &'static Install, path: &str, 
     copy
 }
 
-/// Archives the current segment, and removes it from the archive by hand; its name.
+/// Archives the current segment, and removes it from the archive by hand. Returns its name.
 fn archive_and_lose(site: &Site, server: &PgServer) -> String {
     let before = site.packs();
     let segment = server.archive_current_segment();
@@ -58,7 +58,7 @@ fn a_missing_segment_shows_everywhere_and_stops_only_what_lies_behind_it(install
     let behind = mark(&server, 4);
     mark(&server, 5);
     server.archive_current_segment();
-    // What was in the pack is gone, and the old catalog still knows of it.
+    // The content of the pack is gone, and the old catalog still lists it.
     site.barmanfs(&["rebuild-catalog"])
         .refused(3)
         .says(&["1 pack", "is not there"]);
@@ -149,7 +149,7 @@ fn an_abandoned_timeline_is_still_reached(install: &'static Install) {
     server.archive_current_segment();
     let mount = Mount::new(&site);
 
-    // Back to the first mark; from there production goes on.
+    // Back to the first mark; production continues from there.
     server.stop("fast");
     let copy = site.copy(&mount.path(&format!("main/pitr/{left}")), "second");
     let mut second = PgServer::on(install, &copy);
@@ -184,7 +184,7 @@ fn an_abandoned_timeline_is_still_reached(install: &'static Install) {
         marks(&recovered(&site, &mount, install, &first_line, "fourth")),
         "1 2"
     );
-    // Along the newest timeline the same time means where the first was left.
+    // On the newest timeline the same time means the point where it left the first timeline.
     assert_eq!(
         marks(&recovered(&site, &mount, install, &path(&abandoned), "fifth")),
         "1"

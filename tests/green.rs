@@ -1,6 +1,6 @@
-//! Green means well. The kind: a check believes somebody's word (the server's that it archived, an exit code, a setting
-//! that is there) and holds it against nothing, so that WAL is lost for weeks under a row of OKs. Here the server's
-//! words, its LSN and its clock are held against what the archive has.
+//! A check that reports OK must be right. The kind: a check trusts a statement (the server says that it archived, an
+//! exit code, a setting that is present) and compares it with nothing, so that WAL is lost for weeks while every line
+//! is OK. Here the server's statements, its LSN and its clock are compared with the archive.
 
 use crate::common::load::fill;
 use crate::common::process::until;
@@ -20,10 +20,10 @@ topic! {
     once what_is_old_small_or_too_little_is_told,
 }
 
-/// A server with small segments, archiving, with a backup; its checks are all fine.
+/// A server with small segments that archives, with a backup; all its checks are OK.
 fn green_site(install: &'static Install) -> (Site, PgServer) {
     let (site, server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
-    // So that nothing is removed behind a test's back.
+    // So that the server removes no WAL during a test.
     server.query("ALTER SYSTEM SET wal_keep_size = '1GB'");
     server.query("SELECT pg_reload_conf()");
     server.archive_current_segment();
@@ -43,11 +43,11 @@ fn set_archive_command(server: &PgServer, command: &str) {
     until("the setting is in force", || {
         server.query("SHOW archive_command") == command
     });
-    // The archiver has read it, too, when it has ended a round.
+    // The archiver has read the setting, too, once it has finished a round.
     std::thread::sleep(Duration::from_secs(1));
 }
 
-/// Completes segments; their names.
+/// Completes segments. Returns their names.
 fn complete_segments(server: &PgServer, count: usize) -> Vec<String> {
     (0..count)
         .map(|_| {
@@ -59,7 +59,7 @@ fn complete_segments(server: &PgServer, count: usize) -> Vec<String> {
         .collect()
 }
 
-/// Lets the server's files look as old as they would be after some minutes.
+/// Makes the server's files look as if they were a few minutes old.
 fn grow_old(site: &Site, server: &PgServer) {
     let pg_wal = server.data.join("pg_wal");
     site.sh(&format!(
@@ -98,7 +98,7 @@ fn a_command_that_keeps_nothing_is_seen_before_the_next_segment(install: &'stati
     set_archive_command(&server, "/bin/true");
     let lost = complete_segments(&server, 9);
     wait_until_done(&server, &lost[8]);
-    // In the first minute they may be on their way; that the command is another one is seen at once.
+    // In the first minute they may still be on their way; another archive_command is reported at once.
     site.barmanfs(&["check", "main", "--nagios"])
         .refused(1)
         .says(&["BARMANFS WARNING", "archive_command"]);
@@ -121,19 +121,19 @@ fn a_command_that_keeps_nothing_is_seen_before_the_next_segment(install: &'stati
     site.barmanfs(&["check", "main", "--nagios"])
         .refused(2)
         .says(&["BARMANFS CRITICAL", "continuous archiving"]);
-    // What the server counts outlives it.
+    // The server's own counters survive this.
     server.stop("fast");
     server.start();
     grow_old(&site, &server);
     assert_line(&site, "continuous archiving", "FAILED", &[&lost[0]]);
 
-    // The remedy is one.
+    // The suggested remedy works.
     set_archive_command(&server, &site.archive_command());
     server.archive_current_segment();
     archive_by_hand(&site, &server);
     site.barmanfs(&["check", "main"]).ok();
 
-    // What the server has removed meanwhile comes never.
+    // Segments that the server has removed meanwhile never arrive.
     set_archive_command(&server, "/bin/true");
     let lost = complete_segments(&server, 3);
     wait_until_done(&server, &lost[2]);
@@ -181,7 +181,7 @@ fn a_promotion_that_the_archive_does_not_know_is_seen(install: &'static Install)
     assert_line(&site, "continuous archiving", "OK", &[&last]);
 }
 
-/// What the archiver gave to another command, before it had read the settings again.
+/// Archives the segments that the archiver gave to another command before it had read the settings again.
 fn archive_by_hand(site: &Site, server: &PgServer) {
     let pg_wal = server.data.join("pg_wal");
     for name in site.list(&pg_wal.join("archive_status")) {
@@ -229,7 +229,7 @@ fn a_stream_that_does_not_run_is_missed_by_segment(install: &'static Install) {
     );
 }
 
-/// With a role that sees no more than everybody does.
+/// With a role that has no more rights than every role.
 fn what_the_server_says_it_archived_must_be_here_after_a_minute(install: &'static Install) {
     let (site, server) = green_site(install);
     server.query("CREATE ROLE weak LOGIN REPLICATION");
@@ -276,7 +276,7 @@ fn a_command_is_held_against_this_server(install: &'static Install) {
 
 fn an_idle_server_raises_no_alarm(install: &'static Install) {
     let (site, server) = green_site(install);
-    // Work that does not fill a segment, and hours in which nothing happens.
+    // Changes that do not fill a segment, and then hours without any.
     server.query("CREATE TABLE a_little (n int)");
     grow_old(&site, &server);
     let run = site.barmanfs(&["check", "main"]).ok();
@@ -288,21 +288,21 @@ fn an_idle_server_raises_no_alarm(install: &'static Install) {
     site.ok(&["check", "main"]);
 }
 
-/// The clock of the program is put forward; the server's goes on.
+/// Sets the clock of the program forward, but not the server's.
 fn what_is_old_small_or_too_little_is_told(install: &'static Install) {
     let (site, server) = green_site(install);
     let status_in =
         |days: u32, name: &str| check_line(&site.in_days(days, "check main --json"), name)["status"].clone();
     let with = |lines: &str| site.write_config_of(&server, lines);
 
-    // Without a limit, of itself: two weeks are too long where nothing says what is usual.
+    // A limit applies even without a setting: if there is no usual interval, two weeks are too long.
     let age = "backup maximum age";
     assert_eq!(status_in(13, age), "OK");
     assert_eq!(status_in(15, age), "WARNING");
     with("last_backup_maximum_age = 2 DAYS\nlast_wal_maximum_age = 1 DAY\n");
     assert_eq!(status_in(1, age), "OK");
     assert_eq!(status_in(3, age), "FAILED");
-    // WAL is old only where there is some that has not arrived.
+    // WAL is too old only if the server wrote some that has not arrived.
     let wal = "wal maximum age";
     assert_eq!(status_in(2, wal), "OK");
     server.query("CREATE TABLE written AS SELECT generate_series(1, 1000) n; CHECKPOINT");

@@ -1,9 +1,9 @@
-//! One timeline, two histories: a snapshot was put back, a copy was promoted without a new timeline, two servers of one
-//! cluster archive under one name.
+//! One timeline with two histories: a snapshot was restored, a copy was promoted without a new timeline, or two servers
+//! of one cluster archive under one name.
 //!
-//! What must hold: a backup that is DONE restores to exactly what its server had, by a digest of all rows; WAL of two
-//! histories is never mixed; what was archived reads back, whatever is decided and however often; and each command that
-//! shows the server says so at once.
+//! What must hold: a backup that is DONE restores to exactly the rows of its server, by a digest of all rows. WAL of
+//! two histories is never mixed. Archived files can be read back, whatever is decided and however often. And each
+//! command that shows the server reports the fork at once.
 
 use crate::common::histories::{
     assert_restores, backup, cold_snapshot, digest, insert, newest, put_back, recovered, remove, site,
@@ -32,7 +32,7 @@ fn archive_file(site: &Site, server: &PgServer, segment: &str) -> Run {
     site.barmanfs(&["wal-archive", "main", &path.to_string_lossy()])
 }
 
-/// The bytes of all archived segments, which must read back as long as the repository lives.
+/// The bytes of all archived segments. They must be readable as long as the repository exists.
 fn archived(site: &Site) -> String {
     let mount = Mount::new(site);
     let sums = site.checksums(&mount.path("main/wal"));
@@ -48,8 +48,8 @@ fn fork_lsn(site: &Site) -> String {
     open[0]["lsn"].as_str().unwrap().to_owned()
 }
 
-/// B8, and a cold snapshot that is put back: everybody tells, all behind the fork is refused, and after the decision
-/// both histories are whole.
+/// B8, and a cold snapshot that is restored: every command reports it, all WAL behind the fork is refused, and after
+/// the decision both histories are whole.
 fn a_fork_is_told_refused_and_restarted(install: &'static Install) {
     let (site, mut server) = site(install);
     let (full, _, first) = backup(&site, &server);
@@ -73,7 +73,7 @@ fn a_fork_is_told_refused_and_restarted(install: &'static Install) {
             name
         })
         .collect();
-    // Those of other names, too, in any order.
+    // Files of other kinds, too, in any order.
     for name in names.iter().rev() {
         archive_file(&site, &server, name)
             .refused(1)
@@ -96,7 +96,7 @@ fn a_fork_is_told_refused_and_restarted(install: &'static Install) {
     let lsn = fork_lsn(&site);
     site.ok(&["history", "main", "restart", "--at", &lsn]);
     assert_reads_back(&site, &before);
-    // What archive_command had been refused comes now.
+    // The segments that archive_command could not archive arrive now.
     server.archive_current_segment();
     insert(&server, 30_001, 31_000, "new");
     let (new, run, fourth) = backup(&site, &server);
@@ -138,7 +138,7 @@ fn assert_target(site: &Site, install: &'static Install, target: &str, expected:
     remove(site, &copy);
 }
 
-/// The other server was a mistake: what continues the archived history is taken again.
+/// The other server was a mistake: WAL that continues the archived history is accepted again.
 fn the_archived_history_can_be_kept(install: &'static Install) {
     let (site, mut server) = site(install);
     backup(&site, &server);
@@ -158,7 +158,7 @@ fn the_archived_history_can_be_kept(install: &'static Install) {
     server.query("SELECT pg_switch_wal()");
     archive_file(&site, &server, &held).refused(1);
     let lsn = fork_lsn(&site);
-    // Nothing of it gets in behind the decision's back.
+    // Its files cannot enter the archive without the decision.
     let release = |name: &str| site.barmanfs(&["quarantine", "main", "release", name]);
     for name in [&name, &held] {
         release(name).refused(1);
@@ -166,7 +166,7 @@ fn the_archived_history_can_be_kept(install: &'static Install) {
     site.ok(&["history", "main", "keep", "--at", &lsn]);
     release(&name).refused(1);
     server.archive_current_segment();
-    // It comes again and again, and keeps nobody out.
+    // It arrives again and again, and does not block other files.
     archive_file(&site, &other, &name).refused(1);
     server.archive_current_segment();
     let expected = digest(&server);
@@ -175,7 +175,7 @@ fn the_archived_history_can_be_kept(install: &'static Install) {
     assert_target(&site, install, "now", &expected);
 }
 
-/// Nobody could see the fork: the backup brought its WAL, the archive began with the other history.
+/// The fork could not be detected: the backup brought its WAL, and the archive began with the other history.
 fn a_backup_older_than_the_archive_is_good_for_its_own_moment(install: &'static Install) {
     let (site, mut server) = site(install);
     server.stop("fast");
@@ -214,8 +214,8 @@ fn a_backup_older_than_the_archive_is_good_for_its_own_moment(install: &'static 
     assert_target(&site, install, "now", &end);
 }
 
-/// Copies the running server's directory between `pg_backup_start` and `pg_backup_stop`, without their label: started, the
-/// copy recovers as after a crash, on the same timeline. It archives nothing by itself.
+/// Copies the running server's directory between `pg_backup_start` and `pg_backup_stop`, without their label. When it
+/// is started, the copy runs crash recovery and stays on the same timeline. It archives nothing by itself.
 #[track_caller]
 fn hot_copy(site: &Site, server: &PgServer) -> PgServer {
     let data = site.path("hot");
@@ -236,7 +236,7 @@ fn hot_copy(site: &Site, server: &PgServer) -> PgServer {
     other
 }
 
-/// A hot snapshot that runs beside its original: both archive by turns, and no name comes twice.
+/// A hot snapshot that runs beside its original: both archive in turns, and no name arrives twice.
 fn a_hot_snapshot_that_archives_by_turns_is_a_fork(install: &'static Install) {
     let (site, mut server) = site(install);
     let (full, _, first) = backup(&site, &server);
@@ -244,7 +244,7 @@ fn a_hot_snapshot_that_archives_by_turns_is_a_fork(install: &'static Install) {
     insert(&server, 10_001, 11_000, "old");
     insert(&other, 20_001, 21_700, "new");
     let taken = server.archive_current_segment();
-    // What the archive has of the other's names is skipped.
+    // Segments of the other server whose names are archived already are skipped.
     let mut of_other = String::new();
     while of_other <= taken {
         insert(&other, 22_001, 22_100, "new");
@@ -254,7 +254,7 @@ fn a_hot_snapshot_that_archives_by_turns_is_a_fork(install: &'static Install) {
         .refused(1)
         .says(&["does not continue", "history main restart"]);
     let before = archived(&site);
-    // The original is told as well, since nobody knows yet which of them counts.
+    // The original is refused as well, since it is not known yet which of them counts.
     insert(&server, 11_001, 12_000, "old");
     let held = server.query("SELECT pg_walfile_name(pg_current_wal_lsn())");
     server.query("SELECT pg_switch_wal()");
@@ -289,7 +289,8 @@ fn a_hot_snapshot_that_archives_by_turns_is_a_fork(install: &'static Install) {
     assert_target(&site, install, "now", &end_of_new);
 }
 
-/// What `receive-wal` has told its server to be durable is there whatever is decided, and it goes on behind the fork.
+/// WAL that `receive-wal` has reported as durable is there whatever is decided, and receiving continues behind the
+/// fork.
 fn receive_wal_tells_of_a_fork_and_loses_nothing(install: &'static Install) {
     let (site, mut server) = site(install);
     server.stop("fast");
@@ -311,7 +312,7 @@ fn receive_wal_tells_of_a_fork_and_loses_nothing(install: &'static Install) {
     let (old, _, second) = backup(&site, &server);
     let before = whole(&archived(&site));
     put_back(&site, &mut server);
-    // It is behind what has been received at first.
+    // At first the server is behind the received WAL.
     receiver.says("was put back to an earlier state");
     insert(&server, 20_001, 21_000, "new");
     let names: Vec<String> = (0..8)
@@ -354,20 +355,20 @@ fn receive_wal_tells_of_a_fork_and_loses_nothing(install: &'static Install) {
     assert_target(&site, install, "now", &end_of_new);
 }
 
-/// Rebuilds the catalog, between two attempts of an `archive_command` that is refused.
+/// Rebuilds the catalog between two attempts of an `archive_command` that is refused.
 fn rebuild(site: &Site) {
     until("the catalog is rebuilt", || {
         site.barmanfs(&["rebuild-catalog"]).code() == Some(0)
     });
 }
 
-/// Without the beginnings of segments, which come and go as WAL is received.
+/// Without the beginnings of segments, which change as WAL is received.
 fn whole(checksums: &str) -> String {
     let lines = checksums.lines().filter(|line| !line.ends_with(".partial"));
     lines.map(|line| format!("{line}\n")).collect()
 }
 
-/// Ends the current segment; its name.
+/// Ends the current segment. Returns its name.
 fn switch(server: &PgServer) -> String {
     server.query("SELECT pg_walfile_name(pg_switch_wal())")
 }
@@ -376,7 +377,7 @@ fn is_archived(site: &Site, name: &str) -> bool {
     site.barmanfs(&["get-wal", "main", name, "/dev/null"]).code() == Some(0)
 }
 
-/// Every file of these checksums reads back, from the archive or from a history that was left.
+/// Every file in these checksums can be read, from the archive or from a history that was left.
 #[track_caller]
 fn assert_reads_back(site: &Site, checksums: &str) {
     let left = site.json(&["history", "main", "list"])["left"]
@@ -401,7 +402,7 @@ fn assert_reads_back(site: &Site, checksums: &str) {
     }
 }
 
-/// Where the first fork is that nobody has decided about.
+/// The position of the first fork without a decision.
 fn first_fork(site: &Site) -> String {
     let report = site.json(&["history", "main", "list"]);
     let forks = report["forks"].as_array().unwrap();
@@ -419,7 +420,7 @@ fn first_fork(site: &Site) -> String {
         .unwrap_or_else(|| panic!("{report}"))
 }
 
-/// A standby that becomes a primary on the timeline it had: `standby.signal` was removed.
+/// A standby that becomes a primary on its old timeline: `standby.signal` was removed.
 fn a_promotion_without_a_new_timeline_is_a_fork(install: &'static Install) {
     let (site, mut server) = site(install);
     let (full, _, first) = backup(&site, &server);
@@ -454,8 +455,8 @@ fn a_promotion_without_a_new_timeline_is_a_fork(install: &'static Install) {
     assert_target(&site, install, "now", &end);
 }
 
-/// From one snapshot twice, then from a later one: each time another history begins, at the same place or behind it, and
-/// none of those that were left loses anything.
+/// Restarts twice from one snapshot, then from a later one. Each time another history begins, at the same place or
+/// behind it, and no history that was left loses anything.
 fn history_can_be_restarted_again_and_again(install: &'static Install) {
     let (site, mut server) = site(install);
     let (full, _, first) = backup(&site, &server);

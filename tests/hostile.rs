@@ -1,5 +1,5 @@
-//! What comes from a server, a disk or a configuration may be broken or hostile: it is refused with a clear error,
-//! nothing is written outside the repository, and what was there stays.
+//! Input from a server, a disk or a configuration may be broken or hostile. It is refused with a clear error, nothing
+//! is written outside the repository, and existing data stays.
 
 use crate::common::load::fill;
 use crate::common::process::Run;
@@ -20,10 +20,10 @@ topic! {
     alone a_directory_that_is_no_repository_is_refused,
 }
 
-/// A member every cluster has.
+/// A member of the archive of every cluster.
 const MEMBER: &str = "base/1/PG_VERSION";
 
-/// Takes a backup through a server that meddles; it must fail, and leave the earlier backup whole.
+/// Takes a backup through a proxy that modifies the stream. The backup must fail, and the earlier one must stay whole.
 fn refused_backup(
     install: &'static Install,
     meddler: impl FnMut(&mut Vec<u8>) -> Fate + Send + 'static,
@@ -99,11 +99,12 @@ fn a_device_node_is_refused(install: &'static Install) {
 }
 
 fn a_truncated_archive_is_refused(install: &'static Install) {
-    // Everything from the middle of the archive to its end is lost, and the connection goes on as if nothing were.
+    // Everything from the middle of the archive to its end is lost, and the connection continues as if nothing had
+    // happened.
     let mut past_member = false;
     let (_site, _run) = refused_backup(install, move |payload| {
         past_member |= is_header_of(payload, MEMBER);
-        // 15 and newer tell in the first byte what comes: only the archive's data is lost.
+        // From 15 on the first byte tells the kind of message: only the archive's data is lost.
         let is_archive_data = payload.first() == Some(&b'd') || payload.len() % 512 == 0;
         if past_member && is_archive_data {
             Fate::Drop
@@ -139,7 +140,7 @@ fn a_changed_manifest_is_refused(install: &'static Install) {
 }
 
 fn a_connection_cut_at_the_end_is_no_backup(install: &'static Install) {
-    // All of the data has come; the manifest's end has not.
+    // All of the data has arrived; the end of the manifest has not.
     let (_site, _run) = refused_backup(install, |payload| {
         let wanted = b"Manifest-Checksum";
         if payload.windows(wanted.len()).any(|window| window == wanted) {
@@ -159,10 +160,10 @@ fn unknown_and_malformed_lines_of_a_configuration_are_named() {
     let site = Site::new();
     let global = format!("[barmanfs]\nrepository = {}\n", site.repository().display());
     let server = "[main]\nconninfo = host=/tmp user=postgres\n";
-    // Unknown: a warning that names the line, and it goes on.
+    // An unknown key: a warning with the line, and the command continues.
     let run = with_config(&site, &format!("{global}colour = blue\n{server}")).ok();
     assert!(run.stderr.contains("colour") && run.stderr.contains('3'), "{run}");
-    // Wrong: an error with file, line, and what is allowed.
+    // A wrong value: an error with file, line, and the allowed values.
     with_config(&site, &format!("{global}log_level = shouting\n{server}"))
         .refused(2)
         .says(&["barmanfs.conf", "3", "info"]);

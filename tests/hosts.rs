@@ -1,5 +1,5 @@
-//! The kind: a connection string means something else here than to libpq. With a primary and a standby, psql of the same
-//! installation is asked for each string which server it takes, and barmanfs has to take the same one, or none.
+//! The kind: a connection string means something else here than to libpq. With a primary and a standby, each string is
+//! given to psql of the same installation. barmanfs must connect to the same server, or to none.
 
 use crate::common::process::{Run, run, until};
 use crate::common::registry::topic;
@@ -19,7 +19,7 @@ struct Pair {
 }
 
 impl Pair {
-    /// Puts the socket directories into a text: `P` and `S` in braces, `%P` and `%S` encoded for a URI.
+    /// Replaces placeholders by the socket directories: `P` and `S` in braces, `%P` and `%S` encoded for a URI.
     fn expand(&self, text: &str) -> String {
         let (primary, standby) = (self.primary.sockets(), self.standby.sockets());
         let encoded = |path: &Path| path.display().to_string().replace('/', "%2F");
@@ -29,7 +29,7 @@ impl Pair {
             .replace("{S}", &standby.display().to_string())
     }
 
-    /// Which server psql takes.
+    /// The server that psql connects to.
     fn psql(&self, text: &str, variables: &[(String, String)]) -> Option<&'static str> {
         let mut psql = self.primary.command("psql");
         psql.envs(variables.iter().cloned())
@@ -41,7 +41,7 @@ impl Pair {
         }
     }
 
-    /// Which server barmanfs takes, for SQL and for replication.
+    /// The server that barmanfs connects to, for SQL and for replication.
     fn barmanfs(
         &self,
         text: &str,
@@ -53,7 +53,7 @@ impl Pair {
         let taken = |name: &str| {
             let all = run.all();
             let line = all.lines().find(|line| line.contains(name))?.to_owned();
-            // The path of the socket that was used is shown where it is well.
+            // If all is well, the line has the path of the socket that was used.
             let is = |server: &PgServer| {
                 let socket = format!("server on socket \"{}/", server.sockets().display());
                 line.contains("OK") && line.contains(&socket)
@@ -90,7 +90,7 @@ const BASE: &str = "user=postgres dbname=postgres";
 
 fn lists_of_hosts_mean_what_they_mean_to_psql(install: &'static Install) {
     let (site, primary) = Site::with_server(install);
-    // Another port for each, as the name of the socket says.
+    // Gives the server another port, through the name of its socket.
     let link = |server: &PgServer, port: u16| {
         let directory = server.sockets().display().to_string();
         site.sh(&format!("ln -sf .s.PGSQL.5432 '{directory}/.s.PGSQL.{port}'"))
@@ -147,7 +147,7 @@ fn lists_of_hosts_mean_what_they_mean_to_psql(install: &'static Install) {
     run.says(&["/nowhere/.s.PGSQL.5432", "standby.s/.s.PGSQL.5432", "hot standby"]);
     passwords(&pair);
     random_order(&pair);
-    // A standby that takes no connections is passed over.
+    // A standby that accepts no connections is skipped.
     pair.standby.configure("hot_standby = off");
     pair.standby.stop("fast");
     let _not_ready_for_psql = pair.standby.try_start();

@@ -1,5 +1,5 @@
-//! Incremental backups: the server sends what changed, and what is stored is a full backup like any other. The oracle is
-//! `pg_combinebackup`, run pairwise on the very bytes the server sent.
+//! Incremental backups: the server sends the changes, and the stored backup is a full one like any other. The oracle is
+//! `pg_combinebackup`, run pairwise on exactly the bytes that the server sent.
 
 use crate::common::load::{assert_sums_agree, fill, transact};
 use crate::common::process::run;
@@ -44,17 +44,17 @@ fn site_with_summaries(install: &'static Install) -> (Site, PgServer) {
     (site, server)
 }
 
-/// One in so many backups is copied and started.
+/// One in this many backups is copied and started.
 const USED_EVERY: usize = 3;
 
-/// A backup, and its twin that PostgreSQL's tools made.
+/// A backup, and its twin made by PostgreSQL's tools.
 struct Day<'a> {
     site: &'a Site,
     server: &'a PgServer,
     recorder: &'a Recorder,
     /// Ids, oldest first, with the checksums of all files of the raw view.
     taken: Vec<(String, String)>,
-    /// What pg_combinebackup made of the newest.
+    /// The newest output of pg_combinebackup.
     twin: PathBuf,
 }
 
@@ -78,7 +78,7 @@ impl<'a> Day<'a> {
         day
     }
 
-    /// Takes a backup: id, what is told of it, and what was sent.
+    /// Takes a backup. Returns its id, its entry in the JSON, and the recorded bytes.
     fn record(&self) -> (String, Value, PathBuf) {
         let name = format!("sent{}", self.taken.len());
         let tapes = self.site.make_directory(&format!("{name}.tapes"));
@@ -94,7 +94,7 @@ impl<'a> Day<'a> {
         self.site.sh(&format!("rm -rf '{}'", directory.display())).ok();
     }
 
-    /// Takes an incremental backup and holds it against its twin. What the server sent, in bytes.
+    /// Takes an incremental backup and compares it with its twin. Returns how many bytes the server sent.
     #[track_caller]
     fn incremental(&mut self, what: &str) -> u64 {
         let parent = self.taken.last().unwrap().0.clone();
@@ -113,14 +113,14 @@ impl<'a> Day<'a> {
         self.remove(&sent);
         println!("{id}: incremental after {what}");
         self.compare(&id);
-        // Its files are those of the twin: a server on some of them is enough.
+        // Its files are those of the twin, so it is enough to start a server on some of them.
         if self.taken.len().is_multiple_of(USED_EVERY) {
             self.assert_usable(&id);
         }
         backup["sent_bytes"].as_u64().unwrap()
     }
 
-    /// Every file of the raw view is that of the twin; the manifest tells the same.
+    /// Every file of the raw view is equal to that of the twin, and the manifest has the same content.
     #[track_caller]
     fn compare(&mut self, id: &str) {
         let mount = Mount::new(self.site);
@@ -139,7 +139,8 @@ impl<'a> Day<'a> {
         found.text().lines().map(str::to_owned).collect()
     }
 
-    /// Size and checksum of each listed file, and the rest. WAL that a backup brings is listed as the tool pleases.
+    /// Size and checksum of each listed file, and the other entries. The tool is free to list the WAL of a backup or
+    /// not.
     fn manifest(&self, root: &Path) -> Vec<String> {
         let shown = self
             .site
@@ -155,7 +156,7 @@ impl<'a> Day<'a> {
         files.chain(rest).collect()
     }
 
-    /// The tools of PostgreSQL are content with it, and a copy starts and is sound.
+    /// PostgreSQL's tools accept it, and a copy starts and is sound.
     #[track_caller]
     fn assert_usable(&self, id: &str) {
         let mount = Mount::new(self.site);
@@ -174,7 +175,7 @@ impl<'a> Day<'a> {
         self.remove(&data);
     }
 
-    /// Deletes one after the other in random order; those that are left stay as they were, and the last one starts.
+    /// Deletes one backup after the other in random order. The remaining ones stay unchanged, and the last one starts.
     fn end(mut self, random: &mut Random) {
         let listed = self.site.backups();
         self.site.ok(&["rebuild-catalog"]);
@@ -187,7 +188,7 @@ impl<'a> Day<'a> {
             self.site.ok(&["sweep"]);
             self.site.ok(&["verify"]);
             let mount = Mount::new(self.site);
-            // Those that go next: so each is compared after all deletions before its own.
+            // Only the next two in the order, so each one is compared after the two deletions before its own.
             for (left, checksums) in self.taken.iter().rev().take(2) {
                 let now = self.site.checksums(&mount.path(&format!("main/raw/{left}")));
                 assert!(
@@ -201,7 +202,7 @@ impl<'a> Day<'a> {
     }
 }
 
-/// All but the WAL, which PostgreSQL's tools leave to others, and the manifest, whose order is free.
+/// All files except the WAL, which PostgreSQL's tools leave to others, and the manifest, whose order is not fixed.
 fn comparable(checksums: &str) -> Vec<String> {
     let lines = checksums.lines();
     let lines = lines.filter(|line| !line.contains(" ./pg_wal/") && !line.ends_with(" ./backup_manifest"));
@@ -219,7 +220,7 @@ fn assert_same_lines(ours: &[String], theirs: &[String]) {
     assert!(differences.is_empty(), "Different:\n{}", differences.join("\n"));
 }
 
-/// What happens between two backups: a name for messages, and what is run.
+/// The work between two backups: a name for messages, and the commands.
 const WORK: &[(&str, &[&str])] = &[
     ("nothing at all", &[]),
     (
@@ -312,7 +313,7 @@ fn a_day_of_incrementals_is_what_pg_combinebackup_makes_of_it(install: &'static 
     let mut day = Day::begin(&site, &server, &recorder);
     let full_bytes = site.backups()[0]["sent_bytes"].as_u64().unwrap();
     for (number, (what, statements)) in WORK.iter().enumerate() {
-        // Every other backup is taken while the server works, so that pages change under it.
+        // Every other backup is taken while the server works, so that pages change during it.
         let load = (number % 2 == 1).then(|| Load::start(&server));
         statements
             .iter()
@@ -333,7 +334,7 @@ fn a_day_of_incrementals_is_what_pg_combinebackup_makes_of_it(install: &'static 
     day.end(&mut random);
 }
 
-/// pg_class shows what a heap of several segments is like; filled without reading anything.
+/// pg_class shows the structure of a heap with several segments; it is filled without reading anything.
 fn relations_of_more_than_a_segment_are_put_together(install: &'static Install) {
     let mut random = Random::new("relations_of_more_than_a_segment");
     let (site, server, recorder) = recorded_site(install);
@@ -371,7 +372,7 @@ fn a_server_that_cannot_is_backed_up_in_full_and_always_says_why(install: &'stat
         .says(&["cannot be incremental", "summarize_wal = off"]);
     site.barmanfs(&auto).ok().says(&["full", "summarize_wal = off"]);
     summarize(&mut server);
-    // The summaries do not reach back to the backup: what is between was written before.
+    // The summaries do not reach back to the backup: the WAL after it was written before summarizing began.
     site.barmanfs(&always)
         .refused(1)
         .says(&["WAL summaries are required"]);
@@ -383,7 +384,7 @@ fn a_server_that_cannot_is_backed_up_in_full_and_always_says_why(install: &'stat
     assert_eq!(newest_kind(&site), "incremental");
     site.ok(&["backup", "main", "--fast-checkpoint", "--incremental", "never"]);
     assert_eq!(newest_kind(&site), "full");
-    // A configuration can say so, too.
+    // A configuration can do the same.
     let config = std::fs::read_to_string(site.config()).unwrap();
     site.write_file(
         "barmanfs.conf",
@@ -426,7 +427,7 @@ fn damage(file: &Path) {
     file.write_all_at(&noise, length / 4).unwrap();
 }
 
-/// A server with a full backup and some changes since, behind something that meddles.
+/// A server with a full backup and some changes since, behind a proxy that modifies the stream.
 fn meddled_site(
     install: &'static Install,
     meddler: impl FnMut(&mut Vec<u8>) -> Fate + Send + 'static,
@@ -456,7 +457,7 @@ fn in_first_incremental(mut change: impl FnMut(&mut [u8])) -> impl FnMut(&mut Ve
 }
 
 fn what_does_not_fit_the_manifest_is_refused(install: &'static Install) {
-    // How much of the relation counts: a longer file, and right in itself.
+    // Changes the number of blocks of the relation: the file is valid by itself, but the relation gets longer.
     let (site, _server) = meddled_site(install, in_first_incremental(|data| data[8] ^= 1));
     let run = site.barmanfs(&["backup", "main", "--fast-checkpoint"]);
     run.refused(1)

@@ -1,8 +1,9 @@
-//! What programs read has one shape. The kind: a key that is there only sometimes, a time with as many digits as it
-//! happens to have, a list here and an object there, so that a program works until the day it matters.
+//! JSON for programs has one shape. The kind: a key that is only sometimes there, a time with a varying number of
+//! digits, a list here and an object there, so that a program works until the day it matters.
 //!
-//! Every command with `--json` is asked with nothing stored and with much, the files of a mount too. The keys of each
-//! object are the same in both, and those of `json_shape.txt`; `BARMANFS_TEST_WRITE_SHAPE=1` writes that again.
+//! Every command with `--json` is run with nothing stored and with much, and the files of a mount are read, too. The
+//! keys of each object are the same in both cases, and those of `json_shape.txt`; `BARMANFS_TEST_WRITE_SHAPE=1` writes
+//! that file again.
 
 use crate::common::load::fill;
 use crate::common::process::{Run, run};
@@ -149,7 +150,7 @@ fn take(site: &Site, words: &[&str], shape: &mut Shape) {
     examine(&command.join(" "), &value, shape);
 }
 
-/// Adds what is in a document, and holds it against what was seen at the same places.
+/// Adds the keys of a document, and compares them with the keys seen earlier at the same places.
 #[track_caller]
 fn examine(what: &str, value: &Value, shape: &mut Shape) {
     assert_eq!(value["schema_version"], 1, "{what}: {value}");
@@ -165,7 +166,7 @@ fn walk(place: &str, value: &Value, shape: &mut Shape) {
         Value::Object(fields) => {
             let keys: BTreeSet<String> = fields.keys().cloned().collect();
             let known = shape.entry(place.to_owned()).or_insert_with(|| keys.clone());
-            // The details of what cannot be reached depend on why.
+            // The details of an unreachable target depend on the reason.
             if !place.contains(".details") {
                 assert_eq!(*known, keys, "{place}: {value}");
             }
@@ -178,7 +179,7 @@ fn walk(place: &str, value: &Value, shape: &mut Shape) {
     }
 }
 
-/// A time is of one form, with its microseconds beside it.
+/// A time has one form, with its microseconds beside it.
 #[track_caller]
 fn assert_time(place: &str, key: &str, value: &Value, micros: Option<&Value>) {
     let is_time = key == "time" || key.ends_with("_time") || key.ends_with("_at");
@@ -229,7 +230,7 @@ fn assert_stored(shape: &Shape) {
     assert!(!stored.is_empty(), "There is no {file}");
     let mut lines = stored.lines();
     while let (Some(place), Some(keys)) = (lines.next(), lines.next()) {
-        // A new key breaks no program; one that goes does, and needs another schema_version.
+        // A new key breaks no program; a removed one does, and needs another schema_version.
         let told = shape
             .get(place)
             .unwrap_or_else(|| panic!("Nothing is told at {place}"));

@@ -1,7 +1,7 @@
-//! What the next backup builds on. The kinds: the history of its parent is gone from the server (a snapshot was put back,
-//! pg_rewind), and files were changed behind WAL's back (pg_checksums, pg_resetwal, `wal_level = minimal`). An incremental
-//! backup would mix two states; a full one is taken then, and said so. What is no other history (a restart, a crash, a
-//! standby, recycled WAL) is never taken for one.
+//! The base of the next backup. The kinds: the history of its parent is gone from the server (a snapshot was restored,
+//! pg_rewind), or files were changed without WAL (pg_checksums, pg_resetwal, `wal_level = minimal`). An incremental
+//! backup would mix two states, so a full one is taken, with a message. A restart, a crash, a standby and recycled WAL
+//! must never be treated as another history.
 
 use crate::common::histories::{
     AUTO, assert_restores, backup, cold_snapshot, digest, insert, newest, put_back, remove, restored, site,
@@ -20,7 +20,7 @@ topic! {
     once pg_rewind_is_noticed_or_does_no_harm,
 }
 
-/// B1: an incremental backup after a snapshot older than its parent was put back.
+/// B1: an incremental backup after a snapshot older than its parent was restored.
 fn a_backup_never_builds_on_a_history_that_is_gone(install: &'static Install) {
     let (site, mut server) = site(install);
     let (full, _, first) = backup(&site, &server);
@@ -50,7 +50,7 @@ fn a_backup_never_builds_on_a_history_that_is_gone(install: &'static Install) {
     }
 }
 
-/// The same where only backups bring WAL, as long as the server has it and when it is recycled.
+/// The same where only backups bring WAL: while the server still has the WAL, and when it is recycled.
 fn a_gone_history_is_noticed_without_an_archive(install: &'static Install) {
     let (site, mut server) = site(install);
     server.stop("fast");
@@ -61,7 +61,7 @@ fn a_gone_history_is_noticed_without_an_archive(install: &'static Install) {
     insert(&server, 10_001, 15_000, "old");
     server.query("DELETE FROM t WHERE n <= 100");
     backup(&site, &server);
-    // WAL is recycled, and the history is the same.
+    // The WAL is recycled, and the history is the same.
     for _ in 0..3 {
         server.query("SELECT pg_switch_wal(); CHECKPOINT; CREATE TABLE s (); DROP TABLE s");
     }
@@ -79,7 +79,7 @@ fn a_gone_history_is_noticed_without_an_archive(install: &'static Install) {
     }
 }
 
-/// B2 and its kin: pg_checksums, pg_resetwal, `wal_level = minimal`.
+/// B2 and related cases: pg_checksums, pg_resetwal, `wal_level = minimal`.
 fn files_changed_behind_wals_back_make_a_full_backup(install: &'static Install) {
     let (site, mut server) = site(install);
     let pg_checksums = |server: &mut PgServer, how: &str| {
@@ -99,7 +99,7 @@ fn files_changed_behind_wals_back_make_a_full_backup(install: &'static Install) 
             (&newest["kind"], &newest["status"]),
             (&"full".into(), &"DONE".into())
         );
-        // Not its checksums: it may have none.
+        // Its checksums are not compared: it may have none.
         let mut copy = restored(site, server.install, newest["id"].as_str().unwrap(), &expected);
         copy.stop("fast");
         remove(site, &copy);
@@ -140,7 +140,7 @@ fn files_changed_behind_wals_back_make_a_full_backup(install: &'static Install) 
     assert_restores(&site, install, after_reset["id"].as_str().unwrap(), &expected);
 }
 
-/// Restarts, crashes, recycled WAL and a standby as the source.
+/// Restarts, crashes, recycled WAL and a standby as the source of the backup.
 fn what_is_no_other_history_stays_incremental(install: &'static Install) {
     let (site, mut server) = site(install);
     #[track_caller]
@@ -183,7 +183,7 @@ fn what_is_no_other_history_stays_incremental(install: &'static Install) {
         (&"incremental".into(), &"DONE".into()),
         "{of_standby}"
     );
-    // It takes over, on a new timeline.
+    // The standby is promoted, on a new timeline.
     server.stop("fast");
     standby.query("SELECT pg_promote()");
     standby.wait_until_promoted();
@@ -195,7 +195,7 @@ fn what_is_no_other_history_stays_incremental(install: &'static Install) {
     assert_restores(&site, install, &id, &expected);
 }
 
-/// Its WAL is refused: the backup must not take what the archive has of that name for its own.
+/// Its WAL is refused: the backup must not use the archived WAL of the same name as its own.
 fn a_full_backup_of_another_history_brings_its_wal(install: &'static Install) {
     let (site, mut server) = site(install);
     let (full, _, first) = backup(&site, &server);
@@ -214,7 +214,7 @@ fn a_full_backup_of_another_history_brings_its_wal(install: &'static Install) {
     }
 }
 
-/// pg_rewind makes files older behind WAL's back: a backup after it is right, whatever it builds on.
+/// pg_rewind replaces files by older ones without WAL. A backup after it is right, whatever it builds on.
 fn pg_rewind_is_noticed_or_does_no_harm(install: &'static Install) {
     let (site, mut server) = site(install);
     server.stop("fast");
@@ -226,7 +226,7 @@ fn pg_rewind_is_noticed_or_does_no_harm(install: &'static Install) {
     catch_up(&server, &standby);
     standby.query("SELECT pg_promote()");
     standby.wait_until_promoted();
-    // Both go on: this one's changes are backed up, then undone.
+    // Both servers continue: the changes of this one are backed up, then undone.
     insert(&server, 11_001, 14_000, "old");
     server.query("UPDATE t SET filler = 'lost' WHERE n <= 2000");
     let (old, _, second) = backup(&site, &server);

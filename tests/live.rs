@@ -1,5 +1,5 @@
-//! PostgreSQL runs right on the mount: `mkdir live/NAME` is a clone that can be started, written, crashed and thrown away,
-//! and the backup below stays what it is.
+//! PostgreSQL runs on the mount itself: `mkdir live/NAME` is a clone that can be started, written, crashed and
+//! destroyed, and the backup below it stays unchanged.
 
 use crate::common::load::{assert_sums_agree, fill, transact, transactions};
 use crate::common::process::until;
@@ -15,7 +15,7 @@ topic! {
     once a_clone_cannot_archive_and_keeps_its_backup(as_root),
 }
 
-/// How long a clone is worked on; `BARMANFS_TEST_SECONDS` says otherwise, and 60 is the full test.
+/// How long the test works on a clone; `BARMANFS_TEST_SECONDS` overrides it, and 60 is the full test.
 const USUAL_SECONDS: u64 = 3;
 
 fn seconds() -> u64 {
@@ -33,7 +33,7 @@ fn filled_site(install: &'static Install) -> (Site, PgServer) {
     (site, primary)
 }
 
-/// Makes a clone; its server is not started. Its sockets and log lie outside of the mount.
+/// Makes a clone without starting its server. Its sockets and its log are outside the mount.
 #[track_caller]
 fn make_clone(site: &Site, mount: &Mount, install: &'static Install, name: &str, of: &str) -> PgServer {
     let made = mount.path(&format!("main/live/{name}{of}"));
@@ -82,7 +82,7 @@ fn a_clone_is_worked_on_and_crashed_and_stays_sound(install: &'static Install) {
     assert_eq!(transactions(&primary), expected);
 }
 
-/// Not under a server that runs, unless it is told to.
+/// The mount is not removed while a server runs on it, unless that is requested.
 fn mount_refuses_to_go(site: &Site, mount: &Mount<'_>) {
     site.barmanfs(&["umount", &mount.text()])
         .refused(1)
@@ -94,7 +94,7 @@ fn what_was_committed_is_there_after_the_daemon_was_killed(install: &'static Ins
     let (site, _primary) = filled_site(install);
     let mut mount = Mount::for_all(&site);
     let mut clone = make_clone(&site, &mount, install, "test1", "");
-    // What a commit has answered for is on disk: the servers of tests do not wait for that otherwise.
+    // An acknowledged commit must be on disk: without this, servers of tests do not wait for the disk.
     clone.configure("fsync = on");
     let configuration = clone.data.join("postgresql.conf");
     site.sh(&format!("sync '{}'", configuration.display())).ok();
@@ -164,7 +164,7 @@ fn clones_of_several_points_in_time_live_side_by_side(install: &'static Install)
 
 fn a_clone_never_archives_whatever_it_is_told(install: &'static Install) {
     let (site, mut primary) = filled_site(install);
-    // All of it is in the backup: in both files, and with the mode in which even a standby archives.
+    // The backup includes all of these settings: in both files, and with the mode in which even a standby archives.
     primary.configure("archive_mode = always");
     primary.query(&format!(
         "ALTER SYSTEM SET archive_command = '{}'",
@@ -195,7 +195,7 @@ fn a_clone_never_archives_whatever_it_is_told(install: &'static Install) {
         "0"
     );
 
-    // Told so once more, it tries, and is refused.
+    // When archiving is turned on again, the clone tries to archive, and is refused.
     clone.query("ALTER SYSTEM SET archive_mode = always");
     clone.stop("fast");
     clone.start();
@@ -217,7 +217,7 @@ fn a_clone_never_archives_whatever_it_is_told(install: &'static Install) {
 fn a_clone_cannot_archive_and_keeps_its_backup(install: &'static Install) {
     let (site, primary) = filled_site(install);
     let id = site.backup_ids().remove(0);
-    // All the server itself has to archive is archived.
+    // Everything that the server itself has to archive is archived.
     primary.archive_current_segment();
     let mount = Mount::for_all(&site);
     let mut clone = make_clone(&site, &mount, install, "test1", "");

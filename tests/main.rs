@@ -1,5 +1,5 @@
 //! The program against real servers: one file for each topic, each test once for each PostgreSQL that is found.
-//! `scripts/test.sh` finds the servers and runs this; `cargo test --test program -- NAME` runs a part.
+//! `scripts/test.sh` finds the servers and runs this; `cargo test --test program -- NAME` runs some of the tests.
 
 #![allow(
     clippy::unwrap_used,
@@ -127,7 +127,7 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-/// One more than there are cores: much of a test's time is waiting for a server or a disk.
+/// One more than there are cores: a test spends much of its time waiting for a server or a disk.
 fn threads() -> usize {
     1 + std::thread::available_parallelism().map_or(1, NonZero::get)
 }

@@ -1,7 +1,7 @@
-//! Any user may look up names, as many as he likes: what is kept for them is bounded, and nothing of the mount is lost by it.
+//! Any user may look up any number of names: the memory for them is bounded, and the mount loses nothing because of it.
 //!
-//! The kind: a name that is made up by the process that looks it up (a target below `pitr/`, a file below `.barmanfs/`) costs memory until
-//! the kernel forgets it, which it does only when it is short of memory itself.
+//! The kind: a process makes up a name that it looks up (a target below `pitr/`, a file below `.barmanfs/`). The name
+//! costs memory until the kernel forgets it, which it does only when it is short of memory itself.
 
 use std::fs;
 use std::process::Command;
@@ -15,7 +15,7 @@ topic! {
     once looking_up_many_names_costs_no_memory(as_root),
 }
 
-/// What the daemon may grow by; without a bound each target takes 3 KiB and each other name a third of one.
+/// Maximum growth of the daemon; without a bound each target takes 3 KiB and each other name a third of that.
 const MAX_GROWTH_KIB: u64 = 16 << 10;
 
 fn rss_kib(pid: u32) -> u64 {
@@ -27,7 +27,7 @@ fn rss_kib(pid: u32) -> u64 {
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
-/// Looks up as many names as there are numbers from one on, as a user who may read nothing here; gives how many there were.
+/// Looks up `count` numbered names, as a user who may read nothing here. Returns how many of them exist.
 fn look_up(directory: &str, name: &str, first: u64, count: u64) -> u64 {
     let script = format!(
         "$n = 0; for ($i = {first}; $i < {first} + {count}; $i++) \
@@ -56,7 +56,7 @@ fn looking_up_many_names_costs_no_memory(install: &'static Install) {
     let mount = Mount::for_all(&site);
     let pitr = mount.path("main/pitr").display().to_string();
     let absent = mount.path(".barmanfs/absent/main").display().to_string();
-    // What the first of them take is not counted.
+    // The memory for the first names is not counted.
     assert_eq!(look_up(&pitr, "0-%X", first, 2000), 2000);
     look_up(&absent, "0000000A00000001%08X", 0, 2000);
     let held = mount.path(&format!("main/pitr/0-{first:X}"));
@@ -68,12 +68,12 @@ fn looking_up_many_names_costs_no_memory(install: &'static Install) {
     let before = rss_kib(mount.pid());
     let found = look_up(&pitr, "0-%X", first + 2000, 10_000);
     assert!(found > 8_000, "{found} of 10000 were found");
-    // The last byte of a name in hexadecimal: those above F are no segments of 16 MB.
+    // The last part of a name is hexadecimal; numbers above FF are not segments of 16 MB.
     look_up(&absent, "0000000A%08X00000001", 1, 20_000);
     let after = rss_kib(mount.pid());
     println!("{before} KiB before, {after} KiB after");
     assert!(after < before + MAX_GROWTH_KIB, "from {before} to {after} KiB");
-    // Who stands in one is not put out, and all can be looked up again.
+    // A process with its working directory in one is not disturbed, and all names can be looked up again.
     let version = Command::new("cat")
         .arg(format!("/proc/{}/cwd/PG_VERSION", inside.id()))
         .status();

@@ -1,5 +1,6 @@
-//! The kind: text from elsewhere in messages. What a server or a configuration says is shown as text, never acted on by a
-//! terminal; a secret is never shown, however the string it stands in is broken; and a hint is about what was refused.
+//! The kind: text from elsewhere in messages. Text from a server or a configuration is printed as text and never
+//! interpreted by a terminal; a secret is never printed, however the string that contains it is broken; and a hint is
+//! about what was refused.
 
 use crate::common::fake::{FakeServer, LET_IN, READY, message, parameter, problem};
 use crate::common::process::Run;
@@ -14,7 +15,8 @@ topic! {
     once what_a_backup_waits_for_is_said_at_once,
 }
 
-/// Sets a title, rings, clears the screen in eight bits, turns the direction of writing, and forges a line of a log.
+/// Sets a title, rings the bell, clears the screen with an 8-bit control, changes the writing direction, and forges a
+/// line of a log.
 const NASTY: &str =
     "a\u{1b}]0;pwned\u{7}b\u{9b}2Jc\u{202e}d\u{2066}e\u{7f}f\r\n2026-11-28T00:00:00Z ERROR forged";
 

@@ -1,7 +1,7 @@
-//! What goes on when a command has returned, and what is still in use when one wants to end it.
+//! Processes that continue after a command has returned, and mounts that are in use when they are unmounted.
 //!
-//! The kinds: a process in the background keeps something of who started it (a pipe that never ends, a lock that is never
-//! free); and a mount is taken away under somebody, who loses what he was doing without a word.
+//! The kinds: a process in the background keeps a descriptor of its parent (a pipe that never ends, a lock that is
+//! never released); and a mount is removed while a user works in it, who loses his work without a message.
 
 use std::fs;
 use std::path::Path;
@@ -23,7 +23,7 @@ topic! {
     once a_copy_is_not_cut_off,
 }
 
-/// Runs a script that must come to its end.
+/// Runs a script that must end.
 #[track_caller]
 fn comes_to_its_end(site: &Site, script: &str) -> String {
     let run = site.sh(&format!("timeout 60 bash -c '{script}'"));
@@ -37,13 +37,13 @@ fn a_mount_in_the_background_keeps_nothing_of_its_starter() {
     let barmanfs = format!("{} -c {}", site.program().display(), site.config().display());
     let point = mount.text();
     for script in [
-        // A reader of its output, to the end.
+        // A reader that reads its output to the end.
         format!("{barmanfs} mount {point} 2>&1 | cat"),
         format!("said=$({barmanfs} mount {point} 2>&1); echo \"said:$said\""),
-        // A reader that waits for another of its descriptors.
+        // A reader that waits for the end of another descriptor.
         format!("said=$({barmanfs} mount {point} 3>&1 >/dev/null 2>&1); echo \"said:$said\""),
         format!("{barmanfs} mount {point} < <(sleep 1; echo) | cat"),
-        // A lock that ends with its last holder, as scripts take it.
+        // A lock that ends with its last holder, as scripts use it.
         format!("(flock 9; {barmanfs} mount {point}) 9>lock; flock -n lock true"),
     ] {
         comes_to_its_end(&site, &script);
@@ -73,7 +73,7 @@ fn a_clones_server_keeps_nothing_of_its_starter(install: &'static Install) {
     mount.unmount();
 }
 
-/// Ended with the test.
+/// Killed at the end of the test.
 struct User(Child);
 
 impl User {
@@ -109,7 +109,7 @@ fn a_mount_that_is_used_stays_and_who_uses_it_is_named() {
         refused.says(&["in use", &pid, says, &point, "--lazy", "--force"]);
         assert!(mount.is_alive());
     }
-    // With the last of them it goes; one that is just ending is waited for.
+    // After the last user the unmount succeeds; it waits for a user that is just ending.
     let mut user = User::new(&site, &format!("cd {point}"));
     let umount = std::thread::scope(|scope| {
         let umount = scope.spawn(|| site.barmanfs(&["umount", &point]));
@@ -157,7 +157,7 @@ fn a_copy_is_not_cut_off(install: &'static Install) {
     let mut command = crate::common::user::command("cp", &site.path(""));
     let mut cp: Child = spawn(command.arg("-a").arg(&from).arg(&copy));
     let pid = Pid::from_child(&cp);
-    // Or it has got all of it before it was stopped: then there is nothing to see.
+    // The copy may have finished before it was stopped: then there is nothing to check.
     let is_at_work = stops_within(pid, &from);
     let refused = site.barmanfs(&["umount", &mount.text()]);
     kill_process(pid, Signal::CONT).expect("it is there");
@@ -170,8 +170,8 @@ fn a_copy_is_not_cut_off(install: &'static Install) {
     }
 }
 
-/// Stops a child of this process while it has a file open in there: between two files it uses nothing. Whether it got so far
-/// before it ended.
+/// Stops a child of this process while it has a file open in the directory: between two files it uses nothing. Returns
+/// whether the child reached that point before it ended.
 fn stops_within(pid: Pid, directory: &Path) -> bool {
     loop {
         kill_process(pid, Signal::STOP).expect("a child is there until it is waited for");

@@ -1,4 +1,4 @@
-//! The mount comes and goes as an administrator expects, whoever mounts it and however it ends.
+//! The mount starts and ends as an administrator expects, no matter who mounts it and how it ends.
 
 use crate::common::load::fill;
 use crate::common::process::{run, until};
@@ -46,7 +46,7 @@ fn what_is_mounted_answers_before_the_command_returns(install: &'static Install)
     for name in [id.as_str(), "latest", "oldest", "raw", "wal", "info"] {
         assert!(names.contains(&name.to_owned()), "No {name} in {names:?}");
     }
-    // A real directory, so that cp -a copies what is in it.
+    // A real directory, so that cp -a copies its content.
     site.sh(&format!(
         "test -d '{0}' && test ! -L '{0}'",
         mount.path("main/latest").display()
@@ -59,7 +59,7 @@ fn new_backups_and_segments_appear_by_themselves(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     let first = site.backup();
     let mount = Mount::new(&site);
-    // Looked at, so that it would stand in the kernel's caches.
+    // Listed, so that the kernel would have it cached.
     assert!(site.list(&mount.path("main/raw")) == [first.clone()]);
     site.list(&mount.path("main/latest"));
     server.query("CREATE TABLE after_mounting AS SELECT 1 n");
@@ -108,7 +108,7 @@ fn root_mounts_for_the_database_user(install: &'static Install) {
         &gid,
     ];
     run(&mut site.own_barmanfs_command(&arguments)).ok();
-    // Root's daemon leaves the repository to its owner.
+    // With root's daemon the owner can still use all files of the repository.
     let mut copy = PgServer::on(install, &site.copy(&mount.path("main/latest"), "copy"));
     copy.start();
     copy.wait_until_promoted();
@@ -190,7 +190,7 @@ fn signals_unmount_cleanly() {
         assert_eq!(mount.end_by(signal), Some(0), "After {signal:?}");
         assert!(!mount.is_mounted(), "Still mounted after {signal:?}");
     }
-    // Someone stands in it: it goes all the same, and the daemon ends.
+    // A process has its working directory in it: it is unmounted all the same, and the daemon ends.
     let mut mount = Mount::foreground(&site, &[]);
     let mut inside = crate::common::user::command("/bin/sh", &site.path(""))
         .args(["-c", &format!("cd '{}' && exec sleep 600", mount.text())])
@@ -219,7 +219,7 @@ fn after_kill_9_it_mounts_again() {
         site.ok(&["umount", &mount.text()]);
         assert!(!mount.is_mounted(), "The dead mount is under the new one");
     }
-    // A dead one can be unmounted too.
+    // A dead mount can be unmounted too.
     let mut mount = Mount::foreground(&site, &[]);
     mount.kill();
     site.ok(&["umount", &mount.text()]);
@@ -232,10 +232,10 @@ fn a_mount_point_and_a_repository_inside_each_other_are_refused() {
         let mount = Mount::prepare(&site, inside);
         refused_mount(&site, &mount, "repository");
     }
-    // By another name for the same place.
+    // Another path to the same place.
     std::os::unix::fs::symlink(site.path("repository"), site.path("link")).unwrap();
     refused_mount(&site, &Mount::prepare(&site, "link/mnt"), "repository");
-    // The repository inside the mount point: it would be covered.
+    // The repository inside the mount point: the mount would hide it.
     site.make_directory("outer");
     site.sh("mv repository outer/repository").ok();
     let config = format!(
@@ -274,11 +274,11 @@ fn umount_returns_when_the_daemon_has_ended() {
         let status = mount.path(".barmanfs/status.json").display().to_string();
         let status = site.sh(&format!("cat '{status}'")).ok();
         let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
-        // Empty once it has ended, also when nobody has taken notice of that.
+        // Empty once the daemon has ended, even if its parent has not waited for it.
         let daemon = format!("/proc/{}/cmdline", status["pid"]);
         let is_at_work = || fs::read(&daemon).is_ok_and(|words| !words.is_empty());
         assert!(is_at_work());
-        // Open, so that the daemon has a reason to stay for a moment.
+        // An open file, so that the daemon has a reason to stay for a moment.
         let readme = mount.path("README").display().to_string();
         site.sh(&format!(
             "sleep 1 < '{readme}' & {} umount '{}'",
@@ -296,7 +296,7 @@ fn umount_of_what_is_not_mounted_is_refused() {
     site.barmanfs(&["umount", &directory.to_string_lossy()])
         .refused(1)
         .says(&["empty"]);
-    // Another file system is none of ours.
+    // Another file system is not unmounted.
     let run = site.barmanfs(&["umount", "/proc"]);
     run.rejected();
     assert!(

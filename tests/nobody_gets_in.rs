@@ -1,8 +1,9 @@
-//! What starts from a backup is never more open than the original was: a server on a clone, on a copy, or of a boot test.
+//! A server that starts from a backup is never more open than the original was: on a clone, on a copy, or of a boot
+//! test.
 //!
-//! The kind: who may connect is decided by `pg_hba.conf` and by who can get at a socket or an address. The first of them is
-//! copied, so `trust` stays, and the second must not become wider. The originals here trust everybody who can
-//! enter a directory that nobody can.
+//! The kind: `pg_hba.conf` and access to a socket or an address decide who may connect. The file is copied, so `trust`
+//! stays, and access must not become wider. The originals here trust every user who can enter a directory that no other
+//! user can enter.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -22,10 +23,10 @@ topic! {
     once a_boot_test_listens_to_nobody_else(as_root),
 }
 
-/// Where servers have their sockets unless they are told otherwise.
+/// The usual socket directories of servers.
 const USUAL: [&str; 2] = ["/tmp", "/var/run/postgresql"];
 
-/// An address of this host that is not the loopback's.
+/// An address of this host other than the usual loopback address.
 const ELSEWHERE: &str = "127.0.0.2";
 
 fn stage(install: &'static Install) -> Stage {
@@ -34,7 +35,7 @@ fn stage(install: &'static Install) -> Stage {
     stage
 }
 
-/// A question by some user of this host, as the superuser of the database.
+/// A query by a user of this host, as the superuser of the database.
 fn ask(install: &Install, user: &str, host: &str, port: u64) -> Run {
     let mut command = Command::new("setpriv");
     command.args([&format!("--reuid={user}"), "--init-groups"]);
@@ -55,10 +56,10 @@ fn ask(install: &Install, user: &str, host: &str, port: u64) -> Run {
     run(&mut command)
 }
 
-/// No user of the host but the server's own gets in, whatever way he tries.
+/// Only the server's own user of this host can connect, by any path.
 #[track_caller]
 fn assert_closed(install: &Install, sockets: &str, port: u64) {
-    // As long as it recovers it may take no connections at all.
+    // During recovery the server may accept no connections at all.
     until("it takes connections", || {
         ask(install, "postgres", sockets, port).code() == Some(0)
     });
@@ -69,7 +70,7 @@ fn assert_closed(install: &Install, sockets: &str, port: u64) {
     for way in ways {
         let asked = ask(install, "nobody", way, port);
         assert_ne!(asked.code(), Some(0), "nobody got in by {way}: {asked}");
-        // Not even as far as to be asked for a password.
+        // Not even a password is asked for.
         assert!(
             !asked.stderr.contains("authentication"),
             "nobody was listened to by {way}: {asked}"
@@ -96,7 +97,7 @@ fn a_clones_server_lets_in_the_user_it_runs_as_and_nobody_else(install: &'static
     let (sockets, port) = stage.reached_at("x");
     assert_closed(install, &sockets, port);
     assert!(made.contains(&format!("psql -h {sockets} -p {port} ")), "{made}");
-    // The line that was printed for it does it.
+    // The line that was printed for the clone works.
     let line = made.lines().last().unwrap_or_default();
     let line = line.split_once("psql").expect("a line to type").1;
     let psql = install.program("psql");
@@ -112,7 +113,7 @@ fn a_clones_server_lets_in_the_user_it_runs_as_and_nobody_else(install: &'static
     drop(mount);
 }
 
-/// Started by `pg_ctl` with nothing but a port, as a DBA does it.
+/// Starts the server with `pg_ctl` and only a port, as a DBA does.
 fn start_by_hand(stage: &Stage, data: &Path, port: u64) -> Run {
     let (pg_ctl, log) = (stage.install.program("pg_ctl"), stage.site.path("by-hand.log"));
     stage.site.sh(&format!(
@@ -123,7 +124,7 @@ fn start_by_hand(stage: &Stage, data: &Path, port: u64) -> Run {
     ))
 }
 
-/// Stopped at the end, however the test ends.
+/// Stops the server at the end, whatever the outcome of the test.
 struct ByHand<'a>(&'a Stage, PathBuf);
 
 impl Drop for ByHand<'_> {
@@ -139,8 +140,8 @@ impl Drop for ByHand<'_> {
 
 fn a_server_that_is_started_by_hand_is_as_closed(install: &'static Install) {
     let stage = stage(install);
-    // One original was told on its command line where to listen: its files do not say so. The other's files open it wide, in
-    // the way that only it may be.
+    // One original got its listen addresses on its command line: they are not in its files. The other's files open it
+    // as widely as only the original may be.
     let mount = Mount::for_all(&stage.site);
     for lines in [
         "",
@@ -209,7 +210,7 @@ fn a_socket_directory_goes_with_its_server(install: &'static Install) {
         .clone(&["create", "main", "team", "--share", "nogroup"])
         .ok();
     let (first, _) = stage.reached_at("team");
-    // Killed: nobody tidies up, until the clone is started again, or removed.
+    // A killed server does not clean up; starting the clone again, or removing it, does.
     let kill = || {
         let clone = mount.path("main/live/team");
         let mut server = PgServer::on_mount(install, &clone, &stage.site.path("team"));

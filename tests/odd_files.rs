@@ -1,5 +1,5 @@
-//! The kind: one file of the data directory has attributes that nobody thought of, and no backup can be taken at all. A
-//! tar header holds more than the usual numbers: whatever a file has comes back with the copy.
+//! The kind: one file of the data directory has unexpected attributes, and then no backup is possible at all. A tar
+//! header can hold more than the usual numbers: all attributes of a file come back with the copy.
 
 use crate::common::registry::topic;
 use crate::common::{Install, Mount, Site};
@@ -29,7 +29,7 @@ fn files_with_odd_times_and_owners_come_back_as_they_were(install: &'static Inst
             use std::os::unix::fs::PermissionsExt;
             std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).expect("root may");
         }
-        // The file may be another user's by now: as the tests' own user.
+        // The file may belong to another user by now, so this runs as the tests' own user.
         let touch = std::process::Command::new("touch")
             .args(["-d", time])
             .arg(&path)
@@ -49,7 +49,7 @@ fn files_with_odd_times_and_owners_come_back_as_they_were(install: &'static Inst
     let original = stat(&server.data);
     assert!(original.contains("before_1970 -304815477"), "{original}");
     let times = |text: &str| -> Vec<String> {
-        // Who mounts for himself owns everything he sees.
+        // A user who mounts without root owns everything in the mount.
         text.lines()
             .map(|line| line.split(' ').take(2).collect::<Vec<_>>().join(" "))
             .collect()

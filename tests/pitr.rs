@@ -1,5 +1,5 @@
-//! Any point in time is a path: `pitr/<target>` copied and started ends with exactly what was committed up to there,
-//! on every timeline; what cannot be reached is not there, and `explain` says why.
+//! Any point in time is a path: a copy of `pitr/<target>` that is started ends with exactly the commits up to there, on
+//! every timeline. A target that cannot be reached does not exist, and `explain` says why.
 
 use crate::common::process::until;
 use crate::common::random::Random;
@@ -22,7 +22,7 @@ topic! {
     once what_is_under_a_target_stays_the_same,
 }
 
-/// Targets tried with the newest version, and with each other one.
+/// Targets tried with the newest version, and with each other version.
 const TARGETS: usize = 24;
 const TARGETS_OF_OLDER: usize = 8;
 
@@ -65,7 +65,7 @@ fn random_targets_on_all_timelines_are_reached_exactly(install: &'static Install
     }
 }
 
-/// Has what mounts have to say written to a file.
+/// Makes mounts log to a file.
 fn log_of_mounts(site: &Site) -> PathBuf {
     let log = site.path("mount.log");
     let config = std::fs::read_to_string(site.config()).expect("Cannot read the configuration");
@@ -102,7 +102,7 @@ fn what_cannot_be_reached_is_not_there_and_explained(install: &'static Install) 
         site.sh(&format!("ls -d '{}'", path.display()))
             .refused(2)
             .says(&["No such file"]);
-        // The reason is told once, however often it is asked for.
+        // The reason is logged once, however often the target is looked up.
         site.sh(&format!("ls -d '{}'", path.display())).refused(2);
         let log = std::fs::read_to_string(&log).expect("Cannot read the log");
         let told: Vec<&str> = log
@@ -119,7 +119,7 @@ fn what_cannot_be_reached_is_not_there_and_explained(install: &'static Install) 
             told[0]
         );
     }
-    // The same on its own timeline is there.
+    // The same target on its own timeline exists.
     let path = mount
         .path("main/pitr")
         .join(format!("name:{abandoned},timeline=1"));
@@ -278,14 +278,14 @@ fn what_is_under_a_target_stays_the_same(install: &'static Install) {
         site.checksums(&mount.path("main/pitr").join(&other)),
         "two ways to write one LSN"
     );
-    // More WAL changes nothing of it.
+    // More WAL does not change it.
     server.query("INSERT INTO marks VALUES (-1)");
     server.archive_current_segment();
     assert_eq!(look(&mount), before);
     mount.unmount();
     let mount = Mount::new(site);
     assert_eq!(look(&mount), before, "after mounting anew");
-    // What is listed is there.
+    // All listed names exist.
     let names = site.list(&mount.path("main/pitr"));
     assert!(names.contains(&"now".to_owned()), "{names:?}");
     assert!(names.contains(&format!("name:{}", "end%20of%20104")), "{names:?}");

@@ -1,7 +1,7 @@
-//! Files of the archive that are not what their names say, or that came under a name that is taken. The kind: a file is
-//! acknowledged that nobody can use, and from then on it stands in the way of all others. `.history` and `.backup` files are
-//! parsed before they are acknowledged, a bad one that is there makes only itself unreadable, and a person can look at
-//! what was put aside, accept it or give it up.
+//! Archived files with a content that does not fit their name, or that arrived under a name in use. The kind: a file is
+//! acknowledged although it is unusable, and from then on it blocks all others. `.history` and `.backup` files are
+//! parsed before they are acknowledged. A bad one in the archive makes only itself unreadable. A person can look at
+//! quarantined files, and release or delete them.
 
 use crate::common::registry::topic;
 use crate::common::{Install, Mount, PgServer, Site};
@@ -84,7 +84,7 @@ fn files_are_parsed_before_they_are_acknowledged(install: &'static Install) {
     }
     site.ok(&["timeline", "main"]);
     site.ok(&["explain", "main", "now"]);
-    // In whatever encoding the server's messages are.
+    // In any encoding of the server's messages.
     for (name, bytes) in [
         (
             "00000002.history",
@@ -101,7 +101,7 @@ fn files_are_parsed_before_they_are_acknowledged(install: &'static Install) {
     }
 }
 
-/// The server's own archiver brings a history and a backup file of each version.
+/// The server's own archiver archives a history and a backup file of each version.
 fn what_postgresql_writes_is_taken(install: &'static Install) {
     let (site, mut server) = Site::with_server(install);
     site.backup();
@@ -154,7 +154,7 @@ fn a_history_that_cannot_be_read_makes_only_itself_unreadable(install: &'static 
     site.sh(&format!("ls '{}'", mount.path("main/pitr").display()))
         .ok();
 
-    // Out of the archive, for good.
+    // Removed from the archive for good.
     site.barmanfs(&["quarantine", "main", "take", "000000010000000000000001"])
         .refused(1)
         .says(&["as it should be"]);
@@ -166,7 +166,7 @@ fn a_history_that_cannot_be_read_makes_only_itself_unreadable(install: &'static 
         site.barmanfs(&["get-wal", "main", "00000002.history"]).code(),
         Some(1)
     );
-    // PostgreSQL asks for it before it takes the next timeline.
+    // PostgreSQL asks for it before it chooses the next timeline.
     let mut copy = PgServer::on(install, &site.copy(&mount.path("main/pitr/name:after"), "copy"));
     copy.start();
     copy.wait_until_promoted();
@@ -178,14 +178,14 @@ fn a_history_that_cannot_be_read_makes_only_itself_unreadable(install: &'static 
     assert_eq!(site.json(&["quarantine", "main", "list"]), listed);
     let timeline = site.ok(&["timeline", "main"]);
     assert!(!timeline.contains("cannot be read"), "{timeline}");
-    // The right one is archived again, and the other given up.
+    // The right file is archived again, and the other one deleted.
     site.ok(&["wal-archive", "main", &good.to_string_lossy()]);
     site.ok(&["quarantine", "main", "delete", "00000002.history"]);
     site.ok(&["sweep"]);
     site.ok(&["verify"]);
 }
 
-/// It parses, and no server ever had such a timeline.
+/// It parses, but no server ever had such a timeline.
 fn a_history_that_is_wrong_is_taken_out_by_force(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     site.backup();
@@ -202,7 +202,7 @@ fn a_history_that_is_wrong_is_taken_out_by_force(install: &'static Install) {
         .refused(1)
         .says(&["as it should be", "--force"]);
 
-    // A segment of the timeline is archived: the file says where it came from.
+    // A segment of the timeline is archived: the history file says where it came from.
     let bytes = site.barmanfs(&["get-wal", "main", &segment]).ok().stdout;
     let other = format!("00000007{}", &segment[8..]);
     archive("00000007.history", b"1\t0/B00000\tx\n");
@@ -210,7 +210,7 @@ fn a_history_that_is_wrong_is_taken_out_by_force(install: &'static Install) {
     site.barmanfs(&["quarantine", "main", "take", "00000007.history", "--force"])
         .refused(1)
         .says(&["00000007.history", &other]);
-    // Only what says nothing about WAL that is here.
+    // Only files that say nothing about archived WAL.
     site.barmanfs(&["quarantine", "main", "take", &segment, "--force"])
         .refused(1)
         .says(&["as it should be"]);
@@ -294,12 +294,12 @@ fn what_was_put_aside_replaces_only_what_cannot_be_used(install: &'static Instal
         .find(|pack| !before.contains(pack) && fs::metadata(pack).unwrap().len() > 20_000)
         .expect("the segment's pack");
     let mut other = bytes.clone();
-    // In the window that is damaged below: all others are stored once for both.
+    // In the window that is damaged below: all other windows are stored once for both files.
     other[0x2345] ^= 1;
     let path = site.write_file(&name, &other);
     site.barmanfs(&["wal-archive", "main", &path.to_string_lossy()])
         .refused(1);
-    // The archived one is damaged; the one that was put aside has what is damaged of its own.
+    // The archived file is damaged; the quarantined one has its own copy of the damaged window.
     flip_byte(&pack, 40);
     let damaged = site.barmanfs(&["get-wal", "main", &name]);
     if damaged.code() == Some(0) {
@@ -317,7 +317,7 @@ fn what_was_put_aside_replaces_only_what_cannot_be_used(install: &'static Instal
         forget_catalog(&site);
     }
     site.ok(&["quarantine", "main", "delete", &name]);
-    // Nothing is left of it, and nothing of that name comes into its way.
+    // Nothing of it is left, and it blocks no other file of that name.
     site.ok(&["wal-archive", "main", &path.to_string_lossy()]);
     site.ok(&["sweep"]);
     site.ok(&["verify"]);

@@ -1,5 +1,5 @@
-//! What README and docs tell to put somewhere works there. The kind: a line that works in the shell of who wrote it, and not
-//! where it is run: by cron, by PostgreSQL, by systemd, which have a `PATH` of their own.
+//! Lines that README and docs tell users to install somewhere work there. The kind: a line works in the shell of its
+//! author, but not where it is run: by cron, by PostgreSQL, by systemd, which have a `PATH` of their own.
 
 use crate::common::load::fill;
 use crate::common::process::run;
@@ -68,7 +68,7 @@ fn lines_for_cron_run_with_its_path(install: &'static Install) {
         run(&mut cron).ok();
     }
     assert_eq!(site.backups().len(), 1);
-    // What a check tells to set works there too.
+    // The setting that a check recommends works there too.
     server.query("ALTER SYSTEM SET archive_command = ''");
     server.query("SELECT pg_reload_conf()");
     let told = site.barmanfs(&["check", "main"]).refused(3).all();

@@ -1,4 +1,4 @@
-//! The index can be thrown away: packs alone give back the same backups, WAL and deletions.
+//! The index can be deleted: packs alone give back the same backups, WAL and deletions.
 
 use crate::common::load::{fill, transact};
 use crate::common::registry::topic;
@@ -9,7 +9,7 @@ topic! {
     once the_catalog_comes_back_from_the_packs,
 }
 
-/// What must be the same afterwards.
+/// The state that must be the same afterwards.
 #[derive(PartialEq)]
 struct Seen {
     backups: Value,
@@ -53,7 +53,7 @@ fn the_catalog_comes_back_from_the_packs(install: &'static Install) {
     assert_same(&look(&site), &before);
     site.ok(&["verify"]);
 
-    // Once more after a sweep has moved what is left, and after new work.
+    // Once more after a sweep has moved the remaining data, and after more changes.
     site.ok(&["sweep"]);
     site.ok(&["sweep"]);
     transact(&server, 100);

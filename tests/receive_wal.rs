@@ -1,5 +1,5 @@
-//! `receive-wal`: a DBA's days with WAL that is streamed. The hardest one, where it is the only synchronous standby and
-//! everything is killed all the time, is in [`commits`], server changes in [`failover`], mishaps in [`trouble`].
+//! `receive-wal`: a DBA's days with streamed WAL. In the hardest case, in [`commits`], it is the only synchronous
+//! standby and everything is killed all the time. Server changes are in [`failover`], mishaps in [`trouble`].
 
 mod commits;
 mod failover;
@@ -38,10 +38,10 @@ topic! {
     edges no_commit_that_returned_is_lost,
 }
 
-/// The lines of a server that only streams.
+/// The configuration of a server that only streams.
 const STREAMING: &str = "archiver = off\nstreaming_archiver = on\nslot_name = barmanfs\ncreate_slot = auto\n";
 
-/// Small segments, and all of them kept for comparison.
+/// Small segments, which the server all keeps for comparison.
 fn streaming_site(install: &'static Install, configuration: &str, settings: &str) -> (Site, PgServer) {
     let site = Site::with_repository();
     let mut server = PgServer::init(install, &site.path("main"), &["--wal-segsize=1"]);
@@ -52,7 +52,7 @@ fn streaming_site(install: &'static Install, configuration: &str, settings: &str
     (site, server)
 }
 
-/// `receive-wal` at work; killed when this goes.
+/// A running `receive-wal`; killed on drop.
 pub(super) struct Receiver {
     child: Child,
     log: PathBuf,
@@ -96,7 +96,7 @@ impl Receiver {
         let _ = wait(&mut self.child, COMMAND_LIMIT);
     }
 
-    /// As systemd stops it; it must end in order.
+    /// Stops it as systemd does; it must end cleanly.
     #[track_caller]
     pub(super) fn stop(mut self) {
         let process = Pid::from_child(&self.child);
@@ -119,7 +119,7 @@ impl Drop for Receiver {
     }
 }
 
-/// Work that fills so many segments; the last one it ended.
+/// Fills this many segments. Returns the last one that was completed.
 fn fill_segments(server: &PgServer, count: u32) -> String {
     let mut last = String::new();
     for _ in 0..count {
@@ -131,7 +131,7 @@ fn fill_segments(server: &PgServer, count: u32) -> String {
     last
 }
 
-/// The segments `get-wal` finds, of those that are asked for.
+/// Whether `get-wal` finds the segment.
 fn is_archived(site: &Site, name: &str) -> bool {
     site.barmanfs(&["get-wal", "main", name, "/dev/null"]).code() == Some(0)
 }
@@ -141,7 +141,7 @@ fn wait_for(site: &Site, name: &str) {
     until(&format!("segment {name} is archived"), || is_archived(site, name));
 }
 
-/// The archived segments with their bytes as the mount shows them equal the files of the server. How many there were.
+/// The archived segments, as the mount shows them, are equal to the files of the server. Returns their number.
 #[track_caller]
 fn assert_same_as_on(site: &Site, server: &PgServer, from: &str) -> usize {
     let mount = Mount::new(site);
@@ -190,7 +190,7 @@ fn the_archive_gets_what_the_server_wrote(install: &'static Install) {
     wait_for(&site, &last);
     assert!(assert_same_as_on(&site, &server, "") >= 6);
 
-    // What is not archived yet is in the spool, byte for byte, as far as the server has written it.
+    // WAL that is not archived yet is in the spool, byte for byte, as far as the server has written it.
     transact(&server, 100);
     let flushed = server.query("SELECT pg_current_wal_flush_lsn()");
     until("all is flushed", || {
@@ -312,7 +312,7 @@ fn both_archivers_bring_the_same_segments(install: &'static Install) {
 fn a_backup_waits_for_the_stream(install: &'static Install) {
     let (site, server) = streaming_site(install, STREAMING, "");
     fill(&server, 1);
-    // Nobody receives: the backup brings its WAL itself, and says so.
+    // `receive-wal` does not run: the backup brings its WAL itself, and says so.
     site.barmanfs(&["backup", "main", "--fast-checkpoint"])
         .ok()
         .says(&["receive-wal main"]);
@@ -332,7 +332,7 @@ fn a_backup_waits_for_the_stream(install: &'static Install) {
 }
 
 fn a_backup_fetches_what_does_not_come(install: &'static Install) {
-    // Archiving was told to work, and nothing arrives.
+    // Archiving is configured, and nothing arrives.
     let settings = "archive_mode = on\narchive_command = 'false'";
     let (site, server) = streaming_site(install, "archiver = on\n", settings);
     fill(&server, 1);
@@ -369,7 +369,7 @@ fn killed_it_goes_on_where_it_was(install: &'static Install) {
             first = last;
         }
         receiver.kill();
-        // What comes meanwhile is kept for it.
+        // The server keeps WAL that is written meanwhile.
         fill_segments(&server, 1);
     }
     let receiver = Receiver::start(&site);
@@ -389,7 +389,7 @@ fn a_server_that_stops_and_starts_is_followed(install: &'static Install) {
     let receiver = Receiver::start(&site);
     until("it streams", || streams(&server).contains("streaming"));
     transact_one(&server);
-    // A server that shuts down waits until its receivers have everything: this must not take long.
+    // A server that shuts down waits until its receivers have all WAL: this must not take long.
     let began = std::time::Instant::now();
     server.stop("fast");
     assert!(

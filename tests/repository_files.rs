@@ -1,6 +1,6 @@
-//! What lies in the repository's directory is not what barmanfs put there: garbage, pipes and directories in the place of files,
-//! a file system or a user that may only read. The kind: a file is opened in the belief that it is one's own. Nothing hangs,
-//! what is said to help helps, and what can be read is read.
+//! The repository's directory contains other things than barmanfs put there: garbage, pipes and directories in the
+//! place of files, a file system or a user that may only read. The kind: a file is opened on the assumption that
+//! barmanfs made it. Nothing hangs, the suggested remedies help, and all readable data can be read.
 
 use crate::common::process::run;
 use crate::common::registry::topic;
@@ -79,7 +79,7 @@ fn a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(install: &'static Install)
             &["delete", "main", "latest", "--force"],
             &["rebuild-catalog"],
         ] {
-            // A lock is taken by writers alone.
+            // Only writers take a lock.
             let run = site.barmanfs(arguments);
             said += &run.all();
             assert!(
@@ -106,7 +106,7 @@ fn a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(install: &'static Install)
     site.barmanfs(&["verify"]).refused(3).says(&["pipe"]);
     fs::remove_file(&pack).unwrap();
     fs::rename(&kept, &pack).unwrap();
-    // Where only unfinished packs are looked for.
+    // In the place where only unfinished packs are searched.
     site.sh(&format!("mkfifo '{}/packs/tmp-00.partial'", repository.display()))
         .ok();
     site.ok(&["sweep"]);
@@ -120,7 +120,7 @@ fn a_damaged_catalog_is_noticed_by_check_and_verify(install: &'static Install) {
     }
     server.archive_current_segment();
     let catalog = site.repository().join("catalog.sqlite");
-    // All of it in the one file.
+    // All data is in the one file.
     site.sh(&format!(
         "rm -f '{0}'/catalog.sqlite*",
         site.repository().display()
@@ -157,7 +157,7 @@ fn a_rebuild_that_cannot_read_all_gives_up_nothing(install: &'static Install) {
         .find(|pack| !before.contains(pack))
         .unwrap();
     let kept = site.path("kept");
-    // That cannot be read now, and may be in a moment.
+    // A pack that cannot be read now, but perhaps in a moment.
     fs::rename(&pack, &kept).unwrap();
     site.sh(&format!(
         "ln -s loop '{0}' && ln -s '{0}' '{1}/loop'",
@@ -173,7 +173,7 @@ fn a_rebuild_that_cannot_read_all_gives_up_nothing(install: &'static Install) {
     ))
     .ok();
     assert_eq!(site.backup_ids(), [id]);
-    // That is gone.
+    // A pack that is gone.
     site.barmanfs(&["rebuild-catalog"])
         .refused(3)
         .says(&[&pack.file_name().unwrap().to_string_lossy(), "catalog.sqlite.old"]);
@@ -184,7 +184,7 @@ fn a_rebuild_that_cannot_read_all_gives_up_nothing(install: &'static Install) {
     site.ok(&["get-wal", "main", &name]);
 }
 
-/// The same questions to a repository that cannot be written.
+/// Runs the same commands on a repository that cannot be written.
 fn assert_readable(site: &Site, id: &str, segment: &str, command: impl Fn(&[&str]) -> Command) {
     let ok = |arguments: &[&str]| run(&mut command(arguments)).ok();
     assert!(ok(&["list-backups", "main"]).all().contains(id));
@@ -219,7 +219,7 @@ fn without_shared_memory(site: &Site) {
     );
 }
 
-/// Read-only, until it is dropped.
+/// Makes it read-only, until dropped.
 struct ReadOnly<'a>(&'a Path);
 
 impl<'a> ReadOnly<'a> {
@@ -311,7 +311,7 @@ fn what_is_no_whole_pack_is_told_and_all_others_are_read(install: &'static Insta
         site.barmanfs(&["check", "main"])
             .refused(3)
             .says(&["packs are whole: FAILED", &name]);
-        // To their ends: they tell of this pack, and of all the others.
+        // They do not stop early: they report this pack, and all the others.
         site.barmanfs(&["verify"]).refused(3).says(&[&name, "1 backups"]);
         site.barmanfs(&["rebuild-catalog"])
             .refused(3)
@@ -334,7 +334,7 @@ fn what_cannot_be_written_is_told_before_a_segment_comes(install: &'static Insta
     server.archive_current_segment();
     site.ok(&["check", "main"]);
     let repository = site.repository();
-    // What a copy made by root leaves, and what lies in a directory's place.
+    // Files that a copy by root leaves, and a file in a directory's place.
     for (place, spoil, mend) in [
         ("packs", OF_ROOT, OF_OWNER),
         ("packs/3b", OF_ROOT, OF_OWNER),

@@ -10,10 +10,10 @@ topic! {
     once five_percent_of_the_pages_cost_a_fifth_of_their_compressed_size,
 }
 
-/// Smaller, and what every backup adds, like its record and its WAL, would count too much.
+/// With a smaller database, the parts that every backup adds, like its record and its WAL, would count too much.
 const SCALE_MIN: u32 = 20;
 
-/// A full backup of a database of some size; what the data directory takes without WAL.
+/// A full backup of a database of some size. Returns the size of the data directory without WAL.
 fn site_with_a_backup(install: &'static Install) -> (Site, PgServer, u64) {
     let (site, server) = Site::with_server(install);
     run(server
@@ -27,7 +27,7 @@ fn site_with_a_backup(install: &'static Install) -> (Site, PgServer, u64) {
     (site, server, data_bytes)
 }
 
-/// Hint bits are set, all is written, and all WAL is archived: what comes now is the backup's own.
+/// Sets hint bits, writes everything, and archives all WAL: later changes are the backup's own.
 fn settle(server: &PgServer, table: &str) {
     server.query(&format!("SELECT count(*) FROM {table}; CHECKPOINT"));
     server.archive_current_segment();
@@ -49,8 +49,8 @@ fn an_unchanged_database_adds_next_to_nothing(install: &'static Install) {
 
 fn five_percent_of_the_pages_cost_a_fifth_of_their_compressed_size(install: &'static Install) {
     let (site, server) = Site::with_server(install);
-    // Documents as applications keep them: most of a page repeats, and 32 random bytes a row do not. A fill factor
-    // that leaves room for the new version of a row on the same page.
+    // Documents as applications store them: most of a page repeats, but 32 random bytes in each row do not. The fill
+    // factor leaves room for the new version of a row on the same page.
     server.query(&format!(
         "CREATE TABLE documents (id int, stage int, body jsonb) WITH (fillfactor = 90); \
          INSERT INTO documents SELECT n, 0, jsonb_build_object('key', md5(random()::text), 'name', 'document ' || n, \
@@ -60,7 +60,7 @@ fn five_percent_of_the_pages_cost_a_fifth_of_their_compressed_size(install: &'st
     ));
     settle(&server, "documents");
     let first_id = site.backup();
-    // One row of every twentieth page.
+    // One row on every twentieth page.
     server.query(
         "UPDATE documents SET stage = (random() * 1000)::int WHERE ctid IN (SELECT min(ctid) FROM documents \
          GROUP BY (ctid::text::point)[0]::bigint HAVING (ctid::text::point)[0]::bigint % 20 = 7)",
@@ -80,20 +80,20 @@ fn five_percent_of_the_pages_cost_a_fifth_of_their_compressed_size(install: &'st
     );
 }
 
-/// What a page alone takes, as a backup would store it that knew the page has changed and not what it was before.
+/// The size of a compressed page, as in a backup that knows that the page has changed but not its earlier content.
 fn compressed_bytes(page: &[u8]) -> u64 {
     let mut compressed = vec![0; zstd_safe::compress_bound(page.len())];
     zstd_safe::compress(compressed.as_mut_slice(), page, 1).expect("zstd compresses") as u64
 }
 
-/// Packs and index. The index is made anew first: what SQLite keeps in its log or as free pages is not what a backup costs.
+/// Packs and index. The index is rebuilt first: SQLite's log and free pages are not a cost of a backup.
 fn stored_with_index(site: &Site) -> u64 {
     site.ok(&["rebuild-catalog"]);
     let index = std::fs::metadata(site.repository().join("catalog.sqlite")).expect("the catalog is there");
     bytes_under(&site.repository().join("packs")) + index.len()
 }
 
-/// The new bytes of the pages of the table that differ between two backups.
+/// The new bytes of the table's pages that differ between two backups.
 fn changed_pages(site: &Site, server: &PgServer, first: &str, second: &str) -> Vec<Vec<u8>> {
     let file = server.query("SELECT pg_relation_filepath('documents')");
     let mount = Mount::new(site);

@@ -1,6 +1,6 @@
-//! What copies, clones and boot tests make of the original's settings: none of them reaches what is not theirs, and none
-//! keeps them from starting. The kind: a setting that is right for the original, where it runs, and wrong elsewhere, from
-//! whatever file or command line it comes.
+//! The effect of the original's settings on copies, clones and boot tests: none of them touches anything of others, and
+//! none is kept from starting. The kind: a setting is right for the original on its host, and wrong elsewhere, whatever
+//! file or command line it comes from.
 
 use crate::clone_commands::Stage;
 use crate::common::process::{Run, run, until};
@@ -31,7 +31,7 @@ fn boot(stage: &Stage, id: &str, more: &[&str]) -> Run {
         .env("TMPDIR", stage.site.make_directory("tmp")))
 }
 
-/// Where a view's `pg_hba.conf` lets local users in under their own name only.
+/// Trusts all local users. The `pg_hba.conf` of such a view lets local users connect under their own name only.
 fn let_everybody_in(stage: &Stage, data: &Path) {
     let hba = data.join("pg_hba.conf");
     stage
@@ -125,7 +125,7 @@ fn a_subscription_is_the_originals_alone(install: &'static Install) {
     let was = publisher.query(slot);
 
     let mount = Mount::new(&stage.site);
-    // Much longer than a worker takes that is to be started.
+    // Much longer than a background worker takes to start.
     let assert_untouched = |by: &str| {
         std::thread::sleep(Duration::from_secs(3));
         assert_eq!(publisher.query(slot), was, "{by}");
@@ -181,7 +181,8 @@ fn a_clone_archives_nothing_though_its_settings_are_reset(install: &'static Inst
     clone.stop("fast");
     assert_eq!(stage.site.list(&archive), archived);
 
-    // A clone of what became of it is told so once, too, and starts though this one ran with other settings than it has.
+    // A clone of a backup of this clone has the block once, too, and starts although this one ran with other settings
+    // than it has.
     let minimal = ["--set", "wal_level=minimal", "--set", "max_wal_senders=0"];
     stage
         .clone(&[&["start", "main", "test1"][..], &minimal].concat())
@@ -200,7 +201,7 @@ fn a_clone_archives_nothing_though_its_settings_are_reset(install: &'static Inst
 
 fn what_this_host_has_not_is_set_otherwise(install: &'static Install) {
     let stage = Stage::new(install);
-    // Of the server's host, where both are to be had.
+    // Settings of the server's host, which has both.
     stage.primary.configure(
         "shared_buffers = 8000GB\nshared_preload_libraries = 'not_on_this_host'\nsearch_path = public",
     );
@@ -208,7 +209,7 @@ fn what_this_host_has_not_is_set_otherwise(install: &'static Install) {
     let _mount = Mount::new(&stage.site);
     stage.clone(&["create", "main", "test1"]).ok();
     let start = |more: &[&str]| stage.clone(&[&["start", "main", "test1", "--replay"], more].concat());
-    // As it is in the log, line by line.
+    // As in the log, line by line.
     start(&[]).refused(1).says(&["ends with:\n"]);
     let library = "shared_preload_libraries=";
     start(&["--set", library]).refused(1);
@@ -239,7 +240,7 @@ fn what_this_host_has_not_is_set_otherwise(install: &'static Install) {
         .ok()
         .says(&["psql"]);
 
-    // Nothing of this is the backup's fault.
+    // The backup is not the cause of any of these.
     let kept = || stage.site.json(&["show-backup", "main", &id])["boot_test"].clone();
     boot(&stage, &id, &[])
         .refused(1)
@@ -247,13 +248,13 @@ fn what_this_host_has_not_is_set_otherwise(install: &'static Install) {
     assert!(kept().is_null(), "{}", kept());
     boot(&stage, &id, &["--set", library]).ok().says(&["OK main"]);
     assert_eq!(kept()["outcome"], "ok");
-    // Before the mount goes under them.
+    // Before the mount is removed under them.
     for name in ["test1", "test2"] {
         stage.clone(&["destroy", "main", name, "--stop"]).ok();
     }
 }
 
-/// The setting that limits how many replication origins there are with a state.
+/// The setting that limits the number of replication origins with a state.
 pub(crate) fn origins_setting(install: &Install) -> &'static str {
     match install.major >= 18 {
         true => "max_active_replication_origins",
@@ -261,7 +262,7 @@ pub(crate) fn origins_setting(install: &Install) -> &'static str {
     }
 }
 
-/// What each subscription has one of.
+/// Each subscription has one of these.
 pub(crate) fn make_origins(server: &PgServer, count: u32) {
     server.query(&format!(
         "SELECT pg_replication_origin_create('o' || n) FROM generate_series(1, {count}) n"
@@ -271,7 +272,7 @@ pub(crate) fn make_origins(server: &PgServer, count: u32) {
     ));
 }
 
-/// Settings that stand in no file.
+/// Settings that are in no file.
 fn start_with(server: &PgServer, settings: &[&str]) {
     let mut options = format!("-k '{}' -c listen_addresses=''", server.sockets().display());
     for setting in settings {
@@ -284,7 +285,7 @@ fn start_with(server: &PgServer, settings: &[&str]) {
 
 fn every_view_starts_whatever_the_server_was_started_with(install: &'static Install) {
     let mut stage = Stage::new(install);
-    // With as few connections as the files say, not even the superusers' would be left.
+    // With the number of connections in the files, not even one for superusers would be left.
     stage.primary.configure(
         "max_connections = 10\nsuperuser_reserved_connections = 15\nmax_wal_senders = 3\nwal_level = minimal",
     );
@@ -369,7 +370,7 @@ fn what_only_the_servers_host_has_keeps_no_copy_from_starting(install: &'static 
     if install.major >= 18 {
         lines += "io_method = io_uring\n";
     }
-    // It is as if the server had run with them: it has not read them.
+    // As if the server had run with these settings: it has not read them.
     stage.site.write_file("main/conf.d/host.conf", lines.as_bytes());
     stage
         .primary
@@ -412,7 +413,7 @@ fn who_comes_in_is_never_read_outside(install: &'static Install) {
     };
     let read = |copy: &Path, name: &str| fs::read_to_string(copy.join(name)).unwrap();
 
-    // Lists in the data directory stay, and what is missing is made.
+    // Lists in the data directory stay, and a missing file is made.
     stage.site.write_file("main/users", b"postgres, @more\n");
     stage.site.write_file("main/more", b"alice\n");
     let inside = hba("local all @users,bob trust # @no");
@@ -427,7 +428,7 @@ fn who_comes_in_is_never_read_outside(install: &'static Install) {
     assert!(!copy.log().contains("pg_ident.conf"), "{}", copy.log());
     copy.stop("fast");
 
-    // Whom a file outside rejects nobody knows here.
+    // The users that an outside file rejects are not known in the copy.
     stage
         .site
         .write_file("main/more", format!("@{}/banned\n", etc.display()).as_bytes());
@@ -471,7 +472,7 @@ fn a_configuration_that_is_a_link_is_not_in_a_backup_and_that_is_told(install: &
     let mount = Mount::new(&stage.site);
     let watcher = Watcher::on(&[&stage.site.path("etc"), &stage.primary.data]);
     let mut copy = PgServer::on(install, &stage.site.copy(&mount.path("main/latest"), "copy"));
-    // Local users get in under their own name only.
+    // Local users can connect under their own name only.
     copy.try_start();
     until("it is promoted", || {
         copy.log().contains("ready to accept connections")

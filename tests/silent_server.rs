@@ -1,6 +1,6 @@
-//! The kind: a wait on a socket that nothing ends. Whatever a server does not send, or sends a byte of now and then, each
-//! step has a limit: connecting, TLS, the login as a whole, a query with its answer, a backup that falls silent. And what a
-//! server sends without being asked takes no memory without bound.
+//! The kind: a wait on a socket that never ends. If a server sends nothing, or a byte now and then, each step has a
+//! limit: connecting, TLS, the login as a whole, a query with its answer, a backup that receives nothing. And data that
+//! a server sends unasked does not take unbounded memory.
 
 use crate::common::Site;
 use crate::common::fake::{FakeServer, LET_IN, let_in, message, parameter, problem};
@@ -25,7 +25,7 @@ topic! {
     once a_backup_from_a_server_that_is_slow_goes_on,
 }
 
-/// Two bytes in a second, for ever.
+/// Sends two bytes per second, for ever.
 fn drip(client: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
     for byte in bytes.iter().chain(std::iter::repeat(&0)) {
         client.write_all(&[*byte])?;
@@ -34,13 +34,14 @@ fn drip(client: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Does not read, does not write.
+/// Neither reads nor writes.
 fn sleep(_client: TcpStream) -> io::Result<()> {
     thread::sleep(Duration::from_secs(1000));
     Ok(())
 }
 
-/// Backs up from all of these at the same time; each must fail within so many seconds and say all of the words.
+/// Backs up from all of these at the same time. Each backup must fail within this many seconds and print all of the
+/// words.
 fn end_within(limit: u64, cases: &[(&str, String, &str)]) {
     let sites: Vec<(Site, fs::File)> = cases
         .iter()
@@ -98,7 +99,7 @@ fn a_login_ends_with_its_time_limit() {
     let dripping_tls = FakeServer::start(|mut client| {
         message(&mut client, false)?;
         client.write_all(b"S")?;
-        // A record of a handshake, of 16 KiB.
+        // A handshake record of 16 KiB.
         drip(&mut client, &[22, 3, 3, 0x40, 0])
     });
     let after_authentication = FakeServer::start(|mut client| {
@@ -135,7 +136,7 @@ fn drip_once(client: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Without a limit in the connection string, too.
+/// Even without a limit in the connection string.
 fn a_query_that_is_not_answered_ends() {
     let silent_login = FakeServer::start(sleep);
     let silent = FakeServer::start(|mut client| {
@@ -235,7 +236,7 @@ fn what_is_sent_unasked_takes_no_memory() {
     }
 }
 
-/// A server whose host is gone in the middle of a backup: nothing comes, and nothing new connects.
+/// A server whose host vanishes in the middle of a backup: no data arrives, and new connections fail.
 fn a_backup_from_a_server_that_has_gone_ends(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     let stalled = stalling(&site, &server, None);
@@ -247,7 +248,7 @@ fn a_backup_from_a_server_that_has_gone_ends(install: &'static Install) {
     assert!(stalled.load(Ordering::Relaxed));
 }
 
-/// A server that only takes its time.
+/// A server that is only slow.
 fn a_backup_from_a_server_that_is_slow_goes_on(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     stalling(&site, &server, Some(Duration::from_secs(70)));
@@ -256,7 +257,7 @@ fn a_backup_from_a_server_that_is_slow_goes_on(install: &'static Install) {
     assert_eq!(site.backups().pop().expect("a backup")["status"], "DONE");
 }
 
-/// Puts something before the server that stops in the middle of a backup: for a time, in which it answers other
+/// Puts a proxy in front of the server that stalls in the middle of a backup: for some time, in which it answers other
 /// connections, or for ever.
 fn stalling(site: &Site, server: &PgServer, time: Option<Duration>) -> &'static AtomicBool {
     let stalled: &'static AtomicBool = Box::leak(Box::new(AtomicBool::new(false)));
@@ -268,7 +269,7 @@ fn stalling(site: &Site, server: &PgServer, time: Option<Duration>) -> &'static 
         }
         Fate::Pass
     });
-    // In between: what turns new connections into nothing once it has stalled.
+    // Between them, another proxy that leaves new connections unanswered once the first one has stalled.
     let inner = proxy.conninfo();
     let port = inner
         .split("port=")

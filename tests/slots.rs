@@ -1,6 +1,6 @@
-//! The kind: what the server keeps for a backup is let go of behind its back. PostgreSQL drops the temporary slots of a
-//! session when any command of that session fails, also where the failure is expected and the backup goes on. So the WAL
-//! of a backup must be kept whatever fails beside it.
+//! The kind: WAL that the server keeps for a backup is released too early. PostgreSQL drops the temporary slots of a
+//! session when any command of that session fails, even if the failure is expected and the backup continues. So the WAL
+//! of a backup must be kept whatever else fails.
 
 use crate::common::load::fill;
 use crate::common::process::{run, until};
@@ -28,7 +28,7 @@ fn forgetful_server(install: &'static Install, settings: &str) -> (Site, PgServe
     (site, server)
 }
 
-/// A session that fills segments and has the server remove those that nothing keeps.
+/// A session that fills segments and makes the server remove those that nothing keeps.
 #[derive(Clone)]
 struct Rotation {
     psql: PathBuf,
@@ -62,7 +62,7 @@ impl Rotation {
     }
 }
 
-/// The second backup is asked for as an incremental one, which fails: the summaries do not reach back.
+/// The second backup is requested as an incremental one, which fails: the summaries do not reach back.
 fn becomes_full(install: &'static Install, settings: &str) {
     let (site, mut server) = forgetful_server(install, settings);
     fill(&server, 1);
@@ -94,13 +94,13 @@ fn a_backup_that_becomes_a_full_one_keeps_its_wal(install: &'static Install) {
     becomes_full(install, "");
 }
 
-/// With one WAL sender there is none to spare for the slot.
+/// With only one WAL sender, none is left for the slot.
 fn a_backup_that_becomes_a_full_one_keeps_its_wal_on_one_connection(install: &'static Install) {
     becomes_full(install, "max_wal_senders = 1");
 }
 
-/// PostgreSQL ends such a backup with an error after it has sent everything. What did not come through the archive is
-/// fetched from the server afterwards.
+/// PostgreSQL ends such a backup with an error after it has sent everything. WAL that did not arrive through the
+/// archive is fetched from the server afterwards.
 fn a_backup_with_bad_pages_keeps_its_wal(install: &'static Install) {
     let (site, mut server) = forgetful_server(install, "");
     fill(&server, 1);

@@ -1,5 +1,5 @@
-//! The kind: a backup waits for something that only another server can do. A standby cannot end the segment a backup of it
-//! stops in, and while nobody writes on its primary, nobody does: such a backup is complete all the same, and at once.
+//! The kind: a backup waits for something that only another server can do. A standby cannot end the segment in which
+//! its backup stops, and an idle primary does not end it either. Such a backup is complete all the same, and at once.
 
 use crate::common::load::{assert_sums_agree, fill, transactions};
 use crate::common::registry::topic;
@@ -12,12 +12,13 @@ topic! {
     once an_idle_primary_is_asked_for_the_end_of_its_segment,
 }
 
-/// A primary that archives, idle, and its standby, which is what is backed up; with these lines in the configuration.
+/// An idle primary that archives, and its standby, which is the server to back up. The lines are added to the
+/// configuration.
 fn idle_pair(install: &'static Install) -> (Site, PgServer, PgServer) {
     let (site, primary) = Site::with_server(install);
     fill(&primary, 1);
     let standby = standby_of(&site, &primary, install, "standby");
-    // The archive works, and is relied on.
+    // The archive works, so backups rely on it.
     primary.archive_current_segment();
     primary.query("CHECKPOINT");
     catch_up(&primary, &standby);
@@ -27,7 +28,7 @@ fn idle_pair(install: &'static Install) -> (Site, PgServer, PgServer) {
 
 const BACKUP: &[&str] = &["backup", "main", "--fast-checkpoint", "--wait-timeout", "20"];
 
-/// Whether the newest backup has its own WAL; it has to be whole.
+/// Whether the newest backup has its own WAL; checks that the backup is complete.
 #[track_caller]
 fn has_own_wal(site: &Site) -> bool {
     let newest = site.backups().pop().expect("a backup");
@@ -59,7 +60,7 @@ fn a_backup_of_an_idle_standby_is_done_at_once(install: &'static Install) {
         copy
     };
     assert_eq!(transactions(&started("main/latest", "copy")), before);
-    // Later WAL comes through the archive: the backup has only the beginning of the segment it stops in.
+    // Later WAL is read from the archive: the backup has only the beginning of the segment in which it stops.
     primary.query("CREATE TABLE later AS SELECT 1");
     primary.query("SELECT pg_create_restore_point('later')");
     primary.archive_current_segment();
@@ -76,7 +77,7 @@ fn an_idle_primary_is_asked_for_the_end_of_its_segment(install: &'static Install
     site.barmanfs(BACKUP).ok();
     assert!(!has_own_wal(&site));
     site.barmanfs(&["check", "main"]).says(&["primary: OK"]);
-    // What cannot help is said, and the backup is whole without it.
+    // A primary that cannot help is reported, and the backup is complete without it.
     primary.query("CREATE ROLE weak LOGIN");
     catch_up(&primary, &standby);
     for (conninfo, words) in [

@@ -1,7 +1,7 @@
-//! No copy harms its original: whatever the replayed WAL says about places outside the data directory, replay stays in the
-//! copy. Here: tablespaces that were made, filled, moved into and dropped before the backup, after it, or while it was
-//! taken. Copies, clones, boot tests and standbys of copies run beside the original. It is shut down, and inotify watches
-//! all its directories.
+//! No copy harms its original: whatever the replayed WAL says about places outside the data directory, replay stays in
+//! the copy. Here: tablespaces that were created, filled, used as a target of moves and dropped before the backup,
+//! after it, or while it was taken. Copies, clones, boot tests and standbys of copies run beside the original. It is
+//! shut down, and inotify watches all its directories.
 
 use crate::common::process::{run, until};
 use crate::common::registry::topic;
@@ -17,15 +17,15 @@ topic! {
     with_postgres a_clone_makes_no_tablespace_outside_itself,
 }
 
-/// What the copies at `r1` must have, and the original has no more.
+/// The data that the copies have at `r1`, and that the original no longer has.
 const ROWS: &str = "SELECT (SELECT count(*) FROM t WHERE v = 'old') || ' ' || (SELECT count(*) FROM t) || ' '
     || (SELECT count(*) FROM b) || ' ' || (SELECT string_agg(spcname, ' ' ORDER BY spcname) FROM pg_tablespace)";
 const EXPECTED: &str = "1000 1000 300 before pg_default pg_global sp";
 
-/// Databases that are made or moved behind the backup. Each has a table `d` of 100 rows.
+/// Databases that are created or moved after the backup. Each has a table `d` of 100 rows.
 const DATABASES: [&str; 5] = ["logged", "copied", "moved", "moved_twice", "moved_back"];
 
-/// A server whose WAL after the backup makes tablespaces and what can be in them.
+/// A server whose WAL after the backup creates tablespaces and all kinds of objects in them.
 struct Original {
     site: Site,
     server: PgServer,
@@ -120,14 +120,14 @@ fn query_in(server: &PgServer, database: &str, sql: &str) -> String {
         .text()
 }
 
-/// No name in `pg_tblspc` leads out.
+/// No symbolic link in `pg_tblspc`.
 #[track_caller]
 fn assert_no_links(site: &Site, data: &Path) {
     let links = site.sh(&format!("find '{}/pg_tblspc' -type l", data.display()));
     assert_eq!(links.ok().text(), "");
 }
 
-/// That a copy has all it should have, and nothing outside itself.
+/// The copy has all its data, and no links to the outside.
 #[track_caller]
 fn assert_at_r1(site: &Site, copy: &PgServer, data: &Path) {
     assert_at_r1_with(site, copy, data, &DATABASES);
@@ -162,7 +162,7 @@ fn copies_recover_past_a_tablespace_beside_their_original(install: &'static Inst
         copy.stop("fast");
         original.assert_untouched(name);
     }
-    // Stopped in the midst of its recovery, it goes through what it has done already.
+    // A copy that is stopped in the middle of its recovery replays the same WAL again.
     let data = site.copy(&mount.path("main/pitr/name:r1,action=pause"), "twice");
     let mut copy = PgServer::on(install, &data);
     copy.start();
@@ -176,12 +176,12 @@ fn copies_recover_past_a_tablespace_beside_their_original(install: &'static Inst
     });
     copy.query("SELECT pg_promote()");
     copy.wait_until_promoted();
-    // PostgreSQL itself loses a database that was moved when it replays the move again after a crash: its old directory is
-    // gone by then. Seen with a copy by pg_basebackup, of 15 and of 19.
+    // PostgreSQL itself loses a database that was moved when it replays the move again after a crash: its old directory
+    // is gone by then. This also happens with a copy by pg_basebackup, of 15 and of 19.
     assert_at_r1_with(site, &copy, &data, &["logged", "copied"]);
     copy.stop("fast");
     original.assert_untouched("a copy that recovered twice");
-    // The archive itself has what the server wrote.
+    // The archive itself has the bytes that the server wrote.
     let names = site.list(&mount.path("main/wal"));
     let segments = names.iter().filter(|name| name.len() == 24);
     let mut shown_differently = 0;
@@ -230,11 +230,11 @@ fn a_clone_recovers_past_a_tablespace_beside_its_original(install: &'static Inst
     original.assert_sound();
 }
 
-/// A standby begins with the settings of its primary: here, a copy's.
+/// A standby starts with the settings of its primary, here of a copy.
 const NO_TARGET: &str =
     "restore_command = ''\nrecovery_target_name = ''\nrecovery_target_timeline = 'latest'";
 
-/// A copy hands on what it replays: a standby gets the record of a tablespace without its path, too.
+/// A copy streams the WAL that it replays: a standby, too, gets the record of a tablespace without its path.
 fn a_standby_of_a_copy_stays_out_of_the_originals_tablespaces(install: &'static Install) {
     let mut original = Original::make(install);
     let site = &original.site;
@@ -244,7 +244,7 @@ fn a_standby_of_a_copy_stays_out_of_the_originals_tablespaces(install: &'static 
     copy.start();
     let pauses = |copy: &PgServer| copy.try_query("SELECT pg_is_wal_replay_paused()").text() == "t";
     until("it pauses", || pauses(&copy));
-    // Before there is a tablespace: all the WAL that makes it comes as a stream from the copy.
+    // Before any tablespace exists: all the WAL that creates them is streamed from the copy.
     let mut standby = standby_with(site, &copy, install, "standby", NO_TARGET);
     copy.stop("fast");
     copy.configure_auto(
@@ -257,7 +257,7 @@ fn a_standby_of_a_copy_stays_out_of_the_originals_tablespaces(install: &'static 
     assert_no_links(site, &standby.data);
     original.assert_untouched("a copy with a standby");
 
-    // And one that begins with what the copy has made of tablespaces.
+    // And a standby that starts with the copy's tablespaces.
     let mut second = standby_with(site, &copy, install, "second", NO_TARGET);
     assert_no_links(site, &second.data);
     for sql in [

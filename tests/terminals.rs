@@ -1,5 +1,5 @@
-//! What is printed fits what it is printed on: the characters of the locale, the width of the terminal, the log that keeps
-//! time itself; and a word that was mistyped is answered where it was typed.
+//! The output fits its destination: the characters of the locale, the width of the terminal, a log that has times of
+//! its own. And a mistyped word is reported in the form in which it was typed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -33,7 +33,7 @@ fn nothing_is_drawn_that_the_locale_does_not_have(install: &'static Install) {
         "check main",
         "show-backup main latest",
     ] {
-        // On a terminal too, where progress is drawn.
+        // On a terminal too, where a progress line is drawn.
         for line in [
             format!("{barmanfs} {command}"),
             format!("TERM=xterm script -qec '{barmanfs} {command}' /dev/null"),
@@ -88,7 +88,7 @@ fn no_word_of_a_table_is_broken(install: &'static Install) {
                 ))
                 .ok();
             let shown = shown.text().replace('\r', "");
-            // Ages may go on meanwhile, and are short.
+            // Ages may change meanwhile, and are short.
             let all = words(&shown);
             for word in words(&plain).into_iter().filter(|word| word.len() > 4) {
                 assert!(
@@ -96,13 +96,13 @@ fn no_word_of_a_table_is_broken(install: &'static Install) {
                     "{command} at {columns} breaks {word}:\n{shown}"
                 );
             }
-            // A title and a word of its own are the least there can be.
+            // A line needs at least a title and one word.
             let most = columns.max(longest + 14);
             for line in shown.lines() {
                 assert!(line.chars().count() <= most, "{command} at {columns}: {line}");
             }
         }
-        // Programs get one line for each.
+        // Programs get one line for each item.
         assert!(
             command == "timeline main" || plain.lines().count() <= 3,
             "{plain}"

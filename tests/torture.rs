@@ -1,5 +1,5 @@
-//! A clone under a server that works, while the mount's daemon is killed and the disk below loses power: what a commit
-//! has answered for is there afterwards. `BARMANFS_TEST_SECONDS`, whatever it says, makes them long.
+//! A clone under a working server, while the mount's daemon is killed and the disk below loses power: all acknowledged
+//! commits are there afterwards. Any value of `BARMANFS_TEST_SECONDS` makes the tests long.
 
 use crate::common::committer::{Committer, assert_none_lost};
 use crate::common::disk::SmallDisk;
@@ -21,10 +21,10 @@ topic! {
     once answered_commits_outlive_a_full_disk(as_root),
 }
 
-/// Clients that count their commits, beside pgbench.
+/// Clients that count their commits, in addition to pgbench.
 const COMMITTERS: u32 = 2;
 
-/// Checkpoints all the time, and WAL that is recycled, so that there is always something under way.
+/// Checkpoints all the time, and recycled WAL, so that there is always some activity.
 const RESTLESS: &str = "fsync = on
 max_wal_size = 4MB
 min_wal_size = 2MB
@@ -33,10 +33,10 @@ autovacuum = on
 autovacuum_naptime = 1s
 ";
 
-/// In a mount.
+/// The path of the clone in a mount.
 const CLONE: &str = "main/live/torture";
 
-/// All ways to have WAL on disk.
+/// All methods to sync WAL.
 const SYNC_METHODS: &[&str] = &["fdatasync", "fsync", "open_datasync", "open_sync"];
 
 fn rounds(usual: u32, long: u32) -> u32 {
@@ -70,7 +70,7 @@ fn answered_commits_outlive_a_loss_of_power(install: &'static Install) {
     lose_power_after("answered_commits_outlive_a_loss_of_power", install, |_| ());
 }
 
-/// What the killed daemon did not sync is in the page cache, and recovery finds it there.
+/// Data that the killed daemon did not sync is in the page cache, and recovery finds it there.
 fn answered_commits_outlive_a_loss_of_power_after_the_daemon(install: &'static Install) {
     let name = "answered_commits_outlive_a_loss_of_power_after_the_daemon";
     lose_power_after(name, install, |stage| {
@@ -79,7 +79,7 @@ fn answered_commits_outlive_a_loss_of_power_after_the_daemon(install: &'static I
     });
 }
 
-/// PostgreSQL starts anew by itself when one of its processes was killed.
+/// PostgreSQL restarts by itself when one of its processes was killed.
 fn answered_commits_outlive_a_loss_of_power_after_a_backend(install: &'static Install) {
     let name = "answered_commits_outlive_a_loss_of_power_after_a_backend";
     lose_power_after(name, install, |stage| {
@@ -88,7 +88,7 @@ fn answered_commits_outlive_a_loss_of_power_after_a_backend(install: &'static In
     });
 }
 
-/// Power is lost when a server has worked, and at once after whatever else happened to it.
+/// Power is lost after a server has worked, and right after whatever `happens` to it.
 fn lose_power_after(name: &str, install: &'static Install, mut happens: impl FnMut(&mut Stage<'_>)) {
     if !ForgetfulDisk::is_possible() {
         return;
@@ -143,13 +143,13 @@ fn answered_commits_outlive_a_full_disk(install: &'static Install) {
         disk.grow(megabytes);
         stage.check();
     }
-    // Where there was room for half a block, PostgreSQL leaves that half at a file's end; pg_checksums objects to it.
+    // If there was only room for half a block, PostgreSQL leaves that half at a file's end; pg_checksums reports it.
     stage.clone.query("DROP TABLE filler");
     stage.clone.query("VACUUM FULL");
     stage.finish("the disk was full three times");
 }
 
-/// A backup of a filled database, whose server has gone.
+/// A backup of a filled database, whose server is gone.
 fn backed_up(install: &'static Install) -> Site {
     let (site, primary) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
     fill(&primary, 2);
@@ -159,7 +159,7 @@ fn backed_up(install: &'static Install) -> Site {
     site
 }
 
-/// Makes the clone; the daemon is killed, and whatever else happens, when `mkdir` has just said that it is there.
+/// Makes the clone. As soon as `mkdir` has returned, kills the daemon and calls `then`.
 fn make_clone(site: &Site, random: &mut Random, then: impl FnOnce(&mut Random)) {
     let mount = Mount::for_all(site);
     site.sh(&format!("mkdir '{}'", mount.path(CLONE).display())).ok();
@@ -180,7 +180,7 @@ fn have_the_daemon_serve_all(site: &Site) {
     mount.unmount();
 }
 
-/// A clone, its server, and those who work on it.
+/// A clone, its server, and its clients.
 struct Stage<'a> {
     site: &'a Site,
     mount: Option<Mount<'a>>,
@@ -227,14 +227,14 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Nothing is left of mount, server and clients.
+    /// Kills the mount's daemon, the server and the clients.
     fn kill_daemon(&mut self) {
         let mut mount = self.mount.take().expect("mounted");
         mount.kill();
         self.kill_server();
     }
 
-    /// Nothing is left of server and clients.
+    /// Kills the server and the clients.
     fn kill_server(&mut self) {
         end_servers_of(&self.clone.data);
         drop(self.load.take());
@@ -242,7 +242,7 @@ impl<'a> Stage<'a> {
         self.clone.is_gone();
     }
 
-    /// The server goes on, its clients do not.
+    /// Kills one backend: the server continues, its clients end.
     fn kill_backend(&mut self) {
         let backends = "SELECT pid FROM pg_stat_activity WHERE application_name = 'pgbench' LIMIT 1";
         let backend = self.clone.query(backends).parse().ok().and_then(Pid::from_raw);
@@ -251,7 +251,7 @@ impl<'a> Stage<'a> {
         self.committers.iter_mut().for_each(Committer::collect);
     }
 
-    /// Nothing is left of mount, server and clients, while the server recovers or has just done so.
+    /// Kills the mount's daemon, the server and the clients, while the server recovers or has just done so.
     fn kill_daemon_while_starting(&mut self, random: &mut Random) {
         let mut mount = Mount::for_all(self.site);
         self.clone.wait_for_predecessor();
@@ -271,7 +271,7 @@ impl<'a> Stage<'a> {
         self.clone.is_gone();
     }
 
-    /// Comes up again, mounted again if it has to be.
+    /// Starts the server again; mounts again if necessary.
     fn start(&mut self) {
         if self.mount.is_none() {
             self.mount = Some(Mount::for_all(self.site));
@@ -280,7 +280,7 @@ impl<'a> Stage<'a> {
         self.clone.start();
     }
 
-    /// Comes up again with everything that was answered for.
+    /// Starts the server again, which must have all acknowledged commits.
     fn check(&mut self) {
         self.start();
         assert_none_lost(&self.clone, &self.committers);

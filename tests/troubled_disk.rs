@@ -1,5 +1,5 @@
-//! Kills, full disks, quotas and a file system that turns read-only, in the midst of whatever changes the repository: nothing
-//! that was acknowledged is lost, and afterwards there is always a way to free space.
+//! Kills, full disks, quotas and a file system that turns read-only, in the middle of everything that changes the
+//! repository: no acknowledged data is lost, and afterwards there is always a way to free space.
 
 use crate::common::disk::{QuotaDisk, SmallDisk};
 use crate::common::process::{COMMAND_LIMIT, run, until, wait};
@@ -18,20 +18,20 @@ topic! {
     once under_a_quota_space_can_be_freed (as_root),
 }
 
-/// How many times something goes wrong; `BARMANFS_TEST_SECONDS`, whatever it says, makes it the full test.
+/// Number of rounds, each with one trouble. Any value of `BARMANFS_TEST_SECONDS` makes it the full test.
 const USUAL_ROUNDS: u32 = 12;
 const FULL_ROUNDS: u32 = 300;
 
-/// Every so many rounds everything is verified and made again from the packs.
+/// After this many rounds everything is verified, and the catalog rebuilt from the packs.
 const ROUNDS_BETWEEN_CHECKS: u32 = 12;
 
 /// Longer than any of the commands takes here.
 const USUAL: Duration = Duration::from_millis(400);
 
-/// WAL comes both ways: from this test, segment by segment, and as a stream.
+/// WAL arrives in both ways: from this test, segment by segment, and as a stream.
 const STREAMING: &str = "streaming_archiver = on\nslot_name = barmanfs\ncreate_slot = auto\n";
 
-/// What goes wrong.
+/// The kinds of trouble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Trouble {
     Kill,
@@ -52,10 +52,10 @@ struct World {
     server: PgServer,
     _disk: SmallDisk,
     segments: Segments,
-    /// What the server has written, and was streamed: compared up to here.
+    /// The streamed WAL is compared with that of the server up to this segment.
     compared: String,
     random: Random,
-    /// How often what has happened.
+    /// How often each command met each trouble.
     counts: BTreeMap<(Trouble, &'static str), u32>,
 }
 
@@ -71,7 +71,7 @@ fn in_whatever_trouble_nothing_acknowledged_is_lost_and_space_can_be_freed(insta
     }
 }
 
-/// A file system that never writes in place needs room also for what frees some.
+/// A file system that never writes in place also needs room for operations that free some.
 fn under_a_quota_space_can_be_freed(install: &'static Install) {
     let site = Site::new();
     let Some(disk) = QuotaDisk::mount(&site, "repository", 512) else {
@@ -94,8 +94,8 @@ fn under_a_quota_space_can_be_freed(install: &'static Install) {
         site.ok(&["delete", "main", id]);
         site.ok(&["sweep"]);
         disk.allow_all();
-        // The next writer makes the reserve whole again. What the archiver could not archive comes late: PostgreSQL waits
-        // a minute after three failures, and as long as it is missing, the newest backup is needed.
+        // The next writer restores the reserve. Segments that the archiver could not archive arrive late: PostgreSQL
+        // waits a minute after three failures, and while they are missing, the newest backup is needed.
         let last = backups(&site, &server, 1).remove(0);
         server.archive_current_segment();
         site.ok(&["delete", "main", &last]);
@@ -157,7 +157,7 @@ impl World {
                     "rm -f '{repository}'/catalog.sqlite* before/*-shm && cp -p before/* '{repository}'/"
                 ));
                 assert_segments_read_back(&self.site, &self.segments);
-                // It may know packs that a sweep has removed since; told once, they are forgotten.
+                // It may list packs that a sweep has removed since; it reports them once and then forgets them.
                 let rebuilt = self.site.barmanfs(&["rebuild-catalog"]);
                 assert!(matches!(rebuilt.code(), Some(0 | 3)), "{rebuilt}");
             }
@@ -186,7 +186,7 @@ impl World {
         }
     }
 
-    /// Does something, in trouble.
+    /// Runs a random command, in trouble.
     fn act(&mut self, trouble: Trouble) {
         let acts = [
             "backup",
@@ -228,7 +228,7 @@ impl World {
                 let child = self.site.spawn(command);
                 befall(&self.site, &mut self.random, trouble, child, true);
             }
-            // Deleting in a full file system is what must work; the others may fail, with a word.
+            // Deleting must work on a full file system; the other commands may fail, with a message.
             Trouble::Full | Trouble::CatalogOfBefore => {
                 let ended = self.site.barmanfs(command);
                 assert!(
@@ -242,7 +242,7 @@ impl World {
         }
     }
 
-    /// What it reports to the server as durable, the server removes.
+    /// Runs `receive-wal`. The server removes WAL that is reported to it as durable.
     fn receive(&mut self, trouble: Trouble) {
         let child = self.site.spawn(&["receive-wal", "main"]);
         self.fill_segment();
@@ -284,7 +284,7 @@ impl World {
             .is_some_and(|clones| !clones.is_empty())
     }
 
-    /// A file that is refused: the name of an acknowledged segment, with other bytes.
+    /// A file that is refused: it has the name of an acknowledged segment, and other bytes.
     fn other_bytes(&mut self, acknowledged: &[String]) -> String {
         let Some(path) = acknowledged.last() else {
             return String::from("/nothing/000000090000000000000001");
@@ -300,7 +300,7 @@ impl World {
             .into_owned()
     }
 
-    /// Other bytes under an archived name are a fork: the WAL behind it is refused until somebody decides.
+    /// Other bytes under an archived name are a fork: the WAL behind it is refused until a decision.
     fn keep_what_is_archived(&self) {
         let histories = self.site.json(&["history", "main", "list"]);
         for fork in histories["forks"].as_array().expect("forks") {
@@ -312,7 +312,7 @@ impl World {
         }
     }
 
-    /// Archives a segment. Whether or not it has to work: what succeeds is acknowledged.
+    /// Archives a segment. If that succeeds, the segment is acknowledged, no matter whether it had to succeed.
     fn archive_one(&mut self, must: bool) {
         let Some((path, bytes)) = self.segments.waiting.pop() else {
             return;
@@ -325,7 +325,7 @@ impl World {
         }
     }
 
-    /// With not a byte left.
+    /// Frees space on a file system without a free byte.
     fn free_some(&mut self) {
         fill_up(&self.site);
         self.destroy_clone();
@@ -333,7 +333,7 @@ impl World {
             self.site.ok(&["delete", "main", &id, "--force"]);
         }
         let swept = self.site.barmanfs(&["sweep"]);
-        // What is left to be copied may need more room than there is.
+        // There may not be enough room for the data that has to be copied.
         assert!(matches!(swept.code(), Some(0 | 3)), "{swept}");
     }
 
@@ -343,7 +343,7 @@ impl World {
         }
     }
 
-    /// What was left of a clone is in nobody's way.
+    /// A clone's leftovers do not block anything.
     fn check_clones(&self) {
         self.destroy_clone();
         let is_done = |backup: &serde_json::Value| backup["status"] == "DONE";
@@ -356,7 +356,7 @@ impl World {
         mount.unmount();
     }
 
-    /// Receives all there is, and compares what has come since the last time with what the server wrote.
+    /// Receives all WAL, and compares the segments received since the last time with those that the server wrote.
     fn check_stream(&mut self) {
         let last = self.streamed();
         let written = self.site.path("written");
@@ -372,7 +372,7 @@ impl World {
         self.compared = last;
     }
 
-    /// Receives until the segment that is current now is archived; its name.
+    /// Receives until the current segment is archived. Returns its name.
     fn streamed(&self) -> String {
         let mut receiver = self.site.spawn(&["receive-wal", "main"]);
         self.fill_segment();
@@ -410,11 +410,11 @@ impl World {
     }
 }
 
-/// The trouble comes while a process is at work, which `ends` by itself or does not.
+/// The trouble occurs while a process is at work; `ends` says whether it ends by itself.
 fn befall(site: &Site, random: &mut Random, trouble: Trouble, mut child: Child, ends: bool) {
     std::thread::sleep(random.duration_below(USUAL));
     if trouble == Trouble::ReadOnly {
-        // While somebody has a file open for writing it is refused.
+        // A remount is refused while a process has a file open for writing.
         let refused = Command::new("mount")
             .args(["-o", "remount,ro"])
             .arg(site.repository())

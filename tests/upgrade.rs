@@ -1,6 +1,6 @@
-//! The server becomes another cluster under the same name: `pg_upgrade` to another major version. The kind: what is stored is
-//! of one cluster, and what comes now is of another one, with the same file names. Nothing of the two is mixed, each command
-//! says so, and both are there under names of their own.
+//! The server becomes another cluster under the same name: `pg_upgrade` to another major version. The kind: the stored
+//! data is of one cluster, and new data of another, with the same file names. The two are never mixed, each command
+//! reports the change, and both are there under names of their own.
 
 use crate::common::histories::{AUTO, assert_restores, backup, digest, insert, recovered, remove, site};
 use crate::common::process::run;

@@ -1,4 +1,4 @@
-//! `wal-archive` acknowledges what is safe and nothing else; `get-wal` and `wal/` give back the same bytes.
+//! `wal-archive` acknowledges only safe segments; `get-wal` and `wal/` return the same bytes.
 
 use crate::common::registry::topic;
 use crate::common::{Install, Mount, PgServer, Site};
@@ -14,7 +14,7 @@ topic! {
     once get_wal_tells_absence_from_failure,
 }
 
-/// Fills some segments and keeps copies of them from before they are archived: the archiver's own files are recycled.
+/// Fills some segments and copies them before they are archived: the server recycles its own files.
 fn segments(site: &Site, server: &PgServer, count: usize) -> Vec<PathBuf> {
     let kept = site.make_directory("kept");
     (0..count)
@@ -98,7 +98,7 @@ fn a_segment_of_another_system_is_refused(install: &'static Install) {
     stranger.start();
     let name = stranger.query("SELECT pg_walfile_name(pg_current_wal_lsn())");
     stranger.query("SELECT pg_switch_wal()");
-    // Far ahead of what is archived, so that only its system identifier is wrong.
+    // Far ahead of the archived WAL, so that only its system identifier is wrong.
     let path = stranger.data.join("pg_wal").join(&name);
     site.barmanfs(&["wal-archive", "main", &path.to_string_lossy()])
         .refused(1)

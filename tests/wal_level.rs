@@ -1,5 +1,5 @@
-//! A target is offered when PostgreSQL gets there, and not merely when all segments are there: what stops a recovery
-//! on its way is known from the WAL, told, and got past by the next backup.
+//! A target is offered when PostgreSQL gets there, and not merely when all segments are there. An event that stops a
+//! recovery on its way is known from the WAL and reported, and the next backup is behind it.
 
 use crate::common::process::until;
 use crate::common::registry::topic;
@@ -22,7 +22,7 @@ fn marks(server: &PgServer) -> String {
     server.query("SELECT string_agg(n::text, ' ' ORDER BY n) FROM marks")
 }
 
-/// The marks of a copy of what stands under `pitr/` of the mount.
+/// The marks in a copy of a target under `pitr/` of the mount.
 fn recovered(site: &Site, mount: &Mount, install: &'static Install, target: &str, name: &str) -> String {
     let data = site.copy(&mount.path("main/pitr").join(target), name);
     let mut copy = PgServer::on(install, &data);
@@ -97,7 +97,7 @@ fn nothing_is_offered_behind_a_start_with_minimal_wal(install: &'static Install)
     assert_eq!(recovered(&site, &mount, install, &before, "before"), "1 2");
     let last = format!("{lsn},exclusive");
     assert_eq!(recovered(&site, &mount, install, &last, "last"), "1 2 3");
-    // Where it is replayed as well, PostgreSQL would not get there.
+    // If that record is replayed as well, PostgreSQL would not get there.
     site.barmanfs(&["explain", "main", &lsn]).refused(1);
 
     site.backup();
@@ -114,7 +114,8 @@ fn nothing_is_offered_behind_a_start_with_minimal_wal(install: &'static Install)
     assert!(checked.contains("wal_level of the archived WAL: OK"), "{checked}");
 }
 
-/// A copy that pauses can be read while it does, so it is a standby: it needs what the server had at any time on the way.
+/// A copy that pauses is readable then, so it is a standby: it needs settings as large as the server had at any time on
+/// the way.
 fn a_pause_is_reached_behind_raised_settings(install: &'static Install) {
     let (site, mut server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
     server.query("CREATE TABLE marks (n int)");
@@ -145,13 +146,14 @@ fn a_pause_is_reached_behind_raised_settings(install: &'static Install) {
     assert_eq!(marks(&copy), "1 2");
 }
 
-/// As a PostgreSQL writes it that this release does not know: its pages begin with another number.
+/// WAL of a PostgreSQL version that this release does not know: its pages begin with another number.
 fn wal_that_cannot_be_read_is_archived_and_said_loudly(install: &'static Install) {
     let (site, server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
     server.query("CREATE TABLE marks (n int)");
     let backup = site.backup();
     server.archive_current_segment();
-    // The server goes on while nothing is archived; then its segments are, as if they were of another version.
+    // The server continues while nothing is archived; then its segments are archived, as if they were of another
+    // version.
     server.query("ALTER SYSTEM SET archive_command = 'false'");
     server.query("SELECT pg_reload_conf()");
     until("the setting counts", || {
@@ -188,7 +190,7 @@ fn wal_that_cannot_be_read_is_archived_and_said_loudly(install: &'static Install
         .ok()
         .says(&["cannot be read by this release"]);
     site.barmanfs(&["index-wal", "main"]).ok();
-    // The backup's own end needs nothing of it.
+    // Recovery to the backup's own end needs nothing of it.
     let mount = Mount::new(&site);
     let mut copy = PgServer::on(
         install,

@@ -1,5 +1,5 @@
-//! Recovery through `restore_command`: to the last committed transaction, and never a promotion because the mount
-//! is gone.
+//! Recovery through `restore_command`: to the last committed transaction, and never a promotion because the mount is
+//! gone.
 
 use crate::common::load::{assert_sums_agree, fill, transact, transactions};
 use crate::common::process::until;
@@ -15,7 +15,7 @@ topic! {
     with_postgres a_restore_point_is_reached,
 }
 
-/// The first line of `info/restore_command` that is no comment.
+/// The first line of `info/restore_command` that is not a comment.
 fn restore_command(site: &Site, mount: &Mount) -> String {
     let text = site
         .sh(&format!(
@@ -30,7 +30,7 @@ fn restore_command(site: &Site, mount: &Mount) -> String {
         .to_owned()
 }
 
-/// A copy of `latest` that reads on after the backup's end.
+/// A copy of `latest` that continues recovery after the backup's end.
 fn copy_that_recovers(site: &Site, mount: &Mount, install: &'static Install, command: &str) -> PgServer {
     let copy = PgServer::on(install, &site.copy(&mount.path("main/latest"), "copy"));
     let command = command.replace('\'', "''");
@@ -40,7 +40,7 @@ fn copy_that_recovers(site: &Site, mount: &Mount, install: &'static Install, com
     copy
 }
 
-/// A backup, then work that is only in the archive.
+/// A backup, then changes that are only in the archive.
 fn site_with_work_after_the_backup(install: &'static Install) -> (Site, PgServer) {
     let (site, primary) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
     fill(&primary, 2);
@@ -88,7 +88,7 @@ fn get_wal_as_restore_command_reaches_the_last_commit(install: &'static Install)
     assert_all_is_there(&copy, &primary);
 }
 
-/// The restore command, and something done once before the segment of this number is fetched.
+/// The restore command, with an event that happens once before the segment of this number is fetched.
 fn with_event(site: &Site, command: &str, before: u32, event: &str) -> String {
     let count = site.path("count");
     let count = count.display();
@@ -121,12 +121,12 @@ fn a_mount_gone_half_way_ends_recovery_without_promotion(install: &'static Insta
     assert_recovers_once_mounted_again(&site, mount, copy, &primary);
 }
 
-/// FATAL in the log, no promotion, the timeline as it was.
+/// FATAL in the log, no promotion, the same timeline.
 #[track_caller]
 fn assert_recovery_stops(copy: &mut PgServer) {
     let started = copy.try_start();
     if started.code() == Some(0) {
-        // Consistent already, so it took connections; then it must go down.
+        // The copy is consistent already, so it accepted connections; now it must shut down.
         until("the server stops", || !copy.data.join("postmaster.pid").exists());
     }
     let log = copy.log();

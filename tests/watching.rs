@@ -1,7 +1,7 @@
-//! Copies, clones and boot tests never leave themselves. The kind: whatever a server is told by a file PostgreSQL reads, what is
-//! started from a view of its backup opens, reads, writes, makes and removes nothing in the original's directories. The
-//! original is shut down, inotify watches all it has, and copies, clones and boot tests start, replay, write, are promoted and
-//! reconfigured.
+//! Copies, clones and boot tests never leave themselves. The kind: whatever the files that PostgreSQL reads contain, a
+//! server that starts from a view of the backup opens, reads, writes, makes and removes nothing in the original's
+//! directories. The original is shut down, and inotify watches all its directories. Copies, clones and boot tests
+//! start, replay, write, are promoted and reconfigured.
 
 use crate::clone_commands::Stage;
 use crate::common::process::{run, until};
@@ -42,7 +42,7 @@ fn a_watcher_sees_every_access() {
     watcher.assert_untouched("nobody");
 }
 
-/// Everything that leads to the original and to its other servers, three files deep.
+/// Settings that lead to the original and to its other servers, in files included three levels deep.
 fn lead_back(stage: &Stage, publisher: &PgServer) -> String {
     let site = &stage.site;
     let at = |name: &str| site.path(name).display().to_string();
@@ -81,7 +81,7 @@ fn lead_back(stage: &Stage, publisher: &PgServer) -> String {
     lines
 }
 
-/// A server with all that, a tablespace, a subscription and a foreign table; its own directories are given.
+/// A server with all these settings, a tablespace, a subscription and a foreign table. Returns its own directories.
 fn tangled(stage: &mut Stage, publisher: &PgServer) {
     let site = &stage.site;
     for name in ["etc", "archive", "ts", "main/conf.d", "main/conf.d/more"] {
@@ -136,7 +136,7 @@ fn tangled(stage: &mut Stage, publisher: &PgServer) {
     watch_over(primary, &site.path("etc/audit"));
 }
 
-/// A database in which triggers write to a file when somebody logs in, or defines something.
+/// A database whose triggers write to a file at each login and each definition of an object.
 fn watch_over(primary: &PgServer, file: &Path) {
     primary.query("CREATE DATABASE audited");
     let mut sql = format!(
@@ -153,7 +153,7 @@ fn watch_over(primary: &PgServer, file: &Path) {
     run(client.args(["-X", "-v", "ON_ERROR_STOP=1", "-d", "audited", "-c", &sql])).ok();
 }
 
-/// It was promoted; it writes, is reconfigured and started again.
+/// After promotion the server writes, is reconfigured and restarted.
 fn work_on(server: &mut PgServer) {
     assert_eq!(server.query("SELECT count(*) FROM kept"), "1000");
     server
@@ -228,7 +228,7 @@ fn nothing_of_the_original_is_touched_whatever_its_files_say(install: &'static I
         }
         copy.wait_until_promoted();
         work_on(&mut copy);
-        // Longer than a worker takes that is to be started, and than archive_timeout.
+        // Longer than a background worker takes to start, and than archive_timeout.
         std::thread::sleep(Duration::from_millis(1500));
         copy.stop("fast");
         assert_untouched(&format!("a copy of {of}"));
@@ -268,7 +268,7 @@ fn nothing_of_the_original_is_touched_whatever_its_files_say(install: &'static I
     }
 }
 
-/// How many connections others than psql have made.
+/// The number of connections by other programs than psql.
 fn strangers(server: &PgServer) -> usize {
     let log = server.log();
     let made = log.lines().filter(|line| line.contains("connection authorized:"));
@@ -293,7 +293,7 @@ fn no_library_archives_for_a_copy(install: &'static Install) {
         )
         .as_bytes(),
     );
-    // It counts for a copy. The original would bring no WAL to the repository with it.
+    // The setting matters for a copy. The original itself would archive nothing to the repository with it.
     stage.primary.configure("include 'conf.d/archive.conf'");
     stage.site.backup();
     stage.primary.stop("fast");
@@ -320,7 +320,7 @@ fn has_library(install: &Install, name: &str) -> bool {
     lib.join(format!("{name}.so")).exists()
 }
 
-/// What PostgreSQL reads is found as PostgreSQL finds it, and the rest stays byte for byte.
+/// PostgreSQL's configuration files are found as PostgreSQL finds them, and all other files stay byte for byte.
 fn included_files_are_confined_by_postgresqls_own_rules(install: &'static Install) {
     let mut stage = Stage::new(install);
     let site = &stage.site;
@@ -375,7 +375,7 @@ fn included_files_are_confined_by_postgresqls_own_rules(install: &'static Instal
     let y = read("a/b/c/y.conf");
     assert_eq!(y.matches("is not in this data directory").count(), 2, "{y}");
     assert!(y.lines().all(|line| line.starts_with('#')), "{y}");
-    // Both by names and by what a listing shows at once.
+    // Both by names and by a listing.
     let listed = stage
         .site
         .sh(&format!("cat '{}'/a/b/c/*.conf", latest.display()))

@@ -30,7 +30,7 @@ KINDS = {1: "file", 2: "directory", 3: "link", 4: "socket"}
 
 
 class Node:
-    """A file, directory, symbolic link or socket of a clone, as its changes have left it."""
+    """A file, directory, symbolic link or socket of a clone, after all changes."""
 
     def __init__(self, kind, origin=None, entry=None):
         self.kind, self.origin, self.entry = kind, origin, entry
@@ -70,7 +70,7 @@ class Clone:
         return max(int.from_bytes(digest[:8], "little") & (1 << 63) - 1, 16)
 
     def known_or_lower(self, path, entry):
-        """The number of what the backup has at a path; it is known afterwards."""
+        """The number of the backup's node at a path; it is known afterwards."""
         number = self.number(b"path", path)
         if number not in self.nodes:
             self.nodes[number] = Node(entry.kind, path, entry)
@@ -167,7 +167,7 @@ class Clone:
     # -- what is in it
 
     def children(self, number):
-        """The (name, number) of all that is in a directory, sorted by name."""
+        """The (name, number) of all entries of a directory, sorted by name."""
         node, found = self.nodes[number], {}
         if node.entry:
             for entry in self.repository.entries(node.entry.content, text(node.origin) or "the root"):
@@ -210,7 +210,7 @@ class Clone:
         lower = iter(())
         if node.entry:
             lower = itertools.chain.from_iterable(self.repository.contents(node.entry.content, text(node.origin)))
-        # Made when it is first needed: a file that was only cut has none.
+        # Created when it is first needed: a file that was only truncated has none.
         upper = open(self.upper(number), "rb") if node.runs else None
         for start in range(0, node.size, STEP):
             length = min(STEP, node.size - start)
@@ -224,7 +224,7 @@ class Clone:
             yield bytes(data)
 
     def entry(self, number):
-        """The node as read_pack writes it out. A file that is the clone's alone has the time of its file."""
+        """The node in the form that read_pack writes. A file of the clone alone has the time of its file."""
         node = self.nodes[number]
         time = node.mtime_s, node.mtime_ns
         if node.kind == "file" and node.plain and self.upper(number).exists():
@@ -246,7 +246,7 @@ class Clone:
 
 
 def whole_frame(data, offset):
-    """How far the journal was durable, and the payload, when there is a whole frame at this place."""
+    """Up to where the journal was durable, and the payload, if there is a whole frame at this place."""
     if len(data) - offset < FRAME.size:
         return None
     length, crc, own_offset, durable = FRAME.unpack_from(data, offset)

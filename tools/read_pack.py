@@ -79,9 +79,9 @@ def require(condition, message):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# CRC-32C. The standard library has none, and a loop over bytes reads a few MB a second. So the data is cut
-# into lanes of 64 bytes, and all lanes take one byte at a step: their CRCs are one large integer, and a table
-# look-up for all of them is one bytes.translate. That is ten times as fast.
+# CRC-32C. The standard library has none, and a loop over bytes reads only a few MB a second. So the data is
+# cut into lanes of 64 bytes, and each step takes one byte of all lanes: their CRCs are one large integer,
+# and one bytes.translate is a table look-up for all of them. That is ten times as fast.
 
 LANE = 64
 LANES_MAX = 2048
@@ -97,23 +97,24 @@ def _byte_table():
 
 
 BYTE_TABLE = _byte_table()
-# The same table, cut into the four bytes of its values, as bytes.translate wants it.
+# The same table, cut into the four bytes of its values, as bytes.translate needs it.
 BYTE_PLANES = [bytes(value >> shift & 0xFF for value in BYTE_TABLE) for shift in (0, 8, 16, 24)]
 
 
 def _update(crc, data):
-    """The plain loop: the CRC register after some more bytes."""
+    """The plain loop: the CRC register after more bytes."""
     for byte in data:
         crc = BYTE_TABLE[(crc ^ byte) & 0xFF] ^ (crc >> 8)
     return crc
 
 
-# What 64 zero bytes make of the register, for each value of each of its four bytes. The rest is exclusive or.
+# The effect of 64 zero bytes on the register, for each value of each of its four bytes. The rest is
+# exclusive or.
 LANE_SHIFT = [[_update(value << shift, bytes(LANE)) for value in range(256)] for shift in (0, 8, 16, 24)]
 
 
 def _lane_crcs(data):
-    """The register after each lane, begun at 0, as four planes of bytes, the lowest first."""
+    """The register after each lane, starting at 0, as four planes of bytes, the lowest first."""
     count = len(data) // LANE
     state, lowest = 0, (1 << 8 * count) - 1
     for at in range(LANE):
@@ -173,7 +174,7 @@ def crc32c_combine(first, second, second_length):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Bytes with a position, so that no length is believed that the bytes do not have.
+# Bytes with a position, so that no length beyond the actual bytes is accepted.
 
 
 class Cursor:
@@ -195,7 +196,7 @@ class Cursor:
 def unpack_zstd(frame, length, what, prefix=b""):
     """Decode one zstd frame that must give exactly `length` bytes."""
     try:
-        # Without this check, the length the frame claims would be allocated, however large.
+        # Without this check, the length in the frame would be allocated, however large.
         claimed = zstandard.get_frame_parameters(frame).content_size
         require(claimed in (length, zstandard.CONTENTSIZE_UNKNOWN), f"{what} claims {claimed} bytes, not {length}")
         dictionary = None
@@ -233,7 +234,7 @@ class Record(NamedTuple):
 
 
 def read_pack(path):
-    """Check a pack as the format demands, in its order; return its chunks and its records."""
+    """Check a pack in the order of the format; return its chunks and its records."""
     what = f"Pack {path.name}"
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -304,7 +305,7 @@ def find_packs(directory):
 
 
 def being_written(name):
-    """Packs of writers at work or killed, and files that NFS keeps because somebody has them open."""
+    """Packs of writers at work or killed, and files that NFS keeps because a process has them open."""
     return (name.startswith("tmp-") and name.endswith(".partial")) or name.startswith(".nfs")
 
 
@@ -366,7 +367,7 @@ def parse_rows(data):
 
 
 def number_of(value, name, limit=1 << 64):
-    """A number in a record that the same field in bytes could hold."""
+    """A number in a record that fits into the same field in bytes."""
     number = value[name]
     if not isinstance(number, int) or not 0 <= number < limit:
         raise ValueError(f"{name} is {number!r}")
@@ -381,7 +382,7 @@ def chunk_id_of(hex_digits):
 
 
 def map_from_json(value, what):
-    """A map in a record. The caller says what it means when a field is missing or of another type."""
+    """A map in a record. The caller decides what a missing field or one of another type means."""
     windows = value["windows"]
     rows = pieces = None
     if "inline" in windows:
@@ -448,7 +449,7 @@ def parse_entry(cursor, what):
 
 def parse_map(cursor, inline, what):
     size, window, crc = cursor.number(8), cursor.number(4), cursor.number(4)
-    # Checked before anything is read by the counts that follow from them.
+    # Checked before anything is read by the counts that are derived from them.
     require(BLOCK <= window <= MAX_CHUNK, f"{what} has windows of {window} bytes")
     count = row_count(size, window)
     if inline:
@@ -468,7 +469,7 @@ def parse_reference(cursor, what):
 
 
 class Repository:
-    """The packs of a repository, read once. `problems` is what is wrong with it, a line for each."""
+    """The packs of a repository, read once. `problems` has one line for each problem."""
 
     def __init__(self, directory):
         self.problems = []
@@ -535,7 +536,7 @@ class Repository:
         }
 
     def claim(self, kind, name, rank):
-        """Records by (server, name). Of several that claim one name the lowest rank has it."""
+        """Records by (server, name). Of several records with one name, the one with the lowest rank counts."""
         claimed = {}
         for value in sorted(self.of_kind(kind), key=rank, reverse=True):
             claimed[value["server"], value[name]] = value
@@ -570,7 +571,7 @@ class Repository:
             places.sort(key=lambda place: ((place.pack, chunk_id) in self.damaged, place.encoding == DELTA))
 
     def chunk(self, chunk_id, size=None, is_base=False):
-        """The bytes of a chunk, proven by its id. All its places are tried before it counts as damaged."""
+        """The bytes of a chunk, verified by its id. All its places are tried before it counts as damaged."""
         places = [place for place in self.chunks.get(chunk_id, []) if not (is_base and place.encoding == DELTA)]
         failures = []
         for place in places:
@@ -619,7 +620,7 @@ class Repository:
             left -= count
 
     def contents(self, file_map, what):
-        """The bytes of a file, window by window, each proven before it is given out."""
+        """The bytes of a file, window by window, each verified before it is returned."""
         left, whole_crc = file_map.size, 0
         for chunk_id, crc in self.rows(file_map):
             length = min(left, file_map.window)
@@ -643,7 +644,7 @@ class Repository:
         require(count == directory.entries, f"The listing of {what} has {count} entries, not {directory.entries}")
 
     def walk(self, directory, path=b""):
-        """All (path, entry) below a directory; a directory comes before what is in it."""
+        """All (path, entry) below a directory; a directory comes before its entries."""
         for entry in self.entries(directory, text(path) or "the root"):
             name = path + b"/" + entry.name if path else entry.name
             yield name, entry
@@ -675,7 +676,7 @@ class Repository:
         return self.contents(file_map, what)
 
 
-# The fields that are used here and must not be missing. The others are read where they are used.
+# The fields that this program uses and that must not be missing. The others are read where they are used.
 FIELDS = {
     BACKUP: {
         "server": str,
@@ -696,7 +697,7 @@ FIELDS[QUARANTINED] = {**FIELDS[WAL], "reason": str}
 
 
 def check_fields(kind, value):
-    """Raise an error when a payload lacks what its kind must have."""
+    """Raise an error when a payload lacks a field that its kind must have."""
     for name, type_of in FIELDS.get(kind, {}).items():
         if not isinstance(value[name], type_of):
             raise TypeError(f"{name} is {value[name]!r}")
@@ -741,7 +742,7 @@ def decode_delta(frame, size, base, what):
 
 
 def instant(time):
-    """A record's time as microseconds since 1970: as texts they do not sort where digits are left out."""
+    """A record's time as microseconds since 1970: as texts, times with fewer digits would not sort."""
     match = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?Z", time)
     if not match:
         raise ValueError(f"{time!r} is no time")
@@ -769,7 +770,7 @@ def needed_wal(backup):
 
 
 def text(name):
-    """Bytes of a name for people: what is not printable UTF-8 is escaped."""
+    """Bytes of a name for people: bytes that are not printable UTF-8 are escaped."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in name.decode("utf-8", "backslashreplace")
     )
@@ -831,7 +832,7 @@ def extract(repository, arguments):
 
 
 def write_file(contents, output, entry=None):
-    """Write a file under a temporary name first, so that one that turns out to be damaged never looks whole."""
+    """Write a file under a temporary name first, so that a damaged one never looks whole."""
     if output is None:
         require(not sys.stdout.isatty(), "The file would go to the terminal: say with -o where to put it")
         for data in contents:
@@ -842,7 +843,7 @@ def write_file(contents, output, entry=None):
     require(not os.path.lexists(output), f"{output} exists")
     with tempfile.NamedTemporaryFile(dir=output.parent, prefix=".read_pack-") as file:
         for data in contents:
-            # A hole stays a hole.
+            # A hole remains a hole.
             if data.count(0) == len(data):
                 file.seek(len(data), os.SEEK_CUR)
             else:
@@ -855,7 +856,7 @@ def write_file(contents, output, entry=None):
 
 
 def extract_directory(repository, root, output):
-    """Write a tree. What is damaged is left out and reported; all else is written."""
+    """Write a tree. Damaged files are left out and reported; all others are written."""
     require(not os.path.lexists(output), f"{output} exists")
     failures = extract_entries(repository, root, b"", output)
     for failure in failures:
@@ -864,7 +865,7 @@ def extract_directory(repository, root, output):
 
 
 def extract_entries(repository, directory, path, target):
-    """Write a directory with all that is in it; return what could not be."""
+    """Write a directory with its content; return what could not be written."""
     failures = []
     target.mkdir(mode=0o700)
     try:
@@ -880,7 +881,7 @@ def extract_entries(repository, directory, path, target):
                 failures.append(f"{text(child_path)}: {problem}")
     except Problem as problem:
         failures.append(str(problem))
-    # Last: writing into a directory needs its permission and changes its time.
+    # Last, because writing into a directory needs its permission and changes its time.
     set_attributes(target, directory)
     return failures
 
@@ -946,7 +947,7 @@ def main():
             arguments.run(repository, arguments)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of the output has seen enough. Python would write the rest once more when it ends.
+        # The reader of the output has closed it. Python would try to write the rest again when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (Problem, OSError) as problem:

@@ -42,7 +42,7 @@ def lines_of(repository, *arguments, program="read_pack.py"):
 
 
 def expected_lines(held, of_clones):
-    """The lines of held.txt that are of clones, which are in no pack, or the others."""
+    """The lines of held.txt that belong to clones, which are in no pack, or the other lines."""
     lines, in_clone = [], False
     for line in held.splitlines():
         if not line.startswith(" "):
@@ -93,7 +93,7 @@ def backup_lines(backup):
 
 
 def slow_crc32c(data):
-    """Bit by bit, so that it shares nothing with the program that is tested but the polynomial."""
+    """Bit by bit, so that it shares only the polynomial with the tested program."""
     crc = 0xFFFFFFFF
     for byte in data.rstrip(b"\0"):
         crc ^= byte
@@ -108,7 +108,7 @@ def extracted_line(root, path, listed):
     found = target.lstat()
     owner = listed.split(" ")[2]
     if target.is_symlink():
-        # A link has no permissions and no time to restore.
+        # Permissions and time of a symbolic link cannot be restored.
         return f"  {listed.split(' -> ')[0]} -> {os.readlink(target)}"
     seconds, nanoseconds = divmod(found.st_mtime_ns, 1_000_000_000)
     line = f"  {path} {found.st_mode & 0o7777:o} {owner} {seconds}.{nanoseconds:09}"
@@ -161,13 +161,13 @@ def clone_lines(repository, directory, root):
     for listed in lines_of(repository, name, program="read_clone.py"):
         path, mode, owner, _, *rest = listed.split(" ")
         line = extracted_line(root, path, listed).split(" ")
-        # As extracted, but for the time.
+        # As extracted, except for the time.
         yield " ".join([*line[:5], *line[6:]])
         assert rest == line[6:] and [mode, owner] == line[3:5], f"{listed} is not what was extracted"
 
 
 def everything(directory, crcs):
-    """All that a repository holds, in this process: what the flipped byte may not change unnoticed."""
+    """All content of a repository, in this process: a flipped byte must not change it unnoticed."""
     repository = read_pack.Repository(directory)
     repository.crcs = crcs
     held = []
@@ -307,7 +307,7 @@ class ReadPack(unittest.TestCase):
         whole = lines_of(copy, "main/test1", program="read_clone.py")
         journal.write_bytes(journal.read_bytes() + b"torn")
         self.assertEqual(lines_of(copy, "main/test1", program="read_clone.py"), whole)
-        # No frame but the last may be damaged where a later one says that it was durable.
+        # No frame except the last may be damaged if a later one says that it was durable.
         data = journal.read_bytes()[:-4]
         frames, offset = [], 0
         while offset < len(data):
@@ -407,7 +407,7 @@ class ReadPack(unittest.TestCase):
         packs = sorted(path for path in (copy / "packs").rglob("*") if path.is_file())
         chance, noticed = random.Random(FLIPS), 0
         for _ in range(FLIPS):
-            # The packs in turn: most of them are small, and all footer.
+            # The packs in turn: most of them are small, and almost only footer.
             pack = chance.choice(packs)
             at, mask = chance.randrange(pack.stat().st_size), chance.randrange(1, 256)
             with flipped(pack, at, mask):
@@ -505,7 +505,7 @@ class ReadPack(unittest.TestCase):
 
     def test_no_record_makes_it_fail_without_a_reason(self):
         def changes(value):
-            """The value with each part of it, at any depth, left out or something else."""
+            """The value with each of its parts, at any depth, left out or replaced."""
             names = list(value) if isinstance(value, dict) else range(len(value))
             for name in names:
                 for other in [None, -1, 1 << 70, "x", [], {}, True, 1e300]:

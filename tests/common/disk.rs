@@ -1,4 +1,4 @@
-//! File systems that fill up soon.
+//! File systems that fill up quickly.
 
 use super::Site;
 use super::process::run;
@@ -6,7 +6,7 @@ use super::user::{database_user, give};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A file system in memory, of so many MB. For root.
+/// A file system in memory, of this many MB. Needs root.
 pub(crate) struct SmallDisk {
     point: PathBuf,
 }
@@ -38,13 +38,13 @@ impl Drop for SmallDisk {
     }
 }
 
-/// A file system with a quota (btrfs, in an image). For root.
+/// A file system with a quota (btrfs, in an image). Needs root.
 pub(crate) struct QuotaDisk {
     point: PathBuf,
 }
 
 impl QuotaDisk {
-    /// `None` where there are no programs for it.
+    /// `None` if its programs are missing.
     pub(crate) fn mount(site: &Site, name: &str, megabytes: u32) -> Option<Self> {
         Command::new("mkfs.btrfs").arg("--version").output().ok()?;
         let point = site.make_directory(name);
@@ -53,7 +53,8 @@ impl QuotaDisk {
             .arg(format!("-s{megabytes}M"))
             .arg(&image))
         .ok();
-        // It looks at what every loop device is made of, and gives up where a test beside this one has cut the power of one.
+        // mkfs.btrfs checks the backing file of every loop device, and fails if a test beside this one has cut the
+        // power of one.
         let script = "awk '$1 ~ \"^/dev/loop\" {print $2}' /proc/self/mounts | xargs -r umount -l; mkfs.btrfs -q \"$1\"";
         run(Command::new("unshare")
             .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
@@ -65,7 +66,7 @@ impl QuotaDisk {
         Some(Self { point })
     }
 
-    /// What is there now is what may be there.
+    /// Limits the file system to its present size.
     pub(crate) fn allow_no_more(&self) {
         let point = self.point.display();
         let script = format!(

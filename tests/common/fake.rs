@@ -1,4 +1,4 @@
-//! A server that is none: it speaks as much of the protocol as a test needs, and then does what no server should.
+//! A fake server: it implements as much of the protocol as a test needs, and then misbehaves.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -16,7 +16,7 @@ pub(crate) struct FakeServer {
 }
 
 impl FakeServer {
-    /// `serve` is called with each connection.
+    /// Calls `serve` with each connection.
     pub(crate) fn start(serve: impl Fn(TcpStream) -> io::Result<()> + Clone + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("Cannot listen");
         let port = listener.local_addr().expect("Cannot tell the port").port();
@@ -37,7 +37,7 @@ impl FakeServer {
     }
 }
 
-/// Reads one message of the client: its start-up message, or any other where `tagged`.
+/// Reads one message of the client: its start-up message, or any other one if `tagged`.
 pub(crate) fn message(client: &mut TcpStream, tagged: bool) -> io::Result<Vec<u8>> {
     let mut header = [0; 5];
     let header = if tagged { &mut header[..] } else { &mut header[..4] };

@@ -1,8 +1,8 @@
-//! A disk that loses power: what its writers did not have flushed is gone then, or in part, as in a drive's own cache.
+//! A disk that loses power: unflushed data is lost then, or a part of it, as in a drive's own cache.
 //!
-//! It is a file of a small FUSE file system in this process, which keeps apart what was flushed and what was only
-//! written. A loop device makes a disk of the file, and ext4 lies on that: the file system, its journal and the kernel
-//! are real, only the disk is not. For root.
+//! It is a file of a small FUSE file system in this process, which separates flushed blocks from blocks that were only
+//! written. A loop device makes a disk of the file, with ext4 on it: the file system, its journal and the kernel are
+//! real, only the disk is not. Needs root.
 
 use super::process::{run, until};
 use super::random::Random;
@@ -19,14 +19,14 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Room on the disk; only what is written takes memory.
+/// Size of the disk; only written blocks take memory.
 const SIZE_BYTES: u64 = 2 << 30;
 
-/// A block is written as a whole or not at all.
+/// The unit that is written completely or not at all.
 const BLOCK_BYTES: usize = 4096;
 
-/// How ext4 helps those least who do not sync: names and sizes may be on disk before the bytes are, and no file is
-/// flushed because another is replaced by it.
+/// ext4 options with the least protection for programs that do not sync: names and sizes may be on disk before the
+/// bytes are, and no file is flushed because it replaces another one.
 const FORGETFUL: &str = "loop,nodiscard,data=writeback,noauto_da_alloc,commit=1";
 
 /// The only file.
@@ -38,7 +38,7 @@ const TTL: Duration = Duration::from_secs(3600);
 
 type Block = Box<[u8; BLOCK_BYTES]>;
 
-/// What is on a disk, and in its cache.
+/// The blocks on a disk, and in its cache.
 #[derive(Debug, Default)]
 struct Blocks {
     flushed: HashMap<u64, Block>,
@@ -84,17 +84,17 @@ impl Blocks {
     }
 }
 
-/// A block, and where in it a byte is.
+/// The block of an offset, and the offset in the block.
 fn place(offset: u64) -> (u64, usize) {
     let block_bytes = BLOCK_BYTES as u64;
     (offset / block_bytes, (offset % block_bytes) as usize)
 }
 
-/// The file system the image is in.
+/// The file system that has the image.
 struct Cache(Arc<Mutex<Blocks>>);
 
 impl Cache {
-    /// Does what only works with power.
+    /// Does something that only works with power.
     fn powered<T>(&self, work: impl FnOnce(&mut Blocks) -> T) -> Result<T, Errno> {
         let mut blocks = lock(&self.0);
         if blocks.has_no_power {
@@ -167,7 +167,7 @@ impl Filesystem for Cache {
         reply.attr(&TTL, &attributes(number));
     }
 
-    /// Nothing of it in the page cache: that has power of its own.
+    /// Without the page cache, which would keep data without power.
     fn open(&self, _request: &Request, _number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
     }
@@ -223,7 +223,7 @@ impl Filesystem for Cache {
     }
 }
 
-/// See the module.
+/// The disk, its file system and its power.
 pub(crate) struct ForgetfulDisk {
     blocks: Arc<Mutex<Blocks>>,
     image: PathBuf,
@@ -232,7 +232,7 @@ pub(crate) struct ForgetfulDisk {
 }
 
 impl ForgetfulDisk {
-    /// Whether it can be had here: there may be no loop devices in a container. Says so where not.
+    /// Whether this host supports it: there may be no loop devices in a container. Prints a message if not.
     pub(crate) fn is_possible() -> bool {
         let possible = Path::new("/dev/loop-control").exists();
         if !possible {
@@ -241,7 +241,7 @@ impl ForgetfulDisk {
         possible
     }
 
-    /// With an empty file system at `point`, of the database user. `directory` is where the image is to be seen.
+    /// Mounts an empty file system at `point`, which belongs to the database user. The image appears in `directory`.
     pub(crate) fn mount(directory: &Path, point: &Path) -> Self {
         let blocks: Arc<Mutex<Blocks>> = Arc::default();
         let cache = Cache(Arc::clone(&blocks));
@@ -269,8 +269,8 @@ impl ForgetfulDisk {
         .ok();
     }
 
-    /// From now on nothing works. Of what was not flushed nothing is left, or everything, or some of the blocks.
-    /// Says how many blocks were lost.
+    /// From now on nothing works. None of the unflushed blocks are left, or all, or some. Returns how many blocks were
+    /// lost.
     pub(crate) fn lose_power(&self, random: &mut Random) -> usize {
         let mut blocks = lock(&self.blocks);
         blocks.has_no_power = true;
@@ -284,7 +284,7 @@ impl ForgetfulDisk {
         lost
     }
 
-    /// Power is back, and the file system mounted again. Nobody may use it any more.
+    /// Power is back, and the file system is mounted again. No process may use it any more.
     pub(crate) fn restore_power(&self) {
         self.detach();
         lock(&self.blocks).has_no_power = false;
@@ -302,12 +302,12 @@ impl ForgetfulDisk {
 
 impl Drop for ForgetfulDisk {
     fn drop(&mut self) {
-        // Who still uses it finds no disk; the loop device goes with its last user.
+        // A process that still uses the file system finds no disk; the loop device is released with its last user.
         lock(&self.blocks).has_no_power = true;
         let _ = Command::new("umount").arg("-l").arg(&self.point).status();
         let directory = self.image.parent().expect("the image is in a directory");
         let _ = Command::new("umount").arg("-l").arg(directory).status();
-        // The thread that serves ends when the kernel has let go of everything.
+        // The serving thread ends when the kernel has released everything.
         drop(self.session.take());
     }
 }

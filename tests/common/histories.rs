@@ -1,13 +1,13 @@
-//! A server whose rows are known at each backup, and what is done to its history.
+//! A server with known rows at each backup, and changes of its history.
 
 use super::process::Run;
 use super::{Install, Mount, PgServer, Site};
 use serde_json::Value;
 
-/// A backup that is incremental where it can be.
+/// A backup that is incremental if possible.
 pub(crate) const AUTO: [&str; 3] = ["backup", "main", "--fast-checkpoint"];
 
-/// A server `main` with a table, that archives and summarizes its WAL where it can.
+/// A server `main` with a table, that archives, and summarizes its WAL if it can.
 pub(crate) fn site(install: &'static Install) -> (Site, PgServer) {
     let (site, mut server) = Site::with_server(install);
     if install.major >= 17 {
@@ -26,14 +26,14 @@ pub(crate) fn insert(server: &PgServer, from: u32, to: u32, word: &str) {
     ));
 }
 
-/// All rows in a digest.
+/// A digest of all rows.
 pub(crate) fn digest(server: &PgServer) -> String {
     server.query(
         "SELECT count(*) || ' ' || coalesce(md5(string_agg(n || filler, ',' ORDER BY n, filler)), '') FROM t",
     )
 }
 
-/// A copy of the data directory as it is.
+/// A copy of the data directory without changes.
 #[track_caller]
 pub(crate) fn snapshot(site: &Site, server: &PgServer) {
     site.sh(&format!(
@@ -67,7 +67,7 @@ pub(crate) fn newest(site: &Site) -> Value {
     site.backups().pop().unwrap()
 }
 
-/// Takes a backup that must become DONE; what the program said, and the digest of the server.
+/// Takes a backup that must become DONE. Returns its id, the output, and the digest of the server.
 #[track_caller]
 pub(crate) fn backup(site: &Site, server: &PgServer) -> (String, Run, String) {
     let digest = digest(server);
@@ -77,7 +77,7 @@ pub(crate) fn backup(site: &Site, server: &PgServer) -> (String, Run, String) {
     (newest["id"].as_str().unwrap().to_owned(), run, digest)
 }
 
-/// A copy of a backup, recovered without the mount: it has exactly these rows.
+/// A copy of a backup, recovered without the mount; checks that it has exactly these rows.
 #[track_caller]
 pub(crate) fn restored(site: &Site, install: &'static Install, id: &str, expected: &str) -> PgServer {
     let mount = Mount::new(site);

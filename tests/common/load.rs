@@ -5,14 +5,14 @@ use super::process::{run, wait};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-/// pgbench at work; stopped when this goes.
+/// A running pgbench; stopped on drop.
 #[derive(Debug)]
 pub(crate) struct Load {
     pgbench: Child,
 }
 
 impl Load {
-    /// Two clients, until stopped.
+    /// Starts two clients, which run until stopped.
     pub(crate) fn start(server: &PgServer) -> Self {
         let pgbench = server
             .client("pgbench")
@@ -27,7 +27,7 @@ impl Load {
         load
     }
 
-    /// Stops it between or amid transactions; what it had not committed is rolled back.
+    /// Stops it between or within transactions; uncommitted changes are rolled back.
     pub(crate) fn stop(self) {}
 }
 
@@ -46,12 +46,12 @@ pub(crate) fn fill(server: &PgServer, scale: u32) {
     .ok();
 }
 
-/// Runs so many transactions and waits for them.
+/// Runs this many transactions and waits for them.
 pub(crate) fn transact(server: &PgServer, count: u32) {
     run(server.client("pgbench").args(["-n", "-t", &count.to_string()])).ok();
 }
 
-/// How many transactions there were.
+/// How many transactions were committed.
 pub(crate) fn transactions(server: &PgServer) -> u64 {
     server
         .query("SELECT count(*) FROM pgbench_history")
@@ -59,7 +59,7 @@ pub(crate) fn transactions(server: &PgServer) -> u64 {
         .expect("a count")
 }
 
-/// Accounts, tellers, branches and history tell the same sum.
+/// Accounts, tellers, branches and history have the same sum.
 #[track_caller]
 pub(crate) fn assert_sums_agree(server: &PgServer) {
     let sums = server.query(

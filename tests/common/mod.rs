@@ -1,9 +1,9 @@
-//! What the tests are made of: real PostgreSQL servers, the program with its own repository, mounts that always go
-//! away, and a few ways to compare what came back.
+//! The parts of the tests: real PostgreSQL servers, the program with its own repository, mounts that are always
+//! unmounted, and a few ways to compare the results.
 //!
-//! PostgreSQL refuses to run as root. Where the tests run as root, servers and program run as the database user, as
-//! they do on a database host; mounts made by that user are closed to root, so whatever looks into a mount is a
-//! command too (`Site::sh`), not a call of this process.
+//! PostgreSQL refuses to run as root. If the tests run as root, servers and program run as the database user, as they
+//! do on a database host. Mounts made by that user are closed to root, so everything that reads a mount is a command
+//! too (`Site::sh`), not a call of this process.
 
 pub(crate) mod committer;
 pub(crate) mod disk;

@@ -1,4 +1,4 @@
-//! A mount that always goes away.
+//! A mount that is always unmounted.
 
 use super::Site;
 use super::postgres::servers_in;
@@ -19,7 +19,7 @@ pub(crate) struct Mount<'a> {
 }
 
 impl<'a> Mount<'a> {
-    /// As a DBA does it: the command returns when the mount answers.
+    /// Mounts as a DBA does: the command returns when the mount answers.
     #[track_caller]
     pub(crate) fn new(site: &'a Site) -> Self {
         let mount = Self::prepare(site, "mnt");
@@ -27,7 +27,7 @@ impl<'a> Mount<'a> {
         mount
     }
 
-    /// In the foreground, by the user the tests run as, for all to see.
+    /// Mounts in the foreground, as the user of the tests, with access for all users.
     #[track_caller]
     pub(crate) fn for_all(site: &'a Site) -> Self {
         let mut mount = Self::prepare(site, "mnt");
@@ -42,7 +42,7 @@ impl<'a> Mount<'a> {
         mount
     }
 
-    /// As systemd does it; the daemon is a child that can be killed.
+    /// Mounts as systemd does; the daemon is a child that can be killed.
     #[track_caller]
     pub(crate) fn foreground(site: &'a Site, options: &[&str]) -> Self {
         let mut mount = Self::prepare(site, "mnt");
@@ -70,7 +70,7 @@ impl<'a> Mount<'a> {
         self.point.to_string_lossy().into_owned()
     }
 
-    /// A daemon serves it.
+    /// Whether a daemon serves it.
     pub(crate) fn is_alive(&self) -> bool {
         self.site
             .sh(&format!("test -e '{}/.barmanfs/alive'", self.point.display()))
@@ -78,7 +78,7 @@ impl<'a> Mount<'a> {
             == Some(0)
     }
 
-    /// The kernel has something mounted there, alive or dead.
+    /// Whether the kernel has a mount there, alive or dead.
     pub(crate) fn is_mounted(&self) -> bool {
         let mounts =
             std::fs::read_to_string("/proc/self/mountinfo").expect("Cannot read /proc/self/mountinfo");
@@ -98,7 +98,7 @@ impl<'a> Mount<'a> {
         daemon.wait().expect("Cannot wait for the daemon");
     }
 
-    /// Sends a signal and waits; the daemon's exit code.
+    /// Sends a signal and waits. Returns the daemon's exit code.
     pub(crate) fn end_by(&mut self, signal: Signal) -> Option<i32> {
         let mut daemon = self.daemon.take().expect("mounted in the foreground");
         let pid = Pid::from_child(&daemon);
@@ -120,7 +120,7 @@ impl<'a> Mount<'a> {
 
 impl Drop for Mount<'_> {
     fn drop(&mut self) {
-        // A failed test may have left servers on clones, which no one finds once the mount is gone.
+        // A failed test may have left servers on clones. They could not be found once the mount is gone.
         if self.is_alive() {
             for server in servers_in(&self.point) {
                 let _ = kill_process(server, Signal::QUIT);

@@ -1,4 +1,4 @@
-//! PostgreSQL servers: found, made, started on a private socket, and always stopped.
+//! PostgreSQL servers: found, created, started on a private socket, and always stopped.
 
 use super::process::{Run, run, until};
 use super::template::new_cluster;
@@ -20,8 +20,8 @@ pub(crate) struct Install {
 }
 
 impl Install {
-    /// From `BARMANFS_TEST_PG_BINDIRS` ("15=/a/bin:16=/b/bin", as scripts/test.sh sets it), or else what Debian's
-    /// packages and an earlier run of scripts/test.sh left here.
+    /// All installations in `BARMANFS_TEST_PG_BINDIRS` ("15=/a/bin:16=/b/bin", as scripts/test.sh sets it), or else
+    /// those that Debian's packages and an earlier run of scripts/test.sh left here.
     pub(crate) fn all() -> &'static [Install] {
         static ALL: OnceLock<Vec<Install>> = OnceLock::new();
         ALL.get_or_init(|| match std::env::var("BARMANFS_TEST_PG_BINDIRS") {
@@ -73,7 +73,7 @@ impl Install {
         self.bindir.join(name)
     }
 
-    /// Of those that are found.
+    /// Whether it is the newest one that was found.
     pub(crate) fn is_newest(&self) -> bool {
         Self::all().iter().all(|other| other.major <= self.major)
     }
@@ -84,12 +84,12 @@ impl Install {
 pub(crate) struct PgServer {
     pub(crate) install: &'static Install,
     pub(crate) data: PathBuf,
-    /// Where what lies beside the data directory has its name from: not the directory's own, for one on a mount.
+    /// The base of the names of its socket directory and log; not the data directory itself, if that is on a mount.
     name: PathBuf,
     running: bool,
 }
 
-/// No test looks for what a lost machine does to a server, so these do not wait for its disk.
+/// No test checks the effect of a lost machine on a server, so these do not wait for the disk.
 const FOR_TESTS: &str = "fsync = off\nautovacuum = off\nmax_wal_size = 4GB\nlog_checkpoints = on\n";
 
 impl PgServer {
@@ -101,12 +101,12 @@ impl PgServer {
         server
     }
 
-    /// The server of a data directory that is there already, like a copy out of a mount.
+    /// The server of an existing data directory, like a copy out of a mount.
     pub(crate) fn on(install: &'static Install, data: &Path) -> Self {
         Self::on_mount(install, data, data)
     }
 
-    /// The server of a data directory where nothing can lie beside it: its socket and log are named after `name`.
+    /// The server of a data directory that can have nothing beside it: its socket and log are named after `name`.
     pub(crate) fn on_mount(install: &'static Install, data: &Path, name: &Path) -> Self {
         let server = Self {
             install,
@@ -145,17 +145,17 @@ impl PgServer {
         )
     }
 
-    /// How libpq and barmanfs reach it.
+    /// The connection string for libpq and barmanfs.
     pub(crate) fn conninfo(&self) -> String {
         format!("host={} user=postgres dbname=postgres", self.sockets().display())
     }
 
-    /// Adds lines to postgresql.conf; for the next start.
+    /// Adds lines to postgresql.conf; they apply at the next start.
     pub(crate) fn configure(&self, lines: &str) {
         append(&self.data.join("postgresql.conf"), lines);
     }
 
-    /// Adds lines to postgresql.auto.conf, which has the last word.
+    /// Adds lines to postgresql.auto.conf, which overrides all other files.
     pub(crate) fn configure_auto(&self, lines: &str) {
         append(&self.data.join("postgresql.auto.conf"), lines);
     }
@@ -182,7 +182,7 @@ impl PgServer {
             .args(arguments))
     }
 
-    /// Starts it and waits until it takes connections, or says why it does not.
+    /// Starts it and waits until it accepts connections, or returns the reason why it does not.
     pub(crate) fn try_start(&mut self) -> Run {
         let options = format!("-k '{}' -c listen_addresses=''", self.sockets().display());
         let log = self.beside(".log");
@@ -191,21 +191,21 @@ impl PgServer {
         run
     }
 
-    /// Ends a server whose data directory has gone away under it: nothing there tells its process any more.
+    /// Ends a server whose data directory is gone: nothing there has the id of its process any more.
     pub(crate) fn end_without_data(&mut self, postmaster: i32) {
         let postmaster = Pid::from_raw(postmaster).expect("a process");
-        // What the others do when they notice that it is gone.
+        // As the other processes do when they notice that it is gone.
         let _ = kill_process(postmaster, Signal::QUIT);
         until("the server is gone", || test_kill_process(postmaster).is_err());
         self.running = false;
     }
 
-    /// It has ended without anybody asking: its data directory has gone away.
+    /// The server has ended without a stop: its data directory is gone.
     pub(crate) fn is_gone(&mut self) {
         self.running = false;
     }
 
-    /// Waits until the process is no more that the data directory says serves it.
+    /// Waits until the process in the data directory's postmaster.pid has ended.
     pub(crate) fn wait_for_predecessor(&self) {
         let text = fs::read_to_string(self.data.join("postmaster.pid")).unwrap_or_default();
         let pid = text.lines().next().and_then(|pid| pid.parse().ok());
@@ -216,7 +216,7 @@ impl PgServer {
         }
     }
 
-    /// Its process.
+    /// Its process id.
     pub(crate) fn postmaster(&self) -> i32 {
         let text = run(command("cat", parent(&self.name)).arg(self.data.join("postmaster.pid")))
             .ok()
@@ -248,7 +248,7 @@ impl PgServer {
         let pid_file = fs::read_to_string(self.data.join("postmaster.pid")).expect("it runs");
         let postmaster = pid_file.lines().next().expect("a process number");
         let children = fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children"));
-        // The postmaster first: it starts no new ones then.
+        // The postmaster first, so that it starts no new ones.
         for process in std::iter::once(postmaster).chain(children.unwrap_or_default().split_whitespace()) {
             let _ = Pid::from_raw(process.parse().expect("a process number"))
                 .map(|process| kill_process(process, Signal::KILL));
@@ -256,7 +256,7 @@ impl PgServer {
         until("the postmaster is gone", || {
             !Path::new(&format!("/proc/{postmaster}")).exists()
         });
-        // What a killed postmaster leaves, the next start looks into and finds nobody.
+        // The next start finds that the processes in a killed postmaster's files are gone.
         self.running = false;
     }
 
@@ -278,7 +278,7 @@ impl PgServer {
         run.text()
     }
 
-    /// Ends the current segment and waits until the archiver has it; its name.
+    /// Ends the current segment and waits until the archiver has archived it. Returns its name.
     pub(crate) fn archive_current_segment(&self) -> String {
         let name = self.query(
             "CREATE TABLE IF NOT EXISTS segment_ends (); DROP TABLE segment_ends; \
@@ -318,8 +318,8 @@ impl PgServer {
             .expect("pg_controldata tells it")
     }
 
-    /// Everything in it reads and agrees: heaps and indexes by pg_amcheck where this installation has the extension,
-    /// otherwise every row by pg_dump.
+    /// Everything in it can be read and is consistent: heaps and indexes by pg_amcheck if this installation has the
+    /// extension, otherwise every row by pg_dump.
     #[track_caller]
     pub(crate) fn assert_sound(&self) {
         let has_amcheck =
@@ -334,7 +334,7 @@ impl PgServer {
         }
     }
 
-    /// pg_verifybackup on a backup, or a view of one; `wal` where its WAL is not in its own pg_wal.
+    /// Runs pg_verifybackup on a backup, or a view of one; `wal` is given if its WAL is not in its own pg_wal.
     #[track_caller]
     pub(crate) fn verify_backup(&self, backup: &Path, wal: Option<&Path>) {
         if run(self.command("pg_verifybackup").arg("--version"))
@@ -392,10 +392,10 @@ impl Drop for PgServer {
     }
 }
 
-/// Ends all servers of a data directory that has gone away, where nothing tells their processes any more.
+/// Ends all servers of a data directory that is gone, where nothing has the ids of their processes any more.
 pub(crate) fn end_servers_of(data: &Path) {
     for postmaster in servers_in(data) {
-        // What the others do when they notice that it is gone.
+        // As the other processes do when they notice that it is gone.
         let _ = kill_process(postmaster, Signal::QUIT);
         until("the server is gone", || test_kill_process(postmaster).is_err());
     }

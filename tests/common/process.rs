@@ -1,4 +1,4 @@
-//! Running a command to its end, with a limit, and saying all about it when it did not do what it should.
+//! Runs a command to its end, with a limit, and reports everything about it when it did not do what it should.
 
 use std::fmt;
 use std::io::{Read, Seek};
@@ -7,12 +7,12 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Far beyond what any command here takes on a busy machine; a command that reaches it hangs.
+/// Far longer than any command here takes on a busy machine; a command that reaches it hangs.
 pub(crate) const COMMAND_LIMIT: Duration = Duration::from_secs(180);
 
 const POLL: Duration = Duration::from_millis(2);
 
-/// Between two looks whether something holds.
+/// Between two checks of a condition.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_millis(200);
 
@@ -61,7 +61,7 @@ pub(crate) fn run(command: &mut Command) -> Run {
     run
 }
 
-/// Waits for a child; one that reaches the limit is killed, and None comes back.
+/// Waits for a child. If it reaches the limit, kills it and returns `None`.
 pub(crate) fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     let began = Instant::now();
     loop {
@@ -85,25 +85,25 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
             began.elapsed() < Duration::from_secs(60),
             "Waited a minute in vain: {what}"
         );
-        // Looking takes work itself, most often a process: the longer it has taken, the less often.
+        // A check takes work itself, most often a process: the longer the wait, the fewer checks.
         thread::sleep((began.elapsed() / 8).clamp(MIN_PAUSE, MAX_PAUSE));
     }
 }
 
 impl Run {
-    /// The exit code; None for a process ended by a signal.
+    /// The exit code; `None` for a process ended by a signal.
     pub(crate) fn code(&self) -> Option<i32> {
         self.status.code()
     }
 
-    /// What it printed, without the newline at the end.
+    /// Its output, without the newline at the end.
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.stdout)
             .trim_end_matches('\n')
             .to_owned()
     }
 
-    /// Both outputs, for looking for a message.
+    /// Both outputs, to search for a message.
     pub(crate) fn all(&self) -> String {
         format!("{}\n{}", self.text(), self.stderr)
     }
@@ -114,7 +114,7 @@ impl Run {
         self
     }
 
-    /// It failed, whether what is wrong was found at once (2) or on the way (1), and said why.
+    /// It failed, because of an error found at once (2) or during its work (1), and printed the reason.
     #[track_caller]
     pub(crate) fn rejected(self) -> Self {
         let code = if self.code() == Some(2) { 2 } else { 1 };
@@ -137,7 +137,7 @@ impl Run {
         self
     }
 
-    /// What it said contains all of these, whatever their case.
+    /// Its output contains all of these, in any case.
     #[track_caller]
     pub(crate) fn says(self, words: &[&str]) -> Self {
         let said = self.all().to_lowercase();

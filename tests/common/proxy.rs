@@ -1,5 +1,5 @@
-//! A proxy between the program and a real server that changes, drops or cuts what the server sends: how a broken or
-//! hostile server looks, without writing one.
+//! A proxy between the program and a real server that changes, drops or cuts what the server sends: a broken or hostile
+//! server, without writing one.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -8,15 +8,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-/// What becomes of a CopyData message.
+/// What happens to a CopyData message.
 pub(crate) enum Fate {
     Pass,
     Drop,
-    /// The connection ends here, as when a network does.
+    /// The connection ends here, as with a network failure.
     Cut,
 }
 
-/// Looks at the payload of every CopyData message the server sends, and may change it.
+/// Gets the payload of every CopyData message from the server, and may change it.
 type Meddler = Box<dyn FnMut(&mut Vec<u8>) -> Fate + Send>;
 
 /// Listens on a TCP port of this host; ends with the test process.
@@ -25,7 +25,7 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// In front of the server whose socket directory this is.
+    /// In front of the server with this socket directory.
     pub(crate) fn start(sockets: &Path, meddler: impl FnMut(&mut Vec<u8>) -> Fate + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("Cannot listen");
         let port = listener.local_addr().expect("Cannot tell the port").port();
@@ -95,7 +95,7 @@ fn pass_messages(server: &UnixStream, client: &TcpStream, meddler: &Mutex<Meddle
 }
 
 /// Whether a CopyData payload of BASE_BACKUP is the tar header of this member. From PostgreSQL 15 on a payload of
-/// archive bytes begins with `d`; before, it is the bytes alone.
+/// archive bytes begins with `d`; in earlier versions it is only the bytes.
 pub(crate) fn is_header_of(payload: &[u8], name: &str) -> bool {
     header(payload).is_some_and(|header| {
         let end = header[..100].iter().position(|byte| *byte == 0).unwrap_or(100);
@@ -111,7 +111,7 @@ fn header(payload: &[u8]) -> Option<&[u8]> {
         .map(|before| &payload[before..])
 }
 
-/// Changes a tar header and sets its checksum right.
+/// Changes a tar header and corrects its checksum.
 pub(crate) fn change_header(payload: &mut [u8], change: impl FnOnce(&mut [u8])) {
     let before = payload.len() - 512;
     let header = &mut payload[before..];

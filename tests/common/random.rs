@@ -1,4 +1,4 @@
-//! Random numbers that can be had again: every failure names its seed.
+//! Reproducible random numbers: every failure names its seed.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,7 +10,7 @@ pub(crate) struct Random {
 }
 
 impl Random {
-    /// From `BARMANFS_TEST_SEED`, or from the clock; printed, so that a failure can be had again.
+    /// Seeded from `BARMANFS_TEST_SEED`, or from the clock; the seed is printed, so that a failure can be reproduced.
     pub(crate) fn new(test: &str) -> Self {
         let seed = match std::env::var("BARMANFS_TEST_SEED") {
             Ok(text) => text.parse().expect("BARMANFS_TEST_SEED is a number"),
@@ -22,7 +22,7 @@ impl Random {
         Self::from_seed(seed)
     }
 
-    /// From this one.
+    /// With this seed.
     pub(crate) fn from_seed(seed: u64) -> Self {
         Self { state: seed, seed }
     }
@@ -39,12 +39,12 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// Below `bound`, which is not 0.
+    /// A number below `bound`, which is not 0.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
-    /// Any one of these, of which there are some.
+    /// Any one of these; there must be at least one.
     pub(crate) fn one<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.below(of.len() as u64) as usize]
     }

@@ -1,5 +1,5 @@
-//! What a server sends in BASE_BACKUP, as files: the same archives and manifest that `pg_basebackup -Ft` would write
-//! were it in the program's place. So a test can do with PostgreSQL's own tools what barmanfs does with the very same
+//! The data that a server sends in BASE_BACKUP, as files: the same archives and manifest that `pg_basebackup -Ft` would
+//! write in the program's place. So a test can do with PostgreSQL's own tools what barmanfs does with exactly the same
 //! bytes.
 
 use super::proxy::{Fate, Proxy};
@@ -37,7 +37,7 @@ impl Recorder {
         self.proxy.conninfo()
     }
 
-    /// From now on what is sent goes into this directory.
+    /// From now on the data goes into this directory.
     pub(crate) fn record_into(&self, directory: PathBuf) {
         let mut tape = self.tape.lock().expect("no recorder panics");
         *tape = Tape {

@@ -1,4 +1,5 @@
-//! How a topic lists its tests. Those with a PostgreSQL run once for each version, under the name `pg16::topic::test`.
+//! The lists of tests in each topic. Tests with a PostgreSQL run once for each version, under the name
+//! `pg16::topic::test`.
 
 use super::postgres::Install;
 use super::user::is_root;
@@ -6,7 +7,7 @@ use libtest_mimic::Trial;
 use std::io::Write;
 use std::time::Instant;
 
-/// How large databases are made: pgbench's unit of 15 MB.
+/// The size of databases, in pgbench's unit of 15 MB.
 pub(crate) fn scale() -> u32 {
     std::env::var("BARMANFS_TEST_SCALE")
         .map_or(8, |text| text.parse().expect("BARMANFS_TEST_SCALE is a number"))
@@ -17,13 +18,13 @@ pub(crate) fn scale() -> u32 {
 pub(crate) struct Test {
     name: &'static str,
     body: Body,
-    /// Versions it runs with, the last one excluded.
+    /// The versions it runs with; the last one is excluded.
     majors: (u32, u32),
     needs_root: bool,
     needs_scale: bool,
 }
 
-/// From this `BARMANFS_TEST_SCALE` on the tests that need room and time run.
+/// Tests that need space and time run from this `BARMANFS_TEST_SCALE` on.
 const LARGE_SCALE: u32 = 100;
 
 #[derive(Debug, Clone, Copy)]
@@ -56,7 +57,7 @@ pub(crate) const fn with_postgres(name: &'static str, body: fn(&'static Install)
     }
 }
 
-/// A test that needs a server, and none in particular: it runs with the newest one that is found.
+/// A test that needs a server of any version: it runs with the newest one that is found.
 pub(crate) const fn once(name: &'static str, body: fn(&'static Install)) -> Test {
     Test {
         body: Body::Once(body),
@@ -64,7 +65,8 @@ pub(crate) const fn once(name: &'static str, body: fn(&'static Install)) -> Test
     }
 }
 
-/// A test of what differs at most between old and new servers: it runs with the oldest and the newest that are found.
+/// A test of behaviour that differs at most between old and new servers: it runs with the oldest and the newest one
+/// that are found.
 pub(crate) const fn edges(name: &'static str, body: fn(&'static Install)) -> Test {
     Test {
         body: Body::Edges(body),
@@ -89,7 +91,7 @@ pub(crate) const fn before_17(name: &'static str, body: fn(&'static Install)) ->
 }
 
 impl Test {
-    /// Left out, by name, where the tests do not run as root.
+    /// Skipped if the tests do not run as root.
     pub(crate) const fn as_root(self) -> Self {
         Self {
             needs_root: true,
@@ -97,7 +99,7 @@ impl Test {
         }
     }
 
-    /// Left out, by name, unless `BARMANFS_TEST_SCALE` is at least 100.
+    /// Skipped unless `BARMANFS_TEST_SCALE` is at least 100.
     pub(crate) const fn at_scale(self) -> Self {
         Self {
             needs_scale: true,
@@ -105,7 +107,7 @@ impl Test {
         }
     }
 
-    /// This test as the harness wants it, once or once for each version.
+    /// The trials of this test for the harness: one, or one for each version.
     pub(crate) fn trials(self, topic: &'static str, installs: &'static [Install]) -> Vec<Trial> {
         let left_out = self.needs_root && !is_root() || self.needs_scale && scale() < LARGE_SCALE;
         let named = |group: &str| format!("{group}::{topic}::{}", self.name);
@@ -126,7 +128,7 @@ impl Test {
             .collect()
     }
 
-    /// Whether this test runs with this major version, of those that are found.
+    /// Whether this test runs with this major version, given the versions that are found.
     fn runs_with(self, major: u32, installs: &[Install]) -> bool {
         let fits = |major: u32| (self.majors.0..self.majors.1).contains(&major);
         let mut others = installs.iter().filter(|install| fits(install.major));
@@ -153,7 +155,7 @@ fn trial(name: String, left_out: bool, body: impl FnOnce() + Send + 'static) -> 
     .with_ignored_flag(left_out)
 }
 
-/// Adds a line "seconds name" to the file that `BARMANFS_TEST_TIMES` names: what the suite's time is spent on.
+/// Adds a line "seconds name" to the file in `BARMANFS_TEST_TIMES`, which shows where the suite spends its time.
 fn note_time(name: &str, began: Instant) {
     let Some(path) = std::env::var_os("BARMANFS_TEST_TIMES") else {
         return;

@@ -1,4 +1,4 @@
-//! One test's own place: a directory that goes away, with a configuration, a repository and the program.
+//! One test's own place: a directory that is removed at the end, with a configuration, a repository and the program.
 
 use super::PgServer;
 use super::postgres::Install;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
-/// A directory of the database user; everything a test makes lies under it.
+/// A directory of the database user, with everything that a test makes.
 #[derive(Debug)]
 pub(crate) struct Site {
     directory: TempDir,
@@ -20,7 +20,7 @@ pub(crate) struct Site {
 impl Site {
     /// Without a server.
     pub(crate) fn new() -> Self {
-        // Short, for the sockets under it.
+        // Short, because of the paths of sockets below it.
         let mut directory = tempfile::Builder::new()
             .prefix("bfs")
             .tempdir()
@@ -40,7 +40,7 @@ impl Site {
         Self::with_initdb_options(install, &[])
     }
 
-    /// Without a server, but with a repository: the first backup makes it, also when it cannot reach the server.
+    /// Without a server, but with a repository: the first backup creates it, even when it cannot reach the server.
     pub(crate) fn with_repository() -> Self {
         let site = Self::new();
         let config = format!(
@@ -54,7 +54,7 @@ impl Site {
         site
     }
 
-    /// The same as `with_server`, made with these options of initdb.
+    /// The same as `with_server`, but created with these options of initdb.
     pub(crate) fn with_initdb_options(install: &'static Install, options: &[&str]) -> (Self, PgServer) {
         let site = Self::with_repository();
         let mut server = PgServer::init(install, &site.path("main"), options);
@@ -67,8 +67,8 @@ impl Site {
         (site, server)
     }
 
-    /// The database user may not be able to reach where the program was built. `BARMANFS_TEST_PROGRAM` names another
-    /// build, to see that a new test fails with the release before.
+    /// The database user may not be able to reach the directory of the build. `BARMANFS_TEST_PROGRAM` names another
+    /// build, to see that a new test fails with the previous release.
     fn install_program(&self) {
         let built = std::env::var_os("BARMANFS_TEST_PROGRAM")
             .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_barmanfs")), PathBuf::from);
@@ -93,7 +93,7 @@ impl Site {
         self.path("repository")
     }
 
-    /// For archive_command.
+    /// The command for archive_command.
     pub(crate) fn archive_command(&self) -> String {
         format!(
             "{} -c {} wal-archive main %p",
@@ -102,7 +102,7 @@ impl Site {
         )
     }
 
-    /// Writes the configuration anew, with these servers.
+    /// Replaces the configuration, with these servers.
     pub(crate) fn write_config(&self, servers: &[(&str, &PgServer)]) {
         let servers: Vec<_> = servers
             .iter()
@@ -115,7 +115,7 @@ impl Site {
         self.write_config_with(&servers);
     }
 
-    /// The same, with what leads to the servers.
+    /// The same, with their connection strings.
     pub(crate) fn write_config_with(&self, servers: &[(&str, &str)]) {
         let mut text = format!("[barmanfs]\nrepository = {}\n", self.repository().display());
         for (name, conninfo) in servers {
@@ -126,14 +126,14 @@ impl Site {
         self.write_file("barmanfs.conf", text.as_bytes());
     }
 
-    /// Writes the configuration anew, with this server as `main` and further lines in its section.
+    /// Replaces the configuration, with this server as `main` and further lines in its section.
     pub(crate) fn write_config_of(&self, server: &PgServer, lines: &str) {
         self.write_config(&[("main", server)]);
         let text = fs::read_to_string(self.config()).expect("Cannot read the configuration");
         self.write_file("barmanfs.conf", (text + lines).as_bytes());
     }
 
-    /// A file of the database user.
+    /// Writes a file that belongs to the database user.
     pub(crate) fn write_file(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.path(name);
         fs::write(&path, bytes).unwrap_or_else(|error| panic!("Cannot write {}: {error}", path.display()));
@@ -155,7 +155,7 @@ impl Site {
         program
     }
 
-    /// The same as the user the tests run as: root, perhaps.
+    /// The same as the user of the tests, who may be root.
     pub(crate) fn own_barmanfs_command(&self, arguments: &[&str]) -> Command {
         let mut program = own_command(self.program(), self.directory.path());
         program.arg("-c").arg(self.config()).args(arguments);
@@ -188,7 +188,7 @@ impl Site {
         serde_json::from_slice(&run.stdout).unwrap_or_else(|error| panic!("Not JSON ({error}): {run}"))
     }
 
-    /// Takes a backup of `main`; its id.
+    /// Takes a backup of `main`. Returns its id.
     #[track_caller]
     pub(crate) fn backup(&self) -> String {
         self.ok(&["backup", "main", "--fast-checkpoint"]);
@@ -203,7 +203,7 @@ impl Site {
         newest["id"].as_str().expect("an id").to_owned()
     }
 
-    /// The backups of `main` as `list-backups --json` tells, oldest first.
+    /// The backups of `main` in `list-backups --json`, oldest first.
     #[track_caller]
     pub(crate) fn backups(&self) -> Vec<Value> {
         let mut backups = self.json(&["list-backups", "main"])["backups"]
@@ -222,12 +222,12 @@ impl Site {
             .collect()
     }
 
-    /// A shell command of the database user, who can look into mounts.
+    /// Runs a shell command as the database user, who can read mounts.
     pub(crate) fn sh(&self, script: &str) -> Run {
         run(&mut self.sh_command(script))
     }
 
-    /// The same, to be run in the background.
+    /// The same, to run in the background.
     pub(crate) fn sh_command(&self, script: &str) -> Command {
         let mut shell = command("/bin/sh", self.directory.path());
         shell.arg("-c").arg(script);
@@ -262,12 +262,12 @@ impl Site {
             .text()
     }
 
-    /// What the repository takes: packs and index.
+    /// The size of the repository: packs and index.
     pub(crate) fn stored_bytes(&self) -> u64 {
         bytes_under(&self.repository())
     }
 
-    /// The program's result when its clock is so many days ahead; the server's is not.
+    /// Runs the program with its clock this many days ahead; the server's clock is unchanged.
     pub(crate) fn in_days(&self, days: u32, words: &str) -> Run {
         self.sh(&format!(
             "faketime -f +{days}d '{}' -c '{}' {words}",
@@ -276,7 +276,7 @@ impl Site {
         ))
     }
 
-    /// The largest of the packs that are not among these.
+    /// The largest pack except these.
     pub(crate) fn largest_pack(&self, but: &[PathBuf]) -> PathBuf {
         self.packs()
             .into_iter()
@@ -294,7 +294,7 @@ impl Site {
     }
 }
 
-/// One line of what `check main --json` printed.
+/// One line in the output of `check main --json`.
 #[track_caller]
 pub(crate) fn check_line(told: &Run, name: &str) -> Value {
     let report: Value =
@@ -304,7 +304,7 @@ pub(crate) fn check_line(told: &Run, name: &str) -> Value {
     line.unwrap_or_else(|| panic!("No line '{name}': {told}")).clone()
 }
 
-/// The sizes of all files under a directory; one that is removed meanwhile counts nothing.
+/// The sizes of all files below a directory; a file that is removed meanwhile does not count.
 pub(crate) fn bytes_under(directory: &Path) -> u64 {
     let mut files = Vec::new();
     files_under(directory, &mut files);

@@ -37,7 +37,7 @@ pub(crate) fn standby_with(
     standby
 }
 
-/// Waits until the standby has replayed all the primary has written.
+/// Waits until the standby has replayed all WAL that the primary has written.
 pub(crate) fn catch_up(primary: &PgServer, standby: &PgServer) {
     let lsn = primary.query("SELECT pg_current_wal_flush_lsn()");
     until("the standby has it", || {

@@ -1,7 +1,7 @@
-//! Database clusters are made once for each version and set of options, and copied: `initdb` takes seconds.
+//! Database clusters are created once for each version and set of options, and copied: `initdb` takes seconds.
 //!
-//! Each copy gets a system identifier of its own, as PostgreSQL would have given it: in `pg_control`, and in the first
-//! page of each WAL segment.
+//! Each copy gets a system identifier of its own, as from PostgreSQL: in `pg_control`, and in the first page of each
+//! WAL segment.
 
 use super::postgres::{Install, parent};
 use super::process::run;
@@ -13,12 +13,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-/// A version and options of initdb.
+/// A version, and options of initdb.
 type Kind = (u32, Vec<String>);
 
 /// Makes a cluster with page checksums in `data`.
 pub(crate) fn new_cluster(install: &'static Install, data: &Path, options: &[&str]) {
-    // What an option names outside of the data directory cannot be copied with it.
+    // Directories outside the data directory that an option names cannot be copied with it.
     if options.iter().any(|option| option.contains('/')) {
         initdb(install, data, options);
         return;
@@ -46,7 +46,7 @@ fn directory() -> &'static Path {
     })
 }
 
-/// One kind is made once; tests that want another do not wait for it.
+/// Each kind is created once; tests that need another kind do not wait for it.
 fn template(install: &'static Install, options: &[&str]) -> PathBuf {
     static MADE: Mutex<Option<HashMap<Kind, Arc<OnceLock<PathBuf>>>>> = Mutex::new(None);
     let kind = (
@@ -123,7 +123,7 @@ fn give_identifier(data: &Path) {
         segment
             .read_exact_at(&mut found, IN_SEGMENT)
             .expect("a segment has a header");
-        // One that is kept for later has none yet.
+        // A segment that is kept for later has no identifier yet.
         if found == old {
             segment
                 .write_all_at(&new, IN_SEGMENT)

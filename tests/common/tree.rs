@@ -5,9 +5,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Each difference, one line each. Compared: names, kinds, permission bits, owners, sizes, bytes, targets of symbolic
-/// links, and modification times of files in whole seconds (a base backup carries no more). A directory's time
-/// changes with what is left out of it, so it is compared only where `skip` skips nothing in it.
+/// Returns one line for each difference. Compared: names, kinds, permission bits, owners, sizes, bytes, targets of
+/// symbolic links, and modification times of files in whole seconds (a base backup carries no more). A directory's time
+/// depends on all its entries, so it is compared only if `skip` skips nothing in it.
 pub(crate) fn differences(left: &Path, right: &Path, skip: &dyn Fn(&str) -> bool) -> Vec<String> {
     let (lefts, rights) = (scan(left, skip), scan(right, skip));
     let mut found = Vec::new();

@@ -1,4 +1,4 @@
-//! Who runs the servers and the program: the tests' own user, or the database user where that is root.
+//! The user who runs the servers and the program: the tests' own user, or the database user if that is root.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -45,7 +45,7 @@ fn look_up(name: &str) -> Option<DatabaseUser> {
     })
 }
 
-/// A command of the database user, with nothing of this process's environment but PATH and TMPDIR.
+/// A command of the database user, with only PATH and TMPDIR from this process's environment.
 pub(crate) fn command(program: impl AsRef<Path>, home: &Path) -> Command {
     let mut command = own_command(program, home);
     if is_root() {
@@ -54,7 +54,7 @@ pub(crate) fn command(program: impl AsRef<Path>, home: &Path) -> Command {
     command
 }
 
-/// A command of the user the tests run as.
+/// A command of the user who runs the tests.
 pub(crate) fn own_command(program: impl AsRef<Path>, home: &Path) -> Command {
     let mut command = Command::new(program.as_ref());
     command

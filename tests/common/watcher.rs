@@ -1,4 +1,4 @@
-//! Sees whether anybody opens, reads, writes, makes or removes anything in directories.
+//! Detects whether any process opens, reads, writes, makes or removes anything in directories.
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;
@@ -8,10 +8,10 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-/// More lines tell nothing new.
+/// More lines say nothing new.
 const MAX_LINES: usize = 40;
 
-/// Watches directory trees with inotify. What it cannot see is `stat` alone, and a socket somebody connects to.
+/// Watches directory trees with inotify. It cannot see only `stat`, and connections to a socket.
 #[derive(Debug)]
 pub(crate) struct Watcher {
     events: OwnedFd,
@@ -19,8 +19,8 @@ pub(crate) struct Watcher {
 }
 
 impl Watcher {
-    /// Of these directories and all below them as they are now. Processes that work there must have ended: the test's own accesses
-    /// count as well.
+    /// Watches these directories and all directories below them as they are now. Processes that work there must have
+    /// ended: the test's own accesses count as well.
     #[track_caller]
     pub(crate) fn on(trees: &[&Path]) -> Self {
         let events = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).expect("inotify");
@@ -31,7 +31,7 @@ impl Watcher {
         for tree in trees {
             watcher.add(tree);
         }
-        // Of looking for what to watch.
+        // Drops the accesses by the search for directories.
         watcher.accesses();
         watcher
     }
@@ -49,7 +49,7 @@ impl Watcher {
         self.places.insert(watch, directory.to_owned());
     }
 
-    /// What has happened since it was last asked, each thing once, in order.
+    /// All accesses since the last call, each once, in order.
     pub(crate) fn accesses(&self) -> Vec<String> {
         let mut buffer = [MaybeUninit::uninit(); 1 << 16];
         let mut reader = Reader::new(&self.events, &mut buffer);
@@ -70,7 +70,7 @@ impl Watcher {
         }
     }
 
-    /// Nobody was there since it was last asked.
+    /// There was no access since the last call.
     #[track_caller]
     pub(crate) fn assert_untouched(&self, by: &str) {
         let accesses = self.accesses();

@@ -6,27 +6,27 @@
 //! timeline 2                   `--C------f2....
 //! timeline 3                             `--D-------
 //! ```
-//! A to D are backups. At f1 and f2 a copy out of `pitr/` is promoted, as a DBA does who makes it the production server,
-//! and archives into the same archive.
+//! A to D are backups. At f1 and f2 a copy out of `pitr/` is promoted, as by a DBA who makes it the production server,
+//! and it archives into the same archive.
 
 use crate::common::process::run;
 use crate::common::random::Random;
 use crate::common::{Install, Mount, PgServer, Site};
 use std::fmt::Write as _;
 
-/// The marks there are, as one line.
+/// All marks, as one line.
 pub(crate) const MARKS: &str = "SELECT coalesce(string_agg(n::text, ' ' ORDER BY n), '') FROM marks";
 
-/// The zone the server has its times in.
+/// The server's time zone.
 pub(crate) const ZONE: &str = "America/New_York";
 
-/// Something that happened, in the order of the log.
+/// An event, in the order of the log.
 #[derive(Debug, Clone)]
 pub(crate) struct Event {
     pub(crate) what: What,
-    /// Behind it in the log, and before the next.
+    /// A position behind the event in the log, and before the next one.
     pub(crate) lsn: u64,
-    /// When it was committed, in microseconds; the same as before where nothing was.
+    /// When it was committed, in microseconds; the time of the event before if nothing was committed.
     pub(crate) time: i64,
 }
 
@@ -41,12 +41,12 @@ pub(crate) enum What {
         xid: u64,
     },
     Point(String),
-    /// Nothing before is reachable without an earlier backup.
+    /// No earlier event is reachable without an earlier backup.
     BackupEnd,
 }
 
 impl Event {
-    /// The transaction that ended with it.
+    /// The transaction that ended with this event.
     pub(crate) fn xid(&self) -> Option<u64> {
         match self.what {
             What::Mark { xid, .. } | What::Nothing { xid } => Some(xid),
@@ -55,14 +55,14 @@ impl Event {
     }
 }
 
-/// The events of one timeline, from the very first on.
+/// The events of one timeline, from the first one on.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Course {
     pub(crate) events: Vec<Event>,
 }
 
 impl Course {
-    /// The marks there are after the first `count` events, as [`MARKS`] tells them.
+    /// The marks after the first `count` events, in the form of [`MARKS`].
     pub(crate) fn marks_after(&self, count: usize) -> String {
         let mut marks: Vec<u32> = self.events[..count]
             .iter()
@@ -76,7 +76,7 @@ impl Course {
         texts.join(" ")
     }
 
-    /// Places of the events behind the first backup.
+    /// Indexes of the events behind the first backup.
     pub(crate) fn reachable(&self) -> std::ops::Range<usize> {
         let first = self
             .events
@@ -87,12 +87,12 @@ impl Course {
     }
 }
 
-/// See the module.
+/// The history, and the site with its archive.
 pub(crate) struct History {
     pub(crate) site: Site,
-    /// The production server in the end.
+    /// The last production server.
     pub(crate) server: PgServer,
-    /// By timeline, from 1.
+    /// The courses by timeline, from 1.
     pub(crate) courses: Vec<Course>,
 }
 
@@ -134,9 +134,9 @@ impl History {
     }
 }
 
-/// Whether some transactions are prepared first. Not where a timeline will begin: PostgreSQL looks for what was prepared
-/// under the name that segment had on the timeline of the record, and from there on the archive has it only under the
-/// new timeline's ("requested WAL segment has already been removed").
+/// Whether some transactions are prepared first. This must not be so where a timeline will begin: PostgreSQL looks for
+/// the prepared data under the segment's name on the timeline of the record, and from there on the archive has it only
+/// under the new timeline's name ("requested WAL segment has already been removed").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Prepared {
     Some,
@@ -152,14 +152,14 @@ struct Maker {
 }
 
 impl Maker {
-    /// So many marks, with whatever else goes on in a database; then all of it is archived.
+    /// Adds this many marks, with other activity of a database between them; then archives all of it.
     fn work(&mut self, marks: u32, prepare: Prepared, random: &mut Random) {
         let mut script = String::new();
         let mut prepared = Vec::new();
         for n in self.marks..self.marks + marks {
             noise(&mut script, n, random);
             if prepare == Prepared::Some && random.below(6) == 0 {
-                // Committed a while after it was made: transactions do not end in the order of their numbers.
+                // It is committed a while after it began: transactions do not end in the order of their numbers.
                 begin(&mut script, n);
                 let _ = writeln!(script, "PREPARE TRANSACTION 'p{n}';");
                 prepared.push(n);
@@ -195,7 +195,7 @@ impl Maker {
         }
     }
 
-    /// `kind|what|xid|microseconds|lsn` as the script tells it.
+    /// Parses `kind|what|xid|microseconds|lsn`, as the script prints it.
     fn event(&self, line: &str) -> Event {
         let fields: Vec<&str> = line.split('|').collect();
         let [kind, what, xid, time, lsn] = fields[..] else {
@@ -230,7 +230,7 @@ impl Maker {
         });
     }
 
-    /// Recovers to before the last `back` events and makes the copy the server of production.
+    /// Recovers to before the last `back` events, and makes the copy the production server.
     fn go_on_from_the_past(&mut self, install: &'static Install, back: usize) {
         self.server.stop("fast");
         let count = self.course.events.len() - back;
@@ -260,7 +260,7 @@ impl Maker {
     }
 }
 
-/// As the block says that it has to be done.
+/// Removes the block as the block itself says.
 fn remove_block(copy: &PgServer) {
     let path = copy.data.join("postgresql.auto.conf");
     let text = std::fs::read_to_string(&path).expect("Cannot read postgresql.auto.conf");
@@ -271,7 +271,7 @@ fn remove_block(copy: &PgServer) {
     std::fs::write(&path, format!("{before}{after}")).expect("Cannot write postgresql.auto.conf");
 }
 
-/// Whatever else there is in the log.
+/// Other activity in the log.
 fn noise(script: &mut String, n: u32, random: &mut Random) {
     match random.below(8) {
         0 => script.push_str("SELECT pg_switch_wal() \\gset\n"),
@@ -309,7 +309,7 @@ fn point(script: &mut String, name: &str) {
     );
 }
 
-/// The restore point behind work, by the number of marks that were made until then.
+/// The restore point at the end of this work, by the number of marks until then.
 pub(crate) fn end_of_work(marks: u32) -> String {
     format!("end of {marks}")
 }
@@ -321,7 +321,7 @@ fn begin(script: &mut String, n: u32) {
     );
 }
 
-/// Its commit is one record alone: another one before it keeps it apart from the event before.
+/// Its commit is a single record. Another record before it separates it from the previous event.
 fn end_prepared(script: &mut String, n: u32) {
     let _ = writeln!(
         script,
@@ -346,7 +346,7 @@ fn lsn_number(text: &str) -> u64 {
     number(high) << 32 | number(low)
 }
 
-/// With this in place of the slash.
+/// An LSN as text, with `slash` in place of the slash.
 pub(crate) fn lsn_text(lsn: u64, slash: &str) -> String {
     format!("{:X}{slash}{:X}", lsn >> 32, lsn & 0xFFFF_FFFF)
 }

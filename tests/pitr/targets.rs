@@ -1,9 +1,10 @@
-//! Targets of every kind on a known history, written in every way a person may write them, and what they must lead to.
+//! Targets of every kind on a known history, in every form that a person may write, and the state that each must lead
+//! to.
 
 use super::history::{Course, Event, History, What, ZONE, lsn_text};
 use crate::common::random::Random;
 
-/// What a time looks like: `to_char`'s format, the zone, and what is written behind it.
+/// The forms of a time: `to_char`'s format, the zone, and the suffix.
 const TIMES: [(&str, &str, &str); 8] = [
     ("YYYY-MM-DD HH24:MI:SS.US", "UTC", "+00"),
     ("YYYY-MM-DD HH24:MI:SS.US", ZONE, ""),
@@ -15,11 +16,11 @@ const TIMES: [(&str, &str, &str); 8] = [
     ("Mon DD, YYYY HH12:MI:SS.US AM", "UTC", " GMT"),
 ];
 
-/// A target, and the marks a copy recovered to it has.
+/// A target, and the marks in a copy that is recovered to it.
 pub(crate) type Target = (String, String);
 
 impl History {
-    /// A target of the kind that is next in turn, on a random timeline.
+    /// A target of the next kind in turn, on a random timeline.
     pub(crate) fn target(&self, round: usize, random: &mut Random) -> Target {
         let timeline = random.below(self.courses.len() as u64) as usize;
         let course = &self.courses[timeline];
@@ -30,7 +31,7 @@ impl History {
             4 => name(course, random),
             _ => end(course, random),
         };
-        // The newest timeline is the one that is meant where none is named.
+        // Without a timeline in the target, the newest one is meant.
         if timeline + 1 < self.courses.len() || random.below(3) == 0 {
             target += &format!(",timeline={}", timeline + 1);
         }
@@ -84,7 +85,7 @@ fn lsn(course: &Course, random: &mut Random) -> Target {
         2 => lsn_text(event.lsn, "-").to_lowercase(),
         _ => format!("lsn:{}", lsn_text(event.lsn, "%2f")),
     };
-    // Behind an event and before the next stands at least one record that changes no mark.
+    // Between an event and the next one there is at least one record that changes no mark.
     let suffix = if random.below(2) == 0 { ",exclusive" } else { "" };
     (written + suffix, course.marks_after(place + 1))
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// Clients that count their commits.
 const CLIENTS: u32 = 3;
 
-/// How long everything is killed; `BARMANFS_TEST_SECONDS` says otherwise, and 120 is the full test.
+/// How long processes are killed; `BARMANFS_TEST_SECONDS` overrides it, and 120 is the full test.
 const USUAL_SECONDS: u64 = 15;
 
 pub(super) fn no_commit_that_returned_is_lost(install: &'static Install) {
@@ -34,7 +34,7 @@ pub(super) fn no_commit_that_returned_is_lost(install: &'static Install) {
     while Instant::now() < until_then {
         let load = Load::start(&server);
         clients.iter_mut().for_each(|client| client.start(&server));
-        // Some rounds kill the receiver alone, a few times, while the commits wait for it.
+        // Some rounds kill only the receiver, a few times, while the commits wait for it.
         for _ in 0..random.below(4) {
             std::thread::sleep(random.duration_below(Duration::from_millis(1500)));
             receiver.kill();
@@ -70,7 +70,7 @@ pub(super) fn no_commit_that_returned_is_lost(install: &'static Install) {
     assert_all_are_there(&site, install, &clients);
 }
 
-/// A server whose commits wait for `receive-wal`, and for nobody else.
+/// A server whose commits wait only for `receive-wal`.
 fn synchronous_site(install: &'static Install) -> (Site, PgServer) {
     let site = Site::with_repository();
     let mut server = PgServer::init(install, &site.path("main"), &["--wal-segsize=1"]);

@@ -1,4 +1,4 @@
-//! Failovers: the server goes over to a new timeline, or another server does.
+//! Failovers: the server changes to a new timeline, or another server takes over.
 
 use super::{
     Receiver, STREAMING, assert_same_as_on, fill_segments, spooled, streaming_site, streams, wait_for,
@@ -58,7 +58,7 @@ pub(super) fn what_a_lost_primary_had_sent_is_kept(install: &'static Install) {
     });
     catch_up(&primary, &standby);
     standby.stop("fast");
-    // These commits only the primary has, and what received from it.
+    // Only the primary and its receiver have these commits.
     primary.query("CREATE TABLE only_there (n int); INSERT INTO only_there VALUES (42)");
     let lsn = primary.query("SELECT pg_current_wal_flush_lsn()");
     until("they are received", || {

@@ -1,4 +1,4 @@
-//! What goes wrong around it: the network, the disk, the archive, the slot that is not there.
+//! Trouble around it: the network, the disk, the archive, a missing slot.
 
 use super::{
     Receiver, STREAMING, assert_same_as_on, fill_segments, spooled, streaming_site, streams, transact_one,
@@ -25,7 +25,7 @@ pub(super) fn a_network_that_loses_messages_loses_no_wal(install: &'static Insta
             0 => Fate::Cut,
             1 if payload.first() == Some(&b'w') => Fate::Drop,
             2 if payload.first() == Some(&b'w') => {
-                // A message that belongs elsewhere.
+                // A message from another place in the stream.
                 payload[5] ^= 1;
                 Fate::Pass
             }
@@ -47,7 +47,7 @@ pub(super) fn a_network_that_loses_messages_loses_no_wal(install: &'static Insta
     assert!(receiver.log().contains("next try in"), "{}", receiver.log());
 }
 
-/// A fork: nothing is mixed into the archive, and nothing that was received is lost until somebody decides.
+/// A fork: nothing is mixed into the archive, and no received WAL is lost until a decision.
 pub(super) fn another_segment_in_the_archive_loses_nothing(install: &'static Install) {
     let (site, server) = streaming_site(install, STREAMING, "");
     let receiver = Receiver::start(&site);
@@ -66,7 +66,7 @@ pub(super) fn another_segment_in_the_archive_loses_nothing(install: &'static Ins
     receiver.stop();
     let before = fs::read(&received).unwrap();
 
-    // Somebody else archives another segment of that name.
+    // Another process archives another segment of that name.
     fill_segments(&server, 1);
     let mut other = fs::read(server.data.join("pg_wal").join(&partial)).unwrap();
     let at = (20_000..)
@@ -91,7 +91,7 @@ pub(super) fn another_segment_in_the_archive_loses_nothing(install: &'static Ins
     assert!(archived.stdout == other, "What was archived is never overwritten");
 }
 
-/// The repository's file system is full for a while: the server keeps what cannot be received.
+/// The repository's file system is full for a while: the server keeps the WAL that cannot be received.
 pub(super) fn a_full_disk_is_waited_out(install: &'static Install) {
     let site = Site::new();
     let disk = SmallDisk::mount(&site.make_directory("repository"), 24);

@@ -1,4 +1,4 @@
-//! A server on what a backup gives: how long until it answers, and how fast it is then.
+//! A server on data from a backup: the time until it answers, and its speed after that.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,18 +21,19 @@ const READ_SECONDS: u32 = 15;
 /// How long pgbench also writes: more than one checkpoint.
 const WRITE_SECONDS: u32 = 60;
 
-/// Wins over what the server that was backed up had. A commit waits for the disk, as in production.
+/// Overrides the settings of the backed-up server. A commit waits for the disk, as in production.
 const SETTINGS: &[&str] = &[
     "archive_mode=off",
     "synchronous_commit=on",
     "checkpoint_timeout=30s",
 ];
 
-/// Where a data directory is made.
+/// The name of the restored data directory.
 const STARTED: &str = "started";
 
 impl Rounds<'_> {
-    /// From nothing but the newest backup, page cache empty, to the first row a server on it gives.
+    /// Measures the time from only the newest backup, with an empty page cache, to the first row
+    /// from a server on it.
     pub(crate) fn answer_first(&mut self, peer: &mut dyn Peer) -> Result<()> {
         let target = self.site.path(STARTED);
         site::remove(&target)?;
@@ -88,7 +89,7 @@ impl Rounds<'_> {
         self.record(Measure::FirstAnswer, tool, sample);
     }
 
-    /// pgbench on a clone, and for comparison on plain files, which `cp` stands for.
+    /// Runs pgbench on a clone, and for comparison on plain files, under the name of `cp`.
     pub(crate) fn serve_queries(&mut self, peer: &mut dyn Peer) -> Result<()> {
         let target = self.site.path(STARTED);
         site::remove(&target)?;
@@ -123,7 +124,7 @@ impl Rounds<'_> {
     }
 }
 
-/// What a tool's clone is called in the report.
+/// The name of a tool's clone in the report.
 fn clone_name(peer: &dyn Peer) -> String {
     format!("{} clone", peer.name())
 }
@@ -136,7 +137,7 @@ fn remove_directory(clone: &Path) -> Result<()> {
     fs::remove_dir(clone).with_context(|| format!("Cannot remove {}", clone.display()))
 }
 
-/// What a directory takes on disk: files of a clone are sparse.
+/// Bytes of a directory on disk: files of a clone are sparse.
 fn allocated_bytes(site: &Site, directory: &Path) -> Result<u64> {
     measure::settle(site)?;
     let text = site::output(Command::new("du").args(["-s", "-B1"]).arg(directory))?;
@@ -154,7 +155,7 @@ struct Started<'a> {
 }
 
 impl<'a> Started<'a> {
-    /// Starts it and waits until it takes connections.
+    /// Starts it and waits until it accepts connections.
     fn start(rounds: &Rounds<'a>, data: &Path) -> Result<Self> {
         let site = rounds.site;
         let sockets = site.empty_postgres_directory("sockets")?;
@@ -168,7 +169,7 @@ impl<'a> Started<'a> {
         let settings: String = SETTINGS.iter().map(|setting| format!(" -c {setting}")).collect();
         let options = format!("-k {}{settings}", started.sockets.display());
         let mut control = started.control("start");
-        // Its log is not to be on the mount.
+        // Its log must not be on the mount.
         control
             .arg("-l")
             .arg(started.sockets.join("log"))
@@ -198,7 +199,8 @@ impl<'a> Started<'a> {
         Ok(())
     }
 
-    /// Two clients for so many seconds; the sample's time is that of a transaction, over all clients.
+    /// Runs two clients for this many seconds; the sample's time is that of a transaction, over all
+    /// clients.
     fn pgbench(&self, seconds: u32, options: &[&str]) -> Result<Sample> {
         self.wait_until_promoted()?;
         let mut pgbench = self.client("pgbench");
@@ -240,13 +242,13 @@ impl<'a> Started<'a> {
 impl Drop for Started<'_> {
     fn drop(&mut self) {
         if self.running {
-            // The error that brought us here is the one to show, not that of the clean-up.
+            // The error that led here must be reported, not that of the clean-up.
             let _ = self.site.run(self.control("stop").args(["-m", "immediate"]));
         }
     }
 }
 
-/// From the line "tps = 1234.5 (without initial connection time)".
+/// Parses the line "tps = 1234.5 (without initial connection time)".
 fn transactions_per_second(text: &str) -> Option<f64> {
     let line = text
         .lines()

@@ -1,8 +1,9 @@
 //! The database that is backed up, and the fixed changes made to it.
 //!
-//! For each unit of scale 23 MB: pgbench's tables, documents (jsonb, which compress well) and rows
-//! that do not compress at all. Besides, two thousand small tables, as many files as a large
-//! application has. Everything is computed, nothing is random, so every run has the same bytes.
+//! Each unit of scale has 23 MB: pgbench's tables, documents (jsonb, which compress well) and rows
+//! that do not compress at all. In addition there are two thousand small tables, as many files as a
+//! large application has. Everything is computed, nothing is random, so every run has the same
+//! bytes.
 
 use anyhow::Result;
 
@@ -12,17 +13,17 @@ use crate::site::Site;
 const DOCUMENTS_PER_SCALE: u32 = 6000;
 const NOISE_ROWS_PER_SCALE: u32 = 1500;
 const SMALL_TABLES: u32 = 2000;
-/// How many small tables one transaction makes; each takes a few entries of the lock table.
+/// How many small tables one transaction creates; each takes a few entries of the lock table.
 const SMALL_TABLES_PER_TRANSACTION: u32 = 100;
 
 /// Transactions of the small change.
 const TRANSACTIONS: u32 = 5000;
 
-/// The tables that random reads are tried on: rows of pgbench, and rows that do not compress.
+/// The tables for random reads: rows of pgbench, and rows that do not compress.
 pub(crate) const ACCOUNTS: &str = "pgbench_accounts";
 pub(crate) const NOISE: &str = "noise";
 
-/// The size of the data directory; as measured, it need not be exact.
+/// The size of the data directory, as measured; it need not be exact.
 pub(crate) fn expected_megabytes(scale: u32) -> u32 {
     200 + scale.saturating_mul(23)
 }
@@ -79,7 +80,7 @@ fn small_tables_sql() -> String {
     )
 }
 
-/// Five thousand transactions of pgbench, and one document in a thousand.
+/// Runs five thousand transactions of pgbench, and updates one document in a thousand.
 pub(crate) fn change_little(site: &Site, server: &Server<'_>) -> Result<()> {
     let per_client = (TRANSACTIONS / 2).to_string();
     let mut pgbench = server.client("pgbench");
@@ -88,7 +89,7 @@ pub(crate) fn change_little(site: &Site, server: &Server<'_>) -> Result<()> {
     server.checkpoint()
 }
 
-/// One row of every second page of all large tables.
+/// Updates one row on every second page of all large tables.
 pub(crate) fn change_half_of_all_pages(server: &Server<'_>) -> Result<()> {
     let changes = [
         (ACCOUNTS, "abalance = abalance + 1"),
@@ -105,8 +106,8 @@ pub(crate) fn change_half_of_all_pages(server: &Server<'_>) -> Result<()> {
     server.checkpoint()
 }
 
-/// Changes rows on all pages of pgbench_accounts, for the first time since a checkpoint: as much WAL as the table has
-/// bytes, and some more for the rows.
+/// Changes rows on all pages of pgbench_accounts, for the first time since a checkpoint. The WAL
+/// has as many bytes as the table, and some more for the rows.
 pub(crate) fn change_everywhere(server: &Server<'_>) -> Result<()> {
     server.sql("CHECKPOINT")?;
     server

@@ -1,7 +1,7 @@
 //! `barmanfs-bench`: barmanfs and its peers side by side, on one machine, in one run.
 //!
-//! Absolute times say more about the machine than about the tools; what counts are the ratios
-//! within a run. See `tools/README.md`.
+//! Absolute times say more about the machine than about the tools; only the ratios within a run
+//! count. See `tools/README.md`.
 
 // A program for people at a terminal: printing is its job.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -179,15 +179,15 @@ fn available_peers<'a>(
     Ok(available)
 }
 
-/// Which tools and measures are wanted.
+/// The wanted tools and measures.
 struct Selection {
     tools: BTreeSet<String>,
     measures: BTreeSet<Measure>,
 }
 
 impl Selection {
-    /// Names of tools choose among the tools, names of measures among the measures; where one kind
-    /// is not named, all of it is wanted.
+    /// Names of tools select tools, names of measures select measures. If there is no name of one
+    /// kind, all of that kind are selected.
     fn parse(only: &[String], peers: &[Box<dyn Peer + '_>]) -> Result<Self> {
         let (mut tools, mut measures) = (BTreeSet::new(), BTreeSet::new());
         for name in only {

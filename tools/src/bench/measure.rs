@@ -14,18 +14,18 @@ use anyhow::{Context, Result, bail};
 
 use crate::site::{self, Site};
 
-/// How often a program's memory is looked at. The kernel keeps the maximum, so only what a program
-/// grows by in its last moments is missed.
+/// How often a program's memory is read. The kernel keeps the maximum, so only growth in its last
+/// moments is missed.
 const MEMORY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What one run of a program took.
+/// The cost of one run of a program.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Sample {
     /// From its start to its end.
     pub(crate) seconds: f64,
-    /// What its repository grew by.
+    /// Growth of its repository.
     pub(crate) stored_bytes: Option<u64>,
-    /// The most resident memory, its child processes added.
+    /// Peak resident memory, including its child processes.
     pub(crate) peak_memory_bytes: Option<u64>,
 }
 
@@ -58,7 +58,7 @@ pub(crate) fn run(site: &Site, mut command: Command) -> Result<Sample> {
     })
 }
 
-/// Looks at a process and its children from time to time, on a thread of its own.
+/// Reads the memory of a process and its children from time to time, on a thread of its own.
 struct MemoryWatch {
     stop: mpsc::Sender<()>,
     thread: thread::JoinHandle<Option<u64>>,
@@ -84,7 +84,7 @@ impl MemoryWatch {
     }
 }
 
-/// Enters the peaks of a process and all below it.
+/// Records the peaks of a process and all its descendants.
 fn note_peaks(process: u32, peaks: &mut HashMap<u32, u64>) {
     if let Some(bytes) = peak_memory_bytes(process) {
         peaks.insert(process, bytes);
@@ -95,7 +95,7 @@ fn note_peaks(process: u32, peaks: &mut HashMap<u32, u64>) {
     }
 }
 
-/// The most resident memory a process has had; `None` when it is gone.
+/// The peak resident memory of a process; `None` when it is gone.
 pub(crate) fn peak_memory_bytes(process: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -103,7 +103,7 @@ pub(crate) fn peak_memory_bytes(process: u32) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// The length of all files below a directory; each once, however many links it has.
+/// The length of all files below a directory; each file counts once, however many links it has.
 pub(crate) fn directory_bytes(path: &Path) -> Result<u64> {
     let mut seen = std::collections::HashSet::new();
     let mut bytes = 0;
@@ -113,7 +113,7 @@ pub(crate) fn directory_bytes(path: &Path) -> Result<u64> {
             fs::read_dir(&directory).with_context(|| format!("Cannot read {}", directory.display()))?;
         for entry in entries {
             let entry = entry?;
-            // A server that runs removes files while they are listed.
+            // A running server removes files while they are listed.
             let Ok(metadata) = entry.metadata() else { continue };
             if metadata.is_dir() {
                 directories.push(entry.path());
@@ -125,12 +125,12 @@ pub(crate) fn directory_bytes(path: &Path) -> Result<u64> {
     Ok(bytes)
 }
 
-/// Writes out what is still to be written, so that a measurement does not pay for the one before.
+/// Flushes all pending writes, so that a measurement does not pay for the previous one.
 pub(crate) fn settle(site: &Site) -> Result<()> {
     site.run(&mut Command::new("sync"))
 }
 
-/// Empties the page cache; only root can. Says whether it did.
+/// Empties the page cache; only root can. Returns whether it was emptied.
 pub(crate) fn drop_page_cache(site: &Site) -> Result<bool> {
     settle(site)?;
     Ok(fs::write("/proc/sys/vm/drop_caches", "3").is_ok())

@@ -1,4 +1,4 @@
-//! The tools that are measured. Each says what to run; how that is timed is the same for all.
+//! The measured tools. Each defines its commands; the timing is the same for all.
 
 mod barmanfs;
 mod basebackup;
@@ -19,8 +19,8 @@ use self::restic::Restic;
 use crate::server::Server;
 use crate::site::Site;
 
-/// What a tool can be asked to do. Every command returned is timed as it is; what has to be made
-/// ready for it is done before it is returned. `None`: the tool has nothing of the kind.
+/// The operations of a tool. Every returned command is timed as it is; its preparations are done
+/// before it is returned. `None`: the tool has no such operation.
 pub(crate) trait Peer {
     /// Its name in the report.
     fn name(&self) -> &'static str;
@@ -28,18 +28,18 @@ pub(crate) trait Peer {
     /// Its version; an error says why it cannot take part.
     fn version(&self) -> Result<String>;
 
-    /// Makes an empty repository, in place of what was there.
+    /// Makes an empty repository, in place of an existing one.
     fn prepare(&mut self, server: &Server<'_>) -> Result<()>;
 
-    /// Where all is that it stores.
+    /// The directory with everything that it stores.
     fn repository(&self) -> PathBuf;
 
-    /// Whether it can only copy the files of a server that is stopped.
+    /// Whether it can only copy the files of a stopped server.
     fn needs_stopped_server(&self) -> bool {
         false
     }
 
-    /// A backup of the server; the second and later ones may build on those before.
+    /// A backup of the server; the second and later ones may build on earlier ones.
     fn backup(&mut self, server: &Server<'_>) -> Result<Command>;
 
     /// Copies the newest backup to `target`, which does not exist.
@@ -47,7 +47,8 @@ pub(crate) trait Peer {
         Ok(None)
     }
 
-    /// Brings what else a server needs that is started on the newest backup, which is taken anew where that is simpler.
+    /// Adds what a server on the newest backup needs in addition. If that is simpler, takes the
+    /// backup again.
     fn complete(&mut self, _server: &Server<'_>) -> Result<()> {
         Ok(())
     }
@@ -57,7 +58,7 @@ pub(crate) trait Peer {
         self.restore(server, target)
     }
 
-    /// What restoring is called, where that is another program.
+    /// The name of the restore, if it is another program.
     fn restore_name(&self) -> &'static str {
         self.name()
     }
@@ -78,17 +79,17 @@ pub(crate) trait Peer {
     }
 }
 
-/// How a tool's mount is used.
+/// The use of a tool's mount.
 pub(crate) struct Mount {
     /// Serves it, in the foreground.
     pub(crate) serve: Command,
-    /// Takes it down.
+    /// Unmounts it.
     pub(crate) unmount: Command,
-    /// The newest backup's data directory, which is there once the mount answers.
+    /// The newest backup's data directory, which exists once the mount answers.
     pub(crate) data: PathBuf,
     /// The directory of archived segments.
     pub(crate) wal: Option<PathBuf>,
-    /// A directory that need only be made to be a data directory a server can run on.
+    /// A directory whose creation makes a data directory that a server can run on.
     pub(crate) clone: Option<PathBuf>,
 }
 

@@ -1,4 +1,5 @@
-//! How long it takes until something of the newest backup can be read at all, and what is written to disk for that.
+//! The time until some data of the newest backup can be read at all, and the bytes written to disk
+//! for that.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -16,11 +17,12 @@ use crate::site;
 
 const PAGE_BYTES: usize = 8192;
 
-/// Files whose first page is read.
+/// The number of files whose first page is read.
 const FILES: usize = 200;
 
 impl Rounds<'_> {
-    /// From nothing but the backup to the first page of the largest table: by a mount, or by a restore of everything.
+    /// Measures the time from only the backup to the first page of the largest table: by a mount,
+    /// or by a restore of everything.
     pub(crate) fn make_readable(&mut self, peer: &mut dyn Peer) -> Result<()> {
         let file = self
             .server
@@ -77,7 +79,7 @@ impl Rounds<'_> {
     }
 }
 
-/// Opens a file and reads its first page; the seconds it took.
+/// Opens a file and reads its first page. Returns the seconds this took.
 fn first_page(path: &Path) -> Result<f64> {
     let began = Instant::now();
     let mut page = [0; PAGE_BYTES];

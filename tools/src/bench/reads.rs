@@ -9,11 +9,11 @@ use anyhow::{Context, Result, ensure};
 
 const PAGE_BYTES: u64 = 8192;
 
-/// Pages read from each table. Few enough that most fall into parts that were not read before.
+/// Pages read from each table. They are so few that most are in parts that were not read before.
 const READS: u32 = 300;
 
-/// Reads pages at random places of a relation, and gives the time of each in seconds. `first` is
-/// the relation's first file; the others beside it are `first.1`, `first.2` and so on.
+/// Reads pages at random places of a relation. Returns the time of each in seconds. `first` is the
+/// relation's first file; the other files beside it are `first.1`, `first.2` and so on.
 pub(crate) fn random_reads(first: &Path, seed: u64) -> Result<Vec<f64>> {
     let files = open_all(first)?;
     let pages: u64 = files.iter().map(|(_, pages)| pages).sum();
@@ -38,7 +38,7 @@ pub(crate) fn random_reads(first: &Path, seed: u64) -> Result<Vec<f64>> {
     Ok(times)
 }
 
-/// A relation's files, with how many pages each has.
+/// A relation's files, with the number of pages in each.
 fn open_all(first: &Path) -> Result<Vec<(File, u64)>> {
     let mut files = Vec::new();
     for number in 0_u32.. {

@@ -1,4 +1,4 @@
-//! Recovery fed from an archive: how fast PostgreSQL replays a fixed run of segments, by where they come from.
+//! Recovery from an archive: how fast PostgreSQL replays a fixed run of segments from each source.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,14 +13,15 @@ use crate::results::Measure;
 use crate::rounds::{Rounds, mount_name};
 use crate::site;
 
-/// Segments that are replayed.
+/// The number of replayed segments.
 const SEGMENTS: usize = 200;
 
-/// What the WAL of a server that has been stopped in between is followed by.
+/// Settings for a recovery along the WAL of a server that was stopped meanwhile.
 const SETTINGS: &str = "archive_mode = off\nhot_standby = off\nrecovery_target_action = 'shutdown'\n";
 
 impl Rounds<'_> {
-    /// Makes the WAL that follows the kept state; the segments lie in `segments` afterwards. Gives the position to recover to.
+    /// Makes the WAL that follows the kept state; its segments are in `segments` afterwards.
+    /// Returns the position to recover to.
     pub(crate) fn make_wal_to_replay(&mut self) -> Result<String> {
         self.server.bring_state_back()?;
         self.server.collect_segments(true)?;
@@ -35,7 +36,7 @@ impl Rounds<'_> {
         Ok(target)
     }
 
-    /// Recovers the kept state to `target`. Only tools whose archive can be read by `cp` take part.
+    /// Recovers the kept state to `target`. Only tools whose archive `cp` can read take part.
     pub(crate) fn replay(&mut self, peer: &mut dyn Peer, target: &str) -> Result<()> {
         let directory = self.site.path("segments");
         if peer.name() == "cp" {

@@ -1,4 +1,4 @@
-//! What was measured, as it is written with `--json`.
+//! The measurements, in the form of `--json`.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::measure::Sample;
 
-/// What can be measured.
+/// All measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Measure {
@@ -16,29 +16,29 @@ pub(crate) enum Measure {
     SecondSmall,
     /// The backup after one row on every second page was changed.
     SecondHalf,
-    /// The newest backup as a directory again, nothing in the page cache.
+    /// The newest backup as a directory again, with an empty page cache.
     Restore,
-    /// From the backup to the first page that can be read, nothing in the page cache.
+    /// From the backup to the first page that can be read, with an empty page cache.
     Ready,
     /// The first page of a file of the mounted backup, opened for the first time.
     FirstByte,
-    /// A page of pgbench_accounts from the mounted backup, nothing in the page cache.
+    /// A page of pgbench_accounts from the mounted backup, with an empty page cache.
     ReadAccounts,
     /// The same of a table whose rows do not compress.
     ReadNoise,
     /// Archiving a full segment durably.
     WalArchive,
-    /// Fetching an archived segment, nothing in the page cache.
+    /// Fetching an archived segment, with an empty page cache.
     WalFetch,
     /// Recovery through two hundred segments.
     Replay,
-    /// From the backup to the first row of a server started on it, nothing in the page cache.
+    /// From the backup to the first row from a server started on it, with an empty page cache.
     FirstAnswer,
-    /// A transaction of `pgbench -S` on that server, nothing in the page cache at first.
+    /// A transaction of `pgbench -S` on that server, at first with an empty page cache.
     SelectCold,
-    /// The same when all has been read once.
+    /// The same when everything has been read once.
     SelectWarm,
-    /// A transaction of pgbench that writes.
+    /// A transaction of pgbench with writes.
     ReadWrite,
 }
 
@@ -71,9 +71,9 @@ impl Measure {
 #[derive(Debug, Serialize)]
 pub(crate) struct Row {
     pub(crate) measure: Measure,
-    /// The tool, and how it was used where there are two ways: "restic", "restic mount".
+    /// The tool, and its use if there are two: "restic", "restic mount".
     pub(crate) tool: String,
-    /// The middle one of its times.
+    /// The median of its times.
     pub(crate) median_seconds: f64,
     pub(crate) seconds: Vec<f64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -83,7 +83,7 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// The middle one of its stored bytes.
+    /// The median of its stored bytes.
     pub(crate) fn median_stored_bytes(&self) -> Option<u64> {
         let mut bytes = self.stored_bytes.clone();
         bytes.sort_unstable();
@@ -99,17 +99,17 @@ pub(crate) struct Results {
     pub(crate) cpus: usize,
     pub(crate) database_bytes: u64,
     pub(crate) server_version: String,
-    /// False where the page cache could not be emptied, so that nothing was cold.
+    /// False if the page cache could not be emptied, so that nothing was cold.
     pub(crate) page_cache_dropped: bool,
     /// Each tool's version.
     pub(crate) tools: BTreeMap<String, String>,
-    /// Tools that did not take part, or only in part, and why.
+    /// Tools that took no part, or only in part, and why.
     pub(crate) skipped: BTreeMap<String, String>,
     pub(crate) rows: Vec<Row>,
 }
 
 impl Results {
-    /// Enters one sample.
+    /// Adds one sample.
     pub(crate) fn add(&mut self, measure: Measure, tool: &str, sample: Sample) {
         let known = self
             .rows

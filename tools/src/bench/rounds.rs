@@ -1,5 +1,5 @@
-//! The sequence of a benchmark. In every round each tool does everything once from the same state
-//! of the database, in turn, and begins one place later than in the round before.
+//! The sequence of a benchmark. In every round each tool does everything once, in turn, from the
+//! same state of the database. Each round begins with the next tool.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -25,15 +25,15 @@ const MOUNT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a mount's daemon may take to end after it was unmounted.
 const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A benchmark that runs.
+/// A running benchmark.
 pub(crate) struct Rounds<'a> {
     pub(crate) site: &'a Site,
     pub(crate) server: Server<'a>,
     pub(crate) peers: Vec<Box<dyn Peer + 'a>>,
-    /// What is wanted; the rest is done only as far as that needs it.
+    /// The wanted measures; other steps run only as far as these need them.
     pub(crate) measures: BTreeSet<Measure>,
     pub(crate) results: Results,
-    /// Told what is being done.
+    /// Prints the current step.
     pub(crate) say: fn(&str),
 }
 
@@ -91,7 +91,7 @@ impl Rounds<'_> {
         Ok(())
     }
 
-    /// Starts servers on the newest backup, while the one that was backed up stands still.
+    /// Starts servers on the newest backup, while the backed-up server is stopped.
     fn start_servers(&mut self) -> Result<()> {
         let speeds = [Measure::SelectCold, Measure::SelectWarm, Measure::ReadWrite];
         let wants_answers = self.wants_any(&[Measure::FirstAnswer]);
@@ -115,8 +115,8 @@ impl Rounds<'_> {
         measures.iter().any(|measure| self.measures.contains(measure))
     }
 
-    /// Does something with each tool. One that fails is left out from there on, and named in the
-    /// report; the others go on.
+    /// Does something with each tool. A tool that fails is left out from there on, and named in the
+    /// report; the others continue.
     fn each(&mut self, step: &str, mut action: impl FnMut(&mut Self, &mut dyn Peer) -> Result<()>) {
         (self.say)(step);
         for mut peer in std::mem::take(&mut self.peers) {
@@ -131,7 +131,7 @@ impl Rounds<'_> {
         }
     }
 
-    /// Enters a sample, if it is of a measure that is wanted.
+    /// Adds a sample, if its measure is wanted.
     pub(crate) fn record(&mut self, measure: Measure, tool: &str, sample: Sample) {
         if self.measures.contains(&measure) {
             self.results.add(measure, tool, sample);
@@ -176,7 +176,7 @@ impl Rounds<'_> {
         let mut copy = Command::new("cp");
         copy.arg("-a").arg(&mounted.data).arg(&target);
         let mut sample = measure::run(self.site, copy)?;
-        // The memory that counts is the daemon's.
+        // The daemon's memory counts.
         sample.peak_memory_bytes = measure::peak_memory_bytes(mounted.daemon.id());
         mounted.unmount()?;
         self.record(Measure::Restore, &mount_name(peer), sample);
@@ -217,7 +217,7 @@ impl Rounds<'_> {
         Ok(())
     }
 
-    /// The segments that were archived during the small change, but for the last one, which is not
+    /// The segments that were archived during the small change, except the last one, which is not
     /// full.
     fn collected_segments(&self) -> Result<Vec<PathBuf>> {
         let directory = self.site.path("segments");
@@ -288,7 +288,8 @@ impl Rounds<'_> {
         mounted.map_or(Ok(()), Mounted::unmount)
     }
 
-    /// Mounts a tool's repository, nothing of it in any cache; `None` where it has no mount.
+    /// Mounts a tool's repository, with nothing of it in any cache; `None` if the tool has no
+    /// mount.
     pub(crate) fn mount(&mut self, peer: &dyn Peer) -> Result<Option<Mounted>> {
         let at = self.site.path("mount");
         fs::create_dir_all(&at)?;
@@ -300,12 +301,12 @@ impl Rounds<'_> {
     }
 }
 
-/// What a tool's mount is called in the report.
+/// The name of a tool's mount in the report.
 pub(crate) fn mount_name(peer: &dyn Peer) -> String {
     format!("{} mount", peer.name())
 }
 
-/// A mount that is being served.
+/// A served mount.
 pub(crate) struct Mounted {
     daemon: Child,
     unmount: Command,
@@ -313,7 +314,7 @@ pub(crate) struct Mounted {
     pub(crate) data: PathBuf,
     /// The directory of archived segments.
     pub(crate) wal: Option<PathBuf>,
-    /// What to make for a data directory that can be written.
+    /// The directory to create for a writable data directory.
     pub(crate) clone: Option<PathBuf>,
     /// When its daemon was started.
     pub(crate) started: Instant,
@@ -391,7 +392,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // The error that brought us here is the one to show, not that of the clean-up.
+        // The error that led here must be reported, not that of the clean-up.
         let _ = self.take_down();
     }
 }

@@ -10,10 +10,10 @@ use anyhow::{Context, Result, ensure};
 
 use crate::site::{self, Site};
 
-/// The server's superuser.
+/// The name of the server's superuser.
 pub(crate) const USER: &str = "bench";
 
-/// How long archiving may take, which here is no more than a copy.
+/// How long archiving may take; here it is only a copy.
 const ARCHIVE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A server in the benchmark's directory.
@@ -25,7 +25,7 @@ pub(crate) struct Server<'a> {
 }
 
 impl<'a> Server<'a> {
-    /// Makes a new cluster; it is not started.
+    /// Creates a new cluster without starting it.
     pub(crate) fn create(site: &'a Site, bindir: &Path) -> Result<Self> {
         let server = Self {
             site,
@@ -51,9 +51,9 @@ impl<'a> Server<'a> {
         Ok(server)
     }
 
-    /// Settings under which nothing happens that was not asked for: no autovacuum, no checkpoint by
-    /// time or size, `pg_wal` holds no more than it has to, and WAL is collected only while the file
-    /// `collect` is there.
+    /// Settings that prevent all background work: no autovacuum, no checkpoint by time or size,
+    /// `pg_wal` no larger than necessary, and WAL is collected only while the file `collect`
+    /// exists.
     fn configure(&self) -> Result<()> {
         let socket = self.socket();
         let (collect, segments) = (self.site.path("server/collect"), self.site.path("segments"));
@@ -78,7 +78,7 @@ impl<'a> Server<'a> {
         self.bindir.join(name)
     }
 
-    /// Where its programs are.
+    /// The directory of its programs.
     pub(crate) fn bindir(&self) -> &Path {
         &self.bindir
     }
@@ -93,7 +93,7 @@ impl<'a> Server<'a> {
         self.site.path("server")
     }
 
-    /// The version as the server's programs say it: "15.18 (Debian 15.18-0+deb12u1)".
+    /// The version as the server's programs print it: "15.18 (Debian 15.18-0+deb12u1)".
     pub(crate) fn version(&self) -> Result<String> {
         let text = site::output(Command::new(self.program("postgres")).arg("--version"))?;
         Ok(text
@@ -139,7 +139,7 @@ impl<'a> Server<'a> {
         self.site.run(&mut command)
     }
 
-    /// Runs SQL, and gives the values it returns.
+    /// Runs SQL. Returns the values.
     pub(crate) fn sql(&self, commands: &str) -> Result<String> {
         let mut psql = self.client("psql");
         psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", commands]);
@@ -156,7 +156,7 @@ impl<'a> Server<'a> {
         command
     }
 
-    /// Writes everything to the data directory, and removes the WAL that is then not needed.
+    /// Writes everything to the data directory, and removes WAL that is not needed then.
     pub(crate) fn checkpoint(&self) -> Result<()> {
         self.sql("SELECT pg_switch_wal()")?;
         let start = Instant::now();
@@ -170,7 +170,7 @@ impl<'a> Server<'a> {
         self.sql("CHECKPOINT").map(drop)
     }
 
-    /// Keeps the archived segments from now on, or no longer.
+    /// Keeps the archived segments from now on, or stops doing so.
     pub(crate) fn collect_segments(&self, on: bool) -> Result<()> {
         let flag = self.site.path("server/collect");
         if on {
@@ -180,13 +180,13 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// Keeps the stopped server's data directory, to come back to.
+    /// Keeps a copy of the stopped server's data directory, to return to.
     pub(crate) fn keep_state(&mut self) -> Result<()> {
         self.stop()?;
         self.copy(&self.data(), &self.site.path("pristine"))
     }
 
-    /// Brings the data directory back to what it was when it was kept, and starts the server.
+    /// Restores the kept data directory, and starts the server.
     pub(crate) fn bring_state_back(&mut self) -> Result<()> {
         self.stop()?;
         self.copy(&self.site.path("pristine"), &self.data())?;
@@ -214,7 +214,7 @@ impl<'a> Server<'a> {
 
 impl Drop for Server<'_> {
     fn drop(&mut self) {
-        // The error that ends the benchmark is the one to show, not that of the clean-up.
+        // The error that ends the benchmark must be reported, not that of the clean-up.
         let _ = self.stop();
     }
 }

@@ -1,4 +1,4 @@
-//! The place where a benchmark happens: its directory, its log, and who runs what.
+//! The place of a benchmark: its directory, its log, and the users who run the programs.
 //!
 //! PostgreSQL refuses to run as root, but only root can drop the page cache between measurements.
 //! So root runs the benchmark, and the server and its tools run as the user `postgres`.
@@ -10,10 +10,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// How much of a failed program's output is shown.
+/// Maximum output of a failed program that is shown.
 const SHOWN_OUTPUT_BYTES: usize = 2000;
 
-/// How much of a failed command is shown.
+/// Maximum length of a failed command that is shown.
 const SHOWN_COMMAND_CHARACTERS: usize = 200;
 
 /// A benchmark's directory.
@@ -24,12 +24,12 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// Uses `root`, which has to exist, and makes it accessible to the server's user.
+    /// Uses `root`, which must exist, and makes it accessible to the server's user.
     pub(crate) fn new(root: &Path) -> Result<Self> {
         let root = root
             .canonicalize()
             .with_context(|| format!("Cannot use {}", root.display()))?;
-        // It stands in archive_command and in configuration files, where quoting differs.
+        // The path is used in archive_command and in configuration files, where quoting differs.
         let plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
         let text = root.to_str().unwrap_or_default();
         ensure!(
@@ -47,7 +47,7 @@ impl Site {
         self.root.join(name)
     }
 
-    /// Makes an empty directory, in place of what was there.
+    /// Makes an empty directory, in place of an existing one.
     pub(crate) fn empty_directory(&self, name: &str) -> Result<PathBuf> {
         let path = self.path(name);
         remove(&path)?;
@@ -82,7 +82,7 @@ impl Site {
         command
     }
 
-    /// Where the output of all programs goes.
+    /// The file for the output of all programs.
     pub(crate) fn log(&self) -> Result<File> {
         let path = self.path("log");
         let log = OpenOptions::new()
@@ -93,7 +93,7 @@ impl Site {
         log.with_context(|| format!("Cannot open {}", path.display()))
     }
 
-    /// Runs a command to its end, its output into the log.
+    /// Runs a command to its end, with its output in the log.
     pub(crate) fn run(&self, command: &mut Command) -> Result<()> {
         let mut log = self.log()?;
         let start = log.seek(SeekFrom::End(0))?;
@@ -126,7 +126,7 @@ pub(crate) fn tail_of(log: &mut File, start: u64) -> Result<String> {
     Ok(String::from_utf8_lossy(shown).trim().to_owned())
 }
 
-/// Removes a directory with all its contents, if it is there.
+/// Removes a directory with all its contents, if it exists.
 pub(crate) fn remove(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -136,7 +136,7 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// A command as one would type it, cut where SQL makes it long.
+/// A command as a person would type it, shortened if SQL makes it long.
 pub(crate) fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let words: Vec<_> = words
@@ -153,7 +153,7 @@ pub(crate) fn shown(command: &Command) -> String {
     }
 }
 
-/// Runs a short command, and gives what it prints.
+/// Runs a short command. Returns its output.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output = command
         .stdin(Stdio::null())

@@ -1,22 +1,22 @@
-//! What barmanfs is meant to reach, as ratios within one run.
+//! The goals for barmanfs, as ratios within one run.
 
 use serde::Serialize;
 
 use crate::peers::Barmanfs;
 use crate::results::{Measure, Results, Row};
 
-/// One aim, and what came of it.
+/// One goal, and the result.
 #[derive(Debug, Serialize)]
 pub(crate) struct Target {
     pub(crate) what: &'static str,
     pub(crate) limit: f64,
-    /// Where it was measured.
+    /// The measured ratio.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) value: Option<f64>,
 }
 
 impl Target {
-    /// Whether it was reached; `None` where it was not measured.
+    /// Whether the goal was reached; `None` if it was not measured.
     pub(crate) fn is_met(&self) -> Option<bool> {
         self.value.map(|value| value <= self.limit)
     }
@@ -27,11 +27,11 @@ const OUR_MOUNT: &str = "barmanfs mount";
 const OUR_CLONE: &str = "barmanfs clone";
 const BLOCK_INCREMENTAL: &str = "pgBackRest";
 const PLAIN: &str = "cp";
-/// From PostgreSQL 17 on it is one.
+/// The tool that is incremental from PostgreSQL 17 on.
 const INCREMENTAL: &str = "pg_basebackup";
 const COMBINED: &str = "pg_combinebackup";
 
-/// All targets, with what `results` say about them.
+/// All goals, with the results for them.
 pub(crate) fn all(results: &Results) -> Vec<Target> {
     let seconds = |measure, tool| results.row(measure, tool).map(|row| row.median_seconds);
     let stored = |measure, tool| {

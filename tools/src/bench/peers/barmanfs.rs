@@ -17,7 +17,7 @@ pub(crate) struct Barmanfs<'a> {
 }
 
 impl<'a> Barmanfs<'a> {
-    /// Its name in the report, which computes everything in relation to it.
+    /// Its name in the report, in which all ratios refer to it.
     pub(crate) const NAME: &'static str = "barmanfs";
 
     pub(crate) fn new(site: &'a Site, program: &Path) -> Self {

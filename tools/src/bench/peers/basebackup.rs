@@ -1,4 +1,5 @@
-//! PostgreSQL's own: `pg_basebackup`, incremental where the server can, and `pg_combinebackup`.
+//! PostgreSQL's own tools: `pg_basebackup`, incremental if the server supports it, and
+//! `pg_combinebackup`.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -66,7 +67,7 @@ impl Peer for BaseBackup<'_> {
         Ok(command)
     }
 
-    /// Before 17 a backup is a plain directory, and copying it is what `cp` does.
+    /// Before 17 a backup is a plain directory, and copying it is the same as `cp`.
     fn restore(&mut self, server: &Server<'_>, target: &str) -> Result<Option<Command>> {
         if server.major()? < INCREMENTAL_SINCE {
             return Ok(None);

@@ -1,4 +1,4 @@
-//! Plain copies: what every other tool is held against.
+//! Plain copies: the comparison for every other tool.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -70,7 +70,7 @@ impl Peer for Cp<'_> {
     }
 }
 
-/// Without reflinks, which copy nothing where the file system has them.
+/// Without reflinks, which copy nothing if the file system supports them.
 pub(crate) fn copy(from: &Path, to: &Path) -> Command {
     let mut command = Command::new("cp");
     command.args(["-a", "--reflink=never"]).arg(from).arg(to);

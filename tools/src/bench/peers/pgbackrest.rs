@@ -1,4 +1,4 @@
-//! pgBackRest, with zstd at level 3 and two processes, and block incremental where it has it.
+//! pgBackRest, with zstd at level 3 and two processes, and block incremental if it supports that.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use super::Peer;
 use crate::server::{Server, USER};
 use crate::site::{self, Site};
 
-/// Versions from which on an option is there.
+/// The first versions with an option.
 const BUNDLE_SINCE: (u32, u32) = (2, 39);
 const BLOCK_SINCE: (u32, u32) = (2, 46);
 
@@ -126,7 +126,7 @@ impl Peer for PgBackRest<'_> {
         self.restore_as(target, &["--type=none"]).map(Some)
     }
 
-    /// A backup taken now, with the segments it needs, while the server has them.
+    /// Takes a backup now, with the segments it needs, while the server has them.
     fn complete(&mut self, server: &Server<'_>) -> Result<()> {
         let mut backup = self.backup(server)?;
         self.site.run(&mut backup)?;
@@ -155,7 +155,7 @@ impl Peer for PgBackRest<'_> {
     }
 }
 
-/// The segments in the server's `pg_wal` that it writes no more to.
+/// The segments in the server's `pg_wal` that it no longer writes to.
 fn wal_of(server: &Server<'_>) -> Result<Vec<PathBuf>> {
     let current = server.sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")?;
     let names = server.sql("SELECT name FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$' ORDER BY name")?;

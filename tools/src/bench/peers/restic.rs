@@ -9,8 +9,8 @@ use super::{Mount, Peer};
 use crate::server::Server;
 use crate::site::{self, Site};
 
-/// restic with a repository on local disk. It copies files, so the server is stopped for it: what
-/// it would take from a running one could not be started.
+/// restic with a repository on local disk. It copies files, so the server is stopped for it: a copy
+/// of a running server's files could not be started.
 pub(crate) struct Restic<'a> {
     site: &'a Site,
     program: PathBuf,
