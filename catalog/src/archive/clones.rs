@@ -265,7 +265,8 @@ impl Repository {
     /// Removes a locked clone with everything in it.
     ///
     /// # Errors
-    /// When a file cannot be removed; even then it is no longer a clone.
+    /// When the clone cannot be moved away, or when something in it cannot be removed; in the second case it is no
+    /// longer a clone.
     pub fn remove_clone(&self, description: &CloneDescription, lock: CloneLock) -> Result<()> {
         let CloneDescription { server, name, id, .. } = description;
         let directory = self.clone_directory(server, name);
