@@ -14,7 +14,7 @@ use crate::names::{BackupId, CloneName, InvalidName, ServerName};
 /// Result of the catalog's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why the catalog could not do what was asked.
+/// Why an operation of the catalog failed.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -527,7 +527,7 @@ impl Error {
     }
 }
 
-/// "a and b stand", "a stands".
+/// "a, b stand", "a stands".
 fn stand_on(clones: &[CloneName]) -> String {
     let names: Vec<&str> = clones.iter().map(CloneName::as_str).collect();
     let verb = if names.len() == 1 { "stands" } else { "stand" };

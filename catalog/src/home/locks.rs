@@ -6,7 +6,7 @@
 //!
 //! | file | held by | excludes |
 //! |---|---|---|
-//! | `delete-<server>` | a process that decides which of its backups to delete, and deletes them | another such process |
+//! | `delete-<server>` | a process that decides which of its backups to delete, and deletes them | another such one |
 //! | `writers` | every writer, shared | a rebuild of the catalog, which takes it alone |
 //! | `writer-<token>` | one writer | nothing: it shows a sweep that the writer is alive |
 //! | `sweep` | a sweep | another sweep |

@@ -198,7 +198,8 @@ pub(crate) fn whole_place(db: &Connection, id: &ChunkId) -> Result<Option<Place>
     Ok(best)
 }
 
-/// Readable before damaged, whole before delta, staying before condemned, then the oldest pack: the same answer each time.
+/// The order of places: readable before damaged, whole before delta, staying before condemned, then the oldest pack. So
+/// the answer is the same each time.
 fn rank(place: &Place) -> (bool, bool, bool, i64) {
     let is_delta = place.location.base.is_some();
     (place.damaged, is_delta, place.condemned, place.pack)

@@ -1,10 +1,10 @@
 //! Records: the facts kept in packs' footers, and the tables derived from them.
 //!
-//! A payload is JSON with a `version`. Every pack gets into the catalog through this module, whether it was just written
-//! or found as an orphan ([`enter`]), or read by a rebuild ([`enter_without_deriving`], then [`derive_all`]). One function
-//! defines what a record means ([`Derive`]), so a rebuild gives the same tables. The result does not depend on the order of
-//! packs: a deletion names the record it annuls and may come before or after it, and if two records claim the same place,
-//! the earlier one gets it.
+//! A payload is JSON with a `version`. Every pack gets into the catalog through this module, whether it was just
+//! written or found as an orphan ([`enter`]), or read by a rebuild ([`enter_without_deriving`], then [`derive_all`]).
+//! One function defines what a record means ([`Derive`]), so a rebuild gives the same tables. The result does not
+//! depend on the order of packs: a deletion names the record it annuls and may come before or after it, and if two
+//! records claim the same place, the earlier one gets it.
 
 use barmanfs_pg::TimestampMicros;
 use barmanfs_store::layout::MAX_RECORD_BYTES;

@@ -449,8 +449,8 @@ impl Planner<'_> {
     }
 }
 
-/// The first segment after the backup's own WAL that the archive must have: the backup may include its WAL. Of the
-/// segment in which it stops, a standby has only the beginning.
+/// The first segment that the archive must have for a recovery past the backup: the backup may include its own WAL. A
+/// backup of a standby has only the beginning of the segment in which it stops.
 fn archived_from(start: &Start, route: &Route) -> u64 {
     let last = route.number_before(start.stop);
     match (start.backup.wal_included, start.backup.from_standby) {
