@@ -44,7 +44,7 @@ pub enum Error {
         /// The file that could not be written.
         path: PathBuf,
     },
-    /// The directory is no repository.
+    /// The directory is not a repository.
     #[error("{} is not a barmanfs repository: it has no repository.json", path.display())]
     NoRepository {
         /// The directory.
@@ -72,7 +72,7 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// Written by a later release.
+    /// A repository or record was written by a later release.
     #[error(
         "{what} has format version {found}, this barmanfs reads versions up to {newest}: use the newer barmanfs that wrote it"
     )]

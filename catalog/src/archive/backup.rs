@@ -85,7 +85,7 @@ pub struct ClonedFrom {
 pub struct Tablespace {
     /// Its OID, which is its directory's name under `pg_tblspc`.
     pub oid: u32,
-    /// Its name, where it is known.
+    /// Its name, if it is known.
     #[serde(default)]
     pub name: Option<String>,
     /// Where it was on the server.
@@ -142,10 +142,10 @@ pub struct Backup {
     pub server_version: ServerVersion,
     /// Size of the cluster's WAL segments in bytes.
     pub segment_size: SegmentSize,
-    /// Whether the cluster's pages have checksums; none where it is not known.
+    /// Whether the cluster's pages have checksums; none if unknown.
     #[serde(default)]
     pub data_checksums: Option<bool>,
-    /// The server's setting `TimeZone`, for times given without a zone; none where it is not known.
+    /// The server's setting `TimeZone`, for times given without a zone; none if unknown.
     #[serde(default)]
     pub timezone: Option<String>,
     /// Its tablespaces, without `pg_default` and `pg_global`.

@@ -274,7 +274,6 @@ impl Spool {
     ///
     /// # Errors
     /// When files cannot be written or archived; then nothing is lost.
-    /// When files cannot be written or archived; nothing is lost then.
     pub fn take_over(
         &self,
         left: SegmentName,

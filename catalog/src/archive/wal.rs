@@ -63,7 +63,7 @@ pub struct WalEntry {
 /// A file whose name is already taken by different bytes. It is kept for a person to inspect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuarantinedWal {
-    /// The file; its `name` is the one it came under.
+    /// The file; its `name` is the one it arrived under.
     #[serde(flatten)]
     pub file: WalFile,
     /// Why it was not archived.
@@ -98,7 +98,7 @@ pub struct RefusedWal {
 pub struct WalConflict {
     /// The archived one.
     pub archived: WalFile,
-    /// The one that came now.
+    /// The one that has just arrived.
     pub quarantined: QuarantinedWal,
     /// The fork it reveals; none if a decision abandoned its history.
     pub fork: Option<Fork>,

@@ -182,7 +182,7 @@ impl Repository {
 }
 
 impl Backup {
-    /// Whether [`Repository::delete_backup`] can take it: not while it is running.
+    /// Whether [`Repository::delete_backup`] accepts it: not while it is running.
     pub fn can_be_deleted(&self) -> bool {
         self.status != BackupStatus::Started
     }

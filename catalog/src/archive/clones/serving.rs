@@ -1,4 +1,4 @@
-//! Which mount served a clone last.
+//! Records which mount served a clone last.
 //!
 //! What a mount's kernel has cached of a clone is valid only until another mount serves the clone. So each mount writes
 //! its own mark into the clone's directory, under the clone's lock and before anything in the clone can change. The

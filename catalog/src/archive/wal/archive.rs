@@ -10,7 +10,6 @@
 //! meanwhile. If the process is killed before the transaction, the file has not been acknowledged, and PostgreSQL sends
 //! it again. If the pack was already complete, it is adopted later: then two records have the same bytes, and the
 //! earlier one counts.
-//! it be complete already, is adopted later: two records of the same bytes, of which the earlier counts.
 
 use std::io::{self, Read};
 use std::sync::Arc;

@@ -154,8 +154,8 @@ impl Writer {
         let new = WalFile {
             index: Some((*index).clone()),
             record: None,
-            // If a decision moved it from quarantine into the archive, it was archived only then. That decision names the
-            // old record.
+            // If a decision moved it from quarantine into the archive, it was archived only then. That decision names
+            // the old record.
             archived_at: repository.taken_at(old)?.unwrap_or(file.archived_at),
             ..file
         };
