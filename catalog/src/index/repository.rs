@@ -81,7 +81,7 @@ impl Repository {
         self.home.path()
     }
 
-    /// Gives root the rights of the repository's owner for its work in the repository. Does nothing for other users.
+    /// Makes root act with the rights of the repository's owner while it works in it. Does nothing for other users.
     ///
     /// # Errors
     /// When the system refuses.
