@@ -238,5 +238,8 @@ fn assert_stored(shape: &Shape) {
             assert!(told.contains(key), "{place} has no {key} any more: {told:?}");
         }
     }
-    assert_eq!(stored, text, "Keys are new: store them with BARMANFS_TEST_WRITE_SHAPE=1");
+    assert_eq!(
+        stored, text,
+        "Keys are new: store them with BARMANFS_TEST_WRITE_SHAPE=1"
+    );
 }

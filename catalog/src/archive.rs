@@ -1,4 +1,4 @@
-//! What is kept: backups, WAL, its histories, the spool, clones; and what each kind of record means.
+//! The archive: backups, WAL, its histories, the spool, clones, and what each kind of record means.
 
 pub(crate) mod backup;
 pub(crate) mod clones;
@@ -18,7 +18,7 @@ use crate::home::settings::CreateOptions;
 use crate::index::repository::Repository;
 
 impl Repository {
-    /// Makes a repository in an empty or missing directory and opens it.
+    /// Creates a repository in an empty or missing directory and opens it.
     ///
     /// # Errors
     /// [`CannotCreate`](crate::Error::CannotCreate) when something is there already.
@@ -31,9 +31,9 @@ impl Repository {
     ///
     /// # Errors
     /// [`NoRepository`](crate::Error::NoRepository), [`SettingsMissing`](crate::Error::SettingsMissing),
-    /// [`NewerFormat`](crate::Error::NewerFormat), and what says that the catalog has to be rebuilt:
-    /// [`CatalogMissing`](crate::Error::CatalogMissing), [`CatalogLayout`](crate::Error::CatalogLayout),
-    /// [`CatalogDamaged`](crate::Error::CatalogDamaged).
+    /// [`NewerFormat`](crate::Error::NewerFormat), and the errors after which the catalog must be
+    /// rebuilt: [`CatalogMissing`](crate::Error::CatalogMissing),
+    /// [`CatalogLayout`](crate::Error::CatalogLayout), [`CatalogDamaged`](crate::Error::CatalogDamaged).
     pub fn open(path: &Path) -> Result<Self> {
         Self::open_with(path, derive::derive)
     }

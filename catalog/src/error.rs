@@ -1,4 +1,4 @@
-//! What can go wrong in the catalog, each with what it is about and what to do.
+//! Errors of the catalog. Each message names the object and says what to do.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,11 +14,11 @@ use crate::names::{BackupId, CloneName, InvalidName, ServerName};
 /// Result of the catalog's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why the catalog could not do what was asked.
+/// Why an operation of the catalog failed.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// WAL whose replay would leave the copy it happens in.
+    /// WAL whose replay would write outside the copy it runs in.
     #[error("The replay of {name} of server {server} cannot be kept within a copy: {reason}")]
     NotConfined {
         /// Whose it is.
@@ -44,19 +44,19 @@ pub enum Error {
         /// The file that could not be written.
         path: PathBuf,
     },
-    /// The directory is no repository.
+    /// The directory is not a repository.
     #[error("{} is not a barmanfs repository: it has no repository.json", path.display())]
     NoRepository {
         /// The directory.
         path: PathBuf,
     },
-    /// The directory has packs and no repository.json.
+    /// The directory has packs but no repository.json.
     #[error("{} has packs but no repository.json: make a repository of them again with `barmanfs rebuild-catalog`", path.display())]
     SettingsMissing {
         /// The directory.
         path: PathBuf,
     },
-    /// A repository cannot be made here.
+    /// A repository cannot be created here.
     #[error("Cannot create a repository in {}: {reason}", path.display())]
     CannotCreate {
         /// The directory.
@@ -72,7 +72,7 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// Written by a later release.
+    /// A repository or record was written by a later release.
     #[error(
         "{what} has format version {found}, this barmanfs reads versions up to {newest}: use the newer barmanfs that wrote it"
     )]
@@ -90,7 +90,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// catalog.sqlite has a layout that this release cannot bring to its own.
+    /// catalog.sqlite has a layout that this release cannot convert to its own.
     #[error("The catalog {} has layout {found}, this barmanfs uses {expected}: make it again from the packs with `barmanfs rebuild-catalog`", path.display())]
     CatalogLayout {
         /// The file.
@@ -100,7 +100,8 @@ pub enum Error {
         /// The layout this release uses.
         expected: i64,
     },
-    /// catalog.sqlite was made by a later release. A rebuild by this one might leave out what that one wrote.
+    /// catalog.sqlite was created by a later release. A rebuild by this release might leave out what the later one
+    /// wrote.
     #[error("The catalog {} has layout {found}, this barmanfs uses {expected}: use the newer barmanfs that made it", path.display())]
     CatalogNewer {
         /// The file.
@@ -118,13 +119,13 @@ pub enum Error {
         /// SQLite's answer.
         reason: String,
     },
-    /// The catalog can be read and not be written.
+    /// The catalog can be read but not written.
     #[error("The catalog {} cannot be written: its file system is read-only, or it belongs to another user", path.display())]
     CatalogReadOnly {
         /// The file.
         path: PathBuf,
     },
-    /// Other processes kept catalog.sqlite locked for longer than anything should.
+    /// Other processes kept catalog.sqlite locked for longer than any normal operation takes.
     #[error("The catalog {} stayed locked by another process: run again", path.display())]
     CatalogBusy {
         /// The file.
@@ -156,12 +157,12 @@ pub enum Error {
         /// Its kind.
         kind: u8,
     },
-    /// A pack the catalog does not know is damaged.
+    /// A pack that is not in the catalog is damaged.
     #[error(
         "What the records of a pack use is not known, so nothing is freed: {0}; put the pack back from a copy of the repository, or move it away to give up what it holds"
     )]
     UnknownPack(barmanfs_store::Error),
-    /// Something is not in the catalog, and there are packs that are not read: it may be in one of them.
+    /// Something is not in the catalog, but it may be in a pack that could not be read.
     #[error(
         "{count} packs of the repository are not read, so that nothing can be said of what they may hold; the first is {pack}: {reason}"
     )]
@@ -170,10 +171,10 @@ pub enum Error {
         count: usize,
         /// One of them.
         pack: String,
-        /// Why it is not read, and what to do.
+        /// Why it could not be read, and what to do.
         reason: String,
     },
-    /// A rebuild would replace a catalog by an empty one.
+    /// A rebuild would replace the catalog by an empty one.
     #[error(
         "There is no pack in {}, though the catalog knows {known}: is its file system mounted? The catalog stays as it is; to give it up all the same, add --force",
         path.display()
@@ -181,13 +182,13 @@ pub enum Error {
     NoPackLeft {
         /// The directory of packs.
         path: PathBuf,
-        /// How many the catalog knows.
+        /// The number of packs in the catalog.
         known: usize,
     },
     /// The store failed.
     #[error(transparent)]
     Store(barmanfs_store::Error),
-    /// A text that is no name.
+    /// A text that is not a valid name.
     #[error(transparent)]
     Name(#[from] InvalidName),
     /// There is no such backup.
@@ -198,22 +199,22 @@ pub enum Error {
         /// The id or word asked for.
         selector: String,
     },
-    /// The server's name stands for another cluster.
+    /// The server's name belongs to another cluster.
     #[error(
         "Server {server} is the cluster with system identifier {expected}, this one has {found}: after a new initdb or for another cluster, use another server name"
     )]
     OtherSystem {
         /// The server.
         server: ServerName,
-        /// The cluster known under this name.
+        /// The cluster recorded under this name.
         expected: SystemId,
-        /// The cluster that came.
+        /// The cluster that was found.
         found: SystemId,
     },
-    /// The file is not the WAL its name says.
+    /// The file's content does not match its name.
     #[error(transparent)]
     Wal(#[from] WalError),
-    /// A WAL file that cannot be archived for its size.
+    /// A WAL file that cannot be archived because of its size.
     #[error("{name} {reason}")]
     WalSize {
         /// The file.
@@ -221,7 +222,7 @@ pub enum Error {
         /// "has 12 bytes but 16 were read", "is larger than …".
         reason: String,
     },
-    /// A `.history` or `.backup` file that is not what its name says, or one that cannot be read.
+    /// A `.history` or `.backup` file that does not match its name or cannot be read.
     #[error("{name} of server {server} is not what its name says: {reason}")]
     BadWalFile {
         /// The file.
@@ -255,7 +256,7 @@ pub enum Error {
         /// Whose.
         server: ServerName,
     },
-    /// The archive has a file of that name, and does not give it up.
+    /// The archive has a file of that name and keeps it.
     #[error(
         "The archive has a {name} of server {server} {}",
         if *replaceable { "that cannot be used: add --replace to put it into quarantine in exchange" } else { "that is as it should be: it stays" }
@@ -265,7 +266,7 @@ pub enum Error {
         name: WalName,
         /// Whose.
         server: ServerName,
-        /// It is of no use, and may be replaced.
+        /// Whether the archived file is unusable and may be replaced.
         replaceable: bool,
     },
     /// A quarantined file would mix two histories.
@@ -277,10 +278,10 @@ pub enum Error {
         name: WalName,
         /// Whose.
         server: ServerName,
-        /// How that shows.
+        /// How the difference shows.
         why: String,
     },
-    /// A history says where a timeline came from of which something else is stored.
+    /// A `.history` file says where its timeline branched off, and something on this timeline is still stored.
     #[error(
         "Not taking {name} of server {server} out of the archive: {needs} is on its timeline, and nobody could recover along it"
     )]
@@ -316,17 +317,17 @@ pub enum Error {
         /// Who does it.
         holder: String,
     },
-    /// The server sends other WAL than it did before.
+    /// The server now sends different WAL than before.
     #[error(
         "The server sends other WAL for segment {name} than it did before, within what follows {lsn}: it is not the same history"
     )]
     SpoolDiverges {
         /// The segment.
         name: SegmentName,
-        /// Where the bytes begin that were compared.
+        /// Where the compared bytes begin.
         lsn: Lsn,
     },
-    /// A file in the spool has not the length of a segment.
+    /// A file in the spool does not have the length of a segment.
     #[error("{} has {found} bytes, but segments of its server have {expected}: move it away if it is of another server", path.display())]
     SpoolSize {
         /// The file.
@@ -346,7 +347,7 @@ pub enum Error {
         /// Who reads it.
         holder: String,
     },
-    /// Clones stand on a backup.
+    /// Clones are based on a backup.
     #[error(
         "Backup {id} of server {server} is what the clone{} {} on: destroy {} first, or use --force, which keeps the data",
         if clones.len() == 1 { "" } else { "s" },
@@ -369,7 +370,7 @@ pub enum Error {
         /// The name asked for.
         name: CloneName,
     },
-    /// There is such a clone already.
+    /// A clone of this name exists already.
     #[error("Server {server} has a clone {name} already: destroy it first, or use another name")]
     CloneExists {
         /// The server.
@@ -377,7 +378,7 @@ pub enum Error {
         /// The name.
         name: CloneName,
     },
-    /// Another process serves the clone, makes it or removes it.
+    /// Another process serves, creates or removes the clone.
     #[error("Clone {name} of server {server} is in use ({holder})")]
     CloneInUse {
         /// The server.
@@ -395,7 +396,7 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// Something else that excludes this is going on.
+    /// An operation that excludes this one is in progress.
     #[error("{what} is going on ({holder}): {advice}")]
     Occupied {
         /// "A sweep", "A rebuild of the catalog", "A writer".
@@ -405,13 +406,13 @@ pub enum Error {
         /// What to do.
         advice: &'static str,
     },
-    /// A caller's mistake.
+    /// The caller made a mistake.
     #[error("{0}")]
     Invalid(String),
 }
 
 impl Error {
-    /// An operating system's error, with what was tried on which file. A full file system becomes [`Error::Full`].
+    /// Wraps an operating system error, with the action and the file. A full file system becomes [`Error::Full`].
     pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_path_buf();
         match source.kind() {
@@ -424,7 +425,7 @@ impl Error {
         }
     }
 
-    /// Puts the catalog's path into an error that came from SQLite.
+    /// Fills in the catalog's path in an error that came from SQLite.
     pub(crate) fn in_catalog(mut self, catalog: &Path) -> Self {
         match &mut self {
             Self::Full { path }
@@ -499,7 +500,7 @@ impl Error {
         }
     }
 
-    /// Whether the repository, or the file in question, may be read and not be written.
+    /// Whether the error means that the repository or this file can be read but not written.
     pub fn is_read_only(&self) -> bool {
         let refused = |source: &io::Error| {
             matches!(
@@ -516,8 +517,7 @@ impl Error {
         }
     }
 
-    /// Whether data once stored is lost or unreadable, as opposed to an operation that failed and may be tried
-    /// again.
+    /// Whether stored data is lost or unreadable. The other errors are operations that failed and may be retried.
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Store(error) | Self::UnknownPack(error) => error.is_damage(),
@@ -527,7 +527,7 @@ impl Error {
     }
 }
 
-/// "a and b stand", "a stands".
+/// "a, b stand", "a stands".
 fn stand_on(clones: &[CloneName]) -> String {
     let names: Vec<&str> = clones.iter().map(CloneName::as_str).collect();
     let verb = if names.len() == 1 { "stands" } else { "stand" };
@@ -535,7 +535,7 @@ fn stand_on(clones: &[CloneName]) -> String {
 }
 
 impl From<rusqlite::Error> for Error {
-    /// The path is put in by [`Error::in_catalog`], where it is known.
+    /// The path stays empty here; [`Error::in_catalog`] fills it in.
     fn from(error: rusqlite::Error) -> Self {
         use rusqlite::ErrorCode;
         let path = PathBuf::new();
@@ -547,7 +547,7 @@ impl From<rusqlite::Error> for Error {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::CatalogBusy { path },
             Some(ErrorCode::DiskFull) => Self::Full { path },
             Some(ErrorCode::ReadOnly) => Self::CatalogReadOnly { path },
-            // SQLite does not say which of its files, nor why.
+            // SQLite reports neither which of its files it could not open nor why.
             Some(ErrorCode::CannotOpen) => Self::Catalog {
                 path,
                 reason: format!(
@@ -561,8 +561,8 @@ impl From<rusqlite::Error> for Error {
 }
 
 impl From<barmanfs_store::Error> for Error {
-    /// An error of our own that went through the store as [`ChunkIndex`](barmanfs_store::ChunkIndex)'s comes out
-    /// as it went in.
+    /// An error of this crate that passed through the store as an error of
+    /// [`ChunkIndex`](barmanfs_store::ChunkIndex) is unwrapped again.
     fn from(error: barmanfs_store::Error) -> Self {
         match &error {
             barmanfs_store::Error::Index(inner) => match inner.downcast_ref::<Self>() {

@@ -1,5 +1,5 @@
-//! The directory of a repository: where everything in it lies, whose it is, and how its small files are written. Packs and
-//! catalog have their own rooms.
+//! The directory of a repository: where everything in it is, who owns it, and how its small files are written. Packs
+//! and catalog are handled elsewhere.
 
 pub(crate) mod locks;
 pub(crate) mod owner;
@@ -22,7 +22,7 @@ use settings::SETTINGS;
 /// The SQLite file that is derived from the packs.
 pub(crate) const CATALOG: &str = "catalog.sqlite";
 
-/// What holds everything.
+/// The directory of the packs, which hold all data.
 pub(crate) const PACKS: &str = "packs";
 
 /// State files of backups that are being taken.
@@ -34,10 +34,10 @@ pub(crate) const LIVE: &str = "live";
 /// WAL that was received and is not archived yet.
 pub(crate) const SPOOL: &str = "spool";
 
-/// The file that keeps space back for what frees some.
+/// The file that reserves space for operations that free space.
 pub(crate) const RESERVE: &str = "reserve";
 
-/// All but the packs, which the store makes.
+/// All directories but that of the packs, which the store creates.
 const DIRECTORIES: [&str; 4] = [LOCKS, RUNNING, LIVE, SPOOL];
 
 /// The directory of a repository, and its owner.
@@ -51,7 +51,7 @@ impl Home {
     /// The directory at `path`.
     ///
     /// # Errors
-    /// [`Error::NoRepository`] where there is none; when it cannot be looked at.
+    /// [`Error::NoRepository`] if it does not exist; when it cannot be inspected.
     pub(crate) fn at(path: &Path) -> Result<Self> {
         let owner = Owner::of(path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Error::NoRepository {
@@ -77,7 +77,7 @@ impl Home {
         self.path.join(name)
     }
 
-    /// Takes on the owner's rights, for what root does in here.
+    /// Takes on the owner's rights, for root's work in the repository.
     pub(crate) fn act(&self) -> Result<AsOwner> {
         self.owner.act_in(&self.path)
     }
@@ -89,10 +89,10 @@ impl Home {
             .map_err(|source| Error::io("make a temporary file in", &self.path, source))
     }
 
-    /// Tries out whether files can be made in each directory.
+    /// Checks that files can be created in each directory.
     ///
     /// # Errors
-    /// Of the first directory in which none can be made.
+    /// For the first directory in which none can be created.
     pub(crate) fn try_writing(&self) -> Result<()> {
         let _acting = self.act()?;
         for directory in [&[PACKS][..], &DIRECTORIES[..]].concat() {
@@ -102,7 +102,7 @@ impl Home {
         for first in 0..=u8::MAX {
             let directory = self.join(PACKS).join(format!("{first:02x}"));
             match rustix::fs::accessat(CWD, &directory, Access::WRITE_OK, AtFlags::EACCESS) {
-                // It is made when it is needed.
+                // It is created when it is needed.
                 Ok(()) | Err(rustix::io::Errno::NOENT) => {}
                 Err(errno) => return Err(Error::io("write to", &directory, errno.into())),
             }
@@ -111,7 +111,7 @@ impl Home {
     }
 }
 
-/// A repository may be made where there is nothing, or only what an earlier try left.
+/// A repository may be created where there is nothing, or only the remains of an earlier attempt.
 pub(crate) fn check_vacant(path: &Path) -> Result<()> {
     let refuse = |reason: String| {
         Err(Error::CannotCreate {
@@ -148,7 +148,7 @@ pub(crate) fn check_vacant(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether there are packs in a directory, which may be no repository.
+/// Whether a directory, which need not be a repository, has packs.
 fn has_packs(path: &Path) -> Result<bool> {
     let mut found = false;
     if let Ok(packs) = LocalPacks::open(&path.join(PACKS)) {
@@ -160,7 +160,7 @@ fn has_packs(path: &Path) -> Result<bool> {
     Ok(found)
 }
 
-/// Makes what is missing of a repository's own directories: one that was copied may have come without those that were empty.
+/// Creates the missing directories of a repository: a copied repository may lack those that were empty.
 pub(crate) fn make_directories(path: &Path) -> Result<()> {
     DIRECTORIES.iter().try_for_each(|directory| {
         let directory = path.join(directory);
@@ -179,7 +179,7 @@ pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(path)
 }
 
-/// Writes a small file so that after a crash there is either all of it or what was there before.
+/// Writes a small file so that a crash leaves either all of it or the previous content.
 pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let failed = |source| Error::io("write", path, source);

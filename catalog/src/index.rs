@@ -1,4 +1,4 @@
-//! The catalog's file and what finds things by it: packs, records, places of chunks; and the writers at work.
+//! The catalog's file and its look-ups: packs, records, places of chunks; and the registered writers.
 
 pub(crate) mod chunk_index;
 pub(crate) mod chunk_set;

@@ -1,20 +1,21 @@
 //! The catalog: backups and WAL in a repository of packs, indexed by SQLite.
 //!
 //! The packs are the truth. Each fact (a complete backup, an archived segment, a deletion) is a record in the footer
-//! of a pack; `catalog.sqlite` is derived from them and can be made again. All reading starts here with a
-//! [`Repository`], all writing with a [`Writer`], which registers itself so that a sweep takes nothing away from it.
+//! of a pack. `catalog.sqlite` is derived from these records and can be rebuilt. All reading starts here with a
+//! [`Repository`], all writing with a [`Writer`]. A writer registers itself, so that a sweep removes nothing that it
+//! uses.
 //!
-//! Five rooms, and each uses only those below it:
+//! The crate has five modules, and each uses only those below it:
 //!
-//! | room | holds |
+//! | module | holds |
 //! |---|---|
 //! | `upkeep` | sweep, verify, rebuild of the catalog, statistics |
 //! | `recovery` | points in time, and how to get there |
 //! | `archive` | backups, WAL and its histories, the spool, clones, damage, and what each kind of record means |
-//! | `index` | the SQLite file, records, places of chunks, packs that are not read, writers, the reserve |
+//! | `index` | the SQLite file, records, places of chunks, unread packs, writers, the reserve |
 //! | `home` | the repository's directory, its owner, its small files and locks |
 //!
-//! This is the only crate that knows SQLite. It never prints, exits or reads the environment.
+//! This is the only crate that uses SQLite. It never prints, exits or reads the environment.
 
 mod archive;
 mod error;

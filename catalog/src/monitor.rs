@@ -1,4 +1,4 @@
-//! How long operations tell what they are doing; the library itself never prints.
+//! Progress reports of long operations; the library itself never prints.
 
 /// What an operation counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,9 +11,9 @@ pub enum Unit {
     Packs,
 }
 
-/// Is told how far an operation is. All of it may be left out.
+/// Receives the progress of an operation. Implementing any of its methods is optional.
 pub trait Monitor {
-    /// What is being done now, as a heading: "Checking backup 20261120T101500 of server main".
+    /// A heading for the current step: "Checking backup 20261120T101500 of server main".
     fn stage(&mut self, what: &str) {
         let _ = what;
     }
@@ -24,7 +24,7 @@ pub trait Monitor {
     }
 }
 
-/// A monitor that tells nobody.
+/// A monitor that ignores all reports.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
 

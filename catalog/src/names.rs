@@ -1,4 +1,4 @@
-//! Names: of servers, backups and clones. Each is one plain path component, in the mount and in names of lock files.
+//! Names of servers, backups and clones. Each is one plain path component, in the mount and in names of lock files.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,20 +9,20 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A text that is no such name.
+/// A text that is not a valid name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidName {
-    /// No server's name.
+    /// Not a server's name.
     #[error(
         "Invalid server name {0:?}: letters, digits, '_', '-' and '.' are allowed, not a '.' in front, and not \"all\""
     )]
     Server(String),
-    /// No backup's id.
+    /// Not a backup's id.
     #[error(
         "Invalid backup id {0:?}: expected a time like 20261120T101500, or one of latest, oldest, last-failed, latest-full"
     )]
     Backup(String),
-    /// No clone's name.
+    /// Not a clone's name.
     #[error("Invalid clone name {0:?}: letters, digits, '_', '-' and '.' are allowed, not a '.' in front")]
     Clone(String),
 }
@@ -33,14 +33,14 @@ fn is_plain(text: &str, max_bytes: usize) -> bool {
     (1..=max_bytes).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with('.')
 }
 
-/// A server's name, as in the configuration. It becomes a directory of the mount and part of lock file names, so it is
-/// one plain path component and never means anything else.
+/// A server's name, as in the configuration. It becomes a directory of the mount and part of lock file names, so it
+/// must be one plain path component without a special meaning.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ServerName(String);
 
 impl ServerName {
-    /// A name at most: leaves room for what lock files add to it within the 255 bytes of a file name.
+    /// Longest name: leaves room for what lock files add to it within the 255 bytes of a file name.
     pub const MAX_BYTES: usize = 128;
 
     /// The name.
@@ -48,12 +48,13 @@ impl ServerName {
         &self.0
     }
 
-    /// Stands for the WAL of a history of the server that was left. It is no name anybody could give a server.
+    /// The key in the WAL tables for an abandoned history of the server. It contains a '/', so no server can have this
+    /// name.
     pub(crate) fn of_left_history(server: &Self, record: barmanfs_store::RecordId) -> Self {
         Self(format!("{server}/{record}"))
     }
 
-    /// A name as it stands in the tables of WAL.
+    /// A name as it is in the WAL tables: a server's, or the key of an abandoned history.
     pub(crate) fn of_archive(name: String) -> Self {
         Self(name)
     }
@@ -110,7 +111,7 @@ impl BackupId {
         Self(Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH))
     }
 
-    /// The id a second later, for a backup that begins no later than this one's.
+    /// The id one second later, for a backup that begins no later than the one with this id.
     pub(crate) fn next(self) -> Self {
         Self(Timestamp::from_second(self.0.as_second() + 1).unwrap_or(self.0))
     }
@@ -155,7 +156,7 @@ impl<'de> Deserialize<'de> for BackupId {
     }
 }
 
-/// A clone's name: one plain path component. `@` parts it from a point in time where it is made.
+/// A clone's name: one plain path component. When a clone is created, `@` separates its name from a point in time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct CloneName(String);

@@ -1,4 +1,4 @@
-//! A storage for tests that notes in which order it is used.
+//! A pack storage for tests that records the order of calls.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use barmanfs_store::{LocalPacks, PackId, PackStorage, PackUpload, Result};
 
-/// What was asked of the storage.
+/// A call to the storage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Asked {
     /// A pack's size, which is where reading its footer begins.
@@ -15,7 +15,7 @@ pub(crate) enum Asked {
     Settle(Vec<PackId>),
 }
 
-/// Packs in a directory, and what was asked of them.
+/// Packs in a directory, with a record of the calls.
 #[derive(Debug)]
 pub(crate) struct NotedPacks {
     packs: LocalPacks,

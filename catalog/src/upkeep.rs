@@ -1,4 +1,5 @@
-//! Keeping a repository: freeing space, checking what is stored, making the catalog again, counting.
+//! Maintenance of a repository: frees space, checks what is stored, rebuilds the catalog, computes
+//! statistics.
 
 pub(crate) mod rebuild;
 pub(crate) mod stats;

@@ -1,7 +1,7 @@
-//! Backups: what is known about each, and the ways to name one.
+//! Backups: what is recorded about each, and the ways to name one.
 //!
-//! A backup's status follows from what is there, so that it cannot be wrong: [`BackupStatus::Started`] while its lock
-//! is held, [`BackupStatus::Done`] once every segment it needs is in the archive.
+//! A backup's status is not stored but derived, so that it cannot be wrong: it is [`BackupStatus::Started`] while the
+//! backup's lock is held, and [`BackupStatus::Done`] once every segment it needs is in the archive.
 
 use barmanfs_pg::wal_name::{SegmentName, segments_between};
 use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, TimestampMicros};
@@ -22,7 +22,7 @@ pub use delete::{DeletionGuard, ReadGuard};
 pub use run::{BackupEnd, BackupRun, NewBackup};
 pub use selector::BackupSelector;
 
-/// Where a backup stands.
+/// The status of a backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum BackupStatus {
@@ -54,29 +54,29 @@ impl std::fmt::Display for BackupStatus {
     }
 }
 
-/// How a backup's bytes came in. Every backup is complete, whichever it was.
+/// How a backup's bytes arrived. Every backup is complete, whatever its kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackupKind {
     /// All files were sent.
     Full,
-    /// Only changed blocks were sent, and put together with the files of [`Backup::parent`].
+    /// Only changed blocks were sent; they were merged with the files of [`Backup::parent`].
     Incremental,
-    /// It was made of a clone, which stands on [`Backup::parent`]. It has left the server's history: it is started as
+    /// It was made from a clone that is based on [`Backup::parent`]. It has left the server's history: it is started as
     /// it is, with the WAL in its own `pg_wal`, and the server's WAL is never replayed on it.
     Clone,
 }
 
-/// The clone a backup was made of.
+/// The clone a backup was made from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClonedFrom {
-    /// What it is, or was, called.
+    /// Its name when the backup was made.
     pub name: CloneName,
-    /// The point in time it had been recovered to when it began; none for the end of the backup it stands on.
+    /// The point in time the clone was recovered to when it was created; none for the end of the backup it is based on.
     #[serde(default)]
     pub target: Option<String>,
-    /// Whether its server had been shut down cleanly: there is nothing to replay then. Otherwise what is in its
-    /// `pg_wal` is, as after a crash.
+    /// Whether the clone's PostgreSQL was shut down cleanly, so that nothing has to be replayed. Otherwise its `pg_wal`
+    /// is replayed, as after a crash.
     pub shut_down: bool,
 }
 
@@ -85,7 +85,7 @@ pub struct ClonedFrom {
 pub struct Tablespace {
     /// Its OID, which is its directory's name under `pg_tblspc`.
     pub oid: u32,
-    /// Its name, where it is known.
+    /// Its name, if it is known.
     #[serde(default)]
     pub name: Option<String>,
     /// Where it was on the server.
@@ -108,18 +108,18 @@ pub struct Backup {
     pub server: ServerName,
     /// Its id: when it began.
     pub id: BackupId,
-    /// Where it stands.
+    /// Its status.
     pub status: BackupStatus,
-    /// How its bytes came in.
+    /// How its bytes arrived.
     pub kind: BackupKind,
-    /// Where an incremental one took from what the server did not send, or what its clone stood on. It may have been
-    /// deleted since: nothing is missing then.
+    /// For an incremental backup, the one that supplied what the server did not send; for one made from a clone, the
+    /// one the clone was based on. It may have been deleted since; this backup is complete without it.
     #[serde(default)]
     pub parent: Option<BackupId>,
-    /// The clone it was made of, for one that was.
+    /// The clone it was made from, if any.
     #[serde(default)]
     pub cloned_from: Option<ClonedFrom>,
-    /// What the user called it.
+    /// The label the user gave it.
     #[serde(default)]
     pub label: Option<String>,
     /// When it began.
@@ -127,10 +127,10 @@ pub struct Backup {
     /// When it ended; none while it runs, or when it was killed.
     #[serde(default)]
     pub end_time: Option<TimestampMicros>,
-    /// Where recovery of it begins.
+    /// Where its recovery begins.
     #[serde(default)]
     pub start_lsn: Option<Lsn>,
-    /// What recovery of it must reach to be consistent.
+    /// What its recovery must reach to be consistent.
     #[serde(default)]
     pub stop_lsn: Option<Lsn>,
     /// The timeline it was taken on.
@@ -142,10 +142,10 @@ pub struct Backup {
     pub server_version: ServerVersion,
     /// Size of the cluster's WAL segments in bytes.
     pub segment_size: SegmentSize,
-    /// Whether the cluster's pages have checksums; none where it is not known.
+    /// Whether the cluster's pages have checksums; none if unknown.
     #[serde(default)]
     pub data_checksums: Option<bool>,
-    /// The server's setting `TimeZone`, for times given without a zone; none where it is not known.
+    /// The server's setting `TimeZone`, for times given without a zone; none if unknown.
     #[serde(default)]
     pub timezone: Option<String>,
     /// Its tablespaces, without `pg_default` and `pg_global`.
@@ -153,14 +153,14 @@ pub struct Backup {
     pub tablespaces: Vec<Tablespace>,
     /// Whether its `pg_wal` holds all the WAL it needs.
     pub wal_included: bool,
-    /// The fork behind which it was taken, of a history that is not the archive's; its WAL came with it.
+    /// If it was taken on a history other than the archive's: the fork before it. Its WAL came with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fork: Option<RecordId>,
     /// Whether a standby was backed up.
     pub from_standby: bool,
-    /// Sizes of its files together.
+    /// Total size of its files.
     pub logical_bytes: u64,
-    /// Bytes the server sent; of a clone, those that were read.
+    /// Bytes the server sent; for a backup made from a clone, the bytes that were read.
     pub sent_bytes: u64,
     /// Bytes it added to the repository.
     pub new_stored_bytes: u64,
@@ -178,30 +178,30 @@ pub struct Backup {
     /// The record it comes from; none while it runs or when it was killed.
     #[serde(skip)]
     pub(crate) record: Option<RecordId>,
-    /// The archive of the history it belongs to, where that is not the server's.
+    /// The archive of the history it belongs to, if that is not the server's current one.
     #[serde(skip)]
     pub(crate) apart: Option<ServerName>,
 }
 
 impl Backup {
-    /// Whether all its files are there, whatever its WAL: it can be shown and read.
+    /// Whether all its files are stored, whatever the state of its WAL: it can be shown and read.
     pub fn is_complete(&self) -> bool {
         self.root.is_some() && matches!(self.status, BackupStatus::Done | BackupStatus::WaitingForWals)
     }
 
-    /// Whether it is of the server itself, and lies on a timeline of its archive. Only such a backup is the latest or the
-    /// oldest one, has WAL replayed on it, or is what another one builds on.
+    /// Whether it was taken from the server itself and lies on a timeline of its archive. Only such a backup can be the
+    /// latest or the oldest, have WAL replayed on it, or be the parent of another one.
     pub fn is_of_server(&self) -> bool {
         self.kind != BackupKind::Clone
     }
 
-    /// The archive its WAL is in: the server's, or that of a history that is kept apart.
+    /// The archive that holds its WAL: the server's, or that of an abandoned history.
     pub fn archive(&self) -> &ServerName {
         self.apart.as_ref().unwrap_or(&self.server)
     }
 
-    /// The segments recovery needs from the archive, in order. Empty when they came with the backup or it is not
-    /// complete.
+    /// The segments that its recovery needs from the archive, in order. Empty when they came with the backup or when
+    /// the backup is not complete.
     pub fn needed_wal(&self) -> impl Iterator<Item = SegmentName> + use<> {
         let size = self.segment_size;
         let range = match (self.timeline, self.start_lsn, self.stop_lsn) {

@@ -1,13 +1,13 @@
 //! Clones: writable copies of a backup, and what keeps their chunks.
 //!
-//! A clone is a directory `live/<server>/<name>/`. Its `clone.json` names the tree it stands on; all else in it is the
-//! file system's affair. So a clone is no record in a pack, and goes with its directory; but a [`sweep`](crate::upkeep::sweep)
-//! takes what `clone.json` names for in use, whatever becomes of the backup.
+//! A clone is a directory `live/<server>/<name>/`. Its `clone.json` names the tree it is based on; the file system
+//! manages everything else in the directory. So a clone has no record in a pack and disappears with its directory. A
+//! [`sweep`](crate::upkeep::sweep) keeps whatever `clone.json` refers to, even after the backup is deleted.
 //!
-//! - A clone is made under a hidden name while its writer's lock is held: a sweep that did not see it yet takes
-//!   nothing from it. It is there when the directory has its final name, and complete then.
-//! - It goes the same way: under a hidden name first, at which nobody looks, then file by file.
-//! - A clone that is served is locked by the process that serves it, which leaves its mark there ([`serving`]).
+//! - A clone is created under a hidden name while its writer's lock is held: a sweep that did not see it yet removes
+//!   none of its chunks. It exists once its directory has its final name, and is complete then.
+//! - Removal works the same way: the directory first gets a hidden name that nothing reads, then its files are removed.
+//! - The process that serves a clone holds its lock and writes a mark into its directory ([`serving`]).
 
 mod serving;
 
@@ -30,25 +30,25 @@ use crate::names::{BackupId, CloneName, ServerName};
 /// Version of clone.json this release writes, and the newest it reads.
 const VERSION: u32 = 1;
 
-/// What is known of a clone.
+/// The clone's description.
 const DESCRIPTION: &str = "clone.json";
 
-/// What begins so is no clone or server, but on its way in or out.
+/// A name with this prefix is not a clone or server: it is being created or removed.
 const HIDDEN: char = '.';
 
-/// A clone's directory while it is made; its name follows.
+/// Prefix of a clone's directory while it is created; the clone's name follows.
 const MAKING: &str = ".new-";
 
-/// A clone's directory while it is removed; its id follows.
+/// Prefix of a clone's directory while it is removed; the clone's id follows.
 const GONE: &str = ".gone-";
 
-/// Lock files of clones begin so.
+/// Prefix of the lock files of clones.
 pub(crate) const CLONE_PREFIX: &str = "clone-";
 
-/// What a clone was made of.
+/// What a clone was made from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CloneOrigin {
-    /// The backup it stands on.
+    /// The backup it is based on.
     pub backup: BackupId,
     /// The point in time it recovers to, as `pitr/` spells it; none for the backup's own end.
     #[serde(default)]
@@ -58,10 +58,10 @@ pub struct CloneOrigin {
     pub copied_from: Option<CloneName>,
 }
 
-/// A stored file that stands in the clone's tree and not in its backup's: WAL, mostly.
+/// A stored file that is in the clone's tree but not in its backup's: mostly WAL.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Graft {
-    /// Where: "pg_wal/000000010000000000000001".
+    /// Its path: "pg_wal/000000010000000000000001".
     pub path: String,
     /// Its owner, permissions and time.
     pub attributes: Attributes,
@@ -69,36 +69,36 @@ pub struct Graft {
     pub map: FileMap,
 }
 
-/// What clone.json says. It is written once.
+/// The content of clone.json. It is written once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CloneDescription {
-    /// Tells it from other clones of its name.
+    /// Distinguishes it from other clones of the same name.
     pub id: RecordId,
-    /// What numbers its files, and marks its journal as its own, where that is not its id: a clone that was copied has
-    /// those of the one it was copied from.
+    /// The seed for file numbers and for the mark in the clone's journal, if it is not the clone's id. A copied clone
+    /// has the seed of its original.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<RecordId>,
     /// Whose it is.
     pub server: ServerName,
-    /// What it is called.
+    /// Its name.
     pub name: CloneName,
-    /// What it was made of.
+    /// What it was made from.
     pub origin: CloneOrigin,
     /// When it was made.
     pub created_at: TimestampMicros,
-    /// The tree it stands on.
+    /// The tree it is based on.
     pub root: BackupRoot,
-    /// Stored files besides.
+    /// Additional stored files.
     #[serde(default)]
     pub grafts: Vec<Graft>,
-    /// Bytes it may take in the repository; no limit when none. Who opens a clone sets it: earlier releases wrote down what the
-    /// configuration said when the clone was made.
+    /// Bytes it may occupy in the repository; none means no limit. The caller that opens a clone sets it. Earlier
+    /// releases stored the configured value when the clone was created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_bytes: Option<u64>,
 }
 
 impl CloneDescription {
-    /// What numbers its files.
+    /// The seed for its file numbers.
     pub fn seed(&self) -> RecordId {
         self.seed.unwrap_or(self.id)
     }
@@ -111,14 +111,14 @@ struct Versioned {
     body: CloneDescription,
 }
 
-/// A clone being made, under a hidden name. Dropped before [`finish`](Self::finish), nothing of it stays.
+/// A clone being created, under a hidden name. If it is dropped before [`finish`](Self::finish), everything is removed.
 #[derive(Debug)]
 pub struct CloneDraft {
     repository: Repository,
     description: CloneDescription,
     directory: PathBuf,
     finished: bool,
-    /// Keeps a sweep from taking what the clone is about to refer to.
+    /// Keeps a sweep from removing what the clone will refer to.
     _reading: Option<ReadGuard>,
     _writer: Writer,
     _lock: Lock,
@@ -130,7 +130,7 @@ pub struct CloneLock {
     _lock: Lock,
 }
 
-/// Parted by what neither name can have: clone b of server a-x is not clone x-b of server a.
+/// The separator cannot occur in either name: clone b of server a-x is not clone x-b of server a.
 fn lock_name(server: &ServerName, name: &CloneName) -> String {
     format!("{CLONE_PREFIX}{server}:{name}")
 }
@@ -139,7 +139,7 @@ impl Repository {
     /// A server's clones, by name.
     ///
     /// # Errors
-    /// When one of them cannot be read: what it needs is not known then.
+    /// When a clone cannot be read, because then it is unknown what it needs.
     pub fn clones(&self, server: &ServerName) -> Result<Vec<CloneDescription>> {
         let mut clones = Vec::new();
         for name in visible_names(&self.clones_directory(server))? {
@@ -180,16 +180,17 @@ impl Repository {
         self.path().join(LIVE).join(server.as_str())
     }
 
-    /// Begins a clone: its directory is there, under a hidden name, and empty.
+    /// Begins a clone: creates its directory, empty and under a hidden name.
     ///
     /// # Errors
     /// [`Error::CloneExists`]; [`Error::NoSuchBackup`] when the backup has been deleted.
     pub fn begin_clone(&self, description: CloneDescription, backup: &Backup) -> Result<CloneDraft> {
-        // From here to the end a deletion of the backup finds either this guard or the clone.
+        // From here on, a deletion of the backup finds either this guard or the clone.
         self.begin(description, || self.reading(backup).map(Some))
     }
 
-    /// Begins a clone that stands on the same as another one, which is locked and so stays while this is made.
+    /// Begins a clone with the same base as another one. The other one is locked, so it stays while this one is
+    /// created.
     ///
     /// # Errors
     /// [`Error::CloneExists`].
@@ -207,7 +208,7 @@ impl Repository {
         let purpose = format!("making of clone {name} of {server}");
         let writer = self.writer(&purpose)?;
         let lock = self.take_clone(server, name, &purpose)?;
-        // Before it is made sure that what the clone is to stand on is there.
+        // This must come before the check that the clone's base exists.
         writer.keep_condemned()?;
         let reading = guard()?;
         if self.read_clone(server, name)?.is_some() {
@@ -242,29 +243,30 @@ impl Repository {
         })
     }
 
-    /// Locks a clone, to serve or to remove it.
+    /// Locks a clone in order to serve or remove it.
     ///
     /// # Errors
-    /// [`Error::CloneInUse`] while another process does; [`Error::NoSuchClone`].
+    /// [`Error::CloneInUse`] while another process has it locked; [`Error::NoSuchClone`].
     pub fn lock_clone(&self, server: &ServerName, name: &CloneName, purpose: &str) -> Result<CloneLock> {
         let lock = self.take_clone(server, name, purpose)?;
-        // Looked at under the lock: it may just have been removed.
+        // Checked under the lock: the clone may just have been removed.
         self.clone_named(server, name)?;
         Ok(CloneLock { _lock: lock })
     }
 
-    /// The process that has a clone locked, as its lock file says; `None` where nobody has.
+    /// The process that holds a clone's lock, according to the lock file; `None` if it is not held.
     pub fn clone_holder(&self, server: &ServerName, name: &CloneName) -> Option<u32> {
         let lock = lock_name(server, name);
-        // Who cannot be asked is taken for one that holds it: what follows from that is only looked at.
+        // If the lock cannot be probed, assume it is held: the result is only used for display.
         let held = self.locks.is_held(&lock).unwrap_or(true);
         held.then(|| self.locks.named_process(&lock)).flatten()
     }
 
-    /// Removes a clone that is locked with everything in it.
+    /// Removes a locked clone with everything in it.
     ///
     /// # Errors
-    /// When something of it cannot be removed; it is no clone any more then all the same.
+    /// When the clone cannot be moved away, or when something in it cannot be removed; in the second case it is no
+    /// longer a clone.
     pub fn remove_clone(&self, description: &CloneDescription, lock: CloneLock) -> Result<()> {
         let CloneDescription { server, name, id, .. } = description;
         let directory = self.clone_directory(server, name);
@@ -272,7 +274,7 @@ impl Repository {
         self.with_reserve(|| {
             let _acting = self.as_owner()?;
             match fs::rename(&directory, &gone) {
-                // Moved by the try before.
+                // An earlier attempt renamed it.
                 Err(source) if source.kind() == ErrorKind::NotFound && gone.exists() => Ok(()),
                 moved => moved.map_err(|source| Error::io("remove", &directory, source)),
             }?;
@@ -285,7 +287,7 @@ impl Repository {
         })
     }
 
-    /// The clones that stand on this backup.
+    /// The clones that are based on this backup.
     ///
     /// # Errors
     /// As [`clones`](Self::clones).
@@ -325,7 +327,7 @@ impl Repository {
         Ok(Some(clone.body))
     }
 
-    /// Removes what was left of clones whose making or removal was interrupted. Returns how many there were.
+    /// Removes the remains of clones whose creation or removal was interrupted. Returns how many there were.
     pub(crate) fn remove_clone_leftovers(&self) -> Result<usize> {
         let mut removed = 0;
         for server in visible_names(&self.path().join(LIVE))? {
@@ -334,7 +336,7 @@ impl Repository {
                 let place = self.clones_directory(&server).join(&name);
                 if let Some(clone) = name.strip_prefix(MAKING) {
                     let lock_name = lock_name(&server, &clone.parse()?);
-                    // Who has it locked is making it.
+                    // If it is locked, it is still being created.
                     if let Some(_lock) = self.locks.try_exclusive(&lock_name, "sweep")? {
                         remove_all(&place)?;
                         removed += 1;
@@ -355,15 +357,16 @@ impl CloneDraft {
         &self.directory
     }
 
-    /// What it will be.
+    /// The description it will have.
     pub fn description(&self) -> &CloneDescription {
         &self.description
     }
 
-    /// Makes it a clone: when this returns it is there, durably. What is in its directory must be durable already.
+    /// Turns it into a clone, which exists durably when this returns. The contents of its directory must be durable
+    /// already.
     ///
     /// # Errors
-    /// When it cannot be made durable; it may be there all the same.
+    /// When it cannot be made durable; it may exist nevertheless.
     pub fn finish(mut self) -> Result<CloneDescription> {
         let _acting = self.repository.as_owner()?;
         let CloneDescription { server, name, .. } = &self.description;
@@ -397,7 +400,7 @@ impl Drop for CloneDraft {
     }
 }
 
-/// Names in a directory that is there or not, sorted.
+/// Names in a directory, sorted; none if it does not exist.
 fn names(directory: &Path) -> Result<Vec<String>> {
     let failed = |source| Error::io("list", directory, source);
     let entries = match fs::read_dir(directory) {
@@ -418,7 +421,7 @@ fn visible_names(directory: &Path) -> Result<impl Iterator<Item = String>> {
         .filter(|name| !name.starts_with(HIDDEN)))
 }
 
-/// Removes a directory with all that is in it, if it is there.
+/// Removes a directory and its contents, if it exists.
 fn remove_all(directory: &Path) -> Result<()> {
     match fs::remove_dir_all(directory) {
         Err(source) if source.kind() != ErrorKind::NotFound => Err(Error::io("remove", directory, source)),

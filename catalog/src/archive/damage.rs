@@ -1,12 +1,12 @@
 //! Places of chunks that are known to be damaged.
 //!
-//! What a verification finds is written down as records, so that it outlives the catalog. From then on writers refer to nothing
-//! there: what is damaged is stored anew as soon as somebody brings it, whole, and readers and sweeps prefer the new copy
-//! ([`chunk_index`](crate::index::chunk_index)). Nothing is taken away: a place may be mended, and the next verification that
-//! finds it so annuls the record.
+//! The findings of a verification are written as records, so that they survive a lost catalog. From then on, writers do
+//! not refer to these places: a damaged chunk is stored again, whole, as soon as a writer brings it, and readers and
+//! sweeps prefer the new copy ([`chunk_index`](crate::index::chunk_index)). Nothing is removed: a place may be
+//! repaired, and the next verification that finds it intact annuls the record.
 //!
-//! A place is a chunk in a pack whose own frame is bad or gone. What only stands on such a chunk is not named: it reads
-//! again once its base does.
+//! A place is a chunk in a pack in which the chunk's own frame is bad or missing. A delta based on such a chunk is not
+//! listed: it becomes readable again once its base does.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -25,10 +25,10 @@ use crate::index::records::{self, Deletion, kind};
 use crate::index::repository::Repository;
 use crate::names::BackupId;
 
-/// Payloads written into one pack: well below what a pack's footer may have.
+/// Size of the records written into one pack: well below the limit of a pack's footer.
 const BATCH_BYTES: usize = 2 << 20;
 
-/// Places in one pack, by pack: what a verification has found.
+/// Damaged places by pack, as found by a verification.
 pub(crate) type Places = BTreeMap<PackId, BTreeSet<ChunkId>>;
 
 /// Chunks that are damaged in a pack.
@@ -39,7 +39,7 @@ pub(crate) struct DamagedPlaces {
     pub(crate) chunks: BTreeSet<ChunkId>,
 }
 
-/// Enters what a record means.
+/// Enters a record's content into the tables.
 pub(crate) fn derive(db: &Connection, seq: i64, places: &DamagedPlaces) -> Result<()> {
     let mut insert =
         db.prepare_cached("INSERT OR IGNORE INTO damaged (id, pack, record) VALUES (?1, ?2, ?3)")?;
@@ -49,12 +49,12 @@ pub(crate) fn derive(db: &Connection, seq: i64, places: &DamagedPlaces) -> Resul
     Ok(())
 }
 
-/// A record says something as long as the pack is there.
+/// A record is needed as long as its pack exists.
 pub(crate) fn is_needed(db: &Connection, places: &DamagedPlaces) -> Result<bool> {
     records::knows_pack(db, places.pack)
 }
 
-/// The packs with places that are damaged, by their rows, and the chunks.
+/// The packs with damaged places, by row number, with the damaged chunks.
 pub(crate) fn damaged_packs(db: &Connection) -> Result<BTreeMap<i64, BTreeSet<ChunkId>>> {
     let mut query = db.prepare_cached("SELECT p.seq, d.id FROM damaged d JOIN packs p ON p.id = d.pack")?;
     let mut rows = query.query([])?;
@@ -65,8 +65,8 @@ pub(crate) fn damaged_packs(db: &Connection) -> Result<BTreeMap<i64, BTreeSet<Ch
     Ok(packs)
 }
 
-/// The chunks of which no place is good: what a verification found, and the deltas based on it. While nothing is damaged, that
-/// costs one look-up; else a look at each chunk.
+/// The chunks without any good place: those a verification found, and the deltas based on them. If nothing is damaged,
+/// this costs one look-up; otherwise a scan of all chunks.
 fn lost_chunks(db: &Connection) -> Result<HashSet<ChunkId>> {
     let mut lost = HashSet::new();
     for id in damaged_packs(db)?.into_values().flatten() {
@@ -94,7 +94,7 @@ fn lost_chunks(db: &Connection) -> Result<HashSet<ChunkId>> {
     Ok(lost)
 }
 
-/// Walks through backups, and remembers what needs no lost chunk.
+/// Walks through backups and remembers the parts that need no lost chunk.
 struct Search<'a> {
     repository: &'a Repository,
     lost: HashSet<ChunkId>,
@@ -114,7 +114,7 @@ impl Search<'_> {
         let (lost, whole) = (&self.lost, &self.whole);
         let mut passed = Vec::new();
         let mut found = false;
-        // Nothing more is looked at once something is found.
+        // Once a lost chunk is found, the rest is skipped.
         let mut each = |id: ChunkId, role: ChunkRole| {
             found |= lost.contains(&id);
             if found || role == ChunkRole::Window || whole.contains(&id) {
@@ -145,9 +145,9 @@ impl Search<'_> {
 }
 
 impl Repository {
-    /// Which of these complete backups cannot be restored whole, as far as verifications have found: they need a chunk, or
-    /// a segment of WAL to become consistent, of which no good copy is stored. Backups are looked through only while there is
-    /// such a chunk.
+    /// Those of these complete backups that cannot be restored completely, as far as verifications have found. They
+    /// need a chunk, or a WAL segment to become consistent, of which no good copy is stored. The backups are only
+    /// walked while there is such a chunk.
     ///
     /// # Errors
     /// When the catalog or the disk cannot be read.
@@ -170,14 +170,14 @@ impl Repository {
         Ok(damaged)
     }
 
-    /// Calls `each` with the records of damaged places that count.
+    /// Calls `each` with the records of damaged places that are not annulled.
     pub(crate) fn each_damage(
         &self,
         each: &mut dyn FnMut(RecordId, DamagedPlaces) -> Result<()>,
     ) -> Result<()> {
         let mut last = 0;
         loop {
-            // One at a time: a pack of small chunks that is gone as a whole makes a record of megabytes.
+            // One at a time: if a pack of small chunks is lost entirely, its record has megabytes.
             let next = self.db.read(|db| {
                 let mut next = db.prepare_cached(
                     "SELECT id, payload, seq FROM records WHERE kind = ?1 AND seq > ?2
@@ -196,7 +196,7 @@ impl Repository {
         }
     }
 
-    /// Writes down that these places are damaged, and that `annulled` says so no longer; durable when it returns.
+    /// Records these places as damaged and annuls the records in `annulled`; durable when it returns.
     pub(crate) fn write_damage(&self, found: Places, annulled: &[RecordId]) -> Result<()> {
         let found_at = now();
         let found = found.into_iter().map(|(pack, chunks)| {
@@ -207,7 +207,7 @@ impl Repository {
             };
             records::record(kind::DAMAGE, &body)
         });
-        // After what replaces them: a place that is said to be damaged twice is no harm.
+        // Written after the records that replace them: it does no harm if a place is recorded as damaged twice.
         let annulled = annulled.iter().map(|of| {
             let body = Deletion {
                 of: *of,

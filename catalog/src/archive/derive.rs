@@ -1,7 +1,7 @@
-//! What each kind of record means: the rows it gives in the catalog's tables.
+//! What each kind of record means: the rows it adds to the catalog's tables.
 //!
-//! Whatever order records come in, the rows are the same: a deletion counts before and after the record it annuls, and of
-//! two records that claim the same place the earlier has it.
+//! The rows do not depend on the order of the records: a deletion counts whether it comes before or after the record it
+//! annuls, and if two records claim the same place, the earlier one gets it.
 
 use barmanfs_store::{Record, RecordId};
 use rusqlite::{Connection, OptionalExtension, params};
@@ -12,7 +12,7 @@ use crate::archive::{damage, history, servers};
 use crate::error::Result;
 use crate::index::records::{Deletion, is_annulled, kind, parse};
 
-/// Enters what a record means into the tables for it.
+/// Enters a record into the tables for its kind.
 pub(crate) fn derive(db: &Connection, seq: i64, record: &Record) -> Result<()> {
     if record.kind == kind::DELETION {
         return annul(db, seq, &parse::<Deletion>(record.id, &record.payload)?);
@@ -29,7 +29,7 @@ pub(crate) fn derive(db: &Connection, seq: i64, record: &Record) -> Result<()> {
         kind::BOOT_TEST => boot_test::derive(db, seq, id, &parse(id, payload)?),
         kind::DAMAGE => damage::derive(db, seq, &parse(id, payload)?),
         kind::HISTORY => history::records::derive(db, seq, id, &parse(id, payload)?),
-        // Of a later release: kept, not understood.
+        // A record of a later release: it is kept but not interpreted.
         _ => Ok(()),
     }
 }
@@ -52,9 +52,9 @@ fn annul(db: &Connection, seq: i64, deletion: &Deletion) -> Result<()> {
     Ok(())
 }
 
-/// Ids are given out under the server's lock. One may come twice all the same: when a backup was killed after its last
-/// pack was durable and before that was entered, its id was recorded as failed by the next run, and the pack is
-/// found as an orphan later. Then it is complete after all.
+/// Ids are assigned under the server's lock. Still, an id may occur twice: a backup was killed after its last pack was
+/// durable but before it was entered in the catalog, the next run recorded its id as failed, and the pack is found as
+/// an orphan later. Then the backup is complete after all.
 fn derive_backup(db: &Connection, seq: i64, id: RecordId, backup: &Backup) -> Result<()> {
     let failed = backup.status == BackupStatus::Failed;
     db.prepare_cached(
@@ -72,8 +72,8 @@ fn derive_backup(db: &Connection, seq: i64, id: RecordId, backup: &Backup) -> Re
     Ok(())
 }
 
-/// Archiving is serialized per name; should two records claim one all the same (repositories merged by hand), the
-/// earlier has it, whichever is read first.
+/// Archiving is serialized per name. If two records still claim one name (repositories merged by hand), the earlier one
+/// gets it, in whatever order they are read.
 fn derive_wal(db: &Connection, seq: i64, id: RecordId, file: &WalFile) -> Result<()> {
     match history::records::placed_in(db, id)? {
         Some(server) => enter_wal(
@@ -90,7 +90,7 @@ fn derive_wal(db: &Connection, seq: i64, id: RecordId, file: &WalFile) -> Result
     history::records::share(db, seq, id, file)
 }
 
-/// Enters a file into the archive that it says it is in.
+/// Enters a file into the archive named in it.
 pub(crate) fn enter_wal(db: &Connection, seq: i64, id: RecordId, file: &WalFile) -> Result<()> {
     db.prepare_cached(
         "INSERT INTO wal (server, name, record, size_bytes, archived_at, new_stored_bytes)
@@ -119,7 +119,7 @@ pub(crate) fn enter_wal(db: &Connection, seq: i64, id: RecordId, file: &WalFile)
 
 fn derive_quarantine(db: &Connection, seq: i64, id: RecordId, kept: &QuarantinedWal) -> Result<()> {
     if history::records::placed_in(db, id)?.is_some() {
-        // It was decided that its history counts.
+        // A decision made its history the one that counts.
         return derive_wal(db, seq, id, &kept.file);
     }
     db.prepare_cached("INSERT INTO quarantine (record, server, name) VALUES (?1, ?2, ?3)")?

@@ -1,11 +1,12 @@
-//! Two histories of one timeline: where they part, and which one counts.
+//! Two histories of one timeline: where they diverge, and which one counts.
 //!
-//! A snapshot that is put back, or a copy that is promoted without a new timeline, writes other WAL at positions that are in
-//! the archive already. Where that is seen, a *fork* is recorded: a timeline and a position. From then on no segment at or
-//! behind it is taken ([`arrival`]), neither of the timeline nor of those that leave it behind the fork, until a person
-//! decides ([`decide`]): `keep` the archived history, or `restart` with the other one. After a restart the archived files
-//! behind the fork are kept *apart*: under a key of their own in the tables of WAL, which has all that the backups of that
-//! history need. So a plan, whose files all come from one key, never mixes two histories.
+//! If a snapshot is restored, or a copy is promoted without a new timeline, the server writes different WAL at
+//! positions that are already archived. When this is detected, a *fork* is recorded: a timeline and a position. From
+//! then on no segment at or after the fork is archived ([`arrival`]), neither of its timeline nor of timelines that
+//! branch off after the fork, until a person decides ([`decide`]): `keep` the archived history, or `restart` with the
+//! other one. After a restart the archived files after the fork are kept *apart*: under a separate key in the WAL
+//! tables, which has everything that the backups of that history need. All files of a recovery plan come from one key,
+//! so a plan never mixes two histories.
 //!
 //! Forks and decisions are records of one kind. A decision names the records it sets apart, so it means the same in
 //! whatever order records are read ([`records`]).
@@ -23,22 +24,22 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-/// The places where two histories of one timeline part.
+/// A position where two histories of one timeline diverge.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fork {
-    /// The record that tells of it.
+    /// The record that describes it.
     pub id: RecordId,
     /// The timeline.
     pub timeline: TimelineId,
-    /// Where the histories are known to differ, or the start of the segment in which they do at the latest.
+    /// Where the histories are known to differ, or the start of the first segment in which they are known to differ.
     pub lsn: Lsn,
-    /// When it was seen.
+    /// When it was detected.
     pub found_at: TimestampMicros,
-    /// Who saw it: "wal-archive", "backup".
+    /// What detected it: "wal-archive", "backup".
     pub found_by: String,
-    /// How it showed.
+    /// How it was detected.
     pub why: String,
-    /// What has been decided; nothing yet where it is `None`.
+    /// The decision; `None` while there is none.
     pub decided: Option<Decided>,
 }
 
@@ -62,14 +63,14 @@ pub enum Decided {
     Keep,
 }
 
-/// A history that was left for another one.
+/// A history that was abandoned in favour of another one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftHistory {
-    /// The timeline on which it was left.
+    /// The timeline on which it was abandoned.
     pub timeline: TimelineId,
-    /// Where.
+    /// The position from which it was abandoned.
     pub lsn: Lsn,
-    /// When that was decided.
+    /// When the decision was made.
     pub decided_at: TimestampMicros,
     /// The files that are kept apart, segments and others.
     pub files: u64,
@@ -77,18 +78,18 @@ pub struct LeftHistory {
     pub backups: Vec<BackupId>,
 }
 
-/// What there is to say about a server's histories.
+/// The state of a server's histories.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HistoryReport {
     /// Whose.
     pub server: ServerName,
     /// The forks, in the order they were found.
     pub forks: Vec<Fork>,
-    /// The histories that were left, in the order of the decisions.
+    /// The abandoned histories, in the order of the decisions.
     pub left: Vec<LeftHistory>,
-    /// Backups that belong to a history that is not the archive's, and was not decided for.
+    /// Backups of a history that is not the archive's and that no decision has chosen.
     pub undecided_backups: Vec<BackupId>,
-    /// Refused files, which wait for a decision or a look.
+    /// Number of refused files, which wait for a decision or an inspection.
     pub refused: u64,
 }
 
@@ -103,6 +104,6 @@ pub struct Restarted {
     pub apart: u64,
     /// Refused segments that are archived now.
     pub taken: u64,
-    /// Backups that belong to the history that was left.
+    /// Backups that belong to the abandoned history.
     pub backups: Vec<BackupId>,
 }

@@ -1,8 +1,8 @@
-//! How what is known is told to programs: `--json`, and `info/*.json` of a mount.
+//! The JSON output: `--json`, and `info/*.json` of a mount.
 //!
-//! A document is one object with [`SCHEMA_VERSION`] under `schema_version`; a list stands in it under a name. Every key is
-//! always there, null where nothing is known. A time is RFC 3339 in UTC without a fraction, as `date` and jq's
-//! `fromdate` read it; beside `KEY` stands `KEY_us`, the same in microseconds since 1970-01-01 UTC. Keys of times are
+//! A document is one object with [`SCHEMA_VERSION`] under `schema_version`; a list is under a name in it. Every key is
+//! always present, with null for unknown values. A time is RFC 3339 in UTC without a fraction, as `date` and jq's
+//! `fromdate` read it; `KEY_us` next to it has the same time in microseconds since 1970-01-01 UTC. Keys of times are
 //! `time` or end with `_time` or `_at`.
 
 use std::str::FromStr;
@@ -13,18 +13,18 @@ use serde_json::{Map, Value};
 
 use crate::archive::backup::Backup;
 
-/// What the keys mean. It grows when one is taken away or means something else, and not when one is added.
+/// The version of the keys. It grows when a key is removed or changes its meaning, but not when one is added.
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// Where it stands.
+/// The key of the version.
 const VERSION_KEY: &str = "schema_version";
-/// Ends the key of a time in microseconds.
+/// Suffix of the key of a time in microseconds.
 const MICROS: &str = "_us";
 
 /// A document of one thing.
 ///
 /// # Errors
-/// When `value` cannot be told as JSON.
+/// When `value` cannot be serialized as JSON.
 pub fn document(value: &impl Serialize) -> serde_json::Result<Value> {
     Ok(versioned(element(value)?))
 }
@@ -32,27 +32,27 @@ pub fn document(value: &impl Serialize) -> serde_json::Result<Value> {
 /// A document of a list.
 ///
 /// # Errors
-/// When `values` cannot be told as JSON.
+/// When `values` cannot be serialized as JSON.
 pub fn list(name: &str, values: &impl Serialize) -> serde_json::Result<Value> {
     let mut fields = Map::new();
     fields.insert(name.to_owned(), element(values)?);
     Ok(versioned(Value::Object(fields)))
 }
 
-/// A part of a document, its times told as in all of them.
+/// A part of a document, with times in the same format.
 ///
 /// # Errors
-/// When `value` cannot be told as JSON.
+/// When `value` cannot be serialized as JSON.
 pub fn element(value: &impl Serialize) -> serde_json::Result<Value> {
     let mut value = serde_json::to_value(value)?;
     tell_times(&mut value);
     Ok(value)
 }
 
-/// All of a backup but the listing of its root, which means nothing outside the repository.
+/// A backup without the listing of its root, which means nothing outside the repository.
 ///
 /// # Errors
-/// When it cannot be told as JSON.
+/// When it cannot be serialized as JSON.
 pub fn backup(backup: &Backup) -> serde_json::Result<Value> {
     let mut value = serde_json::to_value(backup)?;
     if let Some(fields) = value.as_object_mut() {

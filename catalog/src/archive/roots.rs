@@ -1,5 +1,5 @@
-//! Everything that keeps chunks alive: the trees of backups, the maps of archived and quarantined files, and what clones
-//! stand on.
+//! All roots that keep chunks alive: the trees of backups, the maps of archived and quarantined files, and the trees
+//! and extra files of clones.
 
 use barmanfs_store::{DirectoryRef, FileMap, RecordId};
 use rusqlite::params;
@@ -21,11 +21,11 @@ pub(crate) enum Root {
     File(FileMap),
 }
 
-/// Calls `each` with the roots of all records that are not annulled, and what to call them in messages. Those of
-/// records that come meanwhile may be among them or not.
+/// Calls `each` with the roots of all records that are not annulled, and with a name for messages. Records added
+/// meanwhile may or may not be included.
 ///
 /// # Errors
-/// Where it cannot be told what a record refers to: when it is damaged, or a later release's.
+/// When it is unknown what a record refers to: it is damaged, or of a later release.
 pub(crate) fn each_root(
     repository: &Repository,
     each: &mut dyn FnMut(&str, &Root) -> Result<()>,

@@ -1,4 +1,4 @@
-//! Servers: the names backups and WAL are kept under, and the cluster each name is of.
+//! Servers: the names that backups and WAL are stored under, and the cluster that each name belongs to.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ use crate::index::repository::Repository;
 use crate::index::writer::Writer;
 use crate::names::ServerName;
 
-/// A server and the cluster it stands for.
+/// A server's name and the cluster it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ServerRecord {
     pub(crate) name: ServerName,
@@ -25,7 +25,7 @@ pub(crate) struct ServerRecord {
 }
 
 impl Repository {
-    /// The servers there is anything of, sorted by name.
+    /// All servers of which anything is stored, sorted by name.
     ///
     /// # Errors
     /// When the catalog cannot be read.
@@ -43,7 +43,7 @@ impl Repository {
         Ok(servers.into_iter().collect())
     }
 
-    /// The cluster a server's name stands for; `None` while nothing of it has been stored.
+    /// The cluster a server's name belongs to; `None` while nothing of the server has been stored.
     ///
     /// # Errors
     /// When the catalog cannot be read.
@@ -60,8 +60,8 @@ impl Repository {
 }
 
 impl Writer {
-    /// Makes sure that `server` stands for the cluster `found`. When the name is new, returns the record that says so
-    /// from now on, and the lock to hold until it is written.
+    /// Makes sure that the name `server` belongs to the cluster `found`. If the name is new, returns the record that
+    /// assigns it, and the lock to hold until the record is written.
     ///
     /// # Errors
     /// [`Error::OtherSystem`].
@@ -101,7 +101,7 @@ impl Writer {
     }
 }
 
-/// As for WAL: the first cluster to come under a name has it.
+/// As for WAL: the first cluster recorded under a name keeps it.
 pub(super) fn derive(db: &Connection, seq: i64, id: RecordId, server: &ServerRecord) -> Result<()> {
     let mut known = db.prepare_cached(
         "SELECT r.id, r.payload FROM servers s JOIN records r ON r.seq = s.record WHERE s.name = ?1",

@@ -1,13 +1,13 @@
 //! The spool: WAL that is received as a stream, until the archive has it.
 //!
-//! `spool/<server>/<segment>.partial` is a segment on its way in: as long as the segment will be, and zero where nothing
-//! has come yet. `spool/<server>/<segment>` is whole and waits to be archived.
+//! `spool/<server>/<segment>.partial` is a segment being received: it has the full length of a segment, and is zero
+//! where nothing has been received yet. `spool/<server>/<segment>` is complete and waits to be archived.
 //!
 //! - What was acknowledged to the server is durable in one of these files, or in the archive. A file leaves the spool
-//!   only when the archive has its bytes, under the segment's own name, in quarantine, or as `<segment>.partial`.
-//! - Bytes that were received are never changed. A stream that begins anew at a segment's start writes the same bytes
-//!   over themselves; one that brings others is refused ([`Error::SpoolDiverges`]).
-//! - One process writes to a server's spool: who holds its lock. All others only read.
+//!   only when the archive has its bytes: under the segment's own name, in quarantine, or as `<segment>.partial`.
+//! - Received bytes are never changed. A stream that restarts at the beginning of a segment writes the same bytes
+//!   again; if it brings different ones, it is refused ([`Error::SpoolDiverges`]).
+//! - Only the process that holds the lock of a server's spool writes to it. All others only read.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -30,13 +30,13 @@ mod file;
 
 pub use file::SpoolFile;
 
-/// Ends the name of a segment that is not whole.
+/// Suffix of a segment that is not complete.
 const PARTIAL: &str = ".partial";
 
-/// Who archived what comes out of a spool, in its record.
+/// The `origin` in the records of files archived from a spool.
 const ORIGIN: &str = "receive-wal";
 
-/// What a disk writes whole or not at all.
+/// The unit that a disk writes entirely or not at all.
 const SECTOR_BYTES: u64 = 512;
 
 /// Bytes compared at a time; whole sectors.
@@ -47,14 +47,14 @@ const COMPARED_BYTES: usize = 64 * 1024;
 pub struct PartialSegment {
     /// The segment.
     pub name: SegmentName,
-    /// The file, which a receiver may be writing to, may rename when the segment is whole, and removes when it is
-    /// archived.
+    /// The file. A receiver may be writing to it, may rename it when the segment is complete, and removes it once the
+    /// segment is archived.
     pub path: PathBuf,
     /// Its length: that of a segment.
     pub size_bytes: u64,
     /// When something was last received.
     pub modified: TimestampMicros,
-    /// Whether all of it has come; otherwise it is zero from some point on.
+    /// Whether all of it has been received; otherwise it is zero from some point on.
     pub complete: bool,
 }
 
@@ -64,7 +64,7 @@ pub struct Spool {
     repository: Repository,
     server: ServerName,
     directory: PathBuf,
-    /// One thread clears away at a time.
+    /// Only one thread at a time removes or archives partial segments.
     settling: Mutex<()>,
     _lock: Lock,
 }
@@ -97,7 +97,7 @@ impl Repository {
         })
     }
 
-    /// What a server's spool holds and its archive does not, in the order of the names: mostly one segment, the one
+    /// What a server's spool holds and its archive does not, in the order of the names: usually one segment, the one
     /// being received; a few more while the archive is behind.
     ///
     /// # Errors
@@ -106,11 +106,12 @@ impl Repository {
         let directory = directory(self.path(), server);
         let archive = self.wal(server);
         let mut found = Vec::new();
-        // Looked at in this order, a segment that is archived meanwhile is seen in one of both places at least.
+        // In this order (spool first, then archive), a segment that is archived meanwhile is seen in at least one of
+        // the two.
         for (name, complete) in list(&directory)? {
             let mut segment = spooled(&directory, name, complete)?;
             if segment.is_none() && !complete {
-                // It has become whole meanwhile.
+                // It has become complete meanwhile.
                 segment = spooled(&directory, name, true)?;
             }
             if archive.entry(&WalName::Segment(name))?.is_none() {
@@ -120,11 +121,11 @@ impl Repository {
         Ok(found)
     }
 
-    /// The process that receives a server's WAL: its number, if it runs on this host as this user, and what it says of
-    /// itself; `None` when there is none.
+    /// The process that receives a server's WAL: its process number, if it runs on this host as this user, and its own
+    /// description; `None` if there is none.
     ///
     /// # Errors
-    /// When the lock cannot be looked at.
+    /// When the lock cannot be probed.
     pub fn receiver(&self, server: &ServerName) -> Result<Option<Receiver>> {
         let lock = lock_name(server);
         if !self.locks.is_held(&lock)? {
@@ -140,14 +141,14 @@ impl Repository {
 /// A process that receives WAL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Receiver {
-    /// Its process number, as far as it is sure that this very process holds the lock.
+    /// Its process number, if it is certain that this process holds the lock.
     pub process: Option<u32>,
-    /// What it is and since when, for messages.
+    /// What it is and since when it runs, for messages.
     pub description: String,
 }
 
 impl Spool {
-    /// Whose it is.
+    /// The server whose WAL it receives.
     pub fn server(&self) -> &ServerName {
         &self.server
     }
@@ -157,7 +158,7 @@ impl Spool {
         &self.repository
     }
 
-    /// The segments that are whole and wait to be archived, in the order of their names.
+    /// The segments that are complete and wait to be archived, in the order of their names.
     ///
     /// # Errors
     /// When the spool cannot be read.
@@ -165,8 +166,8 @@ impl Spool {
         self.listed(true)
     }
 
-    /// The segments that are not whole, in the order of their names: the one being received, and those of timelines
-    /// that were left.
+    /// The segments that are not complete, in the order of their names: the one being received, and those of timelines
+    /// the server has left.
     ///
     /// # Errors
     /// When the spool cannot be read.
@@ -187,17 +188,17 @@ impl Spool {
         self.directory.join(file_name(name, complete))
     }
 
-    /// Opens the file of a segment for receiving it from its start; makes it where there is none.
+    /// Opens the file of a segment for receiving it from its start; creates the file if it does not exist.
     ///
     /// # Errors
-    /// When there is one of another size, and when it cannot be made durable.
+    /// When the file exists with another size, or cannot be made durable.
     pub fn begin(&self, name: SegmentName, size: SegmentSize) -> Result<SpoolFile> {
         SpoolFile::open(&self.directory, name, size)
     }
 
-    /// Hands a whole segment over to the archive and takes it out of the spool, together with what it took over from the
-    /// timeline before. Where the archive has other bytes under its name, these go into quarantine, and the outcome says
-    /// so.
+    /// Archives a complete segment and removes it from the spool, together with the partial segment of an earlier
+    /// timeline that it continues. If the archive has different bytes under its name, this segment goes into
+    /// quarantine, and the outcome says so.
     ///
     /// # Errors
     /// Those of [`archive_wal`](crate::Writer::archive_wal); the segment then stays in the spool.
@@ -218,15 +219,15 @@ impl Spool {
         writer.archive_wal(&self.server, name, &mut file, size_bytes, ORIGIN)
     }
 
-    /// Clears away what the spool need not hold any more: partial segments whose bytes are all in the archive, in the
-    /// segment of the same name or in that of a later timeline up to `current`, which begins with what it took over.
-    /// One that holds more is kept in the archive as `<segment>.partial`, and returned: a server that was left had sent
-    /// WAL its successor does not have.
+    /// Removes what the spool need not hold any more: partial segments whose bytes are all in the archive, in the
+    /// segment of the same name or in that of a later timeline up to `current`, whose segment begins with the bytes it
+    /// took over. A partial segment that holds more is archived as `<segment>.partial` and returned: the former primary
+    /// had sent WAL that its successor does not have.
     ///
-    /// Not while a segment is being received.
+    /// Must not be called while a segment is being received.
     ///
     /// # Errors
-    /// When files cannot be read or archived; nothing is lost then.
+    /// When files cannot be read or archived; then nothing is lost.
     pub fn settle(&self, current: TimelineId) -> Result<Vec<SegmentName>> {
         self.settle_those(|_| true, current)
     }
@@ -251,7 +252,7 @@ impl Spool {
         Ok(kept)
     }
 
-    /// Whether the archive has all that is in a partial segment; `None` while it has no segment to compare it with.
+    /// Whether the archive has all bytes of a partial segment; `None` while it has no segment to compare with.
     fn is_covered(&self, name: SegmentName, current: TimelineId) -> Result<Option<bool>> {
         let archive = self.repository.wal(&self.server);
         let Some(successor) = archive.successor(name, current)? else {
@@ -267,12 +268,12 @@ impl Spool {
             .map_err(|source| Error::io("compare", &path, source))
     }
 
-    /// Lets the next timeline take over a segment that is not whole, where it left the old one within it: its own
-    /// segment begins with the same bytes, from the first moment it is there, so that recovery never finds fewer of
-    /// them. What the old one holds beyond is kept in the archive as `<segment>.partial`; whether there was something.
+    /// Continues a partial segment on the next timeline, which branched off within it: the new timeline's segment
+    /// begins with the same bytes from the moment it exists, so that recovery never finds fewer of them. What the old
+    /// segment holds beyond the switch is archived as `<segment>.partial`; returns whether there was anything.
     ///
     /// # Errors
-    /// When files cannot be written or archived; nothing is lost then.
+    /// When files cannot be written or archived; then nothing is lost.
     pub fn take_over(
         &self,
         left: SegmentName,
@@ -298,7 +299,7 @@ impl Spool {
         Ok(true)
     }
 
-    /// Archives a partial segment as `<segment>.partial`, for a person to look at, and takes it out of the spool.
+    /// Archives a partial segment as `<segment>.partial`, for a person to inspect, and removes it from the spool.
     ///
     /// # Errors
     /// When it cannot be archived; it then stays where it is.
@@ -307,14 +308,14 @@ impl Spool {
         if is_zero_from(&path, 0)? {
             return self.remove(name, false);
         }
-        // Another partial under this name sends this one into quarantine: it is kept in either case.
+        // If another partial file has this name, this one goes into quarantine: it is kept in either case.
         self.archive_as(&WalName::Partial(name), &path)?;
         self.remove(name, false)
     }
 
     fn remove(&self, name: SegmentName, complete: bool) -> Result<()> {
         let path = self.path(name, complete);
-        // Not made durable: one that comes back is in the archive, and goes again.
+        // The removal is not made durable: a file that reappears after a crash is in the archive, and is removed again.
         fs::remove_file(&path).map_err(|source| Error::io("remove", &path, source))
     }
 }
@@ -332,7 +333,7 @@ fn file_name(name: SegmentName, complete: bool) -> String {
     format!("{name}{ending}")
 }
 
-/// A file of a spool; `None` when it has gone, and while it is being made and has no length yet.
+/// A file of a spool; `None` when it is gone, or while it is being created and has no length yet.
 fn spooled(directory: &Path, name: SegmentName, complete: bool) -> Result<Option<PartialSegment>> {
     let path = directory.join(file_name(name, complete));
     let inspected = fs::metadata(&path).and_then(|metadata| Ok((metadata.len(), metadata.modified()?)));
@@ -357,7 +358,8 @@ fn open(path: &Path) -> Result<(File, u64)> {
     Ok((file, size_bytes))
 }
 
-/// The segments in a spool, and whether they are whole. There are few: a receiver that cannot archive stops receiving.
+/// The segments in a spool, and whether they are complete. There are few: a receiver that cannot archive stops
+/// receiving.
 fn list(directory: &Path) -> Result<BTreeSet<(SegmentName, bool)>> {
     let unreadable = |source| Error::io("list", directory, source);
     let entries = match fs::read_dir(directory) {
@@ -378,9 +380,9 @@ fn list(directory: &Path) -> Result<BTreeSet<(SegmentName, bool)>> {
     Ok(found)
 }
 
-/// Whether bytes that were received earlier, at `offset` of their segment, are the beginning of others: the same, up to
-/// where nothing had come and the file is zero. A whole sector of zeros says nothing: after a crash of the host, sectors
-/// that were never synced may be missing before others that reached the disk.
+/// Whether bytes received earlier, at `offset` of their segment, are the beginning of `now`: they must be equal up to
+/// the point where nothing had been received and the file is zero. A sector of zeros is ignored: after a crash of the
+/// host, sectors that were never synced may be missing before others that reached the disk.
 fn agrees(offset: u64, earlier: &[u8], now: &[u8]) -> bool {
     let to_sector = (SECTOR_BYTES - offset % SECTOR_BYTES) as usize;
     let sector_agrees = |(earlier, now): (&[u8], &[u8])| {
@@ -471,7 +473,7 @@ mod tests {
             offset in 0_u64..2000,
         ) {
             let mut earlier = bytes.clone();
-            // What comes last in its sector is not zero: it was received.
+            // The last byte of the last sector is not zero, so everything before it in this sector counts as received.
             earlier.push(1);
             let mut now = earlier.clone();
             let at = at.index(bytes.len());

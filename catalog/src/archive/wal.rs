@@ -1,4 +1,4 @@
-//! The WAL archive: what is kept of each file PostgreSQL hands over.
+//! The WAL archive: what is stored for each file PostgreSQL hands over.
 
 use barmanfs_pg::TimestampMicros;
 use barmanfs_pg::wal_name::WalName;
@@ -33,11 +33,11 @@ pub struct WalFile {
     pub size_bytes: u64,
     /// When it was archived.
     pub archived_at: TimestampMicros,
-    /// Who brought it: "wal-archive", "receive-wal".
+    /// What brought it: "wal-archive", "receive-wal".
     pub origin: String,
     /// Bytes it added to the repository.
     pub new_stored_bytes: u64,
-    /// What it says about points in time; segments only.
+    /// Its index of points in time; segments only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index: Option<SegmentIndex>,
     /// Its content.
@@ -60,35 +60,36 @@ pub struct WalEntry {
     pub new_stored_bytes: u64,
 }
 
-/// A file that came under a name that is taken by other bytes. It is kept for a person to look at.
+/// A file whose name is already taken by different bytes. It is kept for a person to inspect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuarantinedWal {
-    /// The file; its `name` is the one it came under.
+    /// The file; its `name` is the one it arrived under.
     #[serde(flatten)]
     pub file: WalFile,
     /// Why it was not archived.
     pub reason: String,
 }
 
-/// What became of a file handed to the archive. It is durable in each case.
+/// The result of archiving a file. The file is durable in each case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WalOutcome {
     /// It is archived.
     Stored(Box<WalFile>),
     /// The same bytes had been archived before.
     AlreadyThere(Box<WalFile>),
-    /// Other bytes had been archived under this name: they stay, these are in quarantine.
+    /// Different bytes had been archived under this name: they stay, and the new ones are in
+    /// quarantine.
     Conflict(Box<WalConflict>),
-    /// It is of another history than what is archived: it is in quarantine.
+    /// It belongs to a history other than the archived one: it is in quarantine.
     Refused(Box<RefusedWal>),
 }
 
-/// A file of a history that is not the archive's.
+/// A file of a history other than the archived one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefusedWal {
     /// The file.
     pub quarantined: QuarantinedWal,
-    /// The fork behind which it lies; none where its history was left by a decision.
+    /// The fork that precedes it; none if a decision abandoned its history.
     pub fork: Option<Fork>,
 }
 
@@ -97,8 +98,8 @@ pub struct RefusedWal {
 pub struct WalConflict {
     /// The archived one.
     pub archived: WalFile,
-    /// The one that came now.
+    /// The one that has just arrived.
     pub quarantined: QuarantinedWal,
-    /// The fork it shows; none where its history was left by a decision.
+    /// The fork it reveals; none if a decision abandoned its history.
     pub fork: Option<Fork>,
 }

@@ -1,24 +1,25 @@
 //! Locks between processes, and who holds them.
 //!
-//! A lock is an flock on a file in the repository's `locks` directory: it ends with its process, however that ends, so
-//! a killed one never blocks another. The files' text (who, what, since when) is for messages alone and may be missing.
+//! A lock is an flock on a file in the repository's `locks` directory. It ends with its process, however that ends, so
+//! a killed process never blocks another. The files' text (who, what, since when) is only for messages and may be
+//! missing.
 //!
 //! | file | held by | excludes |
 //! |---|---|---|
-//! | `delete-<server>` | who decides which of its backups go, and deletes them | another who would |
+//! | `delete-<server>` | a process that decides which of its backups to delete, and deletes them | another such one |
 //! | `writers` | every writer, shared | a rebuild of the catalog, which takes it alone |
-//! | `writer-<token>` | one writer | nothing: tells a sweep that the writer lives |
+//! | `writer-<token>` | one writer | nothing: it shows a sweep that the writer is alive |
 //! | `sweep` | a sweep | another sweep |
 //! | `backup-<server>` | a backup | another backup of the server |
-//! | `receive-<server>` | who receives WAL as a stream | another who would |
+//! | `receive-<server>` | a process that receives WAL as a stream | another such process |
 //! | `boot-<server>` | a boot test of one of its backups | another boot test of the server |
-//! | `server-<server>` | whoever first writes down a server's system id | another who would |
-//! | `wal-<server>-<stripe>` | the archiving of one file | that of the same file by another |
-//! | `clone-<server>:<name>` | whoever serves, makes or removes a clone | the same by another |
+//! | `server-<server>` | a process that records a server's system id for the first time | another such process |
+//! | `wal-<server>-<stripe>` | the archiving of one file | the archiving of the same file by another process |
+//! | `clone-<server>:<name>` | a process that serves, creates or removes a clone | another such process |
 //! | `read-<server>-<id>` | readers of a backup, shared | its deletion without force, which takes it alone |
 //!
-//! Whoever takes several takes them in the order of this table, and waits for none of the first seven but `delete-<server>` and `writers`:
-//! nothing can wait in a circle.
+//! A process that takes several locks takes them in the order of this table, and waits for none of the first seven but
+//! `delete-<server>` and `writers`. So there is no deadlock.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -35,19 +36,19 @@ use crate::home::{Home, regular};
 /// The directory of the lock files.
 pub(super) const LOCKS: &str = "locks";
 
-/// How often a lock that is taken is tried again: whoever asks whether it is held ([`Locks::is_held`]) holds it for an
-/// instant.
+/// How often a lock that is held is tried again: a process that probes whether it is held ([`Locks::is_held`]) holds it
+/// for an instant.
 const TRIES: u32 = 5;
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(5);
 
-/// Text of a lock file that is read for a message; more is not worth showing.
+/// How much of a lock file's text is read for a message; more is not worth showing.
 const HOLDER_BYTES: u64 = 200;
 
 /// The lock files of a repository.
 #[derive(Debug, Clone)]
 pub(crate) struct Locks {
     directory: PathBuf,
-    /// The repository's: it must be able to lock what root, for a mount, has locked before.
+    /// The repository's owner, who must be able to lock what root has locked before for a mount.
     owner: Owner,
 }
 
@@ -81,12 +82,12 @@ impl Locks {
         self.directory.join(name)
     }
 
-    /// Takes a lock alone; `None` when somebody else has it.
+    /// Takes a lock alone; `None` when it is held.
     pub(crate) fn try_exclusive(&self, name: &str, purpose: &str) -> Result<Option<Lock>> {
         self.try_lock(name, Mode::Exclusive, purpose)
     }
 
-    /// Takes a lock together with others who share it; `None` when somebody has it alone.
+    /// Takes a lock together with others who share it; `None` when one holder has it alone.
     pub(crate) fn try_shared(&self, name: &str, purpose: &str) -> Result<Option<Lock>> {
         self.try_lock(name, Mode::Shared, purpose)
     }
@@ -102,7 +103,7 @@ impl Locks {
                     write_holder(&file, purpose);
                     return Ok(Some(Lock { file }));
                 }
-                // Somebody cleaned the file up between our opening and locking it.
+                // The file was removed between our opening and locking it.
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) if tries == TRIES => return Ok(None),
                 Err(TryLockError::WouldBlock) => {
@@ -114,7 +115,7 @@ impl Locks {
         }
     }
 
-    /// Takes a lock alone, and waits for it. For locks that are held for moments only.
+    /// Takes a lock alone, and waits for it. Only for locks that are held for moments.
     pub(crate) fn wait_exclusive(&self, name: &str, purpose: &str) -> Result<Lock> {
         let _acting = self.as_owner()?;
         let path = self.path(name);
@@ -128,7 +129,7 @@ impl Locks {
         }
     }
 
-    /// Whether anybody holds the lock, alone or shared. Creates and writes nothing, so that it works on a full disk.
+    /// Whether the lock is held, alone or shared. Creates and writes nothing, so that it works on a full disk.
     pub(crate) fn is_held(&self, name: &str) -> Result<bool> {
         let _acting = self.as_owner()?;
         let path = self.path(name);
@@ -144,7 +145,7 @@ impl Locks {
         }
     }
 
-    /// Who holds the lock, as far as its file tells.
+    /// The lock's holder, according to its file.
     pub(crate) fn holder(&self, name: &str) -> String {
         let mut text = String::new();
         let read = self.owner.act().and_then(|_acting| {
@@ -156,7 +157,7 @@ impl Locks {
         }
     }
 
-    /// The process a lock's file names.
+    /// The process named in a lock's file.
     pub(crate) fn named_process(&self, name: &str) -> Option<u32> {
         let holder = self.holder(name);
         let mut parts = holder.split(", ");
@@ -164,8 +165,8 @@ impl Locks {
         process.parse().ok()
     }
 
-    /// The process that holds a lock, as its file says, if that process has this very file open: so it is of this host,
-    /// lives, and may be signalled. Of another user's process that cannot be told.
+    /// The process that holds a lock according to its file, if that process has this very file open: then it runs on
+    /// this host, is alive, and may be signalled. This cannot be determined for another user's process.
     pub(crate) fn holding_process(&self, name: &str) -> Option<u32> {
         let process = self.named_process(name)?;
         let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
@@ -193,8 +194,8 @@ impl Locks {
         Ok(names)
     }
 
-    /// Removes the file of a lock nobody holds; leaves one that is held. Safe against somebody who is just taking
-    /// it: they notice that what they locked is no longer there ([`is_at`]) and begin again.
+    /// Removes the file of a lock that is not held; leaves one that is held. This is safe while another process is
+    /// taking the lock: it notices that the file it locked is no longer there ([`is_at`]) and starts over.
     pub(crate) fn remove_free(&self, name: &str) -> Result<()> {
         let _acting = self.as_owner()?;
         let path = self.path(name);
@@ -211,7 +212,7 @@ impl Locks {
 impl Lock {
     /// Removes the lock's file, then frees the lock.
     pub(crate) fn remove(self, locks: &Locks, name: &str) {
-        // A file that stays behind is free, and swept up later.
+        // A file that stays behind is free, and removed later.
         let _ = locks
             .owner
             .act()
@@ -226,8 +227,8 @@ fn open(path: &Path) -> Result<File> {
     regular::open_with(path, &mut options).map_err(|source| Error::io("open", path, source))
 }
 
-/// A lock file that is there, to be tried. For writing where that is allowed: on NFS, whose locks are of another kind, one
-/// that is open for reading alone cannot be locked exclusively.
+/// Opens an existing lock file in order to probe it. It is opened for writing if that is allowed: NFS has another kind
+/// of locks, and there a file that is open only for reading cannot be locked exclusively.
 fn open_existing(path: &Path) -> std::io::Result<File> {
     use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
     match regular::open_with(path, OpenOptions::new().read(true).write(true)) {
@@ -243,7 +244,7 @@ fn lock_now(file: &File, mode: Mode) -> Result<(), TryLockError> {
     }
 }
 
-/// Whether `file` is what stands at `path` now.
+/// Whether `file` is the file at `path` now.
 fn is_at(file: &File, path: &Path) -> Result<bool> {
     let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
     let held = file
@@ -257,7 +258,7 @@ fn is_at(file: &File, path: &Path) -> Result<bool> {
     }
 }
 
-/// Writes who holds the lock. On a full disk it stays unsaid: the lock is held all the same.
+/// Writes the holder into the lock's file. On a full disk the text is missing, but the lock is held nevertheless.
 fn write_holder(mut file: &File, purpose: &str) {
     let now = TimestampMicros::from(std::time::SystemTime::now());
     let text = format!("{purpose}, process {}, since {now}\n", std::process::id());

@@ -1,12 +1,13 @@
-//! Root at work in a repository that is not root's.
+//! Root's work in a repository of another user.
 //!
-//! A mount may be root's, who alone can show it to all; the repository belongs to whoever backs up. A name in there may be a
-//! link, and were root to write through it, its owner could have any file of the host written or given to him. So root does
-//! nothing in a repository that its owner could not do: it takes on the owner's rights to files, and what it makes is
-//! the owner's by itself, who must be able to lock, commit and remove it.
+//! A mount may be run by root, because only root can show it to all users; the repository belongs to the user who takes
+//! backups. A name in the repository may be a link. If root wrote through it, the owner could have any file of the host
+//! overwritten, or become its owner. So root does nothing in a repository that its owner could not do: it takes on the
+//! owner's rights to files. Then the files it creates belong to the owner, who must be able to lock, commit and remove
+//! them.
 //!
-//! In Linux these rights are a thread's own (`setfsuid(2)`); threads it starts have them too. All others stay root's: to
-//! mount, to hand files to the kernel, to see other users' processes.
+//! In Linux these rights belong to a thread (`setfsuid(2)`); threads it starts have them too. All other rights stay
+//! root's: to mount, to hand files to the kernel, to see other users' processes.
 
 use std::ffi::CString;
 use std::io;
@@ -21,17 +22,17 @@ use rustix::thread::set_thread_groups;
 
 use crate::error::{Error, Result};
 
-/// What takes no user, and so only tells who it is now.
+/// Not a valid id: with it, the calls change nothing and return the current id.
 const NOBODY_NEW: u32 = u32::MAX;
 
-/// Whom a directory belongs to, as far as that matters.
+/// The owner of a directory, if different rights are needed for it.
 #[derive(Debug, Clone)]
 pub struct Owner {
-    /// None where this process is not root's, or the directory is.
+    /// None if this process does not run as root, or if root owns the directory.
     other: Option<Arc<Rights>>,
 }
 
-/// What decides which files may be opened.
+/// The ids that decide which files may be opened.
 #[derive(Debug)]
 struct Rights {
     uid: Uid,
@@ -39,12 +40,12 @@ struct Rights {
     groups: Vec<rustix::process::Gid>,
 }
 
-/// As long as this lives, its thread has an [`Owner`]'s rights to files.
+/// While this lives, its thread has an [`Owner`]'s rights to files.
 #[derive(Debug)]
 #[must_use = "the owner's rights end with it"]
 pub struct AsOwner {
     before: Option<Rights>,
-    /// Another thread cannot give back what this one has taken on.
+    /// Another thread cannot return the rights that this one has taken on.
     _stays_here: PhantomData<*const ()>,
 }
 
@@ -52,7 +53,7 @@ impl Owner {
     /// The owner of a directory.
     ///
     /// # Errors
-    /// When it cannot be looked at.
+    /// When it cannot be inspected.
     pub fn of(directory: &Path) -> io::Result<Self> {
         let other = match Uid::effective().is_root() {
             true => Rights::of(directory)?.map(Arc::new),
@@ -61,7 +62,7 @@ impl Owner {
         Ok(Self { other })
     }
 
-    /// Takes on the owner's rights to files. A thread that has given up root's already stays what it is.
+    /// Takes on the owner's rights to files. A thread that no longer has root's rights stays as it is.
     ///
     /// # Errors
     /// When root may not become another user here, as in some containers.
@@ -71,15 +72,15 @@ impl Owner {
             before: other.map(|_| Rights::current()).transpose()?,
             _stays_here: PhantomData,
         };
-        // Where that fails half-way, the other half is given back at once.
+        // If this fails halfway, dropping `acting` restores the rights at once.
         other.map_or(Ok(()), |rights| rights.take_on())?;
         Ok(acting)
     }
 
-    /// The same, for work at `place`.
+    /// The same for work at `place`.
     ///
     /// # Errors
-    /// The same, with the place in them.
+    /// The same, with the place in the message.
     pub(crate) fn act_in(&self, place: &Path) -> Result<AsOwner> {
         let acting = self.act();
         acting.map_err(|source| Error::io("act as the owner of", place, source))
@@ -108,7 +109,7 @@ impl Rights {
             let name = CString::new(user.name).ok()?;
             getgrouplist(&name, user.gid).ok()
         });
-        // One this host does not know is in no other group.
+        // A user unknown to this host is in no other group.
         let groups = groups.unwrap_or_else(|| vec![gid]);
         let groups = groups
             .iter()
@@ -128,7 +129,7 @@ impl Rights {
         })
     }
 
-    /// Neither of the two calls says whether it has worked.
+    /// Checks the result, because neither of the two calls reports whether it has worked.
     fn take_on(&self) -> io::Result<()> {
         set_thread_groups(&self.groups)?;
         setfsgid(self.gid);

@@ -1,5 +1,5 @@
-//! Reading and opening what should be a regular file of the repository, whatever lies there: a named pipe would keep
-//! its reader waiting for ever.
+//! Reads and opens files of the repository that should be regular, whatever is there: a named pipe would block its
+//! reader forever.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -23,7 +23,7 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     open_regular(path)
 }
 
-/// Opens a regular file as `options` say.
+/// Opens a regular file with these `options`.
 pub(crate) fn open_with(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = options.custom_flags(flags.bits().cast_signed()).open(path)?;
@@ -33,7 +33,7 @@ pub(crate) fn open_with(path: &Path, options: &mut OpenOptions) -> io::Result<Fi
     }
 }
 
-/// Makes sure that what others will open by its name is a regular file, or not there.
+/// Makes sure that a path that others will open is a regular file or does not exist.
 pub(crate) fn check(path: &Path) -> Result<()> {
     let kind = match fs::metadata(path) {
         Ok(found) => found.file_type(),

@@ -1,4 +1,4 @@
-//! `repository.json`: the version of a repository's formats, its name, and how what is written to it is compressed.
+//! `repository.json`: the version of a repository's formats, its name, and how new data is compressed.
 
 use std::io;
 use std::path::Path;
@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use super::{Home, has_packs, now, regular, write_durably};
 use crate::error::{Error, Result};
 
-/// The file, in the repository's directory. It is written last when a repository is made.
+/// The file in the repository's directory. It is written last when a repository is created.
 pub(super) const SETTINGS: &str = "repository.json";
 
-/// zstd levels of what is written.
+/// zstd levels for new data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Compression {
     /// Of whole chunks of data.
@@ -36,28 +36,28 @@ impl Default for Compression {
     }
 }
 
-/// What a new repository is to be like.
+/// Options for creating a repository.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CreateOptions {
-    /// How what is written to it is compressed.
+    /// How new data is compressed.
     pub compression: Compression,
 }
 
-/// What repository.json says. It is written once and never changes. What is stored does not need it to be read: one that
-/// was lost is replaced by that of a new repository.
+/// The content of repository.json. It is written once and never changes. Reading stored data does not need it: if it
+/// was lost, the file of a new repository replaces it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     /// Version of the formats in this repository.
     pub format_version: u32,
-    /// Its name among repositories: random.
+    /// Its random name, which distinguishes it from other repositories.
     pub id: String,
-    /// When it was made.
+    /// When it was created.
     pub created_at: TimestampMicros,
     /// Window size of data files.
     pub data_window_bytes: u32,
     /// Window size of WAL.
     pub wal_window_bytes: u32,
-    /// How what is written is compressed.
+    /// How new data is compressed.
     pub compression: Compression,
 }
 

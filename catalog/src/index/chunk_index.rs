@@ -1,14 +1,15 @@
 //! Where chunks are: the store's [`ChunkIndex`] on the catalog's tables.
 //!
-//! A chunk may have several places. Which one is given out decides what may be removed later:
+//! A chunk may have several places. Which one is returned decides what may be removed later:
 //!
-//! - One that is known to be damaged, or a delta whose base is, comes after all others and never to a writer: so what is
-//!   found damaged is stored anew as soon as somebody brings it, and then the new copy is what stays.
-//! - Readers get a whole frame before a delta, since a chunk that is some delta's base must be found whole, and one in
-//!   a pack that stays before one in a condemned pack.
-//! - Writers get only what may be referred to from now on: in a pack that is not condemned and, for a delta, with a
-//!   base of which the same is true and which is whole. A dead delta can outlive its base: the sweep that condemned
-//!   the base's pack saw nothing that needed it.
+//! - A place that is known to be damaged, or that holds a delta with a damaged base, ranks after all others and is
+//!   never given to a writer. So a damaged chunk is stored again as soon as a writer brings it, and then the new copy
+//!   is the one that stays.
+//! - Readers get a whole frame before a delta, because a chunk that is the base of a delta must be found whole. They
+//!   get a place in a pack that stays before one in a condemned pack.
+//! - Writers get only places they may refer to from now on: in a pack that is not condemned and, for a delta, with a
+//!   base that is whole and in such a pack, too. A dead delta can outlive its base: the sweep that condemned the base's
+//!   pack found nothing that needed it.
 
 use std::sync::Arc;
 
@@ -21,19 +22,21 @@ use crate::index::records;
 use crate::index::repository::Repository;
 use crate::index::unread::Surveyor;
 
-/// Rows a warm-up reads at most: some 300 MB of the index, the chunks of half a terabyte of windows, in a few seconds.
+/// Number of rows a warm-up reads at most: some 300 MB of the index, the chunks of half a terabyte of windows, in a few
+/// seconds.
 const WARM_CHUNKS_MAX: usize = 4_000_000;
 
-/// Rows of one query of it: some milliseconds.
+/// Rows of one warm-up query: some milliseconds.
 const WARM_STEP: usize = 10_000;
 
 /// The index as one user of the repository sees it.
 #[derive(Debug)]
 pub(crate) struct CatalogIndex {
     db: Arc<Db>,
-    /// The lock of the writer whose packs these are; a sweep leaves them alone while it is held.
+    /// The lock of the writer of these packs; a sweep leaves them alone while it is held.
     writer: Option<String>,
-    /// What is missed may be in a pack that is not in the catalog; for readers alone, since writers miss what is new.
+    /// Finds missing chunks in packs that are not in the catalog. Only set for readers: a writer misses every new
+    /// chunk.
     surveyor: Option<Arc<Surveyor>>,
 }
 
@@ -43,7 +46,7 @@ pub(crate) struct Place {
     /// The pack's row.
     pub(crate) pack: i64,
     pub(crate) condemned: bool,
-    /// It is known that it cannot be read: its own frame, or a delta's base wherever that is whole.
+    /// Known to be unreadable: its own frame is damaged, or, for a delta, every place where its base is whole.
     pub(crate) damaged: bool,
     pub(crate) location: ChunkLocation,
 }
@@ -80,7 +83,7 @@ impl ChunkIndex for CatalogIndex {
     }
 
     fn places(&self, id: &ChunkId) -> barmanfs_store::Result<Vec<ChunkLocation>> {
-        // Of a catalog of an earlier time the packs may have gone since, and what they held be in others.
+        // If the catalog is from an earlier time, its packs may be gone, and what they held may be in others.
         if let Some(surveyor) = &self.surveyor {
             surveyor.adopt()?;
         }
@@ -96,7 +99,7 @@ impl ChunkIndex for CatalogIndex {
     fn publish(&self, pack: &ClosedPack) -> barmanfs_store::Result<()> {
         let entered = self.db.write(|transaction| {
             let entered = records::enter(transaction, self.db.derive(), pack, self.writer.as_deref())?;
-            // What this process wrote it must be able to read: better nothing is acknowledged.
+            // This process must be able to read what it wrote; if it cannot, nothing may be acknowledged.
             match entered.bad_records.into_iter().next() {
                 Some(error) => Err(error),
                 None => Ok(()),
@@ -107,8 +110,8 @@ impl ChunkIndex for CatalogIndex {
 }
 
 impl Repository {
-    /// Reads the chunks' places once, so that the first reads of a fresh mount do not wait for the index as well as for
-    /// the data. Only speed comes of it; a catalog that is too large for that is read as far as the limit.
+    /// Reads the places of all chunks once, so that the first reads of a fresh mount do not wait for the index as well
+    /// as for the data. This only improves speed; a catalog that is too large is read up to the limit.
     ///
     /// # Errors
     /// When the catalog cannot be read.
@@ -116,7 +119,7 @@ impl Repository {
         let mut after = Vec::new();
         let mut read = 0;
         while read < WARM_CHUNKS_MAX {
-            // In steps: a query of seconds would keep the catalog's WAL from being emptied.
+            // In steps: a query that runs for seconds would keep the catalog's WAL from being truncated.
             let last: Option<Vec<u8>> = self.db.read(|db| {
                 let mut step = db.prepare_cached(
                     "SELECT max(id) FROM (SELECT id FROM chunks WHERE id > ?1 ORDER BY id LIMIT ?2)",
@@ -131,8 +134,8 @@ impl Repository {
     }
 }
 
-/// Whether whatever is referred to now may be referred to again by a writer that is registered: nothing is known to be
-/// damaged, nothing is condemned, and what will be waits for it.
+/// Whether a registered writer may refer again to everything that is referred to now: nothing is known to be damaged,
+/// nothing is condemned, and whatever is condemned later waits for this writer.
 pub(crate) fn all_is_reusable(db: &Connection) -> Result<bool> {
     let mut exception = db.prepare_cached(
         "SELECT 1 FROM packs WHERE condemned_at IS NOT NULL
@@ -141,7 +144,7 @@ pub(crate) fn all_is_reusable(db: &Connection) -> Result<bool> {
     Ok(!exception.exists([])?)
 }
 
-/// The place writers may refer to.
+/// The place that writers may refer to.
 pub(crate) fn reusable_place(db: &Connection, id: &ChunkId) -> Result<Option<Place>> {
     let mut best = None;
     each_place(db, id, |place| {
@@ -155,7 +158,7 @@ pub(crate) fn reusable_place(db: &Connection, id: &ChunkId) -> Result<Option<Pla
     }
 }
 
-/// The place a sweep keeps: the one writers are given, or where there is none the best there is.
+/// The place that a sweep keeps: the one that writers get or, if there is none, the best one.
 pub(crate) fn kept_place(db: &Connection, id: &ChunkId) -> Result<Option<Place>> {
     if let Some(place) = reusable_place(db, id)? {
         return Ok(Some(place));
@@ -195,7 +198,8 @@ pub(crate) fn whole_place(db: &Connection, id: &ChunkId) -> Result<Option<Place>
     Ok(best)
 }
 
-/// Readable before damaged, whole before delta, staying before condemned, then the oldest pack: the same answer each time.
+/// The order of places: readable before damaged, whole before delta, staying before condemned, then the oldest pack. So
+/// the answer is the same each time.
 fn rank(place: &Place) -> (bool, bool, bool, i64) {
     let is_delta = place.location.base.is_some();
     (place.damaged, is_delta, place.condemned, place.pack)

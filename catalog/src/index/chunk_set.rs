@@ -1,4 +1,5 @@
-//! A set of chunk ids that need not fit in memory: what a mark, a verification or a count has met so far.
+//! A set of chunk ids that need not fit in memory: the chunks that a mark, a verification or a count has met so
+//! far.
 //!
 //! It is a private SQLite database without a name: kept in its page cache, and in an unlinked temporary file beyond
 //! that.
@@ -13,33 +14,33 @@ use crate::error::{Error, Result};
 /// Page cache in KiB: some 600,000 ids (80 GB of data) before anything goes to disk.
 const CACHE_KIB: i64 = 32 * 1024;
 
-/// What a chunk is met as.
+/// The role in which a chunk is met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     /// Part of a tree or file.
     Tree(ChunkRole),
-    /// What a delta stands on.
+    /// The base of a delta.
     Base,
 }
 
-/// Whether a chunk had been met.
+/// Whether a chunk had been met before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Met {
     /// Never.
     First,
-    /// In other roles only: what it refers to in this one is still to be visited.
+    /// Only in other roles: what it refers to in this role must still be visited.
     InThisRoleFirst {
-        /// The other role is that of a base.
+        /// The only other role is that of a base.
         as_base_only: bool,
     },
     /// In this role.
     Before,
 }
 
-/// See the [module](self).
+/// The chunks met so far, with their roles.
 #[derive(Debug)]
 pub(crate) struct ChunkSet {
-    /// The table `met`, and whatever else its owner puts beside it.
+    /// The table `met`, and the tables its owner adds.
     pub(crate) db: Connection,
 }
 
@@ -60,7 +61,7 @@ impl ChunkSet {
         let db = Connection::open("").map_err(unusable)?;
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)
             .map_err(unusable)?;
-        // One transaction that is never committed: nothing of this is to last.
+        // One transaction that is never committed: the contents are temporary.
         let prepare = format!(
             "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -{CACHE_KIB};
              CREATE TABLE met (id BLOB NOT NULL PRIMARY KEY, roles INTEGER NOT NULL) WITHOUT ROWID;

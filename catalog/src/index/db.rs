@@ -1,14 +1,15 @@
 //! SQLite connections: opening, a pool for readers, one for writing, and what happens when the file is replaced.
 //!
-//! - Every process opens catalog.sqlite for itself, in WAL mode: readers never wait, writers wait for each other
-//!   for at most [`BUSY_TIMEOUT`]. A write is one short `BEGIN IMMEDIATE` transaction, durable when it returns
+//! - Every process opens catalog.sqlite itself, in WAL mode: readers never wait, writers wait for each other for at
+//!   most [`BUSY_TIMEOUT`]. A write is one short `BEGIN IMMEDIATE` transaction, durable when it returns
 //!   (`synchronous=FULL`). Nothing long-running holds a transaction open.
-//! - A process that ends does not checkpoint: `wal-archive` is started for every segment and would pay for it each
-//!   time. Nor is SQLite left to do it by itself: a process that is alone reads the whole WAL when it opens it, does
-//!   not know then what of it was checkpointed before, and never gets to begin it anew, so it would grow with every
-//!   segment. Whoever commits and finds it longer than [`WAL_LIMIT_BYTES`] checkpoints and empties it.
-//! - A rebuild renames a new file into place. A connection to the old one would go on reading it, so the pool looks
-//!   whether the file is still the same, at most once in [`IDENTITY_INTERVAL`] and whenever a writer begins.
+//! - A process does not checkpoint when it ends: `wal-archive` is started for every segment and would pay for it each
+//!   time. SQLite's automatic checkpoint is off, too: a process that is alone reads the whole WAL when it opens it,
+//!   does not know which part was checkpointed before, and never resets the WAL, so the WAL would grow with every
+//!   segment. Instead, a process that commits and finds the WAL longer than [`WAL_LIMIT_BYTES`] checkpoints and
+//!   truncates it.
+//! - A rebuild renames a new file into place. A connection to the old file would continue to read it, so the pool
+//!   checks whether the file is still the same, at most once in [`IDENTITY_INTERVAL`] and whenever a writer begins.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -27,14 +28,14 @@ use crate::index::schema;
 
 use barmanfs_store::sync::lock;
 
-/// How long a statement waits for another process's write. Writes take milliseconds; a minute is a dying disk.
+/// How long a statement waits for another process's write. Writes take milliseconds; a minute means a failing disk.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Idle read connections that are kept: as many as threads read at once on common machines, each with its own cache.
+/// Number of idle read connections kept: as many as threads read at once on common machines, each with its own cache.
 const IDLE_READERS_MAX: usize = 8;
 
-/// The WAL is emptied when it is longer. Opening the catalog costs a millisecond for each MiB of it, emptying it two
-/// fsyncs and its pages' writes; this is about fifteen archived segments.
+/// The WAL is checkpointed and truncated when it is longer. Opening the catalog costs a millisecond for each MiB of
+/// WAL; a checkpoint costs two fsyncs and the writes of its pages. The limit is about fifteen archived segments.
 const WAL_LIMIT_BYTES: u64 = 2 * 1024 * 1024;
 
 /// Page cache of one connection, in KiB. The operating system caches the file anyway; this saves system calls for
@@ -44,17 +45,17 @@ const CACHE_KIB: i64 = 4096;
 /// Statements kept prepared by each connection: all the catalog's frequent ones.
 const STATEMENTS: usize = 64;
 
-/// Faults of a damaged catalog that are told: the first is reason enough to make it again.
+/// Number of reported faults of a damaged catalog: the first is reason enough to rebuild it.
 const FAULTS_MAX: u32 = 10;
 
-/// How often a reader looks whether the file was replaced.
+/// How often a reader checks whether the file was replaced.
 const IDENTITY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The catalog's file and this process's connections to it.
 #[derive(Debug)]
 pub(crate) struct Db {
     path: PathBuf,
-    /// The repository's: SQLite makes files beside the catalog.
+    /// The repository's owner: SQLite creates files next to the catalog.
     owner: Owner,
     derive: Derive,
     pool: Mutex<Pool>,
@@ -65,7 +66,7 @@ pub(crate) struct Db {
 #[derive(Debug)]
 struct Link {
     connection: Connection,
-    /// It keeps all others out, see [`connect`]; so it is closed after use and not kept.
+    /// It locks all others out, see [`connect`]; so it is closed after use.
     alone: bool,
 }
 
@@ -74,11 +75,11 @@ struct Pool {
     identity: Identity,
     looked_at: Instant,
     idle: Vec<Link>,
-    /// How often the file was replaced since it was opened first.
+    /// How often the file was replaced since it was first opened.
     replaced: u64,
 }
 
-/// Which file it is, whatever its name.
+/// Identifies the file, whatever its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Identity {
     device: u64,
@@ -86,10 +87,10 @@ struct Identity {
 }
 
 impl Db {
-    /// Makes a new, empty catalog.
+    /// Creates a new, empty catalog.
     ///
     /// # Errors
-    /// When the file is there or cannot be made.
+    /// When the file exists or cannot be created.
     pub(crate) fn create(path: &Path) -> Result<()> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
         let create = || -> Result<()> {
@@ -123,7 +124,7 @@ impl Db {
         })
     }
 
-    /// What records mean here.
+    /// The function that defines what records mean.
     pub(crate) fn derive(&self) -> Derive {
         self.derive
     }
@@ -132,8 +133,8 @@ impl Db {
         connect(&self.path, &self.owner, self.derive)
     }
 
-    /// Looks whether the file was replaced by a rebuild, and if so forgets the connections to the old one. Returns how
-    /// often that happened.
+    /// Checks whether a rebuild replaced the file, and if so discards the connections to the old one. Returns how often
+    /// the file was replaced.
     pub(crate) fn refresh(&self) -> Result<u64> {
         let mut pool = lock(&self.pool);
         let identity = identify(&self.path)?;
@@ -146,7 +147,7 @@ impl Db {
         Ok(pool.replaced)
     }
 
-    /// Runs `work` on a connection for reading. Two queries in it need not see the same state.
+    /// Runs `work` on a connection for reading. Two queries in it may see different states.
     pub(crate) fn read<T>(&self, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
         let (replaced, link) = self.take_reader()?;
         let result = work(&link.connection).map_err(|error| error.in_catalog(&self.path));
@@ -175,7 +176,7 @@ impl Db {
         }
     }
 
-    /// Runs `work` in one transaction; it is durable when this returns, and without a trace when it fails.
+    /// Runs `work` in one transaction; it is durable when this returns, and has no effect if it fails.
     pub(crate) fn write<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
         let identity = lock(&self.pool).identity;
         let mut slot = lock(&self.writer);
@@ -199,7 +200,7 @@ impl Db {
         result
     }
 
-    /// What SQLite finds wrong with the file.
+    /// The faults SQLite finds in the file.
     pub(crate) fn faults(&self) -> Result<Vec<String>> {
         let found = self.read(|db| {
             let mut check = db.prepare(&format!("PRAGMA quick_check({FAULTS_MAX})"))?;
@@ -216,8 +217,8 @@ impl Db {
         }
     }
 
-    /// Moves a WAL that has become long into the catalog. Waits for nobody: who still reads from the WAL keeps it as
-    /// it is until the next commit. An error costs nothing either, what was committed is durable in the WAL.
+    /// Checkpoints and truncates a WAL that has become long. It never waits: if a reader still uses the WAL, it stays
+    /// as it is until the next commit. An error does no harm either: what was committed is durable in the WAL.
     fn empty_long_wal(&self, connection: &Connection) {
         if fs::metadata(with_suffix(&self.path, "-wal")).is_ok_and(|wal| wal.len() <= WAL_LIMIT_BYTES) {
             return;
@@ -234,17 +235,17 @@ impl Db {
     }
 }
 
-/// The catalog, and the files SQLite keeps beside it.
+/// The catalog and the files SQLite keeps next to it.
 fn files(catalog: &Path) -> [PathBuf; 4] {
     ["", "-wal", "-shm", "-journal"].map(|suffix| with_suffix(catalog, suffix))
 }
 
-/// Makes sure that what SQLite will open are regular files, or not there.
+/// Makes sure that the files SQLite will open are regular files or do not exist.
 pub(crate) fn check_files(catalog: &Path) -> Result<()> {
     files(catalog).iter().try_for_each(|file| regular::check(file))
 }
 
-/// Removes a catalog with the files SQLite keeps beside it.
+/// Removes a catalog and the files SQLite keeps next to it.
 pub(crate) fn remove_catalog(catalog: &Path) -> Result<()> {
     for file in files(catalog) {
         match fs::remove_file(&file) {
@@ -266,8 +267,8 @@ pub(crate) fn create_tables(connection: &Connection) -> Result<()> {
     Ok(())
 }
 
-/// Brings a catalog of an earlier layout to this one, by making the tables of what its records mean anew. Other processes
-/// see either all of it or nothing.
+/// Upgrades a catalog of an earlier layout by rebuilding the tables that hold what its records mean. Other processes
+/// see either the complete upgrade or nothing of it.
 fn upgrade(connection: &mut Connection, derive: Derive) -> Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     // Another process may have been faster.
@@ -290,15 +291,16 @@ fn layout(connection: &Connection) -> Result<i64> {
     Ok(connection.pragma_query_value(None, "user_version", |row| row.get(0))?)
 }
 
-/// Opens a connection. On a full disk the wal-index, a file all processes share, may be impossible to make; alone,
-/// SQLite needs none, so that what is in the repository can still be read.
+/// Opens a connection. On a full disk the wal-index, a file that all processes share, may be impossible to create. With
+/// exclusive access SQLite needs none, so that the repository can still be read.
 fn connect(path: &Path, owner: &Owner, derive: Derive) -> Result<Link> {
     let _acting = owner.act_in(path)?;
     check_files(path)?;
     let link = |access, alone| connect_as(path, access, derive).map(|connection| Link { connection, alone });
     match link(Access::Shared, false) {
-        // Where nothing can be written nobody else does either, so that no locks are needed: on a read-only file system
-        // connections are kept, while a repository of another user may be written by him in the next moment.
+        // If nothing can be written here, no locks are needed. On a read-only file system no one can write, so
+        // connections are kept. In a repository of another user, that user may write at any moment, so the connection
+        // is closed after use.
         Err(Error::Full { .. } | Error::Catalog { .. } | Error::CatalogReadOnly { .. })
             if !is_writable(path) =>
         {
@@ -313,18 +315,18 @@ fn connect(path: &Path, owner: &Owner, derive: Derive) -> Result<Link> {
 /// How a connection shares the catalog with other processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Access {
-    /// By the wal-index, a file in memory.
+    /// Through the wal-index, a file in memory.
     Shared,
-    /// It keeps all others out, and has the wal-index for itself.
+    /// It locks all others out and has the wal-index to itself.
     Alone,
     /// The same without any lock: nothing can be written there, not even the files for sharing.
     ReadOnly,
 }
 
-/// SQLite's access to files without locks.
+/// SQLite's VFS without locks.
 const WITHOUT_LOCKS: &std::ffi::CStr = c"unix-none";
 
-/// The catalog as a file that never changes, in SQLite's words.
+/// The catalog as a URI, marked as a file that never changes.
 fn immutable(path: &Path) -> String {
     use std::fmt::Write;
     use std::os::unix::ffi::OsStrExt;
@@ -342,7 +344,7 @@ fn immutable(path: &Path) -> String {
     uri + "?immutable=1"
 }
 
-/// Whether SQLite can write the catalog and make files beside it.
+/// Whether SQLite can write the catalog and create files next to it.
 fn is_writable(path: &Path) -> bool {
     let directory = path.parent().unwrap_or(Path::new("."));
     [path, directory].into_iter().all(|path| {
@@ -362,7 +364,7 @@ fn connect_as(path: &Path, access: Access, derive: Derive) -> Result<Connection>
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
             match fs::metadata(with_suffix(path, "-wal")) {
                 Ok(wal) if wal.len() > 0 => Connection::open_with_flags_and_vfs(path, flags, WITHOUT_LOCKS)?,
-                // SQLite would make one, unless it is told that nothing ever changes.
+                // SQLite would create a WAL unless it is told that nothing ever changes.
                 _ => Connection::open_with_flags(immutable(path), flags | OpenFlags::SQLITE_OPEN_URI)?,
             }
         }
@@ -373,8 +375,8 @@ fn connect_as(path: &Path, access: Access, derive: Derive) -> Result<Connection>
     };
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    // Without it SQLite, built to plan by statistics, plans every statement anew each time its parameters are bound:
-    // a look-up would spend most of its time in the parser.
+    // Without this, SQLite, which is built to plan with statistics, plans every statement again each time its
+    // parameters are bound: a look-up would spend most of its time in the parser.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     if access != Access::Shared {
         connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;

@@ -1,4 +1,5 @@
-//! What was found in segments whose records do not say it: they were archived by an earlier release.
+//! A cache of segment indexes that are not in the segments' records, because an earlier release
+//! archived the segments.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -7,10 +8,10 @@ use barmanfs_pg::wal_scan::SegmentIndex;
 use barmanfs_store::ChunkId;
 use barmanfs_store::sync::lock;
 
-/// Indexes kept of segments that had to be read: for a few recoveries at a time, a few KiB each.
+/// Number of cached indexes: enough for a few recoveries at a time, a few KiB each.
 const KEPT_MAX: usize = 256;
 
-/// What is known of segments whose record does not say it, by their content; the newest last.
+/// Indexes of segments whose records do not have them, by content; the newest last.
 #[derive(Debug, Default)]
 pub(crate) struct ReadSegments {
     kept: Mutex<VecDeque<(ChunkId, Arc<SegmentIndex>)>>,

@@ -1,9 +1,10 @@
 //! Records: the facts kept in packs' footers, and the tables derived from them.
 //!
-//! A payload is JSON with a `version`. [`enter`] is the one way a pack gets into the catalog, whether it was just
-//! written, found as an orphan, or read by a rebuild, and one function says what a record means ([`Derive`]); so a rebuild
-//! gives what was there. The result does not depend on the order of packs: a deletion names the record it annuls, before or
-//! after that comes, and of two records that claim the same place the earlier has it.
+//! A payload is JSON with a `version`. Every pack gets into the catalog through this module, whether it was just
+//! written or found as an orphan ([`enter`]), or read by a rebuild ([`enter_without_deriving`], then [`derive_all`]).
+//! One function defines what a record means ([`Derive`]), so a rebuild gives the same tables. The result does not
+//! depend on the order of packs: a deletion names the record it annuls and may come before or after it, and if two
+//! records claim the same place, the earlier one gets it.
 
 use barmanfs_pg::TimestampMicros;
 use barmanfs_store::layout::MAX_RECORD_BYTES;
@@ -29,20 +30,20 @@ pub(crate) mod kind {
     pub(crate) const QUARANTINED_WAL: u8 = 5;
     /// A server and its cluster.
     pub(crate) const SERVER: u8 = 6;
-    /// That PostgreSQL was started on a copy of a backup, and how it went.
+    /// A boot test of a backup and its result.
     pub(crate) const BOOT_TEST: u8 = 7;
-    /// Places of chunks that are damaged.
+    /// Places of damaged chunks.
     pub(crate) const DAMAGE: u8 = 8;
-    /// That a timeline has two histories, or which one counts.
+    /// A fork of a timeline into two histories, or the decision which one counts.
     pub(crate) const HISTORY: u8 = 9;
 }
 
-/// Annuls a record for good.
+/// Annuls a record permanently.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Deletion {
     pub(crate) of: RecordId,
     pub(crate) deleted_at: TimestampMicros,
-    /// What it was, for people: "backup 20261120T101500 of main".
+    /// What it was, for messages: "backup 20261120T101500 of main".
     pub(crate) what: String,
 }
 
@@ -80,7 +81,7 @@ pub(crate) fn of_row<T: DeserializeOwned>(row: &Row<'_>) -> Result<(RecordId, T)
     Ok((id, parse(id, payload)?))
 }
 
-/// The same for a record that may be unreadable: its id is known all the same.
+/// The same for a record that may be unreadable; its id is known nevertheless.
 pub(crate) fn id_and_payload<'a>(row: &'a Row<'_>) -> Result<(RecordId, &'a [u8])> {
     let payload = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
     Ok((RecordId(row.get(0)?), payload))
@@ -110,19 +111,19 @@ pub(crate) fn parse<T: DeserializeOwned>(id: RecordId, payload: &[u8]) -> Result
         .map_err(bad)
 }
 
-/// Enters what a record, in the row `seq`, means into the tables for it. The archive knows that.
+/// Enters what the record in row `seq` means into the tables for its kind. The archive module provides this function.
 pub(crate) type Derive = fn(db: &Connection, seq: i64, record: &Record) -> Result<()>;
 
 /// What [`enter`] did.
 #[derive(Debug, Default)]
 pub(crate) struct Entered {
-    /// The pack was not known before.
+    /// Whether the pack is new in the catalog.
     pub(crate) new: bool,
-    /// Records that could not be read. They are kept, and mean nothing.
+    /// Records that could not be read. They are kept but have no meaning.
     pub(crate) bad_records: Vec<Error>,
 }
 
-/// Enters a pack: its chunks, its records, and what these mean. One that is known already stays as it is.
+/// Enters a pack: its chunks, its records, and what these mean. A pack that is already in the catalog stays as it is.
 pub(crate) fn enter(
     db: &Connection,
     derive: Derive,
@@ -151,7 +152,7 @@ pub(crate) fn enter(
     Ok(entered)
 }
 
-/// Enters a pack and leaves out what its records mean, for [`derive_all`] when all are there.
+/// Enters a pack without what its records mean; [`derive_all`] adds that once all packs are entered.
 pub(crate) fn enter_without_deriving(db: &Connection, pack: &ClosedPack) -> Result<()> {
     if let Some(seq) = enter_pack_row(db, pack, None)? {
         enter_chunks(db, seq, &pack.chunks)?;
@@ -162,7 +163,7 @@ pub(crate) fn enter_without_deriving(db: &Connection, pack: &ClosedPack) -> Resu
     Ok(())
 }
 
-/// `None` when the pack is known; a sweep may have adopted it before its writer came to enter it.
+/// `None` when the pack is already in the catalog; a sweep may have adopted it before its writer entered it.
 fn enter_pack_row(db: &Connection, pack: &ClosedPack, writer: Option<&str>) -> Result<Option<i64>> {
     let stored: u64 = pack
         .chunks
@@ -191,7 +192,7 @@ fn enter_pack_row(db: &Connection, pack: &ClosedPack, writer: Option<&str>) -> R
     Ok(None)
 }
 
-/// Inserted in the order of the table's key: in a table of millions each page is then visited once.
+/// Inserts in the order of the table's key: in a table of millions of rows, each page is then visited once.
 fn enter_chunks(db: &Connection, pack: i64, chunks: &[PackedChunk]) -> Result<()> {
     let mut sorted: Vec<&PackedChunk> = chunks.iter().collect();
     sorted.sort_unstable_by_key(|chunk| chunk.id);
@@ -229,8 +230,9 @@ fn enter_record(db: &Connection, pack: i64, record: &Record) -> Result<Option<i6
     Ok((fresh == 1).then_some(seq))
 }
 
-/// Enters what all records mean: deletions before all others and then decisions on histories, which both name others, so
-/// that the order in which records came does not matter. `problem` gets the row of a record that cannot be read, and why.
+/// Enters what all records mean: first deletions, then records about histories, then all others. The first two kinds
+/// name other records, so with this order it does not matter in which order the records arrived. `problem` gets the row
+/// of each record that cannot be read, and the error.
 pub(crate) fn derive_all(
     db: &Connection,
     derive: Derive,

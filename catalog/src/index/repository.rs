@@ -1,4 +1,4 @@
-//! An open repository: the one thing every room above this one is given. They add their own functions to it.
+//! An open repository: all modules above this one work on it and add their own functions to it.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -18,7 +18,7 @@ use crate::index::read_segments::ReadSegments;
 use crate::index::records::{self, Derive};
 use crate::index::unread::Surveyor;
 
-/// Decoded chunks kept by default: enough for a few readers; a mount asks for more.
+/// Default size of the cache of decoded chunks: enough for a few readers; a mount sets a larger one.
 const CACHE_BYTES: usize = 32 * 1024 * 1024;
 
 /// An open repository. Cheap to clone; used from any number of threads.
@@ -35,8 +35,8 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// Makes the directory of a repository with an empty catalog. `repository.json` comes last: what a crash leaves before
-    /// that is no repository, and is completed by the next try.
+    /// Creates the directory of a repository with an empty catalog. `repository.json` is written last: what a crash
+    /// leaves before that is not a repository, and the next attempt completes it.
     pub(crate) fn make(path: &Path, options: CreateOptions) -> Result<()> {
         check_vacant(path)?;
         fs::create_dir_all(path).map_err(|source| Error::io("create", path, source))?;
@@ -47,7 +47,7 @@ impl Repository {
         make_settings(path, options)
     }
 
-    /// Opens a repository whose records mean what `derive` says.
+    /// Opens a repository; `derive` defines what its records mean.
     pub(crate) fn open_with(path: &Path, derive: Derive) -> Result<Self> {
         let home = Home::at(path)?;
         let settings = read_settings(&home)?;
@@ -81,7 +81,7 @@ impl Repository {
         self.home.path()
     }
 
-    /// Root takes on the rights of the repository's owner, for what it does in here. Nothing to do for other users.
+    /// Makes root act with the rights of the repository's owner while it works in it. Does nothing for other users.
     ///
     /// # Errors
     /// When the system refuses.
@@ -89,23 +89,23 @@ impl Repository {
         self.home.act()
     }
 
-    /// A file without a name, for what is too large for memory: it lies in the repository, which has room where `/tmp` may
-    /// have none, and its space is free as soon as it is closed.
+    /// A file without a name, for data that is too large for memory. It is in the repository's file system, which has
+    /// space when `/tmp` may have none, and its space is free as soon as it is closed.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When it cannot be created.
     pub fn temporary_file(&self) -> Result<File> {
         self.home.temporary_file()
     }
 
-    /// Tries out whether everything can be written that a backup or a segment writes: each directory, the locks, the catalog.
+    /// Checks that everything a backup or a segment writes can be written: each directory, the locks, the catalog.
     ///
     /// # Errors
-    /// Of the first that cannot be.
+    /// The first failure.
     pub fn try_writing(&self) -> Result<()> {
-        // A writer takes a lock.
+        // Creating a writer takes a lock.
         let writer = match self.writer("check") {
-            // The rebuild that keeps it out does write.
+            // The rebuild that keeps the writer out can write.
             Err(Error::Occupied { .. }) => None,
             writer => Some(writer?),
         };
@@ -120,23 +120,23 @@ impl Repository {
         Ok(())
     }
 
-    /// What its repository.json says.
+    /// The content of its repository.json.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// Reads its chunks.
+    /// The reader of its chunks.
     pub fn chunks(&self) -> &Arc<ChunkReader> {
         &self.chunks
     }
 
-    /// Reads its trees and files.
+    /// The reader of its trees and files.
     pub fn trees(&self) -> TreeReader {
         TreeReader::new(Arc::clone(&self.chunks))
     }
 
-    /// A number that is another one when backups, WAL or servers may have changed, whichever process did it. Asking
-    /// costs microseconds.
+    /// A number that changes when backups, WAL or servers may have changed, in whichever process. The call costs
+    /// microseconds.
     ///
     /// # Errors
     /// When the catalog cannot be read.
@@ -146,7 +146,7 @@ impl Repository {
             let mut last = db.prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'records'")?;
             Ok(last.query_row([], |row| row.get(0)).optional()?.unwrap_or(0))
         })?;
-        // A rebuilt catalog numbers its records anew.
+        // A rebuilt catalog numbers its records from the beginning.
         Ok((replaced << 48) ^ records.cast_unsigned())
     }
 
@@ -155,7 +155,7 @@ impl Repository {
         self.db.read(|db| records::knows_pack(db, pack))
     }
 
-    /// All packs the catalog has. Sixteen bytes each: a million, 64 TB, are no burden.
+    /// All packs in the catalog. Each takes sixteen bytes: a million of them, 64 TB of data, fit easily.
     pub(crate) fn pack_ids(&self) -> Result<Vec<PackId>> {
         self.db.read(|db| {
             let mut all = db.prepare_cached("SELECT id FROM packs ORDER BY seq")?;
@@ -164,7 +164,7 @@ impl Repository {
         })
     }
 
-    /// Looks through the catalog's file for damage; nothing where it is sound. It reads all of it.
+    /// Checks the catalog's file for damage; the result is empty if it is intact. This reads the whole file.
     ///
     /// # Errors
     /// When it cannot be read for another reason.

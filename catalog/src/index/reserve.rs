@@ -1,14 +1,16 @@
-//! Space kept back for freeing space.
+//! A reserve of space for operations that free space.
 //!
-//! A deletion writes: a record, rows, a lock file. On a full file system that would be impossible, and nothing could be
-//! freed ever again. So a file `reserve` takes up some room while there is enough of it. What frees space
-//! ([`Repository::with_reserve`]) tries first, and shortens the file by a step each time there is no space: other writers
-//! may be waiting for the same bytes, and must not get all of them. For the same reason a step goes at once to the files
-//! that will be written: to the WAL of the catalog, or to a spare for the next pack. What is allocated to a file nobody
-//! else can take; what the WAL has left of it serves the next deletion. When it has ended, and whenever a writer begins,
-//! the reserve is made whole again where there is room.
+//! A deletion writes: a record, rows, a lock file. On a full file system that would be impossible, and space could
+//! never be freed again. So a file `reserve` occupies some space while there is enough of it. An operation that frees
+//! space ([`Repository::with_reserve`]) first tries without it, and shortens the file by a step each time it runs out
+//! of space: other writers may be waiting for the same bytes, and must not get all of them. For the same reason each
+//! step is allocated at once to the files that will be written: to the catalog's WAL, or to a spare file for the next
+//! pack. No other process can take what is allocated to a file; what remains allocated to the WAL serves the next
+//! deletion. When the operation has ended, and whenever a writer begins, the reserve is refilled if there is enough
+//! space.
 //!
-//! A file system may also run out of files. So some empty files `reserve.N` are kept too, and removed when no other can be made.
+//! A file system may also run out of inodes. So some empty files `reserve.N` are kept too, and removed when no other
+//! file can be created.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -23,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::home::{PACKS, RESERVE};
 use crate::index::repository::Repository;
 
-/// SQLite's write-ahead log of the catalog, beside it.
+/// SQLite's write-ahead log of the catalog, next to it.
 const WAL: &str = "catalog.sqlite-wal";
 
 /// The unit of `st_blocks`.
@@ -34,34 +36,36 @@ const MIB: u64 = 1 << 20;
 /// Its size: the pages of the catalog that a deletion and the removal of a pack change, each written to SQLite's WAL.
 const BYTES: u64 = 16 * MIB;
 
-/// The same where the whole file system is small, as its catalog is then.
+/// The same if the whole file system is small, because then its catalog is small, too.
 const SMALL_BYTES: u64 = 8 * MIB;
 const SMALL_FILE_SYSTEM: u64 = 1 << 30;
 
-/// What a writer that begins leaves free when it makes the file: it is about to write itself.
+/// What a beginning writer leaves free when it creates the file: it will soon write data itself.
 const MARGIN_OF_WRITERS: u64 = 16 * MIB;
 
-/// What is given up at a time.
+/// How much is given up at a time.
 const STEP: u64 = MIB;
 
-/// What the file gets of a step that the step is given up for; the rest is for directories and lock files.
+/// How much of a step is allocated to the file that the step is given up for; the rest is for directories and lock
+/// files.
 const SHARE: u64 = STEP / 8 * 7;
 
-/// With this much allocated behind its end, the catalog's WAL needs no more for now: then it is a pack that wants space.
+/// With this much allocated after its end, the catalog's WAL needs no more for now: then a pack needs the space.
 const ENOUGH_FOR_WAL: u64 = 2 * MIB;
 
-/// Empty files that are kept where the number of files is limited: a deletion makes a lock file or two, and a pack.
+/// Number of empty files kept if the number of files is limited: a deletion creates a lock file or two, and a pack.
 const FILES: usize = 8;
 
-/// Of these, given up at a time.
+/// How many of them are given up at a time.
 const FILES_STEP: usize = 2;
 
-/// Times that what frees space is tried again: the whole reserve, and then some. A quota may refuse what the file system
-/// has, and the next writer refills what was given up.
+/// How often an operation that frees space is retried: for the whole reserve, and then some. A quota may refuse what
+/// the file system has, and the next writer refills what was given up.
 const TRIES: u64 = 2 * BYTES / STEP;
 
 impl Repository {
-    /// Makes the reserve where it is missing and there is room. Without it all works as long as there is space.
+    /// Creates the reserve if it is missing and there is enough space. Without it everything works as long as there is
+    /// space.
     pub(crate) fn keep_reserve(&self) {
         self.fill_reserve(MARGIN_OF_WRITERS);
     }
@@ -76,8 +80,8 @@ impl Repository {
         }
     }
 
-    /// Runs what frees space, again for as long as it fails for want of space and there is a reserve to give up. So `work`
-    /// must leave things as they were when it fails, or go on from there.
+    /// Runs an operation that frees space, and runs it again while it fails for lack of space and there is a reserve to
+    /// give up. So `work` must leave things as they were when it fails, or continue from there.
     pub(crate) fn with_reserve<T>(&self, mut work: impl FnMut() -> Result<T>) -> Result<T> {
         let mut used = 0;
         let result = loop {
@@ -94,7 +98,7 @@ impl Repository {
         result
     }
 
-    /// SQLite does not always say that it was space: of a quota it knows nothing.
+    /// SQLite does not always report lack of space as such: it does not know about quotas.
     fn is_for_want_of_space(&self, error: &Error) -> bool {
         error.is_full()
             || (matches!(error, Error::Catalog { .. })
@@ -133,7 +137,7 @@ fn open(directory: &Path, name: &str, create: bool) -> io::Result<File> {
 
 fn fill(directory: &Path, margin: u64) -> io::Result<()> {
     let system = statvfs(directory)?;
-    // Some file systems have no limit, and say 0.
+    // Some file systems have no limit, and report 0.
     if system.f_files > 0 && system.f_favail > FILES as u64 {
         make_spare_files(directory);
     }
@@ -147,7 +151,7 @@ fn fill(directory: &Path, margin: u64) -> io::Result<()> {
         return Ok(());
     }
     let file = open(directory, RESERVE, true)?;
-    // Another writer is at it.
+    // Another writer is filling it.
     if file.try_lock().is_err() {
         return Ok(());
     }
@@ -159,7 +163,7 @@ fn fill(directory: &Path, margin: u64) -> io::Result<()> {
             file.set_len(there)?;
         }
         match filled {
-            // Another writer was faster, or the quota is lower than what the file system has free.
+            // Another writer was faster, or the quota is lower than the free space of the file system.
             Err(error) if is_for_want_of_space(&error) && missing > STEP => missing /= 2,
             filled => return filled,
         }
@@ -199,12 +203,12 @@ fn write_noise(mut file: &File, from: u64, bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// The spare files. The first is made last and removed first: while it is there, all are.
+/// The spare files. The first is created last and removed first: if it exists, all of them exist.
 fn spare_files(directory: &Path) -> impl DoubleEndedIterator<Item = PathBuf> + '_ {
     (0..FILES).map(move |n| directory.join(format!("{RESERVE}.{n}")))
 }
 
-/// Each writer comes here, so one look decides whether there is something to do.
+/// Every writer calls this, so a single look-up decides whether there is something to do.
 fn make_spare_files(directory: &Path) {
     let first = spare_files(directory).next();
     if first.is_some_and(|path| std::fs::symlink_metadata(path).is_ok()) {
@@ -215,7 +219,7 @@ fn make_spare_files(directory: &Path) {
     }
 }
 
-/// Gives up a step of the reserve; whether there was any left.
+/// Gives up a step of the reserve; returns whether there was any left.
 fn give_up_step(directory: &Path) -> io::Result<bool> {
     let system = statvfs(directory)?;
     if system.f_files > 0 && system.f_favail == 0 {
@@ -228,7 +232,7 @@ fn give_up_step(directory: &Path) -> io::Result<bool> {
     let wal = open(directory, WAL, false).ok();
     let file = match wal {
         Some(wal) if allocated_behind_end(&wal)? < ENOUGH_FOR_WAL => Some(wal),
-        // While the last one is not used, space is wanted for something else.
+        // If the last spare file is still unused, something else needs the space.
         _ => File::create_new(LocalPacks::spare(&directory.join(PACKS))).ok(),
     };
     let shortened = shorten(directory)?;
@@ -268,14 +272,14 @@ fn allocated_behind_end(file: &File) -> io::Result<u64> {
     Ok((metadata.blocks() * BLOCK_BYTES).saturating_sub(metadata.size()))
 }
 
-/// Takes for this file what was given up, or what others have left of it.
+/// Allocates to this file what was given up, or what other processes have left of it.
 fn allocate_behind_end(file: &File) -> io::Result<()> {
     let end = file.metadata()?.size() + allocated_behind_end(file)?;
     let mut wanted = SHARE;
     while wanted >= MIB / 16 {
         match fallocate(file, FallocateFlags::KEEP_SIZE, end, wanted) {
             Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) => wanted /= 2,
-            // Where files cannot be allocated like that, what was given up is free for all.
+            // If the file system cannot allocate like that, the space given up is free for all.
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => break,
             done => return Ok(done?),
         }
@@ -283,7 +287,7 @@ fn allocate_behind_end(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a mebibyte cannot be had.
+/// Whether not even a mebibyte can be allocated.
 fn has_no_space(directory: &Path) -> bool {
     let tried = tempfile::tempfile_in(directory).and_then(|file| allocate(&file, 0, STEP));
     tried.is_err_and(|error| is_for_want_of_space(&error))
@@ -339,7 +343,7 @@ mod tests {
         );
         let spare = || File::open(LocalPacks::spare(&path.join(PACKS))).unwrap();
         assert!(give_up(&spare) >= SHARE);
-        // It has not been used: this time it was for something else.
+        // The spare file has not been used: this time something else needed the space.
         assert!(give_up(&spare) <= STEP);
         assert_eq!(allocated_behind_end(&wal).unwrap(), allocated[2]);
         assert_eq!(wal.metadata().unwrap().size(), 100);

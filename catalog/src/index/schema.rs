@@ -1,9 +1,9 @@
 //! The tables of catalog.sqlite.
 //!
 //! Everything in them is derived from packs, except what concerns processes of this host (`writer`, `condemned_at`,
-//! `condemned_before`): losing that costs a sweep's patience, nothing else. So no data is ever migrated. Where another
-//! layout changes only what the records mean, opening the catalog makes those tables anew from the records it has;
-//! where it changes more, the catalog is made again from the packs.
+//! `condemned_before`): losing that only delays a sweep. So no data is ever migrated. If a new layout changes only
+//! what the records mean, opening the catalog rebuilds those tables from its records; if it changes more, the catalog
+//! is rebuilt from the packs.
 
 /// Number of this layout, kept in SQLite's `user_version`.
 pub(crate) const LAYOUT: i64 = 6;
@@ -63,7 +63,7 @@ CREATE TABLE record_packs (
 CREATE INDEX record_packs_by_pack ON record_packs (pack);
 ";
 
-/// The tables of what the records mean.
+/// The tables that hold what the records mean.
 pub(crate) const MEANINGS: [&str; 14] = [
     "deletions",
     "servers",
@@ -81,7 +81,7 @@ pub(crate) const MEANINGS: [&str; 14] = [
     "placed",
 ];
 
-/// Creates them.
+/// Creates these tables.
 pub(crate) const CREATE_MEANINGS: &str = "
 CREATE TABLE deletions (annulled BLOB NOT NULL, record INTEGER NOT NULL, PRIMARY KEY (annulled, record)) WITHOUT ROWID;
 CREATE TABLE servers (name TEXT NOT NULL PRIMARY KEY, system_id TEXT NOT NULL, record INTEGER NOT NULL) WITHOUT ROWID;

@@ -1,15 +1,16 @@
 //! Packs of the store that the catalog has not read.
 //!
-//! What the catalog does not have is only proven to be absent when it has read every pack there is. A pack may be unknown
-//! because its writer was killed before it could enter it, because the catalog was copied from an earlier time or lost its
-//! last transactions, or because it cannot be read. So a look-up that fails looks for such packs first ([`Survey`]): those
-//! that can be read are entered, and then the look-up is made again. As long as others are left nothing is proven.
+//! Something that is not in the catalog is only proven to be absent when the catalog has read every pack. A pack may be
+//! missing from the catalog because its writer was killed before it could enter it, because the catalog was copied from
+//! an earlier time or lost its last transactions, or because the pack cannot be read. So a failed look-up first
+//! searches for such packs ([`Survey`]): those that can be read are entered, and then the look-up is repeated. As long
+//! as others are left, nothing is proven.
 //!
-//! A pack that the catalog knows and the store has not counts too: then this is not the whole store, perhaps because a disk
-//! is not mounted, and what else is missing cannot be told.
+//! A pack that is in the catalog but not in the store counts too: then this is not the whole store, perhaps because a
+//! disk is not mounted, and it is unknown what else is missing.
 //!
-//! This is asked again and again: recovery asks for the segment after the last until it comes. So the store is looked at
-//! in its 256 parts, and a part in which all was well is listed again only when it has changed.
+//! This search is repeated often: recovery requests the segment after the last one until it arrives. So the store is
+//! surveyed in its 256 parts, and a part without problems is listed again only when it has changed.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Display;
@@ -29,28 +30,28 @@ use crate::index::records;
 use crate::index::repository::Repository;
 use crate::index::writer::WRITER_PREFIX;
 
-/// A writer enters its pack a moment after the pack has appeared. It is given this long before somebody else does it.
+/// A writer enters its pack a moment after the pack has appeared. It gets this long before another process does it.
 const WRITER_TRIES: u32 = 10;
 const WRITER_PAUSE: Duration = Duration::from_millis(20);
 
-/// A look-up that fails looks for unknown packs again after this long: a reader of damaged data asks thousands of times.
+/// Failed look-ups survey the store at most this often: a reader of damaged data fails thousands of times.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// A crash or a copy in part spoils what was written last; more would take seconds.
+/// Number of packs checked: a crash or an incomplete copy damages what was written last; more would take seconds.
 const PACKS_LOOKED_AT: u32 = 100_000;
 
 const PUT_BACK: &str =
     "put it back from a copy of the repository, or see with 'barmanfs verify' what is lost";
 
-/// From so many packs on no part is empty by chance: one that is missing was lost.
+/// With this many packs no part is empty by chance: a missing one was lost.
 const PACKS_IN_ALL_PARTS: usize = 4096;
 
-/// A pack that is not read, and so may hold anything.
+/// A pack that was not read, and so may hold anything.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct UnreadPack {
-    /// The pack, or the file or directory it lies in under another name.
+    /// The pack, or the path of a pack with another name or of a missing directory.
     pub pack: String,
-    /// Why it is not read, and what to do.
+    /// Why it was not read, and what to do.
     pub reason: String,
 }
 
@@ -63,7 +64,7 @@ impl UnreadPack {
     }
 }
 
-/// A pack a sweep could not deal with. It stays as it is.
+/// A pack that a sweep could not process. It stays as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PackProblem {
     /// The pack.
@@ -72,18 +73,18 @@ pub struct PackProblem {
     pub reason: String,
 }
 
-/// What a look at the store gave.
+/// Result of a survey of the store.
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
     /// Packs that were entered.
     pub(crate) adopted: u64,
     /// Records in them that could not be understood.
     pub(crate) bad_records: Vec<PackProblem>,
-    /// Packs that are left unread.
+    /// Packs that remain unread.
     pub(crate) unread: Vec<UnreadPack>,
 }
 
-/// Looks at the store, and remembers what need not be looked at again.
+/// Surveys the store, and remembers what need not be checked again.
 #[derive(Debug)]
 pub(crate) struct Surveyor {
     db: Arc<Db>,
@@ -92,14 +93,14 @@ pub(crate) struct Surveyor {
     seen: Mutex<Seen>,
 }
 
-/// What is known to be well.
+/// What is known to be in order.
 #[derive(Debug, Default)]
 struct Seen {
-    /// Of which catalog this was found: one that was rebuilt may know other packs.
+    /// The catalog it was found with, as the number of replacements: a rebuilt one may have other packs.
     replaced: u64,
-    /// The parts all of whose packs are read, with their marks then and the number of their packs.
+    /// The parts in which all packs are read, with their marks at that time and the number of their packs.
     settled: HashMap<Part, (PartMark, usize)>,
-    /// When the whole store was looked at last for a look-up that failed.
+    /// When the whole store was last surveyed for a failed look-up.
     looked_at: Option<Instant>,
 }
 
@@ -113,10 +114,10 @@ impl Surveyor {
         }
     }
 
-    /// Enters what can be read, and tells what cannot.
+    /// Enters the packs that can be read, and reports the others.
     ///
     /// # Errors
-    /// When the store cannot be listed or the catalog not be read.
+    /// When the store cannot be listed or the catalog cannot be read.
     pub(crate) fn survey(&self) -> Result<Survey> {
         let replaced = self.db.refresh()?;
         let mut seen = self.seen();
@@ -129,7 +130,7 @@ impl Surveyor {
         let mut survey = Survey::default();
         let (mut packs, mut empty, mut missing) = (0, 0, Vec::new());
         for part in Part::all() {
-            // Taken before the part is listed: what comes meanwhile makes another mark.
+            // Taken before the part is listed: packs that are added meanwhile change the mark.
             let (mark, now) = (self.storage.part_mark(part)?, SystemTime::now());
             let count = match seen.settled.get(&part) {
                 Some((known, count)) if *known == mark => *count,
@@ -149,15 +150,15 @@ impl Surveyor {
                 missing.push(first);
             }
         }
-        // A copy may have come without the directories that were empty. Of those there are many, and only what a sweep has
-        // emptied since is empty now.
+        // A copy may lack the directories that were empty. In this case many are missing, and the only empty ones are
+        // those that a sweep has emptied since.
         if empty >= missing.len() || packs >= PACKS_IN_ALL_PARTS {
             survey.unread.extend(missing.into_iter().map(lost_part));
         }
         Ok(survey)
     }
 
-    /// For a look-up that failed: whether packs were entered, so that it is worth another try.
+    /// For a failed look-up: returns whether packs were entered, so that another try is worthwhile.
     ///
     /// # Errors
     /// As for [`survey`](Self::survey).
@@ -175,7 +176,7 @@ impl Surveyor {
         lock(&self.seen)
     }
 
-    /// Lists a part, and holds it against the catalog. Returns the number of its packs.
+    /// Lists a part and compares it with the catalog. Returns the number of its packs.
     fn look_at(&self, part: Part, survey: &mut Survey) -> Result<usize> {
         let (mut listed, mut astray) = (BTreeSet::new(), Vec::new());
         self.storage.list_part(part, &mut |found| {
@@ -209,7 +210,7 @@ impl Surveyor {
         Ok(listed.len())
     }
 
-    /// The packs the catalog has of a part.
+    /// The packs of a part that are in the catalog.
     fn known(&self, first: u8) -> Result<BTreeSet<PackId>> {
         let (mut from, mut to) = ([0; PackId::BYTES], [u8::MAX; PackId::BYTES]);
         (from[0], to[0]) = (first, first);
@@ -224,7 +225,7 @@ impl Surveyor {
         self.db.read(|db| records::knows_pack(db, pack))
     }
 
-    /// Whether the catalog still knows a pack, and the store has none.
+    /// Whether a pack is still in the catalog but not in the store.
     fn is_lost(&self, pack: PackId) -> Result<bool> {
         match self.storage.bytes(pack) {
             Err(barmanfs_store::Error::MissingPack(_)) => self.knows(pack),
@@ -260,14 +261,14 @@ impl Surveyor {
         Ok(())
     }
 
-    /// Gives a writer at work the time to enter its pack; whether it has.
+    /// Gives an active writer time to enter its pack; returns whether the pack has been entered.
     fn comes_by_itself(&self, pack: PackId) -> Result<bool> {
         for _ in 0..WRITER_TRIES {
             if self.knows(pack)? {
                 return Ok(true);
             }
             let mut at_work = false;
-            // A repository that came without its locks directory has no writers.
+            // A repository without a locks directory has no writers.
             for name in self.locks.names(WRITER_PREFIX).unwrap_or_default() {
                 at_work |= self.locks.is_held(&name)?;
             }
@@ -282,13 +283,13 @@ impl Surveyor {
     fn adopt_one(&self, pack: PackId) -> Result<records::Entered> {
         let storage = self.storage.as_ref();
         let closed = read_footer(storage, pack)?;
-        // Its writer may have been killed before it could do that, and what is in the catalog must not go in a crash.
+        // Its writer may have been killed before it could do that, and a crash must not remove what is in the catalog.
         storage.settle(&[pack])?;
         self.db
             .write(|transaction| records::enter(transaction, self.db.derive(), &closed, None))
     }
 
-    /// A copy beside the pack itself does no harm.
+    /// A copy next to the pack itself does no harm.
     fn judge_astray(&self, path: &Path, pack: PackId, survey: &mut Survey) -> Result<()> {
         let in_its_place = self.knows(pack)? && self.storage.bytes(pack).is_ok();
         if !in_its_place {
@@ -311,12 +312,12 @@ fn lost_part(first: u8) -> UnreadPack {
 }
 
 impl Repository {
-    /// Looks for packs the catalog does not know, and enters those that can be read. Returns those that are left unread: while
-    /// there are any, that the catalog does not have something does not prove that it is not stored. Cheap when it is
-    /// asked again and nothing has changed.
+    /// Searches for packs that are not in the catalog, and enters those that can be read. Returns those that remain
+    /// unread: while there are any, absence from the catalog does not prove that something is not stored. Cheap when it
+    /// is repeated and nothing has changed.
     ///
     /// # Errors
-    /// When the store cannot be listed or the catalog not be read.
+    /// When the store cannot be listed or the catalog cannot be read.
     pub fn unread_packs(&self) -> Result<Vec<UnreadPack>> {
         let survey = self.surveyor.survey()?;
         for problem in &survey.bad_records {
@@ -331,11 +332,11 @@ impl Repository {
         Ok(survey.unread)
     }
 
-    /// Packs whose files are not what was written: cut by a crash, copied in part, or something else in their place. Looks at
-    /// the newest [`PACKS_LOOKED_AT`], and reads none of them.
+    /// Packs whose files are not what was written: truncated by a crash, copied incompletely, or replaced by something
+    /// else. Checks the newest [`PACKS_LOOKED_AT`], and reads none of them.
     ///
     /// # Errors
-    /// When the store cannot be looked at or the catalog not be read.
+    /// When the store or the catalog cannot be read.
     pub fn misshapen_packs(&self) -> Result<Vec<UnreadPack>> {
         let packs: Vec<(PackId, u64)> = self.db.read(|db| {
             let mut newest = db.prepare("SELECT id, bytes FROM packs ORDER BY seq DESC LIMIT ?1")?;
@@ -350,7 +351,7 @@ impl Repository {
                     pack,
                     format!("It has {there} bytes and was written with {bytes}: {PUT_BACK}"),
                 )),
-                // A look at what is missing is another one.
+                // Another check reports missing packs.
                 Err(barmanfs_store::Error::MissingPack(_)) => {}
                 Err(error) if error.is_damage() => found.push(UnreadPack::new(pack, error.to_string())),
                 Err(error) => return Err(error.into()),
@@ -359,10 +360,11 @@ impl Repository {
         Ok(found)
     }
 
-    /// Proves that whatever the catalog does not have is not stored. To be followed by the look-up, as it enters packs.
+    /// Proves that whatever is not in the catalog is not stored. The look-up must come after this, because this enters
+    /// packs.
     ///
     /// # Errors
-    /// [`Error::NotProven`] while packs are unread; when the store cannot be listed or the catalog not be read.
+    /// [`Error::NotProven`] while packs are unread; when the store cannot be listed or the catalog cannot be read.
     pub fn prove_completeness(&self) -> Result<()> {
         let unread = self.unread_packs()?;
         match unread.first() {
@@ -375,11 +377,11 @@ impl Repository {
         }
     }
 
-    /// For a look-up that failed: enters packs the catalog does not know; whether there were any, so that it is worth
-    /// another try. Looks at most once in a second.
+    /// For a failed look-up: enters packs that are not in the catalog; returns whether there were any, so that another
+    /// try is worthwhile. Surveys the store at most once in a second.
     ///
     /// # Errors
-    /// When the store cannot be listed or the catalog not be read.
+    /// When the store cannot be listed or the catalog cannot be read.
     pub fn adopt_unknown_packs(&self) -> Result<bool> {
         self.surveyor.adopt()
     }

@@ -1,16 +1,16 @@
-//! Writers: whoever adds to the repository.
+//! Writers: everything that adds to the repository.
 //!
-//! A writer registers before it looks anything up: it holds a lock file of its own until it ends. A sweep that
-//! condemns a pack afterwards leaves it in place until this writer has ended; a writer that registers later sees the
-//! pack condemned and refers to nothing in it. So whatever a writer once found stays until its records are in the
-//! catalog, where the next sweep's mark finds them.
+//! A writer registers before it looks anything up: it holds its own lock file until it ends. A sweep that condemns a
+//! pack afterwards leaves it in place until this writer has ended; a writer that registers later sees that the pack is
+//! condemned and refers to nothing in it. So whatever a writer once found stays until its records are in the catalog,
+//! where the next sweep's mark finds them.
 //!
-//! What stands in a tree that others made may be in a condemned pack as well: its writer found it there before, and the
-//! tree can be deleted at any moment. So while anything is condemned, a backup asks for each chunk of the one before it
-//! ([`DepositOptions::trust_previous`]), and a clone, which asks for none, has itself added to those that all condemned
-//! packs wait for ([`Writer::keep_condemned`]).
+//! A chunk of an existing tree may be in a condemned pack as well: the tree's writer found it there before, and the
+//! tree can be deleted at any moment. So while anything is condemned, a backup looks up each chunk of the previous
+//! backup ([`DepositOptions::trust_previous`]). A clone looks up none; instead it adds itself to the writers that all
+//! condemned packs wait for ([`Writer::keep_condemned`]).
 //!
-//! Order of what a writer does, and what a kill in between leaves:
+//! The steps of a write, and what a kill in between leaves:
 //! 1. Pack under a temporary name: an abandoned file, removed by a sweep.
 //! 2. Pack durable under its final name: an orphan, whose chunks and records are adopted by a sweep or a rebuild. Its
 //!    records are complete facts, their chunks are in it or in packs published before.
@@ -26,13 +26,13 @@ use crate::home::make_directories;
 use crate::index::chunk_index::{self, CatalogIndex};
 use crate::index::repository::Repository;
 
-/// The lock every writer shares and a rebuild takes alone.
+/// The lock that every writer shares and a rebuild takes exclusively.
 pub(crate) const GATE: &str = "writers";
 
-/// Lock files of single writers begin so.
+/// Prefix of the lock files of single writers.
 pub(crate) const WRITER_PREFIX: &str = "writer-";
 
-/// Somebody who adds to the repository, registered for as long as this lives.
+/// A writer, registered for as long as this lives.
 #[derive(Debug)]
 pub struct Writer {
     repository: Repository,
@@ -44,7 +44,7 @@ pub struct Writer {
 }
 
 impl Repository {
-    /// Registers a writer. `purpose` tells people what it does: "backup of main".
+    /// Registers a writer. `purpose` describes its work in messages: "backup of main".
     ///
     /// # Errors
     /// [`Error::Occupied`] while the catalog is being rebuilt.
@@ -99,8 +99,8 @@ impl Writer {
         Ok(Depositor::start(storage, index, reader, options)?)
     }
 
-    /// Keeps all that is condemned until this writer has ended. What is referred to by a record or clone after this has
-    /// returned may then be referred to by this writer as well, without asking for each chunk.
+    /// Keeps everything that is condemned until this writer has ended. Whatever a record or clone refers to after this
+    /// has returned, this writer may then refer to as well, without looking up each chunk.
     pub(crate) fn keep_condemned(&self) -> Result<()> {
         if self.repository.db.read(chunk_index::all_is_reusable)? {
             return Ok(());
@@ -115,8 +115,8 @@ impl Writer {
         })
     }
 
-    /// Writes records that come without chunks; durable when it returns. Root, who may test and verify what is another's,
-    /// writes them as the repository's owner.
+    /// Writes records that come without chunks; durable when it returns. Root may test and verify repositories of other
+    /// users, and writes the records as the repository's owner.
     pub(crate) fn write_records(&self, records: Vec<Record>) -> Result<()> {
         let _acting = self.repository.as_owner()?;
         let mut pack = PackWriter::begin(self.repository.storage.as_ref())?;

@@ -1,4 +1,4 @@
-//! The moment at which one timeline was left for another belongs to both.
+//! The moment at which a timeline was left for another one belongs to both.
 
 use barmanfs_pg::{Lsn, TimestampMicros};
 
@@ -9,8 +9,8 @@ use crate::recovery::route::Route;
 use crate::recovery::segments::is_after;
 
 impl Planner<'_> {
-    /// What to say where a time leads to the point at which a timeline was left that went on: nothing of the later
-    /// timeline is replayed then, and who means the earlier one's transactions has to say so.
+    /// A note for a time target that leads to the point where a timeline was left but continued: then nothing of
+    /// the later timeline is replayed, and a user who wants the transactions of the earlier one must say so.
     ///
     /// Replay stops in segment `number`.
     pub(super) fn note_on_abandoned(

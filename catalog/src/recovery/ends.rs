@@ -1,4 +1,4 @@
-//! Where PostgreSQL would end the replay, for each kind of target.
+//! Where PostgreSQL would end the replay for each kind of target.
 
 use std::cell::RefCell;
 
@@ -13,7 +13,7 @@ use crate::recovery::segments::{Found, Row, Segments, is_after};
 use crate::recovery::time::shown;
 use crate::recovery::{Target, Unreachable};
 
-/// A timeline's log, with what can be said of the target before a backup is chosen.
+/// The WAL up to a timeline, with what is known about the target before a backup is chosen.
 #[derive(Debug)]
 pub(super) struct Way {
     pub(super) route: Route,
@@ -26,28 +26,28 @@ pub(super) enum Goal {
     Immediate,
     Lsn(Lsn),
     Time(TimestampMicros, Passed),
-    /// The last end of the transaction.
+    /// The last commit or abort of the transaction.
     Xid(u32, Option<Found>),
-    /// The restore points of the name, in order.
+    /// The restore points of this name, in order.
     Name(String, Vec<(Lsn, TimestampMicros)>),
 }
 
-/// Where a time has passed.
+/// Where in the WAL a time has passed.
 #[derive(Debug)]
 pub(super) struct Passed {
-    /// Whether anything at all is later.
+    /// Whether there is any later commit or abort.
     anywhere: bool,
-    /// For the backup tried last.
+    /// The result for the backup tried last.
     last: RefCell<Option<Later>>,
 }
 
-/// What was found for the backup tried before, a newer one: what is later than the time for an older one is either in
-/// between, or the same.
+/// The result for the backup tried before, which is newer. For an older backup, the first commit or abort later than
+/// the time is either between the two backups, or the same.
 #[derive(Debug, Clone, Copy)]
 struct Later {
-    /// The segment looked from.
+    /// The segment from which the search began.
     from: u64,
-    /// The first one with something later.
+    /// The first segment with a later commit or abort.
     row: Option<Row>,
     /// Whether it cannot be reached from there.
     blocked: bool,
@@ -78,8 +78,8 @@ impl Way {
         Ok(Self { route, goal })
     }
 
-    /// Whether what keeps one backup from the target keeps all older ones from it: not where an older one may meet an
-    /// earlier restore point of the same name, or a time when the clock was wrong.
+    /// Whether an obstacle between one backup and the target also blocks all older backups. This is not so if an older
+    /// backup may meet an earlier restore point of the same name, or a time when the clock was wrong.
     pub(super) fn is_one_place(&self) -> bool {
         match &self.goal {
             Goal::Time(_, passed) => !passed.anywhere,
@@ -94,21 +94,21 @@ impl Way {
 pub(super) struct End {
     /// The last segment that is needed.
     pub(super) number: u64,
-    /// The position, as far as it is known.
+    /// The position, if it is known.
     pub(super) lsn: Option<Lsn>,
     /// Whether the last segment is still being received.
     pub(super) partial: bool,
-    /// A commit or abort that is replayed, the last that is known of.
+    /// The last known commit or abort that is replayed.
     pub(super) reaches: Option<TimestampMicros>,
     pub(super) notes: Vec<String>,
-    /// Where the server was started with `wal_level = minimal`, in what is still being received.
+    /// Where the server was started with `wal_level = minimal`, in WAL that is still being received.
     pub(super) minimal: Option<Lsn>,
-    /// The largest settings the server was started with on the way.
+    /// The largest settings that the server was started with on the way.
     pub(super) required: Option<RequiredSettings>,
 }
 
 impl Planner<'_> {
-    /// Where replay from this backup ends; none where the target lies before the backup's end.
+    /// Where replay from this backup ends; none if the target lies before the backup's end.
     pub(super) fn end(&self, start: &Start, way: &Way) -> Step<Option<End>> {
         let route = &way.route;
         match &way.goal {
@@ -158,15 +158,16 @@ impl Planner<'_> {
             Some(_) => end,
             None => self.with_received(route, end)?,
         };
-        // What came with the backup is always there.
+        // The WAL that came with the backup is always there.
         Ok(End {
             number: end.number.max(route.number_before(start.stop)),
             ..end
         })
     }
 
-    /// Whether PostgreSQL, not finding the first segment of a timeline, would go on along the one before it: there may be a
-    /// segment of the same number, which goes on past the point where that timeline was left.
+    /// Whether PostgreSQL, when it does not find the first segment of a timeline, would continue along the previous
+    /// timeline: that one may have a segment of the same number, which continues past the point where the timeline was
+    /// left.
     fn goes_astray(&self, route: &Route, missing: u64) -> Result<bool> {
         let spans = route.spans();
         for ((before, _, _), (_, begin, _)) in spans.iter().zip(spans.iter().skip(1)) {
@@ -197,7 +198,7 @@ impl Planner<'_> {
         }))
     }
 
-    /// The segment in which at the latest the first record ends that starts at `lsn` or later.
+    /// The segment in which, at the latest, the first record that starts at `lsn` or later ends.
     fn first_record(&self, route: &Route, lsn: Lsn) -> Result<Option<u64>> {
         let number = route.number(lsn);
         let own = self.segments.row(route, number)?.and_then(|row| row.last_lsn);
@@ -225,7 +226,7 @@ impl Planner<'_> {
         }))
     }
 
-    /// Replay stops at the first point of the name after the backup's start.
+    /// Replay stops at the first restore point of the name after the backup's start.
     fn to_name(
         &self,
         start: &Start,
@@ -318,7 +319,7 @@ impl Planner<'_> {
             let (ends_in, lsn) = if is_behind && later.ends_in == later.number {
                 (later.number, None)
             } else {
-                // Only the records tell on which side of the backup's limits it is, and whether it needs more segments.
+                // Only the records show on which side of the backup's limits it is, and whether it needs more segments.
                 let found = self
                     .segments
                     .find_record(route, later.number, &mut |lsn, facts| {
@@ -347,8 +348,8 @@ impl Planner<'_> {
         }
     }
 
-    /// Whether the time lies before what the backup began with. PostgreSQL would not notice: it compares the time with what
-    /// it replays, and not with what is in the backup already.
+    /// Whether the time lies before the backup's content. PostgreSQL would not notice: it compares the time with what
+    /// it replays, but not with what is in the backup already.
     fn is_older_than(&self, start: &Start, route: &Route, time: TimestampMicros) -> Result<bool> {
         let backup = &start.backup;
         if time < backup.begin_time {
@@ -359,7 +360,7 @@ impl Planner<'_> {
             && let Some(end) = backup.end_time
             && time < end
         {
-            // Of WAL that came with the backup nothing is known, unless it is archived too.
+            // WAL that came with the backup is not indexed, unless it is archived too.
             let last = route.number_before(start.stop);
             if self.segments.first_missing(route, number, last)?.is_some() {
                 return Ok(true);
@@ -369,7 +370,7 @@ impl Planner<'_> {
         let late = |max: Option<TimestampMicros>| max.is_some_and(|max| is_after(max, time, inclusive));
         let own = self.segments.row(route, number)?;
         if own.is_some_and(|row| late(row.time_max)) {
-            // Only the records tell what was committed before the backup's start.
+            // Only the records show what was committed before the backup's start.
             let before = self.segments.find_record(route, number, &mut |lsn, facts| {
                 lsn < start.start && ends_after(facts, time, inclusive)
             })?;
@@ -384,7 +385,7 @@ impl Planner<'_> {
         Ok(earlier.is_some_and(|row| late(row.time_max)))
     }
 
-    /// That nothing is missing between the backup and segment `to`.
+    /// Fails if a segment between the backup and segment `to` is missing or broken.
     fn check_way(&self, start: &Start, route: &Route, to: u64) -> Step<()> {
         let from = archived_from(start, route);
         if let Some(missing) = self.segments.first_missing(route, from, to)? {
@@ -417,7 +418,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Nothing is archived that replay would stop at.
+    /// The reason when nothing is archived at which replay would stop.
     fn after_end(&self, start: &Start, way: &Way, what: String) -> Result<Halt> {
         let route = &way.route;
         let from = archived_from(start, route);
@@ -432,7 +433,7 @@ impl Planner<'_> {
         .into())
     }
 
-    /// The newest commit and the end of what can be replayed, where segment `missing` is not there.
+    /// The newest commit and the end of what can be replayed, if segment `missing` is not archived.
     fn reach(&self, start: &Start, route: &Route, missing: u64) -> Result<(Option<TimestampMicros>, Lsn)> {
         let Some(last) = missing.checked_sub(1) else {
             return Ok((None, start.stop));
@@ -448,8 +449,8 @@ impl Planner<'_> {
     }
 }
 
-/// The first segment the archive must have for what lies behind the backup: the backup may have brought its own. Of the
-/// segment it stops in, a standby has only the beginning.
+/// The first segment that the archive must have for a recovery past the backup: the backup may include its own WAL. A
+/// backup of a standby has only the beginning of the segment in which it stops.
 fn archived_from(start: &Start, route: &Route) -> u64 {
     let last = route.number_before(start.stop);
     match (start.backup.wal_included, start.backup.from_standby) {
@@ -459,7 +460,7 @@ fn archived_from(start: &Start, route: &Route) -> u64 {
     }
 }
 
-/// When a transaction ended, if the record says that.
+/// The end time of a transaction, if the record has one.
 pub(super) fn end_time(facts: &RecordFacts) -> Option<TimestampMicros> {
     match facts {
         RecordFacts::Commit { time, .. } | RecordFacts::Abort { time, .. } => Some(*time),

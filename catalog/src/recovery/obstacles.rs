@@ -1,8 +1,9 @@
-//! What stops a recovery on its way although every segment is there.
+//! What stops a recovery although every segment is archived.
 //!
-//! PostgreSQL ends a recovery with an error where the server was started with `wal_level = minimal`
-//! (`CheckRequiredParameterValues` in `src/backend/access/transam/xlogrecovery.c`). A copy must stay in its own
-//! directory: where that is not known, or this PostgreSQL cannot be kept there, the target is not offered.
+//! PostgreSQL ends a recovery with an error at the point where the server was started with `wal_level =
+//! minimal` (`CheckRequiredParameterValues` in `src/backend/access/transam/xlogrecovery.c`). A copy must stay
+//! in its own directory: if it is unknown whether it would, or this PostgreSQL version cannot be kept there,
+//! the target is not offered.
 
 use barmanfs_pg::Lsn;
 use barmanfs_pg::control::RequiredSettings;
@@ -15,22 +16,23 @@ use crate::recovery::ends::{End, Goal, Way, ends_after};
 use crate::recovery::planner::{Planner, Start, Step};
 use crate::recovery::route::Route;
 
-/// Segments whose index an earlier release made that are read to plan one recovery: a second, or two.
+/// Number of segments with an index of an earlier release that are read to plan one recovery: this takes a
+/// second or two.
 const READ_MAX: u64 = 64;
 
-/// What is known of the way from a backup to a target.
+/// What was found between a backup and a target.
 #[derive(Debug, Default)]
 struct Found {
     /// Where the server was first started with `wal_level = minimal`.
     minimal: Option<Lsn>,
     /// The largest settings it was started with.
     required: Option<RequiredSettings>,
-    /// Segments that were not looked into for these.
+    /// Number of segments that were not searched for these.
     unread: u64,
 }
 
 impl Planner<'_> {
-    /// The end, if replay gets there.
+    /// Returns the end if replay reaches it.
     pub(super) fn check_replay(&self, start: &Start, way: &Way, mut end: End) -> Step<End> {
         let route = &way.route;
         let from = route.number(start.start);
@@ -58,7 +60,7 @@ impl Planner<'_> {
         Ok(end)
     }
 
-    /// That a copy stays in its directory while it replays these segments.
+    /// Fails if a copy would not stay in its directory while it replays these segments.
     fn check_confined(&self, start: &Start, route: &Route, from: u64, to: u64) -> Step<()> {
         if let Some((number, is_current)) = self.segments.first_unknown(route, from, to)? {
             let segment = route.name(number);
@@ -153,7 +155,7 @@ impl Planner<'_> {
             Goal::Now => Ok(end.lsn.is_none_or(|end| lsn < end)),
             Goal::Lsn(target) if lsn < *target => Ok(true),
             Goal::Lsn(_) if !self.spec.inclusive => Ok(false),
-            // The first record at the target or behind it is replayed, too.
+            // The first record at or after the target is replayed, too.
             Goal::Lsn(target) => {
                 let first = self.segments.first_start(route, route.number(*target), *target)?;
                 Ok(first.is_none_or(|first| lsn <= first))

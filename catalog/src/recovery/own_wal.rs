@@ -1,7 +1,8 @@
-//! Whether the archive continues the WAL that a backup brought itself.
+//! Checks whether the archive continues the WAL that came with a backup.
 //!
-//! Such a backup can be older than the archive. When a snapshot of the server was put back in between, the archive has another
-//! history from there on, which nobody could see as it came: PostgreSQL would replay the one and go on with the other.
+//! Such a backup can be older than the archive. If a snapshot of the server was restored in between, the archive has
+//! another history from there on. This could not be detected when the WAL was archived. PostgreSQL would replay one
+//! history and continue with the other.
 
 use barmanfs_pg::Lsn;
 use barmanfs_pg::wal_name::{SegmentName, WalName};
@@ -11,13 +12,13 @@ use crate::error::Result;
 use crate::recovery::planner::{Planner, Start};
 use crate::recovery::route::Route;
 
-/// How much is compared before the backup's end: it has the checkpoint the backup began with or, in a busy server, other
-/// records with times.
+/// How many bytes before the backup's end are compared: they contain the checkpoint that the backup began with or, on a
+/// busy server, other records with times.
 const COMPARED_BYTES: u64 = 128 * 1024;
 
 impl Planner<'_> {
-    /// Why a backup that brought its WAL cannot be recovered with the archive's; none where it can, or where one of them
-    /// cannot be read.
+    /// Why a backup that came with its WAL cannot be recovered with the archive's WAL; none if it can, or if one of
+    /// them cannot be read.
     pub(super) fn left_by_archive(&self, start: &Start, route: &Route) -> Option<String> {
         let differs = self.ends_otherwise(start, route).unwrap_or_else(|error| {
             tracing::debug!("The WAL of backup {} is not compared: {error}", start.backup.id);

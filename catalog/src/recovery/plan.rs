@@ -1,4 +1,4 @@
-//! The two answers to a target: a plan, or why there is none.
+//! The two results for a target: a plan, or the reason why there is none.
 
 use barmanfs_pg::control::RequiredSettings;
 use barmanfs_pg::wal_name::SegmentName;
@@ -10,14 +10,14 @@ use crate::names::{BackupId, ServerName};
 use crate::recovery::TargetSpec;
 use crate::recovery::time::shown;
 
-/// A part of the log that belongs to one timeline.
+/// A part of the WAL that belongs to one timeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimelineSpan {
     /// The timeline.
     pub timeline: TimelineId,
     /// Where the part begins.
     pub from: Lsn,
-    /// Where it ends; none for the end of the log.
+    /// Where it ends; none for the end of the WAL.
     #[serde(default)]
     pub to: Option<Lsn>,
 }
@@ -35,7 +35,7 @@ pub struct Plan {
     pub path: Vec<TimelineSpan>,
     /// Number of segments replayed.
     pub segments: u64,
-    /// Bytes of WAL replayed, as far as that is known without reading it.
+    /// Bytes of WAL replayed, as far as this is known without reading it.
     pub wal_bytes: u64,
     /// The first segment replayed.
     pub first_segment: SegmentName,
@@ -43,14 +43,14 @@ pub struct Plan {
     pub last_segment: SegmentName,
     /// Whether that one is still being received.
     pub ends_in_partial: bool,
-    /// The moment a time target stands for.
+    /// The moment of a time target.
     pub time: Option<TimestampMicros>,
-    /// A commit or abort that is replayed, the last one that the index alone tells of.
+    /// The last replayed commit or abort that the index alone shows.
     pub reaches: Option<TimestampMicros>,
-    /// What a person should know, a sentence each.
+    /// Notes for the user, one sentence each.
     pub notes: Vec<String>,
-    /// The largest settings the server was started with on the way, as far as they changed: a standby must have them as
-    /// large.
+    /// The largest settings that the server was started with on the way, as far as they changed: a standby needs at
+    /// least these.
     pub required: Option<RequiredSettings>,
 }
 
@@ -62,7 +62,7 @@ pub enum Unreachable {
     /// There is nothing to start from.
     #[error("There is no complete backup to start from")]
     NoBackup,
-    /// The backup asked for cannot be started from.
+    /// The requested backup cannot be started from.
     #[error("Backup {backup} cannot be started from: {why}")]
     BadBackup {
         /// The backup.
@@ -70,15 +70,15 @@ pub enum Unreachable {
         /// "there is none of this id", "it is WAITING_FOR_WALS".
         why: String,
     },
-    /// Nothing is known of the timeline.
+    /// The timeline is unknown.
     #[error("There is no timeline {timeline}: its history file is not archived")]
     NoTimeline {
         /// The timeline.
         timeline: TimelineId,
-        /// The timelines there are.
+        /// The known timelines.
         known: Vec<TimelineId>,
     },
-    /// A timeline whose history cannot be read: what leads to it is not known.
+    /// The history of the timeline cannot be read, so what leads to it is unknown.
     #[error("The archived history of timeline {timeline}, {}.history, cannot be read: {fault}", timeline.hex())]
     BadHistory {
         /// Whose.
@@ -95,27 +95,27 @@ pub enum Unreachable {
         timeline: TimelineId,
         /// The newest complete backup.
         newest: BackupId,
-        /// The timeline that one was taken on.
+        /// The timeline on which that backup was taken.
         newest_timeline: TimelineId,
     },
     /// The target lies before the end of every backup.
     #[error("The target lies before the end of every backup that could lead to it")]
     BeforeBackups {
-        /// The first of them.
+        /// The first of these backups.
         first: BackupId,
         /// Its end.
         lsn: Lsn,
         /// When it ended.
         time: Option<TimestampMicros>,
     },
-    /// Nothing is archived that PostgreSQL would stop at.
+    /// Nothing is archived at which PostgreSQL would stop.
     #[error(
         "{what} on timeline {timeline}: PostgreSQL would come to the end of the WAL without reaching the target, and stop"
     )]
     AfterEnd {
         /// "Nothing committed after 2026-… is archived".
         what: String,
-        /// The timeline looked at.
+        /// The timeline that was searched.
         timeline: TimelineId,
         /// The newest commit or abort that can be reached.
         #[serde(rename = "newest_time")]
@@ -128,7 +128,7 @@ pub enum Unreachable {
     Gap {
         /// The first segment missing.
         first: SegmentName,
-        /// The last of those that follow it without one that is there.
+        /// The last of the consecutive missing segments.
         last: SegmentName,
         /// How many.
         count: u64,
@@ -151,19 +151,19 @@ pub enum Unreachable {
         #[serde(rename = "newest_time")]
         newest: Option<TimestampMicros>,
     },
-    /// The server was started with a `wal_level` that no recovery gets past.
+    /// The server was started with a `wal_level` that no recovery can pass.
     #[error(
         "At LSN {lsn} the server was started with wal_level = minimal: recovery ends there with an error, and the target lies behind it"
     )]
     Minimal {
         /// Where that was recorded.
         lsn: Lsn,
-        /// The timeline looked at.
+        /// The timeline that was searched.
         timeline: TimelineId,
-        /// A commit or abort before it, the last one that the index alone tells of.
+        /// The last commit or abort before it that the index alone shows.
         newest: Option<TimestampMicros>,
     },
-    /// Nobody knows what the WAL says, so nobody can keep a copy that replays it within its directory.
+    /// The WAL cannot be interpreted, so a copy that replays it cannot be kept within its directory.
     #[error(
         "Segment {segment} is of a PostgreSQL version whose WAL this release of barmanfs cannot read: it is archived safely, but points in time are not known, and a copy that replays it could not be kept to itself"
     )]
@@ -171,7 +171,7 @@ pub enum Unreachable {
         /// The first such segment.
         segment: SegmentName,
     },
-    /// An earlier release archived what it could not read, and this one can.
+    /// An earlier release archived WAL that it could not read, but this release can.
     #[error("Segment {segment} was archived by a release of barmanfs that could not read its WAL")]
     NotIndexed {
         /// The first such segment.
@@ -179,7 +179,7 @@ pub enum Unreachable {
         /// Whose.
         server: ServerName,
     },
-    /// A tablespace is made on the way, by a PostgreSQL that would make it where the original has it.
+    /// A tablespace is created on the way, and this PostgreSQL would create it where the original has it.
     #[error(
         "A tablespace is made in segment {segment}, and PostgreSQL {version} would make it where the original has its own: in a copy, recovery past it is only possible from 13.8, 14.5 and 15.0 on"
     )]
@@ -191,7 +191,7 @@ pub enum Unreachable {
     },
 }
 
-/// What to do about an archived history that cannot be read.
+/// What to do about an archived history file that cannot be read.
 pub(super) fn bad_history_advice(server: &ServerName, timeline: TimelineId) -> String {
     format!(
         "'barmanfs quarantine {server} take {}.history' takes it out of the archive; the server can archive the right one then",

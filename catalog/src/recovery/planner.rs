@@ -1,8 +1,8 @@
-//! Choosing the backup and the timelines for a target.
+//! Chooses the backup and the timelines for a target.
 //!
-//! Backups are tried from the newest to the oldest: the first from which PostgreSQL would reach the target is the best. One
-//! that ends behind the target makes way for an older one. Anything else that stands in its way (a gap, or that
-//! nothing lies behind the target) stands in the way of all older ones too, where the target is one place in the log.
+//! Backups are tried from the newest to the oldest: the first from which PostgreSQL would reach the target is the best.
+//! If a backup ends after the target, an older one is tried. Any other obstacle (a gap, or nothing after the target)
+//! blocks all older backups too, if the target is a single place in the WAL.
 
 use std::cell::RefCell;
 use std::io::Read;
@@ -23,7 +23,7 @@ use crate::recovery::segments::Segments;
 use crate::recovery::time::server_zone;
 use crate::recovery::{Plan, Target, TargetSpec, TimeTarget, TimelineChoice, TimelineSpan, Unreachable};
 
-/// A history file has a line for each timeline; no cluster has had a million.
+/// Largest history file: it has one line for each timeline, and no cluster has had a million.
 const HISTORY_BYTES_MAX: u64 = 64 << 20;
 
 /// Why planning ended without a plan.
@@ -33,7 +33,7 @@ pub(super) enum Halt {
     Unreachable(Box<Unreachable>),
 }
 
-/// What a step of planning gives.
+/// The result of a planning step.
 pub(super) type Step<T> = std::result::Result<T, Halt>;
 
 impl From<Error> for Halt {
@@ -52,14 +52,15 @@ impl Repository {
     /// How to recover a server to a target, or why that cannot be done.
     ///
     /// # Errors
-    /// When the catalog or a segment that has to be looked into cannot be read.
+    /// When the catalog or a segment that must be read cannot be read.
     pub fn plan(
         &self,
         server: &ServerName,
         spec: &TargetSpec,
     ) -> Result<std::result::Result<Plan, Unreachable>> {
         let plan = || {
-            // A backup that is asked for is recovered with the WAL of its own history; all others are of the server's.
+            // A requested backup is recovered with the WAL of its own history; all others belong to the server's
+            // current one.
             let archive = match spec.backup {
                 Some(id) => self
                     .backups(server)?
@@ -84,13 +85,13 @@ impl Repository {
             }
         };
         match plan()? {
-            // What is missing may be in a pack that is not in the catalog.
+            // Missing data may be in a pack that is not in the catalog.
             Err(_) if self.adopt_unknown_packs()? => plan(),
             planned => Ok(planned),
         }
     }
 
-    /// The timelines along which a target can be reached, for one that cannot be along its own.
+    /// The timelines along which a target can be reached that cannot be reached along its own.
     ///
     /// # Errors
     /// As for [`plan`](Self::plan).
@@ -109,7 +110,7 @@ impl Repository {
         Ok(found)
     }
 
-    /// The names of the restore points there are in a server's WAL, that of the newest first, at most `count` of them.
+    /// The names of the restore points in a server's WAL, the newest first, at most `count` of them.
     ///
     /// # Errors
     /// When the catalog cannot be read.
@@ -117,9 +118,9 @@ impl Repository {
         Segments::of(self, server).restore_point_names(count)
     }
 
-    /// The files of the archive that replaying `plan` asks for: the history files there are, then the segments in
-    /// order. A segment the backup brought itself is among them, whether it is archived or not; so is the one still being
-    /// received, under its full name.
+    /// The archive files that a replay of `plan` requests: the existing history files, then the segments in order. This
+    /// includes segments that came with the backup, whether they are archived or not, and the one still being received,
+    /// under its full name.
     ///
     /// # Errors
     /// When the catalog cannot be read.
@@ -149,10 +150,10 @@ impl Repository {
         Ok(histories.into_iter().chain(segments))
     }
 
-    /// The history of a timeline, from its archived file; none where that is not archived.
+    /// The history of a timeline, from its archived file; none if the file is not archived.
     ///
     /// # Errors
-    /// [`Error::BadWalFile`] when the file cannot be read or is no history: only this timeline is affected.
+    /// [`Error::BadWalFile`] when the file cannot be read or is not a history file: only this timeline is affected.
     pub(crate) fn history(
         &self,
         server: &ServerName,
@@ -203,19 +204,19 @@ impl Start {
     }
 }
 
-/// A backup, and the place of its way.
+/// A backup, and the index of its way.
 type Candidate = (Start, usize);
 
-/// One question, and what it is asked of.
+/// The planning of one target.
 #[derive(Debug)]
 pub(super) struct Planner<'a> {
     pub(super) repository: &'a Repository,
     pub(super) server: &'a ServerName,
-    /// Whose WAL is replayed.
+    /// The archive whose WAL is replayed.
     pub(super) archive: &'a ServerName,
     pub(super) spec: &'a TargetSpec,
     pub(super) segments: Segments<'a>,
-    /// What was passed over on the way.
+    /// Notes on files that were ignored.
     pub(super) notes: RefCell<Vec<String>>,
 }
 
@@ -259,7 +260,7 @@ impl Planner<'_> {
         Err(reason.unwrap_or_else(|| before_all(&candidates).into()))
     }
 
-    /// The backups that can be started from, or the one that was asked for.
+    /// The backups that can be started from, or the requested one.
     fn starts(&self) -> Step<Vec<Start>> {
         let mut backups = self.repository.backups(self.server)?;
         backups.retain(|known| self.spec.backup == Some(known.id) || known.archive() == self.archive);
@@ -284,7 +285,7 @@ impl Planner<'_> {
         Ok(starts)
     }
 
-    /// The moment of a time target, and what to say about its zone.
+    /// The moment of a time target, and a note about its zone.
     fn time(&self, starts: &[Start]) -> (Option<TimestampMicros>, Option<String>) {
         let Target::Time(time) = self.spec.target else {
             return (None, None);
@@ -309,7 +310,7 @@ impl Planner<'_> {
         (Some(time.resolve(&zone.unwrap_or(TimeZone::UTC))), said)
     }
 
-    /// The ways there are to the target, and the backups on them, newest first, each with its way's place.
+    /// The ways to the target, and the backups on them, newest first, each with the index of its way.
     fn candidates(
         &self,
         mut starts: Vec<Start>,
@@ -317,7 +318,7 @@ impl Planner<'_> {
     ) -> Step<(Vec<Way>, Vec<Candidate>)> {
         let mut ways: Vec<Way> = Vec::new();
         let mut candidates = Vec::new();
-        // To the end of a backup no other timeline leads.
+        // No other timeline leads to the end of a backup.
         let at_once = self.spec.target == Target::Immediate && self.spec.timeline == TimelineChoice::Latest;
         if at_once || self.spec.timeline == TimelineChoice::Current {
             for start in starts.into_iter().rev() {
@@ -352,14 +353,15 @@ impl Planner<'_> {
         Ok((vec![way], candidates))
     }
 
-    /// The newest timeline PostgreSQL finds from one of the backups: it asks for one history file after the other.
+    /// The newest timeline that PostgreSQL finds from one of the backups: it requests one history file after the other.
     fn latest(&self, starts: &[Start]) -> Result<TimelineId> {
         let archive = self.repository.wal(self.archive);
         let mut newest = TimelineId(1);
         for start in starts {
             newest = newest.max(start.timeline);
         }
-        // What was found from a lower timeline than the newest either ended before it or goes on as from there.
+        // A search from a lower timeline than the newest either ends before the newest or continues like the search
+        // from it.
         let mut next = newest;
         loop {
             let last = next;
@@ -373,7 +375,8 @@ impl Planner<'_> {
         }
     }
 
-    /// Of a timeline without WAL a file that is no history is no sign.
+    /// Whether a timeline has no WAL and its history file is unreadable: such a file does not prove that the timeline
+    /// exists.
     fn is_nothing_but_a_bad_history(&self, timeline: TimelineId) -> Result<bool> {
         match self.repository.history(self.server, timeline) {
             Err(Error::BadWalFile { reason, .. }) if !self.segments.timelines()?.contains(&timeline) => {
@@ -436,7 +439,7 @@ impl Planner<'_> {
                 to: Some(to.map_or(stop, |to| to.min(stop))),
             })
             .collect();
-        // What is kept apart is shown in no directory of WAL: the copy gets all that it needs.
+        // The WAL of an abandoned history is in no WAL directory of the mount, so the copy gets everything it needs.
         let mut spec = self.spec.clone();
         spec.self_contained |= self.archive != self.server;
         Plan {
@@ -457,7 +460,7 @@ impl Planner<'_> {
     }
 }
 
-/// Every backup ends behind the target.
+/// The reason when every backup ends after the target.
 fn before_all(candidates: &[Candidate]) -> Unreachable {
     let first = candidates
         .iter()

@@ -1,4 +1,5 @@
-//! WAL that is still being received, which recovery to `now` reaches beyond the archive.
+//! WAL that is still being received; recovery to `now` continues with it after the end
+//! of the archive.
 
 use barmanfs_pg::wal_scan::{ParameterChange, WalLevel};
 
@@ -9,7 +10,7 @@ use crate::recovery::planner::Planner;
 use crate::recovery::route::Route;
 
 impl Planner<'_> {
-    /// Goes on from the end of the archive with the segments that lie in the spool.
+    /// Continues from the end of the archive with the segments in the spool.
     pub(super) fn with_received(&self, route: &Route, mut end: End) -> Result<End> {
         if self.archive != self.server {
             return Ok(end);

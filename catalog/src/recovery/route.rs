@@ -1,4 +1,4 @@
-//! The way through the archive to a timeline.
+//! The route through the archive to a timeline.
 
 use std::ops::RangeInclusive;
 
@@ -6,16 +6,16 @@ use barmanfs_pg::history::TimelineHistory;
 use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_pg::{Lsn, SegmentSize, TimelineId};
 
-/// Past every segment number there can be.
+/// Larger than every possible segment number.
 pub(super) const LAST: u64 = i64::MAX as u64;
 
-/// Numbers that segments of one timeline count for.
+/// The segment numbers for which the segments of one timeline are used.
 pub(super) type Part = (TimelineId, RangeInclusive<u64>);
 
-/// Which timeline's segments lead to a timeline, by their numbers.
+/// The timelines whose segments lead to a timeline, by segment number.
 ///
-/// Where a timeline began in the midst of a segment, there is a segment of that number on both: PostgreSQL asks for the new
-/// one's, which begins with a copy of the old one's records.
+/// If a timeline began in the middle of a segment, both timelines have a segment of that number: PostgreSQL requests
+/// that of the new timeline, which begins with a copy of the old one's records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Route {
     pub(super) timeline: TimelineId,
@@ -32,12 +32,12 @@ impl Route {
         }
     }
 
-    /// Whether a backup that ended there lies on the way.
+    /// Whether a backup that ended there lies on the route.
     pub(super) fn contains(&self, timeline: TimelineId, lsn: Lsn) -> bool {
         self.history.contains(timeline, lsn)
     }
 
-    /// The timelines on the way, oldest first, with where each begins and ends.
+    /// The timelines on the route, oldest first, with where each begins and ends.
     pub(super) fn spans(&self) -> Vec<(TimelineId, Lsn, Option<Lsn>)> {
         let mut begin = Lsn(0);
         let mut spans = Vec::new();
@@ -49,7 +49,7 @@ impl Route {
         spans
     }
 
-    /// The numbers from `from` to `to`, by the timeline whose segments count there.
+    /// The numbers from `from` to `to`, by the timeline whose segments are used for them.
     pub(super) fn parts(&self, from: u64, to: u64) -> Vec<Part> {
         let number = |lsn: Lsn| lsn.segment_number(self.size);
         self.spans()
@@ -65,7 +65,7 @@ impl Route {
             .collect()
     }
 
-    /// The timeline whose segment of this number counts.
+    /// The timeline whose segment of this number is used.
     pub(super) fn timeline_at(&self, number: u64) -> TimelineId {
         let parts = self.parts(number, number);
         parts.first().map_or(self.timeline, |(timeline, _)| *timeline)

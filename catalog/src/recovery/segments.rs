@@ -1,4 +1,4 @@
-//! The archived segments along a timeline's history, as PostgreSQL would ask for them.
+//! The archived segments along a timeline's history, in the way PostgreSQL would request them.
 
 use std::io::Read;
 
@@ -14,20 +14,20 @@ use crate::index::repository::Repository;
 use crate::names::ServerName;
 use crate::recovery::route::{LAST, Part, Route};
 
-/// Read of a segment at a time.
+/// Size of a read.
 const READ_BYTES: usize = 1 << 20;
 
-/// What the catalog knows of a segment.
+/// The catalog's row of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Row {
     pub(super) number: u64,
     /// Where its last record ends.
     pub(super) end: Lsn,
-    /// Where the last record starts that starts and ends in it.
+    /// Where the last record starts that both starts and ends in it.
     pub(super) last_lsn: Option<Lsn>,
     /// The latest time in a commit or abort that starts in it.
     pub(super) time_max: Option<TimestampMicros>,
-    /// The segment in which the last record ends that starts in it and matters.
+    /// The segment in which the last relevant record that starts in it ends.
     pub(super) ends_in: u64,
 }
 
@@ -49,7 +49,7 @@ fn lsn(value: i64) -> Lsn {
     Lsn(value.cast_unsigned())
 }
 
-/// What is wanted of a segment.
+/// A condition on a segment.
 #[derive(Debug, Clone, Copy)]
 enum Wanted {
     Any,
@@ -75,12 +75,12 @@ impl Wanted {
     }
 }
 
-/// A record that matters, with where it was found.
+/// A relevant record, with where it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) lsn: Lsn,
     pub(super) facts: RecordFacts,
-    /// The last segment it reaches into.
+    /// The last segment that it extends into.
     pub(super) last_number: u64,
 }
 
@@ -96,7 +96,7 @@ impl<'a> Segments<'a> {
         Self { repository, server }
     }
 
-    /// The timelines there are segments of, in one step for each, however many segments it has.
+    /// The timelines that have segments. This takes one step per timeline, however many segments it has.
     pub(super) fn timelines(&self) -> Result<Vec<TimelineId>> {
         self.repository.db.read(|db| {
             let mut next =
@@ -160,7 +160,7 @@ impl<'a> Segments<'a> {
         })
     }
 
-    /// The first that is of a PostgreSQL version whose WAL was not understood, and whether it still is not.
+    /// The first segment of a PostgreSQL version whose WAL was unknown when it was indexed, and whether it still is.
     pub(super) fn first_unknown(&self, route: &Route, from: u64, to: u64) -> Result<Option<(u64, bool)>> {
         let found: Option<(u64, u32)> = self.in_parts(
             route,
@@ -175,7 +175,7 @@ impl<'a> Segments<'a> {
         Ok(found.map(|(number, reads)| (number, reads >= SegmentIndex::READS)))
     }
 
-    /// The first in which a tablespace is made.
+    /// The first segment in which a tablespace is created.
     pub(super) fn first_with_tablespaces(&self, route: &Route, from: u64, to: u64) -> Result<Option<u64>> {
         let mut found = self.in_parts(
             route,
@@ -190,8 +190,8 @@ impl<'a> Segments<'a> {
         Ok(found.pop())
     }
 
-    /// Where the server was started with other settings: whether with `wal_level = minimal`, and what a standby must have
-    /// as large.
+    /// Where the server was started with other settings: whether with `wal_level = minimal`, and the settings that a
+    /// standby needs at least.
     pub(super) fn parameter_changes(
         &self,
         route: &Route,
@@ -236,7 +236,7 @@ impl<'a> Segments<'a> {
         self.in_parts(route, from, to, &query, &mut |row| row.get(0), limit)
     }
 
-    /// How many there are of these.
+    /// How many such segments there are.
     pub(super) fn count_unread(&self, route: &Route, from: u64, to: u64) -> Result<u64> {
         let query = format!(
             "SELECT count(*) FROM segments WHERE server = ?1 AND timeline = ?2 AND number BETWEEN ?3 AND ?4
@@ -247,7 +247,7 @@ impl<'a> Segments<'a> {
         Ok(counts.into_iter().sum())
     }
 
-    /// The rows a query gives for each part of the way, at most `limit` of them.
+    /// The rows a query returns for each part of the route, at most `limit` of them.
     fn in_parts<T>(
         &self,
         route: &Route,
@@ -274,7 +274,7 @@ impl<'a> Segments<'a> {
         })
     }
 
-    /// Where the first record starts at `from` or behind it in a segment.
+    /// The start of the first record at or after `from` in a segment.
     pub(super) fn first_start(&self, route: &Route, number: u64, from: Lsn) -> Result<Option<Lsn>> {
         let mut found = None;
         self.scan(route, number, &mut |lsn, _| {
@@ -314,7 +314,7 @@ impl<'a> Segments<'a> {
                     }
                     return Ok(Some(high + 1));
                 }
-                // All before `low` are there, and not all from it to `high`.
+                // All before `low` are archived, but not all from `low` to `high`.
                 while low < high {
                     let middle = low + (high - low) / 2;
                     match count(low, middle)?.0 == middle - low + 1 {
@@ -328,17 +328,17 @@ impl<'a> Segments<'a> {
         })
     }
 
-    /// The first that is archived from `from` on.
+    /// The first number from `from` on that is archived.
     pub(super) fn first_present(&self, route: &Route, from: u64) -> Result<Option<u64>> {
         Ok(self.first(route, from, LAST, Wanted::Any)?.map(|row| row.number))
     }
 
-    /// The first whose records end before it does.
+    /// The first segment whose records end before it does.
     pub(super) fn first_broken(&self, route: &Route, from: u64, to: u64) -> Result<Option<Row>> {
         self.first(route, from, to, Wanted::Broken)
     }
 
-    /// The first of these numbers with a commit or abort after `time`, or at it unless `inclusive`.
+    /// The first of these segments with a commit or abort after `time`, or at it unless `inclusive`.
     pub(super) fn first_after(
         &self,
         route: &Route,
@@ -350,24 +350,24 @@ impl<'a> Segments<'a> {
         self.first(route, from, to, Wanted::CommitsAfter(after))
     }
 
-    /// Whether there is such a commit or abort anywhere.
+    /// Whether there is such a commit or abort anywhere on the route.
     pub(super) fn any_after(&self, route: &Route, time: TimestampMicros, inclusive: bool) -> Result<bool> {
-        // Most times asked for are recent, and what is later is the newest.
+        // Most requested times are recent, and only the newest segments have something later.
         let after = time.unix_micros() - i64::from(!inclusive);
         Ok(self.last(route, 0, LAST, Wanted::CommitsAfter(after))?.is_some())
     }
 
-    /// The last one from `from` to `to` with a commit or abort.
+    /// The last segment from `from` to `to` with a commit or abort.
     pub(super) fn last_with_commits(&self, route: &Route, from: u64, to: u64) -> Result<Option<Row>> {
         self.last(route, from, to, Wanted::Commits)
     }
 
-    /// The first one from `from` on in which a record starts and ends.
+    /// The first segment from `from` on in which a record both starts and ends.
     pub(super) fn first_with_records(&self, route: &Route, from: u64) -> Result<Option<Row>> {
         self.first(route, from, LAST, Wanted::Records)
     }
 
-    /// Numbers in which transaction `xid` may have ended, newest first.
+    /// The segments in which transaction `xid` may have ended, newest first.
     fn with_xid(&self, route: &Route, xid: u32) -> Result<Vec<u64>> {
         let mut parts = route.parts(0, LAST);
         parts.reverse();
@@ -387,7 +387,7 @@ impl<'a> Segments<'a> {
         })
     }
 
-    /// The last end of transaction `xid` on the way.
+    /// The last commit or abort of transaction `xid` on the route.
     pub(super) fn end_of_xid(&self, route: &Route, xid: u32) -> Result<Option<Found>> {
         for number in self.with_xid(route, xid)? {
             let found = self.find_record(route, number, &mut |_, facts| {
@@ -401,7 +401,7 @@ impl<'a> Segments<'a> {
         Ok(None)
     }
 
-    /// Restore points of this name on the way, in order.
+    /// Restore points of this name on the route, in order.
     pub(super) fn restore_points(&self, route: &Route, name: &str) -> Result<Vec<(Lsn, TimestampMicros)>> {
         let all: Vec<(u32, u64, i64, i64)> = self.repository.db.read(|db| {
             let mut query = db.prepare_cached(
@@ -420,7 +420,7 @@ impl<'a> Segments<'a> {
             .collect())
     }
 
-    /// The names of restore points, that of the newest first, at most `count` of them.
+    /// The names of restore points, the newest first, at most `count` of them.
     pub(super) fn restore_point_names(&self, count: usize) -> Result<Vec<String>> {
         self.repository.db.read(|db| {
             let mut query = db.prepare_cached(
@@ -431,7 +431,7 @@ impl<'a> Segments<'a> {
         })
     }
 
-    /// Reads a segment's records in order until `wanted` says yes.
+    /// Reads a segment's records in order until `wanted` returns true.
     pub(super) fn find_record(
         &self,
         route: &Route,
@@ -461,7 +461,7 @@ impl<'a> Segments<'a> {
         Ok(found)
     }
 
-    /// Reads a segment's records until `each` says that it is enough.
+    /// Reads a segment's records until `each` returns true.
     fn scan(
         &self,
         route: &Route,
@@ -498,7 +498,7 @@ impl<'a> Segments<'a> {
         }
     }
 
-    /// The record that starts in a segment and ends in a later one, if it matters and is complete.
+    /// The record that starts in a segment and ends in a later one, if it is relevant and complete.
     fn crossing(&self, route: &Route, number: u64) -> Result<Option<Found>> {
         let Some(row) = self.row(route, number)?.filter(|row| row.ends_in > number) else {
             return Ok(None);
@@ -525,7 +525,7 @@ impl<'a> Segments<'a> {
     }
 }
 
-/// Whether PostgreSQL stops before a commit of time `at` when the target is `time`.
+/// Whether PostgreSQL stops before a commit at time `at` when the target is `time`.
 pub(super) fn is_after(at: TimestampMicros, time: TimestampMicros, inclusive: bool) -> bool {
     at > time || (at == time && !inclusive)
 }

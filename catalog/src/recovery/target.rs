@@ -1,11 +1,11 @@
-//! What to recover to, as a person writes it: one text for the command line and for a directory's name.
+//! A recovery target as a user writes it: one text for the command line and for a directory's name.
 //!
 //! ```text
 //! TARGET[,exclusive][,timeline=N|latest|current][,action=pause|promote|shutdown][,backup=ID][,self-contained]
 //! TARGET: now | immediate | xid:N | name:TEXT | lsn:X/X | time:TEXT, or an LSN or a time without its word
 //! ```
-//! A slash cannot be in a directory's name: an LSN may be written with a dash, and `%2F` stands for a slash anywhere,
-//! as `%2C` does for a comma in a name. [`TargetSpec`]'s `Display` is the one canonical form, and is such a name.
+//! A directory's name cannot contain a slash: an LSN may be written with a dash, and `%2F` means a slash anywhere, as
+//! `%2C` means a comma in a name. [`TargetSpec`]'s `Display` is the one canonical form, and is such a name.
 
 use std::fmt::{self, Write as _};
 use std::str::FromStr;
@@ -16,16 +16,16 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::names::BackupId;
 use crate::recovery::time::{self, TimeTarget};
 
-/// Bytes of a restore point's name at most, as PostgreSQL stores it (MAXFNAMELEN less the NUL at its end).
+/// Longest name of a restore point in bytes, as PostgreSQL stores it (MAXFNAMELEN less the NUL at its end).
 const NAME_BYTES_MAX: usize = 63;
 
-/// Transaction ids below are PostgreSQL's own.
+/// Smaller transaction ids are reserved by PostgreSQL.
 const FIRST_NORMAL_XID: u32 = 3;
 
 /// How far to recover.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// To the end of the WAL there is, the segment that is being received included.
+    /// To the end of all WAL, including the segment that is being received.
     Now,
     /// To the end of the backup.
     Immediate,
@@ -42,7 +42,7 @@ pub enum Target {
 /// Which timeline to recover along.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TimelineChoice {
-    /// The newest, as PostgreSQL finds it: by asking for one history file after the other.
+    /// The newest, as PostgreSQL finds it: it requests one history file after the other.
     #[default]
     Latest,
     /// The one the backup was taken on.
@@ -63,7 +63,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// The word, which is `recovery_target_action`'s value.
+    /// The value of `recovery_target_action`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -94,15 +94,15 @@ pub struct TargetSpec {
     pub inclusive: bool,
     /// Along which timeline.
     pub timeline: TimelineChoice,
-    /// What to do there; none: as configured.
+    /// What to do at the target; none: as configured.
     pub action: Option<Action>,
-    /// Whether all WAL that is needed shall lie in the copy itself.
+    /// Whether the copy itself must contain all WAL that is needed.
     pub self_contained: bool,
     /// The backup to start from; none: the best.
     pub backup: Option<BackupId>,
 }
 
-/// A text that is no target.
+/// A text that is not a valid target.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("'{text}' {reason}")]
 pub struct TargetError {
@@ -120,7 +120,7 @@ impl TargetError {
 }
 
 impl From<Target> for TargetSpec {
-    /// The target with nothing else said.
+    /// The target with default options.
     fn from(target: Target) -> Self {
         Self {
             target,
@@ -138,7 +138,7 @@ impl FromStr for TargetSpec {
 
     fn from_str(text: &str) -> Result<Self, TargetError> {
         let parts: Vec<&str> = text.split(',').collect();
-        // A time may hold commas: what follows the last part that is no option are options.
+        // A time may contain commas: the options are everything after the last part that is not an option.
         let options = parts
             .iter()
             .rev()
@@ -160,7 +160,7 @@ impl FromStr for TargetSpec {
     }
 }
 
-/// Whether it is an option, or at least meant as one.
+/// Whether this is an option, or at least meant as one.
 fn is_option(part: &str) -> bool {
     matches!(part, "exclusive" | "inclusive" | "self-contained")
         || part
@@ -229,7 +229,7 @@ fn target_of(text: &str) -> Result<Target, TargetError> {
     }
 }
 
-/// A transaction's id; of one with an epoch, as `pg_current_xact_id` gives it, the lower half, as PostgreSQL does.
+/// A transaction id. If it has an epoch, as from `pg_current_xact_id`, the lower half is used, as PostgreSQL does.
 fn xid(number: &str) -> Result<Target, String> {
     let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
     let full: Option<u64> = digits.then(|| number.parse().ok()).flatten();
@@ -245,7 +245,7 @@ fn lsn(text: &str) -> Option<Lsn> {
     text.replacen('-', "/", 1).parse().ok()
 }
 
-/// `2026-11` is more likely half a date than a position 32 TB into the log.
+/// `2026-11` is more likely half a date than a position 32 TB into the WAL.
 fn is_year_and_month(text: &str) -> bool {
     text.split_once('-').is_some_and(|(year, month)| {
         let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
@@ -253,7 +253,7 @@ fn is_year_and_month(text: &str) -> bool {
     })
 }
 
-/// Bytes written as `%XX` put in their places.
+/// Decodes bytes written as `%XX`.
 fn decoded(text: &str) -> Result<String, TargetError> {
     let wrong = || TargetError::new(text, "has a '%' without two hexadecimal digits; write it as %25");
     let mut bytes = Vec::with_capacity(text.len());
@@ -291,7 +291,8 @@ impl fmt::Display for Target {
     }
 }
 
-/// Escapes what cannot stand in a name of a directory, what ends the target, and blanks at its ends being cut.
+/// Escapes characters that cannot be in a directory's name or that end the target, and blanks, because those at the
+/// ends are trimmed.
 fn write_escaped(f: &mut fmt::Formatter<'_>, c: char) -> fmt::Result {
     if c.is_control() || c.is_whitespace() || matches!(c, '%' | ',' | '/') {
         let mut bytes = [0; 4];
@@ -304,7 +305,7 @@ fn write_escaped(f: &mut fmt::Formatter<'_>, c: char) -> fmt::Result {
 }
 
 impl fmt::Display for TargetSpec {
-    /// The canonical form, fit for a directory's name; what is as it is by default is not said.
+    /// The canonical form, fit for a directory's name; options with default values are omitted.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.target.fmt(f)?;
         if !self.inclusive {

@@ -1,4 +1,5 @@
-//! The planner against a model that replays records as PostgreSQL does, over random logs, timelines, backups and gaps.
+//! Compares the planner with a model that replays records as PostgreSQL does, over random WAL, timelines, backups and
+//! gaps.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,10 +33,10 @@ fn number(lsn: Lsn) -> u64 {
     lsn.segment_number(SIZE)
 }
 
-/// A cluster's log as it was written on all its timelines, and its backups.
+/// A cluster's WAL as it was written on all its timelines, and its backups.
 struct World {
     logs: BTreeMap<u32, SampleWal>,
-    /// Each timeline's ancestors with where they were left, oldest first.
+    /// Each timeline's ancestors and where they were left, oldest first.
     histories: BTreeMap<u32, Vec<(u32, Lsn)>>,
     backups: Vec<ModelBackup>,
     current: u32,
@@ -63,11 +64,11 @@ enum Act {
     Point(usize),
     Other(usize),
     Switch,
-    /// A backup within which so many transactions end.
+    /// A backup during which so many transactions end.
     Backup(usize),
     /// A new timeline that begins before so many of the last records.
     Fork(usize),
-    /// Going on with an older timeline.
+    /// A return to an older timeline.
     Return(usize),
 }
 
@@ -195,7 +196,7 @@ impl World {
         );
     }
 
-    /// The file PostgreSQL asks for first.
+    /// The file that PostgreSQL requests first.
     fn name(&self, timeline: u32, number_: u64) -> SegmentName {
         let history = &self.histories[&timeline];
         let begins = history
@@ -212,7 +213,7 @@ impl World {
         SegmentName::from_lsn(TimelineId(of), Lsn(number_ * SIZE.bytes()), SIZE)
     }
 
-    /// Whether PostgreSQL would take the segment of the timeline before for one that is not there.
+    /// Whether PostgreSQL would use the previous timeline's segment instead of the missing one.
     fn goes_astray(&self, there: &BTreeSet<SegmentName>, timeline: u32, missing: u64) -> bool {
         let is_there = |timeline: u32| {
             let lsn = Lsn(missing * SIZE.bytes());
@@ -231,7 +232,7 @@ impl World {
                 .any(|(id, at)| *id == backup.timeline && backup.stop <= *at)
     }
 
-    /// The records along a timeline, with what they say.
+    /// The records along a timeline, with their facts.
     fn records(&self, timeline: u32) -> Vec<(Lsn, Lsn, Option<&RecordFacts>)> {
         let log = &self.logs[&timeline];
         let facts: BTreeMap<Lsn, &RecordFacts> =
@@ -243,8 +244,8 @@ impl World {
     }
 }
 
-/// Replays as PostgreSQL does, with the segments in `there`. Says whether it ends well: at the target, after the backup's
-/// end.
+/// Replays as PostgreSQL does, with the segments in `there`. Returns whether it ends well: at the target, after the
+/// backup's end.
 fn replay(
     world: &World,
     there: &BTreeSet<SegmentName>,
@@ -302,9 +303,9 @@ fn stops_after(spec: &TargetSpec, lsn: Lsn, facts: Option<&RecordFacts>) -> bool
     }
 }
 
-/// Whether it is also what a person means: nothing in the backup is later than a time, and the backup ends before a
-/// position, behind which a record stands that is no fragment. (PostgreSQL would take the start of the backup's very last
-/// record too, and that of a record that ends where all WAL ends.)
+/// Whether it is also what a user means: nothing in the backup is later than a time target, and the backup ends before
+/// a position target, after which there is a record that is no fragment. (PostgreSQL would also accept the start of the
+/// backup's very last record, and the start of a record that ends where all WAL ends.)
 fn is_meant(
     world: &World,
     there: &BTreeSet<SegmentName>,
@@ -421,7 +422,7 @@ fn complete(server: &ServerName, backup: &ModelBackup) -> Backup {
     }
 }
 
-/// Every target worth asking for, and some that are not.
+/// All useful targets, and some that are not.
 fn targets(world: &World) -> Vec<TargetSpec> {
     let mut targets = vec![
         Target::Now,
@@ -492,7 +493,7 @@ fn check(
     let right = usable
         .iter()
         .filter(|backup| is_meant(world, there, backup, timeline, spec))
-        // All there is is not what lies before a gap that is older than a backup.
+        // `now` means all WAL, not only the part before a gap that is older than a backup.
         .filter(|backup| spec.target != Target::Now || Some(backup.stop) == newest);
     let best = right.max_by_key(|backup| (backup.stop, backup.id));
     match repository.plan(server, spec).unwrap() {
@@ -532,7 +533,7 @@ fn check(
 }
 
 proptest! {
-    // A case takes a second in which its world is written, archived and rebuilt: shrinking is short for that.
+    // Each case takes a second to write, archive and rebuild its world, so shrinking is limited.
     #![proptest_config(ProptestConfig { max_shrink_iters: 40, failure_persistence: None, ..ProptestConfig::with_cases(24) })]
 
     #[test]
@@ -592,7 +593,7 @@ fn answers(
         .collect()
 }
 
-/// What came in one order is the same when it is read in another.
+/// Checks that the result is the same when the records are read in another order.
 fn check_rebuilt(archive: Archive, specs: &[TargetSpec]) {
     let Archive {
         _directory,
@@ -607,7 +608,7 @@ fn check_rebuilt(archive: Archive, specs: &[TargetSpec]) {
     assert_eq!(answers(&rebuilt, &server, specs), before);
 }
 
-/// A log with a backup, a restore point, and transactions before and after.
+/// WAL with a backup, a restore point, and transactions before and after.
 fn small_world() -> (World, Archive) {
     let end = |seconds| Act::End {
         commit: true,
@@ -655,7 +656,7 @@ fn a_catalog_of_the_layout_before_is_brought_up_to_date_when_it_is_opened() {
     assert_eq!(answers(&reopened, &server, &specs), before);
 }
 
-/// As a release had archived them that could not read this PostgreSQL's WAL.
+/// Changes the segments as if archived by a release that could not read this PostgreSQL's WAL.
 fn make_unread(archive: &Archive) -> u64 {
     let mut count = 0;
     for file in archive
@@ -717,7 +718,7 @@ fn what_an_earlier_release_could_not_read_is_said_and_read_again() {
     assert_eq!(repository.unknown_segments(server).unwrap(), None);
     let again = archive.writer.reindex_wal(server, &mut Silent).unwrap();
     assert_eq!(again.segments, 0);
-    // The packs say the same.
+    // A rebuild from the packs gives the same.
     let Archive {
         _directory,
         repository,
@@ -731,7 +732,7 @@ fn what_an_earlier_release_could_not_read_is_said_and_read_again() {
     assert_eq!(answers(&rebuilt, &server, &specs), before);
 }
 
-/// What replay meets on its way: a start with a setting that no recovery gets past.
+/// An obstacle on the way: a start with a setting that no recovery can pass.
 #[test]
 fn nothing_is_planned_past_a_start_with_minimal_wal() {
     let (mut world, archive) = small_world();
@@ -819,7 +820,7 @@ fn now_goes_on_into_the_segment_that_is_being_received() {
     );
 }
 
-/// A standby has only the beginning of the segment its backup stops in: what lies behind needs the whole one.
+/// A standby has only the beginning of the segment in which its backup stops: what follows needs the whole segment.
 #[test]
 fn a_standbys_own_wal_reaches_to_the_end_of_its_backup_only() {
     let (world, _) = small_world();
@@ -1011,7 +1012,7 @@ fn a_time_at_which_a_timeline_was_left_is_told_to_be_ambiguous() {
             .unwrap()
             .notes
     };
-    // The last transaction of timeline 1 but one is on no other.
+    // The last but one transaction of timeline 1 is on no other timeline.
     let late = times[times.len() - 2];
     assert!(
         notes(late, "")[0].contains("Timeline 1 went on after timeline 2 left it"),
@@ -1029,7 +1030,7 @@ fn a_time_at_which_a_timeline_was_left_is_told_to_be_ambiguous() {
     assert!(notes(times[2], "").is_empty());
 }
 
-/// A catalog as that of a busy month: what it says of its segments is made up, they hold nothing.
+/// A catalog like that of a busy month: the data about its segments is made up, and they have no content.
 mod scale {
     use super::*;
     use crate::archive::wal::WalFile;

@@ -1,9 +1,9 @@
-//! Times as people and programs write them, read the way PostgreSQL reads a `timestamptz`.
+//! Parses times as people and programs write them, in the way PostgreSQL reads a `timestamptz`.
 //!
-//! Everything PostgreSQL takes with one meaning is taken: ISO 8601 with a space or `T`, a month's name, weekdays, AM and
-//! PM, the output of `date` and `date -R`, offsets, zones by full name and by the abbreviations it knows. Refused is
-//! what depends on its `DateStyle` (`11/12/2026`) or on when it is read (`now`, `yesterday`), and abbreviations that
-//! mean different zones to different people: a recovery to the wrong hour is worse than a question.
+//! Everything that PostgreSQL accepts with one meaning is accepted: ISO 8601 with a space or `T`, a month's name,
+//! weekdays, AM and PM, the output of `date` and `date -R`, offsets, zones by full name and by the abbreviations it
+//! knows. Rejected is what depends on its `DateStyle` (`11/12/2026`) or on when it is read (`now`, `yesterday`), and
+//! abbreviations that mean different zones to different people: a recovery to the wrong hour is worse than an error.
 
 use std::fmt;
 
@@ -15,15 +15,15 @@ use jiff::tz::{Offset, TimeZone};
 /// A moment to recover to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimeTarget {
-    /// One moment.
+    /// A point in time.
     At(TimestampMicros),
-    /// What a clock on the wall showed, in a zone that was not said: the server's is meant.
+    /// A local time without a zone: the server's zone is meant.
     Local(DateTime),
 }
 
 impl TimeTarget {
-    /// The moment, where a clock in `zone` is meant if none was said. As in PostgreSQL, a time that a change of the clocks
-    /// skips counts from before the change, and of two that it repeats the later is meant.
+    /// The point in time; a local time is read in `zone`. As in PostgreSQL, a time skipped by a clock change is read
+    /// with the offset from before the change, and of two equal times after a clock change the later one is meant.
     #[must_use]
     pub fn resolve(&self, zone: &TimeZone) -> TimestampMicros {
         match *self {
@@ -60,7 +60,7 @@ fn in_zone(local: DateTime, zone: &TimeZone) -> Option<TimestampMicros> {
     Some(moment.into())
 }
 
-/// Words PostgreSQL reads as a time that say nothing about one moment in the log.
+/// Words that PostgreSQL reads as a time but that do not name one moment in the WAL.
 const MOVING: [&str; 8] = [
     "now",
     "today",
@@ -139,16 +139,16 @@ const ABBREVIATIONS: [(&str, i32); 38] = [
     ("pst", -480),
 ];
 
-/// Abbreviations several zones share.
+/// Abbreviations used by several zones.
 const AMBIGUOUS_ZONES: [&str; 4] = ["ist", "cst", "ast", "gst"];
 
-/// The largest offset PostgreSQL takes, in seconds: 15:59:59.
+/// The largest offset that PostgreSQL accepts, in seconds: 15:59:59.
 const MAX_OFFSET_SECONDS: i32 = 16 * 3600 - 1;
 
 /// Reads a time.
 ///
 /// # Errors
-/// Why it is none, or not one alone: the end of a sentence that begins with the text.
+/// Why the text is not a time, or not exactly one: the end of a sentence that begins with the text.
 pub(super) fn parse(text: &str) -> Result<TimeTarget, String> {
     let mut parts = Parts::default();
     for word in text.split([' ', '\t', ',']).filter(|word| !word.is_empty()) {
@@ -157,7 +157,7 @@ pub(super) fn parse(text: &str) -> Result<TimeTarget, String> {
     parts.finish()
 }
 
-/// What the words said so far.
+/// The parts of the time found so far.
 #[derive(Debug, Default)]
 struct Parts {
     year: Option<i16>,
@@ -169,7 +169,7 @@ struct Parts {
     zone: Option<TimeZone>,
 }
 
-/// Sets what must be said once.
+/// Sets a part that may occur only once.
 fn once<T>(slot: &mut Option<T>, value: T, what: &str) -> Result<(), String> {
     match slot.replace(value) {
         None => Ok(()),
@@ -210,7 +210,7 @@ impl Parts {
         }
     }
 
-    /// `2026-11-20`, `20261120`, `20-nov-2026`, or beside a month's name a day or a year.
+    /// `2026-11-20`, `20261120`, `20-nov-2026`; or, next to a month's name, a day or a year.
     fn date(&mut self, text: &str) -> Result<(), String> {
         let separated: Vec<&str> = text.split(['-', '/', '.']).collect();
         let wrong = || format!("has no date in '{text}'");
@@ -295,7 +295,7 @@ fn split_at_t(lower: &str) -> Option<(&str, &str)> {
     (digits(time) && date.chars().all(|c| c.is_ascii_digit() || c == '-')).then_some((date, time))
 }
 
-/// The number from 1 of a name, or of its first three letters or more.
+/// The number, from 1, of a name or of its abbreviation to three letters or more.
 fn named(lower: &str, names: &[&str]) -> Option<i8> {
     let lower = lower.trim_end_matches('.');
     let position = names
@@ -338,7 +338,7 @@ fn clock_micros(clock: &str) -> Result<i64, String> {
         ),
         _ => return Err(wrong()),
     };
-    // PostgreSQL takes the end of a day and a leap second too.
+    // PostgreSQL accepts the end of a day and a leap second, too.
     let in_range = minute < 60 && second <= 60 && (hour < 24 || (hour, minute, second) == (24, 0, 0));
     if !in_range || digits != whole.len() {
         return Err(wrong());
@@ -355,7 +355,7 @@ fn fraction_micros(fraction: &str) -> Result<i64, String> {
     Ok((number::<i64>(&digits)? + 5) / 10)
 }
 
-/// What AM and PM add to the time.
+/// The microseconds that AM or PM adds to the time.
 fn afternoon(time: Option<i64>, afternoon: Option<bool>) -> Result<i64, String> {
     const HOUR: i64 = 3_600_000_000;
     let Some(afternoon) = afternoon else { return Ok(0) };
@@ -427,12 +427,12 @@ fn fixed(seconds: i32) -> Result<TimeZone, String> {
         .ok_or_else(|| "has an offset from UTC of more than 15:59:59".to_owned())
 }
 
-/// The zone a server calls `name`; none where it is not known here.
+/// The zone a server calls `name`; none if it is unknown here.
 pub(super) fn server_zone(name: &str) -> Option<TimeZone> {
     zone(name).ok()
 }
 
-/// A moment for people, to the microsecond where that says something.
+/// A moment for messages, with a fraction only if it has one.
 pub(super) fn shown(moment: TimestampMicros) -> String {
     TimeTarget::At(moment).to_string()
 }
@@ -541,7 +541,7 @@ mod tests {
     fn a_zone_changes_its_clocks_as_postgresql_has_it() {
         let paris = server_zone("Europe/Paris").unwrap();
         let moment = |text: &str| shown(parse(text).unwrap().resolve(&paris));
-        // Clocks went from 02:00 to 03:00, then from 03:00 to 02:00.
+        // The clocks changed from 02:00 to 03:00, then from 03:00 to 02:00.
         assert_eq!(moment("2026-03-29 02:30"), "2026-03-29 01:30:00+00");
         assert_eq!(moment("2026-10-25 02:30"), "2026-10-25 01:30:00+00");
         assert_eq!(moment("2026-07-01 12:00"), "2026-07-01 10:00:00+00");

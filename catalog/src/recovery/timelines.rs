@@ -1,4 +1,4 @@
-//! What there is to recover from: timelines, their WAL, the gaps in it, backups and restore points.
+//! What can be recovered from: timelines, their WAL, the gaps in it, backups and restore points.
 
 use std::collections::BTreeMap;
 
@@ -16,33 +16,33 @@ use crate::names::{BackupId, ServerName};
 use crate::recovery::plan::bad_history_advice;
 use crate::recovery::{Target, TargetSpec, TimelineSpan, Unreachable};
 
-/// A server's WAL and backups, as far as recovery is concerned.
+/// A server's WAL and backups as far as they matter for recovery.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimelineReport {
     /// Whose.
     pub server: ServerName,
-    /// In the order of their numbers.
+    /// The timelines in the order of their numbers.
     pub timelines: Vec<Timeline>,
     /// Missing segments, in the order of their names.
     pub gaps: Vec<Gap>,
-    /// Where the server was started with `wal_level = minimal`, which no recovery gets past.
+    /// Where the server was started with `wal_level = minimal`, which no recovery can pass.
     #[serde(default)]
     pub minimal: Vec<MinimalStretch>,
-    /// The earliest that can be recovered: the end of the first backup.
+    /// The earliest state that can be recovered: the end of the first backup.
     #[serde(default)]
     pub earliest: Option<Reach>,
-    /// Files of the archive that cannot be used: what they say is left out.
+    /// Files of the archive that cannot be used: their content is ignored.
     #[serde(default)]
     pub unreadable: Vec<UnreadableFile>,
-    /// The newest that can be recovered: the target `now`.
+    /// The newest state that can be recovered: the target `now`.
     #[serde(default)]
     pub newest: Option<Reach>,
-    /// Where timelines have two histories, and nobody has decided which one counts.
+    /// Forks of timelines into two histories without a decision on which one counts.
     #[serde(default)]
     pub forks: Vec<Fork>,
 }
 
-/// An archived file that cannot be read, or is not what its name says.
+/// An archived file that cannot be read or does not match its name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnreadableFile {
     /// The file.
@@ -58,12 +58,12 @@ pub struct UnreadableFile {
 pub struct Timeline {
     /// Its number.
     pub timeline: TimelineId,
-    /// Where it came from; none for the first, or while its history file is not archived.
+    /// Where it branched off; none for the first, or while its history file is not archived.
     #[serde(default)]
     pub parent: Option<Parent>,
-    /// Archived segments in a row. Between two of them there is a gap.
+    /// Ranges of consecutive archived segments. There is a gap between each two of them.
     pub ranges: Vec<WalRange>,
-    /// The backups taken on it, oldest first; running and failed ones are not among them.
+    /// The complete backups taken on it, oldest first.
     pub backups: Vec<BackupPlace>,
     /// The restore points written on it.
     pub restore_points: Vec<RestorePointPlace>,
@@ -72,22 +72,22 @@ pub struct Timeline {
 /// Where a timeline began.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parent {
-    /// The timeline before.
+    /// The parent timeline.
     pub timeline: TimelineId,
-    /// Where that was left.
+    /// Where the parent was left.
     pub switch_lsn: Lsn,
-    /// Why, in PostgreSQL's words.
+    /// The reason, in PostgreSQL's words.
     pub reason: String,
 }
 
-/// Archived segments in a row.
+/// A range of consecutive archived segments.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WalRange {
-    /// The first.
+    /// The first segment.
     pub first: SegmentName,
-    /// The last.
+    /// The last segment.
     pub last: SegmentName,
-    /// How many.
+    /// Number of segments.
     pub segments: u64,
     /// Where the first begins.
     pub start_lsn: Lsn,
@@ -99,7 +99,7 @@ pub struct WalRange {
     /// The latest commit or abort.
     #[serde(default, rename = "to_time")]
     pub to: Option<TimestampMicros>,
-    /// How many transactions committed.
+    /// Number of committed transactions.
     pub commits: u64,
 }
 
@@ -126,7 +126,7 @@ pub struct RestorePointPlace {
     pub name: String,
     /// Where its record starts.
     pub lsn: Lsn,
-    /// When it was made.
+    /// When it was created.
     pub time: TimestampMicros,
 }
 
@@ -135,22 +135,22 @@ pub struct RestorePointPlace {
 pub struct Gap {
     /// The timeline.
     pub timeline: TimelineId,
-    /// The first missing.
+    /// The first missing segment.
     pub first: SegmentName,
-    /// The last missing.
+    /// The last missing segment.
     pub last: SegmentName,
-    /// How many.
+    /// Number of missing segments.
     pub count: u64,
-    /// The part of the log that cannot be reached because of them: from where the records before end, to the end of the
-    /// next backup, if there is one.
+    /// The part of the WAL that cannot be reached because of them: from the end of the last records before the gap to
+    /// the end of the next backup, if there is one.
     pub unreachable: TimelineSpan,
-    /// The last commit or abort before: what is later cannot be reached.
+    /// The last commit or abort before the gap: what is later cannot be reached.
     #[serde(default, rename = "after_time")]
     pub after: Option<TimestampMicros>,
-    /// The end of the next backup, from which all that follows can be reached again.
+    /// The end of the next backup, from which everything that follows can be reached again.
     #[serde(default, rename = "until_time")]
     pub until: Option<TimestampMicros>,
-    /// The last complete backup before. None: nothing could have been reached there anyway.
+    /// The last complete backup before. If there is none, nothing could have been reached there anyway.
     #[serde(default)]
     pub backup_before: Option<BackupId>,
     /// The first complete backup after.
@@ -158,17 +158,17 @@ pub struct Gap {
     pub backup_after: Option<BackupId>,
 }
 
-/// A part of the log that was written with `wal_level = minimal`.
+/// A part of the WAL that was written with `wal_level = minimal`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MinimalStretch {
     /// The timeline.
     pub timeline: TimelineId,
-    /// Where the server was started so.
+    /// Where the server was started with this setting.
     pub lsn: Lsn,
-    /// The last complete backup before. None: nothing could have been reached there anyway.
+    /// The last complete backup before. If there is none, nothing could have been reached there anyway.
     #[serde(default)]
     pub backup_before: Option<BackupId>,
-    /// The first complete backup after, from which all that follows can be reached again.
+    /// The first complete backup after, from which everything that follows can be reached again.
     #[serde(default)]
     pub backup_after: Option<BackupId>,
 }
@@ -184,13 +184,13 @@ impl MinimalStretch {
 /// A state that can be recovered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reach {
-    /// From this backup.
+    /// The backup to start from.
     pub backup: BackupId,
-    /// On this timeline.
+    /// Its timeline.
     pub timeline: TimelineId,
-    /// Up to here.
+    /// The position up to which it is recovered.
     pub lsn: Lsn,
-    /// The last commit or abort in it or, where nothing is replayed, the end of the backup.
+    /// Its last commit or abort or, if nothing is replayed, the end of the backup.
     #[serde(default)]
     pub time: Option<TimestampMicros>,
     /// Whether part of it is still being received and not archived.
@@ -205,7 +205,7 @@ impl UnreadableFile {
 }
 
 impl Repository {
-    /// What there is to recover a server from. It takes a few milliseconds for each ten thousand segments.
+    /// What a server can be recovered from. This takes a few milliseconds for each ten thousand segments.
     ///
     /// # Errors
     /// When the catalog or a history file cannot be read.
@@ -290,7 +290,7 @@ impl Repository {
         Ok(unreadable)
     }
 
-    /// What is missing of a server's WAL. As [`timelines`](Self::timelines), and no more than that.
+    /// The gaps in a server's WAL, as [`timelines`](Self::timelines) reports them.
     ///
     /// # Errors
     /// As for `timelines`.
@@ -300,7 +300,7 @@ impl Repository {
 
     fn newest(&self, server: &ServerName) -> Result<Option<Reach>> {
         let plan = match self.plan(server, &Target::Now.into())? {
-            // All before it can be had.
+            // Everything before it can be recovered.
             Err(Unreachable::Minimal { lsn, .. }) => {
                 let spec = TargetSpec {
                     inclusive: false,
@@ -340,7 +340,7 @@ impl Repository {
         Ok(names.map(|name: WalName| name.timeline()).collect())
     }
 
-    /// The archived segments of each timeline, in rows.
+    /// The archived segments of each timeline, as ranges.
     fn ranges(&self, server: &ServerName, size: SegmentSize) -> Result<BTreeMap<TimelineId, Vec<WalRange>>> {
         self.db.read(|db| {
             let mut query = db.prepare_cached(
@@ -420,10 +420,10 @@ impl WalRange {
     }
 }
 
-/// What the report is made of.
+/// The data that the report is made of.
 struct Survey {
     size: SegmentSize,
-    /// Complete ones, oldest first.
+    /// Complete backups, oldest first.
     backups: Vec<Backup>,
     histories: BTreeMap<TimelineId, TimelineHistory>,
 }
@@ -436,7 +436,7 @@ impl Survey {
         mut points: Vec<RestorePointPlace>,
     ) -> Timeline {
         let parent = self.parent(id);
-        // Its first segment begins with a copy of the timeline's before.
+        // Its first segment begins with a copy of the parent timeline's segment.
         points.retain(|point| {
             parent
                 .as_ref()
@@ -471,8 +471,8 @@ impl Survey {
         })
     }
 
-    /// The places between the ranges of each timeline, before its first where it began earlier, and after its last
-    /// where another began later.
+    /// The gaps of each timeline: between its ranges, before the first one if the timeline began earlier, and after the
+    /// last one if another timeline branched off later.
     fn gaps(&self, timelines: &BTreeMap<TimelineId, Vec<WalRange>>) -> Vec<Gap> {
         let number = |lsn: Lsn| lsn.segment_number(self.size);
         let mut gaps = Vec::new();
@@ -510,7 +510,7 @@ impl Survey {
         let start = |number: u64| Lsn(number.saturating_mul(self.size.bytes()));
         let name = |number: u64| SegmentName::from_lsn(timeline, start(number), self.size);
         let behind = start(last.saturating_add(1));
-        // The backups on the way to the gap, and those from which replay begins behind it, on this timeline or a later.
+        // The backups on the way to the gap, and the backups after the gap, on this timeline or on a later one.
         let way = self.histories.get(&timeline);
         let leads_to_it = |backup: &&Backup| {
             let place = backup.timeline.zip(backup.stop_lsn);

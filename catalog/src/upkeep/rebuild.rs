@@ -1,15 +1,15 @@
-//! Making the catalog again from nothing but packs.
+//! Rebuilds the catalog from the packs alone.
 //!
-//! It works whatever became of the old catalog, which is not read. The new one is built beside it and put in its place
-//! when it is complete and durable; a kill before that changes nothing, one in the middle of the exchange leaves no
-//! catalog, which everything else refuses to work with until the rebuild is run again. Writers are kept out
-//! meanwhile; readers notice the exchange within a second.
+//! It works in whatever state the old catalog is: that one is read only for the list of its packs. The new catalog is
+//! built next to it and replaces it when it is complete and durable. A kill before that changes nothing. A kill in the
+//! middle of the exchange leaves no catalog, and everything else refuses to work until the rebuild is run again.
+//! Writers are kept out meanwhile; readers notice the exchange within a second.
 //!
-//! Damaged packs are left out, and then the old catalog is kept: it knows what they held. A sweep frees nothing
+//! Damaged packs are left out, and then the old catalog is kept, because it shows what they held. A sweep frees nothing
 //! while they are there.
 //!
-//! Records are entered first, and what they mean afterwards, deletions before all others. So the order in which packs are
-//! found does not matter.
+//! Records are entered first, and what they mean afterwards, deletions before all others. So the order in which packs
+//! are found does not matter.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -34,51 +34,51 @@ use crate::monitor::{Monitor, Unit};
 /// The catalog that was replaced.
 const OLD_CATALOG: &str = "catalog.sqlite.old";
 
-/// Page cache in KiB while the tables grow: chunk ids come in random order, and this holds the upper levels and the
-/// most of the leaves of a few million.
+/// Page cache in KiB while the tables grow: chunk ids arrive in random order, and this holds the upper levels and most
+/// of the leaves for a few million of them.
 const CACHE_KIB: i64 = 64 * 1024;
 
-/// What a rebuild found.
+/// Result of a rebuild.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct RebuildReport {
     /// Packs that were read.
     pub packs: u64,
     /// Chunks in them.
     pub chunks: u64,
-    /// Backups, failed ones too.
+    /// Backups, including failed ones.
     pub backups: u64,
     /// Archived WAL files.
     pub wal_files: u64,
-    /// repository.json was missing and has been made anew.
+    /// Whether repository.json was missing and has been created again.
     pub made_settings: bool,
-    /// Packs that the catalog before knew, as far as it could be read, and that are not there any more.
+    /// Packs of the old catalog, as far as it could be read, that no longer exist.
     pub missing: Vec<PackId>,
     /// Damaged packs, and records that could not be understood. What they held is missing.
     pub problems: Vec<PackProblem>,
-    /// Where the old catalog is kept, if there was one: after problems alone. It knows what is missing.
+    /// Where the old catalog is kept, if there was one: only after problems. It shows what is missing.
     pub kept_catalog: Option<PathBuf>,
 }
 
 impl RebuildReport {
-    /// Whether all that the packs hold, and all that the catalog before knew, is in the new one.
+    /// Whether everything that the packs hold, and everything that the old catalog had, is in the new one.
     pub fn is_complete(&self) -> bool {
         self.problems.is_empty() && self.missing.is_empty()
     }
 }
 
 impl Repository {
-    /// Makes the catalog of the repository at `path` again, and repository.json where there are only packs. Damaged packs
-    /// are left out and reported. The catalog before is looked into only for the packs it knows: where none of them is there it
-    /// is not replaced.
+    /// Rebuilds the catalog of the repository at `path`, and repository.json if there are only packs. Damaged packs are
+    /// left out and reported. The old catalog is read only for the list of its packs: if none of them exists, it is not
+    /// replaced.
     ///
     /// # Errors
-    /// [`Error::NoPackLeft`]; [`Error::Occupied`] while a writer or a sweep is at work; [`Error::NoRepository`]; when a pack cannot be read for
-    /// another reason than damage, or was written by a later release.
+    /// [`Error::NoPackLeft`]; [`Error::Occupied`] while a writer or a sweep is running; [`Error::NoRepository`]; when a
+    /// pack cannot be read for another reason than damage, or was written by a later release.
     pub fn rebuild(path: &Path, monitor: &mut dyn Monitor) -> Result<RebuildReport> {
         Self::rebuild_with(path, false, monitor)
     }
 
-    /// The same; with `force` also where none of the packs is there that the catalog knows.
+    /// The same; with `force` also if none of the packs in the old catalog exists.
     ///
     /// # Errors
     /// As for [`rebuild`](Self::rebuild).
@@ -121,7 +121,7 @@ impl Repository {
     }
 }
 
-/// The packs a catalog knows; none where it cannot be read.
+/// The packs in a catalog; none if it cannot be read.
 fn known_packs(catalog: &Path) -> Vec<PackId> {
     let read = || -> Result<Vec<PackId>> {
         let connection = Connection::open_with_flags(catalog, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
@@ -136,7 +136,7 @@ fn known_packs(catalog: &Path) -> Vec<PackId> {
     })
 }
 
-/// Those of them that the new catalog does not know.
+/// Those of them that are not in the new catalog.
 fn missing_in(new: &Path, known: &[PackId]) -> Result<Vec<PackId>> {
     let connection = Connection::open_with_flags(new, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     let mut missing = Vec::new();
@@ -171,7 +171,7 @@ fn keep_writers_out(locks: &Locks) -> Result<Lock> {
     })
 }
 
-/// Removes what killed rebuilds left. None can be at work: the lock is ours.
+/// Removes the remains of killed rebuilds. No rebuild can be running: this process holds the lock.
 fn remove_leftovers(path: &Path) -> Result<()> {
     let unreadable = |source| Error::io("list", path, source);
     for entry in fs::read_dir(path).map_err(unreadable)? {
@@ -189,7 +189,7 @@ fn remove_leftovers(path: &Path) -> Result<()> {
 fn build(file: &Path, packs: &Path, monitor: &mut dyn Monitor) -> Result<RebuildReport> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(file, flags)?;
-    // Nobody sees the file before it is complete and synced as a whole.
+    // No one reads the file before it is complete and synced as a whole.
     connection.pragma_update(None, "journal_mode", "OFF")?;
     connection.pragma_update(None, "synchronous", "OFF")?;
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
@@ -215,13 +215,13 @@ fn enter_packs(
     report: &mut RebuildReport,
     monitor: &mut dyn Monitor,
 ) -> Result<()> {
-    // Sixteen bytes each: a million, 64 TB, are no burden.
+    // Each takes sixteen bytes: a million of them, 64 TB of data, fit easily.
     let mut packs = Vec::new();
     storage.list(&mut |pack| {
         packs.push(pack);
         Ok(())
     })?;
-    // What killed writers left may not be durable yet.
+    // Packs of killed writers may not be durable yet.
     storage.settle(&packs)?;
     for pack in packs {
         match read_footer(storage, pack) {
@@ -234,7 +234,8 @@ fn enter_packs(
                 pack,
                 reason: error.to_string(),
             }),
-            // It may be whole, and left out for good: the next sweep would take what it refers to for dead.
+            // The pack may be intact, and would be left out permanently: the next sweep would treat what it refers to
+            // as dead.
             Err(error) => return Err(error.into()),
         }
         monitor.progress(report.packs, None, Unit::Packs);
@@ -242,7 +243,8 @@ fn enter_packs(
     tell_astray(connection, storage, report)
 }
 
-/// Packs under other names are not entered: nobody would find them there. Those of which the pack itself is there do no harm.
+/// Packs under other names are not entered: no look-up would find them there. They do no harm if the pack itself is in
+/// its place.
 fn tell_astray(connection: &Connection, storage: &dyn PackStorage, report: &mut RebuildReport) -> Result<()> {
     for part in Part::all() {
         storage.list_part(part, &mut |listed| {
@@ -284,8 +286,9 @@ fn pack_of(connection: &Connection, record: i64) -> Result<PackId> {
     Ok(PackId(pack.query_row(params![record], |row| row.get(0))?))
 }
 
-/// Puts the new catalog in the old one's place. SQLite's files beside the old one must be gone before: it would take
-/// them for the new one's. And before they go the old one must be out of the way: without them it may be damaged.
+/// Replaces the old catalog with the new one. SQLite's files next to the old one must be removed first: SQLite would
+/// take them for the new one's. And before they are removed, the old one must be moved away: without them it may be
+/// damaged.
 fn exchange(path: &Path, new: tempfile::TempPath) -> Result<()> {
     let catalog = path.join(CATALOG);
     set_aside(&catalog, &path.join(OLD_CATALOG))?;
@@ -296,8 +299,8 @@ fn exchange(path: &Path, new: tempfile::TempPath) -> Result<()> {
     sync_directory(path)
 }
 
-/// Moves the catalog and its WAL out of the way, unless one is there that a rebuild with problems replaced: that one
-/// knows more. A WAL alone is what a rebuild that was killed in between left of the two.
+/// Moves the catalog and its WAL out of the way, unless a catalog that an earlier rebuild with problems replaced is
+/// there already: that one has more in it. If only a WAL is found, a rebuild was killed between the two moves.
 fn set_aside(catalog: &Path, old: &Path) -> Result<()> {
     if is_there(catalog)? && is_there(old)? {
         return Ok(());

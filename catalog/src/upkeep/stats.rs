@@ -1,9 +1,9 @@
-//! Where the bytes are: logical, unique and stored.
+//! Statistics on bytes: logical, unique and stored.
 //!
-//! *Logical* bytes are those of the files. *Unique* bytes are those of the different chunks that hold them. *Stored* bytes
-//! are what these chunks take in packs, the bases of deltas included. Each chunk counts for the oldest backup of its
-//! server that refers to it, so the figures of a server's backups and WAL add up to the server's; a chunk that two
-//! servers share counts for both, and once in the total.
+//! *Logical* bytes are those of the files. *Unique* bytes are those of the distinct chunks that hold them. *Stored*
+//! bytes are the space that these chunks take in packs, including the bases of deltas. Each chunk counts for the oldest
+//! backup of its server that refers to it, so the figures of a server's backups and WAL add up to the server's. A chunk
+//! that two servers share counts for both, and once in the total.
 
 use barmanfs_store::tree::ChunkRole;
 use barmanfs_store::{ChunkId, ChunkLocation, DirectoryRef, FileMap};
@@ -17,27 +17,27 @@ use crate::index::chunk_set::{ChunkSet, Met, Role};
 use crate::index::repository::Repository;
 use crate::names::{BackupId, ServerName};
 
-/// Archived files whose maps are held at a time.
+/// Number of archived files whose maps are held at a time.
 const WAL_PAGE: usize = 500;
 
-/// Sizes of something in three ways.
+/// The size of something, measured in three ways.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Sizes {
     /// Bytes of the files.
     pub logical_bytes: u64,
-    /// Bytes of the different chunks in them.
+    /// Bytes of the distinct chunks in them.
     pub unique_bytes: u64,
     /// Bytes these take in packs.
     pub stored_bytes: u64,
 }
 
 impl Sizes {
-    /// How many times fewer bytes there are once each chunk counts once; `None` where there are none.
+    /// The factor by which counting each chunk only once reduces the bytes; `None` if there are none.
     pub fn dedup_ratio(&self) -> Option<f64> {
         ratio(self.logical_bytes, self.unique_bytes)
     }
 
-    /// How many times fewer bytes compression and deltas leave.
+    /// The factor by which compression and deltas reduce the bytes.
     pub fn compression_ratio(&self) -> Option<f64> {
         ratio(self.unique_bytes, self.stored_bytes)
     }
@@ -58,9 +58,9 @@ fn ratio(of: u64, to: u64) -> Option<f64> {
 pub struct BackupStats {
     /// Its id.
     pub id: BackupId,
-    /// Where it stands.
+    /// Its status.
     pub status: BackupStatus,
-    /// Its sizes; unique and stored bytes without what older backups have.
+    /// Its sizes; unique and stored bytes exclude what older backups have.
     #[serde(flatten)]
     pub sizes: Sizes,
 }
@@ -76,7 +76,7 @@ pub struct ServerStats {
     pub wal_files: u64,
     /// Their sizes.
     pub wal: Sizes,
-    /// All of it.
+    /// The total of its backups and WAL.
     pub total: Sizes,
 }
 
@@ -85,16 +85,16 @@ pub struct ServerStats {
 pub struct Stats {
     /// Its servers, by name.
     pub servers: Vec<ServerStats>,
-    /// All of them.
+    /// The total of all servers.
     pub total: Sizes,
-    /// Its packs.
+    /// Number of packs.
     pub packs: u64,
-    /// Their bytes, footers and what a sweep would free included.
+    /// Their bytes, including footers and what a sweep would free.
     pub pack_bytes: u64,
 }
 
 impl Repository {
-    /// Counts. Reads every listing and map once, and no data.
+    /// Computes the statistics. Reads every listing and map once, but no data.
     ///
     /// # Errors
     /// When the catalog, a listing or a map cannot be read.
@@ -190,7 +190,7 @@ impl Counter<'_> {
         Ok(sizes)
     }
 
-    /// Counts a chunk, and returns whether what it refers to is still to be counted.
+    /// Counts a chunk, and returns whether what it refers to must still be counted.
     fn count(&mut self, id: &ChunkId, role: ChunkRole, sizes: &mut Sizes) -> Result<bool> {
         let met = self.of_server.meet(id, Role::Tree(role))?;
         if !matches!(met, Met::First | Met::InThisRoleFirst { as_base_only: true }) {
@@ -204,7 +204,7 @@ impl Counter<'_> {
             self.total.unique_bytes += u64::from(location.raw_bytes);
         }
         self.add_stored(id, &location, sizes)?;
-        // What only deltas stand on takes room without being anybody's bytes.
+        // A base that only deltas use takes space without being part of any file.
         if let Some(base) = location.base
             && let Some(location) = self.locate(&base)?
         {
@@ -223,7 +223,7 @@ impl Counter<'_> {
         Ok(())
     }
 
-    /// Where a chunk is; `None` for a missing one, which takes no room and is for `verify` to find.
+    /// The place of a chunk; `None` if it is missing: then it takes no space, and `verify` reports it.
     fn locate(&self, id: &ChunkId) -> Result<Option<ChunkLocation>> {
         let place = self.repository.db.read(|db| kept_place(db, id))?;
         Ok(place.map(|place| place.location))

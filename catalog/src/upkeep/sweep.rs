@@ -1,27 +1,28 @@
-//! Freeing space that nothing refers to any more, beside writers and readers at work.
+//! Frees space that nothing refers to any more, while writers and readers continue.
 //!
-//! 1. *Adopt* packs that a killed writer finished but did not enter: the catalog knows all there is then.
+//! 1. *Adopt* packs that a killed writer finished but did not enter: then the catalog has everything.
 //! 2. *Mark* what the live records refer to ([`mark`]).
 //! 3. *Rescue* condemned packs that are referred to after all.
 //! 4. *Remove* packs that were condemned earlier, whose writers have all ended since, and in which this mark, made
 //!    after their end, found nothing.
-//! 5. *Condemn* the packs with nothing alive, and write down which writers are at work: they may have looked
-//!    something up in them before.
-//! 6. *Repack*: what lives in packs with much dead weight, or with damage that was stored anew, is copied into new packs
-//!    ([`repack`]), and they are condemned, as soon as one new pack is full. So a sweep needs the room of one pack, after it has freed what it can; when there
-//!    is less, it ends with the packs it has come to.
+//! 5. *Condemn* the packs with nothing alive, and record which writers are active: they may have looked something up in
+//!    these packs before.
+//! 6. *Repack*: the live content of packs with many dead bytes, or with damage that was stored again, is copied into
+//!    new packs ([`repack`]), and the old packs are condemned as soon as one new pack is full. So a sweep needs the
+//!    space of one pack, after it has freed what it can; if there is less, it ends with the packs it has finished.
 //!
-//! Why nothing alive is ever removed: a writer registers before its first look-up. If that was after a pack was
-//! condemned, it refers to nothing in it that it did not ask for, or has put itself on the pack's list before it made
-//! sure that what it stands on is there (a clone). If before, it is on the list, or had ended by the time the list was
-//! made. Once all on the list have ended, whatever they refer to is in records, and a mark begun after that finds it. Who
-//! comes onto the list after that is seen when the pack is to be removed, in the same transaction.
+//! Why nothing alive is ever removed: a writer registers before its first look-up. If it registered after a pack was
+//! condemned, it refers to nothing in the pack without a look-up, or (a clone) it has put itself on the pack's list
+//! before it made sure that its base is there. If it registered before, it is on the list, or had ended by the time the
+//! list was made. Once all writers on the list have ended, whatever they refer to is in records, and a mark begun after
+//! that finds it. If a writer is added to the list after that, the removal of the pack sees it, in the same
+//! transaction.
 //!
-//! When no writer is at work, and neither a record nor a pack to adopt came since the mark, that mark is as good as a
-//! new one and the packs just condemned go at once, before more is copied; otherwise a second round tries.
+//! If no writer is active, and neither a record nor a pack to adopt was added since the mark, that mark is as good as a
+//! new one, and the packs just condemned are removed at once, before more is copied. Otherwise a second round tries.
 //!
-//! A kill between any two steps leaves a state the next sweep goes on from: a condemned pack without its list of
-//! writers gets one first (its `writers_listed` is 0); a pack whose rows are gone and whose file is not is adopted
+//! A kill between any two steps leaves a state from which the next sweep continues: a condemned pack without its list
+//! of writers gets one first (its `writers_listed` is 0); a pack whose rows are gone but whose file is not is adopted
 //! again, found dead, condemned and removed.
 
 use std::collections::BTreeSet;
@@ -47,16 +48,16 @@ mod repack;
 #[cfg(test)]
 mod tests;
 
-/// Rounds at most: the second removes what the first condemned; what then still waits for a writer waits for the next
-/// sweep.
+/// Largest number of rounds: the second removes what the first condemned; packs that still wait for a writer then wait
+/// for the next sweep.
 const ROUNDS: u32 = 2;
 
-/// How a sweep works.
+/// Options of a sweep.
 #[derive(Debug, Clone, Copy)]
 pub struct SweepOptions {
     /// A pack with more than this share of dead bytes is repacked.
     pub dead_percent: u8,
-    /// Temporary files of killed writers are removed when they are older. Age only guards the instant between the
+    /// Temporary files of killed writers are removed when they are older. The age only protects the moment between the
     /// creation of such a file and its locking.
     pub abandoned_after: Duration,
 }
@@ -70,7 +71,7 @@ impl Default for SweepOptions {
     }
 }
 
-/// What a sweep did.
+/// Result of a sweep.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct SweepReport {
     /// Packs of killed writers that were entered.
@@ -85,22 +86,22 @@ pub struct SweepReport {
     pub copied_bytes: u64,
     /// Packs that were removed.
     pub removed_packs: u64,
-    /// Their bytes. What was copied has to be subtracted for what was gained.
+    /// Their bytes. The space gained is this less the copied bytes.
     pub removed_bytes: u64,
-    /// Condemned packs that have to wait for writers at work.
+    /// Condemned packs that must wait for active writers.
     pub waiting_packs: u64,
     /// These writers.
     pub waiting_for: Vec<String>,
-    /// Why not all packs with much dead weight were repacked: there was no space for the copies.
+    /// Why some packs with many dead bytes were not repacked: there was no space for the copies.
     pub unfinished: Option<String>,
-    /// Chunks that live records refer to and no pack holds: damage, see `verify`.
+    /// Chunks that live records refer to but no pack holds: damage, see `verify`.
     pub missing_chunks: u64,
-    /// Packs that could not be dealt with.
+    /// Packs that could not be processed.
     pub problems: Vec<PackProblem>,
 }
 
 impl SweepReport {
-    /// Adds what the tries before this one did.
+    /// Adds the counts of the attempts before this one.
     fn add_freed(&mut self, before: &Self) {
         self.adopted_packs += before.adopted_packs;
         self.abandoned_files += before.abandoned_files;
@@ -112,17 +113,17 @@ impl SweepReport {
     }
 }
 
-/// What becomes of packs that were condemned.
+/// The state of packs that were condemned.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Fate {
-    /// They are gone, or wait for writers.
+    /// They are removed, or wait for writers.
     #[default]
     Settled,
     /// Another round may remove them.
     NextRound,
 }
 
-/// A sweep at work.
+/// A running sweep.
 struct Sweep<'a> {
     repository: &'a Repository,
     options: SweepOptions,
@@ -134,11 +135,11 @@ struct Sweep<'a> {
 }
 
 impl Repository {
-    /// Frees what nothing refers to. Other processes may read and write meanwhile.
+    /// Frees the space of what nothing refers to. Other processes may read and write meanwhile.
     ///
     /// # Errors
-    /// [`Error::Occupied`] while another sweep or a rebuild is at work. When a listing or map cannot be read: what is
-    /// alive is not known then, and nothing is freed.
+    /// [`Error::Occupied`] while another sweep or a rebuild is running. When a listing or map cannot be read: then it
+    /// is unknown what is alive, and nothing is freed.
     pub fn sweep(&self, options: &SweepOptions, monitor: &mut dyn Monitor) -> Result<SweepReport> {
         let mut before = SweepReport::default();
         let mut unfinished = None;
@@ -154,11 +155,11 @@ impl Repository {
             let path = self.path().to_path_buf();
             Err(Error::Full { path })
         });
-        // More room than the reserve would have been needed.
+        // More space than the reserve would have been needed.
         unfinished.map_or(swept, Ok)
     }
 
-    /// What it has done before it fails is not undone: the next one goes on from there.
+    /// What it has done before it fails is not undone: the next attempt continues from there.
     fn try_to_sweep(&self, options: &SweepOptions, monitor: &mut dyn Monitor) -> Result<SweepReport> {
         let occupied = |what, name| Error::Occupied {
             what,
@@ -198,8 +199,9 @@ impl Sweep<'_> {
 
     /// Returns whether another round may remove more.
     fn round(&mut self, monitor: &mut dyn Monitor) -> Result<bool> {
-        // In this order: what a writer of this list has published is left alone, whoever ended before this moment has
-        // put its packs in their places, entered or not, and whoever ends after it ends before no mark that matters to it.
+        // The order matters. Packs of the writers on this list are left alone. A writer that ended before this moment
+        // has put its packs in their places, entered or not, so the steps below find them. Packs that wait for a writer
+        // that ends later are not in `ready`: a later mark decides about them.
         let writers = self.writers_at_work()?;
         let ready = self.ready_to_go()?;
         monitor.stage("Looking for packs of killed writers");
@@ -216,7 +218,7 @@ impl Sweep<'_> {
         Ok(dead == Fate::NextRound || copied == Fate::NextRound)
     }
 
-    /// Condemns packs, and removes them at once where the mark is still good and nobody can have looked anything up in
+    /// Condemns packs, and removes them at once if the mark is still valid and no writer can have looked anything up in
     /// them.
     fn give_up(&mut self, mark: &mark::Mark, packs: &[PackRow]) -> Result<Fate> {
         if packs.is_empty() {
@@ -226,7 +228,7 @@ impl Sweep<'_> {
         if !self.list_writers_of_new()?.is_empty() {
             return Ok(Fate::Settled);
         }
-        // A writer may have been killed since the mark, before it could enter what it had finished.
+        // A writer may have been killed since the mark, before it could enter a pack it had finished.
         if self.adopt()? || !mark.is_current(self.repository)? {
             return Ok(Fate::NextRound);
         }
@@ -234,14 +236,14 @@ impl Sweep<'_> {
         Ok(Fate::Settled)
     }
 
-    /// Enters packs that killed writers left; returns whether there were any.
+    /// Enters packs that killed writers left behind; returns whether there were any.
     fn adopt(&mut self) -> Result<bool> {
         let newest = self.newest_pack()?;
         let adopted = orphans::adopt(self.repository)?;
         if adopted.packs == 0 {
             return Ok(false);
         }
-        // Beside writers, an adopted pack may be one that its writer is just about to enter.
+        // While writers are active, an adopted pack may be one that its writer is just about to enter.
         if !self.writers_at_work()?.is_empty() {
             self.newest = self.newest.min(newest);
         }
@@ -257,7 +259,7 @@ impl Sweep<'_> {
             .read(|db| Ok(db.query_row(newest, [], |row| row.get(0))?))
     }
 
-    /// Removes what dead processes left: unfinished packs and clones, and lock files.
+    /// Removes what dead processes left behind: unfinished packs and clones, and lock files.
     fn tidy(&mut self) -> Result<()> {
         let removed = self
             .repository
@@ -275,7 +277,7 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    /// The lock names of the writers that live.
+    /// The lock names of the writers that are alive.
     fn writers_at_work(&self) -> Result<BTreeSet<String>> {
         let locks = &self.repository.locks;
         let mut held = BTreeSet::new();

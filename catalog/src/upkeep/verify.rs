@@ -1,12 +1,12 @@
-//! Verification: every chunk in use is read, decoded and held against its id, once.
+//! Verification: every chunk in use is read, decoded and checked against its id, once.
 //!
-//! 1. The trees and maps in question are walked and their chunk ids collected; listings and map pieces are checked on
-//!    the way, since nothing below a damaged one can be found.
-//! 2. All chunks are checked on all cores, in the order they lie in packs: of each the place that a sweep keeps, and of
-//!    what deltas stand on as well.
-//! 3. Of a chunk that cannot be read there all places are looked at ([`places`]).
-//! 4. Only where something was damaged are the trees walked again, to name the files and pages ([`naming`]). What nobody
-//!    needs by then was deleted meanwhile, and its chunks were swept away: that is no damage.
+//! 1. The trees and maps in question are walked and their chunk ids collected. Listings and map pieces are checked on
+//!    the way, because nothing below a damaged one can be found.
+//! 2. All chunks are checked on all cores, in the order of their places in packs: for each the place that a sweep
+//!    keeps, and for the bases of deltas as well.
+//! 3. If a chunk cannot be read there, all its places are checked ([`places`]).
+//! 4. Only if something was damaged, the trees are walked again, to name the files and pages ([`naming`]). If nothing
+//!    needs a chunk by then, what needed it was deleted meanwhile, and the chunk was swept away: that is no damage.
 
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
@@ -30,23 +30,23 @@ mod checking;
 mod naming;
 mod places;
 
-/// Damaged chunks that are remembered. With so many the disk is broken, and the report long enough.
+/// Number of damaged chunks that are remembered. With so many the disk is broken, and the report is long enough.
 const BAD_CHUNKS_MAX: usize = 100_000;
 
-/// Damages that are reported one by one.
+/// Number of damages that are reported individually.
 const DAMAGES_MAX: usize = 10_000;
 
-/// Archived files whose maps are held at a time.
+/// Number of archived files whose maps are held at a time.
 const WAL_PAGE: usize = 500;
 
-/// What is to be verified.
+/// What to verify.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VerifyScope {
     /// Everything in use, and the footers of all packs, on which a rebuild would depend.
     All,
-    /// All of a server: backups, WAL, what is in quarantine, and what clones stand on.
+    /// Everything of a server: backups, WAL, quarantined files, and what its clones are based on.
     Server(ServerName),
-    /// One backup and, unless it brought it, the WAL it needs.
+    /// One backup and the WAL it needs, unless that came with it.
     Backup(ServerName, BackupId),
     /// The archive of a server.
     Wal(ServerName),
@@ -59,12 +59,12 @@ pub struct Damage {
     pub server: ServerName,
     /// The backup it belongs to; none for an archived file and for a clone's.
     pub backup: Option<BackupId>,
-    /// The clone that stands on it.
+    /// The clone that is based on it.
     pub clone: Option<CloneName>,
-    /// Its path in the backup or clone, or its name in the archive. A path that ends in a slash is a directory that cannot be
-    /// listed.
+    /// Its path in the backup or clone, or its name in the archive. A path that ends with a slash is a directory that
+    /// cannot be listed.
     pub file: String,
-    /// The first damaged 8 KiB page, counted from 0; none where the whole directory cannot be listed.
+    /// The first damaged 8 KiB page, counted from 0; none if the whole directory cannot be listed.
     pub first_page: Option<u64>,
     /// How many pages are damaged.
     pub pages: u64,
@@ -72,14 +72,14 @@ pub struct Damage {
     pub reason: String,
 }
 
-/// What a verification found.
+/// Result of a verification.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct VerifyReport {
-    /// Backups that were looked at.
+    /// Backups that were checked.
     pub backups: u64,
-    /// Clones of which was looked at what they stand on.
+    /// Clones whose base was checked.
     pub clones: u64,
-    /// Archived files that were looked at, and those in quarantine.
+    /// Archived and quarantined files that were checked.
     pub wal_files: u64,
     /// Chunks that were checked.
     pub chunks: u64,
@@ -87,19 +87,20 @@ pub struct VerifyReport {
     pub bytes: u64,
     /// Chunks that are damaged or missing.
     pub bad_chunks: u64,
-    /// Chunks of which a copy is damaged and another is not, which is used once that is [noted](Repository::note_damage).
+    /// Chunks with both a damaged and a good copy; the good one is used once the damage is
+    /// [noted](Repository::note_damage).
     pub mended_chunks: u64,
-    /// The files this concerns, the first ten thousand.
+    /// The affected files, the first ten thousand.
     pub damages: Vec<Damage>,
     /// Whether there are more.
     pub damages_cut: bool,
     /// Packs whose footers are damaged or that are missing.
     pub pack_problems: Vec<PackProblem>,
-    /// What is wrong with catalog.sqlite itself. Nothing else was looked at then.
+    /// Faults of catalog.sqlite itself. If there are any, nothing else was checked.
     pub catalog_faults: Vec<String>,
-    /// Packs that are not in the catalog and cannot be entered: what they hold was not looked at.
+    /// Packs that are not in the catalog and cannot be entered: what they hold was not checked.
     pub unread_packs: Vec<UnreadPack>,
-    /// Places that are damaged themselves, the one or two of each chunk that was bad or mended.
+    /// Places that are damaged themselves: the one or two of each chunk that was bad or mended.
     #[serde(skip)]
     pub(crate) damaged_places: Places,
 }
@@ -122,19 +123,19 @@ type BadChunks = HashMap<ChunkId, Bad>;
 #[derive(Debug)]
 struct Bad {
     reason: String,
-    /// Something that is still there needs it.
+    /// Whether something that still exists needs it.
     needed: Cell<bool>,
 }
 
 impl Bad {
-    /// The reason, for somebody who needs the chunk.
+    /// Returns the reason, and marks the chunk as needed.
     fn reason(&self) -> &str {
         self.needed.set(true);
         &self.reason
     }
 }
 
-/// What a scope comes down to.
+/// What a scope covers.
 struct Subject {
     server: ServerName,
     backups: Vec<Backup>,
@@ -154,19 +155,19 @@ struct Verification<'a> {
     repository: &'a Repository,
     met: ChunkSet,
     bad: BadChunks,
-    /// Chunks all of whose places have been looked at; at most [`BAD_CHUNKS_MAX`].
+    /// Chunks whose places have all been checked; at most [`BAD_CHUNKS_MAX`].
     examined: HashSet<ChunkId>,
     report: VerifyReport,
 }
 
 impl Repository {
-    /// Verifies.
+    /// Verifies everything in a scope.
     ///
     /// # Errors
-    /// When the catalog or the disk cannot be read. Damage is no error: it is reported, and may be
+    /// When the catalog or the disk cannot be read. Damage is not an error: it is reported, and may be
     /// [noted](Self::note_damage).
     pub fn verify(&self, scope: &VerifyScope, monitor: &mut dyn Monitor) -> Result<VerifyReport> {
-        // Where the index cannot be trusted, nothing can be found out by it.
+        // If the index is damaged, it cannot be used to check anything else.
         monitor.stage("Checking the catalog");
         let catalog_faults = self.catalog_faults()?;
         if !catalog_faults.is_empty() {
@@ -204,12 +205,13 @@ impl Repository {
                 run.name_damages(subject)?;
             }
         }
-        // The others were of what has been deleted meanwhile.
+        // The others belonged to what has been deleted meanwhile.
         run.report.bad_chunks = run.bad.values().filter(|bad| bad.needed.get()).count() as u64;
         Ok(run.report)
     }
 
-    /// Reads one archived file, and writes down what of it is damaged: the next writer that brings the bytes stores them again.
+    /// Reads one archived file, and records what is damaged in it: the next writer that brings the bytes stores them
+    /// again.
     pub(crate) fn note_damage_of(&self, file: &WalFile) -> Result<()> {
         let subject = Subject {
             server: file.server.clone(),
@@ -272,7 +274,7 @@ impl Repository {
         match &subject.wal {
             WalSubject::None => Ok(()),
             WalSubject::All => {
-                // What is kept apart is verified as well.
+                // Abandoned histories are verified as well.
                 for archive in self.archives(&subject.server)? {
                     let archive = self.wal(&archive);
                     let mut last = None;
@@ -298,7 +300,7 @@ impl Repository {
 }
 
 impl Verification<'_> {
-    /// Collects the ids of everything a subject consists of.
+    /// Collects the ids of all chunks of a subject.
     fn collect(&mut self, subject: &Subject, monitor: &mut dyn Monitor) -> Result<()> {
         let repository = self.repository;
         for backup in &subject.backups {
@@ -338,8 +340,8 @@ impl Verification<'_> {
         Ok(trees.chunks_of_file(map, &mut |id, role| Ok(self.collect_one(id, role)?))?)
     }
 
-    /// Notes a chunk, and returns whether to go on to what it refers to: not where that has been done, nor where it
-    /// cannot be read.
+    /// Records a chunk, and returns whether to continue with what it refers to: not if that has been done, or if the
+    /// chunk cannot be read.
     fn collect_one(&mut self, id: ChunkId, role: ChunkRole) -> Result<bool> {
         if self.met.meet(&id, Role::Tree(role))? == Met::Before {
             return Ok(false);
@@ -357,12 +359,12 @@ impl Verification<'_> {
         }
     }
 
-    /// The footer of each pack the catalog knows.
+    /// Checks the footer of each pack in the catalog.
     fn check_footers(&mut self) -> Result<()> {
         for pack in self.repository.pack_ids()? {
             match read_footer(self.repository.storage.as_ref(), pack) {
                 Ok(_) => {}
-                // Swept away meanwhile.
+                // A sweep has removed it meanwhile.
                 Err(barmanfs_store::Error::MissingPack(_)) if !self.repository.knows_pack(pack)? => {}
                 Err(error) if error.is_damage() => {
                     let problem = PackProblem {

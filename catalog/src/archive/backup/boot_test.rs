@@ -1,7 +1,8 @@
-//! Boot tests: that PostgreSQL has started on a copy of a backup, or why it did not.
+//! Boot tests: whether PostgreSQL has started on a copy of a backup, or why it did not.
 //!
-//! Each is a record that names the backup's record, so it goes with exactly that backup: what annuls the backup makes
-//! its tests meaningless, whichever of the records is read first. Shown is the newest of each backup.
+//! Each test is a record that names the backup's record, so it applies to exactly that backup: when the backup is
+//! annulled, its tests become meaningless, in whatever order the records are read. The newest test of each backup is
+//! shown.
 
 use std::fmt;
 
@@ -17,7 +18,7 @@ use crate::index::records::{self, kind};
 use crate::index::repository::Repository;
 use crate::names::{BackupId, ServerName};
 
-/// Longest message that is kept, in bytes: a line or two; the log it is from is longer.
+/// Longest stored message, in bytes: a line or two; the log it comes from is longer.
 const MESSAGE_BYTES: usize = 1000;
 
 /// How a boot test ended.
@@ -30,20 +31,20 @@ pub enum BootOutcome {
     Failed,
 }
 
-/// What was done on the server that came up.
+/// A check run on the started server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BootCheck {
-    /// Every database was connected to, and its catalog read.
+    /// It connected to every database and read its catalog.
     Catalogs,
-    /// A file of SQL statements was run.
+    /// It ran a file of SQL statements.
     Sql,
     /// `pg_amcheck` read all tables and indexes.
     Amcheck,
 }
 
 impl BootCheck {
-    /// A word for people.
+    /// A word for messages.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Catalogs => "catalogs",
@@ -59,7 +60,7 @@ impl fmt::Display for BootCheck {
     }
 }
 
-/// What is known of one boot test.
+/// The result of one boot test.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootTest {
     /// How it ended.
@@ -68,21 +69,22 @@ pub struct BootTest {
     pub began_at: TimestampMicros,
     /// How long it took, in milliseconds.
     pub took_ms: u64,
-    /// The PostgreSQL it ran with: "18.1".
+    /// The PostgreSQL version it ran with: "18.1".
     pub postgresql: String,
-    /// What was asked for beside starting, in the order it is done; a failed test may not have come to all.
+    /// The checks requested in addition to starting, in the order they are done; a failed test may not have reached
+    /// all of them.
     pub checks: Vec<BootCheck>,
-    /// Why it failed, in a line.
+    /// Why it failed, in one line.
     #[serde(default)]
     pub message: Option<String>,
 }
 
-/// A test as a record has it.
+/// The content of a test's record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct BootTestRecord {
     /// The backup's record.
     pub(crate) of: RecordId,
-    /// The backup, for people.
+    /// The backup, for messages.
     pub(crate) server: ServerName,
     pub(crate) backup: BackupId,
     #[serde(flatten)]
@@ -96,8 +98,8 @@ pub struct BootTestLock {
 }
 
 impl Repository {
-    /// Says that a backup of this server is being tested. There is one test at a time for each server, so whoever has
-    /// this knows that what earlier ones left behind is nobody's.
+    /// Marks a backup of this server as being tested. Each server has one test at a time, so the holder of this lock
+    /// knows that the remains of earlier tests belong to no running process.
     ///
     /// # Errors
     /// [`Error::Occupied`] while another test runs.
@@ -114,10 +116,10 @@ impl Repository {
         Ok(BootTestLock { _lock: lock })
     }
 
-    /// Keeps the result of a boot test; durable when it returns.
+    /// Stores the result of a boot test; durable when it returns.
     ///
     /// # Errors
-    /// [`Error::NoSuchBackup`] for one that has not ended or has been deleted meanwhile.
+    /// [`Error::NoSuchBackup`] for a backup that has not ended or has been deleted meanwhile.
     pub fn add_boot_test(&self, backup: &Backup, mut test: BootTest) -> Result<()> {
         let gone = || Error::NoSuchBackup {
             server: backup.server.clone(),
@@ -162,7 +164,7 @@ impl Repository {
     }
 }
 
-/// Leaves at most so many bytes, of whole characters.
+/// Cuts the text to at most this many bytes, at a character boundary.
 fn cut(text: &mut String, bytes: usize) {
     let mut end = bytes.min(text.len());
     while !text.is_char_boundary(end) {
@@ -171,7 +173,7 @@ fn cut(text: &mut String, bytes: usize) {
     text.truncate(end);
 }
 
-/// The records of all tests of these records of a backup, to be deleted with it.
+/// The records of all tests of these records of a backup, which are deleted with it.
 pub(super) fn records_of(db: &Connection, backup: &[RecordId]) -> Result<Vec<RecordId>> {
     let mut query = db.prepare_cached(
         "SELECT id, payload FROM records WHERE kind = ?1 AND id NOT IN (SELECT annulled FROM deletions)",
@@ -187,7 +189,7 @@ pub(super) fn records_of(db: &Connection, backup: &[RecordId]) -> Result<Vec<Rec
     Ok(found)
 }
 
-/// Enters what a test's record means: of several of one backup the newest counts.
+/// Enters a test's record: if a backup has several, the newest counts.
 pub(crate) fn derive(db: &Connection, seq: i64, id: RecordId, record: &BootTestRecord) -> Result<()> {
     if records::is_annulled(db, record.of)? {
         return Ok(());
@@ -206,7 +208,7 @@ pub(crate) fn derive(db: &Connection, seq: i64, id: RecordId, record: &BootTestR
     Ok(())
 }
 
-/// Forgets what a deletion annuls: a test, or a backup with its tests.
+/// Removes what a deletion annuls: a test, or a backup with its tests.
 pub(crate) fn annul(db: &Connection, annulled: RecordId) -> Result<()> {
     db.prepare_cached("DELETE FROM boot_tests WHERE backup = ?1")?
         .execute([annulled.as_bytes()])?;

@@ -1,7 +1,7 @@
-//! Deleting backups, and keeping one that is being read from being deleted.
+//! Deletes backups, and prevents the deletion of a backup that is being read.
 //!
-//! A deletion is a record that names what it annuls, so it holds whatever the order packs are read in. It frees nothing
-//! by itself: that is a sweep's work.
+//! A deletion is a record that names the record it annuls, so it works in whatever order packs are read. It frees no
+//! space by itself: a sweep does that.
 
 use barmanfs_store::RecordId;
 
@@ -16,7 +16,7 @@ use crate::names::ServerName;
 /// Keeps a backup from being deleted (without force) while this lives.
 #[derive(Debug)]
 pub struct ReadGuard {
-    /// None where not even an empty lock file could be made or locked: reading matters more.
+    /// None if not even an empty lock file could be created or locked: reading is more important.
     _lock: Option<Lock>,
 }
 
@@ -31,20 +31,20 @@ fn read_lock_name(backup: &Backup) -> String {
 }
 
 impl Repository {
-    /// Says that files of this backup are being read, for as long as the guard lives.
+    /// Marks this backup as being read, for as long as the guard lives.
     ///
     /// # Errors
-    /// [`Error::NoSuchBackup`] when it has been deleted, or is just being.
+    /// [`Error::NoSuchBackup`] when it has been or is just being deleted.
     pub fn reading(&self, backup: &Backup) -> Result<ReadGuard> {
         self.reading_for(backup, "reading")
     }
 
-    /// The same for a verification while it walks through the backup, and no longer: a deletion need not wait until all
-    /// chunks are checked. `None` where the backup has been deleted.
+    /// The same for a verification, only while it walks through the backup: a deletion need not wait until all chunks
+    /// are checked. `None` if the backup has been deleted.
     pub(crate) fn verifying(&self, backup: &Backup) -> Result<Option<ReadGuard>> {
         match self.reading_for(backup, "verify") {
             Err(Error::NoSuchBackup { .. }) => Ok(None),
-            // A repository may be readable and no more.
+            // A repository may be readable only.
             Err(Error::Io { .. }) => Ok(Some(ReadGuard { _lock: None })),
             guard => guard.map(Some),
         }
@@ -68,11 +68,11 @@ impl Repository {
         Ok(ReadGuard { _lock: lock })
     }
 
-    /// Waits until nobody else deletes backups of this server. Whether one may go depends on what others leave, so decide it
-    /// while the guard lives.
+    /// Waits until no other process deletes backups of this server. Whether a backup may be deleted depends on which
+    /// others remain, so decide that while the guard lives.
     ///
     /// # Errors
-    /// When the lock cannot be made.
+    /// When the lock cannot be taken.
     pub fn deleting(&self, server: &ServerName) -> Result<DeletionGuard> {
         let (name, purpose) = (
             format!("delete-{server}"),
@@ -82,7 +82,7 @@ impl Repository {
         Ok(DeletionGuard { _lock: lock })
     }
 
-    /// Deletes a backup for good; [`sweep`](Self::sweep) frees its space.
+    /// Deletes a backup permanently; [`sweep`](Self::sweep) frees its space.
     ///
     /// # Errors
     /// [`Error::BackupRunning`]; without `force` [`Error::BackupInUse`] while it is being read, and
@@ -141,7 +141,7 @@ impl Repository {
         Ok(())
     }
 
-    /// One that is in no record yet, only in its state file.
+    /// Deletes a backup that has no record yet, only a state file.
     fn delete_interrupted(&self, backup: &Backup, purpose: &str) -> Result<()> {
         let lock_name = running::lock_name(&backup.server);
         let Some(_lock) = self.locks.try_exclusive(&lock_name, purpose)? else {
@@ -172,7 +172,7 @@ impl Repository {
                 let (id, payload) = records::id_and_payload(row)?;
                 match records::parse::<Backup>(id, payload) {
                     Ok(other) if (&other.server, other.id) == (&backup.server, backup.id) => found.push(id),
-                    // An unreadable record is no backup anybody could see.
+                    // A backup with an unreadable record is not visible anyway.
                     _ => {}
                 }
             }
@@ -182,7 +182,7 @@ impl Repository {
 }
 
 impl Backup {
-    /// Whether [`Repository::delete_backup`] can take it: not while it is running.
+    /// Whether [`Repository::delete_backup`] accepts it: not while it is running.
     pub fn can_be_deleted(&self) -> bool {
         self.status != BackupStatus::Started
     }

@@ -11,7 +11,7 @@ use crate::index::records;
 use crate::index::repository::Repository;
 use crate::names::{BackupId, ServerName};
 
-/// Missing segments that are named; who misses more has another problem than their names.
+/// Longest list of missing segments; if more are missing, their names are not what matters.
 const MISSING_WAL_NAMED: usize = 1000;
 
 impl Repository {
@@ -20,7 +20,7 @@ impl Repository {
     /// # Errors
     /// When the catalog cannot be read.
     pub fn backups(&self, server: &ServerName) -> Result<Vec<Backup>> {
-        // The order matters, see the module `running`.
+        // The order of these two reads matters, see the module `running`.
         let running = running::read(self, server)?;
         let mut backups = self.db.read(|db| recorded(db, server))?;
         let position =
@@ -65,7 +65,7 @@ impl Repository {
         })
     }
 
-    /// The segments a complete backup needs that are not in the archive, the first thousand.
+    /// The segments that a complete backup needs and that are not in the archive; at most the first thousand.
     ///
     /// # Errors
     /// When the catalog cannot be read.
@@ -115,7 +115,8 @@ fn from_record(db: &Connection, id: RecordId, payload: &[u8]) -> Result<Backup> 
     Ok(backup)
 }
 
-/// Names of one timeline's segments sort as their positions, so the segments a backup needs are one range of the table.
+/// Names of one timeline's segments sort like their positions, so the segments that a backup needs are one range of the
+/// table.
 fn has_its_wal(db: &Connection, backup: &Backup) -> Result<bool> {
     let mut needed = backup.needed_wal();
     let Some(first) = needed.next() else {
@@ -144,7 +145,7 @@ pub(super) fn is_recorded(repository: &Repository, server: &ServerName, id: Back
     })
 }
 
-/// The newest id the catalog has of the server's backups, complete or failed.
+/// The newest id of the server's backups in the catalog, complete or failed.
 pub(super) fn newest_id(repository: &Repository, server: &ServerName) -> Result<Option<BackupId>> {
     let newest: Option<String> = repository.db.read(|db| {
         let mut newest = db.prepare_cached("SELECT max(id) FROM backups WHERE server = ?1")?;

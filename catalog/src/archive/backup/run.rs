@@ -1,11 +1,11 @@
-//! Taking a backup: from its first file to its record.
+//! Takes a backup: from its first file to its record.
 //!
-//! A backup of hours holds file locks and no transaction. Its packs are published while it runs; its record is the
-//! last thing written, into its last pack: before that it does not exist, after that it is complete. Whatever ends
-//! it early leaves chunks that the next run finds and refers to.
+//! A backup may run for hours; it holds file locks but no transaction. Its packs are published while it runs. Its
+//! record is written last, into its last pack: before that the backup does not exist, after that it is complete. If it
+//! ends early, the next run finds its chunks and refers to them.
 //!
-//! One that began as an incremental may turn out to be impossible, also halfway: it starts over as a full one, under the
-//! same id ([`BackupRun::start_over`]).
+//! A backup that began as an incremental one may turn out to be impossible, even halfway: then it starts over as a full
+//! one, under the same id ([`BackupRun::start_over`]).
 
 use std::io::Read;
 use std::sync::Arc;
@@ -28,13 +28,13 @@ use crate::index::records::{self, kind};
 use crate::index::writer::Writer;
 use crate::names::{BackupId, ServerName};
 
-/// Copied at a time into a file that is added.
+/// Size of a copy step into an added file.
 const COPY_BYTES: usize = 128 << 10;
 
-/// What is known of a backup before it begins.
+/// What is known about a backup before it begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewBackup {
-    /// What the user calls it.
+    /// The label the user gave it.
     pub label: Option<String>,
     /// The cluster.
     pub system_id: SystemId,
@@ -42,28 +42,28 @@ pub struct NewBackup {
     pub server_version: ServerVersion,
     /// The cluster's segment size.
     pub segment_size: SegmentSize,
-    /// Whether the backup brings the WAL it needs.
+    /// Whether the backup includes the WAL it needs.
     pub wal_included: bool,
-    /// The server's setting `TimeZone`, where it is known.
+    /// The server's setting `TimeZone`, if it is known.
     pub timezone: Option<String>,
-    /// The fork behind which the server is, where its history is not the archive's.
+    /// If the server's history is not the archive's: the fork it lies after.
     pub fork: Option<RecordId>,
 }
 
-/// What is known of a backup once its last byte came.
+/// What is known about a backup once its last byte has arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackupEnd {
-    /// Where recovery of it begins.
+    /// Where its recovery begins.
     pub start_lsn: Lsn,
-    /// What recovery of it must reach.
+    /// What its recovery must reach.
     pub stop_lsn: Lsn,
     /// The timeline it was taken on.
     pub timeline: TimelineId,
-    /// Whether the cluster's pages have checksums, where it is known.
+    /// Whether the cluster's pages have checksums, if that is known.
     pub data_checksums: Option<bool>,
     /// Its tablespaces, without `pg_default` and `pg_global`.
     pub tablespaces: Vec<Tablespace>,
-    /// Bytes the server sent, or those read of a clone.
+    /// Bytes the server sent, or the bytes that were read of a clone.
     pub sent_bytes: u64,
     /// Page checksum failures the server reported.
     pub checksum_failures: Vec<String>,
@@ -71,13 +71,14 @@ pub struct BackupEnd {
     pub from_standby: bool,
 }
 
-/// A backup being taken. Dropped before [`finish`](Self::finish) or [`fail`](Self::fail) it has failed, interrupted.
+/// A backup being taken. If it is dropped before [`finish`](Self::finish) or [`fail`](Self::fail), it has failed as
+/// interrupted.
 #[derive(Debug)]
 pub struct BackupRun {
     writer: Writer,
     backup: Backup,
     depositor: Arc<Depositor>,
-    /// The tree this one is likely similar to.
+    /// The tree that this one is probably similar to.
     previous: Option<DirectoryRef>,
     tree: Option<TreeWriter>,
     ended: Option<TreeTotals>,
@@ -87,10 +88,10 @@ pub struct BackupRun {
 }
 
 impl Writer {
-    /// Begins a backup of `server`. This registers the server when it is new.
+    /// Begins a backup of `server`. If the server is new, this registers it.
     ///
     /// # Errors
-    /// [`Error::BackupRunning`]; [`Error::OtherSystem`] when the server's name stands for another cluster.
+    /// [`Error::BackupRunning`]; [`Error::OtherSystem`] when the server's name belongs to another cluster.
     pub fn begin_backup(self, server: &ServerName, new: NewBackup) -> Result<BackupRun> {
         let repository = self.repository().clone();
         let lock_name = running::lock_name(server);
@@ -106,7 +107,7 @@ impl Writer {
             self.write_records(vec![record])?;
         }
         let mut backup = started(server, new);
-        // Ids tell the order, also of backups that begin in one second, or after the clock went back.
+        // Ids sort in the order of the backups, even if two begin in the same second or the clock went back.
         if let Some(newest) = list::newest_id(&repository, server)?
             && backup.id <= newest
         {
@@ -128,7 +129,7 @@ impl Writer {
         Ok(run)
     }
 
-    /// Records what became of a backup whose process was killed. The server's lock must be held.
+    /// Records the result of a backup whose process was killed. The server's lock must be held.
     fn settle_interrupted(&self, server: &ServerName) -> Result<()> {
         let repository = self.repository();
         if let Some(interrupted) = running::read_interrupted(repository, server)?
@@ -186,8 +187,8 @@ impl BackupRun {
         self.backup.id
     }
 
-    /// Says that the server sends only what changed since `parent`, before the first file. The caller puts both
-    /// together: the run only notes it, and compares with the parent instead of the latest backup.
+    /// Must be called before the first file: the server sends only what changed since `parent`. The caller merges the
+    /// two. The run only records the parent, and compares with it instead of the latest backup.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a parent without files; when the state file cannot be written.
@@ -205,8 +206,9 @@ impl BackupRun {
         Ok((self.writer.repository().trees(), root))
     }
 
-    /// Says that the files are those of a clone, before the first of them, and whether its server was shut down. The
-    /// clone must stay locked until the run has ended: that keeps what the backup takes over from it.
+    /// Must be called before the first file: the files are those of a clone; `shut_down` says whether its PostgreSQL
+    /// was shut down cleanly. The clone must stay locked until the run has ended, so that the chunks the backup takes
+    /// over from it are kept.
     ///
     /// # Errors
     /// When the state file cannot be written.
@@ -224,10 +226,10 @@ impl BackupRun {
         Ok(())
     }
 
-    /// Forgets all files and whatever went wrong with them, and begins anew as a full backup.
+    /// Discards all files and their errors, and starts again as a full backup.
     ///
     /// # Errors
-    /// When the pipeline cannot be started again, or the state file not be written.
+    /// When the pipeline cannot be started again, or the state file cannot be written.
     pub fn start_over(&mut self) -> Result<()> {
         self.tree = None;
         self.ended = None;
@@ -261,7 +263,7 @@ impl BackupRun {
         let trees = self.writer.repository().trees();
         let previous = self.previous.clone().map(|root| (trees, root));
         let options = TreeOptions {
-            // The bytes of a clone's lower layer are nowhere else: what cannot be read now may be mended later.
+            // The bytes of a clone's lower layer are stored nowhere else: what is unreadable now may be repaired later.
             base_is_kept: self.backup.kind == BackupKind::Clone,
             ..TreeOptions::default()
         };
@@ -272,7 +274,7 @@ impl BackupRun {
         self.stored_before + self.depositor.totals().new_stored_bytes
     }
 
-    /// Takes its files.
+    /// The tree that takes the backup's files.
     ///
     /// # Errors
     /// [`Error::Invalid`] after the tree has ended.
@@ -280,11 +282,11 @@ impl BackupRun {
         self.tree.as_ref().ok_or_else(no_tree)
     }
 
-    /// Ends the tree; `root` is owner, permissions and time of the data directory itself. When this returns, all files
-    /// can be read back, so that they can be checked before the backup counts.
+    /// Ends the tree; `root` has the owner, permissions and time of the data directory itself. When this returns, all
+    /// files can be read back, so that they can be checked before the backup counts.
     ///
     /// # Errors
-    /// Whatever went wrong with one of the files.
+    /// Any error that occurred with one of the files.
     pub fn end_tree(&mut self, root: Attributes) -> Result<(TreeReader, DirectoryRef)> {
         let totals = self.tree.take().ok_or_else(no_tree)?.finish(root)?;
         self.depositor.flush(Vec::new())?;
@@ -293,11 +295,10 @@ impl BackupRun {
         Ok((self.writer.repository().trees(), directory))
     }
 
-    /// Adds a file to the data directory itself after the tree has ended: one that is made from the others.
+    /// Adds a file to the data directory itself after the tree has ended: a file that is generated from the others.
     ///
     /// # Errors
-    /// [`Error::Invalid`] before the tree has ended or when `content` is not of this size; whatever went wrong with
-    /// the file.
+    /// [`Error::Invalid`] before the tree has ended or when `content` is not of this size; any error with the file.
     pub fn add_file(
         &mut self,
         name: &[u8],
@@ -333,16 +334,16 @@ impl BackupRun {
         Ok(())
     }
 
-    /// What went in so far, for progress.
+    /// Totals stored so far, for progress reports.
     pub fn totals(&self) -> DepositTotals {
         self.depositor.totals()
     }
 
-    /// Ends the backup, after its tree: when this returns, it is complete and durable. Its status is
-    /// [`BackupStatus::WaitingForWals`] until the archive has its last segment, unless it brought its WAL.
+    /// Ends the backup, after its tree: when this returns, the backup is complete and durable. Its status is
+    /// [`BackupStatus::WaitingForWals`] until the archive has its last segment, unless it includes its WAL.
     ///
     /// # Errors
-    /// When it cannot be made durable. It has failed then, for that reason.
+    /// When it cannot be made durable. Then the backup has failed with that error.
     pub fn finish(mut self, end: BackupEnd) -> Result<Backup> {
         match self.complete(end) {
             Ok(()) => {
@@ -357,7 +358,7 @@ impl BackupRun {
         }
     }
 
-    /// Ends the backup as failed; what was stored is found again by the next one.
+    /// Ends the backup as failed; the next one finds and reuses what was stored.
     pub fn fail(mut self, reason: &str) {
         self.record_failure(reason);
     }
@@ -368,7 +369,7 @@ impl BackupRun {
             .take()
             .ok_or_else(|| Error::Invalid("The backup's files are not complete".to_owned()))?;
         let backup = Backup {
-            // Derived anew each time it is read.
+            // Derived each time the record is read.
             status: BackupStatus::Done,
             end_time: Some(now()),
             start_lsn: Some(end.start_lsn),
@@ -393,8 +394,8 @@ impl BackupRun {
         Ok(())
     }
 
-    /// Writes down that the backup failed: as a record where that is possible, else (a full disk, a broken pipeline) in
-    /// its state file, and if not even that can be written, it shows as interrupted.
+    /// Records that the backup failed. If possible this is a record; otherwise (a full disk, a broken pipeline) it is
+    /// written to the backup's state file. If even that fails, the backup shows as interrupted.
     fn record_failure(&mut self, reason: &str) {
         self.tree = None;
         self.backup.status = BackupStatus::Failed;
@@ -413,7 +414,7 @@ impl BackupRun {
         }
     }
 
-    /// The catalog has the backup: nothing is running any more.
+    /// Called when the catalog has the backup: it is not running any more.
     fn forget_state(&mut self) -> Result<()> {
         running::remove(self.writer.repository(), &self.backup.server)?;
         self.lock = None;

@@ -1,12 +1,13 @@
-//! Running backups: `running/<server>.json`, and the lock that tells whether its process lives.
+//! Running backups: `running/<server>.json`, and the lock that shows whether its process is alive.
 //!
-//! A backup is in the catalog only once it has ended. Until then its state file says what is known of it: while the
-//! lock `backup-<server>` is held it is STARTED, afterwards FAILED, interrupted by a kill or a crash. The next backup
-//! of the server makes a record of that. No SQLite write is needed, and a rebuild loses nothing.
+//! A backup is in the catalog only once it has ended. Until then its state file describes it: while the lock
+//! `backup-<server>` is held, the backup is STARTED, afterwards FAILED, interrupted by a kill or a crash. The next
+//! backup of the server writes a record of the interrupted one. No SQLite write is needed, and a rebuild loses
+//! nothing.
 //!
-//! Order at a backup's end: record into the catalog, state file removed, lock freed. Readers go the other way (state
-//! file, lock, catalog), so they see a backup that just ended at least once, and [`list`](super::list) leaves
-//! the state file out when the catalog has the backup.
+//! Order at a backup's end: enter the record in the catalog, remove the state file, release the lock. Readers use the
+//! reverse order (state file, lock, catalog), so they see a backup that just ended at least once.
+//! [`list`](super::list) ignores the state file when the catalog has the backup.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -18,7 +19,7 @@ use crate::home::{RUNNING, regular, sync_directory, write_durably};
 use crate::index::repository::Repository;
 use crate::names::ServerName;
 
-/// Why a backup without a word of its own has failed.
+/// The error of a failed backup that has no error of its own.
 const INTERRUPTED: &str = "Interrupted: the process that took it was killed, or the host went down";
 
 /// Name of the lock that the running backup of a server holds.
@@ -34,14 +35,14 @@ fn state_file(repository: &Repository, server: &ServerName) -> PathBuf {
     directory(repository).join(format!("{server}.json"))
 }
 
-/// Writes down that this backup is running, or with `status` FAILED how it ended.
+/// Writes the state file: the backup is running, or, with `status` FAILED, has ended.
 pub(super) fn write(repository: &Repository, backup: &Backup) -> Result<()> {
     let path = state_file(repository, &backup.server);
     let json = serde_json::to_vec(backup).map_err(|error| Error::Invalid(error.to_string()))?;
     write_durably(&path, &json)
 }
 
-/// Forgets the state file; its lock must be held.
+/// Removes the state file; its lock must be held.
 pub(super) fn remove(repository: &Repository, server: &ServerName) -> Result<()> {
     let path = state_file(repository, server);
     match fs::remove_file(&path) {
@@ -50,8 +51,8 @@ pub(super) fn remove(repository: &Repository, server: &ServerName) -> Result<()>
     }
 }
 
-/// The server's backup that is running or was interrupted. One whose state file is unreadable is as if it had never
-/// begun: nothing of it can be restored anyway.
+/// The server's running or interrupted backup. If its state file is unreadable, the backup counts as never begun:
+/// nothing of it can be restored anyway.
 pub(super) fn read(repository: &Repository, server: &ServerName) -> Result<Option<Backup>> {
     let Some(mut backup) = read_state(repository, server)? else {
         return Ok(None);
@@ -64,7 +65,7 @@ pub(super) fn read(repository: &Repository, server: &ServerName) -> Result<Optio
     Ok(Some(backup))
 }
 
-/// The same for whoever holds the lock: nobody else can be at work on it.
+/// The same for the holder of the lock: no other process can be running the backup.
 pub(super) fn read_interrupted(repository: &Repository, server: &ServerName) -> Result<Option<Backup>> {
     let mut backup = read_state(repository, server)?;
     backup.iter_mut().for_each(interrupted);
@@ -93,7 +94,7 @@ pub(crate) fn servers(repository: &Repository) -> Result<Vec<ServerName>> {
     let unreadable = |source| Error::io("list", &directory, source);
     let mut servers = Vec::new();
     let entries = match fs::read_dir(&directory) {
-        // A repository that was copied may have come without what was empty.
+        // A copy of a repository may lack empty directories.
         Err(source) if source.kind() == ErrorKind::NotFound => return Ok(servers),
         entries => entries.map_err(unreadable)?,
     };

@@ -5,18 +5,19 @@ use std::str::FromStr;
 
 use crate::names::{BackupId, InvalidName};
 
-/// What a user may write where a backup is asked for: an id, or one of Barman's words.
+/// The ways to select a backup: an id, or one of Barman's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BackupSelector {
     /// This one.
     Id(BackupId),
-    /// The newest complete one of the server, not of a clone: `latest`, `last`.
+    /// The newest complete backup of the server, not of a clone: `latest`, `last`.
     Latest,
-    /// The newest complete one of which the server sent all files: `latest-full`, `last-full`.
+    /// The newest complete backup for which the server sent all files: `latest-full`,
+    /// `last-full`.
     LatestFull,
-    /// The oldest complete one of the server: `oldest`, `first`.
+    /// The oldest complete backup of the server: `oldest`, `first`.
     Oldest,
-    /// The newest of the server that failed: `last-failed`, `latest-failed`.
+    /// The newest failed backup of the server: `last-failed`, `latest-failed`.
     LatestFailed,
 }
 

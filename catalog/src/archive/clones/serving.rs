@@ -1,8 +1,8 @@
-//! Which mount served a clone last.
+//! Records which mount served a clone last.
 //!
-//! What a mount's kernel has seen of a clone is so only until another mount serves it. So each leaves a mark of its own in the
-//! clone's directory, under the clone's lock and before anything in the clone can change. The mark need not outlive a loss of
-//! power: no kernel remembers anything then.
+//! What a mount's kernel has cached of a clone is valid only until another mount serves the clone. So each mount writes
+//! its own mark into the clone's directory, under the clone's lock and before anything in the clone can change. The
+//! mark need not survive a power loss: kernel caches do not survive it either.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -15,7 +15,7 @@ use crate::home::regular;
 use crate::index::repository::Repository;
 use crate::names::{CloneName, ServerName};
 
-/// In a clone's directory: the mark of the mount that served it last.
+/// File in a clone's directory: the mark of the mount that served it last.
 const SERVED_BY: &str = "served_by";
 
 impl Repository {
@@ -26,17 +26,17 @@ impl Repository {
     pub fn clone_served_by(&self, server: &ServerName, name: &CloneName) -> Result<Option<RecordId>> {
         let path = self.clone_directory(server, name).join(SERVED_BY);
         match regular::read(&path) {
-            // One that was killed while it wrote its mark has served nothing yet.
+            // A mount that was killed while it wrote its mark has served nothing yet.
             Ok(text) => Ok(String::from_utf8_lossy(&text).parse().ok()),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(source) => Err(Error::io("read", &path, source)),
         }
     }
 
-    /// Leaves the mark of a mount that is about to serve a clone.
+    /// Writes the mark of a mount that will serve a clone.
     ///
     /// # Errors
-    /// When it cannot be written: then the clone must not be served.
+    /// When it cannot be written; then the clone must not be served.
     pub fn mark_clone_served(
         &self,
         _lock: &CloneLock,
@@ -46,7 +46,7 @@ impl Repository {
     ) -> Result<()> {
         let _acting = self.as_owner()?;
         let path = self.clone_directory(server, name).join(SERVED_BY);
-        // Over the one that is there: that works on a full disk too.
+        // The existing file is overwritten: that works on a full disk, too.
         let mut options = File::options();
         options.write(true).create(true).truncate(false);
         let written = regular::open_with(&path, &mut options)

@@ -1,4 +1,4 @@
-//! Whether a file that arrives is of the history that is archived.
+//! Checks whether an arriving file belongs to the archived history.
 
 use barmanfs_pg::history::TimelineHistory;
 use barmanfs_pg::wal_link::FirstRecord;
@@ -16,18 +16,18 @@ use crate::index::repository::Repository;
 use crate::index::writer::Writer;
 use crate::names::ServerName;
 
-/// Why a file is not taken.
+/// Why a file is refused.
 #[derive(Debug, Clone)]
 pub(crate) enum Obstacle {
-    /// It lies behind a fork that is known.
+    /// It lies after a known fork.
     Behind(Fork),
-    /// It shows a fork that was not known.
+    /// It reveals a new fork.
     Shows {
         timeline: TimelineId,
         lsn: Lsn,
         why: String,
     },
-    /// It is a file of a history that was left.
+    /// It is a file of an abandoned history.
     Left,
 }
 
@@ -42,7 +42,7 @@ impl std::fmt::Display for Obstacle {
 }
 
 impl Repository {
-    /// What keeps a file, whose name the archive does not have, from being taken. `link` is its first record.
+    /// What prevents archiving a file whose name is not in the archive. `link` is its first record.
     pub(crate) fn obstacle(&self, file: &WalFile, link: Option<FirstRecord>) -> Result<Option<Obstacle>> {
         if self.is_of_left_history(file)? {
             return Ok(Some(Obstacle::Left));
@@ -62,7 +62,7 @@ impl Repository {
         self.broken_link(file, name, size, link)
     }
 
-    /// Why a file, whose name the archive does not have, is of another history; none where it is not.
+    /// Why a file whose name is not in the archive belongs to another history; none if it does not.
     pub(crate) fn other_history(&self, file: &WalFile) -> Result<Option<String>> {
         let link = match file.name {
             WalName::Segment(name) => self.link(file, name)?,
@@ -72,7 +72,7 @@ impl Repository {
         Ok(obstacle.map(|obstacle| obstacle.to_string()))
     }
 
-    /// Whether a segment is at or behind a fork, on its timeline or on one that left that behind it.
+    /// Whether a segment is at or after a fork, on its timeline or on one that branched off after the fork.
     fn lies_behind(
         &self,
         server: &ServerName,
@@ -91,7 +91,7 @@ impl Repository {
         Ok(left.is_some_and(|left| left > fork.lsn))
     }
 
-    /// The history of a timeline, where it is archived and can be read.
+    /// The history of a timeline, if it is archived and readable.
     pub(super) fn readable_history(
         &self,
         server: &ServerName,
@@ -103,7 +103,7 @@ impl Repository {
         }
     }
 
-    /// Whether these bytes are kept apart under this name.
+    /// Whether these bytes are archived under this name in an abandoned history.
     pub(crate) fn is_of_left_history(&self, file: &WalFile) -> Result<bool> {
         self.db.read(|db| {
             let mut query = db.prepare_cached(
@@ -122,8 +122,8 @@ impl Repository {
         })
     }
 
-    /// Whether its first record names another one than the last of the segment before, or its own last one is not what the
-    /// segment after it names.
+    /// Checks both neighbours: the file's first record must name the last record of the previous segment, and the next
+    /// segment must name the file's last record.
     fn broken_link(
         &self,
         file: &WalFile,
@@ -165,7 +165,8 @@ impl Repository {
         Ok(None)
     }
 
-    /// The archived segment before this one: on its timeline or, where it is the first of that, on the one it came from.
+    /// The archived segment before this one: on its timeline or, for the first segment of a timeline, on the parent
+    /// timeline.
     fn segment_before(
         &self,
         server: &ServerName,
@@ -195,12 +196,13 @@ impl Repository {
     }
 }
 
-/// Behind `pg_resetwal` a new log begins in the same history: no record is named.
+/// After `pg_resetwal` new WAL begins in the same history, and its first record names no previous one.
 fn is_linked(first: &FirstRecord) -> bool {
     first.previous != Lsn::INVALID
 }
 
-/// What was found in an archived segment. One that cannot be read keeps no other from being archived: it says nothing.
+/// What was found in an archived segment. A segment that cannot be read counts as no evidence, so it never prevents
+/// another one from being archived.
 fn readable<T>(name: SegmentName, found: Result<Option<T>>) -> Option<T> {
     found.unwrap_or_else(|error| {
         tracing::debug!("Archived segment {name} is not compared with its neighbour: {error}");
@@ -209,7 +211,8 @@ fn readable<T>(name: SegmentName, found: Result<Option<T>>) -> Option<T> {
 }
 
 impl Writer {
-    /// Records that a timeline has two histories; a fork that is open and covers the place is given back instead.
+    /// Records that a timeline has two histories. If an open fork covers the position already, returns that one
+    /// instead.
     ///
     /// # Errors
     /// When it cannot be made durable.

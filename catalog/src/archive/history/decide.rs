@@ -1,4 +1,4 @@
-//! A person decides which history counts.
+//! A person's decision about which history counts.
 
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, SegmentSize, TimelineId};
@@ -16,7 +16,7 @@ use crate::index::records::{self, kind};
 use crate::index::writer::Writer;
 use crate::names::{BackupId, ServerName};
 
-/// Where a decision is made.
+/// The position of a decision.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     timeline: TimelineId,
@@ -25,18 +25,18 @@ struct Place {
 }
 
 impl Place {
-    /// Whether a segment is at or behind it.
+    /// Whether a segment is at or after it.
     fn is_before(&self, segment: SegmentName) -> bool {
         segment.start_lsn(self.size) >= self.lsn.segment_start(self.size)
     }
 }
 
 impl Writer {
-    /// From `lsn` on, the history counts that came later; what is archived from there on is kept apart for the backups
-    /// that need it. Of several timelines with open forks, `timeline` says which.
+    /// From `lsn` on, the later history counts. What is archived from there on is set apart for the backups that need
+    /// it. If several timelines have open forks, `timeline` selects one.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where no open fork is there, and when it cannot be made durable.
+    /// [`Error::Invalid`] if there is no open fork there, and when it cannot be made durable.
     pub fn restart_history(
         &self,
         server: &ServerName,
@@ -65,7 +65,8 @@ impl Writer {
         Ok(restarted)
     }
 
-    /// From `lsn` on, the archived history counts, and what continues it is taken again. How many forks that settles.
+    /// From `lsn` on, the archived history counts, and segments that continue it are archived again. Returns how many
+    /// forks this settles.
     ///
     /// # Errors
     /// As for [`restart_history`](Self::restart_history).
@@ -89,7 +90,7 @@ impl Writer {
         self.write_records(vec![records::record(kind::HISTORY, &body)?])
     }
 
-    /// No file of the server is archived while these are held.
+    /// No file of the server is archived while these locks are held.
     fn stop_archiving(&self, server: &ServerName) -> Result<Vec<Lock>> {
         let purpose = format!("history of {server}");
         let names = (0..STRIPES).map(|stripe| format!("wal-{server}-{stripe:x}"));
@@ -98,7 +99,7 @@ impl Writer {
             .collect()
     }
 
-    /// The open forks a decision at `lsn` settles: those at or behind it on one timeline.
+    /// The open forks that a decision at `lsn` settles: those at or after it on one timeline.
     fn place(
         &self,
         server: &ServerName,
@@ -140,7 +141,7 @@ impl Writer {
         }
     }
 
-    /// The timelines that left this one behind the place.
+    /// The timelines that branched off this one after the place.
     fn timelines_behind(&self, server: &ServerName, place: Place) -> Result<Vec<TimelineId>> {
         let repository = self.repository();
         let mut behind = Vec::new();
@@ -179,8 +180,8 @@ impl Writer {
         Ok(())
     }
 
-    /// The backups that end behind the place belong to the history that is left. Of the files both have, it needs those
-    /// from the start of the last backup before on.
+    /// The backups that end after the place belong to the abandoned history. Of the files common to both histories, it
+    /// needs those from the start of the last backup before the place on.
     fn set_backups_apart(
         &self,
         server: &ServerName,
@@ -211,7 +212,7 @@ impl Writer {
         Ok(apart.into_iter().map(|backup| backup.id).collect())
     }
 
-    /// The refused segments behind the archive that continue it.
+    /// The refused segments after the end of the archive that continue it.
     fn of_archived_history(&self, server: &ServerName, place: Place) -> Result<Vec<RecordId>> {
         let archive = self.repository().wal(server);
         match archive.last_segment(place.timeline, None)? {
@@ -220,9 +221,10 @@ impl Writer {
         }
     }
 
-    /// The refused segments of the other history, from the first one on: `receive-wal` has told its server that it has them.
+    /// The refused segments of the other history, from the first one on: `receive-wal` has acknowledged them to its
+    /// server.
     fn of_new_history(&self, server: &ServerName, place: Place) -> Result<Vec<RecordId>> {
-        // Of the archived one there may be some, too: its server may have gone on after the fork was seen.
+        // Some may belong to the archived history: its server may have continued after the fork was detected.
         let old = self.of_archived_history(server, place)?;
         let refused = self.refused(server, place, &old)?;
         let first = refused.iter().filter_map(|kept| kept.file.name.segment()).min();
@@ -232,7 +234,7 @@ impl Writer {
         }
     }
 
-    /// Whole segments in quarantine at or behind a place, except for some.
+    /// Complete segments in quarantine at or after a place, except for some.
     fn refused(&self, server: &ServerName, place: Place, except: &[RecordId]) -> Result<Vec<QuarantinedWal>> {
         let mut refused = self.repository().wal(server).quarantined()?;
         refused.retain(|kept| {
@@ -243,8 +245,8 @@ impl Writer {
         Ok(refused)
     }
 
-    /// Refused segments that continue each other from `name` on, and there what is archived before it: of the archived
-    /// history all of that, of the other one what lies before the place.
+    /// Refused segments that continue each other from `name` on, and that continue what is archived before `name`: for
+    /// the archived history whatever that is, for the other one only what lies before the place.
     fn continuing(
         &self,
         server: &ServerName,
@@ -264,14 +266,14 @@ impl Writer {
         let mut taken = Vec::new();
         loop {
             let mut found = None;
-            // Of several with one name, the newest that fits.
+            // If several have one name, take the newest that fits.
             for kept in refused
                 .iter()
                 .rev()
                 .filter(|kept| kept.file.name == WalName::Segment(name))
             {
                 let link = repository.link(&kept.file, name)?;
-                // Where nothing can tell, it is not of the archived history.
+                // If there is nothing to compare, it does not belong to the archived history.
                 let fits = link
                     .zip(last)
                     .map_or(!is_archived, |(link, last)| link.previous == last);
@@ -290,7 +292,7 @@ impl Writer {
         }
     }
 
-    /// Where the last record of an archived segment starts, where that can be told.
+    /// The start of the last record of an archived segment, if it can be determined.
     fn last_archived(&self, server: &ServerName, name: SegmentName) -> Result<Option<Lsn>> {
         let repository = self.repository();
         match repository.wal(server).find(&WalName::Segment(name))? {

@@ -1,4 +1,4 @@
-//! Records of forks and decisions, and the tables made of them.
+//! Records of forks and decisions, and the tables derived from them.
 
 use barmanfs_pg::wal_name::WalName;
 use barmanfs_pg::{Lsn, SegmentSize, TimelineId, TimestampMicros};
@@ -27,13 +27,13 @@ pub(crate) struct HistoryRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Event {
-    /// Two histories were seen.
+    /// Two histories were detected.
     Fork { why: String, found_by: String },
     /// The later one counts.
     Restart(Restart),
-    /// The archived one counts. Of which forks.
+    /// The archived one counts.
     Keep {
-        /// These forks are settled.
+        /// The forks this settles.
         of: Vec<RecordId>,
         /// Records of refused segments that are archived from now on.
         #[serde(default)]
@@ -44,18 +44,18 @@ pub(crate) enum Event {
 /// A decision for the later history.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Restart {
-    /// The forks it decides.
+    /// The forks this settles.
     pub(crate) of: Vec<RecordId>,
-    /// Records of archived files and backups that belong to the history that is left.
+    /// Records of archived files and backups that belong to the abandoned history.
     pub(crate) apart: Vec<RecordId>,
     /// Records of refused segments that are archived from now on.
     #[serde(default)]
     pub(crate) taken: Vec<RecordId>,
-    /// Of the files that both histories have, those from this position on are what the left one's backups need.
+    /// Of the files common to both histories, the backups of the abandoned one need those from this position on.
     pub(crate) shared_from: Lsn,
 }
 
-/// Enters what a record says.
+/// Enters a record's content into the tables.
 pub(crate) fn derive(db: &Connection, seq: i64, id: RecordId, record: &HistoryRecord) -> Result<()> {
     let server = record.server.as_str();
     match &record.event {
@@ -93,7 +93,7 @@ pub(crate) fn derive(db: &Connection, seq: i64, id: RecordId, record: &HistoryRe
     Ok(())
 }
 
-/// `left`: the archive of the history that is left, and from where on that has what both have.
+/// `left`: the archive of the abandoned history, and the position from which it shares the files common to both.
 fn enter_decision(
     db: &Connection,
     seq: i64,
@@ -121,7 +121,7 @@ fn settle(db: &Connection, seq: i64, of: &[RecordId], restart: bool) -> Result<(
     Ok(())
 }
 
-/// A record stands for a file in this archive from now on; where it has been read already, it is entered again.
+/// From now on this record is a file of this archive; if the record has been read already, it is entered again.
 fn place(db: &Connection, decision: i64, id: RecordId, archive: &ServerName) -> Result<()> {
     db.prepare_cached("INSERT OR IGNORE INTO placed (id, record, archive) VALUES (?1, ?2, ?3)")?
         .execute(params![id.as_bytes(), decision, archive.as_str()])?;
@@ -148,7 +148,7 @@ fn place(db: &Connection, decision: i64, id: RecordId, archive: &ServerName) -> 
     derive::derive(db, seq, &Record { id, kind, payload })
 }
 
-/// The archive a file or a backup was placed in by a decision; the last one counts.
+/// The archive that a decision placed a file or a backup in; the last decision counts.
 pub(crate) fn placed_in(db: &Connection, id: RecordId) -> Result<Option<ServerName>> {
     let archive: Option<String> = db
         .prepare_cached(
@@ -160,8 +160,8 @@ pub(crate) fn placed_in(db: &Connection, id: RecordId) -> Result<Option<ServerNa
     Ok(archive.map(ServerName::of_archive))
 }
 
-/// Enters the files of the server's archive that a left history has as well. A decision is made while nothing is archived,
-/// so all that is there by then is older.
+/// Enters the files of the server's archive that also belong to an abandoned history. Nothing is archived during a
+/// decision, so everything found then is older than the decision.
 fn share_all(db: &Connection, record: &HistoryRecord) -> Result<()> {
     let mut query = db.prepare(
         "SELECT r.id, r.payload, r.seq FROM wal w JOIN records r ON r.seq = w.record WHERE w.server = ?1",
@@ -179,10 +179,10 @@ fn share_all(db: &Connection, record: &HistoryRecord) -> Result<()> {
     Ok(())
 }
 
-/// Enters a file of the server's archive into the left histories that have it as well.
+/// Enters a file of the server's archive into the abandoned histories that share it.
 pub(crate) fn share(db: &Connection, seq: i64, id: RecordId, file: &WalFile) -> Result<()> {
     let mut query = db.prepare_cached(
-        // Not those that had left the server's archive by then, nor those that came into it only then or later.
+        // Excluded: files that had left the server's archive by then, and files that came into it only then or later.
         "SELECT archive, shared_from FROM decisions r WHERE server = ?1 AND archive IS NOT NULL AND decided_at > ?2
              AND NOT EXISTS (SELECT 1 FROM placed p JOIN decisions o ON o.record = p.record
                  WHERE p.id = ?3 AND ((p.archive <> r.server AND o.decided_at <= r.decided_at)
@@ -222,7 +222,7 @@ fn is_needed(file: &WalFile, from: Lsn) -> bool {
     }
 }
 
-/// The archive a backup's WAL is in, where that is not the server's.
+/// The archive that holds a backup's WAL, if that is not the server's current one.
 pub(crate) fn archive_of(db: &Connection, id: RecordId, backup: &Backup) -> Result<Option<ServerName>> {
     if let Some(archive) = placed_in(db, id)? {
         return Ok(Some(archive));

@@ -1,4 +1,4 @@
-//! What is known of a server's histories.
+//! Reports on a server's histories.
 
 use barmanfs_pg::{Lsn, SegmentSize, TimelineId, TimestampMicros};
 use barmanfs_store::RecordId;
@@ -47,7 +47,7 @@ impl Repository {
         Ok(forks)
     }
 
-    /// The forks about which nothing has been decided.
+    /// The forks without a decision.
     ///
     /// # Errors
     /// When the catalog cannot be read.
@@ -57,7 +57,8 @@ impl Repository {
         Ok(forks)
     }
 
-    /// The first open fork of a timeline in the segment of a place or before it: all WAL from there on is of two histories.
+    /// The first open fork of a timeline in or before the segment of a position: all WAL from there on has two
+    /// histories.
     pub(crate) fn open_fork_before(
         &self,
         server: &ServerName,
@@ -69,7 +70,7 @@ impl Repository {
         Ok(self.open_forks(server)?.into_iter().find(covers))
     }
 
-    /// When a history was last left for another one.
+    /// When a history was last abandoned for another one.
     ///
     /// # Errors
     /// When the catalog cannot be read.
@@ -83,7 +84,7 @@ impl Repository {
         Ok(last.map(TimestampMicros::from_unix_micros))
     }
 
-    /// When a decision took a refused file into the archive, if one did.
+    /// When a decision moved a refused file into the archive, if one did.
     pub(crate) fn taken_at(&self, file: RecordId) -> Result<Option<TimestampMicros>> {
         let at: Option<i64> = self.db.read(|db| {
             let mut query = db.prepare_cached(
@@ -95,7 +96,7 @@ impl Repository {
         Ok(at.map(TimestampMicros::from_unix_micros))
     }
 
-    /// All of it.
+    /// The whole report.
     ///
     /// # Errors
     /// When the catalog cannot be read.
@@ -135,7 +136,7 @@ impl Repository {
         })
     }
 
-    /// The WAL of a history that was left, by its number in [`HistoryReport::left`], counted from 1.
+    /// The WAL of an abandoned history, by its number in [`HistoryReport::left`], counted from 1.
     ///
     /// # Errors
     /// When the catalog cannot be read.
@@ -148,7 +149,7 @@ impl Repository {
         Ok(left.map(|archive| self.wal(&archive)))
     }
 
-    /// The archives of a server: its own, then those of the histories that were left.
+    /// The archives of a server: its current one, then those of the abandoned histories.
     ///
     /// # Errors
     /// When the catalog cannot be read.

@@ -19,7 +19,7 @@ fn name(number: u32) -> WalName {
     })
 }
 
-/// A segment with a right first page and, instead of records, bytes that depend on `history`.
+/// A segment with a valid first page and, instead of records, bytes that depend on `history`.
 fn segment(number: u32, history: u8) -> Vec<u8> {
     let size = SIZE.bytes();
     let mut bytes: Vec<u8> = (0..size).map(|at| (at / 1000) as u8 ^ history).collect();
@@ -49,7 +49,7 @@ fn main() -> ServerName {
     "main".parse().unwrap()
 }
 
-/// Numbers and histories of the segments of an archive: the server's, or with a number one that was left.
+/// Numbers and histories of the segments of an archive: for 0 the server's, otherwise that of an abandoned history.
 fn archived(repository: &Repository, left: usize) -> Vec<(u32, u8)> {
     let archive = match left {
         0 => repository.wal(&main()),
@@ -90,14 +90,14 @@ fn a_release_mixes_no_histories() {
     writer.restart_history(&main(), None, lsn).unwrap();
     assert_eq!(archived(&repository, 0), [(1, 1), (2, 2)]);
     assert_eq!(archived(&repository, 1), [(2, 1), (3, 1)]);
-    // What was left stays left, and its third segment is not the new one's.
+    // The abandoned history stays abandoned, and its third segment is not accepted into the new one.
     assert!(matches!(archive(&repository, 3, 1), WalOutcome::Refused(_)));
     let old = repository
         .find_quarantined(&main(), &name(3).to_string())
         .unwrap();
     let error = repository.release_quarantined(&old, false).unwrap_err();
     assert!(matches!(error, Error::OfAnotherHistory { .. }), "{error}");
-    // There is no fork any more that the other would lie behind.
+    // There is no open fork any more that precedes the other file.
     let kept = repository
         .find_quarantined(&main(), &name(4).to_string())
         .unwrap();
@@ -111,8 +111,8 @@ fn a_release_mixes_no_histories() {
     }
 }
 
-/// Archivers retry. A file that shows a second fork must not be taken, when it comes again, for one of the first, which was
-/// decided.
+/// Archivers retry. If a file reveals a second fork and is sent again, it must not be attributed to the first fork,
+/// which was decided.
 #[test]
 fn a_file_that_comes_again_names_the_fork_it_showed() {
     let directory = tempfile::tempdir().unwrap();

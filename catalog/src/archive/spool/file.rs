@@ -1,7 +1,7 @@
-//! One segment on its way in.
+//! One segment being received.
 //!
-//! A synchronous commit waits for [`SpoolFile::sync`], so that call is kept cheap: the file gets its length at once and
-//! its blocks a piece ahead of the data, and most syncs have nothing to write but the bytes that came.
+//! A synchronous commit waits for [`SpoolFile::sync`], so that call is kept cheap: the file gets its full length at
+//! once, and its blocks are allocated a little ahead of the data. So most syncs write only the received bytes.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -15,14 +15,15 @@ use super::{agrees, file_name};
 use crate::error::{Error, Result};
 use crate::home::{regular, sync_directory};
 
-/// How far ahead of the data the file gets its blocks. Without it each sync would write the file system's journal, too;
-/// to do it for a whole segment at once would stall commits for as long as that takes, and segments may have 1 GiB.
+/// How far ahead of the data the file's blocks are allocated. Otherwise each sync would also write the file system's
+/// journal. Allocating a whole segment at once would stall commits meanwhile, and segments may have 1 GiB.
 const ZEROED_AHEAD_BYTES: u64 = 1024 * 1024;
 
-/// A file that has not got its name yet.
+/// A file without its final name.
 const NEW: &str = ".new";
 
-/// Makes the file of a segment with the first bytes of another already in it, durably and not before they are there.
+/// Creates the file of a segment, beginning with the first bytes of another one, durably: the file appears only once
+/// these bytes are in it.
 pub(super) fn begin_with(
     directory: &Path,
     name: SegmentName,
@@ -31,7 +32,7 @@ pub(super) fn begin_with(
     bytes: u64,
 ) -> Result<()> {
     let path = directory.join(file_name(name, false));
-    // No segment's name: what a kill leaves of it is overwritten the next time.
+    // Not a segment's name: if the process is killed, the next call overwrites the file.
     let new = directory.join(NEW);
     let failed = |source| Error::io("write", &new, source);
     let mut options = OpenOptions::new();
@@ -46,20 +47,20 @@ pub(super) fn begin_with(
     sync_directory(directory)
 }
 
-/// The file a segment is received into, from its start on.
+/// The file that a segment is received into, from its start.
 #[derive(Debug)]
 pub struct SpoolFile {
     directory: PathBuf,
     name: SegmentName,
     size: SegmentSize,
     file: File,
-    /// Received since this was opened, in one piece from the segment's start.
+    /// Number of bytes received since this was opened, contiguous from the segment's start.
     written_bytes: u64,
-    /// What of that is durable.
+    /// How many of them are durable.
     durable_bytes: u64,
-    /// Up to here the file has its blocks.
+    /// The file's blocks are allocated up to here.
     zeroed_bytes: u64,
-    /// Whether there may be bytes of an earlier receiver.
+    /// Whether the file may hold bytes of an earlier receiver.
     resumed: bool,
 }
 
@@ -87,7 +88,8 @@ impl SpoolFile {
                 .and_then(|()| file.sync_all())
                 .map_err(|source| Error::io("write", &path, source))?;
         }
-        // Also where the file was there: whoever made it, or renamed the one before, may have been killed right then.
+        // Needed even if the file existed: the process that created it, or renamed the previous one, may have been
+        // killed right then.
         sync_directory(directory)?;
         Ok(Self {
             directory: directory.to_path_buf(),
@@ -96,7 +98,7 @@ impl SpoolFile {
             file,
             written_bytes: 0,
             durable_bytes: 0,
-            // Zeros must never go where bytes of an earlier receiver are.
+            // Zeros must never overwrite bytes of an earlier receiver.
             zeroed_bytes: if resumed { size.bytes() } else { 0 },
             resumed,
         })
@@ -107,12 +109,12 @@ impl SpoolFile {
         self.name
     }
 
-    /// Up to where it has been received.
+    /// The position up to which it has been received.
     pub fn written(&self) -> Lsn {
         self.position(self.written_bytes)
     }
 
-    /// Up to where it is durable.
+    /// The position up to which it is durable.
     pub fn durable(&self) -> Lsn {
         self.position(self.durable_bytes)
     }
@@ -135,11 +137,11 @@ impl SpoolFile {
         self.directory.join(file_name(self.name, false))
     }
 
-    /// Adds the next bytes of the segment. Bytes that had been received before are written again all the same: should
-    /// an earlier sync have failed, this is what makes them reach the disk.
+    /// Appends the next bytes of the segment. Bytes that were received before are written again: if an earlier sync
+    /// failed, this makes them reach the disk.
     ///
     /// # Errors
-    /// [`Error::SpoolDiverges`] when other bytes had been received at this place; they stay.
+    /// [`Error::SpoolDiverges`] when different bytes had been received at this place; those stay.
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
         if bytes.len() as u64 > self.missing_bytes() {
             return Err(Error::Invalid(format!(
@@ -189,7 +191,8 @@ impl SpoolFile {
     /// Makes durable what has been received.
     ///
     /// # Errors
-    /// When that fails nothing is known of what was written since the last time: the segment has to be received anew.
+    /// If that fails, the state of everything written since the last sync is unknown: the segment must be received
+    /// again.
     pub fn sync(&mut self) -> Result<()> {
         self.file
             .sync_data()
@@ -198,10 +201,10 @@ impl SpoolFile {
         Ok(())
     }
 
-    /// Ends a segment that is whole: from now on it waits in the spool to be archived, durably.
+    /// Finishes a complete segment: from now on it waits in the spool to be archived, durably.
     ///
     /// # Errors
-    /// When something is missing, or it cannot be made durable.
+    /// When bytes are missing, or it cannot be made durable.
     pub fn finish(mut self) -> Result<SegmentName> {
         if self.missing_bytes() > 0 {
             return Err(Error::Invalid(format!(

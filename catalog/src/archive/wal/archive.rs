@@ -1,14 +1,15 @@
-//! Taking a file into the archive.
+//! Archives a file.
 //!
-//! The file is checked before anything is stored, then read once: scanned for its points in time here while the
-//! store's workers hash and compress the windows before. If the name is known, the file's map tells whether the
-//! bytes are the same; then nothing new has been stored but what was known to be damaged. Otherwise chunks and record go
-//! into one pack: one fsync for the pack, one for its directory, one for the transaction that makes it known. After that
-//! it is acknowledged.
+//! The file is checked before anything is stored, then read once: it is scanned here for its points in time while the
+//! store's workers hash and compress the windows read before. If the archive has the name already, comparing the maps
+//! shows whether the bytes are the same; if they are, nothing new has been stored except chunks that were known to be
+//! damaged. Otherwise chunks and record go into one pack: one fsync for the pack, one for its directory, one for the
+//! transaction that enters it in the catalog. Only then is the file acknowledged.
 //!
-//! Looking a name up and taking it is one step for all processes: they hold the lock of the name's stripe meanwhile.
-//! Killed before the transaction, the file has not been acknowledged, PostgreSQL brings it again, and the pack, should
-//! it be complete already, is adopted later: two records of the same bytes, of which the earlier counts.
+//! Looking up a name and claiming it is one atomic step across processes: they hold the lock of the name's stripe
+//! meanwhile. If the process is killed before the transaction, the file has not been acknowledged, and PostgreSQL sends
+//! it again. If the pack was already complete, it is adopted later: then two records have the same bytes, and the
+//! earlier one counts.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -32,16 +33,16 @@ use crate::index::records::{self, kind};
 use crate::index::writer::Writer;
 use crate::names::ServerName;
 
-/// A `.history` or `.backup` file at most: they have a line for each timeline, or ten lines.
+/// Largest `.history` or `.backup` file: they have one line for each timeline, or ten lines.
 const SMALL_FILE_MAX_BYTES: u64 = 1024 * 1024;
 
-/// Bytes read at a time: a window.
+/// Size of a read: one window.
 const READ_BYTES: usize = barmanfs_store::layout::WAL_WINDOW_BYTES as usize;
 
-/// Locks names are spread over, so that files archived at the same time rarely wait for each other.
+/// Number of locks over which names are spread, so that files archived at the same time rarely wait for each other.
 pub(crate) const STRIPES: u32 = 16;
 
-/// A file on its way in.
+/// A file being archived.
 struct Incoming<'a> {
     server: &'a ServerName,
     name: &'a WalName,
@@ -50,12 +51,13 @@ struct Incoming<'a> {
 }
 
 impl Writer {
-    /// Archives a file of `size_bytes` bytes that `source` gives. What was archived is durable when this returns,
-    /// and never changes: other bytes under the same name go into quarantine, and the outcome says so.
+    /// Archives a file of `size_bytes` bytes read from `source`. What was archived is durable when this returns, and
+    /// never changes: different bytes under the same name go into quarantine, and the outcome says so.
     ///
     /// # Errors
-    /// [`Error::Wal`] when it is not the segment its name says, [`Error::BadWalFile`] for other files, [`Error::OtherSystem`] when another cluster wrote
-    /// it, [`Error::WalSize`], [`Error::WalSource`], and when it cannot be made durable.
+    /// [`Error::Wal`] when it is not the segment named by its name, [`Error::BadWalFile`] for other files,
+    /// [`Error::OtherSystem`] when another cluster wrote it, [`Error::WalSize`], [`Error::WalSource`], and when it
+    /// cannot be made durable.
     pub fn archive_wal(
         &self,
         server: &ServerName,
@@ -91,7 +93,7 @@ impl Writer {
         self.settle(&depositor, &file, stored, index, (claimed, link))
     }
 
-    /// Keeps others from archiving a file of this name, or removing it.
+    /// Keeps others from archiving or removing a file of this name.
     pub(super) fn lock_wal_name(&self, server: &ServerName, name: &WalName) -> Result<Lock> {
         let stripe = crc32c::crc32c(name.to_string().as_bytes()) % STRIPES;
         self.repository()
@@ -99,7 +101,7 @@ impl Writer {
             .wait_exclusive(&format!("wal-{server}-{stripe:x}"), self.purpose())
     }
 
-    /// Compares with what the archive has under the name, and makes a record where there is something new to say.
+    /// Compares the file with the archived one of this name, and writes a record if there is something new to record.
     fn settle(
         &self,
         depositor: &Depositor,
@@ -135,7 +137,7 @@ impl Writer {
                 Ok(WalOutcome::Stored(Box::new(new)))
             }
             Some(archived) if archived.map == new.map => {
-                // What of it was damaged, or condemned, has been stored anew.
+                // Its chunks that were damaged or condemned have been stored again.
                 depositor.flush(Vec::new())?;
                 Ok(WalOutcome::AlreadyThere(Box::new(archived)))
             }
@@ -159,7 +161,7 @@ impl Writer {
         }
     }
 
-    /// Does not take a file that is of another history.
+    /// Rejects a file of another history.
     fn refuse(&self, depositor: &Depositor, file: WalFile, obstacle: Obstacle) -> Result<WalOutcome> {
         let reason = obstacle.to_string();
         let size = SegmentSize::try_from(file.size_bytes).unwrap_or(SegmentSize::DEFAULT);
@@ -176,7 +178,7 @@ impl Writer {
         Ok(WalOutcome::Refused(Box::new(RefusedWal { quarantined, fork })))
     }
 
-    /// Puts a file into quarantine, unless its bytes are there already; whether they were not.
+    /// Puts a file into quarantine, unless its bytes are there already; returns whether they are new.
     fn put_aside(
         &self,
         depositor: &Depositor,
@@ -192,17 +194,17 @@ impl Writer {
         }
     }
 
-    /// The fork that two files of one name show.
+    /// The fork revealed by two files of one name.
     fn fork_at(&self, archived: &WalFile, other: &QuarantinedWal, is_new: bool) -> Result<Option<Fork>> {
         let name = archived.name;
         let size = SegmentSize::try_from(archived.size_bytes).unwrap_or(SegmentSize::DEFAULT);
         let lsn = match name {
             WalName::Segment(segment) => {
-                // Where the archived one cannot be read, they differ somewhere in the segment.
+                // If the archived file cannot be read, the two differ somewhere in the segment.
                 let offset = self.first_difference(archived, &other.file).unwrap_or(0);
                 Lsn(segment.start_lsn(size).0.saturating_add(offset))
             }
-            // Another origin of the whole timeline.
+            // The whole timeline has a different origin.
             WalName::History(_) => Lsn(0),
             _ => return Ok(None),
         };
@@ -215,8 +217,8 @@ impl Writer {
             .map(Some)
     }
 
-    /// The fork that a file shows. What was decided about a file that came before stays decided, however often it comes
-    /// again; as long as a fork is open that covers it, nothing was.
+    /// The fork that a file reveals. If the file was sent before and its fork has been decided, that decision stays
+    /// valid, however often the file is sent again. While an open fork covers it, there is no decision.
     fn known_or_new_fork(
         &self,
         server: &ServerName,
@@ -237,7 +239,7 @@ impl Writer {
         self.record_fork(server, place, why, found_by)
     }
 
-    /// Where two stored files differ first.
+    /// The first offset at which two stored files differ.
     fn first_difference(&self, one: &WalFile, other: &WalFile) -> Result<u64> {
         let trees = self.repository().trees();
         let (mut a, mut b) = (vec![0; READ_BYTES], vec![0; READ_BYTES]);
@@ -276,7 +278,7 @@ fn quarantine(depositor: &Depositor, file: WalFile, reason: String) -> Result<Qu
     Ok(kept)
 }
 
-/// Checks what can be told from the name, the size and the first page.
+/// Checks the name, the size and the first page.
 fn check(file: &Incoming<'_>, beginning: &[u8]) -> Result<Option<SegmentFacts>> {
     match file.name {
         WalName::Segment(segment) | WalName::Partial(segment) => {
@@ -292,7 +294,7 @@ fn check(file: &Incoming<'_>, beginning: &[u8]) -> Result<Option<SegmentFacts>> 
                 reason,
             })
         }
-        // It has come as a whole: it is smaller than what is read at a time.
+        // The buffer has the whole file: it is smaller than one read.
         WalName::BackupHistory { .. } | WalName::History(_) => {
             check_small_file(file.name, beginning).map_err(|error| Error::BadWalFile {
                 name: *file.name,
@@ -304,7 +306,7 @@ fn check(file: &Incoming<'_>, beginning: &[u8]) -> Result<Option<SegmentFacts>> 
     }
 }
 
-/// Puts the file's bytes, of which `buffer` holds the first, and scans them.
+/// Stores the file's bytes, the first of which are in `buffer`, and scans them.
 fn store(
     depositor: &Arc<Depositor>,
     file: &Incoming<'_>,
@@ -334,7 +336,7 @@ fn store(
     Ok((sink.finish()?, scanner.map(WalScanner::finish)))
 }
 
-/// A file that must have as many bytes as was said.
+/// A file that must have exactly the announced number of bytes.
 struct Source<'a> {
     name: &'a WalName,
     source: &'a mut dyn Read,
@@ -343,7 +345,7 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// Reads the next bytes into the buffer; leaves it empty at the end.
+    /// Reads the next bytes into the buffer; at the end it leaves the buffer empty.
     fn fill(&mut self, buffer: &mut Vec<u8>) -> Result<()> {
         let wanted = self.left.min(READ_BYTES as u64);
         buffer.resize(wanted as usize, 0);
@@ -363,7 +365,7 @@ impl Source<'_> {
         }
     }
 
-    /// More bytes than announced: somebody is writing to it.
+    /// Fails if there are more bytes than announced: something is still writing to the file.
     fn expect_end(&mut self) -> Result<()> {
         let mut byte = [0];
         loop {

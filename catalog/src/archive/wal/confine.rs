@@ -1,7 +1,7 @@
-//! What a segment has to be shown with, so that its replay does not leave the data directory it happens in.
+//! How a segment must be edited when it is shown, so that its replay does not leave the data directory it runs in.
 //!
-//! The index says where tablespaces are made. A segment that was archived by a release that did not look for them is
-//! read here, once: what is found is kept for a while. See [`barmanfs_pg::wal_scan::confine`] for what is changed.
+//! The index says where tablespaces are created. A segment archived by a release that did not look for them is read
+//! here once, and the result is cached for a while. See [`barmanfs_pg::wal_scan::confine`] for what is changed.
 
 use std::io::{ErrorKind, Read};
 use std::path::Path;
@@ -20,29 +20,29 @@ use crate::home::regular;
 use crate::index::repository::Repository;
 use crate::names::ServerName;
 
-/// Read of a segment at a time.
+/// Size of a read.
 const READ_BYTES: usize = 1 << 20;
 
-/// How a segment is shown to a server that replays it in a copy.
+/// How a segment is shown to a PostgreSQL that replays it in a copy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Confined {
-    /// Bytes that are shown instead of the stored ones, each at its place in the file.
+    /// Bytes shown instead of the stored ones, each with its offset in the file.
     pub edits: Vec<(u64, Vec<u8>)>,
 }
 
-/// A segment that is not in the archive, with those beside it.
+/// A segment outside the archive.
 #[derive(Debug)]
 pub struct LooseSegment<'a> {
     /// Its name.
     pub name: SegmentName,
-    /// Its first bytes, at least those of its first page's header.
+    /// Its first bytes, at least the header of its first page.
     pub beginning: &'a [u8],
-    /// What it says.
+    /// Its index.
     pub index: &'a SegmentIndex,
 }
 
 impl Repository {
-    /// How an archived segment is shown to a server that replays it in a copy.
+    /// How an archived segment is shown to a PostgreSQL that replays it in a copy.
     ///
     /// # Errors
     /// [`Error::NotConfined`] when its replay cannot be kept within the copy; when it cannot be read.
@@ -65,7 +65,7 @@ impl Repository {
         confined(&file.server, &loose, &before, &after)
     }
 
-    /// The same for a segment of the spool, of which so much has come as `loose` says.
+    /// The same for a segment of the spool, of which the part described by `loose` has been received.
     ///
     /// # Errors
     /// As for [`confined`](Self::confined).
@@ -74,7 +74,8 @@ impl Repository {
         confined(server, loose, &before, &after)
     }
 
-    /// The same for a segment that came with a backup; `beside` gives those that came with it too, by name.
+    /// The same for a segment that came with a backup; `beside` looks up, by name, the segments that came with the same
+    /// backup.
     ///
     /// # Errors
     /// As for [`confined`](Self::confined).
@@ -113,7 +114,7 @@ impl Repository {
         confined(server, &loose, &before, &after)
     }
 
-    /// What an archived segment says, whichever release archived it.
+    /// The index of an archived segment, whichever release archived it.
     pub(crate) fn index_of_file(&self, file: &WalFile) -> Result<Arc<SegmentIndex>> {
         match (&file.index, file.name) {
             (Some(index), _) if index.is_current() => Ok(Arc::new(index.clone())),
@@ -122,7 +123,8 @@ impl Repository {
         }
     }
 
-    /// What a stored segment says. One that is no segment of this name says nothing: PostgreSQL does not replay it either.
+    /// The index of a stored segment. If the file is not the segment of this name, the index is empty: PostgreSQL does
+    /// not replay it either.
     fn index_of_map(&self, name: SegmentName, map: &FileMap) -> Result<Arc<SegmentIndex>> {
         let described = serde_json::to_vec(&(name.to_string(), map))
             .map_err(|error| Error::Invalid(error.to_string()))?;
@@ -141,8 +143,8 @@ impl Repository {
         Ok(index)
     }
 
-    /// The segments that may hold the beginning of the first record, of this timeline or of one it came from; and those that may
-    /// hold the end of the last one, if that makes a tablespace.
+    /// The segments that may hold the beginning of the first record, on this timeline or on one it came from; and the
+    /// segments that may hold the end of the last record, if that record creates a tablespace.
     fn around(
         &self,
         server: &ServerName,
@@ -163,8 +165,8 @@ impl Repository {
         Ok((before, after))
     }
 
-    /// What the segments at the place of `name` say, of the timelines from `first` to `last`: archived ones, or else what
-    /// has been received.
+    /// The indexes of the segments at the place of `name`, of the timelines from `first` to `last`: archived ones and
+    /// those being received.
     fn beside(
         &self,
         server: &ServerName,
@@ -257,7 +259,7 @@ fn confined(
         reason,
     };
     let Some(facts) = facts(loose) else {
-        // PostgreSQL does not replay what is no segment.
+        // PostgreSQL does not replay a file that is not a segment.
         return Ok(Confined::default());
     };
     let start = name.start_lsn(facts.segment_size);
@@ -274,13 +276,13 @@ fn facts(loose: &LooseSegment<'_>) -> Option<SegmentFacts> {
     check_segment(loose.beginning, &loose.name, size).ok()
 }
 
-/// The segment before on the same timeline.
+/// The previous segment on the same timeline.
 fn previous(name: SegmentName, size: SegmentSize) -> Option<SegmentName> {
     let start = name.start_lsn(size).0.checked_sub(size.bytes())?;
     Some(SegmentName::from_lsn(name.timeline, Lsn(start), size))
 }
 
-/// What a segment in a plain file says; none when there is nothing to read in it yet, or it has gone.
+/// The index of a segment in a plain file; none when there is nothing to read in it yet, or when it is gone.
 pub(crate) fn index_of_plain(
     name: SegmentName,
     path: &Path,
@@ -294,7 +296,7 @@ pub(crate) fn index_of_plain(
     }
 }
 
-/// Reads a segment; none where it is not the one its name says.
+/// Reads a segment; none if it is not the one named by its name.
 pub fn scan_segment(
     name: SegmentName,
     size_bytes: u64,

@@ -1,9 +1,9 @@
-//! The tables that tell which segment holds which points in time.
+//! The tables that say which segment holds which points in time.
 //!
-//! A row is a segment's [`SegmentIndex`] with the record added that starts in the segment and ends in a later one: its
-//! parts stand in the records of the segments it crosses. Segments come in any order, and one may go again; whichever
-//! comes, all rows that one of its parts completes or breaks are made anew from the records. So a row depends on what
-//! is archived and on nothing else, and a rebuild gives the same.
+//! A row is a segment's [`SegmentIndex`] plus the record that starts in the segment and ends in a later one; the parts
+//! of this record are in the catalog records of the segments it crosses. Segments arrive in any order and may be
+//! removed. With each change, all rows that one of its parts completes or breaks are rebuilt from the records. So a row
+//! depends only on what is archived, and a rebuild gives the same result.
 
 use barmanfs_pg::wal_name::WalName;
 use barmanfs_pg::wal_scan::{Fragment, Record, SegmentIndex, StopReason, WalLevel, join};
@@ -15,20 +15,20 @@ use crate::archive::wal::WalFile;
 use crate::error::Result;
 use crate::index::records;
 
-/// No record reaches through more segments: one of 1 GiB, the longest there is, in the smallest segments.
+/// No record spans more segments: the longest record has 1 GiB, and the smallest segments have 1 MiB.
 const CROSSED_MAX: u64 = 1024 + 1;
 
-/// What stands at a segment's beginning.
+/// What is at a segment's beginning.
 mod head {
     /// A record starts there.
     pub(super) const NONE: i64 = 0;
     /// The end of a record.
     pub(super) const ENDS: i64 = 1;
-    /// The midst of a record that goes on in the next segment.
+    /// The middle of a record that continues in the next segment.
     pub(super) const RUNS_THROUGH: i64 = 2;
 }
 
-/// Which segment of whom.
+/// A segment of a server.
 #[derive(Debug, Clone, Copy)]
 struct Place<'a> {
     server: &'a str,
@@ -66,9 +66,9 @@ pub(crate) fn enter(db: &Connection, record: i64, file: &WalFile) -> Result<()> 
     rejoin_before(db, &place)
 }
 
-/// Takes out what came from this record's row.
+/// Removes the rows that came from this record.
 pub(crate) fn forget(db: &Connection, record: i64) -> Result<()> {
-    // A file of two histories stands in two archives.
+    // A file that belongs to two histories is in two archives.
     let mut query = db.prepare_cached("SELECT server FROM segments WHERE record = ?1")?;
     let archives: Vec<String> = query
         .query_map([record], |row| row.get(0))?
@@ -98,7 +98,7 @@ fn clear(db: &Connection, place: &Place<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Makes a segment's row anew.
+/// Rebuilds a segment's row.
 fn write(db: &Connection, place: &Place<'_>, record: i64, mut index: SegmentIndex) -> Result<()> {
     let (head, has_tail) = (head_of(place, &index), index.tail.is_some());
     let mut ends_in = place.number;
@@ -138,7 +138,7 @@ fn write(db: &Connection, place: &Place<'_>, record: i64, mut index: SegmentInde
         index.is_of_unknown_version(),
         index.tablespaces.len(),
     ])?;
-    // Should one name stand twice in a segment, each has its own place.
+    // If a name occurs twice in a segment, each occurrence has its own LSN.
     let mut insert = db.prepare_cached(
         "INSERT OR IGNORE INTO restore_points (server, name, timeline, lsn, number, time) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     )?;
@@ -183,8 +183,7 @@ fn head_of(place: &Place<'_>, index: &SegmentIndex) -> i64 {
     }
 }
 
-/// Whether replay ends in the segment, and where its records end. WAL of a version that is not understood is taken to
-/// be whole.
+/// Whether replay ends in the segment, and where its records end. WAL of an unknown version is assumed to be complete.
 fn end_of(place: &Place<'_>, index: &SegmentIndex) -> (bool, Lsn) {
     let segment_end = Lsn(place.start().0.saturating_add(place.size.bytes()));
     match &index.stopped {
@@ -195,7 +194,7 @@ fn end_of(place: &Place<'_>, index: &SegmentIndex) -> (bool, Lsn) {
     }
 }
 
-/// Makes the rows anew of the segments before, whose last record the one at `place` may complete.
+/// Rebuilds the rows of earlier segments whose last record may be completed by the segment at `place`.
 fn rejoin_before(db: &Connection, place: &Place<'_>) -> Result<()> {
     let mut timeline = place.timeline;
     let first = place.number.saturating_sub(CROSSED_MAX);
@@ -230,8 +229,8 @@ fn rejoin_before(db: &Connection, place: &Place<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The record that begins with `tail` in the segment at `place`, and the number of the segment it ends in. It goes on in
-/// the next segment of the same timeline or, where a new one begins there, of that.
+/// The record that begins with `tail` in the segment at `place`, and the number of the segment it ends in. It continues
+/// in the next segment of the same timeline or, if a new timeline begins there, in that one's.
 fn complete(db: &Connection, place: &Place<'_>, tail: &Fragment) -> Result<Option<(Record, u64)>> {
     let mut heads = Vec::new();
     continued(db, place, tail, &mut heads)
@@ -274,7 +273,7 @@ fn continued(
     Ok(None)
 }
 
-/// What joining has to know of a segment.
+/// The part of a segment's row that is needed to join records.
 struct Joint {
     timeline: u32,
     record: i64,
@@ -282,9 +281,9 @@ struct Joint {
     has_tail: bool,
 }
 
-/// The segments of this number on all timelines, in their order.
+/// The segments of this number on all timelines, ordered by timeline.
 fn at(db: &Connection, server: &str, number: u64) -> Result<Vec<Joint>> {
-    // Left to choose, SQLite would go through all of a server's segments for their order.
+    // Without INDEXED BY, SQLite would scan all segments of the server to get the order.
     let mut query = db.prepare_cached(
         "SELECT timeline, record, head, tail FROM segments INDEXED BY segments_by_number
          WHERE server = ?1 AND number = ?2 ORDER BY timeline",

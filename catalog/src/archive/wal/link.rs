@@ -1,4 +1,4 @@
-//! Whether a segment continues the one before it.
+//! Checks whether a segment continues the previous one.
 
 use std::io::Read;
 
@@ -13,12 +13,12 @@ use crate::archive::wal::WalFile;
 use crate::error::{Error, Result};
 use crate::index::repository::Repository;
 
-/// Read of a segment at a time.
+/// Size of a read.
 const READ_BYTES: usize = 1 << 20;
 
 impl Repository {
-    /// Where the last record starts that starts in a segment; `None` where that cannot be told, as in one whose records
-    /// end early.
+    /// The start of the last record that starts in a segment; `None` if that is unknown, for example because its
+    /// records end early.
     ///
     /// # Errors
     /// When the segment cannot be read.
@@ -26,7 +26,7 @@ impl Repository {
         Ok(last_start(&self.scan(map, name)?))
     }
 
-    /// The first record that starts in a segment; `None` where that cannot be told.
+    /// The first record that starts in a segment; `None` if it cannot be determined.
     pub(crate) fn link(&self, file: &WalFile, name: SegmentName) -> Result<Option<FirstRecord>> {
         let Ok(size) = SegmentSize::try_from(file.size_bytes) else {
             return Ok(None);
@@ -38,13 +38,13 @@ impl Repository {
         Ok(first_record(name.start_lsn(size), facts.page_bytes, &bytes))
     }
 
-    /// Where the last record starts that starts in a file, from its record where that says so.
+    /// The start of the last record that starts in a file, taken from its catalog record if that has it.
     ///
     /// # Errors
-    /// When the segment has to be read, and cannot be.
+    /// When the segment must be read and cannot be.
     pub fn last_record(&self, file: &WalFile, name: SegmentName) -> Result<Option<Lsn>> {
         match &file.index {
-            // Records of earlier releases do not say whether one crosses the end.
+            // Indexes of earlier releases do not say whether a record crosses the end.
             Some(index) if index.stopped.is_none() && index.crosses_from.is_none() && !index.switched => {
                 self.last_record_start(&file.map, name)
             }
@@ -83,12 +83,12 @@ impl Repository {
     }
 }
 
-/// The same, as the scan of a file found it that has just come.
+/// The same, from the scan of a file that has just arrived.
 pub(crate) fn known_last_start(file: &WalFile) -> Option<Lsn> {
     file.index.as_ref().and_then(last_start)
 }
 
-/// The same, as a scan found it.
+/// The same, from an index.
 fn last_start(index: &SegmentIndex) -> Option<Lsn> {
     match index.stopped {
         Some(_) => None,

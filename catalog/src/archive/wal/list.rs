@@ -1,4 +1,4 @@
-//! Looking into the archive.
+//! Reading the archive.
 
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{TimelineId, TimestampMicros};
@@ -30,12 +30,12 @@ pub struct WalEntries<'a> {
     ended: bool,
 }
 
-/// How much there is in an archive.
+/// Totals of an archive.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct WalTotals {
     /// Files.
     pub files: u64,
-    /// Their sizes together.
+    /// Their total size.
     pub logical_bytes: u64,
     /// Bytes they added to the repository.
     pub new_stored_bytes: u64,
@@ -67,7 +67,7 @@ impl<'a> WalArchive<'a> {
         })
     }
 
-    /// Its entry alone, which is what `stat` needs.
+    /// Only its entry, which is all that `stat` needs.
     ///
     /// # Errors
     /// When the catalog cannot be read.
@@ -82,7 +82,7 @@ impl<'a> WalArchive<'a> {
         })
     }
 
-    /// The last segment of a timeline; of those before `end`, where it is given.
+    /// The last segment of a timeline, or the last one before `end` if that is given.
     ///
     /// # Errors
     /// When the catalog cannot be read.
@@ -91,7 +91,7 @@ impl<'a> WalArchive<'a> {
         timeline: TimelineId,
         end: Option<SegmentName>,
     ) -> Result<Option<SegmentName>> {
-        // Names sort as positions do within a timeline; 'G' comes after every hexadecimal digit.
+        // Within a timeline, names sort like positions; 'G' sorts after every hexadecimal digit.
         let first = timeline.hex();
         let end = end.map_or_else(|| format!("{first}G"), |end| end.to_string());
         self.repository.db.read(|db| {
@@ -106,7 +106,7 @@ impl<'a> WalArchive<'a> {
         })
     }
 
-    /// The first of the segments at the place of `segment`, on its timeline or a later one up to `newest`.
+    /// The first segment at the place of `segment`, on its timeline or on a later one up to `newest`.
     pub(crate) fn successor(&self, segment: SegmentName, newest: TimelineId) -> Result<Option<SegmentName>> {
         let last = SegmentName {
             timeline: newest,
@@ -153,7 +153,7 @@ impl<'a> WalArchive<'a> {
         })
     }
 
-    /// The same with all that is known of each file.
+    /// The same with everything that is recorded about each file.
     ///
     /// # Errors
     /// When the catalog cannot be read.
@@ -183,7 +183,7 @@ impl<'a> WalArchive<'a> {
         }
     }
 
-    /// How much there is.
+    /// The totals of the archive.
     ///
     /// # Errors
     /// When the catalog cannot be read.
@@ -203,7 +203,7 @@ impl<'a> WalArchive<'a> {
         })
     }
 
-    /// The files in quarantine, in the order they came.
+    /// The files in quarantine, in the order they arrived.
     ///
     /// # Errors
     /// When the catalog cannot be read.
@@ -218,7 +218,7 @@ impl<'a> WalArchive<'a> {
         })
     }
 
-    /// The quarantined file with this name and these bytes: `archive_command` brings a refused file again and again.
+    /// The quarantined file with this name and these bytes: `archive_command` sends a refused file again and again.
     pub(super) fn quarantined_as(&self, file: &WalFile) -> Result<Option<QuarantinedWal>> {
         let kept = self.repository.db.read(|db| {
             let mut query = db.prepare_cached(

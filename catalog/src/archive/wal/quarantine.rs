@@ -1,13 +1,13 @@
-//! What a person does with WAL files that were put aside, or that should be.
+//! What a person can do with WAL files that were or should be put aside.
 //!
-//! A file is in quarantine by its record; a deletion that names this record takes it out. Accepting a file writes another record
-//! for the archive, and taking one from the archive another one for the quarantine, each in one pack and one transaction
-//! with the deletion of the record before. So the order in which records are read does not matter, and the bytes stay
-//! referred to all along.
+//! A file is in quarantine because of its record; a deletion that names this record removes it. Accepting a file writes
+//! a new record for the archive, and removing one from the archive writes a new record for the quarantine, each in one
+//! pack and one transaction with the deletion of the previous record. So the order in which records are read does not
+//! matter, and the bytes are referenced all the time.
 //!
-//! A good file of the archive is never given up: only one that cannot be read, or is not what its name says, makes way. The
-//! one exception is a person's decision: a history that can be read may be wrong, which nothing here can tell, and it can be
-//! taken out as long as no WAL of its timeline depends on it.
+//! A good file of the archive is never removed: only one that cannot be read, or does not match its name. The one
+//! exception is a person's decision: a readable history file may be wrong, which the program cannot detect. It can be
+//! removed as long as no WAL of its timeline depends on it.
 
 use std::io::Read;
 
@@ -25,21 +25,21 @@ use crate::index::repository::Repository;
 use crate::index::writer::Writer;
 use crate::names::ServerName;
 
-/// Bytes compared at a time.
+/// Number of bytes compared at a time.
 const COMPARE_BYTES: usize = 1024 * 1024;
 
-/// A quarantined file beside the archived one of its name.
+/// A quarantined file compared with the archived one of its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Comparison {
-    /// There is none.
+    /// The archive has none.
     None,
     /// It has the same bytes.
     Same,
     /// They differ.
     Differs {
-        /// The first byte that differs, counted from 0; that of the shorter one's end where one is the beginning of the other.
+        /// Offset of the first byte that differs; the shorter one's length if one is the beginning of the other.
         offset: u64,
-        /// The same in the log; of segments alone.
+        /// The same as an LSN; only for segments.
         lsn: Option<Lsn>,
     },
     /// One of them cannot be read.
@@ -50,14 +50,14 @@ pub enum Comparison {
 }
 
 impl QuarantinedWal {
-    /// Its record's id, which tells it from others of the same name.
+    /// Its record's id, which distinguishes it from others of the same name.
     pub fn id(&self) -> String {
         self.file.record.map(|id| id.to_string()).unwrap_or_default()
     }
 }
 
 impl Repository {
-    /// The file in quarantine with this name, or whose id begins so.
+    /// The file in quarantine with this name, or with an id that begins with this text.
     ///
     /// # Errors
     /// [`Error::NotInQuarantine`], [`Error::SeveralInQuarantine`].
@@ -89,7 +89,7 @@ impl Repository {
         Ok(kept)
     }
 
-    /// Holds a quarantined file against the archived one of its name.
+    /// Compares a quarantined file with the archived one of its name.
     ///
     /// # Errors
     /// When the catalog cannot be read.
@@ -111,12 +111,12 @@ impl Repository {
         })
     }
 
-    /// Accepts a quarantined file into the archive, where there is none of its name. With `replace` also where there is
-    /// one that is of no use: that one goes into quarantine.
+    /// Accepts a quarantined file into the archive, if the archive has none of its name. With `replace`, also if the
+    /// archive has an unusable one, which then goes into quarantine.
     ///
     /// # Errors
-    /// [`Error::BadWalFile`] when it is not what its name says or cannot be read, [`Error::ArchivedIsGood`],
-    /// [`Error::OfAnotherHistory`], [`Error::NotInQuarantine`] when somebody else has dealt with it.
+    /// [`Error::BadWalFile`] when it does not match its name or cannot be read, [`Error::ArchivedIsGood`],
+    /// [`Error::OfAnotherHistory`], [`Error::NotInQuarantine`] when someone else has already accepted or deleted it.
     pub fn release_quarantined(&self, kept: &QuarantinedWal, replace: bool) -> Result<()> {
         let (server, name) = (&kept.file.server, &kept.file.name);
         let writer = self.writer(&format!("release of {name} of {server}"))?;
@@ -153,8 +153,8 @@ impl Repository {
         writer.write_records(records)
     }
 
-    /// Takes a file of no use from the archive into quarantine: one that cannot be read, or is not what its name says; with
-    /// `force` also a history of whose timeline nothing else is archived.
+    /// Moves an unusable file from the archive into quarantine: one that cannot be read, or does not match its name;
+    /// with `force` also a history file, if nothing else of its timeline is archived.
     ///
     /// # Errors
     /// [`Error::NotArchived`]; [`Error::ArchivedIsGood`]; [`Error::HistoryIsNeeded`].
@@ -190,7 +190,7 @@ impl Repository {
         Ok(reason)
     }
 
-    /// What is stored of a timeline besides its history: a file of the archive, or a backup.
+    /// What is stored of a timeline apart from its history file: a file of the archive, or a backup.
     fn first_on_timeline(&self, server: &ServerName, timeline: TimelineId) -> Result<Option<String>> {
         let archived: Option<String> = self.db.read(|db| {
             let mut first = db.prepare_cached(
@@ -209,10 +209,10 @@ impl Repository {
         Ok(on_it.map(|backup| format!("backup {}", backup.id)))
     }
 
-    /// Gives up a quarantined file for good; a sweep frees its space.
+    /// Deletes a quarantined file permanently; a sweep frees its space.
     ///
     /// # Errors
-    /// [`Error::NotInQuarantine`] when somebody else has dealt with it.
+    /// [`Error::NotInQuarantine`] when someone else has already accepted or deleted it.
     pub fn delete_quarantined(&self, kept: &QuarantinedWal) -> Result<()> {
         let (server, name) = (&kept.file.server, &kept.file.name);
         self.with_reserve(|| {
@@ -222,7 +222,7 @@ impl Repository {
         })
     }
 
-    /// What makes an archived or quarantined file useless; none where it is as it should be.
+    /// What makes an archived or quarantined file unusable; none if it is intact.
     ///
     /// # Errors
     /// When the catalog or the disk cannot be read.
@@ -258,10 +258,10 @@ impl Repository {
             })
     }
 
-    /// What moves an archived file into quarantine. Repositories that were merged may have several records of one name, of which
-    /// one counts: all of them have to go.
+    /// The records that move an archived file into quarantine. Merged repositories may have several records of one
+    /// name, only one of which counts: all of them must be deleted.
     fn records_that_move(&self, _locked: &Writer, archived: WalFile, reason: &str) -> Result<Vec<Record>> {
-        // Else the right file, brought again, would refer to what is damaged.
+        // Otherwise the right file, when it is sent again, would refer to damaged chunks.
         self.note_damage_of(&archived)?;
         let mut records = Vec::new();
         for record in self.records_of_name(&archived)? {
@@ -275,7 +275,7 @@ impl Repository {
         Ok(records)
     }
 
-    /// All live records of an archived file's name.
+    /// All live records for an archived file's name.
     fn records_of_name(&self, file: &WalFile) -> Result<Vec<RecordId>> {
         let name = file.name.to_string();
         self.db.read(|db| {
@@ -287,7 +287,7 @@ impl Repository {
             let mut found = Vec::new();
             while let Some(row) = rows.next()? {
                 let (id, payload) = records::id_and_payload(row)?;
-                // One that cannot be read is in no archive.
+                // A record that cannot be read is in no archive.
                 if let Ok(other) = records::parse::<WalFile>(id, payload)
                     && (&other.server, other.name) == (&file.server, file.name)
                 {
@@ -324,7 +324,7 @@ fn lsn_at(file: &WalFile, offset: u64) -> Option<Lsn> {
     Some(Lsn(segment.start_lsn(size).0.saturating_add(offset)))
 }
 
-/// Where two files differ first.
+/// The first offset at which two files differ.
 fn first_difference(a: &mut impl Read, b: &mut impl Read) -> std::io::Result<Option<u64>> {
     let (mut left, mut right) = (Vec::new(), Vec::new());
     let mut offset = 0;
@@ -368,7 +368,7 @@ mod tests {
         assert_eq!(at(&long, &other), Some(COMPARE_BYTES as u64 + 3));
     }
 
-    /// Archives without looking at the content, as releases before this one did.
+    /// Archives without checking the content, as earlier releases did.
     fn archive_blindly(repository: &Repository, server: &ServerName, name: &WalName, bytes: &[u8]) {
         let writer = repository.writer("test").unwrap();
         let depositor = Arc::new(writer.depositor().unwrap());
@@ -407,7 +407,7 @@ mod tests {
             "00000003.history".parse().unwrap(),
         );
         archive_blindly(&repository, &server, &good, b"1\t0/3000000\treason\n");
-        // Two records of one name, of which one counts.
+        // Two records of one name, only one of which counts.
         archive_blindly(&repository, &server, &bad, b"hello\n");
         archive_blindly(&repository, &server, &bad, b"hello again\n");
 

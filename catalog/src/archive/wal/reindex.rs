@@ -1,7 +1,8 @@
-//! Making the index of archived segments again that an earlier release made, or could not make.
+//! Rebuilds the index of archived segments for which an earlier release made an older one or could not make one.
 //!
-//! A segment's index stands in its record, and records never change: a new one takes the old one's place, in one pack
-//! with the deletion that annuls it. Killed in between, a segment has the one or the other.
+//! A segment's index is part of its record, and records never change: a new record replaces the old one, in one pack
+//! with the deletion that annuls the old one. If the process is killed in between, the segment has either the old or
+//! the new record.
 
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::wal_scan::SegmentIndex;
@@ -17,22 +18,22 @@ use crate::index::writer::Writer;
 use crate::monitor::{Monitor, Unit};
 use crate::names::ServerName;
 
-/// Segments whose records go into one pack.
+/// Number of segments whose records go into one pack.
 const BATCH: usize = 64;
 
-/// What was done.
+/// Result of a reindex.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct ReindexReport {
     /// Segments that were read.
     pub segments: u64,
-    /// Those among them whose WAL is of a PostgreSQL version that is still not known.
+    /// Segments whose WAL is of a PostgreSQL version that is still unknown.
     pub unknown: u64,
-    /// Those that could not be read, and why.
+    /// Segments that could not be read, with the reason.
     pub problems: Vec<String>,
 }
 
 impl crate::Repository {
-    /// How many of a server's segments have an index that this release would make differently.
+    /// How many of a server's segments have an index that is older than this release's.
     ///
     /// # Errors
     /// When the catalog cannot be read.
@@ -44,7 +45,8 @@ impl crate::Repository {
         })
     }
 
-    /// The newest of a server's segments whose WAL is of a PostgreSQL version that is not known, and how many there are.
+    /// The newest of a server's segments whose WAL is of an unknown PostgreSQL version, and how many such segments
+    /// there are.
     ///
     /// # Errors
     /// When the catalog cannot be read.
@@ -62,11 +64,11 @@ impl crate::Repository {
 }
 
 impl Writer {
-    /// Reads the segments of a server whose index an earlier release made, and keeps what they say.
+    /// Reads the segments of a server whose index was made by an earlier release, and stores the new index.
     ///
     /// # Errors
-    /// [`Error::Occupied`] while another process does; when the catalog cannot be read or written. A segment that cannot
-    /// be read is none: the report names it.
+    /// [`Error::Occupied`] while another process does this; when the catalog cannot be read or written. A segment that
+    /// cannot be read is not an error: the report names it.
     pub fn reindex_wal(&self, server: &ServerName, monitor: &mut dyn Monitor) -> Result<ReindexReport> {
         let locks = &self.repository().locks;
         let lock_name = format!("index-wal-{server}");
@@ -77,7 +79,7 @@ impl Writer {
                 holder: locks.holder(&lock_name),
                 advice: "run again when it has ended",
             })?;
-        // The new records refer to what the old ones do.
+        // The new records refer to the same chunks as the old ones.
         self.keep_condemned()?;
         let mut report = ReindexReport::default();
         monitor.stage(&format!("Indexing the WAL of server {server}"));
@@ -106,7 +108,7 @@ impl Writer {
         }
     }
 
-    /// The names of the next segments behind `after` to be read.
+    /// The names of the next outdated segments after `after`.
     fn outdated(&self, server: &ServerName, after: &str) -> Result<Vec<String>> {
         self.repository().db.read(|db| {
             let mut query = db.prepare_cached(
@@ -121,7 +123,7 @@ impl Writer {
         })
     }
 
-    /// The same for some segments, also where their index is from this release.
+    /// The same for some segments, even if their index is of this release.
     #[cfg(test)]
     pub(crate) fn reindex_these(&self, server: &ServerName, names: &[WalName]) -> Result<()> {
         for name in names {
@@ -131,7 +133,7 @@ impl Writer {
         Ok(())
     }
 
-    /// The bytes that were read; the deletion of the segment's record, and the new one.
+    /// Returns the bytes read, and two records: the deletion of the segment's record and the new record.
     fn reindexed(
         &self,
         server: &ServerName,
@@ -152,7 +154,8 @@ impl Writer {
         let new = WalFile {
             index: Some((*index).clone()),
             record: None,
-            // Taken out of quarantine by a decision, it came into the archive only then: that decision names the old record.
+            // If a decision moved it from quarantine into the archive, it was archived only then. That decision names
+            // the old record.
             archived_at: repository.taken_at(old)?.unwrap_or(file.archived_at),
             ..file
         };

@@ -1,4 +1,4 @@
-//! Condemning packs, rescuing them, and knowing when one may go.
+//! Condemns packs, rescues them, and decides when one may be removed.
 
 use std::collections::BTreeSet;
 
@@ -13,8 +13,8 @@ use crate::index::records::{self, Deletion, kind};
 use crate::upkeep::sweep::Sweep;
 use crate::upkeep::sweep::mark::Mark;
 
-/// A deletion is kept at least this long, and as long as any pack has the record it annuls: until then that pack may come
-/// back, from a copy of the repository that is put together again.
+/// A deletion is kept at least this long, and as long as any pack has the record it annuls: until then that pack may
+/// reappear, if the repository is put together again from a copy.
 const DELETION_KEPT_MICROS: i64 = 24 * 3600 * 1_000_000;
 
 /// A pack to decide about.
@@ -31,21 +31,23 @@ pub(super) struct PackRow {
 /// Packs to condemn.
 #[derive(Debug, Default)]
 pub(super) struct Doomed {
-    /// Those with nothing in use.
+    /// Packs with nothing in use.
     pub(super) dead: Vec<PackRow>,
-    /// Those with much dead weight, or damage that was stored anew, once what lives in them has been copied.
+    /// Packs with many dead bytes, or with damage that was stored again; condemned once their live content has been
+    /// copied.
     pub(super) sparse: Vec<PackRow>,
 }
 
 impl Sweep<'_> {
-    /// The condemned packs whose writers have all ended. Their lists are emptied: who is on one later was not at work yet.
+    /// The condemned packs whose writers have all ended. Their lists are emptied: a writer that is added later was not
+    /// active yet.
     pub(super) fn ready_to_go(&self) -> Result<Vec<PackRow>> {
         let condemned = self.packs("condemned_at IS NOT NULL AND writers_listed = 1", i64::MAX)?;
         if condemned.is_empty() {
             return Ok(condemned);
         }
         self.repository.db.write(|transaction| {
-            // Nobody comes onto a list while this transaction lasts, so whoever does not live now has ended.
+            // A list cannot grow during this transaction, so a writer that is not alive now has ended.
             let at_work = self.writers_at_work()?;
             let mut before =
                 transaction.prepare_cached("SELECT writer FROM condemned_before WHERE pack = ?1")?;
@@ -63,7 +65,7 @@ impl Sweep<'_> {
         })
     }
 
-    /// Takes back the condemnation of packs that are in use after all.
+    /// Revokes the condemnation of packs that are in use after all.
     pub(super) fn rescue(&mut self, mark: &Mark) -> Result<()> {
         for pack in self.packs("condemned_at IS NOT NULL", mark.newest_pack)? {
             if !self.is_dead(mark, &pack)? {
@@ -81,7 +83,7 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    /// The packs to condemn. Packs of writers at work are left out: they have not said yet what they use.
+    /// The packs to condemn. Packs of active writers are left out: these writers have not recorded yet what they use.
     pub(super) fn doomed(&self, mark: &Mark, at_work: &BTreeSet<String>) -> Result<Doomed> {
         let mut doomed = Doomed::default();
         let damaged = self.repository.db.read(damage::damaged_packs)?;
@@ -100,8 +102,8 @@ impl Sweep<'_> {
                 doomed.dead.push(pack);
                 continue;
             }
-            // While a damaged place is there, backups ask for each chunk: once nothing in use is damaged in it, a pack is
-            // left.
+            // While a damaged place exists, backups look up each chunk. So a pack is given up once none of its chunks
+            // in use is damaged in it.
             let is_left = match damaged.get(&pack.seq) {
                 Some(damaged) => !mark.chunks_in(pack.seq)?.iter().any(|id| damaged.contains(id)),
                 None => false,
@@ -118,8 +120,8 @@ impl Sweep<'_> {
         Ok(mark.in_use(pack.seq)?.chunks == 0 && self.live_records(pack)?.is_empty())
     }
 
-    /// The records in a pack that still say something, as far as it is up to this pack to keep them: of several
-    /// with the same record that is one, a pack that stays before a condemned one, then the oldest.
+    /// The records in a pack that still have a meaning and that this pack must keep. Of several packs with the same
+    /// record, one must keep it: one that stays before a condemned one, then the oldest.
     pub(super) fn live_records(&self, pack: &PackRow) -> Result<Vec<Record>> {
         let now = now();
         self.repository.db.read(|db| {
@@ -150,7 +152,7 @@ impl Sweep<'_> {
         })
     }
 
-    /// Condemns packs: writers that begin after this find nothing in them.
+    /// Condemns packs: writers that begin after this do not find anything in them.
     pub(super) fn condemn(&self, packs: &[PackRow]) -> Result<()> {
         let at = now().unix_micros();
         self.repository.db.write(|transaction| {
@@ -163,8 +165,8 @@ impl Sweep<'_> {
         })
     }
 
-    /// Writes down, for packs that have been condemned, which writers are at work now; returns these. It must come
-    /// after the condemnation is durable: a writer that begins in between is listed for nothing, none is missed.
+    /// Records, for condemned packs, which writers are active now; returns these writers. It must come after the
+    /// condemnation is durable: then a writer that begins in between is listed needlessly, but none is missed.
     pub(super) fn list_writers_of_new(&self) -> Result<BTreeSet<String>> {
         let at_work = self.writers_at_work()?;
         let packs = self.packs("condemned_at IS NOT NULL AND writers_listed = 0", i64::MAX)?;
@@ -187,7 +189,7 @@ impl Sweep<'_> {
         Ok(at_work)
     }
 
-    /// Tells what has to wait, and for whom.
+    /// Counts the packs that must wait, and names the writers they wait for.
     pub(super) fn count_waiting(&mut self) -> Result<()> {
         self.report.waiting_packs = self.packs("condemned_at IS NOT NULL", i64::MAX)?.len() as u64;
         if self.report.waiting_packs > 0 {

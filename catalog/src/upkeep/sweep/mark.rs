@@ -1,8 +1,8 @@
 //! Marking: which copy of which chunk is in use.
 //!
-//! First the ids that live records refer to, then for each the copy that is to stay. That is the one a writer would
-//! be given; so copies in condemned packs stay only where there is no other. A delta that stays keeps a whole copy
-//! of its base.
+//! First the ids that live records refer to are collected, then for each the copy that is to stay. That is the copy
+//! a writer would get, so copies in condemned packs stay only if there is no other. For a delta that stays, a whole
+//! copy of its base stays, too.
 
 use barmanfs_store::{ChunkId, ChunkLocation, RecordId};
 use rusqlite::{Connection, Rows, params};
@@ -14,7 +14,7 @@ use crate::index::chunk_set::{ChunkSet, Met, Role, unusable};
 use crate::index::repository::Repository;
 use crate::monitor::{Monitor, Unit};
 
-/// Chunks between two words to the monitor.
+/// Number of chunks between two progress reports.
 const TELL_EVERY: u64 = 4096;
 
 /// Copies resolved in one go: bounds how long one read of the catalog lasts.
@@ -25,11 +25,11 @@ pub(super) struct Mark {
     set: ChunkSet,
     /// The catalog's generation before the first record was read.
     generation: u64,
-    /// The clones there were then, which are no records.
+    /// The clones at that time, which have no records.
     clones: Vec<RecordId>,
-    /// The newest pack at that time: later ones were not looked at.
+    /// The newest pack at that time: later ones were not examined.
     pub(super) newest_pack: i64,
-    /// Chunks in use that are nowhere.
+    /// Chunks in use that no pack holds.
     pub(super) missing_chunks: u64,
 }
 
@@ -41,7 +41,7 @@ pub(super) struct InUse {
 }
 
 impl Mark {
-    /// Marks. Whatever a record that is in the catalog now refers to will be found in use.
+    /// Makes a mark. Everything that a record now in the catalog refers to will be found in use.
     pub(super) fn make(repository: &Repository, monitor: &mut dyn Monitor) -> Result<Self> {
         let generation = repository.generation()?;
         let clones = clone_ids(repository)?;
@@ -69,7 +69,7 @@ impl Mark {
         Ok(mark)
     }
 
-    /// Whether neither a record nor a clone has come since.
+    /// Whether neither a record nor a clone was added since.
     pub(super) fn is_current(&self, repository: &Repository) -> Result<bool> {
         Ok(repository.generation()? == self.generation && clone_ids(repository)? == self.clones)
     }
@@ -93,7 +93,7 @@ impl Mark {
         })
     }
 
-    /// Finds the copies to keep: of everything met, and then, as whole chunks, of the bases of what is kept.
+    /// Finds the copies to keep: first of everything met, then, as whole chunks, of the bases of what is kept.
     fn resolve(&mut self, repository: &Repository, wanted: Wanted) -> Result<()> {
         let mut all = self.set.db.prepare(wanted.ids()).map_err(unusable)?;
         let mut ids = all.query([]).map_err(unusable)?;
@@ -159,7 +159,7 @@ impl Mark {
             .map_err(unusable)
     }
 
-    /// The chunks in use in a pack, in the order they stand there; a pack has a bounded number.
+    /// The chunks in use in a pack, in the order of their positions; their number is limited.
     pub(super) fn chunks_in(&self, pack: i64) -> Result<Vec<ChunkId>> {
         self.set
             .db
@@ -169,17 +169,17 @@ impl Mark {
     }
 }
 
-/// Which copies are looked for.
+/// Which copies to look for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
-    /// Of what records refer to.
+    /// Copies of what records refer to.
     Chunks,
-    /// Of what deltas stand on.
+    /// Copies of the bases of deltas.
     Bases,
 }
 
 impl Wanted {
-    /// Sorted as the catalog's table is: look-ups then go through it once from front to back.
+    /// Sorted like the catalog's table: look-ups then go through it once from front to back.
     fn ids(self) -> &'static str {
         match self {
             Self::Chunks => "SELECT id FROM met ORDER BY id",
@@ -205,7 +205,7 @@ fn place_to_keep(db: &Connection, id: &ChunkId, wanted: Wanted) -> Result<Option
     }
 }
 
-/// What is in use is not known: nothing may be freed.
+/// The error when it is unknown what is in use: nothing may be freed.
 fn unknown(what: &str, error: &Error) -> Error {
     Error::Invalid(format!(
         "Cannot tell what {what} uses, so nothing is freed: {error}; run `barmanfs verify`, then a full backup, which \

@@ -1,10 +1,10 @@
 //! Packs that are complete and durable but not in the catalog: their writer was killed before it could enter them.
 //!
-//! They are adopted, not removed: they may hold a record whose writer was about to acknowledge it, and chunks its next
-//! try will ask for. A pack that is just being entered by its living writer may be adopted too; whoever comes second
-//! finds it known.
+//! They are adopted, not removed: they may hold a record that their writer was about to acknowledge, and chunks that
+//! its next attempt will look up. A pack that its living writer is just entering may be adopted too; the second of the
+//! two finds it in the catalog.
 //!
-//! A pack that cannot be read may hold a backup's record, and so everything may be in use: then nothing is freed.
+//! A pack that cannot be read may hold a backup's record, so everything may be in use: then nothing is freed.
 
 use barmanfs_store::{Listed, PackId, Part, read_footer};
 
@@ -13,7 +13,7 @@ use crate::index::records;
 use crate::index::repository::Repository;
 use crate::index::unread::PackProblem;
 
-/// What was found.
+/// Result of an adoption.
 #[derive(Debug, Default)]
 pub(super) struct Adopted {
     /// Packs that were entered.
@@ -22,7 +22,7 @@ pub(super) struct Adopted {
     pub(super) problems: Vec<PackProblem>,
 }
 
-/// Enters all packs of the storage that the catalog does not know.
+/// Enters all packs of the storage that are not in the catalog.
 ///
 /// # Errors
 /// When one of them cannot be read.
@@ -38,7 +38,7 @@ pub(super) fn adopt(repository: &Repository) -> Result<Adopted> {
     Ok(adopted)
 }
 
-/// A pack that lies where nobody looks for it may hold a backup's record as well.
+/// A pack under another name, where no look-up finds it, may hold a backup's record as well.
 fn refuse_astray(repository: &Repository) -> Result<()> {
     for part in Part::all() {
         repository.storage.list_part(part, &mut |listed| match listed {
@@ -55,7 +55,7 @@ fn refuse_astray(repository: &Repository) -> Result<()> {
 
 fn adopt_one(repository: &Repository, pack: PackId, adopted: &mut Adopted) -> Result<()> {
     let storage = repository.storage.as_ref();
-    // Its writer may have been killed before it could do that, and what is in the catalog must not go in a crash.
+    // Its writer may have been killed before it could do that, and a crash must not remove what is in the catalog.
     storage.settle(&[pack])?;
     let closed = match read_footer(storage, pack) {
         Err(error) if error.is_damage() => return Err(Error::UnknownPack(error)),

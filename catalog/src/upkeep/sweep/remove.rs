@@ -1,7 +1,7 @@
-//! Removing packs that nothing refers to.
+//! Removes packs that nothing refers to.
 //!
-//! First the rows, in one transaction; then the file. So a reader never finds a row whose pack is gone while the chunk
-//! is elsewhere; and a kill in between leaves an orphan, which the next sweep adopts and removes.
+//! First the rows are deleted, in one transaction; then the file. So a reader never finds a row whose pack is gone
+//! while the chunk is elsewhere. A kill in between leaves an orphan, which the next sweep adopts and removes.
 
 use barmanfs_store::{ClosedPack, PackId, read_footer};
 use rusqlite::{Transaction, params};
@@ -23,8 +23,8 @@ impl Sweep<'_> {
         self.remove(&dead)
     }
 
-    /// Removes condemned packs. They are gone for good before anything else is done: a deletion may be found superfluous
-    /// next, and what it annuls must not come back without it.
+    /// Removes condemned packs. The removal is durable before anything else is done: a deletion may be found
+    /// superfluous next, and what it annuls must not reappear without it.
     pub(super) fn remove(&mut self, packs: &[PackRow]) -> Result<()> {
         let ids: Vec<PackId> = packs.iter().map(|pack| pack.id).collect();
         let removed = packs.iter().try_for_each(|pack| self.remove_one(pack));
@@ -32,9 +32,9 @@ impl Sweep<'_> {
         removed
     }
 
-    /// Removes a condemned pack, unless somebody has come who stands on it.
+    /// Removes a condemned pack, unless a writer that needs it has been added to its list.
     fn remove_one(&mut self, pack: &PackRow) -> Result<()> {
-        // Where its footer cannot be read any more, its rows are found the slow way.
+        // If its footer is no longer readable, its rows are found by a scan of the table.
         let closed = read_footer(self.repository.storage.as_ref(), pack.id).ok();
         let forgotten = self.repository.db.write(|transaction| {
             let needed = transaction
@@ -81,7 +81,7 @@ fn forget(transaction: &Transaction<'_>, pack: i64, closed: Option<&ClosedPack>)
     Ok(())
 }
 
-/// Forgets a record that no pack holds any more; it was annulled, or says nothing any more.
+/// Deletes a record that no pack holds any more; it was annulled, or no longer has a meaning.
 fn forget_record(transaction: &Transaction<'_>, record: i64) -> Result<()> {
     let held = transaction
         .prepare_cached("SELECT 1 FROM record_packs WHERE record = ?1")?

@@ -1,7 +1,7 @@
-//! Copying what lives in sparse packs into new ones.
+//! Copies the live content of sparse packs into new packs.
 //!
-//! Frames are copied as they are, after what they decode to has been held against its id: an old pack goes only when
-//! the new one is known to be good. A pack with a chunk that is not stays as it is.
+//! Frames are copied unchanged, after what they decode to has been checked against its id: an old pack is removed only
+//! when the new one is known to be good. A pack with a chunk that is not good stays as it is.
 
 use barmanfs_store::codec::decode;
 use barmanfs_store::{ChunkId, ChunkIndex, Frame, PackWriter, read_frame};
@@ -13,8 +13,8 @@ use crate::upkeep::sweep::mark::Mark;
 use crate::upkeep::sweep::{Fate, Sweep};
 
 impl Sweep<'_> {
-    /// Copies what is in use in these packs, and gives them up one new pack after the other. When the space ends, so does
-    /// this: of what was copied by then, the pack that was not complete is dead, and the next sweep removes it first.
+    /// Copies what is in use in these packs, and gives the packs up, one new pack after the other. It ends when there
+    /// is no more space: then the new pack that was not complete is dead, and the next sweep removes it first.
     pub(super) fn repack(&mut self, mark: &Mark, sparse: Vec<PackRow>) -> Result<Fate> {
         let mut output = Output::default();
         match self.copy_packs(mark, sparse, &mut output) {
@@ -45,7 +45,8 @@ impl Sweep<'_> {
                 .append(id, location.raw_bytes as usize, location.base, &frame)?;
             self.report.copied_bytes += u64::from(location.stored_bytes);
         }
-        // As the catalog has them: so a pack whose footer was damaged since it was entered is whole again.
+        // The catalog's copies of the records are written, so a pack whose footer was damaged after it was entered
+        // becomes whole again.
         for record in self.live_records(pack)? {
             self.finish_if_full(mark, output)?;
             output.target(self)?.record(record)?;
@@ -53,7 +54,7 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    /// A chunk's frame in this pack, known to decode to the chunk.
+    /// A chunk's frame in this pack, checked to decode to the chunk.
     fn read_checked(&self, id: &ChunkId, pack: &PackRow) -> Result<(Place, Frame)> {
         let found = self.repository.db.read(|db| place_in(db, id, pack.id))?;
         let place = found.ok_or(barmanfs_store::Error::MissingChunk(*id))?;
@@ -89,7 +90,7 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    /// Makes the copies durable and enters them, and gives up the packs of which nothing is missing then.
+    /// Makes the copies durable and enters them, and gives up the packs that are completely copied then.
     fn finish(&mut self, mark: &Mark, output: &mut Output) -> Result<()> {
         if let Some(target) = output.target.take() {
             let index = CatalogIndex::for_readers(
@@ -107,14 +108,14 @@ impl Sweep<'_> {
     }
 }
 
-/// Where copies go.
+/// The destination of copies.
 #[derive(Default)]
 struct Output {
     /// The pack being filled.
     target: Option<PackWriter>,
-    /// Packs of which everything has been copied, some of it perhaps into `target`.
+    /// Packs whose live content has all been copied, some of it perhaps into `target`.
     complete: Vec<PackRow>,
-    /// What became of those that have been given up.
+    /// The state of those that have been given up.
     fate: Fate,
 }
 

@@ -1,4 +1,4 @@
-//! In which order a sweep makes things durable.
+//! Tests the order in which a sweep makes things durable.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ struct Orphans {
     packs: [PackId; 2],
 }
 
-/// A repository, and two packs in it that the catalog does not know and nothing needs.
+/// A repository with two packs that are not in the catalog and that nothing needs.
 fn orphans() -> Orphans {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("repository");

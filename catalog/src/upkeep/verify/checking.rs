@@ -1,4 +1,4 @@
-//! Checking many chunks on all cores, in the order they lie in packs.
+//! Checks many chunks on all cores, in the order of their places in packs.
 
 use std::num::NonZero;
 use std::thread;
@@ -13,7 +13,7 @@ use crate::index::repository::Repository;
 use crate::monitor::{Monitor, Unit};
 use crate::upkeep::verify::{Verification, note_bad};
 
-/// Chunks checked between two words to the monitor: tens of milliseconds of work for each core.
+/// Number of chunks checked between two progress reports: tens of milliseconds of work for each core.
 const BATCH: usize = 1024;
 
 impl Verification<'_> {
@@ -38,7 +38,8 @@ impl Verification<'_> {
         }
     }
 
-    /// Writes down where each chunk is, and each that one of them stands on; one that is nowhere is bad.
+    /// Records the place of each chunk and of its base, if it is a delta; a chunk without a place is
+    /// bad.
     fn sort_by_place(&mut self) -> Result<()> {
         let set = &self.met.db;
         set.execute_batch(
@@ -109,20 +110,20 @@ impl Verification<'_> {
 struct ToCheck {
     id: ChunkId,
     pack: PackId,
-    /// Of the chunk.
+    /// Size of the chunk.
     bytes: u32,
 }
 
 impl ToCheck {
     fn check(&self, repository: &Repository) -> Result<()> {
         let place = repository.db.read(|db| place_in(db, &self.id, self.pack))?;
-        // Swept away meanwhile: it is somewhere else now.
+        // A sweep has removed it meanwhile: the chunk is somewhere else now.
         let place = place.ok_or(barmanfs_store::Error::MissingPack(self.pack))?;
         Ok(repository.chunks().check(&self.id, &place.location)?)
     }
 }
 
-/// Checks a batch, a part of it on each core; returns what failed.
+/// Checks a batch, divided among the cores; returns what failed.
 fn check_all(repository: &Repository, batch: &[ToCheck]) -> Vec<(ChunkId, Error)> {
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     let check = |part: &[ToCheck]| -> Vec<(ChunkId, Error)> {

@@ -1,4 +1,4 @@
-//! From damaged chunks to the files and pages a person knows.
+//! Maps damaged chunks to the files and pages that a user knows.
 
 use barmanfs_pg::wal_name::WalName;
 use barmanfs_store::file_map::PIECE_WINDOWS;
@@ -74,7 +74,7 @@ impl Namer<'_> {
             for entry in self.trees.entries(&readable) {
                 let entry = match entry {
                     Ok(entry) => entry,
-                    // With pages left out, its count cannot be right.
+                    // If pages are left out, its count cannot be right.
                     Err(_) if !all => break,
                     Err(error) if error.is_damage() => {
                         self.directory(&path, error.to_string());
@@ -93,11 +93,11 @@ impl Namer<'_> {
         Ok(())
     }
 
-    /// A directory without its damaged pages, which are reported, and whether that is all of it.
+    /// A directory without its damaged pages, which are reported, and whether it is complete.
     fn readable_part(&mut self, path: &str, mut directory: DirectoryRef) -> (DirectoryRef, bool) {
         let before = directory.pages.len();
         let bad = self.bad;
-        // All are asked for: each is needed.
+        // The reasons of all pages are collected, because each page is needed.
         let pages = directory.pages.iter();
         let reasons: Vec<&str> = pages
             .filter_map(|page| bad.get(&page.chunk))

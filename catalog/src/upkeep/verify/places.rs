@@ -1,4 +1,4 @@
-//! Which of a chunk's places are damaged, whether one is left, and writing that down for those who come later.
+//! Checks which of a chunk's places are damaged and whether a good one is left, and records this for later use.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use crate::index::repository::Repository;
 use crate::upkeep::verify::{BAD_CHUNKS_MAX, Verification, VerifyReport, note_bad};
 
 impl Verification<'_> {
-    /// Looks at all places of a chunk that could not be read, and of what it stands on.
+    /// Checks all places of a chunk that could not be read, and of its bases.
     pub(super) fn examine(&mut self, id: ChunkId) -> Result<()> {
         let mut waiting = vec![id];
         while let Some(id) = waiting.pop() {
@@ -51,7 +51,7 @@ impl Verification<'_> {
             reason = Some(error.to_string());
         }
         if swept && !readable {
-            // It has been moved meanwhile.
+            // A sweep has moved it meanwhile.
             self.examined.remove(&id);
             waiting.push(id);
         } else if !readable {
@@ -65,11 +65,12 @@ impl Verification<'_> {
 }
 
 impl Repository {
-    /// Writes down which places a verification found damaged, and that others are not any more: from then on nothing new
-    /// refers to them, and what they held is stored anew by whoever has it. Writes nothing where that is known already.
+    /// Records which places a verification found damaged, and which are no longer damaged. From then on nothing new
+    /// refers to the damaged places, and a writer that brings their content stores it again. Writes nothing if this is
+    /// already recorded.
     ///
     /// # Errors
-    /// When it cannot be made durable; the verification is as good as it was.
+    /// When it cannot be made durable; the result of the verification stays valid.
     pub fn note_damage(&self, report: &VerifyReport) -> Result<()> {
         let mut annulled = Vec::new();
         let mut damaged = report.damaged_places.clone();
