@@ -378,7 +378,7 @@ impl Planner<'_> {
     /// Whether a timeline has no WAL and its history file is unreadable: such a file does not prove that the timeline
     /// exists.
     fn is_nothing_but_a_bad_history(&self, timeline: TimelineId) -> Result<bool> {
-        match self.repository.history(self.server, timeline) {
+        match self.repository.history(self.archive, timeline) {
             Err(Error::BadWalFile { reason, .. }) if !self.segments.timelines()?.contains(&timeline) => {
                 self.notes.borrow_mut().push(format!(
                     "The archived {}.history is passed over, as it cannot be read ({reason}). {}",
