@@ -40,6 +40,7 @@ examples:
   read_pack.py /backups extract main/20261120T101500 -o /restore/main      all files
   read_pack.py /backups wal main
   read_pack.py /backups wal main 00000001000000000000000A -o segment
+  read_pack.py /backups wal main --left 1         of the first history that was left
 
 A backup is named by its id, or by SERVER/ID where two servers have the same id. Run as root, owners are
 restored too. All ids of chunks are held in memory: about half a GB for each million chunks (100 GB of data).
@@ -66,7 +67,7 @@ ROW = struct.Struct("<32sI")
 STORED, ZSTD, DELTA = 0, 1, 2
 ZSTD_DICTIONARY_MAGIC = bytes.fromhex("37a430ec")
 
-BACKUP, WAL, DELETION, KEEP_MARK, QUARANTINED, SERVER, BOOT_TEST, DAMAGE = range(1, 9)
+BACKUP, WAL, DELETION, KEEP_MARK, QUARANTINED, SERVER, BOOT_TEST, DAMAGE, HISTORY = range(1, 10)
 
 
 class Problem(Exception):
@@ -387,7 +388,7 @@ def map_from_json(value, what):
     rows = pieces = None
     if "inline" in windows:
         rows = [
-            (None if row["chunk"] is None else chunk_id_of(row["chunk"]), number_of(row, "crc32c", 1 << 32))
+            (None if row.get("chunk") is None else chunk_id_of(row["chunk"]), number_of(row, "crc32c", 1 << 32))
             for row in windows["inline"]
         ]
     else:
@@ -508,8 +509,8 @@ class Repository:
             require(
                 value["version"] <= 1, f"Record {record.id} has version {value['version']}: a newer barmanfs wrote it"
             )
-            check_fields(record.kind, value)
             value["record"] = record.id
+            check_fields(record.kind, value)
             return value
         except Problem as problem:
             self.problems.append(str(problem))
@@ -526,25 +527,48 @@ class Repository:
         self.live = [record for record in self.records.values() if record.kind == DELETION]
         annulled = {deletion["of"] for deletion in self.of_kind(DELETION)}
         self.live = [record for record in self.records.values() if record.id not in annulled]
-        self.backups = self.claim(BACKUP, "id", lambda backup: (backup["status"] == "FAILED", backup["record"]))
-        self.wal = self.claim(WAL, "name", lambda file: (instant(file["archived_at"]), file["record"]))
-        self.quarantined = self.of_kind(QUARANTINED)
+        decisions = [decision_from_json(value) for value in self.of_kind(HISTORY)]
+        self.decisions = sorted((decision for decision in decisions if decision), key=lambda one: (one.at, one.record))
+        # The archive of each record that a decision names: the last decision counts.
+        self.placed = {record: archive for decision in self.decisions for record, archive in decision.placed.items()}
+        backups = [((backup["server"], backup["id"]), backup) for backup in self.of_kind(BACKUP)]
+        self.backups = claim(backups, lambda backup: (backup["status"] == "FAILED", backup["record"]))
+        refused = self.of_kind(QUARANTINED)
+        self.quarantined = [file for file in refused if file["record"] not in self.placed]
+        files = self.of_kind(WAL) + [file for file in refused if file["record"] in self.placed]
+        files = [((archive, file["name"]), file) for file in files for archive in self.archives_with(file)]
+        self.wal = claim(files, lambda file: (instant(file["archived_at"]), file["record"]))
         for backup in self.backups.values():
             backup["status"] = self.status(backup)
         self.damaged = {
             (damage["pack"], bytes.fromhex(chunk)) for damage in self.of_kind(DAMAGE) for chunk in damage["chunks"]
         }
 
-    def claim(self, kind, name, rank):
-        """Records by (server, name). Of several records with one name, the one with the lowest rank counts."""
-        claimed = {}
-        for value in sorted(self.of_kind(kind), key=rank, reverse=True):
-            claimed[value["server"], value[name]] = value
-        return dict(sorted(claimed.items()))
+    def archives_with(self, file):
+        """The archives a file is in: its own, and those of histories that were left and have it as well."""
+        yield self.placed.get(file["record"], file["server"])
+        moves = [(one.at, one.placed[file["record"]]) for one in self.decisions if file["record"] in one.placed]
+        for restart in self.restarts(file["server"]):
+            left_before = any(to != file["server"] and at <= restart.at for at, to in moves)
+            came_later = any(to == file["server"] and at >= restart.at for at, to in moves)
+            is_older = instant(file["archived_at"]) < restart.at
+            if is_older and not left_before and not came_later and is_shared(file, restart.shared_from):
+                yield restart.left
+
+    def restarts(self, server):
+        """The decisions that left a history of the server, in their order."""
+        return [decision for decision in self.decisions if decision.left and decision.server == server]
+
+    def archive_of(self, backup):
+        """The archive that has a backup's WAL; None for a history that nobody has decided for."""
+        fork = backup.get("fork")
+        is_servers = fork is None or any(fork in decision.forks for decision in self.decisions if decision.left)
+        return self.placed.get(backup["record"], backup["server"] if is_servers else None)
 
     def status(self, backup):
         """A complete backup waits until the archive has all the WAL it needs."""
-        if backup["status"] == "FAILED" or all((backup["server"], name) in self.wal for name in needed_wal(backup)):
+        archive = self.archive_of(backup)
+        if backup["status"] == "FAILED" or all((archive, name) in self.wal for name in needed_wal(backup)):
             return "FAILED" if backup["status"] == "FAILED" else "DONE"
         return "WAITING_FOR_WALS"
 
@@ -555,13 +579,21 @@ class Repository:
         require(len(found) == 1, f"Several servers have a backup {name}: name it SERVER/{name}")
         return found[0]
 
-    def find_wal(self, server, name):
+    def archive(self, server, left):
+        """The archive of a server or, with a number, of a history of it that was left."""
+        if left is None:
+            return server
+        restarts = self.restarts(server)
+        require(1 <= left <= len(restarts), f"Server {server} has no history {left} that was left")
+        return restarts[left - 1].left
+
+    def find_wal(self, archive, name):
         if name.startswith("quarantine/"):
             found = [file for file in self.quarantined if name == f"quarantine/{file['record']}"]
             require(found, f"Nothing is in quarantine as {name}")
             return found[0]
-        require((server, name) in self.wal, f"{name} of {server} is not in the archive")
-        return self.wal[server, name]
+        require((archive, name) in self.wal, f"{name} of {archive} is not in the archive")
+        return self.wal[archive, name]
 
     # -- chunks
 
@@ -692,6 +724,7 @@ FIELDS = {
     WAL: {"server": str, "name": str, "size_bytes": int, "archived_at": str, "origin": str, "map": dict},
     DELETION: {"of": str},
     DAMAGE: {"pack": str, "chunks": list},
+    HISTORY: {"server": str, "at": str, "event": dict},
 }
 FIELDS[QUARANTINED] = {**FIELDS[WAL], "reason": str}
 
@@ -708,9 +741,56 @@ def check_fields(kind, value):
         next(needed_wal(value), None)  # the first one is computed with all its fields
     if kind in (WAL, QUARANTINED):
         instant(value["archived_at"])
+    if kind == HISTORY:
+        decision_from_json(value)
     if kind == DAMAGE:
         for chunk in value["chunks"]:
             bytes.fromhex(chunk)
+
+
+class Decision(NamedTuple):
+    """Which of two histories of a server counts."""
+
+    at: int
+    record: str
+    server: str
+    left: Optional[str]  # the archive of the history that is left
+    shared_from: int
+    forks: list
+    placed: dict  # record id -> the archive it is in from then on
+
+
+def decision_from_json(value):
+    """A decision; None for a fork, which decides nothing."""
+    ((name, event),) = value["event"].items()
+    at, server, left, shared_from, apart = instant(value["at"]), value["server"], None, 0, []
+    if name == "fork":
+        return None
+    if name == "restart":
+        # No server has such a name.
+        left, shared_from, apart = f"{server}/{value['record']}", lsn(event["shared_from"]), event["apart"]
+    elif name != "keep":
+        raise ValueError(f"{name!r} is no event")
+    forks, taken = event["of"], event.get("taken", [])
+    if not all(isinstance(ids, list) for ids in (forks, apart, taken)):
+        raise TypeError("a list of ids is no list")
+    placed = {**dict.fromkeys(taken, server), **dict.fromkeys(apart, left)}
+    return Decision(at, value["record"], server, left, shared_from, forks, placed)
+
+
+def is_shared(file, shared_from):
+    """Whether a history that was left needs a file that it has in common with the server's archive."""
+    name, size = file["name"], file["size_bytes"]
+    if name.endswith(".history"):
+        return True
+    if not re.fullmatch(r"[0-9A-F]{24}", name) or not 1 << 20 <= size <= 1 << 30 or size & (size - 1):
+        return False
+    return (int(name[8:16], 16) << 32) + (int(name[16:], 16) + 1) * size > shared_from
+
+
+def claim(values, rank):
+    """Pairs of a name and a value as a dictionary. Of several values that claim one name the lowest rank has it."""
+    return dict(sorted(dict(sorted(values, key=lambda pair: rank(pair[1]), reverse=True)).items()))
 
 
 @contextlib.contextmanager
@@ -804,18 +884,17 @@ def list_files(repository, arguments):
 
 
 def wal(repository, arguments):
+    archive = repository.archive(arguments.server, arguments.left)
     if arguments.segment:
-        file = repository.find_wal(arguments.server, arguments.segment)
+        file = repository.find_wal(archive, arguments.segment)
         write_file(repository.wal_contents(file), arguments.output)
         return
-    files = [(name, file) for (server, name), file in repository.wal.items() if server == arguments.server]
-    files += [
-        (f"quarantine/{file['record']}", file) for file in repository.quarantined if file["server"] == arguments.server
-    ]
+    files = [(name, file) for (of, name), file in repository.wal.items() if of == archive]
+    files += [(f"quarantine/{file['record']}", file) for file in repository.quarantined if file["server"] == archive]
     require(files, f"Server {arguments.server} has no WAL here")
     for name, file in files:
         print(f"{name}  {file['size_bytes']} bytes  {file['archived_at']}  {file['origin']}", end="")
-        print(f"  {file['name']}: {file['reason']}" if "reason" in file else "")
+        print(f"  {file['name']}: {file['reason']}" if name.startswith("quarantine/") else "")
 
 
 def extract(repository, arguments):
@@ -935,6 +1014,9 @@ def parse_arguments():
     command.add_argument("server", metavar="SERVER")
     command.add_argument("segment", metavar="SEGMENT", nargs="?", help="a name as the list shows it")
     command.add_argument("-o", "--output", help="where to put it; must not exist; standard output without")
+    command.add_argument(
+        "--left", metavar="N", type=int, help="of the Nth history that was left, in the order of the decisions"
+    )
     command.set_defaults(run=wal)
     return parser.parse_args()
 

@@ -3,7 +3,7 @@
 
 catalog/live/tests/frozen/<n>/held.txt is what the program found there when it made the repository. The same lines are
 made here from what the two print and extract. A byte of a pack that is flipped must be noticed, or
-change nothing.
+change nothing. Where the program has been built, it makes a server with two histories, which no frozen repository has.
 """
 
 import collections
@@ -12,6 +12,7 @@ import json
 import os
 import random
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ import read_pack
 
 HERE = Path(__file__).resolve().parent
 FROZEN = HERE.parent / "catalog" / "live" / "tests" / "frozen"
+PROGRAM = Path(os.environ.get("CARGO_TARGET_DIR", HERE.parent / "target")) / "debug" / "barmanfs"
 FLIPS = int(os.environ.get("READ_PACK_FLIPS", "150"))
 
 
@@ -245,6 +247,39 @@ def wal_record(name, archived_at, data=b""):
     }
 
 
+def decision(at, **event):
+    return {"version": 1, "server": "main", "timeline": 1, "lsn": "0/2000028", "at": at, "event": event}
+
+
+# -- a server of the program's with two histories
+
+
+def segment(number, history):
+    """A segment of 1 MiB with a right first page and, instead of records, bytes that depend on the history."""
+    size = 1 << 20
+    header = struct.pack("<HHIQQQII", 0xD110, 2, 1, number * size, 0, 42, size, 8192)
+    return header + bytes([history]) * (size - len(header))
+
+
+class Program:
+    """The program with a repository of its own, which has no backup."""
+
+    def __init__(self, directory):
+        self.repository, self.config = directory / "repository", directory / "barmanfs.conf"
+        (self.repository / "packs").mkdir(parents=True)
+        shutil.copy(min(FROZEN.iterdir()) / "repository" / "repository.json", self.repository)
+        self.config.write_text(f"[barmanfs]\nrepository = {self.repository}\n[main]\nconninfo = host=/nowhere\n")
+        assert self.run("rebuild-catalog").returncode == 0
+
+    def run(self, *arguments):
+        return subprocess.run([PROGRAM, "-c", self.config, *arguments], capture_output=True, check=False)
+
+    def archive(self, number, history):
+        path = self.config.with_name(f"00000001{number:016X}")
+        path.write_bytes(segment(number, history))
+        return self.run("wal-archive", "main", path).returncode == 0
+
+
 @contextlib.contextmanager
 def flipped(path, at, mask):
     original = path.read_bytes()
@@ -320,7 +355,9 @@ class ReadPack(unittest.TestCase):
             with flipped(journal, offset + read_clone.FRAME.size, 1):
                 done = run(copy, "main/test1", program="read_clone.py")
             self.assertEqual(done.returncode, 1)
-            self.assertRegex(done.stderr.decode(), r"\AFAILED: [^\n]+ (is damaged at byte \d+|has no complete record)\n\Z")
+            self.assertRegex(
+                done.stderr.decode(), r"\AFAILED: [^\n]+ (is damaged at byte \d+|has no complete record)\n\Z"
+            )
 
     def test_a_damaged_file_is_refused(self):
         copy = self.copy(self.frozen()[0])
@@ -470,6 +507,81 @@ class ReadPack(unittest.TestCase):
         (backup,) = self.packs([(1, 1, {**BACKUP, "wal_included": True})]).backups.values()
         self.assertEqual(backup["status"], "DONE")
 
+    def test_a_decision_moves_files(self):
+        first, second, third, fourth = (f"00000001000000000000000{number}" for number in range(1, 5))
+        times = [f"2026-11-20T10:15:0{second}Z" for second in range(10)]
+
+        def file(name, at, kind=2):
+            size = 0 if name.endswith(".history") else 16 << 20
+            value = {**wal_record(name, times[at]), "size_bytes": size}
+            return (kind, value if kind == 2 else {**value, "reason": "another history"})
+
+        files = {
+            1: file(first, 1),
+            2: file(second, 1),
+            3: file(third, 1),
+            4: file("00000002.history", 1),
+            5: file(third, 2, 5),
+            6: file(fourth, 2, 5),
+            7: file(first, 9),
+            8: file(fourth + ".partial", 1),
+        }
+        ids = {number: record_id(number) for number in range(30)}
+        restart = {"of": [ids[20]], "apart": [ids[3], ids[15]], "taken": [ids[5]], "shared_from": "0/2000001"}
+        again = {"of": [], "apart": [ids[5]], "shared_from": "0/2000000"}
+        decisions = {
+            10: decision(times[5], restart=restart),
+            11: decision(times[6], keep={"of": [], "taken": [ids[6]]}),
+            12: decision(times[7], restart=again),
+            20: decision(times[3], fork={"why": "", "found_by": ""}),
+        }
+        backups = {
+            15: {**BACKUP, "id": "20261120T000001"},
+            16: {**BACKUP, "id": "20261120T000002", "fork": ids[20]},
+            17: {**BACKUP, "id": "20261120T000003", "fork": ids[21]},
+        }
+        records = [(number, *record) for number, record in files.items()]
+        records += [(number, 9, value) for number, value in decisions.items()]
+        records += [(number, 1, value) for number, value in backups.items()]
+        for packs in [[records], [records[::-1]], [[record] for record in records]]:
+            repository = self.packs(*packs)
+            self.assertEqual(repository.problems, [])
+            archives = collections.defaultdict(dict)
+            for (archive, name), value in repository.wal.items():
+                archives[archive][name] = bytes.fromhex(value["record"])[0]
+            partial, history = {fourth + ".partial": 8}, {"00000002.history": 4}
+            self.assertEqual(archives["main"], {first: 1, second: 2, fourth: 6, **history, **partial})
+            self.assertEqual(archives[f"main/{ids[10]}"], {second: 2, third: 3, **history})
+            self.assertEqual(archives[f"main/{ids[12]}"], {second: 2, third: 5, fourth: 6, **history})
+            self.assertEqual(len(archives), 3)
+            self.assertEqual(repository.quarantined, [])
+            statuses = [backup["status"] for backup in repository.backups.values()]
+            self.assertEqual(statuses, ["DONE", "WAITING_FOR_WALS", "WAITING_FOR_WALS"])
+        # Without the second restart, the file that the first one took is in the server's archive.
+        repository = self.packs([*records, (25, 3, {"version": 1, "of": ids[12]})])
+        self.assertEqual(repository.wal["main", third]["record"], ids[5])
+        statuses = [backup["status"] for backup in repository.backups.values()]
+        self.assertEqual(statuses, ["DONE", "DONE", "WAITING_FOR_WALS"])
+
+    @unittest.skipUnless(PROGRAM.is_file(), f"{PROGRAM} is not built")
+    def test_two_histories_are_those_the_program_shows(self):
+        for word in ["keep", "restart"]:
+            program = Program(self.scratch / word)
+            for archived in [(1, 1), (2, 1), (3, 1)]:
+                self.assertTrue(program.archive(*archived))
+            for refused in [(2, 2), (3, 2), (4, 2)]:
+                self.assertFalse(program.archive(*refused))
+            for at in [None, "0/200028"]:
+                if at:
+                    self.assertEqual(program.run("history", "main", word, "--at", at).returncode, 0)
+                for archive in [[], ["--left", "1"]] if at and word == "restart" else [[]]:
+                    listed = [line.split("  ")[0] for line in lines_of(program.repository, "wal", "main", *archive)]
+                    for name in [f"00000001{number:016X}" for number in range(1, 5)]:
+                        ours = run(program.repository, "wal", "main", name, *archive)
+                        theirs = program.run("get-wal", "main", name, *archive)
+                        self.assertEqual((ours.returncode, ours.stdout), (theirs.returncode, theirs.stdout), name)
+                        self.assertEqual(name in listed, theirs.returncode == 0)
+
     def test_a_damaged_copy_of_a_chunk_is_passed_over(self):
         data, directory = b"segment", self.scratch / "copies"
         name = "000000010000000000000002"
@@ -528,6 +640,8 @@ class ReadPack(unittest.TestCase):
             (3, {"version": 1, "of": record_id(9)}),
             (5, {**wal_record("00000002.history", BACKUP["begin_time"]), "reason": "other bytes"}),
             (8, {"version": 1, "pack": record_id(1), "chunks": ["00" * 32]}),
+            (9, decision(BACKUP["begin_time"], keep={"of": [], "taken": [record_id(9)]})),
+            (9, decision(BACKUP["begin_time"], restart={"of": [], "apart": [], "taken": [], "shared_from": "0/0"})),
         ]
         payloads = [(kind, payload) for kind, value in good for payload in changes(value)]
         payloads += [(kind, bytes(chance.randbytes(chance.randrange(9)))) for kind, _ in good for _ in range(20)]
