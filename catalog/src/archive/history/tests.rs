@@ -1,9 +1,15 @@
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, SegmentSize, TimelineId};
+use barmanfs_store::layout::PACK_HEADER_BYTES;
 
 use super::Decided;
 use crate::archive::wal::WalOutcome;
 use crate::error::Error;
+use crate::home::PACKS;
 use crate::home::settings::CreateOptions;
 use crate::index::repository::Repository;
 use crate::monitor::Silent;
@@ -64,6 +70,24 @@ fn archived(repository: &Repository, left: usize) -> Vec<(u32, u8)> {
         Some((number, last[0] ^ (at / 1000) as u8))
     });
     found.collect()
+}
+
+fn packs(path: &Path) -> BTreeSet<PathBuf> {
+    let directories = fs::read_dir(path.join(PACKS)).unwrap();
+    let directories = directories
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir());
+    directories
+        .flat_map(|directory| fs::read_dir(directory).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .collect()
+}
+
+/// The records at the pack's end stay readable.
+fn damage_first_chunk(pack: &Path) {
+    let mut bytes = fs::read(pack).unwrap();
+    bytes[PACK_HEADER_BYTES + 10] ^= 1;
+    fs::write(pack, bytes).unwrap();
 }
 
 #[test]
@@ -173,4 +197,41 @@ fn new_indexes_leave_both_histories_as_they_are() {
         Repository::rebuild(&path, &mut Silent).unwrap();
         repository.generation().unwrap();
     }
+}
+
+/// A damaged segment must leave the archive, or the right one could never come. The other history's segment of that name
+/// stays.
+#[test]
+fn a_damaged_segment_leaves_its_own_archive_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("repository");
+    let repository = Repository::create(&path, CreateOptions::default()).unwrap();
+    for number in 1..=2 {
+        archive(&repository, number, 1);
+    }
+    // Refused, and taken by the decision.
+    let before = packs(&path);
+    archive(&repository, 2, 2);
+    let new: Vec<PathBuf> = packs(&path).difference(&before).cloned().collect();
+    archive(&repository, 3, 2);
+    let writer = repository.writer("test").unwrap();
+    let lsn = repository.open_forks(&main()).unwrap()[0].lsn;
+    writer.restart_history(&main(), None, lsn).unwrap();
+    drop(writer);
+    assert_eq!(archived(&repository, 0), [(1, 1), (2, 2), (3, 2)]);
+    for pack in new {
+        damage_first_chunk(&pack);
+    }
+    let repository = Repository::open(&path).unwrap();
+    repository.take_from_archive(&main(), &name(2), false).unwrap();
+    for _ in 0..2 {
+        assert_eq!(repository.wal(&main()).find(&name(2)).unwrap(), None);
+        assert_eq!(archived(&repository, 0), [(1, 1), (3, 2)]);
+        assert_eq!(archived(&repository, 1), [(2, 1)]);
+        assert_eq!(repository.wal(&main()).quarantined().unwrap().len(), 1);
+        Repository::rebuild(&path, &mut Silent).unwrap();
+        repository.generation().unwrap();
+    }
+    assert!(matches!(archive(&repository, 2, 2), WalOutcome::Stored(_)));
+    assert_eq!(archived(&repository, 0), [(1, 1), (2, 2), (3, 2)]);
 }

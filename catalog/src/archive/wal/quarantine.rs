@@ -17,6 +17,7 @@ use barmanfs_pg::{Lsn, SegmentSize, TimelineId};
 use barmanfs_store::{Record, RecordId};
 use rusqlite::OptionalExtension;
 
+use crate::archive::history::records::placed_in;
 use crate::archive::wal::{QuarantinedWal, WalFile};
 use crate::error::{Error, Result};
 use crate::home::now;
@@ -275,21 +276,33 @@ impl Repository {
         Ok(records)
     }
 
-    /// All live records for an archived file's name.
+    /// All live records that put a file of this name into the server's archive. After a decision about histories these may
+    /// be records of quarantined files, and the records of another history's file are not among them.
     fn records_of_name(&self, file: &WalFile) -> Result<Vec<RecordId>> {
         let name = file.name.to_string();
         self.db.read(|db| {
             let mut query = db.prepare_cached(
-                "SELECT id, payload FROM records WHERE kind = ?1 AND instr(payload, CAST(?2 AS BLOB)) > 0
-                 AND id NOT IN (SELECT annulled FROM deletions)",
+                "SELECT id, payload, kind FROM records WHERE kind IN (?1, ?2)
+                 AND instr(payload, CAST(?3 AS BLOB)) > 0 AND id NOT IN (SELECT annulled FROM deletions)",
             )?;
-            let mut rows = query.query(rusqlite::params![kind::WAL, name])?;
+            let mut rows = query.query(rusqlite::params![kind::WAL, kind::QUARANTINED_WAL, name])?;
             let mut found = Vec::new();
             while let Some(row) = rows.next()? {
                 let (id, payload) = records::id_and_payload(row)?;
+                let (other, archive) = match row.get(2)? {
+                    kind::WAL => {
+                        let other = records::parse::<WalFile>(id, payload).ok();
+                        let server = other.as_ref().map(|other| other.server.clone());
+                        (other, placed_in(db, id)?.or(server))
+                    }
+                    _ => {
+                        let kept = records::parse::<QuarantinedWal>(id, payload).ok();
+                        (kept.map(|kept| kept.file), placed_in(db, id)?)
+                    }
+                };
                 // A record that cannot be read is in no archive.
-                if let Ok(other) = records::parse::<WalFile>(id, payload)
-                    && (&other.server, other.name) == (&file.server, file.name)
+                if other.is_some_and(|other| other.name == file.name)
+                    && archive.as_ref() == Some(&file.server)
                 {
                     found.push(id);
                 }
