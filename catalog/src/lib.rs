@@ -24,8 +24,6 @@ mod index;
 mod monitor;
 mod names;
 pub mod recovery;
-#[cfg(test)]
-mod testing;
 mod upkeep;
 
 pub use archive::backup::{

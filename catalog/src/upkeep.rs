@@ -5,3 +5,6 @@ pub(crate) mod rebuild;
 pub(crate) mod stats;
 pub(crate) mod sweep;
 pub(crate) mod verify;
+
+#[cfg(test)]
+mod tests;

@@ -51,8 +51,18 @@ impl Repository {
     pub(crate) fn open_with(path: &Path, derive: Derive) -> Result<Self> {
         let home = Home::at(path)?;
         let settings = read_settings(&home)?;
+        let packs = LocalPacks::open(&home.join(PACKS))?;
+        Self::on(home, settings, Arc::new(packs), derive)
+    }
+
+    /// The same with packs that are kept in `storage`.
+    pub(crate) fn on(
+        home: Home,
+        settings: Settings,
+        storage: Arc<dyn PackStorage>,
+        derive: Derive,
+    ) -> Result<Self> {
         let db = Arc::new(Db::open(&home.join(CATALOG), home.owner().clone(), derive)?);
-        let storage: Arc<dyn PackStorage> = Arc::new(LocalPacks::open(&home.join(PACKS))?);
         let locks = Locks::of(&home);
         let surveyor = Surveyor::new(Arc::clone(&db), Arc::clone(&storage), locks.clone());
         let surveyor = Arc::new(surveyor);

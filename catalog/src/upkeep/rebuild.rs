@@ -322,10 +322,10 @@ fn is_there(path: &Path) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use barmanfs_store::PackWriter;
+    use barmanfs_store::testing::{Call, TestPacks};
 
     use super::*;
     use crate::monitor::Silent;
-    use crate::testing::{Asked, NotedPacks};
 
     #[test]
     fn packs_are_durable_before_they_are_entered() {
@@ -333,15 +333,20 @@ mod tests {
         let path = directory.path().join(PACKS);
         let packs = LocalPacks::create(&path).unwrap();
         let mut made = [(); 3].map(|()| PackWriter::begin(&packs).unwrap().close().unwrap().id);
-        let noted = NotedPacks::open(&path);
+        let storage = TestPacks::new(LocalPacks::open(&path).unwrap());
         let connection = Connection::open_in_memory().unwrap();
         db::create_tables(&connection).unwrap();
         let mut report = RebuildReport::default();
-        enter_packs(&connection, noted.as_ref(), &mut report, &mut Silent).unwrap();
+        enter_packs(&connection, &storage, &mut report, &mut Silent).unwrap();
         assert_eq!(report.packs, 3);
-        let asked = noted.asked();
-        let [Asked::Settle(first), ..] = asked.as_slice() else {
-            panic!("{asked:?}");
+        let calls = storage.calls();
+        let reads = |call: &Call| matches!(call, Call::Bytes(_) | Call::Read(_));
+        let before_reading = calls.iter().take_while(|call| !reads(call));
+        let [Call::Settle(first)] = before_reading
+            .filter(|call| **call != Call::List)
+            .collect::<Vec<_>>()[..]
+        else {
+            panic!("{calls:?}");
         };
         let mut first = first.clone();
         made.sort_unstable();

@@ -43,5 +43,5 @@ pub use tree::{
     ComposedSink, FileSink, SingleFile, StoredFile, TreeOptions, TreeReader, TreeTotals, TreeWriter,
 };
 
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

@@ -2,19 +2,19 @@
 
 use std::sync::Arc;
 
+use barmanfs_store::testing::{Call, TestPacks};
 use barmanfs_store::{LocalPacks, PackId, PackWriter};
 
 use crate::home::PACKS;
 use crate::home::settings::CreateOptions;
 use crate::index::repository::Repository;
 use crate::monitor::Silent;
-use crate::testing::{Asked, NotedPacks};
 use crate::upkeep::sweep::SweepOptions;
 
 struct Orphans {
     _directory: tempfile::TempDir,
     repository: Repository,
-    storage: Arc<NotedPacks>,
+    storage: Arc<TestPacks<LocalPacks>>,
     packs: [PackId; 2],
 }
 
@@ -25,7 +25,8 @@ fn orphans() -> Orphans {
     let mut repository = Repository::create(&path, CreateOptions::default()).unwrap();
     let packs = LocalPacks::open(&path.join(PACKS)).unwrap();
     let packs = [(); 2].map(|()| PackWriter::begin(&packs).unwrap().close().unwrap().id);
-    let storage = NotedPacks::open(&path.join(PACKS));
+    let storage = LocalPacks::open(&path.join(PACKS)).unwrap();
+    let storage = Arc::new(TestPacks::new(storage));
     repository.storage = storage.clone();
     Orphans {
         _directory: directory,
@@ -42,13 +43,11 @@ fn a_pack_is_durable_before_it_is_entered() {
         .repository
         .sweep(&SweepOptions::default(), &mut Silent)
         .unwrap();
-    let asked = orphans.storage.asked();
+    let calls = orphans.storage.calls();
     for orphan in orphans.packs {
-        let read = asked.iter().position(|asked| *asked == Asked::Bytes(orphan));
-        let settled = asked
-            .iter()
-            .position(|asked| *asked == Asked::Settle(vec![orphan]));
-        assert!(settled.is_some() && settled < read, "{asked:?}");
+        let read = calls.iter().position(|call| *call == Call::Bytes(orphan));
+        let settled = calls.iter().position(|call| *call == Call::Settle(vec![orphan]));
+        assert!(settled.is_some() && settled < read, "{calls:?}");
     }
 }
 
@@ -60,10 +59,10 @@ fn removed_packs_are_gone_for_good_before_the_sweep_goes_on() {
         .sweep(&SweepOptions::default(), &mut Silent)
         .unwrap();
     assert_eq!(report.removed_packs, 2);
-    let asked = orphans.storage.asked();
-    let last = &asked[asked.len().saturating_sub(1)..];
+    let calls = orphans.storage.calls();
+    let last = &calls[calls.len().saturating_sub(1)..];
     assert!(
-        matches!(last, [Asked::Settle(packs)] if orphans.packs.iter().all(|orphan| packs.contains(orphan))),
-        "{asked:?}"
+        matches!(last, [Call::Settle(packs)] if orphans.packs.iter().all(|orphan| packs.contains(orphan))),
+        "{calls:?}"
     );
 }

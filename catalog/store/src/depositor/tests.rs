@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::layout::{BLOCK_BYTES, DATA_WINDOW_BYTES, PACK_MAX_CHUNKS};
-use crate::testing::{TestStore, noise};
-use crate::{Encoding, Error, PackUpload, RecordId};
+use crate::testing::{Call, MemoryPacks, TestPacks, TestStore, noise};
+use crate::{Encoding, Error, RecordId};
 
 const WINDOW: usize = DATA_WINDOW_BYTES as usize;
 
@@ -289,59 +289,21 @@ fn dropped_before_the_flush_it_leaves_nothing() {
     assert_eq!(store.files(), Vec::<std::path::PathBuf>::new());
 }
 
-/// Packs on a disk that is full from the start.
-#[derive(Debug)]
-struct FullDisk;
-
-#[derive(Debug)]
-struct FullUpload;
-
-impl PackStorage for FullDisk {
-    fn begin(&self, _: PackId) -> Result<Box<dyn PackUpload>> {
-        Ok(Box::new(FullUpload))
-    }
-
-    fn read_at(&self, id: PackId, _: u64, _: &mut [u8]) -> Result<()> {
-        Err(Error::MissingPack(id))
-    }
-
-    fn bytes(&self, id: PackId) -> Result<u64> {
-        Err(Error::MissingPack(id))
-    }
-
-    fn list(&self, _: &mut dyn FnMut(PackId) -> Result<()>) -> Result<()> {
-        Ok(())
-    }
-
-    fn remove(&self, _: PackId) -> Result<()> {
-        Ok(())
-    }
-
-    fn remove_abandoned(&self, _: Duration) -> Result<usize> {
-        Ok(0)
-    }
-}
-
-impl PackUpload for FullUpload {
-    fn write(&mut self, _: &[u8]) -> Result<()> {
-        Err(Error::io(
-            "write",
-            Path::new("packs/x"),
-            std::io::ErrorKind::StorageFull.into(),
-        ))
-    }
-
-    fn finish(self: Box<Self>) -> Result<()> {
-        Ok(())
-    }
-}
-
 #[test]
 fn a_full_disk_is_told_and_nobody_waits_for_ever() {
     let store = TestStore::new();
     let reader = Arc::clone(&store.reader);
+    let packs = TestPacks::new(MemoryPacks::default());
+    packs.before_each(|call| match call {
+        Call::Write(_) => Err(Error::io(
+            "write",
+            Path::new("packs/x"),
+            std::io::ErrorKind::StorageFull.into(),
+        )),
+        _ => Ok(()),
+    });
     let depositor = Depositor::start(
-        Arc::new(FullDisk),
+        Arc::new(packs),
         Arc::clone(&store.index) as _,
         reader,
         DepositOptions::default(),

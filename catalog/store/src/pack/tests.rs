@@ -1,6 +1,4 @@
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -10,66 +8,7 @@ use crate::layout::{
     MAX_RECORD_BYTES, PACK_HEADER_BYTES, PACK_MAX_CHUNKS, PACK_TARGET_BYTES, PACK_TRAILER_BYTES,
 };
 use crate::pack_header::encode_header;
-use crate::storage::PackUpload;
-
-type Files = Arc<Mutex<HashMap<PackId, Vec<u8>>>>;
-
-/// Packs in memory, to be damaged at will.
-#[derive(Debug, Default)]
-struct Memory(Files);
-
-#[derive(Debug)]
-struct MemoryUpload(Files, PackId, Vec<u8>);
-
-impl PackStorage for Memory {
-    fn begin(&self, id: PackId) -> Result<Box<dyn PackUpload>> {
-        Ok(Box::new(MemoryUpload(Arc::clone(&self.0), id, Vec::new())))
-    }
-
-    fn read_at(&self, id: PackId, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let files = self.0.lock().unwrap();
-        let file = files.get(&id).ok_or(Error::MissingPack(id))?;
-        let bytes = usize::try_from(offset)
-            .ok()
-            .and_then(|start| file.get(start..start + buf.len()));
-        buf.copy_from_slice(bytes.ok_or_else(|| Error::damaged(format!("Pack {id}"), "It ends early"))?);
-        Ok(())
-    }
-
-    fn bytes(&self, id: PackId) -> Result<u64> {
-        self.0
-            .lock()
-            .unwrap()
-            .get(&id)
-            .map(|file| file.len() as u64)
-            .ok_or(Error::MissingPack(id))
-    }
-
-    fn list(&self, each: &mut dyn FnMut(PackId) -> Result<()>) -> Result<()> {
-        self.0.lock().unwrap().keys().try_for_each(|id| each(*id))
-    }
-
-    fn remove(&self, id: PackId) -> Result<()> {
-        self.0.lock().unwrap().remove(&id);
-        Ok(())
-    }
-
-    fn remove_abandoned(&self, _older_than: Duration) -> Result<usize> {
-        Ok(0)
-    }
-}
-
-impl PackUpload for MemoryUpload {
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.2.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn finish(self: Box<Self>) -> Result<()> {
-        self.0.lock().unwrap().insert(self.1, self.2);
-        Ok(())
-    }
-}
+use crate::testing::MemoryPacks;
 
 fn record(kind: u8, payload: &[u8]) -> Record {
     Record {
@@ -80,7 +19,7 @@ fn record(kind: u8, payload: &[u8]) -> Record {
 }
 
 /// A pack of these chunks, each but the first also as a delta on the one before.
-fn write(storage: &Memory, chunks: &[Vec<u8>], records: &[Record]) -> ClosedPack {
+fn write(storage: &MemoryPacks, chunks: &[Vec<u8>], records: &[Record]) -> ClosedPack {
     let mut pack = PackWriter::begin(storage).unwrap();
     let mut base: Option<&[u8]> = None;
     for bytes in chunks {
@@ -128,7 +67,7 @@ fn records() -> impl Strategy<Value = Vec<Record>> {
 proptest! {
     #[test]
     fn a_pack_says_what_was_put_into_it(chunks in chunks(), records in records()) {
-        let storage = Memory::default();
+        let storage = MemoryPacks::default();
         let closed = write(&storage, &chunks, &records);
         prop_assert_eq!(&closed.records, &records);
         prop_assert_eq!(&read_footer(&storage, closed.id).unwrap(), &closed);
@@ -145,12 +84,12 @@ proptest! {
     fn a_wrong_byte_outside_the_frames_is_found(
         chunks in chunks(), records in records(), at in any::<prop::sample::Index>(), flip in 1..=255_u8,
     ) {
-        let storage = Memory::default();
+        let storage = MemoryPacks::default();
         let closed = write(&storage, &chunks, &records);
         let frames: usize = closed.chunks.iter().map(|chunk| chunk.stored_bytes as usize).sum();
         let at = at.index(closed.bytes as usize - frames);
         let at = if at < PACK_HEADER_BYTES { at } else { at + frames };
-        storage.0.lock().unwrap().get_mut(&closed.id).unwrap()[at] ^= flip;
+        storage.files.lock().unwrap().get_mut(&closed.id).unwrap()[at] ^= flip;
         let error = read_footer(&storage, closed.id).unwrap_err();
         prop_assert!(error.is_damage(), "byte {}: {}", at, error);
         prop_assert!(error.to_string().contains(&closed.id.to_string()));
@@ -162,20 +101,20 @@ proptest! {
         cut in any::<prop::sample::Index>(),
         more in 1..100_usize,
     ) {
-        let storage = Memory::default();
+        let storage = MemoryPacks::default();
         let closed = write(&storage, &chunks, &[]);
-        storage.0.lock().unwrap().get_mut(&closed.id).unwrap().truncate(cut.index(closed.bytes as usize));
+        storage.files.lock().unwrap().get_mut(&closed.id).unwrap().truncate(cut.index(closed.bytes as usize));
         prop_assert!(read_footer(&storage, closed.id).unwrap_err().is_damage());
         let closed = write(&storage, &chunks, &[]);
-        storage.0.lock().unwrap().get_mut(&closed.id).unwrap().extend(vec![0; more]);
+        storage.files.lock().unwrap().get_mut(&closed.id).unwrap().extend(vec![0; more]);
         prop_assert!(read_footer(&storage, closed.id).unwrap_err().is_damage());
     }
 
     #[test]
     fn any_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-        let storage = Memory::default();
+        let storage = MemoryPacks::default();
         let id = PackId([1; 16]);
-        storage.0.lock().unwrap().insert(id, bytes);
+        storage.files.lock().unwrap().insert(id, bytes);
         prop_assert!(read_footer(&storage, id).unwrap_err().is_damage());
     }
 
@@ -183,11 +122,11 @@ proptest! {
     fn a_footer_that_lies_under_a_right_checksum_is_refused(
         body in prop::collection::vec(any::<u8>(), 0..400),
     ) {
-        let storage = Memory::default();
+        let storage = MemoryPacks::default();
         let id = PackId([1; 16]);
         let mut file = encode_header(id, 1);
         file.extend_from_slice(&footer::encode_tail(id, &body));
-        storage.0.lock().unwrap().insert(id, file);
+        storage.files.lock().unwrap().insert(id, file);
         match read_footer(&storage, id) {
             Ok(pack) => prop_assert!(pack.chunks.iter().all(|chunk| chunk.stored_bytes == 0)),
             Err(error) => prop_assert!(error.is_damage()),
@@ -197,10 +136,10 @@ proptest! {
 
 #[test]
 fn the_bytes_are_those_of_format_md() {
-    let storage = Memory::default();
+    let storage = MemoryPacks::default();
     let chunk = b"stored as it is".to_vec();
     let closed = write(&storage, std::slice::from_ref(&chunk), &[record(7, b"{}")]);
-    let file = storage.0.lock().unwrap()[&closed.id].clone();
+    let file = storage.files.lock().unwrap()[&closed.id].clone();
     let body = [
         &[1, 0, 0, 0, 1, 0, 0, 0][..],
         ChunkId::of(&chunk).as_bytes(),
@@ -233,7 +172,7 @@ fn the_bytes_are_those_of_format_md() {
 
 #[test]
 fn a_newer_pack_is_told_from_a_damaged_one() {
-    let storage = Memory::default();
+    let storage = MemoryPacks::default();
     let id = PackId([9; 16]);
     let header = encode_header(id, 2);
     let mut file = header.clone();
@@ -242,7 +181,7 @@ fn a_newer_pack_is_told_from_a_damaged_one() {
     file.extend_from_slice(checksum.as_bytes());
     file.extend_from_slice(b"bmfs-end");
     assert_eq!(file.len(), PACK_HEADER_BYTES + PACK_TRAILER_BYTES);
-    storage.0.lock().unwrap().insert(id, file);
+    storage.files.lock().unwrap().insert(id, file);
     let error = read_footer(&storage, id).unwrap_err();
     assert!(
         matches!(
@@ -259,17 +198,17 @@ fn a_newer_pack_is_told_from_a_damaged_one() {
 
 #[test]
 fn a_pack_under_another_name_is_refused() {
-    let storage = Memory::default();
+    let storage = MemoryPacks::default();
     let closed = write(&storage, &[b"x".to_vec()], &[]);
     let other = PackId([3; 16]);
-    let file = storage.0.lock().unwrap()[&closed.id].clone();
-    storage.0.lock().unwrap().insert(other, file);
+    let file = storage.files.lock().unwrap()[&closed.id].clone();
+    storage.files.lock().unwrap().insert(other, file);
     assert!(read_footer(&storage, other).unwrap_err().is_damage());
 }
 
 #[test]
 fn what_no_reader_accepts_is_not_written() {
-    let storage = Memory::default();
+    let storage = MemoryPacks::default();
     let mut pack = PackWriter::begin(&storage).unwrap();
     let id = ChunkId::of(b"x");
     let frame = |encoding, bytes| Frame {
@@ -302,7 +241,7 @@ fn what_no_reader_accepts_is_not_written() {
 
 #[test]
 fn a_full_pack_reads_back() {
-    let storage = Memory::default();
+    let storage = MemoryPacks::default();
     let mut by_count = PackWriter::begin(&storage).unwrap();
     let frame = Frame {
         encoding: Encoding::Stored,
@@ -343,7 +282,7 @@ fn a_full_pack_reads_back() {
 
 #[test]
 fn a_pack_dropped_is_gone() {
-    let storage = Memory::default();
+    let storage = MemoryPacks::default();
     let mut pack = PackWriter::begin(&storage).unwrap();
     let id = pack.id();
     pack.append(ChunkId::of(b"x"), 1, None, &encode_whole(b"x", 1))

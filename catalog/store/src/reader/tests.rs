@@ -8,52 +8,27 @@ use super::*;
 use crate::codec::{encode_delta, encode_whole};
 use crate::id::PackId;
 use crate::pack::{ClosedPack, PackWriter};
-use crate::storage::{LocalPacks, PackUpload};
+use crate::storage::LocalPacks;
+use crate::testing::{Call, TestPacks};
 
-/// Packs on disk, with reads counted, and held up while `closed`.
-#[derive(Debug)]
-struct Watched {
-    packs: LocalPacks,
-    reads: AtomicUsize,
+/// Holds up who reads from the packs.
+#[derive(Debug, Default)]
+struct Gate {
     closed: Mutex<bool>,
     opened: Condvar,
     broken: AtomicBool,
 }
 
-impl Watched {
+impl Gate {
     fn set_closed(&self, closed: bool) {
         *self.closed.lock().unwrap() = closed;
         self.opened.notify_all();
     }
-}
 
-impl PackStorage for Watched {
-    fn begin(&self, id: PackId) -> Result<Box<dyn PackUpload>> {
-        self.packs.begin(id)
-    }
-
-    fn read_at(&self, id: PackId, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.reads.fetch_add(1, Ordering::SeqCst);
+    fn pass(&self) {
         let closed = self.closed.lock().unwrap();
         drop(self.opened.wait_while(closed, |closed| *closed).unwrap());
         assert!(!self.broken.load(Ordering::SeqCst), "a reader that panics");
-        self.packs.read_at(id, offset, buf)
-    }
-
-    fn bytes(&self, id: PackId) -> Result<u64> {
-        self.packs.bytes(id)
-    }
-
-    fn list(&self, each: &mut dyn FnMut(PackId) -> Result<()>) -> Result<()> {
-        self.packs.list(each)
-    }
-
-    fn remove(&self, id: PackId) -> Result<()> {
-        self.packs.remove(id)
-    }
-
-    fn remove_abandoned(&self, older_than: Duration) -> Result<usize> {
-        self.packs.remove_abandoned(older_than)
     }
 }
 
@@ -91,7 +66,8 @@ impl ChunkIndex for Index {
 
 struct Store {
     _directory: tempfile::TempDir,
-    packs: Arc<Watched>,
+    packs: Arc<TestPacks<LocalPacks>>,
+    gate: Arc<Gate>,
     index: Arc<Index>,
     reader: ChunkReader,
 }
@@ -102,18 +78,21 @@ const CACHE_BYTES: usize = 1024 * 1024;
 fn store() -> Store {
     let directory = tempfile::tempdir().unwrap();
     let packs = LocalPacks::create(&directory.path().join("packs")).unwrap();
-    let packs = Arc::new(Watched {
-        packs,
-        reads: AtomicUsize::new(0),
-        closed: Mutex::new(false),
-        opened: Condvar::new(),
-        broken: AtomicBool::new(false),
+    let packs = Arc::new(TestPacks::new(packs));
+    let gate = Arc::new(Gate::default());
+    let at_gate = Arc::clone(&gate);
+    packs.before_each(move |call| {
+        if matches!(call, Call::Read(_)) {
+            at_gate.pass();
+        }
+        Ok(())
     });
     let index = Arc::new(Index::default());
     let reader = ChunkReader::new(Arc::clone(&packs) as _, Arc::clone(&index) as _, CACHE_BYTES);
     Store {
         _directory: directory,
         packs,
+        gate,
         index,
         reader,
     }
@@ -143,7 +122,8 @@ impl Store {
     }
 
     fn reads(&self) -> usize {
-        self.packs.reads.load(Ordering::SeqCst)
+        let calls = self.packs.calls();
+        calls.iter().filter(|call| matches!(call, Call::Read(_))).count()
     }
 
     fn path(&self, pack: PackId) -> std::path::PathBuf {
@@ -221,7 +201,7 @@ fn readers_of_one_chunk_wait_for_one_decode() {
     let store = store();
     let bytes = window(1);
     store.put(&[(&bytes, None)]);
-    store.packs.set_closed(true);
+    store.gate.set_closed(true);
     let started = Barrier::new(9);
     thread::scope(|scope| {
         for _ in 0..8 {
@@ -236,7 +216,7 @@ fn readers_of_one_chunk_wait_for_one_decode() {
         started.wait();
         wait_until("someone reads", || store.reads() == 1);
         thread::sleep(Duration::from_millis(20));
-        store.packs.set_closed(false);
+        store.gate.set_closed(false);
     });
     assert_eq!(store.reads(), 1);
 }
@@ -250,14 +230,14 @@ fn a_failed_decode_is_told_to_all_who_wait_and_not_kept() {
     let mut bad = good.clone();
     bad[60] ^= 1;
     std::fs::write(&path, &bad).unwrap();
-    store.packs.set_closed(true);
+    store.gate.set_closed(true);
     thread::scope(|scope| {
         let readers: Vec<_> = (0..4)
             .map(|_| scope.spawn(|| store.reader.get(&ChunkId::of(&bytes))))
             .collect();
         wait_until("someone reads", || store.reads() == 1);
         thread::sleep(Duration::from_millis(20));
-        store.packs.set_closed(false);
+        store.gate.set_closed(false);
         for reader in readers {
             let error = reader.join().unwrap().unwrap_err();
             let place = format!(
@@ -280,19 +260,19 @@ fn a_reader_that_panics_leaves_nobody_waiting() {
     let store = store();
     let bytes = window(1);
     store.put(&[(&bytes, None)]);
-    store.packs.set_closed(true);
-    store.packs.broken.store(true, Ordering::SeqCst);
+    store.gate.set_closed(true);
+    store.gate.broken.store(true, Ordering::SeqCst);
     thread::scope(|scope| {
         let first = scope.spawn(|| store.reader.get(&ChunkId::of(&bytes)));
         wait_until("the first reads", || store.reads() == 1);
         let second = scope.spawn(|| store.reader.get(&ChunkId::of(&bytes)));
         thread::sleep(Duration::from_millis(20));
-        store.packs.set_closed(false);
+        store.gate.set_closed(false);
         assert!(first.join().is_err());
         // The second becomes the new leader and panics in turn: it was not left waiting.
         assert!(second.join().is_err());
     });
-    store.packs.broken.store(false, Ordering::SeqCst);
+    store.gate.broken.store(false, Ordering::SeqCst);
     store.reader.get(&ChunkId::of(&bytes)).unwrap();
 }
 
@@ -430,12 +410,12 @@ fn reading_ahead_never_waits() {
     let store = store();
     let bytes = window(1);
     store.put(&[(&bytes, None)]);
-    store.packs.set_closed(true);
+    store.gate.set_closed(true);
     store.reader.read_ahead([ChunkId::of(&bytes)]);
     store
         .reader
         .read_ahead((0..10_000_u32).map(|n| ChunkId::of(&n.to_le_bytes())));
-    store.packs.set_closed(false);
+    store.gate.set_closed(false);
     assert_eq!(
         &*store.reader.get(&ChunkId::of(&bytes)).unwrap(),
         bytes.as_slice()
