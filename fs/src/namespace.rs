@@ -32,7 +32,7 @@ use table::Table;
 pub(crate) use table::Victim;
 
 /// Minimum time between two log lines about the same condition.
-const TELLS_EVERY: Duration = Duration::from_secs(60);
+const FULL_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The mounted tree.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub struct Namespace {
     files: Handles<OpenFile>,
     directories: Handles<OpenDirectory>,
     orders: Orders,
-    told_full: Mutex<Option<Instant>>,
+    last_full_log: Mutex<Option<Instant>>,
 }
 
 /// The answer to a look-up.
@@ -99,7 +99,7 @@ impl Namespace {
             files: Handles::default(),
             directories: Handles::default(),
             orders: Orders::default(),
-            told_full: Mutex::default(),
+            last_full_log: Mutex::default(),
         }
     }
 
@@ -120,7 +120,7 @@ impl Namespace {
                 content: Content::Directory(_),
                 ..
             }) if directory.is_open_ended() && self.nodes.is_full() => {
-                self.tell_full();
+                self.log_full();
                 return Err(crate::Error::Refused(Errno::AGAIN));
             }
             Some(child) => {
@@ -132,10 +132,10 @@ impl Namespace {
     }
 
     /// Logged once a minute, because this may last long.
-    fn tell_full(&self) {
-        let mut told = lock(&self.told_full);
-        if told.is_none_or(|told| told.elapsed() >= TELLS_EVERY) {
-            *told = Some(Instant::now());
+    fn log_full(&self) {
+        let mut last = lock(&self.last_full_log);
+        if last.is_none_or(|last| last.elapsed() >= FULL_LOG_INTERVAL) {
+            *last = Some(Instant::now());
             tracing::warn!(
                 "More names are looked up in pitr/ than are kept: those beyond are answered with \
                  \"Resource temporarily unavailable\" for now"

@@ -55,7 +55,7 @@ pub use copy::copy_files;
 pub use create::NewNode;
 pub use error::{Error, Result};
 pub use listing::{Listing, Name};
-pub use open::{Initial, MadeFile, MadeThing};
+pub use open::{AddedContent, AddedEntry, Initial};
 pub use ranges::Allocation;
 pub use rename::RenameMode;
 pub use stat::{Kind, NodeAttributes, NodeId, Time};

@@ -31,7 +31,7 @@ const COPY_BYTES: usize = 1 << 20;
 /// The differences of a new clone from its lower layer.
 pub struct Initial<'a> {
     /// Created in this order. A file replaces one of the backup at the same path.
-    pub made: Vec<MadeFile>,
+    pub made: Vec<AddedEntry>,
     /// Directories in which [`hide`](Self::hide) is called; "" is the root.
     pub looked_at: &'a [&'a [u8]],
     /// Whether the clone hides an entry of the backup.
@@ -49,18 +49,18 @@ impl std::fmt::Debug for Initial<'_> {
 
 /// A file, directory or link that a new clone starts with.
 #[derive(Debug, Clone)]
-pub struct MadeFile {
+pub struct AddedEntry {
     /// Its path: "recovery.signal".
     pub path: Vec<u8>,
     /// Its owner, permissions and time.
     pub attributes: Attributes,
     /// Its content.
-    pub thing: MadeThing,
+    pub thing: AddedContent,
 }
 
-/// Content of a [`MadeFile`].
+/// Content of a [`AddedEntry`].
 #[derive(Debug, Clone)]
-pub enum MadeThing {
+pub enum AddedContent {
     /// A file with these bytes.
     File(Vec<u8>),
     /// A file with the content of this one.
@@ -202,7 +202,7 @@ impl LiveClone {
         Ok(())
     }
 
-    fn make_initial(&self, made: &MadeFile) -> Result<()> {
+    fn make_initial(&self, made: &AddedEntry) -> Result<()> {
         let (parent, name) = match made.path.iter().rposition(|&byte| byte == b'/') {
             Some(end) => (made.path.get(..end), made.path.get(end + 1..)),
             None => (Some(&[][..]), Some(&*made.path)),
@@ -225,14 +225,14 @@ impl LiveClone {
             unlinked => unlinked?,
         }
         let node = match &made.thing {
-            MadeThing::File(_) | MadeThing::CopyOf(_) => self.create(parent.id, name, new)?,
-            MadeThing::Directory => self.mkdir(parent.id, name, new)?,
-            MadeThing::Symlink(target) => self.symlink(parent.id, name, target, new)?,
+            AddedContent::File(_) | AddedContent::CopyOf(_) => self.create(parent.id, name, new)?,
+            AddedContent::Directory => self.mkdir(parent.id, name, new)?,
+            AddedContent::Symlink(target) => self.symlink(parent.id, name, target, new)?,
         };
         match &made.thing {
-            MadeThing::File(bytes) => self.write_all(node.node, 0, bytes)?,
-            MadeThing::CopyOf(file) => self.copy_from(node.node, file)?,
-            MadeThing::Directory | MadeThing::Symlink(_) => {}
+            AddedContent::File(bytes) => self.write_all(node.node, 0, bytes)?,
+            AddedContent::CopyOf(file) => self.copy_from(node.node, file)?,
+            AddedContent::Directory | AddedContent::Symlink(_) => {}
         }
         let time = Time {
             s: mtime_s,
@@ -306,7 +306,7 @@ impl<'a> Replay<'a> {
     }
 
     /// Adds a stored file at a path where the backup has none.
-    fn graft(&mut self, graft: &barmanfs_catalog::Graft) -> Result<()> {
+    fn graft(&mut self, graft: &barmanfs_catalog::ExtraFile) -> Result<()> {
         let path = graft.path.as_bytes();
         let (parent, name) = match path.iter().rposition(|&byte| byte == b'/') {
             Some(end) => (

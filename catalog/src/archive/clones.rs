@@ -60,7 +60,7 @@ pub struct CloneOrigin {
 
 /// A stored file that is in the clone's tree but not in its backup's: mostly WAL.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Graft {
+pub struct ExtraFile {
     /// Its path: "pg_wal/000000010000000000000001".
     pub path: String,
     /// Its owner, permissions and time.
@@ -90,7 +90,7 @@ pub struct CloneDescription {
     pub root: BackupRoot,
     /// Additional stored files.
     #[serde(default)]
-    pub grafts: Vec<Graft>,
+    pub grafts: Vec<ExtraFile>,
     /// Bytes it may occupy in the repository; none means no limit. The caller that opens a clone sets it. Earlier
     /// releases stored the configured value when the clone was created.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -7,7 +7,7 @@ use barmanfs_pg::wal_scan::RecordFacts;
 use barmanfs_pg::{Lsn, TimestampMicros};
 
 use crate::error::Result;
-use crate::recovery::planner::{Halt, Planner, Start, Step};
+use crate::recovery::planner::{PlanResult, Planner, Start, StopReason};
 use crate::recovery::route::{LAST, Route};
 use crate::recovery::segments::{Found, Row, Segments, is_after};
 use crate::recovery::time::shown;
@@ -15,7 +15,7 @@ use crate::recovery::{Target, Unreachable};
 
 /// The WAL up to a timeline, with what is known about the target before a backup is chosen.
 #[derive(Debug)]
-pub(super) struct Way {
+pub(super) struct Approach {
     pub(super) route: Route,
     pub(super) goal: Goal,
 }
@@ -53,7 +53,7 @@ struct Later {
     blocked: bool,
 }
 
-impl Way {
+impl Approach {
     pub(super) fn to(
         target: &Target,
         route: Route,
@@ -103,15 +103,15 @@ pub(super) struct End {
     pub(super) notes: Vec<String>,
     /// Where the server was started with `wal_level = minimal`, in WAL that is still being received.
     pub(super) minimal: Option<Lsn>,
-    /// The largest settings that the server was started with on the way.
+    /// The largest settings that the server was started with before the end.
     pub(super) required: Option<RequiredSettings>,
 }
 
 impl Planner<'_> {
     /// Where replay from this backup ends; none if the target lies before the backup's end.
-    pub(super) fn end(&self, start: &Start, way: &Way) -> Step<Option<End>> {
-        let route = &way.route;
-        match &way.goal {
+    pub(super) fn end(&self, start: &Start, approach: &Approach) -> PlanResult<Option<End>> {
+        let route = &approach.route;
+        match &approach.goal {
             Goal::Now => self.to_now(start, route).map(Some),
             Goal::Immediate => {
                 let number = route.number_before(start.stop);
@@ -124,17 +124,17 @@ impl Planner<'_> {
                     ..End::default()
                 }))
             }
-            Goal::Lsn(lsn) => self.to_lsn(start, way, *lsn),
-            Goal::Time(time, passed) => self.to_time(start, way, *time, &passed.last),
-            Goal::Xid(xid, found) => self.to_xid(start, way, *xid, found.as_ref()),
-            Goal::Name(name, points) => self.to_name(start, way, name, points),
+            Goal::Lsn(lsn) => self.to_lsn(start, approach, *lsn),
+            Goal::Time(time, passed) => self.to_time(start, approach, *time, &passed.last),
+            Goal::Xid(xid, found) => self.to_xid(start, approach, *xid, found.as_ref()),
+            Goal::Name(name, points) => self.to_name(start, approach, name, points),
         }
     }
 
-    fn to_now(&self, start: &Start, route: &Route) -> Step<End> {
+    fn to_now(&self, start: &Start, route: &Route) -> PlanResult<End> {
         let from = archived_from(start, route);
         let missing = self.segments.first_missing(route, from, LAST)?.unwrap_or(LAST);
-        if self.goes_astray(route, missing)? {
+        if self.replay_would_diverge(route, missing)? {
             self.check_way(start, route, missing)?;
         }
         let broken = self.segments.first_broken(route, from, missing)?;
@@ -168,7 +168,7 @@ impl Planner<'_> {
     /// Whether PostgreSQL, when it does not find the first segment of a timeline, would continue along the previous
     /// timeline: that one may have a segment of the same number, which continues past the point where the timeline was
     /// left.
-    fn goes_astray(&self, route: &Route, missing: u64) -> Result<bool> {
+    fn replay_would_diverge(&self, route: &Route, missing: u64) -> Result<bool> {
         let spans = route.spans();
         for ((before, _, _), (_, begin, _)) in spans.iter().zip(spans.iter().skip(1)) {
             if route.number(*begin) == missing && self.segments.has(*before, missing)? {
@@ -179,15 +179,15 @@ impl Planner<'_> {
     }
 
     /// Replay stops at the first record that starts at the position or later.
-    fn to_lsn(&self, start: &Start, way: &Way, lsn: Lsn) -> Step<Option<End>> {
+    fn to_lsn(&self, start: &Start, approach: &Approach, lsn: Lsn) -> PlanResult<Option<End>> {
         if lsn < start.stop {
             return Ok(None);
         }
-        let route = &way.route;
+        let route = &approach.route;
         let wanted = route.number(lsn);
         let Some(number) = self.first_record(route, lsn)? else {
             let what = format!("No record at or after {lsn} is archived");
-            return Err(self.after_end(start, way, what)?);
+            return Err(self.after_end(start, approach, what)?);
         };
         self.check_way(start, route, number)?;
         Ok(Some(End {
@@ -209,15 +209,21 @@ impl Planner<'_> {
         Ok(later.map(|row| row.number))
     }
 
-    fn to_xid(&self, start: &Start, way: &Way, xid: u32, found: Option<&Found>) -> Step<Option<End>> {
+    fn to_xid(
+        &self,
+        start: &Start,
+        approach: &Approach,
+        xid: u32,
+        found: Option<&Found>,
+    ) -> PlanResult<Option<End>> {
         let Some(found) = found else {
             let what = format!("No commit or abort of transaction {xid} is archived");
-            return Err(self.after_end(start, way, what)?);
+            return Err(self.after_end(start, approach, what)?);
         };
         if found.lsn < start.stop {
             return Ok(None);
         }
-        self.check_way(start, &way.route, found.last_number)?;
+        self.check_way(start, &approach.route, found.last_number)?;
         Ok(Some(End {
             number: found.last_number,
             lsn: Some(found.lsn),
@@ -230,15 +236,15 @@ impl Planner<'_> {
     fn to_name(
         &self,
         start: &Start,
-        way: &Way,
+        approach: &Approach,
         name: &str,
         points: &[(Lsn, TimestampMicros)],
-    ) -> Step<Option<End>> {
+    ) -> PlanResult<Option<End>> {
         if points.is_empty() {
             let what = format!("No restore point '{name}' is archived");
-            return Err(self.after_end(start, way, what)?);
+            return Err(self.after_end(start, approach, what)?);
         }
-        let route = &way.route;
+        let route = &approach.route;
         let first = points.iter().find(|(lsn, _)| *lsn >= start.start);
         let Some(&(lsn, time)) = first.filter(|(lsn, _)| *lsn >= start.stop) else {
             return Ok(None);
@@ -269,11 +275,11 @@ impl Planner<'_> {
     fn to_time(
         &self,
         start: &Start,
-        way: &Way,
+        approach: &Approach,
         time: TimestampMicros,
         known: &RefCell<Option<Later>>,
-    ) -> Step<Option<End>> {
-        let route = &way.route;
+    ) -> PlanResult<Option<End>> {
+        let route = &approach.route;
         if self.is_older_than(start, route, time)? {
             return Ok(None);
         }
@@ -289,7 +295,7 @@ impl Planner<'_> {
             }
             row = before.row;
         }
-        let end = self.before_later(start, way, time, row);
+        let end = self.before_later(start, approach, time, row);
         let blocked = end.is_err();
         *known.borrow_mut() = Some(Later { from, row, blocked });
         end
@@ -305,15 +311,15 @@ impl Planner<'_> {
     fn before_later(
         &self,
         start: &Start,
-        way: &Way,
+        approach: &Approach,
         time: TimestampMicros,
         mut row: Option<Row>,
-    ) -> Step<Option<End>> {
-        let (route, inclusive) = (&way.route, self.spec.inclusive);
+    ) -> PlanResult<Option<End>> {
+        let (route, inclusive) = (&approach.route, self.spec.inclusive);
         loop {
             let Some(later) = row else {
                 let what = format!("Nothing that committed after {} is archived", shown(time));
-                return Err(self.after_end(start, way, what)?);
+                return Err(self.after_end(start, approach, what)?);
             };
             let is_behind = route.start(later.number) >= start.stop;
             let (ends_in, lsn) = if is_behind && later.ends_in == later.number {
@@ -386,7 +392,7 @@ impl Planner<'_> {
     }
 
     /// Fails if a segment between the backup and segment `to` is missing or broken.
-    fn check_way(&self, start: &Start, route: &Route, to: u64) -> Step<()> {
+    fn check_way(&self, start: &Start, route: &Route, to: u64) -> PlanResult<()> {
         let from = archived_from(start, route);
         if let Some(missing) = self.segments.first_missing(route, from, to)? {
             let next = self
@@ -419,8 +425,8 @@ impl Planner<'_> {
     }
 
     /// The reason when nothing is archived at which replay would stop.
-    fn after_end(&self, start: &Start, way: &Way, what: String) -> Result<Halt> {
-        let route = &way.route;
+    fn after_end(&self, start: &Start, approach: &Approach, what: String) -> Result<StopReason> {
+        let route = &approach.route;
         let from = archived_from(start, route);
         let missing = self.segments.first_missing(route, from, LAST)?.unwrap_or(LAST);
         let (newest, end) = self.reach(start, route, missing)?;

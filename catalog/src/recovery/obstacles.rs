@@ -12,8 +12,8 @@ use barmanfs_pg::wal_scan::WalLevel;
 
 use crate::error::Result;
 use crate::recovery::Unreachable;
-use crate::recovery::ends::{End, Goal, Way, ends_after};
-use crate::recovery::planner::{Planner, Start, Step};
+use crate::recovery::ends::{Approach, End, Goal, ends_after};
+use crate::recovery::planner::{PlanResult, Planner, Start};
 use crate::recovery::route::Route;
 
 /// Number of segments with an index of an earlier release that are read to plan one recovery: this takes a
@@ -33,14 +33,14 @@ struct Found {
 
 impl Planner<'_> {
     /// Returns the end if replay reaches it.
-    pub(super) fn check_replay(&self, start: &Start, way: &Way, mut end: End) -> Step<End> {
-        let route = &way.route;
+    pub(super) fn check_replay(&self, start: &Start, approach: &Approach, mut end: End) -> PlanResult<End> {
+        let route = &approach.route;
         let from = route.number(start.start);
         self.check_confined(start, route, from, end.number)?;
         let found = self.parameters(start, route, end.number)?;
         let minimal = [found.minimal, end.minimal].into_iter().flatten().min();
         if let Some(lsn) = minimal
-            && self.is_replayed(start, way, &end, lsn)?
+            && self.is_replayed(start, approach, &end, lsn)?
         {
             return Err(Unreachable::Minimal {
                 lsn,
@@ -61,7 +61,7 @@ impl Planner<'_> {
     }
 
     /// Fails if a copy would not stay in its directory while it replays these segments.
-    fn check_confined(&self, start: &Start, route: &Route, from: u64, to: u64) -> Step<()> {
+    fn check_confined(&self, start: &Start, route: &Route, from: u64, to: u64) -> PlanResult<()> {
         if let Some((number, is_current)) = self.segments.first_unknown(route, from, to)? {
             let segment = route.name(number);
             return Err(match is_current {
@@ -148,9 +148,9 @@ impl Planner<'_> {
     }
 
     /// Whether the record at `lsn` is replayed before the end.
-    fn is_replayed(&self, start: &Start, way: &Way, end: &End, lsn: Lsn) -> Result<bool> {
-        let route = &way.route;
-        match &way.goal {
+    fn is_replayed(&self, start: &Start, approach: &Approach, end: &End, lsn: Lsn) -> Result<bool> {
+        let route = &approach.route;
+        match &approach.goal {
             Goal::Immediate => Ok(lsn < start.stop),
             Goal::Now => Ok(end.lsn.is_none_or(|end| lsn < end)),
             Goal::Lsn(target) if lsn < *target => Ok(true),

@@ -16,7 +16,7 @@ use crate::archive::backup::{Backup, BackupStatus};
 use crate::error::{Error, Result};
 use crate::index::repository::Repository;
 use crate::names::ServerName;
-use crate::recovery::ends::{End, Way};
+use crate::recovery::ends::{Approach, End};
 use crate::recovery::plan::bad_history_advice;
 use crate::recovery::route::Route;
 use crate::recovery::segments::Segments;
@@ -28,21 +28,21 @@ const HISTORY_BYTES_MAX: u64 = 64 << 20;
 
 /// Why planning ended without a plan.
 #[derive(Debug)]
-pub(super) enum Halt {
+pub(super) enum StopReason {
     Failed(Error),
     Unreachable(Box<Unreachable>),
 }
 
 /// The result of a planning step.
-pub(super) type Step<T> = std::result::Result<T, Halt>;
+pub(super) type PlanResult<T> = std::result::Result<T, StopReason>;
 
-impl From<Error> for Halt {
+impl From<Error> for StopReason {
     fn from(error: Error) -> Self {
         Self::Failed(error)
     }
 }
 
-impl From<Unreachable> for Halt {
+impl From<Unreachable> for StopReason {
     fn from(reason: Unreachable) -> Self {
         Self::Unreachable(Box::new(reason))
     }
@@ -80,8 +80,8 @@ impl Repository {
             };
             match planner.run() {
                 Ok(plan) => Ok(Ok(plan)),
-                Err(Halt::Unreachable(reason)) => Ok(Err(*reason)),
-                Err(Halt::Failed(error)) => Err(error),
+                Err(StopReason::Unreachable(reason)) => Ok(Err(*reason)),
+                Err(StopReason::Failed(error)) => Err(error),
             }
         };
         match plan()? {
@@ -204,7 +204,7 @@ impl Start {
     }
 }
 
-/// A backup, and the index of its way.
+/// A backup, and the index of its approach.
 type Candidate = (Start, usize);
 
 /// The planning of one target.
@@ -221,38 +221,38 @@ pub(super) struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    fn run(&self) -> Step<Plan> {
+    fn run(&self) -> PlanResult<Plan> {
         let starts = self.starts()?;
         let (time, zone_note) = self.time(&starts);
-        let (ways, candidates) = self.candidates(starts, time)?;
-        let mut reason: Option<Halt> = None;
-        let mut hopeless = vec![false; ways.len()];
+        let (approaches, candidates) = self.candidates(starts, time)?;
+        let mut reason: Option<StopReason> = None;
+        let mut hopeless = vec![false; approaches.len()];
         for (start, of) in &candidates {
-            let (Some(way), Some(hopeless)) = (ways.get(*of), hopeless.get_mut(*of)) else {
+            let (Some(approach), Some(hopeless)) = (approaches.get(*of), hopeless.get_mut(*of)) else {
                 continue;
             };
             if *hopeless {
                 continue;
             }
-            let end = match self.end(start, way) {
-                Ok(Some(end)) => self.check_replay(start, way, end).map(Some),
+            let end = match self.end(start, approach) {
+                Ok(Some(end)) => self.check_replay(start, approach, end).map(Some),
                 other => other,
             };
             match end {
                 Ok(Some(mut end)) => {
-                    if let Some(why) = self.left_by_archive(start, &way.route) {
+                    if let Some(why) = self.left_by_archive(start, &approach.route) {
                         let backup = start.backup.id;
                         reason.get_or_insert(Unreachable::BadBackup { backup, why }.into());
                         continue;
                     }
                     end.notes.extend(zone_note);
                     end.notes.extend(self.notes.take());
-                    return Ok(self.plan(start, &way.route, end, time));
+                    return Ok(self.plan(start, &approach.route, end, time));
                 }
                 Ok(None) => {}
-                Err(Halt::Failed(error)) => return Err(error.into()),
+                Err(StopReason::Failed(error)) => return Err(error.into()),
                 Err(unreachable) => {
-                    *hopeless = way.is_one_place();
+                    *hopeless = approach.is_one_place();
                     reason.get_or_insert(unreachable);
                 }
             }
@@ -261,7 +261,7 @@ impl Planner<'_> {
     }
 
     /// The backups that can be started from, or the requested one.
-    fn starts(&self) -> Step<Vec<Start>> {
+    fn starts(&self) -> PlanResult<Vec<Start>> {
         let mut backups = self.repository.backups(self.server)?;
         backups.retain(|known| self.spec.backup == Some(known.id) || known.archive() == self.archive);
         if let Some(backup) = self.spec.backup {
@@ -310,26 +310,28 @@ impl Planner<'_> {
         (Some(time.resolve(&zone.unwrap_or(TimeZone::UTC))), said)
     }
 
-    /// The ways to the target, and the backups on them, newest first, each with the index of its way.
+    /// The approaches to the target, and the backups on them, newest first, each with the index of its approach.
     fn candidates(
         &self,
         mut starts: Vec<Start>,
         time: Option<TimestampMicros>,
-    ) -> Step<(Vec<Way>, Vec<Candidate>)> {
-        let mut ways: Vec<Way> = Vec::new();
+    ) -> PlanResult<(Vec<Approach>, Vec<Candidate>)> {
+        let mut approaches: Vec<Approach> = Vec::new();
         let mut candidates = Vec::new();
         // No other timeline leads to the end of a backup.
         let at_once = self.spec.target == Target::Immediate && self.spec.timeline == TimelineChoice::Latest;
         if at_once || self.spec.timeline == TimelineChoice::Current {
             for start in starts.into_iter().rev() {
-                let known = ways.iter().position(|way| way.route.timeline == start.timeline);
-                let of = known.unwrap_or(ways.len());
+                let known = approaches
+                    .iter()
+                    .position(|approach| approach.route.timeline == start.timeline);
+                let of = known.unwrap_or(approaches.len());
                 if known.is_none() {
-                    ways.push(self.way(start.timeline, &start, time)?);
+                    approaches.push(self.approach(start.timeline, &start, time)?);
                 }
                 candidates.push((start, of));
             }
-            return Ok((ways, candidates));
+            return Ok((approaches, candidates));
         }
         let Some(newest) = starts.last().cloned() else {
             return Err(Unreachable::NoBackup.into());
@@ -338,8 +340,8 @@ impl Planner<'_> {
             TimelineChoice::Id(id) => id,
             TimelineChoice::Latest | TimelineChoice::Current => self.latest(&starts)?,
         };
-        let way = self.way(timeline, &newest, time)?;
-        starts.retain(|start| way.route.contains(start.timeline, start.stop));
+        let approach = self.approach(timeline, &newest, time)?;
+        starts.retain(|start| approach.route.contains(start.timeline, start.stop));
         if starts.is_empty() {
             return Err(Unreachable::NoBackupOnTimeline {
                 timeline,
@@ -350,7 +352,7 @@ impl Planner<'_> {
         }
         starts.sort_by_key(|start| (start.stop, start.backup.id));
         candidates.extend(starts.into_iter().rev().map(|start| (start, 0)));
-        Ok((vec![way], candidates))
+        Ok((vec![approach], candidates))
     }
 
     /// The newest timeline that PostgreSQL finds from one of the backups: it requests one history file after the other.
@@ -392,7 +394,12 @@ impl Planner<'_> {
         }
     }
 
-    fn way(&self, timeline: TimelineId, start: &Start, time: Option<TimestampMicros>) -> Step<Way> {
+    fn approach(
+        &self,
+        timeline: TimelineId,
+        start: &Start,
+        time: Option<TimestampMicros>,
+    ) -> PlanResult<Approach> {
         let history = match self.repository.history(self.archive, timeline) {
             Err(Error::BadWalFile { reason, .. }) => {
                 return Err(Unreachable::BadHistory {
@@ -415,7 +422,7 @@ impl Planner<'_> {
             }
         };
         let route = Route::new(history, start.backup.segment_size);
-        Ok(Way::to(
+        Ok(Approach::to(
             &self.spec.target,
             route,
             time,

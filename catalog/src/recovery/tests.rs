@@ -214,7 +214,7 @@ impl World {
     }
 
     /// Whether PostgreSQL would use the previous timeline's segment instead of the missing one.
-    fn goes_astray(&self, there: &BTreeSet<SegmentName>, timeline: u32, missing: u64) -> bool {
+    fn replay_would_diverge(&self, there: &BTreeSet<SegmentName>, timeline: u32, missing: u64) -> bool {
         let is_there = |timeline: u32| {
             let lsn = Lsn(missing * SIZE.bytes());
             there.contains(&SegmentName::from_lsn(TimelineId(timeline), lsn, SIZE))
@@ -273,7 +273,7 @@ fn replay(
             return consistent;
         }
     }
-    spec.target == Target::Now && consistent && !world.goes_astray(there, timeline, readable)
+    spec.target == Target::Now && consistent && !world.replay_would_diverge(there, timeline, readable)
 }
 
 fn ended(facts: Option<&RecordFacts>) -> Option<(TimestampMicros, u32)> {

@@ -1,8 +1,8 @@
 //! Clones: their base stays, whatever happens to the backup.
 
 use barmanfs_catalog::{
-    Backup, BackupKind, BackupSelector, BackupStatus, CloneDescription, CloneName, Error, Graft, NewBackup,
-    Repository, Silent, SweepOptions, Target, TargetSpec,
+    Backup, BackupKind, BackupSelector, BackupStatus, CloneDescription, CloneName, Error, ExtraFile,
+    NewBackup, Repository, Silent, SweepOptions, Target, TargetSpec,
 };
 use barmanfs_store::Node;
 
@@ -92,7 +92,7 @@ fn what_a_clone_stands_on_survives_the_backup() {
     archive(&f.repository, &f.server, &wal, &bytes).unwrap();
     let backup = back_up(&f.repository, &f.server, &files(0));
     let mut wanted = description(&backup, "test1");
-    wanted.grafts.push(Graft {
+    wanted.grafts.push(ExtraFile {
         path: format!("pg_wal/{wal}"),
         attributes: attributes(),
         map: f.repository.wal(&f.server).find(&wal).unwrap().unwrap().map,

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use barmanfs_catalog::{Backup, BackupId, CloneDescription, CloneName, Graft, ServerName};
-use barmanfs_live::{MadeFile, MadeThing, leads_out};
+use barmanfs_catalog::{Backup, BackupId, CloneDescription, CloneName, ExtraFile, ServerName};
+use barmanfs_live::{AddedContent, AddedEntry, leads_out};
 use barmanfs_store::{Attributes, Entry, Node};
 use rustix::io::Errno;
 
@@ -131,9 +131,9 @@ impl Directory for CloneRoot {
 #[derive(Debug, Default)]
 pub(crate) struct CloneAdditions {
     /// Stored files: WAL.
-    pub(crate) grafts: Vec<Graft>,
+    pub(crate) grafts: Vec<ExtraFile>,
     /// Files and directories that the view generates.
-    pub(crate) made: Vec<MadeFile>,
+    pub(crate) made: Vec<AddedEntry>,
 }
 
 /// The source of a clone: a view of a backup that can be started.
@@ -199,29 +199,29 @@ impl CloneSource {
         for (path, attributes, body) in changes::additions(&self.tree)? {
             let thing = match body {
                 Some(Body::Stored(map)) => {
-                    all.grafts.push(Graft {
+                    all.grafts.push(ExtraFile {
                         path: String::from_utf8_lossy(&path).into_owned(),
                         attributes,
                         map: (*map).clone(),
                     });
                     continue;
                 }
-                None => MadeThing::Directory,
+                None => AddedContent::Directory,
                 Some(_) if configuration.iter().any(|file| file.path == path) => continue,
-                Some(Body::Made(bytes)) => MadeThing::File(bytes.to_vec()),
-                Some(Body::Spooled(file, _)) => MadeThing::CopyOf(file),
-                Some(edited @ Body::Edited(_)) => MadeThing::CopyOf(self.plain(&edited)?),
+                Some(Body::Made(bytes)) => AddedContent::File(bytes.to_vec()),
+                Some(Body::Spooled(file, _)) => AddedContent::CopyOf(file),
+                Some(edited @ Body::Edited(_)) => AddedContent::CopyOf(self.plain(&edited)?),
             };
-            all.made.push(MadeFile {
+            all.made.push(AddedEntry {
                 path,
                 attributes,
                 thing,
             });
         }
-        all.made.extend(configuration.into_iter().map(|file| MadeFile {
+        all.made.extend(configuration.into_iter().map(|file| AddedEntry {
             path: file.path,
             attributes: file.attributes,
-            thing: MadeThing::File(file.text),
+            thing: AddedContent::File(file.text),
         }));
         Ok(all)
     }

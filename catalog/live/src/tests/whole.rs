@@ -7,13 +7,13 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
-use barmanfs_catalog::Graft;
+use barmanfs_catalog::ExtraFile;
 use barmanfs_store::Node;
 
 use super::support::{Thing, WINDOW, attributes, content, data_directory, noise};
 use super::*;
 use crate::node::file_of;
-use crate::{Allocation, AttributeChanges, Flusher, Kind, MadeFile, MadeThing, NewTime, RenameMode};
+use crate::{AddedContent, AddedEntry, Allocation, AttributeChanges, Flusher, Kind, NewTime, RenameMode};
 
 /// After this time, a test is waiting for something that never comes.
 const FAR_TOO_LONG: Duration = Duration::from_secs(60);
@@ -293,21 +293,21 @@ fn a_new_clone_has_what_it_is_given_and_not_what_is_hidden() {
         panic!("no file");
     };
     let path = "pg_wal/000000010000000000000002".to_owned();
-    stage.description.grafts.push(Graft {
+    stage.description.grafts.push(ExtraFile {
         path: path.clone(),
         attributes: attributes(0o600),
         map,
     });
-    let made = |path: &str, thing| MadeFile {
+    let made = |path: &str, thing| AddedEntry {
         path: path.into(),
         attributes: attributes(0o640),
         thing,
     };
     let initial = Initial {
         made: vec![
-            made("postgresql.auto.conf", MadeThing::File(b"new\n".to_vec())),
-            made("pg_wal/made", MadeThing::Directory),
-            made("link", MadeThing::Symlink(b"/there".to_vec())),
+            made("postgresql.auto.conf", AddedContent::File(b"new\n".to_vec())),
+            made("pg_wal/made", AddedContent::Directory),
+            made("link", AddedContent::Symlink(b"/there".to_vec())),
         ],
         looked_at: &[b"", b"no/such"],
         hide: &|path, entry| {
