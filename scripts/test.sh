@@ -127,7 +127,9 @@ export BARMANFS_TEST_PG_BINDIRS=$versions
 
 began_ms=$(now_ms)
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+memory=$(mount_memory)
+trap 'rm -f "$log"; unmount_memory "$memory"' EXIT
+export TMPDIR=${memory:-${TMPDIR:-/tmp}}
 if [ -z "$filter" ]; then
     check "Format" cargo fmt --all --check
     check "No circles" scripts/circles.py
