@@ -127,9 +127,7 @@ export BARMANFS_TEST_PG_BINDIRS=$versions
 
 began_ms=$(now_ms)
 log=$(mktemp)
-memory=$(mount_memory)
-trap 'rm -f "$log"; unmount_memory "$memory"' EXIT
-export TMPDIR=${memory:-${TMPDIR:-/tmp}}
+trap 'rm -f "$log"' EXIT
 if [ -z "$filter" ]; then
     check "Format" cargo fmt --all --check
     check "No circles" scripts/circles.py

@@ -117,25 +117,3 @@ database_user() {
         say nobody
     fi
 }
-
-# mount_memory: mounts a file system in memory for temporary files, and prints its path. Prints nothing where that is not
-# possible, or memory is short. Tests create and remove whole data directories, and ext4 without a journal then searches
-# long for an inode that was not freed in the last seconds: that was a third of all time.
-mount_memory() {
-    local available_kb directory
-    available_kb=$(awk '/^MemAvailable:/ { print $2 }' /proc/meminfo)
-    [ "$(id -u)" = 0 ] && [ "${available_kb:-0}" -gt $((12 * 1024 * 1024)) ] || return 0
-    # Short, because of the paths of sockets below it.
-    directory=$(mktemp -d /tmp/mem.XXXX)
-    if mount -t tmpfs -o "mode=1777,size=$((available_kb / 2))k" barmanfs-test "$directory" 2>/dev/null; then
-        say "$directory"
-    else
-        rmdir "$directory"
-    fi
-}
-
-# unmount_memory DIRECTORY: gives the memory back. Nothing to do where DIRECTORY is empty.
-unmount_memory() {
-    [ -n "$1" ] || return 0
-    umount -l "$1" && rmdir "$1"
-}
