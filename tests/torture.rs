@@ -177,7 +177,7 @@ fn have_the_daemon_serve_all(site: &Site) {
     let mount = Mount::for_all(site);
     let clones = site.json(&["clone", "list", "main"]);
     assert_eq!(clones["clones"][0]["max_bytes"], 1_000_u64 << 30, "{clones}");
-    mount.unmount();
+    drop(mount);
 }
 
 /// A clone, its server, and its clients.
