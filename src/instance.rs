@@ -310,8 +310,7 @@ fn is_free(port: u16, socket_directory: &Path) -> bool {
     let nobody_listens = UnixStream::connect(socket)
         .is_err_and(|error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused));
     let lock = fs::read_to_string(socket_directory.join(socket_lock(port))).unwrap_or_default();
-    let holder = lock.lines().next().and_then(|pid| pid.trim().parse().ok());
-    let is_held = holder.is_some_and(postmaster::is_alive);
+    let is_held = postmaster::holder_of(lock.as_bytes()).is_some_and(postmaster::is_alive);
     nobody_listens && !is_held && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
 }
 

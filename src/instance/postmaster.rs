@@ -145,7 +145,7 @@ pub(crate) fn stop(data: &Path, timeout: Duration) -> Result<(), Error> {
 pub(super) fn remove_locks_of_zombie(data: &Path, socket_directory: &Path) -> Result<(), Error> {
     let file = data.join(PID_FILE);
     let text = fs::read_to_string(&file).unwrap_or_default();
-    let holder = text.lines().next().and_then(|pid| pid.trim().parse().ok());
+    let holder = holder_of(text.as_bytes());
     let remove = || {
         if holder.is_some_and(is_zombie) && !anybody_works_in(data)? {
             fs::remove_file(&file)?;
@@ -172,6 +172,13 @@ fn anybody_works_in(data: &Path) -> io::Result<bool> {
         }
     }
     Ok(false)
+}
+
+/// The process that a lock file names in its first line, be it of a data directory or of a socket.
+/// The path that follows may not be UTF-8, or cut.
+pub(super) fn holder_of(lock: &[u8]) -> Option<i32> {
+    let first = lock.split(|&byte| byte == b'\n').next()?;
+    str::from_utf8(first).ok()?.trim().parse().ok()
 }
 
 /// Whether there is such a process.

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{Gid, Group, Uid};
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags};
 
-use super::postmaster::{is_alive, is_zombie};
+use super::postmaster::{holder_of, is_alive, is_zombie};
 use crate::error::Error;
 
 /// Every user can use this directory, and no other user can remove or rename an entry.
@@ -160,8 +160,7 @@ fn holder(directory: &OwnedFd, name: &[u8]) -> Option<i32> {
     let length = rustix::fs::openat(directory, OsStr::from_bytes(name), flags, Mode::empty())
         .and_then(|file| rustix::io::read(&file, &mut text));
     let text = text.get(..length.unwrap_or(0)).unwrap_or_default();
-    let pid = str::from_utf8(text.split(|&byte| byte == b'\n').next().unwrap_or_default());
-    pid.ok()?.trim().parse().ok()
+    holder_of(text)
 }
 
 fn prefix(clone: &str) -> String {

@@ -289,20 +289,16 @@ impl Repository {
             let mut found = Vec::new();
             while let Some(row) = rows.next()? {
                 let (id, payload) = records::id_and_payload(row)?;
-                let (other, archive) = match row.get(2)? {
-                    kind::WAL => {
-                        let other = records::parse::<WalFile>(id, payload).ok();
-                        let server = other.as_ref().map(|other| other.server.clone());
-                        (other, placed_in(db, id)?.or(server))
-                    }
-                    _ => {
-                        let kept = records::parse::<QuarantinedWal>(id, payload).ok();
-                        (kept.map(|kept| kept.file), placed_in(db, id)?)
-                    }
-                };
                 // A record that cannot be read is in no archive.
-                if other.is_some_and(|other| other.name == file.name)
-                    && archive.as_ref() == Some(&file.server)
+                let other = match row.get(2)? {
+                    kind::WAL => {
+                        records::parse::<WalFile>(id, payload).map(|file| (file.name, Some(file.server)))
+                    }
+                    _ => records::parse::<QuarantinedWal>(id, payload).map(|kept| (kept.file.name, None)),
+                };
+                if let Ok((name, server)) = other
+                    && name == file.name
+                    && placed_in(db, id)?.or(server).as_ref() == Some(&file.server)
                 {
                     found.push(id);
                 }

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::testing::noise;
 
 /// A window like PostgreSQL's: compressible, no block like another.
 fn page_like(bytes: usize, seed: u8) -> Vec<u8> {
@@ -10,16 +11,6 @@ fn page_like(bytes: usize, seed: u8) -> Vec<u8> {
         .flat_map(|at| row(at).into_bytes())
         .take(bytes)
         .collect()
-}
-
-/// Bytes zstd cannot shrink.
-fn noise(bytes: usize, seed: u64) -> Vec<u8> {
-    let mut out = vec![0; bytes];
-    blake3::Hasher::new()
-        .update(&seed.to_le_bytes())
-        .finalize_xof()
-        .fill(&mut out);
-    out
 }
 
 fn round_trip(bytes: &[u8], base: &[u8], level: i32) -> Option<Frame> {
@@ -55,7 +46,7 @@ fn numbers_in_footers_never_change() {
 
 #[test]
 fn noise_is_stored_as_it_is() {
-    let bytes = noise(20_000, 1);
+    let bytes = noise(1, 20_000);
     assert_eq!(
         encode_whole(&bytes, 3),
         Frame {
@@ -75,7 +66,7 @@ fn an_unchanged_window_is_little_more_than_a_bitmap() {
 
 #[test]
 fn one_changed_row_costs_bytes_not_a_block() {
-    let base = noise(128 * 1024, 2);
+    let base = noise(2, 128 * 1024);
     let mut bytes = base.clone();
     bytes[9 * BLOCK_BYTES + 100..][..8].copy_from_slice(b"new row!");
     let delta = round_trip(&bytes, &base, 3).unwrap();
@@ -198,7 +189,7 @@ fn window_and_base() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
         .prop_map(|(bytes, base, seed, noisy, edits)| {
             let make = |bytes| {
                 if noisy {
-                    noise(bytes, seed.into())
+                    noise(seed.into(), bytes)
                 } else {
                     page_like(bytes, seed)
                 }

@@ -9,7 +9,10 @@ use crate::codec::{encode_delta, encode_whole};
 use crate::id::PackId;
 use crate::pack::{ClosedPack, PackWriter};
 use crate::storage::LocalPacks;
-use crate::testing::{Call, TestPacks};
+use crate::testing::{Call, TestPacks, noise};
+
+/// A chunk that does not compress.
+const NOISE_BYTES: usize = 100_000;
 
 /// Holds up who reads from the packs.
 #[derive(Debug, Default)]
@@ -138,15 +141,6 @@ fn window(seed: usize) -> Vec<u8> {
         .collect()
 }
 
-fn noise(seed: u64) -> Vec<u8> {
-    let mut out = vec![0; 100_000];
-    blake3::Hasher::new()
-        .update(&seed.to_le_bytes())
-        .finalize_xof()
-        .fill(&mut out);
-    out
-}
-
 fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let started = Instant::now();
     while !condition() {
@@ -158,7 +152,7 @@ fn wait_until(what: &str, condition: impl Fn() -> bool) {
 #[test]
 fn every_encoding_is_read_once_and_kept() {
     let store = store();
-    let (whole, stored) = (window(1), noise(1));
+    let (whole, stored) = (window(1), noise(1, NOISE_BYTES));
     let delta = [&whole[..50_000], b"changed", &whole[50_007..]].concat();
     store.put(&[(&whole, None), (&stored, None), (&delta, Some(&whole))]);
     for _ in 0..3 {
@@ -283,7 +277,7 @@ fn a_pack_that_is_gone_is_looked_for_once_more() {
     let old = store.put(&[(&bytes, None)]);
     let id = ChunkId::of(&bytes);
     let old_place = store.index.chunks.lock().unwrap()[&id];
-    let new = store.put(&[(&noise(1), None), (&bytes, None)]);
+    let new = store.put(&[(&noise(1, NOISE_BYTES), None), (&bytes, None)]);
     let new_place = store.index.chunks.lock().unwrap()[&id];
     store.index.chunks.lock().unwrap().insert(id, old_place);
     store.index.moved.lock().unwrap().insert(id, new_place);
@@ -322,7 +316,7 @@ fn damage_in_a_base_is_damage_of_what_stands_on_it() {
 #[test]
 fn an_index_that_lies_is_found_out() {
     let store = store();
-    let (one, other) = (noise(1), noise(2));
+    let (one, other) = (noise(1, NOISE_BYTES), noise(2, NOISE_BYTES));
     store.put(&[(&one, None), (&other, None)]);
     let (one, other) = (ChunkId::of(&one), ChunkId::of(&other));
     let place = store.index.chunks.lock().unwrap()[&other];
