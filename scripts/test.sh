@@ -86,7 +86,7 @@ check_format_reader() (
 program_tests() {
     local group good bad all_bad=0
     say "${bold}== Program, with PostgreSQL $(majors "$1")${plain}"
-    run_tests "${cargo_test[@]}" --test program -- --format pretty ${filter:+"$filter"}
+    run_tests in_memory "${cargo_test[@]}" --test program -- --format pretty ${filter:+"$filter"}
     for group in any $(majors "$1" | sed 's/[0-9]*/pg&/g'); do
         good=$(grep -cE "^test $group::.*\.\.\. +ok" "$log" || true)
         bad=$(grep -cE "^test $group::.*\.\.\. +FAILED" "$log" || true)

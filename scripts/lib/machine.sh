@@ -117,3 +117,27 @@ database_user() {
         say nobody
     fi
 }
+
+# in_memory COMMAND...: runs it with its temporary files in memory, where there is enough of it. The mount is the
+# command's own: nobody else sees it, and the memory is free again when the last process has ended. Tests create and
+# remove whole data directories, and ext4 then searches long for an inode that was not freed in the last seconds.
+in_memory() {
+    local available_kb directory code=0
+    available_kb=$(awk '/^MemAvailable:/ { print $2 }' /proc/meminfo)
+    # What is to be kept, or large, belongs on a disk.
+    if [ -n "${BARMANFS_TEST_KEEP:-}${BARMANFS_TEST_SCALE:-}" ] || [ "$(id -u)" != 0 ] ||
+        [ "${available_kb:-0}" -lt $((8 * 1024 * 1024)) ] || ! unshare --mount true 2>/dev/null; then
+        "$@"
+        return
+    fi
+    # Short, because of the paths of sockets below it.
+    directory=$(mktemp -d /tmp/m.XXX)
+    # shellcheck disable=SC2016 # expanded by the shell inside
+    unshare --mount sh -c '
+        directory=$1 size=$2
+        shift 2
+        if mount -t tmpfs -o "mode=1777,size=$size" barmanfs-test "$directory"; then export TMPDIR="$directory"; fi
+        exec "$@"' in_memory "$directory" "$((available_kb / 2))k" "$@" || code=$?
+    rmdir "$directory"
+    return "$code"
+}

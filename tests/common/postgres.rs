@@ -295,6 +295,19 @@ impl PgServer {
         name
     }
 
+    /// Stops the archiver between two commands until the guard is dropped: what a test sees of the repository is then
+    /// only its own work.
+    pub(crate) fn hold_archiver(&self) -> HeldArchiver {
+        let archiver = self.query("SELECT pid FROM pg_stat_activity WHERE backend_type = 'archiver'");
+        let process = Pid::from_raw(archiver.parse().expect("a process number")).expect("a process number");
+        kill_process(process, Signal::STOP).expect("Cannot stop the archiver");
+        until("the archiver's command has ended", || {
+            let children = fs::read_to_string(format!("/proc/{archiver}/task/{archiver}/children"));
+            children.unwrap_or_default().split_whitespace().all(is_zombie)
+        });
+        HeldArchiver(process)
+    }
+
     /// Waits for the end of recovery; the server must come up.
     #[track_caller]
     pub(crate) fn wait_until_promoted(&self) {
@@ -375,6 +388,22 @@ impl PgServer {
             lines[from..].join("\n")
         )
     }
+}
+
+/// The archiver of a server, stopped.
+#[derive(Debug)]
+pub(crate) struct HeldArchiver(Pid);
+
+impl Drop for HeldArchiver {
+    fn drop(&mut self) {
+        let _ = kill_process(self.0, Signal::CONT);
+    }
+}
+
+/// Whether the process has ended, and its parent has not asked how.
+fn is_zombie(process: &str) -> bool {
+    fs::read_to_string(format!("/proc/{process}/stat"))
+        .is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
 }
 
 impl Drop for PgServer {

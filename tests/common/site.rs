@@ -3,6 +3,7 @@
 use super::PgServer;
 use super::postgres::Install;
 use super::process::{Run, run};
+use super::template;
 use super::user::{command, give, own_command};
 use serde_json::Value;
 use std::fs;
@@ -30,7 +31,7 @@ impl Site {
             .expect("Cannot set permissions");
         give(directory.path());
         let site = Self { directory };
-        site.install_program();
+        fs::hard_link(template::program(), site.program()).expect("Cannot link the program");
         site.write_config(&[]);
         site
     }
@@ -65,16 +66,6 @@ impl Site {
         site.write_config(&[("main", &server)]);
         server.start();
         (site, server)
-    }
-
-    /// The database user may not be able to reach the directory of the build. `BARMANFS_TEST_PROGRAM` names another
-    /// build, to see that a new test fails with the previous release.
-    fn install_program(&self) {
-        let built = std::env::var_os("BARMANFS_TEST_PROGRAM")
-            .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_barmanfs")), PathBuf::from);
-        if fs::hard_link(&built, self.program()).is_err() {
-            fs::copy(&built, self.program()).expect("Cannot copy the program");
-        }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

@@ -1,11 +1,12 @@
-//! Database clusters are created once for each version and set of options, and copied: `initdb` takes seconds.
+//! What all tests take a copy of. Database clusters are created once for each version and set of options, and copied:
+//! `initdb` takes seconds.
 //!
 //! Each copy gets a system identifier of its own, as from PostgreSQL: in `pg_control`, and in the first page of each
 //! WAL segment.
 
 use super::postgres::{Install, parent};
 use super::process::run;
-use super::user::{command, give};
+use super::user::{command, give, own_command};
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -27,7 +28,21 @@ pub(crate) fn new_cluster(install: &'static Install, data: &Path, options: &[&st
     give_identifier(data);
 }
 
-/// Removes the clusters that were copied.
+/// The program, where the database user can reach it, in a place that a hard link can be made from. Copied by a
+/// process: a file that this process has open for writing would be open in each process that another thread starts
+/// meanwhile, and cannot be run until that has ended.
+pub(crate) fn program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let built = std::env::var_os("BARMANFS_TEST_PROGRAM")
+            .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_barmanfs")), PathBuf::from);
+        let program = directory().join("barmanfs");
+        run(own_command("cp", directory()).arg(built).arg(&program)).ok();
+        program
+    })
+}
+
+/// Removes the clusters that were copied, and the program.
 pub(crate) fn remove() {
     let _ = fs::remove_dir_all(directory());
 }
