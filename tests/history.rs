@@ -392,7 +392,7 @@ fn assert_reads_back(site: &Site, checksums: &str) {
         });
         let reads = |source: String| {
             let command = format!(
-                "'{}' -c '{}' get-wal {source} main {name} | sha256sum",
+                "'{}' -c '{}' get-wal {source} main {name} | b2sum",
                 site.program().display(),
                 site.config().display()
             );

@@ -62,6 +62,7 @@ use libtest_mimic::Arguments;
 use std::num::NonZero;
 use std::process::ExitCode;
 
+/// In the order in which they run. A test that takes minutes is not among the last: the other cores would wait for it.
 const TOPICS: &[(&str, &[Test])] = &[
     ("cli", cli::TESTS),
     ("backup_and_recover", backup_and_recover::TESTS),
@@ -73,6 +74,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("byte_for_byte", byte_for_byte::TESTS),
     ("second_backup", second_backup::TESTS),
     ("incremental", incremental::TESTS),
+    ("troubled_disk", troubled_disk::TESTS),
     ("json_shape", json_shape::TESTS),
     ("live", live::TESTS),
     ("messages", messages::TESTS),
@@ -109,7 +111,6 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("hosts", hosts::TESTS),
     ("full_disk", full_disk::TESTS),
     ("crash", crash::TESTS),
-    ("troubled_disk", troubled_disk::TESTS),
 ];
 
 fn main() -> ExitCode {

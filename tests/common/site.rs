@@ -244,10 +244,10 @@ impl Site {
         names.lines().map(str::to_owned).collect()
     }
 
-    /// Every file under a directory with its SHA-256, sorted by path.
+    /// Every file under a directory with its hash, sorted by path.
     #[track_caller]
     pub(crate) fn checksums(&self, directory: &Path) -> String {
-        let script = "find . -type f -print0 | LC_ALL=C sort -z | xargs -0 -r sha256sum";
+        let script = "find . -type f -print0 | LC_ALL=C sort -z | xargs -0 -r b2sum";
         self.sh(&format!("cd '{}' && {script}", directory.display()))
             .ok()
             .text()
