@@ -9,7 +9,7 @@ use std::io::{BufWriter, Seek, Write};
 use std::path::Path;
 
 use barmanfs_catalog::BackupRun;
-use barmanfs_store::layout::{DATA_WINDOW_BYTES, WAL_WINDOW_BYTES};
+use barmanfs_store::layout::{DATA_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 use barmanfs_store::{Attributes, FileMap, FileSink, Node};
 
 use super::compose::{Altered, Composer};
@@ -285,7 +285,7 @@ impl<'a> Files<'a> {
             return Ok(());
         }
         let window_bytes = if in_wal && is_segment(path) {
-            WAL_WINDOW_BYTES
+            STREAM_WINDOW_BYTES
         } else {
             DATA_WINDOW_BYTES
         };

@@ -11,7 +11,7 @@ use barmanfs_catalog::{
 };
 use barmanfs_live::{Kind, NodeAttributes};
 use barmanfs_pg::ServerVersion;
-use barmanfs_store::layout::{DATA_WINDOW_BYTES, WAL_WINDOW_BYTES};
+use barmanfs_store::layout::{DATA_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 use barmanfs_store::{Attributes, DirectoryRef, TreeReader};
 
 use super::backup_contents::{Inclusion, inclusion};
@@ -205,7 +205,7 @@ impl Commit<'_> {
         let name = path.strip_prefix(b"pg_wal/").unwrap_or(path);
         match self.position.needs(self.clone, name, found)? {
             Needed::No => Ok(()),
-            Needed::All => self.file(run, path, found, WAL_WINDOW_BYTES),
+            Needed::All => self.file(run, path, found, STREAM_WINDOW_BYTES),
             Needed::Beginning(bytes) => self.beginning(run, path, found, bytes),
         }
     }
@@ -221,7 +221,7 @@ impl Commit<'_> {
         let size_bytes = found.size_bytes;
         let mut sink = run
             .tree()?
-            .file(path, found.stored(), size_bytes, WAL_WINDOW_BYTES)?;
+            .file(path, found.stored(), size_bytes, STREAM_WINDOW_BYTES)?;
         let mut at = 0;
         while at < size_bytes {
             let read = bytes.saturating_sub(at);

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use barmanfs_pg::TimestampMicros;
-use barmanfs_store::layout::{DATA_WINDOW_BYTES, FORMAT_VERSION, WAL_WINDOW_BYTES};
+use barmanfs_store::layout::{DATA_WINDOW_BYTES, FORMAT_VERSION, STREAM_WINDOW_BYTES};
 use barmanfs_store::{DepositOptions, RecordId};
 use serde::{Deserialize, Serialize};
 
@@ -31,7 +31,7 @@ impl Default for Compression {
         Self {
             data_level: options.whole_level,
             delta_level: options.delta_level,
-            wal_level: options.wal_level,
+            wal_level: options.stream_level,
         }
     }
 }
@@ -68,7 +68,7 @@ pub(crate) fn make_settings(path: &Path, options: CreateOptions) -> Result<()> {
         id: RecordId::random()?.to_string(),
         created_at: now(),
         data_window_bytes: DATA_WINDOW_BYTES,
-        wal_window_bytes: WAL_WINDOW_BYTES,
+        wal_window_bytes: STREAM_WINDOW_BYTES,
         compression: options.compression,
     };
     let json = serde_json::to_string_pretty(&settings).map_err(|error| Error::Invalid(error.to_string()))?;

@@ -196,7 +196,7 @@ impl Repository {
         DepositOptions {
             whole_level: data_level,
             delta_level,
-            wal_level,
+            stream_level: wal_level,
             ..DepositOptions::default()
         }
     }

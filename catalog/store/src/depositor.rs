@@ -43,26 +43,26 @@ pub(crate) use patch::Patch;
 use status::{Status, spawn};
 
 /// Puts that wait for a worker. The queue is long enough that workers find work while the receiving thread is not
-/// scheduled (24 data windows keep two workers busy for 3 ms). It takes 24 MiB when all are windows of WAL.
+/// scheduled (24 data windows keep two workers busy for 3 ms). It takes 24 MiB when all are windows of streams.
 const JOB_QUEUE: usize = 24;
 
-/// Frames that wait for the packer: 12 MiB at most, for windows of WAL that do not compress.
+/// Frames that wait for the packer: 12 MiB at most, for windows of streams that do not compress.
 const FRAME_QUEUE: usize = 12;
 
 /// Empty buffers kept for the next puts: as many as can be in use at once, so that none is ever allocated twice.
 const POOLED_BUFFERS: usize = JOB_QUEUE + MAX_WORKERS;
 
 /// Maximum number of workers. Each holds one window, its base and its frame. With this many workers and the queues full
-/// of WAL windows, that is below 84 MiB, on two cores below 42 MiB; data windows need a tenth of it.
+/// of streams' windows, that is below 84 MiB, on two cores below 42 MiB; data windows need a tenth of it.
 const MAX_WORKERS: usize = 16;
 
 /// The kind of the bytes put: decides the compression level, and whether zeros are a hole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContentClass {
-    /// Windows of relation and other data files.
+    /// Windows of files that are changed in place.
     Data,
-    /// Windows of WAL.
-    Wal,
+    /// Windows of files that are written once, and read from front to back.
+    Stream,
     /// Pieces of file maps, and listings: always chunks, never holes.
     Map,
 }
@@ -75,8 +75,8 @@ pub struct DepositOptions {
     pub whole_level: i32,
     /// zstd level of delta chunks.
     pub delta_level: i32,
-    /// zstd level of whole chunks of WAL.
-    pub wal_level: i32,
+    /// zstd level of whole chunks of [`ContentClass::Stream`].
+    pub stream_level: i32,
     /// zstd level of whole pieces and listings.
     pub map_level: i32,
     /// Threads that hash and compress; 0 for one on each core.
@@ -91,7 +91,7 @@ impl Default for DepositOptions {
         Self {
             whole_level: 2,
             delta_level: 3,
-            wal_level: 3,
+            stream_level: 3,
             map_level: 3,
             workers: 0,
             trust_previous: true,

@@ -214,7 +214,7 @@ impl FileMap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::{DATA_WINDOW_BYTES, WAL_WINDOW_BYTES};
+    use crate::layout::{DATA_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 
     const WINDOW: u64 = DATA_WINDOW_BYTES as u64;
 
@@ -290,7 +290,7 @@ mod tests {
     fn maps_that_cannot_be_are_refused_in_json_too() {
         let segment = FileMap {
             size_bytes: 64 << 20,
-            window_bytes: WAL_WINDOW_BYTES,
+            window_bytes: STREAM_WINDOW_BYTES,
             crc32c: 1,
             windows: Windows::Pieces(vec![ChunkId::of(b"x")]),
         };

@@ -1,4 +1,4 @@
-//! Ids. A chunk's id is the hash of its content; the ids of packs and records are random.
+//! Ids. A chunk's id is the hash of its content; the ids of packs and records are new each time.
 //!
 //! Each is a newtype, so that a pack's id can never be used for a chunk's. As text (file names, JSON,
 //! messages) they are lower-case hex.
@@ -77,7 +77,8 @@ hex_id!(
 );
 
 hex_id!(
-    /// A pack: random, so that writers on many hosts need not agree on anything.
+    /// A pack. Its storage chooses it ([`PackStorage::begin`](crate::PackStorage::begin)); nothing is read from it but
+    /// the pack's place.
     PackId,
     16,
     "pack"

@@ -13,9 +13,9 @@ pub const BLOCK_BYTES: usize = 8192;
 /// Window of relation and other data files: 16 pages, the amount that one random read decodes.
 pub const DATA_WINDOW_BYTES: u32 = 128 * 1024;
 
-/// Window of WAL segments: they are written and read from front to back, so larger windows compress better
+/// Window of files such as WAL segments: they are written and read from front to back, so larger windows compress better
 /// and cost nothing.
-pub const WAL_WINDOW_BYTES: u32 = 1024 * 1024;
+pub const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 
 /// Maximum size of a chunk, stored or decoded. A reader rejects more before it allocates anything. Four times
 /// the largest window leaves room for listings and for larger windows later.

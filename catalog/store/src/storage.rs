@@ -17,13 +17,16 @@ pub use local::LocalPacks;
 pub use part::{Listed, Part, PartMark};
 pub use regular::open_regular;
 
-/// Storage for packs.
+/// Storage for packs. No method has a default: each storage has to say what is right for it, and each wrapper has to pass
+/// each method on.
 pub trait PackStorage: Send + Sync + Debug {
-    /// Begins a pack, invisible to all readers until [`PackUpload::finish`].
+    /// Begins a pack under a new id, invisible to all readers until [`PackUpload::finish`]. The storage chooses the id,
+    /// because what makes a good one depends on where packs are: a directory wants ids that need no agreement between
+    /// processes and no memory, a bucket wants ids that can be asked for in their order.
     ///
     /// # Errors
     /// When nothing can be written.
-    fn begin(&self, id: PackId) -> Result<Box<dyn PackUpload>>;
+    fn begin(&self) -> Result<Box<dyn PackUpload>>;
 
     /// Fills `buf` with the pack's bytes from `offset` on.
     ///
@@ -35,7 +38,7 @@ pub trait PackStorage: Send + Sync + Debug {
 
     /// Announces that these bytes will be read in a moment, so that they can be prefetched. This is a hint: an error
     /// shows when they are read.
-    fn will_read(&self, _id: PackId, _offset: u64, _bytes: u32) {}
+    fn will_read(&self, id: PackId, offset: u64, bytes: u32);
 
     /// Size of the pack in bytes.
     ///
@@ -53,20 +56,13 @@ pub trait PackStorage: Send + Sync + Debug {
     ///
     /// # Errors
     /// When the state cannot be determined.
-    fn part_mark(&self, _part: Part) -> Result<PartMark> {
-        Ok(PartMark::Unknown)
-    }
+    fn part_mark(&self, part: Part) -> Result<PartMark>;
 
     /// Calls `each` with everything that lies in a part; not at all if there is no such part.
     ///
     /// # Errors
     /// When the part cannot be listed, and whatever `each` returns.
-    fn list_part(&self, part: Part, each: &mut dyn FnMut(Listed) -> Result<()>) -> Result<()> {
-        self.list(&mut |pack| match part {
-            Part::First(first) if pack.as_bytes().first() == Some(&first) => each(Listed::Pack(pack)),
-            _ => Ok(()),
-        })
-    }
+    fn list_part(&self, part: Part, each: &mut dyn FnMut(Listed) -> Result<()>) -> Result<()>;
 
     /// Removes a pack; a missing pack is no error. After a crash the pack may be back, unless [`settle`](Self::settle)
     /// was called in between.
@@ -81,9 +77,7 @@ pub trait PackStorage: Send + Sync + Debug {
     ///
     /// # Errors
     /// When that is not possible.
-    fn settle(&self, _packs: &[PackId]) -> Result<()> {
-        Ok(())
-    }
+    fn settle(&self, packs: &[PackId]) -> Result<()>;
 
     /// Removes what killed writers left behind, if it is older than `older_than`; never what a living writer is still
     /// writing. Returns how many were removed.
@@ -95,6 +89,9 @@ pub trait PackStorage: Send + Sync + Debug {
 
 /// A pack being written. Dropped before [`finish`](Self::finish), it leaves nothing behind.
 pub trait PackUpload: Send + Debug {
+    /// The id of the new pack. No other pack has or had it.
+    fn id(&self) -> PackId;
+
     /// Appends bytes.
     ///
     /// # Errors

@@ -37,7 +37,7 @@ use crate::names::ServerName;
 const SMALL_FILE_MAX_BYTES: u64 = 1024 * 1024;
 
 /// Size of a read: one window.
-const READ_BYTES: usize = barmanfs_store::layout::WAL_WINDOW_BYTES as usize;
+const READ_BYTES: usize = barmanfs_store::layout::STREAM_WINDOW_BYTES as usize;
 
 /// Number of locks over which names are spread, so that files archived at the same time rarely wait for each other.
 pub(crate) const STRIPES: u32 = 16;
@@ -314,12 +314,12 @@ fn store(
     mut source: Source<'_>,
     mut buffer: Vec<u8>,
 ) -> Result<(StoredFile, Option<SegmentIndex>)> {
-    let window_bytes = barmanfs_store::layout::WAL_WINDOW_BYTES;
+    let window_bytes = barmanfs_store::layout::STREAM_WINDOW_BYTES;
     let mut sink = SingleFile::begin(
         Arc::clone(depositor),
         file.size_bytes,
         window_bytes,
-        ContentClass::Wal,
+        ContentClass::Stream,
     )?;
     let mut scanner = facts
         .as_ref()

@@ -11,7 +11,7 @@ use barmanfs_pg::wal_check::{LONG_HEADER_BYTES, SegmentFacts, check_segment};
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::wal_scan::{SegmentIndex, WalEdit, WalScanner, confine, may_cross};
 use barmanfs_pg::{Lsn, SegmentSize, TimelineId};
-use barmanfs_store::{ChunkId, FileMap};
+use barmanfs_store::FileMap;
 use rusqlite::params;
 
 use crate::archive::wal::WalFile;
@@ -126,10 +126,7 @@ impl Repository {
     /// The index of a stored segment. If the file is not the segment of this name, the index is empty: PostgreSQL does
     /// not replay it either.
     fn index_of_map(&self, name: SegmentName, map: &FileMap) -> Result<Arc<SegmentIndex>> {
-        let described = serde_json::to_vec(&(name.to_string(), map))
-            .map_err(|error| Error::Invalid(error.to_string()))?;
-        let key = ChunkId::of(&described);
-        if let Some(index) = self.read_segments.find(&key) {
+        if let Some(index) = self.read_segments.find(name, map) {
             return Ok(index);
         }
         let failed = |source| Error::WalSource {
@@ -139,7 +136,7 @@ impl Repository {
         let mut reader = self.trees().reader(map.clone());
         let index = scan_segment(name, map.size_bytes, &mut reader).map_err(failed)?;
         let index = Arc::new(index.unwrap_or_default());
-        self.read_segments.keep(key, &index);
+        self.read_segments.keep(name, map, &index);
         Ok(index)
     }
 

@@ -358,7 +358,7 @@ mod tests {
     use std::sync::Arc;
 
     use barmanfs_store::ContentClass;
-    use barmanfs_store::layout::WAL_WINDOW_BYTES;
+    use barmanfs_store::layout::STREAM_WINDOW_BYTES;
     use barmanfs_store::tree::SingleFile;
 
     use super::*;
@@ -385,8 +385,8 @@ mod tests {
         let mut sink = SingleFile::begin(
             Arc::clone(&depositor),
             size_bytes,
-            WAL_WINDOW_BYTES,
-            ContentClass::Wal,
+            STREAM_WINDOW_BYTES,
+            ContentClass::Stream,
         )
         .unwrap();
         sink.write(bytes).unwrap();

@@ -235,7 +235,7 @@ impl Intake {
     fn whole_level(&self, class: ContentClass) -> i32 {
         match class {
             ContentClass::Data => self.options.whole_level,
-            ContentClass::Wal => self.options.wal_level,
+            ContentClass::Stream => self.options.stream_level,
             ContentClass::Map => self.options.map_level,
         }
     }

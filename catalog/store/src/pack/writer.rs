@@ -27,13 +27,13 @@ pub struct PackWriter {
 }
 
 impl PackWriter {
-    /// Begins a pack under a new random id.
+    /// Begins a pack under a new id.
     ///
     /// # Errors
     /// When `storage` cannot begin one.
     pub fn begin(storage: &dyn PackStorage) -> Result<Self> {
-        let id = PackId::random()?;
-        let mut upload = storage.begin(id)?;
+        let mut upload = storage.begin()?;
+        let id = upload.id();
         upload.write(&encode_header(id, FORMAT_VERSION))?;
         let offset = PACK_HEADER_BYTES as u32;
         Ok(Self {

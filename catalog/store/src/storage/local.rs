@@ -155,7 +155,9 @@ impl LocalPacks {
 }
 
 impl PackStorage for LocalPacks {
-    fn begin(&self, id: PackId) -> Result<Box<dyn PackUpload>> {
+    fn begin(&self) -> Result<Box<dyn PackUpload>> {
+        // Random: a counter would be in the catalog, and go back with a catalog of an earlier time.
+        let id = PackId::random()?;
         let temporary = self
             .directory
             .join(format!("{TEMPORARY_PREFIX}{id}{TEMPORARY_SUFFIX}"));
@@ -166,6 +168,7 @@ impl PackStorage for LocalPacks {
             None => Self::create_locked(&temporary)?,
         };
         let upload = LocalUpload {
+            id,
             file: BufWriter::with_capacity(WRITE_BUFFER_BYTES, file),
             was_spare,
             temporary,
@@ -288,6 +291,7 @@ const EUCLEAN: i32 = 117;
 /// A pack being written into its temporary file.
 #[derive(Debug)]
 struct LocalUpload {
+    id: PackId,
     file: BufWriter<File>,
     /// More may be allocated to the file than the pack needs.
     was_spare: bool,
@@ -297,6 +301,10 @@ struct LocalUpload {
 }
 
 impl PackUpload for LocalUpload {
+    fn id(&self) -> PackId {
+        self.id
+    }
+
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.file
             .write_all(bytes)

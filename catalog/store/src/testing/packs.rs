@@ -25,10 +25,10 @@ struct MemoryUpload {
 }
 
 impl PackStorage for MemoryPacks {
-    fn begin(&self, id: PackId) -> Result<Box<dyn PackUpload>> {
+    fn begin(&self) -> Result<Box<dyn PackUpload>> {
         Ok(Box::new(MemoryUpload {
             files: Arc::clone(&self.files),
-            id,
+            id: PackId::random()?,
             bytes: Vec::new(),
         }))
     }
@@ -43,6 +43,8 @@ impl PackStorage for MemoryPacks {
         Ok(())
     }
 
+    fn will_read(&self, _id: PackId, _offset: u64, _bytes: u32) {}
+
     fn bytes(&self, id: PackId) -> Result<u64> {
         let files = lock(&self.files);
         let file = files.get(&id).ok_or(Error::MissingPack(id))?;
@@ -52,6 +54,21 @@ impl PackStorage for MemoryPacks {
     fn list(&self, each: &mut dyn FnMut(PackId) -> Result<()>) -> Result<()> {
         let packs: Vec<PackId> = lock(&self.files).keys().copied().collect();
         packs.into_iter().try_for_each(each)
+    }
+
+    fn part_mark(&self, _part: Part) -> Result<PartMark> {
+        Ok(PartMark::Unknown)
+    }
+
+    fn list_part(&self, part: Part, each: &mut dyn FnMut(Listed) -> Result<()>) -> Result<()> {
+        self.list(&mut |pack| match part {
+            Part::First(first) if pack.as_bytes()[0] == first => each(Listed::Pack(pack)),
+            _ => Ok(()),
+        })
+    }
+
+    fn settle(&self, _packs: &[PackId]) -> Result<()> {
+        Ok(())
     }
 
     fn remove(&self, id: PackId) -> Result<()> {
@@ -65,6 +82,10 @@ impl PackStorage for MemoryPacks {
 }
 
 impl PackUpload for MemoryUpload {
+    fn id(&self) -> PackId {
+        self.id
+    }
+
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.bytes.extend_from_slice(bytes);
         Ok(())
@@ -80,7 +101,7 @@ impl PackUpload for MemoryUpload {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Call {
     /// A pack is begun.
-    Begin(PackId),
+    Begin,
     /// Bytes of a pack that is being written.
     Write(PackId),
     /// A pack is to become durable and visible.
@@ -164,11 +185,10 @@ fn note(rule: &Mutex<Rule>, call: &Call) -> Result<()> {
 }
 
 impl<S: PackStorage> PackStorage for TestPacks<S> {
-    fn begin(&self, id: PackId) -> Result<Box<dyn PackUpload>> {
-        self.note(&Call::Begin(id))?;
+    fn begin(&self) -> Result<Box<dyn PackUpload>> {
+        self.note(&Call::Begin)?;
         Ok(Box::new(TestUpload {
-            id,
-            upload: self.packs.begin(id)?,
+            upload: self.packs.begin()?,
             rule: Arc::clone(&self.rule),
         }))
     }
@@ -176,6 +196,10 @@ impl<S: PackStorage> PackStorage for TestPacks<S> {
     fn read_at(&self, id: PackId, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.note(&Call::Read(id))?;
         self.packs.read_at(id, offset, buf)
+    }
+
+    fn will_read(&self, id: PackId, offset: u64, bytes: u32) {
+        self.packs.will_read(id, offset, bytes);
     }
 
     fn bytes(&self, id: PackId) -> Result<u64> {
@@ -215,7 +239,6 @@ impl<S: PackStorage> PackStorage for TestPacks<S> {
 }
 
 struct TestUpload {
-    id: PackId,
     upload: Box<dyn PackUpload>,
     rule: Arc<Mutex<Rule>>,
 }
@@ -223,19 +246,23 @@ struct TestUpload {
 impl fmt::Debug for TestUpload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TestUpload")
-            .field("id", &self.id)
+            .field("upload", &self.upload)
             .finish_non_exhaustive()
     }
 }
 
 impl PackUpload for TestUpload {
+    fn id(&self) -> PackId {
+        self.upload.id()
+    }
+
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        note(&self.rule, &Call::Write(self.id))?;
+        note(&self.rule, &Call::Write(self.id()))?;
         self.upload.write(bytes)
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
-        note(&self.rule, &Call::Finish(self.id))?;
+        note(&self.rule, &Call::Finish(self.id()))?;
         self.upload.finish()
     }
 }

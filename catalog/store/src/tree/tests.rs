@@ -533,8 +533,8 @@ fn a_single_file_is_stored_like_one_in_a_tree() {
         let mut single = SingleFile::begin(
             Arc::clone(&depositor),
             bytes as u64,
-            crate::layout::WAL_WINDOW_BYTES,
-            ContentClass::Wal,
+            crate::layout::STREAM_WINDOW_BYTES,
+            ContentClass::Stream,
         )
         .unwrap();
         content

@@ -21,7 +21,7 @@ use super::run::{Run, RunWriter};
 use crate::depositor::{ContentClass, Depositor};
 use crate::error::{Error, Result};
 use crate::file_map::FileMap;
-use crate::layout::WAL_WINDOW_BYTES;
+use crate::layout::STREAM_WINDOW_BYTES;
 use crate::listing::{Attributes, DirectoryRef, Node, encode_entry};
 use crate::sync::lock;
 
@@ -195,9 +195,9 @@ impl TreeWriter {
         size_bytes: u64,
         window_bytes: u32,
     ) -> Result<(FileShape, FileDone)> {
-        // A file with WAL windows is WAL.
-        let class = if window_bytes == WAL_WINDOW_BYTES {
-            ContentClass::Wal
+        // The size of its windows tells the class of a file.
+        let class = if window_bytes == STREAM_WINDOW_BYTES {
+            ContentClass::Stream
         } else {
             ContentClass::Data
         };

@@ -10,8 +10,8 @@ fn packs() -> (tempfile::TempDir, LocalPacks) {
 }
 
 fn put(packs: &LocalPacks, bytes: &[u8]) -> PackId {
-    let id = PackId::random().unwrap();
-    let mut upload = packs.begin(id).unwrap();
+    let mut upload = packs.begin().unwrap();
+    let id = upload.id();
     upload.write(bytes).unwrap();
     upload.finish().unwrap();
     id
@@ -38,8 +38,8 @@ fn temporaries(packs: &LocalPacks) -> usize {
 #[test]
 fn a_pack_is_there_when_finished_and_not_before() {
     let (_directory, packs) = packs();
-    let id = PackId::random().unwrap();
-    let mut upload = packs.begin(id).unwrap();
+    let mut upload = packs.begin().unwrap();
+    let id = upload.id();
     upload.write(b"0123456789").unwrap();
     assert!(listed(&packs).is_empty());
     assert!(matches!(packs.bytes(id), Err(Error::MissingPack(_))));
@@ -59,7 +59,7 @@ fn a_pack_is_there_when_finished_and_not_before() {
 #[test]
 fn a_dropped_pack_leaves_nothing() {
     let (_directory, packs) = packs();
-    let mut upload = packs.begin(PackId::random().unwrap()).unwrap();
+    let mut upload = packs.begin().unwrap();
     upload.write(&vec![1; 3 * WRITE_BUFFER_BYTES]).unwrap();
     assert_eq!(temporaries(&packs), 1);
     drop(upload);
@@ -144,7 +144,7 @@ fn packs_that_cannot_be_looked_at_are_not_left_out() {
 #[test]
 fn what_a_living_writer_writes_is_never_abandoned() {
     let (_directory, packs) = packs();
-    let mut upload = packs.begin(PackId::random().unwrap()).unwrap();
+    let mut upload = packs.begin().unwrap();
     upload.write(b"alive").unwrap();
     fs::write(packs.directory.join("tmp-00.partial"), b"dead").unwrap();
     fs::write(packs.directory.join("readme"), b"neither").unwrap();
