@@ -21,7 +21,7 @@ use crate::archive::backup::Backup;
 use crate::error::Result;
 use crate::home::now;
 use crate::index::chunk_index::places;
-use crate::index::records::{self, Deletion, kind};
+use crate::index::records::{self, Deletion, Kind};
 use crate::index::repository::Repository;
 use crate::names::BackupId;
 
@@ -183,7 +183,7 @@ impl Repository {
                     "SELECT id, payload, seq FROM records WHERE kind = ?1 AND seq > ?2
                      AND id NOT IN (SELECT annulled FROM deletions) ORDER BY seq LIMIT 1",
                 )?;
-                let mut rows = next.query(params![kind::DAMAGE, last])?;
+                let mut rows = next.query(params![Kind::Damage, last])?;
                 let Some(row) = rows.next()? else { return Ok(None) };
                 let (id, places) = records::of_row(row)?;
                 Ok(Some((row.get(2)?, id, places)))
@@ -205,7 +205,7 @@ impl Repository {
                 found_at,
                 chunks,
             };
-            records::record(kind::DAMAGE, &body)
+            records::record(Kind::Damage, &body)
         });
         // Written after the records that replace them: it does no harm if a place is recorded as damaged twice.
         let annulled = annulled.iter().map(|of| {
@@ -214,7 +214,7 @@ impl Repository {
                 deleted_at: found_at,
                 what: "damaged places".to_owned(),
             };
-            records::record(kind::DELETION, &body)
+            records::record(Kind::Deletion, &body)
         });
         let writer = self.writer("verification")?;
         let mut batch: Vec<Record> = Vec::new();

@@ -10,27 +10,29 @@ use crate::archive::backup::{Backup, BackupStatus, boot_test};
 use crate::archive::wal::{self, QuarantinedWal, WalFile};
 use crate::archive::{damage, history, servers};
 use crate::error::Result;
-use crate::index::records::{Deletion, is_annulled, kind, parse};
+use crate::index::records::{Deletion, Kind, is_annulled, parse};
+use crate::index::schema::GO_WITH_THEIR_RECORD;
 
 /// Enters a record into the tables for its kind.
 pub(crate) fn derive(db: &Connection, seq: i64, record: &Record) -> Result<()> {
-    if record.kind == kind::DELETION {
-        return annul(db, seq, &parse::<Deletion>(record.id, &record.payload)?);
-    }
-    if is_annulled(db, record.id)? {
+    // A record of a later release is kept, and not interpreted.
+    let Some(kind) = Kind::of(record.kind) else {
+        return Ok(());
+    };
+    // A deletion is permanent.
+    if kind != Kind::Deletion && is_annulled(db, record.id)? {
         return Ok(());
     }
     let (id, payload) = (record.id, record.payload.as_slice());
-    match record.kind {
-        kind::BACKUP => derive_backup(db, seq, id, &parse(id, payload)?),
-        kind::WAL => derive_wal(db, seq, id, &parse(id, payload)?),
-        kind::QUARANTINED_WAL => derive_quarantine(db, seq, id, &parse(id, payload)?),
-        kind::SERVER => servers::derive(db, seq, id, &parse(id, payload)?),
-        kind::BOOT_TEST => boot_test::derive(db, seq, id, &parse(id, payload)?),
-        kind::DAMAGE => damage::derive(db, seq, &parse(id, payload)?),
-        kind::HISTORY => history::records::derive(db, seq, id, &parse(id, payload)?),
-        // A record of a later release: it is kept but not interpreted.
-        _ => Ok(()),
+    match kind {
+        Kind::Backup => derive_backup(db, seq, id, &parse(id, payload)?),
+        Kind::Wal => derive_wal(db, seq, id, &parse(id, payload)?),
+        Kind::Deletion => annul(db, seq, &parse(id, payload)?),
+        Kind::QuarantinedWal => derive_quarantine(db, seq, id, &parse(id, payload)?),
+        Kind::Server => servers::derive(db, seq, id, &parse(id, payload)?),
+        Kind::BootTest => boot_test::derive(db, seq, id, &parse(id, payload)?),
+        Kind::Damage => damage::derive(db, seq, &parse(id, payload)?),
+        Kind::History => history::records::derive(db, seq, id, &parse(id, payload)?),
     }
 }
 
@@ -44,7 +46,7 @@ fn annul(db: &Connection, seq: i64, deletion: &Deletion) -> Result<()> {
         .optional()?;
     if let Some(target) = target {
         wal::index::forget(db, target)?;
-        for table in ["backups", "wal", "quarantine", "boot_tests", "damaged", "forks"] {
+        for table in GO_WITH_THEIR_RECORD {
             db.prepare_cached(&format!("DELETE FROM {table} WHERE record = ?1"))?
                 .execute([target])?;
         }

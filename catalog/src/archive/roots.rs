@@ -7,7 +7,7 @@ use rusqlite::params;
 use crate::archive::backup::Backup;
 use crate::archive::wal::{QuarantinedWal, WalFile};
 use crate::error::{Error, Result};
-use crate::index::records::{self, kind};
+use crate::index::records::{self, Kind};
 use crate::index::repository::Repository;
 
 /// Records read at a time.
@@ -74,20 +74,19 @@ fn root(kind: u8, id: RecordId, payload: &[u8]) -> Result<Option<(String, Root)>
             Root::File(file.map),
         )
     };
-    Ok(match kind {
-        kind::BACKUP => {
+    // What it refers to is unknown, so nothing may be removed.
+    let unknown = || Error::UnknownRecord {
+        id: id.to_string(),
+        kind,
+    };
+    Ok(match Kind::of(kind).ok_or_else(unknown)? {
+        Kind::Backup => {
             let backup: Backup = records::parse(id, payload)?;
             let what = format!("Backup {} of server {}", backup.id, backup.server);
             backup.root.map(|root| (what, Root::Tree(root.directory)))
         }
-        kind::WAL => Some(of_file(records::parse(id, payload)?)),
-        kind::QUARANTINED_WAL => Some(of_file(records::parse::<QuarantinedWal>(id, payload)?.file)),
-        kind::DELETION | kind::SERVER | kind::BOOT_TEST | kind::DAMAGE | kind::HISTORY => None,
-        _ => {
-            return Err(Error::UnknownRecord {
-                id: id.to_string(),
-                kind,
-            });
-        }
+        Kind::Wal => Some(of_file(records::parse(id, payload)?)),
+        Kind::QuarantinedWal => Some(of_file(records::parse::<QuarantinedWal>(id, payload)?.file)),
+        Kind::Deletion | Kind::Server | Kind::BootTest | Kind::Damage | Kind::History => None,
     })
 }

@@ -11,7 +11,7 @@ use crate::archive::backup::running;
 use crate::error::{Error, Result};
 use crate::home::locks::Lock;
 use crate::home::now;
-use crate::index::records::{self, kind};
+use crate::index::records::{self, Kind};
 use crate::index::repository::Repository;
 use crate::index::writer::Writer;
 use crate::names::ServerName;
@@ -85,7 +85,7 @@ impl Writer {
             system_id: found,
             added_at: now(),
         };
-        Ok(Some((records::record(kind::SERVER, &body)?, lock)))
+        Ok(Some((records::record(Kind::Server, &body)?, lock)))
     }
 
     fn is_known_as(&self, server: &ServerName, found: SystemId) -> Result<bool> {

@@ -9,7 +9,8 @@
 use barmanfs_pg::TimestampMicros;
 use barmanfs_store::layout::MAX_RECORD_BYTES;
 use barmanfs_store::{ChunkId, ClosedPack, PackId, PackedChunk, Record, RecordId};
-use rusqlite::{Connection, Row, params};
+use rusqlite::types::ToSqlOutput;
+use rusqlite::{Connection, Row, ToSql, params};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -18,24 +19,55 @@ use crate::error::{Error, Result};
 /// Version of the payloads this release writes, and the newest it reads.
 const PAYLOAD_VERSION: u32 = 1;
 
-/// What a record is about. The numbers are part of the format, see `FORMAT.md`.
-pub(crate) mod kind {
+/// What a record is about. The numbers are part of the format, see `FORMAT.md`. All code that depends on the kind
+/// matches each of them, so a new kind does not compile until everything has an answer for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
     /// A complete or failed backup.
-    pub(crate) const BACKUP: u8 = 1;
+    Backup = 1,
     /// An archived file.
-    pub(crate) const WAL: u8 = 2;
+    Wal = 2,
     /// Annuls another record.
-    pub(crate) const DELETION: u8 = 3;
+    Deletion = 3,
     /// A file in quarantine.
-    pub(crate) const QUARANTINED_WAL: u8 = 5;
+    QuarantinedWal = 5,
     /// A server and its cluster.
-    pub(crate) const SERVER: u8 = 6;
+    Server = 6,
     /// A boot test of a backup and its result.
-    pub(crate) const BOOT_TEST: u8 = 7;
+    BootTest = 7,
     /// Places of damaged chunks.
-    pub(crate) const DAMAGE: u8 = 8;
+    Damage = 8,
     /// A fork of a timeline into two histories, or the decision which one counts.
-    pub(crate) const HISTORY: u8 = 9;
+    History = 9,
+}
+
+impl Kind {
+    /// The kind with this number; `None` for one of a later release.
+    pub(crate) fn of(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::Backup,
+            2 => Self::Wal,
+            3 => Self::Deletion,
+            5 => Self::QuarantinedWal,
+            6 => Self::Server,
+            7 => Self::BootTest,
+            8 => Self::Damage,
+            9 => Self::History,
+            _ => return None,
+        })
+    }
+
+    /// Its number in the format.
+    pub(crate) fn number(self) -> u8 {
+        self as u8
+    }
+}
+
+impl ToSql for Kind {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(self.number().into())
+    }
 }
 
 /// Annuls a record permanently.
@@ -55,7 +87,7 @@ struct Payload<T> {
 }
 
 /// A new record of this kind.
-pub(crate) fn record<T: Serialize>(kind: u8, body: &T) -> Result<Record> {
+pub(crate) fn record<T: Serialize>(kind: Kind, body: &T) -> Result<Record> {
     let id = RecordId::random()?;
     let bad = |reason: String| Error::BadRecord {
         id: id.to_string(),
@@ -72,7 +104,11 @@ pub(crate) fn record<T: Serialize>(kind: u8, body: &T) -> Result<Record> {
             payload.len()
         )));
     }
-    Ok(Record { id, kind, payload })
+    Ok(Record {
+        id,
+        kind: kind.number(),
+        payload,
+    })
 }
 
 /// Reads a record from a row that begins with its id and its payload.
@@ -240,7 +276,7 @@ pub(crate) fn derive_all(
 ) -> Result<()> {
     let mut all =
         db.prepare("SELECT seq, id, kind, payload FROM records ORDER BY kind <> ?1, kind <> ?2, id")?;
-    let mut rows = all.query([kind::DELETION, kind::HISTORY])?;
+    let mut rows = all.query([Kind::Deletion, Kind::History])?;
     while let Some(row) = rows.next()? {
         let seq = row.get(0)?;
         let record = Record {

@@ -81,6 +81,10 @@ pub(crate) const MEANINGS: [&str; 14] = [
     "placed",
 ];
 
+/// Those of them whose rows go when the record in their column `record` is annulled.
+pub(crate) const GO_WITH_THEIR_RECORD: [&str; 6] =
+    ["backups", "wal", "quarantine", "boot_tests", "damaged", "forks"];
+
 /// Creates these tables.
 pub(crate) const CREATE_MEANINGS: &str = "
 CREATE TABLE deletions (annulled BLOB NOT NULL, record INTEGER NOT NULL, PRIMARY KEY (annulled, record)) WITHOUT ROWID;
@@ -214,3 +218,64 @@ CREATE TABLE placed (
     PRIMARY KEY (id, record)
 ) WITHOUT ROWID;
 ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rusqlite::Connection;
+
+    /// Their records are never annulled, except those of `segments`, which go with their restore points and settings.
+    const STAY: [&str; 6] = [
+        "deletions",
+        "servers",
+        "segments",
+        "decisions",
+        "decided",
+        "placed",
+    ];
+
+    #[test]
+    fn a_table_of_meanings_goes_with_its_record_or_is_named_here() {
+        let db = Connection::open_in_memory().unwrap();
+        db.execute_batch(CREATE_MEANINGS).unwrap();
+        for table in MEANINGS {
+            let has_record: bool = db
+                .prepare("SELECT EXISTS (SELECT 1 FROM pragma_table_info(?1) WHERE name = 'record')")
+                .unwrap()
+                .query_row([table], |row| row.get(0))
+                .unwrap();
+            let named = GO_WITH_THEIR_RECORD.contains(&table) || STAY.contains(&table);
+            assert_eq!(has_record, named, "{table}");
+        }
+    }
+
+    #[test]
+    fn all_tables_of_meanings_are_listed() {
+        let db = Connection::open_in_memory().unwrap();
+        db.execute_batch(CREATE_MEANINGS).unwrap();
+        let mut query = db
+            .prepare("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY rowid")
+            .unwrap();
+        let tables: Vec<String> = query
+            .query_map([], |row| row.get(0))
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
+        assert_eq!(tables, MEANINGS);
+    }
+
+    /// A catalog of a user is only brought up to date when `LAYOUT` says that it is older.
+    #[test]
+    fn other_tables_have_another_layout() {
+        let sql = [CREATE, CREATE_MEANINGS].concat();
+        let tables: String = sql
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("--"))
+            .collect();
+        assert_eq!(
+            (LAYOUT, crc32c::crc32c(tables.as_bytes())),
+            (6, 295_168_057),
+            "The tables have changed: raise LAYOUT, and put the new pair here"
+        );
+    }
+}

@@ -15,7 +15,7 @@ use super::*;
 use crate::archive::backup::{Backup, BackupKind, BackupRoot, BackupStatus};
 use crate::archive::wal::WalFile;
 use crate::home::settings::CreateOptions;
-use crate::index::records::{self, kind};
+use crate::index::records::{self, Kind};
 use crate::names::{BackupId, ServerName};
 use crate::{Repository, Silent, Writer};
 
@@ -373,7 +373,7 @@ impl Archive {
 
     fn put_backup(&self, backup: &ModelBackup) {
         let backup = complete(&self.server, backup);
-        let record = records::record(kind::BACKUP, &backup).unwrap();
+        let record = records::record(Kind::Backup, &backup).unwrap();
         self.writer.write_records(vec![record]).unwrap();
     }
 }
@@ -686,8 +686,8 @@ fn make_unread(archive: &Archive) -> u64 {
             what: String::new(),
         };
         let new = [
-            records::record(kind::DELETION, &deletion).unwrap(),
-            records::record(kind::WAL, &unread).unwrap(),
+            records::record(Kind::Deletion, &deletion).unwrap(),
+            records::record(Kind::Wal, &unread).unwrap(),
         ];
         archive.writer.write_records(new.into()).unwrap();
         count += 1;
@@ -833,7 +833,7 @@ fn a_standbys_own_wal_reaches_to_the_end_of_its_backup_only() {
             from_standby,
             ..complete(&archive.server, model)
         };
-        let record = records::record(kind::BACKUP, &backup).unwrap();
+        let record = records::record(Kind::Backup, &backup).unwrap();
         archive.writer.write_records(vec![record]).unwrap();
         for segment in world.logs[&1].segments() {
             if number(segment.name.start_lsn(SIZE)) >= first {
@@ -951,7 +951,7 @@ fn a_segment_that_is_taken_out_again_leaves_no_trace() {
         deleted_at: at(0),
         what: "a segment".to_owned(),
     };
-    let record = records::record(kind::DELETION, &deletion).unwrap();
+    let record = records::record(Kind::Deletion, &deletion).unwrap();
     archive.writer.write_records(vec![record]).unwrap();
     let reasons = |archive: &Archive| -> Vec<String> {
         let plans = answers(&archive.repository, &archive.server, &specs);
@@ -1093,7 +1093,7 @@ mod scale {
     fn a_month_of_segments_is_planned_over() {
         let archive = Archive::new();
         let segments =
-            (3..3 + SEGMENTS).map(|number| records::record(kind::WAL, &segment(&archive.server, number)));
+            (3..3 + SEGMENTS).map(|number| records::record(Kind::Wal, &segment(&archive.server, number)));
         let records = segments.collect::<crate::Result<Vec<_>>>().unwrap();
         let pack = ClosedPack {
             id: PackId([7; 16]),

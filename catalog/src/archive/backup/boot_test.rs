@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::archive::backup::Backup;
 use crate::error::{Error, Result};
 use crate::home::locks::Lock;
-use crate::index::records::{self, kind};
+use crate::index::records::{self, Kind};
 use crate::index::repository::Repository;
 use crate::names::{BackupId, ServerName};
 
@@ -140,7 +140,7 @@ impl Repository {
             backup: backup.id,
             test,
         };
-        writer.write_records(vec![records::record(kind::BOOT_TEST, &body)?])
+        writer.write_records(vec![records::record(Kind::BootTest, &body)?])
     }
 
     /// The newest boot test of a backup, if there was one.
@@ -178,7 +178,7 @@ pub(super) fn records_of(db: &Connection, backup: &[RecordId]) -> Result<Vec<Rec
     let mut query = db.prepare_cached(
         "SELECT id, payload FROM records WHERE kind = ?1 AND id NOT IN (SELECT annulled FROM deletions)",
     )?;
-    let mut rows = query.query([kind::BOOT_TEST])?;
+    let mut rows = query.query([Kind::BootTest])?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
         let (id, payload) = records::id_and_payload(row)?;

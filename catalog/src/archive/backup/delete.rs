@@ -9,7 +9,7 @@ use crate::archive::backup::{Backup, BackupStatus, boot_test, list, running};
 use crate::error::{Error, Result};
 use crate::home::locks::Lock;
 use crate::home::now;
-use crate::index::records::{self, Deletion, kind};
+use crate::index::records::{self, Deletion, Kind};
 use crate::index::repository::Repository;
 use crate::names::ServerName;
 
@@ -126,7 +126,7 @@ impl Repository {
         let what = format!("backup {} of {}", backup.id, backup.server);
         let deletion = |of| {
             records::record(
-                kind::DELETION,
+                Kind::Deletion,
                 &Deletion {
                     of,
                     deleted_at: now(),
@@ -166,7 +166,7 @@ impl Repository {
             let mut query = db.prepare_cached(
                 "SELECT id, payload FROM records WHERE kind = ?1 AND id NOT IN (SELECT annulled FROM deletions)",
             )?;
-            let mut rows = query.query([kind::BACKUP])?;
+            let mut rows = query.query([Kind::Backup])?;
             let mut found = Vec::new();
             while let Some(row) = rows.next()? {
                 let (id, payload) = records::id_and_payload(row)?;

@@ -24,7 +24,7 @@ use crate::archive::clones::CloneDescription;
 use crate::error::{Error, Result};
 use crate::home::locks::Lock;
 use crate::home::now;
-use crate::index::records::{self, kind};
+use crate::index::records::{self, Kind};
 use crate::index::writer::Writer;
 use crate::names::{BackupId, ServerName};
 
@@ -135,7 +135,7 @@ impl Writer {
         if let Some(interrupted) = running::read_interrupted(repository, server)?
             && !list::is_recorded(repository, server, interrupted.id)?
         {
-            self.write_records(vec![records::record(kind::BACKUP, &interrupted)?])?;
+            self.write_records(vec![records::record(Kind::Backup, &interrupted)?])?;
         }
         running::remove(repository, server)
     }
@@ -390,7 +390,7 @@ impl BackupRun {
             ..self.backup.clone()
         };
         self.depositor
-            .flush(vec![records::record(kind::BACKUP, &backup)?])?;
+            .flush(vec![records::record(Kind::Backup, &backup)?])?;
         Ok(())
     }
 
@@ -402,7 +402,7 @@ impl BackupRun {
         self.backup.end_time = Some(now());
         self.backup.error = Some(reason.to_owned());
         self.backup.new_stored_bytes = self.new_stored_bytes();
-        let recorded = records::record(kind::BACKUP, &self.backup)
+        let recorded = records::record(Kind::Backup, &self.backup)
             .and_then(|record| Ok(self.depositor.flush(vec![record]).map(drop)?))
             .and_then(|()| self.forget_state());
         if let Err(error) = recorded {

@@ -11,7 +11,7 @@ use super::records::{Event, HistoryRecord};
 use crate::archive::wal::{WalFile, link};
 use crate::error::Result;
 use crate::home::now;
-use crate::index::records::{self, kind};
+use crate::index::records::{self, Kind};
 use crate::index::repository::Repository;
 use crate::index::writer::Writer;
 use crate::names::ServerName;
@@ -243,7 +243,7 @@ impl Writer {
                 found_by: found_by.to_owned(),
             },
         };
-        let record = records::record(kind::HISTORY, &body)?;
+        let record = records::record(Kind::History, &body)?;
         let id = record.id;
         self.write_records(vec![record])?;
         Ok(Fork {

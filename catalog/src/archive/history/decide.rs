@@ -12,7 +12,7 @@ use crate::archive::wal::archive::STRIPES;
 use crate::error::{Error, Result};
 use crate::home::locks::Lock;
 use crate::home::now;
-use crate::index::records::{self, kind};
+use crate::index::records::{self, Kind};
 use crate::index::writer::Writer;
 use crate::names::{BackupId, ServerName};
 
@@ -87,7 +87,7 @@ impl Writer {
             at: now(),
             event,
         };
-        self.write_records(vec![records::record(kind::HISTORY, &body)?])
+        self.write_records(vec![records::record(Kind::History, &body)?])
     }
 
     /// No file of the server is archived while these locks are held.

@@ -10,7 +10,7 @@ use crate::archive::backup::Backup;
 use crate::archive::derive;
 use crate::archive::wal::{self, WalFile};
 use crate::error::Result;
-use crate::index::records::{self, kind};
+use crate::index::records::{self, Kind};
 use crate::names::ServerName;
 
 /// The payload.
@@ -136,7 +136,7 @@ fn place(db: &Connection, decision: i64, id: RecordId, archive: &ServerName) -> 
         })
         .optional()?;
     let Some((seq, kind, payload)) =
-        known.filter(|(_, kind, _)| matches!(*kind, kind::WAL | kind::QUARANTINED_WAL))
+        known.filter(|(_, kind, _)| matches!(Kind::of(*kind), Some(Kind::Wal | Kind::QuarantinedWal)))
     else {
         return Ok(());
     };
@@ -148,12 +148,14 @@ fn place(db: &Connection, decision: i64, id: RecordId, archive: &ServerName) -> 
     derive::derive(db, seq, &Record { id, kind, payload })
 }
 
-/// The archive that a decision placed a file or a backup in; the last decision counts.
+/// The archive that a decision placed a file or a backup in; the last decision counts,
+/// and of two made in the same microsecond the one with the greater id: not the one that was read first.
 pub(crate) fn placed_in(db: &Connection, id: RecordId) -> Result<Option<ServerName>> {
     let archive: Option<String> = db
         .prepare_cached(
-            "SELECT p.archive FROM placed p JOIN decisions d ON d.record = p.record WHERE p.id = ?1
-             ORDER BY d.decided_at DESC LIMIT 1",
+            "SELECT p.archive FROM placed p JOIN decisions d ON d.record = p.record
+                 JOIN records r ON r.seq = d.record WHERE p.id = ?1
+             ORDER BY d.decided_at DESC, r.id DESC LIMIT 1",
         )?
         .query_row([id.as_bytes()], |row| row.get(0))
         .optional()?;

@@ -29,7 +29,7 @@ use crate::archive::wal::{QuarantinedWal, RefusedWal, WalConflict, WalFile, WalO
 use crate::error::{Error, Result};
 use crate::home::locks::Lock;
 use crate::home::now;
-use crate::index::records::{self, kind};
+use crate::index::records::{self, Kind};
 use crate::index::writer::Writer;
 use crate::names::ServerName;
 
@@ -127,7 +127,7 @@ impl Writer {
                 if let Some(obstacle) = self.repository().obstacle(&new, link)? {
                     return self.refuse(depositor, new, obstacle);
                 }
-                let record = records::record(kind::WAL, &new)?;
+                let record = records::record(Kind::Wal, &new)?;
                 let new = WalFile {
                     record: Some(record.id),
                     ..new
@@ -272,7 +272,7 @@ fn first_link(file: &Incoming<'_>, facts: Option<&SegmentFacts>, beginning: &[u8
 
 fn quarantine(depositor: &Depositor, file: WalFile, reason: String) -> Result<QuarantinedWal> {
     let mut kept = QuarantinedWal { file, reason };
-    let record = records::record(kind::QUARANTINED_WAL, &kept)?;
+    let record = records::record(Kind::QuarantinedWal, &kept)?;
     kept.file.record = Some(record.id);
     depositor.flush(vec![record])?;
     Ok(kept)

@@ -21,7 +21,7 @@ use crate::archive::history::records::placed_in;
 use crate::archive::wal::{QuarantinedWal, WalFile};
 use crate::error::{Error, Result};
 use crate::home::now;
-use crate::index::records::{self, Deletion, kind};
+use crate::index::records::{self, Deletion, Kind};
 use crate::index::repository::Repository;
 use crate::index::writer::Writer;
 use crate::names::ServerName;
@@ -150,7 +150,7 @@ impl Repository {
             archived_at: now(),
             ..kept.file.clone()
         };
-        records.push(records::record(kind::WAL, &released)?);
+        records.push(records::record(Kind::Wal, &released)?);
         writer.write_records(records)
     }
 
@@ -272,7 +272,7 @@ impl Repository {
             file: archived,
             reason: format!("It was taken from the archive: {reason}"),
         };
-        records.push(records::record(kind::QUARANTINED_WAL, &kept)?);
+        records.push(records::record(Kind::QuarantinedWal, &kept)?);
         Ok(records)
     }
 
@@ -285,13 +285,13 @@ impl Repository {
                 "SELECT id, payload, kind FROM records WHERE kind IN (?1, ?2)
                  AND instr(payload, CAST(?3 AS BLOB)) > 0 AND id NOT IN (SELECT annulled FROM deletions)",
             )?;
-            let mut rows = query.query(rusqlite::params![kind::WAL, kind::QUARANTINED_WAL, name])?;
+            let mut rows = query.query(rusqlite::params![Kind::Wal, Kind::QuarantinedWal, name])?;
             let mut found = Vec::new();
             while let Some(row) = rows.next()? {
                 let (id, payload) = records::id_and_payload(row)?;
                 // A record that cannot be read is in no archive.
-                let other = match row.get(2)? {
-                    kind::WAL => {
+                let other = match Kind::of(row.get(2)?) {
+                    Some(Kind::Wal) => {
                         records::parse::<WalFile>(id, payload).map(|file| (file.name, Some(file.server)))
                     }
                     _ => records::parse::<QuarantinedWal>(id, payload).map(|kept| (kept.file.name, None)),
@@ -322,7 +322,7 @@ fn deletion(of: RecordId, file: &WalFile) -> Result<Record> {
         deleted_at: now(),
         what: format!("{} of {}", file.name, file.server),
     };
-    records::record(kind::DELETION, &body)
+    records::record(Kind::Deletion, &body)
 }
 
 fn lsn_at(file: &WalFile, offset: u64) -> Option<Lsn> {
@@ -401,7 +401,7 @@ mod tests {
             map: sink.finish().unwrap().map,
             record: None,
         };
-        let record = records::record(kind::WAL, &file).unwrap();
+        let record = records::record(Kind::Wal, &file).unwrap();
         depositor.flush(vec![record]).unwrap();
     }
 

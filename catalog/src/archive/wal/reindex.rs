@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::archive::wal::WalFile;
 use crate::error::{Error, Result};
 use crate::home::now;
-use crate::index::records::{self, Deletion, kind};
+use crate::index::records::{self, Deletion, Kind};
 use crate::index::writer::Writer;
 use crate::monitor::{Monitor, Unit};
 use crate::names::ServerName;
@@ -165,8 +165,8 @@ impl Writer {
             what: format!("the record of {name} of {server}, for one that says more"),
         };
         let records = vec![
-            records::record(kind::DELETION, &deletion)?,
-            records::record(kind::WAL, &new)?,
+            records::record(Kind::Deletion, &deletion)?,
+            records::record(Kind::Wal, &new)?,
         ];
         Ok((new.size_bytes, records))
     }

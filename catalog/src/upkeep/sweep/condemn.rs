@@ -9,7 +9,7 @@ use rusqlite::{Connection, params};
 use crate::archive::damage;
 use crate::error::Result;
 use crate::home::now;
-use crate::index::records::{self, Deletion, kind};
+use crate::index::records::{self, Deletion, Kind};
 use crate::upkeep::sweep::Sweep;
 use crate::upkeep::sweep::mark::Mark;
 
@@ -139,10 +139,21 @@ impl Sweep<'_> {
                     kind: row.get(1)?,
                     payload: row.get(2)?,
                 };
-                let is_live = match record.kind {
-                    kind::DELETION => is_needed(db, &records::parse(record.id, &record.payload)?, now)?,
-                    kind::DAMAGE => damage::is_needed(db, &records::parse(record.id, &record.payload)?)?,
-                    _ => true,
+                let is_live = match Kind::of(record.kind) {
+                    Some(Kind::Deletion) => is_needed(db, &records::parse(record.id, &record.payload)?, now)?,
+                    Some(Kind::Damage) => {
+                        damage::is_needed(db, &records::parse(record.id, &record.payload)?)?
+                    }
+                    // They mean something until they are annulled.
+                    Some(
+                        Kind::Backup
+                        | Kind::Wal
+                        | Kind::QuarantinedWal
+                        | Kind::Server
+                        | Kind::BootTest
+                        | Kind::History,
+                    )
+                    | None => true,
                 };
                 if is_live {
                     live.push(record);
