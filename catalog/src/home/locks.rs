@@ -1,10 +1,10 @@
 //! Locks between processes, and who holds them.
 //!
-//! A lock is an flock on a file in the repository's `locks` directory. It ends with its process, however that ends, so
-//! a killed process never blocks another. The files' text (who, what, since when) is only for messages and may be
-//! missing.
+//! A lock has a name. It ends with its process, however that ends, so a killed process never blocks another. Who holds
+//! it is only known for messages, and may be unknown. [`Locks`] is all that the rest of the catalog needs from locks;
+//! [`FileLocks`] implements it for the processes of one host.
 //!
-//! | file | held by | excludes |
+//! | name | held by | excludes |
 //! |---|---|---|
 //! | `delete-<server>` | a process that decides which of its backups to delete, and deletes them | another such one |
 //! | `writers` | every writer, shared | a rebuild of the catalog, which takes it alone |
@@ -13,321 +13,86 @@
 //! | `backup-<server>` | a backup | another backup of the server |
 //! | `receive-<server>` | a process that receives WAL as a stream | another such process |
 //! | `boot-<server>` | a boot test of one of its backups | another boot test of the server |
+//! | `index-wal-<server>` | a process that extracts again what its archived segments say | another such process |
 //! | `server-<server>` | a process that records a server's system id for the first time | another such process |
 //! | `wal-<server>-<stripe>` | the archiving of one file | the archiving of the same file by another process |
 //! | `clone-<server>:<name>` | a process that serves, creates or removes a clone | another such process |
 //! | `read-<server>-<id>` | readers of a backup, shared | its deletion without force, which takes it alone |
 //!
-//! A process that takes several locks takes them in the order of this table, and waits for none of the first seven but
+//! A process that takes several locks takes them in the order of this table, and waits for none of the first eight but
 //! `delete-<server>` and `writers`. So there is no deadlock.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, Write};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::fmt::Debug;
 
-use barmanfs_pg::TimestampMicros;
+use crate::error::Result;
 
-use crate::error::{Error, Result};
-use crate::home::owner::{AsOwner, Owner};
-use crate::home::{Home, regular};
+mod files;
 
-/// The directory of the lock files.
-pub(super) const LOCKS: &str = "locks";
+pub(crate) use files::FileLocks;
+pub(super) use files::LOCKS;
 
-/// How often a lock that is held is tried again: a process that probes whether it is held ([`Locks::is_held`]) holds it
-/// for an instant.
-const TRIES: u32 = 5;
-const TRY_AGAIN_AFTER: Duration = Duration::from_millis(5);
+/// The locks of a repository.
+pub(crate) trait Locks: Debug + Send + Sync {
+    /// Takes a lock alone; `None` when it is held. `purpose` describes the holder's work in messages.
+    ///
+    /// # Errors
+    /// When the lock cannot be taken for another reason.
+    fn try_exclusive(&self, name: &str, purpose: &str) -> Result<Option<Lock>>;
 
-/// How much of a lock file's text is read for a message; more is not worth showing.
-const HOLDER_BYTES: u64 = 200;
+    /// Takes a lock together with others who share it; `None` when one holder has it alone.
+    ///
+    /// # Errors
+    /// When the lock cannot be taken for another reason.
+    fn try_shared(&self, name: &str, purpose: &str) -> Result<Option<Lock>>;
 
-/// The lock files of a repository.
-#[derive(Debug, Clone)]
-pub(crate) struct Locks {
-    directory: PathBuf,
-    /// The repository's owner, who must be able to lock what root has locked before for a mount.
-    owner: Owner,
+    /// Takes a lock alone, and waits for it. Only for locks that are held for moments.
+    ///
+    /// # Errors
+    /// When the lock cannot be taken.
+    fn wait_exclusive(&self, name: &str, purpose: &str) -> Result<Lock>;
+
+    /// Whether the lock is held, alone or shared. Needs no space, so that it works on a full disk.
+    ///
+    /// # Errors
+    /// When the lock cannot be probed.
+    fn is_held(&self, name: &str) -> Result<bool>;
+
+    /// The holder of a lock and its purpose, for messages.
+    fn holder(&self, name: &str) -> String;
+
+    /// The process that says that it holds a lock. It may have ended.
+    fn named_process(&self, name: &str) -> Option<u32>;
+
+    /// The process that holds a lock, if it certainly does: then it runs on this host, is alive, and may be signalled.
+    fn holding_process(&self, name: &str) -> Option<u32>;
+
+    /// The names that begin with `prefix`: all held ones, and those of free locks that were not removed.
+    ///
+    /// # Errors
+    /// When the locks cannot be listed.
+    fn names(&self, prefix: &str) -> Result<Vec<String>>;
+
+    /// Removes what is left of a lock that is not held; leaves one that is held. This is safe while another process is
+    /// taking the lock.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    fn remove_free(&self, name: &str) -> Result<()>;
 }
 
 /// A lock that is held until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Lock {
-    /// Closing it frees the lock.
-    file: File,
-}
+pub(crate) struct Lock(Box<dyn Held>);
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    Shared,
-    Exclusive,
-}
-
-impl Locks {
-    /// The locks of a repository.
-    pub(crate) fn of(home: &Home) -> Self {
-        Self {
-            directory: home.join(LOCKS),
-            owner: home.owner().clone(),
-        }
-    }
-
-    fn as_owner(&self) -> Result<AsOwner> {
-        self.owner.act_in(&self.directory)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.join(name)
-    }
-
-    /// Takes a lock alone; `None` when it is held.
-    pub(crate) fn try_exclusive(&self, name: &str, purpose: &str) -> Result<Option<Lock>> {
-        self.try_lock(name, Mode::Exclusive, purpose)
-    }
-
-    /// Takes a lock together with others who share it; `None` when one holder has it alone.
-    pub(crate) fn try_shared(&self, name: &str, purpose: &str) -> Result<Option<Lock>> {
-        self.try_lock(name, Mode::Shared, purpose)
-    }
-
-    fn try_lock(&self, name: &str, mode: Mode, purpose: &str) -> Result<Option<Lock>> {
-        let _acting = self.as_owner()?;
-        let path = self.path(name);
-        let mut tries = 0;
-        loop {
-            let file = open(&path)?;
-            match lock_now(&file, mode) {
-                Ok(()) if is_at(&file, &path)? => {
-                    write_holder(&file, purpose);
-                    return Ok(Some(Lock { file }));
-                }
-                // The file was removed between our opening and locking it.
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) if tries == TRIES => return Ok(None),
-                Err(TryLockError::WouldBlock) => {
-                    tries += 1;
-                    std::thread::sleep(TRY_AGAIN_AFTER);
-                }
-                Err(TryLockError::Error(source)) => return Err(Error::io("lock", &path, source)),
-            }
-        }
-    }
-
-    /// Takes a lock alone, and waits for it. Only for locks that are held for moments.
-    pub(crate) fn wait_exclusive(&self, name: &str, purpose: &str) -> Result<Lock> {
-        let _acting = self.as_owner()?;
-        let path = self.path(name);
-        loop {
-            let file = open(&path)?;
-            file.lock().map_err(|source| Error::io("lock", &path, source))?;
-            if is_at(&file, &path)? {
-                write_holder(&file, purpose);
-                return Ok(Lock { file });
-            }
-        }
-    }
-
-    /// Whether the lock is held, alone or shared. Creates and writes nothing, so that it works on a full disk.
-    pub(crate) fn is_held(&self, name: &str) -> Result<bool> {
-        let _acting = self.as_owner()?;
-        let path = self.path(name);
-        let file = match open_existing(&path) {
-            Ok(file) => file,
-            Err(source) if source.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-            Err(source) => return Err(Error::io("open", &path, source)),
-        };
-        match lock_now(&file, Mode::Exclusive) {
-            Ok(()) => Ok(false),
-            Err(TryLockError::WouldBlock) => Ok(true),
-            Err(TryLockError::Error(source)) => Err(Error::io("lock", &path, source)),
-        }
-    }
-
-    /// The lock's holder, according to its file.
-    pub(crate) fn holder(&self, name: &str) -> String {
-        let mut text = String::new();
-        let read = self.owner.act().and_then(|_acting| {
-            regular::open(&self.path(name)).and_then(|file| file.take(HOLDER_BYTES).read_to_string(&mut text))
-        });
-        match read {
-            Ok(_) if !text.trim().is_empty() => text.trim().to_owned(),
-            _ => "by an unknown process".to_owned(),
-        }
-    }
-
-    /// The process named in a lock's file.
-    pub(crate) fn named_process(&self, name: &str) -> Option<u32> {
-        let holder = self.holder(name);
-        let mut parts = holder.split(", ");
-        let process = parts.find_map(|part| part.strip_prefix("process "))?;
-        process.parse().ok()
-    }
-
-    /// The process that holds a lock according to its file, if that process has this very file open: then it runs on
-    /// this host, is alive, and may be signalled. This cannot be determined for another user's process.
-    pub(crate) fn holding_process(&self, name: &str) -> Option<u32> {
-        let process = self.named_process(name)?;
-        let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-        let wanted = identity(std::fs::metadata(self.path(name)).ok()?);
-        let opened = std::fs::read_dir(format!("/proc/{process}/fd")).ok()?;
-        opened
-            .flatten()
-            .filter_map(|file| std::fs::metadata(file.path()).ok())
-            .any(|metadata| identity(metadata) == wanted)
-            .then_some(process)
-    }
-
-    /// The names of the lock files that begin with `prefix`.
-    pub(crate) fn names(&self, prefix: &str) -> Result<Vec<String>> {
-        let unreadable = |source| Error::io("list", &self.directory, source);
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(&self.directory).map_err(unreadable)? {
-            let name = entry.map_err(unreadable)?.file_name();
-            names.extend(
-                name.to_str()
-                    .filter(|name| name.starts_with(prefix))
-                    .map(str::to_owned),
-            );
-        }
-        Ok(names)
-    }
-
-    /// Removes the file of a lock that is not held; leaves one that is held. This is safe while another process is
-    /// taking the lock: it notices that the file it locked is no longer there ([`is_at`]) and starts over.
-    pub(crate) fn remove_free(&self, name: &str) -> Result<()> {
-        let _acting = self.as_owner()?;
-        let path = self.path(name);
-        let Ok(file) = open_existing(&path) else {
-            return Ok(());
-        };
-        if lock_now(&file, Mode::Exclusive).is_ok() && is_at(&file, &path)? {
-            std::fs::remove_file(&path).map_err(|source| Error::io("remove", &path, source))?;
-        }
-        Ok(())
-    }
+/// What an implementation of [`Locks`] keeps while a lock is held. Dropping it frees the lock.
+trait Held: Debug + Send + Sync {
+    /// Removes the lock's name, then frees the lock. A name that stays behind is free, and removed later.
+    fn remove(self: Box<Self>);
 }
 
 impl Lock {
-    /// Removes the lock's file, then frees the lock.
-    pub(crate) fn remove(self, locks: &Locks, name: &str) {
-        // A file that stays behind is free, and removed later.
-        let _ = locks
-            .owner
-            .act()
-            .and_then(|_acting| std::fs::remove_file(locks.path(name)));
-        drop(self.file);
-    }
-}
-
-fn open(path: &Path) -> Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    regular::open_with(path, &mut options).map_err(|source| Error::io("open", path, source))
-}
-
-/// Opens an existing lock file in order to probe it. It is opened for writing if that is allowed: NFS has another kind
-/// of locks, and there a file that is open only for reading cannot be locked exclusively.
-fn open_existing(path: &Path) -> std::io::Result<File> {
-    use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
-    match regular::open_with(path, OpenOptions::new().read(true).write(true)) {
-        Err(source) if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem) => regular::open(path),
-        opened => opened,
-    }
-}
-
-fn lock_now(file: &File, mode: Mode) -> Result<(), TryLockError> {
-    match mode {
-        Mode::Shared => file.try_lock_shared(),
-        Mode::Exclusive => file.try_lock(),
-    }
-}
-
-/// Whether `file` is the file at `path` now.
-fn is_at(file: &File, path: &Path) -> Result<bool> {
-    let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-    let held = file
-        .metadata()
-        .map(identity)
-        .map_err(|source| Error::io("inspect", path, source))?;
-    match std::fs::metadata(path) {
-        Ok(found) => Ok(identity(found) == held),
-        Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(Error::io("inspect", path, source)),
-    }
-}
-
-/// Writes the holder into the lock's file. On a full disk the text is missing, but the lock is held nevertheless.
-fn write_holder(mut file: &File, purpose: &str) {
-    let now = TimestampMicros::from(std::time::SystemTime::now());
-    let text = format!("{purpose}, process {}, since {now}\n", std::process::id());
-    let _ = file.rewind().and_then(|()| file.write_all(text.as_bytes()));
-    let _ = file.set_len(text.len() as u64);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn locks() -> (tempfile::TempDir, Locks) {
-        let root = tempfile::tempdir().unwrap();
-        let locks = Locks::of(&Home::at(root.path()).unwrap());
-        std::fs::create_dir(&locks.directory).unwrap();
-        (root, locks)
-    }
-
-    #[test]
-    fn one_holds_alone_or_many_share() {
-        let (_root, locks) = locks();
-        let first = locks.try_shared("a", "one").unwrap().unwrap();
-        let second = locks.try_shared("a", "two").unwrap().unwrap();
-        assert!(locks.try_exclusive("a", "three").unwrap().is_none());
-        assert!(locks.is_held("a").unwrap());
-        assert!(
-            locks.holder("a").starts_with("two, process "),
-            "{}",
-            locks.holder("a")
-        );
-        drop((first, second));
-        assert!(!locks.is_held("a").unwrap());
-        let alone = locks.try_exclusive("a", "three").unwrap().unwrap();
-        assert!(locks.try_shared("a", "four").unwrap().is_none());
-        drop(alone);
-    }
-
-    #[test]
-    fn only_free_files_are_removed() {
-        let (_root, locks) = locks();
-        let held = locks.try_exclusive("writer-1", "x").unwrap().unwrap();
-        drop(locks.try_exclusive("writer-2", "x").unwrap());
-        for name in locks.names("writer-").unwrap() {
-            locks.remove_free(&name).unwrap();
-        }
-        assert_eq!(locks.names("writer-").unwrap(), ["writer-1"]);
-        held.remove(&locks, "writer-1");
-        assert!(locks.names("writer-").unwrap().is_empty());
-        assert!(!locks.is_held("writer-1").unwrap());
-    }
-
-    #[test]
-    fn what_is_tried_can_be_locked_on_nfs_too() {
-        let (_root, locks) = locks();
-        let path = locks.path("a");
-        assert!(open_existing(&path).is_err() && !path.exists(), "nothing is made");
-        std::fs::write(&path, b"somebody").unwrap();
-        let mut file = open_existing(&path).unwrap();
-        file.write_all(b"S").unwrap();
-        assert_eq!(locks.holder("a"), "Somebody");
-    }
-
-    #[test]
-    fn a_lock_on_a_removed_file_does_not_count() {
-        let (_root, locks) = locks();
-        let stale = open(&locks.path("a")).unwrap();
-        stale.lock().unwrap();
-        std::fs::remove_file(locks.path("a")).unwrap();
-        assert!(!is_at(&stale, &locks.path("a")).unwrap());
-        assert!(locks.try_exclusive("a", "new").unwrap().is_some());
+    /// Frees the lock and leaves nothing of it: for a name that is not used again.
+    pub(crate) fn remove(self) {
+        self.0.remove();
     }
 }

@@ -8,7 +8,7 @@ use barmanfs_store::{ChunkIndex, ChunkReader, DepositOptions, LocalPacks, PackId
 use rusqlite::OptionalExtension;
 
 use crate::error::{Error, Result};
-use crate::home::locks::Locks;
+use crate::home::locks::{FileLocks, Locks};
 use crate::home::owner::AsOwner;
 use crate::home::settings::{Compression, CreateOptions, Settings, make_settings, read_settings};
 use crate::home::{CATALOG, Home, PACKS, check_vacant, make_directories};
@@ -28,7 +28,7 @@ pub struct Repository {
     settings: Arc<Settings>,
     pub(crate) db: Arc<Db>,
     pub(crate) storage: Arc<dyn PackStorage>,
-    pub(crate) locks: Locks,
+    pub(crate) locks: Arc<dyn Locks>,
     pub(crate) surveyor: Arc<Surveyor>,
     chunks: Arc<ChunkReader>,
     pub(crate) read_segments: Arc<ReadSegments>,
@@ -63,8 +63,8 @@ impl Repository {
         derive: Derive,
     ) -> Result<Self> {
         let db = Arc::new(Db::open(&home.join(CATALOG), home.owner().clone(), derive)?);
-        let locks = Locks::of(&home);
-        let surveyor = Surveyor::new(Arc::clone(&db), Arc::clone(&storage), locks.clone());
+        let locks: Arc<dyn Locks> = Arc::new(FileLocks::of(&home));
+        let surveyor = Surveyor::new(Arc::clone(&db), Arc::clone(&storage), Arc::clone(&locks));
         let surveyor = Arc::new(surveyor);
         let chunks = chunk_reader(&storage, &db, &surveyor, CACHE_BYTES);
         Ok(Self {

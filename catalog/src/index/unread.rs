@@ -89,7 +89,7 @@ pub(crate) struct Survey {
 pub(crate) struct Surveyor {
     db: Arc<Db>,
     storage: Arc<dyn PackStorage>,
-    locks: Locks,
+    locks: Arc<dyn Locks>,
     seen: Mutex<Seen>,
 }
 
@@ -105,7 +105,7 @@ struct Seen {
 }
 
 impl Surveyor {
-    pub(crate) fn new(db: Arc<Db>, storage: Arc<dyn PackStorage>, locks: Locks) -> Self {
+    pub(crate) fn new(db: Arc<Db>, storage: Arc<dyn PackStorage>, locks: Arc<dyn Locks>) -> Self {
         Self {
             db,
             storage,

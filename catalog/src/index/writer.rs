@@ -130,7 +130,7 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         if let Some(lock) = self.lock.take() {
-            lock.remove(&self.repository.locks, &self.name);
+            lock.remove();
         }
     }
 }

@@ -21,7 +21,7 @@ use serde::Serialize;
 
 use crate::archive::derive::derive;
 use crate::error::{Error, Result};
-use crate::home::locks::{Lock, Locks};
+use crate::home::locks::{FileLocks, Lock, Locks};
 use crate::home::settings::{CreateOptions, make_settings, read_settings};
 use crate::home::{CATALOG, Home, PACKS, make_directories, sync_directory, with_suffix};
 use crate::index::db::{self, check_files, remove_catalog};
@@ -90,7 +90,7 @@ impl Repository {
         };
         check_files(&path.join(CATALOG))?;
         make_directories(path)?;
-        let _lock = keep_writers_out(&Locks::of(&home))?;
+        let _lock = keep_writers_out(&FileLocks::of(&home))?;
         remove_leftovers(path)?;
         let new = tempfile::Builder::new()
             .prefix(&format!("{CATALOG}.rebuild-"))
@@ -149,7 +149,7 @@ fn missing_in(new: &Path, known: &[PackId]) -> Result<Vec<PackId>> {
 }
 
 /// Takes the lock that every writer shares.
-fn keep_writers_out(locks: &Locks) -> Result<Lock> {
+fn keep_writers_out(locks: &dyn Locks) -> Result<Lock> {
     if let Some(lock) = locks.try_exclusive(GATE, "rebuild of the catalog")? {
         return Ok(lock);
     }

@@ -136,7 +136,7 @@ impl Repository {
         };
         writer.write_records(annulled.into_iter().map(deletion).collect::<Result<_>>()?)?;
         if let Some(lock) = lock {
-            lock.remove(&self.locks, &lock_name);
+            lock.remove();
         }
         Ok(())
     }
