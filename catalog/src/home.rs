@@ -1,8 +1,9 @@
-//! The directory of a repository: where everything in it is, who owns it, and how its small files are written. Packs
-//! and catalog are handled elsewhere.
+//! The directory of a repository: where everything in it is, who owns it, how its small files are written, and which
+//! processes are at work. Packs and catalog are handled elsewhere.
 
 pub(crate) mod locks;
 pub(crate) mod owner;
+pub(crate) mod presence;
 pub(crate) mod regular;
 pub(crate) mod settings;
 

@@ -1,7 +1,9 @@
-//! The catalog's file and its look-ups: packs, records, places of chunks; and the registered writers.
+//! The catalog's file and its look-ups: packs, records, places of chunks; the registered writers, and the condemned
+//! packs that wait for them.
 
 pub(crate) mod chunk_index;
 pub(crate) mod chunk_set;
+pub(crate) mod condemned;
 pub(crate) mod db;
 pub(crate) mod read_segments;
 pub(crate) mod records;

@@ -12,8 +12,8 @@
 //! | `upkeep` | sweep, verify, rebuild of the catalog, statistics |
 //! | `recovery` | points in time, and how to get there |
 //! | `archive` | backups, WAL and its histories, the spool, clones, damage, and what each kind of record means |
-//! | `index` | the SQLite file, records, places of chunks, unread packs, writers, the reserve |
-//! | `home` | the repository's directory, its owner, its small files and locks |
+//! | `index` | the SQLite file, records, places of chunks, unread packs, writers, condemned packs, the reserve |
+//! | `home` | the repository's directory, its owner, its small files and locks, and which writers are at work |
 //!
 //! This is the only crate that uses SQLite. It never prints, exits or reads the environment.
 

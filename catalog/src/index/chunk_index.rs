@@ -17,6 +17,8 @@ use barmanfs_store::{ChunkId, ChunkIndex, ChunkLocation, ClosedPack, Encoding, P
 use rusqlite::{Connection, Row, params};
 
 use crate::error::{Error, Result};
+use crate::home::presence::WriterName;
+use crate::index::condemned::is_condemned;
 use crate::index::db::Db;
 use crate::index::records;
 use crate::index::repository::Repository;
@@ -33,8 +35,8 @@ const WARM_STEP: usize = 10_000;
 #[derive(Debug)]
 pub(crate) struct CatalogIndex {
     db: Arc<Db>,
-    /// The lock of the writer of these packs; a sweep leaves them alone while it is held.
-    writer: Option<String>,
+    /// The writer of these packs; a sweep leaves them alone while it is at work.
+    writer: Option<WriterName>,
     /// Finds missing chunks in packs that are not in the catalog. Only set for readers: a writer misses every new
     /// chunk.
     surveyor: Option<Arc<Surveyor>>,
@@ -60,7 +62,7 @@ impl CatalogIndex {
         }
     }
 
-    pub(crate) fn for_writer(db: Arc<Db>, writer: String) -> Self {
+    pub(crate) fn for_writer(db: Arc<Db>, writer: WriterName) -> Self {
         Self {
             db,
             writer: Some(writer),
@@ -98,7 +100,7 @@ impl ChunkIndex for CatalogIndex {
 
     fn publish(&self, pack: &ClosedPack) -> barmanfs_store::Result<()> {
         let entered = self.db.write(|transaction| {
-            let entered = records::enter(transaction, self.db.derive(), pack, self.writer.as_deref())?;
+            let entered = records::enter(transaction, self.db.derive(), pack, self.writer.as_ref())?;
             // This process must be able to read what it wrote; if it cannot, nothing may be acknowledged.
             match entered.bad_records.into_iter().next() {
                 Some(error) => Err(error),
@@ -135,12 +137,13 @@ impl Repository {
 }
 
 /// Whether a registered writer may refer again to everything that is referred to now: nothing is known to be damaged,
-/// nothing is condemned, and whatever is condemned later waits for this writer.
+/// nothing is condemned, and whatever is condemned later waits for this writer ([`crate::index::condemned`]).
 pub(crate) fn all_is_reusable(db: &Connection) -> Result<bool> {
-    let mut exception = db.prepare_cached(
-        "SELECT 1 FROM packs WHERE condemned_at IS NOT NULL
-         UNION ALL SELECT 1 FROM damaged d JOIN packs p ON p.id = d.pack LIMIT 1",
-    )?;
+    let mut exception = db.prepare_cached(concat!(
+        "SELECT 1 FROM packs p WHERE ",
+        is_condemned!("p"),
+        " UNION ALL SELECT 1 FROM damaged d JOIN packs p ON p.id = d.pack LIMIT 1",
+    ))?;
     Ok(!exception.exists([])?)
 }
 
@@ -213,15 +216,17 @@ fn keep_better(best: &mut Option<Place>, place: Place) {
 
 /// Calls `each` with all places of a chunk.
 fn each_place(db: &Connection, id: &ChunkId, mut each: impl FnMut(Place)) -> Result<()> {
-    let mut places = db.prepare_cached(
-        "SELECT c.pack, p.id, p.condemned_at IS NOT NULL, c.position, c.stored_bytes, c.raw_bytes, c.encoding, c.base,
+    let mut places = db.prepare_cached(concat!(
+        "SELECT c.pack, p.id, ",
+        is_condemned!("p"),
+        ", c.position, c.stored_bytes, c.raw_bytes, c.encoding, c.base,
              CASE WHEN EXISTS (SELECT 1 FROM damaged d WHERE d.id = c.id AND d.pack = p.id) THEN 1
              WHEN c.base IS NULL OR NOT EXISTS (SELECT 1 FROM damaged d WHERE d.id = c.base) THEN 0
              ELSE NOT EXISTS (
                  SELECT 1 FROM chunks b CROSS JOIN packs q ON q.seq = b.pack WHERE b.id = c.base AND b.base IS NULL
                  AND NOT EXISTS (SELECT 1 FROM damaged d WHERE d.id = b.id AND d.pack = q.id)) END
          FROM chunks c CROSS JOIN packs p ON p.seq = c.pack WHERE c.id = ?1",
-    )?;
+    ))?;
     let mut rows = places.query([id.as_bytes()])?;
     while let Some(row) = rows.next()? {
         each(place(row)?);

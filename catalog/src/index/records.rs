@@ -15,6 +15,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::home::presence::WriterName;
+use crate::index::condemned;
 
 /// Version of the payloads this release writes, and the newest it reads.
 const PAYLOAD_VERSION: u32 = 1;
@@ -164,7 +166,7 @@ pub(crate) fn enter(
     db: &Connection,
     derive: Derive,
     pack: &ClosedPack,
-    writer: Option<&str>,
+    writer: Option<&WriterName>,
 ) -> Result<Entered> {
     let Some(seq) = enter_pack_row(db, pack, writer)? else {
         return Ok(Entered::default());
@@ -200,7 +202,7 @@ pub(crate) fn enter_without_deriving(db: &Connection, pack: &ClosedPack) -> Resu
 }
 
 /// `None` when the pack is already in the catalog; a sweep may have adopted it before its writer entered it.
-fn enter_pack_row(db: &Connection, pack: &ClosedPack, writer: Option<&str>) -> Result<Option<i64>> {
+fn enter_pack_row(db: &Connection, pack: &ClosedPack, writer: Option<&WriterName>) -> Result<Option<i64>> {
     let stored: u64 = pack
         .chunks
         .iter()
@@ -209,23 +211,15 @@ fn enter_pack_row(db: &Connection, pack: &ClosedPack, writer: Option<&str>) -> R
     let raw: u64 = pack.chunks.iter().map(|chunk| u64::from(chunk.raw_bytes)).sum();
     let chunks = pack.chunks.len() as u64;
     let mut insert = db.prepare_cached(
-        "INSERT INTO packs (id, bytes, chunks, stored_bytes, raw_bytes, writer) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+        "INSERT INTO packs (id, bytes, chunks, stored_bytes, raw_bytes) VALUES (?1, ?2, ?3, ?4, ?5)
          ON CONFLICT (id) DO NOTHING",
     )?;
-    let fresh = insert.execute(params![
-        pack.id.as_bytes(),
-        pack.bytes,
-        chunks,
-        stored,
-        raw,
-        writer
-    ])?;
-    if fresh == 1 {
-        return Ok(Some(db.last_insert_rowid()));
+    let fresh = insert.execute(params![pack.id.as_bytes(), pack.bytes, chunks, stored, raw])?;
+    let seq = (fresh == 1).then(|| db.last_insert_rowid());
+    if let Some(writer) = writer {
+        condemned::set_writer(db, pack.id, writer)?;
     }
-    db.prepare_cached("UPDATE packs SET writer = ?2 WHERE id = ?1 AND writer IS NULL")?
-        .execute(params![pack.id.as_bytes(), writer])?;
-    Ok(None)
+    Ok(seq)
 }
 
 /// Inserts in the order of the table's key: in a table of millions of rows, each page is then visited once.

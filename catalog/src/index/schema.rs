@@ -1,9 +1,9 @@
 //! The tables of catalog.sqlite.
 //!
 //! Everything in them is derived from packs, except what concerns processes of this host (`writer`, `condemned_at`,
-//! `condemned_before`): losing that only delays a sweep. So no data is ever migrated. If a new layout changes only
-//! what the records mean, opening the catalog rebuilds those tables from its records; if it changes more, the catalog
-//! is rebuilt from the packs.
+//! `writers_listed`, `condemned_before`): losing that only delays a sweep ([`condemned`](crate::index::condemned)). So
+//! no data is ever migrated. If a new layout changes only what the records mean, opening the catalog rebuilds those
+//! tables from its records; if it changes more, the catalog is rebuilt from the packs.
 
 /// Number of this layout, kept in SQLite's `user_version`.
 pub(crate) const LAYOUT: i64 = 6;

@@ -25,10 +25,10 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::home::locks::Locks;
+use crate::home::presence;
 use crate::index::db::Db;
 use crate::index::records;
 use crate::index::repository::Repository;
-use crate::index::writer::WRITER_PREFIX;
 
 /// A writer enters its pack a moment after the pack has appeared. It gets this long before another process does it.
 const WRITER_TRIES: u32 = 10;
@@ -267,12 +267,7 @@ impl Surveyor {
             if self.knows(pack)? {
                 return Ok(true);
             }
-            let mut at_work = false;
-            // A repository without a locks directory has no writers.
-            for name in self.locks.names(WRITER_PREFIX).unwrap_or_default() {
-                at_work |= self.locks.is_held(&name)?;
-            }
-            if !at_work {
+            if !presence::is_any_at_work(self.locks.as_ref())? {
                 break;
             }
             std::thread::sleep(WRITER_PAUSE);

@@ -1,9 +1,7 @@
 //! Writers: everything that adds to the repository.
 //!
-//! A writer registers before it looks anything up: it holds its own lock file until it ends. A sweep that condemns a
-//! pack afterwards leaves it in place until this writer has ended; a writer that registers later sees that the pack is
-//! condemned and refers to nothing in it. So whatever a writer once found stays until its records are in the catalog,
-//! where the next sweep's mark finds them.
+//! A writer registers before it looks anything up, and refers to nothing in condemned packs. So whatever it once found
+//! stays until its records are in the catalog; [`condemned`](crate::index::condemned) says why.
 //!
 //! A chunk of an existing tree may be in a condemned pack as well: the tree's writer found it there before, and the
 //! tree can be deleted at any moment. So while anything is condemned, a backup looks up each chunk of the previous
@@ -18,19 +16,13 @@
 
 use std::sync::Arc;
 
-use barmanfs_store::{ChunkIndex, DepositOptions, Depositor, PackWriter, Record, RecordId};
+use barmanfs_store::{ChunkIndex, DepositOptions, Depositor, PackWriter, Record};
 
-use crate::error::{Error, Result};
-use crate::home::locks::Lock;
+use crate::error::Result;
 use crate::home::make_directories;
+use crate::home::presence::Registration;
 use crate::index::chunk_index::{self, CatalogIndex};
 use crate::index::repository::Repository;
-
-/// The lock that every writer shares and a rebuild takes exclusively.
-pub(crate) const GATE: &str = "writers";
-
-/// Prefix of the lock files of single writers.
-pub(crate) const WRITER_PREFIX: &str = "writer-";
 
 /// A writer, registered for as long as this lives.
 #[derive(Debug)]
@@ -38,9 +30,7 @@ pub struct Writer {
     repository: Repository,
     index: Arc<CatalogIndex>,
     purpose: String,
-    name: String,
-    lock: Option<Lock>,
-    _gate: Lock,
+    registration: Registration,
 }
 
 impl Repository {
@@ -52,26 +42,15 @@ impl Repository {
         let _acting = self.as_owner()?;
         make_directories(self.path())?;
         self.keep_reserve();
-        let gate = self
-            .locks
-            .try_shared(GATE, purpose)?
-            .ok_or_else(|| Error::Occupied {
-                what: "A rebuild of the catalog",
-                holder: self.locks.holder(GATE),
-                advice: "run again when it has ended",
-            })?;
-        let name = format!("{WRITER_PREFIX}{}", RecordId::random()?);
-        let lock = self.locks.wait_exclusive(&name, purpose)?;
+        let registration = Registration::new(self.locks.as_ref(), purpose)?;
         // From here on no rebuild can replace the catalog.
         self.db.refresh()?;
-        let index = CatalogIndex::for_writer(Arc::clone(&self.db), name.clone());
+        let index = CatalogIndex::for_writer(Arc::clone(&self.db), registration.name().clone());
         Ok(Writer {
             repository: self.clone(),
             index: Arc::new(index),
             purpose: purpose.to_owned(),
-            name,
-            lock: Some(lock),
-            _gate: gate,
+            registration,
         })
     }
 }
@@ -105,14 +84,7 @@ impl Writer {
         if self.repository.db.read(chunk_index::all_is_reusable)? {
             return Ok(());
         }
-        self.repository.db.write(|transaction| {
-            transaction.execute(
-                "INSERT OR IGNORE INTO condemned_before (pack, writer)
-                 SELECT seq, ?1 FROM packs WHERE condemned_at IS NOT NULL",
-                [&self.name],
-            )?;
-            Ok(())
-        })
+        self.repository.condemned().keep_all(self.registration.name())
     }
 
     /// Writes records that come without chunks; durable when it returns. Root may test and verify repositories of other
@@ -124,13 +96,5 @@ impl Writer {
             pack.record(record)?;
         }
         Ok(self.index.publish(&pack.close()?)?)
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        if let Some(lock) = self.lock.take() {
-            lock.remove();
-        }
     }
 }

@@ -21,14 +21,14 @@ use serde::Serialize;
 
 use crate::archive::derive::derive;
 use crate::error::{Error, Result};
-use crate::home::locks::{FileLocks, Lock, Locks};
+use crate::home::locks::FileLocks;
 use crate::home::settings::{CreateOptions, make_settings, read_settings};
 use crate::home::{CATALOG, Home, PACKS, make_directories, sync_directory, with_suffix};
+use crate::index::condemned;
 use crate::index::db::{self, check_files, remove_catalog};
 use crate::index::records;
 use crate::index::repository::Repository;
 use crate::index::unread::PackProblem;
-use crate::index::writer::{GATE, WRITER_PREFIX};
 use crate::monitor::{Monitor, Unit};
 
 /// The catalog that was replaced.
@@ -90,7 +90,7 @@ impl Repository {
         };
         check_files(&path.join(CATALOG))?;
         make_directories(path)?;
-        let _lock = keep_writers_out(&FileLocks::of(&home))?;
+        let _lock = condemned::allow_loss(&FileLocks::of(&home))?;
         remove_leftovers(path)?;
         let new = tempfile::Builder::new()
             .prefix(&format!("{CATALOG}.rebuild-"))
@@ -146,29 +146,6 @@ fn missing_in(new: &Path, known: &[PackId]) -> Result<Vec<PackId>> {
         }
     }
     Ok(missing)
-}
-
-/// Takes the lock that every writer shares.
-fn keep_writers_out(locks: &dyn Locks) -> Result<Lock> {
-    if let Some(lock) = locks.try_exclusive(GATE, "rebuild of the catalog")? {
-        return Ok(lock);
-    }
-    let mut writers = Vec::new();
-    for name in locks.names(WRITER_PREFIX)? {
-        if locks.is_held(&name)? {
-            writers.push(locks.holder(&name));
-        }
-    }
-    let holder = if writers.is_empty() {
-        locks.holder(GATE)
-    } else {
-        writers.join("; ")
-    };
-    Err(Error::Occupied {
-        what: "A writer",
-        holder,
-        advice: "run again when it has ended, or end it",
-    })
 }
 
 /// Removes the remains of killed rebuilds. No rebuild can be running: this process holds the lock.

@@ -11,19 +11,15 @@
 //!    new packs ([`repack`]), and the old packs are condemned as soon as one new pack is full. So a sweep needs the
 //!    space of one pack, after it has freed what it can; if there is less, it ends with the packs it has finished.
 //!
-//! Why nothing alive is ever removed: a writer registers before its first look-up. If it registered after a pack was
-//! condemned, it refers to nothing in the pack without a look-up, or (a clone) it has put itself on the pack's list
-//! before it made sure that its base is there. If it registered before, it is on the list, or had ended by the time the
-//! list was made. Once all writers on the list have ended, whatever they refer to is in records, and a mark begun after
-//! that finds it. If a writer is added to the list after that, the removal of the pack sees it, in the same
-//! transaction.
+//! [`condemned`](crate::index::condemned) keeps what lasts from one sweep to the next, and says why nothing that a
+//! writer uses is ever removed.
 //!
 //! If no writer is active, and neither a record nor a pack to adopt was added since the mark, that mark is as good as a
 //! new one, and the packs just condemned are removed at once, before more is copied. Otherwise a second round tries.
 //!
 //! A kill between any two steps leaves a state from which the next sweep continues: a condemned pack without its list
-//! of writers gets one first (its `writers_listed` is 0); a pack whose rows are gone but whose file is not is adopted
-//! again, found dead, condemned and removed.
+//! of writers gets one first; a pack whose rows are gone but whose file is not is adopted again, found dead, condemned
+//! and removed.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -34,11 +30,11 @@ use serde::Serialize;
 use crate::archive::clones::CLONE_PREFIX;
 use crate::error::{Error, Result};
 use crate::home::locks::Lock;
+use crate::home::presence::{self, WRITER_PREFIX, WriterName};
+use crate::index::condemned::PackRow;
 use crate::index::repository::Repository;
 use crate::index::unread::PackProblem;
-use crate::index::writer::{GATE, WRITER_PREFIX};
 use crate::monitor::Monitor;
-use crate::upkeep::sweep::condemn::PackRow;
 
 mod condemn;
 mod mark;
@@ -161,15 +157,13 @@ impl Repository {
 
     /// What it has done before it fails is not undone: the next attempt continues from there.
     fn try_to_sweep(&self, options: &SweepOptions, monitor: &mut dyn Monitor) -> Result<SweepReport> {
-        let occupied = |what, name| Error::Occupied {
-            what,
-            holder: self.locks.holder(name),
-            advice: "run again when it has ended",
-        };
-        let gate = self.locks.try_shared(GATE, "sweep")?;
-        let gate = gate.ok_or_else(|| occupied("A rebuild of the catalog", GATE))?;
+        let gate = presence::keep_rebuild_out(self.locks.as_ref(), "sweep")?;
         let lock = self.locks.try_exclusive("sweep", "sweep")?;
-        let lock = lock.ok_or_else(|| occupied("Another sweep", "sweep"))?;
+        let lock = lock.ok_or_else(|| Error::Occupied {
+            what: "Another sweep",
+            holder: self.locks.holder("sweep"),
+            advice: "run again when it has ended",
+        })?;
         self.db.refresh()?;
         let report = SweepReport::default();
         let mut sweep = Sweep {
@@ -189,7 +183,7 @@ impl Sweep<'_> {
     fn run(&mut self, monitor: &mut dyn Monitor) -> Result<()> {
         self.tidy()?;
         for _ in 0..ROUNDS {
-            self.list_writers_of_new()?;
+            self.repository.condemned().list_writers()?;
             if !self.round(monitor)? {
                 break;
             }
@@ -203,7 +197,7 @@ impl Sweep<'_> {
         // has put its packs in their places, entered or not, so the steps below find them. Packs that wait for a writer
         // that ends later are not in `ready`: a later mark decides about them.
         let writers = self.writers_at_work()?;
-        let ready = self.ready_to_go()?;
+        let ready = self.repository.condemned().ready()?;
         monitor.stage("Looking for packs of killed writers");
         self.adopt()?;
         monitor.stage("Finding what is in use");
@@ -224,8 +218,7 @@ impl Sweep<'_> {
         if packs.is_empty() {
             return Ok(Fate::Settled);
         }
-        self.condemn(packs)?;
-        if !self.list_writers_of_new()?.is_empty() {
+        if !self.repository.condemned().condemn(packs)?.is_empty() {
             return Ok(Fate::Settled);
         }
         // A writer may have been killed since the mark, before it could enter a pack it had finished.
@@ -277,16 +270,8 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    /// The lock names of the writers that are alive.
-    fn writers_at_work(&self) -> Result<BTreeSet<String>> {
-        let locks = &self.repository.locks;
-        let mut held = BTreeSet::new();
-        for name in locks.names(WRITER_PREFIX)? {
-            if locks.is_held(&name)? {
-                held.insert(name);
-            }
-        }
-        Ok(held)
+    fn writers_at_work(&self) -> Result<BTreeSet<WriterName>> {
+        presence::at_work(self.repository.locks.as_ref())
     }
 
     fn problem(&mut self, pack: PackId, reason: &Error) {

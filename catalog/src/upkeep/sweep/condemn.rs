@@ -1,14 +1,16 @@
-//! Condemns packs, rescues them, and decides when one may be removed.
+//! Decides which packs to condemn, and which condemned ones to keep after all.
 
 use std::collections::BTreeSet;
 
 use barmanfs_pg::TimestampMicros;
-use barmanfs_store::{PackId, Record, RecordId};
-use rusqlite::{Connection, params};
+use barmanfs_store::{Record, RecordId};
+use rusqlite::Connection;
 
 use crate::archive::damage;
 use crate::error::Result;
 use crate::home::now;
+use crate::home::presence::{self, WriterName};
+use crate::index::condemned::{PackRow, is_condemned};
 use crate::index::records::{self, Deletion, Kind};
 use crate::upkeep::sweep::Sweep;
 use crate::upkeep::sweep::mark::Mark;
@@ -16,17 +18,6 @@ use crate::upkeep::sweep::mark::Mark;
 /// A deletion is kept at least this long, and as long as any pack has the record it annuls: until then that pack may
 /// reappear, if the repository is put together again from a copy.
 const DELETION_KEPT_MICROS: i64 = 24 * 3600 * 1_000_000;
-
-/// A pack to decide about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct PackRow {
-    pub(super) seq: i64,
-    pub(super) id: PackId,
-    pub(super) bytes: u64,
-    pub(super) stored_bytes: u64,
-    /// The lock of the writer that made it.
-    writer: Option<String>,
-}
 
 /// Packs to condemn.
 #[derive(Debug, Default)]
@@ -39,62 +30,24 @@ pub(super) struct Doomed {
 }
 
 impl Sweep<'_> {
-    /// The condemned packs whose writers have all ended. Their lists are emptied: a writer that is added later was not
-    /// active yet.
-    pub(super) fn ready_to_go(&self) -> Result<Vec<PackRow>> {
-        let condemned = self.packs("condemned_at IS NOT NULL AND writers_listed = 1", i64::MAX)?;
-        if condemned.is_empty() {
-            return Ok(condemned);
-        }
-        self.repository.db.write(|transaction| {
-            // A list cannot grow during this transaction, so a writer that is not alive now has ended.
-            let at_work = self.writers_at_work()?;
-            let mut before =
-                transaction.prepare_cached("SELECT writer FROM condemned_before WHERE pack = ?1")?;
-            let mut ended = transaction.prepare_cached("DELETE FROM condemned_before WHERE pack = ?1")?;
-            let mut ready = Vec::new();
-            for pack in condemned {
-                let writers = before.query_map([pack.seq], |row| row.get(0))?;
-                let writers: BTreeSet<String> = writers.collect::<rusqlite::Result<_>>()?;
-                if writers.is_disjoint(&at_work) {
-                    ended.execute([pack.seq])?;
-                    ready.push(pack);
-                }
-            }
-            Ok(ready)
-        })
-    }
-
     /// Revokes the condemnation of packs that are in use after all.
     pub(super) fn rescue(&mut self, mark: &Mark) -> Result<()> {
-        for pack in self.packs("condemned_at IS NOT NULL", mark.newest_pack)? {
+        let condemned = self.repository.condemned();
+        for pack in condemned.packs(mark.newest_pack)? {
             if !self.is_dead(mark, &pack)? {
-                self.repository.db.write(|transaction| {
-                    transaction.execute("DELETE FROM condemned_before WHERE pack = ?1", [pack.seq])?;
-                    transaction.execute(
-                        "UPDATE packs SET condemned_at = NULL, writers_listed = 0 WHERE seq = ?1",
-                        [pack.seq],
-                    )?;
-                    Ok(())
-                })?;
+                condemned.rescue(&pack)?;
                 self.report.rescued_packs += 1;
             }
         }
         Ok(())
     }
 
-    /// The packs to condemn. Packs of active writers are left out: these writers have not recorded yet what they use.
-    pub(super) fn doomed(&self, mark: &Mark, at_work: &BTreeSet<String>) -> Result<Doomed> {
+    /// The packs to condemn; none of those of the writers `at_work`.
+    pub(super) fn doomed(&self, mark: &Mark, at_work: &BTreeSet<WriterName>) -> Result<Doomed> {
         let mut doomed = Doomed::default();
         let damaged = self.repository.db.read(damage::damaged_packs)?;
-        for pack in self.packs("condemned_at IS NULL", mark.newest_pack.min(self.newest))? {
-            if pack
-                .writer
-                .as_ref()
-                .is_some_and(|writer| at_work.contains(writer))
-            {
-                continue;
-            }
+        let newest = mark.newest_pack.min(self.newest);
+        for pack in self.repository.condemned().candidates(newest, at_work)? {
             let dead_bytes = pack
                 .stored_bytes
                 .saturating_sub(mark.in_use(pack.seq)?.stored_bytes);
@@ -125,12 +78,14 @@ impl Sweep<'_> {
     pub(super) fn live_records(&self, pack: &PackRow) -> Result<Vec<Record>> {
         let now = now();
         self.repository.db.read(|db| {
-            let mut query = db.prepare_cached(
+            let mut query = db.prepare_cached(concat!(
                 "SELECT r.id, r.kind, r.payload FROM record_packs p JOIN records r ON r.seq = p.record
                  WHERE p.pack = ?1 AND r.id NOT IN (SELECT annulled FROM deletions) AND p.pack = (
                      SELECT k.seq FROM record_packs h JOIN packs k ON k.seq = h.pack WHERE h.record = p.record
-                     ORDER BY k.condemned_at IS NOT NULL, k.seq LIMIT 1)",
-            )?;
+                     ORDER BY ",
+                is_condemned!("k"),
+                ", k.seq LIMIT 1)",
+            ))?;
             let mut rows = query.query([pack.seq])?;
             let mut live = Vec::new();
             while let Some(row) = rows.next()? {
@@ -163,74 +118,13 @@ impl Sweep<'_> {
         })
     }
 
-    /// Condemns packs: writers that begin after this do not find anything in them.
-    pub(super) fn condemn(&self, packs: &[PackRow]) -> Result<()> {
-        let at = now().unix_micros();
-        self.repository.db.write(|transaction| {
-            let mut condemn = transaction
-                .prepare_cached("UPDATE packs SET condemned_at = ?2, writers_listed = 0 WHERE seq = ?1")?;
-            for pack in packs {
-                condemn.execute(params![pack.seq, at])?;
-            }
-            Ok(())
-        })
-    }
-
-    /// Records, for condemned packs, which writers are active now; returns these writers. It must come after the
-    /// condemnation is durable: then a writer that begins in between is listed needlessly, but none is missed.
-    pub(super) fn list_writers_of_new(&self) -> Result<BTreeSet<String>> {
-        let at_work = self.writers_at_work()?;
-        let packs = self.packs("condemned_at IS NOT NULL AND writers_listed = 0", i64::MAX)?;
-        if !packs.is_empty() {
-            self.repository.db.write(|transaction| {
-                let mut add = transaction.prepare_cached(
-                    "INSERT OR IGNORE INTO condemned_before (pack, writer) VALUES (?1, ?2)",
-                )?;
-                let mut listed =
-                    transaction.prepare_cached("UPDATE packs SET writers_listed = 1 WHERE seq = ?1")?;
-                for pack in &packs {
-                    at_work
-                        .iter()
-                        .try_for_each(|writer| add.execute(params![pack.seq, writer]).map(drop))?;
-                    listed.execute([pack.seq])?;
-                }
-                Ok(())
-            })?;
-        }
-        Ok(at_work)
-    }
-
     /// Counts the packs that must wait, and names the writers they wait for.
     pub(super) fn count_waiting(&mut self) -> Result<()> {
-        self.report.waiting_packs = self.packs("condemned_at IS NOT NULL", i64::MAX)?.len() as u64;
+        self.report.waiting_packs = self.repository.condemned().packs(i64::MAX)?.len() as u64;
         if self.report.waiting_packs > 0 {
-            let locks = &self.repository.locks;
-            self.report.waiting_for = self
-                .writers_at_work()?
-                .iter()
-                .map(|name| locks.holder(name))
-                .collect();
+            self.report.waiting_for = presence::described(self.repository.locks.as_ref())?;
         }
         Ok(())
-    }
-
-    /// The packs up to `newest` for which `condition` holds. A row is small: a million of them is 64 TB of packs.
-    fn packs(&self, condition: &'static str, newest: i64) -> Result<Vec<PackRow>> {
-        self.repository.db.read(|db| {
-            let mut query = db.prepare_cached(&format!(
-                "SELECT seq, id, bytes, stored_bytes, writer FROM packs WHERE seq <= ?1 AND {condition} ORDER BY seq"
-            ))?;
-            let rows = query.query_map([newest], |row| {
-                Ok(PackRow {
-                    seq: row.get(0)?,
-                    id: PackId(row.get(1)?),
-                    bytes: row.get(2)?,
-                    stored_bytes: row.get(3)?,
-                    writer: row.get(4)?,
-                })
-            })?;
-            Ok(rows.collect::<rusqlite::Result<_>>()?)
-        })
     }
 }
 

@@ -7,8 +7,8 @@ use barmanfs_store::{ClosedPack, PackId, read_footer};
 use rusqlite::{Transaction, params};
 
 use crate::error::Result;
+use crate::index::condemned::{self, PackRow};
 use crate::upkeep::sweep::Sweep;
-use crate::upkeep::sweep::condemn::PackRow;
 use crate::upkeep::sweep::mark::Mark;
 
 impl Sweep<'_> {
@@ -37,13 +37,11 @@ impl Sweep<'_> {
         // If its footer is no longer readable, its rows are found by a scan of the table.
         let closed = read_footer(self.repository.storage.as_ref(), pack.id).ok();
         let forgotten = self.repository.db.write(|transaction| {
-            let needed = transaction
-                .prepare_cached("SELECT 1 FROM condemned_before WHERE pack = ?1")?
-                .exists([pack.seq])?;
-            if !needed {
+            let awaited = condemned::is_awaited(transaction, pack.seq)?;
+            if !awaited {
                 forget(transaction, pack.seq, closed.as_ref())?;
             }
-            Ok(!needed)
+            Ok(!awaited)
         })?;
         if !forgotten {
             return Ok(());

@@ -8,7 +8,7 @@ use barmanfs_store::{ChunkId, ChunkIndex, Frame, PackWriter, read_frame};
 
 use crate::error::{Error, Result};
 use crate::index::chunk_index::{CatalogIndex, Place, place_in};
-use crate::upkeep::sweep::condemn::PackRow;
+use crate::index::condemned::PackRow;
 use crate::upkeep::sweep::mark::Mark;
 use crate::upkeep::sweep::{Fate, Sweep};
 
