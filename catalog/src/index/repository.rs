@@ -4,7 +4,10 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::sync::Arc;
 
-use barmanfs_store::{ChunkIndex, ChunkReader, DepositOptions, LocalPacks, PackId, PackStorage, TreeReader};
+use barmanfs_store::{
+    ChunkIndex, ChunkReader, CountedPacks, Counters, DepositOptions, LocalPacks, PackId, PackStorage,
+    TreeReader,
+};
 use rusqlite::OptionalExtension;
 
 use crate::error::{Error, Result};
@@ -63,10 +66,12 @@ impl Repository {
         derive: Derive,
     ) -> Result<Self> {
         let db = Arc::new(Db::open(&home.join(CATALOG), home.owner().clone(), derive)?);
+        let counters = Arc::new(Counters::default());
+        let storage: Arc<dyn PackStorage> = Arc::new(CountedPacks::new(storage, Arc::clone(&counters)));
         let locks: Arc<dyn Locks> = Arc::new(FileLocks::of(&home));
         let surveyor = Surveyor::new(Arc::clone(&db), Arc::clone(&storage), Arc::clone(&locks));
         let surveyor = Arc::new(surveyor);
-        let chunks = chunk_reader(&storage, &db, &surveyor, CACHE_BYTES);
+        let chunks = chunk_reader(&storage, &db, &surveyor, counters, CACHE_BYTES);
         Ok(Self {
             home,
             settings: Arc::new(settings),
@@ -82,7 +87,8 @@ impl Repository {
     /// The same repository with a chunk cache of this size.
     #[must_use]
     pub fn with_cache_bytes(self, cache_bytes: usize) -> Self {
-        let chunks = chunk_reader(&self.storage, &self.db, &self.surveyor, cache_bytes);
+        let counters = Arc::clone(self.counters());
+        let chunks = chunk_reader(&self.storage, &self.db, &self.surveyor, counters, cache_bytes);
         Self { chunks, ..self }
     }
 
@@ -138,6 +144,12 @@ impl Repository {
     /// The reader of its chunks.
     pub fn chunks(&self) -> &Arc<ChunkReader> {
         &self.chunks
+    }
+
+    /// What was read and written through this repository and its clones since it was opened. Other processes count
+    /// for themselves.
+    pub fn counters(&self) -> &Arc<Counters> {
+        self.chunks.counters()
     }
 
     /// The reader of its trees and files.
@@ -206,9 +218,15 @@ fn chunk_reader(
     storage: &Arc<dyn PackStorage>,
     db: &Arc<Db>,
     surveyor: &Arc<Surveyor>,
+    counters: Arc<Counters>,
     cache_bytes: usize,
 ) -> Arc<ChunkReader> {
     let index = CatalogIndex::for_readers(Arc::clone(db), Arc::clone(surveyor));
     let index: Arc<dyn ChunkIndex> = Arc::new(index);
-    Arc::new(ChunkReader::new(Arc::clone(storage), index, cache_bytes))
+    Arc::new(ChunkReader::new(
+        Arc::clone(storage),
+        index,
+        counters,
+        cache_bytes,
+    ))
 }

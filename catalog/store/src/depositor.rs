@@ -144,7 +144,7 @@ pub struct Depositor {
 }
 
 impl Depositor {
-    /// Starts the threads.
+    /// Starts the threads. What is stored counts in the counters of `reader`.
     ///
     /// # Errors
     /// When a thread cannot be started.
@@ -169,6 +169,7 @@ impl Depositor {
         };
         let mut packer = Packer {
             storage,
+            counters: Arc::clone(reader.counters()),
             status: Arc::clone(&status),
             closer: to_closer,
             open: None,

@@ -9,8 +9,10 @@
 //! - [`reader`]: from ids back to bytes, cached and checked.
 //! - [`depositor`]: from bytes to ids: hash, compare, compress, pack, on all cores.
 //! - [`file_map`], [`listing`], [`tree`]: chunks assembled into files, directories and whole backups.
+//! - [`counters`]: how much of all this was done, and how long reading took.
 
 pub mod codec;
+pub mod counters;
 pub mod crc;
 pub mod depositor;
 pub mod error;
@@ -29,6 +31,7 @@ pub mod sync;
 pub mod tree;
 
 pub use codec::{Encoding, Frame};
+pub use counters::{Counters, Counts, Latencies, LatencyCounts};
 pub use depositor::{ContentClass, Deposit, DepositOptions, DepositTotals, Depositor};
 pub use error::{Error, Result};
 pub use file_map::{FileMap, Window, Windows};
@@ -38,7 +41,7 @@ pub use listing::{Attributes, DirectoryRef, Entry, Node, PageRef};
 pub use location::ChunkLocation;
 pub use pack::{ClosedPack, PackWriter, PackedChunk, Record, read_footer, read_frame};
 pub use reader::ChunkReader;
-pub use storage::{Listed, LocalPacks, PackStorage, PackUpload, Part, PartMark, open_regular};
+pub use storage::{CountedPacks, Listed, LocalPacks, PackStorage, PackUpload, Part, PartMark, open_regular};
 pub use tree::{
     ComposedSink, FileSink, SingleFile, StoredFile, TreeOptions, TreeReader, TreeTotals, TreeWriter,
 };

@@ -13,6 +13,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use crate::codec::{Encoding, decode_into};
+use crate::counters::Counters;
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::index::ChunkIndex;
@@ -35,10 +36,16 @@ pub struct ChunkReader {
 
 impl ChunkReader {
     /// A reader whose cache holds at most `cache_bytes` of decoded chunks.
-    pub fn new(storage: Arc<dyn PackStorage>, index: Arc<dyn ChunkIndex>, cache_bytes: usize) -> Self {
+    pub fn new(
+        storage: Arc<dyn PackStorage>,
+        index: Arc<dyn ChunkIndex>,
+        counters: Arc<Counters>,
+        cache_bytes: usize,
+    ) -> Self {
         let core = Arc::new(Core {
             storage,
             index,
+            counters,
             cache: Cache::new(cache_bytes),
         });
         Self {
@@ -71,6 +78,11 @@ impl ChunkReader {
         }
     }
 
+    /// The counters of the repository that it reads.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.core.counters
+    }
+
     /// Reads, decodes and checks a chunk as it is on disk at this one of its places, even if it is cached.
     ///
     /// # Errors
@@ -85,12 +97,13 @@ impl ChunkReader {
 struct Core {
     storage: Arc<dyn PackStorage>,
     index: Arc<dyn ChunkIndex>,
+    counters: Arc<Counters>,
     cache: Cache,
 }
 
 impl Core {
     fn get(&self, id: &ChunkId) -> Result<Arc<[u8]>> {
-        let lead = match self.cache.find(id, Purpose::Chunk) {
+        let lead = match self.find(id, Purpose::Chunk) {
             Found::Known(result) => return result,
             Found::Lead(lead) => lead,
         };
@@ -107,7 +120,7 @@ impl Core {
     /// The base of a delta, which must be a whole chunk. Without this check, two damaged index entries could make
     /// deltas each other's base, and their readers would wait for each other forever.
     fn base(&self, id: &ChunkId) -> Result<Arc<[u8]>> {
-        let lead = match self.cache.find(id, Purpose::Base) {
+        let lead = match self.find(id, Purpose::Base) {
             Found::Known(result) => return result,
             Found::Lead(lead) => lead,
         };
@@ -118,6 +131,17 @@ impl Core {
             lead.finish(result.clone());
         }
         result
+    }
+
+    fn find(&self, id: &ChunkId, purpose: Purpose) -> Found<'_> {
+        let found = self.cache.find(id, purpose);
+        match &found {
+            Found::Known(Ok(_)) => self.counters.cache_hit(),
+            // Another reader's failure: neither a hit nor a decode of its own.
+            Found::Known(Err(_)) => {}
+            Found::Lead(_) => self.counters.cache_miss(),
+        }
+        found
     }
 
     /// Reads, decodes and checks a chunk at the best place that `take` accepts or, if that one is lost or damaged, at
@@ -171,6 +195,7 @@ impl Core {
                 other => other,
             })?;
         if ChunkId::of(&bytes) == *id {
+            self.counters.chunk_decoded(bytes.len());
             Ok(bytes)
         } else {
             Err(damaged("Its bytes are not those its id names".to_owned()))

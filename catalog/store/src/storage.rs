@@ -9,10 +9,12 @@ use std::time::Duration;
 use crate::error::Result;
 use crate::id::PackId;
 
+mod counted;
 mod local;
 mod part;
 mod regular;
 
+pub use counted::CountedPacks;
 pub use local::LocalPacks;
 pub use part::{Listed, Part, PartMark};
 pub use regular::open_regular;

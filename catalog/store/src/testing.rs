@@ -6,4 +6,4 @@ mod store;
 
 pub use packs::{Call, MemoryPacks, TestPacks};
 #[cfg(test)]
-pub(crate) use store::{TestStore, noise};
+pub(crate) use store::{MemoryIndex, TestStore, noise};

@@ -114,7 +114,10 @@ impl Intake {
         totals.new_stored_bytes += u64::from(deposit.stored_bytes);
         match deposit.how {
             How::Hole => totals.holes += 1,
-            How::Known => totals.reused += 1,
+            How::Known => {
+                totals.reused += 1;
+                self.reader.counters().chunk_deduplicated(bytes.len());
+            }
             How::New(Encoding::Delta) => totals.new_delta += 1,
             How::New(Encoding::Stored | Encoding::Zstd) => totals.new_whole += 1,
         }

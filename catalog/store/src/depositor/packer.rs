@@ -11,6 +11,7 @@ use crossbeam_channel::{Receiver, Sender};
 use super::claims::Claims;
 use super::status::Status;
 use crate::codec::Frame;
+use crate::counters::Counters;
 use crate::error::Result;
 use crate::id::{ChunkId, PackId};
 use crate::index::ChunkIndex;
@@ -56,6 +57,7 @@ pub(super) enum ToCloser {
 #[derive(Debug)]
 pub(super) struct Packer {
     pub(super) storage: Arc<dyn PackStorage>,
+    pub(super) counters: Arc<Counters>,
     pub(super) status: Arc<Status>,
     pub(super) closer: Sender<ToCloser>,
     pub(super) open: Option<PackWriter>,
@@ -90,7 +92,9 @@ impl Packer {
     fn append(&mut self, id: ChunkId, raw_bytes: usize, base: Option<ChunkId>, frame: &Frame) -> Result<()> {
         let pack = self.open()?;
         pack.append(id, raw_bytes, base, frame)?;
-        if pack.is_full() {
+        let is_full = pack.is_full();
+        self.counters.chunk_written(raw_bytes, frame.bytes.len());
+        if is_full {
             self.close();
         }
         Ok(())

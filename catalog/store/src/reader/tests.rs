@@ -91,7 +91,12 @@ fn store() -> Store {
         Ok(())
     });
     let index = Arc::new(Index::default());
-    let reader = ChunkReader::new(Arc::clone(&packs) as _, Arc::clone(&index) as _, CACHE_BYTES);
+    let reader = ChunkReader::new(
+        Arc::clone(&packs) as _,
+        Arc::clone(&index) as _,
+        Arc::default(),
+        CACHE_BYTES,
+    );
     Store {
         _directory: directory,
         packs,

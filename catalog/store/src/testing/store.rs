@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::{
-    ChunkId, ChunkIndex, ChunkLocation, ChunkReader, ClosedPack, DepositOptions, Depositor, Encoding, Error,
-    LocalPacks, PackId, Result,
+    ChunkId, ChunkIndex, ChunkLocation, ChunkReader, ClosedPack, CountedPacks, DepositOptions, Depositor,
+    Encoding, Error, LocalPacks, PackId, PackStorage, Result,
 };
 
 /// An index that can be told to fail and to condemn packs, and counts what it is asked.
@@ -54,6 +54,8 @@ impl ChunkIndex for MemoryIndex {
 pub(crate) struct TestStore {
     pub(crate) directory: tempfile::TempDir,
     pub(crate) packs: Arc<LocalPacks>,
+    /// The same packs, as readers and writers use them.
+    pub(crate) counted: Arc<dyn PackStorage>,
     pub(crate) index: Arc<MemoryIndex>,
     pub(crate) reader: Arc<ChunkReader>,
 }
@@ -63,14 +65,19 @@ impl TestStore {
         let directory = tempfile::tempdir().unwrap();
         let packs = Arc::new(LocalPacks::create(&directory.path().join("packs")).unwrap());
         let index = Arc::new(MemoryIndex::default());
+        let counters = Arc::default();
+        let counted: Arc<dyn PackStorage> =
+            Arc::new(CountedPacks::new(Arc::clone(&packs) as _, Arc::clone(&counters)));
         let reader = Arc::new(ChunkReader::new(
-            Arc::clone(&packs) as _,
+            Arc::clone(&counted),
             Arc::clone(&index) as _,
+            counters,
             8 << 20,
         ));
         Self {
             directory,
             packs,
+            counted,
             index,
             reader,
         }
@@ -83,7 +90,7 @@ impl TestStore {
             ..DepositOptions::default()
         };
         let depositor = Depositor::start(
-            Arc::clone(&self.packs) as _,
+            Arc::clone(&self.counted),
             Arc::clone(&self.index) as _,
             Arc::clone(&self.reader),
             options,

@@ -350,6 +350,7 @@ fn a_damaged_base_stops_the_run() {
     let chunks = ChunkReader::new(
         Arc::clone(&store.packs) as _,
         Arc::clone(&store.index) as _,
+        Arc::default(),
         1 << 20,
     );
     let fresh = TestStore {
