@@ -12,8 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use barmanfs_live::{LiveClone, Name, NodeAttributes, NodeId};
 use fuser::{
-    Config, Errno, FileAttr, FileType, INodeNo, Notifier, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    Session, SessionACL,
+    Config, Errno, FileAttr, FileType, INodeNo, Notifier, ReplyDirectoryPlus, ReplyEntry, Session, SessionACL,
 };
 
 use crate::clones::{Clones, Served};
@@ -23,10 +22,12 @@ use crate::namespace::{Found, Handle, Ino, Namespace, Node};
 use crate::views::Context;
 use crate::watch::Invalidate;
 
+mod counted;
 mod live;
 mod requests;
 mod views;
 
+use counted::Counted;
 use live::OpenInodes;
 
 /// Maximum number of background requests: the read-ahead of many readers. A measurement elsewhere showed 1.5 times the
@@ -239,22 +240,31 @@ impl Adapter {
     }
 
     /// Answers with a node that counts as looked up.
-    fn found(&self, served: &Arc<Served>, found: Result<NodeAttributes, Errno>, reply: ReplyEntry) {
-        match found {
-            Ok(of) => {
-                self.clones.looked_up(served, of.node);
-                live::entry(reply, &self.shown(served, &of));
-            }
-            Err(errno) => reply.error(errno),
-        }
+    fn found(
+        &self,
+        served: &Arc<Served>,
+        found: Result<NodeAttributes, Errno>,
+        reply: Counted<'_, ReplyEntry>,
+    ) {
+        reply.finish(found, |reply, of| {
+            self.clones.looked_up(served, of.node);
+            live::entry(reply, &self.shown(served, &of));
+        });
     }
 
-    fn live_lookup(&self, served: &Arc<Served>, parent: NodeId, name: &OsStr, reply: ReplyEntry) {
+    fn live_lookup(
+        &self,
+        served: &Arc<Served>,
+        parent: NodeId,
+        name: &OsStr,
+        reply: Counted<'_, ReplyEntry>,
+    ) {
         match self.ask("look up a name", served, |clone| {
             clone.lookup(parent, name.as_bytes())
         }) {
             Err(errno) if errno.code() == libc::ENOENT => {
-                live::no_entry(reply, &attributes(Ino(0), &Stat::NONE, &Content::File));
+                let none = attributes(Ino(0), &Stat::NONE, &Content::File);
+                reply.send(|reply| live::no_entry(reply, &none));
             }
             found => self.found(served, found, reply),
         }
@@ -286,14 +296,6 @@ impl Adapter {
             _ => {}
         }
         Ok(full)
-    }
-
-    /// Answers a request whose reply is only success or an error.
-    fn done(&self, outcome: Result<(), Errno>, reply: ReplyEmpty) {
-        match outcome {
-            Ok(()) => reply.ok(),
-            Err(errno) => reply.error(errno),
-        }
     }
 
     /// `mkdir` in `live/` creates a clone.

@@ -7,7 +7,7 @@
 //! - `clones` are the clones that a mount serves. The engine of a clone is the crate `barmanfs_live`.
 //! - `adapter` is the only place that uses fuser. [`mount`](mod@mount) owns the mount: it creates the mount, finds
 //!   those of other processes, and unmounts.
-//! - `usage` counts the files in use below a backup.
+//! - `usage` counts the files in use below a backup. [`counters`] count the kernel's requests.
 //!
 //! Invariants:
 //! - The directories of clones are the only part of the repository that this crate writes to. Readers hold a lock that
@@ -21,6 +21,7 @@
 
 mod adapter;
 mod clones;
+pub mod counters;
 pub mod entry;
 mod error;
 mod evict;
@@ -31,6 +32,7 @@ pub mod views;
 mod warm;
 mod watch;
 
+pub use counters::{RequestCounters, RequestCounts, RequestKind};
 pub use error::{Error, Holder, Result};
 pub use mount::{
     DEFAULT_CACHE_BYTES, FoundMount, FoundMounts, MountOptions, MountedFs, SilentMount, Unmounter,

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::num::NonZero;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +19,7 @@ use rustix::io::Errno;
 
 use crate::adapter::{Service, ServiceOptions};
 use crate::clones::Clones;
+use crate::counters::RequestCounters;
 use crate::error::{Error, Holder, Result};
 use crate::namespace::Namespace;
 use crate::views::{CloneLimits, Context, ViewOptions, root};
@@ -99,6 +101,7 @@ pub struct MountedFs {
     repository: Repository,
     service: Service,
     clones: Arc<Clones>,
+    counters: Arc<RequestCounters>,
     watcher: Watcher,
     unmounter: Unmounter,
     unmounted: Receiver<()>,
@@ -135,12 +138,7 @@ pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs>
     let namespace = Arc::new(Namespace::new(root(&context), context.trees().clone()));
     let clones = Clones::new(&context)?;
 
-    let device = match kernel::mount(&mount_point, options.allow_other) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            helper::mount(&mount_point, options.allow_other)?
-        }
-        mounted => mounted.map_err(|error| cannot(&mount_point, error.to_string()))?,
-    };
+    let device = mounted_device(&mount_point, options.allow_other)?;
     let mounted = Mounted::at(&mount_point)?
         .ok_or_else(|| cannot(&mount_point, "it was unmounted again at once".to_owned()))?;
     let threads = options.threads.unwrap_or_else(default_threads);
@@ -160,6 +158,7 @@ pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs>
     let service = service.map_err(|source| Error::io("serve", &mount_point, source))?;
     raise_read_ahead(&mounted);
     let repository = context.repository().clone();
+    let counters = Arc::clone(context.counters());
     warm_index(repository.clone());
     if let Some(warmer) = Warmer::start(mount_point, mounted.device().to_owned()) {
         context.set_warmer(warmer);
@@ -171,6 +170,7 @@ pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs>
         repository,
         service,
         clones,
+        counters,
         watcher,
         unmounter: Unmounter {
             mounted,
@@ -187,6 +187,11 @@ impl MountedFs {
         self.unmounter.clone()
     }
 
+    /// The counters of its requests. What they read from the repository is in [`Repository::counters`].
+    pub fn counters(&self) -> &Arc<RequestCounters> {
+        &self.counters
+    }
+
     /// Serves until the tree is unmounted: by an [`Unmounter`], `umount` or `fusermount3 -u`. After an [`Unmounter`],
     /// open files are served for a few seconds more and fail after that. Then all writes to clones are durable.
     ///
@@ -197,11 +202,13 @@ impl MountedFs {
             repository,
             service,
             clones,
+            counters,
             watcher,
             unmounter,
             unmounted,
         } = self;
         let path = unmounter.mounted.path().to_path_buf();
+        let stored = Arc::clone(repository.counters());
         let (ended, end) = bounded(1);
         let gone = Arc::clone(&unmounter.gone);
         let serving = std::thread::Builder::new()
@@ -231,6 +238,8 @@ impl MountedFs {
             }),
         };
         drop(watcher);
+        let (requests, stored) = (counters.snapshot(), stored.snapshot());
+        tracing::debug!("Served {}: {requests}; {stored}", path.display());
         // However serving ended, no mount that does not answer may be left behind.
         unmounter.unmount()?;
         result.map_err(|source| Error::io("serve", path, source))
@@ -405,6 +414,16 @@ fn checked_mount_point(path: &Path, repository: &Path) -> Result<PathBuf> {
         return refuse("it is not empty: what is in it would be hidden");
     }
     Ok(mount_point)
+}
+
+/// Mounts the file system, with the help of `fusermount3` where this user may not, and returns its device.
+fn mounted_device(mount_point: &Path, allow_other: bool) -> Result<OwnedFd> {
+    match kernel::mount(mount_point, allow_other) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            helper::mount(mount_point, allow_other)
+        }
+        mounted => mounted.map_err(|error| cannot(mount_point, error.to_string())),
+    }
 }
 
 /// Reads the index of chunks in the background. This only improves speed, so errors are left to the requests that hit

@@ -8,16 +8,20 @@ use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use barmanfs_fs::{Unmounter, Unmounting, mount, recover_stale, restore_command, unmount};
+use barmanfs_fs::{
+    RequestCounters, RequestKind, Unmounter, Unmounting, mount, recover_stale, restore_command, unmount,
+};
 use support::daemon::{Daemon, is_mounted, options, until};
 use support::{Fixture, Thing, WINDOW, content, data_directory};
 
 struct Mounted {
     point: PathBuf,
     unmounter: Unmounter,
+    counters: Arc<RequestCounters>,
     serving: Option<JoinHandle<barmanfs_fs::Result<()>>>,
 }
 
@@ -29,10 +33,12 @@ impl Mounted {
     fn at(fixture: &Fixture, point: PathBuf) -> Self {
         let mounted = mount(fixture.repository.clone(), options(&point)).unwrap();
         let unmounter = mounted.unmounter();
+        let counters = Arc::clone(mounted.counters());
         let serving = Some(std::thread::spawn(move || mounted.serve()));
         Self {
             point,
             unmounter,
+            counters,
             serving,
         }
     }
@@ -415,6 +421,45 @@ fn extended_attributes_are_asked_for_once() {
         let answer = rustix::fs::listxattr(&path, &mut value);
         assert_eq!(answer, Err(rustix::io::Errno::OPNOTSUPP));
     }
+}
+
+#[test]
+fn requests_and_their_errors_are_counted() {
+    let fixture = archived();
+    let id = fixture.backup(&data_directory(1)).id;
+    let mut mounted = Mounted::new(&fixture);
+    let table = mounted.path(&format!("main/raw/{id}/base/5/1259"));
+    let counters = Arc::clone(&mounted.counters);
+    let count = |kind| counters.snapshot().of(kind).count;
+    let stored = || fixture.repository.counters().snapshot();
+
+    let before = stored();
+    fs::read(&table).unwrap();
+    // A request counts after its answer, which the program may see first.
+    until("reading counts", || {
+        count(RequestKind::Lookup) >= 6 && count(RequestKind::Open) == 1 && count(RequestKind::Read) > 0
+    });
+    let (decoded, bytes) = (
+        stored().chunks_decoded - before.chunks_decoded,
+        stored().chunk_bytes_decoded - before.chunk_bytes_decoded,
+    );
+    assert!(
+        decoded >= 4 && bytes >= 3 * WINDOW as u64,
+        "{decoded} chunks with {bytes} bytes"
+    );
+
+    let errors = |errno| counters.snapshot().errors_with(errno);
+    assert_eq!((errors(2), errors(30)), (0, 0));
+    assert!(!mounted.path("nobody").exists());
+    until("ENOENT counts", || errors(2) == 1);
+    fs::remove_file(&table).unwrap_err();
+    until("EROFS counts", || {
+        errors(30) == 1 && count(RequestKind::Unlink) == 1
+    });
+
+    mounted.unmounter.unmount().unwrap();
+    mounted.ended().unwrap();
+    assert_eq!((errors(2), errors(30)), (1, 1));
 }
 
 /// Not a test by itself: the daemon of the tests below.

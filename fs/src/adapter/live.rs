@@ -21,6 +21,7 @@ use fuser::{
 };
 use rustix::io::Errno as SystemErrno;
 
+use super::counted::Counted;
 use super::time;
 use crate::clones::Served;
 use crate::error::{Error, Result};
@@ -180,16 +181,21 @@ pub(super) const ATTRIBUTES_TTL: Duration = TTL;
 
 impl OpenInodes {
     /// Opens a file and answers. `passthrough` says whether the kernel can read and write files directly.
-    pub(super) fn open(&self, served: &Served, node: NodeId, passthrough: bool, reply: ReplyOpen) {
+    pub(super) fn open(
+        &self,
+        served: &Served,
+        node: NodeId,
+        passthrough: bool,
+        reply: Counted<'_, ReplyOpen>,
+    ) {
         let backing = self.begin(served, node, passthrough, |file| reply.open_backing(file));
-        match backing {
-            Ok(Some(backing)) => reply.opened_passthrough(FileHandle(0), FopenFlags::empty(), &backing),
-            Ok(None) => reply.opened(
+        reply.finish(backing, |reply, backing| match backing {
+            Some(backing) => reply.opened_passthrough(FileHandle(0), FopenFlags::empty(), &backing),
+            None => reply.opened(
                 FileHandle(0),
                 FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
             ),
-            Err(errno) => reply.error(errno),
-        }
+        });
     }
 
     /// The same for a file that was just created.
@@ -199,23 +205,22 @@ impl OpenInodes {
         node: NodeId,
         passthrough: bool,
         attributes: &FileAttr,
-        reply: ReplyCreate,
+        reply: Counted<'_, ReplyCreate>,
     ) {
         let backing = self.begin(served, node, passthrough, |file| reply.open_backing(file));
         let (handle, none) = (FileHandle(0), FopenFlags::empty());
-        match backing {
-            Ok(Some(backing)) => {
+        reply.finish(backing, |reply, backing| match backing {
+            Some(backing) => {
                 reply.created_passthrough(&TTL, attributes, Generation(0), handle, none, &backing);
             }
-            Ok(None) => reply.created(
+            None => reply.created(
                 &TTL,
                 attributes,
                 Generation(0),
                 handle,
                 FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
             ),
-            Err(errno) => reply.error(errno),
-        }
+        });
     }
 
     fn begin(

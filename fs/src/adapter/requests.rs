@@ -16,6 +16,7 @@ use fuser::{
 };
 
 use super::{Adapter, MAX_BACKGROUND, NAME_BYTES, attributes, ino, live};
+use crate::counters::RequestKind;
 use crate::namespace::{Handle, Seek};
 use crate::usage::Caller;
 
@@ -47,6 +48,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let reply = self.begin(RequestKind::Lookup, reply);
         match self.live(parent) {
             Ok(Some((served, node))) => self.live_lookup(&served, node, name, reply),
             Ok(None) => self.view_lookup(parent, name, reply),
@@ -55,18 +57,21 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _request: &Request, number: INodeNo, lookups: u64) {
-        if !self.clones.forget(ino(number), lookups) {
-            self.namespace.forget(ino(number), lookups);
-        }
+        self.begin(RequestKind::Forget, ()).send(|()| {
+            if !self.clones.forget(ino(number), lookups) {
+                self.namespace.forget(ino(number), lookups);
+            }
+        });
     }
 
     fn getattr(&self, _request: &Request, number: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        let reply = self.begin(RequestKind::Getattr, reply);
         match self.live(number) {
             Ok(Some((served, node))) => {
-                match self.ask("read attributes", &served, |clone| clone.attributes(node)) {
-                    Ok(of) => reply.attr(&live::ATTRIBUTES_TTL, &self.shown(&served, &of)),
-                    Err(errno) => reply.error(errno),
-                }
+                let found = self.ask("read attributes", &served, |clone| clone.attributes(node));
+                reply.finish(found, |reply, of| {
+                    reply.attr(&live::ATTRIBUTES_TTL, &self.shown(&served, &of));
+                });
             }
             Ok(None) => self.view_attributes(number, reply),
             // Another process has the clone. Its root can be shown all the same.
@@ -95,6 +100,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let reply = self.begin(RequestKind::Setattr, reply);
         let changes = live::changes(mode, uid, gid, size, mtime);
         let changed = self.writable(number).and_then(|(served, node)| {
             let of = self.ask("change attributes", &served, |clone| {
@@ -102,21 +108,19 @@ impl Filesystem for Adapter {
             })?;
             Ok(self.shown(&served, &of))
         });
-        match changed {
-            Ok(attributes) => reply.attr(&live::ATTRIBUTES_TTL, &attributes),
-            Err(errno) => reply.error(errno),
-        }
+        reply.finish(changed, |reply, attributes| {
+            reply.attr(&live::ATTRIBUTES_TTL, &attributes);
+        });
     }
 
     fn readlink(&self, _request: &Request, number: INodeNo, reply: ReplyData) {
-        match self.either(
+        let reply = self.begin(RequestKind::Readlink, reply);
+        let target = self.either(
             number,
             |served, node| self.ask("read a symbolic link", served, |clone| clone.readlink(node)),
             || self.view_readlink(number),
-        ) {
-            Ok(target) => reply.data(&target),
-            Err(errno) => reply.error(errno),
-        }
+        );
+        reply.finish(target, |reply, target| reply.data(&target));
     }
 
     fn mknod(
@@ -129,6 +133,7 @@ impl Filesystem for Adapter {
         _rdev: u32,
         reply: ReplyEntry,
     ) {
+        let reply = self.begin(RequestKind::Mknod, reply);
         let (served, parent) = match self.writable(parent) {
             Ok(found) => found,
             Err(errno) => return reply.error(errno),
@@ -157,6 +162,7 @@ impl Filesystem for Adapter {
         umask: u32,
         reply: ReplyEntry,
     ) {
+        let reply = self.begin(RequestKind::Mkdir, reply);
         match self.live(parent) {
             Ok(Some((served, parent))) => {
                 let new = live::new_node(request, mode, umask);
@@ -165,27 +171,26 @@ impl Filesystem for Adapter {
                 });
                 self.found(&served, made, reply);
             }
-            Ok(None) => match self.make_clone(parent, name) {
-                Ok((node, stat)) => {
-                    let attributes = attributes(node.ino, &stat, &node.content);
-                    reply.entry(&Duration::ZERO, &attributes, Generation(0));
-                }
-                Err(errno) => reply.error(errno),
-            },
+            Ok(None) => reply.finish(self.make_clone(parent, name), |reply, (node, stat)| {
+                let attributes = attributes(node.ino, &stat, &node.content);
+                reply.entry(&Duration::ZERO, &attributes, Generation(0));
+            }),
             Err(errno) => reply.error(errno),
         }
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let reply = self.begin(RequestKind::Unlink, reply);
         let outcome = self.writable(parent).and_then(|(served, parent)| {
             self.ask("remove a file", &served, |clone| {
                 clone.unlink(parent, name.as_bytes())
             })
         });
-        self.done(outcome, reply);
+        reply.finish(outcome, |reply, ()| reply.ok());
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let reply = self.begin(RequestKind::Rmdir, reply);
         let outcome = self.either(
             parent,
             |served, parent| {
@@ -195,10 +200,11 @@ impl Filesystem for Adapter {
             },
             || self.remove_clone(parent, name),
         );
-        self.done(outcome, reply);
+        reply.finish(outcome, |reply, ()| reply.ok());
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let reply = self.begin(RequestKind::Symlink, reply);
         let (served, parent) = match self.writable(parent) {
             Ok(found) => found,
             Err(errno) => return reply.error(errno),
@@ -221,6 +227,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let reply = self.begin(RequestKind::Rename, reply);
         let outcome = self.writable(parent).and_then(|(served, parent)| {
             let (other, new_parent) = self.writable(new_parent)?;
             if !Arc::ptr_eq(&served, &other) {
@@ -231,10 +238,11 @@ impl Filesystem for Adapter {
                 clone.rename(from, to, live::rename_mode(flags)?)
             })
         });
-        self.done(outcome, reply);
+        reply.finish(outcome, |reply, ()| reply.ok());
     }
 
     fn link(&self, _request: &Request, number: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let reply = self.begin(RequestKind::Link, reply);
         let both = self
             .writable(number)
             .and_then(|node| Ok((node, self.writable(parent)?)));
@@ -260,6 +268,7 @@ impl Filesystem for Adapter {
         _flags: i32,
         reply: ReplyCreate,
     ) {
+        let reply = self.begin(RequestKind::Create, reply);
         let (served, parent) = match self.writable(parent) {
             Ok(found) => found,
             Err(errno) => return reply.error(errno),
@@ -281,6 +290,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let reply = self.begin(RequestKind::Open, reply);
         match self.live(number) {
             Ok(Some((served, node))) => self.open.open(&served, node, self.passthrough, reply),
             Ok(None) => self.view_open(number, flags, Caller(request.pid()), reply),
@@ -299,6 +309,7 @@ impl Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let reply = self.begin(RequestKind::Read, reply);
         match self.live(number) {
             Ok(Some((served, node))) => {
                 let read = self.ask("read", &served, |clone| {
@@ -307,10 +318,7 @@ impl Filesystem for Adapter {
                     buffer.truncate(count);
                     Ok(buffer)
                 });
-                match read {
-                    Ok(bytes) => reply.data(&bytes),
-                    Err(errno) => reply.error(errno),
-                }
+                reply.finish(read, |reply, bytes| reply.data(&bytes));
             }
             Ok(None) => self.view_read(Handle(handle.0), offset, size as usize, reply),
             Err(errno) => reply.error(errno),
@@ -329,15 +337,13 @@ impl Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let reply = self.begin(RequestKind::Write, reply);
         let append = flags.0 & libc::O_APPEND != 0;
         let written = self.writable(number).and_then(|(served, node)| {
             self.ask("write", &served, |clone| clone.write(node, offset, data, append))
         });
-        match written {
-            // The count is at most what one request can hold.
-            Ok(count) => reply.written(count as u32),
-            Err(errno) => reply.error(errno),
-        }
+        // The count is at most what one request can hold.
+        reply.finish(written, |reply, count| reply.written(count as u32));
     }
 
     fn fsync(
@@ -348,13 +354,14 @@ impl Filesystem for Adapter {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
+        let reply = self.begin(RequestKind::Fsync, reply);
         let outcome = self.either(
             number,
             |served, node| self.ask("sync", served, |_| served.sync(node, datasync)),
             // A read-only view is always durable.
             || Ok(()),
         );
-        self.done(outcome, reply);
+        reply.finish(outcome, |reply, ()| reply.ok());
     }
 
     fn fsyncdir(
@@ -365,12 +372,13 @@ impl Filesystem for Adapter {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
+        let reply = self.begin(RequestKind::Fsyncdir, reply);
         let outcome = self.either(
             number,
             |served, node| self.ask("sync a directory", served, |clone| clone.sync_directory(node)),
             || Ok(()),
         );
-        self.done(outcome, reply);
+        reply.finish(outcome, |reply, ()| reply.ok());
     }
 
     fn fallocate(
@@ -383,13 +391,14 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let reply = self.begin(RequestKind::Fallocate, reply);
         let outcome = self.writable(number).and_then(|(served, node)| {
             self.ask("allocate", &served, |clone| {
                 let (what, keep_size) = live::allocation(mode)?;
                 clone.allocate(node, what, keep_size, offset, length)
             })
         });
-        self.done(outcome, reply);
+        reply.finish(outcome, |reply, ()| reply.ok());
     }
 
     fn lseek(
@@ -401,6 +410,7 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
+        let reply = self.begin(RequestKind::Lseek, reply);
         let seek = match whence {
             libc::SEEK_DATA => Seek::Data,
             libc::SEEK_HOLE => Seek::Hole,
@@ -409,17 +419,15 @@ impl Filesystem for Adapter {
         let Ok(offset) = u64::try_from(offset) else {
             return reply.error(Errno::ENXIO);
         };
-        match self.either(
+        let found = self.either(
             number,
             |served, node| {
                 let data = seek == Seek::Data;
                 self.ask("seek", served, |clone| clone.seek(node, offset, data))
             },
             || self.answer("seek", |namespace| namespace.seek(Handle(handle.0), offset, seek)),
-        ) {
-            Ok(found) => reply.offset(found.cast_signed()),
-            Err(errno) => reply.error(errno),
-        }
+        );
+        reply.finish(found, |reply, found| reply.offset(found.cast_signed()));
     }
 
     fn release(
@@ -432,15 +440,17 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let reply = self.begin(RequestKind::Release, reply);
         if let Ok(Some((served, node))) = self.live(number) {
             self.open.close(&served, node);
-            return reply.ok();
+            return reply.send(ReplyEmpty::ok);
         }
         self.namespace.close(Handle(handle.0));
-        reply.ok();
+        reply.send(ReplyEmpty::ok);
     }
 
     fn opendir(&self, request: &Request, number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let reply = self.begin(RequestKind::Opendir, reply);
         let opened = self.either(
             number,
             |served, node| {
@@ -449,10 +459,7 @@ impl Filesystem for Adapter {
             },
             || self.view_open_directory(number, Caller(request.pid())),
         );
-        match opened {
-            Ok((handle, flags)) => reply.opened(handle, flags),
-            Err(errno) => reply.error(errno),
-        }
+        reply.finish(opened, |reply, (handle, flags)| reply.opened(handle, flags));
     }
 
     fn readdir(
@@ -461,8 +468,9 @@ impl Filesystem for Adapter {
         number: INodeNo,
         handle: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
+        let mut reply = self.begin(RequestKind::Readdir, reply);
         let listed = match self.live(number) {
             Ok(Some((served, node))) => self.answer("list", |_| {
                 self.open.list(&served, node, handle, offset, |next, name| {
@@ -472,10 +480,7 @@ impl Filesystem for Adapter {
             Ok(None) => self.view_list(Handle(handle.0), offset, &mut reply),
             Err(errno) => Err(errno),
         };
-        match listed {
-            Ok(()) => reply.ok(),
-            Err(errno) => reply.error(errno),
-        }
+        reply.finish(listed, |reply, ()| reply.ok());
     }
 
     fn readdirplus(
@@ -484,8 +489,9 @@ impl Filesystem for Adapter {
         number: INodeNo,
         handle: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
+        let mut reply = self.begin(RequestKind::Readdirplus, reply);
         let listed = match self.live(number) {
             Ok(Some((served, node))) => self.answer("list", |_| {
                 self.open.list(&served, node, handle, offset, |next, name| {
@@ -495,10 +501,7 @@ impl Filesystem for Adapter {
             Ok(None) => self.view_list_with_attributes(Handle(handle.0), offset, &mut reply),
             Err(errno) => Err(errno),
         };
-        match listed {
-            Ok(()) => reply.ok(),
-            Err(errno) => reply.error(errno),
-        }
+        reply.finish(listed, |reply, ()| reply.ok());
     }
 
     fn releasedir(
@@ -509,40 +512,42 @@ impl Filesystem for Adapter {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
+        let reply = self.begin(RequestKind::Releasedir, reply);
         if let Ok(Some((served, node))) = self.live(number) {
             self.open.close_directory(&served, node, handle);
-            return reply.ok();
+            return reply.send(ReplyEmpty::ok);
         }
         self.namespace.close_directory(Handle(handle.0));
-        reply.ok();
+        reply.send(ReplyEmpty::ok);
     }
 
     fn statfs(&self, _request: &Request, _number: INodeNo, reply: ReplyStatfs) {
-        match self.answer("inspect the repository's file system", |_| self.context.space()) {
-            Ok(space) => {
-                let block = space.block_bytes;
-                reply.statfs(
-                    space.blocks,
-                    space.free,
-                    space.available,
-                    0,
-                    0,
-                    block,
-                    NAME_BYTES,
-                    block,
-                );
-            }
-            Err(errno) => reply.error(errno),
-        }
+        let reply = self.begin(RequestKind::Statfs, reply);
+        let space = self.answer("inspect the repository's file system", |_| self.context.space());
+        reply.finish(space, |reply, space| {
+            let block = space.block_bytes;
+            reply.statfs(
+                space.blocks,
+                space.free,
+                space.available,
+                0,
+                0,
+                block,
+                NAME_BYTES,
+                block,
+            );
+        });
     }
 
     // ENOSYS without a log line: the kernel does not ask again while the mount lives.
 
     fn getxattr(&self, _request: &Request, _number: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
+        let reply = self.begin(RequestKind::Getxattr, reply);
         reply.error(Errno::ENOSYS);
     }
 
     fn listxattr(&self, _request: &Request, _number: INodeNo, _size: u32, reply: ReplyXattr) {
+        let reply = self.begin(RequestKind::Listxattr, reply);
         reply.error(Errno::ENOSYS);
     }
 }

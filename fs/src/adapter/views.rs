@@ -8,45 +8,44 @@ use fuser::{
     ReplyDirectoryPlus, ReplyEntry, ReplyOpen,
 };
 
+use super::counted::Counted;
 use super::{Adapter, attributes, ino};
 use crate::entry::{Content, Lifetime, Stat};
 use crate::namespace::{Found, Handle, Ino, Line, Lines, Opened, Room};
 use crate::usage::Caller;
 
 impl Adapter {
-    pub(super) fn view_lookup(&self, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    pub(super) fn view_lookup(&self, parent: INodeNo, name: &OsStr, reply: Counted<'_, ReplyEntry>) {
         match self.answer("look up a name", |namespace| {
             namespace.lookup(ino(parent), name.as_bytes())
         }) {
             Ok(Found::Node(node, stat)) => {
                 let attributes = attributes(node.ino, &stat, &node.content);
-                reply.entry(&node.lifetime.duration(), &attributes, Generation(0));
+                let ttl = node.lifetime.duration();
+                reply.send(|reply| reply.entry(&ttl, &attributes, Generation(0)));
             }
             Ok(Found::Absent(lifetime)) if lifetime == Lifetime::Forever => {
                 // Inode 0: the kernel may cache the absence.
                 let none = Stat::NONE;
                 let attributes = attributes(Ino(0), &none, &Content::File);
-                reply.entry(&lifetime.of_absence(), &attributes, Generation(0));
+                reply.send(|reply| reply.entry(&lifetime.of_absence(), &attributes, Generation(0)));
             }
             Ok(Found::Absent(_)) => reply.error(Errno::ENOENT),
             Err(errno) => reply.error(errno),
         }
     }
 
-    pub(super) fn view_attributes(&self, number: INodeNo, reply: ReplyAttr) {
+    pub(super) fn view_attributes(&self, number: INodeNo, reply: Counted<'_, ReplyAttr>) {
         let found = self.answer("read attributes", |namespace| {
             let node = namespace.node(ino(number))?;
             Ok((namespace.stat(&node)?, node))
         });
-        match found {
-            Ok((stat, node)) => {
-                reply.attr(
-                    &node.lifetime.duration(),
-                    &attributes(node.ino, &stat, &node.content),
-                );
-            }
-            Err(errno) => reply.error(errno),
-        }
+        reply.finish(found, |reply, (stat, node)| {
+            reply.attr(
+                &node.lifetime.duration(),
+                &attributes(node.ino, &stat, &node.content),
+            );
+        });
     }
 
     /// Where a symbolic link points.
@@ -58,33 +57,43 @@ impl Adapter {
         }
     }
 
-    pub(super) fn view_open(&self, number: INodeNo, flags: OpenFlags, caller: Caller, reply: ReplyOpen) {
+    pub(super) fn view_open(
+        &self,
+        number: INodeNo,
+        flags: OpenFlags,
+        caller: Caller,
+        reply: Counted<'_, ReplyOpen>,
+    ) {
         if flags.0 & libc::O_ACCMODE != libc::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
-        match self.answer("open a file", |namespace| namespace.open(ino(number), caller)) {
-            Ok(Opened { handle, keep }) => {
-                if keep {
-                    self.hand_over(number, handle);
-                }
-                // A file that is generated for each reader has no reliable size, so it is read to its end.
-                let cache = if keep {
-                    FopenFlags::FOPEN_KEEP_CACHE
-                } else {
-                    FopenFlags::FOPEN_DIRECT_IO
-                };
-                reply.opened(FileHandle(handle.0), cache | FopenFlags::FOPEN_NOFLUSH);
+        let opened = self.answer("open a file", |namespace| namespace.open(ino(number), caller));
+        reply.finish(opened, |reply, Opened { handle, keep }| {
+            if keep {
+                self.hand_over(number, handle);
             }
-            Err(errno) => reply.error(errno),
-        }
+            // A file that is generated for each reader has no reliable size, so it is read to its end.
+            let cache = if keep {
+                FopenFlags::FOPEN_KEEP_CACHE
+            } else {
+                FopenFlags::FOPEN_DIRECT_IO
+            };
+            reply.opened(FileHandle(handle.0), cache | FopenFlags::FOPEN_NOFLUSH);
+        });
     }
 
-    pub(super) fn view_read(&self, handle: Handle, offset: u64, length: usize, reply: ReplyData) {
+    pub(super) fn view_read(
+        &self,
+        handle: Handle,
+        offset: u64,
+        length: usize,
+        reply: Counted<'_, ReplyData>,
+    ) {
         let mut reply = Some(reply);
         let result = self.answer("read", |namespace| {
             namespace.read(handle, offset, length, |bytes| {
                 if let Some(reply) = reply.take() {
-                    reply.data(bytes);
+                    reply.send(|reply| reply.data(bytes));
                 }
             })
         });

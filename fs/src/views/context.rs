@@ -15,6 +15,7 @@ use super::manifest::Manifests;
 use super::pitr::Targets;
 use super::snapshot::{Snapshot, SnapshotCache};
 use super::tree::{BackupTree, Style};
+use crate::counters::RequestCounters;
 use crate::entry::Stat;
 use crate::error::{Error, Result};
 use crate::usage::Usages;
@@ -120,6 +121,7 @@ pub struct Context {
     pub(super) usages: Usages,
     pub(super) targets: Targets,
     pub(super) manifests: Manifests,
+    counters: Arc<RequestCounters>,
     snapshots: SnapshotCache,
     warmer: OnceLock<Warmer>,
     /// Weak, because the clones refer to this context too.
@@ -138,6 +140,7 @@ impl Context {
             usages: Usages::default(),
             targets: Targets::default(),
             manifests: Manifests::default(),
+            counters: Arc::default(),
             snapshots: SnapshotCache::default(),
             warmer: OnceLock::new(),
             clones: OnceLock::new(),
@@ -163,6 +166,11 @@ impl Context {
     /// The repository.
     pub fn repository(&self) -> &Repository {
         &self.repository
+    }
+
+    /// The counters of the mount's requests.
+    pub fn counters(&self) -> &Arc<RequestCounters> {
+        &self.counters
     }
 
     /// Space in the file system of the repository.
