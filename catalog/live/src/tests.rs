@@ -11,11 +11,11 @@ mod support;
 
 use std::path::PathBuf;
 
-use barmanfs_catalog::{BackupRoot, CloneDescription, CloneOrigin};
-use barmanfs_store::{RecordId, TreeReader};
+use barmanfs_catalog::CloneDescription;
+use barmanfs_store::TreeReader;
 use rustix::io::Errno;
 
-use self::support::{Fixture, Thing};
+use self::support::{Fixture, Thing, clone_of};
 use super::{Initial, LiveClone, NewNode, NodeAttributes, NodeId};
 use crate::error::{Error, Result};
 
@@ -38,35 +38,30 @@ const NEW: NewNode = NewNode {
     gid: 8,
 };
 
+/// Random numbers, the same for the same seed.
+struct Random(u64);
+
+impl Random {
+    fn from_seed(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
 impl Stage {
     fn new(things: &[(&str, Thing)]) -> Self {
         let fixture = Fixture::new();
         let backup = fixture.backup(things);
         let directory = fixture.directory.path().join("clone");
         std::fs::create_dir(&directory).unwrap();
-        let BackupRoot {
-            directory: root,
-            attributes,
-        } = backup.root.clone().unwrap();
         Self {
-            description: CloneDescription {
-                id: RecordId::random().unwrap(),
-                seed: None,
-                server: fixture.server.clone(),
-                name: "test".parse().unwrap(),
-                origin: CloneOrigin {
-                    backup: backup.id,
-                    target: None,
-                    copied_from: None,
-                },
-                created_at: backup.begin_time,
-                root: BackupRoot {
-                    directory: root,
-                    attributes,
-                },
-                grafts: Vec::new(),
-                max_bytes: None,
-            },
+            description: clone_of(&backup),
             fixture,
             directory,
         }

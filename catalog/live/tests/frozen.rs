@@ -19,14 +19,14 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use barmanfs_catalog::{
-    Backup, BackupEnd, BackupRun, BootCheck, BootOutcome, BootTest, CloneDescription, CloneOrigin, NewBackup,
-    Repository, Silent, SweepOptions, Tablespace, VerifyScope,
+    Backup, BackupEnd, BackupRun, BootCheck, BootOutcome, BootTest, CloneDescription, NewBackup, Repository,
+    Silent, SweepOptions, Tablespace, VerifyScope,
 };
 use barmanfs_live::{Initial, Kind, LiveClone, NewNode, NodeId, RenameMode};
 use barmanfs_pg::wal_name::WalName;
 use barmanfs_pg::{Lsn, ServerVersion, TimelineId, TimestampMicros};
-use barmanfs_store::{Attributes, DirectoryRef, Node, RecordId};
-use support::{Fixture, SEGMENT, Thing, WINDOW, attributes, data_directory, noise, segment};
+use barmanfs_store::{Attributes, DirectoryRef, Node};
+use support::{Fixture, SEGMENT, Thing, WINDOW, attributes, clone_of, data_directory, noise, segment};
 
 /// The name of the next fixture.
 const NEXT: &str = "1";
@@ -329,21 +329,9 @@ fn end(segment: u64) -> BackupEnd {
 
 /// A clone with one of each possible change.
 fn make_clone(fixture: &Fixture, backup: &Backup) -> CloneDescription {
-    let description = CloneDescription {
-        id: RecordId::random().unwrap(),
-        seed: None,
-        server: fixture.server.clone(),
-        name: "test1".parse().unwrap(),
-        origin: CloneOrigin {
-            backup: backup.id,
-            target: Some("name:before".to_owned()),
-            copied_from: None,
-        },
-        created_at: backup.begin_time,
-        root: backup.root.clone().unwrap(),
-        grafts: Vec::new(),
-        max_bytes: Some(1 << 30),
-    };
+    let mut description = clone_of(backup);
+    description.origin.target = Some("name:before".to_owned());
+    description.max_bytes = Some(1 << 30);
     let initial = Initial {
         made: Vec::new(),
         looked_at: &[],

@@ -1,4 +1,5 @@
-//! Writes WAL the way PostgreSQL does, for tests of this crate and of those that use it.
+//! Writes WAL the way PostgreSQL does, for tests of this crate and of those that use it. Where a test does not need
+//! records, [`segment`] makes a segment of any bytes.
 
 #![allow(clippy::unwrap_used, reason = "a test's tool ends with the test")]
 
@@ -7,11 +8,14 @@ use crc32c::{crc32c, crc32c_append};
 use crate::wal_check::{SegmentFacts, check_segment};
 use crate::wal_name::SegmentName;
 use crate::wal_scan::RecordFacts;
-use crate::{Lsn, SegmentSize, TimelineId, TimestampMicros};
+use crate::{Lsn, SegmentSize, SystemId, TimelineId, TimestampMicros};
 
 /// Size of a WAL page.
 pub const PAGE_BYTES: u64 = 8192;
 const MAGIC: u16 = 0xD110;
+
+/// The flag of a page whose header is the long one.
+const LONG_HEADER: u16 = 2;
 
 /// The system identifier in the segments.
 pub const SYSTEM_ID: u64 = 42;
@@ -81,21 +85,10 @@ impl SampleWal {
             return;
         }
         let is_first = (self.bytes.len() as u64).is_multiple_of(self.size.bytes());
-        let flags = flags | u16::from(left > 0) | if is_first { 2 } else { 0 };
-        let address = self.position().0;
-        self.bytes.extend(MAGIC.to_le_bytes());
-        self.bytes.extend(flags.to_le_bytes());
-        self.bytes.extend(self.timeline.0.to_le_bytes());
-        self.bytes.extend(address.to_le_bytes());
-        self.bytes.extend(u32::try_from(left).unwrap().to_le_bytes());
-        self.bytes.extend([0; 4]);
-        if is_first {
-            self.bytes.extend(SYSTEM_ID.to_le_bytes());
-            self.bytes
-                .extend(u32::try_from(self.size.bytes()).unwrap().to_le_bytes());
-            self.bytes
-                .extend(u32::try_from(PAGE_BYTES).unwrap().to_le_bytes());
-        }
+        let flags = flags | u16::from(left > 0);
+        let first = is_first.then_some((SystemId(SYSTEM_ID), self.size));
+        let header = page_header(self.timeline, self.position(), flags, left, first);
+        self.bytes.extend(header);
     }
 
     /// Appends a record without a transaction; returns where it starts.
@@ -264,6 +257,42 @@ impl SampleWal {
             .map(named)
             .collect()
     }
+}
+
+/// The header of a page. That of a segment's first page also has the system and the size of the segment.
+fn page_header(
+    timeline: TimelineId,
+    address: Lsn,
+    flags: u16,
+    left: usize,
+    first: Option<(SystemId, SegmentSize)>,
+) -> Vec<u8> {
+    let flags = flags | if first.is_some() { LONG_HEADER } else { 0 };
+    let mut header = Vec::new();
+    header.extend(MAGIC.to_le_bytes());
+    header.extend(flags.to_le_bytes());
+    header.extend(timeline.0.to_le_bytes());
+    header.extend(address.0.to_le_bytes());
+    header.extend(u32::try_from(left).unwrap().to_le_bytes());
+    header.extend([0; 4]);
+    if let Some((system, size)) = first {
+        header.extend(system.0.to_le_bytes());
+        header.extend(u32::try_from(size.bytes()).unwrap().to_le_bytes());
+        header.extend(u32::try_from(PAGE_BYTES).unwrap().to_le_bytes());
+    }
+    header
+}
+
+/// Segment `number` of timeline 1. It has the size of `content`, whose first bytes are replaced by the header of the
+/// first page. The rest stays, so there need not be any records.
+#[must_use]
+pub fn segment(number: u32, system: SystemId, mut content: Vec<u8>) -> (SegmentName, Vec<u8>) {
+    let size = SegmentSize::try_from(content.len() as u64).unwrap();
+    let timeline = TimelineId(1);
+    let start = Lsn(u64::from(number) * size.bytes());
+    let header = page_header(timeline, start, 0, 0, Some((system, size)));
+    content[..header.len()].copy_from_slice(&header);
+    (SegmentName::from_lsn(timeline, start, size), content)
 }
 
 /// What follows the time in the record that ends a prepared transaction: flags, the database, a subtransaction, the

@@ -1,9 +1,12 @@
-//! For tests: storages that record and fail, and a repository of packs in a temporary directory with an index in memory.
+//! For tests: bytes that do not compress, storages that record and fail, and a repository of packs in a temporary
+//! directory with an index in memory.
 
+mod noise;
 mod packs;
 #[cfg(test)]
 mod store;
 
+pub use noise::noise;
 pub use packs::{Call, MemoryPacks, TestPacks};
 #[cfg(test)]
-pub(crate) use store::{MemoryIndex, TestStore, noise};
+pub(crate) use store::{MemoryIndex, TestStore};

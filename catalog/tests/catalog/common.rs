@@ -8,8 +8,9 @@ use barmanfs_catalog::{
     Backup, BackupEnd, BackupRun, BootCheck, BootOutcome, BootTest, CloneDescription, CloneOrigin,
     CreateOptions, NewBackup, Repository, ServerName, WalOutcome,
 };
-use barmanfs_pg::wal_name::{SegmentName, WalName};
-use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, TimestampMicros};
+use barmanfs_pg::wal_name::WalName;
+use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, TimestampMicros, testing};
+pub(crate) use barmanfs_store::testing::noise;
 use barmanfs_store::{Attributes, Node, RecordId};
 
 pub(crate) const SYSTEM: SystemId = SystemId(7_710_414_268_036_822_209);
@@ -35,39 +36,10 @@ pub(crate) fn fixture() -> Fixture {
     }
 }
 
-/// Bytes that do not compress, the same for the same seed.
-pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend(state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
-}
-
 /// Segment `number` of a cluster with the smallest segments: a correct first page, then noise.
 pub(crate) fn segment(number: u32, system: SystemId, seed: u64) -> (WalName, Vec<u8>) {
-    let name = SegmentName {
-        timeline: TimelineId(1),
-        log: 0,
-        seg: number,
-    };
-    let size = SEGMENT_SIZE.bytes();
-    let mut bytes = noise(seed, usize::try_from(size).unwrap());
-    let mut header = Vec::new();
-    header.extend(0xD110_u16.to_le_bytes());
-    header.extend(2_u16.to_le_bytes());
-    header.extend(1_u32.to_le_bytes());
-    header.extend(name.start_lsn(SEGMENT_SIZE).0.to_le_bytes());
-    header.extend([0; 8]);
-    header.extend(system.0.to_le_bytes());
-    header.extend(u32::try_from(size).unwrap().to_le_bytes());
-    header.extend(8192_u32.to_le_bytes());
-    bytes[..header.len()].copy_from_slice(&header);
+    let content = noise(seed, usize::try_from(SEGMENT_SIZE.bytes()).unwrap());
+    let (name, bytes) = testing::segment(number, system, content);
     (WalName::Segment(name), bytes)
 }
 

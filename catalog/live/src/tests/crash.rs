@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Barrier};
 
-use super::fragile::{FragileDisk, Random, SECTOR};
+use super::fragile::{FragileDisk, SECTOR};
 use super::support::{Thing, noise};
 use super::*;
 use crate::disk::Disk;
@@ -170,7 +170,7 @@ impl Run {
         Self {
             stage,
             disk,
-            random: Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1),
+            random: Random::from_seed(seed),
             log: Vec::new(),
             done: BTreeMap::new(),
         }

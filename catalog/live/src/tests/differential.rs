@@ -20,16 +20,7 @@ const NAMES: &[&str] = &[
 
 const LARGEST: u64 = 3 * WINDOW as u64;
 
-struct Random(u64);
-
 impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-
     fn one<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.below(of.len() as u64) as usize]
     }
@@ -195,7 +186,7 @@ impl Pair {
             stage,
             real,
             open: Vec::new(),
-            random: Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1),
+            random: Random::from_seed(seed),
             log: Vec::new(),
         }
     }

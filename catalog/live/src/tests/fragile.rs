@@ -9,22 +9,12 @@ use std::sync::{Arc, Barrier, Mutex, MutexGuard};
 
 use rustix::fs::FallocateFlags;
 
+use super::Random;
 use crate::Time;
 use crate::disk::{Disk, DiskFile, FILES, Status};
 
 /// The unit that a disk writes as a whole.
 pub(super) const SECTOR: usize = 512;
-
-pub(super) struct Random(pub(super) u64);
-
-impl Random {
-    pub(super) fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-}
 
 /// A change of a file that may not be on disk yet.
 #[derive(Debug, Clone)]

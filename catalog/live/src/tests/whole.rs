@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use barmanfs_catalog::ExtraFile;
-use barmanfs_store::Node;
+use barmanfs_store::{Node, RecordId};
 
 use super::support::{Thing, WINDOW, attributes, content, data_directory, noise};
 use super::*;

@@ -9,8 +9,9 @@ use barmanfs_catalog::{
     ServerName,
 };
 use barmanfs_pg::manifest::{Checksum, ManifestFile, ManifestWriter};
-use barmanfs_pg::wal_name::{SegmentName, WalName};
-use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId};
+use barmanfs_pg::wal_name::WalName;
+use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, testing};
+pub use barmanfs_store::testing::noise;
 use barmanfs_store::{Attributes, RecordId};
 
 pub const SYSTEM: SystemId = SystemId(7_710_414_268_036_822_209);
@@ -107,21 +108,7 @@ impl Fixture {
             fork: None,
             timezone: None,
         };
-        let clone = CloneDescription {
-            id: RecordId::random().unwrap(),
-            seed: None,
-            server: self.server.clone(),
-            name: "test1".parse().unwrap(),
-            origin: CloneOrigin {
-                backup: of.id,
-                target: None,
-                copied_from: None,
-            },
-            created_at: of.begin_time,
-            root: of.root.clone().unwrap(),
-            grafts: Vec::new(),
-            max_bytes: None,
-        };
+        let clone = clone_of(of);
         let writer = self.repository.writer("test").unwrap();
         let mut run = writer.begin_backup(&self.server, new).unwrap();
         run.build_on_clone(&clone, true).unwrap();
@@ -143,6 +130,25 @@ impl Fixture {
             from_standby: false,
         })
         .unwrap()
+    }
+}
+
+/// The description of a clone of this backup.
+pub fn clone_of(backup: &Backup) -> CloneDescription {
+    CloneDescription {
+        id: RecordId::random().unwrap(),
+        seed: None,
+        server: backup.server.clone(),
+        name: "test1".parse().unwrap(),
+        origin: CloneOrigin {
+            backup: backup.id,
+            target: None,
+            copied_from: None,
+        },
+        created_at: backup.begin_time,
+        root: backup.root.clone().unwrap(),
+        grafts: Vec::new(),
+        max_bytes: None,
     }
 }
 
@@ -182,37 +188,11 @@ pub fn attributes(mode: u32) -> Attributes {
     }
 }
 
-/// Bytes that do not compress, the same for the same seed.
-pub fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    std::iter::repeat_with(&mut next).flatten().take(length).collect()
-}
-
 /// Segment `number`: a correct first page, then noise.
 pub fn segment(number: u32, seed: u64) -> (WalName, Vec<u8>) {
-    let name = SegmentName {
-        timeline: TimelineId(1),
-        log: 0,
-        seg: number,
-    };
-    let size = SEGMENT.bytes() as usize;
-    let mut header = Vec::new();
-    header.extend(0xD110_u16.to_le_bytes());
-    header.extend(2_u16.to_le_bytes());
-    header.extend(1_u32.to_le_bytes());
-    header.extend(name.start_lsn(SEGMENT).0.to_le_bytes());
-    header.extend([0; 8]);
-    header.extend(SYSTEM.0.to_le_bytes());
-    header.extend((size as u32).to_le_bytes());
-    header.extend(8192_u32.to_le_bytes());
-    header.extend(noise(seed, size - header.len()));
-    (WalName::Segment(name), header)
+    let content = noise(seed, SEGMENT.bytes() as usize);
+    let (name, bytes) = testing::segment(number, SYSTEM, content);
+    (WalName::Segment(name), bytes)
 }
 
 /// The content of a small data directory, with a table of three windows of noise, two windows that are a hole, and

@@ -3,7 +3,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use barmanfs_pg::wal_name::{SegmentName, WalName};
-use barmanfs_pg::{Lsn, SegmentSize, TimelineId};
+use barmanfs_pg::{Lsn, SegmentSize, SystemId, testing};
 use barmanfs_store::layout::PACK_HEADER_BYTES;
 
 use super::Decided;
@@ -18,32 +18,17 @@ use crate::names::ServerName;
 const SIZE: SegmentSize = SegmentSize::MIN;
 
 fn name(number: u32) -> WalName {
-    WalName::Segment(SegmentName {
-        timeline: TimelineId(1),
-        log: 0,
-        seg: number,
-    })
+    WalName::Segment(segment(number, 0).0)
 }
 
 /// A segment with a valid first page and, instead of records, bytes that depend on `history`.
-fn segment(number: u32, history: u8) -> Vec<u8> {
-    let size = SIZE.bytes();
-    let mut bytes: Vec<u8> = (0..size).map(|at| (at / 1000) as u8 ^ history).collect();
-    let mut header = Vec::new();
-    header.extend(0xD110_u16.to_le_bytes());
-    header.extend(2_u16.to_le_bytes());
-    header.extend(1_u32.to_le_bytes());
-    header.extend((u64::from(number) * size).to_le_bytes());
-    header.extend([0; 8]);
-    header.extend(42_u64.to_le_bytes());
-    header.extend(u32::try_from(size).unwrap().to_le_bytes());
-    header.extend(8192_u32.to_le_bytes());
-    bytes[..header.len()].copy_from_slice(&header);
-    bytes
+fn segment(number: u32, history: u8) -> (SegmentName, Vec<u8>) {
+    let content = (0..SIZE.bytes()).map(|at| (at / 1000) as u8 ^ history).collect();
+    testing::segment(number, SystemId(testing::SYSTEM_ID), content)
 }
 
 fn archive(repository: &Repository, number: u32, history: u8) -> WalOutcome {
-    let bytes = segment(number, history);
+    let bytes = segment(number, history).1;
     let writer = repository.writer("test").unwrap();
     let size = bytes.len() as u64;
     writer

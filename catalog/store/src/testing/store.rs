@@ -115,13 +115,3 @@ impl TestStore {
         files
     }
 }
-
-/// Bytes that do not compress, the same for the same seed.
-pub(crate) fn noise(seed: u64, bytes: usize) -> Vec<u8> {
-    let mut out = vec![0; bytes];
-    blake3::Hasher::new()
-        .update(&seed.to_le_bytes())
-        .finalize_xof()
-        .fill(&mut out);
-    out
-}
