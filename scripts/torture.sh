@@ -30,4 +30,4 @@ done
 cargo test -p barmanfs-fs --test tools -- --nocapture
 cargo test -p barmanfs-fs --test differential -- --nocapture
 scripts/test.sh torture
-scripts/test.sh live
+scripts/test.sh clone_servers

@@ -2,8 +2,8 @@
 //! has it.
 
 mod backup_contents;
-mod backup_manifest;
 pub(crate) mod commit;
+mod commit_manifest;
 pub(crate) mod export;
 mod needed_wal;
 

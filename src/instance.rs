@@ -22,7 +22,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use barmanfs_fs::confinement::{DEFAULT_SIZES, OWN_FILES, kept_to_itself};
-use barmanfs_pg::control::{ClusterState, ControlFile};
+use barmanfs_pg::pg_control::{ClusterState, ControlFile};
 use nix::unistd::{Uid, User};
 
 pub(crate) use auto_conf::{AUTO_CONF, AUTO_CONF_MAX_BYTES, last_value};

@@ -16,6 +16,7 @@ mod byte_for_byte;
 mod cli;
 mod clone_commands;
 mod clone_commit;
+mod clone_servers;
 mod common;
 mod crash;
 mod damage;
@@ -29,7 +30,6 @@ mod hosts;
 mod incremental;
 mod json_shape;
 mod lineage;
-mod live;
 mod many_lookups;
 mod messages;
 mod mount_in_use;
@@ -76,7 +76,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("incremental", incremental::TESTS),
     ("troubled_disk", troubled_disk::TESTS),
     ("json_shape", json_shape::TESTS),
-    ("live", live::TESTS),
+    ("clone_servers", clone_servers::TESTS),
     ("messages", messages::TESTS),
     ("clone_commands", clone_commands::TESTS),
     ("boot", boot::TESTS),

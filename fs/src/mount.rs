@@ -26,18 +26,18 @@ use crate::views::{CloneLimits, Context, ViewOptions, root};
 use crate::warm::Warmer;
 use crate::watch::Watcher;
 
-mod daemon;
 mod discovery;
 mod helper;
 mod holders;
 mod kernel;
 mod mountinfo;
+mod serving_process;
 mod status;
 
-use daemon::Daemon;
 pub use discovery::{FoundMount, FoundMounts, SilentMount, mounts_of};
 use mountinfo::Mounted;
 pub use mountinfo::is_shown;
+use serving_process::ServingProcess;
 
 /// Default number of request threads: one for each core. Data is decoded ahead on other threads, so more request
 /// threads would only alternate (measured: a copy of everything took a quarter longer with twice as many). Never a
@@ -299,7 +299,7 @@ fn named(holders: &[Holder]) -> String {
 pub fn unmount(mount_point: &Path, how: Unmounting) -> Result<()> {
     let path = absolute(mount_point)?;
     let mounted = Mounted::at(&path)?.ok_or_else(|| Error::NotMounted { path: path.clone() })?;
-    let daemon = Daemon::of(&path);
+    let daemon = ServingProcess::of(&path);
     match how {
         Unmounting::Unused => release(&mounted, daemon.as_ref())?,
         Unmounting::Lazily => return mounted.detach(),
@@ -321,13 +321,13 @@ pub fn unmount(mount_point: &Path, how: Unmounting) -> Result<()> {
 }
 
 /// Unmounts if the mount is unused. Only the kernel can decide that, and only at the moment of the call.
-fn release(mounted: &Mounted, daemon: Option<&Daemon>) -> Result<()> {
+fn release(mounted: &Mounted, daemon: Option<&ServingProcess>) -> Result<()> {
     let began = std::time::Instant::now();
     while !mounted.release()? {
         if began.elapsed() >= CLOSES_WITHIN {
             return Err(Error::InUse {
                 path: mounted.path().to_path_buf(),
-                holders: mounted.holders(daemon.map(Daemon::process)),
+                holders: mounted.holders(daemon.map(ServingProcess::process)),
                 inside: mounted.mounted_inside()?,
             });
         }

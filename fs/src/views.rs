@@ -3,10 +3,10 @@
 //!
 //! | path | module |
 //! |---|---|
-//! | `/`, `.barmanfs/` | `root`, `control` |
+//! | `/`, `.barmanfs/` | `root`, `control_directory` |
 //! | `<server>/`, `raw/` | `server` |
 //! | `<server>/<id>/`, `latest/`, `oldest/`, `raw/<id>/` | `tree`, with the differences of `changes` |
-//! | `<server>/pitr/`, `pitr/<target>/` | `pitr`; the same `tree`, with the configuration of a `recovery` |
+//! | `<server>/pitr/`, `pitr/<target>/` | `pitr`; the same `tree`, with the configuration of a `copy_recovery` |
 //! | `<server>/wal/` | `wal`; what is not archived yet from `receiving` |
 //! | `.barmanfs/replay/<server>/` | `replay`: the same WAL, as a copy may replay it |
 //! | `<server>/info/` | `info` |
@@ -19,20 +19,20 @@ mod changes;
 mod configuration;
 pub mod confinement;
 mod context;
-mod control;
+mod control_directory;
+mod copy_recovery;
 mod generated;
 mod info;
 mod live;
-mod manifest;
 mod pitr;
 mod receiving;
-mod recovery;
 mod replay;
 mod restore;
 mod root;
 mod server;
 mod snapshot;
 mod tree;
+mod view_manifest;
 mod wal;
 
 pub use context::{CloneLimits, Context, Space, ViewOptions};

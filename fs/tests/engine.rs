@@ -12,7 +12,7 @@ use barmanfs_fs::entry::Content;
 use barmanfs_fs::namespace::{Found, Ino, Seek};
 use barmanfs_fs::usage::Caller;
 use barmanfs_pg::wal_name::WalName;
-use barmanfs_pg::{TimelineId, manifest};
+use barmanfs_pg::{TimelineId, backup_manifest};
 use barmanfs_store::{FileMap, Node as Stored};
 use support::tree::{NOBODY, Tree};
 use support::{Fixture, Thing, WINDOW, content, data_directory, segment};
@@ -222,12 +222,12 @@ fn a_backup_of_a_clone_starts_as_it_is_and_is_not_the_latest() {
 
 /// The view has exactly the files of its manifest, except for those that `pg_verifybackup` ignores.
 #[track_caller]
-fn assert_manifest_agrees(tree: &Tree, view: &str) -> BTreeMap<String, manifest::ManifestFile> {
+fn assert_manifest_agrees(tree: &Tree, view: &str) -> BTreeMap<String, backup_manifest::ManifestFile> {
     let bytes = tree.read(&format!("{view}/backup_manifest"));
     let node = tree.node(&format!("{view}/backup_manifest"));
     assert_eq!(node.stat.size_bytes, bytes.len() as u64);
     let mut listed = BTreeMap::new();
-    let summary = manifest::read(bytes.as_slice(), &mut |file| {
+    let summary = backup_manifest::read(bytes.as_slice(), &mut |file| {
         let before = listed.insert(String::from_utf8(file.path.clone()).unwrap(), file);
         assert!(before.is_none(), "{before:?} is listed twice");
         Ok::<(), std::convert::Infallible>(())
@@ -236,7 +236,7 @@ fn assert_manifest_agrees(tree: &Tree, view: &str) -> BTreeMap<String, manifest:
     for (path, file) in &listed {
         let shown = tree.read(&format!("{view}/{path}"));
         let same = shown.len() as u64 == file.size_bytes
-            && file.checksum == Some(manifest::Checksum::Crc32c(crc32c::crc32c(&shown)));
+            && file.checksum == Some(backup_manifest::Checksum::Crc32c(crc32c::crc32c(&shown)));
         assert_eq!(same, path != "postgresql.auto.conf", "{path}");
     }
     listed

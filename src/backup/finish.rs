@@ -2,7 +2,7 @@
 
 use barmanfs_catalog::{BackupEnd, ServerName, Tablespace};
 use barmanfs_pg::backup_label::BackupLabel;
-use barmanfs_pg::control::{ControlError, ControlFile};
+use barmanfs_pg::pg_control::{ControlError, ControlFile};
 use barmanfs_store::{DirectoryRef, TreeReader};
 
 use super::receive;

@@ -7,8 +7,8 @@
 use std::fmt;
 
 use barmanfs_catalog::{Backup, BackupStatus, Error as CatalogError, Repository};
-use barmanfs_pg::control::{ControlError, ControlFile};
 use barmanfs_pg::history::TimelineHistory;
+use barmanfs_pg::pg_control::{ControlError, ControlFile};
 use barmanfs_pg::{ServerVersion, SystemId, TimelineId};
 use barmanfs_store::layout::BLOCK_BYTES;
 use barmanfs_store::{DirectoryRef, TreeReader};

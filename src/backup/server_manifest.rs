@@ -10,7 +10,9 @@
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Seek};
 
-use barmanfs_pg::manifest::{self, Checksum, ManifestError, ManifestFile, ManifestSummary, ManifestWriter};
+use barmanfs_pg::backup_manifest::{
+    self, Checksum, ManifestError, ManifestFile, ManifestSummary, ManifestWriter,
+};
 use barmanfs_pg::{SystemId, incremental};
 use barmanfs_store::{DirectoryRef, FileMap, TreeReader};
 
@@ -80,7 +82,7 @@ fn read(
     on_file: &mut dyn FnMut(ManifestFile) -> Result<(), Error>,
 ) -> Result<ManifestSummary, Error> {
     let mut listed = FileSet::default();
-    let read = manifest::read(BufReader::new(&received.manifest), &mut |file| {
+    let read = backup_manifest::read(BufReader::new(&received.manifest), &mut |file| {
         if !file.path.starts_with(WAL_DIRECTORY) {
             listed.add(&file.path);
         }
@@ -160,7 +162,7 @@ mod tests {
     use std::io::{Seek, Write};
 
     use barmanfs_catalog::{CreateOptions, NewBackup, Repository};
-    use barmanfs_pg::manifest::ManifestWriter;
+    use barmanfs_pg::backup_manifest::ManifestWriter;
     use barmanfs_pg::{SegmentSize, ServerVersion};
     use barmanfs_store::Attributes;
     use barmanfs_store::layout::DATA_WINDOW_BYTES;

@@ -16,7 +16,7 @@ use barmanfs_store::{Attributes, DirectoryRef, TreeReader};
 
 use super::backup_contents::{Inclusion, inclusion};
 use super::needed_wal::{Needed, Position};
-use super::{OfflineClone, backup_manifest};
+use super::{OfflineClone, commit_manifest};
 use crate::error::Error;
 use crate::progress::{Counted, Progress};
 use crate::signals::Interruption;
@@ -157,9 +157,9 @@ impl Commit<'_> {
         root: &DirectoryRef,
         version: ServerVersion,
     ) -> Result<(File, u64), Error> {
-        let names_cluster = version.major() >= backup_manifest::NAMES_CLUSTER_SINCE;
+        let names_cluster = version.major() >= commit_manifest::NAMES_CLUSTER_SINCE;
         let system_id = names_cluster.then_some(self.position.control.system_id);
-        backup_manifest::write(
+        commit_manifest::write(
             (trees, root),
             system_id,
             self.position.range(),

@@ -6,14 +6,14 @@
 //! another segment's first page. Recovery stops before them, and they are omitted.
 
 use barmanfs_live::{Kind, NodeAttributes};
-use barmanfs_pg::control::{ClusterState, ControlFile};
-use barmanfs_pg::manifest::WalRange;
+use barmanfs_pg::backup_manifest::WalRange;
+use barmanfs_pg::pg_control::{ClusterState, ControlFile};
 use barmanfs_pg::wal_check::{LONG_HEADER_BYTES, check_segment};
 use barmanfs_pg::wal_name::{SegmentName, WalName, segments_between};
 use barmanfs_pg::{Lsn, wal_record};
 
 use super::OfflineClone;
-use super::backup_manifest::WAL_DIRECTORY;
+use super::commit_manifest::WAL_DIRECTORY;
 use crate::error::Error;
 
 /// Path of the control file.

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use barmanfs_pg::control::{ControlError, ControlFile};
+use barmanfs_pg::pg_control::{ControlError, ControlFile};
 
 use crate::error::Error;
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use barmanfs_pg::control::ClusterState;
+use barmanfs_pg::pg_control::ClusterState;
 
 use super::auto_conf::{self, last_value};
 use super::postmaster::is_alive;

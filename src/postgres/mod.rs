@@ -31,7 +31,7 @@ mod wal_stream;
 mod wire;
 
 #[cfg(test)]
-mod live_tests;
+mod server_tests;
 
 pub(crate) use base_backup::{Archive, BackupStart, BaseBackupResult, BaseBackupSink, base_backup};
 pub(crate) use base_backup_command::{BaseBackupOptions, FIRST_INCREMENTAL_MAJOR, MAX_RATE_KIB};

@@ -4,10 +4,10 @@ use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
 
-use crate::clone::LiveClone;
 use crate::disk::DiskFile;
 use crate::disk::{Status, file_name};
 use crate::error::{Error, Result, failed};
+use crate::live_clone::LiveClone;
 use crate::node::{Body, FileNode, Node, State, file_of};
 use crate::record::{Change, Made};
 use crate::stat::{Kind, Meta, NodeAttributes, NodeId, Time};

@@ -11,8 +11,8 @@ use barmanfs_store::layout::BLOCK_BYTES;
 use barmanfs_store::{Attributes, FileMap, TreeWriter};
 use rustix::io::Errno;
 
-use crate::clone::LiveClone;
 use crate::error::{Error, Result, failed};
+use crate::live_clone::LiveClone;
 use crate::node::{State, file_of};
 use crate::stat::{NodeAttributes, NodeId};
 

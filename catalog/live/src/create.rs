@@ -7,10 +7,10 @@ use barmanfs_store::DirectoryRef;
 use rustix::io::Errno;
 
 use crate::blocks::BLOCK_BYTES;
-use crate::clone::LiveClone;
 use crate::disk::file_name;
 use crate::edit::Edit;
 use crate::error::{Error, NOT_FOUND, Result, failed};
+use crate::live_clone::LiveClone;
 use crate::names::{Names, check_name, present_directory};
 use crate::node::{Body, FileNode, Node, State};
 use crate::stat::{Meta, NodeAttributes, NodeId, Time};

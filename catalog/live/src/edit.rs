@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::attributes::{introduction, recorded};
-use crate::clone::LiveClone;
 use crate::error::Result;
+use crate::live_clone::LiveClone;
 use crate::names::Names;
 use crate::node::Node;
 use crate::record::Change;

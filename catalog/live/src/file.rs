@@ -11,9 +11,9 @@ use rustix::io::Errno;
 
 use crate::attributes::{introduction, recorded};
 use crate::blocks::{BLOCK_BYTES, block_of, blocks_of};
-use crate::clone::LiveClone;
 use crate::disk::{DiskFile, file_name};
 use crate::error::{Error, Result, failed};
+use crate::live_clone::LiveClone;
 use crate::node::{Data, FileNode, Node, Partial, State, file_of};
 use crate::record::Change;
 use crate::stat::NodeId;

@@ -25,7 +25,6 @@
 
 mod attributes;
 mod blocks;
-mod clone;
 mod contents;
 mod copy;
 mod create;
@@ -35,6 +34,7 @@ mod error;
 mod file;
 mod journal;
 mod listing;
+mod live_clone;
 mod lookup;
 mod names;
 mod node;
@@ -50,11 +50,11 @@ mod tablespaces;
 mod tests;
 
 pub use attributes::{AttributeChanges, NewTime};
-pub use clone::{LiveClone, Statistics};
 pub use copy::copy_files;
 pub use create::NewNode;
 pub use error::{Error, Result};
 pub use listing::{Listing, Name};
+pub use live_clone::{LiveClone, Statistics};
 pub use open::{AddedContent, AddedEntry, Initial};
 pub use ranges::Allocation;
 pub use rename::RenameMode;

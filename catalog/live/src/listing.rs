@@ -8,8 +8,8 @@ use std::sync::Arc;
 use barmanfs_store::tree::Entries;
 use barmanfs_store::{Entry, RecordId};
 
-use crate::clone::LiveClone;
 use crate::error::Result;
+use crate::live_clone::LiveClone;
 use crate::names::{Differences, Under, join, listing_of};
 use crate::stat::{Kind, NodeId};
 

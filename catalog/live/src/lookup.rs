@@ -4,8 +4,8 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::clone::LiveClone;
 use crate::error::{NOT_FOUND, Result, STALE, failed};
+use crate::live_clone::LiveClone;
 use crate::names::{check_name, listing_of};
 use crate::node::{Body, FileNode, Node, State};
 use crate::stat::{NodeAttributes, NodeId};

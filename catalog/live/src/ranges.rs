@@ -8,10 +8,10 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use crate::blocks::{BLOCK_BYTES, block_of, blocks_of, whole_blocks_of};
-use crate::clone::LiveClone;
 use crate::disk::DiskFile;
 use crate::error::{Error, Result, failed};
 use crate::file::MOST_PARTIAL_BYTES;
+use crate::live_clone::LiveClone;
 use crate::node::{Body, Data, FileNode, Node, Partial, State, file_of};
 use crate::stat::NodeId;
 

@@ -2,9 +2,9 @@
 
 use rustix::io::Errno;
 
-use crate::clone::LiveClone;
 use crate::edit::Edit;
 use crate::error::{Error, NOT_FOUND, Result};
+use crate::live_clone::LiveClone;
 use crate::names::{Names, check_name, listing_of, present_directory};
 use crate::node::{Body, Node};
 use crate::stat::NodeId;

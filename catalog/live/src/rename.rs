@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use crate::clone::LiveClone;
 use crate::edit::Edit;
 use crate::error::{Error, NOT_FOUND, Result};
+use crate::live_clone::LiveClone;
 use crate::names::{Names, check_name, present_directory};
 use crate::node::{Body, Node};
 use crate::stat::NodeId;

@@ -14,9 +14,9 @@ use rustix::io::Errno;
 
 use crate::attributes::{described, introduction_for_rewrite, recorded};
 use crate::blocks::{BLOCK_BYTES, Blocks, blocks_of};
-use crate::clone::LiveClone;
 use crate::disk::{DiskFile, file_name};
 use crate::error::{Error, Result, failed};
+use crate::live_clone::LiveClone;
 use crate::names::{Names, Under, join};
 use crate::node::{Body, Data, FileNode, Node, Partial, State, file_of};
 use crate::ranges::zero;

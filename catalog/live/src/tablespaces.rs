@@ -2,8 +2,8 @@
 
 use rustix::io::Errno;
 
-use crate::clone::LiveClone;
 use crate::error::{Error, Result};
+use crate::live_clone::LiveClone;
 use crate::names::{Differences, Names, Under};
 use crate::node::{Body, Node};
 use crate::stat::{Kind, NodeId};

@@ -22,11 +22,11 @@ mod lsn;
 mod timestamp;
 
 pub mod backup_label;
+pub mod backup_manifest;
 pub mod conf;
-pub mod control;
 pub mod history;
 pub mod incremental;
-pub mod manifest;
+pub mod pg_control;
 pub mod relation_name;
 pub mod tablespace_map;
 #[cfg(any(test, feature = "testing"))]

@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use barmanfs_pg::backup_label::BackupLabel;
-use barmanfs_pg::control::{ClusterState, ControlFile};
+use barmanfs_pg::backup_manifest::{self, Checksum, ManifestWriter};
 use barmanfs_pg::history::TimelineHistory;
-use barmanfs_pg::manifest::{self, Checksum, ManifestWriter};
+use barmanfs_pg::pg_control::{ClusterState, ControlFile};
 use barmanfs_pg::wal_check::check_segment;
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::wal_scan::{Fragment, RecordFacts, SegmentIndex, WalScanner, join};
@@ -333,7 +333,7 @@ fn own((lsn, said): (&Lsn, &String)) -> (Lsn, String) {
 fn check_backup(backup: &Path) {
     let bytes = fs::read(backup.join("backup_manifest")).unwrap();
     let mut files = Vec::new();
-    let summary = manifest::read(bytes.as_slice(), &mut |file| {
+    let summary = backup_manifest::read(bytes.as_slice(), &mut |file| {
         let path = backup.join(std::str::from_utf8(&file.path).unwrap());
         let content = fs::read(path).unwrap();
         assert_eq!(file.size_bytes, content.len() as u64);
@@ -364,7 +364,7 @@ fn check_backup(backup: &Path) {
     if control.control_version < 1900 {
         assert_eq!(written, bytes, "written again, it is the same to its end");
     }
-    let again = manifest::read(written.as_slice(), &mut |_| Ok::<(), Infallible>(())).unwrap();
+    let again = backup_manifest::read(written.as_slice(), &mut |_| Ok::<(), Infallible>(())).unwrap();
     assert_eq!(again.wal_ranges, summary.wal_ranges);
     assert!(again.checksum_ok);
 

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use barmanfs_pg::control::RequiredSettings;
+use barmanfs_pg::pg_control::RequiredSettings;
 use barmanfs_pg::wal_scan::RecordFacts;
 use barmanfs_pg::{Lsn, TimestampMicros};
 

@@ -6,7 +6,7 @@
 //! the target is not offered.
 
 use barmanfs_pg::Lsn;
-use barmanfs_pg::control::RequiredSettings;
+use barmanfs_pg::pg_control::RequiredSettings;
 use barmanfs_pg::wal_name::WalName;
 use barmanfs_pg::wal_scan::WalLevel;
 

@@ -1,6 +1,6 @@
 //! The two results for a target: a plan, or the reason why there is none.
 
-use barmanfs_pg::control::RequiredSettings;
+use barmanfs_pg::pg_control::RequiredSettings;
 use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
 use serde::{Deserialize, Serialize};

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use barmanfs_pg::control::RequiredSettings;
+use barmanfs_pg::pg_control::RequiredSettings;
 use barmanfs_pg::wal_check::check_segment;
 use barmanfs_pg::wal_name::WalName;
 use barmanfs_pg::wal_scan::{RecordFacts, SegmentIndex, WalScanner, join};

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use barmanfs_pg::control::RequiredSettings;
+use barmanfs_pg::pg_control::RequiredSettings;
 use barmanfs_pg::testing::{SYSTEM_ID, SampleWal};
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::wal_scan::{Parameters, RecordFacts, SegmentIndex, Stop, StopReason, WalLevel};

@@ -24,9 +24,9 @@ use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{TimelineId, TimestampMicros};
 use barmanfs_store::{Attributes, Entry, Node};
 
-use super::manifest::ViewManifest;
 use super::tree::{BackupTree, Place, TreeDirectory};
-use super::{configuration, context, manifest, receiving, replay};
+use super::view_manifest::ViewManifest;
+use super::{configuration, context, receiving, replay, view_manifest};
 use crate::entry::Body;
 use crate::error::{Error, Result};
 
@@ -210,7 +210,7 @@ fn root(directory: &TreeDirectory) -> Result<Changes> {
         attributes,
         node: Node::File(stored),
         ..
-    }) = directory.stored(manifest::NAME)?
+    }) = directory.stored(view_manifest::NAME)?
         && (unlisted.is_some() || !listed.is_empty())
     {
         let content = Added::Manifest(ViewManifest {
@@ -218,7 +218,7 @@ fn root(directory: &TreeDirectory) -> Result<Changes> {
             unlisted,
             listed,
         });
-        changes.add(manifest::NAME, Addition { attributes, content });
+        changes.add(view_manifest::NAME, Addition { attributes, content });
     }
     Ok(changes)
 }

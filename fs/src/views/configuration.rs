@@ -6,7 +6,7 @@ use std::path::Path;
 use barmanfs_catalog::{Action, Backup, Target};
 
 use super::confinement::{self, Override};
-use super::recovery::Recovery;
+use super::copy_recovery::Recovery;
 
 mod files;
 mod introduction;

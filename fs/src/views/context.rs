@@ -11,10 +11,10 @@ use barmanfs_pg::TimestampMicros;
 use barmanfs_store::sync::lock;
 use barmanfs_store::{Attributes, TreeReader};
 
-use super::manifest::Manifests;
 use super::pitr::Targets;
 use super::snapshot::{Snapshot, SnapshotCache};
 use super::tree::{BackupTree, Style};
+use super::view_manifest::Manifests;
 use crate::counters::RequestCounters;
 use crate::entry::Stat;
 use crate::error::{Error, Result};

@@ -10,7 +10,7 @@ use barmanfs_store::{Attributes, Entry, Node};
 use rustix::io::Errno;
 
 use super::context::Context;
-use super::recovery::Recovery;
+use super::copy_recovery::Recovery;
 use super::snapshot::ServerState;
 use super::tree::{BackupTree, Style, TreeDirectory};
 use super::{changes, configuration, generated, no_files};

@@ -12,8 +12,8 @@ use barmanfs_catalog::{Backup, ServerName, Target, TargetSpec, TimelineChoice, U
 use barmanfs_store::sync::lock;
 
 use super::context::Context;
+use super::copy_recovery::Recovery;
 use super::no_files;
-use super::recovery::Recovery;
 use super::snapshot::ServerState;
 use super::tree::{BackupTree, Style};
 use crate::entry::{Body, Child, Children, Directory, Lifetime};

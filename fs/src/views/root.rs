@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::context::Context;
-use super::control::Control;
+use super::control_directory::ControlDirectory;
 use super::generated;
 use super::server::ServerDirectory;
 use crate::entry::{Body, Child, Children, Directory, Lifetime};
@@ -49,7 +49,7 @@ impl Root {
 
     fn control(&self) -> Child {
         let attributes = self.context.own(0o555, self.context.started);
-        let control = Arc::new(Control::new(Arc::clone(&self.context)));
+        let control = Arc::new(ControlDirectory::new(Arc::clone(&self.context)));
         generated::directory(&self.context, CONTROL_NAME, &attributes, control)
     }
 }

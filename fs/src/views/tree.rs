@@ -11,7 +11,7 @@ use barmanfs_store::{Attributes, DirectoryRef, Entry, Node};
 
 use super::changes::{self, Addition, Changes};
 use super::context::Context;
-use super::recovery::Recovery;
+use super::copy_recovery::Recovery;
 use crate::entry::{Body, Child, Children, Content, Directory, Lifetime};
 use crate::error::{NOT_FOUND, Result};
 use crate::usage::Usage;

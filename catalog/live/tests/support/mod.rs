@@ -8,7 +8,7 @@ use barmanfs_catalog::{
     Backup, BackupEnd, BackupRun, CloneDescription, CloneOrigin, CreateOptions, NewBackup, Repository,
     ServerName,
 };
-use barmanfs_pg::manifest::{Checksum, ManifestFile, ManifestWriter};
+use barmanfs_pg::backup_manifest::{Checksum, ManifestFile, ManifestWriter};
 use barmanfs_pg::wal_name::WalName;
 use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, testing};
 pub use barmanfs_store::testing::noise;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Fragment;
 use crate::bytes::{i64_at, u32_at, u64_at};
-use crate::control::RequiredSettings;
+use crate::pg_control::RequiredSettings;
 use crate::{Lsn, TimelineId, TimestampMicros};
 
 /// Length of a record's header.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use barmanfs_pg::control::ControlFile;
+use barmanfs_pg::pg_control::ControlFile;
 use barmanfs_store::{Attributes, Node};
 
 use super::super::changes;

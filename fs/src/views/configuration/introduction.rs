@@ -5,7 +5,7 @@ use std::path::Path;
 
 use barmanfs_catalog::{Action, Backup, Target};
 
-use super::super::recovery::Recovery;
+use super::super::copy_recovery::Recovery;
 
 const ARCHIVES_NOTHING: &str = "\
 # It archives nothing, its subscriptions stand still, and it cannot disturb the server it was

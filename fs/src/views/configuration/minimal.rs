@@ -1,6 +1,6 @@
 //! Configuration files for a data directory without them: Debian keeps them elsewhere.
 
-use barmanfs_pg::control::RequiredSettings;
+use barmanfs_pg::pg_control::RequiredSettings;
 
 /// The settings are those of the server at the backup. If the server raised one later, a standby could not continue,
 /// so `hot_standby` is off: the copy is promoted after recovery and does not need it.

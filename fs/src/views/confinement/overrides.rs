@@ -2,7 +2,7 @@
 //! it.
 
 use barmanfs_pg::conf::location;
-use barmanfs_pg::control::ControlFile;
+use barmanfs_pg::pg_control::ControlFile;
 
 use super::includes::Values;
 use super::room::{kilobytes, number, room};

@@ -2,7 +2,7 @@
 //! configuration files may be too small: the server may have been started with other settings, or its own files are not
 //! in the backup.
 
-use barmanfs_pg::control::ControlFile;
+use barmanfs_pg::pg_control::ControlFile;
 
 use super::includes::Values;
 use super::overrides::{Override, text};
@@ -158,7 +158,7 @@ fn bytes(value: &str, unit: u64) -> Option<u64> {
 
 #[cfg(test)]
 pub(super) mod testing {
-    use barmanfs_pg::control::{ClusterState, RequiredSettings};
+    use barmanfs_pg::pg_control::{ClusterState, RequiredSettings};
     use barmanfs_pg::{Lsn, SegmentSize, SystemId, TimelineId};
     use barmanfs_store::Attributes;
 

@@ -10,7 +10,7 @@ use std::io::{self, BufWriter, Write};
 use std::sync::{Arc, Mutex, Weak};
 
 use barmanfs_catalog::{BackupId, ServerName};
-use barmanfs_pg::manifest::{self, Checksum, ManifestError, ManifestFile, ManifestWriter};
+use barmanfs_pg::backup_manifest::{self, Checksum, ManifestError, ManifestFile, ManifestWriter};
 use barmanfs_store::FileMap;
 use barmanfs_store::sync::lock;
 
@@ -130,7 +130,7 @@ impl ViewManifest {
             reason,
         };
         let input = || tree.context.trees.reader(self.stored.clone());
-        let summary = manifest::read(input(), &mut |_| Ok::<(), io::Error>(()));
+        let summary = backup_manifest::read(input(), &mut |_| Ok::<(), io::Error>(()));
         let summary = summary.map_err(|error| not_shown(error.to_string()))?;
         if !summary.checksum_ok {
             return Err(not_shown(
@@ -139,7 +139,7 @@ impl ViewManifest {
         }
         let mut writer = ManifestWriter::begin(output, summary.system_id).map_err(failed)?;
         let mut modified = String::new();
-        let copied = manifest::read(input(), &mut |file: ManifestFile| {
+        let copied = backup_manifest::read(input(), &mut |file: ManifestFile| {
             if self.differs_in(&file.path) {
                 return Ok(());
             }

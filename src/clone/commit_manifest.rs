@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Seek};
 use std::path::Path;
 
-use barmanfs_pg::manifest::{Checksum, ManifestFile, ManifestWriter, WalRange};
+use barmanfs_pg::backup_manifest::{Checksum, ManifestFile, ManifestWriter, WalRange};
 use barmanfs_pg::{SystemId, TimestampMicros};
 use barmanfs_store::{DirectoryRef, Node, TreeReader};
 

@@ -37,11 +37,11 @@ const OF_SERVERS: [(&str, OfServer); 4] = [
 
 /// `.barmanfs`.
 #[derive(Debug)]
-pub(super) struct Control {
+pub(super) struct ControlDirectory {
     context: Arc<Context>,
 }
 
-impl Control {
+impl ControlDirectory {
     pub(super) fn new(context: Arc<Context>) -> Self {
         Self { context }
     }
@@ -101,7 +101,7 @@ impl Control {
     }
 }
 
-impl Directory for Control {
+impl Directory for ControlDirectory {
     fn lookup(&self, name: &[u8]) -> Result<Option<Child>> {
         let Ok(name) = std::str::from_utf8(name) else {
             return Ok(None);

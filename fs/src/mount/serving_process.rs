@@ -13,15 +13,15 @@ use super::status::Status;
 /// The program's name in the kernel.
 const NAME: &str = "barmanfs";
 
-/// A daemon. The handle cannot refer to a later process with the same id.
+/// A process that serves a mount. The handle cannot refer to a later process with the same id.
 #[derive(Debug)]
-pub(super) struct Daemon {
+pub(super) struct ServingProcess {
     number: u32,
     process: OwnedFd,
 }
 
-impl Daemon {
-    /// The daemon of the tree at `mount_point`; `None` if it does not answer, or is this process.
+impl ServingProcess {
+    /// The process that serves the tree at `mount_point`; `None` if it does not answer, or is this process.
     pub(super) fn of(mount_point: &Path) -> Option<Self> {
         let process = Status::of(mount_point).ok()?.process?;
         let pid = Pid::from_raw(process.cast_signed())?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use barmanfs_catalog::{Action, Plan, Target};
 use barmanfs_pg::TimestampMicros;
-use barmanfs_pg::control::{ControlFile, RequiredSettings};
+use barmanfs_pg::pg_control::{ControlFile, RequiredSettings};
 use barmanfs_store::Node;
 
 use super::configuration::quoted;
