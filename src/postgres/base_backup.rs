@@ -416,5 +416,4 @@ impl Parts {
 }
 
 #[cfg(test)]
-#[path = "base_backup_tests.rs"]
 mod tests;

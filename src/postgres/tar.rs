@@ -321,5 +321,4 @@ fn clamp(left: u64, length: usize) -> usize {
 }
 
 #[cfg(test)]
-#[path = "tar_tests.rs"]
 mod tests;

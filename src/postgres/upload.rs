@@ -84,5 +84,4 @@ fn read_end(connection: &mut Connection) -> Result<(), Error> {
 }
 
 #[cfg(test)]
-#[path = "upload_tests.rs"]
 mod tests;
