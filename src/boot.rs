@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_damaged_is_a_result_and_what_is_forbidden_is_none() {
+    fn damage_is_a_test_result_and_a_refusal_is_an_error() {
         let stop = |code| Stop::reading("Cannot read PG_VERSION", &io::Error::from_raw_os_error(code));
         assert!(matches!(stop(EIO), Stop::Failed(_)));
         assert!(matches!(stop(nix::errno::Errno::EACCES as i32), Stop::Error(_)));

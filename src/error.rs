@@ -236,7 +236,7 @@ mod tests {
     struct Telling(#[source] std::io::Error);
 
     #[test]
-    fn sources_are_told_once() {
+    fn each_source_of_an_error_is_shown_once() {
         assert_eq!(
             chain(&Outer(std::io::Error::other("inner"))),
             "Outer trouble: inner"

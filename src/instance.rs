@@ -414,7 +414,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     #[test]
-    fn a_pid_file_tells_how_far_the_server_is() {
+    fn a_pid_file_shows_the_servers_progress() {
         let text = "4711\n/mnt/backups/main/live/a\n1763700000\n25432\n/tmp\nlocalhost\n  1 2\nready   \n";
         assert_eq!(parse_status(text), Status::Ready);
         assert_eq!(
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_nobody_listens_on_takes_no_port() {
+    fn a_socket_without_a_listener_leaves_the_port_free() {
         let directory = tempfile::tempdir().unwrap();
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .unwrap()

@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_journal_is_told_the_severity_of_every_line() {
+    fn every_line_in_the_journal_has_its_severity() {
         let text = for_the_journal(b"first\nsecond\n", Severity::Warning);
         assert_eq!(text, b"<4>first\n<4>second\n");
     }

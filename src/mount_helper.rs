@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn an_option_that_is_not_known_is_named_with_what_may_be_meant() {
+    fn an_unknown_option_is_named_with_the_likely_one() {
         let wrong = |option: &str| {
             let line = format!("mount.barmanfs barmanfs /m -o ro,{option}");
             translate(line.split(' ').map(OsString::from).collect()).unwrap_err()

@@ -271,7 +271,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn numbers_are_for_people() {
+    fn numbers_are_readable() {
         assert_eq!(
             (count(1, "file"), count(2, "file")),
             ("1 file".to_owned(), "2 files".to_owned())
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_is_given_nothing_to_act_on() {
+    fn no_text_controls_the_terminal() {
         assert_eq!(printable(b"a\x1b[2Jb\n\xff"), "a\\u{1b}[2Jb\\n\u{fffd}");
         assert_eq!(
             printable("\u{9b}1m\u{202e}x\u{7}".as_bytes()),

@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_that_were_not_tried_are_told() {
+    fn untested_versions_are_reported() {
         assert_eq!(unknown(ServerVersion(130_000)), None);
         assert_eq!(unknown(ServerVersion(190_001)), None);
         assert!(unknown(ServerVersion(200_000)).is_some());

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 topic! {
     edges recovery_does_not_end_early_for_a_pack_that_cannot_be_read,
     once a_pack_that_cannot_be_read_proves_no_absence,
-    once a_catalog_of_an_earlier_time_finds_what_came_later,
-    once packs_astray_and_lost_prove_no_absence,
+    once an_older_catalog_finds_later_packs,
+    once misplaced_and_lost_packs_prove_no_absence,
     once absence_is_cheap_to_prove,
 }
 
@@ -147,7 +147,7 @@ fn a_pack_that_cannot_be_read_proves_no_absence(install: &'static Install) {
     site.ok(&["verify"]);
 }
 
-fn a_catalog_of_an_earlier_time_finds_what_came_later(install: &'static Install) {
+fn an_older_catalog_finds_later_packs(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     site.backup();
     server.archive_current_segment();
@@ -193,7 +193,7 @@ fn a_catalog_of_an_earlier_time_finds_what_came_later(install: &'static Install)
     site.ok(&["verify"]);
 }
 
-fn packs_astray_and_lost_prove_no_absence(install: &'static Install) {
+fn misplaced_and_lost_packs_prove_no_absence(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     site.backup();
     server.archive_current_segment();

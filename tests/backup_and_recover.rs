@@ -12,12 +12,12 @@ use std::path::Path;
 topic! {
     with_postgres a_backup_under_load_starts_from_a_plain_copy,
     with_postgres pg_verifybackup_passes_through_the_mount,
-    with_postgres tablespaces_come_back_as_directories,
+    with_postgres tablespaces_are_restored_as_directories,
     edges a_server_that_archives_nothing_can_be_backed_up,
-    edges a_backup_cut_off_is_failed_and_the_next_one_succeeds,
+    edges an_interrupted_backup_is_failed_and_the_next_one_succeeds,
     edges a_copy_without_configuration_files_starts,
-    edges a_view_without_configuration_files_starts_with_what_the_server_had,
-    with_postgres unlogged_tables_and_large_segments_come_back,
+    edges a_view_without_configuration_files_starts_with_the_servers_settings,
+    with_postgres unlogged_tables_and_large_segments_are_restored,
 }
 
 fn a_backup_under_load_starts_from_a_plain_copy(install: &'static Install) {
@@ -70,7 +70,7 @@ fn pg_verifybackup_passes_through_the_mount(install: &'static Install) {
     primary.verify_backup(&raw, Some(&mount.path("main/wal")));
 }
 
-fn tablespaces_come_back_as_directories(install: &'static Install) {
+fn tablespaces_are_restored_as_directories(install: &'static Install) {
     let (site, mut primary) = Site::with_server(install);
     let spaces = ["fast disk", "big"].map(|name| site.make_directory(name));
     for (number, space) in spaces.iter().enumerate() {
@@ -146,7 +146,7 @@ fn a_server_that_archives_nothing_can_be_backed_up(install: &'static Install) {
     assert_sums_agree(&copy);
 }
 
-fn a_backup_cut_off_is_failed_and_the_next_one_succeeds(install: &'static Install) {
+fn an_interrupted_backup_is_failed_and_the_next_one_succeeds(install: &'static Install) {
     let (site, mut primary) = Site::with_server(install);
     fill(&primary, 5);
     // Slow enough that the server stops in the middle of it.
@@ -202,7 +202,7 @@ fn a_copy_without_configuration_files_starts(install: &'static Install) {
     });
 }
 
-fn a_view_without_configuration_files_starts_with_what_the_server_had(install: &'static Install) {
+fn a_view_without_configuration_files_starts_with_the_servers_settings(install: &'static Install) {
     let (site, mut primary) = Site::with_initdb_options(install, &["--wal-segsize=64"]);
     primary.configure(&format!(
         "max_prepared_transactions = 7\nmax_connections = 3\nsuperuser_reserved_connections = 0\n{} = 50",
@@ -254,7 +254,7 @@ fn start_with_config_in(server: &PgServer, etc: &Path) {
     .ok();
 }
 
-fn unlogged_tables_and_large_segments_come_back(install: &'static Install) {
+fn unlogged_tables_and_large_segments_are_restored(install: &'static Install) {
     let (site, primary) = Site::with_initdb_options(install, &["--wal-segsize=64"]);
     primary.query("CREATE UNLOGGED TABLE scratch AS SELECT generate_series(1, 1000) n");
     primary.query("CREATE TABLE kept AS SELECT generate_series(1, 1000) n; CREATE INDEX ON kept (n)");

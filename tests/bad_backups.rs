@@ -9,11 +9,11 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 
 topic! {
-    once a_damaged_backup_does_not_count_as_one_that_remains,
+    once a_damaged_backup_does_not_count_as_redundancy,
     once check_fails_while_the_newest_backup_is_damaged,
     once check_fails_while_the_newest_backup_did_not_boot,
-    once a_backup_from_the_future_is_no_recent_one,
-    once files_from_the_future_have_not_just_been_written,
+    once a_backup_from_the_future_is_not_recent,
+    once a_file_time_in_the_future_is_not_recent,
 }
 
 /// A site with a good backup and a newer, damaged one. Nothing has detected the damage yet.
@@ -50,7 +50,7 @@ fn check_line(told: &Run, name: &str) -> (String, String) {
     (text("status"), text("hint"))
 }
 
-fn a_damaged_backup_does_not_count_as_one_that_remains(install: &'static Install) {
+fn a_damaged_backup_does_not_count_as_redundancy(install: &'static Install) {
     let (site, server, good, bad) = site_with_a_damaged_backup(install);
     // The damage is not known yet.
     site.ok(&["delete", "main", "oldest", "--dry-run"]);
@@ -212,7 +212,7 @@ fn check_fails_while_the_newest_backup_did_not_boot(install: &'static Install) {
     assert_eq!(check_line(&told, NAME).0, "OK");
 }
 
-fn a_backup_from_the_future_is_no_recent_one(install: &'static Install) {
+fn a_backup_from_the_future_is_not_recent(install: &'static Install) {
     const NAME: &str = "backup maximum age";
     let (site, server) = Site::with_server(install);
     site.in_days(300, "backup main --fast-checkpoint").ok();
@@ -227,7 +227,7 @@ fn a_backup_from_the_future_is_no_recent_one(install: &'static Install) {
     assert_eq!(status, "OK", "{hint}");
 }
 
-fn files_from_the_future_have_not_just_been_written(install: &'static Install) {
+fn a_file_time_in_the_future_is_not_recent(install: &'static Install) {
     const NAME: &str = "waiting for archive_command";
     let (site, server) = Site::with_server(install);
     site.backup();

@@ -17,15 +17,15 @@ use std::time::Duration;
 topic! {
     with_postgres a_good_backup_boots,
     edges databases_and_superusers_may_have_any_name,
-    edges a_database_that_is_half_dropped_is_passed_over,
-    once a_wrong_statement_is_told_and_kept,
+    edges a_half_dropped_database_is_skipped,
+    once a_failing_statement_is_reported_and_recorded,
     once root_tests_for_the_owner_of_the_repository(as_root),
-    edges damage_is_found_by_what_reads_it,
-    edges damaged_wal_keeps_it_from_starting,
-    once a_test_that_is_interrupted_leaves_nothing,
-    once what_a_killed_test_leaves_goes_with_the_next,
-    once files_of_another_user_are_no_hindrance(as_root),
-    once what_cannot_be_tested_is_refused_before_anything_is_started,
+    edges each_check_finds_the_damage_it_reads,
+    edges damaged_wal_fails_the_boot_test,
+    once an_interrupted_boot_test_leaves_nothing,
+    once the_next_boot_test_removes_leftovers_of_a_killed_one,
+    once files_of_another_user_do_not_prevent_a_boot_test(as_root),
+    once impossible_boot_tests_are_refused_before_anything_is_started,
 }
 
 /// A site with a backup of a small database, its id, and the server, which still runs.
@@ -153,7 +153,7 @@ fn databases_and_superusers_may_have_any_name(install: &'static Install) {
     assert_nothing_is_left(&site);
 }
 
-fn a_database_that_is_half_dropped_is_passed_over(install: &'static Install) {
+fn a_half_dropped_database_is_skipped(install: &'static Install) {
     let (site, server, _) = site_with_backup(install);
     server.query("CREATE DATABASE dropped");
     // An interrupted DROP DATABASE leaves such a database. Nobody can connect to it.
@@ -162,7 +162,7 @@ fn a_database_that_is_half_dropped_is_passed_over(install: &'static Install) {
     boot(&site, install, &id, &[]).ok().says(&["OK main"]);
 }
 
-fn a_wrong_statement_is_told_and_kept(install: &'static Install) {
+fn a_failing_statement_is_reported_and_recorded(install: &'static Install) {
     let (site, _server, id) = site_with_backup(install);
     let file = site.write_file(
         "check.sql",
@@ -214,7 +214,7 @@ fn root_tests_for_the_owner_of_the_repository(install: &'static Install) {
     site.ok(&["sweep"]);
 }
 
-fn damage_is_found_by_what_reads_it(install: &'static Install) {
+fn each_check_finds_the_damage_it_reads(install: &'static Install) {
     let (site, server, _) = site_with_backup(install);
     server.query("CREATE TABLE noise AS SELECT n, sha512(random()::text::bytea) AS noise FROM generate_series(1, 100000) n");
     let path = server.query("SELECT pg_relation_filepath('noise')");
@@ -241,7 +241,7 @@ fn damage_is_found_by_what_reads_it(install: &'static Install) {
     }
 }
 
-fn damaged_wal_keeps_it_from_starting(install: &'static Install) {
+fn damaged_wal_fails_the_boot_test(install: &'static Install) {
     let (site, server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
     // The first backup brings its WAL itself: nothing has been archived yet.
     site.backup();
@@ -293,7 +293,7 @@ fn endless_boot(site: &Site, install: &Install, id: &str) -> Child {
     child
 }
 
-fn a_test_that_is_interrupted_leaves_nothing(install: &'static Install) {
+fn an_interrupted_boot_test_leaves_nothing(install: &'static Install) {
     let (site, _server, id) = site_with_backup(install);
     for signal in [Signal::INT, Signal::TERM] {
         let mut child = endless_boot(&site, install, &id);
@@ -308,7 +308,7 @@ fn a_test_that_is_interrupted_leaves_nothing(install: &'static Install) {
     assert_eq!(shown(&site, &id), Value::Null);
 }
 
-fn what_a_killed_test_leaves_goes_with_the_next(install: &'static Install) {
+fn the_next_boot_test_removes_leftovers_of_a_killed_one(install: &'static Install) {
     let (site, _server, id) = site_with_backup(install);
     let mut child = endless_boot(&site, install, &id);
     child.kill().unwrap();
@@ -327,7 +327,7 @@ fn what_a_killed_test_leaves_goes_with_the_next(install: &'static Install) {
     assert_nothing_is_left(&site);
 }
 
-fn files_of_another_user_are_no_hindrance(install: &'static Install) {
+fn files_of_another_user_do_not_prevent_a_boot_test(install: &'static Install) {
     const NOBODY: u32 = 65_534;
     let (site, server, id) = site_with_backup(install);
     drop(server);
@@ -355,7 +355,7 @@ fn files_of_another_user_are_no_hindrance(install: &'static Install) {
     tested(&mut site.own_barmanfs_command(&arguments));
 }
 
-fn what_cannot_be_tested_is_refused_before_anything_is_started(install: &'static Install) {
+fn impossible_boot_tests_are_refused_before_anything_is_started(install: &'static Install) {
     let (site, _server, id) = site_with_backup(install);
     boot(&site, install, &id, &["--sql", "/nowhere/check.sql"])
         .refused(2)

@@ -6,11 +6,11 @@ use crate::common::{Install, Site};
 use std::fs;
 
 topic! {
-    alone help_tells_every_command,
+    alone help_lists_every_command,
     alone wrong_usage_ends_with_2,
-    edges what_reads_tells_json,
-    once backups_are_found_by_their_words,
-    edges check_tells_what_is_wrong,
+    edges every_reading_command_has_json,
+    once backups_are_found_by_words_like_latest,
+    edges check_reports_problems,
     once passwords_are_used_and_never_shown,
     once two_backups_of_one_server_at_once_are_refused,
 }
@@ -24,7 +24,7 @@ fn commands(help: &str) -> Vec<&str> {
         .collect()
 }
 
-fn help_tells_every_command() {
+fn help_lists_every_command() {
     let site = Site::new();
     let help = site.ok(&["--help"]);
     let commands = commands(&help);
@@ -47,7 +47,7 @@ fn wrong_usage_ends_with_2() {
         .says(&["nobody"]);
 }
 
-fn what_reads_tells_json(install: &'static Install) {
+fn every_reading_command_has_json(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     fill(&server, 1);
     let id = site.ok(&[
@@ -98,7 +98,7 @@ fn what_reads_tells_json(install: &'static Install) {
     }
 }
 
-fn backups_are_found_by_their_words(install: &'static Install) {
+fn backups_are_found_by_words_like_latest(install: &'static Install) {
     let (site, _server) = Site::with_server(install);
     let ids = [site.backup(), site.backup(), site.backup()];
     let shown = |word: &str| {
@@ -122,7 +122,7 @@ fn backups_are_found_by_their_words(install: &'static Install) {
     assert_eq!(site.backup_ids(), ids[1..]);
 }
 
-fn check_tells_what_is_wrong(install: &'static Install) {
+fn check_reports_problems(install: &'static Install) {
     let (site, mut server) = Site::with_server(install);
     server.archive_current_segment();
     site.backup();

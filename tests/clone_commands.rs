@@ -10,17 +10,17 @@ use serde_json::Value;
 
 topic! {
     edges a_clone_is_made_started_reset_and_destroyed_by_root(as_root),
-    edges the_database_user_does_it_on_a_mount_of_its_own,
-    once clones_are_made_of_the_backup_and_the_point_that_were_asked_for,
+    edges the_database_user_manages_clones_on_its_own_mount,
+    once clones_start_from_the_requested_backup_and_point_in_time,
     edges a_clone_waits_at_its_target_or_shuts_down_there,
-    edges what_recovery_does_at_its_target_is_the_clones_own_affair,
-    once what_is_in_the_way_is_told,
+    edges the_mounts_options_decide_what_a_clone_does_at_its_target,
+    once a_refused_clone_command_names_the_obstacle,
     once a_clone_of_another_user_on_a_mount_is_left_alone(as_root),
-    once clones_take_no_more_than_they_may,
-    once a_clone_that_is_full_goes_on_when_it_may_take_more,
-    once a_copy_of_a_clone_lives_on_its_own(as_root),
+    once clones_do_not_exceed_their_limits,
+    once a_full_clone_continues_when_its_limit_is_raised,
+    once a_copy_of_a_clone_is_independent(as_root),
     once a_server_that_outlived_its_mount_is_stopped(as_root),
-    once a_number_that_is_another_users_process_is_no_server,
+    once a_pid_of_another_users_process_is_no_server,
 }
 
 /// A backup of a database whose server is shut down, and the means to start servers on clones.
@@ -185,14 +185,14 @@ fn a_clone_is_made_started_reset_and_destroyed_by_root(install: &'static Install
     walk_through(&stage, &mount);
 }
 
-fn the_database_user_does_it_on_a_mount_of_its_own(install: &'static Install) {
+fn the_database_user_manages_clones_on_its_own_mount(install: &'static Install) {
     let stage = Stage::new(install);
     let mount = Mount::new(&stage.site);
     walk_through(&stage, &mount);
     mount.unmount();
 }
 
-fn clones_are_made_of_the_backup_and_the_point_that_were_asked_for(install: &'static Install) {
+fn clones_start_from_the_requested_backup_and_point_in_time(install: &'static Install) {
     let stage = Stage::new(install);
     let first = stage.site.backup_ids().remove(0);
     let at_first = transactions(&stage.primary);
@@ -254,7 +254,7 @@ fn a_clone_waits_at_its_target_or_shuts_down_there(install: &'static Install) {
     assert_eq!(stage.listed("b")["running"], false);
 }
 
-fn what_recovery_does_at_its_target_is_the_clones_own_affair(install: &'static Install) {
+fn the_mounts_options_decide_what_a_clone_does_at_its_target(install: &'static Install) {
     let stage = Stage::new(install);
     transact(&stage.primary, 30);
     stage.primary.query("SELECT pg_create_restore_point('before')");
@@ -274,7 +274,7 @@ fn what_recovery_does_at_its_target_is_the_clones_own_affair(install: &'static I
     assert_eq!(stage.query("b", "SELECT pg_is_in_recovery()"), "f");
 }
 
-fn what_is_in_the_way_is_told(install: &'static Install) {
+fn a_refused_clone_command_names_the_obstacle(install: &'static Install) {
     let stage = Stage::new(install);
     let create = |more: &[&str]| stage.clone(&[&["create", "main", "test1"], more].concat());
     create(&[]).refused(1).says(&["is not mounted", "barmanfs mount"]);
@@ -362,7 +362,7 @@ fn a_clone_of_another_user_on_a_mount_is_left_alone(install: &'static Install) {
     stage.clone(&["destroy", "main", "test1"]).ok();
 }
 
-fn clones_take_no_more_than_they_may(install: &'static Install) {
+fn clones_do_not_exceed_their_limits(install: &'static Install) {
     let stage = Stage::new(install);
     stage.configure("clone_max_count = 2\nclone_max_size = 4M\n");
     let mount = Mount::new(&stage.site);
@@ -394,7 +394,7 @@ fn clones_take_no_more_than_they_may(install: &'static Install) {
 }
 
 /// The limit in force is that of the configuration when a mount reads it, not when the clone was made.
-fn a_clone_that_is_full_goes_on_when_it_may_take_more(install: &'static Install) {
+fn a_full_clone_continues_when_its_limit_is_raised(install: &'static Install) {
     let stage = Stage::new(install);
     stage.configure("clone_max_size = 48M\n");
     let mount = Mount::new(&stage.site);
@@ -452,7 +452,7 @@ fn a_clone_that_is_full_goes_on_when_it_may_take_more(install: &'static Install)
     mount.unmount();
 }
 
-fn a_copy_of_a_clone_lives_on_its_own(install: &'static Install) {
+fn a_copy_of_a_clone_is_independent(install: &'static Install) {
     let mut stage = Stage::new(install);
     stage.own = true;
     let mount = Mount::for_all(&stage.site);
@@ -553,7 +553,7 @@ fn is_alive(process: &str) -> bool {
         .is_some_and(|(_, rest)| !rest.starts_with(" Z"))
 }
 
-fn a_number_that_is_another_users_process_is_no_server(install: &'static Install) {
+fn a_pid_of_another_users_process_is_no_server(install: &'static Install) {
     let stage = Stage::new(install);
     let mount = Mount::new(&stage.site);
     stage.clone(&["create", "main", "test1"]).ok();

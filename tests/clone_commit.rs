@@ -14,11 +14,11 @@ use crate::common::{Install, Mount, PgServer, Site};
 topic! {
     with_postgres a_clone_that_was_shut_down_becomes_a_backup_of_what_changed(as_root),
     edges a_clone_that_crashed_becomes_a_backup_that_recovers(as_root),
-    once nothing_is_taken_for_the_server_that_was_a_clone(as_root),
+    once a_backup_of_a_clone_is_never_used_for_the_server(as_root),
     once an_exported_clone_is_a_plain_directory(as_root),
-    once a_clone_at_work_is_left_alone(as_root),
-    edges tablespaces_are_directories_of_the_backup_or_refused(as_root),
-    once a_commit_that_is_killed_is_no_backup_and_can_be_repeated(as_root),
+    once a_running_clone_is_left_alone(as_root),
+    edges a_clones_tablespaces_become_directories_or_are_refused(as_root),
+    once a_killed_commit_leaves_no_backup_and_can_be_repeated(as_root),
 }
 
 const PAGE: usize = 8192;
@@ -267,7 +267,7 @@ fn a_clone_that_crashed_becomes_a_backup_that_recovers(install: &'static Install
     }
 }
 
-fn nothing_is_taken_for_the_server_that_was_a_clone(install: &'static Install) {
+fn a_backup_of_a_clone_is_never_used_for_the_server(install: &'static Install) {
     let (site, primary) = filled_site(install);
     let base = site.backup_ids().remove(0);
     let mount = Mount::for_all(&site);
@@ -423,7 +423,7 @@ fn an_exported_clone_is_a_plain_directory(install: &'static Install) {
     server.stop_and_assert_checksums();
 }
 
-fn a_clone_at_work_is_left_alone(install: &'static Install) {
+fn a_running_clone_is_left_alone(install: &'static Install) {
     let (site, _primary) = filled_site(install);
     let mount = Mount::for_all(&site);
     let made = mount.path("main/live/test1");
@@ -464,7 +464,7 @@ fn a_clone_at_work_is_left_alone(install: &'static Install) {
     clone.stop("fast");
 }
 
-fn tablespaces_are_directories_of_the_backup_or_refused(install: &'static Install) {
+fn a_clones_tablespaces_become_directories_or_are_refused(install: &'static Install) {
     let (site, primary) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
     let space = site.make_directory("fast");
     primary.query(&format!("CREATE TABLESPACE fast LOCATION '{}'", space.display()));
@@ -525,7 +525,7 @@ fn tablespaces_are_directories_of_the_backup_or_refused(install: &'static Instal
     site.ok(&["check", "main"]);
 }
 
-fn a_commit_that_is_killed_is_no_backup_and_can_be_repeated(install: &'static Install) {
+fn a_killed_commit_leaves_no_backup_and_can_be_repeated(install: &'static Install) {
     let (site, _primary) = filled_site(install);
     let mount = Mount::for_all(&site);
     let mut clone = started_clone(&site, &mount, install, "");

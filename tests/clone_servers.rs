@@ -8,10 +8,10 @@ use crate::common::{Install, Load, Mount, PgServer, Site};
 use std::time::{Duration, Instant};
 
 topic! {
-    with_postgres a_clone_is_worked_on_and_crashed_and_stays_sound(as_root),
-    edges what_was_committed_is_there_after_the_daemon_was_killed(as_root),
-    once clones_of_several_points_in_time_live_side_by_side(as_root),
-    edges a_clone_never_archives_whatever_it_is_told(as_root),
+    with_postgres a_clone_stays_sound_under_load_and_after_a_crash(as_root),
+    edges commits_survive_the_kill_of_the_daemon(as_root),
+    once clones_of_several_points_in_time_run_side_by_side(as_root),
+    edges a_clone_never_archives_whatever_its_settings(as_root),
     once a_clone_cannot_archive_and_keeps_its_backup(as_root),
 }
 
@@ -45,7 +45,7 @@ fn make_clone(site: &Site, mount: &Mount, install: &'static Install, name: &str,
     )
 }
 
-fn a_clone_is_worked_on_and_crashed_and_stays_sound(install: &'static Install) {
+fn a_clone_stays_sound_under_load_and_after_a_crash(install: &'static Install) {
     let (site, primary) = filled_site(install);
     let expected = transactions(&primary);
     let mount = Mount::for_all(&site);
@@ -90,7 +90,7 @@ fn mount_refuses_to_go(site: &Site, mount: &Mount<'_>) {
     assert!(mount.is_alive());
 }
 
-fn what_was_committed_is_there_after_the_daemon_was_killed(install: &'static Install) {
+fn commits_survive_the_kill_of_the_daemon(install: &'static Install) {
     let (site, _primary) = filled_site(install);
     let mut mount = Mount::for_all(&site);
     let mut clone = make_clone(&site, &mount, install, "test1", "");
@@ -124,7 +124,7 @@ fn what_was_committed_is_there_after_the_daemon_was_killed(install: &'static Ins
     clone.stop("fast");
 }
 
-fn clones_of_several_points_in_time_live_side_by_side(install: &'static Install) {
+fn clones_of_several_points_in_time_run_side_by_side(install: &'static Install) {
     let (site, primary) = filled_site(install);
     let mut points = Vec::new();
     for n in 1..=5 {
@@ -162,7 +162,7 @@ fn clones_of_several_points_in_time_live_side_by_side(install: &'static Install)
     assert!(refused.stderr.contains("No such file"), "{refused}");
 }
 
-fn a_clone_never_archives_whatever_it_is_told(install: &'static Install) {
+fn a_clone_never_archives_whatever_its_settings(install: &'static Install) {
     let (site, mut primary) = filled_site(install);
     // The backup includes all of these settings: in both files, and with the mode in which even a standby archives.
     primary.configure("archive_mode = always");

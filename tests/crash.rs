@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 topic! {
-    once killed_at_random_points_nothing_acknowledged_is_lost,
+    once kills_at_random_points_lose_nothing_acknowledged,
 }
 
 /// How often each command is killed.
@@ -36,7 +36,7 @@ fn time(run: impl FnOnce()) -> Duration {
     began.elapsed()
 }
 
-fn killed_at_random_points_nothing_acknowledged_is_lost(install: &'static Install) {
+fn kills_at_random_points_lose_nothing_acknowledged(install: &'static Install) {
     let mut random = Random::new("killed_at_random_points");
     let (site, server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
     fill(&server, 1);

@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 topic! {
-    once a_flipped_byte_is_named_and_gives_eio,
+    once a_flipped_byte_is_reported_and_reads_as_eio,
 }
 
 /// Damages one byte of a file, and repairs it when called again.
@@ -23,8 +23,8 @@ pub(crate) fn flip_byte(pack: &Path, offset: u64) {
     file.write_all_at(&[byte[0] ^ 0x10], offset).unwrap();
 }
 
-fn a_flipped_byte_is_named_and_gives_eio(install: &'static Install) {
-    let mut random = Random::new("a_flipped_byte_is_named_and_gives_eio");
+fn a_flipped_byte_is_reported_and_reads_as_eio(install: &'static Install) {
+    let mut random = Random::new("a_flipped_byte_is_reported_and_reads_as_eio");
     let (site, server) = Site::with_server(install);
     fill(&server, 2);
     server.query(

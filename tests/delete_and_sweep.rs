@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 topic! {
     once backups_deleted_in_any_order_leave_the_others_whole,
     once a_backup_being_read_is_deleted_only_by_force,
-    once what_would_be_lost_is_said_before_it_is,
+    once a_deletion_names_what_would_be_lost_first,
     once two_deletions_at_once_leave_one_backup,
 }
 
@@ -141,7 +141,7 @@ fn a_backup_being_read_is_deleted_only_by_force(install: &'static Install) {
 }
 
 /// The kind: a command deletes something for good, without a warning.
-fn what_would_be_lost_is_said_before_it_is(install: &'static Install) {
+fn a_deletion_names_what_would_be_lost_first(install: &'static Install) {
     let (site, server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
     fill(&server, 1);
     server.archive_current_segment();

@@ -14,9 +14,9 @@ topic! {
     once a_full_file_system_loses_nothing_that_was_acknowledged (as_root),
     once a_full_file_system_can_be_freed (as_root),
     once a_file_system_without_a_free_file_can_be_freed (as_root),
-    once what_fills_again_at_once_does_not_keep_space_from_being_freed (as_root),
-    once a_clone_that_has_filled_the_file_system_can_be_destroyed (as_root),
-    once a_file_system_that_turns_read_only_loses_nothing_and_reads_on (as_root),
+    once space_is_freed_although_the_disk_fills_again_at_once (as_root),
+    once a_clone_that_filled_the_file_system_can_be_destroyed (as_root),
+    once a_file_system_that_turns_read_only_loses_nothing_and_stays_readable (as_root),
 }
 
 fn a_full_file_system_loses_nothing_that_was_acknowledged(install: &'static Install) {
@@ -203,7 +203,7 @@ fn a_file_system_without_a_free_file_can_be_freed(install: &'static Install) {
     assert_eq!(site.backup_ids(), [ids[1].clone()]);
 }
 
-fn what_fills_again_at_once_does_not_keep_space_from_being_freed(install: &'static Install) {
+fn space_is_freed_although_the_disk_fills_again_at_once(install: &'static Install) {
     let (site, server, _disk) = small_site(install);
     let ids = backups(&site, &server, 3);
     fill_up(&site);
@@ -231,7 +231,7 @@ fn what_fills_again_at_once_does_not_keep_space_from_being_freed(install: &'stat
     site.ok(&["verify"]);
 }
 
-fn a_clone_that_has_filled_the_file_system_can_be_destroyed(install: &'static Install) {
+fn a_clone_that_filled_the_file_system_can_be_destroyed(install: &'static Install) {
     let (site, server, _disk) = small_site(install);
     backups(&site, &server, 1);
     let mut server = server;
@@ -250,7 +250,7 @@ fn a_clone_that_has_filled_the_file_system_can_be_destroyed(install: &'static In
     site.ok(&["verify"]);
 }
 
-fn a_file_system_that_turns_read_only_loses_nothing_and_reads_on(install: &'static Install) {
+fn a_file_system_that_turns_read_only_loses_nothing_and_stays_readable(install: &'static Install) {
     let (site, server, _disk) = small_site(install);
     let id = backups(&site, &server, 1).remove(0);
     let name = server.archive_current_segment();

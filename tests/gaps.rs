@@ -5,8 +5,8 @@ use crate::common::{Install, Mount, PgServer, Site};
 use std::fs;
 
 topic! {
-    edges a_missing_segment_shows_everywhere_and_stops_only_what_lies_behind_it,
-    edges an_abandoned_timeline_is_still_reached,
+    edges a_missing_segment_is_reported_and_stops_only_later_targets,
+    edges targets_on_an_abandoned_timeline_are_reached,
 }
 
 /// Adds a row. Returns a time after that.
@@ -44,7 +44,7 @@ fn archive_and_lose(site: &Site, server: &PgServer) -> String {
     segment
 }
 
-fn a_missing_segment_shows_everywhere_and_stops_only_what_lies_behind_it(install: &'static Install) {
+fn a_missing_segment_is_reported_and_stops_only_later_targets(install: &'static Install) {
     let (site, server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
     server.query("CREATE TABLE marks (n int)");
     server.archive_current_segment();
@@ -139,7 +139,7 @@ fn a_missing_segment_shows_everywhere_and_stops_only_what_lies_behind_it(install
     );
 }
 
-fn an_abandoned_timeline_is_still_reached(install: &'static Install) {
+fn targets_on_an_abandoned_timeline_are_reached(install: &'static Install) {
     let (site, mut server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
     server.query("CREATE TABLE marks (n int)");
     site.backup();

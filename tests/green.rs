@@ -11,13 +11,13 @@ use serde_json::Value;
 use std::time::Duration;
 
 topic! {
-    edges a_command_that_keeps_nothing_is_seen_before_the_next_segment,
-    edges a_promotion_that_the_archive_does_not_know_is_seen,
-    edges a_stream_that_does_not_run_is_missed_by_segment,
-    once what_the_server_says_it_archived_must_be_here_after_a_minute,
-    once a_command_is_held_against_this_server,
+    edges check_finds_a_command_that_archives_nothing_before_the_next_segment,
+    edges check_finds_a_promotion_that_the_archive_lacks,
+    edges check_finds_a_stopped_stream_by_its_missing_segments,
+    once segments_the_server_reports_as_archived_must_arrive_within_a_minute,
+    once an_archive_command_is_compared_with_this_server,
     once an_idle_server_raises_no_alarm,
-    once what_is_old_small_or_too_little_is_told,
+    once check_reports_old_small_and_too_few_backups,
 }
 
 /// A server with small segments that archives, with a backup; all its checks are OK.
@@ -93,7 +93,7 @@ fn assert_line(site: &Site, name: &str, status: &str, words: &[&str]) {
     );
 }
 
-fn a_command_that_keeps_nothing_is_seen_before_the_next_segment(install: &'static Install) {
+fn check_finds_a_command_that_archives_nothing_before_the_next_segment(install: &'static Install) {
     let (site, mut server) = green_site(install);
     set_archive_command(&server, "/bin/true");
     let lost = complete_segments(&server, 9);
@@ -154,7 +154,7 @@ fn a_command_that_keeps_nothing_is_seen_before_the_next_segment(install: &'stati
     );
 }
 
-fn a_promotion_that_the_archive_does_not_know_is_seen(install: &'static Install) {
+fn check_finds_a_promotion_that_the_archive_lacks(install: &'static Install) {
     let (site, mut server) = green_site(install);
     set_archive_command(&server, "/bin/true");
     server.stop("fast");
@@ -193,7 +193,7 @@ fn archive_by_hand(site: &Site, server: &PgServer) {
     }
 }
 
-fn a_stream_that_does_not_run_is_missed_by_segment(install: &'static Install) {
+fn check_finds_a_stopped_stream_by_its_missing_segments(install: &'static Install) {
     let site = Site::with_repository();
     let mut server = PgServer::init(install, &site.path("main"), &["--wal-segsize=1"]);
     server.configure("wal_keep_size = '1GB'");
@@ -230,7 +230,7 @@ fn a_stream_that_does_not_run_is_missed_by_segment(install: &'static Install) {
 }
 
 /// With a role that has no more rights than every role.
-fn what_the_server_says_it_archived_must_be_here_after_a_minute(install: &'static Install) {
+fn segments_the_server_reports_as_archived_must_arrive_within_a_minute(install: &'static Install) {
     let (site, server) = green_site(install);
     server.query("CREATE ROLE weak LOGIN REPLICATION");
     let weak = server.conninfo().replace("user=postgres", "user=weak");
@@ -250,7 +250,7 @@ fn what_the_server_says_it_archived_must_be_here_after_a_minute(install: &'stati
     site.barmanfs(&["check", "main"]).refused(3).says(&[&lost[1]]);
 }
 
-fn a_command_is_held_against_this_server(install: &'static Install) {
+fn an_archive_command_is_compared_with_this_server(install: &'static Install) {
     let (site, server) = green_site(install);
     let ours = site.archive_command();
     for (command, status) in [
@@ -289,7 +289,7 @@ fn an_idle_server_raises_no_alarm(install: &'static Install) {
 }
 
 /// Sets the clock of the program forward, but not the server's.
-fn what_is_old_small_or_too_little_is_told(install: &'static Install) {
+fn check_reports_old_small_and_too_few_backups(install: &'static Install) {
     let (site, server) = green_site(install);
     let status_in =
         |days: u32, name: &str| check_line(&site.in_days(days, "check main --json"), name)["status"].clone();

@@ -17,12 +17,12 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 
 topic! {
-    with_postgres a_fork_is_told_refused_and_restarted,
+    with_postgres a_fork_is_reported_and_refused_until_the_history_is_restarted,
     once the_archived_history_can_be_kept,
-    once a_backup_older_than_the_archive_is_good_for_its_own_moment,
-    once a_hot_snapshot_that_archives_by_turns_is_a_fork,
+    once a_backup_older_than_the_archive_recovers_to_its_own_end,
+    once a_hot_snapshot_that_archives_in_turns_is_a_fork,
     once a_promotion_without_a_new_timeline_is_a_fork,
-    once receive_wal_tells_of_a_fork_and_loses_nothing,
+    once receive_wal_reports_a_fork_and_loses_nothing,
     once history_can_be_restarted_again_and_again,
 }
 
@@ -50,7 +50,7 @@ fn fork_lsn(site: &Site) -> String {
 
 /// B8, and a cold snapshot that is restored: every command reports it, all WAL behind the fork is refused, and after
 /// the decision both histories are whole.
-fn a_fork_is_told_refused_and_restarted(install: &'static Install) {
+fn a_fork_is_reported_and_refused_until_the_history_is_restarted(install: &'static Install) {
     let (site, mut server) = site(install);
     let (full, _, first) = backup(&site, &server);
     cold_snapshot(&site, &mut server);
@@ -176,7 +176,7 @@ fn the_archived_history_can_be_kept(install: &'static Install) {
 }
 
 /// The fork could not be detected: the backup brought its WAL, and the archive began with the other history.
-fn a_backup_older_than_the_archive_is_good_for_its_own_moment(install: &'static Install) {
+fn a_backup_older_than_the_archive_recovers_to_its_own_end(install: &'static Install) {
     let (site, mut server) = site(install);
     server.stop("fast");
     server.configure("archive_mode = off");
@@ -237,7 +237,7 @@ fn hot_copy(site: &Site, server: &PgServer) -> PgServer {
 }
 
 /// A hot snapshot that runs beside its original: both archive in turns, and no name arrives twice.
-fn a_hot_snapshot_that_archives_by_turns_is_a_fork(install: &'static Install) {
+fn a_hot_snapshot_that_archives_in_turns_is_a_fork(install: &'static Install) {
     let (site, mut server) = site(install);
     let (full, _, first) = backup(&site, &server);
     let mut other = hot_copy(&site, &server);
@@ -291,7 +291,7 @@ fn a_hot_snapshot_that_archives_by_turns_is_a_fork(install: &'static Install) {
 
 /// WAL that `receive-wal` has reported as durable is there whatever is decided, and receiving continues behind the
 /// fork.
-fn receive_wal_tells_of_a_fork_and_loses_nothing(install: &'static Install) {
+fn receive_wal_reports_a_fork_and_loses_nothing(install: &'static Install) {
     let (site, mut server) = site(install);
     server.stop("fast");
     server.configure("archive_mode = off");

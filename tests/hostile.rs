@@ -14,7 +14,7 @@ topic! {
     once a_truncated_archive_is_refused,
     once bytes_that_do_not_match_the_manifest_are_refused,
     once a_changed_manifest_is_refused,
-    once a_connection_cut_at_the_end_is_no_backup,
+    once a_connection_lost_at_the_end_leaves_no_backup,
     alone unknown_and_malformed_lines_of_a_configuration_are_named,
     alone a_repository_of_a_newer_format_is_refused,
     alone a_directory_that_is_no_repository_is_refused,
@@ -139,7 +139,7 @@ fn a_changed_manifest_is_refused(install: &'static Install) {
     run.says(&["manifest"]);
 }
 
-fn a_connection_cut_at_the_end_is_no_backup(install: &'static Install) {
+fn a_connection_lost_at_the_end_leaves_no_backup(install: &'static Install) {
     // All of the data has arrived; the end of the manifest has not.
     let (_site, _run) = refused_backup(install, |payload| {
         let wanted = b"Manifest-Checksum";

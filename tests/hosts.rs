@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 topic! {
-    once lists_of_hosts_mean_what_they_mean_to_psql,
+    once lists_of_hosts_mean_the_same_as_in_psql,
 }
 
 struct Pair {
@@ -88,7 +88,7 @@ impl Pair {
 
 const BASE: &str = "user=postgres dbname=postgres";
 
-fn lists_of_hosts_mean_what_they_mean_to_psql(install: &'static Install) {
+fn lists_of_hosts_mean_the_same_as_in_psql(install: &'static Install) {
     let (site, primary) = Site::with_server(install);
     // Gives the server another port, through the name of its socket.
     let link = |server: &PgServer, port: u16| {

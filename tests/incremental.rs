@@ -13,14 +13,14 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 topic! {
-    since_17 a_day_of_incrementals_is_what_pg_combinebackup_makes_of_it,
-    since_17 relations_of_more_than_a_segment_are_put_together(at_scale),
-    since_17 a_server_that_cannot_is_backed_up_in_full_and_always_says_why,
-    once a_damaged_parent_is_no_obstacle,
-    once what_does_not_fit_the_manifest_is_refused,
-    since_17 what_cannot_be_put_together_is_sent_again_in_full,
-    since_17 a_backup_builds_on_the_one_before_the_timelines_parted,
-    before_17 older_servers_send_everything,
+    since_17 incremental_backups_equal_the_output_of_pg_combinebackup,
+    since_17 relations_with_several_segments_are_composed(at_scale),
+    since_17 a_server_without_support_is_backed_up_in_full_with_the_reason,
+    once a_damaged_parent_does_not_fail_the_backup,
+    once files_that_do_not_match_the_manifest_are_refused,
+    since_17 files_that_cannot_be_composed_lead_to_a_full_backup,
+    since_17 a_backup_builds_on_a_parent_from_before_the_timelines_branched,
+    before_17 servers_before_17_send_everything,
 }
 
 /// A server `main` that summarizes its WAL and archives it; the program reaches it through a recorder.
@@ -288,7 +288,7 @@ const WORK: &[(&str, &[&str])] = &[
     ("one row", &["UPDATE kept SET t = 'one' WHERE id = 1"]),
 ];
 
-fn a_day_of_incrementals_is_what_pg_combinebackup_makes_of_it(install: &'static Install) {
+fn incremental_backups_equal_the_output_of_pg_combinebackup(install: &'static Install) {
     let mut random = Random::new("a_day_of_incrementals");
     let (site, server, recorder) = recorded_site(install);
     fill(&server, 1);
@@ -335,7 +335,7 @@ fn a_day_of_incrementals_is_what_pg_combinebackup_makes_of_it(install: &'static 
 }
 
 /// pg_class shows the structure of a heap with several segments; it is filled without reading anything.
-fn relations_of_more_than_a_segment_are_put_together(install: &'static Install) {
+fn relations_with_several_segments_are_composed(install: &'static Install) {
     let mut random = Random::new("relations_of_more_than_a_segment");
     let (site, server, recorder) = recorded_site(install);
     fill(&server, 1);
@@ -362,7 +362,7 @@ fn newest_kind(site: &Site) -> Value {
     site.backups().pop().unwrap()["kind"].clone()
 }
 
-fn a_server_that_cannot_is_backed_up_in_full_and_always_says_why(install: &'static Install) {
+fn a_server_without_support_is_backed_up_in_full_with_the_reason(install: &'static Install) {
     let (site, mut server) = Site::with_server(install);
     fill(&server, 1);
     let always = ["backup", "main", "--fast-checkpoint", "--incremental", "always"];
@@ -403,7 +403,7 @@ fn a_server_that_cannot_is_backed_up_in_full_and_always_says_why(install: &'stat
     );
 }
 
-fn a_damaged_parent_is_no_obstacle(install: &'static Install) {
+fn a_damaged_parent_does_not_fail_the_backup(install: &'static Install) {
     let (site, server) = site_with_summaries(install);
     fill(&server, 1);
     site.backup();
@@ -456,7 +456,7 @@ fn in_first_incremental(mut change: impl FnMut(&mut [u8])) -> impl FnMut(&mut Ve
     }
 }
 
-fn what_does_not_fit_the_manifest_is_refused(install: &'static Install) {
+fn files_that_do_not_match_the_manifest_are_refused(install: &'static Install) {
     // Changes the number of blocks of the relation: the file is valid by itself, but the relation gets longer.
     let (site, _server) = meddled_site(install, in_first_incremental(|data| data[8] ^= 1));
     let run = site.barmanfs(&["backup", "main", "--fast-checkpoint"]);
@@ -466,7 +466,7 @@ fn what_does_not_fit_the_manifest_is_refused(install: &'static Install) {
     site.ok(&["verify"]);
 }
 
-fn what_cannot_be_put_together_is_sent_again_in_full(install: &'static Install) {
+fn files_that_cannot_be_composed_lead_to_a_full_backup(install: &'static Install) {
     let (site, server) = meddled_site(install, in_first_incremental(|data| data[0] ^= 1));
     site.barmanfs(&["backup", "main", "--fast-checkpoint"])
         .ok()
@@ -476,7 +476,7 @@ fn what_cannot_be_put_together_is_sent_again_in_full(install: &'static Install) 
     server.verify_backup(&mount.path("main/latest"), None);
 }
 
-fn a_backup_builds_on_the_one_before_the_timelines_parted(install: &'static Install) {
+fn a_backup_builds_on_a_parent_from_before_the_timelines_branched(install: &'static Install) {
     let (site, mut primary) = site_with_summaries(install);
     fill(&primary, 1);
     let standby = standby_of(&site, &primary, install, "standby");
@@ -504,7 +504,7 @@ fn a_backup_builds_on_the_one_before_the_timelines_parted(install: &'static Inst
     copy.assert_sound();
 }
 
-fn older_servers_send_everything(install: &'static Install) {
+fn servers_before_17_send_everything(install: &'static Install) {
     let (site, _server) = Site::with_server(install);
     site.backup();
     let run = site.barmanfs(&["backup", "main", "--incremental", "always"]);

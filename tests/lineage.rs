@@ -12,16 +12,16 @@ use crate::common::standby::{catch_up, standby_of};
 use crate::common::{Install, PgServer, Site};
 
 topic! {
-    since_17 a_backup_never_builds_on_a_history_that_is_gone,
-    since_17 a_gone_history_is_noticed_without_an_archive,
-    since_17 files_changed_behind_wals_back_make_a_full_backup,
-    since_17 what_is_no_other_history_stays_incremental,
+    since_17 a_backup_never_builds_on_a_lost_history,
+    since_17 a_lost_history_is_noticed_without_an_archive,
+    since_17 files_changed_without_wal_cause_a_full_backup,
+    since_17 backups_of_one_history_stay_incremental,
     with_postgres a_full_backup_of_another_history_brings_its_wal,
-    once pg_rewind_is_noticed_or_does_no_harm,
+    once a_backup_after_pg_rewind_is_right,
 }
 
 /// B1: an incremental backup after a snapshot older than its parent was restored.
-fn a_backup_never_builds_on_a_history_that_is_gone(install: &'static Install) {
+fn a_backup_never_builds_on_a_lost_history(install: &'static Install) {
     let (site, mut server) = site(install);
     let (full, _, first) = backup(&site, &server);
     cold_snapshot(&site, &mut server);
@@ -51,7 +51,7 @@ fn a_backup_never_builds_on_a_history_that_is_gone(install: &'static Install) {
 }
 
 /// The same where only backups bring WAL: while the server still has the WAL, and when it is recycled.
-fn a_gone_history_is_noticed_without_an_archive(install: &'static Install) {
+fn a_lost_history_is_noticed_without_an_archive(install: &'static Install) {
     let (site, mut server) = site(install);
     server.stop("fast");
     server.configure("archive_mode = off\nmin_wal_size = 32MB\nmax_wal_size = 32MB");
@@ -80,7 +80,7 @@ fn a_gone_history_is_noticed_without_an_archive(install: &'static Install) {
 }
 
 /// B2 and related cases: pg_checksums, pg_resetwal, `wal_level = minimal`.
-fn files_changed_behind_wals_back_make_a_full_backup(install: &'static Install) {
+fn files_changed_without_wal_cause_a_full_backup(install: &'static Install) {
     let (site, mut server) = site(install);
     let pg_checksums = |server: &mut PgServer, how: &str| {
         server.stop("fast");
@@ -141,7 +141,7 @@ fn files_changed_behind_wals_back_make_a_full_backup(install: &'static Install) 
 }
 
 /// Restarts, crashes, recycled WAL and a standby as the source of the backup.
-fn what_is_no_other_history_stays_incremental(install: &'static Install) {
+fn backups_of_one_history_stay_incremental(install: &'static Install) {
     let (site, mut server) = site(install);
     #[track_caller]
     fn assert_incremental(site: &Site, server: &PgServer, what: &str) {
@@ -215,7 +215,7 @@ fn a_full_backup_of_another_history_brings_its_wal(install: &'static Install) {
 }
 
 /// pg_rewind replaces files by older ones without WAL. A backup after it is right, whatever it builds on.
-fn pg_rewind_is_noticed_or_does_no_harm(install: &'static Install) {
+fn a_backup_after_pg_rewind_is_right(install: &'static Install) {
     let (site, mut server) = site(install);
     server.stop("fast");
     server.configure("wal_log_hints = on\nwal_keep_size = '1GB'");

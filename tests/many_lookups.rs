@@ -12,7 +12,7 @@ use crate::common::registry::topic;
 use crate::common::{Install, Mount, Site};
 
 topic! {
-    once looking_up_many_names_costs_no_memory(as_root),
+    once looking_up_many_names_takes_no_memory(as_root),
 }
 
 /// Maximum growth of the daemon; without a bound each target takes 3 KiB and each other name a third of that.
@@ -45,7 +45,7 @@ fn look_up(directory: &str, name: &str, first: u64, count: u64) -> u64 {
     run(command.arg(script)).ok().text().parse().expect("a number")
 }
 
-fn looking_up_many_names_costs_no_memory(install: &'static Install) {
+fn looking_up_many_names_takes_no_memory(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     fill(&server, 1);
     site.backup();

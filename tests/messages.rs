@@ -10,9 +10,9 @@ use std::io::Write;
 
 topic! {
     alone control_characters_of_a_server_do_not_reach_the_terminal,
-    alone no_broken_connection_string_shows_its_password,
+    alone an_invalid_connection_string_does_not_show_its_password,
     once a_hint_names_the_privilege_that_is_missing,
-    once what_a_backup_waits_for_is_said_at_once,
+    once a_backup_reports_at_once_what_it_waits_for,
 }
 
 /// Sets a title, rings the bell, clears the screen with an 8-bit control, changes the writing direction, and forges a
@@ -66,7 +66,7 @@ fn control_characters_of_a_server_do_not_reach_the_terminal() {
     }
 }
 
-fn no_broken_connection_string_shows_its_password() {
+fn an_invalid_connection_string_does_not_show_its_password() {
     let site = Site::new();
     let service = site.write_file("services", b"[main]\nhost=/nowhere\npasword=geheim\n[geheim\n");
     for text in [
@@ -115,7 +115,7 @@ fn a_hint_names_the_privilege_that_is_missing(install: &'static Install) {
     assert!(streaming.contains("ALTER ROLE \"plain\" REPLICATION"), "{run}");
 }
 
-fn what_a_backup_waits_for_is_said_at_once(install: &'static Install) {
+fn a_backup_reports_at_once_what_it_waits_for(install: &'static Install) {
     let site = Site::with_repository();
     let mut server = PgServer::init(install, &site.path("main"), &[]);
     server.configure("checkpoint_timeout = 30s\ncheckpoint_completion_target = 0.5");

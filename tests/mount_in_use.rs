@@ -16,11 +16,11 @@ use crate::common::{Install, Mount, Site};
 use rustix::process::{Pid, Signal, kill_process};
 
 topic! {
-    alone a_mount_in_the_background_keeps_nothing_of_its_starter,
-    once a_clones_server_keeps_nothing_of_its_starter,
-    alone a_mount_that_is_used_stays_and_who_uses_it_is_named,
-    alone a_mount_that_is_used_goes_lazily_or_by_force,
-    once a_copy_is_not_cut_off,
+    alone a_background_mount_keeps_no_descriptor_of_its_parent,
+    once a_clones_server_keeps_no_descriptor_of_its_parent,
+    alone umount_refuses_a_mount_in_use_and_names_its_users,
+    alone umount_ends_a_mount_in_use_lazily_or_by_force,
+    once umount_does_not_interrupt_a_copy,
 }
 
 /// Runs a script that must end.
@@ -31,7 +31,7 @@ fn comes_to_its_end(site: &Site, script: &str) -> String {
     run.ok().text()
 }
 
-fn a_mount_in_the_background_keeps_nothing_of_its_starter() {
+fn a_background_mount_keeps_no_descriptor_of_its_parent() {
     let site = Site::with_repository();
     let mount = Mount::prepare(&site, "mnt");
     let barmanfs = format!("{} -c {}", site.program().display(), site.config().display());
@@ -52,7 +52,7 @@ fn a_mount_in_the_background_keeps_nothing_of_its_starter() {
     }
 }
 
-fn a_clones_server_keeps_nothing_of_its_starter(install: &'static Install) {
+fn a_clones_server_keeps_no_descriptor_of_its_parent(install: &'static Install) {
     let stage = Stage::new(install);
     let mount = Mount::new(&stage.site);
     let site = &stage.site;
@@ -95,7 +95,7 @@ impl Drop for User {
     }
 }
 
-fn a_mount_that_is_used_stays_and_who_uses_it_is_named() {
+fn umount_refuses_a_mount_in_use_and_names_its_users() {
     let site = Site::with_repository();
     let mount = Mount::new(&site);
     let point = mount.text();
@@ -122,7 +122,7 @@ fn a_mount_that_is_used_stays_and_who_uses_it_is_named() {
     assert!(!mount.is_mounted());
 }
 
-fn a_mount_that_is_used_goes_lazily_or_by_force() {
+fn umount_ends_a_mount_in_use_lazily_or_by_force() {
     let site = Site::with_repository();
     for how in ["--lazy", "--force"] {
         let mount = Mount::new(&site);
@@ -148,7 +148,7 @@ fn a_mount_that_is_used_goes_lazily_or_by_force() {
     }
 }
 
-fn a_copy_is_not_cut_off(install: &'static Install) {
+fn umount_does_not_interrupt_a_copy(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     fill(&server, 5);
     site.backup();

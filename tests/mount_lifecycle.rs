@@ -10,21 +10,21 @@ use std::fs;
 use std::process::Command;
 
 topic! {
-    once what_is_mounted_answers_before_the_command_returns,
-    once new_backups_and_segments_appear_by_themselves,
+    once a_mount_answers_before_the_command_returns,
+    once new_backups_and_segments_appear_without_a_remount,
     once root_mounts_for_the_database_user (as_root),
     once only_the_servers_asked_for_are_shown,
     once the_mount_is_read_only,
     alone signals_unmount_cleanly,
     alone the_daemon_may_have_as_many_files_open_as_it_can_get,
-    alone after_kill_9_it_mounts_again,
+    alone a_mount_can_be_made_again_after_kill_9,
     alone a_mount_point_and_a_repository_inside_each_other_are_refused,
-    alone a_mount_point_that_cannot_be_is_refused,
+    alone an_impossible_mount_point_is_refused,
     alone umount_returns_when_the_daemon_has_ended,
-    alone umount_of_what_is_not_mounted_is_refused,
+    alone umount_of_an_unmounted_directory_is_refused,
 }
 
-fn what_is_mounted_answers_before_the_command_returns(install: &'static Install) {
+fn a_mount_answers_before_the_command_returns(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     fill(&server, 1);
     let id = site.backup();
@@ -55,7 +55,7 @@ fn what_is_mounted_answers_before_the_command_returns(install: &'static Install)
     mount.unmount();
 }
 
-fn new_backups_and_segments_appear_by_themselves(install: &'static Install) {
+fn new_backups_and_segments_appear_without_a_remount(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     let first = site.backup();
     let mount = Mount::new(&site);
@@ -205,7 +205,7 @@ fn signals_unmount_cleanly() {
     inside.wait().unwrap();
 }
 
-fn after_kill_9_it_mounts_again() {
+fn a_mount_can_be_made_again_after_kill_9() {
     let site = Site::with_repository();
     for _ in 0..3 {
         let mut mount = Mount::foreground(&site, &[]);
@@ -252,7 +252,7 @@ fn refused_mount(site: &Site, mount: &Mount, word: &str) {
     run.rejected().says(&[word]);
 }
 
-fn a_mount_point_that_cannot_be_is_refused() {
+fn an_impossible_mount_point_is_refused() {
     let site = Site::with_repository();
     let missing = site.path("missing");
     let run = site.barmanfs(&["mount", &missing.to_string_lossy()]);
@@ -290,7 +290,7 @@ fn umount_returns_when_the_daemon_has_ended() {
     }
 }
 
-fn umount_of_what_is_not_mounted_is_refused() {
+fn umount_of_an_unmounted_directory_is_refused() {
     let site = Site::with_repository();
     let directory = site.make_directory("empty");
     site.barmanfs(&["umount", &directory.to_string_lossy()])

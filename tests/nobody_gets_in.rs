@@ -16,11 +16,11 @@ use crate::common::registry::topic;
 use crate::common::{Install, Mount, PgServer};
 
 topic! {
-    edges a_clones_server_lets_in_the_user_it_runs_as_and_nobody_else(as_root),
-    edges a_server_that_is_started_by_hand_is_as_closed(as_root),
-    once others_get_in_where_that_is_asked_for(as_root),
-    once a_socket_directory_goes_with_its_server(as_root),
-    once a_boot_test_listens_to_nobody_else(as_root),
+    edges a_clones_server_accepts_only_the_user_it_runs_as(as_root),
+    edges a_server_started_by_hand_accepts_only_its_user(as_root),
+    once other_users_are_accepted_on_request(as_root),
+    once a_socket_directory_is_removed_with_its_server(as_root),
+    once a_boot_test_accepts_no_other_user(as_root),
 }
 
 /// The usual socket directories of servers.
@@ -87,7 +87,7 @@ fn assert_closed(install: &Install, sockets: &str, port: u64) {
     );
 }
 
-fn a_clones_server_lets_in_the_user_it_runs_as_and_nobody_else(install: &'static Install) {
+fn a_clones_server_accepts_only_the_user_it_runs_as(install: &'static Install) {
     let stage = stage(install);
     let mount = Mount::for_all(&stage.site);
     let made = stage
@@ -138,7 +138,7 @@ impl Drop for ByHand<'_> {
     }
 }
 
-fn a_server_that_is_started_by_hand_is_as_closed(install: &'static Install) {
+fn a_server_started_by_hand_accepts_only_its_user(install: &'static Install) {
     let stage = stage(install);
     // One original got its listen addresses on its command line: they are not in its files. The other's files open it
     // as widely as only the original may be.
@@ -170,7 +170,7 @@ fn a_server_that_is_started_by_hand_is_as_closed(install: &'static Install) {
     drop(mount);
 }
 
-fn others_get_in_where_that_is_asked_for(install: &'static Install) {
+fn other_users_are_accepted_on_request(install: &'static Install) {
     let stage = stage(install);
     let mount = Mount::for_all(&stage.site);
     let created = stage
@@ -203,7 +203,7 @@ fn others_get_in_where_that_is_asked_for(install: &'static Install) {
     drop(mount);
 }
 
-fn a_socket_directory_goes_with_its_server(install: &'static Install) {
+fn a_socket_directory_is_removed_with_its_server(install: &'static Install) {
     let stage = stage(install);
     let mount = Mount::for_all(&stage.site);
     stage
@@ -228,7 +228,7 @@ fn a_socket_directory_goes_with_its_server(install: &'static Install) {
     drop(mount);
 }
 
-fn a_boot_test_listens_to_nobody_else(install: &'static Install) {
+fn a_boot_test_accepts_no_other_user(install: &'static Install) {
     let stage = stage(install);
     let sql = "\\set ON_ERROR_STOP on\n\
         SELECT string_agg(name || '=' || setting, ' ' ORDER BY name) = \

@@ -5,7 +5,7 @@ use crate::common::registry::topic;
 use crate::common::{Install, Mount, Site};
 
 topic! {
-    edges files_with_odd_times_and_owners_come_back_as_they_were,
+    edges odd_times_and_owners_are_restored,
 }
 
 /// Times as `touch` reads them, and whether root gives the file to a user with a huge number.
@@ -19,7 +19,7 @@ const FILES: &[(&str, &str, bool)] = &[
     ("huge_owner", "2026-01-01 00:00:00 UTC", true),
 ];
 
-fn files_with_odd_times_and_owners_come_back_as_they_were(install: &'static Install) {
+fn odd_times_and_owners_are_restored(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     for (name, time, other_owner) in FILES {
         let path = server.data.join(name);

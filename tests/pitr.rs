@@ -14,12 +14,12 @@ use history::{History, MARKS, What, end_of_work, lsn_text};
 
 topic! {
     with_postgres random_targets_on_all_timelines_are_reached_exactly,
-    edges what_cannot_be_reached_is_not_there_and_explained,
-    edges the_action_at_the_target_is_as_asked,
+    edges unreachable_targets_are_absent_and_explained,
+    edges the_requested_action_happens_at_the_target,
     edges a_copy_made_while_wal_arrives_recovers,
     with_postgres settings_raised_since_the_backup_do_not_stop_recovery,
     edges a_killed_daemon_ends_recovery_without_promotion,
-    once what_is_under_a_target_stays_the_same,
+    once a_targets_files_stay_the_same,
 }
 
 /// Targets tried with the newest version, and with each other version.
@@ -74,7 +74,7 @@ fn log_of_mounts(site: &Site) -> PathBuf {
     log
 }
 
-fn what_cannot_be_reached_is_not_there_and_explained(install: &'static Install) {
+fn unreachable_targets_are_absent_and_explained(install: &'static Install) {
     let mut random = Random::new("pitr");
     let history = History::make(install, &mut random);
     let site = &history.site;
@@ -127,7 +127,7 @@ fn what_cannot_be_reached_is_not_there_and_explained(install: &'static Install) 
     site.ok(&["explain", "main", &format!("name:{abandoned},timeline=1")]);
 }
 
-fn the_action_at_the_target_is_as_asked(install: &'static Install) {
+fn the_requested_action_happens_at_the_target(install: &'static Install) {
     let mut random = Random::new("pitr");
     let history = History::make(install, &mut random);
     let site = &history.site;
@@ -253,7 +253,7 @@ fn inodes(site: &Site, path: &Path) -> String {
     site.sh(&script).ok().text()
 }
 
-fn what_is_under_a_target_stays_the_same(install: &'static Install) {
+fn a_targets_files_stay_the_same(install: &'static Install) {
     let mut random = Random::new("pitr");
     let history = History::make(install, &mut random);
     let (site, server) = (&history.site, &history.server);

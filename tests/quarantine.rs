@@ -11,11 +11,11 @@ use std::path::PathBuf;
 
 topic! {
     once files_are_parsed_before_they_are_acknowledged,
-    with_postgres what_postgresql_writes_is_taken,
+    with_postgres files_that_postgresql_writes_are_accepted,
     once a_history_that_cannot_be_read_makes_only_itself_unreadable,
-    once a_history_that_is_wrong_is_taken_out_by_force,
-    once what_was_put_aside_is_shown_and_given_up,
-    once what_was_put_aside_replaces_only_what_cannot_be_used,
+    once a_wrong_history_is_taken_out_by_force,
+    once quarantined_files_are_shown_and_deleted,
+    once a_quarantined_file_replaces_only_an_unusable_one,
 }
 
 fn archived(site: &Site, server: &PgServer) -> (String, Vec<u8>) {
@@ -102,7 +102,7 @@ fn files_are_parsed_before_they_are_acknowledged(install: &'static Install) {
 }
 
 /// The server's own archiver archives a history and a backup file of each version.
-fn what_postgresql_writes_is_taken(install: &'static Install) {
+fn files_that_postgresql_writes_are_accepted(install: &'static Install) {
     let (site, mut server) = Site::with_server(install);
     site.backup();
     server.stop("fast");
@@ -186,7 +186,7 @@ fn a_history_that_cannot_be_read_makes_only_itself_unreadable(install: &'static 
 }
 
 /// It parses, but no server ever had such a timeline.
-fn a_history_that_is_wrong_is_taken_out_by_force(install: &'static Install) {
+fn a_wrong_history_is_taken_out_by_force(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     site.backup();
     let segment = server.archive_current_segment();
@@ -228,7 +228,7 @@ fn a_history_that_is_wrong_is_taken_out_by_force(install: &'static Install) {
     site.ok(&["verify"]);
 }
 
-fn what_was_put_aside_is_shown_and_given_up(install: &'static Install) {
+fn quarantined_files_are_shown_and_deleted(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     site.backup();
     assert_eq!(
@@ -282,7 +282,7 @@ fn what_was_put_aside_is_shown_and_given_up(install: &'static Install) {
     site.ok(&["verify"]);
 }
 
-fn what_was_put_aside_replaces_only_what_cannot_be_used(install: &'static Install) {
+fn a_quarantined_file_replaces_only_an_unusable_one(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     site.backup();
     server.archive_current_segment();

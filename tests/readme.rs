@@ -8,8 +8,8 @@ use crate::common::user::command;
 use crate::common::{Install, Site};
 
 topic! {
-    alone lines_for_elsewhere_name_the_whole_path,
-    once lines_for_cron_run_with_its_path,
+    alone commands_for_other_hosts_have_absolute_paths,
+    once commands_for_cron_run_with_its_path,
     once scripts_find_the_newest_backup_first,
 }
 
@@ -36,7 +36,7 @@ fn cron_lines() -> Vec<&'static str> {
     lines.collect()
 }
 
-fn lines_for_elsewhere_name_the_whole_path() {
+fn commands_for_other_hosts_have_absolute_paths() {
     assert!(cron_lines().len() >= 3);
     for line in cron_lines() {
         assert!(line.starts_with(INSTALLED), "{line}");
@@ -50,7 +50,7 @@ fn lines_for_elsewhere_name_the_whole_path() {
     assert!(help.contains(&format!("'{INSTALLED} wal-archive")), "{help}");
 }
 
-fn lines_for_cron_run_with_its_path(install: &'static Install) {
+fn commands_for_cron_run_with_its_path(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     fill(&server, 1);
     server.archive_current_segment();

@@ -9,33 +9,33 @@ use crate::common::load::{assert_sums_agree, fill, transact, transactions};
 use crate::common::process::{COMMAND_LIMIT, until, wait};
 use crate::common::registry::topic;
 use crate::common::{Install, Mount, PgServer, Site};
-use commits::no_commit_that_returned_is_lost;
-use failover::{a_promoted_standby_is_followed, what_a_lost_primary_had_sent_is_kept};
+use commits::no_acknowledged_commit_is_lost;
+use failover::{a_promoted_standby_is_followed, wal_of_a_lost_primary_is_kept};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use trouble::{
-    a_full_disk_is_waited_out, a_network_that_loses_messages_loses_no_wal,
-    after_a_gap_it_begins_anew_when_told, another_segment_in_the_archive_loses_nothing,
+    a_different_segment_in_the_archive_loses_nothing, a_network_that_loses_messages_loses_no_wal,
+    after_a_gap_receiving_restarts_on_request, receiving_waits_while_the_disk_is_full,
 };
 
 topic! {
-    with_postgres the_archive_gets_what_the_server_wrote,
-    edges a_slot_is_made_used_watched_and_dropped,
-    once one_process_receives_until_it_is_stopped,
-    edges both_archivers_bring_the_same_segments,
+    with_postgres the_archive_gets_all_wal_of_the_server,
+    edges a_slot_is_created_used_checked_and_dropped,
+    once only_one_process_receives_until_it_is_stopped,
+    edges both_ways_of_archiving_store_the_same_segments,
     edges a_backup_waits_for_the_stream,
-    edges a_backup_fetches_what_does_not_come,
-    edges killed_it_goes_on_where_it_was,
-    edges a_server_that_stops_and_starts_is_followed,
+    edges a_backup_fetches_wal_that_does_not_arrive,
+    edges a_killed_receiver_continues_where_it_was,
+    edges a_restarted_server_is_followed,
     once a_network_that_loses_messages_loses_no_wal,
-    once another_segment_in_the_archive_loses_nothing,
-    once a_full_disk_is_waited_out(as_root),
+    once a_different_segment_in_the_archive_loses_nothing,
+    once receiving_waits_while_the_disk_is_full(as_root),
     edges a_promoted_standby_is_followed,
-    edges what_a_lost_primary_had_sent_is_kept,
-    edges after_a_gap_it_begins_anew_when_told,
-    edges no_commit_that_returned_is_lost,
+    edges wal_of_a_lost_primary_is_kept,
+    edges after_a_gap_receiving_restarts_on_request,
+    edges no_acknowledged_commit_is_lost,
 }
 
 /// The configuration of a server that only streams.
@@ -178,7 +178,7 @@ fn streams(server: &PgServer) -> String {
     )
 }
 
-fn the_archive_gets_what_the_server_wrote(install: &'static Install) {
+fn the_archive_gets_all_wal_of_the_server(install: &'static Install) {
     let (site, server) = streaming_site(install, STREAMING, "");
     let receiver = Receiver::start(&site);
     receiver.says("Receiving WAL of server main");
@@ -213,7 +213,7 @@ fn the_archive_gets_what_the_server_wrote(install: &'static Install) {
     receiver.stop();
 }
 
-fn a_slot_is_made_used_watched_and_dropped(install: &'static Install) {
+fn a_slot_is_created_used_checked_and_dropped(install: &'static Install) {
     let (site, server) = streaming_site(install, &STREAMING.replace("auto", "manual"), "");
     let check = || site.barmanfs(&["check", "main"]);
     check().refused(3).says(&[
@@ -255,7 +255,7 @@ fn a_slot_is_made_used_watched_and_dropped(install: &'static Install) {
     assert_eq!(server.query("SELECT count(*) FROM pg_replication_slots"), "0");
 }
 
-fn one_process_receives_until_it_is_stopped(install: &'static Install) {
+fn only_one_process_receives_until_it_is_stopped(install: &'static Install) {
     let (site, server) = streaming_site(install, STREAMING, "");
     site.barmanfs(&["receive-wal", "main", "--stop"])
         .refused(1)
@@ -282,7 +282,7 @@ fn one_process_receives_until_it_is_stopped(install: &'static Install) {
         .says(&["streaming_archiver = on"]);
 }
 
-fn both_archivers_bring_the_same_segments(install: &'static Install) {
+fn both_ways_of_archiving_store_the_same_segments(install: &'static Install) {
     let (site, mut server) =
         streaming_site(install, &STREAMING.replace("archiver = off", "archiver = on"), "");
     server.configure(&format!(
@@ -331,7 +331,7 @@ fn a_backup_waits_for_the_stream(install: &'static Install) {
     copy.assert_sound();
 }
 
-fn a_backup_fetches_what_does_not_come(install: &'static Install) {
+fn a_backup_fetches_wal_that_does_not_arrive(install: &'static Install) {
     // Archiving is configured, and nothing arrives.
     let settings = "archive_mode = on\narchive_command = 'false'";
     let (site, server) = streaming_site(install, "archiver = on\n", settings);
@@ -357,7 +357,7 @@ fn a_backup_fetches_what_does_not_come(install: &'static Install) {
     );
 }
 
-fn killed_it_goes_on_where_it_was(install: &'static Install) {
+fn a_killed_receiver_continues_where_it_was(install: &'static Install) {
     let (site, server) = streaming_site(install, STREAMING, "");
     let mut first = String::new();
     for _ in 0..5 {
@@ -384,7 +384,7 @@ fn transact_one(server: &PgServer) {
     server.query("CREATE TABLE IF NOT EXISTS filler (n int); INSERT INTO filler VALUES (1)");
 }
 
-fn a_server_that_stops_and_starts_is_followed(install: &'static Install) {
+fn a_restarted_server_is_followed(install: &'static Install) {
     let (site, mut server) = streaming_site(install, STREAMING, "");
     let receiver = Receiver::start(&site);
     until("it streams", || streams(&server).contains("streaming"));

@@ -12,11 +12,11 @@ use std::process::Command;
 
 topic! {
     once garbage_in_repository_json_is_mended_as_the_error_says,
-    once a_pipe_in_the_place_of_a_file_keeps_nobody_waiting,
+    once a_pipe_in_place_of_a_file_blocks_no_command,
     once a_damaged_catalog_is_noticed_by_check_and_verify,
-    once a_rebuild_that_cannot_read_all_gives_up_nothing,
-    once what_is_no_whole_pack_is_told_and_all_others_are_read,
-    once what_cannot_be_written_is_told_before_a_segment_comes (as_root),
+    once a_rebuild_that_cannot_read_every_pack_changes_nothing,
+    once incomplete_packs_are_reported_and_all_others_are_read,
+    once an_unwritable_repository_is_reported_before_a_segment_arrives (as_root),
     once a_repository_on_a_read_only_file_system_can_be_used (as_root),
     once another_user_who_may_read_the_repository_can_use_it (as_root),
 }
@@ -52,7 +52,7 @@ fn garbage_in_repository_json_is_mended_as_the_error_says(install: &'static Inst
     }
 }
 
-fn a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(install: &'static Install) {
+fn a_pipe_in_place_of_a_file_blocks_no_command(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     site.backup();
     let name = server.archive_current_segment();
@@ -146,7 +146,7 @@ fn a_damaged_catalog_is_noticed_by_check_and_verify(install: &'static Install) {
     }
 }
 
-fn a_rebuild_that_cannot_read_all_gives_up_nothing(install: &'static Install) {
+fn a_rebuild_that_cannot_read_every_pack_changes_nothing(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     let id = site.backup();
     let before = site.packs();
@@ -289,7 +289,7 @@ fn another_user_who_may_read_the_repository_can_use_it(install: &'static Install
     });
 }
 
-fn what_is_no_whole_pack_is_told_and_all_others_are_read(install: &'static Install) {
+fn incomplete_packs_are_reported_and_all_others_are_read(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     site.backup();
     server.archive_current_segment();
@@ -328,7 +328,7 @@ const OF_OWNER: &str = "chown \"$OWNER\" \"$IT\"";
 const FIFO: &str = "mv \"$IT\" \"$IT.kept\" && mkfifo \"$IT\" && chown \"$OWNER\" \"$IT\"";
 const BACK: &str = "rm \"$IT\" && mv \"$IT.kept\" \"$IT\"";
 
-fn what_cannot_be_written_is_told_before_a_segment_comes(install: &'static Install) {
+fn an_unwritable_repository_is_reported_before_a_segment_arrives(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     site.backup();
     server.archive_current_segment();

@@ -6,8 +6,8 @@ use crate::common::site::bytes_under;
 use crate::common::{Install, Mount, PgServer, Site};
 
 topic! {
-    once an_unchanged_database_adds_next_to_nothing,
-    once five_percent_of_the_pages_cost_a_fifth_of_their_compressed_size,
+    once an_unchanged_database_adds_almost_nothing,
+    once a_change_of_five_percent_adds_a_fifth_of_its_compressed_size,
 }
 
 /// With a smaller database, the parts that every backup adds, like its record and its WAL, would count too much.
@@ -35,7 +35,7 @@ fn settle(server: &PgServer, table: &str) {
     server.archive_current_segment();
 }
 
-fn an_unchanged_database_adds_next_to_nothing(install: &'static Install) {
+fn an_unchanged_database_adds_almost_nothing(install: &'static Install) {
     let (site, server, data_bytes) = site_with_a_backup(install);
     settle(&server, "pgbench_accounts");
     let before = stored_with_index(&site);
@@ -47,7 +47,7 @@ fn an_unchanged_database_adds_next_to_nothing(install: &'static Install) {
     );
 }
 
-fn five_percent_of_the_pages_cost_a_fifth_of_their_compressed_size(install: &'static Install) {
+fn a_change_of_five_percent_adds_a_fifth_of_its_compressed_size(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     // Documents as applications store them: most of a page repeats, but 32 random bytes in each row do not. The fill
     // factor leaves room for the new version of a row on the same page.

@@ -12,13 +12,13 @@ use std::time::Duration;
 
 topic! {
     with_postgres no_file_of_the_original_is_touched,
-    with_postgres a_subscription_is_the_originals_alone,
-    edges a_clone_archives_nothing_though_its_settings_are_reset,
-    edges what_this_host_has_not_is_set_otherwise,
+    with_postgres a_copy_does_not_run_the_originals_subscriptions,
+    edges a_clone_archives_nothing_after_its_settings_are_reset,
+    edges settings_that_this_host_cannot_meet_are_replaced_with_set,
     edges every_view_starts_whatever_the_server_was_started_with,
-    with_postgres what_only_the_servers_host_has_keeps_no_copy_from_starting,
-    once who_comes_in_is_never_read_outside,
-    once a_configuration_that_is_a_link_is_not_in_a_backup_and_that_is_told,
+    with_postgres settings_for_the_servers_host_do_not_stop_a_copy,
+    once authentication_files_outside_the_copy_are_never_read,
+    once a_linked_configuration_is_reported_as_not_in_the_backup,
 }
 
 /// `verify --boot` of a backup.
@@ -103,7 +103,7 @@ fn no_file_of_the_original_is_touched(install: &'static Install) {
     assert_untouched("pg_ctl on a copy");
 }
 
-fn a_subscription_is_the_originals_alone(install: &'static Install) {
+fn a_copy_does_not_run_the_originals_subscriptions(install: &'static Install) {
     let mut stage = Stage::new(install);
     let mut publisher = PgServer::init(install, &stage.site.path("publisher"), &[]);
     publisher.configure("wal_level = logical");
@@ -146,7 +146,7 @@ fn a_subscription_is_the_originals_alone(install: &'static Install) {
     until("the subscriber has all", || stage.primary.query(count) == "2");
 }
 
-fn a_clone_archives_nothing_though_its_settings_are_reset(install: &'static Install) {
+fn a_clone_archives_nothing_after_its_settings_are_reset(install: &'static Install) {
     let mut stage = Stage::new(install);
     let archive = stage.site.make_directory("archive");
     stage.primary.configure(&format!(
@@ -199,7 +199,7 @@ fn a_clone_archives_nothing_though_its_settings_are_reset(install: &'static Inst
     assert_eq!(conf.matches("\narchive_mode = off\n").count(), 1, "{conf}");
 }
 
-fn what_this_host_has_not_is_set_otherwise(install: &'static Install) {
+fn settings_that_this_host_cannot_meet_are_replaced_with_set(install: &'static Install) {
     let stage = Stage::new(install);
     // Settings of the server's host, which has both.
     stage.primary.configure(
@@ -356,7 +356,7 @@ fn every_view_starts_whatever_the_server_was_started_with(install: &'static Inst
     }
 }
 
-fn what_only_the_servers_host_has_keeps_no_copy_from_starting(install: &'static Install) {
+fn settings_for_the_servers_host_do_not_stop_a_copy(install: &'static Install) {
     let mut stage = Stage::new(install);
     stage.site.make_directory("main/conf.d");
     let mut lines = "huge_pages = on\nssl = yes\nssl_cert_file = '/nowhere/server.crt'\n\
@@ -400,7 +400,7 @@ fn what_only_the_servers_host_has_keeps_no_copy_from_starting(install: &'static 
     stage.clone(&["destroy", "main", "test1", "--stop"]).ok();
 }
 
-fn who_comes_in_is_never_read_outside(install: &'static Install) {
+fn authentication_files_outside_the_copy_are_never_read(install: &'static Install) {
     let stage = Stage::new(install);
     let etc = stage.site.make_directory("etc");
     stage.site.write_file("etc/banned", b"mallory\n");
@@ -454,7 +454,7 @@ fn who_comes_in_is_never_read_outside(install: &'static Install) {
     copy.stop("fast");
 }
 
-fn a_configuration_that_is_a_link_is_not_in_a_backup_and_that_is_told(install: &'static Install) {
+fn a_linked_configuration_is_reported_as_not_in_the_backup(install: &'static Install) {
     let mut stage = Stage::new(install);
     stage.site.make_directory("etc");
     let script = "mv main/$f etc/ && ln -s ../etc/$f main/$f";

@@ -18,11 +18,11 @@ use std::time::{Duration, Instant};
 topic! {
     alone a_login_ends_with_its_time_limit,
     alone a_query_that_is_not_answered_ends,
-    alone a_socket_that_nobody_accepts_on_ends,
+    alone a_connection_that_is_not_accepted_ends,
     alone a_signal_ends_a_login,
-    alone what_is_sent_unasked_takes_no_memory,
-    once a_backup_from_a_server_that_has_gone_ends,
-    once a_backup_from_a_server_that_is_slow_goes_on,
+    alone unrequested_data_takes_no_memory,
+    once a_backup_from_a_vanished_server_ends,
+    once a_backup_from_a_slow_server_continues,
 }
 
 /// Sends two bytes per second, for ever.
@@ -159,7 +159,7 @@ fn a_query_that_is_not_answered_ends() {
     );
 }
 
-fn a_socket_that_nobody_accepts_on_ends() {
+fn a_connection_that_is_not_accepted_ends() {
     let site = Site::new();
     let path = site.path(".s.PGSQL.5432");
     let listener = socket_without_room(&path);
@@ -202,7 +202,7 @@ fn a_signal_ends_a_login() {
     assert!(status.is_some(), "It goes on waiting");
 }
 
-fn what_is_sent_unasked_takes_no_memory() {
+fn unrequested_data_takes_no_memory() {
     let parameters = FakeServer::start(|mut client| {
         message(&mut client, false)?;
         client.write_all(LET_IN)?;
@@ -237,7 +237,7 @@ fn what_is_sent_unasked_takes_no_memory() {
 }
 
 /// A server whose host vanishes in the middle of a backup: no data arrives, and new connections fail.
-fn a_backup_from_a_server_that_has_gone_ends(install: &'static Install) {
+fn a_backup_from_a_vanished_server_ends(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     let stalled = stalling(&site, &server, None);
     let began = Instant::now();
@@ -249,7 +249,7 @@ fn a_backup_from_a_server_that_has_gone_ends(install: &'static Install) {
 }
 
 /// A server that is only slow.
-fn a_backup_from_a_server_that_is_slow_goes_on(install: &'static Install) {
+fn a_backup_from_a_slow_server_continues(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     stalling(&site, &server, Some(Duration::from_secs(70)));
     let run = site.barmanfs(&["backup", "main", "--fast-checkpoint"]).ok();

@@ -8,8 +8,8 @@ use crate::common::{Install, Mount, PgServer, Site};
 use std::time::{Duration, Instant};
 
 topic! {
-    edges a_backup_of_an_idle_standby_is_done_at_once,
-    once an_idle_primary_is_asked_for_the_end_of_its_segment,
+    edges a_backup_of_an_idle_standby_is_complete_at_once,
+    once an_idle_primary_is_asked_to_end_its_segment,
 }
 
 /// An idle primary that archives, and its standby, which is the server to back up. The lines are added to the
@@ -40,7 +40,7 @@ fn has_own_wal(site: &Site) -> bool {
     newest["wal_included"].as_bool().expect("it says")
 }
 
-fn a_backup_of_an_idle_standby_is_done_at_once(install: &'static Install) {
+fn a_backup_of_an_idle_standby_is_complete_at_once(install: &'static Install) {
     let (site, primary, standby) = idle_pair(install);
     let began = Instant::now();
     site.barmanfs(BACKUP).ok();
@@ -69,7 +69,7 @@ fn a_backup_of_an_idle_standby_is_done_at_once(install: &'static Install) {
     site.ok(&["verify"]);
 }
 
-fn an_idle_primary_is_asked_for_the_end_of_its_segment(install: &'static Install) {
+fn an_idle_primary_is_asked_to_end_its_segment(install: &'static Install) {
     let (site, primary, standby) = idle_pair(install);
     let through =
         |conninfo: &str| site.write_config_of(&standby, &format!("primary_conninfo = {conninfo}\n"));

@@ -10,8 +10,8 @@ use crate::common::{Install, Mount, PgServer, Site, Watcher};
 use std::path::{Path, PathBuf};
 
 topic! {
-    with_postgres copies_recover_past_a_tablespace_beside_their_original,
-    edges a_clone_recovers_past_a_tablespace_beside_its_original,
+    with_postgres copies_recover_past_a_tablespace_on_the_same_host,
+    edges a_clone_recovers_past_a_tablespace_on_the_same_host,
     edges a_standby_of_a_copy_stays_out_of_the_originals_tablespaces,
     edges a_boot_test_stays_out_of_a_tablespace_made_during_the_backup,
     with_postgres a_clone_makes_no_tablespace_outside_itself,
@@ -149,7 +149,7 @@ fn assert_at_r1_with(site: &Site, copy: &PgServer, data: &Path, databases: &[&st
     copy.query("CHECKPOINT");
 }
 
-fn copies_recover_past_a_tablespace_beside_their_original(install: &'static Install) {
+fn copies_recover_past_a_tablespace_on_the_same_host(install: &'static Install) {
     let mut original = Original::make(install);
     let site = &original.site;
     let mount = Mount::new(site);
@@ -205,7 +205,7 @@ fn copies_recover_past_a_tablespace_beside_their_original(install: &'static Inst
     original.assert_sound();
 }
 
-fn a_clone_recovers_past_a_tablespace_beside_its_original(install: &'static Install) {
+fn a_clone_recovers_past_a_tablespace_on_the_same_host(install: &'static Install) {
     let mut original = Original::make(install);
     let site = &original.site;
     let mount = Mount::new(site);

@@ -10,9 +10,9 @@ use crate::common::registry::topic;
 use crate::common::{Install, Mount, Site};
 
 topic! {
-    once nothing_is_drawn_that_the_locale_does_not_have,
-    once no_word_of_a_table_is_broken,
-    alone the_journal_is_not_told_what_it_keeps_itself,
+    once only_characters_of_the_locale_are_drawn,
+    once tables_do_not_break_words,
+    alone log_lines_have_no_time_in_the_journal,
     alone a_mistyped_option_of_fstab_is_named,
 }
 
@@ -20,7 +20,7 @@ fn barmanfs(site: &Site) -> String {
     format!("{} -c {}", site.program().display(), site.config().display())
 }
 
-fn nothing_is_drawn_that_the_locale_does_not_have(install: &'static Install) {
+fn only_characters_of_the_locale_are_drawn(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     site.backup();
     server.query("SELECT pg_create_restore_point('before')");
@@ -62,7 +62,7 @@ fn words(text: &str) -> BTreeSet<&str> {
     text.split_whitespace().collect()
 }
 
-fn no_word_of_a_table_is_broken(install: &'static Install) {
+fn tables_do_not_break_words(install: &'static Install) {
     let (site, _server) = Site::with_server(install);
     site.backup();
     site.backup();
@@ -111,7 +111,7 @@ fn no_word_of_a_table_is_broken(install: &'static Install) {
     mount.unmount();
 }
 
-fn the_journal_is_not_told_what_it_keeps_itself() {
+fn log_lines_have_no_time_in_the_journal() {
     let site = Site::with_repository();
     let mount = Mount::prepare(&site, "mnt");
     let (log, barmanfs, point) = (site.path("journal"), barmanfs(&site), mount.text());

@@ -14,11 +14,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::time::Duration;
 
 topic! {
-    edges answered_commits_outlive_the_daemon(as_root),
-    once answered_commits_outlive_a_loss_of_power(as_root),
-    once answered_commits_outlive_a_loss_of_power_after_the_daemon(as_root),
-    edges answered_commits_outlive_a_loss_of_power_after_a_backend(as_root),
-    once answered_commits_outlive_a_full_disk(as_root),
+    edges acknowledged_commits_survive_a_killed_daemon(as_root),
+    once acknowledged_commits_survive_a_loss_of_power(as_root),
+    once acknowledged_commits_survive_a_loss_of_power_after_the_daemon(as_root),
+    edges acknowledged_commits_survive_a_loss_of_power_after_a_backend(as_root),
+    once acknowledged_commits_survive_a_full_disk(as_root),
 }
 
 /// Clients that count their commits, in addition to pgbench.
@@ -46,8 +46,8 @@ fn rounds(usual: u32, long: u32) -> u32 {
     }
 }
 
-fn answered_commits_outlive_the_daemon(install: &'static Install) {
-    let mut random = Random::new("answered_commits_outlive_the_daemon");
+fn acknowledged_commits_survive_a_killed_daemon(install: &'static Install) {
+    let mut random = Random::new("acknowledged_commits_survive_a_killed_daemon");
     let site = backed_up(install);
     make_clone(&site, &mut random, |_| ());
     let mut stage = Stage::new(&site, install, &mut random);
@@ -66,13 +66,13 @@ fn answered_commits_outlive_the_daemon(install: &'static Install) {
     stage.finish(&format!("{kills} daemons were killed"));
 }
 
-fn answered_commits_outlive_a_loss_of_power(install: &'static Install) {
-    lose_power_after("answered_commits_outlive_a_loss_of_power", install, |_| ());
+fn acknowledged_commits_survive_a_loss_of_power(install: &'static Install) {
+    lose_power_after("acknowledged_commits_survive_a_loss_of_power", install, |_| ());
 }
 
 /// Data that the killed daemon did not sync is in the page cache, and recovery finds it there.
-fn answered_commits_outlive_a_loss_of_power_after_the_daemon(install: &'static Install) {
-    let name = "answered_commits_outlive_a_loss_of_power_after_the_daemon";
+fn acknowledged_commits_survive_a_loss_of_power_after_the_daemon(install: &'static Install) {
+    let name = "acknowledged_commits_survive_a_loss_of_power_after_the_daemon";
     lose_power_after(name, install, |stage| {
         stage.kill_daemon();
         stage.start();
@@ -80,8 +80,8 @@ fn answered_commits_outlive_a_loss_of_power_after_the_daemon(install: &'static I
 }
 
 /// PostgreSQL restarts by itself when one of its processes was killed.
-fn answered_commits_outlive_a_loss_of_power_after_a_backend(install: &'static Install) {
-    let name = "answered_commits_outlive_a_loss_of_power_after_a_backend";
+fn acknowledged_commits_survive_a_loss_of_power_after_a_backend(install: &'static Install) {
+    let name = "acknowledged_commits_survive_a_loss_of_power_after_a_backend";
     lose_power_after(name, install, |stage| {
         stage.kill_backend();
         stage.clone.wait_until_promoted();
@@ -120,8 +120,8 @@ fn lose_power_after(name: &str, install: &'static Install, mut happens: impl FnM
     ));
 }
 
-fn answered_commits_outlive_a_full_disk(install: &'static Install) {
-    let mut random = Random::new("answered_commits_outlive_a_full_disk");
+fn acknowledged_commits_survive_a_full_disk(install: &'static Install) {
+    let mut random = Random::new("acknowledged_commits_survive_a_full_disk");
     let site = backed_up(install);
     let live = site.make_directory("repository/live");
     let disk = SmallDisk::mount(&live, 80);

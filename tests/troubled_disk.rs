@@ -14,7 +14,7 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 topic! {
-    once in_whatever_trouble_nothing_acknowledged_is_lost_and_space_can_be_freed (as_root),
+    once disk_trouble_loses_nothing_acknowledged_and_space_can_be_freed (as_root),
     once under_a_quota_space_can_be_freed (as_root),
 }
 
@@ -59,7 +59,7 @@ struct World {
     counts: BTreeMap<(Trouble, &'static str), u32>,
 }
 
-fn in_whatever_trouble_nothing_acknowledged_is_lost_and_space_can_be_freed(install: &'static Install) {
+fn disk_trouble_loses_nothing_acknowledged_and_space_can_be_freed(install: &'static Install) {
     let (site, server, disk) = small_site(install);
     let rounds = match std::env::var_os("BARMANFS_TEST_SECONDS") {
         Some(_) => FULL_ROUNDS,

@@ -8,10 +8,10 @@ use crate::common::registry::topic;
 use crate::common::{Install, Mount, PgServer, Site};
 
 topic! {
-    once a_cluster_upgraded_under_its_name_is_refused_and_backed_up_under_another,
+    once an_upgraded_cluster_is_refused_under_its_old_name,
 }
 
-fn a_cluster_upgraded_under_its_name_is_refused_and_backed_up_under_another(newer: &'static Install) {
+fn an_upgraded_cluster_is_refused_under_its_old_name(newer: &'static Install) {
     let older = Install::all()
         .iter()
         .filter(|install| install.major < newer.major && install.program("pg_upgrade").exists())

@@ -6,12 +6,12 @@ use std::fs;
 use std::path::PathBuf;
 
 topic! {
-    with_postgres what_was_archived_reads_back,
+    with_postgres archived_files_read_back,
     once the_same_segment_twice_is_success_and_other_bytes_are_refused,
     once a_segment_of_another_system_is_refused,
     once a_segment_of_the_wrong_size_or_name_is_refused,
     once history_and_backup_files_are_kept,
-    once get_wal_tells_absence_from_failure,
+    once get_wal_distinguishes_absence_from_failure,
 }
 
 /// Fills some segments and copies them before they are archived: the server recycles its own files.
@@ -32,7 +32,7 @@ fn name_of(segment: &std::path::Path) -> String {
     segment.file_name().unwrap().to_string_lossy().into_owned()
 }
 
-fn what_was_archived_reads_back(install: &'static Install) {
+fn archived_files_read_back(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     let kept = segments(&site, &server, 3);
     let mount = Mount::new(&site);
@@ -165,7 +165,7 @@ fn history_and_backup_files_are_kept(install: &'static Install) {
     assert_eq!(copy.timeline(), 3);
 }
 
-fn get_wal_tells_absence_from_failure(install: &'static Install) {
+fn get_wal_distinguishes_absence_from_failure(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     let segment = segments(&site, &server, 1).remove(0);
     let absent = site.barmanfs(&["get-wal", "main", "0000000100000000000000F0"]);

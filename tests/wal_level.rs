@@ -6,9 +6,9 @@ use crate::common::registry::topic;
 use crate::common::{Install, Mount, PgServer, Site};
 
 topic! {
-    with_postgres nothing_is_offered_behind_a_start_with_minimal_wal,
-    edges a_pause_is_reached_behind_raised_settings,
-    edges wal_that_cannot_be_read_is_archived_and_said_loudly,
+    with_postgres no_target_is_offered_behind_a_start_with_minimal_wal,
+    edges a_copy_pauses_at_a_target_behind_raised_settings,
+    edges unreadable_wal_is_archived_with_a_warning,
 }
 
 fn mark(server: &PgServer, number: u32) -> String {
@@ -39,7 +39,7 @@ fn restart(server: &mut PgServer, settings: &str) {
     server.start();
 }
 
-fn nothing_is_offered_behind_a_start_with_minimal_wal(install: &'static Install) {
+fn no_target_is_offered_behind_a_start_with_minimal_wal(install: &'static Install) {
     let (site, mut server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
     server.query("CREATE TABLE marks (n int)");
     server.archive_current_segment();
@@ -116,7 +116,7 @@ fn nothing_is_offered_behind_a_start_with_minimal_wal(install: &'static Install)
 
 /// A copy that pauses is readable then, so it is a standby: it needs settings as large as the server had at any time on
 /// the way.
-fn a_pause_is_reached_behind_raised_settings(install: &'static Install) {
+fn a_copy_pauses_at_a_target_behind_raised_settings(install: &'static Install) {
     let (site, mut server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
     server.query("CREATE TABLE marks (n int)");
     site.backup();
@@ -147,7 +147,7 @@ fn a_pause_is_reached_behind_raised_settings(install: &'static Install) {
 }
 
 /// WAL of a PostgreSQL version that this release does not know: its pages begin with another number.
-fn wal_that_cannot_be_read_is_archived_and_said_loudly(install: &'static Install) {
+fn unreadable_wal_is_archived_with_a_warning(install: &'static Install) {
     let (site, server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
     server.query("CREATE TABLE marks (n int)");
     let backup = site.backup();

@@ -10,8 +10,8 @@ use rustix::process::Signal;
 topic! {
     with_postgres recovery_reaches_the_last_commit,
     edges get_wal_as_restore_command_reaches_the_last_commit,
-    edges a_daemon_killed_half_way_ends_recovery_without_promotion,
-    edges a_mount_gone_half_way_ends_recovery_without_promotion,
+    edges a_daemon_killed_during_recovery_ends_it_without_promotion,
+    edges a_mount_lost_during_recovery_ends_it_without_promotion,
     with_postgres a_restore_point_is_reached,
 }
 
@@ -95,7 +95,7 @@ fn with_event(site: &Site, command: &str, before: u32, event: &str) -> String {
     format!("echo >> {count}; test $(wc -l < {count}) -ne {before} || {{ {event}; }}; {command}")
 }
 
-fn a_daemon_killed_half_way_ends_recovery_without_promotion(install: &'static Install) {
+fn a_daemon_killed_during_recovery_ends_it_without_promotion(install: &'static Install) {
     let (site, primary) = site_with_work_after_the_backup(install);
     let mut mount = Mount::foreground(&site, &[]);
     let command = restore_command(&site, &mount);
@@ -106,7 +106,7 @@ fn a_daemon_killed_half_way_ends_recovery_without_promotion(install: &'static In
     assert_recovers_once_mounted_again(&site, mount, copy, &primary);
 }
 
-fn a_mount_gone_half_way_ends_recovery_without_promotion(install: &'static Install) {
+fn a_mount_lost_during_recovery_ends_it_without_promotion(install: &'static Install) {
     let (site, primary) = site_with_work_after_the_backup(install);
     let mut mount = Mount::foreground(&site, &[]);
     let command = restore_command(&site, &mount);

@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_gets_the_number_of_what_lacks() {
+    fn a_lack_of_resources_keeps_its_errno() {
         for errno in PASSED_ON.into_iter().filter(|errno| *errno != Errno::DQUOT) {
             assert_eq!(numbers(errno), [errno; 3]);
         }

@@ -245,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_opened_something_is_at_work_while_it_lives() {
+    fn a_visitor_counts_as_busy_while_its_process_lives() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let mut state = State::default();
         state.visit(Use::File, Caller(child.id()));
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_stands_for_its_process() {
+    fn a_thread_counts_as_its_process() {
         let (mut state, process) = std::thread::spawn(|| {
             let mut state = State::default();
             let thread = rustix::thread::gettid().as_raw_nonzero().get();
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn who_cannot_be_seen_counts_for_a_moment() {
+    fn an_invisible_process_counts_for_a_moment() {
         let mut state = State::default();
         state.visit(Use::File, Caller(0));
         assert!(state.is_busy());

@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_leaves_descriptors_to_the_others() {
+    fn a_warming_thread_holds_no_descriptors() {
         let here = tempfile::tempfile().unwrap();
         let list = || {
             let open = std::fs::read_dir("/proc/thread-self/fd").unwrap().flatten();

@@ -93,7 +93,7 @@ fn check(path: &Path, before: &[u8]) {
 }
 
 #[test]
-fn nobody_loses_what_he_wrote_beside_others() {
+fn concurrent_writers_lose_nothing() {
     let things = data_directory(1);
     let (fixture, mut daemon, clone) = cloned(&things);
     // The first file stays partly the backup's. The kernel reads and writes the second one directly.
@@ -142,7 +142,7 @@ fn a_large_directory_is_emptied_while_it_is_listed() {
 
 /// The owner of the repository may put links into it. Root's mount does not write to their targets.
 #[test]
-fn links_in_the_repository_lead_root_nowhere() {
+fn root_follows_no_links_in_the_repository() {
     let fixture = Fixture::new();
     fixture.archive(2, 2);
     fixture.archive(3, 3);

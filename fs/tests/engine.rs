@@ -63,7 +63,7 @@ fn the_layout_is_as_documented() {
 }
 
 #[test]
-fn raw_is_what_was_sent_and_its_wal() {
+fn raw_has_the_files_as_sent_and_their_wal() {
     let fixture = archived();
     let mut things = data_directory(1);
     things.push(("tablespace_map", Thing::File(b"16384 /srv/space\n".to_vec())));
@@ -282,7 +282,7 @@ fn only_what_can_be_started_is_shown() {
 }
 
 #[test]
-fn holes_are_known() {
+fn holes_are_found_by_seeking() {
     let fixture = archived();
     fixture.backup(&data_directory(1));
     let tree = Tree::of(&fixture.repository);
@@ -325,7 +325,7 @@ fn inode_numbers_are_the_same_in_another_process() {
 }
 
 #[test]
-fn latest_stays_with_its_backup_while_somebody_reads_it() {
+fn latest_stays_the_same_backup_while_it_is_read() {
     let fixture = archived();
     let first = fixture.backup(&data_directory(1));
     let tree = Tree::of(&fixture.repository);
@@ -348,7 +348,7 @@ fn latest_stays_with_its_backup_while_somebody_reads_it() {
 }
 
 #[test]
-fn what_is_read_is_not_deleted() {
+fn a_backup_being_read_is_not_deleted() {
     let fixture = archived();
     let backup = fixture.backup(&data_directory(1));
     let tree = Tree::of(&fixture.repository);
@@ -385,7 +385,7 @@ fn absence_is_proven_only_where_it_is_certain() {
 }
 
 #[test]
-fn wal_is_found_as_soon_as_it_is_there() {
+fn wal_is_found_as_soon_as_it_is_archived() {
     let fixture = Fixture::new();
     fixture.archive(2, 2);
     let tree = Tree::of(&fixture.repository);
@@ -400,7 +400,7 @@ fn wal_is_found_as_soon_as_it_is_there() {
 }
 
 #[test]
-fn damage_is_an_error_for_what_needs_it_alone() {
+fn damage_is_an_error_only_for_reads_that_need_it() {
     let fixture = archived();
     let things = data_directory(1);
     fixture.backup(&things);
@@ -449,7 +449,7 @@ fn flip_stored_copy_of(fixture: &Fixture, bytes: &[u8]) {
 }
 
 #[test]
-fn what_the_kernel_forgets_is_forgotten() {
+fn nodes_that_the_kernel_forgets_are_freed() {
     let fixture = archived();
     fixture.backup(&data_directory(1));
     let tree = Tree::of(&fixture.repository);

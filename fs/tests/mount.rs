@@ -95,7 +95,7 @@ fn ok(script: &str) -> String {
 }
 
 #[test]
-fn cp_copies_a_backup_as_it_is() {
+fn cp_copies_a_backup_exactly() {
     let fixture = archived();
     let things = data_directory(1);
     let id = fixture.backup(&things).id;
@@ -156,7 +156,7 @@ fn pages_are_read_at_random() {
 }
 
 #[test]
-fn what_comes_and_goes_is_seen_without_mounting_again() {
+fn new_and_removed_entries_are_seen_without_a_remount() {
     let fixture = archived();
     let first = fixture.backup(&data_directory(1));
     let mounted = Mounted::new(&fixture);
@@ -286,7 +286,7 @@ fn unmounting_from_outside_ends_serving() {
 }
 
 #[test]
-fn unmounting_does_not_wait_for_those_who_stand_in_it() {
+fn unmounting_does_not_wait_for_processes_inside() {
     let fixture = archived();
     let mut mounted = Mounted::new(&fixture);
     let mut inside = Command::new("sleep")
@@ -302,7 +302,7 @@ fn unmounting_does_not_wait_for_those_who_stand_in_it() {
 }
 
 #[test]
-fn what_somebody_else_has_mounted_since_stays() {
+fn a_later_mount_by_another_program_stays() {
     let fixture = archived();
     let mut mounted = Mounted::new(&fixture);
     let point = mounted.point.clone();
@@ -388,7 +388,7 @@ fn cached_bytes(path: &Path) -> Option<u64> {
 }
 
 #[test]
-fn the_next_segment_is_in_the_page_cache_before_it_is_asked_for() {
+fn the_next_segment_is_in_the_page_cache_before_it_is_read() {
     let fixture = Fixture::new();
     for number in 2..=6 {
         fixture.archive(number, number.into());
@@ -409,7 +409,7 @@ fn the_next_segment_is_in_the_page_cache_before_it_is_asked_for() {
 }
 
 #[test]
-fn extended_attributes_are_asked_for_once() {
+fn extended_attributes_are_requested_once() {
     let fixture = archived();
     fixture.backup(&data_directory(1));
     let mounted = Mounted::new(&fixture);

@@ -108,7 +108,7 @@ fn setting<'a>(conf: &'a str, name: &str) -> &'a str {
 }
 
 #[test]
-fn one_target_is_the_same_in_all_its_forms() {
+fn all_forms_of_a_target_are_one_directory() {
     let log = Log::new();
     log.backup(3);
     let tree = log.tree();
@@ -169,7 +169,7 @@ fn one_target_is_the_same_in_all_its_forms() {
 }
 
 #[test]
-fn what_is_listed_is_there_and_what_cannot_be_reached_is_not() {
+fn listed_targets_exist_and_unreachable_ones_do_not() {
     let log = Log::new();
     let (first, second) = (log.backup(3), log.backup(5));
     let tree = log.tree();
@@ -212,7 +212,7 @@ fn what_is_listed_is_there_and_what_cannot_be_reached_is_not() {
 }
 
 #[test]
-fn a_target_stays_with_its_backup_while_somebody_reads_it() {
+fn a_target_keeps_its_backup_while_it_is_read() {
     let log = Log::new();
     let first = log.backup(3);
     let tree = log.tree();
@@ -287,7 +287,7 @@ fn a_mount_point_that_cannot_be_written_leaves_self_contained_copies() {
 }
 
 #[test]
-fn a_clone_of_all_there_is_has_what_is_being_received() {
+fn a_clone_of_now_has_the_wal_being_received() {
     let log = Log::new();
     log.backup(3);
     let (last, bytes) = log.bytes(LAST + 1);
@@ -345,7 +345,7 @@ fn nameless_files(log: &Log) -> usize {
 }
 
 #[test]
-fn a_manifest_made_for_views_is_there_while_it_is_read() {
+fn a_generated_manifest_is_kept_while_it_is_read() {
     let log = Log::new();
     let mut things = without_configuration(3);
     things.push(("backup_manifest", support::manifest(&things)));
@@ -379,7 +379,7 @@ fn a_manifest_made_for_views_is_there_while_it_is_read() {
 }
 
 #[test]
-fn a_manifest_that_is_damaged_is_nothing_to_other_files() {
+fn a_damaged_manifest_affects_no_other_file() {
     let log = Log::new();
     let mut things = without_configuration(3);
     things.push(("backup_manifest", Thing::File(b"no manifest".to_vec())));
@@ -401,7 +401,7 @@ fn receive(log: &Log, number: u64, bytes: usize) -> SpoolFile {
 }
 
 #[test]
-fn what_is_being_received_is_shown_as_it_grows() {
+fn the_segment_being_received_is_shown_as_it_grows() {
     let log = Log::new();
     log.backup(3);
     let number = LAST + 1;

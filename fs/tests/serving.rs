@@ -26,7 +26,7 @@ fn let_go(daemon: &Daemon) {
 
 /// Data of a clone in one mount's kernel is no longer valid after another mount has served the clone.
 #[test]
-fn what_is_written_through_another_mount_is_seen_by_the_first() {
+fn the_first_mount_sees_writes_through_another() {
     let things = data_directory(1);
     let (fixture, first, clone) = cloned(&things);
     let second = Daemon::start(
@@ -85,7 +85,7 @@ fn what_is_written_through_another_mount_is_seen_by_the_first() {
 }
 
 #[test]
-fn what_was_written_is_there_after_unmounting_while_files_are_open() {
+fn writes_survive_unmounting_while_files_are_open() {
     // Writes are made durable every five seconds, and open files are served for five more seconds. The test writes
     // after the former and before the end of the latter.
     const BETWEEN: Duration = Duration::from_secs(3);
@@ -107,7 +107,7 @@ fn what_was_written_is_there_after_unmounting_while_files_are_open() {
 }
 
 #[test]
-fn a_clone_is_let_go_for_its_owner_and_nobody_else() {
+fn only_the_owner_can_have_a_clone_released() {
     let owner = attributes(0).uid;
     let (fixture, daemon, clone) = cloned(&data_directory(1));
     let all = std::fs::Permissions::from_mode(0o755);

@@ -122,18 +122,18 @@ fn run(command: &mut Command) -> String {
 }
 
 #[test]
-fn fsx_finds_nothing_for_root() {
+fn fsx_passes_for_root() {
     if rustix::process::geteuid().is_root() {
         exercise();
     }
 }
 
 #[test]
-fn fsx_finds_nothing_for_an_ordinary_user() {
+fn fsx_passes_for_an_ordinary_user() {
     if !rustix::process::geteuid().is_root() {
         return exercise();
     }
-    once_more("fsx_finds_nothing_for_an_ordinary_user", "fsx");
+    once_more("fsx_passes_for_an_ordinary_user", "fsx");
 }
 
 /// Runs a test that uses a tool again as an ordinary user.
@@ -236,7 +236,7 @@ impl Drop for Bound {
 }
 
 #[test]
-fn pjdfstest_finds_only_what_is_known_for_root() {
+fn pjdfstest_has_only_known_failures_for_root() {
     if rustix::process::geteuid().is_root() {
         let stage = Stage::new();
         let bound = Bound::new(&stage);
@@ -246,13 +246,13 @@ fn pjdfstest_finds_only_what_is_known_for_root() {
 
 /// An ordinary user cannot become another user, which most of its tests need.
 #[test]
-fn pjdfstest_finds_only_what_is_known_for_an_ordinary_user() {
+fn pjdfstest_has_only_known_failures_for_an_ordinary_user() {
     if !rustix::process::geteuid().is_root() {
         let stage = Stage::new();
         return compare_with_posix(&stage, &stage.clone, 80);
     }
     once_more(
-        "pjdfstest_finds_only_what_is_known_for_an_ordinary_user",
+        "pjdfstest_has_only_known_failures_for_an_ordinary_user",
         "pjdfstest",
     );
 }

@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_waited_for_is_said_with_its_time_and_its_remedy() {
+    fn the_checkpoint_notice_names_its_time_and_remedy() {
         let spread = Checkpoint {
             timeout: Some(Duration::from_secs(300)),
             target: 0.9,

@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_full_backup_can_do_without_is_no_failure() {
+    fn errors_that_a_full_backup_avoids_are_no_failure() {
         let damage = barmanfs_store::Error::damaged("Chunk ab", "It is gone");
         let full = barmanfs_store::Error::Full { path: "/r".into() };
         assert!(matches!(

@@ -376,7 +376,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sets_are_the_same_in_any_order_and_only_then() {
+    fn file_sets_are_equal_in_any_order_and_otherwise_differ() {
         let set = |names: &[&str]| {
             let mut set = FileSet::default();
             names.iter().for_each(|name| set.add(name.as_bytes()));

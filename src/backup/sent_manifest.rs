@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn notes_come_back_in_their_order() {
+    fn notes_are_read_in_their_order() {
         let mut writer = SentManifestWriter::new(tempfile::tempfile().unwrap());
         let files: Vec<SentFile> = (0..300)
             .map(|n| SentFile {

@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_must_be_what_is_listed() {
+    fn the_files_sent_must_match_the_manifest() {
         let sent: &[(&str, &[u8])] = &[("PG_VERSION", b"18\n"), ("base/5/1259", &[7; 8192])];
         let [version, class] = [listed("PG_VERSION", b"18\n"), listed("base/5/1259", &[7; 8192])];
         let wal = listed("pg_wal/archive_status/000000010000000000000001.done", b"");

@@ -237,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_is_told_in_one_line() {
+    fn an_error_is_reported_in_one_line() {
         let said = "psql:/srv/check.sql:3: NOTICE:  hm\npsql:/srv/check.sql:4: ERROR:  relation \"a\" does not exist\n\
                     LINE 1: SELECT * FROM a;\n                      ^\nSTATEMENT:  SELECT * FROM a;\n";
         assert_eq!(
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn the_relation_is_named_with_what_is_wrong() {
+    fn a_finding_names_its_relation() {
         let said = "heap table \"app.public.noise\", block 17, offset 3:\n    xmin 1 precedes\nbtree index \"app.public.i\":\n";
         assert_eq!(
             first_finding(said),

@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn beginning_and_end_are_kept() {
+    fn long_output_keeps_its_beginning_and_end() {
         assert_eq!(keep(&mut &b"short"[..]), "short");
         let long = format!("begin{}end", "x".repeat(100_000));
         let kept = keep(&mut long.as_bytes());

@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_private_and_goes_away() {
+    fn a_workspace_is_private_and_is_removed() {
         let (uid, gid) = (Uid::effective().as_raw(), nix::unistd::Gid::effective().as_raw());
         let workspace = Workspace::make(uid, gid).unwrap();
         for directory in [&workspace.path, &workspace.sockets(), &workspace.mount_point()] {
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_a_mount_that_stays_is_not_touched() {
+    fn files_in_a_remaining_mount_are_not_touched() {
         let workspace = Workspace::make(Uid::effective().as_raw(), 0).unwrap();
         let inside = workspace.mount_point().join("file");
         fs::write(&inside, "").unwrap();

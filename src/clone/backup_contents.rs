@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_server_makes_anew_is_left_out() {
+    fn files_that_a_server_recreates_are_left_out() {
         for (path, expected) in [
             ("PG_VERSION", Inclusion::Included),
             ("base/5/1259", Inclusion::Included),

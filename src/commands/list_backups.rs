@@ -166,7 +166,7 @@ mod tests {
     use insta::assert_snapshot;
 
     #[test]
-    fn boot_tests_have_a_column_where_there_was_one() {
+    fn boot_tests_have_a_column_if_there_was_one() {
         let mut good = boot_test();
         good.outcome = BootOutcome::Ok;
         let all = [Some(good), Some(boot_test()), None].map(|boot_test| ListedBackup {

@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_boot_test_is_told_with_its_reason() {
+    fn a_boot_test_is_shown_with_its_reason() {
         assert_eq!(
             about_the_test(&boot_test()),
             "2026-11-21 03:00:00+00, PostgreSQL 15.18, 4.20 s (catalogs, sql): \
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn one_of_a_clone_says_what_it_comes_from_and_how_it_starts() {
+    fn a_backup_of_a_clone_shows_its_origin_and_how_it_starts() {
         let mut backup = backup(BackupStatus::Done);
         backup.kind = BackupKind::Clone;
         backup.parent = Some("20261119T101500".parse().unwrap());
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_said_cannot_act_on_the_terminal() {
+    fn text_from_a_server_cannot_control_the_terminal() {
         let mut backup = backup(BackupStatus::Failed);
         backup.error = Some("gone\x1b[2J\nDONE".to_owned());
         assert!(shown(&backup, &[]).contains("gone\\u{1b}[2J\\nDONE"));

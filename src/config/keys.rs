@@ -242,7 +242,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn no_key_stands_in_two_lists() {
+    fn no_key_is_in_two_lists() {
         let lists = [GLOBAL, SERVER, SERVER_OR_GLOBAL];
         let all: Vec<&str> = lists
             .into_iter()

@@ -78,7 +78,7 @@ fn streaming_is_configured_as_in_barman() {
 }
 
 #[test]
-fn a_password_is_shown_by_no_formatter() {
+fn no_formatter_shows_a_password() {
     assert!(!format!("{:?}", parse(GOOD).unwrap()).contains("hunter2"));
 }
 
@@ -98,7 +98,7 @@ fn streaming_conninfo_wins_for_replication() {
 }
 
 #[test]
-fn every_key_of_the_table_is_obeyed() {
+fn every_key_of_the_table_has_an_effect() {
     for key in [
         "description",
         "conninfo",
@@ -117,7 +117,7 @@ fn every_key_of_the_table_is_obeyed() {
 }
 
 #[test]
-fn what_clones_may_take_is_read() {
+fn the_limits_of_clones_are_read() {
     let text = "[barmanfs]\nrepository = /r\nclone_max_size = 50G\nclone_max_count = 3\npath_prefix = /opt/pg/bin\n\
                 [a]\n[b]\nclone_max_size = 0\nclone_max_count = 7\npath_prefix =\n";
     let config = parse(text).unwrap();
@@ -198,7 +198,7 @@ fn text_that_is_not_utf8_is_an_error_with_its_line() {
 }
 
 #[test]
-fn the_users_file_comes_before_the_hosts_and_an_explicit_one_must_exist() {
+fn the_users_file_wins_over_the_hosts_and_an_explicit_one_must_exist() {
     let home = tempfile::tempdir().unwrap();
     std::fs::write(home.path().join(USER_FILE), "[barmanfs]\nrepository = /r\n").unwrap();
     assert_eq!(

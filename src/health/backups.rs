@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_month_without_a_backup_is_seen_without_any_key() {
+    fn a_month_without_a_backup_is_found_without_configuration() {
         let daily: Vec<i64> = (0..12).rev().map(|day| day * DAY).collect();
         assert_eq!(found(&taken(&daily), ""), []);
         let shifted = |by: i64| taken(&daily.iter().map(|ago| ago + by).collect::<Vec<_>>());
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_kept() {
+    fn configured_limits_are_checked() {
         let backups = taken(&[3 * DAY, 2 * DAY]);
         assert_eq!(found(&backups, "last_backup_maximum_age = 2 DAYS"), []);
         assert_eq!(

@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_word_counts() {
+    fn the_last_value_of_a_setting_counts() {
         let settings = "hot_standby = on\n# hot_standby = maybe\nhot_standby = OFF # why\nwork_mem = '1MB'\n";
         assert_eq!(last_value(settings, "hot_standby").as_deref(), Some("off"));
         assert_eq!(last_value(settings, "work_mem").as_deref(), Some("1mb"));

@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_being_written_is_read_again() {
+    fn a_file_being_written_is_read_again() {
         let torn = [&control(2)[..100], &control(1)[100..]].concat();
         let mut reads = [torn.clone(), torn, control(2)].into_iter();
         let read = read_by(|| Ok(reads.next().unwrap()), Path::new("pg_control"));
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_wrong_is_told() {
+    fn a_file_that_stays_wrong_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("pg_control");
         let mut bytes = control(0);

@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pid_file_tells_process_port_and_socket() {
+    fn a_pid_file_has_process_port_and_socket() {
         let text = "4711\n/mnt/backups/main/live/a\n1763700000\n25432\n/tmp\nlocalhost\n  1 2\nready   \n";
         let running = parse_pid_file(text).unwrap();
         assert_eq!((running.pid, running.port), (4711, 25432));
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_directory_is_seen_from_the_data_directory() {
+    fn a_relative_socket_directory_starts_at_the_data_directory() {
         let data = Path::new("/mnt/main/live/a");
         for (said, is) in [
             (".", "/mnt/main/live/a"),
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_nobody_waits_for_has_ended() {
+    fn a_zombie_has_ended() {
         let mut child = Command::new("true").spawn().unwrap();
         let pid = child.id().cast_signed();
         let until = Instant::now() + Duration::from_secs(10);

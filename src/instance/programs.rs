@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_read_as_postgres_says_them() {
+    fn versions_are_read_as_postgres_prints_them() {
         assert_eq!(
             major_of("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n"),
             Some(15)
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_must_fit() {
+    fn the_requested_programs_must_have_the_version() {
         let empty = tempfile::tempdir().unwrap();
         let error = Programs::find(15, Some(empty.path()), None).unwrap_err();
         assert_eq!(error.code(), 2);

@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_happens_at_the_target_stands_in_the_configuration() {
+    fn the_action_at_the_target_is_read_from_the_configuration() {
         let of = |action: &str, hot_standby: &str| {
             AtTarget::of(&format!(
                 "recovery_target_action = 'promote'\nrecovery_target_action = '{action}'\nhot_standby = {hot_standby}\n"

@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_under_such_a_name_leads_nowhere() {
+    fn removing_sockets_follows_no_link() {
         let elsewhere = tempfile::tempdir().unwrap();
         let socket = elsewhere.path().join(".s.PGSQL.5432");
         fs::write(&socket, "").unwrap();
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_is_not_there_is_named() {
+    fn a_missing_group_is_named() {
         let error = group("no such group").unwrap_err().to_string();
         assert!(error.contains("no such group"), "{error}");
         assert_eq!(group("0").unwrap().as_raw(), 0);

@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_is_too_wide_is_parted_between_words() {
+    fn a_table_that_is_too_wide_is_wrapped_between_words() {
         let mut table = Table::new(&[
             ("Clone", Align::Left),
             ("Target", Align::Left),

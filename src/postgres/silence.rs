@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_does_not_is_given_up() {
+    fn a_server_that_does_not_answer_is_given_up() {
         let mut silence = silent_for(LOOK_EVERY);
         silence.judge("server", Err(Error::Closed)).unwrap();
         silence.judge("server", Ok(())).unwrap();

@@ -287,14 +287,14 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_cut_or_unknown() {
+    fn refuses_truncated_and_unknown_messages() {
         for wrong in [&b""[..], b"w", &wal(1, b"")[..WAL_HEADER_BYTES - 1], b"k1", b"x"] {
             assert!(parse(wrong).is_err(), "{wrong:?}");
         }
     }
 
     #[test]
-    fn a_status_is_as_postgresql_reads_it() {
+    fn a_status_has_the_form_postgresql_reads() {
         let position = StreamPosition {
             written: Lsn(0x0102_0304_0506_0708),
             flushed: Lsn(0x11),

@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn grows_to_a_limit_and_begins_anew() {
+    fn the_delay_grows_to_a_limit_and_restarts() {
         let mut backoff = Backoff::default();
         let delays: Vec<Duration> = (0..100).map(|_| backoff.next()).collect();
         assert!(delays[0] <= FIRST && delays[0] >= FIRST * 3 / 4, "{delays:?}");

@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_left_timeline_is_the_servers_up_to_the_switch() {
+    fn the_server_has_an_ancestors_segments_up_to_the_switch() {
         let history = history();
         let server = server(&history);
         assert!(server.has(segment("000000010000000000000003")));
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn after_the_last_segment_of_a_timeline_comes_the_next_ones() {
+    fn the_last_segment_of_a_timeline_leads_to_the_next_timeline() {
         let history = history();
         let server = server(&history);
         let after = |name| server.after(segment(name)).to_string();
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn timelines_are_looked_through_from_the_newest() {
+    fn timelines_are_searched_from_the_newest() {
         let history = history();
         let found: Vec<_> = server(&history)
             .timelines()

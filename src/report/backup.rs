@@ -70,7 +70,7 @@ mod tests {
     use barmanfs_catalog::BackupStatus;
 
     #[test]
-    fn json_leaves_out_what_means_nothing_outside_the_repository() {
+    fn json_leaves_out_internal_fields() {
         let listed = ListedBackup {
             backup: backup(BackupStatus::Done),
             boot_test: Some(boot_test()),

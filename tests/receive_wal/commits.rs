@@ -14,8 +14,8 @@ const CLIENTS: u32 = 3;
 /// How long processes are killed; `BARMANFS_TEST_SECONDS` overrides it, and 120 is the full test.
 const USUAL_SECONDS: u64 = 15;
 
-pub(super) fn no_commit_that_returned_is_lost(install: &'static Install) {
-    let mut random = Random::new("no_commit_that_returned_is_lost");
+pub(super) fn no_acknowledged_commit_is_lost(install: &'static Install) {
+    let mut random = Random::new("no_acknowledged_commit_is_lost");
     let (site, mut server) = synchronous_site(install);
     let mut receiver = Receiver::start(&site);
     until("it is the synchronous standby", || {

@@ -48,7 +48,7 @@ pub(super) fn a_promoted_standby_is_followed(install: &'static Install) {
     standby.stop("fast");
 }
 
-pub(super) fn what_a_lost_primary_had_sent_is_kept(install: &'static Install) {
+pub(super) fn wal_of_a_lost_primary_is_kept(install: &'static Install) {
     let (site, mut primary) = streaming_site(install, STREAMING, "");
     fill(&primary, 1);
     let mut standby = standby_of(&site, &primary, install, "standby");

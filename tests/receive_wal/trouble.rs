@@ -48,7 +48,7 @@ pub(super) fn a_network_that_loses_messages_loses_no_wal(install: &'static Insta
 }
 
 /// A fork: nothing is mixed into the archive, and no received WAL is lost until a decision.
-pub(super) fn another_segment_in_the_archive_loses_nothing(install: &'static Install) {
+pub(super) fn a_different_segment_in_the_archive_loses_nothing(install: &'static Install) {
     let (site, server) = streaming_site(install, STREAMING, "");
     let receiver = Receiver::start(&site);
     until("it streams", || streams(&server).contains("streaming"));
@@ -92,7 +92,7 @@ pub(super) fn another_segment_in_the_archive_loses_nothing(install: &'static Ins
 }
 
 /// The repository's file system is full for a while: the server keeps the WAL that cannot be received.
-pub(super) fn a_full_disk_is_waited_out(install: &'static Install) {
+pub(super) fn receiving_waits_while_the_disk_is_full(install: &'static Install) {
     let site = Site::new();
     let disk = SmallDisk::mount(&site.make_directory("repository"), 24);
     let mut server = PgServer::init(install, &site.path("main"), &["--wal-segsize=1"]);
@@ -116,7 +116,7 @@ pub(super) fn a_full_disk_is_waited_out(install: &'static Install) {
     receiver.stop();
 }
 
-pub(super) fn after_a_gap_it_begins_anew_when_told(install: &'static Install) {
+pub(super) fn after_a_gap_receiving_restarts_on_request(install: &'static Install) {
     // Without a slot nothing keeps the WAL.
     let configuration = "archiver = off\nstreaming_archiver = on\n";
     let settings = "wal_keep_size = 0\nmin_wal_size = 2MB\nmax_wal_size = 4MB";

@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_of_blocks_is_what_a_set_of_numbers_is() {
+    fn block_sets_behave_like_sets_of_numbers() {
         let mut state = 7_u64;
         let mut random = move |below: u64| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn one_set_less_another() {
+    fn one_set_is_subtracted_from_another() {
         let (mut all, mut some) = (Blocks::default(), Blocks::default());
         all.insert(0..100);
         some.insert(3..70);

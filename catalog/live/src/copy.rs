@@ -91,7 +91,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     #[test]
-    fn holes_stay_holes_and_times_stay() {
+    fn a_copy_keeps_holes_and_times() {
         let directory = tempfile::tempdir().unwrap();
         let (from, to) = (directory.path().join("a"), directory.path().join("b"));
         for clone in [&from, &to] {

@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_or_unknown_is_refused() {
+    fn truncated_and_unknown_changes_are_refused() {
         for change in all() {
             let mut record = Vec::new();
             encode(&change, &mut record);

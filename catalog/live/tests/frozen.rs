@@ -41,7 +41,7 @@ fn frozen() -> PathBuf {
 }
 
 #[test]
-fn repositories_of_earlier_releases_are_read_and_gone_on_with() {
+fn repositories_of_earlier_releases_are_read_and_written() {
     let mut seen = 0;
     for entry in fs::read_dir(frozen()).unwrap() {
         let place = entry.unwrap().path();

@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_manifest() {
+    fn refuses_text_that_is_no_manifest() {
         let (files, ranges) = sample();
         let good = String::from_utf8(write(Some(SystemId(1)), &files, &ranges)).unwrap();
         for (from, to) in [
@@ -201,7 +201,7 @@ mod tests {
 
     /// The files can be checked, and the caller can report that something was skipped.
     #[test]
-    fn what_a_later_version_says_besides_is_passed_over() {
+    fn additions_of_later_versions_are_ignored() {
         let (files, ranges) = sample();
         let manifest = String::from_utf8(write(Some(SystemId(1)), &files, &ranges)).unwrap();
         let later = manifest.replacen("Version\": 2", "Version\": 3", 1).replacen(

@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_relative_to_the_file_they_stand_in() {
+    fn paths_are_relative_to_the_file_that_has_them() {
         let at = |path: &str, file: &str| {
             let found = location(path.as_bytes(), file.as_bytes());
             found.map(|path| String::from_utf8(path).unwrap())

@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn what_postgresql_would_not_write_is_refused() {
+    fn headers_postgresql_would_not_write_are_refused() {
         let (good, file_bytes) = header(9, &[1, 2]);
         let mut magic = good.clone();
         magic[0] ^= 1;

@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_it_cannot_use() {
+    fn refuses_files_it_cannot_use() {
         let good = sample(before_19(1300, 288));
         assert_eq!(
             ControlFile::parse(&good[..200]),

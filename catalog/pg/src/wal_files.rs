@@ -157,7 +157,7 @@ mod tests {
         BACKUP METHOD: streamed\nBACKUP FROM: primary\nLABEL: a\nSTART TIMELINE: 99\n";
 
     #[test]
-    fn backup_histories_go_with_their_names() {
+    fn backup_histories_must_match_their_names() {
         let name = "000000010000000000000009.00000028.backup";
         check(name, BACKUP.as_bytes()).unwrap();
         check("000000010000000000000009.00900028.backup", BACKUP.as_bytes()).unwrap();

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_at_the_beginning_or_behind_the_end_of_another_is_found() {
+    fn the_first_record_of_a_segment_is_found() {
         let mut bytes = segment(0, [2, 0]);
         put(&mut bytes, 40, 0xF0);
         assert_eq!(found(&bytes), Some((40, 0xF0)));
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_said_of_what_takes_an_unfinished_records_place_is_cut_or_empty() {
+    fn no_link_is_found_where_no_whole_record_begins() {
         let mut bytes = segment(0, [2 | 8, 0]);
         put(&mut bytes, 40, 0xF0);
         assert_eq!(found(&bytes), None);

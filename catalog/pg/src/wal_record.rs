@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_record_has_no_end() {
+    fn bytes_that_are_no_record_have_no_end() {
         assert_eq!(end(0x100_0028, 0), None);
         assert_eq!(end(0x100_0028, u32::MAX), None);
         assert_eq!(end(u64::MAX - 7, 114), None);

@@ -106,7 +106,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_time_is_told_in_seconds_and_in_microseconds() {
+    fn a_time_is_written_in_seconds_and_in_microseconds() {
         let value = json!({
             "end_time": "2026-11-20T10:15:00.250001Z",
             "began_at": null,

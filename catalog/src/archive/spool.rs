@@ -447,7 +447,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_beginning_agrees_wherever_it_is_cut_and_whatever_sectors_are_lost(
+        fn lost_sectors_and_cuts_still_agree(
             bytes in proptest::collection::vec(any::<u8>(), 1..4000),
             received in 0_usize..4000,
             lost in proptest::collection::vec(0_usize..8, 0..3),
@@ -466,7 +466,7 @@ mod tests {
         }
 
         #[test]
-        fn a_byte_that_is_another_is_noticed(
+        fn a_changed_byte_does_not_agree(
             bytes in proptest::collection::vec(any::<u8>(), 2..4000),
             at in any::<proptest::sample::Index>(),
             change in 1_u8..,
@@ -484,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn only_zeros_follow_what_was_received() {
+    fn only_zeros_follow_the_received_bytes() {
         assert!(agrees(0, b"ab\0\0", b"abcd"));
         assert!(!agrees(0, b"a\0c\0", b"abcd"), "zero amid what was received");
         assert!(!agrees(0, b"abcd", b"abc"), "more than there is now");

@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_role_is_met_once() {
+    fn each_role_of_a_chunk_is_met_once() {
         let set = ChunkSet::new().unwrap();
         let again = |as_base_only| Met::InThisRoleFirst { as_base_only };
         let id = ChunkId([7; 32]);

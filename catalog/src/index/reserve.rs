@@ -298,7 +298,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_given_up_in_steps_and_made_again() {
+    fn the_reserve_is_given_up_in_steps_and_made_again() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         assert!(!shorten(path).unwrap());
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_up_goes_to_the_catalogs_wal_and_then_to_a_spare_pack() {
+    fn given_up_space_goes_to_the_catalogs_wal_and_then_to_a_spare_pack() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         std::fs::create_dir(path.join(PACKS)).unwrap();
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn noise_takes_up_room_too() {
+    fn noise_has_the_length_asked_for() {
         let file = tempfile::tempfile().unwrap();
         write_noise(&file, 0, 3 * MIB + 5).unwrap();
         assert_eq!(file.metadata().unwrap().size(), 3 * MIB + 5);

@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_target_is_refused_with_the_reason() {
+    fn invalid_targets_are_refused_with_the_reason() {
         for (text, reason) in [
             ("", "no time"),
             (",exclusive", "no time"),

@@ -537,7 +537,7 @@ proptest! {
     #![proptest_config(ProptestConfig { max_shrink_iters: 40, failure_persistence: None, ..ProptestConfig::with_cases(24) })]
 
     #[test]
-    fn plans_are_what_postgresql_does(
+    fn plans_agree_with_a_model_of_postgresql(
         acts in proptest::collection::vec(act(), 5..60),
         missing in proptest::collection::vec(any::<proptest::sample::Index>(), 0..2),
         order: u64,
@@ -633,7 +633,7 @@ fn small_world() -> (World, Archive) {
 }
 
 #[test]
-fn a_catalog_of_the_layout_before_is_brought_up_to_date_when_it_is_opened() {
+fn opening_upgrades_a_catalog_of_the_previous_layout() {
     let (world, archive) = small_world();
     let specs = targets(&world);
     let Archive {
@@ -696,7 +696,7 @@ fn make_unread(archive: &Archive) -> u64 {
 }
 
 #[test]
-fn what_an_earlier_release_could_not_read_is_said_and_read_again() {
+fn wal_that_an_earlier_release_could_not_read_is_reported_and_read_again() {
     let (world, archive) = small_world();
     let specs = targets(&world);
     let before = answers(&archive.repository, &archive.server, &specs);
@@ -784,7 +784,7 @@ fn nothing_is_planned_past_a_start_with_minimal_wal() {
 }
 
 #[test]
-fn now_goes_on_into_the_segment_that_is_being_received() {
+fn now_includes_the_segment_being_received() {
     let (world, archive) = small_world();
     let now = || {
         archive
@@ -822,7 +822,7 @@ fn now_goes_on_into_the_segment_that_is_being_received() {
 
 /// A standby has only the beginning of the segment in which its backup stops: what follows needs the whole segment.
 #[test]
-fn a_standbys_own_wal_reaches_to_the_end_of_its_backup_only() {
+fn a_standbys_own_wal_only_reaches_the_end_of_its_backup() {
     let (world, _) = small_world();
     let model = &world.backups[0];
     let stop_in = number(Lsn(model.stop.0 - 1));
@@ -882,7 +882,7 @@ fn a_time_without_a_zone_is_read_in_the_servers() {
 }
 
 #[test]
-fn what_cannot_be_reached_is_explained() {
+fn unreachable_targets_are_explained() {
     let (world, archive) = small_world();
     let explain = |text: &str| {
         let reason = archive
@@ -926,7 +926,7 @@ fn what_cannot_be_reached_is_explained() {
 }
 
 #[test]
-fn a_segment_that_is_taken_out_again_leaves_no_trace() {
+fn a_segment_taken_out_leaves_no_trace() {
     let (world, archive) = small_world();
     let specs = targets(&world);
     let without = Archive::new();
@@ -965,7 +965,7 @@ fn a_segment_that_is_taken_out_again_leaves_no_trace() {
 }
 
 #[test]
-fn a_time_at_which_a_timeline_was_left_is_told_to_be_ambiguous() {
+fn a_time_at_which_a_timeline_ended_is_reported_as_ambiguous() {
     let end = |seconds| Act::End {
         commit: true,
         seconds,

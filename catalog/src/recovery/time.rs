@@ -502,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_misread_is_refused_with_the_reason() {
+    fn ambiguous_times_are_refused_with_the_reason() {
         for (text, reason) in [
             ("11/12/2026 10:00", "matter of taste"),
             ("11-12-2026", "matter of taste"),
@@ -538,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn a_zone_changes_its_clocks_as_postgresql_has_it() {
+    fn a_zone_changes_its_clocks_as_in_postgresql() {
         let paris = server_zone("Europe/Paris").unwrap();
         let moment = |text: &str| shown(parse(text).unwrap().resolve(&paris));
         // The clocks changed from 02:00 to 03:00, then from 03:00 to 02:00.
@@ -555,7 +555,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_shown_is_read_back(micros in -30_000_000_000_000_000_i64..250_000_000_000_000_000) {
+        fn the_shown_form_is_read_back(micros in -30_000_000_000_000_000_i64..250_000_000_000_000_000) {
             let target = TimeTarget::At(TimestampMicros::from_unix_micros(micros));
             prop_assert_eq!(parse(&target.to_string()), Ok(target));
             let local = Timestamp::from_microsecond(micros).unwrap();

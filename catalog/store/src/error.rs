@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_is_told_apart() {
+    fn a_full_disk_has_its_own_error() {
         let full = Error::io("write", Path::new("/r/packs/x"), io::Error::from_raw_os_error(28));
         assert!(matches!(full, Error::Full { .. }));
         assert_eq!(
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_what_was_stored_and_is_not_there_any_more() {
+    fn damage_means_stored_data_that_is_gone() {
         assert!(Error::damaged("Pack x", "y").is_damage());
         assert!(Error::MissingChunk(ChunkId([0; 32])).is_damage());
         assert!(Error::MissingPack(PackId([0; 16])).is_damage());

@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn maps_that_cannot_be_are_refused_in_json_too() {
+    fn impossible_maps_are_refused_in_json_too() {
         let segment = FileMap {
             size_bytes: 64 << 20,
             window_bytes: STREAM_WINDOW_BYTES,

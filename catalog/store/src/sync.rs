@@ -32,7 +32,7 @@ mod tests {
     use std::sync::Arc;
 
     #[test]
-    fn a_panic_takes_no_lock_away() {
+    fn a_panic_leaves_the_lock_usable() {
         let value = Arc::new((Mutex::new(1), RwLock::new(2)));
         let held = Arc::clone(&value);
         let panicked = std::thread::spawn(move || {

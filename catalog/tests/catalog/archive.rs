@@ -6,7 +6,7 @@ use barmanfs_pg::SystemId;
 use barmanfs_pg::wal_name::WalName;
 
 #[test]
-fn a_segment_reads_back_and_may_come_again() {
+fn a_segment_reads_back_and_may_arrive_again() {
     let f = fixture();
     let (name, bytes) = segment(1, SYSTEM, 1);
     assert!(matches!(
@@ -29,7 +29,7 @@ fn a_segment_reads_back_and_may_come_again() {
 }
 
 #[test]
-fn other_bytes_under_a_name_are_kept_aside_once() {
+fn different_bytes_under_a_name_are_quarantined_once() {
     let f = fixture();
     let (name, bytes) = segment(1, SYSTEM, 1);
     let (_, other) = segment(1, SYSTEM, 2);
@@ -55,7 +55,7 @@ fn other_bytes_under_a_name_are_kept_aside_once() {
 }
 
 #[test]
-fn what_is_not_the_segment_is_refused() {
+fn files_that_are_not_the_segment_are_refused() {
     let f = fixture();
     let (name, bytes) = segment(1, SYSTEM, 1);
     archive(&f.repository, &f.server, &name, &bytes).unwrap();
@@ -150,7 +150,7 @@ fn page_entry(archive: &barmanfs_catalog::WalArchive<'_>, name: &WalName) -> bar
 }
 
 #[test]
-fn many_at_once_agree_on_one() {
+fn concurrent_archivers_agree_on_one_file() {
     let f = fixture();
     let outcomes: Vec<WalOutcome> = std::thread::scope(|scope| {
         let handles: Vec<_> = (0..6)

@@ -39,7 +39,7 @@ fn a_backup_reads_back_and_waits_for_its_wal() {
 }
 
 #[test]
-fn a_second_backup_costs_its_changes() {
+fn a_second_backup_stores_only_changes() {
     let f = fixture();
     let first = back_up(&f.repository, &f.server, &files(1));
     let second = back_up(&f.repository, &f.server, &files(1));
@@ -67,7 +67,7 @@ fn a_second_backup_costs_its_changes() {
 /// Backups that take less than a second use the ids of the following seconds. A backup that is deleted meanwhile
 /// leaves a gap before them, which must not be filled.
 #[test]
-fn ids_tell_the_order_also_within_one_second_and_after_a_deletion() {
+fn ids_follow_the_order_within_a_second_and_after_a_deletion() {
     let f = fixture();
     let mut newest = back_up(&f.repository, &f.server, &files(1));
     for seed in 2..6 {
@@ -84,7 +84,7 @@ fn ids_tell_the_order_also_within_one_second_and_after_a_deletion() {
 }
 
 #[test]
-fn one_runs_at_a_time_and_shows_as_started() {
+fn one_backup_runs_at_a_time_and_is_shown_as_started() {
     let f = fixture();
     let run = begin(&f.repository, &f.server);
     let listed = f.repository.backups(&f.server).unwrap();
@@ -109,7 +109,7 @@ fn one_runs_at_a_time_and_shows_as_started() {
 }
 
 #[test]
-fn a_failed_backup_says_why_and_is_no_latest() {
+fn a_failed_backup_has_its_reason_and_is_not_the_latest() {
     let f = fixture();
     let run = begin(&f.repository, &f.server);
     put_files(&run, &files(1));
@@ -146,7 +146,7 @@ fn a_failed_backup_says_why_and_is_no_latest() {
 }
 
 #[test]
-fn a_killed_backup_shows_as_failed_and_is_settled_by_the_next() {
+fn a_killed_backup_is_shown_as_failed_and_recorded_by_the_next() {
     let f = fixture();
     let state = f.repository.path().join("running/main.json");
     let run = begin(&f.repository, &f.server);
@@ -199,7 +199,7 @@ fn a_killed_backup_can_be_deleted() {
 }
 
 #[test]
-fn a_name_stands_for_one_cluster() {
+fn a_server_name_belongs_to_one_cluster() {
     let f = fixture();
     back_up(&f.repository, &f.server, &files(1));
     let other = NewBackup {
@@ -216,7 +216,7 @@ fn a_name_stands_for_one_cluster() {
 }
 
 #[test]
-fn what_is_read_is_not_deleted_without_force() {
+fn a_backup_being_read_is_not_deleted_without_force() {
     let f = fixture();
     let backup = back_up(&f.repository, &f.server, &files(1));
     let guard = f.repository.reading(&backup).unwrap();
@@ -236,7 +236,7 @@ fn what_is_read_is_not_deleted_without_force() {
 }
 
 #[test]
-fn other_processes_see_what_changes() {
+fn other_processes_see_changes() {
     let f = fixture();
     let other = Repository::open(f.repository.path()).unwrap();
     let before = other.generation().unwrap();
@@ -289,7 +289,7 @@ fn an_incremental_backup_names_its_parent_and_does_not_need_it() {
 }
 
 #[test]
-fn what_cannot_be_incremental_starts_over_as_a_full_backup() {
+fn a_failed_incremental_starts_over_as_a_full_backup() {
     let f = fixture();
     let parent = back_up(&f.repository, &f.server, &files(1));
     let mut run = begin(&f.repository, &f.server);

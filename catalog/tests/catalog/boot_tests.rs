@@ -26,7 +26,7 @@ fn stored(f: &Fixture) -> usize {
 }
 
 #[test]
-fn the_newest_counts_whichever_comes_first() {
+fn the_newest_boot_test_counts_in_any_order_of_arrival() {
     let f = fixture();
     let backups = [1, 2].map(|seed| back_up(&f.repository, &f.server, &files(seed)));
     assert_eq!(f.repository.boot_test(&backups[0]).unwrap(), None);

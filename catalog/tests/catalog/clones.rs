@@ -40,7 +40,7 @@ fn sweep(repository: &Repository) -> u64 {
 }
 
 #[test]
-fn a_clone_is_there_when_it_is_finished_and_goes_as_a_whole() {
+fn a_clone_appears_when_it_is_finished_and_is_removed_as_a_whole() {
     let f = fixture();
     let backup = back_up(&f.repository, &f.server, &files(0));
     let draft = f
@@ -71,7 +71,7 @@ fn a_clone_is_there_when_it_is_finished_and_goes_as_a_whole() {
 }
 
 #[test]
-fn a_draft_that_is_given_up_leaves_nothing() {
+fn an_abandoned_draft_leaves_nothing() {
     let f = fixture();
     let backup = back_up(&f.repository, &f.server, &files(0));
     let draft = f.repository.begin_clone(description(&backup, "a"), &backup);
@@ -86,7 +86,7 @@ fn a_draft_that_is_given_up_leaves_nothing() {
 }
 
 #[test]
-fn what_a_clone_stands_on_survives_the_backup() {
+fn a_clones_base_survives_the_deletion_of_its_backup() {
     let f = fixture();
     let (wal, bytes) = segment(1, SYSTEM, 7);
     archive(&f.repository, &f.server, &wal, &bytes).unwrap();
@@ -169,7 +169,7 @@ fn commit(f: &Fixture, backup: &Backup) -> Backup {
 }
 
 #[test]
-fn a_backup_of_a_clone_is_none_of_the_servers() {
+fn a_backup_of_a_clone_is_not_one_of_the_server() {
     let f = fixture();
     let own = back_up(&f.repository, &f.server, &files(0));
     let committed = commit(&f, &own);
@@ -235,7 +235,7 @@ fn a_backup_of_a_clone_is_none_of_the_servers() {
 }
 
 #[test]
-fn a_commit_that_failed_is_no_failure_of_the_server() {
+fn a_failed_commit_is_not_a_failed_backup_of_the_server() {
     let f = fixture();
     let own = back_up(&f.repository, &f.server, &files(0));
     let writer = f.repository.writer("test commit").unwrap();

@@ -81,7 +81,7 @@ fn prepared() -> Fixture {
 }
 
 #[test]
-fn archiving_killed_between_pack_and_transaction() {
+fn archiving_killed_between_pack_and_transaction_loses_nothing() {
     let f = prepared();
     let before = Moment::of(&f, "before");
     let (name, bytes) = segment(2, SYSTEM, 2);

@@ -119,7 +119,7 @@ fn assert_mended(f: &Fixture, backups: &[(&Backup, u8)]) {
 }
 
 #[test]
-fn a_damaged_window_is_stored_anew_by_the_next_backup() {
+fn the_next_backup_stores_a_damaged_window_again() {
     let f = fixture();
     let first = back_up(&f.repository, &f.server, &files(0));
     flip(&f, window(&f, &first, LARGE));
@@ -129,7 +129,7 @@ fn a_damaged_window_is_stored_anew_by_the_next_backup() {
 }
 
 #[test]
-fn a_sweep_leaves_a_pack_whose_damage_is_stored_anew() {
+fn a_sweep_removes_a_damaged_place_once_its_chunk_is_stored_again() {
     let f = fixture();
     let first = back_up(&f.repository, &f.server, &files(0));
     let id = window(&f, &first, LARGE);
@@ -146,7 +146,7 @@ fn a_sweep_leaves_a_pack_whose_damage_is_stored_anew() {
 }
 
 #[test]
-fn what_a_rebuilt_catalog_knows_to_be_damaged_is_stored_anew_as_well() {
+fn a_rebuilt_catalog_still_has_damage_stored_again() {
     let f = fixture();
     let first = back_up(&f.repository, &f.server, &files(0));
     flip(&f, window(&f, &first, LARGE));
@@ -157,7 +157,7 @@ fn what_a_rebuilt_catalog_knows_to_be_damaged_is_stored_anew_as_well() {
 }
 
 #[test]
-fn a_damaged_listing_stops_neither_backups_nor_sweeps_for_good() {
+fn a_damaged_listing_is_mended_by_the_next_backup() {
     let f = fixture();
     let first = back_up(&f.repository, &f.server, &files(0));
     let entry = f.repository.trees().find(&root(&first), b"global");
@@ -172,7 +172,7 @@ fn a_damaged_listing_stops_neither_backups_nor_sweeps_for_good() {
 }
 
 #[test]
-fn a_damaged_piece_of_a_map_is_stored_anew() {
+fn a_damaged_piece_of_a_map_is_stored_again() {
     let f = fixture();
     let first = back_up(&f.repository, &f.server, &files(0));
     let Windows::Pieces(pieces) = map(&f, &first, LARGE).windows else {
@@ -185,7 +185,7 @@ fn a_damaged_piece_of_a_map_is_stored_anew() {
 }
 
 #[test]
-fn what_stands_on_a_damaged_base_reads_again_with_it() {
+fn deltas_of_a_damaged_base_read_again_when_it_is_stored_again() {
     let f = fixture();
     let first = back_up(&f.repository, &f.server, &files(0));
     let second = back_up(&f.repository, &f.server, &files(1));
@@ -196,7 +196,7 @@ fn what_stands_on_a_damaged_base_reads_again_with_it() {
 }
 
 #[test]
-fn what_stands_on_a_damaged_base_is_stored_anew_without_it() {
+fn a_delta_of_a_damaged_base_is_stored_again_without_the_base() {
     let f = fixture();
     let first = back_up(&f.repository, &f.server, &files(0));
     let second = back_up(&f.repository, &f.server, &files(1));
@@ -211,7 +211,7 @@ fn what_stands_on_a_damaged_base_is_stored_anew_without_it() {
 }
 
 #[test]
-fn a_damaged_base_is_stored_whole_whatever_it_resembles() {
+fn a_damaged_base_is_stored_again_whole() {
     let f = fixture();
     let file = |path: &str, flipped: u8| {
         let mut bytes = noise(3, 100_000);
@@ -234,7 +234,7 @@ fn a_damaged_base_is_stored_whole_whatever_it_resembles() {
 }
 
 #[test]
-fn a_damaged_segment_is_stored_anew_when_it_comes_again() {
+fn a_damaged_segment_is_stored_again_when_it_arrives_again() {
     let f = fixture();
     let (name, bytes) = segment(1, SYSTEM, 1);
     archive(&f.repository, &f.server, &name, &bytes).unwrap();
@@ -261,7 +261,7 @@ fn put_unchanged(run: &BackupRun, f: &Fixture, parent: &Backup) -> barmanfs_stor
 }
 
 #[test]
-fn an_incremental_backup_takes_over_nothing_damaged_and_can_be_a_full_one() {
+fn an_incremental_backup_reuses_nothing_damaged_and_may_become_full() {
     let f = fixture();
     let first = back_up(&f.repository, &f.server, &files(0));
     flip(&f, window(&f, &first, LARGE));
@@ -279,7 +279,7 @@ fn an_incremental_backup_takes_over_nothing_damaged_and_can_be_a_full_one() {
 }
 
 #[test]
-fn a_commit_takes_over_what_is_nowhere_else() {
+fn a_commit_reuses_damaged_data_that_is_nowhere_else() {
     let f = fixture();
     let first = back_up(&f.repository, &f.server, &files(0));
     let damaged = window(&f, &first, LARGE);
@@ -297,7 +297,7 @@ fn a_commit_takes_over_what_is_nowhere_else() {
 }
 
 #[test]
-fn a_place_that_reads_again_is_as_good_as_any() {
+fn a_damaged_place_that_reads_again_is_no_longer_damaged() {
     let f = fixture();
     let first = back_up(&f.repository, &f.server, &files(0));
     let (one, other) = (window(&f, &first, LARGE), window(&f, &first, CHANGING));
@@ -328,7 +328,7 @@ fn sweep(f: &Fixture) {
 }
 
 #[test]
-fn a_second_copy_is_read_and_becomes_the_one_that_stays() {
+fn a_good_second_copy_replaces_the_damaged_one() {
     let f = fixture();
     let run = begin(&f.repository, &"other".parse().unwrap());
     let first = back_up(&f.repository, &f.server, &files(0));
@@ -347,7 +347,7 @@ fn a_second_copy_is_read_and_becomes_the_one_that_stays() {
 }
 
 #[test]
-fn a_second_copy_of_what_only_deltas_stand_on_becomes_the_one_that_stays() {
+fn a_good_second_copy_of_a_base_replaces_the_damaged_one() {
     let f = fixture();
     let run = begin(&f.repository, &"other".parse().unwrap());
     let first = back_up(&f.repository, &f.server, &files(0));

@@ -79,7 +79,7 @@ fn remove_catalog(path: &Path) {
 }
 
 #[test]
-fn a_rebuild_gives_back_what_was_there() {
+fn a_rebuild_restores_the_whole_catalog() {
     let f = filled();
     let before = seen(&f.repository);
     remove_catalog(f.repository.path());
@@ -100,7 +100,7 @@ fn a_rebuild_gives_back_what_was_there() {
 }
 
 #[test]
-fn an_open_repository_notices() {
+fn an_open_repository_notices_a_rebuild() {
     let f = filled();
     let before = seen(&f.repository);
     let generation = f.repository.generation().unwrap();
@@ -152,7 +152,7 @@ fn writers_are_waited_for_by_name() {
 }
 
 #[test]
-fn what_killed_rebuilds_left_is_cleared_away() {
+fn leftovers_of_killed_rebuilds_are_removed() {
     let f = filled();
     let before = seen(&f.repository);
     let path = f.repository.path();
@@ -214,7 +214,7 @@ fn pack_of_backup_made_by(f: &Fixture, work: impl FnOnce()) -> PathBuf {
 }
 
 #[test]
-fn a_damaged_pack_is_named_the_rest_is_there_and_nothing_is_freed() {
+fn a_rebuild_names_a_damaged_pack_keeps_the_rest_and_frees_nothing() {
     let f = fixture();
     let (name, bytes) = segment(1, SYSTEM, 1);
     archive(&f.repository, &f.server, &name, &bytes).unwrap();
@@ -263,7 +263,7 @@ fn a_damaged_pack_is_named_the_rest_is_there_and_nothing_is_freed() {
 }
 
 #[test]
-fn a_rebuild_leaves_out_damage_alone() {
+fn a_rebuild_leaves_out_only_damaged_packs() {
     let f = filled();
     let before = seen(&f.repository);
     let path = f.repository.path();
@@ -305,7 +305,7 @@ fn packs_alone_are_a_repository() {
 }
 
 #[test]
-fn a_later_catalog_is_not_to_be_thrown_away() {
+fn a_later_catalog_is_refused_without_advising_a_rebuild() {
     let f = filled();
     let catalog = f.repository.path().join("catalog.sqlite");
     rusqlite::Connection::open(&catalog)
@@ -370,7 +370,7 @@ fn a_pack_whose_footer_was_lost_is_repacked_with_its_records() {
 }
 
 #[test]
-fn an_interrupted_backup_is_still_seen() {
+fn a_rebuild_keeps_an_interrupted_backup_visible() {
     let f = fixture();
     let run = begin(&f.repository, &f.server);
     put_files(&run, &files(1));

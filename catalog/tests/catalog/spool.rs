@@ -73,7 +73,7 @@ fn a_segment_goes_through_the_spool_into_the_archive() {
 }
 
 #[test]
-fn a_segment_that_is_not_whole_is_never_taken_for_one() {
+fn an_incomplete_segment_is_never_archived_as_complete() {
     let f = fixture();
     let spool = spool(&f);
     let file = receive(&spool, name(1), &bytes(1, 1)[..MESSAGE]);
@@ -83,7 +83,7 @@ fn a_segment_that_is_not_whole_is_never_taken_for_one() {
 }
 
 #[test]
-fn what_an_earlier_receiver_had_is_repeated_and_never_changed() {
+fn bytes_of_an_earlier_receiver_are_repeated_and_never_changed() {
     let f = fixture();
     let whole = bytes(1, 1);
     drop(receive(&spool(&f), name(1), &whole[..3 * MESSAGE]));
@@ -104,7 +104,7 @@ fn what_an_earlier_receiver_had_is_repeated_and_never_changed() {
 }
 
 #[test]
-fn a_lost_block_that_nobody_was_told_of_is_filled_in() {
+fn a_lost_unacknowledged_block_is_filled_in() {
     let f = fixture();
     let spool = spool(&f);
     let whole = bytes(1, 1);
@@ -120,7 +120,7 @@ fn a_lost_block_that_nobody_was_told_of_is_filled_in() {
 }
 
 #[test]
-fn one_process_receives_and_the_others_know_which() {
+fn only_one_process_receives_and_others_name_it() {
     let f = fixture();
     assert_eq!(f.repository.receiver(&f.server).unwrap(), None);
     let spool = spool(&f);
@@ -152,7 +152,7 @@ fn a_file_of_another_size_is_left_alone() {
 }
 
 #[test]
-fn a_partial_segment_goes_when_the_archive_has_all_of_it() {
+fn a_partial_segment_is_removed_when_the_archive_has_all_of_it() {
     let f = fixture();
     let whole = bytes(1, 1);
     drop(receive(&spool(&f), name(1), &whole[..MESSAGE]));
@@ -166,7 +166,7 @@ fn a_partial_segment_goes_when_the_archive_has_all_of_it() {
 }
 
 #[test]
-fn a_new_timeline_takes_over_what_the_old_one_had() {
+fn a_new_timeline_takes_over_the_received_bytes() {
     let f = fixture();
     let spool = spool(&f);
     let whole = bytes(1, 1);
@@ -192,7 +192,7 @@ fn a_new_timeline_takes_over_what_the_old_one_had() {
 }
 
 #[test]
-fn what_the_new_timeline_does_not_have_is_kept() {
+fn bytes_that_the_new_timeline_lacks_are_kept() {
     let f = fixture();
     let spool = spool(&f);
     let (old, new) = (bytes(1, 1), bytes(1, 2));
@@ -215,7 +215,7 @@ fn what_the_new_timeline_does_not_have_is_kept() {
 }
 
 #[test]
-fn a_segment_that_was_left_is_taken_over_at_once() {
+fn an_abandoned_segment_is_taken_over_at_once() {
     let f = fixture();
     let spool = spool(&f);
     let whole = bytes(1, 1);
@@ -268,7 +268,7 @@ fn a_partial_segment_without_content_leaves_no_trace() {
 }
 
 #[test]
-fn another_segment_in_the_archive_sends_this_one_into_quarantine() {
+fn a_different_segment_in_the_archive_sends_this_one_into_quarantine() {
     let f = fixture();
     let spool = spool(&f);
     let (received, archived) = (bytes(1, 1), bytes(1, 2));
@@ -302,7 +302,7 @@ fn the_last_segment_of_a_timeline_is_found() {
 
 /// Opening a pipe would wait forever.
 #[test]
-fn what_is_no_regular_file_is_refused_at_once() {
+fn files_that_are_not_regular_are_refused_at_once() {
     let f = fixture();
     let spool = spool(&f);
     let pipe = |file: &str| {

@@ -55,7 +55,7 @@ fn files(generation: u64) -> Files {
 }
 
 #[test]
-fn deleting_all_gives_the_space_back() {
+fn deleting_everything_frees_the_space() {
     let f = fixture();
     let backup = back_up(&f.repository, &f.server, &files(0));
     assert!(pack_bytes(&f.repository) > 2_000_000);
@@ -107,7 +107,7 @@ fn backups_deleted_in_any_order_leave_the_others_whole() {
 }
 
 #[test]
-fn a_writer_at_work_keeps_what_it_found() {
+fn a_running_writer_keeps_the_chunks_it_found() {
     let f = fixture();
     let first = back_up(&f.repository, &f.server, &files(0));
     let run = begin(&f.repository, &f.server);
@@ -137,7 +137,7 @@ fn on_condemned_packs(f: &Fixture) -> Backup {
 }
 
 #[test]
-fn a_backup_takes_over_nothing_of_a_tree_that_goes_while_it_runs() {
+fn a_backup_reuses_nothing_of_a_tree_deleted_while_it_runs() {
     let f = fixture();
     let second = on_condemned_packs(&f);
     let run = begin(&f.repository, &f.server);
@@ -150,7 +150,7 @@ fn a_backup_takes_over_nothing_of_a_tree_that_goes_while_it_runs() {
 }
 
 #[test]
-fn an_incremental_backup_takes_over_nothing_of_a_parent_that_goes_while_it_runs() {
+fn an_incremental_backup_reuses_nothing_of_a_parent_deleted_while_it_runs() {
     let f = fixture();
     let second = on_condemned_packs(&f);
     let mut run = begin(&f.repository, &f.server);
@@ -175,7 +175,7 @@ fn an_incremental_backup_takes_over_nothing_of_a_parent_that_goes_while_it_runs(
 }
 
 #[test]
-fn a_clone_in_the_making_keeps_what_it_stands_on() {
+fn a_clone_being_created_keeps_its_base() {
     let f = fixture();
     let second = on_condemned_packs(&f);
     let draft = f.repository.begin_clone(clone_of(&second), &second).unwrap();
@@ -187,7 +187,7 @@ fn a_clone_in_the_making_keeps_what_it_stands_on() {
 }
 
 #[test]
-fn a_writer_that_comes_later_stores_condemned_chunks_anew() {
+fn a_later_writer_stores_condemned_chunks_again() {
     let f = fixture();
     let first = back_up(&f.repository, &f.server, &files(0));
     let other = begin(&f.repository, &"other".parse().unwrap());
@@ -289,7 +289,7 @@ impl Monitor for PutBack {
 }
 
 #[test]
-fn packs_of_a_writer_killed_beside_a_sweep_count() {
+fn packs_of_a_writer_killed_during_a_sweep_are_kept() {
     for stage in ["Finding what is in use", "Freeing what is not in use"] {
         let f = fixture();
         let first = back_up(&f.repository, &f.server, &files(0));
@@ -335,7 +335,7 @@ fn packs_of_a_writer_killed_beside_a_sweep_count() {
 }
 
 #[test]
-fn an_orphan_seen_after_its_segment_came_again_changes_nothing() {
+fn an_orphan_adopted_after_its_segment_arrived_again_changes_nothing() {
     let f = fixture();
     let (first, first_bytes) = segment(1, SYSTEM, 1);
     archive(&f.repository, &f.server, &first, &first_bytes).unwrap();
@@ -475,7 +475,7 @@ fn all_are_whole(repository: &Repository, kept: &[(Backup, Files)]) {
 }
 
 #[test]
-fn dead_packs_go_before_anything_is_copied() {
+fn dead_packs_are_removed_before_anything_is_copied() {
     let Some(disk) = SmallDisk::of(66) else { return };
     let (repository, server) = disk.repository();
     let dead: Vec<_> = (0..5)
@@ -515,7 +515,7 @@ fn repacking_takes_the_room_of_one_pack() {
 }
 
 #[test]
-fn repacking_ends_where_the_space_does() {
+fn repacking_ends_when_the_disk_is_full() {
     let Some(disk) = SmallDisk::of(34) else { return };
     let (repository, server) = disk.repository();
     let kept = half_dead(&repository, &server, 0..5, 3);
@@ -539,7 +539,7 @@ fn repacking_ends_where_the_space_does() {
 }
 
 #[test]
-fn unfinished_packs_and_dead_locks_are_cleared_away() {
+fn unfinished_packs_and_dead_locks_are_removed() {
     let f = fixture();
     let packs = f.repository.path().join("packs");
     let left = packs.join("tmp-00112233445566778899aabbccddeeff.partial");
@@ -580,7 +580,7 @@ fn a_mark_that_cannot_see_everything_frees_nothing() {
 }
 
 #[test]
-fn sweeps_beside_writers_and_deletions_lose_nothing() {
+fn concurrent_sweeps_writers_and_deletions_lose_nothing() {
     let f = fixture();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {

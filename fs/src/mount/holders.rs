@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_proc_says_is_read() {
+    fn the_files_of_proc_are_read() {
         assert_eq!(
             mount_in("pos:\t0\nflags:\t0100000\nmnt_id:\t36\nino:\t4711\n"),
             Some(36)
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_found_by_what_it_has_of_a_mount() {
+    fn a_process_is_found_by_its_files_in_a_mount() {
         let mount = mount_of_link(Path::new("/proc/self/cwd")).unwrap().unwrap();
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let found = holder(child.id(), mount, "none").unwrap();

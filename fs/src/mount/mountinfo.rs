@@ -192,7 +192,7 @@ mod tests {
 40 39 0:53 / /mnt/twice ro - fuse.barmanfs barmanfs ro\n";
 
     #[test]
-    fn only_what_is_seen_at_a_path_counts() {
+    fn only_the_topmost_mount_at_a_path_counts() {
         let found = seen_at(TABLE, Path::new("/mnt/a b")).unwrap();
         assert_eq!((found.id, found.device.as_str()), (36, "0:50"));
         assert_eq!(
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_use_a_mount_is_read() {
+    fn the_owner_and_allow_other_are_read() {
         let line =
             b"41 25 0:53 / /mnt ro shared:2 - fuse.barmanfs barmanfs rw,user_id=112,group_id=5,allow_other";
         let (mounted, _) = parsed(line).unwrap();

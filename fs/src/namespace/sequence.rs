@@ -62,7 +62,7 @@ mod tests {
     const KIB: u64 = 1024;
 
     #[test]
-    fn a_sequential_reader_is_led_by_a_growing_distance() {
+    fn decoding_ahead_grows_with_sequential_reads() {
         let mut sequence = Sequence::default();
         let mut asked_to = 0;
         for n in 0..400_u64 {

@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn either_order_is_followed_and_nothing_is_named_twice() {
+    fn both_orders_are_followed_and_no_file_is_named_twice() {
         let siblings = siblings(20);
         // By name.
         assert_eq!(names(&siblings.opened(Ino(1000))), "");
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn no_order_and_strangers_name_nothing() {
+    fn unordered_and_unknown_files_name_nothing() {
         let siblings = siblings(20);
         for ino in [990, 985, 999, 981, 5, 995] {
             assert_eq!(names(&siblings.opened(Ino(ino))), "", "{ino}");
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_files_end_it() {
+    fn nothing_is_named_after_the_last_files() {
         let siblings = siblings(4);
         siblings.opened(Ino(1000));
         assert_eq!(names(&siblings.opened(Ino(999))), "cd");

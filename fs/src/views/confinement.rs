@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_version_is_told_only_what_it_knows() {
+    fn each_version_gets_only_settings_it_knows() {
         let names = |major| kept_to_itself(major).map(|(name, _)| name).collect::<Vec<_>>();
         assert!(names(13).contains(&"stats_temp_directory") && !names(13).contains(&"archive_library"));
         assert!(names(15).contains(&"promote_trigger_file") && names(15).contains(&"archive_library"));

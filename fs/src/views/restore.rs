@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn it_ends_with_1_only_on_proof() {
+    fn restore_command_returns_1_only_on_proof() {
         assert_eq!(
             restore_command(Path::new("/mnt/backups"), &main()).unwrap(),
             "m=\"/mnt/backups\"; test -e \"$m/.barmanfs/absent/main/%f\" && exit 1; \

@@ -35,16 +35,16 @@ const STEPS: u64 = 1500;
 
 /// Root may do everything, and its kernel reads and writes files directly.
 #[test]
-fn a_clone_does_as_ext4_for_root() {
+fn a_clone_behaves_like_ext4_for_root() {
     if rustix::process::geteuid().is_root() {
-        run("a_clone_does_as_ext4_for_root");
+        run("a_clone_behaves_like_ext4_for_root");
     }
 }
 
 /// Without root, all requests go through the daemon, and permissions are checked.
 #[test]
-fn a_clone_does_as_ext4_for_an_ordinary_user() {
-    let name = "a_clone_does_as_ext4_for_an_ordinary_user";
+fn a_clone_behaves_like_ext4_for_an_ordinary_user() {
+    let name = "a_clone_behaves_like_ext4_for_an_ordinary_user";
     if !rustix::process::geteuid().is_root() {
         return run(name);
     }

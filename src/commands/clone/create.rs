@@ -232,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_it_is_made_of_follows_the_name() {
+    fn the_origin_follows_the_clones_name() {
         assert_eq!(Of::Latest.to_string(), "");
         let id: BackupId = "20261120T101500".parse().unwrap();
         assert_eq!(Of::Backup(id).to_string(), "@backup=20261120T101500");
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_to_be_typed_is_quoted() {
+    fn suggested_commands_are_quoted() {
         assert_eq!(quoted("lsn:0-5A3F10C8,timeline=2"), "lsn:0-5A3F10C8,timeline=2");
         assert_eq!(quoted("name:it's"), "'name:it'\\''s'");
     }

@@ -230,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sudo_is_told_a_name_or_a_number() {
+    fn sudo_gets_a_name_or_a_number() {
         assert_eq!(for_sudo(0), "root");
         assert_eq!(for_sudo(4_000_000_007), "'#4000000007'");
     }

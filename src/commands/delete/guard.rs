@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_away_the_last_of_something_is_refused_without_force() {
+    fn deleting_the_last_of_something_is_refused_without_force() {
         let done = BackupStatus::Done;
         assert_eq!(refused(done, &remains(1, Some((2, 100))), 0, false), None);
         for (after, why) in [
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minimum_that_was_set_holds_with_force_too() {
+    fn a_configured_minimum_holds_with_force_too() {
         let after = remains(1, Some((2, 100)));
         for force in [false, true] {
             let why = refused(BackupStatus::Done, &after, 2, force).unwrap();

@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn timelines_part_where_one_leaves_the_other() {
+    fn timelines_branch_where_one_leaves_the_other() {
         let lines: Vec<String> = draw(&report(), Drawing::Unicode, None)
             .into_iter()
             .map(|line| line.text)
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn no_word_is_broken_where_lines_are_short() {
+    fn words_are_not_broken_in_short_lines() {
         let lines: Vec<String> = draw(&report(), Drawing::Ascii, Some(78))
             .into_iter()
             .map(|line| line.text)
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_restore_points_the_newest_are_drawn() {
+    fn the_newest_of_many_restore_points_are_drawn() {
         let mut report = report();
         let points = &mut report.timelines[0].restore_points;
         let point = points[0].clone();

@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_of_this_program_for_the_server_is_seen() {
+    fn a_call_of_this_program_for_the_server_is_recognised() {
         for ours in [
             "barmanfs wal-archive main %p",
             "/usr/local/bin/barmanfs wal-archive main %p",
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_loses_wal_is_told_apart() {
+    fn commands_that_lose_wal_are_distinguished() {
         for (command, expected) in [
             ("/bin/true", Call::Other),
             ("cp %p /archive/%f", Call::Other),

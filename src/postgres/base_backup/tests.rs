@@ -47,7 +47,7 @@ fn commands_are_spelled_for_each_version() {
 }
 
 #[test]
-fn only_a_server_that_can_is_asked_for_changes() {
+fn only_a_server_that_supports_it_is_asked_for_changes() {
     let options = BaseBackupOptions {
         incremental: true,
         ..BaseBackupOptions::default()
@@ -59,7 +59,7 @@ fn only_a_server_that_can_is_asked_for_changes() {
 }
 
 #[test]
-fn what_the_server_would_refuse_is_refused_before() {
+fn options_that_the_server_would_refuse_are_refused_first() {
     let refused = |version, options: BaseBackupOptions| {
         command(ServerVersion(version), &options)
             .map(drop)
@@ -336,7 +336,7 @@ fn wrong_page_checksums_come_with_the_result() {
 }
 
 #[test]
-fn a_standby_that_changes_its_timeline_spoils_the_backup() {
+fn a_timeline_change_of_a_standby_fails_the_backup() {
     let moved = modern_data()
         .rows(&["recptr", "tli"], &[&[Some("0/2000100"), Some("4")]])
         .end();
@@ -395,7 +395,7 @@ fn the_sinks_error_ends_the_backup() {
 }
 
 #[test]
-fn servers_that_do_not_keep_to_the_protocol_are_refused() {
+fn protocol_violations_are_refused() {
     let copy = || Script::default().start().copy();
     let cases = [
         ("data first", copy().piece(b'd', b"x"), "before its first archive"),

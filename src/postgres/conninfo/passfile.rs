@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_line_that_fits_wins_and_others_must_not_read_it() {
+    fn the_first_matching_line_wins_and_the_file_must_be_private() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("pass");
         std::fs::write(&path, "x:*:*:*:no\n*:*:*:*:first\n*:*:*:*:second").unwrap();

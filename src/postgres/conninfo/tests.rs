@@ -93,7 +93,7 @@ fn both_spellings_mean_the_same_as_to_libpq() {
 }
 
 #[test]
-fn wrong_strings_are_told_without_showing_values() {
+fn invalid_strings_are_reported_without_values() {
     let cases = [
         ("host=db geheim", "Missing \"=\""),
         ("host=db password='geheim", "Unterminated quoted string"),
@@ -196,7 +196,7 @@ fn a_misspelt_key_is_recognised() {
 }
 
 #[test]
-fn which_server_will_do() {
+fn target_session_attrs_and_load_balancing_are_read() {
     let target = |text| parsed(text).unwrap().target_session;
     assert_eq!(target(""), TargetSession::Any);
     assert_eq!(

@@ -347,7 +347,7 @@ fn a_server_sends_changes_since_the_manifest_it_is_shown() {
 }
 
 #[test]
-fn what_a_server_refuses_leaves_the_connection_for_a_full_backup() {
+fn a_refused_incremental_leaves_the_connection_usable() {
     for bin in summarizing_installations() {
         let server = summarizing_server(&bin);
         let (_, sink) = back_up(&server, &server.local(), &fast());
@@ -376,7 +376,7 @@ fn what_a_server_refuses_leaves_the_connection_for_a_full_backup() {
 }
 
 #[test]
-fn a_damaged_page_does_not_cost_the_backup() {
+fn a_damaged_page_does_not_fail_the_backup() {
     for bin in installations() {
         let server = filled_server(&bin);
         let relation = server.sql("SELECT pg_relation_filepath('plain')").unwrap();
@@ -406,7 +406,7 @@ fn a_damaged_page_does_not_cost_the_backup() {
 }
 
 #[test]
-fn a_server_that_goes_away_is_told_as_such() {
+fn a_server_that_disappears_is_reported_as_such() {
     /// Ends the connection as soon as data arrives.
     struct Cutter(Option<Interrupter>);
     impl BaseBackupSink for Cutter {

@@ -17,7 +17,7 @@ enum Expected {
 use Expected::{Encrypted, Fails, Plain};
 
 #[test]
-fn every_way_in() {
+fn every_authentication_method_works() {
     for bin in installations() {
         let server = Server::start(&bin);
         let directory = server.directory.path().display().to_string();
@@ -294,7 +294,7 @@ fn errors_leave_the_connection_usable() {
 }
 
 #[test]
-fn replication_commands() {
+fn replication_commands_work() {
     for bin in installations() {
         let server = Server::start(&bin);
         let mut connection = server.connect(&server.local(), Mode::Replication).unwrap();
@@ -365,7 +365,7 @@ fn replication_commands() {
 }
 
 #[test]
-fn a_silent_host_costs_the_connect_timeout_and_no_more() {
+fn a_silent_host_takes_only_the_connect_timeout() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();
     for mode in ["disable", "prefer"] {

@@ -115,7 +115,7 @@ fn report(server: &Server, stream: &mut WalStream<'_>, position: Lsn) {
 }
 
 #[test]
-fn what_a_server_cannot_send_is_an_error_and_the_connection_stays() {
+fn wal_that_a_server_cannot_send_is_an_error_on_a_usable_connection() {
     for bin in installations() {
         let server = Server::start(&bin);
         let mut connection = server.connect(&server.local(), Mode::Replication).unwrap();

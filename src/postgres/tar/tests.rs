@@ -92,7 +92,7 @@ fn read(archive: &[u8], end_blocks: EndBlocks, sizes: &[usize]) -> Result<Collec
 }
 
 #[test]
-fn members_come_out_as_they_went_in() {
+fn members_read_back() {
     let mut archive = member("backup_label", b"START WAL LOCATION: 0/2000028\n");
     archive.extend(header(b"./pg_wal/archive_status/", b'5', 0, b""));
     archive.extend(header(b"pg_tblspc/16384/", b'2', 0, b"/srv/fast"));
@@ -314,7 +314,7 @@ fn hostile_extensions_are_refused() {
 
 /// GNU tar as the reference: everything that it writes must be parsed as it is on disk.
 #[test]
-fn what_gnu_tar_writes_is_read() {
+fn archives_of_gnu_tar_are_read() {
     use std::os::unix::fs::MetadataExt;
     let directory = tempfile::tempdir().unwrap();
     let long = format!("{}/{}", "d".repeat(90), "f".repeat(150));
@@ -518,7 +518,7 @@ fn nothing_may_follow_the_end() {
 }
 
 #[test]
-fn the_sinks_error_comes_back_as_it_is() {
+fn the_sinks_error_is_returned_unchanged() {
     let mut sink = Collected {
         fail_at: Some(1),
         ..Collected::default()

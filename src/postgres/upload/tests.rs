@@ -81,7 +81,7 @@ fn all_bytes_are_sent_in_pieces() {
 }
 
 #[test]
-fn what_the_server_refuses_leaves_the_connection_usable() {
+fn a_refused_upload_leaves_the_connection_usable() {
     let (result, _, received) = run(&[COPY_IN, &refusal(), READY], &mut b"{}".as_slice());
     assert_eq!(copied(&received), (b"{}".to_vec(), b'c'));
     let error = result.unwrap_err();
@@ -96,7 +96,7 @@ fn what_the_server_refuses_leaves_the_connection_usable() {
 }
 
 #[test]
-fn a_manifest_that_cannot_be_read_is_given_up() {
+fn an_unreadable_manifest_ends_the_upload() {
     struct Broken;
     impl Read for Broken {
         fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
@@ -111,7 +111,7 @@ fn a_manifest_that_cannot_be_read_is_given_up() {
 }
 
 #[test]
-fn servers_that_do_not_keep_to_the_protocol_are_refused() {
+fn protocol_violations_are_refused() {
     for script in [&[COMPLETE, READY][..], &[COPY_IN, COPY_IN], &[COPY_IN]] {
         let (result, _, _) = run(script, &mut b"{}".as_slice());
         assert!(matches!(result, Err(UploadError::Server(error)) if error.sqlstate().is_none()));

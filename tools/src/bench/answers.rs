@@ -263,7 +263,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pgbench_says_how_fast_it_was() {
+    fn the_rate_is_read_from_pgbenchs_output() {
         let text = "transaction type: x\ninitial connection time = 1 ms\ntps = 250.5 (without initial connection time)\n";
         assert_eq!(transactions_per_second(text), Some(250.5));
         assert_eq!(transactions_per_second("tps = 0.0 (x)\n"), None);

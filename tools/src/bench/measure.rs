@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_of_this_process_is_seen() {
+    fn the_memory_of_this_process_is_measured() {
         assert!(peak_memory_bytes(std::process::id()).is_some_and(|bytes| bytes > 100 << 10));
         assert_eq!(peak_memory_bytes(u32::MAX), None);
     }

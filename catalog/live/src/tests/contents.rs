@@ -65,7 +65,7 @@ fn copied(stage: &Stage, clone: &LiveClone, path: &str) -> (std::fs::File, Vec<u
 }
 
 #[test]
-fn of_a_file_that_changed_a_little_only_that_is_read() {
+fn only_the_changed_blocks_of_a_file_are_read() {
     let stage = stage();
     let clone = stage.create();
     let table = id(&clone, TABLE);
@@ -91,7 +91,7 @@ fn of_a_file_that_changed_a_little_only_that_is_read() {
 }
 
 #[test]
-fn a_file_that_is_its_own_is_read_as_a_whole() {
+fn a_file_without_backup_data_is_read_whole() {
     let stage = stage();
     let clone = stage.create();
     let new = clone.create(clone.root(), b"new", NEW).unwrap().node;
@@ -119,7 +119,7 @@ fn holes_of_the_backup_are_holes_in_a_copy() {
 }
 
 #[test]
-fn whatever_was_done_to_a_file_it_is_stored_and_copied_as_it_reads() {
+fn a_changed_file_is_stored_and_copied_as_it_reads() {
     let mut state = 11_u64;
     let mut random = move |below: u64| {
         state = state
@@ -169,7 +169,7 @@ fn whatever_was_done_to_a_file_it_is_stored_and_copied_as_it_reads() {
 }
 
 #[test]
-fn what_root_makes_in_a_clone_is_its_owners() {
+fn files_that_root_makes_belong_to_the_clones_owner() {
     if !rustix::process::geteuid().is_root() {
         eprintln!("Only root can give files to others: not tried");
         return;

@@ -381,7 +381,7 @@ impl Run {
 
 /// `BARMANFS_LIVE_RUNS` sets the number of runs.
 #[test]
-fn what_was_synced_outlives_a_loss_of_power() {
+fn synced_data_survives_a_loss_of_power() {
     let runs = std::env::var("BARMANFS_LIVE_RUNS").map_or(20, |runs| runs.parse().unwrap());
     let mut done = BTreeMap::new();
     for seed in 1..=runs {
@@ -419,7 +419,7 @@ fn what_was_synced_outlives_a_loss_of_power() {
 }
 
 #[test]
-fn no_sync_is_answered_for_after_one_that_failed() {
+fn every_sync_of_a_file_fails_after_one_failed() {
     let run = Run::new(1);
     let clone = run.open().unwrap();
     let (failing, other) = (id(&clone, "lower05"), id(&clone, "lower06"));
@@ -444,7 +444,7 @@ fn no_sync_is_answered_for_after_one_that_failed() {
 }
 
 #[test]
-fn what_is_removed_while_others_are_flushed_is_not_missed() {
+fn a_file_removed_during_a_flush_is_no_error() {
     let run = Run::new(1);
     let clone = run.open().unwrap();
     for name in [b"a", b"b", b"c", b"d"] {

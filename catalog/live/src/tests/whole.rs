@@ -30,7 +30,7 @@ fn upper_files(stage: &Stage) -> usize {
 }
 
 #[test]
-fn nothing_is_copied_but_what_is_written() {
+fn only_written_blocks_are_copied() {
     let (stage, things) = stage();
     let clone = stage.create();
     let table = id(&clone, TABLE);
@@ -74,7 +74,7 @@ fn nothing_is_copied_but_what_is_written() {
 }
 
 #[test]
-fn times_follow_bytes_that_were_synced_alone() {
+fn a_flush_syncs_times_that_fdatasync_left_out() {
     let (stage, _) = stage();
     let clone = stage.create();
     let table = id(&clone, TABLE);
@@ -95,7 +95,7 @@ fn times_follow_bytes_that_were_synced_alone() {
 }
 
 #[test]
-fn a_file_that_was_written_as_a_whole_is_the_kernels() {
+fn a_completely_written_file_is_handed_to_the_kernel() {
     let (stage, _) = stage();
     let clone = stage.create();
     let small = id(&clone, "PG_VERSION");
@@ -117,7 +117,7 @@ fn a_file_that_was_written_as_a_whole_is_the_kernels() {
 }
 
 #[test]
-fn what_the_kernel_may_write_is_synced_though_somebody_else_is_still_closing_the_file() {
+fn a_file_the_kernel_writes_is_synced_while_another_user_closes_it() {
     let (stage, _) = stage();
     let clone = stage.create();
     let new = clone.create(clone.root(), b"new", NEW).unwrap().node;
@@ -175,7 +175,7 @@ fn a_file_without_a_name_lives_until_it_is_closed() {
 }
 
 #[test]
-fn what_is_left_of_files_is_removed_when_the_clone_is_opened() {
+fn opening_a_clone_removes_leftover_files() {
     let (stage, _) = stage();
     let clone = stage.create();
     let new = clone.create(clone.root(), b"new", NEW).unwrap().node;
@@ -192,7 +192,7 @@ fn what_is_left_of_files_is_removed_when_the_clone_is_opened() {
 }
 
 #[test]
-fn files_nobody_has_open_are_not_held_open() {
+fn closed_files_hold_no_descriptor() {
     let (stage, _) = stage();
     let clone = stage.create();
     let open_files = || {
@@ -229,7 +229,7 @@ fn files_nobody_has_open_are_not_held_open() {
 }
 
 #[test]
-fn a_clone_gets_no_larger_than_it_may() {
+fn a_clone_does_not_exceed_its_limit() {
     let (mut stage, things) = stage();
     stage.description.max_bytes = Some(200_000);
     let clone = stage.create();
@@ -282,7 +282,7 @@ fn a_clone_gets_no_larger_than_it_may() {
 }
 
 #[test]
-fn a_new_clone_has_what_it_is_given_and_not_what_is_hidden() {
+fn a_new_clone_has_added_entries_and_lacks_hidden_ones() {
     let (mut stage, _) = stage();
     let trees = stage.trees();
     let Some(Node::File(map)) = trees
@@ -370,7 +370,7 @@ fn another_clones_journal_is_refused() {
 }
 
 #[test]
-fn a_copied_clone_is_as_the_first_one_was_and_goes_its_own_way() {
+fn a_copied_clone_starts_equal_and_changes_alone() {
     let (stage, _) = stage();
     let clone = stage.create();
     let table = id(&clone, TABLE);
@@ -398,7 +398,7 @@ fn a_copied_clone_is_as_the_first_one_was_and_goes_its_own_way() {
 }
 
 #[test]
-fn what_was_looked_up_before_is_known_again_if_it_is_there() {
+fn a_reopened_clone_recalls_nodes_that_still_exist() {
     let (stage, things) = stage();
     let clone = stage.create();
     let (table, base) = (id(&clone, TABLE), id(&clone, "base"));
@@ -431,12 +431,12 @@ fn what_was_looked_up_before_is_known_again_if_it_is_there() {
 }
 
 #[test]
-fn many_at_work_at_once_do_not_disturb_each_other() {
+fn concurrent_users_do_not_disturb_each_other() {
     many_at_work_at_once(None);
 }
 
 #[test]
-fn nor_do_they_where_room_is_counted() {
+fn concurrent_users_under_a_limit_do_not_disturb_each_other() {
     many_at_work_at_once(Some(1 << 40));
 }
 
@@ -504,7 +504,7 @@ fn work_at_once(max_bytes: Option<u64>) {
 
 /// Whatever way a link takes to a place where PostgreSQL looks for a tablespace.
 #[test]
-fn no_name_makes_a_tablespace_outside_the_clone() {
+fn no_link_makes_a_tablespace_outside_the_clone() {
     let (stage, _) = stage();
     let clone = stage.create();
     let root = clone.root();

@@ -74,7 +74,7 @@ fn expected(wal: &SampleWal) -> SegmentIndex {
 }
 
 #[test]
-fn finds_what_a_segment_says() {
+fn finds_the_facts_of_a_segment() {
     let mut wal = SampleWal::new(Lsn(0x30_0000), SIZE);
     wal.say(&commit(5), 0);
     wal.say(&commit(3), 300);
@@ -263,7 +263,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn all_that_was_written_is_found(steps in prop::collection::vec(step(), 1..24)) {
+    fn every_fact_that_was_written_is_found(steps in prop::collection::vec(step(), 1..24)) {
         let wal = write(steps);
         let indexes: Vec<_> = wal.segments().iter().map(scan).collect();
         prop_assert_eq!(merged(&indexes), expected(&wal));

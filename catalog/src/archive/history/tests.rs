@@ -76,7 +76,7 @@ fn damage_first_chunk(pack: &Path) {
 }
 
 #[test]
-fn a_release_mixes_no_histories() {
+fn releasing_from_quarantine_mixes_no_histories() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("repository");
     let repository = Repository::create(&path, CreateOptions::default()).unwrap();
@@ -123,7 +123,7 @@ fn a_release_mixes_no_histories() {
 /// Archivers retry. If a file reveals a second fork and is sent again, it must not be attributed to the first fork,
 /// which was decided.
 #[test]
-fn a_file_that_comes_again_names_the_fork_it_showed() {
+fn a_file_that_arrives_again_names_the_fork_it_revealed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("repository");
     let repository = Repository::create(&path, CreateOptions::default()).unwrap();
@@ -155,7 +155,7 @@ fn a_file_that_comes_again_names_the_fork_it_showed() {
 }
 
 #[test]
-fn new_indexes_leave_both_histories_as_they_are() {
+fn reindexing_leaves_both_histories_unchanged() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("repository");
     let repository = Repository::create(&path, CreateOptions::default()).unwrap();
@@ -187,7 +187,7 @@ fn new_indexes_leave_both_histories_as_they_are() {
 /// A damaged segment must leave the archive, or the right one could never come. The other history's segment of that name
 /// stays.
 #[test]
-fn a_damaged_segment_leaves_its_own_archive_only() {
+fn a_damaged_segment_is_taken_from_its_own_history_only() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("repository");
     let repository = Repository::create(&path, CreateOptions::default()).unwrap();

@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_history_of_an_earlier_release_is_told_and_taken_out() {
+    fn a_bad_history_of_an_earlier_release_is_reported_and_taken_out() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("repository");
         let repository = Repository::create(&path, CreateOptions::default()).unwrap();

@@ -123,7 +123,7 @@ fn a_base_that_looks_like_a_trained_dictionary_is_not_used() {
 }
 
 #[test]
-fn what_does_not_go_together_is_refused() {
+fn mismatched_frames_are_refused() {
     let bytes = page_like(3 * BLOCK_BYTES, 6);
     let base = page_like(3 * BLOCK_BYTES, 7);
     let whole = encode_whole(&bytes, 1).bytes;

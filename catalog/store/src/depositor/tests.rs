@@ -45,7 +45,7 @@ fn text_window(seed: u64, changed: Option<usize>) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_put_reads_back_after_a_flush() {
+fn deposits_read_back_after_a_flush() {
     let store = TestStore::new();
     let depositor = store.depositor();
     let windows: Vec<_> = (0..40).map(|n| noise(n, 1000 + n as usize * 3001)).collect();
@@ -153,7 +153,7 @@ fn a_changed_window_is_a_delta_and_its_next_change_one_on_the_same_base() {
 }
 
 #[test]
-fn what_has_nothing_in_common_is_stored_whole() {
+fn windows_with_nothing_in_common_are_stored_whole() {
     let store = TestStore::new();
     let depositor = store.depositor();
     let first = put_one(&depositor, &text_window(1, None), None).chunk;
@@ -174,7 +174,7 @@ fn a_base_in_the_open_pack_is_not_used() {
 }
 
 #[test]
-fn condemned_chunks_are_stored_anew_and_no_base() {
+fn condemned_chunks_are_stored_again_and_are_no_base() {
     let store = TestStore::new();
     let depositor = store.depositor();
     let first = put_one(&depositor, &text_window(1, None), None).chunk;
@@ -199,7 +199,7 @@ fn condemned_chunks_are_stored_anew_and_no_base() {
 }
 
 #[test]
-fn a_damaged_base_does_not_spoil_what_is_stored_now() {
+fn a_damaged_base_does_not_damage_new_chunks() {
     let store = TestStore::new();
     let depositor = store.depositor();
     let first = put_one(&depositor, &text_window(1, None), None).chunk;
@@ -290,7 +290,7 @@ fn dropped_before_the_flush_it_leaves_nothing() {
 }
 
 #[test]
-fn a_full_disk_is_told_and_nobody_waits_for_ever() {
+fn a_full_disk_is_reported_and_no_thread_hangs() {
     let store = TestStore::new();
     let reader = Arc::clone(&store.reader);
     let packs = TestPacks::new(MemoryPacks::default());
@@ -319,7 +319,7 @@ fn a_full_disk_is_told_and_nobody_waits_for_ever() {
 }
 
 #[test]
-fn a_panic_in_an_answer_is_an_error_and_nobody_waits_for_ever() {
+fn a_panic_in_a_callback_is_an_error_and_no_thread_hangs() {
     let store = TestStore::new();
     let depositor = store.depositor();
     for n in 0..8 {

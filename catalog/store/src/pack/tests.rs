@@ -66,7 +66,7 @@ fn records() -> impl Strategy<Value = Vec<Record>> {
 
 proptest! {
     #[test]
-    fn a_pack_says_what_was_put_into_it(chunks in chunks(), records in records()) {
+    fn a_footer_lists_the_content_of_its_pack(chunks in chunks(), records in records()) {
         let storage = MemoryPacks::default();
         let closed = write(&storage, &chunks, &records);
         prop_assert_eq!(&closed.records, &records);
@@ -119,7 +119,7 @@ proptest! {
     }
 
     #[test]
-    fn a_footer_that_lies_under_a_right_checksum_is_refused(
+    fn a_false_footer_with_a_valid_checksum_is_refused(
         body in prop::collection::vec(any::<u8>(), 0..400),
     ) {
         let storage = MemoryPacks::default();
@@ -171,7 +171,7 @@ fn the_bytes_are_those_of_format_md() {
 }
 
 #[test]
-fn a_newer_pack_is_told_from_a_damaged_one() {
+fn a_newer_pack_is_distinguished_from_a_damaged_one() {
     let storage = MemoryPacks::default();
     let id = PackId([9; 16]);
     let header = encode_header(id, 2);
@@ -207,7 +207,7 @@ fn a_pack_under_another_name_is_refused() {
 }
 
 #[test]
-fn what_no_reader_accepts_is_not_written() {
+fn packs_that_readers_refuse_are_not_written() {
     let storage = MemoryPacks::default();
     let mut pack = PackWriter::begin(&storage).unwrap();
     let id = ChunkId::of(b"x");
@@ -281,7 +281,7 @@ fn a_full_pack_reads_back() {
 }
 
 #[test]
-fn a_pack_dropped_is_gone() {
+fn a_dropped_pack_is_gone() {
     let storage = MemoryPacks::default();
     let mut pack = PackWriter::begin(&storage).unwrap();
     let id = pack.id();

@@ -221,7 +221,7 @@ fn readers_of_one_chunk_wait_for_one_decode() {
 }
 
 #[test]
-fn a_failed_decode_is_told_to_all_who_wait_and_not_kept() {
+fn all_waiting_readers_get_a_decode_error_and_it_is_not_cached() {
     let store = store();
     let bytes = window(1);
     let pack = store.put(&[(&bytes, None)]);
@@ -298,7 +298,7 @@ fn a_pack_that_is_gone_is_looked_for_once_more() {
 }
 
 #[test]
-fn damage_in_a_base_is_damage_of_what_stands_on_it() {
+fn damage_in_a_base_is_damage_of_its_deltas() {
     let store = store();
     let base = window(1);
     let mut bytes = base.clone();
@@ -319,7 +319,7 @@ fn damage_in_a_base_is_damage_of_what_stands_on_it() {
 }
 
 #[test]
-fn an_index_that_lies_is_found_out() {
+fn a_wrong_index_is_detected() {
     let store = store();
     let (one, other) = (noise(1, NOISE_BYTES), noise(2, NOISE_BYTES));
     store.put(&[(&one, None), (&other, None)]);

@@ -190,7 +190,7 @@ proptest! {
 
     /// A tree reads back, and writing the same again adds nothing at all.
     #[test]
-    fn a_tree_reads_back_and_again_costs_nothing(model in model()) {
+    fn a_tree_reads_back_and_storing_it_again_adds_nothing(model in model()) {
         let store = TestStore::new();
         let (totals, _) = write_in_order(&store, None, &model);
         let tree = TreeReader::new(Arc::clone(&store.reader));
@@ -395,7 +395,7 @@ fn a_large_directory_has_pages_and_a_new_file_changes_one() {
 }
 
 #[test]
-fn directories_left_are_written_when_memory_is_short_and_can_be_entered_again() {
+fn directories_can_be_entered_again_after_they_were_written_out() {
     let store = TestStore::new();
     let tree = TreeReader::new(Arc::clone(&store.reader));
     let mut model = ModelTree::new();
@@ -412,7 +412,7 @@ fn directories_left_are_written_when_memory_is_short_and_can_be_entered_again() 
 }
 
 #[test]
-fn a_path_that_comes_twice_is_refused_also_when_its_directory_was_written_out() {
+fn a_repeated_path_is_refused_even_after_its_directory_was_written_out() {
     let empty = || Model::File(Vec::new());
     let cases: [(&str, Model, &str, Model); 7] = [
         ("a/b", empty(), "a/b", empty()),
@@ -444,7 +444,7 @@ fn a_path_that_comes_twice_is_refused_also_when_its_directory_was_written_out() 
 }
 
 #[test]
-fn what_cannot_be_stored_is_refused_by_name() {
+fn paths_that_cannot_be_stored_are_refused_by_name() {
     let store = TestStore::new();
     let tree = TreeWriter::begin(store.depositor(), None, TreeOptions::default());
     let error = |result: Result<()>| result.unwrap_err().to_string();
@@ -494,7 +494,7 @@ fn a_previous_tree_that_cannot_be_read_only_costs_space() {
 }
 
 #[test]
-fn chunks_of_a_tree_are_all_it_needs() {
+fn the_chunks_of_a_tree_are_complete() {
     let store = TestStore::new();
     let tree = TreeReader::new(Arc::clone(&store.reader));
     let mut model = ModelTree::new();

@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_postgresql_refuses_in_a_copy_is_of_no_use() {
+    fn a_key_that_postgresql_refuses_is_not_usable() {
         for (text, mode, expected) in [
             ("-----BEGIN PRIVATE KEY-----", 0o600, true),
             ("-----BEGIN PRIVATE KEY-----", 0o640, false),
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn words_that_say_no_are_known() {
+    fn all_words_for_off_are_known() {
         for (value, off) in [
             ("off", true),
             ("OF", true),

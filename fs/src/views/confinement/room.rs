@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_too_small_is_set() {
+    fn only_settings_that_are_too_small_are_set() {
         for (segment_mib, set, expected) in [
             (16, "", ""),
             (64, "", "min_wal_size=320MB"),
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_room_for_the_origins_that_have_a_state() {
+    fn settings_have_room_for_the_stored_replication_origins() {
         for (entries, set, major, expected) in [
             (0, "", 15, ""),
             (15, "", 15, "max_replication_slots=115"),

@@ -102,7 +102,7 @@ fn a_healthy_server_raises_no_alarm_however_long_it_is_idle() {
 }
 
 #[test]
-fn what_the_server_has_completed_since_the_backup_is_required() {
+fn segments_completed_since_the_backup_are_required() {
     let mut facts = healthy();
     let required = |facts: &Facts| {
         let here = facts.here.as_ref().unwrap();
@@ -129,7 +129,7 @@ fn what_the_server_has_completed_since_the_backup_is_required() {
 }
 
 #[test]
-fn what_the_server_says_it_archived_must_be_here() {
+fn segments_reported_as_archived_must_be_here() {
     let mut facts = healthy();
     here(&mut facts).has_last_archived = false;
     assert_eq!(found(&facts), [(ARCHIVED, State::Failed)]);
@@ -165,7 +165,7 @@ fn a_segment_is_missed_a_minute_after_it_was_completed() {
 }
 
 #[test]
-fn without_times_the_number_decides() {
+fn without_times_the_number_of_segments_decides() {
     let mut facts = healthy();
     facts.pg_wal = None;
     for (count, expected) in [(1, None), (2, Some(State::Warning)), (16, Some(State::Failed))] {
@@ -195,7 +195,7 @@ fn a_command_that_is_not_ours_is_a_warning_unless_wal_is_streamed() {
 }
 
 #[test]
-fn what_waits_for_the_command_is_seen() {
+fn segments_that_wait_for_the_command_are_found() {
     let mut facts = healthy();
     let ready = |since| Ready {
         count: 3,
@@ -214,7 +214,7 @@ fn what_waits_for_the_command_is_seen() {
 }
 
 #[test]
-fn a_standby_archives_only_always() {
+fn a_standby_archives_only_with_archive_mode_always() {
     let mut facts = healthy();
     facts.in_recovery = true;
     facts.settings.archive_command = "/bin/true".to_owned();
@@ -228,7 +228,7 @@ fn a_standby_archives_only_always() {
 }
 
 #[test]
-fn off_is_wrong_unless_nothing_is_expected() {
+fn archive_mode_off_fails_unless_no_archiver_is_configured() {
     let mut facts = healthy();
     facts.settings.archive_mode = "off".to_owned();
     facts.settings.archive_command = "(disabled)".to_owned();
@@ -246,7 +246,7 @@ fn off_is_wrong_unless_nothing_is_expected() {
 }
 
 #[test]
-fn a_timeline_that_the_archive_does_not_know_is_seen() {
+fn a_timeline_that_the_archive_lacks_is_found() {
     let mut facts = healthy();
     facts.timeline = TimelineId(2);
     let history = format!("1\t0/{:X}\tno recovery target specified\n", 8 * (16 << 20) + 5000);
@@ -268,7 +268,7 @@ fn a_timeline_that_the_archive_does_not_know_is_seen() {
 }
 
 #[test]
-fn before_the_first_segment_nobody_knows() {
+fn without_any_segment_continuity_is_unproven() {
     let mut facts = healthy();
     facts.here = Some(Here {
         has_history: true,

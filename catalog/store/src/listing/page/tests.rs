@@ -117,7 +117,7 @@ fn bytes_are_as_the_format_says() {
 }
 
 #[test]
-fn what_a_reader_must_refuse_is_refused() {
+fn invalid_pages_are_refused() {
     let good = page_bytes(&samples(), 4);
     assert!(reason(b"other", &good).contains("begins with \"dir\" instead of \"other\""));
     assert!(reason(b"dir", &good[..good.len() - 1]).contains("ends within an entry"));
@@ -176,7 +176,7 @@ fn maps_that_do_not_fit_their_size_are_refused() {
 }
 
 #[test]
-fn nothing_is_written_that_no_reader_accepts() {
+fn entries_that_readers_refuse_are_not_written() {
     let link = Node::Symlink(b"t".to_vec());
     assert!(encode_entry(b"..", &ATTRIBUTES, &link).is_err());
     assert!(
@@ -208,7 +208,7 @@ fn nothing_is_written_that_no_reader_accepts() {
 }
 
 #[test]
-fn names_that_end_no_page_do_not_make_it_grow_for_ever() {
+fn a_page_ends_at_its_largest_size_whatever_the_names() {
     let name = (0..)
         .map(|n| format!("{n}").into_bytes())
         .find(|name| !crc32c::crc32c(name).is_multiple_of(256))

@@ -184,7 +184,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_chain_of_incrementals_is_what_full_backups_would_have_been(
+    fn a_chain_of_incrementals_equals_full_backups(
         first in prop::collection::btree_map(0..4_u8, prop::collection::vec(seeds(), 0..80), 1..4),
         chain in prop::collection::vec(prop::collection::btree_map(0..4_u8, step(), 0..4), 1..6),
     ) {
@@ -226,7 +226,7 @@ fn large() -> (TestStore, Files, DirectoryRef) {
 }
 
 #[test]
-fn a_large_file_changes_in_one_piece() {
+fn a_change_in_a_large_file_changes_one_piece() {
     let (store, files, root) = large();
     let step = Step::Incremental {
         truncation: files[&0].len() / BLOCK,
@@ -239,7 +239,7 @@ fn a_large_file_changes_in_one_piece() {
 }
 
 #[test]
-fn a_large_file_that_did_not_change_is_taken_over_as_it_is() {
+fn an_unchanged_large_file_is_copied_by_reference() {
     let (store, files, root) = large();
     let before = store.index.chunks.lock().unwrap().len();
     let totals = compose(&store, &root, &files, &BTreeMap::new()).unwrap();
@@ -306,7 +306,7 @@ fn impossible_blocks_are_refused() {
 }
 
 #[test]
-fn a_large_file_is_cut_and_grows_again_across_pieces() {
+fn a_large_file_is_truncated_and_grows_across_pieces() {
     let (store, mut files, mut root) = large();
     let piece = PIECE_WINDOWS * 4;
     for (truncation, blocks) in [
