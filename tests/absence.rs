@@ -42,7 +42,7 @@ fn assert_not_proven(site: &Site, name: &str) {
     let run = site.barmanfs(&["get-wal", "main", name]);
     assert!(
         run.code().is_some_and(|code| code >= TROUBLE),
-        "{name} is taken for absent: {run}"
+        "{name} counts as absent: {run}"
     );
     let mount = Mount::new(site);
     let proof = mount.path(&format!(".barmanfs/absent/main/{name}"));

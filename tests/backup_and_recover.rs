@@ -162,7 +162,7 @@ fn an_interrupted_backup_is_failed_and_the_next_one_succeeds(install: &'static I
     assert_eq!(failed["status"], "FAILED", "{failed}");
     assert!(
         failed["error"].as_str().is_some_and(|error| error.len() > 10),
-        "The reason is told: {failed}"
+        "The reason is shown: {failed}"
     );
 
     let mount = Mount::new(&site);
@@ -186,13 +186,13 @@ fn a_copy_without_configuration_files_starts(install: &'static Install) {
     fill(&primary, 1);
     start_as_on_debian(&site, &mut primary);
     let etc = site.path("etc");
-    let told =
+    let files =
         ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"].map(|name| etc.join(name).display().to_string());
-    let told = told.each_ref().map(String::as_str);
+    let files = files.each_ref().map(String::as_str);
     site.barmanfs(&["backup", "main", "--fast-checkpoint"])
         .ok()
-        .says(&told);
-    site.barmanfs(&["check", "main"]).says(&told).says(&["WARNING"]);
+        .says(&files);
+    site.barmanfs(&["check", "main"]).says(&files).says(&["WARNING"]);
     let mount = Mount::new(&site);
     let mut copy = PgServer::on(install, &site.copy(&mount.path("main/latest"), "copy"));
     // Only local users can connect to such a copy, and only under their own name. So the test reads its log.

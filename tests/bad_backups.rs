@@ -44,8 +44,8 @@ fn damaged_backup(site: &Site, server: &PgServer) -> String {
 
 /// The status and the hint of one line of `check --json`.
 #[track_caller]
-fn check_line(told: &Run, name: &str) -> (String, String) {
-    let line = crate::common::site::check_line(told, name);
+fn check_line(checked: &Run, name: &str) -> (String, String) {
+    let line = crate::common::site::check_line(checked, name);
     let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
     (text("status"), text("hint"))
 }
@@ -76,11 +76,14 @@ fn a_damaged_backup_does_not_count_as_redundancy(install: &'static Install) {
     site.barmanfs(&["delete", "main", "oldest", "--force"])
         .refused(1)
         .says(&["minimum_redundancy is 1", "0 complete would be left"]);
-    let told = site.barmanfs(&["check", "main", "--json"]);
-    assert_eq!(check_line(&told, "minimum redundancy requirements").0, "OK");
+    let checked = site.barmanfs(&["check", "main", "--json"]);
+    assert_eq!(check_line(&checked, "minimum redundancy requirements").0, "OK");
     site.write_config_of(&server, "minimum_redundancy = 2\n");
-    let told = site.barmanfs(&["check", "main", "--json"]);
-    assert_eq!(check_line(&told, "minimum redundancy requirements").0, "FAILED");
+    let checked = site.barmanfs(&["check", "main", "--json"]);
+    assert_eq!(
+        check_line(&checked, "minimum redundancy requirements").0,
+        "FAILED"
+    );
     site.write_config_of(&server, "minimum_redundancy = 1\n");
     site.barmanfs(&["delete", "main", &bad])
         .ok()
@@ -91,8 +94,8 @@ fn a_damaged_backup_does_not_count_as_redundancy(install: &'static Install) {
 fn check_fails_while_the_newest_backup_is_damaged(install: &'static Install) {
     const NAME: &str = "damage of backups";
     let (site, server, good, bad) = site_with_a_damaged_backup(install);
-    let told = site.barmanfs(&["check", "main", "--json"]).ok();
-    assert_eq!(check_line(&told, NAME).0, "OK");
+    let checked = site.barmanfs(&["check", "main", "--json"]).ok();
+    assert_eq!(check_line(&checked, NAME).0, "OK");
     site.barmanfs(&["verify"]).refused(3);
 
     let remedy = [NAME, &bad, "verify main", "backup main --incremental never"];
@@ -100,8 +103,8 @@ fn check_fails_while_the_newest_backup_is_damaged(install: &'static Install) {
     site.barmanfs(&["check", "main", "--nagios"])
         .refused(2)
         .says(&[NAME]);
-    let told = site.barmanfs(&["check", "main", "--json"]).refused(3);
-    assert_eq!(check_line(&told, NAME).0, "FAILED");
+    let checked = site.barmanfs(&["check", "main", "--json"]).refused(3);
+    assert_eq!(check_line(&checked, NAME).0, "FAILED");
 
     let listed = site.ok(&["list-backups", "main"]);
     let line = |id: &str| listed.lines().find(|line| line.contains(id)).unwrap().to_owned();
@@ -133,8 +136,8 @@ fn check_fails_while_the_newest_backup_is_damaged(install: &'static Install) {
     // reported any more.
     site.ok(&["backup", "main", "--fast-checkpoint", "--incremental", "never"]);
     server.archive_current_segment();
-    let told = site.barmanfs(&["check", "main", "--json"]).ok();
-    assert_eq!(check_line(&told, NAME).0, "OK");
+    let checked = site.barmanfs(&["check", "main", "--json"]).ok();
+    assert_eq!(check_line(&checked, NAME).0, "OK");
 
     // If an older backup is damaged for good, that is a warning.
     server.query("DROP TABLE noise");
@@ -146,17 +149,17 @@ fn check_fails_while_the_newest_backup_is_damaged(install: &'static Install) {
     site.barmanfs(&["verify", "main", &bad]).refused(3);
     site.ok(&["backup", "main", "--fast-checkpoint", "--incremental", "never"]);
     server.archive_current_segment();
-    let told = site.barmanfs(&["check", "main", "--json"]);
-    let (status, hint) = check_line(&told, NAME);
-    assert_eq!(status, "WARNING", "{told}");
+    let checked = site.barmanfs(&["check", "main", "--json"]);
+    let (status, hint) = check_line(&checked, NAME);
+    assert_eq!(status, "WARNING", "{checked}");
     assert!(hint.contains(&bad), "{hint}");
     // The index of the damage can be deleted.
     site.ok(&["rebuild-catalog"]);
-    let told = site.barmanfs(&["check", "main", "--json"]);
-    assert_eq!(check_line(&told, NAME).0, "WARNING", "{told}");
+    let checked = site.barmanfs(&["check", "main", "--json"]);
+    assert_eq!(check_line(&checked, NAME).0, "WARNING", "{checked}");
     site.ok(&["delete", "main", &bad]);
-    let told = site.barmanfs(&["check", "main", "--json"]).ok();
-    assert_eq!(check_line(&told, NAME).0, "OK");
+    let checked = site.barmanfs(&["check", "main", "--json"]).ok();
+    assert_eq!(check_line(&checked, NAME).0, "OK");
 }
 
 fn check_fails_while_the_newest_backup_did_not_boot(install: &'static Install) {
@@ -165,8 +168,8 @@ fn check_fails_while_the_newest_backup_did_not_boot(install: &'static Install) {
     let first = site.backup();
     let second = site.backup();
     server.archive_current_segment();
-    let told = site.barmanfs(&["check", "main", "--json"]).ok();
-    assert_eq!(check_line(&told, NAME).0, "OK");
+    let checked = site.barmanfs(&["check", "main", "--json"]).ok();
+    assert_eq!(check_line(&checked, NAME).0, "OK");
     let boot = |id: &str, sql: &str| {
         let file = site.write_file("check.sql", sql.as_bytes());
         let bindir = install.bindir.to_str().unwrap();
@@ -188,8 +191,8 @@ fn check_fails_while_the_newest_backup_did_not_boot(install: &'static Install) {
     site.barmanfs(&["check", "main"])
         .refused(3)
         .says(&[NAME, &second, "show-backup main", "--boot"]);
-    let told = site.barmanfs(&["check", "main", "--json"]).refused(3);
-    assert_eq!(check_line(&told, NAME).0, "FAILED");
+    let checked = site.barmanfs(&["check", "main", "--json"]).refused(3);
+    assert_eq!(check_line(&checked, NAME).0, "FAILED");
     site.barmanfs(&["check", "main", "--nagios"])
         .refused(2)
         .says(&[NAME]);
@@ -204,12 +207,12 @@ fn check_fails_while_the_newest_backup_did_not_boot(install: &'static Install) {
     // Only an older backup is affected.
     site.backup();
     server.archive_current_segment();
-    let told = site.barmanfs(&["check", "main", "--json"]);
-    assert_eq!(check_line(&told, NAME).0, "WARNING", "{told}");
+    let checked = site.barmanfs(&["check", "main", "--json"]);
+    assert_eq!(check_line(&checked, NAME).0, "WARNING", "{checked}");
     // The newest test of a backup counts.
     boot(&second, "SELECT 1;\n").ok();
-    let told = site.barmanfs(&["check", "main", "--json"]).ok();
-    assert_eq!(check_line(&told, NAME).0, "OK");
+    let checked = site.barmanfs(&["check", "main", "--json"]).ok();
+    assert_eq!(check_line(&checked, NAME).0, "OK");
 }
 
 fn a_backup_from_the_future_is_not_recent(install: &'static Install) {
@@ -236,14 +239,14 @@ fn a_file_time_in_the_future_is_not_recent(install: &'static Install) {
     server.query("SELECT pg_reload_conf()");
     std::thread::sleep(std::time::Duration::from_secs(1));
     server.query("CREATE TABLE written AS SELECT generate_series(1, 1000) n; SELECT pg_switch_wal()");
-    let told = site.barmanfs(&["check", "main", "--json"]);
-    assert_eq!(check_line(&told, NAME).0, "OK", "{told}");
+    let checked = site.barmanfs(&["check", "main", "--json"]);
+    assert_eq!(check_line(&checked, NAME).0, "OK", "{checked}");
     // As after the server's clock was set back.
     site.sh(&format!(
         "touch -d '3 days' '{}'/pg_wal/archive_status/*.ready",
         server.data.display()
     ))
     .ok();
-    let told = site.barmanfs(&["check", "main", "--json"]);
-    assert_ne!(check_line(&told, NAME).0, "OK", "{told}");
+    let checked = site.barmanfs(&["check", "main", "--json"]);
+    assert_ne!(check_line(&checked, NAME).0, "OK", "{checked}");
 }

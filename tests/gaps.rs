@@ -93,9 +93,9 @@ fn a_missing_segment_is_reported_and_stops_only_later_targets(install: &'static 
     site.barmanfs(&["explain", "main", &first])
         .ok()
         .says(&["can be recovered", &backup, "main/pitr/"]);
-    let told = site.json(&["explain", "main", "name:before_the_gap"]);
+    let explained = site.json(&["explain", "main", "name:before_the_gap"]);
     assert_eq!(
-        (&told["reachable"], &told["backup"]),
+        (&explained["reachable"], &explained["backup"]),
         (&true.into(), &backup.as_str().into())
     );
     site.barmanfs(&["explain", "main", &behind]).refused(1).says(&[
@@ -169,9 +169,9 @@ fn targets_on_an_abandoned_timeline_are_reached(install: &'static Install) {
         picture.contains("├─╮") && picture.contains("timeline 2 leaves timeline 1"),
         "{picture}"
     );
-    let told = site.json(&["explain", "main", &gone_on]);
+    let explained = site.json(&["explain", "main", &gone_on]);
     assert_eq!(
-        (&told["timeline"], &told["timelines"][0]["timeline"]),
+        (&explained["timeline"], &explained["timelines"][0]["timeline"]),
         (&2.into(), &1.into())
     );
     let path = |target: &str| format!("main/pitr/{target}");

@@ -163,7 +163,7 @@ fn check_finds_a_promotion_that_the_archive_lacks(install: &'static Install) {
     server.start();
     server.wait_until_promoted();
     let history = server.data.join("pg_wal/archive_status/00000002.history.done");
-    until("the history is taken for archived", || history.exists());
+    until("the history counts as archived", || history.exists());
     grow_old(&site, &server);
     assert_line(
         &site,

@@ -136,8 +136,9 @@ fn with_two_histories(site: &Site, shape: &mut Shape) {
 }
 
 fn take(site: &Site, words: &[&str], shape: &mut Shape) {
-    let told: Run = site.barmanfs(&[words, &["--json"]].concat());
-    let value: Value = serde_json::from_slice(&told.stdout).unwrap_or_else(|error| panic!("{error}: {told}"));
+    let printed: Run = site.barmanfs(&[words, &["--json"]].concat());
+    let value: Value =
+        serde_json::from_slice(&printed.stdout).unwrap_or_else(|error| panic!("{error}: {printed}"));
     let mut command: Vec<&str> = words
         .iter()
         .take_while(|word| **word != "main")
@@ -231,11 +232,14 @@ fn assert_stored(shape: &Shape) {
     let mut lines = stored.lines();
     while let (Some(place), Some(keys)) = (lines.next(), lines.next()) {
         // A new key breaks no program; a removed one does, and needs another schema_version.
-        let told = shape
+        let present = shape
             .get(place)
-            .unwrap_or_else(|| panic!("Nothing is told at {place}"));
+            .unwrap_or_else(|| panic!("There is nothing at {place}"));
         for key in keys.split_whitespace() {
-            assert!(told.contains(key), "{place} has no {key} any more: {told:?}");
+            assert!(
+                present.contains(key),
+                "{place} has no {key} any more: {present:?}"
+            );
         }
     }
     assert_eq!(

@@ -105,18 +105,18 @@ fn unreachable_targets_are_absent_and_explained(install: &'static Install) {
         // The reason is logged once, however often the target is looked up.
         site.sh(&format!("ls -d '{}'", path.display())).refused(2);
         let log = std::fs::read_to_string(&log).expect("Cannot read the log");
-        let told: Vec<&str> = log
+        let logged: Vec<&str> = log
             .lines()
             .filter(|line| line.contains(&format!("pitr/{target}:")))
             .collect();
-        assert_eq!(told.len(), 1, "{target}: {log}");
+        assert_eq!(logged.len(), 1, "{target}: {log}");
         site.barmanfs(&["explain", "main", &target])
             .rejected()
             .says(&[words]);
         assert!(
-            told[0].to_lowercase().contains(&words.to_lowercase()),
+            logged[0].to_lowercase().contains(&words.to_lowercase()),
             "{words:?} is not in {}",
-            told[0]
+            logged[0]
         );
     }
     // The same target on its own timeline exists.
@@ -284,7 +284,7 @@ fn a_targets_files_stay_the_same(install: &'static Install) {
     assert_eq!(look(&mount), before);
     mount.unmount();
     let mount = Mount::new(site);
-    assert_eq!(look(&mount), before, "after mounting anew");
+    assert_eq!(look(&mount), before, "after mounting again");
     // All listed names exist.
     let names = site.list(&mount.path("main/pitr"));
     assert!(names.contains(&"now".to_owned()), "{names:?}");

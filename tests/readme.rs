@@ -71,9 +71,9 @@ fn commands_for_cron_run_with_its_path(install: &'static Install) {
     // The setting that a check recommends works there too.
     server.query("ALTER SYSTEM SET archive_command = ''");
     server.query("SELECT pg_reload_conf()");
-    let told = site.barmanfs(&["check", "main"]).refused(3).all();
+    let checked = site.barmanfs(&["check", "main"]).refused(3).all();
     let wanted = format!("archive_command = '{}'", site.archive_command());
-    assert!(told.contains(&wanted), "{wanted} is not in {told}");
+    assert!(checked.contains(&wanted), "{wanted} is not in {checked}");
 }
 
 fn scripts_find_the_newest_backup_first(install: &'static Install) {

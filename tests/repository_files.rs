@@ -351,9 +351,9 @@ fn an_unwritable_repository_is_reported_before_a_segment_arrives(install: &'stat
             run(&mut shell).ok();
         };
         as_root(spoil);
-        let told = site.barmanfs(&["check", "main"]).refused(3).all();
-        let is_told = |line: &str| line.trim_start().starts_with("repository") && line.contains("FAILED");
-        assert!(told.lines().any(is_told), "{place}: {told}");
+        let checked = site.barmanfs(&["check", "main"]).refused(3).all();
+        let is_reported = |line: &str| line.trim_start().starts_with("repository") && line.contains("FAILED");
+        assert!(checked.lines().any(is_reported), "{place}: {checked}");
         as_root(mend);
         site.ok(&["check", "main"]);
     }

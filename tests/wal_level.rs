@@ -72,10 +72,10 @@ fn no_target_is_offered_behind_a_start_with_minimal_wal(install: &'static Instal
     site.barmanfs(&["explain", "main", &before])
         .ok()
         .says(&["can be recovered", &backup]);
-    let told = site.barmanfs(&["explain", "main", "now", "--json"]).refused(1);
-    let told: serde_json::Value = serde_json::from_slice(&told.stdout).expect("JSON");
-    assert_eq!(told["details"]["reason"], "minimal");
-    let lsn = told["details"]["lsn"]
+    let answer = site.barmanfs(&["explain", "main", "now", "--json"]).refused(1);
+    let answer: serde_json::Value = serde_json::from_slice(&answer.stdout).expect("JSON");
+    assert_eq!(answer["details"]["reason"], "minimal");
+    let lsn = answer["details"]["lsn"]
         .as_str()
         .expect("a position")
         .replace('/', "-");

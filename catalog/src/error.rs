@@ -349,9 +349,8 @@ pub enum Error {
     },
     /// Clones are based on a backup.
     #[error(
-        "Backup {id} of server {server} is what the clone{} {} on: destroy {} first, or use --force, which keeps the data",
-        if clones.len() == 1 { "" } else { "s" },
-        stand_on(clones),
+        "{} based on backup {id} of server {server}: destroy {} first, or use --force, which keeps the data",
+        clones_are(clones),
         if clones.len() == 1 { "it" } else { "them" }
     )]
     BackupHasClones {
@@ -527,11 +526,13 @@ impl Error {
     }
 }
 
-/// "a, b stand", "a stands".
-fn stand_on(clones: &[CloneName]) -> String {
+/// "Clones a, b are", "Clone a is".
+fn clones_are(clones: &[CloneName]) -> String {
     let names: Vec<&str> = clones.iter().map(CloneName::as_str).collect();
-    let verb = if names.len() == 1 { "stands" } else { "stand" };
-    format!("{} {verb}", names.join(", "))
+    match names.as_slice() {
+        [name] => format!("Clone {name} is"),
+        names => format!("Clones {} are", names.join(", ")),
+    }
 }
 
 impl From<rusqlite::Error> for Error {

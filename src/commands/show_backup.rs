@@ -289,7 +289,7 @@ mod tests {
             target: Some("name:before migration".to_owned()),
             shut_down: true,
         });
-        let told = |backup: &Backup| {
+        let lines_of = |backup: &Backup| {
             let lines = shown(backup, &[]);
             let of_it = ["Taken", "Came", "WAL", "Sent", "Read"];
             let lines = lines.lines().map(str::trim);
@@ -298,14 +298,14 @@ mod tests {
                 .map(|line| format!("{line}\n"))
                 .collect::<String>()
         };
-        assert_snapshot!(told(&backup), @"
+        assert_snapshot!(lines_of(&backup), @"
         Taken from           the clone test1
         Came in as           clone test1 of 20261119T101500 at name:before migration
         WAL                  in its own pg_wal, and nothing to replay: it was shut down cleanly
         Read of the clone    3.00 GiB
         ");
         backup.cloned_from.as_mut().unwrap().shut_down = false;
-        assert!(told(&backup).contains("replayed at the start, as after a crash"));
+        assert!(lines_of(&backup).contains("replayed at the start, as after a crash"));
     }
 
     #[test]

@@ -352,7 +352,7 @@ mod tests {
         let pid = child.id().cast_signed();
         let until = Instant::now() + Duration::from_secs(10);
         while is_alive(pid) {
-            assert!(Instant::now() < until, "it is taken for alive");
+            assert!(Instant::now() < until, "the process counts as alive");
             std::thread::sleep(Duration::from_millis(5));
         }
         child.wait().unwrap();

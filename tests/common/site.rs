@@ -287,12 +287,13 @@ impl Site {
 
 /// One line in the output of `check main --json`.
 #[track_caller]
-pub(crate) fn check_line(told: &Run, name: &str) -> Value {
+pub(crate) fn check_line(checked: &Run, name: &str) -> Value {
     let report: Value =
-        serde_json::from_slice(&told.stdout).unwrap_or_else(|error| panic!("{error}: {told}"));
+        serde_json::from_slice(&checked.stdout).unwrap_or_else(|error| panic!("{error}: {checked}"));
     let lines = report["servers"][0]["checks"].as_array().expect("checks");
     let line = lines.iter().find(|line| line["name"] == name);
-    line.unwrap_or_else(|| panic!("No line '{name}': {told}")).clone()
+    line.unwrap_or_else(|| panic!("No line '{name}': {checked}"))
+        .clone()
 }
 
 /// The sizes of all files below a directory; a file that is removed meanwhile does not count.

@@ -166,7 +166,7 @@ impl Maker {
             } else {
                 begin(&mut script, n);
                 script.push_str("COMMIT;\n");
-                told(&mut script, "mark", n);
+                print_event(&mut script, "mark", n);
             }
             if !prepared.is_empty() && random.below(3) == 0 {
                 end_prepared(&mut script, prepared.remove(0));
@@ -183,13 +183,13 @@ impl Maker {
 
     fn run(&mut self, script: &str) {
         let path = self.site.write_file("work.sql", script.as_bytes());
-        let told = run(self
+        let printed = run(self
             .server
             .client("psql")
             .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-f"])
             .arg(path))
         .ok();
-        for line in told.text().lines() {
+        for line in printed.text().lines() {
             let event = self.event(line);
             self.course.events.push(event);
         }
@@ -289,7 +289,7 @@ fn noise(script: &mut String, n: u32, random: &mut Random) {
         4 => {
             begin(script, 1_000_000 + n);
             script.push_str("ROLLBACK;\n");
-            told(script, "nothing", n);
+            print_event(script, "nothing", n);
         }
         5 => script.push_str("CHECKPOINT;\n"),
         _ => {
@@ -327,10 +327,10 @@ fn end_prepared(script: &mut String, n: u32) {
         script,
         "SELECT pg_logical_emit_message(false, '', '') \\gset\nCOMMIT PREPARED 'p{n}';"
     );
-    told(script, "mark", n);
+    print_event(script, "mark", n);
 }
 
-fn told(script: &mut String, kind: &str, n: u32) {
+fn print_event(script: &mut String, kind: &str, n: u32) {
     let of = if kind == "mark" { n } else { 1_000_000 + n };
     let _ = writeln!(
         script,

@@ -273,7 +273,7 @@ fn upgrade(connection: &mut Connection, derive: Derive) -> Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     // Another process may have been faster.
     if layout(&transaction)? != schema::LAYOUT {
-        tracing::info!("Making the catalog's index anew, as this release keeps more in it");
+        tracing::info!("Making the catalog's index again, because this release keeps more in it");
         for table in schema::MEANINGS {
             transaction.execute_batch(&format!("DROP TABLE IF EXISTS {table}"))?;
         }

@@ -21,7 +21,7 @@ use crate::names::ServerName;
 use crate::upkeep::sweep::SweepOptions;
 use crate::upkeep::verify::VerifyScope;
 
-/// A repository whose storage fails when it is told to, and what it has acknowledged.
+/// A repository whose storage fails on request, and what it has acknowledged.
 struct World {
     directory: tempfile::TempDir,
     storage: Arc<TestPacks<LocalPacks>>,

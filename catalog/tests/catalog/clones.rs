@@ -108,7 +108,7 @@ fn a_clones_base_survives_the_deletion_of_its_backup() {
     assert_eq!(
         refused.to_string(),
         format!(
-            "Backup {} of server main is what the clone test1 stands on: destroy it first, or use --force, which keeps the data",
+            "Clone test1 is based on backup {} of server main: destroy it first, or use --force, which keeps the data",
             backup.id
         )
     );

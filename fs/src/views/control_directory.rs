@@ -209,7 +209,7 @@ impl Absent {
             Ok(()) => Ok(archive.entry(wal)?.is_none()),
             Err(error @ barmanfs_catalog::Error::NotProven { .. }) => {
                 tracing::warn!(
-                    "Whether WAL file {wal} of server {} is absent cannot be told: {error}",
+                    "Whether WAL file {wal} of server {} is absent cannot be determined: {error}",
                     self.server
                 );
                 Ok(false)

@@ -140,7 +140,7 @@ struct Lines(Mutex<Option<Minute>>);
 #[derive(Debug)]
 struct Minute {
     began: Instant,
-    told: u32,
+    logged: u32,
 }
 
 impl Lines {
@@ -154,17 +154,17 @@ impl Lines {
             Some(minute) if minute.began.elapsed() < Duration::from_secs(60) => minute,
             _ => Minute {
                 began: Instant::now(),
-                told: 0,
+                logged: 0,
             },
         };
-        let told = now.told + 1;
-        if told == Self::MAX_IN_A_MINUTE + 1 {
+        let logged = now.logged + 1;
+        if logged == Self::MAX_IN_A_MINUTE + 1 {
             tracing::warn!(
-                "Many targets are asked for below pitr/: what becomes of them is not told for a minute"
+                "Many targets are looked up below pitr/: for a minute, nothing more is logged about them"
             );
         }
-        *minute = Some(Minute { told, ..now });
-        told <= Self::MAX_IN_A_MINUTE
+        *minute = Some(Minute { logged, ..now });
+        logged <= Self::MAX_IN_A_MINUTE
     }
 }
 

@@ -181,7 +181,7 @@ impl Round {
         let [ours, theirs] = [&self.clone, &self.real].map(|side| rustix::fs::statvfs(&side.root).unwrap());
         let bytes = |of: &rustix::fs::StatVfs| of.f_blocks * of.f_frsize;
         if bytes(&ours) != bytes(&theirs) || ours.f_namemax != theirs.f_namemax || ours.f_bavail == 0 {
-            self.fail("statfs tells of another disk");
+            self.fail("statfs describes another disk");
         }
     }
 

@@ -52,14 +52,14 @@ pub(super) fn refusal(asked: &Asked<'_>) -> Option<Error> {
             "Not deleting {} of server {}{}",
             ids(asked.backups),
             asked.server,
-            stood_on(asked)
+            based_on_it(asked)
         ))
         .hint("With --force it is deleted, and the clones keep what they need")
     })
 }
 
 /// The clones, for the end of a reason: a person who forces a deletion for another reason should know about them.
-fn stood_on(asked: &Asked<'_>) -> String {
+fn based_on_it(asked: &Asked<'_>) -> String {
     if asked.clones.is_empty() {
         return String::new();
     }
@@ -86,7 +86,7 @@ fn last_one(asked: &Asked<'_>) -> Error {
         asked.server,
         doubtful(asked),
         shown(asked.before.newest.as_ref()),
-        stood_on(asked)
+        based_on_it(asked)
     ))
     .hint(format!(
         "Take another one first ('barmanfs backup {}'), or give all that up with --force",
@@ -116,7 +116,7 @@ fn newest_lost(asked: &Asked<'_>) -> Error {
         asked.server,
         shown(asked.after.newest.as_ref()),
         shown(asked.before.newest.as_ref()),
-        stood_on(asked)
+        based_on_it(asked)
     ))
     .hint(format!(
         "Take another one first ('barmanfs backup {}'), or give that up with --force",

@@ -47,26 +47,26 @@ impl Expected {
         self.names.drain(..self.names.len() - 1);
     }
 
-    fn check(&self, found: &Self, told: &str) {
+    fn check(&self, found: &Self, context: &str) {
         let names = found.now();
         let versions = self.names.iter().map(|then| then.keys().collect::<Vec<_>>());
         assert!(
             self.names.contains(names),
-            "{told}: {:?} were never the names, these were: {:?}",
+            "{context}: {:?} were never the names, these were: {:?}",
             names.keys(),
             versions.collect::<Vec<_>>()
         );
         let kept = |(node, _): &(&NodeId, _)| !self.forgotten.contains(node);
         for (node, bytes) in found.files.iter().filter(kept) {
-            check_file(&self.files[node], &bytes[0], &format!("{told}, {node:?}"));
+            check_file(&self.files[node], &bytes[0], &format!("{context}, {node:?}"));
         }
     }
 }
 
-fn check_file(versions: &[Vec<u8>], found: &[u8], told: &str) {
+fn check_file(versions: &[Vec<u8>], found: &[u8], context: &str) {
     assert!(
         versions.iter().any(|version| version.len() == found.len()),
-        "{told}: it never had {} bytes, but {:?}",
+        "{context}: it never had {} bytes, but {:?}",
         found.len(),
         versions.iter().map(Vec::len).collect::<Vec<_>>()
     );
@@ -80,7 +80,7 @@ fn check_file(versions: &[Vec<u8>], found: &[u8], told: &str) {
         };
         assert!(
             versions.iter().enumerate().any(is),
-            "{told}: what is at byte {at} of {} was never there, of {} versions",
+            "{context}: what is at byte {at} of {} was never there, of {} versions",
             found.len(),
             versions.len()
         );

@@ -139,7 +139,7 @@ impl<'de, E> Visitor<'de> for Manifest<'_, E> {
                 _ => return Err(A::Error::custom(format!("{key:?} is not known"))),
             };
             if !first_time {
-                return Err(A::Error::custom(format!("{key:?} stands there twice")));
+                return Err(A::Error::custom(format!("{key:?} is there twice")));
             }
         }
         files.ok_or_else(|| A::Error::missing_field("Files"))?;

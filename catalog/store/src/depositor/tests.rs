@@ -188,7 +188,7 @@ fn condemned_chunks_are_stored_again_and_are_no_base() {
     let again = put_one(&depositor, &text_window(1, Some(3)), None);
     assert!(
         again.new_stored_bytes > 0,
-        "a delta whose base goes is stored anew"
+        "a delta whose base goes is stored again"
     );
     depositor.flush(Vec::new()).unwrap();
     assert_eq!(encoding(&store, changed).1, None);
@@ -257,7 +257,7 @@ fn an_index_that_fails_stops_everything_and_leaves_whole_packs() {
     store.index.fail_publish.store(true, Ordering::SeqCst);
     put_one(&depositor, &noise(1, WINDOW), None);
     let error = depositor.flush(Vec::new()).unwrap_err().to_string();
-    assert!(error.contains("told to fail"), "{error}");
+    assert!(error.contains("fails on request"), "{error}");
     store.index.fail_publish.store(false, Ordering::SeqCst);
     let again = depositor.put(
         noise(2, 10),

@@ -236,7 +236,7 @@ fn parse_chunk(fields: &mut Fields<'_>, offset: u32) -> Result<PackedChunk, &'st
         return Err("It has a chunk larger than any chunk is");
     }
     if base == Some(id) {
-        return Err("It has a delta that stands on itself");
+        return Err("It has a delta that is its own base");
     }
     Ok(PackedChunk {
         id,

@@ -10,7 +10,7 @@ use crate::{
     Encoding, Error, LocalPacks, PackId, PackStorage, Result,
 };
 
-/// An index that can be told to fail and to condemn packs, and counts what it is asked.
+/// An index that a test can make fail and condemn packs. It counts look-ups.
 #[derive(Debug, Default)]
 pub(crate) struct MemoryIndex {
     pub(crate) chunks: Mutex<HashMap<ChunkId, ChunkLocation>>,
@@ -33,7 +33,7 @@ impl ChunkIndex for MemoryIndex {
 
     fn publish(&self, pack: &ClosedPack) -> Result<()> {
         if self.fail_publish.load(Ordering::SeqCst) {
-            return Err(Error::index("The index is told to fail"));
+            return Err(Error::index("The index fails on request"));
         }
         let mut chunks = self.chunks.lock().unwrap();
         for chunk in &pack.chunks {
