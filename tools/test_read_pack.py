@@ -62,7 +62,7 @@ def some(value, form):
 
 
 def quoted(value):
-    return json.dumps(value)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def shown_time(value):
@@ -299,6 +299,12 @@ class ReadPack(unittest.TestCase):
         self.scratch = Path(directory.name)
         self.maxDiff = None
 
+    def room(self, frozen):
+        """A directory for what is extracted from this frozen repository: another may have the same names."""
+        room = self.scratch / frozen.name
+        room.mkdir()
+        return room
+
     def copy(self, frozen):
         """Only the packs: nothing else is needed."""
         copy = self.scratch / f"copy-{frozen.name}"
@@ -323,16 +329,16 @@ class ReadPack(unittest.TestCase):
     def test_what_the_program_found_is_listed_and_extracted(self):
         for frozen in self.frozen():
             expected = expected_lines((frozen / "held.txt").read_text(), False)
-            found = list(read_lines(self.copy(frozen), self.scratch))
+            found = list(read_lines(self.copy(frozen), self.room(frozen)))
             # A server's system id is in its own record, which no command shows.
             expected = [line.split(" Some(SystemId")[0] if line.startswith("server ") else line for line in expected]
             self.assertEqual(found, expected, frozen)
 
     def test_clones_are_listed_and_extracted(self):
         for frozen in self.frozen():
-            repository, found = frozen / "repository", []
+            repository, room, found = frozen / "repository", self.room(frozen), []
             for directory in sorted((repository / "live").glob("*/[!.]*")):
-                found += clone_lines(repository, directory, self.scratch / directory.name)
+                found += clone_lines(repository, directory, room / directory.name)
             self.assertEqual(found, expected_lines((frozen / "held.txt").read_text(), True), frozen)
 
     def test_a_damaged_journal_is_refused_and_a_torn_one_read(self):
