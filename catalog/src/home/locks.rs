@@ -16,6 +16,7 @@
 //! | `index-wal-<server>` | a process that extracts again what its archived segments say | another such process |
 //! | `server-<server>` | a process that records a server's system id for the first time | another such process |
 //! | `wal-<server>-<stripe>` | the archiving of one file | the archiving of the same file by another process |
+//! | `neighbours-<server>` | the entry of one file into the archive | the entry of another file of the server |
 //! | `clone-<server>:<name>` | a process that serves, creates or removes a clone | another such process |
 //! | `read-<server>-<id>` | readers of a backup, shared | its deletion without force, which takes it alone |
 //!

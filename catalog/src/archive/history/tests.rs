@@ -1,16 +1,22 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, SegmentSize, SystemId, testing};
+use barmanfs_store::LocalPacks;
 use barmanfs_store::layout::PACK_HEADER_BYTES;
+use barmanfs_store::testing::{Call, TestPacks};
 
 use super::Decided;
+use crate::archive::derive::derive;
 use crate::archive::wal::WalOutcome;
 use crate::error::Error;
-use crate::home::PACKS;
-use crate::home::settings::CreateOptions;
+use crate::home::settings::{CreateOptions, read_settings};
+use crate::home::{Home, PACKS};
 use crate::index::repository::Repository;
 use crate::monitor::Silent;
 use crate::names::ServerName;
@@ -152,6 +158,54 @@ fn a_file_that_arrives_again_names_the_fork_it_revealed() {
         assert_eq!((again.id, again.decided), (second.id, Some(Decided::Keep)));
     }
     assert_eq!(repository.forks(&main()).unwrap().len(), 2);
+}
+
+/// WAL from the second segment on. Other record sizes make another history.
+fn wal(record_bytes: usize) -> Vec<testing::SampleSegment> {
+    const XLOG_NOOP: u8 = 0x20;
+    let mut wal = testing::SampleWal::new(Lsn(SIZE.bytes()), SIZE);
+    while wal.position().0 < 3 * SIZE.bytes() + SIZE.bytes() / 2 {
+        wal.record(0, XLOG_NOOP, &vec![7; record_bytes]);
+    }
+    wal.segments()
+}
+
+/// Two servers of one cluster archive by turns. While one of them waits for the disk, the other brings the next segment.
+#[test]
+fn neighbours_that_come_at_one_moment_are_compared() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("repository");
+    drop(Repository::create(&path, CreateOptions::default()).unwrap());
+    let storage = Arc::new(TestPacks::new(LocalPacks::open(&path.join(PACKS)).unwrap()));
+    let home = Home::at(&path).unwrap();
+    let settings = read_settings(&home).unwrap();
+    let repository = Repository::on(home, settings, storage.clone(), derive).unwrap();
+    let archive = |segment: &testing::SampleSegment| {
+        let writer = repository.writer("test").unwrap();
+        let (name, size) = (WalName::Segment(segment.name), segment.bytes.len() as u64);
+        writer
+            .archive_wal(&main(), &name, &mut segment.bytes.as_slice(), size, "test")
+            .unwrap()
+    };
+    let (one, other) = (wal(1000), wal(1700));
+    assert!(matches!(archive(&one[0]), WalOutcome::Stored(_)));
+
+    let (at_disk, is_at_disk) = mpsc::channel();
+    storage.before_each(move |call| {
+        if matches!(call, Call::Finish(_)) {
+            at_disk.send(()).unwrap();
+            thread::sleep(Duration::from_millis(300));
+        }
+        Ok(())
+    });
+    thread::scope(|scope| {
+        let first = scope.spawn(|| archive(&one[1]));
+        is_at_disk.recv().unwrap();
+        let second = archive(&other[2]);
+        assert!(matches!(first.join().unwrap(), WalOutcome::Stored(_)));
+        assert!(matches!(second, WalOutcome::Refused(_)), "{second:?}");
+    });
+    assert_eq!(repository.open_forks(&main()).unwrap().len(), 1);
 }
 
 #[test]

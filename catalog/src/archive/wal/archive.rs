@@ -7,7 +7,8 @@
 //! transaction that enters it in the catalog. Only then is the file acknowledged.
 //!
 //! Looking up a name and claiming it is one atomic step across processes: they hold the lock of the name's stripe
-//! meanwhile. If the process is killed before the transaction, the file has not been acknowledged, and PostgreSQL sends
+//! meanwhile. Comparing a file with its neighbours and entering it is one step, too, for all files of a server: of two
+//! neighbours that come at one moment, at least the later one is compared with the other. If the process is killed before the transaction, the file has not been acknowledged, and PostgreSQL sends
 //! it again. If the pack was already complete, it is adopted later: then two records have the same bytes, and the
 //! earlier one counts.
 
@@ -101,6 +102,13 @@ impl Writer {
             .wait_exclusive(&format!("wal-{server}-{stripe:x}"), self.purpose())
     }
 
+    /// Keeps other files of the server out of the archive: nothing can come between a comparison with the neighbours and
+    /// the file's entry. It is held for one write to the disk, and taken after the lock of the name.
+    pub(super) fn lock_neighbours(&self, server: &ServerName) -> Result<Lock> {
+        let name = format!("neighbours-{server}");
+        self.repository().locks.wait_exclusive(&name, self.purpose())
+    }
+
     /// Compares the file with the archived one of this name, and writes a record if there is something new to record.
     fn settle(
         &self,
@@ -122,6 +130,7 @@ impl Writer {
             record: None,
         };
         let archive = self.repository().wal(file.server);
+        let _lock = self.lock_neighbours(file.server)?;
         match archive.find(file.name)? {
             None => {
                 if let Some(obstacle) = self.repository().obstacle(&new, link)? {

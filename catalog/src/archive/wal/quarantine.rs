@@ -122,6 +122,7 @@ impl Repository {
         let (server, name) = (&kept.file.server, &kept.file.name);
         let writer = self.writer(&format!("release of {name} of {server}"))?;
         let _lock = writer.lock_wal_name(server, name)?;
+        let _neighbours = writer.lock_neighbours(server)?;
         let record = self.still_quarantined(kept)?;
         if let Some(reason) = self.fault_of(&kept.file)? {
             return Err(bad(&kept.file, reason));
@@ -130,11 +131,12 @@ impl Repository {
         let mut records = Vec::new();
         if let Some(archived) = self.wal(server).find(name)? {
             let fault = self.fault_of(&archived)?;
+            let replaceable = fault.is_some();
             let Some(reason) = fault.filter(|_| replace) else {
                 return Err(Error::ArchivedIsGood {
                     name: *name,
                     server: server.clone(),
-                    replaceable: self.fault_of(&archived)?.is_some(),
+                    replaceable,
                 });
             };
             records.extend(self.records_that_move(&writer, archived, &reason)?);
