@@ -36,7 +36,7 @@ mod testing;
 mod versions;
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::FromArgMatches;
@@ -68,22 +68,27 @@ fn run(arguments: Vec<OsString>) -> Result<Outcome, u8> {
     let parsed = cli::command()
         .try_get_matches_from(arguments)
         .and_then(|m| Cli::from_arg_matches(&m));
-    let cli = parsed.map_err(|error| {
-        // Help and version are such errors, too. If printing fails, there is no place to report it.
-        let _unheard = error.print();
-        if error.use_stderr() {
-            Err(exit::USAGE)
-        } else {
-            Ok(Outcome::Done)
+    let done = match parsed {
+        Ok(cli) => commands::run(cli),
+        // Help and version are such errors, too.
+        Err(error) if error.use_stderr() => {
+            // If printing fails, there is no place to report it.
+            let _unheard = error.print();
+            return Err(exit::USAGE);
         }
-    });
-    match cli {
-        Ok(cli) => commands::run(cli).map_err(|error| {
-            report(&error);
-            error.code()
-        }),
-        Err(ended) => ended,
-    }
+        Err(text) => printed(&text),
+    };
+    done.map_err(|error| {
+        report(&error);
+        error.code()
+    })
+}
+
+/// Prints help or the version.
+fn printed(text: &clap::Error) -> Result<Outcome, Error> {
+    let printed = text.print().and_then(|()| io::stdout().flush());
+    printed.map_err(|error| Error::output(&error))?;
+    Ok(Outcome::Done)
 }
 
 /// Prints two lines on standard error: what is wrong, and what to do.

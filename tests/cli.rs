@@ -8,6 +8,7 @@ use std::fs;
 topic! {
     alone help_lists_every_command,
     alone wrong_usage_ends_with_2,
+    alone output_that_cannot_be_written_is_an_error,
     edges every_reading_command_has_json,
     once backups_are_found_by_words_like_latest,
     edges check_reports_problems,
@@ -34,6 +35,24 @@ fn help_lists_every_command() {
         assert!(own.contains("Usage"), "{command} --help:\n{own}");
     }
     assert!(site.ok(&["version"]).contains(env!("CARGO_PKG_VERSION")));
+}
+
+fn output_that_cannot_be_written_is_an_error() {
+    let site = Site::with_repository();
+    for command in [
+        "--help",
+        "backup --help",
+        "--version",
+        "version",
+        "list-servers",
+        "list-servers --json",
+        "stats --json",
+    ] {
+        let program = format!("'{}' -c '{}'", site.program().display(), site.config().display());
+        site.sh(&format!("{program} {command} > /dev/full"))
+            .refused(1)
+            .says(&["Cannot write to standard output"]);
+    }
 }
 
 fn wrong_usage_ends_with_2() {
