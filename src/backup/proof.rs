@@ -24,21 +24,7 @@ pub(super) fn prove(
     connection: &mut Connection,
     parent: &Backup,
 ) -> Result<(), NoIncrement> {
-    if let (Some(before), Some(now)) = (parent.data_checksums, cluster.data_checksums)
-        && before != now
-    {
-        return Err(NoIncrement::Changed(checksums_changed(now)));
-    }
-    let refused = repository.wal(&server.name).quarantined()?;
-    let since = refused
-        .iter()
-        .rfind(|kept| kept.file.archived_at > parent.begin_time && kept.file.name.segment().is_some());
-    if let Some(kept) = since {
-        return Err(NoIncrement::Changed(format!(
-            "{} of another history was refused after backup {}: see 'barmanfs check {}'",
-            kept.file.name, parent.id, server.name
-        )));
-    }
+    refuse_known_changes(repository, server, cluster, parent)?;
     let (Some(timeline), Some(stop)) = (parent.timeline, parent.stop_lsn) else {
         return Err(NoIncrement::Impossible(format!(
             "nobody knows where backup {} ended",
@@ -82,6 +68,32 @@ pub(super) fn prove(
                 parent.id
             ))),
         },
+    }
+}
+
+/// What is known without a look at the server's WAL: its checksums were turned on or off, or WAL of another history has
+/// come.
+fn refuse_known_changes(
+    repository: &Repository,
+    server: &ServerConfig,
+    cluster: &ServerSettings,
+    parent: &Backup,
+) -> Result<(), NoIncrement> {
+    if let (Some(before), Some(now)) = (parent.data_checksums, cluster.data_checksums)
+        && before != now
+    {
+        return Err(NoIncrement::Changed(checksums_changed(now)));
+    }
+    let refused = repository.wal(&server.name).quarantined()?;
+    let since = refused
+        .iter()
+        .rfind(|kept| kept.file.archived_at > parent.begin_time && kept.file.name.segment().is_some());
+    match since {
+        Some(kept) => Err(NoIncrement::Changed(format!(
+            "{} of another history was refused after backup {}: see 'barmanfs check {}'",
+            kept.file.name, parent.id, server.name
+        ))),
+        None => Ok(()),
     }
 }
 

@@ -72,29 +72,7 @@ fn show(out: &mut Output, report: &VerifyReport) -> Result<(), Error> {
             "Nothing else was checked: make the catalog again from the packs with 'barmanfs rebuild-catalog', then verify",
         );
     }
-    for problem in &report.pack_problems {
-        out.line(format_args!(
-            "{} pack {}: {}",
-            out.paint("DAMAGED", Style::Red),
-            problem.pack,
-            problem.reason
-        ))?;
-    }
-    for unread in &report.unread_packs {
-        out.line(format_args!(
-            "{} pack {}: {}",
-            out.paint("NOT READ", Style::Red),
-            output::printable(unread.pack.as_bytes()),
-            output::printable(unread.reason.as_bytes())
-        ))?;
-    }
-    for damage in &report.damages {
-        let line = sentence(damage);
-        out.line(format_args!("{} {line}", out.paint("DAMAGED", Style::Red)))?;
-    }
-    if report.damages_cut {
-        out.line("... and more")?;
-    }
+    show_faults(out, report)?;
     if report.mended_chunks > 0 {
         out.line(format_args!(
             "{} of the chunks have a damaged copy; each has a good one, which is used from now on",
@@ -123,6 +101,34 @@ fn show(out: &mut Output, report: &VerifyReport) -> Result<(), Error> {
             "Of these, what the server still has is stored again by the next full backup (backup --incremental never), and \
              WAL when it is archived again: then this reads again, in all backups",
         )?;
+    }
+    Ok(())
+}
+
+/// Each pack, and each file of a backup, that is not as it should be.
+fn show_faults(out: &mut Output, report: &VerifyReport) -> Result<(), Error> {
+    for problem in &report.pack_problems {
+        out.line(format_args!(
+            "{} pack {}: {}",
+            out.paint("DAMAGED", Style::Red),
+            problem.pack,
+            problem.reason
+        ))?;
+    }
+    for unread in &report.unread_packs {
+        out.line(format_args!(
+            "{} pack {}: {}",
+            out.paint("NOT READ", Style::Red),
+            output::printable(unread.pack.as_bytes()),
+            output::printable(unread.reason.as_bytes())
+        ))?;
+    }
+    for damage in &report.damages {
+        let line = sentence(damage);
+        out.line(format_args!("{} {line}", out.paint("DAMAGED", Style::Red)))?;
+    }
+    if report.damages_cut {
+        out.line("... and more")?;
     }
     Ok(())
 }

@@ -45,7 +45,6 @@ impl Repository {
                 .archived_segment_size(server)?
                 .unwrap_or(SegmentSize::DEFAULT),
         };
-        let mut histories = BTreeMap::new();
         let mut timelines = self.ranges(server, size)?;
         for backup in &backups {
             timelines
@@ -55,20 +54,7 @@ impl Repository {
         for name in self.history_files(server)? {
             timelines.entry(name).or_default();
         }
-        let mut unreadable = Vec::new();
-        for id in timelines.keys() {
-            let history = match self.history(server, *id) {
-                Err(Error::BadWalFile { name, reason, .. }) => {
-                    unreadable.push(UnreadableFile::history(server, *id, name, reason));
-                    None
-                }
-                other => other?,
-            };
-            histories.insert(
-                *id,
-                history.unwrap_or_else(|| TimelineHistory::without_ancestors(*id)),
-            );
-        }
+        let (histories, unreadable) = self.history_of_each(server, timelines.keys().copied())?;
         let survey = Survey {
             size,
             backups,
@@ -95,6 +81,29 @@ impl Repository {
             newest: self.newest(server)?,
             forks: self.open_forks(server)?,
         })
+    }
+
+    /// The histories of these timelines, and the files that cannot be read; such a timeline is without ancestors.
+    fn history_of_each(
+        &self,
+        server: &ServerName,
+        timelines: impl Iterator<Item = TimelineId>,
+    ) -> Result<(BTreeMap<TimelineId, TimelineHistory>, Vec<UnreadableFile>)> {
+        let (mut histories, mut unreadable) = (BTreeMap::new(), Vec::new());
+        for id in timelines {
+            let history = match self.history(server, id) {
+                Err(Error::BadWalFile { name, reason, .. }) => {
+                    unreadable.push(UnreadableFile::history(server, id, name, reason));
+                    None
+                }
+                other => other?,
+            };
+            histories.insert(
+                id,
+                history.unwrap_or_else(|| TimelineHistory::without_ancestors(id)),
+            );
+        }
+        Ok((histories, unreadable))
     }
 
     /// The history files of the archive that cannot be used.

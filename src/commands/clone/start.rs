@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use barmanfs_catalog::{CloneDescription, CloneName, ServerName};
+use barmanfs_fs::FoundMount;
 use nix::errno::Errno;
 use nix::unistd::Uid;
 
@@ -48,24 +49,7 @@ pub(super) fn start(
 ) -> Result<(), Error> {
     let CloneDescription { id, server, name, .. } = clone;
     let (mount, path) = mounts.place_of(server, name, mount_point)?;
-    let owner = std::fs::metadata(&path).map_err(|error| {
-        let failed = Error::failed(format!("Cannot look into {}: {error}", path.display()));
-        match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::EBUSY) => {
-                failed.hint("Another process works on the clone: try again when it has ended")
-            }
-            _ => failed,
-        }
-    })?;
-    if !mount.is_open_to(owner.uid()) {
-        return Err(Error::failed(format!(
-            "The files of {} belong to {}, whom the mount at {} keeps out",
-            path.display(),
-            user_name(owner.uid()),
-            mount.mount_point.display()
-        ))
-        .hint("Mount with --allow-other, or as that user"));
-    }
+    refuse_closed(mount, &path)?;
     let instance = instance(app, server, &path, options.bindir.as_deref())?;
     let share = options.share.as_deref();
     let start = StartOptions {
@@ -104,6 +88,29 @@ pub(super) fn start(
         replayed,
         options,
     )
+}
+
+/// The owner of the clone's files runs the server, so the mount must be open to that user.
+fn refuse_closed(mount: &FoundMount, path: &Path) -> Result<(), Error> {
+    let files = std::fs::metadata(path).map_err(|error| {
+        let failed = Error::failed(format!("Cannot look into {}: {error}", path.display()));
+        match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EBUSY) => {
+                failed.hint("Another process works on the clone: try again when it has ended")
+            }
+            _ => failed,
+        }
+    })?;
+    if mount.is_open_to(files.uid()) {
+        return Ok(());
+    }
+    Err(Error::failed(format!(
+        "The files of {} belong to {}, whom the mount at {} keeps out",
+        path.display(),
+        user_name(files.uid()),
+        mount.mount_point.display()
+    ))
+    .hint("Mount with --allow-other, or as that user"))
 }
 
 fn tell(

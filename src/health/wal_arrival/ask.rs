@@ -203,6 +203,20 @@ fn names(results: &[ResultSet]) -> Vec<SegmentName> {
         .collect()
 }
 
+/// The timeline and the end of the newest backup that is DONE.
+fn newest_backup(timelines: &TimelineReport) -> Option<(TimelineId, Lsn)> {
+    let backups = timelines.timelines.iter().flat_map(|timeline| {
+        let done = timeline
+            .backups
+            .iter()
+            .filter(|backup| backup.status == BackupStatus::Done);
+        done.map(|backup| (timeline.timeline, backup.stop_lsn, backup.id))
+    });
+    backups
+        .max_by_key(|(_, _, id)| *id)
+        .map(|(timeline, stop, _)| (timeline, stop))
+}
+
 fn here(
     repository: &Repository,
     timelines: &TimelineReport,
@@ -216,24 +230,11 @@ fn here(
         .archiver_stats
         .as_ref()
         .and_then(|stats| stats.last_archived_wal.as_deref());
-    let backups = timelines.timelines.iter().flat_map(|timeline| {
-        let done = timeline
-            .backups
-            .iter()
-            .filter(|backup| backup.status == BackupStatus::Done);
-        done.map(|backup| (timeline.timeline, backup.stop_lsn, backup.id))
-    });
-    let newest_backup = backups
-        .max_by_key(|(_, _, id)| *id)
-        .map(|(timeline, stop, _)| (timeline, stop));
+    let newest_backup = newest_backup(timelines);
     let newest_segment = archive.last_segment(facts.timeline, None)?;
     let receiving = repository.receiving(&server.name)?;
-    let archived_at = match newest_segment {
-        Some(name) => archive
-            .entry(&WalName::Segment(name))?
-            .map(|entry| entry.archived_at),
-        None => None,
-    };
+    let newest_entry = newest_segment.map(|name| archive.entry(&WalName::Segment(name)));
+    let archived_at = newest_entry.transpose()?.flatten().map(|entry| entry.archived_at);
     let last_arrival = receiving
         .iter()
         .map(|segment| segment.modified)
