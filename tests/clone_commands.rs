@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use crate::common::load::{fill, transact, transactions};
-use crate::common::process::{Run, run, until};
+use crate::common::process::{Run, run, state_of, until};
 use crate::common::registry::topic;
 use crate::common::{Install, Mount, PgServer, Site};
 use serde_json::Value;
@@ -548,9 +548,7 @@ fn a_server_that_outlived_its_mount_is_stopped(install: &'static Install) {
 
 /// Whether the process exists and has not ended; a zombie has ended.
 fn is_alive(process: &str) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    stat.rsplit_once(')')
-        .is_some_and(|(_, rest)| !rest.starts_with(" Z"))
+    state_of(process).is_some_and(|state| state != 'Z')
 }
 
 fn a_pid_of_another_users_process_is_no_server(install: &'static Install) {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::clone_commands::Stage;
 use crate::common::load::fill;
-use crate::common::process::{until, wait};
+use crate::common::process::{state_of, until, wait};
 use crate::common::registry::topic;
 use crate::common::{Install, Mount, Site};
 use rustix::process::{Pid, Signal, kill_process};
@@ -177,7 +177,7 @@ fn stops_within(pid: Pid, directory: &Path) -> bool {
         kill_process(pid, Signal::STOP).expect("a child is there until it is waited for");
         let mut state = ' ';
         until("it is stopped, or has ended", || {
-            state = state_of(pid);
+            state = state_of(&pid.as_raw_pid().to_string()).expect("its state");
             matches!(state, 'T' | 'Z')
         });
         if state == 'Z' {
@@ -193,13 +193,6 @@ fn stops_within(pid: Pid, directory: &Path) -> bool {
         kill_process(pid, Signal::CONT).expect("it is there");
         std::thread::sleep(Duration::from_millis(1));
     }
-}
-
-/// One letter, as `ps` shows it.
-fn state_of(pid: Pid) -> char {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid())).expect("its state");
-    let (_, rest) = stat.rsplit_once(") ").expect("a state behind the name");
-    rest.chars().next().expect("a letter")
 }
 
 fn spawn(command: &mut Command) -> Child {

@@ -1,6 +1,6 @@
 //! PostgreSQL servers: found, created, started on a private socket, and always stopped.
 
-use super::process::{Run, run, until};
+use super::process::{Run, children_of, run, state_of, until};
 use super::template::new_cluster;
 use super::user::{command, give};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
@@ -247,9 +247,9 @@ impl PgServer {
     pub(crate) fn kill(&mut self) {
         let pid_file = fs::read_to_string(self.data.join("postmaster.pid")).expect("it runs");
         let postmaster = pid_file.lines().next().expect("a process number");
-        let children = fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children"));
+        let children = children_of(postmaster);
         // The postmaster first, so that it starts no new ones.
-        for process in std::iter::once(postmaster).chain(children.unwrap_or_default().split_whitespace()) {
+        for process in std::iter::once(postmaster).chain(children.iter().map(String::as_str)) {
             let _ = Pid::from_raw(process.parse().expect("a process number"))
                 .map(|process| kill_process(process, Signal::KILL));
         }
@@ -301,9 +301,9 @@ impl PgServer {
         let archiver = self.query("SELECT pid FROM pg_stat_activity WHERE backend_type = 'archiver'");
         let process = Pid::from_raw(archiver.parse().expect("a process number")).expect("a process number");
         kill_process(process, Signal::STOP).expect("Cannot stop the archiver");
-        until("the archiver's command has ended", || {
-            let children = fs::read_to_string(format!("/proc/{archiver}/task/{archiver}/children"));
-            children.unwrap_or_default().split_whitespace().all(is_zombie)
+        until("the archiver is stopped, and its command has ended", || {
+            let has_ended = |child: &String| state_of(child) == Some('Z');
+            state_of(&archiver) == Some('T') && children_of(&archiver).iter().all(has_ended)
         });
         HeldArchiver(process)
     }
@@ -398,12 +398,6 @@ impl Drop for HeldArchiver {
     fn drop(&mut self) {
         let _ = kill_process(self.0, Signal::CONT);
     }
-}
-
-/// Whether the process has ended, and its parent has not asked how.
-fn is_zombie(process: &str) -> bool {
-    fs::read_to_string(format!("/proc/{process}/stat"))
-        .is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
 }
 
 impl Drop for PgServer {

@@ -1,6 +1,7 @@
 //! Runs a command to its end, with a limit, and reports everything about it when it did not do what it should.
 
 use std::fmt;
+use std::fs;
 use std::io::{Read, Seek};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -88,6 +89,23 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
         // A check takes work itself, most often a process: the longer the wait, the fewer checks.
         thread::sleep((began.elapsed() / 8).clamp(MIN_PAUSE, MAX_PAUSE));
     }
+}
+
+/// The state of a process, one letter as `ps` shows it; `None` when there is no such process.
+pub(crate) fn state_of(process: &str) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(") ")?;
+    rest.chars().next()
+}
+
+/// The processes that this one has started and not waited for.
+pub(crate) fn children_of(process: &str) -> Vec<String> {
+    let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children"));
+    children
+        .unwrap_or_default()
+        .split_whitespace()
+        .map(str::to_owned)
+        .collect()
 }
 
 impl Run {

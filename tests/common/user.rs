@@ -65,16 +65,13 @@ pub(crate) fn command(program: impl AsRef<Path>, home: &Path) -> Command {
 /// The program's path: a command with another PATH than this process is only started without a fork if it needs no
 /// search.
 fn found(program: &Path) -> PathBuf {
+    if program.components().count() > 1 {
+        return program.to_owned();
+    }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let is_path = program.components().count() > 1;
-    let in_path = || {
-        std::env::split_paths(&path)
-            .map(|directory| directory.join(program))
-            .find(|candidate| candidate.is_file())
-    };
-    (!is_path)
-        .then(in_path)
-        .flatten()
+    let mut candidates = std::env::split_paths(&path).map(|directory| directory.join(program));
+    candidates
+        .find(|candidate| candidate.is_file())
         .unwrap_or_else(|| program.to_owned())
 }
 

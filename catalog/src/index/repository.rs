@@ -230,3 +230,23 @@ fn chunk_reader(
         cache_bytes,
     ))
 }
+
+/// For tests: a new repository whose calls of the storage are recorded, and fail as the test decides.
+#[cfg(test)]
+pub(crate) fn on_test_packs(
+    derive: Derive,
+) -> (
+    tempfile::TempDir,
+    Arc<barmanfs_store::testing::TestPacks<LocalPacks>>,
+    Repository,
+) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("repository");
+    drop(Repository::create(&path, CreateOptions::default()).unwrap());
+    let packs = LocalPacks::open(&path.join(PACKS)).unwrap();
+    let storage = Arc::new(barmanfs_store::testing::TestPacks::new(packs));
+    let home = Home::at(&path).unwrap();
+    let settings = read_settings(&home).unwrap();
+    let repository = Repository::on(home, settings, storage.clone(), derive).unwrap();
+    (directory, storage, repository)
+}

@@ -13,9 +13,7 @@ use barmanfs_store::{Error as StoreError, LocalPacks};
 
 use crate::archive::derive::derive;
 use crate::error::Result;
-use crate::home::settings::{CreateOptions, read_settings};
-use crate::home::{Home, PACKS};
-use crate::index::repository::Repository;
+use crate::index::repository::{Repository, on_test_packs};
 use crate::monitor::Silent;
 use crate::names::ServerName;
 use crate::upkeep::sweep::SweepOptions;
@@ -32,14 +30,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("repository");
-        drop(Repository::create(&path, CreateOptions::default()).unwrap());
-        let packs = LocalPacks::open(&path.join(PACKS)).unwrap();
-        let storage = Arc::new(TestPacks::new(packs));
-        let home = Home::at(&path).unwrap();
-        let settings = read_settings(&home).unwrap();
-        let repository = Repository::on(home, settings, storage.clone(), derive).unwrap();
+        let (directory, storage, repository) = on_test_packs(derive);
         Self {
             directory,
             storage,

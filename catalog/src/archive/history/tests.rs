@@ -1,23 +1,22 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, SegmentSize, SystemId, testing};
-use barmanfs_store::LocalPacks;
 use barmanfs_store::layout::PACK_HEADER_BYTES;
-use barmanfs_store::testing::{Call, TestPacks};
+use barmanfs_store::testing::Call;
 
 use super::Decided;
 use crate::archive::derive::derive;
 use crate::archive::wal::WalOutcome;
 use crate::error::Error;
-use crate::home::settings::{CreateOptions, read_settings};
-use crate::home::{Home, PACKS};
-use crate::index::repository::Repository;
+use crate::home::PACKS;
+use crate::home::settings::CreateOptions;
+use crate::index::repository::{Repository, on_test_packs};
 use crate::monitor::Silent;
 use crate::names::ServerName;
 
@@ -173,13 +172,7 @@ fn wal(record_bytes: usize) -> Vec<testing::SampleSegment> {
 /// Two servers of one cluster archive by turns. While one of them waits for the disk, the other brings the next segment.
 #[test]
 fn neighbours_that_come_at_one_moment_are_compared() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("repository");
-    drop(Repository::create(&path, CreateOptions::default()).unwrap());
-    let storage = Arc::new(TestPacks::new(LocalPacks::open(&path.join(PACKS)).unwrap()));
-    let home = Home::at(&path).unwrap();
-    let settings = read_settings(&home).unwrap();
-    let repository = Repository::on(home, settings, storage.clone(), derive).unwrap();
+    let (_directory, storage, repository) = on_test_packs(derive);
     let archive = |segment: &testing::SampleSegment| {
         let writer = repository.writer("test").unwrap();
         let (name, size) = (WalName::Segment(segment.name), segment.bytes.len() as u64);

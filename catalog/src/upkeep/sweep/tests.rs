@@ -5,9 +5,9 @@ use std::sync::Arc;
 use barmanfs_store::testing::{Call, TestPacks};
 use barmanfs_store::{LocalPacks, PackId, PackWriter};
 
+use crate::archive::derive::derive;
 use crate::home::PACKS;
-use crate::home::settings::CreateOptions;
-use crate::index::repository::Repository;
+use crate::index::repository::{Repository, on_test_packs};
 use crate::monitor::Silent;
 use crate::upkeep::sweep::SweepOptions;
 
@@ -20,14 +20,10 @@ struct Orphans {
 
 /// A repository with two packs that are not in the catalog and that nothing needs.
 fn orphans() -> Orphans {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("repository");
-    let mut repository = Repository::create(&path, CreateOptions::default()).unwrap();
-    let packs = LocalPacks::open(&path.join(PACKS)).unwrap();
+    let (directory, storage, repository) = on_test_packs(derive);
+    // Written past the recorder.
+    let packs = LocalPacks::open(&repository.path().join(PACKS)).unwrap();
     let packs = [(); 2].map(|()| PackWriter::begin(&packs).unwrap().close().unwrap().id);
-    let storage = LocalPacks::open(&path.join(PACKS)).unwrap();
-    let storage = Arc::new(TestPacks::new(storage));
-    repository.storage = storage.clone();
     Orphans {
         _directory: directory,
         repository,
