@@ -17,7 +17,7 @@ use std::str::FromStr;
 
 use barmanfs_catalog::{Action, ServerName};
 use keys::Known;
-pub(crate) use limits::{Age, Limits};
+pub(crate) use limits::{Age, Limits, unless_zero};
 pub(crate) use server::{Archiver, CreateSlot, Incremental, ServerConfig};
 use tracing::level_filters::LevelFilter;
 use values::{absolute, boolean};

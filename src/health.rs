@@ -1,26 +1,34 @@
 //! The health of a server and of its backups and WAL: whether it can be backed up and recovered.
 //!
-//! [`check`] runs all checks and returns a [`Finding`] for each. The checks are functions of a repository, a server's
-//! configuration and, if they query the server, its connections ([`Connections`]). They print nothing.
+//! [`check`] runs all checks and returns a [`Finding`] for each, with what they have counted. The checks are functions of
+//! a repository, a server's configuration and, if they query the server, its connections ([`Connections`]). They print
+//! nothing, and have a limit of time.
 //!
-//! - [`repository`]: the repository itself.
-//! - [`archive`]: the server's backups and WAL in the repository, by the rules in [`backups`] and [`reliability`].
+//! - [`repository`], [`space`]: the repository itself.
+//! - [`archive`]: the server's backups and WAL in the repository, by the rules in [`backups`], [`reliability`],
+//!   [`wal_store`] and [`clones`].
 //! - [`server`], [`streaming`], [`wal_arrival`]: the server, and whether its WAL arrives.
 //!
 //! Checks that do not depend on the server run while it is down, too.
 
 mod archive;
 mod backups;
+mod clones;
 mod doubts;
+pub(crate) mod figures;
 mod finding;
 pub(crate) mod losses;
 mod reliability;
 mod repository;
 mod server;
+mod space;
 mod streaming;
+mod timed;
 mod wal_arrival;
+mod wal_store;
 
 use std::path::Path;
+use std::time::Duration;
 
 use barmanfs_catalog::Repository;
 use barmanfs_catalog::recovery::TimelineReport;
@@ -29,9 +37,11 @@ use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::invocation::Invocation;
 pub(crate) use doubts::Doubts;
+pub(crate) use figures::Figures;
 use finding::Findings;
 pub(crate) use finding::{Finding, State, worst};
 use server::Connections;
+pub(crate) use timed::Checked;
 
 /// The server to check.
 #[derive(Debug, Clone, Copy)]
@@ -50,15 +60,31 @@ struct Stored {
     timelines: Option<TimelineReport>,
 }
 
-/// Checks the repository at `path`, the stored state of `server`, and the server itself.
-pub(crate) fn check(path: &Path, server: &ServerConfig, invocation: &Invocation) -> Vec<Finding> {
-    let subject = Subject { server, invocation };
-    let mut findings = Findings::default();
-    let stored = stored(path, subject, &mut findings);
-    if let Some(connections) = Connections::open(server, &mut findings) {
-        server::check(subject, stored.as_ref(), connections, &mut findings);
+/// Checks the repository at `path`, the stored state of `server`, and the server itself. All of it takes at most
+/// `within`; `None` is no limit.
+pub(crate) fn check(
+    path: &Path,
+    server: &ServerConfig,
+    invocation: &Invocation,
+    within: Option<Duration>,
+) -> Checked {
+    let (path, server, invocation) = (path.to_owned(), server.clone(), invocation.clone());
+    timed::run(within, move |findings| {
+        let subject = Subject {
+            server: &server,
+            invocation: &invocation,
+        };
+        all(&path, subject, findings);
+    })
+}
+
+fn all(path: &Path, subject: Subject<'_>, findings: &mut Findings) {
+    let stored = stored(path, subject, findings);
+    findings.note(|figures| figures.is_up = Some(false));
+    if let Some(connections) = Connections::open(subject.server, findings) {
+        findings.note(|figures| figures.is_up = Some(connections.are_complete(subject.server)));
+        server::check(subject, stored.as_ref(), connections, findings);
     }
-    findings.into_vec()
 }
 
 /// The checks that need no server.

@@ -13,6 +13,7 @@ mod backup_and_recover;
 mod bad_backups;
 mod boot;
 mod byte_for_byte;
+mod checks;
 mod cli;
 mod clone_commands;
 mod clone_commit;
@@ -93,6 +94,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("delete_and_sweep", delete_and_sweep::TESTS),
     ("gaps", gaps::TESTS),
     ("green", green::TESTS),
+    ("checks", checks::TESTS),
     ("quarantine", quarantine::TESTS),
     ("readme", readme::TESTS),
     ("lineage", lineage::TESTS),

@@ -237,6 +237,7 @@ fn a_slot_is_created_used_checked_and_dropped(install: &'static Install) {
     wait_for(&site, &last);
     check().says(&[
         "receive-wal running: OK",
+        "receive-wal lag: OK",
         "replication slot: OK",
         "continuous archiving: OK",
     ]);

@@ -76,7 +76,8 @@ fn an_idle_primary_is_asked_to_end_its_segment(install: &'static Install) {
     through(&primary.conninfo());
     site.barmanfs(BACKUP).ok();
     assert!(!has_own_wal(&site));
-    site.barmanfs(&["check", "main"]).says(&["primary: OK"]);
+    site.barmanfs(&["check", "main"])
+        .says(&["primary: OK", "PostgreSQL server is standby: OK"]);
     // A primary that cannot help is reported, and the backup is complete without it.
     primary.query("CREATE ROLE weak LOGIN");
     catch_up(&primary, &standby);

@@ -50,6 +50,7 @@ pub use recovery::{
     Action, Gap, MinimalStretch, Plan, Target, TargetError, TargetSpec, TimeTarget, TimelineChoice,
     TimelineReport, TimelineSpan, Unreachable,
 };
+pub use upkeep::growth::Growth;
 pub use upkeep::rebuild::RebuildReport;
 pub use upkeep::stats::{BackupStats, ServerStats, Sizes, Stats};
 pub use upkeep::sweep::{SweepOptions, SweepReport};

@@ -1,6 +1,7 @@
 //! Maintenance of a repository: frees space, checks what is stored, rebuilds the catalog, computes
-//! statistics.
+//! statistics and growth.
 
+pub(crate) mod growth;
 pub(crate) mod rebuild;
 pub(crate) mod stats;
 pub(crate) mod sweep;

@@ -1,6 +1,7 @@
 //! The command lines of `barmanfs check` and `barmanfs verify`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -23,15 +24,23 @@ Examples:
   barmanfs verify main latest --boot --amcheck
   barmanfs verify main latest --boot --sql /etc/barmanfs/check.sql";
 
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<u32>().map_err(|error| error.to_string())?;
+    Ok(Duration::from_secs(seconds.into()))
+}
+
 /// `check`
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
     /// Servers of the configuration, or 'all' for every active one
     #[arg(required = true, value_name = "SERVER|all")]
     pub(crate) servers: Vec<String>,
-    /// One line and the exit codes of a Nagios plugin
+    /// A status line, performance data and the exit codes of a Nagios plugin
     #[arg(long, conflicts_with = "json")]
     pub(crate) nagios: bool,
+    /// How long the checks of a server may take, 0 for no limit [default: check_timeout, or 30]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) check_timeout: Option<Duration>,
     /// Print JSON for programs instead of text
     #[command(flatten)]
     pub(crate) json: JsonOption,

@@ -4,7 +4,7 @@ mod nagios;
 
 use super::App;
 use crate::cli::check::CheckArgs;
-use crate::config::ServerConfig;
+use crate::config::{ServerConfig, unless_zero};
 use crate::error::{Error, Outcome};
 use crate::health::{self, State};
 use crate::invocation::Invocation;
@@ -14,10 +14,12 @@ use crate::report::CheckedServer;
 /// Runs the command.
 pub(crate) fn run(app: &mut App, args: &CheckArgs) -> Result<Outcome, Error> {
     let servers = app.configured_servers(&args.servers)?;
-    let checked: Vec<CheckedServer> = servers.iter().map(|server| check(app, server)).collect();
+    let checked: Vec<CheckedServer> = servers.iter().map(|server| check(app, args, server)).collect();
     let worst = CheckedServer::worst(&checked);
     if args.nagios {
-        app.out.line(nagios::line(&checked))?;
+        for line in nagios::lines(nagios::PREFIX, &checked) {
+            app.out.line(line)?;
+        }
         return Ok(nagios::outcome(worst));
     }
     if args.json.json {
@@ -31,10 +33,11 @@ pub(crate) fn run(app: &mut App, args: &CheckArgs) -> Result<Outcome, Error> {
     })
 }
 
-fn check(app: &App, server: &ServerConfig) -> CheckedServer {
+fn check(app: &App, args: &CheckArgs, server: &ServerConfig) -> CheckedServer {
     let invocation = Invocation::current(app.options.config.as_deref());
-    let findings = health::check(&app.config.repository, server, &invocation);
-    CheckedServer::new(server, findings)
+    let within = args.check_timeout.map_or(server.check_timeout, unless_zero);
+    let checked = health::check(&app.config.repository, server, &invocation, within);
+    CheckedServer::new(server, checked)
 }
 
 fn show(out: &mut Output, checked: &CheckedServer) -> Result<(), Error> {

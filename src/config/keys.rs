@@ -43,6 +43,10 @@ const SERVER_OR_GLOBAL: &[&str] = &[
     "last_backup_maximum_age",
     "last_backup_minimum_size",
     "last_wal_maximum_age",
+    "last_boot_test_maximum_age",
+    "clone_maximum_age",
+    "max_incoming_wals_queue",
+    "check_timeout",
 ];
 
 /// Barman's other keys, by the reason why they have no effect.
@@ -88,7 +92,6 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
             "tablespace_bandwidth_limit",
             "basebackup_retry_times",
             "basebackup_retry_sleep",
-            "max_incoming_wals_queue",
             "archiver_batch_size",
             "streaming_archiver_batch_size",
         ],
@@ -108,7 +111,6 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
             "custom_compression_magic",
         ],
     ),
-    ("set connect_timeout in the connection string", &["check_timeout"]),
     (
         "no backup is deleted by itself yet",
         &[

@@ -1,6 +1,7 @@
 //! Limits that `check` compares a server with, under Barman's names.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::values::given;
 
@@ -27,6 +28,10 @@ pub(crate) struct Limits {
     pub(crate) backup_age: Option<Age>,
     /// `last_wal_maximum_age`: the age of the last arrival, while the server writes.
     pub(crate) wal_age: Option<Age>,
+    /// `last_boot_test_maximum_age`: the age of the newest boot test of any backup.
+    pub(crate) boot_test_age: Option<Age>,
+    /// `clone_maximum_age`: the age of the oldest clone.
+    pub(crate) clone_age: Option<Age>,
     /// `last_backup_minimum_size`: the size of the newest complete backup, in bytes.
     pub(crate) backup_size: Option<u64>,
 }
@@ -93,6 +98,26 @@ pub(super) fn redundancy(value: &str) -> Result<usize, String> {
     })
 }
 
+/// A number of files; nothing for no limit.
+pub(super) fn queue(value: &str) -> Result<Option<usize>, String> {
+    let wrong = |_| format!("is '{value}': allowed is a number of files, 0 or more");
+    given(value).map(|value| value.parse().map_err(wrong)).transpose()
+}
+
+/// A whole number of seconds; nothing for the default.
+pub(super) fn timeout(value: &str) -> Result<Option<Duration>, String> {
+    let wrong = |_| format!("is '{value}': allowed is a number of seconds, 0 for no limit");
+    let seconds = given(value).map(|value| value.parse::<u32>().map_err(wrong));
+    Ok(seconds
+        .transpose()?
+        .map(|seconds| Duration::from_secs(seconds.into())))
+}
+
+/// A limit of time, where 0 means that there is none.
+pub(crate) fn unless_zero(limit: Duration) -> Option<Duration> {
+    Some(limit).filter(|limit| !limit.is_zero())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +158,13 @@ mod tests {
         for wrong in ["1K", "k", "1 parsec", "-1", "99999999999Ti"] {
             assert!(si_size(wrong).is_err(), "{wrong}");
         }
+        assert_eq!(
+            (queue("7"), queue(""), queue("0")),
+            (Ok(Some(7)), Ok(None), Ok(Some(0)))
+        );
+        assert_eq!(timeout("7"), Ok(Some(Duration::from_secs(7))));
+        assert_eq!((timeout("None"), unless_zero(Duration::ZERO)), (Ok(None), None));
+        assert!(queue("-1").is_err() && timeout("1.5").is_err() && timeout("1 min").is_err());
         assert!(redundancy("x").is_err() && redundancy("-1").is_err() && redundancy("2") == Ok(2));
     }
 }

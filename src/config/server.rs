@@ -1,6 +1,7 @@
 //! The section of a server.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use barmanfs_catalog::ServerName;
 use barmanfs_fs::CloneLimits;
@@ -11,6 +12,9 @@ use crate::error::Error;
 
 /// The default name of streams. It is used in `synchronous_standby_names` without quotes.
 const STREAMING_ARCHIVER_NAME: &str = "barmanfs_receive_wal";
+
+/// The default of `check_timeout`; Barman's.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Whether a server's WAL is known to arrive through `wal-archive`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -87,6 +91,10 @@ pub(crate) struct ServerConfig {
     pub(crate) minimum_redundancy: usize,
     /// The limits that `check` compares it with.
     pub(crate) limits: Limits,
+    /// How many received segments may wait to be archived; `None` for any number.
+    pub(crate) max_incoming_wals_queue: Option<usize>,
+    /// How long all checks may take; `None` for no limit.
+    pub(crate) check_timeout: Option<Duration>,
 }
 
 impl ServerConfig {
@@ -111,6 +119,8 @@ impl ServerConfig {
             path_prefix: None,
             minimum_redundancy: 0,
             limits: Limits::default(),
+            max_incoming_wals_queue: None,
+            check_timeout: Some(CHECK_TIMEOUT),
         }
     }
 
@@ -177,6 +187,12 @@ impl ServerConfig {
             "last_backup_maximum_age" => self.limits.backup_age = limits::age(value)?,
             "last_backup_minimum_size" => self.limits.backup_size = limits::si_size(value)?,
             "last_wal_maximum_age" => self.limits.wal_age = limits::age(value)?,
+            "last_boot_test_maximum_age" => self.limits.boot_test_age = limits::age(value)?,
+            "clone_maximum_age" => self.limits.clone_age = limits::age(value)?,
+            "max_incoming_wals_queue" => self.max_incoming_wals_queue = limits::queue(value)?,
+            "check_timeout" => {
+                self.check_timeout = limits::timeout(value)?.map_or(Some(CHECK_TIMEOUT), limits::unless_zero);
+            }
             "path_prefix" => self.path_prefix = given(value).map(|value| absolute(&value)).transpose()?,
             // A test keeps this match in step with the table of keys.
             _ => return Err("has no meaning here".to_owned()),

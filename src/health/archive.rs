@@ -6,8 +6,9 @@ use barmanfs_catalog::recovery::{Gap, TimelineReport};
 use barmanfs_catalog::{Backup, BackupStatus, MinimalStretch, Repository};
 
 use super::doubts::Doubts;
+use super::figures::NewestBackup;
 use super::finding::{Finding, Findings};
-use super::{Subject, backups, losses, reliability};
+use super::{Subject, backups, clones, losses, reliability, wal_store};
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::forks;
@@ -16,6 +17,14 @@ use crate::versions::UNKNOWN_WAL;
 
 /// The check of holes in the archive.
 const GAPS: &str = "WAL without gaps";
+
+/// All statuses of a backup.
+const BACKUP_STATUSES: [BackupStatus; 4] = [
+    BackupStatus::Started,
+    BackupStatus::WaitingForWals,
+    BackupStatus::Done,
+    BackupStatus::Failed,
+];
 
 /// Checks backups and WAL. Returns the server's timelines, if they can be read.
 pub(super) fn check(
@@ -33,6 +42,7 @@ pub(super) fn check(
     unreadable_files(repository, server, findings);
     quarantine(repository, server, findings);
     open_forks(repository, server, findings);
+    clones::check(repository, subject, findings);
     timelines
 }
 
@@ -46,6 +56,7 @@ fn check_backups(
     // Backups of clones do not make the server itself safer.
     stored.retain(Backup::is_of_server);
     let doubts = doubts(repository, &stored, findings);
+    note(&stored, &doubts, findings);
     findings.extend(backups::findings(&backups::Facts {
         server: server.name.as_str(),
         invocation,
@@ -63,7 +74,34 @@ fn check_backups(
         &stored,
         &doubts,
     ));
+    findings.extend(reliability::test_age(
+        subject,
+        doubts.last_test.as_ref(),
+        SystemTime::now().into(),
+    ));
     checksums(subject, &stored, findings);
+    wal_store::check(repository, subject, &stored, findings);
+}
+
+/// Notes what is known about a server's own backups.
+fn note(stored: &[Backup], doubts: &Doubts, findings: &mut Findings) {
+    let of = |status| stored.iter().filter(move |backup| backup.status == status);
+    let ended = |backup: &Backup| backup.end_time.unwrap_or(backup.begin_time);
+    findings.note(|figures| {
+        figures.backups = BACKUP_STATUSES
+            .map(|status| (status, of(status).count()))
+            .to_vec();
+        figures.newest = of(BackupStatus::Done).next_back().map(|backup| NewestBackup {
+            began: backup.begin_time,
+            ended: ended(backup),
+            logical_bytes: backup.logical_bytes,
+            sent_bytes: backup.sent_bytes,
+            new_stored_bytes: backup.new_stored_bytes,
+        });
+        figures.oldest_end = of(BackupStatus::Done).next().map(ended);
+        figures.damaged = Some(doubts.damaged.len());
+        figures.boot_test.clone_from(&doubts.last_test);
+    });
 }
 
 /// The doubts about these backups. An error becomes a finding.
@@ -140,6 +178,11 @@ fn timelines(
 ) -> Option<TimelineReport> {
     match repository.timelines(&subject.server.name) {
         Ok(report) => {
+            findings.note(|figures| {
+                figures.earliest = report.earliest.as_ref().and_then(|state| state.time);
+                figures.newest_state = report.newest.as_ref().and_then(|state| state.time);
+                figures.gaps = Some(report.gaps.iter().filter(|gap| gap.matters()).count());
+            });
             gaps(&report, subject, findings);
             minimal(&report, findings);
             Some(report)
@@ -236,13 +279,16 @@ fn unreadable_files(repository: &Repository, server: &ServerConfig, findings: &m
 fn open_forks(repository: &Repository, server: &ServerConfig, findings: &mut Findings) {
     const NAME: &str = "one history";
     match repository.open_forks(&server.name) {
-        Ok(forks) => match forks.first() {
-            None => findings.ok(NAME, None),
-            Some(fork) => findings.push(
-                Finding::failed(NAME, format!("history changed: {fork}"))
-                    .hint(forks::advice(&server.name, fork)),
-            ),
-        },
+        Ok(forks) => {
+            findings.note(|figures| figures.open_forks = Some(forks.len()));
+            match forks.first() {
+                None => findings.ok(NAME, None),
+                Some(fork) => findings.push(
+                    Finding::failed(NAME, format!("history changed: {fork}"))
+                        .hint(forks::advice(&server.name, fork)),
+                ),
+            }
+        }
         Err(error) => findings.failed(NAME, Error::from(error).to_string()),
     }
 }
@@ -250,19 +296,22 @@ fn open_forks(repository: &Repository, server: &ServerConfig, findings: &mut Fin
 fn quarantine(repository: &Repository, server: &ServerConfig, findings: &mut Findings) {
     const NAME: &str = "quarantined WAL";
     match repository.wal(&server.name).quarantined() {
-        Ok(files) => match files.last() {
-            None => findings.ok(NAME, "there is none".to_owned()),
-            Some(last) => findings.failed(
-                NAME,
-                format!(
-                    "{}, the last is {} of {}: somebody else archives as '{}'",
-                    output::count(files.len(), "file"),
-                    last.file.name,
-                    output::second(last.file.archived_at),
-                    server.name
+        Ok(files) => {
+            findings.note(|figures| figures.quarantined = Some(files.len()));
+            match files.last() {
+                None => findings.ok(NAME, "there is none".to_owned()),
+                Some(last) => findings.failed(
+                    NAME,
+                    format!(
+                        "{}, the last is {} of {}: somebody else archives as '{}'",
+                        output::count(files.len(), "file"),
+                        last.file.name,
+                        output::second(last.file.archived_at),
+                        server.name
+                    ),
                 ),
-            ),
-        },
+            }
+        }
         Err(error) => findings.failed(NAME, Error::from(error).to_string()),
     }
 }

@@ -62,7 +62,7 @@ pub(super) fn findings(facts: &Facts<'_>) -> Vec<Finding> {
     let mut findings = vec![complete(facts, &done)];
     findings.extend(age(facts, &done));
     findings.extend(size(facts, &done));
-    findings.extend(redundancy(facts, &done));
+    findings.push(redundancy(facts, &done));
     findings
 }
 
@@ -161,11 +161,15 @@ fn seconds_between(from: TimestampMicros, to: TimestampMicros) -> u64 {
 }
 
 fn size(facts: &Facts<'_>, done: &[&Backup]) -> Option<Finding> {
-    let limit = facts.limits.backup_size?;
+    let limit = facts.limits.backup_size;
     let Some(last) = done.last() else {
-        return Some(Finding::failed(SIZE, "there is no complete backup"));
+        return limit.map(|_| Finding::failed(SIZE, "there is no complete backup"));
     };
-    let (size, least) = (output::bytes(last.logical_bytes), output::bytes(limit));
+    let size = output::bytes(last.logical_bytes);
+    let Some(limit) = limit else {
+        return Some(Finding::ok(SIZE, size));
+    };
+    let least = output::bytes(limit);
     Some(if last.logical_bytes < limit {
         Finding::failed(
             SIZE,
@@ -179,11 +183,8 @@ fn size(facts: &Facts<'_>, done: &[&Backup]) -> Option<Finding> {
     })
 }
 
-fn redundancy(facts: &Facts<'_>, done: &[&Backup]) -> Option<Finding> {
+fn redundancy(facts: &Facts<'_>, done: &[&Backup]) -> Finding {
     let least = facts.minimum_redundancy;
-    if least == 0 {
-        return None;
-    }
     let good = done
         .iter()
         .filter(|backup| !facts.doubts.concern(backup.id))
@@ -196,10 +197,10 @@ fn redundancy(facts: &Facts<'_>, done: &[&Backup]) -> Option<Finding> {
         "have {}{others}, expected at least {least}",
         output::count(good, "backup")
     );
-    Some(match good < least {
+    match good < least {
         true => Finding::failed(REDUNDANCY, text),
         false => Finding::ok(REDUNDANCY, text),
-    })
+    }
 }
 
 #[cfg(test)]

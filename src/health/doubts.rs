@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use barmanfs_catalog::{Backup, BackupId, BootOutcome, Repository};
+use barmanfs_catalog::{Backup, BackupId, BootOutcome, BootTest, Repository};
 
 use crate::error::Error;
 
@@ -14,21 +14,33 @@ pub(crate) struct Doubts {
     pub(crate) damaged: BTreeSet<BackupId>,
     /// Backups whose newest boot test failed.
     pub(crate) not_booted: BTreeSet<BackupId>,
+    /// The newest boot test of any of the backups.
+    pub(crate) last_test: Option<BootTest>,
 }
 
 impl Doubts {
     /// Finds the doubts about these backups, which all belong to one server.
     pub(crate) fn find(repository: &Repository, backups: &[Backup]) -> Result<Self, Error> {
         let mut not_booted = BTreeSet::new();
+        let mut last_test: Option<BootTest> = None;
         for backup in backups {
-            let test = repository.boot_test(backup)?;
-            if test.is_some_and(|test| test.outcome == BootOutcome::Failed) {
+            let Some(test) = repository.boot_test(backup)? else {
+                continue;
+            };
+            if test.outcome == BootOutcome::Failed {
                 not_booted.insert(backup.id);
+            }
+            if last_test
+                .as_ref()
+                .is_none_or(|last| last.began_at < test.began_at)
+            {
+                last_test = Some(test);
             }
         }
         Ok(Self {
             damaged: repository.damaged_backups(backups)?,
             not_booted,
+            last_test,
         })
     }
 

@@ -1,5 +1,9 @@
-//! The result of one check, and a collector of results.
+//! The result of one check, and the way of results from the checks to those who show them.
 
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::figures::Figures;
 use crate::error::Error;
 use crate::output::printable;
 
@@ -85,24 +89,62 @@ pub(crate) fn worst(findings: &[Finding]) -> State {
     states.max().unwrap_or(State::Ok)
 }
 
-/// Collects findings.
-#[derive(Debug, Default)]
-pub(super) struct Findings(Vec<Finding>);
+/// How many findings may wait for the thread that shows them.
+const AHEAD_MAX: usize = 64;
+
+/// Passes findings, and the figures that the checks have met, to the thread that waits for them.
+#[derive(Debug)]
+pub(super) struct Findings {
+    found: SyncSender<Finding>,
+    figures: Arc<Mutex<Figures>>,
+}
+
+/// The other end of [`Findings`].
+#[derive(Debug)]
+pub(super) struct Found {
+    /// Each finding when it is known. Ends when there will be no more.
+    pub(super) findings: Receiver<Finding>,
+    figures: Arc<Mutex<Figures>>,
+}
+
+impl Found {
+    /// The figures that are known by now.
+    pub(super) fn figures(&self) -> Figures {
+        self.figures
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
 
 impl Findings {
-    /// All of them, in the order in which they were added.
-    pub(super) fn into_vec(self) -> Vec<Finding> {
-        self.0
+    /// Both ends.
+    pub(super) fn pair() -> (Self, Found) {
+        let (found, findings) = mpsc::sync_channel(AHEAD_MAX);
+        let figures = Arc::new(Mutex::new(Figures::default()));
+        let other_end = Found {
+            findings,
+            figures: Arc::clone(&figures),
+        };
+        (Self { found, figures }, other_end)
     }
 
     /// Adds a finding.
     pub(super) fn push(&mut self, finding: Finding) {
-        self.0.push(finding);
+        // If nobody waits any more, the time is up.
+        let _ = self.found.send(finding);
     }
 
     /// Adds findings.
     pub(super) fn extend(&mut self, found: impl IntoIterator<Item = Finding>) {
-        self.0.extend(found);
+        for finding in found {
+            self.push(finding);
+        }
+    }
+
+    /// Notes figures.
+    pub(super) fn note(&mut self, note: impl FnOnce(&mut Figures)) {
+        note(&mut self.figures.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Adds that all is well.
@@ -155,9 +197,13 @@ mod tests {
         assert_eq!(plain.text().as_deref(), Some("it is not there"));
         let hinted = plain.hint("Mount it");
         assert_eq!(hinted.text().as_deref(), Some("it is not there. Mount it"));
-        let mut findings = Findings::default();
+        let (mut findings, found) = Findings::pair();
         findings.ok("catalog", None);
-        assert_eq!(findings.into_vec().first().and_then(Finding::text), None);
+        findings.note(|figures| figures.gaps = Some(2));
+        drop(findings);
+        let catalog = found.findings.iter().next();
+        assert_eq!(catalog.and_then(|finding| finding.text()), None);
+        assert_eq!(found.figures().gaps, Some(2));
     }
 
     #[test]

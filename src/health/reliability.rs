@@ -1,9 +1,12 @@
 //! Whether the newest backup can be relied on, by the results of verifications and boot tests.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use barmanfs_catalog::{Backup, BackupId, BackupStatus};
+use barmanfs_catalog::{Backup, BackupId, BackupStatus, BootTest};
+use barmanfs_pg::TimestampMicros;
 
+use super::Subject;
 use super::doubts::Doubts;
 use super::finding::Finding;
 use crate::invocation::Invocation;
@@ -11,6 +14,7 @@ use crate::output;
 
 const DAMAGE: &str = "damage of backups";
 const BOOT: &str = "boot tests";
+const BOOT_AGE: &str = "boot test age";
 
 /// Both findings: FAILED if the newest complete backup is concerned, a warning if only older ones are.
 pub(super) fn findings(
@@ -69,6 +73,33 @@ fn boot(
     found.line(BOOT, "failed its boot test", "with a failed boot test", &remedy)
 }
 
+/// When a backup was last tested, whatever came out: [`findings`] tells that. Nothing where no test is wanted and none
+/// was made.
+pub(super) fn test_age(
+    subject: Subject<'_>,
+    last: Option<&BootTest>,
+    now: TimestampMicros,
+) -> Option<Finding> {
+    let limit = subject.server.limits.boot_test_age.as_ref();
+    let command = format!("verify {} latest --boot", subject.server.name);
+    let remedy = format!("'{}' tests one", subject.invocation.with(&command));
+    let Some(last) = last else {
+        let limit = limit?;
+        let text = format!("interval provided: {limit}, and no backup was tested: {remedy}");
+        return Some(Finding::failed(BOOT_AGE, text));
+    };
+    let micros = now.unix_micros().saturating_sub(last.began_at.unix_micros());
+    let age = Duration::from_micros(u64::try_from(micros).unwrap_or_default());
+    let shown = format!("latest boot test age: {}", output::duration(age));
+    Some(match limit {
+        Some(limit) if age.as_secs() > limit.seconds => {
+            Finding::failed(BOOT_AGE, format!("interval provided: {limit}, {shown}: {remedy}"))
+        }
+        Some(limit) => Finding::ok(BOOT_AGE, format!("interval provided: {limit}, {shown}")),
+        None => Finding::ok(BOOT_AGE, shown),
+    })
+}
+
 /// Complete backups with a problem.
 struct Found {
     count: usize,
@@ -96,5 +127,34 @@ impl Found {
         }
         let count = output::count(self.count, "older backup");
         Finding::warning(name, format!("{count} {attribute}, the last is {id}: {remedy}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::server;
+    use crate::health::State;
+    use crate::testing::boot_test;
+
+    #[test]
+    fn a_backup_must_be_tested_in_time() {
+        let test = boot_test();
+        let state_after = |hours: i64, tested: bool, settings: &str| {
+            let server = server(settings);
+            let invocation = Invocation::current(None);
+            let subject = Subject {
+                server: &server,
+                invocation: &invocation,
+            };
+            let now = TimestampMicros::from_unix_micros(test.began_at.unix_micros() + hours * 3_600_000_000);
+            test_age(subject, tested.then_some(&test), now).map(|finding| finding.state)
+        };
+        let weekly = "last_boot_test_maximum_age = 1 WEEK";
+        assert_eq!(state_after(7 * 24, true, weekly), Some(State::Ok));
+        assert_eq!(state_after(7 * 24 + 1, true, weekly), Some(State::Failed));
+        assert_eq!(state_after(1, false, weekly), Some(State::Failed));
+        assert_eq!(state_after(9000, true, ""), Some(State::Ok));
+        assert_eq!(state_after(1, false, ""), None);
     }
 }

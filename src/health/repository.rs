@@ -6,15 +6,11 @@ use std::path::Path;
 use barmanfs_catalog::{Repository, UnreadPack};
 
 use super::finding::Findings;
+use super::space;
 use crate::error::Error;
 use crate::invocation::Invocation;
 use crate::output;
 use crate::ownership;
-
-/// With less free space than this, the next few packs do not fit.
-const FREE_BYTES_MIN: u64 = 256 << 20;
-/// The same for files: each pack and each lock is a file.
-const FREE_FILES_MIN: u64 = 1000;
 
 /// Checks that the repository can be written, that it has free space, and that all of its packs can be read.
 pub(super) fn check(repository: &Repository, path: &Path, invocation: &Invocation, findings: &mut Findings) {
@@ -22,7 +18,7 @@ pub(super) fn check(repository: &Repository, path: &Path, invocation: &Invocatio
         ownership::refuse_foreign_root(path).and_then(|()| repository.try_writing().map_err(Error::from));
     findings.result("repository writable", writable, |()| None);
     file_system(path, findings);
-    free_space(path, findings);
+    space::check(repository, path, findings);
     catalog_file(repository, invocation, findings);
     // This adds to the catalog what it has lost, so all later checks see everything.
     unread_packs(repository, findings);
@@ -54,23 +50,6 @@ fn network_file_system(number: rustix::fs::FsWord) -> Option<&'static str> {
         0x5346_414f | 0x6b41_4653 => Some("AFS"),
         0x0102_1997 => Some("9p"),
         _ => None,
-    }
-}
-
-fn free_space(path: &Path, findings: &mut Findings) {
-    const NAME: &str = "free space";
-    match rustix::fs::statvfs(path) {
-        Ok(state) => {
-            let free = state.f_bavail.saturating_mul(state.f_frsize);
-            // Some file systems have no limit of files, and report 0.
-            let has_files = state.f_files == 0 || state.f_favail >= FREE_FILES_MIN;
-            match (free >= FREE_BYTES_MIN, has_files) {
-                (true, true) => findings.ok(NAME, output::bytes(free)),
-                (true, false) => findings.failed(NAME, format!("only {} files can be made", state.f_favail)),
-                (false, _) => findings.failed(NAME, format!("only {} left", output::bytes(free))),
-            }
-        }
-        Err(error) => findings.failed(NAME, io::Error::from(error).to_string()),
     }
 }
 

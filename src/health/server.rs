@@ -9,6 +9,7 @@ use crate::cluster::{self, Purpose, ServerSettings, primary};
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::lineage::{self, Lineage};
+use crate::output;
 use crate::postgres::Connection;
 use crate::versions;
 
@@ -28,10 +29,22 @@ impl Connections {
             .conninfo
             .as_ref()
             .map(|_| cluster::connect(server, Purpose::Sql));
-        let sql = sql.and_then(|connection| findings.result("PostgreSQL", connection, target));
+        let mut sql = sql.and_then(|connection| findings.result("PostgreSQL", connection, target));
         let streaming = cluster::connect(server, Purpose::Backup);
-        let streaming = findings.result("PostgreSQL streaming", streaming, target)?;
-        Some(Self { streaming, sql })
+        let mut streaming = findings.result("PostgreSQL streaming", streaming, target);
+        // With 'minimal' there are no replication connections.
+        if let Some(connection) = sql.as_mut().or(streaming.as_mut()) {
+            wal_level(connection, findings);
+        }
+        Some(Self {
+            streaming: streaming?,
+            sql,
+        })
+    }
+
+    /// Whether there is each connection that the configuration describes.
+    pub(super) fn are_complete(&self, server: &ServerConfig) -> bool {
+        server.conninfo.is_none() || self.sql.is_some()
     }
 }
 
@@ -58,6 +71,9 @@ pub(super) fn check(
     }
     let same_cluster = system_id(repository, server, &cluster, findings);
     if server.primary_conninfo.is_some() {
+        if let Some(sql) = sql.as_mut() {
+            is_standby(sql, findings);
+        }
         let primary = primary::connect(server, cluster.system_id);
         findings.result("primary", primary, target);
     }
@@ -69,9 +85,7 @@ pub(super) fn check(
     }
     let slot = streaming.create_temporary_slot(&format!("barmanfs_check_{}", std::process::id()));
     findings.result("temporary replication slot", slot.map_err(Error::from), |()| None);
-    if server.streaming_archiver {
-        streaming::check(subject, repository, &mut streaming, sql.as_mut(), findings);
-    }
+    streaming::check(subject, repository, sql.as_mut(), findings);
     let mut asked = Asked {
         invocation: subject.invocation,
         // The stored state of another cluster says nothing about this one.
@@ -83,6 +97,34 @@ pub(super) fn check(
         sql: sql.as_mut(),
     };
     wal_arrival::check(&mut asked, findings);
+}
+
+/// With `minimal`, WAL lacks what a recovery needs.
+fn wal_level(connection: &mut Connection, findings: &mut Findings) {
+    const NAME: &str = "wal_level";
+    match connection.show("wal_level") {
+        Ok(level) if level == "minimal" => findings.failed(
+            NAME,
+            "it is minimal: set wal_level = replica and restart the server",
+        ),
+        Ok(level) => findings.ok(NAME, output::printable(level.as_bytes())),
+        Err(error) => findings.failed(NAME, Error::from(error).to_string()),
+    }
+}
+
+/// `primary_conninfo` is for a standby only.
+fn is_standby(sql: &mut Connection, findings: &mut Findings) {
+    const NAME: &str = "PostgreSQL server is standby";
+    match sql.simple_query("SELECT pg_catalog.pg_is_in_recovery()::text AS standby") {
+        Ok(rows) if rows.first().and_then(|rows| rows.text(0, "standby")) == Some("true") => {
+            findings.ok(NAME, None);
+        }
+        Ok(_) => findings.failed(
+            NAME,
+            "it is a primary, as after a promotion: set primary_conninfo only where 'conninfo' leads to a standby",
+        ),
+        Err(error) => findings.failed(NAME, Error::from(error).to_string()),
+    }
 }
 
 /// Whether the server's WAL is the archived WAL.

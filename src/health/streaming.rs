@@ -1,71 +1,111 @@
-//! Whether the server's WAL is being received as a stream.
+//! Whether the server's WAL is being received as a stream, and how far behind that is.
 
 use barmanfs_catalog::Repository;
 
 use super::Subject;
+use super::figures::Lag;
 use super::finding::{Finding, Findings};
-use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::output;
-use crate::postgres::Connection;
+use crate::postgres::{Connection, ResultSet};
 
 /// The slot's state on the server.
 const SLOT: &str = "SELECT slot_type, active::text AS active, restart_lsn::text AS restart_lsn, \
                     coalesce(wal_status, '') AS wal_status \
                     FROM pg_catalog.pg_replication_slots WHERE slot_name = '";
 
+/// What the receiver with this application name has reported, and where the server is. A standby sends what it has
+/// received.
+const REPORTS: &str = "SELECT greatest(0, pg_catalog.pg_wal_lsn_diff( \
+                       CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_receive_lsn() \
+                       ELSE pg_catalog.pg_current_wal_flush_lsn() END, flush_lsn))::bigint::text AS bytes, \
+                       extract(epoch FROM greatest(pg_catalog.clock_timestamp() - reply_time, '0'))::bigint::text \
+                       AS seconds FROM pg_catalog.pg_stat_replication \
+                       WHERE flush_lsn IS NOT NULL AND application_name = '";
+
 /// The name of the check.
 const NAME: &str = "replication slot";
+const LAG: &str = "receive-wal lag";
 
-/// Checks the receiver, the server's setting and the slot.
+/// A receiver reports every ten seconds, and whenever it has made something durable. One that has not done so for this
+/// long, while there is something to report, hangs.
+const SILENT_SECONDS: u64 = 60;
+
+/// Checks the slot and the receiver's reports.
 pub(super) fn check(
     subject: Subject<'_>,
     repository: Option<&Repository>,
-    streaming: &mut Connection,
-    sql: Option<&mut Connection>,
+    mut sql: Option<&mut Connection>,
     findings: &mut Findings,
 ) {
     let server = subject.server;
     let receive = subject.invocation.with(&format!("receive-wal {}", server.name));
-    let is_running = repository.is_some_and(|repository| receiver(repository, server, &receive, findings));
-    wal_level(streaming, findings);
+    let receiver = repository.and_then(|repository| repository.receiver(&server.name).ok());
+    let is_running = receiver.flatten().is_some();
+    if is_running && let Some(sql) = sql.as_deref_mut() {
+        lag(sql, &server.streaming_archiver_name, findings);
+    }
     let Some(name) = server.slot_name.as_deref() else {
-        findings.failed(
-            NAME,
-            "there is no slot_name: WAL the server removes while receive-wal is not running is lost",
-        );
+        if server.streaming_archiver {
+            findings.failed(
+                NAME,
+                "there is no slot_name: WAL the server removes while receive-wal is not running is lost",
+            );
+        }
         return;
     };
-    if let Some(sql) = sql {
-        findings.push(match ask(sql, name) {
-            Ok(slot) => judge(slot.as_ref(), name, &receive, is_running),
-            Err(error) => Finding::failed(NAME, error.to_string()),
-        });
-    }
-}
-
-fn receiver(repository: &Repository, server: &ServerConfig, receive: &str, findings: &mut Findings) -> bool {
-    const NAME: &str = "receive-wal running";
-    match repository.receiver(&server.name) {
-        Ok(Some(receiver)) => {
-            findings.ok(NAME, receiver.description);
-            return true;
+    let Some(sql) = sql else { return };
+    match ask(sql, name) {
+        Ok(slot) if server.streaming_archiver => {
+            findings.push(judge(slot.as_ref(), name, &receive, is_running));
         }
-        Ok(None) => findings.failed(NAME, format!("start '{receive}'")),
-        Err(error) => findings.failed(NAME, Error::from(error).to_string()),
+        Ok(slot) => findings.extend(slot.and_then(|slot| judge_unused(&slot, name, &receive, is_running))),
+        Err(error) => findings.failed(NAME, error.to_string()),
     }
-    false
 }
 
-fn wal_level(streaming: &mut Connection, findings: &mut Findings) {
-    const NAME: &str = "wal_level";
-    match streaming.show("wal_level") {
-        Ok(level) if level == "minimal" => findings.failed(
-            NAME,
-            "it is minimal: set wal_level = replica and restart the server",
+/// How far the receiver is behind.
+fn lag(sql: &mut Connection, application_name: &str, findings: &mut Findings) {
+    let name = application_name.replace('\'', "''");
+    match sql.simple_query(&format!("{REPORTS}{name}'")) {
+        Ok(results) => {
+            // Several of this name cannot be told apart: the one that is least behind has it all.
+            let lags = results.first().map(lags).unwrap_or_default();
+            let Some(lag) = lags.into_iter().min_by_key(|lag| lag.bytes) else {
+                return;
+            };
+            findings.note(|figures| figures.lag = Some(lag));
+            findings.push(judge_lag(lag));
+        }
+        Err(error) => findings.failed(LAG, Error::from(error).to_string()),
+    }
+}
+
+/// Without pg_monitor, a role sees none of another role's connections.
+fn lags(rows: &ResultSet) -> Vec<Lag> {
+    let number = |row, column| rows.text(row, column)?.parse::<u64>().ok();
+    (0..rows.len())
+        .filter_map(|row| {
+            Some(Lag {
+                bytes: number(row, "bytes")?,
+                reported_seconds: number(row, "seconds")?,
+            })
+        })
+        .collect()
+}
+
+fn judge_lag(lag: Lag) -> Finding {
+    let text = format!(
+        "{} behind the server, last report {} s ago",
+        output::bytes(lag.bytes),
+        lag.reported_seconds
+    );
+    match lag.bytes > 0 && lag.reported_seconds > SILENT_SECONDS {
+        true => Finding::failed(
+            LAG,
+            format!("{text}: it hangs, or the network is cut. See what it logs, and start it again"),
         ),
-        Ok(level) => findings.ok(NAME, output::printable(level.as_bytes())),
-        Err(error) => findings.failed(NAME, Error::from(error).to_string()),
+        false => Finding::ok(LAG, text),
     }
 }
 
@@ -134,6 +174,26 @@ fn judge(slot: Option<&Slot>, name: &str, receive: &str, is_running: bool) -> Fi
     }
 }
 
+/// A slot that the configuration names though nothing is to be streamed: in use, it is as with Barman; out of use, it
+/// fills the server's disk.
+fn judge_unused(slot: &Slot, name: &str, receive: &str, is_running: bool) -> Option<Finding> {
+    // A slot that was never used keeps nothing.
+    if !slot.is_physical || is_running || slot.restart_lsn.is_empty() {
+        return None;
+    }
+    let drop = format!("'{receive} --drop-slot' removes it, or set streaming_archiver = on");
+    Some(match slot.is_active {
+        true => Finding::ok(
+            NAME,
+            format!("WARNING: slot '{name}' is active but not required by the current config"),
+        ),
+        false => Finding::warning(
+            NAME,
+            format!("streaming_archiver is off, and the server keeps all WAL for slot {name}: {drop}"),
+        ),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,5 +236,42 @@ mod tests {
             let text = finding.text().unwrap_or_default();
             assert!(finding.state == state && text.contains(words), "{slot:?}: {text}");
         }
+    }
+
+    #[test]
+    fn a_slot_that_nothing_reads_is_found_where_nothing_is_streamed() {
+        let slot = |is_physical, is_active| Slot {
+            is_physical,
+            is_active,
+            restart_lsn: "0/1000000".to_owned(),
+            wal_status: "reserved".to_owned(),
+        };
+        let state = |slot: &Slot, is_running| {
+            judge_unused(slot, "s", "/b receive-wal main", is_running).map(|finding| finding.state)
+        };
+        assert_eq!(state(&slot(true, false), false), Some(State::Warning));
+        assert_eq!(state(&slot(true, true), false), Some(State::Ok));
+        assert_eq!(state(&slot(true, true), true), None);
+        assert_eq!(state(&slot(false, false), false), None);
+        let unused = Slot {
+            restart_lsn: String::new(),
+            ..slot(true, false)
+        };
+        assert_eq!(state(&unused, false), None);
+    }
+
+    #[test]
+    fn a_receiver_must_report_while_there_is_something_to_report() {
+        let state = |bytes, reported_seconds| {
+            judge_lag(Lag {
+                bytes,
+                reported_seconds,
+            })
+            .state
+        };
+        assert_eq!(state(0, 5), State::Ok);
+        assert_eq!(state(1 << 30, 60), State::Ok, "it is behind, and reports");
+        assert_eq!(state(1, 61), State::Failed);
+        assert_eq!(state(0, 9000), State::Ok, "the server has nothing more");
     }
 }

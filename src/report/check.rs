@@ -3,7 +3,7 @@
 use serde::{Serialize, Serializer};
 
 use crate::config::ServerConfig;
-use crate::health::{self, Finding, State};
+use crate::health::{self, Checked, Figures, Finding, State};
 
 /// What was found about one server.
 #[derive(Debug, Serialize)]
@@ -16,11 +16,14 @@ pub(crate) struct CheckedServer {
     pub(crate) status: State,
     #[serde(rename = "checks")]
     pub(crate) findings: Vec<Finding>,
+    /// What the checks have counted; programs get it from `metrics`.
+    #[serde(skip)]
+    pub(crate) figures: Figures,
 }
 
 impl CheckedServer {
     /// The findings about `server`.
-    pub(crate) fn new(server: &ServerConfig, findings: Vec<Finding>) -> Self {
+    pub(crate) fn new(server: &ServerConfig, Checked { findings, figures }: Checked) -> Self {
         let status = health::worst(&findings);
         Self {
             server: server.name.to_string(),
@@ -28,12 +31,16 @@ impl CheckedServer {
             ok: status < State::Failed,
             status,
             findings,
+            figures,
         }
     }
 
-    /// The worst status among servers.
+    /// The worst status among active servers: what is wrong with the others is shown, and nothing depends on it.
     pub(crate) fn worst(servers: &[Self]) -> State {
-        let states = servers.iter().map(|server| server.status);
+        let states = servers
+            .iter()
+            .filter(|server| server.active)
+            .map(|server| server.status);
         states.max().unwrap_or(State::Ok)
     }
 }

@@ -13,6 +13,7 @@ mod clones;
 mod common;
 mod counters;
 mod crash;
+mod growth;
 mod mending;
 mod rebuild;
 mod scale;

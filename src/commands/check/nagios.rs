@@ -1,8 +1,16 @@
-//! `check --nagios`: one line, and a plugin's exit codes.
+//! `check --nagios`: a status line with performance data, a line for each problem, and a plugin's exit codes. Barman's
+//! plugin has the same form, so that templates of services which match it need only another prefix.
+
+use std::time::{Duration, SystemTime};
+
+use barmanfs_pg::TimestampMicros;
 
 use crate::error::Outcome;
-use crate::health::State;
+use crate::health::{Figures, Finding, State};
 use crate::report::CheckedServer;
+
+/// What the status line begins with.
+pub(super) const PREFIX: &str = "BARMANFS";
 
 /// A plugin's exit code for a state that somebody should look at.
 const WARNING: u8 = 1;
@@ -18,26 +26,63 @@ pub(super) fn outcome(worst: State) -> Outcome {
     }
 }
 
-/// The status line: the problems by server, failures before warnings.
-pub(super) fn line(checked: &[CheckedServer]) -> String {
-    let word = match CheckedServer::worst(checked) {
-        State::Ok => {
-            let names: Vec<&str> = checked.iter().map(|server| server.server.as_str()).collect();
-            return format!("BARMANFS OK - ready to serve: {}", names.join(", "));
-        }
-        State::Warning => "WARNING",
-        State::Failed => "CRITICAL",
+/// The lines: first the status of all servers and the performance data, then the problems. `prefix` is the name of the
+/// program, which the plugin's templates match.
+pub(super) fn lines(prefix: &str, checked: &[CheckedServer]) -> Vec<String> {
+    let data: Vec<String> = checked.iter().filter_map(performance_data).collect();
+    let data = match data.join(" ") {
+        none if none.is_empty() => none,
+        data => format!("|{data}"),
     };
-    let bad: Vec<String> = checked
-        .iter()
-        .filter(|server| server.status > State::Ok)
-        .map(|server| {
-            let parts = [State::Failed, State::Warning].map(|state| named(server, state));
-            let parts: Vec<String> = parts.into_iter().flatten().collect();
-            format!("{} {}", server.server, parts.join(", "))
-        })
-        .collect();
-    format!("BARMANFS {word} - {}", bad.join("; "))
+    let (active, inactive): (Vec<_>, Vec<_>) = checked.iter().partition(|server| server.active);
+    let bad: Vec<_> = active.iter().filter(|server| server.status > State::Ok).collect();
+    let mut status = match (bad.as_slice(), active.as_slice()) {
+        ([], _) => format!("{prefix} OK - {}", ready(&active)),
+        ([one], [_]) => format!("{} - server {} has issues", worst(prefix, checked), one.server),
+        (bad, all) => {
+            let (bad, all) = (bad.len(), all.len());
+            format!(
+                "{} - {bad} server out of {all} have issues",
+                worst(prefix, checked)
+            )
+        }
+    };
+    for server in &bad {
+        let parts = [State::Failed, State::Warning].map(|state| named(server, state));
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        status += &format!(" * {} {}", server.server, parts.join(", "));
+    }
+    for server in inactive {
+        status += &format!(" * IGNORING: {}", server.server);
+    }
+    let mut lines = vec![format!("{status}{data}")];
+    for server in bad {
+        lines.extend(
+            server
+                .findings
+                .iter()
+                .filter_map(|finding| detail(server, finding)),
+        );
+    }
+    lines
+}
+
+fn worst(prefix: &str, checked: &[CheckedServer]) -> String {
+    match CheckedServer::worst(checked) {
+        State::Failed => format!("{prefix} CRITICAL"),
+        State::Ok | State::Warning => format!("{prefix} WARNING"),
+    }
+}
+
+fn ready(servers: &[&CheckedServer]) -> String {
+    match servers {
+        [] => "no active server".to_owned(),
+        [one] => format!("ready to serve: {}", one.server),
+        several => {
+            let names: Vec<&str> = several.iter().map(|server| server.server.as_str()).collect();
+            format!("ready to serve: {} servers * {}", names.len(), names.join(" * "))
+        }
+    }
 }
 
 /// `FAILED: archive_mode, replication slot`
@@ -47,17 +92,58 @@ fn named(server: &CheckedServer, state: State) -> Option<String> {
     (!names.is_empty()).then(|| format!("{}: {}", state.word(), names.join(", ")))
 }
 
+/// `main.archive_mode: FAILED (it is off)`
+fn detail(server: &CheckedServer, finding: &Finding) -> Option<String> {
+    if finding.state == State::Ok {
+        return None;
+    }
+    // Behind a vertical bar, a plugin's output is performance data.
+    let text = finding.text().unwrap_or_default().replace('|', "\u{a6}");
+    Some(format!(
+        "{}.{}: {} ({text})",
+        server.server,
+        finding.name,
+        finding.state.word()
+    ))
+}
+
+/// `main=55872146B main_wals=16610B main_age=58s main_wal_age=3s`; what is not known is left out.
+fn performance_data(server: &CheckedServer) -> Option<String> {
+    let Figures {
+        newest,
+        wal_bytes,
+        last_wal,
+        ..
+    } = &server.figures;
+    let name = &server.server;
+    let values = [
+        newest.map(|newest| format!("{name}={}B", newest.logical_bytes)),
+        wal_bytes.map(|bytes| format!("{name}_wals={bytes}B")),
+        newest.map(|newest| format!("{name}_age={}s", age(newest.ended).as_secs())),
+        last_wal.map(|last| format!("{name}_wal_age={}s", age(last).as_secs())),
+    ];
+    let values: Vec<String> = values.into_iter().flatten().collect();
+    (!values.is_empty()).then(|| values.join(" "))
+}
+
+fn age(time: TimestampMicros) -> Duration {
+    let now: TimestampMicros = SystemTime::now().into();
+    let micros = now.unix_micros().saturating_sub(time.unix_micros());
+    Duration::from_micros(u64::try_from(micros).unwrap_or_default())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::tests::server;
-    use crate::health::Finding;
+    use crate::health::Checked;
+    use crate::health::figures::NewestBackup;
 
-    fn checked(worst: State) -> CheckedServer {
+    fn with_figures(settings: &str, worst: State, figures: Figures) -> CheckedServer {
         let finding = |name, state| Finding {
             name,
             state,
-            message: None,
+            message: Some("a | b".to_owned()),
             hint: None,
         };
         let mut findings = vec![finding("PostgreSQL", State::Ok)];
@@ -67,20 +153,78 @@ mod tests {
         if worst == State::Failed {
             findings.push(finding("archive_mode", State::Failed));
         }
-        CheckedServer::new(&server(""), findings)
+        CheckedServer::new(&server(settings), Checked { findings, figures })
+    }
+
+    fn checked(worst: State) -> CheckedServer {
+        with_figures("", worst, Figures::default())
     }
 
     #[test]
-    fn nagios_gets_one_line() {
+    fn the_status_line_names_what_is_wrong() {
         let [good, warned, failed] = [State::Ok, State::Warning, State::Failed].map(checked);
-        assert_eq!(line(&[checked(State::Ok)]), "BARMANFS OK - ready to serve: main");
+        let ok = [checked(State::Ok)];
+        assert_eq!(lines(PREFIX, &ok), ["BARMANFS OK - ready to serve: main"]);
+        assert_eq!(lines("BARMAN", &ok), ["BARMAN OK - ready to serve: main"]);
         assert_eq!(
-            line(&[checked(State::Ok), warned]),
-            "BARMANFS WARNING - main WARNING: archive_command"
+            lines(PREFIX, &[checked(State::Ok), checked(State::Ok)]),
+            ["BARMANFS OK - ready to serve: 2 servers * main * main"]
         );
         assert_eq!(
-            line(&[good, failed]),
-            "BARMANFS CRITICAL - main FAILED: archive_mode, WARNING: archive_command"
+            lines(PREFIX, &[warned]),
+            [
+                "BARMANFS WARNING - server main has issues * main WARNING: archive_command",
+                "main.archive_command: WARNING (a \u{a6} b)",
+            ]
+        );
+        assert_eq!(
+            lines(PREFIX, &[good, failed]),
+            [
+                "BARMANFS CRITICAL - 1 server out of 2 have issues * main FAILED: archive_mode, WARNING: archive_command",
+                "main.archive_command: WARNING (a \u{a6} b)",
+                "main.archive_mode: FAILED (a \u{a6} b)",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_inactive_server_is_named_and_does_not_count() {
+        let inactive = with_figures("active = off", State::Failed, Figures::default());
+        assert_eq!(CheckedServer::worst(std::slice::from_ref(&inactive)), State::Ok);
+        assert_eq!(
+            lines(PREFIX, &[checked(State::Ok), inactive]),
+            ["BARMANFS OK - ready to serve: main * IGNORING: main"]
+        );
+    }
+
+    #[test]
+    fn performance_data_has_sizes_and_ages() {
+        let now: TimestampMicros = SystemTime::now().into();
+        let ago =
+            |seconds: i64| TimestampMicros::from_unix_micros(now.unix_micros() - seconds * 1_000_000 - 1);
+        let figures = Figures {
+            newest: Some(NewestBackup {
+                began: ago(900),
+                ended: ago(600),
+                logical_bytes: 55_872_146,
+                sent_bytes: 1,
+                new_stored_bytes: 1,
+            }),
+            wal_bytes: Some(16_610),
+            last_wal: Some(ago(30)),
+            ..Figures::default()
+        };
+        let lines = lines(PREFIX, &[with_figures("", State::Ok, figures)]);
+        let [line] = lines.as_slice() else {
+            panic!("{lines:?}")
+        };
+        let (status, data) = line.split_once('|').unwrap();
+        assert_eq!(status, "BARMANFS OK - ready to serve: main");
+        // The test may take a second.
+        assert!(
+            data.starts_with("main=55872146B main_wals=16610B main_age=60")
+                && data.contains("s main_wal_age=3"),
+            "{data}"
         );
     }
 }

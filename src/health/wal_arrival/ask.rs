@@ -101,6 +101,8 @@ pub(super) fn facts(asked: &mut Asked<'_>, findings: &mut Findings) -> Facts {
         // A role without pg_monitor may not see this. The rules then work without it.
         facts.ready = sql.simple_query(READY).ok().map(|results| ready(&results));
         facts.pg_wal = sql.simple_query(PG_WAL).ok().map(|results| pg_wal(&results));
+        let waiting = facts.ready.as_ref().map(|ready| ready.count);
+        findings.note(|figures| figures.waiting_files = waiting);
         done = sql
             .simple_query(DONE)
             .map_or_else(|_| Vec::new(), |results| names(&results));

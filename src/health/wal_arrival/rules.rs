@@ -308,7 +308,12 @@ const WRITTEN_WHEN_IDLE_BYTES: u64 = 4096;
 
 /// The age of the newest archived WAL. A server that has written nothing since then has nothing to archive.
 fn wal_age(facts: &Facts) -> Option<Finding> {
-    let (limit, here) = (facts.wal_age.as_ref()?, facts.here.as_ref()?);
+    let here = facts.here.as_ref()?;
+    let Some(limit) = &facts.wal_age else {
+        let (_, age) = here.last_arrival?;
+        let age = output::duration(Duration::from_secs(age));
+        return Some(Finding::ok(WAL_AGE, format!("latest WAL age: {age}")));
+    };
     let Some((at, age)) = here.last_arrival else {
         return Some(Finding::failed(
             WAL_AGE,

@@ -106,6 +106,22 @@ impl<'a> WalArchive<'a> {
         })
     }
 
+    /// The last segment of the latest timeline.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn newest(&self) -> Result<Option<WalEntry>> {
+        self.repository.db.read(|db| {
+            db.prepare_cached(
+                "SELECT name, size_bytes, archived_at, new_stored_bytes FROM wal
+                 WHERE server = ?1 AND length(name) = 24 ORDER BY name DESC LIMIT 1",
+            )?
+            .query_row([self.server.as_str()], |row| Ok(wal_entry(row)))
+            .optional()?
+            .transpose()
+        })
+    }
+
     /// The first segment at the place of `segment`, on its timeline or on a later one up to `newest`.
     pub(crate) fn successor(&self, segment: SegmentName, newest: TimelineId) -> Result<Option<SegmentName>> {
         let last = SegmentName {
@@ -183,17 +199,29 @@ impl<'a> WalArchive<'a> {
         }
     }
 
+    /// The totals of the files from this segment on, those of later timelines included.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn totals_from(&self, first: SegmentName) -> Result<WalTotals> {
+        self.sum(&first.to_string())
+    }
+
     /// The totals of the archive.
     ///
     /// # Errors
     /// When the catalog cannot be read.
     pub fn totals(&self) -> Result<WalTotals> {
+        self.sum("")
+    }
+
+    fn sum(&self, first: &str) -> Result<WalTotals> {
         self.repository.db.read(|db| {
             let mut query = db.prepare_cached(
                 "SELECT count(*), coalesce(sum(size_bytes), 0), coalesce(sum(new_stored_bytes), 0) FROM wal
-                 WHERE server = ?1",
+                 WHERE server = ?1 AND name >= ?2",
             )?;
-            Ok(query.query_row([self.server.as_str()], |row| {
+            Ok(query.query_row(params![self.server.as_str(), first], |row| {
                 Ok(WalTotals {
                     files: row.get(0)?,
                     logical_bytes: row.get(1)?,
