@@ -10,6 +10,7 @@ pub(crate) mod history;
 pub(crate) mod inspect;
 pub(crate) mod mount;
 pub(crate) mod quarantine;
+pub(crate) mod server;
 pub(crate) mod upkeep;
 pub(crate) mod wal;
 
@@ -23,12 +24,13 @@ use crate::config;
 const GROUPS: &[(&str, &[&str])] = &[
     (
         "Back up and archive",
-        &["backup", "receive-wal", "wal-archive", "get-wal"],
+        &["backup", "receive-wal", "wal-archive", "get-wal", "switch-wal"],
     ),
     (
         "Inspect",
         &[
             "list-servers",
+            "status",
             "list-backups",
             "show-backup",
             "list-files",
@@ -38,7 +40,7 @@ const GROUPS: &[(&str, &[&str])] = &[
         ],
     ),
     ("Use a backup", &["mount", "umount", "clone"]),
-    ("Check", &["check", "verify"]),
+    ("Check", &["check", "check-wal-archive", "verify"]),
     (
         "Maintain",
         &[
@@ -125,12 +127,20 @@ pub(crate) enum Command {
     #[command(after_help = wal::GET_WAL_HELP)]
     GetWal(wal::GetWalArgs),
 
+    /// Make a server close the WAL segment that it is writing
+    #[command(alias = "switch-xlog", after_help = server::SWITCH_WAL_HELP)]
+    SwitchWal(server::SwitchWalArgs),
+
     /// List the configured servers
     #[command(
         alias = "list-server",
         after_help = "Examples:\n  barmanfs list-servers\n  barmanfs list-servers --json"
     )]
     ListServers(JsonOption),
+
+    /// Show how a server stands, what is recoverable, and what would be lost with it
+    #[command(after_help = server::STATUS_HELP)]
+    Status(server::StatusArgs),
 
     /// List the backups of a server, or of all
     #[command(
@@ -187,6 +197,10 @@ pub(crate) enum Command {
     /// Check the server's settings, its archiving and the repository
     #[command(after_help = "Examples:\n  barmanfs check main\n  barmanfs check all --nagios")]
     Check(check::CheckArgs),
+
+    /// Check that nothing is archived of a new server
+    #[command(after_help = server::CHECK_WAL_ARCHIVE_HELP)]
+    CheckWalArchive(server::CheckWalArchiveArgs),
 
     /// Read everything back and check it against its checksums
     #[command(after_help = check::VERIFY_HELP)]
@@ -328,37 +342,40 @@ mod tests {
         Usage: barmanfs [OPTIONS] <COMMAND>
 
         Back up and archive:
-          backup           Take a base backup over the replication protocol
-          receive-wal      Receive WAL as a stream while the server writes it
-          wal-archive      Store one WAL file; for archive_command
-          get-wal          Fetch one WAL file; for restore_command
+          backup             Take a base backup over the replication protocol
+          receive-wal        Receive WAL as a stream while the server writes it
+          wal-archive        Store one WAL file; for archive_command
+          get-wal            Fetch one WAL file; for restore_command
+          switch-wal         Make a server close the WAL segment that it is writing
 
         Inspect:
-          list-servers     List the configured servers
-          list-backups     List the backups of a server, or of all
-          show-backup      Show all that is known about one backup
-          list-files       List the files of a backup
-          timeline         Draw a server's timelines, backups and WAL, and what cannot be recovered
-          explain          Explain how a point in time would be recovered, or why it cannot be
-          stats            Show sizes, and what deduplication and compression save
+          list-servers       List the configured servers
+          status             Show how a server stands, what is recoverable, and what would be lost with it
+          list-backups       List the backups of a server, or of all
+          show-backup        Show all that is known about one backup
+          list-files         List the files of a backup
+          timeline           Draw a server's timelines, backups and WAL, and what cannot be recovered
+          explain            Explain how a point in time would be recovered, or why it cannot be
+          stats              Show sizes, and what deduplication and compression save
 
         Use a backup:
-          mount            Show all backups and WAL as directories
-          umount           Unmount a mounted directory
-          clone            Make writable copies of backups at once, and run PostgreSQL on them
+          mount              Show all backups and WAL as directories
+          umount             Unmount a mounted directory
+          clone              Make writable copies of backups at once, and run PostgreSQL on them
 
         Check:
-          check            Check the server's settings, its archiving and the repository
-          verify           Read everything back and check it against its checksums
+          check              Check the server's settings, its archiving and the repository
+          check-wal-archive  Check that nothing is archived of a new server
+          verify             Read everything back and check it against its checksums
 
         Maintain:
-          delete           Delete backups; 'sweep' then frees the space nothing else uses
-          sweep            Free the space of deleted and failed backups
-          quarantine       Show WAL files that were put aside, accept them or delete them
-          rebuild-catalog  Rebuild catalog.sqlite from the packs
-          index-wal        Read archived WAL again that an earlier release could not read
-          history          Show where a timeline has two histories, and decide which one counts
-          version          Show the version
+          delete             Delete backups; 'sweep' then frees the space nothing else uses
+          sweep              Free the space of deleted and failed backups
+          quarantine         Show WAL files that were put aside, accept them or delete them
+          rebuild-catalog    Rebuild catalog.sqlite from the packs
+          index-wal          Read archived WAL again that an earlier release could not read
+          history            Show where a timeline has two histories, and decide which one counts
+          version            Show the version
 
         Options of every command:
           -c, --config <FILE>      Configuration to read [default: ~/.barmanfs.conf, else

@@ -3,6 +3,7 @@
 mod configuration_files;
 pub(crate) mod primary;
 mod settings;
+pub(crate) mod switch;
 
 use std::time::Duration;
 
@@ -17,6 +18,10 @@ pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 /// How long a receiver waits for a connection if the connection string has no `connect_timeout`.
 const CONNECT_WITHIN: Duration = Duration::from_secs(15);
+
+/// How long a server may take to answer a command that only looks at it. The connection alone may take as long if the
+/// connection string has no `connect_timeout`.
+const LOOK_WITHIN: Duration = Duration::from_secs(10);
 
 /// The purpose of a connection. It determines the connection string, the mode, the application name and the timeouts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,14 +42,29 @@ pub(crate) enum Purpose {
 /// # Errors
 /// When there is no connection string for this purpose, or the connection fails.
 pub(crate) fn connect(server: &ServerConfig, purpose: Purpose) -> Result<Connection, Error> {
-    let mode = match purpose {
-        Purpose::Backup | Purpose::ReceiveWal => Mode::Replication,
-        Purpose::Sql | Purpose::Primary => Mode::Sql,
-    };
-    let mut connection = Connection::connect(&conninfo(server, purpose)?, mode)?;
+    let mut connection = Connection::connect(&conninfo(server, purpose)?, mode(purpose))?;
     if purpose == Purpose::ReceiveWal {
         connection.set_read_timeout(Some(ANSWER_WITHIN))?;
     }
+    Ok(connection)
+}
+
+fn mode(purpose: Purpose) -> Mode {
+    match purpose {
+        Purpose::Backup | Purpose::ReceiveWal => Mode::Replication,
+        Purpose::Sql | Purpose::Primary => Mode::Sql,
+    }
+}
+
+/// Connects to a server in order to look at it: a server that does not answer must not keep the caller waiting.
+///
+/// # Errors
+/// As [`connect`].
+pub(crate) fn look(server: &ServerConfig, purpose: Purpose) -> Result<Connection, Error> {
+    let mut conninfo = conninfo(server, purpose)?;
+    conninfo.connect_timeout.get_or_insert(LOOK_WITHIN);
+    let mut connection = Connection::connect(&conninfo, mode(purpose))?;
+    connection.set_read_timeout(Some(LOOK_WITHIN))?;
     Ok(connection)
 }
 

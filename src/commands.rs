@@ -2,6 +2,7 @@
 
 pub(crate) mod backup;
 pub(crate) mod check;
+pub(crate) mod check_wal_archive;
 pub(crate) mod clone;
 pub(crate) mod delete;
 pub(crate) mod explain;
@@ -17,7 +18,9 @@ pub(crate) mod rebuild_catalog;
 pub(crate) mod receive_wal;
 pub(crate) mod show_backup;
 pub(crate) mod stats;
+pub(crate) mod status;
 pub(crate) mod sweep;
+pub(crate) mod switch_wal;
 pub(crate) mod timeline;
 pub(crate) mod umount;
 pub(crate) mod verify;
@@ -27,7 +30,7 @@ pub(crate) mod wal_archive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use barmanfs_catalog::{Backup, BackupSelector, Repository, ServerName};
+use barmanfs_catalog::{Backup, BackupSelector, Error as CatalogError, Repository, ServerName};
 use tracing::level_filters::LevelFilter;
 
 use crate::cli::{Cli, Command, GlobalOptions};
@@ -93,7 +96,9 @@ impl App {
             Command::ReceiveWal(args) => receive_wal::run(self, &args),
             Command::WalArchive(args) => wal_archive::run(self, &args),
             Command::GetWal(args) => get_wal::run(self, &args),
+            Command::SwitchWal(args) => switch_wal::run(self, &args),
             Command::ListServers(json) => list_servers::run(self, json),
+            Command::Status(args) => status::run(self, &args),
             Command::ListBackups(args) => list_backups::run(self, &args),
             Command::ShowBackup(args) => show_backup::run(self, &args),
             Command::ListFiles(args) => list_files::run(self, &args),
@@ -105,6 +110,7 @@ impl App {
             Command::Umount(args) => umount::run(&args),
             Command::Clone(command) => clone::run(self, &command),
             Command::Check(args) => check::run(self, &args),
+            Command::CheckWalArchive(args) => check_wal_archive::run(self, &args),
             Command::Verify(args) => verify::run(self, &args),
             Command::Delete(args) => delete::run(self, &args),
             Command::Sweep(json) => sweep::run(self, json),
@@ -118,6 +124,14 @@ impl App {
     /// The repository, for reading.
     pub(crate) fn repository(&self) -> Result<Repository, Error> {
         Ok(Repository::open(&self.config.repository)?)
+    }
+
+    /// The repository; `None` before the first backup makes it, which is not an error for what only looks.
+    pub(crate) fn repository_if_made(&self) -> Result<Option<Repository>, Error> {
+        match Repository::open(&self.config.repository) {
+            Err(CatalogError::NoRepository { .. }) => Ok(None),
+            other => Ok(Some(other?)),
+        }
     }
 
     /// The repository, for writing. Fails for a user whose files the repository's owner could not use

@@ -8,6 +8,7 @@
 //! - [`archive`]: the server's backups and WAL in the repository, by the rules in [`backups`], [`reliability`],
 //!   [`wal_store`] and [`clones`].
 //! - [`server`], [`streaming`], [`wal_arrival`]: the server, and whether its WAL arrives.
+//! - [`standing`]: facts that `status` and others show, without a judgement.
 //!
 //! Checks that do not depend on the server run while it is down, too.
 
@@ -22,6 +23,7 @@ mod reliability;
 mod repository;
 mod server;
 mod space;
+pub(crate) mod standing;
 mod streaming;
 mod timed;
 mod wal_arrival;

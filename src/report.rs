@@ -12,6 +12,8 @@ mod explanation;
 mod file;
 mod quarantine;
 mod server;
+mod status;
+mod wal;
 
 use serde::Serialize;
 
@@ -24,6 +26,8 @@ pub(crate) use explanation::{Doubt, Explanation, path_of};
 pub(crate) use file::ListedFile;
 pub(crate) use quarantine::{ComparedFile, MovedFile, QuarantinedFile};
 pub(crate) use server::ListedServer;
+pub(crate) use status::ServerStatus;
+pub(crate) use wal::{CheckedArchive, SwitchedServer};
 
 /// `version --json`
 #[derive(Debug, Serialize)]

@@ -27,6 +27,8 @@ fn every_document_has_one_shape(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     for words in [
         &["list-servers"][..],
+        &["status", "main"],
+        &["check-wal-archive", "main"],
         &["list-backups"],
         &["stats"],
         &["timeline", "main"],
@@ -57,6 +59,9 @@ fn every_document_has_one_shape(install: &'static Install) {
     site.ok(&["clone", "create", "main", "test1"]);
     for words in [
         &["list-servers"][..],
+        &["status", "main"],
+        &["switch-wal", "main"],
+        &["check-wal-archive", "main"],
         &["list-backups"],
         &["show-backup", "main", "latest"],
         &["list-files", "main", "latest", "--target", "full"],

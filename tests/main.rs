@@ -48,6 +48,7 @@ mod settings;
 mod silent_server;
 mod slots;
 mod standby;
+mod status;
 mod tablespaces;
 mod terminals;
 mod torture;
@@ -87,6 +88,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("tablespaces", tablespaces::TESTS),
     ("slots", slots::TESTS),
     ("standby", standby::TESTS),
+    ("status", status::TESTS),
     ("silent_server", silent_server::TESTS),
     ("watching", watching::TESTS),
     ("torture", torture::TESTS),

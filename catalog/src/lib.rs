@@ -47,11 +47,11 @@ pub use index::writer::Writer;
 pub use monitor::{Monitor, Silent, Unit};
 pub use names::{BackupId, CloneName, InvalidName, ServerName};
 pub use recovery::{
-    Action, Gap, MinimalStretch, Plan, Target, TargetError, TargetSpec, TimeTarget, TimelineChoice,
-    TimelineReport, TimelineSpan, Unreachable,
+    Action, Gap, MinimalStretch, Plan, Reach, RecoveryWindow, Target, TargetError, TargetSpec, TimeTarget,
+    TimelineChoice, TimelineReport, TimelineSpan, Unreachable,
 };
 pub use upkeep::growth::Growth;
 pub use upkeep::rebuild::RebuildReport;
-pub use upkeep::stats::{BackupStats, ServerStats, Sizes, Stats};
+pub use upkeep::stats::{BackupStats, PackTotals, ServerStats, Sizes, Stats};
 pub use upkeep::sweep::{SweepOptions, SweepReport};
 pub use upkeep::verify::{Damage, VerifyReport, VerifyScope};

@@ -23,6 +23,7 @@ mod target;
 mod tests;
 mod time;
 mod timelines;
+mod window;
 
 pub use plan::{Plan, TimelineSpan, Unreachable};
 pub use target::{Action, Target, TargetError, TargetSpec, TimelineChoice};
@@ -31,3 +32,4 @@ pub use timelines::{
     BackupPlace, Gap, MinimalStretch, Parent, Reach, RestorePointPlace, Timeline, TimelineReport,
     UnreadableFile, WalRange,
 };
+pub use window::RecoveryWindow;

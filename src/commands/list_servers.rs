@@ -1,6 +1,6 @@
 //! `barmanfs list-servers`.
 
-use barmanfs_catalog::{Backup, Error as CatalogError, Repository, ServerName};
+use barmanfs_catalog::{Backup, Repository, ServerName};
 
 use super::App;
 use crate::cli::JsonOption;
@@ -10,11 +10,7 @@ use crate::report::ListedServer;
 
 /// Runs the command.
 pub(crate) fn run(app: &mut App, json: JsonOption) -> Result<Outcome, Error> {
-    // Before the first backup there is no repository, which is not an error.
-    let repository = match Repository::open(&app.config.repository) {
-        Err(CatalogError::NoRepository { .. }) => None,
-        other => Some(other?),
-    };
+    let repository = app.repository_if_made()?;
     let names = match &repository {
         Some(repository) => app.known_servers(repository, super::ALL)?,
         None => app

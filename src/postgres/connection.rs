@@ -245,6 +245,18 @@ impl Connection {
         self.within(limit, |connection| connection.run(text))
     }
 
+    /// The same with another limit, for a statement that takes long.
+    ///
+    /// # Errors
+    /// As [`simple_query`](Self::simple_query).
+    pub(crate) fn query_within(&mut self, limit: Duration, text: &str) -> Result<Vec<ResultSet>, Error> {
+        let usual = self.stream.read_timeout().filter(|_| !self.silence.is_watched);
+        self.set_read_timeout(Some(limit))?;
+        let results = self.within(limit, |connection| connection.run(text));
+        self.set_read_timeout(usual)?;
+        results
+    }
+
     /// Does something within a time limit, unless there is a deadline already.
     pub(super) fn within<T>(
         &mut self,

@@ -11,8 +11,9 @@ use crate::archive::backup::{Backup, BackupStatus};
 use crate::error::{Error, Result};
 use crate::index::repository::Repository;
 use crate::names::ServerName;
+use crate::recovery::TimelineSpan;
 use crate::recovery::plan::bad_history_advice;
-use crate::recovery::{Target, TargetSpec, TimelineSpan, Unreachable};
+use crate::recovery::window::earliest;
 
 mod report;
 
@@ -77,7 +78,7 @@ impl Repository {
             gaps,
             minimal,
             unreadable,
-            earliest: survey.earliest(),
+            earliest: earliest(&survey.backups),
             newest: self.newest(server)?,
             forks: self.open_forks(server)?,
         })
@@ -129,27 +130,6 @@ impl Repository {
     /// As for `timelines`.
     pub fn gaps(&self, server: &ServerName) -> Result<Vec<Gap>> {
         Ok(self.timelines(server)?.gaps)
-    }
-
-    fn newest(&self, server: &ServerName) -> Result<Option<Reach>> {
-        let plan = match self.plan(server, &Target::Now.into())? {
-            // Everything before it can be recovered.
-            Err(Unreachable::Minimal { lsn, .. }) => {
-                let spec = TargetSpec {
-                    inclusive: false,
-                    ..Target::Lsn(lsn).into()
-                };
-                self.plan(server, &spec)?
-            }
-            plan => plan,
-        };
-        Ok(plan.ok().map(|plan| Reach {
-            backup: plan.backup.id,
-            timeline: plan.timeline,
-            lsn: plan.path.last().and_then(|span| span.to).unwrap_or_default(),
-            time: plan.reaches.or(plan.backup.end_time),
-            receiving: plan.ends_in_partial,
-        }))
     }
 
     pub(crate) fn archived_segment_size(&self, server: &ServerName) -> Result<Option<SegmentSize>> {
@@ -414,20 +394,5 @@ impl Survey {
             backup_before: before.map(|backup| backup.id),
             backup_after: after.map(|backup| backup.id),
         }
-    }
-
-    fn earliest(&self) -> Option<Reach> {
-        let done = self
-            .backups
-            .iter()
-            .filter(|backup| backup.status == BackupStatus::Done);
-        let first = done.min_by_key(|backup| backup.id)?;
-        Some(Reach {
-            backup: first.id,
-            timeline: first.timeline?,
-            lsn: first.stop_lsn?,
-            time: first.end_time,
-            receiving: false,
-        })
     }
 }

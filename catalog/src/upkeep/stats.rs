@@ -93,7 +93,35 @@ pub struct Stats {
     pub pack_bytes: u64,
 }
 
+/// The packs of a repository.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct PackTotals {
+    /// Number of packs.
+    pub packs: u64,
+    /// Their bytes, including footers and what a sweep would free.
+    pub bytes: u64,
+    /// Those of them that are condemned: they go when the writers that may need them have ended.
+    pub condemned: u64,
+}
+
 impl Repository {
+    /// Counts the packs in the catalog.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn pack_totals(&self) -> Result<PackTotals> {
+        self.db.read(|db| {
+            let sum = "SELECT count(*), coalesce(sum(bytes), 0), count(condemned_at) FROM packs";
+            Ok(db.query_row(sum, [], |row| {
+                Ok(PackTotals {
+                    packs: row.get(0)?,
+                    bytes: row.get(1)?,
+                    condemned: row.get(2)?,
+                })
+            })?)
+        })
+    }
+
     /// Computes the statistics. Reads every listing and map once, but no data.
     ///
     /// # Errors
@@ -111,10 +139,11 @@ impl Repository {
             };
             servers.push(counter.server(server)?);
         }
-        let (packs, pack_bytes) = self.db.read(|db| {
-            let sum = "SELECT count(*), coalesce(sum(bytes), 0) FROM packs";
-            Ok(db.query_row(sum, [], |row| Ok((row.get(0)?, row.get(1)?)))?)
-        })?;
+        let PackTotals {
+            packs,
+            bytes: pack_bytes,
+            ..
+        } = self.pack_totals()?;
         Ok(Stats {
             servers,
             total,

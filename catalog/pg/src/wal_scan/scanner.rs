@@ -30,7 +30,9 @@ pub struct WalScanner {
     segment_bytes: u64,
     page_bytes: u64,
     magic: u16,
-    /// How much of the segment has been read.
+    /// Where in the segment the scan began: a page.
+    begun_at: u64,
+    /// How much of the segment has been read or skipped.
     position: u64,
     /// The current page's header, as far as it has been read.
     page_header: Vec<u8>,
@@ -62,6 +64,7 @@ impl WalScanner {
             segment_bytes: size.bytes(),
             page_bytes: u64::from(facts.page_bytes),
             magic: facts.magic,
+            begun_at: 0,
             position: 0,
             page_header: Vec::with_capacity(LONG_HEADER_BYTES),
             open: Open::Nothing,
@@ -76,6 +79,16 @@ impl WalScanner {
         if !facts.is_known_version() {
             scanner.stop(start, StopReason::UnknownVersion);
         }
+        scanner
+    }
+
+    /// A scanner that begins with a later page of segment `name`, `offset` bytes into it.
+    #[must_use]
+    pub fn from_page(name: &SegmentName, facts: &SegmentFacts, offset: u64) -> Self {
+        let mut scanner = Self::new(name, facts);
+        let begun_at = offset - offset % scanner.page_bytes.max(1);
+        (scanner.begun_at, scanner.position) = (begun_at, begun_at);
+        scanner.index.end_lsn = scanner.lsn();
         scanner
     }
 
@@ -168,7 +181,7 @@ impl WalScanner {
         self.page_header = header;
         self.page_header.clear();
 
-        let is_first = self.position < self.page_bytes;
+        let is_first = self.position < self.begun_at + self.page_bytes;
         if flags & first_is_overwrite(self.magic) != 0 {
             // The previous record was never finished, because the server crashed; it is void.
             if matches!(self.open, Open::Head { .. }) {

@@ -116,6 +116,31 @@ fn finds_the_facts_of_a_segment() {
 }
 
 #[test]
+fn a_scan_from_any_page_finds_what_starts_behind_it() {
+    let mut wal = SampleWal::new(Lsn(0x30_0000), SIZE);
+    for nth in 0..200 {
+        wal.say(&commit(nth), 0);
+        wal.record(10, 0, &[1; 700]);
+    }
+    let segment = &wal.segments()[0];
+    let each_from = |page: usize| {
+        let offset = page * usize::try_from(PAGE_BYTES).unwrap();
+        let mut scanner = WalScanner::from_page(&segment.name, &segment.facts, offset as u64);
+        let mut found = Vec::new();
+        scanner.push_each(&segment.bytes[offset..], &mut |lsn, _| found.push(lsn));
+        let stop = scanner.finish().stopped.unwrap();
+        assert_eq!(stop.reason, StopReason::NoMoreRecords, "page {page}");
+        found
+    };
+    let all = each_from(0);
+    for page in 1..15 {
+        let start = Lsn(0x30_0000 + page as u64 * PAGE_BYTES);
+        let behind: Vec<Lsn> = all.iter().copied().filter(|lsn| *lsn > start).collect();
+        assert_eq!(each_from(page), behind, "page {page}");
+    }
+}
+
+#[test]
 fn a_switch_ends_the_segment() {
     let mut wal = SampleWal::new(Lsn(0), SIZE);
     wal.say(&commit(1), 0);

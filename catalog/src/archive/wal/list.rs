@@ -139,6 +139,39 @@ impl<'a> WalArchive<'a> {
         })
     }
 
+    /// The newest segment of the newest timeline, of all that are archived.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn newest_segment(&self) -> Result<Option<WalEntry>> {
+        self.first_entry(
+            "SELECT name, size_bytes, archived_at, new_stored_bytes FROM wal
+             WHERE server = ?1 AND length(name) = 24 AND name > ?2 ORDER BY name DESC LIMIT 1",
+            "",
+        )
+    }
+
+    /// The first file of a timeline or of a later one.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn first_since(&self, timeline: TimelineId) -> Result<Option<WalEntry>> {
+        self.first_entry(
+            "SELECT name, size_bytes, archived_at, new_stored_bytes FROM wal
+             WHERE server = ?1 AND name >= ?2 ORDER BY name LIMIT 1",
+            &timeline.hex(),
+        )
+    }
+
+    fn first_entry(&self, query: &str, name: &str) -> Result<Option<WalEntry>> {
+        self.repository.db.read(|db| {
+            db.prepare_cached(query)?
+                .query_row(params![self.server.as_str(), name], |row| Ok(wal_entry(row)))
+                .optional()?
+                .transpose()
+        })
+    }
+
     /// The bytes of the file of this name, from front to back.
     ///
     /// # Errors

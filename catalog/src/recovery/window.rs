@@ -1,0 +1,68 @@
+//! From when on and up to when a server can be recovered.
+
+use crate::archive::backup::{Backup, BackupStatus};
+use crate::error::Result;
+use crate::index::repository::Repository;
+use crate::names::ServerName;
+use crate::recovery::{Reach, Target, TargetSpec, Unreachable};
+
+/// The earliest and the newest state that can be recovered. What is between them can be recovered except in gaps.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RecoveryWindow {
+    /// The end of the first backup; `None` if there is no complete backup.
+    pub earliest: Option<Reach>,
+    /// The target `now`; `None` if it cannot be reached.
+    pub newest: Option<Reach>,
+}
+
+impl Repository {
+    /// The earliest and the newest state that can be recovered. Unlike [`timelines`](Self::timelines), this does not
+    /// read a row for each segment.
+    ///
+    /// # Errors
+    /// When the catalog, or a segment in the spool, cannot be read.
+    pub fn recovery_window(&self, server: &ServerName) -> Result<RecoveryWindow> {
+        let mut backups = self.backups(server)?;
+        backups.retain(|backup| backup.is_complete() && backup.is_of_server() && backup.archive() == server);
+        Ok(RecoveryWindow {
+            earliest: earliest(&backups),
+            newest: self.newest(server)?,
+        })
+    }
+
+    pub(super) fn newest(&self, server: &ServerName) -> Result<Option<Reach>> {
+        let plan = match self.plan(server, &Target::Now.into())? {
+            // Everything before it can be recovered.
+            Err(Unreachable::Minimal { lsn, .. }) => {
+                let spec = TargetSpec {
+                    inclusive: false,
+                    ..Target::Lsn(lsn).into()
+                };
+                self.plan(server, &spec)?
+            }
+            plan => plan,
+        };
+        Ok(plan.ok().map(|plan| Reach {
+            backup: plan.backup.id,
+            timeline: plan.timeline,
+            lsn: plan.path.last().and_then(|span| span.to).unwrap_or_default(),
+            time: plan.reaches.or(plan.backup.end_time),
+            receiving: plan.ends_in_partial,
+        }))
+    }
+}
+
+/// The end of the first of these backups that is DONE.
+pub(super) fn earliest(backups: &[Backup]) -> Option<Reach> {
+    let done = backups
+        .iter()
+        .filter(|backup| backup.status == BackupStatus::Done);
+    let first = done.min_by_key(|backup| backup.id)?;
+    Some(Reach {
+        backup: first.id,
+        timeline: first.timeline?,
+        lsn: first.stop_lsn?,
+        time: first.end_time,
+        receiving: false,
+    })
+}

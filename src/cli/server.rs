@@ -1,0 +1,86 @@
+//! The command lines of the commands that ask a server, or act on it.
+
+use clap::Args;
+
+use super::JsonOption;
+
+/// Ends `barmanfs status --help`.
+pub(super) const STATUS_HELP: &str = "\
+The lines have Barman's words. The last ones are barmanfs's own: what can be recovered, and what would be
+lost if the server were gone now (RPO): the time since the oldest commit that is not safe here, and the bytes of
+WAL from there on. It is 0 for a server that commits nothing, whatever its checkpoints write. \"At most\" means that
+the end of the server's WAL could not be read: then the last safe commit counts.
+
+Examples:
+  barmanfs status main
+  barmanfs status all --json";
+
+/// `status`
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Servers of the configuration, or 'all' for every active one
+    #[arg(required = true, value_name = "SERVER|all")]
+    pub(crate) servers: Vec<String>,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}
+
+/// Ends `barmanfs switch-wal --help`.
+pub(super) const SWITCH_WAL_HELP: &str = "\
+The server closes the segment that it is writing, so that it can be archived. If nothing was written since the last
+switch, there is nothing to close; --force then makes a checkpoint first. On a standby nothing is done.
+The user of conninfo needs the right: GRANT EXECUTE ON FUNCTION pg_switch_wal TO barmanfs; for --force also
+GRANT pg_checkpoint TO barmanfs (PostgreSQL 15 and later).
+
+Examples:
+  barmanfs switch-wal main
+  barmanfs switch-wal main --force --archive
+  barmanfs switch-wal all --archive --archive-timeout 60 --json";
+
+/// `switch-wal`
+#[derive(Debug, Args)]
+pub(crate) struct SwitchWalArgs {
+    /// Servers of the configuration, or 'all' for every active one
+    #[arg(required = true, value_name = "SERVER|all")]
+    pub(crate) servers: Vec<String>,
+    /// Make a checkpoint first, so that there is something to close
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Wait until the closed segment is archived; fail if it is not
+    #[arg(long)]
+    pub(crate) archive: bool,
+    /// How long to wait for that
+    #[arg(
+        long,
+        requires = "archive",
+        value_name = "SECONDS",
+        default_value_t = 30,
+        value_parser = clap::value_parser!(u64).range(1..=86_400)
+    )]
+    pub(crate) archive_timeout: u64,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}
+
+/// Ends `barmanfs check-wal-archive --help`.
+pub(super) const CHECK_WAL_ARCHIVE_HELP: &str = "\
+For a new server, before its archive_command is set: exits with 1 when there is WAL of this name already.
+
+Examples:
+  barmanfs check-wal-archive main
+  barmanfs check-wal-archive main --timeline 2 --json";
+
+/// `check-wal-archive`
+#[derive(Debug, Args)]
+pub(crate) struct CheckWalArchiveArgs {
+    /// Server of the configuration
+    pub(crate) server: String,
+    /// Only WAL of this timeline and of later ones counts
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) timeline: Option<u32>,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}

@@ -1,0 +1,96 @@
+//! How a server stands: what it says of itself, what is stored of it, and what would be lost if it were gone now.
+//!
+//! `status` and other commands show these facts. Nothing here prints, and nothing decides whether a fact is good.
+//!
+//! - [`Stored`]: facts from the repository.
+//! - [`Live`]: facts from the server itself.
+//! - [`Exposure`]: the commits of the server that are not safe here yet.
+//! - [`each`]: collects facts of many servers at a time.
+
+mod clients;
+mod each;
+mod exposure;
+mod live;
+mod stored;
+mod unsafe_wal;
+
+use barmanfs_catalog::Repository;
+
+use crate::config::ServerConfig;
+use crate::error::Error;
+pub(crate) use each::each;
+pub(crate) use exposure::{Exposure, Verdict};
+pub(crate) use live::{ArchiverStats, Live};
+pub(crate) use stored::{LastWal, Stored};
+
+/// What a server said of itself.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// It was not asked, because it is inactive.
+    NotAsked,
+    /// It did not answer.
+    Failed(Error),
+    /// It answered.
+    Live(Box<Live>),
+}
+
+impl Answer {
+    /// The facts, if it answered.
+    pub(crate) fn live(&self) -> Option<&Live> {
+        match self {
+            Self::Live(live) => Some(live),
+            Self::NotAsked | Self::Failed(_) => None,
+        }
+    }
+}
+
+/// How a server stands.
+#[derive(Debug)]
+pub(crate) struct Standing {
+    /// What the server says.
+    pub(crate) answer: Answer,
+    /// What is stored of it; `None` before anything is.
+    pub(crate) stored: Option<Stored>,
+    /// What would be lost without it.
+    pub(crate) exposure: Exposure,
+}
+
+impl Standing {
+    /// Asks the server, if it is active, and then looks at what is stored: so what the server has said to be archived is
+    /// there.
+    ///
+    /// # Errors
+    /// When the repository cannot be read. A server that does not answer is no error.
+    pub(crate) fn of(server: &ServerConfig, repository: Option<&Repository>) -> Result<Self, Error> {
+        let asked = server.active.then(|| live::ask(server));
+        let stored = repository
+            .map(|repository| Stored::of(repository, &server.name))
+            .transpose()?;
+        let (answer, exposure) = match asked {
+            None => (
+                Answer::NotAsked,
+                Exposure::unknown("the server is inactive and was not asked"),
+            ),
+            Some(Err(error)) => {
+                let exposure = Exposure::unknown(format!("the server does not answer: {error}"));
+                (Answer::Failed(error), exposure)
+            }
+            Some(Ok((live, streaming))) => {
+                let exposure = exposure::of(&live, streaming, stored.as_ref(), server);
+                (Answer::Live(Box::new(live)), exposure)
+            }
+        };
+        Ok(Self {
+            answer,
+            stored,
+            exposure,
+        })
+    }
+
+    /// How far the stream of a running `receive-wal` is behind the server, in bytes of flushed WAL.
+    pub(crate) fn stream_lag_bytes(&self, server: &ServerConfig) -> Option<u64> {
+        let live = self.answer.live()?;
+        let client = live.own_stream(server)?;
+        Some(live.flush_lsn?.0.saturating_sub(client.flush_lsn?.0))
+    }
+}
