@@ -6,6 +6,7 @@ pub(crate) mod damage;
 pub(crate) mod derive;
 pub(crate) mod history;
 pub mod json;
+pub(crate) mod keep;
 pub(crate) mod roots;
 pub(crate) mod servers;
 pub(crate) mod spool;

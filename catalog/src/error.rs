@@ -347,6 +347,16 @@ pub enum Error {
         /// Who reads it.
         holder: String,
     },
+    /// Somebody keeps a backup.
+    #[error(
+        "Backup {id} of server {server} is kept by somebody: release it first ('barmanfs keep {server} {id} --release')"
+    )]
+    BackupKept {
+        /// Its server.
+        server: ServerName,
+        /// Its id.
+        id: BackupId,
+    },
     /// Clones are based on a backup.
     #[error(
         "{} based on backup {id} of server {server}: destroy {} first, or use --force, which keeps the data",
@@ -490,6 +500,7 @@ impl Error {
             | Self::SpoolSize { .. }
             | Self::BackupInUse { .. }
             | Self::BackupHasClones { .. }
+            | Self::BackupKept { .. }
             | Self::NoSuchClone { .. }
             | Self::CloneExists { .. }
             | Self::CloneInUse { .. }

@@ -5,11 +5,12 @@
 //! [`Repository`], all writing with a [`Writer`]. A writer registers itself, so that a sweep removes nothing that it
 //! uses.
 //!
-//! The crate has five modules, and each uses only those below it:
+//! The crate has six modules, and each uses only those below it:
 //!
 //! | module | holds |
 //! |---|---|
 //! | `upkeep` | sweep, verify, rebuild of the catalog, statistics |
+//! | `retention` | what policies keep, and the deletion of the rest |
 //! | `recovery` | points in time, and how to get there |
 //! | `archive` | backups, WAL and its histories, the spool, clones, damage, and what each kind of record means |
 //! | `index` | the SQLite file, records, places of chunks, unread packs, writers, condemned packs, the reserve |
@@ -24,6 +25,7 @@ mod index;
 mod monitor;
 mod names;
 pub mod recovery;
+pub mod retention;
 mod upkeep;
 
 pub use archive::backup::{
@@ -33,10 +35,11 @@ pub use archive::backup::{
 pub use archive::clones::{CloneDescription, CloneDraft, CloneLock, CloneOrigin, ExtraFile};
 pub use archive::history::{Decided, Fork, HistoryReport, LeftHistory, Restarted};
 pub use archive::json;
+pub use archive::keep::{Keep, KeepTarget};
 pub use archive::spool::{PartialSegment, Receiver, Spool, SpoolFile};
 pub use archive::wal::{
-    Comparison, Confined, LooseSegment, QuarantinedWal, RefusedWal, ReindexReport, WalArchive, WalConflict,
-    WalEntries, WalEntry, WalFile, WalOutcome, WalTotals, scan_segment,
+    Comparison, Confined, LooseSegment, QuarantinedWal, RangeTotals, RefusedWal, ReindexReport, SegmentRange,
+    WalArchive, WalConflict, WalEntries, WalEntry, WalFile, WalOutcome, WalTotals, scan_segment,
 };
 pub use error::{Error, Result};
 pub use home::owner::{AsOwner, Owner};

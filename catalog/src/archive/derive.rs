@@ -7,8 +7,8 @@ use barmanfs_store::{Record, RecordId};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::archive::backup::{Backup, BackupStatus, boot_test};
-use crate::archive::wal::{self, QuarantinedWal, WalFile};
-use crate::archive::{damage, history, servers};
+use crate::archive::wal::{self, QuarantinedWal, WalFile, removal};
+use crate::archive::{damage, history, keep, servers};
 use crate::error::Result;
 use crate::index::records::{Deletion, Kind, is_annulled, parse};
 use crate::index::schema::GO_WITH_THEIR_RECORD;
@@ -28,11 +28,31 @@ pub(crate) fn derive(db: &Connection, seq: i64, record: &Record) -> Result<()> {
         Kind::Backup => derive_backup(db, seq, id, &parse(id, payload)?),
         Kind::Wal => derive_wal(db, seq, id, &parse(id, payload)?),
         Kind::Deletion => annul(db, seq, &parse(id, payload)?),
+        Kind::Keep => keep::derive(db, seq, &parse(id, payload)?),
         Kind::QuarantinedWal => derive_quarantine(db, seq, id, &parse(id, payload)?),
         Kind::Server => servers::derive(db, seq, id, &parse(id, payload)?),
         Kind::BootTest => boot_test::derive(db, seq, id, &parse(id, payload)?),
         Kind::Damage => damage::derive(db, seq, &parse(id, payload)?),
         Kind::History => history::records::derive(db, seq, id, &parse(id, payload)?),
+        Kind::WalRemoval => removal::derive(db, seq, &parse(id, payload)?),
+    }
+}
+
+/// Whether the payload of a record can be read. Nothing is said about a record of a later release.
+pub(crate) fn can_be_read(record: &Record) -> Result<()> {
+    let (id, payload) = (record.id, record.payload.as_slice());
+    match Kind::of(record.kind) {
+        None => Ok(()),
+        Some(Kind::Backup) => parse::<Backup>(id, payload).map(drop),
+        Some(Kind::Wal) => parse::<WalFile>(id, payload).map(drop),
+        Some(Kind::Deletion) => parse::<Deletion>(id, payload).map(drop),
+        Some(Kind::Keep) => parse::<keep::KeepRecord>(id, payload).map(drop),
+        Some(Kind::QuarantinedWal) => parse::<QuarantinedWal>(id, payload).map(drop),
+        Some(Kind::Server) => parse::<servers::ServerRecord>(id, payload).map(drop),
+        Some(Kind::BootTest) => parse::<boot_test::BootTestRecord>(id, payload).map(drop),
+        Some(Kind::Damage) => parse::<damage::DamagedPlaces>(id, payload).map(drop),
+        Some(Kind::History) => parse::<history::records::HistoryRecord>(id, payload).map(drop),
+        Some(Kind::WalRemoval) => parse::<removal::WalRemoval>(id, payload).map(drop),
     }
 }
 
@@ -92,8 +112,11 @@ fn derive_wal(db: &Connection, seq: i64, id: RecordId, file: &WalFile) -> Result
     history::records::share(db, seq, id, file)
 }
 
-/// Enters a file into the archive named in it.
+/// Enters a file into the archive named in it, unless it has been removed from there.
 pub(crate) fn enter_wal(db: &Connection, seq: i64, id: RecordId, file: &WalFile) -> Result<()> {
+    if removal::applies_to(db, &file.server, &file.name, file.archived_at)? {
+        return Ok(());
+    }
     db.prepare_cached(
         "INSERT INTO wal (server, name, record, size_bytes, archived_at, new_stored_bytes)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6)

@@ -2,10 +2,10 @@
 //! and extra files of clones.
 
 use barmanfs_store::{DirectoryRef, FileMap, RecordId};
-use rusqlite::params;
+use rusqlite::{Connection, params};
 
 use crate::archive::backup::Backup;
-use crate::archive::wal::{QuarantinedWal, WalFile};
+use crate::archive::wal::{QuarantinedWal, WalFile, removal};
 use crate::error::{Error, Result};
 use crate::index::records::{self, Kind};
 use crate::index::repository::Repository;
@@ -45,7 +45,7 @@ pub(crate) fn each_root(
         };
         last = seq;
         for (_, kind, id, payload) in page {
-            if let Some((what, root)) = root(kind, id, &payload)? {
+            if let Some((what, root)) = repository.db.read(|db| root(db, kind, id, &payload))? {
                 each(&what, &root)?;
             }
         }
@@ -67,7 +67,7 @@ fn page(repository: &Repository, after: i64) -> Result<Vec<Row>> {
     })
 }
 
-fn root(kind: u8, id: RecordId, payload: &[u8]) -> Result<Option<(String, Root)>> {
+fn root(db: &Connection, kind: u8, id: RecordId, payload: &[u8]) -> Result<Option<(String, Root)>> {
     let of_file = |file: WalFile| {
         (
             format!("{} of server {}", file.name, file.server),
@@ -85,8 +85,20 @@ fn root(kind: u8, id: RecordId, payload: &[u8]) -> Result<Option<(String, Root)>
             let what = format!("Backup {} of server {}", backup.id, backup.server);
             backup.root.map(|root| (what, Root::Tree(root.directory)))
         }
-        Kind::Wal => Some(of_file(records::parse(id, payload)?)),
-        Kind::QuarantinedWal => Some(of_file(records::parse::<QuarantinedWal>(id, payload)?.file)),
-        Kind::Deletion | Kind::Server | Kind::BootTest | Kind::Damage | Kind::History => None,
+        Kind::Wal => {
+            let file: WalFile = records::parse(id, payload)?;
+            (!removal::is_dead(db, id, &file)?).then(|| of_file(file))
+        }
+        Kind::QuarantinedWal => {
+            let file = records::parse::<QuarantinedWal>(id, payload)?.file;
+            (!removal::is_dead_decided(db, id, &file)?).then(|| of_file(file))
+        }
+        Kind::Deletion
+        | Kind::Keep
+        | Kind::Server
+        | Kind::BootTest
+        | Kind::Damage
+        | Kind::History
+        | Kind::WalRemoval => None,
     })
 }

@@ -16,11 +16,13 @@ pub(crate) mod link;
 mod list;
 mod quarantine;
 mod reindex;
+pub(crate) mod removal;
 
 pub use confine::{Confined, LooseSegment, scan_segment};
 pub use list::{WalArchive, WalEntries, WalTotals};
 pub use quarantine::Comparison;
 pub use reindex::ReindexReport;
+pub use removal::{RangeTotals, SegmentRange};
 
 /// One archived file: a segment, or a `.history`, `.backup` or `.partial` file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -32,6 +32,8 @@ pub(crate) enum Kind {
     Wal = 2,
     /// Annuls another record.
     Deletion = 3,
+    /// A person's decision to keep a backup.
+    Keep = 4,
     /// A file in quarantine.
     QuarantinedWal = 5,
     /// A server and its cluster.
@@ -42,6 +44,8 @@ pub(crate) enum Kind {
     Damage = 8,
     /// A fork of a timeline into two histories, or the decision which one counts.
     History = 9,
+    /// The removal of a range of archived files.
+    WalRemoval = 10,
 }
 
 impl Kind {
@@ -51,11 +55,13 @@ impl Kind {
             1 => Self::Backup,
             2 => Self::Wal,
             3 => Self::Deletion,
+            4 => Self::Keep,
             5 => Self::QuarantinedWal,
             6 => Self::Server,
             7 => Self::BootTest,
             8 => Self::Damage,
             9 => Self::History,
+            10 => Self::WalRemoval,
             _ => return None,
         })
     }
@@ -260,17 +266,18 @@ fn enter_record(db: &Connection, pack: i64, record: &Record) -> Result<Option<i6
     Ok((fresh == 1).then_some(seq))
 }
 
-/// Enters what all records mean: first deletions, then records about histories, then all others. The first two kinds
-/// name other records, so with this order it does not matter in which order the records arrived. `problem` gets the row
+/// Enters what all records mean: first deletions, then records about histories, then removals of WAL, then all others.
+/// The first three kinds decide about other records, so with this order it does not matter in which order they arrived. `problem` gets the row
 /// of each record that cannot be read, and the error.
 pub(crate) fn derive_all(
     db: &Connection,
     derive: Derive,
     problem: &mut dyn FnMut(i64, Error) -> Result<()>,
 ) -> Result<()> {
-    let mut all =
-        db.prepare("SELECT seq, id, kind, payload FROM records ORDER BY kind <> ?1, kind <> ?2, id")?;
-    let mut rows = all.query([Kind::Deletion, Kind::History])?;
+    let mut all = db.prepare(
+        "SELECT seq, id, kind, payload FROM records ORDER BY kind <> ?1, kind <> ?2, kind <> ?3, id",
+    )?;
+    let mut rows = all.query([Kind::Deletion, Kind::History, Kind::WalRemoval])?;
     while let Some(row) = rows.next()? {
         let seq = row.get(0)?;
         let record = Record {

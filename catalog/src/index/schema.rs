@@ -6,7 +6,7 @@
 //! tables from its records; if it changes more, the catalog is rebuilt from the packs.
 
 /// Number of this layout, kept in SQLite's `user_version`.
-pub(crate) const LAYOUT: i64 = 6;
+pub(crate) const LAYOUT: i64 = 7;
 
 /// The oldest layout with the same tables of packs, chunks and records.
 pub(crate) const OLDEST_LAYOUT: i64 = 1;
@@ -64,11 +64,13 @@ CREATE INDEX record_packs_by_pack ON record_packs (pack);
 ";
 
 /// The tables that hold what the records mean.
-pub(crate) const MEANINGS: [&str; 14] = [
+pub(crate) const MEANINGS: [&str; 16] = [
     "deletions",
     "servers",
     "backups",
+    "keeps",
     "wal",
+    "wal_removals",
     "quarantine",
     "segments",
     "restore_points",
@@ -82,11 +84,20 @@ pub(crate) const MEANINGS: [&str; 14] = [
 ];
 
 /// Those of them whose rows go when the record in their column `record` is annulled.
-pub(crate) const GO_WITH_THEIR_RECORD: [&str; 6] =
-    ["backups", "wal", "quarantine", "boot_tests", "damaged", "forks"];
+pub(crate) const GO_WITH_THEIR_RECORD: [&str; 7] = [
+    "backups",
+    "keeps",
+    "wal",
+    "quarantine",
+    "boot_tests",
+    "damaged",
+    "forks",
+];
 
 /// Creates these tables.
 pub(crate) const CREATE_MEANINGS: &str = "
+-- Nearly all records are of archived files, kind 2.
+CREATE INDEX IF NOT EXISTS records_but_wal ON records (kind) WHERE kind <> 2;
 CREATE TABLE deletions (annulled BLOB NOT NULL, record INTEGER NOT NULL, PRIMARY KEY (annulled, record)) WITHOUT ROWID;
 CREATE TABLE servers (name TEXT NOT NULL PRIMARY KEY, system_id TEXT NOT NULL, record INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE backups (
@@ -97,6 +108,9 @@ CREATE TABLE backups (
     PRIMARY KEY (server, id)
 ) WITHOUT ROWID;
 CREATE INDEX backups_by_record ON backups (record);
+-- Decisions to keep a backup, by the backup's record. The newest one counts.
+CREATE TABLE keeps (record INTEGER NOT NULL PRIMARY KEY, of BLOB NOT NULL, kept_at INTEGER NOT NULL);
+CREATE INDEX keeps_by_backup ON keeps (of);
 CREATE TABLE wal (
     server TEXT NOT NULL,
     name TEXT NOT NULL,
@@ -107,6 +121,15 @@ CREATE TABLE wal (
     PRIMARY KEY (server, name)
 ) WITHOUT ROWID;
 CREATE INDEX wal_by_record ON wal (record);
+-- Ranges of names whose files were removed from a server's archive, if they were archived by then.
+CREATE TABLE wal_removals (
+    record INTEGER NOT NULL PRIMARY KEY,
+    server TEXT NOT NULL,
+    first TEXT NOT NULL,
+    last TEXT NOT NULL,
+    removed_at INTEGER NOT NULL
+);
+CREATE INDEX wal_removals_by_server ON wal_removals (server, first);
 CREATE TABLE quarantine (record INTEGER NOT NULL PRIMARY KEY, server TEXT NOT NULL, name TEXT NOT NULL);
 CREATE INDEX quarantine_by_name ON quarantine (server, name);
 
@@ -225,7 +248,8 @@ mod tests {
     use rusqlite::Connection;
 
     /// Their records are never annulled, except those of `segments`, which go with their restore points and settings.
-    const STAY: [&str; 6] = [
+    const STAY: [&str; 7] = [
+        "wal_removals",
         "deletions",
         "servers",
         "segments",

@@ -428,7 +428,7 @@ fn fixed(seconds: i32) -> Result<TimeZone, String> {
 }
 
 /// The zone a server calls `name`; none if it is unknown here.
-pub(super) fn server_zone(name: &str) -> Option<TimeZone> {
+pub(crate) fn server_zone(name: &str) -> Option<TimeZone> {
     zone(name).ok()
 }
 

@@ -8,6 +8,7 @@ use barmanfs_pg::{Lsn, SegmentSize, TimelineId, TimestampMicros};
 use rusqlite::{OptionalExtension, params};
 
 use crate::archive::backup::{Backup, BackupStatus};
+use crate::archive::wal::SegmentRange;
 use crate::error::{Error, Result};
 use crate::index::repository::Repository;
 use crate::names::ServerName;
@@ -57,6 +58,7 @@ impl Repository {
         }
         let (histories, unreadable) = self.history_of_each(server, timelines.keys().copied())?;
         let survey = Survey {
+            removed: self.removed_wal(server)?,
             size,
             backups,
             histories,
@@ -239,6 +241,8 @@ struct Survey {
     /// Complete backups, oldest first.
     backups: Vec<Backup>,
     histories: BTreeMap<TimelineId, TimelineHistory>,
+    /// The ranges that retention has removed.
+    removed: Vec<SegmentRange>,
 }
 
 impl Survey {
@@ -313,10 +317,30 @@ impl Survey {
             if let Some(left) = left {
                 missing.push((number(last.last.start_lsn(self.size)) + 1, left, Some(last)));
             }
-            let found = missing.into_iter().filter(|(from, to, _)| from < to);
-            gaps.extend(found.map(|(from, to, before)| self.gap(*id, from, to - 1, before)));
+            for (from, to, before) in missing {
+                let lost = self.without_removed(*id, from, to);
+                gaps.extend(lost.map(|(from, to)| self.gap(*id, from, to - 1, before)));
+            }
         }
         gaps
+    }
+
+    /// The parts of a range of missing segments that nobody has removed. `from` is part of a range, `to` is not.
+    fn without_removed(&self, timeline: TimelineId, from: u64, to: u64) -> impl Iterator<Item = (u64, u64)> {
+        let number = |name: &SegmentName| name.start_lsn(self.size).segment_number(self.size);
+        let mut left = Vec::new();
+        let mut from = from;
+        // They are sorted by their beginnings.
+        for range in self
+            .removed
+            .iter()
+            .filter(|range| range.first.timeline == timeline)
+        {
+            left.push((from, number(&range.first).min(to)));
+            from = from.max(number(&range.last).saturating_add(1));
+        }
+        left.push((from, to));
+        left.into_iter().filter(|(from, to)| from < to)
     }
 
     fn gap(&self, timeline: TimelineId, first: u64, last: u64, before: Option<&WalRange>) -> Gap {

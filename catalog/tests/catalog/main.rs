@@ -16,6 +16,7 @@ mod crash;
 mod growth;
 mod mending;
 mod rebuild;
+mod retention;
 mod scale;
 mod spool;
 mod sweep;

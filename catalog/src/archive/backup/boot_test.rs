@@ -176,7 +176,8 @@ fn cut(text: &mut String, bytes: usize) {
 /// The records of all tests of these records of a backup, which are deleted with it.
 pub(super) fn records_of(db: &Connection, backup: &[RecordId]) -> Result<Vec<RecordId>> {
     let mut query = db.prepare_cached(
-        "SELECT id, payload FROM records WHERE kind = ?1 AND id NOT IN (SELECT annulled FROM deletions)",
+        "SELECT id, payload FROM records WHERE kind = ?1 AND kind <> 2
+         AND id NOT IN (SELECT annulled FROM deletions)",
     )?;
     let mut rows = query.query([Kind::BootTest])?;
     let mut found = Vec::new();

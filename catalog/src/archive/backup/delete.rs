@@ -6,6 +6,7 @@
 use barmanfs_store::RecordId;
 
 use crate::archive::backup::{Backup, BackupStatus, boot_test, list, running};
+use crate::archive::keep;
 use crate::error::{Error, Result};
 use crate::home::locks::Lock;
 use crate::home::now;
@@ -50,6 +51,11 @@ impl Repository {
         }
     }
 
+    /// Whether somebody reads this backup now.
+    pub(crate) fn is_being_read(&self, backup: &Backup) -> Result<bool> {
+        self.locks.is_held(&read_lock_name(backup))
+    }
+
     fn reading_for(&self, backup: &Backup, purpose: &str) -> Result<ReadGuard> {
         let gone = || Error::NoSuchBackup {
             server: backup.server.clone(),
@@ -85,7 +91,7 @@ impl Repository {
     /// Deletes a backup permanently; [`sweep`](Self::sweep) frees its space.
     ///
     /// # Errors
-    /// [`Error::BackupRunning`]; without `force` [`Error::BackupInUse`] while it is being read, and
+    /// [`Error::BackupRunning`]; [`Error::BackupKept`]; without `force` [`Error::BackupInUse`] while it is being read, and
     /// [`Error::BackupHasClones`]; [`Error::NoSuchBackup`].
     pub fn delete_backup(&self, backup: &Backup, force: bool) -> Result<()> {
         self.with_reserve(|| self.try_to_delete(backup, force))
@@ -106,6 +112,12 @@ impl Repository {
                 holder: self.locks.holder(&lock_name),
             });
         }
+        if self.keep_of(backup)?.is_some_and(|keep| keep.holds(now())) {
+            return Err(Error::BackupKept {
+                server: backup.server.clone(),
+                id: backup.id,
+            });
+        }
         let clones = self.clones_of(backup)?;
         if !clones.is_empty() && !force {
             return Err(Error::BackupHasClones {
@@ -122,7 +134,8 @@ impl Repository {
             });
         }
         let tests = self.db.read(|db| boot_test::records_of(db, &annulled))?;
-        annulled.extend(tests);
+        let keeps = self.db.read(|db| keep::records_of(db, &annulled))?;
+        annulled.extend(tests.into_iter().chain(keeps));
         let what = format!("backup {} of {}", backup.id, backup.server);
         let deletion = |of| {
             records::record(
@@ -164,7 +177,8 @@ impl Repository {
     fn records_of(&self, backup: &Backup) -> Result<Vec<RecordId>> {
         self.db.read(|db| {
             let mut query = db.prepare_cached(
-                "SELECT id, payload FROM records WHERE kind = ?1 AND id NOT IN (SELECT annulled FROM deletions)",
+                "SELECT id, payload FROM records WHERE kind = ?1 AND kind <> 2
+                 AND id NOT IN (SELECT annulled FROM deletions)",
             )?;
             let mut rows = query.query([Kind::Backup])?;
             let mut found = Vec::new();

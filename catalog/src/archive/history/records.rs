@@ -188,13 +188,17 @@ pub(crate) fn share(db: &Connection, seq: i64, id: RecordId, file: &WalFile) -> 
         "SELECT archive, shared_from FROM decisions r WHERE server = ?1 AND archive IS NOT NULL AND decided_at > ?2
              AND NOT EXISTS (SELECT 1 FROM placed p JOIN decisions o ON o.record = p.record
                  WHERE p.id = ?3 AND ((p.archive <> r.server AND o.decided_at <= r.decided_at)
-                     OR (p.archive = r.server AND o.decided_at >= r.decided_at)))",
+                     OR (p.archive = r.server AND o.decided_at >= r.decided_at)))
+             -- And files that had been removed by then.
+             AND NOT EXISTS (SELECT 1 FROM wal_removals m WHERE m.server = ?1 AND m.first <= ?4 AND m.last >= ?4
+                 AND m.removed_at >= ?2 AND m.removed_at <= r.decided_at)",
     )?;
     let rows = query.query_map(
         params![
             file.server.as_str(),
             file.archived_at.unix_micros(),
-            id.as_bytes()
+            id.as_bytes(),
+            file.name.segment().map(|segment| segment.to_string())
         ],
         |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)),
     )?;

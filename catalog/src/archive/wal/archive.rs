@@ -26,10 +26,9 @@ use barmanfs_store::{ContentClass, Depositor, Record};
 
 use crate::archive::history::Fork;
 use crate::archive::history::arrival::Obstacle;
-use crate::archive::wal::{QuarantinedWal, RefusedWal, WalConflict, WalFile, WalOutcome};
+use crate::archive::wal::{QuarantinedWal, RefusedWal, WalConflict, WalFile, WalOutcome, removal};
 use crate::error::{Error, Result};
 use crate::home::locks::Lock;
-use crate::home::now;
 use crate::index::records::{self, Kind};
 use crate::index::writer::Writer;
 use crate::names::ServerName;
@@ -122,7 +121,10 @@ impl Writer {
             server: file.server.clone(),
             name: *file.name,
             size_bytes: file.size_bytes,
-            archived_at: now(),
+            archived_at: self
+                .repository()
+                .db
+                .read(|db| removal::archived_now(db, file.server, file.name))?,
             origin: file.origin.to_owned(),
             new_stored_bytes: stored.new_stored_bytes,
             index,

@@ -82,18 +82,48 @@ pub(crate) fn forget(db: &Connection, record: i64) -> Result<()> {
     };
     for server in &archives {
         let place = Place { server, ..place };
-        clear(db, &place)?;
+        clear(db, server, place.timeline, place.number)?;
         rejoin_before(db, &place)?;
     }
     Ok(())
 }
 
-fn clear(db: &Connection, place: &Place<'_>) -> Result<()> {
+/// Removes the rows of the segments of an archive whose names are in a range, if they were archived by then.
+pub(crate) fn forget_range(
+    db: &Connection,
+    server: &str,
+    (first, last): (&str, &str),
+    archived_by: i64,
+) -> Result<()> {
+    let mut query = db.prepare_cached(
+        "SELECT s.timeline, s.number, s.record FROM wal w JOIN segments s ON s.record = w.record AND s.server = w.server
+         WHERE w.server = ?1 AND w.name BETWEEN ?2 AND ?3 AND w.archived_at <= ?4 ORDER BY w.name",
+    )?;
+    let rows = query.query_map(params![server, first, last, archived_by], |row| {
+        Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+    })?;
+    let forgotten: Vec<(u32, u64, i64)> = rows.collect::<rusqlite::Result<_>>()?;
+    for &(timeline, number, _) in &forgotten {
+        clear(db, server, timeline, number)?;
+    }
+    for (_, number, record) in forgotten {
+        // What crosses from a segment that stays into this one is not complete any more.
+        if number > 0 && !at(db, server, number - 1)?.is_empty() {
+            let file = file_of(db, record)?;
+            if let Some(place) = Place::of(&file) {
+                rejoin_before(db, &Place { server, ..place })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn clear(db: &Connection, server: &str, timeline: u32, number: u64) -> Result<()> {
     for table in ["segments", "restore_points", "parameter_changes"] {
         db.prepare_cached(&format!(
             "DELETE FROM {table} WHERE server = ?1 AND timeline = ?2 AND number = ?3"
         ))?
-        .execute(params![place.server, place.timeline, place.number])?;
+        .execute(params![server, timeline, number])?;
     }
     Ok(())
 }
@@ -109,7 +139,7 @@ fn write(db: &Connection, place: &Place<'_>, record: i64, mut index: SegmentInde
         ends_in = last;
     }
     let (ends_early, end) = end_of(place, &index);
-    clear(db, place)?;
+    clear(db, place.server, place.timeline, place.number)?;
     let micros =
         |time: Option<barmanfs_pg::TimestampMicros>| time.map(barmanfs_pg::TimestampMicros::unix_micros);
     db.prepare_cached(

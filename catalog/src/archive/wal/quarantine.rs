@@ -18,7 +18,7 @@ use barmanfs_store::{Record, RecordId};
 use rusqlite::OptionalExtension;
 
 use crate::archive::history::records::placed_in;
-use crate::archive::wal::{QuarantinedWal, WalFile};
+use crate::archive::wal::{QuarantinedWal, WalFile, removal};
 use crate::error::{Error, Result};
 use crate::home::now;
 use crate::index::records::{self, Deletion, Kind};
@@ -149,7 +149,7 @@ impl Repository {
         }
         records.push(deletion(record, &kept.file)?);
         let released = WalFile {
-            archived_at: now(),
+            archived_at: self.db.read(|db| removal::archived_now(db, server, name))?,
             ..kept.file.clone()
         };
         records.push(records::record(Kind::Wal, &released)?);

@@ -7,6 +7,7 @@ use barmanfs_store::{Record, RecordId};
 use rusqlite::Connection;
 
 use crate::archive::damage;
+use crate::archive::wal::{QuarantinedWal, removal};
 use crate::error::Result;
 use crate::home::now;
 use crate::home::presence::{self, WriterName};
@@ -99,15 +100,18 @@ impl Sweep<'_> {
                     Some(Kind::Damage) => {
                         damage::is_needed(db, &records::parse(record.id, &record.payload)?)?
                     }
+                    Some(Kind::Wal) => {
+                        !removal::is_dead(db, record.id, &records::parse(record.id, &record.payload)?)?
+                    }
+                    Some(Kind::QuarantinedWal) => {
+                        let kept: QuarantinedWal = records::parse(record.id, &record.payload)?;
+                        !removal::is_dead_decided(db, record.id, &kept.file)?
+                    }
+                    Some(Kind::WalRemoval) => {
+                        removal::is_needed(db, record.id, &records::parse(record.id, &record.payload)?)?
+                    }
                     // They mean something until they are annulled.
-                    Some(
-                        Kind::Backup
-                        | Kind::Wal
-                        | Kind::QuarantinedWal
-                        | Kind::Server
-                        | Kind::BootTest
-                        | Kind::History,
-                    )
+                    Some(Kind::Backup | Kind::Keep | Kind::Server | Kind::BootTest | Kind::History)
                     | None => true,
                 };
                 if is_live {

@@ -87,6 +87,7 @@ fn forget_record(transaction: &Transaction<'_>, record: i64) -> Result<()> {
     if !held {
         transaction.execute("DELETE FROM deletions WHERE record = ?1", [record])?;
         transaction.execute("DELETE FROM damaged WHERE record = ?1", [record])?;
+        transaction.execute("DELETE FROM wal_removals WHERE record = ?1", [record])?;
         transaction.execute("DELETE FROM records WHERE seq = ?1", [record])?;
     }
     Ok(())

@@ -1,0 +1,371 @@
+//! Retention: what a server's policies keep, and the deletion of the rest.
+//!
+//! [`Repository::retention`] says for each backup whether it is kept and why, and what the next run deletes.
+//! [`Repository::enforce_retention`] deletes exactly that. Nothing is deleted while it is uncertain what is needed: as
+//! long as a record or a pack cannot be read, or it is not decided which of two histories counts.
+//!
+//! | part | decides |
+//! |---|---|
+//! | `policy` | the grammar of policies |
+//! | `state` | which backups a policy keeps |
+//! | `needed_wal` | which WAL the kept backups need |
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use barmanfs_pg::TimestampMicros;
+use jiff::tz::TimeZone;
+use serde::Serialize;
+
+use crate::archive::backup::{Backup, BackupStatus, BootOutcome};
+use crate::archive::keep::Keep;
+use crate::archive::wal::{RangeTotals, SegmentRange};
+use crate::error::{Error, Result};
+use crate::index::repository::Repository;
+use crate::names::{BackupId, CloneName, ServerName};
+use crate::recovery::server_zone;
+
+mod certainty;
+mod needed_wal;
+mod policy;
+mod state;
+
+use needed_wal::Needs;
+pub use policy::{BackupPolicy, Generations, InvalidPolicy, WalPolicy, Window};
+pub use state::RetentionState;
+use state::{Candidate, Circumstances, Verdict, judge};
+
+/// The rules for one server.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RetentionRules {
+    /// Which backups are kept; without it all of them, and all WAL.
+    pub backups: Option<BackupPolicy>,
+    /// From when on WAL is kept.
+    pub wal: WalPolicy,
+    /// The number of good backups that are kept whatever the policy says.
+    pub minimum_redundancy: u32,
+    /// How long a failed backup is kept that a complete one has followed; for ever if there is none.
+    pub failed_backups: Option<Duration>,
+}
+
+/// What the rules say about a server's backups and WAL.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RetentionPlan {
+    /// All its backups, newest first.
+    pub backups: Vec<JudgedBackup>,
+    /// The archived WAL that the next run removes.
+    pub wal: Vec<RemovableWal>,
+    /// Why the next run deletes nothing, whatever the other fields say.
+    pub blocked: Option<String>,
+    /// Why the next run removes no WAL.
+    pub wal_blocked: Option<String>,
+}
+
+/// A backup and what the rules say about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct JudgedBackup {
+    /// Its id.
+    pub id: BackupId,
+    /// Its status.
+    pub status: BackupStatus,
+    /// What the policy says.
+    pub state: RetentionState,
+    /// Why.
+    pub why: String,
+    /// A person's decision to keep it.
+    pub keep: Option<Keep>,
+    /// Whether the next run deletes it.
+    pub deleted: bool,
+    /// Why the next run does not delete it, though the rules say so.
+    pub held_by: Option<String>,
+}
+
+/// A range of archived WAL that no kept backup needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RemovableWal {
+    /// The segments.
+    #[serde(flatten)]
+    pub range: SegmentRange,
+    /// The files among them that are archived.
+    #[serde(flatten)]
+    pub totals: RangeTotals,
+}
+
+/// What a run has deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Enforced {
+    /// The plan it followed.
+    pub plan: RetentionPlan,
+    /// The deleted backups, oldest first.
+    pub deleted: Vec<BackupId>,
+    /// The removed ranges of WAL.
+    pub wal: Vec<RemovableWal>,
+}
+
+impl RetentionPlan {
+    /// The backups that the next run deletes.
+    pub fn doomed(&self) -> impl Iterator<Item = &JudgedBackup> {
+        let is_blocked = self.blocked.is_some();
+        self.backups
+            .iter()
+            .filter(move |backup| backup.deleted && !is_blocked)
+    }
+
+    /// The WAL that the next run removes.
+    pub fn removable_wal(&self) -> &[RemovableWal] {
+        match self.blocked.is_some() || self.wal_blocked.is_some() {
+            true => &[],
+            false => &self.wal,
+        }
+    }
+}
+
+impl Repository {
+    /// What the rules say at a moment, without doing anything.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn retention(
+        &self,
+        server: &ServerName,
+        rules: &RetentionRules,
+        now: TimestampMicros,
+    ) -> Result<RetentionPlan> {
+        let backups = self.backups(server)?;
+        let blocked = self.uncertainty(server)?;
+        let judged = self.judged(server, &backups, rules, now)?;
+        let remaining: Vec<(&Backup, &JudgedBackup)> = backups
+            .iter()
+            .filter_map(|backup| Some((backup, judged.iter().find(|judged| judged.id == backup.id)?)))
+            .filter(|(_, judged)| !judged.deleted)
+            .collect();
+        let (wal, wal_blocked) = match rules.backups.is_some() || rules.wal != WalPolicy::Main {
+            true => self.removable(server, &remaining)?,
+            false => (Vec::new(), Some("There is no policy".to_owned())),
+        };
+        Ok(RetentionPlan {
+            backups: judged,
+            wal,
+            blocked,
+            wal_blocked,
+        })
+    }
+
+    /// Deletes what [`retention`](Self::retention) shows. A sweep frees the space.
+    ///
+    /// # Errors
+    /// When something cannot be read or made durable. What was deleted before stays deleted.
+    pub fn enforce_retention(
+        &self,
+        server: &ServerName,
+        rules: &RetentionRules,
+        now: TimestampMicros,
+    ) -> Result<Enforced> {
+        let _deleting = self.deleting(server)?;
+        let plan = self.retention(server, rules, now)?;
+        let mut deleted = Vec::new();
+        let mut doomed: Vec<BackupId> = plan.doomed().map(|backup| backup.id).collect();
+        doomed.sort_unstable();
+        for backup in self
+            .backups(server)?
+            .iter()
+            .filter(|backup| doomed.contains(&backup.id))
+        {
+            match self.delete_backup(backup, false) {
+                Ok(()) => deleted.push(backup.id),
+                // Somebody has begun to use it since the plan was made, or has deleted it: the next run sees that.
+                Err(
+                    Error::BackupInUse { .. }
+                    | Error::BackupHasClones { .. }
+                    | Error::BackupRunning { .. }
+                    | Error::NoSuchBackup { .. },
+                ) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        // The WAL is judged by the backups that are left now.
+        let wal = match plan.removable_wal().is_empty() {
+            true => Vec::new(),
+            false => self.retention(server, rules, now)?.removable_wal().to_vec(),
+        };
+        let ranges: Vec<SegmentRange> = wal.iter().map(|wal| wal.range).collect();
+        if !ranges.is_empty() {
+            self.with_reserve(|| self.remove_wal(server, &ranges))?;
+        }
+        Ok(Enforced { plan, deleted, wal })
+    }
+
+    /// The archived WAL that none of these backups needs.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn wal_without_use(&self, server: &ServerName, left: &[&Backup]) -> Result<Vec<RemovableWal>> {
+        let needs = Needs::of_all(left);
+        self.removable_by(server, &needs)
+    }
+
+    fn removable(
+        &self,
+        server: &ServerName,
+        remaining: &[(&Backup, &JudgedBackup)],
+    ) -> Result<(Vec<RemovableWal>, Option<String>)> {
+        let mut needs = Needs::default();
+        for (backup, judged) in remaining {
+            if backup.status == BackupStatus::Started {
+                let why = format!(
+                    "Backup {} is running, and it is not known yet which WAL it needs",
+                    backup.id
+                );
+                return Ok((Vec::new(), Some(why)));
+            }
+            // Whoever reads it now may be replaying WAL on it.
+            let only_its_end = judged.state.is_for_its_end() && !self.is_being_read(backup)?;
+            needs.add(backup, only_its_end);
+        }
+        Ok((self.removable_by(server, &needs)?, None))
+    }
+
+    fn removable_by(&self, server: &ServerName, needs: &Needs) -> Result<Vec<RemovableWal>> {
+        let mut removable = Vec::new();
+        for range in self.unneeded_wal(server, needs)? {
+            let totals = self.wal_in(server, &range)?;
+            if totals.files > 0 {
+                removable.push(RemovableWal { range, totals });
+            }
+        }
+        Ok(removable)
+    }
+
+    /// All backups with what the rules say, newest first.
+    fn judged(
+        &self,
+        server: &ServerName,
+        backups: &[Backup],
+        rules: &RetentionRules,
+        now: TimestampMicros,
+    ) -> Result<Vec<JudgedBackup>> {
+        let keeps = self.keeps(backups, now)?;
+        let doubtful = self.doubtful(backups)?;
+        let candidates: Vec<Candidate> = backups
+            .iter()
+            .filter(|backup| is_judged(backup, server))
+            .map(|backup| Candidate {
+                id: backup.id,
+                begin_time: backup.begin_time,
+                end_time: backup.end_time.unwrap_or(backup.begin_time),
+                doubtful: doubtful.contains(&backup.id),
+                kept: keeps.get(&backup.id).map(|keep| keep.target),
+            })
+            .collect();
+        let zone = backups.iter().rev().find_map(|backup| backup.timezone.as_deref());
+        let at = Circumstances {
+            now,
+            zone: zone.and_then(server_zone).unwrap_or(TimeZone::UTC),
+            minimum_redundancy: rules.minimum_redundancy,
+        };
+        let verdicts = verdicts(candidates, rules, &at);
+        let newest_done = backups.iter().rev().find(|backup| is_judged(backup, server));
+        let mut judged = Vec::new();
+        for backup in backups.iter().rev() {
+            let verdict = verdicts.iter().find(|verdict| verdict.id == backup.id);
+            let (state, why, doomed) = match verdict {
+                Some(verdict) => (
+                    verdict.state,
+                    verdict.why.clone(),
+                    verdict.state == RetentionState::Obsolete,
+                ),
+                None => {
+                    let (why, doomed) = unjudged(backup, newest_done, rules, now);
+                    (RetentionState::None, why, doomed)
+                }
+            };
+            let held_by = if doomed { self.holder_of(backup)? } else { None };
+            judged.push(JudgedBackup {
+                id: backup.id,
+                status: backup.status,
+                state,
+                why,
+                keep: keeps.get(&backup.id).cloned(),
+                deleted: doomed && held_by.is_none(),
+                held_by,
+            });
+        }
+        Ok(judged)
+    }
+
+    /// The backups that cannot be relied on: damaged, or their newest boot test failed.
+    fn doubtful(&self, backups: &[Backup]) -> Result<BTreeSet<BackupId>> {
+        let mut doubtful = self.damaged_backups(backups)?;
+        for backup in backups {
+            let test = self.boot_test(backup)?;
+            if test.is_some_and(|test| test.outcome == BootOutcome::Failed) {
+                doubtful.insert(backup.id);
+            }
+        }
+        Ok(doubtful)
+    }
+
+    /// What keeps a backup from being deleted now.
+    fn holder_of(&self, backup: &Backup) -> Result<Option<String>> {
+        let clones = self.clones_of(backup)?;
+        if !clones.is_empty() {
+            let names: Vec<&str> = clones.iter().map(CloneName::as_str).collect();
+            return Ok(Some(format!("clones are based on it: {}", names.join(", "))));
+        }
+        Ok(self.is_being_read(backup)?.then(|| "it is being read".to_owned()))
+    }
+}
+
+/// Whether policies apply to a backup.
+fn is_judged(backup: &Backup, server: &ServerName) -> bool {
+    backup.status == BackupStatus::Done && backup.is_of_server() && backup.archive() == server
+}
+
+/// The verdicts of both policies.
+fn verdicts(candidates: Vec<Candidate>, rules: &RetentionRules, at: &Circumstances) -> Vec<Verdict> {
+    let by_wal = rules
+        .wal
+        .as_backup_policy()
+        .map(|policy| judge(candidates.clone(), Some(&policy), at));
+    let mut verdicts = judge(candidates, rules.backups.as_ref(), at);
+    for verdict in &mut verdicts {
+        let needs_no_wal = by_wal.as_ref().is_some_and(|by_wal| {
+            by_wal
+                .iter()
+                .any(|other| other.id == verdict.id && other.state == RetentionState::Obsolete)
+        });
+        let is_kept = matches!(verdict.state, RetentionState::Valid | RetentionState::None);
+        if needs_no_wal && is_kept {
+            verdict.state = RetentionState::ValidForItsEnd;
+            verdict.why = format!("{}; WAL is kept for newer ones only ({})", verdict.why, rules.wal);
+        }
+    }
+    verdicts
+}
+
+/// Why no policy applies to a backup, and whether it is deleted all the same.
+fn unjudged(
+    backup: &Backup,
+    newest_done: Option<&Backup>,
+    rules: &RetentionRules,
+    now: TimestampMicros,
+) -> (String, bool) {
+    match backup.status {
+        BackupStatus::Failed => {
+            let is_followed = newest_done.is_some_and(|done| done.begin_time > backup.begin_time);
+            let since = backup.end_time.unwrap_or(backup.begin_time).unix_micros();
+            let is_old = rules.failed_backups.is_some_and(|kept| {
+                let kept = i64::try_from(kept.as_micros()).unwrap_or(i64::MAX);
+                since.saturating_add(kept) < now.unix_micros()
+            });
+            match (is_followed, is_old) {
+                (true, true) => ("it failed long ago, and a newer one is complete".to_owned(), true),
+                _ => ("it failed".to_owned(), false),
+            }
+        }
+        BackupStatus::Started => ("it is running".to_owned(), false),
+        BackupStatus::WaitingForWals => ("it waits for WAL".to_owned(), false),
+        BackupStatus::Done if !backup.is_of_server() => ("it was made of a clone".to_owned(), false),
+        BackupStatus::Done => ("it is of a history that was left".to_owned(), false),
+    }
+}

@@ -1,0 +1,59 @@
+//! Whether it is certain what a server's backups need: if not, nothing is deleted.
+
+use rusqlite::params;
+
+use crate::archive::derive::can_be_read;
+use crate::error::Result;
+use crate::index::records::Kind;
+use crate::index::repository::Repository;
+use crate::names::ServerName;
+use barmanfs_store::{Record, RecordId};
+
+impl Repository {
+    /// Why nothing may be deleted of this server, if there is a reason.
+    pub(super) fn uncertainty(&self, server: &ServerName) -> Result<Option<String>> {
+        if let Some(fork) = self.open_forks(server)?.first() {
+            return Ok(Some(format!(
+                "Timeline {} has two histories from {} on, and it is not decided which one counts ('barmanfs history \
+                 {server}')",
+                fork.timeline, fork.lsn
+            )));
+        }
+        if let Some(unread) = self.unread_packs()?.first() {
+            return Ok(Some(format!(
+                "Pack {} was not read, so it is not known what is in it: {}",
+                unread.pack, unread.reason
+            )));
+        }
+        self.unreadable_record()
+    }
+
+    /// The first record that cannot be read, or that a later release wrote. Those of archived files are not examined:
+    /// they decide about nothing else.
+    fn unreadable_record(&self) -> Result<Option<String>> {
+        self.db.read(|db| {
+            let mut query = db.prepare_cached(
+                "SELECT id, kind, payload FROM records WHERE kind <> 2
+                 AND id NOT IN (SELECT annulled FROM deletions)",
+            )?;
+            let mut rows = query.query(params![])?;
+            while let Some(row) = rows.next()? {
+                let record = Record {
+                    id: RecordId(row.get(0)?),
+                    kind: row.get(1)?,
+                    payload: row.get(2)?,
+                };
+                if Kind::of(record.kind).is_none() {
+                    return Ok(Some(format!(
+                        "Record {} is of a later release, and it is not known what it needs",
+                        record.id
+                    )));
+                }
+                if let Err(error) = can_be_read(&record) {
+                    return Ok(Some(format!("{error}")));
+                }
+            }
+            Ok(None)
+        })
+    }
+}

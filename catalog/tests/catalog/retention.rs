@@ -1,0 +1,382 @@
+//! What policies keep, and what is deleted: marks of backups to keep, WAL that nothing needs.
+
+use std::time::{Duration, SystemTime};
+
+use barmanfs_catalog::retention::{Enforced, RetentionRules, RetentionState};
+use barmanfs_catalog::{
+    Backup, BackupStatus, Error, KeepTarget, Repository, Silent, SweepOptions, VerifyScope, WalOutcome,
+};
+use barmanfs_pg::TimestampMicros;
+use barmanfs_pg::wal_name::WalName;
+use barmanfs_store::{LocalPacks, PackStorage, PackWriter, Record, RecordId, read_footer};
+
+use crate::common::{Files, Fixture, SYSTEM, archive, begin, finish, fixture, noise, put_files, segment};
+
+const KEEP: u8 = 4;
+const WAL_REMOVAL: u8 = 10;
+
+fn now() -> TimestampMicros {
+    SystemTime::now().into()
+}
+
+fn in_days(days: i64) -> TimestampMicros {
+    TimestampMicros::from_unix_micros(now().unix_micros() + days * 24 * 3600 * 1_000_000)
+}
+
+fn rules(policy: &str) -> RetentionRules {
+    RetentionRules {
+        backups: Some(policy.parse().unwrap()),
+        ..RetentionRules::default()
+    }
+}
+
+/// A backup that needs segments `first` and the next.
+fn back_up_at(f: &Fixture, first: u64) -> Backup {
+    let run = begin(&f.repository, &f.server);
+    put_files(&run, &Files::from([("base/1".to_owned(), noise(first, 100_000))]));
+    finish(run, first, first + 1)
+}
+
+/// A server with segments 1 to 12 and backups in 3, 6 and 9.
+fn site() -> (Fixture, [Backup; 3]) {
+    let f = fixture();
+    (1..13).for_each(|number| archive_segment(&f, number));
+    let backups = [3, 6, 9].map(|first| back_up_at(&f, first));
+    (f, backups)
+}
+
+fn archive_segment(f: &Fixture, number: u32) {
+    let (name, bytes) = segment(number, SYSTEM, number.into());
+    let outcome = archive(&f.repository, &f.server, &name, &bytes).unwrap();
+    assert!(matches!(outcome, WalOutcome::Stored(_)), "{outcome:?}");
+}
+
+/// The numbers of the archived segments.
+fn archived(repository: &Repository, f: &Fixture) -> Vec<u32> {
+    let entries = repository.wal(&f.server).entries();
+    let number = |name: WalName| name.segment().unwrap().seg;
+    entries.map(|entry| number(entry.unwrap().name)).collect()
+}
+
+fn enforce(f: &Fixture, rules: &RetentionRules) -> Enforced {
+    f.repository.enforce_retention(&f.server, rules, now()).unwrap()
+}
+
+/// The records of a kind in packs.
+fn stored(f: &Fixture, kind: u8) -> usize {
+    let storage = LocalPacks::open(&f.repository.path().join("packs")).unwrap();
+    let mut found = 0;
+    let mut count = |pack| {
+        let footer = read_footer(&storage, pack)?;
+        found += footer.records.iter().filter(|record| record.kind == kind).count();
+        Ok(())
+    };
+    storage.list(&mut count).unwrap();
+    found
+}
+
+fn sweep(f: &Fixture) {
+    f.repository.sweep(&SweepOptions::default(), &mut Silent).unwrap();
+    f.repository.sweep(&SweepOptions::default(), &mut Silent).unwrap();
+}
+
+fn rebuilt(f: &Fixture) -> Repository {
+    let report = Repository::rebuild(f.repository.path(), &mut Silent).unwrap();
+    assert!(report.problems.is_empty(), "{:?}", report.problems);
+    Repository::open(f.repository.path()).unwrap()
+}
+
+#[test]
+fn what_retention_shows_is_deleted_and_nothing_else() {
+    let (f, backups) = site();
+    let plan = f
+        .repository
+        .retention(&f.server, &rules("REDUNDANCY 2"), now())
+        .unwrap();
+    let states: Vec<_> = plan
+        .backups
+        .iter()
+        .map(|backup| (backup.id, backup.state))
+        .collect();
+    let [oldest, middle, newest] = backups.each_ref().map(|backup| backup.id);
+    assert_eq!(
+        states,
+        [
+            (newest, RetentionState::Valid),
+            (middle, RetentionState::Valid),
+            (oldest, RetentionState::Obsolete)
+        ]
+    );
+    let [wal] = plan.wal.as_slice() else {
+        panic!("{plan:?}")
+    };
+    assert_eq!(wal.totals.files, 5);
+    assert_eq!(archived(&f.repository, &f), (1..13).collect::<Vec<_>>());
+
+    let done = enforce(&f, &rules("REDUNDANCY 2"));
+    assert_eq!((done.deleted, done.wal), (vec![oldest], plan.wal));
+    assert_eq!(archived(&f.repository, &f), (6..13).collect::<Vec<_>>());
+    let again = enforce(&f, &rules("REDUNDANCY 2"));
+    assert!(again.deleted.is_empty() && again.wal.is_empty());
+    assert!(f.repository.gaps(&f.server).unwrap().is_empty());
+}
+
+#[test]
+fn a_sweep_frees_what_was_removed_and_a_rebuild_does_not_bring_it_back() {
+    let (f, backups) = site();
+    enforce(&f, &rules("REDUNDANCY 1"));
+    sweep(&f);
+    let storage = LocalPacks::open(&f.repository.path().join("packs")).unwrap();
+    let mut bytes = 0;
+    storage
+        .list(&mut |pack| {
+            bytes += read_footer(&storage, pack)?.bytes;
+            Ok(())
+        })
+        .unwrap();
+    // Segments of a MiB of noise: four are left of twelve.
+    assert!((4 << 20..5 << 20).contains(&bytes), "{bytes}");
+    let repository = rebuilt(&f);
+    assert_eq!(archived(&repository, &f), (9..13).collect::<Vec<_>>());
+    let left = repository.backups(&f.server).unwrap();
+    assert_eq!(
+        left.iter().map(|backup| backup.id).collect::<Vec<_>>(),
+        [backups[2].id]
+    );
+    assert!(
+        repository
+            .verify(&VerifyScope::All, &mut Silent)
+            .unwrap()
+            .is_clean()
+    );
+}
+
+#[test]
+fn a_removed_segment_that_comes_again_stays() {
+    let (f, _) = site();
+    enforce(&f, &rules("REDUNDANCY 1"));
+    archive_segment(&f, 5);
+    assert_eq!(archived(&f.repository, &f), [5, 9, 10, 11, 12]);
+    assert_eq!(archived(&rebuilt(&f), &f), [5, 9, 10, 11, 12]);
+    enforce(&f, &rules("REDUNDANCY 1"));
+    assert_eq!(archived(&rebuilt(&f), &f), [9, 10, 11, 12]);
+}
+
+#[test]
+fn of_removals_only_the_last_is_kept() {
+    let (f, _) = site();
+    enforce(&f, &rules("REDUNDANCY 2"));
+    back_up_at(&f, 10);
+    enforce(&f, &rules("REDUNDANCY 2"));
+    enforce(&f, &rules("REDUNDANCY 1"));
+    assert_eq!(stored(&f, WAL_REMOVAL), 3);
+    sweep(&f);
+    assert_eq!(stored(&f, WAL_REMOVAL), 1);
+    assert_eq!(archived(&rebuilt(&f), &f), [10, 11, 12]);
+}
+
+#[test]
+fn a_standalone_backup_keeps_its_own_wal() {
+    let (f, [oldest, ..]) = site();
+    f.repository
+        .keep_backup(&oldest, KeepTarget::Standalone, None, None)
+        .unwrap();
+    let done = enforce(&f, &rules("REDUNDANCY 1"));
+    assert_eq!(done.deleted.len(), 1, "{done:?}");
+    for repository in [&f.repository, &rebuilt(&f)] {
+        assert_eq!(archived(repository, &f), [3, 4, 9, 10, 11, 12]);
+        let kept = repository.backups(&f.server).unwrap().remove(0);
+        assert_eq!((kept.id, kept.status), (oldest.id, BackupStatus::Done));
+        // What was removed on purpose is no gap.
+        assert!(repository.gaps(&f.server).unwrap().is_empty());
+    }
+    // Released, it is obsolete.
+    assert!(f.repository.release_backup(&oldest).unwrap());
+    enforce(&f, &rules("REDUNDANCY 1"));
+    assert_eq!(archived(&f.repository, &f), [9, 10, 11, 12]);
+}
+
+#[test]
+fn a_full_backup_keeps_all_wal_from_its_start() {
+    let (f, [oldest, ..]) = site();
+    f.repository
+        .keep_backup(&oldest, KeepTarget::Full, None, None)
+        .unwrap();
+    enforce(&f, &rules("REDUNDANCY 1"));
+    assert_eq!(archived(&f.repository, &f), (3..13).collect::<Vec<_>>());
+}
+
+#[test]
+fn wal_may_be_kept_for_a_shorter_time_than_backups() {
+    let (f, backups) = site();
+    let rules = RetentionRules {
+        wal: "REDUNDANCY 1".parse().unwrap(),
+        ..rules("REDUNDANCY 3")
+    };
+    let done = enforce(&f, &rules);
+    assert!(done.deleted.is_empty());
+    let states: Vec<_> = done.plan.backups.iter().map(|backup| backup.state).collect();
+    let own_end = RetentionState::ValidForItsEnd;
+    assert_eq!(states, [RetentionState::Valid, own_end, own_end]);
+    assert_eq!(archived(&f.repository, &f), [3, 4, 6, 7, 9, 10, 11, 12]);
+    for backup in f.repository.backups(&f.server).unwrap() {
+        assert_eq!(backup.status, BackupStatus::Done);
+    }
+    // While somebody reads it, the WAL behind its end may be needed.
+    let (f, _) = site();
+    let _reading = f
+        .repository
+        .reading(&f.repository.backups(&f.server).unwrap()[1])
+        .unwrap();
+    enforce(&f, &rules);
+    assert_eq!(archived(&f.repository, &f), [3, 4, 6, 7, 8, 9, 10, 11, 12]);
+    drop(backups);
+}
+
+#[test]
+fn the_last_decision_about_a_backup_counts_until_it_ends() {
+    let (f, [oldest, ..]) = site();
+    let reason = Some("audit".to_owned());
+    f.repository
+        .keep_backup(&oldest, KeepTarget::Full, None, None)
+        .unwrap();
+    f.repository
+        .keep_backup(&oldest, KeepTarget::Standalone, Some(in_days(2)), reason.clone())
+        .unwrap();
+    for repository in [&f.repository, &rebuilt(&f)] {
+        let keep = repository.keep_of(&oldest).unwrap().unwrap();
+        assert_eq!(
+            (keep.target, keep.reason.clone()),
+            (KeepTarget::Standalone, reason.clone())
+        );
+        assert!(keep.holds(now()) && !keep.holds(in_days(3)));
+    }
+    let refused = f.repository.delete_backup(&oldest, true);
+    assert!(matches!(refused, Err(Error::BackupKept { .. })), "{refused:?}");
+    let states = |at| -> Vec<RetentionState> {
+        let plan = f
+            .repository
+            .retention(&f.server, &rules("REDUNDANCY 1"), at)
+            .unwrap();
+        plan.backups.iter().map(|backup| backup.state).collect()
+    };
+    assert_eq!(states(now())[2], RetentionState::KeptStandalone);
+    assert_eq!(states(in_days(3))[2], RetentionState::Obsolete);
+}
+
+#[test]
+fn a_release_ends_all_decisions_and_a_deletion_takes_them_along() {
+    let (f, [oldest, middle, _]) = site();
+    for backup in [&oldest, &middle] {
+        f.repository
+            .keep_backup(backup, KeepTarget::Full, None, None)
+            .unwrap();
+    }
+    f.repository
+        .keep_backup(&oldest, KeepTarget::Standalone, None, None)
+        .unwrap();
+    assert!(f.repository.release_backup(&oldest).unwrap());
+    assert!(!f.repository.release_backup(&oldest).unwrap());
+    assert_eq!(rebuilt(&f).keep_of(&oldest).unwrap(), None);
+    f.repository.delete_backup(&oldest, false).unwrap();
+    let gone = f.repository.keep_backup(&oldest, KeepTarget::Full, None, None);
+    assert!(matches!(gone, Err(Error::NoSuchBackup { .. })), "{gone:?}");
+    // One that has expired goes with its backup.
+    f.repository.release_backup(&middle).unwrap();
+    f.repository
+        .keep_backup(&middle, KeepTarget::Full, Some(in_days(-1)), None)
+        .unwrap();
+    f.repository.delete_backup(&middle, false).unwrap();
+    sweep(&f);
+    assert_eq!(stored(&f, KEEP), 0);
+}
+
+#[test]
+fn only_a_complete_backup_can_be_kept() {
+    let f = fixture();
+    let waiting = back_up_at(&f, 3);
+    let refused = f
+        .repository
+        .keep_backup(&waiting, KeepTarget::Full, None, None)
+        .unwrap_err();
+    assert!(refused.to_string().contains("WAITING_FOR_WALS"), "{refused}");
+}
+
+#[test]
+fn failed_backups_are_deleted_after_a_while_if_a_newer_one_is_complete() {
+    let f = fixture();
+    (1..13).for_each(|number| archive_segment(&f, number));
+    begin(&f.repository, &f.server).fail("first");
+    back_up_at(&f, 3);
+    begin(&f.repository, &f.server).fail("last");
+    let rules = RetentionRules {
+        failed_backups: Some(Duration::from_secs(7 * 24 * 3600)),
+        ..RetentionRules::default()
+    };
+    let doomed = |days| {
+        let plan = f.repository.retention(&f.server, &rules, in_days(days)).unwrap();
+        plan.backups
+            .iter()
+            .map(|backup| backup.deleted)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(doomed(6), [false, false, false]);
+    assert_eq!(doomed(8), [false, false, true]);
+    // Without a policy, no WAL is removed.
+    let done = f
+        .repository
+        .enforce_retention(&f.server, &rules, in_days(8))
+        .unwrap();
+    assert_eq!((done.deleted.len(), done.wal.len()), (1, 0));
+    assert_eq!(archived(&f.repository, &f).len(), 12);
+}
+
+#[test]
+fn what_is_in_use_is_not_deleted_and_keeps_its_wal() {
+    let (f, [oldest, ..]) = site();
+    let reading = f.repository.reading(&oldest).unwrap();
+    let done = enforce(&f, &rules("REDUNDANCY 1"));
+    assert_eq!(done.deleted.len(), 1);
+    let held = done.plan.backups.last().unwrap();
+    assert_eq!(held.held_by.as_deref(), Some("it is being read"));
+    assert_eq!(archived(&f.repository, &f), (3..13).collect::<Vec<_>>());
+    drop(reading);
+    assert_eq!(enforce(&f, &rules("REDUNDANCY 1")).deleted, [oldest.id]);
+    assert_eq!(archived(&f.repository, &f), [9, 10, 11, 12]);
+}
+
+#[test]
+fn while_a_backup_runs_no_wal_is_removed() {
+    let (f, _) = site();
+    let run = begin(&f.repository, &f.server);
+    let done = enforce(&f, &rules("REDUNDANCY 1"));
+    assert_eq!((done.deleted.len(), done.wal.len()), (2, 0));
+    assert!(done.plan.wal_blocked.unwrap().contains("is running"));
+    drop(run);
+    assert_eq!(enforce(&f, &rules("REDUNDANCY 1")).wal.len(), 1);
+}
+
+#[test]
+fn nothing_is_deleted_while_a_record_cannot_be_read() {
+    for (kind, payload) in [
+        (KEEP, &b"{\"version\":1}"[..]),
+        (KEEP, b"{\"version\":9}"),
+        (200, b"{}"),
+    ] {
+        let (f, _) = site();
+        let storage = LocalPacks::open(&f.repository.path().join("packs")).unwrap();
+        let id = RecordId::random().unwrap();
+        let mut pack = PackWriter::begin(&storage).unwrap();
+        let record = Record {
+            id,
+            kind,
+            payload: payload.to_vec(),
+        };
+        pack.record(record).unwrap();
+        pack.close().unwrap();
+        let done = enforce(&f, &rules("REDUNDANCY 1"));
+        let blocked = done.plan.blocked.clone().unwrap_or_default();
+        assert!(done.deleted.is_empty() && done.wal.is_empty(), "{done:?}");
+        assert!(blocked.contains(&id.to_string()), "{blocked}");
+    }
+}
