@@ -67,7 +67,7 @@ ROW = struct.Struct("<32sI")
 STORED, ZSTD, DELTA = 0, 1, 2
 ZSTD_DICTIONARY_MAGIC = bytes.fromhex("37a430ec")
 
-BACKUP, WAL, DELETION, KEEP_MARK, QUARANTINED, SERVER, BOOT_TEST, DAMAGE, HISTORY = range(1, 10)
+BACKUP, WAL, DELETION, KEEP, QUARANTINED, SERVER, BOOT_TEST, DAMAGE, HISTORY, REMOVAL = range(1, 11)
 
 
 class Problem(Exception):
@@ -531,6 +531,7 @@ class Repository:
         self.decisions = sorted((decision for decision in decisions if decision), key=lambda one: (one.at, one.record))
         # The archive of each record that a decision names: the last decision counts.
         self.placed = {record: archive for decision in self.decisions for record, archive in decision.placed.items()}
+        self.removals = self.of_kind(REMOVAL)
         backups = [((backup["server"], backup["id"]), backup) for backup in self.of_kind(BACKUP)]
         self.backups = claim(backups, lambda backup: (backup["status"] == "FAILED", backup["record"]))
         refused = self.of_kind(QUARANTINED)
@@ -546,14 +547,28 @@ class Repository:
 
     def archives_with(self, file):
         """The archives a file is in: its own, and those of histories that were left and have it as well."""
-        yield self.placed.get(file["record"], file["server"])
+        archive = self.placed.get(file["record"], file["server"])
+        if self.removed_from(archive, file) is None:
+            yield archive
+        removed_at = self.removed_from(file["server"], file)
         moves = [(one.at, one.placed[file["record"]]) for one in self.decisions if file["record"] in one.placed]
         for restart in self.restarts(file["server"]):
             left_before = any(to != file["server"] and at <= restart.at for at, to in moves)
             came_later = any(to == file["server"] and at >= restart.at for at, to in moves)
             is_older = instant(file["archived_at"]) < restart.at
-            if is_older and not left_before and not came_later and is_shared(file, restart.shared_from):
+            was_removed = removed_at is not None and removed_at <= restart.at
+            if is_older and not left_before and not came_later and not was_removed and is_shared(file, restart.shared_from):
                 yield restart.left
+
+    def removed_from(self, archive, file):
+        """When the file was first removed from an archive; None if it was not."""
+        segment, archived_at = file["name"][:24], instant(file["archived_at"])
+        times = [
+            instant(removal["removed_at"])
+            for removal in self.removals
+            if removal["server"] == archive and removal["first"] <= segment <= removal["last"] and len(segment) == 24
+        ]
+        return min((time for time in times if time >= archived_at), default=None)
 
     def restarts(self, server):
         """The decisions that left a history of the server, in their order."""
@@ -725,6 +740,8 @@ FIELDS = {
     DELETION: {"of": str},
     DAMAGE: {"pack": str, "chunks": list},
     HISTORY: {"server": str, "at": str, "event": dict},
+    KEEP: {"of": str, "target": str, "kept_at": str},
+    REMOVAL: {"server": str, "first": str, "last": str, "removed_at": str},
 }
 FIELDS[QUARANTINED] = {**FIELDS[WAL], "reason": str}
 
@@ -741,6 +758,8 @@ def check_fields(kind, value):
         next(needed_wal(value), None)  # the first one is computed with all its fields
     if kind in (WAL, QUARANTINED):
         instant(value["archived_at"])
+    if kind == REMOVAL:
+        instant(value["removed_at"])
     if kind == HISTORY:
         decision_from_json(value)
     if kind == DAMAGE:

@@ -251,6 +251,10 @@ def decision(at, **event):
     return {"version": 1, "server": "main", "timeline": 1, "lsn": "0/2000028", "at": at, "event": event}
 
 
+def removal(first, last, at=BACKUP["begin_time"]):
+    return {"version": 1, "server": "main", "first": first, "last": last, "removed_at": at}
+
+
 # -- a server of the program's with two histories
 
 
@@ -513,6 +517,20 @@ class ReadPack(unittest.TestCase):
         (backup,) = self.packs([(1, 1, {**BACKUP, "wal_included": True})]).backups.values()
         self.assertEqual(backup["status"], "DONE")
 
+    def test_removed_files_are_in_no_archive(self):
+        names = [f"00000001000000000000000{number}" for number in range(1, 5)] + ["00000002.history"]
+        times = [f"2026-11-20T10:15:0{second}Z" for second in range(10)]
+        files = [(number, 2, wal_record(name, times[5])) for number, name in enumerate(names)]
+        for removed_at, left in [(times[6], names[2:]), (times[5], names[2:]), (times[4], names)]:
+            removed = (9, 10, removal(names[0], names[1], removed_at))
+            for records in ([removed, *files], [*files, removed]):
+                self.assertEqual([name for _, name in self.packs(records).wal], left)
+        # One that came again is there, and the archive of another server has what it had.
+        again = (8, 2, wal_record(names[0], times[7]))
+        elsewhere = (7, 2, {**wal_record(names[1], times[5]), "server": "other"})
+        packs = self.packs([*files, again, elsewhere, (9, 10, removal(names[0], names[1], times[6]))])
+        self.assertEqual(set(packs.wal), {("main", name) for name in [names[0], *names[2:]]} | {("other", names[1])})
+
     def test_a_decision_moves_files(self):
         first, second, third, fourth = (f"00000001000000000000000{number}" for number in range(1, 5))
         times = [f"2026-11-20T10:15:0{second}Z" for second in range(10)]
@@ -644,7 +662,9 @@ class ReadPack(unittest.TestCase):
             (1, BACKUP),
             (2, wal_record("000000010000000000000002", BACKUP["begin_time"], b"x")),
             (3, {"version": 1, "of": record_id(9)}),
+            (4, {"version": 1, "of": record_id(9), "target": "full", "kept_at": BACKUP["begin_time"]}),
             (5, {**wal_record("00000002.history", BACKUP["begin_time"]), "reason": "other bytes"}),
+            (10, removal("000000010000000000000001", "000000010000000000000002")),
             (8, {"version": 1, "pack": record_id(1), "chunks": ["00" * 32]}),
             (9, decision(BACKUP["begin_time"], keep={"of": [], "taken": [record_id(9)]})),
             (9, decision(BACKUP["begin_time"], restart={"of": [], "apart": [], "taken": [], "shared_from": "0/0"})),
