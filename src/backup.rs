@@ -48,8 +48,8 @@ use wal_source::Source;
 pub(crate) struct BackupOptions {
     /// See `backup --label`.
     pub(crate) label: Option<String>,
-    /// See `backup --fast-checkpoint`.
-    pub(crate) fast_checkpoint: bool,
+    /// See `backup --fast-checkpoint`; `None` leaves it to the configuration.
+    pub(crate) fast_checkpoint: Option<bool>,
     /// See `backup --incremental`; `None` leaves it to the configuration.
     pub(crate) incremental: Option<Incremental>,
     /// See `backup --max-rate`, in kB/s.
@@ -354,7 +354,10 @@ impl Attempt<'_> {
                 .label
                 .clone()
                 .unwrap_or_else(|| format!("barmanfs {}", run.id())),
-            fast_checkpoint: self.options.fast_checkpoint || self.server.immediate_checkpoint,
+            fast_checkpoint: self
+                .options
+                .fast_checkpoint
+                .unwrap_or(self.server.immediate_checkpoint),
             max_rate_kib: self.options.max_rate_kb.or(self.server.bandwidth_limit_kb),
             include_wal: self.source == Source::Backup,
             // The tablespaces become directories of the tree, see `receive`.

@@ -18,7 +18,9 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use crate::barman::grammar::NOTHING_TO_DO;
 use crate::config;
+use crate::output::{ColorChoice, Format};
 
 /// The commands by task, for the help. A test keeps them in step with [`Command`].
 const GROUPS: &[(&str, &[&str])] = &[
@@ -83,7 +85,7 @@ pub(crate) struct Cli {
 }
 
 /// Options of every command.
-#[derive(Debug, Clone, Default, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub(crate) struct GlobalOptions {
     /// Configuration to read [default: ~/.barmanfs.conf, else /etc/barmanfs.conf]
@@ -98,6 +100,28 @@ pub(crate) struct GlobalOptions {
     /// error, warning, info, debug or trace; wins over the configuration's log_level
     #[arg(long, global = true, value_name = "LEVEL", value_parser = log_level)]
     pub(crate) log_level: Option<tracing::level_filters::LevelFilter>,
+    /// The same as --log-level debug
+    #[arg(short, long, global = true, hide = true)]
+    pub(crate) debug: bool,
+    /// Print as Barman does, console or json; before the command, -f is the same
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        value_enum,
+        hide_possible_values = true
+    )]
+    pub(crate) format: Option<Format>,
+    /// When to use colours: never, always or auto
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        value_enum,
+        default_value = "auto",
+        hide_possible_values = true
+    )]
+    pub(crate) color: ColorChoice,
 }
 
 /// `--json`, on every command that reads.
@@ -136,7 +160,7 @@ pub(crate) enum Command {
         alias = "list-server",
         after_help = "Examples:\n  barmanfs list-servers\n  barmanfs list-servers --json"
     )]
-    ListServers(JsonOption),
+    ListServers(inspect::ListServersArgs),
 
     /// Show how a server stands, what is recoverable, and what would be lost with it
     #[command(after_help = server::STATUS_HELP)]
@@ -228,6 +252,10 @@ pub(crate) enum Command {
     #[command(after_help = wal::INDEX_WAL_HELP)]
     IndexWal(wal::IndexWalArgs),
 
+    /// Do what needs no doing: commands of Barman
+    #[command(name = NOTHING_TO_DO, hide = true)]
+    NothingToDo(upkeep::NothingArgs),
+
     /// Show the version
     #[command(after_help = "Examples:\n  barmanfs version --json")]
     Version(JsonOption),
@@ -280,10 +308,14 @@ mod tests {
     fn every_command_is_in_one_group_and_has_examples() {
         let command = command();
         let grouped: Vec<&str> = GROUPS.iter().flat_map(|(_, names)| *names).copied().collect();
-        let names: BTreeSet<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+        let shown = command.get_subcommands().filter(|sub| !sub.is_hide_set());
+        let names: BTreeSet<&str> = shown.map(clap::Command::get_name).collect();
         assert_eq!(grouped.iter().copied().collect::<BTreeSet<_>>(), names);
         assert_eq!(grouped.len(), names.len());
         for sub in with_nested(&command) {
+            if sub.is_hide_set() {
+                continue;
+            }
             let after = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(
                 after.contains("Examples:\n"),
@@ -384,6 +416,9 @@ mod tests {
           -v, --verbose...         Report more; twice for debugging
               --log-level <LEVEL>  error, warning, info, debug or trace; wins over the configuration's
                                    log_level
+              --format <FORMAT>    Print as Barman does, console or json; before the command, -f is the
+                                   same
+              --color <WHEN>       When to use colours: never, always or auto [default: auto]
           -h, --help               Print help
           -V, --version            Print version
 
@@ -408,5 +443,10 @@ mod tests {
             "4000",
         ];
         assert!(command().try_get_matches_from(words).is_ok());
+        let line = "barmanfs backup main -j 4 --jobs-start-batch-size 10 --jobs-start-batch-period 1 --no-retry -w \
+                    --keepalive-interval 60 --no-manifest --reuse-backup --incremental latest-full --name a \
+                    --no-immediate-checkpoint --check-timeout 30 --wait-timeout 9";
+        let parsed = command().try_get_matches_from(line.split_whitespace());
+        assert!(parsed.is_ok(), "{}", parsed.unwrap_err());
     }
 }

@@ -13,6 +13,7 @@ pub(crate) mod list_backups;
 pub(crate) mod list_files;
 pub(crate) mod list_servers;
 pub(crate) mod mount;
+pub(crate) mod nothing_to_do;
 pub(crate) mod quarantine;
 pub(crate) mod rebuild_catalog;
 pub(crate) mod receive_wal;
@@ -37,7 +38,7 @@ use crate::cli::{Cli, Command, GlobalOptions};
 use crate::config::{Config, ServerConfig};
 use crate::error::{Error, Outcome};
 use crate::logging;
-use crate::output::Output;
+use crate::output::{self, Form, Format, Kept, Output};
 use crate::ownership;
 
 /// The word for all servers on the command line.
@@ -54,42 +55,51 @@ pub(crate) struct App {
     pub(crate) out: Output,
 }
 
-/// Runs the requested command.
-pub(crate) fn run(cli: Cli) -> Result<Outcome, Error> {
-    let mut out = Output::stdout();
-    let outcome = match cli.command {
-        Command::Version(json) => version::run(&mut out, json)?,
-        Command::Umount(args) => umount::run(&args)?,
-        command => {
-            let mut app = App::start(cli.global, &command, out)?;
-            let outcome = app.run(command)?;
-            out = app.out;
-            outcome
-        }
+/// Runs the requested command, and prints in this form.
+pub(crate) fn run(cli: Cli, form: Form) -> Result<Outcome, Error> {
+    output::choose_colours(cli.global.color);
+    let mut out = Output::stdout(form);
+    if form == Form::Json && cli.global.format == Some(Format::Json) {
+        let error =
+            Error::usage("--json is barmanfs's own JSON, --format json Barman's: only one can be printed");
+        return out.end(Err(error), Kept::default());
+    }
+    let done = match cli.command {
+        Command::Version(json) => version::run(&mut out, json),
+        Command::Umount(args) => umount::run(&args),
+        command => match configured(&cli.global, &command, form) {
+            Ok(config) => {
+                let options = cli.global;
+                let mut app = App { config, options, out };
+                let done = app.run(command);
+                out = app.out;
+                done
+            }
+            Err(error) => Err(error),
+        },
     };
-    out.flush()?;
-    Ok(outcome)
+    out.end(done, logging::take_kept())
+}
+
+/// Reads the configuration and starts the log.
+fn configured(options: &GlobalOptions, command: &Command, form: Form) -> Result<Config, Error> {
+    let home = std::env::var_os("HOME")
+        .filter(|home| !home.is_empty())
+        .map(PathBuf::from);
+    let config = Config::load(options.config.as_deref(), home.as_deref())?;
+    // PostgreSQL runs these for every segment, so unchanging facts are not logged each time.
+    let repetitive = matches!(command, Command::WalArchive(_) | Command::GetWal(_));
+    logging::start(level(options, &config, repetitive), form == Form::BarmanJson);
+    if !repetitive {
+        config
+            .warnings
+            .iter()
+            .for_each(|warning| tracing::warn!("{warning}"));
+    }
+    Ok(config)
 }
 
 impl App {
-    /// Reads the configuration and starts the log.
-    fn start(options: GlobalOptions, command: &Command, out: Output) -> Result<Self, Error> {
-        let home = std::env::var_os("HOME")
-            .filter(|home| !home.is_empty())
-            .map(PathBuf::from);
-        let config = Config::load(options.config.as_deref(), home.as_deref())?;
-        // PostgreSQL runs these for every segment, so unchanging facts are not logged each time.
-        let repetitive = matches!(command, Command::WalArchive(_) | Command::GetWal(_));
-        logging::start(level(&options, &config, repetitive));
-        if !repetitive {
-            config
-                .warnings
-                .iter()
-                .for_each(|warning| tracing::warn!("{warning}"));
-        }
-        Ok(Self { config, options, out })
-    }
-
     fn run(&mut self, command: Command) -> Result<Outcome, Error> {
         match command {
             Command::Backup(args) => backup::run(self, &args),
@@ -117,6 +127,7 @@ impl App {
             Command::Quarantine(args) => quarantine::run(self, &args),
             Command::RebuildCatalog(args) => rebuild_catalog::run(self, &args),
             Command::IndexWal(args) => index_wal::run(self, &args),
+            Command::NothingToDo(args) => nothing_to_do::run(self, &args),
             Command::Version(json) => version::run(&mut self.out, json),
         }
     }
@@ -256,6 +267,7 @@ impl App {
 fn level(options: &GlobalOptions, config: &Config, repetitive: bool) -> LevelFilter {
     let asked = match (options.quiet, options.verbose) {
         (true, _) => Some(LevelFilter::ERROR),
+        _ if options.debug => Some(LevelFilter::DEBUG),
         (false, 0) => options.log_level.or(config.log_level),
         (false, 1) => Some(LevelFilter::DEBUG),
         (false, _) => Some(LevelFilter::TRACE),

@@ -16,6 +16,8 @@ pub(crate) mod exit {
     pub(crate) const USAGE: u8 = 2;
     /// Done, and problems were found: damage, or a failed check.
     pub(crate) const PROBLEMS: u8 = 3;
+    /// `check --nagios`: something is critical.
+    pub(crate) const NAGIOS_CRITICAL: u8 = 2;
     /// PostgreSQL interprets exit codes 1 to 125 of a `restore_command` as "the archive does not have the file" and
     /// ends recovery there. So every failure must have a code above that.
     pub(crate) const TROUBLE: u8 = 200;
@@ -65,7 +67,7 @@ pub(crate) enum Kind {
 }
 
 /// Why a command failed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Error {
     kind: Kind,
     message: String,
@@ -170,7 +172,7 @@ impl From<barmanfs_catalog::Error> for Error {
                 "Run 'barmanfs verify': it reports what is damaged, and full backups store that again from then on"
             }
             Catalog::BadWalFile { .. } => "Is it the file the server wrote, and complete?",
-            Catalog::Name(InvalidName::Server(_) | InvalidName::Backup(_)) => {
+            Catalog::Name(InvalidName::Server(_) | InvalidName::Backup(_) | InvalidName::BackupName(_)) => {
                 return Self::usage(chain(&error));
             }
             _ => return Self::failed(chain(&error)),

@@ -3,6 +3,8 @@
 //! A mount in the background has no standard error any more, so it switches to `log_file`, or to syslog. Syslog and
 //! systemd's journal keep time and severity of every line themselves, so lines for them do not begin with these.
 
+mod keeper;
+
 use std::fmt;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
@@ -25,6 +27,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::output;
 use crate::progress;
+pub(crate) use keeper::take_kept;
 
 use barmanfs_store::sync::lock;
 
@@ -42,8 +45,8 @@ enum Sink {
 
 static SINK: Mutex<Sink> = Mutex::new(Sink::Stderr);
 
-/// Starts logging to standard error. Called once.
-pub(crate) fn start(level: LevelFilter) {
+/// Starts logging to standard error. Called once. With `keep`, warnings are also kept for [`take_kept`].
+pub(crate) fn start(level: LevelFilter, keep: bool) {
     let stderr = io::stderr();
     if is_the_journals(&stderr) {
         set(Sink::Journal);
@@ -67,7 +70,11 @@ pub(crate) fn start(level: LevelFilter) {
         level
     };
     let filter = Targets::new().with_default(level).with_target("fuser", others);
-    tracing_subscriber::registry().with(filter).with(lines).init();
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(lines)
+        .with(keep.then_some(keeper::Keeper))
+        .init();
 }
 
 /// Whether this stream is the one that systemd has connected to its journal (systemd.exec(5), `JOURNAL_STREAM`).

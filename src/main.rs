@@ -6,6 +6,7 @@
 
 mod background;
 mod backup;
+mod barman;
 mod boot;
 mod cli;
 mod clone;
@@ -41,6 +42,7 @@ use std::process::ExitCode;
 
 use clap::FromArgMatches;
 
+use crate::barman::grammar::{self, Call, Program};
 use crate::cli::Cli;
 use crate::error::{Error, Kind, Outcome, exit};
 use crate::output::{Style, colours, paint, printable_lines};
@@ -49,39 +51,74 @@ fn main() -> ExitCode {
     // Backups contain all data of the database, so all files written here are only for their owner.
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    let for_recovery = arguments.iter().skip(1).any(|argument| argument == "get-wal");
+    let program = Program::called(&arguments);
+    let is_asked = |word: &str| arguments.iter().skip(1).any(|argument| argument == word);
+    let (for_recovery, for_nagios) = (is_asked("get-wal"), is_asked("--nagios"));
     // At this point the panic's message has been printed.
-    let ended = std::panic::catch_unwind(|| run(arguments)).unwrap_or(Err(exit::PANICKED));
-    ExitCode::from(match ended {
-        Ok(outcome) => outcome.code(),
-        Err(code) if for_recovery => exit::TROUBLE.saturating_add(code),
-        Err(code) => code,
+    let ended = std::panic::catch_unwind(|| run(program, arguments)).unwrap_or(Err(exit::PANICKED));
+    ExitCode::from(match (ended, program) {
+        (Err(code), _) if for_recovery => exit::TROUBLE.saturating_add(code),
+        (Ok(Outcome::Problems), Program::Barman) => exit::FAILED,
+        (Err(_), Program::Barman) if for_nagios => {
+            barman_is_critical();
+            exit::NAGIOS_CRITICAL
+        }
+        (Ok(outcome), _) => outcome.code(),
+        (Err(code), _) => code,
     })
 }
 
-/// Parses and runs a command, and prints its error. Returns the exit code of an error.
-fn run(arguments: Vec<OsString>) -> Result<Outcome, u8> {
+/// Runs a command line, and prints its error. Returns the exit code of an error.
+fn run(program: Program, arguments: Vec<OsString>) -> Result<Outcome, u8> {
     let arguments = mount_helper::translate(arguments).map_err(|message| {
         report(&Error::usage(message));
         exit::USAGE
     })?;
+    let words = match grammar::translate(program, arguments) {
+        Call::Words(words) => words,
+        Call::Version => return ended(print_version(), program),
+    };
+    let form = grammar::form(&words);
     let parsed = cli::command()
-        .try_get_matches_from(arguments)
+        .try_get_matches_from(words)
         .and_then(|m| Cli::from_arg_matches(&m));
-    let done = match parsed {
-        Ok(cli) => commands::run(cli),
+    match parsed {
+        Ok(mut cli) => {
+            cli.global.format = cli.global.format.or(program.format());
+            ended(commands::run(cli, form), program)
+        }
         // Help and version are such errors, too.
         Err(error) if error.use_stderr() => {
             // If printing fails, there is no place to report it.
             let _unheard = error.print();
-            return Err(exit::USAGE);
+            output::report_error(&wrong_usage(&error), form);
+            Err(exit::USAGE)
         }
-        Err(text) => printed(&text),
-    };
+        Err(text) => ended(printed(&text), program),
+    }
+}
+
+/// Reports an error, and returns its exit code. Barman has 2 only for words that it cannot parse.
+fn ended(done: Result<Outcome, Error>, program: Program) -> Result<Outcome, u8> {
     done.map_err(|error| {
         report(&error);
-        error.code()
+        match (program, error.kind()) {
+            (Program::Barman, Kind::Usage) => exit::FAILED,
+            _ => error.code(),
+        }
     })
+}
+
+/// An error of the command line's parser.
+fn wrong_usage(error: &clap::Error) -> Error {
+    let text = error.render().to_string();
+    let text = text.trim_end();
+    let (message, rest) = text.split_once('\n').unwrap_or((text, ""));
+    let usage = Error::usage(message.trim_start_matches("error: "));
+    match rest.trim() {
+        "" => usage,
+        rest => usage.hint(rest),
+    }
 }
 
 /// Prints help or the version.
@@ -89,6 +126,17 @@ fn printed(text: &clap::Error) -> Result<Outcome, Error> {
     let printed = text.print().and_then(|()| io::stdout().flush());
     printed.map_err(|error| Error::output(&error))?;
     Ok(Outcome::Done)
+}
+
+fn print_version() -> Result<Outcome, Error> {
+    let printed = writeln!(io::stdout(), "{}", grammar::version());
+    printed.map_err(|error| Error::output(&error))?;
+    Ok(Outcome::Done)
+}
+
+/// Nagios shows the first line of standard output. The reason is on standard error.
+fn barman_is_critical() {
+    let _unheard = writeln!(io::stdout(), "BARMAN CRITICAL - the check could not be run");
 }
 
 /// Prints two lines on standard error: what is wrong, and what to do.

@@ -2,16 +2,22 @@
 //!
 //! Colours are used only on a terminal and without `NO_COLOR`. If the reader has gone away, the program ends quietly.
 
+mod document;
+mod messages;
 pub(crate) mod table;
 
 use std::io::{self, BufWriter, IsTerminal, Read, Write};
+use std::sync::OnceLock;
 
 use barmanfs_catalog::json;
 use barmanfs_pg::TimestampMicros;
 use serde::Serialize;
+use serde_json::Value;
 
-use crate::error::Error;
+use crate::error::{Error, Outcome};
 use crate::locale;
+use document::Document;
+use messages::Messages;
 pub(crate) use table::{Align, Cell, Table};
 
 /// Bytes to copy at a time.
@@ -45,10 +51,35 @@ impl Style {
     }
 }
 
+/// When output has colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ColorChoice {
+    /// Never
+    Never,
+    /// Always, also in a file or a pipe
+    Always,
+    /// On a terminal, without NO_COLOR
+    Auto,
+}
+
+/// The choice of the command line. Unset means [`ColorChoice::Auto`].
+static COLOR_CHOICE: OnceLock<ColorChoice> = OnceLock::new();
+
+/// Sets the choice for the whole process. The first call counts.
+pub(crate) fn choose_colours(choice: ColorChoice) {
+    COLOR_CHOICE.get_or_init(|| choice);
+}
+
 /// Whether `stream` shows colours.
 pub(crate) fn colours(stream: &impl IsTerminal) -> bool {
-    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    stream.is_terminal() && !no_color && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+    match COLOR_CHOICE.get().copied().unwrap_or(ColorChoice::Auto) {
+        ColorChoice::Never => false,
+        ColorChoice::Always => true,
+        ColorChoice::Auto => {
+            let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+            stream.is_terminal() && !no_color && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+        }
+    }
 }
 
 /// `text` in `style`, if `colour` is set.
@@ -60,34 +91,81 @@ pub(crate) fn paint(text: &str, style: Style, colour: bool) -> String {
     }
 }
 
+/// Barman's own output, for programs that read it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// Barman's lines
+    Console,
+    /// Barman's JSON
+    Json,
+}
+
+/// What standard output consists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Text.
+    Text,
+    /// One JSON document of our own (`--json`).
+    Json,
+    /// One JSON document in Barman's form (`--format json`).
+    BarmanJson,
+}
+
+/// Warnings and errors of the log, for a document that has them.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    pub(crate) warnings: Vec<String>,
+    pub(crate) errors: Vec<String>,
+}
+
+/// How the output is put together.
+#[derive(Debug)]
+enum Parts {
+    Text,
+    Document(Document),
+    Messages(Messages),
+}
+
+/// Prints the document of an error that came before the command: wrong usage.
+pub(crate) fn report_error(error: &Error, form: Form) {
+    // It is the only text. If it cannot be printed, standard error has it.
+    let _unheard = Output::stdout(form).end(Err(error.clone()), Kept::default());
+}
+
 /// Standard output, buffered; every write error becomes an [`Error`].
 pub(crate) struct Output {
     writer: BufWriter<Box<dyn Write>>,
     colour: bool,
+    parts: Parts,
 }
 
 impl std::fmt::Debug for Output {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Output")
             .field("colour", &self.colour)
+            .field("parts", &self.parts)
             .finish_non_exhaustive()
     }
 }
 
 impl Output {
     /// The process's standard output.
-    pub(crate) fn stdout() -> Self {
+    pub(crate) fn stdout(form: Form) -> Self {
         let stdout = io::stdout();
-        let colour = colours(&stdout);
         Self {
+            colour: form == Form::Text && colours(&stdout),
             writer: BufWriter::new(Box::new(stdout)),
-            colour,
+            parts: match form {
+                Form::Text => Parts::Text,
+                Form::Json => Parts::Document(Document::default()),
+                Form::BarmanJson => Parts::Messages(Messages::default()),
+            },
         }
     }
 
     /// Prints one or more lines.
     pub(crate) fn line(&mut self, text: impl std::fmt::Display) -> Result<(), Error> {
-        writeln!(self.writer, "{text}").map_err(|error| Error::output(&error))
+        self.bytes(format!("{text}\n").as_bytes())
     }
 
     /// Prints a sentence, broken between words to fit the terminal.
@@ -102,15 +180,22 @@ impl Output {
         Ok(())
     }
 
-    /// Prints bytes unchanged.
+    /// Prints text that consists of whole lines. In Barman's JSON, each line is a message.
     pub(crate) fn bytes(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.writer
-            .write_all(bytes)
-            .map_err(|error| Error::output(&error))
+        let printed = match &mut self.parts {
+            Parts::Messages(messages) => {
+                let text = String::from_utf8_lossy(bytes);
+                text.lines()
+                    .try_for_each(|line| messages.info(&mut self.writer, line))
+            }
+            Parts::Text | Parts::Document(_) => self.writer.write_all(bytes),
+        };
+        printed.map_err(|error| Error::output(&error))
     }
 
-    /// Prints all of `content`. Messages call it `what`.
+    /// Prints all of `content`, and nothing else. Messages call it `what`.
     pub(crate) fn copy(&mut self, content: &mut impl Read, what: &str) -> Result<(), Error> {
+        self.parts = Parts::Text;
         let mut buffer = vec![0; COPY_BYTES];
         loop {
             match content.read(&mut buffer) {
@@ -121,43 +206,55 @@ impl Output {
         }
     }
 
-    /// Prints one value as a JSON document, see [`json`]. People can read it, too.
+    /// Prints one value as the JSON document, see [`json`]. People can read it, too.
     pub(crate) fn json(&mut self, value: &impl Serialize) -> Result<(), Error> {
         self.json_value(json::document(value))
     }
 
-    /// Prints a list as a JSON document, under the key `name`.
+    /// Prints a list as the JSON document, under the key `name`.
     pub(crate) fn json_list(&mut self, name: &str, values: &impl Serialize) -> Result<(), Error> {
         self.json_value(json::list(name, values))
     }
 
-    fn json_value(&mut self, value: serde_json::Result<serde_json::Value>) -> Result<(), Error> {
-        let text = value.and_then(|value| serde_json::to_string_pretty(&value));
-        let text = text.map_err(|error| Error::output(&error.into()))?;
-        self.line(harmless_json(&text))
+    fn json_value(&mut self, value: serde_json::Result<Value>) -> Result<(), Error> {
+        let value = value.map_err(|error| Error::output(&error.into()))?;
+        self.document()?.set(value);
+        Ok(())
     }
 
-    /// Begins a document with a list that is too long to keep in memory.
+    /// Begins the document with a list that is too long to keep in memory.
     pub(crate) fn json_begin(&mut self, name: &str) -> Result<(), Error> {
-        let version = json::SCHEMA_VERSION;
-        self.line(format_args!(
-            "{{\n  \"schema_version\": {version},\n  \"{name}\": ["
-        ))
+        let begun = self.document()?.begin_list(name);
+        self.raw(&begun)
     }
 
-    /// Prints one element of that list; `nth` counts from 0.
-    pub(crate) fn json_element(&mut self, value: &impl Serialize, nth: u64) -> Result<(), Error> {
-        if nth > 0 {
-            self.bytes(b",\n")?;
+    /// Prints one element of that list.
+    pub(crate) fn json_element(&mut self, value: &impl Serialize) -> Result<(), Error> {
+        let value = json::element(value).map_err(|error| Error::output(&error.into()))?;
+        let element = self.document()?.element(&value);
+        self.raw(&element)
+    }
+
+    /// Sets what Barman's JSON has under `name`, mostly a server.
+    pub(crate) fn barman_result(&mut self, name: &str, value: Value) -> Result<(), Error> {
+        match &mut self.parts {
+            Parts::Messages(messages) => messages.result(name, value),
+            Parts::Text | Parts::Document(_) => return Err(Error::failed("Barman's JSON was not asked for")),
         }
-        let text = json::element(value).and_then(|value| serde_json::to_string(&value));
-        let text = text.map_err(|error| Error::output(&error.into()))?;
-        self.bytes(harmless_json(&text).as_bytes())
+        Ok(())
     }
 
-    /// Ends the list and the document.
-    pub(crate) fn json_end(&mut self) -> Result<(), Error> {
-        self.line("\n]}")
+    fn document(&mut self) -> Result<&mut Document, Error> {
+        match &mut self.parts {
+            Parts::Document(document) => Ok(document),
+            Parts::Text | Parts::Messages(_) => Err(Error::failed("JSON was not asked for")),
+        }
+    }
+
+    fn raw(&mut self, text: &str) -> Result<(), Error> {
+        self.writer
+            .write_all(harmless_json(text).as_bytes())
+            .map_err(|error| Error::output(&error))
     }
 
     /// Prints a table.
@@ -171,9 +268,18 @@ impl Output {
         paint(text, style, self.colour)
     }
 
-    /// Flushes the output. Called once at the end, where an error still counts.
-    pub(crate) fn flush(&mut self) -> Result<(), Error> {
-        self.writer.flush().map_err(|error| Error::output(&error))
+    /// Prints what is left, with the error if there is one, and flushes. An error in printing makes a command fail that
+    /// was done.
+    pub(crate) fn end(mut self, done: Result<Outcome, Error>, kept: Kept) -> Result<Outcome, Error> {
+        let rest = match &mut self.parts {
+            Parts::Text => String::new(),
+            Parts::Document(document) => document.end(done.as_ref().err()),
+            Parts::Messages(messages) => messages.end(done.as_ref().err(), kept),
+        };
+        let printed = self
+            .raw(&rest)
+            .and_then(|()| self.writer.flush().map_err(|error| Error::output(&error)));
+        done.and_then(|outcome| printed.map(|()| outcome))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The JSON documents of commands: their shapes and the code that fills them. `tests/json_shape.txt` lists all keys.
+//! The JSON documents of commands: their shapes and the code that fills them. `docs/schema` has all keys.
 //!
 //! Times, versions and lists are formatted by `barmanfs_catalog::json`. Values that the catalog itself defines (a
 //! timeline report, a verification, statistics) are printed unchanged.

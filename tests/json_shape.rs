@@ -1,9 +1,10 @@
 //! JSON for programs has one shape. The kind: a key that is only sometimes there, a time with a varying number of
 //! digits, a list here and an object there, so that a program works until the day it matters.
 //!
-//! Every command with `--json` is run with nothing stored and with much, and the files of a mount are read, too. The
-//! keys of each object are the same in both cases, and those of `json_shape.txt`; `BARMANFS_TEST_WRITE_SHAPE=1` writes
-//! that file again.
+//! Every command with `--json` is run with nothing stored and with much, and the files of a mount are read, too. Each
+//! document agrees with its schema in `docs/schema`, and `docs/json.md` has the keys of the schemas, see [`schema`].
+
+mod schema;
 
 use crate::common::load::fill;
 use crate::common::process::{Run, run};
@@ -11,19 +12,16 @@ use crate::common::registry::topic;
 use crate::common::user::command;
 use crate::common::{Install, Mount, Site};
 use barmanfs_pg::TimestampMicros;
+use schema::Documents;
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 
 topic! {
-    once every_document_has_one_shape,
+    once every_document_agrees_with_its_schema,
+    alone an_error_is_a_document_too,
 }
 
-/// The keys of the objects at each place.
-type Shape = BTreeMap<String, BTreeSet<String>>;
-
-fn every_document_has_one_shape(install: &'static Install) {
-    let mut shape = Shape::new();
+fn every_document_agrees_with_its_schema(install: &'static Install) {
+    let mut shape = Documents::default();
     let (site, server) = Site::with_server(install);
     for words in [
         &["list-servers"][..],
@@ -76,18 +74,14 @@ fn every_document_has_one_shape(install: &'static Install) {
     ] {
         take(&site, words, &mut shape);
     }
-    for name in [
-        "main/info/backups.json",
-        "main/info/timeline.json",
-        ".barmanfs/status.json",
+    for (path, name) in [
+        ("main/info/backups.json", "info-backups"),
+        ("main/info/timeline.json", "info-timeline"),
+        (".barmanfs/status.json", "mount-status"),
     ] {
-        let text = site.sh(&format!("cat '{}'", mount.path(name).display())).ok();
+        let text = site.sh(&format!("cat '{}'", mount.path(path).display())).ok();
         examine(name, &serde_json::from_slice(&text.stdout).unwrap(), &mut shape);
     }
-    // The same things have the same keys on a mount.
-    let keys = |place: &str| shape[place].clone();
-    assert!(keys("list-backups .backups[]").is_superset(&keys("main/info/backups.json .backups[]")));
-    assert_eq!(keys("timeline ."), keys("main/info/timeline.json ."));
     site.ok(&["clone", "destroy", "main", "test1"]);
     mount.unmount();
     take(&site, &["delete", "main", "latest"], &mut shape);
@@ -95,11 +89,11 @@ fn every_document_has_one_shape(install: &'static Install) {
     take(&site, &["rebuild-catalog"], &mut shape);
     with_two_histories(&site, &mut shape);
     assert_jq_reads_times(&site);
-    assert_stored(&shape);
+    shape.assert_schemas();
 }
 
 /// The last segment comes once more, with other bytes.
-fn with_two_histories(site: &Site, shape: &mut Shape) {
+fn with_two_histories(site: &Site, shape: &mut Documents) {
     let mount = Mount::new(site);
     let find = format!(
         "ls '{}' | grep -x '[0-9A-F]*' | tail -1",
@@ -140,7 +134,7 @@ fn with_two_histories(site: &Site, shape: &mut Shape) {
     }
 }
 
-fn take(site: &Site, words: &[&str], shape: &mut Shape) {
+fn take(site: &Site, words: &[&str], shape: &mut Documents) {
     let printed: Run = site.barmanfs(&[words, &["--json"]].concat());
     let value: Value =
         serde_json::from_slice(&printed.stdout).unwrap_or_else(|error| panic!("{error}: {printed}"));
@@ -153,41 +147,32 @@ fn take(site: &Site, words: &[&str], shape: &mut Shape) {
     if matches!(command[..], ["quarantine" | "history"]) {
         command.push(words[2]);
     }
-    examine(&command.join(" "), &value, shape);
+    assert!(!value["error"].is_object(), "{printed}");
+    examine(&command.join("-"), &value, shape);
 }
 
-/// Adds the keys of a document, and compares them with the keys seen earlier at the same places.
-#[track_caller]
-fn examine(what: &str, value: &Value, shape: &mut Shape) {
-    assert_eq!(value["schema_version"], 1, "{what}: {value}");
-    walk(&format!("{what} ."), value, shape);
+fn examine(name: &str, value: &Value, shape: &mut Documents) {
+    assert_times(name, value);
+    shape.add(name, value.clone());
 }
 
 #[track_caller]
-fn walk(place: &str, value: &Value, shape: &mut Shape) {
+fn assert_times(place: &str, value: &Value) {
     match value {
-        Value::Array(elements) => elements
-            .iter()
-            .for_each(|element| walk(&format!("{place}[]"), element, shape)),
+        Value::Array(elements) => elements.iter().for_each(|element| assert_times(place, element)),
         Value::Object(fields) => {
-            let keys: BTreeSet<String> = fields.keys().cloned().collect();
-            let known = shape.entry(place.to_owned()).or_insert_with(|| keys.clone());
-            // The details of an unreachable target depend on the reason.
-            if !place.contains(".details") {
-                assert_eq!(*known, keys, "{place}: {value}");
-            }
             for (key, value) in fields {
-                assert_time(place, key, value, fields.get(&format!("{key}_us")));
-                walk(&format!("{}.{key}", place.trim_end_matches('.')), value, shape);
+                assert_time(place, key, value, fields.get(&format!("{key}_epoch")));
+                assert_times(&format!("{place}.{key}"), value);
             }
         }
         _ => {}
     }
 }
 
-/// A time has one form, with its microseconds beside it.
+/// A time has one form, with the same as a number beside it.
 #[track_caller]
-fn assert_time(place: &str, key: &str, value: &Value, micros: Option<&Value>) {
+fn assert_time(place: &str, key: &str, value: &Value, epoch: Option<&Value>) {
     let is_time = key == "time" || key.ends_with("_time") || key.ends_with("_at");
     let text = value.as_str().unwrap_or_default();
     let looks = text.len() > 18 && text.as_bytes()[10] == b'T' && text.as_bytes()[4] == b'-';
@@ -195,24 +180,22 @@ fn assert_time(place: &str, key: &str, value: &Value, micros: Option<&Value>) {
     if !is_time {
         return;
     }
-    let micros = micros.unwrap_or_else(|| panic!("{place}.{key} has no microseconds"));
-    assert_eq!(value.is_null(), micros.is_null(), "{place}.{key}");
-    if let Some(micros) = micros.as_i64() {
+    let epoch = epoch.unwrap_or_else(|| panic!("{place}.{key} has no number"));
+    assert_eq!(value.is_null(), epoch.is_null(), "{place}.{key}");
+    if let Some(seconds) = epoch.as_f64() {
         let time: TimestampMicros = text
             .parse()
             .unwrap_or_else(|error| panic!("{place}.{key}: {error}"));
-        assert!(text.len() == 20 && text.ends_with('Z'), "{place}.{key}: {value}");
-        assert_eq!(
-            time.unix_micros().div_euclid(1_000_000),
-            micros.div_euclid(1_000_000),
-            "{place}.{key}"
-        );
+        assert!(text.len() == 27 && text.ends_with('Z'), "{place}.{key}: {value}");
+        #[expect(clippy::cast_possible_truncation, reason = "a time of this century")]
+        let micros = (seconds * 1e6).round() as i64;
+        assert_eq!(time.unix_micros(), micros, "{place}.{key}");
     }
 }
 
 fn assert_jq_reads_times(site: &Site) {
     let script = format!(
-        "'{}' -c '{}' list-backups --json | jq -e '.backups[0] | (.begin_time | fromdate) == (.begin_time_us / 1000000 | floor)'",
+        "'{}' -c '{}' list-backups --json | jq -e '.backups[0] | (.begin_time_epoch | todate[:19]) == .begin_time[:19]'",
         site.program().display(),
         site.config().display()
     );
@@ -222,33 +205,34 @@ fn assert_jq_reads_times(site: &Site) {
     }
 }
 
-fn assert_stored(shape: &Shape) {
-    let mut text = String::new();
-    for (place, keys) in shape.iter().filter(|(place, _)| !place.contains(".details")) {
-        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-        writeln!(text, "{place}\n    {}", keys.join(" ")).unwrap();
+/// A program parses standard output whatever happens.
+fn an_error_is_a_document_too() {
+    let site = Site::with_repository();
+    let mut documents = Documents::default();
+    for (words, code) in [
+        (&["list-backups", "nobody"][..], 2),
+        (&["show-backup", "main", "latest"], 1),
+        (&["list-files", "main", "latest"], 1),
+        (&["stats", "--no-such-option"], 2),
+        (&["no-such-command"], 2),
+    ] {
+        let run = site.barmanfs(&[words, &["--json"]].concat()).refused(code);
+        let value: Value =
+            serde_json::from_slice(&run.stdout).unwrap_or_else(|error| panic!("{error}: {run}"));
+        assert_eq!(value["error"]["exit_code"], code, "{run}");
+        assert!(
+            value["error"]["message"]
+                .as_str()
+                .is_some_and(|text| !text.is_empty()),
+            "{run}"
+        );
+        assert!(!run.stderr.is_empty(), "A person reads standard error: {run}");
+        documents.add("error", value);
     }
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/json_shape.txt");
-    if std::env::var_os("BARMANFS_TEST_WRITE_SHAPE").is_some() {
-        std::fs::write(file, &text).unwrap();
-    }
-    let stored = std::fs::read_to_string(file).unwrap_or_default();
-    assert!(!stored.is_empty(), "There is no {file}");
-    let mut lines = stored.lines();
-    while let (Some(place), Some(keys)) = (lines.next(), lines.next()) {
-        // A new key breaks no program; a removed one does, and needs another schema_version.
-        let present = shape
-            .get(place)
-            .unwrap_or_else(|| panic!("There is nothing at {place}"));
-        for key in keys.split_whitespace() {
-            assert!(
-                present.contains(key),
-                "{place} has no {key} any more: {present:?}"
-            );
-        }
-    }
-    assert_eq!(
-        stored, text,
-        "Keys are new: store them with BARMANFS_TEST_WRITE_SHAPE=1"
-    );
+    // What was found before the error is there, too.
+    let failed = site.barmanfs(&["backup", "main", "--json"]).refused(1);
+    let value: Value = serde_json::from_slice(&failed.stdout).unwrap();
+    assert_eq!(value["backups"], Value::Array(Vec::new()));
+    assert_eq!(value["error"]["exit_code"], 1);
+    documents.assert_schemas();
 }

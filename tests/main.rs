@@ -11,6 +11,7 @@
 mod absence;
 mod backup_and_recover;
 mod bad_backups;
+mod barman;
 mod boot;
 mod byte_for_byte;
 mod checks;
@@ -110,6 +111,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("terminals", terminals::TESTS),
     ("damage", damage::TESTS),
     ("bad_backups", bad_backups::TESTS),
+    ("barman", barman::TESTS),
     ("absence", absence::TESTS),
     ("hostile", hostile::TESTS),
     ("hosts", hosts::TESTS),

@@ -39,7 +39,8 @@ pub use archive::keep::{Keep, KeepTarget};
 pub use archive::spool::{PartialSegment, Receiver, Spool, SpoolFile};
 pub use archive::wal::{
     Comparison, Confined, LooseSegment, QuarantinedWal, RangeTotals, RefusedWal, ReindexReport, SegmentRange,
-    WalArchive, WalConflict, WalEntries, WalEntry, WalFile, WalOutcome, WalTotals, scan_segment,
+    SegmentTotals, WalArchive, WalConflict, WalEntries, WalEntry, WalFile, WalOutcome, WalTotals,
+    scan_segment,
 };
 pub use error::{Error, Result};
 pub use home::owner::{AsOwner, Owner};
@@ -48,7 +49,7 @@ pub use index::repository::Repository;
 pub use index::unread::{PackProblem, UnreadPack};
 pub use index::writer::Writer;
 pub use monitor::{Monitor, Silent, Unit};
-pub use names::{BackupId, CloneName, InvalidName, ServerName};
+pub use names::{BackupId, BackupName, CloneName, InvalidName, ServerName};
 pub use recovery::{
     Action, Gap, MinimalStretch, Plan, Reach, RecoveryWindow, Target, TargetError, TargetSpec, TimeTarget,
     TimelineChoice, TimelineReport, TimelineSpan, Unreachable,

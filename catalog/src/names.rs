@@ -19,9 +19,15 @@ pub enum InvalidName {
     Server(String),
     /// Not a backup's id.
     #[error(
-        "Invalid backup id {0:?}: expected a time like 20261120T101500, or one of latest, oldest, last-failed, latest-full"
+        "Invalid backup {0:?}: expected an id like 20261120T101500, one of latest, oldest, last-failed, or a backup's name"
     )]
     Backup(String),
+    /// Not a name for a backup.
+    #[error(
+        "Backup name {0:?} is not allowed: letters, digits, '_', '-' and '.' are, at most 64, not a '.' in front, no id of a \
+         backup and no word with a meaning like latest"
+    )]
+    BackupName(String),
     /// Not a clone's name.
     #[error("Invalid clone name {0:?}: letters, digits, '_', '-' and '.' are allowed, not a '.' in front")]
     Clone(String),
@@ -94,6 +100,58 @@ impl AsRef<str> for ServerName {
 impl fmt::Display for ServerName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// The name that a user gave a backup: a label that can be used in the place of an id. Several backups may have one
+/// name; the newest counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupName(String);
+
+impl BackupName {
+    /// Longest name.
+    pub const MAX_BYTES: usize = 64;
+    /// Words with a meaning of their own in the place of a backup.
+    const RESERVED: &[&str] = &[
+        "latest",
+        "last",
+        "latest-full",
+        "last-full",
+        "oldest",
+        "first",
+        "latest-failed",
+        "last-failed",
+        "auto",
+        "all",
+        "wal",
+    ];
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for BackupName {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let looks_like_id = text.len() == 15
+            && text.char_indices().all(|(place, c)| match place {
+                8 => c == 'T',
+                _ => c.is_ascii_digit(),
+            });
+        let allowed = is_plain(text, Self::MAX_BYTES) && !Self::RESERVED.contains(&text) && !looks_like_id;
+        match allowed {
+            true => Ok(Self(text.to_owned())),
+            false => Err(InvalidName::BackupName(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for BackupName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
     }
 }
 

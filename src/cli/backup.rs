@@ -1,6 +1,9 @@
 //! The command line of `barmanfs backup`.
 
-use clap::Args;
+use std::str::FromStr;
+
+use barmanfs_catalog::{BackupName, BackupSelector};
+use clap::{Args, ValueEnum};
 
 use super::JsonOption;
 use crate::config::Incremental;
@@ -17,7 +20,7 @@ otherwise it brings them itself.
 
 Examples:
   barmanfs backup main
-  barmanfs backup main --fast-checkpoint --label before_upgrade
+  barmanfs backup main --fast-checkpoint --name before_upgrade
   barmanfs backup main --incremental never
   barmanfs backup all --max-rate 50M";
 
@@ -30,21 +33,112 @@ pub(crate) struct BackupArgs {
     /// A text kept with the backup
     #[arg(long, value_name = "TEXT", value_parser = label)]
     pub(crate) label: Option<String>,
+    /// The same, as a word that other commands take in the place of an id
+    #[arg(long, value_name = "NAME", value_parser = BackupName::from_str, conflicts_with = "label")]
+    pub(crate) name: Option<BackupName>,
     /// Begin with a checkpoint at full speed instead of waiting for a spread one
-    #[arg(long, alias = "immediate-checkpoint")]
+    #[arg(long, alias = "immediate-checkpoint", overrides_with = "no_fast_checkpoint")]
     pub(crate) fast_checkpoint: bool,
+    /// Begin with a spread checkpoint, whatever the configuration says
+    #[arg(long, alias = "no-immediate-checkpoint")]
+    pub(crate) no_fast_checkpoint: bool,
     /// Most that is read from the server per second, in kB or with k, M or G
     #[arg(long, alias = "bwlimit", value_name = "RATE", value_parser = max_rate)]
     pub(crate) max_rate: Option<u32>,
     /// Let the server send only what has changed since an earlier backup [default: as configured, or auto]
-    #[arg(long, value_name = "WHEN", value_enum)]
+    #[arg(long, value_name = "auto|always|never", value_parser = incremental)]
     pub(crate) incremental: Option<Incremental>,
     /// How long to wait for the backup's WAL to arrive in the archive, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub(crate) wait_timeout: u64,
+    /// Do not wait for it: a later archived file completes the backup
+    #[arg(long, conflicts_with = "wait_timeout")]
+    pub(crate) no_wait: bool,
+    /// Options of Barman.
+    #[command(flatten)]
+    pub(crate) of_barman: OfBarman,
     /// Print JSON for programs instead of text
     #[command(flatten)]
     pub(crate) json: JsonOption,
+}
+
+/// Options that Barman has for its ways to copy. They are understood; there is nothing that they could change, except for
+/// `--reuse-backup off`.
+#[derive(Debug, Args)]
+pub(crate) struct OfBarman {
+    /// Where it is off, the server sends everything
+    #[arg(long, hide = true, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "link",
+        value_parser = ["copy", "link", "off"])]
+    reuse_backup: Option<String>,
+    /// Barman waits only if this is given
+    #[arg(short, long, hide = true, conflicts_with = "no_wait")]
+    wait: bool,
+    #[arg(short, long, hide = true)]
+    jobs: Option<u32>,
+    #[arg(long, hide = true)]
+    jobs_start_batch_period: Option<u32>,
+    #[arg(long, hide = true)]
+    jobs_start_batch_size: Option<u32>,
+    #[arg(long, hide = true)]
+    retry_times: Option<u32>,
+    #[arg(long, hide = true)]
+    retry_sleep: Option<u32>,
+    #[arg(long, hide = true, conflicts_with = "retry_times")]
+    no_retry: bool,
+    #[arg(long, hide = true)]
+    keepalive_interval: Option<u32>,
+    #[arg(long, hide = true)]
+    check_timeout: Option<u32>,
+    #[arg(long, hide = true, overrides_with = "no_manifest")]
+    manifest: bool,
+    #[arg(long, hide = true)]
+    no_manifest: bool,
+}
+
+impl OfBarman {
+    /// What `--reuse-backup` means here.
+    pub(crate) fn incremental(&self) -> Option<Incremental> {
+        (self.reuse_backup.as_deref() == Some("off")).then_some(Incremental::Never)
+    }
+
+    /// The options that were given and change nothing.
+    pub(crate) fn without_effect(&self) -> Vec<&'static str> {
+        let given = [
+            (self.jobs.is_some(), "--jobs"),
+            (
+                self.jobs_start_batch_period.is_some(),
+                "--jobs-start-batch-period",
+            ),
+            (self.jobs_start_batch_size.is_some(), "--jobs-start-batch-size"),
+            (self.retry_times.is_some(), "--retry-times"),
+            (self.retry_sleep.is_some(), "--retry-sleep"),
+            (self.no_retry, "--no-retry"),
+            (self.keepalive_interval.is_some(), "--keepalive-interval"),
+            (self.check_timeout.is_some(), "--check-timeout"),
+            (self.manifest, "--manifest"),
+            (self.no_manifest, "--no-manifest"),
+            (
+                self.reuse_backup.is_some() && self.incremental().is_none(),
+                "--reuse-backup",
+            ),
+        ];
+        let given = given.into_iter().filter(|(given, _)| *given);
+        given.map(|(_, name)| name).collect()
+    }
+}
+
+/// When to take an incremental backup. Barman's word for a parent means `always`: which backup it builds on makes no
+/// difference, because none depends on another, and the newest one saves most.
+fn incremental(text: &str) -> Result<Incremental, String> {
+    if let Ok(when) = <Incremental as ValueEnum>::from_str(text, false) {
+        return Ok(when);
+    }
+    match text.parse::<BackupSelector>() {
+        Ok(BackupSelector::Id(_) | BackupSelector::Latest) => Ok(Incremental::Always),
+        _ => Err(
+            "allowed are auto, always, never and, as with Barman, an id, latest or latest-full".to_owned(),
+        ),
+    }
 }
 
 /// PostgreSQL accepts long paths as labels. This limit keeps a label on one line of a list.
@@ -80,6 +174,15 @@ fn max_rate(text: &str) -> Result<u32, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn barmans_parents_mean_always() {
+        assert_eq!(incremental("never"), Ok(Incremental::Never));
+        for word in ["always", "latest", "last-full", "20261120T101500"] {
+            assert_eq!(incremental(word), Ok(Incremental::Always), "{word}");
+        }
+        assert!(incremental("sometimes").is_err() && incremental("oldest").is_err());
+    }
 
     #[test]
     fn rates_are_kilobytes() {

@@ -41,17 +41,28 @@ Examples:
 pub(crate) struct BackupName {
     /// Server of the backup
     pub(crate) server: String,
-    /// Id of the backup, or latest, oldest, last-failed
+    /// Id or name of the backup, or latest, oldest, last-failed
     #[arg(value_name = "BACKUP")]
     pub(crate) backup: String,
+}
+
+/// `list-servers`
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct ListServersArgs {
+    /// Print only the names of the configured servers
+    #[arg(long)]
+    pub(crate) minimal: bool,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
 }
 
 /// `list-backups`
 #[derive(Debug, Args)]
 pub(crate) struct ListBackupsArgs {
-    /// Server, or 'all'
+    /// Servers, or 'all'
     #[arg(value_name = "SERVER|all", default_value = "all")]
-    pub(crate) server: String,
+    pub(crate) servers: Vec<String>,
     /// Print only the ids, the newest first
     #[arg(long)]
     pub(crate) minimal: bool,

@@ -27,7 +27,7 @@ Examples:
 pub(crate) struct DeleteArgs {
     /// Server of the backups
     pub(crate) server: String,
-    /// Ids of the backups, or latest, oldest, last-failed
+    /// Ids or names of the backups, or latest, oldest, last-failed
     #[arg(required = true, value_name = "BACKUP")]
     pub(crate) backups: Vec<String>,
     /// Delete a backup even when it is the last to recover from, or the newest state depends on it, or it is being read
@@ -51,4 +51,16 @@ pub(crate) struct RebuildArgs {
     /// Print JSON for programs instead of text
     #[command(flatten)]
     pub(crate) json: JsonOption,
+}
+
+/// A command of Barman for which nothing is left to do.
+#[derive(Debug, Args)]
+pub(crate) struct NothingArgs {
+    /// Barman's command
+    pub(crate) command: String,
+    /// Its server
+    pub(crate) server: Option<String>,
+    /// Whatever else it has
+    #[arg(allow_hyphen_values = true, trailing_var_arg = true)]
+    pub(crate) rest: Vec<String>,
 }

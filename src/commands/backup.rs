@@ -8,6 +8,7 @@ use super::App;
 use super::list_backups::{status_style, took};
 use super::show_backup::came_in_as;
 use crate::backup::{self, BackupOptions, Stop};
+use crate::barman;
 use crate::cli::backup::BackupArgs;
 use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
@@ -28,16 +29,11 @@ pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
     }
     let repository = open_or_create(app)?;
     let stop = Stop::watch()?;
-    let options = BackupOptions {
-        label: args.label.clone(),
-        fast_checkpoint: args.fast_checkpoint,
-        incremental: args.incremental,
-        max_rate_kb: args.max_rate,
-        wait_timeout: Duration::from_secs(args.wait_timeout),
-        quiet: app.options.quiet,
-    };
+    let options = options(app, args);
     let (backups, errors) = take_all(&repository, &servers, &options, &stop);
-    if args.json.json {
+    if app.options.format.is_some() && !app.options.quiet {
+        barman::backups::taken(&mut app.out, &backups)?;
+    } else if args.json.json {
         let shown = backups
             .iter()
             .map(report::backup)
@@ -53,10 +49,32 @@ pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
             app.out.line(line)?;
         }
     }
-    match (summed_up(errors, servers.len()), backups.iter().all(is_well)) {
+    // Who does not wait knows that WAL is missing.
+    let is_expected =
+        |backup: &Backup| is_well(backup) || args.no_wait && backup.status == BackupStatus::WaitingForWals;
+    match (summed_up(errors, servers.len()), backups.iter().all(is_expected)) {
         (Some(error), _) => Err(error),
         (None, true) => Ok(Outcome::Done),
         (None, false) => Ok(Outcome::Problems),
+    }
+}
+
+fn options(app: &App, args: &BackupArgs) -> BackupOptions {
+    let name = args.name.as_ref().map(ToString::to_string);
+    let without_effect = args.of_barman.without_effect();
+    if !without_effect.is_empty() {
+        tracing::info!("Without effect here: {}", without_effect.join(", "));
+    }
+    BackupOptions {
+        label: name.or_else(|| args.label.clone()),
+        fast_checkpoint: match (args.fast_checkpoint, args.no_fast_checkpoint) {
+            (false, false) => None,
+            (fast, _) => Some(fast),
+        },
+        incremental: args.incremental.or_else(|| args.of_barman.incremental()),
+        max_rate_kb: args.max_rate,
+        wait_timeout: Duration::from_secs(if args.no_wait { 0 } else { args.wait_timeout }),
+        quiet: app.options.quiet,
     }
 }
 

@@ -3,6 +3,7 @@
 mod nagios;
 
 use super::App;
+use crate::barman;
 use crate::cli::check::CheckArgs;
 use crate::config::{ServerConfig, unless_zero};
 use crate::error::{Error, Outcome};
@@ -17,12 +18,18 @@ pub(crate) fn run(app: &mut App, args: &CheckArgs) -> Result<Outcome, Error> {
     let checked: Vec<CheckedServer> = servers.iter().map(|server| check(app, args, server)).collect();
     let worst = CheckedServer::worst(&checked);
     if args.nagios {
-        for line in nagios::lines(nagios::PREFIX, &checked) {
+        let plugin = match app.options.format {
+            Some(_) => nagios::BARMAN,
+            None => nagios::OWN,
+        };
+        for line in nagios::lines(plugin, &checked) {
             app.out.line(line)?;
         }
-        return Ok(nagios::outcome(worst));
+        return Ok(nagios::outcome(plugin, worst));
     }
-    if args.json.json {
+    if let Some(format) = app.options.format {
+        barman::servers::check(&mut app.out, format, &checked)?;
+    } else if args.json.json {
         app.out.json_list("servers", &checked)?;
     } else {
         checked.iter().try_for_each(|server| show(&mut app.out, server))?;

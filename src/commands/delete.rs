@@ -3,9 +3,12 @@
 mod guard;
 mod remains;
 
+use std::time::SystemTime;
+
 use barmanfs_catalog::{Backup, CloneName, Repository, ServerName};
 
 use super::App;
+use crate::barman;
 use crate::cli::upkeep::DeleteArgs;
 use crate::error::{Error, Outcome};
 use crate::health::Doubts;
@@ -33,15 +36,19 @@ pub(crate) fn run(app: &mut App, args: &DeleteArgs) -> Result<Outcome, Error> {
     if let Some(error) = refusal {
         return Err(error);
     }
+    let began = SystemTime::now().into();
+    let format = app.options.format;
     for backup in &backups {
         repository.delete_backup(backup, args.force)?;
-        if !args.json.json && !app.options.quiet {
+        if !args.json.json && !app.options.quiet && format.is_none() {
             app.out
                 .line(format_args!("Deleted backup {} of server {server}", backup.id))?;
         }
     }
     if args.json.json {
         app.out.json(&plan)?;
+    } else if format.is_some() {
+        barman::backups::deleted(&mut app.out, &backups, began)?;
     } else if !app.options.quiet {
         show(&mut app.out, &plan)?;
         app.out

@@ -5,6 +5,7 @@ use std::time::Duration;
 use barmanfs_catalog::{Backup, BackupKind, BackupStatus, BootOutcome, BootTest};
 
 use super::App;
+use crate::barman;
 use crate::cli::inspect::ListBackupsArgs;
 use crate::error::{Error, Outcome};
 use crate::forks;
@@ -18,8 +19,20 @@ const STATUS_COLUMN: usize = 2;
 /// Runs the command.
 pub(crate) fn run(app: &mut App, args: &ListBackupsArgs) -> Result<Outcome, Error> {
     let repository = app.repository()?;
+    let mut servers = Vec::new();
+    for name in &args.servers {
+        servers.extend(app.known_servers(&repository, name)?);
+    }
+    if let Some(format) = app.options.format {
+        let listed: Result<Vec<_>, _> = servers
+            .into_iter()
+            .map(|server| barman::backups::Listed::read(&repository, server))
+            .collect();
+        barman::backups::list(&mut app.out, format, &listed?, args.minimal)?;
+        return Ok(Outcome::Done);
+    }
     let (mut backups, mut gaps) = (Vec::<ListedBackup>::new(), Vec::new());
-    for server in app.known_servers(&repository, &args.server)? {
+    for server in servers {
         backups.extend(ListedBackup::all(&repository, repository.backups(&server)?)?);
         let found = losses::gaps_that_matter(&repository, &server)?;
         forks::log_open(&repository, &server)?;

@@ -26,7 +26,6 @@ pub(crate) fn run(app: &mut App, args: &ListFilesArgs) -> Result<Outcome, Error>
         out: &mut app.out,
         json: args.json.json,
         trees: repository.trees(),
-        count: 0,
     };
     if lister.json {
         lister.out.json_begin("files")?;
@@ -47,9 +46,6 @@ pub(crate) fn run(app: &mut App, args: &ListFilesArgs) -> Result<Outcome, Error>
             }
         }
     }
-    if lister.json {
-        lister.out.json_end()?;
-    }
     Ok(Outcome::Done)
 }
 
@@ -57,8 +53,6 @@ struct Lister<'a> {
     out: &'a mut Output,
     json: bool,
     trees: TreeReader,
-    /// Number of lines printed.
-    count: u64,
 }
 
 impl Lister<'_> {
@@ -109,11 +103,9 @@ impl Lister<'_> {
     }
 
     fn line(&mut self, path: &[u8], details: impl FnOnce(String) -> ListedFile) -> Result<(), Error> {
-        let nth = self.count;
-        self.count += 1;
         if self.json {
             self.out
-                .json_element(&details(String::from_utf8_lossy(path).into_owned()), nth)
+                .json_element(&details(String::from_utf8_lossy(path).into_owned()))
         } else {
             // Escaped, so that every file is one line.
             self.out.line(output::printable(path))

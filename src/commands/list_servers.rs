@@ -3,13 +3,14 @@
 use barmanfs_catalog::{Backup, Repository, ServerName};
 
 use super::App;
-use crate::cli::JsonOption;
+use crate::barman;
+use crate::cli::inspect::ListServersArgs;
 use crate::error::{Error, Outcome};
 use crate::output::{Align, Cell, Style, Table, second};
 use crate::report::ListedServer;
 
 /// Runs the command.
-pub(crate) fn run(app: &mut App, json: JsonOption) -> Result<Outcome, Error> {
+pub(crate) fn run(app: &mut App, args: ListServersArgs) -> Result<Outcome, Error> {
     let repository = app.repository_if_made()?;
     let names = match &repository {
         Some(repository) => app.known_servers(repository, super::ALL)?,
@@ -24,8 +25,14 @@ pub(crate) fn run(app: &mut App, json: JsonOption) -> Result<Outcome, Error> {
         .into_iter()
         .map(|name| describe(app, repository.as_ref(), name))
         .collect::<Result<_, _>>()?;
-    if json.json {
+    if let Some(format) = app.options.format {
+        barman::servers::list(&mut app.out, format, &servers, args.minimal)?;
+    } else if args.json.json {
         app.out.json_list("servers", &servers)?;
+    } else if args.minimal {
+        for server in servers.iter().filter(|server| server.configured) {
+            app.out.line(&server.name)?;
+        }
     } else {
         app.out.table(&table(&servers))?;
     }

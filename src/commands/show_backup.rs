@@ -7,6 +7,7 @@ use barmanfs_pg::wal_name::SegmentName;
 
 use super::App;
 use super::list_backups::{boot_word, status_style, took};
+use crate::barman;
 use crate::cli::inspect::ShowBackupArgs;
 use crate::error::{Error, Outcome};
 use crate::output::{self, Output, Style};
@@ -20,6 +21,11 @@ pub(crate) fn run(app: &mut App, args: &ShowBackupArgs) -> Result<Outcome, Error
     let repository = app.repository()?;
     let server = app.known_server(&repository, &args.which.server)?;
     let backup = app.backup(&repository, &server, &args.which.backup)?;
+    if let Some(format) = app.options.format {
+        let all = barman::backups::Listed::read(&repository, server)?;
+        barman::backups::show(&mut app.out, format, &all, backup.id)?;
+        return Ok(Outcome::Done);
+    }
     let missing = repository.missing_wal(&backup)?;
     let [listed] = <[ListedBackup; 1]>::try_from(ListedBackup::all(&repository, vec![backup])?)
         .map_err(|_| Error::failed("The backup is gone"))?;

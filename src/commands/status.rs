@@ -3,10 +3,12 @@
 use barmanfs_catalog::Repository;
 
 use super::App;
+use crate::barman;
 use crate::cli::server::StatusArgs;
 use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
 use crate::health::standing::{Standing, each};
+use crate::output::Format;
 use crate::report::ServerStatus;
 
 /// Runs the command.
@@ -16,6 +18,10 @@ pub(crate) fn run(app: &mut App, args: &StatusArgs) -> Result<Outcome, Error> {
     let found: Vec<ServerStatus> = each(&servers, |server| status(server, repository.as_ref()))
         .into_iter()
         .collect::<Result<_, _>>()?;
+    if app.options.format == Some(Format::Json) {
+        barman::servers::status(&mut app.out, &found)?;
+        return Ok(Outcome::Done);
+    }
     if args.json.json {
         app.out.json_list("servers", &found)?;
         return Ok(Outcome::Done);

@@ -46,13 +46,6 @@ impl TimestampMicros {
         self.0
     }
 
-    /// RFC 3339 without a fraction: `2026-11-20T14:03:07Z`. The fraction of a second is cut off.
-    #[must_use]
-    pub fn to_rfc3339_seconds(self) -> String {
-        let second = Self::from_unix_micros(self.0.div_euclid(1_000_000).saturating_mul(1_000_000));
-        format!("{:.0}", second.to_jiff())
-    }
-
     fn to_jiff(self) -> Timestamp {
         Timestamp::from_microsecond(self.0).unwrap_or(Timestamp::UNIX_EPOCH)
     }

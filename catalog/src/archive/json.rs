@@ -1,9 +1,9 @@
 //! The JSON output: `--json`, and `info/*.json` of a mount.
 //!
 //! A document is one object with [`SCHEMA_VERSION`] under `schema_version`; a list is under a name in it. Every key is
-//! always present, with null for unknown values. A time is RFC 3339 in UTC without a fraction, as `date` and jq's
-//! `fromdate` read it; `KEY_us` next to it has the same time in microseconds since 1970-01-01 UTC. Keys of times are
-//! `time` or end with `_time` or `_at`.
+//! always present, with null for unknown values. A time is RFC 3339 in UTC with six digits of the second, so that times
+//! sort as text; `KEY_epoch` next to it has the same time in seconds since 1970-01-01 UTC, as a number. Keys of times
+//! are `time` or end with `_time` or `_at`.
 
 use std::str::FromStr;
 
@@ -18,8 +18,8 @@ pub const SCHEMA_VERSION: u32 = 1;
 
 /// The key of the version.
 const VERSION_KEY: &str = "schema_version";
-/// Suffix of the key of a time in microseconds.
-const MICROS: &str = "_us";
+/// Suffix of the key of a time as a number.
+const EPOCH: &str = "_epoch";
 
 /// A document of one thing.
 ///
@@ -72,11 +72,18 @@ fn is_time(key: &str) -> bool {
     key == "time" || key.ends_with("_time") || key.ends_with("_at")
 }
 
+/// Seconds since 1970-01-01 UTC. Up to the year 2255, microseconds are exact in the number.
+fn epoch(time: TimestampMicros) -> f64 {
+    #[allow(clippy::cast_precision_loss, reason = "exact for all times of a backup")]
+    let micros = time.unix_micros() as f64;
+    micros / 1e6
+}
+
 fn tell_times(value: &mut Value) {
     match value {
         Value::Array(elements) => elements.iter_mut().for_each(tell_times),
         Value::Object(fields) => {
-            let mut micros = Vec::new();
+            let mut numbers = Vec::new();
             for (key, value) in fields.iter_mut() {
                 if !is_time(key) {
                     tell_times(value);
@@ -87,14 +94,14 @@ fn tell_times(value: &mut Value) {
                     .and_then(|text| TimestampMicros::from_str(text).ok());
                 match time {
                     Some(time) => {
-                        *value = Value::String(time.to_rfc3339_seconds());
-                        micros.push((format!("{key}{MICROS}"), time.unix_micros().into()));
+                        *value = serde_json::to_value(time).unwrap_or_default();
+                        numbers.push((format!("{key}{EPOCH}"), epoch(time).into()));
                     }
-                    None if value.is_null() => micros.push((format!("{key}{MICROS}"), Value::Null)),
+                    None if value.is_null() => numbers.push((format!("{key}{EPOCH}"), Value::Null)),
                     None => tell_times(value),
                 }
             }
-            fields.extend(micros);
+            fields.extend(numbers);
         }
         _ => {}
     }
@@ -106,7 +113,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_time_is_written_in_seconds_and_in_microseconds() {
+    fn a_time_is_written_as_text_and_as_a_number() {
         let value = json!({
             "end_time": "2026-11-20T10:15:00.250001Z",
             "began_at": null,
@@ -117,10 +124,10 @@ mod tests {
             document(&value).unwrap(),
             json!({
                 "schema_version": 1,
-                "end_time": "2026-11-20T10:15:00Z", "end_time_us": 1_795_169_700_250_001_i64,
-                "began_at": null, "began_at_us": null,
+                "end_time": "2026-11-20T10:15:00.250001Z", "end_time_epoch": 1_795_169_700.250_001,
+                "began_at": null, "began_at_epoch": null,
                 "label": "2026-11-20T10:15:00.25Z",
-                "inner": [{"time": "2026-11-20T10:15:00Z", "time_us": 1_795_169_700_000_000_i64}],
+                "inner": [{"time": "2026-11-20T10:15:00.000000Z", "time_epoch": 1_795_169_700.0}],
             })
         );
         assert_eq!(

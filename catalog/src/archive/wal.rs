@@ -15,12 +15,14 @@ pub(crate) mod index;
 pub(crate) mod link;
 mod list;
 mod quarantine;
+mod range;
 mod reindex;
 pub(crate) mod removal;
 
 pub use confine::{Confined, LooseSegment, scan_segment};
 pub use list::{WalArchive, WalEntries, WalTotals};
 pub use quarantine::Comparison;
+pub use range::SegmentTotals;
 pub use reindex::ReindexReport;
 pub use removal::{RangeTotals, SegmentRange};
 

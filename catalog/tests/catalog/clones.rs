@@ -188,11 +188,7 @@ fn a_backup_of_a_clone_is_not_one_of_the_server() {
         "{}",
         committed.new_stored_bytes
     );
-    for selector in [
-        BackupSelector::Latest,
-        BackupSelector::Oldest,
-        BackupSelector::LatestFull,
-    ] {
+    for selector in [BackupSelector::Latest, BackupSelector::Oldest] {
         assert_eq!(
             f.repository.backup(&f.server, &selector).unwrap().id,
             own.id,

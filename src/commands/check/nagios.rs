@@ -5,37 +5,53 @@ use std::time::{Duration, SystemTime};
 
 use barmanfs_pg::TimestampMicros;
 
-use crate::error::Outcome;
+use crate::error::{Outcome, exit};
 use crate::health::{Figures, Finding, State};
 use crate::report::CheckedServer;
 
-/// What the status line begins with.
-pub(super) const PREFIX: &str = "BARMANFS";
+/// For whom the lines are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Plugin {
+    /// The name of the program, which templates of services match.
+    prefix: &'static str,
+    /// The least state that is a problem.
+    least: State,
+}
+
+/// Our own plugin.
+pub(super) const OWN: Plugin = Plugin {
+    prefix: "BARMANFS",
+    least: State::Warning,
+};
+
+/// Barman's plugin, which has no warnings.
+pub(super) const BARMAN: Plugin = Plugin {
+    prefix: "BARMAN",
+    least: State::Failed,
+};
 
 /// A plugin's exit code for a state that somebody should look at.
 const WARNING: u8 = 1;
-/// A plugin's exit code for a critical state.
-const CRITICAL: u8 = 2;
 
 /// The exit code for the worst state.
-pub(super) fn outcome(worst: State) -> Outcome {
+pub(super) fn outcome(plugin: Plugin, worst: State) -> Outcome {
     match worst {
-        State::Ok => Outcome::Done,
-        State::Warning => Outcome::Told(WARNING),
-        State::Failed => Outcome::Told(CRITICAL),
+        fine if fine < plugin.least => Outcome::Done,
+        State::Ok | State::Warning => Outcome::Told(WARNING),
+        State::Failed => Outcome::Told(exit::NAGIOS_CRITICAL),
     }
 }
 
-/// The lines: first the status of all servers and the performance data, then the problems. `prefix` is the name of the
-/// program, which the plugin's templates match.
-pub(super) fn lines(prefix: &str, checked: &[CheckedServer]) -> Vec<String> {
+/// The lines: first the status of all servers and the performance data, then the problems.
+pub(super) fn lines(plugin: Plugin, checked: &[CheckedServer]) -> Vec<String> {
+    let Plugin { prefix, least } = plugin;
     let data: Vec<String> = checked.iter().filter_map(performance_data).collect();
     let data = match data.join(" ") {
         none if none.is_empty() => none,
         data => format!("|{data}"),
     };
     let (active, inactive): (Vec<_>, Vec<_>) = checked.iter().partition(|server| server.active);
-    let bad: Vec<_> = active.iter().filter(|server| server.status > State::Ok).collect();
+    let bad: Vec<_> = active.iter().filter(|server| server.status >= least).collect();
     let mut status = match (bad.as_slice(), active.as_slice()) {
         ([], _) => format!("{prefix} OK - {}", ready(&active)),
         ([one], [_]) => format!("{} - server {} has issues", worst(prefix, checked), one.server),
@@ -48,8 +64,9 @@ pub(super) fn lines(prefix: &str, checked: &[CheckedServer]) -> Vec<String> {
         }
     };
     for server in &bad {
-        let parts = [State::Failed, State::Warning].map(|state| named(server, state));
-        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        let states = [State::Failed, State::Warning].into_iter();
+        let parts = states.filter(|state| *state >= least);
+        let parts: Vec<String> = parts.filter_map(|state| named(server, state)).collect();
         status += &format!(" * {} {}", server.server, parts.join(", "));
     }
     for server in inactive {
@@ -61,7 +78,8 @@ pub(super) fn lines(prefix: &str, checked: &[CheckedServer]) -> Vec<String> {
             server
                 .findings
                 .iter()
-                .filter_map(|finding| detail(server, finding)),
+                .filter(|finding| finding.state >= least)
+                .map(|finding| detail(server, finding)),
         );
     }
     lines
@@ -93,18 +111,15 @@ fn named(server: &CheckedServer, state: State) -> Option<String> {
 }
 
 /// `main.archive_mode: FAILED (it is off)`
-fn detail(server: &CheckedServer, finding: &Finding) -> Option<String> {
-    if finding.state == State::Ok {
-        return None;
-    }
+fn detail(server: &CheckedServer, finding: &Finding) -> String {
     // Behind a vertical bar, a plugin's output is performance data.
     let text = finding.text().unwrap_or_default().replace('|', "\u{a6}");
-    Some(format!(
+    format!(
         "{}.{}: {} ({text})",
         server.server,
         finding.name,
         finding.state.word()
-    ))
+    )
 }
 
 /// `main=55872146B main_wals=16610B main_age=58s main_wal_age=3s`; what is not known is left out.
@@ -164,21 +179,27 @@ mod tests {
     fn the_status_line_names_what_is_wrong() {
         let [good, warned, failed] = [State::Ok, State::Warning, State::Failed].map(checked);
         let ok = [checked(State::Ok)];
-        assert_eq!(lines(PREFIX, &ok), ["BARMANFS OK - ready to serve: main"]);
-        assert_eq!(lines("BARMAN", &ok), ["BARMAN OK - ready to serve: main"]);
+        assert_eq!(lines(OWN, &ok), ["BARMANFS OK - ready to serve: main"]);
+        assert_eq!(lines(BARMAN, &ok), ["BARMAN OK - ready to serve: main"]);
         assert_eq!(
-            lines(PREFIX, &[checked(State::Ok), checked(State::Ok)]),
+            lines(OWN, &[checked(State::Ok), checked(State::Ok)]),
             ["BARMANFS OK - ready to serve: 2 servers * main * main"]
         );
         assert_eq!(
-            lines(PREFIX, &[warned]),
+            lines(OWN, &[warned]),
             [
                 "BARMANFS WARNING - server main has issues * main WARNING: archive_command",
                 "main.archive_command: WARNING (a \u{a6} b)",
             ]
         );
         assert_eq!(
-            lines(PREFIX, &[good, failed]),
+            lines(BARMAN, &[checked(State::Warning)]),
+            ["BARMAN OK - ready to serve: main"]
+        );
+        assert_eq!(outcome(BARMAN, State::Warning), Outcome::Done);
+        assert_eq!(outcome(OWN, State::Warning), Outcome::Told(WARNING));
+        assert_eq!(
+            lines(OWN, &[good, failed]),
             [
                 "BARMANFS CRITICAL - 1 server out of 2 have issues * main FAILED: archive_mode, WARNING: archive_command",
                 "main.archive_command: WARNING (a \u{a6} b)",
@@ -192,7 +213,7 @@ mod tests {
         let inactive = with_figures("active = off", State::Failed, Figures::default());
         assert_eq!(CheckedServer::worst(std::slice::from_ref(&inactive)), State::Ok);
         assert_eq!(
-            lines(PREFIX, &[checked(State::Ok), inactive]),
+            lines(OWN, &[checked(State::Ok), inactive]),
             ["BARMANFS OK - ready to serve: main * IGNORING: main"]
         );
     }
@@ -214,7 +235,7 @@ mod tests {
             last_wal: Some(ago(30)),
             ..Figures::default()
         };
-        let lines = lines(PREFIX, &[with_figures("", State::Ok, figures)]);
+        let lines = lines(OWN, &[with_figures("", State::Ok, figures)]);
         let [line] = lines.as_slice() else {
             panic!("{lines:?}")
         };

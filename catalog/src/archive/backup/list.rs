@@ -4,7 +4,7 @@ use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_store::RecordId;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use crate::archive::backup::{Backup, BackupKind, BackupSelector, BackupStatus, running};
+use crate::archive::backup::{Backup, BackupSelector, BackupStatus, running};
 use crate::archive::history;
 use crate::error::{Error, Result};
 use crate::index::records;
@@ -54,14 +54,14 @@ impl Repository {
         let backups = self.backups(server)?;
         let complete = |backup: &Backup| backup.is_complete() && backup.is_of_server();
         let failed = |backup: &Backup| backup.status == BackupStatus::Failed && backup.is_of_server();
-        Ok(match *selector {
-            BackupSelector::Id(id) => backups.into_iter().find(|backup| backup.id == id),
+        Ok(match selector {
+            BackupSelector::Id(id) => backups.into_iter().find(|backup| backup.id == *id),
             BackupSelector::Latest => backups.into_iter().rfind(complete),
-            BackupSelector::LatestFull => backups
-                .into_iter()
-                .rfind(|backup| backup.is_complete() && backup.kind == BackupKind::Full),
             BackupSelector::Oldest => backups.into_iter().find(complete),
             BackupSelector::LatestFailed => backups.into_iter().rfind(failed),
+            BackupSelector::Named(name) => backups
+                .into_iter()
+                .rfind(|backup| backup.label.as_deref() == Some(name.as_str())),
         })
     }
 

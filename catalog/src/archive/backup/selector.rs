@@ -3,22 +3,22 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::names::{BackupId, InvalidName};
+use crate::names::{BackupId, BackupName, InvalidName};
 
-/// The ways to select a backup: an id, or one of Barman's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The ways to select a backup: an id, one of Barman's words, or a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BackupSelector {
     /// This one.
     Id(BackupId),
-    /// The newest complete backup of the server, not of a clone: `latest`, `last`.
+    /// The newest complete backup of the server, not of a clone: `latest`, `last`. `latest-full` and `last-full` are the
+    /// same: they mean a backup that depends on no other one, as every backup here.
     Latest,
-    /// The newest complete backup for which the server sent all files: `latest-full`,
-    /// `last-full`.
-    LatestFull,
     /// The oldest complete backup of the server: `oldest`, `first`.
     Oldest,
     /// The newest failed backup of the server: `last-failed`, `latest-failed`.
     LatestFailed,
+    /// The newest one that was given this name.
+    Named(BackupName),
 }
 
 impl FromStr for BackupSelector {
@@ -26,11 +26,13 @@ impl FromStr for BackupSelector {
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
         match text {
-            "latest" | "last" => Ok(Self::Latest),
-            "latest-full" | "last-full" => Ok(Self::LatestFull),
+            "latest" | "last" | "latest-full" | "last-full" => Ok(Self::Latest),
             "oldest" | "first" => Ok(Self::Oldest),
             "latest-failed" | "last-failed" => Ok(Self::LatestFailed),
-            id => id.parse().map(Self::Id),
+            other => match other.parse() {
+                Ok(id) => Ok(Self::Id(id)),
+                Err(error) => other.parse().map(Self::Named).map_err(|_| error),
+            },
         }
     }
 }
@@ -40,9 +42,9 @@ impl fmt::Display for BackupSelector {
         match self {
             Self::Id(id) => id.fmt(f),
             Self::Latest => f.pad("latest"),
-            Self::LatestFull => f.pad("latest-full"),
             Self::Oldest => f.pad("oldest"),
             Self::LatestFailed => f.pad("last-failed"),
+            Self::Named(name) => name.fmt(f),
         }
     }
 }
@@ -59,6 +61,19 @@ mod tests {
             "last-failed".parse::<BackupSelector>().unwrap(),
             BackupSelector::LatestFailed
         );
-        assert!("Latest".parse::<BackupSelector>().is_err());
+        for word in ["", "a b", "auto", "wal", "20261399T000000"] {
+            assert!(word.parse::<BackupSelector>().is_err(), "{word:?}");
+        }
+    }
+
+    #[test]
+    fn other_words_are_names() {
+        for word in ["before_upgrade", "Latest", "v1.2-rc"] {
+            let selector: BackupSelector = word.parse().unwrap();
+            assert!(
+                matches!(&selector, BackupSelector::Named(name) if name.as_str() == word),
+                "{word}"
+            );
+        }
     }
 }

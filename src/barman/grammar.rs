@@ -1,0 +1,194 @@
+//! A command line of Barman, translated into one of ours.
+//!
+//! A link named `barman` to this program takes Barman's words. Most are ours, too; what is left is the meaning of `-v`,
+//! other names of commands, and commands for which there is nothing to do here.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+
+use crate::output::{Form, Format};
+
+/// The name of a link under which this program is Barman.
+const NAME: &str = "barman";
+/// The version of Barman whose command line and output this is.
+const COMPATIBLE_WITH: &str = "3.19.1";
+/// The hidden command for what needs nothing to be done.
+pub(crate) const NOTHING_TO_DO: &str = "nothing-to-do";
+/// Options before a command that have a value as the next word.
+const WITH_VALUE: &[&str] = &["-c", "--config", "-f", "--format", "--log-level", "--color"];
+/// Barman's commands that have another name here.
+const RENAMED: &[(&str, &str)] = &[("verify-backup", "verify")];
+/// Barman's commands for work that is done by itself here, or that nothing needs.
+const NEEDLESS: &[&str] = &[
+    "archive-wal",
+    "check-backup",
+    "generate-manifest",
+    "lock-directory-cleanup",
+    "rebuild-xlogdb",
+];
+
+/// Which program was called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Program {
+    /// barmanfs.
+    Own,
+    /// barmanfs under the name `barman`.
+    Barman,
+}
+
+impl Program {
+    /// By the first word of a command line.
+    pub(crate) fn called(arguments: &[OsString]) -> Self {
+        let name = arguments.first().map(Path::new).and_then(Path::file_name);
+        match name == Some(OsStr::new(NAME)) {
+            true => Self::Barman,
+            false => Self::Own,
+        }
+    }
+
+    /// The format if the command line does not ask for one.
+    pub(crate) fn format(self) -> Option<Format> {
+        match self {
+            Self::Own => None,
+            Self::Barman => Some(Format::Console),
+        }
+    }
+}
+
+/// A command line that was understood.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// Words of ours.
+    Words(Vec<OsString>),
+    /// The version is asked for.
+    Version,
+}
+
+/// Translates a command line.
+pub(crate) fn translate(program: Program, mut arguments: Vec<OsString>) -> Call {
+    let place = command_place(&arguments);
+    let before = arguments.get_mut(1..place).unwrap_or_default();
+    // As a word of its own: `-f json`. Behind a command, -f belongs to that.
+    for word in before.iter_mut().filter(|word| *word == "-f") {
+        *word = "--format".into();
+    }
+    if program == Program::Own {
+        return Call::Words(arguments);
+    }
+    if before.iter().any(|word| word == "-v" || word == "--version") {
+        return Call::Version;
+    }
+    let Some(command) = arguments.get(place).and_then(|word| word.to_str()) else {
+        return Call::Words(arguments);
+    };
+    if command == "help" {
+        arguments.remove(place);
+        arguments.push("--help".into());
+    } else if NEEDLESS.contains(&command) {
+        arguments.insert(place, NOTHING_TO_DO.into());
+    } else if let Some((_, own)) = RENAMED.iter().find(|(name, _)| *name == command) {
+        arguments.splice(place..=place, [OsString::from(own)]);
+    }
+    Call::Words(arguments)
+}
+
+/// The place of the command: the first word that is neither an option nor an option's value.
+fn command_place(arguments: &[OsString]) -> usize {
+    let mut place = 1;
+    while let Some(word) = arguments.get(place).and_then(|word| word.to_str()) {
+        match word {
+            option if WITH_VALUE.contains(&option) => place += 2,
+            option if option.starts_with('-') => place += 1,
+            _ => break,
+        }
+    }
+    place
+}
+
+/// What the words ask to be printed, before they are parsed: wrong usage must be printed in that form, too.
+pub(crate) fn form(words: &[OsString]) -> Form {
+    let options: Vec<&OsString> = words.iter().take_while(|word| *word != "--").collect();
+    let format = |pair: &[&OsString]| pair == ["--format", "json"];
+    if options.iter().any(|word| *word == "--json") {
+        Form::Json
+    } else if options.windows(2).any(format) || options.iter().any(|word| *word == "--format=json") {
+        Form::BarmanJson
+    } else {
+        Form::Text
+    }
+}
+
+/// The line of `barman -v`. Programs compare its first word.
+pub(crate) fn version() -> String {
+    format!(
+        "{COMPATIBLE_WITH} (compatible) barmanfs {}",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Vec<OsString> {
+        line.split(' ').map(OsString::from).collect()
+    }
+
+    fn translated(line: &str) -> String {
+        let arguments = words(line);
+        match translate(Program::called(&arguments), arguments) {
+            Call::Words(words) => words.join(OsStr::new(" ")).into_string().unwrap(),
+            Call::Version => version(),
+        }
+    }
+
+    #[test]
+    fn barmans_words_become_ours() {
+        for (line, own) in [
+            ("barman -q cron", "barman -q cron"),
+            (
+                "/usr/bin/barman -c a.conf -f json check main",
+                "/usr/bin/barman -c a.conf --format json check main",
+            ),
+            ("barman help backup", "barman backup --help"),
+            ("barman help", "barman --help"),
+            (
+                "barman -q archive-wal main",
+                "barman -q nothing-to-do archive-wal main",
+            ),
+            ("barman verify-backup main latest", "barman verify main latest"),
+            ("barman -d", "barman -d"),
+        ] {
+            assert_eq!(translated(line), own);
+        }
+        assert!(translated("barman -c a.conf -v").starts_with("3.19.1 "));
+    }
+
+    #[test]
+    fn our_own_words_stay() {
+        for line in [
+            "barmanfs -v backup main -v",
+            "barmanfs verify-backup",
+            "barmanfs mount /mnt -f",
+        ] {
+            assert_eq!(translated(line), line);
+        }
+        assert_eq!(
+            translated("barmanfs -f json list-servers"),
+            "barmanfs --format json list-servers"
+        );
+    }
+
+    #[test]
+    fn the_form_is_known_before_parsing() {
+        for (line, expected) in [
+            ("barmanfs list-backups --json", Form::Json),
+            ("barman --format json nonsense", Form::BarmanJson),
+            ("barman --format=json nonsense", Form::BarmanJson),
+            ("barman --format console check main", Form::Text),
+            ("barmanfs clone start main a -- --json", Form::Text),
+        ] {
+            assert_eq!(form(&words(line)), expected, "{line}");
+        }
+    }
+}

@@ -1,0 +1,357 @@
+//! A link named `barman` works for what was written for Barman: scripts, Nagios, the Prometheus exporter. The kind: a key
+//! that a program reads is not there, or an exit code means something else.
+//!
+//! `barman/measured.json` has the keys and types that Barman 3.19.1 printed for a server like the one here.
+
+use crate::common::process::{Run, run};
+use crate::common::registry::topic;
+use crate::common::user::command;
+use crate::common::{Install, Site};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+topic! {
+    once json_has_barmans_shapes,
+    once lines_that_scripts_match_are_barmans,
+    once monitoring_that_was_written_for_barman_works,
+    once a_backup_has_a_name,
+    alone barmans_command_line_is_understood,
+}
+
+/// Checks that Barman and barmanfs both have.
+const CHECKS: &[&str] = &[
+    "archive_command",
+    "archive_mode",
+    "archiver_errors",
+    "backup_maximum_age",
+    "backup_minimum_size",
+    "compression_settings",
+    "continuous_archiving",
+    "directories",
+    "failed_backups",
+    "minimum_redundancy_requirements",
+    "postgresql",
+    "postgresql_streaming",
+    "superuser_or_standard_user_with_backup_privileges",
+    "systemid_coherence",
+    "wal_level",
+    "wal_size",
+];
+
+/// Runs the program through a link named `barman`.
+fn barman(site: &Site, line: &str) -> Run {
+    let link = site.path("barman");
+    if !link.exists() {
+        std::os::unix::fs::symlink(site.program(), &link).expect("Cannot make a link");
+    }
+    run(command(link, &site.path(""))
+        .arg("-c")
+        .arg(site.config())
+        .args(line.split_whitespace()))
+}
+
+#[track_caller]
+fn barman_json(site: &Site, line: &str) -> Value {
+    let run = barman(site, &format!("-f json {line}"));
+    serde_json::from_slice(&run.stdout).unwrap_or_else(|error| panic!("{error}: {run}"))
+}
+
+fn measured() -> Value {
+    serde_json::from_str(include_str!("barman/measured.json")).expect("barman/measured.json is JSON")
+}
+
+fn type_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(number) if number.is_f64() => "number",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+/// The same keys at every place, with the same types. `free` are the keys whose presence or type depends on the site.
+#[track_caller]
+fn assert_shape(place: &str, found: &Value, measured: &Value, free: &[&str]) {
+    match (found, measured) {
+        (Value::Object(found), Value::Object(measured)) => {
+            let keys = |fields: &serde_json::Map<String, Value>| -> BTreeSet<String> {
+                let keys = fields.keys().filter(|key| !free.contains(&key.as_str()));
+                keys.cloned().collect()
+            };
+            assert_eq!(keys(found), keys(measured), "{place}");
+            for (key, value) in found.iter().filter(|(key, _)| !free.contains(&key.as_str())) {
+                assert_shape(&format!("{place}.{key}"), value, &measured[key], free);
+            }
+        }
+        (Value::Array(found), Value::Array(measured)) => {
+            for (value, measured) in found.iter().zip(measured) {
+                assert_shape(&format!("{place}[]"), value, measured, free);
+            }
+        }
+        (found, Value::String(measured)) => assert_eq!(type_of(found), measured, "{place}: {found}"),
+        (found, measured) => panic!("{place}: {found} instead of {measured}"),
+    }
+}
+
+fn json_has_barmans_shapes(install: &'static Install) {
+    let (site, server) = Site::with_server(install);
+    // A backup waits for its WAL in the archive only where WAL has been archived.
+    server.archive_current_segment();
+    site.ok(&["backup", "main", "--fast-checkpoint", "--name", "nightly"]);
+    server.query("CREATE TABLE a AS SELECT generate_series(1, 1000)");
+    server.archive_current_segment();
+    let newest = site.backup();
+    server.archive_current_segment();
+    let measured = measured();
+    // What Barman had as text or number by what there is to say; and what is not known here.
+    let free = [
+        "wal_rate",
+        "wal_rate_per_second",
+        "compression_ratio",
+        "wal_compression_ratio",
+        "pgdata_directory",
+        "summarize_wal",
+    ];
+    for (line, name) in [
+        ("list-servers", "list-servers"),
+        ("list-server", "list-servers"),
+        ("list-backups main --minimal", "list-backups --minimal"),
+        ("show-backup main nightly", "show-backup"),
+        ("show-backup main nosuch", "unknown backup"),
+    ] {
+        assert_shape(line, &barman_json(&site, line), &measured[name], &free);
+    }
+    let listed = barman_json(&site, "list-backup main");
+    assert_eq!(
+        listed["main"][0]["backup_id"],
+        json!(newest),
+        "the newest first: {listed}"
+    );
+    let oldest = json!({"main": [listed["main"][1]]});
+    assert_shape("list-backup", &oldest, &measured["list-backups"], &[]);
+    for backup in listed["main"].as_array().unwrap() {
+        assert!(backup["wal_size_bytes"].as_u64().unwrap() > 0, "{backup}");
+    }
+    let shown = barman_json(&site, "show-backup main oldest");
+    assert_eq!(shown["main"]["catalog_information"]["next_backup"], json!(newest));
+    assert_eq!(shown["main"]["base_backup_information"]["wal_num"], 1, "{shown}");
+    // Each check has its state, and those that Barman and barmanfs have in common are there.
+    let checked = barman_json(&site, "check main");
+    for (name, check) in checked["main"].as_object().unwrap() {
+        assert_shape(name, check, &json!({"hint": "string", "status": "string"}), &[]);
+        assert_eq!(check["status"], "OK", "{name}: {check}");
+    }
+    for name in CHECKS {
+        assert!(
+            measured["check"]["main"][name].is_object(),
+            "Barman has no {name}"
+        );
+        assert!(checked["main"][name].is_object(), "{name} is not in {checked}");
+    }
+    // All facts of Barman are there, as texts.
+    let status = barman_json(&site, "status main");
+    for (key, fact) in status["main"].as_object().unwrap() {
+        assert_shape(
+            key,
+            fact,
+            &json!({"description": "string", "message": "string"}),
+            &[],
+        );
+    }
+    for key in measured["status"]["main"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .filter(|key| *key != "disabled")
+    {
+        assert!(status["main"][key].is_object(), "{key} is not in {status}");
+    }
+    assert_eq!(status["main"]["last_backup"]["message"], json!(newest));
+    // Everything else is messages.
+    let files = barman_json(&site, "list-files main latest");
+    let lines = files["_INFO"].as_array().unwrap();
+    assert!(
+        lines
+            .iter()
+            .any(|line| line.as_str().unwrap().ends_with("PG_VERSION")),
+        "{files}"
+    );
+    let deleted = barman_json(&site, "delete main oldest");
+    let said = deleted["_INFO"].to_string();
+    assert!(
+        said.contains("Deleted backup") && said.contains("for server main"),
+        "{deleted}"
+    );
+    assert_eq!(
+        barman_json(&site, "archive-wal main")["_INFO"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+}
+
+fn lines_that_scripts_match_are_barmans(install: &'static Install) {
+    let (site, _server) = Site::with_server(install);
+    let said = barman(
+        &site,
+        "backup main --name nightly --immediate-checkpoint -j 2 --reuse-backup=link",
+    )
+    .ok();
+    for line in [
+        "Backup completed (start time: ",
+        "Backup size: ",
+        "Backup start at LSN: 0/",
+    ] {
+        assert!(
+            said.text().lines().any(|said| said.starts_with(line)),
+            "{line}: {said}"
+        );
+    }
+    let newest = site.backup();
+    let listed = barman(&site, "list-backup main").ok().text();
+    let lines: Vec<&str> = listed.lines().collect();
+    let begins = format!("main {newest} - F - ");
+    assert!(lines[0].starts_with(&begins), "{listed}");
+    assert!(lines[1].contains(" 'nightly' - F - "), "{listed}");
+    for line in &lines {
+        let parts: Vec<&str> = line.split(" - ").collect();
+        assert!(
+            parts[3].starts_with("Size: ") && parts[4].starts_with("WAL Size: "),
+            "{line}"
+        );
+    }
+    assert_eq!(
+        barman(&site, "list-backups main --minimal")
+            .ok()
+            .text()
+            .lines()
+            .next(),
+        Some(newest.as_str())
+    );
+    assert_eq!(barman(&site, "list-servers").ok().text(), "main - Test");
+    assert_eq!(barman(&site, "list-servers --minimal").ok().text(), "main");
+    let checked = barman(&site, "check main").ok().text();
+    assert!(checked.starts_with("Server main:\n\t"), "{checked}");
+    assert!(
+        checked
+            .lines()
+            .any(|line| line == "\tarchive_mode: OK" || line.starts_with("\tarchive_mode: OK ("))
+    );
+    let shown = barman(&site, "show-backup main latest").ok().text();
+    assert!(shown.starts_with(&format!("Backup {newest}:\n")), "{shown}");
+    assert!(
+        shown
+            .lines()
+            .any(|line| line == "  Status                 : DONE"),
+        "{shown}"
+    );
+    assert!(
+        shown
+            .lines()
+            .any(|line| line == "    Backup Method        : postgres"),
+        "{shown}"
+    );
+}
+
+fn monitoring_that_was_written_for_barman_works(install: &'static Install) {
+    let (site, mut server) = Site::with_server(install);
+    server.archive_current_segment();
+    site.backup();
+    server.archive_current_segment();
+    // Nagios: the first line, and the exit codes of a plugin.
+    let nagios = barman(&site, "check all --nagios").ok().text();
+    assert!(nagios.starts_with("BARMAN OK - "), "{nagios}");
+    // The Prometheus exporter: these calls, these keys.
+    let version = barman(&site, "-v").ok().text();
+    let numbers: Vec<u32> = version
+        .split_whitespace()
+        .next()
+        .unwrap()
+        .split('.')
+        .map(|number| number.parse().unwrap())
+        .collect();
+    assert!(numbers >= vec![2, 9], "{version}");
+    let servers = barman_json(&site, "list-server");
+    for name in servers.as_object().unwrap().keys() {
+        let status = barman_json(&site, &format!("status {name}"));
+        assert_ne!(status[name]["first_backup"]["message"], "None", "{status}");
+        let backups = barman_json(&site, &format!("list-backup {name}"));
+        let newest = &backups[name][0];
+        assert_eq!(newest["status"], "DONE");
+        assert!(newest["size_bytes"].is_u64() && newest["wal_size_bytes"].is_u64());
+        let id = newest["backup_id"].as_str().unwrap();
+        let shown = barman_json(&site, &format!("show-backup {name} {id}"));
+        assert!(
+            shown[name]["base_backup_information"]["copy_time_seconds"].is_f64(),
+            "{shown}"
+        );
+    }
+    server.stop("fast");
+    let checked = barman(&site, "-f json check main").refused(1);
+    let checked: Value = serde_json::from_slice(&checked.stdout).unwrap();
+    assert_eq!(checked["main"]["postgresql"]["status"], "FAILED", "{checked}");
+    let nagios = barman(&site, "check main --nagios").refused(2).text();
+    assert!(nagios.starts_with("BARMAN CRITICAL - "), "{nagios}");
+    // It is red, too, where the check itself cannot be run.
+    site.write_file("barmanfs.conf", b"[barmanfs\n");
+    let nagios = barman(&site, "check main --nagios").refused(2).text();
+    assert!(nagios.starts_with("BARMAN CRITICAL - "), "{nagios}");
+}
+
+fn a_backup_has_a_name(install: &'static Install) {
+    let (site, _server) = Site::with_server(install);
+    let take = |name: &str| site.ok(&["backup", "main", "--fast-checkpoint", "--name", name]);
+    take("before_upgrade");
+    let first = site.backup_ids().remove(0);
+    take("weekly");
+    let shown = |word: &str| site.json(&["show-backup", "main", word])["id"].clone();
+    assert_eq!(shown("before_upgrade"), json!(first));
+    // The newest of several counts.
+    take("before_upgrade");
+    let newest = site.backup_ids().pop().unwrap();
+    assert_eq!(shown("before_upgrade"), json!(newest));
+    assert_eq!(
+        [shown("latest-full"), shown("last")],
+        [json!(newest), json!(newest)]
+    );
+    site.ok(&["delete", "main", "before_upgrade"]);
+    assert_eq!(shown("before_upgrade"), json!(first));
+    for name in ["first", "auto", "20261120T101500", "a b", "../x", ""] {
+        site.barmanfs(&["backup", "main", "--name", name])
+            .refused(2)
+            .says(&["not allowed"]);
+    }
+}
+
+fn barmans_command_line_is_understood() {
+    let site = Site::with_repository();
+    for line in [
+        "archive-wal main",
+        "check-backup main latest",
+        "rebuild-xlogdb main",
+        "lock-directory-cleanup",
+        "generate-manifest main latest",
+        "-q -d --log-level debug --color never list-servers",
+        "help backup",
+        "list-backup all --minimal",
+    ] {
+        barman(&site, line).ok();
+    }
+    // 1 for what cannot be done, 2 for words that are not understood.
+    barman(&site, "list-backups nobody").refused(1).says(&["nobody"]);
+    barman(&site, "archive-wal nobody").refused(1).says(&["nobody"]);
+    barman(&site, "backup --nonsense").refused(2);
+    barman(&site, "check main").refused(1);
+    let unknown = barman(&site, "-f json list-backups nobody").refused(1);
+    let unknown: Value = serde_json::from_slice(&unknown.stdout).unwrap();
+    assert_shape("unknown server", &unknown, &measured()["unknown backup"], &[]);
+    // Under its own name the program is itself.
+    site.barmanfs(&["list-backups", "nobody"]).refused(2);
+    site.barmanfs(&["archive-wal", "main"]).refused(2);
+    site.barmanfs(&["-f", "json", "list-backups", "--json"])
+        .refused(2);
+}
