@@ -114,6 +114,7 @@ need_build_and_mount_tools
 have python3 || install_packages python3   # looks for circles
 have openssl || install_packages openssl   # makes certificates for the tests of TLS
 have faketime || install_packages faketime # puts the program's clock forward
+have promtool || get_promtool || warn "Without promtool, a test does not look at the names of metrics"
 need_space "$root" 4000
 need_space "${TMPDIR:-/tmp}" 3000
 if [ ${#wanted[@]} -gt 0 ]; then

@@ -8,6 +8,7 @@ pub(crate) mod check;
 pub(crate) mod clone;
 pub(crate) mod history;
 pub(crate) mod inspect;
+pub(crate) mod metrics;
 pub(crate) mod mount;
 pub(crate) mod quarantine;
 pub(crate) mod server;
@@ -42,7 +43,7 @@ const GROUPS: &[(&str, &[&str])] = &[
         ],
     ),
     ("Use a backup", &["mount", "umount", "clone"]),
-    ("Check", &["check", "check-wal-archive", "verify"]),
+    ("Check", &["check", "check-wal-archive", "verify", "metrics"]),
     (
         "Maintain",
         &[
@@ -230,6 +231,10 @@ pub(crate) enum Command {
     #[command(after_help = check::VERIFY_HELP)]
     Verify(check::VerifyArgs),
 
+    /// Print what the checks have counted, for Prometheus
+    #[command(after_help = metrics::METRICS_HELP)]
+    Metrics(metrics::MetricsArgs),
+
     /// Delete backups; 'sweep' then frees the space nothing else uses
     #[command(after_help = upkeep::DELETE_HELP)]
     Delete(upkeep::DeleteArgs),
@@ -399,6 +404,7 @@ mod tests {
           check              Check the server's settings, its archiving and the repository
           check-wal-archive  Check that nothing is archived of a new server
           verify             Read everything back and check it against its checksums
+          metrics            Print what the checks have counted, for Prometheus
 
         Maintain:
           delete             Delete backups; 'sweep' then frees the space nothing else uses

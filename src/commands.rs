@@ -12,6 +12,7 @@ pub(crate) mod index_wal;
 pub(crate) mod list_backups;
 pub(crate) mod list_files;
 pub(crate) mod list_servers;
+pub(crate) mod metrics;
 pub(crate) mod mount;
 pub(crate) mod nothing_to_do;
 pub(crate) mod quarantine;
@@ -121,6 +122,7 @@ impl App {
             Command::Clone(command) => clone::run(self, &command),
             Command::Check(args) => check::run(self, &args),
             Command::CheckWalArchive(args) => check_wal_archive::run(self, &args),
+            Command::Metrics(args) => metrics::run(self, &args),
             Command::Verify(args) => verify::run(self, &args),
             Command::Delete(args) => delete::run(self, &args),
             Command::Sweep(json) => sweep::run(self, json),

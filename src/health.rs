@@ -8,6 +8,7 @@
 //! - [`archive`]: the server's backups and WAL in the repository, by the rules in [`backups`], [`reliability`],
 //!   [`wal_store`] and [`clones`].
 //! - [`server`], [`streaming`], [`wal_arrival`]: the server, and whether its WAL arrives.
+//! - [`extent`]: what the repository takes, for metrics.
 //! - [`standing`]: facts that `status` and others show, without a judgement.
 //!
 //! Checks that do not depend on the server run while it is down, too.
@@ -16,6 +17,7 @@ mod archive;
 mod backups;
 mod clones;
 mod doubts;
+mod extent;
 pub(crate) mod figures;
 mod finding;
 pub(crate) mod losses;
@@ -39,11 +41,13 @@ use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::invocation::Invocation;
 pub(crate) use doubts::Doubts;
+pub(crate) use extent::Extent;
 pub(crate) use figures::Figures;
 use finding::Findings;
 pub(crate) use finding::{Finding, State, worst};
 use server::Connections;
-pub(crate) use timed::Checked;
+use standing::Standing;
+pub(crate) use timed::{Checked, within};
 
 /// The server to check.
 #[derive(Debug, Clone, Copy)]
@@ -77,6 +81,36 @@ pub(crate) fn check(
             invocation: &invocation,
         };
         all(&path, subject, findings);
+    })
+}
+
+/// The same, and what would be lost with the server: all figures for metrics.
+pub(crate) fn measure(
+    path: &Path,
+    server: &ServerConfig,
+    invocation: &Invocation,
+    within: Duration,
+) -> Checked {
+    let (path, server, invocation) = (path.to_owned(), server.clone(), invocation.clone());
+    timed::run(Some(within), move |findings| {
+        let subject = Subject {
+            server: &server,
+            invocation: &invocation,
+        };
+        all(&path, subject, findings);
+        let standing = Repository::open(&path)
+            .map_err(Error::from)
+            .and_then(|repository| Standing::of(&server, Some(&repository)));
+        match standing {
+            Ok(Standing { exposure, .. }) => findings.note(|figures| {
+                figures.rpo_seconds = exposure.seconds();
+                figures.rpo_bytes = exposure.bytes();
+            }),
+            Err(error) => tracing::warn!(
+                "What would be lost with server {} is not known: {error}",
+                server.name
+            ),
+        }
     })
 }
 

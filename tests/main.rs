@@ -34,6 +34,7 @@ mod json_shape;
 mod lineage;
 mod many_lookups;
 mod messages;
+mod metrics;
 mod mount_in_use;
 mod mount_lifecycle;
 mod nobody_gets_in;
@@ -98,6 +99,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("gaps", gaps::TESTS),
     ("green", green::TESTS),
     ("checks", checks::TESTS),
+    ("metrics", metrics::TESTS),
     ("quarantine", quarantine::TESTS),
     ("readme", readme::TESTS),
     ("lineage", lineage::TESTS),

@@ -98,6 +98,27 @@ python_with() {
     say "$directory/bin/python"
 }
 
+# promtool, which knows Prometheus' rules for metrics. It is in the package of the server, of which nothing else is needed.
+get_promtool() {
+    local cache work
+    cache=$(cache_directory)
+    if [ ! -x "$cache/promtool/promtool" ]; then
+        have dpkg-deb || { say "promtool is taken from Debian's package of Prometheus"; return 1; }
+        mkdir -p "$cache"
+        work=$(mktemp -d "$cache/promtool.XXXXXX")
+        if ! (cd "$work" && apt-get -q -o "APT::Sandbox::User=$(id -un)" download prometheus &&
+            dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin/promtool &&
+            mv usr/bin/promtool . && rm -r usr prometheus_*.deb); then
+            rm -rf "$work"
+            return 1
+        fi
+        chmod 755 "$work"
+        rm -rf "$cache/promtool"
+        mv -T "$work" "$cache/promtool"
+    fi
+    PATH=$PATH:$cache/promtool
+}
+
 # need_space DIRECTORY MEGABYTES
 need_space() {
     local free_mb

@@ -2,12 +2,14 @@
 
 mod nagios;
 
+use std::path::Path;
+
 use super::App;
 use crate::barman;
 use crate::cli::check::CheckArgs;
 use crate::config::{ServerConfig, unless_zero};
 use crate::error::{Error, Outcome};
-use crate::health::{self, State};
+use crate::health::{self, State, standing};
 use crate::invocation::Invocation;
 use crate::output::{Output, Style};
 use crate::report::CheckedServer;
@@ -15,7 +17,9 @@ use crate::report::CheckedServer;
 /// Runs the command.
 pub(crate) fn run(app: &mut App, args: &CheckArgs) -> Result<Outcome, Error> {
     let servers = app.configured_servers(&args.servers)?;
-    let checked: Vec<CheckedServer> = servers.iter().map(|server| check(app, args, server)).collect();
+    let invocation = Invocation::current(app.options.config.as_deref());
+    let path = &app.config.repository;
+    let checked = standing::each(&servers, |server| check(path, args, server, &invocation));
     let worst = CheckedServer::worst(&checked);
     if args.nagios {
         let plugin = match app.options.format {
@@ -40,10 +44,9 @@ pub(crate) fn run(app: &mut App, args: &CheckArgs) -> Result<Outcome, Error> {
     })
 }
 
-fn check(app: &App, args: &CheckArgs, server: &ServerConfig) -> CheckedServer {
-    let invocation = Invocation::current(app.options.config.as_deref());
+fn check(path: &Path, args: &CheckArgs, server: &ServerConfig, invocation: &Invocation) -> CheckedServer {
     let within = args.check_timeout.map_or(server.check_timeout, unless_zero);
-    let checked = health::check(&app.config.repository, server, &invocation, within);
+    let checked = health::check(path, server, invocation, within);
     CheckedServer::new(server, checked)
 }
 

@@ -17,6 +17,10 @@ pub(crate) struct Figures {
     pub(crate) damaged: Option<usize>,
     /// The newest boot test of any of its backups.
     pub(crate) boot_test: Option<BootTest>,
+    /// Age of the oldest commit that would be lost with the server, in seconds, or an upper limit of it.
+    pub(crate) rpo_seconds: Option<f64>,
+    /// WAL that would be lost with the server.
+    pub(crate) rpo_bytes: Option<u64>,
     /// Bytes that WAL has added to the repository since its newest complete backup began.
     pub(crate) wal_bytes: Option<u64>,
     /// The last arrival of WAL.

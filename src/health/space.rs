@@ -12,14 +12,15 @@ use crate::output;
 
 const NAME: &str = "free space";
 
+/// The time that shows the rate of growth: many sites have a weekly rhythm.
+const OBSERVED: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// With less free space than this, the next few packs do not fit.
 const FREE_BYTES_MIN: u64 = 256 << 20;
 /// The same for files: each pack and each lock is a file.
 const FREE_FILES_MIN: u64 = 1000;
 
-const DAY: Duration = Duration::from_secs(24 * 3600);
-/// The time that shows the rate of growth: many sites have a weekly rhythm.
-const OBSERVED_DAYS: u32 = 7;
+const DAY_SECONDS: u64 = 24 * 3600;
 /// With space for fewer days, somebody should look: time to order a disk, or to agree on fewer backups.
 const WARNING_DAYS: u64 = 14;
 /// With space for fewer days it fails: nobody may look before a weekend is over.
@@ -46,15 +47,20 @@ pub(super) fn check(repository: &Repository, path: &Path, findings: &mut Finding
         },
         Err(error) => return findings.failed(NAME, io::Error::from(error).to_string()),
     };
-    let now = SystemTime::now();
-    let since = now.checked_sub(OBSERVED_DAYS * DAY).unwrap_or(now);
-    match repository.growth(since.into(), now.into()) {
+    match growth(repository) {
         Ok(growth) => findings.push(judge(free, growth)),
         Err(error) => {
             findings.push(judge(free, Growth::default()));
-            findings.failed("growth of the repository", Error::from(error).to_string());
+            findings.failed("growth of the repository", error.to_string());
         }
     }
+}
+
+/// How fast the repository grows now.
+pub(super) fn growth(repository: &Repository) -> Result<Growth, Error> {
+    let now = SystemTime::now();
+    let since = now.checked_sub(OBSERVED).unwrap_or(now);
+    Ok(repository.growth(since.into(), now.into())?)
 }
 
 fn judge(free: Free, growth: Growth) -> Finding {
@@ -76,7 +82,7 @@ fn judge(free: Free, growth: Growth) -> Finding {
     );
     let advice = "Make it larger, or delete backups and run 'sweep'";
     // What was seen for a shorter time may be the loading of a new database.
-    let is_known = growth.observed_seconds >= FAILED_DAYS * DAY.as_secs();
+    let is_known = growth.observed_seconds >= FAILED_DAYS * DAY_SECONDS;
     match days {
         0..FAILED_DAYS if is_known => Finding::failed(NAME, text).hint(advice),
         0..WARNING_DAYS => Finding::warning(NAME, text).hint(advice),
@@ -107,7 +113,7 @@ mod tests {
         };
         let growth = Growth {
             bytes_per_day: gib_per_day * GIB,
-            observed_seconds: observed_days * DAY.as_secs(),
+            observed_seconds: observed_days * DAY_SECONDS,
         };
         let finding = judge(free, growth);
         (finding.state, finding.text().unwrap_or_default())

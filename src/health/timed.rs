@@ -1,7 +1,7 @@
-//! Runs the checks of a server within a time. When the time is up, what is known by then is the result, and the check
+//! Runs checks within a time. When the time is up, what is known by then is the result, and the check
 //! `check timeout` fails: a dead server or disk must not keep monitoring waiting.
 
-use std::sync::mpsc::RecvTimeoutError;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -45,6 +45,20 @@ pub(super) fn run(within: Option<Duration>, checks: impl FnOnce(&mut Findings) +
         findings,
         figures: found.figures(),
     }
+}
+
+/// The result of `work`; `None` if there is none after this time. Then its thread is left to itself.
+pub(crate) fn within<T: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (sender, result) = mpsc::sync_channel(1);
+    let started = thread::Builder::new().spawn(move || {
+        // If nobody waits any more, the time is up.
+        let _ = sender.send(work());
+    });
+    started.ok()?;
+    result.recv_timeout(limit).ok()
 }
 
 /// Collects the findings. Returns whether the checks ended in time.
@@ -114,6 +128,13 @@ mod tests {
             .unwrap_or_default();
         assert!(text.contains("after 'catalog'"), "{text}");
         assert_eq!(checked.figures.gaps, Some(1));
+    }
+
+    #[test]
+    fn work_has_a_result_only_in_time() {
+        assert_eq!(within(Duration::from_secs(60), || 7), Some(7));
+        let sleeps = || thread::sleep(Duration::from_secs(20));
+        assert_eq!(within(Duration::from_millis(20), sleeps), None);
     }
 
     #[test]

@@ -38,7 +38,7 @@ fn archive(
     findings: &mut Findings,
 ) {
     let server = subject.server;
-    let newest = match repository.wal(&server.name).newest() {
+    let newest = match repository.wal(&server.name).newest_segment() {
         Ok(newest) => newest,
         Err(error) => return findings.failed(ARCHIVE, Error::from(error).to_string()),
     };

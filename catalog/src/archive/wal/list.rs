@@ -106,22 +106,6 @@ impl<'a> WalArchive<'a> {
         })
     }
 
-    /// The last segment of the latest timeline.
-    ///
-    /// # Errors
-    /// When the catalog cannot be read.
-    pub fn newest(&self) -> Result<Option<WalEntry>> {
-        self.repository.db.read(|db| {
-            db.prepare_cached(
-                "SELECT name, size_bytes, archived_at, new_stored_bytes FROM wal
-                 WHERE server = ?1 AND length(name) = 24 ORDER BY name DESC LIMIT 1",
-            )?
-            .query_row([self.server.as_str()], |row| Ok(wal_entry(row)))
-            .optional()?
-            .transpose()
-        })
-    }
-
     /// The first segment at the place of `segment`, on its timeline or on a later one up to `newest`.
     pub(crate) fn successor(&self, segment: SegmentName, newest: TimelineId) -> Result<Option<SegmentName>> {
         let last = SegmentName {

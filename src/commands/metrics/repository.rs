@@ -1,0 +1,43 @@
+//! The metrics of the repository.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use super::families as of;
+use super::server::seconds;
+use super::sheet::Sheet;
+use crate::error::Error;
+use crate::health::{self, Extent};
+
+const DAY_SECONDS: f64 = 24.0 * 3600.0;
+
+/// Adds what is known of the repository at `path`. That it cannot be read within the time is one of the metrics.
+pub(super) fn add(sheet: &mut Sheet, path: &Path, within: Duration) -> Result<(), Error> {
+    sheet.add(&of::BUILD_INFO, &[env!("CARGO_PKG_VERSION")], 1)?;
+    sheet.add_fraction(&of::MEASURED_AT, &[], seconds(SystemTime::now().into()))?;
+    let owned = path.to_owned();
+    let extent = match health::within(within, move || Extent::of(&owned)) {
+        Some(Ok(extent)) => extent,
+        Some(Err(error)) => return unreadable(sheet, &error.to_string()),
+        None => return unreadable(sheet, "it does not answer in time"),
+    };
+    sheet.add(&of::REPOSITORY_UP, &[], 1)?;
+    sheet.add(&of::PACKS, &[], extent.packs.packs)?;
+    sheet.add(&of::PACK_BYTES, &[], extent.packs.bytes)?;
+    sheet.add(&of::CATALOG_BYTES, &[], extent.catalog_bytes)?;
+    sheet.add(&of::FREE_BYTES, &[], extent.free_bytes)?;
+    sheet.add(&of::LOGICAL_BYTES, &["backups"], extent.backup_bytes)?;
+    sheet.add(&of::LOGICAL_BYTES, &["wal"], extent.wal_bytes)?;
+    #[expect(clippy::cast_precision_loss, reason = "a rate")]
+    let growth = extent.growth.bytes_per_day as f64 / DAY_SECONDS;
+    sheet.add_fraction(&of::GROWTH, &[], growth)?;
+    if let Some(ratio) = extent.dedup_ratio() {
+        sheet.add_fraction(&of::DEDUP_RATIO, &[], ratio)?;
+    }
+    sheet.add(&of::MOUNTS, &[], extent.mounts as u64)
+}
+
+fn unreadable(sheet: &mut Sheet, why: &str) -> Result<(), Error> {
+    tracing::warn!("The repository cannot be read: {why}");
+    sheet.add(&of::REPOSITORY_UP, &[], 0)
+}
