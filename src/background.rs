@@ -1,4 +1,4 @@
-//! Serving a mount in the background.
+//! Serving a mount in the background, and other work that outlives the process that starts it ([`detach`]).
 //!
 //! A fork is not possible, because threads may already run. The program starts itself again with the same arguments and
 //! a hidden flag. The child creates a session of its own, mounts, and writes "ready" to a pipe once the mount answers.
@@ -70,6 +70,18 @@ pub(crate) fn enter_background() -> Result<(), Error> {
     rustix::process::setsid()
         .map(drop)
         .map_err(|error| Error::failed(format!("Cannot leave the terminal's session: {error}")))
+}
+
+/// In a process that was started to outlive its parent, and whose standard streams are no terminal's: leaves the parent's
+/// session and directory, and logs to `log_file` or syslog, unless it is to keep the parent's standard error.
+pub(crate) fn detach(log_file: Option<&Path>, keep_descriptors: bool) -> Result<(), Error> {
+    let failed = |doing: &str, error: io::Error| Error::failed(format!("Cannot {doing}: {error}"));
+    // This fails for the leader of a process group, which has been started by a shell: then there is nothing to leave.
+    let _already_apart = rustix::process::setsid();
+    if !keep_descriptors {
+        logging::leave_stderr(log_file).map_err(|error| failed("open the log file", error))?;
+    }
+    std::env::set_current_dir("/").map_err(|error| failed("change to /", error))
 }
 
 /// The non-standard descriptors that were open before this program was started. They have no close-on-exec flag; all

@@ -26,6 +26,7 @@ pub(crate) use self::client::Stdout;
 use self::mount::PrivateMount;
 use self::server::Server;
 use self::workspace::Workspace;
+pub(crate) use self::workspace::remove_leftovers;
 use crate::error::Error;
 use crate::instance::{Instance, Programs, Setting};
 use crate::progress::Progress;
@@ -160,7 +161,7 @@ pub(crate) fn run(
     }
     let _lock = repository.lock_boot_test(&request.backup.server)?;
     mount::remove_leftovers(repository, &request.backup.server)?;
-    workspace::remove_leftovers();
+    remove_leftovers();
     let owner = owner(repository, &request.backup)?;
     let mut bench = Bench {
         request,

@@ -47,6 +47,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     (
         "Maintain",
         &[
+            "cron",
             "delete",
             "sweep",
             "quarantine",
@@ -235,6 +236,10 @@ pub(crate) enum Command {
     #[command(after_help = metrics::METRICS_HELP)]
     Metrics(metrics::MetricsArgs),
 
+    /// Do what is due; once a minute, from cron or a timer
+    #[command(after_help = upkeep::CRON_HELP)]
+    Cron(upkeep::CronArgs),
+
     /// Delete backups; 'sweep' then frees the space nothing else uses
     #[command(after_help = upkeep::DELETE_HELP)]
     Delete(upkeep::DeleteArgs),
@@ -407,6 +412,7 @@ mod tests {
           metrics            Print what the checks have counted, for Prometheus
 
         Maintain:
+          cron               Do what is due; once a minute, from cron or a timer
           delete             Delete backups; 'sweep' then frees the space nothing else uses
           sweep              Free the space of deleted and failed backups
           quarantine         Show WAL files that were put aside, accept them or delete them

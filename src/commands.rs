@@ -4,6 +4,7 @@ pub(crate) mod backup;
 pub(crate) mod check;
 pub(crate) mod check_wal_archive;
 pub(crate) mod clone;
+pub(crate) mod cron;
 pub(crate) mod delete;
 pub(crate) mod explain;
 pub(crate) mod get_wal;
@@ -124,6 +125,7 @@ impl App {
             Command::CheckWalArchive(args) => check_wal_archive::run(self, &args),
             Command::Metrics(args) => metrics::run(self, &args),
             Command::Verify(args) => verify::run(self, &args),
+            Command::Cron(args) => cron::run(self, &args),
             Command::Delete(args) => delete::run(self, &args),
             Command::Sweep(json) => sweep::run(self, json),
             Command::Quarantine(args) => quarantine::run(self, &args),

@@ -20,8 +20,8 @@ use keys::Known;
 pub(crate) use limits::{Age, Limits, unless_zero};
 pub(crate) use server::{Archiver, CreateSlot, Incremental, ServerConfig};
 use tracing::level_filters::LevelFilter;
-use values::{absolute, boolean};
-pub(crate) use values::{log_level, recovery_target_action};
+pub(crate) use values::{DailyShare, log_level, recovery_target_action};
+use values::{absolute, boolean, daily_share};
 
 use crate::error::Error;
 
@@ -62,6 +62,8 @@ pub(crate) struct Config {
     pub(crate) log_file: Option<PathBuf>,
     /// What a copy for a point in time does at its target, unless something else specifies it.
     pub(crate) recovery_target_action: Option<Action>,
+    /// How much of the repository `cron` reads back on each day.
+    pub(crate) verify_budget: DailyShare,
     /// The servers, in the order of the file.
     pub(crate) servers: Vec<ServerConfig>,
     /// Warnings about lines without effect: complete messages with file and line number.
@@ -191,6 +193,7 @@ impl<'a> Reader<'a> {
             log_level: None,
             log_file: None,
             recovery_target_action: None,
+            verify_budget: DailyShare::default(),
             servers: Vec::new(),
             warnings: Vec::new(),
         };
@@ -250,6 +253,7 @@ impl<'a> Reader<'a> {
             "recovery_target_action" => {
                 config.recovery_target_action = Some(recovery_target_action(&entry.value).map_err(wrong)?);
             }
+            "verify_budget" => config.verify_budget = daily_share(&entry.value).map_err(wrong)?,
             _ => config.log_level = Some(log_level(&entry.value).map_err(wrong)?),
         }
         Ok(())

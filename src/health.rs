@@ -16,6 +16,7 @@
 mod archive;
 mod backups;
 mod clones;
+mod cron;
 mod doubts;
 mod extent;
 pub(crate) mod figures;

@@ -30,6 +30,7 @@ mod postgres;
 mod progress;
 mod receive;
 mod report;
+mod schedule;
 mod signals;
 mod size;
 #[cfg(test)]

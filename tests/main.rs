@@ -21,6 +21,7 @@ mod clone_commit;
 mod clone_servers;
 mod common;
 mod crash;
+mod cron;
 mod damage;
 mod delete_and_sweep;
 mod full_disk;
@@ -78,6 +79,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("byte_for_byte", byte_for_byte::TESTS),
     ("second_backup", second_backup::TESTS),
     ("incremental", incremental::TESTS),
+    ("cron", cron::TESTS),
     ("troubled_disk", troubled_disk::TESTS),
     ("json_shape", json_shape::TESTS),
     ("clone_servers", clone_servers::TESTS),

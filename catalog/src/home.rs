@@ -38,6 +38,9 @@ pub(crate) const SPOOL: &str = "spool";
 /// The file that reserves space for operations that free space.
 pub(crate) const RESERVE: &str = "reserve";
 
+/// Begins the names of small files that are being written.
+pub(crate) const TEMPORARY: &str = ".tmp-";
+
 /// All directories but that of the packs, which the store creates.
 const DIRECTORIES: [&str; 4] = [LOCKS, RUNNING, LIVE, SPOOL];
 
@@ -182,16 +185,30 @@ pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 /// Writes a small file so that a crash leaves either all of it or the previous content.
 pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("."));
+    replace(path, bytes, File::sync_all)?;
+    sync_directory(directory_of(path))
+}
+
+/// Writes a small file so that other processes see either all of it or the previous content. After a crash of the host it
+/// may be either, or empty.
+pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    replace(path, bytes, |_| Ok(()))
+}
+
+fn replace(path: &Path, bytes: &[u8], finish: impl FnOnce(&File) -> io::Result<()>) -> Result<()> {
     let failed = |source| Error::io("write", path, source);
     let mut file = tempfile::Builder::new()
-        .prefix(".tmp-")
-        .tempfile_in(directory)
+        .prefix(TEMPORARY)
+        .tempfile_in(directory_of(path))
         .map_err(failed)?;
     file.write_all(bytes).map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
+    finish(file.as_file()).map_err(failed)?;
     file.persist(path).map_err(|error| failed(error.error))?;
-    sync_directory(directory)
+    Ok(())
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("."))
 }
 
 /// Makes names that were created, renamed or removed in a directory durable.

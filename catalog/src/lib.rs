@@ -9,7 +9,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `upkeep` | sweep, verify, rebuild of the catalog, statistics |
+//! | `upkeep` | sweep, verify, rebuild of the catalog, statistics, the memory of cron |
 //! | `retention` | what policies keep, and the deletion of the rest |
 //! | `recovery` | points in time, and how to get there |
 //! | `archive` | backups, WAL and its histories, the spool, clones, damage, and what each kind of record means |
@@ -54,8 +54,11 @@ pub use recovery::{
     Action, Gap, MinimalStretch, Plan, Reach, RecoveryWindow, Target, TargetError, TargetSpec, TimeTarget,
     TimelineChoice, TimelineReport, TimelineSpan, Unreachable,
 };
+pub use upkeep::cron::pays::Freeable;
+pub use upkeep::cron::{AuditMemory, CronLock, CronTask, RepositoryMemory, ServerMemory, TaskMemory};
 pub use upkeep::growth::Growth;
 pub use upkeep::rebuild::RebuildReport;
 pub use upkeep::stats::{BackupStats, PackTotals, ServerStats, Sizes, Stats};
 pub use upkeep::sweep::{SweepOptions, SweepReport};
+pub use upkeep::verify::round::{VerifiedPart, VerifyRound};
 pub use upkeep::verify::{Damage, VerifyReport, VerifyScope};

@@ -120,6 +120,14 @@ pub(super) fn parent(
         ));
     }
     candidates.retain(of_archive);
+    let memory = repository.server_memory(&server.name)?;
+    if let Some(found) = memory.open_difference(&candidates) {
+        return Err(NoIncrement::Changed(format!(
+            "backup {} is not what the server has: {}",
+            found.backup,
+            found.difference.as_deref().unwrap_or_default()
+        )));
+    }
     if let Some(restart) = repository.last_restart(&server.name)? {
         candidates.retain(|backup| backup.begin_time > restart);
         if candidates.is_empty() {

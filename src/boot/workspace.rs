@@ -140,7 +140,7 @@ fn parent(usual: &Path) -> PathBuf {
 
 /// Unmounts the dead mounts of killed tests, and removes their directories. Only those of this user: another user's
 /// directory may contain anything.
-pub(super) fn remove_leftovers() {
+pub(crate) fn remove_leftovers() {
     let Ok(entries) = fs::read_dir(parent(&std::env::temp_dir())) else {
         return;
     };

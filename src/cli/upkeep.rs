@@ -2,6 +2,8 @@
 
 use clap::Args;
 
+use barmanfs_catalog::CronTask;
+
 use super::JsonOption;
 
 /// Ends `barmanfs delete --help`.
@@ -21,6 +23,31 @@ The catalog before is kept as catalog.sqlite.old where something could not be re
 
 Examples:
   barmanfs rebuild-catalog";
+
+/// Ends `barmanfs cron --help`.
+pub(super) const CRON_HELP: &str = "\
+Run it every minute, as the user of the repository. It ends at once: what takes longer is started as a process of
+its own, and logs to log_file or syslog. It starts receive-wal where streaming_archiver = on, the backups of
+backup_schedule, the boot tests of boot_test_schedule, sweeps, and a verification within verify_budget.
+
+Examples:
+  barmanfs cron
+  /usr/local/bin/barmanfs -q cron
+  barmanfs cron --keep-descriptors";
+
+/// `cron`
+#[derive(Debug, Args)]
+pub(crate) struct CronArgs {
+    /// Leave standard output and error open in what is started, so that a container's log has it
+    #[arg(long)]
+    pub(crate) keep_descriptors: bool,
+    /// The task that this process was started for
+    #[arg(long, hide = true)]
+    pub(crate) task: Option<CronTask>,
+    /// Its server
+    #[arg(long, hide = true, requires = "task")]
+    pub(crate) server: Option<String>,
+}
 
 /// `delete`
 #[derive(Debug, Args)]

@@ -114,7 +114,7 @@ fn summed_up(mut errors: Vec<Error>, servers: usize) -> Option<Error> {
 }
 
 /// Opens the repository. Creates it if its directory is empty or does not exist, as Barman does.
-fn open_or_create(app: &App) -> Result<Repository, Error> {
+pub(super) fn open_or_create(app: &App) -> Result<Repository, Error> {
     let path = &app.config.repository;
     match Repository::open(path) {
         Err(CatalogError::NoRepository { .. }) => {}

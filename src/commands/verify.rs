@@ -4,6 +4,8 @@ use barmanfs_catalog::{Damage, Repository, VerifyReport, VerifyScope};
 
 mod boot;
 
+pub(super) use boot::plain_request as boot_request;
+
 use super::App;
 use crate::cli::check::VerifyArgs;
 use crate::error::{Error, Outcome};

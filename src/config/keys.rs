@@ -18,7 +18,13 @@ pub(super) enum Known {
     Unknown,
 }
 
-const GLOBAL: &[&str] = &["repository", "log_level", "log_file", "recovery_target_action"];
+const GLOBAL: &[&str] = &[
+    "repository",
+    "log_level",
+    "log_file",
+    "recovery_target_action",
+    "verify_budget",
+];
 const SERVER: &[&str] = &[
     "description",
     "conninfo",
@@ -47,6 +53,9 @@ const SERVER_OR_GLOBAL: &[&str] = &[
     "clone_maximum_age",
     "max_incoming_wals_queue",
     "check_timeout",
+    "backup_schedule",
+    "boot_test_schedule",
+    "audit_sample",
 ];
 
 /// Barman's other keys, by the reason why they have no effect.

@@ -6,9 +6,10 @@ use std::time::Duration;
 use barmanfs_catalog::ServerName;
 use barmanfs_fs::CloneLimits;
 
-use super::values::{absolute, boolean, count, given, rate, size, slot_name};
+use super::values::{absolute, boolean, count, given, pages, rate, schedule, size, slot_name};
 use super::{Limits, Secret, limits};
 use crate::error::Error;
+use crate::schedule::Schedule;
 
 /// The default name of streams. It is used in `synchronous_standby_names` without quotes.
 const STREAMING_ARCHIVER_NAME: &str = "barmanfs_receive_wal";
@@ -95,6 +96,12 @@ pub(crate) struct ServerConfig {
     pub(crate) max_incoming_wals_queue: Option<usize>,
     /// How long all checks may take; `None` for no limit.
     pub(crate) check_timeout: Option<Duration>,
+    /// When `cron` takes a backup.
+    pub(crate) backup_schedule: Option<Schedule>,
+    /// When `cron` tests whether the newest backup starts.
+    pub(crate) boot_test_schedule: Option<Schedule>,
+    /// Number of pages of each incremental backup that `cron` compares with the server; 0 for none.
+    pub(crate) audit_sample: u32,
 }
 
 impl ServerConfig {
@@ -121,6 +128,9 @@ impl ServerConfig {
             limits: Limits::default(),
             max_incoming_wals_queue: None,
             check_timeout: Some(CHECK_TIMEOUT),
+            backup_schedule: None,
+            boot_test_schedule: None,
+            audit_sample: 0,
         }
     }
 
@@ -193,6 +203,9 @@ impl ServerConfig {
             "check_timeout" => {
                 self.check_timeout = limits::timeout(value)?.map_or(Some(CHECK_TIMEOUT), limits::unless_zero);
             }
+            "backup_schedule" => self.backup_schedule = schedule(value)?,
+            "boot_test_schedule" => self.boot_test_schedule = schedule(value)?,
+            "audit_sample" => self.audit_sample = pages(value)?,
             "path_prefix" => self.path_prefix = given(value).map(|value| absolute(&value)).transpose()?,
             // A test keeps this match in step with the table of keys.
             _ => return Err("has no meaning here".to_owned()),

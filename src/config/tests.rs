@@ -212,6 +212,31 @@ fn the_users_file_wins_over_the_hosts_and_an_explicit_one_must_exist() {
     ));
 }
 
+#[test]
+fn what_is_scheduled_is_read() {
+    let config = parse(
+        "[barmanfs]\nrepository = /r\nverify_budget = 0.5 %\naudit_sample = 20\n[main]\nbackup_schedule = 0 2 * * mon-fri\n\
+         boot_test_schedule = off\n",
+    )
+    .unwrap();
+    assert_eq!(config.verify_budget.of(1_000_000, 24 * 3600), 5000);
+    let main = config.server("main").unwrap();
+    let backup = main.backup_schedule.as_ref().map(ToString::to_string);
+    assert_eq!(backup.as_deref(), Some("0 2 * * mon-fri"));
+    assert_eq!((&main.boot_test_schedule, main.audit_sample), (&None, 20));
+    let of = |value: &str| parse(&format!("[barmanfs]\nrepository = /r\nverify_budget = {value}\n"));
+    assert_eq!(of("").unwrap().verify_budget.of(100, 24 * 3600), 2);
+    assert!(of("off").unwrap().verify_budget.is_off());
+    for wrong in ["2", "-1 %", "101 %", "1e1 %"] {
+        assert!(of(wrong).is_err(), "{wrong}");
+    }
+    let error = error("[barmanfs]\nrepository = /r\n[main]\nbackup_schedule = 0 25 * * *\n");
+    assert!(
+        error.contains(":4: 'backup_schedule' is '0 25 * * *': '25' is no hour"),
+        "{error}"
+    );
+}
+
 /// The limits and the minimum redundancy of a server with these lines in its section.
 pub(crate) fn limits(settings: &str) -> (Limits, usize) {
     let server = server(settings);

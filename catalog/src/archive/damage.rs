@@ -65,6 +65,17 @@ pub(crate) fn damaged_packs(db: &Connection) -> Result<BTreeMap<i64, BTreeSet<Ch
     Ok(packs)
 }
 
+/// Number of chunks that a verification found damaged, and that have no other place that is not.
+pub(crate) fn lost_at_all_places(db: &Connection) -> Result<usize> {
+    let mut lost = HashSet::new();
+    for id in damaged_packs(db)?.into_values().flatten() {
+        if places(db, &id)?.iter().all(|place| place.damaged) {
+            lost.insert(id);
+        }
+    }
+    Ok(lost.len())
+}
+
 /// The chunks without any good place: those a verification found, and the deltas based on them. If nothing is damaged,
 /// this costs one look-up; otherwise a scan of all chunks.
 fn lost_chunks(db: &Connection) -> Result<HashSet<ChunkId>> {

@@ -6,6 +6,8 @@
 //!
 //! | name | held by | excludes |
 //! |---|---|---|
+//! | `cron` | a run of `cron` | another run |
+//! | `task-<task>`, `task-<task>-<server>` | a process that cron started for this | another such process |
 //! | `delete-<server>` | a process that decides which of its backups to delete, and deletes them | another such one |
 //! | `writers` | every writer, shared | a rebuild of the catalog, which takes it alone |
 //! | `writer-<token>` | one writer | nothing: it shows a sweep that the writer is alive |
@@ -19,8 +21,9 @@
 //! | `neighbours-<server>` | the entry of one file into the archive | the entry of another file of the server |
 //! | `clone-<server>:<name>` | a process that serves, creates or removes a clone | another such process |
 //! | `read-<server>-<id>` | readers of a backup, shared | its deletion without force, which takes it alone |
+//! | `cron-memory` | a change of what cron remembers | another such change |
 //!
-//! A process that takes several locks takes them in the order of this table, and waits for none of the first eight but
+//! A process that takes several locks takes them in the order of this table, and waits for none of the first ten but
 //! `delete-<server>` and `writers`. So there is no deadlock.
 
 use std::fmt::Debug;

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant, SystemTime};
 use barmanfs_store::sync::lock;
 use barmanfs_store::{Listed, PackId, PackStorage, Part, PartMark, read_footer};
 use rusqlite::params;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::home::locks::Locks;
@@ -65,7 +65,7 @@ impl UnreadPack {
 }
 
 /// A pack that a sweep could not process. It stays as it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PackProblem {
     /// The pack.
     pub pack: PackId,

@@ -428,7 +428,8 @@ fn fixed(seconds: i32) -> Result<TimeZone, String> {
 }
 
 /// The zone a server calls `name`; none if it is unknown here.
-pub(crate) fn server_zone(name: &str) -> Option<TimeZone> {
+#[must_use]
+pub fn server_zone(name: &str) -> Option<TimeZone> {
     zone(name).ok()
 }
 

@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet};
 
 use barmanfs_store::tree::ChunkRole;
 use barmanfs_store::{ChunkId, DirectoryRef, FileMap, read_footer};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::archive::backup::{Backup, BackupSelector};
 use crate::archive::clones::CloneDescription;
@@ -29,6 +29,7 @@ use crate::names::{BackupId, CloneName, ServerName};
 mod checking;
 mod naming;
 mod places;
+pub(crate) mod round;
 
 /// Number of damaged chunks that are remembered. With so many the disk is broken, and the report is long enough.
 const BAD_CHUNKS_MAX: usize = 100_000;
@@ -53,7 +54,7 @@ pub enum VerifyScope {
 }
 
 /// A file that cannot be restored as it was.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Damage {
     /// Whose it is.
     pub server: ServerName,

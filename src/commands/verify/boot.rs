@@ -81,6 +81,24 @@ fn request(app: &App, repository: &Repository, args: &VerifyArgs) -> Result<Requ
     })
 }
 
+/// A test of a backup with nothing but a start and a look at its catalogs.
+pub(in crate::commands) fn plain_request(app: &App, backup: Backup) -> Request {
+    let server = backup.server.as_str();
+    Request {
+        bindir: None,
+        path_prefix: app
+            .config
+            .server(server)
+            .and_then(|server| server.path_prefix.clone()),
+        sql: None,
+        sql_stdout: Stdout::Shown,
+        amcheck: false,
+        settings: Vec::new(),
+        users: users(app, server),
+        backup,
+    }
+}
+
 /// Users of the database that occur in the configuration or the environment.
 fn users(app: &App, server: &str) -> Vec<String> {
     let environment = Environment::new(std::env::vars_os());

@@ -1,8 +1,9 @@
 //! Finding backups.
 
+use barmanfs_pg::TimestampMicros;
 use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_store::RecordId;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Rows, params};
 
 use crate::archive::backup::{Backup, BackupSelector, BackupStatus, running};
 use crate::archive::history;
@@ -31,6 +32,39 @@ impl Repository {
             backups.insert(place, running);
         }
         Ok(backups)
+    }
+
+    /// The newest backups of a server, at most `count` of those that have ended, oldest first: for what must not take
+    /// longer where there are many.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn newest_backups(&self, server: &ServerName, count: usize) -> Result<Vec<Backup>> {
+        // In this order, as above.
+        let running = running::read(self, server)?;
+        let mut backups = self.db.read(|db| newest(db, server, count))?;
+        if let Some(running) = running
+            && let Err(place) = backups.binary_search_by_key(&running.id, |backup| backup.id)
+            && (place > 0 || backups.is_empty())
+        {
+            backups.insert(place, running);
+        }
+        Ok(backups)
+    }
+
+    /// When the last boot test of one of the server's backups began.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn last_boot_test(&self, server: &ServerName) -> Result<Option<TimestampMicros>> {
+        self.db.read(|db| {
+            let mut last = db.prepare_cached(
+                "SELECT max(t.began_at) FROM backups b JOIN records r ON r.seq = b.record
+                 JOIN boot_tests t ON t.backup = r.id WHERE b.server = ?1",
+            )?;
+            let micros: Option<i64> = last.query_row([server.as_str()], |row| row.get(0))?;
+            Ok(micros.map(TimestampMicros::from_unix_micros))
+        })
     }
 
     /// One backup.
@@ -91,7 +125,21 @@ fn recorded(db: &Connection, server: &ServerName) -> Result<Vec<Backup>> {
     let mut query = db.prepare_cached(
         "SELECT r.id, r.payload FROM backups b JOIN records r ON r.seq = b.record WHERE b.server = ?1 ORDER BY b.id",
     )?;
-    let mut rows = query.query([server.as_str()])?;
+    from_rows(db, query.query([server.as_str()])?)
+}
+
+/// The newest of them, oldest first.
+fn newest(db: &Connection, server: &ServerName, count: usize) -> Result<Vec<Backup>> {
+    let mut query = db.prepare_cached(
+        "SELECT r.id, r.payload FROM backups b JOIN records r ON r.seq = b.record WHERE b.server = ?1
+         ORDER BY b.id DESC LIMIT ?2",
+    )?;
+    let mut backups = from_rows(db, query.query(params![server.as_str(), count])?)?;
+    backups.reverse();
+    Ok(backups)
+}
+
+fn from_rows(db: &Connection, mut rows: Rows<'_>) -> Result<Vec<Backup>> {
     let mut backups = Vec::new();
     while let Some(row) = rows.next()? {
         let (id, payload) = records::id_and_payload(row)?;

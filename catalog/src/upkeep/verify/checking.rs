@@ -107,11 +107,11 @@ impl Verification<'_> {
 
 /// A place of a chunk.
 #[derive(Debug, Clone, Copy)]
-struct ToCheck {
-    id: ChunkId,
-    pack: PackId,
+pub(super) struct ToCheck {
+    pub(super) id: ChunkId,
+    pub(super) pack: PackId,
     /// Size of the chunk.
-    bytes: u32,
+    pub(super) bytes: u32,
 }
 
 impl ToCheck {
@@ -124,7 +124,7 @@ impl ToCheck {
 }
 
 /// Checks a batch, divided among the cores; returns what failed.
-fn check_all(repository: &Repository, batch: &[ToCheck]) -> Vec<(ChunkId, Error)> {
+pub(super) fn check_all(repository: &Repository, batch: &[ToCheck]) -> Vec<(ChunkId, Error)> {
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     let check = |part: &[ToCheck]| -> Vec<(ChunkId, Error)> {
         part.iter()

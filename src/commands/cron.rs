@@ -1,0 +1,355 @@
+//! `barmanfs cron`: what has to be done regularly, once a minute.
+//!
+//! One run looks at each active server, in the order of their names, and then at the repository. It does at once what takes
+//! milliseconds, and starts a process of its own for everything else ([`launch`], [`task`]); what is due is decided in
+//! [`due`]. Where nothing is due it opens no connection. A kill at any moment does no harm: the next run decides again by
+//! what is in the repository.
+//!
+//! The trouble of one server is logged and remembered, and stops neither the others nor this command.
+
+mod audit;
+mod due;
+mod launch;
+mod task;
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use barmanfs_catalog::recovery::server_zone;
+use barmanfs_catalog::{Backup, BackupKind, BackupStatus, CronTask, Repository, ServerMemory};
+use barmanfs_pg::TimestampMicros;
+use jiff::tz::TimeZone;
+
+use super::{App, backup};
+use crate::boot;
+use crate::cli::upkeep::CronArgs;
+use crate::config::ServerConfig;
+use crate::error::{Error, Outcome};
+use launch::Launcher;
+
+/// As many backups of a server are looked at, the newest ones: what is due does not depend on older ones, and a minute
+/// must not take longer where there are many.
+const BACKUPS_LOOKED_AT: usize = 8;
+
+/// Number of scheduled backups at one time: each uses all cores and one connection at full speed.
+const BACKUPS_AT_ONCE: usize = 2;
+
+/// A sweep pays for so many bytes, and for [`SWEPT_SHARE`] of a smaller repository.
+const SWEPT_BYTES: u64 = 1 << 30;
+
+/// One in so many bytes.
+const SWEPT_SHARE: u64 = 20;
+
+/// The least time between two sweeps, since each walks through all trees.
+const SWEEP_AT_MOST_EVERY: Duration = Duration::from_secs(3600);
+
+/// A sweep pays after this time in any case: it also finds what nobody has counted, such as the packs of killed backups.
+const SWEEP_AT_LEAST_EVERY: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// How often it is computed whether a sweep pays: that reads a row for each pack.
+const WEIGH_EVERY: Duration = Duration::from_secs(600);
+
+/// How often a part of the repository is read back.
+const VERIFY_EVERY: Duration = Duration::from_secs(3600);
+
+/// The units that people enable.
+const SYSTEMD_UNITS: &str = "/etc/systemd/system";
+
+/// Runs the command.
+pub(crate) fn run(app: &mut App, args: &CronArgs) -> Result<Outcome, Error> {
+    if let Some(task) = args.task {
+        return task::run(app, args, task);
+    }
+    let repository = open(app)?;
+    let Some(_run) = repository.begin_cron()? else {
+        tracing::info!(
+            "Nothing is done: there is another cron ({})",
+            repository.cron_holder()
+        );
+        return Ok(Outcome::Done);
+    };
+    let now = SystemTime::now().into();
+    let mut servers: Vec<ServerConfig> = app.config.servers.clone();
+    servers.retain(|server| server.active);
+    servers.sort_by(|one, other| one.name.cmp(&other.name));
+    let mut round = Round {
+        repository: &repository,
+        launcher: Launcher::new(app, args)?,
+        verifies: !app.config.verify_budget.is_off(),
+        now,
+        backups_running: 0,
+    };
+    round.count_backups(&servers)?;
+    for server in &servers {
+        let error = round.look_after(server).err().map(|error| error.to_string());
+        if let Some(error) = &error {
+            tracing::error!("Server {}: {error}", server.name);
+        }
+        unheard(repository.note_run(&server.name, now, error.as_deref()));
+    }
+    if let Err(error) = round.look_after_repository() {
+        tracing::error!("Repository: {error}");
+    }
+    unheard(repository.note_run_of_repository(now));
+    for line in round.launcher.into_started() {
+        if !app.options.quiet {
+            app.out.line(line)?;
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+/// The repository. The first scheduled backup may create it, as any backup may.
+fn open(app: &App) -> Result<Repository, Error> {
+    let mut servers = app.config.servers.iter();
+    match servers.any(|server| server.active && server.backup_schedule.is_some()) {
+        true => backup::open_or_create(app),
+        false => app.repository_for_writing(),
+    }
+}
+
+/// Logs that something could not be remembered, as on a full disk: the work goes on.
+fn unheard(remembered: Result<(), barmanfs_catalog::Error>) {
+    if let Err(error) = remembered {
+        tracing::warn!("What cron did cannot be remembered: {error}");
+    }
+}
+
+/// One run.
+struct Round<'a> {
+    repository: &'a Repository,
+    launcher: Launcher,
+    verifies: bool,
+    now: TimestampMicros,
+    backups_running: usize,
+}
+
+/// A server, and what is known of it without a connection.
+struct Subject<'a> {
+    server: &'a ServerConfig,
+    memory: ServerMemory,
+    /// The newest ones, oldest first.
+    backups: Vec<Backup>,
+    zone: TimeZone,
+}
+
+impl Round<'_> {
+    fn count_backups(&mut self, servers: &[ServerConfig]) -> Result<(), Error> {
+        for server in servers.iter().filter(|server| server.backup_schedule.is_some()) {
+            let runs = self
+                .repository
+                .is_task_running(CronTask::Backup, Some(&server.name))?;
+            self.backups_running += usize::from(runs);
+        }
+        Ok(())
+    }
+
+    /// All steps for one server. A step that fails does not prevent the others; the first error is returned.
+    ///
+    /// The order matters: a backup must be complete before anything decides which backups are not needed any more, and
+    /// the sweep, which frees their space, comes after all servers.
+    fn look_after(&mut self, server: &ServerConfig) -> Result<(), Error> {
+        let mut backups = self.repository.newest_backups(&server.name, BACKUPS_LOOKED_AT)?;
+        backups.retain(Backup::is_of_server);
+        let subject = Subject {
+            server,
+            memory: self.repository.server_memory(&server.name)?,
+            zone: zone(&backups),
+            backups,
+        };
+        let steps = [
+            Self::complete_backups,
+            Self::receive_wal,
+            Self::back_up,
+            Self::audit,
+            Self::test_boot,
+        ];
+        let results: Vec<_> = steps.iter().map(|step| step(self, &subject)).collect();
+        results.into_iter().collect()
+    }
+
+    /// A backup is complete as soon as the catalog has its WAL. It may be in packs that a killed process did not enter.
+    fn complete_backups(&mut self, subject: &Subject<'_>) -> Result<(), Error> {
+        let waits = |backup: &Backup| backup.status == BackupStatus::WaitingForWals;
+        if subject.backups.iter().any(waits) && self.repository.adopt_unknown_packs()? {
+            tracing::info!(
+                "Server {}: entered packs of killed processes",
+                subject.server.name
+            );
+        }
+        Ok(())
+    }
+
+    /// Starts a receiver where there is none. It stops none: a person or a service manager may have started it.
+    fn receive_wal(&mut self, subject: &Subject<'_>) -> Result<(), Error> {
+        let name = &subject.server.name;
+        let last = subject.memory.tasks.get(&CronTask::ReceiveWal);
+        if !subject.server.streaming_archiver
+            || self.repository.receiver(name)?.is_some()
+            || self
+                .repository
+                .is_task_running(CronTask::ReceiveWal, Some(name))?
+            || !due::may_try_again(last, self.now)
+            || is_unit_enabled(
+                Path::new(SYSTEMD_UNITS),
+                &format!("barmanfs-receive-wal@{name}.service"),
+            )
+        {
+            return Ok(());
+        }
+        self.start(CronTask::ReceiveWal, subject)
+    }
+
+    fn back_up(&mut self, subject: &Subject<'_>) -> Result<(), Error> {
+        let name = &subject.server.name;
+        let Some(schedule) = &subject.server.backup_schedule else {
+            return Ok(());
+        };
+        let runs = |backup: &Backup| backup.status == BackupStatus::Started;
+        let last_good = subject.backups.iter().rfind(|backup| backup.is_complete());
+        let last = subject.memory.tasks.get(&CronTask::Backup);
+        let done = last_good.map(|backup| backup.begin_time);
+        if subject.backups.iter().any(runs)
+            || !due::is_due(schedule, done, last, self.now, &subject.zone)
+            || self.repository.is_task_running(CronTask::Backup, Some(name))?
+            || self.backups_running >= BACKUPS_AT_ONCE
+        {
+            return Ok(());
+        }
+        self.backups_running += 1;
+        self.start(CronTask::Backup, subject)
+    }
+
+    /// Compares each incremental backup with the server once.
+    fn audit(&mut self, subject: &Subject<'_>) -> Result<(), Error> {
+        let newest = subject.newest_done();
+        let Some(backup) = newest.filter(|backup| backup.kind == BackupKind::Incremental) else {
+            return Ok(());
+        };
+        let audited = subject.memory.audit.as_ref().map(|audit| audit.backup);
+        let last = subject.memory.tasks.get(&CronTask::Audit);
+        if subject.server.audit_sample == 0
+            || audited == Some(backup.id)
+            || !due::may_try_again(last, self.now)
+            || self
+                .repository
+                .is_task_running(CronTask::Audit, Some(&subject.server.name))?
+        {
+            return Ok(());
+        }
+        self.start(CronTask::Audit, subject)
+    }
+
+    /// One boot test at a time in the whole repository: each runs a server.
+    fn test_boot(&mut self, subject: &Subject<'_>) -> Result<(), Error> {
+        let Some(schedule) = &subject.server.boot_test_schedule else {
+            return Ok(());
+        };
+        let done = self.repository.last_boot_test(&subject.server.name)?;
+        let last = subject.memory.tasks.get(&CronTask::BootTest);
+        if subject.newest_done().is_none()
+            || !due::is_due(schedule, done, last, self.now, &subject.zone)
+            || self.repository.is_task_running(CronTask::BootTest, None)?
+        {
+            return Ok(());
+        }
+        self.start(CronTask::BootTest, subject)
+    }
+
+    fn start(&mut self, task: CronTask, subject: &Subject<'_>) -> Result<(), Error> {
+        self.launcher
+            .start(self.repository, task, Some(&subject.server.name), self.now)
+    }
+
+    fn look_after_repository(&mut self) -> Result<(), Error> {
+        boot::remove_leftovers();
+        self.repository.remove_unfinished_files()?;
+        self.sweep()?;
+        self.verify()
+    }
+
+    fn sweep(&mut self) -> Result<(), Error> {
+        let memory = self.repository.repository_memory()?;
+        let last = memory.tasks.get(&CronTask::Sweep).map(|last| last.began_at);
+        if due::is_within(SWEEP_AT_MOST_EVERY, last, self.now)
+            || due::is_within(WEIGH_EVERY, memory.weighed_at, self.now)
+            || self.repository.is_task_running(CronTask::Sweep, None)?
+        {
+            return Ok(());
+        }
+        let last = last.unwrap_or(self.repository.settings().created_at);
+        let bytes = self.repository.freeable(memory.swept_through)?.bytes();
+        let pays = bytes >= SWEPT_BYTES
+            || !due::is_within(SWEEP_AT_LEAST_EVERY, Some(last), self.now)
+            || bytes > 0 && bytes >= self.repository.pack_totals()?.bytes / SWEPT_SHARE;
+        if pays {
+            return self
+                .launcher
+                .start(self.repository, CronTask::Sweep, None, self.now);
+        }
+        if bytes > 0 {
+            self.repository
+                .remember_of_repository(|memory| memory.weighed_at = Some(self.now))?;
+        }
+        Ok(())
+    }
+
+    fn verify(&mut self) -> Result<(), Error> {
+        let memory = self.repository.repository_memory()?;
+        let last = memory.tasks.get(&CronTask::Verify).map(|last| last.began_at);
+        if !self.verifies
+            || due::is_within(VERIFY_EVERY, last, self.now)
+            || self.repository.is_task_running(CronTask::Verify, None)?
+        {
+            return Ok(());
+        }
+        self.launcher
+            .start(self.repository, CronTask::Verify, None, self.now)
+    }
+}
+
+impl Subject<'_> {
+    fn newest_done(&self) -> Option<&Backup> {
+        let is_done = |backup: &&Backup| backup.status == BackupStatus::Done;
+        self.backups.iter().rfind(is_done)
+    }
+}
+
+/// The server's time zone, which its backups tell. Before the first one, and where the zone is not known here, UTC.
+fn zone(backups: &[Backup]) -> TimeZone {
+    let name = backups.iter().rev().find_map(|backup| backup.timezone.as_deref());
+    name.and_then(server_zone).unwrap_or(TimeZone::UTC)
+}
+
+/// Whether systemd is to run this unit.
+fn is_unit_enabled(units: &Path, unit: &str) -> bool {
+    let directories = std::fs::read_dir(units).into_iter().flatten().flatten();
+    let is_wanted = |directory: &Path| {
+        let wants = directory
+            .extension()
+            .is_some_and(|kind| kind == "wants" || kind == "requires");
+        wants && directory.join(unit).symlink_metadata().is_ok()
+    };
+    directories.map(|entry| entry.path()).any(|path| is_wanted(&path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_counts_when_it_is_enabled() {
+        let units = tempfile::tempdir().unwrap();
+        let unit = "barmanfs-receive-wal@main.service";
+        std::fs::write(units.path().join("barmanfs-receive-wal@.service"), "").unwrap();
+        assert!(!is_unit_enabled(units.path(), unit));
+        let wants = units.path().join("multi-user.target.wants");
+        std::fs::create_dir(&wants).unwrap();
+        std::os::unix::fs::symlink("/nowhere", wants.join(unit)).unwrap();
+        assert!(is_unit_enabled(units.path(), unit));
+        assert!(!is_unit_enabled(
+            units.path(),
+            "barmanfs-receive-wal@other.service"
+        ));
+    }
+}

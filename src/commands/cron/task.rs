@@ -1,0 +1,201 @@
+//! A task, in the process that was started for it.
+
+use std::time::{Duration, SystemTime};
+
+use barmanfs_catalog::{
+    Backup, BackupStatus, BootOutcome, CronTask, Repository, ServerName, Silent, SweepOptions, TaskMemory,
+};
+use barmanfs_pg::TimestampMicros;
+
+use super::super::App;
+use super::super::verify;
+use super::{BACKUPS_LOOKED_AT, audit, due, unheard};
+use crate::background;
+use crate::backup::{self, BackupOptions, Stop};
+use crate::boot;
+use crate::cli::upkeep::CronArgs;
+use crate::config::ServerConfig;
+use crate::error::{Error, Outcome};
+use crate::output;
+use crate::progress::{Counted, Progress};
+use crate::receive;
+use crate::signals::Interruption;
+
+/// How long a scheduled backup waits for its WAL; after that, it is complete when the WAL comes.
+const WAIT_FOR_WAL: Duration = Duration::from_secs(300);
+
+/// A part of a verification never makes up for more than this: after a pause of the host, the disks have other work.
+const BUDGET_OF_AT_MOST: Duration = Duration::from_secs(24 * 3600);
+
+/// The first part of a verification has the budget of this time.
+const FIRST_BUDGET: Duration = Duration::from_secs(3600);
+
+/// Does the task, and remembers how it ended. Its trouble is no trouble of `cron`.
+pub(super) fn run(app: &mut App, args: &CronArgs, task: CronTask) -> Result<Outcome, Error> {
+    background::detach(app.config.log_file.as_deref(), args.keep_descriptors)?;
+    let server = args.server.as_deref().map(|name| app.configured(name).cloned());
+    let server = server.transpose()?;
+    let repository = app.repository_for_writing()?;
+    let of_server = server.as_ref().map(|server| &server.name);
+    // One boot test at a time, of whichever server.
+    let holder = of_server.filter(|_| task != CronTask::BootTest);
+    let Some(_lock) = repository.begin_task(task, holder)? else {
+        return Ok(Outcome::Done);
+    };
+    let ended = match &server {
+        Some(server) => of_one_server(app, &repository, task, server),
+        None => of_repository(app, &repository, task),
+    };
+    if let Err(error) = &ended {
+        let whose = of_server.map_or_else(String::new, |server| format!(" of server {server}"));
+        tracing::error!("{}{whose} by cron: {error}", task.as_str());
+    }
+    remember(
+        &repository,
+        task,
+        of_server,
+        ended.map_err(|error| error.to_string()),
+    );
+    Ok(Outcome::Done)
+}
+
+fn remember(
+    repository: &Repository,
+    task: CronTask,
+    server: Option<&ServerName>,
+    ended: Result<String, String>,
+) {
+    let now = SystemTime::now().into();
+    unheard(match server {
+        Some(server) => repository.remember_of_server(server, |memory| {
+            TaskMemory::end(&mut memory.tasks, task, now, ended);
+        }),
+        None => repository.remember_of_repository(|memory| {
+            TaskMemory::end(&mut memory.tasks, task, now, ended);
+        }),
+    });
+}
+
+fn of_one_server(
+    app: &App,
+    repository: &Repository,
+    task: CronTask,
+    server: &ServerConfig,
+) -> Result<String, Error> {
+    match task {
+        CronTask::ReceiveWal => {
+            receive::run(repository, server)?;
+            Ok("stopped".to_owned())
+        }
+        CronTask::Backup => back_up(repository, server),
+        CronTask::Audit => audit::run(repository, server),
+        CronTask::BootTest => test_boot(app, repository, server),
+        CronTask::Sweep | CronTask::Verify => Err(Error::usage("This is no task of one server")),
+    }
+}
+
+fn of_repository(app: &App, repository: &Repository, task: CronTask) -> Result<String, Error> {
+    match task {
+        CronTask::Sweep => sweep(repository),
+        CronTask::Verify => verify_part(app, repository),
+        _ => Err(Error::usage("Name the server of this task")),
+    }
+}
+
+fn back_up(repository: &Repository, server: &ServerConfig) -> Result<String, Error> {
+    let options = BackupOptions {
+        label: None,
+        fast_checkpoint: None,
+        incremental: None,
+        max_rate_kb: None,
+        wait_timeout: WAIT_FOR_WAL,
+        quiet: true,
+    };
+    let backup = backup::take(repository, server, &options, &Stop::watch()?)?;
+    Ok(format!("backup {} is {}", backup.id, backup.status))
+}
+
+/// The newest backup of a server that is complete with its WAL.
+pub(super) fn newest_done(repository: &Repository, server: &ServerName) -> Result<Backup, Error> {
+    let backups = repository.newest_backups(server, BACKUPS_LOOKED_AT)?;
+    let is_done = |backup: &Backup| backup.status == BackupStatus::Done && backup.is_of_server();
+    let newest = backups.into_iter().rfind(is_done);
+    newest.ok_or_else(|| Error::failed(format!("Server {server} has no backup that is DONE")))
+}
+
+fn test_boot(app: &App, repository: &Repository, server: &ServerConfig) -> Result<String, Error> {
+    let backup = newest_done(repository, &server.name)?;
+    let request = verify::boot_request(app, backup);
+    let progress = Progress::start("Boot test", Counted::Time, true);
+    let report = boot::run(repository, &request, &Interruption::watch(|| {})?, &progress)?;
+    let (id, outcome) = (request.backup.id, report.test.outcome);
+    let message = report.test.message.clone().unwrap_or_default();
+    repository.add_boot_test(&request.backup, report.test)?;
+    if outcome == BootOutcome::Failed {
+        tracing::error!(
+            "Backup {id} of server {} failed its boot test: {message}",
+            server.name
+        );
+        return Ok(format!("backup {id} failed: {message}"));
+    }
+    Ok(format!("backup {id} started"))
+}
+
+fn sweep(repository: &Repository) -> Result<String, Error> {
+    let seen = repository.freeable(0)?.last_record;
+    let report = repository.sweep(&SweepOptions::default(), &mut Silent)?;
+    repository.remember_of_repository(|memory| memory.swept_through = seen)?;
+    let freed = report.removed_bytes.saturating_sub(report.copied_bytes);
+    let freed = format!("freed {}", output::bytes(freed));
+    if report.missing_chunks > 0 {
+        return Err(Error::failed(format!(
+            "{freed}, and {} chunks are missing: 'barmanfs verify' names the files",
+            report.missing_chunks
+        )));
+    }
+    match report.problems.first() {
+        Some(problem) => Err(Error::failed(format!(
+            "{freed}, and pack {}: {}",
+            problem.pack, problem.reason
+        ))),
+        None => Ok(freed),
+    }
+}
+
+/// Reads as much as the budget of the time since the last part allows.
+fn verify_part(app: &App, repository: &Repository) -> Result<String, Error> {
+    let memory = repository.repository_memory()?;
+    let mut round = memory.verification;
+    let time = last_end(memory.verified_at).unwrap_or(FIRST_BUDGET);
+    let allowed = app
+        .config
+        .verify_budget
+        .of(repository.pack_totals()?.bytes, time.as_secs());
+    let interruption = Interruption::watch(|| {})?;
+    let part = repository.verify_part(&mut round, allowed, &|| interruption.requested(), &mut |round| {
+        repository.remember_of_repository(|memory| {
+            memory.verification = round.clone();
+            memory.verified_at = Some(SystemTime::now().into());
+        })
+    })?;
+    if part.bad_chunks > 0 {
+        tracing::error!(
+            "{} of the chunks that were read are damaged: 'barmanfs verify' names the files",
+            part.bad_chunks
+        );
+    }
+    for problem in &round.problems {
+        tracing::error!("Pack {}: {}", problem.pack, problem.reason);
+    }
+    Ok(format!(
+        "read {} in {}",
+        output::bytes(part.bytes),
+        output::count(usize::try_from(part.packs).unwrap_or(usize::MAX), "pack")
+    ))
+}
+
+/// The time since the last part, if that is known, and not more than a day.
+fn last_end(verified_at: Option<TimestampMicros>) -> Option<Duration> {
+    let passed = due::since(verified_at?, SystemTime::now().into());
+    Some(passed.min(BUDGET_OF_AT_MOST))
+}

@@ -1,0 +1,259 @@
+//! Whether `cron` runs, and what it has found.
+
+use std::time::Duration;
+
+use barmanfs_catalog::{
+    Backup, BackupKind, BackupStatus, Damage, Repository, RepositoryMemory, ServerMemory,
+};
+use barmanfs_pg::TimestampMicros;
+
+use super::Subject;
+use super::finding::{Finding, Findings};
+use crate::config::ServerConfig;
+use crate::error::Error;
+use crate::invocation::Invocation;
+use crate::output;
+
+const RUNS: &str = "cron";
+const VERIFIED: &str = "verification";
+const AUDITED: &str = "incremental backups";
+
+/// It runs once a minute, and a run takes far less. Several that are left out are no accident.
+const RUNS_WITHIN: Duration = Duration::from_secs(600);
+
+/// Checks what `cron` remembers of the server and the repository.
+pub(super) fn check(
+    repository: &Repository,
+    subject: Subject<'_>,
+    backups: &[Backup],
+    now: TimestampMicros,
+    findings: &mut Findings,
+) {
+    let Subject { server, invocation } = subject;
+    let of_server = repository.server_memory(&server.name).map_err(Error::from);
+    let Some(memory) = remembered(of_server, RUNS, findings) else {
+        return;
+    };
+    findings.extend(runs(server, invocation, &memory, now));
+    findings.extend(audited(&memory, backups));
+    let found = repository
+        .repository_memory()
+        .and_then(|memory| Ok((memory, repository.known_lost_chunks()?)));
+    if let Some((memory, lost)) = remembered(found.map_err(Error::from), VERIFIED, findings) {
+        findings.extend(verified(invocation, &memory, lost));
+    }
+}
+
+fn remembered<T>(memory: Result<T, Error>, name: &'static str, findings: &mut Findings) -> Option<T> {
+    memory
+        .map_err(|error| findings.failed(name, error.to_string()))
+        .ok()
+}
+
+/// Whether it runs where it is needed. Where it has never run, a stream alone does not need it: a service manager may run
+/// `receive-wal`.
+fn runs(
+    server: &ServerConfig,
+    invocation: &Invocation,
+    memory: &ServerMemory,
+    now: TimestampMicros,
+) -> Option<Finding> {
+    let scheduled = server.backup_schedule.is_some() || server.boot_test_schedule.is_some();
+    let needed = scheduled || (server.streaming_archiver && memory.ran_at.is_some());
+    if !needed || !server.active {
+        return None;
+    }
+    let advice = format!("run '{}' every minute", invocation.with("-q cron"));
+    let Some(ran_at) = memory.ran_at else {
+        return Some(Finding::failed(RUNS, format!("it has never run: {advice}")));
+    };
+    let passed = Duration::from_micros(u64::try_from(now.unix_micros() - ran_at.unix_micros()).unwrap_or(0));
+    let ago = format!("last ran {} ago", output::duration(passed));
+    if passed > RUNS_WITHIN {
+        return Some(Finding::failed(RUNS, format!("{ago}: {advice}")));
+    }
+    if let Some(error) = &memory.error {
+        return Some(Finding::failed(RUNS, format!("{ago}, with an error: {error}")));
+    }
+    let failed = memory.tasks.iter().find(|(_, task)| task.failures > 0);
+    Some(match failed {
+        Some((task, memory)) => Finding::failed(
+            RUNS,
+            format!(
+                "{} has failed {}: {}",
+                task.as_str(),
+                times(memory.failures),
+                memory.error.as_deref().unwrap_or("it is being tried again")
+            ),
+        ),
+        None => Finding::ok(RUNS, ago),
+    })
+}
+
+fn times(count: u32) -> String {
+    match count {
+        1 => "once".to_owned(),
+        count => format!("{count} times in a row"),
+    }
+}
+
+/// A difference counts until a full backup has been taken since.
+fn audited(memory: &ServerMemory, backups: &[Backup]) -> Option<Finding> {
+    if let Some(found) = memory.open_difference(backups) {
+        let difference = found.difference.as_deref().unwrap_or_default();
+        return Some(Finding::failed(
+            AUDITED,
+            format!(
+                "{} is not what the server has: {difference}; the next backup is a full one",
+                found.backup
+            ),
+        ));
+    }
+    let audit = memory.audit.as_ref()?;
+    let is_there = |backup: &Backup| {
+        backup.id == audit.backup
+            && backup.kind == BackupKind::Incremental
+            && backup.status == BackupStatus::Done
+    };
+    backups.iter().any(is_there).then(|| match &audit.refused {
+        Some(why) => Finding::warning(AUDITED, format!("{} cannot be compared: {why}", audit.backup)),
+        None => Finding::ok(
+            AUDITED,
+            format!("{} pages of {} are as on the server", audit.pages, audit.backup),
+        ),
+    })
+}
+
+/// What reading back in parts has found, as long as it is not mended.
+fn verified(invocation: &Invocation, memory: &RepositoryMemory, lost: usize) -> Option<Finding> {
+    let verify = invocation.with("verify");
+    if let Some(problem) = memory.verification.problems.first() {
+        let count = output::count(memory.verification.problems.len(), "pack");
+        return Some(Finding::failed(
+            VERIFIED,
+            format!(
+                "{count} cannot be read, one is {}: {}; see '{verify}'",
+                problem.pack, problem.reason
+            ),
+        ));
+    }
+    if let Some(damage) = memory.verification.damages.first().filter(|_| lost > 0) {
+        return Some(Finding::failed(
+            VERIFIED,
+            format!(
+                "{} is damaged: {}; '{verify}' names all",
+                place(damage),
+                damage.reason
+            ),
+        ));
+    }
+    let complete = memory.verification.complete_since?;
+    Some(Finding::ok(
+        VERIFIED,
+        format!(
+            "all that is older than {} was read since",
+            output::second(complete)
+        ),
+    ))
+}
+
+fn place(damage: &Damage) -> String {
+    match damage.backup {
+        Some(backup) => format!("{} of backup {backup} of {}", damage.file, damage.server),
+        None => format!("{} of {}", damage.file, damage.server),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::server;
+    use crate::health::State;
+    use crate::testing::backup;
+    use barmanfs_catalog::{AuditMemory, CronTask, TaskMemory};
+    use std::path::Path;
+
+    fn at(seconds: i64) -> TimestampMicros {
+        TimestampMicros::from_unix_seconds(seconds)
+    }
+
+    fn found(settings: &str, memory: &ServerMemory) -> Option<(State, String)> {
+        let invocation = Invocation::current(Some(Path::new("/etc/b.conf")));
+        let finding = runs(&server(settings), &invocation, memory, at(100_000))?;
+        Some((finding.state, finding.text().unwrap_or_default()))
+    }
+
+    fn ran(seconds: i64) -> ServerMemory {
+        ServerMemory {
+            ran_at: Some(at(seconds)),
+            ..ServerMemory::default()
+        }
+    }
+
+    #[test]
+    fn it_must_run_where_something_is_scheduled() {
+        let nightly = "backup_schedule = 0 2 * * *\n";
+        let (state, text) = found(nightly, &ServerMemory::default()).unwrap();
+        assert!(
+            state == State::Failed && text.starts_with("it has never run: run '"),
+            "{text}"
+        );
+        assert_eq!(found(nightly, &ran(99_401)).unwrap().0, State::Ok);
+        let (state, text) = found(nightly, &ran(90_000)).unwrap();
+        assert!(
+            state == State::Failed && text.starts_with("last ran 2 h"),
+            "{text}"
+        );
+        assert_eq!(found("", &ran(90_000)), None);
+        let streams = "streaming_archiver = on\nslot_name = barmanfs\n";
+        assert_eq!(found(streams, &ServerMemory::default()), None);
+        assert_eq!(found(streams, &ran(90_000)).unwrap().0, State::Failed);
+    }
+
+    #[test]
+    fn a_task_that_fails_is_shown_until_it_succeeds() {
+        let mut memory = ran(99_990);
+        TaskMemory::begin(&mut memory.tasks, CronTask::Backup, at(99_000));
+        TaskMemory::end(
+            &mut memory.tasks,
+            CronTask::Backup,
+            at(99_001),
+            Err("it is down".to_owned()),
+        );
+        let (state, text) = found("backup_schedule = @daily\n", &memory).unwrap();
+        assert_eq!(
+            (state, &*text),
+            (State::Failed, "backup has failed once: it is down")
+        );
+        TaskMemory::begin(&mut memory.tasks, CronTask::Backup, at(99_100));
+        TaskMemory::end(
+            &mut memory.tasks,
+            CronTask::Backup,
+            at(99_101),
+            Ok("done".to_owned()),
+        );
+        assert_eq!(found("backup_schedule = @daily\n", &memory).unwrap().0, State::Ok);
+    }
+
+    #[test]
+    fn a_difference_counts_until_there_is_a_full_backup_since() {
+        let mut taken = backup(BackupStatus::Done);
+        taken.kind = BackupKind::Incremental;
+        let audit = AuditMemory {
+            backup: taken.id,
+            at: at(0),
+            pages: 3,
+            refused: None,
+            difference: Some("page 1".to_owned()),
+        };
+        let memory = ServerMemory {
+            difference: Some(audit.clone()),
+            audit: Some(audit),
+            ..ServerMemory::default()
+        };
+        let state = |backups: &[Backup]| audited(&memory, backups).map(|finding| finding.state);
+        assert_eq!(state(std::slice::from_ref(&taken)), Some(State::Failed));
+        taken.kind = BackupKind::Full;
+        assert_eq!(state(std::slice::from_ref(&taken)), None);
+    }
+}
