@@ -349,6 +349,12 @@ fn barmans_command_line_is_understood() {
     let unknown = barman(&site, "-f json list-backups nobody").refused(1);
     let unknown: Value = serde_json::from_slice(&unknown.stdout).unwrap();
     assert_shape("unknown server", &unknown, &measured()["unknown backup"], &[]);
+    // A warning has its place, and the results stay where they are.
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    site.write_file("barmanfs.conf", (config + "no_such_key = 1\n").as_bytes());
+    let warned = barman_json(&site, "check main");
+    assert!(warned["_WARNING"].to_string().contains("no_such_key"), "{warned}");
+    assert!(warned["main"].is_object(), "{warned}");
     // Under its own name the program is itself.
     site.barmanfs(&["list-backups", "nobody"]).refused(2);
     site.barmanfs(&["archive-wal", "main"]).refused(2);

@@ -371,6 +371,8 @@ pub(crate) fn show(out: &mut Output, format: Format, server: &Listed<'_>, id: Ba
     for (row, place) in ROWS {
         let value = match details.pointer(place) {
             Some(Value::String(text)) => text.clone(),
+            // Instead of a text, there is a 0.
+            Some(_) if matches!(*row, "WAL rate" | "Compression ratio") => continue,
             Some(value) if value.is_number() => value.to_string(),
             Some(Value::Object(_)) => {
                 heading = Some(row);
