@@ -82,8 +82,14 @@ fn every_document_agrees_with_its_schema(install: &'static Install) {
         let text = site.sh(&format!("cat '{}'", mount.path(path).display())).ok();
         examine(name, &serde_json::from_slice(&text.stdout).unwrap(), &mut shape);
     }
-    site.ok(&["clone", "destroy", "main", "test1"]);
     mount.unmount();
+    site.ok(&["clone", "destroy", "main", "test1"]);
+    let boot = ["verify", "main", "oldest", "--boot", "--json", "--bindir"];
+    let boot = [&boot[..], &[install.bindir.to_str().unwrap()]].concat();
+    let mut boot = site.barmanfs_command(&boot);
+    boot.env("TMPDIR", site.make_directory("tmp"));
+    record("verify-boot", &run(&mut boot), &mut shape);
+    take(&site, &["list-backups"], &mut shape);
     take(&site, &["delete", "main", "latest"], &mut shape);
     take(&site, &["sweep"], &mut shape);
     take(&site, &["rebuild-catalog"], &mut shape);
@@ -122,22 +128,15 @@ fn with_two_histories(site: &Site, shape: &mut Documents) {
     }
     let fork = site.json(&["history", "main", "list"])["forks"][0].clone();
     assert_eq!(fork["decided"], Value::Null, "{fork}");
-    site.ok(&[
-        "history",
-        "main",
-        "restart",
-        "--at",
-        fork["lsn"].as_str().unwrap(),
-    ]);
+    take(site, &["quarantine", "main", "delete", &name], shape);
+    let at = fork["lsn"].as_str().unwrap();
+    take(site, &["history", "main", "restart", "--at", at], shape);
     for words in &lists[2..] {
         take(site, words, shape);
     }
 }
 
 fn take(site: &Site, words: &[&str], shape: &mut Documents) {
-    let printed: Run = site.barmanfs(&[words, &["--json"]].concat());
-    let value: Value =
-        serde_json::from_slice(&printed.stdout).unwrap_or_else(|error| panic!("{error}: {printed}"));
     let mut command: Vec<&str> = words
         .iter()
         .take_while(|word| **word != "main")
@@ -147,8 +146,18 @@ fn take(site: &Site, words: &[&str], shape: &mut Documents) {
     if matches!(command[..], ["quarantine" | "history"]) {
         command.push(words[2]);
     }
+    record(
+        &command.join("-"),
+        &site.barmanfs(&[words, &["--json"]].concat()),
+        shape,
+    );
+}
+
+fn record(name: &str, printed: &Run, shape: &mut Documents) {
+    let value: Value =
+        serde_json::from_slice(&printed.stdout).unwrap_or_else(|error| panic!("{error}: {printed}"));
     assert!(!value["error"].is_object(), "{printed}");
-    examine(&command.join("-"), &value, shape);
+    examine(name, &value, shape);
 }
 
 fn examine(name: &str, value: &Value, shape: &mut Documents) {
