@@ -1,0 +1,147 @@
+//! Fills a catalog with rows.
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+use rusqlite::{Connection, Transaction, params};
+use serde_json::json;
+
+/// Segments are of the usual size.
+const SEGMENT_BYTES: i64 = 16 << 20;
+
+/// Between two segments, in microseconds: a minute.
+const EVERY_MICROS: i64 = 60_000_000;
+
+/// Kinds of records, as in FORMAT.md.
+const BACKUP: i64 = 1;
+const WAL: i64 = 2;
+
+/// What the present release looks for in a segment, `SegmentIndex::READS`.
+const READS: i64 = 1;
+
+/// Inserts the backups and WAL of servers `s00`, `s01`, ...: all WAL without gaps, and the backups spread over it.
+pub(crate) fn fill(catalog: &Path, servers: u32, backups: u32, wal: u32) -> Result<()> {
+    let mut db = Connection::open(catalog)?;
+    db.pragma_update(None, "synchronous", "OFF")?;
+    let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())?;
+    for server in 0..servers {
+        let transaction = db.transaction()?;
+        Server {
+            db: &transaction,
+            name: format!("s{server:02}"),
+            segments: i64::from(wal / servers),
+            now,
+        }
+        .fill(i64::from(backups))?;
+        transaction.commit()?;
+    }
+    db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?;
+    Ok(())
+}
+
+struct Server<'a> {
+    db: &'a Transaction<'a>,
+    name: String,
+    segments: i64,
+    /// Microseconds since 1970.
+    now: i64,
+}
+
+impl Server<'_> {
+    fn fill(&self, backups: i64) -> Result<()> {
+        for number in 1..=self.segments {
+            self.segment(number)?;
+        }
+        for nth in 0..backups {
+            self.backup(1 + nth * (self.segments - 2) / backups)?;
+        }
+        Ok(())
+    }
+
+    fn time(&self, segment: i64) -> i64 {
+        self.now - (self.segments - segment) * EVERY_MICROS
+    }
+
+    /// A pack with one record; returns the record's number.
+    fn record(&self, kind: i64, payload: &str) -> Result<i64> {
+        self.db
+            .prepare_cached(
+                "INSERT INTO packs (id, bytes, chunks, stored_bytes, raw_bytes)
+                 VALUES (randomblob(16), 5000000, 16, 5000000, 16777216)",
+            )?
+            .execute([])?;
+        let pack = self.db.last_insert_rowid();
+        self.db
+            .prepare_cached("INSERT INTO records (id, kind, payload) VALUES (randomblob(16), ?1, ?2)")?
+            .execute(params![kind, payload.as_bytes()])?;
+        let record = self.db.last_insert_rowid();
+        self.db
+            .prepare_cached("INSERT INTO record_packs (record, pack) VALUES (?1, ?2)")?
+            .execute([record, pack])?;
+        Ok(record)
+    }
+
+    fn segment(&self, number: i64) -> Result<()> {
+        let record = self.record(WAL, "{\"version\":1}")?;
+        let time = self.time(number);
+        let name = format!("00000001{:08X}{:08X}", number / 256, number % 256);
+        self.db
+            .prepare_cached(
+                "INSERT INTO wal (server, name, record, size_bytes, archived_at, new_stored_bytes)
+                 VALUES (?1, ?2, ?3, 16777216, ?4, 5000000)",
+            )?
+            .execute(params![self.name, name, record, time])?;
+        self.db
+            .prepare_cached(
+                "INSERT INTO segments (server, timeline, number, record, end_lsn, last_lsn, time_min, time_max,
+                 checkpoint_time, xid_min, xid_max, commits, ends_in, ends_early, head, tail, reads, unknown, tablespaces)
+                 VALUES (?1, 1, ?2, ?3, ?4, ?5, ?6, ?6, NULL, ?2, ?2, 1, ?2, 0, 0, 0, ?7, 0, 0)",
+            )?
+            .execute(params![
+                self.name,
+                number,
+                record,
+                (number + 1) * SEGMENT_BYTES,
+                (number + 1) * SEGMENT_BYTES - 64,
+                time,
+                READS
+            ])?;
+        Ok(())
+    }
+
+    fn backup(&self, segment: i64) -> Result<()> {
+        let time = self.time(segment);
+        let (id, moment): (String, String) = self.db.query_row(
+            "SELECT strftime('%Y%m%dT%H%M%S', ?1, 'unixepoch'), strftime('%Y-%m-%dT%H:%M:%SZ', ?1, 'unixepoch')",
+            [time / 1_000_000],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+        let lsn = |offset: i64| {
+            format!(
+                "{:X}/{:X}",
+                segment / 256,
+                (segment % 256) * SEGMENT_BYTES + offset
+            )
+        };
+        let payload = json!({
+            "version": 1, "server": self.name, "id": id, "status": "DONE", "kind": "full",
+            "begin_time": moment, "end_time": moment, "start_lsn": lsn(40), "stop_lsn": lsn(4096), "timeline": 1,
+            "system_id": "7710414268036822209", "server_version": 180_004, "segment_size": SEGMENT_BYTES,
+            "data_checksums": true, "timezone": "Europe/Berlin", "tablespaces": [], "wal_included": false,
+            "from_standby": false, "logical_bytes": 3_221_225_472_u64, "sent_bytes": 3_221_300_000_u64,
+            "new_stored_bytes": 32_212_254, "files": 1234,
+            "root": {
+                "directory": {"pages": [], "entries": 0},
+                "attributes": {"mode": 448, "uid": 0, "gid": 0, "mtime_s": 0, "mtime_ns": 0},
+            },
+        });
+        let record = self.record(BACKUP, &payload.to_string())?;
+        self.db
+            .prepare_cached(
+                "INSERT OR IGNORE INTO backups (server, id, record, failed) VALUES (?1, ?2, ?3, 0)",
+            )?
+            .execute(params![self.name, id, record])?;
+        Ok(())
+    }
+}
