@@ -80,6 +80,7 @@ pub(crate) fn take(
     options: &BackupOptions,
     stop: &Stop,
 ) -> Result<Backup, Error> {
+    server.refuse_disabled()?;
     let mut connection = stop::connect(server, stop)?;
     stop.guard(&connection)?;
     let cluster = ServerSettings::ask(&mut connection).map_err(|error| stop.explain(error))?;

@@ -6,6 +6,7 @@
 pub(crate) mod backup;
 pub(crate) mod check;
 pub(crate) mod clone;
+pub(crate) mod config;
 pub(crate) mod history;
 pub(crate) mod inspect;
 pub(crate) mod metrics;
@@ -20,7 +21,6 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::barman::grammar::NOTHING_TO_DO;
-use crate::config;
 use crate::output::{ColorChoice, Format};
 
 /// The commands by task, for the help. A test keeps them in step with [`Command`].
@@ -43,17 +43,23 @@ const GROUPS: &[(&str, &[&str])] = &[
         ],
     ),
     ("Use a backup", &["mount", "umount", "clone"]),
-    ("Check", &["check", "check-wal-archive", "verify", "metrics"]),
+    (
+        "Check",
+        &["check", "check-wal-archive", "verify", "metrics", "config"],
+    ),
     (
         "Maintain",
         &[
             "cron",
+            "init",
             "delete",
             "sweep",
             "quarantine",
             "rebuild-catalog",
             "index-wal",
             "history",
+            "config-switch",
+            "config-update",
             "version",
         ],
     ),
@@ -90,7 +96,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub(crate) struct GlobalOptions {
-    /// Configuration to read [default: ~/.barmanfs.conf, else /etc/barmanfs.conf]
+    /// Configuration to read [default: ~/.barmanfs.conf, /etc/barmanfs.conf, or Barman's]
     #[arg(short, long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// Only report problems; no progress
@@ -228,6 +234,10 @@ pub(crate) enum Command {
     #[command(after_help = server::CHECK_WAL_ARCHIVE_HELP)]
     CheckWalArchive(server::CheckWalArchiveArgs),
 
+    /// Show every key of the configuration and what it does
+    #[command(subcommand, after_help = config::AFTER_HELP)]
+    Config(config::ConfigCommand),
+
     /// Read everything back and check it against its checksums
     #[command(after_help = check::VERIFY_HELP)]
     Verify(check::VerifyArgs),
@@ -239,6 +249,10 @@ pub(crate) enum Command {
     /// Do what is due; once a minute, from cron or a timer
     #[command(after_help = upkeep::CRON_HELP)]
     Cron(upkeep::CronArgs),
+
+    /// Make a repository, and show what to set on a server
+    #[command(after_help = upkeep::INIT_HELP)]
+    Init(upkeep::InitArgs),
 
     /// Delete backups; 'sweep' then frees the space nothing else uses
     #[command(after_help = upkeep::DELETE_HELP)]
@@ -265,6 +279,14 @@ pub(crate) enum Command {
     /// Do what needs no doing: commands of Barman
     #[command(name = NOTHING_TO_DO, hide = true)]
     NothingToDo(upkeep::NothingArgs),
+
+    /// Switch a server to a model, or back
+    #[command(after_help = config::CONFIG_SWITCH_HELP)]
+    ConfigSwitch(config::ConfigSwitchArgs),
+
+    /// Change settings of servers and models
+    #[command(after_help = config::CONFIG_UPDATE_HELP)]
+    ConfigUpdate(config::ConfigUpdateArgs),
 
     /// Show the version
     #[command(after_help = "Examples:\n  barmanfs version --json")]
@@ -300,7 +322,7 @@ fn grouped(command: &clap::Command) -> String {
 }
 
 fn log_level(text: &str) -> Result<tracing::level_filters::LevelFilter, String> {
-    config::log_level(text)
+    crate::config::log_level(text)
 }
 
 #[cfg(test)]
@@ -410,20 +432,24 @@ mod tests {
           check-wal-archive  Check that nothing is archived of a new server
           verify             Read everything back and check it against its checksums
           metrics            Print what the checks have counted, for Prometheus
+          config             Show every key of the configuration and what it does
 
         Maintain:
           cron               Do what is due; once a minute, from cron or a timer
+          init               Make a repository, and show what to set on a server
           delete             Delete backups; 'sweep' then frees the space nothing else uses
           sweep              Free the space of deleted and failed backups
           quarantine         Show WAL files that were put aside, accept them or delete them
           rebuild-catalog    Rebuild catalog.sqlite from the packs
           index-wal          Read archived WAL again that an earlier release could not read
           history            Show where a timeline has two histories, and decide which one counts
+          config-switch      Switch a server to a model, or back
+          config-update      Change settings of servers and models
           version            Show the version
 
         Options of every command:
-          -c, --config <FILE>      Configuration to read [default: ~/.barmanfs.conf, else
-                                   /etc/barmanfs.conf]
+          -c, --config <FILE>      Configuration to read [default: ~/.barmanfs.conf, /etc/barmanfs.conf, or
+                                   Barman's]
           -q, --quiet              Only report problems; no progress
           -v, --verbose...         Report more; twice for debugging
               --log-level <LEVEL>  error, warning, info, debug or trace; wins over the configuration's

@@ -4,12 +4,15 @@ pub(crate) mod backup;
 pub(crate) mod check;
 pub(crate) mod check_wal_archive;
 pub(crate) mod clone;
+pub(crate) mod config;
+pub(crate) mod config_switch;
 pub(crate) mod cron;
 pub(crate) mod delete;
 pub(crate) mod explain;
 pub(crate) mod get_wal;
 pub(crate) mod history;
 pub(crate) mod index_wal;
+pub(crate) mod init;
 pub(crate) mod list_backups;
 pub(crate) mod list_files;
 pub(crate) mod list_servers;
@@ -37,7 +40,7 @@ use barmanfs_catalog::{Backup, BackupSelector, Error as CatalogError, Repository
 use tracing::level_filters::LevelFilter;
 
 use crate::cli::{Cli, Command, GlobalOptions};
-use crate::config::{Config, ServerConfig};
+use crate::config::{Config, ConfigError, ServerConfig};
 use crate::error::{Error, Outcome};
 use crate::logging;
 use crate::output::{self, Form, Format, Kept, Output};
@@ -69,6 +72,7 @@ pub(crate) fn run(cli: Cli, form: Form) -> Result<Outcome, Error> {
     let done = match cli.command {
         Command::Version(json) => version::run(&mut out, json),
         Command::Umount(args) => umount::run(&args),
+        Command::Init(args) => init::run(&mut out, &cli.global, &args),
         command => match configured(&cli.global, &command, form) {
             Ok(config) => {
                 let options = cli.global;
@@ -85,23 +89,21 @@ pub(crate) fn run(cli: Cli, form: Form) -> Result<Outcome, Error> {
 
 /// Reads the configuration and starts the log.
 fn configured(options: &GlobalOptions, command: &Command, form: Form) -> Result<Config, Error> {
-    let home = std::env::var_os("HOME")
-        .filter(|home| !home.is_empty())
-        .map(PathBuf::from);
-    let config = Config::load(options.config.as_deref(), home.as_deref())?;
+    let config = load(options)?;
+    let mention = Mention::by(command);
     // PostgreSQL runs these for every segment, so unchanging facts are not logged each time.
     let repetitive = matches!(command, Command::WalArchive(_) | Command::GetWal(_));
-    logging::start(level(options, &config, repetitive), form == Form::BarmanJson);
-    if !repetitive {
-        config
-            .warnings
-            .iter()
-            .for_each(|warning| tracing::warn!("{warning}"));
-    }
+    start_log(options, &config, repetitive, form);
+    warn_of(&config, mention);
     Ok(config)
 }
 
 impl App {
+    /// The configuration as it is now.
+    fn reload(&self) -> Result<Config, Error> {
+        Ok(load(&self.options)?)
+    }
+
     fn run(&mut self, command: Command) -> Result<Outcome, Error> {
         match command {
             Command::Backup(args) => backup::run(self, &args),
@@ -120,10 +122,14 @@ impl App {
             Command::History(args) => history::run(self, &args),
             Command::Mount(args) => mount::run(self, args),
             Command::Umount(args) => umount::run(&args),
+            Command::Init(args) => init::run(&mut self.out, &self.options, &args),
             Command::Clone(command) => clone::run(self, &command),
             Command::Check(args) => check::run(self, &args),
             Command::CheckWalArchive(args) => check_wal_archive::run(self, &args),
             Command::Metrics(args) => metrics::run(self, &args),
+            Command::Config(command) => config::run(self, &command),
+            Command::ConfigSwitch(args) => config_switch::switch(self, &args),
+            Command::ConfigUpdate(args) => config_switch::update(self, &args),
             Command::Verify(args) => verify::run(self, &args),
             Command::Cron(args) => cron::run(self, &args),
             Command::Delete(args) => delete::run(self, &args),
@@ -251,6 +257,9 @@ impl App {
     }
 
     fn unknown_server(&self, name: &str, stored: &[ServerName]) -> Error {
+        if let Some(section) = self.config.misnamed.iter().find(|section| section.name == name) {
+            return Error::usage(section.problem.to_string());
+        }
         let configured = self.config.servers.iter().map(|server| &server.name);
         let mut names: Vec<&str> = configured.chain(stored).map(ServerName::as_str).collect();
         names.sort_unstable();
@@ -264,6 +273,78 @@ impl App {
             self.config.file.display()
         ))
         .hint(hint)
+    }
+}
+
+fn load(options: &GlobalOptions) -> Result<Config, ConfigError> {
+    let home = std::env::var_os("HOME")
+        .filter(|home| !home.is_empty())
+        .map(PathBuf::from);
+    Config::load(options.config.as_deref(), home.as_deref())
+}
+
+/// How much a command says about the lines of the configuration that it cannot obey.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mention {
+    /// Each line.
+    All,
+    /// Their number.
+    Number,
+    /// Nothing.
+    Nothing,
+}
+
+impl Mention {
+    fn by(command: &Command) -> Self {
+        match command {
+            Command::Check(_) | Command::Backup(_) => Self::All,
+            // PostgreSQL runs the first two for every segment, and cron would send a mail every minute. The last one prints
+            // them anyway.
+            Command::WalArchive(_) | Command::GetWal(_) | Command::Cron(_) | Command::Config(_) => {
+                Self::Nothing
+            }
+            _ => Self::Number,
+        }
+    }
+}
+
+/// Logs what the configuration has that is not obeyed.
+fn warn_of(config: &Config, mention: Mention) {
+    match mention {
+        Mention::All => {
+            config
+                .notices
+                .iter()
+                .for_each(|notice| tracing::warn!("{notice}"));
+            config.errors().for_each(|error| tracing::error!("{error}"));
+        }
+        Mention::Number => {
+            if let Some(summary) = config.summary() {
+                tracing::warn!("{summary}");
+            }
+        }
+        Mention::Nothing => {}
+    }
+}
+
+/// Starts the log. A log file that cannot be opened stops nothing.
+fn start_log(options: &GlobalOptions, config: &Config, repetitive: bool, form: Form) {
+    let stderr = level(options, config, repetitive);
+    let opened = config
+        .log_file
+        .as_ref()
+        .map(|path| logging::open(path, &config.repository).map_err(|error| (path, error)));
+    let level = config.log_level.unwrap_or(LevelFilter::INFO);
+    let keep = form == Form::BarmanJson;
+    match opened {
+        Some(Ok(file)) => logging::start(stderr, Some((file, level.max(stderr))), keep),
+        None => logging::start(stderr, None, keep),
+        Some(Err((path, error))) => {
+            logging::start(stderr, None, keep);
+            if !repetitive {
+                tracing::warn!("Nothing is logged to {}: {error}", path.display());
+            }
+        }
     }
 }
 

@@ -93,6 +93,15 @@ impl Error {
         }
     }
 
+    /// The same for one of several servers: the command line was right, and the work for the others is done.
+    pub(crate) fn into_failure(self) -> Self {
+        let kind = match self.kind {
+            Kind::Usage => Kind::Failed,
+            other => other,
+        };
+        Self { kind, ..self }
+    }
+
     /// Adds a hint about what to do.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());

@@ -38,7 +38,7 @@ use std::time::Duration;
 use barmanfs_catalog::Repository;
 use barmanfs_catalog::recovery::TimelineReport;
 
-use crate::config::ServerConfig;
+use crate::config::{Problem, ServerConfig};
 use crate::error::Error;
 use crate::invocation::Invocation;
 pub(crate) use doubts::Doubts;
@@ -116,12 +116,26 @@ pub(crate) fn measure(
 }
 
 fn all(path: &Path, subject: Subject<'_>, findings: &mut Findings) {
+    findings.extend(configuration(&subject.server.errors));
     let stored = stored(path, subject, findings);
     findings.note(|figures| figures.is_up = Some(false));
     if let Some(connections) = Connections::open(subject.server, findings) {
         findings.note(|figures| figures.is_up = Some(connections.are_complete(subject.server)));
         server::check(subject, stored.as_ref(), connections, findings);
     }
+}
+
+/// A server with a wrong configuration is disabled.
+pub(crate) fn configuration(errors: &[Problem]) -> Option<Finding> {
+    let first = errors.first()?;
+    let more = match errors.len() - 1 {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    Some(
+        Finding::failed("configuration", format!("{first}{more}"))
+            .hint("The server is disabled; 'barmanfs config check' lists all that is wrong"),
+    )
 }
 
 /// The checks that need no server.

@@ -1,6 +1,7 @@
-//! The destination of log lines: standard error, the configured file, or syslog.
+//! The destinations of log lines: standard error, and the configured file.
 //!
-//! A mount in the background has no standard error any more, so it switches to `log_file`, or to syslog. Syslog and
+//! Every command writes to `log_file`, if there is one, also the error that it ends with: monitoring reads it. A mount in the
+//! background has no standard error any more; without a file it switches to syslog. Syslog and
 //! systemd's journal keep time and severity of every line themselves, so lines for them do not begin with these.
 
 mod keeper;
@@ -9,11 +10,13 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::OFlags;
 use tracing::field::Field;
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Subscriber};
@@ -21,7 +24,7 @@ use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::{Format, FormatEvent, FormatFields, Full, Writer, debug_fn};
 use tracing_subscriber::fmt::{FmtContext, MakeWriter};
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -45,8 +48,15 @@ enum Sink {
 
 static SINK: Mutex<Sink> = Mutex::new(Sink::Stderr);
 
-/// Starts logging to standard error. Called once. With `keep`, warnings are also kept for [`take_kept`].
-pub(crate) fn start(level: LevelFilter, keep: bool) {
+/// The target of lines that standard error has already, in another form.
+const FILE_ONLY: &str = "barmanfs::end";
+
+/// Whether the lines go into a file, too.
+static HAS_FILE: AtomicBool = AtomicBool::new(false);
+
+/// Starts logging to standard error and to a file, with a level for each. Called once. With `keep`, warnings are also kept for
+/// [`take_kept`].
+pub(crate) fn start(level: LevelFilter, file: Option<(File, LevelFilter)>, keep: bool) {
     let stderr = io::stderr();
     if is_the_journals(&stderr) {
         set(Sink::Journal);
@@ -69,12 +79,66 @@ pub(crate) fn start(level: LevelFilter, keep: bool) {
     } else {
         level
     };
-    let filter = Targets::new().with_default(level).with_target("fuser", others);
+    let filter = Targets::new()
+        .with_default(level)
+        .with_target("fuser", others)
+        .with_target(FILE_ONLY, LevelFilter::OFF);
+    HAS_FILE.store(file.is_some(), Ordering::Relaxed);
+    let to_file = file.map(|(file, level)| {
+        let filter = Targets::new()
+            .with_default(level)
+            .with_target("fuser", level.min(LevelFilter::WARN));
+        tracing_subscriber::fmt::layer()
+            .with_ansi(false)
+            .with_target(false)
+            .fmt_fields(debug_fn(write_field).delimited(" "))
+            .with_writer(Mutex::new(file))
+            .with_filter(filter)
+    });
     tracing_subscriber::registry()
-        .with(filter)
-        .with(lines)
-        .with(keep.then_some(keeper::Keeper))
+        .with(lines.with_filter(filter))
+        .with(to_file)
+        .with(keep.then(|| keeper::Keeper.with_filter(level)))
         .init();
+}
+
+/// Logs the error that the command ends with, which is printed on standard error.
+pub(crate) fn ended(error: &str) {
+    tracing::error!(target: FILE_ONLY, "{error}");
+}
+
+/// Opens a log file for appending. One that root creates belongs to the owner of the repository, whose commands write to
+/// it, too.
+///
+/// # Errors
+/// When it cannot be opened, or is no regular file.
+pub(crate) fn open(path: &Path, repository: &Path) -> io::Result<File> {
+    const MODE: u32 = 0o640;
+    let is_root = rustix::process::geteuid().is_root();
+    let mut flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    if is_root {
+        // Its directory may belong to a user who could have root write elsewhere.
+        flags |= OFlags::NOFOLLOW;
+    }
+    let is_new = !path.exists();
+    let file = File::options()
+        .append(true)
+        .create(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path)?;
+    if is_new {
+        file.set_permissions(std::fs::Permissions::from_mode(MODE))?;
+    }
+    if let (true, true, Ok(owner)) = (is_new, is_root, std::fs::metadata(repository)) {
+        std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+    }
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is not a regular file",
+        )),
+    }
 }
 
 /// Whether this stream is the one that systemd has connected to its journal (systemd.exec(5), `JOURNAL_STREAM`).
@@ -131,9 +195,10 @@ fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -
     }
 }
 
-/// Sends all further lines to `file`, or to syslog.
+/// Leaves standard error: all further lines go to `file` alone, or to syslog.
 pub(crate) fn leave_stderr(file: Option<&Path>) -> io::Result<()> {
     let sink = match file {
+        Some(_) if HAS_FILE.load(Ordering::Relaxed) => Sink::Nowhere,
         Some(file) => Sink::File(File::options().append(true).create(true).open(file)?),
         None => syslog().map_or(Sink::Nowhere, Sink::Syslog),
     };

@@ -148,6 +148,7 @@ fn report(error: &Error) {
     let colour = colours(&io::stderr());
     // The message may contain text from a server, or a file name.
     let message = printable_lines(&error.to_string());
+    logging::ended(&message);
     let mut text = format!("{} {message}\n", paint("Error:", Style::Red, colour));
     if let Some(hint) = error.hint_text().map(printable_lines) {
         text.push_str(&format!("{} {hint}\n", paint("Hint:", Style::Bold, colour)));

@@ -160,20 +160,23 @@ fn unknown_and_malformed_lines_of_a_configuration_are_named() {
     let site = Site::new();
     let global = format!("[barmanfs]\nrepository = {}\n", site.repository().display());
     let server = "[main]\nconninfo = host=/tmp user=postgres\n";
-    // An unknown key: a warning with the line, and the command continues.
+    // An unknown key: one line says how many there are, the command continues, and 'config check' names the line.
     let run = with_config(&site, &format!("{global}colour = blue\n{server}")).ok();
-    assert!(run.stderr.contains("colour") && run.stderr.contains('3'), "{run}");
-    // A wrong value: an error with file, line, and the allowed values.
-    with_config(&site, &format!("{global}log_level = shouting\n{server}"))
-        .refused(2)
-        .says(&["barmanfs.conf", "3", "info"]);
+    assert!(run.stderr.contains("1 key has no effect"), "{run}");
+    let checked = site.barmanfs(&["config", "check"]).refused(3);
+    checked.says(&["barmanfs.conf:3", "colour", "unknown"]);
+    // A wrong value: file, line, and the allowed values.
+    with_config(&site, &format!("{global}log_level = shouting\n{server}")).ok();
+    let checked = site.barmanfs(&["config", "check"]).refused(3);
+    checked.says(&["barmanfs.conf:3", "shouting", "info"]);
+    // A section that cannot be a server.
+    with_config(&site, &format!("{global}[../up]\nconninfo = host=/tmp\n")).ok();
+    let checked = site.barmanfs(&["config", "check"]).refused(3);
+    checked.says(&["barmanfs.conf:3", "Invalid server name"]);
     with_config(&site, &format!("{global}{server}this line is nothing\n"))
         .refused(2)
         .says(&["barmanfs.conf", "5"]);
     with_config(&site, &format!("{global}[main\nconninfo = host=/tmp\n"))
-        .refused(2)
-        .says(&["barmanfs.conf", "3"]);
-    with_config(&site, &format!("{global}[../up]\nconninfo = host=/tmp\n"))
         .refused(2)
         .says(&["barmanfs.conf", "3"]);
     with_config(&site, &format!("stray = 1\n{global}"))

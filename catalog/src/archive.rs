@@ -9,6 +9,7 @@ pub mod json;
 pub(crate) mod keep;
 pub(crate) mod roots;
 pub(crate) mod servers;
+pub(crate) mod site_files;
 pub(crate) mod spool;
 pub(crate) mod wal;
 

@@ -35,6 +35,9 @@ pub(crate) const LIVE: &str = "live";
 /// WAL that was received and is not archived yet.
 pub(crate) const SPOOL: &str = "spool";
 
+/// What the site's configuration has besides the administrator's files.
+pub(crate) const CONFIG: &str = "config";
+
 /// The file that reserves space for operations that free space.
 pub(crate) const RESERVE: &str = "reserve";
 
@@ -138,6 +141,7 @@ pub(crate) fn check_vacant(path: &Path) -> Result<()> {
         }
         let ours = name == PACKS
             || name == RESERVE
+            || name == CONFIG
             || name.starts_with(CATALOG)
             || DIRECTORIES.contains(&name.as_ref());
         if !ours {

@@ -36,6 +36,7 @@ pub use archive::clones::{CloneDescription, CloneDraft, CloneLock, CloneOrigin, 
 pub use archive::history::{Decided, Fork, HistoryReport, LeftHistory, Restarted};
 pub use archive::json;
 pub use archive::keep::{Keep, KeepTarget};
+pub use archive::site_files::SiteFiles;
 pub use archive::spool::{PartialSegment, Receiver, Spool, SpoolFile};
 pub use archive::wal::{
     Comparison, Confined, LooseSegment, QuarantinedWal, RangeTotals, RefusedWal, ReindexReport, SegmentRange,

@@ -1,10 +1,21 @@
 //! The command lines of the commands that delete, and that rebuild the catalog.
 
+use std::path::PathBuf;
+
+use barmanfs_catalog::ServerName;
 use clap::Args;
 
 use barmanfs_catalog::CronTask;
 
 use super::JsonOption;
+
+/// Ends `barmanfs init --help`.
+pub(super) const INIT_HELP: &str = "\
+Run it as the user PostgreSQL runs as. Without DIR it is the repository of the configuration, or /var/lib/barmanfs.
+
+Examples:
+  barmanfs init
+  barmanfs init /srv/backups --server main --server reports";
 
 /// Ends `barmanfs delete --help`.
 pub(super) const DELETE_HELP: &str = "\
@@ -47,6 +58,17 @@ pub(crate) struct CronArgs {
     /// Its server
     #[arg(long, hide = true, requires = "task")]
     pub(crate) server: Option<String>,
+}
+
+/// `init`
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    /// Directory of the repository
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: Option<PathBuf>,
+    /// Say what this server needs
+    #[arg(long = "server", value_name = "NAME")]
+    pub(crate) servers: Vec<ServerName>,
 }
 
 /// `delete`

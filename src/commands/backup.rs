@@ -2,17 +2,16 @@
 
 use std::time::Duration;
 
-use barmanfs_catalog::{Backup, BackupStatus, CreateOptions, Error as CatalogError, Repository};
+use barmanfs_catalog::{Backup, BackupStatus, Error as CatalogError, Repository};
 
-use super::App;
 use super::list_backups::{status_style, took};
 use super::show_backup::came_in_as;
+use super::{App, init};
 use crate::backup::{self, BackupOptions, Stop};
 use crate::barman;
 use crate::cli::backup::BackupArgs;
 use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
-use crate::fstab;
 use crate::output;
 use crate::report;
 
@@ -102,9 +101,11 @@ fn take_all(
     (backups, errors)
 }
 
-/// Returns a single error unchanged. Of several errors, logs each and returns a summary.
+/// Returns a single error unchanged, except that it is never wrong usage where others were backed up. Of several errors,
+/// logs each and returns a summary.
 fn summed_up(mut errors: Vec<Error>, servers: usize) -> Option<Error> {
     match errors.len() {
+        0 | 1 if servers > 1 => errors.pop().map(Error::into_failure),
         0 | 1 => errors.pop(),
         failed => {
             errors.iter().for_each(|error| tracing::error!("{error}"));
@@ -117,30 +118,11 @@ fn summed_up(mut errors: Vec<Error>, servers: usize) -> Option<Error> {
 pub(super) fn open_or_create(app: &App) -> Result<Repository, Error> {
     let path = &app.config.repository;
     match Repository::open(path) {
-        Err(CatalogError::NoRepository { .. }) => {}
+        Err(CatalogError::NoRepository { .. }) => init::create(path),
         other => {
             app.refuse_foreign_root()?;
-            return Ok(other?);
+            Ok(other?)
         }
-    }
-    if let Some(mount_point) = fstab::missing_mount(path) {
-        return Err(Error::failed(format!(
-            "{} is not mounted: no repository is created in its place",
-            mount_point.display()
-        ))
-        .hint(format!(
-            "Mount {} first; /etc/fstab lists it",
-            mount_point.display()
-        )));
-    }
-    app.refuse_foreign_root()?;
-    match Repository::create(path, CreateOptions::default()) {
-        Ok(repository) => {
-            tracing::info!("Created the repository {}", path.display());
-            Ok(repository)
-        }
-        // Another backup may have created it first.
-        Err(error) => Repository::open(path).map_err(|_| error.into()),
     }
 }
 

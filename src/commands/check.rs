@@ -19,7 +19,18 @@ pub(crate) fn run(app: &mut App, args: &CheckArgs) -> Result<Outcome, Error> {
     let servers = app.configured_servers(&args.servers)?;
     let invocation = Invocation::current(app.options.config.as_deref());
     let path = &app.config.repository;
-    let checked = standing::each(&servers, |server| check(path, args, server, &invocation));
+    let mut checked = standing::each(&servers, |server| check(path, args, server, &invocation));
+    let is_named = |name: &str| {
+        args.servers
+            .iter()
+            .any(|asked| asked == super::ALL || asked == name)
+    };
+    let misnamed = app
+        .config
+        .misnamed
+        .iter()
+        .filter(|section| is_named(&section.name));
+    checked.extend(misnamed.map(CheckedServer::misnamed));
     let worst = CheckedServer::worst(&checked);
     if args.nagios {
         let plugin = match app.options.format {

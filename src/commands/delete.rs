@@ -24,6 +24,10 @@ pub(crate) fn run(app: &mut App, args: &DeleteArgs) -> Result<Outcome, Error> {
         false => app.repository_for_writing()?,
     };
     let server = app.known_server(&repository, &args.server)?;
+    if let Some(configured) = app.config.server(server.as_str()) {
+        // The minimum that somebody meant may be the value that is wrong.
+        configured.refuse_disabled()?;
+    }
     let _alone = match args.dry_run {
         true => None,
         false => Some(repository.deleting(&server)?),

@@ -5,6 +5,7 @@ use barmanfs_catalog::{Backup, Repository, ServerName};
 use super::App;
 use crate::barman;
 use crate::cli::inspect::ListServersArgs;
+use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
 use crate::output::{Align, Cell, Style, Table, second};
 use crate::report::ListedServer;
@@ -49,6 +50,7 @@ fn describe(app: &App, repository: Option<&Repository>, name: ServerName) -> Res
         description: configured.and_then(|server| server.description.clone()),
         configured: configured.is_some(),
         active: configured.is_some_and(|server| server.active),
+        disabled: configured.is_some_and(ServerConfig::is_disabled),
         system_id,
         backups: backups.iter().filter(|backup| backup.is_complete()).count(),
         last_backup_time: backups
@@ -68,10 +70,13 @@ fn table(servers: &[ListedServer]) -> Table {
         ("Description", Align::Left),
     ]);
     for server in servers {
-        let state = match (server.configured, server.active) {
-            (true, true) => Cell::styled("active", Style::Green),
-            (true, false) => Cell::styled("inactive", Style::Yellow),
-            (false, _) => Cell::styled("not configured", Style::Yellow),
+        let state = match server {
+            ListedServer {
+                configured: false, ..
+            } => Cell::styled("not configured", Style::Yellow),
+            ListedServer { disabled: true, .. } => Cell::styled("disabled", Style::Red),
+            ListedServer { active: false, .. } => Cell::styled("inactive", Style::Yellow),
+            _ => Cell::styled("active", Style::Green),
         };
         table.row([
             server.name.as_str().into(),

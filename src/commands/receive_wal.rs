@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use barmanfs_catalog::ServerName;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::App;
@@ -22,8 +23,9 @@ const POLL: Duration = Duration::from_millis(50);
 pub(crate) fn run(app: &mut App, args: &ReceiveWalArgs) -> Result<Outcome, Error> {
     let server = app.configured(&args.server)?.clone();
     if args.stop {
-        return stop(app, &server);
+        return stop(app, &server.name);
     }
+    server.refuse_disabled()?;
     if args.create_slot || args.drop_slot {
         return change_slot(app, &server, args);
     }
@@ -66,18 +68,17 @@ fn change_slot(app: &mut App, server: &ServerConfig, args: &ReceiveWalArgs) -> R
 }
 
 /// Sends a signal to the process that receives, and waits until it has ended.
-fn stop(app: &mut App, server: &ServerConfig) -> Result<Outcome, Error> {
+pub(super) fn stop(app: &mut App, server: &ServerName) -> Result<Outcome, Error> {
     let repository = app.repository()?;
-    let Some(receiver) = repository.receiver(&server.name)? else {
+    let Some(receiver) = repository.receiver(server)? else {
         return Err(Error::failed(format!(
-            "No process receives WAL of server {}",
-            server.name
+            "No process receives WAL of server {server}"
         )));
     };
     let unreachable = || {
         Error::failed(format!(
-            "The process that receives WAL of server {} cannot be signalled ({})",
-            server.name, receiver.description
+            "The process that receives WAL of server {server} cannot be signalled ({})",
+            receiver.description
         ))
         .hint("Run this on its host, as its user")
     };
@@ -86,18 +87,18 @@ fn stop(app: &mut App, server: &ServerConfig) -> Result<Outcome, Error> {
     kill_process(process, Signal::TERM).map_err(|_| unreachable())?;
     let began = Instant::now();
     while repository
-        .receiver(&server.name)?
+        .receiver(server)?
         .is_some_and(|now| now.process == receiver.process)
     {
         if began.elapsed() > STOPS_WITHIN {
             return Err(Error::failed(format!(
-                "The process that receives WAL of server {} was asked to stop and still runs ({})",
-                server.name, receiver.description
+                "The process that receives WAL of server {server} was asked to stop and still runs ({})",
+                receiver.description
             )));
         }
         std::thread::sleep(POLL);
     }
     app.out
-        .line(format_args!("Receiving WAL of server {} is stopped", server.name))?;
+        .line(format_args!("Receiving WAL of server {server} is stopped"))?;
     Ok(Outcome::Done)
 }

@@ -18,7 +18,9 @@ use crate::versions;
 
 /// Runs the command.
 pub(crate) fn run(app: &App, args: &WalArchiveArgs) -> Result<Outcome, Error> {
-    let server = &app.configured(&args.server)?.name;
+    let configured = app.configured(&args.server)?;
+    configured.refuse_storing()?;
+    let server = &configured.name;
     let path = &args.path;
     let file_name = path.file_name().unwrap_or_default().to_string_lossy();
     let name = WalName::from_str(&file_name).map_err(|error| Error::usage(error.to_string()))?;

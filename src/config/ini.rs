@@ -1,17 +1,21 @@
-//! The INI dialect of Barman's configuration (Python's `configparser`), with line numbers.
+//! The INI dialect of Barman's configuration (Python's `configparser`), with the file and line of each key.
 //!
 //! `[section]`, `key = value` or `key: value`, whole-line comments with `#` or `;`, and a line that is
-//! indented deeper than its key continues the value. Nothing is expanded: a value is taken literally, except
-//! for one pair of quotes around it. This parser exists because of the line numbers: every message about a
-//! configuration must name the line.
+//! indented deeper than its key continues the value. One pair of quotes around a whole value is removed; nothing else
+//! is changed here. This parser exists because of the line numbers: every message about a configuration must name the
+//! line. A test compares it with Python's on random files.
+
+use super::origin::{File, Origin};
 
 /// One `[section]`, in the order of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Section {
     /// The text between the brackets.
     pub(super) name: String,
-    /// Line of the header, counted from 1.
-    pub(super) line: usize,
+    /// Its header.
+    pub(super) origin: Origin,
+    /// Whether text behind the brackets was ignored, as Python does.
+    pub(super) has_ignored_text: bool,
     /// The keys, in the order of the file, repeated ones included.
     pub(super) entries: Vec<Entry>,
 }
@@ -23,13 +27,13 @@ pub(super) struct Entry {
     pub(super) key: String,
     /// Trimmed and unquoted; continuation lines are joined with a newline.
     pub(super) value: String,
-    /// Line of the key, counted from 1.
-    pub(super) line: usize,
+    /// The line of the key.
+    pub(super) origin: Origin,
 }
 
 impl std::fmt::Debug for Entry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}@{}", self.key, self.line)
+        write!(f, "{}@{}", self.key, self.origin)
     }
 }
 
@@ -42,8 +46,8 @@ pub(super) struct Malformed {
     pub(super) message: String,
 }
 
-/// Splits `text` into sections.
-pub(super) fn parse(text: &str) -> Result<Vec<Section>, Malformed> {
+/// Splits the text of `file` into sections.
+pub(super) fn parse(file: &File, text: &str) -> Result<Vec<Section>, Malformed> {
     let mut sections: Vec<Section> = Vec::new();
     // Indentation of the last key, while lines may still continue its value.
     let mut open_key: Option<usize> = None;
@@ -51,29 +55,34 @@ pub(super) fn parse(text: &str) -> Result<Vec<Section>, Malformed> {
     for (index, raw) in text.lines().enumerate() {
         let line = index + 1;
         let trimmed = raw.trim();
-        if trimmed.is_empty() || trimmed.starts_with(['#', ';']) {
+        if trimmed.starts_with(['#', ';']) {
             continue;
         }
-        let indent = raw.len() - raw.trim_start().len();
-        let section = sections.last_mut();
-        if let (Some(key_indent), Some(section)) = (open_key, section)
-            && indent > key_indent
-            && let Some(entry) = section.entries.last_mut()
-        {
-            entry.value.push('\n');
-            entry.value.push_str(trimmed);
+        let open = sections.last_mut().and_then(|section| section.entries.last_mut());
+        if let (Some(key_indent), Some(entry)) = (open_key, open) {
+            let indent = raw.len() - raw.trim_start().len();
+            // An empty line belongs to the value if the value goes on behind it.
+            if trimmed.is_empty() || indent > key_indent {
+                entry.value.push('\n');
+                entry.value.push_str(trimmed);
+                continue;
+            }
+        }
+        if trimmed.is_empty() {
             continue;
         }
         if let Some(rest) = trimmed.strip_prefix('[') {
+            let (name, has_ignored_text) = section_name(rest, line)?;
             sections.push(Section {
-                name: section_name(rest, line)?,
-                line,
+                name,
+                origin: file.at(line),
+                has_ignored_text,
                 entries: Vec::new(),
             });
             open_key = None;
             continue;
         }
-        let entry = key_value(trimmed, line)?;
+        let entry = key_value(trimmed, file.at(line))?;
         let Some(section) = sections.last_mut() else {
             return Err(malformed(
                 line,
@@ -81,27 +90,25 @@ pub(super) fn parse(text: &str) -> Result<Vec<Section>, Malformed> {
             ));
         };
         section.entries.push(entry);
-        open_key = Some(indent);
+        open_key = Some(raw.len() - raw.trim_start().len());
     }
     for entry in sections.iter_mut().flat_map(|section| &mut section.entries) {
+        entry.value.truncate(entry.value.trim_end().len());
         unquote(&mut entry.value);
     }
     Ok(sections)
 }
 
-fn section_name(rest: &str, line: usize) -> Result<String, Malformed> {
+fn section_name(rest: &str, line: usize) -> Result<(String, bool), Malformed> {
     match rest.split_once(']') {
-        Some((name, after)) if after.trim().is_empty() && !name.trim().is_empty() => {
-            Ok(name.trim().to_owned())
+        Some((name, after)) if !name.trim().is_empty() => {
+            Ok((name.trim().to_owned(), !after.trim().is_empty()))
         }
-        _ => Err(malformed(
-            line,
-            "Malformed section header: expected [name] and nothing after it",
-        )),
+        _ => Err(malformed(line, "Malformed section header: expected [name]")),
     }
 }
 
-fn key_value(trimmed: &str, line: usize) -> Result<Entry, Malformed> {
+fn key_value(trimmed: &str, origin: Origin) -> Result<Entry, Malformed> {
     let split = trimmed
         .find(['=', ':'])
         .and_then(|at| trimmed.split_at_checked(at));
@@ -110,10 +117,10 @@ fn key_value(trimmed: &str, line: usize) -> Result<Entry, Malformed> {
             key: key.trim().to_lowercase(),
             // The separator is a single ASCII byte.
             value: value.get(1..).unwrap_or_default().trim().to_owned(),
-            line,
+            origin,
         }),
         _ => Err(malformed(
-            line,
+            origin.line(),
             "Malformed line: expected [section], key = value, or a comment that begins with # or ;",
         )),
     }
@@ -126,10 +133,11 @@ fn malformed(line: usize, message: &str) -> Malformed {
     }
 }
 
-/// Removes one pair of equal quotes around a whole value, as Barman does.
+/// Removes one pair of equal quotes around a whole value of one line, as Barman does.
 fn unquote(value: &mut String) {
     for quote in ['"', '\''] {
-        if value.len() >= 2 && value.starts_with(quote) && value.ends_with(quote) {
+        let is_quoted = value.len() >= 2 && value.starts_with(quote) && value.ends_with(quote);
+        if is_quoted && !value.contains('\n') {
             value.remove(0);
             value.pop();
             return;
@@ -142,13 +150,13 @@ mod tests {
     use super::*;
 
     fn flat(text: &str) -> Vec<(String, usize, String, String)> {
-        parse(text)
+        parse(&File::new("/c"), text)
             .unwrap()
             .into_iter()
             .flat_map(|s| {
                 s.entries
                     .into_iter()
-                    .map(move |e| (s.name.clone(), e.line, e.key, e.value))
+                    .map(move |e| (s.name.clone(), e.origin.line(), e.key, e.value))
             })
             .collect()
     }
@@ -195,11 +203,10 @@ mod tests {
             ("[main]\nsecret\n", 2),
             ("[main\n", 1),
             ("[]\n", 1),
-            ("[a] b\n", 1),
             ("key = value\n", 1),
             ("[a]\n= value\n", 2),
         ] {
-            let error = parse(text).unwrap_err();
+            let error = parse(&File::new("/c"), text).unwrap_err();
             assert_eq!(error.line, line, "{text:?}");
             assert!(!error.message.contains("secret"));
         }
@@ -207,6 +214,12 @@ mod tests {
 
     #[test]
     fn debug_output_hides_values() {
-        assert!(!format!("{:?}", parse("[a]\nconninfo = password=hunter2\n").unwrap()).contains("hunter2"));
+        assert!(
+            !format!(
+                "{:?}",
+                parse(&File::new("/c"), "[a]\nconninfo = password=hunter2\n").unwrap()
+            )
+            .contains("hunter2")
+        );
     }
 }

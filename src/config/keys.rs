@@ -3,7 +3,7 @@
 //! A configuration that comes from Barman must neither be refused nor silently be obeyed in part: each key
 //! without effect causes a warning with the reason.
 
-/// The effect of a key.
+/// Where a key has its meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Known {
     /// Only in `[barmanfs]`.
@@ -18,34 +18,56 @@ pub(super) enum Known {
     Unknown,
 }
 
+/// The keys of a server that have an effect here.
+#[cfg(test)]
+pub(super) fn of_servers() -> impl Iterator<Item = &'static str> {
+    SERVER.iter().chain(SERVER_OR_GLOBAL).copied()
+}
+
 const GLOBAL: &[&str] = &[
     "repository",
     "log_level",
     "log_file",
     "recovery_target_action",
     "verify_budget",
+    "configuration_files_directory",
 ];
 const SERVER: &[&str] = &[
     "description",
     "conninfo",
     "streaming_conninfo",
     "primary_conninfo",
+    "primary_checkpoint_timeout",
+    "wal_conninfo",
+    "wal_streaming_conninfo",
     "active",
+    "cluster",
+    "basebackups_directory",
+    "wals_directory",
 ];
 const SERVER_OR_GLOBAL: &[&str] = &[
     "archiver",
+    // Before `incremental`, which counts if both are set.
+    "reuse_backup",
     "incremental",
     "streaming_archiver",
     "streaming_archiver_name",
     "slot_name",
     "create_slot",
+    "backup_method",
     "immediate_checkpoint",
     "bandwidth_limit",
     "streaming_backup_name",
+    "primary_ssh_command",
+    "encryption",
+    "parallel_jobs",
     "clone_max_size",
     "clone_max_count",
     "path_prefix",
     "minimum_redundancy",
+    "retention_policy_mode",
+    "worm_mode",
+    "failed_backup_retention",
     "last_backup_maximum_age",
     "last_backup_minimum_size",
     "last_wal_maximum_age",
@@ -67,36 +89,37 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
             "barman_lock_directory",
             "lock_directory_cleanup",
             "backup_directory",
-            "basebackups_directory",
-            "wals_directory",
-            "incoming_wals_directory",
             "streaming_wals_directory",
             "errors_directory",
             "xlogdb_directory",
         ],
     ),
     (
-        "barmanfs runs as the user who calls it",
-        &[
-            "barman_user",
-            "log_format",
-            "configuration_files_directory",
-            "config_changes_queue",
-        ],
+        "WAL comes through 'wal-archive' or 'receive-wal', not as files in a directory",
+        &["incoming_wals_directory"],
+    ),
+    (
+        "barmanfs runs as the user who calls it, the owner of the repository",
+        &["barman_user"],
+    ),
+    ("every line of the log has the same form", &["log_format"]),
+    (
+        "'barmanfs config-update' makes its changes at once",
+        &["config_changes_queue"],
+    ),
+    ("this is a server's section", &["model"]),
+    (
+        "it is computed: a server is disabled by errors in its configuration",
+        &["disabled"],
     ),
     (
         "barmanfs always copies over the replication protocol, on one connection, and stores only changes",
         &[
-            "backup_method",
             "backup_options",
-            "reuse_backup",
             "ssh_command",
-            "primary_ssh_command",
-            "parallel_jobs",
             "parallel_jobs_start_batch_size",
             "parallel_jobs_start_batch_period",
             "network_compression",
-            "keepalive_interval",
             "autogenerate_manifest",
             "tablespace_bandwidth_limit",
             "basebackup_retry_times",
@@ -104,6 +127,10 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
             "archiver_batch_size",
             "streaming_archiver_batch_size",
         ],
+    ),
+    (
+        "set keepalives, keepalives_idle and tcp_user_timeout in the connection string",
+        &["keepalive_interval"],
     ),
     (
         "barmanfs always compresses, and the file system shows everything decompressed",
@@ -122,24 +149,46 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
     ),
     (
         "no backup is deleted by itself yet",
-        &[
-            "retention_policy",
-            "retention_policy_mode",
-            "wal_retention_policy",
-            "worm_mode",
-        ],
+        &["retention_policy", "wal_retention_policy"],
     ),
     ("recovery is a copy from the mount", RECOVERY),
     (
-        "encryption is not supported: put the repository on an encrypted file system",
-        ENCRYPTION,
+        "there is no encryption, and nothing to decrypt",
+        &["encryption_key_id", "encryption_passphrase_command"],
     ),
     ("hook scripts are not supported", HOOKS),
     (
-        "models, passive nodes and standby-specific connections are not supported",
-        MODELS,
+        "passive nodes and WarehousePG are not supported",
+        &["forward_config_path", "warehousepg_dbid"],
     ),
     ("cloud storage is not supported", CLOUD),
+];
+
+/// Keys whose value may be a secret, or have one in it, in other ways than a connection string has.
+const SECRET: &[&str] = &["encryption_passphrase_command", "azure_credential"];
+
+/// Connection strings.
+const CONNECTION_STRINGS: &[&str] = &[
+    "conninfo",
+    "streaming_conninfo",
+    "primary_conninfo",
+    "wal_conninfo",
+    "wal_streaming_conninfo",
+];
+
+/// Where a wrong value in one of Barman's files disables the server, because Barman's default would be less safe than what
+/// somebody meant. Wrong values of other keys are ignored there, as Barman does.
+const SAFETY: &[&str] = &[
+    "active",
+    "slot_name",
+    "backup_method",
+    "primary_ssh_command",
+    "encryption",
+    "basebackups_directory",
+    "wals_directory",
+    "minimum_redundancy",
+    "worm_mode",
+    "failed_backup_retention",
 ];
 
 const RECOVERY: &[&str] = &[
@@ -150,8 +199,6 @@ const RECOVERY: &[&str] = &[
     "local_staging_path",
     "recovery_staging_path",
 ];
-
-const ENCRYPTION: &[&str] = &["encryption", "encryption_key_id", "encryption_passphrase_command"];
 
 const HOOKS: &[&str] = &[
     "pre_backup_script",
@@ -174,16 +221,6 @@ const HOOKS: &[&str] = &[
     "pre_recovery_retry_script",
     "post_recovery_script",
     "post_recovery_retry_script",
-];
-
-const MODELS: &[&str] = &[
-    "cluster",
-    "model",
-    "wal_conninfo",
-    "wal_streaming_conninfo",
-    "primary_checkpoint_timeout",
-    "forward_config_path",
-    "warehousepg_dbid",
 ];
 
 const CLOUD: &[&str] = &[
@@ -216,6 +253,48 @@ const CLOUD: &[&str] = &[
     "snapshot_zone",
     "snapshot_gcp_project",
 ];
+
+/// Whether the key is of the global section alone.
+pub(super) fn is_global(key: &str) -> bool {
+    GLOBAL.contains(&key)
+}
+
+/// Whether a wrong value disables the server also in one of Barman's files.
+pub(super) fn is_about_safety(key: &str) -> bool {
+    SAFETY.contains(&key) || CONNECTION_STRINGS.contains(&key)
+}
+
+/// Whether a model may not set it, as in Barman: directories and hooks belong to the server.
+pub(super) fn is_kept_by_models(key: &str) -> bool {
+    HOOKS.contains(&key) || key.ends_with("_directory") && !key.starts_with("cloud")
+}
+
+/// The rank in which the keys of a server are set, whatever the order of their lines.
+pub(super) fn rank(key: &str) -> usize {
+    let ranked = SERVER.iter().chain(SERVER_OR_GLOBAL);
+    ranked.take_while(|known| **known != key).count()
+}
+
+/// Whether, and how, a value can be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Secrecy {
+    /// As it is.
+    Plain,
+    /// Without its password.
+    ConnectionString,
+    /// Not at all. That holds for unknown keys, too: one may be a misspelt `conninfo`.
+    Hidden,
+}
+
+/// See [`Secrecy`].
+pub(super) fn secrecy(key: &str) -> Secrecy {
+    match known(key) {
+        _ if CONNECTION_STRINGS.contains(&key) => Secrecy::ConnectionString,
+        Known::Unknown => Secrecy::Hidden,
+        _ if SECRET.contains(&key) => Secrecy::Hidden,
+        _ => Secrecy::Plain,
+    }
+}
 
 /// Looks up `key` (in lower case).
 pub(super) fn known(key: &str) -> Known {
@@ -270,5 +349,17 @@ mod tests {
         assert_eq!(nearest("coninfo"), Some("conninfo"));
         assert_eq!(nearest("repositroy"), Some("repository"));
         assert_eq!(nearest("zebra"), None);
+    }
+
+    #[test]
+    fn all_connection_strings_and_safety_keys_are_keys() {
+        for key in SAFETY.iter().chain(CONNECTION_STRINGS) {
+            assert!(
+                matches!(known(key), Known::Server | Known::ServerOrGlobal),
+                "{key}"
+            );
+        }
+        assert!(rank("reuse_backup") < rank("incremental"));
+        assert_eq!(secrecy("coninfo"), Secrecy::Hidden);
     }
 }

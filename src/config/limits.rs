@@ -3,8 +3,6 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::values::given;
-
 const HOUR_SECONDS: u64 = 3600;
 
 /// A maximum age.
@@ -13,6 +11,16 @@ pub(crate) struct Age {
     /// In seconds.
     pub(crate) seconds: u64,
     text: String,
+}
+
+impl Age {
+    /// So many days.
+    pub(crate) fn days(days: u64) -> Self {
+        Self {
+            seconds: days * 24 * HOUR_SECONDS,
+            text: format!("{days} DAYS"),
+        }
+    }
 }
 
 impl fmt::Display for Age {
@@ -37,10 +45,9 @@ pub(crate) struct Limits {
 }
 
 /// `N HOURS|DAYS|WEEKS|MONTHS`, in any case; a month has 31 days, as in Barman.
-pub(super) fn age(value: &str) -> Result<Option<Age>, String> {
-    let Some(text) = given(value) else { return Ok(None) };
+pub(super) fn age(value: &str) -> Result<Age, String> {
     let wrong = || format!("is '{value}': allowed is an age like 12 HOURS, 1 DAY, 2 WEEKS or 3 MONTHS");
-    let mut words = text.split_whitespace();
+    let mut words = value.split_whitespace();
     let (Some(number), Some(unit), None) = (words.next(), words.next(), words.next()) else {
         return Err(wrong());
     };
@@ -58,18 +65,17 @@ pub(super) fn age(value: &str) -> Result<Option<Age>, String> {
         .ok()
         .filter(|number| is_number && *number > 0)
         .and_then(|number| number.checked_mul(hours * HOUR_SECONDS));
-    Ok(Some(Age {
+    Ok(Age {
         seconds: seconds.ok_or_else(wrong)?,
-        text: text.split_whitespace().collect::<Vec<_>>().join(" "),
-    }))
+        text: value.split_whitespace().collect::<Vec<_>>().join(" "),
+    })
 }
 
 /// `N[k|Ki|M|Mi|G|Gi|T|Ti]`, as Barman reads it: `k` is 1000 bytes, `Ki` 1024.
-pub(super) fn si_size(value: &str) -> Result<Option<u64>, String> {
-    let Some(text) = given(value) else { return Ok(None) };
+pub(super) fn si_size(value: &str) -> Result<u64, String> {
     let wrong = || format!("is '{value}': allowed is a size in bytes, or with k, Ki, M, Mi, G, Gi, T or Ti");
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let unit: u64 = match text.get(digits.len()..).map(str::trim) {
+    let digits = value.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit: u64 = match value.get(digits.len()..).map(str::trim) {
         Some("") => 1,
         Some("k") => 1000,
         Some("Ki") => 1 << 10,
@@ -85,32 +91,14 @@ pub(super) fn si_size(value: &str) -> Result<Option<u64>, String> {
     let bytes = digits.parse::<u64>().ok().filter(|_| is_number);
     bytes
         .and_then(|number| number.checked_mul(unit))
-        .map(Some)
         .ok_or_else(wrong)
 }
 
 /// A whole number of backups, 0 for no minimum.
 pub(super) fn redundancy(value: &str) -> Result<usize, String> {
-    given(value).map_or(Ok(0), |value| {
-        value
-            .parse()
-            .map_err(|_| format!("is '{value}': allowed is a number of backups, 0 or more"))
-    })
-}
-
-/// A number of files; nothing for no limit.
-pub(super) fn queue(value: &str) -> Result<Option<usize>, String> {
-    let wrong = |_| format!("is '{value}': allowed is a number of files, 0 or more");
-    given(value).map(|value| value.parse().map_err(wrong)).transpose()
-}
-
-/// A whole number of seconds; nothing for the default.
-pub(super) fn timeout(value: &str) -> Result<Option<Duration>, String> {
-    let wrong = |_| format!("is '{value}': allowed is a number of seconds, 0 for no limit");
-    let seconds = given(value).map(|value| value.parse::<u32>().map_err(wrong));
-    Ok(seconds
-        .transpose()?
-        .map(|seconds| Duration::from_secs(seconds.into())))
+    value
+        .parse()
+        .map_err(|_| format!("is '{value}': allowed is a number of backups, 0 or more"))
 }
 
 /// A limit of time, where 0 means that there is none.
@@ -124,16 +112,16 @@ mod tests {
 
     #[test]
     fn ages_and_sizes_are_read_as_barman_reads_them() {
-        let seconds = |text: &str| age(text).map(|age| age.map(|age| age.seconds));
+        let seconds = |text: &str| age(text).map(|age| age.seconds);
         for (text, expected) in [
             ("1 DAY", 86_400),
             ("36 hours", 36 * 3600),
             (" 2  Weeks ", 14 * 86_400),
             ("1 month", 31 * 86_400),
         ] {
-            assert_eq!(seconds(text), Ok(Some(expected)), "{text}");
+            assert_eq!(seconds(text), Ok(expected), "{text}");
         }
-        assert_eq!((seconds(""), seconds("None")), (Ok(None), Ok(None)));
+        assert_eq!(seconds(&Age::days(7).to_string()), Ok(Age::days(7).seconds));
         for wrong in [
             "1",
             "DAY",
@@ -152,19 +140,12 @@ mod tests {
             ("1 Gi", 1 << 30),
             ("3T", 3_000_000_000_000),
         ] {
-            assert_eq!(si_size(text), Ok(Some(expected)), "{text}");
+            assert_eq!(si_size(text), Ok(expected), "{text}");
         }
-        assert_eq!(si_size("None"), Ok(None));
         for wrong in ["1K", "k", "1 parsec", "-1", "99999999999Ti"] {
             assert!(si_size(wrong).is_err(), "{wrong}");
         }
-        assert_eq!(
-            (queue("7"), queue(""), queue("0")),
-            (Ok(Some(7)), Ok(None), Ok(Some(0)))
-        );
-        assert_eq!(timeout("7"), Ok(Some(Duration::from_secs(7))));
-        assert_eq!((timeout("None"), unless_zero(Duration::ZERO)), (Ok(None), None));
-        assert!(queue("-1").is_err() && timeout("1.5").is_err() && timeout("1 min").is_err());
+        assert_eq!(unless_zero(Duration::ZERO), None);
         assert!(redundancy("x").is_err() && redundancy("-1").is_err() && redundancy("2") == Ok(2));
     }
 }

@@ -1,21 +1,30 @@
 //! The section of a server.
 
+mod effective;
+mod set;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use barmanfs_catalog::ServerName;
 use barmanfs_fs::CloneLimits;
 
-use super::values::{absolute, boolean, count, given, pages, rate, schedule, size, slot_name};
-use super::{Limits, Secret, limits};
+use super::limits::Age;
+use super::setting::Setting;
+use super::{Limits, Problem, Secret};
 use crate::error::Error;
 use crate::schedule::Schedule;
 
 /// The default name of streams. It is used in `synchronous_standby_names` without quotes.
 const STREAMING_ARCHIVER_NAME: &str = "barmanfs_receive_wal";
-
-/// The default of `check_timeout`; Barman's.
+/// The same in a configuration of Barman. A server may have it in `synchronous_standby_names`.
+const BARMANS_STREAMING_ARCHIVER_NAME: &str = "barman_receive_wal";
+/// Barman's name for the connections of backups.
+const BARMANS_STREAMING_BACKUP_NAME: &str = "barman_streaming_backup";
+/// Barman's limit for all checks of a server.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a failed backup stays visible.
+const FAILED_BACKUP_DAYS: u64 = 7;
 
 /// Whether a server's WAL is known to arrive through `wal-archive`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -56,16 +65,30 @@ pub(crate) enum CreateSlot {
 pub(crate) struct ServerConfig {
     /// The section's name.
     pub(crate) name: ServerName,
+    /// Why it is disabled. Empty if it is not.
+    pub(crate) errors: Vec<Problem>,
+    /// Every key that is set for it, and what it does.
+    pub(crate) settings: Vec<Setting>,
+    /// The model whose keys are over its own.
+    pub(crate) active_model: Option<String>,
     /// Free text for the lists.
     pub(crate) description: Option<String>,
     /// `active = off`: left out of `all`, refused for backups.
     pub(crate) active: bool,
+    /// The group of servers and models that it belongs to, if it is not a group of its own.
+    pub(crate) cluster: Option<String>,
     /// How to connect for SQL.
     pub(crate) conninfo: Option<Secret>,
     /// How to connect for replication, when that differs.
     pub(crate) streaming_conninfo: Option<Secret>,
     /// How to connect to the primary for SQL, where the server is a standby.
     pub(crate) primary_conninfo: Option<Secret>,
+    /// How long a backup waits for WAL before it asks that primary for a checkpoint; zero means that it does not ask.
+    pub(crate) primary_checkpoint_timeout: Duration,
+    /// How to connect for SQL to the host that WAL comes from, when that differs.
+    pub(crate) wal_conninfo: Option<Secret>,
+    /// How to connect for replication to the host that WAL comes from, when that differs.
+    pub(crate) wal_streaming_conninfo: Option<Secret>,
     /// See [`Archiver`].
     pub(crate) archiver: Archiver,
     /// See [`Incremental`].
@@ -84,54 +107,112 @@ pub(crate) struct ServerConfig {
     pub(crate) bandwidth_limit_kb: Option<u32>,
     /// `application_name` of the backup's connection, when it is not the one of the connection string.
     pub(crate) streaming_backup_name: Option<String>,
-    /// Limits for its clones.
-    pub(crate) clone_limits: CloneLimits,
-    /// The directory to search first for PostgreSQL's programs.
-    pub(crate) path_prefix: Option<PathBuf>,
-    /// The number of complete backups that every deletion leaves.
-    pub(crate) minimum_redundancy: usize,
-    /// The limits that `check` compares it with.
-    pub(crate) limits: Limits,
-    /// How many received segments may wait to be archived; `None` for any number.
-    pub(crate) max_incoming_wals_queue: Option<usize>,
-    /// How long all checks may take; `None` for no limit.
-    pub(crate) check_timeout: Option<Duration>,
+    /// How many processes or threads a command may use that has a choice.
+    pub(crate) parallel_jobs: usize,
     /// When `cron` takes a backup.
     pub(crate) backup_schedule: Option<Schedule>,
     /// When `cron` tests whether the newest backup starts.
     pub(crate) boot_test_schedule: Option<Schedule>,
     /// Number of pages of each incremental backup that `cron` compares with the server; 0 for none.
     pub(crate) audit_sample: u32,
+    /// Limits for its clones.
+    pub(crate) clone_limits: CloneLimits,
+    /// The directory to search first for PostgreSQL's programs.
+    pub(crate) path_prefix: Option<PathBuf>,
+    /// The number of complete backups that every deletion leaves.
+    pub(crate) minimum_redundancy: usize,
+    /// No WAL is deleted because it is older than the oldest backup.
+    pub(crate) worm_mode: bool,
+    /// How long failed backups stay.
+    pub(crate) failed_backup_retention: Age,
+    /// The limits that `check` compares it with.
+    pub(crate) limits: Limits,
+    /// How many received segments may wait to be archived; `None` for any number.
+    pub(crate) max_incoming_wals_queue: Option<usize>,
+    /// How long all checks may take; `None` for no limit.
+    pub(crate) check_timeout: Option<Duration>,
 }
 
 impl ServerConfig {
-    pub(super) fn new(name: ServerName) -> Self {
+    /// A server without settings. `is_barmans`: in a configuration of Barman, whose names for connections are kept.
+    pub(super) fn new(name: ServerName, is_barmans: bool) -> Self {
+        let archiver_name = match is_barmans {
+            true => BARMANS_STREAMING_ARCHIVER_NAME,
+            false => STREAMING_ARCHIVER_NAME,
+        };
         Self {
             name,
+            errors: Vec::new(),
+            settings: Vec::new(),
+            active_model: None,
             description: None,
             active: true,
+            cluster: None,
             conninfo: None,
             streaming_conninfo: None,
             primary_conninfo: None,
+            primary_checkpoint_timeout: Duration::ZERO,
+            wal_conninfo: None,
+            wal_streaming_conninfo: None,
             archiver: Archiver::Auto,
             incremental: Incremental::Auto,
             streaming_archiver: false,
-            streaming_archiver_name: STREAMING_ARCHIVER_NAME.to_owned(),
+            streaming_archiver_name: archiver_name.to_owned(),
             slot_name: None,
             create_slot: CreateSlot::Manual,
             immediate_checkpoint: false,
             bandwidth_limit_kb: None,
-            streaming_backup_name: None,
-            clone_limits: CloneLimits::default(),
-            path_prefix: None,
-            minimum_redundancy: 0,
-            limits: Limits::default(),
-            max_incoming_wals_queue: None,
-            check_timeout: Some(CHECK_TIMEOUT),
+            streaming_backup_name: is_barmans.then(|| BARMANS_STREAMING_BACKUP_NAME.to_owned()),
+            parallel_jobs: 1,
             backup_schedule: None,
             boot_test_schedule: None,
             audit_sample: 0,
+            clone_limits: CloneLimits::default(),
+            path_prefix: None,
+            minimum_redundancy: 0,
+            worm_mode: false,
+            failed_backup_retention: Age::days(FAILED_BACKUP_DAYS),
+            limits: Limits::default(),
+            max_incoming_wals_queue: None,
+            check_timeout: Some(CHECK_TIMEOUT),
         }
+    }
+
+    /// Whether its configuration has errors. Then it gets no backup, no stream and no deletion; what is stored can be read.
+    pub(crate) fn is_disabled(&self) -> bool {
+        !self.errors.is_empty()
+    }
+
+    /// Refuses a disabled server.
+    ///
+    /// # Errors
+    /// The first error of its configuration.
+    pub(crate) fn refuse_disabled(&self) -> Result<(), Error> {
+        self.refuse(|_| true)
+    }
+
+    /// Refuses a server of which nothing may be stored, not even WAL that the server itself sends. Any other error must not
+    /// stop archiving: that would fill the server's disk, and lose the last commits with it.
+    ///
+    /// # Errors
+    /// The first such error of its configuration.
+    pub(crate) fn refuse_storing(&self) -> Result<(), Error> {
+        self.refuse(|problem| problem.forbids_storing)
+    }
+
+    fn refuse(&self, counts: impl Fn(&Problem) -> bool) -> Result<(), Error> {
+        match self.errors.iter().find(|problem| counts(problem)) {
+            None => Ok(()),
+            Some(problem) => Err(
+                Error::usage(format!("Server '{}' is disabled: {problem}", self.name))
+                    .hint("Correct it; 'barmanfs config check' lists all that is wrong"),
+            ),
+        }
+    }
+
+    /// The group of servers and models that it belongs to.
+    pub(crate) fn cluster(&self) -> &str {
+        self.cluster.as_deref().unwrap_or(self.name.as_str())
     }
 
     /// How to connect for replication.
@@ -148,72 +229,4 @@ impl ServerConfig {
             ))
         })
     }
-
-    /// Sets a key to a value.
-    ///
-    /// # Errors
-    /// What is wrong with the value, in a form that follows the key.
-    pub(super) fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
-        match key {
-            "description" => self.description = given(value),
-            "active" => self.active = boolean(value)?,
-            "conninfo" => self.conninfo = secret(value),
-            "streaming_conninfo" => self.streaming_conninfo = secret(value),
-            "primary_conninfo" => self.primary_conninfo = secret(value),
-            "archiver" => {
-                self.archiver = match value.to_lowercase().as_str() {
-                    "auto" => Archiver::Auto,
-                    _ => match boolean(value)
-                        .map_err(|_| format!("is '{value}': allowed are on, off and auto"))?
-                    {
-                        true => Archiver::On,
-                        false => Archiver::Off,
-                    },
-                };
-            }
-            "incremental" => {
-                self.incremental = <Incremental as clap::ValueEnum>::from_str(value, true)
-                    .map_err(|_| format!("is '{value}': allowed are auto, always and never"))?;
-            }
-            "streaming_archiver" => self.streaming_archiver = boolean(value)?,
-            "streaming_archiver_name" => {
-                self.streaming_archiver_name =
-                    given(value).unwrap_or_else(|| STREAMING_ARCHIVER_NAME.to_owned());
-            }
-            "slot_name" => self.slot_name = given(value).map(slot_name).transpose()?,
-            "create_slot" => {
-                self.create_slot = match value.to_lowercase().as_str() {
-                    "manual" => CreateSlot::Manual,
-                    "auto" => CreateSlot::Auto,
-                    _ => return Err(format!("is '{value}': allowed are manual and auto")),
-                };
-            }
-            "immediate_checkpoint" => self.immediate_checkpoint = boolean(value)?,
-            "bandwidth_limit" => self.bandwidth_limit_kb = rate(value)?,
-            "streaming_backup_name" => self.streaming_backup_name = given(value),
-            "clone_max_size" => self.clone_limits.max_bytes = size(value)?,
-            "clone_max_count" => self.clone_limits.max_count = count(value)?,
-            "minimum_redundancy" => self.minimum_redundancy = limits::redundancy(value)?,
-            "last_backup_maximum_age" => self.limits.backup_age = limits::age(value)?,
-            "last_backup_minimum_size" => self.limits.backup_size = limits::si_size(value)?,
-            "last_wal_maximum_age" => self.limits.wal_age = limits::age(value)?,
-            "last_boot_test_maximum_age" => self.limits.boot_test_age = limits::age(value)?,
-            "clone_maximum_age" => self.limits.clone_age = limits::age(value)?,
-            "max_incoming_wals_queue" => self.max_incoming_wals_queue = limits::queue(value)?,
-            "check_timeout" => {
-                self.check_timeout = limits::timeout(value)?.map_or(Some(CHECK_TIMEOUT), limits::unless_zero);
-            }
-            "backup_schedule" => self.backup_schedule = schedule(value)?,
-            "boot_test_schedule" => self.boot_test_schedule = schedule(value)?,
-            "audit_sample" => self.audit_sample = pages(value)?,
-            "path_prefix" => self.path_prefix = given(value).map(|value| absolute(&value)).transpose()?,
-            // A test keeps this match in step with the table of keys.
-            _ => return Err("has no meaning here".to_owned()),
-        }
-        Ok(())
-    }
-}
-
-fn secret(value: &str) -> Option<Secret> {
-    given(value).map(Secret)
 }

@@ -1,8 +1,10 @@
 //! The meaning of a configuration, and the messages about a wrong one.
 
 use super::*;
+use barmanfs_catalog::ServerName;
 use barmanfs_fs::CloneLimits;
 use insta::assert_snapshot;
+use std::str::FromStr;
 
 const GOOD: &str = r#"
 [barmanfs]
@@ -22,7 +24,21 @@ bandwidth_limit = 0
 "#;
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
-    Config::parse(Path::new("/etc/barmanfs.conf"), text.as_bytes())
+    parse_bytes(text.as_bytes())
+}
+
+fn parse_bytes(bytes: &[u8]) -> Result<Config, ConfigError> {
+    let main = Candidate {
+        path: "/c/b.conf".into(),
+        is_barmans_place: false,
+    };
+    Config::parse(&main, bytes, None)
+}
+
+/// Notices, and errors of servers, as lines.
+fn said(config: &Config) -> String {
+    let notices = config.notices.iter().map(ToString::to_string);
+    notices.chain(config.errors()).collect::<Vec<_>>().join("\n")
 }
 
 fn error(text: &str) -> String {
@@ -34,7 +50,7 @@ fn a_server_gets_its_own_values_and_the_global_defaults() {
     let config = parse(GOOD).unwrap();
     assert_eq!(config.repository, Path::new("/srv/barmanfs"));
     assert_eq!(config.log_level, Some(LevelFilter::WARN));
-    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    assert_eq!(said(&config), "");
     let [main, standby] = config.servers.as_slice() else {
         panic!("two servers")
     };
@@ -71,10 +87,6 @@ fn streaming_is_configured_as_in_barman() {
     };
     assert_eq!(of("a"), (true, "wal_receiver", Some("barman"), CreateSlot::Auto));
     assert_eq!(of("b"), (true, "barmanfs_receive_wal", None, CreateSlot::Manual));
-    let wrong = error("[barmanfs]\nrepository = /r\n[a]\nslot_name = Bad-Name\n");
-    assert!(wrong.contains(":4:") && wrong.contains("lower-case"), "{wrong}");
-    let wrong = error("[barmanfs]\nrepository = /r\n[a]\ncreate_slot = yes\n");
-    assert!(wrong.contains("manual and auto"), "{wrong}");
 }
 
 #[test]
@@ -98,21 +110,27 @@ fn streaming_conninfo_wins_for_replication() {
 }
 
 #[test]
-fn every_key_of_the_table_has_an_effect() {
-    for key in [
-        "description",
-        "conninfo",
-        "streaming_conninfo",
-        "streaming_backup_name",
-    ] {
-        let mut server = ServerConfig::new(ServerName::from_str("main").unwrap());
-        assert!(server.set(key, "x").is_ok(), "{key}");
-        assert!(matches!(keys::known(key), Known::Server | Known::ServerOrGlobal));
-    }
-    for key in ["active", "archiver", "immediate_checkpoint", "bandwidth_limit"] {
-        let mut server = ServerConfig::new(ServerName::from_str("main").unwrap());
-        assert!(server.set(key, "0").is_ok(), "{key}");
-        assert!(server.set(key, "perhaps").is_err(), "{key}");
+fn every_key_of_a_server_is_read_and_can_be_shown() {
+    for key in keys::of_servers() {
+        let mut server = ServerConfig::new(ServerName::from_str("main").unwrap(), false);
+        let shown = server.effective();
+        for value in ["on", "1 DAY", "1", "/x", "host=a", "none", "off"] {
+            let is_wrong = |wrong: &setting::Wrong| !wrong.message.contains("no meaning here");
+            assert!(
+                server.set(key, value).as_ref().err().is_none_or(is_wrong),
+                "{key}"
+            );
+        }
+        let has_no_value = [
+            "reuse_backup",
+            "primary_ssh_command",
+            "basebackups_directory",
+            "wals_directory",
+        ];
+        assert!(
+            shown.iter().any(|(known, _)| *known == key) != has_no_value.contains(&key),
+            "{key}"
+        );
     }
 }
 
@@ -128,79 +146,124 @@ fn the_limits_of_clones_are_read() {
     };
     assert_eq!(of("a"), (Some(50 << 30), 3, true));
     assert_eq!(of("b"), (None, 7, false));
-    let wrong = error("[barmanfs]\nrepository = /r\n[a]\nclone_max_size = much\n");
-    assert!(wrong.contains(":4:") && wrong.contains("50G"), "{wrong}");
 }
 
 #[test]
 fn keys_without_effect_are_warned_about_with_their_line() {
-    let text = "[barmanfs]\nrepository = /r\nbarman_user = barman\n\n[main]\ncompression = gzip\nconinfo = password=hunter2\nretention_policy = REDUNDANCY 2\nfavourite_colour = blue\nactive = on\nactive = off\n\n[fast]\nmodel = true\ncluster = main\n";
+    let text = "[barmanfs]\nrepository = /r\nbarman_user = barman\nconninfo = password=hunter2\n[main]\ncompression = gzip\nconinfo = password=hunter2\nlog_level = debug\nfavourite_colour = blue\nactive = on\nactive = off\n[main]\nslot_name = Barman\n";
     let config = parse(text).unwrap();
     assert_eq!(config.servers.len(), 1);
-    assert_snapshot!(config.warnings.join("\n"), @"
-    /etc/barmanfs.conf:3: 'barman_user' has no effect: barmanfs runs as the user who calls it
-    /etc/barmanfs.conf:6: 'compression' has no effect: barmanfs always compresses, and the file system shows everything decompressed
-    /etc/barmanfs.conf:7: Unknown key 'coninfo' ignored: did you mean 'conninfo'?
-    /etc/barmanfs.conf:8: 'retention_policy' has no effect: no backup is deleted by itself yet
-    /etc/barmanfs.conf:9: Unknown key 'favourite_colour' ignored
-    /etc/barmanfs.conf:11: 'active' was already set on line 10: this one counts
-    /etc/barmanfs.conf:13: [fast] is a model: models are not supported, the section is ignored
-    ");
+    assert_snapshot!(said(&config), @r#"
+    /c/b.conf:3: 'barman_user' has no effect: barmanfs runs as the user who calls it, the owner of the repository
+    /c/b.conf:4: 'conninfo' has no effect: it belongs into a server's section
+    /c/b.conf:6: 'compression' has no effect: barmanfs always compresses, and the file system shows everything decompressed
+    /c/b.conf:7: 'coninfo' is unknown: did you mean 'conninfo'?
+    /c/b.conf:8: 'log_level' has no effect: it belongs into [barmanfs], not into a server's section
+    /c/b.conf:9: 'favourite_colour' is unknown
+    /c/b.conf:11: 'active' was already set on line 10: this one counts
+    /c/b.conf:12: [main] was already begun at /c/b.conf:5: both are merged
+    /c/b.conf:13: 'slot_name' is 'barman': PostgreSQL has no capital letters in names of slots
+    "#);
 }
 
 #[test]
-fn a_wrong_value_is_an_error_with_file_line_and_what_is_allowed() {
-    let server = |line: &str| error(&format!("[barmanfs]\nrepository = /r\n[main]\n{line}\n"));
+fn only_what_makes_the_whole_unusable_is_an_error() {
     let all = [
         error("[barmanfs]\nrepository = backups\n"),
-        error("[barmanfs]\nrepository = /r\nlog_level = loud\n"),
-        error("[barmanfs]\nrepository = /r\nconninfo = password=hunter2\n"),
+        error("[barmanfs]\nrepository = /r\nrecovery_target_action = stop\n"),
         error("[barmanfs]\n[main]\nconninfo = host=a\n"),
-        error("[barmanfs]\nrepository = /r\n[barman]\n"),
-        error("[barmanfs]\nrepository = /r\n[DEFAULT]\n"),
-        error("[barmanfs]\nrepository = /r\n[all]\n"),
-        error("[barmanfs]\nrepository = /r\n[../x]\n"),
-        error("[barmanfs]\nrepository = /r\n[main]\n[main]\n"),
+        error("[barman]\nbarman_home = /var/lib/barman\n"),
         error("[barmanfs]\nrepository = /r\n[main]\npassword hunter2\n"),
-        server("archiver = perhaps"),
-        server("active = maybe"),
-        server("bandwidth_limit = 12"),
-        server("bandwidth_limit = fast"),
-        server("repository = /r"),
     ];
     assert_snapshot!(all.join("\n"), @r#"
-    /etc/barmanfs.conf:2: 'repository' is 'backups': allowed is an absolute path
-    /etc/barmanfs.conf:3: 'log_level' is 'loud': allowed are error, warning, info, debug, trace and off
-    /etc/barmanfs.conf:3: 'conninfo' belongs into a server's section, not into [barmanfs]
-    /etc/barmanfs.conf: [barmanfs] has no 'repository': set it to the directory that shall hold the backups
-    /etc/barmanfs.conf:3: [barman] has no meaning here: put it into [barmanfs]
-    /etc/barmanfs.conf:3: [DEFAULT] has no meaning here: put it into [barmanfs]
-    /etc/barmanfs.conf:3: Invalid server name "all": letters, digits, '_', '-' and '.' are allowed, not a '.' in front, and not "all"
-    /etc/barmanfs.conf:3: Invalid server name "../x": letters, digits, '_', '-' and '.' are allowed, not a '.' in front, and not "all"
-    /etc/barmanfs.conf:4: Server [main] is there twice: put all its keys into one section
-    /etc/barmanfs.conf:4: Malformed line: expected [section], key = value, or a comment that begins with # or ;
-    /etc/barmanfs.conf:4: 'archiver' is 'perhaps': allowed are on, off and auto
-    /etc/barmanfs.conf:4: 'active' is 'maybe': allowed are on and off
-    /etc/barmanfs.conf:4: 'bandwidth_limit' is '12': allowed is a number of kB per second from 32 to 1048576, or 0 for no limit
-    /etc/barmanfs.conf:4: 'bandwidth_limit' is 'fast': allowed is a number of kB per second from 32 to 1048576, or 0 for no limit
-    /etc/barmanfs.conf:4: 'repository' belongs into [barmanfs], not into a server's section
+    /c/b.conf:2: 'repository' is 'backups': allowed is an absolute path
+    /c/b.conf:3: 'recovery_target_action' is 'stop': allowed are promote, pause and shutdown
+    /c/b.conf: Nothing says where the backups are: add "repository = /var/lib/barmanfs" to [barmanfs]
+    /c/b.conf: Nothing says where the backups are: add "repository = /var/lib/barmanfs" to [barman] or [barmanfs]
+    /c/b.conf:4: Malformed line: expected [section], key = value, or a comment that begins with # or ;
+    "#);
+}
+
+#[test]
+fn a_wrong_value_disables_the_server_it_belongs_to() {
+    let text = "[barmanfs]\nrepository = /r\nlog_level = loud\nminimum_redundancy = few\n\
+                [a]\nminimum_redundancy = 1\n[b]\n[c]\nminimum_redundancy =\narchiver = perhaps\nactive = maybe\n\
+                [all]\n[../x]\n[my server]\n[d]\nminimum_redundancy = 2\nconninfo = host=a hunter2\n\
+                [e]\nminimum_redundancy = 0\nencryption = gpg\nprimary_ssh_command = ssh b\nbackup_method = snapshot\nwals_directory = s3://b/x\n";
+    let config = parse(text).unwrap();
+    let disabled: Vec<_> = config
+        .servers
+        .iter()
+        .map(|server| (server.name.as_str(), server.errors.len()))
+        .collect();
+    assert_eq!(disabled, [("a", 0), ("b", 1), ("c", 2), ("d", 1), ("e", 4)]);
+    assert_eq!(config.misnamed.len(), 3);
+    assert_snapshot!(said(&config), @r#"
+    /c/b.conf:3: 'log_level' is 'loud': allowed are error, warning, info, debug, trace and off; it is ignored
+    /c/b.conf:4: 'minimum_redundancy' is 'few': allowed is a number of backups, 0 or more: server b is disabled
+    /c/b.conf:10: 'archiver' is 'perhaps': allowed are on, off and auto: server c is disabled
+    /c/b.conf:11: 'active' is 'maybe': allowed are on and off: server c is disabled
+    /c/b.conf:17: 'conninfo' is no connection string: Missing "=" after a word in the connection string. Write key=value pairs separated by blanks, and values with blanks in single quotes: server d is disabled
+    /c/b.conf:20: 'encryption' is 'gpg', and barmanfs does not encrypt: nothing of this server is stored. Put the repository on an encrypted file system, and set 'encryption = none': server e is disabled
+    /c/b.conf:21: 'primary_ssh_command' makes this a passive node, and passive nodes are not supported: remove it to back up the server itself: server e is disabled
+    /c/b.conf:22: 'backup_method' is 'snapshot', which is not supported: allowed is postgres: server e is disabled
+    /c/b.conf:23: 'wals_directory' is in cloud storage, which is not supported: remove it, and set 'repository': server e is disabled
+    /c/b.conf:12: Invalid server name "all": letters, digits, '_', '-' and '.' are allowed, not a '.' in front, and not "all"
+    /c/b.conf:13: Invalid server name "../x": letters, digits, '_', '-' and '.' are allowed, not a '.' in front, and not "all"
+    /c/b.conf:14: Invalid server name "my server": letters, digits, '_', '-' and '.' are allowed, not a '.' in front, and not "all"
+    "#);
+    let refused = |name: &str| {
+        config
+            .server(name)
+            .unwrap()
+            .refuse_disabled()
+            .map_err(|error| error.to_string())
+    };
+    assert_eq!(refused("a"), Ok(()));
+    assert!(
+        refused("b")
+            .unwrap_err()
+            .starts_with("Server 'b' is disabled: /c/b.conf:4: 'minimum_redundancy'")
+    );
+    // Archiving goes on, except where nothing may be stored.
+    let stores: Vec<_> = config
+        .servers
+        .iter()
+        .map(|server| server.refuse_storing().is_ok())
+        .collect();
+    assert_eq!(stores, [true, true, true, true, false]);
+}
+
+#[test]
+fn in_a_file_of_barman_a_harmless_wrong_value_is_ignored() {
+    let text = "[barman]\nrepository = /r\n[a]\narchiver = perhaps\nlast_wal_maximum_age = never\nreuse_backup = hardlink\n\
+                [b]\nminimum_redundancy = x\n[c]\nslot_name = a-b\n";
+    let config = parse(text).unwrap();
+    let disabled: Vec<_> = config.servers.iter().map(ServerConfig::is_disabled).collect();
+    assert_eq!(disabled, [false, true, true]);
+    assert_snapshot!(said(&config), @r#"
+    /c/b.conf:4: 'archiver' is 'perhaps': allowed are on, off and auto; it is ignored
+    /c/b.conf:5: 'last_wal_maximum_age' is 'never': allowed is an age like 12 HOURS, 1 DAY, 2 WEEKS or 3 MONTHS; it is ignored
+    /c/b.conf:6: 'reuse_backup' is 'hardlink': allowed are copy, link and off; it is ignored
+    /c/b.conf:8: 'minimum_redundancy' is 'x': allowed is a number of backups, 0 or more: server b is disabled
+    /c/b.conf:10: 'slot_name' is 'a-b': it may have up to 63 lower-case letters, digits and underscores: server c is disabled
     "#);
 }
 
 #[test]
 fn text_that_is_not_utf8_is_an_error_with_its_line() {
-    let error = Config::parse(
-        Path::new("/c"),
-        b"[barmanfs]\nrepository = /r\n[m]\ndescription = \xff\n",
-    )
-    .unwrap_err();
-    assert_eq!(error.to_string(), "/c:4: The line is not UTF-8 text");
+    let error = parse_bytes(b"[barmanfs]\nrepository = /r\n[m]\ndescription = \xff\n").unwrap_err();
+    assert_eq!(error.to_string(), "/c/b.conf:4: The line is not UTF-8 text");
 }
 
 #[test]
 fn the_users_file_wins_over_the_hosts_and_an_explicit_one_must_exist() {
     let home = tempfile::tempdir().unwrap();
-    std::fs::write(home.path().join(USER_FILE), "[barmanfs]\nrepository = /r\n").unwrap();
+    std::fs::write(
+        home.path().join(files::USER_FILE),
+        "[barmanfs]\nrepository = /r\n",
+    )
+    .unwrap();
     assert_eq!(
         Config::load(None, Some(home.path())).unwrap().repository,
         Path::new("/r")
@@ -228,9 +291,9 @@ fn what_is_scheduled_is_read() {
     assert_eq!(of("").unwrap().verify_budget.of(100, 24 * 3600), 2);
     assert!(of("off").unwrap().verify_budget.is_off());
     for wrong in ["2", "-1 %", "101 %", "1e1 %"] {
-        assert!(of(wrong).is_err(), "{wrong}");
+        assert!(said(&of(wrong).unwrap()).contains("it is ignored"), "{wrong}");
     }
-    let error = error("[barmanfs]\nrepository = /r\n[main]\nbackup_schedule = 0 25 * * *\n");
+    let error = said(&parse("[barmanfs]\nrepository = /r\n[main]\nbackup_schedule = 0 25 * * *\n").unwrap());
     assert!(
         error.contains(":4: 'backup_schedule' is '0 25 * * *': '25' is no hour"),
         "{error}"
@@ -246,6 +309,110 @@ pub(crate) fn limits(settings: &str) -> (Limits, usize) {
 /// A server `main` with these settings.
 pub(crate) fn server(settings: &str) -> ServerConfig {
     let text = format!("[barmanfs]\nrepository = /r\n[main]\n{settings}\n");
-    let config = Config::parse(Path::new("b.conf"), text.as_bytes()).unwrap();
+    let config = parse(&text).unwrap();
+    assert_eq!(said(&config), "");
     config.servers.into_iter().next().unwrap()
+}
+
+#[test]
+fn a_site_of_barman_is_read_as_it_is() {
+    let site = tempfile::tempdir().unwrap();
+    let at = |name: &str| site.path().join(name);
+    std::fs::create_dir(at("barman.d")).unwrap();
+    let main = format!(
+        "[barman]\nbarman_home = /var/lib/barman\nrepository = {r}/repository\nconfiguration_files_directory = ~/barman.d\n\
+         minimum_redundancy = 2\narchiver = off\n[DEFAULT]\nh = db1\n[Main]\nconninfo = host=%(h)s user=%(u)s\nu = barman_%(name)s\n\
+         streaming_conninfo = %(conninfo)s dbname=x\ndescription = 100 %% of %(backup_directory)s\n",
+        r = site.path().display()
+    );
+    std::fs::write(at("barman.conf"), main).unwrap();
+    std::fs::write(
+        at("barman.d/b.conf"),
+        "[two]\nconninfo = host=b\n[Main]\narchiver = on\n",
+    )
+    .unwrap();
+    std::fs::write(
+        at("barman.d/a.conf"),
+        "[two]\nconninfo = host=a\ndescription = A\nminimum_redundancy = None\n",
+    )
+    .unwrap();
+    std::fs::write(at("barman.d/ignored.txt"), "nonsense").unwrap();
+    std::fs::create_dir_all(at("repository/config")).unwrap();
+    std::fs::write(
+        at("repository/config/auto.conf"),
+        "[two]\ndescription = 50 % of A\n",
+    )
+    .unwrap();
+    let config = Config::load(Some(&at("barman.conf")), Some(site.path())).unwrap();
+    let server = |name| config.server(name).unwrap();
+    let conninfo = |secret: Option<&Secret>| secret.unwrap().expose().to_owned();
+    let main = server("Main");
+    assert_eq!(conninfo(main.conninfo.as_ref()), "host=db1 user=barman_Main");
+    assert_eq!(
+        conninfo(main.replication_conninfo()),
+        "host=db1 user=barman_Main dbname=x"
+    );
+    assert_eq!(main.description.as_deref(), Some("100 % of /var/lib/barman/Main"));
+    assert_eq!((main.archiver, main.minimum_redundancy), (Archiver::On, 2));
+    assert_eq!(main.streaming_archiver_name, "barman_receive_wal");
+    let two = server("two");
+    assert_eq!(conninfo(two.conninfo.as_ref()), "host=b");
+    assert_eq!(two.description.as_deref(), Some("50 % of A"));
+    assert_eq!((two.archiver, two.minimum_redundancy), (Archiver::Off, 0));
+    // A message about an included file names that file.
+    std::fs::write(at("barman.d/c.conf"), "[two]\nslot_name = a-b\n").unwrap();
+    let config = Config::load(Some(&at("barman.conf")), Some(site.path())).unwrap();
+    let error = config
+        .server("two")
+        .unwrap()
+        .refuse_disabled()
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("barman.d/c.conf:2: 'slot_name'"), "{error}");
+    std::fs::write(at("barman.d/c.conf"), "\n[barman]\nlog_level = debug\n").unwrap();
+    let error = Config::load(Some(&at("barman.conf")), Some(site.path()))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("barman.d/c.conf:3: ") && error.contains("barman.conf"),
+        "{error}"
+    );
+}
+
+#[test]
+fn in_our_own_files_a_percent_sign_is_one() {
+    let text = "[barmanfs]\nrepository = /r\n[main]\nconninfo = postgresql://u:p%40ss@db1/\ndescription = %(name)s\n";
+    let config = parse(text).unwrap();
+    assert_eq!(said(&config), "");
+    let main = config.server("main").unwrap();
+    assert_eq!(main.description.as_deref(), Some("%(name)s"));
+    assert_eq!(
+        main.conninfo.as_ref().unwrap().expose(),
+        "postgresql://u:p%40ss@db1/"
+    );
+    let wrong = parse(&text.replace("[barmanfs]", "[barman]")).unwrap();
+    let error = wrong
+        .server("main")
+        .unwrap()
+        .refuse_disabled()
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains(":4: 'conninfo' has a '%'") && !error.contains("ss@"),
+        "{error}"
+    );
+}
+
+#[test]
+fn both_global_sections_are_one_and_ours_wins() {
+    let text =
+        "[barmanfs]\nrepository = /ours\n[barman]\nrepository = /theirs\nminimum_redundancy = 3\n[main]\n";
+    let config = parse(text).unwrap();
+    assert_eq!(config.repository, Path::new("/ours"));
+    assert_eq!(config.server("main").unwrap().minimum_redundancy, 3);
+    assert!(
+        said(&config).contains("are one section here"),
+        "{}",
+        said(&config)
+    );
 }

@@ -79,6 +79,28 @@ impl Conninfo {
         Self::resolve(&Reader { settings: &settings }, environment)
     }
 
+    /// Checks that a text has the form of a connection string, as far as that can be seen without files and variables.
+    ///
+    /// # Errors
+    /// As of [`Self::parse`].
+    pub(crate) fn check_form(text: &str) -> Result<(), Error> {
+        parse::parse(text).map(drop)
+    }
+
+    /// A connection string as pairs that may be shown; `None` if it cannot be read. A value is hidden if it is a secret, or
+    /// if it has characters that suggest that the end of a password is in it.
+    pub(crate) fn without_secrets(text: &str) -> Option<String> {
+        let settings = parse::parse(text).ok()?;
+        let pairs = settings
+            .iter()
+            .map(|(key, value)| match keys::can_be_shown(key, value) {
+                true if value.contains(' ') => format!("{key}='{value}'"),
+                true => format!("{key}={value}"),
+                false => format!("{key}=<hidden>"),
+            });
+        Some(pairs.collect::<Vec<_>>().join(" "))
+    }
+
     fn resolve(reader: &Reader<'_>, environment: &Environment) -> Result<Self, Error> {
         let user = match reader.text("user").or(environment.user()) {
             Some(user) => user.to_owned(),

@@ -2,8 +2,9 @@
 
 use serde::{Serialize, Serializer};
 
-use crate::config::ServerConfig;
+use crate::config::{Misnamed, ServerConfig};
 use crate::health::{self, Checked, Figures, Finding, State};
+use crate::output::printable;
 
 /// What was found about one server.
 #[derive(Debug, Serialize)]
@@ -32,6 +33,21 @@ impl CheckedServer {
             status,
             findings,
             figures,
+        }
+    }
+
+    /// A section that cannot be a server.
+    pub(crate) fn misnamed(section: &Misnamed) -> Self {
+        let findings: Vec<Finding> = health::configuration(std::slice::from_ref(&section.problem))
+            .into_iter()
+            .collect();
+        Self {
+            server: printable(section.name.as_bytes()),
+            active: true,
+            ok: false,
+            status: health::worst(&findings),
+            findings,
+            figures: Figures::default(),
         }
     }
 

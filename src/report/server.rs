@@ -11,6 +11,8 @@ pub(crate) struct ListedServer {
     pub(crate) description: Option<String>,
     pub(crate) configured: bool,
     pub(crate) active: bool,
+    /// Its configuration has errors.
+    pub(crate) disabled: bool,
     pub(crate) system_id: Option<SystemId>,
     pub(crate) backups: usize,
     pub(crate) last_backup_time: Option<TimestampMicros>,

@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | `cron` | a run of `cron` | another run |
 //! | `task-<task>`, `task-<task>-<server>` | a process that cron started for this | another such process |
+//! | `config` | a process that changes files in `config/` | another such process |
 //! | `delete-<server>` | a process that decides which of its backups to delete, and deletes them | another such one |
 //! | `writers` | every writer, shared | a rebuild of the catalog, which takes it alone |
 //! | `writer-<token>` | one writer | nothing: it shows a sweep that the writer is alive |
@@ -23,8 +24,8 @@
 //! | `read-<server>-<id>` | readers of a backup, shared | its deletion without force, which takes it alone |
 //! | `cron-memory` | a change of what cron remembers | another such change |
 //!
-//! A process that takes several locks takes them in the order of this table, and waits for none of the first ten but
-//! `delete-<server>` and `writers`. So there is no deadlock.
+//! A process that takes several locks takes them in the order of this table, and waits for none of the first eleven but
+//! `config`, `delete-<server>` and `writers`. So there is no deadlock.
 
 use std::fmt::Debug;
 

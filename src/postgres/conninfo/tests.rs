@@ -351,3 +351,29 @@ fn passwords_are_found_by_what_libpq_calls_the_host() {
     );
     assert_eq!(found("user=other host=db", true), None);
 }
+
+#[test]
+fn what_is_shown_of_a_connection_string_has_no_secret() {
+    let shown = |text: &str| Conninfo::without_secrets(text);
+    assert_eq!(
+        shown("host=db1 user=barman password='geh eim' options='-c search_path=x'").as_deref(),
+        Some("host=db1 options='-c search_path=x' password=<hidden> user=barman")
+    );
+    assert_eq!(
+        shown("postgresql://u:geheim@db1:6432/d?sslmode=require").as_deref(),
+        Some("dbname=d host=db1 password=<hidden> port=6432 sslmode=require user=u")
+    );
+    for text in [
+        "host=db;password=geheim",
+        "sslmode=prefer;password=geheim",
+        "port=5432;password=geheim",
+        "dbname='host=db password=geheim'",
+        "postgresql://u@realm:geheim@db/d",
+        "postgresql://u:x@geheim@db/d",
+        "host=db geheim",
+    ] {
+        let shown = shown(text).unwrap_or_default();
+        assert!(!shown.contains("geheim"), "{text}: {shown}");
+        assert!(Conninfo::check_form(text).is_ok() || shown.is_empty(), "{text}");
+    }
+}

@@ -1,0 +1,171 @@
+//! `barmanfs init`: makes a repository, and says what to put on the server and into the configuration.
+//!
+//! It works before there is a configuration, because it is the first command that somebody runs.
+
+use std::path::{Path, PathBuf};
+
+use barmanfs_catalog::{CreateOptions, Error as CatalogError, Repository, ServerName};
+use nix::unistd::Uid;
+
+use crate::cli::GlobalOptions;
+use crate::cli::upkeep::InitArgs;
+use crate::config::{Config, ConfigError};
+use crate::error::{Error, Outcome};
+use crate::fstab;
+use crate::invocation::Invocation;
+use crate::output::Output;
+use crate::ownership;
+
+/// Where repositories are in the README.
+const USUAL: &str = "/var/lib/barmanfs";
+
+/// Runs the command.
+pub(crate) fn run(out: &mut Output, options: &GlobalOptions, args: &InitArgs) -> Result<Outcome, Error> {
+    let config = match super::load(options) {
+        Ok(config) => Some(config),
+        // There is none yet, or it waits for its first key.
+        Err(ConfigError::NotFound(_) | ConfigError::Incomplete { .. }) => None,
+        Err(ConfigError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error.into()),
+    };
+    let configured = config.as_ref().map(|config| config.repository.clone());
+    let path = args
+        .directory
+        .clone()
+        .or(configured)
+        .unwrap_or_else(|| PathBuf::from(USUAL));
+    let path = std::path::absolute(&path)
+        .map_err(|error| Error::usage(format!("Cannot find {}: {error}", path.display())))?;
+    match Repository::open(&path) {
+        Err(CatalogError::NoRepository { .. }) => {
+            create(&path)?;
+            out.line(format_args!("Created the repository {}", path.display()))?;
+        }
+        other => {
+            other?;
+            out.line(format_args!("{} is a repository already", path.display()))?;
+        }
+    }
+    if options.quiet {
+        return Ok(Outcome::Done);
+    }
+    for text in advice(&path, config.as_ref(), options, &args.servers) {
+        out.line("")?;
+        out.line(text)?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// Creates a repository. Refuses the directory of a disk that is not mounted, and a user whose files the archiving user
+/// could not write.
+pub(super) fn create(path: &Path) -> Result<Repository, Error> {
+    if let Some(mount_point) = fstab::missing_mount(path) {
+        return Err(Error::failed(format!(
+            "{} is not mounted: no repository is created in its place",
+            mount_point.display()
+        ))
+        .hint(format!(
+            "Mount {} first; /etc/fstab lists it",
+            mount_point.display()
+        )));
+    }
+    ownership::refuse_foreign_root(path)?;
+    match Repository::create(path, CreateOptions::default()) {
+        Ok(repository) => {
+            tracing::info!("Created the repository {}", path.display());
+            Ok(repository)
+        }
+        // Another process may have created it first.
+        Err(error) => Repository::open(path).map_err(|_| {
+            let error = Error::from(error);
+            match path.exists() {
+                true => error,
+                false => error.hint(directory_hint(path)),
+            }
+        }),
+    }
+}
+
+/// How to make the directory.
+fn directory_hint(path: &Path) -> String {
+    format!(
+        "Make it for the user PostgreSQL runs as: sudo install -d -o postgres -g postgres -m 700 {}",
+        path.display()
+    )
+}
+
+/// What is left to do, in paragraphs.
+fn advice(
+    path: &Path,
+    config: Option<&Config>,
+    options: &GlobalOptions,
+    servers: &[ServerName],
+) -> Vec<String> {
+    let is_here = |config: &&Config| config.repository == path;
+    let known = config.filter(is_here);
+    let mut names: Vec<ServerName> = servers.to_vec();
+    if names.is_empty() {
+        names.extend(
+            known
+                .iter()
+                .flat_map(|config| &config.servers)
+                .map(|server| server.name.clone()),
+        );
+    }
+    let file = config.map_or_else(
+        || "/etc/barmanfs.conf".to_owned(),
+        |config| config.file.display().to_string(),
+    );
+    let mut lines = Vec::new();
+    if known.is_none() {
+        lines.push(format!(
+            "In {file}:\n\n  [barmanfs]\n  repository = {}",
+            path.display()
+        ));
+    }
+    if names.is_empty() {
+        lines.push("'barmanfs init --server NAME' says what a server needs.".to_owned());
+    }
+    let invocation = Invocation::current(options.config.as_deref());
+    for name in &names {
+        let is_configured = known.is_some_and(|config| config.server(name.as_str()).is_some());
+        lines.extend(for_server(name, is_configured, &file, &invocation));
+    }
+    if Uid::effective().is_root() {
+        lines.push("Everything that writes into the repository runs as its owner, not as root.".to_owned());
+    }
+    lines
+}
+
+fn for_server(name: &ServerName, is_configured: bool, file: &str, invocation: &Invocation) -> Vec<String> {
+    let mut lines = Vec::new();
+    if !is_configured {
+        lines.push(format!(
+            "For server {name}, in {file}:\n\n  [{name}]\n  conninfo = host=HOST user=barmanfs dbname=postgres"
+        ));
+    }
+    lines.push(format!(
+        "On server {name}, as a superuser:\n\n  CREATE ROLE barmanfs LOGIN REPLICATION PASSWORD '...';\n  GRANT pg_monitor TO barmanfs;"
+    ));
+    lines.push(
+        "In its pg_hba.conf, with the address of this host (for a server on this host: 'local' and no address):\n\n  \
+         host  replication,postgres  barmanfs  ADDRESS/32  scram-sha-256"
+            .to_owned(),
+    );
+    lines.push(format!(
+        "In its postgresql.conf, if it runs on this host (archive_mode needs a restart):\n\n  wal_level = replica\n  \
+         archive_mode = on\n  {}",
+        invocation.archive_command(name.as_str())
+    ));
+    lines.push(format!(
+        "If it runs on another host, its WAL comes as a stream, by the service '{}'. In its section:\n\n  \
+         streaming_archiver = on\n  slot_name = barmanfs\n  create_slot = auto",
+        invocation.with(&format!("receive-wal {name}"))
+    ));
+    lines.push(format!(
+        "Then:\n\n  {}\n  {}",
+        invocation.with(&format!("check {name}")),
+        invocation.with(&format!("backup {name}"))
+    ));
+    lines
+}

@@ -1,0 +1,226 @@
+//! What each key of a server does with its value.
+
+use super::{Archiver, CreateSlot, Incremental, ServerConfig};
+use crate::config::limits::{age, redundancy, si_size, unless_zero};
+use crate::config::setting::{Effect, Wrong};
+use crate::config::values::{
+    absolute, bandwidth, boolean, connection_string, count, pages, schedule, seconds, size, slot_name,
+};
+
+type Outcome = Result<Effect, Wrong>;
+
+/// Stores a value that was read.
+fn store<T>(place: &mut T, value: Result<T, String>) -> Outcome {
+    *place = value?;
+    Ok(Effect::Obeyed)
+}
+
+/// The same where the default is "none".
+fn store_some<T>(place: &mut Option<T>, value: Result<T, String>) -> Outcome {
+    store(place, value.map(Some))
+}
+
+/// The same where the value may be stored in another form than it was written in.
+fn store_mapped<T>(place: &mut T, value: Result<(T, Option<String>), String>) -> Outcome {
+    let (value, mapped) = value?;
+    *place = value;
+    Ok(mapped.map_or(Effect::Obeyed, Effect::Mapped))
+}
+
+/// Keys of one kind. `None` means that the key is of another one.
+type Group = fn(&mut ServerConfig, &str, &str) -> Option<Outcome>;
+
+const GROUPS: [Group; 6] = [
+    ServerConfig::set_identity,
+    ServerConfig::set_wal,
+    ServerConfig::set_backups,
+    ServerConfig::set_retention,
+    ServerConfig::set_limits,
+    ServerConfig::set_upkeep,
+];
+
+impl ServerConfig {
+    /// Sets a key to a value that is not empty.
+    ///
+    /// # Errors
+    /// What is wrong with the value, in a form that follows the key.
+    pub(in crate::config) fn set(&mut self, key: &str, value: &str) -> Outcome {
+        // A test keeps the groups in step with the table of keys.
+        let found = GROUPS.iter().find_map(|group| group(self, key, value));
+        found.unwrap_or_else(|| Err("has no meaning here".to_owned().into()))
+    }
+
+    fn set_identity(&mut self, key: &str, value: &str) -> Option<Outcome> {
+        Some(match key {
+            "description" => store_some(&mut self.description, Ok(value.to_owned())),
+            "active" => store(&mut self.active, boolean(value)),
+            "cluster" => store_some(&mut self.cluster, Ok(value.to_owned())),
+            "conninfo" => store_some(&mut self.conninfo, connection_string(value)),
+            "streaming_conninfo" => store_some(&mut self.streaming_conninfo, connection_string(value)),
+            "primary_conninfo" => store_some(&mut self.primary_conninfo, connection_string(value)),
+            "primary_checkpoint_timeout" => store(&mut self.primary_checkpoint_timeout, seconds(value)),
+            "wal_conninfo" => store_some(&mut self.wal_conninfo, connection_string(value)),
+            "wal_streaming_conninfo" => {
+                store_some(&mut self.wal_streaming_conninfo, connection_string(value))
+            }
+            "path_prefix" => store_some(&mut self.path_prefix, absolute(value)),
+            "primary_ssh_command" => Err(
+                "makes this a passive node, and passive nodes are not supported: remove it to \
+                                          back up the server itself"
+                    .to_owned()
+                    .into(),
+            ),
+            _ => return None,
+        })
+    }
+
+    fn set_wal(&mut self, key: &str, value: &str) -> Option<Outcome> {
+        Some(match key {
+            "archiver" => store(&mut self.archiver, archiver(value)),
+            "streaming_archiver" => store(&mut self.streaming_archiver, boolean(value)),
+            "streaming_archiver_name" => store(&mut self.streaming_archiver_name, Ok(value.to_owned())),
+            "slot_name" => {
+                let name = slot_name(value);
+                store_mapped(
+                    &mut self.slot_name,
+                    name.map(|(name, mapped)| (Some(name), mapped)),
+                )
+            }
+            "create_slot" => store(&mut self.create_slot, create_slot(value)),
+            "wals_directory" => directory(value),
+            _ => return None,
+        })
+    }
+
+    fn set_backups(&mut self, key: &str, value: &str) -> Option<Outcome> {
+        Some(match key {
+            "backup_method" => backup_method(value),
+            "incremental" => store(&mut self.incremental, incremental(value)),
+            "reuse_backup" => self.set_reuse_backup(value),
+            "immediate_checkpoint" => store(&mut self.immediate_checkpoint, boolean(value)),
+            "bandwidth_limit" => store_mapped(&mut self.bandwidth_limit_kb, bandwidth(value)),
+            "streaming_backup_name" => store_some(&mut self.streaming_backup_name, Ok(value.to_owned())),
+            "parallel_jobs" => store(&mut self.parallel_jobs, count(value).map(|jobs| jobs.max(1))),
+            "encryption" => encryption(value),
+            "basebackups_directory" => directory(value),
+            _ => return None,
+        })
+    }
+
+    fn set_retention(&mut self, key: &str, value: &str) -> Option<Outcome> {
+        Some(match key {
+            "minimum_redundancy" => store(&mut self.minimum_redundancy, redundancy(value)),
+            "retention_policy_mode" => match value.to_lowercase().as_str() {
+                "auto" => Ok(Effect::Obeyed),
+                _ => Err(format!("is '{value}': allowed is auto").into()),
+            },
+            "worm_mode" => store(&mut self.worm_mode, boolean(value)),
+            "failed_backup_retention" => store(&mut self.failed_backup_retention, age(value)),
+            _ => return None,
+        })
+    }
+
+    fn set_limits(&mut self, key: &str, value: &str) -> Option<Outcome> {
+        Some(match key {
+            "last_backup_maximum_age" => store_some(&mut self.limits.backup_age, age(value)),
+            "last_backup_minimum_size" => store_some(&mut self.limits.backup_size, si_size(value)),
+            "last_wal_maximum_age" => store_some(&mut self.limits.wal_age, age(value)),
+            "last_boot_test_maximum_age" => store_some(&mut self.limits.boot_test_age, age(value)),
+            "clone_maximum_age" => store_some(&mut self.limits.clone_age, age(value)),
+            "max_incoming_wals_queue" => store_some(&mut self.max_incoming_wals_queue, count(value)),
+            "check_timeout" => store(&mut self.check_timeout, seconds(value).map(unless_zero)),
+            _ => return None,
+        })
+    }
+
+    fn set_upkeep(&mut self, key: &str, value: &str) -> Option<Outcome> {
+        Some(match key {
+            "backup_schedule" => store(&mut self.backup_schedule, schedule(value)),
+            "boot_test_schedule" => store(&mut self.boot_test_schedule, schedule(value)),
+            "audit_sample" => store(&mut self.audit_sample, pages(value)),
+            "clone_max_size" => store(&mut self.clone_limits.max_bytes, size(value)),
+            "clone_max_count" => store(&mut self.clone_limits.max_count, count(value)),
+            _ => return None,
+        })
+    }
+
+    /// Barman's way to say that backups share files. Here they always share what is equal.
+    fn set_reuse_backup(&mut self, value: &str) -> Outcome {
+        match value.to_lowercase().as_str() {
+            "off" => {
+                self.incremental = Incremental::Never;
+                Ok(Effect::Mapped(
+                    "is the same as 'incremental = never' here".to_owned(),
+                ))
+            }
+            "copy" | "link" => Ok(Effect::Nothing("backups always share what is equal".to_owned())),
+            _ => Err(format!("is '{value}': allowed are copy, link and off").into()),
+        }
+    }
+}
+
+fn archiver(value: &str) -> Result<Archiver, String> {
+    if value.eq_ignore_ascii_case("auto") {
+        return Ok(Archiver::Auto);
+    }
+    match boolean(value) {
+        Ok(true) => Ok(Archiver::On),
+        Ok(false) => Ok(Archiver::Off),
+        Err(_) => Err(format!("is '{value}': allowed are on, off and auto")),
+    }
+}
+
+fn create_slot(value: &str) -> Result<CreateSlot, String> {
+    match value.to_lowercase().as_str() {
+        "manual" => Ok(CreateSlot::Manual),
+        "auto" => Ok(CreateSlot::Auto),
+        _ => Err(format!("is '{value}': allowed are manual and auto")),
+    }
+}
+
+fn incremental(value: &str) -> Result<Incremental, String> {
+    <Incremental as clap::ValueEnum>::from_str(value, true)
+        .map_err(|_| format!("is '{value}': allowed are auto, always and never"))
+}
+
+/// Backups come over the replication protocol, whatever a site used before.
+fn backup_method(value: &str) -> Outcome {
+    match value.to_lowercase().as_str() {
+        "postgres" => Ok(Effect::Obeyed),
+        "rsync" | "local-rsync" => Ok(Effect::Mapped(
+            "is 'postgres' here: the server needs a replication connection, see 'barmanfs check'".to_owned(),
+        )),
+        "snapshot" | "local-to-cloud" => {
+            Err(format!("is '{value}', which is not supported: allowed is postgres").into())
+        }
+        _ => Err(format!("is '{value}': allowed is postgres").into()),
+    }
+}
+
+/// Data in the clear, where somebody asked for encryption, is a breach.
+fn encryption(value: &str) -> Outcome {
+    match value.eq_ignore_ascii_case("none") {
+        true => Ok(Effect::Obeyed),
+        false => Err(Wrong {
+            message: format!(
+                "is '{value}', and barmanfs does not encrypt: nothing of this server is stored. Put the repository on an \
+                 encrypted file system, and set 'encryption = none'"
+            ),
+            forbids_storing: true,
+        }),
+    }
+}
+
+/// A directory of Barman's, which may be in cloud storage.
+fn directory(value: &str) -> Outcome {
+    match value.contains("://") {
+        true => Err(
+            "is in cloud storage, which is not supported: remove it, and set 'repository'"
+                .to_owned()
+                .into(),
+        ),
+        false => Ok(Effect::Nothing(
+            "the repository holds everything, see 'repository' in [barmanfs]".to_owned(),
+        )),
+    }
+}

@@ -1,0 +1,133 @@
+//! The changes that `config-update` makes: checked as a whole, then written into a file of our own that is read last.
+//!
+//! The input is Barman's: a list of objects, each with `scope` (`server` or `model`), `server_name` or `model_name`, and keys
+//! with their values.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::files;
+use super::keys::{self, Known};
+use super::origin::File;
+use super::{Config, ConfigError, model, state};
+
+/// The sections of the file, with their keys.
+pub(crate) type Sections = BTreeMap<String, BTreeMap<String, String>>;
+
+/// Reads and checks the changes. Nothing is changed if one of them is wrong.
+///
+/// # Errors
+/// What is wrong with the first wrong one. Quotes no value, which may be a secret.
+pub(crate) fn changes(json: &str, config: &Config) -> Result<Sections, String> {
+    let list: Vec<Map<String, Value>> =
+        serde_json::from_str(json).map_err(|error| format!("Expected a JSON list of objects: {error}"))?;
+    let mut sections = Sections::new();
+    for (nth, object) in list.iter().enumerate() {
+        let (name, keys) =
+            section(object, config).map_err(|message| format!("Change {}: {message}", nth + 1))?;
+        sections.entry(name).or_default().extend(keys);
+    }
+    Ok(sections)
+}
+
+fn section(
+    object: &Map<String, Value>,
+    config: &Config,
+) -> Result<(String, BTreeMap<String, String>), String> {
+    let text = |key: &str| object.get(key).and_then(Value::as_str);
+    let is_model = match text("scope") {
+        Some("server") => false,
+        Some("model") => true,
+        _ => return Err("'scope' must be \"server\" or \"model\"".to_owned()),
+    };
+    let name_key = if is_model { "model_name" } else { "server_name" };
+    let name = text(name_key).ok_or_else(|| format!("'{name_key}' is missing"))?;
+    let known_model = config.models.iter().any(|model| model.name == name);
+    match (is_model, known_model, config.server(name).is_some()) {
+        (true, _, true) => return Err(format!("'{name}' is a server, not a model")),
+        (false, true, _) => return Err(format!("'{name}' is a model, not a server")),
+        (false, false, false) => return Err(format!("There is no server '{name}'")),
+        _ => {}
+    }
+    let mut keys = BTreeMap::new();
+    if is_model && !known_model {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+        if !name.chars().all(is_name) || name.is_empty() {
+            return Err("the name of a new model has letters, digits, '_', '-' and '.'".to_owned());
+        }
+        if !object.contains_key("cluster") {
+            return Err(format!("the new model '{name}' needs 'cluster'"));
+        }
+        keys.insert("model".to_owned(), "on".to_owned());
+    }
+    for (key, value) in object
+        .iter()
+        .filter(|(key, _)| *key != "scope" && *key != name_key)
+    {
+        let key = key.to_lowercase();
+        let value = checked(&key, value, is_model).map_err(|message| format!("'{key}' {message}"))?;
+        keys.insert(key, value);
+    }
+    Ok((name.to_owned(), keys))
+}
+
+/// The text of a value, if the key may have it.
+fn checked(key: &str, value: &Value, is_model: bool) -> Result<String, String> {
+    let text = match value {
+        Value::Null => String::new(),
+        Value::Bool(value) => value.to_string(),
+        Value::Number(value) => value.to_string(),
+        Value::String(value) => value.trim().to_owned(),
+        Value::Array(_) | Value::Object(_) => return Err("is no text, number or switch".to_owned()),
+    };
+    if text.contains(char::is_control) {
+        return Err("has a line break or another control character in its value".to_owned());
+    }
+    if is_model && (key == "model" || keys::is_kept_by_models(key)) {
+        return Err("cannot be set by a model".to_owned());
+    }
+    match keys::known(key) {
+        Known::Server | Known::ServerOrGlobal => {}
+        Known::NoEffect(_) => return Ok(text),
+        Known::Global => return Err("is a key of the global section".to_owned()),
+        Known::Unknown => return Err("is unknown".to_owned()),
+    }
+    if let (Some(value), Some(mut scratch)) = (super::values::given(&text), model::scratch(false)) {
+        scratch.set(key, &value).map_err(|wrong| wrong.message)?;
+    }
+    Ok(text)
+}
+
+/// What the file of `config-update` says now.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn written(repository: &Path) -> Result<Sections, ConfigError> {
+    let path = state::file(repository, state::AUTOMATIC);
+    let bytes = state::read(&path).map_err(|source| ConfigError::Read {
+        file: path.clone(),
+        source,
+    })?;
+    let mut sections = Sections::new();
+    for section in files::parse(&File::new(&path), &bytes.unwrap_or_default())? {
+        let entries = section.entries.into_iter().map(|entry| (entry.key, entry.value));
+        sections.entry(section.name).or_default().extend(entries);
+    }
+    Ok(sections)
+}
+
+/// The text of the file.
+pub(crate) fn render(sections: &Sections) -> String {
+    let mut text = "# Written by 'barmanfs config-update', and read after all other files.\n".to_owned();
+    for (name, keys) in sections {
+        let _infallible = writeln!(text, "\n[{name}]");
+        for (key, value) in keys {
+            // One pair of quotes around a value is removed when it is read.
+            let _infallible = writeln!(text, "{key} = \"{value}\"");
+        }
+    }
+    text
+}
