@@ -77,6 +77,8 @@ fn metrics_say_what_is_stored_and_what_would_be_lost(install: &'static Install) 
     server.archive_current_segment();
     site.backup();
     server.archive_current_segment();
+    site.write_config_of(&server, "backup_schedule = 0 2 * * *\n");
+    site.ok(&["cron"]);
     let mount = Mount::new(&site);
     site.ok(&["clone", "create", "main", "test1"]);
 
@@ -86,15 +88,21 @@ fn metrics_say_what_is_stored_and_what_would_be_lost(install: &'static Install) 
     let of = |name: &str| *found.get(name).unwrap_or_else(|| panic!("No {name}: {text}"));
     let main = |name: &str| of(&format!("barmanfs_{name}{{server=\"main\"}}"));
     let backup = site.backups().remove(0);
-    let seconds = |key: &str| backup[key].as_f64().expect(key) / 1e6;
+    let seconds = |key: &str| backup[key].as_f64().expect(key);
     assert_eq!(main("up"), 1.0);
     assert_eq!(
         main("last_backup_size_bytes"),
         backup["logical_bytes"].as_f64().unwrap()
     );
-    assert_eq!(main("last_backup_end_timestamp_seconds"), seconds("end_time_us"));
-    assert_eq!(main("first_backup_end_timestamp_seconds"), seconds("end_time_us"));
-    let took = seconds("end_time_us") - seconds("begin_time_us");
+    assert_eq!(
+        main("last_backup_end_timestamp_seconds"),
+        seconds("end_time_epoch")
+    );
+    assert_eq!(
+        main("first_backup_end_timestamp_seconds"),
+        seconds("end_time_epoch")
+    );
+    let took = seconds("end_time_epoch") - seconds("begin_time_epoch");
     assert!(
         (main("last_backup_duration_seconds") - took).abs() < 0.01,
         "{text}"
@@ -106,6 +114,13 @@ fn metrics_say_what_is_stored_and_what_would_be_lost(install: &'static Install) 
     );
     for name in ["wal_gaps", "quarantined_wal_files", "damaged_backups"] {
         assert_eq!(main(name), 0.0, "{name}: {text}");
+    }
+    let measured = of("barmanfs_measured_timestamp_seconds");
+    for ran_at in [
+        main("cron_last_run_timestamp_seconds"),
+        of("barmanfs_cron_last_run_timestamp_seconds{server=\"\"}"),
+    ] {
+        assert!((measured - 60.0..=measured).contains(&ran_at), "{ran_at}: {text}");
     }
     assert_eq!(main("clones"), 1.0);
     assert_eq!(of("barmanfs_repository_up"), 1.0);
@@ -119,7 +134,8 @@ fn metrics_say_what_is_stored_and_what_would_be_lost(install: &'static Install) 
 
     // The server may commit by itself at any time.
     until("nothing would be lost", || {
-        server.archive_current_segment();
+        // This does not commit anything behind the switch.
+        server.query("SELECT pg_switch_wal()");
         let found = samples(&printed(&site, &["metrics"]));
         found["barmanfs_rpo_seconds{server=\"main\"}"] == 0.0
             && found["barmanfs_rpo_bytes{server=\"main\"}"] == 0.0

@@ -256,6 +256,9 @@ fn quarantined_files_are_shown_and_deleted(install: &'static Install) {
     site.barmanfs(&["quarantine", "main", "list"])
         .ok()
         .says(&[&name, &id[..8]]);
+    site.barmanfs(&["check", "main"])
+        .refused(3)
+        .says(&["quarantined WAL: FAILED (1 file"]);
     let shown = site.json(&["quarantine", "main", "show", &name]);
     assert_eq!(shown["comparison"]["offset"], 0x0012_3456, "{shown}");
     let lsn = shown["comparison"]["lsn"].as_str().unwrap();

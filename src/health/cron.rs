@@ -34,6 +34,7 @@ pub(super) fn check(
     let Some(memory) = remembered(of_server, RUNS, findings) else {
         return;
     };
+    findings.note(|figures| figures.cron = Some(memory.clone()));
     findings.extend(runs(server, invocation, &memory, now));
     findings.extend(audited(&memory, backups));
     let found = repository

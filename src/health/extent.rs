@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use barmanfs_catalog::{Growth, PackTotals, Repository};
+use barmanfs_catalog::{Growth, PackTotals, Repository, RepositoryMemory};
 
 use super::space;
 use crate::error::Error;
@@ -22,6 +22,8 @@ pub(crate) struct Extent {
     pub(crate) backup_bytes: u64,
     /// Size of all archived files of WAL.
     pub(crate) wal_bytes: u64,
+    /// What `cron` remembers of it.
+    pub(crate) cron: RepositoryMemory,
     /// The mounts of it that answer.
     pub(crate) mounts: usize,
 }
@@ -47,6 +49,7 @@ impl Extent {
             growth: space::growth(&repository)?,
             backup_bytes,
             wal_bytes,
+            cron: repository.repository_memory()?,
             // Of a mount that does not answer, it is not known what it serves.
             mounts: barmanfs_fs::mounts_of(path)?.serving.len(),
         })

@@ -1,7 +1,7 @@
 //! What the checks have counted and measured, for performance data and metrics. A figure that is `None` is not known:
 //! the check did not get that far, or does not apply.
 
-use barmanfs_catalog::{BackupStatus, BootTest};
+use barmanfs_catalog::{BackupStatus, BootTest, ServerMemory};
 use barmanfs_pg::TimestampMicros;
 
 /// The figures of a server.
@@ -43,6 +43,8 @@ pub(crate) struct Figures {
     pub(crate) clones: Option<usize>,
     /// When the oldest of them was made.
     pub(crate) oldest_clone: Option<TimestampMicros>,
+    /// What `cron` remembers of it.
+    pub(crate) cron: Option<ServerMemory>,
     /// What its stream of WAL is behind.
     pub(crate) lag: Option<Lag>,
     /// Files that wait for its `archive_command`.

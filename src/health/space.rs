@@ -74,8 +74,13 @@ fn judge(free: Free, growth: Growth) -> Finding {
     let Some(days) = free.bytes.checked_div(growth.bytes_per_day) else {
         return Finding::ok(NAME, left);
     };
+    let but = if growth.has_deletions {
+        ", without what is deleted"
+    } else {
+        ""
+    };
     let text = format!(
-        "{left}, which is enough for {} at {} a day, as in the last {}",
+        "{left}, which is enough for {} at {} a day, as in the last {}{but}",
         output::count(usize::try_from(days).unwrap_or(usize::MAX), "day"),
         output::bytes(growth.bytes_per_day),
         observed(growth)
@@ -84,6 +89,9 @@ fn judge(free: Free, growth: Growth) -> Finding {
     // What was seen for a shorter time may be the loading of a new database.
     let is_known = growth.observed_seconds >= FAILED_DAYS * DAY_SECONDS;
     match days {
+        // What is deleted frees space, as much as is added where a policy holds.
+        0..FAILED_DAYS if growth.has_deletions => Finding::warning(NAME, text).hint(advice),
+        _ if growth.has_deletions => Finding::ok(NAME, text),
         0..FAILED_DAYS if is_known => Finding::failed(NAME, text).hint(advice),
         0..WARNING_DAYS => Finding::warning(NAME, text).hint(advice),
         _ => Finding::ok(NAME, text),
@@ -114,6 +122,7 @@ mod tests {
         let growth = Growth {
             bytes_per_day: gib_per_day * GIB,
             observed_seconds: observed_days * DAY_SECONDS,
+            has_deletions: false,
         };
         let finding = judge(free, growth);
         (finding.state, finding.text().unwrap_or_default())
@@ -140,6 +149,23 @@ mod tests {
             text,
             "100.00 GiB, which is enough for 14 days at 7.00 GiB a day, as in the last 7 days"
         );
+    }
+
+    #[test]
+    fn where_a_policy_deletes_little_space_is_no_failure() {
+        let state = |gib_per_day: u64| {
+            let free = Free {
+                bytes: 10 * GIB,
+                files: u64::MAX,
+            };
+            let growth = Growth {
+                bytes_per_day: gib_per_day * GIB,
+                observed_seconds: 7 * DAY_SECONDS,
+                has_deletions: true,
+            };
+            judge(free, growth).state
+        };
+        assert_eq!((state(3), state(4)), (State::Ok, State::Warning));
     }
 
     #[test]

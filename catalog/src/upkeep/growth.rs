@@ -22,6 +22,8 @@ pub struct Growth {
     pub bytes_per_day: u64,
     /// The time in which this was seen, in seconds: of the servers, the longest.
     pub observed_seconds: u64,
+    /// Whether something was deleted in that time: then the repository grows by less.
+    pub has_deletions: bool,
 }
 
 impl Repository {
@@ -39,6 +41,9 @@ impl Repository {
                 let server: String = row.get(0)?;
                 for added in [backups(db, &server, since)?, wal(db, &server, since)?] {
                     growth.add(&added, now);
+                    if let Some(first) = added.first_record {
+                        growth.has_deletions |= is_deleted_after(db, first)?;
+                    }
                 }
             }
             Ok(growth)
@@ -53,6 +58,8 @@ struct Added {
     from: Option<TimestampMicros>,
     /// Whether there was more before that moment.
     goes_on: bool,
+    /// The number of the first record of what was added.
+    first_record: Option<i64>,
 }
 
 impl Growth {
@@ -69,6 +76,18 @@ impl Growth {
     }
 }
 
+impl Added {
+    fn note(&mut self, record: i64) {
+        self.first_record = Some(self.first_record.map_or(record, |first| first.min(record)));
+    }
+}
+
+/// Records are numbered as they arrive.
+fn is_deleted_after(db: &Connection, record: i64) -> Result<bool> {
+    let mut later = db.prepare_cached("SELECT 1 FROM deletions WHERE record > ?1 LIMIT 1")?;
+    Ok(later.exists([record])?)
+}
+
 fn backups(db: &Connection, server: &str, since: TimestampMicros) -> Result<Added> {
     let mut first = db.prepare_cached("SELECT min(id) FROM backups WHERE server = ?1")?;
     let first: Option<String> = first.query_row([server], |row| row.get(0))?;
@@ -77,10 +96,11 @@ fn backups(db: &Connection, server: &str, since: TimestampMicros) -> Result<Adde
             bytes: 0,
             from: None,
             goes_on: false,
+            first_record: None,
         });
     };
     let mut later = db.prepare_cached(
-        "SELECT r.id, r.payload FROM backups b JOIN records r ON r.seq = b.record
+        "SELECT r.id, r.payload, r.seq FROM backups b JOIN records r ON r.seq = b.record
          WHERE b.server = ?1 AND b.id >= ?2 ORDER BY b.id",
     )?;
     let mut rows = later.query(params![server, BackupId::at(since).to_string()])?;
@@ -88,9 +108,11 @@ fn backups(db: &Connection, server: &str, since: TimestampMicros) -> Result<Adde
         bytes: 0,
         from: Some(since),
         goes_on: true,
+        first_record: None,
     };
     while let Some(row) = rows.next()? {
         let (_, backup) = records::of_row::<Backup>(row)?;
+        added.note(row.get(2)?);
         if backup.id == first {
             added.from = Some(backup.begin_time.max(since));
             added.goes_on = false;
@@ -104,13 +126,14 @@ fn backups(db: &Connection, server: &str, since: TimestampMicros) -> Result<Adde
 /// Names sort like times, except after a return to an older timeline.
 fn wal(db: &Connection, server: &str, since: TimestampMicros) -> Result<Added> {
     let mut newest = db.prepare_cached(
-        "SELECT archived_at, new_stored_bytes FROM wal WHERE server = ?1 ORDER BY name DESC LIMIT ?2",
+        "SELECT archived_at, new_stored_bytes, record FROM wal WHERE server = ?1 ORDER BY name DESC LIMIT ?2",
     )?;
     let mut rows = newest.query(params![server, WAL_FILES_MAX])?;
     let mut added = Added {
         bytes: 0,
         from: None,
         goes_on: false,
+        first_record: None,
     };
     let mut files = 0;
     while let Some(row) = rows.next()? {
@@ -119,6 +142,7 @@ fn wal(db: &Connection, server: &str, since: TimestampMicros) -> Result<Added> {
         files += 1;
         if at >= since {
             added.bytes = added.bytes.saturating_add(row.get(1)?);
+            added.note(row.get(2)?);
         }
     }
     added.goes_on = files == WAL_FILES_MAX || added.from.is_some_and(|from| from < since);

@@ -50,6 +50,10 @@ fn backups_and_wal_of_the_last_days_count() {
     assert!(second.new_stored_bytes > 2_000_000);
     let both = seen_after(&f.repository, 48 * HOUR);
     assert!(near(both, (wal + second.new_stored_bytes) / 2), "{both:?}");
+    assert!(!both.has_deletions);
+    f.repository.delete_backup(&second, true).unwrap();
+    let deleted = seen_after(&f.repository, 48 * HOUR);
+    assert!(deleted.has_deletions && near(deleted, wal / 2), "{deleted:?}");
     let long_after = seen_after(&f.repository, 9 * 24 * HOUR);
     assert_eq!(long_after.bytes_per_day, 0, "nothing was added for a week");
 }

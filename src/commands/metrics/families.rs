@@ -52,6 +52,11 @@ families! {
     CLONES "clones" ["server"] "The number of clones."
     OLDEST_CLONE "oldest_clone_timestamp_seconds" ["server"] "When the oldest clone was made."
 
+    CRON_RUN "cron_last_run_timestamp_seconds" ["server"] "When cron last looked at the server; without a server, when it last ended."
+    TASK_START "cron_task_start_timestamp_seconds" ["server", "task"] "When cron last started the task."
+    TASK_DURATION "cron_task_duration_seconds" ["server", "task"] "How long the task took, if it has ended."
+    TASK_FAILURES "cron_task_failures" ["server", "task"] "How often the task has failed since it last succeeded."
+
     REPOSITORY_UP "repository_up" [] "Whether the repository can be read."
     PACKS "repository_packs" [] "The number of packs."
     PACK_BYTES "repository_pack_bytes" [] "Size of all packs."

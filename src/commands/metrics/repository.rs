@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::families as of;
-use super::server::seconds;
+use super::server::{cron, seconds};
 use super::sheet::Sheet;
 use crate::error::Error;
 use crate::health::{self, Extent};
@@ -34,6 +34,7 @@ pub(super) fn add(sheet: &mut Sheet, path: &Path, within: Duration) -> Result<()
     if let Some(ratio) = extent.dedup_ratio() {
         sheet.add_fraction(&of::DEDUP_RATIO, &[], ratio)?;
     }
+    cron(sheet, "", extent.cron.ran_at, &extent.cron.tasks)?;
     sheet.add(&of::MOUNTS, &[], extent.mounts as u64)
 }
 

@@ -1,6 +1,8 @@
 //! The metrics of a server.
 
-use barmanfs_catalog::BootOutcome;
+use std::collections::BTreeMap;
+
+use barmanfs_catalog::{BootOutcome, CronTask, TaskMemory};
 use barmanfs_pg::TimestampMicros;
 
 use super::families as of;
@@ -19,6 +21,9 @@ pub(super) fn add(sheet: &mut Sheet, server: &str, checked: &Checked) -> Result<
         let status = status.as_str().to_ascii_lowercase();
         sheet.add(&of::BACKUPS, &[server, &status], *count as u64)?;
     }
+    if let Some(memory) = &figures.cron {
+        cron(sheet, server, memory.ran_at, &memory.tasks)?;
+    }
     for (family, value) in whole(figures) {
         if let Some(value) = value {
             sheet.add(&family, &[server], value)?;
@@ -27,6 +32,28 @@ pub(super) fn add(sheet: &mut Sheet, server: &str, checked: &Checked) -> Result<
     for (family, value) in fractions(figures) {
         if let Some(value) = value {
             sheet.add_fraction(&family, &[server], value)?;
+        }
+    }
+    Ok(())
+}
+
+/// Adds what cron remembers of a server; of the repository, if its name is empty.
+pub(super) fn cron(
+    sheet: &mut Sheet,
+    server: &str,
+    ran_at: Option<TimestampMicros>,
+    tasks: &BTreeMap<CronTask, TaskMemory>,
+) -> Result<(), Error> {
+    if let Some(ran_at) = ran_at {
+        sheet.add_fraction(&of::CRON_RUN, &[server], seconds(ran_at))?;
+    }
+    for (task, memory) in tasks {
+        let labels = [server, task.as_str()];
+        sheet.add_fraction(&of::TASK_START, &labels, seconds(memory.began_at))?;
+        sheet.add(&of::TASK_FAILURES, &labels, memory.failures.into())?;
+        if let Some(ended_at) = memory.ended_at {
+            let took = seconds(ended_at) - seconds(memory.began_at);
+            sheet.add_fraction(&of::TASK_DURATION, &labels, took.max(0.0))?;
         }
     }
     Ok(())
