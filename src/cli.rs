@@ -12,6 +12,7 @@ pub(crate) mod inspect;
 pub(crate) mod metrics;
 pub(crate) mod mount;
 pub(crate) mod quarantine;
+pub(crate) mod retention;
 pub(crate) mod server;
 pub(crate) mod upkeep;
 pub(crate) mod wal;
@@ -52,6 +53,8 @@ const GROUPS: &[(&str, &[&str])] = &[
         &[
             "cron",
             "init",
+            "retention",
+            "keep",
             "delete",
             "sweep",
             "quarantine",
@@ -253,6 +256,12 @@ pub(crate) enum Command {
     /// Make a repository, and show what to set on a server
     #[command(after_help = upkeep::INIT_HELP)]
     Init(upkeep::InitArgs),
+    /// Show which backups and WAL the policies keep, and what is deleted next
+    #[command(after_help = retention::RETENTION_HELP)]
+    Retention(retention::RetentionArgs),
+    /// Keep a backup whatever the policy says
+    #[command(after_help = retention::KEEP_HELP)]
+    Keep(retention::KeepArgs),
 
     /// Delete backups; 'sweep' then frees the space nothing else uses
     #[command(after_help = upkeep::DELETE_HELP)]
@@ -437,6 +446,8 @@ mod tests {
         Maintain:
           cron               Do what is due; once a minute, from cron or a timer
           init               Make a repository, and show what to set on a server
+          retention          Show which backups and WAL the policies keep, and what is deleted next
+          keep               Keep a backup whatever the policy says
           delete             Delete backups; 'sweep' then frees the space nothing else uses
           sweep              Free the space of deleted and failed backups
           quarantine         Show WAL files that were put aside, accept them or delete them

@@ -13,6 +13,7 @@ pub(crate) mod get_wal;
 pub(crate) mod history;
 pub(crate) mod index_wal;
 pub(crate) mod init;
+pub(crate) mod keep;
 pub(crate) mod list_backups;
 pub(crate) mod list_files;
 pub(crate) mod list_servers;
@@ -22,6 +23,7 @@ pub(crate) mod nothing_to_do;
 pub(crate) mod quarantine;
 pub(crate) mod rebuild_catalog;
 pub(crate) mod receive_wal;
+pub(crate) mod retention;
 pub(crate) mod show_backup;
 pub(crate) mod stats;
 pub(crate) mod status;
@@ -36,6 +38,7 @@ pub(crate) mod wal_archive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use barmanfs_catalog::retention::RetentionRules;
 use barmanfs_catalog::{Backup, BackupSelector, Error as CatalogError, Repository, ServerName};
 use tracing::level_filters::LevelFilter;
 
@@ -133,6 +136,8 @@ impl App {
             Command::Verify(args) => verify::run(self, &args),
             Command::Cron(args) => cron::run(self, &args),
             Command::Delete(args) => delete::run(self, &args),
+            Command::Retention(args) => retention::run(self, &args),
+            Command::Keep(args) => keep::run(self, &args),
             Command::Sweep(json) => sweep::run(self, json),
             Command::Quarantine(args) => quarantine::run(self, &args),
             Command::RebuildCatalog(args) => rebuild_catalog::run(self, &args),
@@ -241,6 +246,14 @@ impl App {
             }
         }
         Ok(servers)
+    }
+
+    /// The retention rules of a server. A server that is no longer configured has none.
+    pub(crate) fn retention_rules(&self, server: &ServerName) -> RetentionRules {
+        self.config
+            .server(server.as_str())
+            .map(ServerConfig::retention_rules)
+            .unwrap_or_default()
     }
 
     /// The backup of `server` that `selector` selects.

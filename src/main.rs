@@ -22,6 +22,7 @@ mod invocation;
 mod lineage;
 mod locale;
 mod logging;
+mod moment;
 mod mount_helper;
 mod mounts;
 mod output;

@@ -60,6 +60,6 @@ pub use upkeep::cron::{AuditMemory, CronLock, CronTask, RepositoryMemory, Server
 pub use upkeep::growth::Growth;
 pub use upkeep::rebuild::RebuildReport;
 pub use upkeep::stats::{BackupStats, PackTotals, ServerStats, Sizes, Stats};
-pub use upkeep::sweep::{SweepOptions, SweepReport};
+pub use upkeep::sweep::{Forecast, SweepOptions, SweepReport};
 pub use upkeep::verify::round::{VerifiedPart, VerifyRound};
 pub use upkeep::verify::{Damage, VerifyReport, VerifyScope};

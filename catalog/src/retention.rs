@@ -151,6 +151,20 @@ impl Repository {
         })
     }
 
+    /// What the rules say about each backup, newest first, without examining whether it may be deleted now.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn retention_states(
+        &self,
+        server: &ServerName,
+        backups: &[Backup],
+        rules: &RetentionRules,
+        now: TimestampMicros,
+    ) -> Result<Vec<JudgedBackup>> {
+        self.judged(server, backups, rules, now)
+    }
+
     /// Deletes what [`retention`](Self::retention) shows. A sweep frees the space.
     ///
     /// # Errors

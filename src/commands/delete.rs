@@ -119,6 +119,7 @@ fn plan(
         deleted: backups.iter().map(|backup| backup.id).collect(),
         before,
         after,
+        unneeded_wal: repository.wal_without_use(server, &left)?,
         clones,
         refused: None,
     };
@@ -164,6 +165,14 @@ fn show(out: &mut Output, plan: &Deletion) -> Result<(), Error> {
         out.line(format_args!(
             "Clones that keep what they need: {}",
             names.join(", ")
+        ))?;
+    }
+    let wal: u64 = plan.unneeded_wal.iter().map(|wal| wal.totals.files).sum();
+    if wal > 0 {
+        let bytes = plan.unneeded_wal.iter().map(|wal| wal.totals.logical_bytes).sum();
+        out.line(format_args!(
+            "WAL that no backup needs then: {wal} files, {}",
+            output::bytes(bytes)
         ))?;
     }
     let doubtful = plan.after.doubtful;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use barmanfs_catalog::retention::RetentionState;
 use barmanfs_catalog::{Backup, BackupKind, BackupStatus, BootOutcome, BootTest};
 
 use super::App;
@@ -33,7 +34,9 @@ pub(crate) fn run(app: &mut App, args: &ListBackupsArgs) -> Result<Outcome, Erro
     }
     let (mut backups, mut gaps) = (Vec::<ListedBackup>::new(), Vec::new());
     for server in servers {
-        backups.extend(ListedBackup::all(&repository, repository.backups(&server)?)?);
+        let rules = app.retention_rules(&server);
+        let stored = repository.backups(&server)?;
+        backups.extend(ListedBackup::all(&repository, &server, &rules, stored)?);
         let found = losses::gaps_that_matter(&repository, &server)?;
         forks::log_open(&repository, &server)?;
         gaps.extend(found.into_iter().map(|gap| (server.clone(), gap)));
@@ -103,9 +106,16 @@ pub(crate) fn took(backup: &Backup) -> Option<Duration> {
         .map(Duration::from_micros)
 }
 
-/// There is a column for boot tests if there has been one.
+/// What the policy says, if there is one or somebody keeps the backup.
+fn retention(listed: &ListedBackup) -> Option<&'static str> {
+    let state = listed.retention.as_ref()?.state;
+    (state != RetentionState::None).then(|| state.as_str())
+}
+
+/// There is a column for boot tests if there has been one, and one for retention if there is a policy.
 fn table(backups: &[ListedBackup]) -> Table {
     let tested = backups.iter().any(|listed| listed.boot_test.is_some());
+    let judged = backups.iter().any(|listed| retention(listed).is_some());
     let mut columns = vec![
         ("Server", Align::Left),
         ("Backup", Align::Left),
@@ -119,16 +129,20 @@ fn table(backups: &[ListedBackup]) -> Table {
         ("PostgreSQL", Align::Left),
         ("Label", Align::Left),
     ];
+    if judged {
+        columns.insert(STATUS_COLUMN + 1, ("Retention", Align::Left));
+    }
     if tested {
         columns.insert(STATUS_COLUMN + 1, ("Boot test", Align::Left));
     }
     let mut table = Table::new(&columns);
-    for ListedBackup {
-        backup,
-        boot_test,
-        damaged,
-    } in backups
-    {
+    for listed in backups {
+        let ListedBackup {
+            backup,
+            boot_test,
+            damaged,
+            ..
+        } = listed;
         let mut label = backup.label.clone().unwrap_or_default();
         if !backup.checksum_failures.is_empty() {
             label.push_str(" (page checksum failures)");
@@ -155,6 +169,9 @@ fn table(backups: &[ListedBackup]) -> Table {
             backup.server_version.to_string().into(),
             output::printable(label.trim().as_bytes()).into(),
         ];
+        if judged {
+            row.insert(STATUS_COLUMN + 1, retention(listed).unwrap_or("-").into());
+        }
         if tested {
             row.insert(STATUS_COLUMN + 1, boot_cell(boot_test.as_ref()));
         }
@@ -186,6 +203,7 @@ mod tests {
             backup: backup(BackupStatus::Done),
             boot_test,
             damaged: false,
+            retention: None,
         });
         let table = table(&all).render(false);
         let words: Vec<&str> = table
@@ -212,6 +230,7 @@ mod tests {
             backup,
             boot_test: None,
             damaged: false,
+            retention: None,
         };
         let all = all.map(listed);
         assert_snapshot!(table(&all).render(false), @"

@@ -6,6 +6,7 @@ use barmanfs_catalog::{Backup, BackupKind, BackupStatus, BootTest, Repository};
 use barmanfs_pg::wal_name::SegmentName;
 
 use super::App;
+use super::keep::described;
 use super::list_backups::{boot_word, status_style, took};
 use crate::barman;
 use crate::cli::inspect::ShowBackupArgs;
@@ -27,8 +28,13 @@ pub(crate) fn run(app: &mut App, args: &ShowBackupArgs) -> Result<Outcome, Error
         return Ok(Outcome::Done);
     }
     let missing = repository.missing_wal(&backup)?;
-    let [listed] = <[ListedBackup; 1]>::try_from(ListedBackup::all(&repository, vec![backup])?)
-        .map_err(|_| Error::failed("The backup is gone"))?;
+    let [listed] = <[ListedBackup; 1]>::try_from(ListedBackup::all(
+        &repository,
+        &server,
+        &app.retention_rules(&server),
+        vec![backup],
+    )?)
+    .map_err(|_| Error::failed("The backup is gone"))?;
     if args.json.json {
         app.out.json(&listed.with_missing_wal(&missing)?)?;
     } else {
@@ -44,6 +50,7 @@ fn show(
         backup,
         boot_test,
         damaged,
+        retention,
     }: &ListedBackup,
     missing: &[SegmentName],
 ) -> Result<(), Error> {
@@ -63,6 +70,10 @@ fn show(
                 server = backup.server
             ),
         );
+    }
+    if let Some(judged) = retention {
+        let why = judged.keep.as_ref().map_or_else(|| judged.why.clone(), described);
+        facts.add("Retention", format!("{}, {why}", judged.state.as_str()));
     }
     if let Some(test) = boot_test {
         let (word, style) = boot_word(test.outcome);

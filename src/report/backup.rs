@@ -1,10 +1,12 @@
 //! `backup --json`, `list-backups --json`, `show-backup --json`.
 
+use barmanfs_catalog::retention::{JudgedBackup, RetentionRules};
 use barmanfs_catalog::{Backup, BootTest, Gap, Repository, ServerName, json};
 use barmanfs_pg::wal_name::SegmentName;
 use serde_json::{Value, json};
 
 use crate::error::Error;
+use crate::moment;
 
 /// All of a backup except the listing of its root, which means nothing outside the repository.
 pub(crate) fn backup(backup: &Backup) -> Result<Value, Error> {
@@ -19,20 +21,34 @@ pub(crate) struct ListedBackup {
     pub(crate) boot_test: Option<BootTest>,
     /// Whether it needs data that a verification found damaged.
     pub(crate) damaged: bool,
+    /// What the retention policy says.
+    pub(crate) retention: Option<JudgedBackup>,
 }
 
 impl ListedBackup {
-    /// Backups of one server, with their newest boot tests and known damage.
-    pub(crate) fn all(repository: &Repository, backups: Vec<Backup>) -> Result<Vec<Self>, Error> {
+    /// Backups of one server, with their newest boot tests, known damage, and what the policy says. `all` are all of
+    /// the server's backups: a policy compares them.
+    pub(crate) fn all(
+        repository: &Repository,
+        server: &ServerName,
+        rules: &RetentionRules,
+        backups: Vec<Backup>,
+    ) -> Result<Vec<Self>, Error> {
+        let all = repository.backups(server)?;
+        let mut judged = repository.retention_states(server, &all, rules, moment::now())?;
         let damaged = repository.damaged_backups(&backups)?;
-        let listed = |backup: Backup| {
+        let mut listed = |backup: Backup| {
             Ok(Self {
                 boot_test: repository.boot_test(&backup)?,
                 damaged: damaged.contains(&backup.id),
+                retention: judged
+                    .iter()
+                    .position(|judged| judged.id == backup.id)
+                    .map(|place| judged.swap_remove(place)),
                 backup,
             })
         };
-        backups.into_iter().map(listed).collect()
+        backups.into_iter().map(&mut listed).collect()
     }
 
     /// The backup with the gaps before the next one. The history after a gap cannot be recovered from it.
@@ -57,6 +73,13 @@ impl ListedBackup {
         if let Some(fields) = value.as_object_mut() {
             fields.insert("boot_test".to_owned(), json!(self.boot_test));
             fields.insert("damaged".to_owned(), json!(self.damaged));
+            let judged = self.retention.as_ref();
+            fields.insert("retention".to_owned(), json!(judged.map(|judged| judged.state)));
+            fields.insert(
+                "retention_reason".to_owned(),
+                json!(judged.map(|judged| &judged.why)),
+            );
+            fields.insert("keep".to_owned(), json!(judged.map(|judged| &judged.keep)));
             fields.insert(key.to_owned(), more);
         }
         Ok(value)
@@ -75,6 +98,7 @@ mod tests {
             backup: backup(BackupStatus::Done),
             boot_test: Some(boot_test()),
             damaged: true,
+            retention: None,
         };
         let value = listed.with_gaps(&[]).unwrap();
         assert_eq!(value["boot_test"]["outcome"], "failed");

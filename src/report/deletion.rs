@@ -1,5 +1,6 @@
 //! `delete --json`.
 
+use barmanfs_catalog::retention::RemovableWal;
 use barmanfs_catalog::{BackupId, CloneName};
 use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
 use serde::Serialize;
@@ -14,6 +15,8 @@ pub(crate) struct Deletion {
     pub(crate) before: Remains,
     /// The part of the history that can be recovered afterwards.
     pub(crate) after: Remains,
+    /// The archived WAL that no backup needs afterwards; retention removes it.
+    pub(crate) unneeded_wal: Vec<RemovableWal>,
     /// Clones that are based on the deleted backups, and keep what they need.
     pub(crate) clones: Vec<CloneName>,
     /// The reason if it would be refused; only with `--dry-run`.

@@ -5,10 +5,11 @@ use barmanfs_store::{DirectoryRef, FileMap, RecordId};
 use rusqlite::{Connection, params};
 
 use crate::archive::backup::Backup;
-use crate::archive::wal::{QuarantinedWal, WalFile, removal};
+use crate::archive::wal::{QuarantinedWal, SegmentRange, WalFile, removal};
 use crate::error::{Error, Result};
 use crate::index::records::{self, Kind};
 use crate::index::repository::Repository;
+use crate::names::{BackupId, ServerName};
 
 /// Records read at a time.
 const PAGE: usize = 100;
@@ -21,13 +22,35 @@ pub(crate) enum Root {
     File(FileMap),
 }
 
-/// Calls `each` with the roots of all records that are not annulled, and with a name for messages. Records added
+/// Backups and WAL of a server that are taken for deleted.
+#[derive(Debug)]
+pub(crate) struct Without {
+    pub(crate) server: ServerName,
+    pub(crate) backups: Vec<BackupId>,
+    pub(crate) wal: Vec<SegmentRange>,
+}
+
+impl Without {
+    /// Whether this backup is one of them.
+    pub(crate) fn has_backup(&self, backup: &Backup) -> bool {
+        backup.server == self.server && self.backups.contains(&backup.id)
+    }
+
+    /// Whether this archived file is one of them, and no archive of another history has it.
+    pub(crate) fn has_wal(&self, db: &Connection, id: RecordId, file: &WalFile) -> Result<bool> {
+        let is_named = file.server == self.server && self.wal.iter().any(|range| range.contains(&file.name));
+        Ok(is_named && !removal::is_elsewhere(db, &self.server, id)?)
+    }
+}
+
+/// Calls `each` with the roots of all records that are not annulled, except those in `without`, and with a name for messages. Records added
 /// meanwhile may or may not be included.
 ///
 /// # Errors
 /// When it is unknown what a record refers to: it is damaged, or of a later release.
 pub(crate) fn each_root(
     repository: &Repository,
+    without: Option<&Without>,
     each: &mut dyn FnMut(&str, &Root) -> Result<()>,
 ) -> Result<()> {
     for clone in repository.all_clones()? {
@@ -45,7 +68,7 @@ pub(crate) fn each_root(
         };
         last = seq;
         for (_, kind, id, payload) in page {
-            if let Some((what, root)) = repository.db.read(|db| root(db, kind, id, &payload))? {
+            if let Some((what, root)) = repository.db.read(|db| root(db, without, kind, id, &payload))? {
                 each(&what, &root)?;
             }
         }
@@ -67,7 +90,13 @@ fn page(repository: &Repository, after: i64) -> Result<Vec<Row>> {
     })
 }
 
-fn root(db: &Connection, kind: u8, id: RecordId, payload: &[u8]) -> Result<Option<(String, Root)>> {
+fn root(
+    db: &Connection,
+    without: Option<&Without>,
+    kind: u8,
+    id: RecordId,
+    payload: &[u8],
+) -> Result<Option<(String, Root)>> {
     let of_file = |file: WalFile| {
         (
             format!("{} of server {}", file.name, file.server),
@@ -82,12 +111,19 @@ fn root(db: &Connection, kind: u8, id: RecordId, payload: &[u8]) -> Result<Optio
     Ok(match Kind::of(kind).ok_or_else(unknown)? {
         Kind::Backup => {
             let backup: Backup = records::parse(id, payload)?;
+            if without.is_some_and(|without| without.has_backup(&backup)) {
+                return Ok(None);
+            }
             let what = format!("Backup {} of server {}", backup.id, backup.server);
             backup.root.map(|root| (what, Root::Tree(root.directory)))
         }
         Kind::Wal => {
             let file: WalFile = records::parse(id, payload)?;
-            (!removal::is_dead(db, id, &file)?).then(|| of_file(file))
+            let goes = match without {
+                Some(without) => without.has_wal(db, id, &file)?,
+                None => false,
+            };
+            (!goes && !removal::is_dead(db, id, &file)?).then(|| of_file(file))
         }
         Kind::QuarantinedWal => {
             let file = records::parse::<QuarantinedWal>(id, payload)?.file;

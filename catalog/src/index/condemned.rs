@@ -116,6 +116,12 @@ impl Condemned<'_> {
         Ok(packs.into_iter().map(|(pack, _)| pack).collect())
     }
 
+    /// All packs up to `newest`, condemned or not.
+    pub(crate) fn all(&self, newest: i64) -> Result<Vec<PackRow>> {
+        let packs = self.select("1", newest)?;
+        Ok(packs.into_iter().map(|(pack, _)| pack).collect())
+    }
+
     /// Condemns packs: writers that begin after this do not find anything in them. Returns the writers that are at work
     /// now, which may have found something before; the packs wait for them.
     pub(crate) fn condemn(&self, packs: &[PackRow]) -> Result<BTreeSet<WriterName>> {

@@ -150,6 +150,17 @@ impl Repository {
         Ok(histories.into_iter().chain(segments))
     }
 
+    /// The point in time that is meant by a time of a server: a local time is read in the server's zone, as the newest
+    /// backup knows it, else in UTC.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn moment(&self, server: &ServerName, time: TimeTarget) -> Result<TimestampMicros> {
+        let backups = self.backups(server)?;
+        let zone = backups.iter().rev().find_map(|backup| backup.timezone.as_deref());
+        Ok(time.resolve(&zone.and_then(server_zone).unwrap_or(TimeZone::UTC)))
+    }
+
     /// The history of a timeline, from its archived file; none if the file is not archived.
     ///
     /// # Errors

@@ -37,12 +37,15 @@ use crate::index::unread::PackProblem;
 use crate::monitor::Monitor;
 
 mod condemn;
+mod forecast;
 mod mark;
 mod orphans;
 mod remove;
 mod repack;
 #[cfg(test)]
 mod tests;
+
+pub use forecast::Forecast;
 
 /// Largest number of rounds: the second removes what the first condemned; packs that still wait for a writer then wait
 /// for the next sweep.

@@ -244,6 +244,15 @@ fn is_gone_from(db: &Connection, archive: &ServerName, id: RecordId, file: &WalF
     Ok(!has_a_place)
 }
 
+/// Whether another archive than this one has the file of a record.
+pub(crate) fn is_elsewhere(db: &Connection, archive: &ServerName, id: RecordId) -> Result<bool> {
+    Ok(db
+        .prepare_cached(
+            "SELECT 1 FROM wal w JOIN records r ON r.seq = w.record WHERE r.id = ?1 AND w.server <> ?2",
+        )?
+        .exists(params![id.as_bytes(), archive.as_str()])?)
+}
+
 /// Whether a removal must be kept: a later one may cover all of it.
 pub(crate) fn is_needed(db: &Connection, id: RecordId, removal: &WalRemoval) -> Result<bool> {
     let covered = db

@@ -13,6 +13,7 @@ use crate::home::now;
 use crate::home::presence::{self, WriterName};
 use crate::index::condemned::{PackRow, is_condemned};
 use crate::index::records::{self, Deletion, Kind};
+use crate::index::repository::Repository;
 use crate::upkeep::sweep::Sweep;
 use crate::upkeep::sweep::mark::Mark;
 
@@ -71,55 +72,7 @@ impl Sweep<'_> {
 
     /// Whether neither a chunk nor a record of a pack is in use.
     pub(super) fn is_dead(&self, mark: &Mark, pack: &PackRow) -> Result<bool> {
-        Ok(mark.in_use(pack.seq)?.chunks == 0 && self.live_records(pack)?.is_empty())
-    }
-
-    /// The records in a pack that still have a meaning and that this pack must keep. Of several packs with the same
-    /// record, one must keep it: one that stays before a condemned one, then the oldest.
-    pub(super) fn live_records(&self, pack: &PackRow) -> Result<Vec<Record>> {
-        let now = now();
-        self.repository.db.read(|db| {
-            let mut query = db.prepare_cached(concat!(
-                "SELECT r.id, r.kind, r.payload FROM record_packs p JOIN records r ON r.seq = p.record
-                 WHERE p.pack = ?1 AND r.id NOT IN (SELECT annulled FROM deletions) AND p.pack = (
-                     SELECT k.seq FROM record_packs h JOIN packs k ON k.seq = h.pack WHERE h.record = p.record
-                     ORDER BY ",
-                is_condemned!("k"),
-                ", k.seq LIMIT 1)",
-            ))?;
-            let mut rows = query.query([pack.seq])?;
-            let mut live = Vec::new();
-            while let Some(row) = rows.next()? {
-                let record = Record {
-                    id: RecordId(row.get(0)?),
-                    kind: row.get(1)?,
-                    payload: row.get(2)?,
-                };
-                let is_live = match Kind::of(record.kind) {
-                    Some(Kind::Deletion) => is_needed(db, &records::parse(record.id, &record.payload)?, now)?,
-                    Some(Kind::Damage) => {
-                        damage::is_needed(db, &records::parse(record.id, &record.payload)?)?
-                    }
-                    Some(Kind::Wal) => {
-                        !removal::is_dead(db, record.id, &records::parse(record.id, &record.payload)?)?
-                    }
-                    Some(Kind::QuarantinedWal) => {
-                        let kept: QuarantinedWal = records::parse(record.id, &record.payload)?;
-                        !removal::is_dead_decided(db, record.id, &kept.file)?
-                    }
-                    Some(Kind::WalRemoval) => {
-                        removal::is_needed(db, record.id, &records::parse(record.id, &record.payload)?)?
-                    }
-                    // They mean something until they are annulled.
-                    Some(Kind::Backup | Kind::Keep | Kind::Server | Kind::BootTest | Kind::History)
-                    | None => true,
-                };
-                if is_live {
-                    live.push(record);
-                }
-            }
-            Ok(live)
-        })
+        Ok(mark.in_use(pack.seq)?.chunks == 0 && live_records(self.repository, pack)?.is_empty())
     }
 
     /// Counts the packs that must wait, and names the writers they wait for.
@@ -130,6 +83,53 @@ impl Sweep<'_> {
         }
         Ok(())
     }
+}
+
+/// The records in a pack that still have a meaning and that this pack must keep. Of several packs with the same
+/// record, one must keep it: one that stays before a condemned one, then the oldest.
+pub(super) fn live_records(repository: &Repository, pack: &PackRow) -> Result<Vec<Record>> {
+    let now = now();
+    repository.db.read(|db| {
+        let mut query = db.prepare_cached(concat!(
+            "SELECT r.id, r.kind, r.payload FROM record_packs p JOIN records r ON r.seq = p.record
+             WHERE p.pack = ?1 AND r.id NOT IN (SELECT annulled FROM deletions) AND p.pack = (
+                 SELECT k.seq FROM record_packs h JOIN packs k ON k.seq = h.pack WHERE h.record = p.record
+                 ORDER BY ",
+            is_condemned!("k"),
+            ", k.seq LIMIT 1)",
+        ))?;
+        let mut rows = query.query([pack.seq])?;
+        let mut live = Vec::new();
+        while let Some(row) = rows.next()? {
+            let record = Record {
+                id: RecordId(row.get(0)?),
+                kind: row.get(1)?,
+                payload: row.get(2)?,
+            };
+            let is_live = match Kind::of(record.kind) {
+                Some(Kind::Deletion) => is_needed(db, &records::parse(record.id, &record.payload)?, now)?,
+                Some(Kind::Damage) => damage::is_needed(db, &records::parse(record.id, &record.payload)?)?,
+                Some(Kind::Wal) => {
+                    !removal::is_dead(db, record.id, &records::parse(record.id, &record.payload)?)?
+                }
+                Some(Kind::QuarantinedWal) => {
+                    let kept: QuarantinedWal = records::parse(record.id, &record.payload)?;
+                    !removal::is_dead_decided(db, record.id, &kept.file)?
+                }
+                Some(Kind::WalRemoval) => {
+                    removal::is_needed(db, record.id, &records::parse(record.id, &record.payload)?)?
+                }
+                // They mean something until they are annulled.
+                Some(Kind::Backup | Kind::Keep | Kind::Server | Kind::BootTest | Kind::History) | None => {
+                    true
+                }
+            };
+            if is_live {
+                live.push(record);
+            }
+        }
+        Ok(live)
+    })
 }
 
 /// A deletion is needed as long as any pack may hold what it annuls.

@@ -7,7 +7,7 @@
 use barmanfs_store::{ChunkId, ChunkLocation, RecordId};
 use rusqlite::{Connection, Rows, params};
 
-use crate::archive::roots::{Root, each_root};
+use crate::archive::roots::{Root, Without, each_root};
 use crate::error::{Error, Result};
 use crate::index::chunk_index::{Place, kept_place, whole_place};
 use crate::index::chunk_set::{ChunkSet, Met, Role, unusable};
@@ -43,6 +43,15 @@ pub(super) struct InUse {
 impl Mark {
     /// Makes a mark. Everything that a record now in the catalog refers to will be found in use.
     pub(super) fn make(repository: &Repository, monitor: &mut dyn Monitor) -> Result<Self> {
+        Self::make_without(repository, None, monitor)
+    }
+
+    /// The same as if something had been deleted before.
+    pub(super) fn make_without(
+        repository: &Repository,
+        without: Option<&Without>,
+        monitor: &mut dyn Monitor,
+    ) -> Result<Self> {
         let generation = repository.generation()?;
         let clones = clone_ids(repository)?;
         let newest_pack = repository
@@ -63,7 +72,7 @@ impl Mark {
             newest_pack,
             missing_chunks: 0,
         };
-        mark.meet_all(repository, monitor)?;
+        mark.meet_all(repository, without, monitor)?;
         mark.resolve(repository, Wanted::Chunks)?;
         mark.resolve(repository, Wanted::Bases)?;
         Ok(mark)
@@ -74,10 +83,15 @@ impl Mark {
         Ok(repository.generation()? == self.generation && clone_ids(repository)? == self.clones)
     }
 
-    fn meet_all(&self, repository: &Repository, monitor: &mut dyn Monitor) -> Result<()> {
+    fn meet_all(
+        &self,
+        repository: &Repository,
+        without: Option<&Without>,
+        monitor: &mut dyn Monitor,
+    ) -> Result<()> {
         let trees = repository.trees();
         let mut met = 0;
-        each_root(repository, &mut |what, root| {
+        each_root(repository, without, &mut |what, root| {
             let mut each = |id: ChunkId, role| {
                 met += 1;
                 if met % TELL_EVERY == 0 {

@@ -9,6 +9,7 @@ use barmanfs_store::{ChunkId, ChunkIndex, Frame, PackWriter, read_frame};
 use crate::error::{Error, Result};
 use crate::index::chunk_index::{CatalogIndex, Place, place_in};
 use crate::index::condemned::PackRow;
+use crate::upkeep::sweep::condemn::live_records;
 use crate::upkeep::sweep::mark::Mark;
 use crate::upkeep::sweep::{Fate, Sweep};
 
@@ -47,7 +48,7 @@ impl Sweep<'_> {
         }
         // The catalog's copies of the records are written, so a pack whose footer was damaged after it was entered
         // becomes whole again.
-        for record in self.live_records(pack)? {
+        for record in live_records(self.repository, pack)? {
             self.finish_if_full(mark, output)?;
             output.target(self)?.record(record)?;
         }
