@@ -46,6 +46,7 @@ mod readme;
 mod rebuild;
 mod receive_wal;
 mod repository_files;
+mod retention;
 mod second_backup;
 mod settings;
 mod silent_server;
@@ -98,6 +99,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("torture", torture::TESTS),
     ("clone_commit", clone_commit::TESTS),
     ("delete_and_sweep", delete_and_sweep::TESTS),
+    ("retention", retention::TESTS),
     ("gaps", gaps::TESTS),
     ("green", green::TESTS),
     ("checks", checks::TESTS),

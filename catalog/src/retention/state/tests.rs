@@ -154,3 +154,70 @@ fn days_are_those_of_the_server() {
     };
     assert_eq!((kept("UTC"), kept("Asia/Tokyo")), (2, 1));
 }
+
+/// A line of Barman's answers: see tools/barman_retention.py.
+fn ask(line: &str) -> (String, String, bool) {
+    let mut fields = line.split('\t');
+    let policy: BackupPolicy = fields.next().unwrap().parse().unwrap();
+    let minimum_redundancy = fields.next().unwrap().parse().unwrap();
+    let now = fields.next().unwrap().parse::<i64>().unwrap() * HOUR;
+    let (mut candidates, mut expected) = (Vec::new(), String::new());
+    for backup in fields {
+        let [begin, end, status, keep, answer] = backup.split(' ').collect::<Vec<_>>().try_into().unwrap();
+        if status == "F" {
+            assert_eq!(answer, "-");
+            continue;
+        }
+        let hour = |text: &str| TimestampMicros::from_unix_micros(text.parse::<i64>().unwrap() * HOUR);
+        candidates.push(Candidate {
+            id: BackupId::at(hour(begin)),
+            begin_time: hour(begin),
+            end_time: hour(end),
+            doubtful: false,
+            kept: match keep {
+                "f" => Some(KeepTarget::Full),
+                "s" => Some(KeepTarget::Standalone),
+                _ => None,
+            },
+        });
+        expected.insert_str(0, answer);
+    }
+    let begin = match policy {
+        BackupPolicy::RecoveryWindow(window) => now - window.micros(),
+        _ => i64::MIN,
+    };
+    // Where the search for the backup before the window ends for Barman, and does not end here.
+    let found = candidates
+        .iter()
+        .rev()
+        .find(|candidate| candidate.end_time.unix_micros() < begin);
+    let differs = found.is_some_and(|found| found.kept == Some(KeepTarget::Standalone));
+    let at = Circumstances {
+        now: TimestampMicros::from_unix_micros(now),
+        zone: TimeZone::UTC,
+        minimum_redundancy,
+    };
+    let verdicts = judge(candidates, Some(&policy), &at);
+    let states: Vec<_> = verdicts.iter().map(|verdict| verdict.state).collect();
+    (letters(&states), expected, differs)
+}
+
+#[test]
+fn barman_judges_the_same() {
+    let (mut same, mut different) = (0, 0);
+    for line in include_str!("barman_3.19.1.txt").lines() {
+        let (ours, barmans, differs) = ask(line);
+        if differs {
+            different += 1;
+            let keeps_less = ours
+                .chars()
+                .zip(barmans.chars())
+                .any(|(ours, barmans)| ours == 'O' && barmans != 'O');
+            assert!(!keeps_less && ours.len() == barmans.len(), "{line}: {ours}");
+        } else {
+            same += 1;
+            assert_eq!(ours, barmans, "{line}");
+        }
+    }
+    assert!(same > 4500 && different > 100, "{same}, {different}");
+}

@@ -1,0 +1,111 @@
+//! A policy decides what is kept: what `retention` shows is deleted, the rest stays whole and starts.
+
+use crate::common::load::{assert_sums_agree, fill, transact};
+use crate::common::registry::topic;
+use crate::common::{Install, Mount, PgServer, Site};
+
+topic! {
+    once what_a_policy_does_not_need_goes_and_the_rest_starts,
+    once a_kept_backup_outlives_every_policy,
+}
+
+/// A site with a policy and this many backups, between which WAL was archived.
+fn site_with(install: &'static Install, policy: &str, backups: usize) -> (Site, PgServer) {
+    let (site, server) = Site::with_server(install);
+    site.write_config_of(&server, policy);
+    fill(&server, 1);
+    for _ in 0..backups {
+        transact(&server, 100);
+        site.backup();
+        server.archive_current_segment();
+    }
+    (site, server)
+}
+
+/// The names of the archived files.
+fn archived(site: &Site) -> Vec<String> {
+    let mount = Mount::new(site);
+    let names = site.list(&mount.path("main/wal"));
+    mount.unmount();
+    names
+}
+
+fn assert_starts(site: &Site, install: &'static Install, id: &str) {
+    let mount = Mount::new(site);
+    let mut copy = PgServer::on(install, &site.copy(&mount.path(&format!("main/{id}")), "copy"));
+    copy.start();
+    copy.wait_until_promoted();
+    assert_sums_agree(&copy);
+    copy.stop();
+    mount.unmount();
+    site.sh(&format!("rm -rf '{}'", site.path("copy").display())).ok();
+}
+
+fn what_a_policy_does_not_need_goes_and_the_rest_starts(install: &'static Install) {
+    let (site, server) = site_with(install, "retention_policy = REDUNDANCY 2\n", 4);
+    let ids = site.backup_ids();
+    let plan = site.json(&["retention", "main"]);
+    let states: Vec<&str> = plan["servers"][0]["backups"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|backup| backup["state"].as_str().unwrap())
+        .collect();
+    assert_eq!(states, ["VALID", "VALID", "OBSOLETE", "OBSOLETE"]);
+    let before = archived(&site);
+    assert_eq!(site.backup_ids(), ids, "Showing it deletes nothing");
+
+    site.ok(&["retention", "main", "--enforce"]);
+    assert_eq!(site.backup_ids(), ids[2..]);
+    let after = archived(&site);
+    assert!(
+        after.len() < before.len() && before.ends_with(&after),
+        "{before:?} {after:?}"
+    );
+    // What the forecast said, a sweep frees.
+    let stored = site.stored_bytes();
+    site.ok(&["sweep"]);
+    site.ok(&["sweep"]);
+    let freed = stored - site.stored_bytes();
+    let forecast = plan["servers"][0]["forecast"]["freed_bytes"].as_u64().unwrap();
+    let difference = freed.abs_diff(forecast);
+    assert!(difference < 64 * 1024, "forecast {forecast}, freed {freed}");
+    site.ok(&["verify"]);
+    for id in &ids[2..] {
+        assert_starts(&site, install, id);
+    }
+    // A second run has nothing to do, and no gap is reported.
+    let again = site.json(&["retention", "main"]);
+    assert!(again["servers"][0]["forecast"].is_null(), "{again}");
+    assert_eq!(
+        site.json(&["timeline", "main"])["gaps"].as_array().unwrap().len(),
+        0
+    );
+    drop(server);
+}
+
+fn a_kept_backup_outlives_every_policy(install: &'static Install) {
+    let (site, server) = site_with(install, "retention_policy = REDUNDANCY 1\n", 3);
+    let ids = site.backup_ids();
+    site.ok(&[
+        "keep",
+        "main",
+        &ids[0],
+        "--target",
+        "standalone",
+        "--reason",
+        "end of year",
+    ]);
+    site.barmanfs(&["delete", "main", &ids[0], "--force"])
+        .refused(1)
+        .says(&["is kept", "--release"]);
+    site.ok(&["retention", "main", "--enforce"]);
+    assert_eq!(site.backup_ids(), [ids[0].clone(), ids[2].clone()]);
+    let shown = site.ok(&["list-backups", "main"]);
+    assert!(shown.contains("KEEP:STANDALONE"), "{shown}");
+    assert_starts(&site, install, &ids[0]);
+    site.ok(&["keep", "main", &ids[0], "--release"]);
+    site.ok(&["retention", "main", "--enforce"]);
+    assert_eq!(site.backup_ids(), ids[2..]);
+    drop(server);
+}
