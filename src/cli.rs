@@ -256,9 +256,11 @@ pub(crate) enum Command {
     /// Make a repository, and show what to set on a server
     #[command(after_help = upkeep::INIT_HELP)]
     Init(upkeep::InitArgs),
+
     /// Show which backups and WAL the policies keep, and what is deleted next
     #[command(after_help = retention::RETENTION_HELP)]
     Retention(retention::RetentionArgs),
+
     /// Keep a backup whatever the policy says
     #[command(after_help = retention::KEEP_HELP)]
     Keep(retention::KeepArgs),

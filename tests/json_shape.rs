@@ -35,6 +35,7 @@ fn every_document_agrees_with_its_schema(install: &'static Install) {
         &["check", "main"],
         &["config", "check"],
         &["verify"],
+        &["retention", "main"],
         &["sweep"],
         &["version"],
         &["quarantine", "main", "list"],
@@ -73,6 +74,22 @@ fn every_document_agrees_with_its_schema(install: &'static Install) {
         &["config", "check"],
         &["verify"],
         &["delete", "main", "latest", "--dry-run"],
+        &["retention", "main"],
+        &["keep", "main", "latest", "--status"],
+        &[
+            "keep",
+            "main",
+            "latest",
+            "--target",
+            "full",
+            "--reason",
+            "a",
+            "--until",
+            "2999-01-01",
+        ],
+        &["retention", "main"],
+        &["list-backups"],
+        &["keep", "main", "latest", "--release"],
     ] {
         take(&site, words, &mut shape);
     }

@@ -6,6 +6,7 @@ use barmanfs_catalog::{Repository, ServerName};
 use super::App;
 use super::keep::described;
 use crate::cli::retention::RetentionArgs;
+use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
 use crate::moment;
 use crate::output::{self, Align, Cell, Output, Style, Table};
@@ -50,7 +51,7 @@ fn report(
         Some(text) => moment::parse(repository, server, text)?,
         None => moment::now(),
     };
-    let done = match args.enforce {
+    let mut done = match args.enforce {
         true => repository.enforce_retention(server, &rules, at)?,
         false => Enforced {
             plan: repository.retention(server, &rules, at)?,
@@ -58,6 +59,10 @@ fn report(
             wal: Vec::new(),
         },
     };
+    let configured = app.config.server(server.as_str());
+    if let Some(Err(error)) = configured.map(ServerConfig::refuse_disabled) {
+        done.plan.blocked = Some(error.to_string());
+    }
     let deletes = done.plan.doomed().next().is_some() || !done.plan.removable_wal().is_empty();
     let forecast = match deletes && !args.enforce {
         true => Some(repository.forecast(

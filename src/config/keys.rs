@@ -65,8 +65,9 @@ const SERVER_OR_GLOBAL: &[&str] = &[
     "clone_max_count",
     "path_prefix",
     "minimum_redundancy",
+    "retention_policy",
     "retention_policy_mode",
-    "worm_mode",
+    "wal_retention_policy",
     "failed_backup_retention",
     "last_backup_maximum_age",
     "last_backup_minimum_size",
@@ -148,8 +149,8 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "no backup is deleted by itself yet",
-        &["retention_policy", "wal_retention_policy"],
+        "WAL is only removed where a retention policy says so, and never before the first backup",
+        &["worm_mode"],
     ),
     ("recovery is a copy from the mount", RECOVERY),
     (
@@ -187,7 +188,8 @@ const SAFETY: &[&str] = &[
     "basebackups_directory",
     "wals_directory",
     "minimum_redundancy",
-    "worm_mode",
+    "retention_policy",
+    "wal_retention_policy",
     "failed_backup_retention",
 ];
 

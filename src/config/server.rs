@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use barmanfs_catalog::ServerName;
+use barmanfs_catalog::retention::{BackupPolicy, RetentionRules, WalPolicy};
 use barmanfs_fs::CloneLimits;
 
 use super::limits::Age;
@@ -121,8 +122,10 @@ pub(crate) struct ServerConfig {
     pub(crate) path_prefix: Option<PathBuf>,
     /// The number of complete backups that every deletion leaves.
     pub(crate) minimum_redundancy: usize,
-    /// No WAL is deleted because it is older than the oldest backup.
-    pub(crate) worm_mode: bool,
+    /// Which backups are kept; all of them if there is none.
+    pub(crate) retention_policy: Option<BackupPolicy>,
+    /// From when on WAL is kept.
+    pub(crate) wal_retention_policy: WalPolicy,
     /// How long failed backups stay.
     pub(crate) failed_backup_retention: Age,
     /// The limits that `check` compares it with.
@@ -170,7 +173,8 @@ impl ServerConfig {
             clone_limits: CloneLimits::default(),
             path_prefix: None,
             minimum_redundancy: 0,
-            worm_mode: false,
+            retention_policy: None,
+            wal_retention_policy: WalPolicy::Main,
             failed_backup_retention: Age::days(FAILED_BACKUP_DAYS),
             limits: Limits::default(),
             max_incoming_wals_queue: None,
@@ -213,6 +217,19 @@ impl ServerConfig {
     /// The group of servers and models that it belongs to.
     pub(crate) fn cluster(&self) -> &str {
         self.cluster.as_deref().unwrap_or(self.name.as_str())
+    }
+
+    /// The rules by which its backups and WAL are kept. A server whose configuration has errors keeps everything.
+    pub(crate) fn retention_rules(&self) -> RetentionRules {
+        if self.is_disabled() {
+            return RetentionRules::default();
+        }
+        RetentionRules {
+            backups: self.retention_policy,
+            wal: self.wal_retention_policy,
+            minimum_redundancy: u32::try_from(self.minimum_redundancy).unwrap_or(u32::MAX),
+            failed_backups: Some(Duration::from_secs(self.failed_backup_retention.seconds)),
+        }
     }
 
     /// How to connect for replication.

@@ -19,6 +19,8 @@ use crate::index::records::{self, Kind};
 use crate::names::{BackupId, ServerName};
 use crate::{Repository, Silent, Writer};
 
+mod retention;
+
 const SIZE: SegmentSize = SegmentSize::MIN;
 const FIRST_LSN: Lsn = Lsn(0x30_0000);
 /// Seconds since 1970 of the first record.

@@ -78,7 +78,8 @@ impl ServerConfig {
         vec![
             ("minimum_redundancy", number(Some(self.minimum_redundancy))),
             ("retention_policy_mode", text("auto")),
-            ("worm_mode", switch(self.worm_mode)),
+            ("retention_policy", number(self.retention_policy)),
+            ("wal_retention_policy", number(Some(self.wal_retention_policy))),
             (
                 "failed_backup_retention",
                 number(Some(&self.failed_backup_retention)),

@@ -1,5 +1,7 @@
 //! What each key of a server does with its value.
 
+use barmanfs_catalog::retention::InvalidPolicy;
+
 use super::{Archiver, CreateSlot, Incremental, ServerConfig};
 use crate::config::limits::{age, redundancy, si_size, unless_zero};
 use crate::config::setting::{Effect, Wrong};
@@ -114,7 +116,8 @@ impl ServerConfig {
                 "auto" => Ok(Effect::Obeyed),
                 _ => Err(format!("is '{value}': allowed is auto").into()),
             },
-            "worm_mode" => store(&mut self.worm_mode, boolean(value)),
+            "retention_policy" => store_some(&mut self.retention_policy, policy(value)),
+            "wal_retention_policy" => store(&mut self.wal_retention_policy, policy(value)),
             "failed_backup_retention" => store(&mut self.failed_backup_retention, age(value)),
             _ => return None,
         })
@@ -157,6 +160,10 @@ impl ServerConfig {
             _ => Err(format!("is '{value}': allowed are copy, link and off").into()),
         }
     }
+}
+
+fn policy<T: std::str::FromStr<Err = InvalidPolicy>>(value: &str) -> Result<T, String> {
+    value.parse().map_err(|error: InvalidPolicy| error.to_string())
 }
 
 fn archiver(value: &str) -> Result<Archiver, String> {
