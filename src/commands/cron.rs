@@ -52,6 +52,9 @@ const WEIGH_EVERY: Duration = Duration::from_secs(600);
 /// How often a part of the repository is read back.
 const VERIFY_EVERY: Duration = Duration::from_secs(3600);
 
+/// How often the policies are applied where no new backup has come: a backup leaves a window when time passes.
+const RETENTION_EVERY: Duration = Duration::from_secs(3600);
+
 /// The units that people enable.
 const SYSTEMD_UNITS: &str = "/etc/systemd/system";
 
@@ -159,6 +162,7 @@ impl Round<'_> {
         };
         let steps = [
             Self::complete_backups,
+            Self::apply_policies,
             Self::receive_wal,
             Self::back_up,
             Self::audit,
@@ -178,6 +182,26 @@ impl Round<'_> {
             );
         }
         Ok(())
+    }
+
+    /// Deletes what the policies do not keep: after each new backup, and once an hour.
+    fn apply_policies(&mut self, subject: &Subject<'_>) -> Result<(), Error> {
+        let rules = subject.server.retention_rules();
+        let last = subject.memory.tasks.get(&CronTask::Retention);
+        let began = last.map(|last| last.began_at);
+        let newest = subject.newest_done().and_then(|backup| backup.end_time);
+        let is_recent = due::is_within(RETENTION_EVERY, began, self.now) && newest <= began;
+        if subject.backups.is_empty()
+            || (rules.backups.is_none() && rules.failed_backups.is_none())
+            || is_recent
+            || !due::may_try_again(last, self.now)
+            || self
+                .repository
+                .is_task_running(CronTask::Retention, Some(&subject.server.name))?
+        {
+            return Ok(());
+        }
+        self.start(CronTask::Retention, subject)
     }
 
     /// Starts a receiver where there is none. It stops none: a person or a service manager may have started it.

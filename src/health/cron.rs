@@ -59,7 +59,9 @@ fn runs(
     memory: &ServerMemory,
     now: TimestampMicros,
 ) -> Option<Finding> {
-    let scheduled = server.backup_schedule.is_some() || server.boot_test_schedule.is_some();
+    let scheduled = server.backup_schedule.is_some()
+        || server.boot_test_schedule.is_some()
+        || server.retention_policy.is_some();
     let needed = scheduled || (server.streaming_archiver && memory.ran_at.is_some());
     if !needed || !server.active {
         return None;

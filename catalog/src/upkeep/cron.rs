@@ -55,6 +55,8 @@ pub enum CronTask {
     Audit,
     /// A scheduled boot test of a server's newest backup.
     BootTest,
+    /// To delete what a server's policies do not keep.
+    Retention,
     /// To free space of the repository.
     Sweep,
     /// To read a part of the repository back.
@@ -62,11 +64,12 @@ pub enum CronTask {
 }
 
 /// All tasks.
-const TASKS: [CronTask; 6] = [
+const TASKS: [CronTask; 7] = [
     CronTask::ReceiveWal,
     CronTask::Backup,
     CronTask::Audit,
     CronTask::BootTest,
+    CronTask::Retention,
     CronTask::Sweep,
     CronTask::Verify,
 ];
@@ -88,6 +91,7 @@ impl CronTask {
             Self::Backup => "backup",
             Self::Audit => "audit",
             Self::BootTest => "boot-test",
+            Self::Retention => "retention",
             Self::Sweep => "sweep",
             Self::Verify => "verify",
         }

@@ -90,6 +90,7 @@ fn of_one_server(
         CronTask::Backup => back_up(repository, server),
         CronTask::Audit => audit::run(repository, server),
         CronTask::BootTest => test_boot(app, repository, server),
+        CronTask::Retention => apply_policies(repository, server),
         CronTask::Sweep | CronTask::Verify => Err(Error::usage("This is no task of one server")),
     }
 }
@@ -113,6 +114,28 @@ fn back_up(repository: &Repository, server: &ServerConfig) -> Result<String, Err
     };
     let backup = backup::take(repository, server, &options, &Stop::watch()?)?;
     Ok(format!("backup {} is {}", backup.id, backup.status))
+}
+
+fn apply_policies(repository: &Repository, server: &ServerConfig) -> Result<String, Error> {
+    server.refuse_disabled()?;
+    let rules = server.retention_rules();
+    let done = repository.enforce_retention(&server.name, &rules, SystemTime::now().into())?;
+    if let Some(why) = done.plan.blocked {
+        return Err(Error::failed(format!("Nothing is deleted: {why}")));
+    }
+    let ids: Vec<String> = done.deleted.iter().map(ToString::to_string).collect();
+    for id in &ids {
+        tracing::info!(
+            "Server {}: deleted backup {id}, which no policy keeps",
+            server.name
+        );
+    }
+    let files: u64 = done.wal.iter().map(|wal| wal.totals.files).sum();
+    Ok(format!(
+        "deleted {} and {}",
+        output::count(ids.len(), "backup"),
+        output::count(usize::try_from(files).unwrap_or(usize::MAX), "WAL file")
+    ))
 }
 
 /// The newest backup of a server that is complete with its WAL.

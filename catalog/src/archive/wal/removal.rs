@@ -40,6 +40,8 @@ pub struct RangeTotals {
     pub files: u64,
     /// Their total size.
     pub logical_bytes: u64,
+    /// Bytes they added to the repository.
+    pub new_stored_bytes: u64,
 }
 
 /// The content of the record.
@@ -50,6 +52,9 @@ pub(crate) struct WalRemoval {
     #[serde(flatten)]
     pub(crate) range: SegmentRange,
     pub(crate) removed_at: TimestampMicros,
+    /// Bytes that the files added to the repository when they were archived.
+    #[serde(default)]
+    pub(crate) new_stored_bytes: u64,
 }
 
 impl SegmentRange {
@@ -75,12 +80,14 @@ impl Repository {
         let (first, last) = range.names();
         self.db.read(|db| {
             let mut query = db.prepare_cached(
-                "SELECT count(*), coalesce(sum(size_bytes), 0) FROM wal WHERE server = ?1 AND name BETWEEN ?2 AND ?3",
+                "SELECT count(*), coalesce(sum(size_bytes), 0), coalesce(sum(new_stored_bytes), 0) FROM wal
+                 WHERE server = ?1 AND name BETWEEN ?2 AND ?3",
             )?;
             Ok(query.query_row(params![archive.as_str(), first, last], |row| {
                 Ok(RangeTotals {
                     files: row.get(0)?,
                     logical_bytes: row.get(1)?,
+                    new_stored_bytes: row.get(2)?,
                 })
             })?)
         })
@@ -95,11 +102,13 @@ impl Repository {
         let mut removed = 0;
         for range in ranges {
             for part in self.parts(archive, range)? {
-                removed += self.wal_in(archive, &part)?.files;
+                let totals = self.wal_in(archive, &part)?;
+                removed += totals.files;
                 let body = WalRemoval {
                     server: archive.clone(),
                     range: part,
                     removed_at: now(),
+                    new_stored_bytes: totals.new_stored_bytes,
                 };
                 writer.write_records(vec![records::record(Kind::WalRemoval, &body)?])?;
             }

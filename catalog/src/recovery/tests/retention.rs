@@ -16,9 +16,9 @@ enum Decision {
 
 fn decision() -> impl Strategy<Value = Decision> {
     prop_oneof![
-        Just(Decision::Keep(KeepTarget::Full)),
-        Just(Decision::Keep(KeepTarget::Standalone)),
-        Just(Decision::Release),
+        1 => Just(Decision::Keep(KeepTarget::Full)),
+        1 => Just(Decision::Keep(KeepTarget::Standalone)),
+        1 => Just(Decision::Release),
         2 => Just(Decision::Nothing),
     ]
 }

@@ -1,6 +1,6 @@
 //! Whether a sweep pays: how much it would free, at a guess.
 
-use rusqlite::params;
+use rusqlite::{Row, params};
 use serde::Deserialize;
 
 use crate::error::Result;
@@ -25,6 +25,16 @@ pub struct Freeable {
 }
 
 impl Freeable {
+    /// Adds what a record says that was deleted, or that removed WAL.
+    fn add(&mut self, row: &Row<'_>) -> Result<()> {
+        let (id, payload) = records::id_and_payload(row)?;
+        self.deleted_records += 1;
+        if let Ok(added) = records::parse::<Added>(id, payload) {
+            self.deleted_bytes = self.deleted_bytes.saturating_add(added.new_stored_bytes);
+        }
+        Ok(())
+    }
+
     /// All bytes.
     pub fn bytes(&self) -> u64 {
         self.condemned_bytes.saturating_add(self.deleted_bytes)
@@ -67,11 +77,15 @@ impl Repository {
             let kinds = (Kind::Backup, Kind::Wal, Kind::QuarantinedWal);
             let mut rows = deleted.query(params![since, kinds.0, kinds.1, kinds.2, DELETED_MAX])?;
             while let Some(row) = rows.next()? {
-                let (id, payload) = records::id_and_payload(row)?;
-                freeable.deleted_records += 1;
-                if let Ok(added) = records::parse::<Added>(id, payload) {
-                    freeable.deleted_bytes = freeable.deleted_bytes.saturating_add(added.new_stored_bytes);
-                }
+                freeable.add(row)?;
+            }
+            let mut removed = db.prepare_cached(
+                "SELECT r.id, r.payload FROM wal_removals m JOIN records r ON r.seq = m.record
+                 WHERE m.record > ?1 LIMIT ?2",
+            )?;
+            let mut rows = removed.query(params![since, DELETED_MAX])?;
+            while let Some(row) = rows.next()? {
+                freeable.add(row)?;
             }
             Ok(freeable)
         })
