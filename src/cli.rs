@@ -35,6 +35,8 @@ const GROUPS: &[(&str, &[&str])] = &[
         &[
             "list-servers",
             "status",
+            "replication-status",
+            "list-processes",
             "list-backups",
             "show-backup",
             "list-files",
@@ -63,6 +65,7 @@ const GROUPS: &[(&str, &[&str])] = &[
             "history",
             "config-switch",
             "config-update",
+            "terminate-process",
             "version",
         ],
     ),
@@ -169,13 +172,21 @@ pub(crate) enum Command {
     /// List the configured servers
     #[command(
         alias = "list-server",
-        after_help = "Examples:\n  barmanfs list-servers\n  barmanfs list-servers --json"
+        after_help = "Examples:\n  barmanfs list-servers\n  barmanfs list-servers --minimal\n  barmanfs list-servers --json"
     )]
     ListServers(inspect::ListServersArgs),
 
     /// Show how a server stands, what is recoverable, and what would be lost with it
     #[command(after_help = server::STATUS_HELP)]
     Status(server::StatusArgs),
+
+    /// Show what receives a server's WAL as a stream, and how far behind it is
+    #[command(after_help = server::REPLICATION_STATUS_HELP)]
+    ReplicationStatus(server::ReplicationStatusArgs),
+
+    /// List the processes that work on a server now
+    #[command(alias = "list-process", after_help = server::LIST_PROCESSES_HELP)]
+    ListProcesses(server::ListProcessesArgs),
 
     /// List the backups of a server, or of all
     #[command(
@@ -299,6 +310,10 @@ pub(crate) enum Command {
     #[command(after_help = config::CONFIG_UPDATE_HELP)]
     ConfigUpdate(config::ConfigUpdateArgs),
 
+    /// End a process that works on a server
+    #[command(after_help = server::TERMINATE_PROCESS_HELP)]
+    TerminateProcess(server::TerminateProcessArgs),
+
     /// Show the version
     #[command(after_help = "Examples:\n  barmanfs version --json")]
     Version(JsonOption),
@@ -417,48 +432,51 @@ mod tests {
         Usage: barmanfs [OPTIONS] <COMMAND>
 
         Back up and archive:
-          backup             Take a base backup over the replication protocol
-          receive-wal        Receive WAL as a stream while the server writes it
-          wal-archive        Store one WAL file; for archive_command
-          get-wal            Fetch one WAL file; for restore_command
-          switch-wal         Make a server close the WAL segment that it is writing
+          backup              Take a base backup over the replication protocol
+          receive-wal         Receive WAL as a stream while the server writes it
+          wal-archive         Store one WAL file; for archive_command
+          get-wal             Fetch one WAL file; for restore_command
+          switch-wal          Make a server close the WAL segment that it is writing
 
         Inspect:
-          list-servers       List the configured servers
-          status             Show how a server stands, what is recoverable, and what would be lost with it
-          list-backups       List the backups of a server, or of all
-          show-backup        Show all that is known about one backup
-          list-files         List the files of a backup
-          timeline           Draw a server's timelines, backups and WAL, and what cannot be recovered
-          explain            Explain how a point in time would be recovered, or why it cannot be
-          stats              Show sizes, and what deduplication and compression save
+          list-servers        List the configured servers
+          status              Show how a server stands, what is recoverable, and what would be lost with it
+          replication-status  Show what receives a server's WAL as a stream, and how far behind it is
+          list-processes      List the processes that work on a server now
+          list-backups        List the backups of a server, or of all
+          show-backup         Show all that is known about one backup
+          list-files          List the files of a backup
+          timeline            Draw a server's timelines, backups and WAL, and what cannot be recovered
+          explain             Explain how a point in time would be recovered, or why it cannot be
+          stats               Show sizes, and what deduplication and compression save
 
         Use a backup:
-          mount              Show all backups and WAL as directories
-          umount             Unmount a mounted directory
-          clone              Make writable copies of backups at once, and run PostgreSQL on them
+          mount               Show all backups and WAL as directories
+          umount              Unmount a mounted directory
+          clone               Make writable copies of backups at once, and run PostgreSQL on them
 
         Check:
-          check              Check the server's settings, its archiving and the repository
-          check-wal-archive  Check that nothing is archived of a new server
-          verify             Read everything back and check it against its checksums
-          metrics            Print what the checks have counted, for Prometheus
-          config             Show every key of the configuration and what it does
+          check               Check the server's settings, its archiving and the repository
+          check-wal-archive   Check that nothing is archived of a new server
+          verify              Read everything back and check it against its checksums
+          metrics             Print what the checks have counted, for Prometheus
+          config              Show every key of the configuration and what it does
 
         Maintain:
-          cron               Do what is due; once a minute, from cron or a timer
-          init               Make a repository, and show what to set on a server
-          retention          Show which backups and WAL the policies keep, and what is deleted next
-          keep               Keep a backup whatever the policy says
-          delete             Delete backups; 'sweep' then frees the space nothing else uses
-          sweep              Free the space of deleted and failed backups
-          quarantine         Show WAL files that were put aside, accept them or delete them
-          rebuild-catalog    Rebuild catalog.sqlite from the packs
-          index-wal          Read archived WAL again that an earlier release could not read
-          history            Show where a timeline has two histories, and decide which one counts
-          config-switch      Switch a server to a model, or back
-          config-update      Change settings of servers and models
-          version            Show the version
+          cron                Do what is due; once a minute, from cron or a timer
+          init                Make a repository, and show what to set on a server
+          retention           Show which backups and WAL the policies keep, and what is deleted next
+          keep                Keep a backup whatever the policy says
+          delete              Delete backups; 'sweep' then frees the space nothing else uses
+          sweep               Free the space of deleted and failed backups
+          quarantine          Show WAL files that were put aside, accept them or delete them
+          rebuild-catalog     Rebuild catalog.sqlite from the packs
+          index-wal           Read archived WAL again that an earlier release could not read
+          history             Show where a timeline has two histories, and decide which one counts
+          config-switch       Switch a server to a model, or back
+          config-update       Change settings of servers and models
+          terminate-process   End a process that works on a server
+          version             Show the version
 
         Options of every command:
           -c, --config <FILE>      Configuration to read [default: ~/.barmanfs.conf, /etc/barmanfs.conf, or

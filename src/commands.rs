@@ -16,6 +16,7 @@ pub(crate) mod init;
 pub(crate) mod keep;
 pub(crate) mod list_backups;
 pub(crate) mod list_files;
+pub(crate) mod list_processes;
 pub(crate) mod list_servers;
 pub(crate) mod metrics;
 pub(crate) mod mount;
@@ -23,12 +24,14 @@ pub(crate) mod nothing_to_do;
 pub(crate) mod quarantine;
 pub(crate) mod rebuild_catalog;
 pub(crate) mod receive_wal;
+pub(crate) mod replication_status;
 pub(crate) mod retention;
 pub(crate) mod show_backup;
 pub(crate) mod stats;
 pub(crate) mod status;
 pub(crate) mod sweep;
 pub(crate) mod switch_wal;
+pub(crate) mod terminate_process;
 pub(crate) mod timeline;
 pub(crate) mod umount;
 pub(crate) mod verify;
@@ -114,7 +117,10 @@ impl App {
             Command::WalArchive(args) => wal_archive::run(self, &args),
             Command::GetWal(args) => get_wal::run(self, &args),
             Command::SwitchWal(args) => switch_wal::run(self, &args),
-            Command::ListServers(json) => list_servers::run(self, json),
+            Command::ListServers(args) => list_servers::run(self, args),
+            Command::ReplicationStatus(args) => replication_status::run(self, &args),
+            Command::ListProcesses(args) => list_processes::run(self, &args),
+            Command::TerminateProcess(args) => terminate_process::run(self, &args),
             Command::Status(args) => status::run(self, &args),
             Command::ListBackups(args) => list_backups::run(self, &args),
             Command::ShowBackup(args) => show_backup::run(self, &args),

@@ -28,6 +28,7 @@ mod mounts;
 mod output;
 mod ownership;
 mod postgres;
+mod processes;
 mod progress;
 mod receive;
 mod report;

@@ -11,10 +11,13 @@ mod config;
 mod deletion;
 mod explanation;
 mod file;
+mod process;
 mod quarantine;
+mod replication;
 mod retention;
 mod server;
 mod status;
+mod surroundings;
 mod wal;
 
 use serde::Serialize;
@@ -27,10 +30,13 @@ pub(crate) use config::{ConfigReport, ConfiguredSection};
 pub(crate) use deletion::{Deletion, Place, Remains};
 pub(crate) use explanation::{Doubt, Explanation, path_of};
 pub(crate) use file::ListedFile;
+pub(crate) use process::ListedProcess;
 pub(crate) use quarantine::{ComparedFile, MovedFile, QuarantinedFile};
+pub(crate) use replication::{ReplicationClient, ReplicationStatus};
 pub(crate) use retention::{KeptBackup, ServerRetention};
 pub(crate) use server::ListedServer;
 pub(crate) use status::ServerStatus;
+pub(crate) use surroundings::Surroundings;
 pub(crate) use wal::{CheckedArchive, SwitchedServer};
 
 /// `version --json`

@@ -60,6 +60,8 @@ fn every_document_agrees_with_its_schema(install: &'static Install) {
     for words in [
         &["list-servers"][..],
         &["status", "main"],
+        &["replication-status", "main"],
+        &["list-processes", "main"],
         &["switch-wal", "main"],
         &["check-wal-archive", "main"],
         &["list-backups"],

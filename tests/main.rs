@@ -33,6 +33,7 @@ mod hosts;
 mod incremental;
 mod json_shape;
 mod lineage;
+mod looking;
 mod many_lookups;
 mod messages;
 mod metrics;
@@ -94,6 +95,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("slots", slots::TESTS),
     ("standby", standby::TESTS),
     ("status", status::TESTS),
+    ("looking", looking::TESTS),
     ("silent_server", silent_server::TESTS),
     ("watching", watching::TESTS),
     ("torture", torture::TESTS),

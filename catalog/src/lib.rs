@@ -58,6 +58,7 @@ pub use recovery::{
 pub use upkeep::cron::pays::Freeable;
 pub use upkeep::cron::{AuditMemory, CronLock, CronTask, RepositoryMemory, ServerMemory, TaskMemory};
 pub use upkeep::growth::Growth;
+pub use upkeep::processes::{Task, WorkingProcess};
 pub use upkeep::rebuild::RebuildReport;
 pub use upkeep::stats::{BackupStats, PackTotals, ServerStats, Sizes, Stats};
 pub use upkeep::sweep::{Forecast, SweepOptions, SweepReport};

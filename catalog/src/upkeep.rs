@@ -3,6 +3,7 @@
 
 pub(crate) mod cron;
 pub(crate) mod growth;
+pub(crate) mod processes;
 pub(crate) mod rebuild;
 pub(crate) mod stats;
 pub(crate) mod sweep;

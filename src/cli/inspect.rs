@@ -1,15 +1,19 @@
 //! The command lines of the commands that show what is stored.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 
 use super::JsonOption;
 
 /// Ends `barmanfs list-files --help`.
 pub(super) const LIST_FILES_HELP: &str = "\
-Paths are as they are below the server's directory of the mount.
+Paths are as they are below the server's directory of the mount. With --mount DIR they are those of the files
+in that mount, in raw/ID/ and wal/: for tar and other programs that take a list of files.
 
 Examples:
   barmanfs list-files main latest
+  barmanfs list-files main latest --mount /mnt/backups --list-empty-directories
   barmanfs list-files main oldest --target wal
   barmanfs list-files main latest --target data --json";
 
@@ -104,6 +108,12 @@ pub(crate) struct ListFilesArgs {
     /// What to list
     #[arg(long, value_enum, default_value = "standalone")]
     pub(crate) target: FileTarget,
+    /// Print the paths of the files in the mount at this directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) mount: Option<PathBuf>,
+    /// List directories without files as well; their paths end with a slash
+    #[arg(long)]
+    pub(crate) list_empty_directories: bool,
     /// Print JSON for programs instead of text
     #[command(flatten)]
     pub(crate) json: JsonOption,

@@ -1,6 +1,6 @@
 //! The command lines of the commands that ask a server, or act on it.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::JsonOption;
 
@@ -80,6 +80,87 @@ pub(crate) struct CheckWalArchiveArgs {
     /// Only WAL of this timeline and of later ones counts
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) timeline: Option<u32>,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}
+
+/// Ends `barmanfs replication-status --help`.
+pub(super) const REPLICATION_STATUS_HELP: &str = "\
+Differences are those to the server's current position. A WAL streamer receives WAL and replays nothing: receive-wal,
+pg_receivewal, a backup. barmanfs's own connections are marked.
+With --minimal a line begins with W for a WAL streamer, otherwise with the first letter of the standby's sync_state.
+
+Examples:
+  barmanfs replication-status main
+  barmanfs replication-status main --minimal --target hot-standby
+  barmanfs replication-status all --json";
+
+/// Which clients `replication-status` shows; Barman's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ClientTarget {
+    /// All of them
+    All,
+    /// Standbys, which replay what they receive
+    HotStandby,
+    /// Those that only receive
+    WalStreamer,
+}
+
+/// `replication-status`
+#[derive(Debug, Args)]
+pub(crate) struct ReplicationStatusArgs {
+    /// Servers of the configuration, or 'all' for every active one
+    #[arg(required = true, value_name = "SERVER|all")]
+    pub(crate) servers: Vec<String>,
+    /// One line for each client
+    #[arg(long)]
+    pub(crate) minimal: bool,
+    /// Which clients
+    #[arg(long, value_enum, default_value = "all")]
+    pub(crate) target: ClientTarget,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}
+
+/// Ends `barmanfs list-processes --help`.
+pub(super) const LIST_PROCESSES_HELP: &str = "\
+Shows the processes of barmanfs that work for a server now, or for the whole repository: backup, receive-wal,
+boot-test, index-wal, verify, audit, sweep, cron, mount. A process is shown as long as it holds its lock. One of another host
+or user has no number here, and cannot be terminated from here.
+
+Examples:
+  barmanfs list-processes main
+  barmanfs list-processes main --json";
+
+/// `list-processes`
+#[derive(Debug, Args)]
+pub(crate) struct ListProcessesArgs {
+    /// Server, of the configuration or of the repository
+    pub(crate) server: String,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}
+
+/// Ends `barmanfs terminate-process --help`.
+pub(super) const TERMINATE_PROCESS_HELP: &str = "\
+TASK is a word of 'barmanfs list-processes': the processes of this task are asked to end (SIGTERM). Nothing that was
+acknowledged is lost. No process is signalled that does not hold the task's lock at that moment.
+The command does not wait; 'barmanfs receive-wal SERVER --stop' does.
+
+Examples:
+  barmanfs terminate-process main backup
+  barmanfs terminate-process main receive-wal --json";
+
+/// `terminate-process`
+#[derive(Debug, Args)]
+pub(crate) struct TerminateProcessArgs {
+    /// Server, of the configuration or of the repository
+    pub(crate) server: String,
+    /// What the process does: a word of 'list-processes'
+    pub(crate) task: String,
     /// Print JSON for programs instead of text
     #[command(flatten)]
     pub(crate) json: JsonOption,

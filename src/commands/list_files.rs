@@ -1,6 +1,9 @@
-//! `barmanfs list-files`: paths relative to the server's directory on a mount.
+//! `barmanfs list-files`: paths relative to the server's directory on a mount, or those of the files in a mount.
 
-use barmanfs_catalog::{Backup, Repository};
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+
+use barmanfs_catalog::{Backup, Repository, ServerName};
 use barmanfs_pg::TimestampMicros;
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_store::{DirectoryRef, Entry, Node, TreeReader};
@@ -22,16 +25,27 @@ pub(crate) fn run(app: &mut App, args: &ListFilesArgs) -> Result<Outcome, Error>
             backup.id, backup.status
         )));
     };
+    let prefix = args
+        .mount
+        .as_deref()
+        .map(|mount| prefix(mount, &server))
+        .transpose()?;
+    let tree = match prefix {
+        Some(_) => format!("raw/{}/", backup.id),
+        None => format!("{}/", backup.id),
+    };
     let mut lister = Lister {
         out: &mut app.out,
         json: args.json.json,
         trees: repository.trees(),
+        prefix: prefix.unwrap_or_default(),
+        with_empty_directories: args.list_empty_directories,
     };
     if lister.json {
         lister.out.json_begin("files")?;
     }
     if args.target != FileTarget::Wal {
-        lister.directory(&root.directory, format!("{}/", backup.id).as_bytes())?;
+        lister.directory(&root.directory, tree.as_bytes())?;
     }
     match args.target {
         FileTarget::Data => {}
@@ -53,11 +67,33 @@ struct Lister<'a> {
     out: &'a mut Output,
     json: bool,
     trees: TreeReader,
+    /// What every path begins with.
+    prefix: Vec<u8>,
+    with_empty_directories: bool,
+}
+
+/// The path of the server's directory in a mount, with a slash at its end.
+fn prefix(mount: &Path, server: &ServerName) -> Result<Vec<u8>, Error> {
+    let directory = std::path::absolute(mount)
+        .unwrap_or_else(|_| mount.to_owned())
+        .join(server.as_str());
+    if !directory.is_dir() {
+        return Err(
+            Error::usage(format!("{} shows no server {server}", mount.display()))
+                .hint("Name the directory of a mount of this repository: 'barmanfs mount DIR' makes one"),
+        );
+    }
+    let mut path = directory.into_os_string().into_vec();
+    path.push(b'/');
+    Ok(path)
 }
 
 impl Lister<'_> {
-    fn directory(&mut self, directory: &DirectoryRef, path: &[u8]) -> Result<(), Error> {
+    /// Returns whether the directory is empty.
+    fn directory(&mut self, directory: &DirectoryRef, path: &[u8]) -> Result<bool, Error> {
+        let mut is_empty = true;
         for entry in self.trees.entries(directory) {
+            is_empty = false;
             let Entry {
                 name,
                 attributes,
@@ -67,8 +103,10 @@ impl Lister<'_> {
             let size_bytes = match node {
                 Node::Directory(below) => {
                     path.push(b'/');
-                    self.directory(&below, &path)?;
-                    continue;
+                    if !self.directory(&below, &path)? || !self.with_empty_directories {
+                        continue;
+                    }
+                    0
                 }
                 Node::File(map) => map.size_bytes,
                 Node::Symlink(target) => target.len() as u64,
@@ -85,7 +123,7 @@ impl Lister<'_> {
                 archived_at: None,
             })?;
         }
-        Ok(())
+        Ok(is_empty)
     }
 
     fn wal(&mut self, repository: &Repository, backup: &Backup, name: &WalName) -> Result<(), Error> {
@@ -103,12 +141,13 @@ impl Lister<'_> {
     }
 
     fn line(&mut self, path: &[u8], details: impl FnOnce(String) -> ListedFile) -> Result<(), Error> {
+        let path = [&self.prefix, path].concat();
         if self.json {
             self.out
-                .json_element(&details(String::from_utf8_lossy(path).into_owned()))
+                .json_element(&details(String::from_utf8_lossy(&path).into_owned()))
         } else {
             // Escaped, so that every file is one line.
-            self.out.line(output::printable(path))
+            self.out.line(output::printable(&path))
         }
     }
 }

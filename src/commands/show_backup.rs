@@ -12,7 +12,7 @@ use crate::barman;
 use crate::cli::inspect::ShowBackupArgs;
 use crate::error::{Error, Outcome};
 use crate::output::{self, Output, Style};
-use crate::report::ListedBackup;
+use crate::report::{ListedBackup, Surroundings};
 
 /// Maximum number of missing segments to list by name. More of them are a gap, not a wait.
 const MISSING_SHOWN: usize = 5;
@@ -28,6 +28,7 @@ pub(crate) fn run(app: &mut App, args: &ShowBackupArgs) -> Result<Outcome, Error
         return Ok(Outcome::Done);
     }
     let missing = repository.missing_wal(&backup)?;
+    let around = Surroundings::of(&repository, &backup)?;
     let [listed] = <[ListedBackup; 1]>::try_from(ListedBackup::all(
         &repository,
         &server,
@@ -36,9 +37,9 @@ pub(crate) fn run(app: &mut App, args: &ShowBackupArgs) -> Result<Outcome, Error
     )?)
     .map_err(|_| Error::failed("The backup is gone"))?;
     if args.json.json {
-        app.out.json(&listed.with_missing_wal(&missing)?)?;
+        app.out.json(&listed.with_missing_wal(&missing, &around)?)?;
     } else {
-        show(&mut app.out, &repository, &listed, &missing)?;
+        show(&mut app.out, &repository, &listed, (&missing, &around))?;
     }
     Ok(Outcome::Done)
 }
@@ -52,7 +53,7 @@ fn show(
         damaged,
         retention,
     }: &ListedBackup,
-    missing: &[SegmentName],
+    (missing, around): (&[SegmentName], &Surroundings),
 ) -> Result<(), Error> {
     let mut facts = Facts::default();
     facts.add(
@@ -86,6 +87,7 @@ fn show(
     if backup.is_complete() {
         about_the_content(&mut facts, backup, missing);
     }
+    about_the_surroundings(&mut facts, around);
     facts.add("Repository", repository.path().display().to_string());
     out.line(format_args!("Backup {} of server {}", backup.id, backup.server))?;
     out.bytes(facts.render().as_bytes())
@@ -104,6 +106,27 @@ fn about_the_test(test: &BootTest) -> String {
         checks.join(", "),
         why.unwrap_or_default()
     )
+}
+
+fn about_the_surroundings(facts: &mut Facts, around: &Surroundings) {
+    let wal = &around.wal;
+    if wal.segments > 0 {
+        let until = around.next_backup.map_or("the end", |_| "the next backup");
+        let rate = wal.segments_per_hour.map(|rate| format!(", {rate:.2} per hour"));
+        facts.add(
+            "WAL until",
+            format!(
+                "{until}: {}, {}, {} added{}",
+                output::count(usize::try_from(wal.segments).unwrap_or(usize::MAX), "segment"),
+                output::bytes(wal.logical_bytes),
+                output::bytes(wal.new_stored_bytes),
+                rate.unwrap_or_default()
+            ),
+        );
+    }
+    facts.add_some("Last available", wal.last_available.map(|name| name.to_string()));
+    facts.add_some("Previous backup", around.previous_backup.map(|id| id.to_string()));
+    facts.add_some("Next backup", around.next_backup.map(|id| id.to_string()));
 }
 
 fn about_the_run(facts: &mut Facts, backup: &Backup) {

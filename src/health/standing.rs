@@ -5,12 +5,14 @@
 //! - [`Stored`]: facts from the repository.
 //! - [`Live`]: facts from the server itself.
 //! - [`Exposure`]: the commits of the server that are not safe here yet.
+//! - [`Replication`]: what receives the server's WAL as a stream.
 //! - [`each`]: collects facts of many servers at a time.
 
 mod clients;
 mod each;
 mod exposure;
 mod live;
+mod replication;
 mod stored;
 mod unsafe_wal;
 
@@ -18,9 +20,11 @@ use barmanfs_catalog::Repository;
 
 use crate::config::ServerConfig;
 use crate::error::Error;
+pub(crate) use clients::StreamClient;
 pub(crate) use each::each;
 pub(crate) use exposure::{Exposure, Verdict};
 pub(crate) use live::{ArchiverStats, Live};
+pub(crate) use replication::Replication;
 pub(crate) use stored::{LastWal, Stored};
 
 /// What a server said of itself.

@@ -5,6 +5,7 @@ use barmanfs_catalog::{Backup, BootTest, Gap, Repository, ServerName, json};
 use barmanfs_pg::wal_name::SegmentName;
 use serde_json::{Value, json};
 
+use super::Surroundings;
 use crate::error::Error;
 use crate::moment;
 
@@ -62,10 +63,20 @@ impl ListedBackup {
         self.with("gaps", json!(after))
     }
 
-    /// The backup with the segments that it needs and that are not archived.
-    pub(crate) fn with_missing_wal(&self, missing: &[SegmentName]) -> Result<Value, Error> {
+    /// The backup with the segments that it needs and that are not archived, and with what lies around it.
+    pub(crate) fn with_missing_wal(
+        &self,
+        missing: &[SegmentName],
+        around: &Surroundings,
+    ) -> Result<Value, Error> {
         let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
-        self.with("missing_wal", json!(names))
+        let mut value = self.with("missing_wal", json!(names))?;
+        if let Some(fields) = value.as_object_mut() {
+            fields.insert("previous_backup".to_owned(), json!(around.previous_backup));
+            fields.insert("next_backup".to_owned(), json!(around.next_backup));
+            fields.insert("wal_until_next".to_owned(), json!(around.wal));
+        }
+        Ok(value)
     }
 
     fn with(&self, key: &str, more: Value) -> Result<Value, Error> {

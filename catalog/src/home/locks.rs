@@ -23,6 +23,7 @@
 //! | `clone-<server>:<name>` | a process that serves, creates or removes a clone | another such process |
 //! | `read-<server>-<id>` | readers of a backup, shared | its deletion without force, which takes it alone |
 //! | `cron-memory` | a change of what cron remembers | another such change |
+//! | `verify-<server>:<token>` | a verification; without a server one of everything | nothing: it shows that it is at work |
 //!
 //! A process that takes several locks takes them in the order of this table, and waits for none of the first eleven but
 //! `config`, `delete-<server>` and `writers`. So there is no deadlock.

@@ -80,7 +80,7 @@ impl Repository {
             gaps,
             minimal,
             unreadable,
-            earliest: earliest(&survey.backups),
+            earliest: earliest(survey.backups.iter()),
             newest: self.newest(server)?,
             forks: self.open_forks(server)?,
         })

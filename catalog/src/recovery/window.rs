@@ -16,16 +16,15 @@ pub struct RecoveryWindow {
 }
 
 impl Repository {
-    /// The earliest and the newest state that can be recovered. Unlike [`timelines`](Self::timelines), this does not
-    /// read a row for each segment.
+    /// The earliest and the newest state of a server that can be recovered; `backups` are all of the server. Unlike
+    /// [`timelines`](Self::timelines), this does not read a row for each segment.
     ///
     /// # Errors
     /// When the catalog, or a segment in the spool, cannot be read.
-    pub fn recovery_window(&self, server: &ServerName) -> Result<RecoveryWindow> {
-        let mut backups = self.backups(server)?;
-        backups.retain(|backup| backup.is_complete() && backup.is_of_server() && backup.archive() == server);
+    pub fn recovery_window(&self, server: &ServerName, backups: &[Backup]) -> Result<RecoveryWindow> {
+        let own = |backup: &&Backup| backup.is_of_server() && backup.archive() == server;
         Ok(RecoveryWindow {
-            earliest: earliest(&backups),
+            earliest: earliest(backups.iter().filter(own)),
             newest: self.newest(server)?,
         })
     }
@@ -53,10 +52,8 @@ impl Repository {
 }
 
 /// The end of the first of these backups that is DONE.
-pub(super) fn earliest(backups: &[Backup]) -> Option<Reach> {
-    let done = backups
-        .iter()
-        .filter(|backup| backup.status == BackupStatus::Done);
+pub(super) fn earliest<'a>(backups: impl Iterator<Item = &'a Backup>) -> Option<Reach> {
+    let done = backups.filter(|backup| backup.status == BackupStatus::Done);
     let first = done.min_by_key(|backup| backup.id)?;
     Some(Reach {
         backup: first.id,

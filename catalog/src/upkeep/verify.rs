@@ -53,6 +53,16 @@ pub enum VerifyScope {
     Wal(ServerName),
 }
 
+impl VerifyScope {
+    /// The server; `None` if it is all of them.
+    fn server(&self) -> Option<&ServerName> {
+        match self {
+            Self::All => None,
+            Self::Server(server) | Self::Backup(server, _) | Self::Wal(server) => Some(server),
+        }
+    }
+}
+
 /// A file that cannot be restored as it was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Damage {
@@ -168,6 +178,7 @@ impl Repository {
     /// When the catalog or the disk cannot be read. Damage is not an error: it is reported, and may be
     /// [noted](Self::note_damage).
     pub fn verify(&self, scope: &VerifyScope, monitor: &mut dyn Monitor) -> Result<VerifyReport> {
+        let _shown = self.show_verification(scope.server());
         // If the index is damaged, it cannot be used to check anything else.
         monitor.stage("Checking the catalog");
         let catalog_faults = self.catalog_faults()?;

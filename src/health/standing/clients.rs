@@ -13,6 +13,7 @@ const CLIENTS_MAX: usize = 1000;
 const CLIENTS: &str = "SELECT r.pid::text AS pid, r.usename AS usename, r.application_name, \
     r.client_addr::text AS client_addr, r.client_hostname, r.client_port::text AS client_port, \
     (extract(epoch from r.backend_start) * 1000000)::bigint AS started, r.state, r.sync_state, \
+    r.sync_priority::text AS sync_priority, \
     r.sent_lsn::text AS sent, r.write_lsn::text AS written, r.flush_lsn::text AS flushed, \
     r.replay_lsn::text AS replayed, extract(epoch from r.flush_lag)::text AS flush_lag, \
     s.slot_name AS slot_name \
@@ -41,6 +42,8 @@ pub(crate) struct StreamClient {
     pub(crate) state: Option<String>,
     /// `async`, `potential`, `sync` or `quorum`.
     pub(crate) sync_state: Option<String>,
+    /// Its place among the synchronous standbys; 0 for none.
+    pub(crate) sync_priority: u32,
     /// The end of what was sent to it.
     pub(crate) sent_lsn: Option<Lsn>,
     /// The end of what it says to have written.
@@ -53,6 +56,13 @@ pub(crate) struct StreamClient {
     pub(crate) flush_lag_seconds: Option<f64>,
     /// The replication slot that it uses.
     pub(crate) slot: Option<String>,
+}
+
+impl StreamClient {
+    /// Whether it only receives, and replays nothing.
+    pub(crate) fn is_wal_streamer(&self) -> bool {
+        self.replay_lsn.is_none()
+    }
 }
 
 /// Asks for all of them.
@@ -83,6 +93,7 @@ fn client(rows: &ResultSet, row: usize) -> StreamClient {
         started: time(rows, row, "started"),
         state: text("state"),
         sync_state: text("sync_state"),
+        sync_priority: parsed(rows, row, "sync_priority").unwrap_or_default(),
         sent_lsn: parsed(rows, row, "sent"),
         write_lsn: parsed(rows, row, "written"),
         flush_lsn: parsed(rows, row, "flushed"),

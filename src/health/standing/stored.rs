@@ -50,7 +50,7 @@ impl Stored {
             backups: own.map(|Backup { id, .. }| *id).collect(),
             last_wal: last_wal(repository, server)?,
             receiver: repository.receiver(server)?,
-            window: repository.recovery_window(server)?,
+            window: repository.recovery_window(server, &backups)?,
             open_forks: repository.open_forks(server)?.len(),
             repository_bytes: repository.pack_totals()?.bytes,
         })
