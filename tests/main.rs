@@ -20,6 +20,7 @@ mod clone_commands;
 mod clone_commit;
 mod clone_servers;
 mod common;
+mod configuration;
 mod crash;
 mod cron;
 mod damage;
@@ -122,6 +123,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("barman", barman::TESTS),
     ("absence", absence::TESTS),
     ("hostile", hostile::TESTS),
+    ("configuration", configuration::TESTS),
     ("hosts", hosts::TESTS),
     ("full_disk", full_disk::TESTS),
     ("crash", crash::TESTS),

@@ -37,9 +37,6 @@ const SERVER: &[&str] = &[
     "conninfo",
     "streaming_conninfo",
     "primary_conninfo",
-    "primary_checkpoint_timeout",
-    "wal_conninfo",
-    "wal_streaming_conninfo",
     "active",
     "cluster",
     "basebackups_directory",
@@ -60,7 +57,6 @@ const SERVER_OR_GLOBAL: &[&str] = &[
     "streaming_backup_name",
     "primary_ssh_command",
     "encryption",
-    "parallel_jobs",
     "clone_max_size",
     "clone_max_count",
     "path_prefix",
@@ -118,6 +114,7 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
         &[
             "backup_options",
             "ssh_command",
+            "parallel_jobs",
             "parallel_jobs_start_batch_size",
             "parallel_jobs_start_batch_period",
             "network_compression",
@@ -151,6 +148,14 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
     (
         "WAL is only removed where a retention policy says so, and never before the first backup",
         &["worm_mode"],
+    ),
+    (
+        "backups and WAL come from the same server",
+        &["wal_conninfo", "wal_streaming_conninfo"],
+    ),
+    (
+        "the primary is asked to switch WAL, not for a checkpoint",
+        &["primary_checkpoint_timeout"],
     ),
     ("recovery is a copy from the mount", RECOVERY),
     (
@@ -354,8 +359,8 @@ mod tests {
     }
 
     #[test]
-    fn all_connection_strings_and_safety_keys_are_keys() {
-        for key in SAFETY.iter().chain(CONNECTION_STRINGS) {
+    fn all_keys_about_safety_have_an_effect() {
+        for key in SAFETY {
             assert!(
                 matches!(known(key), Known::Server | Known::ServerOrGlobal),
                 "{key}"

@@ -24,6 +24,7 @@ const BARMANS_STREAMING_ARCHIVER_NAME: &str = "barman_receive_wal";
 const BARMANS_STREAMING_BACKUP_NAME: &str = "barman_streaming_backup";
 /// Barman's limit for all checks of a server.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// How long a failed backup stays visible.
 const FAILED_BACKUP_DAYS: u64 = 7;
 
@@ -84,12 +85,6 @@ pub(crate) struct ServerConfig {
     pub(crate) streaming_conninfo: Option<Secret>,
     /// How to connect to the primary for SQL, where the server is a standby.
     pub(crate) primary_conninfo: Option<Secret>,
-    /// How long a backup waits for WAL before it asks that primary for a checkpoint; zero means that it does not ask.
-    pub(crate) primary_checkpoint_timeout: Duration,
-    /// How to connect for SQL to the host that WAL comes from, when that differs.
-    pub(crate) wal_conninfo: Option<Secret>,
-    /// How to connect for replication to the host that WAL comes from, when that differs.
-    pub(crate) wal_streaming_conninfo: Option<Secret>,
     /// See [`Archiver`].
     pub(crate) archiver: Archiver,
     /// See [`Incremental`].
@@ -108,8 +103,6 @@ pub(crate) struct ServerConfig {
     pub(crate) bandwidth_limit_kb: Option<u32>,
     /// `application_name` of the backup's connection, when it is not the one of the connection string.
     pub(crate) streaming_backup_name: Option<String>,
-    /// How many processes or threads a command may use that has a choice.
-    pub(crate) parallel_jobs: usize,
     /// When `cron` takes a backup.
     pub(crate) backup_schedule: Option<Schedule>,
     /// When `cron` tests whether the newest backup starts.
@@ -154,9 +147,6 @@ impl ServerConfig {
             conninfo: None,
             streaming_conninfo: None,
             primary_conninfo: None,
-            primary_checkpoint_timeout: Duration::ZERO,
-            wal_conninfo: None,
-            wal_streaming_conninfo: None,
             archiver: Archiver::Auto,
             incremental: Incremental::Auto,
             streaming_archiver: false,
@@ -166,7 +156,6 @@ impl ServerConfig {
             immediate_checkpoint: false,
             bandwidth_limit_kb: None,
             streaming_backup_name: is_barmans.then(|| BARMANS_STREAMING_BACKUP_NAME.to_owned()),
-            parallel_jobs: 1,
             backup_schedule: None,
             boot_test_schedule: None,
             audit_sample: 0,

@@ -27,15 +27,6 @@ impl ServerConfig {
             ("streaming_conninfo", connection(self.replication_conninfo())),
             ("primary_conninfo", connection(self.primary_conninfo.as_ref())),
             (
-                "primary_checkpoint_timeout",
-                Some(seconds(self.primary_checkpoint_timeout)),
-            ),
-            ("wal_conninfo", connection(self.wal_conninfo.as_ref())),
-            (
-                "wal_streaming_conninfo",
-                connection(self.wal_streaming_conninfo.as_ref()),
-            ),
-            (
                 "path_prefix",
                 self.path_prefix.as_ref().map(|path| path.display().to_string()),
             ),
@@ -69,7 +60,6 @@ impl ServerConfig {
             ("bandwidth_limit", number(self.bandwidth_limit_kb)),
             ("streaming_backup_name", self.streaming_backup_name.clone()),
             ("encryption", text("none")),
-            ("parallel_jobs", number(Some(self.parallel_jobs))),
         ]
     }
 

@@ -60,11 +60,6 @@ impl ServerConfig {
             "conninfo" => store_some(&mut self.conninfo, connection_string(value)),
             "streaming_conninfo" => store_some(&mut self.streaming_conninfo, connection_string(value)),
             "primary_conninfo" => store_some(&mut self.primary_conninfo, connection_string(value)),
-            "primary_checkpoint_timeout" => store(&mut self.primary_checkpoint_timeout, seconds(value)),
-            "wal_conninfo" => store_some(&mut self.wal_conninfo, connection_string(value)),
-            "wal_streaming_conninfo" => {
-                store_some(&mut self.wal_streaming_conninfo, connection_string(value))
-            }
             "path_prefix" => store_some(&mut self.path_prefix, absolute(value)),
             "primary_ssh_command" => Err(
                 "makes this a passive node, and passive nodes are not supported: remove it to \
@@ -102,7 +97,6 @@ impl ServerConfig {
             "immediate_checkpoint" => store(&mut self.immediate_checkpoint, boolean(value)),
             "bandwidth_limit" => store_mapped(&mut self.bandwidth_limit_kb, bandwidth(value)),
             "streaming_backup_name" => store_some(&mut self.streaming_backup_name, Ok(value.to_owned())),
-            "parallel_jobs" => store(&mut self.parallel_jobs, count(value).map(|jobs| jobs.max(1))),
             "encryption" => encryption(value),
             "basebackups_directory" => directory(value),
             _ => return None,
