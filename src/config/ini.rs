@@ -146,6 +146,9 @@ fn unquote(value: &mut String) {
 }
 
 #[cfg(test)]
+mod oracle;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
