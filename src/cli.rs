@@ -485,8 +485,7 @@ mod tests {
           -v, --verbose...         Report more; twice for debugging
               --log-level <LEVEL>  error, warning, info, debug or trace; wins over the configuration's
                                    log_level
-              --format <FORMAT>    Print as Barman does, console or json; before the command, -f is the
-                                   same
+              --format <FORMAT>    Print as Barman does, console or json; before the command, -f is the same
               --color <WHEN>       When to use colours: never, always or auto [default: auto]
           -h, --help               Print help
           -V, --version            Print version
