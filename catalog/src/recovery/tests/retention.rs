@@ -62,7 +62,7 @@ fn reached(archive: &Archive, world: &World) -> BTreeMap<BackupId, Vec<(TargetSp
     let mut plans = BTreeMap::new();
     for backup in archive.repository.backups(&archive.server).unwrap() {
         let mut of_backup = Vec::new();
-        for spec in targets(world).into_iter().step_by(7) {
+        for spec in targets(world).into_iter().step_by(11) {
             let spec = TargetSpec {
                 backup: Some(backup.id),
                 ..spec
@@ -91,13 +91,12 @@ fn check_still_reached(
     for judged in plan.backups.iter().filter(|judged| !judged.deleted) {
         for (spec, reached) in &before[&judged.id] {
             if has_wal_behind_its_end(judged.state) || spec.target == Target::Immediate {
-                let now = archive.repository.plan(&archive.server, spec).unwrap();
-                assert_eq!(
-                    now.as_ref().ok(),
-                    Some(reached),
-                    "{spec} from {judged:?}: {:?}",
-                    now.as_ref().err()
-                );
+                let mut now = archive.repository.plan(&archive.server, spec).unwrap();
+                // Notes are about what there is besides, such as other restore points of the name.
+                if let Ok(plan) = &mut now {
+                    plan.notes.clone_from(&reached.notes);
+                }
+                assert_eq!(now.as_ref(), Ok(reached), "{spec} from {judged:?}");
             }
         }
     }
@@ -158,7 +157,7 @@ fn check_nothing_is_left_over(archive: &Archive, world: &World, plan: &Retention
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { max_shrink_iters: 20, failure_persistence: None, ..ProptestConfig::with_cases(16) })]
+    #![proptest_config(ProptestConfig { max_shrink_iters: 20, failure_persistence: None, ..ProptestConfig::with_cases(8) })]
 
     #[test]
     fn what_a_kept_backup_reaches_stays_reachable_and_the_rest_is_gone(
