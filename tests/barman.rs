@@ -14,6 +14,7 @@ topic! {
     once json_has_barmans_shapes,
     once lines_that_scripts_match_are_barmans,
     once monitoring_that_was_written_for_barman_works,
+    once a_configuration_of_barman_is_found_and_obeyed,
     once a_backup_has_a_name,
     alone barmans_command_line_is_understood,
 }
@@ -48,6 +49,12 @@ fn barman(site: &Site, line: &str) -> Run {
         .arg("-c")
         .arg(site.config())
         .args(line.split_whitespace()))
+}
+
+/// The same with the configuration that is found by itself.
+fn barman_of_the_host(site: &Site, line: &str) -> Run {
+    barman(site, "-v").ok();
+    run(command(site.path("barman"), &site.path("")).args(line.split_whitespace()))
 }
 
 #[track_caller]
@@ -170,6 +177,34 @@ fn json_has_barmans_shapes(install: &'static Install) {
         assert!(status["main"][key].is_object(), "{key} is not in {status}");
     }
     assert_eq!(status["main"]["last_backup"]["message"], json!(newest));
+    // A policy and a mark are told where Barman tells them.
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    site.write_file(
+        "barmanfs.conf",
+        (config + "retention_policy = REDUNDANCY 1\n").as_bytes(),
+    );
+    let states = || {
+        let listed = barman_json(&site, "list-backups main");
+        [0, 1].map(|place| listed["main"][place]["retention_status"].clone())
+    };
+    assert_eq!(states(), [json!("-"), json!("OBSOLETE")]);
+    let shown = barman_json(&site, "show-backup main oldest");
+    assert_eq!(
+        shown["main"]["catalog_information"]["retention_policy"],
+        "OBSOLETE"
+    );
+    assert_shape(
+        "keep",
+        &barman_json(&site, "keep --status main oldest"),
+        &measured["keep --status"],
+        &[],
+    );
+    barman(&site, "keep --target standalone main oldest").ok();
+    assert_eq!(states(), [json!("-"), json!("KEEP:STANDALONE")]);
+    let kept = barman_json(&site, "keep -s main oldest");
+    assert_eq!(kept["main"]["keep_status"]["message"], "standalone");
+    barman(&site, "delete main oldest").refused(1);
+    barman(&site, "keep --release main oldest").ok();
     // Everything else is messages.
     let files = barman_json(&site, "list-files main latest");
     let lines = files["_INFO"].as_array().unwrap();
@@ -300,6 +335,41 @@ fn monitoring_that_was_written_for_barman_works(install: &'static Install) {
     site.write_file("barmanfs.conf", b"[barmanfs\n");
     let nagios = barman(&site, "check main --nagios").refused(2).text();
     assert!(nagios.starts_with("BARMAN CRITICAL - "), "{nagios}");
+}
+
+/// A site's files stay as they are, but for the key `repository`.
+fn a_configuration_of_barman_is_found_and_obeyed(install: &'static Install) {
+    let (site, server) = Site::with_server(install);
+    server.archive_current_segment();
+    let conninfo = server.conninfo();
+    let text = format!(
+        "[barman]\nbarman_home = /var/lib/barman\nlog_level = INFO\nrepository = {}\ncompression = gzip\n\
+         retention_policy = RECOVERY WINDOW OF 7 DAYS\n\n[main]\ndescription = \"Our main server\"\n\
+         conninfo = {conninfo}\nstreaming_conninfo = {conninfo}\nbackup_method = postgres\narchiver = on\n\
+         last_backup_maximum_age = 4 DAYS\nminimum_redundancy = 1\n",
+        site.repository().display()
+    );
+    site.write_file(".barman.conf", text.as_bytes());
+    std::fs::remove_file(site.config()).unwrap();
+    let config = site.path(".barman.conf");
+    std::fs::hard_link(&config, site.config()).unwrap();
+    assert_eq!(
+        barman_of_the_host(&site, "list-servers").ok().text(),
+        "main - Our main server"
+    );
+    let red = barman_of_the_host(&site, "check main --nagios").refused(2).text();
+    assert!(red.starts_with("BARMAN CRITICAL - "), "no backup yet: {red}");
+    let taken = barman_of_the_host(&site, "backup main").ok().text();
+    assert!(taken.contains("\nBackup completed (start time: "), "{taken}");
+    server.archive_current_segment();
+    let green = barman_of_the_host(&site, "check all --nagios").ok().text();
+    assert!(
+        green.starts_with("BARMAN OK - ") && green.contains("|main="),
+        "{green}"
+    );
+    barman_of_the_host(&site, "delete main latest")
+        .refused(1)
+        .says(&["minimum"]);
 }
 
 fn a_backup_has_a_name(install: &'static Install) {

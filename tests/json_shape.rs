@@ -66,6 +66,21 @@ fn every_document_agrees_with_its_schema(install: &'static Install) {
         &["check-wal-archive", "main"],
         &["list-backups"],
         &["show-backup", "main", "latest"],
+        &["retention", "main"],
+        &[
+            "keep",
+            "main",
+            "oldest",
+            "--target",
+            "full",
+            "--reason",
+            "a",
+            "--until",
+            "2090-01-01Z",
+        ],
+        &["retention", "main"],
+        &["list-backups"],
+        &["keep", "main", "oldest", "--release"],
         &["list-files", "main", "latest", "--target", "full"],
         &["stats"],
         &["timeline", "main"],
@@ -203,7 +218,7 @@ fn assert_times(place: &str, value: &Value) {
 /// A time has one form, with the same as a number beside it.
 #[track_caller]
 fn assert_time(place: &str, key: &str, value: &Value, epoch: Option<&Value>) {
-    let is_time = key == "time" || key.ends_with("_time") || key.ends_with("_at");
+    let is_time = matches!(key, "time" | "until") || key.ends_with("_time") || key.ends_with("_at");
     let text = value.as_str().unwrap_or_default();
     let looks = text.len() > 18 && text.as_bytes()[10] == b'T' && text.as_bytes()[4] == b'-';
     assert!(is_time || !looks, "{place}.{key} is a time by its look: {value}");

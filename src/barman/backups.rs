@@ -4,18 +4,22 @@
 //! So they are left out. Every other backup is `full`, whatever the server sent: in Barman, an `incremental` one cannot be
 //! restored without its parent.
 
-use barmanfs_catalog::{Backup, BackupId, BackupName, Repository, SegmentTotals, ServerName};
+use std::collections::HashMap;
+
+use barmanfs_catalog::retention::{RetentionRules, RetentionState};
+use barmanfs_catalog::{Backup, BackupId, BackupName, Keep, Repository, SegmentTotals, ServerName};
 use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_pg::{Lsn, TimestampMicros};
 use serde_json::{Map, Value, json};
 
 use super::units;
 use crate::error::Error;
+use crate::moment;
 use crate::output::{Format, Output, printable};
 
 /// Barman's type of a backup that depends on no other one.
 const TYPE: &str = "full";
-/// There is no state of a retention policy.
+/// No retention policy says anything.
 const NO_RETENTION: &str = "-";
 
 /// The backups of a server that Barman would have, oldest first.
@@ -24,6 +28,8 @@ pub(crate) struct Listed<'a> {
     repository: &'a Repository,
     server: ServerName,
     backups: Vec<Backup>,
+    /// What the retention policy says of each.
+    retention: HashMap<BackupId, RetentionState>,
 }
 
 /// The WAL of a backup.
@@ -37,14 +43,28 @@ struct Wal {
 
 impl<'a> Listed<'a> {
     /// All backups of a server.
-    pub(crate) fn read(repository: &'a Repository, server: ServerName) -> Result<Self, Error> {
+    pub(crate) fn read(
+        repository: &'a Repository,
+        server: ServerName,
+        rules: &RetentionRules,
+    ) -> Result<Self, Error> {
         let mut backups = repository.backups(&server)?;
+        let judged = repository.retention_states(&server, &backups, rules, moment::now())?;
         backups.retain(Backup::is_of_server);
         Ok(Self {
             repository,
             server,
             backups,
+            retention: judged
+                .into_iter()
+                .map(|judged| (judged.id, judged.state))
+                .collect(),
         })
+    }
+
+    fn retention(&self, backup: &Backup) -> RetentionState {
+        let state = self.retention.get(&backup.id);
+        state.copied().unwrap_or(RetentionState::None)
     }
 
     /// An entry for each backup, the newest first; with `minimal` only ids.
@@ -67,7 +87,11 @@ impl<'a> Listed<'a> {
             entry.extend(object(json!({
                 "end_time": units::moment(end),
                 "end_time_timestamp": timestamp(end),
-                "retention_status": NO_RETENTION,
+                "retention_status": match self.retention(backup) {
+                    // Barman's list has only what is not valid.
+                    RetentionState::Valid | RetentionState::ValidForItsEnd => NO_RETENTION,
+                    state => state.as_str(),
+                },
                 "size": units::size(size_bytes),
                 "size_bytes": size_bytes,
                 "wal_size": units::size(wal_bytes),
@@ -148,7 +172,10 @@ impl<'a> Listed<'a> {
             })).collect::<Vec<_>>(),
             "base_backup_information": base_backup(backup, end, &wal.own),
             "catalog_information": {
-                "retention_policy": "not enforced",
+                "retention_policy": match self.retention(backup) {
+                    RetentionState::None => "not enforced",
+                    state => state.as_str(),
+                },
                 "previous_backup": neighbour(previous, "- (this is the oldest base backup)"),
                 "next_backup": neighbour(next, "- (this is the latest base backup)"),
                 "children_backup_ids": null,
@@ -391,6 +418,23 @@ pub(crate) fn show(out: &mut Output, format: Format, server: &Listed<'_>, id: Ba
         }
     }
     Ok(())
+}
+
+/// `keep`: whether and how a backup is kept.
+pub(crate) fn keep_status(
+    out: &mut Output,
+    format: Format,
+    backup: &Backup,
+    keep: Option<&Keep>,
+) -> Result<(), Error> {
+    let target = keep.map_or_else(|| "nokeep".to_owned(), |keep| keep.target.to_string());
+    match format {
+        Format::Json => out.barman_result(
+            backup.server.as_str(),
+            json!({"keep_status": {"description": "Keep", "message": target}}),
+        ),
+        Format::Console => out.line(format_args!("Server {}:\n\tKeep: {target}", backup.server)),
+    }
 }
 
 /// What `backup` says of the backups that were taken.

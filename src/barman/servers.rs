@@ -33,6 +33,8 @@ pub(crate) fn list(
         let mut description = server.description.clone().unwrap_or_default();
         if !server.active {
             description += " (inactive)";
+        } else if server.disabled {
+            description += " (WARNING: disabled)";
         }
         match format {
             Format::Json => out.barman_result(server.name.as_str(), json!({"description": description}))?,

@@ -3,6 +3,7 @@
 use barmanfs_catalog::{Backup, Keep, KeepTarget, Repository};
 
 use super::App;
+use crate::barman;
 use crate::cli::retention::{KeepArgs, KeptPart};
 use crate::error::{Error, Outcome};
 use crate::moment;
@@ -25,7 +26,11 @@ pub(crate) fn run(app: &mut App, args: &KeepArgs) -> Result<Outcome, Error> {
     let keep = repository
         .keep_of(&backup)?
         .filter(|keep| keep.holds(moment::now()));
-    if args.json.json {
+    if let Some(format) = app.options.format {
+        if args.status {
+            barman::backups::keep_status(&mut app.out, format, &backup, keep.as_ref())?;
+        }
+    } else if args.json.json {
         app.out.json(&KeptBackup::new(&backup, keep.as_ref()))?;
     } else if args.status || !app.options.quiet {
         app.out.line(format_args!(

@@ -27,7 +27,10 @@ pub(crate) fn run(app: &mut App, args: &ListBackupsArgs) -> Result<Outcome, Erro
     if let Some(format) = app.options.format {
         let listed: Result<Vec<_>, _> = servers
             .into_iter()
-            .map(|server| barman::backups::Listed::read(&repository, server))
+            .map(|server| {
+                let rules = app.retention_rules(&server);
+                barman::backups::Listed::read(&repository, server, &rules)
+            })
             .collect();
         barman::backups::list(&mut app.out, format, &listed?, args.minimal)?;
         return Ok(Outcome::Done);

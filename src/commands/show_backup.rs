@@ -23,7 +23,8 @@ pub(crate) fn run(app: &mut App, args: &ShowBackupArgs) -> Result<Outcome, Error
     let server = app.known_server(&repository, &args.which.server)?;
     let backup = app.backup(&repository, &server, &args.which.backup)?;
     if let Some(format) = app.options.format {
-        let all = barman::backups::Listed::read(&repository, server)?;
+        let rules = app.retention_rules(&server);
+        let all = barman::backups::Listed::read(&repository, server, &rules)?;
         barman::backups::show(&mut app.out, format, &all, backup.id)?;
         return Ok(Outcome::Done);
     }

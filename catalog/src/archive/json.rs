@@ -3,7 +3,7 @@
 //! A document is one object with [`SCHEMA_VERSION`] under `schema_version`; a list is under a name in it. Every key is
 //! always present, with null for unknown values. A time is RFC 3339 in UTC with six digits of the second, so that times
 //! sort as text; `KEY_epoch` next to it has the same time in seconds since 1970-01-01 UTC, as a number. Keys of times
-//! are `time` or end with `_time` or `_at`.
+//! are `time` or `until`, or end with `_time` or `_at`.
 
 use std::str::FromStr;
 
@@ -69,7 +69,7 @@ fn versioned(mut value: Value) -> Value {
 }
 
 fn is_time(key: &str) -> bool {
-    key == "time" || key.ends_with("_time") || key.ends_with("_at")
+    matches!(key, "time" | "until") || key.ends_with("_time") || key.ends_with("_at")
 }
 
 /// Seconds since 1970-01-01 UTC. Up to the year 2255, microseconds are exact in the number.
