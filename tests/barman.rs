@@ -362,6 +362,8 @@ fn a_configuration_of_barman_is_found_and_obeyed(install: &'static Install) {
     let taken = barman_of_the_host(&site, "backup main").ok().text();
     assert!(taken.contains("\nBackup completed (start time: "), "{taken}");
     server.archive_current_segment();
+    // The line of Barman's packages in /etc/cron.d.
+    barman_of_the_host(&site, "-q cron").ok();
     let green = barman_of_the_host(&site, "check all --nagios").ok().text();
     assert!(
         green.starts_with("BARMAN OK - ") && green.contains("|main="),

@@ -52,11 +52,18 @@ fn commands_for_other_hosts_have_absolute_paths() {
 
 fn commands_for_cron_run_with_its_path(install: &'static Install) {
     let (site, server) = Site::with_server(install);
+    // A spread checkpoint takes minutes.
+    site.write_config_of(&server, "immediate_checkpoint = on\n");
     fill(&server, 1);
     server.archive_current_segment();
     let program = format!("{} -c {}", site.program().display(), site.config().display());
     for line in cron_lines() {
         let mut line = line.replace(INSTALLED, &program);
+        // Directories of other programs.
+        line = line.replace(
+            "/var/lib/prometheus/node-exporter",
+            &site.path("").display().to_string(),
+        );
         if server.query("SELECT count(*) FROM pg_available_extensions WHERE name = 'amcheck'") != "1" {
             line = line.replace(" --amcheck", "");
         }
