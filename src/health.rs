@@ -24,6 +24,7 @@ mod finding;
 pub(crate) mod losses;
 mod reliability;
 mod repository;
+mod retention;
 mod server;
 mod space;
 pub(crate) mod standing;

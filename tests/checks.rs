@@ -55,6 +55,7 @@ const LIST: &[(&str, &str, &str)] = &[
     ("wal size", "performance_data_tells_sizes_and_ages", GREEN),
     ("empty streaming directory", "a_spool_that_nothing_archives_is_found", GREEN),
     ("streaming WALs directory", "a_spool_that_nothing_archives_is_found", GREEN),
+    ("retention policy settings", "a_policy_that_cannot_be_followed_fails", "a_policy_says_how_far_back_it_reaches"),
     ("WAL without gaps", "a_missing_segment_is_reported_and_stops_only_later_targets", GREEN),
     ("wal_level of the archived WAL", "no_target_is_offered_behind_a_start_with_minimal_wal", GREEN),
     ("PostgreSQL's version of the archived WAL", "unreadable_wal_is_archived_with_a_warning", GREEN),

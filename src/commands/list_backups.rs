@@ -115,10 +115,8 @@ fn retention(listed: &ListedBackup) -> Option<&'static str> {
     (state != RetentionState::None).then(|| state.as_str())
 }
 
-/// There is a column for boot tests if there has been one, and one for retention if there is a policy.
-fn table(backups: &[ListedBackup]) -> Table {
-    let tested = backups.iter().any(|listed| listed.boot_test.is_some());
-    let judged = backups.iter().any(|listed| retention(listed).is_some());
+/// The columns. There is one for boot tests if there has been one, and one for retention if there is a policy.
+fn columns(tested: bool, judged: bool) -> Vec<(&'static str, Align)> {
     let mut columns = vec![
         ("Server", Align::Left),
         ("Backup", Align::Left),
@@ -138,6 +136,13 @@ fn table(backups: &[ListedBackup]) -> Table {
     if tested {
         columns.insert(STATUS_COLUMN + 1, ("Boot test", Align::Left));
     }
+    columns
+}
+
+fn table(backups: &[ListedBackup]) -> Table {
+    let tested = backups.iter().any(|listed| listed.boot_test.is_some());
+    let judged = backups.iter().any(|listed| retention(listed).is_some());
+    let columns = columns(tested, judged);
     let mut table = Table::new(&columns);
     for listed in backups {
         let ListedBackup {

@@ -8,7 +8,7 @@ use barmanfs_catalog::{Backup, BackupStatus, MinimalStretch, Repository};
 use super::doubts::Doubts;
 use super::figures::NewestBackup;
 use super::finding::{Finding, Findings};
-use super::{Subject, backups, clones, cron, losses, reliability, wal_store};
+use super::{Subject, backups, clones, cron, losses, reliability, retention, wal_store};
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::forks;
@@ -37,6 +37,7 @@ pub(super) fn check(
     if let Some(stored) = findings.result("catalog", stored, |_| None) {
         check_backups(repository, subject, stored, findings);
     }
+    retention::check(repository, subject, findings);
     let timelines = timelines(repository, subject, findings);
     version(repository, subject, findings);
     unreadable_files(repository, server, findings);

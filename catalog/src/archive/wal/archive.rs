@@ -117,6 +117,8 @@ impl Writer {
         index: Option<SegmentIndex>,
         (claimed, link): (Option<(Record, Lock)>, Option<FirstRecord>),
     ) -> Result<WalOutcome> {
+        // No removal of WAL comes between the file's time and its entry.
+        let _lock = self.lock_neighbours(file.server)?;
         let new = WalFile {
             server: file.server.clone(),
             name: *file.name,
@@ -132,7 +134,6 @@ impl Writer {
             record: None,
         };
         let archive = self.repository().wal(file.server);
-        let _lock = self.lock_neighbours(file.server)?;
         match archive.find(file.name)? {
             None => {
                 if let Some(obstacle) = self.repository().obstacle(&new, link)? {
@@ -152,24 +153,27 @@ impl Writer {
                 depositor.flush(Vec::new())?;
                 Ok(WalOutcome::AlreadyThere(Box::new(archived)))
             }
-            Some(archived) => {
-                let is_left = self.repository().is_of_left_history(&new)?;
-                let reason = format!(
-                    "Other bytes had been archived under this name at {}",
-                    archived.archived_at
-                );
-                let (quarantined, is_new) = self.put_aside(depositor, new, reason)?;
-                let fork = match is_left {
-                    true => None,
-                    false => self.fork_at(&archived, &quarantined, is_new)?,
-                };
-                Ok(WalOutcome::Conflict(Box::new(WalConflict {
-                    archived,
-                    quarantined,
-                    fork,
-                })))
-            }
+            Some(archived) => self.keep_both(depositor, archived, new),
         }
+    }
+
+    /// Puts a file aside whose name is taken by other bytes.
+    fn keep_both(&self, depositor: &Depositor, archived: WalFile, new: WalFile) -> Result<WalOutcome> {
+        let is_left = self.repository().is_of_left_history(&new)?;
+        let reason = format!(
+            "Other bytes had been archived under this name at {}",
+            archived.archived_at
+        );
+        let (quarantined, is_new) = self.put_aside(depositor, new, reason)?;
+        let fork = match is_left {
+            true => None,
+            false => self.fork_at(&archived, &quarantined, is_new)?,
+        };
+        Ok(WalOutcome::Conflict(Box::new(WalConflict {
+            archived,
+            quarantined,
+            fork,
+        })))
     }
 
     /// Rejects a file of another history.

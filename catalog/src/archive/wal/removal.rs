@@ -102,6 +102,8 @@ impl Repository {
         let mut removed = 0;
         for range in ranges {
             for part in self.parts(archive, range)? {
+                // No file of the range is entered meanwhile with a time before the removal.
+                let _lock = writer.lock_neighbours(archive)?;
                 let totals = self.wal_in(archive, &part)?;
                 removed += totals.files;
                 let body = WalRemoval {
