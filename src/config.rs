@@ -153,15 +153,23 @@ impl Config {
     pub(crate) fn load(explicit: Option<&Path>, home: Option<&Path>) -> Result<Self, ConfigError> {
         let candidates = match explicit {
             Some(file) => vec![Candidate {
+                // `cron` names the file that it has found to the processes that it starts.
+                is_barmans_place: files::usual(home)
+                    .iter()
+                    .any(|usual| usual.is_barmans_place && usual.path == file),
                 path: file.to_owned(),
-                is_barmans_place: false,
             }],
             None => files::usual(home),
         };
         for candidate in &candidates {
             match std::fs::read(&candidate.path) {
                 Ok(bytes) => return Self::parse(candidate, &bytes, home),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound && explicit.is_none() => {}
+                Err(error)
+                    if explicit.is_none()
+                        && matches!(
+                            error.kind(),
+                            std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+                        ) => {}
                 Err(source) => {
                     return Err(ConfigError::Read {
                         file: candidate.path.clone(),

@@ -63,6 +63,8 @@ pub(crate) fn start(level: LevelFilter, file: Option<(File, LevelFilter)>, keep:
     }
     let format = Format::default().with_target(level >= LevelFilter::DEBUG);
     let lines = tracing_subscriber::fmt::layer()
+        // Otherwise a line that cannot be written is reported on standard error, with a panic if that is closed.
+        .log_internal_errors(false)
         .with_ansi(output::colours(&stderr))
         .fmt_fields(debug_fn(write_field).delimited(" "))
         .with_writer(Lines)
@@ -89,6 +91,7 @@ pub(crate) fn start(level: LevelFilter, file: Option<(File, LevelFilter)>, keep:
             .with_default(level)
             .with_target("fuser", level.min(LevelFilter::WARN));
         tracing_subscriber::fmt::layer()
+            .log_internal_errors(false)
             .with_ansi(false)
             .with_target(false)
             .fmt_fields(debug_fn(write_field).delimited(" "))

@@ -68,9 +68,14 @@ pub(crate) enum Call {
 pub(crate) fn translate(program: Program, mut arguments: Vec<OsString>) -> Call {
     let place = command_place(&arguments);
     let before = arguments.get_mut(1..place).unwrap_or_default();
-    // As a word of its own: `-f json`. Behind a command, -f belongs to that.
-    for word in before.iter_mut().filter(|word| *word == "-f") {
-        *word = "--format".into();
+    // `-f json` or `-fjson`. Behind a command, -f belongs to that.
+    for word in before.iter_mut() {
+        match word.to_str() {
+            Some("-f") => *word = "--format".into(),
+            Some("-fjson") => *word = "--format=json".into(),
+            Some("-fconsole") => *word = "--format=console".into(),
+            _ => {}
+        }
     }
     if program == Program::Own {
         return Call::Words(arguments);

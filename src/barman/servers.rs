@@ -128,11 +128,7 @@ pub(crate) fn status(out: &mut Output, servers: &[ServerStatus]) -> Result<(), E
     for server in servers {
         let fact = |description: &str, message: &str| json!({"description": description, "message": message});
         // What does not exist here.
-        let absent = [
-            ("active_model", fact("Active configuration model", "None")),
-            ("passive_node", fact("Passive node", "False")),
-            ("retention_policies", fact("Retention policies", "not enforced")),
-        ];
+        let absent = [("passive_node", fact("Passive node", "False"))];
         let mut facts: Map<String, Value> = absent
             .into_iter()
             .map(|(key, fact)| (key.to_owned(), fact))

@@ -131,26 +131,51 @@ fn differences(before: &Config, now: &Config, server: &ServerName) -> Vec<String
         value.map_or_else(|| "not set".to_owned(), |value| printable(value.as_bytes()))
     };
     let pairs = values(before).into_iter().zip(values(now));
-    pairs
+    let mut lines: Vec<String> = pairs
         .filter(|((_, before), (_, now))| before != now)
         .map(|((key, before), (_, now))| format!("{key}: {} -> {}", shown(before), shown(now)))
-        .collect()
+        .collect();
+    if let (Some(before), Some(now)) = (before.server(server.as_str()), now.server(server.as_str())) {
+        for (key, differs) in [
+            ("conninfo", before.conninfo != now.conninfo),
+            (
+                "streaming_conninfo",
+                before.streaming_conninfo != now.streaming_conninfo,
+            ),
+            (
+                "primary_conninfo",
+                before.primary_conninfo != now.primary_conninfo,
+            ),
+        ] {
+            let is_shown = lines.iter().any(|line| line.starts_with(&format!("{key}: ")));
+            if differs && !is_shown {
+                lines.push(format!("{key}: a part of it that is not shown"));
+            }
+        }
+    }
+    lines
 }
 
 /// Prints the changes. A process that receives WAL has the old configuration: it ends, and its service or cron starts
 /// another one.
 fn finish(app: &mut App, changed: &[Changed]) -> Result<Outcome, Error> {
+    let mut failed = None;
     for Changed { server, lines } in changed {
         for line in lines {
             app.out.line(format_args!("{server}: {line}"))?;
         }
-        let receiver = app.repository()?.receiver(server)?;
-        if receiver.is_some() {
-            receive_wal::stop(app, server)?;
+        // One that has ended meanwhile needs no signal.
+        if app.repository()?.receiver(server)?.is_some()
+            && let Err(error) = receive_wal::stop(app, server)
+            && app.repository()?.receiver(server)?.is_some()
+        {
+            failed.get_or_insert(
+                error.context("The configuration is changed, but a receiver still has the old one"),
+            );
         }
     }
     if changed.is_empty() {
         app.out.line("No value has changed")?;
     }
-    Ok(Outcome::Done)
+    failed.map_or(Ok(Outcome::Done), Err)
 }

@@ -9,14 +9,14 @@ use super::ConfigError;
 use super::ini::{self, Entry, Section};
 use super::interpolation::Interpolation;
 use super::origin::{File, Notice, Origin};
-use super::values::{absolute, given};
+use super::values::{absolute, boolean, given};
 
 /// The section of barmanfs itself.
 pub(super) const GLOBAL_SECTION: &str = "barmanfs";
 /// Barman's name for it.
 pub(super) const BARMAN_SECTION: &str = "barman";
 /// Supplies keys to all sections of its file.
-const DEFAULT_SECTION: &str = "DEFAULT";
+pub(super) const DEFAULT_SECTION: &str = "DEFAULT";
 
 /// The configuration of the whole host.
 const SYSTEM_FILE: &str = "/etc/barmanfs.conf";
@@ -176,7 +176,7 @@ impl Files {
         let directory = match self.global_value("configuration_files_directory") {
             Some(value) => {
                 let directory = self.directory(&value, home);
-                if !directory.is_dir() {
+                if !is_directory(&directory)? {
                     self.not_included = Some(format!("names no directory: {}", directory.display()));
                     return Ok(());
                 }
@@ -253,6 +253,16 @@ impl Files {
             .iter()
             .filter(|section| !reserved.contains(&section.name.as_str()))
         {
+            if role == Role::Automatic && !self.may_add(section) {
+                self.notices.push(Notice::of_form(
+                    &section.origin,
+                    format!(
+                        "[{}] is in no other file: what 'config-update' wrote for it is ignored",
+                        section.name
+                    ),
+                ));
+                continue;
+            }
             let is_first = begun.insert(section.name.as_str());
             let merged = self.merged(section);
             for entry in defaults.iter().filter(|_| is_first) {
@@ -263,6 +273,13 @@ impl Files {
             }
         }
         Ok(())
+    }
+
+    /// Whether the file of `config-update` may have this section. It makes no server: one that was taken out of the other
+    /// files is not configured any more.
+    fn may_add(&self, section: &Section) -> bool {
+        let is_model = |entry: &Entry| entry.key == "model" && boolean(&entry.value) == Ok(true);
+        section.entries.iter().any(is_model) || self.sections.iter().any(|known| known.name == section.name)
     }
 
     fn merged(&mut self, section: &Section) -> &mut Merged {
@@ -333,6 +350,34 @@ fn repeated(earlier: &[&Section], section: &Section) -> Vec<Notice> {
     notices
 }
 
+/// Whether there is a directory of this name. One that cannot be examined is an error: servers may be configured in it.
+fn is_directory(path: &Path) -> Result<bool, ConfigError> {
+    match std::fs::metadata(path) {
+        Ok(found) => Ok(found.is_dir()),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(false)
+        }
+        Err(source) => Err(ConfigError::Read {
+            file: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// Whether a name of the include directory is a file. A link that leads nowhere is an error, for the same reason.
+fn is_file(path: &Path) -> Result<bool, ConfigError> {
+    let found = std::fs::metadata(path).map_err(|source| ConfigError::Read {
+        file: path.to_owned(),
+        source,
+    })?;
+    Ok(found.is_file())
+}
+
 /// The files `*.conf` of a directory, sorted by name; none if it does not exist. A directory of that name is left out.
 fn listed(directory: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     let failed = |source| ConfigError::Read {
@@ -349,7 +394,7 @@ fn listed(directory: &Path) -> Result<Vec<PathBuf>, ConfigError> {
         let path = entry.map_err(failed)?.path();
         // As a shell's pattern, which leaves hidden names out.
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.ends_with(".conf") && !name.starts_with('.') && path.is_file() {
+        if name.ends_with(".conf") && !name.starts_with('.') && is_file(&path)? {
             files.push(path);
         }
     }

@@ -298,7 +298,8 @@ pub(super) fn secrecy(key: &str) -> Secrecy {
     match known(key) {
         _ if CONNECTION_STRINGS.contains(&key) => Secrecy::ConnectionString,
         Known::Unknown => Secrecy::Hidden,
-        _ if SECRET.contains(&key) => Secrecy::Hidden,
+        // A command line may have a token in it.
+        _ if SECRET.contains(&key) || HOOKS.contains(&key) => Secrecy::Hidden,
         _ => Secrecy::Plain,
     }
 }

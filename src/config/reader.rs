@@ -12,7 +12,7 @@ use super::interpolation::Interpolation;
 use super::keys::{self, Known};
 use super::origin::{Notice, Origin, Problem};
 use super::setting::{Effect, Setting, Source, Wrong, shown};
-use super::values::{DailyShare, absolute, daily_share, given, log_level, recovery_target_action};
+use super::values::{DailyShare, absolute, boolean, daily_share, given, log_level, recovery_target_action};
 use super::{Config, ConfigError, Misnamed, Model, ServerConfig, model};
 
 /// Converts sections into a [`Config`], and collects warnings.
@@ -133,6 +133,17 @@ impl<'a> Reader<'a> {
 
     fn server(&mut self, name: ServerName, section: &'a Merged, repository: &Path) -> ServerConfig {
         let mut server = ServerConfig::new(name, self.files.is_barmans);
+        if let Some(line) = section.line("model")
+            && given(&line.entry.value).is_some()
+            && let Err(message) = boolean(&line.entry.value)
+        {
+            // It may be a model, and not a server.
+            server.errors.push(Problem {
+                origin: line.entry.origin.clone(),
+                message: format!("'model' {message}"),
+                forbids_storing: true,
+            });
+        }
         let active = model::active(self.files, &mut server, section, repository);
         let mut lines: Vec<(&Line, Source, &Merged)> = Vec::new();
         if let Some(model) = active {

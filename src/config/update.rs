@@ -22,8 +22,19 @@ pub(crate) type Sections = BTreeMap<String, BTreeMap<String, String>>;
 /// # Errors
 /// What is wrong with the first wrong one. Quotes no value, which may be a secret.
 pub(crate) fn changes(json: &str, config: &Config) -> Result<Sections, String> {
-    let list: Vec<Map<String, Value>> =
-        serde_json::from_str(json).map_err(|error| format!("Expected a JSON list of objects: {error}"))?;
+    let list: Vec<Map<String, Value>> = serde_json::from_str(json).map_err(|error| {
+        // The error's own text may quote a value.
+        let what = if error.is_data() {
+            "something else is"
+        } else {
+            "it is no JSON"
+        };
+        format!(
+            "Expected a JSON list of objects: {what} at line {}, column {}",
+            error.line(),
+            error.column()
+        )
+    })?;
     let mut sections = Sections::new();
     for (nth, object) in list.iter().enumerate() {
         let (name, keys) =
@@ -55,8 +66,17 @@ fn section(
     let mut keys = BTreeMap::new();
     if is_model && !known_model {
         let is_name = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
-        if !name.chars().all(is_name) || name.is_empty() {
-            return Err("the name of a new model has letters, digits, '_', '-' and '.'".to_owned());
+        let reserved = [
+            files::GLOBAL_SECTION,
+            files::BARMAN_SECTION,
+            files::DEFAULT_SECTION,
+            "all",
+        ];
+        if !name.chars().all(is_name) || name.is_empty() || reserved.contains(&name) {
+            return Err(
+                "the name of a new model has letters, digits, '_', '-' and '.', and is no reserved word"
+                    .to_owned(),
+            );
         }
         if !object.contains_key("cluster") {
             return Err(format!("the new model '{name}' needs 'cluster'"));
@@ -68,6 +88,13 @@ fn section(
         .filter(|(key, _)| *key != "scope" && *key != name_key)
     {
         let key = key.to_lowercase();
+        if key == "cluster"
+            && config
+                .server(name)
+                .is_some_and(|server| server.active_model.is_some())
+        {
+            return Err("'cluster' cannot be changed while a model is active".to_owned());
+        }
         let value = checked(&key, value, is_model).map_err(|message| format!("'{key}' {message}"))?;
         keys.insert(key, value);
     }
@@ -86,7 +113,10 @@ fn checked(key: &str, value: &Value, is_model: bool) -> Result<String, String> {
     if text.contains(char::is_control) {
         return Err("has a line break or another control character in its value".to_owned());
     }
-    if is_model && (key == "model" || keys::is_kept_by_models(key)) {
+    if key == "model" {
+        return Err("cannot be set: a section stays a server or a model".to_owned());
+    }
+    if is_model && keys::is_kept_by_models(key) {
         return Err("cannot be set by a model".to_owned());
     }
     match keys::known(key) {

@@ -20,6 +20,12 @@ pub(crate) struct ServerStatus {
     server: ServerName,
     description: Option<String>,
     active: bool,
+    /// Whether its configuration has errors.
+    disabled: bool,
+    /// The model whose keys are over its own.
+    active_model: Option<String>,
+    /// What is kept, in Barman's words.
+    retention_policies: String,
     /// Whether the server answered; null if it is inactive and was not asked.
     answers: Option<bool>,
     /// Why it did not answer.
@@ -46,6 +52,17 @@ pub(crate) struct ServerStatus {
     recoverable_to: Option<Reach>,
     repository_size_bytes: Option<u64>,
     rpo: Rpo,
+}
+
+/// The policies of a server, as Barman says it.
+fn policies(server: &ServerConfig) -> String {
+    match server.retention_rules().backups {
+        Some(policy) => format!(
+            "enforced (mode: auto, retention: {policy}, WAL retention: {})",
+            server.wal_retention_policy
+        ),
+        None => "not enforced".to_owned(),
+    }
 }
 
 /// `pg_stat_archiver`.
@@ -123,6 +140,9 @@ impl ServerStatus {
             server: server.name.clone(),
             description: server.description.clone(),
             active: server.active,
+            disabled: server.is_disabled(),
+            active_model: server.active_model.clone(),
+            retention_policies: policies(server),
             answers,
             error,
             pg_version: live.version.map(|version| version.to_string()),
@@ -163,6 +183,14 @@ impl ServerStatus {
             );
         }
         lines.add("active", "Active", python_bool(self.active));
+        lines.add("disabled", "Disabled", python_bool(self.disabled));
+        let model = self.active_model.as_deref().unwrap_or(NONE);
+        lines.add("active_model", "Active configuration model", model);
+        lines.add(
+            "retention_policies",
+            "Retention policies",
+            self.retention_policies.as_str(),
+        );
         self.live_lines(&mut lines);
         self.backup_lines(&mut lines);
         self.own_lines(&mut lines);
