@@ -63,6 +63,7 @@ const LIST: &[(&str, &str, &str)] = &[
     ("quarantined WAL", "quarantined_files_are_shown_and_deleted", GREEN),
     ("one history", "a_fork_is_reported_and_refused_until_the_history_is_restarted", GREEN),
     ("cron", "it_must_run_where_something_is_scheduled", "it_must_run_where_something_is_scheduled"),
+    ("cron for the repository", "work_for_the_repository_that_fails_again_is_found", "it_must_run_where_something_is_scheduled"),
     ("verification", "damage_is_found_before_it_is_needed", "damage_is_found_before_it_is_needed"),
     ("incremental backups", "a_difference_counts_until_there_is_a_full_backup_since", "a_change_that_the_server_forgot_is_found"),
     ("clone maximum age", "a_forgotten_clone_is_found", "a_forgotten_clone_is_found"),

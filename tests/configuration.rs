@@ -213,8 +213,13 @@ fn changes_are_written_into_the_repository() {
         r#"[{"scope": "server", "server_name": "main", "active": "maybe"}]"#,
         r#"[{"scope": "server", "server_name": "main", "description": "two\nlines"}]"#,
         r#"[{"scope": "model", "model_name": "new"}]"#,
+        r#"[{"scope": "server", "server_name": "main", "model": true}]"#,
+        r#"[{"scope": "model", "model_name": "barman", "cluster": "main"}]"#,
+        r#"[{"scope": "model", "model_name": "DEFAULT", "cluster": "main"}]"#,
+        r#"["conninfo = host=db password=hunter2"]"#,
     ] {
-        update(wrong).refused(1);
+        let said = update(wrong).refused(1).all();
+        assert!(!said.contains("hunter2"), "{said}");
         assert!(!site.repository().join("config").exists(), "{wrong}");
     }
     let text = update(
@@ -235,6 +240,11 @@ fn changes_are_written_into_the_repository() {
     );
     assert_eq!(effective(&checked, "main", "description"), "50 % \"off\"");
     assert_eq!(std::fs::read_to_string(site.config()).unwrap(), before);
+    // A server that is taken out of the file is gone, whatever was changed of it.
+    let without = before.split("[main]").next().unwrap();
+    site.write_file("barmanfs.conf", without.as_bytes());
+    let servers = site.json(&["list-servers"]);
+    assert_eq!(servers["servers"].as_array().unwrap().len(), 0, "{servers}");
 }
 
 fn init_makes_a_repository_and_says_what_is_left_to_do() {

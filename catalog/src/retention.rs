@@ -18,6 +18,7 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use crate::archive::backup::{Backup, BackupStatus, BootOutcome};
+use crate::archive::clones::CloneDescription;
 use crate::archive::keep::Keep;
 use crate::archive::wal::{RangeTotals, SegmentRange};
 use crate::error::{Error, Result};
@@ -46,6 +47,8 @@ pub struct RetentionRules {
     pub minimum_redundancy: u32,
     /// How long a failed backup is kept that a complete one has followed; for ever if there is none.
     pub failed_backups: Option<Duration>,
+    /// Why nothing may be deleted now, if the caller knows a reason.
+    pub held: Option<String>,
 }
 
 /// What the rules say about a server's backups and WAL.
@@ -131,8 +134,10 @@ impl Repository {
         rules: &RetentionRules,
         now: TimestampMicros,
     ) -> Result<RetentionPlan> {
-        let backups = self.backups(server)?;
+        // This enters packs of killed processes, which may have backups and forks.
         let blocked = self.uncertainty(server)?;
+        let blocked = rules.held.clone().or(blocked);
+        let backups = self.backups(server)?;
         let judged = self.judged(server, &backups, rules, now)?;
         let remaining: Vec<(&Backup, &JudgedBackup)> = backups
             .iter()
@@ -223,6 +228,20 @@ impl Repository {
         server: &ServerName,
         remaining: &[(&Backup, &JudgedBackup)],
     ) -> Result<(Vec<RemovableWal>, Option<String>)> {
+        let mut replaying = self.clones(server)?;
+        replaying.retain(|clone| clone.origin.target.is_some());
+        let has_its_backup = |clone: &CloneDescription| {
+            remaining
+                .iter()
+                .any(|(backup, _)| backup.id == clone.origin.backup)
+        };
+        if let Some(clone) = replaying.iter().find(|clone| !has_its_backup(clone)) {
+            let why = format!(
+                "Clone {} recovers along the archive, and its backup {} was deleted",
+                clone.name, clone.origin.backup
+            );
+            return Ok((Vec::new(), Some(why)));
+        }
         let mut needs = Needs::default();
         for (backup, judged) in remaining {
             if backup.status == BackupStatus::Started {
@@ -232,8 +251,10 @@ impl Repository {
                 );
                 return Ok((Vec::new(), Some(why)));
             }
-            // Whoever reads it now may be replaying WAL on it.
-            let only_its_end = judged.state.is_for_its_end() && !self.is_being_read(backup)?;
+            // WAL may be replayed on what is read now, and on clones.
+            let only_its_end = judged.state.is_for_its_end()
+                && !self.is_being_read(backup)?
+                && !replaying.iter().any(|clone| clone.origin.backup == backup.id);
             needs.add(backup, only_its_end);
         }
         Ok((self.removable_by(server, &needs)?, None))

@@ -12,6 +12,8 @@ mod due;
 mod launch;
 mod task;
 
+pub(super) use task::held_by_audit;
+
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -287,9 +289,9 @@ impl Round<'_> {
 
     fn look_after_repository(&mut self) -> Result<(), Error> {
         boot::remove_leftovers();
-        self.repository.remove_unfinished_files()?;
-        self.sweep()?;
-        self.verify()
+        let tidied = self.repository.remove_unfinished_files().map(drop);
+        let results = [tidied.map_err(Error::from), self.sweep(), self.verify()];
+        results.into_iter().collect()
     }
 
     fn sweep(&mut self) -> Result<(), Error> {

@@ -47,6 +47,11 @@ pub(crate) fn run(app: &mut App, args: &GetWalArgs) -> Result<Outcome, Error> {
                 "The repository {path} holds nothing of server {server}"
             )));
         }
+        if args.left.is_none() && repository.interrupts_recovery(&server, &name)? {
+            return Err(Error::failed(format!(
+                "WAL file {name} of server {server} was removed by the retention policy: recovery cannot go on from here"
+            )));
+        }
         tracing::debug!("WAL file {name} of server {server} is not in the archive");
         return Ok(Outcome::Absent);
     };

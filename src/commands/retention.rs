@@ -1,9 +1,10 @@
 //! `barmanfs retention`.
 
-use barmanfs_catalog::retention::{Enforced, RemovableWal, RetentionPlan, RetentionState};
+use barmanfs_catalog::retention::{Enforced, RemovableWal, RetentionPlan, RetentionRules, RetentionState};
 use barmanfs_catalog::{Repository, ServerName};
 
 use super::App;
+use super::cron::held_by_audit;
 use super::keep::described;
 use crate::cli::retention::RetentionArgs;
 use crate::config::ServerConfig;
@@ -46,7 +47,10 @@ fn report(
     server: &ServerName,
     args: &RetentionArgs,
 ) -> Result<ServerRetention, Error> {
-    let rules = app.retention_rules(server);
+    let rules = RetentionRules {
+        held: held_by_audit(repository, server)?,
+        ..app.retention_rules(server)
+    };
     let at = match &args.at {
         Some(text) => moment::parse(repository, server, text)?,
         None => moment::now(),

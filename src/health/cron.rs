@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use barmanfs_catalog::{
-    Backup, BackupKind, BackupStatus, Damage, Repository, RepositoryMemory, ServerMemory,
+    Backup, BackupKind, BackupStatus, CronTask, Damage, Repository, RepositoryMemory, ServerMemory,
+    TaskMemory,
 };
 use barmanfs_pg::TimestampMicros;
 
@@ -15,11 +16,15 @@ use crate::invocation::Invocation;
 use crate::output;
 
 const RUNS: &str = "cron";
+const OF_REPOSITORY: &str = "cron for the repository";
 const VERIFIED: &str = "verification";
 const AUDITED: &str = "incremental backups";
 
 /// It runs once a minute, and a run takes far less. Several that are left out are no accident.
 const RUNS_WITHIN: Duration = Duration::from_secs(600);
+
+/// A run of another host, or of this one before its clock was corrected, may seem to be in the future.
+const CLOCKS_MAY_DIFFER_MICROS: i64 = 300 * 1_000_000;
 
 /// Checks what `cron` remembers of the server and the repository.
 pub(super) fn check(
@@ -35,12 +40,19 @@ pub(super) fn check(
         return;
     };
     findings.note(|figures| figures.cron = Some(memory.clone()));
-    findings.extend(runs(server, invocation, &memory, now));
+    let is_received = repository.receiver(&server.name).ok().flatten().is_some();
+    let seen = Seen {
+        backups,
+        is_received,
+        now,
+    };
+    findings.extend(runs(server, invocation, &memory, &seen));
     findings.extend(audited(&memory, backups));
     let found = repository
         .repository_memory()
         .and_then(|memory| Ok((memory, repository.known_lost_chunks()?)));
     if let Some((memory, lost)) = remembered(found.map_err(Error::from), VERIFIED, findings) {
+        findings.extend(of_repository(&memory));
         findings.extend(verified(invocation, &memory, lost));
     }
 }
@@ -51,13 +63,33 @@ fn remembered<T>(memory: Result<T, Error>, name: &'static str, findings: &mut Fi
         .ok()
 }
 
+/// What else is known of the server.
+struct Seen<'a> {
+    backups: &'a [Backup],
+    /// Whether a process receives its WAL now.
+    is_received: bool,
+    now: TimestampMicros,
+}
+
+/// Whether the failure of a task still matters: it is still wanted, and what it was to do has not been done since.
+fn matters(task: CronTask, last: &TaskMemory, server: &ServerConfig, seen: &Seen<'_>) -> bool {
+    let is_done_since = |backup: &Backup| backup.is_complete() && backup.begin_time > last.began_at;
+    match task {
+        CronTask::ReceiveWal => server.streaming_archiver && !seen.is_received,
+        CronTask::Backup => server.backup_schedule.is_some() && !seen.backups.iter().any(is_done_since),
+        CronTask::BootTest => server.boot_test_schedule.is_some(),
+        CronTask::Audit => server.audit_sample > 0,
+        CronTask::Retention | CronTask::Sweep | CronTask::Verify => true,
+    }
+}
+
 /// Whether it runs where it is needed. Where it has never run, a stream alone does not need it: a service manager may run
 /// `receive-wal`.
 fn runs(
     server: &ServerConfig,
     invocation: &Invocation,
     memory: &ServerMemory,
-    now: TimestampMicros,
+    seen: &Seen<'_>,
 ) -> Option<Finding> {
     let scheduled = server.backup_schedule.is_some()
         || server.boot_test_schedule.is_some()
@@ -70,7 +102,14 @@ fn runs(
     let Some(ran_at) = memory.ran_at else {
         return Some(Finding::failed(RUNS, format!("it has never run: {advice}")));
     };
-    let passed = Duration::from_micros(u64::try_from(now.unix_micros() - ran_at.unix_micros()).unwrap_or(0));
+    let micros = seen.now.unix_micros().saturating_sub(ran_at.unix_micros());
+    if micros < -CLOCKS_MAY_DIFFER_MICROS {
+        return Some(Finding::failed(
+            RUNS,
+            format!("by this host's clock, it last ran in the future: {advice}"),
+        ));
+    }
+    let passed = Duration::from_micros(u64::try_from(micros).unwrap_or(0));
     let ago = format!("last ran {} ago", output::duration(passed));
     if passed > RUNS_WITHIN {
         return Some(Finding::failed(RUNS, format!("{ago}: {advice}")));
@@ -78,18 +117,32 @@ fn runs(
     if let Some(error) = &memory.error {
         return Some(Finding::failed(RUNS, format!("{ago}, with an error: {error}")));
     }
-    let failed = memory.tasks.iter().find(|(_, task)| task.failures > 0);
+    let failed = memory
+        .tasks
+        .iter()
+        .find(|(task, last)| last.failures > 0 && matters(**task, last, server, seen));
     Some(match failed {
-        Some((task, memory)) => Finding::failed(
-            RUNS,
-            format!(
-                "{} has failed {}: {}",
-                task.as_str(),
-                times(memory.failures),
-                memory.error.as_deref().unwrap_or("it is being tried again")
-            ),
-        ),
+        Some((task, last)) => Finding::failed(RUNS, failure(*task, last)),
         None => Finding::ok(RUNS, ago),
+    })
+}
+
+fn failure(task: CronTask, last: &TaskMemory) -> String {
+    format!(
+        "{} has failed {}: {}",
+        task.as_str(),
+        times(last.failures),
+        last.error.as_deref().unwrap_or("it is being tried again")
+    )
+}
+
+/// The tasks of the whole repository. One failure may be a passing trouble.
+fn of_repository(memory: &RepositoryMemory) -> Option<Finding> {
+    let (task, last) = memory.tasks.iter().find(|(_, last)| last.failures > 0)?;
+    let text = failure(*task, last);
+    Some(match last.failures {
+        1 => Finding::warning(OF_REPOSITORY, text),
+        _ => Finding::failed(OF_REPOSITORY, text),
     })
 }
 
@@ -173,7 +226,7 @@ mod tests {
     use crate::config::tests::server;
     use crate::health::State;
     use crate::testing::backup;
-    use barmanfs_catalog::{AuditMemory, CronTask, TaskMemory};
+    use barmanfs_catalog::AuditMemory;
     use std::path::Path;
 
     fn at(seconds: i64) -> TimestampMicros {
@@ -181,9 +234,70 @@ mod tests {
     }
 
     fn found(settings: &str, memory: &ServerMemory) -> Option<(State, String)> {
+        seen(settings, memory, &[], false)
+    }
+
+    fn seen(
+        settings: &str,
+        memory: &ServerMemory,
+        backups: &[Backup],
+        is_received: bool,
+    ) -> Option<(State, String)> {
         let invocation = Invocation::current(Some(Path::new("/etc/b.conf")));
-        let finding = runs(&server(settings), &invocation, memory, at(100_000))?;
+        let seen = Seen {
+            backups,
+            is_received,
+            now: at(100_000),
+        };
+        let finding = runs(&server(settings), &invocation, memory, &seen)?;
         Some((finding.state, finding.text().unwrap_or_default()))
+    }
+
+    /// A task that was killed, and started again.
+    fn killed(task: CronTask) -> ServerMemory {
+        let mut memory = ran(99_990);
+        TaskMemory::begin(&mut memory.tasks, task, at(99_000));
+        TaskMemory::begin(&mut memory.tasks, task, at(99_100));
+        memory
+    }
+
+    #[test]
+    fn a_failure_is_over_when_its_work_is_done_or_no_longer_wanted() {
+        let streams = "streaming_archiver = on\nslot_name = barmanfs\n";
+        let memory = killed(CronTask::ReceiveWal);
+        assert_eq!(seen(streams, &memory, &[], false).unwrap().0, State::Failed);
+        assert_eq!(seen(streams, &memory, &[], true).unwrap().0, State::Ok);
+        let memory = killed(CronTask::Backup);
+        let nightly = "backup_schedule = @daily\n";
+        assert_eq!(found(nightly, &memory).unwrap().0, State::Failed);
+        let mut by_hand = backup(BackupStatus::Done);
+        by_hand.begin_time = at(99_500);
+        assert_eq!(seen(nightly, &memory, &[by_hand], false).unwrap().0, State::Ok);
+        let tests = "boot_test_schedule = @weekly\n";
+        assert_eq!(found(tests, &killed(CronTask::Audit)).unwrap().0, State::Ok);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_hides_nothing() {
+        let nightly = "backup_schedule = @daily\n";
+        assert_eq!(found(nightly, &ran(100_200)).unwrap().0, State::Ok);
+        assert_eq!(found(nightly, &ran(200_000)).unwrap().0, State::Failed);
+    }
+
+    #[test]
+    fn work_for_the_repository_that_fails_again_is_found() {
+        let mut memory = RepositoryMemory::default();
+        assert_eq!(of_repository(&memory), None);
+        for expected in [State::Warning, State::Failed] {
+            TaskMemory::begin(&mut memory.tasks, CronTask::Sweep, at(99_000));
+            TaskMemory::end(
+                &mut memory.tasks,
+                CronTask::Sweep,
+                at(99_001),
+                Err("no".to_owned()),
+            );
+            assert_eq!(of_repository(&memory).unwrap().state, expected);
+        }
     }
 
     fn ran(seconds: i64) -> ServerMemory {

@@ -1,5 +1,8 @@
 //! The checks that query the server.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use barmanfs_catalog::Repository;
 
 use super::finding::{Finding, Findings};
@@ -83,7 +86,7 @@ pub(super) fn check(
     if let Some(repository) = repository {
         same_history(repository, server, &cluster, &mut streaming, findings);
     }
-    let slot = streaming.create_temporary_slot(&format!("barmanfs_check_{}", std::process::id()));
+    let slot = streaming.create_temporary_slot(&slot_name());
     findings.result("temporary replication slot", slot.map_err(Error::from), |()| None);
     streaming::check(subject, repository, sql.as_mut(), findings);
     let mut asked = Asked {
@@ -199,4 +202,16 @@ fn system_id(
         Some(Err(error)) => findings.failed(NAME, Error::from(error).to_string()),
     }
     false
+}
+
+/// A name that no other check has at the same time: several servers are checked at once, and two of them may be one cluster.
+fn slot_name() -> String {
+    static NTH: AtomicU64 = AtomicU64::new(0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!(
+        "barmanfs_check_{}_{}_{:x}",
+        std::process::id(),
+        NTH.fetch_add(1, Ordering::Relaxed),
+        now.as_micros()
+    )
 }

@@ -117,13 +117,21 @@ impl Repository {
                 selector: backup.id.to_string(),
             });
         }
+        // The clock may have been set back since the last decision, which must not win.
+        let last = self
+            .db
+            .read(|db| newest(db, of))?
+            .map(|last| last.kept_at.unix_micros());
+        let kept_at = last.map_or_else(now, |last| {
+            now().max(TimestampMicros::from_unix_micros(last.saturating_add(1)))
+        });
         let body = KeepRecord {
             of,
             server: backup.server.clone(),
             backup: backup.id,
             keep: Keep {
                 target,
-                kept_at: now(),
+                kept_at,
                 until,
                 reason,
             },

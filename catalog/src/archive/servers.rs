@@ -33,11 +33,19 @@ impl Repository {
         let mut servers: BTreeSet<ServerName> = running::servers(self)?.into_iter().collect();
         let recorded = self.db.read(|db| {
             let mut names = db.prepare_cached(
-                "SELECT name FROM servers UNION SELECT server FROM backups UNION SELECT DISTINCT server FROM wal
-                 WHERE instr(server, '/') = 0",
+                // One look-up for each archive, however many files it has.
+                "WITH RECURSIVE archives (server) AS (
+                     SELECT min(server) FROM wal
+                     UNION ALL
+                     SELECT (SELECT min(server) FROM wal WHERE server > archives.server) FROM archives
+                     WHERE archives.server IS NOT NULL
+                 )
+                 SELECT name FROM servers UNION SELECT server FROM backups
+                 UNION SELECT server FROM archives WHERE server IS NOT NULL AND instr(server, '/') = 0",
             )?;
             let rows = names.query_map([], |row| row.get::<_, String>(0))?;
-            rows.map(|name| Ok(name?.parse()?)).collect::<Result<Vec<ServerName>>>()
+            rows.map(|name| Ok(name?.parse()?))
+                .collect::<Result<Vec<ServerName>>>()
         })?;
         servers.extend(recorded);
         Ok(servers.into_iter().collect())

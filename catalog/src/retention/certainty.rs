@@ -12,17 +12,17 @@ use barmanfs_store::{Record, RecordId};
 impl Repository {
     /// Why nothing may be deleted of this server, if there is a reason.
     pub(super) fn uncertainty(&self, server: &ServerName) -> Result<Option<String>> {
+        if let Some(unread) = self.unread_packs()?.first() {
+            return Ok(Some(format!(
+                "Pack {} was not read, so it is not known what is in it: {}",
+                unread.pack, unread.reason
+            )));
+        }
         if let Some(fork) = self.open_forks(server)?.first() {
             return Ok(Some(format!(
                 "Timeline {} has two histories from {} on, and it is not decided which one counts ('barmanfs history \
                  {server}')",
                 fork.timeline, fork.lsn
-            )));
-        }
-        if let Some(unread) = self.unread_packs()?.first() {
-            return Ok(Some(format!(
-                "Pack {} was not read, so it is not known what is in it: {}",
-                unread.pack, unread.reason
             )));
         }
         self.unreadable_record()

@@ -261,13 +261,15 @@ impl Repository {
         self.remember(OF_REPOSITORY, true, change)
     }
 
-    /// Notes that `cron` has looked at a server now, and what went wrong. Not durable: with many servers, that would
+    /// Notes that `cron` has looked at a server now, and what went wrong. Mostly not durable: with many servers, that would
     /// take longer than all else, and the next minute writes it again.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn note_run(&self, server: &ServerName, at: TimestampMicros, error: Option<&str>) -> Result<()> {
-        self.remember(&of_server(server), false, |memory: &mut ServerMemory| {
+        // A difference that an audit found must outlive a crash of the host.
+        let durable = self.server_memory(server)?.difference.is_some();
+        self.remember(&of_server(server), durable, |memory: &mut ServerMemory| {
             memory.ran_at = Some(at);
             memory.error = error.map(cut);
         })

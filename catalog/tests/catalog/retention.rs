@@ -4,13 +4,16 @@ use std::time::{Duration, SystemTime};
 
 use barmanfs_catalog::retention::{Enforced, RetentionRules, RetentionState};
 use barmanfs_catalog::{
-    Backup, BackupStatus, Error, KeepTarget, Repository, Silent, SweepOptions, VerifyScope, WalOutcome,
+    Backup, BackupStatus, CloneDescription, CloneOrigin, Error, KeepTarget, Repository, Silent, SweepOptions,
+    VerifyScope, WalOutcome,
 };
 use barmanfs_pg::TimestampMicros;
 use barmanfs_pg::wal_name::WalName;
 use barmanfs_store::{LocalPacks, PackStorage, PackWriter, Record, RecordId, read_footer};
 
-use crate::common::{Files, Fixture, SYSTEM, archive, begin, finish, fixture, noise, put_files, segment};
+use crate::common::{
+    Files, Fixture, SYSTEM, archive, begin, clone_of, finish, fixture, noise, put_files, segment,
+};
 
 const KEEP: u8 = 4;
 const WAL_REMOVAL: u8 = 10;
@@ -378,5 +381,59 @@ fn nothing_is_deleted_while_a_record_cannot_be_read() {
         let blocked = done.plan.blocked.clone().unwrap_or_default();
         assert!(done.deleted.is_empty() && done.wal.is_empty(), "{done:?}");
         assert!(blocked.contains(&id.to_string()), "{blocked}");
+    }
+}
+
+#[test]
+fn removed_wal_ends_only_the_recovery_that_has_reached_its_end() {
+    let (f, [oldest, ..]) = site();
+    f.repository
+        .keep_backup(&oldest, KeepTarget::Standalone, None, None)
+        .unwrap();
+    enforce(&f, &rules("REDUNDANCY 1"));
+    let interrupts = |number| {
+        let (name, _) = segment(number, SYSTEM, 0);
+        f.repository.interrupts_recovery(&f.server, &name).unwrap()
+    };
+    // The kept backup ends in 4: its own recovery ends when 5 is not there. Nobody who asks for 6 or 7 is at an end.
+    let missing = [1, 2, 5, 6, 7, 8, 13];
+    let found: Vec<u32> = missing.into_iter().filter(|number| interrupts(*number)).collect();
+    assert_eq!(found, [1, 2, 6, 7, 8]);
+}
+
+#[test]
+fn a_clone_that_replays_keeps_the_wal_behind_its_backup() {
+    let (f, [oldest, ..]) = site();
+    let clone = CloneDescription {
+        origin: CloneOrigin {
+            backup: oldest.id,
+            target: Some("now".to_owned()),
+            copied_from: None,
+        },
+        ..clone_of(&oldest)
+    };
+    f.repository
+        .begin_clone(clone, &oldest)
+        .unwrap()
+        .finish()
+        .unwrap();
+    f.repository
+        .keep_backup(&oldest, KeepTarget::Standalone, None, None)
+        .unwrap();
+    enforce(&f, &rules("REDUNDANCY 1"));
+    assert_eq!(archived(&f.repository, &f), (3..13).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_last_decision_counts_though_the_clock_was_set_back() {
+    let (f, [oldest, ..]) = site();
+    for target in [
+        KeepTarget::Standalone,
+        KeepTarget::Full,
+        KeepTarget::Standalone,
+        KeepTarget::Full,
+    ] {
+        f.repository.keep_backup(&oldest, target, None, None).unwrap();
+        assert_eq!(f.repository.keep_of(&oldest).unwrap().unwrap().target, target);
     }
 }

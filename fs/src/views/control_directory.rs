@@ -206,7 +206,10 @@ impl Absent {
             return Ok(false);
         }
         match repository.prove_completeness() {
-            Ok(()) => Ok(archive.entry(wal)?.is_none()),
+            // Where retention has removed the file, recovery must not take its absence for the end of the archive.
+            Ok(()) => {
+                Ok(archive.entry(wal)?.is_none() && !repository.interrupts_recovery(&self.server, wal)?)
+            }
             Err(error @ barmanfs_catalog::Error::NotProven { .. }) => {
                 tracing::warn!(
                     "Whether WAL file {wal} of server {} is absent cannot be determined: {error}",

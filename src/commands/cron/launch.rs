@@ -10,6 +10,7 @@ use barmanfs_catalog::{CronTask, Repository, ServerName, TaskMemory};
 use barmanfs_pg::TimestampMicros;
 
 use super::super::App;
+use super::unheard;
 use crate::background;
 use crate::cli::upkeep::CronArgs;
 use crate::error::Error;
@@ -47,13 +48,18 @@ impl Launcher {
         server: Option<&ServerName>,
         now: TimestampMicros,
     ) -> Result<(), Error> {
-        match server {
+        let noted = match server {
             Some(server) => repository
                 .remember_of_server(server, |memory| TaskMemory::begin(&mut memory.tasks, task, now)),
             None => {
                 repository.remember_of_repository(|memory| TaskMemory::begin(&mut memory.tasks, task, now))
             }
-        }?;
+        };
+        match noted {
+            // These make room where it could not be noted for want of room.
+            Err(error) if matches!(task, CronTask::Retention | CronTask::Sweep) => unheard(Err(error)),
+            noted => noted?,
+        }
         let failed =
             |error: std::io::Error| Error::failed(format!("Cannot start {}: {error}", task.as_str()));
         let program = std::env::current_exe().map_err(failed)?;

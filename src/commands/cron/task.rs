@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use barmanfs_catalog::retention::RetentionRules;
 use barmanfs_catalog::{
     Backup, BackupStatus, BootOutcome, CronTask, Repository, ServerName, Silent, SweepOptions, TaskMemory,
 };
@@ -116,9 +117,25 @@ fn back_up(repository: &Repository, server: &ServerConfig) -> Result<String, Err
     Ok(format!("backup {} is {}", backup.id, backup.status))
 }
 
+/// Why nothing may be deleted: the newest backup may not be what the server had.
+pub(crate) fn held_by_audit(repository: &Repository, server: &ServerName) -> Result<Option<String>, Error> {
+    let backups = repository.backups(server)?;
+    let memory = repository.server_memory(server)?;
+    Ok(memory.open_difference(&backups).map(|found| {
+        format!(
+            "Backup {} is not what the server has, and no full backup has been taken since",
+            found.backup
+        )
+    }))
+}
+
 fn apply_policies(repository: &Repository, server: &ServerConfig) -> Result<String, Error> {
     server.refuse_disabled()?;
     let rules = server.retention_rules();
+    let rules = RetentionRules {
+        held: held_by_audit(repository, &server.name)?,
+        ..rules
+    };
     let done = repository.enforce_retention(&server.name, &rules, SystemTime::now().into())?;
     if let Some(why) = done.plan.blocked {
         return Err(Error::failed(format!("Nothing is deleted: {why}")));

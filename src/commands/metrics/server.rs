@@ -13,9 +13,17 @@ use crate::health::{Checked, Figures, State};
 /// Adds what is known of a server.
 pub(super) fn add(sheet: &mut Sheet, server: &str, checked: &Checked) -> Result<(), Error> {
     let figures = &checked.figures;
-    sheet.add(&of::UP, &[server], u64::from(figures.is_up == Some(true)))?;
+    if let Some(is_up) = figures.is_up {
+        sheet.add(&of::UP, &[server], u64::from(is_up))?;
+    }
+    // Several findings may have one name: the worst counts.
+    let mut worst: BTreeMap<&'static str, State> = BTreeMap::new();
     for finding in &checked.findings {
-        sheet.add(&of::CHECK_STATUS, &[server, finding.name], number(finding.state))?;
+        let state = worst.entry(finding.name).or_insert(finding.state);
+        *state = finding.state.max(*state);
+    }
+    for (name, state) in worst {
+        sheet.add(&of::CHECK_STATUS, &[server, name], number(state))?;
     }
     for (status, count) in &figures.backups {
         let status = status.as_str().to_ascii_lowercase();

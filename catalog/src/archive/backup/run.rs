@@ -113,7 +113,10 @@ impl Writer {
         {
             backup.id = newest.next();
         }
+        // Which WAL no backup needs is decided under this lock: with this backup, or before it begins.
+        let deciding = repository.deleting(server)?;
         running::write(&repository, &backup)?;
+        drop(deciding);
         let mut run = BackupRun {
             depositor: Arc::new(self.depositor()?),
             writer: self,

@@ -13,6 +13,7 @@ use barmanfs_store::RecordId;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
+use crate::archive::backup::Backup;
 use crate::archive::history::records::placed_in;
 use crate::archive::wal::{WalFile, index};
 use crate::error::Result;
@@ -91,6 +92,25 @@ impl Repository {
                 })
             })?)
         })
+    }
+
+    /// Whether retention has removed the file of this name and a recovery that asks for it has not reached its end: then a
+    /// missing file must not end it. Behind a backup that is kept for its own end, the recovery of that backup ends.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn interrupts_recovery(&self, archive: &ServerName, name: &WalName) -> Result<bool> {
+        let WalName::Segment(segment) = name else {
+            return Ok(false);
+        };
+        if self.db.read(|db| newest(db, archive, name))?.is_none() {
+            return Ok(false);
+        }
+        let is_behind = |backup: &Backup| {
+            let last = backup.needed_wal().last();
+            backup.archive() == archive && last.is_some_and(|last| last.next(backup.segment_size) == *segment)
+        };
+        Ok(!self.backups(archive)?.iter().any(is_behind))
     }
 
     /// Removes the files in these ranges from an archive; a sweep frees their space. Returns how many there were.
@@ -269,7 +289,10 @@ pub(crate) fn is_needed(db: &Connection, id: RecordId, removal: &WalRemoval) -> 
     let covered = db
         .prepare_cached(
             "SELECT 1 FROM wal_removals o JOIN records r ON r.seq = o.record
-             WHERE o.server = ?1 AND o.first <= ?2 AND o.last >= ?3 AND (o.removed_at, r.id) > (?4, ?5) LIMIT 1",
+             WHERE o.server = ?1 AND o.first <= ?2 AND o.last >= ?3 AND (o.removed_at, r.id) > (?4, ?5)
+             -- What a restart shares depends on what had been removed by then.
+             AND NOT EXISTS (SELECT 1 FROM decisions d WHERE d.server = ?1 AND d.archive IS NOT NULL
+                 AND d.decided_at >= ?4 AND d.decided_at < o.removed_at) LIMIT 1",
         )?
         .query_row(
             params![
