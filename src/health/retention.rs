@@ -81,7 +81,7 @@ mod tests {
     }
 
     fn found(policy: Option<&str>, plan: &RetentionPlan) -> (State, String) {
-        let mut server = ServerConfig::new("main".parse().unwrap(), false);
+        let mut server = crate::config::tests::server("conninfo = host=db\n");
         server.retention_policy = policy.map(|policy| policy.parse().unwrap());
         let finding = judge(&server, plan);
         (finding.state, finding.message.unwrap_or_default())

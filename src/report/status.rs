@@ -185,11 +185,11 @@ impl ServerStatus {
         lines.add("active", "Active", python_bool(self.active));
         lines.add("disabled", "Disabled", python_bool(self.disabled));
         let model = self.active_model.as_deref().unwrap_or(NONE);
-        lines.add("active_model", "Active configuration model", model);
+        lines.add("active_model", "Active configuration model", model.to_owned());
         lines.add(
             "retention_policies",
             "Retention policies",
-            self.retention_policies.as_str(),
+            self.retention_policies.clone(),
         );
         self.live_lines(&mut lines);
         self.backup_lines(&mut lines);
