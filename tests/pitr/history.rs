@@ -96,6 +96,11 @@ pub(crate) struct History {
     pub(crate) courses: Vec<Course>,
 }
 
+/// The size of the cluster's segments.
+const SEGMENT_BYTES: u64 = 1 << 20;
+/// More than a server writes between the end of recovery and its shutdown.
+const MARGIN_BYTES: u64 = 128 << 10;
+
 impl History {
     pub(crate) fn make(install: &'static Install, random: &mut Random) -> Self {
         let (site, mut server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
@@ -233,7 +238,11 @@ impl Maker {
     /// Recovers to before the last `back` events, and makes the copy the production server.
     fn go_on_from_the_past(&mut self, install: &'static Install, back: usize) {
         self.server.stop("fast");
-        let count = self.course.events.len() - back;
+        let mut count = self.course.events.len() - back;
+        // The copy archives only after its restart: until then it must not come to the end of a segment.
+        while self.course.events[count - 1].lsn % SEGMENT_BYTES > SEGMENT_BYTES - MARGIN_BYTES {
+            count -= 1;
+        }
         self.course.events.truncate(count);
         let lsn = self.course.events[count - 1].lsn;
         let mount = Mount::new(&self.site);
