@@ -27,7 +27,7 @@ mod window;
 
 pub use plan::{Plan, TimelineSpan, Unreachable};
 pub use target::{Action, Target, TargetError, TargetSpec, TimelineChoice};
-pub use time::{TimeTarget, server_zone};
+pub use time::{TimeTarget, zone_of};
 pub use timelines::{
     BackupPlace, Gap, MinimalStretch, Parent, Reach, RestorePointPlace, Timeline, TimelineReport,
     UnreadableFile, WalRange,

@@ -10,11 +10,10 @@
 //! | `state` | which backups a policy keeps |
 //! | `needed_wal` | which WAL the kept backups need |
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use barmanfs_pg::TimestampMicros;
-use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use crate::archive::backup::{Backup, BackupStatus, BootOutcome};
@@ -24,7 +23,7 @@ use crate::archive::wal::{RangeTotals, SegmentRange};
 use crate::error::{Error, Result};
 use crate::index::repository::Repository;
 use crate::names::{BackupId, CloneName, ServerName};
-use crate::recovery::server_zone;
+use crate::recovery::zone_of;
 
 mod certainty;
 mod needed_wal;
@@ -138,10 +137,10 @@ impl Repository {
         let blocked = self.uncertainty(server)?;
         let blocked = rules.held.clone().or(blocked);
         let backups = self.backups(server)?;
-        let judged = self.judged(server, &backups, rules, now)?;
+        let judged = self.retention_states(server, &backups, rules, now)?;
         let remaining: Vec<(&Backup, &JudgedBackup)> = backups
             .iter()
-            .filter_map(|backup| Some((backup, judged.iter().find(|judged| judged.id == backup.id)?)))
+            .zip(judged.iter().rev())
             .filter(|(_, judged)| !judged.deleted)
             .collect();
         let (wal, wal_blocked) = match rules.backups.is_some() || rules.wal != WalPolicy::Main {
@@ -154,20 +153,6 @@ impl Repository {
             blocked,
             wal_blocked,
         })
-    }
-
-    /// What the rules say about each backup, newest first, without examining whether it may be deleted now.
-    ///
-    /// # Errors
-    /// When the catalog cannot be read.
-    pub fn retention_states(
-        &self,
-        server: &ServerName,
-        backups: &[Backup],
-        rules: &RetentionRules,
-        now: TimestampMicros,
-    ) -> Result<Vec<JudgedBackup>> {
-        self.judged(server, backups, rules, now)
     }
 
     /// Deletes what [`retention`](Self::retention) shows. A sweep frees the space.
@@ -271,8 +256,12 @@ impl Repository {
         Ok(removable)
     }
 
-    /// All backups with what the rules say, newest first.
-    fn judged(
+    /// What the rules say about each of a server's backups, which are all of them, oldest first. The newest is the first of
+    /// the result. Does not examine whether anything may be deleted now.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn retention_states(
         &self,
         server: &ServerName,
         backups: &[Backup],
@@ -292,21 +281,22 @@ impl Repository {
                 kept: keeps.get(&backup.id).map(|keep| keep.target),
             })
             .collect();
-        let zone = backups.iter().rev().find_map(|backup| backup.timezone.as_deref());
         let at = Circumstances {
             now,
-            zone: zone.and_then(server_zone).unwrap_or(TimeZone::UTC),
+            zone: zone_of(backups),
             minimum_redundancy: rules.minimum_redundancy,
         };
-        let verdicts = verdicts(candidates, rules, &at);
+        let mut verdicts: BTreeMap<BackupId, Verdict> = verdicts(candidates, rules, &at)
+            .into_iter()
+            .map(|verdict| (verdict.id, verdict))
+            .collect();
         let newest_done = backups.iter().rev().find(|backup| is_judged(backup, server));
         let mut judged = Vec::new();
         for backup in backups.iter().rev() {
-            let verdict = verdicts.iter().find(|verdict| verdict.id == backup.id);
-            let (state, why, doomed) = match verdict {
+            let (state, why, doomed) = match verdicts.remove(&backup.id) {
                 Some(verdict) => (
                     verdict.state,
-                    verdict.why.clone(),
+                    verdict.why,
                     verdict.state == RetentionState::Obsolete,
                 ),
                 None => {

@@ -443,8 +443,7 @@ pub(crate) fn taken(out: &mut Output, backups: &[Backup]) -> Result<(), Error> {
         let Some(end) = backup.end_time.filter(|_| backup.is_complete()) else {
             continue;
         };
-        let took = end.unix_micros().saturating_sub(backup.begin_time.unix_micros());
-        let took = units::duration(u64::try_from(took / 1_000_000).unwrap_or_default());
+        let took = units::duration(end.saturating_duration_since(backup.begin_time).as_secs());
         let (size, stored) = (backup.logical_bytes, backup.new_stored_bytes);
         let saved = units::percent(1.0 - units::ratio(stored, size));
         out.line(format_args!(

@@ -12,12 +12,10 @@ mod due;
 mod launch;
 mod task;
 
-pub(super) use task::held_by_audit;
-
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use barmanfs_catalog::recovery::server_zone;
+use barmanfs_catalog::recovery::zone_of;
 use barmanfs_catalog::{Backup, BackupKind, BackupStatus, CronTask, Repository, ServerMemory};
 use barmanfs_pg::TimestampMicros;
 use jiff::tz::TimeZone;
@@ -159,7 +157,7 @@ impl Round<'_> {
         let subject = Subject {
             server,
             memory: self.repository.server_memory(&server.name)?,
-            zone: zone(&backups),
+            zone: zone_of(&backups),
             backups,
         };
         let steps = [
@@ -339,12 +337,6 @@ impl Subject<'_> {
         let is_done = |backup: &&Backup| backup.status == BackupStatus::Done;
         self.backups.iter().rfind(is_done)
     }
-}
-
-/// The server's time zone, which its backups tell. Before the first one, and where the zone is not known here, UTC.
-fn zone(backups: &[Backup]) -> TimeZone {
-    let name = backups.iter().rev().find_map(|backup| backup.timezone.as_deref());
-    name.and_then(server_zone).unwrap_or(TimeZone::UTC)
 }
 
 /// Whether systemd is to run this unit.

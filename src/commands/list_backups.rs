@@ -38,8 +38,7 @@ pub(crate) fn run(app: &mut App, args: &ListBackupsArgs) -> Result<Outcome, Erro
     let (mut backups, mut gaps) = (Vec::<ListedBackup>::new(), Vec::new());
     for server in servers {
         let rules = app.retention_rules(&server);
-        let stored = repository.backups(&server)?;
-        backups.extend(ListedBackup::all(&repository, &server, &rules, stored)?);
+        backups.extend(ListedBackup::all(&repository, &server, &rules)?);
         let found = losses::gaps_that_matter(&repository, &server)?;
         forks::log_open(&repository, &server)?;
         gaps.extend(found.into_iter().map(|gap| (server.clone(), gap)));

@@ -4,7 +4,6 @@ use barmanfs_catalog::retention::{Enforced, RemovableWal, RetentionPlan, Retenti
 use barmanfs_catalog::{Repository, ServerName};
 
 use super::App;
-use super::cron::held_by_audit;
 use super::keep::described;
 use crate::cli::retention::RetentionArgs;
 use crate::config::ServerConfig;
@@ -86,6 +85,18 @@ fn report(
         deleted: done.deleted,
         removed_wal: done.wal,
     })
+}
+
+/// Why nothing may be deleted: the newest backup may not be what the server had.
+pub(super) fn held_by_audit(repository: &Repository, server: &ServerName) -> Result<Option<String>, Error> {
+    let backups = repository.backups(server)?;
+    let memory = repository.server_memory(server)?;
+    Ok(memory.open_difference(&backups).map(|found| {
+        format!(
+            "Backup {} is not what the server has, and no full backup has been taken since",
+            found.backup
+        )
+    }))
 }
 
 fn show(out: &mut Output, report: &ServerRetention) -> Result<(), Error> {

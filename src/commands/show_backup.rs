@@ -30,13 +30,9 @@ pub(crate) fn run(app: &mut App, args: &ShowBackupArgs) -> Result<Outcome, Error
     }
     let missing = repository.missing_wal(&backup)?;
     let around = Surroundings::of(&repository, &backup)?;
-    let [listed] = <[ListedBackup; 1]>::try_from(ListedBackup::all(
-        &repository,
-        &server,
-        &app.retention_rules(&server),
-        vec![backup],
-    )?)
-    .map_err(|_| Error::failed("The backup is gone"))?;
+    let all = ListedBackup::all(&repository, &server, &app.retention_rules(&server))?;
+    let listed = all.into_iter().find(|listed| listed.backup.id == backup.id);
+    let listed = listed.ok_or_else(|| Error::failed("The backup is gone"))?;
     if args.json.json {
         app.out.json(&listed.with_missing_wal(&missing, &around)?)?;
     } else {

@@ -156,8 +156,7 @@ fn usual_interval(done: &[&Backup]) -> Option<u64> {
 }
 
 fn seconds_between(from: TimestampMicros, to: TimestampMicros) -> u64 {
-    let micros = to.unix_micros().saturating_sub(from.unix_micros());
-    u64::try_from(micros).unwrap_or_default() / 1_000_000
+    to.saturating_duration_since(from).as_secs()
 }
 
 fn size(facts: &Facts<'_>, done: &[&Backup]) -> Option<Finding> {

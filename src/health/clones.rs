@@ -1,6 +1,6 @@
 //! Whether clones have been forgotten: a clone keeps what it is based on, also after the backup is deleted.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use barmanfs_catalog::{CloneDescription, Repository};
 use barmanfs_pg::TimestampMicros;
@@ -45,8 +45,7 @@ fn judge(
     now: TimestampMicros,
     destroy: &str,
 ) -> Finding {
-    let micros = now.unix_micros().saturating_sub(oldest.created_at.unix_micros());
-    let age = Duration::from_micros(u64::try_from(micros).unwrap_or_default());
+    let age = now.saturating_duration_since(oldest.created_at);
     let text = format!(
         "{}, the oldest is {}, made {} ago",
         output::count(count, "clone"),

@@ -109,7 +109,7 @@ fn runs(
             format!("by this host's clock, it last ran in the future: {advice}"),
         ));
     }
-    let passed = Duration::from_micros(u64::try_from(micros).unwrap_or(0));
+    let passed = seen.now.saturating_duration_since(ran_at);
     let ago = format!("last ran {} ago", output::duration(passed));
     if passed > RUNS_WITHIN {
         return Some(Finding::failed(RUNS, format!("{ago}: {advice}")));

@@ -1,7 +1,6 @@
 //! Whether the newest backup can be relied on, by the results of verifications and boot tests.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use barmanfs_catalog::{Backup, BackupId, BackupStatus, BootTest};
 use barmanfs_pg::TimestampMicros;
@@ -88,8 +87,7 @@ pub(super) fn test_age(
         let text = format!("interval provided: {limit}, and no backup was tested: {remedy}");
         return Some(Finding::failed(BOOT_AGE, text));
     };
-    let micros = now.unix_micros().saturating_sub(last.began_at.unix_micros());
-    let age = Duration::from_micros(u64::try_from(micros).unwrap_or_default());
+    let age = now.saturating_duration_since(last.began_at);
     let shown = format!("latest boot test age: {}", output::duration(age));
     Some(match limit {
         Some(limit) if age.as_secs() > limit.seconds => {

@@ -1,7 +1,5 @@
 //! The check of a server's retention policy: that it can be followed, and how far back it reaches.
 
-use std::time::SystemTime;
-
 use barmanfs_catalog::Repository;
 use barmanfs_catalog::retention::{JudgedBackup, RetentionPlan, RetentionState};
 
@@ -9,6 +7,7 @@ use super::Subject;
 use super::finding::{Finding, Findings};
 use crate::config::ServerConfig;
 use crate::error::Error;
+use crate::moment;
 
 const NAME: &str = "retention policy settings";
 
@@ -18,16 +17,19 @@ pub(super) fn check(repository: &Repository, subject: Subject<'_>, findings: &mu
     if server.is_disabled() {
         return;
     }
-    let plan = repository.retention(&server.name, &server.retention_rules(), SystemTime::now().into());
-    findings.push(match plan {
-        Ok(plan) => judge(server, &plan),
-        Err(error) => Finding::failed(NAME, Error::from(error).to_string()),
-    });
+    let rules = server.retention_rules();
+    let plan = || Ok(repository.retention(&server.name, &rules, moment::now())?);
+    findings.push(judge(server, plan));
 }
 
-fn judge(server: &ServerConfig, plan: &RetentionPlan) -> Finding {
+/// The plan is only made where there is a policy.
+fn judge(server: &ServerConfig, plan: impl FnOnce() -> Result<RetentionPlan, Error>) -> Finding {
     let Some(policy) = server.retention_policy else {
         return Finding::ok(NAME, "no retention_policy: nothing is deleted by itself");
+    };
+    let plan = match plan() {
+        Ok(plan) => plan,
+        Err(error) => return Finding::failed(NAME, error.to_string()),
     };
     if let Some(why) = &plan.blocked {
         return Finding::failed(NAME, format!("{policy}: nothing is deleted: {why}"));
@@ -83,7 +85,7 @@ mod tests {
     fn found(policy: Option<&str>, plan: &RetentionPlan) -> (State, String) {
         let mut server = crate::config::tests::server("conninfo = host=db\n");
         server.retention_policy = policy.map(|policy| policy.parse().unwrap());
-        let finding = judge(&server, plan);
+        let finding = judge(&server, || Ok(plan.clone()));
         (finding.state, finding.message.unwrap_or_default())
     }
 

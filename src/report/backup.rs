@@ -27,29 +27,29 @@ pub(crate) struct ListedBackup {
 }
 
 impl ListedBackup {
-    /// Backups of one server, with their newest boot tests, known damage, and what the policy says. `all` are all of
-    /// the server's backups: a policy compares them.
+    /// All backups of a server, oldest first, with their newest boot tests, known damage, and what the policy says.
     pub(crate) fn all(
         repository: &Repository,
         server: &ServerName,
         rules: &RetentionRules,
-        backups: Vec<Backup>,
     ) -> Result<Vec<Self>, Error> {
-        let all = repository.backups(server)?;
-        let mut judged = repository.retention_states(server, &all, rules, moment::now())?;
+        let backups = repository.backups(server)?;
+        let judged = repository.retention_states(server, &backups, rules, moment::now())?;
         let damaged = repository.damaged_backups(&backups)?;
-        let mut listed = |backup: Backup| {
+        let listed = |(backup, judged): (Backup, JudgedBackup)| {
             Ok(Self {
                 boot_test: repository.boot_test(&backup)?,
                 damaged: damaged.contains(&backup.id),
-                retention: judged
-                    .iter()
-                    .position(|judged| judged.id == backup.id)
-                    .map(|place| judged.swap_remove(place)),
+                retention: Some(judged),
                 backup,
             })
         };
-        backups.into_iter().map(&mut listed).collect()
+        // The newest is judged first.
+        backups
+            .into_iter()
+            .zip(judged.into_iter().rev())
+            .map(listed)
+            .collect()
     }
 
     /// The backup with the gaps before the next one. The history after a gap cannot be recovered from it.

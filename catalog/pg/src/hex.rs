@@ -15,8 +15,9 @@ pub(crate) fn encode(bytes: &[u8]) -> String {
         })
 }
 
-/// The bytes that `digits`, of either case, encode.
-pub(crate) fn decode(digits: &str) -> Option<Vec<u8>> {
+/// The bytes that `digits`, of either case, encode; `None` if that is not what they are.
+#[must_use]
+pub fn decode(digits: &str) -> Option<Vec<u8>> {
     let digits = digits.as_bytes();
     let nibble = |digit: u8| {
         (digit as char)
@@ -49,7 +50,8 @@ mod tests {
     fn round_trips_and_refuses() {
         assert_eq!(encode(&[0, 0x8a, 0xff]), "008aff");
         assert_eq!(decode("008aFF"), Some(vec![0, 0x8a, 0xff]));
-        for wrong in ["0", "0g", "+1", "é"] {
+        assert_eq!(decode("00ffA7"), Some(vec![0, 255, 0xa7]));
+        for wrong in ["0", "0g", "+1", "é", "zz"] {
             assert_eq!(decode(wrong), None, "{wrong:?}");
         }
     }

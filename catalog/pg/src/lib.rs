@@ -16,7 +16,7 @@
 
 mod bytes;
 mod error;
-mod hex;
+pub mod hex;
 mod ids;
 mod lsn;
 mod timestamp;

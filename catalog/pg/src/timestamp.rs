@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -44,6 +44,12 @@ impl TimestampMicros {
     #[must_use]
     pub fn unix_micros(self) -> i64 {
         self.0
+    }
+
+    /// The time that passed since an earlier moment; zero if that is not earlier.
+    #[must_use]
+    pub fn saturating_duration_since(self, earlier: Self) -> Duration {
+        Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or_default())
     }
 
     fn to_jiff(self) -> Timestamp {

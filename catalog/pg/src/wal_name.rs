@@ -40,6 +40,34 @@ impl SegmentName {
         }
     }
 
+    /// The smallest name above this one in the order of names, whatever the size of segments: there may be no segment of
+    /// this name.
+    #[must_use]
+    pub fn name_above(self) -> Self {
+        match self.seg.checked_add(1) {
+            Some(seg) => Self { seg, ..self },
+            None => Self {
+                log: self.log.saturating_add(1),
+                seg: 0,
+                ..self
+            },
+        }
+    }
+
+    /// The greatest name below this one in the order of names; `None` for the first of its timeline.
+    #[must_use]
+    pub fn name_below(self) -> Option<Self> {
+        match (self.log, self.seg) {
+            (0, 0) => None,
+            (log, 0) => Some(Self {
+                log: log - 1,
+                seg: u32::MAX,
+                ..self
+            }),
+            (_, seg) => Some(Self { seg: seg - 1, ..self }),
+        }
+    }
+
     /// Whether a cluster with this segment size can have a segment of this name.
     #[must_use]
     pub fn fits(&self, size: SegmentSize) -> bool {

@@ -20,7 +20,7 @@ use crate::recovery::ends::{Approach, End};
 use crate::recovery::plan::bad_history_advice;
 use crate::recovery::route::Route;
 use crate::recovery::segments::Segments;
-use crate::recovery::time::server_zone;
+use crate::recovery::time::{server_zone, zone_of};
 use crate::recovery::{Plan, Target, TargetSpec, TimeTarget, TimelineChoice, TimelineSpan, Unreachable};
 
 /// Largest history file: it has one line for each timeline, and no cluster has had a million.
@@ -156,9 +156,7 @@ impl Repository {
     /// # Errors
     /// When the catalog cannot be read.
     pub fn moment(&self, server: &ServerName, time: TimeTarget) -> Result<TimestampMicros> {
-        let backups = self.backups(server)?;
-        let zone = backups.iter().rev().find_map(|backup| backup.timezone.as_deref());
-        Ok(time.resolve(&zone.and_then(server_zone).unwrap_or(TimeZone::UTC)))
+        Ok(time.resolve(&zone_of(&self.backups(server)?)))
     }
 
     /// The history of a timeline, from its archived file; none if the file is not archived.

@@ -12,6 +12,8 @@ use jiff::SignedDuration;
 use jiff::civil::{Date, DateTime};
 use jiff::tz::{Offset, TimeZone};
 
+use crate::archive::backup::Backup;
+
 /// A moment to recover to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimeTarget {
@@ -429,8 +431,15 @@ fn fixed(seconds: i32) -> Result<TimeZone, String> {
 
 /// The zone a server calls `name`; none if it is unknown here.
 #[must_use]
-pub fn server_zone(name: &str) -> Option<TimeZone> {
+pub(super) fn server_zone(name: &str) -> Option<TimeZone> {
     zone(name).ok()
+}
+
+/// The time zone of the server whose backups these are, oldest first: that of the newest one that tells it. UTC before the
+/// first one, and where the zone is not known here.
+pub fn zone_of(backups: &[Backup]) -> TimeZone {
+    let name = backups.iter().rev().find_map(|backup| backup.timezone.as_deref());
+    name.and_then(server_zone).unwrap_or(TimeZone::UTC)
 }
 
 /// A moment for messages, with a fraction only if it has one.

@@ -124,7 +124,7 @@ impl Needs {
         // Everything before this name is needed or in a range.
         let mut from = beginning_of(timeline);
         let mut close = |from: SegmentName, to: SegmentName| {
-            if let Some(last) = before(to).filter(|last| *last >= from) {
+            if let Some(last) = to.name_below().filter(|last| *last >= from) {
                 ranges.push(SegmentRange { first: from, last });
             }
         };
@@ -136,7 +136,7 @@ impl Needs {
                 break;
             }
             close(from, first);
-            from = from.max(after(last));
+            from = from.max(last.name_above());
         }
         if from < end {
             close(from, end);
@@ -160,31 +160,6 @@ fn end_of(timeline: TimelineId) -> SegmentName {
         timeline,
         log: u32::MAX,
         seg: u32::MAX,
-    }
-}
-
-/// The greatest name below this one, whether or not segments of the server's size have it.
-fn before(name: SegmentName) -> Option<SegmentName> {
-    match (name.log, name.seg) {
-        (0, 0) => None,
-        (log, 0) => Some(SegmentName {
-            log: log - 1,
-            seg: u32::MAX,
-            ..name
-        }),
-        (_, seg) => Some(SegmentName { seg: seg - 1, ..name }),
-    }
-}
-
-/// The smallest name above this one.
-fn after(name: SegmentName) -> SegmentName {
-    match name.seg.checked_add(1) {
-        Some(seg) => SegmentName { seg, ..name },
-        None => SegmentName {
-            log: name.log.saturating_add(1),
-            seg: 0,
-            ..name
-        },
     }
 }
 

@@ -65,8 +65,7 @@ struct Added {
 impl Growth {
     fn add(&mut self, added: &Added, now: TimestampMicros) {
         let Some(from) = added.from else { return };
-        let micros = now.unix_micros().saturating_sub(from.unix_micros());
-        let observed = u64::try_from(micros).unwrap_or_default() / 1_000_000;
+        let observed = now.saturating_duration_since(from).as_secs();
         // The first hours of a server are no rate.
         let least = if added.goes_on { 1 } else { DAY_SECONDS };
         let per_day = u128::from(added.bytes) * u128::from(DAY_SECONDS) / u128::from(observed.max(least));

@@ -1,12 +1,13 @@
 //! `check --nagios`: a status line with performance data, a line for each problem, and a plugin's exit codes. Barman's
 //! plugin has the same form, so that templates of services which match it need only another prefix.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use barmanfs_pg::TimestampMicros;
 
 use crate::error::{Outcome, exit};
 use crate::health::{Figures, Finding, State};
+use crate::moment;
 use crate::report::CheckedServer;
 
 /// For whom the lines are.
@@ -142,9 +143,7 @@ fn performance_data(server: &CheckedServer) -> Option<String> {
 }
 
 fn age(time: TimestampMicros) -> Duration {
-    let now: TimestampMicros = SystemTime::now().into();
-    let micros = now.unix_micros().saturating_sub(time.unix_micros());
-    Duration::from_micros(u64::try_from(micros).unwrap_or_default())
+    moment::now().saturating_duration_since(time)
 }
 
 #[cfg(test)]
@@ -220,7 +219,7 @@ mod tests {
 
     #[test]
     fn performance_data_has_sizes_and_ages() {
-        let now: TimestampMicros = SystemTime::now().into();
+        let now = moment::now();
         let ago =
             |seconds: i64| TimestampMicros::from_unix_micros(now.unix_micros() - seconds * 1_000_000 - 1);
         let figures = Figures {

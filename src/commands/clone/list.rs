@@ -145,8 +145,7 @@ fn place(port: u16, clone: &ListedClone) -> String {
 
 /// `12 s`, `2 h 03 min`, `5 d`
 fn age(since: TimestampMicros, now: TimestampMicros) -> String {
-    let micros = u64::try_from(now.unix_micros() - since.unix_micros()).unwrap_or(0);
-    let age = Duration::from_secs(Duration::from_micros(micros).as_secs());
+    let age = Duration::from_secs(now.saturating_duration_since(since).as_secs());
     match age.as_secs() / SECONDS_OF_A_DAY {
         0 if age.as_secs() < 10 => format!("{} s", age.as_secs()),
         0 | 1 => output::duration(age),

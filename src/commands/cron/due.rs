@@ -41,7 +41,7 @@ pub(super) fn may_try_again(last: Option<&TaskMemory>, now: TimestampMicros) -> 
         return true;
     }
     let ended = last.ended_at.unwrap_or(last.began_at);
-    let took = since(last.began_at, ended);
+    let took = ended.saturating_duration_since(last.began_at);
     !is_within(pause(failures).max(took), Some(ended), now)
 }
 
@@ -52,13 +52,7 @@ fn pause(failures: u32) -> Duration {
 
 /// Whether `then` is at most `time` ago. A moment in the future is not.
 pub(super) fn is_within(time: Duration, then: Option<TimestampMicros>, now: TimestampMicros) -> bool {
-    then.is_some_and(|then| then <= now && since(then, now) < time)
-}
-
-/// The time between two moments; zero if they are in the wrong order.
-pub(super) fn since(then: TimestampMicros, now: TimestampMicros) -> Duration {
-    let micros = now.unix_micros().saturating_sub(then.unix_micros());
-    Duration::from_micros(u64::try_from(micros).unwrap_or_default())
+    then.is_some_and(|then| then <= now && now.saturating_duration_since(then) < time)
 }
 
 #[cfg(test)]

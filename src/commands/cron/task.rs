@@ -9,14 +9,16 @@ use barmanfs_catalog::{
 use barmanfs_pg::TimestampMicros;
 
 use super::super::App;
+use super::super::retention::held_by_audit;
 use super::super::verify;
-use super::{BACKUPS_LOOKED_AT, audit, due, unheard};
+use super::{BACKUPS_LOOKED_AT, audit, unheard};
 use crate::background;
 use crate::backup::{self, BackupOptions, Stop};
 use crate::boot;
 use crate::cli::upkeep::CronArgs;
 use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
+use crate::moment;
 use crate::output;
 use crate::progress::{Counted, Progress};
 use crate::receive;
@@ -115,18 +117,6 @@ fn back_up(repository: &Repository, server: &ServerConfig) -> Result<String, Err
     };
     let backup = backup::take(repository, server, &options, &Stop::watch()?)?;
     Ok(format!("backup {} is {}", backup.id, backup.status))
-}
-
-/// Why nothing may be deleted: the newest backup may not be what the server had.
-pub(crate) fn held_by_audit(repository: &Repository, server: &ServerName) -> Result<Option<String>, Error> {
-    let backups = repository.backups(server)?;
-    let memory = repository.server_memory(server)?;
-    Ok(memory.open_difference(&backups).map(|found| {
-        format!(
-            "Backup {} is not what the server has, and no full backup has been taken since",
-            found.backup
-        )
-    }))
 }
 
 fn apply_policies(repository: &Repository, server: &ServerConfig) -> Result<String, Error> {
@@ -236,6 +226,6 @@ fn verify_part(app: &App, repository: &Repository) -> Result<String, Error> {
 
 /// The time since the last part, if that is known, and not more than a day.
 fn last_end(verified_at: Option<TimestampMicros>) -> Option<Duration> {
-    let passed = due::since(verified_at?, SystemTime::now().into());
+    let passed = moment::now().saturating_duration_since(verified_at?);
     Some(passed.min(BUDGET_OF_AT_MOST))
 }

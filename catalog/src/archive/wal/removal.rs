@@ -160,7 +160,7 @@ impl Repository {
                 return Ok(parts);
             }
             parts.push(SegmentRange { first, last });
-            first = after(last);
+            first = last.name_above();
         }
     }
 
@@ -185,18 +185,6 @@ impl Repository {
             }
             Ok(ranges)
         })
-    }
-}
-
-/// The name behind a segment in the order of names, whatever the size of the segments.
-fn after(segment: SegmentName) -> SegmentName {
-    match segment.seg.checked_add(1) {
-        Some(seg) => SegmentName { seg, ..segment },
-        None => SegmentName {
-            log: segment.log.saturating_add(1),
-            seg: 0,
-            ..segment
-        },
     }
 }
 
