@@ -7,6 +7,7 @@ use crate::common::process::{Run, run};
 use crate::common::registry::topic;
 use crate::common::user::command;
 use crate::common::{Install, Site};
+use crate::json_shape::schema::type_of;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -65,18 +66,6 @@ fn barman_json(site: &Site, line: &str) -> Value {
 
 fn measured() -> Value {
     serde_json::from_str(include_str!("barman/measured.json")).expect("barman/measured.json is JSON")
-}
-
-fn type_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "boolean",
-        Value::Number(number) if number.is_f64() => "number",
-        Value::Number(_) => "integer",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
-    }
 }
 
 /// The same keys at every place, with the same types. `free` are the keys whose presence or type depends on the site.

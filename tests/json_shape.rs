@@ -4,7 +4,7 @@
 //! Every command with `--json` is run with nothing stored and with much, and the files of a mount are read, too. Each
 //! document agrees with its schema in `docs/schema`, and `docs/json.md` has the keys of the schemas, see [`schema`].
 
-mod schema;
+pub(crate) mod schema;
 
 use crate::common::load::fill;
 use crate::common::process::{Run, run};

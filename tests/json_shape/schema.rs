@@ -144,7 +144,8 @@ fn add_type(fields: &mut Map<String, Value>, found: &str) {
     fields.insert("type".to_owned(), types);
 }
 
-fn type_of(value: &Value) -> &'static str {
+/// The name that JSON Schema has for a value's type.
+pub(crate) fn type_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "boolean",

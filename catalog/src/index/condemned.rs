@@ -271,13 +271,11 @@ pub(crate) fn allow_loss(locks: &dyn Locks) -> Result<Lock> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::home::settings::CreateOptions;
+    use crate::index::repository::temporary;
 
     /// A repository with one pack, whose writer has ended.
     fn repository() -> (tempfile::TempDir, Repository) {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("repository");
-        let repository = Repository::create(&path, CreateOptions::default()).unwrap();
+        let (directory, repository) = temporary();
         repository
             .writer("the first")
             .unwrap()

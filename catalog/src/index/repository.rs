@@ -231,6 +231,15 @@ fn chunk_reader(
     ))
 }
 
+/// For tests: a new repository, and the directory that goes with it.
+#[cfg(test)]
+pub(crate) fn temporary() -> (tempfile::TempDir, Repository) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("repository");
+    let repository = Repository::create(&path, CreateOptions::default()).unwrap();
+    (directory, repository)
+}
+
 /// For tests: a new repository whose calls of the storage are recorded, and fail as the test decides.
 #[cfg(test)]
 pub(crate) fn on_test_packs(
@@ -240,9 +249,9 @@ pub(crate) fn on_test_packs(
     Arc<barmanfs_store::testing::TestPacks<LocalPacks>>,
     Repository,
 ) {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("repository");
-    drop(Repository::create(&path, CreateOptions::default()).unwrap());
+    let (directory, made) = temporary();
+    let path = made.path().to_path_buf();
+    drop(made);
     let packs = LocalPacks::open(&path.join(PACKS)).unwrap();
     let storage = Arc::new(barmanfs_store::testing::TestPacks::new(packs));
     let home = Home::at(&path).unwrap();

@@ -15,7 +15,7 @@ use barmanfs_pg::TimestampMicros;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::archive::backup::{Backup, BackupKind};
+use crate::archive::backup::{Backup, BackupKind, boot_test};
 use crate::error::{Error, Result};
 use crate::home::locks::Lock;
 use crate::home::{RUNNING, TEMPORARY, regular, replace_file, write_durably};
@@ -410,26 +410,17 @@ fn of_server(server: &ServerName) -> String {
     format!("{server}.json")
 }
 
-/// At most the first bytes of a text.
+/// What is remembered of an error.
 fn cut(text: &str) -> String {
-    let mut end = ERROR_BYTES.min(text.len());
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.get(..end).unwrap_or_default().to_owned()
+    let mut text = text.to_owned();
+    boot_test::cut(&mut text, ERROR_BYTES);
+    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::home::settings::CreateOptions;
-
-    fn repository() -> (tempfile::TempDir, Repository) {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("repository");
-        let repository = Repository::create(&path, CreateOptions::default()).unwrap();
-        (directory, repository)
-    }
+    use crate::index::repository::temporary;
 
     fn at(seconds: i64) -> TimestampMicros {
         TimestampMicros::from_unix_seconds(seconds)
@@ -437,7 +428,7 @@ mod tests {
 
     #[test]
     fn there_is_one_run_and_one_process_for_a_task() {
-        let (_directory, repository) = repository();
+        let (_directory, repository) = temporary();
         let main: ServerName = "main".parse().unwrap();
         let run = repository.begin_cron().unwrap().unwrap();
         assert!(repository.begin_cron().unwrap().is_none());
@@ -458,7 +449,7 @@ mod tests {
 
     #[test]
     fn what_is_remembered_is_there_again_and_a_lost_file_is_no_error() {
-        let (_directory, repository) = repository();
+        let (_directory, repository) = temporary();
         let main: ServerName = "main".parse().unwrap();
         assert_eq!(repository.server_memory(&main).unwrap(), ServerMemory::default());
         repository
@@ -500,7 +491,7 @@ mod tests {
 
     #[test]
     fn only_old_unfinished_files_are_removed() {
-        let (_directory, repository) = repository();
+        let (_directory, repository) = temporary();
         let old = repository.path().join(".tmp-old");
         fs::write(&old, b"").unwrap();
         let long_ago = SystemTime::now() - 2 * TEMPORARY_FOR;

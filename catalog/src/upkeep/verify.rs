@@ -190,17 +190,8 @@ impl Repository {
         }
         let unread_packs = self.unread_packs()?;
         let subjects = self.subjects(scope)?;
-        let report = VerifyReport {
-            unread_packs,
-            ..VerifyReport::default()
-        };
-        let mut run = Verification {
-            repository: self,
-            met: ChunkSet::new()?,
-            bad: BadChunks::new(),
-            examined: HashSet::new(),
-            report,
-        };
+        let mut run = Verification::new(self)?;
+        run.report.unread_packs = unread_packs;
         for subject in &subjects {
             monitor.stage(&format!("Collecting the chunks of server {}", subject.server));
             run.collect(subject, monitor)?;
@@ -232,13 +223,7 @@ impl Repository {
             quarantined: vec![file.clone()],
             clones: Vec::new(),
         };
-        let mut run = Verification {
-            repository: self,
-            met: ChunkSet::new()?,
-            bad: BadChunks::new(),
-            examined: HashSet::new(),
-            report: VerifyReport::default(),
-        };
+        let mut run = Verification::new(self)?;
         run.collect(&subject, &mut Silent)?;
         run.check(&mut Silent)?;
         self.note_damage(&run.report)
@@ -308,6 +293,19 @@ impl Repository {
                 Ok(())
             }
         }
+    }
+}
+
+impl<'a> Verification<'a> {
+    /// One that has met nothing yet.
+    fn new(repository: &'a Repository) -> Result<Self> {
+        Ok(Self {
+            repository,
+            met: ChunkSet::new()?,
+            bad: BadChunks::new(),
+            examined: HashSet::new(),
+            report: VerifyReport::default(),
+        })
     }
 }
 

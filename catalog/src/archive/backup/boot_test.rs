@@ -165,7 +165,7 @@ impl Repository {
 }
 
 /// Cuts the text to at most this many bytes, at a character boundary.
-fn cut(text: &mut String, bytes: usize) {
+pub(crate) fn cut(text: &mut String, bytes: usize) {
     let mut end = bytes.min(text.len());
     while !text.is_char_boundary(end) {
         end -= 1;

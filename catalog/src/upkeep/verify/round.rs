@@ -4,8 +4,6 @@
 //! it was read in this round, or was not there yet. A pack that comes later is read when its turn comes, after one round
 //! at the latest.
 
-use std::collections::HashSet;
-
 use barmanfs_pg::TimestampMicros;
 use barmanfs_store::{Error as StoreError, PackId, read_footer};
 use rusqlite::{OptionalExtension, params};
@@ -13,11 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::home::now;
-use crate::index::chunk_set::ChunkSet;
 use crate::index::repository::Repository;
 use crate::index::unread::PackProblem;
 use crate::upkeep::verify::checking::{ToCheck, check_all};
-use crate::upkeep::verify::{BadChunks, Damage, Verification, VerifyReport, VerifyScope};
+use crate::upkeep::verify::{Damage, Verification, VerifyScope};
 
 /// Number of packs with a problem that are remembered: with so many, the disk is broken.
 const PROBLEMS_MAX: usize = 100;
@@ -72,13 +69,7 @@ impl Repository {
         stop: &dyn Fn() -> bool,
         keep: &mut dyn FnMut(&VerifyRound) -> Result<()>,
     ) -> Result<VerifiedPart> {
-        let mut run = Verification {
-            repository: self,
-            met: ChunkSet::new()?,
-            bad: BadChunks::new(),
-            examined: HashSet::new(),
-            report: VerifyReport::default(),
-        };
+        let mut run = Verification::new(self)?;
         let mut part = VerifiedPart::default();
         let mut kept = 0;
         let earlier = std::mem::take(&mut round.problems);
