@@ -33,8 +33,39 @@ pub(crate) enum Purpose {
     ReceiveWal,
     /// To query the server in SQL.
     Sql,
+    /// To look at the host that WAL is received from, over the replication protocol.
+    WalHost,
+    /// To query that host in SQL.
+    WalHostSql,
     /// To query the primary of a standby in SQL.
     Primary,
+}
+
+/// The hosts of a server. They are the same one, unless the configuration says that WAL is received from elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Host {
+    /// Backups come from it.
+    Backup,
+    /// WAL is received from it.
+    Wal,
+}
+
+impl Host {
+    /// To query it in SQL.
+    pub(crate) fn sql(self) -> Purpose {
+        match self {
+            Self::Backup => Purpose::Sql,
+            Self::Wal => Purpose::WalHostSql,
+        }
+    }
+
+    /// To look at it over the replication protocol.
+    pub(crate) fn streaming(self) -> Purpose {
+        match self {
+            Self::Backup => Purpose::Backup,
+            Self::Wal => Purpose::WalHost,
+        }
+    }
 }
 
 /// Connects to a server.
@@ -51,8 +82,8 @@ pub(crate) fn connect(server: &ServerConfig, purpose: Purpose) -> Result<Connect
 
 fn mode(purpose: Purpose) -> Mode {
     match purpose {
-        Purpose::Backup | Purpose::ReceiveWal => Mode::Replication,
-        Purpose::Sql | Purpose::Primary => Mode::Sql,
+        Purpose::Backup | Purpose::ReceiveWal | Purpose::WalHost => Mode::Replication,
+        Purpose::Sql | Purpose::WalHostSql | Purpose::Primary => Mode::Sql,
     }
 }
 
@@ -84,18 +115,25 @@ fn conninfo(server: &ServerConfig, purpose: Purpose) -> Result<Conninfo, Error> 
                 .clone_from(&server.streaming_archiver_name);
             conninfo.connect_timeout.get_or_insert(CONNECT_WITHIN);
         }
-        Purpose::Sql | Purpose::Primary => {}
+        Purpose::Sql | Purpose::WalHost | Purpose::WalHostSql | Purpose::Primary => {}
     }
     Ok(conninfo)
 }
 
 fn connection_string(server: &ServerConfig, purpose: Purpose) -> Result<&Secret, Error> {
     let (found, key) = match purpose {
-        Purpose::Backup | Purpose::ReceiveWal => return server.require_replication_conninfo(),
-        Purpose::Sql => (&server.conninfo, "conninfo"),
-        Purpose::Primary => (&server.primary_conninfo, "primary_conninfo"),
+        Purpose::Backup => {
+            return server
+                .replication_conninfo()
+                .ok_or_else(|| server.without_conninfo());
+        }
+        Purpose::ReceiveWal | Purpose::WalHost => {
+            let found = server.wal_replication_conninfo();
+            return found.ok_or_else(|| server.without_conninfo());
+        }
+        Purpose::Sql => (server.conninfo.as_ref(), "conninfo"),
+        Purpose::WalHostSql => (server.wal_sql_conninfo(), "wal_conninfo, and no conninfo"),
+        Purpose::Primary => (server.primary_conninfo.as_ref(), "primary_conninfo"),
     };
-    found
-        .as_ref()
-        .ok_or_else(|| Error::usage(format!("Server '{}' has no {key}", server.name)))
+    found.ok_or_else(|| Error::usage(format!("Server '{}' has no {key}", server.name)))
 }

@@ -8,6 +8,7 @@
 //! - [`archive`]: the server's backups and WAL in the repository, by the rules in [`backups`], [`reliability`],
 //!   [`wal_store`] and [`clones`].
 //! - [`server`], [`streaming`], [`wal_arrival`]: the server, and whether its WAL arrives.
+//! - [`wal_host`]: the host that WAL is received from, where that is another one.
 //! - [`extent`]: what the repository takes, for metrics.
 //! - [`standing`]: facts that `status` and others show, without a judgement.
 //!
@@ -31,6 +32,7 @@ pub(crate) mod standing;
 mod streaming;
 mod timed;
 mod wal_arrival;
+mod wal_host;
 mod wal_store;
 
 use std::path::Path;
@@ -119,10 +121,17 @@ pub(crate) fn measure(
 fn all(path: &Path, subject: Subject<'_>, findings: &mut Findings) {
     findings.extend(configuration(&subject.server.errors));
     let stored = stored(path, subject, findings);
+    let stored = stored.as_ref();
     findings.note(|figures| figures.is_up = Some(false));
-    if let Some(connections) = Connections::open(subject.server, findings) {
+    let mut connections = Connections::open(subject.server, findings);
+    let answered = connections.as_mut().and_then(|connections| {
         findings.note(|figures| figures.is_up = Some(connections.are_complete(subject.server)));
-        server::check(subject, stored.as_ref(), connections, findings);
+        server::check(subject, stored, connections, findings)
+    });
+    if subject.server.has_wal_host() {
+        wal_host::check(subject, stored, answered.as_ref(), findings);
+    } else if let (Some(connections), Some(answered)) = (&mut connections, &answered) {
+        server::check_wal(subject, stored, connections, answered, findings);
     }
 }
 

@@ -88,7 +88,7 @@ pub(crate) fn reset(repository: &Repository, server: &ServerConfig) -> Result<Se
     let spool = repository.spool(&server.name)?;
     let mut connection = cluster::connect(server, Purpose::ReceiveWal)?;
     let cluster = ServerSettings::ask(&mut connection)?;
-    session::refuse_other_system(repository, server, &cluster)?;
+    session::refuse_other_system(repository, server, &connection, &cluster)?;
     spool.settle(cluster.timeline)?;
     for name in spool.partial()? {
         spool.set_aside(name)?;

@@ -22,6 +22,18 @@ const OTHER_NAMES: &[(&str, &[&str])] = &[
     ("archiver errors", &["archiver errors", "quarantined WAL"]),
 ];
 
+/// Checks that have another name in Barman when they fail.
+const NAMES_OF_FAILURE: &[(&str, &str)] = &[
+    (
+        "superuser or standard user with backup privileges",
+        "no access to backup functions",
+    ),
+    (
+        "has monitoring privileges (WAL streaming)",
+        "no access to monitoring functions",
+    ),
+];
+
 /// `list-servers`: those of the configuration.
 pub(crate) fn list(
     out: &mut Output,
@@ -88,9 +100,13 @@ pub(crate) fn check(out: &mut Output, format: Format, servers: &[CheckedServer])
 impl Check {
     fn of(name: &'static str, finding: &Finding) -> Self {
         let text = finding.text().unwrap_or_default();
+        let failed = finding.state == State::Failed;
+        let renamed = NAMES_OF_FAILURE
+            .iter()
+            .find(|(known, _)| failed && *known == name);
         Self {
-            name,
-            failed: finding.state == State::Failed,
+            name: renamed.map_or(name, |(_, name)| name),
+            failed,
             hint: match finding.state {
                 State::Warning => format!("WARNING: {text}"),
                 State::Ok | State::Failed => text,

@@ -29,7 +29,8 @@ pub(crate) struct StatusArgs {
 /// Ends `barmanfs switch-wal --help`.
 pub(super) const SWITCH_WAL_HELP: &str = "\
 The server closes the segment that it is writing, so that it can be archived. If nothing was written since the last
-switch, there is nothing to close; --force then makes a checkpoint first. On a standby nothing is done.
+switch, there is nothing to close; --force then makes a checkpoint first. For a standby, its primary is asked to
+where primary_conninfo is set, else nothing is done.
 The user of conninfo needs the right: GRANT EXECUTE ON FUNCTION pg_switch_wal TO barmanfs; for --force also
 GRANT pg_checkpoint TO barmanfs (PostgreSQL 15 and later).
 
@@ -94,6 +95,7 @@ With --minimal a line begins with W for a WAL streamer, otherwise with the first
 Examples:
   barmanfs replication-status main
   barmanfs replication-status main --minimal --target hot-standby
+  barmanfs replication-status main --source wal-host
   barmanfs replication-status all --json";
 
 /// Which clients `replication-status` shows; Barman's words.
@@ -105,6 +107,15 @@ pub(crate) enum ClientTarget {
     HotStandby,
     /// Those that only receive
     WalStreamer,
+}
+
+/// Which host `replication-status` asks; Barman's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ClientSource {
+    /// The one that backups come from
+    BackupHost,
+    /// The one that WAL is received from (wal_conninfo)
+    WalHost,
 }
 
 /// `replication-status`
@@ -119,6 +130,9 @@ pub(crate) struct ReplicationStatusArgs {
     /// Which clients
     #[arg(long, value_enum, default_value = "all")]
     pub(crate) target: ClientTarget,
+    /// Whose clients
+    #[arg(long, value_enum, default_value = "backup-host")]
+    pub(crate) source: ClientSource,
     /// Print JSON for programs instead of text
     #[command(flatten)]
     pub(crate) json: JsonOption,

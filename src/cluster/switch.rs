@@ -5,7 +5,7 @@ use std::time::Duration;
 use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_pg::{Lsn, SegmentSize, TimelineId};
 
-use super::Purpose;
+use super::{Purpose, primary};
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::postgres::{Connection, ResultSet};
@@ -19,7 +19,8 @@ const HEADER_BYTES: u64 = 40;
 /// SQLSTATE `insufficient_privilege`.
 const NOT_PERMITTED: &str = "42501";
 
-const STANDBY: &str = "SELECT pg_catalog.pg_is_in_recovery()::text AS standby";
+const STATE: &str = "SELECT pg_catalog.pg_is_in_recovery()::text AS standby, \
+     (SELECT system_identifier::text FROM pg_catalog.pg_control_system()) AS system_id";
 
 /// `pg_walfile_name` is only asked for the timeline: between versions it differs in which of two segments it names at
 /// their border.
@@ -39,42 +40,55 @@ pub(crate) enum Switched {
 }
 
 /// Makes the server go on in the next segment. With `force`, it makes a checkpoint first, so that there is something to
-/// close.
+/// close. For a standby, its primary is asked if there is a connection string for it.
 ///
 /// # Errors
 /// When the server does not answer, or does not permit it.
 pub(crate) fn switch(server: &ServerConfig, force: bool) -> Result<Switched, Error> {
     let mut sql = super::look(server, Purpose::Sql)?;
-    let standby = sql.simple_query(STANDBY)?;
-    if standby.first().and_then(|rows| rows.text(0, "standby")) != Some("false") {
-        return Ok(Switched::Standby);
+    let mut purpose = Purpose::Sql;
+    let state = sql.simple_query(STATE)?;
+    let text = |column| state.first().and_then(|rows| rows.text(0, column));
+    if text("standby") != Some("false") {
+        if server.primary_conninfo.is_none() {
+            return Ok(Switched::Standby);
+        }
+        let system_id = text("system_id").and_then(|id| id.parse().ok());
+        sql = primary::connect(server, system_id.ok_or_else(strange)?)?;
+        purpose = Purpose::Primary;
     }
     if force {
-        checkpoint(&mut sql, server)?;
+        checkpoint(&mut sql, server, purpose)?;
     }
     let results = sql.simple_query(SWITCH).map_err(|error| {
         let not_permitted = error.sqlstate() == Some(NOT_PERMITTED);
-        with_grant(
-            error.into(),
-            not_permitted,
-            server,
-            "EXECUTE ON FUNCTION pg_switch_wal",
-        )
+        let right = "EXECUTE ON FUNCTION pg_switch_wal";
+        with_grant(error.into(), not_permitted, server, purpose, right)
     })?;
     let rows = results.first().ok_or_else(strange)?;
     closed(rows).ok_or_else(strange)
 }
 
-fn checkpoint(sql: &mut Connection, server: &ServerConfig) -> Result<(), Error> {
+/// Makes a checkpoint on a connection of this purpose.
+///
+/// # Errors
+/// When the server does not permit it, or does not answer.
+pub(super) fn checkpoint(sql: &mut Connection, server: &ServerConfig, purpose: Purpose) -> Result<(), Error> {
     let done = sql.query_within(CHECKPOINT_WITHIN, "CHECKPOINT");
     done.map(drop).map_err(|error| {
         let not_permitted = error.sqlstate() == Some(NOT_PERMITTED);
-        with_grant(error.into(), not_permitted, server, "pg_checkpoint")
+        with_grant(error.into(), not_permitted, server, purpose, "pg_checkpoint")
     })
 }
 
-fn with_grant(error: Error, not_permitted: bool, server: &ServerConfig, right: &str) -> Error {
-    let user = super::conninfo(server, Purpose::Sql).map(|conninfo| conninfo.user);
+fn with_grant(
+    error: Error,
+    not_permitted: bool,
+    server: &ServerConfig,
+    purpose: Purpose,
+    right: &str,
+) -> Error {
+    let user = super::conninfo(server, purpose).map(|conninfo| conninfo.user);
     match user {
         Ok(user) if not_permitted => error.hint(format!("As a superuser there: GRANT {right} TO \"{user}\"")),
         _ => error,

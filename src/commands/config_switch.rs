@@ -136,19 +136,13 @@ fn differences(before: &Config, now: &Config, server: &ServerName) -> Vec<String
         .map(|((key, before), (_, now))| format!("{key}: {} -> {}", shown(before), shown(now)))
         .collect();
     if let (Some(before), Some(now)) = (before.server(server.as_str()), now.server(server.as_str())) {
-        for (key, differs) in [
-            ("conninfo", before.conninfo != now.conninfo),
-            (
-                "streaming_conninfo",
-                before.streaming_conninfo != now.streaming_conninfo,
-            ),
-            (
-                "primary_conninfo",
-                before.primary_conninfo != now.primary_conninfo,
-            ),
-        ] {
+        let pairs = before
+            .connection_strings()
+            .into_iter()
+            .zip(now.connection_strings());
+        for ((key, before), (_, now)) in pairs {
             let is_shown = lines.iter().any(|line| line.starts_with(&format!("{key}: ")));
-            if differs && !is_shown {
+            if before != now && !is_shown {
                 lines.push(format!("{key}: a part of it that is not shown"));
             }
         }

@@ -3,7 +3,8 @@
 use barmanfs_pg::Lsn;
 
 use super::App;
-use crate::cli::server::{ClientTarget, ReplicationStatusArgs};
+use crate::cli::server::{ClientSource, ClientTarget, ReplicationStatusArgs};
+use crate::cluster::Host;
 use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
 use crate::health::standing::{Replication, StreamClient, each};
@@ -39,7 +40,11 @@ fn status(server: &ServerConfig, args: &ReplicationStatusArgs) -> ReplicationSta
         ClientTarget::HotStandby => !client.is_wal_streamer(),
         ClientTarget::WalStreamer => client.is_wal_streamer(),
     };
-    match Replication::ask(server) {
+    let host = match args.source {
+        ClientSource::BackupHost => Host::Backup,
+        ClientSource::WalHost => Host::Wal,
+    };
+    match Replication::ask(server, host) {
         Ok(found) => ReplicationStatus::new(server, found, wanted),
         Err(error) => ReplicationStatus::failed(server, error.to_string()),
     }

@@ -37,6 +37,8 @@ const SERVER: &[&str] = &[
     "conninfo",
     "streaming_conninfo",
     "primary_conninfo",
+    "wal_conninfo",
+    "wal_streaming_conninfo",
     "active",
     "cluster",
     "basebackups_directory",
@@ -148,10 +150,6 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
     (
         "WAL is only removed where a retention policy says so, and never before the first backup",
         &["worm_mode"],
-    ),
-    (
-        "backups and WAL come from the same server",
-        &["wal_conninfo", "wal_streaming_conninfo"],
     ),
     (
         "the primary is asked to switch WAL, not for a checkpoint",

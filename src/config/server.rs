@@ -85,6 +85,10 @@ pub(crate) struct ServerConfig {
     pub(crate) streaming_conninfo: Option<Secret>,
     /// How to connect to the primary for SQL, where the server is a standby.
     pub(crate) primary_conninfo: Option<Secret>,
+    /// How to connect for SQL to the host that WAL is received from, when that is another one.
+    pub(crate) wal_conninfo: Option<Secret>,
+    /// How to connect to that host for replication.
+    pub(crate) wal_streaming_conninfo: Option<Secret>,
     /// See [`Archiver`].
     pub(crate) archiver: Archiver,
     /// See [`Incremental`].
@@ -147,6 +151,8 @@ impl ServerConfig {
             conninfo: None,
             streaming_conninfo: None,
             primary_conninfo: None,
+            wal_conninfo: None,
+            wal_streaming_conninfo: None,
             archiver: Archiver::Auto,
             incremental: Incremental::Auto,
             streaming_archiver: false,
@@ -227,13 +233,44 @@ impl ServerConfig {
         self.streaming_conninfo.as_ref().or(self.conninfo.as_ref())
     }
 
-    /// The same, if it is required.
-    pub(crate) fn require_replication_conninfo(&self) -> Result<&Secret, Error> {
-        self.replication_conninfo().ok_or_else(|| {
-            Error::usage(format!("Server '{}' has no connection string", self.name)).hint(format!(
-                "Add a line like 'conninfo = host=db1 user=barmanfs' to its section [{}]",
-                self.name
-            ))
-        })
+    /// How to connect for replication to the host that WAL is received from.
+    pub(crate) fn wal_replication_conninfo(&self) -> Option<&Secret> {
+        self.wal_streaming_conninfo
+            .as_ref()
+            .or_else(|| self.replication_conninfo())
+    }
+
+    /// How to connect for SQL to the host that WAL is received from. As in Barman, `wal_streaming_conninfo` is used if it is
+    /// the only one that is set.
+    pub(crate) fn wal_sql_conninfo(&self) -> Option<&Secret> {
+        self.wal_conninfo
+            .as_ref()
+            .or(self.wal_streaming_conninfo.as_ref())
+            .or(self.conninfo.as_ref())
+    }
+
+    /// Whether WAL is received from another host than backups.
+    pub(crate) fn has_wal_host(&self) -> bool {
+        self.wal_replication_conninfo() != self.replication_conninfo()
+            || self.wal_sql_conninfo() != self.conninfo.as_ref()
+    }
+
+    /// The keys of connections, with what is set.
+    pub(crate) fn connection_strings(&self) -> [(&'static str, Option<&Secret>); 5] {
+        [
+            ("conninfo", self.conninfo.as_ref()),
+            ("streaming_conninfo", self.streaming_conninfo.as_ref()),
+            ("primary_conninfo", self.primary_conninfo.as_ref()),
+            ("wal_conninfo", self.wal_conninfo.as_ref()),
+            ("wal_streaming_conninfo", self.wal_streaming_conninfo.as_ref()),
+        ]
+    }
+
+    /// The error of a server without a connection string.
+    pub(crate) fn without_conninfo(&self) -> Error {
+        Error::usage(format!("Server '{}' has no connection string", self.name)).hint(format!(
+            "Add a line like 'conninfo = host=db1 user=barmanfs' to its section [{}]",
+            self.name
+        ))
     }
 }

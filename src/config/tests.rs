@@ -110,6 +110,31 @@ fn streaming_conninfo_wins_for_replication() {
 }
 
 #[test]
+fn wal_comes_from_its_own_host_where_one_is_configured() {
+    let of = |lines: &str| {
+        let text =
+            format!("[barmanfs]\nrepository=/r\n[main]\nconninfo=host=a\nstreaming_conninfo=host=b\n{lines}");
+        let config = parse(&text).unwrap();
+        let server = config.server("main").unwrap();
+        let text = |found: Option<&Secret>| found.unwrap().expose().to_owned();
+        let found = (
+            text(server.wal_replication_conninfo()),
+            text(server.wal_sql_conninfo()),
+        );
+        (found.0, found.1, server.has_wal_host())
+    };
+    let expected =
+        |streaming: &str, sql: &str, own| (format!("host={streaming}"), format!("host={sql}"), own);
+    assert_eq!(of(""), expected("b", "a", false));
+    assert_eq!(of("wal_streaming_conninfo = host=c\n"), expected("c", "c", true));
+    assert_eq!(of("wal_conninfo = host=d\n"), expected("b", "d", true));
+    let both = "wal_conninfo = host=d\nwal_streaming_conninfo = host=c\n";
+    assert_eq!(of(both), expected("c", "d", true));
+    let same = "wal_conninfo = host=a\nwal_streaming_conninfo = host=b\n";
+    assert_eq!(of(same), expected("b", "a", false));
+}
+
+#[test]
 fn every_key_of_a_server_is_read_and_can_be_shown() {
     for key in keys::of_servers() {
         let mut server = ServerConfig::new(ServerName::from_str("main").unwrap(), false);

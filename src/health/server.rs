@@ -20,9 +20,9 @@ use crate::versions;
 #[derive(Debug)]
 pub(super) struct Connections {
     /// For replication.
-    streaming: Connection,
+    pub(super) streaming: Connection,
     /// For SQL; `None` if `conninfo` is not set, or the connection failed.
-    sql: Option<Connection>,
+    pub(super) sql: Option<Connection>,
 }
 
 impl Connections {
@@ -37,7 +37,7 @@ impl Connections {
         let mut streaming = findings.result("PostgreSQL streaming", streaming, target);
         // With 'minimal' there are no replication connections.
         if let Some(connection) = sql.as_mut().or(streaming.as_mut()) {
-            wal_level(connection, findings);
+            wal_level("wal_level", connection, findings);
         }
         Some(Self {
             streaming: streaming?,
@@ -51,28 +51,31 @@ impl Connections {
     }
 }
 
-/// Checks the server, and compares it with the stored state.
+/// A cluster that has answered.
+#[derive(Debug)]
+pub(super) struct Answered {
+    pub(super) cluster: ServerSettings,
+    /// The stored state is of the same cluster, or there is none.
+    pub(super) is_stored_one: bool,
+}
+
+/// Checks the server, and compares it with the stored state. `None` if it could not be asked.
 pub(super) fn check(
     subject: Subject<'_>,
     stored: Option<&Stored>,
-    Connections {
-        mut streaming,
-        mut sql,
-    }: Connections,
+    Connections { streaming, sql }: &mut Connections,
     findings: &mut Findings,
-) {
+) -> Option<Answered> {
     let server = subject.server;
     let repository = stored.map(|stored| &stored.repository);
-    let asked = ServerSettings::ask(&mut streaming);
-    let Some(cluster) = findings.result("PostgreSQL version", asked, |cluster| {
+    let asked = ServerSettings::ask(streaming);
+    let cluster = findings.result("PostgreSQL version", asked, |cluster| {
         Some(cluster.version.to_string())
-    }) else {
-        return;
-    };
+    })?;
     if let Some(unknown) = versions::unknown(cluster.version) {
         findings.failed("PostgreSQL's version is known", unknown);
     }
-    let same_cluster = system_id(repository, server, &cluster, findings);
+    let is_stored_one = system_id(repository, server, &cluster, findings);
     if server.primary_conninfo.is_some() {
         if let Some(sql) = sql.as_mut() {
             is_standby(sql, findings);
@@ -80,38 +83,52 @@ pub(super) fn check(
         let primary = primary::connect(server, cluster.system_id);
         findings.result("primary", primary, target);
     }
-    configuration_files(&mut streaming, findings);
+    configuration_files(streaming, findings);
     // PostgreSQL drops a temporary slot when a command fails, so commands that may fail come before the slot
     // is created.
     if let Some(repository) = repository {
-        same_history(repository, server, &cluster, &mut streaming, findings);
+        same_history(repository, server, &cluster, streaming, findings);
     }
     let slot = streaming.create_temporary_slot(&slot_name());
     findings.result("temporary replication slot", slot.map_err(Error::from), |()| None);
+    Some(Answered {
+        cluster,
+        is_stored_one,
+    })
+}
+
+/// Checks whether the WAL of the host with these connections is received and archived.
+pub(super) fn check_wal(
+    subject: Subject<'_>,
+    stored: Option<&Stored>,
+    Connections { streaming, sql }: &mut Connections,
+    answered: &Answered,
+    findings: &mut Findings,
+) {
+    let repository = stored.map(|stored| &stored.repository);
     streaming::check(subject, repository, sql.as_mut(), findings);
     let mut asked = Asked {
         invocation: subject.invocation,
         // The stored state of another cluster says nothing about this one.
-        repository: repository.filter(|_| same_cluster),
+        repository: repository.filter(|_| answered.is_stored_one),
         timelines: stored.and_then(|stored| stored.timelines.as_ref()),
-        server,
-        cluster: &cluster,
-        streaming: &mut streaming,
+        server: subject.server,
+        cluster: &answered.cluster,
+        streaming,
         sql: sql.as_mut(),
     };
     wal_arrival::check(&mut asked, findings);
 }
 
 /// With `minimal`, WAL lacks what a recovery needs.
-fn wal_level(connection: &mut Connection, findings: &mut Findings) {
-    const NAME: &str = "wal_level";
+pub(super) fn wal_level(name: &'static str, connection: &mut Connection, findings: &mut Findings) {
     match connection.show("wal_level") {
         Ok(level) if level == "minimal" => findings.failed(
-            NAME,
+            name,
             "it is minimal: set wal_level = replica and restart the server",
         ),
-        Ok(level) => findings.ok(NAME, output::printable(level.as_bytes())),
-        Err(error) => findings.failed(NAME, Error::from(error).to_string()),
+        Ok(level) => findings.ok(name, output::printable(level.as_bytes())),
+        Err(error) => findings.failed(name, Error::from(error).to_string()),
     }
 }
 
@@ -150,7 +167,8 @@ fn same_history(
     }
 }
 
-fn target(connection: &Connection) -> Option<String> {
+/// The server of a connection, for messages.
+pub(super) fn target(connection: &Connection) -> Option<String> {
     let encrypted = if connection.is_encrypted() {
         ", encrypted"
     } else {

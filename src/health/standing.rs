@@ -18,6 +18,7 @@ mod unsafe_wal;
 
 use barmanfs_catalog::Repository;
 
+use crate::cluster::Host;
 use crate::config::ServerConfig;
 use crate::error::Error;
 pub(crate) use clients::StreamClient;
@@ -53,6 +54,8 @@ impl Answer {
 pub(crate) struct Standing {
     /// What the server says.
     pub(crate) answer: Answer,
+    /// What the host says that WAL is received from, where that is another one; `None` if it did not answer.
+    wal_host: Option<Box<Live>>,
     /// What is stored of it; `None` before anything is.
     pub(crate) stored: Option<Stored>,
     /// What would be lost without it.
@@ -66,11 +69,13 @@ impl Standing {
     /// # Errors
     /// When the repository cannot be read. A server that does not answer is no error.
     pub(crate) fn of(server: &ServerConfig, repository: Option<&Repository>) -> Result<Self, Error> {
-        let asked = server.active.then(|| live::ask(server));
+        let asked = server.active.then(|| live::ask(server, Host::Backup));
+        let wal_host = (server.active && server.has_wal_host()).then(|| live::ask(server, Host::Wal));
         let stored = repository
             .map(|repository| Stored::of(repository, &server.name))
             .transpose()?;
-        let (answer, exposure) = match asked {
+        let weigh = |live: &Live, streaming| exposure::of(live, streaming, stored.as_ref(), server);
+        let (answer, mut exposure) = match asked {
             None => (
                 Answer::NotAsked,
                 Exposure::unknown("the server is inactive and was not asked"),
@@ -79,21 +84,46 @@ impl Standing {
                 let exposure = Exposure::unknown(format!("the server does not answer: {error}"));
                 (Answer::Failed(error), exposure)
             }
+            // A standby may not have the last commits.
+            Some(Ok((live, _))) if wal_host.is_some() => {
+                (Answer::Live(Box::new(live)), Exposure::unknown(String::new()))
+            }
             Some(Ok((live, streaming))) => {
-                let exposure = exposure::of(&live, streaming, stored.as_ref(), server);
+                let exposure = weigh(&live, streaming);
                 (Answer::Live(Box::new(live)), exposure)
+            }
+        };
+        let wal_host = match wal_host {
+            None => None,
+            Some(Ok((live, streaming))) => {
+                exposure = weigh(&live, streaming);
+                Some(Box::new(live))
+            }
+            Some(Err(error)) => {
+                let why = format!("the host that WAL is received from does not answer: {error}");
+                exposure = Exposure::unknown(why);
+                None
             }
         };
         Ok(Self {
             answer,
+            wal_host,
             stored,
             exposure,
         })
     }
 
+    /// What the host says that WAL is received from.
+    pub(crate) fn wal_live(&self, server: &ServerConfig) -> Option<&Live> {
+        match server.has_wal_host() {
+            true => self.wal_host.as_deref(),
+            false => self.answer.live(),
+        }
+    }
+
     /// How far the stream of a running `receive-wal` is behind the server, in bytes of flushed WAL.
     pub(crate) fn stream_lag_bytes(&self, server: &ServerConfig) -> Option<u64> {
-        let live = self.answer.live()?;
+        let live = self.wal_live(server)?;
         let client = live.own_stream(server)?;
         Some(live.flush_lsn?.0.saturating_sub(client.flush_lsn?.0))
     }

@@ -25,13 +25,15 @@ const REPORTS: &str = "SELECT greatest(0, pg_catalog.pg_wal_lsn_diff( \
 
 /// The name of the check.
 const NAME: &str = "replication slot";
+/// The same at a host of its own for WAL.
+const NAME_AT_WAL_HOST: &str = "replication slot (WAL streaming)";
 const LAG: &str = "receive-wal lag";
 
 /// A receiver reports every ten seconds, and whenever it has made something durable. One that has not done so for this
 /// long, while there is something to report, hangs.
 const SILENT_SECONDS: u64 = 60;
 
-/// Checks the slot and the receiver's reports.
+/// Checks the slot and the receiver's reports at the host that WAL is received from.
 pub(super) fn check(
     subject: Subject<'_>,
     repository: Option<&Repository>,
@@ -39,6 +41,14 @@ pub(super) fn check(
     findings: &mut Findings,
 ) {
     let server = subject.server;
+    let name_here = match server.has_wal_host() {
+        true => NAME_AT_WAL_HOST,
+        false => NAME,
+    };
+    let at_host = |finding: Finding| Finding {
+        name: name_here,
+        ..finding
+    };
     let receive = subject.invocation.with(&format!("receive-wal {}", server.name));
     let receiver = repository.and_then(|repository| repository.receiver(&server.name).ok());
     let is_running = receiver.flatten().is_some();
@@ -48,7 +58,7 @@ pub(super) fn check(
     let Some(name) = server.slot_name.as_deref() else {
         if server.streaming_archiver {
             findings.failed(
-                NAME,
+                name_here,
                 "there is no slot_name: WAL the server removes while receive-wal is not running is lost",
             );
         }
@@ -57,10 +67,13 @@ pub(super) fn check(
     let Some(sql) = sql else { return };
     match ask(sql, name) {
         Ok(slot) if server.streaming_archiver => {
-            findings.push(judge(slot.as_ref(), name, &receive, is_running));
+            findings.push(at_host(judge(slot.as_ref(), name, &receive, is_running)));
         }
-        Ok(slot) => findings.extend(slot.and_then(|slot| judge_unused(&slot, name, &receive, is_running))),
-        Err(error) => findings.failed(NAME, error.to_string()),
+        Ok(slot) => {
+            let unused = slot.and_then(|slot| judge_unused(&slot, name, &receive, is_running));
+            findings.extend(unused.map(at_host));
+        }
+        Err(error) => findings.failed(name_here, error.to_string()),
     }
 }
 

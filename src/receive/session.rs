@@ -1,8 +1,8 @@
 //! One connection to the server, from its beginning to its end, across all its timelines.
 
 use barmanfs_catalog::{Repository, Spool};
-use barmanfs_pg::TimelineId;
 use barmanfs_pg::wal_name::SegmentName;
+use barmanfs_pg::{SystemId, TimelineId};
 
 use super::archiver::Archiver;
 use super::backoff::Backoff;
@@ -48,7 +48,7 @@ impl Session<'_> {
         let cluster = ServerSettings::ask(&mut connection)?;
         // Another process may have rebuilt the catalog.
         repository.generation()?;
-        refuse_other_system(repository, self.server, &cluster)?;
+        refuse_other_system(repository, self.server, &connection, &cluster)?;
         self.compare_history(&mut connection, &cluster);
         let mut at = self.start(&mut connection, &cluster)?;
         loop {
@@ -177,18 +177,53 @@ impl Session<'_> {
     }
 }
 
-/// A server name always belongs to the same cluster.
+/// A server name always belongs to the same cluster. As long as nothing is stored, WAL from a host of its own must be of the
+/// cluster that backups come from.
 pub(super) fn refuse_other_system(
     repository: &Repository,
     server: &ServerConfig,
+    connection: &Connection,
     cluster: &ServerSettings,
 ) -> Result<(), Error> {
-    match repository.system_id(&server.name)? {
-        Some(known) if known != cluster.system_id => Err(Error::failed(format!(
-            "The server is the cluster with system identifier {}, what is stored of '{}' is of {known}",
-            cluster.system_id, server.name
-        ))
-        .hint("Use another server name for a new cluster")),
-        _ => Ok(()),
+    let stored = repository.system_id(&server.name)?;
+    let (known, whose) = match stored {
+        Some(known) => (Some(known), format!("what is stored of '{}'", server.name)),
+        None if server.has_wal_host() => (system_id_of_backups(server), "the host of backups".to_owned()),
+        None => (None, String::new()),
+    };
+    let Some(known) = known.filter(|known| *known != cluster.system_id) else {
+        return Ok(());
+    };
+    let (who, hint) = match server.has_wal_host() {
+        true => (
+            format!("The host that WAL is received from ({})", connection.target()),
+            "Correct wal_streaming_conninfo, or use another server name for another cluster",
+        ),
+        false => (
+            "The server".to_owned(),
+            "Use another server name for a new cluster",
+        ),
+    };
+    Err(Error::failed(format!(
+        "{who} is the cluster with system identifier {}, {whose} is of {known}",
+        cluster.system_id
+    ))
+    .hint(hint))
+}
+
+/// The cluster that backups come from; `None` if it does not answer.
+fn system_id_of_backups(server: &ServerConfig) -> Option<SystemId> {
+    let asked = cluster::look(server, Purpose::Backup)
+        .and_then(|mut connection| Ok(connection.identify_system()?.system_id));
+    match asked {
+        Ok(system_id) => Some(system_id),
+        Err(error) => {
+            tracing::warn!(
+                "Nothing is stored of server {} yet, and the host of its backups does not say whether it is of the same \
+                 cluster as the host that WAL is received from: {error}",
+                server.name
+            );
+            None
+        }
     }
 }

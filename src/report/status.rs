@@ -126,6 +126,7 @@ impl ServerStatus {
             answer,
             stored,
             exposure,
+            ..
         } = standing;
         let (answers, error, live) = match answer {
             Answer::NotAsked => (None, None, Live::default()),
@@ -365,7 +366,7 @@ fn receiving(server: &ServerConfig, standing: &Standing) -> Receiving {
     let Some(receiver) = receiver else {
         return Receiving::default();
     };
-    let stream = standing.answer.live().and_then(|live| live.own_stream(server));
+    let stream = standing.wal_live(server).and_then(|live| live.own_stream(server));
     Receiving {
         running: true,
         process: receiver.process,

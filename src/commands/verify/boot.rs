@@ -9,6 +9,7 @@ use super::super::App;
 use super::WAL;
 use crate::boot::{self, Report, Request, Stdout};
 use crate::cli::check::VerifyArgs;
+use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
 use crate::output::{self, Style};
 use crate::postgres::{Conninfo, Environment};
@@ -103,12 +104,11 @@ pub(in crate::commands) fn plain_request(app: &App, backup: Backup) -> Request {
 fn users(app: &App, server: &str) -> Vec<String> {
     let environment = Environment::new(std::env::vars_os());
     let server = app.config.server(server);
-    let strings = server.map(|server| [&server.conninfo, &server.streaming_conninfo]);
+    let strings = server.map(ServerConfig::connection_strings);
     let parsed = strings
         .into_iter()
         .flatten()
-        .flatten()
-        .filter_map(|text| Conninfo::parse(text.expose(), &environment).ok());
+        .filter_map(|(_, text)| Conninfo::parse(text?.expose(), &environment).ok());
     let named = std::env::var("PGUSER").ok();
     named
         .into_iter()

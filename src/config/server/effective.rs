@@ -19,6 +19,7 @@ impl ServerConfig {
     }
 
     fn effective_identity(&self) -> Vec<Effective> {
+        let of_wal = |conninfo| connection(conninfo).filter(|_| self.has_wal_host());
         vec![
             ("description", self.description.clone()),
             ("active", switch(self.active)),
@@ -26,6 +27,8 @@ impl ServerConfig {
             ("conninfo", connection(self.conninfo.as_ref())),
             ("streaming_conninfo", connection(self.replication_conninfo())),
             ("primary_conninfo", connection(self.primary_conninfo.as_ref())),
+            ("wal_conninfo", of_wal(self.wal_sql_conninfo())),
+            ("wal_streaming_conninfo", of_wal(self.wal_replication_conninfo())),
             (
                 "path_prefix",
                 self.path_prefix.as_ref().map(|path| path.display().to_string()),

@@ -60,6 +60,10 @@ impl ServerConfig {
             "conninfo" => store_some(&mut self.conninfo, connection_string(value)),
             "streaming_conninfo" => store_some(&mut self.streaming_conninfo, connection_string(value)),
             "primary_conninfo" => store_some(&mut self.primary_conninfo, connection_string(value)),
+            "wal_conninfo" => store_some(&mut self.wal_conninfo, connection_string(value)),
+            "wal_streaming_conninfo" => {
+                store_some(&mut self.wal_streaming_conninfo, connection_string(value))
+            }
             "path_prefix" => store_some(&mut self.path_prefix, absolute(value)),
             "primary_ssh_command" => Err(
                 "makes this a passive node, and passive nodes are not supported: remove it to \

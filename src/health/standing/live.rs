@@ -7,7 +7,7 @@ use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, TimestampMicros};
 
 use super::clients::{self, StreamClient};
-use crate::cluster::{self, Purpose, ServerSettings};
+use crate::cluster::{self, Host, ServerSettings};
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::output::printable;
@@ -154,21 +154,18 @@ impl Live {
     }
 }
 
-/// Connects to a server and asks it. The replication connection, if there is one, can be used for more.
+/// Connects to a host of a server and asks it. The replication connection, if there is one, can be used for more.
 ///
 /// # Errors
 /// When neither connection can be made.
-pub(super) fn ask(server: &ServerConfig) -> Result<(Live, Option<Connection>), Error> {
+pub(super) fn ask(server: &ServerConfig, host: Host) -> Result<(Live, Option<Connection>), Error> {
     let mut live = Live::default();
-    let sql = match &server.conninfo {
-        Some(_) => cluster::look(server, Purpose::Sql).map(|mut sql| {
-            if let Err(error) = ask_in_sql(server, &mut sql, &mut live) {
-                live.problems.push(error.to_string());
-            }
-        }),
-        None => Err(Error::usage(format!("Server '{}' has no conninfo", server.name))),
-    };
-    let streaming = cluster::look(server, Purpose::Backup).and_then(|mut streaming| {
+    let sql = cluster::look(server, host.sql()).map(|mut sql| {
+        if let Err(error) = ask_in_sql(server, &mut sql, &mut live) {
+            live.problems.push(error.to_string());
+        }
+    });
+    let streaming = cluster::look(server, host.streaming()).and_then(|mut streaming| {
         ask_for_settings(&mut streaming, &mut live)?;
         Ok(streaming)
     });

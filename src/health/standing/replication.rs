@@ -4,7 +4,7 @@ use barmanfs_pg::Lsn;
 
 use super::clients::{self, StreamClient};
 use super::live::parsed;
-use crate::cluster::{self, Purpose};
+use crate::cluster::{self, Host};
 use crate::config::ServerConfig;
 use crate::error::Error;
 
@@ -24,12 +24,12 @@ pub(crate) struct Replication {
 }
 
 impl Replication {
-    /// Asks the server for them.
+    /// Asks a host of the server for them.
     ///
     /// # Errors
     /// When there is no connection string, or the server does not answer.
-    pub(crate) fn ask(server: &ServerConfig) -> Result<Self, Error> {
-        let mut sql = cluster::look(server, Purpose::Sql)?;
+    pub(crate) fn ask(server: &ServerConfig, host: Host) -> Result<Self, Error> {
+        let mut sql = cluster::look(server, host.sql())?;
         // The clients first: then none of them is ahead of the server.
         let clients = clients::ask(&mut sql)?;
         let results = sql.simple_query(POSITION)?;
