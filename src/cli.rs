@@ -28,7 +28,16 @@ use crate::output::{ColorChoice, Format};
 const GROUPS: &[(&str, &[&str])] = &[
     (
         "Back up and archive",
-        &["backup", "receive-wal", "wal-archive", "get-wal", "switch-wal"],
+        &[
+            "backup",
+            "receive-wal",
+            "wal-archive",
+            "put-wal",
+            "archive-wal",
+            "get-wal",
+            "wal-restore",
+            "switch-wal",
+        ],
     ),
     (
         "Inspect",
@@ -161,9 +170,21 @@ pub(crate) enum Command {
     #[command(after_help = wal::WAL_ARCHIVE_HELP)]
     WalArchive(wal::WalArchiveArgs),
 
+    /// Store WAL files that another host sends
+    #[command(after_help = wal::PUT_WAL_HELP)]
+    PutWal(wal::PutWalArgs),
+
+    /// Archive the WAL files that were put into a directory
+    #[command(after_help = wal::ARCHIVE_WAL_HELP)]
+    ArchiveWal(wal::ArchiveWalArgs),
+
     /// Fetch one WAL file; for restore_command
     #[command(after_help = wal::GET_WAL_HELP)]
     GetWal(wal::GetWalArgs),
+
+    /// Fetch one WAL file from another host; for restore_command
+    #[command(after_help = wal::WAL_RESTORE_HELP)]
+    WalRestore(wal::WalRestoreArgs),
 
     /// Make a server close the WAL segment that it is writing
     #[command(alias = "switch-xlog", after_help = server::SWITCH_WAL_HELP)]
@@ -435,7 +456,10 @@ mod tests {
           backup              Take a base backup over the replication protocol
           receive-wal         Receive WAL as a stream while the server writes it
           wal-archive         Store one WAL file; for archive_command
+          put-wal             Store WAL files that another host sends
+          archive-wal         Archive the WAL files that were put into a directory
           get-wal             Fetch one WAL file; for restore_command
+          wal-restore         Fetch one WAL file from another host; for restore_command
           switch-wal          Make a server close the WAL segment that it is writing
 
         Inspect:

@@ -1,5 +1,6 @@
 //! The commands, one module each, and their shared code.
 
+pub(crate) mod archive_wal;
 pub(crate) mod backup;
 pub(crate) mod check;
 pub(crate) mod check_wal_archive;
@@ -21,6 +22,7 @@ pub(crate) mod list_servers;
 pub(crate) mod metrics;
 pub(crate) mod mount;
 pub(crate) mod nothing_to_do;
+pub(crate) mod put_wal;
 pub(crate) mod quarantine;
 pub(crate) mod rebuild_catalog;
 pub(crate) mod receive_wal;
@@ -37,6 +39,7 @@ pub(crate) mod umount;
 pub(crate) mod verify;
 pub(crate) mod version;
 pub(crate) mod wal_archive;
+pub(crate) mod wal_restore;
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -45,6 +48,7 @@ use barmanfs_catalog::retention::RetentionRules;
 use barmanfs_catalog::{Backup, BackupSelector, Error as CatalogError, Repository, ServerName};
 use tracing::level_filters::LevelFilter;
 
+use crate::cli::wal::WalRestoreArgs;
 use crate::cli::{Cli, Command, GlobalOptions};
 use crate::config::{Config, ConfigError, ServerConfig};
 use crate::error::{Error, Outcome};
@@ -54,6 +58,9 @@ use crate::ownership;
 
 /// The word for all servers on the command line.
 const ALL: &str = "all";
+
+/// The name under which this program is installed on another host.
+const OWN_NAME: &str = "barmanfs";
 
 /// The environment of every command.
 #[derive(Debug)]
@@ -79,6 +86,9 @@ pub(crate) fn run(cli: Cli, form: Form) -> Result<Outcome, Error> {
         Command::Version(json) => version::run(&mut out, json),
         Command::Umount(args) => umount::run(&args),
         Command::Init(args) => init::run(&mut out, &cli.global, &args),
+        // The archive is on another host, and so is its configuration.
+        Command::WalRestore(args) => restore_wal(&cli.global, &args),
+        Command::WalArchive(args) if args.remote.is_some() => wal_archive::send(&cli.global, &args),
         command => match configured(&cli.global, &command, form) {
             Ok(config) => {
                 let options = cli.global;
@@ -98,7 +108,7 @@ fn configured(options: &GlobalOptions, command: &Command, form: Form) -> Result<
     let config = load(options)?;
     let mention = Mention::by(command);
     // PostgreSQL runs these for every segment, so unchanging facts are not logged each time.
-    let repetitive = matches!(command, Command::WalArchive(_) | Command::GetWal(_));
+    let repetitive = is_repetitive(command);
     start_log(options, &config, repetitive, form);
     warn_of(&config, mention);
     Ok(config)
@@ -115,7 +125,10 @@ impl App {
             Command::Backup(args) => backup::run(self, &args),
             Command::ReceiveWal(args) => receive_wal::run(self, &args),
             Command::WalArchive(args) => wal_archive::run(self, &args),
+            Command::PutWal(args) => put_wal::run(self, &args),
+            Command::ArchiveWal(args) => archive_wal::run(self, &args),
             Command::GetWal(args) => get_wal::run(self, &args),
+            Command::WalRestore(args) => restore_wal(&self.options, &args),
             Command::SwitchWal(args) => switch_wal::run(self, &args),
             Command::ListServers(args) => list_servers::run(self, args),
             Command::ReplicationStatus(args) => replication_status::run(self, &args),
@@ -317,11 +330,9 @@ impl Mention {
     fn by(command: &Command) -> Self {
         match command {
             Command::Check(_) | Command::Backup(_) => Self::All,
-            // PostgreSQL runs the first two for every segment, and cron would send a mail every minute. The last one prints
-            // them anyway.
-            Command::WalArchive(_) | Command::GetWal(_) | Command::Cron(_) | Command::Config(_) => {
-                Self::Nothing
-            }
+            // cron would send a mail every minute. The other one prints them anyway.
+            Command::Cron(_) | Command::Config(_) => Self::Nothing,
+            command if is_repetitive(command) => Self::Nothing,
             _ => Self::Number,
         }
     }
@@ -344,6 +355,25 @@ fn warn_of(config: &Config, mention: Mention) {
         }
         Mention::Nothing => {}
     }
+}
+
+/// Whether PostgreSQL runs the command for every segment.
+fn is_repetitive(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::WalArchive(_) | Command::PutWal(_) | Command::GetWal(_)
+    )
+}
+
+/// Starts the log of a command that reads no configuration.
+fn start_client_log(options: &GlobalOptions) {
+    logging::start(asked_level(options).unwrap_or(LevelFilter::WARN), None, false);
+}
+
+fn restore_wal(options: &GlobalOptions, args: &WalRestoreArgs) -> Result<Outcome, Error> {
+    start_client_log(options);
+    let config = options.config.as_ref().map(|path| path.display().to_string());
+    wal_restore::run(&args.fetch, None, OWN_NAME, config)
 }
 
 /// Starts the log. A log file that cannot be opened stops nothing.
@@ -369,17 +399,20 @@ fn start_log(options: &GlobalOptions, config: &Config, repetitive: bool, form: F
 
 /// The command line overrides the configuration.
 fn level(options: &GlobalOptions, config: &Config, repetitive: bool) -> LevelFilter {
-    let asked = match (options.quiet, options.verbose) {
-        (true, _) => Some(LevelFilter::ERROR),
-        _ if options.debug => Some(LevelFilter::DEBUG),
-        (false, 0) => options.log_level.or(config.log_level),
-        (false, 1) => Some(LevelFilter::DEBUG),
-        (false, _) => Some(LevelFilter::TRACE),
-    };
     let usual = if repetitive {
         LevelFilter::WARN
     } else {
         LevelFilter::INFO
     };
-    asked.unwrap_or(usual)
+    asked_level(options).or(config.log_level).unwrap_or(usual)
+}
+
+fn asked_level(options: &GlobalOptions) -> Option<LevelFilter> {
+    match (options.quiet, options.verbose) {
+        (true, _) => Some(LevelFilter::ERROR),
+        _ if options.debug => Some(LevelFilter::DEBUG),
+        (false, 0) => options.log_level,
+        (false, 1) => Some(LevelFilter::DEBUG),
+        (false, _) => Some(LevelFilter::TRACE),
+    }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use barmanfs_catalog::InvalidName;
 
-/// Exit codes. `get-wal` adds [`TROUBLE`](exit::TROUBLE) to that of every failure.
+/// Exit codes. `get-wal` and `wal-restore` add [`TROUBLE`](exit::TROUBLE) to that of every failure.
 pub(crate) mod exit {
     /// Done.
     pub(crate) const OK: u8 = 0;
@@ -72,6 +72,8 @@ pub(crate) struct Error {
     kind: Kind,
     message: String,
     hint: Option<String>,
+    /// Where the kind does not determine the exit code.
+    code: Option<u8>,
 }
 
 impl Error {
@@ -81,6 +83,7 @@ impl Error {
             kind: Kind::Failed,
             message: message.into(),
             hint: None,
+            code: None,
         }
     }
 
@@ -90,6 +93,7 @@ impl Error {
             kind: Kind::Usage,
             message: message.into(),
             hint: None,
+            code: None,
         }
     }
 
@@ -106,6 +110,14 @@ impl Error {
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// Gives it an exit code of its own: that of a program on another host, or one that Barman's clients have.
+    pub(crate) fn with_code(self, code: u8) -> Self {
+        Self {
+            code: Some(code),
+            ..self
+        }
     }
 
     /// Puts the action that failed before the message.
@@ -126,11 +138,11 @@ impl Error {
 
     /// The exit code of the process.
     pub(crate) fn code(&self) -> u8 {
-        match self.kind {
+        self.code.unwrap_or(match self.kind {
             Kind::Failed => exit::FAILED,
             Kind::Usage => exit::USAGE,
             Kind::ClosedPipe => exit::CLOSED_PIPE,
-        }
+        })
     }
 
     /// A failure to write to standard output.
@@ -140,6 +152,7 @@ impl Error {
                 kind: Kind::ClosedPipe,
                 message: String::new(),
                 hint: None,
+                code: None,
             },
             _ => Self::failed(format!("Cannot write to standard output: {error}")),
         }

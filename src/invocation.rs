@@ -45,10 +45,14 @@ impl Invocation {
 
 /// Quotes a path for a shell, only if it has special characters.
 fn quoted(path: &Path) -> String {
-    let text = path.to_string_lossy();
+    quoted_text(&path.to_string_lossy())
+}
+
+/// Quotes a word for a shell, only if it has special characters.
+pub(crate) fn quoted_text(text: &str) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || "/._-+@:,=".contains(c);
     if !text.is_empty() && text.chars().all(is_plain) {
-        text.into_owned()
+        text.to_owned()
     } else {
         format!("'{}'", text.replace('\'', r"'\''"))
     }

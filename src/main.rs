@@ -4,11 +4,13 @@
 //! client, the progress and the exit codes. Only this crate prints, ends the process or reads the
 //! environment.
 
+mod arrival;
 mod background;
 mod backup;
 mod barman;
 mod boot;
 mod cli;
+mod clients;
 mod clone;
 mod cluster;
 mod commands;
@@ -17,6 +19,7 @@ mod error;
 mod forks;
 mod fstab;
 mod health;
+mod incoming;
 mod instance;
 mod invocation;
 mod lineage;
@@ -38,6 +41,7 @@ mod size;
 #[cfg(test)]
 mod testing;
 mod versions;
+mod wal_transfer;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -56,7 +60,8 @@ fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let program = Program::called(&arguments);
     let is_asked = |word: &str| arguments.iter().skip(1).any(|argument| argument == word);
-    let (for_recovery, for_nagios) = (is_asked("get-wal"), is_asked("--nagios"));
+    let for_recovery = program == Program::WalRestore || is_asked("get-wal") || is_asked("wal-restore");
+    let for_nagios = is_asked("--nagios");
     // At this point the panic's message has been printed.
     let ended = std::panic::catch_unwind(|| run(program, arguments)).unwrap_or(Err(exit::PANICKED));
     ExitCode::from(match (ended, program) {
@@ -77,6 +82,9 @@ fn run(program: Program, arguments: Vec<OsString>) -> Result<Outcome, u8> {
         report(&Error::usage(message));
         exit::USAGE
     })?;
+    if let Program::WalArchive | Program::WalRestore = program {
+        return client(program, arguments);
+    }
     let words = match grammar::translate(program, arguments) {
         Call::Words(words) => words,
         Call::Version => return ended(print_version(), program),
@@ -95,6 +103,19 @@ fn run(program: Program, arguments: Vec<OsString>) -> Result<Outcome, u8> {
             // If printing fails, there is no place to report it.
             let _unheard = error.print();
             output::report_error(&wrong_usage(&error), form);
+            Err(exit::USAGE)
+        }
+        Err(text) => ended(printed(&text), program),
+    }
+}
+
+/// Runs one of Barman's clients.
+fn client(program: Program, arguments: Vec<OsString>) -> Result<Outcome, u8> {
+    match clients::run(program, arguments) {
+        Ok(done) => ended(done, program),
+        Err(error) if error.use_stderr() => {
+            // If printing fails, there is no place to report it.
+            let _unheard = error.print();
             Err(exit::USAGE)
         }
         Err(text) => ended(printed(&text), program),

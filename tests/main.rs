@@ -42,6 +42,7 @@ mod mount_in_use;
 mod mount_lifecycle;
 mod nobody_gets_in;
 mod odd_files;
+mod over_ssh;
 mod pitr;
 mod quarantine;
 mod readme;
@@ -76,6 +77,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("backup_and_recover", backup_and_recover::TESTS),
     ("wal_archive", wal_archive::TESTS),
     ("wal_recovery", wal_recovery::TESTS),
+    ("over_ssh", over_ssh::TESTS),
     ("wal_level", wal_level::TESTS),
     ("pitr", pitr::TESTS),
     ("receive_wal", receive_wal::TESTS),

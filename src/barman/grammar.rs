@@ -10,6 +10,9 @@ use crate::output::{Form, Format};
 
 /// The name of a link under which this program is Barman.
 const NAME: &str = "barman";
+/// The names of links under which it is one of Barman's clients.
+const WAL_ARCHIVE: &str = "barman-wal-archive";
+const WAL_RESTORE: &str = "barman-wal-restore";
 /// The version of Barman whose command line and output this is.
 const COMPATIBLE_WITH: &str = "3.19.1";
 /// The hidden command for what needs nothing to be done.
@@ -20,7 +23,6 @@ const WITH_VALUE: &[&str] = &["-c", "--config", "-f", "--format", "--log-level",
 const RENAMED: &[(&str, &str)] = &[("verify-backup", "verify")];
 /// Barman's commands for work that is done by itself here, or that nothing needs.
 const NEEDLESS: &[&str] = &[
-    "archive-wal",
     "check-backup",
     "generate-manifest",
     "lock-directory-cleanup",
@@ -34,22 +36,28 @@ pub(crate) enum Program {
     Own,
     /// barmanfs under the name `barman`.
     Barman,
+    /// barmanfs under the name `barman-wal-archive`.
+    WalArchive,
+    /// barmanfs under the name `barman-wal-restore`.
+    WalRestore,
 }
 
 impl Program {
     /// By the first word of a command line.
     pub(crate) fn called(arguments: &[OsString]) -> Self {
         let name = arguments.first().map(Path::new).and_then(Path::file_name);
-        match name == Some(OsStr::new(NAME)) {
-            true => Self::Barman,
-            false => Self::Own,
+        match name.and_then(OsStr::to_str) {
+            Some(NAME) => Self::Barman,
+            Some(WAL_ARCHIVE) => Self::WalArchive,
+            Some(WAL_RESTORE) => Self::WalRestore,
+            _ => Self::Own,
         }
     }
 
     /// The format if the command line does not ask for one.
     pub(crate) fn format(self) -> Option<Format> {
         match self {
-            Self::Own => None,
+            Self::Own | Self::WalArchive | Self::WalRestore => None,
             Self::Barman => Some(Format::Console),
         }
     }
@@ -158,8 +166,8 @@ mod tests {
             ("barman help backup", "barman backup --help"),
             ("barman help", "barman --help"),
             (
-                "barman -q archive-wal main",
-                "barman -q nothing-to-do archive-wal main",
+                "barman -q check-backup main",
+                "barman -q nothing-to-do check-backup main",
             ),
             ("barman verify-backup main latest", "barman verify main latest"),
             ("barman -d", "barman -d"),

@@ -23,8 +23,9 @@ use jiff::tz::TimeZone;
 use super::{App, backup};
 use crate::boot;
 use crate::cli::upkeep::CronArgs;
-use crate::config::ServerConfig;
+use crate::config::{Archiver, ServerConfig};
 use crate::error::{Error, Outcome};
+use crate::incoming;
 use launch::Launcher;
 
 /// As many backups of a server are looked at, the newest ones: what is due does not depend on older ones, and a minute
@@ -164,6 +165,7 @@ impl Round<'_> {
             Self::complete_backups,
             Self::apply_policies,
             Self::receive_wal,
+            Self::archive_incoming,
             Self::back_up,
             Self::audit,
             Self::test_boot,
@@ -222,6 +224,27 @@ impl Round<'_> {
             return Ok(());
         }
         self.start(CronTask::ReceiveWal, subject)
+    }
+
+    /// Archives what lies in the server's directory.
+    fn archive_incoming(&mut self, subject: &Subject<'_>) -> Result<(), Error> {
+        let server = subject.server;
+        let directory = match &server.incoming_wals_directory {
+            Some(directory) if server.archiver != Archiver::Off => directory,
+            _ => return Ok(()),
+        };
+        let waiting = incoming::waiting(directory)
+            .map_err(|error| Error::failed(format!("Cannot read {}: {error}", directory.display())))?;
+        let last = subject.memory.tasks.get(&CronTask::ArchiveWal);
+        if waiting.is_empty()
+            || !due::may_try_again(last, self.now)
+            || self
+                .repository
+                .is_task_running(CronTask::ArchiveWal, Some(&server.name))?
+        {
+            return Ok(());
+        }
+        self.start(CronTask::ArchiveWal, subject)
     }
 
     fn back_up(&mut self, subject: &Subject<'_>) -> Result<(), Error> {

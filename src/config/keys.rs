@@ -41,6 +41,7 @@ const SERVER: &[&str] = &[
     "wal_streaming_conninfo",
     "active",
     "cluster",
+    "incoming_wals_directory",
     "basebackups_directory",
     "wals_directory",
 ];
@@ -92,10 +93,6 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
             "errors_directory",
             "xlogdb_directory",
         ],
-    ),
-    (
-        "WAL comes through 'wal-archive' or 'receive-wal', not as files in a directory",
-        &["incoming_wals_directory"],
     ),
     (
         "barmanfs runs as the user who calls it, the owner of the repository",

@@ -127,6 +127,8 @@ pub(crate) struct ServerConfig {
     pub(crate) failed_backup_retention: Age,
     /// The limits that `check` compares it with.
     pub(crate) limits: Limits,
+    /// The directory into which its WAL is copied.
+    pub(crate) incoming_wals_directory: Option<PathBuf>,
     /// How many received segments may wait to be archived; `None` for any number.
     pub(crate) max_incoming_wals_queue: Option<usize>,
     /// How long all checks may take; `None` for no limit.
@@ -172,6 +174,7 @@ impl ServerConfig {
             wal_retention_policy: WalPolicy::Main,
             failed_backup_retention: Age::days(FAILED_BACKUP_DAYS),
             limits: Limits::default(),
+            incoming_wals_directory: None,
             max_incoming_wals_queue: None,
             check_timeout: Some(CHECK_TIMEOUT),
         }

@@ -76,6 +76,7 @@ fn matters(task: CronTask, last: &TaskMemory, server: &ServerConfig, seen: &Seen
     let is_done_since = |backup: &Backup| backup.is_complete() && backup.begin_time > last.began_at;
     match task {
         CronTask::ReceiveWal => server.streaming_archiver && !seen.is_received,
+        CronTask::ArchiveWal => server.incoming_wals_directory.is_some(),
         CronTask::Backup => server.backup_schedule.is_some() && !seen.backups.iter().any(is_done_since),
         CronTask::BootTest => server.boot_test_schedule.is_some(),
         CronTask::Audit => server.audit_sample > 0,
@@ -94,6 +95,7 @@ fn runs(
     let scheduled = server.backup_schedule.is_some()
         || server.boot_test_schedule.is_some()
         || server.retention_policy.is_some();
+    let scheduled = scheduled || server.incoming_wals_directory.is_some();
     let needed = scheduled || (server.streaming_archiver && memory.ran_at.is_some());
     if !needed || !server.active {
         return None;

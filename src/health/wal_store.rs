@@ -5,8 +5,10 @@ use barmanfs_pg::wal_name::SegmentName;
 
 use super::Subject;
 use super::finding::{Finding, Findings};
-use crate::config::Archiver;
+use crate::config::{Archiver, ServerConfig};
 use crate::error::Error;
+use crate::incoming;
+use crate::invocation::Invocation;
 use crate::output;
 
 const ARCHIVE: &str = "WAL archive";
@@ -14,6 +16,9 @@ const SIZE: &str = "wal size";
 const RECEIVER: &str = "receive-wal running";
 const LEFT: &str = "empty streaming directory";
 const QUEUE: &str = "streaming WALs directory";
+const NOT_EMPTY: &str = "empty incoming directory";
+const INCOMING: &str = "incoming WALs directory";
+const SET_ASIDE: &str = "incoming errors";
 
 /// Checks archive and spool. `backups` are the server's own, oldest first.
 pub(super) fn check(
@@ -118,7 +123,42 @@ fn spool(
     }
     let is_used = server.streaming_archiver || receiver.is_some();
     findings.extend(judge(&spooled, is_used, server.max_incoming_wals_queue, &receive));
+    directory(server, subject.invocation, findings);
     Ok(spooled)
+}
+
+/// Checks the directory into which WAL is copied.
+fn directory(server: &ServerConfig, invocation: &Invocation, findings: &mut Findings) {
+    let Some(directory) = &server.incoming_wals_directory else {
+        return;
+    };
+    let place = directory.display();
+    let archive = invocation.with(&format!("archive-wal {}", server.name));
+    let waiting = match incoming::waiting(directory) {
+        Ok(names) => names.len(),
+        Err(error) => return findings.failed(INCOMING, format!("{place} cannot be read: {error}")),
+    };
+    let files = output::count(waiting, "file");
+    if server.archiver == Archiver::Off && waiting > 0 {
+        findings.failed(NOT_EMPTY, format!("{files} in {place}, and archiver is off"));
+    } else if let Some(max) = server.max_incoming_wals_queue.filter(|max| waiting > *max) {
+        findings.failed(
+            INCOMING,
+            format!("{files} in {place}, max_incoming_wals_queue is {max}: see what '{archive}' logs"),
+        );
+    }
+    let errors = incoming::errors_directory(directory);
+    let set_aside = incoming::waiting(&errors).map_or(0, |names| names.len());
+    if set_aside > 0 {
+        findings.failed(
+            SET_ASIDE,
+            format!(
+                "{} in {} could not be archived: look at them, and remove them",
+                output::count(set_aside, "file"),
+                errors.display()
+            ),
+        );
+    }
 }
 
 /// `is_used` is whether WAL is received as a stream, or should be.

@@ -49,6 +49,8 @@ const ERROR_BYTES: usize = 2000;
 pub enum CronTask {
     /// To receive a server's WAL as a stream.
     ReceiveWal,
+    /// To archive the WAL files that were put into a server's directory.
+    ArchiveWal,
     /// A scheduled backup of a server.
     Backup,
     /// A comparison of the newest incremental backup with its server.
@@ -64,8 +66,9 @@ pub enum CronTask {
 }
 
 /// All tasks.
-const TASKS: [CronTask; 7] = [
+const TASKS: [CronTask; 8] = [
     CronTask::ReceiveWal,
+    CronTask::ArchiveWal,
     CronTask::Backup,
     CronTask::Audit,
     CronTask::BootTest,
@@ -88,6 +91,7 @@ impl CronTask {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::ReceiveWal => "receive-wal",
+            Self::ArchiveWal => "archive-wal",
             Self::Backup => "backup",
             Self::Audit => "audit",
             Self::BootTest => "boot-test",

@@ -9,6 +9,7 @@ use barmanfs_catalog::{
 use barmanfs_pg::TimestampMicros;
 
 use super::super::App;
+use super::super::archive_wal;
 use super::super::retention::held_by_audit;
 use super::super::verify;
 use super::{BACKUPS_LOOKED_AT, audit, unheard};
@@ -89,6 +90,10 @@ fn of_one_server(
         CronTask::ReceiveWal => {
             receive::run(repository, server)?;
             Ok("stopped".to_owned())
+        }
+        CronTask::ArchiveWal => {
+            let names = archive_wal::archive_incoming(repository, server)?;
+            Ok(format!("archived {}", output::count(names.len(), "WAL file")))
         }
         CronTask::Backup => back_up(repository, server),
         CronTask::Audit => audit::run(repository, server),

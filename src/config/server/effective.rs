@@ -30,6 +30,12 @@ impl ServerConfig {
             ("wal_conninfo", of_wal(self.wal_sql_conninfo())),
             ("wal_streaming_conninfo", of_wal(self.wal_replication_conninfo())),
             (
+                "incoming_wals_directory",
+                self.incoming_wals_directory
+                    .as_ref()
+                    .map(|path| path.display().to_string()),
+            ),
+            (
                 "path_prefix",
                 self.path_prefix.as_ref().map(|path| path.display().to_string()),
             ),

@@ -89,6 +89,10 @@ impl ServerConfig {
             }
             "create_slot" => store(&mut self.create_slot, create_slot(value)),
             "wals_directory" => directory(value),
+            "incoming_wals_directory" => match value.contains("://") {
+                true => directory(value),
+                false => store_some(&mut self.incoming_wals_directory, absolute(value)),
+            },
             _ => return None,
         })
     }

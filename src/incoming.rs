@@ -1,0 +1,170 @@
+//! The directory into which a server's `archive_command` copies its WAL, with `cp` or `rsync`.
+//!
+//! A file counts when it has a WAL file's name and its content is whole; until then it may still be copied. What is archived
+//! is removed. What cannot be archived goes into `errors` beside the directory, and stops nothing behind it.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
+
+use barmanfs_catalog::{Error as CatalogError, Repository, Writer};
+use barmanfs_pg::wal_name::WalName;
+use barmanfs_store::open_regular;
+use jiff::Timestamp;
+
+use crate::arrival::{self, Arriving};
+use crate::config::ServerConfig;
+use crate::error::Error;
+
+/// How long after its last change a file that is not whole may still be copied.
+const COPIED_WITHIN: Duration = Duration::from_secs(600);
+
+/// The ending of names that are not final.
+const TEMPORARY: &str = ".tmp";
+
+/// The directory for what cannot be archived, beside the incoming one.
+const ERRORS: &str = "errors";
+
+/// What becomes of a file.
+enum Fate {
+    Archived,
+    /// It may still be copied.
+    Waits,
+    /// It cannot be archived: why, and the ending of its new name.
+    SetAside(Error, &'static str),
+}
+
+/// The names that wait in a directory, sorted; files that are being copied under another name do not count.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn waiting(directory: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name.starts_with('.') && !name.ends_with(TEMPORARY) && entry.file_type()?.is_file() {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Where files of this directory go that cannot be archived.
+pub(crate) fn errors_directory(directory: &Path) -> PathBuf {
+    directory.parent().unwrap_or(directory).join(ERRORS)
+}
+
+/// Archives what waits. Returns the names of what was archived.
+///
+/// # Errors
+/// When the directory cannot be read, or nothing can be archived now. Files that cannot be archived are logged.
+pub(crate) fn archive(
+    repository: &Repository,
+    server: &ServerConfig,
+    directory: &Path,
+) -> Result<Vec<String>, Error> {
+    let names = waiting(directory)
+        .map_err(|error| Error::failed(format!("Cannot read {}: {error}", directory.display())))?;
+    let writer = repository.writer("archive-wal")?;
+    let mut archived = Vec::new();
+    for name in names {
+        let path = directory.join(&name);
+        match archive_one(&writer, server, &name, &path)? {
+            Fate::Waits => {}
+            Fate::Archived => {
+                remove(&path)?;
+                archived.push(name);
+            }
+            Fate::SetAside(why, ending) => {
+                let place = set_aside(directory, &name, ending);
+                tracing::error!(
+                    "Server {}: {} is not archived, {}: {why}",
+                    server.name,
+                    path.display(),
+                    match place {
+                        Ok(place) => format!("and is now {}", place.display()),
+                        Err(error) => format!("and stays where it is ({error})"),
+                    }
+                );
+            }
+        }
+    }
+    Ok(archived)
+}
+
+fn archive_one(writer: &Writer, server: &ServerConfig, name: &str, path: &Path) -> Result<Fate, Error> {
+    let unusable = |why: String| match is_recent(path) {
+        true => Fate::Waits,
+        false => Fate::SetAside(Error::failed(why), "unknown"),
+    };
+    let wal_name = match WalName::from_str(name) {
+        Ok(wal_name) => wal_name,
+        Err(error) => return Ok(unusable(error.to_string())),
+    };
+    let file: File = match open_regular(path) {
+        // Another process has archived it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Fate::Waits),
+        other => other.map_err(|error| Error::failed(format!("Cannot read {}: {error}", path.display())))?,
+    };
+    let arriving = Arriving {
+        server: &server.name,
+        name: wal_name,
+        file,
+        origin: "archive-wal",
+    };
+    let arriving = match arriving.decompressed(writer.repository().path()) {
+        Ok(arriving) => arriving,
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            return Err(Error::failed(format!(
+                "Cannot decompress {}: {error}",
+                path.display()
+            )));
+        }
+        Err(error) => return Ok(unusable(format!("it cannot be decompressed: {error}"))),
+    };
+    match arriving.archive(writer) {
+        Ok(outcome) => Ok(match arrival::refusal(&server.name, &wal_name, &outcome) {
+            None => Fate::Archived,
+            Some(refusal) => Fate::SetAside(refusal, "duplicate"),
+        }),
+        Err(
+            error @ (CatalogError::Wal { .. }
+            | CatalogError::BadWalFile { .. }
+            | CatalogError::WalSize { .. }
+            | CatalogError::OtherSystem { .. }),
+        ) => Ok(unusable(error.to_string())),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether a file may still be copied.
+fn is_recent(path: &Path) -> bool {
+    let changed = fs::symlink_metadata(path).and_then(|metadata| metadata.modified());
+    let age = changed.map(|changed| SystemTime::now().duration_since(changed));
+    // A time in the future says nothing.
+    age.is_ok_and(|age| age.is_ok_and(|age| age < COPIED_WITHIN))
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::failed(format!(
+            "{} is archived and cannot be removed: {error}",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Moves a file out of the way; the new name says when, and why.
+fn set_aside(directory: &Path, name: &str, ending: &str) -> io::Result<PathBuf> {
+    let errors = errors_directory(directory);
+    fs::create_dir_all(&errors)?;
+    let stamp = Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
+    let place = errors.join(format!("{name}.{stamp}.{ending}"));
+    fs::rename(directory.join(name), &place)?;
+    Ok(place)
+}

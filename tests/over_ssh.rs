@@ -1,0 +1,419 @@
+//! WAL between hosts: `put-wal`, the clients for `archive_command` and `restore_command`, and the directory for copies.
+
+use crate::common::load::{assert_sums_agree, fill, transact, transactions};
+use crate::common::process::{Run, run, until};
+use crate::common::registry::topic;
+use crate::common::ssh::Ssh;
+use crate::common::{Install, Mount, PgServer, Site};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+topic! {
+    once a_cut_in_the_middle_of_recovery_stops_it_and_it_goes_on_later,
+    once many_waiting_segments_take_few_connections,
+    once put_wal_takes_all_or_says_what_it_refused,
+    once get_wal_gives_what_is_received_and_peeks,
+    once copies_in_a_directory_are_archived,
+    once barman_and_barmanfs_exchange_wal,
+}
+
+/// A server that archives through the client, over ssh.
+fn site_over_ssh(install: &'static Install) -> (Site, PgServer) {
+    let site = Site::with_repository();
+    let mut server = PgServer::init(install, &site.path("main"), &["--wal-segsize=1"]);
+    {
+        let ssh = Ssh::to_barmanfs(&site);
+        server.configure(&format!(
+            "archive_mode = on\narchive_command = '{} {} backup main %p'",
+            ssh.path(),
+            ssh.link("barman-wal-archive").display()
+        ));
+    }
+    site.write_config(&[("main", &server)]);
+    server.start();
+    (site, server)
+}
+
+fn archived(server: &PgServer) -> String {
+    server.query("SELECT last_archived_wal FROM pg_stat_archiver")
+}
+
+/// The segments of a server, as files that it does not recycle.
+fn kept_segments(site: &Site, server: &PgServer, count: usize) -> Vec<PathBuf> {
+    let kept = site.make_directory("kept");
+    (0..count)
+        .map(|_| {
+            server.query("CREATE TABLE IF NOT EXISTS filler (n int); INSERT INTO filler SELECT generate_series(1, 500)");
+            let name = server.query("SELECT pg_walfile_name(pg_current_wal_lsn())");
+            server.query("SELECT pg_switch_wal()");
+            let copy = kept.join(&name);
+            site.sh(&format!("cp '{}/pg_wal/{name}' '{}'", server.data.display(), copy.display()))
+                .ok();
+            copy
+        })
+        .collect()
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap().to_string_lossy().into_owned()
+}
+
+fn a_cut_in_the_middle_of_recovery_stops_it_and_it_goes_on_later(install: &'static Install) {
+    let (site, primary) = site_over_ssh(install);
+    fill(&primary, 2);
+    site.backup();
+    transact(&primary, 3000);
+    primary.archive_current_segment();
+    let mount = Mount::new(&site);
+    let mut copy = PgServer::on(install, &site.copy(&mount.path("main/latest"), "copy"));
+    mount.unmount();
+    let ssh = Ssh::of(&site);
+    let place = site.path("");
+    // The spool may have a few more segments, and then the next one cannot be fetched.
+    let command = format!(
+        "echo >> {place}count; test $(wc -l < {place}count) -ne 3 || touch {place}cut; {} {} -p 2 backup main %f %p",
+        ssh.path(),
+        ssh.link("barman-wal-restore").display(),
+        place = place.display()
+    );
+    copy.configure_auto(&format!(
+        "restore_command = '{command}'\nrecovery_target = ''\nrecovery_target_timeline = 'latest'"
+    ));
+    let started = copy.try_start();
+    if started.code() == Some(0) {
+        until("the server stops", || !copy.data.join("postmaster.pid").exists());
+    }
+    let log = copy.log();
+    assert!(log.contains("FATAL:  could not restore file"), "{log}");
+    assert!(!log.contains("selected new timeline ID"), "{log}");
+    assert_eq!(copy.timeline(), 1);
+
+    ssh.mend();
+    copy.start();
+    copy.wait_until_promoted();
+    assert_eq!(transactions(&copy), transactions(&primary));
+    assert_sums_agree(&copy);
+    let peeked = ssh
+        .commands()
+        .iter()
+        .filter(|line| line.contains("--peek"))
+        .count();
+    assert!(peeked > 0, "absence was not proven");
+}
+
+fn many_waiting_segments_take_few_connections(install: &'static Install) {
+    let (site, server) = site_over_ssh(install);
+    let ssh = Ssh::of(&site);
+    server.archive_current_segment();
+    ssh.cut();
+    let segments = kept_segments(&site, &server, 20);
+    let last = name_of(segments.last().unwrap());
+    let before = ssh.commands().len();
+    ssh.mend();
+    until("all is archived", || archived(&server) == last);
+    let taken = ssh.commands().len() - before;
+    assert!(taken <= 6, "{taken} connections for 20 segments");
+    for segment in &segments {
+        let printed = site.barmanfs(&["get-wal", "main", &name_of(segment)]).ok();
+        assert!(
+            printed.stdout == fs::read(segment).unwrap(),
+            "{}",
+            segment.display()
+        );
+    }
+}
+
+fn put_wal_takes_all_or_says_what_it_refused(install: &'static Install) {
+    let (site, server) = site_over_ssh(install);
+    let ssh = Ssh::of(&site);
+    ssh.cut();
+    let segments = kept_segments(&site, &server, 2);
+    ssh.mend();
+    let (one, two) = (segments[0].to_string_lossy(), segments[1].to_string_lossy());
+    let send = |words: &[&str]| run(&mut ssh.client(&ssh.link("barman-wal-archive"), words));
+    for form in [
+        "--gzip", "--bzip2", "--xz", "--zstd", "--lz4", "--snappy", "--md5",
+    ] {
+        send(&[form, "backup", "main", &one]).ok();
+    }
+    let printed = site.barmanfs(&["get-wal", "main", &name_of(&segments[0])]).ok();
+    assert!(printed.stdout == fs::read(&segments[0]).unwrap());
+    send(&["--test", "backup", "main", "-"])
+        .ok()
+        .says(&["Ready to accept WAL files for the server main"]);
+    send(&["backup", "nosuch", &one]).refused(1).says(&["nosuch"]);
+    ssh.cut();
+    send(&["backup", "main", &two]).refused(3);
+    ssh.mend();
+    send(&["backup", "main", &site.path("").to_string_lossy()]).refused(2);
+    let own = |words: &[&str]| {
+        let words = [&["wal-archive", "--remote", "b@backup:22"], words].concat();
+        run(&mut ssh.client(&site.program(), &words))
+    };
+    own(&["main", &two]).ok();
+
+    // Barman acknowledges this.
+    let mut other = fs::read(&segments[1]).unwrap();
+    let last = other.len() - 1;
+    other[last] ^= 1;
+    fs::write(&segments[1], other).unwrap();
+    send(&["backup", "main", &two])
+        .refused(1)
+        .says(&["other content"]);
+    own(&["main", &two]).refused(1).says(&["other content"]);
+
+    let half = site.sh(&format!(
+        "cd {}; {{ head -c 700000 /dev/zero | tr '\\0' x; }} | {} -c {} put-wal main",
+        site.path("").display(),
+        site.program().display(),
+        site.config().display()
+    ));
+    half.refused(1);
+}
+
+fn get_wal_gives_what_is_received_and_peeks(install: &'static Install) {
+    let (site, server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
+    let segments: Vec<String> = (0..4)
+        .map(|n| {
+            server.query(&format!("CREATE TABLE t{n} ()"));
+            server.archive_current_segment()
+        })
+        .collect();
+    let get = |words: &[&str]| site.barmanfs(&[&["get-wal"], words].concat());
+    assert_eq!(
+        get(&["-p", "3", "main", &segments[0]]).ok().text(),
+        segments[..3].join("\n")
+    );
+    assert_eq!(
+        get(&["--peek", "9", "main", &segments[1]]).ok().text(),
+        segments[1..].join("\n")
+    );
+    assert_eq!(
+        get(&["--peek", "9", "main", "0000000100000000000000F0"])
+            .ok()
+            .text(),
+        ""
+    );
+    get(&["--test", "main"])
+        .ok()
+        .says(&["Ready to retrieve WAL files from the server main"]);
+    get(&["--test", "nosuch"]).refused(202);
+    let plain = get(&["main", &segments[0]]).ok().stdout;
+    let out = site.make_directory("out");
+    get(&["-o", &out.to_string_lossy(), "main", &segments[0]]).ok();
+    assert!(fs::read(out.join(&segments[0])).unwrap() == plain);
+    get(&[
+        "-z",
+        "main",
+        &segments[0],
+        &out.join("gzipped.gz").to_string_lossy(),
+    ])
+    .ok();
+    let unzipped = site.sh(&format!("gzip -dc {}/gzipped.gz", out.display())).ok();
+    assert!(unzipped.stdout == plain);
+    assert!(
+        get(&["--keep-compression", "main", &segments[0]])
+            .ok()
+            .stdout
+            .starts_with(b"\x28\xb5\x2f\xfd")
+    );
+
+    // A segment that is received and not archived.
+    server.query("ALTER SYSTEM SET archive_command = 'false'");
+    server.query("SELECT pg_reload_conf()");
+    let mut receiver = site.spawn(&["receive-wal", "main"]);
+    server.query("CREATE TABLE received ()");
+    let current = server.query("SELECT pg_walfile_name(pg_current_wal_lsn())");
+    until("it is received", || {
+        get(&["-P", "main", &current]).code() == Some(0)
+    });
+    let partial = get(&["--partial", "main", &current]).ok().stdout;
+    assert_eq!(partial.len(), plain.len());
+    assert_eq!(get(&["main", &current]).code(), Some(1));
+    receiver.kill().unwrap();
+    receiver.wait().unwrap();
+}
+
+fn copies_in_a_directory_are_archived(install: &'static Install) {
+    let site = Site::with_repository();
+    let incoming = site.make_directory("incoming");
+    let mut server = PgServer::init(install, &site.path("main"), &["--wal-segsize=1"]);
+    server.configure(&format!(
+        "archive_mode = on\narchive_command = 'cp %p {}/%f'",
+        incoming.display()
+    ));
+    let key = format!("incoming_wals_directory = {}\n", incoming.display());
+    site.write_config_of(&server, &format!("archiver = on\n{key}"));
+    server.start();
+    let segments = kept_segments(&site, &server, 3);
+    let names: Vec<String> = segments.iter().map(|segment| name_of(segment)).collect();
+    until("all is copied", || archived(&server) == names[2]);
+    site.sh(&format!("gzip {}/{}", incoming.display(), names[1])).ok();
+    site.sh(&format!(
+        "cd {}; mv {}.gz {}",
+        incoming.display(),
+        names[1],
+        names[1]
+    ))
+    .ok();
+    let stranger = "0000000100000000000000EE";
+    site.sh(&format!(
+        "cd {}; echo no > {stranger}; touch -d '1 hour ago' {stranger}; echo > readme; touch -d '1 hour ago' readme; \
+         head -c 1000 {} > 0000000100000000000000EF; echo > .rsync.xyz",
+        incoming.display(),
+        names[0]
+    ))
+    .ok();
+    let done = site.barmanfs(&["archive-wal", "main"]).ok();
+    for name in &names {
+        assert!(done.text().lines().any(|line| line == name), "{done}");
+        let printed = site.barmanfs(&["get-wal", "main", name]).ok();
+        let kept = segments.iter().find(|kept| name_of(kept) == *name).unwrap();
+        assert!(printed.stdout == fs::read(kept).unwrap());
+    }
+    assert_eq!(site.list(&incoming), [".rsync.xyz", "0000000100000000000000EF"]);
+    let errors = site.list(&site.path("errors"));
+    assert_eq!(errors.len(), 2, "{errors:?}");
+    assert!(
+        errors[0].starts_with(stranger) && errors[0].ends_with(".unknown"),
+        "{errors:?}"
+    );
+    site.barmanfs(&["check", "main"])
+        .says(&["incoming errors: FAILED"]);
+
+    // cron does the same.
+    let next = name_of(&kept_segments(&site, &server, 1)[0]);
+    until("it is copied", || archived(&server) == next);
+    site.ok(&["cron"]);
+    until("it is archived", || {
+        site.barmanfs(&["get-wal", "main", &next]).code() == Some(0)
+    });
+}
+
+/// Barman 3.19, if it is installed: the command line that runs one of its programs.
+fn barman(program: &str) -> Option<String> {
+    let directory =
+        std::env::var("BARMANFS_TEST_BARMAN").unwrap_or("/var/cache/barmanfs-test/barman".to_owned());
+    let python = format!("{directory}/bin/python");
+    let found = Path::new(&python).exists();
+    if !found {
+        eprintln!("Without Barman in {directory}, nothing is exchanged with it");
+    }
+    found.then(|| format!("{python} {directory}/bin/{program}"))
+}
+
+fn barman_and_barmanfs_exchange_wal(install: &'static Install) {
+    let Some(server_program) = barman("barman") else {
+        return;
+    };
+    let (site, server) = site_over_ssh(install);
+    let ssh = Ssh::of(&site);
+    ssh.cut();
+    let segments = kept_segments(&site, &server, 3);
+    ssh.mend();
+    barmans_clients_work_against_us(&site, &segments);
+    our_clients_work_against_barman(&site, &segments, &server_program);
+}
+
+/// A command line of a shell that finds the site's ssh.
+fn as_client(site: &Site, line: &str) -> Run {
+    let ssh = Ssh::of(site);
+    run(&mut ssh.own_client(Path::new("/bin/sh"), &["-c", line]))
+}
+
+fn barmans_clients_work_against_us(site: &Site, segments: &[PathBuf]) {
+    let (archive, restore) = (
+        barman("barman-wal-archive").unwrap(),
+        barman("barman-wal-restore").unwrap(),
+    );
+    let one = &segments[0];
+    for options in ["", "--md5", "-z", "-j", "--xz"] {
+        as_client(
+            site,
+            &format!("{archive} {options} backup main {}", one.display()),
+        )
+        .ok();
+    }
+    as_client(site, &format!("{archive} -t backup main x"))
+        .ok()
+        .says(&["Ready to accept"]);
+    as_client(site, &format!("{archive} backup main {}", segments[1].display())).ok();
+    let place = site.path("");
+    for options in [
+        "",
+        "-z",
+        "-j",
+        "--keep-compression",
+        "-P",
+        &format!("-p 2 --spool-dir {}s", place.display()),
+    ] {
+        let fetched = site.path("fetched");
+        let line = format!(
+            "{restore} {options} backup main {} {}",
+            name_of(one),
+            fetched.display()
+        );
+        as_client(site, &line).ok();
+        assert!(fs::read(&fetched).unwrap() == fs::read(one).unwrap(), "{options}");
+    }
+    as_client(site, &format!("{restore} -t backup main f p"))
+        .ok()
+        .says(&["Ready to retrieve"]);
+    let absent = format!(
+        "{restore} backup main 0000000100000000000000F0 {}none",
+        place.display()
+    );
+    assert_eq!(as_client(site, &absent).code(), Some(1));
+    let unknown = format!("{restore} backup nosuch {} {}none", name_of(one), place.display());
+    as_client(site, &unknown).refused(201);
+}
+
+fn our_clients_work_against_barman(site: &Site, segments: &[PathBuf], program: &str) {
+    let home = site.make_directory("barman_home");
+    let config = format!(
+        "[barman]\nbarman_home = {0}\nbarman_user = root\nlog_file = {0}/log\nconfiguration_files_directory = {0}/none\n\
+         [main]\ndescription = x\nconninfo = host=/nowhere user=x dbname=x\nbackup_method = postgres\n\
+         streaming_conninfo = host=/nowhere user=x\narchiver = on\n",
+        home.display()
+    );
+    let file = site.write_file("real.conf", config.as_bytes());
+    let ssh = Ssh::to(site, &format!("exec {program} -c {} \"$@\"", file.display()));
+    let (archive, restore) = (ssh.link("barman-wal-archive"), ssh.link("barman-wal-restore"));
+    let send = |words: &[&str]| run(&mut ssh.own_client(&archive, words));
+    let fetch = |words: &[&str]| run(&mut ssh.own_client(&restore, words));
+    let (one, two) = (segments[0].to_string_lossy(), segments[1].to_string_lossy());
+    send(&["-t", "backup", "main", "x"])
+        .ok()
+        .says(&["Ready to accept"]);
+    send(&["backup", "main", &one]).ok();
+    send(&["--md5", "backup", "main", &one]).ok();
+    send(&["-z", "backup", "main", &two]).ok();
+    send(&["backup", "nosuch", &two]).refused(1);
+    let fetched = site.path("from_barman");
+    let fetched_text = fetched.to_string_lossy().into_owned();
+    for options in [&[][..], &["-z"], &["-j"], &["--keep-compression"], &["-P"]] {
+        fetch(
+            &[
+                options,
+                &["backup", "main", &name_of(&segments[0]), &fetched_text],
+            ]
+            .concat(),
+        )
+        .ok();
+        assert!(
+            fs::read(&fetched).unwrap() == fs::read(&segments[0]).unwrap(),
+            "{options:?}"
+        );
+    }
+    // Barman ends with 1 for both.
+    assert_eq!(
+        fetch(&["backup", "main", "0000000100000000000000F0", &fetched_text]).code(),
+        Some(1)
+    );
+    fetch(&["backup", "nosuch", &name_of(&segments[0]), &fetched_text]).refused(201);
+    fs::write(home.join("main/incoming").join(name_of(&segments[2])), "damaged").unwrap();
+    fetch(&["backup", "main", &name_of(&segments[2]), &fetched_text]).refused(201);
+    ssh.cut();
+    fetch(&["backup", "main", &name_of(&segments[0]), &fetched_text]).refused(255);
+    ssh.mend();
+}
