@@ -115,6 +115,12 @@ have python3 || install_packages python3   # looks for circles
 have openssl || install_packages openssl   # makes certificates for the tests of TLS
 have faketime || install_packages faketime # puts the program's clock forward
 have promtool || get_promtool || warn "Without promtool, a test does not look at the names of metrics"
+# WAL is exchanged with it.
+if barman=$(python_with barman barman); then
+    export BARMANFS_TEST_BARMAN=${barman%/bin/python}
+else
+    warn "Without Barman, a test does not exchange WAL with it"
+fi
 need_space "$root" 4000
 need_space "${TMPDIR:-/tmp}" 3000
 if [ ${#wanted[@]} -gt 0 ]; then

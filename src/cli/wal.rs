@@ -242,7 +242,7 @@ pub(crate) struct GetWalArgs {
     /// Compress it with bzip2
     #[arg(short = 'j', long, group = "form")]
     pub(crate) bzip2: bool,
-    /// Compress it with zstd, as it is stored
+    /// Compress it quickly, so that every client can read it
     #[arg(long, group = "form")]
     pub(crate) keep_compression: bool,
     /// Only say whether WAL of the server can be retrieved

@@ -66,10 +66,10 @@ pub(crate) fn run(app: &mut App, args: &GetWalArgs) -> Result<Outcome, Error> {
         (None, Some(dest)) if dest.is_dir() => Some(dest.join(text)),
         (None, dest) => dest.clone(),
     };
-    let form = form(args);
-    match (dest, form) {
-        (Some(dest), form) => {
-            write_file(&mut content, form, &dest).map_err(|error| {
+    let encoding = encoding(args);
+    match (dest, encoding) {
+        (Some(dest), encoding) => {
+            write_file(&mut content, encoding, &dest).map_err(|error| {
                 Error::failed(format!(
                     "Cannot copy WAL file {name} of server {server} to {}: {error}",
                     dest.display()
@@ -80,9 +80,9 @@ pub(crate) fn run(app: &mut App, args: &GetWalArgs) -> Result<Outcome, Error> {
             let what = format!("WAL file {name} of server {server}");
             app.out.copy(&mut content, &what)?;
         }
-        (None, Some(form)) => {
+        (None, Some((form, level))) => {
             let mut stdout = io::stdout().lock();
-            form.encode(None, &mut content, &mut stdout)
+            form.encode(level, &mut content, &mut stdout)
                 .and_then(|()| stdout.flush())
                 .map_err(|error| {
                     Error::failed(format!(
@@ -104,13 +104,18 @@ fn test(app: &mut App, args: &GetWalArgs) -> Result<Outcome, Error> {
     Ok(Outcome::Done)
 }
 
-fn form(args: &GetWalArgs) -> Option<Compression> {
+/// The form of the output, and its level.
+type Encoding = Option<(Compression, Option<i32>)>;
+
+/// Nothing is stored in a form that others read. `--keep-compression` is to be quick, and gzip is what every client can
+/// read: without a module for another form, Barman's ends with 1, and PostgreSQL takes that for the end of WAL.
+fn encoding(args: &GetWalArgs) -> Encoding {
     if args.gzip {
-        Some(Compression::Gzip)
+        Some((Compression::Gzip, None))
     } else if args.bzip2 {
-        Some(Compression::Bzip2)
+        Some((Compression::Bzip2, None))
     } else if args.keep_compression {
-        Some(Compression::Zstd)
+        Some((Compression::Gzip, Some(1)))
     } else {
         None
     }
@@ -211,13 +216,13 @@ impl Source<'_> {
 }
 
 /// Writes the complete file, or none: PostgreSQL must never see a short segment.
-fn write_file(content: &mut impl Read, form: Option<Compression>, dest: &Path) -> io::Result<()> {
+fn write_file(content: &mut impl Read, encoding: Encoding, dest: &Path) -> io::Result<()> {
     let part = beside(dest, "part");
     let mut write = || {
         let mut file = BufWriter::with_capacity(COPY_BYTES, File::create(&part)?);
-        match form {
+        match encoding {
             None => io::copy(content, &mut file).map(drop)?,
-            Some(form) => form.encode(None, content, &mut file)?,
+            Some((form, level)) => form.encode(level, content, &mut file)?,
         }
         file.flush()?;
         std::fs::rename(&part, dest)
@@ -246,7 +251,7 @@ mod tests {
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
         write_file(&mut b"abc".as_slice(), None, &dest).unwrap();
         assert_eq!(std::fs::read(&dest).unwrap(), b"abc");
-        write_file(&mut b"abc".as_slice(), Some(Compression::Gzip), &dest).unwrap();
+        write_file(&mut b"abc".as_slice(), Some((Compression::Gzip, None)), &dest).unwrap();
         assert!(std::fs::read(&dest).unwrap().starts_with(b"\x1f\x8b"));
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     }
