@@ -418,7 +418,7 @@ fn barmans_command_line_is_understood() {
     assert!(warned["main"].is_object(), "{warned}");
     // Under its own name the program is itself.
     site.barmanfs(&["list-backups", "nobody"]).refused(2);
-    site.barmanfs(&["archive-wal", "main"]).refused(2);
+    site.barmanfs(&["check-backup", "main"]).refused(2);
     site.barmanfs(&["-f", "json", "list-backups", "--json"])
         .refused(2);
 }
