@@ -65,6 +65,7 @@ mod wal_archive;
 mod wal_level;
 mod wal_recovery;
 mod watching;
+mod year;
 
 use common::{Install, Test};
 use libtest_mimic::Arguments;
@@ -85,6 +86,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("second_backup", second_backup::TESTS),
     ("incremental", incremental::TESTS),
     ("cron", cron::TESTS),
+    ("year", year::TESTS),
     ("troubled_disk", troubled_disk::TESTS),
     ("json_shape", json_shape::TESTS),
     ("clone_servers", clone_servers::TESTS),

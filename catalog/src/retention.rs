@@ -76,6 +76,9 @@ pub struct JudgedBackup {
     pub why: String,
     /// A person's decision to keep it.
     pub keep: Option<Keep>,
+    /// Whether the WAL from its start on is kept.
+    #[serde(skip)]
+    pub keeps_wal: bool,
     /// Whether the next run deletes it.
     pub deleted: bool,
     /// Why the next run does not delete it, though the rules say so.
@@ -237,7 +240,7 @@ impl Repository {
                 return Ok((Vec::new(), Some(why)));
             }
             // WAL may be replayed on what is read now, and on clones.
-            let only_its_end = judged.state.is_for_its_end()
+            let only_its_end = !judged.keeps_wal
                 && !self.is_being_read(backup)?
                 && !replaying.iter().any(|clone| clone.origin.backup == backup.id);
             needs.add(backup, only_its_end);
@@ -293,23 +296,20 @@ impl Repository {
         let newest_done = backups.iter().rev().find(|backup| is_judged(backup, server));
         let mut judged = Vec::new();
         for backup in backups.iter().rev() {
-            let (state, why, doomed) = match verdicts.remove(&backup.id) {
-                Some(verdict) => (
-                    verdict.state,
-                    verdict.why,
-                    verdict.state == RetentionState::Obsolete,
-                ),
-                None => {
-                    let (why, doomed) = unjudged(backup, newest_done, rules, now);
-                    (RetentionState::None, why, doomed)
+            let (verdict, doomed) = match verdicts.remove(&backup.id) {
+                Some(verdict) => {
+                    let doomed = verdict.state == RetentionState::Obsolete;
+                    (verdict, doomed)
                 }
+                None => unjudged(backup, newest_done, rules, now),
             };
             let held_by = if doomed { self.holder_of(backup)? } else { None };
             judged.push(JudgedBackup {
                 id: backup.id,
                 status: backup.status,
-                state,
-                why,
+                state: verdict.state,
+                why: verdict.why,
+                keeps_wal: verdict.keeps_wal,
                 keep: keeps.get(&backup.id).cloned(),
                 deleted: doomed && held_by.is_none(),
                 held_by,
@@ -360,22 +360,25 @@ fn verdicts(candidates: Vec<Candidate>, rules: &RetentionRules, at: &Circumstanc
                 .any(|other| other.id == verdict.id && other.state == RetentionState::Obsolete)
         });
         let is_kept = matches!(verdict.state, RetentionState::Valid | RetentionState::None);
-        if needs_no_wal && is_kept {
-            verdict.state = RetentionState::ValidForItsEnd;
-            verdict.why = format!("{}; WAL is kept for newer ones only ({})", verdict.why, rules.wal);
+        if needs_no_wal {
+            verdict.keeps_wal &= verdict.state == RetentionState::KeptFull;
+            if is_kept {
+                verdict.state = RetentionState::ValidForItsEnd;
+                verdict.why = format!("{}; WAL is kept for newer ones only ({})", verdict.why, rules.wal);
+            }
         }
     }
     verdicts
 }
 
-/// Why no policy applies to a backup, and whether it is deleted all the same.
+/// What is said of a backup that no policy applies to, and whether it is deleted all the same.
 fn unjudged(
     backup: &Backup,
     newest_done: Option<&Backup>,
     rules: &RetentionRules,
     now: TimestampMicros,
-) -> (String, bool) {
-    match backup.status {
+) -> (Verdict, bool) {
+    let (why, doomed) = match backup.status {
         BackupStatus::Failed => {
             let is_followed = newest_done.is_some_and(|done| done.begin_time > backup.begin_time);
             let since = backup.end_time.unwrap_or(backup.begin_time).unix_micros();
@@ -384,13 +387,20 @@ fn unjudged(
                 since.saturating_add(kept) < now.unix_micros()
             });
             match (is_followed, is_old) {
-                (true, true) => ("it failed long ago, and a newer one is complete".to_owned(), true),
-                _ => ("it failed".to_owned(), false),
+                (true, true) => ("it failed long ago, and a newer one is complete", true),
+                _ => ("it failed", false),
             }
         }
-        BackupStatus::Started => ("it is running".to_owned(), false),
-        BackupStatus::WaitingForWals => ("it waits for WAL".to_owned(), false),
-        BackupStatus::Done if !backup.is_of_server() => ("it was made of a clone".to_owned(), false),
-        BackupStatus::Done => ("it is of a history that was left".to_owned(), false),
-    }
+        BackupStatus::Started => ("it is running", false),
+        BackupStatus::WaitingForWals => ("it waits for WAL", false),
+        BackupStatus::Done if !backup.is_of_server() => ("it was made of a clone", false),
+        BackupStatus::Done => ("it is of a history that was left", false),
+    };
+    let verdict = Verdict {
+        id: backup.id,
+        state: RetentionState::None,
+        why: why.to_owned(),
+        keeps_wal: true,
+    };
+    (verdict, doomed)
 }

@@ -87,6 +87,8 @@ pub(crate) struct PgServer {
     /// The base of the names of its socket directory and log; not the data directory itself, if that is on a mount.
     name: PathBuf,
     running: bool,
+    /// What else its processes have in their environment, as `env` takes it.
+    pub(crate) environment: Vec<String>,
 }
 
 /// No test checks the effect of a lost machine on a server, so these do not wait for the disk.
@@ -113,6 +115,7 @@ impl PgServer {
             data: data.to_owned(),
             name: name.to_owned(),
             running: false,
+            environment: Vec::new(),
         };
         let sockets = server.sockets();
         if !sockets.exists() {
@@ -175,8 +178,9 @@ impl PgServer {
     }
 
     fn pg_ctl(&self, arguments: &[&str]) -> Run {
-        run(self
-            .command("pg_ctl")
+        run(command("env", parent(&self.name))
+            .args(&self.environment)
+            .arg(self.install.program("pg_ctl"))
             .args(["-s", "-w", "-t", "120", "-D"])
             .arg(&self.data)
             .args(arguments))

@@ -54,9 +54,9 @@ impl RetentionState {
         }
     }
 
-    /// Whether only the WAL between its start and its end is kept for it.
-    pub(super) fn is_for_its_end(self) -> bool {
-        matches!(self, Self::ValidForItsEnd | Self::KeptStandalone)
+    /// Whether a policy that says this keeps the WAL from the backup's start on.
+    fn keeps_wal(self) -> bool {
+        matches!(self, Self::Valid | Self::PotentiallyObsolete | Self::None)
     }
 }
 
@@ -77,6 +77,8 @@ pub(super) struct Verdict {
     pub(super) id: BackupId,
     pub(super) state: RetentionState,
     pub(super) why: String,
+    /// Whether the WAL from its start on is kept. A person's decision never keeps less than the policy.
+    pub(super) keeps_wal: bool,
 }
 
 /// The moment and the place of a decision.
@@ -106,6 +108,7 @@ pub(super) fn judge(
 impl Candidate {
     /// What a person's decision makes of it, else `state`.
     fn verdict(&self, state: RetentionState, why: impl Into<String>) -> Verdict {
+        let keeps_wal = state.keeps_wal() || self.kept == Some(KeepTarget::Full);
         let (state, why) = match self.kept {
             Some(KeepTarget::Full) => (RetentionState::KeptFull, "somebody keeps it".to_owned()),
             Some(KeepTarget::Standalone) => (
@@ -118,6 +121,7 @@ impl Candidate {
             id: self.id,
             state,
             why,
+            keeps_wal,
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::archive::keep::KeepTarget;
-use crate::retention::{BackupPolicy, RetentionPlan, RetentionRules, RetentionState, WalPolicy};
+use crate::retention::{BackupPolicy, RetentionPlan, RetentionRules, WalPolicy};
 use std::num::NonZeroU32;
 
 /// What somebody does before retention runs.
@@ -76,13 +76,6 @@ fn reached(archive: &Archive, world: &World) -> BTreeMap<BackupId, Vec<(TargetSp
     plans
 }
 
-fn has_wal_behind_its_end(state: RetentionState) -> bool {
-    matches!(
-        state,
-        RetentionState::Valid | RetentionState::KeptFull | RetentionState::PotentiallyObsolete
-    )
-}
-
 fn check_still_reached(
     archive: &Archive,
     plan: &RetentionPlan,
@@ -90,7 +83,7 @@ fn check_still_reached(
 ) {
     for judged in plan.backups.iter().filter(|judged| !judged.deleted) {
         for (spec, reached) in &before[&judged.id] {
-            if has_wal_behind_its_end(judged.state) || spec.target == Target::Immediate {
+            if judged.keeps_wal || spec.target == Target::Immediate {
                 let mut now = archive.repository.plan(&archive.server, spec).unwrap();
                 // Notes are about what there is besides, such as other restore points of the name.
                 if let Ok(plan) = &mut now {
@@ -104,23 +97,18 @@ fn check_still_reached(
 
 /// Each segment that is left is needed by a backup that is left, or is of the newest timeline before its first backup.
 fn check_nothing_is_left_over(archive: &Archive, world: &World, plan: &RetentionPlan) {
-    let states: BTreeMap<BackupId, RetentionState> = plan
+    let keeping: BTreeMap<BackupId, bool> = plan
         .backups
         .iter()
         .filter(|judged| !judged.deleted)
-        .map(|judged| (judged.id, judged.state))
+        .map(|judged| (judged.id, judged.keeps_wal))
         .collect();
-    let left = |backup: &&ModelBackup| states.contains_key(&backup.id);
+    let left = |backup: &&ModelBackup| keeping.contains_key(&backup.id);
     let anchors: Vec<&ModelBackup> = world
         .backups
         .iter()
         .filter(left)
-        .filter(|backup| {
-            !matches!(
-                states[&backup.id],
-                RetentionState::ValidForItsEnd | RetentionState::KeptStandalone
-            )
-        })
+        .filter(|backup| keeping[&backup.id])
         .collect();
     if anchors.is_empty() {
         return;

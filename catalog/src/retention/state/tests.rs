@@ -111,6 +111,31 @@ fn what_a_person_keeps_is_not_judged() {
     );
 }
 
+/// Somebody who keeps last night's backup for its own end does not want to lose the day after it.
+#[test]
+fn a_backup_kept_for_its_own_end_loses_no_wal_that_the_policy_keeps() {
+    let at = Circumstances {
+        now: TimestampMicros::from_unix_micros(9 * DAY),
+        zone: TimeZone::UTC,
+        minimum_redundancy: 0,
+    };
+    let mut backups = daily(0..9);
+    for backup in &mut backups {
+        backup.kept = Some(KeepTarget::Standalone);
+    }
+    for (policy, keeping) in [
+        ("REDUNDANCY 2", 2),
+        ("RECOVERY WINDOW OF 3 DAYS", 9),
+        ("KEEP 2 DAILY 2 WEEKLY", 2),
+    ] {
+        let policy: BackupPolicy = policy.parse().unwrap();
+        let verdicts = judge(backups.clone(), Some(&policy), &at);
+        let keeps: Vec<bool> = verdicts.iter().map(|verdict| verdict.keeps_wal).collect();
+        let expected: Vec<bool> = (0..9).map(|place| place < keeping).collect();
+        assert_eq!(keeps, expected, "{policy}");
+    }
+}
+
 #[test]
 fn generations_keep_the_newest_of_each_period() {
     // 1970-01-01 was a Thursday. Two backups a day for three weeks.
