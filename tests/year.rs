@@ -1,11 +1,11 @@
 //! A repository that keeps itself, over a long time: a backup each day, WAL all day, one policy after the other, and kills.
 //!
-//! By default three weeks; `BARMANFS_TEST_DAYS=365` makes it a year, which takes about half an hour. Server and program
+//! By default three weeks; `BARMANFS_TEST_DAYS=365` makes it a year, which takes about ten minutes. Server and program
 //! have a clock of their own ([`Clock`]). What must hold at the end: everything that is kept can be recovered, and takes
 //! no more space than it needs.
 
 use crate::common::clock::Clock;
-use crate::common::process::{COMMAND_LIMIT, Run, until, wait};
+use crate::common::process::{COMMAND_LIMIT, Run, run, state_of, until, wait};
 use crate::common::random::Random;
 use crate::common::registry::topic;
 use crate::common::site::bytes_under;
@@ -16,6 +16,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 topic! {
@@ -269,28 +270,31 @@ impl Year {
     fn cron(&mut self, victim: &mut Option<&'static str>) -> usize {
         let mut command = self.clock.command(&self.site, &["cron"]);
         let delay = self.random.duration_below(KILLED_WITHIN);
-        let started = if *victim == Some("cron") {
-            let mut cron = command.spawn().unwrap();
+        let mut started = Vec::new();
+        if *victim == Some("cron") {
+            let mut cron = command.stdout(Stdio::null()).spawn().unwrap();
             std::thread::sleep(delay / 8);
             let _ended = cron.kill();
             wait(&mut cron, COMMAND_LIMIT).unwrap();
+            started = tasks(&self.site);
             *self.kills.entry("cron").or_default() += 1;
-            *victim = None;
-            1
         } else {
-            let said = crate::common::process::run(&mut command).ok().text();
-            said.lines().filter(|line| line.starts_with("Starting")).count()
-        };
-        if let Some(name) = *victim
-            && let Some(task) = tasks(&self.site, Some(name)).first()
-        {
-            std::thread::sleep(delay);
-            let _ended = kill_process(*task, Signal::KILL);
-            *self.kills.entry(name).or_default() += 1;
-            *victim = None;
+            let said = run(&mut command).ok().text();
+            started.extend(said.lines().filter_map(Task::started));
         }
-        until("all tasks have ended", || tasks(&self.site, None).is_empty());
-        started
+        let doomed = victim.and_then(|name| started.iter().find(|task| task.name == name));
+        if let Some(task) = doomed {
+            std::thread::sleep(delay);
+            let _ended = kill_process(task.process, Signal::KILL);
+            *self.kills.entry(task.name).or_default() += 1;
+        }
+        if doomed.is_some() || *victim == Some("cron") {
+            *victim = None;
+            started.iter().for_each(Task::wait);
+            return started.len().max(1);
+        }
+        started.iter().for_each(Task::wait);
+        started.len()
     }
 
     /// The complete and other backups in `list-backups`, oldest first.
@@ -509,20 +513,49 @@ fn timestamp(seconds: u64) -> jiff::Timestamp {
     jiff::Timestamp::from_second(i64::try_from(seconds).unwrap()).unwrap()
 }
 
-/// The processes that cron has started for this site, of this task or of any.
-fn tasks(site: &Site, task: Option<&str>) -> Vec<Pid> {
+/// A process that cron has started.
+struct Task {
+    name: &'static str,
+    process: Pid,
+}
+
+impl Task {
+    /// From the line `Starting backup for server main (process 17)`.
+    fn started(line: &str) -> Option<Self> {
+        let words: Vec<&str> = line.strip_prefix("Starting ")?.split([' ', ')']).collect();
+        let at = words.iter().position(|word| *word == "(process")?;
+        Self::of(words[0], words[at + 1])
+    }
+
+    fn of(name: &str, process: &str) -> Option<Self> {
+        Some(Self {
+            name: VICTIMS.iter().find(|known| **known == name)?,
+            process: Pid::from_raw(process.parse().ok()?)?,
+        })
+    }
+
+    /// Until it has no locks any more. While a process ends, it has locks for longer than a command line.
+    fn wait(&self) {
+        let process = self.process.as_raw_nonzero().to_string();
+        until("a task has ended", || {
+            state_of(&process).is_none_or(|state| state == 'Z')
+        });
+    }
+}
+
+/// The processes that cron has started for this site and that have not ended.
+fn tasks(site: &Site) -> Vec<Task> {
     let program = site.program().to_string_lossy().into_owned();
-    let is_one = |process: &str| {
-        let line = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
-        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-        let found = words.iter().position(|word| *word == b"--task");
-        words[0] == program.as_bytes()
-            && found.is_some_and(|at| task.is_none_or(|task| words[at + 1] == task.as_bytes()))
+    let task_of = |process: String| {
+        let line = fs::read(format!("/proc/{process}/cmdline")).ok()?;
+        let words: Vec<&str> = line
+            .split(|byte| *byte == 0)
+            .map(|word| std::str::from_utf8(word).unwrap_or_default())
+            .collect();
+        let at = words.iter().position(|word| *word == "--task")?;
+        (words[0] == program).then(|| Task::of(words[at + 1], &process))?
     };
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let names = processes.filter_map(|process| process.file_name().into_string().ok());
-    names
-        .filter(|name| is_one(name))
-        .filter_map(|name| Pid::from_raw(name.parse().ok()?))
-        .collect()
+    names.filter_map(task_of).collect()
 }

@@ -10,4 +10,6 @@ pub(crate) mod sweep;
 pub(crate) mod verify;
 
 #[cfg(test)]
+mod short_commands;
+#[cfg(test)]
 mod tests;

@@ -71,6 +71,7 @@ mod tests {
             state: *state,
             why: String::new(),
             keep: None,
+            keeps_wal: true,
             deleted: false,
             held_by: None,
         };

@@ -38,6 +38,20 @@ const IDLE_READERS_MAX: usize = 8;
 /// WAL; a checkpoint costs two fsyncs and the writes of its pages. The limit is about fifteen archived segments.
 const WAL_LIMIT_BYTES: u64 = 2 * 1024 * 1024;
 
+/// With this value of `auto_vacuum`, free pages can be given back to the file system a few at a time.
+const INCREMENTAL: i64 = 2;
+
+/// The file is made smaller when one in so many of its pages is free. Fewer are soon used again.
+const FREE_PAGES_SHARE: i64 = 10;
+
+/// Number of pages that one transaction gives back: it moves as many others, a MiB, and no writer waits longer for that
+/// than for a large pack.
+const PAGES_GIVEN_BACK: i64 = 256;
+
+/// The largest catalog of an earlier release that is copied as a whole to make it smaller. Writers wait meanwhile: far less
+/// than [`BUSY_TIMEOUT`].
+const COPIED_BYTES_MAX: i64 = 1 << 30;
+
 /// Page cache of one connection, in KiB. The operating system caches the file anyway; this saves system calls for
 /// the upper levels of the trees.
 const CACHE_KIB: i64 = 4096;
@@ -95,6 +109,7 @@ impl Db {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
         let create = || -> Result<()> {
             let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+            allow_shrinking(&connection)?;
             connection.pragma_update(None, "journal_mode", "WAL")?;
             connection.pragma_update(None, "synchronous", "FULL")?;
             create_tables(&connection)
@@ -217,12 +232,70 @@ impl Db {
         }
     }
 
-    /// Checkpoints and truncates a WAL that has become long. It never waits: if a reader still uses the WAL, it stays
-    /// as it is until the next commit. An error does no harm either: what was committed is durable in the WAL.
+    /// Gives the pages that are free back to the file system, if they are many. Others may read and write meanwhile.
+    ///
+    /// # Errors
+    /// When there is no space for the pages that have to be moved. Nothing is lost then.
+    pub(crate) fn shrink(&self) -> Result<()> {
+        let (pages, free, page_bytes, mode) = self.read(|db| {
+            let number = |name| db.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+            Ok((
+                number("page_count")?,
+                number("freelist_count")?,
+                number("page_size")?,
+                number("auto_vacuum")?,
+            ))
+        })?;
+        if free.saturating_mul(FREE_PAGES_SHARE) <= pages {
+            return Ok(());
+        }
+        if mode != INCREMENTAL {
+            return match pages.saturating_mul(page_bytes) <= COPIED_BYTES_MAX {
+                true => self.copy_smaller(),
+                false => Ok(()),
+            };
+        }
+        for _ in 0..free / PAGES_GIVEN_BACK + 1 {
+            let some = format!("PRAGMA incremental_vacuum({PAGES_GIVEN_BACK})");
+            self.write(|transaction| {
+                // Each step gives one page back.
+                let mut statement = transaction.prepare(&some)?;
+                let mut steps = statement.query([])?;
+                while steps.next()?.is_some() {}
+                Ok(())
+            })?;
+        }
+        if let Some((_, link)) = lock(&self.writer).as_ref() {
+            Self::empty_wal(&link.connection);
+        }
+        Ok(())
+    }
+
+    /// The same for a catalog that an earlier release made: from then on, it is made smaller in parts.
+    fn copy_smaller(&self) -> Result<()> {
+        let copy = || -> Result<()> {
+            let link = self.connect()?;
+            link.connection.pragma_update(None, "auto_vacuum", INCREMENTAL)?;
+            link.connection.execute_batch("VACUUM")?;
+            if !link.alone {
+                Self::empty_wal(&link.connection);
+            }
+            Ok(())
+        };
+        copy().map_err(|error| error.in_catalog(&self.path))
+    }
+
+    /// Empties a WAL that has become long.
     fn empty_long_wal(&self, connection: &Connection) {
         if fs::metadata(with_suffix(&self.path, "-wal")).is_ok_and(|wal| wal.len() <= WAL_LIMIT_BYTES) {
             return;
         }
+        Self::empty_wal(connection);
+    }
+
+    /// Checkpoints and truncates the WAL. It never waits: if a reader still uses the WAL, it stays as it is until the next
+    /// commit. An error does no harm either: what was committed is durable in the WAL.
+    fn empty_wal(connection: &Connection) {
         let empty = || -> rusqlite::Result<()> {
             connection.busy_timeout(Duration::ZERO)?;
             let emptied = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
@@ -256,6 +329,11 @@ pub(crate) fn remove_catalog(catalog: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Lets [`Db::shrink`] work in parts, if the file has nothing in it yet.
+pub(crate) fn allow_shrinking(connection: &Connection) -> Result<()> {
+    Ok(connection.pragma_update(None, "auto_vacuum", INCREMENTAL)?)
 }
 
 /// Creates the tables in an empty file.
@@ -385,6 +463,8 @@ fn connect_as(path: &Path, access: Access, derive: Derive) -> Result<Connection>
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    #[cfg(test)]
+    statements::note(&mut connection)?;
     match layout(&connection)? {
         schema::LAYOUT => {}
         schema::OLDEST_LAYOUT..schema::LAYOUT => upgrade(&mut connection, derive)?,
@@ -422,5 +502,119 @@ fn identify(path: &Path) -> Result<Identity> {
             path: path.to_path_buf(),
         }),
         Err(source) => Err(Error::io("inspect", path, source)),
+    }
+}
+
+/// For tests: the statements that a thread runs.
+#[cfg(test)]
+pub(crate) mod statements {
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+
+    use rusqlite::Connection;
+    use rusqlite::trace::{TraceEvent, TraceEventCodes};
+
+    thread_local! {
+        static SEEN: RefCell<Option<BTreeSet<String>>> = const { RefCell::new(None) };
+    }
+
+    /// Lets a connection note its statements in the thread that runs them, while that wants to know.
+    pub(super) fn note(connection: &mut Connection) -> rusqlite::Result<()> {
+        connection.trace_v2(
+            TraceEventCodes::SQLITE_TRACE_STMT,
+            Some(|event: TraceEvent<'_>| {
+                if let TraceEvent::Stmt(_, sql) = event {
+                    SEEN.with_borrow_mut(|seen| seen.as_mut().map(|seen| seen.insert(sql.to_owned())));
+                }
+            }),
+        )
+    }
+
+    /// The statements that some work runs in this thread.
+    pub(crate) fn of(work: impl FnOnce()) -> BTreeSet<String> {
+        SEEN.set(Some(BTreeSet::new()));
+        work();
+        SEEN.take().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::repository::temporary;
+
+    /// Rows that take a few hundred pages, of which most go again.
+    fn grow_and_empty(db: &Db) {
+        db.write(|transaction| {
+            Ok(transaction.execute_batch(
+                "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 20000)
+                 INSERT INTO records (id, kind, payload) SELECT randomblob(16), 1, zeroblob(200) FROM n;
+                 DELETE FROM records WHERE seq % 100 <> 0",
+            )?)
+        })
+        .unwrap();
+    }
+
+    fn pages(db: &Db) -> (i64, i64) {
+        let number =
+            |name| move |db: &Connection| Ok(db.pragma_query_value(None, name, |row| row.get::<_, i64>(0))?);
+        (
+            db.read(number("page_count")).unwrap(),
+            db.read(number("freelist_count")).unwrap(),
+        )
+    }
+
+    fn assert_is_smaller(db: &Db) {
+        let (before, free) = pages(db);
+        assert!(
+            before > 1000 && free > before / 2,
+            "{free} of {before} pages are free"
+        );
+        db.shrink().unwrap();
+        let (after, free) = pages(db);
+        assert!(
+            after * 2 < before && free == 0,
+            "{after} of {before} pages, {free} free"
+        );
+        let bytes = fs::metadata(&db.path).unwrap().len();
+        assert_eq!(bytes, u64::try_from(after).unwrap() * 4096);
+        assert_eq!(db.faults().unwrap(), Vec::<String>::new());
+        let rows: i64 = db
+            .read(|db| Ok(db.query_row("SELECT count(*) FROM records", [], |row| row.get(0))?))
+            .unwrap();
+        assert_eq!(rows, 200);
+    }
+
+    #[test]
+    fn free_pages_are_given_back() {
+        let (_directory, repository) = temporary();
+        grow_and_empty(&repository.db);
+        assert_is_smaller(&repository.db);
+    }
+
+    #[test]
+    fn a_catalog_of_an_earlier_release_becomes_smaller_and_then_gives_back_in_parts() {
+        let (_directory, repository) = temporary();
+        let db = &repository.db;
+        // As it was before they were made to give pages back.
+        let link = db.connect().unwrap();
+        link.connection
+            .execute_batch("PRAGMA auto_vacuum = NONE; VACUUM")
+            .unwrap();
+        drop(link);
+        grow_and_empty(db);
+        assert_is_smaller(db);
+        db.write(|transaction| Ok(transaction.execute_batch("DELETE FROM records")?))
+            .unwrap();
+        grow_and_empty(db);
+        assert_is_smaller(db);
+    }
+
+    #[test]
+    fn few_free_pages_stay() {
+        let (_directory, repository) = temporary();
+        let before = pages(&repository.db);
+        repository.db.shrink().unwrap();
+        assert_eq!(pages(&repository.db), before);
     }
 }

@@ -6,7 +6,7 @@
 //! tables from its records; if it changes more, the catalog is rebuilt from the packs.
 
 /// Number of this layout, kept in SQLite's `user_version`.
-pub(crate) const LAYOUT: i64 = 7;
+pub(crate) const LAYOUT: i64 = 8;
 
 /// The oldest layout with the same tables of packs, chunks and records.
 pub(crate) const OLDEST_LAYOUT: i64 = 1;
@@ -63,13 +63,15 @@ CREATE TABLE record_packs (
 CREATE INDEX record_packs_by_pack ON record_packs (pack);
 ";
 
-/// The tables that hold what the records mean.
-pub(crate) const MEANINGS: [&str; 16] = [
+/// The tables that hold what the records mean, and totals.
+pub(crate) const MEANINGS: [&str; 18] = [
+    "pack_totals",
     "deletions",
     "servers",
     "backups",
     "keeps",
     "wal",
+    "wal_totals",
     "wal_removals",
     "quarantine",
     "segments",
@@ -98,6 +100,26 @@ pub(crate) const GO_WITH_THEIR_RECORD: [&str; 7] = [
 pub(crate) const CREATE_MEANINGS: &str = "
 -- Nearly all records are of archived files, kind 2.
 CREATE INDEX IF NOT EXISTS records_but_wal ON records (kind) WHERE kind <> 2;
+
+-- One row: what all packs have together. Kept by triggers, so that no command has to read all rows.
+CREATE TABLE pack_totals (packs INTEGER NOT NULL, bytes INTEGER NOT NULL, condemned INTEGER NOT NULL);
+INSERT INTO pack_totals SELECT count(*), coalesce(sum(bytes), 0), count(condemned_at) FROM packs;
+DROP TRIGGER IF EXISTS pack_enters;
+CREATE TRIGGER pack_enters AFTER INSERT ON packs BEGIN
+    UPDATE pack_totals SET packs = packs + 1, bytes = bytes + new.bytes,
+        condemned = condemned + (new.condemned_at IS NOT NULL);
+END;
+DROP TRIGGER IF EXISTS pack_leaves;
+CREATE TRIGGER pack_leaves AFTER DELETE ON packs BEGIN
+    UPDATE pack_totals SET packs = packs - 1, bytes = bytes - old.bytes,
+        condemned = condemned - (old.condemned_at IS NOT NULL);
+END;
+DROP TRIGGER IF EXISTS pack_is_condemned;
+CREATE TRIGGER pack_is_condemned AFTER UPDATE OF bytes, condemned_at ON packs BEGIN
+    UPDATE pack_totals SET bytes = bytes + new.bytes - old.bytes,
+        condemned = condemned + (new.condemned_at IS NOT NULL) - (old.condemned_at IS NOT NULL);
+END;
+
 CREATE TABLE deletions (annulled BLOB NOT NULL, record INTEGER NOT NULL, PRIMARY KEY (annulled, record)) WITHOUT ROWID;
 CREATE TABLE servers (name TEXT NOT NULL PRIMARY KEY, system_id TEXT NOT NULL, record INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE backups (
@@ -121,6 +143,35 @@ CREATE TABLE wal (
     PRIMARY KEY (server, name)
 ) WITHOUT ROWID;
 CREATE INDEX wal_by_record ON wal (record);
+-- What the files of an archive have together whose names begin with the same sixteen characters: timeline and log. Kept by
+-- triggers; a row goes with its last file.
+CREATE TABLE wal_totals (
+    server TEXT NOT NULL,
+    stretch TEXT NOT NULL,
+    files INTEGER NOT NULL,
+    logical_bytes INTEGER NOT NULL,
+    new_stored_bytes INTEGER NOT NULL,
+    PRIMARY KEY (server, stretch)
+) WITHOUT ROWID;
+CREATE TRIGGER wal_enters AFTER INSERT ON wal BEGIN
+    INSERT INTO wal_totals (server, stretch, files, logical_bytes, new_stored_bytes)
+        VALUES (new.server, substr(new.name, 1, 16), 1, new.size_bytes, new.new_stored_bytes)
+        ON CONFLICT (server, stretch) DO UPDATE SET files = files + 1,
+            logical_bytes = logical_bytes + excluded.logical_bytes,
+            new_stored_bytes = new_stored_bytes + excluded.new_stored_bytes;
+END;
+CREATE TRIGGER wal_leaves AFTER DELETE ON wal BEGIN
+    UPDATE wal_totals SET files = files - 1, logical_bytes = logical_bytes - old.size_bytes,
+        new_stored_bytes = new_stored_bytes - old.new_stored_bytes
+        WHERE server = old.server AND stretch = substr(old.name, 1, 16);
+    DELETE FROM wal_totals WHERE server = old.server AND stretch = substr(old.name, 1, 16) AND files = 0;
+END;
+-- Another record gets the name; the name stays.
+CREATE TRIGGER wal_changes AFTER UPDATE OF size_bytes, new_stored_bytes ON wal BEGIN
+    UPDATE wal_totals SET logical_bytes = logical_bytes + new.size_bytes - old.size_bytes,
+        new_stored_bytes = new_stored_bytes + new.new_stored_bytes - old.new_stored_bytes
+        WHERE server = new.server AND stretch = substr(new.name, 1, 16);
+END;
 -- Ranges of names whose files were removed from a server's archive, if they were archived by then.
 CREATE TABLE wal_removals (
     record INTEGER NOT NULL PRIMARY KEY,
@@ -299,7 +350,7 @@ mod tests {
             .collect();
         assert_eq!(
             (LAYOUT, crc32c::crc32c(tables.as_bytes())),
-            (7, 2_253_117_436),
+            (8, 358_724_314),
             "The tables have changed: raise LAYOUT, and put the new pair here"
         );
     }

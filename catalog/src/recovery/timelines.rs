@@ -146,8 +146,17 @@ impl Repository {
 
     pub(crate) fn history_files(&self, server: &ServerName) -> Result<Vec<TimelineId>> {
         let names: Vec<String> = self.db.read(|db| {
-            let mut query =
-                db.prepare_cached("SELECT name FROM wal WHERE server = ?1 AND name LIKE '%.history'")?;
+            // The history file of a timeline is the first name of it: one look-up for each timeline. 'G' sorts behind all
+            // names of a timeline.
+            let mut query = db.prepare_cached(
+                "WITH RECURSIVE firsts (name) AS (
+                     SELECT min(name) FROM wal WHERE server = ?1
+                     UNION ALL
+                     SELECT (SELECT min(name) FROM wal WHERE server = ?1 AND name > substr(firsts.name, 1, 8) || 'G')
+                     FROM firsts WHERE firsts.name IS NOT NULL
+                 )
+                 SELECT name FROM firsts WHERE name LIKE '%.history'",
+            )?;
             let rows = query.query_map([server.as_str()], |row| row.get(0))?;
             Ok(rows.collect::<rusqlite::Result<_>>()?)
         })?;

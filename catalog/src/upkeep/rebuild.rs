@@ -166,6 +166,7 @@ fn remove_leftovers(path: &Path) -> Result<()> {
 fn build(file: &Path, packs: &Path, monitor: &mut dyn Monitor) -> Result<RebuildReport> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(file, flags)?;
+    db::allow_shrinking(&connection)?;
     // No one reads the file before it is complete and synced as a whole.
     connection.pragma_update(None, "journal_mode", "OFF")?;
     connection.pragma_update(None, "synchronous", "OFF")?;

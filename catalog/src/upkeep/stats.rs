@@ -111,7 +111,7 @@ impl Repository {
     /// When the catalog cannot be read.
     pub fn pack_totals(&self) -> Result<PackTotals> {
         self.db.read(|db| {
-            let sum = "SELECT count(*), coalesce(sum(bytes), 0), count(condemned_at) FROM packs";
+            let sum = "SELECT packs, bytes, condemned FROM pack_totals";
             Ok(db.query_row(sum, [], |row| {
                 Ok(PackTotals {
                     packs: row.get(0)?,

@@ -11,6 +11,8 @@
 //!    new packs ([`repack`]), and the old packs are condemned as soon as one new pack is full. So a sweep needs the
 //!    space of one pack, after it has freed what it can; if there is less, it ends with the packs it has finished.
 //!
+//! At last, the catalog gives back the space of the rows that are gone.
+//!
 //! [`condemned`](crate::index::condemned) keeps what lasts from one sweep to the next, and says why nothing that a
 //! writer uses is ever removed.
 //!
@@ -178,6 +180,10 @@ impl Repository {
             _lock: lock,
         };
         sweep.run(monitor)?;
+        // It may need more space than there is: then it stays as large as it is until the next time.
+        if let Err(error) = self.db.shrink() {
+            tracing::debug!("The catalog stays as large as it is: {error}");
+        }
         Ok(sweep.report)
     }
 }

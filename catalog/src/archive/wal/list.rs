@@ -14,6 +14,13 @@ use crate::names::ServerName;
 /// Entries read at a time by the iterator: a page of a listing, not the archive.
 const PAGE: usize = 1000;
 
+/// Sorts behind each name and each continuation of one: all characters in them are digits, letters up to F, small letters
+/// or dots.
+const BEHIND_ALL: &str = "~";
+
+/// Number of characters that the names of a stretch share, as in the table `wal_totals`.
+const STRETCH: usize = 16;
+
 /// A server's archive.
 #[derive(Debug, Clone)]
 pub struct WalArchive<'a> {
@@ -221,7 +228,7 @@ impl<'a> WalArchive<'a> {
     /// # Errors
     /// When the catalog cannot be read.
     pub fn totals_from(&self, first: SegmentName) -> Result<WalTotals> {
-        self.sum(&first.to_string())
+        self.totals_of(&first.to_string(), BEHIND_ALL)
     }
 
     /// The totals of the archive.
@@ -229,16 +236,30 @@ impl<'a> WalArchive<'a> {
     /// # Errors
     /// When the catalog cannot be read.
     pub fn totals(&self) -> Result<WalTotals> {
-        self.sum("")
+        self.totals_of("", BEHIND_ALL)
     }
 
-    fn sum(&self, first: &str) -> Result<WalTotals> {
+    /// The totals of the files whose names are in this range, both bounds included. Stretches that are whole in it have
+    /// totals already; of the two at its ends, the files are read.
+    pub(super) fn totals_of(&self, first: &str, last: &str) -> Result<WalTotals> {
+        let stretch = |name: &str| name.get(..STRETCH).unwrap_or(name).to_owned();
+        let (from, to) = (stretch(first), stretch(last));
         self.repository.db.read(|db| {
             let mut query = db.prepare_cached(
-                "SELECT count(*), coalesce(sum(size_bytes), 0), coalesce(sum(new_stored_bytes), 0) FROM wal
-                 WHERE server = ?1 AND name >= ?2",
+                "SELECT coalesce(sum(files), 0), coalesce(sum(logical_bytes), 0), coalesce(sum(new_stored_bytes), 0)
+                 FROM (
+                     SELECT files, logical_bytes, new_stored_bytes FROM wal_totals
+                     WHERE server = ?1 AND stretch > ?4 AND stretch < ?5
+                     UNION ALL
+                     SELECT 1, size_bytes, new_stored_bytes FROM wal
+                     WHERE server = ?1 AND name >= ?2 AND name <= min(?3, ?4 || ?6) AND ?4 <> ''
+                     UNION ALL
+                     SELECT 1, size_bytes, new_stored_bytes FROM wal
+                     WHERE server = ?1 AND name >= ?5 AND name <= ?3 AND ?5 > ?4
+                 )",
             )?;
-            Ok(query.query_row(params![self.server.as_str(), first], |row| {
+            let range = params![self.server.as_str(), first, last, from, to, BEHIND_ALL];
+            Ok(query.query_row(range, |row| {
                 Ok(WalTotals {
                     files: row.get(0)?,
                     logical_bytes: row.get(1)?,
@@ -342,4 +363,89 @@ fn quarantine_rows(
         kept.push(one);
     }
     Ok(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::repository::temporary;
+    use proptest::prelude::*;
+
+    /// Names of two timelines over the ends of stretches, with what continues them.
+    fn name() -> impl Strategy<Value = String> {
+        (1_u32..3, 0_u32..3, 0_u32..4, 0_u32..5).prop_map(|(timeline, log, segment, kind)| match kind {
+            0 => format!("{timeline:08X}.history"),
+            1 => format!("{timeline:08X}{log:08X}{segment:08X}.00000028.backup"),
+            2 => format!("{timeline:08X}{log:08X}{segment:08X}.partial"),
+            _ => format!("{timeline:08X}{log:08X}{segment:08X}"),
+        })
+    }
+
+    #[derive(Debug, Clone)]
+    enum Act {
+        Put(String, u32),
+        Remove(String, String),
+        Replace(String, u32),
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        prop_oneof![
+            6 => (name(), 0_u32..1000).prop_map(|(name, size)| Act::Put(name, size)),
+            1 => (name(), name()).prop_map(|(one, other)| Act::Remove(one, other)),
+            2 => (name(), 0_u32..1000).prop_map(|(name, size)| Act::Replace(name, size)),
+        ]
+    }
+
+    fn carry_out(db: &rusqlite::Connection, act: &Act) -> rusqlite::Result<usize> {
+        match act {
+            Act::Put(name, size) => db.execute(
+                "INSERT INTO wal VALUES ('main', ?1, 1, ?2, 0, 7) ON CONFLICT DO NOTHING",
+                params![name, size],
+            ),
+            Act::Remove(first, last) => db.execute(
+                "DELETE FROM wal WHERE server = 'main' AND name BETWEEN ?1 AND ?2",
+                params![first, last],
+            ),
+            Act::Replace(name, size) => db.execute(
+                "UPDATE wal SET size_bytes = ?2, new_stored_bytes = new_stored_bytes + 1 WHERE name = ?1",
+                params![name, size],
+            ),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(24) })]
+
+        #[test]
+        fn totals_are_those_of_the_files(
+            acts in proptest::collection::vec(act(), 0..60),
+            ranges in proptest::collection::vec((name(), name()), 8),
+        ) {
+            let (_directory, repository) = temporary();
+            let archive = repository.wal(&"main".parse().unwrap());
+            repository
+                .db
+                .write(|db| Ok(acts.iter().try_for_each(|act| carry_out(db, act).map(drop))?))
+                .unwrap();
+            let mut ranges = ranges;
+            ranges.push((String::new(), BEHIND_ALL.to_owned()));
+            ranges.extend(ranges.clone().into_iter().map(|(first, _)| (first, BEHIND_ALL.to_owned())));
+            ranges.extend(ranges.clone().into_iter().map(|(first, last)| (first, format!("{last}~"))));
+            for (first, last) in ranges {
+                let counted = repository.db.read(|db| {
+                    Ok(db.query_row(
+                        "SELECT count(*), coalesce(sum(size_bytes), 0), coalesce(sum(new_stored_bytes), 0) FROM wal
+                         WHERE name BETWEEN ?1 AND ?2",
+                        params![first, last],
+                        |row| Ok(WalTotals { files: row.get(0)?, logical_bytes: row.get(1)?, new_stored_bytes: row.get(2)? }),
+                    )?)
+                });
+                prop_assert_eq!(archive.totals_of(&first, &last).unwrap(), counted.unwrap(), "{} to {}", first, last);
+            }
+            let empty = repository.db.read(|db| {
+                Ok(db.query_row("SELECT count(*) FROM wal_totals WHERE files = 0", [], |row| row.get::<_, i64>(0))?)
+            });
+            prop_assert_eq!(empty.unwrap(), 0);
+        }
+    }
 }

@@ -79,18 +79,11 @@ impl Repository {
     /// When the catalog cannot be read.
     pub fn wal_in(&self, archive: &ServerName, range: &SegmentRange) -> Result<RangeTotals> {
         let (first, last) = range.names();
-        self.db.read(|db| {
-            let mut query = db.prepare_cached(
-                "SELECT count(*), coalesce(sum(size_bytes), 0), coalesce(sum(new_stored_bytes), 0) FROM wal
-                 WHERE server = ?1 AND name BETWEEN ?2 AND ?3",
-            )?;
-            Ok(query.query_row(params![archive.as_str(), first, last], |row| {
-                Ok(RangeTotals {
-                    files: row.get(0)?,
-                    logical_bytes: row.get(1)?,
-                    new_stored_bytes: row.get(2)?,
-                })
-            })?)
+        let totals = self.wal(archive).totals_of(&first, &last)?;
+        Ok(RangeTotals {
+            files: totals.files,
+            logical_bytes: totals.logical_bytes,
+            new_stored_bytes: totals.new_stored_bytes,
         })
     }
 

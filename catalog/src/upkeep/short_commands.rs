@@ -1,0 +1,180 @@
+//! What people and monitoring run every minute must not read all rows of anything: each statement has an index.
+
+use std::collections::BTreeSet;
+
+use barmanfs_pg::wal_name::{SegmentName, WalName};
+use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, TimestampMicros, testing};
+use barmanfs_store::Attributes;
+
+use crate::archive::backup::{BackupEnd, BackupSelector, NewBackup};
+use crate::home::now;
+use crate::index::db::statements;
+use crate::index::repository::{Repository, temporary};
+use crate::names::ServerName;
+use crate::retention::RetentionRules;
+
+/// These may have millions of rows.
+const LARGE: [&str; 8] = [
+    "wal",
+    "segments",
+    "packs",
+    "chunks",
+    "records",
+    "record_packs",
+    "restore_points",
+    "placed",
+];
+
+/// Statements that walk through all segments of one server, once, since their result has all of them in it.
+const WALKS: [&str; 1] = ["SELECT timeline, number, end_lsn, time_min, time_max, commits FROM segments"];
+
+/// What `cron`, `status`, `list-backups`, `check`, `timeline` and `metrics` ask the catalog.
+fn ask_everything(repository: &Repository, server: &ServerName) {
+    let backups = repository.backups(server).unwrap();
+    repository.newest_backups(server, 8).unwrap();
+    repository.backup(server, &BackupSelector::Latest).unwrap();
+    repository.servers().unwrap();
+    repository.system_id(server).unwrap();
+    repository.freeable(0).unwrap();
+    repository.pack_totals().unwrap();
+    repository.last_boot_test(server).unwrap();
+    repository.timelines(server).unwrap();
+    repository.unreadable_files(server).unwrap();
+    repository.recovery_window(server, &backups).unwrap();
+    repository.open_forks(server).unwrap();
+    repository.known_lost_chunks().unwrap();
+    repository.damaged_backups(&backups).unwrap();
+    repository
+        .growth(TimestampMicros::from_unix_seconds(0), now())
+        .unwrap();
+    repository.clones(server).unwrap();
+    repository.unread_packs().unwrap();
+    repository
+        .retention(server, &RetentionRules::default(), now())
+        .unwrap();
+    let wal = repository.wal(server);
+    wal.newest_segment().unwrap();
+    wal.totals().unwrap();
+    let first: SegmentName = "000000010000000000000003".parse().unwrap();
+    wal.totals_from(first).unwrap();
+    wal.last_segment(TimelineId(1), None).unwrap();
+    wal.quarantined().unwrap();
+}
+
+/// A backup and WAL.
+fn fill(repository: &Repository, server: &ServerName) {
+    const SYSTEM: SystemId = SystemId(7_710_414_268_036_822_209);
+    let writer = repository.writer("test").unwrap();
+    for number in 1..5 {
+        let content = vec![7; usize::try_from(SegmentSize::MIN.bytes()).unwrap()];
+        let (name, bytes) = testing::segment(number, SYSTEM, content);
+        let name = WalName::Segment(name);
+        let length = bytes.len() as u64;
+        writer
+            .archive_wal(server, &name, &mut &*bytes, length, "test")
+            .unwrap();
+    }
+    let new = NewBackup {
+        label: None,
+        system_id: SYSTEM,
+        server_version: ServerVersion(150_018),
+        segment_size: SegmentSize::MIN,
+        wal_included: false,
+        fork: None,
+        timezone: None,
+    };
+    let mut run = writer.begin_backup(server, new).unwrap();
+    run.end_tree(Attributes {
+        mode: 0o700,
+        uid: 1,
+        gid: 1,
+        mtime_s: 0,
+        mtime_ns: 0,
+    })
+    .unwrap();
+    let at = |segment: u64, offset: u64| Lsn(segment * SegmentSize::MIN.bytes() + offset);
+    run.finish(BackupEnd {
+        start_lsn: at(1, 40),
+        stop_lsn: at(2, 4096),
+        timeline: TimelineId(1),
+        data_checksums: Some(true),
+        tablespaces: Vec::new(),
+        sent_bytes: 1,
+        checksum_failures: Vec::new(),
+        from_standby: false,
+    })
+    .unwrap();
+}
+
+/// The steps of a plan that read all rows of a large table, or all that one server has there.
+fn scans(repository: &Repository, statement: &str) -> Vec<String> {
+    let is_scan = |step: &str| {
+        let words: Vec<&str> = step.split_whitespace().collect();
+        let is_large = words
+            .get(1)
+            .is_some_and(|table| LARGE.contains(&table_of(statement, table)));
+        let is_partial = step.contains("records_but_wal") || step.contains("condemned_packs");
+        let is_server = step.ends_with("USING PRIMARY KEY (server=?)");
+        let is_bounded = statement.contains("LIMIT") || statement.contains("min(");
+        is_large && !is_partial && (words[0] == "SCAN" || is_server && !is_bounded)
+    };
+    let plan: Vec<String> = repository
+        .db
+        .read(|db| {
+            let mut explain = db.prepare(&format!("EXPLAIN QUERY PLAN {statement}"))?;
+            let count = explain.parameter_count();
+            for number in 1..=count {
+                explain.raw_bind_parameter(number, rusqlite::types::Null)?;
+            }
+            let mut rows = explain.raw_query();
+            let mut steps = Vec::new();
+            while let Some(row) = rows.next()? {
+                steps.push(row.get(3)?);
+            }
+            Ok(steps)
+        })
+        .unwrap();
+    plan.into_iter().filter(|step| is_scan(step)).collect()
+}
+
+/// The table that a name in a plan stands for.
+fn table_of<'a>(statement: &str, name: &'a str) -> &'a str {
+    LARGE
+        .into_iter()
+        .find(|table| {
+            statement.contains(&format!("FROM {table} {name}"))
+                || statement.contains(&format!("JOIN {table} {name}"))
+        })
+        .unwrap_or(name)
+}
+
+#[test]
+fn short_commands_read_no_table_from_one_end_to_the_other() {
+    let (_directory, repository) = temporary();
+    let server: ServerName = "main".parse().unwrap();
+    fill(&repository, &server);
+    for bad in [
+        "SELECT count(*) FROM packs",
+        "SELECT sum(size_bytes) FROM wal w WHERE w.server = ?1",
+        "SELECT name FROM wal WHERE server = ?1 AND name LIKE '%.history'",
+        "SELECT 1 FROM records r JOIN wal w ON w.record = r.seq",
+    ] {
+        assert_ne!(scans(&repository, bad), [""; 0], "{bad}");
+    }
+    let seen: BTreeSet<String> = statements::of(|| ask_everything(&repository, &server));
+    assert!(seen.len() > 30, "{seen:?}");
+    let found: Vec<String> = seen
+        .iter()
+        .filter(|statement| {
+            let statement = statement.trim_start();
+            (statement.starts_with("SELECT") || statement.starts_with("WITH"))
+                && !WALKS.iter().any(|walk| statement.starts_with(walk))
+        })
+        .flat_map(|statement| {
+            scans(&repository, statement)
+                .into_iter()
+                .map(move |step| format!("{step}: {statement}"))
+        })
+        .collect();
+    assert_eq!(found, [""; 0]);
+}
