@@ -269,7 +269,7 @@ impl Attempt<'_> {
         progress.note("checking against the manifest");
         let (trees, root) = run.end_tree(root_attributes)?;
         server_manifest::check(&received, &trees, &root, self.cluster.system_id)?;
-        finish::end(&self.server.name, &self.cluster, (&trees, &root), result)
+        finish::end(self.server, &self.cluster, (&trees, &root), result)
     }
 
     /// The same for an incremental backup: combines what has changed with the files of the earlier backup.
@@ -300,12 +300,7 @@ impl Attempt<'_> {
             let attributes = receive::manifest_attributes(root_attributes);
             run.add_file(receive::MANIFEST, attributes, size_bytes, &mut manifest)?;
         }
-        Ok(finish::end(
-            &self.server.name,
-            &self.cluster,
-            (&trees, &root),
-            result,
-        )?)
+        Ok(finish::end(self.server, &self.cluster, (&trees, &root), result)?)
     }
 
     fn progress(&self) -> Progress {

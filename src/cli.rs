@@ -12,6 +12,7 @@ pub(crate) mod inspect;
 pub(crate) mod metrics;
 pub(crate) mod mount;
 pub(crate) mod quarantine;
+pub(crate) mod restore;
 pub(crate) mod retention;
 pub(crate) mod server;
 pub(crate) mod upkeep;
@@ -54,7 +55,7 @@ const GROUPS: &[(&str, &[&str])] = &[
             "stats",
         ],
     ),
-    ("Use a backup", &["mount", "umount", "clone"]),
+    ("Use a backup", &["restore", "mount", "umount", "clone"]),
     (
         "Check",
         &["check", "check-wal-archive", "verify", "metrics", "config"],
@@ -85,6 +86,7 @@ const AFTER_HELP: &str = "\
 Recovery needs no command:
   barmanfs mount /mnt/backups
   cp -a /mnt/backups/main/latest $PGDATA && pg_ctl start
+and there is one: barmanfs restore main auto $PGDATA
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration,
 3 done, and problems found.
@@ -245,6 +247,10 @@ pub(crate) enum Command {
     /// Show sizes, and what deduplication and compression save
     #[command(after_help = "Examples:\n  barmanfs stats\n  barmanfs stats main --json")]
     Stats(inspect::StatsArgs),
+
+    /// Write a data directory that recovers to any point in time
+    #[command(alias = "recover", after_help = restore::RESTORE_HELP)]
+    Restore(Box<restore::RestoreArgs>),
 
     /// Show all backups and WAL as directories
     #[command(after_help = mount::MOUNT_HELP)]
@@ -475,6 +481,7 @@ mod tests {
           stats               Show sizes, and what deduplication and compression save
 
         Use a backup:
+          restore             Write a data directory that recovers to any point in time
           mount               Show all backups and WAL as directories
           umount              Unmount a mounted directory
           clone               Make writable copies of backups at once, and run PostgreSQL on them
@@ -517,6 +524,7 @@ mod tests {
         Recovery needs no command:
           barmanfs mount /mnt/backups
           cp -a /mnt/backups/main/latest $PGDATA && pg_ctl start
+        and there is one: barmanfs restore main auto $PGDATA
 
         Exit codes: 0 done, 1 failed, 2 wrong usage or configuration,
         3 done, and problems found.

@@ -4,6 +4,7 @@ mod configuration_files;
 pub(crate) mod primary;
 mod settings;
 pub(crate) mod switch;
+mod tablespaces;
 
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use crate::error::Error;
 use crate::postgres::{Connection, Conninfo, Environment, Mode};
 pub(crate) use configuration_files::files_outside;
 pub(crate) use settings::ServerSettings;
+pub(crate) use tablespaces::tablespace_names;
 
 /// How long a server may take to answer a command of a WAL receiver.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(60);

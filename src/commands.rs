@@ -27,6 +27,7 @@ pub(crate) mod quarantine;
 pub(crate) mod rebuild_catalog;
 pub(crate) mod receive_wal;
 pub(crate) mod replication_status;
+pub(crate) mod restore;
 pub(crate) mod retention;
 pub(crate) mod show_backup;
 pub(crate) mod stats;
@@ -142,6 +143,7 @@ impl App {
             Command::Timeline(args) => timeline::run(self, &args),
             Command::Explain(args) => explain::run(self, &args),
             Command::History(args) => history::run(self, &args),
+            Command::Restore(args) => restore::run(self, &args),
             Command::Mount(args) => mount::run(self, args),
             Command::Umount(args) => umount::run(&args),
             Command::Init(args) => init::run(&mut self.out, &self.options, &args),

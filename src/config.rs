@@ -76,6 +76,8 @@ pub(crate) struct Config {
     pub(crate) log_file: Option<PathBuf>,
     /// What a copy for a point in time does at its target, unless something else specifies it.
     pub(crate) recovery_target_action: Option<Action>,
+    /// It was written for Barman.
+    pub(crate) is_barmans: bool,
     /// How much of the repository `cron` reads back on each day.
     pub(crate) verify_budget: DailyShare,
     /// The servers, in the order of the files. Some may be disabled ([`ServerConfig::errors`]).

@@ -35,6 +35,7 @@ mod processes;
 mod progress;
 mod receive;
 mod report;
+mod restore;
 mod schedule;
 mod signals;
 mod size;

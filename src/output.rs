@@ -257,6 +257,20 @@ impl Output {
             .map_err(|error| Error::output(&error))
     }
 
+    /// What the output consists of.
+    pub(crate) fn form(&self) -> Form {
+        match self.parts {
+            Parts::Text => Form::Text,
+            Parts::Document(_) => Form::Json,
+            Parts::Messages(_) => Form::BarmanJson,
+        }
+    }
+
+    /// Prints what has been said so far, before long work.
+    pub(crate) fn flush(&mut self) -> Result<(), Error> {
+        self.writer.flush().map_err(|error| Error::output(&error))
+    }
+
     /// Prints a table.
     pub(crate) fn table(&mut self, table: &Table) -> Result<(), Error> {
         let text = table.render_in(locale::columns(), self.colour);

@@ -119,6 +119,7 @@ fn every_document_agrees_with_its_schema(install: &'static Install) {
         examine(name, &serde_json::from_slice(&text.stdout).unwrap(), &mut shape);
     }
     mount.unmount();
+    take_restores(&site, &mut shape);
     site.ok(&["clone", "destroy", "main", "test1"]);
     let boot = ["verify", "main", "oldest", "--boot", "--json", "--bindir"];
     let boot = [&boot[..], &[install.bindir.to_str().unwrap()]].concat();
@@ -132,6 +133,19 @@ fn every_document_agrees_with_its_schema(install: &'static Install) {
     with_two_histories(&site, &mut shape);
     assert_jq_reads_times(&site);
     shape.assert_schemas();
+}
+
+/// A fresh restore, and an update.
+fn take_restores(site: &Site, shape: &mut Documents) {
+    let directory = site.path("restored").display().to_string();
+    let words = ["restore", "main", "auto", &directory];
+    take(site, &words, shape);
+    site.write_file("restored/stranger", b"x");
+    take(
+        site,
+        &[&words[..], &["--delta-restore", "--dry-run"]].concat(),
+        shape,
+    );
 }
 
 /// The last segment comes once more, with other bytes.

@@ -49,6 +49,7 @@ mod readme;
 mod rebuild;
 mod receive_wal;
 mod repository_files;
+mod restore;
 mod retention;
 mod second_backup;
 mod settings;
@@ -81,6 +82,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("over_ssh", over_ssh::TESTS),
     ("wal_level", wal_level::TESTS),
     ("pitr", pitr::TESTS),
+    ("restore", restore::TESTS),
     ("receive_wal", receive_wal::TESTS),
     ("byte_for_byte", byte_for_byte::TESTS),
     ("second_backup", second_backup::TESTS),

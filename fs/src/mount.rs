@@ -132,6 +132,7 @@ pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs>
         gid: own(options.gid, rustix::process::getegid().as_raw()),
         recovery_target_action: options.recovery_target_action.unwrap_or(Action::Promote),
         clone_limits: options.clone_limits,
+        copy: None,
     };
     let repository = repository.with_cache_bytes(options.cache_bytes.unwrap_or(DEFAULT_CACHE_BYTES));
     let context = Context::new(repository, views);

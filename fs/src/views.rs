@@ -35,7 +35,8 @@ mod tree;
 mod view_manifest;
 mod wal;
 
-pub use context::{CloneLimits, Context, Space, ViewOptions};
+pub use configuration::{BEGIN as BLOCK_BEGIN, END as BLOCK_END};
+pub use context::{CloneLimits, Context, CopyOptions, Space, StandbyOptions, ViewOptions};
 pub use restore::restore_command;
 pub use root::root;
 

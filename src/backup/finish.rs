@@ -1,12 +1,15 @@
 //! The end of a backup whose files are all stored: evaluates its label and the server's result.
 
+use std::collections::HashMap;
+
 use barmanfs_catalog::{BackupEnd, ServerName, Tablespace};
 use barmanfs_pg::backup_label::BackupLabel;
 use barmanfs_pg::pg_control::{ControlError, ControlFile};
 use barmanfs_store::{DirectoryRef, TreeReader};
 
 use super::receive;
-use crate::cluster::ServerSettings;
+use crate::cluster::{ServerSettings, tablespace_names};
+use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::output;
 use crate::postgres::BaseBackupResult;
@@ -16,15 +19,15 @@ use crate::postgres::BaseBackupResult;
 /// # Errors
 /// When there is no label, or it does not agree with the server's result.
 pub(super) fn end(
-    server: &ServerName,
+    server: &ServerConfig,
     cluster: &ServerSettings,
     (trees, root): (&TreeReader, &DirectoryRef),
     result: BaseBackupResult,
 ) -> Result<BackupEnd, Error> {
     let label = read_label(trees, root)?;
     check_label(&label, &result)?;
-    warn_of_control(server, trees, root)?;
-    Ok(described(cluster, &label, result))
+    warn_of_control(&server.name, trees, root)?;
+    Ok(described(server, cluster, &label, result))
 }
 
 /// Logs a warning when the layout of `pg_control` is unknown.
@@ -75,7 +78,12 @@ fn check_label(label: &BackupLabel, result: &BaseBackupResult) -> Result<(), Err
     )))
 }
 
-fn described(cluster: &ServerSettings, label: &BackupLabel, result: BaseBackupResult) -> BackupEnd {
+fn described(
+    server: &ServerConfig,
+    cluster: &ServerSettings,
+    label: &BackupLabel,
+    result: BaseBackupResult,
+) -> BackupEnd {
     // The connection has logged the warnings. If checksums failed, the warnings name the places.
     let checksum_failures = match &result.checksum_failure {
         Some(failure) => {
@@ -86,9 +94,13 @@ fn described(cluster: &ServerSettings, label: &BackupLabel, result: BaseBackupRe
         }
         None => Vec::new(),
     };
+    let mut names = match result.start.tablespaces.is_empty() {
+        true => HashMap::new(),
+        false => tablespace_names(server),
+    };
     let tablespaces = result.start.tablespaces.into_iter().map(|space| Tablespace {
         oid: space.oid,
-        name: None,
+        name: names.remove(&space.oid),
         location: String::from_utf8_lossy(&space.location).into_owned(),
     });
     BackupEnd {

@@ -251,6 +251,9 @@ pub(crate) struct GetWalArgs {
     /// Not from the archive, but from a history that was left, by its number in 'barmanfs history SERVER list'
     #[arg(long, value_name = "NUMBER")]
     pub(crate) left: Option<usize>,
+    /// For the restore_command of a copy: tablespaces that the WAL creates stay in the copy
+    #[arg(long, conflicts_with_all = ["left", "peek"])]
+    pub(crate) replay: bool,
 }
 
 /// `wal-restore`

@@ -48,7 +48,7 @@ pub(crate) fn run(app: &mut App, args: &ExplainArgs) -> Result<Outcome, Error> {
 
 /// Finds out what is wrong with the backup of a plan. Adds that to the plan's notes, with another backup to use
 /// instead.
-fn doubt(
+pub(super) fn doubt(
     repository: &Repository,
     server: &ServerName,
     spec: &TargetSpec,
@@ -138,7 +138,7 @@ fn show_plan(out: &mut Output, server: &ServerName, plan: &Plan, doubt: &Doubt) 
 }
 
 /// `timeline 1 to 0/A000128, then timeline 2 to 0/B000000`
-fn along(plan: &Plan) -> String {
+pub(super) fn along(plan: &Plan) -> String {
     let span = |span: &TimelineSpan| match span.to {
         Some(to) => format!("timeline {} to {to}", span.timeline),
         None => format!("timeline {}", span.timeline),
@@ -150,7 +150,7 @@ fn along(plan: &Plan) -> String {
     text
 }
 
-fn show_reason(
+pub(super) fn show_reason(
     out: &mut Output,
     server: &ServerName,
     spec: &TargetSpec,

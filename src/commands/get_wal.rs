@@ -5,6 +5,7 @@
 //! file. What was received and is not archived yet belongs to the archive, as far as recovery is concerned.
 
 mod peek;
+mod replayed;
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
@@ -49,6 +50,7 @@ pub(crate) fn run(app: &mut App, args: &GetWalArgs) -> Result<Outcome, Error> {
         server: &server,
         is_left: args.left.is_some(),
         partial: args.partial,
+        replay: args.replay,
     };
     if let Some(most) = args.peek {
         for name in peek::names(&source, name, most)? {
@@ -128,6 +130,8 @@ struct Source<'a> {
     archive: WalArchive<'a>,
     is_left: bool,
     partial: bool,
+    /// As a copy may replay it.
+    replay: bool,
 }
 
 impl Source<'_> {
@@ -144,6 +148,9 @@ impl Source<'_> {
     }
 
     fn find(&self, name: &WalName) -> Result<Option<Box<dyn Read>>, Error> {
+        if self.replay {
+            return replayed::open(self, name);
+        }
         if let Some(content) = self.archive.open(name)? {
             return Ok(Some(Box::new(content)));
         }

@@ -78,6 +78,8 @@ const SERVER_OR_GLOBAL: &[&str] = &[
     "backup_schedule",
     "boot_test_schedule",
     "audit_sample",
+    "recovery_options",
+    "parallel_jobs",
 ];
 
 /// Barman's other keys, by the reason why they have no effect.
@@ -113,7 +115,6 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
         &[
             "backup_options",
             "ssh_command",
-            "parallel_jobs",
             "parallel_jobs_start_batch_size",
             "parallel_jobs_start_batch_period",
             "network_compression",
@@ -152,7 +153,7 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
         "the primary is asked to switch WAL, not for a checkpoint",
         &["primary_checkpoint_timeout"],
     ),
-    ("recovery is a copy from the mount", RECOVERY),
+    ("nothing is staged: every backup is a full one", STAGING),
     (
         "there is no encryption, and nothing to decrypt",
         &["encryption_key_id", "encryption_passphrase_command"],
@@ -193,8 +194,7 @@ const SAFETY: &[&str] = &[
     "failed_backup_retention",
 ];
 
-const RECOVERY: &[&str] = &[
-    "recovery_options",
+const STAGING: &[&str] = &[
     "staging_path",
     "staging_location",
     "combine_mode",

@@ -36,6 +36,7 @@ impl<'a> Reader<'a> {
             log_level: None,
             log_file: None,
             recovery_target_action: None,
+            is_barmans: false,
             verify_budget: DailyShare::default(),
             servers: Vec::new(),
             models: Vec::new(),
@@ -62,6 +63,7 @@ impl<'a> Reader<'a> {
         self.notices.sort();
         self.notices.dedup();
         config.notices = self.notices;
+        config.is_barmans = self.files.is_barmans;
         Ok(config)
     }
 

@@ -133,6 +133,10 @@ pub(crate) struct ServerConfig {
     pub(crate) max_incoming_wals_queue: Option<usize>,
     /// How long all checks may take; `None` for no limit.
     pub(crate) check_timeout: Option<Duration>,
+    /// Whether a restore may update an older copy.
+    pub(crate) delta_restore: bool,
+    /// Number of threads of a restore; one for each core when `None`.
+    pub(crate) parallel_jobs: Option<usize>,
 }
 
 impl ServerConfig {
@@ -177,6 +181,8 @@ impl ServerConfig {
             incoming_wals_directory: None,
             max_incoming_wals_queue: None,
             check_timeout: Some(CHECK_TIMEOUT),
+            delta_restore: false,
+            parallel_jobs: None,
         }
     }
 

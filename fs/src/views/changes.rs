@@ -194,9 +194,19 @@ fn root(directory: &TreeDirectory) -> Result<Changes> {
         return Ok(changes);
     }
     if tree.backup.is_of_server() {
-        changes.add(b"recovery.signal", Addition::made(tree, []));
+        let recovery = tree.style.recovery();
+        let signal: &[u8] = match recovery.is_some_and(|recovery| recovery.standby.is_some()) {
+            true => b"standby.signal",
+            false => b"recovery.signal",
+        };
+        changes.add(signal, Addition::made(tree, []));
     }
     let mut listed = Vec::new();
+    for (name, text) in tree.context.options.copy.iter().flat_map(|copy| &copy.files) {
+        let text: Arc<[u8]> = text.as_slice().into();
+        changes.add(name.as_bytes(), Addition::made(tree, Arc::clone(&text)));
+        listed.push((name.clone().into_bytes(), text));
+    }
     for file in configuration::files(directory)? {
         let text: Arc<[u8]> = file.text.into();
         let shown = Addition::file(file.attributes, Body::Made(Arc::clone(&text)));

@@ -26,9 +26,11 @@ const TARGETS: [&str; 5] = [
     "recovery_target_lsn",
 ];
 
-const BEGIN: &str = "\n# ---- barmanfs: begin ----\n";
+/// Begins the settings of a view in a configuration file.
+pub const BEGIN: &str = "\n# ---- barmanfs: begin ----\n";
 
-const END: &str = "# ---- barmanfs: end ----\n";
+/// Ends them.
+pub const END: &str = "# ---- barmanfs: end ----\n";
 
 /// Appends the marked block to the text of `postgresql.auto.conf`. The last value of a setting wins, so the server's
 /// earlier values stay in the file without effect. Without a `recovery` the copy recovers to the backup's end, or not
@@ -38,7 +40,7 @@ fn append_block(
     backup: &Backup,
     recovery: Option<&Recovery>,
     overrides: &[Override],
-    mount_point: &Path,
+    (mount_point, recovery_file): (&Path, Option<&str>),
 ) {
     if text.last().is_some_and(|&byte| byte != b'\n') {
         text.push(b'\n');
@@ -48,10 +50,11 @@ fn append_block(
         None if backup.is_of_server() => introduction::of_the_end(backup),
         None => introduction::of_a_clone(backup),
     };
-    let settings = if backup.is_of_server() {
-        settings(backup, recovery) + &recovery.map(Recovery::required_settings).unwrap_or_default()
-    } else {
-        String::new()
+    let settings = match recovery_file {
+        Some(name) => {
+            format!("# The settings of the recovery are in {name}: include that file in postgresql.conf.\n")
+        }
+        None => of_the_recovery(backup, recovery),
     };
     let block = [
         BEGIN.to_owned(),
@@ -62,6 +65,14 @@ fn append_block(
         END.to_owned(),
     ];
     text.extend_from_slice(block.concat().as_bytes());
+}
+
+/// The settings of the copy's recovery; none for a backup of a clone.
+fn of_the_recovery(backup: &Backup, recovery: Option<&Recovery>) -> String {
+    match backup.is_of_server() {
+        true => settings(backup, recovery) + &recovery.map(Recovery::required_settings).unwrap_or_default(),
+        false => String::new(),
+    }
 }
 
 /// The end of a clone's `postgresql.conf`. Without it, a starting server would open and sync every file twice before
@@ -164,6 +175,8 @@ fn settings(backup: &Backup, recovery: Option<&Recovery>) -> String {
         "recovery_min_apply_delay = 0".to_owned(),
     ]);
     lines.extend(recovery.map(|recovery| hot_standby(recovery).to_owned()));
+    let primary = recovery.and_then(|recovery| recovery.standby.as_ref()?.primary_conninfo.as_deref());
+    lines.extend(primary.map(|conninfo| format!("primary_conninfo = {}", quoted(conninfo))));
     lines.join("\n") + "\n"
 }
 
@@ -172,6 +185,9 @@ fn settings(backup: &Backup, recovery: Option<&Recovery>) -> String {
 /// setting was raised that a standby must match (`CheckRequiredParameterValues`), and fails where a prepared
 /// transaction was open at a change of timeline (it looks for the transaction's data in a segment of the old one).
 fn hot_standby(recovery: &Recovery) -> &'static str {
+    if recovery.standby.is_some() {
+        return "# Readable while it follows.\nhot_standby = on";
+    }
     if recovery.pauses() {
         return "# Readable while it pauses.\nhot_standby = on";
     }

@@ -45,6 +45,32 @@ impl Default for CloneLimits {
     }
 }
 
+/// What differs in a tree that is written to a directory and not shown by a mount.
+#[derive(Debug, Clone, Default)]
+pub struct CopyOptions {
+    /// The command that fetches WAL for PostgreSQL; a mount's own reads from the mount.
+    pub restore_command: String,
+    /// The copy becomes a standby.
+    pub standby: Option<StandbyOptions>,
+    /// The name of the file with the settings of the recovery, if it is not `postgresql.auto.conf`.
+    pub recovery_file: Option<String>,
+    /// Further files at the top, by name.
+    pub files: Vec<(String, Vec<u8>)>,
+}
+
+/// The settings of a copy that becomes a standby.
+#[derive(Clone, Default)]
+pub struct StandbyOptions {
+    /// How it connects to its primary, if it does. May contain a password.
+    pub primary_conninfo: Option<String>,
+}
+
+impl fmt::Debug for StandbyOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StandbyOptions").finish_non_exhaustive()
+    }
+}
+
 /// How to show the tree.
 #[derive(Debug, Clone)]
 pub struct ViewOptions {
@@ -60,6 +86,8 @@ pub struct ViewOptions {
     pub recovery_target_action: Action,
     /// Limits for new clones of a server; the default for a server that is not in the map.
     pub clone_limits: HashMap<ServerName, CloneLimits>,
+    /// The tree is written to a directory.
+    pub copy: Option<CopyOptions>,
 }
 
 impl Default for ViewOptions {
@@ -71,6 +99,7 @@ impl Default for ViewOptions {
             gid: None,
             recovery_target_action: Action::Promote,
             clone_limits: HashMap::new(),
+            copy: None,
         }
     }
 }

@@ -8,7 +8,7 @@ use barmanfs_pg::pg_control::{ControlFile, RequiredSettings};
 use barmanfs_store::Node;
 
 use super::configuration::quoted;
-use super::context::Context;
+use super::context::{Context, StandbyOptions};
 use super::generated;
 use super::restore::{self, Reading};
 use crate::entry::Body;
@@ -18,8 +18,12 @@ use crate::entry::Body;
 pub(super) struct Recovery {
     pub(super) plan: Plan,
     pub(super) action: Action,
-    /// The command that reads WAL from the mount; none if the copy holds all its WAL.
+    /// The command that fetches WAL; none if the copy holds all its WAL.
     pub(super) restore_command: Option<String>,
+    /// Whether that command reads from the mount.
+    pub(super) reads_the_mount: bool,
+    /// The settings of a standby, if the copy becomes one.
+    pub(super) standby: Option<StandbyOptions>,
     /// The largest values of settings the original had on the way, if they changed.
     required: Option<RequiredSettings>,
 }
@@ -32,15 +36,19 @@ impl Recovery {
             Target::Now => Reading::WithUnfinished,
             _ => Reading::Archive,
         };
-        let restore_command = match plan.spec.self_contained {
-            true => None,
-            false => {
+        let copy = context.options.copy.as_ref();
+        let restore_command = match (plan.spec.self_contained, copy) {
+            (true, _) => None,
+            (false, Some(copy)) => Some(copy.restore_command.clone()),
+            (false, None) => {
                 let server = &plan.backup.server;
                 Some(restore::command(&context.options.mount_point, server, reading)?)
             }
         };
         Some(Self {
             required: required(context, &plan),
+            reads_the_mount: copy.is_none(),
+            standby: copy.and_then(|copy| copy.standby.clone()),
             action: plan.spec.action.unwrap_or(context.options.recovery_target_action),
             plan,
             restore_command,
@@ -69,10 +77,16 @@ impl Recovery {
         self.action == Action::Pause && self.plan.spec.target != Target::Now
     }
 
-    /// Settings for a server that is read while it pauses: it is a standby, and needs at least what the original had
-    /// at any time on the way (`CheckRequiredParameterValues` in `src/backend/access/transam/xlogrecovery.c`).
+    /// Whether it can be read before it is promoted.
+    pub(super) fn is_hot(&self) -> bool {
+        self.pauses() || self.standby.is_some()
+    }
+
+    /// Settings for a server that is read while it recovers or pauses: it is a standby, and needs at least what the
+    /// original had at any time on the way (`CheckRequiredParameterValues` in
+    /// `src/backend/access/transam/xlogrecovery.c`).
     pub(super) fn required_settings(&self) -> String {
-        let Some(required) = self.required.filter(|_| self.pauses()) else {
+        let Some(required) = self.required.filter(|_| self.is_hot()) else {
             return String::new();
         };
         format!(

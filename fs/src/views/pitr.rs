@@ -205,7 +205,8 @@ impl Targets {
             Ok(spec) => planned(context, server, &spec)?,
             Err(error) => Answer::Absent(error.to_string()),
         };
-        let tell = || self.lines.may_have_one();
+        // The command that writes the tree says what it does.
+        let tell = || context.options.copy.is_none() && self.lines.may_have_one();
         let answer = answer.after(before.as_ref().map(|(_, answer)| answer), server, text, tell);
         self.remember(Known {
             server: server.clone(),

@@ -69,6 +69,15 @@ impl ServerConfig {
             ("bandwidth_limit", number(self.bandwidth_limit_kb)),
             ("streaming_backup_name", self.streaming_backup_name.clone()),
             ("encryption", text("none")),
+            (
+                "recovery_options",
+                text(if self.delta_restore {
+                    "get-wal,delta-restore"
+                } else {
+                    "get-wal"
+                }),
+            ),
+            ("parallel_jobs", number(self.parallel_jobs)),
         ]
     }
 

@@ -32,13 +32,14 @@ fn store_mapped<T>(place: &mut T, value: Result<(T, Option<String>), String>) ->
 /// Keys of one kind. `None` means that the key is of another one.
 type Group = fn(&mut ServerConfig, &str, &str) -> Option<Outcome>;
 
-const GROUPS: [Group; 6] = [
+const GROUPS: [Group; 7] = [
     ServerConfig::set_identity,
     ServerConfig::set_wal,
     ServerConfig::set_backups,
     ServerConfig::set_retention,
     ServerConfig::set_limits,
     ServerConfig::set_upkeep,
+    ServerConfig::set_recovery,
 ];
 
 impl ServerConfig {
@@ -149,6 +150,23 @@ impl ServerConfig {
         })
     }
 
+    fn set_recovery(&mut self, key: &str, value: &str) -> Option<Outcome> {
+        Some(match key {
+            "recovery_options" => store(&mut self.delta_restore, recovery_options(value)),
+            "parallel_jobs" => match count(value) {
+                Ok(jobs) if jobs > 0 => store_mapped(
+                    &mut self.parallel_jobs,
+                    Ok((
+                        Some(jobs),
+                        Some("is the number of threads of a restore".to_owned()),
+                    )),
+                ),
+                _ => Err(format!("is '{value}': allowed is a number from 1").into()),
+            },
+            _ => return None,
+        })
+    }
+
     /// Barman's way to say that backups share files. Here they always share what is equal.
     fn set_reuse_backup(&mut self, value: &str) -> Outcome {
         match value.to_lowercase().as_str() {
@@ -166,6 +184,23 @@ impl ServerConfig {
 
 fn policy<T: std::str::FromStr<Err = InvalidPolicy>>(value: &str) -> Result<T, String> {
     value.parse().map_err(|error: InvalidPolicy| error.to_string())
+}
+
+/// Barman's list. A copy fetches its WAL from the repository in any case. Returns whether a restore may update a copy.
+fn recovery_options(value: &str) -> Result<bool, String> {
+    let mut is_delta = false;
+    for word in value
+        .split([',', ' '])
+        .map(str::trim)
+        .filter(|word| !word.is_empty())
+    {
+        match word {
+            "delta-restore" => is_delta = true,
+            "get-wal" | "external_configuration" => {}
+            other => return Err(format!("has '{other}': allowed are get-wal and delta-restore")),
+        }
+    }
+    Ok(is_delta)
 }
 
 fn archiver(value: &str) -> Result<Archiver, String> {

@@ -104,6 +104,31 @@ impl TreeReader {
         WindowCursor::default().window(self, map, n)
     }
 
+    /// Calls `each` with these windows of a file, in order.
+    ///
+    /// # Errors
+    /// As [`window`](Self::window); whatever `each` returns.
+    pub fn each_window<E: From<Error>>(
+        &self,
+        map: &FileMap,
+        windows: Range<u64>,
+        mut each: impl FnMut(u64, Window) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let mut cursor = WindowCursor::default();
+        for n in windows.start..windows.end.min(map.window_count()) {
+            each(n, cursor.window(self, map, n)?)?;
+        }
+        Ok(())
+    }
+
+    /// The bytes of window `n` of a file, whose chunk this is.
+    ///
+    /// # Errors
+    /// When the chunk cannot be read or does not match the map.
+    pub fn window_content(&self, map: &FileMap, n: u64, chunk: &ChunkId) -> Result<Arc<[u8]>> {
+        self.sized_chunk(chunk, map.window_length(n) as usize)
+    }
+
     /// Reads from `offset` until `buffer` is full or the file ends; returns the number of bytes.
     ///
     /// # Errors

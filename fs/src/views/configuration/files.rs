@@ -9,7 +9,7 @@ use barmanfs_store::{Attributes, Node};
 use super::super::changes;
 use super::super::confinement::{self, Confined, Override, Source, Stored, TAKEN_OUT, TreeSource, Values};
 use super::super::tree::TreeDirectory;
-use super::{append_block, block_of_a_clone, minimal, without_block};
+use super::{append_block, block_of_a_clone, minimal, of_the_recovery, without_block};
 use crate::entry::Body;
 use crate::error::{Error, Result};
 
@@ -168,14 +168,23 @@ fn auto_conf(root: &TreeDirectory, parts: &Parts, files: &mut Vec<ConfigurationF
         return Ok(());
     };
     let mut text = stored.text.clone();
-    let mount_point = &tree.context.options.mount_point;
+    let options = &tree.context.options;
+    let recovery_file = options
+        .copy
+        .as_ref()
+        .and_then(|copy| copy.recovery_file.as_deref());
     append_block(
         &mut text,
         &tree.backup,
         tree.style.recovery(),
         &overrides,
-        mount_point,
+        (&options.mount_point, recovery_file),
     );
+    files.extend(recovery_file.map(|name| ConfigurationFile {
+        path: name.into(),
+        attributes: tree.attributes(false),
+        text: of_the_recovery(&tree.backup, tree.style.recovery()).into_bytes(),
+    }));
     files.push(ConfigurationFile {
         path: AUTO_CONF.into(),
         attributes: stored.attributes,

@@ -81,6 +81,12 @@ fn wal_in_words(recovery: &Recovery, mount_point: &Path) -> String {
     if recovery.restore_command.is_none() {
         return "# Started, it replays the WAL in its pg_wal: all it needs lies there.\n".to_owned();
     }
+    if !recovery.reads_the_mount {
+        return "# Started, it replays WAL that its restore_command fetches from the repository.\n\
+                # If that cannot be reached it stops with an error (and is not promoted too early):\n\
+                # start it once more when it can.\n"
+            .to_owned();
+    }
     format!(
         "# Started, it replays WAL that it reads from the mount at {}.\n\
          # If that is gone it stops with an error (and is not promoted too early): mount it\n\
@@ -90,6 +96,10 @@ fn wal_in_words(recovery: &Recovery, mount_point: &Path) -> String {
 }
 
 fn action_in_words(recovery: &Recovery) -> &'static str {
+    if recovery.standby.is_some() && recovery.plan.spec.target == Target::Now {
+        return "# It is a standby: it goes on replaying what is archived, or what its primary sends,\n\
+                # until it is promoted. Then it takes writes, on a new timeline.\n";
+    }
     match (&recovery.plan.spec.target, recovery.action) {
         (Target::Now, _) | (_, Action::Promote) => {
             "# At the end it is promoted: it takes writes, on a new timeline.\n"

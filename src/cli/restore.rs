@@ -1,0 +1,258 @@
+//! The command line of `barmanfs restore`. Names are Barman's.
+
+use std::path::PathBuf;
+
+use barmanfs_catalog::{Action, TimelineChoice};
+use clap::Args;
+
+use super::JsonOption;
+use crate::config;
+use crate::restore::{Layout, Pattern, Relocation};
+use crate::size;
+
+/// Ends `barmanfs restore --help`.
+pub(super) const RESTORE_HELP: &str = "\
+Writes the data directory that 'cp -a' would copy from a mount, without a mount: from the newest backup that
+leads to the target ('auto'), or from the one that is named. Without a target, all WAL there is is replayed.
+The target is checked before anything is written, as by 'barmanfs explain'. PostgreSQL does not start in
+DEST before all of it is on disk; the same command continues a restore that was interrupted.
+
+Examples:
+  barmanfs restore main auto /var/lib/postgresql/restored
+  barmanfs restore main latest /srv/restored --target-immediate
+  barmanfs restore main auto /srv/restored --target-time '2026-11-20 14:03:07+00' --target-action pause
+  barmanfs restore main auto /srv/restored --target-name before_migration --no-get-wal
+  barmanfs restore main 20261120T101500 /srv/restored --tablespace fast:/srv/fast -j 4
+  barmanfs restore main auto /var/lib/postgresql/18/main --delta-restore --dry-run
+  barmanfs restore main auto /var/lib/postgresql/standby --standby-mode --primary-conninfo 'host=db1'";
+
+/// `restore`
+#[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "options of a command line")]
+pub(crate) struct RestoreArgs {
+    /// Server to restore
+    pub(crate) server: String,
+    /// Id or name of the backup, or latest, oldest; auto for the newest one that leads to the target
+    #[arg(value_name = "BACKUP|auto")]
+    pub(crate) backup: String,
+    /// Directory to write
+    #[arg(value_name = "DEST")]
+    pub(crate) destination: PathBuf,
+    /// How far to recover.
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// Make a standby: it follows the archive, and its primary if it has one
+    #[arg(long)]
+    pub(crate) standby_mode: bool,
+    /// How the standby connects to its primary
+    #[arg(long, value_name = "CONNINFO", requires = "standby_mode")]
+    pub(crate) primary_conninfo: Option<String>,
+    /// The copy fetches WAL from the repository when it is started; that is the default
+    #[arg(long, conflicts_with = "no_get_wal")]
+    pub(crate) get_wal: bool,
+    /// Put all WAL that is needed into the copy
+    #[arg(long)]
+    pub(crate) no_get_wal: bool,
+    /// The copy's restore_command, instead of one that calls 'barmanfs get-wal'
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) restore_command: Option<String>,
+    /// File in DEST for the settings of the recovery, instead of postgresql.auto.conf
+    #[arg(long, value_name = "FILE")]
+    pub(crate) recovery_conf_filename: Option<String>,
+    /// Put a tablespace there, and a symbolic link into DEST; repeatable
+    #[arg(long, value_name = "NAME:LOCATION")]
+    pub(crate) tablespace: Vec<Relocation>,
+    /// Where the other tablespaces are: in DEST, or where they were on the server
+    #[arg(
+        long,
+        value_name = "inside|original",
+        value_enum,
+        default_value = "inside",
+        hide_possible_values = true
+    )]
+    pub(crate) tablespace_layout: Layout,
+    /// DEST may hold another state of the same server: write only what differs
+    #[arg(long)]
+    pub(crate) delta_restore: bool,
+    /// Write nothing; with --delta-restore, show what would be written and removed
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// With --delta-restore: leave this path of DEST, although the backup does not have it; repeatable
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) keep: Vec<Pattern>,
+    /// Number of threads that write [default: one for each core]
+    #[arg(short, long, alias = "parallel", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) jobs: Option<u16>,
+    /// Most that is written per second, in kB or with k, M or G
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    pub(crate) bwlimit: Option<u64>,
+    /// Options of Barman.
+    #[command(flatten)]
+    pub(crate) of_barman: OfBarman,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}
+
+/// The target of a recovery.
+#[derive(Debug, Default, Args)]
+pub(crate) struct TargetArgs {
+    /// Recover to a point in time; without a zone the server's is meant
+    #[arg(long, value_name = "TIME")]
+    pub(crate) target_time: Option<String>,
+    /// Recover to the end of a transaction
+    #[arg(long, value_name = "XID")]
+    pub(crate) target_xid: Option<String>,
+    /// Recover to an LSN
+    #[arg(long, value_name = "LSN")]
+    pub(crate) target_lsn: Option<String>,
+    /// Recover to a restore point
+    #[arg(long, value_name = "NAME")]
+    pub(crate) target_name: Option<String>,
+    /// Recover to the end of the backup
+    #[arg(long)]
+    pub(crate) target_immediate: bool,
+    /// Recover along this timeline: a number, latest, or current for the backup's
+    #[arg(long, value_name = "N", value_parser = timeline)]
+    pub(crate) target_tli: Option<TimelineChoice>,
+    /// Stop just before the target
+    #[arg(long)]
+    pub(crate) exclusive: bool,
+    /// What to do at the target: pause, promote or shutdown [default: as configured]
+    #[arg(long, value_name = "ACTION", value_parser = config::recovery_target_action)]
+    pub(crate) target_action: Option<Action>,
+}
+
+/// Options that Barman has for its ways to copy. They are understood; those for other storage are refused.
+#[derive(Debug, Default, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "options of a command line")]
+pub(crate) struct OfBarman {
+    #[arg(long, hide = true)]
+    retry_times: Option<u32>,
+    #[arg(long, hide = true)]
+    retry_sleep: Option<u32>,
+    #[arg(long, hide = true, conflicts_with = "retry_times")]
+    no_retry: bool,
+    #[arg(long, hide = true)]
+    jobs_start_batch_period: Option<u32>,
+    #[arg(long, hide = true)]
+    jobs_start_batch_size: Option<u32>,
+    #[arg(long, hide = true, overrides_with = "no_network_compression")]
+    network_compression: bool,
+    #[arg(long, hide = true)]
+    no_network_compression: bool,
+    #[arg(long, hide = true)]
+    partial_wal: bool,
+    #[arg(long, hide = true)]
+    recovery_option_port: Option<u16>,
+    #[arg(long, hide = true)]
+    staging_path: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    staging_location: Option<String>,
+    #[arg(long, hide = true)]
+    combine_mode: Option<String>,
+    #[arg(long, hide = true)]
+    recovery_staging_path: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    local_staging_path: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    staging_wal_directory: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    snapshot_recovery_instance: Option<String>,
+    #[arg(long, hide = true)]
+    snapshot_recovery_zone: Option<String>,
+    #[arg(long, hide = true)]
+    gcp_zone: Option<String>,
+    #[arg(long, hide = true)]
+    azure_resource_group: Option<String>,
+    #[arg(long, hide = true)]
+    aws_region: Option<String>,
+    #[arg(long, hide = true)]
+    remote_ssh_command: Option<String>,
+}
+
+impl OfBarman {
+    /// The options that were given and change nothing.
+    pub(crate) fn without_effect(&self) -> Vec<&'static str> {
+        named(&[
+            (self.retry_times.is_some(), "--retry-times"),
+            (self.retry_sleep.is_some(), "--retry-sleep"),
+            (self.no_retry, "--no-retry"),
+            (
+                self.jobs_start_batch_period.is_some(),
+                "--jobs-start-batch-period",
+            ),
+            (self.jobs_start_batch_size.is_some(), "--jobs-start-batch-size"),
+            (self.network_compression, "--network-compression"),
+            (self.no_network_compression, "--no-network-compression"),
+            (self.partial_wal, "--partial-wal"),
+            (self.recovery_option_port.is_some(), "--recovery-option-port"),
+        ])
+    }
+
+    /// The options about staging that were given.
+    pub(crate) fn staging(&self) -> Vec<&'static str> {
+        named(&[
+            (self.staging_path.is_some(), "--staging-path"),
+            (self.staging_location.is_some(), "--staging-location"),
+            (self.combine_mode.is_some(), "--combine-mode"),
+            (self.recovery_staging_path.is_some(), "--recovery-staging-path"),
+            (self.local_staging_path.is_some(), "--local-staging-path"),
+            (self.staging_wal_directory.is_some(), "--staging-wal-directory"),
+        ])
+    }
+
+    /// The options that were given for what does not exist here.
+    pub(crate) fn unsupported(&self) -> Vec<&'static str> {
+        named(&[
+            (
+                self.snapshot_recovery_instance.is_some(),
+                "--snapshot-recovery-instance",
+            ),
+            (self.snapshot_recovery_zone.is_some(), "--snapshot-recovery-zone"),
+            (self.gcp_zone.is_some(), "--gcp-zone"),
+            (self.azure_resource_group.is_some(), "--azure-resource-group"),
+            (self.aws_region.is_some(), "--aws-region"),
+            (self.remote_ssh_command.is_some(), "--remote-ssh-command"),
+        ])
+    }
+}
+
+fn named(options: &[(bool, &'static str)]) -> Vec<&'static str> {
+    let given = options.iter().filter(|(given, _)| *given);
+    given.map(|(_, name)| *name).collect()
+}
+
+fn timeline(text: &str) -> Result<TimelineChoice, String> {
+    match text {
+        "latest" => Ok(TimelineChoice::Latest),
+        "current" => Ok(TimelineChoice::Current),
+        number => number.parse().map(TimelineChoice::Id).map_err(|_| {
+            "is no timeline: allowed are latest, current and the decimal numbers from 1".to_owned()
+        }),
+    }
+}
+
+/// A rate in bytes per second, given in kilobytes or with a unit.
+fn rate(text: &str) -> Result<u64, String> {
+    let bytes = match size::scaled(text) {
+        Some((number, None)) => number.checked_mul(1024),
+        Some((number, Some(unit))) => number.checked_mul(unit),
+        None => None,
+    };
+    bytes
+        .filter(|bytes| *bytes > 0)
+        .ok_or_else(|| "allowed is a rate per second, like 4000 (kB), 32M or 1G".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_kilobytes() {
+        assert_eq!(rate("4"), Ok(4096));
+        assert_eq!(rate("32M"), Ok(32 << 20));
+        assert!(rate("0").is_err() && rate("fast").is_err());
+    }
+}

@@ -1,0 +1,282 @@
+//! `barmanfs restore`: a data directory that recovers to a target, written without a mount.
+
+mod request;
+mod shown;
+
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+
+use barmanfs_catalog::recovery::Plan;
+use barmanfs_catalog::{Backup, Repository, ServerName, TargetSpec};
+use barmanfs_fs::views::{CopyOptions, StandbyOptions, ViewOptions};
+use serde_json::json;
+
+use super::App;
+use super::explain;
+use crate::cli::restore::RestoreArgs;
+use crate::config::ServerConfig;
+use crate::error::{Error, Outcome};
+use crate::forks;
+use crate::invocation::Invocation;
+use crate::mounts::user_name;
+use crate::output::Form;
+use crate::report::RestoreReport;
+use crate::restore::{Prepared, Relocations, ViewTree, WriteOptions, destination, settings};
+use request::AUTO;
+
+/// The file in each restored directory that says where it comes from.
+const DESCRIPTION: &str = ".barmanfs-restore.json";
+
+/// Names that `--recovery-conf-filename` cannot have: PostgreSQL reads them as something else.
+const NOT_FOR_RECOVERY: [&str; 5] = [
+    "postgresql.conf",
+    "pg_hba.conf",
+    "pg_ident.conf",
+    "pg_hosts.conf",
+    "PG_VERSION",
+];
+
+/// What is restored.
+#[derive(Debug)]
+pub(super) struct Choice {
+    pub(super) backup: Backup,
+    /// How the copy recovers; a backup of a clone starts as it is.
+    pub(super) plan: Option<Plan>,
+    /// What there is to say about it.
+    pub(super) notes: Vec<String>,
+}
+
+/// Runs the command.
+pub(crate) fn run(app: &mut App, args: &RestoreArgs) -> Result<Outcome, Error> {
+    refuse(args)?;
+    let repository = app.repository()?;
+    let server = app.known_server(&repository, &args.server)?;
+    forks::log_open(&repository, &server)?;
+    let Some(mut choice) = choose(app, args, &repository, &server)? else {
+        return Ok(Outcome::Unreachable);
+    };
+    let relocations = Relocations::of_backup(&choice.backup, &args.tablespace, args.tablespace_layout)?;
+    let view = open_view(app, args, &repository, &choice)?;
+    note_reader(&repository, args, &view, &mut choice);
+    let notable = settings::notable(&view)?;
+    let config = app.config.server(server.as_str());
+    let options = WriteOptions {
+        jobs: jobs(args, config.and_then(|config| config.parallel_jobs)),
+        bandwidth_limit: args.bwlimit.or_else(|| configured_limit(config)),
+        delta: args.delta_restore || config.is_some_and(|config| config.delta_restore),
+        keep: args.keep.clone(),
+        quiet: app.options.quiet,
+    };
+    let directory = destination::resolved(&args.destination)?;
+    let prepared = Prepared::new(&repository, view, directory, relocations.clone(), options)?;
+    let mut report = RestoreReport::new(&choice.backup, choice.plan.as_ref(), &prepared, &relocations);
+    report.notes.clone_from(&choice.notes);
+    report.standby = args.standby_mode;
+    report.dry_run = args.dry_run;
+    report.settings = notable;
+    if !args.json.json {
+        shown::plan(app, args, &choice, &report)?;
+        app.out.flush()?;
+    }
+    let restored = match args.dry_run {
+        true => prepared.dry_run()?,
+        false => prepared.run()?,
+    };
+    report.take(&restored);
+    match args.json.json {
+        true => app.out.json(&report)?,
+        false => shown::result(app, &report, &restored)?,
+    }
+    Ok(Outcome::Done)
+}
+
+/// Refuses what does not exist here, before anything is looked at.
+fn refuse(args: &RestoreArgs) -> Result<(), Error> {
+    if let Some(option) = args.of_barman.unsupported().first() {
+        return Err(Error::usage(format!(
+            "{option} is not supported: backups are in the repository, and restored on this host"
+        )));
+    }
+    if args.destination.as_os_str().as_bytes().contains(&b':') {
+        return Err(Error::usage(format!(
+            "{} has a colon: it is a path on this host, not one of rsync",
+            args.destination.display()
+        )));
+    }
+    let Some(name) = &args.recovery_conf_filename else {
+        return Ok(());
+    };
+    let is_name =
+        !name.is_empty() && !name.contains('/') && !name.starts_with('.') && !name.ends_with(".signal");
+    match is_name && !NOT_FOR_RECOVERY.contains(&name.as_str()) {
+        true => Ok(()),
+        false => Err(Error::usage(format!(
+            "'{name}' cannot be the file with the settings of the recovery: name a new file in DEST"
+        ))),
+    }
+}
+
+/// Finds the backup and the way to the target; `None` if PostgreSQL would not get there, which has been printed.
+fn choose(
+    app: &mut App,
+    args: &RestoreArgs,
+    repository: &Repository,
+    server: &ServerName,
+) -> Result<Option<Choice>, Error> {
+    let mut spec = args.target.spec(args.no_get_wal)?;
+    if args.backup != AUTO {
+        let backup = app.backup(repository, server, &args.backup)?;
+        if !backup.is_of_server() {
+            return of_a_clone(args, backup).map(Some);
+        }
+        spec.backup = Some(backup.id);
+    }
+    request::refuse_current(&spec, spec.backup)?;
+    match repository.plan(server, &spec)? {
+        Ok(mut plan) => {
+            explain::doubt(repository, server, &spec, &mut plan)?;
+            Ok(Some(Choice {
+                backup: plan.backup.clone(),
+                notes: plan.notes.clone(),
+                plan: Some(plan),
+            }))
+        }
+        Err(reason) if args.json.json || app.out.form() == Form::BarmanJson => {
+            let error = Error::failed(format!("{spec} of server {server} cannot be recovered: {reason}"));
+            let hints: Vec<String> = [reason.nearest(), reason.hint()].into_iter().flatten().collect();
+            Err(match hints.is_empty() {
+                true => error,
+                false => error.hint(hints.join("; ")),
+            })
+        }
+        Err(reason) => {
+            let elsewhere = repository.reachable_along(server, &spec)?;
+            explain::show_reason(&mut app.out, server, &spec, &reason, &elsewhere)?;
+            Ok(None)
+        }
+    }
+}
+
+/// A backup that was made of a clone has its WAL in it, and starts as it is.
+fn of_a_clone(args: &RestoreArgs, backup: Backup) -> Result<Choice, Error> {
+    let default = crate::cli::restore::TargetArgs::default().spec(false)?;
+    if args.target.spec(false)? != default || args.standby_mode || args.recovery_conf_filename.is_some() {
+        return Err(Error::usage(format!(
+            "Backup {} was made of a clone: it starts as it is, and cannot be recovered further",
+            backup.id
+        )));
+    }
+    if !backup.is_complete() {
+        return Err(Error::failed(format!(
+            "Backup {} is {}",
+            backup.id, backup.status
+        )));
+    }
+    Ok(Choice {
+        backup,
+        plan: None,
+        notes: Vec::new(),
+    })
+}
+
+fn open_view(
+    app: &App,
+    args: &RestoreArgs,
+    repository: &Repository,
+    choice: &Choice,
+) -> Result<ViewTree, Error> {
+    let Choice { backup, plan, .. } = choice;
+    let spec = plan.as_ref().map(|plan| TargetSpec {
+        backup: Some(backup.id),
+        ..plan.spec.clone()
+    });
+    let restore_command = match &spec {
+        Some(spec) => request::restore_command(&Invocation::current(Some(&app.config.file)), args, spec)?,
+        None => String::new(),
+    };
+    let name = args.recovery_conf_filename.as_ref();
+    if let Some(name) = name
+        && let Some(root) = &backup.root
+        && repository
+            .trees()
+            .lookup(&root.directory, name.as_bytes())?
+            .is_some()
+    {
+        return Err(Error::usage(format!(
+            "Backup {} has a file '{name}' already: name another file for the settings of the recovery",
+            backup.id
+        )));
+    }
+    let action = request::usual_action(app.config.recovery_target_action, app.config.is_barmans);
+    let options = ViewOptions {
+        servers: Some(vec![backup.server.clone()]),
+        recovery_target_action: action,
+        copy: Some(CopyOptions {
+            restore_command,
+            standby: args.standby_mode.then(|| StandbyOptions {
+                primary_conninfo: args.primary_conninfo.clone(),
+            }),
+            recovery_file: name.cloned(),
+            files: vec![(DESCRIPTION.to_owned(), description(args, choice)?)],
+        }),
+        ..ViewOptions::default()
+    };
+    let (server, id) = (backup.server.to_string(), backup.id.to_string());
+    let target = spec.map(|spec| spec.to_string());
+    let names = match &target {
+        Some(target) => vec![server.as_str(), "pitr", target],
+        None => vec![server.as_str(), &id],
+    };
+    ViewTree::open(repository, backup.clone(), options, &names)
+}
+
+/// What the directory says about itself.
+fn description(args: &RestoreArgs, choice: &Choice) -> Result<Vec<u8>, Error> {
+    let Choice { backup, plan, .. } = choice;
+    let text = json!({
+        "server": backup.server,
+        "backup": backup.id,
+        "system_id": backup.system_id,
+        "target": plan.as_ref().map(|plan| plan.spec.to_string()),
+        "timeline": plan.as_ref().map(|plan| plan.timeline),
+        "time": plan.as_ref().and_then(|plan| plan.time),
+        "first_segment": plan.as_ref().map(|plan| plan.first_segment),
+        "last_segment": plan.as_ref().map(|plan| plan.last_segment),
+        "standby": args.standby_mode,
+        "get_wal": !args.no_get_wal,
+        "started_at": crate::moment::now(),
+        "user": rustix::process::geteuid().as_raw(),
+        "version": env!("CARGO_PKG_VERSION"),
+    });
+    let text = barmanfs_catalog::json::document(&text)
+        .map_err(|error| Error::failed(format!("Cannot describe the restore: {error}")))?;
+    Ok(format!("{text:#}\n").into_bytes())
+}
+
+/// The server that is started runs its restore_command as the owner of the data.
+fn note_reader(repository: &Repository, args: &RestoreArgs, view: &ViewTree, choice: &mut Choice) {
+    if args.no_get_wal || args.restore_command.is_some() || choice.plan.is_none() {
+        return;
+    }
+    let own = rustix::process::geteuid();
+    let reader = if own.is_root() { view.owner() } else { own.as_raw() };
+    let owner = std::fs::metadata(repository.path()).map(|found| found.uid());
+    if owner.is_ok_and(|owner| owner != reader && reader != 0) {
+        choice.notes.push(format!(
+            "The copy fetches WAL as {}, to whom the repository does not belong: if that user cannot read it, add --no-get-wal",
+            user_name(reader)
+        ));
+    }
+}
+
+fn configured_limit(config: Option<&ServerConfig>) -> Option<u64> {
+    let kilobytes = config.and_then(|config| config.bandwidth_limit_kb);
+    kilobytes
+        .filter(|limit| *limit > 0)
+        .map(|limit| u64::from(limit) * 1024)
+}
+
+fn jobs(args: &RestoreArgs, configured: Option<usize>) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    args.jobs.map(usize::from).or(configured).unwrap_or_else(cores)
+}

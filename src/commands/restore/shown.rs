@@ -1,0 +1,185 @@
+//! What a restore says to people: what it will do, and what it has done.
+
+use barmanfs_catalog::Target;
+
+use super::Choice;
+use crate::cli::restore::RestoreArgs;
+use crate::commands::App;
+use crate::commands::explain::along;
+use crate::commands::show_backup::Facts;
+use crate::error::Error;
+use crate::output;
+use crate::report::RestoreReport;
+use crate::restore::Restored;
+use crate::restore::settings::NotableSetting;
+
+/// Programs that call Barman look for this line.
+const BARMANS_LAST_LINE: &str = "Your PostgreSQL server has been successfully prepared for recovery!";
+
+/// How many removed entries a person is shown.
+const MAX_SHOWN: usize = 200;
+
+/// What the command will do.
+pub(super) fn plan(
+    app: &mut App,
+    args: &RestoreArgs,
+    choice: &Choice,
+    report: &RestoreReport<'_>,
+) -> Result<(), Error> {
+    let without_effect = args.of_barman.without_effect();
+    if !without_effect.is_empty() {
+        app.out
+            .line(format_args!("Without effect: {}", without_effect.join(", ")))?;
+    }
+    let staging = args.of_barman.staging();
+    if !staging.is_empty() {
+        app.out.line(format_args!(
+            "Nothing is staged, every backup is a full one: {} without effect",
+            staging.join(", ")
+        ))?;
+    }
+    if app.options.quiet {
+        return Ok(());
+    }
+    if app.options.format.is_some() {
+        app.out.line(format_args!(
+            "Starting local restore for server {} using backup {}",
+            choice.backup.server, choice.backup.id
+        ))?;
+        return app
+            .out
+            .line(format_args!("Destination directory: {}", report.directory));
+    }
+    app.out.line(format_args!(
+        "Restore of server {} to {}",
+        choice.backup.server, report.directory
+    ))?;
+    app.out.bytes(facts(args, choice, report).render().as_bytes())
+}
+
+fn facts(args: &RestoreArgs, choice: &Choice, report: &RestoreReport<'_>) -> Facts {
+    let mut facts = Facts::default();
+    let ended = choice.backup.end_time;
+    let ended = ended.map(|time| format!(", ended {}", output::second(time)));
+    facts.add(
+        "From backup",
+        format!("{}{}", choice.backup.id, ended.unwrap_or_default()),
+    );
+    if let Some(plan) = &choice.plan {
+        let meaning = match plan.spec.target {
+            Target::Now => ", all WAL there is",
+            Target::Immediate => ", the end of the backup",
+            _ => "",
+        };
+        facts.add("Target", format!("{}{meaning}", plan.spec));
+        facts.add_some("Moment", plan.time.map(|time| time.to_string()));
+        facts.add("Along", along(plan));
+        let count = output::count(usize::try_from(plan.segments).unwrap_or(usize::MAX), "segment");
+        let from = match args.no_get_wal {
+            true => "in the copy",
+            false => "fetched when it is started",
+        };
+        facts.add(
+            "WAL to replay",
+            format!("{count}, {}, {from}", output::bytes(plan.wal_bytes)),
+        );
+    }
+    let files = output::count(usize::try_from(report.files).unwrap_or(usize::MAX), "file");
+    facts.add("To write", format!("{files}, {}", output::bytes(report.bytes)));
+    match report.state {
+        "incomplete" => facts.add(
+            "Continues",
+            "an incomplete restore: what is there is compared".to_owned(),
+        ),
+        "older" => facts.add(
+            "Updates",
+            "what is there: only differences are written".to_owned(),
+        ),
+        _ => {}
+    }
+    for tablespace in &report.tablespaces {
+        facts.add(
+            "Tablespace",
+            format!("{} at {}", tablespace.oid, tablespace.location),
+        );
+    }
+    for note in &report.notes {
+        facts.add("Note", note.clone());
+    }
+    facts
+}
+
+/// What the command has done.
+pub(super) fn result(app: &mut App, report: &RestoreReport<'_>, restored: &Restored) -> Result<(), Error> {
+    let is_barmans = app.options.format.is_some();
+    if report.dry_run || !report.removed.is_empty() {
+        removed(app, report)?;
+    }
+    if report.dry_run {
+        return app.out.line(format_args!(
+            "Nothing was written: {} of {} would be",
+            output::bytes(restored.written_bytes),
+            output::bytes(restored.bytes)
+        ));
+    }
+    if !app.options.quiet {
+        notable(app, &report.settings)?;
+    }
+    if is_barmans {
+        app.out.line(format_args!(
+            "Restore operation completed (elapsed time: {})",
+            output::duration(restored.elapsed)
+        ))?;
+        return app.out.line(BARMANS_LAST_LINE);
+    }
+    let millis = u64::try_from(restored.elapsed.as_millis())
+        .unwrap_or(u64::MAX)
+        .max(1);
+    let rate = output::bytes(restored.bytes.saturating_mul(1000) / millis);
+    app.out.line(format_args!(
+        "Restored backup {} to {}: {} of {} written, in {} ({rate}/s)",
+        report.backup,
+        report.directory,
+        output::bytes(restored.written_bytes),
+        output::bytes(restored.bytes),
+        output::duration(restored.elapsed),
+    ))
+}
+
+fn removed(app: &mut App, report: &RestoreReport<'_>) -> Result<(), Error> {
+    let what = match report.dry_run {
+        true => "would be removed or replaced",
+        false => "removed or replaced",
+    };
+    app.out.line(format_args!(
+        "{} {what}",
+        output::count(report.removed.len(), "entry").replace("entrys", "entries")
+    ))?;
+    for path in report.removed.iter().take(MAX_SHOWN) {
+        app.out.line(format_args!("  {path}"))?;
+    }
+    match report.removed.len() > MAX_SHOWN {
+        true => app.out.line("  ..., see --json"),
+        false => Ok(()),
+    }
+}
+
+fn notable(app: &mut App, settings: &[NotableSetting]) -> Result<(), Error> {
+    if settings.is_empty() {
+        return Ok(());
+    }
+    app.out
+        .line("Settings to look at before it takes over production:")?;
+    for setting in settings {
+        let value = setting.value.as_deref().unwrap_or("(not shown)");
+        let overridden = match setting.overridden {
+            true => ", without effect as long as postgresql.auto.conf has barmanfs's block",
+            false => "",
+        };
+        app.out.line(format_args!(
+            "  {} line {}: {} = {value}{overridden}",
+            setting.file, setting.line, setting.name
+        ))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! `restore --json`.
+
+use barmanfs_catalog::recovery::{Plan, TargetSpec};
+use barmanfs_catalog::{Backup, BackupId, ServerName};
+use barmanfs_pg::wal_name::SegmentName;
+use barmanfs_pg::{TimelineId, TimestampMicros};
+use serde::Serialize;
+
+use crate::restore::settings::NotableSetting;
+use crate::restore::{Prepared, Relocations, Restored};
+
+/// A tablespace that is not in the data directory.
+#[derive(Debug, Serialize)]
+pub(crate) struct RelocatedTablespace {
+    pub(crate) oid: u32,
+    pub(crate) location: String,
+}
+
+/// What is restored, and what was done.
+#[derive(Debug, Serialize)]
+#[allow(clippy::struct_excessive_bools, reason = "keys of a document")]
+pub(crate) struct RestoreReport<'a> {
+    server: &'a ServerName,
+    pub(crate) backup: BackupId,
+    target: Option<&'a TargetSpec>,
+    pub(crate) directory: String,
+    /// "vacant", "incomplete" or "older": what the directory held.
+    pub(crate) state: &'static str,
+    pub(crate) dry_run: bool,
+    pub(crate) standby: bool,
+    get_wal: bool,
+    timeline: Option<TimelineId>,
+    time: Option<TimestampMicros>,
+    segments: Option<u64>,
+    wal_bytes: Option<u64>,
+    first_segment: Option<SegmentName>,
+    last_segment: Option<SegmentName>,
+    pub(crate) files: u64,
+    pub(crate) bytes: u64,
+    disk_bytes: u64,
+    written_bytes: u64,
+    pub(crate) removed: Vec<String>,
+    elapsed_seconds: f64,
+    pub(crate) tablespaces: Vec<RelocatedTablespace>,
+    pub(crate) settings: Vec<NotableSetting>,
+    pub(crate) notes: Vec<String>,
+}
+
+impl<'a> RestoreReport<'a> {
+    /// Before anything is written.
+    pub(crate) fn new(
+        backup: &'a Backup,
+        plan: Option<&'a Plan>,
+        prepared: &Prepared,
+        relocations: &Relocations,
+    ) -> Self {
+        let tablespaces = relocations.iter().map(|(oid, location)| RelocatedTablespace {
+            oid,
+            location: location.display().to_string(),
+        });
+        Self {
+            server: &backup.server,
+            backup: backup.id,
+            target: plan.map(|plan| &plan.spec),
+            directory: prepared.directory().display().to_string(),
+            state: prepared.state().as_str(),
+            dry_run: false,
+            standby: false,
+            get_wal: plan.is_some_and(|plan| !plan.spec.self_contained),
+            timeline: plan.map(|plan| plan.timeline),
+            time: plan.and_then(|plan| plan.time),
+            segments: plan.map(|plan| plan.segments),
+            wal_bytes: plan.map(|plan| plan.wal_bytes),
+            first_segment: plan.map(|plan| plan.first_segment),
+            last_segment: plan.map(|plan| plan.last_segment),
+            files: prepared.size.files,
+            bytes: prepared.size.bytes,
+            disk_bytes: prepared.size.disk_bytes(),
+            written_bytes: 0,
+            removed: Vec::new(),
+            elapsed_seconds: 0.0,
+            tablespaces: tablespaces.collect(),
+            settings: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    /// Adds what was done.
+    pub(crate) fn take(&mut self, restored: &Restored) {
+        self.written_bytes = restored.written_bytes;
+        self.removed = restored
+            .removed
+            .iter()
+            .map(|path| crate::output::printable(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str())))
+            .collect();
+        self.elapsed_seconds = restored.elapsed.as_secs_f64();
+    }
+}

@@ -1,0 +1,204 @@
+//! Restores: the tree of a view, written to a directory without a mount.
+//!
+//! - [`view`] opens the tree in this process and walks it. It decides nothing: what a file holds is decided by the views
+//!   alone, so a restored tree is the one that `cp -a` would copy from a mount.
+//! - [`destination`] decides whether the directory may be written to, and marks it. [`space`] checks that there is room.
+//! - [`tree_writer`] and [`file_writer`] write, in several threads; [`prune`] removes what does not belong to the tree.
+//! - [`settings`] reports what a person should look at before the server is started.
+//!
+//! Invariants:
+//! - PostgreSQL does not start in the directory before all of it is durable: `global/pg_control` gets its name last, and a
+//!   marker is there from the first byte until just before that ([`destination`]).
+//! - A directory with the marker holds nothing but an incomplete restore. The same command continues it.
+//! - No symbolic link in the directory is followed, except those to the places of tablespaces that were asked for: every
+//!   entry is reached through the descriptor of its directory ([`place`]).
+
+pub(crate) mod destination;
+mod file_writer;
+mod marker;
+mod pattern;
+mod place;
+mod prune;
+pub(crate) mod settings;
+mod space;
+mod tablespaces;
+mod throttle;
+mod tree_writer;
+mod view;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use barmanfs_catalog::{ReadGuard, Repository};
+
+use crate::error::Error;
+use crate::progress::{Counted, Progress};
+use crate::signals::Interruption;
+use destination::{Destination, State};
+pub(crate) use pattern::Pattern;
+pub(crate) use tablespaces::{Layout, Relocation, Relocations};
+use throttle::Throttle;
+use tree_writer::{TreeWriter, Written};
+pub(crate) use view::ViewTree;
+
+/// How the tree is written.
+#[derive(Debug)]
+pub(crate) struct WriteOptions {
+    /// Number of threads that write.
+    pub(crate) jobs: usize,
+    /// Maximum rate in bytes per second.
+    pub(crate) bandwidth_limit: Option<u64>,
+    /// Whether the directory may hold an older copy, of which equal parts are kept.
+    pub(crate) delta: bool,
+    /// Entries that stay although they are not in the backup.
+    pub(crate) keep: Vec<Pattern>,
+    /// No progress is shown.
+    pub(crate) quiet: bool,
+}
+
+/// A restore that is ready to begin: everything is checked, and nothing has been written.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    view: ViewTree,
+    destination: Destination,
+    options: WriteOptions,
+    /// Size of the tree.
+    pub(crate) size: space::TreeSize,
+    _reading: ReadGuard,
+}
+
+/// The result of a restore.
+#[derive(Debug, Default)]
+pub(crate) struct Restored {
+    /// Bytes of the tree outside holes.
+    pub(crate) bytes: u64,
+    /// Bytes that were written, because they were not there.
+    pub(crate) written_bytes: u64,
+    /// Entries that were removed, because they are not in the backup.
+    pub(crate) removed: Vec<PathBuf>,
+    /// How long it took.
+    pub(crate) elapsed: Duration,
+}
+
+impl Prepared {
+    /// Checks the directory and the space in it.
+    ///
+    /// # Errors
+    /// When the directory may not be written to, or has not enough space.
+    pub(crate) fn new(
+        repository: &Repository,
+        view: ViewTree,
+        directory: PathBuf,
+        relocations: Relocations,
+        options: WriteOptions,
+    ) -> Result<Self, Error> {
+        let reading = repository.reading(&view.backup)?;
+        let destination =
+            Destination::examine(repository, directory, relocations, &view.backup, options.delta)?;
+        let size = space::TreeSize::of(&view)?;
+        space::check(&destination, &size)?;
+        Ok(Self {
+            view,
+            destination,
+            options,
+            size,
+            _reading: reading,
+        })
+    }
+
+    /// What the directory holds.
+    pub(crate) fn state(&self) -> State {
+        self.destination.state
+    }
+
+    /// The directory.
+    pub(crate) fn directory(&self) -> &std::path::Path {
+        &self.destination.path
+    }
+
+    /// Writes the tree.
+    ///
+    /// # Errors
+    /// When something cannot be read or written. The directory is marked as incomplete then.
+    pub(crate) fn run(self) -> Result<Restored, Error> {
+        let began = Instant::now();
+        let what = format!("Restore of {}", self.view.backup.server);
+        let progress = Progress::start(what, Counted::Bytes, self.options.quiet);
+        let signals = Interruption::watch(|| {})?;
+        let opened = self.destination.open()?;
+        let marked = opened.begin(&self.view.backup, &self.options.keep)?;
+        let run = || {
+            let mut removed = Vec::new();
+            if self.destination.state != State::Vacant {
+                progress.stage("removing what is not in the backup");
+                removed = prune::prune(&self.view, &opened, &marked.keep, prune::Mode::Remove)?;
+            }
+            progress.note("");
+            let writer = TreeWriter {
+                view: &self.view,
+                opened: &opened,
+                jobs: self.options.jobs,
+                throttle: self.options.bandwidth_limit.map(Throttle::new),
+                progress: &progress,
+                total_bytes: self.size.bytes,
+                signals: &signals,
+                is_dry_run: false,
+            };
+            let written = writer.write()?;
+            progress.stage("syncing");
+            opened.finish(&marked, &written.directories)?;
+            Ok((removed, written))
+        };
+        let (removed, written): (Vec<PathBuf>, Written) = run().map_err(|error| self.incomplete(error))?;
+        Ok(Restored {
+            bytes: self.size.bytes,
+            written_bytes: written.bytes,
+            removed,
+            elapsed: began.elapsed(),
+        })
+    }
+
+    /// Finds out what a run would do. Nothing is changed.
+    ///
+    /// # Errors
+    /// When something cannot be read.
+    pub(crate) fn dry_run(self) -> Result<Restored, Error> {
+        let began = Instant::now();
+        let progress = Progress::start("Comparison", Counted::Bytes, self.options.quiet);
+        let signals = Interruption::watch(|| {})?;
+        let mut restored = Restored {
+            bytes: self.size.bytes,
+            written_bytes: self.size.bytes,
+            ..Restored::default()
+        };
+        if self.destination.state != State::Vacant {
+            let opened = self.destination.look()?;
+            let keep = opened.kept(&self.options.keep)?;
+            restored.removed = prune::prune(&self.view, &opened, &keep, prune::Mode::List)?;
+            let writer = TreeWriter {
+                view: &self.view,
+                opened: &opened,
+                jobs: self.options.jobs,
+                throttle: self.options.bandwidth_limit.map(Throttle::new),
+                progress: &progress,
+                total_bytes: self.size.bytes,
+                signals: &signals,
+                is_dry_run: true,
+            };
+            restored.written_bytes = writer.write()?.bytes;
+        }
+        restored.elapsed = began.elapsed();
+        Ok(restored)
+    }
+
+    fn incomplete(&self, error: Error) -> Error {
+        let path = self.destination.path.display();
+        let hint = error
+            .hint_text()
+            .map(|hint| format!("{hint}. "))
+            .unwrap_or_default();
+        error.hint(format!(
+            "{hint}{path} is marked as incomplete, and PostgreSQL does not start there: the same command continues"
+        ))
+    }
+}

@@ -1,0 +1,444 @@
+//! The directory that is written to: whether it may be, and when PostgreSQL may start there.
+//!
+//! The order of a restore, each step durable before the next:
+//! 1. The marker is written. What makes a data directory of it, `PG_VERSION` and `global/pg_control`, is removed.
+//! 2. Everything is written; these two files under other names.
+//! 3. `PG_VERSION` gets its name, and the marker is removed.
+//! 4. `global/pg_control` gets its name.
+//!
+//! Without `global/pg_control` no server starts. So a directory is either startable and complete, or neither; between 3 and
+//! 4 the other name of `global/pg_control` takes the place of the marker.
+
+use std::fs::{DirBuilder, File};
+use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use barmanfs_catalog::{Backup, Repository};
+use barmanfs_fs::entry::Stat;
+use barmanfs_pg::pg_control::ControlFile;
+use rustix::fs::FileType;
+
+use super::marker::{self, Marker};
+use super::pattern::Pattern;
+use super::place::{Place, failed};
+use super::tablespaces::Relocations;
+use crate::error::Error;
+use crate::instance;
+
+/// The directory of `pg_control`.
+pub(super) const GLOBAL: &[u8] = b"global";
+
+/// Files that get their names last: the directory, the name, and the name until then.
+pub(super) const HELD: [(&[u8], &[u8], &[u8]); 2] = [
+    (b"", b"PG_VERSION", b".barmanfs-PG_VERSION"),
+    (GLOBAL, b"pg_control", b".barmanfs-pg_control"),
+];
+
+/// It is at the top of each ext4 file system.
+const LOST_AND_FOUND: &[u8] = b"lost+found";
+
+/// A control file has 8 KiB.
+const MAX_CONTROL_BYTES: usize = 64 << 10;
+
+/// What the directory holds before the restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Nothing, or it does not exist.
+    Vacant,
+    /// A restore that did not end.
+    Incomplete,
+    /// Another state of the same system.
+    Older,
+}
+
+impl State {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Vacant => "vacant",
+            Self::Incomplete => "incomplete",
+            Self::Older => "older",
+        }
+    }
+}
+
+/// A directory that may be written to.
+#[derive(Debug)]
+pub(crate) struct Destination {
+    /// Absolute, without links.
+    pub(super) path: PathBuf,
+    pub(super) state: State,
+    pub(super) relocations: Relocations,
+}
+
+/// The same, opened.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) root: Place,
+    pub(super) relocations: Relocations,
+    /// The opened places of the tablespaces outside.
+    outside: Vec<(u32, Place)>,
+}
+
+/// A directory that is marked as incomplete.
+#[derive(Debug)]
+pub(super) struct Marked {
+    /// What is not removed.
+    pub(super) keep: Vec<Pattern>,
+    _locked: File,
+}
+
+/// A directory of the tree, for its attributes, which it gets when nothing is added to it any more.
+#[derive(Debug)]
+pub(super) struct WrittenDirectory {
+    /// The tablespace outside in which it is, and its names below that.
+    pub(super) outside: Option<u32>,
+    pub(super) names: Vec<Vec<u8>>,
+    pub(super) stat: Stat,
+}
+
+impl Destination {
+    /// Decides whether the directory may be written to.
+    ///
+    /// # Errors
+    /// When it may not.
+    pub(super) fn examine(
+        repository: &Repository,
+        path: PathBuf,
+        relocations: Relocations,
+        backup: &Backup,
+        is_delta: bool,
+    ) -> Result<Self, Error> {
+        refuse_place(repository, &path)?;
+        let state = state(&path, backup, is_delta)?;
+        let destination = Self {
+            path,
+            state,
+            relocations,
+        };
+        for (oid, location) in destination.relocations.iter() {
+            refuse_place(repository, location)?;
+            if location.starts_with(&destination.path) || destination.path.starts_with(location) {
+                return Err(Error::usage(format!(
+                    "The tablespace at {} would be in {}, or around it",
+                    location.display(),
+                    destination.path.display()
+                )));
+            }
+            destination.refuse_foreign_tablespace(oid, location)?;
+        }
+        Ok(destination)
+    }
+
+    /// A tablespace may be put where there is nothing, or where it was in the directory that is overwritten.
+    fn refuse_foreign_tablespace(&self, oid: u32, location: &Path) -> Result<(), Error> {
+        if !location.exists() || is_vacant(&Place::open(location)?)? {
+            return Ok(());
+        }
+        if self.state != State::Vacant {
+            let root = Place::open(&self.path)?;
+            let marked = Marker::read(&root)?.flatten();
+            let is_marked =
+                marked.is_some_and(|marker| marker.tablespaces.iter().any(|known| known == (oid, location)));
+            let link = self.path.join("pg_tblspc").join(oid.to_string());
+            if is_marked || std::fs::read_link(link).is_ok_and(|target| target == location) {
+                return Ok(());
+            }
+        }
+        Err(not_empty(location))
+    }
+
+    /// Opens it, and makes it if it does not exist.
+    pub(super) fn open(&self) -> Result<Opened, Error> {
+        make_directory(&self.path)?;
+        self.relocations
+            .iter()
+            .try_for_each(|(_, location)| make_directory(location))?;
+        self.look()
+    }
+
+    /// Opens it as it is.
+    pub(super) fn look(&self) -> Result<Opened, Error> {
+        let outside = self
+            .relocations
+            .iter()
+            .filter(|(_, location)| location.exists())
+            .map(|(oid, location)| Ok((oid, Place::open(location)?)))
+            .collect::<Result<_, Error>>()?;
+        Ok(Opened {
+            root: Place::open(&self.path)?,
+            relocations: self.relocations.clone(),
+            outside,
+        })
+    }
+}
+
+impl Opened {
+    /// The opened place of a tablespace outside.
+    pub(super) fn outside(&self, oid: u32) -> Option<&Place> {
+        let mut outside = self.outside.iter();
+        outside.find(|(other, _)| *other == oid).map(|(_, place)| place)
+    }
+
+    /// What is not removed: what the command says, and what that of an incomplete restore said.
+    pub(super) fn kept(&self, keep: &[Pattern]) -> Result<Vec<Pattern>, Error> {
+        let marker = Marker::read(&self.root)?.flatten();
+        let earlier = marker.map(|marker| marker.keep).unwrap_or_default();
+        let new = keep.iter().filter(|pattern| !earlier.contains(pattern));
+        let new: Vec<Pattern> = new.cloned().collect();
+        Ok([earlier, new].concat())
+    }
+
+    /// Marks the directory as incomplete. From then on no server starts in it.
+    pub(super) fn begin(&self, backup: &Backup, keep: &[Pattern]) -> Result<Marked, Error> {
+        let keep = self.kept(keep)?;
+        let locked = Marker::new(backup, keep.clone(), self.relocations.clone()).write(&self.root)?;
+        for (directory, name, held) in HELD {
+            let Some(place) = self.existing(directory)? else {
+                continue;
+            };
+            for name in [name, held] {
+                place.unlink(name)?;
+            }
+            place.sync()?;
+        }
+        Ok(Marked {
+            keep,
+            _locked: locked,
+        })
+    }
+
+    fn existing(&self, directory: &[u8]) -> Result<Option<Place>, Error> {
+        if directory.is_empty() {
+            return Ok(Some(self.root.clone()));
+        }
+        match self.root.find(directory)? {
+            Some(found) if found.kind == FileType::Directory => self.root.enter(directory).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Makes everything durable, and the directory startable.
+    pub(super) fn finish(&self, _marked: &Marked, directories: &[WrittenDirectory]) -> Result<(), Error> {
+        // The deepest first: each is complete then.
+        for directory in directories.iter().rev() {
+            let base = match directory.outside {
+                Some(oid) => self.outside(oid).unwrap_or(&self.root),
+                None => &self.root,
+            };
+            base.descend(&directory.names)?.dress(&directory.stat)?;
+        }
+        for (_, place) in &self.outside {
+            place.sync_file_system()?;
+        }
+        self.root.sync_file_system()?;
+        let global = self.root.enter(GLOBAL)?;
+        let [(_, version, held_version), (_, control, held_control)] = HELD;
+        self.root.rename(held_version, version)?;
+        self.root.sync()?;
+        self.root.unlink(marker::NAME.as_bytes())?;
+        self.root.sync()?;
+        global.rename(held_control, control)?;
+        global.sync()?;
+        self.dress_last(&global, directories)
+    }
+
+    /// The times of the directories in which something was renamed.
+    fn dress_last(&self, global: &Place, directories: &[WrittenDirectory]) -> Result<(), Error> {
+        for directory in directories.iter().filter(|directory| directory.outside.is_none()) {
+            match directory.names.as_slice() {
+                [] => self.root.dress(&directory.stat)?,
+                [name] if name == GLOBAL => global.dress(&directory.stat)?,
+                _ => {}
+            }
+        }
+        global.sync()?;
+        self.root.sync()
+    }
+}
+
+fn state(path: &Path, backup: &Backup, is_delta: bool) -> Result<State, Error> {
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(State::Vacant),
+        Err(error) => return Err(failed("look at", path, error)),
+        Ok(found) if !found.is_dir() => {
+            return Err(Error::failed(format!("{} is no directory", path.display())));
+        }
+        Ok(_) => {}
+    }
+    let place = Place::open(path)?;
+    if let Some(running) = instance::running(path) {
+        return Err(Error::failed(format!(
+            "A server is running in {} (process {})",
+            path.display(),
+            running.pid
+        ))
+        .hint("Stop it first, or name another directory"));
+    }
+    if is_vacant(&place)? {
+        return Ok(State::Vacant);
+    }
+    if Marker::read(&place)?.is_some() || has_held_control(&place)? {
+        return Ok(State::Incomplete);
+    }
+    if !is_delta {
+        return Err(not_empty(path));
+    }
+    refuse_other_system(&place, backup)?;
+    Ok(State::Older)
+}
+
+fn has_held_control(place: &Place) -> Result<bool, Error> {
+    match place.find(GLOBAL)? {
+        Some(found) if found.kind == FileType::Directory => {
+            let [_, (_, _, held)] = HELD;
+            Ok(place.enter(GLOBAL)?.find(held)?.is_some())
+        }
+        _ => Ok(false),
+    }
+}
+
+fn refuse_other_system(place: &Place, backup: &Backup) -> Result<(), Error> {
+    let refuse = |why: String| {
+        Error::failed(format!("{} {why}", place.path().display())).hint(
+            "--delta-restore is for an older or newer state of the same server; name an empty directory",
+        )
+    };
+    let control = place.path().join("global/pg_control");
+    let bytes = match std::fs::read(&control) {
+        Ok(bytes) if bytes.len() <= MAX_CONTROL_BYTES => bytes,
+        Ok(_) => return Err(refuse("has a global/pg_control that is none".to_owned())),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Err(refuse(
+                "is not empty, and no data directory of PostgreSQL: it has no global/pg_control".to_owned(),
+            ));
+        }
+        Err(error) => return Err(failed("read", &control, error)),
+    };
+    let found = ControlFile::parse(&bytes)
+        .map_err(|error| refuse(format!("has an unusable global/pg_control: {error}")))?
+        .system_id;
+    if found == backup.system_id {
+        return Ok(());
+    }
+    Err(refuse(format!(
+        "holds another database system, {found}, and backup {} is of {}",
+        backup.id, backup.system_id
+    )))
+}
+
+/// Whether there is nothing that anybody could miss.
+fn is_vacant(place: &Place) -> Result<bool, Error> {
+    for name in place.names()? {
+        if name?.as_bytes() != LOST_AND_FOUND {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether this name at the top is the file system's own.
+pub(super) fn is_of_the_file_system(name: &[u8]) -> bool {
+    name == LOST_AND_FOUND
+}
+
+/// Barman's message begins in the same way.
+fn not_empty(path: &Path) -> Error {
+    Error::failed(format!(
+        "The restore operation cannot proceed because the destination folder '{}' is not empty",
+        path.display()
+    ))
+    .hint("Name another directory, or update an older state of the same server with --delta-restore")
+}
+
+/// Neither the repository nor what shows it may be overwritten.
+fn refuse_place(repository: &Repository, path: &Path) -> Result<(), Error> {
+    let refuse = |why: String| Err(Error::usage(format!("{} {why}", path.display())));
+    if path.as_os_str().as_bytes().contains(&b':') {
+        return refuse("has a colon: it is a path on this host, not one of rsync".to_owned());
+    }
+    if path.parent().is_none() {
+        return refuse("is the root of the file system".to_owned());
+    }
+    let home = std::fs::canonicalize(repository.path()).unwrap_or_else(|_| repository.path().to_owned());
+    if path.starts_with(&home) || home.starts_with(path) {
+        return refuse(format!("is in the repository {}, or around it", home.display()));
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    match mount_points(&mounts).find(|point| path.starts_with(point)) {
+        Some(point) => refuse(format!("is in the mount at {}", point.display())),
+        None => Ok(()),
+    }
+}
+
+/// The places where barmanfs is mounted (proc_pid_mountinfo(5)).
+fn mount_points(mountinfo: &str) -> impl Iterator<Item = PathBuf> {
+    let ours = mountinfo.lines().filter(|line| {
+        let rest = line.split_once(" - ").map_or("", |(_, rest)| rest);
+        rest.starts_with("fuse.barmanfs ")
+    });
+    ours.filter_map(|line| line.split(' ').nth(4))
+        .map(|point| PathBuf::from(point.replace("\\040", " ")))
+}
+
+/// An absolute path without links, of something that need not exist.
+pub(crate) fn resolved(path: &Path) -> Result<PathBuf, Error> {
+    let absolute = std::path::absolute(path).map_err(|error| failed("find", path, error))?;
+    let existing = nearest_existing(&absolute);
+    let rest = absolute.strip_prefix(existing).unwrap_or(Path::new(""));
+    if rest.components().any(|part| part.as_os_str() == "..") {
+        return Err(Error::usage(format!("{} does not exist", path.display())));
+    }
+    let existing = std::fs::canonicalize(existing).map_err(|error| failed("find", existing, error))?;
+    Ok(match rest.as_os_str().is_empty() {
+        true => existing,
+        false => existing.join(rest),
+    })
+}
+
+/// The path itself or the nearest directory above it that exists.
+pub(super) fn nearest_existing(path: &Path) -> &Path {
+    path.ancestors()
+        .find(|path| path.exists())
+        .unwrap_or(Path::new("/"))
+}
+
+/// Makes a directory, and those above it, durably.
+fn make_directory(path: &Path) -> Result<(), Error> {
+    let existing = nearest_existing(path).to_owned();
+    if existing == path {
+        return Ok(());
+    }
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|error| failed("make", path, error))?;
+    let made = path.ancestors().skip(1);
+    let made = made.take_while(|above| above.starts_with(&existing));
+    made.into_iter().try_for_each(|above| Place::open(above)?.sync())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_of_barmanfs_are_known() {
+        let text = "36 35 98:0 / /mnt rw - ext4 /dev/sda rw\n\
+                    40 35 0:50 / /mnt/my\\040backups rw,nosuid - fuse.barmanfs /var/lib/barmanfs ro\n";
+        let found: Vec<PathBuf> = mount_points(text).collect();
+        assert_eq!(found, [PathBuf::from("/mnt/my backups")]);
+    }
+
+    #[test]
+    fn a_path_that_does_not_exist_is_resolved_as_far_as_it_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let base = std::fs::canonicalize(directory.path()).unwrap();
+        std::os::unix::fs::symlink(&base, base.join("link")).unwrap();
+        assert_eq!(resolved(&base.join("link/a/b")).unwrap(), base.join("a/b"));
+        assert_eq!(resolved(&base.join("link")).unwrap(), base);
+        assert!(resolved(&base.join("a/../b")).is_err());
+    }
+}

@@ -1,0 +1,147 @@
+//! The tree that is restored: a view, opened in this process.
+
+use std::sync::Arc;
+
+use barmanfs_catalog::{Backup, Repository};
+use barmanfs_fs::entry::{Body, Child, Content, Directory, Stat};
+use barmanfs_fs::views::{Context, ViewOptions, root};
+use barmanfs_store::TreeReader;
+
+use crate::error::Error;
+
+/// The tree of one backup, as it is restored.
+#[derive(Debug)]
+pub(crate) struct ViewTree {
+    pub(crate) backup: Backup,
+    pub(super) root: Arc<dyn Directory>,
+    pub(super) stat: Stat,
+    pub(super) trees: TreeReader,
+}
+
+/// A file of the tree. Its content is looked up when it is opened.
+#[derive(Debug, Clone)]
+pub(super) struct SourceFile {
+    directory: Arc<dyn Directory>,
+    pub(super) name: Vec<u8>,
+    pub(super) stat: Stat,
+}
+
+/// Receives the entries of a tree, a directory before its entries.
+pub(super) trait Visitor {
+    /// A directory follows. Not called for the root.
+    fn enter(&mut self, name: &[u8], stat: &Stat) -> Result<(), Error>;
+    /// All entries of the present directory have come. Not called for the root.
+    fn leave(&mut self) -> Result<(), Error>;
+    /// A file of the present directory.
+    fn file(&mut self, file: SourceFile) -> Result<(), Error>;
+    /// A symbolic link of the present directory.
+    fn link(&mut self, name: &[u8], stat: &Stat, target: &[u8]) -> Result<(), Error>;
+}
+
+impl ViewTree {
+    /// Opens the view at these names below the root of a mount.
+    ///
+    /// # Errors
+    /// When the repository cannot be read, or has no such view.
+    pub(crate) fn open(
+        repository: &Repository,
+        backup: Backup,
+        options: ViewOptions,
+        names: &[&str],
+    ) -> Result<Self, Error> {
+        let context = Context::new(repository.clone(), options);
+        let mut child = root(&context);
+        for name in names {
+            let Content::Directory(directory) = &child.content else {
+                return Err(gone(names));
+            };
+            child = directory.lookup(name.as_bytes())?.ok_or_else(|| gone(names))?;
+        }
+        let Content::Directory(root) = child.content else {
+            return Err(gone(names));
+        };
+        Ok(Self {
+            backup,
+            root,
+            stat: child.stat,
+            trees: context.trees().clone(),
+        })
+    }
+
+    /// The user to whom the data directory belongs.
+    pub(crate) fn owner(&self) -> u32 {
+        self.stat.uid
+    }
+
+    /// The content of a small file of the tree; `None` if there is none, or it is larger.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn read_small(&self, path: &[u8], limit_bytes: u64) -> Result<Option<Vec<u8>>, Error> {
+        let mut directory = Arc::clone(&self.root);
+        let mut names = path.split(|&byte| byte == b'/').peekable();
+        while let Some(name) = names.next() {
+            let Some(child) = directory.lookup(name)? else {
+                return Ok(None);
+            };
+            directory = match child.content {
+                Content::Directory(below) if names.peek().is_some() => below,
+                Content::File if names.peek().is_none() => {
+                    return Ok(directory.open(name)?.read_all(&self.trees, limit_bytes)?);
+                }
+                _ => return Ok(None),
+            };
+        }
+        Ok(None)
+    }
+
+    /// Walks the tree.
+    pub(super) fn walk(&self, visitor: &mut dyn Visitor) -> Result<(), Error> {
+        walk(&self.root, visitor)
+    }
+}
+
+fn gone(names: &[&str]) -> Error {
+    Error::failed(format!("{} is no longer there", names.join("/")))
+        .hint("A backup or WAL was removed meanwhile: run the command again")
+}
+
+/// PostgreSQL nests a few directories; a path has at most 4096 bytes, which bounds the depth.
+fn walk(directory: &Arc<dyn Directory>, visitor: &mut dyn Visitor) -> Result<(), Error> {
+    for child in directory.entries()? {
+        let Child {
+            name, stat, content, ..
+        } = child?;
+        match content {
+            Content::Directory(below) => {
+                visitor.enter(&name, &stat)?;
+                walk(&below, visitor)?;
+                visitor.leave()?;
+            }
+            Content::File => visitor.file(SourceFile {
+                directory: Arc::clone(directory),
+                name,
+                stat,
+            })?,
+            Content::Symlink(target) => visitor.link(&name, &stat, &target)?,
+        }
+    }
+    Ok(())
+}
+
+impl SourceFile {
+    /// Its content.
+    pub(super) fn open(&self) -> Result<Body, Error> {
+        let body = self.directory.open(&self.name)?;
+        if body.size_bytes() == self.stat.size_bytes {
+            return Ok(body);
+        }
+        Err(Error::failed(format!(
+            "{} has changed meanwhile: it has {} bytes instead of {}",
+            String::from_utf8_lossy(&self.name),
+            body.size_bytes(),
+            self.stat.size_bytes
+        ))
+        .hint("Run the command again"))
+    }
+}
