@@ -8,11 +8,11 @@
 
 mod checkpoint;
 mod compose;
+mod configuration;
 mod fetch;
 mod finish;
 mod hold;
 mod incremental;
-mod outside;
 mod proof;
 mod receive;
 mod sent_manifest;
@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use barmanfs_catalog::{Backup, BackupEnd, BackupRun, BackupStatus, NewBackup, Repository};
 use barmanfs_store::RecordId;
 
-use crate::cluster::{self, ServerSettings, primary};
+use crate::cluster::{ConfigurationPaths, ServerSettings, primary};
 use crate::config::{Incremental, ServerConfig};
 use crate::error::Error;
 use crate::forks;
@@ -67,6 +67,8 @@ struct Attempt<'a> {
     cluster: ServerSettings,
     checkpoint: Checkpoint,
     source: Source,
+    /// Where the configuration files are, if the role may see that.
+    configuration: Option<ConfigurationPaths>,
     /// The fork that the server has passed, if its history is not the archive's.
     fork: Option<RecordId>,
     options: &'a BackupOptions,
@@ -87,7 +89,7 @@ pub(crate) fn take(
     if let Some(unknown) = versions::unknown(cluster.version) {
         tracing::warn!("Server {}: {unknown}", server.name);
     }
-    let outside = cluster::files_outside(&mut connection)?.unwrap_or_default();
+    let configuration = ConfigurationPaths::ask(&mut connection)?;
     let checkpoint = Checkpoint::ask(&mut connection).map_err(|error| stop.explain(error))?;
     let (source, fork) =
         source(repository, server, &cluster, &mut connection).map_err(|error| stop.explain(error))?;
@@ -97,13 +99,13 @@ pub(crate) fn take(
         cluster,
         checkpoint,
         source,
+        configuration,
         fork,
         options,
         stop,
     };
     let mut hold = Hold::default();
     let backup = attempt.run(&mut connection, &mut hold)?;
-    outside::warn(repository, &backup, &outside)?;
     wal_source::keep_history(repository, &mut connection, &backup);
     match backup.status {
         BackupStatus::WaitingForWals => {
@@ -181,13 +183,13 @@ impl Attempt<'_> {
         let began = Instant::now();
         tracing::info!("Backup {id} of server {name} began: {}", self.source.sentence());
         let context = |error: Error| error.context(format_args!("Backup {id} of server {name} FAILED"));
-        match self
-            .copy(&mut run, connection, hold)
-            .map_err(|error| self.stop.explain(error))
-        {
-            Ok(end) => {
+        let copied = self.copy(&mut run, connection, hold);
+        let copied = copied.and_then(|end| Ok((end, self.keep_configuration(&mut run)?)));
+        match copied.map_err(|error| self.stop.explain(error)) {
+            Ok((end, missing)) => {
                 let backup = run.finish(end).map_err(|error| context(error.into()))?;
                 report(&backup, began.elapsed());
+                configuration::warn(&backup, &missing);
                 Ok(backup)
             }
             Err(error) => {
@@ -195,6 +197,19 @@ impl Attempt<'_> {
                 Err(context(error))
             }
         }
+    }
+
+    fn keep_configuration(&self, run: &mut BackupRun) -> Result<configuration::Missing, Error> {
+        if !self.server.external_configuration {
+            return Ok(configuration::Missing::new());
+        }
+        configuration::keep(
+            run,
+            self.repository.trees(),
+            self.server,
+            self.cluster.system_id,
+            self.configuration.as_ref(),
+        )
     }
 
     /// Receives only what has changed if the options request that and it is possible, otherwise everything.

@@ -1,6 +1,6 @@
 //! PostgreSQL servers of the configuration: how to connect to them, and the settings of their clusters.
 
-mod configuration_files;
+pub(crate) mod configuration_files;
 pub(crate) mod primary;
 mod settings;
 pub(crate) mod switch;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::config::{Secret, ServerConfig};
 use crate::error::Error;
 use crate::postgres::{Connection, Conninfo, Environment, Mode};
-pub(crate) use configuration_files::files_outside;
+pub(crate) use configuration_files::ConfigurationPaths;
 pub(crate) use settings::ServerSettings;
 pub(crate) use tablespaces::tablespace_names;
 

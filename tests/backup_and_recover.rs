@@ -3,6 +3,7 @@
 use crate::common::load::{assert_sums_agree, fill, transact, transactions};
 use crate::common::process::{COMMAND_LIMIT, run, until, wait};
 use crate::common::registry::topic;
+use crate::common::site::check_line;
 use crate::common::tree::differences;
 use crate::common::{Install, Load, Mount, PgServer, Site};
 use crate::settings::{make_origins, origins_setting};
@@ -16,6 +17,7 @@ topic! {
     edges a_server_that_archives_nothing_can_be_backed_up,
     edges an_interrupted_backup_is_failed_and_the_next_one_succeeds,
     edges a_copy_without_configuration_files_starts,
+    once configuration_files_outside_the_data_directory_are_kept_and_used,
     edges a_view_without_configuration_files_starts_with_the_servers_settings,
     with_postgres unlogged_tables_and_large_segments_are_restored,
 }
@@ -183,15 +185,14 @@ fn an_interrupted_backup_is_failed_and_the_next_one_succeeds(install: &'static I
 
 fn a_copy_without_configuration_files_starts(install: &'static Install) {
     let (site, mut primary) = Site::with_server(install);
+    site.write_config_of(&primary, "backup_options = external_configuration\n");
     fill(&primary, 1);
     start_as_on_debian(&site, &mut primary);
     let etc = site.path("etc");
     let files =
         ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"].map(|name| etc.join(name).display().to_string());
     let files = files.each_ref().map(String::as_str);
-    site.barmanfs(&["backup", "main", "--fast-checkpoint"])
-        .ok()
-        .says(&files);
+    site.backup();
     site.barmanfs(&["check", "main"]).says(&files).says(&["WARNING"]);
     let mount = Mount::new(&site);
     let mut copy = PgServer::on(install, &site.copy(&mount.path("main/latest"), "copy"));
@@ -202,8 +203,95 @@ fn a_copy_without_configuration_files_starts(install: &'static Install) {
     });
 }
 
+/// As on Debian, with includes in all forms. A role without privileges gets what this host lets barmanfs read.
+fn configuration_files_outside_the_data_directory_are_kept_and_used(install: &'static Install) {
+    let (site, mut primary) = Site::with_server(install);
+    fill(&primary, 1);
+    let (etc, elsewhere) = (site.make_directory("etc"), site.make_directory("elsewhere"));
+    site.make_directory("etc/conf.d");
+    let shared = elsewhere.join("shared.conf");
+    primary.configure(&format!(
+        "include_dir = 'conf.d'\ninclude '{}' # of all servers\ninclude_if_exists = '{}'\ninclude '../up.conf'",
+        shared.display(),
+        elsewhere.join("absent.conf").display()
+    ));
+    let hba = "local all @admins,plain trust\nlocal replication all trust\n";
+    let texts = [
+        ("etc/conf.d/memory.conf", "work_mem = '7MB'\n"),
+        ("etc/admins", "postgres\n"),
+        ("elsewhere/more.conf", "statement_timeout = '77s'\n"),
+        ("elsewhere/shared.conf", "maintenance_work_mem = '77MB'\ninclude 'more.conf'\n"),
+        ("up.conf", "lock_timeout = '78s'\n"),
+        ("main/pg_hba.conf", hba),
+    ];
+    for (name, text) in texts {
+        site.write_file(name, text.as_bytes());
+    }
+    start_as_on_debian(&site, &mut primary);
+    let run = site.barmanfs(&["backup", "main", "--fast-checkpoint"]).ok();
+    assert!(!run.text().contains("does not have"), "{run}");
+    let checked = site.barmanfs(&["check", "main", "--json"]);
+    assert_eq!(check_line(&checked, "configuration files")["status"], "OK");
+
+    let id = site.backup_ids().pop().unwrap();
+    let names = [
+        "elsewhere/more.conf",
+        "elsewhere/shared.conf",
+        "etc/admins",
+        "etc/conf.d/memory.conf",
+        "etc/pg_hba.conf",
+        "etc/pg_ident.conf",
+        "etc/postgresql.conf",
+        "up.conf",
+    ];
+    let paths = names.map(|name| site.path(name).display().to_string());
+    assert_eq!(site.json(&["show-backup", "main", &id])["configuration_files"], serde_json::json!(paths));
+    let mount = Mount::new(&site);
+    for path in &paths {
+        let kept = mount.path(&format!("main/info/{id}/config{path}"));
+        site.sh(&format!("cmp '{}' '{path}'", kept.display())).ok();
+    }
+
+    primary.stop("fast");
+    let outside = site.checksums(&etc) + &site.checksums(&elsewhere);
+    let view = mount.path("main/latest");
+    primary.verify_backup(&view, None);
+    let mut copy = PgServer::on(install, &site.copy(&view, "copy"));
+    assert_eq!(fs::read_to_string(copy.data.join("pg_hba.conf")).unwrap(), hba);
+    copy.start();
+    copy.wait_until_promoted();
+    let settings = "SELECT string_agg(setting, ' ' ORDER BY name) FROM pg_settings
+        WHERE name IN ('work_mem', 'maintenance_work_mem', 'statement_timeout', 'lock_timeout')";
+    assert_eq!(copy.query(settings), "78000 78848 77000 7168");
+    copy.stop("fast");
+    let bindir = install.bindir.to_str().unwrap();
+    site.ok(&["clone", "create", "main", "test1", "--start", "--bindir", bindir]);
+    let clone = mount.path("main/live/test1");
+    site.sh(&format!("grep 7MB '{}'", clone.join("conf.d/memory.conf").display())).ok();
+    site.ok(&["clone", "destroy", "main", "test1", "--stop"]);
+    assert_eq!(site.checksums(&etc) + &site.checksums(&elsewhere), outside);
+    drop(mount);
+    site.ok(&["rebuild-catalog"]);
+    assert_eq!(site.json(&["show-backup", "main", &id])["configuration_files"], serde_json::json!(paths));
+
+    // What cannot be read is named, and the backup counts without it.
+    start_with_config_in(&primary, &etc);
+    primary.query("CREATE ROLE plain LOGIN REPLICATION IN ROLE pg_read_all_settings");
+    let plain = primary.conninfo().replace("user=postgres", "user=plain");
+    site.write_config_with(&[("main", &plain)]);
+    site.barmanfs(&["backup", "main", "--fast-checkpoint"]).ok();
+    let kept = |id: &str| site.json(&["show-backup", "main", id])["configuration_files"].clone();
+    let id = site.backup_ids().pop().unwrap();
+    assert_eq!(kept(&id), serde_json::json!(paths), "this host's files are read directly");
+    site.sh(&format!("chmod 0 '{}'", shared.display())).ok();
+    site.barmanfs(&["backup", "main", "--fast-checkpoint"])
+        .ok()
+        .says(&["does not have", "elsewhere/shared.conf", "pg_read_server_files"]);
+}
+
 fn a_view_without_configuration_files_starts_with_the_servers_settings(install: &'static Install) {
     let (site, mut primary) = Site::with_initdb_options(install, &["--wal-segsize=64"]);
+    site.write_config_of(&primary, "backup_options = external_configuration\n");
     primary.configure(&format!(
         "max_prepared_transactions = 7\nmax_connections = 3\nsuperuser_reserved_connections = 0\n{} = 50",
         origins_setting(install)

@@ -67,7 +67,7 @@ ROW = struct.Struct("<32sI")
 STORED, ZSTD, DELTA = 0, 1, 2
 ZSTD_DICTIONARY_MAGIC = bytes.fromhex("37a430ec")
 
-BACKUP, WAL, DELETION, KEEP, QUARANTINED, SERVER, BOOT_TEST, DAMAGE, HISTORY, REMOVAL = range(1, 11)
+BACKUP, WAL, DELETION, KEEP, QUARANTINED, SERVER, BOOT_TEST, DAMAGE, HISTORY, REMOVAL, CONFIGURATION = range(1, 12)
 
 
 class Problem(Exception):
@@ -742,6 +742,7 @@ FIELDS = {
     HISTORY: {"server": str, "at": str, "event": dict},
     KEEP: {"of": str, "target": str, "kept_at": str},
     REMOVAL: {"server": str, "first": str, "last": str, "removed_at": str},
+    CONFIGURATION: {"of": str, "directory": dict, "read_at": str, "data_directory": str},
 }
 FIELDS[QUARANTINED] = {**FIELDS[WAL], "reason": str}
 

@@ -669,6 +669,20 @@ class ReadPack(unittest.TestCase):
             (9, decision(BACKUP["begin_time"], keep={"of": [], "taken": [record_id(9)]})),
             (9, decision(BACKUP["begin_time"], restart={"of": [], "apart": [], "taken": [], "shared_from": "0/0"})),
         ]
+        good.append(
+            (
+                11,
+                {
+                    "version": 1,
+                    "of": record_id(9),
+                    "server": "main",
+                    "backup": "20261120T101500",
+                    "directory": {"entries": 0, "pages": []},
+                    "read_at": BACKUP["begin_time"],
+                    "data_directory": "/srv/main",
+                },
+            )
+        )
         payloads = [(kind, payload) for kind, value in good for payload in changes(value)]
         payloads += [(kind, bytes(chance.randbytes(chance.randrange(9)))) for kind, _ in good for _ in range(20)]
         payloads += [(kind, payload) for kind, _ in good for payload in ([], None, 1, {}, {"version": 1})]

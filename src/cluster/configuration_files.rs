@@ -1,44 +1,73 @@
-//! Configuration files that the server keeps outside its data directory, as on Debian.
+//! Where the server keeps its configuration files. On Debian that is outside its data directory.
 
 use std::path::Path;
 
 use crate::error::Error;
 use crate::postgres::Connection;
 
-/// The settings with the paths of configuration files.
-const SETTINGS: [&str; 3] = ["config_file", "hba_file", "ident_file"];
+/// What a role needs to read such files through SQL.
+pub(crate) const GRANTS: &str = "GRANT pg_read_server_files to the role, and EXECUTE ON FUNCTION \
+    pg_read_binary_file(text, bigint, bigint, boolean), pg_ls_dir(text, boolean, boolean), pg_stat_file(text, boolean)";
 
 /// SQLSTATE `insufficient_privilege`.
 const NOT_PERMITTED: &str = "42501";
 
-/// The paths of such files; `None` if the role may not see them. That takes `pg_read_all_settings`.
-///
-/// Call this before creating a temporary slot: PostgreSQL drops the slot when a command fails.
-///
-/// # Errors
-/// When the server does not answer.
-pub(crate) fn files_outside(connection: &mut Connection) -> Result<Option<Vec<String>>, Error> {
-    let Some(data) = show(connection, "data_directory")? else {
-        return Ok(None);
-    };
-    let mut outside = Vec::new();
-    for setting in SETTINGS {
-        match show(connection, setting)? {
-            Some(path) if !Path::new(&path).starts_with(&data) => {
-                outside.push(path.escape_debug().to_string());
-            }
-            Some(_) => {}
-            None => return Ok(None),
-        }
-    }
-    Ok(Some(outside))
+/// The absolute paths of a server's configuration files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ConfigurationPaths {
+    pub(crate) data_directory: String,
+    /// `postgresql.conf`.
+    pub(crate) config_file: String,
+    /// `pg_hba.conf`.
+    pub(crate) hba_file: String,
+    /// `pg_ident.conf`.
+    pub(crate) ident_file: String,
 }
 
-/// `None` if it is not permitted.
-fn show(connection: &mut Connection, setting: &str) -> Result<Option<String>, Error> {
-    match connection.show(setting) {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if error.sqlstate() == Some(NOT_PERMITTED) => Ok(None),
-        Err(error) => Err(error.into()),
+impl ConfigurationPaths {
+    /// Asks the server; `None` if the role may not see them. That takes `pg_read_all_settings`.
+    ///
+    /// Call this before creating a temporary slot: PostgreSQL drops the slot when a command fails.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub(crate) fn ask(connection: &mut Connection) -> Result<Option<Self>, Error> {
+        let mut values = Vec::new();
+        for setting in ["data_directory", "config_file", "hba_file", "ident_file"] {
+            match connection.show(setting) {
+                Ok(value) => values.push(value),
+                Err(error) if error.sqlstate() == Some(NOT_PERMITTED) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let [data_directory, config_file, hba_file, ident_file] = values
+            .try_into()
+            .map_err(|_| Error::failed("The server did not tell where its configuration files are"))?;
+        Ok(Some(Self {
+            data_directory,
+            config_file,
+            hba_file,
+            ident_file,
+        }))
+    }
+
+    /// The files, each with whether it has settings and not rules of access.
+    pub(crate) fn files(&self) -> [(&str, bool); 3] {
+        [
+            (&self.config_file, true),
+            (&self.hba_file, false),
+            (&self.ident_file, false),
+        ]
+    }
+
+    /// The path of a file relative to the data directory; `None` if it is outside.
+    pub(crate) fn in_data_directory<'a>(&self, path: &'a str) -> Option<&'a str> {
+        Path::new(path).strip_prefix(&self.data_directory).ok()?.to_str()
+    }
+
+    /// Those outside the data directory.
+    pub(crate) fn outside(&self) -> Vec<&str> {
+        let files = self.files().into_iter().map(|(path, _)| path);
+        files.filter(|path| self.in_data_directory(path).is_none()).collect()
     }
 }

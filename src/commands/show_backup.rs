@@ -121,6 +121,9 @@ fn about_the_surroundings(facts: &mut Facts, around: &Surroundings) {
             ),
         );
     }
+    for path in &around.configuration_files {
+        facts.add("Configuration file", output::printable(path.as_bytes()));
+    }
     facts.add_some("Last available", wal.last_available.map(|name| name.to_string()));
     facts.add_some("Previous backup", around.previous_backup.map(|id| id.to_string()));
     facts.add_some("Next backup", around.next_backup.map(|id| id.to_string()));

@@ -55,6 +55,7 @@ const SERVER_OR_GLOBAL: &[&str] = &[
     "slot_name",
     "create_slot",
     "backup_method",
+    "backup_options",
     "immediate_checkpoint",
     "bandwidth_limit",
     "streaming_backup_name",
@@ -113,7 +114,6 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
     (
         "barmanfs always copies over the replication protocol, on one connection, and stores only changes",
         &[
-            "backup_options",
             "ssh_command",
             "parallel_jobs_start_batch_size",
             "parallel_jobs_start_batch_period",

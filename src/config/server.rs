@@ -105,6 +105,8 @@ pub(crate) struct ServerConfig {
     pub(crate) immediate_checkpoint: bool,
     /// Limit of a backup's transfer, in kB/s.
     pub(crate) bandwidth_limit_kb: Option<u32>,
+    /// Whether backups have the configuration files that are outside the data directory.
+    pub(crate) external_configuration: bool,
     /// `application_name` of the backup's connection, when it is not the one of the connection string.
     pub(crate) streaming_backup_name: Option<String>,
     /// When `cron` takes a backup.
@@ -167,6 +169,7 @@ impl ServerConfig {
             create_slot: CreateSlot::Manual,
             immediate_checkpoint: false,
             bandwidth_limit_kb: None,
+            external_configuration: true,
             streaming_backup_name: is_barmans.then(|| BARMANS_STREAMING_BACKUP_NAME.to_owned()),
             backup_schedule: None,
             boot_test_schedule: None,

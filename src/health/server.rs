@@ -3,12 +3,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use barmanfs_catalog::Repository;
+use barmanfs_catalog::{BackupId, BackupSelector, ConfigurationFiles, Repository};
 
 use super::finding::{Finding, Findings};
 use super::wal_arrival::{self, Asked};
 use super::{Stored, Subject, streaming};
-use crate::cluster::{self, Purpose, ServerSettings, primary};
+use crate::cluster::{self, ConfigurationPaths, Purpose, ServerSettings, configuration_files, primary};
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::lineage::{self, Lineage};
@@ -83,7 +83,7 @@ pub(super) fn check(
         let primary = primary::connect(server, cluster.system_id);
         findings.result("primary", primary, target);
     }
-    configuration_files(streaming, findings);
+    configuration_files(repository.filter(|_| same_cluster), server, streaming, findings);
     // PostgreSQL drops a temporary slot when a command fails, so commands that may fail come before the slot
     // is created.
     if let Some(repository) = repository {
@@ -177,21 +177,65 @@ pub(super) fn target(connection: &Connection) -> Option<String> {
     Some(format!("{}{encrypted}", connection.target()))
 }
 
-fn configuration_files(streaming: &mut Connection, findings: &mut Findings) {
+/// Configuration files outside the data directory, as on Debian, must be in the newest backup.
+fn configuration_files(
+    repository: Option<&Repository>,
+    server: &ServerConfig,
+    streaming: &mut Connection,
+    findings: &mut Findings,
+) {
     const NAME: &str = "configuration files";
-    match cluster::files_outside(streaming) {
-        Ok(Some(outside)) if outside.is_empty() => findings.ok(NAME, "in the data directory".to_owned()),
-        Ok(Some(outside)) => {
-            let files = outside.join(", ");
-            let message = format!("in no backup, with all they include: {files}");
-            findings.push(Finding::warning(NAME, message).hint("Keep copies of them"));
+    let paths = match ConfigurationPaths::ask(streaming) {
+        Ok(Some(paths)) => paths,
+        Ok(None) => {
+            let why = "where they are cannot be seen: GRANT pg_read_all_settings to the role";
+            return findings.ok(NAME, why.to_owned());
         }
-        Ok(None) => findings.ok(
-            NAME,
-            "where they are cannot be seen: GRANT pg_read_all_settings to the role".to_owned(),
-        ),
+        Err(error) => return findings.failed(NAME, error.to_string()),
+    };
+    let outside = paths.outside();
+    if outside.is_empty() {
+        return findings.ok(NAME, "in the data directory".to_owned());
+    }
+    match repository.map_or(Ok(None), |repository| newest_configuration(repository, server)) {
+        Ok(None) => {
+            let files = paths_in_text(&outside);
+            findings.ok(NAME, format!("outside the data directory, no backup yet: {files}"));
+        }
+        Ok(Some((id, files))) => {
+            let kept: Vec<&String> = files.iter().flat_map(ConfigurationFiles::named_by_settings).collect();
+            let lost: Vec<&str> = outside
+                .iter()
+                .copied()
+                .filter(|path| kept.iter().all(|kept| kept != path))
+                .collect();
+            if lost.is_empty() {
+                return findings.ok(NAME, format!("in backup {id}: {}", paths_in_text(&outside)));
+            }
+            let message = format!("not in backup {id}, with all they include: {}", paths_in_text(&lost));
+            let hint = format!("Keep copies of them, or {}", configuration_files::GRANTS);
+            findings.push(Finding::warning(NAME, message).hint(hint));
+        }
         Err(error) => findings.failed(NAME, error.to_string()),
     }
+}
+
+/// The newest backup of the server, and the configuration files that were stored with it.
+fn newest_configuration(
+    repository: &Repository,
+    server: &ServerConfig,
+) -> barmanfs_catalog::Result<Option<(BackupId, Option<ConfigurationFiles>)>> {
+    let newest = match repository.backup(&server.name, &BackupSelector::Latest) {
+        Ok(newest) => newest,
+        Err(barmanfs_catalog::Error::NoSuchBackup { .. }) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok(Some((newest.id, repository.configuration_files(&newest)?)))
+}
+
+fn paths_in_text(paths: &[&str]) -> String {
+    let paths: Vec<String> = paths.iter().map(|path| path.escape_debug().to_string()).collect();
+    paths.join(", ")
 }
 
 fn system_id(

@@ -153,6 +153,11 @@ impl Connection {
         &self.target
     }
 
+    /// Whether the server is on this host: the connection is a Unix socket.
+    pub(crate) fn is_local(&self) -> bool {
+        self.stream.is_local()
+    }
+
     /// Whether the connection is encrypted.
     pub(crate) fn is_encrypted(&self) -> bool {
         self.stream.is_encrypted()

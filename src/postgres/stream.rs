@@ -201,6 +201,11 @@ impl Stream {
         }
     }
 
+    /// Whether the other end is on this host for certain: a Unix socket.
+    pub(super) fn is_local(&self) -> bool {
+        matches!(self.socket().kind, Kind::Unix(_))
+    }
+
     /// Whether a read would return at once: data, or the end of the stream.
     pub(super) fn is_readable(&mut self) -> io::Result<bool> {
         if let Self::Tls(stream) = self {

@@ -1,4 +1,5 @@
-//! What lies around a backup: the backups beside it, and the WAL from its start to the next one's.
+//! What belongs to a backup without being in it: the backups beside it, the WAL from its start to the next one's, and
+//! configuration files from outside the data directory.
 
 use barmanfs_catalog::{Backup, BackupId, Repository, SegmentTotals};
 use barmanfs_pg::wal_name::SegmentName;
@@ -15,6 +16,9 @@ pub(crate) struct Surroundings {
     pub(crate) next_backup: Option<BackupId>,
     /// The archived WAL from the backup's first segment up to the next backup's, or to the end.
     pub(crate) wal: WalAfter,
+    /// The paths of configuration files that the server keeps outside its data directory, and that were stored with the
+    /// backup.
+    pub(crate) configuration_files: Vec<String>,
 }
 
 /// Archived WAL.
@@ -48,6 +52,10 @@ impl Surroundings {
             previous_backup: previous.map(|backup| backup.id),
             next_backup: next.map(|backup| backup.id),
             wal,
+            configuration_files: match repository.configuration_files(backup)? {
+                Some(files) => files.paths(&repository.trees())?,
+                None => Vec::new(),
+            },
         })
     }
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::names::{BackupId, CloneName, ServerName};
 
 pub(crate) mod boot_test;
+pub(crate) mod configuration;
 mod delete;
 mod list;
 mod run;
@@ -18,6 +19,7 @@ pub(crate) mod running;
 mod selector;
 
 pub use boot_test::{BootCheck, BootOutcome, BootTest, BootTestLock};
+pub use configuration::ConfigurationFiles;
 pub use delete::{DeletionGuard, ReadGuard};
 pub use run::{BackupEnd, BackupRun, NewBackup};
 pub use selector::BackupSelector;

@@ -6,7 +6,7 @@
 use barmanfs_store::{Record, RecordId};
 use rusqlite::{Connection, OptionalExtension, params};
 
-use crate::archive::backup::{Backup, BackupStatus, boot_test};
+use crate::archive::backup::{Backup, BackupStatus, boot_test, configuration};
 use crate::archive::wal::{self, QuarantinedWal, WalFile, removal};
 use crate::archive::{damage, history, keep, servers};
 use crate::error::Result;
@@ -35,6 +35,7 @@ pub(crate) fn derive(db: &Connection, seq: i64, record: &Record) -> Result<()> {
         Kind::Damage => damage::derive(db, seq, &parse(id, payload)?),
         Kind::History => history::records::derive(db, seq, id, &parse(id, payload)?),
         Kind::WalRemoval => removal::derive(db, seq, &parse(id, payload)?),
+        Kind::Configuration => configuration::derive(db, seq, id, &parse(id, payload)?),
     }
 }
 
@@ -53,6 +54,7 @@ pub(crate) fn can_be_read(record: &Record) -> Result<()> {
         Some(Kind::Damage) => parse::<damage::DamagedPlaces>(id, payload).map(drop),
         Some(Kind::History) => parse::<history::records::HistoryRecord>(id, payload).map(drop),
         Some(Kind::WalRemoval) => parse::<removal::WalRemoval>(id, payload).map(drop),
+        Some(Kind::Configuration) => parse::<configuration::ConfigurationRecord>(id, payload).map(drop),
     }
 }
 
@@ -60,6 +62,7 @@ fn annul(db: &Connection, seq: i64, deletion: &Deletion) -> Result<()> {
     db.prepare_cached("INSERT OR IGNORE INTO deletions (annulled, record) VALUES (?1, ?2)")?
         .execute(params![deletion.of.as_bytes(), seq])?;
     boot_test::annul(db, deletion.of)?;
+    configuration::annul(db, deletion.of)?;
     let target: Option<i64> = db
         .prepare_cached("SELECT seq FROM records WHERE id = ?1")?
         .query_row([deletion.of.as_bytes()], |row| row.get(0))

@@ -5,6 +5,7 @@ use barmanfs_store::{DirectoryRef, FileMap, RecordId};
 use rusqlite::{Connection, params};
 
 use crate::archive::backup::Backup;
+use crate::archive::backup::configuration::ConfigurationRecord;
 use crate::archive::wal::{QuarantinedWal, SegmentRange, WalFile, removal};
 use crate::error::{Error, Result};
 use crate::index::records::{self, Kind};
@@ -16,7 +17,7 @@ const PAGE: usize = 100;
 
 /// What a record refers to.
 pub(crate) enum Root {
-    /// A backup's files.
+    /// The files of a backup, or its configuration files.
     Tree(DirectoryRef),
     /// One file.
     File(FileMap),
@@ -32,8 +33,8 @@ pub(crate) struct Without {
 
 impl Without {
     /// Whether this backup is one of them.
-    pub(crate) fn has_backup(&self, backup: &Backup) -> bool {
-        backup.server == self.server && self.backups.contains(&backup.id)
+    pub(crate) fn has_backup(&self, server: &ServerName, backup: BackupId) -> bool {
+        *server == self.server && self.backups.contains(&backup)
     }
 
     /// Whether this archived file is one of them, and no archive of another history has it.
@@ -111,7 +112,7 @@ fn root(
     Ok(match Kind::of(kind).ok_or_else(unknown)? {
         Kind::Backup => {
             let backup: Backup = records::parse(id, payload)?;
-            if without.is_some_and(|without| without.has_backup(&backup)) {
+            if without.is_some_and(|without| without.has_backup(&backup.server, backup.id)) {
                 return Ok(None);
             }
             let what = format!("Backup {} of server {}", backup.id, backup.server);
@@ -128,6 +129,15 @@ fn root(
         Kind::QuarantinedWal => {
             let file = records::parse::<QuarantinedWal>(id, payload)?.file;
             (!removal::is_dead_decided(db, id, &file)?).then(|| of_file(file))
+        }
+        Kind::Configuration => {
+            let record: ConfigurationRecord = records::parse(id, payload)?;
+            let goes = without.is_some_and(|without| without.has_backup(&record.server, record.backup));
+            let what = format!(
+                "The configuration of backup {} of server {}",
+                record.backup, record.server
+            );
+            (!goes).then_some((what, Root::Tree(record.files.directory)))
         }
         Kind::Deletion
         | Kind::Keep

@@ -46,6 +46,8 @@ pub(crate) enum Kind {
     History = 9,
     /// The removal of a range of archived files.
     WalRemoval = 10,
+    /// Configuration files of a backup, from outside the data directory.
+    Configuration = 11,
 }
 
 impl Kind {
@@ -62,6 +64,7 @@ impl Kind {
             8 => Self::Damage,
             9 => Self::History,
             10 => Self::WalRemoval,
+            11 => Self::Configuration,
             _ => return None,
         })
     }

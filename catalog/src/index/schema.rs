@@ -6,7 +6,7 @@
 //! tables from its records; if it changes more, the catalog is rebuilt from the packs.
 
 /// Number of this layout, kept in SQLite's `user_version`.
-pub(crate) const LAYOUT: i64 = 8;
+pub(crate) const LAYOUT: i64 = 9;
 
 /// The oldest layout with the same tables of packs, chunks and records.
 pub(crate) const OLDEST_LAYOUT: i64 = 1;
@@ -64,7 +64,7 @@ CREATE INDEX record_packs_by_pack ON record_packs (pack);
 ";
 
 /// The tables that hold what the records mean, and totals.
-pub(crate) const MEANINGS: [&str; 18] = [
+pub(crate) const MEANINGS: [&str; 19] = [
     "pack_totals",
     "deletions",
     "servers",
@@ -78,6 +78,7 @@ pub(crate) const MEANINGS: [&str; 18] = [
     "restore_points",
     "parameter_changes",
     "boot_tests",
+    "configurations",
     "damaged",
     "forks",
     "decisions",
@@ -86,12 +87,13 @@ pub(crate) const MEANINGS: [&str; 18] = [
 ];
 
 /// Those of them whose rows go when the record in their column `record` is annulled.
-pub(crate) const GO_WITH_THEIR_RECORD: [&str; 7] = [
+pub(crate) const GO_WITH_THEIR_RECORD: [&str; 8] = [
     "backups",
     "keeps",
     "wal",
     "quarantine",
     "boot_tests",
+    "configurations",
     "damaged",
     "forks",
 ];
@@ -251,6 +253,10 @@ CREATE TABLE boot_tests (
 ) WITHOUT ROWID;
 CREATE INDEX boot_tests_by_record ON boot_tests (record);
 
+-- Configuration files of each backup from outside the data directory, by the backup's record.
+CREATE TABLE configurations (backup BLOB NOT NULL PRIMARY KEY, record INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX configurations_by_record ON configurations (record);
+
 -- Places of chunks that are known to be damaged. The pack need not be in the repository any more.
 CREATE TABLE damaged (
     id BLOB NOT NULL,
@@ -350,7 +356,7 @@ mod tests {
             .collect();
         assert_eq!(
             (LAYOUT, crc32c::crc32c(tables.as_bytes())),
-            (8, 358_724_314),
+            (9, 225_695_070),
             "The tables have changed: raise LAYOUT, and put the new pair here"
         );
     }

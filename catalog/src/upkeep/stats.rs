@@ -167,6 +167,9 @@ impl Counter<'_> {
         for backup in self.repository.backups(&server)? {
             let Some(root) = &backup.root else { continue };
             let mut sizes = self.tree(&root.directory)?;
+            if let Some(files) = self.repository.configuration_files(&backup)? {
+                sizes.add(&self.tree(&files.directory)?);
+            }
             sizes.logical_bytes = backup.logical_bytes;
             total.add(&sizes);
             backups.push(BackupStats {

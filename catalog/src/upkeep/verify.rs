@@ -314,12 +314,16 @@ impl Verification<'_> {
     fn collect(&mut self, subject: &Subject, monitor: &mut dyn Monitor) -> Result<()> {
         let repository = self.repository;
         for backup in &subject.backups {
-            let Some(root) = &backup.root else { continue };
+            if backup.root.is_none() {
+                continue;
+            }
             let Some(_guard) = repository.verifying(backup)? else {
                 continue;
             };
             self.report.backups += 1;
-            self.collect_tree(&root.directory)?;
+            for tree in repository.trees_of(backup)? {
+                self.collect_tree(&tree)?;
+            }
             monitor.progress(self.report.backups, None, Unit::Chunks);
         }
         for clone in &subject.clones {

@@ -11,6 +11,7 @@ mod backups;
 mod boot_tests;
 mod clones;
 mod common;
+mod configuration;
 mod counters;
 mod crash;
 mod growth;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::configuration::back_up_with;
 use crate::common::{
     Files, Fixture, SYSTEM, archive, back_up, begin, boot_test, fixture, noise, put_files, read_wal, restore,
     segment,
@@ -27,6 +28,7 @@ fn seen(repository: &Repository) -> String {
         for backup in repository.backups(&server).unwrap() {
             lines.push(serde_json::to_string(&backup).unwrap());
             lines.push(format!("{:?}", repository.boot_test(&backup).unwrap()));
+            lines.push(format!("{:?}", repository.configuration_files(&backup).unwrap()));
             if backup.root.is_some() {
                 lines.extend(
                     restore(repository, &backup)
@@ -60,6 +62,7 @@ fn filled() -> Fixture {
             .add_boot_test(&tested, boot_test(minute, outcome))
             .unwrap();
     }
+    back_up_with(&f, 3, &[("/etc/postgresql.conf", b"port = 1\n")]);
     begin(&f.repository, &f.server).fail("no reason");
     back_up(&f.repository, &"other".parse().unwrap(), &files(1));
     for number in 1..5 {
@@ -88,7 +91,7 @@ fn a_rebuild_restores_the_whole_catalog() {
     assert!(error.to_string().contains("rebuild-catalog"), "{error}");
     let report = Repository::rebuild(f.repository.path(), &mut Silent).unwrap();
     assert!(report.problems.is_empty());
-    assert_eq!((report.backups, report.wal_files), (3, 4));
+    assert_eq!((report.backups, report.wal_files), (4, 4));
     let rebuilt = Repository::open(f.repository.path()).unwrap();
     assert_eq!(seen(&rebuilt), before);
     let report = rebuilt.verify(&VerifyScope::All, &mut Silent).unwrap();

@@ -207,7 +207,11 @@ fn root(directory: &TreeDirectory) -> Result<Changes> {
         changes.add(name.as_bytes(), Addition::made(tree, Arc::clone(&text)));
         listed.push((name.clone().into_bytes(), text));
     }
-    for file in configuration::files(directory)? {
+    let files = configuration::files(directory)?;
+    for path in configuration::added_directories(directory, &files)? {
+        changes.add(&path, Addition::directory(tree));
+    }
+    for file in files {
         let text: Arc<[u8]> = file.text.into();
         let shown = Addition::file(file.attributes, Body::Made(Arc::clone(&text)));
         changes.add(&file.path, shown);

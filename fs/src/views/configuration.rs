@@ -12,7 +12,7 @@ mod files;
 mod introduction;
 mod minimal;
 
-pub(super) use files::{AUTO_CONF, files, files_of_a_clone};
+pub(super) use files::{AUTO_CONF, added_directories, files, files_of_a_clone};
 
 /// The first version that has `recovery_init_sync_method`.
 const SYNC_METHOD_SINCE: u32 = 14;

@@ -18,7 +18,7 @@ mod overrides;
 mod room;
 mod source;
 
-pub(super) use access::leads_out;
+pub(super) use access::access_files;
 pub(super) use includes::{Confined, TAKEN_OUT, Values, confine};
 pub use overrides::DEFAULT_SIZES;
 pub(super) use overrides::{Override, overrides};

@@ -1,4 +1,5 @@
-//! `<server>/info/`: the catalog's data as JSON, and the `restore_command` for this mount.
+//! `<server>/info/`: the catalog's data as JSON, the `restore_command` for this mount, and the configuration files that
+//! servers keep outside their data directories.
 
 use std::sync::Arc;
 
@@ -8,12 +9,14 @@ use serde_json::Value;
 use super::context::Context;
 use super::generated;
 use super::restore::restore_command;
+use super::tree::{BackupTree, Style};
 use crate::entry::{Body, Child, Children, Directory, Lifetime};
-use crate::error::{Error, Result};
+use crate::error::{Error, NOT_FOUND, Result};
 
 const BACKUPS: &str = "backups.json";
 const TIMELINES: &str = "timeline.json";
 const RESTORE_COMMAND: &str = "restore_command";
+const CONFIGURATION: &[u8] = b"config";
 
 const RESTORE_COMMAND_NOTE: &str = "\
 # For restore_command, between single quotes, in the configuration of a copy that is to recover from this mount.
@@ -71,11 +74,61 @@ impl Info {
     }
 }
 
+impl Info {
+    /// The directory of a backup that has configuration files from outside the data directory; otherwise `None`.
+    fn of_backup(&self, backup: Backup) -> Result<Option<Child>> {
+        let context = &self.context;
+        let backup = Arc::new(backup);
+        let tree = context.tree(&backup, Style::Raw, "raw");
+        if tree.configuration()?.is_none() {
+            return Ok(None);
+        }
+        let attributes = context.own(0o555, context.started);
+        let directory = Arc::new(OfBackup { tree });
+        let name = backup.id.to_string();
+        Ok(Some(generated::directory(context, name, &attributes, directory)))
+    }
+}
+
+/// `<server>/info/<backup>/`.
+#[derive(Debug)]
+struct OfBackup {
+    tree: Arc<BackupTree>,
+}
+
+impl Directory for OfBackup {
+    fn lookup(&self, name: &[u8]) -> Result<Option<Child>> {
+        match name {
+            CONFIGURATION => self.tree.configuration_child("config"),
+            _ => Ok(None),
+        }
+    }
+
+    fn entries(&self) -> Result<Children> {
+        Ok(Box::new(self.lookup(CONFIGURATION)?.into_iter().map(Ok)))
+    }
+
+    fn open(&self, _name: &[u8]) -> Result<Body> {
+        Err(NOT_FOUND)
+    }
+
+    fn lifetime(&self) -> Lifetime {
+        Lifetime::UntilNotified
+    }
+}
+
 impl Directory for Info {
     fn lookup(&self, name: &[u8]) -> Result<Option<Child>> {
         let Ok(name) = std::str::from_utf8(name) else {
             return Ok(None);
         };
+        if let Ok(id) = name.parse() {
+            let backups = self.context.repository.backups(&self.server)?;
+            return match backups.into_iter().find(|backup| backup.id == id) {
+                Some(backup) => self.of_backup(backup),
+                None => Ok(None),
+            };
+        }
         Ok(self.content(name)?.map(|content| self.child(name, content.len())))
     }
 
@@ -89,6 +142,7 @@ impl Directory for Info {
                 &format!("{}.json", backup.id),
                 text(json::document(&described(&backup)?))?.len(),
             ));
+            children.extend(self.of_backup(backup)?);
         }
         Ok(Box::new(children.into_iter().map(Ok)))
     }

@@ -194,7 +194,8 @@ impl CloneSource {
 
     /// The files that the view has and the backup does not have.
     pub(crate) fn additions(&self) -> Result<CloneAdditions> {
-        let configuration = configuration::files_of_a_clone(&TreeDirectory::root(&self.tree))?;
+        let root = TreeDirectory::root(&self.tree);
+        let configuration = configuration::files_of_a_clone(&root)?;
         let mut all = CloneAdditions::default();
         for (path, attributes, body) in changes::additions(&self.tree)? {
             let thing = match body {
@@ -218,6 +219,14 @@ impl CloneSource {
                 thing,
             });
         }
+        // Those at the top are among the additions already.
+        let directories = configuration::added_directories(&root, &configuration)?;
+        let below = directories.into_iter().filter(|path| path.contains(&b'/'));
+        all.made.extend(below.map(|path| AddedEntry {
+            path,
+            attributes: self.tree.attributes(true),
+            thing: AddedContent::Directory,
+        }));
         all.made.extend(configuration.into_iter().map(|file| AddedEntry {
             path: file.path,
             attributes: file.attributes,

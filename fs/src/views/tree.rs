@@ -3,9 +3,9 @@
 //!
 //! Everything here is immutable, so the kernel may cache it for as long as it likes.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
-use barmanfs_catalog::Backup;
+use barmanfs_catalog::{Backup, ConfigurationFiles};
 use barmanfs_store::sync::lock;
 use barmanfs_store::{Attributes, DirectoryRef, Entry, Node};
 
@@ -75,6 +75,8 @@ pub(super) struct BackupTree {
     pub(super) backup: Arc<Backup>,
     pub(super) style: Style,
     pub(super) usage: Arc<Usage>,
+    /// Its configuration files from outside the data directory, once they were looked up.
+    configuration: OnceLock<Option<ConfigurationFiles>>,
 }
 
 impl BackupTree {
@@ -84,7 +86,34 @@ impl BackupTree {
             backup,
             style,
             usage,
+            configuration: OnceLock::new(),
         }
+    }
+
+    /// Its configuration files from outside the data directory, if there are any.
+    pub(super) fn configuration(&self) -> Result<Option<&ConfigurationFiles>> {
+        if self.configuration.get().is_none() {
+            let found = self.context.repository.configuration_files(&self.backup)?;
+            // Another thread has found the same.
+            let _ = self.configuration.set(found);
+        }
+        Ok(self.configuration.get().and_then(Option::as_ref))
+    }
+
+    /// The entry `name` that shows its configuration files from outside the data directory, each under its path on the
+    /// server; `None` if there are none.
+    pub(super) fn configuration_child(self: &Arc<Self>, name: &str) -> Result<Option<Child>> {
+        let (Some(files), Some(root)) = (self.configuration()?, &self.backup.root) else {
+            return Ok(None);
+        };
+        let directory = TreeDirectory::new(Arc::clone(self), files.directory.clone(), Place::Elsewhere);
+        Ok(Some(Child {
+            name: name.into(),
+            identity: 0,
+            stat: self.context.stat(&root.attributes, 0, 0),
+            content: Content::Directory(Arc::new(directory)),
+            lifetime: Lifetime::UntilNotified,
+        }))
     }
 
     /// The entry `name` that shows the backup's data directory; `None` for a backup without files.

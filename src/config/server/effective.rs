@@ -57,6 +57,10 @@ impl ServerConfig {
             CreateSlot::Manual => "manual",
             CreateSlot::Auto => "auto",
         };
+        let backup_options = match self.external_configuration {
+            true => "concurrent_backup",
+            false => "concurrent_backup, external_configuration",
+        };
         vec![
             ("archiver", text(archiver)),
             ("streaming_archiver", switch(self.streaming_archiver)),
@@ -64,6 +68,7 @@ impl ServerConfig {
             ("slot_name", self.slot_name.clone()),
             ("create_slot", text(create_slot)),
             ("backup_method", text("postgres")),
+            ("backup_options", text(backup_options)),
             ("incremental", text(incremental)),
             ("immediate_checkpoint", switch(self.immediate_checkpoint)),
             ("bandwidth_limit", number(self.bandwidth_limit_kb)),

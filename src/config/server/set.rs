@@ -101,6 +101,7 @@ impl ServerConfig {
     fn set_backups(&mut self, key: &str, value: &str) -> Option<Outcome> {
         Some(match key {
             "backup_method" => backup_method(value),
+            "backup_options" => self.set_backup_options(value),
             "incremental" => store(&mut self.incremental, incremental(value)),
             "reuse_backup" => self.set_reuse_backup(value),
             "immediate_checkpoint" => store(&mut self.immediate_checkpoint, boolean(value)),
@@ -165,6 +166,29 @@ impl ServerConfig {
             },
             _ => return None,
         })
+    }
+
+    /// Barman's list of words. `external_configuration` leaves configuration files out.
+    fn set_backup_options(&mut self, value: &str) -> Outcome {
+        let mut effect = Effect::Obeyed;
+        let mut external_configuration = true;
+        for option in value.split(',').map(str::trim) {
+            match option.to_lowercase().as_str() {
+                "concurrent_backup" => {}
+                "exclusive_backup" => {
+                    effect = Effect::Nothing("backups are always concurrent ones".to_owned());
+                }
+                "external_configuration" => external_configuration = false,
+                _ => {
+                    return Err(format!(
+                        "has '{option}': allowed are concurrent_backup, exclusive_backup and external_configuration"
+                    )
+                    .into());
+                }
+            }
+        }
+        self.external_configuration = external_configuration;
+        Ok(effect)
     }
 
     /// Barman's way to say that backups share files. Here they always share what is equal.

@@ -5,7 +5,7 @@
 
 use barmanfs_store::RecordId;
 
-use crate::archive::backup::{Backup, BackupStatus, boot_test, list, running};
+use crate::archive::backup::{Backup, BackupStatus, boot_test, configuration, list, running};
 use crate::archive::keep;
 use crate::error::{Error, Result};
 use crate::home::locks::Lock;
@@ -135,7 +135,8 @@ impl Repository {
         }
         let tests = self.db.read(|db| boot_test::records_of(db, &annulled))?;
         let keeps = self.db.read(|db| keep::records_of(db, &annulled))?;
-        annulled.extend(tests.into_iter().chain(keeps));
+        let configurations = self.db.read(|db| configuration::records_of(db, &annulled))?;
+        annulled.extend(tests.into_iter().chain(keeps).chain(configurations));
         let what = format!("backup {} of {}", backup.id, backup.server);
         let deletion = |of| {
             records::record(

@@ -18,7 +18,8 @@ use barmanfs_store::{
 };
 
 use crate::archive::backup::{
-    Backup, BackupKind, BackupRoot, BackupSelector, BackupStatus, ClonedFrom, Tablespace, list, running,
+    Backup, BackupKind, BackupRoot, BackupSelector, BackupStatus, ClonedFrom, ConfigurationFiles, Tablespace,
+    configuration, list, running,
 };
 use crate::archive::clones::CloneDescription;
 use crate::error::{Error, Result};
@@ -82,6 +83,8 @@ pub struct BackupRun {
     previous: Option<DirectoryRef>,
     tree: Option<TreeWriter>,
     ended: Option<TreeTotals>,
+    /// Configuration files from outside the data directory.
+    configuration: Option<ConfigurationFiles>,
     /// Bytes it added to the repository before it started over.
     stored_before: u64,
     lock: Option<Lock>,
@@ -124,6 +127,7 @@ impl Writer {
             previous: None,
             tree: None,
             ended: None,
+            configuration: None,
             stored_before: 0,
             lock: Some(lock),
         };
@@ -298,6 +302,12 @@ impl BackupRun {
         Ok((self.writer.repository().trees(), directory))
     }
 
+    /// The listing of the data directory, and its owner, permissions and time; `None` until the tree has ended.
+    pub fn stored_root(&self) -> Option<(DirectoryRef, Attributes)> {
+        let ended = self.ended.as_ref()?;
+        Some((ended.root.clone(), ended.root_attributes))
+    }
+
     /// Adds a file to the data directory itself after the tree has ended: a file that is generated from the others.
     ///
     /// # Errors
@@ -335,6 +345,31 @@ impl BackupRun {
             ..ended
         });
         Ok(())
+    }
+
+    /// A tree for the server's configuration files outside its data directory, in which each has its absolute path on
+    /// the server without the first slash. [`set_configuration`](Self::set_configuration) takes what it becomes.
+    ///
+    /// # Errors
+    /// When the configuration files of the previous backup cannot be looked up.
+    pub fn configuration_tree(&self) -> Result<TreeWriter> {
+        let repository = self.writer.repository();
+        let latest = match repository.backup(&self.backup.server, &BackupSelector::Latest) {
+            Ok(latest) => repository.configuration_files(&latest)?,
+            Err(Error::NoSuchBackup { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        let previous = latest.map(|files| (repository.trees(), files.directory));
+        Ok(TreeWriter::begin(
+            Arc::clone(&self.depositor),
+            previous,
+            TreeOptions::default(),
+        ))
+    }
+
+    /// Stores these files with the backup.
+    pub fn set_configuration(&mut self, files: ConfigurationFiles) {
+        self.configuration = Some(files);
     }
 
     /// Totals stored so far, for progress reports.
@@ -392,8 +427,11 @@ impl BackupRun {
             }),
             ..self.backup.clone()
         };
-        self.depositor
-            .flush(vec![records::record(Kind::Backup, &backup)?])?;
+        let mut records = vec![records::record(Kind::Backup, &backup)?];
+        if let (Some(files), Some(of)) = (self.configuration.take(), records.first().map(|record| record.id)) {
+            records.push(configuration::record(&backup, of, files)?);
+        }
+        self.depositor.flush(records)?;
         Ok(())
     }
 

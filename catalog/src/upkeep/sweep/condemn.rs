@@ -120,9 +120,15 @@ pub(super) fn live_records(repository: &Repository, pack: &PackRow) -> Result<Ve
                     removal::is_needed(db, record.id, &records::parse(record.id, &record.payload)?)?
                 }
                 // They mean something until they are annulled.
-                Some(Kind::Backup | Kind::Keep | Kind::Server | Kind::BootTest | Kind::History) | None => {
-                    true
-                }
+                Some(
+                    Kind::Backup
+                    | Kind::Keep
+                    | Kind::Server
+                    | Kind::BootTest
+                    | Kind::History
+                    | Kind::Configuration,
+                )
+                | None => true,
             };
             if is_live {
                 live.push(record);

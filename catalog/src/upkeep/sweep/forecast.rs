@@ -5,6 +5,8 @@ use rusqlite::Connection;
 use serde::Serialize;
 
 use crate::archive::backup::Backup;
+use crate::archive::backup::boot_test::BootTestRecord;
+use crate::archive::backup::configuration::ConfigurationRecord;
 use crate::archive::roots::Without;
 use crate::error::Result;
 use crate::index::records::{self, Kind};
@@ -77,7 +79,16 @@ fn goes(db: &Connection, without: &Without, record: &Record) -> Result<bool> {
     match Kind::of(record.kind) {
         Some(Kind::Backup) => {
             let backup: Backup = records::parse(record.id, &record.payload)?;
-            Ok(without.has_backup(&backup))
+            Ok(without.has_backup(&backup.server, backup.id))
+        }
+        // What belongs to a backup is deleted with it.
+        Some(Kind::Configuration) => {
+            let of: ConfigurationRecord = records::parse(record.id, &record.payload)?;
+            Ok(without.has_backup(&of.server, of.backup))
+        }
+        Some(Kind::BootTest) => {
+            let of: BootTestRecord = records::parse(record.id, &record.payload)?;
+            Ok(without.has_backup(&of.server, of.backup))
         }
         Some(Kind::Wal) => without.has_wal(db, record.id, &records::parse(record.id, &record.payload)?),
         _ => Ok(false),

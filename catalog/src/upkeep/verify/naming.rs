@@ -44,7 +44,10 @@ impl Verification<'_> {
             let Some(root) = &backup.root else { continue };
             if let Some(_guard) = repository.verifying(backup)? {
                 namer.backup = Some(backup.id);
-                namer.tree(&root.directory)?;
+                namer.tree("", &root.directory)?;
+                if let Some(files) = repository.configuration_files(backup)? {
+                    namer.tree("/", &files.directory)?;
+                }
             }
         }
         namer.backup = None;
@@ -57,7 +60,7 @@ impl Verification<'_> {
         let clones = repository.clones(&subject.server)?;
         for clone in subject.clones.iter().filter(|clone| clones.contains(clone)) {
             namer.clone = Some(clone.name.clone());
-            namer.tree(&clone.root.directory)?;
+            namer.tree("", &clone.root.directory)?;
             for graft in &clone.grafts {
                 namer.file(graft.path.clone(), &graft.map)?;
             }
@@ -67,8 +70,9 @@ impl Verification<'_> {
 }
 
 impl Namer<'_> {
-    fn tree(&mut self, root: &DirectoryRef) -> Result<()> {
-        let mut waiting = vec![(String::new(), root.clone())];
+    /// `prefix` comes before all names.
+    fn tree(&mut self, prefix: &str, root: &DirectoryRef) -> Result<()> {
+        let mut waiting = vec![(prefix.to_owned(), root.clone())];
         while let Some((path, directory)) = waiting.pop() {
             let (readable, all) = self.readable_part(&path, directory);
             for entry in self.trees.entries(&readable) {

@@ -1,6 +1,7 @@
 //! The configuration files of a startable view: the server's own without what leads to the original, or generated ones
 //! if the backed-up data directory has none. [`confinement`] decides what has to differ.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use barmanfs_pg::pg_control::ControlFile;
@@ -207,10 +208,12 @@ fn access(root: &TreeDirectory, confined: &Confined, files: &mut Vec<Configurati
             attributes: root.tree.attributes(false),
             text: made.into(),
         };
+        let is_from_outside = source.is_from_outside(name.as_bytes())?;
         if let Stored::Text(attributes, text) = source.read(name.as_bytes())?
-            && !is_another
+            && (is_from_outside || !is_another)
         {
-            if !confinement::leads_out(&source, name.as_bytes())? {
+            if let Some(all) = confinement::access_files(&source, name.as_bytes())? {
+                add_from_outside(&source, all, files)?;
                 continue;
             }
             file.attributes = attributes;
@@ -226,6 +229,47 @@ fn access(root: &TreeDirectory, confined: &Confined, files: &mut Vec<Configurati
         files.push(file);
     }
     Ok(())
+}
+
+/// Adds those files that the data directory does not have.
+fn add_from_outside(
+    source: &TreeSource<'_>,
+    paths: impl IntoIterator<Item = Vec<u8>>,
+    files: &mut Vec<ConfigurationFile>,
+) -> Result<()> {
+    for path in paths {
+        if files.iter().all(|file| file.path != path)
+            && source.is_from_outside(&path)?
+            && let Stored::Text(attributes, text) = source.read(&path)?
+        {
+            files.push(ConfigurationFile {
+                path,
+                attributes,
+                text,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The directories of these files that the backup does not have, the outer ones first.
+pub(in crate::views) fn added_directories(
+    root: &TreeDirectory,
+    files: &[ConfigurationFile],
+) -> Result<BTreeSet<Vec<u8>>> {
+    let mut added = BTreeSet::new();
+    for file in files {
+        for (end, _) in file.path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
+            let Some(directory) = file.path.get(..end) else {
+                continue;
+            };
+            let stored = root.tree.context.trees.find(&root.listing, directory)?;
+            if !matches!(stored.map(|entry| entry.node), Some(Node::Directory(_))) {
+                added.insert(directory.to_vec());
+            }
+        }
+    }
+    Ok(added)
 }
 
 /// The server's state. `None` if `pg_control` is unusable: PostgreSQL reports best what is wrong with it.

@@ -10,9 +10,9 @@ use crate::error::Result;
 /// Limit of included files. Beyond it, the file counts as leading out.
 const MAX_FILES: usize = 1000;
 
-/// Whether PostgreSQL would read something outside the data directory with this file. The access rules are unknown
-/// then: the missing part may reject users.
-pub(in crate::views) fn leads_out(source: &impl Source, path: &[u8]) -> Result<bool> {
+/// The file with all that it names. `None` if PostgreSQL would read something outside the data directory with it. The
+/// access rules are unknown then: the missing part may reject users.
+pub(in crate::views) fn access_files(source: &impl Source, path: &[u8]) -> Result<Option<BTreeSet<Vec<u8>>>> {
     let mut seen = BTreeSet::from([path.to_vec()]);
     let mut waiting = vec![path.to_vec()];
     while let Some(path) = waiting.pop() {
@@ -20,19 +20,19 @@ pub(in crate::views) fn leads_out(source: &impl Source, path: &[u8]) -> Result<b
             Stored::Text(_, text) => text,
             // PostgreSQL cannot read it either, and starts without it.
             Stored::Damaged => continue,
-            Stored::Unusable(..) | Stored::Absent => return Ok(true),
+            Stored::Unusable(..) | Stored::Absent => return Ok(None),
         };
         for reference in access_references(&text) {
             let Some(named) = targets(source, &path, &reference)? else {
-                return Ok(true);
+                return Ok(None);
             };
             waiting.extend(named.into_iter().filter(|path| seen.insert(path.clone())));
         }
         if seen.len() > MAX_FILES {
-            return Ok(true);
+            return Ok(None);
         }
     }
-    Ok(false)
+    Ok(Some(seen))
 }
 
 /// The files of a reference; `None` if one is outside or missing.

@@ -68,7 +68,7 @@ pub(in crate::views) fn confine<'a>(
     };
     for (path, stored) in roots {
         if let Stored::Text(attributes, text) = stored {
-            walk.add(path.to_vec(), attributes, text);
+            walk.add(path.to_vec(), attributes, text)?;
         }
     }
     while let Some(path) = walk.waiting.pop() {
@@ -124,16 +124,17 @@ struct Walk<'a, S> {
 }
 
 impl<S: Source> Walk<'_, S> {
-    fn add(&mut self, path: Vec<u8>, attributes: Attributes, text: Vec<u8>) {
+    fn add(&mut self, path: Vec<u8>, attributes: Attributes, text: Vec<u8>) -> Result<()> {
         self.total_bytes += text.len();
         let file = ConfinedFile {
             attributes,
             text,
-            is_changed: false,
+            is_changed: self.source.is_from_outside(&path)?,
             items: Vec::new(),
         };
         self.confined.files.insert(path.clone(), file);
         self.waiting.push(path);
+        Ok(())
     }
 
     /// Whether a path exists. If it is a file, it is queued to be read once.
@@ -145,7 +146,7 @@ impl<S: Source> Walk<'_, S> {
             return Ok(true);
         }
         match self.source.read(path)? {
-            Stored::Text(attributes, text) => self.add(path.to_vec(), attributes, text),
+            Stored::Text(attributes, text) => self.add(path.to_vec(), attributes, text)?,
             // PostgreSQL cannot read it either.
             Stored::Damaged => {}
             Stored::Unusable(attributes, why) => {
@@ -171,6 +172,10 @@ impl<S: Source> Walk<'_, S> {
                 Line::Stays(more) => items.extend(more),
                 Line::LeadsOut => confined.extend_from_slice(TAKEN_OUT),
                 Line::IsNotHere => confined.extend_from_slice(&[NOT_HERE, TAKEN_OUT].concat()),
+                Line::IsElsewhere(instead, more) => {
+                    items.extend(more);
+                    confined.extend_from_slice(&[&instead, TAKEN_OUT].concat());
+                }
             }
             confined.extend_from_slice(line);
         }
@@ -194,9 +199,25 @@ impl<S: Source> Walk<'_, S> {
             _ => return Ok(Line::Stays(vec![Item::Set(name, value)])),
         };
         let Some(included) = included else {
+            return self.from_outside(&name, &value, path);
+        };
+        self.included(&name, included)
+    }
+
+    /// An `include` of a path outside the data directory, in the file at `path`.
+    fn from_outside(&mut self, name: &str, named: &[u8], path: &[u8]) -> Result<Line> {
+        let Some(place) = self.source.place_of(named, path)? else {
             return Ok(Line::IsNotHere);
         };
-        Ok(match &*name {
+        let instead = [name.as_bytes(), b" = '", &escaped(&place), b"'\n"].concat();
+        Ok(match self.included(name, place)? {
+            Line::Stays(items) => Line::IsElsewhere(instead, items),
+            line => line,
+        })
+    }
+
+    fn included(&mut self, name: &str, included: Vec<u8>) -> Result<Line> {
+        Ok(match name {
             "include_dir" => match self.source.names(&included, &is_taken_by_include_dir)? {
                 Some(names) => Line::Stays(self.all_in(&included, names)?),
                 None => Line::IsNotHere,
@@ -229,6 +250,20 @@ enum Line {
     Stays(Vec<Item>),
     LeadsOut,
     IsNotHere,
+    /// This line takes its place, and includes these.
+    IsElsewhere(Vec<u8>, Vec<Item>),
+}
+
+/// A path between single quotes.
+fn escaped(path: &[u8]) -> Vec<u8> {
+    let mut escaped = Vec::with_capacity(path.len());
+    for byte in path {
+        if matches!(byte, b'\'' | b'\\') {
+            escaped.push(*byte);
+        }
+        escaped.push(*byte);
+    }
+    escaped
 }
 
 /// The forbidden setting in a line, if any. A line that PostgreSQL would refuse counts too.

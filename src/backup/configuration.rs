@@ -1,0 +1,350 @@
+//! Configuration files that a base backup does not have: those outside the data directory, with all they include, and
+//! those that are symbolic links.
+//!
+//! They are read when the data has been copied. What cannot be read is named in a warning, and the backup counts
+//! without it: PostgreSQL starts on it with a minimal configuration.
+
+mod host;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+
+use barmanfs_catalog::{Backup, BackupRun, ConfigurationFiles};
+use barmanfs_pg::conf::{AccessReference, ConfLine, access_references, is_taken_by_include_dir, location};
+use barmanfs_pg::SystemId;
+use barmanfs_store::layout::DATA_WINDOW_BYTES;
+use barmanfs_store::{Attributes, DirectoryRef, Node, TreeReader};
+
+use crate::cluster::ConfigurationPaths;
+use crate::config::ServerConfig;
+use crate::error::Error;
+use crate::moment;
+use host::{Host, HostFile, Unread};
+
+/// Files that a server reads from its data directory by default.
+const DEFAULT_FILES: [&str; 3] = ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"];
+
+/// Size limit of one file. A larger one is not a configuration file.
+const FILE_MAX_BYTES: u64 = 4 << 20;
+
+/// Limit of all kept files together: they are in memory until the last one has been read.
+const TOTAL_MAX_BYTES: usize = 16 << 20;
+
+/// Limit of the files that are looked at: `include_dir` may name any directory.
+const FILES_MAX: usize = 1000;
+
+/// Permissions of files whose own are unknown: as Debian's, since they may have secrets.
+const MODE: u32 = 0o640;
+
+/// Files that the backup lacks, by their paths, each with the reason.
+pub(super) type Missing = BTreeMap<String, String>;
+
+/// Reads the configuration files that the tree of `run` lacks, and stores them with it. Returns those that could not be
+/// read. `paths` is `None` if the role may not see where they are.
+///
+/// # Errors
+/// When the repository cannot be read or written.
+pub(super) fn keep(
+    run: &mut BackupRun,
+    trees: TreeReader,
+    server: &ServerConfig,
+    system_id: SystemId,
+    paths: Option<&ConfigurationPaths>,
+) -> Result<Missing, Error> {
+    let Some((root, attributes)) = run.stored_root() else {
+        return Ok(Missing::new());
+    };
+    let Some(paths) = paths else {
+        return missing_by_default(&trees, &root);
+    };
+    let like = Attributes {
+        mode: MODE,
+        ..attributes
+    };
+    let mut walk = Walk {
+        paths,
+        trees,
+        root,
+        like,
+        host: Lazy::Unopened(server, system_id),
+        kept: BTreeMap::new(),
+        kept_bytes: 0,
+        missing: Missing::new(),
+        seen: BTreeSet::new(),
+        waiting: Vec::new(),
+    };
+    walk.all()?;
+    let Walk { kept, missing, .. } = walk;
+    if !kept.is_empty() {
+        store(run, attributes, paths, &kept)?;
+    }
+    Ok(missing)
+}
+
+/// Logs which files a backup lacks.
+pub(super) fn warn(backup: &Backup, missing: &Missing) {
+    if missing.is_empty() {
+        return;
+    }
+    let files: Vec<String> = missing
+        .iter()
+        .map(|(path, why)| format!("{} ({why})", path.escape_debug()))
+        .collect();
+    tracing::warn!(
+        "Backup {} of server {} does not have configuration files that the server reads: {}. Keep a copy of them. Without \
+         postgresql.conf or pg_hba.conf, a recovered server starts with a minimal configuration instead",
+        backup.id,
+        backup.server,
+        files.join(", ")
+    );
+}
+
+/// Which of the usual files are not in the data directory.
+fn missing_by_default(trees: &TreeReader, root: &DirectoryRef) -> Result<Missing, Error> {
+    let mut missing = Missing::new();
+    for name in DEFAULT_FILES {
+        let found = trees.lookup(root, name.as_bytes());
+        if found.map_err(barmanfs_catalog::Error::from)?.is_none() {
+            let why = "it is not in the data directory, and where it is cannot be seen: GRANT pg_read_all_settings";
+            missing.insert(name.to_owned(), why.to_owned());
+        }
+    }
+    Ok(missing)
+}
+
+fn store(
+    run: &mut BackupRun,
+    root: Attributes,
+    paths: &ConfigurationPaths,
+    kept: &BTreeMap<String, HostFile>,
+) -> Result<(), Error> {
+    let tree = run.configuration_tree()?;
+    for (path, file) in kept {
+        let path = path.trim_start_matches('/').as_bytes();
+        let size_bytes = file.text.len() as u64;
+        let stored = tree
+            .file(path, file.attributes, size_bytes, DATA_WINDOW_BYTES)
+            .and_then(|mut sink| {
+                sink.write(&file.text)?;
+                sink.finish()
+            });
+        stored.map_err(barmanfs_catalog::Error::from)?;
+    }
+    let totals = tree.finish(root).map_err(barmanfs_catalog::Error::from)?;
+    let if_kept = |path: &String| kept.contains_key(path).then(|| path.clone());
+    run.set_configuration(ConfigurationFiles {
+        directory: totals.root,
+        read_at: moment::now(),
+        data_directory: paths.data_directory.clone(),
+        config_file: if_kept(&paths.config_file),
+        hba_file: if_kept(&paths.hba_file),
+        ident_file: if_kept(&paths.ident_file),
+    });
+    Ok(())
+}
+
+/// The connection to the host, opened when the first file is needed: most servers keep all in the data directory.
+enum Lazy<'a> {
+    Unopened(&'a ServerConfig, SystemId),
+    Open(Host),
+}
+
+impl Lazy<'_> {
+    fn get(&mut self) -> &mut Host {
+        if let Self::Unopened(server, system_id) = self {
+            *self = Self::Open(Host::of(server, *system_id));
+        }
+        match self {
+            Self::Open(host) => host,
+            Self::Unopened(..) => unreachable!("it has just been opened"),
+        }
+    }
+}
+
+/// What a file is: of settings, or of rules of access.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Syntax {
+    Settings,
+    Access,
+}
+
+struct Walk<'a> {
+    paths: &'a ConfigurationPaths,
+    trees: TreeReader,
+    /// The backed-up data directory.
+    root: DirectoryRef,
+    like: Attributes,
+    host: Lazy<'a>,
+    kept: BTreeMap<String, HostFile>,
+    kept_bytes: usize,
+    missing: Missing,
+    seen: BTreeSet<String>,
+    waiting: Vec<(String, Syntax)>,
+}
+
+impl Walk<'_> {
+    fn all(&mut self) -> Result<(), Error> {
+        for (path, has_settings) in self.paths.files() {
+            let syntax = if has_settings { Syntax::Settings } else { Syntax::Access };
+            self.wait_for(path.to_owned(), syntax);
+        }
+        while let Some((path, syntax)) = self.waiting.pop() {
+            if let Some(text) = self.read(&path)? {
+                self.follow(&path, syntax, &text)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_for(&mut self, path: String, syntax: Syntax) {
+        if self.seen.len() >= FILES_MAX {
+            self.missing.insert(path, format!("there are more than {FILES_MAX} files"));
+        } else if self.seen.insert(path.clone()) {
+            self.waiting.push((path, syntax));
+        }
+    }
+
+    /// The text of a file, from the backup if that has it.
+    fn read(&mut self, path: &str) -> Result<Option<Vec<u8>>, Error> {
+        if let Some(name) = self.paths.in_data_directory(path)
+            && let Some(text) = self.stored(name)?
+        {
+            return Ok(text);
+        }
+        match self.host.get().read(path, &self.like) {
+            Ok(file) if self.kept_bytes + file.text.len() > TOTAL_MAX_BYTES => {
+                let why = format!("all files together have more than {} MiB", TOTAL_MAX_BYTES >> 20);
+                self.missing.insert(path.to_owned(), why);
+                Ok(None)
+            }
+            Ok(file) => {
+                let text = file.text.clone();
+                self.kept_bytes += text.len();
+                self.kept.insert(path.to_owned(), file);
+                Ok(Some(text))
+            }
+            // The server has started without it, or it has been removed since.
+            Err(Unread::Absent) => Ok(None),
+            Err(Unread::Refused(why)) => {
+                self.missing.insert(path.to_owned(), why);
+                Ok(None)
+            }
+        }
+    }
+
+    /// A file of the backup; `None` if it has none, and an inner `None` if that is no configuration file.
+    fn stored(&self, name: &str) -> Result<Option<Option<Vec<u8>>>, Error> {
+        let found = self.trees.find(&self.root, name.as_bytes());
+        let found = found.map_err(barmanfs_catalog::Error::from)?;
+        let Some(Node::File(map)) = found.map(|entry| entry.node) else {
+            return Ok(None);
+        };
+        if map.size_bytes > FILE_MAX_BYTES {
+            return Ok(Some(None));
+        }
+        let mut text = Vec::new();
+        let read = self.trees.reader(map).read_to_end(&mut text);
+        read.map_err(|error| Error::failed(format!("Cannot read {name} of the backup: {error}")))?;
+        Ok(Some(Some(text)))
+    }
+
+    /// Queues the files that a file names.
+    fn follow(&mut self, path: &str, syntax: Syntax, text: &[u8]) -> Result<(), Error> {
+        let references = match syntax {
+            Syntax::Settings => settings_references(text),
+            Syntax::Access => access_references(text),
+        };
+        for reference in references {
+            let (AccessReference::File(named)
+            | AccessReference::FileIfExists(named)
+            | AccessReference::Directory(named)) = &reference;
+            let Some(named) = absolute(named, path) else {
+                continue;
+            };
+            if !matches!(reference, AccessReference::Directory(_)) {
+                self.wait_for(named, syntax);
+                continue;
+            }
+            for name in self.names(&named)? {
+                if is_taken_by_include_dir(name.as_bytes()) {
+                    self.wait_for(format!("{named}/{name}"), syntax);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The names in a directory, of the backup if that has it.
+    fn names(&mut self, path: &str) -> Result<Vec<String>, Error> {
+        if let Some(name) = self.paths.in_data_directory(path) {
+            let found = self.trees.find(&self.root, name.as_bytes());
+            let found = found.map_err(barmanfs_catalog::Error::from)?;
+            if let Some(Node::Directory(directory)) = found.map(|entry| entry.node) {
+                let names = self.trees.entries(&directory);
+                let names = names.map(|entry| Ok(String::from_utf8_lossy(&entry?.name).into_owned()));
+                let names = names.collect::<Result<_, barmanfs_store::Error>>();
+                return Ok(names.map_err(barmanfs_catalog::Error::from)?);
+            }
+        }
+        Ok(match self.host.get().names(path) {
+            Ok(names) => names,
+            Err(Unread::Absent) => Vec::new(),
+            Err(Unread::Refused(why)) => {
+                self.missing.insert(path.to_owned(), why);
+                Vec::new()
+            }
+        })
+    }
+}
+
+/// The files that `postgresql.conf` or a file it includes names.
+fn settings_references(text: &[u8]) -> Vec<AccessReference> {
+    let lines = text.split_inclusive(|byte| *byte == b'\n');
+    let references = lines.filter_map(|line| match ConfLine::parse(line) {
+        ConfLine::Setting { name, value } => match &*name {
+            "include" => Some(AccessReference::File(value)),
+            "include_if_exists" => Some(AccessReference::FileIfExists(value)),
+            "include_dir" => Some(AccessReference::Directory(value)),
+            _ => None,
+        },
+        ConfLine::Blank | ConfLine::Malformed => None,
+    });
+    references.collect()
+}
+
+/// The absolute form of a path that is written in the file `named_in`.
+fn absolute(named: &[u8], named_in: &str) -> Option<String> {
+    let (named, parent) = match named.strip_prefix(b"/") {
+        Some(named) => (named, ""),
+        None => (named, named_in.strip_prefix('/')?),
+    };
+    let path = location(named, parent.as_bytes())?;
+    Some(format!("/{}", String::from_utf8(path).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_relative_to_the_file_that_names_it() {
+        let main = "/etc/postgresql/15/main/postgresql.conf";
+        let of = |named: &str| absolute(named.as_bytes(), main);
+        assert_eq!(of("conf.d").as_deref(), Some("/etc/postgresql/15/main/conf.d"));
+        assert_eq!(of("../common.conf").as_deref(), Some("/etc/postgresql/15/common.conf"));
+        assert_eq!(of("/srv//a/../b.conf").as_deref(), Some("/srv/b.conf"));
+    }
+
+    #[test]
+    fn all_directives_are_followed() {
+        let text = b"include 'a'\nInclude_Dir='d' # x\n#include 'no'\nport = 1\ninclude_if_exists = b\n";
+        assert_eq!(
+            settings_references(text),
+            [
+                AccessReference::File(b"a".to_vec()),
+                AccessReference::Directory(b"d".to_vec()),
+                AccessReference::FileIfExists(b"b".to_vec()),
+            ]
+        );
+    }
+}
