@@ -220,7 +220,10 @@ fn configuration_files_outside_the_data_directory_are_kept_and_used(install: &'s
         ("etc/conf.d/memory.conf", "work_mem = '7MB'\n"),
         ("etc/admins", "postgres\n"),
         ("elsewhere/more.conf", "statement_timeout = '77s'\n"),
-        ("elsewhere/shared.conf", "maintenance_work_mem = '77MB'\ninclude 'more.conf'\n"),
+        (
+            "elsewhere/shared.conf",
+            "maintenance_work_mem = '77MB'\ninclude 'more.conf'\n",
+        ),
         ("up.conf", "lock_timeout = '78s'\n"),
         ("main/pg_hba.conf", hba),
     ];
@@ -245,7 +248,10 @@ fn configuration_files_outside_the_data_directory_are_kept_and_used(install: &'s
         "up.conf",
     ];
     let paths = names.map(|name| site.path(name).display().to_string());
-    assert_eq!(site.json(&["show-backup", "main", &id])["configuration_files"], serde_json::json!(paths));
+    assert_eq!(
+        site.json(&["show-backup", "main", &id])["configuration_files"],
+        serde_json::json!(paths)
+    );
     let mount = Mount::new(&site);
     for path in &paths {
         let kept = mount.path(&format!("main/info/{id}/config{path}"));
@@ -267,12 +273,19 @@ fn configuration_files_outside_the_data_directory_are_kept_and_used(install: &'s
     let bindir = install.bindir.to_str().unwrap();
     site.ok(&["clone", "create", "main", "test1", "--start", "--bindir", bindir]);
     let clone = mount.path("main/live/test1");
-    site.sh(&format!("grep 7MB '{}'", clone.join("conf.d/memory.conf").display())).ok();
+    site.sh(&format!(
+        "grep 7MB '{}'",
+        clone.join("conf.d/memory.conf").display()
+    ))
+    .ok();
     site.ok(&["clone", "destroy", "main", "test1", "--stop"]);
     assert_eq!(site.checksums(&etc) + &site.checksums(&elsewhere), outside);
     drop(mount);
     site.ok(&["rebuild-catalog"]);
-    assert_eq!(site.json(&["show-backup", "main", &id])["configuration_files"], serde_json::json!(paths));
+    assert_eq!(
+        site.json(&["show-backup", "main", &id])["configuration_files"],
+        serde_json::json!(paths)
+    );
 
     // What cannot be read is named, and the backup counts without it.
     start_with_config_in(&primary, &etc);
@@ -282,7 +295,11 @@ fn configuration_files_outside_the_data_directory_are_kept_and_used(install: &'s
     site.barmanfs(&["backup", "main", "--fast-checkpoint"]).ok();
     let kept = |id: &str| site.json(&["show-backup", "main", id])["configuration_files"].clone();
     let id = site.backup_ids().pop().unwrap();
-    assert_eq!(kept(&id), serde_json::json!(paths), "this host's files are read directly");
+    assert_eq!(
+        kept(&id),
+        serde_json::json!(paths),
+        "this host's files are read directly"
+    );
     site.sh(&format!("chmod 0 '{}'", shared.display())).ok();
     site.barmanfs(&["backup", "main", "--fast-checkpoint"])
         .ok()

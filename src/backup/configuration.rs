@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 
 use barmanfs_catalog::{Backup, BackupRun, ConfigurationFiles};
-use barmanfs_pg::conf::{AccessReference, ConfLine, access_references, is_taken_by_include_dir, location};
 use barmanfs_pg::SystemId;
+use barmanfs_pg::conf::{AccessReference, ConfLine, access_references, is_taken_by_include_dir, location};
 use barmanfs_store::layout::DATA_WINDOW_BYTES;
 use barmanfs_store::{Attributes, DirectoryRef, Node, TreeReader};
 
@@ -105,7 +105,8 @@ fn missing_by_default(trees: &TreeReader, root: &DirectoryRef) -> Result<Missing
     for name in DEFAULT_FILES {
         let found = trees.lookup(root, name.as_bytes());
         if found.map_err(barmanfs_catalog::Error::from)?.is_none() {
-            let why = "it is not in the data directory, and where it is cannot be seen: GRANT pg_read_all_settings";
+            let why =
+                "it is not in the data directory, and where it is cannot be seen: GRANT pg_read_all_settings";
             missing.insert(name.to_owned(), why.to_owned());
         }
     }
@@ -185,7 +186,11 @@ struct Walk<'a> {
 impl Walk<'_> {
     fn all(&mut self) -> Result<(), Error> {
         for (path, has_settings) in self.paths.files() {
-            let syntax = if has_settings { Syntax::Settings } else { Syntax::Access };
+            let syntax = if has_settings {
+                Syntax::Settings
+            } else {
+                Syntax::Access
+            };
             self.wait_for(path.to_owned(), syntax);
         }
         while let Some((path, syntax)) = self.waiting.pop() {
@@ -198,7 +203,8 @@ impl Walk<'_> {
 
     fn wait_for(&mut self, path: String, syntax: Syntax) {
         if self.seen.len() >= FILES_MAX {
-            self.missing.insert(path, format!("there are more than {FILES_MAX} files"));
+            self.missing
+                .insert(path, format!("there are more than {FILES_MAX} files"));
         } else if self.seen.insert(path.clone()) {
             self.waiting.push((path, syntax));
         }
@@ -331,7 +337,10 @@ mod tests {
         let main = "/etc/postgresql/15/main/postgresql.conf";
         let of = |named: &str| absolute(named.as_bytes(), main);
         assert_eq!(of("conf.d").as_deref(), Some("/etc/postgresql/15/main/conf.d"));
-        assert_eq!(of("../common.conf").as_deref(), Some("/etc/postgresql/15/common.conf"));
+        assert_eq!(
+            of("../common.conf").as_deref(),
+            Some("/etc/postgresql/15/common.conf")
+        );
         assert_eq!(of("/srv//a/../b.conf").as_deref(), Some("/srv/b.conf"));
     }
 

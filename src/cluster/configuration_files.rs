@@ -68,6 +68,8 @@ impl ConfigurationPaths {
     /// Those outside the data directory.
     pub(crate) fn outside(&self) -> Vec<&str> {
         let files = self.files().into_iter().map(|(path, _)| path);
-        files.filter(|path| self.in_data_directory(path).is_none()).collect()
+        files
+            .filter(|path| self.in_data_directory(path).is_none())
+            .collect()
     }
 }

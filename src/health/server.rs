@@ -200,10 +200,16 @@ fn configuration_files(
     match repository.map_or(Ok(None), |repository| newest_configuration(repository, server)) {
         Ok(None) => {
             let files = paths_in_text(&outside);
-            findings.ok(NAME, format!("outside the data directory, no backup yet: {files}"));
+            findings.ok(
+                NAME,
+                format!("outside the data directory, no backup yet: {files}"),
+            );
         }
         Ok(Some((id, files))) => {
-            let kept: Vec<&String> = files.iter().flat_map(ConfigurationFiles::named_by_settings).collect();
+            let kept: Vec<&String> = files
+                .iter()
+                .flat_map(ConfigurationFiles::named_by_settings)
+                .collect();
             let lost: Vec<&str> = outside
                 .iter()
                 .copied()
@@ -212,7 +218,10 @@ fn configuration_files(
             if lost.is_empty() {
                 return findings.ok(NAME, format!("in backup {id}: {}", paths_in_text(&outside)));
             }
-            let message = format!("not in backup {id}, with all they include: {}", paths_in_text(&lost));
+            let message = format!(
+                "not in backup {id}, with all they include: {}",
+                paths_in_text(&lost)
+            );
             let hint = format!("Keep copies of them, or {}", configuration_files::GRANTS);
             findings.push(Finding::warning(NAME, message).hint(hint));
         }

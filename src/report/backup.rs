@@ -75,7 +75,10 @@ impl ListedBackup {
             fields.insert("previous_backup".to_owned(), json!(around.previous_backup));
             fields.insert("next_backup".to_owned(), json!(around.next_backup));
             fields.insert("wal_until_next".to_owned(), json!(around.wal));
-            fields.insert("configuration_files".to_owned(), json!(around.configuration_files));
+            fields.insert(
+                "configuration_files".to_owned(),
+                json!(around.configuration_files),
+            );
         }
         Ok(value)
     }

@@ -53,7 +53,7 @@ impl Surroundings {
             next_backup: next.map(|backup| backup.id),
             wal,
             configuration_files: match repository.configuration_files(backup)? {
-                Some(files) => files.paths(&repository.trees())?,
+                Some(files) => files.all(&repository.trees())?.into_keys().collect(),
                 None => Vec::new(),
             },
         })

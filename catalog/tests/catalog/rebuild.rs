@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::configuration::back_up_with;
 use crate::common::{
     Files, Fixture, SYSTEM, archive, back_up, begin, boot_test, fixture, noise, put_files, read_wal, restore,
     segment,
 };
+use crate::configuration::back_up_with;
 use barmanfs_catalog::{BootOutcome, CreateOptions, Error, Repository, Silent, SweepOptions, VerifyScope};
 use barmanfs_store::{LocalPacks, PackWriter, Record, RecordId, read_footer};
 

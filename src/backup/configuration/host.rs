@@ -95,7 +95,9 @@ impl Host {
             Self::Here => {
                 let entries = fs::read_dir(path).map_err(|error| unread(&error))?;
                 let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
-                names.collect::<std::io::Result<_>>().map_err(|error| unread(&error))
+                names
+                    .collect::<std::io::Result<_>>()
+                    .map_err(|error| unread(&error))
             }
             Self::Closed(why) => Err(Unread::Refused(why.clone())),
         }
@@ -123,7 +125,8 @@ fn read_through_sql(connection: &mut Connection, path: &str, like: &Attributes) 
         ),
     )?;
     let digits = rows.text(0, "text").ok_or(Unread::Absent)?;
-    let text = hex::decode(digits).ok_or_else(|| Unread::Refused("the server's answer is malformed".to_owned()))?;
+    let text =
+        hex::decode(digits).ok_or_else(|| Unread::Refused("the server's answer is malformed".to_owned()))?;
     let mtime_s = rows.text(0, "mtime").and_then(|seconds| seconds.parse().ok());
     checked(HostFile {
         attributes: Attributes {
@@ -161,16 +164,18 @@ fn read_here(path: &str) -> Result<HostFile, Unread> {
 fn unread(error: &std::io::Error) -> Unread {
     match error.kind() {
         std::io::ErrorKind::NotFound => Unread::Absent,
-        std::io::ErrorKind::PermissionDenied => {
-            Unread::Refused(format!("permission denied here, and the role may not read it: {GRANTS}"))
-        }
+        std::io::ErrorKind::PermissionDenied => Unread::Refused(format!(
+            "permission denied here, and the role may not read it: {GRANTS}"
+        )),
         _ => Unread::Refused(error.to_string()),
     }
 }
 
 fn checked(file: HostFile) -> Result<HostFile, Unread> {
     if file.text.len() as u64 > FILE_MAX_BYTES {
-        return Err(Unread::Refused("it is too long for a configuration file".to_owned()));
+        return Err(Unread::Refused(
+            "it is too long for a configuration file".to_owned(),
+        ));
     }
     Ok(file)
 }

@@ -3,13 +3,15 @@
 //! They are a tree of their own, in which each file has its path on the server without the first slash. A record with
 //! the tree names the backup's record, so the files go with the backup, in whatever order the records are read.
 
+use std::collections::BTreeMap;
+
 use barmanfs_pg::TimestampMicros;
 use barmanfs_store::{Attributes, DirectoryRef, Entry, FileMap, Node, Record, RecordId, TreeReader};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
 use crate::archive::backup::Backup;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::index::records::{self, Kind};
 use crate::index::repository::Repository;
 use crate::names::{BackupId, ServerName};
@@ -37,21 +39,9 @@ pub struct ConfigurationFiles {
 impl ConfigurationFiles {
     /// The paths of those that settings of the server name.
     pub fn named_by_settings(&self) -> impl Iterator<Item = &String> {
-        [&self.config_file, &self.hba_file, &self.ident_file].into_iter().flatten()
-    }
-
-    /// The paths of all of them, sorted.
-    ///
-    /// # Errors
-    /// When the tree cannot be read.
-    pub fn paths(&self, trees: &TreeReader) -> Result<Vec<String>> {
-        let mut paths = Vec::new();
-        self.each(trees, &mut |path, _, _| {
-            paths.push(String::from_utf8_lossy(path).into_owned());
-            Ok::<_, Error>(())
-        })?;
-        paths.sort();
-        Ok(paths)
+        [&self.config_file, &self.hba_file, &self.ident_file]
+            .into_iter()
+            .flatten()
     }
 
     /// The file or directory at an absolute path of the server; `None` if it is not one of them. Follows no symbolic
@@ -85,28 +75,28 @@ impl ConfigurationFiles {
         Ok(Some(names))
     }
 
-    /// Calls `each` with every file: its absolute path on the server, its attributes and its content's map.
+    /// Every file, by its absolute path on the server, with its attributes and the map of its content. A backup reads at
+    /// most some hundreds of them.
     ///
     /// # Errors
-    /// When the tree cannot be read; whatever `each` returns.
-    pub fn each<E: From<Error>>(
-        &self,
-        trees: &TreeReader,
-        each: &mut dyn FnMut(&[u8], &Attributes, FileMap) -> std::result::Result<(), E>,
-    ) -> std::result::Result<(), E> {
-        let mut waiting = vec![(b"/".to_vec(), self.directory.clone())];
+    /// When the tree cannot be read.
+    pub fn all(&self, trees: &TreeReader) -> Result<BTreeMap<String, (Attributes, FileMap)>> {
+        let mut files = BTreeMap::new();
+        let mut waiting = vec![("/".to_owned(), self.directory.clone())];
         while let Some((path, directory)) = waiting.pop() {
             for entry in trees.entries(&directory) {
-                let entry = entry.map_err(Error::from)?;
-                let below = [path.as_slice(), &entry.name].concat();
+                let entry = entry?;
+                let below = format!("{path}{}", String::from_utf8_lossy(&entry.name));
                 match entry.node {
-                    Node::File(map) => each(&below, &entry.attributes, map)?,
-                    Node::Directory(directory) => waiting.push(([&below[..], b"/"].concat(), directory)),
+                    Node::File(map) => {
+                        files.insert(below, (entry.attributes, map));
+                    }
+                    Node::Directory(directory) => waiting.push((format!("{below}/"), directory)),
                     Node::Symlink(_) => {}
                 }
             }
         }
-        Ok(())
+        Ok(files)
     }
 }
 

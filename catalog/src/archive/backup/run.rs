@@ -428,7 +428,8 @@ impl BackupRun {
             ..self.backup.clone()
         };
         let mut records = vec![records::record(Kind::Backup, &backup)?];
-        if let (Some(files), Some(of)) = (self.configuration.take(), records.first().map(|record| record.id)) {
+        if let (Some(files), Some(of)) = (self.configuration.take(), records.first().map(|record| record.id))
+        {
             records.push(configuration::record(&backup, of, files)?);
         }
         self.depositor.flush(records)?;

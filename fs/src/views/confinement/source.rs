@@ -212,7 +212,10 @@ impl Source for TreeSource<'_> {
 
     fn has_file(&self, path: &[u8]) -> Result<bool> {
         let entry = self.entry(path)?;
-        Ok(entry.is_some_and(|(entry, origin)| origin == Origin::Tree && matches!(entry.node, Node::File(_))))
+        Ok(
+            entry
+                .is_some_and(|(entry, origin)| origin == Origin::Tree && matches!(entry.node, Node::File(_))),
+        )
     }
 
     fn is_from_outside(&self, path: &[u8]) -> Result<bool> {
