@@ -83,7 +83,7 @@ pub(super) fn check(
         let primary = primary::connect(server, cluster.system_id);
         findings.result("primary", primary, target);
     }
-    configuration_files(repository.filter(|_| same_cluster), server, streaming, findings);
+    configuration_files(repository.filter(|_| is_stored_one), server, streaming, findings);
     // PostgreSQL drops a temporary slot when a command fails, so commands that may fail come before the slot
     // is created.
     if let Some(repository) = repository {
