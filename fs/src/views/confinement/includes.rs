@@ -199,13 +199,13 @@ impl<S: Source> Walk<'_, S> {
             _ => return Ok(Line::Stays(vec![Item::Set(name, value)])),
         };
         let Some(included) = included else {
-            return self.from_outside(&name, &value, path);
+            return self.include_from_outside(&name, &value, path);
         };
         self.included(&name, included)
     }
 
     /// An `include` of a path outside the data directory, in the file at `path`.
-    fn from_outside(&mut self, name: &str, named: &[u8], path: &[u8]) -> Result<Line> {
+    fn include_from_outside(&mut self, name: &str, named: &[u8], path: &[u8]) -> Result<Line> {
         let Some(place) = self.source.place_of(named, path)? else {
             return Ok(Line::IsNotHere);
         };
