@@ -7,8 +7,8 @@
 //!    after their end, found nothing.
 //! 5. *Condemn* the packs with nothing alive, and record which writers are active: they may have looked something up in
 //!    these packs before.
-//! 6. *Repack*: the live content of packs with many dead bytes, or with damage that was stored again, is copied into
-//!    new packs ([`repack`]), and the old packs are condemned as soon as one new pack is full. So a sweep needs the
+//! 6. *Repack*: the live content of packs with many dead bytes, with damage that was stored again, or with a footer that
+//!    cannot be read, is copied into new packs ([`repack`]), and the old packs are condemned as soon as one new pack is full. So a sweep needs the
 //!    space of one pack, after it has freed what it can; if there is less, it ends with the packs it has finished.
 //!
 //! At last, the catalog gives back the space of the rows that are gone.

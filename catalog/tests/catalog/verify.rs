@@ -4,8 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use crate::clones::make;
-use crate::common::{Files, Fixture, SYSTEM, archive, back_up, fixture, noise, segment};
-use barmanfs_catalog::{Monitor, Repository, Silent, SweepOptions, VerifyScope};
+use crate::common::{Files, Fixture, SYSTEM, archive, back_up, fixture, noise, restore, segment};
+use barmanfs_catalog::{Monitor, Repository, Silent, SweepOptions, VerifyRound, VerifyScope};
 use barmanfs_store::{Node, Windows};
 
 const MIB: usize = 1024 * 1024;
@@ -267,4 +267,69 @@ fn statistics_add_up() {
         chunks_and_records < 20_000,
         "{chunks_and_records} bytes are in use by nothing"
     );
+}
+
+/// Reads all packs in parts, as cron does.
+fn verify_parts(repository: &Repository) -> (VerifyRound, u64) {
+    let mut round = repository.repository_memory().unwrap().verification;
+    let part = repository
+        .verify_part(&mut round, u64::MAX, &|| false, &mut |round| {
+            repository.remember_of_repository(|memory| memory.verification = round.clone())
+        })
+        .unwrap();
+    (round, part.bad_chunks)
+}
+
+fn flip(file: &std::path::Path, at: impl Fn(usize) -> usize) {
+    let mut content = fs::read(file).unwrap();
+    let place = at(content.len());
+    content[place] ^= 1;
+    fs::write(file, content).unwrap();
+}
+
+fn largest(repository: &Repository) -> PathBuf {
+    let size = |pack: &PathBuf| fs::metadata(pack).unwrap().len();
+    packs(repository).into_iter().max_by_key(size).unwrap()
+}
+
+#[test]
+fn a_pack_without_its_footer_is_read_in_parts_all_the_same() {
+    let f = fixture();
+    back_up(&f.repository, &f.server, &files());
+    let pack = largest(&f.repository);
+    flip(&pack, |length| length - 1);
+    let (round, bad) = verify_parts(&f.repository);
+    assert_eq!(
+        (round.problems.len(), bad, round.damages.len()),
+        (1, 0, 0),
+        "{round:?}"
+    );
+    // What is damaged in it as well is found and named, and stored again by the next backup.
+    let g = fixture();
+    back_up(&g.repository, &g.server, &files());
+    let pack = largest(&g.repository);
+    flip(&pack, |length| length - 1);
+    flip(&pack, |length| length / 2);
+    let (round, bad) = verify_parts(&g.repository);
+    assert_eq!(
+        (round.problems.len(), bad, round.damages.len()),
+        (1, 1, 1),
+        "{round:?}"
+    );
+    let again = back_up(&g.repository, &g.server, &files());
+    assert_eq!(restore(&g.repository, &again), files());
+}
+
+#[test]
+fn a_sweep_makes_a_pack_whole_again_that_has_lost_its_footer() {
+    let f = fixture();
+    let backup = back_up(&f.repository, &f.server, &files());
+    flip(&largest(&f.repository), |length| length - 1);
+    assert_eq!(verify_parts(&f.repository).0.problems.len(), 1);
+    let swept = f.repository.sweep(&SweepOptions::default(), &mut Silent).unwrap();
+    assert_eq!((swept.repacked_packs, swept.problems.len()), (1, 0), "{swept:?}");
+    assert_eq!(verify_parts(&f.repository).0.problems, []);
+    let rebuilt = Repository::rebuild(f.repository.path(), &mut Silent).unwrap();
+    assert!(rebuilt.is_complete(), "{rebuilt:?}");
+    assert_eq!(restore(&f.repository, &backup), files());
 }

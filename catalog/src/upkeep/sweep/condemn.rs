@@ -26,8 +26,8 @@ const DELETION_KEPT_MICROS: i64 = 24 * 3600 * 1_000_000;
 pub(super) struct Doomed {
     /// Packs with nothing in use.
     pub(super) dead: Vec<PackRow>,
-    /// Packs with many dead bytes, or with damage that was stored again; condemned once their live content has been
-    /// copied.
+    /// Packs with many dead bytes, with damage that was stored again, or with a damaged footer; condemned once their live
+    /// content has been copied.
     pub(super) sparse: Vec<PackRow>,
 }
 
@@ -48,6 +48,7 @@ impl Sweep<'_> {
     pub(super) fn doomed(&self, mark: &Mark, at_work: &BTreeSet<WriterName>) -> Result<Doomed> {
         let mut doomed = Doomed::default();
         let damaged = self.repository.db.read(damage::damaged_packs)?;
+        let without_footer = self.repository.packs_without_footer()?;
         let newest = mark.newest_pack.min(self.newest);
         for pack in self.repository.condemned().candidates(newest, at_work)? {
             let dead_bytes = pack
@@ -63,7 +64,12 @@ impl Sweep<'_> {
                 Some(damaged) => !mark.chunks_in(pack.seq)?.iter().any(|id| damaged.contains(id)),
                 None => false,
             };
-            if is_left || dead_bytes * 100 > pack.stored_bytes * u64::from(self.options.dead_percent) {
+            // A rebuild would lose what is in a pack without its footer. A copy has one again.
+            let is_whole_again = without_footer.contains(&pack.id) && !damaged.contains_key(&pack.seq);
+            if is_left
+                || is_whole_again
+                || dead_bytes * 100 > pack.stored_bytes * u64::from(self.options.dead_percent)
+            {
                 doomed.sparse.push(pack);
             }
         }

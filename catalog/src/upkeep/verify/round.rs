@@ -4,12 +4,14 @@
 //! it was read in this round, or was not there yet. A pack that comes later is read when its turn comes, after one round
 //! at the latest.
 
+use std::collections::BTreeSet;
+
 use barmanfs_pg::TimestampMicros;
-use barmanfs_store::{Error as StoreError, PackId, read_footer};
+use barmanfs_store::{ChunkId, Error as StoreError, PackId, read_footer};
 use rusqlite::{OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::home::now;
 use crate::index::repository::Repository;
 use crate::index::unread::PackProblem;
@@ -21,6 +23,9 @@ const PROBLEMS_MAX: usize = 100;
 
 /// Number of damaged files that are remembered by name; `verify` names all.
 const DAMAGES_MAX: usize = 20;
+
+/// Number of chunks that are checked at a time.
+const BATCH: usize = 4096;
 
 /// The progress is worth remembering after so many bytes: a few seconds of reading.
 const STEP_BYTES: u64 = 1 << 30;
@@ -74,7 +79,7 @@ impl Repository {
         let mut kept = 0;
         let earlier = std::mem::take(&mut round.problems);
         for problem in earlier {
-            run.check_pack(problem.pack)?;
+            run.look_again(problem.pack)?;
         }
         round.began_at.get_or_insert_with(now);
         while let Some((pack, bytes)) = self.pack_after(round.after)? {
@@ -115,6 +120,29 @@ impl Repository {
         })
     }
 
+    /// The chunks of a pack and their sizes, as the catalog has them. This looks at all chunks of the repository.
+    fn known_chunks(&self, pack: PackId) -> Result<Vec<(ChunkId, u32)>> {
+        self.db.read(|db| {
+            let mut known = db.prepare_cached(
+                "SELECT c.id, c.raw_bytes FROM chunks c JOIN packs p ON p.seq = c.pack WHERE p.id = ?1 ORDER BY c.position",
+            )?;
+            let rows = known.query_map([pack.as_bytes()], |row| Ok((ChunkId(row.get(0)?), row.get(1)?)))?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+
+    /// Packs whose footers were found to be damaged and still are. What is in them can be read by the catalog alone.
+    pub(crate) fn packs_without_footer(&self) -> Result<BTreeSet<PackId>> {
+        let mut found = BTreeSet::new();
+        for problem in self.repository_memory()?.verification.problems {
+            let footer = read_footer(self.storage.as_ref(), problem.pack);
+            if matches!(footer, Err(StoreError::Damaged { .. })) {
+                found.insert(problem.pack);
+            }
+        }
+        Ok(found)
+    }
+
     /// Number of chunks that are known to be damaged wherever they are, needed or not.
     ///
     /// # Errors
@@ -125,40 +153,74 @@ impl Repository {
 }
 
 impl Verification<'_> {
-    /// Checks the footer of a pack and each of its chunks.
+    /// Checks the footer of a pack and each of its chunks. Where the footer cannot be read, the catalog knows the chunks.
     fn check_pack(&mut self, pack: PackId) -> Result<()> {
         let repository = self.repository;
         if !repository.knows_pack(pack)? {
             return Ok(());
         }
-        let closed = match read_footer(repository.storage.as_ref(), pack) {
-            Ok(closed) => closed,
+        let chunks = match read_footer(repository.storage.as_ref(), pack) {
+            Ok(closed) => {
+                let chunks = closed.chunks.iter();
+                chunks.map(|chunk| (chunk.id, chunk.raw_bytes)).collect()
+            }
             // A sweep has removed it meanwhile.
             Err(StoreError::MissingPack(_)) if !repository.knows_pack(pack)? => return Ok(()),
-            Err(error) if error.is_damage() => {
-                let reason = error.to_string();
-                if self.report.pack_problems.len() < PROBLEMS_MAX {
-                    self.report.pack_problems.push(PackProblem { pack, reason });
-                }
+            // It may come back, if a file system was not mounted: its chunks are not noted as damaged.
+            Err(error @ StoreError::MissingPack(_)) => {
+                self.note_problem(pack, &error.into());
                 return Ok(());
+            }
+            Err(error) if error.is_damage() || is_unreadable(&error) => {
+                self.note_problem(pack, &error.into());
+                repository.known_chunks(pack)?
             }
             Err(error) => return Err(error.into()),
         };
-        let chunks = closed.chunks.iter().map(|chunk| ToCheck {
-            id: chunk.id,
-            pack,
-            bytes: chunk.raw_bytes,
-        });
-        for (id, error) in check_all(repository, &chunks.collect::<Vec<_>>()) {
-            if !repository.knows_pack(pack)? {
-                return Ok(());
+        let chunks: Vec<ToCheck> = chunks
+            .into_iter()
+            .map(|(id, bytes)| ToCheck { id, pack, bytes })
+            .collect();
+        for batch in chunks.chunks(BATCH) {
+            for (id, error) in check_all(repository, batch) {
+                if !repository.knows_pack(pack)? {
+                    return Ok(());
+                }
+                let examined = match error.is_damage() {
+                    true => self.examine(id),
+                    false => Err(error),
+                };
+                match examined {
+                    // One bad pack must not keep the others from being read.
+                    Err(Error::Store(error)) if is_unreadable(&error) => {
+                        self.note_problem(pack, &error.into());
+                        return Ok(());
+                    }
+                    other => other?,
+                }
             }
-            if !error.is_damage() {
-                return Err(error);
-            }
-            self.examine(id)?;
         }
         Ok(())
+    }
+
+    /// Looks again at a pack that had a problem: whether its footer can be read now.
+    fn look_again(&mut self, pack: PackId) -> Result<()> {
+        match read_footer(self.repository.storage.as_ref(), pack) {
+            Ok(_) => self.check_pack(pack),
+            Err(_) if !self.repository.knows_pack(pack)? => Ok(()),
+            Err(error) => {
+                self.note_problem(pack, &error.into());
+                Ok(())
+            }
+        }
+    }
+
+    fn note_problem(&mut self, pack: PackId, error: &Error) {
+        let problems = &mut self.report.pack_problems;
+        if problems.len() < PROBLEMS_MAX && !problems.iter().any(|known| known.pack == pack) {
+            let reason = error.to_string();
+            problems.push(PackProblem { pack, reason });
+        }
     }
 
     fn hand_over(&self, round: &mut VerifyRound) {
@@ -176,5 +238,60 @@ impl Verification<'_> {
         round.damages = std::mem::take(&mut self.report.damages);
         round.damages.truncate(DAMAGES_MAX);
         Ok(())
+    }
+}
+
+/// Whether the disk does not give what is in a pack. Another time it may.
+fn is_unreadable(error: &StoreError) -> bool {
+    matches!(error, StoreError::Io { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::path::Path;
+
+    use barmanfs_pg::wal_name::WalName;
+    use barmanfs_store::testing::Call;
+
+    use super::*;
+    use crate::archive::derive::derive;
+    use crate::index::repository::on_test_packs;
+
+    #[test]
+    fn a_pack_that_the_disk_does_not_give_keeps_no_other_from_being_read() {
+        let (_directory, storage, repository) = on_test_packs(derive);
+        let writer = repository.writer("test").unwrap();
+        for number in 2..5 {
+            let name: WalName = format!("{number:08X}.history").parse().unwrap();
+            let bytes = format!("1\t0/3000000\treason {number}\n").into_bytes();
+            let length = bytes.len() as u64;
+            writer
+                .archive_wal(&"main".parse().unwrap(), &name, &mut &*bytes, length, "test")
+                .unwrap();
+        }
+        let packs = repository.pack_ids().unwrap();
+        let bad = packs[1];
+        storage.before_each(move |call| match call {
+            Call::Read(pack) if *pack == bad => Err(StoreError::io(
+                "read",
+                Path::new("pack"),
+                io::Error::from_raw_os_error(5),
+            )),
+            _ => Ok(()),
+        });
+        let mut round = VerifyRound::default();
+        let mut verify = || {
+            let part = repository.verify_part(&mut round, u64::MAX, &|| false, &mut |_| Ok(()));
+            (part.unwrap().packs, round.clone())
+        };
+        let (read, after) = verify();
+        assert_eq!((read, after.after), (packs.len() as u64, None));
+        let problems: Vec<PackId> = after.problems.iter().map(|problem| problem.pack).collect();
+        assert_eq!(problems, [bad]);
+        assert!(after.problems[0].reason.contains("error 5"), "{after:?}");
+        // It is over when the disk gives it again.
+        storage.before_each(|_| Ok(()));
+        assert_eq!(verify().1.problems, []);
     }
 }
