@@ -8,6 +8,7 @@ use crate::common::{Install, Mount, PgServer, Site};
 topic! {
     once what_a_policy_does_not_need_goes_and_the_rest_starts,
     once a_kept_backup_outlives_every_policy,
+    once without_a_policy_wal_that_no_backup_needs_goes_on_request,
 }
 
 /// A site with a policy and this many backups, between which WAL was archived.
@@ -112,5 +113,45 @@ fn a_kept_backup_outlives_every_policy(install: &'static Install) {
     site.ok(&["keep", "main", &ids[0], "--release"]);
     site.ok(&["retention", "main", "--enforce"]);
     assert_eq!(site.backup_ids(), ids[2..]);
+    drop(server);
+}
+
+fn without_a_policy_wal_that_no_backup_needs_goes_on_request(install: &'static Install) {
+    let (site, server) = Site::with_server(install);
+    fill(&server, 1);
+    for _ in 0..3 {
+        server.archive_current_segment();
+    }
+    let id = site.backup();
+    server.archive_current_segment();
+    let before = archived(&site);
+    // Neither shown nor done by itself.
+    let shown = site.ok(&["retention", "main"]);
+    assert!(shown.contains("There is no policy"), "{shown}");
+    site.ok(&["retention", "main", "--enforce"]);
+    assert_eq!(archived(&site), before);
+    let shown = site.ok(&["retention", "main", "--wal"]);
+    let needless = shown.split("deletes: no backup; ").nth(1).unwrap_or_default();
+    let needless: usize = needless.split(' ').next().unwrap().parse().expect(&shown);
+    assert!(needless >= 3, "{shown}");
+    assert_eq!(archived(&site), before, "Showing it removes nothing");
+    // A section with an error says nothing about what it wants to keep.
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    site.write_file(
+        "barmanfs.conf",
+        (config.clone() + "retention_policy = nonsense\n").as_bytes(),
+    );
+    site.barmanfs(&["retention", "main", "--wal", "--enforce"])
+        .refused(3)
+        .says(&["Nothing is deleted", "retention_policy"]);
+    assert_eq!(archived(&site), before);
+    site.write_file("barmanfs.conf", config.as_bytes());
+    site.ok(&["retention", "main", "--wal", "--enforce"]);
+    let after = archived(&site);
+    assert!(
+        before.len() - after.len() == needless && before.ends_with(&after),
+        "{before:?} {after:?}"
+    );
+    assert_starts(&site, install, &id);
     drop(server);
 }

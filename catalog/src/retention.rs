@@ -42,6 +42,8 @@ pub struct RetentionRules {
     pub backups: Option<BackupPolicy>,
     /// From when on WAL is kept.
     pub wal: WalPolicy,
+    /// Whether WAL that no backup needs goes without a policy, too. All backups stay then.
+    pub unneeded_wal: bool,
     /// The number of good backups that are kept whatever the policy says.
     pub minimum_redundancy: u32,
     /// How long a failed backup is kept that a complete one has followed; for ever if there is none.
@@ -107,6 +109,13 @@ pub struct Enforced {
     pub wal: Vec<RemovableWal>,
 }
 
+impl RetentionRules {
+    /// Whether any policy is set.
+    fn has_policy(&self) -> bool {
+        self.backups.is_some() || self.wal != WalPolicy::Main
+    }
+}
+
 impl RetentionPlan {
     /// The backups that the next run deletes.
     pub fn doomed(&self) -> impl Iterator<Item = &JudgedBackup> {
@@ -146,7 +155,7 @@ impl Repository {
             .zip(judged.iter().rev())
             .filter(|(_, judged)| !judged.deleted)
             .collect();
-        let (wal, wal_blocked) = match rules.backups.is_some() || rules.wal != WalPolicy::Main {
+        let (wal, wal_blocked) = match rules.unneeded_wal || rules.has_policy() {
             true => self.removable(server, &remaining)?,
             false => (Vec::new(), Some("There is no policy".to_owned())),
         };

@@ -15,7 +15,9 @@ Examples:
   barmanfs retention main
   barmanfs retention all --json
   barmanfs retention main --at '2027-01-31 00:00+00'
-  barmanfs retention main --enforce";
+  barmanfs retention main --enforce
+  barmanfs retention main --wal
+  barmanfs retention main --wal --enforce && barmanfs sweep";
 
 /// Ends `barmanfs keep --help`.
 pub(super) const KEEP_HELP: &str = "\
@@ -40,6 +42,9 @@ pub(crate) struct RetentionArgs {
     /// Delete what is shown
     #[arg(long)]
     pub(crate) enforce: bool,
+    /// Where there is no policy, show the WAL that no backup needs, and remove it with --enforce
+    #[arg(long)]
+    pub(crate) wal: bool,
     /// Print JSON for programs instead of text
     #[command(flatten)]
     pub(crate) json: JsonOption,

@@ -6,7 +6,6 @@ use barmanfs_catalog::{Repository, ServerName};
 use super::App;
 use super::keep::described;
 use crate::cli::retention::RetentionArgs;
-use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
 use crate::moment;
 use crate::output::{self, Align, Cell, Output, Style, Table};
@@ -46,15 +45,23 @@ fn report(
     server: &ServerName,
     args: &RetentionArgs,
 ) -> Result<ServerRetention, Error> {
+    // Of a server whose section has an error it is not known what it keeps.
+    let configured = app.config.server(server.as_str());
+    let disabled = configured.and_then(|configured| configured.refuse_disabled().err());
+    let held = match disabled {
+        Some(error) => Some(error.to_string()),
+        None => held_by_audit(repository, server)?,
+    };
     let rules = RetentionRules {
-        held: held_by_audit(repository, server)?,
+        held,
+        unneeded_wal: args.wal,
         ..app.retention_rules(server)
     };
     let at = match &args.at {
         Some(text) => moment::parse(repository, server, text)?,
         None => moment::now(),
     };
-    let mut done = match args.enforce {
+    let done = match args.enforce {
         true => repository.enforce_retention(server, &rules, at)?,
         false => Enforced {
             plan: repository.retention(server, &rules, at)?,
@@ -62,10 +69,6 @@ fn report(
             wal: Vec::new(),
         },
     };
-    let configured = app.config.server(server.as_str());
-    if let Some(Err(error)) = configured.map(ServerConfig::refuse_disabled) {
-        done.plan.blocked = Some(error.to_string());
-    }
     let deletes = done.plan.doomed().next().is_some() || !done.plan.removable_wal().is_empty();
     let forecast = match deletes && !args.enforce {
         true => Some(repository.forecast(

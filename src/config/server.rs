@@ -234,6 +234,7 @@ impl ServerConfig {
         RetentionRules {
             backups: self.retention_policy,
             wal: self.wal_retention_policy,
+            unneeded_wal: false,
             minimum_redundancy: u32::try_from(self.minimum_redundancy).unwrap_or(u32::MAX),
             held: None,
             failed_backups: Some(Duration::from_secs(self.failed_backup_retention.seconds)),

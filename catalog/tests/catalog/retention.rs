@@ -210,6 +210,34 @@ fn a_full_backup_keeps_all_wal_from_its_start() {
 }
 
 #[test]
+fn wal_goes_without_a_policy_only_on_request_and_no_backup_with_it() {
+    let (f, backups) = site();
+    let plan = enforce(&f, &RetentionRules::default()).plan;
+    assert_eq!(plan.wal_blocked.as_deref(), Some("There is no policy"));
+    assert_eq!(archived(&f.repository, &f), (1..13).collect::<Vec<_>>());
+    let rules = RetentionRules {
+        unneeded_wal: true,
+        ..RetentionRules::default()
+    };
+    // A person's decision for the end of a backup takes no WAL away, either.
+    f.repository
+        .keep_backup(&backups[0], KeepTarget::Standalone, None, None)
+        .unwrap();
+    let held = RetentionRules {
+        held: Some("not now".to_owned()),
+        ..rules.clone()
+    };
+    assert!(enforce(&f, &held).wal.is_empty());
+    let done = enforce(&f, &rules);
+    assert!(done.deleted.is_empty(), "{done:?}");
+    assert_eq!(archived(&f.repository, &f), (3..13).collect::<Vec<_>>());
+    // Without a backup, nothing is known of what is needed.
+    let g = fixture();
+    (1..4).for_each(|number| archive_segment(&g, number));
+    assert!(enforce(&g, &rules).wal.is_empty());
+}
+
+#[test]
 fn wal_may_be_kept_for_a_shorter_time_than_backups() {
     let (f, backups) = site();
     let rules = RetentionRules {
