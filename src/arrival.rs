@@ -3,15 +3,18 @@
 //! It never creates a repository: WAL that is acknowledged in an empty directory, where a disk should be mounted, would not
 //! be found again.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read, Seek};
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
-use barmanfs_catalog::{RefusedWal, ServerName, WalOutcome, Writer};
+use barmanfs_catalog::{RefusedWal, Repository, ServerName, WalOutcome};
 use barmanfs_pg::wal_name::WalName;
 
 use crate::error::Error;
 use crate::forks;
+use crate::hooks::{Hook, Hooks, Wal};
 use crate::versions;
 use crate::wal_transfer::LARGEST_BYTES;
 use crate::wal_transfer::compression::{self, Compression};
@@ -25,8 +28,28 @@ pub(crate) struct Arriving<'a> {
     pub(crate) name: WalName,
     /// Its content, from the start.
     pub(crate) file: File,
+    /// Where it lies, if it has a name; a hook can read it there.
+    pub(crate) path: Option<PathBuf>,
     /// What brings it.
     pub(crate) origin: &'a str,
+}
+
+/// Why a file is not archived.
+#[derive(Debug)]
+pub(crate) enum NotArchived {
+    /// A hook has stopped it.
+    Stopped(Error),
+    /// It is wrong, or nothing can be archived now.
+    Failed(barmanfs_catalog::Error),
+}
+
+impl From<NotArchived> for Error {
+    fn from(error: NotArchived) -> Self {
+        match error {
+            NotArchived::Stopped(error) => error,
+            NotArchived::Failed(error) => error.into(),
+        }
+    }
 }
 
 impl Arriving<'_> {
@@ -50,16 +73,38 @@ impl Arriving<'_> {
         }
         plain.rewind()?;
         drop(content);
-        Ok(Self { file: plain, ..self })
+        Ok(Self {
+            file: plain,
+            path: None,
+            ..self
+        })
     }
 
-    /// Archives it. It is durable when this returns, whatever became of it.
+    /// Archives it, with the server's hooks. It is durable when this returns, whatever became of it.
     ///
     /// # Errors
-    /// Those of [`Writer::archive_wal`].
-    pub(crate) fn archive(mut self, writer: &Writer) -> Result<WalOutcome, barmanfs_catalog::Error> {
+    /// Those of [`archive_wal`](barmanfs_catalog::Writer::archive_wal), and when a hook stops it.
+    pub(crate) fn archive(mut self, hooks: &Hooks<'_>) -> Result<WalOutcome, NotArchived> {
+        let metadata = self.file.metadata();
+        let path = self.path.take().unwrap_or_else(|| nameless(&self.file));
+        let wal = Wal {
+            name: self.name,
+            path: Some(&path),
+            size_bytes: metadata.as_ref().map_or(0, Metadata::len),
+            time: metadata.and_then(|found| found.modified()).unwrap_or(UNIX_EPOCH),
+            error: None,
+        };
+        with_hooks(hooks, &wal, || self.store(hooks.repository(), wal.size_bytes))
+    }
+
+    /// The writer keeps others waiting, so it exists no longer than this.
+    fn store(
+        &mut self,
+        repository: &Repository,
+        size_bytes: u64,
+    ) -> Result<WalOutcome, barmanfs_catalog::Error> {
         let (server, name) = (self.server, self.name);
-        let size_bytes = self.file.metadata().map_or(0, |found| found.len());
+        let writer = repository.writer(self.origin)?;
         let outcome = writer.archive_wal(server, &name, &mut self.file, size_bytes, self.origin)?;
         match &outcome {
             WalOutcome::Stored(file) => {
@@ -73,6 +118,38 @@ impl Arriving<'_> {
         }
         Ok(outcome)
     }
+}
+
+/// Archives with the server's hooks around it. Those after it run in any case, and fail nothing.
+///
+/// # Errors
+/// Those of `archive`, and when a hook stops it.
+pub(crate) fn with_hooks(
+    hooks: &Hooks<'_>,
+    wal: &Wal<'_>,
+    archive: impl FnOnce() -> Result<WalOutcome, barmanfs_catalog::Error>,
+) -> Result<WalOutcome, NotArchived> {
+    hooks
+        .before_wal(Hook::Archive, wal)
+        .map_err(NotArchived::Stopped)?;
+    let archived = archive();
+    if hooks.has(Hook::Archive) {
+        let error = match &archived {
+            Ok(outcome) => refusal(hooks.server(), &wal.name, outcome).map(|error| error.to_string()),
+            Err(error) => Some(error.to_string()),
+        };
+        let wal = Wal {
+            error: error.as_deref(),
+            ..*wal
+        };
+        hooks.after_wal(Hook::Archive, &wal);
+    }
+    archived.map_err(NotArchived::Failed)
+}
+
+/// A path by which another process of this user can read a file that has no name.
+fn nameless(file: &File) -> PathBuf {
+    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into()
 }
 
 /// Why a file was put aside and not archived; `None` if it is archived.

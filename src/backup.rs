@@ -22,13 +22,14 @@ mod wal_source;
 
 use std::time::{Duration, Instant};
 
-use barmanfs_catalog::{Backup, BackupEnd, BackupRun, BackupStatus, NewBackup, Repository};
+use barmanfs_catalog::{Backup, BackupEnd, BackupId, BackupRun, BackupStatus, NewBackup, Repository};
 use barmanfs_store::RecordId;
 
 use crate::cluster::{ConfigurationPaths, ServerSettings, primary};
 use crate::config::{Incremental, ServerConfig};
 use crate::error::Error;
 use crate::forks;
+use crate::hooks::{Hook, Hooks};
 use crate::lineage::{self, Lineage};
 use crate::output;
 use crate::postgres::{self, BaseBackupOptions, BaseBackupResult, Connection};
@@ -42,6 +43,9 @@ use receive::Receiver;
 use sent_manifest::SentManifestWriter;
 pub(crate) use stop::Stop;
 use wal_source::Source;
+
+/// What Barman calls a backup of which nothing is there yet.
+const BARMANS_NEW: &str = "EMPTY";
 
 /// The options of a backup.
 #[derive(Debug, Clone)]
@@ -73,6 +77,7 @@ struct Attempt<'a> {
     fork: Option<RecordId>,
     options: &'a BackupOptions,
     stop: &'a Stop,
+    hooks: &'a Hooks<'a>,
 }
 
 /// Takes one backup of `server`. It ends complete or not at all.
@@ -83,6 +88,34 @@ pub(crate) fn take(
     stop: &Stop,
 ) -> Result<Backup, Error> {
     server.refuse_disabled()?;
+    let is_stopped = || stop.requested();
+    let hooks = Hooks::of(server, repository, &is_stopped);
+    let mut begun = None;
+    let taken = take_with(repository, server, options, (stop, &hooks), &mut begun);
+    // The scripts see what has become of it in the end.
+    if let (Some(id), true) = (begun, hooks.has(Hook::Backup)) {
+        match find(repository, server, id) {
+            Ok(backup) => hooks.after_backup(Hook::Backup, &backup),
+            Err(error) => tracing::error!("Hooks after backup {id} were not run: {error}"),
+        }
+    }
+    taken
+}
+
+/// A backup that was begun.
+fn find(repository: &Repository, server: &ServerConfig, id: BackupId) -> Result<Backup, Error> {
+    let backups = repository.backups(&server.name)?;
+    let found = backups.into_iter().rfind(|backup| backup.id == id);
+    found.ok_or_else(|| Error::failed(format!("Backup {id} of server {} is gone", server.name)))
+}
+
+fn take_with(
+    repository: &Repository,
+    server: &ServerConfig,
+    options: &BackupOptions,
+    (stop, hooks): (&Stop, &Hooks<'_>),
+    begun: &mut Option<BackupId>,
+) -> Result<Backup, Error> {
     let mut connection = stop::connect(server, stop)?;
     stop.guard(&connection)?;
     let cluster = ServerSettings::ask(&mut connection).map_err(|error| stop.explain(error))?;
@@ -103,9 +136,10 @@ pub(crate) fn take(
         fork,
         options,
         stop,
+        hooks,
     };
     let mut hold = Hold::default();
-    let backup = attempt.run(&mut connection, &mut hold)?;
+    let backup = attempt.run(&mut connection, &mut hold, begun)?;
     wal_source::keep_history(repository, &mut connection, &backup);
     match backup.status {
         BackupStatus::WaitingForWals => {
@@ -164,7 +198,12 @@ fn source(
 
 impl Attempt<'_> {
     /// Receives, checks and finishes the backup. On any error it is marked as failed.
-    fn run(&self, connection: &mut Connection, hold: &mut Hold) -> Result<Backup, Error> {
+    fn run(
+        &self,
+        connection: &mut Connection,
+        hold: &mut Hold,
+        begun: &mut Option<BackupId>,
+    ) -> Result<Backup, Error> {
         let name = &self.server.name;
         let new = NewBackup {
             label: self.options.label.clone(),
@@ -180,10 +219,13 @@ impl Attempt<'_> {
             .writer(&format!("backup of {name}"))?
             .begin_backup(name, new)?;
         let id = run.id();
+        *begun = Some(id);
         let began = Instant::now();
         tracing::info!("Backup {id} of server {name} began: {}", self.source.sentence());
         let context = |error: Error| error.context(format_args!("Backup {id} of server {name} FAILED"));
-        let copied = self.copy(&mut run, connection, hold);
+        let copied = self
+            .run_hooks(id, connection)
+            .and_then(|()| self.copy(&mut run, connection, hold));
         let copied = copied.and_then(|end| Ok((end, self.keep_configuration(&mut run)?)));
         match copied.map_err(|error| self.stop.explain(error)) {
             Ok((end, missing)) => {
@@ -210,6 +252,17 @@ impl Attempt<'_> {
             self.cluster.system_id,
             self.configuration.as_ref(),
         )
+    }
+
+    /// Runs the scripts before a backup. The server may have closed the session meanwhile.
+    fn run_hooks(&self, id: BackupId, connection: &mut Connection) -> Result<(), Error> {
+        if !self.hooks.has(Hook::Backup) {
+            return Ok(());
+        }
+        let backup = find(self.repository, self.server, id)?;
+        self.hooks.before_backup(Hook::Backup, &backup, BARMANS_NEW)?;
+        *connection = self.reconnect(connection)?;
+        Ok(())
     }
 
     /// Receives only what has changed if the options request that and it is possible, otherwise everything.

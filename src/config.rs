@@ -12,6 +12,7 @@
 //! Connection strings may contain passwords: they are never printed, and [`Secret`] keeps them out of debug output.
 
 mod files;
+mod hooks;
 mod ini;
 mod interpolation;
 mod keys;
@@ -29,6 +30,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use barmanfs_catalog::Action;
+pub(crate) use hooks::HookScripts;
 pub(crate) use limits::{Age, Limits, unless_zero};
 pub(crate) use model::Model;
 pub(crate) use origin::{Notice, Origin, Problem};

@@ -9,14 +9,15 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
-use barmanfs_catalog::{Error as CatalogError, Repository, Writer};
+use barmanfs_catalog::{Error as CatalogError, Repository};
 use barmanfs_pg::wal_name::WalName;
 use barmanfs_store::open_regular;
 use jiff::Timestamp;
 
-use crate::arrival::{self, Arriving};
+use crate::arrival::{self, Arriving, NotArchived};
 use crate::config::ServerConfig;
 use crate::error::Error;
+use crate::hooks::{Hooks, NEVER_STOPPED};
 
 /// How long after its last change a file that is not whole may still be copied.
 const COPIED_WITHIN: Duration = Duration::from_secs(600);
@@ -69,11 +70,11 @@ pub(crate) fn archive(
 ) -> Result<Vec<String>, Error> {
     let names = waiting(directory)
         .map_err(|error| Error::failed(format!("Cannot read {}: {error}", directory.display())))?;
-    let writer = repository.writer("archive-wal")?;
+    let hooks = Hooks::of(server, repository, NEVER_STOPPED);
     let mut archived = Vec::new();
     for name in names {
         let path = directory.join(&name);
-        match archive_one(&writer, server, &name, &path)? {
+        match archive_one(&hooks, &name, &path)? {
             Fate::Waits => {}
             Fate::Archived => {
                 remove(&path)?;
@@ -96,7 +97,7 @@ pub(crate) fn archive(
     Ok(archived)
 }
 
-fn archive_one(writer: &Writer, server: &ServerConfig, name: &str, path: &Path) -> Result<Fate, Error> {
+fn archive_one(hooks: &Hooks<'_>, name: &str, path: &Path) -> Result<Fate, Error> {
     let unusable = |why: String| match is_recent(path) {
         true => Fate::Waits,
         false => Fate::SetAside(Error::failed(why), "unknown"),
@@ -111,12 +112,13 @@ fn archive_one(writer: &Writer, server: &ServerConfig, name: &str, path: &Path) 
         other => other.map_err(|error| Error::failed(format!("Cannot read {}: {error}", path.display())))?,
     };
     let arriving = Arriving {
-        server: &server.name,
+        server: hooks.server(),
         name: wal_name,
         file,
+        path: Some(path.to_owned()),
         origin: "archive-wal",
     };
-    let arriving = match arriving.decompressed(writer.repository().path()) {
+    let arriving = match arriving.decompressed(hooks.repository().path()) {
         Ok(arriving) => arriving,
         Err(error) if error.kind() == io::ErrorKind::StorageFull => {
             return Err(Error::failed(format!(
@@ -126,17 +128,17 @@ fn archive_one(writer: &Writer, server: &ServerConfig, name: &str, path: &Path) 
         }
         Err(error) => return Ok(unusable(format!("it cannot be decompressed: {error}"))),
     };
-    match arriving.archive(writer) {
-        Ok(outcome) => Ok(match arrival::refusal(&server.name, &wal_name, &outcome) {
+    match arriving.archive(hooks) {
+        Ok(outcome) => Ok(match arrival::refusal(hooks.server(), &wal_name, &outcome) {
             None => Fate::Archived,
             Some(refusal) => Fate::SetAside(refusal, "duplicate"),
         }),
-        Err(
+        Err(NotArchived::Failed(
             error @ (CatalogError::Wal { .. }
             | CatalogError::BadWalFile { .. }
             | CatalogError::WalSize { .. }
             | CatalogError::OtherSystem { .. }),
-        ) => Ok(unusable(error.to_string())),
+        )) => Ok(unusable(error.to_string())),
         Err(error) => Err(error.into()),
     }
 }

@@ -19,6 +19,7 @@ mod error;
 mod forks;
 mod fstab;
 mod health;
+mod hooks;
 mod incoming;
 mod instance;
 mod invocation;

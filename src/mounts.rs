@@ -60,6 +60,12 @@ impl<'a> Mounts<'a> {
         }
     }
 
+    /// Where any mount that this user may look at shows the server: its root.
+    pub(crate) fn any(&self, server: &ServerName) -> Option<&Path> {
+        let mut places = self.found.serving.iter().map(|mount| mount.mount_point.as_path());
+        places.find(|place| place.join(server.as_str()).is_dir())
+    }
+
     fn asked(&self, server: &ServerName, asked: &Path) -> Result<&FoundMount, Error> {
         let path = fs::canonicalize(asked)
             .map_err(|error| Error::usage(format!("Cannot find {}: {error}", asked.display())))?;

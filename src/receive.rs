@@ -25,6 +25,7 @@ use crate::config::ServerConfig;
 use crate::error::{Error, Kind};
 use crate::signals::Interruption;
 use archiver::Archiver;
+pub(crate) use archiver::archive;
 use backoff::Backoff;
 use session::{Ended, Session};
 
@@ -35,7 +36,7 @@ use session::{Ended, Session};
 pub(crate) fn run(repository: &Repository, server: &ServerConfig) -> Result<(), Error> {
     let stop = Interruption::watch(|| {})?;
     let spool = Arc::new(repository.spool(&server.name)?);
-    let archiver = Archiver::start(Arc::clone(&spool))?;
+    let archiver = Archiver::start(Arc::clone(&spool), server)?;
     let session = Session {
         server,
         spool: &spool,

@@ -7,6 +7,9 @@ use barmanfs_catalog::WalFile;
 use barmanfs_pg::ServerVersion;
 use barmanfs_pg::wal_scan::SegmentIndex;
 
+/// The version of Barman whose command line, output and variables these are.
+pub(crate) const BARMAN: &str = "3.19.1";
+
 /// The oldest and the newest major version whose formats this release was tried with.
 pub(crate) const KNOWN: std::ops::RangeInclusive<u32> = 13..=19;
 

@@ -29,6 +29,7 @@ mod full_disk;
 mod gaps;
 mod green;
 mod history;
+mod hooks;
 mod hostile;
 mod hosts;
 mod incremental;
@@ -89,6 +90,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("incremental", incremental::TESTS),
     ("cron", cron::TESTS),
     ("year", year::TESTS),
+    ("hooks", hooks::TESTS),
     ("troubled_disk", troubled_disk::TESTS),
     ("json_shape", json_shape::TESTS),
     ("clone_servers", clone_servers::TESTS),

@@ -116,6 +116,22 @@ impl RetentionRules {
     }
 }
 
+/// What may be deleted, of a plan that was made before.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Approved {
+    /// Backups.
+    pub backups: BTreeSet<BackupId>,
+    /// Ranges of WAL.
+    pub wal: Vec<SegmentRange>,
+}
+
+impl Approved {
+    fn has(&self, range: &SegmentRange) -> bool {
+        let holds = |approved: &SegmentRange| approved.first <= range.first && range.last <= approved.last;
+        self.wal.iter().any(holds)
+    }
+}
+
 impl RetentionPlan {
     /// The backups that the next run deletes.
     pub fn doomed(&self) -> impl Iterator<Item = &JudgedBackup> {
@@ -177,10 +193,26 @@ impl Repository {
         rules: &RetentionRules,
         now: TimestampMicros,
     ) -> Result<Enforced> {
+        self.enforce_approved(server, rules, now, None)
+    }
+
+    /// The same, but deletes nothing that is not in `approved`, if that is given: a plan made earlier, of which somebody may
+    /// have struck out a part.
+    ///
+    /// # Errors
+    /// Those of [`enforce_retention`](Self::enforce_retention).
+    pub fn enforce_approved(
+        &self,
+        server: &ServerName,
+        rules: &RetentionRules,
+        now: TimestampMicros,
+        approved: Option<&Approved>,
+    ) -> Result<Enforced> {
         let _deleting = self.deleting(server)?;
         let plan = self.retention(server, rules, now)?;
         let mut deleted = Vec::new();
         let mut doomed: Vec<BackupId> = plan.doomed().map(|backup| backup.id).collect();
+        doomed.retain(|id| approved.is_none_or(|approved| approved.backups.contains(id)));
         doomed.sort_unstable();
         for backup in self
             .backups(server)?
@@ -200,10 +232,11 @@ impl Repository {
             }
         }
         // The WAL is judged by the backups that are left now.
-        let wal = match plan.removable_wal().is_empty() {
+        let mut wal = match plan.removable_wal().is_empty() {
             true => Vec::new(),
             false => self.retention(server, rules, now)?.removable_wal().to_vec(),
         };
+        wal.retain(|wal| approved.is_none_or(|approved| approved.has(&wal.range)));
         let ranges: Vec<SegmentRange> = wal.iter().map(|wal| wal.range).collect();
         if !ranges.is_empty() {
             self.with_reserve(|| self.remove_wal(server, &ranges))?;

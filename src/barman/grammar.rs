@@ -7,14 +7,13 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use crate::output::{Form, Format};
+use crate::versions;
 
 /// The name of a link under which this program is Barman.
 const NAME: &str = "barman";
 /// The names of links under which it is one of Barman's clients.
 const WAL_ARCHIVE: &str = "barman-wal-archive";
 const WAL_RESTORE: &str = "barman-wal-restore";
-/// The version of Barman whose command line and output this is.
-const COMPATIBLE_WITH: &str = "3.19.1";
 /// The hidden command for what needs nothing to be done.
 pub(crate) const NOTHING_TO_DO: &str = "nothing-to-do";
 /// Options before a command that have a value as the next word.
@@ -134,7 +133,8 @@ pub(crate) fn form(words: &[OsString]) -> Form {
 /// The line of `barman -v`. Programs compare its first word.
 pub(crate) fn version() -> String {
     format!(
-        "{COMPATIBLE_WITH} (compatible) barmanfs {}",
+        "{} (compatible) barmanfs {}",
+        versions::BARMAN,
         env!("CARGO_PKG_VERSION")
     )
 }

@@ -7,7 +7,9 @@ use crate::arrival;
 use crate::cli::wal::ArchiveWalArgs;
 use crate::config::{Archiver, ServerConfig};
 use crate::error::{Error, Outcome};
+use crate::hooks::{Hooks, NEVER_STOPPED};
 use crate::incoming;
+use crate::receive;
 use barmanfs_pg::wal_name::WalName;
 
 /// Runs the command.
@@ -49,9 +51,10 @@ fn archive_spool(repository: &Repository, server: &ServerConfig) -> Result<Vec<S
         return Ok(Vec::new());
     }
     let spool = repository.spool(name)?;
+    let hooks = Hooks::of(server, repository, NEVER_STOPPED);
     let mut names = Vec::new();
     for segment in spool.complete()? {
-        let outcome = spool.archive(segment)?;
+        let outcome = receive::archive(&spool, &hooks, segment)?;
         match arrival::refusal(name, &WalName::Segment(segment), &outcome) {
             None => names.push(segment.to_string()),
             Some(refusal) => tracing::error!("{refusal}"),

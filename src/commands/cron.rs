@@ -10,6 +10,7 @@
 mod audit;
 mod due;
 mod launch;
+mod notify;
 mod task;
 
 use std::path::Path;
@@ -169,6 +170,7 @@ impl Round<'_> {
             Self::back_up,
             Self::audit,
             Self::test_boot,
+            Self::notify,
         ];
         let results: Vec<_> = steps.iter().map(|step| step(self, &subject)).collect();
         results.into_iter().collect()
@@ -245,6 +247,19 @@ impl Round<'_> {
             return Ok(());
         }
         self.start(CronTask::ArchiveWal, subject)
+    }
+
+    /// Tells `notify_command` what the checks find, in each run.
+    fn notify(&mut self, subject: &Subject<'_>) -> Result<(), Error> {
+        let server = subject.server;
+        if server.hooks.notify_command.is_none()
+            || self
+                .repository
+                .is_task_running(CronTask::Notify, Some(&server.name))?
+        {
+            return Ok(());
+        }
+        self.start(CronTask::Notify, subject)
     }
 
     fn back_up(&mut self, subject: &Subject<'_>) -> Result<(), Error> {

@@ -12,6 +12,7 @@ use crate::barman;
 use crate::cli::upkeep::DeleteArgs;
 use crate::error::{Error, Outcome};
 use crate::health::Doubts;
+use crate::hooks::{Hook, Hooks, NEVER_STOPPED};
 use crate::output::{self, Output};
 use crate::report::Deletion;
 
@@ -28,11 +29,23 @@ pub(crate) fn run(app: &mut App, args: &DeleteArgs) -> Result<Outcome, Error> {
         // The minimum that somebody meant may be the value that is wrong.
         configured.refuse_disabled()?;
     }
-    let _alone = match args.dry_run {
+    let configured = app.config.server(server.as_str()).cloned();
+    let hooks = configured
+        .as_ref()
+        .map(|configured| Hooks::of(configured, &repository, NEVER_STOPPED));
+    let hooks = hooks.filter(|hooks| hooks.has(Hook::Delete) && !args.dry_run);
+    let approved = match &hooks {
+        Some(hooks) => Some(approved(app, (&repository, &server), hooks, args)?),
+        None => None,
+    };
+    let alone = match args.dry_run {
         true => None,
         false => Some(repository.deleting(&server)?),
     };
-    let backups = named(app, &repository, &server, &args.backups)?;
+    let backups = match approved {
+        Some(approved) => approved,
+        None => named(app, &repository, &server, &args.backups)?,
+    };
     let (plan, refusal) = plan(app, &repository, &server, &backups, args)?;
     if args.dry_run {
         return dry_run(app, args, &backups, plan, refusal);
@@ -41,17 +54,22 @@ pub(crate) fn run(app: &mut App, args: &DeleteArgs) -> Result<Outcome, Error> {
         return Err(error);
     }
     let began = SystemTime::now().into();
-    let format = app.options.format;
-    for backup in &backups {
+    let mut deleted = Vec::new();
+    let done = backups.iter().try_for_each(|backup| {
         repository.delete_backup(backup, args.force)?;
-        if !args.json.json && !app.options.quiet && format.is_none() {
-            app.out
-                .line(format_args!("Deleted backup {} of server {server}", backup.id))?;
-        }
+        deleted.push(backup);
+        say_deleted(app, args, backup)
+    });
+    drop(alone);
+    if let Some(hooks) = &hooks {
+        deleted
+            .iter()
+            .for_each(|backup| hooks.after_backup(Hook::Delete, backup));
     }
+    done?;
     if args.json.json {
         app.out.json(&plan)?;
-    } else if format.is_some() {
+    } else if app.options.format.is_some() {
         barman::backups::deleted(&mut app.out, &backups, began)?;
     } else if !app.options.quiet {
         show(&mut app.out, &plan)?;
@@ -59,6 +77,33 @@ pub(crate) fn run(app: &mut App, args: &DeleteArgs) -> Result<Outcome, Error> {
             .line("'barmanfs sweep' frees the space that nothing else uses")?;
     }
     Ok(Outcome::Done)
+}
+
+/// The backups that may be deleted, after the scripts that run before that. Nobody waits for a lock meanwhile.
+fn approved(
+    app: &App,
+    (repository, server): (&Repository, &ServerName),
+    hooks: &Hooks<'_>,
+    args: &DeleteArgs,
+) -> Result<Vec<Backup>, Error> {
+    let backups = named(app, repository, server, &args.backups)?;
+    if let (_, Some(error)) = plan(app, repository, server, &backups, args)? {
+        return Err(error);
+    }
+    for backup in &backups {
+        hooks.before_backup(Hook::Delete, backup, backup.status.as_str())?;
+    }
+    Ok(backups)
+}
+
+fn say_deleted(app: &mut App, args: &DeleteArgs, backup: &Backup) -> Result<(), Error> {
+    if args.json.json || app.options.quiet || app.options.format.is_some() {
+        return Ok(());
+    }
+    app.out.line(format_args!(
+        "Deleted backup {} of server {}",
+        backup.id, backup.server
+    ))
 }
 
 fn named(

@@ -9,6 +9,7 @@ use super::App;
 use crate::arrival::{self, Arriving};
 use crate::cli::wal::PutWalArgs;
 use crate::error::{Error, Outcome};
+use crate::hooks::{Hooks, NEVER_STOPPED};
 use crate::output;
 use crate::wal_transfer::bundle;
 
@@ -28,8 +29,8 @@ pub(crate) fn run(app: &mut App, args: &PutWalArgs) -> Result<Outcome, Error> {
     }
     configured.refuse_storing()?;
     let repository = app.repository_for_writing()?;
-    let writer = repository.writer("put-wal")?;
     let files = bundle::receive(&mut io::stdin().lock(), repository.path())?;
+    let hooks = Hooks::of(&configured, &repository, NEVER_STOPPED);
     let number = files.len();
     let mut refused = Vec::new();
     // What can be archived is, whatever else came with it.
@@ -39,12 +40,13 @@ pub(crate) fn run(app: &mut App, args: &PutWalArgs) -> Result<Outcome, Error> {
             server,
             name,
             file: received.file,
+            path: None,
             origin: "put-wal",
         };
         let archived = arriving
             .decompressed(repository.path())
             .map_err(|error| Error::failed(format!("Cannot decompress {name}: {error}")))
-            .and_then(|arriving| Ok(arriving.archive(&writer)?));
+            .and_then(|arriving| Ok(arriving.archive(&hooks)?));
         refused.extend(match archived {
             Ok(outcome) => arrival::refusal(server, &name, &outcome),
             Err(error) => Some(error),

@@ -1,5 +1,6 @@
 //! `barmanfs restore`: a data directory that recovers to a target, written without a mount.
 
+mod hooked;
 mod request;
 mod shown;
 
@@ -68,7 +69,8 @@ pub(crate) fn run(app: &mut App, args: &RestoreArgs) -> Result<Outcome, Error> {
         quiet: app.options.quiet,
     };
     let directory = destination::resolved(&args.destination)?;
-    let prepared = Prepared::new(&repository, view, directory, relocations.clone(), options)?;
+    let config = config.cloned();
+    let prepared = Prepared::new(&repository, view, directory.clone(), relocations.clone(), options)?;
     let mut report = RestoreReport::new(&choice.backup, choice.plan.as_ref(), &prepared, &relocations);
     report.notes.clone_from(&choice.notes);
     report.standby = args.standby_mode;
@@ -80,7 +82,10 @@ pub(crate) fn run(app: &mut App, args: &RestoreArgs) -> Result<Outcome, Error> {
     }
     let restored = match args.dry_run {
         true => prepared.dry_run()?,
-        false => prepared.run()?,
+        false => {
+            let restored = (&choice.backup, directory.as_path(), args);
+            hooked::with_hooks(&repository, config.as_ref(), restored, || prepared.run())?
+        }
     };
     report.take(&restored);
     match args.json.json {

@@ -7,6 +7,7 @@ use super::App;
 use super::keep::described;
 use crate::cli::retention::RetentionArgs;
 use crate::error::{Error, Outcome};
+use crate::hooks::{self, NEVER_STOPPED};
 use crate::moment;
 use crate::output::{self, Align, Cell, Output, Style, Table};
 use crate::progress::Shown;
@@ -62,7 +63,7 @@ fn report(
         None => moment::now(),
     };
     let done = match args.enforce {
-        true => repository.enforce_retention(server, &rules, at)?,
+        true => hooks::retention::enforce(repository, (server, configured), &rules, at, NEVER_STOPPED)?,
         false => Enforced {
             plan: repository.retention(server, &rules, at)?,
             deleted: Vec::new(),

@@ -13,6 +13,7 @@ use crate::arrival::{self, Arriving};
 use crate::cli::GlobalOptions;
 use crate::cli::wal::{SendOptions, WalArchiveArgs};
 use crate::error::{Error, Outcome};
+use crate::hooks::{Hooks, NEVER_STOPPED, absolute};
 use crate::wal_transfer::remote::{self, Remote};
 use crate::wal_transfer::send::Sending;
 
@@ -36,14 +37,16 @@ pub(crate) fn run(app: &App, args: &WalArchiveArgs) -> Result<Outcome, Error> {
         ))
         .hint("Set archive_mode = off for the server that runs there, and restart it"));
     }
-    let writer = app.repository_for_writing()?.writer("wal-archive")?;
+    let repository = app.repository_for_writing()?;
+    let hooks = Hooks::of(configured, &repository, NEVER_STOPPED);
     let arriving = Arriving {
         server,
         name,
         file,
+        path: Some(absolute(path)),
         origin: "wal-archive",
     };
-    let outcome = arriving.archive(&writer)?;
+    let outcome = arriving.archive(&hooks)?;
     match arrival::refusal(server, &name, &outcome) {
         Some(refusal) => Err(refusal),
         None => Ok(Outcome::Done),

@@ -21,7 +21,7 @@ pub(super) enum Known {
 /// The keys of a server that have an effect here.
 #[cfg(test)]
 pub(super) fn of_servers() -> impl Iterator<Item = &'static str> {
-    SERVER.iter().chain(SERVER_OR_GLOBAL).copied()
+    SERVER.iter().chain(SERVER_OR_GLOBAL).chain(HOOKS).copied()
 }
 
 const GLOBAL: &[&str] = &[
@@ -81,6 +81,8 @@ const SERVER_OR_GLOBAL: &[&str] = &[
     "audit_sample",
     "recovery_options",
     "parallel_jobs",
+    "hook_timeout",
+    "notify_command",
 ];
 
 /// Barman's other keys, by the reason why they have no effect.
@@ -158,7 +160,6 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
         "there is no encryption, and nothing to decrypt",
         &["encryption_key_id", "encryption_passphrase_command"],
     ),
-    ("hook scripts are not supported", HOOKS),
     (
         "passive nodes and WarehousePG are not supported",
         &["forward_config_path", "warehousepg_dbid"],
@@ -167,7 +168,11 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
 ];
 
 /// Keys whose value may be a secret, or have one in it, in other ways than a connection string has.
-const SECRET: &[&str] = &["encryption_passphrase_command", "azure_credential"];
+const SECRET: &[&str] = &[
+    "encryption_passphrase_command",
+    "azure_credential",
+    "notify_command",
+];
 
 /// Connection strings.
 const CONNECTION_STRINGS: &[&str] = &[
@@ -202,7 +207,8 @@ const STAGING: &[&str] = &[
     "recovery_staging_path",
 ];
 
-const HOOKS: &[&str] = &[
+/// Scripts before and after an operation, of a server or of all.
+pub(crate) const HOOKS: &[&str] = &[
     "pre_backup_script",
     "pre_backup_retry_script",
     "post_backup_script",
@@ -273,7 +279,7 @@ pub(super) fn is_kept_by_models(key: &str) -> bool {
 
 /// The rank in which the keys of a server are set, whatever the order of their lines.
 pub(super) fn rank(key: &str) -> usize {
-    let ranked = SERVER.iter().chain(SERVER_OR_GLOBAL);
+    let ranked = SERVER.iter().chain(SERVER_OR_GLOBAL).chain(HOOKS);
     ranked.take_while(|known| **known != key).count()
 }
 
@@ -307,7 +313,7 @@ pub(super) fn known(key: &str) -> Known {
     if SERVER.contains(&key) {
         return Known::Server;
     }
-    if SERVER_OR_GLOBAL.contains(&key) {
+    if SERVER_OR_GLOBAL.contains(&key) || HOOKS.contains(&key) {
         return Known::ServerOrGlobal;
     }
     NO_EFFECT
@@ -320,7 +326,7 @@ pub(super) fn known(key: &str) -> Known {
 pub(super) fn nearest(key: &str) -> Option<&'static str> {
     // Two swapped letters, or one letter too many and one missing.
     const FARTHEST: usize = 2;
-    [GLOBAL, SERVER, SERVER_OR_GLOBAL]
+    [GLOBAL, SERVER, SERVER_OR_GLOBAL, HOOKS]
         .into_iter()
         .flatten()
         .map(|candidate| (strsim::damerau_levenshtein(key, candidate), *candidate))

@@ -135,6 +135,7 @@ impl<'a> Reader<'a> {
 
     fn server(&mut self, name: ServerName, section: &'a Merged, repository: &Path) -> ServerConfig {
         let mut server = ServerConfig::new(name, self.files.is_barmans);
+        server.hooks.configuration = self.files.main.path().to_owned();
         if let Some(line) = section.line("model")
             && given(&line.entry.value).is_some()
             && let Err(message) = boolean(&line.entry.value)

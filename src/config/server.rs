@@ -12,7 +12,7 @@ use barmanfs_fs::CloneLimits;
 
 use super::limits::Age;
 use super::setting::Setting;
-use super::{Limits, Problem, Secret};
+use super::{HookScripts, Limits, Problem, Secret};
 use crate::error::Error;
 use crate::schedule::Schedule;
 
@@ -133,6 +133,8 @@ pub(crate) struct ServerConfig {
     pub(crate) incoming_wals_directory: Option<PathBuf>,
     /// How many received segments may wait to be archived; `None` for any number.
     pub(crate) max_incoming_wals_queue: Option<usize>,
+    /// What runs before and after an operation.
+    pub(crate) hooks: HookScripts,
     /// How long all checks may take; `None` for no limit.
     pub(crate) check_timeout: Option<Duration>,
     /// Whether a restore may update an older copy.
@@ -183,6 +185,7 @@ impl ServerConfig {
             limits: Limits::default(),
             incoming_wals_directory: None,
             max_incoming_wals_queue: None,
+            hooks: HookScripts::default(),
             check_timeout: Some(CHECK_TIMEOUT),
             delta_restore: false,
             parallel_jobs: None,

@@ -80,6 +80,7 @@ fn matters(task: CronTask, last: &TaskMemory, server: &ServerConfig, seen: &Seen
         CronTask::Backup => server.backup_schedule.is_some() && !seen.backups.iter().any(is_done_since),
         CronTask::BootTest => server.boot_test_schedule.is_some(),
         CronTask::Audit => server.audit_sample > 0,
+        CronTask::Notify => server.hooks.notify_command.is_some(),
         CronTask::Retention | CronTask::Sweep | CronTask::Verify => true,
     }
 }
@@ -95,7 +96,8 @@ fn runs(
     let scheduled = server.backup_schedule.is_some()
         || server.boot_test_schedule.is_some()
         || server.retention_policy.is_some();
-    let scheduled = scheduled || server.incoming_wals_directory.is_some();
+    let scheduled =
+        scheduled || server.incoming_wals_directory.is_some() || server.hooks.notify_command.is_some();
     let needed = scheduled || (server.streaming_archiver && memory.ran_at.is_some());
     if !needed || !server.active {
         return None;

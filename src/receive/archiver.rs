@@ -2,16 +2,21 @@
 //!
 //! The spool is its queue: the next process archives what a killed process left there.
 
+use std::fs::Metadata;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use barmanfs_catalog::{Spool, WalOutcome};
-use barmanfs_pg::wal_name::SegmentName;
+use barmanfs_pg::wal_name::{SegmentName, WalName};
 
 use super::backoff::Backoff;
+use crate::arrival;
+use crate::config::ServerConfig;
 use crate::error::Error;
+use crate::hooks::{Hooks, Wal};
 use crate::versions;
 
 /// Maximum number of whole segments in the spool, usually 256 MB. At this number, receiving waits, too. The server
@@ -27,21 +32,29 @@ pub(super) struct Archiver {
     spool: Arc<Spool>,
     /// Dropping it ends the thread.
     wake: Option<SyncSender<()>>,
+    /// Set before that, for a hook that is tried again and again.
+    ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Archiver {
     /// Starts the thread.
-    pub(super) fn start(spool: Arc<Spool>) -> Result<Self, Error> {
+    pub(super) fn start(spool: Arc<Spool>, server: &ServerConfig) -> Result<Self, Error> {
         let (wake, woken) = sync_channel(1);
-        let its_spool = Arc::clone(&spool);
+        let ended: Arc<AtomicBool> = Arc::default();
+        let (its_spool, its_end, server) = (Arc::clone(&spool), Arc::clone(&ended), server.clone());
         let thread = std::thread::Builder::new()
             .name("archiver".to_owned())
-            .spawn(move || work(&its_spool, &woken))
+            .spawn(move || {
+                let is_ended = || its_end.load(Ordering::Relaxed);
+                let hooks = Hooks::of(&server, its_spool.repository(), &is_ended);
+                work(&its_spool, &hooks, &woken);
+            })
             .map_err(|error| Error::failed(format!("Cannot start a thread: {error}")))?;
         Ok(Self {
             spool,
             wake: Some(wake),
+            ended,
             thread: Some(thread),
         })
     }
@@ -67,6 +80,7 @@ impl Archiver {
 
 impl Drop for Archiver {
     fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
         drop(self.wake.take());
         if let Some(thread) = self.thread.take() {
             // If it panicked, the panic has been reported.
@@ -75,10 +89,10 @@ impl Drop for Archiver {
     }
 }
 
-fn work(spool: &Spool, woken: &Receiver<()>) {
+fn work(spool: &Spool, hooks: &Hooks<'_>, woken: &Receiver<()>) {
     let mut backoff = Backoff::default();
     loop {
-        let pause = match archive_first(spool) {
+        let pause = match archive_first(spool, hooks) {
             Ok(true) => {
                 backoff.reset();
                 Duration::ZERO
@@ -119,12 +133,26 @@ fn sleep_while_wanted(woken: &Receiver<()>, delay: Duration) -> bool {
 }
 
 /// Archives the first waiting segment. Returns whether there was one.
-fn archive_first(spool: &Spool) -> Result<bool, Error> {
+fn archive_first(spool: &Spool, hooks: &Hooks<'_>) -> Result<bool, Error> {
     let Some(name) = spool.complete()?.first().copied() else {
         return Ok(false);
     };
-    tell(spool, name, &spool.archive(name)?);
+    tell(spool, name, &archive(spool, hooks, name)?);
     Ok(true)
+}
+
+/// Archives a segment, with the server's hooks around that.
+pub(crate) fn archive(spool: &Spool, hooks: &Hooks<'_>, name: SegmentName) -> Result<WalOutcome, Error> {
+    let path = spool.path_of(name);
+    let metadata = std::fs::metadata(&path);
+    let wal = Wal {
+        name: WalName::Segment(name),
+        path: Some(&path),
+        size_bytes: metadata.as_ref().map_or(0, Metadata::len),
+        time: metadata.and_then(|found| found.modified()).unwrap_or(UNIX_EPOCH),
+        error: None,
+    };
+    Ok(arrival::with_hooks(hooks, &wal, || spool.archive(name))?)
 }
 
 fn tell(spool: &Spool, name: SegmentName, outcome: &WalOutcome) {

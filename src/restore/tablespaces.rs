@@ -30,6 +30,13 @@ pub(crate) struct Relocation {
     location: PathBuf,
 }
 
+impl Relocation {
+    /// As texts.
+    pub(crate) fn name_and_location(&self) -> (String, String) {
+        (self.name.clone(), self.location.display().to_string())
+    }
+}
+
 impl FromStr for Relocation {
     type Err = String;
 

@@ -196,6 +196,11 @@ impl Spool {
         SpoolFile::open(&self.directory, name, size)
     }
 
+    /// Where a complete segment lies until it is archived.
+    pub fn path_of(&self, name: SegmentName) -> PathBuf {
+        self.path(name, true)
+    }
+
     /// Archives a complete segment and removes it from the spool, together with the partial segment of an earlier
     /// timeline that it continues. If the archive has different bytes under its name, this segment goes into
     /// quarantine, and the outcome says so.

@@ -59,6 +59,8 @@ pub enum CronTask {
     BootTest,
     /// To delete what a server's policies do not keep.
     Retention,
+    /// To tell which checks of a server fail.
+    Notify,
     /// To free space of the repository.
     Sweep,
     /// To read a part of the repository back.
@@ -66,13 +68,14 @@ pub enum CronTask {
 }
 
 /// All tasks.
-const TASKS: [CronTask; 8] = [
+const TASKS: [CronTask; 9] = [
     CronTask::ReceiveWal,
     CronTask::ArchiveWal,
     CronTask::Backup,
     CronTask::Audit,
     CronTask::BootTest,
     CronTask::Retention,
+    CronTask::Notify,
     CronTask::Sweep,
     CronTask::Verify,
 ];
@@ -96,6 +99,7 @@ impl CronTask {
             Self::Audit => "audit",
             Self::BootTest => "boot-test",
             Self::Retention => "retention",
+            Self::Notify => "notify",
             Self::Sweep => "sweep",
             Self::Verify => "verify",
         }
@@ -157,6 +161,9 @@ pub struct ServerMemory {
     /// What it started.
     #[serde(default)]
     pub tasks: BTreeMap<CronTask, TaskMemory>,
+    /// The checks of which `notify_command` has been told that they fail, and why.
+    #[serde(default)]
+    pub failing: BTreeMap<String, String>,
     /// The last audit of an incremental backup.
     #[serde(default)]
     pub audit: Option<AuditMemory>,

@@ -12,13 +12,14 @@ use super::super::App;
 use super::super::archive_wal;
 use super::super::retention::held_by_audit;
 use super::super::verify;
-use super::{BACKUPS_LOOKED_AT, audit, unheard};
+use super::{BACKUPS_LOOKED_AT, audit, notify, unheard};
 use crate::background;
 use crate::backup::{self, BackupOptions, Stop};
 use crate::boot;
 use crate::cli::upkeep::CronArgs;
 use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
+use crate::hooks;
 use crate::moment;
 use crate::output;
 use crate::progress::{Counted, Progress};
@@ -99,6 +100,7 @@ fn of_one_server(
         CronTask::Audit => audit::run(repository, server),
         CronTask::BootTest => test_boot(app, repository, server),
         CronTask::Retention => apply_policies(repository, server),
+        CronTask::Notify => notify::run(app, repository, server),
         CronTask::Sweep | CronTask::Verify => Err(Error::usage("This is no task of one server")),
     }
 }
@@ -131,7 +133,15 @@ fn apply_policies(repository: &Repository, server: &ServerConfig) -> Result<Stri
         held: held_by_audit(repository, &server.name)?,
         ..rules
     };
-    let done = repository.enforce_retention(&server.name, &rules, SystemTime::now().into())?;
+    let interruption = Interruption::watch(|| {})?;
+    let is_stopped = || interruption.requested();
+    let done = hooks::retention::enforce(
+        repository,
+        (&server.name, Some(server)),
+        &rules,
+        SystemTime::now().into(),
+        &is_stopped,
+    )?;
     if let Some(why) = done.plan.blocked {
         return Err(Error::failed(format!("Nothing is deleted: {why}")));
     }

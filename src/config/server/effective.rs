@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Archiver, CreateSlot, Incremental, ServerConfig};
 use crate::config::Secret;
+use crate::config::keys::HOOKS;
 use crate::config::setting::shown;
 
 /// A key and its value; `None` if it has none.
@@ -15,6 +16,7 @@ impl ServerConfig {
         let mut values = self.effective_identity();
         values.extend(self.effective_transfer());
         values.extend(self.effective_upkeep());
+        values.extend(self.effective_hooks());
         values
     }
 
@@ -84,6 +86,17 @@ impl ServerConfig {
             ),
             ("parallel_jobs", number(self.parallel_jobs)),
         ]
+    }
+
+    /// Command lines may have secrets in them.
+    fn effective_hooks(&self) -> Vec<Effective> {
+        let hooks = &self.hooks;
+        let command = |key: &'static str, value: Option<&String>| (key, value.map(|value| shown(key, value)));
+        let scripts = HOOKS.iter().map(|key| command(key, hooks.scripts.get(*key)));
+        let mut values: Vec<Effective> = scripts.collect();
+        values.push(("hook_timeout", hooks.timeout.map(seconds)));
+        values.push(command("notify_command", hooks.notify_command.as_ref()));
+        values
     }
 
     fn effective_upkeep(&self) -> Vec<Effective> {

@@ -3,6 +3,7 @@
 use barmanfs_catalog::retention::InvalidPolicy;
 
 use super::{Archiver, CreateSlot, Incremental, ServerConfig};
+use crate::config::keys::HOOKS;
 use crate::config::limits::{age, redundancy, si_size, unless_zero};
 use crate::config::setting::{Effect, Wrong};
 use crate::config::values::{
@@ -32,7 +33,7 @@ fn store_mapped<T>(place: &mut T, value: Result<(T, Option<String>), String>) ->
 /// Keys of one kind. `None` means that the key is of another one.
 type Group = fn(&mut ServerConfig, &str, &str) -> Option<Outcome>;
 
-const GROUPS: [Group; 7] = [
+const GROUPS: [Group; 8] = [
     ServerConfig::set_identity,
     ServerConfig::set_wal,
     ServerConfig::set_backups,
@@ -40,6 +41,7 @@ const GROUPS: [Group; 7] = [
     ServerConfig::set_limits,
     ServerConfig::set_upkeep,
     ServerConfig::set_recovery,
+    ServerConfig::set_hooks,
 ];
 
 impl ServerConfig {
@@ -189,6 +191,18 @@ impl ServerConfig {
         }
         self.external_configuration = external_configuration;
         Ok(effect)
+    }
+
+    fn set_hooks(&mut self, key: &str, value: &str) -> Option<Outcome> {
+        Some(match key {
+            "hook_timeout" => store(&mut self.hooks.timeout, seconds(value).map(unless_zero)),
+            "notify_command" => store_some(&mut self.hooks.notify_command, Ok(value.to_owned())),
+            key if HOOKS.contains(&key) => {
+                self.hooks.scripts.insert(key.to_owned(), value.to_owned());
+                Ok(Effect::Obeyed)
+            }
+            _ => return None,
+        })
     }
 
     /// Barman's way to say that backups share files. Here they always share what is equal.

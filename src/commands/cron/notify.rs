@@ -1,0 +1,171 @@
+//! Tells `notify_command` which checks fail, and which are good again: each change once.
+//!
+//! What it was told is remembered when the command has ended with 0; otherwise it is told again the next time.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use barmanfs_catalog::Repository;
+
+use super::super::App;
+use crate::config::ServerConfig;
+use crate::error::Error;
+use crate::health::{self, Checked, Finding, State};
+use crate::hooks::{Notice, notify};
+use crate::invocation::Invocation;
+use crate::output;
+
+/// How long the checks may take where the configuration sets no limit.
+const WITHIN: Duration = Duration::from_secs(60);
+
+/// How long the command may take where `hook_timeout` is not set: the next run waits for it.
+const COMMAND_WITHIN: Duration = Duration::from_secs(60);
+
+/// Where one of these fails, others were not made.
+const FOUNDATIONS: &[&str] = &["check timeout", "repository", "catalog"];
+
+/// A check whose state has changed.
+#[derive(Debug, PartialEq, Eq)]
+struct Change {
+    check: String,
+    /// Why it fails; `None` if it is good again.
+    failed: Option<String>,
+}
+
+/// Checks a server, and tells what has changed.
+pub(super) fn run(app: &App, repository: &Repository, server: &ServerConfig) -> Result<String, Error> {
+    let Some(command) = &server.hooks.notify_command else {
+        return Ok("there is no notify_command".to_owned());
+    };
+    let invocation = Invocation::current(Some(&app.config.file));
+    let within = server.check_timeout.unwrap_or(WITHIN);
+    let checked = health::check(&app.config.repository, server, &invocation, Some(within));
+    let known = repository.server_memory(&server.name)?.failing;
+    let changes = changes(&checked, &known);
+    let mut told = 0;
+    for change in &changes {
+        let notice = Notice {
+            server,
+            check: &change.check,
+            state: match change.failed {
+                Some(_) => State::Failed.word(),
+                None => State::Ok.word(),
+            },
+            message: change.failed.as_deref().unwrap_or_default(),
+        };
+        let limit = server.hooks.timeout.unwrap_or(COMMAND_WITHIN);
+        if !notify(command, &notice, limit, repository.path()) {
+            continue;
+        }
+        told += 1;
+        repository.remember_of_server(&server.name, |memory| {
+            match &change.failed {
+                Some(why) => memory.failing.insert(change.check.clone(), why.clone()),
+                None => memory.failing.remove(&change.check),
+            };
+        })?;
+    }
+    if told < changes.len() {
+        return Err(Error::failed(format!(
+            "notify_command has failed for {}",
+            output::count(changes.len() - told, "change")
+        )));
+    }
+    Ok(format!("told {}", output::count(told, "change")))
+}
+
+/// What is different from what is known. A check that has no line is good where all checks were made: some say something
+/// only when they fail.
+fn changes(checked: &Checked, known: &BTreeMap<String, String>) -> Vec<Change> {
+    let mut states: BTreeMap<&str, &Finding> = BTreeMap::new();
+    for finding in &checked.findings {
+        let place = states.entry(finding.name).or_insert(finding);
+        if finding.state > place.state {
+            *place = finding;
+        }
+    }
+    let fails = |name: &str| {
+        states
+            .get(name)
+            .is_some_and(|finding| finding.state == State::Failed)
+    };
+    let is_complete = checked.figures.is_up == Some(true) && !FOUNDATIONS.iter().any(|name| fails(name));
+    let failed = states.values().filter(|finding| finding.state == State::Failed);
+    let new = failed.filter(|finding| !known.contains_key(finding.name));
+    let mut changes: Vec<Change> = new
+        .map(|finding| Change {
+            check: finding.name.to_owned(),
+            failed: Some(finding.text().unwrap_or_default()),
+        })
+        .collect();
+    let is_good = |name: &str| match states.get(name) {
+        Some(finding) => finding.state != State::Failed,
+        None => is_complete,
+    };
+    let good = known.keys().filter(|name| is_good(name));
+    changes.extend(good.map(|name| Change {
+        check: name.clone(),
+        failed: None,
+    }));
+    changes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::health::Figures;
+
+    fn checked(lines: &[(&'static str, State)], is_up: bool) -> Checked {
+        let finding = |(name, state): &(&'static str, State)| Finding {
+            name,
+            state: *state,
+            message: None,
+            hint: None,
+        };
+        Checked {
+            findings: lines.iter().map(finding).collect(),
+            figures: Figures {
+                is_up: Some(is_up),
+                ..Figures::default()
+            },
+        }
+    }
+
+    /// The names of checks that have changed, with `+` where they are good again.
+    fn changed(lines: &[(&'static str, State)], is_up: bool, known: &[&str]) -> Vec<String> {
+        let known = known
+            .iter()
+            .map(|name| ((*name).to_owned(), String::new()))
+            .collect();
+        let name = |change: &Change| match change.failed {
+            Some(_) => change.check.clone(),
+            None => format!("+{}", change.check),
+        };
+        changes(&checked(lines, is_up), &known).iter().map(name).collect()
+    }
+
+    #[test]
+    fn each_change_is_told_once() {
+        let lines = [("a", State::Failed), ("b", State::Ok), ("c", State::Warning)];
+        assert_eq!(changed(&lines, true, &[]), ["a"]);
+        assert_eq!(changed(&lines, true, &["a"]), [""; 0]);
+        assert_eq!(changed(&lines, true, &["a", "b", "c"]), ["+b", "+c"]);
+        assert_eq!(
+            changed(&[("a", State::Ok), ("a", State::Failed)], true, &["a"]),
+            [""; 0]
+        );
+    }
+
+    #[test]
+    fn a_check_that_was_not_made_is_not_good() {
+        assert_eq!(changed(&[], true, &["a"]), ["+a"]);
+        assert_eq!(
+            changed(&[("PostgreSQL", State::Failed)], false, &["a"]),
+            ["PostgreSQL"]
+        );
+        assert_eq!(
+            changed(&[("catalog", State::Failed)], true, &["a", "catalog"]),
+            [""; 0]
+        );
+    }
+}

@@ -1,0 +1,300 @@
+//! One script: a command line of a shell in a process group of its own, whose output goes to the log.
+
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use super::IsStopped;
+use super::environment::Environment;
+use crate::config::ServerConfig;
+use crate::output::printable_lines;
+
+/// A retry script gives up, and the operation goes on.
+const GIVE_UP: i32 = 62;
+
+/// A retry script gives up, and the operation is to stop.
+const STOP: i32 = 63;
+
+/// The pauses of a retry script: a short one after each of the first failures, then a long one.
+const SHORT_PAUSE: Duration = Duration::from_secs(3);
+const SHORT_PAUSES: u32 = 5;
+const LONG_PAUSE: Duration = Duration::from_secs(60);
+
+/// How often a script that runs, or a pause, is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+const LOOK_AT_PAUSE_EVERY: Duration = Duration::from_millis(100);
+
+/// As much of the output goes to the log.
+const LOGGED_BYTES: u64 = 64 * 1024;
+
+/// How a retry script ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// It succeeded.
+    Done,
+    /// It gave up; the operation goes on.
+    GivenUp,
+    /// It gave up, and the operation is to stop: why.
+    Stop(String),
+}
+
+/// A script that is to be run.
+#[derive(Debug)]
+pub(super) struct Script {
+    /// Its key in the configuration.
+    pub(super) key: String,
+    /// The command line. It may have a secret in it, and is not logged.
+    pub(super) command: String,
+    pub(super) environment: Environment,
+    /// For all attempts together.
+    pub(super) timeout: Option<Duration>,
+    /// The user and group to run as, where that is not the caller.
+    pub(super) owner: Option<(u32, u32)>,
+}
+
+/// The user and group that root becomes for a script: a script of the repository's owner must not have root's power.
+pub(super) fn owner_to_become(repository: &Path) -> Option<(u32, u32)> {
+    if !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let found = std::fs::metadata(repository).ok()?;
+    (found.uid() != 0).then(|| (found.uid(), found.gid()))
+}
+
+/// How one attempt ended.
+enum Attempt {
+    Code(i32),
+    TimedOut,
+    Failed(String),
+}
+
+impl Script {
+    /// Runs it once. What it ends with is logged.
+    pub(super) fn run_once(&self) {
+        let until = self.timeout.map(|timeout| Instant::now() + timeout);
+        let _logged = self.attempt(until);
+    }
+
+    /// Runs it until it succeeds or gives up, or its time is over, or whoever waits for it is to end.
+    pub(super) fn run_until_done(&self, is_stopped: IsStopped<'_>) -> Ended {
+        let until = self.timeout.map(|timeout| Instant::now() + timeout);
+        let mut failures = 0;
+        loop {
+            match self.attempt(until) {
+                Attempt::Code(0) => return Ended::Done,
+                Attempt::Code(GIVE_UP) => return Ended::GivenUp,
+                Attempt::Code(STOP) => return Ended::Stop(format!("it ended with code {STOP}")),
+                Attempt::TimedOut => return Ended::Stop("its time, hook_timeout, is over".to_owned()),
+                Attempt::Code(_) | Attempt::Failed(_) => {}
+            }
+            failures += 1;
+            let pause = match failures > SHORT_PAUSES {
+                true => {
+                    failures = 0;
+                    LONG_PAUSE
+                }
+                false => SHORT_PAUSE,
+            };
+            let next = Instant::now() + pause;
+            while Instant::now() < next {
+                if is_stopped() {
+                    return Ended::Stop("barmanfs is to end".to_owned());
+                }
+                if until.is_some_and(|until| until <= Instant::now()) {
+                    return Ended::Stop("its time, hook_timeout, is over".to_owned());
+                }
+                std::thread::sleep(LOOK_AT_PAUSE_EVERY);
+            }
+        }
+    }
+
+    fn attempt(&self, until: Option<Instant>) -> Attempt {
+        let attempt = match self.run(until) {
+            Ok((status, output)) => {
+                log(&self.key, &output);
+                match status {
+                    Some(status) => Attempt::Code(code(status)),
+                    None => Attempt::TimedOut,
+                }
+            }
+            Err(error) => Attempt::Failed(error.to_string()),
+        };
+        match &attempt {
+            Attempt::Code(0) => tracing::debug!("{} ended with code 0", self.key),
+            Attempt::Code(code) => tracing::warn!("{} ended with code {code}", self.key),
+            Attempt::TimedOut => {
+                tracing::error!("{} took longer than hook_timeout, and was killed", self.key);
+            }
+            Attempt::Failed(error) => tracing::error!("{} cannot be run: {error}", self.key),
+        }
+        attempt
+    }
+
+    /// Runs it to its end; `None` if it was killed because its time was over. Output goes through a file: what the script
+    /// leaves running must not keep anybody waiting.
+    fn run(&self, until: Option<Instant>) -> io::Result<(Option<ExitStatus>, File)> {
+        let output = tempfile::tempfile()?;
+        let mut command = shell(&self.command, &output)?;
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        if let Some((user, group)) = self.owner {
+            command.gid(group).uid(user);
+        }
+        let mut child = command.spawn()?;
+        Ok((wait(&mut child, until)?, output))
+    }
+}
+
+/// A shell that runs a command line, in a process group of its own.
+fn shell(line: &str, output: &File) -> io::Result<Command> {
+    let mut command = Command::new("/bin/sh");
+    command
+        .arg("-c")
+        .arg(line)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output.try_clone()?)
+        .process_group(0);
+    Ok(command)
+}
+
+fn wait(child: &mut Child, until: Option<Instant>) -> io::Result<Option<ExitStatus>> {
+    let Some(until) = until else {
+        return child.wait().map(Some);
+    };
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if Instant::now() >= until {
+            let group = Pid::from_raw(i32::try_from(child.id()).unwrap_or_default());
+            if let Some(group) = group {
+                // If it has just ended, there is nothing to kill.
+                let _ended = kill_process_group(group, Signal::KILL);
+            }
+            child.wait()?;
+            return Ok(None);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// Logs what a script printed, line by line.
+fn log(key: &str, mut output: &File) {
+    let mut text = Vec::new();
+    let read = output
+        .rewind()
+        .and_then(|()| output.take(LOGGED_BYTES).read_to_end(&mut text));
+    if read.is_err() {
+        return;
+    }
+    for line in printable_lines(&String::from_utf8_lossy(&text)).lines() {
+        tracing::info!("{key}: {line}");
+    }
+}
+
+/// The exit code as a shell reports it.
+fn code(status: ExitStatus) -> i32 {
+    const KILLED_BY: i32 = 128;
+    let killed = status.signal().map(|signal| KILLED_BY + signal);
+    status.code().or(killed).unwrap_or(KILLED_BY)
+}
+
+/// What `notify_command` is told.
+#[derive(Debug)]
+pub(crate) struct Notice<'a> {
+    /// The server.
+    pub(crate) server: &'a ServerConfig,
+    /// The name of a check.
+    pub(crate) check: &'a str,
+    /// Its new state.
+    pub(crate) state: &'a str,
+    /// Why it fails.
+    pub(crate) message: &'a str,
+}
+
+/// Runs `notify_command` for at most this time. Returns whether it ended with 0; what goes wrong is logged.
+pub(crate) fn notify(line: &str, notice: &Notice<'_>, limit: Duration, repository: &Path) -> bool {
+    let variables = [
+        ("BARMANFS_VERSION", env!("CARGO_PKG_VERSION").into()),
+        ("BARMAN_SERVER", notice.server.name.as_str().into()),
+        (
+            "BARMAN_CONFIGURATION",
+            notice.server.hooks.configuration.clone().into_os_string(),
+        ),
+        ("BARMANFS_CHECK", notice.check.into()),
+        ("BARMANFS_STATE", notice.state.into()),
+        ("BARMANFS_MESSAGE", notice.message.into()),
+    ];
+    let script = Script {
+        key: "notify_command".to_owned(),
+        command: line.to_owned(),
+        environment: variables.map(|(name, value)| (name.into(), value)).into(),
+        timeout: Some(limit),
+        owner: owner_to_become(repository),
+    };
+    matches!(script.attempt(Some(Instant::now() + limit)), Attempt::Code(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    fn script(command: &str, timeout: Option<u64>) -> Script {
+        Script {
+            key: "post_archive_retry_script".to_owned(),
+            command: command.to_owned(),
+            environment: vec![("BARMAN_PHASE".into(), "post".into())],
+            timeout: timeout.map(Duration::from_millis),
+            owner: None,
+        }
+    }
+
+    fn ended(command: &str) -> Ended {
+        script(command, None).run_until_done(&|| false)
+    }
+
+    #[test]
+    fn codes_mean_what_they_mean_in_barman() {
+        assert_eq!(ended("exit 0"), Ended::Done);
+        assert_eq!(ended("exit 62"), Ended::GivenUp);
+        assert!(matches!(ended("exit 63"), Ended::Stop(_)));
+        assert_eq!(ended("test \"$BARMAN_PHASE\" = post"), Ended::Done);
+    }
+
+    #[test]
+    fn another_code_is_tried_again_until_it_succeeds() {
+        let directory = tempfile::tempdir().unwrap();
+        let mark = directory.path().join("mark");
+        let line = format!("test -e {0} || {{ touch {0}; exit 7; }}", mark.display());
+        let began = Instant::now();
+        assert_eq!(ended(&line), Ended::Done);
+        assert!(began.elapsed() >= SHORT_PAUSE);
+    }
+
+    #[test]
+    fn a_script_that_hangs_is_killed_with_what_it_started() {
+        let began = Instant::now();
+        let hanging = script("sleep 60 & sleep 60", Some(200));
+        hanging.run_once();
+        assert!(matches!(hanging.run_until_done(&|| false), Ended::Stop(_)));
+        assert!(began.elapsed() < Duration::from_secs(20));
+    }
+
+    #[test]
+    fn who_is_to_end_does_not_wait_for_the_next_attempt() {
+        let looks = AtomicU32::new(0);
+        let is_stopped = || looks.fetch_add(1, Ordering::Relaxed) > 0;
+        assert!(matches!(
+            script("exit 1", None).run_until_done(&is_stopped),
+            Ended::Stop(_)
+        ));
+    }
+}
