@@ -4,6 +4,7 @@
 //!   alone, so a restored tree is the one that `cp -a` would copy from a mount.
 //! - [`destination`] decides whether the directory may be written to, and marks it. [`space`] checks that there is room.
 //! - [`tree_writer`] and [`file_writer`] write, in several threads; [`prune`] removes what does not belong to the tree.
+//! - [`rates`] keeps how fast that was, for estimates. [`watch`] shows how far the recovery is that follows.
 //! - [`settings`] reports what a person should look at before the server is started.
 //!
 //! Invariants:
@@ -19,12 +20,14 @@ mod marker;
 mod pattern;
 mod place;
 mod prune;
+pub(crate) mod rates;
 pub(crate) mod settings;
 mod space;
 mod tablespaces;
 mod throttle;
 mod tree_writer;
 mod view;
+pub(crate) mod watch;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -40,6 +43,9 @@ pub(crate) use tablespaces::{Layout, Relocation, Relocations};
 use throttle::Throttle;
 use tree_writer::{TreeWriter, Written};
 pub(crate) use view::ViewTree;
+
+/// The file in each restored directory that says where it comes from.
+pub(crate) const DESCRIPTION: &str = ".barmanfs-restore.json";
 
 /// How the tree is written.
 #[derive(Debug)]

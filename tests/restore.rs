@@ -3,7 +3,7 @@
 
 use crate::common::disk::SmallDisk;
 use crate::common::load::fill;
-use crate::common::process::{Run, until};
+use crate::common::process::{COMMAND_LIMIT, Run, run, until, wait};
 use crate::common::random::Random;
 use crate::common::registry::topic;
 use crate::common::tree::differences;
@@ -62,6 +62,24 @@ fn the_tree_is_the_one_of_the_mount(install: &'static Install) {
     );
     mount.unmount();
     server.verify_backup(&site.path("contained"), None);
+    // Root gives everything to its owner.
+    let by_root = site.path("by_root").display().to_string();
+    let words = [
+        "restore",
+        "main",
+        "auto",
+        &by_root,
+        "--no-get-wal",
+        "--target-immediate",
+        "--json",
+    ];
+    let report = run(&mut site.own_barmanfs_command(&words)).ok();
+    assert_equal(&site.path("contained"), &site.path("by_root"), &[]);
+    let report: serde_json::Value = serde_json::from_slice(&report.stdout).unwrap();
+    assert!(
+        report["expected_copy_seconds"].as_f64().unwrap() > 0.0,
+        "{report}"
+    );
     let described = fs::read(site.path("contained/.barmanfs-restore.json")).unwrap();
     let described: serde_json::Value = serde_json::from_slice(&described).unwrap();
     assert_eq!(described["backup"], id.as_str());
@@ -174,6 +192,7 @@ fn every_option_leads_to_its_rows(install: &'static Install) {
         copy.stop("immediate");
         fs::remove_dir_all(&directory).unwrap();
     }
+    is_watched(install, &moments);
     with_an_action(install, &moments);
     as_a_standby(install, &moments);
     with_another_file(install, &moments);
@@ -183,6 +202,21 @@ fn every_option_leads_to_its_rows(install: &'static Install) {
 
 fn rows(server: &PgServer) -> String {
     server.query("SELECT coalesce(string_agg(n::text, ',' ORDER BY n), '') FROM rows")
+}
+
+fn is_watched(install: &'static Install, moments: &Moments) {
+    let site = &moments.site;
+    restore(site, "watched", &[]).ok();
+    let directory = site.path("watched");
+    let mut watch = site.spawn(&["restore", "--watch", directory.to_str().unwrap()]);
+    let mut copy = PgServer::on(install, &directory);
+    copy.start();
+    let ended = wait(&mut watch, COMMAND_LIMIT).unwrap();
+    assert_eq!(ended.code(), Some(0));
+    copy.stop("immediate");
+    site.barmanfs(&["restore", "--watch", site.path("main").to_str().unwrap()])
+        .refused(1)
+        .says(&["barmanfs restore"]);
 }
 
 fn with_an_action(install: &'static Install, moments: &Moments) {

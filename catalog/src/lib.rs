@@ -57,7 +57,9 @@ pub use recovery::{
     TimelineChoice, TimelineReport, TimelineSpan, Unreachable,
 };
 pub use upkeep::cron::pays::Freeable;
-pub use upkeep::cron::{AuditMemory, CronLock, CronTask, RepositoryMemory, ServerMemory, TaskMemory};
+pub use upkeep::cron::{
+    AuditMemory, CronLock, CronTask, RepositoryMemory, RestoreRates, ServerMemory, TaskMemory,
+};
 pub use upkeep::growth::Growth;
 pub use upkeep::processes::{Task, WorkingProcess};
 pub use upkeep::rebuild::RebuildReport;

@@ -24,6 +24,7 @@ Examples:
   barmanfs restore main auto /srv/restored --target-name before_migration --no-get-wal
   barmanfs restore main 20261120T101500 /srv/restored --tablespace fast:/srv/fast -j 4
   barmanfs restore main auto /var/lib/postgresql/18/main --delta-restore --dry-run
+  barmanfs restore --watch /srv/restored
   barmanfs restore main auto /var/lib/postgresql/standby --standby-mode --primary-conninfo 'host=db1'";
 
 /// `restore`
@@ -31,13 +32,31 @@ Examples:
 #[allow(clippy::struct_excessive_bools, reason = "options of a command line")]
 pub(crate) struct RestoreArgs {
     /// Server to restore
+    #[arg(
+        required_unless_present = "watch",
+        default_value = "",
+        hide_default_value = true
+    )]
     pub(crate) server: String,
     /// Id or name of the backup, or latest, oldest; auto for the newest one that leads to the target
-    #[arg(value_name = "BACKUP|auto")]
+    #[arg(
+        value_name = "BACKUP|auto",
+        required_unless_present = "watch",
+        default_value = "",
+        hide_default_value = true
+    )]
     pub(crate) backup: String,
     /// Directory to write
-    #[arg(value_name = "DEST")]
+    #[arg(
+        value_name = "DEST",
+        required_unless_present = "watch",
+        default_value = ".",
+        hide_default_value = true
+    )]
     pub(crate) destination: PathBuf,
+    /// Restore nothing: show how far the recovery in a restored directory has come, once its server is started
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["server", "json"])]
+    pub(crate) watch: Option<PathBuf>,
     /// How far to recover.
     #[command(flatten)]
     pub(crate) target: TargetArgs,

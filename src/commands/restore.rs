@@ -3,6 +3,7 @@
 mod hooked;
 mod request;
 mod shown;
+mod watch;
 
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -22,11 +23,10 @@ use crate::invocation::Invocation;
 use crate::mounts::user_name;
 use crate::output::Form;
 use crate::report::RestoreReport;
-use crate::restore::{Prepared, Relocations, ViewTree, WriteOptions, destination, settings};
+use crate::restore::{
+    DESCRIPTION, Prepared, Relocations, ViewTree, WriteOptions, destination, rates, settings,
+};
 use request::AUTO;
-
-/// The file in each restored directory that says where it comes from.
-const DESCRIPTION: &str = ".barmanfs-restore.json";
 
 /// Names that `--recovery-conf-filename` cannot have: PostgreSQL reads them as something else.
 const NOT_FOR_RECOVERY: [&str; 5] = [
@@ -49,6 +49,9 @@ pub(super) struct Choice {
 
 /// Runs the command.
 pub(crate) fn run(app: &mut App, args: &RestoreArgs) -> Result<Outcome, Error> {
+    if let Some(directory) = &args.watch {
+        return watch::run(app, directory);
+    }
     refuse(args)?;
     let repository = app.repository()?;
     let server = app.known_server(&repository, &args.server)?;
@@ -76,6 +79,7 @@ pub(crate) fn run(app: &mut App, args: &RestoreArgs) -> Result<Outcome, Error> {
     report.standby = args.standby_mode;
     report.dry_run = args.dry_run;
     report.settings = notable;
+    report.estimate(&rates::known(&repository));
     if !args.json.json {
         shown::plan(app, args, &choice, &report)?;
         app.out.flush()?;
@@ -88,6 +92,9 @@ pub(crate) fn run(app: &mut App, args: &RestoreArgs) -> Result<Outcome, Error> {
         }
     };
     report.take(&restored);
+    if report.state == "vacant" && !args.dry_run && args.bwlimit.is_none() {
+        rates::keep_copy(&repository, restored.written_bytes, restored.elapsed);
+    }
     match args.json.json {
         true => app.out.json(&report)?,
         false => shown::result(app, &report, &restored)?,

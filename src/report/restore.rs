@@ -1,11 +1,14 @@
 //! `restore --json`.
 
+use std::time::Duration;
+
 use barmanfs_catalog::recovery::{Plan, TargetSpec};
-use barmanfs_catalog::{Backup, BackupId, ServerName};
+use barmanfs_catalog::{Backup, BackupId, RestoreRates, ServerName};
 use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_pg::{TimelineId, TimestampMicros};
 use serde::Serialize;
 
+use crate::restore::rates::time_for;
 use crate::restore::settings::NotableSetting;
 use crate::restore::{Prepared, Relocations, Restored};
 
@@ -41,6 +44,9 @@ pub(crate) struct RestoreReport<'a> {
     written_bytes: u64,
     pub(crate) removed: Vec<String>,
     elapsed_seconds: f64,
+    /// Estimates, by what was measured on this host.
+    pub(crate) expected_copy_seconds: Option<f64>,
+    pub(crate) expected_replay_seconds: Option<f64>,
     pub(crate) tablespaces: Vec<RelocatedTablespace>,
     pub(crate) settings: Vec<NotableSetting>,
     pub(crate) notes: Vec<String>,
@@ -79,10 +85,20 @@ impl<'a> RestoreReport<'a> {
             written_bytes: 0,
             removed: Vec::new(),
             elapsed_seconds: 0.0,
+            expected_copy_seconds: None,
+            expected_replay_seconds: None,
             tablespaces: tablespaces.collect(),
             settings: Vec::new(),
             notes: Vec::new(),
         }
+    }
+
+    /// Adds how long it may take.
+    pub(crate) fn estimate(&mut self, rates: &RestoreRates) {
+        let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
+        self.expected_copy_seconds = seconds(time_for(self.bytes, rates.copy_bytes_per_second));
+        let wal_bytes = self.wal_bytes.unwrap_or_default();
+        self.expected_replay_seconds = seconds(time_for(wal_bytes, rates.replay_bytes_per_second));
     }
 
     /// Adds what was done.

@@ -27,7 +27,10 @@ use super::tablespaces::Relocations;
 use crate::error::Error;
 use crate::instance;
 
-/// The directory of `pg_control`.
+/// Without this file no server starts.
+pub(super) const CONTROL: &str = "global/pg_control";
+
+/// Its directory.
 pub(super) const GLOBAL: &[u8] = b"global";
 
 /// Files that get their names last: the directory, the name, and the name until then.
@@ -199,10 +202,14 @@ impl Opened {
                 continue;
             };
             for name in [name, held] {
-                place.unlink(name)?;
+                if let Some(found) = place.find(name)? {
+                    place.remove(name, found.kind)?;
+                }
             }
             place.sync()?;
         }
+        // It may have been started since the directory was examined.
+        refuse_running(self.root.path())?;
         Ok(Marked {
             keep,
             _locked: locked,
@@ -268,14 +275,7 @@ fn state(path: &Path, backup: &Backup, is_delta: bool) -> Result<State, Error> {
         Ok(_) => {}
     }
     let place = Place::open(path)?;
-    if let Some(running) = instance::running(path) {
-        return Err(Error::failed(format!(
-            "A server is running in {} (process {})",
-            path.display(),
-            running.pid
-        ))
-        .hint("Stop it first, or name another directory"));
-    }
+    refuse_running(path)?;
     if is_vacant(&place)? {
         return Ok(State::Vacant);
     }
@@ -287,6 +287,18 @@ fn state(path: &Path, backup: &Backup, is_delta: bool) -> Result<State, Error> {
     }
     refuse_other_system(&place, backup)?;
     Ok(State::Older)
+}
+
+fn refuse_running(path: &Path) -> Result<(), Error> {
+    match instance::running(path) {
+        None => Ok(()),
+        Some(running) => Err(Error::failed(format!(
+            "A server is running in {} (process {})",
+            path.display(),
+            running.pid
+        ))
+        .hint("Stop it first, or name another directory")),
+    }
 }
 
 fn has_held_control(place: &Place) -> Result<bool, Error> {
@@ -305,7 +317,7 @@ fn refuse_other_system(place: &Place, backup: &Backup) -> Result<(), Error> {
             "--delta-restore is for an older or newer state of the same server; name an empty directory",
         )
     };
-    let control = place.path().join("global/pg_control");
+    let control = place.path().join(CONTROL);
     let bytes = match std::fs::read(&control) {
         Ok(bytes) if bytes.len() <= MAX_CONTROL_BYTES => bytes,
         Ok(_) => return Err(refuse("has a global/pg_control that is none".to_owned())),

@@ -193,6 +193,20 @@ pub struct RepositoryMemory {
     /// When it was last computed whether a sweep pays.
     #[serde(default)]
     pub weighed_at: Option<TimestampMicros>,
+    /// How fast the last restores on each host were.
+    #[serde(default)]
+    pub restores: BTreeMap<String, RestoreRates>,
+}
+
+/// How fast the last restores on a host were, for estimates.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreRates {
+    /// Bytes that were written per second.
+    #[serde(default)]
+    pub copy_bytes_per_second: Option<u64>,
+    /// Bytes of WAL that were replayed per second.
+    #[serde(default)]
+    pub replay_bytes_per_second: Option<u64>,
 }
 
 /// Keeps another run, or another process with the same task, out while it lives.

@@ -1,5 +1,7 @@
 //! What a restore says to people: what it will do, and what it has done.
 
+use std::time::Duration;
+
 use barmanfs_catalog::Target;
 
 use super::Choice;
@@ -86,6 +88,7 @@ fn facts(args: &RestoreArgs, choice: &Choice, report: &RestoreReport<'_>) -> Fac
     }
     let files = output::count(usize::try_from(report.files).unwrap_or(usize::MAX), "file");
     facts.add("To write", format!("{files}, {}", output::bytes(report.bytes)));
+    facts.add("Expected time", expected(choice, report));
     match report.state {
         "incomplete" => facts.add(
             "Continues",
@@ -107,6 +110,21 @@ fn facts(args: &RestoreArgs, choice: &Choice, report: &RestoreReport<'_>) -> Fac
         facts.add("Note", note.clone());
     }
     facts
+}
+
+/// The estimated time of the copy and of the replay.
+fn expected(choice: &Choice, report: &RestoreReport<'_>) -> String {
+    let time = |seconds: f64| output::duration(Duration::try_from_secs_f64(seconds).unwrap_or_default());
+    let copy = report.expected_copy_seconds.map_or_else(
+        || "unknown before the first restore on this host".to_owned(),
+        |seconds| format!("about {}", time(seconds)),
+    );
+    let replay = match (&choice.plan, report.expected_replay_seconds) {
+        (None, _) => String::new(),
+        (Some(_), Some(seconds)) => format!("; for replay {}", time(seconds)),
+        (Some(_), None) => "; for replay unknown, 'restore --watch' measures it".to_owned(),
+    };
+    format!("{copy}{replay}")
 }
 
 /// What the command has done.
