@@ -3,7 +3,7 @@
 
 catalog/live/tests/frozen/<n>/held.txt is what the program found there when it made the repository. The same lines are
 made here from what the two print and extract. A byte of a pack that is flipped must be noticed, or
-change nothing. Where the program has been built, it makes a server with two histories, which no frozen repository has.
+change nothing. Where the program has been built, it makes servers with two histories as well.
 """
 
 import collections
@@ -42,6 +42,9 @@ def lines_of(repository, *arguments, program="read_pack.py"):
 
 # -- what the program said
 
+# It lists no boot tests, no decisions to keep a backup, and no forks.
+NOT_READ = (" booted", " kept", "fork ")
+
 
 def expected_lines(held, of_clones):
     """The lines of held.txt that belong to clones, which are in no pack, or the other lines."""
@@ -49,7 +52,7 @@ def expected_lines(held, of_clones):
     for line in held.splitlines():
         if not line.startswith(" "):
             in_clone = line.startswith("clone ")
-        if in_clone == of_clones and not line.startswith(" booted"):
+        if in_clone == of_clones and not line.startswith(NOT_READ):
             lines.append(line)
     return lines
 
@@ -130,13 +133,14 @@ def read_lines(repository, scratch):
         for backup in of_server:
             yield from backup_lines(backup)
             if backup.get("root"):
-                name, root = f"{server}/{backup['id']}", scratch / backup["id"]
+                name, root = f"{server}/{backup['id']}", scratch / f"{server}-{backup['id']}"
                 lines_of(repository, "extract", name, "-o", root)
                 for listed in lines_of(repository, "files", name):
                     yield extracted_line(root, listed.split(" ")[0], listed)
                 extracted = sum(len(folders) + len(files) for _, folders, files in os.walk(root))
                 assert extracted == len(lines_of(repository, "files", name)), "files that are not listed"
         yield from wal_lines(repository, server)
+        yield from left_lines(repository, server)
 
 
 def wal_lines(repository, server):
@@ -147,6 +151,18 @@ def wal_lines(repository, server):
         if not name.startswith("quarantine/"):
             yield f"wal {name} {read_pack.crc32c(done.stdout):08x}"
     yield f"quarantined {sum(name.startswith('quarantine/') for name in names)}"
+
+
+def left_lines(repository, server):
+    """The files of the histories that were left, the first one first."""
+    for number in range(1, 100):
+        listed = run(repository, "wal", server, "--left", number)
+        if listed.returncode != 0:
+            return
+        for name in [line.split("  ")[0] for line in listed.stdout.decode().splitlines()]:
+            done = run(repository, "wal", server, name, "--left", number)
+            assert done.returncode == 0, done.stderr.decode()
+            yield f"left {number} wal {name} {read_pack.crc32c(done.stdout):08x}"
 
 
 def clone_lines(repository, directory, root):

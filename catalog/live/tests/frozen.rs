@@ -18,9 +18,10 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use barmanfs_catalog::retention::RetentionRules;
 use barmanfs_catalog::{
-    Backup, BackupEnd, BackupRun, BootCheck, BootOutcome, BootTest, CloneDescription, NewBackup, Repository,
-    Silent, SweepOptions, Tablespace, VerifyScope,
+    Backup, BackupEnd, BackupRun, BackupStatus, BootCheck, BootOutcome, BootTest, CloneDescription,
+    KeepTarget, NewBackup, Repository, ServerName, Silent, SweepOptions, Tablespace, VerifyScope,
 };
 use barmanfs_live::{Initial, Kind, LiveClone, NewNode, NodeId, RenameMode};
 use barmanfs_pg::wal_name::WalName;
@@ -29,7 +30,7 @@ use barmanfs_store::{Attributes, DirectoryRef, Node};
 use support::{Fixture, SEGMENT, Thing, WINDOW, attributes, clone_of, data_directory, noise, segment};
 
 /// The name of the next fixture.
-const NEXT: &str = "1";
+const NEXT: &str = "2";
 
 /// A file that is changed.
 const TABLE: &str = "base/5/1259";
@@ -102,11 +103,27 @@ fn held(repository: &Repository) -> String {
         }
         let quarantined = wal.quarantined().unwrap().len();
         writeln!(lines, "quarantined {quarantined}").unwrap();
+        describe_histories(&mut lines, repository, &server);
         for clone in repository.clones(&server).unwrap() {
             describe_clone(&mut lines, repository, &clone);
         }
     }
     lines
+}
+
+fn describe_histories(lines: &mut String, repository: &Repository, server: &ServerName) {
+    for fork in repository.forks(server).unwrap() {
+        let (timeline, lsn, decided) = (fork.timeline, fork.lsn, fork.decided);
+        writeln!(lines, "fork {timeline} {lsn} {decided:?} {}", fork.why).unwrap();
+    }
+    for (nth, _) in repository.histories(server).unwrap().left.iter().enumerate() {
+        let left = repository.left_wal(server, nth + 1).unwrap().unwrap();
+        for entry in left.entries() {
+            let name = entry.unwrap().name;
+            let crc = crc_of(&mut left.open(&name).unwrap().unwrap());
+            writeln!(lines, "left {} wal {name} {crc}", nth + 1).unwrap();
+        }
+    }
 }
 
 fn describe_backup(lines: &mut String, repository: &Repository, backup: &Backup) {
@@ -128,6 +145,9 @@ fn describe_backup(lines: &mut String, repository: &Repository, backup: &Backup)
     }
     if let Some(test) = repository.boot_test(backup).unwrap() {
         writeln!(lines, " booted {test:?}").unwrap();
+    }
+    if let Some(keep) = repository.keep_of(backup).unwrap() {
+        writeln!(lines, " kept {keep:?}").unwrap();
     }
     if let Some(root) = &backup.root {
         describe_tree(lines, repository, "", &root.directory);
@@ -228,7 +248,10 @@ fn freeze() {
     assert!(!place.exists(), "{} is there, and for good", place.display());
     let fixture = Fixture::new();
     fill(&fixture);
+    decide(&fixture);
     let path = fixture.repository.path();
+    // Without SQLite's log, which is larger than all else.
+    Repository::rebuild(path, &mut Silent).unwrap();
     fs::create_dir_all(&place).unwrap();
     fs::write(place.join("held.txt"), held(&fixture.repository)).unwrap();
     copy(path, &place.join("repository"));
@@ -247,6 +270,13 @@ fn fill(fixture: &Fixture) {
     fixture.archive_as(&name, &other);
 
     let mut things = data_directory(1);
+    for (path, thing) in &mut things {
+        if let (&mut TABLE, Thing::File(bytes)) = (path, thing) {
+            // A few windows are as good as many, and one is a hole.
+            bytes.truncate(4 * WINDOW);
+            bytes[WINDOW..2 * WINDOW].fill(0);
+        }
+    }
     things.push(("pg_tblspc/16400", Thing::Link("/elsewhere")));
     let full = fixture.backup(&things);
     let changed = with_a_change(&things, 5);
@@ -259,10 +289,90 @@ fn fill(fixture: &Fixture) {
     fixture.repository.delete_backup(&full, false).unwrap();
 }
 
+/// What people decide, of a server of its own: backups that are kept, WAL that was removed, histories that were kept and
+/// left, damage that was stored again.
+fn decide(fixture: &Fixture) {
+    let second = Fixture {
+        directory: tempfile::tempdir().unwrap(),
+        repository: Repository::open(fixture.repository.path()).unwrap(),
+        server: "second".parse().unwrap(),
+        system: fixture.system,
+    };
+    let repository = &second.repository;
+    for number in 2..=9 {
+        let (name, bytes) = small_segment(number);
+        second.archive_as(&name, &bytes);
+    }
+    let files = |nth: u8| {
+        vec![
+            ("PG_VERSION", Thing::File(b"18\n".to_vec())),
+            ("content", Thing::File(noise(200 + u64::from(nth), 5000))),
+        ]
+    };
+    let [standalone, full, released, newest] = [(0, 3), (1, 5), (2, 6), (3, 7)]
+        .map(|(nth, segment)| second.backup_of(&files(nth), segment..=segment));
+    let until = TimestampMicros::from_unix_seconds(32_503_680_000);
+    let reason = || Some("the end of the year".to_owned());
+    repository
+        .keep_backup(&standalone, KeepTarget::Standalone, None, reason())
+        .unwrap();
+    repository
+        .keep_backup(&full, KeepTarget::Full, Some(until), None)
+        .unwrap();
+    repository
+        .keep_backup(&released, KeepTarget::Full, None, None)
+        .unwrap();
+    assert!(repository.release_backup(&released).unwrap());
+    let rules = RetentionRules {
+        backups: Some("REDUNDANCY 1".parse().unwrap()),
+        ..RetentionRules::default()
+    };
+    let done = repository.enforce_retention(
+        &second.server,
+        &rules,
+        TimestampMicros::from_unix_seconds(1_800_000_000),
+    );
+    let done = done.unwrap();
+    assert!(done.deleted.len() == 1 && done.wal.len() == 2, "{done:?}");
+    damage(&second, &noise(203, 5000));
+    let again = second.backup_of(&files(3), 7..=7);
+    repository.delete_backup(&newest, false).unwrap();
+    assert_eq!(again.status, BackupStatus::Done);
+    for (number, at) in [(9, None), (8, Some(Lsn(8 * SEGMENT.bytes())))] {
+        let (name, mut other) = small_segment(number);
+        other[9000] = 1;
+        second.archive_as(&name, &other);
+        let writer = repository.writer("test").unwrap();
+        let lsn = at.unwrap_or(Lsn(9 * SEGMENT.bytes()));
+        match at {
+            None => drop(writer.keep_history(&second.server, None, lsn).unwrap()),
+            Some(_) => drop(writer.restart_history(&second.server, None, lsn).unwrap()),
+        }
+    }
+}
+
+/// Damages the stored bytes, finds that out, and notes it.
+fn damage(fixture: &Fixture, bytes: &[u8]) {
+    let packs = fs::read_dir(fixture.repository.path().join("packs")).unwrap();
+    let packs = packs.flat_map(|directory| fs::read_dir(directory.unwrap().path()).unwrap());
+    for pack in packs.map(|pack| pack.unwrap().path()) {
+        let mut content = fs::read(&pack).unwrap();
+        let needle = &bytes[100..150];
+        if let Some(at) = content.windows(needle.len()).position(|window| window == needle) {
+            content[at] ^= 1;
+            fs::write(&pack, content).unwrap();
+        }
+    }
+    let repository = Repository::open(fixture.repository.path()).unwrap();
+    let report = repository.verify(&VerifyScope::All, &mut Silent).unwrap();
+    assert_eq!(report.bad_chunks, 1);
+    repository.note_damage(&report).unwrap();
+}
+
 /// A segment that takes little room.
 fn small_segment(number: u32) -> (WalName, Vec<u8>) {
     let (name, mut bytes) = segment(number, number.into());
-    bytes[20_000..].fill(0);
+    bytes[12_000..].fill(0);
     (name, bytes)
 }
 

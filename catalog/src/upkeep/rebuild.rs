@@ -98,8 +98,8 @@ impl Repository {
             .map_err(|source| Error::io("create a file in", path, source))?
             .into_temp_path();
         let known = known_packs(&path.join(CATALOG));
-        let mut report = build(&new, &path.join(PACKS), monitor).map_err(|error| error.in_catalog(&new))?;
-        report.missing = missing_in(&new, &known).map_err(|error| error.in_catalog(&new))?;
+        let built = build(&new, &path.join(PACKS), &known, monitor);
+        let mut report = built.map_err(|error| error.in_catalog(&new))?;
         if !force && report.packs == 0 && !report.missing.is_empty() {
             return Err(Error::NoPackLeft {
                 path: path.join(PACKS),
@@ -137,11 +137,10 @@ fn known_packs(catalog: &Path) -> Vec<PackId> {
 }
 
 /// Those of them that are not in the new catalog.
-fn missing_in(new: &Path, known: &[PackId]) -> Result<Vec<PackId>> {
-    let connection = Connection::open_with_flags(new, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+fn missing_in(connection: &Connection, known: &[PackId]) -> Result<Vec<PackId>> {
     let mut missing = Vec::new();
     for pack in known {
-        if !records::knows_pack(&connection, *pack)? {
+        if !records::knows_pack(connection, *pack)? {
             missing.push(*pack);
         }
     }
@@ -163,7 +162,7 @@ fn remove_leftovers(path: &Path) -> Result<()> {
 }
 
 /// Fills the new catalog and makes it durable.
-fn build(file: &Path, packs: &Path, monitor: &mut dyn Monitor) -> Result<RebuildReport> {
+fn build(file: &Path, packs: &Path, known: &[PackId], monitor: &mut dyn Monitor) -> Result<RebuildReport> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(file, flags)?;
     db::allow_shrinking(&connection)?;
@@ -179,6 +178,8 @@ fn build(file: &Path, packs: &Path, monitor: &mut dyn Monitor) -> Result<Rebuild
     report.backups = connection.query_row("SELECT count(*) FROM backups", [], |row| row.get(0))?;
     report.wal_files =
         connection.query_row("SELECT count(DISTINCT record) FROM wal", [], |row| row.get(0))?;
+    report.missing = missing_in(&connection, known)?;
+    // From here on, SQLite would make files beside it that have its name.
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.close().map_err(|(_, error)| error)?;
     File::open(file)

@@ -390,3 +390,16 @@ fn a_rebuild_keeps_an_interrupted_backup_visible() {
     assert_eq!(rebuilt.backups(&f.server).unwrap()[0].id, id);
     assert_eq!(seen(&rebuilt), before);
 }
+
+#[test]
+fn a_rebuild_leaves_no_file_of_its_own() {
+    let f = fixture();
+    back_up(&f.repository, &f.server, &Files::new());
+    Repository::rebuild(f.repository.path(), &mut Silent).unwrap();
+    let entries = fs::read_dir(f.repository.path()).unwrap();
+    let names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.contains("rebuild"))
+        .collect();
+    assert_eq!(names, [""; 0]);
+}
