@@ -232,6 +232,9 @@ fn with_an_action(install: &'static Install, moments: &Moments) {
     copy.query("SELECT pg_wal_replay_resume()");
     copy.wait_until_promoted();
     copy.stop("immediate");
+    restore(site, "none", &["--target-tli", "7"])
+        .refused(1)
+        .says(&["timeline 7"]);
     restore(site, "none", &["--target-action", "pause"])
         .refused(2)
         .says(&["PITR is not required"]);

@@ -164,6 +164,11 @@ fn choose(
         Err(reason) => {
             let elsewhere = repository.reachable_along(server, &spec)?;
             explain::show_reason(&mut app.out, server, &spec, &reason, &elsewhere)?;
+            if let Some(timeline) = elsewhere.last() {
+                app.out.line(format_args!(
+                    "Here that is --target-tli {timeline}. Nothing was written"
+                ))?;
+            }
             Ok(None)
         }
     }
