@@ -338,6 +338,8 @@ impl BackupRun {
         }
         sink.finish()?;
         let root = tree.finish(ended.root_attributes)?;
+        // What reads the backup before its end, by `stored_root`, must find the new listing.
+        self.depositor.flush(Vec::new())?;
         self.ended = Some(TreeTotals {
             root: root.root,
             files: ended.files + root.files,
