@@ -454,6 +454,11 @@ fn a_killed_restore_never_starts_and_is_continued(install: &'static Install) {
         again.says(&["is not empty"]);
     }
     assert!(is_startable(&directory) && !directory.join(MARKER).exists());
+    // Killed just before the last step: the marker is gone, and there is no control file yet.
+    let global = directory.join("global");
+    fs::rename(global.join("pg_control"), global.join(".barmanfs-pg_control")).unwrap();
+    site.ok(&words);
+    assert!(is_startable(&directory) && !global.join(".barmanfs-pg_control").exists());
     assert_equal(&site.path("fresh"), &directory, &["base/stranger", "server.log"]);
     let mut copy = PgServer::on(install, &directory);
     copy.start();
