@@ -11,9 +11,8 @@ use crate::names::BackupId;
 
 const DAY_SECONDS: u64 = 24 * 3600;
 
-/// Files of an archive that are looked at, from the newest back. On a server that archives more within the time, they
-/// show the rate of a shorter time.
-const WAL_FILES_MAX: u64 = 1000;
+/// A file's name begins with its timeline.
+const TIMELINE_DIGITS: usize = 8;
 
 /// The rate at which a repository grows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -122,29 +121,111 @@ fn backups(db: &Connection, server: &str, since: TimestampMicros) -> Result<Adde
     Ok(added)
 }
 
-/// Names sort like times, except after a return to an older timeline.
+/// All files of the time count, however many there are: a part of them would show the rate of a burst. On a timeline,
+/// names sort like times, so no older files are read. A server may return to an older timeline, so each is looked at.
 fn wal(db: &Connection, server: &str, since: TimestampMicros) -> Result<Added> {
-    let mut newest = db.prepare_cached(
-        "SELECT archived_at, new_stored_bytes, record FROM wal WHERE server = ?1 ORDER BY name DESC LIMIT ?2",
-    )?;
-    let mut rows = newest.query(params![server, WAL_FILES_MAX])?;
     let mut added = Added {
         bytes: 0,
         from: None,
         goes_on: false,
         first_record: None,
     };
-    let mut files = 0;
-    while let Some(row) = rows.next()? {
-        let at = TimestampMicros::from_unix_micros(row.get(0)?);
-        added.from = Some(added.from.map_or(at, |from| from.min(at)));
-        files += 1;
-        if at >= since {
+    let mut timeline = db.prepare_cached("SELECT max(name) FROM wal WHERE server = ?1 AND name < ?2")?;
+    let mut newest = db.prepare_cached(
+        "SELECT archived_at, new_stored_bytes, record FROM wal WHERE server = ?1 AND name >= ?2 AND name < ?3
+         ORDER BY name DESC",
+    )?;
+    // 'G' sorts after every hexadecimal digit.
+    let mut before = "G".to_owned();
+    loop {
+        let last: Option<String> = timeline.query_row(params![server, before], |row| row.get(0))?;
+        let Some(first) = last.as_deref().and_then(|name| name.get(..TIMELINE_DIGITS)) else {
+            break;
+        };
+        let mut rows = newest.query(params![server, first, before])?;
+        while let Some(row) = rows.next()? {
+            let at = TimestampMicros::from_unix_micros(row.get(0)?);
+            if at < since {
+                added.goes_on = true;
+                break;
+            }
+            added.from = Some(added.from.map_or(at, |from| from.min(at)));
             added.bytes = added.bytes.saturating_add(row.get(1)?);
             added.note(row.get(2)?);
         }
+        before = first.to_owned();
     }
-    added.goes_on = files == WAL_FILES_MAX || added.from.is_some_and(|from| from < since);
-    added.from = added.from.map(|from| from.max(since));
+    if added.goes_on {
+        added.from = Some(since);
+    }
     Ok(added)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::repository::temporary;
+    use barmanfs_pg::TimelineId;
+
+    const HOUR: i64 = 3600;
+    const WEEK: i64 = 7 * 24 * HOUR;
+
+    fn at(seconds: i64) -> TimestampMicros {
+        TimestampMicros::from_unix_seconds(seconds)
+    }
+
+    /// Enters segments of a server that each added this many bytes.
+    fn archived(
+        repository: &Repository,
+        timeline: u32,
+        numbers: std::ops::Range<u64>,
+        bytes: u64,
+        time: impl Fn(u64) -> i64,
+    ) {
+        repository
+            .db
+            .write(|db| {
+                for number in numbers.clone() {
+                    let name = format!("{}{number:016X}", TimelineId(timeline).hex());
+                    db.execute(
+                        "INSERT INTO wal (server, name, record, size_bytes, archived_at, new_stored_bytes)
+                         VALUES ('main', ?1, ?2, 1, ?3, ?4)",
+                        params![name, number, at(time(number)).unix_micros(), bytes],
+                    )?;
+                }
+                Ok(())
+            })
+            .unwrap();
+    }
+
+    #[test]
+    fn a_burst_of_wal_is_not_taken_for_the_rate_of_a_day() {
+        let (_directory, repository) = temporary();
+        repository
+            .db
+            .write(|db| {
+                db.execute(
+                    "INSERT INTO servers (name, system_id, record) VALUES ('main', '7', 0)",
+                    [],
+                )?;
+                Ok(())
+            })
+            .unwrap();
+        let now = 10 * WEEK;
+        let per_day = || {
+            let growth = repository.growth(at(now - WEEK), at(now)).unwrap();
+            (growth.bytes_per_day, growth.observed_seconds)
+        };
+        // A segment in each hour of three weeks.
+        archived(&repository, 1, 0..504, 7, |number| {
+            now - 3 * WEEK + number as i64 * HOUR
+        });
+        assert_eq!(per_day(), (24 * 7, WEEK as u64));
+        // A load of data within a minute, an hour ago.
+        archived(&repository, 1, 504..2504, 7, |_| now - HOUR);
+        assert_eq!(per_day(), ((168 + 2000) * 7 / 7, WEEK as u64));
+        // A timeline that was tried out and left long ago hides nothing.
+        archived(&repository, 2, 5000..5002, 1 << 40, |_| now - 2 * WEEK);
+        assert_eq!(per_day(), (168 + 2000, WEEK as u64));
+    }
 }
