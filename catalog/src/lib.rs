@@ -31,7 +31,7 @@ mod upkeep;
 pub use archive::backup::{
     Backup, BackupEnd, BackupKind, BackupRoot, BackupRun, BackupSelector, BackupStatus, BootCheck,
     BootOutcome, BootTest, BootTestLock, ClonedFrom, ConfigurationFiles, DeletionGuard, NewBackup, ReadGuard,
-    Tablespace,
+    Reliability, Tablespace,
 };
 pub use archive::clones::{CloneDescription, CloneDraft, CloneLock, CloneOrigin, ExtraFile};
 pub use archive::history::{Decided, Fork, HistoryReport, LeftHistory, Restarted};

@@ -16,7 +16,7 @@ use std::time::Duration;
 use barmanfs_pg::TimestampMicros;
 use serde::Serialize;
 
-use crate::archive::backup::{Backup, BackupStatus, BootOutcome};
+use crate::archive::backup::{Backup, BackupStatus, Reliability};
 use crate::archive::clones::CloneDescription;
 use crate::archive::keep::Keep;
 use crate::archive::wal::{RangeTotals, SegmentRange};
@@ -165,7 +165,8 @@ impl Repository {
         let blocked = self.uncertainty(server)?;
         let blocked = rules.held.clone().or(blocked);
         let backups = self.backups(server)?;
-        let judged = self.retention_states(server, &backups, rules, now)?;
+        let known = self.reliability(&backups)?;
+        let judged = self.retention_states(server, &backups, &known, rules, now)?;
         let remaining: Vec<(&Backup, &JudgedBackup)> = backups
             .iter()
             .zip(judged.iter().rev())
@@ -301,8 +302,8 @@ impl Repository {
         Ok(removable)
     }
 
-    /// What the rules say about each of a server's backups, which are all of them, oldest first. The newest is the first of
-    /// the result. Does not examine whether anything may be deleted now.
+    /// What the rules say about each of a server's backups, which are all of them, oldest first; `known` is about them. The
+    /// newest is the first of the result. Does not examine whether anything may be deleted now.
     ///
     /// # Errors
     /// When the catalog cannot be read.
@@ -310,11 +311,11 @@ impl Repository {
         &self,
         server: &ServerName,
         backups: &[Backup],
+        known: &Reliability,
         rules: &RetentionRules,
         now: TimestampMicros,
     ) -> Result<Vec<JudgedBackup>> {
         let keeps = self.keeps(backups, now)?;
-        let doubtful = self.doubtful(backups)?;
         let candidates: Vec<Candidate> = backups
             .iter()
             .filter(|backup| is_judged(backup, server))
@@ -322,7 +323,7 @@ impl Repository {
                 id: backup.id,
                 begin_time: backup.begin_time,
                 end_time: backup.end_time.unwrap_or(backup.begin_time),
-                doubtful: doubtful.contains(&backup.id),
+                doubtful: known.is_doubtful(backup.id),
                 kept: keeps.get(&backup.id).map(|keep| keep.target),
             })
             .collect();
@@ -358,18 +359,6 @@ impl Repository {
             });
         }
         Ok(judged)
-    }
-
-    /// The backups that cannot be relied on: damaged, or their newest boot test failed.
-    fn doubtful(&self, backups: &[Backup]) -> Result<BTreeSet<BackupId>> {
-        let mut doubtful = self.damaged_backups(backups)?;
-        for backup in backups {
-            let test = self.boot_test(backup)?;
-            if test.is_some_and(|test| test.outcome == BootOutcome::Failed) {
-                doubtful.insert(backup.id);
-            }
-        }
-        Ok(doubtful)
     }
 
     /// What keeps a backup from being deleted now.

@@ -49,7 +49,8 @@ impl<'a> Listed<'a> {
         rules: &RetentionRules,
     ) -> Result<Self, Error> {
         let mut backups = repository.backups(&server)?;
-        let judged = repository.retention_states(&server, &backups, rules, moment::now())?;
+        let known = repository.reliability(&backups)?;
+        let judged = repository.retention_states(&server, &backups, &known, rules, moment::now())?;
         backups.retain(Backup::is_of_server);
         Ok(Self {
             repository,

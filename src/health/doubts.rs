@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use barmanfs_catalog::{Backup, BackupId, BootOutcome, BootTest, Repository};
+use barmanfs_catalog::{Backup, BackupId, BootTest, Repository};
 
 use crate::error::Error;
 
@@ -21,26 +21,12 @@ pub(crate) struct Doubts {
 impl Doubts {
     /// Finds the doubts about these backups, which all belong to one server.
     pub(crate) fn find(repository: &Repository, backups: &[Backup]) -> Result<Self, Error> {
-        let mut not_booted = BTreeSet::new();
-        let mut last_test: Option<BootTest> = None;
-        for backup in backups {
-            let Some(test) = repository.boot_test(backup)? else {
-                continue;
-            };
-            if test.outcome == BootOutcome::Failed {
-                not_booted.insert(backup.id);
-            }
-            if last_test
-                .as_ref()
-                .is_none_or(|last| last.began_at < test.began_at)
-            {
-                last_test = Some(test);
-            }
-        }
+        let known = repository.reliability(backups)?;
+        let all = backups.iter().map(|backup| backup.id);
         Ok(Self {
-            damaged: repository.damaged_backups(backups)?,
-            not_booted,
-            last_test,
+            not_booted: all.filter(|id| known.failed_to_boot(*id)).collect(),
+            last_test: known.boot_tests.into_values().max_by_key(|test| test.began_at),
+            damaged: known.damaged,
         })
     }
 

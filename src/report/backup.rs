@@ -34,22 +34,17 @@ impl ListedBackup {
         rules: &RetentionRules,
     ) -> Result<Vec<Self>, Error> {
         let backups = repository.backups(server)?;
-        let judged = repository.retention_states(server, &backups, rules, moment::now())?;
-        let damaged = repository.damaged_backups(&backups)?;
-        let listed = |(backup, judged): (Backup, JudgedBackup)| {
-            Ok(Self {
-                boot_test: repository.boot_test(&backup)?,
-                damaged: damaged.contains(&backup.id),
-                retention: Some(judged),
-                backup,
-            })
+        let mut known = repository.reliability(&backups)?;
+        let judged = repository.retention_states(server, &backups, &known, rules, moment::now())?;
+        let listed = |(backup, judged): (Backup, JudgedBackup)| Self {
+            boot_test: known.boot_tests.remove(&backup.id),
+            damaged: known.damaged.contains(&backup.id),
+            retention: Some(judged),
+            backup,
         };
         // The newest is judged first.
-        backups
-            .into_iter()
-            .zip(judged.into_iter().rev())
-            .map(listed)
-            .collect()
+        let judged = judged.into_iter().rev();
+        Ok(backups.into_iter().zip(judged).map(listed).collect())
     }
 
     /// The backup with the gaps before the next one. The history after a gap cannot be recovered from it.

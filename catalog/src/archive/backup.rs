@@ -14,6 +14,7 @@ pub(crate) mod boot_test;
 pub(crate) mod configuration;
 mod delete;
 mod list;
+mod reliability;
 mod run;
 pub(crate) mod running;
 mod selector;
@@ -21,6 +22,7 @@ mod selector;
 pub use boot_test::{BootCheck, BootOutcome, BootTest, BootTestLock};
 pub use configuration::ConfigurationFiles;
 pub use delete::{DeletionGuard, ReadGuard};
+pub use reliability::Reliability;
 pub use run::{BackupEnd, BackupRun, NewBackup};
 pub use selector::BackupSelector;
 

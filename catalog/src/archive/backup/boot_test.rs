@@ -4,6 +4,7 @@
 //! annulled, its tests become meaningless, in whatever order the records are read. The newest test of each backup is
 //! shown.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use barmanfs_pg::TimestampMicros;
@@ -148,20 +149,35 @@ impl Repository {
     /// # Errors
     /// When the catalog cannot be read.
     pub fn boot_test(&self, backup: &Backup) -> Result<Option<BootTest>> {
-        let Some(of) = backup.record else {
-            return Ok(None);
-        };
+        self.db.read(|db| newest(db, backup))
+    }
+
+    /// The newest boot test of each of these backups of a server, as far as there was one.
+    pub(super) fn boot_tests(&self, backups: &[Backup]) -> Result<BTreeMap<BackupId, BootTest>> {
         self.db.read(|db| {
-            let newest: Option<(RecordId, Vec<u8>)> = db
-                .prepare_cached(
-                    "SELECT r.id, r.payload FROM boot_tests b JOIN records r ON r.seq = b.record WHERE b.backup = ?1",
-                )?
-                .query_row([of.as_bytes()], |row| Ok((RecordId(row.get(0)?), row.get(1)?)))
-                .optional()?;
-            let parsed = newest.map(|(id, payload)| records::parse::<BootTestRecord>(id, &payload));
-            Ok(parsed.transpose()?.map(|record| record.test))
+            let mut tests = BTreeMap::new();
+            for backup in backups {
+                if let Some(test) = newest(db, backup)? {
+                    tests.insert(backup.id, test);
+                }
+            }
+            Ok(tests)
         })
     }
+}
+
+fn newest(db: &Connection, backup: &Backup) -> Result<Option<BootTest>> {
+    let Some(of) = backup.record else {
+        return Ok(None);
+    };
+    let newest: Option<(RecordId, Vec<u8>)> = db
+        .prepare_cached(
+            "SELECT r.id, r.payload FROM boot_tests b JOIN records r ON r.seq = b.record WHERE b.backup = ?1",
+        )?
+        .query_row([of.as_bytes()], |row| Ok((RecordId(row.get(0)?), row.get(1)?)))
+        .optional()?;
+    let parsed = newest.map(|(id, payload)| records::parse::<BootTestRecord>(id, &payload));
+    Ok(parsed.transpose()?.map(|record| record.test))
 }
 
 /// Cuts the text to at most this many bytes, at a character boundary.
