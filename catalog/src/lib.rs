@@ -53,8 +53,8 @@ pub use index::writer::Writer;
 pub use monitor::{Monitor, Silent, Unit};
 pub use names::{BackupId, BackupName, CloneName, InvalidName, ServerName};
 pub use recovery::{
-    Action, Gap, MinimalStretch, Plan, Reach, RecoveryWindow, Target, TargetError, TargetSpec, TimeTarget,
-    TimelineChoice, TimelineReport, TimelineSpan, Unreachable,
+    Action, CrossingRecord, Gap, MinimalStretch, Plan, Reach, RecoveryWindow, Target, TargetError,
+    TargetSpec, TimeTarget, TimelineChoice, TimelineReport, TimelineSpan, Unreachable,
 };
 pub use upkeep::cron::pays::Freeable;
 pub use upkeep::cron::{

@@ -32,4 +32,4 @@ pub use timelines::{
     BackupPlace, Gap, MinimalStretch, Parent, Reach, RestorePointPlace, Timeline, TimelineReport,
     UnreadableFile, WalRange,
 };
-pub use window::RecoveryWindow;
+pub use window::{CrossingRecord, RecoveryWindow};

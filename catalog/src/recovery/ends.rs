@@ -158,11 +158,7 @@ impl Planner<'_> {
             Some(_) => end,
             None => self.with_received(route, end)?,
         };
-        // The WAL that came with the backup is always there.
-        Ok(End {
-            number: end.number.max(route.number_before(start.stop)),
-            ..end
-        })
+        Ok(at_least_own(start, route, end))
     }
 
     /// Whether PostgreSQL, when it does not find the first segment of a timeline, would continue along the previous
@@ -452,6 +448,30 @@ impl Planner<'_> {
     pub(super) fn newest(&self, route: &Route, from: u64, to: u64) -> Result<Option<TimestampMicros>> {
         let row = self.segments.last_with_commits(route, from, to)?;
         Ok(row.and_then(|row| row.time_max))
+    }
+}
+
+/// The WAL that came with the backup is always there. A primary has completed its last segment. A standby's ends anywhere
+/// behind the backup's end: more than that is not certain, and less does not count, even if it was received since.
+fn at_least_own(start: &Start, route: &Route, end: End) -> End {
+    let backup = &start.backup;
+    let last = route.number_before(start.stop);
+    let is_short = end.number < last || (end.number == last && end.lsn.is_some_and(|lsn| lsn < start.stop));
+    if !backup.wal_included || !is_short {
+        return End {
+            number: end.number.max(last),
+            ..end
+        };
+    }
+    let lsn = match backup.from_standby {
+        true => start.stop,
+        false => route.start(last.saturating_add(1)),
+    };
+    End {
+        number: last,
+        lsn: Some(lsn),
+        partial: false,
+        ..end
     }
 }
 

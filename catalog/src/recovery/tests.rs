@@ -858,6 +858,56 @@ fn a_standbys_own_wal_only_reaches_the_end_of_its_backup() {
     assert_eq!(planned(true, stop_in + 1, &Target::Now), Some(stop_in));
 }
 
+/// What was received behind a backup's end is safe only as far as it is here, and the rest of a segment is not.
+#[test]
+fn now_from_a_standbys_own_wal_ends_where_its_wal_ends() {
+    let (world, _) = small_world();
+    let model = &world.backups[0];
+    let stop_in = number(Lsn(model.stop.0 - 1));
+    let stop_at = (model.stop.0 % SIZE.bytes()) as usize;
+    let newest = |from_standby: bool, archived: &dyn Fn(u64) -> bool, received: usize| {
+        let archive = Archive::new();
+        let backup = Backup {
+            wal_included: true,
+            from_standby,
+            ..complete(&archive.server, model)
+        };
+        let record = records::record(Kind::Backup, &backup).unwrap();
+        archive.writer.write_records(vec![record]).unwrap();
+        let segments = world.logs[&1].segments();
+        for segment in &segments {
+            if archived(number(segment.name.start_lsn(SIZE))) {
+                archive.put(WalName::Segment(segment.name), &segment.bytes);
+            }
+        }
+        if received > 0 {
+            let last = segments
+                .iter()
+                .find(|segment| number(segment.name.start_lsn(SIZE)) == stop_in)
+                .unwrap();
+            let spool = archive.repository.spool(&archive.server).unwrap();
+            let mut file = spool.begin(last.name, SIZE).unwrap();
+            file.append(&last.bytes[..received]).unwrap();
+        }
+        let reach = archive.repository.newest(&archive.server).unwrap().unwrap();
+        (reach.lsn, reach.receiving)
+    };
+    let (none, before) = (|_| false, |number| number < stop_in);
+    let whole = Lsn((stop_in + 1) * SIZE.bytes());
+    assert_eq!(
+        newest(false, &none, 0),
+        (whole, false),
+        "a primary left its last segment"
+    );
+    assert_eq!(newest(true, &none, 0), (model.stop, false));
+    assert_eq!(newest(true, &before, 0), (model.stop, false));
+    // What was received so far has less than the backup.
+    assert_eq!(newest(true, &none, stop_at / 2), (model.stop, false));
+    let (more, receiving) = newest(true, &none, SIZE.bytes() as usize - 8192);
+    assert!(receiving && more > model.stop && more < whole, "{more}");
+    assert!(newest(true, &|_| true, 0).0 > whole);
+}
+
 #[test]
 fn a_time_without_a_zone_is_read_in_the_servers() {
     let (world, archive) = small_world();

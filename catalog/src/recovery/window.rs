@@ -1,6 +1,11 @@
 //! From when on and up to when a server can be recovered.
 
+use barmanfs_pg::wal_name::{SegmentName, WalName};
+use barmanfs_pg::wal_scan::Fragment;
+use barmanfs_pg::{Lsn, SegmentSize};
+
 use crate::archive::backup::{Backup, BackupStatus};
+use crate::archive::wal::confine::index_of_plain;
 use crate::error::Result;
 use crate::index::repository::Repository;
 use crate::names::ServerName;
@@ -15,7 +20,48 @@ pub struct RecoveryWindow {
     pub newest: Option<Reach>,
 }
 
+/// What is known of a record that begins in what can be recovered, and goes on behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CrossingRecord {
+    /// Nothing: there may be one.
+    Unknown,
+    /// It ends no transaction, nor does it matter for recovery otherwise.
+    Other,
+    /// Its beginning.
+    Begun(Fragment),
+}
+
 impl Repository {
+    /// The record that begins in the last segment before the end of what can be recovered, and is not complete there.
+    ///
+    /// # Errors
+    /// When the catalog or the spool cannot be read.
+    pub fn crossing_record(
+        &self,
+        server: &ServerName,
+        newest: &Reach,
+        size: SegmentSize,
+    ) -> Result<CrossingRecord> {
+        if newest.lsn.segment_offset(size) != 0 {
+            return Ok(CrossingRecord::Unknown);
+        }
+        let before = Lsn(newest.lsn.0.saturating_sub(1));
+        let name = SegmentName::from_lsn(newest.timeline, before, size);
+        let spooled = self.receiving(server)?;
+        let index = match spooled.iter().find(|segment| segment.name == name) {
+            Some(spooled) => index_of_plain(name, &spooled.path, spooled.size_bytes)?,
+            None => {
+                let archived = self.wal(server).find(&WalName::Segment(name))?;
+                archived.and_then(|file| file.index)
+            }
+        };
+        Ok(match index.map(|index| (index.tail, index.crosses_from)) {
+            Some((Some(tail), _)) => CrossingRecord::Begun(tail),
+            Some((None, Some(_))) => CrossingRecord::Other,
+            Some((None, None)) | None => CrossingRecord::Unknown,
+        })
+    }
+
     /// The earliest and the newest state of a server that can be recovered; `backups` are all of the server. Unlike
     /// [`timelines`](Self::timelines), this does not read a row for each segment.
     ///
@@ -46,6 +92,7 @@ impl Repository {
             timeline: plan.timeline,
             lsn: plan.path.last().and_then(|span| span.to).unwrap_or_default(),
             time: plan.reaches.or(plan.backup.end_time),
+            is_commit: plan.reaches.is_some(),
             receiving: plan.ends_in_partial,
         }))
     }
@@ -60,6 +107,7 @@ pub(super) fn earliest<'a>(backups: impl Iterator<Item = &'a Backup>) -> Option<
         timeline: first.timeline?,
         lsn: first.stop_lsn?,
         time: first.end_time,
+        is_commit: false,
         receiving: false,
     })
 }

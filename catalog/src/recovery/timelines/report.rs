@@ -186,6 +186,10 @@ pub struct Reach {
     /// Its last commit or abort or, if nothing is replayed, the end of the backup.
     #[serde(default)]
     pub time: Option<TimestampMicros>,
+    /// Whether `time` is of a commit or abort, by the server's clock. That of a backup is by the clock of the host that
+    /// took it.
+    #[serde(skip)]
+    pub is_commit: bool,
     /// Whether part of it is still being received and not archived.
     pub receiving: bool,
 }
