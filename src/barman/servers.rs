@@ -71,14 +71,7 @@ pub(crate) fn check(out: &mut Output, format: Format, servers: &[CheckedServer])
     for server in servers {
         let checks = checks(&server.findings);
         if format == Format::Json {
-            // Several may have one name: one that failed counts.
-            let mut fields = Map::new();
-            for (key, value) in checks.iter().map(keyed) {
-                let has_failed = |known: &Value| known["status"] == "FAILED";
-                if !fields.get(&key).is_some_and(has_failed) {
-                    fields.insert(key, value);
-                }
-            }
+            let fields: Map<String, Value> = checks.iter().map(keyed).collect();
             out.barman_result(&server.server, Value::Object(fields))?;
             continue;
         }

@@ -74,6 +74,18 @@ impl Finding {
         self
     }
 
+    /// Adds what another finding of this name and state says. Of those that are OK, the first says enough.
+    fn join(&mut self, other: &Self) {
+        let (Some(text), Some(more)) = (self.text(), other.text()) else {
+            return;
+        };
+        let is_said = text == more || text.ends_with(&format!("; {more}"));
+        if self.state != State::Ok && !is_said {
+            self.message = Some(format!("{text}; {more}"));
+            self.hint = None;
+        }
+    }
+
     /// Message and hint in one text.
     pub(crate) fn text(&self) -> Option<String> {
         match (&self.message, &self.hint) {
@@ -87,6 +99,21 @@ impl Finding {
 pub(crate) fn worst(findings: &[Finding]) -> State {
     let states = findings.iter().map(|finding| finding.state);
     states.max().unwrap_or(State::Ok)
+}
+
+/// One finding for each name, at the place of the first: of several, the worst. Those that are equally bad are joined, if
+/// there is something to do.
+pub(super) fn merge(findings: Vec<Finding>) -> Vec<Finding> {
+    let mut merged: Vec<Finding> = Vec::with_capacity(findings.len());
+    for finding in findings {
+        match merged.iter_mut().find(|known| known.name == finding.name) {
+            None => merged.push(finding),
+            Some(known) if known.state < finding.state => *known = finding,
+            Some(known) if known.state == finding.state => known.join(&finding),
+            Some(_) => {}
+        }
+    }
+    merged
 }
 
 /// How many findings may wait for the thread that shows them.
@@ -204,6 +231,32 @@ mod tests {
         let catalog = found.findings.iter().next();
         assert_eq!(catalog.and_then(|finding| finding.text()), None);
         assert_eq!(found.figures().gaps, Some(2));
+    }
+
+    #[test]
+    fn a_check_has_one_line_whatever_it_has_found() {
+        let found = merge(vec![
+            Finding::ok("a", "1"),
+            Finding::failed("b", "no answer").hint("Ask again"),
+            Finding::ok("b", "nothing is known"),
+            Finding::warning("a", "2"),
+            Finding::failed("b", "x"),
+            Finding::failed("b", "x"),
+            Finding::ok("c", "1"),
+            Finding::ok("c", "2"),
+        ]);
+        let lines: Vec<_> = found
+            .iter()
+            .map(|finding| (finding.name, finding.state, finding.text().unwrap_or_default()))
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                ("a", State::Warning, "2".to_owned()),
+                ("b", State::Failed, "no answer. Ask again; x".to_owned()),
+                ("c", State::Ok, "1".to_owned()),
+            ]
+        );
     }
 
     #[test]

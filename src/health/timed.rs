@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::figures::Figures;
-use super::finding::{Finding, Findings, Found};
+use super::finding::{self, Finding, Findings, Found};
 use crate::output;
 
 const NAME: &str = "check timeout";
@@ -42,7 +42,7 @@ pub(super) fn run(within: Option<Duration>, checks: impl FnOnce(&mut Findings) +
         Ok(_) => findings.push(late(within.unwrap_or_default(), findings.last())),
     }
     Checked {
-        findings,
+        findings: finding::merge(findings),
         figures: found.figures(),
     }
 }
@@ -104,10 +104,12 @@ mod tests {
     fn checks_that_end_in_time_are_all_there() {
         for within in [None, Some(Duration::from_secs(60))] {
             let checked = run(within, |findings| {
+                // More than may wait.
                 (0..200).for_each(|_| findings.ok("catalog", None));
+                findings.failed("last", "it is the last");
                 findings.note(|figures| figures.gaps = Some(1));
             });
-            assert_eq!(names(&checked), [("catalog", State::Ok); 200]);
+            assert_eq!(names(&checked), [("catalog", State::Ok), ("last", State::Failed)]);
             assert_eq!(checked.figures.gaps, Some(1));
         }
     }

@@ -16,14 +16,9 @@ pub(super) fn add(sheet: &mut Sheet, server: &str, checked: &Checked) -> Result<
     if let Some(is_up) = figures.is_up {
         sheet.add(&of::UP, &[server], u64::from(is_up))?;
     }
-    // Several findings may have one name: the worst counts.
-    let mut worst: BTreeMap<&'static str, State> = BTreeMap::new();
     for finding in &checked.findings {
-        let state = worst.entry(finding.name).or_insert(finding.state);
-        *state = finding.state.max(*state);
-    }
-    for (name, state) in worst {
-        sheet.add(&of::CHECK_STATUS, &[server, name], number(state))?;
+        let labels = [server, finding.name];
+        sheet.add(&of::CHECK_STATUS, &labels, number(finding.state))?;
     }
     for (status, count) in &figures.backups {
         let status = status.as_str().to_ascii_lowercase();
@@ -75,7 +70,7 @@ fn number(state: State) -> u64 {
     }
 }
 
-fn whole(figures: &Figures) -> [(Family, Option<u64>); 16] {
+fn whole(figures: &Figures) -> [(Family, Option<u64>); 17] {
     let count = |number: Option<usize>| number.map(|number| number as u64);
     let newest = figures.newest;
     let passed = figures
@@ -91,6 +86,11 @@ fn whole(figures: &Figures) -> [(Family, Option<u64>); 16] {
         ),
         (of::DAMAGED_BACKUPS, count(figures.damaged)),
         (of::BOOT_TEST_SUCCESS, passed.map(u64::from)),
+        // What nobody has found out in time is not known either.
+        (
+            of::RPO_KNOWN,
+            Some(figures.is_rpo_known.unwrap_or_default().into()),
+        ),
         (of::RPO_BYTES, figures.rpo_bytes),
         (of::WAL_SINCE_BACKUP, figures.wal_bytes),
         (of::GAPS, count(figures.gaps)),
