@@ -19,6 +19,7 @@ topic! {
     once damage_is_found_before_it_is_needed,
     once a_change_that_the_server_forgot_is_found,
     once a_boot_test_is_due_by_its_schedule,
+    once boot_tests_that_are_due_in_one_minute_run_one_after_the_other,
     alone a_second_run_does_nothing,
 }
 
@@ -284,6 +285,41 @@ fn a_boot_test_is_due_by_its_schedule(install: &'static Install) {
     let shown = site.json(&["show-backup", "main", &id]);
     assert_eq!(shown["boot_test"]["outcome"], "ok", "{shown}");
     assert!(!site.ok(&["cron"]).contains("boot-test"), "it is done for today");
+}
+
+fn boot_tests_that_are_due_in_one_minute_run_one_after_the_other(install: &'static Install) {
+    let (site, server) = scheduled(install, "");
+    let mut config = format!(
+        "[barmanfs]\nrepository = {}\nimmediate_checkpoint = on\nboot_test_schedule = 0 4 * * *\npath_prefix = {}\n",
+        site.repository().display(),
+        install.bindir.display()
+    );
+    let names = ["first", "second"];
+    for name in names {
+        config += &format!("\n[{name}]\nconninfo = {}\n", server.conninfo());
+    }
+    site.write_file("barmanfs.conf", config.as_bytes());
+    site.ok(&["backup", "all"]);
+    let task = |name: &str| {
+        let json = fs::read(site.repository().join(format!("cron/{name}.json"))).unwrap_or_default();
+        let memory: Value = serde_json::from_slice(&json).unwrap_or_default();
+        memory["tasks"]["boot-test"].clone()
+    };
+    let mut started = Vec::new();
+    until("both are done", || {
+        let said = site.ok(&["cron"]);
+        let lines = said.lines().filter(|line| line.starts_with("Starting boot-test"));
+        started.extend(lines.map(str::to_owned));
+        names.iter().all(|name| !task(name)["result"].is_null())
+    });
+    assert_eq!(started.len(), 2, "{started:?}");
+    for (name, line) in names.iter().zip(&started) {
+        assert!(line.contains(&format!("server {name} ")), "{started:?}");
+        let done = task(name);
+        assert!(done["failures"] == 0 && done["error"].is_null(), "{done}");
+        let shown = site.json(&["show-backup", name, "latest"]);
+        assert_eq!(shown["boot_test"]["outcome"], "ok", "{shown}");
+    }
 }
 
 fn a_second_run_does_nothing() {

@@ -13,11 +13,12 @@ mod launch;
 mod notify;
 mod task;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use barmanfs_catalog::recovery::zone_of;
-use barmanfs_catalog::{Backup, BackupKind, BackupStatus, CronTask, Repository, ServerMemory};
+use barmanfs_catalog::{Backup, BackupKind, BackupStatus, CronTask, Repository, ServerMemory, ServerName};
 use barmanfs_pg::TimestampMicros;
 use jiff::tz::TimeZone;
 
@@ -83,14 +84,27 @@ pub(crate) fn run(app: &mut App, args: &CronArgs) -> Result<Outcome, Error> {
         verifies: !app.config.verify_budget.is_off(),
         now,
         backups_running: 0,
+        backups: Vec::new(),
+        boot_tests: Vec::new(),
     };
     round.count_backups(&servers)?;
+    let mut errors: BTreeMap<&ServerName, String> = BTreeMap::new();
     for server in &servers {
-        let error = round.look_after(server).err().map(|error| error.to_string());
-        if let Some(error) = &error {
+        if let Err(error) = round.look_after(server) {
+            errors.insert(&server.name, error.to_string());
+        }
+    }
+    for (server, error) in round.start_queued()? {
+        if let Some(server) = servers.iter().find(|known| known.name == server) {
+            errors.entry(&server.name).or_insert_with(|| error.to_string());
+        }
+    }
+    for server in &servers {
+        let error = errors.get(&server.name);
+        if let Some(error) = error {
             tracing::error!("Server {}: {error}", server.name);
         }
-        unheard(repository.note_run(&server.name, now, error.as_deref()));
+        unheard(repository.note_run(&server.name, now, error.map(String::as_str)));
     }
     if let Err(error) = round.look_after_repository() {
         tracing::error!("Repository: {error}");
@@ -127,6 +141,17 @@ struct Round<'a> {
     verifies: bool,
     now: TimestampMicros,
     backups_running: usize,
+    /// Due tasks of which only a few may run at one time.
+    backups: Vec<Due>,
+    boot_tests: Vec<Due>,
+}
+
+/// A task of a server that is due.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Due {
+    /// When it was last started: the one that waits longest goes first, so none waits for ever.
+    last_began: Option<TimestampMicros>,
+    server: ServerName,
 }
 
 /// A server, and what is known of it without a connection.
@@ -274,12 +299,11 @@ impl Round<'_> {
         if subject.backups.iter().any(runs)
             || !due::is_due(schedule, done, last, self.now, &subject.zone)
             || self.repository.is_task_running(CronTask::Backup, Some(name))?
-            || self.backups_running >= BACKUPS_AT_ONCE
         {
             return Ok(());
         }
-        self.backups_running += 1;
-        self.start(CronTask::Backup, subject)
+        self.backups.push(subject.due(CronTask::Backup));
+        Ok(())
     }
 
     /// Compares each incremental backup with the server once.
@@ -302,20 +326,47 @@ impl Round<'_> {
         self.start(CronTask::Audit, subject)
     }
 
-    /// One boot test at a time in the whole repository: each runs a server.
     fn test_boot(&mut self, subject: &Subject<'_>) -> Result<(), Error> {
         let Some(schedule) = &subject.server.boot_test_schedule else {
             return Ok(());
         };
         let done = self.repository.last_boot_test(&subject.server.name)?;
         let last = subject.memory.tasks.get(&CronTask::BootTest);
-        if subject.newest_done().is_none()
-            || !due::is_due(schedule, done, last, self.now, &subject.zone)
-            || self.repository.is_task_running(CronTask::BootTest, None)?
-        {
+        if subject.newest_done().is_none() || !due::is_due(schedule, done, last, self.now, &subject.zone) {
             return Ok(());
         }
-        self.start(CronTask::BootTest, subject)
+        self.boot_tests.push(subject.due(CronTask::BootTest));
+        Ok(())
+    }
+
+    /// Starts what is due, as much as may run at one time. The rest is due in the next minute. Returns which servers'
+    /// tasks could not be started.
+    fn start_queued(&mut self) -> Result<Vec<(ServerName, Error)>, Error> {
+        let backups = BACKUPS_AT_ONCE.saturating_sub(self.backups_running);
+        // One boot test in the whole repository: each runs a server.
+        let boot_tests = match self.repository.is_task_running(CronTask::BootTest, None)? {
+            true => 0,
+            false => 1,
+        };
+        let queues = [
+            (CronTask::Backup, std::mem::take(&mut self.backups), backups),
+            (
+                CronTask::BootTest,
+                std::mem::take(&mut self.boot_tests),
+                boot_tests,
+            ),
+        ];
+        let mut failed = Vec::new();
+        for (task, mut due, at_once) in queues {
+            due.sort();
+            for Due { server, .. } in due.into_iter().take(at_once) {
+                let started = self
+                    .launcher
+                    .start(self.repository, task, Some(&server), self.now);
+                failed.extend(started.err().map(|error| (server, error)));
+            }
+        }
+        Ok(failed)
     }
 
     fn start(&mut self, task: CronTask, subject: &Subject<'_>) -> Result<(), Error> {
@@ -371,6 +422,13 @@ impl Round<'_> {
 }
 
 impl Subject<'_> {
+    fn due(&self, task: CronTask) -> Due {
+        Due {
+            last_began: self.memory.tasks.get(&task).map(|last| last.began_at),
+            server: self.server.name.clone(),
+        }
+    }
+
     fn newest_done(&self) -> Option<&Backup> {
         let is_done = |backup: &&Backup| backup.status == BackupStatus::Done;
         self.backups.iter().rfind(is_done)
@@ -392,6 +450,23 @@ fn is_unit_enabled(units: &Path, unit: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_task_that_waits_longest_goes_first() {
+        let due = |server: &str, last_began: Option<i64>| Due {
+            last_began: last_began.map(TimestampMicros::from_unix_seconds),
+            server: server.parse().unwrap(),
+        };
+        let mut waiting = [
+            due("a", Some(9)),
+            due("c", None),
+            due("b", Some(5)),
+            due("d", Some(5)),
+        ];
+        waiting.sort();
+        let order: Vec<&str> = waiting.iter().map(|due| due.server.as_str()).collect();
+        assert_eq!(order, ["c", "b", "d", "a"]);
+    }
 
     #[test]
     fn a_unit_counts_when_it_is_enabled() {

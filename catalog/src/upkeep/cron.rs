@@ -408,6 +408,15 @@ impl TaskMemory {
         tasks.insert(task, begun);
     }
 
+    /// Notes that a task that was begun has done nothing, because it was not its turn. That is neither a failure nor a
+    /// success.
+    pub fn put_off(tasks: &mut BTreeMap<CronTask, Self>, task: CronTask, at: TimestampMicros) {
+        if let Some(memory) = tasks.get_mut(&task) {
+            memory.ended_at = Some(at);
+            memory.error = Some("another one is running".to_owned());
+        }
+    }
+
     /// Notes how a task that was begun has ended.
     pub fn end(
         tasks: &mut BTreeMap<CronTask, Self>,
@@ -420,6 +429,7 @@ impl TaskMemory {
             match ended {
                 Ok(result) => {
                     memory.result = Some(cut(&result));
+                    memory.error = None;
                     memory.failures = 0;
                 }
                 Err(error) => {
@@ -512,6 +522,25 @@ mod tests {
             repository.server_memory(&main).unwrap().error.as_deref(),
             Some("no")
         );
+    }
+
+    #[test]
+    fn a_task_that_was_put_off_has_neither_failed_nor_succeeded() {
+        let mut tasks = BTreeMap::new();
+        TaskMemory::begin(&mut tasks, CronTask::BootTest, at(1));
+        TaskMemory::put_off(&mut tasks, CronTask::BootTest, at(2));
+        let put_off = tasks[&CronTask::BootTest].clone();
+        assert_eq!((put_off.ended_at, put_off.failures), (Some(at(2)), 0));
+        assert!(put_off.error.is_some(), "it is not done");
+        TaskMemory::begin(&mut tasks, CronTask::BootTest, at(3));
+        TaskMemory::end(
+            &mut tasks,
+            CronTask::BootTest,
+            at(4),
+            Ok("backup started".to_owned()),
+        );
+        let done = &tasks[&CronTask::BootTest];
+        assert_eq!((done.failures, &done.error), (0, &None));
     }
 
     #[test]

@@ -45,6 +45,13 @@ pub(super) fn run(app: &mut App, args: &CronArgs, task: CronTask) -> Result<Outc
     // One boot test at a time, of whichever server.
     let holder = of_server.filter(|_| task != CronTask::BootTest);
     let Some(_lock) = repository.begin_task(task, holder)? else {
+        // Another server's boot test was started at the same moment; this one is due as before.
+        if let (CronTask::BootTest, Some(server)) = (task, of_server) {
+            let now = SystemTime::now().into();
+            unheard(repository.remember_of_server(server, |memory| {
+                TaskMemory::put_off(&mut memory.tasks, task, now);
+            }));
+        }
         return Ok(Outcome::Done);
     };
     let ended = match &server {
