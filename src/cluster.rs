@@ -41,6 +41,8 @@ pub(crate) enum Purpose {
     WalHostSql,
     /// To query the primary of a standby in SQL.
     Primary,
+    /// To read WAL from the primary of a standby, over the replication protocol.
+    PrimaryWal,
 }
 
 /// The hosts of a server. They are the same one, unless the configuration says that WAL is received from elsewhere.
@@ -84,7 +86,7 @@ pub(crate) fn connect(server: &ServerConfig, purpose: Purpose) -> Result<Connect
 
 fn mode(purpose: Purpose) -> Mode {
     match purpose {
-        Purpose::Backup | Purpose::ReceiveWal | Purpose::WalHost => Mode::Replication,
+        Purpose::Backup | Purpose::ReceiveWal | Purpose::WalHost | Purpose::PrimaryWal => Mode::Replication,
         Purpose::Sql | Purpose::WalHostSql | Purpose::Primary => Mode::Sql,
     }
 }
@@ -117,7 +119,7 @@ fn conninfo(server: &ServerConfig, purpose: Purpose) -> Result<Conninfo, Error> 
                 .clone_from(&server.streaming_archiver_name);
             conninfo.connect_timeout.get_or_insert(CONNECT_WITHIN);
         }
-        Purpose::Sql | Purpose::WalHost | Purpose::WalHostSql | Purpose::Primary => {}
+        Purpose::Sql | Purpose::WalHost | Purpose::WalHostSql | Purpose::Primary | Purpose::PrimaryWal => {}
     }
     Ok(conninfo)
 }
@@ -135,7 +137,7 @@ fn connection_string(server: &ServerConfig, purpose: Purpose) -> Result<&Secret,
         }
         Purpose::Sql => (server.conninfo.as_ref(), "conninfo"),
         Purpose::WalHostSql => (server.wal_sql_conninfo(), "wal_conninfo, and no conninfo"),
-        Purpose::Primary => (server.primary_conninfo.as_ref(), "primary_conninfo"),
+        Purpose::Primary | Purpose::PrimaryWal => (server.primary_conninfo.as_ref(), "primary_conninfo"),
     };
     found.ok_or_else(|| Error::usage(format!("Server '{}' has no {key}", server.name)))
 }

@@ -107,6 +107,7 @@ pub(crate) fn measure(
             .and_then(|repository| Standing::of(&server, Some(&repository)));
         match standing {
             Ok(Standing { exposure, .. }) => findings.note(|figures| {
+                figures.is_rpo_known = Some(exposure.seconds().is_some());
                 figures.rpo_seconds = exposure.seconds();
                 figures.rpo_bytes = exposure.bytes();
             }),

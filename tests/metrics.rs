@@ -72,7 +72,11 @@ fn assert_promtool_agrees(site: &Site, text: &str) {
 
 fn metrics_say_what_is_stored_and_what_would_be_lost(install: &'static Install) {
     let (site, server) = Site::with_server(install);
-    assert_promtool_agrees(&site, &printed(&site, &["metrics"]));
+    let without_backup = printed(&site, &["metrics"]);
+    assert_promtool_agrees(&site, &without_backup);
+    let nothing = samples(&without_backup);
+    assert_eq!(nothing["barmanfs_rpo_seconds{server=\"main\"}"], f64::INFINITY);
+    assert_eq!(nothing["barmanfs_rpo_known{server=\"main\"}"], 1.0);
     fill(&server, 1);
     server.archive_current_segment();
     site.backup();
@@ -186,6 +190,7 @@ fn metrics_do_not_wait_for_a_dead_server(install: &'static Install) {
         !found.contains_key("barmanfs_rpo_seconds{server=\"main\"}"),
         "{text}"
     );
+    assert_eq!(found["barmanfs_rpo_known{server=\"main\"}"], 0.0);
 
     // A reader never sees a part: the file is another one, and nothing is left beside it.
     let metadata = std::fs::metadata(&file).expect("the file");

@@ -8,12 +8,14 @@ use crate::common::site::check_line;
 use crate::common::standby::{catch_up, standby_of};
 use crate::common::{Install, Mount, PgServer, Site};
 use crate::receive_wal::Receiver;
+use serde_json::Value;
 use std::time::{Duration, Instant};
 
 topic! {
     edges a_backup_of_an_idle_standby_is_complete_at_once,
     once an_idle_primary_is_asked_to_end_its_segment,
     once wal_comes_from_the_primary_of_a_standby,
+    once what_a_primary_has_not_sent_is_not_called_safe,
 }
 
 /// An idle primary that archives, and its standby, which is the server to back up. The lines are added to the
@@ -236,4 +238,66 @@ fn wal_comes_from_the_primary_of_a_standby(install: &'static Install) {
     receiver.stop();
     standby.start();
     other_is_refused("what is stored of 'main' is of");
+}
+
+/// A standby that receives nothing any more has nothing that is not safe, and its primary has.
+fn what_a_primary_has_not_sent_is_not_called_safe(install: &'static Install) {
+    let (site, primary, standby) = idle_pair(install);
+    let rpo = || site.json(&["status", "main"])["servers"][0]["rpo"].clone();
+    let with_primary = || {
+        let line = format!("primary_conninfo = {}\n", primary.conninfo());
+        site.write_config_of(&standby, &line);
+    };
+    site.barmanfs(BACKUP).ok();
+    // Something commits now and then.
+    let archive_all = || primary.query("SELECT pg_switch_wal()");
+    until("the standby has no commit that is not safe", || {
+        archive_all();
+        rpo()["state"] != "commits"
+    });
+    let alone = rpo();
+    assert_eq!(
+        (&alone["state"], &alone["bytes"], &alone["server_lsn"]),
+        (&"at_most".into(), &Value::Null, &Value::Null),
+        "{alone}"
+    );
+    assert!(
+        alone["why"].as_str().unwrap().contains("set primary_conninfo"),
+        "{alone}"
+    );
+    with_primary();
+    until("all is safe", || {
+        archive_all();
+        rpo()["state"] == "safe"
+    });
+    assert_eq!(rpo()["seconds"], 0.0);
+    standby.configure_auto("primary_conninfo = ''");
+    standby.query("SELECT pg_reload_conf()");
+    until("the standby receives nothing", || {
+        primary.query("SELECT count(*) FROM pg_stat_replication WHERE application_name = 'walreceiver'")
+            == "0"
+    });
+    let received = standby.query("SELECT pg_last_wal_receive_lsn()");
+    primary.query("CREATE TABLE unsent AS SELECT 1");
+    let lost = rpo();
+    assert_eq!(lost["state"], "commits", "{lost}");
+    assert!(
+        lost["seconds"].as_f64() > Some(0.0) && lost["bytes"].as_u64() > Some(0),
+        "{lost}"
+    );
+    let end = lost["server_lsn"].as_str().expect("it is known");
+    let is_end =
+        format!("SELECT pg_current_wal_flush_lsn() >= '{end}'::pg_lsn AND '{end}'::pg_lsn > '{received}'");
+    assert_eq!(primary.query(&is_end), "t", "{lost}");
+    // Without a connection for replication it is not known whether there are commits, but how much is missing is.
+    primary.query("CREATE ROLE reader LOGIN");
+    let reader = primary.conninfo().replace("user=postgres", "user=reader");
+    site.write_config_of(&standby, &format!("primary_conninfo = {reader}\n"));
+    let limit = rpo();
+    assert_eq!(limit["state"], "at_most", "{limit}");
+    assert!(
+        limit["why"].as_str().unwrap().contains("less than its primary"),
+        "{limit}"
+    );
+    assert!(limit["bytes"].as_u64() > Some(0), "{limit}");
 }

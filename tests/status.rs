@@ -37,7 +37,10 @@ fn status_shows_the_server_and_what_is_stored(install: &'static Install) {
     let before = status(&site);
     assert_eq!(before["answers"], true, "{before}");
     assert_eq!(before["backups_number"], 0);
-    assert_eq!(before["rpo"]["seconds"], Value::Null);
+    assert_eq!(
+        (&before["rpo"]["state"], &before["rpo"]["seconds"]),
+        (&"everything".into(), &Value::Null)
+    );
     fill(&server, 1);
     site.ok(&["backup", "main", "--fast-checkpoint"]);
     let archived = server.archive_current_segment();

@@ -17,7 +17,10 @@ pub(crate) struct Figures {
     pub(crate) damaged: Option<usize>,
     /// The newest boot test of any of its backups.
     pub(crate) boot_test: Option<BootTest>,
-    /// Age of the oldest commit that would be lost with the server, in seconds, or an upper limit of it.
+    /// Whether it is known what would be lost with the server, or an upper limit of it.
+    pub(crate) is_rpo_known: Option<bool>,
+    /// Age of the oldest commit that would be lost with the server, in seconds, or an upper limit of it; infinity if
+    /// nothing can be recovered.
     pub(crate) rpo_seconds: Option<f64>,
     /// WAL that would be lost with the server.
     pub(crate) rpo_bytes: Option<u64>,

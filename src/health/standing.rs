@@ -16,12 +16,13 @@ mod replication;
 mod stored;
 mod unsafe_wal;
 
-use barmanfs_catalog::Repository;
+use barmanfs_catalog::{CrossingRecord, Repository};
 
 use crate::cluster::Host;
 use crate::config::ServerConfig;
 use crate::error::Error;
-pub(crate) use clients::StreamClient;
+pub(super) use clients::ask as ask_for_clients;
+pub(crate) use clients::{OwnStream, StreamClient};
 pub(crate) use each::each;
 pub(crate) use exposure::{Exposure, Verdict};
 pub(crate) use live::{ArchiverStats, Live};
@@ -74,14 +75,21 @@ impl Standing {
         let stored = repository
             .map(|repository| Stored::of(repository, &server.name))
             .transpose()?;
-        let weigh = |live: &Live, streaming| exposure::of(live, streaming, stored.as_ref(), server);
+        let weigh = |live: &Live, streaming| {
+            let crossing = match (&stored, repository, live.segment_size) {
+                (Some(stored), Some(repository), Some(size)) => stored.crossing(repository, server, size)?,
+                _ => CrossingRecord::Unknown,
+            };
+            Ok::<_, Error>(exposure::of(live, streaming, stored.as_ref(), crossing, server))
+        };
         let (answer, mut exposure) = match asked {
-            None => (
-                Answer::NotAsked,
-                Exposure::unknown("the server is inactive and was not asked"),
-            ),
+            None => {
+                let why = "the server is inactive and was not asked".to_owned();
+                (Answer::NotAsked, exposure::unasked(stored.as_ref(), server, why))
+            }
             Some(Err(error)) => {
-                let exposure = Exposure::unknown(format!("the server does not answer: {error}"));
+                let why = format!("the server does not answer: {error}");
+                let exposure = exposure::unasked(stored.as_ref(), server, why);
                 (Answer::Failed(error), exposure)
             }
             // A standby may not have the last commits.
@@ -89,19 +97,19 @@ impl Standing {
                 (Answer::Live(Box::new(live)), Exposure::unknown(String::new()))
             }
             Some(Ok((live, streaming))) => {
-                let exposure = weigh(&live, streaming);
+                let exposure = weigh(&live, streaming)?;
                 (Answer::Live(Box::new(live)), exposure)
             }
         };
         let wal_host = match wal_host {
             None => None,
             Some(Ok((live, streaming))) => {
-                exposure = weigh(&live, streaming);
+                exposure = weigh(&live, streaming)?;
                 Some(Box::new(live))
             }
             Some(Err(error)) => {
                 let why = format!("the host that WAL is received from does not answer: {error}");
-                exposure = Exposure::unknown(why);
+                exposure = exposure::unasked(stored.as_ref(), server, why);
                 None
             }
         };

@@ -1,27 +1,26 @@
 //! Whether the server's WAL is being received as a stream, and how far behind that is.
 
 use barmanfs_catalog::Repository;
+use barmanfs_pg::{Lsn, TimestampMicros};
 
 use super::Subject;
 use super::figures::Lag;
 use super::finding::{Finding, Findings};
+use super::standing::{OwnStream, StreamClient, ask_for_clients};
+use crate::config::ServerConfig;
 use crate::error::Error;
+use crate::moment;
 use crate::output;
-use crate::postgres::{Connection, ResultSet};
+use crate::postgres::Connection;
 
 /// The slot's state on the server.
 const SLOT: &str = "SELECT slot_type, active::text AS active, restart_lsn::text AS restart_lsn, \
                     coalesce(wal_status, '') AS wal_status \
                     FROM pg_catalog.pg_replication_slots WHERE slot_name = '";
 
-/// What the receiver with this application name has reported, and where the server is. A standby sends what it has
-/// received.
-const REPORTS: &str = "SELECT greatest(0, pg_catalog.pg_wal_lsn_diff( \
-                       CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_receive_lsn() \
-                       ELSE pg_catalog.pg_current_wal_flush_lsn() END, flush_lsn))::bigint::text AS bytes, \
-                       extract(epoch FROM greatest(pg_catalog.clock_timestamp() - reply_time, '0'))::bigint::text \
-                       AS seconds FROM pg_catalog.pg_stat_replication \
-                       WHERE flush_lsn IS NOT NULL AND application_name = '";
+/// The end of the WAL that the server sends. A standby sends what it has received.
+const FLUSHED: &str = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_receive_lsn() \
+                       ELSE pg_catalog.pg_current_wal_flush_lsn() END)::text AS flushed";
 
 /// The name of the check.
 const NAME: &str = "replication slot";
@@ -53,7 +52,7 @@ pub(super) fn check(
     let receiver = repository.and_then(|repository| repository.receiver(&server.name).ok());
     let is_running = receiver.flatten().is_some();
     if is_running && let Some(sql) = sql.as_deref_mut() {
-        lag(sql, &server.streaming_archiver_name, findings);
+        lag(sql, server, findings);
     }
     let Some(name) = server.slot_name.as_deref() else {
         if server.streaming_archiver {
@@ -78,33 +77,46 @@ pub(super) fn check(
 }
 
 /// How far the receiver is behind.
-fn lag(sql: &mut Connection, application_name: &str, findings: &mut Findings) {
-    let name = application_name.replace('\'', "''");
-    match sql.simple_query(&format!("{REPORTS}{name}'")) {
-        Ok(results) => {
-            // Several of this name cannot be told apart: the one that is least behind has it all.
-            let lags = results.first().map(lags).unwrap_or_default();
-            let Some(lag) = lags.into_iter().min_by_key(|lag| lag.bytes) else {
-                return;
-            };
-            findings.note(|figures| figures.lag = Some(lag));
-            findings.push(judge_lag(lag));
+fn lag(sql: &mut Connection, server: &ServerConfig, findings: &mut Findings) {
+    // The clients first: then none of them is ahead of the server.
+    let asked = ask_for_clients(sql).and_then(|clients| Ok((clients, flushed(sql)?)));
+    let (clients, flushed) = match asked {
+        Ok(answers) => answers,
+        Err(error) => return findings.failed(LAG, error.to_string()),
+    };
+    match OwnStream::among(&clients, server) {
+        // The check of the slot says that nothing uses it.
+        OwnStream::None => {}
+        OwnStream::One(client) => {
+            // Without pg_monitor, a role sees nothing of another role's connections.
+            if let Some(lag) = measured(client, flushed, moment::now()) {
+                findings.note(|figures| figures.lag = Some(lag));
+                findings.push(judge_lag(lag));
+            }
         }
-        Err(error) => findings.failed(LAG, Error::from(error).to_string()),
+        OwnStream::OneOf(count) => findings.push(Finding::warning(
+            LAG,
+            format!(
+                "{count} receivers have the name {}, and which of them is this one is not known: set slot_name",
+                server.streaming_archiver_name
+            ),
+        )),
     }
 }
 
-/// Without pg_monitor, a role sees none of another role's connections.
-fn lags(rows: &ResultSet) -> Vec<Lag> {
-    let number = |row, column| rows.text(row, column)?.parse::<u64>().ok();
-    (0..rows.len())
-        .filter_map(|row| {
-            Some(Lag {
-                bytes: number(row, "bytes")?,
-                reported_seconds: number(row, "seconds")?,
-            })
-        })
-        .collect()
+fn flushed(sql: &mut Connection) -> Result<Option<Lsn>, Error> {
+    let results = sql.simple_query(FLUSHED)?;
+    let flushed = results.first().and_then(|rows| rows.text(0, "flushed"));
+    Ok(flushed.and_then(|text| text.parse().ok()))
+}
+
+/// The receiver runs on this host, so its reports have times of this host's clock. A report from the future is of a time
+/// before the clock was set back: a receiver that does not hang sends another one soon.
+fn measured(client: &StreamClient, flushed: Option<Lsn>, now: TimestampMicros) -> Option<Lag> {
+    Some(Lag {
+        bytes: flushed?.0.saturating_sub(client.flush_lsn?.0),
+        reported_seconds: now.unix_micros().abs_diff(client.replied?.unix_micros()) / 1_000_000,
+    })
 }
 
 fn judge_lag(lag: Lag) -> Finding {
@@ -286,5 +298,32 @@ mod tests {
         assert_eq!(state(1 << 30, 60), State::Ok, "it is behind, and reports");
         assert_eq!(state(1, 61), State::Failed);
         assert_eq!(state(0, 9000), State::Ok, "the server has nothing more");
+    }
+
+    #[test]
+    fn the_last_report_is_timed_by_one_clock() {
+        let now = TimestampMicros::from_unix_seconds(10_000);
+        let client = StreamClient {
+            flush_lsn: Some(Lsn(70)),
+            replied: Some(TimestampMicros::from_unix_seconds(9_991)),
+            ..StreamClient::default()
+        };
+        let lag = |client: &StreamClient| measured(client, Some(Lsn(100)), now);
+        let expected = Lag {
+            bytes: 30,
+            reported_seconds: 9,
+        };
+        assert_eq!(lag(&client), Some(expected));
+        // The clock was set back, and nothing has been reported since.
+        let later = StreamClient {
+            replied: Some(TimestampMicros::from_unix_seconds(20_000)),
+            ..client.clone()
+        };
+        assert_eq!(lag(&later).map(|lag| lag.reported_seconds), Some(10_000));
+        let hidden = StreamClient {
+            replied: None,
+            ..client
+        };
+        assert_eq!(lag(&hidden), None);
     }
 }

@@ -14,6 +14,9 @@ use crate::output;
 /// What nothing is shown as.
 const NONE: &str = "None";
 
+/// The state in which all commits would be lost.
+const EVERYTHING: &str = "everything";
+
 /// How a server stands.
 #[derive(Debug, Serialize)]
 pub(crate) struct ServerStatus {
@@ -93,7 +96,9 @@ struct Receiving {
 /// The commits that are not safe here.
 #[derive(Debug, Serialize)]
 struct Rpo {
-    /// Seconds since the oldest of them; 0 if there is none.
+    /// What is known of them.
+    state: &'static str,
+    /// Seconds since the oldest of them; 0 if there is none, null if all are lost or nothing is known.
     seconds: Option<f64>,
     /// Bytes of the server's WAL that is not safe; 0 if no commit is among them.
     bytes: Option<u64>,
@@ -343,17 +348,27 @@ impl Receiving {
 impl Rpo {
     fn text(&self) -> String {
         let why = self.why.as_deref().unwrap_or_default();
-        let (Some(seconds), Some(bytes)) = (self.seconds, self.bytes) else {
+        if self.state == EVERYTHING {
+            return format!("all: {why}");
+        }
+        let Some(seconds) = self.seconds else {
             return format!("not known: {why}");
         };
         let shown = output::duration(Duration::try_from_secs_f64(seconds).unwrap_or_default());
-        let bytes = output::bytes(bytes);
-        match self.oldest_commit_time {
+        let bytes = match self.bytes {
+            Some(bytes) => output::bytes(bytes),
+            None => "it is not known how many bytes".to_owned(),
+        };
+        let text = match self.oldest_commit_time {
             _ if self.at_most => {
-                format!("at most {shown}, {bytes}: the rest of the server's WAL was not read, {why}")
+                return format!("at most {shown}, {bytes}: the rest of the server's WAL was not read, {why}");
             }
             None => format!("{shown}, {bytes}"),
             Some(oldest) => format!("{shown}, {bytes}: the oldest is of {}", output::second(oldest)),
+        };
+        match why {
+            "" => text,
+            why => format!("{text}; {why}"),
         }
     }
 }
@@ -400,7 +415,9 @@ fn figures(live: &Live) -> ArchiverFigures {
 
 fn rpo(exposure: &Exposure) -> Rpo {
     Rpo {
-        seconds: exposure.seconds(),
+        state: state(&exposure.verdict),
+        // JSON has no infinity.
+        seconds: exposure.seconds().filter(|seconds| seconds.is_finite()),
         bytes: exposure.bytes(),
         at_most: exposure.seconds().is_some() && !exposure.is_exact(),
         why: exposure.why().map(|why| output::printable(why.as_bytes())),
@@ -410,6 +427,16 @@ fn rpo(exposure: &Exposure) -> Rpo {
         },
         safe_lsn: exposure.safe_lsn,
         server_lsn: exposure.server_lsn,
+    }
+}
+
+fn state(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Nothing => "safe",
+        Verdict::Commits { .. } => "commits",
+        Verdict::AtMost { .. } => "at_most",
+        Verdict::Everything { .. } => EVERYTHING,
+        Verdict::Unknown { .. } => "unknown",
     }
 }
 

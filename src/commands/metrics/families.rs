@@ -37,7 +37,8 @@ families! {
 
     RECOVERABLE_FROM "recoverable_from_timestamp_seconds" ["server"] "The earliest time that can be recovered."
     RECOVERABLE_TO "recoverable_to_timestamp_seconds" ["server"] "The last commit that can be recovered."
-    RPO_SECONDS "rpo_seconds" ["server"] "Age of the oldest commit that would be lost with the server; 0 if there is none."
+    RPO_KNOWN "rpo_known" ["server"] "Whether it is known what would be lost with the server."
+    RPO_SECONDS "rpo_seconds" ["server"] "Age of the oldest commit that would be lost with the server; 0 if there is none, +Inf if nothing can be recovered."
     RPO_BYTES "rpo_bytes" ["server"] "WAL that would be lost with the server; 0 if no commit is in it."
     WAL_SINCE_BACKUP "wal_since_backup_bytes" ["server"] "What WAL has added to the repository since the newest backup."
     LAST_WAL "last_wal_timestamp_seconds" ["server"] "When WAL last arrived."

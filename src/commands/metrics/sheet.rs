@@ -75,7 +75,9 @@ impl Sheet {
             metrics.sort_by_key(by_labels);
             family.set_metric(metrics);
         }
-        TextEncoder::new().encode_to_string(&families).map_err(fault)
+        let text = TextEncoder::new().encode_to_string(&families).map_err(fault)?;
+        // The library writes infinity as Rust does.
+        Ok(text.replace(" inf\n", " +Inf\n"))
     }
 }
 
@@ -106,5 +108,10 @@ mod tests {
              test_size_bytes{server=\"main\",what=\"wal\"} 1125899906842624\n"
         );
         assert_eq!(Sheet::default().text().unwrap(), "");
+        let mut sheet = Sheet::default();
+        sheet
+            .add_fraction(&BYTES, &["main", "all"], f64::INFINITY)
+            .unwrap();
+        assert!(sheet.text().unwrap().ends_with("} +Inf\n"), "{:?}", sheet.text());
     }
 }

@@ -3,6 +3,7 @@
 use barmanfs_pg::{Lsn, TimestampMicros};
 
 use super::live::{parsed, time};
+use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::output::printable;
 use crate::postgres::{Connection, ResultSet};
@@ -16,6 +17,7 @@ const CLIENTS: &str = "SELECT r.pid::text AS pid, r.usename AS usename, r.applic
     r.sync_priority::text AS sync_priority, \
     r.sent_lsn::text AS sent, r.write_lsn::text AS written, r.flush_lsn::text AS flushed, \
     r.replay_lsn::text AS replayed, extract(epoch from r.flush_lag)::text AS flush_lag, \
+    (extract(epoch from r.reply_time) * 1000000)::bigint AS replied, \
     s.slot_name AS slot_name \
     FROM pg_catalog.pg_stat_replication r \
     LEFT JOIN pg_catalog.pg_replication_slots s ON s.active_pid = r.pid \
@@ -54,8 +56,37 @@ pub(crate) struct StreamClient {
     pub(crate) replay_lsn: Option<Lsn>,
     /// How long it took until the last flush was reported, in seconds.
     pub(crate) flush_lag_seconds: Option<f64>,
+    /// When it sent its last report, by its own clock: that of the host that it runs on.
+    pub(crate) replied: Option<TimestampMicros>,
     /// The replication slot that it uses.
     pub(crate) slot: Option<String>,
+}
+
+/// The clients that may be this server's `receive-wal`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum OwnStream<'a> {
+    /// There is none.
+    None,
+    /// This one.
+    One(&'a StreamClient),
+    /// One of so many, and nothing tells which.
+    OneOf(usize),
+}
+
+impl<'a> OwnStream<'a> {
+    /// Finds them. Any program may have the same name, but only one has the slot.
+    pub(crate) fn among(clients: &'a [StreamClient], server: &ServerConfig) -> Self {
+        let is_own = |client: &&StreamClient| match &server.slot_name {
+            Some(slot) => client.slot.as_ref() == Some(slot),
+            None => client.slot.is_none() && client.application_name == server.streaming_archiver_name,
+        };
+        let own: Vec<&StreamClient> = clients.iter().filter(is_own).collect();
+        match own.as_slice() {
+            [] => Self::None,
+            [one] => Self::One(one),
+            several => Self::OneOf(several.len()),
+        }
+    }
 }
 
 impl StreamClient {
@@ -69,7 +100,7 @@ impl StreamClient {
 ///
 /// # Errors
 /// When the server does not answer.
-pub(super) fn ask(sql: &mut Connection) -> Result<Vec<StreamClient>, Error> {
+pub(in crate::health) fn ask(sql: &mut Connection) -> Result<Vec<StreamClient>, Error> {
     let results = sql.simple_query(&format!("{CLIENTS}{CLIENTS_MAX}"))?;
     let Some(rows) = results.first() else {
         return Ok(Vec::new());
@@ -99,6 +130,45 @@ fn client(rows: &ResultSet, row: usize) -> StreamClient {
         flush_lsn: parsed(rows, row, "flushed"),
         replay_lsn: parsed(rows, row, "replayed"),
         flush_lag_seconds: parsed(rows, row, "flush_lag"),
+        replied: time(rows, row, "replied"),
         slot: text("slot_name"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::server;
+
+    fn client(name: &str, slot: Option<&str>) -> StreamClient {
+        StreamClient {
+            application_name: name.to_owned(),
+            slot: slot.map(str::to_owned),
+            ..StreamClient::default()
+        }
+    }
+
+    #[test]
+    fn another_receiver_of_the_same_name_is_not_taken_for_our_own() {
+        let name = "barmanfs_receive_wal";
+        let clients = [
+            client(name, Some("other")),
+            client(name, Some("ours")),
+            client(name, None),
+        ];
+        let with_slot = server("slot_name = ours\n");
+        assert_eq!(
+            OwnStream::among(&clients, &with_slot),
+            OwnStream::One(&clients[1])
+        );
+        assert_eq!(OwnStream::among(&clients[..1], &with_slot), OwnStream::None);
+        let without = server("");
+        assert_eq!(OwnStream::among(&clients, &without), OwnStream::One(&clients[2]));
+        let twins = [
+            client(name, None),
+            client(name, None),
+            client("walreceiver", None),
+        ];
+        assert_eq!(OwnStream::among(&twins, &without), OwnStream::OneOf(2));
     }
 }

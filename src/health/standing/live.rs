@@ -6,7 +6,7 @@ use std::str::FromStr;
 use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, TimestampMicros};
 
-use super::clients::{self, StreamClient};
+use super::clients::{self, OwnStream, StreamClient};
 use crate::cluster::{self, Host, ServerSettings};
 use crate::config::ServerConfig;
 use crate::error::Error;
@@ -146,11 +146,12 @@ impl Live {
         (archiver.archived_count > 0 && micros > 0).then_some(rate)
     }
 
-    /// The stream of this server's `receive-wal`.
+    /// The stream of this server's `receive-wal`, if it is certain which it is.
     pub(crate) fn own_stream(&self, server: &ServerConfig) -> Option<&StreamClient> {
-        self.clients
-            .iter()
-            .find(|client| client.application_name == server.streaming_archiver_name)
+        match OwnStream::among(&self.clients, server) {
+            OwnStream::One(client) => Some(client),
+            OwnStream::None | OwnStream::OneOf(_) => None,
+        }
     }
 }
 

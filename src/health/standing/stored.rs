@@ -1,9 +1,12 @@
 //! What is stored of a server.
 
-use barmanfs_catalog::{Backup, BackupId, BackupStatus, Receiver, RecoveryWindow, Repository, ServerName};
-use barmanfs_pg::{SystemId, TimestampMicros};
+use barmanfs_catalog::{
+    Backup, BackupId, BackupStatus, CrossingRecord, Receiver, RecoveryWindow, Repository, ServerName,
+};
+use barmanfs_pg::{SegmentSize, SystemId, TimestampMicros};
 use serde::Serialize;
 
+use crate::config::ServerConfig;
 use crate::error::Error;
 
 /// The facts.
@@ -54,6 +57,19 @@ impl Stored {
             open_forks: repository.open_forks(server)?.len(),
             repository_bytes: repository.pack_totals()?.bytes,
         })
+    }
+
+    /// The record that goes on behind the newest state; the server has segments of this size.
+    pub(super) fn crossing(
+        &self,
+        repository: &Repository,
+        server: &ServerConfig,
+        size: SegmentSize,
+    ) -> Result<CrossingRecord, Error> {
+        match &self.window.newest {
+            Some(newest) => Ok(repository.crossing_record(&server.name, newest, size)?),
+            None => Ok(CrossingRecord::Unknown),
+        }
     }
 }
 

@@ -5,13 +5,13 @@ use std::str::FromStr;
 use std::time::SystemTime;
 
 use barmanfs_catalog::recovery::TimelineReport;
-use barmanfs_catalog::{BackupStatus, Repository};
+use barmanfs_catalog::{BackupStatus, Repository, WalArchive};
 use barmanfs_pg::history::TimelineHistory;
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
 
-use super::facts::{ArchiverStats, Facts, Here, Ready, Settings};
-use crate::cluster::ServerSettings;
+use super::facts::{ArchiverStats, Arrival, Facts, Here, Ready, Settings};
+use crate::cluster::{ServerSettings, primary};
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::health::finding::Findings;
@@ -88,6 +88,7 @@ pub(super) fn facts(asked: &mut Asked<'_>, findings: &mut Findings) -> Facts {
         pg_wal: None,
         timeline: asked.cluster.timeline,
         flush_lsn: asked.cluster.flush_lsn,
+        origin_lsn: None,
         segment_size: asked.cluster.segment_size,
         history: history(asked.streaming, asked.cluster.timeline),
         here: None,
@@ -107,6 +108,7 @@ pub(super) fn facts(asked: &mut Asked<'_>, findings: &mut Findings) -> Facts {
             .simple_query(DONE)
             .map_or_else(|_| Vec::new(), |results| names(&results));
     }
+    facts.origin_lsn = origin_lsn(asked, &mut facts);
     if let (Some(repository), Some(timelines)) = (asked.repository, asked.timelines) {
         match here(repository, timelines, asked.server, &facts, &done) {
             Ok(here) => facts.here = Some(here),
@@ -114,6 +116,18 @@ pub(super) fn facts(asked: &mut Asked<'_>, findings: &mut Findings) -> Facts {
         }
     }
     facts
+}
+
+/// A standby has no commits of its own: what its primary has written counts.
+fn origin_lsn(asked: &mut Asked<'_>, facts: &mut Facts) -> Option<Lsn> {
+    facts.in_recovery = asked.streaming.is_in_recovery().unwrap_or(facts.in_recovery);
+    if !facts.in_recovery {
+        return Some(asked.cluster.flush_lsn);
+    }
+    asked.server.primary_conninfo.as_ref()?;
+    // Another check says why the primary cannot be asked.
+    let primary = primary::look(asked.server, asked.cluster.system_id).ok()?;
+    Some(primary.flush_lsn)
 }
 
 fn settings_or_default(
@@ -235,13 +249,15 @@ fn here(
     let newest_backup = newest_backup(timelines);
     let newest_segment = archive.last_segment(facts.timeline, None)?;
     let receiving = repository.receiving(&server.name)?;
-    let newest_entry = newest_segment.map(|name| archive.entry(&WalName::Segment(name)));
-    let archived_at = newest_entry.transpose()?.flatten().map(|entry| entry.archived_at);
+    let (archived_end, archived_at) = newest_archived(&archive, facts)?.unzip();
     let last_arrival = receiving
         .iter()
         .map(|segment| segment.modified)
         .chain(archived_at)
         .max();
+    // A segment that is being received has a part of the newest state.
+    let newest = timelines.newest.as_ref();
+    let recoverable = newest.filter(|newest| facts.has_ancestor(newest.timeline));
     let spooled: Vec<SegmentName> = receiving
         .into_iter()
         .filter(|segment| segment.complete)
@@ -272,14 +288,37 @@ fn here(
         missing,
         newest_backup,
         newest_segment,
-        last_arrival: last_arrival.map(|time| (time, age(time))),
+        end: archived_end.max(recoverable.map(|newest| newest.lsn)),
+        last_arrival: last_arrival.map(arrival),
         left_at: left_at(timelines, facts.timeline, facts.flush_lsn),
     })
 }
 
-fn age(time: TimestampMicros) -> u64 {
+/// Where the newest archived segment of the server's history ends, and when it came. The present timeline may have none
+/// yet.
+fn newest_archived(archive: &WalArchive<'_>, facts: &Facts) -> Result<Option<(Lsn, TimestampMicros)>, Error> {
+    for (timeline, left_at) in facts.timelines() {
+        let Some(name) = archive.last_segment(timeline, None)? else {
+            continue;
+        };
+        let Some(entry) = archive.entry(&WalName::Segment(name))? else {
+            continue;
+        };
+        let end = name.next(facts.segment_size).start_lsn(facts.segment_size);
+        return Ok(Some((
+            left_at.map_or(end, |left| left.min(end)),
+            entry.archived_at,
+        )));
+    }
+    Ok(None)
+}
+
+fn arrival(at: TimestampMicros) -> Arrival {
     let now = TimestampMicros::from(SystemTime::now()).unix_micros();
-    u64::try_from(now.saturating_sub(time.unix_micros())).unwrap_or_default() / 1_000_000
+    Arrival {
+        at,
+        age_seconds: now.saturating_sub(at.unix_micros()) / 1_000_000,
+    }
 }
 
 /// A timeline that left the server's timeline at a position which the server has since passed.

@@ -42,6 +42,9 @@ pub(super) struct Facts {
     pub(super) timeline: TimelineId,
     /// The end of its flushed WAL.
     pub(super) flush_lsn: Lsn,
+    /// The end of the flushed WAL where commits are made: the same or, of a standby, its primary's; `None` if that is not
+    /// known.
+    pub(super) origin_lsn: Option<Lsn>,
     /// Size of its segments.
     pub(super) segment_size: SegmentSize,
     /// The ancestors of its timeline; `None` if the server could not return them.
@@ -95,12 +98,22 @@ pub(super) struct Here {
     pub(super) newest_backup: Option<(TimelineId, Lsn)>,
     /// The newest archived segment of the server's timeline.
     pub(super) newest_segment: Option<SegmentName>,
-    /// The time of the last arrival by this host's clock, and its age in seconds.
-    pub(super) last_arrival: Option<(TimestampMicros, u64)>,
+    /// The end of the WAL of the server's history that is here, archived or received.
+    pub(super) end: Option<Lsn>,
+    /// The last arrival.
+    pub(super) last_arrival: Option<Arrival>,
     /// A timeline that left the server's timeline at a position which the server has since passed.
     pub(super) left_at: Option<(TimelineId, Lsn)>,
     /// Missing segments that are archived according to the server.
     pub(super) done: BTreeSet<SegmentName>,
+}
+
+/// When WAL last arrived, by this host's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Arrival {
+    pub(super) at: TimestampMicros,
+    /// Seconds since then; less than 0 if the clock was set back.
+    pub(super) age_seconds: i64,
 }
 
 impl Facts {
@@ -145,6 +158,16 @@ impl Facts {
                 .history
                 .as_ref()
                 .is_some_and(|history| history.switch_point(timeline).is_some())
+    }
+
+    /// The timelines of the server's history, from the present one back, each with the place where it was left.
+    pub(super) fn timelines(&self) -> Vec<(TimelineId, Option<Lsn>)> {
+        let entries = self.history.iter().flat_map(TimelineHistory::entries);
+        let mut before: Vec<_> = entries
+            .map(|entry| (entry.timeline, Some(entry.switch_lsn)))
+            .collect();
+        before.reverse();
+        [(self.timeline, None)].into_iter().chain(before).collect()
     }
 
     /// The timeline in the name of the segment that begins at `start`. If a timeline was left within the segment, it is

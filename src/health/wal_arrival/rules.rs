@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use barmanfs_pg::wal_name::{SegmentName, WalName};
-use barmanfs_pg::{TimelineId, TimestampMicros};
+use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
 
 use super::command::{self, Call};
-use super::facts::{Facts, Here};
+use super::facts::{Arrival, Facts, Here};
 use crate::config::Archiver;
 use crate::health::finding::Finding;
 use crate::output;
@@ -306,47 +306,59 @@ fn arrived(facts: &Facts) -> Option<Finding> {
 /// then no more. It does not archive a segment for that, not even with `archive_timeout`.
 const WRITTEN_WHEN_IDLE_BYTES: u64 = 4096;
 
-/// The age of the newest archived WAL. A server that has written nothing since then has nothing to archive.
+/// The age of the newest WAL. A server that has written nothing since then has nothing to send.
 fn wal_age(facts: &Facts) -> Option<Finding> {
     let here = facts.here.as_ref()?;
     let Some(limit) = &facts.wal_age else {
-        let (_, age) = here.last_arrival?;
-        let age = output::duration(Duration::from_secs(age));
-        return Some(Finding::ok(WAL_AGE, format!("latest WAL age: {age}")));
+        return Some(Finding::ok(
+            WAL_AGE,
+            format!("latest WAL age: {}", shown(here.last_arrival?)),
+        ));
     };
-    let Some((at, age)) = here.last_arrival else {
+    let Some(last) = here.last_arrival else {
         return Some(Finding::failed(
             WAL_AGE,
             format!("interval provided: {limit}, and none has arrived"),
         ));
     };
-    let text = format!(
-        "interval provided: {limit}, latest WAL age: {}",
-        output::duration(Duration::from_secs(age))
-    );
-    let size = facts.segment_size;
-    let idle = here.newest_segment.is_some_and(|newest| {
-        let written = facts
-            .flush_lsn
-            .0
-            .saturating_sub(newest.next(size).start_lsn(size).0);
-        written <= WRITTEN_WHEN_IDLE_BYTES
-    });
-    Some(if age <= limit.seconds {
-        Finding::ok(WAL_AGE, text)
-    } else if idle {
-        Finding::ok(WAL_AGE, format!("{text}; the server has written nothing since"))
-    } else {
-        Finding::failed(
+    let text = format!("interval provided: {limit}, latest WAL age: {}", shown(last));
+    let has_all = |written: Lsn| {
+        here.end
+            .is_some_and(|end| written.0.saturating_sub(end.0) <= WRITTEN_WHEN_IDLE_BYTES)
+    };
+    let is_known = last.age_seconds >= -AHEAD_MICROS_MAX / 1_000_000;
+    if is_known && last.age_seconds.max(0).unsigned_abs() <= limit.seconds {
+        return Some(Finding::ok(WAL_AGE, text));
+    }
+    Some(match facts.origin_lsn {
+        Some(written) if has_all(written) => {
+            Finding::ok(WAL_AGE, format!("{text}; the server has written nothing since"))
+        }
+        None if has_all(facts.flush_lsn) => Finding::warning(
+            WAL_AGE,
+            format!("{text}; the server is a standby, and has received nothing since from its primary"),
+        )
+        .hint("Set primary_conninfo, and this check knows whether the primary has written anything"),
+        _ if !is_known => Finding::warning(WAL_AGE, text).hint("Set the clock of this host right"),
+        _ => Finding::failed(
             WAL_AGE,
             format!(
                 "{text}: the server has written up to {} since {}; with archive_timeout it hands over segments in time that \
                  do not fill, and receive-wal brings WAL at once",
-                facts.flush_lsn,
-                output::second(at)
+                facts.origin_lsn.unwrap_or(facts.flush_lsn),
+                output::second(last.at)
             ),
-        )
+        ),
     })
+}
+
+/// `3 hours`
+fn shown(arrival: Arrival) -> String {
+    let age = output::duration(Duration::from_secs(arrival.age_seconds.unsigned_abs()));
+    match arrival.age_seconds < 0 {
+        true => format!("{age} in the future by this host's clock"),
+        false => age,
+    }
 }
 
 /// Before the first segment arrives, it is unknown whether any will.

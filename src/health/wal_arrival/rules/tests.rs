@@ -5,7 +5,7 @@ use barmanfs_pg::history::TimelineHistory;
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, SegmentSize, TimelineId, TimestampMicros};
 
-use super::super::facts::{ArchiverStats, Facts, Here, Ready, Settings};
+use super::super::facts::{ArchiverStats, Arrival, Facts, Here, Ready, Settings};
 use super::*;
 use crate::health::finding::State;
 use crate::invocation::Invocation;
@@ -51,6 +51,7 @@ fn healthy() -> Facts {
         ),
         timeline: TimelineId(1),
         flush_lsn: Lsn(9 * SegmentSize::DEFAULT.bytes() + 100),
+        origin_lsn: Some(Lsn(9 * SegmentSize::DEFAULT.bytes() + 100)),
         segment_size: SegmentSize::DEFAULT,
         history: None,
         here: Some(Here {
@@ -279,24 +280,75 @@ fn without_any_segment_continuity_is_unproven() {
     says(&facts, CONTINUOUS, &["pg_switch_wal"]);
 }
 
-#[test]
-fn an_idle_server_has_no_wal_to_bring() {
+/// The age of the last arrival in minutes, a limit of an hour, and WAL up to segment 9.
+fn arrived_ago(minutes: i64) -> Facts {
     let mut facts = healthy();
-    let end_of_newest = 9 * SegmentSize::DEFAULT.bytes();
-    facts.flush_lsn = Lsn(end_of_newest + WRITTEN_WHEN_IDLE_BYTES + 8);
     facts.wal_age = crate::config::tests::limits("last_wal_maximum_age = 1 HOUR")
         .0
         .wal_age;
-    here(&mut facts).last_arrival = Some((ago(60), 3600));
+    here(&mut facts).end = Some(Lsn(9 * SegmentSize::DEFAULT.bytes()));
+    here(&mut facts).last_arrival = Some(Arrival {
+        at: ago(minutes),
+        age_seconds: minutes * 60,
+    });
+    facts
+}
+
+/// Sets how far the server has written behind what is here.
+fn written(facts: &mut Facts, behind_bytes: u64) {
+    facts.flush_lsn = Lsn(9 * SegmentSize::DEFAULT.bytes() + behind_bytes);
+    facts.origin_lsn = Some(facts.flush_lsn);
+}
+
+#[test]
+fn an_idle_server_has_no_wal_to_bring() {
+    let more = WRITTEN_WHEN_IDLE_BYTES + 8;
+    let mut facts = arrived_ago(60);
+    written(&mut facts, more);
     assert_eq!(found(&facts), []);
-    here(&mut facts).last_arrival = Some((ago(61), 3660));
+    let mut facts = arrived_ago(61);
+    written(&mut facts, more);
     assert_eq!(found(&facts), [(WAL_AGE, State::Failed)]);
     for noted in [0, 40, WRITTEN_WHEN_IDLE_BYTES] {
-        facts.flush_lsn = Lsn(end_of_newest + noted);
+        written(&mut facts, noted);
         assert_eq!(found(&facts), [], "{noted}");
     }
-    facts.flush_lsn = Lsn(end_of_newest + WRITTEN_WHEN_IDLE_BYTES + 8);
+    // A stream has brought a part of the segment.
+    written(&mut facts, 3 << 20);
+    assert_eq!(found(&facts), [(WAL_AGE, State::Failed)]);
+    here(&mut facts).end = Some(facts.flush_lsn);
+    assert_eq!(found(&facts), []);
+    here(&mut facts).end = None;
     assert_eq!(found(&facts), [(WAL_AGE, State::Failed)]);
     here(&mut facts).last_arrival = None;
     assert_eq!(found(&facts), [(WAL_AGE, State::Failed)]);
+}
+
+#[test]
+fn an_idle_standby_does_not_prove_that_its_primary_is_idle() {
+    let mut facts = arrived_ago(61);
+    written(&mut facts, 40);
+    facts.in_recovery = true;
+    facts.settings.archive_mode = "always".to_owned();
+    facts.origin_lsn = None;
+    assert_eq!(found(&facts), [(WAL_AGE, State::Warning)]);
+    says(&facts, WAL_AGE, &["standby", "primary_conninfo"]);
+    facts.origin_lsn = Some(Lsn(facts.flush_lsn.0 + (1 << 20)));
+    assert_eq!(found(&facts), [(WAL_AGE, State::Failed)]);
+    facts.origin_lsn = Some(facts.flush_lsn);
+    assert_eq!(found(&facts), []);
+}
+
+#[test]
+fn an_arrival_in_the_future_says_nothing() {
+    let mut facts = arrived_ago(-60);
+    written(&mut facts, 1 << 20);
+    assert_eq!(found(&facts), [(WAL_AGE, State::Warning)]);
+    says(&facts, WAL_AGE, &["in the future"]);
+    written(&mut facts, 0);
+    assert_eq!(found(&facts), []);
+    // Clocks of two hosts differ.
+    let mut facts = arrived_ago(-4);
+    written(&mut facts, 1 << 20);
+    assert_eq!(found(&facts), []);
 }
