@@ -222,19 +222,23 @@ impl Source<'_> {
     }
 }
 
-/// Writes the complete file, or none: PostgreSQL must never see a short segment.
+/// Writes the complete file, or none: PostgreSQL must never see a short segment. A device or a pipe is written to: it is
+/// not replaced.
 fn write_file(content: &mut impl Read, encoding: Encoding, dest: &Path) -> io::Result<()> {
-    let part = beside(dest, "part");
-    let mut write = || {
-        let mut file = BufWriter::with_capacity(COPY_BYTES, File::create(&part)?);
+    let mut write_to = |path: &Path| {
+        let mut file = BufWriter::with_capacity(COPY_BYTES, File::create(path)?);
         match encoding {
             None => io::copy(content, &mut file).map(drop)?,
             Some((form, level)) => form.encode(level, content, &mut file)?,
         }
-        file.flush()?;
-        std::fs::rename(&part, dest)
+        file.flush()
     };
-    write().inspect_err(|_| {
+    if std::fs::metadata(dest).is_ok_and(|found| !found.is_file()) {
+        return write_to(dest);
+    }
+    let part = beside(dest, "part");
+    let written = write_to(&part).and_then(|()| std::fs::rename(&part, dest));
+    written.inspect_err(|_| {
         // The first error is reported.
         let _second = std::fs::remove_file(&part);
     })
