@@ -66,7 +66,11 @@ pub(super) fn keep(
         trees,
         root,
         like,
-        host: Lazy::Unopened(server, system_id),
+        host: LazyHost {
+            server,
+            system_id,
+            host: None,
+        },
         kept: BTreeMap::new(),
         kept_bytes: 0,
         missing: Missing::new(),
@@ -145,20 +149,16 @@ fn store(
 }
 
 /// The connection to the host, opened when the first file is needed: most servers keep all in the data directory.
-enum Lazy<'a> {
-    Unopened(&'a ServerConfig, SystemId),
-    Open(Host),
+struct LazyHost<'a> {
+    server: &'a ServerConfig,
+    system_id: SystemId,
+    host: Option<Host>,
 }
 
-impl Lazy<'_> {
+impl LazyHost<'_> {
     fn get(&mut self) -> &mut Host {
-        if let Self::Unopened(server, system_id) = self {
-            *self = Self::Open(Host::of(server, *system_id));
-        }
-        match self {
-            Self::Open(host) => host,
-            Self::Unopened(..) => unreachable!("it has just been opened"),
-        }
+        self.host
+            .get_or_insert_with(|| Host::of(self.server, self.system_id))
     }
 }
 
@@ -175,7 +175,7 @@ struct Walk<'a> {
     /// The backed-up data directory.
     root: DirectoryRef,
     like: Attributes,
-    host: Lazy<'a>,
+    host: LazyHost<'a>,
     kept: BTreeMap<String, HostFile>,
     kept_bytes: usize,
     missing: Missing,
