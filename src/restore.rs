@@ -5,6 +5,7 @@
 //! - [`destination`] decides whether the directory may be written to, and marks it. [`space`] checks that there is room.
 //! - [`tree_writer`] and [`file_writer`] write, in several threads; [`prune`] removes what does not belong to the tree.
 //! - [`rates`] keeps how fast that was, for estimates. [`watch`] shows how far the recovery is that follows.
+//! - [`configuration`] writes the configuration files that the server kept outside its data directory.
 //! - [`settings`] reports what a person should look at before the server is started.
 //!
 //! Invariants:
@@ -14,6 +15,7 @@
 //! - No symbolic link in the directory is followed, except those to the places of tablespaces that were asked for: every
 //!   entry is reached through the descriptor of its directory ([`place`]).
 
+pub(crate) mod configuration;
 pub(crate) mod destination;
 mod file_writer;
 mod marker;

@@ -25,6 +25,7 @@ Examples:
   barmanfs restore main 20261120T101500 /srv/restored --tablespace fast:/srv/fast -j 4
   barmanfs restore main auto /var/lib/postgresql/18/main --delta-restore --dry-run
   barmanfs restore --watch /srv/restored
+  barmanfs restore main auto /var/lib/postgresql/18/main --restore-config /etc/postgresql/18/main
   barmanfs restore main auto /var/lib/postgresql/standby --standby-mode --primary-conninfo 'host=db1'";
 
 /// `restore`
@@ -90,6 +91,9 @@ pub(crate) struct RestoreArgs {
         hide_possible_values = true
     )]
     pub(crate) tablespace_layout: Layout,
+    /// Write the configuration files that the server kept outside its data directory there, and use DEST in them
+    #[arg(long, value_name = "DIR")]
+    pub(crate) restore_config: Option<PathBuf>,
     /// DEST may hold another state of the same server: write only what differs
     #[arg(long)]
     pub(crate) delta_restore: bool,

@@ -7,6 +7,7 @@ mod watch;
 
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use barmanfs_catalog::recovery::Plan;
 use barmanfs_catalog::{Backup, Repository, ServerName, TargetSpec};
@@ -26,6 +27,7 @@ use crate::report::RestoreReport;
 use crate::restore::{
     DESCRIPTION, Prepared, Relocations, ViewTree, WriteOptions, destination, rates, settings,
 };
+use crate::restore::configuration::ConfigurationTarget;
 use request::AUTO;
 
 /// Names that `--recovery-conf-filename` cannot have: PostgreSQL reads them as something else.
@@ -73,6 +75,7 @@ pub(crate) fn run(app: &mut App, args: &RestoreArgs) -> Result<Outcome, Error> {
     };
     let directory = destination::resolved(&args.destination)?;
     let config = config.cloned();
+    let configuration = configuration_target(args, &repository, &choice.backup)?;
     let prepared = Prepared::new(&repository, view, directory.clone(), relocations.clone(), options)?;
     let mut report = RestoreReport::new(&choice.backup, choice.plan.as_ref(), &prepared, &relocations);
     report.notes.clone_from(&choice.notes);
@@ -80,6 +83,7 @@ pub(crate) fn run(app: &mut App, args: &RestoreArgs) -> Result<Outcome, Error> {
     report.dry_run = args.dry_run;
     report.settings = notable;
     report.estimate(&rates::known(&repository));
+    report.configuration = configuration.as_ref().map(ConfigurationTarget::report);
     if !args.json.json {
         shown::plan(app, args, &choice, &report)?;
         app.out.flush()?;
@@ -88,7 +92,13 @@ pub(crate) fn run(app: &mut App, args: &RestoreArgs) -> Result<Outcome, Error> {
         true => prepared.dry_run()?,
         false => {
             let restored = (&choice.backup, directory.as_path(), args);
-            hooked::with_hooks(&repository, config.as_ref(), restored, || prepared.run())?
+            hooked::with_hooks(&repository, config.as_ref(), restored, || {
+                let restored = prepared.run()?;
+                if let Some(configuration) = &configuration {
+                    configuration.write(&repository, &directory)?;
+                }
+                Ok(restored)
+            })?
         }
     };
     report.take(&restored);
@@ -100,6 +110,18 @@ pub(crate) fn run(app: &mut App, args: &RestoreArgs) -> Result<Outcome, Error> {
         false => shown::result(app, &report, &restored)?,
     }
     Ok(Outcome::Done)
+}
+
+/// Where the configuration files go that the server kept outside its data directory.
+fn configuration_target(
+    args: &RestoreArgs,
+    repository: &Repository,
+    backup: &Backup,
+) -> Result<Option<ConfigurationTarget>, Error> {
+    let Some(directory) = &args.restore_config else {
+        return Ok(None);
+    };
+    ConfigurationTarget::new(repository, backup, destination::resolved(directory)?).map(Some)
 }
 
 /// Refuses what does not exist here, before anything is looked at.

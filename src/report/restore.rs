@@ -9,6 +9,7 @@ use barmanfs_pg::{TimelineId, TimestampMicros};
 use serde::Serialize;
 
 use crate::restore::rates::time_for;
+use crate::restore::configuration::RestoredConfiguration;
 use crate::restore::settings::NotableSetting;
 use crate::restore::{Prepared, Relocations, Restored};
 
@@ -49,6 +50,8 @@ pub(crate) struct RestoreReport<'a> {
     pub(crate) expected_replay_seconds: Option<f64>,
     pub(crate) tablespaces: Vec<RelocatedTablespace>,
     pub(crate) settings: Vec<NotableSetting>,
+    /// Configuration files outside the directory.
+    pub(crate) configuration: Option<RestoredConfiguration>,
     pub(crate) notes: Vec<String>,
 }
 
@@ -89,6 +92,7 @@ impl<'a> RestoreReport<'a> {
             expected_replay_seconds: None,
             tablespaces: tablespaces.collect(),
             settings: Vec::new(),
+            configuration: None,
             notes: Vec::new(),
         }
     }

@@ -264,6 +264,22 @@ fn access_tokens(line: &[u8]) -> Vec<AccessToken> {
     }
 }
 
+/// A value between quotes, as a configuration file has it (`DeescapeQuotedString` of `src/backend/utils/misc/guc-file.l`).
+#[must_use]
+pub fn quoted(value: &str) -> String {
+    let mut quoted = String::from("'");
+    for c in value.chars() {
+        match c {
+            '\'' => quoted.push_str("''"),
+            '\\' => quoted.push_str("\\\\"),
+            c if c.is_ascii_control() => quoted.push_str(&format!("\\{:03o}", u32::from(c))),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('\'');
+    quoted
+}
+
 /// The location of a path that is written in the file `named_in`, both relative to the data directory
 /// (`AbsoluteConfigLocation`); `None` if it leads out of the data directory.
 #[must_use]
@@ -300,6 +316,13 @@ pub fn is_taken_by_include_dir(name: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn values_are_quoted_as_postgresql_reads_them() {
+        assert_eq!(quoted("it's"), "'it''s'");
+        assert_eq!(quoted("a\\b\nc\t"), "'a\\\\b\\012c\\011'");
+        assert_eq!(quoted("é"), "'é'");
+    }
 
     #[test]
     fn a_setting_is_known_however_it_is_written() {

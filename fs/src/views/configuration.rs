@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use barmanfs_catalog::{Action, Backup, Target};
+use barmanfs_pg::conf::quoted;
 
 use super::confinement::{self, Override};
 use super::copy_recovery::Recovery;
@@ -203,31 +204,4 @@ fn in_place_tablespaces(backup: &Backup) -> &'static str {
     "# Tablespaces are plain directories under pg_tblspc, also those that are made during recovery.\n\
      # Remove this line only once they are symbolic links again.\n\
      allow_in_place_tablespaces = on\n"
-}
-
-/// A value in the syntax of a configuration file (`DeescapeQuotedString` of `src/backend/utils/misc/guc-file.l`).
-pub(super) fn quoted(value: &str) -> String {
-    let mut quoted = String::from("'");
-    for c in value.chars() {
-        match c {
-            '\'' => quoted.push_str("''"),
-            '\\' => quoted.push_str("\\\\"),
-            c if c.is_ascii_control() => quoted.push_str(&format!("\\{:03o}", u32::from(c))),
-            c => quoted.push(c),
-        }
-    }
-    quoted.push('\'');
-    quoted
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn values_are_quoted_as_postgresql_reads_them() {
-        assert_eq!(quoted("it's"), "'it''s'");
-        assert_eq!(quoted("a\\b\nc\t"), "'a\\\\b\\012c\\011'");
-        assert_eq!(quoted("é"), "'é'");
-    }
 }

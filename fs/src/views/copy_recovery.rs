@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use barmanfs_catalog::{Action, Plan, Target};
 use barmanfs_pg::TimestampMicros;
+use barmanfs_pg::conf::quoted;
 use barmanfs_pg::pg_control::{ControlFile, RequiredSettings};
 use barmanfs_store::Node;
 
-use super::configuration::quoted;
 use super::context::{Context, StandbyOptions};
 use super::generated;
 use super::restore::{self, Reading};

@@ -106,6 +106,13 @@ fn facts(args: &RestoreArgs, choice: &Choice, report: &RestoreReport<'_>) -> Fac
             format!("{} at {}", tablespace.oid, tablespace.location),
         );
     }
+    if let Some(configuration) = &report.configuration {
+        let files = output::count(configuration.files.len(), "file");
+        facts.add("Configuration", format!("{files} in {}", configuration.directory));
+        for path in &configuration.left_out {
+            facts.add("Not restored", output::printable(path.as_bytes()));
+        }
+    }
     for note in &report.notes {
         facts.add("Note", note.clone());
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use barmanfs_pg::conf::{ConfLine, is_taken_by_include_dir, location};
+use barmanfs_pg::conf::{ConfLine, is_taken_by_include_dir, location, quoted};
 use barmanfs_store::Attributes;
 
 use super::OWN_FILES;
@@ -209,7 +209,7 @@ impl<S: Source> Walk<'_, S> {
         let Some(place) = self.source.place_of(named, path)? else {
             return Ok(Line::IsNotHere);
         };
-        let instead = [name.as_bytes(), b" = '", &escaped(&place), b"'\n"].concat();
+        let instead = format!("{name} = {}\n", quoted(&String::from_utf8_lossy(&place))).into_bytes();
         Ok(match self.included(name, place)? {
             Line::Stays(items) => Line::IsElsewhere(instead, items),
             line => line,
@@ -252,18 +252,6 @@ enum Line {
     IsNotHere,
     /// This line takes its place, and includes these.
     IsElsewhere(Vec<u8>, Vec<Item>),
-}
-
-/// A path between single quotes.
-fn escaped(path: &[u8]) -> Vec<u8> {
-    let mut escaped = Vec::with_capacity(path.len());
-    for byte in path {
-        if matches!(byte, b'\'' | b'\\') {
-            escaped.push(*byte);
-        }
-        escaped.push(*byte);
-    }
-    escaped
 }
 
 /// The forbidden setting in a line, if any. A line that PostgreSQL would refuse counts too.

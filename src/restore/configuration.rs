@@ -1,0 +1,257 @@
+//! Configuration files from outside the data directory, as on Debian in `/etc/postgresql`: from the backup into a directory
+//! of this host. Its server reads them instead of those in the restored data directory.
+//!
+//! Lines that say where the original keeps its data and these files would make this server run on another data directory,
+//! even the original's. So they become comments, and the main file says at its end where things are now.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use barmanfs_catalog::{Backup, Repository};
+use barmanfs_fs::confinement::OWN_FILES;
+use barmanfs_pg::conf::{ConfLine, quoted};
+use barmanfs_store::{Attributes, FileMap};
+use serde::Serialize;
+
+use crate::error::Error;
+
+/// Before a line that does not apply here.
+const OF_THE_ORIGINAL: &[u8] = b"# Of the original (barmanfs): ";
+
+/// Ends the name of a file that was there before.
+const BEFORE: &str = ".before-restore";
+
+/// Where the configuration goes, and what of it.
+#[derive(Debug)]
+pub(crate) struct ConfigurationTarget {
+    directory: PathBuf,
+    /// The files by their paths in the directory.
+    files: BTreeMap<PathBuf, Restorable>,
+    /// Paths on the server of files that are not below the directory of its main file.
+    left_out: Vec<String>,
+    /// The new values of settings in the main file, but for the data directory.
+    values: Vec<(&'static str, PathBuf)>,
+}
+
+#[derive(Debug)]
+struct Restorable {
+    attributes: Attributes,
+    map: FileMap,
+    kind: FileKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FileKind {
+    /// `postgresql.conf`.
+    Main,
+    /// Another file of settings.
+    Settings,
+    /// Rules of access, or a list that they name.
+    Access,
+}
+
+/// What was restored.
+#[derive(Debug, Serialize)]
+pub(crate) struct RestoredConfiguration {
+    pub(crate) directory: String,
+    /// Paths below the directory.
+    pub(crate) files: Vec<String>,
+    /// Paths on the server of files that were not restored, because they are elsewhere there.
+    pub(crate) left_out: Vec<String>,
+}
+
+impl ConfigurationTarget {
+    /// Looks up what a backup has. Writes nothing.
+    ///
+    /// # Errors
+    /// When it has no such files, or cannot be read.
+    pub(crate) fn new(repository: &Repository, backup: &Backup, directory: PathBuf) -> Result<Self, Error> {
+        let stored = repository.configuration_files(backup)?;
+        let main = stored.as_ref().and_then(|stored| stored.config_file.clone());
+        let (Some(stored), Some(main)) = (stored, main) else {
+            return Err(Error::failed(format!(
+                "Backup {} of server {} has no postgresql.conf from outside the data directory",
+                backup.id, backup.server
+            ))
+            .hint("Without --restore-config, the configuration is in the restored directory"));
+        };
+        let trees = repository.trees();
+        let beside = Path::new(&main).parent().unwrap_or(Path::new("/"));
+        let mut target = Self {
+            directory,
+            files: BTreeMap::new(),
+            left_out: Vec::new(),
+            values: Vec::new(),
+        };
+        let access = [("hba_file", &stored.hba_file), ("ident_file", &stored.ident_file)];
+        for (path, (attributes, map)) in stored.all(&trees)? {
+            let named = access.iter().find(|(_, named)| named.as_ref() == Some(&path));
+            let place = match named {
+                Some(_) => Path::new(&path).file_name().map(Path::new),
+                None => Path::new(&path).strip_prefix(beside).ok(),
+            };
+            let Some(place) = place.map(Path::to_path_buf) else {
+                target.left_out.push(path);
+                continue;
+            };
+            let kind = match named {
+                _ if path == main => FileKind::Main,
+                None if path.ends_with(".conf") => FileKind::Settings,
+                _ => FileKind::Access,
+            };
+            if let Some((setting, _)) = named {
+                target.values.push((setting, target.directory.join(&place)));
+            }
+            let file = Restorable {
+                attributes,
+                map,
+                kind,
+            };
+            target.files.insert(place, file);
+        }
+        Ok(target)
+    }
+
+    /// What is, or would be, restored.
+    pub(crate) fn report(&self) -> RestoredConfiguration {
+        RestoredConfiguration {
+            directory: self.directory.display().to_string(),
+            files: self.files.keys().map(|path| path.display().to_string()).collect(),
+            left_out: self.left_out.clone(),
+        }
+    }
+
+    /// Writes the files, for a server on the data directory `data`. A file that is there and differs keeps its content under
+    /// another name.
+    ///
+    /// # Errors
+    /// Which file cannot be written, and why.
+    pub(crate) fn write(&self, repository: &Repository, data: &Path) -> Result<(), Error> {
+        let trees = repository.trees();
+        for (place, file) in &self.files {
+            let path = self.directory.join(place);
+            let failed = |error: std::io::Error| {
+                Error::failed(format!("Cannot write {}: {error}", path.display()))
+                    .hint("The data directory is complete. Run the same command again with --delta-restore")
+            };
+            let mut text = Vec::new();
+            trees
+                .reader(file.map.clone())
+                .read_to_end(&mut text)
+                .map_err(failed)?;
+            let text = self.adapted(file.kind, &text, data);
+            replace(&path, &text, &file.attributes).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn adapted(&self, kind: FileKind, text: &[u8], data: &Path) -> Vec<u8> {
+        if kind == FileKind::Access {
+            return text.to_vec();
+        }
+        let mut adapted = Vec::with_capacity(text.len());
+        for line in text.split_inclusive(|byte| *byte == b'\n') {
+            if names_a_place(line) {
+                adapted.extend_from_slice(OF_THE_ORIGINAL);
+            }
+            adapted.extend_from_slice(line);
+        }
+        if kind == FileKind::Main {
+            if adapted.last().is_some_and(|byte| *byte != b'\n') {
+                adapted.push(b'\n');
+            }
+            let values = [("data_directory", data.to_path_buf())].into_iter();
+            for (name, path) in values.chain(self.values.iter().cloned()) {
+                let value = quoted(&path.to_string_lossy());
+                adapted.extend_from_slice(format!("{name} = {value} # restored by barmanfs\n").as_bytes());
+            }
+        }
+        adapted
+    }
+}
+
+/// Whether a line sets where the server keeps files of its own.
+fn names_a_place(line: &[u8]) -> bool {
+    let ConfLine::Setting { name, .. } = ConfLine::parse(line) else {
+        return false;
+    };
+    OWN_FILES.iter().any(|(setting, ..)| *setting == name)
+}
+
+/// Replaces a file as a whole, durably.
+fn replace(path: &Path, text: &[u8], attributes: &Attributes) -> std::io::Result<()> {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(parent)?;
+    match fs::read(path) {
+        Ok(there) if there == text => return Ok(()),
+        Ok(_) => {
+            let mut before = path.as_os_str().to_owned();
+            before.push(BEFORE);
+            if fs::symlink_metadata(&before).is_err() {
+                fs::rename(path, before)?;
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let mut file = tempfile::NamedTempFile::new_in(parent)?;
+    file.write_all(text)?;
+    let permissions = fs::Permissions::from_mode(attributes.mode & 0o777);
+    file.as_file().set_permissions(permissions)?;
+    if nix::unistd::Uid::effective().is_root() {
+        std::os::unix::fs::fchown(file.as_file(), Some(attributes.uid), Some(attributes.gid))?;
+    }
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    File::open(parent)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_main_file_says_where_things_are_now() {
+        let target = ConfigurationTarget {
+            directory: "/etc/b".into(),
+            files: BTreeMap::new(),
+            left_out: Vec::new(),
+            values: vec![("hba_file", "/etc/b/pg_hba.conf".into())],
+        };
+        let text =
+            b"Data_Directory = '/srv/a'\nport = 5433\n hba_file '/etc/a/pg_hba.conf' # x\nwork_mem = 1MB";
+        let adapted = target.adapted(FileKind::Main, text, Path::new("/srv/it's"));
+        assert_eq!(
+            String::from_utf8(adapted).unwrap(),
+            "# Of the original (barmanfs): Data_Directory = '/srv/a'\nport = 5433\n\
+             # Of the original (barmanfs):  hba_file '/etc/a/pg_hba.conf' # x\nwork_mem = 1MB\n\
+             data_directory = '/srv/it''s' # restored by barmanfs\n\
+             hba_file = '/etc/b/pg_hba.conf' # restored by barmanfs\n"
+        );
+        let list = b"data_directory = 'a user'\n";
+        assert_eq!(target.adapted(FileKind::Access, list, Path::new("/")), list);
+    }
+
+    #[test]
+    fn a_file_that_was_there_keeps_its_content_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("conf.d/a.conf");
+        let attributes = Attributes {
+            mode: 0o640,
+            uid: 0,
+            gid: 0,
+            mtime_s: 0,
+            mtime_ns: 0,
+        };
+        for text in ["of before", "restored", "restored", "again"] {
+            replace(&path, text.as_bytes(), &attributes).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap(), "again");
+        let before = fs::read_to_string(directory.path().join("conf.d/a.conf.before-restore")).unwrap();
+        assert_eq!(before, "of before");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+    }
+}
