@@ -24,6 +24,7 @@ mod configuration;
 mod crash;
 mod cron;
 mod damage;
+mod debian;
 mod delete_and_sweep;
 mod full_disk;
 mod gaps;
@@ -127,6 +128,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("many_lookups", many_lookups::TESTS),
     ("terminals", terminals::TESTS),
     ("damage", damage::TESTS),
+    ("debian", debian::TESTS),
     ("bad_backups", bad_backups::TESTS),
     ("barman", barman::TESTS),
     ("absence", absence::TESTS),
