@@ -112,6 +112,15 @@ pub(crate) fn run(app: &mut App, args: &RestoreArgs) -> Result<Outcome, Error> {
     Ok(Outcome::Done)
 }
 
+/// Debian's tools look for the socket where the configuration says it is, and know no relative path.
+fn socket_directory(args: &RestoreArgs) -> Result<Option<String>, Error> {
+    if args.restore_config.is_none() {
+        return Ok(None);
+    }
+    let directory = destination::resolved(&args.destination)?;
+    Ok(directory.to_str().map(str::to_owned))
+}
+
 /// Where the configuration files go that the server kept outside its data directory.
 fn configuration_target(
     args: &RestoreArgs,
@@ -256,6 +265,7 @@ fn open_view(
                 primary_conninfo: args.primary_conninfo.clone(),
             }),
             recovery_file: name.cloned(),
+            socket_directory: socket_directory(args)?,
             files: vec![(DESCRIPTION.to_owned(), description(args, choice)?)],
         }),
         ..ViewOptions::default()

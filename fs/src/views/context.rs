@@ -54,6 +54,8 @@ pub struct CopyOptions {
     pub standby: Option<StandbyOptions>,
     /// The name of the file with the settings of the recovery, if it is not `postgresql.auto.conf`.
     pub recovery_file: Option<String>,
+    /// Where its socket is, as an absolute path; in the data directory if it is `None`, also when that is moved.
+    pub socket_directory: Option<String>,
     /// Further files at the top, by name.
     pub files: Vec<(String, Vec<u8>)>,
 }

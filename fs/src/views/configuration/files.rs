@@ -164,7 +164,16 @@ fn changed(parts: &Parts) -> Vec<ConfigurationFile> {
 fn auto_conf(root: &TreeDirectory, parts: &Parts, files: &mut Vec<ConfigurationFile>) -> Result<()> {
     let tree = &root.tree;
     let values = parts.confined.values(&[CONF.as_bytes(), AUTO_CONF.as_bytes()]);
-    let overrides = parts.overrides(root, &values)?;
+    let mut overrides = parts.overrides(root, &values)?;
+    let copy = tree.context.options.copy.as_ref();
+    overrides.extend(
+        copy.and_then(|copy| copy.socket_directory.clone())
+            .map(|value| Override {
+                name: "unix_socket_directories",
+                value,
+                why: "Tools of the system look for the socket under its absolute path",
+            }),
+    );
     let Some(stored) = parts.confined.file(AUTO_CONF.as_bytes()) else {
         return Ok(());
     };
