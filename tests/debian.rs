@@ -112,10 +112,11 @@ fn a_cluster_is_recovered_under_debians_tools(_install: &'static Install) {
     assert_eq!(cluster.query("data", "SHOW data_directory"), data);
     assert_eq!(cluster.query("data", "SHOW archive_mode"), "off");
 
+    cluster.control("stop");
     cluster
         .run("sed -i '/barmanfs: begin/,/barmanfs: end/d' data/postgresql.auto.conf")
         .ok();
-    cluster.control("restart");
+    cluster.control("start");
     assert_eq!(cluster.query("sockets", "SHOW archive_mode"), "on");
     assert_eq!(
         fs::read(site.path(&format!("{configuration}/pg_hba.conf"))).unwrap(),
