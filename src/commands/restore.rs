@@ -24,10 +24,10 @@ use crate::invocation::Invocation;
 use crate::mounts::user_name;
 use crate::output::Form;
 use crate::report::RestoreReport;
+use crate::restore::configuration::ConfigurationTarget;
 use crate::restore::{
     DESCRIPTION, Prepared, Relocations, ViewTree, WriteOptions, destination, rates, settings,
 };
-use crate::restore::configuration::ConfigurationTarget;
 use request::AUTO;
 
 /// Names that `--recovery-conf-filename` cannot have: PostgreSQL reads them as something else.

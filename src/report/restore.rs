@@ -8,8 +8,8 @@ use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_pg::{TimelineId, TimestampMicros};
 use serde::Serialize;
 
-use crate::restore::rates::time_for;
 use crate::restore::configuration::RestoredConfiguration;
+use crate::restore::rates::time_for;
 use crate::restore::settings::NotableSetting;
 use crate::restore::{Prepared, Relocations, Restored};
 
