@@ -7,7 +7,6 @@ mod watch;
 
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
 use barmanfs_catalog::recovery::Plan;
 use barmanfs_catalog::{Backup, Repository, ServerName, TargetSpec};
