@@ -7,4 +7,5 @@
 pub(crate) mod backups;
 pub(crate) mod grammar;
 pub(crate) mod servers;
+pub(crate) mod shown;
 mod units;

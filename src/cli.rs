@@ -44,6 +44,7 @@ const GROUPS: &[(&str, &[&str])] = &[
         "Inspect",
         &[
             "list-servers",
+            "show-servers",
             "status",
             "replication-status",
             "list-processes",
@@ -198,6 +199,10 @@ pub(crate) enum Command {
         after_help = "Examples:\n  barmanfs list-servers\n  barmanfs list-servers --minimal\n  barmanfs list-servers --json"
     )]
     ListServers(inspect::ListServersArgs),
+
+    /// Show every key of a server with its value, and what the server says
+    #[command(alias = "show-server", after_help = server::SHOW_SERVERS_HELP)]
+    ShowServers(server::ShowServersArgs),
 
     /// Show how a server stands, what is recoverable, and what would be lost with it
     #[command(after_help = server::STATUS_HELP)]
@@ -470,6 +475,7 @@ mod tests {
 
         Inspect:
           list-servers        List the configured servers
+          show-servers        Show every key of a server with its value, and what the server says
           status              Show how a server stands, what is recoverable, and what would be lost with it
           replication-status  Show what receives a server's WAL as a stream, and how far behind it is
           list-processes      List the processes that work on a server now

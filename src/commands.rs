@@ -30,6 +30,7 @@ pub(crate) mod replication_status;
 pub(crate) mod restore;
 pub(crate) mod retention;
 pub(crate) mod show_backup;
+pub(crate) mod show_servers;
 pub(crate) mod stats;
 pub(crate) mod status;
 pub(crate) mod sweep;
@@ -136,6 +137,7 @@ impl App {
             Command::ListProcesses(args) => list_processes::run(self, &args),
             Command::TerminateProcess(args) => terminate_process::run(self, &args),
             Command::Status(args) => status::run(self, &args),
+            Command::ShowServers(args) => show_servers::run(self, &args),
             Command::ListBackups(args) => list_backups::run(self, &args),
             Command::ShowBackup(args) => show_backup::run(self, &args),
             Command::ListFiles(args) => list_files::run(self, &args),
@@ -331,7 +333,7 @@ enum Mention {
 impl Mention {
     fn by(command: &Command) -> Self {
         match command {
-            Command::Check(_) | Command::Backup(_) => Self::All,
+            Command::Check(_) | Command::Backup(_) | Command::ShowServers(_) => Self::All,
             // cron would send a mail every minute. The other one prints them anyway.
             Command::Cron(_) | Command::Config(_) => Self::Nothing,
             command if is_repetitive(command) => Self::Nothing,

@@ -10,16 +10,18 @@
 //! disables the server that it belongs to ([`ServerConfig::errors`]), or is ignored with a warning where Barman ignores it
 //! and that is as safe. A key without effect is a warning. Every message has the file, the line and what is allowed.
 //! Connection strings may contain passwords: they are never printed, and [`Secret`] keeps them out of debug output.
+//! [`secrets`] keeps them out of other values and messages.
 
 mod files;
 mod hooks;
 mod ini;
 mod interpolation;
-mod keys;
+pub(crate) mod keys;
 mod limits;
 mod model;
 mod origin;
 mod reader;
+pub(crate) mod secrets;
 mod server;
 mod setting;
 mod state;
@@ -34,7 +36,8 @@ pub(crate) use hooks::HookScripts;
 pub(crate) use limits::{Age, Limits, unless_zero};
 pub(crate) use model::Model;
 pub(crate) use origin::{Notice, Origin, Problem};
-pub(crate) use server::{Archiver, CreateSlot, Incremental, ServerConfig};
+pub(crate) use secrets::Secrets;
+pub(crate) use server::{Archiver, CreateSlot, Incremental, ServerConfig, Value};
 pub(crate) use setting::{Effect, Setting, Source};
 pub(crate) use state::{AUTOMATIC, model_file};
 use tracing::level_filters::LevelFilter;
@@ -92,6 +95,8 @@ pub(crate) struct Config {
     pub(crate) settings: Vec<Setting>,
     /// Warnings, in the order of files and lines.
     pub(crate) notices: Vec<Notice>,
+    /// The passwords in it.
+    pub(crate) secrets: Secrets,
 }
 
 /// A section whose name no server can have.

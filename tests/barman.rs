@@ -166,6 +166,7 @@ fn json_has_barmans_shapes(install: &'static Install) {
         assert!(status["main"][key].is_object(), "{key} is not in {status}");
     }
     assert_eq!(status["main"]["last_backup"]["message"], json!(newest));
+    assert_shown_as_barman_shows(&site, &measured["show-servers"]["main"]);
     // A policy and a mark are told where Barman tells them.
     let config = std::fs::read_to_string(site.config()).unwrap();
     site.write_file(
@@ -421,4 +422,48 @@ fn barmans_command_line_is_understood() {
     site.barmanfs(&["check-backup", "main"]).refused(2);
     site.barmanfs(&["-f", "json", "list-backups", "--json"])
         .refused(2);
+}
+
+/// Each key that Barman shows of a server is there, with a value of the same type or none.
+#[track_caller]
+fn assert_shown_as_barman_shows(site: &Site, measured: &Value) {
+    // About programs that are not used here, and counters that Barman computes of itself.
+    let is_barmans_own = |key: &str| {
+        key.starts_with("pg_basebackup_")
+            || matches!(
+                key,
+                "is_archiving" | "current_archived_wals_per_second" | "stats_reset"
+            )
+    };
+    let shown = barman_json(site, "show-server main");
+    let found = shown["main"].as_object().expect("a server");
+    for (key, type_there) in measured.as_object().expect("keys") {
+        if is_barmans_own(key) {
+            continue;
+        }
+        let value = found
+            .get(key)
+            .unwrap_or_else(|| panic!("{key} is not in {shown}"));
+        let is_same = match type_there {
+            Value::Array(_) => value.is_array(),
+            // `auto`, which Barman does not have.
+            _ if key == "archiver" => true,
+            other => value.is_null() || other == "null" || *other == type_of(value),
+        };
+        assert!(is_same, "{key}: {value} instead of {type_there}");
+    }
+    let text = barman(site, "show-server main").ok().text();
+    let keys: Vec<&str> = text
+        .lines()
+        .skip(1)
+        .map(|line| line.trim_start().split(':').next().unwrap_or_default())
+        .collect();
+    assert!(
+        text.starts_with("Server main:\n\tactive: True\n\tactive_model: None\n"),
+        "{text}"
+    );
+    assert!(
+        keys.is_sorted() && keys.contains(&"incoming_wals_directory"),
+        "{keys:?}"
+    );
 }

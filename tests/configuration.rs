@@ -12,6 +12,7 @@ topic! {
     alone a_wrong_value_disables_one_server,
     alone a_server_is_switched_to_a_model_and_back,
     alone changes_are_written_into_the_repository,
+    alone no_command_prints_a_password_of_the_configuration,
     alone init_makes_a_repository_and_says_what_is_left_to_do,
 }
 
@@ -274,4 +275,81 @@ fn init_makes_a_repository_and_says_what_is_left_to_do() {
     let written = lines.map(str::trim).collect::<Vec<_>>().join("\n");
     site.write_file("barmanfs.conf", written.as_bytes());
     assert_eq!(site.json(&["config", "check"])["ok"], true);
+}
+
+/// What the words of a command may be, so that it reads the configuration; all of them fail where they need a server.
+fn words_of(command: &str) -> Vec<&str> {
+    const UPDATE: &str =
+        r#"[{"scope": "server", "server_name": "main", "description": "it is hunter2-correct"}]"#;
+    match command {
+        "list-servers" | "list-backups" | "stats" | "metrics" | "sweep" | "rebuild-catalog" | "version"
+        | "verify" => {
+            vec![command]
+        }
+        "cron" => vec![command, "--keep-descriptors"],
+        "init" => vec![command, "--server", "main"],
+        "config" => vec![command, "check"],
+        "config-update" => vec![command, UPDATE],
+        "config-switch" => vec![command, "main", "night"],
+        "clone" => vec![command, "list"],
+        "history" | "quarantine" => vec![command, "main", "list"],
+        "wal-archive" => vec![command, "main", "/nowhere/000000010000000000000001"],
+        "get-wal" => vec![command, "main", "000000010000000000000001", "/dev/null"],
+        "keep" => vec![command, "main", "latest", "--status"],
+        "show-backup" | "list-files" | "delete" => vec![command, "main", "latest"],
+        "explain" => vec![command, "main", "now"],
+        "terminate-process" => vec![command, "main", "backup"],
+        "mount" | "umount" => vec![command, "/nowhere/mnt"],
+        "timeline" | "index-wal" | "check-wal-archive" | "list-processes" | "receive-wal" | "put-wal"
+        | "archive-wal" => {
+            vec![command, "main"]
+        }
+        // The others take several servers.
+        _ => vec![command, "main", "bad", "other"],
+    }
+}
+
+/// `%(password)s` can put a password into any key. Whatever a command prints or logs, it is not in there.
+fn no_command_prints_a_password_of_the_configuration() {
+    const SECRETS: [&str; 4] = ["hunter2-correct", "t0ken-value", "p@ss word", "p%40ss"];
+    let site = site_of_barman(
+        "[barman]\nlog_file = LOG\npre_backup_script = /bin/hook --token %(my_token)s\n[DEFAULT]\npassword = hunter2-correct\n\
+         my_token = t0ken-value\n[main]\ndescription = 100 %% %(password)s of %(name)s\ncluster = %(password)s\n\
+         conninfo = host=/nowhere user=u password=%(password)s application_name=%(password)s\n\
+         streaming_conninfo = postgresql://u:p%%40ss%%20word@/postgres?host=/nowhere\nssh_command = sshpass -p %(password)s ssh x\n\
+         bandwidth_limit = %(password)s\nstreaming_archiver_name = %(my_token)s\npath_prefix = /opt/%(password)s\n\
+         [bad]\ndescription = %(conninfo)s\nconninfo = host=/nowhere password='%(password)s'\n\
+         minimum_redundancy = %(password)s\nslot_name = %(password)s\n[other]\ndescription = %(streaming_conninfo)s\n\
+         conninfo = host=/nowhere\nstreaming_conninfo = postgresql://u:p%%40ss%%20word@/postgres?host=/nowhere\n\
+         wal_streaming_conninfo = host=/nowhere application_name=%(password)s\n[%(my_token)s]\nconninfo = host=/nowhere\n\
+         [night]\nmodel = true\ncluster = %(password)s\ndescription = %(my_token)s\n",
+    );
+    let log = site.path("barman.log");
+    let text = std::fs::read_to_string(site.config()).unwrap();
+    site.write_file(
+        "barmanfs.conf",
+        text.replace("LOG", &log.to_string_lossy()).as_bytes(),
+    );
+    let help = site.ok(&["--help"]);
+    let (listed, _) = help.split_once("Options of every command:").unwrap();
+    let listed = listed
+        .lines()
+        .filter_map(|line| line.strip_prefix("  ")?.split_whitespace().next());
+    let mut said = 0;
+    for command in listed {
+        let words = words_of(command);
+        for form in [&[][..], &["--json"], &["-f", "json"], &["--format", "console"]] {
+            let line = match form {
+                ["--json"] => [&words[..], form].concat(),
+                _ => [form, &words[..]].concat(),
+            };
+            let run = site.barmanfs(&line);
+            let found = SECRETS.iter().find(|secret| run.all().contains(**secret));
+            assert_eq!(found, None, "{line:?}: {run}");
+            said += run.all().len();
+        }
+    }
+    assert!(said > 10_000, "The commands said {said} bytes");
+    let logged = std::fs::read_to_string(log).expect("a log");
+    assert!(!SECRETS.iter().any(|secret| logged.contains(secret)), "{logged}");
 }

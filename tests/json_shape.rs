@@ -25,6 +25,7 @@ fn every_document_agrees_with_its_schema(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     for words in [
         &["list-servers"][..],
+        &["show-servers", "main"],
         &["status", "main"],
         &["check-wal-archive", "main"],
         &["list-backups"],
@@ -59,6 +60,7 @@ fn every_document_agrees_with_its_schema(install: &'static Install) {
     site.ok(&["clone", "create", "main", "test1"]);
     for words in [
         &["list-servers"][..],
+        &["show-servers", "main"],
         &["status", "main"],
         &["replication-status", "main"],
         &["list-processes", "main"],

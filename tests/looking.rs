@@ -13,6 +13,7 @@ topic! {
     once processes_are_listed_and_ended,
     once listed_files_are_in_the_mount,
     once a_backup_is_shown_with_what_lies_around_it,
+    once a_server_is_shown_with_its_keys_and_what_it_says,
 }
 
 fn streaming_site(install: &'static Install) -> (Site, PgServer) {
@@ -225,4 +226,90 @@ fn a_backup_is_shown_with_what_lies_around_it(install: &'static Install) {
     for word in ["WAL until", "Last available", "Next backup", &second] {
         assert!(text.contains(word), "{word}: {text}");
     }
+}
+
+fn a_server_is_shown_with_its_keys_and_what_it_says(install: &'static Install) {
+    let (site, mut server) = Site::with_server(install);
+    site.write_config_of(
+        &server,
+        "slot_name = barmanfs\nssh_command = ssh db1\n[bad]\nconninfo = host=/nowhere\nminimum_redundancy = few\n\
+         [my server]\nconninfo = host=/nowhere\n[old]\nactive = off\nconninfo = host=/nowhere\n",
+    );
+    site.ok(&["receive-wal", "main", "--create-slot"]);
+    server.query("ALTER SYSTEM SET archive_command = 'PGPASSWORD=hunter2 false'");
+    server.query("SELECT pg_reload_conf()");
+    let show = |name: &str| site.json(&["show-servers", name])["servers"].clone();
+    let shown = show("main")[0].clone();
+    let key = |name: &str| {
+        let keys = shown["configuration"].as_array().expect("keys");
+        keys.iter()
+            .find(|key| key["key"] == name)
+            .cloned()
+            .unwrap_or_default()
+    };
+    let (slot, archiver, ssh) = (key("slot_name"), key("archiver"), key("ssh_command"));
+    let text = fs::read_to_string(site.config()).expect("the configuration");
+    let line = 1 + text
+        .lines()
+        .position(|line| line.starts_with("slot_name"))
+        .expect("it is set");
+    assert_eq!(
+        (&slot["value"], &slot["line"]),
+        (&"barmanfs".into(), &line.into()),
+        "{slot}"
+    );
+    assert_eq!(slot["file"], site.config().to_string_lossy().as_ref());
+    assert_eq!(
+        (&archiver["value"], &archiver["source"]),
+        (&"auto".into(), &"built-in".into())
+    );
+    assert_eq!(
+        (&ssh["value"], &ssh["effect"]),
+        (&"ssh db1".into(), &"none".into())
+    );
+    let host = &shown["hosts"][0];
+    assert_eq!(
+        (&host["host"], &host["answers"]),
+        (&"backup".into(), &true.into()),
+        "{host}"
+    );
+    assert_eq!(host["is_in_recovery"], false);
+    assert_eq!(
+        host["settings"]["data_directory"],
+        server.query("SHOW data_directory").as_str()
+    );
+    assert_eq!(host["replication_slots"][0]["name"], "barmanfs");
+    assert_eq!(host["settings"]["archive_command"], "PGPASSWORD=<hidden> false");
+    let text = site.ok(&["show-servers", "main"]);
+    for words in [
+        "\tarchiver: auto\n",
+        &format!("barmanfs.conf:{line})\n"),
+        "\tserver_version: ",
+    ] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    // What is disabled, inactive or down is shown as far as it is known.
+    let all = show("all");
+    let names: Vec<&str> = all
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|server| server["server"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["main", "bad", "old", "my server"]);
+    assert_eq!(
+        (&all[1]["disabled"], &all[1]["hosts"][0]["answers"]),
+        (&true.into(), &false.into())
+    );
+    assert!(
+        all[1]["errors"][0]
+            .as_str()
+            .unwrap()
+            .contains("minimum_redundancy"),
+        "{all}"
+    );
+    server.stop("fast");
+    let down = site.ok(&["show-servers", "main"]);
+    assert!(down.contains("\tslot_name: barmanfs ("), "{down}");
+    assert!(down.contains("does not answer: "), "{down}");
 }

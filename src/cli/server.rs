@@ -26,6 +26,27 @@ pub(crate) struct StatusArgs {
     pub(crate) json: JsonOption,
 }
 
+/// Ends `barmanfs show-servers --help`.
+pub(super) const SHOW_SERVERS_HELP: &str = "\
+Each key has the value that counts, and the file and line where it is written; without them it is the built-in
+default. Passwords are hidden. What the server says comes behind that. A server that is down, inactive or disabled is
+shown all the same; 'all' means these, too.
+
+Examples:
+  barmanfs show-servers main
+  barmanfs show-servers all --json";
+
+/// `show-servers`
+#[derive(Debug, Args)]
+pub(crate) struct ShowServersArgs {
+    /// Servers of the configuration, or 'all'
+    #[arg(required = true, value_name = "SERVER|all")]
+    pub(crate) servers: Vec<String>,
+    /// Print JSON for programs instead of text
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}
+
 /// Ends `barmanfs switch-wal --help`.
 pub(super) const SWITCH_WAL_HELP: &str = "\
 The server closes the segment that it is writing, so that it can be archived. If nothing was written since the last

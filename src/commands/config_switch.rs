@@ -5,7 +5,7 @@ use barmanfs_catalog::{ServerName, SiteFiles};
 
 use super::{App, receive_wal};
 use crate::cli::config::{ConfigSwitchArgs, ConfigUpdateArgs};
-use crate::config::{AUTOMATIC, Config, ServerConfig, model_file, update};
+use crate::config::{AUTOMATIC, Config, ServerConfig, Value, model_file, update};
 use crate::error::{Error, Outcome};
 use crate::output::printable;
 
@@ -127,8 +127,11 @@ fn differences(before: &Config, now: &Config, server: &ServerName) -> Vec<String
             .map(ServerConfig::effective)
             .unwrap_or_default()
     };
-    let shown = |value: Option<String>| {
-        value.map_or_else(|| "not set".to_owned(), |value| printable(value.as_bytes()))
+    let shown = |value: Option<Value>| {
+        value.map_or_else(
+            || "not set".to_owned(),
+            |value| printable(value.to_string().as_bytes()),
+        )
     };
     let pairs = values(before).into_iter().zip(values(now));
     let mut lines: Vec<String> = pairs

@@ -24,6 +24,31 @@ pub(super) fn of_servers() -> impl Iterator<Item = &'static str> {
     SERVER.iter().chain(SERVER_OR_GLOBAL).chain(HOOKS).copied()
 }
 
+/// Barman's keys of a server that have an effect here only by what is wrong with them, or on another key.
+pub(super) const WITHOUT_VALUE: [&str; 4] = [
+    "reuse_backup",
+    "primary_ssh_command",
+    "basebackups_directory",
+    "wals_directory",
+];
+
+/// Barman's keys of a server that have no value here.
+pub(crate) fn of_barman_alone() -> impl Iterator<Item = &'static str> {
+    const OF_THE_WHOLE: &[&str] = &[
+        "barman_home",
+        "barman_lock_directory",
+        "lock_directory_cleanup",
+        "barman_user",
+        "log_format",
+        "config_changes_queue",
+        "model",
+        "disabled",
+    ];
+    let keys = NO_EFFECT.iter().flat_map(|(_, keys)| keys.iter().copied());
+    keys.filter(|key| !OF_THE_WHOLE.contains(key))
+        .chain(WITHOUT_VALUE)
+}
+
 const GLOBAL: &[&str] = &[
     "repository",
     "log_level",

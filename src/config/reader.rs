@@ -13,12 +13,13 @@ use super::keys::{self, Known};
 use super::origin::{Notice, Origin, Problem};
 use super::setting::{Effect, Setting, Source, Wrong, shown};
 use super::values::{DailyShare, absolute, boolean, daily_share, given, log_level, recovery_target_action};
-use super::{Config, ConfigError, Misnamed, Model, ServerConfig, model};
+use super::{Config, ConfigError, Misnamed, Model, Secrets, ServerConfig, model};
 
 /// Converts sections into a [`Config`], and collects warnings.
 pub(super) struct Reader<'a> {
     files: &'a Files,
     notices: Vec<Notice>,
+    secrets: Secrets,
 }
 
 impl<'a> Reader<'a> {
@@ -26,6 +27,7 @@ impl<'a> Reader<'a> {
         Self {
             files,
             notices: files.notices.clone(),
+            secrets: Secrets::of(files),
         }
     }
 
@@ -43,6 +45,7 @@ impl<'a> Reader<'a> {
             misnamed: Vec::new(),
             settings: Vec::new(),
             notices: Vec::new(),
+            secrets: self.secrets.clone(),
         };
         for line in &self.files.global.lines {
             let effect = self.global(&mut config, line)?;
@@ -64,6 +67,7 @@ impl<'a> Reader<'a> {
         self.notices.dedup();
         config.notices = self.notices;
         config.is_barmans = self.files.is_barmans;
+        config.hide_secrets();
         Ok(config)
     }
 
@@ -136,6 +140,7 @@ impl<'a> Reader<'a> {
     fn server(&mut self, name: ServerName, section: &'a Merged, repository: &Path) -> ServerConfig {
         let mut server = ServerConfig::new(name, self.files.is_barmans);
         server.hooks.configuration = self.files.main.path().to_owned();
+        server.secrets = self.secrets.clone();
         if let Some(line) = section.line("model")
             && given(&line.entry.value).is_some()
             && let Err(message) = boolean(&line.entry.value)
@@ -172,6 +177,8 @@ impl<'a> Reader<'a> {
             server.settings.push(setting);
         }
         server.errors.sort();
+        // It is only shown.
+        server.description = server.description.map(|text| self.secrets.hide(text));
         server
     }
 
@@ -262,6 +269,7 @@ impl<'a> Reader<'a> {
             value: shown(
                 &line.entry.key,
                 &value.unwrap_or_else(|_| line.entry.value.clone()),
+                &self.secrets,
             ),
             origin: line.entry.origin.clone(),
             source,
@@ -272,7 +280,7 @@ impl<'a> Reader<'a> {
     fn at(&self, line: &Line, message: &str) -> ConfigError {
         ConfigError::At {
             origin: line.entry.origin.clone(),
-            message: format!("'{}' {message}", line.entry.key),
+            message: format!("'{}' {}", line.entry.key, self.secrets.remove(message)),
         }
     }
 
@@ -320,6 +328,30 @@ impl<'a> Reader<'a> {
             is_without_effect: false,
             is_about_a_value: true,
         });
+    }
+}
+
+impl Config {
+    /// Takes secrets out of messages, which quote values.
+    fn hide_secrets(&mut self) {
+        let secrets = self.secrets.clone();
+        let hide = |text: &mut String| *text = secrets.remove(text);
+        let problems = self.servers.iter_mut().flat_map(|server| &mut server.errors);
+        let misnamed = self.misnamed.iter_mut().map(|section| &mut section.problem);
+        problems
+            .chain(misnamed)
+            .for_each(|problem| hide(&mut problem.message));
+        self.notices
+            .iter_mut()
+            .for_each(|notice| hide(&mut notice.message));
+        let of_servers = self.servers.iter_mut().flat_map(|server| &mut server.settings);
+        let of_models = self.models.iter_mut().flat_map(|model| &mut model.settings);
+        for setting in of_servers.chain(of_models).chain(&mut self.settings) {
+            match &mut setting.effect {
+                Effect::Obeyed | Effect::Unset => {}
+                Effect::Mapped(text) | Effect::Nothing(text) | Effect::Wrong(text) => hide(text),
+            }
+        }
     }
 }
 

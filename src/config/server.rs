@@ -1,6 +1,7 @@
 //! The section of a server.
 
 mod effective;
+pub(crate) use effective::Value;
 mod set;
 
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use barmanfs_fs::CloneLimits;
 
 use super::limits::Age;
 use super::setting::Setting;
-use super::{HookScripts, Limits, Problem, Secret};
+use super::{HookScripts, Limits, Problem, Secret, Secrets};
 use crate::error::Error;
 use crate::schedule::Schedule;
 
@@ -71,6 +72,8 @@ pub(crate) struct ServerConfig {
     pub(crate) errors: Vec<Problem>,
     /// Every key that is set for it, and what it does.
     pub(crate) settings: Vec<Setting>,
+    /// The passwords of the whole configuration, which no value that is shown may contain.
+    pub(crate) secrets: Secrets,
     /// The model whose keys are over its own.
     pub(crate) active_model: Option<String>,
     /// Free text for the lists.
@@ -154,6 +157,7 @@ impl ServerConfig {
             name,
             errors: Vec::new(),
             settings: Vec::new(),
+            secrets: Secrets::default(),
             active_model: None,
             description: None,
             active: true,

@@ -2,6 +2,7 @@
 
 use super::keys::{self, Secrecy};
 use super::origin::Origin;
+use super::secrets::{HIDDEN, Secrets};
 use crate::output::printable;
 use crate::postgres::Conninfo;
 
@@ -74,11 +75,10 @@ impl Setting {
 }
 
 /// A value as it may be shown.
-pub(super) fn shown(key: &str, value: &str) -> String {
-    const HIDDEN: &str = "<hidden>";
+pub(super) fn shown(key: &str, value: &str, secrets: &Secrets) -> String {
     match keys::secrecy(key) {
-        Secrecy::Plain => printable(value.as_bytes()),
-        Secrecy::ConnectionString => Conninfo::without_secrets(value)
+        Secrecy::Plain => secrets.hide(printable(value.as_bytes())),
+        Secrecy::ConnectionString => Conninfo::without_secrets(value, |value| secrets.are_in(value))
             .map_or_else(|| HIDDEN.to_owned(), |text| printable(text.as_bytes())),
         Secrecy::Hidden => HIDDEN.to_owned(),
     }

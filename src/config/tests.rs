@@ -146,12 +146,7 @@ fn every_key_of_a_server_is_read_and_can_be_shown() {
                 "{key}"
             );
         }
-        let has_no_value = [
-            "reuse_backup",
-            "primary_ssh_command",
-            "basebackups_directory",
-            "wals_directory",
-        ];
+        let has_no_value = keys::WITHOUT_VALUE;
         assert!(
             shown.iter().any(|(known, _)| *known == key) != has_no_value.contains(&key),
             "{key}"

@@ -25,7 +25,7 @@ pub(super) use clients::ask as ask_for_clients;
 pub(crate) use clients::{OwnStream, StreamClient};
 pub(crate) use each::each;
 pub(crate) use exposure::{Exposure, Verdict};
-pub(crate) use live::{ArchiverStats, Live};
+pub(crate) use live::{ArchiverStats, Live, SETTINGS, Slot};
 pub(crate) use replication::Replication;
 pub(crate) use stored::{LastWal, Stored};
 
@@ -61,6 +61,14 @@ pub(crate) struct Standing {
     pub(crate) stored: Option<Stored>,
     /// What would be lost without it.
     pub(crate) exposure: Exposure,
+}
+
+/// Asks a host of a server what it says of itself.
+///
+/// # Errors
+/// When it does not answer.
+pub(crate) fn ask(server: &ServerConfig, host: Host) -> Result<Live, Error> {
+    live::ask(server, host).map(|(live, _)| live)
 }
 
 impl Standing {

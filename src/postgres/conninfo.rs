@@ -88,17 +88,36 @@ impl Conninfo {
     }
 
     /// A connection string as pairs that may be shown; `None` if it cannot be read. A value is hidden if it is a secret, or
-    /// if it has characters that suggest that the end of a password is in it.
-    pub(crate) fn without_secrets(text: &str) -> Option<String> {
+    /// if it has characters that suggest that the end of a password is in it. What says where the server is and who
+    /// connects is not compared with secrets: a password may be equal to a user's name.
+    pub(crate) fn without_secrets(text: &str, is_secret: impl Fn(&str) -> bool) -> Option<String> {
         let settings = parse::parse(text).ok()?;
+        let is_target = |key: &str| matches!(key, "host" | "hostaddr" | "port" | "user" | "dbname");
+        let can_be_shown =
+            |key: &str, value: &str| keys::can_be_shown(key, value) && (is_target(key) || !is_secret(value));
         let pairs = settings
             .iter()
-            .map(|(key, value)| match keys::can_be_shown(key, value) {
+            .map(|(key, value)| match can_be_shown(key, value) {
                 true if value.contains(' ') => format!("{key}='{value}'"),
                 true => format!("{key}={value}"),
                 false => format!("{key}=<hidden>"),
             });
         Some(pairs.collect::<Vec<_>>().join(" "))
+    }
+
+    /// The secrets in a connection string, and the string itself if it has one. One that cannot be read is a secret as a
+    /// whole.
+    pub(crate) fn secrets_of(text: &str) -> Vec<String> {
+        let Ok(settings) = parse::parse(text) else {
+            return vec![text.to_owned()];
+        };
+        let secret = settings.into_iter().filter(|(key, _)| keys::is_secret(key));
+        let mut found: Vec<String> = secret.map(|(_, value)| value).collect();
+        if !found.is_empty() {
+            found.extend(encoded_password(text).map(str::to_owned));
+            found.push(text.to_owned());
+        }
+        found
     }
 
     fn resolve(reader: &Reader<'_>, environment: &Environment) -> Result<Self, Error> {
@@ -213,6 +232,14 @@ fn shown(text: &str) -> String {
 }
 
 /// The database. Some programs accept a whole connection string here, but then messages would show it.
+/// The password as a URI has it, with its percent signs.
+fn encoded_password(uri: &str) -> Option<&str> {
+    let (_, rest) = uri.split_once("://")?;
+    let authority = rest.split(['/', '?']).next()?;
+    let (who, _) = authority.rsplit_once('@')?;
+    Some(who.split_once(':')?.1)
+}
+
 fn dbname(reader: &Reader<'_>) -> Result<Option<String>, Error> {
     let Some(name) = reader.text("dbname") else {
         return Ok(None);

@@ -84,7 +84,12 @@ impl ConfiguredSection {
             disabled: server.is_disabled(),
             active_model: server.active_model.clone(),
             settings: server.settings.clone(),
-            effective: values.map(|(key, value)| EffectiveValue { key, value }).collect(),
+            effective: values
+                .map(|(key, value)| EffectiveValue {
+                    key,
+                    value: value.map(|value| value.to_string()),
+                })
+                .collect(),
         }
     }
 }
@@ -103,21 +108,33 @@ impl ConfiguredSection {
     }
 }
 
-impl Serialize for Setting {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let (effect, message) = match &self.effect {
+impl ConfiguredSection {
+    /// The word for an effect, and what there is to say about it.
+    pub(super) fn effect(effect: &Effect) -> (&'static str, Option<&String>) {
+        match effect {
             Effect::Obeyed => ("obeyed", None),
             Effect::Unset => ("unset", None),
             Effect::Mapped(what) => ("mapped", Some(what)),
             Effect::Nothing(why) => ("none", Some(why)),
             Effect::Wrong(what) => ("wrong", Some(what)),
-        };
-        let source = match &self.source {
+        }
+    }
+
+    /// The word for the section that a key comes from.
+    pub(super) fn source(source: &Source) -> &'static str {
+        match source {
             Source::Own => "section",
             Source::Default => "default",
             Source::Global => "global",
             Source::Model(_) => "model",
-        };
+        }
+    }
+}
+
+impl Serialize for Setting {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (effect, message) = ConfiguredSection::effect(&self.effect);
+        let source = ConfiguredSection::source(&self.source);
         let mut object = serializer.serialize_struct("Setting", 7)?;
         object.serialize_field("key", &self.key)?;
         object.serialize_field("value", &self.value)?;

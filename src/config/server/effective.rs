@@ -1,29 +1,57 @@
 //! The values that count for a server, defaults included, under the names of their keys.
 
-use std::time::Duration;
+use std::fmt;
 
 use super::{Archiver, CreateSlot, Incremental, ServerConfig};
 use crate::config::Secret;
 use crate::config::keys::HOOKS;
 use crate::config::setting::shown;
 
+/// A value that counts. `Display` is the form of a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Value {
+    /// A text.
+    Text(String),
+    /// `on` or `off`.
+    Switch(bool),
+    /// A number.
+    Number(u64),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => f.write_str(text),
+            Self::Switch(true) => f.write_str("on"),
+            Self::Switch(false) => f.write_str("off"),
+            Self::Number(number) => number.fmt(f),
+        }
+    }
+}
+
 /// A key and its value; `None` if it has none.
-pub(crate) type Effective = (&'static str, Option<String>);
+pub(crate) type Effective = (&'static str, Option<Value>);
 
 impl ServerConfig {
-    /// Every key that can have an effect, with the value that counts. No value is a secret.
+    /// Every key that can have an effect, with the value that counts. No value is a secret, or has one in it.
     pub(crate) fn effective(&self) -> Vec<Effective> {
         let mut values = self.effective_identity();
         values.extend(self.effective_transfer());
         values.extend(self.effective_upkeep());
         values.extend(self.effective_hooks());
+        for value in values.iter_mut().filter_map(|(_, value)| value.as_mut()) {
+            if let Value::Text(text) = value {
+                *text = self.secrets.hide(std::mem::take(text));
+            }
+        }
         values
     }
 
     fn effective_identity(&self) -> Vec<Effective> {
+        let connection = |value: Option<&Secret>| text(shown("conninfo", value?.expose(), &self.secrets));
         let of_wal = |conninfo| connection(conninfo).filter(|_| self.has_wal_host());
         vec![
-            ("description", self.description.clone()),
+            ("description", self.description.clone().map(Value::Text)),
             ("active", switch(self.active)),
             ("cluster", text(self.cluster())),
             ("conninfo", connection(self.conninfo.as_ref())),
@@ -33,13 +61,11 @@ impl ServerConfig {
             ("wal_streaming_conninfo", of_wal(self.wal_replication_conninfo())),
             (
                 "incoming_wals_directory",
-                self.incoming_wals_directory
-                    .as_ref()
-                    .map(|path| path.display().to_string()),
+                shown_text(self.incoming_wals_directory.as_ref().map(|path| path.display())),
             ),
             (
                 "path_prefix",
-                self.path_prefix.as_ref().map(|path| path.display().to_string()),
+                shown_text(self.path_prefix.as_ref().map(|path| path.display())),
             ),
         ]
     }
@@ -66,15 +92,21 @@ impl ServerConfig {
         vec![
             ("archiver", text(archiver)),
             ("streaming_archiver", switch(self.streaming_archiver)),
-            ("streaming_archiver_name", text(&self.streaming_archiver_name)),
-            ("slot_name", self.slot_name.clone()),
+            (
+                "streaming_archiver_name",
+                text(self.streaming_archiver_name.as_str()),
+            ),
+            ("slot_name", shown_text(self.slot_name.as_ref())),
             ("create_slot", text(create_slot)),
             ("backup_method", text("postgres")),
             ("backup_options", text(backup_options)),
             ("incremental", text(incremental)),
             ("immediate_checkpoint", switch(self.immediate_checkpoint)),
             ("bandwidth_limit", number(self.bandwidth_limit_kb)),
-            ("streaming_backup_name", self.streaming_backup_name.clone()),
+            (
+                "streaming_backup_name",
+                shown_text(self.streaming_backup_name.as_ref()),
+            ),
             ("encryption", text("none")),
             (
                 "recovery_options",
@@ -91,10 +123,16 @@ impl ServerConfig {
     /// Command lines may have secrets in them.
     fn effective_hooks(&self) -> Vec<Effective> {
         let hooks = &self.hooks;
-        let command = |key: &'static str, value: Option<&String>| (key, value.map(|value| shown(key, value)));
+        let command = |key: &'static str, value: Option<&String>| {
+            let value = value.map(|value| Value::Text(shown(key, value, &self.secrets)));
+            (key, value)
+        };
         let scripts = HOOKS.iter().map(|key| command(key, hooks.scripts.get(*key)));
         let mut values: Vec<Effective> = scripts.collect();
-        values.push(("hook_timeout", hooks.timeout.map(seconds)));
+        values.push((
+            "hook_timeout",
+            number(hooks.timeout.map(|timeout| timeout.as_secs())),
+        ));
         values.push(command("notify_command", hooks.notify_command.as_ref()));
         values
     }
@@ -104,27 +142,36 @@ impl ServerConfig {
         vec![
             ("minimum_redundancy", number(Some(self.minimum_redundancy))),
             ("retention_policy_mode", text("auto")),
-            ("retention_policy", number(self.retention_policy)),
-            ("wal_retention_policy", number(Some(self.wal_retention_policy))),
+            ("retention_policy", shown_text(self.retention_policy)),
+            (
+                "wal_retention_policy",
+                shown_text(Some(self.wal_retention_policy)),
+            ),
             (
                 "failed_backup_retention",
-                number(Some(&self.failed_backup_retention)),
+                shown_text(Some(&self.failed_backup_retention)),
             ),
-            ("last_backup_maximum_age", number(limits.backup_age.as_ref())),
+            ("last_backup_maximum_age", shown_text(limits.backup_age.as_ref())),
             ("last_backup_minimum_size", number(limits.backup_size)),
-            ("last_wal_maximum_age", number(limits.wal_age.as_ref())),
+            ("last_wal_maximum_age", shown_text(limits.wal_age.as_ref())),
             (
                 "last_boot_test_maximum_age",
-                number(limits.boot_test_age.as_ref()),
+                shown_text(limits.boot_test_age.as_ref()),
             ),
-            ("clone_maximum_age", number(limits.clone_age.as_ref())),
-            ("max_incoming_wals_queue", number(self.max_incoming_wals_queue)),
+            ("clone_maximum_age", shown_text(limits.clone_age.as_ref())),
+            (
+                "max_incoming_wals_queue",
+                number(
+                    self.max_incoming_wals_queue
+                        .and_then(|count| u64::try_from(count).ok()),
+                ),
+            ),
             (
                 "check_timeout",
-                Some(seconds(self.check_timeout.unwrap_or_default())),
+                number(Some(self.check_timeout.unwrap_or_default().as_secs())),
             ),
-            ("backup_schedule", number(self.backup_schedule.as_ref())),
-            ("boot_test_schedule", number(self.boot_test_schedule.as_ref())),
+            ("backup_schedule", shown_text(self.backup_schedule.as_ref())),
+            ("boot_test_schedule", shown_text(self.boot_test_schedule.as_ref())),
             ("audit_sample", number(Some(self.audit_sample))),
             ("clone_max_size", number(self.clone_limits.max_bytes)),
             ("clone_max_count", number(Some(self.clone_limits.max_count))),
@@ -132,22 +179,18 @@ impl ServerConfig {
     }
 }
 
-fn text(value: &str) -> Option<String> {
-    Some(value.to_owned())
+fn text(value: impl Into<String>) -> Option<Value> {
+    Some(Value::Text(value.into()))
 }
 
-fn number(value: Option<impl ToString>) -> Option<String> {
-    value.map(|value| value.to_string())
+fn shown_text(value: Option<impl ToString>) -> Option<Value> {
+    value.map(|value| Value::Text(value.to_string()))
 }
 
-fn switch(value: bool) -> Option<String> {
-    text(if value { "on" } else { "off" })
+fn number(value: Option<impl TryInto<u64>>) -> Option<Value> {
+    value?.try_into().ok().map(Value::Number)
 }
 
-fn seconds(value: Duration) -> String {
-    value.as_secs().to_string()
-}
-
-fn connection(value: Option<&Secret>) -> Option<String> {
-    value.map(|value| shown("conninfo", value.expose()))
+fn switch(value: bool) -> Option<Value> {
+    Some(Value::Switch(value))
 }

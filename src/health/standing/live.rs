@@ -9,6 +9,7 @@ use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, Timesta
 use super::clients::{self, OwnStream, StreamClient};
 use crate::cluster::{self, Host, ServerSettings};
 use crate::config::ServerConfig;
+use crate::config::secrets::without_patterns;
 use crate::error::Error;
 use crate::output::printable;
 use crate::postgres::{Connection, ResultSet};
@@ -34,6 +35,9 @@ const STATE: &str = concat!(
     "pg_catalog.pg_last_wal_replay_lsn()) ELSE pg_catalog.pg_current_wal_flush_lsn() END::text AS flush_lsn, ",
     "(SELECT timeline_id::text FROM pg_catalog.pg_control_checkpoint()) AS timeline, ",
     "(SELECT system_identifier::text FROM pg_catalog.pg_control_system()) AS system_id, ",
+    "(SELECT rolsuper::text FROM pg_catalog.pg_roles WHERE rolname = current_user) AS is_superuser, ",
+    "(SELECT (rolsuper OR rolreplication)::text FROM pg_catalog.pg_roles WHERE rolname = current_user) ",
+    "AS may_replicate, pg_catalog.pg_has_role(current_user, 'pg_monitor', 'USAGE')::text AS may_monitor, ",
     "archived_count::text AS archived, last_archived_wal, ",
     micros!("last_archived_time"),
     " AS last_archived, failed_count::text AS failed, last_failed_wal, ",
@@ -47,10 +51,30 @@ const SIZE: &str =
     "SELECT sum(pg_catalog.pg_tablespace_size(oid))::text AS bytes FROM pg_catalog.pg_tablespace";
 
 /// The settings that tell how a server is backed up.
-const SETTINGS: &str = "SELECT name, setting FROM pg_catalog.pg_settings WHERE name IN ('archive_command', \
-    'archive_library', 'archive_mode', 'archive_timeout', 'data_checksums', 'data_directory', 'config_file', 'hba_file', \
-    'ident_file', 'hot_standby', 'max_replication_slots', 'max_wal_senders', 'summarize_wal', 'synchronous_commit', \
-    'synchronous_standby_names', 'TimeZone', 'wal_keep_size', 'wal_level', 'wal_segment_size')";
+pub(crate) const SETTINGS: [&str; 22] = [
+    "archive_command",
+    "archive_library",
+    "archive_mode",
+    "archive_timeout",
+    "checkpoint_timeout",
+    "config_file",
+    "data_checksums",
+    "data_directory",
+    "hba_file",
+    "hot_standby",
+    "ident_file",
+    "max_replication_slots",
+    "max_slot_wal_keep_size",
+    "max_wal_senders",
+    "summarize_wal",
+    "synchronous_commit",
+    "synchronous_standby_names",
+    "TimeZone",
+    "wal_compression",
+    "wal_keep_size",
+    "wal_level",
+    "wal_segment_size",
+];
 
 /// A replication slot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -97,6 +121,12 @@ pub(crate) struct Live {
     pub(crate) started: Option<TimestampMicros>,
     /// Whether it is a standby.
     pub(crate) in_recovery: Option<bool>,
+    /// Whether the role of this connection is a superuser.
+    pub(crate) is_superuser: Option<bool>,
+    /// Whether it may take backups and receive WAL.
+    pub(crate) may_replicate: Option<bool>,
+    /// Whether it sees what `pg_monitor` lets see.
+    pub(crate) may_monitor: Option<bool>,
     /// Size of its databases in bytes.
     pub(crate) size_bytes: Option<u64>,
     /// Its settings, as far as the role may see them.
@@ -207,7 +237,11 @@ fn ask_in_sql(server: &ServerConfig, sql: &mut Connection, live: &mut Live) -> R
     if let Some(rows) = results.first().filter(|rows| rows.len() > 0) {
         state(rows, live);
     }
-    let results = sql.simple_query(SETTINGS)?;
+    let names: Vec<String> = SETTINGS.iter().map(|name| format!("'{name}'")).collect();
+    let results = sql.simple_query(&format!(
+        "SELECT name, setting FROM pg_catalog.pg_settings WHERE name IN ({})",
+        names.join(", ")
+    ))?;
     if let Some(rows) = results.first() {
         live.settings = settings(rows);
     }
@@ -229,7 +263,11 @@ fn ask_in_sql(server: &ServerConfig, sql: &mut Connection, live: &mut Live) -> R
 fn state(rows: &ResultSet, live: &mut Live) {
     live.now = time(rows, 0, "now");
     live.started = time(rows, 0, "started");
-    live.in_recovery = rows.text(0, "in_recovery").map(|text| text == "true");
+    let is_true = |column| rows.text(0, column).map(|text| text == "true");
+    live.in_recovery = is_true("in_recovery");
+    live.is_superuser = is_true("is_superuser");
+    live.may_replicate = is_true("may_replicate");
+    live.may_monitor = is_true("may_monitor");
     live.current_lsn = parsed(rows, 0, "current_lsn");
     live.flush_lsn = parsed(rows, 0, "flush_lsn");
     live.timeline = parsed(rows, 0, "timeline").map(TimelineId);
@@ -246,8 +284,9 @@ fn state(rows: &ResultSet, live: &mut Live) {
     });
 }
 
+/// A command in a setting may have a password.
 fn settings(rows: &ResultSet) -> BTreeMap<String, String> {
-    let text = |row, column| rows.bytes(row, column).map(printable);
+    let text = |row, column| Some(without_patterns(&printable(rows.bytes(row, column)?)));
     (0..rows.len())
         .filter_map(|row| Some((text(row, "name")?, text(row, "setting")?)))
         .collect()

@@ -111,11 +111,19 @@ pub(super) fn key(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == name)
 }
 
+/// Whether the value of a key is a secret.
+pub(super) fn is_secret(name: &str) -> bool {
+    matches!(
+        name,
+        "password" | "sslpassword" | "scram_client_key" | "scram_server_key" | "oauth_client_secret"
+    )
+}
+
 /// Whether a value is no secret, and has nothing in it that may be a misplaced one.
 pub(super) fn can_be_shown(name: &str, value: &str) -> bool {
     let is_plain = |c: char| c.is_alphanumeric() || "./_-:,".contains(c);
     match name {
-        "password" | "sslpassword" | "scram_client_key" | "scram_server_key" | "oauth_client_secret" => false,
+        name if is_secret(name) => false,
         "port" => value.chars().all(|c| c.is_ascii_digit() || c == ','),
         "options" | "application_name" | "fallback_application_name" => {
             value.chars().all(|c| is_plain(c) || "= ".contains(c))

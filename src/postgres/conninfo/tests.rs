@@ -354,7 +354,7 @@ fn passwords_are_found_by_what_libpq_calls_the_host() {
 
 #[test]
 fn what_is_shown_of_a_connection_string_has_no_secret() {
-    let shown = |text: &str| Conninfo::without_secrets(text);
+    let shown = |text: &str| Conninfo::without_secrets(text, |_| false);
     assert_eq!(
         shown("host=db1 user=barman password='geh eim' options='-c search_path=x'").as_deref(),
         Some("host=db1 options='-c search_path=x' password=<hidden> user=barman")
