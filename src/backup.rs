@@ -148,7 +148,7 @@ fn take_with(
                     tracing::warn!("The primary was not asked to switch WAL: {error}");
                 });
             }
-            wal_source::wait(repository, &mut connection, backup, options, stop)
+            wal_source::wait(repository, server, &mut connection, backup, options, stop)
         }
         _ => Ok(backup),
     }

@@ -5,6 +5,7 @@
 //! JSON are those that Barman 3.19.1 prints: `tests/barman_keys.json`.
 
 pub(crate) mod backups;
+pub(crate) mod diagnosis;
 pub(crate) mod grammar;
 pub(crate) mod servers;
 pub(crate) mod shown;

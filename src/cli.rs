@@ -59,7 +59,14 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("Use a backup", &["restore", "mount", "umount", "clone"]),
     (
         "Check",
-        &["check", "check-wal-archive", "verify", "metrics", "config"],
+        &[
+            "check",
+            "check-wal-archive",
+            "verify",
+            "metrics",
+            "diagnose",
+            "config",
+        ],
     ),
     (
         "Maintain",
@@ -292,6 +299,10 @@ pub(crate) enum Command {
     #[command(after_help = metrics::METRICS_HELP)]
     Metrics(metrics::MetricsArgs),
 
+    /// Print all that is known of this site as JSON, for support; passwords are left out
+    #[command(after_help = metrics::DIAGNOSE_HELP)]
+    Diagnose(JsonOption),
+
     /// Do what is due; once a minute, from cron or a timer
     #[command(after_help = upkeep::CRON_HELP)]
     Cron(upkeep::CronArgs),
@@ -497,6 +508,7 @@ mod tests {
           check-wal-archive   Check that nothing is archived of a new server
           verify              Read everything back and check it against its checksums
           metrics             Print what the checks have counted, for Prometheus
+          diagnose            Print all that is known of this site as JSON, for support; passwords are left out
           config              Show every key of the configuration and what it does
 
         Maintain:

@@ -9,6 +9,7 @@ pub(crate) mod config;
 pub(crate) mod config_switch;
 pub(crate) mod cron;
 pub(crate) mod delete;
+pub(crate) mod diagnose;
 pub(crate) mod explain;
 pub(crate) mod get_wal;
 pub(crate) mod history;
@@ -78,6 +79,11 @@ pub(crate) struct App {
 /// Runs the requested command, and prints in this form.
 pub(crate) fn run(cli: Cli, form: Form) -> Result<Outcome, Error> {
     output::choose_colours(cli.global.color);
+    let form = match (&cli.command, cli.global.format) {
+        // It has no other form.
+        (Command::Diagnose(_), None) => Form::Json,
+        _ => form,
+    };
     let mut out = Output::stdout(form);
     if form == Form::Json && cli.global.format == Some(Format::Json) {
         let error =
@@ -88,6 +94,14 @@ pub(crate) fn run(cli: Cli, form: Form) -> Result<Outcome, Error> {
         Command::Version(json) => version::run(&mut out, json),
         Command::Umount(args) => umount::run(&args),
         Command::Init(args) => init::run(&mut out, &cli.global, &args),
+        // It works without a readable configuration, too.
+        Command::Diagnose(_) => {
+            let config = load(&cli.global);
+            if let Ok(config) = &config {
+                start_log(&cli.global, config, false, form);
+            }
+            diagnose::run(&mut out, &cli.global, config.as_ref())
+        }
         // The archive is on another host, and so is its configuration.
         Command::WalRestore(args) => restore_wal(&cli.global, &args),
         Command::WalArchive(args) if args.remote.is_some() => wal_archive::send(&cli.global, &args),
@@ -122,6 +136,15 @@ impl App {
         Ok(load(&self.options)?)
     }
 
+    /// The configuration as it would be with this text in the file of `config-update`.
+    fn reload_with(&self, automatic: &str) -> Result<Config, ConfigError> {
+        Config::load_with(
+            self.options.config.as_deref(),
+            home().as_deref(),
+            Some(automatic.as_bytes()),
+        )
+    }
+
     fn run(&mut self, command: Command) -> Result<Outcome, Error> {
         match command {
             Command::Backup(args) => backup::run(self, &args),
@@ -153,6 +176,7 @@ impl App {
             Command::Check(args) => check::run(self, &args),
             Command::CheckWalArchive(args) => check_wal_archive::run(self, &args),
             Command::Metrics(args) => metrics::run(self, &args),
+            Command::Diagnose(_) => diagnose::run(&mut self.out, &self.options, Ok(&self.config)),
             Command::Config(command) => config::run(self, &command),
             Command::ConfigSwitch(args) => config_switch::switch(self, &args),
             Command::ConfigUpdate(args) => config_switch::update(self, &args),
@@ -313,10 +337,12 @@ impl App {
 }
 
 fn load(options: &GlobalOptions) -> Result<Config, ConfigError> {
-    let home = std::env::var_os("HOME")
-        .filter(|home| !home.is_empty())
-        .map(PathBuf::from);
-    Config::load(options.config.as_deref(), home.as_deref())
+    Config::load(options.config.as_deref(), home().as_deref())
+}
+
+fn home() -> Option<PathBuf> {
+    let home = std::env::var_os("HOME");
+    home.filter(|home| !home.is_empty()).map(PathBuf::from)
 }
 
 /// How much a command says about the lines of the configuration that it cannot obey.

@@ -160,6 +160,15 @@ impl From<ConfigError> for Error {
 impl Config {
     /// Reads `explicit`, otherwise the first of the usual files that exists: the user's, the host's, then Barman's.
     pub(crate) fn load(explicit: Option<&Path>, home: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::load_with(explicit, home, None)
+    }
+
+    /// The same as if the file of `config-update` had these bytes.
+    pub(crate) fn load_with(
+        explicit: Option<&Path>,
+        home: Option<&Path>,
+        automatic: Option<&[u8]>,
+    ) -> Result<Self, ConfigError> {
         let candidates = match explicit {
             Some(file) => vec![Candidate {
                 // `cron` names the file that it has found to the processes that it starts.
@@ -172,7 +181,7 @@ impl Config {
         };
         for candidate in &candidates {
             match std::fs::read(&candidate.path) {
-                Ok(bytes) => return Self::parse(candidate, &bytes, home),
+                Ok(bytes) => return Self::parse(candidate, &bytes, home, automatic),
                 Err(error)
                     if explicit.is_none()
                         && matches!(
@@ -192,10 +201,15 @@ impl Config {
     }
 
     /// Parses the bytes of a main file, and reads the files that belong to it.
-    fn parse(main: &Candidate, bytes: &[u8], home: Option<&Path>) -> Result<Self, ConfigError> {
+    fn parse(
+        main: &Candidate,
+        bytes: &[u8],
+        home: Option<&Path>,
+        automatic: Option<&[u8]>,
+    ) -> Result<Self, ConfigError> {
         let mut files = Files::read(main, bytes, home)?;
         if let Some(repository) = files.repository() {
-            files.add_automatic(&state::file(&repository, AUTOMATIC))?;
+            files.add_automatic(&state::file(&repository, AUTOMATIC), automatic)?;
         }
         Reader::new(&files).read()
     }

@@ -233,6 +233,19 @@ fn changes_are_written_into_the_repository() {
     let checked = site.json(&["config", "check"]);
     assert_eq!(effective(&checked, "main", "description"), "50 % \"off\"");
     assert_eq!(section(&checked, "night")["kind"], "model");
+    // A change that is right by itself, and would disable a server.
+    site.ok(&["config-switch", "main", "night"]);
+    let written = || std::fs::read_to_string(site.repository().join("config/auto.conf")).unwrap();
+    let before_it = written();
+    update(r#"[{"scope": "model", "model_name": "night", "cluster": "reports"}]"#)
+        .refused(1)
+        .says(&[
+            "Nothing is changed",
+            "Server 'main' would be disabled",
+            "of another cluster",
+        ]);
+    assert_eq!(written(), before_it);
+    site.ok(&["config-switch", "main", "--reset"]);
     update(r#"[{"scope": "server", "server_name": "main", "bandwidth_limit": null}]"#).ok();
     let checked = site.json(&["config", "check"]);
     assert!(

@@ -90,6 +90,7 @@ fn every_document_agrees_with_its_schema(install: &'static Install) {
         &["explain", "main", "2020-01-01 00:00:00Z"],
         &["clone", "list"],
         &["check", "main"],
+        &["diagnose"],
         &["config", "check"],
         &["verify"],
         &["delete", "main", "latest", "--dry-run"],

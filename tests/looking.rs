@@ -14,6 +14,7 @@ topic! {
     once listed_files_are_in_the_mount,
     once a_backup_is_shown_with_what_lies_around_it,
     once a_server_is_shown_with_its_keys_and_what_it_says,
+    once a_damaged_site_is_diagnosed_without_its_passwords,
 }
 
 fn streaming_site(install: &'static Install) -> (Site, PgServer) {
@@ -312,4 +313,95 @@ fn a_server_is_shown_with_its_keys_and_what_it_says(install: &'static Install) {
     let down = site.ok(&["show-servers", "main"]);
     assert!(down.contains("\tslot_name: barmanfs ("), "{down}");
     assert!(down.contains("does not answer: "), "{down}");
+}
+
+fn a_damaged_site_is_diagnosed_without_its_passwords(install: &'static Install) {
+    const SECRETS: [&str; 2] = ["hunter2", "p%40ss-word"];
+    let (site, server) = Site::with_server(install);
+    let log = site.write_file(
+        "barmanfs.log",
+        b"ran with PGPASSWORD=hunter2, and https://u:hunter2@host/\n",
+    );
+    let text = format!(
+        "[barmanfs]\nrepository = {}\nlog_file = {}\npre_backup_script = notify --password=hunter2\n\
+         [main]\ndescription = of hunter2\nconninfo = {} password=hunter2\n\
+         [down]\nconninfo = postgresql://u:p%40ss-word@/?host=/nowhere\n[bad]\nconninfo = host=/nowhere\nactive = hunter2\n",
+        site.repository().display(),
+        log.display(),
+        server.conninfo()
+    );
+    site.write_file("barmanfs.conf", text.as_bytes());
+    site.backup();
+    let diagnose = |words: &[&str], code: i32| {
+        let run = site.barmanfs(words);
+        assert_eq!(run.code(), Some(code), "{run}");
+        assert!(!SECRETS.iter().any(|secret| run.all().contains(secret)), "{run}");
+        let value: serde_json::Value =
+            serde_json::from_slice(&run.stdout).unwrap_or_else(|error| panic!("{error}: {run}"));
+        value
+    };
+    let found = diagnose(&["diagnose"], 0);
+    assert!(
+        found["host"]["kernel"]
+            .as_str()
+            .is_some_and(|kernel| kernel.contains("Linux")),
+        "{found}"
+    );
+    assert_eq!(found["repository"]["format_version"], 1, "{found}");
+    assert_eq!(found["repository"]["error"], serde_json::Value::Null);
+    let [main, down, bad] = [0, 1, 2].map(|nth| &found["servers"][nth]);
+    assert_eq!(
+        (
+            &main["hosts"][0]["answers"],
+            &main["backups"]["list"][0]["status"]
+        ),
+        (&true.into(), &"DONE".into())
+    );
+    assert!(
+        main["checks"].as_array().is_some_and(|checks| checks.len() > 10),
+        "{main}"
+    );
+    assert_eq!(down["hosts"][0]["answers"], false, "{down}");
+    assert_eq!(bad["disabled"], true, "{bad}");
+    let lines = found["log"]["lines"].as_array().expect("the log");
+    assert!(
+        lines
+            .iter()
+            .any(|line| line.as_str().unwrap().contains("ran with")),
+        "{found}"
+    );
+    // In Barman's shape.
+    let shape = diagnose(&["-f", "json", "diagnose"], 0);
+    assert!(
+        shape["global"]["system_info"]["kernel_ver"].is_string(),
+        "{shape}"
+    );
+    assert_eq!(
+        shape["servers"]["main"]["backups"]
+            .as_object()
+            .map(serde_json::Map::len),
+        Some(1),
+        "{shape}"
+    );
+    assert!(
+        shape["servers"]["main"]["status"]["data_directory"].is_string(),
+        "{shape}"
+    );
+    assert!(shape["servers"]["bad"]["msg_list"][0].is_string(), "{shape}");
+    // Without a catalog, and without a repository.
+    fs::rename(site.repository().join("catalog.sqlite"), site.path("catalog")).expect("Cannot rename");
+    fs::write(site.repository().join("catalog.sqlite"), b"no catalog").expect("Cannot write");
+    let found = diagnose(&["diagnose"], 0);
+    assert!(found["repository"]["error"].is_string(), "{found}");
+    assert!(found["servers"][0]["backups"]["error"].is_string(), "{found}");
+    assert_eq!(found["servers"][0]["hosts"][0]["answers"], true);
+    fs::rename(site.repository(), site.path("elsewhere")).expect("Cannot rename");
+    assert!(diagnose(&["diagnose"], 0)["repository"]["error"].is_string());
+    // What cannot be read at all is a failure, and the rest is there.
+    site.write_file("barmanfs.conf", (text + "this is no line\n").as_bytes());
+    let found = diagnose(&["diagnose"], 1);
+    assert!(
+        found["configuration"]["error"].is_string() && found["host"]["kernel"].is_string(),
+        "{found}"
+    );
 }

@@ -87,6 +87,28 @@ fn an_idle_primary_is_asked_to_end_its_segment(install: &'static Install) {
     site.barmanfs(&["switch-wal", "main", "--force"])
         .ok()
         .says(&["has been closed on server 'main'"]);
+    // WAL that does not come all the same: the primary makes a checkpoint.
+    let line = format!(
+        "primary_conninfo = {}\nprimary_checkpoint_timeout = 1\n",
+        primary.conninfo()
+    );
+    site.write_config_of(&standby, &line);
+    let working = primary.query("SHOW archive_command");
+    let archive_by = |command: &str| {
+        primary.query(&format!("ALTER SYSTEM SET archive_command = '{command}'"));
+        primary.query("SELECT pg_reload_conf()");
+    };
+    archive_by("false");
+    // The segment in which the backup stops is not archived.
+    primary.query("CREATE TABLE more AS SELECT 1");
+    primary.query("CHECKPOINT");
+    catch_up(&primary, &standby);
+    let words = ["backup", "main", "--fast-checkpoint", "--wait-timeout", "5"];
+    site.barmanfs(&words)
+        .ok()
+        .says(&["was asked for a checkpoint and for the end of its WAL segment"]);
+    archive_by(&working);
+    catch_up(&primary, &standby);
     // A primary that cannot help is reported, and the backup is complete without it.
     primary.query("CREATE ROLE weak LOGIN");
     catch_up(&primary, &standby);

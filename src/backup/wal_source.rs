@@ -145,9 +145,11 @@ pub(super) fn keep_history(repository: &Repository, connection: &mut Connection,
 
 /// Waits until the archive has all segments of the backup, and returns the backup's state then. If they do not arrive,
 /// fetches them over the backup's own connection. After the user's timeout, the backup stays as it is, and becomes DONE
-/// by itself when its WAL arrives.
+/// by itself when its WAL arrives. The primary of a standby is asked for a checkpoint meanwhile, if the configuration says
+/// after how long.
 pub(super) fn wait(
     repository: &Repository,
+    server: &ServerConfig,
     connection: &mut Connection,
     backup: Backup,
     options: &BackupOptions,
@@ -160,6 +162,9 @@ pub(super) fn wait(
     );
     let began = Instant::now();
     let deadline = began + options.wait_timeout;
+    let is_helped = backup.from_standby && server.primary_conninfo.is_some();
+    let checkpoint_after = server.primary_checkpoint_timeout.filter(|_| is_helped);
+    let mut checkpoint_at = checkpoint_after.map(|after| began + after);
     let mut fetch_at = Some(began + FETCH_AFTER.min(options.wait_timeout / 2));
     loop {
         let missing = repository.missing_wal(&backup)?;
@@ -178,6 +183,14 @@ pub(super) fn wait(
                 backup.server
             );
             return Ok(backup);
+        }
+        if checkpoint_at.take_if(|at| Instant::now() >= *at).is_some()
+            && let Err(error) = primary::checkpoint_and_switch(server, backup.system_id)
+        {
+            tracing::warn!(
+                "The primary of server {} made no checkpoint: {error}",
+                server.name
+            );
         }
         if fetch_at.take_if(|at| Instant::now() >= *at).is_some() {
             progress.note(&format!("fetching {}", names(&missing)));

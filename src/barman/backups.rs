@@ -188,7 +188,7 @@ impl<'a> Listed<'a> {
 }
 
 /// What every backup has.
-fn head(backup: &Backup) -> Map<String, Value> {
+pub(super) fn head(backup: &Backup) -> Map<String, Value> {
     let mut head = object(json!({
         "backup_id": backup.id,
         "backup_type": TYPE,

@@ -24,3 +24,11 @@ pub(crate) struct MetricsArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
 }
+
+/// Ends `barmanfs diagnose --help`.
+pub(super) const DIAGNOSE_HELP: &str = "\
+One JSON document: this host, the configuration with files and lines, the repository, its mounts, each server with what it says,
+checks, backups, timelines and processes, and the last lines of the log. What cannot be read is an 'error' in its place.
+
+Examples:
+  barmanfs diagnose > site.json";

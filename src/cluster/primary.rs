@@ -6,7 +6,7 @@
 
 use barmanfs_pg::{Lsn, SystemId, TimelineId, TimestampMicros};
 
-use super::Purpose;
+use super::{Purpose, switch};
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::postgres::Connection;
@@ -73,6 +73,18 @@ pub(crate) fn switch_wal(server: &ServerConfig, system_id: SystemId) -> Result<(
     connection.simple_query("SELECT pg_catalog.pg_switch_wal()::text AS lsn")?;
     tracing::info!(
         "The {} was asked for the end of its WAL segment",
+        connection.target()
+    );
+    Ok(())
+}
+
+/// The same after a checkpoint, so that there is something to end the segment with.
+pub(crate) fn checkpoint_and_switch(server: &ServerConfig, system_id: SystemId) -> Result<(), Error> {
+    let mut connection = connect(server, system_id)?;
+    switch::checkpoint(&mut connection, server, Purpose::Primary)?;
+    connection.simple_query("SELECT pg_catalog.pg_switch_wal()::text AS lsn")?;
+    tracing::info!(
+        "The {} was asked for a checkpoint and for the end of its WAL segment",
         connection.target()
     );
     Ok(())

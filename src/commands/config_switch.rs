@@ -13,7 +13,7 @@ use crate::output::printable;
 pub(crate) fn switch(app: &mut App, args: &ConfigSwitchArgs) -> Result<Outcome, Error> {
     let server = app.configured(&args.server)?.clone();
     let Some(name) = &args.model else {
-        let changed = change(app, std::slice::from_ref(&server.name), |files| {
+        let changed = change(app, std::slice::from_ref(&server.name), |_, files| {
             Ok(files.remove(&model_file(&server.name))?)
         })?;
         app.out
@@ -28,7 +28,7 @@ pub(crate) fn switch(app: &mut App, args: &ConfigSwitchArgs) -> Result<Outcome, 
         ))?;
         return Ok(Outcome::Done);
     }
-    let changed = change(app, std::slice::from_ref(&server.name), |files| {
+    let changed = change(app, std::slice::from_ref(&server.name), |_, files| {
         Ok(files.write(&model_file(&server.name), format!("{name}\n").as_bytes())?)
     })?;
     app.out
@@ -83,13 +83,21 @@ pub(crate) fn update(app: &mut App, args: &ConfigUpdateArgs) -> Result<Outcome, 
         .iter()
         .map(|server| server.name.clone())
         .collect();
-    let changed = change(app, &servers, |files| {
+    let changed = change(app, &servers, |app, files| {
         // Read under the lock: another process may have made changes since.
         let mut sections = update::written(&repository)?;
         for (name, keys) in changes {
             sections.entry(name).or_default().extend(keys);
         }
-        Ok(files.write(AUTOMATIC, update::render(&sections).as_bytes())?)
+        let text = update::render(&sections);
+        let refused = |why: String| Error::failed(format!("Nothing is changed: {why}"));
+        let tried = app
+            .reload_with(&text)
+            .map_err(|error| refused(error.to_string()))?;
+        match update::worse(&app.reload()?, &tried) {
+            None => Ok(files.write(AUTOMATIC, text.as_bytes())?),
+            Some(why) => Err(refused(why)),
+        }
     })?;
     finish(app, &changed)
 }
@@ -105,11 +113,11 @@ struct Changed {
 fn change(
     app: &mut App,
     servers: &[ServerName],
-    work: impl FnOnce(&SiteFiles<'_>) -> Result<(), Error>,
+    work: impl FnOnce(&App, &SiteFiles<'_>) -> Result<(), Error>,
 ) -> Result<Vec<Changed>, Error> {
     let repository = app.repository_for_writing()?;
     let files = repository.site_files()?;
-    work(&files)?;
+    work(app, &files)?;
     drop(files);
     let now = app.reload()?;
     let before = std::mem::replace(&mut app.config, now);

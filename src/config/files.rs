@@ -145,7 +145,13 @@ impl Files {
 
     /// Reads the file that `config-update` writes, if there is one. A file that this user may not read is left out: the
     /// repository, which it is a part of, says why when it is opened.
-    pub(super) fn add_automatic(&mut self, path: &Path) -> Result<(), ConfigError> {
+    ///
+    /// With `instead`, these bytes are tried in its place.
+    pub(super) fn add_automatic(&mut self, path: &Path, instead: Option<&[u8]>) -> Result<(), ConfigError> {
+        if let Some(bytes) = instead {
+            let sections = parse(&File::new(path), bytes)?;
+            return self.add(&sections, Role::Automatic);
+        }
         let bytes = match super::state::read(path) {
             Ok(Some(bytes)) => bytes,
             Ok(None) => return Ok(()),

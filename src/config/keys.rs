@@ -64,6 +64,7 @@ const SERVER: &[&str] = &[
     "primary_conninfo",
     "wal_conninfo",
     "wal_streaming_conninfo",
+    "primary_checkpoint_timeout",
     "active",
     "cluster",
     "incoming_wals_directory",
@@ -175,10 +176,6 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
     (
         "WAL is only removed where a retention policy says so, and never before the first backup",
         &["worm_mode"],
-    ),
-    (
-        "the primary is asked to switch WAL, not for a checkpoint",
-        &["primary_checkpoint_timeout"],
     ),
     ("nothing is staged: every backup is a full one", STAGING),
     (

@@ -47,6 +47,12 @@ impl Secrets {
         Self(found.into())
     }
 
+    /// These and one that comes from elsewhere.
+    pub(crate) fn with(&self, secret: Option<String>) -> Self {
+        let secret = secret.filter(|secret| !secret.is_empty());
+        Self(self.0.iter().cloned().chain(secret).collect())
+    }
+
     /// Whether a value contains one of them.
     pub(crate) fn are_in(&self, value: &str) -> bool {
         let is_in = |secret: &String| match secret.chars().count() < SEARCHED_CHARS {

@@ -88,6 +88,8 @@ pub(crate) struct ServerConfig {
     pub(crate) streaming_conninfo: Option<Secret>,
     /// How to connect to the primary for SQL, where the server is a standby.
     pub(crate) primary_conninfo: Option<Secret>,
+    /// After how long a backup of a standby asks its primary for a checkpoint; `None` for never.
+    pub(crate) primary_checkpoint_timeout: Option<Duration>,
     /// How to connect for SQL to the host that WAL is received from, when that is another one.
     pub(crate) wal_conninfo: Option<Secret>,
     /// How to connect to that host for replication.
@@ -165,6 +167,7 @@ impl ServerConfig {
             conninfo: None,
             streaming_conninfo: None,
             primary_conninfo: None,
+            primary_checkpoint_timeout: None,
             wal_conninfo: None,
             wal_streaming_conninfo: None,
             archiver: Archiver::Auto,

@@ -32,7 +32,7 @@ fn parse_bytes(bytes: &[u8]) -> Result<Config, ConfigError> {
         path: "/c/b.conf".into(),
         is_barmans_place: false,
     };
-    Config::parse(&main, bytes, None)
+    Config::parse(&main, bytes, None, None)
 }
 
 /// Notices, and errors of servers, as lines.

@@ -1,4 +1,4 @@
-//! The changes that `config-update` makes: checked as a whole, then written into a file of our own that is read last.
+//! The changes that `config-update` makes: checked one by one, tried as a whole ([`worse`]), then written into a file of our own that is read last.
 //!
 //! The input is Barman's: a list of objects, each with `scope` (`server` or `model`), `server_name` or `model_name`, and keys
 //! with their values.
@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::files;
 use super::keys::{self, Known};
 use super::origin::File;
-use super::{Config, ConfigError, model, state};
+use super::{Config, ConfigError, Setting, model, state};
 
 /// The sections of the file, with their keys.
 pub(crate) type Sections = BTreeMap<String, BTreeMap<String, String>>;
@@ -147,6 +147,53 @@ pub(crate) fn written(repository: &Path) -> Result<Sections, ConfigError> {
         sections.entry(section.name).or_default().extend(entries);
     }
     Ok(sections)
+}
+
+/// What a change would make worse; `None` if nothing is.
+pub(crate) fn worse(before: &Config, after: &Config) -> Option<String> {
+    for server in &before.servers {
+        if after.server(server.name.as_str()).is_none() {
+            return Some(format!("Server '{}' would not be there any more", server.name));
+        }
+    }
+    for server in &after.servers {
+        let known = before.server(server.name.as_str());
+        let is_known = |message: &str| {
+            known.is_some_and(|known| known.errors.iter().any(|problem| problem.message == message))
+        };
+        if let Some(problem) = server.errors.iter().find(|problem| !is_known(&problem.message)) {
+            return Some(format!("Server '{}' would be disabled: {problem}", server.name));
+        }
+        let known = known.map(|known| known.settings.as_slice()).unwrap_or_default();
+        if let Some(setting) = newly_wrong(known, &server.settings) {
+            return Some(format!(
+                "'{}' of server '{}' would be wrong",
+                setting.key, server.name
+            ));
+        }
+    }
+    for model in &after.models {
+        let known = before.models.iter().find(|known| known.name == model.name);
+        let known = known.map(|known| known.settings.as_slice()).unwrap_or_default();
+        if let Some(setting) = newly_wrong(known, &model.settings) {
+            return Some(format!(
+                "'{}' of model '{}' would be wrong",
+                setting.key, model.name
+            ));
+        }
+    }
+    None
+}
+
+fn newly_wrong<'a>(before: &[Setting], after: &'a [Setting]) -> Option<&'a Setting> {
+    let was_wrong = |key: &str| {
+        before
+            .iter()
+            .any(|setting| setting.key == key && setting.is_wrong())
+    };
+    after
+        .iter()
+        .find(|setting| setting.is_wrong() && !was_wrong(&setting.key))
 }
 
 /// The text of the file.

@@ -57,6 +57,12 @@ impl ServerConfig {
             ("conninfo", connection(self.conninfo.as_ref())),
             ("streaming_conninfo", connection(self.replication_conninfo())),
             ("primary_conninfo", connection(self.primary_conninfo.as_ref())),
+            (
+                "primary_checkpoint_timeout",
+                number(Some(
+                    self.primary_checkpoint_timeout.unwrap_or_default().as_secs(),
+                )),
+            ),
             ("wal_conninfo", of_wal(self.wal_sql_conninfo())),
             ("wal_streaming_conninfo", of_wal(self.wal_replication_conninfo())),
             (

@@ -63,6 +63,10 @@ impl ServerConfig {
             "conninfo" => store_some(&mut self.conninfo, connection_string(value)),
             "streaming_conninfo" => store_some(&mut self.streaming_conninfo, connection_string(value)),
             "primary_conninfo" => store_some(&mut self.primary_conninfo, connection_string(value)),
+            "primary_checkpoint_timeout" => store(
+                &mut self.primary_checkpoint_timeout,
+                seconds(value).map(unless_zero),
+            ),
             "wal_conninfo" => store_some(&mut self.wal_conninfo, connection_string(value)),
             "wal_streaming_conninfo" => {
                 store_some(&mut self.wal_streaming_conninfo, connection_string(value))
