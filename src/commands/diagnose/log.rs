@@ -1,6 +1,5 @@
 //! The end of the log.
 
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
@@ -27,7 +26,7 @@ pub(super) fn of(config: &Config) -> Value {
 }
 
 fn last_lines(path: &Path) -> std::io::Result<Vec<String>> {
-    let mut file = barmanfs_store::open_regular(path).map(File::from)?;
+    let mut file = barmanfs_store::open_regular(path)?;
     let length = file.metadata()?.len();
     let from = length.saturating_sub(BYTES);
     file.seek(SeekFrom::Start(from))?;
@@ -35,8 +34,7 @@ fn last_lines(path: &Path) -> std::io::Result<Vec<String>> {
     file.take(BYTES).read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes);
     // The first line may be cut.
-    let whole = if from > 0 { 1 } else { 0 };
-    let lines: Vec<&str> = text.lines().skip(whole).collect();
+    let lines: Vec<&str> = text.lines().skip(usize::from(from > 0)).collect();
     let last = lines.iter().skip(lines.len().saturating_sub(LINES));
     Ok(last.map(|line| printable(line.as_bytes())).collect())
 }

@@ -15,7 +15,6 @@ pub(super) fn of(config: &Config) -> Value {
         Err(error) => return part(Err(error.into())),
     };
     let settings = repository.settings();
-    let list = |read: Result<Value, Error>| part(read);
     part(Ok(json!({
         "path": path,
         "id": settings.id,
@@ -23,10 +22,10 @@ pub(super) fn of(config: &Config) -> Value {
         "created_at": settings.created_at,
         "catalog_bytes": repository.catalog_bytes(),
         "free_bytes": free_bytes(path),
-        "catalog_faults": list(repository.catalog_faults().map_err(Error::from).map(|faults| json!(faults))),
-        "packs": list(repository.pack_totals().map_err(Error::from).and_then(|totals| to_value(&totals))),
-        "unread_packs": list(unread(&repository)),
-        "cron": list(repository.repository_memory().map_err(Error::from).and_then(|memory| to_value(&memory))),
+        "catalog_faults": part(repository.catalog_faults().map_err(Error::from).map(|faults| json!(faults))),
+        "packs": part(repository.pack_totals().map_err(Error::from).and_then(|totals| to_value(&totals))),
+        "unread_packs": part(unread(&repository)),
+        "cron": part(repository.repository_memory().map_err(Error::from).and_then(|memory| to_value(&memory))),
     })))
 }
 
