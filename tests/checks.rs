@@ -81,6 +81,8 @@ const LIST: &[(&str, &str, &str)] = &[
     ("receive-wal running", "a_slot_is_created_used_checked_and_dropped", "a_slot_is_created_used_checked_and_dropped"),
     ("receive-wal lag", "a_receiver_must_report_while_there_is_something_to_report", "a_slot_is_created_used_checked_and_dropped"),
     ("replication slot", "a_slot_is_created_used_checked_and_dropped", "a_slot_is_created_used_checked_and_dropped"),
+    ("has monitoring privileges (WAL streaming)", "wal_comes_from_the_primary_of_a_standby", "wal_comes_from_the_primary_of_a_standby"),
+    ("systemid coherence (WAL streaming)", "wal_comes_from_the_primary_of_a_standby", "wal_comes_from_the_primary_of_a_standby"),
     ("archive_mode", "archive_mode_off_fails_unless_no_archiver_is_configured", GREEN),
     ("archive_command", "an_archive_command_is_compared_with_this_server", GREEN),
     ("archiver errors", "segments_that_wait_for_the_command_are_found", GREEN),

@@ -56,7 +56,8 @@ fn chosen(app: &App, names: &[String]) -> Result<Vec<ServerConfig>, Error> {
     Ok(servers)
 }
 
-fn show_one(server: &ServerConfig) -> ShownServer {
+/// A server with what its hosts say.
+pub(super) fn show_one(server: &ServerConfig) -> ShownServer {
     let mut hosts = vec![("backup", Host::Backup)];
     if server.has_wal_host() {
         hosts.push(("wal", Host::Wal));

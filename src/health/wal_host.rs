@@ -42,12 +42,14 @@ pub(super) fn check(
             (None, None)
         }
     };
-    let streaming = cluster::connect(server, Purpose::WalHost);
-    let Some(streaming) = findings.result(STREAMING, streaming, server::target) else {
-        return;
-    };
+    let (mut sql, streaming) = (sql, cluster::connect(server, Purpose::WalHost));
+    let mut streaming = findings.result(STREAMING, streaming, server::target);
+    // With 'minimal' there are no replication connections.
+    if let Some(connection) = sql.as_mut().or(streaming.as_mut()) {
+        server::wal_level(WAL_LEVEL, connection, findings);
+    }
+    let Some(streaming) = streaming else { return };
     let mut connections = Connections { streaming, sql };
-    server::wal_level(WAL_LEVEL, &mut connections.streaming, findings);
     let cluster = match ServerSettings::ask(&mut connections.streaming) {
         Ok(cluster) => cluster,
         Err(error) => return findings.failed(COHERENCE, error.to_string()),

@@ -5,14 +5,14 @@ use std::time::Duration;
 use barmanfs_catalog::{Backup, Repository, ServerName, WalEntry};
 use serde_json::{Value, json};
 
+use super::super::show_servers;
 use super::{part, to_value};
-use crate::cluster::Host;
-use crate::config::{Config, ServerConfig};
+use crate::config::Config;
 use crate::error::Error;
-use crate::health::{self, standing};
+use crate::health;
 use crate::invocation::Invocation;
 use crate::processes;
-use crate::report::{self, CheckedServer, ListedProcess, ShownHost, ShownServer};
+use crate::report::{self, CheckedServer, ListedProcess, ShownServer};
 
 /// How long the checks of a server may take where the configuration sets no limit.
 const WITHIN: Duration = Duration::from_secs(30);
@@ -50,7 +50,7 @@ impl Diagnosed {
         let read = |error: &Error| error.clone();
         Self {
             name: name.to_string(),
-            shown: configured.map(shown),
+            shown: configured.map(show_servers::show_one),
             checks: configured.map(|server| {
                 let within = server.check_timeout.unwrap_or(WITHIN);
                 let checked = health::check(&config.repository, server, invocation, Some(within));
@@ -95,15 +95,4 @@ impl Diagnosed {
             "processes": part(processes.and_then(to_value)),
         })
     }
-}
-
-fn shown(server: &ServerConfig) -> ShownServer {
-    let mut hosts = vec![("backup", Host::Backup)];
-    if server.has_wal_host() {
-        hosts.push(("wal", Host::Wal));
-    }
-    let hosts = hosts
-        .into_iter()
-        .map(|(name, host)| ShownHost::new(name, standing::ask(server, host)));
-    ShownServer::new(server, hosts.collect())
 }
