@@ -3,10 +3,10 @@
 //!
 //! `barman/measured.json` has the keys and types that Barman 3.19.1 printed for a server like the one here.
 
-use crate::common::process::{Run, run};
+use crate::common::process::{Run, run, until};
 use crate::common::registry::topic;
 use crate::common::user::command;
-use crate::common::{Install, Site};
+use crate::common::{Install, Mount, Site};
 use crate::json_shape::schema::type_of;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -380,7 +380,20 @@ fn a_backup_has_a_name(install: &'static Install) {
         [shown("latest-full"), shown("last")],
         [json!(newest), json!(newest)]
     );
-    site.ok(&["delete", "main", "before_upgrade"]);
+    let mount = Mount::new(&site);
+    let by_name = mount.path("main/by-name");
+    assert_eq!(site.list(&by_name), ["before_upgrade", "weekly"]);
+    let label = |id: &str, view: &str| {
+        let path = mount.path(&format!("main/{view}/{id}/backup_label"));
+        site.sh(&format!("cat '{}'", path.display())).stdout
+    };
+    assert!(!label(&newest, "raw").is_empty());
+    assert_eq!(label("before_upgrade", "by-name"), label(&newest, "raw"));
+    site.ok(&["delete", "main", "before_upgrade", "--force"]);
+    until("the name moves on", || {
+        label("before_upgrade", "by-name") == label(&first, "raw")
+    });
+    mount.unmount();
     assert_eq!(shown("before_upgrade"), json!(first));
     for name in ["first", "auto", "20261120T101500", "a b", "../x", ""] {
         site.barmanfs(&["backup", "main", "--name", name])

@@ -15,6 +15,7 @@
 use crate::entry::Body;
 use crate::error::{NOT_FOUND, Result};
 
+mod by_name;
 mod changes;
 mod configuration;
 pub mod confinement;
@@ -40,6 +41,7 @@ pub use context::{CloneLimits, Context, CopyOptions, Space, StandbyOptions, View
 pub use restore::restore_command;
 pub use root::root;
 
+pub(crate) use by_name::{BY_NAME, named};
 pub(crate) use context::ServesClones;
 pub(crate) use live::{CloneAdditions, CloneSource};
 pub(crate) use server::aliases;

@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::error::{Error, Result};
 use crate::namespace::{Ino, Namespace};
-use crate::views::{Context, Snapshot, aliases};
+use crate::views::{BY_NAME, Context, Snapshot, aliases, named};
 
 /// Time between two checks. Asking for the repository's generation costs microseconds; backups are read only when it
 /// has changed.
@@ -121,6 +121,10 @@ fn names(context: &Arc<Context>, snapshot: &Snapshot) -> BTreeSet<Name> {
         // These can change without a change in the repository: when the last user of the old backup has gone.
         for (name, id) in aliases(context, server) {
             names.insert((path.clone(), name.to_owned(), Some(id)));
+        }
+        for (name, id) in named(context, server) {
+            let path = vec![server.name.to_string(), BY_NAME.to_owned()];
+            names.insert((path, name, Some(id)));
         }
         names.insert((Vec::new(), server.name.to_string(), None));
     }

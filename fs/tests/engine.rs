@@ -34,6 +34,7 @@ fn the_layout_is_as_documented() {
         tree.list("main"),
         [
             id.as_str(),
+            "by-name",
             "info",
             "latest",
             "live",
@@ -273,7 +274,10 @@ fn only_what_can_be_started_is_shown() {
     let fixture = archived();
     let waiting = fixture.backup_of(&data_directory(1), 2..=4).id;
     let tree = Tree::of(&fixture.repository);
-    assert_eq!(tree.list("main"), ["info", "live", "pitr", "raw", "wal"]);
+    assert_eq!(
+        tree.list("main"),
+        ["by-name", "info", "live", "pitr", "raw", "wal"]
+    );
     assert!(tree.find("main/latest").is_none());
     assert!(tree.text("main/info/backups.json").contains("WAITING_FOR_WALS"));
     fixture.archive(4, 4);

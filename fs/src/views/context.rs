@@ -11,6 +11,7 @@ use barmanfs_pg::TimestampMicros;
 use barmanfs_store::sync::lock;
 use barmanfs_store::{Attributes, TreeReader};
 
+use super::by_name::BY_NAME;
 use super::pitr::Targets;
 use super::snapshot::{Snapshot, SnapshotCache};
 use super::tree::{BackupTree, Style};
@@ -107,10 +108,12 @@ impl Default for ViewOptions {
 }
 
 /// A name whose backup changes over time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Alias {
     Latest,
     Oldest,
+    /// The newest backup that a person gave this name.
+    Named(String),
 }
 
 /// The part of the mount that serves clones.
@@ -236,19 +239,19 @@ impl Context {
         ))
     }
 
-    /// The backup of `latest` or `oldest`. It moves on to `target` only when nothing uses the previous backup any
+    /// The backup of `latest`, `oldest` or a name. It moves on to `target` only when nothing uses the previous backup any
     /// more: `cp -a latest X` works with paths and would copy a mixture of both.
     pub(super) fn alias(
         self: &Arc<Self>,
         server: &ServerName,
-        alias: Alias,
+        alias: &Alias,
         target: &Arc<Backup>,
         shown: impl Fn(BackupId) -> bool,
     ) -> Arc<BackupTree> {
         let mut aliases = lock(&self.aliases);
         let place = aliases
             .iter()
-            .position(|(name, which, _)| name == server && *which == alias);
+            .position(|(name, which, _)| name == server && which == alias);
         if let Some((_, _, tree)) = place.and_then(|place| aliases.get(place)) {
             let id = tree.backup.id;
             if id == target.id || (shown(id) && tree.usage.is_busy()) {
@@ -256,14 +259,15 @@ impl Context {
             }
         }
         let name = match alias {
-            Alias::Latest => "latest",
-            Alias::Oldest => "oldest",
+            Alias::Latest => "latest".to_owned(),
+            Alias::Oldest => "oldest".to_owned(),
+            Alias::Named(name) => format!("{BY_NAME}/{name}"),
         };
-        let tree = self.tree(target, Style::Startable, name);
+        let tree = self.tree(target, Style::Startable, &name);
         if let Some(place) = place {
             aliases.swap_remove(place);
         }
-        aliases.push((server.clone(), alias, Arc::clone(&tree)));
+        aliases.push((server.clone(), alias.clone(), Arc::clone(&tree)));
         tree
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use barmanfs_catalog::{Backup, BackupId, ServerName};
 
+use super::by_name::{BY_NAME, ByName};
 use super::context::{Alias, Context};
 use super::info::Info;
 use super::live::Live;
@@ -15,7 +16,7 @@ use super::{generated, no_files};
 use crate::entry::{Body, Child, Children, Directory, Lifetime};
 use crate::error::Result;
 
-const FIXED: [&str; 5] = ["raw", "pitr", "wal", "live", "info"];
+const FIXED: [&str; 6] = ["raw", "pitr", "wal", "live", "info", BY_NAME];
 const ALIASES: [(&str, Alias); 2] = [("latest", Alias::Latest), ("oldest", Alias::Oldest)];
 
 /// `<server>/`.
@@ -69,6 +70,7 @@ impl ServerDirectory {
                 let pitr = Pitr::new(Arc::clone(context), self.name.clone());
                 Some(generated::directory(context, name, &attributes, Arc::new(pitr)))
             }
+            BY_NAME => Some(ByName::child(context, server, &attributes)),
             "wal" => Some(Wal::child(context, server)),
             "live" => Some(Live::child(context, server)),
             "info" => {
@@ -92,9 +94,11 @@ fn alias(context: &Arc<Context>, server: &ServerState, name: &str) -> Option<Arc
     let target = match alias {
         Alias::Latest => server.latest(),
         Alias::Oldest => server.oldest(),
+        // These have a directory of their own.
+        Alias::Named(_) => None,
     }?;
     let shown = |id| server.backup(id).is_some();
-    Some(context.alias(&server.name, alias, target, shown))
+    Some(context.alias(&server.name, &alias, target, shown))
 }
 
 /// `latest` and `oldest` of a server, and their present backups.
