@@ -135,6 +135,23 @@ fn metrics_say_what_is_stored_and_what_would_be_lost(install: &'static Install) 
         stats["pack_bytes"].as_f64().unwrap()
     );
     assert_eq!(of("barmanfs_mounts"), 1.0);
+    assert_eq!(of("barmanfs_check_status{check=\"free space\",server=\"\"}"), 0.0);
+    let point = mount.path("").display().to_string();
+    let point = point.trim_end_matches('/');
+    let of_mount = |found: &BTreeMap<String, f64>, name: &str, more: &str| {
+        let name = format!("barmanfs_mount_{name}{{mount=\"{point}\"{more}}}");
+        *found.get(&name).unwrap_or_else(|| panic!("No {name}: {found:?}"))
+    };
+    let control = mount.path("main/latest/global/pg_control");
+    site.sh(&format!("cat '{}' >/dev/null", control.display())).ok();
+    let later = samples(&printed(&site, &["metrics", "main"]));
+    let read = of_mount(&later, "read_bytes_total", "");
+    assert!(
+        read >= of_mount(&found, "read_bytes_total", "") + 8192.0,
+        "{read}"
+    );
+    assert!(of_mount(&later, "requests_total", ",request=\"read\"") > 0.0);
+    assert!(of_mount(&later, "chunks_decoded_total", "") > 0.0);
 
     // The server may commit by itself at any time.
     until("nothing would be lost", || {

@@ -11,6 +11,10 @@ use std::time::Instant;
 use barmanfs_store::{Latencies, LatencyCounts};
 use serde::Serialize;
 
+mod totals;
+
+pub use totals::{ErrorTotals, MountCounters, RequestTotals};
+
 /// The highest error number of Linux, EHWPOISON.
 const MAX_ERRNO: usize = 133;
 
@@ -77,6 +81,7 @@ const KINDS: usize = RequestKind::ALL.len();
 #[derive(Debug)]
 pub struct RequestCounters {
     latencies: [Latencies; KINDS],
+    bytes_read: AtomicU64,
     errors: [AtomicU64; ERRORS],
 }
 
@@ -88,6 +93,8 @@ pub struct RequestCounts {
     /// The answers that were an error, for each error number that occurred, in ascending order. A name that does not
     /// exist is an error only where the kernel may not remember that.
     pub errors: Vec<ErrorCounts>,
+    /// Bytes that were sent as answers to reads, or before the kernel asked for them.
+    pub bytes_read: u64,
 }
 
 /// The requests of one kind.
@@ -112,6 +119,7 @@ impl Default for RequestCounters {
     fn default() -> Self {
         Self {
             latencies: std::array::from_fn(|_| Latencies::default()),
+            bytes_read: AtomicU64::new(0),
             errors: std::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
@@ -128,6 +136,11 @@ impl RequestCounters {
         }
     }
 
+    /// Counts bytes that are sent as an answer to a read, or as a small file that was opened.
+    pub(crate) fn sends(&self, bytes: usize) {
+        self.bytes_read.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
     /// The numbers at this moment.
     pub fn snapshot(&self) -> RequestCounts {
         let kinds = RequestKind::ALL.iter().zip(&self.latencies);
@@ -142,6 +155,7 @@ impl RequestCounters {
         RequestCounts {
             requests: requests.collect(),
             errors: errors.filter(|error| error.count > 0).collect(),
+            bytes_read: self.bytes_read.load(Ordering::Relaxed),
         }
     }
 }
@@ -285,6 +299,7 @@ mod tests {
                 kind(RequestKind::Read, 1, 7_900),
             ],
             errors: vec![error(Some(2), 3), error(None, 1)],
+            bytes_read: 8192,
         };
         assert_eq!(
             counts.to_string(),

@@ -32,7 +32,7 @@ pub mod views;
 mod warm;
 mod watch;
 
-pub use counters::{RequestCounters, RequestCounts, RequestKind};
+pub use counters::{MountCounters, RequestCounters, RequestCounts, RequestKind};
 pub use error::{Error, Holder, Result};
 pub use mount::{
     DEFAULT_CACHE_BYTES, FoundMount, FoundMounts, MountOptions, MountedFs, SilentMount, Unmounter,

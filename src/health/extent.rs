@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use barmanfs_catalog::{Growth, PackTotals, Repository, RepositoryMemory};
+use barmanfs_fs::FoundMount;
 
 use super::space;
 use crate::error::Error;
@@ -25,7 +26,7 @@ pub(crate) struct Extent {
     /// What `cron` remembers of it.
     pub(crate) cron: RepositoryMemory,
     /// The mounts of it that answer.
-    pub(crate) mounts: usize,
+    pub(crate) mounts: Vec<FoundMount>,
 }
 
 impl Extent {
@@ -51,7 +52,7 @@ impl Extent {
             wal_bytes,
             cron: repository.repository_memory()?,
             // Of a mount that does not answer, it is not known what it serves.
-            mounts: barmanfs_fs::mounts_of(path)?.serving.len(),
+            mounts: barmanfs_fs::mounts_of(path)?.serving,
         })
     }
 

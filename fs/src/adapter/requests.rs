@@ -318,7 +318,10 @@ impl Filesystem for Adapter {
                     buffer.truncate(count);
                     Ok(buffer)
                 });
-                reply.finish(read, |reply, bytes| reply.data(&bytes));
+                reply.finish(read, |reply, bytes| {
+                    self.context.counters().sends(bytes.len());
+                    reply.data(&bytes);
+                });
             }
             Ok(None) => self.view_read(Handle(handle.0), offset, size as usize, reply),
             Err(errno) => reply.error(errno),

@@ -93,6 +93,7 @@ impl Adapter {
         let result = self.answer("read", |namespace| {
             namespace.read(handle, offset, length, |bytes| {
                 if let Some(reply) = reply.take() {
+                    self.context.counters().sends(bytes.len());
                     reply.send(|reply| reply.data(bytes));
                 }
             })

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use super::mountinfo::{self, Mounted};
 use super::status::Status;
+use crate::counters::MountCounters;
 use crate::error::Result;
 
 /// A mount that serves the given repository.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct FoundMount {
     /// The mount point.
     pub mount_point: PathBuf,
@@ -19,6 +20,8 @@ pub struct FoundMount {
     pub user: u32,
     /// Whether other users may access it.
     pub allow_other: bool,
+    /// What it has done; `None` for a mount of an earlier release.
+    pub counters: Option<MountCounters>,
 }
 
 /// A mount of barmanfs whose repository is unknown.
@@ -63,6 +66,7 @@ pub fn mounts_of(repository: &Path) -> Result<FoundMounts> {
                     process: status.process,
                     user,
                     allow_other: mounted.allow_other(),
+                    counters: status.counters,
                 });
             }
             // It serves another repository.

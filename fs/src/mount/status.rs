@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::counters::MountCounters;
+
 /// The file with the status, see [`crate::views`].
 const STATUS: &str = ".barmanfs/status.json";
 
@@ -22,6 +24,9 @@ pub(super) struct Status {
     /// The id of the process that serves it, in that process's own namespace.
     #[serde(rename = "pid")]
     pub(super) process: Option<u32>,
+    /// What it has done. A mount of an earlier release does not tell.
+    #[serde(default)]
+    pub(super) counters: Option<MountCounters>,
 }
 
 impl Status {

@@ -23,6 +23,7 @@ use super::receiving::Receiving;
 use super::snapshot::ServerState;
 use super::wal::Wal;
 use super::{generated, live, no_files};
+use crate::counters::MountCounters;
 use crate::entry::{Body, Child, Children, Directory, Lifetime};
 use crate::error::{Error, Result};
 
@@ -65,6 +66,8 @@ impl ControlDirectory {
                 "oldest": state.oldest().map(|backup| backup.id),
             })
         };
+        let stored = context.repository.counters().snapshot();
+        let counters = MountCounters::of(&context.counters().snapshot(), &stored);
         let status = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
@@ -73,6 +76,7 @@ impl ControlDirectory {
             "started_at": context.started,
             "uptime_seconds": context.uptime().as_secs(),
             "generation": context.repository.generation()?,
+            "counters": counters,
             "servers": snapshot.servers.iter().map(server).collect::<Vec<_>>(),
         });
         let status = document(&status).map_err(|error| Error::io("describe", "(the mount)", error))?;

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use prometheus::core::Collector;
-use prometheus::{GaugeVec, Opts, TextEncoder};
+use prometheus::proto::MetricFamily;
+use prometheus::{CounterVec, GaugeVec, Opts, TextEncoder};
 
 use crate::error::Error;
 
@@ -21,7 +22,42 @@ pub(super) struct Family {
 /// The samples of all families. A family without one does not appear.
 #[derive(Default)]
 pub(super) struct Sheet {
-    families: BTreeMap<&'static str, GaugeVec>,
+    families: BTreeMap<&'static str, Samples>,
+}
+
+/// The samples of a family. What is called a total only grows.
+enum Samples {
+    Gauges(GaugeVec),
+    Counters(CounterVec),
+}
+
+impl Samples {
+    fn of(family: &Family) -> prometheus::Result<Self> {
+        let options = Opts::new(family.name, family.help);
+        Ok(match family.name.ends_with("_total") {
+            true => Self::Counters(CounterVec::new(options, family.labels)?),
+            false => Self::Gauges(GaugeVec::new(options, family.labels)?),
+        })
+    }
+
+    fn set(&self, labels: &[&str], value: f64) -> prometheus::Result<()> {
+        match self {
+            Self::Gauges(gauges) => gauges.get_metric_with_label_values(labels)?.set(value),
+            Self::Counters(counters) => {
+                let counter = counters.get_metric_with_label_values(labels)?;
+                counter.reset();
+                counter.inc_by(value);
+            }
+        }
+        Ok(())
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        match self {
+            Self::Gauges(gauges) => gauges.collect(),
+            Self::Counters(counters) => counters.collect(),
+        }
+    }
 }
 
 impl Sheet {
@@ -45,16 +81,11 @@ impl Sheet {
         let samples = match self.families.get(family.name) {
             Some(samples) => samples,
             None => {
-                let samples =
-                    GaugeVec::new(Opts::new(family.name, family.help), family.labels).map_err(fault)?;
+                let samples = Samples::of(family).map_err(fault)?;
                 self.families.entry(family.name).or_insert(samples)
             }
         };
-        samples
-            .get_metric_with_label_values(labels)
-            .map_err(fault)?
-            .set(value);
-        Ok(())
+        samples.set(labels, value).map_err(fault)
     }
 
     /// The text, family by family in the order of their names.
@@ -62,7 +93,7 @@ impl Sheet {
     /// # Errors
     /// As [`add`](Self::add).
     pub(super) fn text(&self) -> Result<String, Error> {
-        let mut families: Vec<_> = self.families.values().flat_map(Collector::collect).collect();
+        let mut families: Vec<_> = self.families.values().flat_map(Samples::collect).collect();
         for family in &mut families {
             let by_labels = |metric: &prometheus::proto::Metric| -> Vec<String> {
                 metric
@@ -108,6 +139,18 @@ mod tests {
              test_size_bytes{server=\"main\",what=\"wal\"} 1125899906842624\n"
         );
         assert_eq!(Sheet::default().text().unwrap(), "");
+        let mut sheet = Sheet::default();
+        let reads = Family {
+            name: "test_reads_total",
+            help: "Reads.",
+            labels: &[],
+        };
+        sheet.add(&reads, &[], 3).unwrap();
+        assert!(
+            sheet.text().unwrap().ends_with("counter\ntest_reads_total 3\n"),
+            "{:?}",
+            sheet.text()
+        );
         let mut sheet = Sheet::default();
         sheet
             .add_fraction(&BYTES, &["main", "all"], f64::INFINITY)
