@@ -1,7 +1,7 @@
 //! The health of a server and of its backups and WAL: whether it can be backed up and recovered.
 //!
-//! [`check`] runs all checks and returns a [`Finding`] for each, with what they have counted. The checks are functions of
-//! a repository, a server's configuration and, if they query the server, its connections ([`Connections`]). They print
+//! [`check`] runs all checks and returns a [`Finding`] for each, with what they have counted. What concerns the whole
+//! repository is checked once, and before all else. The checks are functions of a repository, a server's configuration and, if they query the server, its connections ([`Connections`]). They print
 //! nothing, and have a limit of time.
 //!
 //! - [`repository`], [`space`]: the repository itself.
@@ -22,6 +22,7 @@ mod doubts;
 mod extent;
 pub(crate) mod figures;
 mod finding;
+mod gate;
 pub(crate) mod losses;
 mod reliability;
 mod repository;
@@ -36,6 +37,7 @@ mod wal_host;
 mod wal_store;
 
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use barmanfs_catalog::Repository;
@@ -48,7 +50,8 @@ pub(crate) use doubts::Doubts;
 pub(crate) use extent::Extent;
 pub(crate) use figures::Figures;
 use finding::Findings;
-pub(crate) use finding::{Finding, State, worst};
+pub(crate) use finding::{Finding, State, merge, worst};
+use gate::Gate;
 use server::Connections;
 use standing::Standing;
 pub(crate) use timed::{Checked, within};
@@ -70,53 +73,132 @@ struct Stored {
     timelines: Option<TimelineReport>,
 }
 
-/// Checks the repository at `path`, the stored state of `server`, and the server itself. All of it takes at most
-/// `within`; `None` is no limit.
-pub(crate) fn check(
-    path: &Path,
-    server: &ServerConfig,
-    invocation: &Invocation,
-    within: Option<Duration>,
-) -> Checked {
-    let (path, server, invocation) = (path.to_owned(), server.clone(), invocation.clone());
-    timed::run(within, move |findings| {
-        let subject = Subject {
-            server: &server,
-            invocation: &invocation,
-        };
-        all(&path, subject, findings);
-    })
+/// What was found about the repository and about servers.
+#[derive(Debug)]
+pub(crate) struct Report {
+    /// What concerns the repository, and all servers in it.
+    pub(crate) repository: Checked,
+    /// Each of the servers, in their order.
+    pub(crate) servers: Vec<Checked>,
 }
 
-/// The same, and what would be lost with the server: all figures for metrics.
-pub(crate) fn measure(
+/// What to check.
+#[derive(Debug)]
+pub(crate) struct Request<'a> {
+    /// The repository.
+    pub(crate) path: &'a Path,
+    /// The servers.
+    pub(crate) servers: &'a [ServerConfig],
+    /// The command line of this program.
+    pub(crate) invocation: &'a Invocation,
+    /// Whether all figures for metrics are wanted: also what would be lost with each server.
+    pub(crate) measured: bool,
+}
+
+/// Checks the repository once, and then the stored state of each server and the servers themselves. The checks of a server
+/// take at most the time that `limit` gives, from now on; `None` is no limit.
+pub(crate) fn check(
+    request: &Request<'_>,
+    limit: impl Fn(&ServerConfig) -> Option<Duration> + Sync,
+) -> Report {
+    let longest = request
+        .servers
+        .iter()
+        .map(&limit)
+        .max_by_key(|limit| limit.unwrap_or(Duration::MAX));
+    let (opener, gate) = Gate::new();
+    let (repository, servers) = thread::scope(|scope| {
+        let (path, invocation) = (request.path.to_owned(), request.invocation.clone());
+        let of_repository = move || {
+            timed::run(longest.unwrap_or_default(), move |findings| {
+                // What is entered in the catalog here must be seen by the checks of the servers.
+                let _opener = opener;
+                repository::check(&path, &invocation, findings);
+            })
+        };
+        let of_repository = scope.spawn(of_repository);
+        let servers = standing::each(request.servers, |server| {
+            check_server(request, server, limit(server), gate.clone())
+        });
+        (of_repository.join(), servers)
+    });
+    Report {
+        repository: repository.unwrap_or_else(|_| Checked {
+            findings: vec![Finding::failed(
+                repository::NAME,
+                "the checks ended early, by a fault of barmanfs",
+            )],
+            figures: Figures::default(),
+        }),
+        servers,
+    }
+}
+
+/// Checks the repository and one server, within this time.
+pub(crate) fn check_one(
     path: &Path,
     server: &ServerConfig,
     invocation: &Invocation,
     within: Duration,
 ) -> Checked {
-    let (path, server, invocation) = (path.to_owned(), server.clone(), invocation.clone());
-    timed::run(Some(within), move |findings| {
+    let request = Request {
+        path,
+        servers: std::slice::from_ref(server),
+        invocation,
+        measured: false,
+    };
+    let found = check(&request, |_| Some(within));
+    let server = found.servers.into_iter().next();
+    let (findings, figures) =
+        server.map_or_else(Default::default, |server| (server.findings, server.figures));
+    let all = found.repository.findings.into_iter().chain(findings);
+    Checked {
+        findings: merge(all.collect()),
+        figures,
+    }
+}
+
+fn check_server(
+    request: &Request<'_>,
+    server: &ServerConfig,
+    within: Option<Duration>,
+    gate: Gate,
+) -> Checked {
+    let (path, server, invocation) = (
+        request.path.to_owned(),
+        server.clone(),
+        request.invocation.clone(),
+    );
+    let measured = request.measured;
+    timed::run(within, move |findings| {
+        gate.wait();
         let subject = Subject {
             server: &server,
             invocation: &invocation,
         };
         all(&path, subject, findings);
-        let standing = Repository::open(&path)
-            .map_err(Error::from)
-            .and_then(|repository| Standing::of(&server, Some(&repository)));
-        match standing {
-            Ok(Standing { exposure, .. }) => findings.note(|figures| {
-                figures.is_rpo_known = Some(exposure.seconds().is_some());
-                figures.rpo_seconds = exposure.seconds();
-                figures.rpo_bytes = exposure.bytes();
-            }),
-            Err(error) => tracing::warn!(
-                "What would be lost with server {} is not known: {error}",
-                server.name
-            ),
+        if measured {
+            measure(&path, &server, findings);
         }
     })
+}
+
+/// Notes what would be lost with the server.
+fn measure(path: &Path, server: &ServerConfig, findings: &mut Findings) {
+    let standing = Repository::open(path)
+        .map_err(Error::from)
+        .and_then(|repository| Standing::of(server, Some(&repository)));
+    match standing {
+        Ok(Standing { exposure, .. }) => findings.note(|figures| {
+            figures.is_rpo_known = Some(exposure.seconds().is_some());
+            figures.rpo_seconds = exposure.seconds();
+            figures.rpo_bytes = exposure.bytes();
+        }),
+        Err(error) => tracing::warn!(
+            "What would be lost with server {} is not known: {error}",
+            server.name
+        ),
+    }
 }
 
 fn all(path: &Path, subject: Subject<'_>, findings: &mut Findings) {
@@ -149,12 +231,16 @@ pub(crate) fn configuration(errors: &[Problem]) -> Option<Finding> {
     )
 }
 
-/// The checks that need no server.
+/// The checks that need no server. A repository that cannot be opened is a problem of the server, too: nothing is known of
+/// its backups.
 fn stored(path: &Path, subject: Subject<'_>, findings: &mut Findings) -> Option<Stored> {
-    let opened = Repository::open(path).map_err(Error::from);
-    let shown = |_: &Repository| Some(path.display().to_string());
-    let repository = findings.result("repository", opened, shown)?;
-    repository::check(&repository, path, subject.invocation, findings);
+    let repository = match Repository::open(path).map_err(Error::from) {
+        Ok(repository) => repository,
+        Err(error) => {
+            findings.result::<()>(repository::NAME, Err(error), |()| None);
+            return None;
+        }
+    };
     let timelines = archive::check(&repository, subject, findings);
     Some(Stored {
         repository,

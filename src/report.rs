@@ -26,7 +26,7 @@ use serde::Serialize;
 
 pub(crate) use backup::{ListedBackup, backup};
 pub(crate) use boot_test::TestedBackup;
-pub(crate) use check::CheckedServer;
+pub(crate) use check::{CheckReport, CheckedRepository, CheckedServer};
 pub(crate) use clone::ListedClone;
 pub(crate) use config::{ConfigReport, ConfiguredSection};
 pub(crate) use deletion::{Deletion, Place, Remains};

@@ -99,7 +99,8 @@ const LIST: &[(&str, &str, &str)] = &[
 fn checks(site: &Site) -> Vec<Value> {
     let run = site.barmanfs(&["check", "main", "--json"]);
     let report: Value = serde_json::from_slice(&run.stdout).unwrap_or_else(|error| panic!("{error}: {run}"));
-    report["servers"][0]["checks"].as_array().expect("checks").clone()
+    let of = |what: &Value| what["checks"].as_array().expect("checks").clone();
+    [of(&report["repository"]), of(&report["servers"][0])].concat()
 }
 
 /// The status of a check; `None` if it says nothing.

@@ -2,24 +2,67 @@
 
 mod nagios;
 
-use std::path::Path;
-
 use super::App;
 use crate::barman;
 use crate::cli::check::CheckArgs;
 use crate::config::{ServerConfig, unless_zero};
 use crate::error::{Error, Outcome};
-use crate::health::{self, State, standing};
+use crate::health::{self, Finding, State};
 use crate::invocation::Invocation;
 use crate::output::{Output, Style};
-use crate::report::CheckedServer;
+use crate::report::{CheckReport, CheckedRepository, CheckedServer};
 
 /// Runs the command.
 pub(crate) fn run(app: &mut App, args: &CheckArgs) -> Result<Outcome, Error> {
+    let report = check(app, args)?;
+    let worst = report.worst();
+    let is_barmans = app.options.format.is_some();
+    if args.nagios {
+        let plugin = if is_barmans { nagios::BARMAN } else { nagios::OWN };
+        let lines = match is_barmans {
+            true => nagios::lines(plugin, None, &report.into_barmans()),
+            false => nagios::lines(plugin, Some(&report.repository), &report.servers),
+        };
+        for line in lines {
+            app.out.line(line)?;
+        }
+        return Ok(nagios::outcome(plugin, worst));
+    }
+    if let Some(format) = app.options.format {
+        barman::servers::check(&mut app.out, format, &report.into_barmans())?;
+    } else if args.json.json {
+        app.out.json(&report)?;
+    } else {
+        let repository = &report.repository;
+        app.out.line(format_args!("Repository {}:", repository.path))?;
+        show(&mut app.out, &repository.findings)?;
+        for server in &report.servers {
+            let inactive = if server.active { "" } else { " (inactive)" };
+            app.out
+                .line(format_args!("Server {}{inactive}:", server.server))?;
+            show(&mut app.out, &server.findings)?;
+        }
+    }
+    Ok(match worst {
+        State::Failed => Outcome::Problems,
+        State::Ok | State::Warning => Outcome::Done,
+    })
+}
+
+fn check(app: &App, args: &CheckArgs) -> Result<CheckReport, Error> {
     let servers = app.configured_servers(&args.servers)?;
-    let invocation = Invocation::current(app.options.config.as_deref());
-    let path = &app.config.repository;
-    let mut checked = standing::each(&servers, |server| check(path, args, server, &invocation));
+    let request = health::Request {
+        path: &app.config.repository,
+        servers: &servers,
+        invocation: &Invocation::current(app.options.config.as_deref()),
+        measured: false,
+    };
+    let limit = |server: &ServerConfig| args.check_timeout.map_or(server.check_timeout, unless_zero);
+    let found = health::check(&request, limit);
+    let checked = servers.iter().zip(found.servers);
+    let mut checked: Vec<CheckedServer> = checked
+        .map(|(server, checked)| CheckedServer::new(server, checked))
+        .collect();
     let is_named = |name: &str| {
         args.servers
             .iter()
@@ -31,40 +74,14 @@ pub(crate) fn run(app: &mut App, args: &CheckArgs) -> Result<Outcome, Error> {
         .iter()
         .filter(|section| is_named(&section.name));
     checked.extend(misnamed.map(CheckedServer::misnamed));
-    let worst = CheckedServer::worst(&checked);
-    if args.nagios {
-        let plugin = match app.options.format {
-            Some(_) => nagios::BARMAN,
-            None => nagios::OWN,
-        };
-        for line in nagios::lines(plugin, &checked) {
-            app.out.line(line)?;
-        }
-        return Ok(nagios::outcome(plugin, worst));
-    }
-    if let Some(format) = app.options.format {
-        barman::servers::check(&mut app.out, format, &checked)?;
-    } else if args.json.json {
-        app.out.json_list("servers", &checked)?;
-    } else {
-        checked.iter().try_for_each(|server| show(&mut app.out, server))?;
-    }
-    Ok(match worst {
-        State::Failed => Outcome::Problems,
-        State::Ok | State::Warning => Outcome::Done,
+    Ok(CheckReport {
+        repository: CheckedRepository::new(request.path, found.repository),
+        servers: checked,
     })
 }
 
-fn check(path: &Path, args: &CheckArgs, server: &ServerConfig, invocation: &Invocation) -> CheckedServer {
-    let within = args.check_timeout.map_or(server.check_timeout, unless_zero);
-    let checked = health::check(path, server, invocation, within);
-    CheckedServer::new(server, checked)
-}
-
-fn show(out: &mut Output, checked: &CheckedServer) -> Result<(), Error> {
-    let inactive = if checked.active { "" } else { " (inactive)" };
-    out.line(format_args!("Server {}{inactive}:", checked.server))?;
-    for finding in &checked.findings {
+fn show(out: &mut Output, findings: &[Finding]) -> Result<(), Error> {
+    for finding in findings {
         let style = match finding.state {
             State::Ok => Style::Green,
             State::Warning => Style::Yellow,

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use super::App;
 use crate::cli::metrics::MetricsArgs;
+use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
-use crate::health::{self, standing};
+use crate::health;
 use crate::invocation::Invocation;
 use sheet::Sheet;
 
@@ -22,15 +23,20 @@ const WITHIN: Duration = Duration::from_secs(30);
 /// Runs the command.
 pub(crate) fn run(app: &mut App, args: &MetricsArgs) -> Result<Outcome, Error> {
     let servers = app.configured_servers(&args.servers)?;
-    let invocation = Invocation::current(app.options.config.as_deref());
     let path = &app.config.repository;
-    let measured = standing::each(&servers, |server| {
-        let within = server.check_timeout.unwrap_or(WITHIN);
-        health::measure(path, server, &invocation, within)
+    let request = health::Request {
+        path,
+        servers: &servers,
+        invocation: &Invocation::current(app.options.config.as_deref()),
+        measured: true,
+    };
+    let found = health::check(&request, |server: &ServerConfig| {
+        Some(server.check_timeout.unwrap_or(WITHIN))
     });
     let mut sheet = Sheet::default();
     repository::add(&mut sheet, path, WITHIN)?;
-    for (server, checked) in servers.iter().zip(&measured) {
+    server::add_checks(&mut sheet, "", &found.repository.findings)?;
+    for (server, checked) in servers.iter().zip(&found.servers) {
         server::add(&mut sheet, server.name.as_str(), checked)?;
     }
     let text = sheet.text()?;

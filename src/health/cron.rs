@@ -26,7 +26,7 @@ const RUNS_WITHIN: Duration = Duration::from_secs(600);
 /// A run of another host, or of this one before its clock was corrected, may seem to be in the future.
 const CLOCKS_MAY_DIFFER_MICROS: i64 = 300 * 1_000_000;
 
-/// Checks what `cron` remembers of the server and the repository.
+/// Checks what `cron` remembers of the server.
 pub(super) fn check(
     repository: &Repository,
     subject: Subject<'_>,
@@ -48,6 +48,10 @@ pub(super) fn check(
     };
     findings.extend(runs(server, invocation, &memory, &seen));
     findings.extend(audited(&memory, backups));
+}
+
+/// Checks what `cron` remembers of the repository.
+pub(super) fn check_repository(repository: &Repository, invocation: &Invocation, findings: &mut Findings) {
     let found = repository
         .repository_memory()
         .and_then(|memory| Ok((memory, repository.known_lost_chunks()?)));

@@ -103,7 +103,7 @@ pub(crate) fn worst(findings: &[Finding]) -> State {
 
 /// One finding for each name, at the place of the first: of several, the worst. Those that are equally bad are joined, if
 /// there is something to do.
-pub(super) fn merge(findings: Vec<Finding>) -> Vec<Finding> {
+pub(crate) fn merge(findings: Vec<Finding>) -> Vec<Finding> {
     let mut merged: Vec<Finding> = Vec::with_capacity(findings.len());
     for finding in findings {
         match merged.iter_mut().find(|known| known.name == finding.name) {

@@ -6,14 +6,23 @@ use std::path::Path;
 use barmanfs_catalog::{Repository, UnreadPack};
 
 use super::finding::Findings;
-use super::space;
+use super::{cron, space};
 use crate::error::Error;
 use crate::invocation::Invocation;
 use crate::output;
 use crate::ownership;
 
-/// Checks that the repository can be written, that it has free space, and that all of its packs can be read.
-pub(super) fn check(repository: &Repository, path: &Path, invocation: &Invocation, findings: &mut Findings) {
+/// The check whether there is a repository.
+pub(super) const NAME: &str = "repository";
+
+/// Checks that the repository can be written, that it has free space, that all of its packs can be read, and that it is
+/// looked after.
+pub(super) fn check(path: &Path, invocation: &Invocation, findings: &mut Findings) {
+    let opened = Repository::open(path).map_err(Error::from);
+    let shown = |_: &Repository| Some(path.display().to_string());
+    let Some(repository) = &findings.result(NAME, opened, shown) else {
+        return;
+    };
     let writable =
         ownership::refuse_foreign_root(path).and_then(|()| repository.try_writing().map_err(Error::from));
     findings.result("repository writable", writable, |()| None);
@@ -23,6 +32,7 @@ pub(super) fn check(repository: &Repository, path: &Path, invocation: &Invocatio
     // This adds to the catalog what it has lost, so all later checks see everything.
     unread_packs(repository, findings);
     misshapen_packs(repository, findings);
+    cron::check_repository(repository, invocation, findings);
 }
 
 /// The catalog works on a network file system, but only for one host at a time.

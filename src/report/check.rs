@@ -1,10 +1,75 @@
 //! `check --json`.
 
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
 use serde::{Serialize, Serializer};
 
 use crate::config::{Misnamed, ServerConfig};
 use crate::health::{self, Checked, Figures, Finding, State};
 use crate::output::printable;
+
+/// `check --json`.
+#[derive(Debug, Serialize)]
+pub(crate) struct CheckReport {
+    pub(crate) repository: CheckedRepository,
+    pub(crate) servers: Vec<CheckedServer>,
+}
+
+/// What was found about the repository.
+#[derive(Debug, Serialize)]
+pub(crate) struct CheckedRepository {
+    /// Where it is.
+    pub(crate) path: String,
+    /// No finding is FAILED.
+    ok: bool,
+    /// The worst of the findings.
+    pub(crate) status: State,
+    #[serde(rename = "checks")]
+    pub(crate) findings: Vec<Finding>,
+}
+
+impl CheckedRepository {
+    /// The findings about the repository at `path`.
+    pub(crate) fn new(path: &Path, checked: Checked) -> Self {
+        let status = health::worst(&checked.findings);
+        Self {
+            path: printable(path.as_os_str().as_bytes()),
+            ok: status < State::Failed,
+            status,
+            findings: checked.findings,
+        }
+    }
+}
+
+impl CheckReport {
+    /// The worst status of the repository and of active servers.
+    pub(crate) fn worst(&self) -> State {
+        self.repository.status.max(CheckedServer::worst(&self.servers))
+    }
+
+    /// The servers as Barman has them: what concerns the repository is said of each.
+    pub(crate) fn into_barmans(self) -> Vec<CheckedServer> {
+        let Self { repository, servers } = self;
+        let with = |server: CheckedServer| {
+            let all = repository
+                .findings
+                .iter()
+                .cloned()
+                .chain(server.findings)
+                .collect();
+            let findings = health::merge(all);
+            let status = health::worst(&findings);
+            CheckedServer {
+                ok: status < State::Failed,
+                status,
+                findings,
+                ..server
+            }
+        };
+        servers.into_iter().map(with).collect()
+    }
+}
 
 /// What was found about one server.
 #[derive(Debug, Serialize)]

@@ -290,7 +290,8 @@ impl Site {
 pub(crate) fn check_line(checked: &Run, name: &str) -> Value {
     let report: Value =
         serde_json::from_slice(&checked.stdout).unwrap_or_else(|error| panic!("{error}: {checked}"));
-    let lines = report["servers"][0]["checks"].as_array().expect("checks");
+    let of = |what: &Value| what["checks"].as_array().expect("checks").clone();
+    let lines = [of(&report["repository"]), of(&report["servers"][0])].concat();
     let line = lines.iter().find(|line| line["name"] == name);
     line.unwrap_or_else(|| panic!("No line '{name}': {checked}"))
         .clone()

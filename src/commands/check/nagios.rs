@@ -8,7 +8,7 @@ use barmanfs_pg::TimestampMicros;
 use crate::error::{Outcome, exit};
 use crate::health::{Figures, Finding, State};
 use crate::moment;
-use crate::report::CheckedServer;
+use crate::report::{CheckedRepository, CheckedServer};
 
 /// For whom the lines are.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +31,9 @@ pub(super) const BARMAN: Plugin = Plugin {
     least: State::Failed,
 };
 
+/// Stands before the problems of the repository.
+const REPOSITORY: &str = "(repository)";
+
 /// A plugin's exit code for a state that somebody should look at.
 const WARNING: u8 = 1;
 
@@ -43,8 +46,13 @@ pub(super) fn outcome(plugin: Plugin, worst: State) -> Outcome {
     }
 }
 
-/// The lines: first the status of all servers and the performance data, then the problems.
-pub(super) fn lines(plugin: Plugin, checked: &[CheckedServer]) -> Vec<String> {
+/// The lines: first the status of all servers and the performance data, then the problems. A problem of the repository is
+/// one of all servers, and is said once.
+pub(super) fn lines(
+    plugin: Plugin,
+    repository: Option<&CheckedRepository>,
+    checked: &[CheckedServer],
+) -> Vec<String> {
     let Plugin { prefix, least } = plugin;
     let data: Vec<String> = checked.iter().filter_map(performance_data).collect();
     let data = match data.join(" ") {
@@ -53,44 +61,38 @@ pub(super) fn lines(plugin: Plugin, checked: &[CheckedServer]) -> Vec<String> {
     };
     let (active, inactive): (Vec<_>, Vec<_>) = checked.iter().partition(|server| server.active);
     let bad: Vec<_> = active.iter().filter(|server| server.status >= least).collect();
-    let mut status = match (bad.as_slice(), active.as_slice()) {
-        ([], _) => format!("{prefix} OK - {}", ready(&active)),
-        ([one], [_]) => format!("{} - server {} has issues", worst(prefix, checked), one.server),
-        (bad, all) => {
-            let (bad, all) = (bad.len(), all.len());
-            format!(
-                "{} - {bad} server out of {all} have issues",
-                worst(prefix, checked)
-            )
-        }
+    let repository = repository.filter(|repository| repository.status >= least);
+    let of_repository = repository.map_or(State::Ok, |repository| repository.status);
+    let word = match CheckedServer::worst(checked).max(of_repository) {
+        State::Failed => format!("{prefix} CRITICAL"),
+        State::Ok | State::Warning => format!("{prefix} WARNING"),
     };
-    for server in &bad {
+    let mut status = match (bad.as_slice(), active.as_slice()) {
+        ([], _) if repository.is_some() => format!("{word} - the repository has issues"),
+        ([], _) => format!("{prefix} OK - {}", ready(&active)),
+        ([one], [_]) => format!("{word} - server {} has issues", one.server),
+        (bad, all) => format!("{word} - {} server out of {} have issues", bad.len(), all.len()),
+    };
+    let of_repository = repository.map(|repository| (REPOSITORY, &repository.findings));
+    let of_servers = bad
+        .iter()
+        .map(|server| (server.server.as_str(), &server.findings));
+    let bad: Vec<_> = of_repository.into_iter().chain(of_servers).collect();
+    for (whose, findings) in &bad {
         let states = [State::Failed, State::Warning].into_iter();
         let parts = states.filter(|state| *state >= least);
-        let parts: Vec<String> = parts.filter_map(|state| named(server, state)).collect();
-        status += &format!(" * {} {}", server.server, parts.join(", "));
+        let parts: Vec<String> = parts.filter_map(|state| named(findings, state)).collect();
+        status += &format!(" * {whose} {}", parts.join(", "));
     }
     for server in inactive {
         status += &format!(" * IGNORING: {}", server.server);
     }
     let mut lines = vec![format!("{status}{data}")];
-    for server in bad {
-        lines.extend(
-            server
-                .findings
-                .iter()
-                .filter(|finding| finding.state >= least)
-                .map(|finding| detail(server, finding)),
-        );
+    for (whose, findings) in bad {
+        let findings = findings.iter().filter(|finding| finding.state >= least);
+        lines.extend(findings.map(|finding| detail(whose, finding)));
     }
     lines
-}
-
-fn worst(prefix: &str, checked: &[CheckedServer]) -> String {
-    match CheckedServer::worst(checked) {
-        State::Failed => format!("{prefix} CRITICAL"),
-        State::Ok | State::Warning => format!("{prefix} WARNING"),
-    }
 }
 
 fn ready(servers: &[&CheckedServer]) -> String {
@@ -105,22 +107,17 @@ fn ready(servers: &[&CheckedServer]) -> String {
 }
 
 /// `FAILED: archive_mode, replication slot`
-fn named(server: &CheckedServer, state: State) -> Option<String> {
-    let findings = server.findings.iter().filter(|finding| finding.state == state);
+fn named(findings: &[Finding], state: State) -> Option<String> {
+    let findings = findings.iter().filter(|finding| finding.state == state);
     let names: Vec<&str> = findings.map(|finding| finding.name).collect();
     (!names.is_empty()).then(|| format!("{}: {}", state.word(), names.join(", ")))
 }
 
 /// `main.archive_mode: FAILED (it is off)`
-fn detail(server: &CheckedServer, finding: &Finding) -> String {
+fn detail(whose: &str, finding: &Finding) -> String {
     // Behind a vertical bar, a plugin's output is performance data.
     let text = finding.text().unwrap_or_default().replace('|', "\u{a6}");
-    format!(
-        "{}.{}: {} ({text})",
-        server.server,
-        finding.name,
-        finding.state.word()
-    )
+    format!("{whose}.{}: {} ({text})", finding.name, finding.state.word())
 }
 
 /// `main=55872146B main_wals=16610B main_age=58s main_wal_age=3s`; what is not known is left out.
@@ -170,6 +167,11 @@ mod tests {
         CheckedServer::new(&server(settings), Checked { findings, figures })
     }
 
+    /// Without a problem of the repository.
+    fn lines(plugin: Plugin, checked: &[CheckedServer]) -> Vec<String> {
+        super::lines(plugin, None, checked)
+    }
+
     fn checked(worst: State) -> CheckedServer {
         with_figures("", worst, Figures::default())
     }
@@ -203,6 +205,38 @@ mod tests {
                 "BARMANFS CRITICAL - 1 server out of 2 have issues * main FAILED: archive_mode, WARNING: archive_command",
                 "main.archive_command: WARNING (a \u{a6} b)",
                 "main.archive_mode: FAILED (a \u{a6} b)",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_problem_of_the_repository_is_said_once() {
+        let space = Finding {
+            name: "free space",
+            state: State::Failed,
+            message: Some("only 1 MiB left".to_owned()),
+            hint: None,
+        };
+        let found = Checked {
+            findings: vec![space],
+            figures: Figures::default(),
+        };
+        let repository = CheckedRepository::new("/var/lib/barmanfs".as_ref(), found);
+        let of = |servers: &[CheckedServer]| super::lines(OWN, Some(&repository), servers);
+        let detail = "(repository).free space: FAILED (only 1 MiB left)";
+        assert_eq!(
+            of(&[checked(State::Ok), checked(State::Ok)]),
+            [
+                "BARMANFS CRITICAL - the repository has issues * (repository) FAILED: free space",
+                detail
+            ]
+        );
+        assert_eq!(
+            of(&[checked(State::Warning)]),
+            [
+                "BARMANFS CRITICAL - server main has issues * (repository) FAILED: free space * main WARNING: archive_command",
+                detail,
+                "main.archive_command: WARNING (a \u{a6} b)",
             ]
         );
     }

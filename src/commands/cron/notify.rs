@@ -39,7 +39,7 @@ pub(super) fn run(app: &App, repository: &Repository, server: &ServerConfig) -> 
     };
     let invocation = Invocation::current(Some(&app.config.file));
     let within = server.check_timeout.unwrap_or(WITHIN);
-    let checked = health::check(&app.config.repository, server, &invocation, Some(within));
+    let checked = health::check_one(&app.config.repository, server, &invocation, within);
     let known = repository.server_memory(&server.name)?.failing;
     let changes = changes(&checked, &known);
     let mut told = 0;
@@ -77,13 +77,8 @@ pub(super) fn run(app: &App, repository: &Repository, server: &ServerConfig) -> 
 /// What is different from what is known. A check that has no line is good where all checks were made: some say something
 /// only when they fail.
 fn changes(checked: &Checked, known: &BTreeMap<String, String>) -> Vec<Change> {
-    let mut states: BTreeMap<&str, &Finding> = BTreeMap::new();
-    for finding in &checked.findings {
-        let place = states.entry(finding.name).or_insert(finding);
-        if finding.state > place.state {
-            *place = finding;
-        }
-    }
+    let findings = checked.findings.iter();
+    let states: BTreeMap<&str, &Finding> = findings.map(|finding| (finding.name, finding)).collect();
     let fails = |name: &str| {
         states
             .get(name)

@@ -53,7 +53,7 @@ impl Diagnosed {
             shown: configured.map(show_servers::show_one),
             checks: configured.map(|server| {
                 let within = server.check_timeout.unwrap_or(WITHIN);
-                let checked = health::check(&config.repository, server, invocation, Some(within));
+                let checked = health::check_one(&config.repository, server, invocation, within);
                 CheckedServer::new(server, checked)
             }),
             backups: repository

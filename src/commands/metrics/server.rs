@@ -8,7 +8,7 @@ use barmanfs_pg::TimestampMicros;
 use super::families as of;
 use super::sheet::{Family, Sheet};
 use crate::error::Error;
-use crate::health::{Checked, Figures, State};
+use crate::health::{Checked, Figures, Finding, State};
 
 /// Adds what is known of a server.
 pub(super) fn add(sheet: &mut Sheet, server: &str, checked: &Checked) -> Result<(), Error> {
@@ -16,10 +16,7 @@ pub(super) fn add(sheet: &mut Sheet, server: &str, checked: &Checked) -> Result<
     if let Some(is_up) = figures.is_up {
         sheet.add(&of::UP, &[server], u64::from(is_up))?;
     }
-    for finding in &checked.findings {
-        let labels = [server, finding.name];
-        sheet.add(&of::CHECK_STATUS, &labels, number(finding.state))?;
-    }
+    add_checks(sheet, server, &checked.findings)?;
     for (status, count) in &figures.backups {
         let status = status.as_str().to_ascii_lowercase();
         sheet.add(&of::BACKUPS, &[server, &status], *count as u64)?;
@@ -36,6 +33,15 @@ pub(super) fn add(sheet: &mut Sheet, server: &str, checked: &Checked) -> Result<
         if let Some(value) = value {
             sheet.add_fraction(&family, &[server], value)?;
         }
+    }
+    Ok(())
+}
+
+/// Adds the results of checks of a server; of the repository, if its name is empty.
+pub(super) fn add_checks(sheet: &mut Sheet, server: &str, findings: &[Finding]) -> Result<(), Error> {
+    for finding in findings {
+        let labels = [server, finding.name];
+        sheet.add(&of::CHECK_STATUS, &labels, number(finding.state))?;
     }
     Ok(())
 }
