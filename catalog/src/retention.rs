@@ -161,6 +161,17 @@ impl Repository {
         rules: &RetentionRules,
         now: TimestampMicros,
     ) -> Result<RetentionPlan> {
+        self.plan_retention(server, rules, now, |judged| !judged.deleted)
+    }
+
+    /// The plan, in which WAL is judged by the backups for which `is_left` holds.
+    fn plan_retention(
+        &self,
+        server: &ServerName,
+        rules: &RetentionRules,
+        now: TimestampMicros,
+        is_left: impl Fn(&JudgedBackup) -> bool,
+    ) -> Result<RetentionPlan> {
         // This enters packs of killed processes, which may have backups and forks.
         let blocked = self.uncertainty(server)?;
         let blocked = rules.held.clone().or(blocked);
@@ -170,7 +181,7 @@ impl Repository {
         let remaining: Vec<(&Backup, &JudgedBackup)> = backups
             .iter()
             .zip(judged.iter().rev())
-            .filter(|(_, judged)| !judged.deleted)
+            .filter(|(_, judged)| is_left(judged))
             .collect();
         let (wal, wal_blocked) = match rules.unneeded_wal || rules.has_policy() {
             true => self.removable(server, &remaining)?,
@@ -232,10 +243,14 @@ impl Repository {
                 Err(error) => return Err(error),
             }
         }
-        // The WAL is judged by the backups that are left now.
+        // The WAL is judged by the backups that are there now. One that should go, and was not deleted, keeps what it needs
+        // for its own end.
         let mut wal = match plan.removable_wal().is_empty() {
             true => Vec::new(),
-            false => self.retention(server, rules, now)?.removable_wal().to_vec(),
+            false => {
+                let left = self.plan_retention(server, rules, now, |_| true)?;
+                left.removable_wal().to_vec()
+            }
         };
         wal.retain(|wal| approved.is_none_or(|approved| approved.has(&wal.range)));
         let ranges: Vec<SegmentRange> = wal.iter().map(|wal| wal.range).collect();

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use barmanfs_catalog::retention::{Enforced, RetentionRules, RetentionState};
+use barmanfs_catalog::retention::{Approved, Enforced, RetentionRules, RetentionState};
 use barmanfs_catalog::{
     Backup, BackupStatus, CloneDescription, CloneOrigin, Error, KeepTarget, Repository, Silent, SweepOptions,
     VerifyScope, WalOutcome,
@@ -122,6 +122,30 @@ fn what_retention_shows_is_deleted_and_nothing_else() {
     let again = enforce(&f, &rules("REDUNDANCY 2"));
     assert!(again.deleted.is_empty() && again.wal.is_empty());
     assert!(f.repository.gaps(&f.server).unwrap().is_empty());
+}
+
+#[test]
+fn a_backup_that_is_struck_out_of_the_plan_keeps_its_wal() {
+    let (f, [first, second, third]) = site();
+    let rules = rules("REDUNDANCY 1");
+    let plan = f.repository.retention(&f.server, &rules, now()).unwrap();
+    let doomed: Vec<_> = plan.doomed().map(|backup| backup.id).collect();
+    assert_eq!(doomed, [second.id, first.id]);
+    let approved = Approved {
+        backups: [first.id].into(),
+        wal: plan.removable_wal().iter().map(|wal| wal.range).collect(),
+    };
+    let done = f
+        .repository
+        .enforce_approved(&f.server, &rules, now(), Some(&approved))
+        .unwrap();
+    assert_eq!(done.deleted, [first.id]);
+    assert_eq!(archived(&f.repository, &f), [6, 7, 9, 10, 11, 12]);
+    for backup in [second, third] {
+        let backups = f.repository.backups(&f.server).unwrap();
+        let left = backups.iter().find(|left| left.id == backup.id).unwrap();
+        assert_eq!(left.status, BackupStatus::Done);
+    }
 }
 
 #[test]
