@@ -3,8 +3,9 @@
 //! A file counts when it has a WAL file's name and its content is whole; until then it may still be copied. What is archived
 //! is removed. What cannot be archived goes into `errors` beside the directory, and stops nothing behind it.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
@@ -30,7 +31,10 @@ const ERRORS: &str = "errors";
 
 /// What becomes of a file.
 enum Fate {
-    Archived,
+    /// It is the file with these attributes.
+    Archived(Metadata),
+    /// It cannot be read now: another run tries again, and the files behind it do not wait.
+    Unreadable(Error),
     /// It may still be copied.
     Waits,
     /// It cannot be archived: why, and the ending of its new name.
@@ -72,14 +76,22 @@ pub(crate) fn archive(
         .map_err(|error| Error::failed(format!("Cannot read {}: {error}", directory.display())))?;
     let hooks = Hooks::of(server, repository, NEVER_STOPPED);
     let mut archived = Vec::new();
+    let mut first_error = None;
     for name in names {
         let path = directory.join(&name);
         match archive_one(&hooks, &name, &path)? {
             Fate::Waits => {}
-            Fate::Archived => {
-                remove(&path)?;
-                archived.push(name);
+            Fate::Unreadable(error) => {
+                tracing::error!("Server {}: {error}", server.name);
+                first_error.get_or_insert(error);
             }
+            Fate::Archived(was) => match remove(&path, &was) {
+                Ok(()) => archived.push(name),
+                Err(error) => {
+                    tracing::error!("Server {}: {error}", server.name);
+                    first_error.get_or_insert(error);
+                }
+            },
             Fate::SetAside(why, ending) => {
                 let place = set_aside(directory, &name, ending);
                 tracing::error!(
@@ -94,7 +106,10 @@ pub(crate) fn archive(
             }
         }
     }
-    Ok(archived)
+    match first_error {
+        None => Ok(archived),
+        Some(error) => Err(error),
+    }
 }
 
 fn archive_one(hooks: &Hooks<'_>, name: &str, path: &Path) -> Result<Fate, Error> {
@@ -109,7 +124,12 @@ fn archive_one(hooks: &Hooks<'_>, name: &str, path: &Path) -> Result<Fate, Error
     let file: File = match open_regular(path) {
         // Another process has archived it.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Fate::Waits),
-        other => other.map_err(|error| Error::failed(format!("Cannot read {}: {error}", path.display())))?,
+        Err(error) => return Ok(unreadable(path, &error)),
+        Ok(file) => file,
+    };
+    let metadata = match file.metadata() {
+        Err(error) => return Ok(unreadable(path, &error)),
+        Ok(metadata) => metadata,
     };
     let arriving = Arriving {
         server: hooks.server(),
@@ -120,7 +140,8 @@ fn archive_one(hooks: &Hooks<'_>, name: &str, path: &Path) -> Result<Fate, Error
     };
     let arriving = match arriving.decompressed(hooks.repository().path()) {
         Ok(arriving) => arriving,
-        Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+        // The system failed, and not the decoder: the file may be good.
+        Err(error) if error.raw_os_error().is_some() || is_full(&error) => {
             return Err(Error::failed(format!(
                 "Cannot decompress {}: {error}",
                 path.display()
@@ -130,7 +151,7 @@ fn archive_one(hooks: &Hooks<'_>, name: &str, path: &Path) -> Result<Fate, Error
     };
     match arriving.archive(hooks) {
         Ok(outcome) => Ok(match arrival::refusal(hooks.server(), &wal_name, &outcome) {
-            None => Fate::Archived,
+            None => Fate::Archived(metadata),
             Some(refusal) => Fate::SetAside(refusal, "duplicate"),
         }),
         Err(NotArchived::Failed(
@@ -151,7 +172,34 @@ fn is_recent(path: &Path) -> bool {
     age.is_ok_and(|age| age.is_ok_and(|age| age < COPIED_WITHIN))
 }
 
-fn remove(path: &Path) -> Result<(), Error> {
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Fate {
+    Fate::Unreadable(Error::failed(format!("Cannot read {}: {error}", path.display())))
+}
+
+/// Removes what was archived. Another file that has come under its name since stays.
+fn remove(path: &Path, archived: &Metadata) -> Result<(), Error> {
+    let same = |there: &Metadata| {
+        let of = |file: &Metadata| {
+            (
+                file.dev(),
+                file.ino(),
+                file.size(),
+                file.mtime(),
+                file.mtime_nsec(),
+            )
+        };
+        of(there) == of(archived)
+    };
+    if fs::symlink_metadata(path).is_ok_and(|there| !same(&there)) {
+        return Ok(());
+    }
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::failed(format!(
             "{} is archived and cannot be removed: {error}",

@@ -243,7 +243,10 @@ fn copies_in_a_directory_are_archived(install: &'static Install) {
         "archive_mode = on\narchive_command = 'cp %p {}/%f'",
         incoming.display()
     ));
-    let key = format!("incoming_wals_directory = {}\n", incoming.display());
+    let key = format!(
+        "archiver = on\nincoming_wals_directory = {}\n",
+        incoming.display()
+    );
     site.write_config_of(&server, &format!("archiver = on\n{key}"));
     server.start();
     let segments = kept_segments(&site, &server, 3);
