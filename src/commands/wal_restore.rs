@@ -3,6 +3,7 @@
 //! The exit codes are those of `get-wal`: PostgreSQL ends recovery only where the archive certainly has no such file. No
 //! configuration is read here, and no repository.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::str::FromStr;
@@ -169,7 +170,8 @@ impl Restoring<'_> {
         background::keep_inherited();
         let remote = &self.fetching.remote;
         let mut child = Command::new(std::env::current_exe()?);
-        child.arg("--quiet");
+        // Under the name of a client it would take other options.
+        child.arg0("barmanfs").arg("--quiet");
         if let Some(config) = &remote.config {
             child.args(["--config", config]);
         }

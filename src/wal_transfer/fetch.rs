@@ -87,6 +87,17 @@ impl Fetching {
     }
 
     fn fetch_into(&self, name: &WalName, path: &Path) -> Result<Fetched, Error> {
+        // A file that is listed after it was said to be absent may have come between the two questions.
+        for _ in 0..2 {
+            if let Some(fetched) = self.try_to_fetch(name, path)? {
+                return Ok(fetched);
+            }
+        }
+        Err(self.trouble(name, ABSENT))
+    }
+
+    /// `None` if the other side says that it has no such file, and lists it.
+    fn try_to_fetch(&self, name: &WalName, path: &Path) -> Result<Option<Fetched>, Error> {
         let name_text = name.to_string();
         let mut words = vec!["get-wal"];
         match self.transit {
@@ -114,7 +125,7 @@ impl Fetching {
             .map_err(|error| Error::failed(format!("Cannot wait for ssh: {error}")))?;
         match (remote::code(status), copied) {
             (0, Ok(())) => {
-                let checked = check(name, path).map(Fetched::File);
+                let checked = check(name, path).map(|file| Some(Fetched::File(file)));
                 checked.map_err(|reason| {
                     Error::failed(format!("What came of {name} from {}: {reason}", self.remote))
                 })
@@ -125,7 +136,7 @@ impl Fetching {
                     self.remote
                 )))
             }
-            (ABSENT, _) => self.prove_absence(name),
+            (ABSENT, _) => Ok(self.is_proven_absent(name)?.then_some(Fetched::Absent)),
             (SSH_FAILED, _) => Err(Error::failed(format!(
                 "Connection problem with ssh to {}",
                 self.remote.host
@@ -146,7 +157,7 @@ impl Fetching {
     }
 
     /// An answer of 1 may have other reasons in Barman. It lists what it has of a server that it knows.
-    fn prove_absence(&self, name: &WalName) -> Result<Fetched, Error> {
+    fn is_proven_absent(&self, name: &WalName) -> Result<bool, Error> {
         let name_text = name.to_string();
         let words = ["get-wal", "--peek", "1", &self.remote.server, &name_text];
         let answer = self
@@ -156,8 +167,7 @@ impl Fetching {
             .output()
             .map_err(|error| Error::failed(format!("Cannot run ssh: {error}")))?;
         match remote::code(answer.status) {
-            0 if answer.stdout.trim_ascii().is_empty() => Ok(Fetched::Absent),
-            0 => Err(self.trouble(name, ABSENT)),
+            0 => Ok(answer.stdout.trim_ascii().is_empty()),
             code => Err(self.trouble(name, code)),
         }
     }
