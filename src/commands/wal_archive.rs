@@ -15,7 +15,7 @@ use crate::cli::wal::{SendOptions, WalArchiveArgs};
 use crate::error::{Error, Outcome};
 use crate::hooks::{Hooks, NEVER_STOPPED, absolute};
 use crate::wal_transfer::remote::{self, Remote};
-use crate::wal_transfer::send::Sending;
+use crate::wal_transfer::send::{Sending, refuse_shown};
 
 /// Runs the command.
 pub(crate) fn run(app: &App, args: &WalArchiveArgs) -> Result<Outcome, Error> {
@@ -30,13 +30,7 @@ pub(crate) fn run(app: &App, args: &WalArchiveArgs) -> Result<Outcome, Error> {
     let name = WalName::from_str(&file_name).map_err(|error| Error::usage(error.to_string()))?;
     let file = File::open(path)
         .map_err(|error| Error::failed(format!("Cannot read {}: {error}", path.display())))?;
-    if barmanfs_fs::is_shown(&file, path)? {
-        return Err(Error::failed(format!(
-            "{} is a file on a mount of barmanfs, and no copy or clone there archives: its WAL would mix with that of {server}",
-            std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display()
-        ))
-        .hint("Set archive_mode = off for the server that runs there, and restart it"));
-    }
+    refuse_shown(&file, path, server)?;
     let repository = app.repository_for_writing()?;
     let hooks = Hooks::of(configured, &repository, NEVER_STOPPED);
     let arriving = Arriving {

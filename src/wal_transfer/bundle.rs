@@ -59,6 +59,7 @@ pub(crate) fn receive(source: &mut dyn Read, directory: &Path) -> Result<Vec<Rec
         directory: directory.to_owned(),
         files: Vec::new(),
         sums: BTreeMap::new(),
+        lists: Vec::new(),
         current: Current::None,
     };
     let mut reader = TarReader::new("the archive on standard input", EndBlocks::Required);
@@ -98,6 +99,8 @@ struct Unpacker {
     files: Vec<(WalName, File, String)>,
     /// The announced checksums, by name.
     sums: BTreeMap<String, Vec<(Hash, String)>>,
+    /// The lists of checksums that have come. There is one of each.
+    lists: Vec<Hash>,
     current: Current,
 }
 
@@ -120,6 +123,9 @@ impl TarSink for Unpacker {
                     entry.size_bytes
                 )
                 .into());
+            }
+            Some(hash) if self.lists.contains(&hash) => {
+                return Err(format!("{name} is in the archive twice").into());
             }
             Some(hash) => Current::Sums {
                 hash,
@@ -159,6 +165,7 @@ impl TarSink for Unpacker {
                 self.files.push((name, file, hexadecimal(&hash.finalize())));
             }
             Current::Sums { hash, text } => {
+                self.lists.push(hash);
                 let text = String::from_utf8(text)?;
                 for line in text.lines() {
                     let (sum, name) = sum_line(line).ok_or_else(|| {

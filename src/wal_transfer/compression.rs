@@ -38,6 +38,9 @@ const MAGIC: &[(&[u8], Compression)] = &[
     (b"\xff\x06\x00\x00sNaPpY", Compression::Snappy),
 ];
 
+/// The most memory that a file of xz may ask for. Its highest preset needs 65 MiB.
+const XZ_MEMORY_BYTES: u64 = 128 << 20;
+
 impl Compression {
     /// The form of a file that begins with these bytes; `None` if it is not compressed.
     pub(crate) fn of(beginning: &[u8]) -> Option<Self> {
@@ -54,7 +57,14 @@ impl Compression {
         Ok(match self {
             Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(source)),
             Self::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(source)),
-            Self::Xz => Box::new(liblzma::bufread::XzDecoder::new_multi_decoder(source)),
+            Self::Xz => {
+                let stream = liblzma::stream::Stream::new_stream_decoder(
+                    XZ_MEMORY_BYTES,
+                    liblzma::stream::CONCATENATED,
+                )
+                .map_err(io::Error::other)?;
+                Box::new(liblzma::bufread::XzDecoder::new_stream(source, stream))
+            }
             Self::Zstd => Box::new(ZstdReader::new(source)),
             Self::Lz4 => Box::new(lz4_flex::frame::FrameDecoder::new(source)),
             Self::Snappy => Box::new(snap::read::FrameDecoder::new(source)),

@@ -3,6 +3,7 @@
 //! A file counts as archived when the command on the other host ended with 0: then it is durable there. Where further
 //! segments wait, a few of them go through the same connection, so that a server that is behind does not connect for each.
 
+use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -54,6 +55,21 @@ struct Outgoing {
     path: PathBuf,
 }
 
+/// Refuses WAL of a copy or clone that runs on a mount: it would mix with that of `server`.
+///
+/// # Errors
+/// When it is such a file, or cannot be looked at.
+pub(crate) fn refuse_shown(file: &File, path: &Path, server: &dyn Display) -> Result<(), Error> {
+    if !barmanfs_fs::is_shown(file, path)? {
+        return Ok(());
+    }
+    Err(Error::failed(format!(
+        "{} is a file on a mount of barmanfs, and no copy or clone there archives: its WAL would mix with that of {server}",
+        std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display()
+    ))
+    .hint("Set archive_mode = off for the server that runs there, and restart it"))
+}
+
 impl Sending {
     /// Sends a file, and a few of those that wait behind it. Returns when it is durable on the other host.
     ///
@@ -66,6 +82,9 @@ impl Sending {
         }
         let file_name = path.file_name().unwrap_or_default().to_string_lossy();
         let name = WalName::from_str(&file_name).map_err(|error| own(Error::usage(error.to_string())))?;
+        let file = File::open(path)
+            .map_err(|error| own(Error::failed(format!("Cannot read {}: {error}", path.display()))))?;
+        refuse_shown(&file, path, &self.remote.server).map_err(own)?;
         if sent::is_acknowledged(&self.remote, path, &name) {
             return Ok(());
         }
