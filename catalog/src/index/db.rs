@@ -50,7 +50,7 @@ const PAGES_GIVEN_BACK: i64 = 256;
 
 /// The largest catalog of an earlier release that is copied as a whole to make it smaller. Writers wait meanwhile: far less
 /// than [`BUSY_TIMEOUT`].
-const COPIED_BYTES_MAX: i64 = 1 << 30;
+const COPIED_BYTES_MAX: i64 = 128 << 20;
 
 /// Page cache of one connection, in KiB. The operating system caches the file anyway; this saves system calls for
 /// the upper levels of the trees.
@@ -250,7 +250,10 @@ impl Db {
             return Ok(());
         }
         if mode != INCREMENTAL {
-            return match pages.saturating_mul(page_bytes) <= COPIED_BYTES_MAX {
+            let copied_bytes = pages.saturating_sub(free).saturating_mul(page_bytes);
+            return match pages.saturating_mul(page_bytes) <= COPIED_BYTES_MAX
+                && self.has_room_for(copied_bytes)
+            {
                 true => self.copy_smaller(),
                 false => Ok(()),
             };
@@ -271,16 +274,24 @@ impl Db {
         Ok(())
     }
 
+    /// Whether the file system has room for a copy of so many bytes in SQLite's WAL, and another one beside it.
+    fn has_room_for(&self, bytes: i64) -> bool {
+        let free = rustix::fs::statvfs(self.path.as_path());
+        let free = free.map(|system| system.f_bavail.saturating_mul(system.f_frsize));
+        let needed = u64::try_from(bytes).unwrap_or(u64::MAX).saturating_mul(4);
+        free.is_ok_and(|free| free >= needed)
+    }
+
     /// The same for a catalog that an earlier release made: from then on, it is made smaller in parts.
     fn copy_smaller(&self) -> Result<()> {
         let copy = || -> Result<()> {
             let link = self.connect()?;
             link.connection.pragma_update(None, "auto_vacuum", INCREMENTAL)?;
-            link.connection.execute_batch("VACUUM")?;
+            let copied = link.connection.execute_batch("VACUUM");
             if !link.alone {
                 Self::empty_wal(&link.connection);
             }
-            Ok(())
+            Ok(copied?)
         };
         copy().map_err(|error| error.in_catalog(&self.path))
     }
