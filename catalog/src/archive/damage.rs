@@ -115,9 +115,9 @@ struct Search<'a> {
 
 impl Search<'_> {
     fn is_damaged(&mut self, backup: &Backup) -> Result<bool> {
-        let Some(root) = &backup.root else {
+        if backup.root.is_none() {
             return Ok(false);
-        };
+        }
         let Some(_guard) = self.repository.verifying(backup)? else {
             return Ok(false);
         };
@@ -134,7 +134,11 @@ impl Search<'_> {
             passed.push(id);
             Ok(true)
         };
-        let mut walked = trees.chunks_of(&root.directory, &mut each);
+        let mut walked = self
+            .repository
+            .trees_of(backup)?
+            .iter()
+            .try_for_each(|tree| trees.chunks_of(tree, &mut each));
         let archive = self.repository.wal(backup.archive());
         for segment in backup.needed_wal() {
             if walked.is_err() {

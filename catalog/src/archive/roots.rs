@@ -132,7 +132,8 @@ fn root(
         }
         Kind::Configuration => {
             let record: ConfigurationRecord = records::parse(id, payload)?;
-            let goes = without.is_some_and(|without| without.has_backup(&record.server, record.backup));
+            let goes = records::is_annulled(db, record.of)?
+                || without.is_some_and(|without| without.has_backup(&record.server, record.backup));
             let what = format!(
                 "The configuration of backup {} of server {}",
                 record.backup, record.server

@@ -6,6 +6,7 @@ use barmanfs_pg::TimestampMicros;
 use barmanfs_store::{Record, RecordId};
 use rusqlite::Connection;
 
+use crate::archive::backup::configuration::ConfigurationRecord;
 use crate::archive::damage;
 use crate::archive::wal::{QuarantinedWal, removal};
 use crate::error::Result;
@@ -125,16 +126,14 @@ pub(super) fn live_records(repository: &Repository, pack: &PackRow) -> Result<Ve
                 Some(Kind::WalRemoval) => {
                     removal::is_needed(db, record.id, &records::parse(record.id, &record.payload)?)?
                 }
+                Some(Kind::Configuration) => {
+                    let of: ConfigurationRecord = records::parse(record.id, &record.payload)?;
+                    !records::is_annulled(db, of.of)?
+                }
                 // They mean something until they are annulled.
-                Some(
-                    Kind::Backup
-                    | Kind::Keep
-                    | Kind::Server
-                    | Kind::BootTest
-                    | Kind::History
-                    | Kind::Configuration,
-                )
-                | None => true,
+                Some(Kind::Backup | Kind::Keep | Kind::Server | Kind::BootTest | Kind::History) | None => {
+                    true
+                }
             };
             if is_live {
                 live.push(record);
