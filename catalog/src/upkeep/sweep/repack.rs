@@ -30,6 +30,10 @@ impl Sweep<'_> {
             match self.copy_pack(mark, &pack, output) {
                 Ok(()) => output.complete.push(pack),
                 Err(error) if error.is_damage() => self.problem(pack.id, &error),
+                // A sector that the disk does not give concerns this pack alone.
+                Err(error @ Error::Store(barmanfs_store::Error::Io { .. })) if !error.is_full() => {
+                    self.problem(pack.id, &error);
+                }
                 Err(error) => return Err(error),
             }
         }
