@@ -15,8 +15,12 @@ use crate::report::{CheckReport, CheckedRepository, CheckedServer};
 /// Runs the command.
 pub(crate) fn run(app: &mut App, args: &CheckArgs) -> Result<Outcome, Error> {
     let report = check(app, args)?;
-    let worst = report.worst();
     let is_barmans = app.options.format.is_some();
+    let worst = match is_barmans {
+        // There what concerns the repository is a part of each server.
+        true => report.worst_of_barmans(),
+        false => report.worst(),
+    };
     if args.nagios {
         let plugin = if is_barmans { nagios::BARMAN } else { nagios::OWN };
         let lines = match is_barmans {

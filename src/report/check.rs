@@ -48,6 +48,15 @@ impl CheckReport {
         self.repository.status.max(CheckedServer::worst(&self.servers))
     }
 
+    /// The worst status of active servers as Barman has them.
+    pub(crate) fn worst_of_barmans(&self) -> State {
+        let servers = CheckedServer::worst(&self.servers);
+        match self.servers.iter().any(|server| server.active) {
+            true => self.repository.status.max(servers),
+            false => servers,
+        }
+    }
+
     /// The servers as Barman has them: what concerns the repository is said of each.
     pub(crate) fn into_barmans(self) -> Vec<CheckedServer> {
         let Self { repository, servers } = self;
