@@ -8,7 +8,7 @@ use barmanfs_pg::{Lsn, SystemId, TimelineId, TimestampMicros};
 use serde::Serialize;
 
 use super::ConfiguredSection;
-use crate::config::{Misnamed, ServerConfig, Setting, Value};
+use crate::config::{Misnamed, Secrets, ServerConfig, Setting, Value};
 use crate::error::Error;
 use crate::health::standing::{ArchiverStats, Live, SETTINGS};
 use crate::output::printable;
@@ -62,6 +62,17 @@ pub(crate) struct ShownHost {
     pub(crate) facts: Facts,
 }
 
+impl ShownHost {
+    /// Takes the passwords of the configuration out of what the host says.
+    fn hide(&mut self, secrets: &Secrets) {
+        let settings = self.facts.settings.values_mut().flatten();
+        let texts = self.problems.iter_mut().chain(&mut self.error).chain(settings);
+        for text in texts {
+            *text = secrets.remove(text);
+        }
+    }
+}
+
 /// Facts of a running server.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Facts {
@@ -102,7 +113,10 @@ pub(crate) struct ShownSlot {
 
 impl ShownServer {
     /// A server with what its hosts have answered.
-    pub(crate) fn new(server: &ServerConfig, hosts: Vec<ShownHost>) -> Self {
+    pub(crate) fn new(server: &ServerConfig, mut hosts: Vec<ShownHost>) -> Self {
+        for host in &mut hosts {
+            host.hide(&server.secrets);
+        }
         Self {
             server: server.name.to_string(),
             active: server.active,
