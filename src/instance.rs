@@ -26,7 +26,7 @@ use barmanfs_pg::pg_control::{ClusterState, ControlFile};
 use nix::unistd::{Uid, User};
 
 pub(crate) use auto_conf::{AUTO_CONF, AUTO_CONF_MAX_BYTES, last_value};
-pub(crate) use postmaster::{Running, running, running_by, stop};
+pub(crate) use postmaster::{Running, process_in, process_with_tablespace, running, running_by, stop};
 pub(crate) use programs::Programs;
 pub(crate) use recovery_end::Replayed;
 pub(crate) use setting::Setting;

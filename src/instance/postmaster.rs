@@ -163,15 +163,49 @@ pub(super) fn remove_locks_of_zombie(data: &Path, socket_directory: &Path) -> Re
     })
 }
 
+/// A process of PostgreSQL that works in a data directory, whatever its `postmaster.pid` says: in a container the process
+/// has another number there, and sessions may outlive their postmaster.
+pub(crate) fn process_in(data: &Path) -> Option<i32> {
+    let pids = processes().ok()?;
+    pids.into_iter()
+        .find(|&pid| is_postgres(pid) && works_in(pid, data) == WorksIn::Data)
+}
+
+/// A process of PostgreSQL whose server has a tablespace of this OID at this place.
+pub(crate) fn process_with_tablespace(oid: u32, location: &Path) -> Option<i32> {
+    let pids = processes().ok()?;
+    let is_there = |&pid: &i32| {
+        let link = PathBuf::from(format!("/proc/{pid}/cwd/pg_tblspc/{oid}"));
+        is_postgres(pid) && place(&link).is_ok_and(|there| place(location).is_ok_and(|here| here == there))
+    };
+    pids.into_iter().find(is_there)
+}
+
+fn processes() -> io::Result<Vec<i32>> {
+    let pid =
+        |entry: io::Result<fs::DirEntry>| Ok(entry?.file_name().to_str().and_then(|name| name.parse().ok()));
+    let pids: io::Result<Vec<Option<i32>>> = fs::read_dir("/proc")?.map(pid).collect();
+    Ok(pids?.into_iter().flatten().collect())
+}
+
+/// Whether a living process calls itself PostgreSQL: `/usr/bin/postgres -D ...`, or `postgres: checkpointer`.
+fn is_postgres(pid: i32) -> bool {
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let program = command.split(|byte| *byte == 0).next().unwrap_or_default();
+    let name = program.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    let is_named = matches!(name, b"postgres" | b"postmaster") || program.starts_with(b"postgres:");
+    is_named && is_alive(pid)
+}
+
+/// What a path leads to, as the number of its file system and its own.
+fn place(path: &Path) -> io::Result<(u64, u64)> {
+    fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
 /// Whether a process has its working directory in a data directory, as all processes of a server do.
 fn anybody_works_in(data: &Path) -> io::Result<bool> {
-    for entry in fs::read_dir("/proc")? {
-        let pid = entry?.file_name().to_str().and_then(|name| name.parse().ok());
-        if pid.is_some_and(|pid| is_alive(pid) && works_in(pid, data) == WorksIn::Data) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    let works_here = |pid: i32| is_alive(pid) && works_in(pid, data) == WorksIn::Data;
+    Ok(processes()?.into_iter().any(works_here))
 }
 
 /// The process that a lock file names in its first line, be it of a data directory or of a socket.
@@ -232,7 +266,6 @@ fn host_started_s() -> Option<u64> {
 
 fn works_in(pid: i32, data: &Path) -> WorksIn {
     let directory = PathBuf::from(format!("/proc/{pid}/cwd"));
-    let place = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
     // A cache may know the directory of a dead mount for a while; this asks who serves it.
     match rustix::fs::statfs(&directory) {
         Err(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED) => return WorksIn::GoneMount,

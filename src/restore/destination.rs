@@ -9,6 +9,7 @@
 //! Without `global/pg_control` no server starts. So a directory is either startable and complete, or neither; between 3 and
 //! 4 the other name of `global/pg_control` takes the place of the marker.
 
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
@@ -139,6 +140,13 @@ impl Destination {
         if !location.exists() || is_vacant(&Place::open(location)?)? {
             return Ok(());
         }
+        if let Some(pid) = instance::process_with_tablespace(oid, location) {
+            return Err(Error::failed(format!(
+                "The server of process {pid} has its tablespace {oid} at {}",
+                location.display()
+            ))
+            .hint("Name another place with --tablespace"));
+        }
         if self.state != State::Vacant {
             let root = Place::open(&self.path)?;
             let marked = Marker::read(&root)?.flatten();
@@ -196,7 +204,15 @@ impl Opened {
     /// Marks the directory as incomplete. From then on no server starts in it.
     pub(super) fn begin(&self, backup: &Backup, keep: &[Pattern]) -> Result<Marked, Error> {
         let keep = self.kept(keep)?;
+        let was_marked = Marker::read(&self.root)?.is_some();
         let locked = Marker::new(backup, keep.clone(), self.relocations.clone()).write(&self.root)?;
+        // It may have been started since the directory was examined.
+        if let Err(error) = refuse_running(self.root.path()) {
+            if !was_marked {
+                self.root.unlink(marker::NAME.as_bytes())?;
+            }
+            return Err(error);
+        }
         for (directory, name, held) in HELD {
             let Some(place) = self.existing(directory)? else {
                 continue;
@@ -208,7 +224,7 @@ impl Opened {
             }
             place.sync()?;
         }
-        // It may have been started since the directory was examined.
+        // One that was starting at that moment has found no files, or is known now.
         refuse_running(self.root.path())?;
         Ok(Marked {
             keep,
@@ -228,17 +244,22 @@ impl Opened {
 
     /// Makes everything durable, and the directory startable.
     pub(super) fn finish(&self, _marked: &Marked, directories: &[WrittenDirectory]) -> Result<(), Error> {
+        let mut file_systems = BTreeMap::new();
         // The deepest first: each is complete then.
         for directory in directories.iter().rev() {
             let base = match directory.outside {
                 Some(oid) => self.outside(oid).unwrap_or(&self.root),
                 None => &self.root,
             };
-            base.descend(&directory.names)?.dress(&directory.stat)?;
+            let place = base.descend(&directory.names)?;
+            place.dress(&directory.stat)?;
+            // A directory of the tree may have a file system of its own, as pg_wal often does.
+            file_systems.entry(place.device()?).or_insert(place);
         }
         for (_, place) in &self.outside {
             place.sync_file_system()?;
         }
+        file_systems.values().try_for_each(Place::sync_file_system)?;
         self.root.sync_file_system()?;
         let global = self.root.enter(GLOBAL)?;
         let [(_, version, held_version), (_, control, held_control)] = HELD;
@@ -290,12 +311,13 @@ fn state(path: &Path, backup: &Backup, is_delta: bool) -> Result<State, Error> {
 }
 
 fn refuse_running(path: &Path) -> Result<(), Error> {
-    match instance::running(path) {
+    // Its file may name a process of a container, or one that left its sessions behind.
+    let running = instance::running(path).map(|running| running.pid);
+    match running.or_else(|| instance::process_in(path)) {
         None => Ok(()),
-        Some(running) => Err(Error::failed(format!(
-            "A server is running in {} (process {})",
-            path.display(),
-            running.pid
+        Some(pid) => Err(Error::failed(format!(
+            "A server is running in {} (process {pid})",
+            path.display()
         ))
         .hint("Stop it first, or name another directory")),
     }
@@ -365,7 +387,7 @@ fn not_empty(path: &Path) -> Error {
 }
 
 /// Neither the repository nor what shows it may be overwritten.
-fn refuse_place(repository: &Repository, path: &Path) -> Result<(), Error> {
+pub(super) fn refuse_place(repository: &Repository, path: &Path) -> Result<(), Error> {
     let refuse = |why: String| Err(Error::usage(format!("{} {why}", path.display())));
     if path.as_os_str().as_bytes().contains(&b':') {
         return refuse("has a colon: it is a path on this host, not one of rsync".to_owned());
@@ -422,11 +444,15 @@ fn make_directory(path: &Path) -> Result<(), Error> {
     if existing == path {
         return Ok(());
     }
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|error| failed("make", path, error))?;
+    // The server's user must reach it, and nobody else look into it.
+    let make = |path: &Path, mode| {
+        let made = DirBuilder::new().recursive(true).mode(mode).create(path);
+        made.map_err(|error| failed("make", path, error))
+    };
+    if let Some(parent) = path.parent() {
+        make(parent, 0o755)?;
+    }
+    make(path, 0o700)?;
     let made = path.ancestors().skip(1);
     let made = made.take_while(|above| above.starts_with(&existing));
     made.into_iter().try_for_each(|above| Place::open(above)?.sync())

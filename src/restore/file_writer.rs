@@ -108,6 +108,9 @@ impl FileTask {
         let existing = match self.place.find(&self.name)? {
             Some(found) if found.kind == FileType::RegularFile => {
                 let file = self.place.open_file(&self.name, self.is_dry_run)?;
+                if let Some(file) = file.as_ref().filter(|_| !self.is_dry_run) {
+                    self.forget_cached(file)?;
+                }
                 file.map(|file| (file, found.size_bytes))
             }
             _ => None,
@@ -130,6 +133,15 @@ impl FileTask {
         };
         *opened = Some(open.clone());
         Ok(open)
+    }
+
+    /// Makes what is compared come from the disk. After a failed write the cache may have what the disk has not, and the
+    /// error is reported once.
+    fn forget_cached(&self, file: &File) -> Result<(), Error> {
+        file.sync_data().map_err(|error| self.failed("sync", error))?;
+        // Advice: some file systems have none.
+        let _ = fadvise(file, 0, None, Advice::DontNeed);
+        Ok(())
     }
 
     /// The windows that begin in this part. Windows are smaller than parts, and powers of two.

@@ -214,6 +214,12 @@ impl Place {
         rustix::fs::syncfs(&*self.fd).map_err(|error| failed("sync the file system of", &self.path, error))
     }
 
+    /// The number of its file system.
+    pub(super) fn device(&self) -> Result<u64, Error> {
+        let stat = rustix::fs::fstat(&*self.fd).map_err(|error| failed("look at", &self.path, error))?;
+        Ok(stat.st_dev)
+    }
+
     /// Free space for this user in its file system, and the number of that.
     pub(super) fn space(&self) -> Result<(u64, u64), Error> {
         let space = rustix::fs::fstatvfs(&*self.fd).map_err(|error| failed("look at", &self.path, error))?;

@@ -78,7 +78,18 @@ impl Pruning<'_> {
         let is_held = HELD
             .iter()
             .any(|(held_in, real, held)| *held_in == directory && (*held == name || *real == name));
-        is_held || self.names.is_empty() && (name == marker::NAME.as_bytes() || is_of_the_file_system(name))
+        let is_top = match self.names.as_slice() {
+            [] => true,
+            [spaces, oid] => self
+                .opened
+                .relocations
+                .of_child(std::slice::from_ref(spaces), oid)
+                .is_some(),
+            _ => false,
+        };
+        is_held
+            || is_top && is_of_the_file_system(name)
+            || self.names.is_empty() && name == marker::NAME.as_bytes()
     }
 
     fn entry(

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use barmanfs_fs::entry::Stat;
 use rustix::fs::FileType;
 
-use super::destination::{Destination, State};
+use super::destination::{Destination, State, is_of_the_file_system};
 use super::place::Place;
 use super::tablespaces;
 use super::view::{SourceFile, ViewTree, Visitor};
@@ -135,6 +135,10 @@ fn used(place: &Place) -> Result<u64, Error> {
     let mut bytes = 0;
     for name in place.names()? {
         let name = name?;
+        // Only root may look into it.
+        if is_of_the_file_system(name.as_bytes()) {
+            continue;
+        }
         let Some(found) = place.find(name.as_bytes())? else {
             continue;
         };
