@@ -216,8 +216,13 @@ fn configuration_files_outside_the_data_directory_are_kept_and_used(install: &'s
         elsewhere.join("absent.conf").display()
     ));
     let hba = "local all @admins,plain trust\nlocal replication all trust\n";
+    let memory = format!(
+        "work_mem = '7MB'\ninclude_if_exists '{}'\n",
+        elsewhere.join("deep.conf").display()
+    );
     let texts = [
-        ("etc/conf.d/memory.conf", "work_mem = '7MB'\n"),
+        ("etc/conf.d/memory.conf", memory.as_str()),
+        ("elsewhere/deep.conf", "temp_buffers = '9MB'\n"),
         ("etc/admins", "postgres\n"),
         ("elsewhere/more.conf", "statement_timeout = '77s'\n"),
         (
@@ -238,6 +243,7 @@ fn configuration_files_outside_the_data_directory_are_kept_and_used(install: &'s
 
     let id = site.backup_ids().pop().unwrap();
     let names = [
+        "elsewhere/deep.conf",
         "elsewhere/more.conf",
         "elsewhere/shared.conf",
         "etc/admins",
@@ -267,8 +273,8 @@ fn configuration_files_outside_the_data_directory_are_kept_and_used(install: &'s
     copy.start();
     copy.wait_until_promoted();
     let settings = "SELECT string_agg(setting, ' ' ORDER BY name) FROM pg_settings
-        WHERE name IN ('work_mem', 'maintenance_work_mem', 'statement_timeout', 'lock_timeout')";
-    assert_eq!(copy.query(settings), "78000 78848 77000 7168");
+        WHERE name IN ('work_mem', 'maintenance_work_mem', 'statement_timeout', 'lock_timeout', 'temp_buffers')";
+    assert_eq!(copy.query(settings), "78000 78848 77000 1152 7168");
     copy.stop("fast");
     let bindir = install.bindir.to_str().unwrap();
     site.ok(&["clone", "create", "main", "test1", "--start", "--bindir", bindir]);

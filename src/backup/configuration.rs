@@ -11,11 +11,12 @@ use std::io::Read;
 
 use barmanfs_catalog::{Backup, BackupRun, ConfigurationFiles};
 use barmanfs_pg::SystemId;
-use barmanfs_pg::conf::{AccessReference, ConfLine, access_references, is_taken_by_include_dir, location};
+use barmanfs_pg::conf::{AccessReference, access_references, is_taken_by_include_dir};
 use barmanfs_store::layout::DATA_WINDOW_BYTES;
 use barmanfs_store::{Attributes, DirectoryRef, Node, TreeReader};
 
 use crate::cluster::ConfigurationPaths;
+use crate::cluster::configuration_files::{absolute, settings_references};
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::moment;
@@ -69,6 +70,7 @@ pub(super) fn keep(
         host: LazyHost {
             server,
             system_id,
+            data_directory: &paths.data_directory,
             host: None,
         },
         kept: BTreeMap::new(),
@@ -136,7 +138,10 @@ fn store(
         stored.map_err(barmanfs_catalog::Error::from)?;
     }
     let totals = tree.finish(root).map_err(barmanfs_catalog::Error::from)?;
-    let if_kept = |path: &String| kept.contains_key(path).then(|| path.clone());
+    let if_kept = |path: &String| {
+        let path = absolute(path.as_bytes(), path)?;
+        kept.contains_key(&path).then_some(path)
+    };
     run.set_configuration(ConfigurationFiles {
         directory: totals.root,
         read_at: moment::now(),
@@ -152,13 +157,14 @@ fn store(
 struct LazyHost<'a> {
     server: &'a ServerConfig,
     system_id: SystemId,
+    data_directory: &'a str,
     host: Option<Host>,
 }
 
 impl LazyHost<'_> {
     fn get(&mut self) -> &mut Host {
         self.host
-            .get_or_insert_with(|| Host::of(self.server, self.system_id))
+            .get_or_insert_with(|| Host::of(self.server, self.system_id, self.data_directory))
     }
 }
 
@@ -191,7 +197,9 @@ impl Walk<'_> {
             } else {
                 Syntax::Access
             };
-            self.wait_for(path.to_owned(), syntax);
+            // Older versions leave ".." in it.
+            let path = absolute(path.as_bytes(), path).unwrap_or_else(|| path.to_owned());
+            self.wait_for(path, syntax);
         }
         while let Some((path, syntax)) = self.waiting.pop() {
             if let Some(text) = self.read(&path)? {
@@ -230,7 +238,12 @@ impl Walk<'_> {
                 Ok(Some(text))
             }
             // The server has started without it, or it has been removed since.
-            Err(Unread::Absent) => Ok(None),
+            Err(Unread::Absent) => {
+                if self.paths.files().iter().any(|(named, _)| *named == path) {
+                    self.missing.insert(path.to_owned(), "it is not there".to_owned());
+                }
+                Ok(None)
+            }
             Err(Unread::Refused(why)) => {
                 self.missing.insert(path.to_owned(), why);
                 Ok(None)
@@ -300,60 +313,5 @@ impl Walk<'_> {
                 Vec::new()
             }
         })
-    }
-}
-
-/// The files that `postgresql.conf` or a file it includes names.
-fn settings_references(text: &[u8]) -> Vec<AccessReference> {
-    let lines = text.split_inclusive(|byte| *byte == b'\n');
-    let references = lines.filter_map(|line| match ConfLine::parse(line) {
-        ConfLine::Setting { name, value } => match &*name {
-            "include" => Some(AccessReference::File(value)),
-            "include_if_exists" => Some(AccessReference::FileIfExists(value)),
-            "include_dir" => Some(AccessReference::Directory(value)),
-            _ => None,
-        },
-        ConfLine::Blank | ConfLine::Malformed => None,
-    });
-    references.collect()
-}
-
-/// The absolute form of a path that is written in the file `named_in`.
-fn absolute(named: &[u8], named_in: &str) -> Option<String> {
-    let (named, parent) = match named.strip_prefix(b"/") {
-        Some(named) => (named, ""),
-        None => (named, named_in.strip_prefix('/')?),
-    };
-    let path = location(named, parent.as_bytes())?;
-    Some(format!("/{}", String::from_utf8(path).ok()?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_path_is_relative_to_the_file_that_names_it() {
-        let main = "/etc/postgresql/15/main/postgresql.conf";
-        let of = |named: &str| absolute(named.as_bytes(), main);
-        assert_eq!(of("conf.d").as_deref(), Some("/etc/postgresql/15/main/conf.d"));
-        assert_eq!(
-            of("../common.conf").as_deref(),
-            Some("/etc/postgresql/15/common.conf")
-        );
-        assert_eq!(of("/srv//a/../b.conf").as_deref(), Some("/srv/b.conf"));
-    }
-
-    #[test]
-    fn all_directives_are_followed() {
-        let text = b"include 'a'\nInclude_Dir='d' # x\n#include 'no'\nport = 1\ninclude_if_exists = b\n";
-        assert_eq!(
-            settings_references(text),
-            [
-                AccessReference::File(b"a".to_vec()),
-                AccessReference::Directory(b"d".to_vec()),
-                AccessReference::FileIfExists(b"b".to_vec()),
-            ]
-        );
     }
 }

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use barmanfs_pg::conf::{AccessReference, ConfLine, location};
+
 use crate::error::Error;
 use crate::postgres::Connection;
 
@@ -71,5 +73,60 @@ impl ConfigurationPaths {
         files
             .filter(|path| self.in_data_directory(path).is_none())
             .collect()
+    }
+}
+
+/// The files that `postgresql.conf` or a file it includes names.
+pub(crate) fn settings_references(text: &[u8]) -> Vec<AccessReference> {
+    let lines = text.split_inclusive(|byte| *byte == b'\n');
+    let references = lines.filter_map(|line| match ConfLine::parse(line) {
+        ConfLine::Setting { name, value } => match &*name {
+            "include" => Some(AccessReference::File(value)),
+            "include_if_exists" => Some(AccessReference::FileIfExists(value)),
+            "include_dir" => Some(AccessReference::Directory(value)),
+            _ => None,
+        },
+        ConfLine::Blank | ConfLine::Malformed => None,
+    });
+    references.collect()
+}
+
+/// The absolute form of a path that is written in the file `named_in`.
+pub(crate) fn absolute(named: &[u8], named_in: &str) -> Option<String> {
+    let (named, parent) = match named.strip_prefix(b"/") {
+        Some(named) => (named, ""),
+        None => (named, named_in.strip_prefix('/')?),
+    };
+    let path = location(named, parent.as_bytes())?;
+    Some(format!("/{}", String::from_utf8(path).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_relative_to_the_file_that_names_it() {
+        let main = "/etc/postgresql/15/main/postgresql.conf";
+        let of = |named: &str| absolute(named.as_bytes(), main);
+        assert_eq!(of("conf.d").as_deref(), Some("/etc/postgresql/15/main/conf.d"));
+        assert_eq!(
+            of("../common.conf").as_deref(),
+            Some("/etc/postgresql/15/common.conf")
+        );
+        assert_eq!(of("/srv//a/../b.conf").as_deref(), Some("/srv/b.conf"));
+    }
+
+    #[test]
+    fn all_directives_are_followed() {
+        let text = b"include 'a'\nInclude_Dir='d' # x\n#include 'no'\nport = 1\ninclude_if_exists = b\n";
+        assert_eq!(
+            settings_references(text),
+            [
+                AccessReference::File(b"a".to_vec()),
+                AccessReference::Directory(b"d".to_vec()),
+                AccessReference::FileIfExists(b"b".to_vec()),
+            ]
+        );
     }
 }

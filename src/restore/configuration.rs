@@ -4,7 +4,7 @@
 //! Lines that say where the original keeps its data and these files would make this server run on another data directory,
 //! even the original's. So they become comments, and the main file says at its end where things are now.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -12,11 +12,14 @@ use std::path::{Path, PathBuf};
 
 use barmanfs_catalog::{Backup, Repository};
 use barmanfs_fs::confinement::OWN_FILES;
-use barmanfs_pg::conf::{ConfLine, quoted};
+use barmanfs_pg::conf::{AccessReference, ConfLine, quoted};
 use barmanfs_store::{Attributes, FileMap};
 use serde::Serialize;
 
+use super::destination::refuse_place;
+use crate::cluster::configuration_files::{absolute, settings_references};
 use crate::error::Error;
+use crate::instance;
 
 /// Before a line that does not apply here.
 const OF_THE_ORIGINAL: &[u8] = b"# Of the original (barmanfs): ";
@@ -28,6 +31,8 @@ const BEFORE: &str = ".before-restore";
 #[derive(Debug)]
 pub(crate) struct ConfigurationTarget {
     directory: PathBuf,
+    /// The directory of the main file on the server.
+    beside: PathBuf,
     /// The files by their paths in the directory.
     files: BTreeMap<PathBuf, Restorable>,
     /// Paths on the server of files that are not below the directory of its main file.
@@ -78,16 +83,20 @@ impl ConfigurationTarget {
             ))
             .hint("Without --restore-config, the configuration is in the restored directory"));
         };
-        let trees = repository.trees();
+        refuse_place(repository, &directory)?;
+        refuse_other_server(&directory)?;
+        let all = stored.all(&repository.trees())?;
+        let settings = files_of_settings(repository, &main, &all)?;
         let beside = Path::new(&main).parent().unwrap_or(Path::new("/"));
         let mut target = Self {
             directory,
+            beside: beside.to_path_buf(),
             files: BTreeMap::new(),
             left_out: Vec::new(),
             values: Vec::new(),
         };
         let access = [("hba_file", &stored.hba_file), ("ident_file", &stored.ident_file)];
-        for (path, (attributes, map)) in stored.all(&trees)? {
+        for (path, (attributes, map)) in all {
             let named = access.iter().find(|(_, named)| named.as_ref() == Some(&path));
             let place = match named {
                 Some(_) => Path::new(&path).file_name().map(Path::new),
@@ -99,7 +108,7 @@ impl ConfigurationTarget {
             };
             let kind = match named {
                 _ if path == main => FileKind::Main,
-                None if path.ends_with(".conf") => FileKind::Settings,
+                _ if settings.contains(&path) => FileKind::Settings,
                 _ => FileKind::Access,
             };
             if let Some((setting, _)) = named {
@@ -110,7 +119,13 @@ impl ConfigurationTarget {
                 map,
                 kind,
             };
-            target.files.insert(place, file);
+            if target.files.insert(place, file).is_some() {
+                return Err(Error::failed(format!(
+                    "Two configuration files of backup {} have the name of {path}",
+                    backup.id
+                ))
+                .hint("Copy them from info/ of a mount"));
+            }
         }
         Ok(target)
     }
@@ -143,9 +158,46 @@ impl ConfigurationTarget {
                 .read_to_end(&mut text)
                 .map_err(failed)?;
             let text = self.adapted(file.kind, &text, data);
+            if file.kind != FileKind::Access {
+                self.make_included_directories(place, &text).map_err(failed)?;
+            }
             replace(&path, &text, &file.attributes).map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// Directories that are included must exist, even with nothing in them.
+    fn make_included_directories(&self, place: &Path, text: &[u8]) -> std::io::Result<()> {
+        let path = self.directory.join(place);
+        for reference in settings_references(text) {
+            if let AccessReference::Directory(named) = reference
+                && let Some(directory) = absolute(&named, &path.to_string_lossy())
+                && Path::new(&directory).starts_with(&self.directory)
+            {
+                fs::create_dir_all(directory)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a line that includes something by an absolute path becomes: the original's files are not for this server.
+    fn included(&self, line: &[u8]) -> Option<Vec<u8>> {
+        let ConfLine::Setting { name, value } = ConfLine::parse(line) else {
+            return None;
+        };
+        if !matches!(&*name, "include" | "include_if_exists" | "include_dir") || value.first() != Some(&b'/')
+        {
+            return None;
+        }
+        let of_the_original = [OF_THE_ORIGINAL, line].concat();
+        let named = String::from_utf8_lossy(&value).into_owned();
+        Some(match Path::new(&named).strip_prefix(&self.beside) {
+            Ok(below) => {
+                let here = quoted(&self.directory.join(below).to_string_lossy());
+                [format!("{name} = {here}\n").as_bytes(), &of_the_original].concat()
+            }
+            Err(_) => of_the_original,
+        })
     }
 
     fn adapted(&self, kind: FileKind, text: &[u8], data: &Path) -> Vec<u8> {
@@ -154,6 +206,10 @@ impl ConfigurationTarget {
         }
         let mut adapted = Vec::with_capacity(text.len());
         for line in text.split_inclusive(|byte| *byte == b'\n') {
+            if let Some(included) = self.included(line) {
+                adapted.extend_from_slice(&included);
+                continue;
+            }
             if names_a_place(line) {
                 adapted.extend_from_slice(OF_THE_ORIGINAL);
             }
@@ -171,6 +227,66 @@ impl ConfigurationTarget {
         }
         adapted
     }
+}
+
+/// The paths on the server of the files that its main file includes, and of that itself.
+fn files_of_settings(
+    repository: &Repository,
+    main: &str,
+    all: &BTreeMap<String, (Attributes, FileMap)>,
+) -> Result<BTreeSet<String>, Error> {
+    let trees = repository.trees();
+    let mut found = BTreeSet::new();
+    let mut waiting = vec![main.to_owned()];
+    while let Some(path) = waiting.pop() {
+        let Some((_, map)) = all.get(&path) else {
+            continue;
+        };
+        if !found.insert(path.clone()) {
+            continue;
+        }
+        let mut text = Vec::new();
+        let read = trees.reader(map.clone()).read_to_end(&mut text);
+        read.map_err(|error| Error::failed(format!("Cannot read {path} of the backup: {error}")))?;
+        for reference in settings_references(&text) {
+            let (AccessReference::File(named)
+            | AccessReference::FileIfExists(named)
+            | AccessReference::Directory(named)) = &reference;
+            let Some(named) = absolute(named, &path) else {
+                continue;
+            };
+            match reference {
+                AccessReference::Directory(_) => {
+                    let is_in = |path: &&String| Path::new(path).parent() == Some(Path::new(&named));
+                    waiting.extend(all.keys().filter(is_in).cloned());
+                }
+                _ => waiting.push(named),
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// A server that runs with the configuration in a directory would come up on other data at its next start.
+fn refuse_other_server(directory: &Path) -> Result<(), Error> {
+    let text = fs::read(directory.join("postgresql.conf")).unwrap_or_default();
+    for line in text.split_inclusive(|byte| *byte == b'\n') {
+        let ConfLine::Setting { name, value } = ConfLine::parse(line) else {
+            continue;
+        };
+        let data = PathBuf::from(String::from_utf8_lossy(&value).into_owned());
+        if name == "data_directory"
+            && let Some(pid) = instance::process_in(&data)
+        {
+            return Err(Error::failed(format!(
+                "A server runs with the configuration in {} (process {pid}, in {})",
+                directory.display(),
+                data.display()
+            ))
+            .hint("Stop it first, or name another directory"));
+        }
+    }
+    Ok(())
 }
 
 /// Whether a line sets where the server keeps files of its own.
@@ -217,16 +333,19 @@ mod tests {
     fn a_main_file_says_where_things_are_now() {
         let target = ConfigurationTarget {
             directory: "/etc/b".into(),
+            beside: "/etc/a".into(),
             files: BTreeMap::new(),
             left_out: Vec::new(),
             values: vec![("hba_file", "/etc/b/pg_hba.conf".into())],
         };
         let text =
-            b"Data_Directory = '/srv/a'\nport = 5433\n hba_file '/etc/a/pg_hba.conf' # x\nwork_mem = 1MB";
+            b"Data_Directory = '/srv/a'\nport = 5433\ninclude '/srv/x'\ninclude_dir='/etc/a/d'\n hba_file '/etc/a/pg_hba.conf' # x\nwork_mem = 1MB";
         let adapted = target.adapted(FileKind::Main, text, Path::new("/srv/it's"));
         assert_eq!(
             String::from_utf8(adapted).unwrap(),
             "# Of the original (barmanfs): Data_Directory = '/srv/a'\nport = 5433\n\
+             # Of the original (barmanfs): include '/srv/x'\n\
+             include_dir = '/etc/b/d'\n# Of the original (barmanfs): include_dir='/etc/a/d'\n\
              # Of the original (barmanfs):  hba_file '/etc/a/pg_hba.conf' # x\nwork_mem = 1MB\n\
              data_directory = '/srv/it''s' # restored by barmanfs\n\
              hba_file = '/etc/b/pg_hba.conf' # restored by barmanfs\n"

@@ -1,12 +1,13 @@
 //! The configuration that a startable view adds. With it a copy recovers by itself, to the backup's end or to a
 //! target, and cannot touch the original server or its archive.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use barmanfs_catalog::{Action, Backup, Target};
-use barmanfs_pg::conf::quoted;
+use barmanfs_pg::conf::{ConfLine, quoted};
 
-use super::confinement::{self, Override};
+use super::confinement::{self, Override, TAKEN_OUT};
 use super::copy_recovery::Recovery;
 
 mod files;
@@ -51,8 +52,13 @@ fn append_block(
         None if backup.is_of_server() => introduction::of_the_end(backup),
         None => introduction::of_a_clone(backup),
     };
+    let mut kept = kept_to_itself(backup, overrides);
     let settings = match recovery_file {
         Some(name) => {
+            // Nothing in this file, which is read last, may override what is in the other one.
+            let theirs = names_of(&of_the_recovery(backup, recovery));
+            *text = without_settings(text, &theirs);
+            kept = String::from_utf8_lossy(&without_settings(kept.as_bytes(), &theirs)).into_owned();
             format!("# The settings of the recovery are in {name}: include that file in postgresql.conf.\n")
         }
         None => of_the_recovery(backup, recovery),
@@ -60,12 +66,35 @@ fn append_block(
     let block = [
         BEGIN.to_owned(),
         introduction,
-        kept_to_itself(backup, overrides),
+        kept,
         settings,
         in_place_tablespaces(backup).to_owned(),
         END.to_owned(),
     ];
     text.extend_from_slice(block.concat().as_bytes());
+}
+
+/// The names of the settings in a text.
+fn names_of(text: &str) -> BTreeSet<String> {
+    let lines = text.lines().map(|line| ConfLine::parse(line.as_bytes()));
+    lines
+        .filter_map(|line| match line {
+            ConfLine::Setting { name, .. } => Some(name),
+            ConfLine::Blank | ConfLine::Malformed => None,
+        })
+        .collect()
+}
+
+/// The text with the lines of these settings as comments.
+fn without_settings(text: &[u8], names: &BTreeSet<String>) -> Vec<u8> {
+    let mut left = Vec::with_capacity(text.len());
+    for line in text.split_inclusive(|byte| *byte == b'\n') {
+        if matches!(ConfLine::parse(line), ConfLine::Setting { name, .. } if names.contains(&name)) {
+            left.extend_from_slice(TAKEN_OUT);
+        }
+        left.extend_from_slice(line);
+    }
+    left
 }
 
 /// The settings of the copy's recovery; none for a backup of a clone.
@@ -145,10 +174,10 @@ fn settings(backup: &Backup, recovery: Option<&Recovery>) -> String {
     if replays_its_wal(backup, recovery) {
         (target, command) = (None, None);
     }
-    let timeline = recovery.map_or_else(
-        || "latest".to_owned(),
-        |recovery| recovery.plan.timeline.to_string(),
-    );
+    let timeline = match recovery {
+        Some(recovery) if !recovery.follows_all_timelines() => recovery.plan.timeline.to_string(),
+        _ => "latest".to_owned(),
+    };
     let inclusive = recovery.is_none_or(|recovery| recovery.plan.spec.inclusive);
     let mut lines = vec![
         format!("restore_command = {}", quoted(command.unwrap_or("false"))),

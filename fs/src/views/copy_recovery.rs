@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use barmanfs_catalog::{Action, Plan, Target};
+use barmanfs_catalog::{Action, Plan, Target, TimelineChoice};
 use barmanfs_pg::TimestampMicros;
 use barmanfs_pg::conf::quoted;
 use barmanfs_pg::pg_control::{ControlFile, RequiredSettings};
@@ -70,6 +70,12 @@ impl Recovery {
             of.push_str(&plan.last_segment.to_string());
         }
         generated::identity(of.as_bytes())
+    }
+
+    /// Whether it goes on to timelines that are not there yet: a standby that follows its primary.
+    pub(super) fn follows_all_timelines(&self) -> bool {
+        let spec = &self.plan.spec;
+        self.standby.is_some() && spec.target == Target::Now && spec.timeline == TimelineChoice::Latest
     }
 
     /// Whether the copy pauses at the target. At the end of the WAL it is promoted, whatever the action is.

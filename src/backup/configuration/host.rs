@@ -3,10 +3,13 @@
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
+use barmanfs_pg::pg_control::ControlFile;
 use barmanfs_pg::{SystemId, hex};
 use barmanfs_store::Attributes;
 use postgres_protocol::escape::escape_literal;
+use rustix::fs::{Mode, OFlags};
 
 use super::FILE_MAX_BYTES;
 use crate::cluster::configuration_files::GRANTS;
@@ -50,11 +53,12 @@ pub(super) enum Host {
 
 impl Host {
     /// Looks for a way to the files of this cluster's host.
-    pub(super) fn of(server: &ServerConfig, system_id: SystemId) -> Self {
-        Self::connect(server, system_id).unwrap_or_else(|error| Self::Closed(error.to_string()))
+    pub(super) fn of(server: &ServerConfig, system_id: SystemId, data_directory: &str) -> Self {
+        Self::connect(server, system_id, data_directory)
+            .unwrap_or_else(|error| Self::Closed(error.to_string()))
     }
 
-    fn connect(server: &ServerConfig, system_id: SystemId) -> Result<Self, Error> {
+    fn connect(server: &ServerConfig, system_id: SystemId, data_directory: &str) -> Result<Self, Error> {
         let mut connection = cluster::look(server, Purpose::Sql)?;
         let state = connection.simple_query(STATE)?;
         let value = |column| state.first().and_then(|rows| rows.text(0, column));
@@ -66,8 +70,8 @@ impl Host {
         }
         Ok(match (value("may_read"), connection.is_local()) {
             (Some("true"), _) => Self::Sql(Box::new(connection)),
-            (_, true) => Self::Here,
-            (_, false) => Self::Closed(GRANTS.to_owned()),
+            (_, true) if is_here(data_directory, system_id) => Self::Here,
+            _ => Self::Closed(GRANTS.to_owned()),
         })
     }
 
@@ -102,6 +106,13 @@ impl Host {
             Self::Closed(why) => Err(Unread::Refused(why.clone())),
         }
     }
+}
+
+/// Whether this host has the data directory: a socket may lead into a container, whose files are others.
+fn is_here(data_directory: &str, system_id: SystemId) -> bool {
+    let control = fs::read(Path::new(data_directory).join("global/pg_control"));
+    let control = control.ok().and_then(|bytes| ControlFile::parse(&bytes).ok());
+    control.is_some_and(|control| control.system_id == system_id)
 }
 
 fn query(connection: &mut Connection, text: &str) -> Result<ResultSet, Unread> {
@@ -140,7 +151,9 @@ fn read_through_sql(connection: &mut Connection, path: &str, like: &Attributes) 
 
 fn read_here(path: &str) -> Result<HostFile, Unread> {
     let read = || {
-        let file = fs::File::open(path)?;
+        // A pipe would wait for a writer.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = fs::File::from(rustix::fs::open(path, flags, Mode::empty())?);
         let metadata = file.metadata()?;
         if !metadata.is_file() {
             return Err(std::io::Error::other("it is not a file"));

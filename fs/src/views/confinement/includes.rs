@@ -209,7 +209,10 @@ impl<S: Source> Walk<'_, S> {
         let Some(place) = self.source.place_of(named, path)? else {
             return Ok(Line::IsNotHere);
         };
-        let instead = format!("{name} = {}\n", quoted(&String::from_utf8_lossy(&place))).into_bytes();
+        // PostgreSQL looks for it from the directory of this file on.
+        let up = "../".repeat(path.iter().filter(|byte| **byte == b'/').count());
+        let below = String::from_utf8_lossy(&place);
+        let instead = format!("{name} = {}\n", quoted(&format!("{up}{below}"))).into_bytes();
         Ok(match self.included(name, place)? {
             Line::Stays(items) => Line::IsElsewhere(instead, items),
             line => line,
