@@ -341,7 +341,10 @@ fn included_files_are_confined_by_postgresqls_own_rules(install: &'static Instal
         ("a/b/c/no.conf~", format!("hba_file = '{etc}/no.conf'\n")),
         (
             "a/b/c/y.conf",
-            format!("include '{etc}/outside.conf'\ninclude_if_exists '../../../../etc/outside.conf'\n"),
+            format!(
+                "include '{etc}/outside.conf'\ninclude_if_exists '../../../../etc/outside.conf'\n\
+                 include_if_exists '{etc}/none.conf'\n"
+            ),
         ),
     ] {
         site.write_file(&format!("main/{name}"), text.as_bytes());
@@ -373,8 +376,14 @@ fn included_files_are_confined_by_postgresqls_own_rules(install: &'static Instal
     assert!(z.starts_with("# Of the original (barmanfs): \tidENT_file"), "{z}");
     assert!(z.ends_with("\nmaintenance_work_mem = 3MB\n"), "{z}");
     let y = read("a/b/c/y.conf");
-    assert_eq!(y.matches("is not in this data directory").count(), 2, "{y}");
-    assert!(y.lines().all(|line| line.starts_with('#')), "{y}");
+    assert_eq!(y.matches("is not in this data directory").count(), 1, "{y}");
+    // The backup has what is outside, and the copy reads its own.
+    let lines: Vec<&str> = y.lines().filter(|line| !line.starts_with('#')).collect();
+    let own = format!("'../../../barmanfs_included{etc}/outside.conf'");
+    assert_eq!(
+        lines,
+        [format!("include = {own}"), format!("include_if_exists = {own}")]
+    );
     // Both by names and by a listing.
     let listed = stage
         .site
@@ -387,5 +396,6 @@ fn included_files_are_confined_by_postgresqls_own_rules(install: &'static Instal
     copy.start();
     copy.wait_until_promoted();
     assert_eq!(copy.query("SHOW maintenance_work_mem"), "3MB");
+    assert_eq!(copy.query("SHOW work_mem"), "7MB");
     copy.stop("fast");
 }
