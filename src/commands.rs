@@ -53,7 +53,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::cli::wal::WalRestoreArgs;
 use crate::cli::{Cli, Command, GlobalOptions};
-use crate::config::{Config, ConfigError, ServerConfig};
+use crate::config::{Config, ConfigError, Misnamed, ServerConfig};
 use crate::error::{Error, Outcome};
 use crate::logging;
 use crate::output::{self, Form, Format, Kept, Output};
@@ -224,6 +224,13 @@ impl App {
         self.config
             .server(name)
             .ok_or_else(|| self.unknown_server(name, &[]))
+    }
+
+    /// The sections with these names, or all, that cannot be servers because of their names.
+    pub(crate) fn misnamed<'a>(&'a self, names: &'a [String]) -> impl Iterator<Item = &'a Misnamed> {
+        let is_named = |name: &str| names.iter().any(|asked| asked == ALL || asked == name);
+        let misnamed = self.config.misnamed.iter();
+        misnamed.filter(move |section| is_named(&section.name))
     }
 
     /// The servers with these names, each once. Inactive ones are included only by their own name.

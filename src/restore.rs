@@ -39,7 +39,7 @@ use barmanfs_catalog::{ReadGuard, Repository};
 use crate::error::Error;
 use crate::progress::{Counted, Progress};
 use crate::signals::Interruption;
-use destination::{Destination, State};
+use destination::{Destination, Opened, State};
 pub(crate) use pattern::Pattern;
 pub(crate) use tablespaces::{Layout, Relocation, Relocations};
 use throttle::Throttle;
@@ -142,16 +142,7 @@ impl Prepared {
                 removed = prune::prune(&self.view, &opened, &marked.keep, prune::Mode::Remove)?;
             }
             progress.note("");
-            let writer = TreeWriter {
-                view: &self.view,
-                opened: &opened,
-                jobs: self.options.jobs,
-                throttle: self.options.bandwidth_limit.map(Throttle::new),
-                progress: &progress,
-                total_bytes: self.size.bytes,
-                signals: &signals,
-                is_dry_run: false,
-            };
+            let writer = self.writer(&opened, &progress, &signals, false);
             let written = writer.write()?;
             progress.stage("syncing");
             opened.finish(&marked, &written.directories)?;
@@ -183,20 +174,30 @@ impl Prepared {
             let opened = self.destination.look()?;
             let keep = opened.kept(&self.options.keep)?;
             restored.removed = prune::prune(&self.view, &opened, &keep, prune::Mode::List)?;
-            let writer = TreeWriter {
-                view: &self.view,
-                opened: &opened,
-                jobs: self.options.jobs,
-                throttle: self.options.bandwidth_limit.map(Throttle::new),
-                progress: &progress,
-                total_bytes: self.size.bytes,
-                signals: &signals,
-                is_dry_run: true,
-            };
+            let writer = self.writer(&opened, &progress, &signals, true);
             restored.written_bytes = writer.write()?.bytes;
         }
         restored.elapsed = began.elapsed();
         Ok(restored)
+    }
+
+    fn writer<'a>(
+        &'a self,
+        opened: &'a Opened,
+        progress: &'a Progress,
+        signals: &'a Interruption,
+        is_dry_run: bool,
+    ) -> TreeWriter<'a> {
+        TreeWriter {
+            view: &self.view,
+            opened,
+            jobs: self.options.jobs,
+            throttle: self.options.bandwidth_limit.map(Throttle::new),
+            progress,
+            total_bytes: self.size.bytes,
+            signals,
+            is_dry_run,
+        }
     }
 
     fn incomplete(&self, error: Error) -> Error {

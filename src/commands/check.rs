@@ -67,17 +67,7 @@ fn check(app: &App, args: &CheckArgs) -> Result<CheckReport, Error> {
     let mut checked: Vec<CheckedServer> = checked
         .map(|(server, checked)| CheckedServer::new(server, checked))
         .collect();
-    let is_named = |name: &str| {
-        args.servers
-            .iter()
-            .any(|asked| asked == super::ALL || asked == name)
-    };
-    let misnamed = app
-        .config
-        .misnamed
-        .iter()
-        .filter(|section| is_named(&section.name));
-    checked.extend(misnamed.map(CheckedServer::misnamed));
+    checked.extend(app.misnamed(&args.servers).map(CheckedServer::misnamed));
     Ok(CheckReport {
         repository: CheckedRepository::new(request.path, found.repository),
         servers: checked,

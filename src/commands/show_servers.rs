@@ -16,17 +16,7 @@ use crate::report::{Facts, ShownHost, ShownServer};
 pub(crate) fn run(app: &mut App, args: &ShowServersArgs) -> Result<Outcome, Error> {
     let servers = chosen(app, &args.servers)?;
     let mut shown = each(&servers, show_one);
-    let is_named = |name: &str| {
-        args.servers
-            .iter()
-            .any(|asked| asked == super::ALL || asked == name)
-    };
-    let misnamed = app
-        .config
-        .misnamed
-        .iter()
-        .filter(|section| is_named(&section.name));
-    shown.extend(misnamed.map(ShownServer::misnamed));
+    shown.extend(app.misnamed(&args.servers).map(ShownServer::misnamed));
     if let Some(format) = app.options.format {
         barman::shown::servers(&mut app.out, format, &shown)?;
     } else if args.json.json {

@@ -1,9 +1,8 @@
 //! The results of boot tests stay with the backup, and are removed with it.
 
 use barmanfs_catalog::{BootOutcome, Error, Repository, Silent, SweepOptions};
-use barmanfs_store::{LocalPacks, PackStorage, read_footer};
 
-use crate::common::{Files, Fixture, back_up, begin, boot_test, fixture, noise};
+use crate::common::{Files, back_up, begin, boot_test, fixture, noise, stored};
 
 fn files(seed: u64) -> Files {
     Files::from([("base/1".to_owned(), noise(seed, 300_000))])
@@ -11,19 +10,6 @@ fn files(seed: u64) -> Files {
 
 /// A boot test's kind of record, see FORMAT.md.
 const KIND: u8 = 7;
-
-/// The records of boot tests in packs.
-fn stored(f: &Fixture) -> usize {
-    let storage = LocalPacks::open(&f.repository.path().join("packs")).unwrap();
-    let mut found = 0;
-    let mut count = |pack| {
-        let footer = read_footer(&storage, pack)?;
-        found += footer.records.iter().filter(|record| record.kind == KIND).count();
-        Ok(())
-    };
-    storage.list(&mut count).unwrap();
-    found
-}
 
 #[test]
 fn the_newest_boot_test_counts_in_any_order_of_arrival() {
@@ -57,10 +43,10 @@ fn a_test_is_deleted_with_its_backup() {
 
     // Without the other backup, nothing of any test is left in the repository.
     f.repository.delete_backup(&second, false).unwrap();
-    assert_eq!(stored(&f), 6);
+    assert_eq!(stored(&f, KIND), 6);
     f.repository.sweep(&SweepOptions::default(), &mut Silent).unwrap();
     f.repository.sweep(&SweepOptions::default(), &mut Silent).unwrap();
-    assert_eq!(stored(&f), 0);
+    assert_eq!(stored(&f, KIND), 0);
     Repository::rebuild(f.repository.path(), &mut Silent).unwrap();
     assert_eq!(f.repository.boot_test(&first).unwrap(), None);
     assert_eq!(f.repository.boot_test(&second).unwrap(), None);

@@ -11,7 +11,7 @@ use barmanfs_catalog::{
 use barmanfs_pg::wal_name::WalName;
 use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, TimestampMicros, testing};
 pub(crate) use barmanfs_store::testing::noise;
-use barmanfs_store::{Attributes, Node, RecordId};
+use barmanfs_store::{Attributes, LocalPacks, Node, PackStorage, RecordId, read_footer};
 
 pub(crate) const SYSTEM: SystemId = SystemId(7_710_414_268_036_822_209);
 pub(crate) const SEGMENT_SIZE: SegmentSize = SegmentSize::MIN;
@@ -184,4 +184,17 @@ pub(crate) fn read_wal(repository: &Repository, server: &ServerName, name: &WalN
         .read_to_end(&mut bytes)
         .unwrap();
     bytes
+}
+
+/// The records of a kind in packs.
+pub(crate) fn stored(f: &Fixture, kind: u8) -> usize {
+    let storage = LocalPacks::open(&f.repository.path().join("packs")).unwrap();
+    let mut found = 0;
+    let mut count = |pack| {
+        let footer = read_footer(&storage, pack)?;
+        found += footer.records.iter().filter(|record| record.kind == kind).count();
+        Ok(())
+    };
+    storage.list(&mut count).unwrap();
+    found
 }

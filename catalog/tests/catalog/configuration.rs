@@ -2,9 +2,11 @@
 
 use barmanfs_catalog::{Backup, ConfigurationFiles, Repository, Silent, SweepOptions, VerifyScope};
 use barmanfs_store::layout::DATA_WINDOW_BYTES;
-use barmanfs_store::{Attributes, FileMap, LocalPacks, PackStorage, read_footer};
+use barmanfs_store::{Attributes, FileMap};
 
-use crate::common::{Files, Fixture, attributes, back_up, backup_end, begin, fixture, noise, put_files};
+use crate::common::{
+    Files, Fixture, attributes, back_up, backup_end, begin, fixture, noise, put_files, stored,
+};
 
 /// Their kind of record, see FORMAT.md.
 const KIND: u8 = 11;
@@ -51,18 +53,6 @@ fn read(repository: &Repository, backup: &Backup) -> Vec<(String, Vec<u8>)> {
         (path, text)
     };
     files.all(&trees).unwrap().into_iter().map(read).collect()
-}
-
-fn records(f: &Fixture) -> usize {
-    let storage = LocalPacks::open(&f.repository.path().join("packs")).unwrap();
-    let mut found = 0;
-    let mut count = |pack| {
-        let footer = read_footer(&storage, pack)?;
-        found += footer.records.iter().filter(|record| record.kind == KIND).count();
-        Ok(())
-    };
-    storage.list(&mut count).unwrap();
-    found
 }
 
 fn sweep_twice(f: &Fixture) {
@@ -125,5 +115,5 @@ fn a_sweep_keeps_them_as_long_as_their_backup() {
 
     f.repository.delete_backup(&second, false).unwrap();
     sweep_twice(&f);
-    assert_eq!(records(&f), 0);
+    assert_eq!(stored(&f, KIND), 0);
 }

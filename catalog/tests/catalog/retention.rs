@@ -12,7 +12,7 @@ use barmanfs_pg::wal_name::WalName;
 use barmanfs_store::{LocalPacks, PackStorage, PackWriter, Record, RecordId, read_footer};
 
 use crate::common::{
-    Files, Fixture, SYSTEM, archive, begin, clone_of, finish, fixture, noise, put_files, segment,
+    Files, Fixture, SYSTEM, archive, begin, clone_of, finish, fixture, noise, put_files, segment, stored,
 };
 
 const KEEP: u8 = 4;
@@ -63,19 +63,6 @@ fn archived(repository: &Repository, f: &Fixture) -> Vec<u32> {
 
 fn enforce(f: &Fixture, rules: &RetentionRules) -> Enforced {
     f.repository.enforce_retention(&f.server, rules, now()).unwrap()
-}
-
-/// The records of a kind in packs.
-fn stored(f: &Fixture, kind: u8) -> usize {
-    let storage = LocalPacks::open(&f.repository.path().join("packs")).unwrap();
-    let mut found = 0;
-    let mut count = |pack| {
-        let footer = read_footer(&storage, pack)?;
-        found += footer.records.iter().filter(|record| record.kind == kind).count();
-        Ok(())
-    };
-    storage.list(&mut count).unwrap();
-    found
 }
 
 fn sweep(f: &Fixture) {
