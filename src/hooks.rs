@@ -65,7 +65,7 @@ impl Phase {
     }
 }
 
-/// Whether whoever waits for a hook has been asked to end.
+/// Whether the process that waits for a hook has been asked to end.
 pub(crate) type IsStopped<'a> = &'a (dyn Fn() -> bool + Sync);
 
 /// For commands that a signal ends at once.

@@ -81,7 +81,7 @@ impl Script {
         let _logged = self.attempt(until);
     }
 
-    /// Runs it until it succeeds or gives up, or its time is over, or whoever waits for it is to end.
+    /// Runs it until it succeeds or gives up, or its time is over, or the process that waits for it is to end.
     pub(super) fn run_until_done(&self, is_stopped: IsStopped<'_>) -> Ended {
         let until = self.timeout.map(|timeout| Instant::now() + timeout);
         let mut failures = 0;

@@ -1,5 +1,5 @@
 //! A directory that is written to, by its descriptor. Its entries are reached by name alone, and a symbolic link is never
-//! followed: whoever may write to the directory could otherwise lead a restore of root's elsewhere.
+//! followed: a user who may write to the directory could otherwise lead a restore of root's elsewhere.
 
 use std::ffi::{CString, OsStr};
 use std::fs::File;
