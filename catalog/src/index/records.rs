@@ -158,6 +158,29 @@ pub(crate) fn parse<T: DeserializeOwned>(id: RecordId, payload: &[u8]) -> Result
         .map_err(bad)
 }
 
+/// The records of a kind, not annulled, that name one of `named`; `of` is what a record names. One that cannot be read names
+/// nothing.
+pub(crate) fn naming<T: DeserializeOwned>(
+    db: &Connection,
+    kind: Kind,
+    named: &[RecordId],
+    of: impl Fn(&T) -> RecordId,
+) -> Result<Vec<RecordId>> {
+    let mut query = db.prepare_cached(
+        "SELECT id, payload FROM records WHERE kind = ?1 AND kind <> 2
+         AND id NOT IN (SELECT annulled FROM deletions)",
+    )?;
+    let mut rows = query.query([kind])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (id, payload) = id_and_payload(row)?;
+        if parse::<T>(id, payload).is_ok_and(|record| named.contains(&of(&record))) {
+            found.push(id);
+        }
+    }
+    Ok(found)
+}
+
 /// Enters what the record in row `seq` means into the tables for its kind. The archive module provides this function.
 pub(crate) type Derive = fn(db: &Connection, seq: i64, record: &Record) -> Result<()>;
 

@@ -191,19 +191,7 @@ pub(crate) fn cut(text: &mut String, bytes: usize) {
 
 /// The records of all tests of these records of a backup, which are deleted with it.
 pub(super) fn records_of(db: &Connection, backup: &[RecordId]) -> Result<Vec<RecordId>> {
-    let mut query = db.prepare_cached(
-        "SELECT id, payload FROM records WHERE kind = ?1 AND kind <> 2
-         AND id NOT IN (SELECT annulled FROM deletions)",
-    )?;
-    let mut rows = query.query([Kind::BootTest])?;
-    let mut found = Vec::new();
-    while let Some(row) = rows.next()? {
-        let (id, payload) = records::id_and_payload(row)?;
-        if records::parse::<BootTestRecord>(id, payload).is_ok_and(|record| backup.contains(&record.of)) {
-            found.push(id);
-        }
-    }
-    Ok(found)
+    records::naming(db, Kind::BootTest, backup, |record: &BootTestRecord| record.of)
 }
 
 /// Enters a test's record: if a backup has several, the newest counts.

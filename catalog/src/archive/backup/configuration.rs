@@ -158,20 +158,9 @@ impl Repository {
 
 /// The records with configuration files of these records of a backup.
 pub(super) fn records_of(db: &Connection, backup: &[RecordId]) -> Result<Vec<RecordId>> {
-    let mut query = db.prepare_cached(
-        "SELECT id, payload FROM records WHERE kind = ?1 AND kind <> 2
-         AND id NOT IN (SELECT annulled FROM deletions)",
-    )?;
-    let mut rows = query.query([Kind::Configuration])?;
-    let mut found = Vec::new();
-    while let Some(row) = rows.next()? {
-        let (id, payload) = records::id_and_payload(row)?;
-        let parsed = records::parse::<ConfigurationRecord>(id, payload);
-        if parsed.is_ok_and(|record| backup.contains(&record.of)) {
-            found.push(id);
-        }
-    }
-    Ok(found)
+    records::naming(db, Kind::Configuration, backup, |record: &ConfigurationRecord| {
+        record.of
+    })
 }
 
 /// Enters a record. A backup has one; of two, the smaller id counts.
