@@ -3,6 +3,8 @@
 use barmanfs_catalog::{Backup, BackupStatus, BootTest};
 use serde_json::json;
 
+use crate::wal_transfer::remote::Remote;
+
 /// A backup as it comes from the catalog.
 pub(crate) fn backup(status: BackupStatus) -> Backup {
     let value = json!({
@@ -29,4 +31,15 @@ pub(crate) fn boot_test() -> BootTest {
         "checks": ["catalogs", "sql"], "message": "check.sql:3: ERROR: relation \"a\" does not exist",
     });
     serde_json::from_value(value).unwrap()
+}
+
+/// The archive of `server` on another host.
+pub(crate) fn remote(server: &str) -> Remote {
+    Remote {
+        host: "backup".to_owned(),
+        port: None,
+        program: "barman".to_owned(),
+        config: None,
+        server: server.to_owned(),
+    }
 }

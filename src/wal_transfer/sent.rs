@@ -79,16 +79,7 @@ fn place(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn remote(server: &str) -> Remote {
-        Remote {
-            host: "backup".to_owned(),
-            port: None,
-            program: "barman".to_owned(),
-            config: None,
-            server: server.to_owned(),
-        }
-    }
+    use crate::testing::remote;
 
     #[test]
     fn only_the_same_content_for_the_same_archive_is_acknowledged() {

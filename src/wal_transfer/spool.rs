@@ -195,18 +195,9 @@ fn hash_of(path: &Path) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::remote;
 
     const SIZE: u64 = 1 << 20;
-
-    fn remote(server: &str) -> Remote {
-        Remote {
-            host: "backup".to_owned(),
-            port: None,
-            program: "barman".to_owned(),
-            config: None,
-            server: server.to_owned(),
-        }
-    }
 
     fn segment(number: u32) -> SegmentName {
         format!("0000000100000000{number:08X}").parse().unwrap()
