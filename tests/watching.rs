@@ -40,6 +40,11 @@ fn a_watcher_sees_every_access() {
         );
     }
     watcher.assert_untouched("nobody");
+    // A directory that was opened before, as a child process may hold it until it executes its program.
+    let opened = std::fs::File::open(&below).unwrap();
+    let watcher = Watcher::on(&[directory.path()]);
+    drop(opened);
+    watcher.assert_untouched("a process that closes what it had opened before");
 }
 
 /// Settings that lead to the original and to its other servers, in files included three levels deep.

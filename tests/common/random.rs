@@ -1,6 +1,11 @@
 //! Reproducible random numbers: every failure names its seed.
 
+use std::cell::Cell;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+thread_local! {
+    static USED: Cell<bool> = const { Cell::new(false) };
+}
 
 /// SplitMix64.
 #[derive(Debug)]
@@ -24,7 +29,17 @@ impl Random {
 
     /// With this seed.
     pub(crate) fn from_seed(seed: u64) -> Self {
+        USED.set(true);
         Self { state: seed, seed }
+    }
+
+    /// Whether this thread made one since `forget_use`.
+    pub(crate) fn was_used() -> bool {
+        USED.get()
+    }
+
+    pub(crate) fn forget_use() {
+        USED.set(false);
     }
 
     pub(crate) fn seed(&self) -> u64 {

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 /// More lines say nothing new.
 const MAX_LINES: usize = 40;
 
-/// Watches directory trees with inotify. It cannot see only `stat`, and connections to a socket.
+/// Watches directory trees with inotify. It cannot see only `stat`, and connections to a socket. Closing is left out:
+/// opening comes before it, and the end of a file that was opened before the watch can come late. A process that is
+/// just being started has a copy of every descriptor until it executes its program.
 #[derive(Debug)]
 pub(crate) struct Watcher {
     events: OwnedFd,
@@ -44,7 +46,8 @@ impl Watcher {
                 self.add(&entry.path());
             }
         }
-        let watch = inotify::add_watch(&self.events, directory, WatchFlags::ALL_EVENTS)
+        let seen = WatchFlags::ALL_EVENTS - WatchFlags::CLOSE_NOWRITE - WatchFlags::CLOSE_WRITE;
+        let watch = inotify::add_watch(&self.events, directory, seen)
             .unwrap_or_else(|error| panic!("Cannot watch {}: {error}", directory.display()));
         self.places.insert(watch, directory.to_owned());
     }
