@@ -49,7 +49,8 @@ impl Rounds<'_> {
                 self.answer_on_copy(&mount_name(peer), copy, began)?;
                 mounted.unmount()?;
             }
-        } else if let Some(command) = peer.restore_to_start(&self.server, STARTED)? {
+        }
+        if let Some(command) = peer.restore_to_start(&self.server, STARTED)? {
             measure::drop_page_cache(self.site)?;
             self.answer_on_copy(peer.restore_name(), command, Instant::now())?;
         }

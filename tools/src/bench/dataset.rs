@@ -5,7 +5,11 @@
 //! large application has. Everything is computed, nothing is random, so every run has the same
 //! bytes.
 
-use anyhow::Result;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
 
 use crate::server::Server;
 use crate::site::Site;
@@ -18,6 +22,9 @@ const SMALL_TABLES_PER_TRANSACTION: u32 = 100;
 
 /// Transactions of the small change.
 const TRANSACTIONS: u32 = 5000;
+
+/// PostgreSQL's page.
+const PAGE_BYTES: u64 = 8192;
 
 /// The tables for random reads: rows of pgbench, and rows that do not compress.
 pub(crate) const ACCOUNTS: &str = "pgbench_accounts";
@@ -104,6 +111,23 @@ pub(crate) fn change_half_of_all_pages(server: &Server<'_>) -> Result<()> {
         ))?;
     }
     server.checkpoint()
+}
+
+/// Overwrites one page of a hundred of all files below a restored directory: spread, which is the hardest for a tool
+/// that compares larger parts than pages.
+pub(crate) fn change_pages(directory: &Path) -> Result<()> {
+    for entry in fs::read_dir(directory).with_context(|| format!("Cannot read {}", directory.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            change_pages(&path)?;
+            continue;
+        }
+        let file = File::options().write(true).open(&path)?;
+        for place in (0..file.metadata()?.len() / PAGE_BYTES).step_by(100) {
+            file.write_all_at(&[0xA5; PAGE_BYTES as usize], place * PAGE_BYTES)?;
+        }
+    }
+    Ok(())
 }
 
 /// Changes rows on all pages of pgbench_accounts, for the first time since a checkpoint. The WAL

@@ -57,7 +57,7 @@ struct Options {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// Only these tools (cp, pg_basebackup, pgBackRest, restic, barmanfs) or measures (full, second-small,
-    /// second-half, restore, ready, first-byte, read-accounts, read-noise, wal-archive, wal-fetch, replay, first-answer, select-cold,
+    /// second-half, restore, delta, ready, first-byte, read-accounts, read-noise, wal-archive, wal-fetch, replay, first-answer, select-cold,
     /// select-warm, read-write)
     #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
     only: Vec<String>,
@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn only_chooses_tools_and_measures() {
         let all = select(&[]).unwrap();
-        assert_eq!((all.tools.len(), all.measures.len()), (5, 15));
+        assert_eq!((all.tools.len(), all.measures.len()), (5, 16));
         let some = select(&["pgbackrest", "barmanfs", "wal-archive"]).unwrap();
         assert_eq!(some.tools.len(), 2);
         assert_eq!(some.measures, BTreeSet::from([Measure::WalArchive]));

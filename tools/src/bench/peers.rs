@@ -47,6 +47,11 @@ pub(crate) trait Peer {
         Ok(None)
     }
 
+    /// Makes the newest backup of `target` again, to which it was restored; what did not change is not written.
+    fn restore_delta(&mut self, _target: &str) -> Result<Option<Command>> {
+        Ok(None)
+    }
+
     /// Adds what a server on the newest backup needs in addition. If that is simpler, takes the
     /// backup again.
     fn complete(&mut self, _server: &Server<'_>) -> Result<()> {

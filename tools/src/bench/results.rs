@@ -18,6 +18,8 @@ pub(crate) enum Measure {
     SecondHalf,
     /// The newest backup as a directory again, with an empty page cache.
     Restore,
+    /// The newest backup again in its directory, in which one page of a hundred was changed, with an empty page cache.
+    Delta,
     /// From the backup to the first page that can be read, with an empty page cache.
     Ready,
     /// The first page of a file of the mounted backup, opened for the first time.
@@ -50,6 +52,7 @@ impl Measure {
             Self::SecondSmall => "Second backup, after 5,000 transactions and 0.1 % of the documents",
             Self::SecondHalf => "Next backup, after a change on every second page",
             Self::Restore => "Data directory from the newest backup, cold",
+            Self::Delta => "The same in place, after one page of a hundred was changed, cold",
             Self::Ready => "From the newest backup to its first page read, cold; stored: written for that",
             Self::FirstByte => "First page of a file, opened for the first time",
             Self::ReadAccounts => "Random 8 KiB reads from the mount, pgbench_accounts, cold",

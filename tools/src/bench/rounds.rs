@@ -62,8 +62,10 @@ impl Rounds<'_> {
             self.back_up(Measure::SecondHalf)?;
             self.server.start()?;
         }
-        if self.wants_any(&[Measure::Restore]) {
+        if self.wants_any(&[Measure::Restore, Measure::Delta]) {
             self.each("Restoring", Self::restore);
+        }
+        if self.wants_any(&[Measure::Restore]) {
             self.each("Copying from mounts", Self::copy_from_mount);
         }
         if self.wants_any(&[Measure::Ready]) {
@@ -164,6 +166,14 @@ impl Rounds<'_> {
             self.results.page_cache_dropped = measure::drop_page_cache(self.site)?;
             let sample = measure::run(self.site, command)?;
             self.record(Measure::Restore, peer.restore_name(), sample);
+        }
+        if self.wants_any(&[Measure::Delta])
+            && let Some(command) = peer.restore_delta("restored")?
+        {
+            dataset::change_pages(&self.site.path("restored/base"))?;
+            measure::drop_page_cache(self.site)?;
+            let sample = measure::run(self.site, command)?;
+            self.record(Measure::Delta, peer.restore_name(), sample);
         }
         site::remove(&self.site.path("restored"))
     }

@@ -52,8 +52,8 @@ pub(crate) fn all(results: &Results) -> Vec<Target> {
     let milliseconds = |measure| seconds(measure, OUR_MOUNT).map(|seconds| seconds * 1e3);
     let target = |what, limit, value| Target { what, limit, value };
     use Measure::{
-        FirstAnswer, FirstByte, Full, ReadAccounts, ReadNoise, ReadWrite, Ready, Replay, Restore, SecondHalf,
-        SecondSmall, SelectWarm, WalArchive, WalFetch,
+        Delta, FirstAnswer, FirstByte, Full, ReadAccounts, ReadNoise, ReadWrite, Ready, Replay, Restore,
+        SecondHalf, SecondSmall, SelectWarm, WalArchive, WalFetch,
     };
     vec![
         target(
@@ -107,6 +107,41 @@ pub(crate) fn all(results: &Results) -> Vec<Target> {
             time_ratio(Replay, OUR_MOUNT, PLAIN),
         ),
         target(
+            "restore: time, of pgBackRest's",
+            0.8,
+            time_ratio(Restore, OURS, BLOCK_INCREMENTAL),
+        ),
+        target(
+            "restore: time, of restic's",
+            0.8,
+            time_ratio(Restore, OURS, "restic"),
+        ),
+        target(
+            "restore: time, of pg_combinebackup's",
+            0.8,
+            time_ratio(Restore, OURS, COMBINED),
+        ),
+        target(
+            "restore: time, of cp -a from the mount",
+            0.8,
+            time_ratio(Restore, OURS, OUR_MOUNT),
+        ),
+        target(
+            "restore --delta-restore after 1 % of the pages: time, of a full restore",
+            0.2,
+            ratio(seconds(Delta, OURS), seconds(Restore, OURS)),
+        ),
+        target(
+            "First answer of a restored copy: time, of pgBackRest's",
+            1.0,
+            time_ratio(FirstAnswer, OURS, BLOCK_INCREMENTAL),
+        ),
+        target(
+            "First answer of a restored copy: time, of restic's",
+            1.0,
+            time_ratio(FirstAnswer, OURS, "restic"),
+        ),
+        target(
             "cp -a from the mount: time, of restic's restore",
             1.0,
             time_ratio(Restore, OUR_MOUNT, "restic"),
@@ -133,7 +168,7 @@ pub(crate) fn all(results: &Results) -> Vec<Target> {
         ),
         target(
             "wal-archive: time, of cp and fsync",
-            2.5,
+            1.5,
             time_ratio(WalArchive, OURS, PLAIN),
         ),
         target(

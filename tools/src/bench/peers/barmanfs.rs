@@ -32,6 +32,14 @@ impl<'a> Barmanfs<'a> {
         command.arg("-c").arg(self.site.path("barmanfs.conf"));
         command
     }
+
+    fn restore_latest(&self, target: &str) -> Command {
+        let mut command = self.command();
+        command
+            .args(["--quiet", "restore", "main", "latest"])
+            .arg(self.site.path(target));
+        command
+    }
 }
 
 impl Peer for Barmanfs<'_> {
@@ -64,6 +72,22 @@ impl Peer for Barmanfs<'_> {
         let mut command = self.command();
         command.args(["backup", "main", "--fast-checkpoint"]);
         Ok(command)
+    }
+
+    fn restore(&mut self, _server: &Server<'_>, target: &str) -> Result<Option<Command>> {
+        Ok(Some(self.restore_latest(target)))
+    }
+
+    fn restore_delta(&mut self, target: &str) -> Result<Option<Command>> {
+        let mut command = self.restore_latest(target);
+        command.arg("--delta-restore");
+        Ok(Some(command))
+    }
+
+    fn restore_to_start(&mut self, _server: &Server<'_>, target: &str) -> Result<Option<Command>> {
+        let mut command = self.restore_latest(target);
+        command.args(["--target-immediate", "--target-action", "promote"]);
+        Ok(Some(command))
     }
 
     fn mount(&self, _server: &Server<'_>, at: &Path) -> Option<Mount> {

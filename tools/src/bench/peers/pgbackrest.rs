@@ -54,13 +54,18 @@ impl<'a> PgBackRest<'a> {
     }
 
     fn restore_as(&self, target: &str, recovery: &[&str]) -> Result<Command> {
-        let target = self.site.empty_postgres_directory(target)?;
+        self.site.empty_postgres_directory(target)?;
+        Ok(self.restore_into(target, recovery))
+    }
+
+    fn restore_into(&self, target: &str, recovery: &[&str]) -> Command {
+        let target = self.site.path(target);
         let mut command = self.command();
         command
             .arg(format!("--pg1-path={}", target.display()))
             .args(recovery)
             .arg("restore");
-        Ok(command)
+        command
     }
 
     fn configuration(&self, server: &Server<'_>) -> Result<String> {
@@ -124,6 +129,10 @@ impl Peer for PgBackRest<'_> {
 
     fn restore(&mut self, _server: &Server<'_>, target: &str) -> Result<Option<Command>> {
         self.restore_as(target, &["--type=none"]).map(Some)
+    }
+
+    fn restore_delta(&mut self, target: &str) -> Result<Option<Command>> {
+        Ok(Some(self.restore_into(target, &["--type=none", "--delta"])))
     }
 
     /// Takes a backup now, with the segments it needs, while the server has them.
