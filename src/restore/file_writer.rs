@@ -5,6 +5,7 @@
 //! chunk: a CRC-32C alone would take one of four thousand million different windows for equal.
 
 use std::fs::File;
+use std::num::NonZero;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -84,6 +85,11 @@ impl FileTask {
         let open = self.open()?;
         let from = part * PART_BYTES;
         let to = (from + PART_BYTES).min(self.source.stat.size_bytes);
+        if let Some(file) = open.file.as_ref().filter(|_| from < open.present) {
+            // The disk gets all requests for this part at once, instead of one after the other as windows are read.
+            let length = NonZero::new(to.min(open.present) - from);
+            let _ = fadvise(&**file, from, length, Advice::WillNeed);
+        }
         match &open.body {
             Body::Stored(map) => self.stored(&open, map, (from, to), tools)?,
             body => self.other(&open, body, (from, to), tools)?,

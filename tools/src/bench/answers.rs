@@ -50,6 +50,7 @@ impl Rounds<'_> {
                 mounted.unmount()?;
             }
         }
+        site::remove(&target)?;
         if let Some(command) = peer.restore_to_start(&self.server, STARTED)? {
             measure::drop_page_cache(self.site)?;
             self.answer_on_copy(peer.restore_name(), command, Instant::now())?;

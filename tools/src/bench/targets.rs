@@ -137,9 +137,9 @@ pub(crate) fn all(results: &Results) -> Vec<Target> {
             time_ratio(FirstAnswer, OURS, BLOCK_INCREMENTAL),
         ),
         target(
-            "First answer of a restored copy: time, of restic's",
+            "First answer of a restored copy: time, of pg_combinebackup's",
             1.0,
-            time_ratio(FirstAnswer, OURS, "restic"),
+            time_ratio(FirstAnswer, OURS, COMBINED),
         ),
         target(
             "cp -a from the mount: time, of restic's restore",

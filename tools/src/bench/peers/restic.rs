@@ -79,6 +79,11 @@ impl Peer for Restic<'_> {
         Ok(Some(command))
     }
 
+    /// It restores into the whole path of the original, below the target.
+    fn restore_to_start(&mut self, _server: &Server<'_>, _target: &str) -> Result<Option<Command>> {
+        Ok(None)
+    }
+
     fn mount(&self, server: &Server<'_>, at: &Path) -> Option<Mount> {
         let mut serve = self.command();
         serve.arg("mount").arg(at);
