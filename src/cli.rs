@@ -4,6 +4,7 @@
 //! list of commands is grouped by a DBA's tasks. Tests verify both.
 
 pub(crate) mod backup;
+pub(crate) mod catchup;
 pub(crate) mod check;
 pub(crate) mod clone;
 pub(crate) mod config;
@@ -56,7 +57,10 @@ const GROUPS: &[(&str, &[&str])] = &[
             "stats",
         ],
     ),
-    ("Use a backup", &["restore", "mount", "umount", "clone"]),
+    (
+        "Use a backup",
+        &["restore", "catchup", "mount", "umount", "clone"],
+    ),
     (
         "Check",
         &[
@@ -263,6 +267,10 @@ pub(crate) enum Command {
     /// Write a data directory that recovers to any point in time
     #[command(alias = "recover", after_help = restore::RESTORE_HELP)]
     Restore(Box<restore::RestoreArgs>),
+
+    /// Update a standby that fell behind, or make one of a failed primary
+    #[command(after_help = catchup::CATCHUP_HELP)]
+    Catchup(Box<catchup::CatchupArgs>),
 
     /// Show all backups and WAL as directories
     #[command(after_help = mount::MOUNT_HELP)]
@@ -499,6 +507,7 @@ mod tests {
 
         Use a backup:
           restore             Write a data directory that recovers to any point in time
+          catchup             Update a standby that fell behind, or make one of a failed primary
           mount               Show all backups and WAL as directories
           umount              Unmount a mounted directory
           clone               Make writable copies of backups at once, and run PostgreSQL on them

@@ -169,6 +169,7 @@ impl App {
             Command::Explain(args) => explain::run(self, &args),
             Command::History(args) => history::run(self, &args),
             Command::Restore(args) => restore::run(self, &args),
+            Command::Catchup(args) => restore::catch_up(self, &args),
             Command::Mount(args) => mount::run(self, args),
             Command::Umount(args) => umount::run(&args),
             Command::Init(args) => init::run(&mut self.out, &self.options, &args),

@@ -64,6 +64,14 @@ const LOG_TAIL_BYTES: u64 = 2000;
 /// These settings send a server's log to the person who starts it, and not to the original's place.
 const LOGGED_HERE: [(&str, &str); 2] = [("logging_collector", "off"), ("log_destination", "stderr")];
 
+/// The state of the server of a data directory.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn control(data: &Path) -> Result<ControlFile, Error> {
+    Ok(control_file::read(&data.join(CONTROL))?.1)
+}
+
 /// How to start a server.
 #[derive(Debug, Clone)]
 pub(crate) struct StartOptions {
@@ -273,7 +281,7 @@ impl Instance {
     }
 
     fn control(&self) -> Result<ControlFile, Error> {
-        Ok(control_file::read(&self.data.join(CONTROL))?.1)
+        control(&self.data)
     }
 
     fn why_not(&self, log: &Path, from: u64, said: &[u8]) -> Error {

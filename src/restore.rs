@@ -6,6 +6,7 @@
 //! - [`tree_writer`] and [`file_writer`] write, in several threads; [`prune`] removes what does not belong to the tree.
 //! - [`rates`] keeps how fast that was, for estimates. [`watch`] shows how far the recovery is that follows.
 //! - [`configuration`] writes the configuration files that the server kept outside its data directory.
+//! - [`own_files`] are those of a standby that is caught up, and stay. [`previous`] is what the directory was before.
 //! - [`settings`] reports what a person should look at before the server is started.
 //!
 //! Invariants:
@@ -19,8 +20,10 @@ pub(crate) mod configuration;
 pub(crate) mod destination;
 mod file_writer;
 mod marker;
+pub(crate) mod own_files;
 mod pattern;
 mod place;
+pub(crate) mod previous;
 mod prune;
 pub(crate) mod rates;
 pub(crate) mod settings;
@@ -39,7 +42,9 @@ use barmanfs_catalog::{ReadGuard, Repository};
 use crate::error::Error;
 use crate::progress::{Counted, Progress};
 use crate::signals::Interruption;
-use destination::{Destination, Opened, State};
+pub(crate) use destination::State;
+use destination::{Destination, Opened};
+use own_files::OwnFiles;
 pub(crate) use pattern::Pattern;
 pub(crate) use tablespaces::{Layout, Relocation, Relocations};
 use throttle::Throttle;
@@ -60,6 +65,8 @@ pub(crate) struct WriteOptions {
     pub(crate) delta: bool,
     /// Entries that stay although they are not in the backup.
     pub(crate) keep: Vec<Pattern>,
+    /// What stays of a standby that is caught up; none in a restore.
+    pub(crate) own: Option<OwnFiles>,
     /// No progress is shown.
     pub(crate) quiet: bool,
 }
@@ -101,8 +108,7 @@ impl Prepared {
         options: WriteOptions,
     ) -> Result<Self, Error> {
         let reading = repository.reading(&view.backup)?;
-        let destination =
-            Destination::examine(repository, directory, relocations, &view.backup, options.delta)?;
+        let destination = Destination::examine(repository, directory, relocations, &view.backup, &options)?;
         let size = space::TreeSize::of(&view)?;
         space::check(&destination, &size)?;
         Ok(Self {
@@ -134,16 +140,19 @@ impl Prepared {
         let progress = Progress::start(what, Counted::Bytes, self.options.quiet);
         let signals = Interruption::watch(|| {})?;
         let opened = self.destination.open()?;
-        let marked = opened.begin(&self.view.backup, &self.options.keep)?;
+        let marked = opened.begin(&self.view.backup, &self.options)?;
         let run = || {
             let mut removed = Vec::new();
             if self.destination.state != State::Vacant {
                 progress.stage("removing what is not in the backup");
-                removed = prune::prune(&self.view, &opened, &marked.keep, prune::Mode::Remove)?;
+                removed = self.prune(&opened, &marked.keep, prune::Mode::Remove)?;
             }
             progress.note("");
             let writer = self.writer(&opened, &progress, &signals, false);
             let written = writer.write()?;
+            if let Some(own) = &self.options.own {
+                own.write(&opened.root, &self.view.stat)?;
+            }
             progress.stage("syncing");
             opened.finish(&marked, &written.directories)?;
             Ok((removed, written))
@@ -173,12 +182,20 @@ impl Prepared {
         if self.destination.state != State::Vacant {
             let opened = self.destination.look()?;
             let keep = opened.kept(&self.options.keep)?;
-            restored.removed = prune::prune(&self.view, &opened, &keep, prune::Mode::List)?;
+            restored.removed = self.prune(&opened, &keep, prune::Mode::List)?;
             let writer = self.writer(&opened, &progress, &signals, true);
             restored.written_bytes = writer.write()?.bytes;
         }
         restored.elapsed = began.elapsed();
         Ok(restored)
+    }
+
+    fn prune(&self, opened: &Opened, keep: &[Pattern], mode: prune::Mode) -> Result<Vec<PathBuf>, Error> {
+        let stays = prune::Stays {
+            keep,
+            own: self.options.own.as_ref(),
+        };
+        prune::prune(&self.view, opened, stays, mode)
     }
 
     fn writer<'a>(
@@ -191,6 +208,7 @@ impl Prepared {
         TreeWriter {
             view: &self.view,
             opened,
+            own: self.options.own.as_ref(),
             jobs: self.options.jobs,
             throttle: self.options.bandwidth_limit.map(Throttle::new),
             progress,

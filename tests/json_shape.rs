@@ -122,7 +122,7 @@ fn every_document_agrees_with_its_schema(install: &'static Install) {
         examine(name, &serde_json::from_slice(&text.stdout).unwrap(), &mut shape);
     }
     mount.unmount();
-    take_restores(&site, &mut shape);
+    take_restores(&site, install, &mut shape);
     site.ok(&["clone", "destroy", "main", "test1"]);
     let boot = ["verify", "main", "oldest", "--boot", "--json", "--bindir"];
     let boot = [&boot[..], &[install.bindir.to_str().unwrap()]].concat();
@@ -139,7 +139,7 @@ fn every_document_agrees_with_its_schema(install: &'static Install) {
 }
 
 /// A fresh restore, and an update.
-fn take_restores(site: &Site, shape: &mut Documents) {
+fn take_restores(site: &Site, install: &'static Install, shape: &mut Documents) {
     let directory = site.path("restored").display().to_string();
     let words = ["restore", "main", "auto", &directory];
     take(site, &words, shape);
@@ -147,6 +147,16 @@ fn take_restores(site: &Site, shape: &mut Documents) {
     take(
         site,
         &[&words[..], &["--delta-restore", "--dry-run"]].concat(),
+        shape,
+    );
+    // One with WAL of its own.
+    let mut copy = PgServer::on(install, &site.path("restored"));
+    copy.start();
+    copy.wait_until_promoted();
+    copy.stop("immediate");
+    take(
+        site,
+        &["catchup", "main", &directory, "--force", "--dry-run"],
         shape,
     );
 }

@@ -14,6 +14,7 @@ mod bad_backups;
 mod barman;
 mod boot;
 mod byte_for_byte;
+mod catchup;
 mod checks;
 mod cli;
 mod clone_commands;
@@ -85,6 +86,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("wal_level", wal_level::TESTS),
     ("pitr", pitr::TESTS),
     ("restore", restore::TESTS),
+    ("catchup", catchup::TESTS),
     ("receive_wal", receive_wal::TESTS),
     ("byte_for_byte", byte_for_byte::TESTS),
     ("second_backup", second_backup::TESTS),

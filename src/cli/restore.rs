@@ -257,7 +257,7 @@ fn timeline(text: &str) -> Result<TimelineChoice, String> {
 }
 
 /// A rate in bytes per second, given in kilobytes or with a unit.
-fn rate(text: &str) -> Result<u64, String> {
+pub(super) fn rate(text: &str) -> Result<u64, String> {
     let bytes = match size::scaled(text) {
         Some((number, None)) => number.checked_mul(1024),
         Some((number, Some(unit))) => number.checked_mul(unit),

@@ -1,5 +1,6 @@
 //! `barmanfs restore`: a data directory that recovers to a target, written without a mount.
 
+mod catching_up;
 mod hooked;
 mod request;
 mod shown;
@@ -15,6 +16,7 @@ use serde_json::json;
 
 use super::App;
 use super::explain;
+use crate::cli::catchup::CatchupArgs;
 use crate::cli::restore::RestoreArgs;
 use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
@@ -22,11 +24,13 @@ use crate::forks;
 use crate::invocation::Invocation;
 use crate::mounts::user_name;
 use crate::output::Form;
-use crate::report::RestoreReport;
+use crate::report::{CatchupDocument, RestoreReport};
 use crate::restore::configuration::ConfigurationTarget;
+use crate::restore::own_files::OwnFiles;
 use crate::restore::{
     DESCRIPTION, Prepared, Relocations, ViewTree, WriteOptions, destination, rates, settings,
 };
+use catching_up::CatchingUp;
 use request::AUTO;
 
 /// Names that `--recovery-conf-filename` cannot have: PostgreSQL reads them as something else.
@@ -50,9 +54,19 @@ pub(super) struct Choice {
 
 /// Runs the command.
 pub(crate) fn run(app: &mut App, args: &RestoreArgs) -> Result<Outcome, Error> {
-    if let Some(directory) = &args.watch {
-        return watch::run(app, directory);
+    match &args.watch {
+        Some(directory) => watch::run(app, directory),
+        None => carry_out(app, args, None),
     }
+}
+
+/// Runs `catchup`: a restore onto a standby, whose own files stay.
+pub(crate) fn catch_up(app: &mut App, args: &CatchupArgs) -> Result<Outcome, Error> {
+    carry_out(app, &args.restore(), Some(args.force))
+}
+
+/// Restores. `catchup` is whether a catch-up is forced, if it is one.
+fn carry_out(app: &mut App, args: &RestoreArgs, catchup: Option<bool>) -> Result<Outcome, Error> {
     refuse(args)?;
     let repository = app.repository()?;
     let server = app.known_server(&repository, &args.server)?;
@@ -60,20 +74,27 @@ pub(crate) fn run(app: &mut App, args: &RestoreArgs) -> Result<Outcome, Error> {
     let Some(mut choice) = choose(app, args, &repository, &server)? else {
         return Ok(Outcome::Unreachable);
     };
-    let relocations = Relocations::of_backup(&choice.backup, &args.tablespace, args.tablespace_layout)?;
-    let view = open_view(app, args, &repository, &choice)?;
-    note_reader(&repository, args, &view, &mut choice);
-    let notable = settings::notable(&view)?;
-    let config = app.config.server(server.as_str());
-    let options = WriteOptions {
-        jobs: jobs(args, config.and_then(|config| config.parallel_jobs)),
-        bandwidth_limit: args.bwlimit.or_else(|| configured_limit(config)),
-        delta: args.delta_restore || config.is_some_and(|config| config.delta_restore),
-        keep: args.keep.clone(),
-        quiet: app.options.quiet,
-    };
     let directory = destination::resolved(&args.destination)?;
-    let config = config.cloned();
+    let command = restore_command(app, args, &choice)?;
+    let (own, relocations, caught_up) = match catchup {
+        Some(is_forced) => {
+            let is = CatchingUp::new(&repository, &directory, args, &mut choice, &command, is_forced)?;
+            (Some(is.own), is.relocations, Some(is.report))
+        }
+        None => {
+            let asked = Relocations::of_backup(&choice.backup, &args.tablespace, args.tablespace_layout)?;
+            (None, asked, None)
+        }
+    };
+    let view = open_view(app, args, &repository, &choice, command)?;
+    note_reader(&repository, args, &view, &mut choice);
+    let notable = match &own {
+        // The settings of the directory stay, and are no copy's.
+        Some(_) => Vec::new(),
+        None => settings::notable(&view)?,
+    };
+    let config = app.config.server(server.as_str()).cloned();
+    let options = write_options(app, args, config.as_ref(), own);
     let configuration = configuration_target(args, &repository, &choice.backup)?;
     let prepared = Prepared::new(&repository, view, directory.clone(), relocations.clone(), options)?;
     let mut report = RestoreReport::new(&choice.backup, choice.plan.as_ref(), &prepared, &relocations);
@@ -81,34 +102,53 @@ pub(crate) fn run(app: &mut App, args: &RestoreArgs) -> Result<Outcome, Error> {
     report.standby = args.standby_mode;
     report.dry_run = args.dry_run;
     report.settings = notable;
+    report.catchup = caught_up;
     report.estimate(&rates::known(&repository));
     report.configuration = configuration.as_ref().map(ConfigurationTarget::report);
     if !args.json.json {
         shown::plan(app, args, &choice, &report)?;
         app.out.flush()?;
     }
+    let what = (&choice.backup, directory.as_path(), args);
     let restored = match args.dry_run {
         true => prepared.dry_run()?,
-        false => {
-            let restored = (&choice.backup, directory.as_path(), args);
-            hooked::with_hooks(&repository, config.as_ref(), restored, || {
-                let restored = prepared.run()?;
-                if let Some(configuration) = &configuration {
-                    configuration.write(&repository, &directory)?;
-                }
-                Ok(restored)
-            })?
-        }
+        false => hooked::with_hooks(&repository, config.as_ref(), what, || {
+            let restored = prepared.run()?;
+            if let Some(configuration) = &configuration {
+                configuration.write(&repository, &directory)?;
+            }
+            Ok(restored)
+        })?,
     };
     report.take(&restored);
     if report.state == "vacant" && !args.dry_run && args.bwlimit.is_none() {
         rates::keep_copy(&repository, restored.written_bytes, restored.elapsed);
     }
-    match args.json.json {
-        true => app.out.json(&report)?,
-        false => shown::result(app, &report, &restored)?,
+    match (args.json.json, &report.catchup) {
+        (false, _) => shown::result(app, &report, &restored)?,
+        (true, None) => app.out.json(&report)?,
+        (true, Some(catchup)) => app.out.json(&CatchupDocument {
+            restore: &report,
+            catchup,
+        })?,
     }
     Ok(Outcome::Done)
+}
+
+fn write_options(
+    app: &App,
+    args: &RestoreArgs,
+    config: Option<&ServerConfig>,
+    own: Option<OwnFiles>,
+) -> WriteOptions {
+    WriteOptions {
+        jobs: jobs(args, config.and_then(|config| config.parallel_jobs)),
+        bandwidth_limit: args.bwlimit.or_else(|| configured_limit(config)),
+        delta: args.delta_restore || config.is_some_and(|config| config.delta_restore),
+        keep: args.keep.clone(),
+        own,
+        quiet: app.options.quiet,
+    }
 }
 
 /// Debian's tools look for the socket where the configuration says it is, and know no relative path.
@@ -231,16 +271,13 @@ fn open_view(
     args: &RestoreArgs,
     repository: &Repository,
     choice: &Choice,
+    restore_command: String,
 ) -> Result<ViewTree, Error> {
     let Choice { backup, plan, .. } = choice;
     let spec = plan.as_ref().map(|plan| TargetSpec {
         backup: Some(backup.id),
         ..plan.spec.clone()
     });
-    let restore_command = match &spec {
-        Some(spec) => request::restore_command(&Invocation::current(Some(&app.config.file)), args, spec)?,
-        None => String::new(),
-    };
     let name = args.recovery_conf_filename.as_ref();
     if let Some(name) = name
         && let Some(root) = &backup.root
@@ -276,6 +313,16 @@ fn open_view(
         None => vec![server.as_str(), &id],
     };
     ViewTree::open(repository, backup.clone(), options, &names)
+}
+
+/// How the copy gets its WAL; nothing for a backup that starts as it is.
+fn restore_command(app: &App, args: &RestoreArgs, choice: &Choice) -> Result<String, Error> {
+    match &choice.plan {
+        Some(plan) => {
+            request::restore_command(&Invocation::current(Some(&app.config.file)), args, &plan.spec)
+        }
+        None => Ok(String::new()),
+    }
 }
 
 /// What the directory says about itself.

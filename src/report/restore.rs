@@ -9,6 +9,7 @@ use barmanfs_pg::{TimelineId, TimestampMicros};
 use serde::Serialize;
 
 use crate::restore::configuration::RestoredConfiguration;
+use crate::restore::previous::Previous;
 use crate::restore::rates::time_for;
 use crate::restore::settings::NotableSetting;
 use crate::restore::{Prepared, Relocations, Restored};
@@ -53,6 +54,29 @@ pub(crate) struct RestoreReport<'a> {
     /// Configuration files outside the directory.
     pub(crate) configuration: Option<RestoredConfiguration>,
     pub(crate) notes: Vec<String>,
+    /// Of `catchup`: what it has found and leaves.
+    #[serde(skip)]
+    pub(crate) catchup: Option<CatchupReport>,
+}
+
+/// `catchup --json`.
+#[derive(Debug, Serialize)]
+pub(crate) struct CatchupDocument<'a> {
+    #[serde(flatten)]
+    pub(crate) restore: &'a RestoreReport<'a>,
+    #[serde(flatten)]
+    pub(crate) catchup: &'a CatchupReport,
+}
+
+/// The directory that is caught up.
+#[derive(Debug, Serialize)]
+pub(crate) struct CatchupReport {
+    /// What it was; `None` where a run that did not end has removed that.
+    pub(crate) previous: Option<Previous>,
+    /// Its own files, which stay.
+    pub(crate) own_files: Vec<String>,
+    /// Whether the standby connects to a primary, by the option or by its own files.
+    pub(crate) has_primary: bool,
 }
 
 impl<'a> RestoreReport<'a> {
@@ -94,6 +118,7 @@ impl<'a> RestoreReport<'a> {
             settings: Vec::new(),
             configuration: None,
             notes: Vec::new(),
+            catchup: None,
         }
     }
 

@@ -21,6 +21,7 @@ use barmanfs_fs::entry::Stat;
 use barmanfs_pg::pg_control::ControlFile;
 use rustix::fs::FileType;
 
+use super::WriteOptions;
 use super::marker::{self, Marker};
 use super::pattern::Pattern;
 use super::place::{Place, failed};
@@ -112,10 +113,13 @@ impl Destination {
         path: PathBuf,
         relocations: Relocations,
         backup: &Backup,
-        is_delta: bool,
+        options: &WriteOptions,
     ) -> Result<Self, Error> {
         refuse_place(repository, &path)?;
-        let state = state(&path, backup, is_delta)?;
+        let state = state(&path, backup, options.delta)?;
+        if state == State::Incomplete {
+            refuse_other_command(&Place::open(&path)?, options.own.is_some())?;
+        }
         let destination = Self {
             path,
             state,
@@ -202,10 +206,11 @@ impl Opened {
     }
 
     /// Marks the directory as incomplete. From then on no server starts in it.
-    pub(super) fn begin(&self, backup: &Backup, keep: &[Pattern]) -> Result<Marked, Error> {
-        let keep = self.kept(keep)?;
+    pub(super) fn begin(&self, backup: &Backup, options: &WriteOptions) -> Result<Marked, Error> {
+        let keep = self.kept(&options.keep)?;
         let was_marked = Marker::read(&self.root)?.is_some();
-        let locked = Marker::new(backup, keep.clone(), self.relocations.clone()).write(&self.root)?;
+        let (relocations, catches_up) = (self.relocations.clone(), options.own.is_some());
+        let locked = Marker::new(backup, keep.clone(), relocations, catches_up).write(&self.root)?;
         // It may have been started since the directory was examined.
         if let Err(error) = refuse_running(self.root.path()) {
             if !was_marked {
@@ -286,7 +291,11 @@ impl Opened {
     }
 }
 
-fn state(path: &Path, backup: &Backup, is_delta: bool) -> Result<State, Error> {
+/// What a directory holds. It may not be written to if a server runs in it, or it is of another system.
+///
+/// # Errors
+/// Then, and when it cannot be read.
+pub(crate) fn state(path: &Path, backup: &Backup, is_delta: bool) -> Result<State, Error> {
     match std::fs::metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(State::Vacant),
         Err(error) => return Err(failed("look at", path, error)),
@@ -331,6 +340,25 @@ fn has_held_control(place: &Place) -> Result<bool, Error> {
         }
         _ => Ok(false),
     }
+}
+
+/// Which files of the directory stay depends on the command.
+fn refuse_other_command(place: &Place, catches_up: bool) -> Result<(), Error> {
+    let Some(marker) = Marker::read(place)?.flatten() else {
+        return Ok(());
+    };
+    if marker.catches_up == catches_up {
+        return Ok(());
+    }
+    let began = match marker.catches_up {
+        true => marker::CATCHUP,
+        false => marker::RESTORE,
+    };
+    Err(Error::failed(format!(
+        "{} holds what 'barmanfs {began}' has begun and not ended",
+        place.path().display()
+    ))
+    .hint(format!("Run 'barmanfs {began}' again to continue")))
 }
 
 fn refuse_other_system(place: &Place, backup: &Backup) -> Result<(), Error> {

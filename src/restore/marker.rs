@@ -16,6 +16,10 @@ use crate::error::Error;
 /// Its name.
 pub(super) const NAME: &str = ".barmanfs-restore-incomplete";
 
+/// The commands that write it.
+pub(super) const RESTORE: &str = "restore";
+pub(super) const CATCHUP: &str = "catchup";
+
 /// It has a few lines and the patterns that a person typed.
 const MAX_BYTES: u64 = 1 << 20;
 
@@ -29,18 +33,28 @@ pub(super) struct Marker {
     started_at: TimestampMicros,
     /// What must not be removed: it was there before, and is not of the backup.
     pub(super) keep: Vec<Pattern>,
+    /// Whether a standby is caught up, whose own files stay.
+    #[serde(default)]
+    pub(super) catches_up: bool,
     /// The tablespaces outside the directory that belong to the restore.
     pub(super) tablespaces: Relocations,
 }
 
 impl Marker {
     /// The marker of a restore that begins now.
-    pub(super) fn new(backup: &Backup, keep: Vec<Pattern>, tablespaces: Relocations) -> Self {
+    pub(super) fn new(
+        backup: &Backup,
+        keep: Vec<Pattern>,
+        tablespaces: Relocations,
+        catches_up: bool,
+    ) -> Self {
+        let command = if catches_up { CATCHUP } else { RESTORE };
         Self {
-            about:
-                "This directory holds an incomplete restore. Run 'barmanfs restore' with the same arguments \
+            about: format!(
+                "This directory holds an incomplete restore. Run 'barmanfs {command}' with the same arguments \
                     to continue: what is here is then overwritten or removed."
-                    .to_owned(),
+            ),
+            catches_up,
             server: backup.server.clone(),
             backup: backup.id,
             started_at: std::time::SystemTime::now().into(),

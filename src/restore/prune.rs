@@ -10,6 +10,7 @@ use rustix::fs::FileType;
 
 use super::destination::{HELD, Opened, is_of_the_file_system};
 use super::marker;
+use super::own_files::OwnFiles;
 use super::pattern::Pattern;
 use super::place::{Found, Place};
 use super::view::ViewTree;
@@ -27,17 +28,26 @@ pub(super) enum Mode {
     Remove,
 }
 
+/// What is not removed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stays<'a> {
+    /// Entries that the tree does not have.
+    pub(super) keep: &'a [Pattern],
+    /// Files of a standby, whether the tree has them or not.
+    pub(super) own: Option<&'a OwnFiles>,
+}
+
 /// Removes what does not belong to the tree. Returns the paths below the directory, without those of what was in a removed
 /// directory.
 pub(super) fn prune(
     view: &ViewTree,
     opened: &Opened,
-    keep: &[Pattern],
+    stays: Stays<'_>,
     mode: Mode,
 ) -> Result<Vec<PathBuf>, Error> {
     let mut pruning = Pruning {
         opened,
-        keep,
+        stays,
         mode,
         names: Vec::new(),
         removed: Vec::new(),
@@ -49,7 +59,7 @@ pub(super) fn prune(
 
 struct Pruning<'a> {
     opened: &'a Opened,
-    keep: &'a [Pattern],
+    stays: Stays<'a>,
     mode: Mode,
     /// The names of the present directory.
     names: Vec<Vec<u8>>,
@@ -99,6 +109,10 @@ impl Pruning<'_> {
         name: &[u8],
         found: Found,
     ) -> Result<(), Error> {
+        let path = self.path_of(name);
+        if self.stays.own.is_some_and(|own| own.covers(&path)) {
+            return Ok(());
+        }
         let child = tree.lookup(name)?;
         let outside = self.opened.relocations.of_child(&self.names, name);
         match (child.map(|child| child.content), outside) {
@@ -124,9 +138,13 @@ impl Pruning<'_> {
             {
                 Ok(())
             }
-            (None, _) if self.is_kept(name) => Ok(()),
+            (None, _) if self.is_kept(name) || self.is_of_another_version(name) => Ok(()),
             // Something in it is kept.
             (None, _) if found.kind == FileType::Directory && self.may_keep_below(name) => {
+                self.absent(name, &place.enter(name)?)
+            }
+            // The tree has a file of this name, which is not written then.
+            (Some(_), _) if found.kind == FileType::Directory && self.is_above_own(name) => {
                 self.absent(name, &place.enter(name)?)
             }
             _ => self.remove(place, name, found),
@@ -166,12 +184,33 @@ impl Pruning<'_> {
 
     fn is_kept(&self, name: &[u8]) -> bool {
         let path = self.path_of(name);
-        self.keep.iter().any(|pattern| pattern.matches(&path))
+        self.stays.own.is_some_and(|own| own.covers(&path))
+            || self.stays.keep.iter().any(|pattern| pattern.matches(&path))
+    }
+
+    /// Whether it belongs to a server of another version that shares the place of a tablespace: pg_upgrade leaves that of
+    /// the old one there.
+    fn is_of_another_version(&self, name: &[u8]) -> bool {
+        let [spaces, oid] = self.names.as_slice() else {
+            return false;
+        };
+        let spaces = std::slice::from_ref(spaces);
+        name.starts_with(b"PG_") && self.opened.relocations.of_child(spaces, oid).is_some()
+    }
+
+    fn is_above_own(&self, name: &[u8]) -> bool {
+        let path = self.path_of(name);
+        self.stays.own.is_some_and(|own| own.is_above_some(&path))
     }
 
     fn may_keep_below(&self, name: &[u8]) -> bool {
         let path = self.path_of(name);
-        self.keep.iter().any(|pattern| pattern.may_match_below(&path))
+        self.is_above_own(name)
+            || self
+                .stays
+                .keep
+                .iter()
+                .any(|pattern| pattern.may_match_below(&path))
     }
 
     fn remove(&mut self, place: &Place, name: &[u8], found: Found) -> Result<(), Error> {

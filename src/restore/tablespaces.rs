@@ -2,12 +2,16 @@
 //! person asks for that.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use barmanfs_catalog::Backup;
 use serde::{Deserialize, Serialize};
 
+use super::marker::Marker;
+use super::place::{Place, failed};
 use crate::error::Error;
 use crate::output::printable;
 
@@ -96,6 +100,38 @@ impl Relocations {
             }
         }
         Ok(Self(all))
+    }
+
+    /// Those of a data directory that is there: they stay where its links lead, or where an incomplete run has put them.
+    /// Also the OIDs of links to tablespaces that the backup does not have.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub(crate) fn of_directory(data: &Path, backup: &Backup) -> Result<(Self, Vec<u32>), Error> {
+        let mut all = Marker::read(&Place::open(data)?)?
+            .flatten()
+            .map(|marker| marker.tablespaces.0)
+            .unwrap_or_default();
+        let mut unknown = Vec::new();
+        let links = data.join(std::ffi::OsStr::from_bytes(DIRECTORY));
+        let entries = match std::fs::read_dir(&links) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok((Self(all), unknown)),
+            entries => entries.map_err(|error| failed("list", &links, error))?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(|error| failed("list", &links, error))?;
+            let Some(oid) = oid(entry.file_name().as_bytes()) else {
+                continue;
+            };
+            let Ok(location) = std::fs::read_link(entry.path()) else {
+                continue;
+            };
+            match backup.tablespaces.iter().any(|space| space.oid == oid) {
+                true => drop(all.insert(oid, location)),
+                false => unknown.push(oid),
+            }
+        }
+        Ok((Self(all), unknown))
     }
 
     /// The place of a tablespace, if it is not in the data directory.

@@ -13,6 +13,7 @@ use rustix::fs::FileType;
 
 use super::destination::{HELD, Opened, WrittenDirectory};
 use super::file_writer::{FileTask, Tools};
+use super::own_files::OwnFiles;
 use super::place::Place;
 use super::tablespaces;
 use super::throttle::Throttle;
@@ -28,6 +29,8 @@ const QUEUE: usize = 64;
 pub(super) struct TreeWriter<'a> {
     pub(super) view: &'a ViewTree,
     pub(super) opened: &'a Opened,
+    /// What is not written.
+    pub(super) own: Option<&'a OwnFiles>,
     pub(super) jobs: usize,
     pub(super) throttle: Option<Throttle>,
     pub(super) progress: &'a Progress,
@@ -171,6 +174,13 @@ impl<'a> Walker<'a> {
         }
     }
 
+    /// Whether a standby has something of its own there.
+    fn is_own(&self, name: &[u8], is_directory: bool) -> bool {
+        let Some(own) = self.writer.own else { return false };
+        let path = [self.names.clone(), vec![name.to_vec()]].concat().join(&b'/');
+        own.covers(&path) || !is_directory && own.is_above_some(&path)
+    }
+
     /// The directory `name` of the present one: made, or that of a tablespace elsewhere, to which a link leads.
     fn directory(&self, place: &Place, name: &[u8]) -> Result<Option<Place>, Error> {
         let Opened { relocations, .. } = self.writer.opened;
@@ -207,12 +217,15 @@ impl Visitor for Walker<'_> {
     fn enter(&mut self, name: &[u8], stat: &Stat) -> Result<(), Error> {
         self.refuse_stopped()?;
         let place = match self.place() {
-            Some(place) => self.directory(&place, name)?,
-            None => None,
+            Some(place) if !self.is_own(name, true) => self.directory(&place, name)?,
+            _ => None,
         };
+        let is_written = place.is_some();
         self.names.push(name.to_vec());
         self.places.push(place);
-        self.remember(stat);
+        if is_written {
+            self.remember(stat);
+        }
         Ok(())
     }
 
@@ -224,6 +237,9 @@ impl Visitor for Walker<'_> {
 
     fn file(&mut self, file: SourceFile) -> Result<(), Error> {
         self.refuse_stopped()?;
+        if self.is_own(&file.name, false) {
+            return Ok(());
+        }
         let Some(place) = self.place() else {
             // A dry run: all of it would be written.
             let bytes = file.stat.allocated_bytes;
@@ -251,7 +267,7 @@ impl Visitor for Walker<'_> {
 
     fn link(&mut self, name: &[u8], stat: &Stat, target: &[u8]) -> Result<(), Error> {
         match self.place() {
-            Some(place) if !self.writer.is_dry_run => {
+            Some(place) if !self.writer.is_dry_run && !self.is_own(name, false) => {
                 if place.find(name)?.is_none() {
                     place.make_link(name, target)?;
                 }

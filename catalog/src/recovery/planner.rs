@@ -163,11 +163,7 @@ impl Repository {
     ///
     /// # Errors
     /// [`Error::BadWalFile`] when the file cannot be read or is not a history file: only this timeline is affected.
-    pub(crate) fn history(
-        &self,
-        server: &ServerName,
-        timeline: TimelineId,
-    ) -> Result<Option<TimelineHistory>> {
+    pub fn history(&self, server: &ServerName, timeline: TimelineId) -> Result<Option<TimelineHistory>> {
         let name = WalName::History(timeline);
         let Some(reader) = self.wal(server).open(&name)? else {
             return Ok(None);

@@ -11,12 +11,15 @@ use crate::commands::explain::along;
 use crate::commands::show_backup::Facts;
 use crate::error::Error;
 use crate::output;
-use crate::report::RestoreReport;
+use crate::report::{CatchupReport, RestoreReport};
 use crate::restore::Restored;
 use crate::restore::settings::NotableSetting;
 
 /// Programs that call Barman look for this line.
 const BARMANS_LAST_LINE: &str = "Your PostgreSQL server has been successfully prepared for recovery!";
+
+/// How many configuration files a person is shown.
+const MAX_OWN_SHOWN: usize = 8;
 
 /// How many removed entries a person is shown.
 const MAX_SHOWN: usize = 200;
@@ -52,8 +55,12 @@ pub(super) fn plan(
             .out
             .line(format_args!("Destination directory: {}", report.directory));
     }
+    let what = match report.catchup {
+        Some(_) => "Catch-up with server",
+        None => "Restore of server",
+    };
     app.out.line(format_args!(
-        "Restore of server {} to {}",
+        "{what} {} to {}",
         choice.backup.server, report.directory
     ))?;
     app.out.bytes(facts(args, choice, report).render().as_bytes())
@@ -96,9 +103,12 @@ fn facts(args: &RestoreArgs, choice: &Choice, report: &RestoreReport<'_>) -> Fac
         ),
         "older" => facts.add(
             "Updates",
-            "what is there: only differences are written".to_owned(),
+            "what is there: all of it is compared, and only differences are written".to_owned(),
         ),
         _ => {}
+    }
+    if let Some(catchup) = &report.catchup {
+        of_the_directory(&mut facts, catchup);
     }
     for tablespace in &report.tablespaces {
         facts.add(
@@ -117,6 +127,48 @@ fn facts(args: &RestoreArgs, choice: &Choice, report: &RestoreReport<'_>) -> Fac
         facts.add("Note", note.clone());
     }
     facts
+}
+
+/// What a directory was that is caught up, what is lost, and what stays.
+fn of_the_directory(facts: &mut Facts, catchup: &CatchupReport) {
+    if let Some(previous) = &catchup.previous {
+        let role = if previous.was_primary {
+            "primary"
+        } else {
+            "standby"
+        };
+        facts.add(
+            "Was",
+            format!(
+                "a {role} on timeline {}, last checkpoint at {}",
+                previous.timeline, previous.checkpoint_lsn
+            ),
+        );
+        let lost = previous.lost.as_ref().map(|lost| {
+            let commits = output::count(usize::try_from(lost.commits).unwrap_or(usize::MAX), "commit");
+            format!(
+                "its WAL of timeline {} from {} to {}, with {commits}: the server went on without it",
+                lost.timeline, lost.from_lsn, lost.to_lsn
+            )
+        });
+        facts.add(
+            "Is lost",
+            lost.unwrap_or_else(|| "nothing: it has no WAL of its own".to_owned()),
+        );
+    }
+    let files = output::count(catchup.own_files.len(), "configuration file");
+    let named = catchup
+        .own_files
+        .iter()
+        .take(MAX_OWN_SHOWN)
+        .cloned()
+        .collect::<Vec<_>>();
+    let more = if catchup.own_files.len() > MAX_OWN_SHOWN {
+        ", ..."
+    } else {
+        ""
+    };
+    facts.add("Stays", format!("{files}: {}{more}", named.join(", ")));
 }
 
 /// The estimated time of the copy and of the replay.
@@ -161,6 +213,16 @@ pub(super) fn result(app: &mut App, report: &RestoreReport<'_>, restored: &Resto
         .unwrap_or(u64::MAX)
         .max(1);
     let rate = output::bytes(restored.bytes.saturating_mul(1000) / millis);
+    if report.catchup.is_some() {
+        return app.out.line(format_args!(
+            "{} is as backup {} now: {} of {} written, in {} ({rate}/s). Started, it replays WAL and follows its primary",
+            report.directory,
+            report.backup,
+            output::bytes(restored.written_bytes),
+            output::bytes(restored.bytes),
+            output::duration(restored.elapsed),
+        ));
+    }
     app.out.line(format_args!(
         "Restored backup {} to {}: {} of {} written, in {} ({rate}/s)",
         report.backup,

@@ -1,0 +1,198 @@
+//! What a directory was before it is caught up: a standby or a primary, on which timeline, and what it has written on a
+//! timeline that was left. That is lost.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::Path;
+
+use barmanfs_pg::history::TimelineHistory;
+use barmanfs_pg::pg_control::{ClusterState, ControlFile};
+use barmanfs_pg::wal_check::check_segment;
+use barmanfs_pg::wal_name::SegmentName;
+use barmanfs_pg::wal_scan::{RecordFacts, SegmentIndex, WalScanner};
+use barmanfs_pg::{Lsn, TimelineId};
+use serde::Serialize;
+
+use super::place::failed;
+use crate::error::Error;
+use crate::instance;
+
+/// Bytes of WAL to read at a time.
+const PIECE_BYTES: u64 = 1 << 20;
+
+/// A history has a line for each timeline.
+const MAX_HISTORY_BYTES: u64 = 1 << 20;
+
+/// What a directory was.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Previous {
+    /// Whether it was a primary, also one that was shut down.
+    pub(crate) was_primary: bool,
+    /// The timeline of its last checkpoint.
+    pub(crate) timeline: TimelineId,
+    /// Where its last checkpoint is.
+    pub(crate) checkpoint_lsn: Lsn,
+    /// What it has written that its new primary does not have.
+    pub(crate) lost: Option<Lost>,
+    #[serde(skip)]
+    control: ControlFile,
+}
+
+/// WAL of a timeline behind the place where it was left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Lost {
+    pub(crate) timeline: TimelineId,
+    pub(crate) from_lsn: Lsn,
+    pub(crate) to_lsn: Lsn,
+    /// Commits in it.
+    pub(crate) commits: u64,
+}
+
+impl Previous {
+    /// Reads the state of a directory, and compares it with the history of the timeline that it is to follow.
+    ///
+    /// # Errors
+    /// When its files cannot be read.
+    pub(crate) fn examine(data: &Path, route: &TimelineHistory) -> Result<Self, Error> {
+        let control = instance::control(data)?;
+        let was_primary = !matches!(
+            control.state,
+            ClusterState::ShutDownInRecovery | ClusterState::InArchiveRecovery
+        );
+        let mut previous = Self {
+            was_primary,
+            timeline: control.timeline,
+            checkpoint_lsn: control.checkpoint,
+            lost: None,
+            control,
+        };
+        let own = history(data, control.timeline)?;
+        if let Some(from) = left_at(route, &own) {
+            let lost = previous.wal_from(data, from)?;
+            previous.lost = (lost.to_lsn > from).then_some(lost);
+        }
+        Ok(previous)
+    }
+
+    /// The WAL of its timeline from there on, as far as it is in the directory.
+    fn wal_from(&self, data: &Path, from: Lsn) -> Result<Lost, Error> {
+        let control = &self.control;
+        let mut lost = Lost {
+            timeline: self.timeline,
+            from_lsn: from,
+            to_lsn: control.checkpoint.max(from),
+            commits: 0,
+        };
+        let mut name = SegmentName::from_lsn(self.timeline, from, control.segment_size);
+        while let Some((index, commits)) = self.scan(data, &name, from)? {
+            lost.to_lsn = lost.to_lsn.max(index.end_lsn);
+            lost.commits += commits;
+            if index.stopped.is_some() {
+                break;
+            }
+            name = name.next(control.segment_size);
+        }
+        Ok(lost)
+    }
+
+    /// Reads a segment in the directory, and counts the commits in it from a place on; `None` where there is none.
+    fn scan(&self, data: &Path, name: &SegmentName, from: Lsn) -> Result<Option<(SegmentIndex, u64)>, Error> {
+        let path = data.join("pg_wal").join(name.to_string());
+        let mut file = match File::open(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            file => file.map_err(|error| failed("open", &path, error))?,
+        };
+        let read = |file: &mut File| {
+            let mut piece = Vec::new();
+            let read = file.take(PIECE_BYTES).read_to_end(&mut piece);
+            read.map_err(|error| failed("read", &path, error))?;
+            Ok::<_, Error>(piece)
+        };
+        let mut piece = read(&mut file)?;
+        // A file that was prepared for later has an older segment in it.
+        let Ok(facts) = check_segment(&piece, name, self.control.segment_size.bytes()) else {
+            return Ok(None);
+        };
+        if facts.system_id != self.control.system_id {
+            return Ok(None);
+        }
+        let (mut scanner, mut commits) = (WalScanner::new(name, &facts), 0);
+        while !piece.is_empty() {
+            scanner.push_each(&piece, &mut |lsn, facts| {
+                if lsn >= from && matches!(facts, Some(RecordFacts::Commit { .. })) {
+                    commits += 1;
+                }
+            });
+            piece = read(&mut file)?;
+        }
+        Ok(Some((scanner.finish(), commits)))
+    }
+}
+
+/// The history of a timeline by the file in the directory's WAL.
+fn history(data: &Path, timeline: TimelineId) -> Result<TimelineHistory, Error> {
+    let path = data.join("pg_wal").join(format!("{}.history", timeline.hex()));
+    let mut bytes = Vec::new();
+    match File::open(&path).and_then(|file| file.take(MAX_HISTORY_BYTES).read_to_end(&mut bytes)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(TimelineHistory::without_ancestors(timeline)),
+        Err(error) => Err(failed("read", &path, error)),
+        Ok(_) => TimelineHistory::parse(&bytes, timeline)
+            .map_err(|error| Error::failed(format!("{}: {error}", path.display()))),
+    }
+}
+
+/// Where the way to a timeline leaves another one, if it does: the last place that both histories have.
+fn left_at(route: &TimelineHistory, own: &TimelineHistory) -> Option<Lsn> {
+    let spans = |history: &TimelineHistory| {
+        let ended = history.entries().iter();
+        let ended = ended.map(|entry| (entry.timeline, Some(entry.switch_lsn)));
+        ended.chain([(history.timeline(), None)]).collect::<Vec<_>>()
+    };
+    let mut last = None;
+    for (theirs, ours) in spans(route).into_iter().zip(spans(own)) {
+        if theirs.0 != ours.0 {
+            return last;
+        }
+        last = match (theirs.1, ours.1) {
+            (Some(theirs), Some(ours)) if theirs == ours => Some(ours),
+            (Some(theirs), Some(ours)) => return Some(theirs.min(ours)),
+            (theirs, ours) => return theirs.or(ours),
+        };
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn history(timeline: u32, entries: &[(u32, u64)]) -> TimelineHistory {
+        let lines = entries
+            .iter()
+            .map(|(timeline, lsn)| format!("{timeline}\t{}\tno reason\n", Lsn(*lsn)));
+        let text: String = lines.collect();
+        TimelineHistory::parse(text.as_bytes(), TimelineId(timeline)).unwrap()
+    }
+
+    #[test]
+    fn a_timeline_is_left_where_the_histories_part() {
+        let first = TimelineHistory::without_ancestors(TimelineId(1));
+        let second = history(2, &[(1, 100)]);
+        for (route, own, expected) in [
+            // The same timeline, or one that is not known to be left.
+            (&first, &first, None),
+            (&second, &second, None),
+            // A failed primary.
+            (&second, &first, Some(100)),
+            // The directory was promoted, and what it is to follow was not.
+            (&first, &second, Some(100)),
+            // Two servers were promoted, at different times.
+            (&history(3, &[(1, 80)]), &second, Some(80)),
+            (&history(3, &[(1, 120)]), &second, Some(100)),
+            (&history(3, &[(1, 100), (2, 300)]), &second, Some(300)),
+            (&history(4, &[(1, 100), (3, 300)]), &second, Some(100)),
+        ] {
+            assert_eq!(left_at(route, own), expected.map(Lsn), "{route:?} {own:?}");
+        }
+    }
+}
