@@ -10,7 +10,7 @@ use crate::common::load::fill;
 use crate::common::process::{Run, run};
 use crate::common::registry::topic;
 use crate::common::user::command;
-use crate::common::{Install, Mount, Site};
+use crate::common::{Install, Mount, PgServer, Site};
 use barmanfs_pg::TimestampMicros;
 use schema::Documents;
 use serde_json::Value;
