@@ -7,6 +7,7 @@ use std::fs::{File, Metadata};
 use std::io::{self, Read, Seek};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use barmanfs_catalog::{RefusedWal, Repository, ServerName, WalOutcome};
@@ -18,6 +19,9 @@ use crate::hooks::{Hook, Hooks, Wal};
 use crate::versions;
 use crate::wal_transfer::LARGEST_BYTES;
 use crate::wal_transfer::compression::{self, Compression};
+
+/// As much of a file is read before its hooks run: the whole of any file that is no segment.
+const EXAMINED_BYTES: u64 = 1 << 20;
 
 /// A file on its way into the archive.
 #[derive(Debug)]
@@ -85,6 +89,10 @@ impl Arriving<'_> {
     /// # Errors
     /// Those of [`archive_wal`](barmanfs_catalog::Writer::archive_wal), and when a hook stops it.
     pub(crate) fn archive(mut self, hooks: &Hooks<'_>) -> Result<WalOutcome, NotArchived> {
+        if hooks.has(Hook::Archive) {
+            // No script is told of a file that is wrong.
+            self.examine(hooks.repository()).map_err(NotArchived::Failed)?;
+        }
         let metadata = self.file.metadata();
         let path = self.path.take().unwrap_or_else(|| nameless(&self.file));
         let wal = Wal {
@@ -95,6 +103,24 @@ impl Arriving<'_> {
             error: None,
         };
         with_hooks(hooks, &wal, || self.store(hooks.repository(), wal.size_bytes))
+    }
+
+    /// Checks it as far as its beginning and its size show.
+    fn examine(&mut self, repository: &Repository) -> Result<(), barmanfs_catalog::Error> {
+        let mut beginning = Vec::new();
+        let size_bytes = (|| -> io::Result<u64> {
+            self.file
+                .by_ref()
+                .take(EXAMINED_BYTES)
+                .read_to_end(&mut beginning)?;
+            self.file.rewind()?;
+            Ok(self.file.metadata()?.len())
+        })();
+        let size_bytes = size_bytes.map_err(|source| barmanfs_catalog::Error::WalSource {
+            name: self.name,
+            source: Arc::new(source),
+        })?;
+        repository.examine_wal(self.server, &self.name, &beginning, size_bytes)
     }
 
     /// The writer keeps others waiting, so it exists no longer than this.

@@ -80,7 +80,7 @@ pub(crate) struct Hooks<'a> {
 }
 
 impl<'a> Hooks<'a> {
-    /// Those of this server. A retry script is not tried again once `is_stopped`.
+    /// Those of this server. Once `is_stopped`, a script is ended, and a retry script is not tried again.
     pub(crate) fn of(
         server: &'a ServerConfig,
         repository: &'a Repository,
@@ -235,7 +235,7 @@ impl<'a> Hooks<'a> {
 
     fn plain(&self, hook: Hook, phase: Phase, variables: &Variables) {
         if let Some(script) = self.script(hook, phase, false, variables) {
-            script.run_once();
+            script.run_once(self.is_stopped);
         }
     }
 

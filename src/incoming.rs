@@ -1,17 +1,21 @@
 //! The directory into which a server's `archive_command` copies its WAL, with `cp` or `rsync`.
 //!
-//! A file counts when it has a WAL file's name and its content is whole; until then it may still be copied. What is archived
-//! is removed. What cannot be archived goes into `errors` beside the directory, and stops nothing behind it.
+//! A file counts when it has a WAL file's name and its content is whole; until then it may still be copied. Its size shows
+//! nothing: some copiers give a file its final size first ([`whole`]). What is archived is removed. What cannot be archived
+//! goes into `errors` beside the directory, and stops nothing behind it.
+
+mod whole;
 
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use barmanfs_catalog::{Error as CatalogError, Repository};
-use barmanfs_pg::wal_name::WalName;
+use barmanfs_pg::TimelineId;
+use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_store::open_regular;
 use jiff::Timestamp;
 
@@ -19,9 +23,13 @@ use crate::arrival::{self, Arriving, NotArchived};
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::hooks::{Hooks, NEVER_STOPPED};
+use whole::Checked;
 
-/// How long after its last change a file that is not whole may still be copied.
+/// How long after its last change a file that is not whole, or whose content does not show that it is, may still be copied.
 const COPIED_WITHIN: Duration = Duration::from_secs(600);
+
+/// The same of a segment that only lacks proof for a record which crosses its border.
+const SETTLED_AFTER: Duration = Duration::from_secs(60);
 
 /// The ending of names that are not final.
 const TEMPORARY: &str = ".tmp";
@@ -37,6 +45,9 @@ enum Fate {
     Unreadable(Error),
     /// It may still be copied.
     Waits,
+    /// It is probably whole, and waits for that to be certain; later segments of its timeline wait with it, or the archive
+    /// would have a gap meanwhile.
+    Settles(SegmentName),
     /// It cannot be archived: why, and the ending of its new name.
     SetAside(Error, &'static str),
 }
@@ -77,10 +88,17 @@ pub(crate) fn archive(
     let hooks = Hooks::of(server, repository, NEVER_STOPPED);
     let mut archived = Vec::new();
     let mut first_error = None;
+    let mut settling: Vec<TimelineId> = Vec::new();
     for name in names {
         let path = directory.join(&name);
+        if let Ok(WalName::Segment(segment)) = WalName::from_str(&name)
+            && settling.contains(&segment.timeline)
+        {
+            continue;
+        }
         match archive_one(&hooks, &name, &path)? {
             Fate::Waits => {}
+            Fate::Settles(segment) => settling.push(segment.timeline),
             Fate::Unreadable(error) => {
                 tracing::error!("Server {}: {error}", server.name);
                 first_error.get_or_insert(error);
@@ -113,8 +131,11 @@ pub(crate) fn archive(
 }
 
 fn archive_one(hooks: &Hooks<'_>, name: &str, path: &Path) -> Result<Fate, Error> {
-    let unusable = |why: String| match is_recent(path) {
-        true => Fate::Waits,
+    let unusable = |why: String| match may_be_copied(path, COPIED_WITHIN) {
+        true => {
+            tracing::debug!("{} waits: {why}", path.display());
+            Fate::Waits
+        }
         false => Fate::SetAside(Error::failed(why), "unknown"),
     };
     let wal_name = match WalName::from_str(name) {
@@ -149,6 +170,18 @@ fn archive_one(hooks: &Hooks<'_>, name: &str, path: &Path) -> Result<Fate, Error
         }
         Err(error) => return Ok(unusable(format!("it cannot be decompressed: {error}"))),
     };
+    match whole::wholeness(&wal_name, &arriving.file) {
+        Err(error) => return Ok(unreadable(path, &error)),
+        Ok(Checked::Wrong(why)) => return Ok(unusable(why)),
+        Ok(Checked::Unproven { segment, is_likely }) => {
+            let within = if is_likely { SETTLED_AFTER } else { COPIED_WITHIN };
+            if may_be_copied(path, within) {
+                tracing::debug!("{} waits until it is certain that it is whole", path.display());
+                return Ok(segment.map_or(Fate::Waits, Fate::Settles));
+            }
+        }
+        Ok(Checked::Whole) => {}
+    }
     match arriving.archive(hooks) {
         Ok(outcome) => Ok(match arrival::refusal(hooks.server(), &wal_name, &outcome) {
             None => Fate::Archived(metadata),
@@ -164,12 +197,18 @@ fn archive_one(hooks: &Hooks<'_>, name: &str, path: &Path) -> Result<Fate, Error
     }
 }
 
-/// Whether a file may still be copied.
-fn is_recent(path: &Path) -> bool {
-    let changed = fs::symlink_metadata(path).and_then(|metadata| metadata.modified());
-    let age = changed.map(|changed| SystemTime::now().duration_since(changed));
-    // A time in the future says nothing.
-    age.is_ok_and(|age| age.is_ok_and(|age| age < COPIED_WITHIN))
+/// Whether a file may still be copied: it was changed within this time. The kernel's time of the last change counts, since a
+/// copier sets the other one.
+fn may_be_copied(path: &Path, within: Duration) -> bool {
+    let Ok(found) = fs::symlink_metadata(path) else {
+        return false;
+    };
+    let seconds = u64::try_from(found.ctime()).unwrap_or_default();
+    match SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_secs(seconds)) {
+        Ok(age) => age < within,
+        // The clock was set back.
+        Err(_) => true,
+    }
 }
 
 fn is_full(error: &io::Error) -> bool {
@@ -191,8 +230,8 @@ fn remove(path: &Path, archived: &Metadata) -> Result<(), Error> {
                 file.dev(),
                 file.ino(),
                 file.size(),
-                file.mtime(),
-                file.mtime_nsec(),
+                (file.mtime(), file.mtime_nsec()),
+                (file.ctime(), file.ctime_nsec()),
             )
         };
         of(there) == of(archived)

@@ -243,15 +243,22 @@ fn copies_in_a_directory_are_archived(install: &'static Install) {
         "archive_mode = on\narchive_command = 'cp %p {}/%f'",
         incoming.display()
     ));
-    let key = format!(
-        "archiver = on\nincoming_wals_directory = {}\n",
-        incoming.display()
+    let told = site.write_file("told", b"");
+    site.write_config_of(
+        &server,
+        &format!(
+            "archiver = on\nincoming_wals_directory = {}\npre_archive_script = echo $BARMAN_SEGMENT >> {}\n",
+            incoming.display(),
+            told.display()
+        ),
     );
-    site.write_config_of(&server, &format!("archiver = on\n{key}"));
     server.start();
+    // It begins with the end of a record of initdb, which may hold zeros: then it is believed after a minute.
+    let first = name_of(&kept_segments(&site, &server, 1)[0]);
     let segments = kept_segments(&site, &server, 3);
     let names: Vec<String> = segments.iter().map(|segment| name_of(segment)).collect();
     until("all is copied", || archived(&server) == names[2]);
+    fs::remove_file(incoming.join(first)).unwrap();
     site.sh(&format!("gzip {}/{}", incoming.display(), names[1])).ok();
     site.sh(&format!(
         "cd {}; mv {}.gz {}",
@@ -262,22 +269,46 @@ fn copies_in_a_directory_are_archived(install: &'static Install) {
     .ok();
     let stranger = "0000000100000000000000EE";
     site.sh(&format!(
-        "cd {}; echo no > {stranger}; touch -d '1 hour ago' {stranger}; echo > readme; touch -d '1 hour ago' readme; \
-         head -c 1000 {} > 0000000100000000000000EF; echo > .rsync.xyz",
+        "cd {}; echo no > {stranger}; echo > readme; head -c 1000 {} > 0000000100000000000000EF; echo > .rsync.xyz",
         incoming.display(),
         names[0]
     ))
     .ok();
+    // The last one is being copied by somebody who has given it its final size already.
+    let last = incoming.join(&names[2]);
+    let begin_copy = format!(
+        "truncate -s 0 {0}; truncate -s 1M {0}; dd if={1} of={0} bs=1000 count=10 conv=notrunc status=none",
+        last.display(),
+        segments[2].display()
+    );
+    site.sh(&begin_copy).ok();
     let done = site.barmanfs(&["archive-wal", "main"]).ok();
+    assert!(!done.text().contains(&names[2]), "{done}");
+    assert!(last.exists());
+    assert_eq!(
+        fs::read_to_string(&told).unwrap(),
+        format!("{}\n{}\n", names[0], names[1]),
+        "no script is told of a file that is not whole: {done}"
+    );
+    site.sh(&format!("cat {} 1<> {}", segments[2].display(), last.display()))
+        .ok();
+    let rest = site.barmanfs(&["archive-wal", "main"]).ok();
+    let done = format!("{}\n{}", done.text(), rest.text());
     for name in &names {
-        assert!(done.text().lines().any(|line| line == name), "{done}");
+        assert!(done.lines().any(|line| line == name), "{done}");
         let printed = site.barmanfs(&["get-wal", "main", name]).ok();
         let kept = segments.iter().find(|kept| name_of(kept) == *name).unwrap();
         assert!(printed.stdout == fs::read(kept).unwrap());
     }
-    assert_eq!(site.list(&incoming), [".rsync.xyz", "0000000100000000000000EF"]);
+    assert_eq!(
+        site.list(&incoming),
+        [".rsync.xyz", stranger, "0000000100000000000000EF", "readme"]
+    );
+    // Nobody copies for a day.
+    site.in_days(1, "archive-wal main").ok();
+    assert_eq!(site.list(&incoming), [".rsync.xyz"]);
     let errors = site.list(&site.path("errors"));
-    assert_eq!(errors.len(), 2, "{errors:?}");
+    assert_eq!(errors.len(), 3, "{errors:?}");
     assert!(
         errors[0].starts_with(stranger) && errors[0].ends_with(".unknown"),
         "{errors:?}"

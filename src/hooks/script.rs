@@ -1,7 +1,10 @@
 //! One script: a command line of a shell in a process group of its own, whose output goes to the log.
+//!
+//! The group ends with the process that waits for the script, however that ends: a process of the group reads from a pipe
+//! whose other end that process holds.
 
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -10,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use super::IsStopped;
 use super::environment::Environment;
+use super::{IsStopped, NEVER_STOPPED};
 use crate::config::ServerConfig;
 use crate::output::printable_lines;
 
@@ -29,6 +32,15 @@ const LONG_PAUSE: Duration = Duration::from_secs(60);
 /// How often a script that runs, or a pause, is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 const LOOK_AT_PAUSE_EVERY: Duration = Duration::from_millis(100);
+
+/// What a script may take to end by itself when the process that waits for it is to end.
+const END_WITHIN: Duration = Duration::from_secs(5);
+
+/// Runs its argument as a script. Beside it, a process waits for a line, which says that the script has ended. If none comes,
+/// the process that would write it is gone, and the group is ended.
+const SUPERVISED: &str = r#"exec 3<&0 </dev/null
+( ( trap '' TERM; read -r _ <&3 || { kill -TERM -- "-$$"; sleep 5; kill -KILL -- "-$$"; } ) >/dev/null 2>&1 & )
+exec /bin/sh -c "$1" 3<&-"#;
 
 /// As much of the output goes to the log.
 const LOGGED_BYTES: u64 = 64 * 1024;
@@ -71,14 +83,30 @@ pub(super) fn owner_to_become(repository: &Path) -> Option<(u32, u32)> {
 enum Attempt {
     Code(i32),
     TimedOut,
+    /// The process that waits for it is to end.
+    Stopped,
     Failed(String),
 }
 
+/// How long a script is waited for.
+#[derive(Clone, Copy)]
+struct Patience<'a> {
+    until: Option<Instant>,
+    is_stopped: IsStopped<'a>,
+}
+
+/// How a script ended that has run.
+enum Ran {
+    Ended(ExitStatus),
+    TimedOut,
+    Stopped,
+}
+
 impl Script {
-    /// Runs it once. What it ends with is logged.
-    pub(super) fn run_once(&self) {
+    /// Runs it once, and ends it when the process that waits for it is to end. What it ends with is logged.
+    pub(super) fn run_once(&self, is_stopped: IsStopped<'_>) {
         let until = self.timeout.map(|timeout| Instant::now() + timeout);
-        let _logged = self.attempt(until);
+        let _logged = self.attempt(Patience { until, is_stopped });
     }
 
     /// Runs it until it succeeds or gives up, or its time is over, or the process that waits for it is to end.
@@ -86,11 +114,12 @@ impl Script {
         let until = self.timeout.map(|timeout| Instant::now() + timeout);
         let mut failures = 0;
         loop {
-            match self.attempt(until) {
+            match self.attempt(Patience { until, is_stopped }) {
                 Attempt::Code(0) => return Ended::Done,
                 Attempt::Code(GIVE_UP) => return Ended::GivenUp,
                 Attempt::Code(STOP) => return Ended::Stop(format!("it ended with code {STOP}")),
                 Attempt::TimedOut => return Ended::Stop("its time, hook_timeout, is over".to_owned()),
+                Attempt::Stopped => return Ended::Stop("barmanfs is to end".to_owned()),
                 Attempt::Code(_) | Attempt::Failed(_) => {}
             }
             failures += 1;
@@ -114,13 +143,14 @@ impl Script {
         }
     }
 
-    fn attempt(&self, until: Option<Instant>) -> Attempt {
-        let attempt = match self.run(until) {
-            Ok((status, output)) => {
+    fn attempt(&self, patience: Patience<'_>) -> Attempt {
+        let attempt = match self.run(patience) {
+            Ok((ran, output)) => {
                 log(&self.key, &output);
-                match status {
-                    Some(status) => Attempt::Code(code(status)),
-                    None => Attempt::TimedOut,
+                match ran {
+                    Ran::Ended(status) => Attempt::Code(code(status)),
+                    Ran::TimedOut => Attempt::TimedOut,
+                    Ran::Stopped => Attempt::Stopped,
                 }
             }
             Err(error) => Attempt::Failed(error.to_string()),
@@ -131,14 +161,15 @@ impl Script {
             Attempt::TimedOut => {
                 tracing::error!("{} took longer than hook_timeout, and was killed", self.key);
             }
+            Attempt::Stopped => tracing::error!("{} was ended with barmanfs", self.key),
             Attempt::Failed(error) => tracing::error!("{} cannot be run: {error}", self.key),
         }
         attempt
     }
 
-    /// Runs it to its end; `None` if it was killed because its time was over. Output goes through a file: what the script
-    /// leaves running must not keep anybody waiting.
-    fn run(&self, until: Option<Instant>) -> io::Result<(Option<ExitStatus>, File)> {
+    /// Runs it to its end, or ends it. Output goes through a file: what the script leaves running must not keep anybody
+    /// waiting.
+    fn run(&self, patience: Patience<'_>) -> io::Result<(Ran, File)> {
         // Without room for its output it runs all the same.
         let output =
             tempfile::tempfile().or_else(|_| File::options().read(true).write(true).open("/dev/null"))?;
@@ -148,42 +179,64 @@ impl Script {
             command.gid(group).uid(user);
         }
         let mut child = command.spawn()?;
-        Ok((wait(&mut child, until)?, output))
+        let held = child.stdin.take();
+        let ran = wait(&mut child, patience)?;
+        if let Some(mut held) = held {
+            // Where the group is gone, nobody reads it.
+            let _told = held.write_all(b"\n");
+        }
+        Ok((ran, output))
     }
 }
 
-/// A shell that runs a command line, in a process group of its own.
+/// A shell that runs a command line, in a process group of its own that ends with this process.
 fn shell(line: &str, output: &File) -> io::Result<Command> {
     let mut command = Command::new("/bin/sh");
     command
-        .arg("-c")
-        .arg(line)
+        .args(["-c", SUPERVISED, "sh", line])
         .current_dir("/")
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(output.try_clone()?)
         .stderr(output.try_clone()?)
         .process_group(0);
     Ok(command)
 }
 
-fn wait(child: &mut Child, until: Option<Instant>) -> io::Result<Option<ExitStatus>> {
-    let Some(until) = until else {
-        return child.wait().map(Some);
-    };
+fn wait(child: &mut Child, patience: Patience<'_>) -> io::Result<Ran> {
+    let began = Instant::now();
     loop {
         if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
+            return Ok(Ran::Ended(status));
         }
-        if Instant::now() >= until {
-            let group = Pid::from_raw(i32::try_from(child.id()).unwrap_or_default());
-            if let Some(group) = group {
-                // If it has just ended, there is nothing to kill.
-                let _ended = kill_process_group(group, Signal::KILL);
-            }
+        if patience.until.is_some_and(|until| until <= Instant::now()) {
+            signal_group(child, Signal::KILL);
             child.wait()?;
-            return Ok(None);
+            return Ok(Ran::TimedOut);
         }
+        if (patience.is_stopped)() {
+            end(child)?;
+            return Ok(Ran::Stopped);
+        }
+        let is_short = began.elapsed() < LOOK_AT_PAUSE_EVERY * 10;
+        std::thread::sleep(if is_short { LOOK_EVERY } else { LOOK_AT_PAUSE_EVERY });
+    }
+}
+
+/// Asks a script and what it started to end, and kills what does not.
+fn end(child: &mut Child) -> io::Result<()> {
+    signal_group(child, Signal::TERM);
+    let until = Instant::now() + END_WITHIN;
+    while child.try_wait()?.is_none() && Instant::now() < until {
         std::thread::sleep(LOOK_EVERY);
+    }
+    signal_group(child, Signal::KILL);
+    child.wait().map(drop)
+}
+
+/// If the group has just ended, there is nothing to signal.
+fn signal_group(child: &Child, signal: Signal) {
+    if let Some(group) = Pid::from_raw(i32::try_from(child.id()).unwrap_or_default()) {
+        let _ended = kill_process_group(group, signal);
     }
 }
 
@@ -241,7 +294,11 @@ pub(crate) fn notify(line: &str, notice: &Notice<'_>, limit: Duration, repositor
         timeout: Some(limit),
         owner: owner_to_become(repository),
     };
-    matches!(script.attempt(Some(Instant::now() + limit)), Attempt::Code(0))
+    let patience = Patience {
+        until: Some(Instant::now() + limit),
+        is_stopped: NEVER_STOPPED,
+    };
+    matches!(script.attempt(patience), Attempt::Code(0))
 }
 
 #[cfg(test)]
@@ -285,9 +342,80 @@ mod tests {
     fn a_script_that_hangs_is_killed_with_what_it_started() {
         let began = Instant::now();
         let hanging = script("sleep 60 & sleep 60", Some(200));
-        hanging.run_once();
+        hanging.run_once(&|| false);
         assert!(matches!(hanging.run_until_done(&|| false), Ended::Stop(_)));
         assert!(began.elapsed() < Duration::from_secs(20));
+    }
+
+    /// A script that writes the ids of its processes, and the directory that has them.
+    fn lingering() -> (tempfile::TempDir, String) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pids");
+        let line = format!(
+            "sleep 300 & echo $$ $! > {0}.part; mv {0}.part {0}; wait",
+            path.display()
+        );
+        (directory, line)
+    }
+
+    fn pids(directory: &tempfile::TempDir) -> Option<Vec<i32>> {
+        let text = std::fs::read_to_string(directory.path().join("pids")).ok()?;
+        Some(text.split_whitespace().map(|pid| pid.parse().unwrap()).collect())
+    }
+
+    fn are_gone(pids: &[i32]) -> bool {
+        let is_gone = |pid: &i32| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+            status.map_or(true, |status| status.contains(") Z "))
+        };
+        pids.iter().all(is_gone)
+    }
+
+    #[test]
+    fn a_script_ends_with_the_process_that_is_to_end() {
+        let (directory, line) = lingering();
+        let is_stopped = || pids(&directory).is_some();
+        let began = Instant::now();
+        script(&line, None).run_once(&is_stopped);
+        assert!(are_gone(&pids(&directory).unwrap()));
+        assert!(began.elapsed() < Duration::from_secs(20));
+        assert!(matches!(
+            script(&line, None).run_until_done(&is_stopped),
+            Ended::Stop(_)
+        ));
+    }
+
+    #[test]
+    fn a_script_ends_with_a_process_that_is_killed() {
+        let (directory, line) = lingering();
+        let mut child = shell(&line, &tempfile::tempfile().unwrap())
+            .unwrap()
+            .spawn()
+            .unwrap();
+        while pids(&directory).is_none() {
+            std::thread::sleep(LOOK_EVERY);
+        }
+        // As the kernel does it then.
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        let started = pids(&directory).unwrap();
+        let until = Instant::now() + Duration::from_secs(20);
+        while !are_gone(&started) {
+            assert!(Instant::now() < until, "{started:?}");
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    #[test]
+    fn what_a_script_leaves_running_goes_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pids");
+        let line = format!("sleep 300 & echo $! > {}", path.display());
+        assert_eq!(ended(&line), Ended::Done);
+        std::thread::sleep(Duration::from_millis(300));
+        let left = pids(&directory).unwrap();
+        assert!(!are_gone(&left));
+        rustix::process::kill_process(Pid::from_raw(left[0]).unwrap(), Signal::KILL).unwrap();
     }
 
     #[test]

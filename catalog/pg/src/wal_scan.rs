@@ -15,6 +15,7 @@ mod record;
 mod scanner;
 #[cfg(test)]
 mod tests;
+mod whole;
 
 pub use confine::{Unconfinable, WalEdit, confine, may_cross};
 pub use index::{
@@ -23,3 +24,4 @@ pub use index::{
 };
 pub use record::{EmptiedPath, Parameters, Record, RecordFacts, WalLevel, join};
 pub use scanner::{EachRecord, WalScanner};
+pub use whole::{WholeScan, Wholeness};

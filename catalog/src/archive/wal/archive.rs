@@ -30,6 +30,7 @@ use crate::archive::wal::{QuarantinedWal, RefusedWal, WalConflict, WalFile, WalO
 use crate::error::{Error, Result};
 use crate::home::locks::Lock;
 use crate::index::records::{self, Kind};
+use crate::index::repository::Repository;
 use crate::index::writer::Writer;
 use crate::names::ServerName;
 
@@ -41,6 +42,35 @@ const READ_BYTES: usize = barmanfs_store::layout::STREAM_WINDOW_BYTES as usize;
 
 /// Number of locks over which names are spread, so that files archived at the same time rarely wait for each other.
 pub(crate) const STRIPES: u32 = 16;
+
+impl Repository {
+    /// Whether a file can be archived that has this name and size and begins with these bytes, as far as they show.
+    ///
+    /// # Errors
+    /// The same as those of [`Writer::archive_wal`] for a file that is wrong.
+    pub fn examine_wal(
+        &self,
+        server: &ServerName,
+        name: &WalName,
+        beginning: &[u8],
+        size_bytes: u64,
+    ) -> Result<()> {
+        let file = Incoming {
+            server,
+            name,
+            size_bytes,
+            origin: "",
+        };
+        match (check(&file, beginning)?, self.system_id(server)?) {
+            (Some(facts), Some(expected)) if facts.system_id != expected => Err(Error::OtherSystem {
+                server: server.clone(),
+                expected,
+                found: facts.system_id,
+            }),
+            _ => Ok(()),
+        }
+    }
+}
 
 /// A file being archived.
 struct Incoming<'a> {
