@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 topic! {
     once scripts_get_barmans_variables_in_barmans_order,
     once codes_of_scripts_stop_only_what_is_not_done,
+    once a_script_ends_with_the_command_that_runs_it,
     once a_change_of_a_check_is_told_once,
 }
 
@@ -344,6 +345,47 @@ fn codes_of_scripts_stop_only_what_is_not_done(install: &'static Install) {
         .refused(1)
         .says(&["pre_delete_retry_script"]);
     assert_eq!(site.backup_ids(), ids);
+}
+
+fn a_script_ends_with_the_command_that_runs_it(install: &'static Install) {
+    let site = Site::with_repository();
+    let mut server = PgServer::init(install, &site.path("main"), &["--wal-segsize=1"]);
+    let (ids, hangs) = (site.path("ids"), "sleep 300 & echo $! >> ");
+    let script = format!(
+        "streaming_archiver = on\npre_archive_script = {hangs}{}; wait\n",
+        ids.display()
+    );
+    site.write_config_of(&server, &script);
+    server.start();
+    let runs = |count: usize| {
+        let text = fs::read_to_string(&ids).unwrap_or_default();
+        let found: Vec<String> = text.lines().map(str::to_owned).collect();
+        (found.len() == count).then(|| found.last().cloned().unwrap())
+    };
+    let is_gone = |id: &str| {
+        let status = fs::read_to_string(format!("/proc/{id}/stat"));
+        status.map_or(true, |status| status.contains(") Z "))
+    };
+
+    let path = segment(&site, &server);
+    let mut archiving = site.spawn(&["wal-archive", "main", &path]);
+    until("the script runs", || runs(1).is_some());
+    archiving.kill().unwrap();
+    archiving.wait().unwrap();
+    let id = runs(1).unwrap();
+    until("it has ended", || is_gone(&id));
+
+    let mut receiving = site.spawn(&["receive-wal", "main"]);
+    until("the script runs", || {
+        segment(&site, &server);
+        runs(2).is_some()
+    });
+    let began = Instant::now();
+    site.ok(&["receive-wal", "--stop", "main"]);
+    assert!(began.elapsed() < Duration::from_secs(60));
+    receiving.wait().unwrap();
+    let id = runs(2).unwrap();
+    until("it has ended", || is_gone(&id));
 }
 
 fn a_change_of_a_check_is_told_once(install: &'static Install) {

@@ -2,6 +2,8 @@
 //! was deleted.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Seek, Write};
 use std::time::{Duration, UNIX_EPOCH};
 
 use barmanfs_catalog::retention::{Approved, Enforced, RetentionPlan, RetentionRules};
@@ -34,20 +36,60 @@ pub(crate) fn enforce(
     };
     let plan = repository.retention(server, rules, now)?;
     let doomed = doomed(repository, server, &plan)?;
-    let files = files(repository, server, &plan, &hooks)?;
+    let mut seen = Seen::begin()?;
     let approved = Approved {
         backups: approved_backups(&hooks, &doomed),
-        wal: approved_wal(&hooks, &plan, &files),
+        wal: approved_wal(&hooks, &plan, &mut seen)?,
     };
     let done = repository.enforce_approved(server, rules, now, Some(&approved))?;
     for backup in doomed.iter().filter(|backup| done.deleted.contains(&backup.id)) {
         hooks.after_backup(Hook::Delete, backup);
     }
-    let is_removed = |entry: &&WalEntry| done.wal.iter().any(|wal| wal.range.contains(&entry.name));
-    for entry in files.iter().filter(is_removed) {
-        hooks.after_wal(Hook::WalDelete, &wal(entry));
-    }
+    seen.each(|wal| {
+        if done.wal.iter().any(|removed| removed.range.contains(&wal.name)) {
+            hooks.after_wal(Hook::WalDelete, wal);
+        }
+    })?;
     Ok(done)
+}
+
+/// The files that scripts have seen, in a file: there may be millions, and the archive has them no more afterwards.
+struct Seen(BufWriter<File>);
+
+impl Seen {
+    fn begin() -> Result<Self, Error> {
+        tempfile::tempfile()
+            .map(|file| Self(BufWriter::new(file)))
+            .map_err(|error| failed(&error))
+    }
+
+    fn add(&mut self, entry: &WalEntry) -> Result<(), Error> {
+        let micros = entry.archived_at.unix_micros();
+        writeln!(self.0, "{} {} {micros}", entry.name, entry.size_bytes).map_err(|error| failed(&error))
+    }
+
+    /// Calls `after` with each of them.
+    fn each(self, mut after: impl FnMut(&Wal<'static>)) -> Result<(), Error> {
+        let mut file = self.0.into_inner().map_err(|error| failed(error.error()))?;
+        file.rewind().map_err(|error| failed(&error))?;
+        for line in BufReader::new(file).lines() {
+            let line = line.map_err(|error| failed(&error))?;
+            let mut words = line.split(' ');
+            let read = (|| {
+                let name = words.next()?.parse().ok()?;
+                let size_bytes = words.next()?.parse().ok()?;
+                Some(wal(name, size_bytes, words.next()?.parse().ok()?))
+            })();
+            after(&read.ok_or_else(|| failed(&io::ErrorKind::InvalidData.into()))?);
+        }
+        Ok(())
+    }
+}
+
+fn failed(error: &io::Error) -> Error {
+    Error::failed(format!(
+        "Cannot keep the names of removed WAL in a temporary file: {error}"
+    ))
 }
 
 /// The backups of the plan, oldest first.
@@ -74,56 +116,55 @@ fn approved_backups(hooks: &Hooks<'_>, doomed: &[Backup]) -> BTreeSet<BackupId> 
 }
 
 /// A script that stops one file stops the removal of all WAL in this run: what is left is without gaps.
-fn approved_wal(hooks: &Hooks<'_>, plan: &RetentionPlan, files: &[WalEntry]) -> Vec<SegmentRange> {
-    for entry in files {
-        let place = hooks.shown(&format!("wal/{}", entry.name));
-        let wal = Wal {
-            path: place.as_deref(),
-            ..wal(entry)
-        };
-        if let Err(error) = hooks.before_wal(Hook::WalDelete, &wal) {
-            tracing::error!("No WAL of server {} is removed: {error}", hooks.server());
-            return Vec::new();
-        }
-    }
-    plan.removable_wal().iter().map(|wal| wal.range).collect()
-}
-
-/// The files that the plan removes, if scripts are to see them.
-fn files(
-    repository: &Repository,
-    server: &ServerName,
-    plan: &RetentionPlan,
+fn approved_wal(
     hooks: &Hooks<'_>,
-) -> Result<Vec<WalEntry>, Error> {
-    let mut files = Vec::new();
+    plan: &RetentionPlan,
+    seen: &mut Seen,
+) -> Result<Vec<SegmentRange>, Error> {
+    let ranges: Vec<SegmentRange> = plan.removable_wal().iter().map(|wal| wal.range).collect();
     if !hooks.has(Hook::WalDelete) {
-        return Ok(files);
+        return Ok(ranges);
     }
-    let archive = repository.wal(server);
-    for wal in plan.removable_wal() {
-        let mut after = wal.range.first.name_below().map(WalName::Segment);
+    for range in &ranges {
+        let mut after = range.first.name_below().map(WalName::Segment);
         loop {
-            let page = archive.page(after.as_ref(), PAGE)?;
-            let is_last = page.len() < PAGE;
+            let page = hooks
+                .repository()
+                .wal(hooks.server())
+                .page(after.as_ref(), PAGE)?;
             after = page.last().map(|entry| entry.name);
-            files.extend(page.into_iter().filter(|entry| wal.range.contains(&entry.name)));
-            let is_behind =
-                after.is_some_and(|name| name.segment().is_some_and(|name| name > wal.range.last));
-            if is_last || is_behind {
+            for entry in page.iter().filter(|entry| range.contains(&entry.name)) {
+                seen.add(entry)?;
+                if let Err(error) = ask(hooks, entry) {
+                    tracing::error!("No WAL of server {} is removed: {error}", hooks.server());
+                    return Ok(Vec::new());
+                }
+            }
+            let is_behind = after.is_some_and(|name| name.segment().is_some_and(|name| name > range.last));
+            if page.len() < PAGE || is_behind {
                 break;
             }
         }
     }
-    Ok(files)
+    Ok(ranges)
 }
 
-fn wal(entry: &WalEntry) -> Wal<'static> {
-    let micros = u64::try_from(entry.archived_at.unix_micros()).unwrap_or_default();
+/// Runs the scripts before the removal of a file.
+fn ask(hooks: &Hooks<'_>, entry: &WalEntry) -> Result<(), Error> {
+    let place = hooks.shown(&format!("wal/{}", entry.name));
+    let wal = Wal {
+        path: place.as_deref(),
+        ..wal(entry.name, entry.size_bytes, entry.archived_at.unix_micros())
+    };
+    hooks.before_wal(Hook::WalDelete, &wal)
+}
+
+fn wal(name: WalName, size_bytes: u64, archived_at_micros: i64) -> Wal<'static> {
+    let micros = u64::try_from(archived_at_micros).unwrap_or_default();
     Wal {
-        name: entry.name,
+        name,
         path: None,
-        size_bytes: entry.size_bytes,
+        size_bytes,
         time: UNIX_EPOCH + Duration::from_micros(micros),
         error: None,
     }

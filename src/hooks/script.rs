@@ -36,10 +36,13 @@ const LOOK_AT_PAUSE_EVERY: Duration = Duration::from_millis(100);
 /// What a script may take to end by itself when the process that waits for it is to end.
 const END_WITHIN: Duration = Duration::from_secs(5);
 
+/// What a script may take that begins after that: it may be the one that tells somebody.
+const LAST_WORD_WITHIN: Duration = Duration::from_secs(10);
+
 /// Runs its argument as a script. Beside it, a process waits for a line, which says that the script has ended. If none comes,
 /// the process that would write it is gone, and the group is ended.
 const SUPERVISED: &str = r#"exec 3<&0 </dev/null
-( ( trap '' TERM; read -r _ <&3 || { kill -TERM -- "-$$"; sleep 5; kill -KILL -- "-$$"; } ) >/dev/null 2>&1 & )
+( ( trap '' TERM; read -r _ <&3 || { kill -s TERM -- "-$$"; sleep 5; kill -s KILL -- "-$$"; } ) >/dev/null 2>&1 & )
 exec /bin/sh -c "$1" 3<&-"#;
 
 /// As much of the output goes to the log.
@@ -204,6 +207,10 @@ fn shell(line: &str, output: &File) -> io::Result<Command> {
 
 fn wait(child: &mut Child, patience: Patience<'_>) -> io::Result<Ran> {
     let began = Instant::now();
+    let stops_at = match (patience.is_stopped)() {
+        true => began + LAST_WORD_WITHIN,
+        false => began,
+    };
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Ran::Ended(status));
@@ -213,7 +220,7 @@ fn wait(child: &mut Child, patience: Patience<'_>) -> io::Result<Ran> {
             child.wait()?;
             return Ok(Ran::TimedOut);
         }
-        if (patience.is_stopped)() {
+        if (patience.is_stopped)() && stops_at <= Instant::now() {
             end(child)?;
             return Ok(Ran::Stopped);
         }
@@ -363,6 +370,14 @@ mod tests {
         Some(text.split_whitespace().map(|pid| pid.parse().unwrap()).collect())
     }
 
+    fn wait_until_gone(pids: &[i32]) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while !are_gone(pids) {
+            assert!(Instant::now() < until, "{pids:?}");
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
     fn are_gone(pids: &[i32]) -> bool {
         let is_gone = |pid: &i32| {
             let status = std::fs::read_to_string(format!("/proc/{pid}/stat"));
@@ -377,12 +392,16 @@ mod tests {
         let is_stopped = || pids(&directory).is_some();
         let began = Instant::now();
         script(&line, None).run_once(&is_stopped);
-        assert!(are_gone(&pids(&directory).unwrap()));
+        wait_until_gone(&pids(&directory).unwrap());
         assert!(began.elapsed() < Duration::from_secs(20));
-        assert!(matches!(
-            script(&line, None).run_until_done(&is_stopped),
-            Ended::Stop(_)
-        ));
+    }
+
+    #[test]
+    fn a_script_that_begins_at_the_end_can_say_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("said");
+        script(&format!("sleep 0.5; echo > {}", path.display()), None).run_once(&|| true);
+        assert!(path.exists());
     }
 
     #[test]
@@ -397,13 +416,10 @@ mod tests {
         }
         // As the kernel does it then.
         drop(child.stdin.take());
+        let began = Instant::now();
         child.wait().unwrap();
-        let started = pids(&directory).unwrap();
-        let until = Instant::now() + Duration::from_secs(20);
-        while !are_gone(&started) {
-            assert!(Instant::now() < until, "{started:?}");
-            std::thread::sleep(LOOK_EVERY);
-        }
+        wait_until_gone(&pids(&directory).unwrap());
+        assert!(began.elapsed() < Duration::from_secs(20));
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub(super) fn wholeness(name: &WalName, mut file: &File) -> io::Result<Checked> 
     };
     file.rewind()?;
     let mut buffer = Vec::with_capacity(READ_BYTES);
-    let mut fill = |buffer: &mut Vec<u8>| {
+    let fill = |buffer: &mut Vec<u8>| {
         buffer.clear();
         file.take(READ_BYTES as u64).read_to_end(buffer)
     };
