@@ -86,7 +86,7 @@ impl Peer for Barmanfs<'_> {
 
     fn restore_to_start(&mut self, _server: &Server<'_>, target: &str) -> Result<Option<Command>> {
         let mut command = self.restore_latest(target);
-        command.args(["--target-immediate", "--target-action", "promote"]);
+        command.args(["--target-immediate", "--target-action", "promote", "--no-get-wal"]);
         Ok(Some(command))
     }
 
