@@ -120,6 +120,7 @@ need_rust
 need_build_and_mount_tools
 have python3 || install_packages python3   # looks for circles
 have openssl || install_packages openssl   # makes certificates for the tests of TLS
+have sshd || [ -x /usr/sbin/sshd ] || install_packages openssh-server # the other host of remote restores
 have faketime || install_packages faketime # puts the program's clock forward
 have promtool || get_promtool || warn "Without promtool, a test does not look at the names of metrics"
 # WAL is exchanged with it.

@@ -7,6 +7,7 @@
 //! - [`rates`] keeps how fast that was, for estimates. [`watch`] shows how far the recovery is that follows.
 //! - [`configuration`] writes the configuration files that the server kept outside its data directory.
 //! - [`own_files`] are those of a standby that is caught up, and stay. [`previous`] is what the directory was before.
+//! - [`remote`] does all this on another host, over ssh.
 //! - [`settings`] reports what a person should look at before the server is started.
 //!
 //! Invariants:
@@ -26,6 +27,7 @@ mod place;
 pub(crate) mod previous;
 mod prune;
 pub(crate) mod rates;
+pub(crate) mod remote;
 pub(crate) mod settings;
 mod space;
 mod tablespaces;
@@ -34,7 +36,7 @@ mod tree_writer;
 mod view;
 pub(crate) mod watch;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use barmanfs_catalog::{ReadGuard, Repository};
@@ -42,10 +44,12 @@ use barmanfs_catalog::{ReadGuard, Repository};
 use crate::error::Error;
 use crate::progress::{Counted, Progress};
 use crate::signals::Interruption;
+use configuration::ConfigurationTarget;
 pub(crate) use destination::State;
 use destination::{Destination, Opened};
 use own_files::OwnFiles;
 pub(crate) use pattern::Pattern;
+use remote::RemotePrepared;
 pub(crate) use tablespaces::{Layout, Relocation, Relocations};
 use throttle::Throttle;
 use tree_writer::{TreeWriter, Written};
@@ -78,8 +82,88 @@ pub(crate) struct Prepared {
     destination: Destination,
     options: WriteOptions,
     /// Size of the tree.
-    pub(crate) size: space::TreeSize,
+    size: space::TreeSize,
     _reading: ReadGuard,
+}
+
+/// A restore to this host or to another one.
+#[derive(Debug)]
+pub(crate) enum Ready {
+    /// To a directory here.
+    Here(Box<Prepared>),
+    /// To one that a command reaches.
+    There(Box<RemotePrepared>),
+}
+
+impl Ready {
+    /// "vacant", "incomplete" or "older": what the directory holds.
+    pub(crate) fn state(&self) -> &'static str {
+        match self {
+            Self::Here(prepared) => prepared.destination.state.as_str(),
+            Self::There(_) => State::Vacant.as_str(),
+        }
+    }
+
+    /// The directory.
+    pub(crate) fn directory(&self) -> &Path {
+        match self {
+            Self::Here(prepared) => &prepared.destination.path,
+            Self::There(prepared) => &prepared.directory,
+        }
+    }
+
+    /// The size of the tree.
+    pub(crate) fn size(&self) -> &space::TreeSize {
+        match self {
+            Self::Here(prepared) => &prepared.size,
+            Self::There(prepared) => &prepared.size,
+        }
+    }
+
+    /// What there is to say about the other host.
+    pub(crate) fn notes(&self) -> &[String] {
+        match self {
+            Self::Here(_) => &[],
+            Self::There(prepared) => prepared.notes(),
+        }
+    }
+
+    /// Writes the tree.
+    ///
+    /// # Errors
+    /// When something cannot be read or written. The directory is marked as incomplete then.
+    pub(crate) fn run(&self) -> Result<Restored, Error> {
+        match self {
+            Self::Here(prepared) => prepared.run(),
+            Self::There(prepared) => prepared.run(),
+        }
+    }
+
+    /// Finds out what a run would do. Nothing is changed.
+    ///
+    /// # Errors
+    /// When something cannot be read.
+    pub(crate) fn dry_run(&self) -> Result<Restored, Error> {
+        match self {
+            Self::Here(prepared) => prepared.dry_run(),
+            Self::There(prepared) => Ok(prepared.dry_run()),
+        }
+    }
+
+    /// Writes the configuration files from outside the data directory.
+    ///
+    /// # Errors
+    /// When something cannot be read or written.
+    pub(crate) fn write_configuration(
+        &self,
+        repository: &Repository,
+        target: &ConfigurationTarget,
+    ) -> Result<(), Error> {
+        match self {
+            Self::Here(prepared) => target.write(repository, &prepared.destination.path),
+            Self::There(prepared) => prepared.write_configuration(repository, target),
+        }
+    }
 }
 
 /// The result of a restore.
@@ -120,21 +204,8 @@ impl Prepared {
         })
     }
 
-    /// What the directory holds.
-    pub(crate) fn state(&self) -> State {
-        self.destination.state
-    }
-
-    /// The directory.
-    pub(crate) fn directory(&self) -> &std::path::Path {
-        &self.destination.path
-    }
-
     /// Writes the tree.
-    ///
-    /// # Errors
-    /// When something cannot be read or written. The directory is marked as incomplete then.
-    pub(crate) fn run(self) -> Result<Restored, Error> {
+    fn run(&self) -> Result<Restored, Error> {
         let began = Instant::now();
         let what = format!("Restore of {}", self.view.backup.server);
         let progress = Progress::start(what, Counted::Bytes, self.options.quiet);
@@ -166,11 +237,8 @@ impl Prepared {
         })
     }
 
-    /// Finds out what a run would do. Nothing is changed.
-    ///
-    /// # Errors
-    /// When something cannot be read.
-    pub(crate) fn dry_run(self) -> Result<Restored, Error> {
+    /// Finds out what a run would do.
+    fn dry_run(&self) -> Result<Restored, Error> {
         let began = Instant::now();
         let progress = Progress::start("Comparison", Counted::Bytes, self.options.quiet);
         let signals = Interruption::watch(|| {})?;

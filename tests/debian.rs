@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::common::process::Run;
 use crate::common::registry::topic;
+use crate::common::sshd::Sshd;
 use crate::common::{Install, Site};
 
 topic! {
@@ -112,6 +113,8 @@ fn a_cluster_is_recovered_under_debians_tools(_install: &'static Install) {
     assert_eq!(cluster.query("data", "SHOW data_directory"), data);
     assert_eq!(cluster.query("data", "SHOW archive_mode"), "off");
 
+    to_another_host(&site, etc);
+
     cluster.control("stop");
     cluster
         .run("sed -i '/barmanfs: begin/,/barmanfs: end/d' data/postgresql.auto.conf")
@@ -123,4 +126,38 @@ fn a_cluster_is_recovered_under_debians_tools(_install: &'static Install) {
         access
     );
     cluster.control("stop");
+}
+
+/// The configuration on another host is the one here, but for where things are.
+fn to_another_host(site: &Site, etc: &str) {
+    let sshd = Sshd::start(site);
+    let (data, there) = (site.path("data.there"), site.path("etc.there"));
+    site.make_directory("etc.there");
+    site.write_file("etc.there/pg_ident.conf", b"# of before\n");
+    let paths = [data.to_str().unwrap(), there.to_str().unwrap()];
+    let words = [
+        "restore",
+        "main",
+        "auto",
+        paths[0],
+        "--restore-config",
+        paths[1],
+        "--no-get-wal",
+    ];
+    site.ok(&[&words[..], &["--remote-ssh-command", &sshd.bare()]].concat());
+    assert_eq!(
+        fs::read(there.join("pg_ident.conf.before-restore")).unwrap(),
+        b"# of before\n"
+    );
+    let own = fs::read_to_string(there.join("postgresql.conf")).unwrap();
+    assert!(own.contains(&format!("data_directory = '{}'", paths[0])), "{own}");
+    assert!(
+        own.contains(&format!("include_dir = '{}/conf.d'", paths[1]))
+            || own.contains("include_dir = 'conf.d'"),
+        "{own}"
+    );
+    for name in ["conf.d/site.conf", "pg_hba.conf", "pg_ident.conf"] {
+        let of = |directory: &Path| fs::read(directory.join(name)).unwrap();
+        assert_eq!(of(Path::new(etc)), of(&there), "{name}");
+    }
 }

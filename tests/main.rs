@@ -51,6 +51,7 @@ mod quarantine;
 mod readme;
 mod rebuild;
 mod receive_wal;
+mod remote_restore;
 mod repository_files;
 mod restore;
 mod retention;
@@ -87,6 +88,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("pitr", pitr::TESTS),
     ("restore", restore::TESTS),
     ("catchup", catchup::TESTS),
+    ("remote_restore", remote_restore::TESTS),
     ("receive_wal", receive_wal::TESTS),
     ("byte_for_byte", byte_for_byte::TESTS),
     ("second_backup", second_backup::TESTS),

@@ -26,6 +26,7 @@ Examples:
   barmanfs restore main auto /var/lib/postgresql/18/main --delta-restore --dry-run
   barmanfs restore --watch /srv/restored
   barmanfs restore main auto /var/lib/postgresql/18/main --restore-config /etc/postgresql/18/main
+  barmanfs restore main auto /srv/restored --remote-ssh-command 'ssh postgres@db2' -j 4
   barmanfs restore main auto /var/lib/postgresql/standby --standby-mode --primary-conninfo 'host=db1'";
 
 /// `restore`
@@ -76,6 +77,12 @@ pub(crate) struct RestoreArgs {
     /// The copy's restore_command, instead of one that calls 'barmanfs get-wal'
     #[arg(long, value_name = "COMMAND")]
     pub(crate) restore_command: Option<String>,
+    /// DEST is on the host that this command reaches; it needs sh and tar there
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) remote_ssh_command: Option<String>,
+    /// With --remote-ssh-command: port of the ssh of this host, from which the copy fetches WAL
+    #[arg(long, value_name = "PORT", requires = "remote_ssh_command")]
+    pub(crate) recovery_option_port: Option<u16>,
     /// File in DEST for the settings of the recovery, instead of postgresql.auto.conf
     #[arg(long, value_name = "FILE")]
     pub(crate) recovery_conf_filename: Option<String>,
@@ -167,8 +174,6 @@ pub(crate) struct OfBarman {
     #[arg(long, hide = true)]
     partial_wal: bool,
     #[arg(long, hide = true)]
-    recovery_option_port: Option<u16>,
-    #[arg(long, hide = true)]
     staging_path: Option<PathBuf>,
     #[arg(long, hide = true)]
     staging_location: Option<String>,
@@ -190,8 +195,6 @@ pub(crate) struct OfBarman {
     azure_resource_group: Option<String>,
     #[arg(long, hide = true)]
     aws_region: Option<String>,
-    #[arg(long, hide = true)]
-    remote_ssh_command: Option<String>,
 }
 
 impl OfBarman {
@@ -209,7 +212,6 @@ impl OfBarman {
             (self.network_compression, "--network-compression"),
             (self.no_network_compression, "--no-network-compression"),
             (self.partial_wal, "--partial-wal"),
-            (self.recovery_option_port.is_some(), "--recovery-option-port"),
         ])
     }
 
@@ -236,7 +238,6 @@ impl OfBarman {
             (self.gcp_zone.is_some(), "--gcp-zone"),
             (self.azure_resource_group.is_some(), "--azure-resource-group"),
             (self.aws_region.is_some(), "--aws-region"),
-            (self.remote_ssh_command.is_some(), "--remote-ssh-command"),
         ])
     }
 }

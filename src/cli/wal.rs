@@ -296,6 +296,9 @@ pub(crate) struct FetchOptions {
     /// Also a segment that is not complete
     #[arg(short = 'P', long)]
     pub(crate) partial: bool,
+    /// For a copy: tablespaces that the WAL creates stay in the copy; needs barmanfs on the other host
+    #[arg(long)]
+    pub(crate) replay: bool,
     /// Have it compressed with gzip on its way
     #[arg(short = 'z', long, group = "form")]
     pub(crate) gzip: bool,

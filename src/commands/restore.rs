@@ -8,6 +8,7 @@ mod watch;
 
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use barmanfs_catalog::recovery::Plan;
 use barmanfs_catalog::{Backup, Repository, ServerName, TargetSpec};
@@ -27,8 +28,9 @@ use crate::output::Form;
 use crate::report::{CatchupDocument, RestoreReport};
 use crate::restore::configuration::ConfigurationTarget;
 use crate::restore::own_files::OwnFiles;
+use crate::restore::remote::{self, RemotePlace, RemotePrepared, RemoteShell};
 use crate::restore::{
-    DESCRIPTION, Prepared, Relocations, ViewTree, WriteOptions, destination, rates, settings,
+    DESCRIPTION, Prepared, Ready, Relocations, ViewTree, WriteOptions, destination, rates, settings,
 };
 use catching_up::CatchingUp;
 use request::AUTO;
@@ -41,6 +43,9 @@ const NOT_FOR_RECOVERY: [&str; 5] = [
     "pg_hosts.conf",
     "PG_VERSION",
 ];
+
+/// Streams to another host, unless `-j` says how many.
+const MOST_STREAMS: usize = 4;
 
 /// What is restored.
 #[derive(Debug)]
@@ -74,7 +79,7 @@ fn carry_out(app: &mut App, args: &RestoreArgs, catchup: Option<bool>) -> Result
     let Some(mut choice) = choose(app, args, &repository, &server)? else {
         return Ok(Outcome::Unreachable);
     };
-    let directory = destination::resolved(&args.destination)?;
+    let directory = resolved(args, &args.destination)?;
     let command = restore_command(app, args, &choice)?;
     let (own, relocations, caught_up) = match catchup {
         Some(is_forced) => {
@@ -96,14 +101,18 @@ fn carry_out(app: &mut App, args: &RestoreArgs, catchup: Option<bool>) -> Result
     let config = app.config.server(server.as_str()).cloned();
     let options = write_options(app, args, config.as_ref(), own);
     let configuration = configuration_target(args, &repository, &choice.backup)?;
-    let prepared = Prepared::new(&repository, view, directory.clone(), relocations.clone(), options)?;
-    let mut report = RestoreReport::new(&choice.backup, choice.plan.as_ref(), &prepared, &relocations);
+    let ready = ready(args, &repository, view, relocations.clone(), options)?;
+    let directory = ready.directory().to_owned();
+    choice.notes.extend_from_slice(ready.notes());
+    let mut report = RestoreReport::new(&choice.backup, choice.plan.as_ref(), &ready, &relocations);
     report.notes.clone_from(&choice.notes);
     report.standby = args.standby_mode;
     report.dry_run = args.dry_run;
     report.settings = notable;
     report.catchup = caught_up;
-    report.estimate(&rates::known(&repository));
+    if !report.remote {
+        report.estimate(&rates::known(&repository));
+    }
     report.configuration = configuration.as_ref().map(ConfigurationTarget::report);
     if !args.json.json {
         shown::plan(app, args, &choice, &report)?;
@@ -111,17 +120,17 @@ fn carry_out(app: &mut App, args: &RestoreArgs, catchup: Option<bool>) -> Result
     }
     let what = (&choice.backup, directory.as_path(), args);
     let restored = match args.dry_run {
-        true => prepared.dry_run()?,
+        true => ready.dry_run()?,
         false => hooked::with_hooks(&repository, config.as_ref(), what, || {
-            let restored = prepared.run()?;
+            let restored = ready.run()?;
             if let Some(configuration) = &configuration {
-                configuration.write(&repository, &directory)?;
+                ready.write_configuration(&repository, configuration)?;
             }
             Ok(restored)
         })?,
     };
     report.take(&restored);
-    if report.state == "vacant" && !args.dry_run && args.bwlimit.is_none() {
+    if report.state == "vacant" && !report.remote && !args.dry_run && args.bwlimit.is_none() {
         rates::keep_copy(&repository, restored.written_bytes, restored.elapsed);
     }
     match (args.json.json, &report.catchup) {
@@ -151,12 +160,43 @@ fn write_options(
     }
 }
 
+/// Checks the destination. Nothing is written.
+fn ready(
+    args: &RestoreArgs,
+    repository: &Repository,
+    view: ViewTree,
+    relocations: Relocations,
+    options: WriteOptions,
+) -> Result<Ready, Error> {
+    let directory = resolved(args, &args.destination)?;
+    let Some(command) = &args.remote_ssh_command else {
+        let prepared = Prepared::new(repository, view, directory, relocations, options)?;
+        return Ok(Ready::Here(Box::new(prepared)));
+    };
+    let place = RemotePlace {
+        shell: RemoteShell::new(command)?,
+        directory,
+        configuration: args.restore_config.clone(),
+        fetches_wal: !args.no_get_wal && args.restore_command.is_none(),
+    };
+    let prepared = RemotePrepared::new(repository, view, place, &relocations, options)?;
+    Ok(Ready::There(Box::new(prepared)))
+}
+
+/// An absolute path of the host that is restored to. Links are followed here only.
+fn resolved(args: &RestoreArgs, path: &Path) -> Result<PathBuf, Error> {
+    match args.remote_ssh_command {
+        Some(_) => remote::checked(path).map(|()| path.to_owned()),
+        None => destination::resolved(path),
+    }
+}
+
 /// Debian's tools look for the socket where the configuration says it is, and know no relative path.
 fn socket_directory(args: &RestoreArgs) -> Result<Option<String>, Error> {
     if args.restore_config.is_none() {
         return Ok(None);
     }
-    let directory = destination::resolved(&args.destination)?;
+    let directory = resolved(args, &args.destination)?;
     Ok(directory.to_str().map(str::to_owned))
 }
 
@@ -169,19 +209,20 @@ fn configuration_target(
     let Some(directory) = &args.restore_config else {
         return Ok(None);
     };
-    ConfigurationTarget::new(repository, backup, destination::resolved(directory)?).map(Some)
+    let is_here = args.remote_ssh_command.is_none();
+    ConfigurationTarget::new(repository, backup, resolved(args, directory)?, is_here).map(Some)
 }
 
 /// Refuses what does not exist here, before anything is looked at.
 fn refuse(args: &RestoreArgs) -> Result<(), Error> {
     if let Some(option) = args.of_barman.unsupported().first() {
         return Err(Error::usage(format!(
-            "{option} is not supported: backups are in the repository, and restored on this host"
+            "{option} is not supported: backups are in the repository"
         )));
     }
     if args.destination.as_os_str().as_bytes().contains(&b':') {
         return Err(Error::usage(format!(
-            "{} has a colon: it is a path on this host, not one of rsync",
+            "{} has a colon: it is a path, not a place of rsync",
             args.destination.display()
         )));
     }
@@ -318,6 +359,14 @@ fn open_view(
 /// How the copy gets its WAL; nothing for a backup that starts as it is.
 fn restore_command(app: &App, args: &RestoreArgs, choice: &Choice) -> Result<String, Error> {
     match &choice.plan {
+        Some(plan) if args.remote_ssh_command.is_some() => {
+            let config = app.config.server(choice.backup.server.as_str());
+            let archive = request::Archive {
+                configured: config.and_then(|config| config.recovery_host.as_deref()),
+                config: app.options.config.as_deref(),
+            };
+            request::remote_restore_command(&archive, args, &plan.spec)
+        }
         Some(plan) => {
             request::restore_command(&Invocation::current(Some(&app.config.file)), args, &plan.spec)
         }
@@ -350,7 +399,8 @@ fn description(args: &RestoreArgs, choice: &Choice) -> Result<Vec<u8>, Error> {
 
 /// The server that is started runs its restore_command as the owner of the data.
 fn note_reader(repository: &Repository, args: &RestoreArgs, view: &ViewTree, choice: &mut Choice) {
-    if args.no_get_wal || args.restore_command.is_some() || choice.plan.is_none() {
+    let is_fetching = !args.no_get_wal && args.restore_command.is_none() && choice.plan.is_some();
+    if !is_fetching || args.remote_ssh_command.is_some() {
         return;
     }
     let own = rustix::process::geteuid();
@@ -373,5 +423,10 @@ fn configured_limit(config: Option<&ServerConfig>) -> Option<u64> {
 
 fn jobs(args: &RestoreArgs, configured: Option<usize>) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    // sshd refuses some of many connections that come at once.
+    let cores = || match args.remote_ssh_command {
+        Some(_) => cores().min(MOST_STREAMS),
+        None => cores(),
+    };
     args.jobs.map(usize::from).or(configured).unwrap_or_else(cores)
 }

@@ -54,6 +54,7 @@ pub(crate) fn run(
         remote,
         transit: transit(options),
         partial: options.partial,
+        replay: options.replay,
     };
     if options.test {
         return Ok(Outcome::Told(u8::try_from(fetching.test()?).unwrap_or(u8::MAX)));
@@ -116,7 +117,7 @@ impl Restoring<'_> {
             Some(directory) => directory.clone(),
             None => dest.with_file_name(SPOOL),
         };
-        WalSpool::open(&parent, &self.fetching.remote)
+        WalSpool::open(&parent, &self.fetching.remote, self.fetching.replay)
             .inspect_err(|error| tracing::warn!("No WAL is fetched ahead: {error}"))
             .ok()
     }
@@ -180,6 +181,9 @@ impl Restoring<'_> {
             child.args(["--port", &port.to_string()]);
         }
         child.args(["--parallel", &self.options.parallel.to_string()]);
+        if self.fetching.replay {
+            child.arg("--replay");
+        }
         if let Some(directory) = &self.options.spool_dir {
             child.arg("--spool-dir").arg(std::path::absolute(directory)?);
         }

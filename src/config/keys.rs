@@ -107,6 +107,7 @@ const SERVER_OR_GLOBAL: &[&str] = &[
     "audit_sample",
     "recovery_options",
     "parallel_jobs",
+    "recovery_host",
     "hook_timeout",
     "notify_command",
 ];

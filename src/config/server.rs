@@ -146,6 +146,8 @@ pub(crate) struct ServerConfig {
     pub(crate) delta_restore: bool,
     /// Number of threads of a restore; one for each core when `None`.
     pub(crate) parallel_jobs: Option<usize>,
+    /// The name of this host for copies on other hosts, which fetch WAL from here.
+    pub(crate) recovery_host: Option<String>,
 }
 
 impl ServerConfig {
@@ -196,6 +198,7 @@ impl ServerConfig {
             check_timeout: Some(CHECK_TIMEOUT),
             delta_restore: false,
             parallel_jobs: None,
+            recovery_host: None,
         }
     }
 

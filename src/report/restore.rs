@@ -12,7 +12,7 @@ use crate::restore::configuration::RestoredConfiguration;
 use crate::restore::previous::Previous;
 use crate::restore::rates::time_for;
 use crate::restore::settings::NotableSetting;
-use crate::restore::{Prepared, Relocations, Restored};
+use crate::restore::{Ready, Relocations, Restored};
 
 /// A tablespace that is not in the data directory.
 #[derive(Debug, Serialize)]
@@ -29,6 +29,8 @@ pub(crate) struct RestoreReport<'a> {
     pub(crate) backup: BackupId,
     target: Option<&'a TargetSpec>,
     pub(crate) directory: String,
+    /// Whether the directory is on another host.
+    pub(crate) remote: bool,
     /// "vacant", "incomplete" or "older": what the directory held.
     pub(crate) state: &'static str,
     pub(crate) dry_run: bool,
@@ -84,7 +86,7 @@ impl<'a> RestoreReport<'a> {
     pub(crate) fn new(
         backup: &'a Backup,
         plan: Option<&'a Plan>,
-        prepared: &Prepared,
+        ready: &Ready,
         relocations: &Relocations,
     ) -> Self {
         let tablespaces = relocations.iter().map(|(oid, location)| RelocatedTablespace {
@@ -95,8 +97,9 @@ impl<'a> RestoreReport<'a> {
             server: &backup.server,
             backup: backup.id,
             target: plan.map(|plan| &plan.spec),
-            directory: prepared.directory().display().to_string(),
-            state: prepared.state().as_str(),
+            directory: ready.directory().display().to_string(),
+            remote: matches!(ready, Ready::There(_)),
+            state: ready.state(),
             dry_run: false,
             standby: false,
             get_wal: plan.is_some_and(|plan| !plan.spec.self_contained),
@@ -106,9 +109,9 @@ impl<'a> RestoreReport<'a> {
             wal_bytes: plan.map(|plan| plan.wal_bytes),
             first_segment: plan.map(|plan| plan.first_segment),
             last_segment: plan.map(|plan| plan.last_segment),
-            files: prepared.size.files,
-            bytes: prepared.size.bytes,
-            disk_bytes: prepared.size.disk_bytes(),
+            files: ready.size().files,
+            bytes: ready.size().bytes,
+            disk_bytes: ready.size().disk_bytes(),
             written_bytes: 0,
             removed: Vec::new(),
             elapsed_seconds: 0.0,

@@ -25,7 +25,7 @@ use crate::instance;
 const OF_THE_ORIGINAL: &[u8] = b"# Of the original (barmanfs): ";
 
 /// Ends the name of a file that was there before.
-const BEFORE: &str = ".before-restore";
+pub(super) const BEFORE: &str = ".before-restore";
 
 /// Where the configuration goes, and what of it.
 #[derive(Debug)]
@@ -58,6 +58,17 @@ enum FileKind {
     Access,
 }
 
+/// A file as it is written.
+#[derive(Debug)]
+pub(super) struct ConfigurationText {
+    /// Its path below the directory.
+    pub(super) place: PathBuf,
+    pub(super) attributes: Attributes,
+    pub(super) text: Vec<u8>,
+    /// Directories that it includes.
+    pub(super) directories: Vec<PathBuf>,
+}
+
 /// What was restored.
 #[derive(Debug, Serialize)]
 pub(crate) struct RestoredConfiguration {
@@ -73,7 +84,12 @@ impl ConfigurationTarget {
     ///
     /// # Errors
     /// When it has no such files, or cannot be read.
-    pub(crate) fn new(repository: &Repository, backup: &Backup, directory: PathBuf) -> Result<Self, Error> {
+    pub(crate) fn new(
+        repository: &Repository,
+        backup: &Backup,
+        directory: PathBuf,
+        is_here: bool,
+    ) -> Result<Self, Error> {
         let stored = repository.configuration_files(backup)?;
         let main = stored.as_ref().and_then(|stored| stored.config_file.clone());
         let (Some(stored), Some(main)) = (stored, main) else {
@@ -83,8 +99,10 @@ impl ConfigurationTarget {
             ))
             .hint("Without --restore-config, the configuration is in the restored directory"));
         };
-        refuse_place(repository, &directory)?;
-        refuse_other_server(&directory)?;
+        if is_here {
+            refuse_place(repository, &directory)?;
+            refuse_other_server(&directory)?;
+        }
         let all = stored.all(&repository.trees())?;
         let settings = files_of_settings(repository, &main, &all)?;
         let beside = Path::new(&main).parent().unwrap_or(Path::new("/"));
@@ -139,45 +157,68 @@ impl ConfigurationTarget {
         }
     }
 
-    /// Writes the files, for a server on the data directory `data`. A file that is there and differs keeps its content under
-    /// another name.
+    /// The files as they are written, for a server on the data directory `data`.
+    ///
+    /// # Errors
+    /// When the repository cannot be read.
+    pub(super) fn texts(
+        &self,
+        repository: &Repository,
+        data: &Path,
+    ) -> Result<Vec<ConfigurationText>, Error> {
+        let trees = repository.trees();
+        let text_of = |(place, file): (&PathBuf, &Restorable)| {
+            let mut text = Vec::new();
+            let read = trees.reader(file.map.clone()).read_to_end(&mut text);
+            read.map_err(|error| {
+                Error::failed(format!("Cannot read {} of the backup: {error}", place.display()))
+            })?;
+            let text = self.adapted(file.kind, &text, data);
+            Ok(ConfigurationText {
+                directories: match file.kind {
+                    FileKind::Access => Vec::new(),
+                    FileKind::Main | FileKind::Settings => self.included_directories(place, &text),
+                },
+                place: place.clone(),
+                attributes: file.attributes,
+                text,
+            })
+        };
+        self.files.iter().map(text_of).collect()
+    }
+
+    /// Writes the files. A file that is there and differs keeps its content under another name.
     ///
     /// # Errors
     /// Which file cannot be written, and why.
     pub(crate) fn write(&self, repository: &Repository, data: &Path) -> Result<(), Error> {
-        let trees = repository.trees();
-        for (place, file) in &self.files {
-            let path = self.directory.join(place);
+        for file in self.texts(repository, data)? {
+            let path = self.directory.join(&file.place);
             let failed = |error: std::io::Error| {
                 Error::failed(format!("Cannot write {}: {error}", path.display()))
                     .hint("The data directory is complete. Run the same command again with --delta-restore")
             };
-            let mut text = Vec::new();
-            trees
-                .reader(file.map.clone())
-                .read_to_end(&mut text)
-                .map_err(failed)?;
-            let text = self.adapted(file.kind, &text, data);
-            if file.kind != FileKind::Access {
-                self.make_included_directories(place, &text).map_err(failed)?;
+            for directory in &file.directories {
+                fs::create_dir_all(directory).map_err(failed)?;
             }
-            replace(&path, &text, &file.attributes).map_err(failed)?;
+            replace(&path, &file.text, &file.attributes).map_err(failed)?;
         }
         Ok(())
     }
 
     /// Directories that are included must exist, even with nothing in them.
-    fn make_included_directories(&self, place: &Path, text: &[u8]) -> std::io::Result<()> {
+    fn included_directories(&self, place: &Path, text: &[u8]) -> Vec<PathBuf> {
         let path = self.directory.join(place);
-        for reference in settings_references(text) {
-            if let AccessReference::Directory(named) = reference
-                && let Some(directory) = absolute(&named, &path.to_string_lossy())
-                && Path::new(&directory).starts_with(&self.directory)
-            {
-                fs::create_dir_all(directory)?;
-            }
-        }
-        Ok(())
+        let named = settings_references(text)
+            .into_iter()
+            .filter_map(|reference| match reference {
+                AccessReference::Directory(named) => absolute(&named, &path.to_string_lossy()),
+                _ => None,
+            });
+        let directories = named.map(PathBuf::from);
+        directories
+            .filter(|directory| directory.starts_with(&self.directory))
+            .collect()
     }
 
     /// What a line that includes something by an absolute path becomes: the original's files are not for this server.
@@ -270,14 +311,8 @@ fn files_of_settings(
 /// A server that runs with the configuration in a directory would come up on other data at its next start.
 fn refuse_other_server(directory: &Path) -> Result<(), Error> {
     let text = fs::read(directory.join("postgresql.conf")).unwrap_or_default();
-    for line in text.split_inclusive(|byte| *byte == b'\n') {
-        let ConfLine::Setting { name, value } = ConfLine::parse(line) else {
-            continue;
-        };
-        let data = PathBuf::from(String::from_utf8_lossy(&value).into_owned());
-        if name == "data_directory"
-            && let Some(pid) = instance::process_in(&data)
-        {
+    for data in data_directories(&text) {
+        if let Some(pid) = instance::process_in(&data) {
             return Err(Error::failed(format!(
                 "A server runs with the configuration in {} (process {pid}, in {})",
                 directory.display(),
@@ -287,6 +322,18 @@ fn refuse_other_server(directory: &Path) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// The data directories that a configuration names.
+pub(super) fn data_directories(text: &[u8]) -> Vec<PathBuf> {
+    let lines = text.split_inclusive(|byte| *byte == b'\n');
+    let named = lines.filter_map(|line| match ConfLine::parse(line) {
+        ConfLine::Setting { name, value } if name == "data_directory" => {
+            Some(PathBuf::from(String::from_utf8_lossy(&value).into_owned()))
+        }
+        _ => None,
+    });
+    named.collect()
 }
 
 /// Whether a line sets where the server keeps files of its own.

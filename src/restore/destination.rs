@@ -406,7 +406,7 @@ pub(super) fn is_of_the_file_system(name: &[u8]) -> bool {
 }
 
 /// Barman's message begins in the same way.
-fn not_empty(path: &Path) -> Error {
+pub(super) fn not_empty(path: &Path) -> Error {
     Error::failed(format!(
         "The restore operation cannot proceed because the destination folder '{}' is not empty",
         path.display()

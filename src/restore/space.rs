@@ -40,6 +40,17 @@ impl TreeSize {
     pub(crate) fn disk_bytes(&self) -> u64 {
         self.own_disk_bytes + self.tablespace_disk_bytes.values().sum::<u64>()
     }
+
+    /// The same of one tablespace.
+    pub(super) fn disk_bytes_of(&self, oid: u32) -> u64 {
+        self.tablespace_disk_bytes.get(&oid).copied().unwrap_or(0)
+    }
+
+    /// The same of the data directory, where these tablespaces are not in it.
+    pub(super) fn disk_bytes_but(&self, outside: &[u32]) -> u64 {
+        let outside = outside.iter().map(|oid| self.disk_bytes_of(*oid));
+        self.disk_bytes() - outside.sum::<u64>()
+    }
 }
 
 #[derive(Default)]

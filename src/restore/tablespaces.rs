@@ -139,6 +139,11 @@ impl Relocations {
         self.0.get(&oid).map(PathBuf::as_path)
     }
 
+    /// The same tablespaces at these places, in order.
+    pub(super) fn moved(&self, places: impl Iterator<Item = PathBuf>) -> Self {
+        Self(self.0.keys().copied().zip(places).collect())
+    }
+
     /// All of them.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Path)> {
         self.0.iter().map(|(oid, location)| (*oid, location.as_path()))

@@ -38,6 +38,8 @@ pub(crate) struct Fetching {
     pub(crate) transit: Transit,
     /// Also segments that are not complete.
     pub(crate) partial: bool,
+    /// As a copy may replay them.
+    pub(crate) replay: bool,
 }
 
 /// What became of a request.
@@ -108,6 +110,9 @@ impl Fetching {
         }
         if self.partial {
             words.push("--partial");
+        }
+        if self.replay {
+            words.push("--replay");
         }
         words.extend([self.remote.server.as_str(), &name_text]);
         let mut ssh = self

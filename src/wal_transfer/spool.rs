@@ -50,8 +50,10 @@ impl WalSpool {
     ///
     /// # Errors
     /// When that is not possible, or others could write into it.
-    pub(crate) fn open(parent: &Path, remote: &Remote) -> io::Result<Self> {
-        let key = blake3::hash(remote.identity().as_bytes()).to_hex();
+    pub(crate) fn open(parent: &Path, remote: &Remote, replay: bool) -> io::Result<Self> {
+        // The same segment has other bytes for a copy.
+        let form = if replay { "\nreplay" } else { "" };
+        let key = blake3::hash(format!("{}{form}", remote.identity()).as_bytes()).to_hex();
         let directory = parent.join(key.get(..16).unwrap_or_default());
         DirBuilder::new().recursive(true).mode(MODE).create(&directory)?;
         let found = fs::symlink_metadata(&directory)?;
@@ -204,7 +206,7 @@ mod tests {
     }
 
     fn filled(directory: &Path, content: u8) -> WalSpool {
-        let spool = WalSpool::open(directory, &remote("main")).unwrap();
+        let spool = WalSpool::open(directory, &remote("main"), false).unwrap();
         fs::write(spool.part(segment(1)), vec![content; SIZE as usize]).unwrap();
         spool.add(segment(1)).unwrap();
         spool
@@ -215,7 +217,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let dest = directory.path().join("dest");
         let spool = filled(directory.path(), 7);
-        let other = WalSpool::open(directory.path(), &remote("other")).unwrap();
+        let other = WalSpool::open(directory.path(), &remote("other"), false).unwrap();
         assert_eq!(other.take(segment(1), &dest).unwrap(), None);
         assert_eq!(spool.take(segment(2), &dest).unwrap(), None);
         assert!(spool.has(segment(1)));

@@ -21,6 +21,7 @@ pub(crate) mod recorder;
 pub(crate) mod registry;
 pub(crate) mod site;
 pub(crate) mod ssh;
+pub(crate) mod sshd;
 pub(crate) mod standby;
 pub(crate) mod template;
 pub(crate) mod tree;

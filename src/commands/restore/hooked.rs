@@ -32,7 +32,7 @@ pub(super) fn with_hooks<T>(
     let recovery = Recovery {
         destination: directory,
         tablespaces: &tablespaces,
-        remote_command: None,
+        remote_command: args.remote_ssh_command.as_deref(),
         options: &options,
     };
     let interruption = Interruption::watch(|| {})?;

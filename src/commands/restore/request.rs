@@ -1,12 +1,17 @@
 //! What a command line asks for: the target, in Barman's words, and how the copy gets its WAL.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use barmanfs_catalog::{Action, BackupId, Target, TargetSpec, TimelineChoice};
 
 use crate::cli::restore::{RestoreArgs, TargetArgs};
 use crate::error::Error;
-use crate::invocation::Invocation;
+use crate::invocation::{Invocation, quoted_text};
+use crate::mounts::known_user;
+use crate::output::printable;
 
 /// PostgreSQL 13 cuts a command at MAXPGPATH after it has replaced `%f` and `%p`.
 const MAX_COMMAND_BYTES: usize = 1023 - 6 * 32;
@@ -86,7 +91,10 @@ pub(crate) fn restore_command(
         false => "",
     };
     let line = invocation.with(&format!("get-wal --replay {partial}{} ", args.server));
-    let command = format!("{}%f %p", line.replace('%', "%%"));
+    bounded(format!("{}%f %p", line.replace('%', "%%")))
+}
+
+fn bounded(command: String) -> Result<String, Error> {
     match command.len() <= MAX_COMMAND_BYTES {
         true => Ok(command),
         false => Err(Error::failed(
@@ -94,6 +102,80 @@ pub(crate) fn restore_command(
         )
         .hint("Add --no-get-wal: then all WAL is in the copy")),
     }
+}
+
+/// Where a copy on another host finds the archive.
+#[derive(Debug)]
+pub(crate) struct Archive<'a> {
+    /// The name of this host in the configuration.
+    pub(crate) configured: Option<&'a str>,
+    /// The configuration of the command line.
+    pub(crate) config: Option<&'a Path>,
+}
+
+/// The command by which a copy on another host fetches WAL from here.
+pub(crate) fn remote_restore_command(
+    archive: &Archive<'_>,
+    args: &RestoreArgs,
+    spec: &TargetSpec,
+) -> Result<String, Error> {
+    if let Some(command) = &args.restore_command {
+        return Ok(command.clone());
+    }
+    if args.no_get_wal {
+        // It replays what it has.
+        return Ok(String::new());
+    }
+    let host = match archive.configured {
+        Some(host) => host.to_owned(),
+        None => own_host()?,
+    };
+    let mut line = "barmanfs".to_owned();
+    if let Some(config) = archive.config {
+        let config = std::path::absolute(config)
+            .map_err(|error| Error::failed(format!("Cannot find {}: {error}", config.display())))?;
+        line += &format!(" -c {}", quoted_text(&config.to_string_lossy()));
+    }
+    line += " wal-restore --replay";
+    if spec.target == Target::Now && !args.standby_mode {
+        line += " --partial";
+    }
+    if let Some(user) = known_user(rustix::process::geteuid().as_raw()) {
+        line += &format!(" -U {}", quoted_text(&user));
+    }
+    if let Some(port) = args.recovery_option_port {
+        line += &format!(" --port {port}");
+    }
+    line += &format!(" {host} {} ", args.server);
+    bounded(format!("{}%f %p", line.replace('%', "%%")))
+}
+
+/// The name of this host for others.
+fn own_host() -> Result<String, Error> {
+    let asked = Command::new("hostname").arg("-f").stderr(Stdio::null()).output();
+    let full = asked
+        .ok()
+        .filter(|answer| answer.status.success())
+        .and_then(|answer| String::from_utf8(answer.stdout).ok());
+    let name =
+        full.unwrap_or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default());
+    let name = name.trim();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
+    match is_loopback(name) || !name.chars().all(is_plain) {
+        false => Ok(name.to_owned()),
+        true => Err(Error::failed(format!(
+            "This host is called '{}', and a copy on another host would not find it to fetch WAL",
+            printable(name.as_bytes())
+        ))
+        .hint("Set recovery_host in the configuration, or add --no-get-wal: then all WAL is in the copy")),
+    }
+}
+
+/// Whether every host has this name.
+fn is_loopback(name: &str) -> bool {
+    let first = name.split('.').next().unwrap_or_default();
+    let is_address = name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    name.is_empty() || is_address || first.starts_with("localhost") || first == "ip6-localhost"
 }
 
 /// The backup that is asked for; `None` for `auto`.
@@ -163,6 +245,23 @@ mod tests {
         ] {
             let refused = spec(options).unwrap_err();
             assert!(refused.contains(reason), "{options}: {refused}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_every_host_has_finds_nobody() {
+        for name in [
+            "",
+            "localhost",
+            "localhost.localdomain",
+            "127.0.0.1",
+            "::1",
+            "localhost6",
+        ] {
+            assert!(is_loopback(name), "{name}");
+        }
+        for name in ["backup", "backup.example.com", "10.0.0.1", "local.host"] {
+            assert!(!is_loopback(name), "{name}");
         }
     }
 

@@ -48,8 +48,10 @@ pub(super) fn plan(
     }
     if app.options.format.is_some() {
         app.out.line(format_args!(
-            "Starting local restore for server {} using backup {}",
-            choice.backup.server, choice.backup.id
+            "Starting {} restore for server {} using backup {}",
+            if report.remote { "remote" } else { "local" },
+            choice.backup.server,
+            choice.backup.id
         ))?;
         return app
             .out
@@ -60,8 +62,10 @@ pub(super) fn plan(
         None => "Restore of server",
     };
     app.out.line(format_args!(
-        "{what} {} to {}",
-        choice.backup.server, report.directory
+        "{what} {} to {}{}",
+        choice.backup.server,
+        report.directory,
+        if report.remote { " on another host" } else { "" }
     ))?;
     app.out.bytes(facts(args, choice, report).render().as_bytes())
 }
@@ -178,6 +182,10 @@ fn expected(choice: &Choice, report: &RestoreReport<'_>) -> String {
         || "unknown before the first restore on this host".to_owned(),
         |seconds| format!("about {}", time(seconds)),
     );
+    let copy = match report.remote {
+        true => "unknown over the network".to_owned(),
+        false => copy,
+    };
     let replay = match (&choice.plan, report.expected_replay_seconds) {
         (None, _) => String::new(),
         (Some(_), Some(seconds)) => format!("; for replay {}", time(seconds)),

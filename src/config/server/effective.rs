@@ -123,6 +123,7 @@ impl ServerConfig {
                 }),
             ),
             ("parallel_jobs", number(self.parallel_jobs)),
+            ("recovery_host", shown_text(self.recovery_host.as_ref())),
         ]
     }
 

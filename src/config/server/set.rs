@@ -159,6 +159,7 @@ impl ServerConfig {
 
     fn set_recovery(&mut self, key: &str, value: &str) -> Option<Outcome> {
         Some(match key {
+            "recovery_host" => store_some(&mut self.recovery_host, host_name(value)),
             "recovery_options" => store(&mut self.delta_restore, recovery_options(value)),
             "parallel_jobs" => match count(value) {
                 Ok(jobs) if jobs > 0 => store_mapped(
@@ -243,6 +244,17 @@ fn recovery_options(value: &str) -> Result<bool, String> {
         }
     }
     Ok(is_delta)
+}
+
+/// It becomes a word of a command, and ssh must not take it for an option.
+fn host_name(value: &str) -> Result<String, String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || ".-_:[]%".contains(c);
+    match !value.is_empty() && value.chars().all(is_plain) && !value.starts_with('-') {
+        true => Ok(value.to_owned()),
+        false => Err(format!(
+            "is '{value}': allowed is the name or the address of a host"
+        )),
+    }
 }
 
 fn archiver(value: &str) -> Result<Archiver, String> {

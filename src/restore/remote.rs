@@ -1,0 +1,248 @@
+//! A restore to another host, over ssh. The other side needs `sh` and `tar`, and runs nothing of barmanfs.
+//!
+//! - [`shell`] runs scripts there, by the command line that the user gives.
+//! - [`host`] finds out what there is, before anything is written.
+//! - [`tree`] sends the tree as several archives, each by a [`stream`].
+//! - [`configuration`] sends the configuration files that the server kept outside its data directory.
+//!
+//! The invariants are those of a local restore: `global/pg_control` gets its name last, after everything else was synced there,
+//! and a marker is there from the first byte until just before that. That an archive was cut off is not always seen by a tar
+//! over there. So only this side decides that everything has arrived: the command that makes the directory startable runs
+//! when all others have ended without an error.
+
+mod configuration;
+mod host;
+mod shell;
+mod stream;
+mod tree;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use barmanfs_catalog::{ReadGuard, Repository};
+
+use super::destination::{State, not_empty};
+use super::marker::{self, Marker};
+use super::space::TreeSize;
+use super::tablespaces::Relocations;
+use super::throttle::Throttle;
+use super::view::ViewTree;
+use super::{Restored, WriteOptions};
+use crate::error::Error;
+use crate::progress::{Counted, Progress};
+use crate::signals::Interruption;
+use configuration::RemoteConfiguration;
+use host::Facts;
+pub(crate) use shell::RemoteShell;
+use shell::word;
+use tree::TreeSender;
+
+/// A restore to another host that is ready to begin: everything is checked, and nothing has been written.
+#[derive(Debug)]
+pub(crate) struct RemotePrepared {
+    shell: RemoteShell,
+    view: ViewTree,
+    /// Without links.
+    pub(super) directory: PathBuf,
+    relocations: Relocations,
+    options: WriteOptions,
+    pub(super) size: TreeSize,
+    notes: Vec<String>,
+    configuration: Option<RemoteConfiguration>,
+    _reading: ReadGuard,
+}
+
+/// Where a restore goes on another host.
+#[derive(Debug)]
+pub(crate) struct RemotePlace {
+    /// The command that reaches it.
+    pub(crate) shell: RemoteShell,
+    /// The directory there.
+    pub(crate) directory: PathBuf,
+    /// The directory there for configuration files.
+    pub(crate) configuration: Option<PathBuf>,
+    /// Whether the copy fetches WAL with barmanfs.
+    pub(crate) fetches_wal: bool,
+}
+
+/// Refuses a directory that cannot be one of another host.
+pub(crate) fn checked(path: &Path) -> Result<(), Error> {
+    host::checked(path).map(drop)
+}
+
+impl RemotePrepared {
+    /// Checks the other host, the directory and the space in it.
+    ///
+    /// # Errors
+    /// When the host cannot be reached, or the directory may not be written to.
+    pub(crate) fn new(
+        repository: &Repository,
+        view: ViewTree,
+        place: RemotePlace,
+        relocations: &Relocations,
+        options: WriteOptions,
+    ) -> Result<Self, Error> {
+        let reading = repository.reading(&view.backup)?;
+        let RemotePlace { shell, directory, .. } = place;
+        let facts = Facts::of(&shell, &directory, relocations)?;
+        facts.refuse_host()?;
+        let locations = relocations.iter().map(|(_, location)| location);
+        let asked: Vec<&Path> = std::iter::once(directory.as_path()).chain(locations).collect();
+        let mut paths = facts.refuse_places(&asked)?.into_iter();
+        refuse_state(&facts, &directory, options.delta)?;
+        let real = paths.next().unwrap_or_else(|| directory.clone());
+        let relocations = relocations.moved(paths);
+        if let Some((_, location)) = relocations
+            .iter()
+            .find(|(_, location)| location.starts_with(&real) || real.starts_with(location))
+        {
+            return Err(Error::usage(format!(
+                "The tablespace at {} would be in {}, or around it",
+                location.display(),
+                real.display()
+            )));
+        }
+        let size = TreeSize::of(&view)?;
+        facts.refuse_space(&relocations, &size)?;
+        let configuration = place
+            .configuration
+            .map(|directory| RemoteConfiguration::examine(&shell, directory))
+            .transpose()?;
+        Ok(Self {
+            notes: facts.notes(&view.backup, place.fetches_wal),
+            shell,
+            view,
+            directory: real,
+            relocations,
+            options,
+            size,
+            configuration,
+            _reading: reading,
+        })
+    }
+
+    /// What there is to say about the other host.
+    pub(crate) fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Sends the tree.
+    ///
+    /// # Errors
+    /// When something cannot be read, or the other side fails. The directory is marked as incomplete then.
+    pub(crate) fn run(&self) -> Result<Restored, Error> {
+        let began = Instant::now();
+        let what = format!("Restore of {}", self.view.backup.server);
+        let progress = Progress::start(what, Counted::Bytes, self.options.quiet);
+        let running = self.shell.running().clone();
+        let signals = Interruption::watch(move || running.stop())?;
+        self.begin()?;
+        let sender = TreeSender {
+            view: &self.view,
+            shell: &self.shell,
+            directory: &self.directory,
+            relocations: &self.relocations,
+            jobs: self.options.jobs,
+            throttle: self.options.bandwidth_limit.map(Throttle::new),
+            progress: &progress,
+            total_bytes: self.size.bytes,
+            signals: &signals,
+        };
+        let send = || {
+            let rest = sender.collect()?;
+            let bytes = sender.send(&rest)?;
+            if signals.requested() {
+                return Err(super::tree_writer::interrupted());
+            }
+            progress.stage("syncing");
+            sender.complete(&rest)?;
+            Ok(bytes)
+        };
+        let written_bytes = send().map_err(|error| self.incomplete(error))?;
+        Ok(Restored {
+            bytes: self.size.bytes,
+            written_bytes,
+            removed: Vec::new(),
+            elapsed: began.elapsed(),
+        })
+    }
+
+    /// Nothing is there, so everything would be written.
+    pub(crate) fn dry_run(&self) -> Restored {
+        Restored {
+            bytes: self.size.bytes,
+            written_bytes: self.size.bytes,
+            ..Restored::default()
+        }
+    }
+
+    /// Makes the directories and the marker. Another restore that begins at the same moment finds that.
+    fn begin(&self) -> Result<(), Error> {
+        let marker = Marker::new(&self.view.backup, Vec::new(), self.relocations.clone(), false);
+        let text = serde_json::to_vec_pretty(&marker)
+            .map_err(|error| Error::failed(format!("Cannot write the marker: {error}")))?;
+        let mut script = String::from(
+            "set -e; umask 022; make() { [ -d \"$1\" ] || { mkdir -p \"${1%/*}/\"; mkdir -m 700 \"$1\"; }; \
+             if [ \"$(id -u)\" = 0 ]; then chown 0:0 \"$1\"; fi; chmod 700 \"$1\"; }; ",
+        );
+        let directory = word(&self.directory.to_string_lossy());
+        script.push_str(&format!("make {directory}; "));
+        // With this, sh makes no file that exists.
+        script.push_str(&format!(
+            "set -C; umask 077; cat > {directory}/{}; set +C; umask 022",
+            marker::NAME
+        ));
+        for (_, location) in self.relocations.iter() {
+            script.push_str(&format!("; make {}", word(&location.to_string_lossy())));
+        }
+        self.shell.run("begin a restore", &script, &text).map(drop)
+    }
+
+    /// Writes the configuration files there.
+    ///
+    /// # Errors
+    /// When the other side fails.
+    pub(crate) fn write_configuration(
+        &self,
+        repository: &Repository,
+        target: &super::configuration::ConfigurationTarget,
+    ) -> Result<(), Error> {
+        match &self.configuration {
+            Some(configuration) => {
+                configuration.write(&self.shell, &target.texts(repository, &self.directory)?)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn incomplete(&self, error: Error) -> Error {
+        let hint = error
+            .hint_text()
+            .map(|hint| format!("{hint}. "))
+            .unwrap_or_default();
+        let path = self.directory.display();
+        error.hint(format!(
+            "{hint}{path} on the other host is marked as incomplete, and PostgreSQL does not start there"
+        ))
+    }
+}
+
+/// Only an empty directory is written to: what differs from the backup cannot be found out without barmanfs over there.
+fn refuse_state(facts: &Facts, directory: &Path, is_delta: bool) -> Result<State, Error> {
+    if facts.is_incomplete() {
+        return Err(Error::failed(format!(
+            "{} on the other host holds an incomplete restore, and there is no barmanfs that could continue it",
+            directory.display()
+        ))
+        .hint("Install barmanfs there, or remove the directory there; then run the same command again"));
+    }
+    match (facts.has_entries(), is_delta) {
+        (false, _) => Ok(State::Vacant),
+        (true, false) => Err(not_empty(directory)),
+        (true, true) => Err(Error::failed(format!(
+            "{} on the other host is not empty, and --delta-restore needs barmanfs there, in the PATH of the user",
+            directory.display()
+        ))
+        .hint("Install it there, or name an empty directory")),
+    }
+}

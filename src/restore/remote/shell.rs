@@ -1,0 +1,300 @@
+//! Commands of a shell on the other host.
+//!
+//! What runs them is a command line of this host, as `ssh postgres@db2` or `ssh -p 2222 -i key db2`: a shell here takes it
+//! apart, and adds one word: `sh -c` and the script, quoted. ssh hands that to the login shell of the other host, which may be
+//! any, or to a command like `sudo -u postgres` that is in the command line, too.
+
+use std::io::{BufWriter, Read, Write};
+use std::os::fd::OwnedFd;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use barmanfs_store::sync::lock;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::error::Error;
+use crate::output::printable;
+
+/// With this code ssh itself ends when it fails.
+const SSH_FAILED: i32 = 255;
+
+/// Bytes that are kept of what a command says about its failure.
+const ERROR_BYTES: usize = 4 << 10;
+
+/// Characters of that in a message.
+const SHOWN_CHARACTERS: usize = 600;
+
+/// A script prints little.
+const ANSWER_BYTES: u64 = 1 << 20;
+
+/// Bytes that are passed to a command at a time.
+const WRITE_BYTES: usize = 256 << 10;
+
+/// What tar says when it cannot write any more. It goes on all the same, with the next file.
+const FULL: &[u8] = b"No space left on device";
+
+/// The command line that runs a command on the other host.
+#[derive(Debug, Clone)]
+pub(crate) struct RemoteShell {
+    command: String,
+    running: Running,
+}
+
+/// The processes that run now, to be ended by a signal.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Running {
+    stopped: Arc<AtomicBool>,
+    processes: Arc<Mutex<Vec<(u32, OwnedFd)>>>,
+}
+
+impl Running {
+    /// Ends all, and lets no new one begin.
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        for (_, process) in lock(&self.processes).iter() {
+            // One that has ended cannot be ended.
+            let _ = pidfd_send_signal(process, Signal::TERM);
+        }
+    }
+
+    fn add(&self, child: &Child) {
+        let process = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        if let Some(Ok(process)) = process.map(|process| pidfd_open(process, PidfdFlags::empty())) {
+            lock(&self.processes).push((child.id(), process));
+        }
+        if self.stopped.load(Ordering::Acquire) {
+            self.stop();
+        }
+    }
+
+    fn remove(&self, id: u32) {
+        lock(&self.processes).retain(|(other, _)| *other != id);
+    }
+}
+
+/// A word of a shell, whatever is in it.
+pub(super) fn word(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+impl RemoteShell {
+    /// Takes a command line.
+    ///
+    /// # Errors
+    /// When it is empty.
+    pub(crate) fn new(command: &str) -> Result<Self, Error> {
+        match command.trim().is_empty() {
+            true => Err(Error::usage(
+                "--remote-ssh-command is empty: name a command like 'ssh postgres@db2'",
+            )),
+            false => Ok(Self {
+                command: command.trim().to_owned(),
+                running: Running::default(),
+            }),
+        }
+    }
+
+    /// The processes that run now.
+    pub(super) fn running(&self) -> &Running {
+        &self.running
+    }
+
+    /// Starts a script. `doing` is for messages.
+    pub(super) fn start(&self, doing: &'static str, script: &str) -> Result<Session, Error> {
+        let script = format!("LC_ALL=C; export LC_ALL; {script}");
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", &format!("exec {} \"$@\"", self.command), "sh"])
+            .arg(format!("sh -c {}", word(&script)))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| Error::failed(format!("Cannot run a shell: {error}")))?;
+        self.running.add(&child);
+        let is_full = Arc::new(AtomicBool::new(false));
+        let errors = child.stderr.take().map(|errors| {
+            let is_full = Arc::clone(&is_full);
+            std::thread::spawn(move || last_of(errors, &is_full))
+        });
+        Ok(Session {
+            doing,
+            input: child
+                .stdin
+                .take()
+                .map(|input| BufWriter::with_capacity(WRITE_BYTES, input)),
+            output: child.stdout.take(),
+            errors,
+            is_full,
+            child,
+            running: self.running.clone(),
+        })
+    }
+
+    /// Runs a script to its end, with this input. Returns what it prints.
+    pub(super) fn run(&self, doing: &'static str, script: &str, input: &[u8]) -> Result<Vec<u8>, Error> {
+        let mut session = self.start(doing, script)?;
+        // A script that has ended early says why.
+        let written = session.write_all(input).and_then(|()| session.flush());
+        drop(session.input.take());
+        let mut answer = Vec::new();
+        if let Some(output) = session.output.take() {
+            let read = output.take(ANSWER_BYTES).read_to_end(&mut answer);
+            read.map_err(|error| Error::failed(format!("Cannot {doing} on the other host: {error}")))?;
+        }
+        session.finish()?;
+        written.map_err(|error| Error::failed(format!("Cannot {doing} on the other host: {error}")))?;
+        Ok(answer)
+    }
+}
+
+/// A script that runs.
+#[derive(Debug)]
+pub(super) struct Session {
+    doing: &'static str,
+    input: Option<BufWriter<ChildStdin>>,
+    output: Option<ChildStdout>,
+    errors: Option<JoinHandle<Vec<u8>>>,
+    is_full: Arc<AtomicBool>,
+    child: Child,
+    running: Running,
+}
+
+impl Session {
+    /// Whether the file system over there is full.
+    pub(super) fn is_full(&self) -> bool {
+        self.is_full.load(Ordering::Relaxed)
+    }
+
+    /// Closes its input, and waits for its end.
+    ///
+    /// # Errors
+    /// When it fails, with what it says about that in one line.
+    pub(super) fn finish(&mut self) -> Result<(), Error> {
+        let flushed = self.flush();
+        drop(self.input.take());
+        // Nobody reads what else it prints, and it must not wait for that.
+        drop(self.output.take());
+        self.result(flushed)
+    }
+
+    /// Ends it after an error of this side.
+    pub(super) fn abort(&mut self) {
+        drop(self.input.take());
+        let _ends_soon = self.child.kill();
+        let _ended = self.result(Ok(()));
+    }
+
+    fn result(&mut self, flushed: std::io::Result<()>) -> Result<(), Error> {
+        let doing = self.doing;
+        self.running.remove(self.child.id());
+        let status = self.child.wait();
+        let said = self
+            .errors
+            .take()
+            .and_then(|errors| errors.join().ok())
+            .unwrap_or_default();
+        let status = status.map_err(|error| Error::failed(format!("Cannot wait for a process: {error}")))?;
+        let said = one_line(&said);
+        match status.code() {
+            Some(0) => {
+                flushed.map_err(|error| Error::failed(format!("Cannot {doing} on the other host: {error}")))
+            }
+            Some(SSH_FAILED) => Err(Error::failed(match said.is_empty() {
+                true => "The connection to the other host has failed".to_owned(),
+                false => format!("The connection to the other host has failed: {said}"),
+            })),
+            code => {
+                let code = code.map_or_else(|| "a signal".to_owned(), |code| format!("code {code}"));
+                let error = Error::failed(format!("Cannot {doing} on the other host ({code}): {said}"));
+                Err(match self.is_full() {
+                    true => error.hint("The file system there is full: make room"),
+                    false => error,
+                })
+            }
+        }
+    }
+}
+
+impl Write for Session {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match &mut self.input {
+            Some(input) => input.write(bytes),
+            None => Err(std::io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.input.as_mut().map_or(Ok(()), Write::flush)
+    }
+}
+
+/// Reads all, and keeps the end of it.
+fn last_of(mut errors: impl Read, is_full: &AtomicBool) -> Vec<u8> {
+    let (mut kept, mut buffer) = (Vec::new(), [0; ERROR_BYTES]);
+    while let Ok(count) = errors.read(&mut buffer) {
+        if count == 0 {
+            break;
+        }
+        kept.extend_from_slice(buffer.get(..count).unwrap_or_default());
+        if kept.windows(FULL.len()).any(|part| part == FULL) {
+            is_full.store(true, Ordering::Relaxed);
+        }
+        kept.drain(..kept.len().saturating_sub(ERROR_BYTES));
+    }
+    kept
+}
+
+/// What a command said, in one line.
+fn one_line(said: &[u8]) -> String {
+    let lines = said.split(|byte| matches!(byte, b'\n' | b'\r'));
+    let lines: Vec<String> = lines
+        .map(|line| printable(line.trim_ascii()))
+        .filter(|line| !line.is_empty())
+        .collect();
+    let text = lines.join("; ");
+    match text.char_indices().nth(SHOWN_CHARACTERS) {
+        Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_runs_with_its_input() {
+        let shell = RemoteShell::new("/bin/sh -c").unwrap();
+        let script = format!("printf %s {}; cat", word("it's \"$HOME\" `x` "));
+        let said = shell.run("test", &script, b"and input").unwrap();
+        assert_eq!(said, b"it's \"$HOME\" `x` and input");
+    }
+
+    #[test]
+    fn a_failure_is_told_in_one_line() {
+        let shell = RemoteShell::new("/bin/sh -c").unwrap();
+        let failed = |script: &str| shell.run("look", script, b"").unwrap_err().to_string();
+        assert_eq!(
+            failed("echo one >&2; echo; echo two >&2; exit 3"),
+            "Cannot look on the other host (code 3): one; two"
+        );
+        assert_eq!(
+            failed("echo refused >&2; exit 255"),
+            "The connection to the other host has failed: refused"
+        );
+        let long = failed("head -c 9000 /dev/zero | tr '\\0' x >&2; exit 1");
+        assert!(long.len() < 700 && long.ends_with("..."), "{long}");
+        assert!(RemoteShell::new(" ").is_err());
+    }
+
+    #[test]
+    fn what_runs_ends_with_a_signal() {
+        let shell = RemoteShell::new("/bin/sh -c").unwrap();
+        let mut session = shell.start("wait", "exec sleep 100").unwrap();
+        shell.running().stop();
+        assert!(session.finish().is_err());
+        assert!(shell.run("wait", "exec sleep 100", b"").is_err());
+    }
+}

@@ -1,0 +1,356 @@
+//! `barmanfs restore --remote-ssh-command`: the same tree on another host, behind a real sshd. Whatever cuts the connection,
+//! PostgreSQL starts there only when all of it is there.
+
+use crate::common::disk::SmallDisk;
+use crate::common::load::fill;
+use crate::common::process::{Run, until};
+use crate::common::random::Random;
+use crate::common::registry::topic;
+use crate::common::sshd::Sshd;
+use crate::common::tree::differences;
+use crate::common::{Install, PgServer, Site};
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+topic! {
+    once a_remote_tree_is_the_local_one,
+    once every_option_leads_to_its_rows_on_another_host,
+    once what_cannot_be_restored_there_is_refused_before_anything_is_written,
+    once a_cut_restore_never_starts_there,
+    once a_full_disk_over_there_is_reported(as_root),
+}
+
+const MARKER: &str = ".barmanfs-restore-incomplete";
+
+/// What differs between two restores of one backup.
+const OWN: [&str; 3] = [
+    ".barmanfs-restore.json",
+    "backup_manifest",
+    "postgresql.auto.conf",
+];
+
+fn assert_equal(expected: &Path, found: &Path) {
+    let skip = |path: &str| OWN.contains(&path);
+    assert_eq!(differences(expected, found, &skip), [""; 0]);
+    for directory in ["", "base", "global"] {
+        let time = |path: &Path| fs::metadata(path.join(directory)).unwrap().modified().unwrap();
+        let second = |path: &Path| {
+            time(path)
+                .duration_since(std::time::UNIX_EPOCH)
+                .unwrap()
+                .as_secs()
+        };
+        assert_eq!(second(expected), second(found), "{directory}");
+    }
+}
+
+fn restore_by(site: &Site, command: &str, name: &str, options: &[&str]) -> Run {
+    let directory = site.path(name);
+    let words = [
+        "restore",
+        "main",
+        "auto",
+        directory.to_str().unwrap(),
+        "--remote-ssh-command",
+        command,
+    ];
+    site.barmanfs(&[&words, options].concat())
+}
+
+fn site_with_sshd(install: &'static Install) -> (Site, PgServer, Sshd) {
+    let (site, server) = Site::with_server(install);
+    site.write_config_of(&server, "recovery_host = backup\n");
+    let sshd = Sshd::start(&site);
+    (site, server, sshd)
+}
+
+fn on_the_other_host(install: &'static Install, site: &Site, sshd: &Sshd, name: &str) -> PgServer {
+    let mut server = PgServer::on(install, &site.path(name));
+    server.environment.push(sshd.path());
+    server
+}
+
+fn a_remote_tree_is_the_local_one(install: &'static Install) {
+    let (site, server, sshd) = site_with_sshd(install);
+    let space = site.make_directory("space");
+    server.query(&format!("CREATE TABLESPACE fast LOCATION '{}'", space.display()));
+    server.query("CREATE TABLE there TABLESPACE fast AS SELECT generate_series(1, 1000) n");
+    server.query("CREATE TABLE sparse AS SELECT 1 n");
+    fill(&server, 2);
+    site.backup();
+    server.query("CREATE TABLE later AS SELECT 1 n");
+    server.archive_current_segment();
+    let contained = ["--no-get-wal", "--target-immediate"];
+    let here = site.path("here").display().to_string();
+    site.ok(&[&["restore", "main", "auto", &here][..], &contained].concat());
+    // A name that a shell takes apart is taken as it is.
+    let name = "it's/x  y";
+    restore_by(
+        &site,
+        &sshd.bare(),
+        name,
+        &[&contained[..], &["-j", "3"]].concat(),
+    )
+    .ok();
+    assert_equal(&site.path("here"), &site.path(name));
+    assert!(!site.path(name).join(MARKER).exists());
+    server.verify_backup(&site.path(name), None);
+    fs::rename(site.path(name), site.path("contained")).unwrap();
+    let mut copy = PgServer::on(install, &site.path("contained"));
+    copy.start();
+    copy.wait_until_promoted();
+    assert_eq!(copy.query("SELECT count(*) FROM there"), "1000");
+    copy.assert_sound();
+    copy.stop("immediate");
+
+    // A tablespace elsewhere, and WAL that is fetched from here.
+    let elsewhere = format!("fast:{}", site.path("elsewhere/fast").display());
+    let run = restore_by(&site, &sshd.bare(), "fetching", &["--tablespace", &elsewhere]).ok();
+    run.says(&["on another host", "barmanfs, which the other host does not have"]);
+    let mut copy = on_the_other_host(install, &site, &sshd, "fetching");
+    copy.start();
+    copy.wait_until_promoted();
+    assert_eq!(
+        copy.query("SELECT (SELECT count(*) FROM there) + n FROM later"),
+        "1001"
+    );
+    let oid = copy.query("SELECT oid FROM pg_tablespace WHERE spcname = 'fast'");
+    let link = fs::read_link(site.path("fetching/pg_tblspc").join(&oid)).unwrap();
+    assert_eq!(link, site.path("elsewhere/fast"));
+    let inside = site.path("here/pg_tblspc").join(oid);
+    assert_eq!(site.list(&link), site.list(&inside));
+    assert!(
+        copy.query("SHOW restore_command")
+            .contains(" wal-restore --replay --partial -U ")
+    );
+}
+
+fn rows(server: &PgServer) -> String {
+    server.query("SELECT coalesce(string_agg(n::text, ',' ORDER BY n), '') FROM rows")
+}
+
+fn every_option_leads_to_its_rows_on_another_host(install: &'static Install) {
+    let (site, server, sshd) = site_with_sshd(install);
+    server.query("CREATE TABLE rows AS SELECT 1 n");
+    let backup = site.backup();
+    server.query("INSERT INTO rows VALUES (2)");
+    server.query("SELECT pg_create_restore_point('two')");
+    let lsn = server.query("SELECT pg_current_wal_insert_lsn()");
+    let time = server.query("SELECT clock_timestamp()");
+    std::thread::sleep(Duration::from_millis(20));
+    let xid = server.query("INSERT INTO rows VALUES (3) RETURNING xmin");
+    let xid = xid.lines().next().unwrap().to_owned();
+    server.query("INSERT INTO rows VALUES (4)");
+    server.archive_current_segment();
+    let custom = format!(
+        "{} -c {} get-wal main %f %p",
+        site.program().display(),
+        site.config().display()
+    );
+    let table: [(&[&str], &str); 8] = [
+        (&[], "1,2,3,4"),
+        (&["--target-immediate", "-j", "1"], "1"),
+        (&["--target-time", &time, "--no-get-wal"], "1,2"),
+        (&["--target-lsn", &lsn, "--restore-command", &custom], "1,2"),
+        (&["--target-xid", &xid], "1,2,3"),
+        (&["--target-xid", &xid, "--exclusive", "--bwlimit", "1G"], "1,2"),
+        (&["--target-name", "two", "--recovery-option-port", "1"], "stops"),
+        (
+            &["--target-tli", "1", "--get-wal", "--retry-times", "2"],
+            "1,2,3,4",
+        ),
+    ];
+    for (number, (options, expected)) in table.into_iter().enumerate() {
+        let name = format!("copy{number}");
+        restore_by(&site, &sshd.bare(), &name, options).ok();
+        let mut copy = on_the_other_host(install, &site, &sshd, &name);
+        if expected == "stops" {
+            // Nothing listens at that port: this is no end of the archive.
+            copy.try_start();
+            until("recovery stops", || copy.log().contains("could not restore file"));
+            assert_eq!(copy.timeline(), 1);
+            continue;
+        }
+        copy.start();
+        copy.wait_until_promoted();
+        assert_eq!(rows(&copy), expected, "{options:?}");
+        copy.stop("immediate");
+    }
+    let report = restore_by(&site, &sshd.bare(), "none", &["--dry-run", "--json"]).ok();
+    let report: serde_json::Value = serde_json::from_slice(&report.stdout).unwrap();
+    assert_eq!(
+        (&report["remote"], &report["backup"]),
+        (&true.into(), &backup.into())
+    );
+    assert!(!site.path("none").exists());
+    as_a_standby(install, &site, &server, &sshd);
+}
+
+fn as_a_standby(install: &'static Install, site: &Site, server: &PgServer, sshd: &Sshd) {
+    let options = ["--standby-mode", "--primary-conninfo", &server.conninfo()];
+    restore_by(site, &sshd.bare(), "standby", &options).ok();
+    let mut standby = on_the_other_host(install, site, sshd, "standby");
+    standby.start();
+    server.query("INSERT INTO rows VALUES (5)");
+    until("the standby follows its primary", || {
+        rows(&standby) == "1,2,3,4,5"
+    });
+    standby.stop("immediate");
+}
+
+fn what_cannot_be_restored_there_is_refused_before_anything_is_written(install: &'static Install) {
+    let (site, server, sshd) = site_with_sshd(install);
+    fill(&server, 1);
+    site.backup();
+    site.make_directory("full");
+    site.write_file("full/mine", b"mine");
+    let path = |name: &str| site.path(name).display().to_string();
+    let (bare, full, new) = (sshd.bare(), path("full"), path("new"));
+    let unreachable = format!("{} -p 1", sshd.command());
+    for (command, destination, options, reason) in [
+        (bare.as_str(), "new", &[][..], "relative"),
+        (&bare, "host:/srv/main", &[], "colon"),
+        (&bare, &full, &[], "is not empty"),
+        (&bare, &full, &["--delta-restore"], "needs barmanfs"),
+        (
+            &bare,
+            server.data.to_str().unwrap(),
+            &["--delta-restore"],
+            "A server is running",
+        ),
+        (&bare, &path("full/mine/below"), &[], "no directory"),
+        (&bare, "/", &[], "root of the file system"),
+        (&bare, "/proc/new", &[], "on the other host"),
+        ("", &new, &[], "is empty"),
+        ("true", &new, &[], "does not answer"),
+        (
+            "/bin/sh -c 'exit 255'",
+            &new,
+            &[],
+            "connection to the other host has failed",
+        ),
+        (&unreachable, &new, &[], "connection refused"),
+    ] {
+        let words = [
+            "restore",
+            "main",
+            "auto",
+            destination,
+            "--remote-ssh-command",
+            command,
+        ];
+        site.barmanfs(&[&words, options].concat())
+            .rejected()
+            .says(&[reason]);
+    }
+    assert_eq!(site.list(&site.path("full")), ["mine"]);
+    assert!(!site.path("new").exists());
+    let said = restore_by(&site, &unreachable, "new", &[]).refused(1);
+    assert_eq!(
+        said.stderr
+            .lines()
+            .filter(|line| line.contains("refused"))
+            .count(),
+        1,
+        "{said}"
+    );
+    // The name of this host is of no use to others.
+    site.write_config(&[("main", &server)]);
+    let script = format!(
+        "mkdir '{0}/names'; printf '#!/bin/sh\\necho localhost.localdomain\\n' > '{0}/names/hostname'; \
+         chmod +x '{0}/names/hostname'; PATH='{0}/names':$PATH '{1}' -c '{2}' restore main auto '{new}' \
+         --remote-ssh-command '{bare}'",
+        site.path("").display(),
+        site.program().display(),
+        site.config().display()
+    );
+    site.sh(&script)
+        .refused(1)
+        .says(&["recovery_host", "--no-get-wal"]);
+    assert!(!site.path("new").exists());
+}
+
+/// Whether PostgreSQL takes it for a data directory.
+fn is_startable(directory: &Path) -> bool {
+    directory.join("PG_VERSION").exists() && directory.join("global/pg_control").exists()
+}
+
+fn a_cut_restore_never_starts_there(install: &'static Install) {
+    let (site, server, sshd) = site_with_sshd(install);
+    fill(&server, 4);
+    site.backup();
+    let options = ["--target-immediate", "--no-get-wal"];
+    let here = site.path("here").display().to_string();
+    site.ok(&[&["restore", "main", "auto", &here][..], &options].concat());
+    let mut random = Random::new("remote_restore");
+    let directory = site.path("there");
+    let (there, command) = (directory.display().to_string(), sshd.bare());
+    let words = [
+        "restore",
+        "main",
+        "auto",
+        &there,
+        "--remote-ssh-command",
+        &command,
+    ];
+    for round in 0..8_u64 {
+        let mut child = site.spawn(&[&words[..], &options, &["--bwlimit", "40M"]].concat());
+        std::thread::sleep(Duration::from_millis(100 + random.below(400 * (round + 1))));
+        match round % 2 {
+            0 => drop(child.kill()),
+            _ => sshd.cut(),
+        }
+        let ended = child.wait().unwrap();
+        // What it had started over there may write a little longer.
+        let writers = format!("pgrep -f '[t]ar -x -p -C {there}' || true");
+        until("nothing writes there", || site.sh(&writers).text().is_empty());
+        if ended.success() {
+            break;
+        }
+        assert!(
+            !is_startable(&directory) || !directory.join(MARKER).exists(),
+            "round {round}"
+        );
+        if directory.join(MARKER).exists() {
+            restore_by(&site, &command, "there", &options)
+                .refused(1)
+                .says(&["incomplete restore", "remove the directory"]);
+            assert_ne!(PgServer::on(install, &directory).try_start().code(), Some(0));
+        }
+        site.sh(&format!("rm -rf '{there}'")).ok();
+    }
+    if !is_startable(&directory) {
+        restore_by(&site, &command, "there", &options).ok();
+    }
+    assert_equal(&site.path("here"), &directory);
+    let mut copy = PgServer::on(install, &directory);
+    copy.start();
+    copy.wait_until_promoted();
+    copy.assert_sound();
+}
+
+fn a_full_disk_over_there_is_reported(install: &'static Install) {
+    let (site, server, sshd) = site_with_sshd(install);
+    fill(&server, 4);
+    site.backup();
+    let point = site.make_directory("small");
+    let disk = SmallDisk::mount(&point, 40);
+    restore_by(&site, &sshd.bare(), "small/data", &["--target-immediate"])
+        .refused(1)
+        .says(&["free", "needed"]);
+    assert_eq!(site.list(&point), [""; 0]);
+    disk.grow(400);
+    let data = site.path("small/data");
+    let words = ["--target-immediate", "--no-get-wal", "--bwlimit", "20M"];
+    let filling = format!(
+        "while ! [ -e '{0}/data/base' ]; do sleep 0.02; done; dd if=/dev/zero of='{0}/filler' bs=1M 2>/dev/null",
+        point.display()
+    );
+    let mut filling = site.sh_command(&filling).spawn().unwrap();
+    restore_by(&site, &sshd.bare(), "small/data", &words)
+        .refused(1)
+        .says(&["full", "incomplete"]);
+    filling.wait().unwrap();
+    assert!(data.join(MARKER).exists() && !is_startable(&data));
+}
