@@ -4,7 +4,8 @@
 //!   alone, so a restored tree is the one that `cp -a` would copy from a mount.
 //! - [`destination`] decides whether the directory may be written to, and marks it. [`space`] checks that there is room.
 //! - [`tree_writer`] and [`file_writer`] write, in several threads; [`prune`] removes what does not belong to the tree.
-//! - [`rates`] keeps how fast that was, for estimates. [`watch`] shows how far the recovery is that follows.
+//! - [`rates`] keeps how fast that was, for estimates. [`watch`] finds out how far the recovery is that follows, and
+//!   [`replay_progress`] shows it.
 //! - [`configuration`] writes the configuration files that the server kept outside its data directory.
 //! - [`own_files`] are those of a standby that is caught up, and stay. [`previous`] is what the directory was before.
 //! - [`remote`] does all this on another host, over ssh.
@@ -28,6 +29,7 @@ pub(crate) mod previous;
 mod prune;
 pub(crate) mod rates;
 pub(crate) mod remote;
+pub(crate) mod replay_progress;
 pub(crate) mod settings;
 mod space;
 mod tablespaces;

@@ -153,6 +153,8 @@ fn take_restores(site: &Site, install: &'static Install, shape: &mut Documents) 
     let mut copy = PgServer::on(install, &site.path("restored"));
     copy.start();
     copy.wait_until_promoted();
+    let watch = site.barmanfs(&["restore", "--watch", &directory, "--json"]);
+    record("restore-watch", &watch, shape);
     copy.stop("immediate");
     take(
         site,

@@ -9,6 +9,7 @@ use crate::common::registry::topic;
 use crate::common::tree::differences;
 use crate::common::user::give;
 use crate::common::{Install, Mount, PgServer, Site};
+use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -75,13 +76,13 @@ fn the_tree_is_the_one_of_the_mount(install: &'static Install) {
     ];
     let report = run(&mut site.own_barmanfs_command(&words)).ok();
     assert_equal(&site.path("contained"), &site.path("by_root"), &[]);
-    let report: serde_json::Value = serde_json::from_slice(&report.stdout).unwrap();
+    let report: Value = serde_json::from_slice(&report.stdout).unwrap();
     assert!(
         report["expected_copy_seconds"].as_f64().unwrap() > 0.0,
         "{report}"
     );
     let described = fs::read(site.path("contained/.barmanfs-restore.json")).unwrap();
-    let described: serde_json::Value = serde_json::from_slice(&described).unwrap();
+    let described: Value = serde_json::from_slice(&described).unwrap();
     assert_eq!(described["backup"], id.as_str());
     assert!(!site.path("contained").join(MARKER).exists());
     // Without the repository, the copy with all its WAL starts; the other one stops, and is not promoted.
@@ -140,6 +141,8 @@ fn moments(install: &'static Install) -> Moments {
 fn every_option_leads_to_its_rows(install: &'static Install) {
     let moments = moments(install);
     let Moments { site, backups, .. } = &moments;
+    let programs = format!("path_prefix = {}\n", install.bindir.display());
+    site.write_config_of(&moments.server, &programs);
     let (time, lsn, xid) = (moments.time.as_str(), moments.lsn.as_str(), moments.xid.as_str());
     let table: [(&str, &[&str], &str); 11] = [
         ("auto", &[], "1,2,3,4"),
@@ -206,13 +209,40 @@ fn rows(server: &PgServer) -> String {
 
 fn is_watched(install: &'static Install, moments: &Moments) {
     let site = &moments.site;
-    restore(site, "watched", &[]).ok();
+    let slowly = format!(
+        "sleep 0.5; '{}' -c '{}' get-wal --replay main %f %p",
+        site.program().display(),
+        site.config().display()
+    );
+    restore(site, "watched", &["--restore-command", &slowly]).ok();
     let directory = site.path("watched");
+    let now = || site.json(&["restore", "--watch", directory.to_str().unwrap()]);
+    assert_eq!(
+        (&now()["state"], &now()["lsn"]),
+        (&"not_running".into(), &Value::Null)
+    );
     let mut watch = site.spawn(&["restore", "--watch", directory.to_str().unwrap()]);
     let mut copy = PgServer::on(install, &directory);
-    copy.start();
+    copy.try_start();
+    until("it replays", || now()["state"] == "replaying");
+    let seen = now();
+    if seen["state"] == "replaying" {
+        assert!(
+            seen["segments_left"].as_u64() > Some(0) && seen["lsn"].is_string(),
+            "{seen}"
+        );
+        assert!(
+            seen["time"].is_string() && seen["time_source"] != "server",
+            "{seen}"
+        );
+    }
+    copy.wait_until_promoted();
     let ended = wait(&mut watch, COMMAND_LIMIT).unwrap();
     assert_eq!(ended.code(), Some(0));
+    let said = site
+        .barmanfs(&["restore", "--watch", directory.to_str().unwrap()])
+        .ok();
+    said.says(&["takes connections", "it is at LSN", "+00"]);
     copy.stop("immediate");
     site.barmanfs(&["restore", "--watch", site.path("main").to_str().unwrap()])
         .refused(1)
@@ -229,6 +259,25 @@ fn with_an_action(install: &'static Install, moments: &Moments) {
         copy.query("SELECT pg_get_wal_replay_pause_state()") == "paused"
     });
     assert_eq!(rows(&copy), "1,2");
+    let seen = site.json(&["restore", "--watch", copy.data.to_str().unwrap()]);
+    let last =
+        "SELECT pg_last_wal_replay_lsn(), extract(epoch FROM pg_last_xact_replay_timestamp())::numeric";
+    let (lsn, time) = copy
+        .query(last)
+        .split_once('|')
+        .map(|(a, b)| (a.to_owned(), b.to_owned()))
+        .unwrap();
+    let lsn_seen: String = seen["lsn"].as_str().unwrap().to_owned();
+    assert_eq!(
+        copy.query(&format!("SELECT '{lsn_seen}'::pg_lsn = '{lsn}'")),
+        "t",
+        "{seen}"
+    );
+    assert_eq!(seen["time_source"], "server");
+    assert!(
+        (seen["time_epoch"].as_f64().unwrap() - time.parse::<f64>().unwrap()).abs() < 0.001,
+        "{seen} {time}"
+    );
     copy.query("SELECT pg_wal_replay_resume()");
     copy.wait_until_promoted();
     copy.stop("immediate");
@@ -262,7 +311,7 @@ fn with_tablespaces_elsewhere(install: &'static Install, moments: &Moments) {
         .says(&["is not empty"]);
     restore(site, "relocated3", &["--tablespace-layout", "original"])
         .refused(1)
-        .says(&["is not empty"]);
+        .says(&["The server of process", "has its tablespace"]);
     let mut copy = PgServer::on(install, &site.path("relocated"));
     copy.start();
     copy.wait_until_promoted();
@@ -551,7 +600,7 @@ fn an_update_makes_any_directory_equal_to_a_fresh_restore(install: &'static Inst
             &["--target-immediate", "--delta-restore", "--json"],
         )
         .ok();
-        let report: serde_json::Value = serde_json::from_slice(&run.stdout).unwrap();
+        let report: Value = serde_json::from_slice(&run.stdout).unwrap();
         println!("{kind}: {} of {}", report["written_bytes"], report["bytes"]);
         assert_equal(&fresh, &directory, &[]);
         assert_eq!(outside(&site), before, "{kind}: written outside");

@@ -15,6 +15,7 @@ mod obstacles;
 mod own_wal;
 mod plan;
 mod planner;
+mod reached;
 mod received;
 mod route;
 mod segments;

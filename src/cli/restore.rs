@@ -25,6 +25,7 @@ Examples:
   barmanfs restore main 20261120T101500 /srv/restored --tablespace fast:/srv/fast -j 4
   barmanfs restore main auto /var/lib/postgresql/18/main --delta-restore --dry-run
   barmanfs restore --watch /srv/restored
+  barmanfs restore --watch /srv/restored --json
   barmanfs restore main auto /var/lib/postgresql/18/main --restore-config /etc/postgresql/18/main
   barmanfs restore main auto /srv/restored --remote-ssh-command 'ssh postgres@db2' -j 4
   barmanfs restore main auto /var/lib/postgresql/standby --standby-mode --primary-conninfo 'host=db1'";
@@ -56,8 +57,9 @@ pub(crate) struct RestoreArgs {
         hide_default_value = true
     )]
     pub(crate) destination: PathBuf,
-    /// Restore nothing: show how far the recovery in a restored directory has come, once its server is started
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["server", "json"])]
+    /// Restore nothing: show how far the recovery in a restored directory has come, once its server is started; with
+    /// --json, how far it is now
+    #[arg(long, value_name = "DIR", conflicts_with = "server")]
     pub(crate) watch: Option<PathBuf>,
     /// How far to recover.
     #[command(flatten)]

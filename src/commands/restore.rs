@@ -60,7 +60,7 @@ pub(super) struct Choice {
 /// Runs the command.
 pub(crate) fn run(app: &mut App, args: &RestoreArgs) -> Result<Outcome, Error> {
     match &args.watch {
-        Some(directory) => watch::run(app, directory),
+        Some(directory) => watch::run(app, directory, args.json.json),
         None => carry_out(app, args, None),
     }
 }

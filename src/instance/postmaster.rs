@@ -188,10 +188,16 @@ fn processes() -> io::Result<Vec<i32>> {
     Ok(pids?.into_iter().flatten().collect())
 }
 
-/// Whether a living process calls itself PostgreSQL: `/usr/bin/postgres -D ...`, or `postgres: checkpointer`.
+/// Whether a living process calls itself PostgreSQL: `/usr/bin/postgres -D ...`, or `postgres: checkpointer`. Where the
+/// dynamic loader was called to run it (ld.so(8)), the name is an option of that.
 fn is_postgres(pid: i32) -> bool {
     let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let program = command.split(|byte| *byte == 0).next().unwrap_or_default();
+    let mut words = command.split(|byte| *byte == 0);
+    let program = words.next().unwrap_or_default();
+    let program = match words.next() {
+        Some(b"--argv0") => words.next().unwrap_or_default(),
+        _ => program,
+    };
     let name = program.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
     let is_named = matches!(name, b"postgres" | b"postmaster") || program.starts_with(b"postgres:");
     is_named && is_alive(pid)

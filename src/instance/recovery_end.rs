@@ -1,12 +1,14 @@
 //! Waits for the end of a recovery.
 
+use std::process::Output;
 use std::time::{Duration, Instant};
 
 use barmanfs_pg::pg_control::ClusterState;
+use barmanfs_pg::{Lsn, TimestampMicros};
 
 use super::auto_conf::{self, last_value};
 use super::postmaster::is_alive;
-use super::{Instance, Running, running};
+use super::{Instance, Running, Status, running, status};
 use crate::error::Error;
 
 /// How often to check a recovery.
@@ -61,7 +63,12 @@ impl Instance {
 
     /// Waits until its recovery has reached its target, or the end of the WAL if it has no target. The server's own
     /// configuration decides what it does there: the settings of a mount or of this command may differ by now.
-    pub(crate) fn wait_for_recovery(&self, timeout: Option<Duration>) -> Result<Replayed, Error> {
+    /// `each` is called at each look, with whether the server takes connections.
+    pub(crate) fn wait_for_recovery(
+        &self,
+        timeout: Option<Duration>,
+        mut each: impl FnMut(bool),
+    ) -> Result<Replayed, Error> {
         let began = Instant::now();
         let at_target = AtTarget::of(&auto_conf::read(&self.data)?);
         loop {
@@ -91,28 +98,40 @@ impl Instance {
                     began.elapsed().as_secs()
                 )));
             }
+            each(status(&self.data) == Status::Ready);
             std::thread::sleep(POLL);
         }
+    }
+
+    /// Where a server that takes connections is in its recovery, or where that has ended, and the time of the last
+    /// transaction it has replayed; `None` if it cannot be asked, or has not recovered.
+    pub(crate) fn replayed(&self, running: &Running) -> Option<(Option<Lsn>, Option<TimestampMicros>)> {
+        const QUERY: &str = "SELECT pg_last_wal_replay_lsn(), \
+            (extract(epoch FROM pg_last_xact_replay_timestamp()) * 1000000)::bigint";
+        let asked = self.ask(running, QUERY).ok()?;
+        if !asked.status.success() {
+            return None;
+        }
+        let text = String::from_utf8_lossy(&asked.stdout).trim().to_owned();
+        let (lsn, micros) = text.split_once('|')?;
+        let time = micros.parse().ok().map(TimestampMicros::from_unix_micros);
+        Some((lsn.parse().ok(), time))
+    }
+
+    fn ask(&self, running: &Running, query: &str) -> Result<Output, Error> {
+        self.command("psql")
+            .args(["-XAtqw", "-d", "postgres", "-c", query, "-p"])
+            .arg(running.port.to_string())
+            .arg("-h")
+            .arg(&running.socket_directory)
+            .output()
+            .map_err(|error| Error::failed(format!("Cannot run psql: {error}")))
     }
 
     /// Whether recovery is paused at its target. No file shows that, so this asks the server, as the user that it runs
     /// as.
     fn is_paused(&self, running: &Running) -> Result<bool, Error> {
-        let asked = self
-            .command("psql")
-            .args([
-                "-XAtqw",
-                "-d",
-                "postgres",
-                "-c",
-                "SELECT pg_is_wal_replay_paused()",
-                "-p",
-            ])
-            .arg(running.port.to_string())
-            .arg("-h")
-            .arg(&running.socket_directory)
-            .output()
-            .map_err(|error| Error::failed(format!("Cannot run psql: {error}")))?;
+        let asked = self.ask(running, "SELECT pg_is_wal_replay_paused()")?;
         // Either psql got an answer, or the server is gone.
         if asked.status.success() || !is_alive(running.pid) {
             return Ok(asked.stdout.starts_with(b"t"));

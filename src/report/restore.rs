@@ -1,17 +1,19 @@
 //! `restore --json`.
 
+use std::path::Path;
 use std::time::Duration;
 
 use barmanfs_catalog::recovery::{Plan, TargetSpec};
 use barmanfs_catalog::{Backup, BackupId, RestoreRates, ServerName};
 use barmanfs_pg::wal_name::SegmentName;
-use barmanfs_pg::{TimelineId, TimestampMicros};
+use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
 use serde::Serialize;
 
 use crate::restore::configuration::RestoredConfiguration;
 use crate::restore::previous::Previous;
 use crate::restore::rates::time_for;
 use crate::restore::settings::NotableSetting;
+use crate::restore::watch::{Reached, Replay, TimeSource, Watched};
 use crate::restore::{Ready, Relocations, Restored};
 
 /// A tablespace that is not in the data directory.
@@ -142,5 +144,55 @@ impl<'a> RestoreReport<'a> {
             .map(|path| crate::output::printable(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str())))
             .collect();
         self.elapsed_seconds = restored.elapsed.as_secs_f64();
+    }
+}
+
+/// `restore --watch --json`.
+#[derive(Debug, Serialize)]
+pub(crate) struct ReplayReport {
+    directory: String,
+    server: Option<ServerName>,
+    /// "not_running", "starting", "replaying" or "ready".
+    state: &'static str,
+    segment: Option<SegmentName>,
+    lsn: Option<Lsn>,
+    time: Option<TimestampMicros>,
+    time_source: Option<TimeSource>,
+    segments_done: Option<u64>,
+    segments_left: Option<u64>,
+    expected_seconds: Option<f64>,
+}
+
+impl ReplayReport {
+    /// How far a replay is now.
+    pub(crate) fn new(
+        directory: &Path,
+        watched: &Watched,
+        replay: Replay,
+        reached: &Reached,
+        rates: &RestoreRates,
+    ) -> Self {
+        let (state, segment) = match replay {
+            Replay::NotRunning => ("not_running", None),
+            Replay::Starting => ("starting", None),
+            Replay::At(segment) => ("replaying", Some(segment)),
+            Replay::Ready => ("ready", None),
+        };
+        let segments = segment.and_then(|segment| watched.segments(segment));
+        let left = segments.map(|(done, all)| all.saturating_sub(done));
+        let left_bytes = left.map(|left| left.saturating_mul(watched.segment_bytes()));
+        let expected = left_bytes.and_then(|bytes| time_for(bytes, rates.replay_bytes_per_second));
+        Self {
+            directory: directory.display().to_string(),
+            server: watched.server.clone(),
+            state,
+            segment,
+            lsn: reached.lsn,
+            time: reached.time.map(|(time, _)| time),
+            time_source: reached.time.map(|(_, source)| source),
+            segments_done: segments.map(|(done, _)| done),
+            segments_left: left,
+            expected_seconds: expected.map(|time| time.as_secs_f64()),
+        }
     }
 }

@@ -1,29 +1,36 @@
-//! How far the recovery of a restored directory has come. The server of a recovery may take no connections, so this reads
-//! what is there without one: its process title names the segment that it replays.
+//! How far the recovery of a data directory has come. The server of a recovery may take no connections, so this reads what
+//! is there without one: its process title names the segment that it replays, and the archive knows when the commits before
+//! that were made. A server that takes connections is asked.
 
 use std::path::{Path, PathBuf};
 
+use barmanfs_catalog::{Repository, ServerName};
 use barmanfs_pg::wal_name::SegmentName;
-use barmanfs_pg::{Lsn, SegmentSize};
-use serde::Deserialize;
+use barmanfs_pg::{Lsn, SegmentSize, TimestampMicros};
+use serde::{Deserialize, Serialize};
 
 use super::DESCRIPTION;
-use super::destination::CONTROL;
 use crate::error::Error;
-use crate::instance;
+use crate::instance::{self, Instance};
 
 /// The part of a restore's description that is needed.
 #[derive(Debug, Clone, Deserialize)]
 struct Described {
+    server: Option<ServerName>,
     first_segment: Option<SegmentName>,
     last_segment: Option<SegmentName>,
 }
 
-/// A restored directory.
+/// A data directory whose server replays WAL.
 #[derive(Debug)]
 pub(crate) struct Watched {
     data: PathBuf,
-    described: Described,
+    /// Where PostgreSQL's programs are, if that is configured.
+    pub(crate) path_prefix: Option<PathBuf>,
+    /// Whose archive it replays.
+    pub(crate) server: Option<ServerName>,
+    /// The segments that it needs, if that is known.
+    window: Option<(SegmentName, SegmentName)>,
     segment_size: SegmentSize,
 }
 
@@ -40,6 +47,25 @@ pub(crate) enum Replay {
     Ready,
 }
 
+/// How a time is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum TimeSource {
+    /// The server says it: the last transaction that it has replayed.
+    Server,
+    /// The last commit in the archived segments that it has replayed.
+    Archive,
+    /// The last checkpoint that it has replayed: it is further.
+    Checkpoint,
+}
+
+/// Where a replay is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Reached {
+    pub(crate) lsn: Option<Lsn>,
+    pub(crate) time: Option<(TimestampMicros, TimeSource)>,
+}
+
 impl Watched {
     /// A directory that `restore` has written.
     ///
@@ -51,17 +77,27 @@ impl Watched {
             Error::failed(format!("Cannot read {}: {error}", description.display()))
                 .hint("Name a directory that 'barmanfs restore' has written")
         })?;
-        let described = serde_json::from_slice(&text)
+        let described: Described = serde_json::from_slice(&text)
             .map_err(|error| Error::failed(format!("{}: {error}", description.display())))?;
-        let control = data.join(CONTROL);
-        let bytes = std::fs::read(&control)
-            .map_err(|error| Error::failed(format!("Cannot read {}: {error}", control.display())))?;
-        let control = barmanfs_pg::pg_control::ControlFile::parse(&bytes)
-            .map_err(|error| Error::failed(format!("{}: {error}", control.display())))?;
+        let window = described.first_segment.zip(described.last_segment);
+        Self::new(data, described.server, window)
+    }
+
+    /// Any data directory.
+    ///
+    /// # Errors
+    /// When its `pg_control` cannot be read.
+    pub(crate) fn new(
+        data: &Path,
+        server: Option<ServerName>,
+        window: Option<(SegmentName, SegmentName)>,
+    ) -> Result<Self, Error> {
         Ok(Self {
             data: data.to_owned(),
-            described,
-            segment_size: control.segment_size,
+            path_prefix: None,
+            server,
+            window,
+            segment_size: instance::control(data)?.segment_size,
         })
     }
 
@@ -77,24 +113,76 @@ impl Watched {
         segment.map_or(Replay::Starting, Replay::At)
     }
 
-    /// Segments replayed, and all of them.
-    pub(crate) fn segments(&self, at: SegmentName) -> Option<(u64, u64)> {
-        let number =
-            |segment: SegmentName| segment.start_lsn(self.segment_size).0 / self.segment_size.bytes();
-        let first = number(self.described.first_segment?);
-        let last = number(self.described.last_segment?).max(first);
-        let done = number(at).saturating_sub(first);
-        Some((done, last - first + 1))
+    /// Where that is. What cannot be found out is left out.
+    pub(crate) fn reached(&self, replay: Replay, repository: Option<&Repository>) -> Reached {
+        match replay {
+            Replay::NotRunning | Replay::Starting => Reached::default(),
+            Replay::At(segment) => Reached {
+                lsn: Some(segment.start_lsn(self.segment_size)),
+                time: self
+                    .time_before(segment, repository)
+                    .or_else(|| self.checkpoint_time()),
+            },
+            Replay::Ready => self.said_by_the_server(),
+        }
     }
 
-    /// Where a segment starts.
-    pub(crate) fn lsn(&self, at: SegmentName) -> Lsn {
-        at.start_lsn(self.segment_size)
+    /// The last commit before a segment.
+    fn time_before(
+        &self,
+        segment: SegmentName,
+        repository: Option<&Repository>,
+    ) -> Option<(TimestampMicros, TimeSource)> {
+        let known = repository?.last_commit_before(self.server.as_ref()?, segment, self.segment_size);
+        let time = known
+            .inspect_err(|error| tracing::debug!("The time reached: {error}"))
+            .ok()??;
+        Some((time, TimeSource::Archive))
+    }
+
+    fn checkpoint_time(&self) -> Option<(TimestampMicros, TimeSource)> {
+        let seconds = instance::control(&self.data).ok()?.checkpoint_time;
+        Some((
+            TimestampMicros::from_unix_seconds(seconds),
+            TimeSource::Checkpoint,
+        ))
+    }
+
+    fn said_by_the_server(&self) -> Reached {
+        let asked = || {
+            let running = instance::running(&self.data)?;
+            let instance = Instance::at(&self.data, None, self.path_prefix.as_deref()).ok()?;
+            instance.replayed(&running)
+        };
+        match asked() {
+            Some((lsn, time)) => Reached {
+                lsn,
+                time: time.map(|time| (time, TimeSource::Server)),
+            },
+            None => Reached::default(),
+        }
+    }
+
+    /// Segments replayed, and all of them.
+    pub(crate) fn segments(&self, at: SegmentName) -> Option<(u64, u64)> {
+        let (first, last) = self.window?;
+        let number =
+            |segment: SegmentName| segment.start_lsn(self.segment_size).0 / self.segment_size.bytes();
+        let first = number(first);
+        let last = number(last).max(first);
+        let done = number(at).saturating_sub(first);
+        Some((done, last - first + 1))
     }
 
     /// Bytes of one segment.
     pub(crate) fn segment_bytes(&self) -> u64 {
         self.segment_size.bytes()
+    }
+
+    /// The segment with this place.
+    pub(crate) fn segment_of(&self, lsn: Lsn) -> Option<SegmentName> {
+        let (_, last) = self.window?;
+        Some(SegmentName::from_lsn(last.timeline, lsn, self.segment_size))
     }
 }
 
@@ -117,6 +205,8 @@ fn title(pid: i32) -> String {
 /// "waiting for".
 fn replayed(title: &str) -> Option<SegmentName> {
     let (_, doing) = title.split_once("startup ")?;
+    // What follows is left of the command line, if the title takes only a part of its place.
+    let doing = doing.split('\0').next()?;
     doing.split_ascii_whitespace().next_back()?.parse().ok()
 }
 
@@ -133,6 +223,8 @@ mod tests {
         ] {
             assert_eq!(replayed(title), expected, "{title}");
         }
+        let loaded = "/lib/ld.so\0--argv0\0postgres: startup recovering 000000020000000A000000FF\0\0\0/bin/postgres\0-D\0/x";
+        assert_eq!(replayed(loaded), expected);
         assert_eq!(replayed("postgres: startup "), None);
         assert_eq!(replayed("postgres: checkpointer"), None);
     }

@@ -4,8 +4,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use barmanfs_catalog::{CloneDescription, CloneName, ServerName};
+use barmanfs_catalog::{CloneDescription, CloneName, Repository, ServerName, Target, TargetSpec};
 use barmanfs_fs::FoundMount;
+use barmanfs_pg::wal_name::SegmentName;
 use nix::errno::Errno;
 use nix::unistd::Uid;
 
@@ -16,6 +17,8 @@ use crate::error::{Error, Outcome};
 use crate::instance::{self, Instance, LOG, Replayed, Running, StartOptions, sockets};
 use crate::mounts::{Mounts, known_user, user_name};
 use crate::progress::{Counted, Progress};
+use crate::restore::replay_progress::ReplayProgress;
+use crate::restore::watch::Watched;
 
 /// How long a server may take to stop if no option specifies it.
 pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(300);
@@ -68,15 +71,11 @@ pub(super) fn start(
         sockets::remove(&id.to_string());
     }
     let running = running?;
+    drop(progress);
     let replayed = match options.replay {
-        true => {
-            progress.note("recovering to its target");
-            let timeout = options.replay_timeout.map(Duration::from_secs);
-            Some(instance.wait_for_recovery(timeout)?)
-        }
+        true => Some(wait_for_recovery(app, &instance, clone, options)?),
         false => None,
     };
-    drop(progress);
     if replayed == Some(Replayed::ShutDown) {
         sockets::remove(&id.to_string());
     }
@@ -88,6 +87,49 @@ pub(super) fn start(
         replayed,
         options,
     )
+}
+
+/// Waits until it has recovered, and shows how far it is.
+fn wait_for_recovery(
+    app: &App,
+    instance: &Instance,
+    clone: &CloneDescription,
+    options: &ServerOptions,
+) -> Result<Replayed, Error> {
+    let repository = app.repository()?;
+    let window = needed_segments(&repository, clone).unwrap_or_else(|error| {
+        tracing::debug!("Which WAL the clone replays is unknown: {error}");
+        None
+    });
+    let mut watched = Watched::new(instance.data(), Some(clone.server.clone()), window)?;
+    let server = app.config.server(clone.server.as_str());
+    watched.path_prefix = server.and_then(|server| server.path_prefix.clone());
+    let what = format!("Replay of {}/live/{}", clone.server, clone.name);
+    let mut progress = ReplayProgress::start(&watched, Some(&repository), &what, app.options.quiet);
+    let timeout = options.replay_timeout.map(Duration::from_secs);
+    instance.wait_for_recovery(timeout, |takes_connections| match takes_connections {
+        true => progress.ask(),
+        false => drop(progress.look()),
+    })
+}
+
+/// The first and the last segment that a clone replays, by what is archived now.
+fn needed_segments(
+    repository: &Repository,
+    clone: &CloneDescription,
+) -> Result<Option<(SegmentName, SegmentName)>, Error> {
+    let target = clone.origin.target.as_deref().map(str::parse::<TargetSpec>);
+    let spec = match target {
+        Some(Ok(spec)) => spec,
+        Some(Err(_)) => return Ok(None),
+        None => Target::Immediate.into(),
+    };
+    let spec = TargetSpec {
+        backup: Some(clone.origin.backup),
+        ..spec
+    };
+    let plan = repository.plan(&clone.server, &spec)?.ok();
+    Ok(plan.map(|plan| (plan.first_segment, plan.last_segment)))
 }
 
 /// The owner of the clone's files runs the server, so the mount must be open to that user.

@@ -3,11 +3,14 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use barmanfs_catalog::Repository;
+
 use crate::commands::App;
 use crate::error::{Error, Outcome};
 use crate::output;
-use crate::progress::{Counted, Progress};
+use crate::report::ReplayReport;
 use crate::restore::rates;
+use crate::restore::replay_progress::{ReplayProgress, text};
 use crate::restore::watch::{Replay, Watched};
 use crate::signals::Interruption;
 
@@ -17,65 +20,76 @@ const POLL: Duration = Duration::from_millis(200);
 /// How long to wait for a server that is about to be started.
 const START_WITHIN: Duration = Duration::from_secs(60);
 
-/// Where a replay was first seen.
-#[derive(Debug, Clone, Copy)]
-struct Seen {
-    at: Instant,
-    done: u64,
+/// Shows the replay until the server takes connections, or ends; as JSON, how it is now.
+pub(super) fn run(app: &mut App, data: &Path, is_json: bool) -> Result<Outcome, Error> {
+    let mut watched = Watched::open(data)?;
+    let server = watched
+        .server
+        .as_ref()
+        .and_then(|server| app.config.server(server.as_str()));
+    watched.path_prefix = server.and_then(|server| server.path_prefix.clone());
+    // The directory may be on a host that has none.
+    let repository = app.repository().ok();
+    match is_json {
+        true => once(app, data, &watched, repository.as_ref()),
+        false => until_ready(app, data, &watched, repository.as_ref()),
+    }
 }
 
-/// Shows the replay until the server takes connections, or ends.
-pub(super) fn run(app: &mut App, data: &Path) -> Result<Outcome, Error> {
-    let watched = Watched::open(data)?;
-    let progress = Progress::start("Replay", Counted::Things, app.options.quiet);
+fn once(
+    app: &mut App,
+    data: &Path,
+    watched: &Watched,
+    repository: Option<&Repository>,
+) -> Result<Outcome, Error> {
+    let replay = watched.look();
+    let reached = watched.reached(replay, repository);
+    let rates = repository.map(rates::known).unwrap_or_default();
+    app.out
+        .json(&ReplayReport::new(data, watched, replay, &reached, &rates))?;
+    Ok(Outcome::Done)
+}
+
+fn until_ready(
+    app: &mut App,
+    data: &Path,
+    watched: &Watched,
+    repository: Option<&Repository>,
+) -> Result<Outcome, Error> {
+    let mut progress = ReplayProgress::start(watched, repository, "Replay", app.options.quiet);
     let signals = Interruption::watch(|| {})?;
     let began = Instant::now();
-    let (mut first, mut last): (Option<Seen>, Option<Seen>) = (None, None);
-    let ended = loop {
-        match watched.look() {
+    let is_ready = loop {
+        match progress.look() {
             Replay::Ready => break true,
-            Replay::NotRunning if first.is_some() || began.elapsed() > START_WITHIN => break false,
-            Replay::NotRunning => progress.note("waiting for a server"),
-            Replay::Starting => progress.note("starting"),
-            Replay::At(segment) => {
-                progress.note(&format!("at LSN {}", watched.lsn(segment)));
-                if let Some((done, all)) = watched.segments(segment) {
-                    progress.set(done, Some(all.max(done)));
-                    let seen = Seen {
-                        at: Instant::now(),
-                        done,
-                    };
-                    first.get_or_insert(seen);
-                    last = Some(seen);
-                }
-            }
+            Replay::NotRunning if progress.has_begun() || began.elapsed() > START_WITHIN => break false,
+            Replay::NotRunning | Replay::Starting | Replay::At(_) => {}
         }
         if signals.requested() {
             return Err(Error::failed("Interrupted"));
         }
         signals.sleep(POLL);
     };
-    drop(progress);
-    let replayed = first.zip(last).map(|(first, last)| {
-        let bytes = (last.done.saturating_sub(first.done)).saturating_mul(watched.segment_bytes());
-        (bytes, last.at.duration_since(first.at))
-    });
-    if let Some((bytes, elapsed)) = replayed
-        && ended
-        && let Ok(repository) = app.repository()
-    {
-        rates::keep_replay(&repository, bytes, elapsed);
+    let has_begun = progress.has_begun();
+    if is_ready {
+        progress.keep_rate();
     }
+    drop(progress);
     let path = data.display();
-    match ended {
+    match is_ready {
         true => {
             let took = output::duration(began.elapsed());
+            let reached = watched.reached(Replay::Ready, repository);
+            let place = match reached.lsn {
+                Some(_) => format!(": it is {}", text(&reached)),
+                None => String::new(),
+            };
             app.out.line(format_args!(
-                "The server in {path} takes connections, after {took}"
+                "The server in {path} takes connections, after {took}{place}"
             ))?;
             Ok(Outcome::Done)
         }
-        false if first.is_some() => Err(Error::failed(format!("The server in {path} has ended"))
+        false if has_begun => Err(Error::failed(format!("The server in {path} has ended"))
             .hint("Its log says why; a server that shuts down at its target does so, too")),
         false => Err(Error::failed(format!("No server runs in {path}"))
             .hint(format!("Start it: pg_ctl -D {path} start"))),
