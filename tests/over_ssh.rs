@@ -439,11 +439,19 @@ fn our_clients_work_against_barman(site: &Site, segments: &[PathBuf], program: &
             "{options:?}"
         );
     }
-    // Barman ends with 1 for both.
-    assert_eq!(
-        fetch(&["backup", "main", "0000000100000000000000F0", &fetched_text]).code(),
-        Some(1)
+    // Barman ends with 1 for all of these. A home that is not mounted has no backup, as this one.
+    let fetch_absent = || fetch(&["backup", "main", "0000000100000000000000F0", &fetched_text]);
+    fetch_absent().refused(201).says(&["is its directory mounted?"]);
+    let info = "begin_time=2026-01-01 00:00:00+00:00\nend_time=2026-01-01 00:00:01+00:00\nmode=postgres\nserver_name=main\n\
+                begin_wal=000000010000000000000002\nend_wal=000000010000000000000002\nsize=1\nstatus=DONE\nsystemid=1\n\
+                timeline=1\nversion=180000\nxlog_segment_size=1048576\n";
+    site.make_directory("barman_home/main/meta");
+    site.make_directory("barman_home/main/base/20260101T000000/data");
+    site.write_file(
+        "barman_home/main/meta/20260101T000000-backup.info",
+        info.as_bytes(),
     );
+    assert_eq!(fetch_absent().code(), Some(1));
     fetch(&["backup", "nosuch", &name_of(&segments[0]), &fetched_text]).refused(201);
     fs::write(home.join("main/incoming").join(name_of(&segments[2])), "damaged").unwrap();
     fetch(&["backup", "main", &name_of(&segments[2]), &fetched_text]).refused(201);

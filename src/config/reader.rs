@@ -11,6 +11,7 @@ use super::files::{Files, GLOBAL_SECTION, Line, Merged};
 use super::interpolation::Interpolation;
 use super::keys::{self, Known};
 use super::origin::{Notice, Origin, Problem};
+use super::secrets::without_patterns;
 use super::setting::{Effect, Setting, Source, Wrong, shown};
 use super::values::{DailyShare, absolute, boolean, daily_share, given, log_level, recovery_target_action};
 use super::{Config, ConfigError, Misnamed, Model, Secrets, ServerConfig, model};
@@ -335,7 +336,7 @@ impl Config {
     /// Takes secrets out of messages, which quote values.
     fn hide_secrets(&mut self) {
         let secrets = self.secrets.clone();
-        let hide = |text: &mut String| *text = secrets.remove(text);
+        let hide = |text: &mut String| *text = secrets.remove(&without_patterns(text));
         let problems = self.servers.iter_mut().flat_map(|server| &mut server.errors);
         let misnamed = self.misnamed.iter_mut().map(|section| &mut section.problem);
         problems

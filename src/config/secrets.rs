@@ -2,7 +2,12 @@
 //!
 //! A value that contains a secret is not shown. Of texts that come from elsewhere (a log, a server), only the secret is
 //! taken out, and what looks like one ([`without_patterns`]).
+//!
+//! A password may be a word that is shown anyway: `postgres`, or the name of the user. Without that word no text would make
+//! sense, and each gap would tell the password. Such a secret is hidden where it stands as one: in a connection string, in a
+//! key whose values are hidden, and behind `password=`.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -18,6 +23,53 @@ pub(super) const HIDDEN: &str = "<hidden>";
 /// A shorter secret is part of many words by chance: it only hides a value that is equal.
 const SEARCHED_CHARS: usize = 4;
 
+/// A number of fewer digits is part of times and sizes.
+const SEARCHED_DIGITS: usize = 8;
+
+/// Words that are in many texts. Those of the configuration are added: keys, servers, users, hosts, databases.
+const WORDS: &[&str] = &[
+    "admin",
+    "archive",
+    "backup",
+    "backups",
+    "barman",
+    "barmanfs",
+    "catalog",
+    "check",
+    "config",
+    "database",
+    "default",
+    "error",
+    "failed",
+    "false",
+    "hidden",
+    "host",
+    "local",
+    "localhost",
+    "none",
+    "null",
+    "pass",
+    "passwd",
+    "password",
+    "postgres",
+    "postgresql",
+    "primary",
+    "repl",
+    "replica",
+    "replication",
+    "replicator",
+    "repository",
+    "root",
+    "secret",
+    "server",
+    "standby",
+    "streaming",
+    "test",
+    "token",
+    "true",
+    "user",
+];
+
 /// Words in the name of an unknown key, which may supply a secret to others.
 const NAMES: [&str; 6] = ["pass", "secret", "token", "pwd", "credential", "key"];
 
@@ -26,45 +78,59 @@ const BEFORE_SECRETS: [&str; 4] = ["password=", "passwd=", "secret=", "token="];
 
 /// The secrets of all sections. No formatter shows them.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub(crate) struct Secrets(Arc<[String]>);
+pub(crate) struct Secrets {
+    found: Arc<[String]>,
+    /// What is shown anyway.
+    words: Arc<BTreeSet<String>>,
+}
 
 impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "<{} secrets>", self.0.len())
+        write!(f, "<{} secrets>", self.found.len())
     }
 }
 
 impl Secrets {
     /// Those that the files have.
     pub(super) fn of(files: &Files) -> Self {
-        let sections = files.sections.iter().chain([&files.global]);
-        let mut found: Vec<String> = sections
-            .flat_map(|section| of_section(section, files))
-            .filter(|secret| !secret.is_empty())
+        let sections = || files.sections.iter().chain([&files.global]);
+        let found = sections().flat_map(|section| of_section(section, files));
+        Self::new(found, sections().flat_map(words_of_section).collect())
+    }
+
+    fn new(found: impl Iterator<Item = String>, words: BTreeSet<String>) -> Self {
+        let is_word = |secret: &str| {
+            let lower = secret.to_lowercase();
+            WORDS.contains(&lower.as_str()) || words.contains(&lower) || keys::known(&lower) != Known::Unknown
+        };
+        let mut found: Vec<String> = found
+            .filter(|secret| !secret.is_empty() && !is_word(secret))
             .collect();
         found.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
         found.dedup();
-        Self(found.into())
+        Self {
+            found: found.into(),
+            words: words.into(),
+        }
     }
 
     /// These and one that comes from elsewhere.
     pub(crate) fn with(&self, secret: Option<String>) -> Self {
-        let secret = secret.filter(|secret| !secret.is_empty());
-        Self(self.0.iter().cloned().chain(secret).collect())
+        Self::new(self.found.iter().cloned().chain(secret), (*self.words).clone())
     }
 
     /// Whether a value contains one of them.
     pub(crate) fn are_in(&self, value: &str) -> bool {
-        let is_in = |secret: &String| match secret.chars().count() < SEARCHED_CHARS {
-            true => value == secret,
-            false => value.contains(secret.as_str()),
+        let is_in = |secret: &String| match is_searched(secret) {
+            true => value.contains(secret.as_str()),
+            false => value == secret,
         };
-        self.0.iter().any(is_in)
+        self.found.iter().any(is_in)
     }
 
     /// A value as it may be shown.
     pub(crate) fn hide(&self, value: String) -> String {
-        match self.are_in(&value) {
+        match self.are_in(&value) || without_patterns(&value) != value {
             true => HIDDEN.to_owned(),
             false => value,
         }
@@ -73,15 +139,43 @@ impl Secrets {
     /// A text without them.
     pub(crate) fn remove(&self, text: &str) -> String {
         let mut text = text.to_owned();
-        for secret in self.0.iter() {
-            match secret.chars().count() < SEARCHED_CHARS {
+        for secret in self.found.iter() {
+            match is_searched(secret) {
+                true => text = text.replace(secret.as_str(), HIDDEN),
                 // Messages quote values.
-                true => text = text.replace(&format!("'{secret}'"), &format!("'{HIDDEN}'")),
-                false => text = text.replace(secret.as_str(), HIDDEN),
+                false => text = text.replace(&format!("'{secret}'"), &format!("'{HIDDEN}'")),
             }
         }
         text
     }
+}
+
+/// Whether a secret is looked for within other words.
+fn is_searched(secret: &str) -> bool {
+    let is_number = secret.bytes().all(|byte| byte.is_ascii_digit());
+    secret.chars().count()
+        >= if is_number {
+            SEARCHED_DIGITS
+        } else {
+            SEARCHED_CHARS
+        }
+}
+
+/// What a section says that is shown: its name, where its server is, and who connects. What `%(...)` supplies does not
+/// count: it may be a password.
+fn words_of_section(section: &Merged) -> Vec<String> {
+    let mut words = vec![section.name.to_lowercase()];
+    for line in &section.lines {
+        if keys::secrecy(&line.entry.key) == Secrecy::ConnectionString {
+            let targets = Conninfo::targets_of(&line.entry.value).into_iter();
+            words.extend(
+                targets
+                    .filter(|value| !value.contains('%'))
+                    .map(|value| value.to_lowercase()),
+            );
+        }
+    }
+    words
 }
 
 fn of_section(section: &Merged, files: &Files) -> Vec<String> {
@@ -173,7 +267,39 @@ mod tests {
     use super::*;
 
     fn secrets(of: &[&str]) -> Secrets {
-        Secrets(of.iter().map(ToString::to_string).collect())
+        Secrets::new(
+            of.iter().map(ToString::to_string),
+            BTreeSet::from(["dba".to_owned()]),
+        )
+    }
+
+    /// A word that is shown anyway is not taken out of other texts, or they would tell it by their gaps.
+    #[test]
+    fn an_ordinary_word_is_hidden_only_where_it_is_a_secret() {
+        let found = secrets(&[
+            "postgres",
+            "DBA",
+            "slot_name",
+            "2026",
+            "20261130",
+            "host=a password=postgres",
+        ]);
+        for (value, hidden) in [
+            ("runs as postgres", false),
+            ("postgres", false),
+            ("dba", false),
+            ("slot_name", false),
+            ("at 2026-11-30", false),
+            ("2026", true),
+            ("number 20261130", true),
+            ("with password=postgres", true),
+            ("as host=a password=postgres", true),
+        ] {
+            assert_eq!(found.hide(value.to_owned()) == HIDDEN, hidden, "{value}");
+        }
+        let text = "postgres of 2026: 'postgres'";
+        assert_eq!(found.remove(text), text);
+        assert_eq!(found.with(Some("replication".to_owned())), found);
     }
 
     #[test]

@@ -94,6 +94,32 @@ fn no_formatter_shows_a_password() {
     assert!(!format!("{:?}", parse(GOOD).unwrap()).contains("hunter2"));
 }
 
+/// A password that is also a name makes no hole in everything else.
+#[test]
+fn a_password_that_is_a_word_hides_no_other_value() {
+    let text = "[barmanfs]\nrepository = /r\n[main]\ndescription = of postgres\n\
+                conninfo = host=db1 user=barman password=postgres\n\
+                streaming_conninfo = host=db1 user=barman password=barman\nslot_name = barman\nactive = barman\n";
+    let config = parse(text).unwrap();
+    let server = &config.servers[0];
+    assert_eq!(server.description.as_deref(), Some("of postgres"));
+    let values = server.effective();
+    let shown = |key: &str| {
+        let found = values.iter().find(|(name, _)| *name == key);
+        found
+            .and_then(|(_, value)| value.as_ref())
+            .map(ToString::to_string)
+    };
+    assert_eq!(shown("slot_name").as_deref(), Some("barman"));
+    for key in ["conninfo", "streaming_conninfo"] {
+        assert_eq!(
+            shown(key).as_deref(),
+            Some("host=db1 password=<hidden> user=barman")
+        );
+    }
+    assert!(said(&config).contains("'barman'"), "{}", said(&config));
+}
+
 #[test]
 fn streaming_conninfo_wins_for_replication() {
     let text = "[barmanfs]\nrepository=/r\n[main]\nconninfo=host=a\nstreaming_conninfo=host=b\n";

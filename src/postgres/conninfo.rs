@@ -92,9 +92,9 @@ impl Conninfo {
     /// connects is not compared with secrets: a password may be equal to a user's name.
     pub(crate) fn without_secrets(text: &str, is_secret: impl Fn(&str) -> bool) -> Option<String> {
         let settings = parse::parse(text).ok()?;
-        let is_target = |key: &str| matches!(key, "host" | "hostaddr" | "port" | "user" | "dbname");
-        let can_be_shown =
-            |key: &str, value: &str| keys::can_be_shown(key, value) && (is_target(key) || !is_secret(value));
+        let can_be_shown = |key: &str, value: &str| {
+            keys::can_be_shown(key, value) && (keys::is_target(key) || !is_secret(value))
+        };
         let pairs = settings
             .iter()
             .map(|(key, value)| match can_be_shown(key, value) {
@@ -103,6 +103,13 @@ impl Conninfo {
                 false => format!("{key}=<hidden>"),
             });
         Some(pairs.collect::<Vec<_>>().join(" "))
+    }
+
+    /// What a connection string says of where the server is and who connects. It is shown everywhere.
+    pub(crate) fn targets_of(text: &str) -> Vec<String> {
+        let settings = parse::parse(text).unwrap_or_default();
+        let targets = settings.into_iter().filter(|(key, _)| keys::is_target(key));
+        targets.map(|(_, value)| value).collect()
     }
 
     /// The secrets in a connection string, and the string itself if it has one. One that cannot be read is a secret as a

@@ -82,6 +82,8 @@ pub(crate) struct Destination {
 pub(super) struct Opened {
     pub(super) root: Place,
     pub(super) relocations: Relocations,
+    /// What it held when it was examined.
+    state: State,
     /// The opened places of the tablespaces outside.
     outside: Vec<(u32, Place)>,
 }
@@ -184,6 +186,7 @@ impl Destination {
         Ok(Opened {
             root: Place::open(&self.path)?,
             relocations: self.relocations.clone(),
+            state: self.state,
             outside,
         })
     }
@@ -207,12 +210,15 @@ impl Opened {
 
     /// Marks the directory as incomplete. From then on no server starts in it.
     pub(super) fn begin(&self, backup: &Backup, options: &WriteOptions) -> Result<Marked, Error> {
+        let (locked, was_marked) = marker::lock(&self.root)?;
         let keep = self.kept(&options.keep)?;
-        let was_marked = Marker::read(&self.root)?.is_some();
-        let (relocations, catches_up) = (self.relocations.clone(), options.own.is_some());
-        let locked = Marker::new(backup, keep.clone(), relocations, catches_up).write(&self.root)?;
-        // It may have been started since the directory was examined.
-        if let Err(error) = refuse_running(self.root.path()) {
+        let marked = self.refuse_changed(was_marked).and_then(|()| {
+            let (relocations, catches_up) = (self.relocations.clone(), options.own.is_some());
+            Marker::new(backup, keep.clone(), relocations, catches_up).write(&self.root, &locked)?;
+            // It may have been started since the directory was examined.
+            refuse_running(self.root.path())
+        });
+        if let Err(error) = marked {
             if !was_marked {
                 self.root.unlink(marker::NAME.as_bytes())?;
             }
@@ -235,6 +241,20 @@ impl Opened {
             keep,
             _locked: locked,
         })
+    }
+
+    /// Another restore may have ended since the directory was examined, and its marker with it.
+    fn refuse_changed(&self, was_marked: bool) -> Result<(), Error> {
+        let is_as_it_was = was_marked
+            || match self.state {
+                State::Vacant => has_only(&self.root, &[marker::NAME.as_bytes()])?,
+                State::Incomplete => has_held_control(&self.root)?,
+                State::Older => true,
+            };
+        match is_as_it_was {
+            true => Ok(()),
+            false => Err(marker::changed(&self.root)),
+        }
     }
 
     fn existing(&self, directory: &[u8]) -> Result<Option<Place>, Error> {
@@ -392,8 +412,14 @@ fn refuse_other_system(place: &Place, backup: &Backup) -> Result<(), Error> {
 
 /// Whether there is nothing that anybody could miss.
 fn is_vacant(place: &Place) -> Result<bool, Error> {
+    has_only(place, &[])
+}
+
+/// Whether nothing is in a directory but these, and what is the file system's own.
+fn has_only(place: &Place, names: &[&[u8]]) -> Result<bool, Error> {
     for name in place.names()? {
-        if name?.as_bytes() != LOST_AND_FOUND {
+        let name = name?;
+        if name.as_bytes() != LOST_AND_FOUND && !names.contains(&name.as_bytes()) {
             return Ok(false);
         }
     }

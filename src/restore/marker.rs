@@ -1,6 +1,7 @@
 //! The file that marks an incomplete restore. It is for people, and for the command that continues.
 
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{Read, Seek, Write};
 
 use barmanfs_catalog::{Backup, BackupId, ServerName};
 use barmanfs_pg::TimestampMicros;
@@ -75,30 +76,84 @@ impl Marker {
         Ok(Some(serde_json::from_slice(&text).ok()))
     }
 
-    /// Writes it durably. It is locked as long as the file is open, so that another restore notices this one.
-    pub(super) fn write(&self, place: &Place) -> Result<std::fs::File, Error> {
-        let name = NAME.as_bytes();
-        let fail = |error| place.failed("write", name, error);
-        let mut file = match place.open_file(name, false)? {
-            Some(file) => file,
-            None => place.make_file(name)?,
-        };
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => {
-                return Err(Error::failed(format!(
-                    "Another restore writes to {} now",
-                    place.path().display()
-                )));
-            }
-            locked => locked.map_err(|error| fail(error.into()))?,
-        }
+    /// Writes it durably into the file that [`lock`] gave.
+    pub(super) fn write(&self, place: &Place, mut file: &File) -> Result<(), Error> {
+        let fail = |error| place.failed("write", NAME.as_bytes(), error);
         let text = serde_json::to_vec_pretty(self).map_err(|error| fail(error.into()))?;
         file.set_len(0)
+            .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(&text))
             .and_then(|()| file.write_all(b"\n"))
             .and_then(|()| file.sync_all())
             .map_err(fail)?;
-        place.sync()?;
-        Ok(file)
+        place.sync()
+    }
+}
+
+/// Opens or makes the marker, and locks it as long as the file is open, so that another restore notices this one. Returns
+/// whether it was there.
+///
+/// # Errors
+/// While another restore writes to the directory, or if one has just ended.
+pub(super) fn lock(place: &Place) -> Result<(File, bool), Error> {
+    let name = NAME.as_bytes();
+    let (file, was_there) = match place.open_file(name, false)? {
+        Some(file) => (file, true),
+        None => (place.make_file(name)?, false),
+    };
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => {
+            return Err(Error::failed(format!(
+                "Another restore writes to {} now",
+                place.path().display()
+            )));
+        }
+        locked => locked.map_err(|error| place.failed("lock", name, error))?,
+    }
+    // The other one has removed it with its last step, and this lock keeps nobody away.
+    if !place.has(name, &file)? {
+        return Err(changed(place));
+    }
+    Ok((file, was_there))
+}
+
+/// The directory is not what it was when it was examined.
+pub(super) fn changed(place: &Place) -> Error {
+    Error::failed(format!(
+        "Another restore has just written to {}",
+        place.path().display()
+    ))
+    .hint("Look at what is there now")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[test]
+    fn two_restores_never_have_one_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let (inside, done) = (AtomicU32::new(0), AtomicU32::new(0));
+        let restore = || {
+            let place = Place::open(directory.path()).unwrap();
+            for _ in 0..5000 {
+                let Ok(locked) = lock(&place) else {
+                    continue;
+                };
+                assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                done.fetch_add(1, Ordering::SeqCst);
+                std::thread::yield_now();
+                inside.fetch_sub(1, Ordering::SeqCst);
+                place.unlink(NAME.as_bytes()).unwrap();
+                drop(locked);
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(restore);
+            }
+        });
+        assert!(done.load(Ordering::SeqCst) > 100);
     }
 }

@@ -78,6 +78,17 @@ impl Place {
         }))
     }
 
+    /// Whether the entry of this name is an opened file.
+    pub(super) fn has(&self, name: &[u8], file: &File) -> Result<bool, Error> {
+        let fail = |error| self.failed("look at", name, error);
+        let there = match rustix::fs::statat(&*self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => return Ok(false),
+            stat => stat.map_err(fail)?,
+        };
+        let opened = rustix::fs::fstat(file).map_err(fail)?;
+        Ok((there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino))
+    }
+
     /// A directory in this one.
     pub(super) fn enter(&self, name: &[u8]) -> Result<Self, Error> {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -2,6 +2,7 @@
 //!
 //! PostgreSQL ends recovery when a file is absent, so absence must be certain. barmanfs on the other side ends with 1 only
 //! then. Barman does so for an unknown server or a damaged file, too; so it is asked a second time, whether it has the file.
+//! Where its home is not mounted, it knows of nothing; so it must know of a backup.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -17,6 +18,9 @@ use crate::error::{Error, exit};
 
 /// The code of [`Remote`]'s program for a file that is absent.
 const ABSENT: i32 = 1;
+
+/// It is in the version that barmanfs prints, whatever its name is.
+const OURS: &str = "barmanfs";
 
 /// How a file travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,16 +167,33 @@ impl Fetching {
 
     /// An answer of 1 may have other reasons in Barman. It lists what it has of a server that it knows.
     fn is_proven_absent(&self, name: &WalName) -> Result<bool, Error> {
-        let name_text = name.to_string();
-        let words = ["get-wal", "--peek", "1", &self.remote.server, &name_text];
+        let (name_text, server) = (name.to_string(), self.remote.server.as_str());
+        let is_silent = |words: &[&str]| self.ask(name, words).map(|said| said.trim_ascii().is_empty());
+        if !is_silent(&["get-wal", "--peek", "1", server, &name_text])? {
+            return Ok(false);
+        }
+        // barmanfs has proven it before it said so, and may hold WAL without a backup.
+        if is_silent(&["list-backups", "--minimal", server])?
+            && !String::from_utf8_lossy(&self.ask(name, &["--version"])?).contains(OURS)
+        {
+            return Err(Error::failed(format!(
+                "{} has no file {name}, and no backup either: is its directory mounted?",
+                self.remote
+            )));
+        }
+        Ok(true)
+    }
+
+    /// What the program on the other side prints.
+    fn ask(&self, name: &WalName, words: &[&str]) -> Result<Vec<u8>, Error> {
         let answer = self
             .remote
-            .command(&words)
+            .command(words)
             .stderr(Stdio::inherit())
             .output()
             .map_err(|error| Error::failed(format!("Cannot run ssh: {error}")))?;
         match remote::code(answer.status) {
-            0 => Ok(answer.stdout.trim_ascii().is_empty()),
+            0 => Ok(answer.stdout),
             code => Err(self.trouble(name, code)),
         }
     }

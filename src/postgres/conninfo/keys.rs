@@ -111,6 +111,11 @@ pub(super) fn key(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == name)
 }
 
+/// Whether a key says where the server is, or who connects.
+pub(super) fn is_target(name: &str) -> bool {
+    matches!(name, "host" | "hostaddr" | "port" | "user" | "dbname")
+}
+
 /// Whether the value of a key is a secret.
 pub(super) fn is_secret(name: &str) -> bool {
     matches!(
