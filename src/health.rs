@@ -134,27 +134,17 @@ pub(crate) fn check(
     }
 }
 
-/// Checks the repository and one server, within this time.
-pub(crate) fn check_one(
-    path: &Path,
-    server: &ServerConfig,
-    invocation: &Invocation,
-    within: Duration,
-) -> Checked {
-    let request = Request {
-        path,
-        servers: std::slice::from_ref(server),
-        invocation,
-        measured: false,
-    };
-    let found = check(&request, |_| Some(within));
-    let server = found.servers.into_iter().next();
-    let (findings, figures) =
-        server.map_or_else(Default::default, |server| (server.findings, server.figures));
-    let all = found.repository.findings.into_iter().chain(findings);
-    Checked {
-        findings: merge(all.collect()),
-        figures,
+impl Report {
+    /// What was found of each server, with what concerns the repository.
+    pub(crate) fn into_each(self) -> impl Iterator<Item = Checked> {
+        let Self { repository, servers } = self;
+        servers.into_iter().map(move |Checked { findings, figures }| {
+            let all = repository.findings.iter().cloned().chain(findings);
+            Checked {
+                findings: merge(all.collect()),
+                figures,
+            }
+        })
     }
 }
 

@@ -404,16 +404,7 @@ fn a_change_of_a_check_is_told_once(install: &'static Install) {
         text.lines().filter(|line| *line == wanted).count()
     };
     // The second run of the task has to end before the next one begins.
-    let run = || {
-        run(&mut site.barmanfs_command(&[
-            "cron",
-            "--task",
-            "notify",
-            "--server",
-            "main",
-            "--keep-descriptors",
-        ]))
-    };
+    let run = || run(&mut site.barmanfs_command(&["cron", "--task", "notify", "--keep-descriptors"]));
     site.ok(&["cron"]);
     until("it is told", || lines("FAILED") == 1);
     until("the task of cron has ended", || {

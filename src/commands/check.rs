@@ -68,10 +68,8 @@ fn check(app: &App, args: &CheckArgs) -> Result<CheckReport, Error> {
         .map(|(server, checked)| CheckedServer::new(server, checked))
         .collect();
     checked.extend(app.misnamed(&args.servers).map(CheckedServer::misnamed));
-    Ok(CheckReport {
-        repository: CheckedRepository::new(request.path, found.repository),
-        servers: checked,
-    })
+    let repository = CheckedRepository::new(request.path, found.repository);
+    Ok(CheckReport::new(repository, checked))
 }
 
 fn show(out: &mut Output, findings: &[Finding]) -> Result<(), Error> {

@@ -81,6 +81,7 @@ pub(crate) fn run(app: &mut App, args: &CronArgs) -> Result<Outcome, Error> {
     let mut round = Round {
         repository: &repository,
         launcher: Launcher::new(app, args)?,
+        notifies: servers.iter().any(notify::is_told),
         verifies: !app.config.verify_budget.is_off(),
         now,
         backups_running: 0,
@@ -138,6 +139,7 @@ fn unheard(remembered: Result<(), barmanfs_catalog::Error>) {
 struct Round<'a> {
     repository: &'a Repository,
     launcher: Launcher,
+    notifies: bool,
     verifies: bool,
     now: TimestampMicros,
     backups_running: usize,
@@ -195,7 +197,6 @@ impl Round<'_> {
             Self::back_up,
             Self::audit,
             Self::test_boot,
-            Self::notify,
         ];
         let results: Vec<_> = steps.iter().map(|step| step(self, &subject)).collect();
         results.into_iter().collect()
@@ -272,19 +273,6 @@ impl Round<'_> {
             return Ok(());
         }
         self.start(CronTask::ArchiveWal, subject)
-    }
-
-    /// Tells `notify_command` what the checks find, in each run.
-    fn notify(&mut self, subject: &Subject<'_>) -> Result<(), Error> {
-        let server = subject.server;
-        if server.hooks.notify_command.is_none()
-            || self
-                .repository
-                .is_task_running(CronTask::Notify, Some(&server.name))?
-        {
-            return Ok(());
-        }
-        self.start(CronTask::Notify, subject)
     }
 
     fn back_up(&mut self, subject: &Subject<'_>) -> Result<(), Error> {
@@ -377,7 +365,12 @@ impl Round<'_> {
     fn look_after_repository(&mut self) -> Result<(), Error> {
         boot::remove_leftovers();
         let tidied = self.repository.remove_unfinished_files().map(drop);
-        let results = [tidied.map_err(Error::from), self.sweep(), self.verify()];
+        let results = [
+            tidied.map_err(Error::from),
+            self.sweep(),
+            self.verify(),
+            self.notify(),
+        ];
         results.into_iter().collect()
     }
 
@@ -405,6 +398,15 @@ impl Round<'_> {
                 .remember_of_repository(|memory| memory.weighed_at = Some(self.now))?;
         }
         Ok(())
+    }
+
+    /// Tells `notify_command` what the checks find, in each run.
+    fn notify(&mut self) -> Result<(), Error> {
+        if !self.notifies || self.repository.is_task_running(CronTask::Notify, None)? {
+            return Ok(());
+        }
+        self.launcher
+            .start(self.repository, CronTask::Notify, None, self.now)
     }
 
     fn verify(&mut self) -> Result<(), Error> {

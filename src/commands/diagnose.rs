@@ -35,7 +35,8 @@ pub(crate) fn run(
         |_| Vec::new(),
         |config| {
             let names = server::names(config);
-            each(&names, |name| Diagnosed::of(config, name, &invocation))
+            let checks = server::checks(config, &invocation);
+            each(&names, |name| Diagnosed::of(config, name, &checks))
         },
     );
     let mut document = match options.format {

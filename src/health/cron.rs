@@ -84,8 +84,9 @@ fn matters(task: CronTask, last: &TaskMemory, server: &ServerConfig, seen: &Seen
         CronTask::Backup => server.backup_schedule.is_some() && !seen.backups.iter().any(is_done_since),
         CronTask::BootTest => server.boot_test_schedule.is_some(),
         CronTask::Audit => server.audit_sample > 0,
-        CronTask::Notify => server.hooks.notify_command.is_some(),
-        CronTask::Retention | CronTask::Sweep | CronTask::Verify => true,
+        CronTask::Retention => true,
+        // They are of the repository.
+        CronTask::Notify | CronTask::Sweep | CronTask::Verify => false,
     }
 }
 

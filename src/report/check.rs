@@ -43,6 +43,12 @@ impl CheckedRepository {
 }
 
 impl CheckReport {
+    /// What was found. No server is well in a repository that is not.
+    pub(crate) fn new(repository: CheckedRepository, mut servers: Vec<CheckedServer>) -> Self {
+        servers.iter_mut().for_each(|server| server.ok &= repository.ok);
+        Self { repository, servers }
+    }
+
     /// The worst status of the repository and of active servers.
     pub(crate) fn worst(&self) -> State {
         self.repository.status.max(CheckedServer::worst(&self.servers))
@@ -81,11 +87,11 @@ impl CheckReport {
 }
 
 /// What was found about one server.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub(crate) struct CheckedServer {
     pub(crate) server: String,
     pub(crate) active: bool,
-    /// No finding is FAILED.
+    /// No finding is FAILED, of it or of the repository.
     ok: bool,
     /// The worst of the findings.
     pub(crate) status: State,

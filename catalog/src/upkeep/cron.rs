@@ -59,7 +59,7 @@ pub enum CronTask {
     BootTest,
     /// To delete what a server's policies do not keep.
     Retention,
-    /// To tell which checks of a server fail.
+    /// To tell which checks of the servers fail.
     Notify,
     /// To free space of the repository.
     Sweep,

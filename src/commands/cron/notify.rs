@@ -32,16 +32,42 @@ struct Change {
     failed: Option<String>,
 }
 
-/// Checks a server, and tells what has changed.
-pub(super) fn run(app: &App, repository: &Repository, server: &ServerConfig) -> Result<String, Error> {
-    let Some(command) = &server.hooks.notify_command else {
-        return Ok("there is no notify_command".to_owned());
+/// Checks the servers that have a `notify_command`, and the repository once, and tells what has changed.
+pub(super) fn run(app: &App, repository: &Repository) -> Result<String, Error> {
+    let mut servers = app.config.servers.clone();
+    servers.retain(is_told);
+    let request = health::Request {
+        path: &app.config.repository,
+        servers: &servers,
+        invocation: &Invocation::current(Some(&app.config.file)),
+        measured: false,
     };
-    let invocation = Invocation::current(Some(&app.config.file));
-    let within = server.check_timeout.unwrap_or(WITHIN);
-    let checked = health::check_one(&app.config.repository, server, &invocation, within);
+    let report = health::check(&request, |server| Some(server.check_timeout.unwrap_or(WITHIN)));
+    let (mut told, mut failed) = (0, None);
+    for (server, checked) in servers.iter().zip(report.into_each()) {
+        match tell(repository, server, &checked) {
+            Ok(changes) => told += changes,
+            Err(error) => failed = failed.or(Some(format!("Server {}: {error}", server.name))),
+        }
+    }
+    match failed {
+        Some(error) => Err(Error::failed(error)),
+        None => Ok(format!("told {}", output::count(told, "change"))),
+    }
+}
+
+/// Whether changes of a server's checks are told.
+pub(super) fn is_told(server: &ServerConfig) -> bool {
+    server.active && server.hooks.notify_command.is_some()
+}
+
+/// Tells what has changed. Returns how many changes.
+fn tell(repository: &Repository, server: &ServerConfig, checked: &Checked) -> Result<usize, Error> {
+    let Some(command) = &server.hooks.notify_command else {
+        return Ok(0);
+    };
     let known = repository.server_memory(&server.name)?.failing;
-    let changes = changes(&checked, &known);
+    let changes = changes(checked, &known);
     let mut told = 0;
     for change in &changes {
         let notice = Notice {
@@ -65,13 +91,13 @@ pub(super) fn run(app: &App, repository: &Repository, server: &ServerConfig) -> 
             };
         })?;
     }
-    if told < changes.len() {
-        return Err(Error::failed(format!(
+    match told < changes.len() {
+        true => Err(Error::failed(format!(
             "notify_command has failed for {}",
             output::count(changes.len() - told, "change")
-        )));
+        ))),
+        false => Ok(told),
     }
-    Ok(format!("told {}", output::count(told, "change")))
 }
 
 /// What is different from what is known. A check that has no line is good where all checks were made: some say something

@@ -107,8 +107,9 @@ fn of_one_server(
         CronTask::Audit => audit::run(repository, server),
         CronTask::BootTest => test_boot(app, repository, server),
         CronTask::Retention => apply_policies(repository, server),
-        CronTask::Notify => notify::run(app, repository, server),
-        CronTask::Sweep | CronTask::Verify => Err(Error::usage("This is no task of one server")),
+        CronTask::Notify | CronTask::Sweep | CronTask::Verify => {
+            Err(Error::usage("This is no task of one server"))
+        }
     }
 }
 
@@ -116,6 +117,7 @@ fn of_repository(app: &App, repository: &Repository, task: CronTask) -> Result<S
     match task {
         CronTask::Sweep => sweep(repository),
         CronTask::Verify => verify_part(app, repository),
+        CronTask::Notify => notify::run(app, repository),
         _ => Err(Error::usage("Name the server of this task")),
     }
 }

@@ -1,5 +1,6 @@
 //! One server: its hosts, its checks, and what is stored of it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use barmanfs_catalog::{Backup, Repository, ServerName, WalEntry};
@@ -41,9 +42,28 @@ pub(super) fn names(config: &Config) -> Vec<ServerName> {
     names
 }
 
+/// Checks the repository once, and each server of the configuration.
+pub(super) fn checks(config: &Config, invocation: &Invocation) -> BTreeMap<ServerName, CheckedServer> {
+    let request = health::Request {
+        path: &config.repository,
+        servers: &config.servers,
+        invocation,
+        measured: false,
+    };
+    let report = health::check(&request, |server| Some(server.check_timeout.unwrap_or(WITHIN)));
+    let named = config.servers.iter().zip(report.into_each());
+    named
+        .map(|(server, checked)| (server.name.clone(), CheckedServer::new(server, checked)))
+        .collect()
+}
+
 impl Diagnosed {
     /// Looks at a server.
-    pub(super) fn of(config: &Config, name: &ServerName, invocation: &Invocation) -> Self {
+    pub(super) fn of(
+        config: &Config,
+        name: &ServerName,
+        checked: &BTreeMap<ServerName, CheckedServer>,
+    ) -> Self {
         let configured = config.server(name.as_str());
         let repository = Repository::open(&config.repository).map_err(Error::from);
         let repository = repository.as_ref();
@@ -51,11 +71,7 @@ impl Diagnosed {
         Self {
             name: name.to_string(),
             shown: configured.map(show_servers::show_one),
-            checks: configured.map(|server| {
-                let within = server.check_timeout.unwrap_or(WITHIN);
-                let checked = health::check_one(&config.repository, server, invocation, within);
-                CheckedServer::new(server, checked)
-            }),
+            checks: checked.get(name).cloned(),
             backups: repository
                 .map_err(read)
                 .and_then(|repository| Ok(repository.backups(name)?)),
