@@ -18,6 +18,12 @@ pub(crate) fn run(app: &mut App, args: &RebuildArgs) -> Result<Outcome, Error> {
         args.force,
         &mut Shown::start("Rebuild of the catalog", app.options.quiet),
     )?;
+    // What cron has found was found in the catalog before.
+    let forgotten = Repository::open(path)
+        .and_then(|new| new.remember_of_repository(|memory| memory.catalog_faults.clear()));
+    if let Err(error) = forgotten {
+        tracing::warn!("What cron has found in the catalog before is still remembered: {error}");
+    }
     if args.json.json {
         app.out.json(&report)?;
     } else if !(app.options.quiet && report.is_complete()) {

@@ -520,13 +520,13 @@ fn identify(path: &Path) -> Result<Identity> {
 #[cfg(test)]
 pub(crate) mod statements {
     use std::cell::RefCell;
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use rusqlite::Connection;
     use rusqlite::trace::{TraceEvent, TraceEventCodes};
 
     thread_local! {
-        static SEEN: RefCell<Option<BTreeSet<String>>> = const { RefCell::new(None) };
+        static SEEN: RefCell<Option<BTreeMap<String, usize>>> = const { RefCell::new(None) };
     }
 
     /// Lets a connection note its statements in the thread that runs them, while that wants to know.
@@ -535,7 +535,11 @@ pub(crate) mod statements {
             TraceEventCodes::SQLITE_TRACE_STMT,
             Some(|event: TraceEvent<'_>| {
                 if let TraceEvent::Stmt(_, sql) = event {
-                    SEEN.with_borrow_mut(|seen| seen.as_mut().map(|seen| seen.insert(sql.to_owned())));
+                    SEEN.with_borrow_mut(|seen| {
+                        if let Some(seen) = seen {
+                            *seen.entry(sql.to_owned()).or_default() += 1;
+                        }
+                    });
                 }
             }),
         )
@@ -543,7 +547,12 @@ pub(crate) mod statements {
 
     /// The statements that some work runs in this thread.
     pub(crate) fn of(work: impl FnOnce()) -> BTreeSet<String> {
-        SEEN.set(Some(BTreeSet::new()));
+        counted(work).into_keys().collect()
+    }
+
+    /// The same, and how often each runs.
+    pub(crate) fn counted(work: impl FnOnce()) -> BTreeMap<String, usize> {
+        SEEN.set(Some(BTreeMap::new()));
         work();
         SEEN.take().unwrap_or_default()
     }

@@ -12,9 +12,10 @@
 //! This search is repeated often: recovery requests the segment after the last one until it arrives. So the store is
 //! surveyed in its 256 parts, and a part without problems is listed again only when it has changed.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Display;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -37,8 +38,11 @@ const WRITER_PAUSE: Duration = Duration::from_millis(20);
 /// Failed look-ups survey the store at most this often: a reader of damaged data fails thousands of times.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// Number of packs checked: a crash or an incomplete copy damages what was written last; more would take seconds.
-const PACKS_LOOKED_AT: u32 = 100_000;
+/// Number of packs checked: a crash or an incomplete copy damages what was written last. `verify` looks at all.
+const PACKS_LOOKED_AT: u32 = 10_000;
+
+const IS_MISSING: &str = "The catalog knows it and it is not there: is its file system mounted? Put it back from a copy of the \
+                          repository, or give up what it holds with 'barmanfs rebuild-catalog'";
 
 const PUT_BACK: &str =
     "put it back from a copy of the repository, or see with 'barmanfs verify' what is lost";
@@ -52,11 +56,11 @@ pub struct UnreadPack {
     /// The pack, or the path of a pack with another name or of a missing directory.
     pub pack: String,
     /// Why it was not read, and what to do.
-    pub reason: String,
+    pub reason: Cow<'static, str>,
 }
 
 impl UnreadPack {
-    fn new(pack: impl Display, reason: impl Into<String>) -> Self {
+    fn new(pack: impl Display, reason: impl Into<Cow<'static, str>>) -> Self {
         Self {
             pack: pack.to_string(),
             reason: reason.into(),
@@ -83,6 +87,9 @@ pub(crate) struct Survey {
     /// Packs that remain unread.
     pub(crate) unread: Vec<UnreadPack>,
 }
+
+/// A pack under another name: its path, and which it is.
+type Astray = (PathBuf, PackId);
 
 /// Surveys the store, and remembers what need not be checked again.
 #[derive(Debug)]
@@ -178,6 +185,24 @@ impl Surveyor {
 
     /// Lists a part and compares it with the catalog. Returns the number of its packs.
     fn look_at(&self, part: Part, survey: &mut Survey) -> Result<usize> {
+        let (listed, astray) = self.list(part)?;
+        let known = self.known(part)?;
+        for pack in listed.difference(&known) {
+            self.enter(*pack, survey)?;
+        }
+        let missing: BTreeSet<PackId> = known.difference(&listed).copied().collect();
+        let lost = self.lost(part, missing)?;
+        survey
+            .unread
+            .extend(lost.iter().map(|pack| UnreadPack::new(pack, IS_MISSING)));
+        for (path, pack) in astray {
+            self.judge_astray(&path, pack, survey)?;
+        }
+        Ok(listed.len())
+    }
+
+    /// The packs of a part that are in the store, and those that have another name.
+    fn list(&self, part: Part) -> Result<(BTreeSet<PackId>, Vec<Astray>)> {
         let (mut listed, mut astray) = (BTreeSet::new(), Vec::new());
         self.storage.list_part(part, &mut |found| {
             match found {
@@ -188,30 +213,14 @@ impl Surveyor {
             }
             Ok(())
         })?;
-        let known = match part {
-            Part::Root => BTreeSet::new(),
-            Part::First(first) => self.known(first)?,
-        };
-        for pack in listed.difference(&known) {
-            self.enter(*pack, survey)?;
-        }
-        for pack in known.difference(&listed) {
-            if self.is_lost(*pack)? {
-                survey.unread.push(UnreadPack::new(
-                    pack,
-                    "The catalog knows it and it is not there: is its file system mounted? Put it back from a copy of the \
-                     repository, or give up what it holds with 'barmanfs rebuild-catalog'",
-                ));
-            }
-        }
-        for (path, pack) in astray {
-            self.judge_astray(&path, pack, survey)?;
-        }
-        Ok(listed.len())
+        Ok((listed, astray))
     }
 
     /// The packs of a part that are in the catalog.
-    fn known(&self, first: u8) -> Result<BTreeSet<PackId>> {
+    fn known(&self, part: Part) -> Result<BTreeSet<PackId>> {
+        let Part::First(first) = part else {
+            return Ok(BTreeSet::new());
+        };
         let (mut from, mut to) = ([0; PackId::BYTES], [u8::MAX; PackId::BYTES]);
         (from[0], to[0]) = (first, first);
         self.db.read(|db| {
@@ -225,13 +234,19 @@ impl Surveyor {
         self.db.read(|db| records::knows_pack(db, pack))
     }
 
-    /// Whether a pack is still in the catalog but not in the store.
-    fn is_lost(&self, pack: PackId) -> Result<bool> {
-        match self.storage.bytes(pack) {
-            Err(barmanfs_store::Error::MissingPack(_)) => self.knows(pack),
-            Ok(_) => Ok(false),
-            Err(error) => Err(error.into()),
+    /// Those of the missing packs that are still in the catalog and not in the store: packs come and go meanwhile. All are
+    /// looked for at once, since there may be millions where a disk is not mounted.
+    fn lost(&self, part: Part, mut missing: BTreeSet<PackId>) -> Result<BTreeSet<PackId>> {
+        if !missing.is_empty() {
+            let (listed, _) = self.list(part)?;
+            missing.retain(|pack| !listed.contains(pack));
         }
+        // A sweep removes a pack from the catalog first.
+        if !missing.is_empty() {
+            let known = self.known(part)?;
+            missing.retain(|pack| known.contains(pack));
+        }
+        Ok(missing)
     }
 
     /// Enters an unknown pack, unless its writer does so or a sweep has removed it.
@@ -367,7 +382,7 @@ impl Repository {
             Some(first) => Err(Error::NotProven {
                 count: unread.len(),
                 pack: first.pack.clone(),
-                reason: first.reason.clone(),
+                reason: first.reason.to_string(),
             }),
         }
     }

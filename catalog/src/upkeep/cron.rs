@@ -187,6 +187,12 @@ pub struct RepositoryMemory {
     /// When a part of them was last read.
     #[serde(default)]
     pub verified_at: Option<TimestampMicros>,
+    /// When the catalog's file was last read from one end to the other.
+    #[serde(default)]
+    pub catalog_read_at: Option<TimestampMicros>,
+    /// What was wrong with it then.
+    #[serde(default)]
+    pub catalog_faults: Vec<String>,
     /// The number of the last record that the last sweep has seen.
     #[serde(default)]
     pub swept_through: i64,

@@ -178,3 +178,22 @@ fn short_commands_read_no_table_from_one_end_to_the_other() {
         .collect();
     assert_eq!(found, [""; 0]);
 }
+
+/// Where a disk is not mounted, millions of packs are missing: none of them is asked for by itself.
+#[test]
+fn missing_packs_are_looked_for_together() {
+    const MISSING: usize = 3000;
+    let (_directory, repository) = temporary();
+    repository
+        .db
+        .write(|transaction| {
+            let rows = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < ?1)
+                        INSERT INTO packs (id, bytes, chunks, stored_bytes, raw_bytes)
+                        SELECT randomblob(16), 1, 0, 0, 0 FROM n";
+            Ok(transaction.execute(rows, [MISSING])?)
+        })
+        .unwrap();
+    let seen = statements::counted(|| assert_eq!(repository.unread_packs().unwrap().len(), MISSING));
+    let asked: usize = seen.values().sum();
+    assert!(asked < 2 * 256 + 100, "{seen:?}");
+}

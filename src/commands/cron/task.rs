@@ -32,6 +32,9 @@ const WAIT_FOR_WAL: Duration = Duration::from_secs(300);
 /// A part of a verification never makes up for more than this: after a pause of the host, the disks have other work.
 const BUDGET_OF_AT_MOST: Duration = Duration::from_secs(24 * 3600);
 
+/// How often the catalog's file is read.
+const CATALOG_EVERY: Duration = BUDGET_OF_AT_MOST;
+
 /// The first part of a verification has the budget of this time.
 const FIRST_BUDGET: Duration = Duration::from_secs(3600);
 
@@ -216,9 +219,31 @@ fn sweep(repository: &Repository) -> Result<String, Error> {
     }
 }
 
+/// Reads the catalog's file, once a day. `check` reads only a small one.
+fn look_through_catalog(repository: &Repository, last: Option<TimestampMicros>) -> Result<(), Error> {
+    if last_end(last).is_some_and(|passed| passed < CATALOG_EVERY) {
+        return Ok(());
+    }
+    let faults = repository.catalog_faults()?;
+    for fault in &faults {
+        tracing::error!("Catalog: {fault}");
+    }
+    Ok(repository.remember_of_repository(|memory| {
+        memory.catalog_read_at = Some(SystemTime::now().into());
+        memory.catalog_faults = faults;
+    })?)
+}
+
 /// Reads as much as the budget of the time since the last part allows.
 fn verify_part(app: &App, repository: &Repository) -> Result<String, Error> {
     let memory = repository.repository_memory()?;
+    // What was damaged may have been mended since.
+    look_through_catalog(
+        repository,
+        memory
+            .catalog_read_at
+            .filter(|_| memory.catalog_faults.is_empty()),
+    )?;
     let mut round = memory.verification;
     let time = last_end(memory.verified_at).unwrap_or(FIRST_BUDGET);
     let allowed = app
