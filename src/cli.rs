@@ -272,6 +272,10 @@ pub(crate) enum Command {
     #[command(after_help = catchup::CATCHUP_HELP)]
     Catchup(Box<catchup::CatchupArgs>),
 
+    /// Write for a restore of another host, which speaks to this through standard input and output
+    #[command(hide = true)]
+    Agent(restore::AgentArgs),
+
     /// Show all backups and WAL as directories
     #[command(after_help = mount::MOUNT_HELP)]
     Mount(mount::MountArgs),

@@ -51,6 +51,7 @@ use barmanfs_catalog::retention::RetentionRules;
 use barmanfs_catalog::{Backup, BackupSelector, Error as CatalogError, Repository, ServerName};
 use tracing::level_filters::LevelFilter;
 
+use crate::cli::restore::AgentArgs;
 use crate::cli::wal::WalRestoreArgs;
 use crate::cli::{Cli, Command, GlobalOptions};
 use crate::config::{Config, ConfigError, Misnamed, ServerConfig};
@@ -93,6 +94,8 @@ pub(crate) fn run(cli: Cli, form: Form) -> Result<Outcome, Error> {
     let done = match cli.command {
         Command::Version(json) => version::run(&mut out, json),
         Command::Umount(args) => umount::run(&args),
+        // The configuration is on the other host, and so are the backups.
+        Command::Agent(args) => agent(&args),
         Command::Init(args) => init::run(&mut out, &cli.global, &args),
         // It works without a readable configuration, too.
         Command::Diagnose(_) => {
@@ -172,6 +175,7 @@ impl App {
             Command::Catchup(args) => restore::catch_up(self, &args),
             Command::Mount(args) => mount::run(self, args),
             Command::Umount(args) => umount::run(&args),
+            Command::Agent(args) => agent(&args),
             Command::Init(args) => init::run(&mut self.out, &self.options, &args),
             Command::Clone(command) => clone::run(self, &command),
             Command::Check(args) => check::run(self, &args),
@@ -412,6 +416,10 @@ fn restore_wal(options: &GlobalOptions, args: &WalRestoreArgs) -> Result<Outcome
     start_client_log(options);
     let config = options.config.as_ref().map(|path| path.display().to_string());
     wal_restore::run(&args.fetch, None, OWN_NAME, config)
+}
+
+fn agent(args: &AgentArgs) -> Result<Outcome, Error> {
+    crate::restore::agent::engine::run(args.join.as_deref()).map(|()| Outcome::Done)
 }
 
 /// Starts the log. A log file that cannot be opened stops nothing.

@@ -41,6 +41,24 @@ pub(crate) enum Counted {
     Time,
 }
 
+/// What another process is told.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Step<'a> {
+    /// So much is done.
+    Done(u64),
+    /// A new stage.
+    Stage(&'a str),
+}
+
+/// Receives the steps.
+pub(crate) struct Tell(pub(crate) Box<dyn Fn(Step<'_>) + Send + Sync>);
+
+impl std::fmt::Debug for Tell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tell")
+    }
+}
+
 /// One long piece of work. Shared by reference: `set` may be called from any thread.
 #[derive(Debug)]
 pub(crate) struct Progress {
@@ -49,6 +67,7 @@ pub(crate) struct Progress {
     bar: ProgressBar,
     started: Instant,
     log: Option<Mutex<Instant>>,
+    tell: Option<Tell>,
 }
 
 impl Progress {
@@ -75,7 +94,15 @@ impl Progress {
             bar,
             started: Instant::now(),
             log,
+            tell: None,
         }
+    }
+
+    /// Begins. Nothing is shown: another process is told.
+    pub(crate) fn told(tell: Tell) -> Self {
+        let mut progress = Self::start("", Counted::Bytes, true);
+        progress.tell = Some(tell);
+        progress
     }
 
     /// Sets `done` of `total`, if the total is known.
@@ -88,6 +115,9 @@ impl Progress {
             }
         }
         self.bar.set_position(done);
+        if let Some(tell) = &self.tell {
+            tell.0(Step::Done(done));
+        }
         if let Some(log) = &self.log {
             let mut last = lock(log);
             if last.elapsed() >= LOG_EVERY {
@@ -110,6 +140,9 @@ impl Progress {
     /// Shows a new stage: beside the bar, or otherwise as a line in the log.
     pub(crate) fn stage(&self, text: &str) {
         self.note(text);
+        if let Some(tell) = &self.tell {
+            tell.0(Step::Stage(text));
+        }
         if self.log.is_some() {
             tracing::info!("{}: {text}", self.what);
         }

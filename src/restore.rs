@@ -8,7 +8,7 @@
 //!   [`replay_progress`] shows it.
 //! - [`configuration`] writes the configuration files that the server kept outside its data directory.
 //! - [`own_files`] are those of a standby that is caught up, and stay. [`previous`] is what the directory was before.
-//! - [`remote`] does all this on another host, over ssh.
+//! - [`remote`] does all this on another host, over ssh; [`agent`] where barmanfs is there. [`source`] is where content comes from.
 //! - [`settings`] reports what a person should look at before the server is started.
 //!
 //! Invariants:
@@ -18,6 +18,7 @@
 //! - No symbolic link in the directory is followed, except those to the places of tablespaces that were asked for: every
 //!   entry is reached through the descriptor of its directory ([`place`]).
 
+pub(crate) mod agent;
 pub(crate) mod configuration;
 pub(crate) mod destination;
 mod file_writer;
@@ -31,6 +32,7 @@ pub(crate) mod rates;
 pub(crate) mod remote;
 pub(crate) mod replay_progress;
 pub(crate) mod settings;
+mod source;
 mod space;
 mod tablespaces;
 mod throttle;
@@ -85,7 +87,8 @@ pub(crate) struct Prepared {
     options: WriteOptions,
     /// Size of the tree.
     size: space::TreeSize,
-    _reading: ReadGuard,
+    /// Keeps the backup, if it is in a repository here.
+    _reading: Option<ReadGuard>,
 }
 
 /// A restore to this host or to another one.
@@ -102,7 +105,7 @@ impl Ready {
     pub(crate) fn state(&self) -> &'static str {
         match self {
             Self::Here(prepared) => prepared.destination.state.as_str(),
-            Self::There(_) => State::Vacant.as_str(),
+            Self::There(prepared) => prepared.state.as_str(),
         }
     }
 
@@ -148,7 +151,7 @@ impl Ready {
     pub(crate) fn dry_run(&self) -> Result<Restored, Error> {
         match self {
             Self::Here(prepared) => prepared.dry_run(),
-            Self::There(prepared) => Ok(prepared.dry_run()),
+            Self::There(prepared) => prepared.dry_run(),
         }
     }
 
@@ -194,8 +197,31 @@ impl Prepared {
         options: WriteOptions,
     ) -> Result<Self, Error> {
         let reading = repository.reading(&view.backup)?;
-        let destination = Destination::examine(repository, directory, relocations, &view.backup, &options)?;
         let size = space::TreeSize::of(&view)?;
+        let examined =
+            Destination::examine(Some(repository), directory, relocations, &view.backup, &options)?;
+        Self::checked(view, examined, options, size, Some(reading))
+    }
+
+    /// The same for a tree of this size, which is elsewhere.
+    fn far(
+        view: ViewTree,
+        directory: PathBuf,
+        relocations: Relocations,
+        options: WriteOptions,
+        size: space::TreeSize,
+    ) -> Result<Self, Error> {
+        let examined = Destination::examine(None, directory, relocations, &view.backup, &options)?;
+        Self::checked(view, examined, options, size, None)
+    }
+
+    fn checked(
+        view: ViewTree,
+        destination: Destination,
+        options: WriteOptions,
+        size: space::TreeSize,
+        reading: Option<ReadGuard>,
+    ) -> Result<Self, Error> {
         space::check(&destination, &size)?;
         Ok(Self {
             view,
@@ -208,10 +234,14 @@ impl Prepared {
 
     /// Writes the tree.
     fn run(&self) -> Result<Restored, Error> {
-        let began = Instant::now();
         let what = format!("Restore of {}", self.view.backup.server);
         let progress = Progress::start(what, Counted::Bytes, self.options.quiet);
         let signals = Interruption::watch(|| {})?;
+        self.run_with(&progress, &signals)
+    }
+
+    fn run_with(&self, progress: &Progress, signals: &Interruption) -> Result<Restored, Error> {
+        let began = Instant::now();
         let opened = self.destination.open()?;
         let marked = opened.begin(&self.view.backup, &self.options)?;
         let run = || {
@@ -221,7 +251,7 @@ impl Prepared {
                 removed = self.prune(&opened, &marked.keep, prune::Mode::Remove)?;
             }
             progress.note("");
-            let writer = self.writer(&opened, &progress, &signals, false);
+            let writer = self.writer(&opened, progress, signals, false);
             let written = writer.write()?;
             if let Some(own) = &self.options.own {
                 own.write(&opened.root, &self.view.stat)?;
@@ -241,9 +271,13 @@ impl Prepared {
 
     /// Finds out what a run would do.
     fn dry_run(&self) -> Result<Restored, Error> {
-        let began = Instant::now();
         let progress = Progress::start("Comparison", Counted::Bytes, self.options.quiet);
         let signals = Interruption::watch(|| {})?;
+        self.dry_run_with(&progress, &signals)
+    }
+
+    fn dry_run_with(&self, progress: &Progress, signals: &Interruption) -> Result<Restored, Error> {
+        let began = Instant::now();
         let mut restored = Restored {
             bytes: self.size.bytes,
             written_bytes: self.size.bytes,
@@ -253,7 +287,7 @@ impl Prepared {
             let opened = self.destination.look()?;
             let keep = opened.kept(&self.options.keep)?;
             restored.removed = self.prune(&opened, &keep, prune::Mode::List)?;
-            let writer = self.writer(&opened, &progress, &signals, true);
+            let writer = self.writer(&opened, progress, signals, true);
             restored.written_bytes = writer.write()?.bytes;
         }
         restored.elapsed = began.elapsed();

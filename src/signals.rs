@@ -42,6 +42,11 @@ impl Interruption {
         self.flag.load(Ordering::Relaxed)
     }
 
+    /// The same as a signal.
+    pub(crate) fn request(&self) {
+        self.flag.store(true, Ordering::Relaxed);
+    }
+
     /// Waits this long, or until a signal arrives.
     pub(crate) fn sleep(&self, time: Duration) {
         let until = Instant::now() + time;

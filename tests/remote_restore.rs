@@ -9,6 +9,7 @@ use crate::common::registry::topic;
 use crate::common::sshd::Sshd;
 use crate::common::tree::differences;
 use crate::common::{Install, PgServer, Site};
+use crate::restore::KINDS;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -19,6 +20,9 @@ topic! {
     once what_cannot_be_restored_there_is_refused_before_anything_is_written,
     once a_cut_restore_never_starts_there,
     once a_full_disk_over_there_is_reported(as_root),
+    once an_agent_makes_any_directory_equal_to_a_fresh_restore,
+    once a_cut_restore_by_an_agent_is_continued,
+    alone what_speaks_to_an_agent_is_checked,
 }
 
 const MARKER: &str = ".barmanfs-restore-incomplete";
@@ -353,4 +357,147 @@ fn a_full_disk_over_there_is_reported(install: &'static Install) {
         .says(&["full", "incomplete"]);
     filling.wait().unwrap();
     assert!(data.join(MARKER).exists() && !is_startable(&data));
+}
+
+fn an_agent_makes_any_directory_equal_to_a_fresh_restore(install: &'static Install) {
+    let (site, server, sshd) = site_with_sshd(install);
+    fill(&server, 1);
+    server.query("CREATE TABLE later AS SELECT generate_series(1, 20000) n");
+    site.backup();
+    let command = sshd.command();
+    let options = ["--target-immediate", "--no-get-wal", "-j", "3"];
+    let here = site.path("here").display().to_string();
+    site.ok(&[&["restore", "main", "auto", &here][..], &options].concat());
+    let fresh = site.path("here");
+    restore_by(&site, &command, "there", &options).ok();
+    assert_equal(&fresh, &site.path("there"));
+    restore_by(&site, &command, "there", &options)
+        .refused(1)
+        .says(&["on the other host", "is not empty"]);
+    let delta = [&options[..], &["--delta-restore", "--json"]].concat();
+    for (kind, script) in KINDS.into_iter().filter(|(_, script)| !script.is_empty()) {
+        let directory = site.copy(&fresh, "updated");
+        site.sh(&format!("cd '{}' && {script}", directory.display())).ok();
+        let run = restore_by(&site, &command, "updated", &delta).ok();
+        let report: serde_json::Value = serde_json::from_slice(&run.stdout).unwrap();
+        assert_equal(&fresh, &directory);
+        let written = report["written_bytes"].as_u64().unwrap();
+        let little = report["bytes"].as_u64().unwrap() / 100;
+        assert_eq!(written < little, kind == "nothing", "{kind}: {run}");
+        site.sh(&format!(
+            "cd '{}' && rm -rf updated outside* wal.d",
+            site.path("").display()
+        ))
+        .ok();
+    }
+    let there = site.path("there");
+    site.sh(&format!(
+        "cd '{}' && mkdir log && echo a > log/a && echo b > mine",
+        there.display()
+    ))
+    .ok();
+    let listed = restore_by(
+        &site,
+        &command,
+        "there",
+        &[&delta[..], &["--keep", "log", "--dry-run"]].concat(),
+    )
+    .ok();
+    let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!(
+        (&listed["removed"], &listed["state"]),
+        (&serde_json::json!(["mine"]), &"older".into())
+    );
+    assert!(there.join("mine").exists());
+    // A server that runs there is found by the agent.
+    let mut copy = PgServer::on(install, &there);
+    copy.start();
+    copy.wait_until_promoted();
+    restore_by(&site, &command, "there", &delta)
+        .refused(1)
+        .says(&["A server is running"]);
+    copy.stop("fast");
+    let elsewhere = site.path("main").display().to_string();
+    let words = [
+        "restore",
+        "main",
+        "auto",
+        &elsewhere,
+        "--delta-restore",
+        "--remote-ssh-command",
+        &command,
+    ];
+    site.barmanfs(&words).refused(1).says(&["A server is running"]);
+}
+
+fn a_cut_restore_by_an_agent_is_continued(install: &'static Install) {
+    let (site, server, sshd) = site_with_sshd(install);
+    fill(&server, 4);
+    site.backup();
+    let options = ["--target-immediate", "--no-get-wal"];
+    let here = site.path("here").display().to_string();
+    site.ok(&[&["restore", "main", "auto", &here][..], &options].concat());
+    let mut random = Random::new("remote_restore.agent");
+    let directory = site.path("there");
+    let (there, command) = (directory.display().to_string(), sshd.command());
+    let words = [
+        "restore",
+        "main",
+        "auto",
+        &there,
+        "--remote-ssh-command",
+        &command,
+    ];
+    for round in 0..6_u64 {
+        let mut child = site.spawn(&[&words[..], &options, &["--bwlimit", "8M"]].concat());
+        std::thread::sleep(Duration::from_millis(200 + random.below(300 * (round + 1))));
+        match round % 2 {
+            0 => drop(child.kill()),
+            _ => sshd.cut(),
+        }
+        if child.wait().unwrap().success() {
+            break;
+        }
+        assert!(
+            !is_startable(&directory) || !directory.join(MARKER).exists(),
+            "round {round}"
+        );
+        if directory.join(MARKER).exists() {
+            // Without an agent nobody knows what is there.
+            restore_by(&site, &sshd.bare(), "there", &options)
+                .refused(1)
+                .says(&["incomplete restore"]);
+            assert_ne!(PgServer::on(install, &directory).try_start().code(), Some(0));
+        }
+    }
+    if !is_startable(&directory) {
+        // The agent of a killed restore notices that nobody is there any more.
+        until("it is continued", || {
+            let again = restore_by(&site, &command, "there", &options);
+            again.code() == Some(0) || {
+                again.says(&["Another restore writes"]);
+                false
+            }
+        });
+    }
+    assert_equal(&site.path("here"), &directory);
+    let mut copy = PgServer::on(install, &directory);
+    copy.start();
+    copy.wait_until_promoted();
+    copy.assert_sound();
+}
+
+fn what_speaks_to_an_agent_is_checked() {
+    let site = Site::new();
+    for hostile in ["GET / HTTP/1.1", "M\\377\\377\\377\\377", "M\\0\\0\\0\\2{}", ""] {
+        let script = format!(
+            "printf '{hostile}' | '{}' agent | tr -d '\\0'",
+            site.program().display()
+        );
+        let said = site.sh(&script).all();
+        assert!(
+            said.contains("does not speak as barmanfs does") || said.contains("has ended the connection"),
+            "{hostile}: {said}"
+        );
+    }
 }

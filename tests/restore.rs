@@ -548,7 +548,7 @@ fn a_full_disk_leaves_a_restore_that_is_continued(install: &'static Install) {
 }
 
 /// What may have happened to a directory, as scripts that run in it. Each has several kinds of changes.
-const KINDS: [(&str, &str); 6] = [
+pub(crate) const KINDS: [(&str, &str); 6] = [
     ("nothing", ":"),
     (
         "written, removed, added, odd",

@@ -126,6 +126,14 @@ pub(crate) struct RestoreArgs {
     pub(crate) json: JsonOption,
 }
 
+/// `agent`
+#[derive(Debug, Args)]
+pub(crate) struct AgentArgs {
+    /// Bring a connection to the agent that waits at this socket
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) join: Option<PathBuf>,
+}
+
 /// The target of a recovery.
 #[derive(Debug, Default, Args)]
 pub(crate) struct TargetArgs {

@@ -100,7 +100,7 @@ impl ConfigurationTarget {
             .hint("Without --restore-config, the configuration is in the restored directory"));
         };
         if is_here {
-            refuse_place(repository, &directory)?;
+            refuse_place(Some(repository), &directory)?;
             refuse_other_server(&directory)?;
         }
         let all = stored.all(&repository.trees())?;

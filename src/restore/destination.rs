@@ -111,7 +111,7 @@ impl Destination {
     /// # Errors
     /// When it may not.
     pub(super) fn examine(
-        repository: &Repository,
+        repository: Option<&Repository>,
         path: PathBuf,
         relocations: Relocations,
         backup: &Backup,
@@ -441,7 +441,7 @@ pub(super) fn not_empty(path: &Path) -> Error {
 }
 
 /// Neither the repository nor what shows it may be overwritten.
-pub(super) fn refuse_place(repository: &Repository, path: &Path) -> Result<(), Error> {
+pub(super) fn refuse_place(repository: Option<&Repository>, path: &Path) -> Result<(), Error> {
     let refuse = |why: String| Err(Error::usage(format!("{} {why}", path.display())));
     if path.as_os_str().as_bytes().contains(&b':') {
         return refuse("has a colon: it is a path on this host, not one of rsync".to_owned());
@@ -449,9 +449,11 @@ pub(super) fn refuse_place(repository: &Repository, path: &Path) -> Result<(), E
     if path.parent().is_none() {
         return refuse("is the root of the file system".to_owned());
     }
-    let home = std::fs::canonicalize(repository.path()).unwrap_or_else(|_| repository.path().to_owned());
-    if path.starts_with(&home) || home.starts_with(path) {
-        return refuse(format!("is in the repository {}, or around it", home.display()));
+    if let Some(repository) = repository {
+        let home = std::fs::canonicalize(repository.path()).unwrap_or_else(|_| repository.path().to_owned());
+        if path.starts_with(&home) || home.starts_with(path) {
+            return refuse(format!("is in the repository {}, or around it", home.display()));
+        }
     }
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     match mount_points(&mounts).find(|point| path.starts_with(point)) {

@@ -10,12 +10,12 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use barmanfs_fs::entry::Body;
 use barmanfs_store::sync::lock;
-use barmanfs_store::{ChunkId, FileMap, TreeReader, Window};
+use barmanfs_store::{ChunkId, Window};
 use rustix::fs::{Advice, FallocateFlags, FileType, fadvise, fallocate};
 
 use super::place::{Place, dress};
+use super::source::{FileContent, PartWindows, Wanted};
 use super::throttle::Throttle;
 use super::tree_writer::interrupted;
 use super::view::SourceFile;
@@ -27,6 +27,9 @@ pub(super) const PART_BYTES: u64 = 32 << 20;
 
 /// Bytes to compare and copy at a time of what is not stored in windows.
 const COPY_BYTES: usize = 128 << 10;
+
+/// Windows that are fetched at once: over a connection, the time that it takes is theirs together.
+const FETCHED_AT_ONCE: usize = 16;
 
 /// A file that is being written.
 #[derive(Debug)]
@@ -47,14 +50,13 @@ pub(super) struct FileTask {
 struct OpenFile {
     /// None if nothing is there in a dry run.
     file: Option<Arc<File>>,
-    body: Body,
+    body: FileContent,
     /// Bytes that were there before. Everything behind them is zero.
     present: u64,
 }
 
 /// What the threads share.
 pub(super) struct Tools<'a> {
-    pub(super) trees: &'a TreeReader,
     pub(super) throttle: Option<&'a Throttle>,
     /// Called with the bytes that are done, and how many of them were written.
     pub(super) done: &'a (dyn Fn(u64, u64) + Sync),
@@ -90,9 +92,10 @@ impl FileTask {
             let length = NonZero::new(to.min(open.present) - from);
             let _ = fadvise(&**file, from, length, Advice::WillNeed);
         }
-        match &open.body {
-            Body::Stored(map) => self.stored(&open, map, (from, to), tools)?,
-            body => self.other(&open, body, (from, to), tools)?,
+        let windows = open.body.windows((from, to));
+        match windows.map_err(|error| self.unreadable(error))? {
+            Some(part) => self.stored(&open, &part, tools)?,
+            None => self.other(&open, (from, to), tools)?,
         }
         if self.left.fetch_sub(1, Ordering::AcqRel) > 1 {
             return Ok(());
@@ -151,54 +154,81 @@ impl FileTask {
     }
 
     /// The windows that begin in this part. Windows are smaller than parts, and powers of two.
-    fn stored(
-        &self,
-        open: &OpenFile,
-        map: &FileMap,
-        (from, to): (u64, u64),
-        tools: &Tools<'_>,
-    ) -> Result<(), Error> {
-        let mut buffer = Vec::new();
-        tools
-            .trees
-            .each_window(map, map.windows_of(from, to - from), |n, window| {
-                if (tools.stopped)() {
-                    return Err(interrupted());
-                }
-                self.window(open, map, (n, window), &mut buffer, tools)
-            })
+    fn stored(&self, open: &OpenFile, part: &PartWindows, tools: &Tools<'_>) -> Result<(), Error> {
+        let (mut buffer, mut wanted) = (Vec::new(), Vec::new());
+        for (n, window) in (part.first..).zip(&part.windows) {
+            if (tools.stopped)() {
+                return Err(interrupted());
+            }
+            let at = n * u64::from(part.window_bytes);
+            let left = self.source.stat.size_bytes.saturating_sub(at);
+            let length = u32::try_from(left).map_or(part.window_bytes, |left| left.min(part.window_bytes));
+            if let Some(chunk) = self.lacks(open, (at, length), window, &mut buffer, tools)? {
+                wanted.push(Wanted { n, length, chunk });
+            }
+            if wanted.len() == FETCHED_AT_ONCE {
+                self.fetch(open, part.window_bytes, &mut wanted, tools)?;
+            }
+        }
+        self.fetch(open, part.window_bytes, &mut wanted, tools)
     }
 
-    fn window(
+    /// The chunk of a window that the file does not have.
+    fn lacks(
         &self,
         open: &OpenFile,
-        map: &FileMap,
-        (n, window): (u64, Window),
+        (at, length): (u64, u32),
+        window: &Window,
         buffer: &mut Vec<u8>,
         tools: &Tools<'_>,
-    ) -> Result<(), Error> {
-        let at = n * u64::from(map.window_bytes);
-        let length = map.window_length(n);
+    ) -> Result<Option<ChunkId>, Error> {
         let end = at + u64::from(length);
         let Some(chunk) = window.chunk else {
             let present = end.min(open.present).saturating_sub(at);
-            return self.hole(open, (at, present), buffer);
+            self.hole(open, (at, present), buffer)?;
+            return Ok(None);
         };
-        let length_bytes = u64::from(length);
-        if end <= open.present && self.holds(open, at, length, &window, buffer)? {
-            (tools.done)(length_bytes, 0);
-            return Ok(());
+        if end <= open.present && self.holds(open, at, length, window, buffer)? {
+            (tools.done)(u64::from(length), 0);
+            return Ok(None);
         }
+        Ok(Some(chunk))
+    }
+
+    /// Writes windows, all of them fetched at once.
+    fn fetch(
+        &self,
+        open: &OpenFile,
+        window_bytes: u32,
+        wanted: &mut Vec<Wanted>,
+        tools: &Tools<'_>,
+    ) -> Result<(), Error> {
+        if self.is_dry_run {
+            wanted
+                .iter()
+                .for_each(|window| (tools.done)(window.length.into(), window.length.into()));
+        } else {
+            let mut not_written = None;
+            let fetched = open.body.contents(wanted, &mut |window, bytes| {
+                let at = window.n * u64::from(window_bytes);
+                let written = self.take(open, at, bytes, tools);
+                written.inspect_err(|error| not_written = Some(error.clone()))
+            });
+            fetched.map_err(|error| not_written.unwrap_or_else(|| self.unreadable(error)))?;
+        }
+        wanted.clear();
+        Ok(())
+    }
+
+    fn take(&self, open: &OpenFile, at: u64, bytes: &[u8], tools: &Tools<'_>) -> Result<(), Error> {
+        if (tools.stopped)() {
+            return Err(interrupted());
+        }
+        let length_bytes = bytes.len() as u64;
         if let Some(throttle) = tools.throttle {
             throttle.take(length_bytes);
         }
-        if !self.is_dry_run {
-            let bytes = tools
-                .trees
-                .window_content(map, n, &chunk)
-                .map_err(|error| self.unreadable(error.into()))?;
-            self.put(open, &bytes, at)?;
-        }
+        self.put(open, bytes, at)?;
         (tools.done)(length_bytes, length_bytes);
         Ok(())
     }
@@ -267,13 +297,7 @@ impl FileTask {
     }
 
     /// What is not stored in windows, or shown with other bytes than stored.
-    fn other(
-        &self,
-        open: &OpenFile,
-        body: &Body,
-        (from, to): (u64, u64),
-        tools: &Tools<'_>,
-    ) -> Result<(), Error> {
+    fn other(&self, open: &OpenFile, (from, to): (u64, u64), tools: &Tools<'_>) -> Result<(), Error> {
         let (mut wanted, mut buffer) = (vec![0; COPY_BYTES], Vec::new());
         let mut at = from;
         while at < to {
@@ -282,9 +306,8 @@ impl FileTask {
             }
             let length = usize::try_from(to - at).map_or(COPY_BYTES, |rest| rest.min(COPY_BYTES));
             let (part, _) = wanted.split_at_mut(length);
-            let count = body
-                .read_at(tools.trees, at, part)
-                .map_err(|error| self.unreadable(error.into()))?;
+            let read = open.body.read_at(at, part);
+            let count = read.map_err(|error| self.unreadable(error))?;
             if count != length {
                 return Err(self.unreadable(Error::failed("It ends early")));
             }

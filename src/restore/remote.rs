@@ -12,15 +12,18 @@
 
 mod configuration;
 mod host;
-mod shell;
+pub(super) mod shell;
 mod stream;
 mod tree;
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Instant;
 
 use barmanfs_catalog::{ReadGuard, Repository};
+use barmanfs_store::sync::lock;
 
+use super::agent::control::{Agent, Found, Order};
 use super::destination::{State, not_empty};
 use super::marker::{self, Marker};
 use super::space::TreeSize;
@@ -47,8 +50,11 @@ pub(crate) struct RemotePrepared {
     relocations: Relocations,
     options: WriteOptions,
     pub(super) size: TreeSize,
+    pub(super) state: State,
     notes: Vec<String>,
     configuration: Option<RemoteConfiguration>,
+    /// The agent that writes there; without one, archives are unpacked.
+    agent: Option<Mutex<Agent>>,
     _reading: ReadGuard,
 }
 
@@ -86,37 +92,35 @@ impl RemotePrepared {
         let RemotePlace { shell, directory, .. } = place;
         let facts = Facts::of(&shell, &directory, relocations)?;
         facts.refuse_host()?;
-        let locations = relocations.iter().map(|(_, location)| location);
-        let asked: Vec<&Path> = std::iter::once(directory.as_path()).chain(locations).collect();
-        let mut paths = facts.refuse_places(&asked)?.into_iter();
-        refuse_state(&facts, &directory, options.delta)?;
-        let real = paths.next().unwrap_or_else(|| directory.clone());
-        let relocations = relocations.moved(paths);
-        if let Some((_, location)) = relocations
-            .iter()
-            .find(|(_, location)| location.starts_with(&real) || real.starts_with(location))
-        {
-            return Err(Error::usage(format!(
-                "The tablespace at {} would be in {}, or around it",
-                location.display(),
-                real.display()
-            )));
-        }
         let size = TreeSize::of(&view)?;
-        facts.refuse_space(&relocations, &size)?;
+        let mut notes = facts.notes(&view.backup, place.fetches_wal);
+        let mut agent = match facts.barmanfs.as_ref().map(|_| Agent::start(&shell)) {
+            Some(Ok(agent)) => Some(agent),
+            Some(Err(error)) => {
+                notes.push(format!("The barmanfs of the other host is not used: {error}"));
+                None
+            }
+            None => None,
+        };
+        let found = match &mut agent {
+            Some(agent) => agent.prepare(&view, &directory, relocations, (&options, &size))?,
+            None => examine(&facts, &directory, relocations, (&options, &size))?,
+        };
         let configuration = place
             .configuration
             .map(|directory| RemoteConfiguration::examine(&shell, directory))
             .transpose()?;
         Ok(Self {
-            notes: facts.notes(&view.backup, place.fetches_wal),
+            notes,
             shell,
             view,
-            directory: real,
-            relocations,
+            directory: found.directory,
+            relocations: found.relocations,
+            state: found.state,
             options,
             size,
             configuration,
+            agent: agent.map(Mutex::new),
             _reading: reading,
         })
     }
@@ -136,18 +140,11 @@ impl RemotePrepared {
         let progress = Progress::start(what, Counted::Bytes, self.options.quiet);
         let running = self.shell.running().clone();
         let signals = Interruption::watch(move || running.stop())?;
+        if let Some(agent) = &self.agent {
+            return self.by_agent(&mut lock(agent), &progress, false);
+        }
         self.begin()?;
-        let sender = TreeSender {
-            view: &self.view,
-            shell: &self.shell,
-            directory: &self.directory,
-            relocations: &self.relocations,
-            jobs: self.options.jobs,
-            throttle: self.options.bandwidth_limit.map(Throttle::new),
-            progress: &progress,
-            total_bytes: self.size.bytes,
-            signals: &signals,
-        };
+        let sender = self.sender(&progress, &signals);
         let send = || {
             let rest = sender.collect()?;
             let bytes = sender.send(&rest)?;
@@ -167,13 +164,47 @@ impl RemotePrepared {
         })
     }
 
-    /// Nothing is there, so everything would be written.
-    pub(crate) fn dry_run(&self) -> Restored {
-        Restored {
-            bytes: self.size.bytes,
-            written_bytes: self.size.bytes,
-            ..Restored::default()
+    fn sender<'a>(&'a self, progress: &'a Progress, signals: &'a Interruption) -> TreeSender<'a> {
+        TreeSender {
+            view: &self.view,
+            shell: &self.shell,
+            directory: &self.directory,
+            relocations: &self.relocations,
+            jobs: self.options.jobs,
+            throttle: self.options.bandwidth_limit.map(Throttle::new),
+            progress,
+            total_bytes: self.size.bytes,
+            signals,
         }
+    }
+
+    fn by_agent(&self, agent: &mut Agent, progress: &Progress, dry_run: bool) -> Result<Restored, Error> {
+        agent.run(&Order {
+            view: &self.view,
+            shell: &self.shell,
+            options: &self.options,
+            size: &self.size,
+            progress,
+            dry_run,
+        })
+    }
+
+    /// Finds out what a run would do. Without an agent nothing is there, and everything would be written.
+    ///
+    /// # Errors
+    /// When something cannot be read.
+    pub(crate) fn dry_run(&self) -> Result<Restored, Error> {
+        let Some(agent) = &self.agent else {
+            return Ok(Restored {
+                bytes: self.size.bytes,
+                written_bytes: self.size.bytes,
+                ..Restored::default()
+            });
+        };
+        let progress = Progress::start("Comparison", Counted::Bytes, self.options.quiet);
+        let running = self.shell.running().clone();
+        let _signals = Interruption::watch(move || running.stop())?;
+        self.by_agent(&mut lock(agent), &progress, true)
     }
 
     /// Makes the directories and the marker. Another restore that begins at the same moment finds that.
@@ -227,8 +258,39 @@ impl RemotePrepared {
     }
 }
 
+/// What there is, without an agent.
+fn examine(
+    facts: &Facts,
+    directory: &Path,
+    relocations: &Relocations,
+    (options, size): (&WriteOptions, &TreeSize),
+) -> Result<Found, Error> {
+    let locations = relocations.iter().map(|(_, location)| location);
+    let asked: Vec<&Path> = std::iter::once(directory).chain(locations).collect();
+    let mut paths = facts.refuse_places(&asked)?.into_iter();
+    refuse_state(facts, directory, options.delta)?;
+    let real = paths.next().unwrap_or_else(|| directory.to_owned());
+    let relocations = relocations.moved(paths);
+    if let Some((_, location)) = relocations
+        .iter()
+        .find(|(_, location)| location.starts_with(&real) || real.starts_with(location))
+    {
+        return Err(Error::usage(format!(
+            "The tablespace at {} would be in {}, or around it",
+            location.display(),
+            real.display()
+        )));
+    }
+    facts.refuse_space(&relocations, size)?;
+    Ok(Found {
+        state: State::Vacant,
+        directory: real,
+        relocations,
+    })
+}
+
 /// Only an empty directory is written to: what differs from the backup cannot be found out without barmanfs over there.
-fn refuse_state(facts: &Facts, directory: &Path, is_delta: bool) -> Result<State, Error> {
+fn refuse_state(facts: &Facts, directory: &Path, is_delta: bool) -> Result<(), Error> {
     if facts.is_incomplete() {
         return Err(Error::failed(format!(
             "{} on the other host holds an incomplete restore, and there is no barmanfs that could continue it",
@@ -237,7 +299,7 @@ fn refuse_state(facts: &Facts, directory: &Path, is_delta: bool) -> Result<State
         .hint("Install barmanfs there, or remove the directory there; then run the same command again"));
     }
     match (facts.has_entries(), is_delta) {
-        (false, _) => Ok(State::Vacant),
+        (false, _) => Ok(()),
         (true, false) => Err(not_empty(directory)),
         (true, true) => Err(Error::failed(format!(
             "{} on the other host is not empty, and --delta-restore needs barmanfs there, in the PATH of the user",

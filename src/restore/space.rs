@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use barmanfs_fs::entry::Stat;
 use rustix::fs::FileType;
+use serde::{Deserialize, Serialize};
 
 use super::destination::{Destination, State, is_of_the_file_system};
 use super::place::Place;
@@ -16,7 +17,7 @@ use crate::output;
 const BLOCK_BYTES: u64 = 4096;
 
 /// The size of a tree.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(crate) struct TreeSize {
     /// Number of files.
     pub(crate) files: u64,

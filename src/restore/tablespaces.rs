@@ -139,6 +139,13 @@ impl Relocations {
         self.0.get(&oid).map(PathBuf::as_path)
     }
 
+    /// The same, without links on the way to their places.
+    pub(super) fn resolved(&self) -> Result<Self, Error> {
+        let places = self.0.values().map(|place| super::destination::resolved(place));
+        let places = places.collect::<Result<Vec<_>, _>>()?;
+        Ok(self.moved(places.into_iter()))
+    }
+
     /// The same tablespaces at these places, in order.
     pub(super) fn moved(&self, places: impl Iterator<Item = PathBuf>) -> Self {
         Self(self.0.keys().copied().zip(places).collect())

@@ -111,7 +111,6 @@ impl TreeWriter<'_> {
         };
         let stopped = || self.signals.requested() || shared.failed.load(Ordering::Acquire);
         let tools = Tools {
-            trees: &self.view.trees,
             throttle: self.throttle.as_ref(),
             done: &done,
             stopped: &stopped,

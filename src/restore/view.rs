@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use barmanfs_catalog::{Backup, Repository};
-use barmanfs_fs::entry::{Body, Child, Content, Directory, Stat};
+use barmanfs_fs::entry::{Child, Content, Directory, Stat};
 use barmanfs_fs::views::{Context, ViewOptions, root};
-use barmanfs_store::TreeReader;
 
+use super::agent::far::FarFile;
+use super::source::{FileContent, TreeSource};
 use crate::error::Error;
 
 /// The tree of one backup, as it is restored.
@@ -15,7 +16,7 @@ pub(crate) struct ViewTree {
     pub(crate) backup: Backup,
     pub(super) root: Arc<dyn Directory>,
     pub(super) stat: Stat,
-    pub(super) trees: TreeReader,
+    pub(super) source: TreeSource,
 }
 
 /// A file of the tree. Its content is looked up when it is opened.
@@ -24,6 +25,9 @@ pub(super) struct SourceFile {
     directory: Arc<dyn Directory>,
     pub(super) name: Vec<u8>,
     pub(super) stat: Stat,
+    /// Below the root, with slashes.
+    path: Vec<u8>,
+    source: TreeSource,
 }
 
 /// Receives the entries of a tree, a directory before its entries.
@@ -64,7 +68,7 @@ impl ViewTree {
             backup,
             root,
             stat: child.stat,
-            trees: context.trees().clone(),
+            source: TreeSource::Own(context.trees().clone()),
         })
     }
 
@@ -78,6 +82,9 @@ impl ViewTree {
     /// # Errors
     /// When it cannot be read.
     pub(crate) fn read_small(&self, path: &[u8], limit_bytes: u64) -> Result<Option<Vec<u8>>, Error> {
+        let TreeSource::Own(trees) = &self.source else {
+            return Ok(None);
+        };
         let mut directory = Arc::clone(&self.root);
         let mut names = path.split(|&byte| byte == b'/').peekable();
         while let Some(name) = names.next() {
@@ -87,7 +94,7 @@ impl ViewTree {
             directory = match child.content {
                 Content::Directory(below) if names.peek().is_some() => below,
                 Content::File if names.peek().is_none() => {
-                    return Ok(directory.open(name)?.read_all(&self.trees, limit_bytes)?);
+                    return Ok(directory.open(name)?.read_all(trees, limit_bytes)?);
                 }
                 _ => return Ok(None),
             };
@@ -97,7 +104,44 @@ impl ViewTree {
 
     /// Walks the tree.
     pub(super) fn walk(&self, visitor: &mut dyn Visitor) -> Result<(), Error> {
-        walk(&self.root, visitor)
+        walk(&self.root, (b"", &self.source), visitor)
+    }
+
+    /// The file at a path; `None` if there is none.
+    pub(super) fn file(&self, path: &[u8]) -> Result<Option<SourceFile>, Error> {
+        let mut directory = Arc::clone(&self.root);
+        let mut names = path.split(|&byte| byte == b'/').peekable();
+        while let Some(name) = names.next() {
+            let Some(child) = directory.lookup(name)? else {
+                return Ok(None);
+            };
+            directory = match child.content {
+                Content::Directory(below) if names.peek().is_some() => below,
+                Content::File if names.peek().is_none() => {
+                    return Ok(Some(SourceFile {
+                        directory,
+                        name: child.name,
+                        stat: child.stat,
+                        path: path.to_vec(),
+                        source: self.source.clone(),
+                    }));
+                }
+                _ => return Ok(None),
+            };
+        }
+        Ok(None)
+    }
+
+    /// The directory at a path; `None` if there is none.
+    pub(super) fn directory(&self, path: &[u8]) -> Result<Option<Arc<dyn Directory>>, Error> {
+        let mut directory = Arc::clone(&self.root);
+        for name in path.split(|&byte| byte == b'/').filter(|name| !name.is_empty()) {
+            directory = match directory.lookup(name)?.map(|child| child.content) {
+                Some(Content::Directory(below)) => below,
+                _ => return Ok(None),
+            };
+        }
+        Ok(Some(directory))
     }
 }
 
@@ -107,21 +151,31 @@ fn gone(names: &[&str]) -> Error {
 }
 
 /// PostgreSQL nests a few directories; a path has at most 4096 bytes, which bounds the depth.
-fn walk(directory: &Arc<dyn Directory>, visitor: &mut dyn Visitor) -> Result<(), Error> {
+fn walk(
+    directory: &Arc<dyn Directory>,
+    (above, source): (&[u8], &TreeSource),
+    visitor: &mut dyn Visitor,
+) -> Result<(), Error> {
     for child in directory.entries()? {
         let Child {
             name, stat, content, ..
         } = child?;
+        let path = match above {
+            [] => name.clone(),
+            above => [above, name.as_slice()].join(&b'/'),
+        };
         match content {
             Content::Directory(below) => {
                 visitor.enter(&name, &stat)?;
-                walk(&below, visitor)?;
+                walk(&below, (&path, source), visitor)?;
                 visitor.leave()?;
             }
             Content::File => visitor.file(SourceFile {
                 directory: Arc::clone(directory),
                 name,
                 stat,
+                path,
+                source: source.clone(),
             })?,
             Content::Symlink(target) => visitor.link(&name, &stat, &target)?,
         }
@@ -131,8 +185,11 @@ fn walk(directory: &Arc<dyn Directory>, visitor: &mut dyn Visitor) -> Result<(),
 
 impl SourceFile {
     /// Its content.
-    pub(super) fn open(&self) -> Result<Body, Error> {
-        let body = self.directory.open(&self.name)?;
+    pub(super) fn open(&self) -> Result<FileContent, Error> {
+        let body = match &self.source {
+            TreeSource::Own(trees) => FileContent::Own(self.directory.open(&self.name)?, trees.clone()),
+            TreeSource::Far(tree) => FileContent::Far(FarFile::new(tree, &self.path, self.stat.size_bytes)),
+        };
         if body.size_bytes() == self.stat.size_bytes {
             return Ok(body);
         }

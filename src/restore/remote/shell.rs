@@ -44,14 +44,14 @@ pub(crate) struct RemoteShell {
 
 /// The processes that run now, to be ended by a signal.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Running {
+pub(in crate::restore) struct Running {
     stopped: Arc<AtomicBool>,
     processes: Arc<Mutex<Vec<(u32, OwnedFd)>>>,
 }
 
 impl Running {
     /// Ends all, and lets no new one begin.
-    pub(super) fn stop(&self) {
+    pub(in crate::restore) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
         for (_, process) in lock(&self.processes).iter() {
             // One that has ended cannot be ended.
@@ -75,7 +75,7 @@ impl Running {
 }
 
 /// A word of a shell, whatever is in it.
-pub(super) fn word(text: &str) -> String {
+pub(in crate::restore) fn word(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
@@ -97,12 +97,12 @@ impl RemoteShell {
     }
 
     /// The processes that run now.
-    pub(super) fn running(&self) -> &Running {
+    pub(in crate::restore) fn running(&self) -> &Running {
         &self.running
     }
 
     /// Starts a script. `doing` is for messages.
-    pub(super) fn start(&self, doing: &'static str, script: &str) -> Result<Session, Error> {
+    pub(in crate::restore) fn start(&self, doing: &'static str, script: &str) -> Result<Session, Error> {
         let script = format!("LC_ALL=C; export LC_ALL; {script}");
         let mut child = Command::new("/bin/sh")
             .args(["-c", &format!("exec {} \"$@\"", self.command), "sh"])
@@ -151,10 +151,10 @@ impl RemoteShell {
 
 /// A script that runs.
 #[derive(Debug)]
-pub(super) struct Session {
+pub(in crate::restore) struct Session {
     doing: &'static str,
     input: Option<BufWriter<ChildStdin>>,
-    output: Option<ChildStdout>,
+    pub(in crate::restore) output: Option<ChildStdout>,
     errors: Option<JoinHandle<Vec<u8>>>,
     is_full: Arc<AtomicBool>,
     child: Child,
@@ -171,7 +171,7 @@ impl Session {
     ///
     /// # Errors
     /// When it fails, with what it says about that in one line.
-    pub(super) fn finish(&mut self) -> Result<(), Error> {
+    pub(in crate::restore) fn finish(&mut self) -> Result<(), Error> {
         let flushed = self.flush();
         drop(self.input.take());
         // Nobody reads what else it prints, and it must not wait for that.
@@ -180,7 +180,7 @@ impl Session {
     }
 
     /// Ends it after an error of this side.
-    pub(super) fn abort(&mut self) {
+    pub(in crate::restore) fn abort(&mut self) {
         drop(self.input.take());
         let _ends_soon = self.child.kill();
         let _ended = self.result(Ok(()));

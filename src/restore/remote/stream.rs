@@ -5,12 +5,12 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use barmanfs_fs::entry::{Body, Stat};
-use barmanfs_store::TreeReader;
+use barmanfs_fs::entry::Stat;
 use tar::{Builder, EntryType, Header};
 
 use super::shell::{RemoteShell, Session, word};
 use crate::error::Error;
+use crate::restore::source::FileContent;
 use crate::restore::throttle::Throttle;
 use crate::restore::tree_writer::interrupted;
 use crate::restore::view::SourceFile;
@@ -25,7 +25,6 @@ pub(super) struct Stream {
 
 /// What a stream shares with all others.
 pub(super) struct Sending<'a> {
-    pub(super) trees: &'a TreeReader,
     pub(super) throttle: Option<&'a Throttle>,
     /// Called with the bytes that were passed on.
     pub(super) done: &'a (dyn Fn(u64) + Sync),
@@ -144,7 +143,7 @@ fn header(kind: EntryType, stat: &Stat, size_bytes: u64) -> Header {
 
 /// The content of a file, checked as it is read.
 struct Content<'a> {
-    body: Body,
+    body: FileContent,
     sending: &'a Sending<'a>,
     at: u64,
     size_bytes: u64,
@@ -161,7 +160,7 @@ impl Content<'_> {
         }
         let left = usize::try_from(self.size_bytes - self.at).unwrap_or(usize::MAX);
         self.buffer.resize(left.min(READ_BYTES), 0);
-        let count = self.body.read_at(self.sending.trees, self.at, &mut self.buffer)?;
+        let count = self.body.read_at(self.at, &mut self.buffer)?;
         if count == 0 && left > 0 {
             return Err(Error::failed("It ends early"));
         }

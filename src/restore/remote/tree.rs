@@ -206,7 +206,6 @@ impl TreeSender<'_> {
         let done = |bytes| self.advance(shared, bytes);
         let stopped = || self.is_stopped(shared);
         let sending = Sending {
-            trees: &self.view.trees,
             throttle: self.throttle.as_ref(),
             done: &done,
             stopped: &stopped,
@@ -263,7 +262,6 @@ impl TreeSender<'_> {
         let done = |bytes| self.advance(shared, bytes);
         let stopped = || self.is_stopped(shared);
         let sending = Sending {
-            trees: &self.view.trees,
             throttle: self.throttle.as_ref(),
             done: &done,
             stopped: &stopped,

@@ -1,0 +1,98 @@
+//! Where the content of a tree's files comes from: this repository, or the other side of a connection.
+
+use std::sync::Arc;
+
+use barmanfs_fs::entry::Body;
+use barmanfs_store::{ChunkId, TreeReader, Window};
+
+use super::agent::far::{FarFile, FarTree};
+use crate::error::Error;
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub(super) enum TreeSource {
+    /// This repository.
+    Own(TreeReader),
+    /// The other side.
+    Far(Arc<FarTree>),
+}
+
+/// The content of one file.
+#[derive(Debug, Clone)]
+pub(super) enum FileContent {
+    /// In this repository, or made by a view.
+    Own(Body, TreeReader),
+    /// On the other side.
+    Far(FarFile),
+}
+
+/// Windows of a part of a file.
+#[derive(Debug, Default)]
+pub(super) struct PartWindows {
+    /// Bytes of each window but the last.
+    pub(super) window_bytes: u32,
+    /// The number of the first.
+    pub(super) first: u64,
+    pub(super) windows: Vec<Window>,
+}
+
+/// A window whose bytes are wanted.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    pub(super) n: u64,
+    pub(super) length: u32,
+    pub(super) chunk: ChunkId,
+}
+
+/// Receives the bytes of a window.
+pub(super) type EachContent<'a> = dyn FnMut(&Wanted, &[u8]) -> Result<(), Error> + 'a;
+
+impl FileContent {
+    /// Its size in bytes.
+    pub(super) fn size_bytes(&self) -> u64 {
+        match self {
+            Self::Own(body, _) => body.size_bytes(),
+            Self::Far(file) => file.size_bytes(),
+        }
+    }
+
+    /// The windows that begin in this part; `None` if it is not stored in windows.
+    pub(super) fn windows(&self, (from, to): (u64, u64)) -> Result<Option<PartWindows>, Error> {
+        let (map, trees) = match self {
+            Self::Own(Body::Stored(map), trees) => (map, trees),
+            Self::Own(..) => return Ok(None),
+            Self::Far(file) => return file.windows((from, to)).map(Some),
+        };
+        let range = map.windows_of(from, to - from);
+        let mut part = PartWindows {
+            window_bytes: map.window_bytes,
+            first: range.start,
+            windows: Vec::new(),
+        };
+        trees.each_window(map, range, |_, window| {
+            part.windows.push(window);
+            Ok::<_, Error>(())
+        })?;
+        Ok(Some(part))
+    }
+
+    /// Calls `each` with the bytes of each of these windows, in order.
+    pub(super) fn contents(&self, wanted: &[Wanted], each: &mut EachContent<'_>) -> Result<(), Error> {
+        match self {
+            Self::Own(Body::Stored(map), trees) => wanted.iter().try_for_each(|window| {
+                let bytes = trees.window_content(map, window.n, &window.chunk)?;
+                each(window, &bytes)
+            }),
+            Self::Own(..) => Err(Error::failed("It is not stored in windows")),
+            Self::Far(file) => file.contents(wanted, each),
+        }
+    }
+
+    /// Reads a part of what is not stored in windows.
+    pub(super) fn read_at(&self, at: u64, into: &mut [u8]) -> Result<usize, Error> {
+        match self {
+            Self::Own(body, trees) => Ok(body.read_at(trees, at, into)?),
+            Self::Far(_) => Err(Error::failed("It is read in windows")),
+        }
+    }
+}
