@@ -259,8 +259,13 @@ fn what_cannot_be_restored_there_is_refused_before_anything_is_written(install: 
         1,
         "{said}"
     );
-    // The name of this host is of no use to others.
-    site.write_config(&[("main", &server)]);
+    by_a_name_of_no_use(&site, &server, &bare);
+}
+
+/// Every host is called so.
+fn by_a_name_of_no_use(site: &Site, server: &PgServer, bare: &str) {
+    let new = site.path("new").display().to_string();
+    site.write_config(&[("main", server)]);
     let script = format!(
         "mkdir '{0}/names'; printf '#!/bin/sh\\necho localhost.localdomain\\n' > '{0}/names/hostname'; \
          chmod +x '{0}/names/hostname'; PATH='{0}/names':$PATH '{1}' -c '{2}' restore main auto '{new}' \

@@ -110,9 +110,7 @@ fn carry_out(app: &mut App, args: &RestoreArgs, catchup: Option<bool>) -> Result
     report.dry_run = args.dry_run;
     report.settings = notable;
     report.catchup = caught_up;
-    if !report.remote {
-        report.estimate(&rates::known(&repository));
-    }
+    report.estimate(&rates::known(&repository));
     report.configuration = configuration.as_ref().map(ConfigurationTarget::report);
     if !args.json.json {
         shown::plan(app, args, &choice, &report)?;

@@ -129,6 +129,10 @@ impl<'a> RestoreReport<'a> {
 
     /// Adds how long it may take.
     pub(crate) fn estimate(&mut self, rates: &RestoreRates) {
+        // Nothing is known of the network, and of the other host.
+        if self.remote {
+            return;
+        }
         let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
         self.expected_copy_seconds = seconds(time_for(self.bytes, rates.copy_bytes_per_second));
         let wal_bytes = self.wal_bytes.unwrap_or_default();
