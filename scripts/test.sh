@@ -121,6 +121,7 @@ need_build_and_mount_tools
 have python3 || install_packages python3   # looks for circles
 have openssl || install_packages openssl   # makes certificates for the tests of TLS
 have sshd || [ -x /usr/sbin/sshd ] || install_packages openssh-server # the other host of remote restores
+have ip || [ -x /usr/sbin/ip ] || install_packages iproute2           # the cable to another host, which a test pulls
 have faketime || install_packages faketime # puts the program's clock forward
 have promtool || get_promtool || warn "Without promtool, a test does not look at the names of metrics"
 # WAL is exchanged with it.

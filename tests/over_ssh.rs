@@ -1,9 +1,11 @@
 //! WAL between hosts: `put-wal`, the clients for `archive_command` and `restore_command`, and the directory for copies.
 
 use crate::common::load::{assert_sums_agree, fill, transact, transactions};
+use crate::common::network::Network;
 use crate::common::process::{Run, run, until};
 use crate::common::registry::topic;
 use crate::common::ssh::Ssh;
+use crate::common::sshd::{Sshd, user_name};
 use crate::common::{Install, Mount, PgServer, Site};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,6 +16,8 @@ topic! {
     once put_wal_takes_all_or_says_what_it_refused,
     once get_wal_gives_what_is_received_and_peeks,
     once copies_in_a_directory_are_archived,
+    once what_comes_between_two_questions_is_fetched,
+    once a_recovery_without_a_network_is_not_promoted(as_root),
     once barman_and_barmanfs_exchange_wal,
 }
 
@@ -325,6 +329,145 @@ fn copies_in_a_directory_are_archived(install: &'static Install) {
     });
 }
 
+/// WAL comes over a network that is cut when the third file is asked for.
+fn a_recovery_without_a_network_is_not_promoted(install: &'static Install) {
+    let Some(network) = Network::new() else { return };
+    let (site, primary) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
+    fill(&primary, 1);
+    site.backup();
+    transact(&primary, 300);
+    primary.archive_current_segment();
+    let sshd = Sshd::behind(&site, &network);
+    let links = site.make_directory("links");
+    for name in ["barman", "barman-wal-restore"] {
+        fs::hard_link(site.program(), links.join(name)).unwrap();
+    }
+    let own = links.join("barman-wal-restore").display().to_string();
+    let fetch = |client: &str, options: &str| {
+        format!(
+            "{} {client} {options} -U {} -c {} backup main %f %p",
+            sshd.path(),
+            user_name(),
+            site.config().display()
+        )
+    };
+    site.write_file(
+        "sshd/bin/barman",
+        format!("#!/bin/sh\nexec '{}' \"$@\"\n", links.join("barman").display()).as_bytes(),
+    );
+    site.sh(&format!("chmod 755 '{}'", site.path("sshd/bin/barman").display()))
+        .ok();
+    // Ours ends with a code that stops a recovery.
+    let mut copy = cut_in_recovery(&site, &network, install, "ours", &fetch(&own, ""), &[]);
+    until("recovery stops", || !copy.data.join("postmaster.pid").exists());
+    let log = copy.log();
+    assert!(log.contains("FATAL:  could not restore file"), "{log}");
+    assert_not_promoted(&copy);
+    network.mend();
+    copy.start();
+    copy.wait_until_promoted();
+    assert_eq!(transactions(&copy), transactions(&primary));
+    // Barman's own ends with 2, as at the end of the archive: a standby asks again.
+    let Some(barmans) = barman_of_everybody(&site, "barman-wal-restore") else {
+        return;
+    };
+    let command = fetch(&barmans, "");
+    let copy = cut_in_recovery(&site, &network, install, "barmans", &command, &["--standby-mode"]);
+    until("its client has failed", || {
+        copy.log().contains("ssh: connect to host") || copy.log().contains("Connection problem")
+    });
+    assert_not_promoted(&copy);
+    assert!(copy.data.join("postmaster.pid").exists(), "{}", copy.log());
+    network.mend();
+    until("it goes on", || {
+        copy.try_query("SELECT count(*) FROM pgbench_history").text() == transactions(&primary).to_string()
+    });
+    assert_eq!(copy.query("SELECT pg_is_in_recovery()"), "t");
+}
+
+/// A copy that has fetched two files, and asks for the next while the cable is pulled.
+fn cut_in_recovery(
+    site: &Site,
+    network: &Network,
+    install: &'static Install,
+    name: &str,
+    command: &str,
+    options: &[&str],
+) -> PgServer {
+    let data = site.path(name);
+    let place = format!("{}.count", data.display());
+    let gate = format!(
+        "echo >> {place}; test $(wc -l < {place}) -ne 3 || {{ touch {place}.third; while test ! -e {place}.cut; do sleep 0.1; done; }}; {command}"
+    );
+    let words = [
+        "restore",
+        "main",
+        "auto",
+        data.to_str().unwrap(),
+        "--restore-command",
+        &gate,
+    ];
+    site.ok(&[&words[..], options].concat());
+    let mut copy = PgServer::on(install, &data);
+    let started = std::thread::scope(|scope| {
+        let starting = scope.spawn(|| copy.try_start().code());
+        until("the third file is asked for", || {
+            Path::new(&format!("{place}.third")).exists()
+        });
+        network.cut();
+        site.write_file(&format!("{name}.count.cut"), b"");
+        starting.join().unwrap()
+    });
+    println!("pg_ctl has ended with {started:?}");
+    copy
+}
+
+#[track_caller]
+fn assert_not_promoted(copy: &PgServer) {
+    let log = copy.log();
+    assert!(!log.contains("selected new timeline ID"), "{log}");
+    assert_eq!(copy.timeline(), 1);
+}
+
+/// The other side says that it has no such file, and then that it has.
+fn what_comes_between_two_questions_is_fetched(install: &'static Install) {
+    let site = Site::with_repository();
+    let server = PgServer::init(install, &site.path("main"), &["--wal-segsize=1"]);
+    let files = site.list(&server.data.join("pg_wal"));
+    let names = files.iter().filter(|name| name.starts_with("00000001"));
+    let name = names.min().unwrap().as_str();
+    let segment = server.data.join("pg_wal").join(name);
+    let asked = site.write_file("asked", b"");
+    let ssh = Ssh::to(
+        &site,
+        &format!(
+            "case \"$*\" in *--peek*) echo {name};; *) echo >> '{0}'; test $(wc -l < '{0}') -gt 1 || exit 1; cat '{1}';; esac",
+            asked.display(),
+            segment.display()
+        ),
+    );
+    let fetched = site.path("fetched");
+    let words = ["wal-restore", "--program", "barman", "backup", "main", name];
+    let fetch = || {
+        run(&mut ssh.own_client(
+            &site.program(),
+            &[&words[..], &[fetched.to_str().unwrap()]].concat(),
+        ))
+    };
+    fetch().ok();
+    assert!(fs::read(&fetched).unwrap() == fs::read(&segment).unwrap());
+    assert_eq!(ssh.commands().len(), 3, "{:?}", ssh.commands());
+    // One that always says both is in trouble: that is no end of the archive.
+    fs::remove_file(&fetched).unwrap();
+    Ssh::to(
+        &site,
+        &format!("case \"$*\" in *--peek*) echo {name};; *) exit 1;; esac"),
+    );
+    let code = fetch().code();
+    assert!(code > Some(200), "{code:?}");
+    assert!(!fetched.exists());
+}
+
 /// Barman 3.19, if it is installed: the command line that runs one of its programs.
 fn barman(program: &str) -> Option<String> {
     let directory =
@@ -335,6 +478,23 @@ fn barman(program: &str) -> Option<String> {
         eprintln!("Without Barman in {directory}, nothing is exchanged with it");
     }
     found.then(|| format!("{python} {directory}/bin/{program}"))
+}
+
+/// The same for the database user, who may not reach the Python that it was installed with.
+fn barman_of_everybody(site: &Site, program: &str) -> Option<String> {
+    let line = barman(program)?;
+    let script = line.split(' ').nth(1)?;
+    let place = Path::new(script).parent()?.parent()?.display();
+    let other = format!("PYTHONPATH=$(echo {place}/lib/python3*/site-packages) python3 {script}");
+    let runs = |line: &String| {
+        let tried = site.sh(&format!("PATH=/usr/bin:/bin; export PATH; {line} --version"));
+        tried.code() == Some(0)
+    };
+    let found = [line.clone(), other].into_iter().find(runs);
+    if found.is_none() {
+        eprintln!("The database user cannot run Barman's client");
+    }
+    found
 }
 
 fn barman_and_barmanfs_exchange_wal(install: &'static Install) {

@@ -7,11 +7,12 @@ use crate::common::process::{COMMAND_LIMIT, Run, run, until, wait};
 use crate::common::random::Random;
 use crate::common::registry::topic;
 use crate::common::tree::differences;
-use crate::common::user::give;
+use crate::common::user::{database_user, give, own_command};
 use crate::common::{Install, Mount, PgServer, Site};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 topic! {
@@ -21,6 +22,7 @@ topic! {
     once a_killed_restore_never_starts_and_is_continued,
     once a_full_disk_leaves_a_restore_that_is_continued(as_root),
     once an_update_makes_any_directory_equal_to_a_fresh_restore,
+    once a_directory_that_a_process_of_postgresql_uses_is_refused(as_root),
 }
 
 /// What a restored tree has that a view does not: its description, and a manifest that knows it.
@@ -47,6 +49,12 @@ fn the_tree_is_the_one_of_the_mount(install: &'static Install) {
     server.query(&format!("CREATE TABLESPACE fast LOCATION '{}'", space.display()));
     server.query("CREATE TABLE there TABLESPACE fast AS SELECT generate_series(1, 1000) n");
     fill(&server, 2);
+    // Files that include others from their own directory on.
+    server.configure("include_dir 'conf.d'");
+    site.make_directory("main/conf.d");
+    site.make_directory("main/more");
+    site.write_file("main/conf.d/a.conf", b"include '../more/b.conf'\n");
+    site.write_file("main/more/b.conf", b"\nssl_ca_file = 'ca.crt'\n");
     let id = site.backup();
     server.query("CREATE TABLE later AS SELECT 1 n");
     server.archive_current_segment();
@@ -77,6 +85,13 @@ fn the_tree_is_the_one_of_the_mount(install: &'static Install) {
     let report = run(&mut site.own_barmanfs_command(&words)).ok();
     assert_equal(&site.path("contained"), &site.path("by_root"), &[]);
     let report: Value = serde_json::from_slice(&report.stdout).unwrap();
+    let settings = report["settings"].as_array().unwrap().iter();
+    let mut named = settings.filter(|setting| setting["name"] == "ssl_ca_file");
+    let named = named.next().expect("it is named");
+    assert_eq!(
+        (&named["file"], &named["line"]),
+        (&"more/b.conf".into(), &2.into())
+    );
     assert!(
         report["expected_copy_seconds"].as_f64().unwrap() > 0.0,
         "{report}"
@@ -116,6 +131,9 @@ struct Moments {
 fn moments(install: &'static Install) -> Moments {
     let (site, server) = Site::with_server(install);
     server.query("CREATE TABLE rows (n int)");
+    // What an earlier recovery has left does not count in a copy.
+    server.query("ALTER SYSTEM SET restore_command = 'false'");
+    server.query("ALTER SYSTEM SET recovery_target_timeline = 'current'");
     let first = site.backup();
     server.query("INSERT INTO rows VALUES (1)");
     let second = site.backup();
@@ -252,7 +270,11 @@ fn is_watched(install: &'static Install, moments: &Moments) {
 fn with_an_action(install: &'static Install, moments: &Moments) {
     let site = &moments.site;
     let pause = ["--target-name", "two", "--target-action", "pause"];
+    // A file system of its own is as good as empty.
+    site.make_directory("paused");
+    site.make_directory("paused/lost+found");
     restore(site, "paused", &pause).ok();
+    assert!(site.path("paused/lost+found").exists());
     let mut copy = PgServer::on(install, &site.path("paused"));
     copy.start();
     until("it pauses at the target", || {
@@ -370,6 +392,7 @@ fn as_a_standby(install: &'static Install, moments: &Moments) {
         rows(&standby) == "1,2,3,4,5"
     });
     assert_eq!(standby.query("SELECT pg_is_in_recovery()"), "t");
+    assert_eq!(standby.query("SHOW recovery_target_timeline"), "latest");
     standby.stop("immediate");
 }
 
@@ -388,9 +411,10 @@ fn with_another_file(install: &'static Install, moments: &Moments) {
     let directory = site.path("conf");
     let auto = fs::read_to_string(directory.join("postgresql.auto.conf")).unwrap();
     assert!(
-        auto.contains("archive_mode = off") && !auto.contains("restore_command ="),
+        auto.contains("archive_mode = off") && !auto.contains("\nrestore_command ="),
         "{auto}"
     );
+    assert!(auto.contains(": restore_command = 'false'"), "{auto}");
     let mut copy = PgServer::on(install, &directory);
     copy.try_start();
     assert!(copy.log().contains("restore_command"), "{}", copy.log());
@@ -679,4 +703,86 @@ fn kept_and_listed(site: &Site, fresh: &Path) {
     assert_eq!(site.list(&directory.join("own")), ["b"]);
     assert_eq!(site.list(&directory.join("log")), ["a"]);
     give(&directory);
+}
+
+/// Its `postmaster.pid` may name a process that is another one on this host, or has ended.
+fn a_directory_that_a_process_of_postgresql_uses_is_refused(install: &'static Install) {
+    let (site, mut server) = Site::with_server(install);
+    site.backup();
+    let refused = |name: &str| {
+        let before = fs::read(site.path(name).join("global/pg_control")).unwrap();
+        restore(&site, name, &["--delta-restore"])
+            .refused(1)
+            .says(&["A server is running in"]);
+        assert_eq!(
+            fs::read(site.path(name).join("global/pg_control")).unwrap(),
+            before
+        );
+    };
+    // As in a container, where processes have other numbers.
+    restore(&site, "contained", &["--target-immediate"]).ok();
+    let contained = PgServer::on(install, &site.path("contained"));
+    let mut container = in_a_container(&contained);
+    until("it runs in the container", || {
+        contained.try_query("SELECT NOT pg_is_in_recovery()").text() == "t"
+    });
+    let pid = fs::read_to_string(contained.data.join("postmaster.pid")).unwrap();
+    let pid: u32 = pid.lines().next().unwrap().trim().parse().unwrap();
+    assert!(pid < 100, "process {pid} has its number in the container");
+    refused("contained");
+    container.kill().unwrap();
+    container.wait().unwrap();
+    until("the container has ended", || {
+        restore_is_allowed(&site, "contained")
+    });
+    // A session that goes on without its postmaster.
+    let mut session = server
+        .client("psql")
+        .args(["-XAtqc", "SELECT count(*) FROM generate_series(1, 100000000000)"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let working = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'SELECT count%' AND state = 'active'";
+    until("the session works", || !server.query(working).is_empty());
+    let orphan = server.query(working);
+    site.sh(&format!("kill -9 {}", server.postmaster())).ok();
+    until("its postmaster has ended", || {
+        !Path::new(&format!("/proc/{}/cwd", server.postmaster())).exists()
+    });
+    refused("main");
+    site.sh(&format!("kill -9 {orphan}")).ok();
+    session.wait().unwrap();
+    until("all sessions have ended", || restore_is_allowed(&site, "main"));
+    server.is_gone();
+}
+
+/// Runs a server among processes of its own.
+fn in_a_container(server: &PgServer) -> Child {
+    let user = database_user();
+    let (data, log) = (server.data.display(), server.log_file());
+    let script = format!(
+        "setpriv --reuid={} --regid={} --clear-groups -- '{}' -D '{data}' -k '{}' -c listen_addresses='' >> '{}' 2>&1; true",
+        user.uid,
+        user.gid,
+        server.install.program("postgres").display(),
+        server.sockets().display(),
+        log.display()
+    );
+    own_command("unshare", server.data.parent().unwrap())
+        .args([
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "sh",
+            "-c",
+            &script,
+        ])
+        .spawn()
+        .expect("Cannot run unshare")
+}
+
+fn restore_is_allowed(site: &Site, name: &str) -> bool {
+    restore(site, name, &["--delta-restore", "--dry-run"]).code() == Some(0)
 }

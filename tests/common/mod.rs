@@ -13,6 +13,7 @@ pub(crate) mod forgetful;
 pub(crate) mod histories;
 pub(crate) mod load;
 pub(crate) mod mount;
+pub(crate) mod network;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod proxy;

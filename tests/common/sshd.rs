@@ -2,6 +2,7 @@
 //! host; `bare` is, too, and finds no barmanfs in its PATH.
 
 use super::Site;
+use super::network::Network;
 use super::process::{children_of, run, until};
 use super::user::{command, database_user, give, own_command};
 use std::fs;
@@ -23,6 +24,16 @@ pub(crate) struct Sshd {
 impl Sshd {
     /// Starts it. In its sessions, `barmanfs` is the site's.
     pub(crate) fn start(site: &Site) -> Self {
+        Self::start_at(site, "127.0.0.1", &[])
+    }
+
+    /// Starts it on another host.
+    pub(crate) fn behind(site: &Site, network: &Network) -> Self {
+        Self::start_at(site, &network.address, &network.on_the_other_host())
+    }
+
+    /// `prefix` stands before its command, for root.
+    fn start_at(site: &Site, address: &str, prefix: &[&str]) -> Self {
         let directory = site.make_directory("sshd");
         for key in ["host", "user"] {
             let path = directory.join(key);
@@ -41,12 +52,12 @@ impl Sshd {
         site.write_file("sshd/known_hosts", format!("* {}", text("host.pub")).as_bytes());
         site.write_file("sshd/authorized_keys", text("user.pub").as_bytes());
         let daemon = format!(
-            "Port {port}\nListenAddress 127.0.0.1\nHostKey {place}/host\nPidFile none\nStrictModes no\nUsePAM no\n\
+            "Port {port}\nListenAddress {address}\nHostKey {place}/host\nPidFile none\nStrictModes no\nUsePAM no\n\
              AuthorizedKeysFile {place}/authorized_keys\nPasswordAuthentication no\nMaxStartups 100\n\
              SetEnv PATH={place}/bin:/usr/bin:/bin\n"
         );
         let client = format!(
-            "Host *\nHostName 127.0.0.1\nPort {port}\nUser {}\nIdentityFile {place}/user\nIdentitiesOnly yes\n\
+            "Host *\nHostName {address}\nPort {port}\nUser {}\nIdentityFile {place}/user\nIdentitiesOnly yes\n\
              UserKnownHostsFile {place}/known_hosts\nGlobalKnownHostsFile /dev/null\nBatchMode yes\nLogLevel ERROR\n",
             user_name()
         );
@@ -74,7 +85,18 @@ impl Sshd {
         let program = SSHD.into_iter().find(|path| PathBuf::from(path).exists());
         let program = program.expect("There is no sshd: install openssh-server, as scripts/test.sh does");
         let log = directory.join("log");
-        let daemon = command(program, &directory)
+        let mut command = match prefix {
+            [] => command(program, &directory),
+            [first, rest @ ..] => {
+                let user = database_user();
+                let mut command = own_command(first, &directory);
+                command.args(rest).arg("setpriv");
+                command.args([format!("--reuid={}", user.uid), format!("--regid={}", user.gid)]);
+                command.args(["--clear-groups", "--", program]);
+                command
+            }
+        };
+        let daemon = command
             .args(["-D", "-f"])
             .arg(daemon_file)
             .arg("-E")
@@ -83,7 +105,7 @@ impl Sshd {
             .spawn()
             .expect("Cannot run sshd");
         let sshd = Self { directory, daemon };
-        until("sshd answers", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+        until("sshd answers", || TcpStream::connect((address, port)).is_ok());
         sshd
     }
 
@@ -121,7 +143,8 @@ impl Drop for Sshd {
     }
 }
 
-fn user_name() -> String {
+/// The user whom it lets in.
+pub(crate) fn user_name() -> String {
     let uid = database_user().uid.to_string();
     let passwd = fs::read_to_string("/etc/passwd").unwrap();
     let mut users = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
