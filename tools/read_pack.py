@@ -539,8 +539,11 @@ class Repository:
         files = self.of_kind(WAL) + [file for file in refused if file["record"] in self.placed]
         files = [((archive, file["name"]), file) for file in files for archive in self.archives_with(file)]
         self.wal = claim(files, lambda file: (instant(file["archived_at"]), file["record"]))
+        configurations = claim([(one["of"], one) for one in self.of_kind(CONFIGURATION)], lambda one: one["record"])
         for backup in self.backups.values():
             backup["status"] = self.status(backup)
+            if backup["record"] in configurations:
+                backup["configuration"] = configurations[backup["record"]]
         self.damaged = {
             (damage["pack"], bytes.fromhex(chunk)) for damage in self.of_kind(DAMAGE) for chunk in damage["chunks"]
         }
@@ -704,8 +707,12 @@ class Repository:
         with as_problem(f"The record of backup {backup['id']}"):
             return root_from_json(backup["root"])
 
-    def lookup(self, backup, path):
-        return self.lookup_below(self.root(backup), path, f"backup {backup['id']}")
+    def configuration(self, backup):
+        """The entry of the directory with the configuration files of a backup, as if it had the backup's attributes."""
+        require(backup.get("configuration"), f"Backup {backup['id']} has no configuration files of its own")
+        with as_problem(f"The record with the configuration files of backup {backup['id']}"):
+            directory = {"directory": backup["configuration"]["directory"]}
+            return root_from_json({**backup["root"], **directory})
 
     def lookup_below(self, root, path, where):
         entry = root
@@ -897,9 +904,17 @@ def list_backups(repository, arguments):
         )
 
 
-def list_files(repository, arguments):
+def chosen_root(repository, arguments):
+    """The tree that the arguments name, and what it is."""
     backup = repository.find_backup(arguments.backup)
-    for path, entry in repository.walk(repository.root(backup).content):
+    if arguments.configuration:
+        return repository.configuration(backup), f"the configuration of backup {backup['id']}"
+    return repository.root(backup), f"backup {backup['id']}"
+
+
+def list_files(repository, arguments):
+    root, _ = chosen_root(repository, arguments)
+    for path, entry in repository.walk(root.content):
         print(describe(path, entry))
 
 
@@ -918,9 +933,9 @@ def wal(repository, arguments):
 
 
 def extract(repository, arguments):
-    backup = repository.find_backup(arguments.backup)
     path = os.fsencode(arguments.path)
-    entry = repository.lookup(backup, path)
+    root, what = chosen_root(repository, arguments)
+    entry = repository.lookup_below(root, path, what)
     if entry.kind == "file":
         write_file(repository.contents(entry.content, text(path)), arguments.output, entry)
     elif entry.kind == "link":
@@ -1005,6 +1020,9 @@ def set_attributes(path, entry):
     os.utime(path, ns=(time, time))
 
 
+CONFIGURATION_HELP = "the server's configuration files from outside its data directory, which came with the backup"
+
+
 def parse_arguments():
     parser = argparse.ArgumentParser(
         description="Read a barmanfs repository without barmanfs: list backups, list and extract files and WAL.",
@@ -1020,6 +1038,7 @@ def parse_arguments():
 
     command = commands.add_parser("files", help="list the files of a backup")
     command.add_argument("backup", metavar="BACKUP")
+    command.add_argument("--configuration", action="store_true", help=CONFIGURATION_HELP)
     command.set_defaults(run=list_files)
 
     command = commands.add_parser("extract", help="extract a file, a directory, or a whole backup")
@@ -1028,6 +1047,7 @@ def parse_arguments():
     command.add_argument(
         "-o", "--output", help="where to put it; must not exist; a file goes to standard output without"
     )
+    command.add_argument("--configuration", action="store_true", help=CONFIGURATION_HELP)
     command.set_defaults(run=extract)
 
     command = commands.add_parser("wal", help="list the archived WAL of a server, or extract a file of it")

@@ -70,8 +70,7 @@ def quoted(value):
 
 def shown_time(value):
     seconds, _, fraction = value.rstrip("Z").partition(".")
-    fraction = fraction.rstrip("0")
-    return seconds.replace("T", " ") + (f".{fraction}" if fraction else "") + "+00"
+    return f"{seconds.replace('T', ' ')}.{fraction.ljust(6, '0')}+00"
 
 
 def shown_lsn(value):
@@ -133,14 +132,26 @@ def read_lines(repository, scratch):
         for backup in of_server:
             yield from backup_lines(backup)
             if backup.get("root"):
-                name, root = f"{server}/{backup['id']}", scratch / f"{server}-{backup['id']}"
-                lines_of(repository, "extract", name, "-o", root)
-                for listed in lines_of(repository, "files", name):
-                    yield extracted_line(root, listed.split(" ")[0], listed)
-                extracted = sum(len(folders) + len(files) for _, folders, files in os.walk(root))
-                assert extracted == len(lines_of(repository, "files", name)), "files that are not listed"
+                yield from tree_lines(repository, f"{server}/{backup['id']}", scratch / f"{server}-{backup['id']}")
+            if backup.get("configuration"):
+                files = backup["configuration"]
+                named = [files[key] for key in ("config_file", "hba_file", "ident_file") if files.get(key)]
+                read_at = shown_time(files["read_at"])
+                yield f" configuration {quoted(files['data_directory'])} {quoted(named)} {read_at}"
+                room = scratch / f"{server}-{backup['id']}-configuration"
+                yield from tree_lines(repository, f"{server}/{backup['id']}", room, "--configuration")
         yield from wal_lines(repository, server)
         yield from left_lines(repository, server)
+
+
+def tree_lines(repository, name, root, *options):
+    """The files of a backup, extracted and listed."""
+    lines_of(repository, "extract", name, "-o", root, *options)
+    listed = lines_of(repository, "files", name, *options)
+    for line in listed:
+        yield extracted_line(root, line.split(" ")[0], line)
+    extracted = sum(len(folders) + len(files) for _, folders, files in os.walk(root))
+    assert extracted == len(listed), "files that are not listed"
 
 
 def wal_lines(repository, server):
@@ -389,7 +400,7 @@ class ReadPack(unittest.TestCase):
         copy = self.copy(self.frozen()[0])
         repository = read_pack.Repository(copy)
         backup = repository.find_backup("20261121T111600")
-        ((chunk_id, _),) = repository.lookup(backup, b"PG_VERSION").content.rows
+        ((chunk_id, _),) = repository.lookup_below(repository.root(backup), b"PG_VERSION", "it").content.rows
         (place,) = repository.chunks[chunk_id]
         with flipped(place.path, place.offset, 1):
             done = run(copy, "extract", "20261121T111600", "PG_VERSION", "-o", self.scratch / "out")
@@ -404,7 +415,7 @@ class ReadPack(unittest.TestCase):
         repository = read_pack.Repository(copy)
         backup = repository.find_backup("20261121T111600")
         for path, missing in [(b"base/5/1259", "base/5/1259"), (b"base/5", None)]:
-            content = repository.lookup(backup, path).content
+            content = repository.lookup_below(repository.root(backup), path, "it").content
             chunk_id = content.pages[0][1] if missing is None else content.rows[0][0]
             with contextlib.ExitStack() as damage:
                 for place in repository.chunks[chunk_id]:
@@ -425,7 +436,8 @@ class ReadPack(unittest.TestCase):
 
     def test_a_map_with_a_wrong_checksum_is_refused(self):
         repository = read_pack.Repository(self.copy(self.frozen()[0]))
-        file_map = repository.lookup(repository.find_backup("20261121T111600"), b"base/5/1259").content
+        root = repository.root(repository.find_backup("20261121T111600"))
+        file_map = repository.lookup_below(root, b"base/5/1259", "it").content
         self.assertEqual(sum(map(len, repository.contents(file_map, "it"))), file_map.size)
         chunk_id, crc = file_map.rows[2]
         wrong_row = file_map.rows[:2] + [(chunk_id, crc ^ 1)] + file_map.rows[3:]

@@ -21,7 +21,8 @@ use std::path::{Path, PathBuf};
 use barmanfs_catalog::retention::RetentionRules;
 use barmanfs_catalog::{
     Backup, BackupEnd, BackupRun, BackupStatus, BootCheck, BootOutcome, BootTest, CloneDescription,
-    KeepTarget, NewBackup, Repository, ServerName, Silent, SweepOptions, Tablespace, VerifyScope,
+    ConfigurationFiles, KeepTarget, NewBackup, Repository, ServerName, Silent, SweepOptions, Tablespace,
+    VerifyScope,
 };
 use barmanfs_live::{Initial, Kind, LiveClone, NewNode, NodeId, RenameMode};
 use barmanfs_pg::wal_name::WalName;
@@ -30,7 +31,7 @@ use barmanfs_store::{Attributes, DirectoryRef, Node};
 use support::{Fixture, SEGMENT, Thing, WINDOW, attributes, clone_of, data_directory, noise, segment};
 
 /// The name of the next fixture.
-const NEXT: &str = "2";
+const NEXT: &str = "3";
 
 /// A file that is changed.
 const TABLE: &str = "base/5/1259";
@@ -151,6 +152,12 @@ fn describe_backup(lines: &mut String, repository: &Repository, backup: &Backup)
     }
     if let Some(root) = &backup.root {
         describe_tree(lines, repository, "", &root.directory);
+    }
+    if let Some(files) = repository.configuration_files(backup).unwrap() {
+        let named: Vec<&String> = files.named_by_settings().collect();
+        let (data, read_at) = (&files.data_directory, files.read_at);
+        writeln!(lines, " configuration {data:?} {named:?} {read_at}").unwrap();
+        describe_tree(lines, repository, "", &files.directory);
     }
 }
 
@@ -282,6 +289,7 @@ fn fill(fixture: &Fixture) {
     let changed = with_a_change(&things, 5);
     let second = fixture.backup(&changed);
     increment(fixture, &second);
+    configured(fixture);
     failed(fixture);
     let clone = make_clone(fixture, &second);
     commit(fixture, &clone);
@@ -399,6 +407,33 @@ fn begin(fixture: &Fixture, label: &str) -> BackupRun {
     };
     let writer = fixture.repository.writer("test").unwrap();
     writer.begin_backup(&fixture.server, new).unwrap()
+}
+
+/// A backup of a server that keeps its configuration elsewhere; its WAL came with it.
+fn configured(fixture: &Fixture) {
+    const MAIN: &str = "/etc/postgresql/18/main/postgresql.conf";
+    let mut run = begin(fixture, "configured");
+    run.end_tree(attributes(0o700)).unwrap();
+    let tree = run.configuration_tree().unwrap();
+    for (path, text) in [(MAIN, "port = 5432\n"), ("/srv/shared.conf", "")] {
+        let name = path.trim_start_matches('/').as_bytes();
+        let window = u32::try_from(WINDOW).unwrap();
+        let mut file = tree
+            .file(name, attributes(0o640), text.len() as u64, window)
+            .unwrap();
+        file.write(text.as_bytes()).unwrap();
+        file.finish().unwrap();
+    }
+    let directory = tree.finish(attributes(0o700)).unwrap().root;
+    run.set_configuration(ConfigurationFiles {
+        directory,
+        read_at: TimestampMicros::from_unix_seconds(1_790_000_000),
+        data_directory: "/var/lib/postgresql/18/main".to_owned(),
+        config_file: Some(MAIN.to_owned()),
+        hba_file: None,
+        ident_file: None,
+    });
+    run.finish(end(3)).unwrap();
 }
 
 fn failed(fixture: &Fixture) {
