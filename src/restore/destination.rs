@@ -127,15 +127,10 @@ impl Destination {
             state,
             relocations,
         };
+        for place in separate_places(&destination.path, &destination.relocations)? {
+            refuse_place(repository, &place)?;
+        }
         for (oid, location) in destination.relocations.iter() {
-            refuse_place(repository, location)?;
-            if location.starts_with(&destination.path) || destination.path.starts_with(location) {
-                return Err(Error::usage(format!(
-                    "The tablespace at {} would be in {}, or around it",
-                    location.display(),
-                    destination.path.display()
-                )));
-            }
             destination.refuse_foreign_tablespace(oid, location)?;
         }
         Ok(destination)
@@ -462,6 +457,29 @@ pub(super) fn refuse_place(repository: Option<&Repository>, path: &Path) -> Resu
     }
 }
 
+/// Where tablespaces really are, behind links. None is in the data directory or in another one, or around it.
+fn separate_places(directory: &Path, relocations: &Relocations) -> Result<Vec<PathBuf>, Error> {
+    let mut places: Vec<PathBuf> = Vec::new();
+    for (_, location) in relocations.iter() {
+        let place = resolved(location)?;
+        let shares = |other: &Path| place.starts_with(other) || other.starts_with(&place);
+        if let Some(other) = places
+            .iter()
+            .map(PathBuf::as_path)
+            .chain([directory])
+            .find(|other| shares(other))
+        {
+            return Err(Error::usage(format!(
+                "The tablespace at {} would be in {}, or around it",
+                location.display(),
+                other.display()
+            )));
+        }
+        places.push(place);
+    }
+    Ok(places)
+}
+
 /// The places where barmanfs is mounted (proc_pid_mountinfo(5)).
 fn mount_points(mountinfo: &str) -> impl Iterator<Item = PathBuf> {
     let ours = mountinfo.lines().filter(|line| {
@@ -524,6 +542,33 @@ mod tests {
                     40 35 0:50 / /mnt/my\\040backups rw,nosuid - fuse.barmanfs /var/lib/barmanfs ro\n";
         let found: Vec<PathBuf> = mount_points(text).collect();
         assert_eq!(found, [PathBuf::from("/mnt/my backups")]);
+    }
+
+    #[test]
+    fn no_link_leads_a_tablespace_into_another_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let base = std::fs::canonicalize(directory.path()).unwrap();
+        std::fs::create_dir_all(base.join("data")).unwrap();
+        std::fs::create_dir_all(base.join("fast")).unwrap();
+        std::os::unix::fs::symlink(base.join("data"), base.join("to_data")).unwrap();
+        std::os::unix::fs::symlink(base.join("fast"), base.join("to_fast")).unwrap();
+        let places = |of: &[&str]| {
+            let named = (16400..)
+                .zip(of)
+                .map(|(oid, name)| (oid.to_string(), base.join(name)));
+            let named = serde_json::to_value(named.collect::<BTreeMap<_, _>>()).unwrap();
+            separate_places(&base.join("data"), &serde_json::from_value(named).unwrap())
+        };
+        assert_eq!(places(&["to_fast/new"]).unwrap(), [base.join("fast/new")]);
+        assert!(places(&["to_fast/one", "fast/two"]).is_ok());
+        for bad in [
+            &["to_data"][..],
+            &["to_data/pg_tblspc/1"],
+            &["to_fast", "fast"],
+            &["fast", "to_fast/one"],
+        ] {
+            assert!(places(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]
