@@ -168,7 +168,7 @@ pub enum Error {
     )]
     NotProven {
         /// How many.
-        count: usize,
+        count: u64,
         /// One of them.
         pack: String,
         /// Why it could not be read, and what to do.

@@ -48,7 +48,7 @@ pub use error::{Error, Result};
 pub use home::owner::{AsOwner, Owner};
 pub use home::settings::{Compression, CreateOptions, Settings};
 pub use index::repository::Repository;
-pub use index::unread::{PackProblem, UnreadPack};
+pub use index::unread::{PackProblem, UnreadPack, count_unread};
 pub use index::writer::Writer;
 pub use monitor::{Monitor, Silent, Unit};
 pub use names::{BackupId, BackupName, CloneName, InvalidName, ServerName};

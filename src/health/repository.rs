@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use barmanfs_catalog::{Repository, UnreadPack};
+use barmanfs_catalog::{Repository, UnreadPack, count_unread};
 
 use super::finding::Findings;
 use super::{cron, space};
@@ -119,7 +119,10 @@ fn packs(name: &'static str, found: barmanfs_catalog::Result<Vec<UnreadPack>>, f
                 name,
                 format!(
                     "{} not, the first is {}: {}",
-                    output::count(found.len(), "pack"),
+                    output::count(
+                        usize::try_from(count_unread(&found)).unwrap_or(usize::MAX),
+                        "pack"
+                    ),
                     output::printable(first.pack.as_bytes()),
                     output::printable(first.reason.as_bytes())
                 ),

@@ -44,6 +44,10 @@ const PACKS_LOOKED_AT: u32 = 10_000;
 const IS_MISSING: &str = "The catalog knows it and it is not there: is its file system mounted? Put it back from a copy of the \
                           repository, or give up what it holds with 'barmanfs rebuild-catalog'";
 
+/// Packs that are named in a part. Of others only the number is known: without its disk, a repository of two million
+/// segments misses as many packs.
+const NAMED_IN_A_PART: usize = 8;
+
 const PUT_BACK: &str =
     "put it back from a copy of the repository, or see with 'barmanfs verify' what is lost";
 
@@ -53,8 +57,10 @@ const PACKS_IN_ALL_PARTS: usize = 4096;
 /// A pack that was not read, and so may hold anything.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct UnreadPack {
-    /// The pack, or the path of a pack with another name or of a missing directory.
+    /// The pack, or the path of a pack with another name, of a missing directory, or of one with more such packs.
     pub pack: String,
+    /// How many packs this is: more than one for a directory with more of them.
+    pub packs: u64,
     /// Why it was not read, and what to do.
     pub reason: Cow<'static, str>,
 }
@@ -63,8 +69,56 @@ impl UnreadPack {
     fn new(pack: impl Display, reason: impl Into<Cow<'static, str>>) -> Self {
         Self {
             pack: pack.to_string(),
+            packs: 1,
             reason: reason.into(),
         }
+    }
+}
+
+/// The number of packs that were not read.
+pub fn count_unread(unread: &[UnreadPack]) -> u64 {
+    unread.iter().map(|unread| unread.packs).sum()
+}
+
+/// The packs of a part that were not read.
+#[derive(Debug, Default)]
+struct UnreadInPart {
+    named: Vec<UnreadPack>,
+    others: u64,
+}
+
+impl UnreadInPart {
+    fn add(&mut self, pack: impl Display, reason: impl Into<Cow<'static, str>>) {
+        match self.is_full() {
+            true => self.others += 1,
+            false => self.named.push(UnreadPack::new(pack, reason)),
+        }
+    }
+
+    /// No more are named.
+    fn is_full(&self) -> bool {
+        self.named.len() >= NAMED_IN_A_PART
+    }
+
+    fn is_empty(&self) -> bool {
+        self.named.is_empty()
+    }
+
+    /// All of them, with one entry for those without a name.
+    fn into_entries(self, part: Part) -> Vec<UnreadPack> {
+        let mut entries = self.named;
+        if self.others > 0 {
+            let directory = match part {
+                Part::Root => "packs".to_owned(),
+                Part::First(first) => format!("packs/{first:02x}"),
+            };
+            entries.push(UnreadPack {
+                pack: directory,
+                packs: self.others,
+                reason: format!("{} more packs of this directory are not read either", self.others).into(),
+            });
+        }
+        entries
     }
 }
 
@@ -142,12 +196,13 @@ impl Surveyor {
             let count = match seen.settled.get(&part) {
                 Some((known, count)) if *known == mark => *count,
                 _ => {
-                    let left = survey.unread.len();
-                    let count = self.look_at(part, &mut survey)?;
+                    let mut unread = UnreadInPart::default();
+                    let count = self.look_at(part, &mut survey, &mut unread)?;
                     seen.settled.remove(&part);
-                    if survey.unread.len() == left && mark.is_settled(now) {
+                    if unread.is_empty() && mark.is_settled(now) {
                         seen.settled.insert(part, (mark, count));
                     }
+                    survey.unread.extend(unread.into_entries(part));
                     count
                 }
             };
@@ -184,19 +239,18 @@ impl Surveyor {
     }
 
     /// Lists a part and compares it with the catalog. Returns the number of its packs.
-    fn look_at(&self, part: Part, survey: &mut Survey) -> Result<usize> {
+    fn look_at(&self, part: Part, survey: &mut Survey, unread: &mut UnreadInPart) -> Result<usize> {
         let (listed, astray) = self.list(part)?;
         let known = self.known(part)?;
         for pack in listed.difference(&known) {
-            self.enter(*pack, survey)?;
+            self.enter(*pack, survey, unread)?;
         }
         let missing: BTreeSet<PackId> = known.difference(&listed).copied().collect();
-        let lost = self.lost(part, missing)?;
-        survey
-            .unread
-            .extend(lost.iter().map(|pack| UnreadPack::new(pack, IS_MISSING)));
+        for pack in self.lost(part, missing)? {
+            unread.add(pack, IS_MISSING);
+        }
         for (path, pack) in astray {
-            self.judge_astray(&path, pack, survey)?;
+            self.judge_astray(&path, pack, unread)?;
         }
         Ok(listed.len())
     }
@@ -250,7 +304,7 @@ impl Surveyor {
     }
 
     /// Enters an unknown pack, unless its writer does so or a sweep has removed it.
-    fn enter(&self, pack: PackId, survey: &mut Survey) -> Result<()> {
+    fn enter(&self, pack: PackId, survey: &mut Survey, unread: &mut UnreadInPart) -> Result<()> {
         if self.comes_by_itself(pack)? {
             return Ok(());
         }
@@ -266,12 +320,12 @@ impl Surveyor {
                     .extend(entered.bad_records.into_iter().map(problem));
             }
             Err(Error::Store(barmanfs_store::Error::MissingPack(_))) => {}
-            Err(error) => survey.unread.push(UnreadPack::new(
+            Err(error) => unread.add(
                 pack,
                 format!(
                     "{error}; put it back from a copy of the repository, or move it away to give up what it holds"
                 ),
-            )),
+            ),
         }
         Ok(())
     }
@@ -300,14 +354,14 @@ impl Surveyor {
     }
 
     /// A copy next to the pack itself does no harm.
-    fn judge_astray(&self, path: &Path, pack: PackId, survey: &mut Survey) -> Result<()> {
+    fn judge_astray(&self, path: &Path, pack: PackId, unread: &mut UnreadInPart) -> Result<()> {
         let in_its_place = self.knows(pack)? && self.storage.bytes(pack).is_ok();
         if !in_its_place {
             let reason = format!(
                 "It is pack {pack} under another name: rename it to {}/{pack} in the directory of packs",
                 pack.to_string().get(..2).unwrap_or_default()
             );
-            survey.unread.push(UnreadPack::new(path.display(), reason));
+            unread.add(path.display(), reason);
         }
         Ok(())
     }
@@ -323,8 +377,8 @@ fn lost_part(first: u8) -> UnreadPack {
 
 impl Repository {
     /// Searches for packs that are not in the catalog, and enters those that can be read. Returns those that remain
-    /// unread: while there are any, absence from the catalog does not prove that something is not stored. Cheap when it
-    /// is repeated and nothing has changed.
+    /// unread, the first of each part by name: while there are any, absence from the catalog does not prove that
+    /// something is not stored. Cheap when it is repeated and nothing has changed.
     ///
     /// # Errors
     /// When the store cannot be listed or the catalog cannot be read.
@@ -380,7 +434,7 @@ impl Repository {
         match unread.first() {
             None => Ok(()),
             Some(first) => Err(Error::NotProven {
-                count: unread.len(),
+                count: count_unread(&unread),
                 pack: first.pack.clone(),
                 reason: first.reason.to_string(),
             }),
@@ -394,5 +448,30 @@ impl Repository {
     /// When the store cannot be listed or the catalog cannot be read.
     pub fn adopt_unknown_packs(&self) -> Result<bool> {
         self.surveyor.adopt()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_packs_are_named_and_all_are_counted() {
+        let none = UnreadInPart::default();
+        assert!(none.is_empty() && none.into_entries(Part::Root).is_empty());
+        let mut unread = UnreadInPart::default();
+        for pack in 0..8000 {
+            unread.add(pack, "lost");
+        }
+        let entries = unread.into_entries(Part::First(0xab));
+        assert_eq!(
+            (entries.len(), count_unread(&entries)),
+            (NAMED_IN_A_PART + 1, 8000)
+        );
+        let last = entries.last().unwrap();
+        assert_eq!(
+            (last.pack.as_str(), last.packs),
+            ("packs/ab", 8000 - NAMED_IN_A_PART as u64)
+        );
     }
 }
