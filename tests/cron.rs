@@ -20,6 +20,7 @@ topic! {
     once a_change_that_the_server_forgot_is_found,
     once a_boot_test_is_due_by_its_schedule,
     once boot_tests_that_are_due_in_one_minute_run_one_after_the_other,
+    once two_processes_apply_the_policies_of_many_servers,
     alone a_second_run_does_nothing,
 }
 
@@ -320,6 +321,35 @@ fn boot_tests_that_are_due_in_one_minute_run_one_after_the_other(install: &'stat
         let shown = site.json(&["show-backup", name, "latest"]);
         assert_eq!(shown["boot_test"]["outcome"], "ok", "{shown}");
     }
+}
+
+fn two_processes_apply_the_policies_of_many_servers(install: &'static Install) {
+    let (site, server) = scheduled(install, "");
+    let mut config = format!(
+        "[barmanfs]\nrepository = {}\nimmediate_checkpoint = on\npath_prefix = {}\n",
+        site.repository().display(),
+        install.bindir.display()
+    );
+    let names = ["s1", "s2", "s3", "s4", "s5"];
+    for name in names {
+        config += &format!("\n[{name}]\nconninfo = {}\n", server.conninfo());
+    }
+    site.write_file("barmanfs.conf", config.as_bytes());
+    site.ok(&["backup", "all"]);
+    let said = site.ok(&["cron"]);
+    let started = said.lines().filter(|line| line.starts_with("Starting retention"));
+    assert_eq!(started.count(), 2, "{said}");
+    for name in names {
+        let result = || {
+            let json = fs::read(site.repository().join(format!("cron/{name}.json"))).unwrap_or_default();
+            let memory: Value = serde_json::from_slice(&json).unwrap_or_default();
+            memory["tasks"]["retention"]["result"].clone()
+        };
+        until("the policies are applied", || !result().is_null());
+        assert_eq!(result(), "deleted 0 backups and 0 WAL files");
+    }
+    let again = site.ok(&["cron"]);
+    assert!(!again.contains("retention"), "{again}");
 }
 
 fn a_second_run_does_nothing() {

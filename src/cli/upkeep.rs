@@ -55,9 +55,9 @@ pub(crate) struct CronArgs {
     /// The task that this process was started for
     #[arg(long, hide = true)]
     pub(crate) task: Option<CronTask>,
-    /// Its server
-    #[arg(long, hide = true, requires = "task")]
-    pub(crate) server: Option<String>,
+    /// Its servers, one after the other
+    #[arg(long = "server", hide = true, requires = "task")]
+    pub(crate) servers: Vec<String>,
 }
 
 /// `init`

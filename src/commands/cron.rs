@@ -37,6 +37,10 @@ const BACKUPS_LOOKED_AT: usize = 8;
 /// Number of scheduled backups at one time: each uses all cores and one connection at full speed.
 const BACKUPS_AT_ONCE: usize = 2;
 
+/// Processes that apply policies at one time. Each proves first that the catalog knows all packs, which takes seconds
+/// where there are millions, and then does one server after the other.
+const RETENTIONS_AT_ONCE: usize = 2;
+
 /// A sweep pays for so many bytes, and for [`SWEPT_SHARE`] of a smaller repository.
 const SWEPT_BYTES: u64 = 1 << 30;
 
@@ -85,6 +89,7 @@ pub(crate) fn run(app: &mut App, args: &CronArgs) -> Result<Outcome, Error> {
         verifies: !app.config.verify_budget.is_off(),
         now,
         backups_running: 0,
+        retentions: Vec::new(),
         backups: Vec::new(),
         boot_tests: Vec::new(),
     };
@@ -95,6 +100,7 @@ pub(crate) fn run(app: &mut App, args: &CronArgs) -> Result<Outcome, Error> {
             errors.insert(&server.name, error.to_string());
         }
     }
+    round.start_retentions(&servers)?;
     for (server, error) in round.start_queued()? {
         if let Some(server) = servers.iter().find(|known| known.name == server) {
             errors.entry(&server.name).or_insert_with(|| error.to_string());
@@ -144,6 +150,7 @@ struct Round<'a> {
     now: TimestampMicros,
     backups_running: usize,
     /// Due tasks of which only a few may run at one time.
+    retentions: Vec<Due>,
     backups: Vec<Due>,
     boot_tests: Vec<Due>,
 }
@@ -231,7 +238,8 @@ impl Round<'_> {
         {
             return Ok(());
         }
-        self.start(CronTask::Retention, subject)
+        self.retentions.push(subject.due(CronTask::Retention));
+        Ok(())
     }
 
     /// Starts a receiver where there is none. It stops none: a person or a service manager may have started it.
@@ -327,6 +335,31 @@ impl Round<'_> {
         Ok(())
     }
 
+    /// Divides the servers whose policies are due among the processes that may run for them.
+    fn start_retentions(&mut self, servers: &[ServerConfig]) -> Result<(), Error> {
+        let mut due = std::mem::take(&mut self.retentions);
+        if due.is_empty() {
+            return Ok(());
+        }
+        let mut at_once = RETENTIONS_AT_ONCE;
+        for server in servers {
+            let runs = self
+                .repository
+                .is_task_running(CronTask::Retention, Some(&server.name))?;
+            at_once = at_once.saturating_sub(usize::from(runs));
+        }
+        if at_once == 0 {
+            return Ok(());
+        }
+        due.sort();
+        let names: Vec<ServerName> = due.into_iter().map(|due| due.server).collect();
+        for part in names.chunks(names.len().div_ceil(at_once)) {
+            self.launcher
+                .start(self.repository, CronTask::Retention, part, self.now)?;
+        }
+        Ok(())
+    }
+
     /// Starts what is due, as much as may run at one time. The rest is due in the next minute. Returns which servers'
     /// tasks could not be started.
     fn start_queued(&mut self) -> Result<Vec<(ServerName, Error)>, Error> {
@@ -348,9 +381,8 @@ impl Round<'_> {
         for (task, mut due, at_once) in queues {
             due.sort();
             for Due { server, .. } in due.into_iter().take(at_once) {
-                let started = self
-                    .launcher
-                    .start(self.repository, task, Some(&server), self.now);
+                let of = std::slice::from_ref(&server);
+                let started = self.launcher.start(self.repository, task, of, self.now);
                 failed.extend(started.err().map(|error| (server, error)));
             }
         }
@@ -358,8 +390,8 @@ impl Round<'_> {
     }
 
     fn start(&mut self, task: CronTask, subject: &Subject<'_>) -> Result<(), Error> {
-        self.launcher
-            .start(self.repository, task, Some(&subject.server.name), self.now)
+        let of = std::slice::from_ref(&subject.server.name);
+        self.launcher.start(self.repository, task, of, self.now)
     }
 
     fn look_after_repository(&mut self) -> Result<(), Error> {
@@ -391,7 +423,7 @@ impl Round<'_> {
         if pays {
             return self
                 .launcher
-                .start(self.repository, CronTask::Sweep, None, self.now);
+                .start(self.repository, CronTask::Sweep, &[], self.now);
         }
         if bytes > 0 {
             self.repository
@@ -406,7 +438,7 @@ impl Round<'_> {
             return Ok(());
         }
         self.launcher
-            .start(self.repository, CronTask::Notify, None, self.now)
+            .start(self.repository, CronTask::Notify, &[], self.now)
     }
 
     fn verify(&mut self) -> Result<(), Error> {
@@ -419,7 +451,7 @@ impl Round<'_> {
             return Ok(());
         }
         self.launcher
-            .start(self.repository, CronTask::Verify, None, self.now)
+            .start(self.repository, CronTask::Verify, &[], self.now)
     }
 }
 

@@ -40,20 +40,21 @@ impl Launcher {
         })
     }
 
-    /// Notes that a task begins, and starts its process.
+    /// Notes that a task begins, and starts its process. It does the task for these servers one after the other; a task
+    /// of the repository has none.
     pub(super) fn start(
         &mut self,
         repository: &Repository,
         task: CronTask,
-        server: Option<&ServerName>,
+        servers: &[ServerName],
         now: TimestampMicros,
     ) -> Result<(), Error> {
-        let noted = match server {
-            Some(server) => repository
-                .remember_of_server(server, |memory| TaskMemory::begin(&mut memory.tasks, task, now)),
-            None => {
-                repository.remember_of_repository(|memory| TaskMemory::begin(&mut memory.tasks, task, now))
-            }
+        let noted = match servers {
+            [] => repository.remember_of_repository(|memory| TaskMemory::begin(&mut memory.tasks, task, now)),
+            servers => servers.iter().try_for_each(|server| {
+                repository
+                    .remember_of_server(server, |memory| TaskMemory::begin(&mut memory.tasks, task, now))
+            }),
         };
         match noted {
             // These make room where it could not be noted for want of room.
@@ -69,7 +70,7 @@ impl Launcher {
             .args(&self.options)
             .args(["cron", "--task", task.as_str()])
             .stdin(Stdio::null());
-        if let Some(server) = server {
+        for server in servers {
             child.args(["--server", server.as_str()]);
         }
         if self.keep_descriptors {
@@ -78,14 +79,17 @@ impl Launcher {
             child.stdout(Stdio::null()).stderr(Stdio::null());
         }
         let child = child.spawn().map_err(failed)?;
-        self.started.push(match server {
-            Some(server) => format!(
-                "Starting {} for server {server} (process {})",
-                task.as_str(),
-                child.id()
-            ),
-            None => format!("Starting {} (process {})", task.as_str(), child.id()),
-        });
+        let names: Vec<&str> = servers.iter().map(ServerName::as_str).collect();
+        let whose = match names.as_slice() {
+            [] => String::new(),
+            [one] => format!(" for server {one}"),
+            several => format!(" for servers {}", several.join(", ")),
+        };
+        self.started.push(format!(
+            "Starting {}{whose} (process {})",
+            task.as_str(),
+            child.id()
+        ));
         Ok(())
     }
 

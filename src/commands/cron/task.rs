@@ -38,13 +38,35 @@ const CATALOG_EVERY: Duration = BUDGET_OF_AT_MOST;
 /// The first part of a verification has the budget of this time.
 const FIRST_BUDGET: Duration = Duration::from_secs(3600);
 
-/// Does the task, and remembers how it ended. Its trouble is no trouble of `cron`.
+/// Does the task, for one server after the other. Its trouble is no trouble of `cron`.
 pub(super) fn run(app: &mut App, args: &CronArgs, task: CronTask) -> Result<Outcome, Error> {
     background::detach(app.config.log_file.as_deref(), args.keep_descriptors)?;
-    let server = args.server.as_deref().map(|name| app.configured(name).cloned());
-    let server = server.transpose()?;
+    let servers = args.servers.iter().map(|name| app.configured(name).cloned());
+    let servers: Vec<ServerConfig> = servers.collect::<Result<_, Error>>()?;
     let repository = app.repository_for_writing()?;
-    let of_server = server.as_ref().map(|server| &server.name);
+    if servers.len() < 2 {
+        return carry_out(app, &repository, task, servers.first());
+    }
+    let interruption = Interruption::watch(|| {})?;
+    for server in &servers {
+        if interruption.requested() {
+            break;
+        }
+        if let Err(error) = carry_out(app, &repository, task, Some(server)) {
+            tracing::error!("{} of server {} by cron: {error}", task.as_str(), server.name);
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+/// Does the task once, and remembers how it ended.
+fn carry_out(
+    app: &App,
+    repository: &Repository,
+    task: CronTask,
+    server: Option<&ServerConfig>,
+) -> Result<Outcome, Error> {
+    let of_server = server.map(|server| &server.name);
     // One boot test at a time, of whichever server.
     let holder = of_server.filter(|_| task != CronTask::BootTest);
     let Some(_lock) = repository.begin_task(task, holder)? else {
@@ -57,20 +79,16 @@ pub(super) fn run(app: &mut App, args: &CronArgs, task: CronTask) -> Result<Outc
         }
         return Ok(Outcome::Done);
     };
-    let ended = match &server {
-        Some(server) => of_one_server(app, &repository, task, server),
-        None => of_repository(app, &repository, task),
+    let ended = match server {
+        Some(server) => of_one_server(app, repository, task, server),
+        None => of_repository(app, repository, task),
     };
     if let Err(error) = &ended {
         let whose = of_server.map_or_else(String::new, |server| format!(" of server {server}"));
         tracing::error!("{}{whose} by cron: {error}", task.as_str());
     }
-    remember(
-        &repository,
-        task,
-        of_server,
-        ended.map_err(|error| error.to_string()),
-    );
+    let ended = ended.map_err(|error| error.to_string());
+    remember(repository, task, of_server, ended);
     Ok(Outcome::Done)
 }
 
