@@ -88,9 +88,12 @@ fn age(facts: &Facts<'_>, done: &[&Backup]) -> Option<Finding> {
         ));
     };
     let ended = last.end_time.unwrap_or(last.begin_time);
-    let ahead = seconds_between(facts.now, ended);
-    if ahead > AHEAD_SECONDS_MAX {
-        return Some(Finding::warning(AGE, from_the_future(facts, last, ahead)));
+    let ahead = |backup: &Backup| seconds_between(facts.now, backup.end_time.unwrap_or(backup.begin_time));
+    if let Some(backup) = done.iter().rfind(|backup| ahead(backup) > AHEAD_SECONDS_MAX) {
+        return Some(Finding::warning(
+            AGE,
+            from_the_future(facts, backup, ahead(backup)),
+        ));
     }
     let age = seconds_between(ended, facts.now);
     let shown = output::duration(Duration::from_secs(age));
@@ -123,10 +126,10 @@ fn age(facts: &Facts<'_>, done: &[&Backup]) -> Option<Finding> {
     ))
 }
 
-/// The age of such a backup is unknown, and it stays the newest one until that time.
+/// The age of such a backup is unknown, and a window keeps it until long after that time.
 fn from_the_future(facts: &Facts<'_>, backup: &Backup, ahead: u64) -> String {
     format!(
-        "the latest backup, {id}, ended {} in the future by this host's clock: set the clock right; where it is right now, \
+        "backup {id} ended {} in the future by this host's clock: set the clock right; where it is right now, \
          take another with '{}', and delete this one: '{}'",
         output::duration(Duration::from_secs(ahead)),
         facts.backup_command(),

@@ -96,7 +96,8 @@ pub(super) fn judge(
     policy: Option<&BackupPolicy>,
     at: &Circumstances,
 ) -> Vec<Verdict> {
-    candidates.sort_by_key(|candidate| std::cmp::Reverse((candidate.begin_time, candidate.id)));
+    // Ids grow with each backup, also where the clock was set back after it had been ahead.
+    candidates.sort_by_key(|candidate| std::cmp::Reverse(candidate.id));
     match policy {
         None => without_policy(&candidates),
         Some(BackupPolicy::Redundancy(count)) => redundancy(&candidates, count.get(), at),
@@ -229,7 +230,8 @@ fn generations(candidates: &[Candidate], kept: &Generations, at: &Circumstances)
         let mut last: Option<String> = None;
         let mut seen = 0;
         for (candidate, reason) in candidates.iter().zip(&mut reasons) {
-            let of = (period.of)(date(candidate.begin_time, &at.zone));
+            // A time that has not come is that of a wrong clock: it must not take the place of a day that has passed.
+            let of = (period.of)(date(candidate.begin_time.min(at.now), &at.zone));
             if candidate.doubtful || last.as_ref() == Some(&of) {
                 continue;
             }

@@ -15,6 +15,27 @@ fn backup(day: i64, hour: i64) -> Candidate {
     }
 }
 
+/// A backup taken after the clock had been ahead: its id is behind that of the others.
+fn taken_after(others: &[Candidate], day: i64) -> Candidate {
+    let newest = others.iter().map(|candidate| candidate.id).max().unwrap();
+    Candidate {
+        id: newest.next(),
+        ..backup(day, 2)
+    }
+}
+
+#[test]
+fn a_new_backup_is_the_newest_whatever_the_clock_has_been() {
+    let mut backups = daily(1..4);
+    backups.extend([backup(300, 1), backup(300, 2), backup(300, 3)]);
+    backups.push(taken_after(&backups, 4));
+    let letters_of = |policy| letters(&states_on(5, backups.clone(), policy, 0));
+    assert_eq!(letters_of("REDUNDANCY 3"), "VVVOOOO");
+    assert_eq!(letters_of("RECOVERY WINDOW OF 7 DAYS"), "VVVVVVV");
+    // Those from the future are of the present day, not of two days that are still to come.
+    assert_eq!(letters_of("KEEP 4 DAILY"), "VVOOVVO");
+}
+
 fn daily(days: std::ops::Range<i64>) -> Vec<Candidate> {
     days.map(|day| backup(day, 2)).collect()
 }
