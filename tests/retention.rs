@@ -105,6 +105,14 @@ fn a_kept_backup_outlives_every_policy(install: &'static Install) {
     site.barmanfs(&["delete", "main", &ids[0], "--force"])
         .refused(1)
         .says(&["is kept", "--release"]);
+    // With another one beside it, none of both is deleted, and a dry run says the same.
+    for dry_run in [&["--dry-run"] as &[&str], &[]] {
+        let both = ["delete", "main", &ids[1], &ids[0]];
+        site.barmanfs(&[&both, dry_run].concat())
+            .refused(1)
+            .says(&["is kept"]);
+        assert_eq!(site.backup_ids(), ids);
+    }
     site.ok(&["retention", "main", "--enforce"]);
     assert_eq!(site.backup_ids(), [ids[0].clone(), ids[2].clone()]);
     let shown = site.ok(&["list-backups", "main"]);

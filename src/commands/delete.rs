@@ -56,7 +56,9 @@ pub(crate) fn run(app: &mut App, args: &DeleteArgs) -> Result<Outcome, Error> {
     let began = SystemTime::now().into();
     let mut deleted = Vec::new();
     let done = backups.iter().try_for_each(|backup| {
-        repository.delete_backup(backup, args.force)?;
+        if let Err(error) = repository.delete_backup(backup, args.force) {
+            return Err(after(&deleted, error.into()));
+        }
         deleted.push(backup);
         say_deleted(app, args, backup)
     });
@@ -94,6 +96,15 @@ fn approved(
         hooks.before_backup(Hook::Delete, backup, backup.status.as_str())?;
     }
     Ok(backups)
+}
+
+/// The error of a deletion behind others: a program that reads only the error must know of these.
+fn after(deleted: &[&Backup], error: Error) -> Error {
+    let ids: Vec<String> = deleted.iter().map(|backup| backup.id.to_string()).collect();
+    match ids.is_empty() {
+        true => error,
+        false => error.context(format_args!("After backup {} was deleted", ids.join(", "))),
+    }
 }
 
 fn say_deleted(app: &mut App, args: &DeleteArgs, backup: &Backup) -> Result<(), Error> {
@@ -157,7 +168,15 @@ fn plan(
         minimum,
         force: args.force,
     };
-    let refusal = guard::refusal(&asked);
+    let mut refusal = guard::refusal(&asked);
+    for backup in backups {
+        if refusal.is_none() {
+            refusal = repository
+                .refuse_deletion(backup, args.force)
+                .err()
+                .map(Error::from);
+        }
+    }
     let deletion = Deletion {
         server: server.to_string(),
         dry_run: args.dry_run,

@@ -97,21 +97,29 @@ impl Repository {
         self.with_reserve(|| self.try_to_delete(backup, force))
     }
 
-    fn try_to_delete(&self, backup: &Backup, force: bool) -> Result<()> {
-        let purpose = format!("deletion of backup {} of {}", backup.id, backup.server);
-        let writer = self.writer(&purpose)?;
-        if backup.record.is_none() {
-            return self.delete_interrupted(backup, &purpose);
-        }
+    /// Refuses what [`delete_backup`](Self::delete_backup) would refuse now, and changes nothing. Between both, a person
+    /// or a mount can come.
+    ///
+    /// # Errors
+    /// [`Error::BackupInUse`]; [`Error::BackupKept`]; [`Error::BackupHasClones`]; when the disk cannot be read.
+    pub fn refuse_deletion(&self, backup: &Backup, force: bool) -> Result<()> {
         let lock_name = read_lock_name(backup);
-        let lock = self.locks.try_exclusive(&lock_name, &purpose)?;
-        if lock.is_none() && !force {
-            return Err(Error::BackupInUse {
-                server: backup.server.clone(),
-                id: backup.id,
-                holder: self.locks.holder(&lock_name),
-            });
+        if backup.record.is_some() && !force && self.locks.is_held(&lock_name)? {
+            return Err(self.in_use(backup, &lock_name));
         }
+        self.refuse_decided(backup, force)
+    }
+
+    fn in_use(&self, backup: &Backup, lock_name: &str) -> Error {
+        Error::BackupInUse {
+            server: backup.server.clone(),
+            id: backup.id,
+            holder: self.locks.holder(lock_name),
+        }
+    }
+
+    /// Refuses a backup that somebody keeps, or that clones are based on.
+    fn refuse_decided(&self, backup: &Backup, force: bool) -> Result<()> {
         if self.keep_of(backup)?.is_some_and(|keep| keep.holds(now())) {
             return Err(Error::BackupKept {
                 server: backup.server.clone(),
@@ -126,6 +134,21 @@ impl Repository {
                 clones,
             });
         }
+        Ok(())
+    }
+
+    fn try_to_delete(&self, backup: &Backup, force: bool) -> Result<()> {
+        let purpose = format!("deletion of backup {} of {}", backup.id, backup.server);
+        let writer = self.writer(&purpose)?;
+        if backup.record.is_none() {
+            return self.delete_interrupted(backup, &purpose);
+        }
+        let lock_name = read_lock_name(backup);
+        let lock = self.locks.try_exclusive(&lock_name, &purpose)?;
+        if lock.is_none() && !force {
+            return Err(self.in_use(backup, &lock_name));
+        }
+        self.refuse_decided(backup, force)?;
         let mut annulled = self.records_of(backup)?;
         if annulled.is_empty() {
             return Err(Error::NoSuchBackup {
