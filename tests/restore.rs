@@ -216,6 +216,7 @@ fn every_option_leads_to_its_rows(install: &'static Install) {
     is_watched(install, &moments);
     with_an_action(install, &moments);
     as_a_standby(install, &moments);
+    on_the_same_timeline(install, &moments);
     with_another_file(install, &moments);
     with_tablespaces_elsewhere(install, &moments);
     past_a_new_tablespace(install, &moments);
@@ -394,6 +395,26 @@ fn as_a_standby(install: &'static Install, moments: &Moments) {
     assert_eq!(standby.query("SELECT pg_is_in_recovery()"), "t");
     assert_eq!(standby.query("SHOW recovery_target_timeline"), "latest");
     standby.stop("immediate");
+}
+
+fn on_the_same_timeline(install: &'static Install, moments: &Moments) {
+    let site = &moments.site;
+    restore(site, "same", &["--same-timeline", "--keep-origin"])
+        .ok()
+        .says(&["comes up on timeline 1", "in the copy"]);
+    let directory = site.path("same");
+    assert!(!directory.join("recovery.signal").exists());
+    for name in ["postgresql.conf", "postgresql.auto.conf"] {
+        let kept = fs::read(directory.join(format!("{name}.origin"))).unwrap();
+        assert_eq!(kept, fs::read(moments.server.data.join(name)).unwrap(), "{name}");
+    }
+    moments.server.verify_backup(&directory, None);
+    let mut copy = PgServer::on(install, &directory);
+    copy.start();
+    assert_eq!((rows(&copy).as_str(), copy.timeline()), ("1,2,3,4", 1));
+    assert_eq!(copy.query("SHOW archive_mode"), "off");
+    copy.stop("immediate");
+    restore(site, "none", &["--same-timeline", "--target-immediate"]).refused(2);
 }
 
 fn with_another_file(install: &'static Install, moments: &Moments) {

@@ -70,6 +70,8 @@ impl CatchupArgs {
             get_wal: false,
             no_get_wal: false,
             restore_command: self.restore_command.clone(),
+            same_timeline: false,
+            keep_origin: false,
             remote_ssh_command: None,
             recovery_option_port: None,
             recovery_conf_filename: None,

@@ -79,6 +79,12 @@ pub(crate) struct RestoreArgs {
     /// The copy's restore_command, instead of one that calls 'barmanfs get-wal'
     #[arg(long, value_name = "COMMAND")]
     pub(crate) restore_command: Option<String>,
+    /// Stay on the timeline of the backup, as Barman does without a target; implies --no-get-wal
+    #[arg(long, conflicts_with_all = ["get_wal", "standby_mode", "restore_command", "recovery_conf_filename", "target_time", "target_xid", "target_lsn", "target_name", "target_immediate"])]
+    pub(crate) same_timeline: bool,
+    /// Also put postgresql.conf and postgresql.auto.conf into DEST as they are in the backup, as <name>.origin
+    #[arg(long)]
+    pub(crate) keep_origin: bool,
     /// DEST is on the host that this command reaches; it needs sh and tar there
     #[arg(long, value_name = "COMMAND")]
     pub(crate) remote_ssh_command: Option<String>,
@@ -124,6 +130,13 @@ pub(crate) struct RestoreArgs {
     /// Print JSON for programs instead of text
     #[command(flatten)]
     pub(crate) json: JsonOption,
+}
+
+impl RestoreArgs {
+    /// Whether all WAL is put into the copy.
+    pub(crate) fn is_self_contained(&self) -> bool {
+        self.no_get_wal || self.same_timeline
+    }
 }
 
 /// `agent`

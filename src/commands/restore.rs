@@ -2,6 +2,7 @@
 
 mod catching_up;
 mod hooked;
+mod origin;
 mod request;
 mod shown;
 mod watch;
@@ -175,7 +176,7 @@ fn ready(
         shell: RemoteShell::new(command)?,
         directory,
         configuration: args.restore_config.clone(),
-        fetches_wal: !args.no_get_wal && args.restore_command.is_none(),
+        fetches_wal: !args.is_self_contained() && args.restore_command.is_none(),
     };
     let prepared = RemotePrepared::new(repository, view, place, &relocations, options)?;
     Ok(Ready::There(Box::new(prepared)))
@@ -244,7 +245,7 @@ fn choose(
     repository: &Repository,
     server: &ServerName,
 ) -> Result<Option<Choice>, Error> {
-    let mut spec = args.target.spec(args.no_get_wal)?;
+    let mut spec = args.target.spec(args.is_self_contained())?;
     if args.backup != AUTO {
         let backup = app.backup(repository, server, &args.backup)?;
         if !backup.is_of_server() {
@@ -256,6 +257,9 @@ fn choose(
     match repository.plan(server, &spec)? {
         Ok(mut plan) => {
             explain::doubt(repository, server, &spec, &mut plan)?;
+            if args.same_timeline {
+                origin::note_timeline(&mut plan)?;
+            }
             Ok(Some(Choice {
                 backup: plan.backup.clone(),
                 notes: plan.notes.clone(),
@@ -286,7 +290,11 @@ fn choose(
 /// A backup that was made of a clone has its WAL in it, and starts as it is.
 fn of_a_clone(args: &RestoreArgs, backup: Backup) -> Result<Choice, Error> {
     let default = crate::cli::restore::TargetArgs::default().spec(false)?;
-    if args.target.spec(false)? != default || args.standby_mode || args.recovery_conf_filename.is_some() {
+    if args.target.spec(false)? != default
+        || args.same_timeline
+        || args.standby_mode
+        || args.recovery_conf_filename.is_some()
+    {
         return Err(Error::usage(format!(
             "Backup {} was made of a clone: it starts as it is, and cannot be recovered further",
             backup.id
@@ -330,6 +338,10 @@ fn open_view(
             backup.id
         )));
     }
+    let mut files = vec![(DESCRIPTION.to_owned(), description(args, choice)?)];
+    if args.keep_origin {
+        files.extend(origin::files(repository, backup)?);
+    }
     let action = request::usual_action(app.config.recovery_target_action, app.config.is_barmans);
     let options = ViewOptions {
         servers: Some(vec![backup.server.clone()]),
@@ -341,7 +353,8 @@ fn open_view(
             }),
             recovery_file: name.cloned(),
             socket_directory: socket_directory(args)?,
-            files: vec![(DESCRIPTION.to_owned(), description(args, choice)?)],
+            same_timeline: args.same_timeline,
+            files,
         }),
         ..ViewOptions::default()
     };
@@ -385,7 +398,7 @@ fn description(args: &RestoreArgs, choice: &Choice) -> Result<Vec<u8>, Error> {
         "first_segment": plan.as_ref().map(|plan| plan.first_segment),
         "last_segment": plan.as_ref().map(|plan| plan.last_segment),
         "standby": args.standby_mode,
-        "get_wal": !args.no_get_wal,
+        "get_wal": !args.is_self_contained(),
         "started_at": crate::moment::now(),
         "user": rustix::process::geteuid().as_raw(),
         "version": env!("CARGO_PKG_VERSION"),
@@ -397,7 +410,7 @@ fn description(args: &RestoreArgs, choice: &Choice) -> Result<Vec<u8>, Error> {
 
 /// The server that is started runs its restore_command as the owner of the data.
 fn note_reader(repository: &Repository, args: &RestoreArgs, view: &ViewTree, choice: &mut Choice) {
-    let is_fetching = !args.no_get_wal && args.restore_command.is_none() && choice.plan.is_some();
+    let is_fetching = !args.is_self_contained() && args.restore_command.is_none() && choice.plan.is_some();
     if !is_fetching || args.remote_ssh_command.is_some() {
         return;
     }

@@ -193,7 +193,13 @@ fn root(directory: &TreeDirectory) -> Result<Changes> {
     if !tree.style.is_startable() {
         return Ok(changes);
     }
-    if tree.backup.is_of_server() {
+    let stays = tree
+        .context
+        .options
+        .copy
+        .as_ref()
+        .is_some_and(|copy| copy.same_timeline);
+    if tree.backup.is_of_server() && !stays {
         let recovery = tree.style.recovery();
         let signal: &[u8] = match recovery.is_some_and(|recovery| recovery.standby.is_some()) {
             true => b"standby.signal",

@@ -57,6 +57,8 @@ pub struct CopyOptions {
     pub recovery_file: Option<String>,
     /// Where its socket is, as an absolute path; in the data directory if it is `None`, also when that is moved.
     pub socket_directory: Option<String>,
+    /// It has no signal: PostgreSQL replays what is in `pg_wal` as after a crash, and stays on the timeline.
+    pub same_timeline: bool,
     /// Further files at the top, by name.
     pub files: Vec<(String, Vec<u8>)>,
 }

@@ -122,7 +122,7 @@ pub(crate) fn remote_restore_command(
     if let Some(command) = &args.restore_command {
         return Ok(command.clone());
     }
-    if args.no_get_wal {
+    if args.is_self_contained() {
         // It replays what it has.
         return Ok(String::new());
     }
@@ -200,7 +200,7 @@ mod tests {
         let crate::cli::Command::Restore(args) = cli.map_err(|error| error.to_string())?.command else {
             return Err("no restore".to_owned());
         };
-        let spec = args.target.spec(args.no_get_wal);
+        let spec = args.target.spec(args.is_self_contained());
         spec.map(|spec| spec.to_string())
             .map_err(|error| error.to_string())
     }

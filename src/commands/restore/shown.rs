@@ -88,7 +88,7 @@ fn facts(args: &RestoreArgs, choice: &Choice, report: &RestoreReport<'_>) -> Fac
         facts.add_some("Moment", plan.time.map(|time| time.to_string()));
         facts.add("Along", along(plan));
         let count = output::count(usize::try_from(plan.segments).unwrap_or(usize::MAX), "segment");
-        let from = match args.no_get_wal {
+        let from = match args.is_self_contained() {
             true => "in the copy",
             false => "fetched when it is started",
         };

@@ -10,12 +10,14 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use barmanfs_store::sync::lock;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::error::Error;
 use crate::output::printable;
+use crate::restore::tree_writer::interrupted;
 
 /// With this code ssh itself ends when it fails.
 const SSH_FAILED: i32 = 255;
@@ -28,6 +30,10 @@ const SHOWN_CHARACTERS: usize = 600;
 
 /// A script prints little.
 const ANSWER_BYTES: u64 = 1 << 20;
+
+/// How long what a command has said is waited for after its end, and how often that is looked for.
+const LEFT_BEHIND: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// Bytes that are passed to a command at a time.
 const WRITE_BYTES: usize = 256 << 10;
@@ -103,6 +109,9 @@ impl RemoteShell {
 
     /// Starts a script. `doing` is for messages.
     pub(in crate::restore) fn start(&self, doing: &'static str, script: &str) -> Result<Session, Error> {
+        if self.running.stopped.load(Ordering::Acquire) {
+            return Err(interrupted());
+        }
         let script = format!("LC_ALL=C; export LC_ALL; {script}");
         let mut child = Command::new("/bin/sh")
             .args(["-c", &format!("exec {} \"$@\"", self.command), "sh"])
@@ -186,15 +195,26 @@ impl Session {
         let _ended = self.result(Ok(()));
     }
 
+    /// What it has said. A process that it has left behind may hold the pipe open, and is not waited for.
+    fn said(&mut self) -> Vec<u8> {
+        let Some(errors) = self.errors.take() else {
+            return Vec::new();
+        };
+        let until = Instant::now() + LEFT_BEHIND;
+        while !errors.is_finished() && Instant::now() < until {
+            std::thread::sleep(LOOK_EVERY);
+        }
+        match errors.is_finished() {
+            true => errors.join().unwrap_or_default(),
+            false => Vec::new(),
+        }
+    }
+
     fn result(&mut self, flushed: std::io::Result<()>) -> Result<(), Error> {
         let doing = self.doing;
         self.running.remove(self.child.id());
         let status = self.child.wait();
-        let said = self
-            .errors
-            .take()
-            .and_then(|errors| errors.join().ok())
-            .unwrap_or_default();
+        let said = self.said();
         let status = status.map_err(|error| Error::failed(format!("Cannot wait for a process: {error}")))?;
         let said = one_line(&said);
         match status.code() {

@@ -191,3 +191,46 @@ impl Read for Content<'_> {
         Ok(count)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_names_links_and_large_files_arrive() {
+        let directory = tempfile::tempdir().unwrap();
+        let shell = RemoteShell::new("/bin/sh -c").unwrap();
+        let stat = |mode| Stat {
+            mode,
+            mtime_s: 1_000_000_000,
+            ..Stat::NONE
+        };
+        let long = path_of(&[vec![b'd'; 120]], &[b'n'; 200]);
+        let mut stream = Stream::start(&shell, &unpack(directory.path())).unwrap();
+        stream.directory(long.parent().unwrap(), &stat(0o700)).unwrap();
+        stream.text(&long, &stat(0o640), b"text").unwrap();
+        stream
+            .link(Path::new("link"), &stat(0o777), &[b't'; 150])
+            .unwrap();
+        stream.directory(Path::new("."), &stat(0o750)).unwrap();
+        stream.finish().unwrap();
+        let path = directory.path().join(&long);
+        assert_eq!(std::fs::read(&path).unwrap(), b"text");
+        let time = std::fs::metadata(&path).unwrap().modified().unwrap();
+        assert_eq!(
+            time.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs(),
+            1_000_000_000
+        );
+        let target = std::fs::read_link(directory.path().join("link")).unwrap();
+        assert_eq!(target.as_os_str().len(), 150);
+        let size = 20 << 30;
+        assert_eq!(
+            header(EntryType::Regular, &stat(0o600), size).size().unwrap(),
+            size
+        );
+        // What tar says is the reason.
+        let mut stream = Stream::start(&shell, &unpack(&directory.path().join("missing"))).unwrap();
+        stream.text(Path::new("a"), &stat(0o600), b"text").unwrap();
+        assert!(stream.finish().unwrap_err().to_string().contains("missing"));
+    }
+}
