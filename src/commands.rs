@@ -455,7 +455,7 @@ fn level(options: &GlobalOptions, config: &Config, repetitive: bool) -> LevelFil
 
 fn asked_level(options: &GlobalOptions) -> Option<LevelFilter> {
     match (options.quiet, options.verbose) {
-        (true, _) => Some(LevelFilter::ERROR),
+        (true, _) => Some(LevelFilter::WARN),
         _ if options.debug => Some(LevelFilter::DEBUG),
         (false, 0) => options.log_level,
         (false, 1) => Some(LevelFilter::DEBUG),

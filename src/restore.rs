@@ -87,6 +87,8 @@ pub(crate) struct Prepared {
     options: WriteOptions,
     /// Size of the tree.
     size: space::TreeSize,
+    /// What may surprise a person.
+    notes: Vec<String>,
     /// Keeps the backup, if it is in a repository here.
     _reading: Option<ReadGuard>,
 }
@@ -125,10 +127,10 @@ impl Ready {
         }
     }
 
-    /// What there is to say about the other host.
+    /// What there is to say about the directory or the other host.
     pub(crate) fn notes(&self) -> &[String] {
         match self {
-            Self::Here(_) => &[],
+            Self::Here(prepared) => &prepared.notes,
             Self::There(prepared) => prepared.notes(),
         }
     }
@@ -225,6 +227,7 @@ impl Prepared {
         space::check(&destination, &size)?;
         Ok(Self {
             view,
+            notes: destination.moved_wal().into_iter().collect(),
             destination,
             options,
             size,
@@ -242,6 +245,11 @@ impl Prepared {
 
     fn run_with(&self, progress: &Progress, signals: &Interruption) -> Result<Restored, Error> {
         let began = Instant::now();
+        if self.destination.state != State::Vacant {
+            // What cannot be removed is found before anything is changed.
+            let opened = self.destination.look()?;
+            self.prune(&opened, &opened.kept(&self.options.keep)?, prune::Mode::List)?;
+        }
         let opened = self.destination.open()?;
         let marked = opened.begin(&self.view.backup, &self.options)?;
         let run = || {

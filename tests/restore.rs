@@ -12,7 +12,7 @@ use crate::common::{Install, Mount, PgServer, Site};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 topic! {
@@ -23,6 +23,7 @@ topic! {
     once a_full_disk_leaves_a_restore_that_is_continued(as_root),
     once an_update_makes_any_directory_equal_to_a_fresh_restore,
     once a_directory_that_a_process_of_postgresql_uses_is_refused(as_root),
+    once what_belongs_to_somebody_else_stays(as_root),
 }
 
 /// What a restored tree has that a view does not: its description, and a manifest that knows it.
@@ -776,6 +777,78 @@ fn a_directory_that_a_process_of_postgresql_uses_is_refused(install: &'static In
     session.wait().unwrap();
     until("all sessions have ended", || restore_is_allowed(&site, "main"));
     server.is_gone();
+}
+
+/// Runs a command as the user of the tests.
+fn as_root(command: &mut Command) {
+    run(command).ok();
+}
+
+/// A file system in the directory, and what is left of a restore of another server.
+fn what_belongs_to_somebody_else_stays(install: &'static Install) {
+    let (site, server) = Site::with_server(install);
+    site.backup();
+    restore(&site, "copy", &["--target-immediate"]).ok();
+    let copy = site.path("copy");
+    site.make_directory("store");
+    site.write_file("store/dump.sql", b"SELECT 1");
+    for place in ["archive", "own/deep er"] {
+        let place = copy.join(place);
+        site.sh(&format!("mkdir -p '{}'", place.display())).ok();
+        as_root(
+            Command::new("mount")
+                .arg("--bind")
+                .arg(site.path("store"))
+                .arg(&place),
+        );
+        let delta = ["--target-immediate", "--delta-restore"];
+        for options in [&[&delta[..], &["--dry-run"]].concat(), &delta[..]] {
+            restore(&site, "copy", options)
+                .refused(1)
+                .says(&["A file system is mounted at", "--keep"]);
+            assert!(is_startable(&copy), "something was changed");
+        }
+        let top = place
+            .strip_prefix(&copy)
+            .unwrap()
+            .iter()
+            .next()
+            .unwrap()
+            .to_str()
+            .unwrap();
+        restore(&site, "copy", &[&delta[..], &["--keep", top]].concat()).ok();
+        as_root(Command::new("umount").arg(&place));
+        assert_eq!(site.list(&site.path("store")), ["dump.sql"]);
+        restore(&site, "copy", &delta).ok();
+        assert!(!copy.join(top).exists());
+    }
+    // Another server, into what is left of a restore of this one.
+    let words = [
+        "restore",
+        "main",
+        "latest",
+        "--target-immediate",
+        "--bwlimit",
+        "1M",
+    ];
+    let left = site.path("left");
+    let mut killed = site.barmanfs_command(&words).arg(&left).spawn().unwrap();
+    until("it has begun", || left.join("base").exists());
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let mut other = PgServer::init(install, &site.path("other"), &[]);
+    other.start();
+    site.write_config_of(&server, &format!("\n[other]\nconninfo = {}\n", other.conninfo()));
+    site.ok(&["backup", "other", "--fast-checkpoint"]);
+    site.barmanfs(&[
+        "restore",
+        "other",
+        "latest",
+        left.to_str().unwrap(),
+        "--target-immediate",
+    ])
+    .refused(1)
+    .says(&["incomplete restore of another server, main"]);
 }
 
 /// Runs a server among processes of its own.

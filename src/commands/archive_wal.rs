@@ -37,7 +37,7 @@ pub(crate) fn run(app: &mut App, args: &ArchiveWalArgs) -> Result<Outcome, Error
 pub(super) fn archive_incoming(repository: &Repository, server: &ServerConfig) -> Result<Vec<String>, Error> {
     server.refuse_storing()?;
     match &server.incoming_wals_directory {
-        Some(directory) if server.archiver == Archiver::On => {
+        Some(directory) if server.archiver != Archiver::Off => {
             incoming::archive(repository, server, directory)
         }
         _ => Ok(Vec::new()),

@@ -266,7 +266,7 @@ impl Round<'_> {
     fn archive_incoming(&mut self, subject: &Subject<'_>) -> Result<(), Error> {
         let server = subject.server;
         let directory = match &server.incoming_wals_directory {
-            Some(directory) if server.archiver == Archiver::On => directory,
+            Some(directory) if server.archiver != Archiver::Off => directory,
             _ => return Ok(()),
         };
         let waiting = incoming::waiting(directory)

@@ -266,7 +266,7 @@ fn choose(
                 plan: Some(plan),
             }))
         }
-        Err(reason) if args.json.json || app.out.form() == Form::BarmanJson => {
+        Err(reason) if args.json.json || app.options.quiet || app.out.form() == Form::BarmanJson => {
             let error = Error::failed(format!("{spec} of server {server} cannot be recovered: {reason}"));
             let hints: Vec<String> = [reason.nearest(), reason.hint()].into_iter().flatten().collect();
             Err(match hints.is_empty() {

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use barmanfs_catalog::{Backup, Repository};
@@ -28,6 +28,7 @@ use super::place::{Place, failed};
 use super::tablespaces::Relocations;
 use crate::error::Error;
 use crate::instance;
+use crate::mounts::known_user;
 
 /// Without this file no server starts.
 pub(super) const CONTROL: &str = "global/pg_control";
@@ -120,7 +121,7 @@ impl Destination {
         refuse_place(repository, &path)?;
         let state = state(&path, backup, options.delta)?;
         if state == State::Incomplete {
-            refuse_other_command(&Place::open(&path)?, options.own.is_some())?;
+            refuse_other_command(&Place::open(&path)?, backup, options.own.is_some())?;
         }
         let destination = Self {
             path,
@@ -158,7 +159,24 @@ impl Destination {
                 return Ok(());
             }
         }
-        Err(not_empty(location))
+        Err(Error::failed(format!(
+            "The place of tablespace {oid}, {}, is not empty",
+            location.display()
+        ))
+        .hint("Name an empty or a new directory with --tablespace"))
+    }
+
+    /// What happens to a `pg_wal` that has a volume of its own. No link is followed: root would remove what a user of the
+    /// directory has led it to.
+    pub(super) fn moved_wal(&self) -> Option<String> {
+        let link = self.path.join("pg_wal");
+        let target = std::fs::read_link(&link).ok()?;
+        Some(format!(
+            "{} is a link to {}, which stays as it is: the WAL will be in a directory here. Move that directory and set \
+             the link again before the server is started",
+            link.display(),
+            target.display()
+        ))
     }
 
     /// Opens it, and makes it if it does not exist.
@@ -317,7 +335,7 @@ pub(crate) fn state(path: &Path, backup: &Backup, is_delta: bool) -> Result<Stat
         Ok(found) if !found.is_dir() => {
             return Err(Error::failed(format!("{} is no directory", path.display())));
         }
-        Ok(_) => {}
+        Ok(found) => refuse_owner(path, found.uid())?,
     }
     let place = Place::open(path)?;
     refuse_running(path)?;
@@ -332,6 +350,19 @@ pub(crate) fn state(path: &Path, backup: &Backup, is_delta: bool) -> Result<Stat
     }
     refuse_other_system(&place, backup)?;
     Ok(State::Older)
+}
+
+/// Only its owner and root can give a directory the permissions that PostgreSQL demands.
+fn refuse_owner(path: &Path, owner: u32) -> Result<(), Error> {
+    let user = rustix::process::geteuid();
+    if user.is_root() || user.as_raw() == owner {
+        return Ok(());
+    }
+    let name = known_user(owner).unwrap_or_else(|| owner.to_string());
+    Err(
+        Error::failed(format!("{} belongs to user {name}", path.display()))
+            .hint("Run this as that user or as root, or name another directory"),
+    )
 }
 
 fn refuse_running(path: &Path) -> Result<(), Error> {
@@ -357,11 +388,27 @@ fn has_held_control(place: &Place) -> Result<bool, Error> {
     }
 }
 
-/// Which files of the directory stay depends on the command.
-fn refuse_other_command(place: &Place, catches_up: bool) -> Result<(), Error> {
+/// Which files of the directory stay depends on the command. What is left of a restore of another server may be all that
+/// somebody has.
+fn refuse_other_command(place: &Place, backup: &Backup, catches_up: bool) -> Result<(), Error> {
     let Some(marker) = Marker::read(place)?.flatten() else {
         return Ok(());
     };
+    let is_same = match marker.system_id {
+        Some(system_id) => system_id == backup.system_id,
+        None => marker.server == backup.server,
+    };
+    if !is_same {
+        return Err(Error::failed(format!(
+            "{} holds an incomplete restore of another server, {}",
+            place.path().display(),
+            marker.server
+        ))
+        .hint(format!(
+            "Name another directory, or continue with server {}",
+            marker.server
+        )));
+    }
     if marker.catches_up == catches_up {
         return Ok(());
     }
@@ -480,14 +527,29 @@ fn separate_places(directory: &Path, relocations: &Relocations) -> Result<Vec<Pa
     Ok(places)
 }
 
-/// The places where barmanfs is mounted (proc_pid_mountinfo(5)).
+/// The places where barmanfs is mounted.
 fn mount_points(mountinfo: &str) -> impl Iterator<Item = PathBuf> {
     let ours = mountinfo.lines().filter(|line| {
         let rest = line.split_once(" - ").map_or("", |(_, rest)| rest);
         rest.starts_with("fuse.barmanfs ")
     });
-    ours.filter_map(|line| line.split(' ').nth(4))
-        .map(|point| PathBuf::from(point.replace("\\040", " ")))
+    ours.filter_map(mount_point)
+}
+
+/// The places where any file system is mounted.
+pub(super) fn all_mount_points() -> Vec<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounts.lines().filter_map(mount_point).collect()
+}
+
+/// The mount point in a line (proc_pid_mountinfo(5)).
+fn mount_point(line: &str) -> Option<PathBuf> {
+    let point = line.split(' ').nth(4)?;
+    let escapes = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
+    let plain = escapes.iter().fold(point.to_owned(), |point, (escape, plain)| {
+        point.replace(escape, plain)
+    });
+    Some(plain.into())
 }
 
 /// An absolute path without links, of something that need not exist.

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 
 use barmanfs_catalog::{Backup, BackupId, ServerName};
-use barmanfs_pg::TimestampMicros;
+use barmanfs_pg::{SystemId, TimestampMicros};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -30,6 +30,9 @@ pub(super) struct Marker {
     /// For the person who finds it.
     about: String,
     pub(super) server: ServerName,
+    /// Its system identifier.
+    #[serde(default)]
+    pub(super) system_id: Option<SystemId>,
     pub(super) backup: BackupId,
     started_at: TimestampMicros,
     /// What must not be removed: it was there before, and is not of the backup.
@@ -57,6 +60,7 @@ impl Marker {
             ),
             catches_up,
             server: backup.server.clone(),
+            system_id: Some(backup.system_id),
             backup: backup.id,
             started_at: std::time::SystemTime::now().into(),
             keep,

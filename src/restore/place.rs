@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use barmanfs_fs::entry::Stat;
-use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use crate::error::Error;
@@ -100,6 +100,20 @@ impl Place {
         })
     }
 
+    /// A directory in this one, on which no other file system is mounted. Before Linux 5.6 that is not noticed.
+    fn enter_same_mount(&self, name: &[u8]) -> Result<Self, Error> {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat2(&*self.fd, name, flags, Mode::empty(), ResolveFlags::NO_XDEV) {
+            Ok(fd) => Ok(Self {
+                fd: Arc::new(fd),
+                path: self.path_of(name),
+            }),
+            // Container runtimes may refuse what they do not know.
+            Err(Errno::NOSYS | Errno::PERM) => self.enter(name),
+            Err(error) => Err(self.failed("open", name, error)),
+        }
+    }
+
     /// A directory in this one, which is made if it does not exist.
     pub(super) fn make(&self, name: &[u8]) -> Result<Self, Error> {
         match rustix::fs::mkdirat(&*self.fd, name, PRIVATE_DIRECTORY) {
@@ -187,7 +201,7 @@ impl Place {
         if kind != FileType::Directory {
             return self.unlink(name);
         }
-        let place = self.enter(name)?;
+        let place = self.enter_same_mount(name)?;
         for entry in place.names()? {
             let entry = entry?;
             if let Some(found) = place.find(entry.as_bytes())? {

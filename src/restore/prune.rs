@@ -2,13 +2,13 @@
 //! link where there is a file. What a link leads to is never touched, except a tablespace in the place that was asked for.
 
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use barmanfs_fs::entry::{Content, Directory};
 use rustix::fs::FileType;
 
-use super::destination::{HELD, Opened, is_of_the_file_system};
+use super::destination::{HELD, Opened, all_mount_points, is_of_the_file_system};
 use super::marker;
 use super::own_files::OwnFiles;
 use super::pattern::Pattern;
@@ -37,7 +37,7 @@ pub(super) struct Stays<'a> {
     pub(super) own: Option<&'a OwnFiles>,
 }
 
-/// Removes what does not belong to the tree. Returns the paths below the directory, without those of what was in a removed
+/// Removes what does not belong to the tree, or lists it, which fails if something of it cannot be removed. Returns the paths below the directory, without those of what was in a removed
 /// directory.
 pub(super) fn prune(
     view: &ViewTree,
@@ -49,6 +49,7 @@ pub(super) fn prune(
         opened,
         stays,
         mode,
+        mount_points: all_mount_points(),
         names: Vec::new(),
         removed: Vec::new(),
     };
@@ -61,6 +62,8 @@ struct Pruning<'a> {
     opened: &'a Opened,
     stays: Stays<'a>,
     mode: Mode,
+    /// Where file systems are mounted.
+    mount_points: Vec<PathBuf>,
     /// The names of the present directory.
     names: Vec<Vec<u8>>,
     removed: Vec<PathBuf>,
@@ -198,6 +201,19 @@ impl Pruning<'_> {
         name.starts_with(b"PG_") && self.opened.relocations.of_child(spaces, oid).is_some()
     }
 
+    /// A file system that is mounted in the directory belongs to somebody else.
+    fn refuse_mounted(&self, path: &Path) -> Result<(), Error> {
+        let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        match self.mount_points.iter().find(|point| point.starts_with(&real)) {
+            None => Ok(()),
+            Some(point) => Err(Error::failed(format!(
+                "A file system is mounted at {}, and the backup has no such directory",
+                point.display()
+            ))
+            .hint("Unmount it, or name it with --keep: then it stays as it is")),
+        }
+    }
+
     fn is_above_own(&self, name: &[u8]) -> bool {
         let path = self.path_of(name);
         self.stays.own.is_some_and(|own| own.is_above_some(&path))
@@ -214,6 +230,9 @@ impl Pruning<'_> {
     }
 
     fn remove(&mut self, place: &Place, name: &[u8], found: Found) -> Result<(), Error> {
+        if found.kind == FileType::Directory {
+            self.refuse_mounted(&place.path_of(name))?;
+        }
         if self.removed.len() < MAX_NAMED {
             let path = std::ffi::OsString::from(std::ffi::OsStr::from_bytes(&self.path_of(name)));
             self.removed.push(path.into());

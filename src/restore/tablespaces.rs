@@ -1,7 +1,7 @@
 //! Where the tablespaces of a restored tree are: inside of it, as in every view, or elsewhere behind a symbolic link, if a
 //! person asks for that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -66,7 +66,7 @@ impl Relocations {
     /// # Errors
     /// For a name that no tablespace has, or a place that two would have.
     pub(crate) fn of_backup(backup: &Backup, asked: &[Relocation], layout: Layout) -> Result<Self, Error> {
-        let mut all = BTreeMap::new();
+        let (mut all, mut named_oids) = (BTreeMap::new(), BTreeSet::new());
         if layout == Layout::Original {
             all.extend(
                 backup
@@ -86,6 +86,9 @@ impl Relocations {
                 .iter()
                 .find(named)
                 .ok_or_else(|| unknown(backup, name))?;
+            if !named_oids.insert(space.oid) {
+                return Err(Error::usage(format!("Tablespace '{name}' is named twice")));
+            }
             all.insert(space.oid, location.clone());
         }
         for (oid, location) in &all {
