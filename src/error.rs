@@ -190,6 +190,11 @@ impl From<barmanfs_catalog::Error> for Error {
             Catalog::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
                 "Run this as the user the repository belongs to"
             }
+            // Refused rather than stored again: its file system may not be mounted.
+            Catalog::Store(barmanfs_store::Error::MissingPack(_)) => {
+                "Is its file system mounted? Put it back from a copy of the repository, or give up what it holds with \
+                 'barmanfs rebuild-catalog'; after that full backups store it again"
+            }
             damage if damage.is_damage() => {
                 "Run 'barmanfs verify': it reports what is damaged, and full backups store that again from then on"
             }

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 topic! {
     once the_catalog_comes_back_from_the_packs,
+    once what_a_rebuild_gives_up_counts_no_more_and_is_stored_again,
 }
 
 /// The state that must be the same afterwards.
@@ -74,4 +75,68 @@ fn assert_same(after: &Seen, before: &Seen) {
         after.checksums == before.checksums,
         "The checksums of the files differ"
     );
+}
+
+/// The ids of the backups that are shown as damaged.
+fn damaged(site: &Site) -> Vec<String> {
+    let mut backups = site.backups();
+    backups.retain(|backup| backup["damaged"] == true);
+    let ids = backups
+        .iter()
+        .map(|backup| backup["id"].as_str().unwrap().to_owned());
+    ids.collect()
+}
+
+fn what_a_rebuild_gives_up_counts_no_more_and_is_stored_again(install: &'static Install) {
+    let (site, server) = Site::with_server(install);
+    site.write_config_of(&server, "retention_policy = REDUNDANCY 2\n");
+    fill(&server, 1);
+    let mut ids = vec![site.backup()];
+    let before = site.packs();
+    server.query("CREATE TABLE added AS SELECT n, sha512(n::text::bytea) FROM generate_series(1, 60000) n");
+    ids.push(site.backup());
+    ids.push(site.backup());
+    let pack = site.largest_pack(&before);
+    site.sh(&format!("rm '{}'", pack.display())).ok();
+
+    // Nothing is promised of a pack that may come back, and every message says what helps.
+    let verified = site.barmanfs(&["verify"]);
+    verified
+        .refused(3)
+        .says(&["is their file system mounted", "rebuild-catalog"]);
+    assert!(!verified.text().contains("by the next full backup"), "{verified}");
+    site.barmanfs(&["backup", "main", "--fast-checkpoint", "--incremental", "never"])
+        .refused(1)
+        .says(&["Is its file system mounted?", "rebuild-catalog"]);
+    site.barmanfs(&["rebuild-catalog"])
+        .refused(3)
+        .says(&["Damaged now", &ids[1], &ids[2], "are in no pack"]);
+    assert_eq!(damaged(&site), ids[1..]);
+    // The first one is the only one that can be restored.
+    site.ok(&["retention", "main"]);
+    site.ok(&["retention", "main", "--enforce"]);
+    assert!(
+        site.backup_ids().contains(&ids[0]),
+        "The only good backup was deleted"
+    );
+
+    for _ in 0..2 {
+        let id = site.backup();
+        site.ok(&["verify", "main", &id]);
+        assert!(!damaged(&site).contains(&id));
+    }
+    let copy = site.path("copy");
+    site.ok(&["restore", "main", "latest", copy.to_str().unwrap()]);
+    // The plan is shown although it is not known what the damaged ones use; when they are gone, a sweep goes on.
+    let plan = site.json(&["retention", "main"]);
+    let plan = &plan["servers"][0];
+    assert!(
+        plan["forecast"].is_null() && plan["forecast_error"].is_string(),
+        "{plan}"
+    );
+    site.barmanfs(&["sweep"]).refused(1).says(&[&ids[1], "delete"]);
+    site.ok(&["retention", "main", "--enforce"]);
+    assert_eq!(damaged(&site), [""; 0]);
+    site.ok(&["sweep"]);
+    site.ok(&["verify"]);
 }

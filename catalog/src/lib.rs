@@ -62,7 +62,7 @@ pub use upkeep::cron::{
 };
 pub use upkeep::growth::Growth;
 pub use upkeep::processes::{Task, WorkingProcess};
-pub use upkeep::rebuild::RebuildReport;
+pub use upkeep::rebuild::{BackupsOf, RebuildReport};
 pub use upkeep::stats::{BackupStats, PackTotals, ServerStats, Sizes, Stats};
 pub use upkeep::sweep::{Forecast, SweepOptions, SweepReport};
 pub use upkeep::verify::round::{VerifiedPart, VerifyRound};

@@ -71,13 +71,14 @@ fn report(
         },
     };
     let deletes = done.plan.doomed().next().is_some() || !done.plan.removable_wal().is_empty();
-    let forecast = match deletes && !args.enforce {
-        true => Some(repository.forecast(
-            server,
-            &done.plan,
-            &mut Shown::start("Forecast", app.options.quiet),
-        )?),
-        false => None,
+    let forecast = (deletes && !args.enforce).then(|| {
+        let mut shown = Shown::start("Forecast", app.options.quiet);
+        repository.forecast(server, &done.plan, &mut shown)
+    });
+    // The plan is shown all the same: '--enforce' carries it out.
+    let (forecast, forecast_error) = match forecast.transpose() {
+        Ok(forecast) => (forecast, None),
+        Err(error) => (None, Some(error.to_string())),
     };
     Ok(ServerRetention {
         server: server.to_string(),
@@ -86,6 +87,7 @@ fn report(
         minimum_redundancy: rules.minimum_redundancy,
         plan: done.plan,
         forecast,
+        forecast_error,
         deleted: done.deleted,
         removed_wal: done.wal,
     })
@@ -136,8 +138,10 @@ fn show(out: &mut Output, report: &ServerRetention) -> Result<(), Error> {
             wal_text(&report.removed_wal)
         ))?;
     }
-    let Some(forecast) = &report.forecast else {
-        return Ok(());
+    let freed = match (&report.forecast, &report.forecast_error) {
+        (Some(forecast), _) => format!("A sweep then frees {}", output::bytes(forecast.freed_bytes)),
+        (None, Some(why)) => format!("What a sweep then frees is not known: {why}"),
+        (None, None) => return Ok(()),
     };
     let doomed: Vec<String> = report.plan.doomed().map(|backup| backup.id.to_string()).collect();
     out.line(format_args!(
@@ -149,10 +153,7 @@ fn show(out: &mut Output, report: &ServerRetention) -> Result<(), Error> {
         },
         wal_text(report.plan.removable_wal())
     ))?;
-    out.line(format_args!(
-        "A sweep then frees {}",
-        output::bytes(forecast.freed_bytes)
-    ))
+    out.line(freed)
 }
 
 /// `12 files of WAL (192.00 MiB): 000000010000000000000001 to 00000001000000000000000C`.

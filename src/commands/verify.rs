@@ -98,7 +98,12 @@ fn show(out: &mut Output, report: &VerifyReport) -> Result<(), Error> {
         report.chunks,
         output::bytes(report.bytes)
     ))?;
-    if report.bad_chunks > 0 {
+    if report.is_a_pack_missing() {
+        out.line(
+            "Of packs that are not there: is their file system mounted? Put them back from a copy of the repository, or give up \
+             what they hold with 'barmanfs rebuild-catalog'. Until then backups fail",
+        )?;
+    } else if report.bad_chunks > 0 {
         out.line(
             "Of these, what the server still has is stored again by the next full backup (backup --incremental never), and \
              WAL when it is archived again: then this reads again, in all backups",

@@ -52,10 +52,16 @@ pub(super) fn check(
 
 /// Checks what `cron` remembers of the repository.
 pub(super) fn check_repository(repository: &Repository, invocation: &Invocation, findings: &mut Findings) {
-    let found = repository
-        .repository_memory()
-        .and_then(|memory| Ok((memory, repository.known_lost_chunks()?)));
-    if let Some((memory, lost)) = remembered(found.map_err(Error::from), VERIFIED, findings) {
+    let found = repository.repository_memory().and_then(|memory| {
+        Ok((
+            memory,
+            repository.pack_problems()?,
+            repository.known_lost_chunks()?,
+        ))
+    });
+    if let Some((mut memory, problems, lost)) = remembered(found.map_err(Error::from), VERIFIED, findings) {
+        // A sweep may have copied such a pack since, or a rebuild has given it up.
+        memory.verification.problems = problems;
         findings.extend(of_repository(&memory));
         findings.extend(verified(invocation, &memory, lost));
     }

@@ -17,6 +17,8 @@ pub(crate) struct ServerRetention {
     /// What a sweep frees after the next run, with what earlier deletions have left; nothing if the next run deletes
     /// nothing.
     pub(crate) forecast: Option<Forecast>,
+    /// Why there is no forecast although the next run deletes something.
+    pub(crate) forecast_error: Option<String>,
     /// What was deleted, with `--enforce`.
     pub(crate) deleted: Vec<BackupId>,
     /// The WAL that was removed, with `--enforce`.

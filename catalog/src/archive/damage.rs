@@ -7,6 +7,10 @@
 //!
 //! A place is a chunk in a pack in which the chunk's own frame is bad or missing. A delta based on such a chunk is not
 //! listed: it becomes readable again once its base does.
+//!
+//! A chunk that something needs and no pack holds has no place ([`NO_PACK`]): its pack was given up by a rebuild. It is
+//! recorded as well, because nothing else says that it is gone: without a record, backups that need it would count as
+//! good, and new ones would refer to it without a look-up. A sweep annuls the record when nothing needs it any more.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -27,6 +31,12 @@ use crate::names::BackupId;
 
 /// Size of the records written into one pack: well below the limit of a pack's footer.
 const BATCH_BYTES: usize = 2 << 20;
+
+/// Stands for the pack of a chunk that no pack holds.
+pub(crate) const NO_PACK: PackId = PackId([0; 16]);
+
+/// Number of such chunks in one record: a megabyte.
+pub(crate) const LOST_IN_RECORD: usize = 1 << 14;
 
 /// Damaged places by pack, as found by a verification.
 pub(crate) type Places = BTreeMap<PackId, BTreeSet<ChunkId>>;
@@ -49,9 +59,14 @@ pub(crate) fn derive(db: &Connection, seq: i64, places: &DamagedPlaces) -> Resul
     Ok(())
 }
 
-/// A record is needed as long as its pack exists.
+/// A record is needed as long as its pack exists, and one of chunks that no pack holds until it is annulled.
 pub(crate) fn is_needed(db: &Connection, places: &DamagedPlaces) -> Result<bool> {
-    records::knows_pack(db, places.pack)
+    Ok(places.pack == NO_PACK || records::knows_pack(db, places.pack)?)
+}
+
+/// Whether a chunk has no place that is not known to be damaged.
+pub(crate) fn is_lost(db: &Connection, id: &ChunkId) -> Result<bool> {
+    Ok(places(db, id)?.iter().all(|place| place.damaged))
 }
 
 /// The packs with damaged places, by row number, with the damaged chunks.
@@ -65,26 +80,32 @@ pub(crate) fn damaged_packs(db: &Connection) -> Result<BTreeMap<i64, BTreeSet<Ch
     Ok(packs)
 }
 
-/// Number of chunks that a verification found damaged, and that have no other place that is not.
+/// Number of chunks that are known to be damaged or gone, and that have no other place that is not.
 pub(crate) fn lost_at_all_places(db: &Connection) -> Result<usize> {
-    let mut lost = HashSet::new();
-    for id in damaged_packs(db)?.into_values().flatten() {
-        if places(db, &id)?.iter().all(|place| place.damaged) {
-            lost.insert(id);
-        }
-    }
-    Ok(lost.len())
+    Ok(lost_themselves(db)?.len())
 }
 
-/// The chunks without any good place: those a verification found, and the deltas based on them. If nothing is damaged,
-/// this costs one look-up; otherwise a scan of all chunks.
-fn lost_chunks(db: &Connection) -> Result<HashSet<ChunkId>> {
+/// The chunks that are recorded as damaged or gone and have no good place.
+fn lost_themselves(db: &Connection) -> Result<HashSet<ChunkId>> {
+    let mut query = db.prepare_cached(
+        "SELECT DISTINCT d.id FROM damaged d
+         WHERE d.pack = ?1 OR EXISTS (SELECT 1 FROM packs p WHERE p.id = d.pack)",
+    )?;
+    let mut rows = query.query([NO_PACK.as_bytes()])?;
     let mut lost = HashSet::new();
-    for id in damaged_packs(db)?.into_values().flatten() {
-        if places(db, &id)?.iter().all(|place| place.damaged) {
+    while let Some(row) = rows.next()? {
+        let id = ChunkId(row.get(0)?);
+        if is_lost(db, &id)? {
             lost.insert(id);
         }
     }
+    Ok(lost)
+}
+
+/// The chunks without any good place: those that are recorded, and the deltas based on them. If nothing is recorded, this
+/// costs one look-up; otherwise a scan of all chunks.
+fn lost_chunks(db: &Connection) -> Result<HashSet<ChunkId>> {
+    let mut lost = lost_themselves(db)?;
     if lost.is_empty() {
         return Ok(lost);
     }
@@ -98,7 +119,7 @@ fn lost_chunks(db: &Connection) -> Result<HashSet<ChunkId>> {
         }
     }
     for id in standing {
-        if places(db, &id)?.iter().all(|place| place.damaged) {
+        if is_lost(db, &id)? {
             lost.insert(id);
         }
     }
@@ -159,8 +180,31 @@ impl Search<'_> {
     }
 }
 
+/// The record of damaged chunks of a pack.
+pub(crate) fn record(pack: PackId, found_at: TimestampMicros, chunks: BTreeSet<ChunkId>) -> Result<Record> {
+    let body = DamagedPlaces {
+        pack,
+        found_at,
+        chunks,
+    };
+    records::record(Kind::Damage, &body)
+}
+
+/// The number of chunks in a pack is limited, that of lost ones is not.
+fn in_records(pack: PackId, mut chunks: BTreeSet<ChunkId>) -> Vec<(PackId, BTreeSet<ChunkId>)> {
+    let mut parts = Vec::new();
+    while pack == NO_PACK
+        && let Some(next) = chunks.iter().nth(LOST_IN_RECORD).copied()
+    {
+        let rest = chunks.split_off(&next);
+        parts.push((pack, std::mem::replace(&mut chunks, rest)));
+    }
+    parts.push((pack, chunks));
+    parts
+}
+
 impl Repository {
-    /// Those of these complete backups that cannot be restored completely, as far as verifications have found. They
+    /// Those of these complete backups that cannot be restored completely, as far as verifications and rebuilds have found. They
     /// need a chunk, or a WAL segment to become consistent, of which no good copy is stored. The backups are only
     /// walked while there is such a chunk.
     ///
@@ -214,14 +258,10 @@ impl Repository {
     /// Records these places as damaged and annuls the records in `annulled`; durable when it returns.
     pub(crate) fn write_damage(&self, found: Places, annulled: &[RecordId]) -> Result<()> {
         let found_at = now();
-        let found = found.into_iter().map(|(pack, chunks)| {
-            let body = DamagedPlaces {
-                pack,
-                found_at,
-                chunks,
-            };
-            records::record(Kind::Damage, &body)
-        });
+        let found = found
+            .into_iter()
+            .flat_map(|(pack, chunks)| in_records(pack, chunks));
+        let found = found.map(|(pack, chunks)| record(pack, found_at, chunks));
         // Written after the records that replace them: it does no harm if a place is recorded as damaged twice.
         let annulled = annulled.iter().map(|of| {
             let body = Deletion {

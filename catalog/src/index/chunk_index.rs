@@ -136,13 +136,14 @@ impl Repository {
     }
 }
 
-/// Whether a registered writer may refer again to everything that is referred to now: nothing is known to be damaged,
-/// nothing is condemned, and whatever is condemned later waits for this writer ([`crate::index::condemned`]).
+/// Whether a registered writer may refer again to everything that is referred to now: nothing is known to be damaged or
+/// gone (a chunk that no pack holds is recorded with a pack of zeros), nothing is condemned, and whatever is condemned later waits for this writer ([`crate::index::condemned`]).
 pub(crate) fn all_is_reusable(db: &Connection) -> Result<bool> {
     let mut exception = db.prepare_cached(concat!(
         "SELECT 1 FROM packs p WHERE ",
         is_condemned!("p"),
-        " UNION ALL SELECT 1 FROM damaged d JOIN packs p ON p.id = d.pack LIMIT 1",
+        " UNION ALL SELECT 1 FROM damaged d WHERE d.pack = zeroblob(16)
+             OR EXISTS (SELECT 1 FROM packs p WHERE p.id = d.pack) LIMIT 1",
     ))?;
     Ok(!exception.exists([])?)
 }

@@ -1,9 +1,11 @@
 //! Rebuilds the catalog from the packs alone.
 //!
-//! It works in whatever state the old catalog is: that one is read only for the list of its packs. The new catalog is
+//! It works in whatever state the old catalog is: that one is read only to say what is missing. The new catalog is
 //! built next to it and replaces it when it is complete and durable. A kill before that changes nothing. A kill in the
 //! middle of the exchange leaves no catalog, and everything else refuses to work until the rebuild is run again.
 //! Writers are kept out meanwhile; readers notice the exchange within a second.
+//!
+//! What is needed and in no pack is recorded as lost before any writer is let in ([`lost`]).
 //!
 //! Damaged packs are left out, and then the old catalog is kept, because it shows what they held. A sweep frees nothing
 //! while they are there.
@@ -11,6 +13,7 @@
 //! Records are entered first, and what they mean afterwards, deletions before all others. So the order in which packs
 //! are found does not matter.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -19,9 +22,10 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, params};
 use serde::Serialize;
 
+use crate::archive::backup::Backup;
 use crate::archive::derive::derive;
 use crate::error::{Error, Result};
-use crate::home::locks::FileLocks;
+use crate::home::locks::{FileLocks, Lock};
 use crate::home::settings::{CreateOptions, make_settings, read_settings};
 use crate::home::{CATALOG, Home, PACKS, make_directories, sync_directory, with_suffix};
 use crate::index::condemned;
@@ -30,6 +34,7 @@ use crate::index::records;
 use crate::index::repository::Repository;
 use crate::index::unread::PackProblem;
 use crate::monitor::{Monitor, Unit};
+use crate::upkeep::verify::lost;
 
 /// The catalog that was replaced.
 const OLD_CATALOG: &str = "catalog.sqlite.old";
@@ -55,14 +60,31 @@ pub struct RebuildReport {
     pub missing: Vec<PackId>,
     /// Damaged packs, and records that could not be understood. What they held is missing.
     pub problems: Vec<PackProblem>,
+    /// Backups in the old catalog, as far as it could be read, of which no pack has the record any more.
+    pub gone_backups: Vec<BackupsOf>,
+    /// Number of archived files of the old catalog of which no pack has the record any more.
+    pub gone_wal_files: u64,
+    /// Needed chunks that no pack holds.
+    pub lost_chunks: usize,
+    /// Complete backups that need such a chunk.
+    pub damaged_backups: Vec<BackupsOf>,
     /// Where the old catalog is kept, if there was one: only after problems. It shows what is missing.
     pub kept_catalog: Option<PathBuf>,
+}
+
+/// Backups of a server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct BackupsOf {
+    /// The server.
+    pub server: String,
+    /// Their ids.
+    pub backups: BTreeSet<String>,
 }
 
 impl RebuildReport {
     /// Whether everything that the packs hold, and everything that the old catalog had, is in the new one.
     pub fn is_complete(&self) -> bool {
-        self.problems.is_empty() && self.missing.is_empty()
+        self.problems.is_empty() && self.missing.is_empty() && self.lost_chunks == 0
     }
 }
 
@@ -90,20 +112,20 @@ impl Repository {
         };
         check_files(&path.join(CATALOG))?;
         make_directories(path)?;
-        let _lock = condemned::allow_loss(&FileLocks::of(&home))?;
+        let lock = condemned::allow_loss(&FileLocks::of(&home))?;
         remove_leftovers(path)?;
         let new = tempfile::Builder::new()
             .prefix(&format!("{CATALOG}.rebuild-"))
             .tempfile_in(path)
             .map_err(|source| Error::io("create a file in", path, source))?
             .into_temp_path();
-        let known = known_packs(&path.join(CATALOG));
+        let known = Known::read(&path.join(CATALOG));
         let built = build(&new, &path.join(PACKS), &known, monitor);
         let mut report = built.map_err(|error| error.in_catalog(&new))?;
         if !force && report.packs == 0 && !report.missing.is_empty() {
             return Err(Error::NoPackLeft {
                 path: path.join(PACKS),
-                known: known.len(),
+                known: known.packs.len(),
             });
         }
         exchange(path, new)?;
@@ -111,6 +133,12 @@ impl Repository {
             make_settings(path, CreateOptions::default())?;
         }
         report.made_settings = made_settings;
+        if let Err(error) = find_lost(path, &lock, &mut report, monitor) {
+            tracing::warn!(
+                "It is not known whether something that backups need is in no pack, so they store it again: {error}; run \
+                 'barmanfs verify'"
+            );
+        }
         let old = path.join(OLD_CATALOG);
         if report.is_complete() {
             remove_catalog(&old)?;
@@ -121,19 +149,105 @@ impl Repository {
     }
 }
 
-/// The packs in a catalog; none if it cannot be read.
-fn known_packs(catalog: &Path) -> Vec<PackId> {
-    let read = || -> Result<Vec<PackId>> {
-        let connection = Connection::open_with_flags(catalog, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-        let mut all = connection.prepare("SELECT id FROM packs ORDER BY id")?;
-        let rows = all.query_map([], |row| row.get(0).map(PackId))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
-    };
-    read().unwrap_or_else(|error| {
+/// Records what is needed and in no pack, and which backups need it.
+fn find_lost(path: &Path, lock: &Lock, report: &mut RebuildReport, monitor: &mut dyn Monitor) -> Result<()> {
+    monitor.stage("Finding what is missing");
+    let new = Repository::open_with(path, derive)?;
+    new.note_lost(lock, monitor)?;
+    report.lost_chunks = new.known_lost_chunks()?;
+    if report.lost_chunks == 0 {
+        return Ok(());
+    }
+    for server in new.servers()? {
+        let mut backups = new.backups(&server)?;
+        backups.retain(Backup::is_complete);
+        let damaged = new.damaged_backups(&backups)?;
+        if !damaged.is_empty() {
+            report.damaged_backups.push(BackupsOf {
+                server: server.to_string(),
+                backups: damaged.iter().map(ToString::to_string).collect(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What a catalog knows; nothing where it cannot be read.
+#[derive(Debug, Default)]
+struct Known {
+    packs: Vec<PackId>,
+    backups: BTreeMap<String, BTreeSet<String>>,
+    wal_files: u64,
+}
+
+impl Known {
+    fn read(catalog: &Path) -> Self {
+        let open = || -> Result<Connection> {
+            let connection = Connection::open_with_flags(catalog, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+            Ok(connection)
+        };
+        let old = match open() {
+            Ok(old) => old,
+            Err(error) => {
+                tracing::debug!("The catalog before cannot be opened: {error}");
+                return Self::default();
+            }
+        };
+        Self {
+            packs: or_nothing(packs_in(&old)),
+            backups: or_nothing(backups_in(&old)),
+            wal_files: or_nothing(wal_files_in(&old)),
+        }
+    }
+}
+
+fn or_nothing<T: Default>(read: Result<T>) -> T {
+    read.unwrap_or_else(|error| {
         tracing::debug!("The catalog before cannot be read: {error}");
-        Vec::new()
+        T::default()
     })
+}
+
+fn packs_in(catalog: &Connection) -> Result<Vec<PackId>> {
+    let mut all = catalog.prepare("SELECT id FROM packs ORDER BY id")?;
+    let rows = all.query_map([], |row| row.get(0).map(PackId))?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+fn backups_in(catalog: &Connection) -> Result<BTreeMap<String, BTreeSet<String>>> {
+    let mut all = catalog.prepare("SELECT server, id FROM backups")?;
+    let mut rows = all.query([])?;
+    let mut backups: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    while let Some(row) = rows.next()? {
+        backups.entry(row.get(0)?).or_default().insert(row.get(1)?);
+    }
+    Ok(backups)
+}
+
+fn wal_files_in(catalog: &Connection) -> Result<u64> {
+    let count = "SELECT count(DISTINCT record) FROM wal";
+    Ok(catalog.query_row(count, [], |row| row.get(0))?)
+}
+
+/// Notes what the old catalog knew and the new one does not.
+fn compare(connection: &Connection, known: &Known, report: &mut RebuildReport) -> Result<()> {
+    report.missing = missing_in(connection, &known.packs)?;
+    let backups = backups_in(connection)?;
+    for (server, before) in &known.backups {
+        let now = backups.get(server);
+        let is_gone = |id: &&String| now.is_none_or(|now| !now.contains(*id));
+        let gone: BTreeSet<String> = before.iter().filter(is_gone).cloned().collect();
+        if !gone.is_empty() {
+            report.gone_backups.push(BackupsOf {
+                server: server.clone(),
+                backups: gone,
+            });
+        }
+    }
+    report.wal_files = wal_files_in(connection)?;
+    report.gone_wal_files = known.wal_files.saturating_sub(report.wal_files);
+    Ok(())
 }
 
 /// Those of them that are not in the new catalog.
@@ -162,7 +276,7 @@ fn remove_leftovers(path: &Path) -> Result<()> {
 }
 
 /// Fills the new catalog and makes it durable.
-fn build(file: &Path, packs: &Path, known: &[PackId], monitor: &mut dyn Monitor) -> Result<RebuildReport> {
+fn build(file: &Path, packs: &Path, known: &Known, monitor: &mut dyn Monitor) -> Result<RebuildReport> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(file, flags)?;
     db::allow_shrinking(&connection)?;
@@ -176,9 +290,8 @@ fn build(file: &Path, packs: &Path, known: &[PackId], monitor: &mut dyn Monitor)
     enter_packs(&connection, &LocalPacks::open(packs)?, &mut report, monitor)?;
     derive_all(&connection, &mut report)?;
     report.backups = connection.query_row("SELECT count(*) FROM backups", [], |row| row.get(0))?;
-    report.wal_files =
-        connection.query_row("SELECT count(DISTINCT record) FROM wal", [], |row| row.get(0))?;
-    report.missing = missing_in(&connection, known)?;
+    compare(&connection, known, &mut report)?;
+    lost::mark_unexamined(&connection)?;
     // From here on, SQLite would make files beside it that have its name.
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.close().map_err(|(_, error)| error)?;

@@ -26,7 +26,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use barmanfs_store::PackId;
+use barmanfs_store::{PackId, RecordId};
 use serde::Serialize;
 
 use crate::archive::clones::CLONE_PREFIX;
@@ -40,6 +40,7 @@ use crate::monitor::Monitor;
 
 mod condemn;
 mod forecast;
+mod lost;
 mod mark;
 mod orphans;
 mod remove;
@@ -131,7 +132,9 @@ struct Sweep<'a> {
     report: SweepReport,
     /// The newest pack that may be condemned.
     newest: i64,
-    _gate: Lock,
+    /// Records of lost chunks of which nothing needs any, or which have all come back.
+    settled: BTreeSet<RecordId>,
+    gate: Lock,
     _lock: Lock,
 }
 
@@ -176,7 +179,8 @@ impl Repository {
             options: *options,
             report,
             newest: i64::MAX,
-            _gate: gate,
+            settled: BTreeSet::new(),
+            gate,
             _lock: lock,
         };
         sweep.run(monitor)?;
@@ -197,6 +201,7 @@ impl Sweep<'_> {
                 break;
             }
         }
+        self.note_lost(monitor)?;
         self.count_waiting()
     }
 
@@ -210,8 +215,16 @@ impl Sweep<'_> {
         monitor.stage("Looking for packs of killed writers");
         self.adopt()?;
         monitor.stage("Finding what is in use");
-        let mark = mark::Mark::make(self.repository, monitor)?;
+        let mark = match mark::Mark::make(self.repository, monitor) {
+            Ok(mark) => mark,
+            Err(error) => {
+                // A listing that no pack holds must be known, if a rebuild was killed before it could record it.
+                self.repository.note_lost(&self.gate, monitor)?;
+                return Err(error);
+            }
+        };
         self.report.missing_chunks = mark.missing_chunks;
+        self.settled = self.settled(&mark)?;
         self.rescue(&mark)?;
         self.remove_dead(&mark, ready)?;
         monitor.stage("Freeing what is not in use");

@@ -9,10 +9,10 @@
 //!    needs a chunk by then, what needed it was deleted meanwhile, and the chunk was swept away: that is no damage.
 
 use std::cell::Cell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use barmanfs_store::tree::ChunkRole;
-use barmanfs_store::{ChunkId, DirectoryRef, FileMap, read_footer};
+use barmanfs_store::{ChunkId, DirectoryRef, FileMap, PackId, read_footer};
 use serde::{Deserialize, Serialize};
 
 use crate::archive::backup::{Backup, BackupSelector};
@@ -27,6 +27,7 @@ use crate::monitor::{Monitor, Silent, Unit};
 use crate::names::{BackupId, CloneName, ServerName};
 
 mod checking;
+pub(crate) mod lost;
 mod naming;
 mod places;
 pub(crate) mod round;
@@ -114,6 +115,15 @@ pub struct VerifyReport {
     /// Places that are damaged themselves: the one or two of each chunk that was bad or mended.
     #[serde(skip)]
     pub(crate) damaged_places: Places,
+    /// Whether a chunk that may be needed is in no pack.
+    #[serde(skip)]
+    pub(crate) is_something_lost: bool,
+    /// Packs in the catalog that are not there, and in which something was looked for.
+    #[serde(skip)]
+    pub(crate) missing_packs: BTreeSet<PackId>,
+    /// Whether the footers of all packs were checked.
+    #[serde(skip)]
+    pub(crate) footers_checked: bool,
 }
 
 impl VerifyReport {
@@ -124,6 +134,12 @@ impl VerifyReport {
             && self.pack_problems.is_empty()
             && self.unread_packs.is_empty()
             && self.catalog_faults.is_empty()
+    }
+
+    /// Whether something that was looked for is in a pack that is not there. It may come back, if a file system was not
+    /// mounted.
+    pub fn is_a_pack_missing(&self) -> bool {
+        !self.missing_packs.is_empty()
     }
 }
 
@@ -201,6 +217,7 @@ impl Repository {
         if *scope == VerifyScope::All {
             monitor.stage("Checking the footers of packs");
             run.check_footers()?;
+            run.report.footers_checked = true;
         }
         if !run.bad.is_empty() {
             monitor.stage("Naming what is damaged");

@@ -15,6 +15,7 @@ mod configuration;
 mod counters;
 mod crash;
 mod growth;
+mod lost;
 mod mending;
 mod rebuild;
 mod retention;

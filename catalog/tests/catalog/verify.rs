@@ -322,14 +322,26 @@ fn a_pack_without_its_footer_is_read_in_parts_all_the_same() {
 
 #[test]
 fn a_sweep_makes_a_pack_whole_again_that_has_lost_its_footer() {
-    let f = fixture();
-    let backup = back_up(&f.repository, &f.server, &files());
-    flip(&largest(&f.repository), |length| length - 1);
-    assert_eq!(verify_parts(&f.repository).0.problems.len(), 1);
-    let swept = f.repository.sweep(&SweepOptions::default(), &mut Silent).unwrap();
-    assert_eq!((swept.repacked_packs, swept.problems.len()), (1, 0), "{swept:?}");
-    assert_eq!(verify_parts(&f.repository).0.problems, []);
-    let rebuilt = Repository::rebuild(f.repository.path(), &mut Silent).unwrap();
-    assert!(rebuilt.is_complete(), "{rebuilt:?}");
-    assert_eq!(restore(&f.repository, &backup), files());
+    for in_parts in [true, false] {
+        let f = fixture();
+        let repository = &f.repository;
+        let backup = back_up(repository, &f.server, &files());
+        flip(&largest(repository), |length| length - 1);
+        if in_parts {
+            assert_eq!(verify_parts(repository).0.problems.len(), 1);
+        } else {
+            let report = repository.verify(&VerifyScope::All, &mut Silent).unwrap();
+            assert_eq!(report.pack_problems.len(), 1);
+            repository.note_damage(&report).unwrap();
+        }
+        assert_eq!(repository.pack_problems().unwrap().len(), 1);
+        let swept = repository.sweep(&SweepOptions::default(), &mut Silent).unwrap();
+        assert_eq!((swept.repacked_packs, swept.problems.len()), (1, 0), "{swept:?}");
+        // The pack of the problem is gone.
+        assert_eq!(repository.pack_problems().unwrap(), []);
+        assert_eq!(verify_parts(repository).0.problems, []);
+        let rebuilt = Repository::rebuild(repository.path(), &mut Silent).unwrap();
+        assert!(rebuilt.is_complete(), "{rebuilt:?}");
+        assert_eq!(restore(repository, &backup), files());
+    }
 }

@@ -157,6 +157,15 @@ impl Mark {
         Ok(())
     }
 
+    /// Whether a chunk is in use, be it as the base of a delta.
+    pub(super) fn uses(&self, id: &ChunkId) -> Result<bool> {
+        self.set
+            .db
+            .prepare_cached("SELECT 1 FROM met WHERE id = ?1 UNION ALL SELECT 1 FROM bases WHERE id = ?1")
+            .and_then(|mut met| met.exists([id.as_bytes()]))
+            .map_err(unusable)
+    }
+
     /// What is in use in a pack.
     pub(super) fn in_use(&self, pack: i64) -> Result<InUse> {
         self.set
@@ -222,8 +231,8 @@ fn place_to_keep(db: &Connection, id: &ChunkId, wanted: Wanted) -> Result<Option
 /// The error when it is unknown what is in use: nothing may be freed.
 fn unknown(what: &str, error: &Error) -> Error {
     Error::Invalid(format!(
-        "Cannot tell what {what} uses, so nothing is freed: {error}; run `barmanfs verify`, then a full backup, which \
-         stores anew what the server still has, and delete what cannot be restored after that"
+        "Cannot tell what {what} uses, so nothing is freed: {error}; put back what is missing, or run 'barmanfs verify' and \
+         then a full backup, which stores again what the server still has; what cannot be restored after that, delete"
     ))
 }
 

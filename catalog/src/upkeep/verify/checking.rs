@@ -11,7 +11,7 @@ use crate::index::chunk_index::{Place, kept_place, place_in, whole_place};
 use crate::index::chunk_set::unusable;
 use crate::index::repository::Repository;
 use crate::monitor::{Monitor, Unit};
-use crate::upkeep::verify::{Verification, note_bad};
+use crate::upkeep::verify::{Verification, VerifyReport, note_bad};
 
 /// Number of chunks checked between two progress reports: tens of milliseconds of work for each core.
 const BATCH: usize = 1024;
@@ -53,7 +53,7 @@ impl Verification<'_> {
             .prepare("INSERT OR IGNORE INTO sorted VALUES (?1, ?2, ?3, ?4, ?5)")
             .map_err(unusable)?;
         let report = &mut self.report;
-        let mut add = |id: &ChunkId, place: &Place| {
+        let mut add = |report: &mut VerifyReport, id: &ChunkId, place: &Place| {
             let (pack, offset, bytes) = (place.pack, place.location.offset, place.location.raw_bytes);
             let name = place.location.pack;
             let added = add.execute(params![pack, offset, id.as_bytes(), bytes, name.as_bytes()])?;
@@ -66,13 +66,14 @@ impl Verification<'_> {
             let Some(place) = self.repository.db.read(|db| kept_place(db, &id))? else {
                 let missing = barmanfs_store::Error::MissingChunk(id);
                 note_bad(&mut self.bad, id, missing.to_string());
+                report.is_something_lost = true;
                 continue;
             };
-            add(&id, &place).map_err(unusable)?;
+            add(report, &id, &place).map_err(unusable)?;
             if let Some(base) = place.location.base
                 && let Some(place) = self.repository.db.read(|db| whole_place(db, &base))?
             {
-                add(&base, &place).map_err(unusable)?;
+                add(report, &base, &place).map_err(unusable)?;
             }
         }
         Ok(())

@@ -4,9 +4,12 @@ use std::collections::BTreeSet;
 
 use barmanfs_store::{ChunkId, Error as StoreError, PackId};
 
+use crate::archive::damage::NO_PACK;
 use crate::error::Result;
+use crate::home::presence;
 use crate::index::chunk_index::{place_in, places};
 use crate::index::repository::Repository;
+use crate::monitor::Silent;
 use crate::upkeep::verify::{BAD_CHUNKS_MAX, Verification, VerifyReport, note_bad};
 
 impl Verification<'_> {
@@ -31,7 +34,9 @@ impl Verification<'_> {
 
     fn examine_one(&mut self, id: ChunkId, waiting: &mut Vec<ChunkId>) -> Result<()> {
         let (mut reason, mut readable, mut swept) = (None, false, false);
-        for place in self.repository.db.read(|db| places(db, &id))? {
+        let places = self.repository.db.read(|db| places(db, &id))?;
+        self.report.is_something_lost |= places.is_empty();
+        for place in places {
             let pack = place.location.pack;
             let Err(error) = self.repository.chunks().check(&id, &place.location) else {
                 readable = true;
@@ -44,6 +49,9 @@ impl Verification<'_> {
                     continue;
                 }
                 lost if lost.is_damage() => {
+                    if matches!(lost, StoreError::MissingPack(_)) {
+                        self.report.missing_packs.insert(pack);
+                    }
                     self.report.damaged_places.entry(pack).or_default().insert(id);
                 }
                 _ => return Err(error.into()),
@@ -65,23 +73,41 @@ impl Verification<'_> {
 }
 
 impl Repository {
-    /// Records which places a verification found damaged, and which are no longer damaged. From then on nothing new
-    /// refers to the damaged places, and a writer that brings their content stores it again. Writes nothing if this is
-    /// already recorded.
+    /// Records what a verification found damaged, and what is no longer. From then on nothing new refers to it, and a
+    /// writer that brings the content stores it again. Packs without their footers are remembered for the next sweep.
+    /// Writes nothing if all this is already recorded.
     ///
     /// # Errors
     /// When it cannot be made durable; the result of the verification stays valid.
     pub fn note_damage(&self, report: &VerifyReport) -> Result<()> {
+        self.note_places(report)?;
+        if report.is_something_lost || self.is_unexamined()? {
+            let gate = presence::keep_rebuild_out(self.locks.as_ref(), "verification")?;
+            self.note_lost(&gate, &mut Silent)?;
+        }
+        if report.footers_checked {
+            self.remember_problems(&report.pack_problems)?;
+        }
+        Ok(())
+    }
+
+    /// Records which places are damaged, and which are no longer.
+    pub(super) fn note_places(&self, report: &VerifyReport) -> Result<()> {
         let mut annulled = Vec::new();
         let mut damaged = report.damaged_places.clone();
         self.each_damage(&mut |record, known| {
-            if !self.knows_pack(known.pack)? {
+            let is_lost = known.pack == NO_PACK;
+            if !is_lost && !self.knows_pack(known.pack)? {
                 return Ok(());
             }
             let found = damaged.entry(known.pack).or_default();
             let mut still = BTreeSet::new();
             for id in &known.chunks {
-                if found.contains(id) || is_damaged(self, id, known.pack)? {
+                let is_still = match is_lost {
+                    true => self.is_still_lost(id)?,
+                    false => found.contains(id) || is_damaged(self, id, known.pack)?,
+                };
+                if is_still {
                     still.insert(*id);
                 }
             }

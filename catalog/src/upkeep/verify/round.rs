@@ -92,7 +92,7 @@ impl Repository {
             }
             if part.bytes - kept >= STEP_BYTES {
                 kept = part.bytes;
-                self.note_damage(&run.report)?;
+                self.note_places(&run.report)?;
                 run.hand_over(round);
                 keep(round)?;
             }
@@ -131,10 +131,34 @@ impl Repository {
         })
     }
 
+    /// Remembers the packs with a problem: a sweep makes those without their footers whole again, `check` names all.
+    pub(super) fn remember_problems(&self, problems: &[PackProblem]) -> Result<()> {
+        let first = problems.get(..PROBLEMS_MAX).unwrap_or(problems);
+        if self.repository_memory()?.verification.problems == first {
+            return Ok(());
+        }
+        self.remember_of_repository(|memory| memory.verification.problems = first.to_vec())
+    }
+
+    /// Packs with a problem that a verification found, as far as they are in the catalog still.
+    ///
+    /// # Errors
+    /// When the disk or the catalog cannot be read.
+    pub fn pack_problems(&self) -> Result<Vec<PackProblem>> {
+        let mut problems = self.repository_memory()?.verification.problems;
+        let mut known = Vec::with_capacity(problems.len());
+        for problem in &problems {
+            known.push(self.knows_pack(problem.pack)?);
+        }
+        let mut known = known.into_iter();
+        problems.retain(|_| known.next() == Some(true));
+        Ok(problems)
+    }
+
     /// Packs whose footers were found to be damaged and still are. What is in them can be read by the catalog alone.
     pub(crate) fn packs_without_footer(&self) -> Result<BTreeSet<PackId>> {
         let mut found = BTreeSet::new();
-        for problem in self.repository_memory()?.verification.problems {
+        for problem in self.pack_problems()? {
             let footer = read_footer(self.storage.as_ref(), problem.pack);
             if matches!(footer, Err(StoreError::Damaged { .. })) {
                 found.insert(problem.pack);

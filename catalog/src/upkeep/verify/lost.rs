@@ -1,0 +1,126 @@
+//! Chunks that something needs and no pack holds.
+//!
+//! Only a rebuild makes them: it leaves out packs that are gone or cannot be read. So each rebuild looks for them before it
+//! lets writers in, and records them ([`damage`]). Until it has done that, a mark in the new catalog keeps writers from
+//! referring to anything without a look-up. If the rebuild is killed before that, or a verification or a sweep meets such
+//! a chunk that is not recorded, they do the same.
+
+use std::collections::BTreeSet;
+
+use barmanfs_store::{ChunkId, ChunkIndex, PackWriter};
+use rusqlite::{Connection, params};
+
+use crate::archive::damage::{self, LOST_IN_RECORD, NO_PACK, is_lost};
+use crate::error::Result;
+use crate::home::locks::Lock;
+use crate::home::now;
+use crate::index::chunk_index::{CatalogIndex, kept_place, whole_place};
+use crate::index::chunk_set::unusable;
+use crate::index::repository::Repository;
+use crate::monitor::Monitor;
+use crate::upkeep::verify::{Verification, VerifyScope};
+
+/// Stands for the row of a record in the mark of a new catalog.
+const NOT_LOOKED: i64 = 0;
+
+/// Ids that are looked up in one read of the catalog.
+const BATCH: usize = 4096;
+
+/// Marks a catalog in which nobody has looked for such chunks yet.
+pub(crate) fn mark_unexamined(db: &Connection) -> Result<()> {
+    db.execute(
+        "INSERT INTO damaged (id, pack, record) VALUES (zeroblob(32), ?1, ?2)",
+        params![NO_PACK.as_bytes(), NOT_LOOKED],
+    )?;
+    Ok(())
+}
+
+impl Repository {
+    /// Looks for everything that live records refer to and no pack holds, and records it; durable when it returns. Reads
+    /// listings and maps, and no content. `_gate` shows that no rebuild of another process replaces the catalog meanwhile.
+    ///
+    /// # Errors
+    /// When the catalog or the disk cannot be read, or the records cannot be written.
+    pub(crate) fn note_lost(&self, _gate: &Lock, monitor: &mut dyn Monitor) -> Result<()> {
+        let _acting = self.as_owner()?;
+        let mut run = Verification::new(self)?;
+        for subject in &self.subjects(&VerifyScope::All)? {
+            run.collect(subject, monitor)?;
+        }
+        let mut all = run
+            .met
+            .db
+            .prepare("SELECT id FROM met ORDER BY id")
+            .map_err(unusable)?;
+        let mut ids = all.query([]).map_err(unusable)?;
+        let (mut lost, mut batch) = (BTreeSet::new(), Vec::new());
+        while let Some(row) = ids.next().map_err(unusable)? {
+            batch.push(ChunkId(row.get(0).map_err(unusable)?));
+            if batch.len() == BATCH {
+                self.add_lost(&mut batch, &mut lost)?;
+            }
+            if lost.len() >= LOST_IN_RECORD {
+                self.record_lost(std::mem::take(&mut lost))?;
+            }
+        }
+        self.add_lost(&mut batch, &mut lost)?;
+        if !lost.is_empty() {
+            self.record_lost(lost)?;
+        }
+        self.db.write(|transaction| {
+            let mut examined = transaction.prepare_cached("DELETE FROM damaged WHERE record = ?1")?;
+            Ok(examined.execute([NOT_LOOKED]).map(drop)?)
+        })
+    }
+
+    /// Those of these chunks that no pack holds, and the bases that are missing to the others.
+    fn add_lost(&self, batch: &mut Vec<ChunkId>, lost: &mut BTreeSet<ChunkId>) -> Result<()> {
+        self.db.read(|db| {
+            for id in batch.drain(..) {
+                let missing = match kept_place(db, &id)? {
+                    None => Some(id),
+                    Some(place) => match place.location.base {
+                        Some(base) if whole_place(db, &base)?.is_none() => Some(base),
+                        _ => None,
+                    },
+                };
+                if let Some(missing) = missing
+                    && !is_recorded(db, &missing)?
+                {
+                    lost.insert(missing);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Sweeps and rebuilds write as well, so this does not register a writer: it refers to no chunk.
+    fn record_lost(&self, lost: BTreeSet<ChunkId>) -> Result<()> {
+        let mut pack = PackWriter::begin(self.storage.as_ref())?;
+        pack.record(damage::record(NO_PACK, now(), lost)?)?;
+        let index = CatalogIndex::for_readers(
+            std::sync::Arc::clone(&self.db),
+            std::sync::Arc::clone(&self.surveyor),
+        );
+        Ok(index.publish(&pack.close()?)?)
+    }
+
+    /// Whether the last rebuild was killed before it could look for such chunks.
+    pub(crate) fn is_unexamined(&self) -> Result<bool> {
+        self.db.read(|db| {
+            let mut marked = db.prepare_cached("SELECT 1 FROM damaged WHERE record = ?1")?;
+            Ok(marked.exists([NOT_LOOKED])?)
+        })
+    }
+
+    /// Whether a chunk that was recorded as lost still has no good place.
+    pub(super) fn is_still_lost(&self, id: &ChunkId) -> Result<bool> {
+        self.db.read(|db| is_lost(db, id))
+    }
+}
+
+fn is_recorded(db: &Connection, id: &ChunkId) -> Result<bool> {
+    let mut known =
+        db.prepare_cached("SELECT 1 FROM damaged WHERE id = ?1 AND pack = ?2 AND record <> ?3")?;
+    Ok(known.exists(params![id.as_bytes(), NO_PACK.as_bytes(), NOT_LOOKED])?)
+}
