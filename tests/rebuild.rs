@@ -89,7 +89,10 @@ fn damaged(site: &Site) -> Vec<String> {
 
 fn what_a_rebuild_gives_up_counts_no_more_and_is_stored_again(install: &'static Install) {
     let (site, server) = Site::with_server(install);
-    site.write_config_of(&server, "retention_policy = REDUNDANCY 2\n");
+    // Backups bring their own WAL, so that all that one adds is in its packs.
+    site.write_config_of(&server, "archiver = off\nretention_policy = REDUNDANCY 2\n");
+    server.query("ALTER SYSTEM SET archive_command = '/bin/true'");
+    server.query("SELECT pg_reload_conf()");
     fill(&server, 1);
     let mut ids = vec![site.backup()];
     let before = site.packs();
@@ -97,20 +100,22 @@ fn what_a_rebuild_gives_up_counts_no_more_and_is_stored_again(install: &'static 
     ids.push(site.backup());
     ids.push(site.backup());
     let pack = site.largest_pack(&before);
+    assert!(pack.metadata().unwrap().len() > 1 << 20, "{}", pack.display());
     site.sh(&format!("rm '{}'", pack.display())).ok();
 
     // Nothing is promised of a pack that may come back, and every message says what helps.
-    let verified = site.barmanfs(&["verify"]);
-    verified
-        .refused(3)
-        .says(&["is their file system mounted", "rebuild-catalog"]);
+    let verified = site.barmanfs(&["verify"]).refused(3);
+    let verified = verified.says(&["is their file system mounted", "rebuild-catalog"]);
     assert!(!verified.text().contains("by the next full backup"), "{verified}");
     site.barmanfs(&["backup", "main", "--fast-checkpoint", "--incremental", "never"])
         .refused(1)
         .says(&["Is its file system mounted?", "rebuild-catalog"]);
-    site.barmanfs(&["rebuild-catalog"])
-        .refused(3)
-        .says(&["Damaged now", &ids[1], &ids[2], "are in no pack"]);
+    site.barmanfs(&["rebuild-catalog"]).refused(3).says(&[
+        "Damaged now",
+        &ids[1],
+        &ids[2],
+        "Needed, and in no pack",
+    ]);
     assert_eq!(damaged(&site), ids[1..]);
     // The first one is the only one that can be restored.
     site.ok(&["retention", "main"]);
@@ -127,14 +132,20 @@ fn what_a_rebuild_gives_up_counts_no_more_and_is_stored_again(install: &'static 
     }
     let copy = site.path("copy");
     site.ok(&["restore", "main", "latest", copy.to_str().unwrap()]);
-    // The plan is shown although it is not known what the damaged ones use; when they are gone, a sweep goes on.
+    // The plan is shown although it is not known what a damaged one uses; when that is gone, a sweep goes on.
+    site.ok(&["keep", "main", &ids[1], "--target", "full"]);
     let plan = site.json(&["retention", "main"]);
     let plan = &plan["servers"][0];
     assert!(
         plan["forecast"].is_null() && plan["forecast_error"].is_string(),
         "{plan}"
     );
+    let shown = site.barmanfs(&["retention", "main"]);
+    shown
+        .refused(0)
+        .says(&["The next run deletes", &ids[0], "is not known", &ids[1]]);
     site.barmanfs(&["sweep"]).refused(1).says(&[&ids[1], "delete"]);
+    site.ok(&["keep", "main", &ids[1], "--release"]);
     site.ok(&["retention", "main", "--enforce"]);
     assert_eq!(damaged(&site), [""; 0]);
     site.ok(&["sweep"]);

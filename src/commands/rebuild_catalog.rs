@@ -17,12 +17,6 @@ pub(crate) fn run(app: &mut App, args: &RebuildArgs) -> Result<Outcome, Error> {
         args.force,
         &mut Shown::start("Rebuild of the catalog", app.options.quiet),
     )?;
-    // What cron has found was found in the catalog before.
-    let forgotten = Repository::open(path)
-        .and_then(|new| new.remember_of_repository(|memory| memory.catalog_faults.clear()));
-    if let Err(error) = forgotten {
-        tracing::warn!("What cron has found in the catalog before is still remembered: {error}");
-    }
     if args.json.json {
         app.out.json(&report)?;
     } else if !(app.options.quiet && report.is_complete()) {
@@ -87,9 +81,9 @@ fn show_lost(out: &mut Output, report: &RebuildReport) -> Result<(), Error> {
     backups(out, "Damaged now", &report.damaged_backups)?;
     if report.lost_chunks > 0 {
         out.line(format_args!(
-            "{} that are needed are in no pack: 'barmanfs verify' names the files, and the next full backup stores again what \
-             the server still has",
-            output::count(report.lost_chunks, "chunk")
+            "Needed, and in no pack: {}; 'barmanfs verify' names the files, and the next full backup stores again what the \
+             server still has",
+            output::count(usize::try_from(report.lost_chunks).unwrap_or(usize::MAX), "chunk")
         ))?;
     }
     Ok(())

@@ -64,8 +64,8 @@ pub struct RebuildReport {
     pub gone_backups: Vec<BackupsOf>,
     /// Number of archived files of the old catalog of which no pack has the record any more.
     pub gone_wal_files: u64,
-    /// Needed chunks that no pack holds.
-    pub lost_chunks: usize,
+    /// Needed chunks that cannot be read because they, or their bases, are in no pack.
+    pub lost_chunks: u64,
     /// Complete backups that need such a chunk.
     pub damaged_backups: Vec<BackupsOf>,
     /// Where the old catalog is kept, if there was one: only after problems. It shows what is missing.
@@ -133,7 +133,8 @@ impl Repository {
             make_settings(path, CreateOptions::default())?;
         }
         report.made_settings = made_settings;
-        if let Err(error) = find_lost(path, &lock, &mut report, monitor) {
+        let found = find_lost(path, &lock, &mut report, monitor).and_then(|()| settle(&path.join(CATALOG)));
+        if let Err(error) = found {
             tracing::warn!(
                 "It is not known whether something that backups need is in no pack, so they store it again: {error}; run \
                  'barmanfs verify'"
@@ -149,12 +150,23 @@ impl Repository {
     }
 }
 
+/// Puts what was written last into the catalog's file itself, so that it can be read where nothing can be written. A reader
+/// prevents that, and does no harm.
+fn settle(catalog: &Path) -> Result<()> {
+    let connection = Connection::open_with_flags(catalog, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+    connection.close().map_err(|(_, error)| error.into())
+}
+
 /// Records what is needed and in no pack, and which backups need it.
 fn find_lost(path: &Path, lock: &Lock, report: &mut RebuildReport, monitor: &mut dyn Monitor) -> Result<()> {
     monitor.stage("Finding what is missing");
     let new = Repository::open_with(path, derive)?;
-    new.note_lost(lock, monitor)?;
-    report.lost_chunks = new.known_lost_chunks()?;
+    // What cron has found was found in the catalog before.
+    if !new.repository_memory()?.catalog_faults.is_empty() {
+        new.remember_of_repository(|memory| memory.catalog_faults.clear())?;
+    }
+    report.lost_chunks = new.note_lost(lock, monitor)?;
     if report.lost_chunks == 0 {
         return Ok(());
     }

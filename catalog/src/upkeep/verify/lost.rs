@@ -37,11 +37,12 @@ pub(crate) fn mark_unexamined(db: &Connection) -> Result<()> {
 
 impl Repository {
     /// Looks for everything that live records refer to and no pack holds, and records it; durable when it returns. Reads
-    /// listings and maps, and no content. `_gate` shows that no rebuild of another process replaces the catalog meanwhile.
+    /// listings and maps, and no content. Returns the number of chunks that cannot be read because they, or their bases, are
+    /// in no pack. `_gate` shows that no rebuild of another process replaces the catalog meanwhile.
     ///
     /// # Errors
     /// When the catalog or the disk cannot be read, or the records cannot be written.
-    pub(crate) fn note_lost(&self, _gate: &Lock, monitor: &mut dyn Monitor) -> Result<()> {
+    pub(crate) fn note_lost(&self, _gate: &Lock, monitor: &mut dyn Monitor) -> Result<u64> {
         let _acting = self.as_owner()?;
         let mut run = Verification::new(self)?;
         for subject in &self.subjects(&VerifyScope::All)? {
@@ -53,29 +54,32 @@ impl Repository {
             .prepare("SELECT id FROM met ORDER BY id")
             .map_err(unusable)?;
         let mut ids = all.query([]).map_err(unusable)?;
-        let (mut lost, mut batch) = (BTreeSet::new(), Vec::new());
+        let (mut count, mut lost, mut batch) = (0, BTreeSet::new(), Vec::new());
         while let Some(row) = ids.next().map_err(unusable)? {
             batch.push(ChunkId(row.get(0).map_err(unusable)?));
             if batch.len() == BATCH {
-                self.add_lost(&mut batch, &mut lost)?;
+                count += self.add_lost(&mut batch, &mut lost)?;
             }
             if lost.len() >= LOST_IN_RECORD {
                 self.record_lost(std::mem::take(&mut lost))?;
             }
         }
-        self.add_lost(&mut batch, &mut lost)?;
+        count += self.add_lost(&mut batch, &mut lost)?;
         if !lost.is_empty() {
             self.record_lost(lost)?;
         }
         self.db.write(|transaction| {
             let mut examined = transaction.prepare_cached("DELETE FROM damaged WHERE record = ?1")?;
-            Ok(examined.execute([NOT_LOOKED]).map(drop)?)
-        })
+            Ok(examined.execute([NOT_LOOKED])?)
+        })?;
+        Ok(count)
     }
 
-    /// Those of these chunks that no pack holds, and the bases that are missing to the others.
-    fn add_lost(&self, batch: &mut Vec<ChunkId>, lost: &mut BTreeSet<ChunkId>) -> Result<()> {
+    /// Adds those of these chunks that no pack holds, and the bases that are missing to the others, if they are not
+    /// recorded. Returns the number of all of them.
+    fn add_lost(&self, batch: &mut Vec<ChunkId>, lost: &mut BTreeSet<ChunkId>) -> Result<u64> {
         self.db.read(|db| {
+            let mut count = 0;
             for id in batch.drain(..) {
                 let missing = match kept_place(db, &id)? {
                     None => Some(id),
@@ -84,13 +88,13 @@ impl Repository {
                         _ => None,
                     },
                 };
-                if let Some(missing) = missing
-                    && !is_recorded(db, &missing)?
-                {
+                let Some(missing) = missing else { continue };
+                count += 1;
+                if !is_recorded(db, &missing)? {
                     lost.insert(missing);
                 }
             }
-            Ok(())
+            Ok(count)
         })
     }
 
