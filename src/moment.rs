@@ -19,10 +19,11 @@ pub(crate) fn parse(
     server: &ServerName,
     text: &str,
 ) -> Result<TimestampMicros, Error> {
-    let wrong = |why: String| Error::usage(format!("'{text}' is no time: {why}"));
-    let spec: TargetSpec = text.parse().map_err(|error| wrong(format!("{error}")))?;
-    match spec.target {
-        Target::Time(time) => Ok(repository.moment(server, time)?),
-        _ => Err(wrong("allowed is a time like '2027-01-31 14:00+00'".to_owned())),
+    match text.parse::<TargetSpec>().map(|spec| spec.target) {
+        Ok(Target::Time(time)) => Ok(repository.moment(server, time)?),
+        // The error of a target names other targets.
+        _ => Err(Error::usage(format!(
+            "'{text}' is no time: allowed is one like '2027-01-31 14:00+00'"
+        ))),
     }
 }

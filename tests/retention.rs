@@ -113,8 +113,17 @@ fn a_kept_backup_outlives_every_policy(install: &'static Install) {
             .says(&["is kept"]);
         assert_eq!(site.backup_ids(), ids);
     }
+    let between = site.json(&["show-backup", "main", &ids[1]]);
+    let between = format!("lsn:{}", between["stop_lsn"].as_str().unwrap());
+    site.ok(&["explain", "main", &between]);
     site.ok(&["retention", "main", "--enforce"]);
     assert_eq!(site.backup_ids(), [ids[0].clone(), ids[2].clone()]);
+    // The WAL behind it is gone, and that is no gap.
+    site.barmanfs(&["explain", "main", &between])
+        .refused(1)
+        .says(&["the retention policy", "kept for its own end"]);
+    let timeline = site.ok(&["timeline", "main"]);
+    assert!(timeline.contains("the retention policy removed it"), "{timeline}");
     let shown = site.ok(&["list-backups", "main"]);
     assert!(shown.contains("KEEP:STANDALONE"), "{shown}");
     assert_starts(&site, install, &ids[0]);

@@ -400,6 +400,7 @@ impl Planner<'_> {
                 first: route.name(missing),
                 last: route.name(next - 1),
                 count: next - missing,
+                is_removed: self.segments.is_removed(route, missing)?,
                 newest,
                 end,
             }

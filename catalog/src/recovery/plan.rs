@@ -124,7 +124,7 @@ pub enum Unreachable {
         end: Lsn,
     },
     /// Segments are missing between the backup and the target.
-    #[error("{}", gap_text(*first, *last, *count))]
+    #[error("{}", gap_text(*first, *last, *count, *is_removed))]
     Gap {
         /// The first segment missing.
         first: SegmentName,
@@ -132,6 +132,9 @@ pub enum Unreachable {
         last: SegmentName,
         /// How many.
         count: u64,
+        /// Whether the retention policy removed the first one.
+        #[serde(skip)]
+        is_removed: bool,
         /// The newest commit or abort before it.
         #[serde(rename = "newest_time")]
         newest: Option<TimestampMicros>,
@@ -199,12 +202,19 @@ pub(super) fn bad_history_advice(server: &ServerName, timeline: TimelineId) -> S
     )
 }
 
-fn gap_text(first: SegmentName, last: SegmentName, count: u64) -> String {
-    match count {
-        1 => format!("Segment {first} is not archived, and the target lies behind it"),
-        _ => {
+fn gap_text(first: SegmentName, last: SegmentName, count: u64, is_removed: bool) -> String {
+    match (count, is_removed) {
+        (1, false) => format!("Segment {first} is not archived, and the target lies behind it"),
+        (1, true) => {
+            format!("Segment {first} was removed by the retention policy, and the target lies behind it")
+        }
+        (_, false) => {
             format!("Segments {first} to {last} ({count}) are not archived, and the target lies behind them")
         }
+        (_, true) => format!(
+            "Segments {first} to {last} ({count}) are not there any more: the retention policy removed {first}, and the \
+             target lies behind them"
+        ),
     }
 }
 
@@ -259,6 +269,10 @@ impl Unreachable {
             Self::BadHistory { server, timeline, .. } => Some(bad_history_advice(server, *timeline)),
             Self::BeforeBackups { .. } => None,
             Self::AfterEnd { .. } => Some("'now' recovers all there is".to_owned()),
+            Self::Gap { is_removed: true, .. } => Some(
+                "The backup before it is kept for its own end only; 'barmanfs timeline' shows from where on all WAL is archived"
+                    .to_owned(),
+            ),
             Self::Gap { .. } => Some("A backup taken now leads past it; what lies in between needs the segment itself, see 'barmanfs timeline'".to_owned()),
             Self::Broken { .. } | Self::Minimal { .. } | Self::Tablespace { .. } => {
                 Some("A backup taken now leads past it".to_owned())

@@ -9,6 +9,7 @@ use barmanfs_pg::wal_scan::{RecordFacts, SegmentIndex, WalScanner, join};
 use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
 use rusqlite::{OptionalExtension, params};
 
+use crate::archive::wal::removal;
 use crate::error::Result;
 use crate::index::repository::Repository;
 use crate::names::ServerName;
@@ -289,6 +290,14 @@ impl<'a> Segments<'a> {
     /// The segment of this number.
     pub(super) fn row(&self, route: &Route, number: u64) -> Result<Option<Row>> {
         self.first(route, number, number, Wanted::Any)
+    }
+
+    /// Whether a segment that is not archived was removed because no policy kept it.
+    pub(super) fn is_removed(&self, route: &Route, number: u64) -> Result<bool> {
+        let name = WalName::Segment(route.name(number));
+        self.repository
+            .db
+            .read(|db| removal::is_removed(db, self.server, &name))
     }
 
     /// The first number from `from` to `to` that is not archived.

@@ -10,7 +10,7 @@
 //! ```
 
 use barmanfs_catalog::BackupStatus;
-use barmanfs_catalog::recovery::{Timeline, TimelineReport};
+use barmanfs_catalog::recovery::{Gap, Timeline, TimelineReport, WalRange};
 use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
 
 use crate::health::losses;
@@ -154,6 +154,13 @@ fn of_timeline(report: &TimelineReport, timeline: &Timeline) -> Vec<Event> {
             ));
         }
     }
+    for (before, after) in removed(report, timeline) {
+        let text = format!(
+            "no WAL from here to {}: the retention policy removed it",
+            after.first
+        );
+        events.push(event(before.end_lsn, Kind::Gap, '┆', before.to, text));
+    }
     for backup in &timeline.backups {
         let (symbol, text) = match backup.status {
             BackupStatus::Done => ('●', format!("backup {}", backup.id)),
@@ -169,6 +176,20 @@ fn of_timeline(report: &TimelineReport, timeline: &Timeline) -> Vec<Event> {
     }
     events.push(end(report, timeline, &event));
     events
+}
+
+/// The pairs of ranges between which nothing is missing that should be there.
+fn removed<'a>(
+    report: &'a TimelineReport,
+    timeline: &'a Timeline,
+) -> impl Iterator<Item = (&'a WalRange, &'a WalRange)> {
+    let pairs = timeline.ranges.iter().zip(timeline.ranges.iter().skip(1));
+    pairs.filter(|(before, after)| {
+        let is_between = |gap: &Gap| {
+            gap.timeline == timeline.timeline && before.last < gap.first && gap.first < after.first
+        };
+        !report.gaps.iter().any(is_between)
+    })
 }
 
 /// The end of a timeline's line: the end of its WAL or, if there is none until there, the place where the last timeline

@@ -218,6 +218,11 @@ pub(crate) fn archived_now(db: &Connection, archive: &ServerName, name: &WalName
     Ok(behind.map_or_else(now, |behind| behind.max(now())))
 }
 
+/// Whether files of this name were removed from the archive.
+pub(crate) fn is_removed(db: &Connection, archive: &ServerName, name: &WalName) -> Result<bool> {
+    Ok(newest(db, archive, name)?.is_some())
+}
+
 /// When the files of this name were last removed from the archive.
 fn newest(db: &Connection, archive: &ServerName, name: &WalName) -> Result<Option<TimestampMicros>> {
     let Some(segment) = name.segment() else {
