@@ -298,6 +298,9 @@ fn with_an_action(install: &'static Install, moments: &Moments) {
         "{seen}"
     );
     assert_eq!(seen["time_source"], "server");
+    assert_eq!(seen["state"], "paused");
+    let said = site.ok(&["restore", "--watch", copy.data.to_str().unwrap()]);
+    assert!(said.contains("is paused at its target"), "{said}");
     assert!(
         (seen["time_epoch"].as_f64().unwrap() - time.parse::<f64>().unwrap()).abs() < 0.001,
         "{seen} {time}"

@@ -288,6 +288,9 @@ impl Round<'_> {
         let Some(schedule) = &subject.server.backup_schedule else {
             return Ok(());
         };
+        if subject.server.is_disabled() {
+            return Ok(());
+        }
         let runs = |backup: &Backup| backup.status == BackupStatus::Started;
         let last_good = subject.backups.iter().rfind(|backup| backup.is_complete());
         let last = subject.memory.tasks.get(&CronTask::Backup);

@@ -130,7 +130,10 @@ impl Instance {
 
     /// Whether recovery is paused at its target. No file shows that, so this asks the server, as the user that it runs
     /// as.
-    fn is_paused(&self, running: &Running) -> Result<bool, Error> {
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub(crate) fn is_paused(&self, running: &Running) -> Result<bool, Error> {
         let asked = self.ask(running, "SELECT pg_is_wal_replay_paused()")?;
         // Either psql got an answer, or the server is gone.
         if asked.status.success() || !is_alive(running.pid) {

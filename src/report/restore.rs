@@ -156,7 +156,7 @@ impl<'a> RestoreReport<'a> {
 pub(crate) struct ReplayReport {
     directory: String,
     server: Option<ServerName>,
-    /// "not_running", "starting", "replaying" or "ready".
+    /// "not_running", "starting", "replaying", "paused" or "ready".
     state: &'static str,
     segment: Option<SegmentName>,
     lsn: Option<Lsn>,
@@ -180,6 +180,7 @@ impl ReplayReport {
             Replay::NotRunning => ("not_running", None),
             Replay::Starting => ("starting", None),
             Replay::At(segment) => ("replaying", Some(segment)),
+            Replay::Paused => ("paused", None),
             Replay::Ready => ("ready", None),
         };
         let segments = segment.and_then(|segment| watched.segments(segment));

@@ -61,7 +61,7 @@ impl<'a> ReplayProgress<'a> {
                     self.count(done, all);
                 }
             }
-            Replay::Ready => {}
+            Replay::Paused | Replay::Ready => {}
         }
         replay
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::DESCRIPTION;
 use crate::error::Error;
-use crate::instance::{self, Instance};
+use crate::instance::{self, Instance, Running};
 
 /// The part of a restore's description that is needed.
 #[derive(Debug, Clone, Deserialize)]
@@ -43,7 +43,9 @@ pub(crate) enum Replay {
     Starting,
     /// It replays this segment.
     At(SegmentName),
-    /// It takes connections: it is promoted, pauses, or is a standby.
+    /// It takes connections, and is paused at its target.
+    Paused,
+    /// It takes connections: it is promoted, or is a standby that has replayed all there is.
     Ready,
 }
 
@@ -106,11 +108,26 @@ impl Watched {
         let Some(running) = instance::running(&self.data) else {
             return Replay::NotRunning;
         };
-        if instance::status(&self.data) == instance::Status::Ready {
-            return Replay::Ready;
+        let replayed = children(running.pid).find_map(|child| replayed(&title(child)));
+        if instance::status(&self.data) != instance::Status::Ready {
+            return replayed.map_or(Replay::Starting, |replayed| Replay::At(replayed.segment));
         }
-        let segment = children(running.pid).find_map(|child| replayed(&title(child)));
-        segment.map_or(Replay::Starting, Replay::At)
+        // With hot_standby it takes connections long before it is at its target.
+        // It may wait for a segment behind its target, which it reads ahead.
+        let Some(replayed) = replayed else {
+            return Replay::Ready;
+        };
+        match self.is_paused(&running) {
+            Some(true) => Replay::Paused,
+            Some(false) if !replayed.is_waiting => Replay::At(replayed.segment),
+            _ => Replay::Ready,
+        }
+    }
+
+    /// `None` if the server cannot be asked.
+    fn is_paused(&self, running: &Running) -> Option<bool> {
+        let instance = Instance::at(&self.data, None, self.path_prefix.as_deref()).ok()?;
+        instance.is_paused(running).ok()
     }
 
     /// Where that is. What cannot be found out is left out.
@@ -123,7 +140,7 @@ impl Watched {
                     .time_before(segment, repository)
                     .or_else(|| self.checkpoint_time()),
             },
-            Replay::Ready => self.said_by_the_server(),
+            Replay::Paused | Replay::Ready => self.said_by_the_server(),
         }
     }
 
@@ -201,13 +218,23 @@ fn title(pid: i32) -> String {
     String::from_utf8_lossy(&title).trim_end_matches('\0').to_owned()
 }
 
-/// The segment in the title of a startup process: "postgres: startup recovering 000000010000000000000003", also
-/// "waiting for".
-fn replayed(title: &str) -> Option<SegmentName> {
+/// What a startup process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Replayed {
+    segment: SegmentName,
+    /// It has replayed all that is before the segment, and waits for that.
+    is_waiting: bool,
+}
+
+/// What the title of a startup process says: "postgres: startup recovering 000000010000000000000003", or "waiting for".
+fn replayed(title: &str) -> Option<Replayed> {
     let (_, doing) = title.split_once("startup ")?;
     // What follows is left of the command line, if the title takes only a part of its place.
     let doing = doing.split('\0').next()?;
-    doing.split_ascii_whitespace().next_back()?.parse().ok()
+    Some(Replayed {
+        segment: doing.split_ascii_whitespace().next_back()?.parse().ok()?,
+        is_waiting: doing.trim_start().starts_with("waiting"),
+    })
 }
 
 #[cfg(test)]
@@ -216,15 +243,23 @@ mod tests {
 
     #[test]
     fn the_title_of_the_startup_process_names_the_segment() {
-        let expected = "000000020000000A000000FF".parse().ok();
-        for title in [
-            "postgres: startup recovering 000000020000000A000000FF",
-            "postgres: main: startup waiting for 000000020000000A000000FF",
+        let expected = |is_waiting| {
+            Some(Replayed {
+                segment: "000000020000000A000000FF".parse().unwrap(),
+                is_waiting,
+            })
+        };
+        for (title, is_waiting) in [
+            ("postgres: startup recovering 000000020000000A000000FF", false),
+            (
+                "postgres: main: startup waiting for 000000020000000A000000FF",
+                true,
+            ),
         ] {
-            assert_eq!(replayed(title), expected, "{title}");
+            assert_eq!(replayed(title), expected(is_waiting), "{title}");
         }
         let loaded = "/lib/ld.so\0--argv0\0postgres: startup recovering 000000020000000A000000FF\0\0\0/bin/postgres\0-D\0/x";
-        assert_eq!(replayed(loaded), expected);
+        assert_eq!(replayed(loaded), expected(false));
         assert_eq!(replayed("postgres: startup "), None);
         assert_eq!(replayed("postgres: checkpointer"), None);
     }

@@ -59,10 +59,10 @@ fn until_ready(
     let mut progress = ReplayProgress::start(watched, repository, "Replay", app.options.quiet);
     let signals = Interruption::watch(|| {})?;
     let began = Instant::now();
-    let is_ready = loop {
+    let ready = loop {
         match progress.look() {
-            Replay::Ready => break true,
-            Replay::NotRunning if progress.has_begun() || began.elapsed() > START_WITHIN => break false,
+            replay @ (Replay::Ready | Replay::Paused) => break Some(replay),
+            Replay::NotRunning if progress.has_begun() || began.elapsed() > START_WITHIN => break None,
             Replay::NotRunning | Replay::Starting | Replay::At(_) => {}
         }
         if signals.requested() {
@@ -71,27 +71,33 @@ fn until_ready(
         signals.sleep(POLL);
     };
     let has_begun = progress.has_begun();
-    if is_ready {
+    if ready.is_some() {
         progress.keep_rate();
     }
     drop(progress);
     let path = data.display();
-    match is_ready {
-        true => {
+    match ready {
+        Some(replay) => {
             let took = output::duration(began.elapsed());
-            let reached = watched.reached(Replay::Ready, repository);
+            let reached = watched.reached(replay, repository);
             let place = match reached.lsn {
                 Some(_) => format!(": it is {}", text(&reached)),
                 None => String::new(),
             };
+            let pause = match replay {
+                Replay::Paused => {
+                    ", and is paused at its target: SELECT pg_wal_replay_resume() ends the recovery"
+                }
+                _ => "",
+            };
             app.out.line(format_args!(
-                "The server in {path} takes connections, after {took}{place}"
+                "The server in {path} takes connections, after {took}{place}{pause}"
             ))?;
             Ok(Outcome::Done)
         }
-        false if has_begun => Err(Error::failed(format!("The server in {path} has ended"))
+        None if has_begun => Err(Error::failed(format!("The server in {path} has ended"))
             .hint("Its log says why; a server that shuts down at its target does so, too")),
-        false => Err(Error::failed(format!("No server runs in {path}"))
+        None => Err(Error::failed(format!("No server runs in {path}"))
             .hint(format!("Start it: pg_ctl -D {path} start"))),
     }
 }
