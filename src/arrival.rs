@@ -90,7 +90,7 @@ impl Arriving<'_> {
     /// Those of [`archive_wal`](barmanfs_catalog::Writer::archive_wal), and when a hook stops it.
     pub(crate) fn archive(mut self, hooks: &Hooks<'_>) -> Result<WalOutcome, NotArchived> {
         if hooks.has(Hook::Archive) {
-            // No script is told of a file that is wrong.
+            // No script runs for a file that is wrong.
             self.examine(hooks.repository()).map_err(NotArchived::Failed)?;
         }
         let metadata = self.file.metadata();

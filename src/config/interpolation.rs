@@ -91,7 +91,7 @@ impl<'a> Interpolation<'a> {
     }
 }
 
-/// A value that a name stands for.
+/// The value of a name.
 enum Raw<'a> {
     /// It may refer to others.
     Text(&'a str),

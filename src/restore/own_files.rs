@@ -72,7 +72,7 @@ pub(crate) struct StandbySettings {
     pub(crate) in_place_tablespaces: bool,
 }
 
-/// See the module.
+/// The files of one directory that stay, and the `postgresql.auto.conf` it gets.
 #[derive(Clone)]
 pub(crate) struct OwnFiles {
     /// Paths below the directory; that of a directory covers all that is in it.

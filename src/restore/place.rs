@@ -19,7 +19,7 @@ use crate::error::Error;
 const PRIVATE_FILE: Mode = Mode::from_raw_mode(0o600);
 const PRIVATE_DIRECTORY: Mode = Mode::from_raw_mode(0o700);
 
-/// See the module.
+/// An opened directory.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
     fd: Arc<OwnedFd>,

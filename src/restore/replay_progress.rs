@@ -12,7 +12,7 @@ use crate::progress::{Counted, Progress};
 /// How often a server that takes connections is asked.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
-/// See the module.
+/// A progress line, and what was seen for the rate of the replay.
 #[derive(Debug)]
 pub(crate) struct ReplayProgress<'a> {
     watched: &'a Watched,

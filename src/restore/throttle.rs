@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use barmanfs_store::sync::lock;
 
-/// See the module.
+/// Makes threads wait, so that together they write no more than the limit.
 #[derive(Debug)]
 pub(super) struct Throttle {
     bytes_per_second: u64,

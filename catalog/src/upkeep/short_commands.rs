@@ -137,7 +137,7 @@ fn scans(repository: &Repository, statement: &str) -> Vec<String> {
     plan.into_iter().filter(|step| is_scan(step)).collect()
 }
 
-/// The table that a name in a plan stands for.
+/// The table that a name in a plan means.
 fn table_of<'a>(statement: &str, name: &'a str) -> &'a str {
     LARGE
         .into_iter()

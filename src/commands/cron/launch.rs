@@ -1,7 +1,7 @@
 //! Starts processes that outlive this one.
 //!
 //! The program starts itself again. The child gets no descriptor of this process except, on request, standard output and
-//! error: a pipe or a lock would stay open as long as the child runs, and whoever waits for it would wait as long.
+//! error: a pipe or a lock would stay open as long as the child runs, and a process that waits for it would wait as long.
 
 use std::ffi::OsString;
 use std::process::{Command, Stdio};

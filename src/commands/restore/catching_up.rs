@@ -14,7 +14,7 @@ use crate::restore::own_files::{OwnFiles, StandbySettings};
 use crate::restore::previous::Previous;
 use crate::restore::{Relocations, State, destination};
 
-/// See the module.
+/// What was found in the directory, and what is done with it.
 #[derive(Debug)]
 pub(super) struct CatchingUp {
     pub(super) own: OwnFiles,

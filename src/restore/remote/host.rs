@@ -36,7 +36,7 @@ if [ -f "$d/postmaster.pid" ] && read p < "$d/postmaster.pid"; then
 if kill -0 "$p" 2>/dev/null || [ -d "/proc/$p" ]; then echo "running $1 $p"; fi; fi
 }"#;
 
-/// What stands where PostgreSQL is installed.
+/// Where PostgreSQL's server program may be.
 const PROGRAMS: &str =
     "postgres /usr/lib/postgresql/*/bin/postgres /usr/pgsql-*/bin/postgres /usr/local/pgsql/bin/postgres";
 

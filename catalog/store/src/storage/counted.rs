@@ -1,4 +1,4 @@
-//! Counts what goes through a storage, whoever uses it: readers of chunks, of footers, sweeps, writers.
+//! Counts what goes through a storage, for all its users: readers of chunks, of footers, sweeps, writers.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
