@@ -22,6 +22,7 @@ pub(crate) mod agent;
 pub(crate) mod configuration;
 pub(crate) mod destination;
 mod file_writer;
+mod first_error;
 mod marker;
 pub(crate) mod own_files;
 mod pattern;

@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use barmanfs_fs::entry::Stat;
-use barmanfs_fs::views::{BLOCK_BEGIN, BLOCK_END};
+use barmanfs_fs::views::{BLOCK_BEGIN, BLOCK_END, RECOVERY_TARGETS};
 use barmanfs_pg::conf::{
     AccessReference, ConfLine, access_references, is_taken_by_include_dir, location, quoted,
 };
@@ -52,15 +52,6 @@ const ABOUT: &str = "# Of 'barmanfs catchup'. It counts over the lines above and
 
 /// The name of the new `postgresql.auto.conf` until it is complete.
 const NEW_AUTO_CONF: &[u8] = b".barmanfs-postgresql.auto.conf";
-
-/// Targets that an earlier recovery may have left. A standby has none.
-const TARGETS: [&str; 5] = [
-    "recovery_target",
-    "recovery_target_time",
-    "recovery_target_xid",
-    "recovery_target_name",
-    "recovery_target_lsn",
-];
 
 /// What the directory's `postgresql.auto.conf` is given.
 #[derive(Debug, Clone)]
@@ -313,7 +304,8 @@ fn with_block(text: &[u8], settings: &StandbySettings) -> Vec<u8> {
     let mut block = begin;
     let mut add = |name: &str, value: &str| block.push_str(&format!("{name} = {}\n", quoted(value)));
     add("restore_command", &settings.restore_command);
-    TARGETS.iter().for_each(|name| add(name, ""));
+    // An earlier recovery may have left a target. A standby has none.
+    RECOVERY_TARGETS.iter().for_each(|name| add(name, ""));
     add("recovery_target_timeline", "latest");
     if let Some(conninfo) = &settings.primary_conninfo {
         add("primary_conninfo", conninfo);

@@ -2,7 +2,7 @@
 //! them is bounded, and so are the files that are open at a time.
 
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -13,6 +13,7 @@ use rustix::fs::FileType;
 
 use super::destination::{HELD, Opened, WrittenDirectory};
 use super::file_writer::{FileTask, Tools};
+use super::first_error::FirstError;
 use super::own_files::OwnFiles;
 use super::place::Place;
 use super::tablespaces;
@@ -55,16 +56,7 @@ type Job = (Arc<FileTask>, u64);
 struct Shared {
     done: AtomicU64,
     written: AtomicU64,
-    failed: AtomicBool,
-    error: Mutex<Option<Error>>,
-}
-
-impl Shared {
-    /// Keeps the first error.
-    fn fail(&self, error: Error) {
-        lock(&self.error).get_or_insert(error);
-        self.failed.store(true, Ordering::Release);
-    }
+    failed: FirstError,
 }
 
 impl TreeWriter<'_> {
@@ -85,13 +77,13 @@ impl TreeWriter<'_> {
             let mut walker = Walker::new(self, sender, &shared);
             match self.view.walk(&mut walker) {
                 // That thread's error is the reason.
-                Err(_) if shared.failed.load(Ordering::Acquire) => {}
-                Err(error) => shared.fail(error),
+                Err(_) if shared.failed.happened() => {}
+                Err(error) => shared.failed.set(error),
                 Ok(()) => {}
             }
             Ok::<_, Error>(walker.directories)
         })?;
-        if let Some(error) = lock(&shared.error).take() {
+        if let Some(error) = shared.failed.take() {
             return Err(error);
         }
         if self.signals.requested() {
@@ -109,7 +101,7 @@ impl TreeWriter<'_> {
             let done = shared.done.fetch_add(done, Ordering::Relaxed) + done;
             self.progress.set(done, Some(self.total_bytes));
         };
-        let stopped = || self.signals.requested() || shared.failed.load(Ordering::Acquire);
+        let stopped = || self.signals.requested() || shared.failed.happened();
         let tools = Tools {
             throttle: self.throttle.as_ref(),
             done: &done,
@@ -122,7 +114,7 @@ impl TreeWriter<'_> {
             if !stopped()
                 && let Err(error) = task.write(part, &tools)
             {
-                shared.fail(error);
+                shared.failed.set(error);
             }
         }
     }
@@ -167,7 +159,7 @@ impl<'a> Walker<'a> {
     }
 
     fn refuse_stopped(&self) -> Result<(), Error> {
-        match self.writer.signals.requested() || self.shared.failed.load(Ordering::Acquire) {
+        match self.writer.signals.requested() || self.shared.failed.happened() {
             true => Err(interrupted()),
             false => Ok(()),
         }

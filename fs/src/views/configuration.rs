@@ -19,8 +19,8 @@ pub(super) use files::{AUTO_CONF, added_directories, files, files_of_a_clone};
 /// The first version that has `recovery_init_sync_method`.
 const SYNC_METHOD_SINCE: u32 = 14;
 
-/// At most one of these may be set.
-const TARGETS: [&str; 5] = [
+/// The settings that name a target of recovery. PostgreSQL takes at most one of them.
+pub const TARGETS: [&str; 5] = [
     "recovery_target",
     "recovery_target_time",
     "recovery_target_xid",

@@ -5,7 +5,7 @@
 //! tablespace elsewhere has archives of its own too, because not every tar follows a link.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -18,6 +18,7 @@ use super::stream::{Sending, Stream, not_sent, path_of, unpack};
 use crate::error::Error;
 use crate::progress::Progress;
 use crate::restore::destination::{GLOBAL, HELD};
+use crate::restore::first_error::FirstError;
 use crate::restore::tablespaces::{self, Relocations};
 use crate::restore::throttle::Throttle;
 use crate::restore::tree_writer::interrupted;
@@ -58,16 +59,7 @@ pub(super) struct Rest {
 #[derive(Default)]
 struct Shared {
     done: AtomicU64,
-    failed: AtomicBool,
-    error: Mutex<Option<Error>>,
-}
-
-impl Shared {
-    /// Keeps the first error.
-    fn fail(&self, error: Error) {
-        lock(&self.error).get_or_insert(error);
-        self.failed.store(true, Ordering::Release);
-    }
+    failed: FirstError,
 }
 
 /// Whether a file at the top comes last: it is a signal, or configuration.
@@ -179,13 +171,13 @@ impl TreeSender<'_> {
             };
             match self.view.walk(&mut passer) {
                 // That thread's error is the reason.
-                Err(_) if shared.failed.load(Ordering::Acquire) => {}
-                Err(error) => shared.fail(error),
+                Err(_) if shared.failed.happened() => {}
+                Err(error) => shared.failed.set(error),
                 Ok(()) => {}
             }
             Ok::<_, Error>(())
         })?;
-        match lock(&shared.error).take() {
+        match shared.failed.take() {
             Some(error) => Err(error),
             None => self.refuse_stopped(shared),
         }
@@ -199,7 +191,7 @@ impl TreeSender<'_> {
     }
 
     fn is_stopped(&self, shared: &Shared) -> bool {
-        self.signals.requested() || shared.failed.load(Ordering::Acquire)
+        self.signals.requested() || shared.failed.happened()
     }
 
     fn work(&self, receiver: &Mutex<Receiver<(PathBuf, SourceFile)>>, directory: &Path, shared: &Shared) {
@@ -223,14 +215,14 @@ impl TreeSender<'_> {
                 None => match Stream::start(self.shell, &unpack(directory)) {
                     Ok(open) => open,
                     Err(error) => {
-                        shared.fail(error);
+                        shared.failed.set(error);
                         continue;
                     }
                 },
             };
             match open.file(&path, &file, &sending) {
                 Ok(()) => stream = Some(open),
-                Err(error) => shared.fail(open.fail(error)),
+                Err(error) => shared.failed.set(open.fail(error)),
             }
         }
         let ended = match stream {
@@ -242,7 +234,7 @@ impl TreeSender<'_> {
             None => Ok(()),
         };
         if let Err(error) = ended {
-            shared.fail(error);
+            shared.failed.set(error);
         }
     }
 
