@@ -98,11 +98,33 @@ pub(super) fn judge(
 ) -> Vec<Verdict> {
     // Ids grow with each backup, also where the clock was set back after it had been ahead.
     candidates.sort_by_key(|candidate| std::cmp::Reverse(candidate.id));
+    correct_times(&mut candidates, at.now);
     match policy {
         None => without_policy(&candidates),
         Some(BackupPolicy::Redundancy(count)) => redundancy(&candidates, count.get(), at),
         Some(BackupPolicy::RecoveryWindow(window)) => recovery_window(&candidates, *window, at),
         Some(BackupPolicy::Generations(kept)) => generations(&candidates, kept, at),
+    }
+}
+
+/// A backup cannot have begun after now, or before one that was taken earlier: then the clock was wrong. Such a backup gets
+/// the times of the next newer one, or of now. So it never counts as too old, which would end the search for the beginning
+/// of a window, and takes no place of a period of its own. The newest comes first.
+fn correct_times(candidates: &mut [Candidate], now: TimestampMicros) {
+    let mut latest = TimestampMicros::from_unix_micros(i64::MIN);
+    let mut is_right = vec![false; candidates.len()];
+    for (candidate, is_right) in candidates.iter().zip(&mut is_right).rev() {
+        *is_right = candidate.begin_time <= now && candidate.begin_time >= latest;
+        if *is_right {
+            latest = candidate.begin_time;
+        }
+    }
+    let mut newer = (now, now);
+    for (candidate, is_right) in candidates.iter_mut().zip(is_right) {
+        if !is_right {
+            (candidate.begin_time, candidate.end_time) = newer;
+        }
+        newer = (candidate.begin_time, candidate.end_time);
     }
 }
 
@@ -230,8 +252,7 @@ fn generations(candidates: &[Candidate], kept: &Generations, at: &Circumstances)
         let mut last: Option<String> = None;
         let mut seen = 0;
         for (candidate, reason) in candidates.iter().zip(&mut reasons) {
-            // A time that has not come is that of a wrong clock: it must not take the place of a day that has passed.
-            let of = (period.of)(date(candidate.begin_time.min(at.now), &at.zone));
+            let of = (period.of)(date(candidate.begin_time, &at.zone));
             if candidate.doubtful || last.as_ref() == Some(&of) {
                 continue;
             }

@@ -32,8 +32,25 @@ fn a_new_backup_is_the_newest_whatever_the_clock_has_been() {
     let letters_of = |policy| letters(&states_on(5, backups.clone(), policy, 0));
     assert_eq!(letters_of("REDUNDANCY 3"), "VVVOOOO");
     assert_eq!(letters_of("RECOVERY WINDOW OF 7 DAYS"), "VVVVVVV");
-    // Those from the future are of the present day, not of two days that are still to come.
-    assert_eq!(letters_of("KEEP 4 DAILY"), "VVOOVVO");
+    // Those from the future take no place of a day that has passed.
+    assert_eq!(letters_of("KEEP 4 DAILY"), "VOOOVVV");
+}
+
+#[test]
+fn a_backup_of_a_clock_that_was_behind_is_not_too_old() {
+    let mut backups = daily(1..9);
+    backups.push(taken_after(&backups, -2000));
+    let letters_of =
+        |policy, day, backups: &[Candidate]| letters(&states_on(day, backups.to_vec(), policy, 0));
+    assert_eq!(letters_of("RECOVERY WINDOW OF 3 DAYS", 9, &backups), "VVVVVOOOO");
+    assert_eq!(letters_of("KEEP 3 DAILY", 9, &backups), "VVVOOOOOO");
+    backups.push(taken_after(&backups, 10));
+    assert_eq!(
+        letters_of("RECOVERY WINDOW OF 3 DAYS", 11, &backups),
+        "VVVVOOOOOO"
+    );
+    assert_eq!(letters_of("KEEP 3 DAILY", 11, &backups), "VOVVOOOOOO");
+    assert_eq!(letters_of("REDUNDANCY 2", 11, &backups), "VVOOOOOOOO");
 }
 
 fn daily(days: std::ops::Range<i64>) -> Vec<Candidate> {
