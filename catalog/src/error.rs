@@ -357,6 +357,17 @@ pub enum Error {
         /// Its id.
         id: BackupId,
     },
+    /// It is not known whether another backup is as good as this one.
+    #[error(
+        "Backup {id} of server {server} is not deleted, as it may be the only good one: a rebuild of the catalog did not end, \
+         so it is not known what is lost; run 'barmanfs verify' first, or use --force"
+    )]
+    Unexamined {
+        /// Its server.
+        server: ServerName,
+        /// Its id.
+        id: BackupId,
+    },
     /// Clones are based on a backup.
     #[error(
         "{} based on backup {id} of server {server}: destroy {} first, or use --force, which keeps the data",
@@ -501,6 +512,7 @@ impl Error {
             | Self::BackupInUse { .. }
             | Self::BackupHasClones { .. }
             | Self::BackupKept { .. }
+            | Self::Unexamined { .. }
             | Self::NoSuchClone { .. }
             | Self::CloneExists { .. }
             | Self::CloneInUse { .. }

@@ -34,6 +34,7 @@ pub use archive::backup::{
     Reliability, Tablespace,
 };
 pub use archive::clones::{CloneDescription, CloneDraft, CloneLock, CloneOrigin, ExtraFile};
+pub use archive::damage::KnownLoss;
 pub use archive::history::{Decided, Fork, HistoryReport, LeftHistory, Restarted};
 pub use archive::json;
 pub use archive::keep::{Keep, KeepTarget};

@@ -78,6 +78,12 @@ fn show_lost(out: &mut Output, report: &RebuildReport) -> Result<(), Error> {
             output::count(files, "WAL file")
         ))?;
     }
+    if let Some(error) = &report.not_examined {
+        out.line(format_args!(
+            "It is not known what else is lost, as nobody could look: {error}. Until 'barmanfs verify' has looked, no backup is \
+             deleted"
+        ))?;
+    }
     backups(out, "Damaged now", &report.damaged_backups)?;
     if report.lost_chunks > 0 {
         out.line(format_args!(

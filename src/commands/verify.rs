@@ -100,8 +100,8 @@ fn show(out: &mut Output, report: &VerifyReport) -> Result<(), Error> {
     ))?;
     if report.is_a_pack_missing() {
         out.line(
-            "Of packs that are not there: is their file system mounted? Put them back from a copy of the repository, or give up \
-             what they hold with 'barmanfs rebuild-catalog'. Until then backups fail",
+            "Packs are not there. Is their file system mounted? Put them back from a copy of the repository, or give up what they \
+             hold with 'barmanfs rebuild-catalog'. Until then backups fail",
         )?;
     } else if report.bad_chunks > 0 {
         out.line(

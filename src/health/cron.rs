@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use barmanfs_catalog::{
-    Backup, BackupKind, BackupStatus, CronTask, Damage, Repository, RepositoryMemory, ServerMemory,
-    TaskMemory,
+    Backup, BackupKind, BackupStatus, CronTask, Damage, KnownLoss, Repository, RepositoryMemory,
+    ServerMemory, TaskMemory,
 };
 use barmanfs_pg::TimestampMicros;
 
@@ -52,13 +52,9 @@ pub(super) fn check(
 
 /// Checks what `cron` remembers of the repository.
 pub(super) fn check_repository(repository: &Repository, invocation: &Invocation, findings: &mut Findings) {
-    let found = repository.repository_memory().and_then(|memory| {
-        Ok((
-            memory,
-            repository.pack_problems()?,
-            repository.known_lost_chunks()?,
-        ))
-    });
+    let found = repository
+        .repository_memory()
+        .and_then(|memory| Ok((memory, repository.pack_problems()?, repository.known_loss()?)));
     if let Some((mut memory, problems, lost)) = remembered(found.map_err(Error::from), VERIFIED, findings) {
         // A sweep may have copied such a pack since, or a rebuild has given it up.
         memory.verification.problems = problems;
@@ -196,7 +192,7 @@ fn audited(memory: &ServerMemory, backups: &[Backup]) -> Option<Finding> {
 }
 
 /// What reading back in parts has found, as long as it is not mended.
-fn verified(invocation: &Invocation, memory: &RepositoryMemory, lost: usize) -> Option<Finding> {
+fn verified(invocation: &Invocation, memory: &RepositoryMemory, loss: KnownLoss) -> Option<Finding> {
     let verify = invocation.with("verify");
     if let Some(problem) = memory.verification.problems.first() {
         let count = output::count(memory.verification.problems.len(), "pack");
@@ -208,7 +204,14 @@ fn verified(invocation: &Invocation, memory: &RepositoryMemory, lost: usize) -> 
             ),
         ));
     }
-    if let Some(damage) = memory.verification.damages.first().filter(|_| lost > 0) {
+    if loss.is_unexamined {
+        return Some(Finding::failed(
+            VERIFIED,
+            format!("a rebuild of the catalog did not end, so it is not known what is lost: run '{verify}'"),
+        ));
+    }
+    let is_lost = loss.damaged > 0 || loss.in_no_pack > 0;
+    if let Some(damage) = memory.verification.damages.first().filter(|_| is_lost) {
         return Some(Finding::failed(
             VERIFIED,
             format!(
@@ -216,6 +219,17 @@ fn verified(invocation: &Invocation, memory: &RepositoryMemory, lost: usize) -> 
                 place(damage),
                 damage.reason
             ),
+        ));
+    }
+    if loss.in_no_pack > 0 {
+        let lost = match loss.in_no_pack {
+            1 => "1 needed chunk is lost".to_owned(),
+            KnownLoss::COUNTED_MAX => format!("{} or more needed chunks are lost", loss.in_no_pack),
+            count => format!("{count} needed chunks are lost"),
+        };
+        return Some(Finding::failed(
+            VERIFIED,
+            format!("{lost}: '{verify}' names the files"),
         ));
     }
     let complete = memory.verification.complete_since?;
@@ -313,6 +327,42 @@ mod tests {
             );
             assert_eq!(of_repository(&memory).unwrap().state, expected);
         }
+    }
+
+    /// What a rebuild has given up may be needed by WAL alone, and then no backup is damaged.
+    #[test]
+    fn lost_chunks_of_which_no_file_is_named_are_a_failure() {
+        let invocation = Invocation::current(Some(Path::new("/etc/b.conf")));
+        let mut memory = RepositoryMemory::default();
+        memory.verification.complete_since = Some(at(99_000));
+        let found = |loss| {
+            let finding = verified(&invocation, &memory, loss).unwrap();
+            (finding.state, finding.text().unwrap_or_default())
+        };
+        let lost = |in_no_pack| KnownLoss {
+            in_no_pack,
+            ..KnownLoss::default()
+        };
+        assert_eq!(found(lost(0)).0, State::Ok);
+        for (count, expected) in [
+            (1, "1 needed chunk is lost: '"),
+            (7, "7 needed chunks are lost: '"),
+            (KnownLoss::COUNTED_MAX, "10000 or more needed chunks are lost: '"),
+        ] {
+            let (state, text) = found(lost(count));
+            assert!(state == State::Failed && text.starts_with(expected), "{text}");
+        }
+        let (state, text) = found(KnownLoss {
+            is_unexamined: true,
+            ..KnownLoss::default()
+        });
+        assert!(state == State::Failed && text.contains("did not end"), "{text}");
+        // Nothing may need what is only damaged, and then a sweep frees it.
+        let unneeded = KnownLoss {
+            damaged: 1,
+            ..KnownLoss::default()
+        };
+        assert_eq!(found(unneeded).0, State::Ok);
     }
 
     fn ran(seconds: i64) -> ServerMemory {

@@ -35,6 +35,9 @@ const BATCH_BYTES: usize = 2 << 20;
 /// Stands for the pack of a chunk that no pack holds.
 pub(crate) const NO_PACK: PackId = PackId([0; 16]);
 
+/// Stands for the row of a record in the mark of a catalog in which nobody has looked for such chunks yet.
+pub(crate) const NOT_LOOKED: i64 = 0;
+
 /// Number of such chunks in one record: a megabyte.
 pub(crate) const LOST_IN_RECORD: usize = 1 << 14;
 
@@ -80,56 +83,120 @@ pub(crate) fn damaged_packs(db: &Connection) -> Result<BTreeMap<i64, BTreeSet<Ch
     Ok(packs)
 }
 
-/// Number of chunks that are known to be damaged or gone, and that have no other place that is not.
-pub(crate) fn lost_at_all_places(db: &Connection) -> Result<usize> {
-    Ok(lost_themselves(db)?.len())
+/// Chunks without a good place, as far as verifications and rebuilds have found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KnownLoss {
+    /// Number of chunks that something needed and no pack holds.
+    pub in_no_pack: usize,
+    /// Number of the other chunks, which are damaged in all packs that hold them, needed or not.
+    pub damaged: usize,
+    /// Whether the last rebuild ended before it could look for the former.
+    pub is_unexamined: bool,
 }
 
-/// The chunks that are recorded as damaged or gone and have no good place.
-fn lost_themselves(db: &Connection) -> Result<HashSet<ChunkId>> {
+impl KnownLoss {
+    /// The counts end here: `check` asks every minute, and a lost disk may have held millions.
+    pub const COUNTED_MAX: usize = 10_000;
+}
+
+pub(crate) fn known_loss(db: &Connection) -> Result<KnownLoss> {
+    let mut loss = KnownLoss {
+        is_unexamined: is_unexamined(db)?,
+        ..KnownLoss::default()
+    };
+    each_lost(db, |_, pack| {
+        let count = match pack == NO_PACK {
+            true => &mut loss.in_no_pack,
+            false => &mut loss.damaged,
+        };
+        *count += 1;
+        loss.in_no_pack < KnownLoss::COUNTED_MAX && loss.damaged < KnownLoss::COUNTED_MAX
+    })?;
+    Ok(loss)
+}
+
+fn is_unexamined(db: &Connection) -> Result<bool> {
+    let mut marked = db.prepare_cached("SELECT 1 FROM damaged WHERE record = ?1")?;
+    Ok(marked.exists([NOT_LOOKED])?)
+}
+
+/// Calls `each` with the chunks that are recorded as damaged or gone and have no good place, and with the least of the packs
+/// where they were, until it returns false.
+fn each_lost(db: &Connection, mut each: impl FnMut(ChunkId, PackId) -> bool) -> Result<()> {
     let mut query = db.prepare_cached(
-        "SELECT DISTINCT d.id FROM damaged d
-         WHERE d.pack = ?1 OR EXISTS (SELECT 1 FROM packs p WHERE p.id = d.pack)",
+        "SELECT d.id, min(d.pack) FROM damaged d
+         WHERE d.record <> ?2 AND (d.pack = ?1 OR EXISTS (SELECT 1 FROM packs p WHERE p.id = d.pack))
+         GROUP BY d.id",
     )?;
-    let mut rows = query.query([NO_PACK.as_bytes()])?;
-    let mut lost = HashSet::new();
+    let mut rows = query.query(params![NO_PACK.as_bytes(), NOT_LOOKED])?;
     while let Some(row) = rows.next()? {
         let id = ChunkId(row.get(0)?);
-        if is_lost(db, &id)? {
-            lost.insert(id);
+        if is_lost(db, &id)? && !each(id, PackId(row.get(1)?)) {
+            break;
         }
     }
-    Ok(lost)
+    Ok(())
 }
 
-/// The chunks without any good place: those that are recorded, and the deltas based on them. If nothing is recorded, this
-/// costs one look-up; otherwise a scan of all chunks.
-fn lost_chunks(db: &Connection) -> Result<HashSet<ChunkId>> {
-    let mut lost = lost_themselves(db)?;
-    if lost.is_empty() {
-        return Ok(lost);
-    }
-    // A base is never a delta itself.
-    let mut deltas = db.prepare_cached("SELECT id, base FROM chunks WHERE base IS NOT NULL")?;
-    let mut rows = deltas.query([])?;
-    let mut standing = Vec::new();
-    while let Some(row) = rows.next()? {
-        if lost.contains(&ChunkId(row.get(1)?)) {
-            standing.push(ChunkId(row.get(0)?));
-        }
-    }
-    for id in standing {
-        if is_lost(db, &id)? {
+/// Chunks that are kept in memory to tell the lost ones: about 50 MB. Of more, each chunk is looked up.
+const LOST_IN_MEMORY_MAX: usize = 1 << 20;
+
+/// Tells the chunks without any good place: those that are recorded, and the deltas based on them.
+enum Lost {
+    /// These.
+    Known(HashSet<ChunkId>),
+    /// Too many to keep them in memory.
+    Many,
+}
+
+impl Lost {
+    /// If nothing is recorded, this costs one look-up; otherwise a scan of all chunks.
+    fn find(db: &Connection, in_memory_max: usize) -> Result<Self> {
+        let mut lost = HashSet::new();
+        each_lost(db, |id, _| {
             lost.insert(id);
+            lost.len() <= in_memory_max
+        })?;
+        // While nobody has looked, others may be lost.
+        if lost.len() > in_memory_max || is_unexamined(db)? {
+            return Ok(Self::Many);
+        }
+        if lost.is_empty() {
+            return Ok(Self::Known(lost));
+        }
+        // A base is never a delta itself.
+        let mut deltas = db.prepare_cached("SELECT id, base FROM chunks WHERE base IS NOT NULL")?;
+        let mut rows = deltas.query([])?;
+        let mut based = HashSet::new();
+        while let Some(row) = rows.next()? {
+            let id = ChunkId(row.get(0)?);
+            if lost.contains(&ChunkId(row.get(1)?)) && is_lost(db, &id)? {
+                based.insert(id);
+            }
+            if lost.len() + based.len() > in_memory_max {
+                return Ok(Self::Many);
+            }
+        }
+        lost.extend(based);
+        Ok(Self::Known(lost))
+    }
+
+    fn is_nothing(&self) -> bool {
+        matches!(self, Self::Known(lost) if lost.is_empty())
+    }
+
+    fn contains(&self, repository: &Repository, id: &ChunkId) -> Result<bool> {
+        match self {
+            Self::Known(lost) => Ok(lost.contains(id)),
+            Self::Many => repository.db.read(|db| is_lost(db, id)),
         }
     }
-    Ok(lost)
 }
 
 /// Walks through backups and remembers the parts that need no lost chunk.
 struct Search<'a> {
     repository: &'a Repository,
-    lost: HashSet<ChunkId>,
+    lost: Lost,
     /// Pages of listings and pieces of maps with nothing lost below them.
     whole: HashSet<ChunkId>,
 }
@@ -148,7 +215,7 @@ impl Search<'_> {
         let mut found = false;
         // Once a lost chunk is found, the rest is skipped.
         let mut each = |id: ChunkId, role: ChunkRole| {
-            found |= lost.contains(&id);
+            found = found || lost.contains(self.repository, &id)?;
             if found || role == ChunkRole::Window || whole.contains(&id) {
                 return Ok(false);
             }
@@ -204,6 +271,15 @@ fn in_records(pack: PackId, mut chunks: BTreeSet<ChunkId>) -> Vec<(PackId, BTree
 }
 
 impl Repository {
+    /// Whether the last rebuild ended before it could look for what is needed and in no pack: then it is not known which
+    /// backups are good.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn is_unexamined(&self) -> Result<bool> {
+        self.db.read(is_unexamined)
+    }
+
     /// Those of these complete backups that cannot be restored completely, as far as verifications and rebuilds have found. They
     /// need a chunk, or a WAL segment to become consistent, of which no good copy is stored. The backups are only
     /// walked while there is such a chunk.
@@ -211,9 +287,9 @@ impl Repository {
     /// # Errors
     /// When the catalog or the disk cannot be read.
     pub fn damaged_backups(&self, backups: &[Backup]) -> Result<BTreeSet<BackupId>> {
-        let lost = self.db.read(lost_chunks)?;
+        let lost = self.db.read(|db| Lost::find(db, LOST_IN_MEMORY_MAX))?;
         let mut damaged = BTreeSet::new();
-        if lost.is_empty() {
+        if lost.is_nothing() {
             return Ok(damaged);
         }
         let mut search = Search {
@@ -255,8 +331,9 @@ impl Repository {
         }
     }
 
-    /// Records these places as damaged and annuls the records in `annulled`; durable when it returns.
-    pub(crate) fn write_damage(&self, found: Places, annulled: &[RecordId]) -> Result<()> {
+    /// Records these places as damaged and annuls the records in `annulled`; durable when it returns. `purpose` says who does
+    /// it, for those who wait.
+    pub(crate) fn write_damage(&self, found: Places, annulled: &[RecordId], purpose: &str) -> Result<()> {
         let found_at = now();
         let found = found
             .into_iter()
@@ -271,7 +348,7 @@ impl Repository {
             };
             records::record(Kind::Deletion, &body)
         });
-        let writer = self.writer("verification")?;
+        let writer = self.writer(purpose)?;
         let mut batch: Vec<Record> = Vec::new();
         let mut bytes = 0;
         for record in found.chain(annulled) {
@@ -287,5 +364,87 @@ impl Repository {
             writer.write_records(batch)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::repository::temporary;
+
+    const GOOD: ChunkId = ChunkId([1; 32]);
+    const GONE: ChunkId = ChunkId([2; 32]);
+    const DAMAGED: ChunkId = ChunkId([3; 32]);
+    const BASED_ON_DAMAGED: ChunkId = ChunkId([4; 32]);
+
+    fn with_losses() -> (tempfile::TempDir, Repository) {
+        let (directory, repository) = temporary();
+        let pack = PackId([9; 16]);
+        let entered = repository.db.write(|db| {
+            db.execute(
+                "INSERT INTO packs (seq, id, bytes, chunks, stored_bytes, raw_bytes) VALUES (1, ?1, 9, 3, 9, 9)",
+                [pack.as_bytes()],
+            )?;
+            for (id, base) in [
+                (GOOD, None),
+                (DAMAGED, None),
+                (BASED_ON_DAMAGED, Some(DAMAGED)),
+            ] {
+                db.execute(
+                    "INSERT INTO chunks VALUES (?1, 1, 0, 3, 3, 0, ?2)",
+                    params![id.as_bytes(), base.map(|base| base.as_bytes().to_vec())],
+                )?;
+            }
+            for (id, pack) in [(GONE, NO_PACK), (DAMAGED, pack)] {
+                db.execute(
+                    "INSERT INTO damaged VALUES (?1, ?2, 1)",
+                    params![id.as_bytes(), pack.as_bytes()],
+                )?;
+            }
+            Ok(())
+        });
+        entered.unwrap();
+        (directory, repository)
+    }
+
+    #[test]
+    fn what_is_lost_is_told_in_memory_and_beyond_its_bound() {
+        let (_directory, repository) = with_losses();
+        for (in_memory_max, is_known) in [(3, true), (2, false), (1, false)] {
+            let lost = repository.db.read(|db| Lost::find(db, in_memory_max)).unwrap();
+            assert_eq!(matches!(lost, Lost::Known(_)), is_known, "{in_memory_max}");
+            let is_lost =
+                [GOOD, GONE, DAMAGED, BASED_ON_DAMAGED].map(|id| lost.contains(&repository, &id).unwrap());
+            assert_eq!(is_lost, [false, true, true, true], "{in_memory_max}");
+        }
+    }
+
+    #[test]
+    fn the_mark_of_a_new_catalog_counts_as_no_chunk() {
+        let (_directory, repository) = with_losses();
+        let counted = KnownLoss {
+            in_no_pack: 1,
+            damaged: 1,
+            is_unexamined: false,
+        };
+        assert_eq!(repository.known_loss().unwrap(), counted);
+        let marked = repository.db.write(|db| {
+            db.execute(
+                "INSERT INTO damaged VALUES (zeroblob(32), zeroblob(16), ?1)",
+                [NOT_LOOKED],
+            )?;
+            Ok(())
+        });
+        marked.unwrap();
+        let unexamined = KnownLoss {
+            is_unexamined: true,
+            ..counted
+        };
+        assert_eq!(repository.known_loss().unwrap(), unexamined);
+        let lost = repository
+            .db
+            .read(|db| Lost::find(db, LOST_IN_MEMORY_MAX))
+            .unwrap();
+        assert!(!lost.is_nothing() && lost.contains(&repository, &GONE).unwrap());
     }
 }

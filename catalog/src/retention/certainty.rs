@@ -18,6 +18,11 @@ impl Repository {
                 unread.pack, unread.reason
             )));
         }
+        if self.is_unexamined()? {
+            return Ok(Some(
+                "A rebuild of the catalog did not end, so it is not known what is lost: run 'barmanfs verify'".to_owned(),
+            ));
+        }
         if let Some(fork) = self.open_forks(server)?.first() {
             return Ok(Some(format!(
                 "Timeline {} has two histories from {} on, and it is not decided which one counts ('barmanfs history \

@@ -5,7 +5,8 @@
 //! middle of the exchange leaves no catalog, and everything else refuses to work until the rebuild is run again.
 //! Writers are kept out meanwhile; readers notice the exchange within a second.
 //!
-//! What is needed and in no pack is recorded as lost before any writer is let in ([`lost`]).
+//! What is needed and in no pack is recorded as lost before any writer is let in ([`lost`]). If the rebuild ends before
+//! that, a mark in the new catalog keeps backups from being deleted until a verification or a sweep has done it.
 //!
 //! Damaged packs are left out, and then the old catalog is kept, because it shows what they held. A sweep frees nothing
 //! while they are there.
@@ -68,6 +69,9 @@ pub struct RebuildReport {
     pub lost_chunks: u64,
     /// Complete backups that need such a chunk.
     pub damaged_backups: Vec<BackupsOf>,
+    /// Why nobody could look for such chunks, if so: then it is not known what is lost, and nothing is deleted until a
+    /// verification has looked.
+    pub not_examined: Option<String>,
     /// Where the old catalog is kept, if there was one: only after problems. It shows what is missing.
     pub kept_catalog: Option<PathBuf>,
 }
@@ -82,16 +86,20 @@ pub struct BackupsOf {
 }
 
 impl RebuildReport {
-    /// Whether everything that the packs hold, and everything that the old catalog had, is in the new one.
+    /// Whether everything that the packs hold, and everything that the old catalog had, is in the new one, and nothing is
+    /// lost.
     pub fn is_complete(&self) -> bool {
-        self.problems.is_empty() && self.missing.is_empty() && self.lost_chunks == 0
+        self.problems.is_empty()
+            && self.missing.is_empty()
+            && self.lost_chunks == 0
+            && self.not_examined.is_none()
     }
 }
 
 impl Repository {
     /// Rebuilds the catalog of the repository at `path`, and repository.json if there are only packs. Damaged packs are
-    /// left out and reported. The old catalog is read only for the list of its packs: if none of them exists, it is not
-    /// replaced.
+    /// left out and reported. The old catalog is read only to say what is missing; if none of its packs exists, it is not
+    /// replaced. Writes a pack with the ids of needed chunks that are in no pack, if there are any.
     ///
     /// # Errors
     /// [`Error::NoPackLeft`]; [`Error::Occupied`] while a writer or a sweep is running; [`Error::NoRepository`]; when a
@@ -133,12 +141,11 @@ impl Repository {
             make_settings(path, CreateOptions::default())?;
         }
         report.made_settings = made_settings;
-        let found = find_lost(path, &lock, &mut report, monitor).and_then(|()| settle(&path.join(CATALOG)));
-        if let Err(error) = found {
-            tracing::warn!(
-                "It is not known whether something that backups need is in no pack, so they store it again: {error}; run \
-                 'barmanfs verify'"
-            );
+        if let Err(error) = find_lost(path, &lock, &mut report, monitor) {
+            report.not_examined = Some(error.to_string());
+        }
+        if let Err(error) = settle(&path.join(CATALOG)) {
+            tracing::warn!("The catalog is readable only where SQLite can write beside it: {error}");
         }
         let old = path.join(OLD_CATALOG);
         if report.is_complete() {

@@ -219,7 +219,9 @@ impl Sweep<'_> {
             Ok(mark) => mark,
             Err(error) => {
                 // A listing that no pack holds must be known, if a rebuild was killed before it could record it.
-                self.repository.note_lost(&self.gate, monitor)?;
+                if let Err(second) = self.repository.note_lost(&self.gate, monitor) {
+                    tracing::error!("What is lost could not be recorded: {second}");
+                }
                 return Err(error);
             }
         };

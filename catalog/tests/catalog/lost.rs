@@ -3,10 +3,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::common::{Files, Fixture, back_up, fixture, noise, restore};
+use barmanfs_catalog::retention::RetentionRules;
 use barmanfs_catalog::{
-    Backup, BackupId, BackupsOf, RebuildReport, Repository, Silent, SweepOptions, VerifyScope,
+    Backup, BackupId, BackupsOf, Error, KnownLoss, Monitor, RebuildReport, Repository, Silent, SweepOptions,
+    VerifyScope,
 };
 
 const ADDED: &str = "base/added";
@@ -131,7 +134,7 @@ fn the_next_backup_stores_again_what_was_given_up_and_mends_the_others() {
     assert_whole(&f, &[(&first, 0), (&second, 1), (&third, 1), (&fourth, 1)]);
     let swept = sweep(&f);
     assert_eq!((swept.missing_chunks, swept.problems.len()), (0, 0), "{swept:?}");
-    assert_eq!(reopened(&f).known_lost_chunks().unwrap(), 0);
+    assert_eq!(reopened(&f).known_loss().unwrap(), KnownLoss::default());
     assert!(rebuild(&f).is_complete());
     assert_whole(&f, &[(&first, 0), (&second, 1), (&third, 1), (&fourth, 1)]);
 }
@@ -172,7 +175,7 @@ fn when_nothing_needs_a_lost_chunk_it_is_forgotten() {
     let f = fixture();
     let [first, second, third] = lost(&f);
     rebuild(&f);
-    assert!(reopened(&f).known_lost_chunks().unwrap() > 0);
+    assert!(reopened(&f).known_loss().unwrap().in_no_pack > 0);
     let refused = reopened(&f)
         .sweep(&SweepOptions::default(), &mut Silent)
         .unwrap_err();
@@ -180,7 +183,7 @@ fn when_nothing_needs_a_lost_chunk_it_is_forgotten() {
     reopened(&f).delete_backup(&second, false).unwrap();
     reopened(&f).delete_backup(&third, false).unwrap();
     sweep(&f);
-    assert_eq!(reopened(&f).known_lost_chunks().unwrap(), 0);
+    assert_eq!(reopened(&f).known_loss().unwrap(), KnownLoss::default());
     assert!(rebuild(&f).is_complete());
     assert_whole(&f, &[(&first, 0)]);
     let next = back_up(&reopened(&f), &f.server, &files(1));
@@ -202,6 +205,7 @@ fn a_killed_rebuild_hides_nothing() {
         )
         .unwrap();
         drop(db);
+        assert_nothing_is_deleted(&f, &first);
         if verified {
             let repository = reopened(&f);
             let report = repository.verify(&VerifyScope::All, &mut Silent).unwrap();
@@ -213,9 +217,64 @@ fn a_killed_rebuild_hides_nothing() {
                 .unwrap_err();
         }
         assert_eq!(damaged(&f), ids(&[&second, &third]));
+        let plan = reopened(&f)
+            .retention(&f.server, &newest_only(), SystemTime::now().into())
+            .unwrap();
+        assert_eq!(plan.blocked, None);
+        reopened(&f).refuse_deletion(&first, false).unwrap();
         let fourth = back_up(&reopened(&f), &f.server, &files(1));
         assert_whole(&f, &[(&first, 0), (&fourth, 1)]);
     }
+}
+
+/// Takes the catalog away when the rebuild begins to look for what is lost.
+struct TakenAway<'a>(&'a Path);
+
+impl Monitor for TakenAway<'_> {
+    fn stage(&mut self, stage: &str) {
+        if stage == "Finding what is missing" {
+            fs::rename(self.0.join("catalog.sqlite"), self.0.join("away")).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_rebuild_that_could_not_look_says_so_and_lets_nothing_be_deleted() {
+    let f = fixture();
+    let first = back_up(&f.repository, &f.server, &files(0));
+    back_up(&f.repository, &f.server, &files(1));
+    let path = f.repository.path();
+    let report = Repository::rebuild(path, &mut TakenAway(path)).unwrap();
+    assert!(
+        report.not_examined.is_some() && !report.is_complete(),
+        "{report:?}"
+    );
+    assert!(report.kept_catalog.is_some());
+    fs::rename(path.join("away"), path.join("catalog.sqlite")).unwrap();
+    assert_nothing_is_deleted(&f, &first);
+    assert!(rebuild(&f).is_complete());
+    reopened(&f).delete_backup(&first, false).unwrap();
+}
+
+fn newest_only() -> RetentionRules {
+    RetentionRules {
+        backups: Some("REDUNDANCY 1".parse().unwrap()),
+        ..RetentionRules::default()
+    }
+}
+
+/// Nobody knows yet that the first backup is the only good one.
+fn assert_nothing_is_deleted(f: &Fixture, first: &Backup) {
+    let (repository, now) = (reopened(f), SystemTime::now().into());
+    let plan = repository.retention(&f.server, &newest_only(), now).unwrap();
+    assert!(plan.blocked.is_some_and(|why| why.contains("barmanfs verify")));
+    let done = repository
+        .enforce_retention(&f.server, &newest_only(), now)
+        .unwrap();
+    assert_eq!(done.deleted, []);
+    let refused = repository.delete_backup(first, false).unwrap_err();
+    assert!(matches!(refused, Error::Unexamined { .. }), "{refused}");
+    repository.refuse_deletion(first, true).unwrap();
 }
 
 #[test]

@@ -91,8 +91,8 @@ impl Repository {
     /// Deletes a backup permanently; [`sweep`](Self::sweep) frees its space.
     ///
     /// # Errors
-    /// [`Error::BackupRunning`]; [`Error::BackupKept`]; without `force` [`Error::BackupInUse`] while it is being read, and
-    /// [`Error::BackupHasClones`]; [`Error::NoSuchBackup`].
+    /// [`Error::BackupRunning`]; [`Error::BackupKept`]; without `force` [`Error::BackupInUse`] while it is being read,
+    /// [`Error::Unexamined`] and [`Error::BackupHasClones`]; [`Error::NoSuchBackup`].
     pub fn delete_backup(&self, backup: &Backup, force: bool) -> Result<()> {
         self.with_reserve(|| self.try_to_delete(backup, force))
     }
@@ -101,7 +101,8 @@ impl Repository {
     /// or a mount can come.
     ///
     /// # Errors
-    /// [`Error::BackupInUse`]; [`Error::BackupKept`]; [`Error::BackupHasClones`]; when the disk cannot be read.
+    /// [`Error::BackupInUse`]; [`Error::BackupKept`]; [`Error::Unexamined`]; [`Error::BackupHasClones`]; when the disk
+    /// cannot be read.
     pub fn refuse_deletion(&self, backup: &Backup, force: bool) -> Result<()> {
         let lock_name = read_lock_name(backup);
         if backup.record.is_some() && !force && self.locks.is_held(&lock_name)? {
@@ -118,10 +119,16 @@ impl Repository {
         }
     }
 
-    /// Refuses a backup that somebody keeps, or that clones are based on.
+    /// Refuses a backup that somebody keeps, that may be the only good one, or that clones are based on.
     fn refuse_decided(&self, backup: &Backup, force: bool) -> Result<()> {
         if self.keep_of(backup)?.is_some_and(|keep| keep.holds(now())) {
             return Err(Error::BackupKept {
+                server: backup.server.clone(),
+                id: backup.id,
+            });
+        }
+        if !force && backup.is_complete() && self.is_unexamined()? {
+            return Err(Error::Unexamined {
                 server: backup.server.clone(),
                 id: backup.id,
             });

@@ -38,7 +38,7 @@ impl Sweep<'_> {
         let settled: Vec<RecordId> = std::mem::take(&mut self.settled).into_iter().collect();
         match settled.is_empty() {
             true => Ok(()),
-            false => self.repository.write_damage(Places::new(), &settled),
+            false => self.repository.write_damage(Places::new(), &settled, "sweep"),
         }
     }
 }

@@ -2,15 +2,15 @@
 //!
 //! Only a rebuild makes them: it leaves out packs that are gone or cannot be read. So each rebuild looks for them before it
 //! lets writers in, and records them ([`damage`]). Until it has done that, a mark in the new catalog keeps writers from
-//! referring to anything without a look-up. If the rebuild is killed before that, or a verification or a sweep meets such
-//! a chunk that is not recorded, they do the same.
+//! referring to anything without a look-up, and backups from being deleted: a good one may be the only one. If the rebuild
+//! ends before that, or a verification or a sweep meets such a chunk that is not recorded, they do the same.
 
 use std::collections::BTreeSet;
 
 use barmanfs_store::{ChunkId, ChunkIndex, PackWriter};
 use rusqlite::{Connection, params};
 
-use crate::archive::damage::{self, LOST_IN_RECORD, NO_PACK, is_lost};
+use crate::archive::damage::{self, LOST_IN_RECORD, NO_PACK, NOT_LOOKED, is_lost};
 use crate::error::Result;
 use crate::home::locks::Lock;
 use crate::home::now;
@@ -19,9 +19,6 @@ use crate::index::chunk_set::unusable;
 use crate::index::repository::Repository;
 use crate::monitor::Monitor;
 use crate::upkeep::verify::{Verification, VerifyScope};
-
-/// Stands for the row of a record in the mark of a new catalog.
-const NOT_LOOKED: i64 = 0;
 
 /// Ids that are looked up in one read of the catalog.
 const BATCH: usize = 4096;
@@ -107,14 +104,6 @@ impl Repository {
             std::sync::Arc::clone(&self.surveyor),
         );
         Ok(index.publish(&pack.close()?)?)
-    }
-
-    /// Whether the last rebuild was killed before it could look for such chunks.
-    pub(crate) fn is_unexamined(&self) -> Result<bool> {
-        self.db.read(|db| {
-            let mut marked = db.prepare_cached("SELECT 1 FROM damaged WHERE record = ?1")?;
-            Ok(marked.exists([NOT_LOOKED])?)
-        })
     }
 
     /// Whether a chunk that was recorded as lost still has no good place.

@@ -123,7 +123,7 @@ impl Repository {
         if damaged.is_empty() && annulled.is_empty() {
             return Ok(());
         }
-        self.write_damage(damaged, &annulled)
+        self.write_damage(damaged, &annulled, "verification")
     }
 }
 

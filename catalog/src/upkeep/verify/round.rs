@@ -11,6 +11,7 @@ use barmanfs_store::{ChunkId, Error as StoreError, PackId, read_footer};
 use rusqlite::{OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
+use crate::archive::damage::{self, KnownLoss};
 use crate::error::{Error, Result};
 use crate::home::now;
 use crate::index::repository::Repository;
@@ -167,12 +168,12 @@ impl Repository {
         Ok(found)
     }
 
-    /// Number of chunks that are known to be damaged wherever they are, needed or not.
+    /// What is known to be lost.
     ///
     /// # Errors
     /// When the catalog cannot be read.
-    pub fn known_lost_chunks(&self) -> Result<usize> {
-        self.db.read(crate::archive::damage::lost_at_all_places)
+    pub fn known_loss(&self) -> Result<KnownLoss> {
+        self.db.read(damage::known_loss)
     }
 }
 
