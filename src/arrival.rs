@@ -3,9 +3,11 @@
 //! It never creates a repository: WAL that is acknowledged in an empty directory, where a disk should be mounted, would not
 //! be found again.
 
+use std::fmt;
 use std::fs::{File, Metadata};
 use std::io::{self, Read, Seek};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
@@ -36,6 +38,8 @@ pub(crate) struct Arriving<'a> {
     pub(crate) path: Option<PathBuf>,
     /// What brings it.
     pub(crate) origin: &'a str,
+    /// If somebody else may still write it: what it was like when its content was checked.
+    pub(crate) checked: Option<Metadata>,
 }
 
 /// Why a file is not archived.
@@ -43,6 +47,8 @@ pub(crate) struct Arriving<'a> {
 pub(crate) enum NotArchived {
     /// A hook has stopped it.
     Stopped(Error),
+    /// Somebody has written it since it was checked.
+    Changed,
     /// It is wrong, or nothing can be archived now.
     Failed(barmanfs_catalog::Error),
 }
@@ -51,7 +57,24 @@ impl From<NotArchived> for Error {
     fn from(error: NotArchived) -> Self {
         match error {
             NotArchived::Stopped(error) => error,
+            NotArchived::Changed => Error::failed(error.to_string()),
             NotArchived::Failed(error) => error.into(),
+        }
+    }
+}
+
+impl From<barmanfs_catalog::Error> for NotArchived {
+    fn from(error: barmanfs_catalog::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl fmt::Display for NotArchived {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stopped(error) => error.fmt(f),
+            Self::Changed => f.write_str("It was changed while it was being archived"),
+            Self::Failed(error) => error.fmt(f),
         }
     }
 }
@@ -80,6 +103,7 @@ impl Arriving<'_> {
         Ok(Self {
             file: plain,
             path: None,
+            checked: None,
             ..self
         })
     }
@@ -87,11 +111,12 @@ impl Arriving<'_> {
     /// Archives it, with the server's hooks. It is durable when this returns, whatever became of it.
     ///
     /// # Errors
-    /// Those of [`archive_wal`](barmanfs_catalog::Writer::archive_wal), and when a hook stops it.
+    /// Those of [`archive_wal`](barmanfs_catalog::Writer::archive_wal), when a hook stops it, and when it is not as it was
+    /// checked.
     pub(crate) fn archive(mut self, hooks: &Hooks<'_>) -> Result<WalOutcome, NotArchived> {
         if hooks.has(Hook::Archive) {
             // No script runs for a file that is wrong.
-            self.examine(hooks.repository()).map_err(NotArchived::Failed)?;
+            self.examine(hooks.repository())?;
         }
         let metadata = self.file.metadata();
         let path = self.path.take().unwrap_or_else(|| nameless(&self.file));
@@ -103,6 +128,11 @@ impl Arriving<'_> {
             error: None,
         };
         with_hooks(hooks, &wal, || self.store(hooks.repository(), wal.size_bytes))
+    }
+
+    fn is_as_checked(&self) -> bool {
+        let Some(checked) = &self.checked else { return true };
+        self.file.metadata().is_ok_and(|now| is_same(&now, checked))
     }
 
     /// Checks it as far as its beginning and its size show.
@@ -124,13 +154,16 @@ impl Arriving<'_> {
     }
 
     /// The writer keeps others waiting, so it exists no longer than this.
-    fn store(
-        &mut self,
-        repository: &Repository,
-        size_bytes: u64,
-    ) -> Result<WalOutcome, barmanfs_catalog::Error> {
+    fn store(&mut self, repository: &Repository, size_bytes: u64) -> Result<WalOutcome, NotArchived> {
         let (server, name) = (self.server, self.name);
         let writer = repository.writer(self.origin)?;
+        // A script may have run for minutes, and a copier may have gone on meanwhile.
+        if !self.is_as_checked() {
+            tracing::warn!(
+                "WAL file {name} of server {server} was changed while it was being archived: it waits"
+            );
+            return Err(NotArchived::Changed);
+        }
         let outcome = writer.archive_wal(server, &name, &mut self.file, size_bytes, self.origin)?;
         match &outcome {
             WalOutcome::Stored(file) => {
@@ -146,6 +179,21 @@ impl Arriving<'_> {
     }
 }
 
+/// Whether these are the attributes of one file that nobody has written between. A copier may set the time of the last
+/// change, and not the kernel's.
+pub(crate) fn is_same(one: &Metadata, other: &Metadata) -> bool {
+    let of = |file: &Metadata| {
+        (
+            file.dev(),
+            file.ino(),
+            file.size(),
+            (file.mtime(), file.mtime_nsec()),
+            (file.ctime(), file.ctime_nsec()),
+        )
+    };
+    of(one) == of(other)
+}
+
 /// Archives with the server's hooks around it. Those after it run in any case, and fail nothing.
 ///
 /// # Errors
@@ -153,7 +201,7 @@ impl Arriving<'_> {
 pub(crate) fn with_hooks(
     hooks: &Hooks<'_>,
     wal: &Wal<'_>,
-    archive: impl FnOnce() -> Result<WalOutcome, barmanfs_catalog::Error>,
+    archive: impl FnOnce() -> Result<WalOutcome, NotArchived>,
 ) -> Result<WalOutcome, NotArchived> {
     hooks
         .before_wal(Hook::Archive, wal)
@@ -170,7 +218,7 @@ pub(crate) fn with_hooks(
         };
         hooks.after_wal(Hook::Archive, &wal);
     }
-    archived.map_err(NotArchived::Failed)
+    archived
 }
 
 /// A path by which another process of this user can read a file that has no name.

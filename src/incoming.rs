@@ -158,6 +158,7 @@ fn archive_one(hooks: &Hooks<'_>, name: &str, path: &Path) -> Result<Fate, Error
         file,
         path: Some(path.to_owned()),
         origin: "archive-wal",
+        checked: Some(metadata.clone()),
     };
     let arriving = match arriving.decompressed(hooks.repository().path()) {
         Ok(arriving) => arriving,
@@ -187,6 +188,7 @@ fn archive_one(hooks: &Hooks<'_>, name: &str, path: &Path) -> Result<Fate, Error
             None => Fate::Archived(metadata),
             Some(refusal) => Fate::SetAside(refusal, "duplicate"),
         }),
+        Err(NotArchived::Changed) => Ok(Fate::Waits),
         Err(NotArchived::Failed(
             error @ (CatalogError::Wal { .. }
             | CatalogError::BadWalFile { .. }
@@ -224,19 +226,7 @@ fn unreadable(path: &Path, error: &io::Error) -> Fate {
 
 /// Removes what was archived. Another file that has come under its name since stays.
 fn remove(path: &Path, archived: &Metadata) -> Result<(), Error> {
-    let same = |there: &Metadata| {
-        let of = |file: &Metadata| {
-            (
-                file.dev(),
-                file.ino(),
-                file.size(),
-                (file.mtime(), file.mtime_nsec()),
-                (file.ctime(), file.ctime_nsec()),
-            )
-        };
-        of(there) == of(archived)
-    };
-    if fs::symlink_metadata(path).is_ok_and(|there| !same(&there)) {
+    if fs::symlink_metadata(path).is_ok_and(|there| !arrival::is_same(&there, archived)) {
         return Ok(());
     }
     match fs::remove_file(path) {

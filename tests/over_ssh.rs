@@ -308,6 +308,7 @@ fn copies_in_a_directory_are_archived(install: &'static Install) {
         site.list(&incoming),
         [".rsync.xyz", stranger, "0000000100000000000000EF", "readme"]
     );
+    a_script_runs_while_a_copier_goes_on(&site, &server, &incoming, &segments[0]);
     // Nobody copies for a day.
     site.in_days(1, "archive-wal main").ok();
     assert_eq!(site.list(&incoming), [".rsync.xyz"]);
@@ -327,6 +328,48 @@ fn copies_in_a_directory_are_archived(install: &'static Install) {
     until("it is archived", || {
         site.barmanfs(&["get-wal", "main", &next]).code() == Some(0)
     });
+}
+
+/// The file was whole when its script began.
+fn a_script_runs_while_a_copier_goes_on(site: &Site, server: &PgServer, incoming: &Path, earlier: &Path) {
+    let next = kept_segments(site, server, 1).remove(0);
+    let name = name_of(&next);
+    until("it is copied", || archived(server) == name);
+    let script = site.write_file(
+        "copier",
+        format!(
+            "#!/bin/sh\nhead -c 300000 {} 1<> \"$BARMAN_FILE\"\n",
+            earlier.display()
+        )
+        .as_bytes(),
+    );
+    site.sh(&format!("chmod +x {}", script.display())).ok();
+    let settings = |script: &str| {
+        format!(
+            "archiver = on\nincoming_wals_directory = {}\n{script}",
+            incoming.display()
+        )
+    };
+    site.write_config_of(
+        server,
+        &settings(&format!("pre_archive_script = {}\n", script.display())),
+    );
+    let waits = site.barmanfs(&["archive-wal", "main"]).ok();
+    assert!(
+        !waits.text().lines().any(|line| line == name) && incoming.join(&name).exists(),
+        "{waits}"
+    );
+    assert_eq!(site.barmanfs(&["get-wal", "main", &name]).code(), Some(1));
+    site.write_config_of(server, &settings(""));
+    site.sh(&format!(
+        "cat {} 1<> {}",
+        next.display(),
+        incoming.join(&name).display()
+    ))
+    .ok();
+    site.barmanfs(&["archive-wal", "main"]).ok();
+    let printed = site.barmanfs(&["get-wal", "main", &name]).ok();
+    assert!(printed.stdout == fs::read(&next).unwrap());
 }
 
 /// WAL comes over a network that is cut when the third file is asked for.

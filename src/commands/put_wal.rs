@@ -42,6 +42,7 @@ pub(crate) fn run(app: &mut App, args: &PutWalArgs) -> Result<Outcome, Error> {
             file: received.file,
             path: None,
             origin: "put-wal",
+            checked: None,
         };
         let archived = arriving
             .decompressed(repository.path())

@@ -39,6 +39,7 @@ pub(crate) fn run(app: &App, args: &WalArchiveArgs) -> Result<Outcome, Error> {
         file,
         path: Some(absolute(path)),
         origin: "wal-archive",
+        checked: None,
     };
     let outcome = arriving.archive(&hooks)?;
     match arrival::refusal(server, &name, &outcome) {

@@ -152,7 +152,7 @@ pub(crate) fn archive(spool: &Spool, hooks: &Hooks<'_>, name: SegmentName) -> Re
         time: metadata.and_then(|found| found.modified()).unwrap_or(UNIX_EPOCH),
         error: None,
     };
-    Ok(arrival::with_hooks(hooks, &wal, || spool.archive(name))?)
+    Ok(arrival::with_hooks(hooks, &wal, || Ok(spool.archive(name)?))?)
 }
 
 fn tell(spool: &Spool, name: SegmentName, outcome: &WalOutcome) {
