@@ -36,20 +36,29 @@ pub(crate) fn enforce(
     };
     let plan = repository.retention(server, rules, now)?;
     let doomed = doomed(repository, server, &plan)?;
-    let mut seen = Seen::begin()?;
+    let mut seen = match hooks.has(Hook::WalDelete) {
+        true => Some(Seen::begin()?),
+        false => None,
+    };
     let approved = Approved {
         backups: approved_backups(&hooks, &doomed),
-        wal: approved_wal(&hooks, &plan, &mut seen)?,
+        wal: approved_wal(&hooks, &plan, seen.as_mut())?,
     };
     let done = repository.enforce_approved(server, rules, now, Some(&approved))?;
     for backup in doomed.iter().filter(|backup| done.deleted.contains(&backup.id)) {
         hooks.after_backup(Hook::Delete, backup);
     }
-    seen.each(|wal| {
-        if done.wal.iter().any(|removed| removed.range.contains(&wal.name)) {
-            hooks.after_wal(Hook::WalDelete, wal);
-        }
-    })?;
+    let told = seen.map_or(Ok(()), |seen| {
+        seen.each(|wal| {
+            if done.wal.iter().any(|removed| removed.range.contains(&wal.name)) {
+                hooks.after_wal(Hook::WalDelete, wal);
+            }
+        })
+    });
+    // All is deleted: as with the scripts themselves, what goes wrong now fails nothing.
+    if let Err(error) = told {
+        tracing::error!("Not all scripts after the removal of WAL of server {server} ran: {error}");
+    }
     Ok(done)
 }
 
@@ -119,12 +128,12 @@ fn approved_backups(hooks: &Hooks<'_>, doomed: &[Backup]) -> BTreeSet<BackupId> 
 fn approved_wal(
     hooks: &Hooks<'_>,
     plan: &RetentionPlan,
-    seen: &mut Seen,
+    seen: Option<&mut Seen>,
 ) -> Result<Vec<SegmentRange>, Error> {
     let ranges: Vec<SegmentRange> = plan.removable_wal().iter().map(|wal| wal.range).collect();
-    if !hooks.has(Hook::WalDelete) {
+    let Some(seen) = seen else {
         return Ok(ranges);
-    }
+    };
     for range in &ranges {
         let mut after = range.first.name_below().map(WalName::Segment);
         loop {
