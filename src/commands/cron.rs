@@ -89,18 +89,19 @@ pub(crate) fn run(app: &mut App, args: &CronArgs) -> Result<Outcome, Error> {
         verifies: !app.config.verify_budget.is_off(),
         now,
         backups_running: 0,
+        retentions_running: 0,
         retentions: Vec::new(),
         backups: Vec::new(),
         boot_tests: Vec::new(),
     };
-    round.count_backups(&servers)?;
+    round.count_running(&servers)?;
     let mut errors: BTreeMap<&ServerName, String> = BTreeMap::new();
     for server in &servers {
         if let Err(error) = round.look_after(server) {
             errors.insert(&server.name, error.to_string());
         }
     }
-    round.start_retentions(&servers)?;
+    round.start_retentions()?;
     for (server, error) in round.start_queued()? {
         if let Some(server) = servers.iter().find(|known| known.name == server) {
             errors.entry(&server.name).or_insert_with(|| error.to_string());
@@ -149,6 +150,7 @@ struct Round<'a> {
     verifies: bool,
     now: TimestampMicros,
     backups_running: usize,
+    retentions_running: usize,
     /// Due tasks of which only a few may run at one time.
     retentions: Vec<Due>,
     backups: Vec<Due>,
@@ -173,12 +175,18 @@ struct Subject<'a> {
 }
 
 impl Round<'_> {
-    fn count_backups(&mut self, servers: &[ServerConfig]) -> Result<(), Error> {
+    fn count_running(&mut self, servers: &[ServerConfig]) -> Result<(), Error> {
         for server in servers.iter().filter(|server| server.backup_schedule.is_some()) {
             let runs = self
                 .repository
                 .is_task_running(CronTask::Backup, Some(&server.name))?;
             self.backups_running += usize::from(runs);
+        }
+        for server in servers {
+            let runs = self
+                .repository
+                .is_task_running(CronTask::Retention, Some(&server.name))?;
+            self.retentions_running += usize::from(runs);
         }
         Ok(())
     }
@@ -228,9 +236,12 @@ impl Round<'_> {
         let began = last.map(|last| last.began_at);
         let newest = subject.newest_done().and_then(|backup| backup.end_time);
         let is_recent = due::is_within(RETENTION_EVERY, began, self.now) && newest <= began;
+        // A process that runs for other servers may come to this one later.
+        let may_wait = self.retentions_running > 0 && last.is_some_and(|last| last.ended_at.is_none());
         if subject.backups.is_empty()
             || (rules.backups.is_none() && rules.failed_backups.is_none())
             || is_recent
+            || may_wait
             || !due::may_try_again(last, self.now)
             || self
                 .repository
@@ -339,18 +350,12 @@ impl Round<'_> {
     }
 
     /// Divides the servers whose policies are due among the processes that may run for them.
-    fn start_retentions(&mut self, servers: &[ServerConfig]) -> Result<(), Error> {
+    fn start_retentions(&mut self) -> Result<(), Error> {
         let mut due = std::mem::take(&mut self.retentions);
         if due.is_empty() {
             return Ok(());
         }
-        let mut at_once = RETENTIONS_AT_ONCE;
-        for server in servers {
-            let runs = self
-                .repository
-                .is_task_running(CronTask::Retention, Some(&server.name))?;
-            at_once = at_once.saturating_sub(usize::from(runs));
-        }
+        let at_once = RETENTIONS_AT_ONCE.saturating_sub(self.retentions_running);
         if at_once == 0 {
             return Ok(());
         }

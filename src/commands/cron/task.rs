@@ -42,18 +42,21 @@ const FIRST_BUDGET: Duration = Duration::from_secs(3600);
 pub(super) fn run(app: &mut App, args: &CronArgs, task: CronTask) -> Result<Outcome, Error> {
     background::detach(app.config.log_file.as_deref(), args.keep_descriptors)?;
     let servers = args.servers.iter().map(|name| app.configured(name).cloned());
-    let servers: Vec<ServerConfig> = servers.collect::<Result<_, Error>>()?;
+    let mut servers: Vec<Result<ServerConfig, Error>> = servers.collect();
     let repository = app.repository_for_writing()?;
     if servers.len() < 2 {
-        return carry_out(app, &repository, task, servers.first());
+        let server = servers.pop().transpose()?;
+        return carry_out(app, &repository, task, server.as_ref());
     }
     let interruption = Interruption::watch(|| {})?;
-    for server in &servers {
+    for server in servers {
         if interruption.requested() {
             break;
         }
-        if let Err(error) = carry_out(app, &repository, task, Some(server)) {
-            tracing::error!("{} of server {} by cron: {error}", task.as_str(), server.name);
+        // One that has left the configuration meanwhile does not stop the others.
+        let done = server.and_then(|server| carry_out(app, &repository, task, Some(&server)));
+        if let Err(error) = done {
+            tracing::error!("{} by cron: {error}", task.as_str());
         }
     }
     Ok(Outcome::Done)
