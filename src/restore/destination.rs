@@ -506,25 +506,26 @@ pub(super) fn refuse_place(repository: Option<&Repository>, path: &Path) -> Resu
 
 /// Where tablespaces really are, behind links. None is in the data directory or in another one, or around it.
 fn separate_places(directory: &Path, relocations: &Relocations) -> Result<Vec<PathBuf>, Error> {
-    let mut places: Vec<PathBuf> = Vec::new();
-    for (_, location) in relocations.iter() {
-        let place = resolved(location)?;
-        let shares = |other: &Path| place.starts_with(other) || other.starts_with(&place);
-        if let Some(other) = places
-            .iter()
-            .map(PathBuf::as_path)
-            .chain([directory])
-            .find(|other| shares(other))
-        {
+    let places = relocations.iter().map(|(_, location)| resolved(location));
+    let places = places.collect::<Result<Vec<_>, Error>>()?;
+    refuse_shared(directory, &places)?;
+    Ok(places)
+}
+
+/// Refuses places of tablespaces that are in the data directory or in each other. The paths have no links in them.
+pub(super) fn refuse_shared(directory: &Path, places: &[PathBuf]) -> Result<(), Error> {
+    for (number, place) in places.iter().enumerate() {
+        let shares = |other: &&Path| place.starts_with(other) || other.starts_with(place);
+        let others = places.iter().take(number).map(PathBuf::as_path);
+        if let Some(other) = others.chain([directory]).find(shares) {
             return Err(Error::usage(format!(
                 "The tablespace at {} would be in {}, or around it",
-                location.display(),
+                place.display(),
                 other.display()
             )));
         }
-        places.push(place);
     }
-    Ok(places)
+    Ok(())
 }
 
 /// The places where barmanfs is mounted.

@@ -24,7 +24,7 @@ use barmanfs_catalog::{ReadGuard, Repository};
 use barmanfs_store::sync::lock;
 
 use super::agent::control::{Agent, Found, Order};
-use super::destination::{State, not_empty};
+use super::destination::{State, not_empty, refuse_shared};
 use super::marker::{self, Marker};
 use super::space::TreeSize;
 use super::tablespaces::Relocations;
@@ -151,11 +151,13 @@ impl RemotePrepared {
             if signals.requested() {
                 return Err(super::tree_writer::interrupted());
             }
-            progress.stage("syncing");
-            sender.complete(&rest)?;
-            Ok(bytes)
+            Ok((rest, bytes))
         };
-        let written_bytes = send().map_err(|error| self.incomplete(error))?;
+        let (rest, written_bytes) = send().map_err(|error| self.incomplete(error))?;
+        progress.stage("syncing");
+        sender
+            .complete(&rest)
+            .map_err(|error| self.perhaps_complete(error))?;
         Ok(Restored {
             bytes: self.size.bytes,
             written_bytes,
@@ -212,19 +214,25 @@ impl RemotePrepared {
         let marker = Marker::new(&self.view.backup, Vec::new(), self.relocations.clone(), false);
         let text = serde_json::to_vec_pretty(&marker)
             .map_err(|error| Error::failed(format!("Cannot write the marker: {error}")))?;
-        let mut script = String::from(
+        let name = marker::NAME;
+        let directory = word(&self.directory.to_string_lossy());
+        let mut script = format!(
+            "others() {{ for e in \"$1\"/* \"$1\"/.[!.]* \"$1\"/..?*; do {{ [ -e \"$e\" ] || [ -h \"$e\" ]; }} || continue; \
+             case \"${{e##*/}}\" in {name}|lost+found) continue;; esac; rm -f {directory}/{name}; \
+             echo \"$1 is not empty any more\" >&2; exit 1; done; }}; "
+        );
+        script.push_str(
             "set -e; umask 022; make() { [ -d \"$1\" ] || { mkdir -p \"${1%/*}/\"; mkdir -m 700 \"$1\"; }; \
              if [ \"$(id -u)\" = 0 ]; then chown 0:0 \"$1\"; fi; chmod 700 \"$1\"; }; ",
         );
-        let directory = word(&self.directory.to_string_lossy());
         script.push_str(&format!("make {directory}; "));
         // With this, sh makes no file that exists.
         script.push_str(&format!(
-            "set -C; umask 077; cat > {directory}/{}; set +C; umask 022",
-            marker::NAME
+            "set -C; umask 077; cat > {directory}/{name}; set +C; umask 022; others {directory}"
         ));
         for (_, location) in self.relocations.iter() {
-            script.push_str(&format!("; make {}", word(&location.to_string_lossy())));
+            let location = word(&location.to_string_lossy());
+            script.push_str(&format!("; make {location}; others {location}"));
         }
         self.shell.run("begin a restore", &script, &text).map(drop)
     }
@@ -244,6 +252,16 @@ impl RemotePrepared {
             }
             None => Ok(()),
         }
+    }
+
+    /// What ends the command over there goes on when the connection is lost.
+    fn perhaps_complete(&self, error: Error) -> Error {
+        let directory = self.directory.display();
+        error.hint(format!(
+            "{directory} on the other host may be complete: it is, unless {directory}/{} is there, or \
+             {directory}/global/pg_control is missing",
+            marker::NAME
+        ))
     }
 
     fn incomplete(&self, error: Error) -> Error {
@@ -270,17 +288,9 @@ fn examine(
     let mut paths = facts.refuse_places(&asked)?.into_iter();
     refuse_state(facts, directory, options.delta)?;
     let real = paths.next().unwrap_or_else(|| directory.to_owned());
-    let relocations = relocations.moved(paths);
-    if let Some((_, location)) = relocations
-        .iter()
-        .find(|(_, location)| location.starts_with(&real) || real.starts_with(location))
-    {
-        return Err(Error::usage(format!(
-            "The tablespace at {} would be in {}, or around it",
-            location.display(),
-            real.display()
-        )));
-    }
+    let places: Vec<PathBuf> = paths.collect();
+    refuse_shared(&real, &places)?;
+    let relocations = relocations.moved(places.into_iter());
     facts.refuse_space(&relocations, size)?;
     Ok(Found {
         state: State::Vacant,

@@ -95,7 +95,7 @@ impl TreeSender<'_> {
 
     /// Makes the directory startable, and gives the two directories in which something gets its name last their attributes.
     pub(super) fn complete(&self, rest: &Rest) -> Result<(), Error> {
-        let mut stream = Stream::start(self.shell, &complete(self.directory))?;
+        let mut stream = Stream::start(self.shell, &complete(self.directory, self.relocations))?;
         let global = rest
             .directories
             .iter()
@@ -299,8 +299,13 @@ impl TreeSender<'_> {
     }
 }
 
-/// The script that makes the directory startable, when everything is there. It reads an archive at its end.
-fn complete(directory: &Path) -> String {
+/// The script that makes the directory startable, when everything is there. It reads an archive at its end. `sync` reports
+/// no error of the disk, `sync -f` does, where there is one.
+fn complete(directory: &Path, relocations: &Relocations) -> String {
+    let places: String = relocations
+        .iter()
+        .map(|(_, location)| format!(" {}", word(&location.to_string_lossy())))
+        .collect();
     let directory = word(&directory.to_string_lossy());
     let names = HELD.map(|(place, name, held)| {
         let text = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
@@ -314,8 +319,9 @@ fn complete(directory: &Path) -> String {
     let [version, control] = names;
     let marker = crate::restore::marker::NAME;
     format!(
-        "umask 077; set -e; cd {directory}; test -f {marker}; sync; {version}; sync; rm {marker}; sync; {control}; \
-         tar -x -p -f -; sync"
+        "umask 077; set -e; cd {directory}; test -f {marker}; \
+         if sync -f . 2>/dev/null; then all() {{ sync -f .{places}; }}; else all() {{ sync; }}; fi; \
+         sync; all; {version}; all; rm {marker}; all; {control}; tar -x -p -f -; all"
     )
 }
 
