@@ -112,6 +112,14 @@ impl Conninfo {
         targets.map(|(_, value)| value).collect()
     }
 
+    /// The files that a connection string names: keys, certificates, a password file.
+    pub(crate) fn files_of(text: &str) -> Vec<String> {
+        const FILES: [&str; 5] = ["passfile", "sslkey", "sslcert", "sslrootcert", "sslcrl"];
+        let settings = parse::parse(text).unwrap_or_default();
+        let files = settings.into_iter().filter(|(key, _)| FILES.contains(key));
+        files.map(|(_, value)| value).collect()
+    }
+
     /// The secrets in a connection string, and the string itself if it has one. One that cannot be read is a secret as a
     /// whole.
     pub(crate) fn secrets_of(text: &str) -> Vec<String> {

@@ -1,7 +1,8 @@
 //! The file that marks an incomplete restore. It is for people, and for the command that continues.
 
 use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::Read;
+use std::os::unix::fs::FileExt;
 
 use barmanfs_catalog::{Backup, BackupId, ServerName};
 use barmanfs_pg::{SystemId, TimestampMicros};
@@ -81,13 +82,14 @@ impl Marker {
     }
 
     /// Writes it durably into the file that [`lock`] gave.
-    pub(super) fn write(&self, place: &Place, mut file: &File) -> Result<(), Error> {
+    pub(super) fn write(&self, place: &Place, file: &File) -> Result<(), Error> {
         let fail = |error| place.failed("write", NAME.as_bytes(), error);
-        let text = serde_json::to_vec_pretty(self).map_err(|error| fail(error.into()))?;
-        file.set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| file.write_all(&text))
-            .and_then(|()| file.write_all(b"\n"))
+        let mut text = serde_json::to_vec_pretty(self).map_err(|error| fail(error.into()))?;
+        // The old text is overwritten, and what it has more is filled up: a crash in between must not leave an empty file,
+        // which says nothing of what must stay.
+        let old = file.metadata().map_err(fail)?.len().min(MAX_BYTES);
+        text.resize(text.len().max(usize::try_from(old).unwrap_or(0)), b'\n');
+        file.write_all_at(&text, 0)
             .and_then(|()| file.sync_all())
             .map_err(fail)?;
         place.sync()

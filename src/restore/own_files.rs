@@ -20,6 +20,7 @@ use barmanfs_pg::conf::{
 use super::place::{Place, dress, failed};
 use crate::error::Error;
 use crate::instance::AUTO_CONF;
+use crate::postgres::Conninfo;
 
 /// The files that PostgreSQL reads by their names.
 const SETTINGS: [&str; 2] = ["postgresql.conf", AUTO_CONF];
@@ -93,13 +94,16 @@ impl OwnFiles {
             names_a_primary: false,
         };
         for name in SETTINGS {
-            search.find(name.as_bytes(), Kind::Settings);
+            search.find(name.as_bytes(), Kind::Settings)?;
         }
         for name in ACCESS {
-            search.find(name.as_bytes(), Kind::Access);
+            search.find(name.as_bytes(), Kind::Access)?;
         }
         for name in DEFAULTS {
-            search.find(name.as_bytes(), Kind::Named);
+            search.find(name.as_bytes(), Kind::Named)?;
+        }
+        if let Some(conninfo) = &settings.primary_conninfo {
+            search.connection(conninfo)?;
         }
         while let Some((path, kind)) = search.waiting.pop() {
             search.read(&path, kind)?;
@@ -166,9 +170,15 @@ struct Search<'a> {
 
 impl Search<'_> {
     /// Adds the entry at a path, if there is one. What is behind a symbolic link stays in any case.
-    fn find(&mut self, path: &[u8], kind: Kind) {
-        if path.is_empty() || is_of_the_database(path) || self.paths.len() >= MAX_FILES {
-            return;
+    fn find(&mut self, path: &[u8], kind: Kind) -> Result<(), Error> {
+        if path.is_empty() || is_of_the_database(path) {
+            return Ok(());
+        }
+        if self.paths.len() >= MAX_FILES {
+            return Err(Error::failed(format!(
+                "{} has more than {MAX_FILES} configuration files",
+                self.data.display()
+            )));
         }
         let mut names = path.split(|byte| *byte == b'/');
         let mut own: Vec<u8> = Vec::new();
@@ -177,8 +187,10 @@ impl Search<'_> {
                 own.push(b'/');
             }
             own.extend_from_slice(name);
-            match std::fs::symlink_metadata(self.at(&own)) {
-                Err(_) => return,
+            let at = self.at(&own);
+            match std::fs::symlink_metadata(&at) {
+                Err(error) if is_absent(&error) => return Ok(()),
+                Err(error) => return Err(failed("look at", &at, error)),
                 Ok(found) if found.is_symlink() => break,
                 Ok(_) => {}
             }
@@ -187,6 +199,7 @@ impl Search<'_> {
         if is_new && kind != Kind::Named {
             self.waiting.push((path.to_vec(), kind));
         }
+        Ok(())
     }
 
     fn at(&self, path: &[u8]) -> PathBuf {
@@ -210,7 +223,7 @@ impl Search<'_> {
         };
         if kind == Kind::Access {
             for reference in access_references(&text) {
-                self.referenced(&reference, path, kind);
+                self.referenced(&reference, path, kind)?;
             }
             return Ok(());
         }
@@ -219,52 +232,73 @@ impl Search<'_> {
                 continue;
             };
             match &*name {
-                "include" => self.referenced(&AccessReference::File(value), path, kind),
-                "include_if_exists" => self.referenced(&AccessReference::FileIfExists(value), path, kind),
-                "include_dir" => self.referenced(&AccessReference::Directory(value), path, kind),
-                "primary_conninfo" => self.names_a_primary |= !value.is_empty(),
-                name => self.setting(name, &value),
+                "include" => self.referenced(&AccessReference::File(value), path, kind)?,
+                "include_if_exists" => self.referenced(&AccessReference::FileIfExists(value), path, kind)?,
+                "include_dir" => self.referenced(&AccessReference::Directory(value), path, kind)?,
+                "primary_conninfo" => {
+                    self.names_a_primary |= !value.is_empty();
+                    self.connection(&String::from_utf8_lossy(&value))?;
+                }
+                name => self.setting(name, &value)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Keys, certificates and the password file of a connection.
+    fn connection(&mut self, conninfo: &str) -> Result<(), Error> {
+        for file in Conninfo::files_of(conninfo) {
+            if let Some(place) = self.location(file.as_bytes(), b"") {
+                self.find(&place, Kind::Named)?;
             }
         }
         Ok(())
     }
 
     /// A path in a setting is relative to the data directory.
-    fn setting(&mut self, name: &str, value: &[u8]) {
+    fn setting(&mut self, name: &str, value: &[u8]) -> Result<(), Error> {
         let kind = match name {
             name if NAMING.contains(&name) => Kind::Named,
             name if NAMING_ACCESS.contains(&name) => Kind::Access,
-            _ => return,
+            _ => return Ok(()),
         };
-        if let Some(place) = self.location(value, b"") {
-            self.find(&place, kind);
+        match self.location(value, b"") {
+            Some(place) => self.find(&place, kind),
+            None => Ok(()),
         }
     }
 
-    fn referenced(&mut self, reference: &AccessReference, named_in: &[u8], kind: Kind) {
+    fn referenced(&mut self, reference: &AccessReference, named_in: &[u8], kind: Kind) -> Result<(), Error> {
         match reference {
             AccessReference::File(named) | AccessReference::FileIfExists(named) => {
                 if let Some(place) = self.location(named, named_in) {
-                    self.find(&place, kind);
+                    self.find(&place, kind)?;
                 }
             }
             AccessReference::Directory(named) => {
                 let Some(directory) = self.location(named, named_in) else {
-                    return;
+                    return Ok(());
                 };
-                let Ok(entries) = std::fs::read_dir(self.at(&directory)) else {
-                    return;
+                let at = self.at(&directory);
+                let entries = match std::fs::read_dir(&at) {
+                    Err(error) if is_absent(&error) => return Ok(()),
+                    entries => entries.map_err(|error| failed("list", &at, error))?,
                 };
-                for entry in entries.flatten() {
-                    let name = entry.file_name();
+                for entry in entries {
+                    let name = entry.map_err(|error| failed("list", &at, error))?.file_name();
                     if is_taken_by_include_dir(name.as_bytes()) {
                         let place = [directory.as_slice(), name.as_bytes()].join(&b'/');
-                        self.find(place.strip_prefix(b"/").unwrap_or(&place), kind);
+                        self.find(place.strip_prefix(b"/").unwrap_or(&place), kind)?;
                     }
                 }
             }
         }
+        Ok(())
     }
+}
+
+fn is_absent(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
 /// Whether the path is one that PostgreSQL keeps its data at, whatever a setting says.
@@ -358,7 +392,7 @@ mod tests {
         let directory = directory(&[
             (
                 "postgresql.conf",
-                "include 'conf.d/../extra'\ninclude_dir = 'conf.d'\nssl_ca_file = 'ca/root.crt'\nlog_directory = mylog\n",
+                "include 'conf.d/../extra'\nprimary_conninfo = 'host=db1 passfile=secret/pass sslkey=/etc/key'\ninclude_dir = 'conf.d'\nssl_ca_file = 'ca/root.crt'\nlog_directory = mylog\n",
             ),
             (
                 "extra",
@@ -377,6 +411,7 @@ mod tests {
             ("mylog/postgresql.log", ""),
             ("server.key", ""),
             ("base/1/1", ""),
+            ("secret/pass", ""),
             ("stranger", ""),
         ]);
         let own = OwnFiles::of(directory.path(), &settings(None)).unwrap();
@@ -395,6 +430,7 @@ mod tests {
             "postgresql.conf",
             "rules/hba",
             "rules/users",
+            "secret/pass",
             "server.key",
         ];
         assert_eq!(paths, expected);

@@ -66,8 +66,17 @@ impl Previous {
             lost: None,
             control,
         };
-        let own = history(data, control.timeline)?;
-        if let Some(from) = left_at(route, &own) {
+        let left_at = match history(data, control.timeline)? {
+            Some(own) => left_at(route, &own),
+            None if control.timeline == route.timeline() => None,
+            // Its file is lost. Where the way leaves this timeline is known all the same.
+            None => Some(
+                route
+                    .switch_point(control.timeline)
+                    .ok_or_else(|| unknown_history(data, control.timeline))?,
+            ),
+        };
+        if let Some(from) = left_at {
             let lost = previous.wal_from(data, from)?;
             previous.lost = (lost.to_lsn > from).then_some(lost);
         }
@@ -129,14 +138,27 @@ impl Previous {
     }
 }
 
-/// The history of a timeline by the file in the directory's WAL.
-fn history(data: &Path, timeline: TimelineId) -> Result<TimelineHistory, Error> {
+fn unknown_history(data: &Path, timeline: TimelineId) -> Error {
+    Error::failed(format!(
+        "What {} has written on timeline {timeline} cannot be compared: {}.history is not in its pg_wal",
+        data.display(),
+        timeline.hex()
+    ))
+    .hint("Put it there, 'barmanfs get-wal' gives it; or make a new standby with 'barmanfs restore --standby-mode'")
+}
+
+/// The history of a timeline by the file in the directory's WAL; `None` if the file is missing. The first has none.
+fn history(data: &Path, timeline: TimelineId) -> Result<Option<TimelineHistory>, Error> {
+    if timeline == TimelineId(1) {
+        return Ok(Some(TimelineHistory::without_ancestors(timeline)));
+    }
     let path = data.join("pg_wal").join(format!("{}.history", timeline.hex()));
     let mut bytes = Vec::new();
     match File::open(&path).and_then(|file| file.take(MAX_HISTORY_BYTES).read_to_end(&mut bytes)) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(TimelineHistory::without_ancestors(timeline)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed("read", &path, error)),
         Ok(_) => TimelineHistory::parse(&bytes, timeline)
+            .map(Some)
             .map_err(|error| Error::failed(format!("{}: {error}", path.display()))),
     }
 }

@@ -37,7 +37,8 @@ pub(super) struct Stays<'a> {
     pub(super) own: Option<&'a OwnFiles>,
 }
 
-/// Removes what does not belong to the tree, or lists it, which fails if something of it cannot be removed. Returns the paths below the directory, without those of what was in a removed
+/// Removes what does not belong to the tree, or lists it, which fails if something of it cannot be removed. Returns the
+/// paths below the directory, without those of what was in a removed
 /// directory.
 pub(super) fn prune(
     view: &ViewTree,

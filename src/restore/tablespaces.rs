@@ -129,6 +129,13 @@ impl Relocations {
             let Ok(location) = std::fs::read_link(entry.path()) else {
                 continue;
             };
+            if !location.is_absolute() {
+                return Err(Error::failed(format!(
+                    "{} is a relative link: PostgreSQL makes none, and no tablespace can be written there",
+                    entry.path().display()
+                ))
+                .hint("Make it a link to an absolute path"));
+            }
             match backup.tablespaces.iter().any(|space| space.oid == oid) {
                 true => drop(all.insert(oid, location)),
                 false => unknown.push(oid),

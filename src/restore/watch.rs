@@ -110,17 +110,17 @@ impl Watched {
         };
         let replayed = children(running.pid).find_map(|child| replayed(&title(child)));
         if instance::status(&self.data) != instance::Status::Ready {
-            return replayed.map_or(Replay::Starting, |replayed| Replay::At(replayed.segment));
+            return replayed.map_or(Replay::Starting, Replay::At);
         }
         // With hot_standby it takes connections long before it is at its target.
-        // It may wait for a segment behind its target, which it reads ahead.
-        let Some(replayed) = replayed else {
+        // A standby goes on for ever. Of others, the process that replays ends with the recovery.
+        let Some(segment) = replayed.filter(|_| !self.data.join("standby.signal").exists()) else {
             return Replay::Ready;
         };
         match self.is_paused(&running) {
             Some(true) => Replay::Paused,
-            Some(false) if !replayed.is_waiting => Replay::At(replayed.segment),
-            _ => Replay::Ready,
+            Some(false) => Replay::At(segment),
+            None => Replay::Ready,
         }
     }
 
@@ -218,23 +218,13 @@ fn title(pid: i32) -> String {
     String::from_utf8_lossy(&title).trim_end_matches('\0').to_owned()
 }
 
-/// What a startup process does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Replayed {
-    segment: SegmentName,
-    /// It has replayed all that is before the segment, and waits for that.
-    is_waiting: bool,
-}
-
-/// What the title of a startup process says: "postgres: startup recovering 000000010000000000000003", or "waiting for".
-fn replayed(title: &str) -> Option<Replayed> {
+/// The segment in the title of a startup process: "postgres: startup recovering 000000010000000000000003", also
+/// "waiting for", while restore_command fetches it.
+fn replayed(title: &str) -> Option<SegmentName> {
     let (_, doing) = title.split_once("startup ")?;
     // What follows is left of the command line, if the title takes only a part of its place.
     let doing = doing.split('\0').next()?;
-    Some(Replayed {
-        segment: doing.split_ascii_whitespace().next_back()?.parse().ok()?,
-        is_waiting: doing.trim_start().starts_with("waiting"),
-    })
+    doing.split_ascii_whitespace().next_back()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -243,23 +233,15 @@ mod tests {
 
     #[test]
     fn the_title_of_the_startup_process_names_the_segment() {
-        let expected = |is_waiting| {
-            Some(Replayed {
-                segment: "000000020000000A000000FF".parse().unwrap(),
-                is_waiting,
-            })
-        };
-        for (title, is_waiting) in [
-            ("postgres: startup recovering 000000020000000A000000FF", false),
-            (
-                "postgres: main: startup waiting for 000000020000000A000000FF",
-                true,
-            ),
+        let expected = "000000020000000A000000FF".parse().ok();
+        for title in [
+            "postgres: startup recovering 000000020000000A000000FF",
+            "postgres: main: startup waiting for 000000020000000A000000FF",
         ] {
-            assert_eq!(replayed(title), expected(is_waiting), "{title}");
+            assert_eq!(replayed(title), expected, "{title}");
         }
         let loaded = "/lib/ld.so\0--argv0\0postgres: startup recovering 000000020000000A000000FF\0\0\0/bin/postgres\0-D\0/x";
-        assert_eq!(replayed(loaded), expected(false));
+        assert_eq!(replayed(loaded), expected);
         assert_eq!(replayed("postgres: startup "), None);
         assert_eq!(replayed("postgres: checkpointer"), None);
     }
