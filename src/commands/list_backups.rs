@@ -49,7 +49,7 @@ pub(crate) fn run(app: &mut App, args: &ListBackupsArgs) -> Result<Outcome, Erro
     } else if args.minimal {
         // Newest first as in Barman: scripts expect the newest backup in the first line.
         let mut ids: Vec<&Backup> = backups.iter().map(|listed| &listed.backup).collect();
-        ids.sort_by_key(|backup| std::cmp::Reverse((backup.begin_time, backup.id)));
+        ids.sort_by_key(|backup| std::cmp::Reverse(backup.id));
         for backup in ids {
             app.out.line(backup.id)?;
         }
