@@ -257,19 +257,6 @@ pub(crate) fn record(pack: PackId, found_at: TimestampMicros, chunks: BTreeSet<C
     records::record(Kind::Damage, &body)
 }
 
-/// The number of chunks in a pack is limited, that of lost ones is not.
-fn in_records(pack: PackId, mut chunks: BTreeSet<ChunkId>) -> Vec<(PackId, BTreeSet<ChunkId>)> {
-    let mut parts = Vec::new();
-    while pack == NO_PACK
-        && let Some(next) = chunks.iter().nth(LOST_IN_RECORD).copied()
-    {
-        let rest = chunks.split_off(&next);
-        parts.push((pack, std::mem::replace(&mut chunks, rest)));
-    }
-    parts.push((pack, chunks));
-    parts
-}
-
 impl Repository {
     /// Whether the last rebuild ended before it could look for what is needed and in no pack: then it is not known which
     /// backups are good.
@@ -337,8 +324,7 @@ impl Repository {
         let found_at = now();
         let found = found
             .into_iter()
-            .flat_map(|(pack, chunks)| in_records(pack, chunks));
-        let found = found.map(|(pack, chunks)| record(pack, found_at, chunks));
+            .map(|(pack, chunks)| record(pack, found_at, chunks));
         // Written after the records that replace them: it does no harm if a place is recorded as damaged twice.
         let annulled = annulled.iter().map(|of| {
             let body = Deletion {

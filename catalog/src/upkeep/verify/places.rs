@@ -2,15 +2,18 @@
 
 use std::collections::BTreeSet;
 
-use barmanfs_store::{ChunkId, Error as StoreError, PackId};
+use barmanfs_store::{ChunkId, Error as StoreError, PackId, RecordId};
 
-use crate::archive::damage::NO_PACK;
+use crate::archive::damage::{NO_PACK, Places};
 use crate::error::Result;
 use crate::home::presence;
 use crate::index::chunk_index::{place_in, places};
 use crate::index::repository::Repository;
 use crate::monitor::Silent;
 use crate::upkeep::verify::{BAD_CHUNKS_MAX, Verification, VerifyReport, note_bad};
+
+/// Those who wait for this writer see it.
+const PURPOSE: &str = "verification";
 
 impl Verification<'_> {
     /// Checks all places of a chunk that could not be read, and of its bases.
@@ -96,18 +99,16 @@ impl Repository {
         let mut annulled = Vec::new();
         let mut damaged = report.damaged_places.clone();
         self.each_damage(&mut |record, known| {
-            let is_lost = known.pack == NO_PACK;
-            if !is_lost && !self.knows_pack(known.pack)? {
+            if known.pack == NO_PACK {
+                return self.note_found(record, &known.chunks);
+            }
+            if !self.knows_pack(known.pack)? {
                 return Ok(());
             }
             let found = damaged.entry(known.pack).or_default();
             let mut still = BTreeSet::new();
             for id in &known.chunks {
-                let is_still = match is_lost {
-                    true => self.is_still_lost(id)?,
-                    false => found.contains(id) || is_damaged(self, id, known.pack)?,
-                };
-                if is_still {
+                if found.contains(id) || is_damaged(self, id, known.pack)? {
                     still.insert(*id);
                 }
             }
@@ -123,7 +124,26 @@ impl Repository {
         if damaged.is_empty() && annulled.is_empty() {
             return Ok(());
         }
-        self.write_damage(damaged, &annulled, "verification")
+        self.write_damage(damaged, &annulled, PURPOSE)
+    }
+
+    /// Records which chunks of a record of lost ones are in a pack again. One record at a time, since the number of lost
+    /// chunks has no limit.
+    fn note_found(&self, record: RecordId, known: &BTreeSet<ChunkId>) -> Result<()> {
+        let mut still = BTreeSet::new();
+        for id in known {
+            if self.is_still_lost(id)? {
+                still.insert(*id);
+            }
+        }
+        if still.len() == known.len() {
+            return Ok(());
+        }
+        let mut left = Places::new();
+        if !still.is_empty() {
+            left.insert(NO_PACK, still);
+        }
+        self.write_damage(left, &[record], PURPOSE)
     }
 }
 
@@ -136,5 +156,41 @@ fn is_damaged(repository: &Repository, id: &ChunkId, pack: PackId) -> Result<boo
         Ok(()) | Err(StoreError::LostBase { .. }) => Ok(false),
         Err(error) if error.is_damage() => Ok(true),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::derive::derive;
+    use crate::index::repository::on_test_packs;
+
+    #[test]
+    fn a_record_of_lost_chunks_names_only_those_that_still_are() {
+        let (_directory, _storage, repository) = on_test_packs(derive);
+        let (gone, back) = (ChunkId([1; 32]), ChunkId([2; 32]));
+        let records = || {
+            let mut records = Vec::new();
+            repository
+                .each_damage(&mut |_, known| {
+                    records.push(known.chunks.into_iter().collect::<Vec<_>>());
+                    Ok(())
+                })
+                .unwrap();
+            records
+        };
+        for lost in [[gone, back].as_slice(), &[back]] {
+            let places = Places::from([(NO_PACK, lost.iter().copied().collect())]);
+            repository.write_damage(places, &[], PURPOSE).unwrap();
+        }
+        repository.note_places(&VerifyReport::default()).unwrap();
+        assert_eq!(records(), [vec![gone, back], vec![back]]);
+        let entered = repository.db.write(|db| {
+            let row = "INSERT INTO chunks SELECT ?1, min(seq), 0, 3, 3, 0, NULL FROM packs";
+            Ok(db.execute(row, [back.as_bytes()])?)
+        });
+        entered.unwrap();
+        repository.note_places(&VerifyReport::default()).unwrap();
+        assert_eq!(records(), [[gone]]);
     }
 }
