@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -27,6 +27,9 @@ const SETTINGS: &[&str] = &[
     "synchronous_commit=on",
     "checkpoint_timeout=30s",
 ];
+
+/// How long a server may recover until it answers.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The name of the restored data directory.
 const STARTED: &str = "started";
@@ -194,11 +197,20 @@ impl<'a> Started<'a> {
         client
     }
 
+    /// Asks until the server answers: without `hot_standby` it takes no connections before its recovery has ended.
     fn first_row(&self) -> Result<()> {
         let query = format!("SELECT abalance FROM {} WHERE aid = 4711", dataset::ACCOUNTS);
-        let answer = site::output(self.client("psql").args(["-XAtq", "-c", &query]))?;
-        ensure!(!answer.trim().is_empty(), "The server has no row to show");
-        Ok(())
+        let began = Instant::now();
+        loop {
+            match site::output(self.client("psql").args(["-XAtq", "-c", &query])) {
+                Ok(answer) => {
+                    ensure!(!answer.trim().is_empty(), "The server has no row to show");
+                    return Ok(());
+                }
+                Err(error) if began.elapsed() > ANSWER_TIMEOUT => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
     }
 
     /// Runs two clients for this many seconds; the sample's time is that of a transaction, over all
@@ -230,7 +242,7 @@ impl<'a> Started<'a> {
                 "The server in {} is still in recovery",
                 self.data.display()
             );
-            std::thread::sleep(std::time::Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(100));
         }
         Ok(())
     }
