@@ -3,13 +3,14 @@
 
 use crate::common::disk::SmallDisk;
 use crate::common::load::fill;
+use crate::common::moments::{Moments, rows};
 use crate::common::process::{Run, until};
 use crate::common::random::Random;
 use crate::common::registry::topic;
 use crate::common::sshd::Sshd;
 use crate::common::tree::differences;
 use crate::common::{Install, PgServer, Site};
-use crate::restore::KINDS;
+use crate::restore::{KINDS, MARKER, is_startable};
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -24,8 +25,6 @@ topic! {
     once a_cut_restore_by_an_agent_is_continued,
     alone what_speaks_to_an_agent_is_checked,
 }
-
-const MARKER: &str = ".barmanfs-restore-incomplete";
 
 /// What differs between two restores of one backup.
 const OWN: [&str; 3] = [
@@ -130,23 +129,11 @@ fn a_remote_tree_is_the_local_one(install: &'static Install) {
     );
 }
 
-fn rows(server: &PgServer) -> String {
-    server.query("SELECT coalesce(string_agg(n::text, ',' ORDER BY n), '') FROM rows")
-}
-
 fn every_option_leads_to_its_rows_on_another_host(install: &'static Install) {
     let (site, server, sshd) = site_with_sshd(install);
     server.query("CREATE TABLE rows AS SELECT 1 n");
     let backup = site.backup();
-    server.query("INSERT INTO rows VALUES (2)");
-    server.query("SELECT pg_create_restore_point('two')");
-    let lsn = server.query("SELECT pg_current_wal_insert_lsn()");
-    let time = server.query("SELECT clock_timestamp()");
-    std::thread::sleep(Duration::from_millis(20));
-    let xid = server.query("INSERT INTO rows VALUES (3) RETURNING xmin");
-    let xid = xid.lines().next().unwrap().to_owned();
-    server.query("INSERT INTO rows VALUES (4)");
-    server.archive_current_segment();
+    let Moments { time, lsn, xid } = Moments::pass(&server);
     let custom = format!(
         "{} -c {} get-wal main %f %p",
         site.program().display(),
@@ -280,49 +267,74 @@ fn by_a_name_of_no_use(site: &Site, server: &PgServer, bare: &str) {
     assert!(!site.path("new").exists());
 }
 
-/// Whether PostgreSQL takes it for a data directory.
-fn is_startable(directory: &Path) -> bool {
-    directory.join("PG_VERSION").exists() && directory.join("global/pg_control").exists()
-}
+/// The options of restores that are cut, and of the one that they are compared with.
+const OPTIONS: [&str; 2] = ["--target-immediate", "--no-get-wal"];
 
-fn a_cut_restore_never_starts_there(install: &'static Install) {
+/// A site with a backup that is restored into `here`.
+fn restored_here(install: &'static Install) -> (Site, PgServer, Sshd) {
     let (site, server, sshd) = site_with_sshd(install);
     fill(&server, 4);
     site.backup();
-    let options = ["--target-immediate", "--no-get-wal"];
     let here = site.path("here").display().to_string();
-    site.ok(&[&["restore", "main", "auto", &here][..], &options].concat());
+    site.ok(&[&["restore", "main", "auto", &here][..], &OPTIONS].concat());
+    (site, server, sshd)
+}
+
+/// Restores into `there`, and cuts that after a time: by turns the command, and the connections. Returns whether the restore
+/// has ended well.
+fn restore_and_cut(
+    site: &Site,
+    sshd: &Sshd,
+    (command, rate): (&str, &str),
+    after: Duration,
+    round: u64,
+) -> bool {
+    let there = site.path("there").display().to_string();
+    let words = ["restore", "main", "auto", &there, "--remote-ssh-command", command];
+    let mut child = site.spawn(&[&words[..], &OPTIONS, &["--bwlimit", rate]].concat());
+    std::thread::sleep(after);
+    match round % 2 {
+        0 => drop(child.kill()),
+        _ => sshd.cut(),
+    }
+    child.wait().unwrap().success()
+}
+
+/// It is not both startable and incomplete.
+fn assert_not_startable_in_part(directory: &Path, round: u64) {
+    assert!(
+        !is_startable(directory) || !directory.join(MARKER).exists(),
+        "round {round}"
+    );
+}
+
+/// `there` is as `here`, and its server is sound.
+fn assert_restored(install: &'static Install, site: &Site) {
+    let directory = site.path("there");
+    assert_equal(&site.path("here"), &directory);
+    let mut copy = PgServer::on(install, &directory);
+    copy.start();
+    copy.wait_until_promoted();
+    copy.assert_sound();
+}
+
+fn a_cut_restore_never_starts_there(install: &'static Install) {
+    let (site, _server, sshd) = restored_here(install);
     let mut random = Random::new("remote_restore");
     let directory = site.path("there");
     let (there, command) = (directory.display().to_string(), sshd.bare());
-    let words = [
-        "restore",
-        "main",
-        "auto",
-        &there,
-        "--remote-ssh-command",
-        &command,
-    ];
     for round in 0..8_u64 {
-        let mut child = site.spawn(&[&words[..], &options, &["--bwlimit", "40M"]].concat());
-        std::thread::sleep(Duration::from_millis(100 + random.below(400 * (round + 1))));
-        match round % 2 {
-            0 => drop(child.kill()),
-            _ => sshd.cut(),
-        }
-        let ended = child.wait().unwrap();
+        let after = Duration::from_millis(100 + random.below(400 * (round + 1)));
+        let is_done = restore_and_cut(&site, &sshd, (&command, "40M"), after, round);
         // What it had started over there may write a little longer.
         let writers = format!("pgrep -f '[t]ar -x -p -C {there}' || true");
         until("nothing writes there", || site.sh(&writers).text().is_empty());
-        if ended.success() {
+        if is_done {
             break;
         }
-        assert!(
-            !is_startable(&directory) || !directory.join(MARKER).exists(),
-            "round {round}"
-        );
+        assert_not_startable_in_part(&directory, round);
         if directory.join(MARKER).exists() {
-            restore_by(&site, &command, "there", &options)
+            restore_by(&site, &command, "there", &OPTIONS)
                 .refused(1)
                 .says(&["incomplete restore", "remove the directory"]);
             assert_ne!(PgServer::on(install, &directory).try_start().code(), Some(0));
@@ -330,13 +342,9 @@ fn a_cut_restore_never_starts_there(install: &'static Install) {
         site.sh(&format!("rm -rf '{there}'")).ok();
     }
     if !is_startable(&directory) {
-        restore_by(&site, &command, "there", &options).ok();
+        restore_by(&site, &command, "there", &OPTIONS).ok();
     }
-    assert_equal(&site.path("here"), &directory);
-    let mut copy = PgServer::on(install, &directory);
-    copy.start();
-    copy.wait_until_promoted();
-    copy.assert_sound();
+    assert_restored(install, &site);
 }
 
 fn a_full_disk_over_there_is_reported(install: &'static Install) {
@@ -436,40 +444,18 @@ fn an_agent_makes_any_directory_equal_to_a_fresh_restore(install: &'static Insta
 }
 
 fn a_cut_restore_by_an_agent_is_continued(install: &'static Install) {
-    let (site, server, sshd) = site_with_sshd(install);
-    fill(&server, 4);
-    site.backup();
-    let options = ["--target-immediate", "--no-get-wal"];
-    let here = site.path("here").display().to_string();
-    site.ok(&[&["restore", "main", "auto", &here][..], &options].concat());
+    let (site, _server, sshd) = restored_here(install);
     let mut random = Random::new("remote_restore.agent");
-    let directory = site.path("there");
-    let (there, command) = (directory.display().to_string(), sshd.command());
-    let words = [
-        "restore",
-        "main",
-        "auto",
-        &there,
-        "--remote-ssh-command",
-        &command,
-    ];
+    let (directory, command) = (site.path("there"), sshd.command());
     for round in 0..6_u64 {
-        let mut child = site.spawn(&[&words[..], &options, &["--bwlimit", "8M"]].concat());
-        std::thread::sleep(Duration::from_millis(200 + random.below(300 * (round + 1))));
-        match round % 2 {
-            0 => drop(child.kill()),
-            _ => sshd.cut(),
-        }
-        if child.wait().unwrap().success() {
+        let after = Duration::from_millis(200 + random.below(300 * (round + 1)));
+        if restore_and_cut(&site, &sshd, (&command, "8M"), after, round) {
             break;
         }
-        assert!(
-            !is_startable(&directory) || !directory.join(MARKER).exists(),
-            "round {round}"
-        );
+        assert_not_startable_in_part(&directory, round);
         if directory.join(MARKER).exists() {
             // Without an agent nobody knows what is there.
-            restore_by(&site, &sshd.bare(), "there", &options)
+            restore_by(&site, &sshd.bare(), "there", &OPTIONS)
                 .refused(1)
                 .says(&["incomplete restore"]);
             assert_ne!(PgServer::on(install, &directory).try_start().code(), Some(0));
@@ -478,18 +464,14 @@ fn a_cut_restore_by_an_agent_is_continued(install: &'static Install) {
     if !is_startable(&directory) {
         // The agent of a killed restore notices that nobody is there any more.
         until("it is continued", || {
-            let again = restore_by(&site, &command, "there", &options);
+            let again = restore_by(&site, &command, "there", &OPTIONS);
             again.code() == Some(0) || {
                 again.says(&["Another restore writes"]);
                 false
             }
         });
     }
-    assert_equal(&site.path("here"), &directory);
-    let mut copy = PgServer::on(install, &directory);
-    copy.start();
-    copy.wait_until_promoted();
-    copy.assert_sound();
+    assert_restored(install, &site);
 }
 
 fn what_speaks_to_an_agent_is_checked() {

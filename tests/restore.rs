@@ -3,6 +3,7 @@
 
 use crate::common::disk::SmallDisk;
 use crate::common::load::fill;
+use crate::common::moments::{self, rows};
 use crate::common::process::{COMMAND_LIMIT, Run, run, until, wait};
 use crate::common::random::Random;
 use crate::common::registry::topic;
@@ -29,7 +30,7 @@ topic! {
 /// What a restored tree has that a view does not: its description, and a manifest that knows it.
 const ADDED: [&str; 2] = [".barmanfs-restore.json", "backup_manifest"];
 
-const MARKER: &str = ".barmanfs-restore-incomplete";
+pub(crate) const MARKER: &str = ".barmanfs-restore-incomplete";
 
 fn assert_equal(expected: &Path, found: &Path, but: &[&str]) {
     let skip = |path: &str| but.contains(&path) || ADDED.contains(&path);
@@ -138,15 +139,7 @@ fn moments(install: &'static Install) -> Moments {
     let first = site.backup();
     server.query("INSERT INTO rows VALUES (1)");
     let second = site.backup();
-    server.query("INSERT INTO rows VALUES (2)");
-    server.query("SELECT pg_create_restore_point('two')");
-    let lsn = server.query("SELECT pg_current_wal_insert_lsn()");
-    let time = server.query("SELECT clock_timestamp()");
-    std::thread::sleep(Duration::from_millis(20));
-    let xid = server.query("INSERT INTO rows VALUES (3) RETURNING xmin");
-    let xid = xid.lines().next().unwrap().to_owned();
-    server.query("INSERT INTO rows VALUES (4)");
-    server.archive_current_segment();
+    let moments::Moments { time, lsn, xid } = moments::Moments::pass(&server);
     Moments {
         site,
         server,
@@ -221,10 +214,6 @@ fn every_option_leads_to_its_rows(install: &'static Install) {
     with_another_file(install, &moments);
     with_tablespaces_elsewhere(install, &moments);
     past_a_new_tablespace(install, &moments);
-}
-
-fn rows(server: &PgServer) -> String {
-    server.query("SELECT coalesce(string_agg(n::text, ',' ORDER BY n), '') FROM rows")
 }
 
 fn is_watched(install: &'static Install, moments: &Moments) {
@@ -510,7 +499,7 @@ fn what_cannot_be_restored_is_refused_before_anything_is_written(install: &'stat
 }
 
 /// Whether PostgreSQL takes it for a data directory.
-fn is_startable(directory: &Path) -> bool {
+pub(crate) fn is_startable(directory: &Path) -> bool {
     directory.join("PG_VERSION").exists() && directory.join("global/pg_control").exists()
 }
 

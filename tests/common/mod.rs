@@ -12,6 +12,7 @@ pub(crate) mod fake;
 pub(crate) mod forgetful;
 pub(crate) mod histories;
 pub(crate) mod load;
+pub(crate) mod moments;
 pub(crate) mod mount;
 pub(crate) mod network;
 pub(crate) mod postgres;
