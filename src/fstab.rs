@@ -14,17 +14,19 @@ pub(crate) fn missing_mount(path: &Path) -> Option<PathBuf> {
 }
 
 fn find(path: &Path, fstab: &str, mountinfo: &str) -> Option<PathBuf> {
-    // fstab(5): the second field; proc_pid_mountinfo(5): the fifth.
-    let mounted: Vec<PathBuf> = mountinfo
-        .lines()
-        .filter_map(|line| mount_point(line, 4))
-        .collect();
+    // fstab(5): the second field.
+    let mounted: Vec<PathBuf> = mountinfo.lines().filter_map(mounted_at).collect();
     fstab
         .lines()
         .filter(|line| !line.trim_start().starts_with('#'))
         .filter_map(|line| mount_point(line, 1))
         .filter(|point| point != Path::new("/") && path.starts_with(point))
         .find(|point| !mounted.contains(point))
+}
+
+/// The mount point in a line of `/proc/self/mountinfo`: proc_pid_mountinfo(5), the fifth field.
+pub(crate) fn mounted_at(line: &str) -> Option<PathBuf> {
+    mount_point(line, 4)
 }
 
 /// Decodes blanks in names: both files have them as octal escapes.

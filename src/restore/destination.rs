@@ -27,6 +27,7 @@ use super::pattern::Pattern;
 use super::place::{Place, failed};
 use super::tablespaces::Relocations;
 use crate::error::Error;
+use crate::fstab::mounted_at;
 use crate::instance;
 use crate::mounts::known_user;
 
@@ -41,6 +42,14 @@ pub(super) const HELD: [(&[u8], &[u8], &[u8]); 2] = [
     (b"", b"PG_VERSION", b".barmanfs-PG_VERSION"),
     (GLOBAL, b"pg_control", b".barmanfs-pg_control"),
 ];
+
+/// The name that a file has until everything else is written, if it is one of these.
+pub(super) fn held_name(directory: &[Vec<u8>], name: &[u8]) -> Option<&'static [u8]> {
+    let directory = directory.join(&b'/');
+    let mut held = HELD.iter();
+    let held = held.find(|(held_in, real, _)| *held_in == directory && *real == name);
+    held.map(|(.., held)| *held)
+}
 
 /// It is at the top of each ext4 file system.
 const LOST_AND_FOUND: &[u8] = b"lost+found";
@@ -534,23 +543,13 @@ fn mount_points(mountinfo: &str) -> impl Iterator<Item = PathBuf> {
         let rest = line.split_once(" - ").map_or("", |(_, rest)| rest);
         rest.starts_with("fuse.barmanfs ")
     });
-    ours.filter_map(mount_point)
+    ours.filter_map(mounted_at)
 }
 
 /// The places where any file system is mounted.
 pub(super) fn all_mount_points() -> Vec<PathBuf> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    mounts.lines().filter_map(mount_point).collect()
-}
-
-/// The mount point in a line (proc_pid_mountinfo(5)).
-fn mount_point(line: &str) -> Option<PathBuf> {
-    let point = line.split(' ').nth(4)?;
-    let escapes = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
-    let plain = escapes.iter().fold(point.to_owned(), |point, (escape, plain)| {
-        point.replace(escape, plain)
-    });
-    Some(plain.into())
+    mounts.lines().filter_map(mounted_at).collect()
 }
 
 /// An absolute path without links, of something that need not exist.

@@ -11,7 +11,7 @@ use barmanfs_fs::entry::Stat;
 use barmanfs_store::sync::lock;
 use rustix::fs::FileType;
 
-use super::destination::{HELD, Opened, WrittenDirectory};
+use super::destination::{Opened, WrittenDirectory, held_name};
 use super::file_writer::{FileTask, Tools};
 use super::first_error::FirstError;
 use super::own_files::OwnFiles;
@@ -237,13 +237,9 @@ impl Visitor for Walker<'_> {
             self.shared.written.fetch_add(bytes, Ordering::Relaxed);
             return Ok(());
         };
-        let directory = self.names.join(&b'/');
-        let held = HELD
-            .iter()
-            .find(|(held_in, real, _)| *held_in == directory && *real == file.name);
-        let name = match held {
+        let name = match held_name(&self.names, &file.name) {
             // In a dry run, the file that is there counts.
-            Some((.., held)) if !self.writer.is_dry_run => held.to_vec(),
+            Some(held) if !self.writer.is_dry_run => held.to_vec(),
             _ => file.name.clone(),
         };
         let task = Arc::new(FileTask::new(file, place, name, self.writer.is_dry_run));

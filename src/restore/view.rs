@@ -85,21 +85,10 @@ impl ViewTree {
         let TreeSource::Own(trees) = &self.source else {
             return Ok(None);
         };
-        let mut directory = Arc::clone(&self.root);
-        let mut names = path.split(|&byte| byte == b'/').peekable();
-        while let Some(name) = names.next() {
-            let Some(child) = directory.lookup(name)? else {
-                return Ok(None);
-            };
-            directory = match child.content {
-                Content::Directory(below) if names.peek().is_some() => below,
-                Content::File if names.peek().is_none() => {
-                    return Ok(directory.open(name)?.read_all(trees, limit_bytes)?);
-                }
-                _ => return Ok(None),
-            };
+        match self.file(path)? {
+            Some(file) => Ok(file.directory.open(&file.name)?.read_all(trees, limit_bytes)?),
+            None => Ok(None),
         }
-        Ok(None)
     }
 
     /// Walks the tree.

@@ -221,24 +221,21 @@ pub(super) fn result(app: &mut App, report: &RestoreReport<'_>, restored: &Resto
         .unwrap_or(u64::MAX)
         .max(1);
     let rate = output::bytes(restored.bytes.saturating_mul(1000) / millis);
-    if report.catchup.is_some() {
-        return app.out.line(format_args!(
-            "{} is as backup {} now: {} of {} written, in {} ({rate}/s). Started, it replays WAL and follows its primary",
-            report.directory,
-            report.backup,
-            output::bytes(restored.written_bytes),
-            output::bytes(restored.bytes),
-            output::duration(restored.elapsed),
-        ));
-    }
-    app.out.line(format_args!(
-        "Restored backup {} to {}: {} of {} written, in {} ({rate}/s)",
-        report.backup,
-        report.directory,
+    let written = format!(
+        "{} of {} written, in {} ({rate}/s)",
         output::bytes(restored.written_bytes),
         output::bytes(restored.bytes),
         output::duration(restored.elapsed),
-    ))
+    );
+    let (directory, backup) = (&report.directory, report.backup);
+    match report.catchup {
+        Some(_) => app.out.line(format_args!(
+            "{directory} is as backup {backup} now: {written}. Started, it replays WAL and follows its primary"
+        )),
+        None => app
+            .out
+            .line(format_args!("Restored backup {backup} to {directory}: {written}")),
+    }
 }
 
 fn removed(app: &mut App, report: &RestoreReport<'_>) -> Result<(), Error> {

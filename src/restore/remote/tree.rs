@@ -17,7 +17,7 @@ use super::shell::{RemoteShell, word};
 use super::stream::{Sending, Stream, not_sent, path_of, unpack};
 use crate::error::Error;
 use crate::progress::Progress;
-use crate::restore::destination::{GLOBAL, HELD};
+use crate::restore::destination::{GLOBAL, HELD, held_name};
 use crate::restore::first_error::FirstError;
 use crate::restore::tablespaces::{self, Relocations};
 use crate::restore::throttle::Throttle;
@@ -349,11 +349,8 @@ impl Visitor for Collector<'_> {
     }
 
     fn file(&mut self, file: SourceFile) -> Result<(), Error> {
-        let directory = self.names.join(&b'/');
-        let mut held = HELD.iter();
-        let held = held.find(|(held_in, real, _)| *held_in == directory && *real == file.name);
-        match held {
-            Some((.., held)) => self.rest.last.push((path_of(&self.names, held), file)),
+        match held_name(&self.names, &file.name) {
+            Some(held) => self.rest.last.push((path_of(&self.names, held), file)),
             None if comes_last(&self.names, &file.name) => {
                 self.rest.last.push((path_of(&self.names, &file.name), file));
             }
@@ -393,11 +390,7 @@ impl Visitor for Passer<'_> {
 
     fn file(&mut self, file: SourceFile) -> Result<(), Error> {
         self.sender.refuse_stopped(self.shared)?;
-        let directory = self.names.join(&b'/');
-        let is_held = HELD
-            .iter()
-            .any(|(held_in, real, _)| *held_in == directory && *real == file.name);
-        if is_held || comes_last(&self.names, &file.name) {
+        if held_name(&self.names, &file.name).is_some() || comes_last(&self.names, &file.name) {
             return Ok(());
         }
         let Some(below) = self.sender.below(self.base, &self.names) else {
