@@ -19,6 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAYERS = [
     ("barmanfs-pg", "catalog/pg"),
     ("barmanfs-store", "catalog/store"),
+    ("barmanfs-foreign", "catalog/foreign"),
     ("barmanfs-catalog", "catalog"),
     ("barmanfs-live", "catalog/live"),
     ("barmanfs-fs", "fs"),
@@ -26,7 +27,13 @@ LAYERS = [
 ]
 
 # Uses of a lower layer that are unwanted all the same: (crate, what it must not use).
-FORBIDDEN = {("barmanfs-store", "barmanfs-pg")}
+FORBIDDEN = {
+    ("barmanfs-store", "barmanfs-pg"),
+    ("barmanfs-foreign", "barmanfs-store"),
+    ("barmanfs-catalog", "barmanfs-foreign"),
+    ("barmanfs-live", "barmanfs-foreign"),
+    ("barmanfs-fs", "barmanfs-foreign"),
+}
 
 # The crate's own items in lib.rs and main.rs.
 TOP = "(top)"

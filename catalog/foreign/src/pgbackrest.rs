@@ -1,0 +1,1 @@
+//! What pgBackRest writes.

@@ -1,0 +1,1 @@
+//! What WAL-G writes.
