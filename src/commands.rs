@@ -340,6 +340,10 @@ impl App {
             [] => format!("Add a section [{name}] to {}", self.config.file.display()),
             names => format!("There are: {}", names.join(", ")),
         };
+        let unread = self.config.misnamed.iter().find(|section| section.is_a_file());
+        let hint = unread.map_or(hint, |file| {
+            format!("It may be in a file that cannot be read: {}", file.problem)
+        });
         Error::usage(format!(
             "Server '{name}' is not in {}",
             self.config.file.display()

@@ -6,9 +6,10 @@
 //! - [`keys`]: all keys of Barman and barmanfs. [`server`]: what those of a server do.
 //! - [`reader`]: what a wrong value does.
 //!
-//! Only what makes the whole unusable is an error: no repository, an unreadable file, a line that is not INI. A wrong value
-//! disables the server that it belongs to ([`ServerConfig::errors`]), or is ignored with a warning where Barman ignores it
-//! and that is as safe. A key without effect is a warning. Every message has the file, the line and what is allowed.
+//! Only what makes the whole unusable is an error: no repository, or a main file that cannot be opened. A wrong value, a line
+//! that is not INI and bytes that are no text disable the server that they belong to ([`ServerConfig::errors`]), or are
+//! ignored with a warning where Barman ignores a wrong value and that is as safe. While an included file cannot be read,
+//! nothing is deleted. A key without effect is a warning. Every message has the file, the line and what is allowed.
 //! Connection strings may contain passwords: they are never printed, and [`Secret`] keeps them out of debug output.
 //! [`secrets`] keeps them out of other values and messages.
 
@@ -89,7 +90,7 @@ pub(crate) struct Config {
     pub(crate) servers: Vec<ServerConfig>,
     /// The models that servers can be switched to.
     pub(crate) models: Vec<Model>,
-    /// Sections that cannot be servers because of their names.
+    /// Sections that cannot be servers because of their names, and files that cannot be read.
     pub(crate) misnamed: Vec<Misnamed>,
     /// Every key of the global section, and what it does.
     pub(crate) settings: Vec<Setting>,
@@ -99,13 +100,20 @@ pub(crate) struct Config {
     pub(crate) secrets: Secrets,
 }
 
-/// A section whose name no server can have.
+/// A section whose name no server can have, or a file that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Misnamed {
-    /// The name.
+    /// The name, or the path.
     pub(crate) name: String,
     /// What is wrong with it.
     pub(crate) problem: Problem,
+}
+
+impl Misnamed {
+    /// Whether it is a file.
+    pub(crate) fn is_a_file(&self) -> bool {
+        self.name.starts_with('/')
+    }
 }
 
 /// Why the configuration cannot be used.
@@ -180,7 +188,7 @@ impl Config {
             None => files::usual(home),
         };
         for candidate in &candidates {
-            match std::fs::read(&candidate.path) {
+            match std::fs::File::open(&candidate.path).and_then(state::bytes) {
                 Ok(bytes) => return Self::parse(candidate, &bytes, home, automatic),
                 Err(error)
                     if explicit.is_none()
@@ -207,9 +215,9 @@ impl Config {
         home: Option<&Path>,
         automatic: Option<&[u8]>,
     ) -> Result<Self, ConfigError> {
-        let mut files = Files::read(main, bytes, home)?;
+        let mut files = Files::read(main, bytes, home);
         if let Some(repository) = files.repository() {
-            files.add_automatic(&state::file(&repository, AUTOMATIC), automatic)?;
+            files.add_automatic(&state::file(&repository, AUTOMATIC), automatic);
         }
         Reader::new(&files).read()
     }
@@ -226,10 +234,16 @@ impl Config {
             .iter()
             .filter(|notice| notice.is_without_effect)
             .count();
-        let errors = self.errors().count();
+        let files = self.misnamed.iter().filter(|section| section.is_a_file()).count();
+        let errors = self.errors().count() - files;
         let others = self.notices.len() - keys;
         let parts = [
             (errors, "error disables a server", "errors disable servers"),
+            (
+                files,
+                "part cannot be read, so nothing is deleted",
+                "parts cannot be read, so nothing is deleted",
+            ),
             (keys, "key has no effect", "keys have no effect"),
             (others, "line deserves a look", "lines deserve a look"),
         ];
@@ -259,7 +273,13 @@ impl Config {
                 .map(|problem| format!("{problem}: server {} is disabled", server.name))
         });
         let misnamed = self.misnamed.iter().map(|section| section.problem.to_string());
-        servers.chain(misnamed)
+        let models = self.models.iter().flat_map(|model| {
+            model
+                .errors
+                .iter()
+                .map(|problem| format!("{problem}: model {} cannot be used", model.name))
+        });
+        servers.chain(models).chain(misnamed)
     }
 }
 

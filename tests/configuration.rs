@@ -10,6 +10,7 @@ topic! {
     alone the_configuration_of_a_tutorial_works,
     alone a_streaming_only_configuration_works,
     alone a_wrong_value_disables_one_server,
+    alone what_cannot_be_read_stops_nothing_else,
     alone a_server_is_switched_to_a_model_and_back,
     alone changes_are_written_into_the_repository,
     alone no_command_prints_a_password_of_the_configuration,
@@ -167,6 +168,60 @@ fn a_wrong_value_disables_one_server() {
         .says(&["barmanfs.conf:7", "disabled"]);
 }
 
+fn what_cannot_be_read_stops_nothing_else() {
+    let site = site_of_barman(
+        "[barman]\nconfiguration_files_directory = d\n[a]\nconninfo = host=/nowhere\nretention_policy = REDUNDANCY 1\n\
+         [b]\nconninfo = host=/nowhere\n",
+    );
+    let changed = r#"[{"scope": "server", "server_name": "b", "minimum_redundancy": 2}]"#;
+    site.barmanfs(&["config-update", changed]).ok();
+    // Barman's own reader stops at this byte.
+    let text = std::fs::read(site.config()).unwrap();
+    site.write_file("barmanfs.conf", &[b"# caf\xe9\n", text.as_slice()].concat());
+    assert!(site.ok(&["list-servers"]).contains("a"));
+    let disabled = || {
+        let listed = site.json(&["list-servers"]);
+        let servers = listed["servers"].as_array().unwrap().iter();
+        servers
+            .map(|server| server["disabled"].as_bool().unwrap())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(disabled(), [false, false]);
+
+    let automatic = "repository/config/auto.conf";
+    let written = std::fs::read(site.path(automatic)).unwrap();
+    site.write_file(automatic, &written[..written.len() - 9]);
+    assert_eq!(disabled(), [false, true]);
+    site.barmanfs(&["check", "b"])
+        .refused(3)
+        .says(&["configuration: FAILED", "auto.conf"]);
+    // It is not written over: it says which servers have lost something.
+    site.barmanfs(&["config-update", changed])
+        .refused(2)
+        .says(&["auto.conf", "remove it"]);
+    site.sh(&format!("rm '{}'", site.path(automatic).display())).ok();
+    assert_eq!(disabled(), [false, false]);
+    site.barmanfs(&["config-update", changed]).ok();
+
+    // Servers may be in a file that cannot be read, and more to keep for those that are known.
+    site.make_directory("d");
+    site.sh(&format!("ln -s t.conf '{}'", site.path("d/t.conf").display()))
+        .ok();
+    assert_eq!(disabled(), [false, false]);
+    site.barmanfs(&["retention", "a"]).refused(3).says(&[
+        "1 part cannot be read",
+        "Nothing is deleted",
+        "t.conf",
+    ]);
+    site.barmanfs(&["check", "all"])
+        .refused(3)
+        .says(&["t.conf", "configuration: FAILED"]);
+    site.barmanfs(&["backup", "t"])
+        .rejected()
+        .says(&["It may be in a file that cannot be read", "t.conf"]);
+    site.barmanfs(&["config", "check"]).refused(3).says(&["t.conf"]);
+}
+
 fn a_server_is_switched_to_a_model_and_back() {
     let site = site_of_barman(
         "[barman]\n[main]\nconninfo = host=/nowhere user=barman\n[standby]\nmodel = true\ncluster = main\n\
@@ -212,6 +267,10 @@ fn changes_are_written_into_the_repository() {
         r#"[{"scope": "server", "server_name": "nobody", "active": "off"}]"#,
         r#"[{"scope": "server", "server_name": "main", "colour": "blue"}]"#,
         r#"[{"scope": "server", "server_name": "main", "active": "maybe"}]"#,
+        r#"[{"scope": "server", "server_name": "main", "conninfo": " "}]"#,
+        r#"[{"scope": "server", "server_name": "main", "conninfo": null}]"#,
+        r#"[{"scope": "server", "server_name": "main", "conninfo": "db1 hunter2"}]"#,
+        r#"[{"scope": "server", "server_name": "main", "retention_policy": "REDUNDANCY"}]"#,
         r#"[{"scope": "server", "server_name": "main", "description": "two\nlines"}]"#,
         r#"[{"scope": "model", "model_name": "new"}]"#,
         r#"[{"scope": "server", "server_name": "main", "model": true}]"#,

@@ -63,14 +63,15 @@ fn check_model(app: &App, server: &ServerConfig, name: &str) -> Result<(), Error
             server.cluster()
         )));
     }
-    match model.settings.iter().find(|setting| setting.is_wrong()) {
-        None => Ok(()),
-        Some(setting) => Err(Error::failed(format!(
-            "Model '{name}' has something wrong: '{}' at {}",
-            setting.key, setting.origin
-        ))
-        .hint("'barmanfs config check' says what")),
-    }
+    let setting = model.settings.iter().find(|setting| setting.is_wrong());
+    let setting = setting.map(|setting| format!("'{}' at {}", setting.key, setting.origin));
+    let wrong = model.errors.first().map(ToString::to_string).or(setting);
+    wrong.map_or(Ok(()), |wrong| {
+        Err(
+            Error::failed(format!("Model '{name}' has something wrong: {wrong}"))
+                .hint("'barmanfs config check' says what"),
+        )
+    })
 }
 
 /// Runs `config-update`.

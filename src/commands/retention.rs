@@ -53,10 +53,11 @@ fn report(
         Some(error) => Some(error.to_string()),
         None => held_by_audit(repository, server)?,
     };
+    let configured_rules = app.retention_rules(server);
     let rules = RetentionRules {
-        held,
+        held: held.or(configured_rules.held.clone()),
         unneeded_wal: args.wal,
-        ..app.retention_rules(server)
+        ..configured_rules
     };
     let at = match &args.at {
         Some(text) => moment::parse(repository, server, text)?,

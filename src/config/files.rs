@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::ConfigError;
-use super::ini::{self, Entry, Section};
+use super::ini::{self, Contents, Entry, Malformed, Section};
 use super::interpolation::Interpolation;
-use super::origin::{File, Notice, Origin};
+use super::origin::{File, Notice, Origin, Problem};
+use super::state::{self, Missing};
 use super::values::{absolute, boolean, given};
 
 /// The section of barmanfs itself.
@@ -17,6 +17,9 @@ pub(super) const GLOBAL_SECTION: &str = "barmanfs";
 pub(super) const BARMAN_SECTION: &str = "barman";
 /// Supplies keys to all sections of its file.
 pub(super) const DEFAULT_SECTION: &str = "DEFAULT";
+
+/// The names that no server has.
+const RESERVED: [&str; 3] = [DEFAULT_SECTION, BARMAN_SECTION, GLOBAL_SECTION];
 
 /// The configuration of the whole host.
 const SYSTEM_FILE: &str = "/etc/barmanfs.conf";
@@ -70,6 +73,8 @@ pub(super) struct Merged {
     /// Where it was seen first.
     pub(super) origin: Origin,
     pub(super) lines: Vec<Line>,
+    /// Why what it says is not known in full.
+    pub(super) problems: Vec<Problem>,
 }
 
 impl Merged {
@@ -109,6 +114,10 @@ pub(super) struct Files {
     pub(super) notices: Vec<Notice>,
     /// Why the include directory was not read.
     pub(super) not_included: Option<String>,
+    /// What is wrong with the settings of all servers.
+    pub(super) of_all: Vec<Problem>,
+    /// Files, or parts of them, that cannot be read: there may be servers in them.
+    pub(super) lost: Vec<Problem>,
 }
 
 /// What is known about a file whose sections are to be added.
@@ -122,48 +131,82 @@ enum Role {
 
 impl Files {
     /// Reads `main` and the files that it includes.
-    pub(super) fn read(main: &Candidate, bytes: &[u8], home: Option<&Path>) -> Result<Self, ConfigError> {
+    pub(super) fn read(main: &Candidate, bytes: &[u8], home: Option<&Path>) -> Self {
         let file = File::new(&main.path);
-        let sections = parse(&file, bytes)?;
+        let contents = ini::parse(&file, bytes);
+        let is_of_barman = |section: &Section| section.name.as_deref() == Some(BARMAN_SECTION);
         let mut files = Self {
-            is_barmans: main.is_barmans_place
-                || sections.iter().any(|section| section.name == BARMAN_SECTION),
+            is_barmans: main.is_barmans_place || contents.sections.iter().any(is_of_barman),
             global: Merged {
                 name: GLOBAL_SECTION.to_owned(),
                 origin: file.at(1),
                 lines: Vec::new(),
+                problems: Vec::new(),
             },
             main: file,
             sections: Vec::new(),
             notices: Vec::new(),
             not_included: None,
+            of_all: Vec::new(),
+            lost: Vec::new(),
         };
-        files.add(&sections, Role::Main)?;
-        files.include(home)?;
-        Ok(files)
+        files.add(&contents, Role::Main);
+        if let Err(problem) = files.include(home) {
+            files.lost.push(problem);
+        }
+        files
     }
 
     /// Reads the file that `config-update` writes, if there is one. A file that this user may not read is left out: the
     /// repository, which it is a part of, says why when it is opened.
     ///
     /// With `instead`, these bytes are tried in its place.
-    pub(super) fn add_automatic(&mut self, path: &Path, instead: Option<&[u8]>) -> Result<(), ConfigError> {
-        if let Some(bytes) = instead {
-            let sections = parse(&File::new(path), bytes)?;
-            return self.add(&sections, Role::Automatic);
-        }
-        let bytes = match super::state::read(path) {
+    pub(super) fn add_automatic(&mut self, path: &Path, instead: Option<&[u8]>) {
+        let file = File::new(path);
+        let read = match instead {
+            Some(bytes) => Ok(Some(bytes.to_owned())),
+            None => state::read(path),
+        };
+        let bytes = match read {
             Ok(Some(bytes)) => bytes,
-            Ok(None) => return Ok(()),
-            Err(source) => {
-                return Err(ConfigError::Read {
-                    file: path.to_owned(),
-                    source,
-                });
+            Ok(None) => return,
+            Err(error) => {
+                let message = format!("What 'config-update' has changed cannot be read: {error}");
+                self.of_all.push(Problem::of_form(file.at(1), message));
+                return;
             }
         };
-        let sections = parse(&File::new(path), &bytes)?;
-        self.add(&sections, Role::Automatic)
+        let contents = ini::parse(&file, &bytes);
+        self.add(&contents, Role::Automatic);
+        self.mark_missing(&file, state::missing(&bytes, &contents.sections));
+    }
+
+    /// What the file of `config-update` said of a server is not known where the file is not as it was written.
+    fn mark_missing(&mut self, file: &File, missing: Missing) {
+        let message = "A part of what 'config-update' has changed is lost: remove the file, then make the changes again";
+        let problem = Problem::of_form(file.at(1), message.to_owned());
+        let names = match missing {
+            Missing::Of(names) if names.is_empty() => return,
+            Missing::Of(names) => names,
+            Missing::All => {
+                self.of_all.push(problem);
+                return;
+            }
+        };
+        let is_server = |name: &String| {
+            let found = self.sections.iter().find(|section| section.name == *name);
+            found.is_some_and(|section| !super::model::is_model(section))
+        };
+        // A server may be switched to a model that is lost.
+        if !names.iter().all(is_server) {
+            self.of_all.push(problem);
+            return;
+        }
+        for section in &mut self.sections {
+            if names.contains(&section.name) {
+                section.problems.push(problem.clone());
+            }
+        }
     }
 
     /// The value of a key of the global section, ready for use.
@@ -178,7 +221,7 @@ impl Files {
     }
 
     /// Reads the include directory.
-    fn include(&mut self, home: Option<&Path>) -> Result<(), ConfigError> {
+    fn include(&mut self, home: Option<&Path>) -> Result<(), Problem> {
         let directory = match self.global_value("configuration_files_directory") {
             Some(value) => {
                 let directory = self.directory(&value, home);
@@ -192,12 +235,10 @@ impl Files {
             None => return Ok(()),
         };
         for path in listed(&directory)? {
-            match std::fs::read(&path) {
-                Ok(bytes) => {
-                    let sections = parse(&File::new(&path), &bytes)?;
-                    self.add(&sections, Role::Included)?;
-                }
-                Err(source) => return Err(ConfigError::Read { file: path, source }),
+            match read(&path) {
+                Ok(Some(bytes)) => self.add(&ini::parse(&File::new(&path), &bytes), Role::Included),
+                Ok(None) => {}
+                Err(error) => self.lost.push(unreadable(&path, &error)),
             }
         }
         Ok(())
@@ -214,24 +255,20 @@ impl Files {
     }
 
     /// Adds the sections of one file.
-    fn add(&mut self, sections: &[Section], role: Role) -> Result<(), ConfigError> {
-        self.warn_of_form(sections, role);
+    fn add(&mut self, contents: &Contents, role: Role) {
+        let sections = named(&contents.sections);
+        self.warn_of_form(&sections, role);
         let is_barmans = self.is_barmans && role != Role::Automatic;
         let line = |entry: &Entry, from_default| Line {
             entry: entry.clone(),
             is_barmans,
             from_default,
         };
-        let named = |name: &'static str| sections.iter().filter(move |section| section.name == name);
-        let defaults: Vec<&Entry> = named(DEFAULT_SECTION)
-            .flat_map(|section| &section.entries)
-            .collect();
-        let global = [BARMAN_SECTION, GLOBAL_SECTION].map(named);
-        let global: Vec<&Entry> = global
-            .into_iter()
-            .flatten()
-            .flat_map(|section| &section.entries)
-            .collect();
+        let called = |name: &'static str| sections.iter().filter(move |(known, _)| *known == name);
+        let entries = |name| called(name).flat_map(|(_, section)| &section.entries);
+        let defaults: Vec<&Entry> = entries(DEFAULT_SECTION).collect();
+        let global: Vec<&Entry> = entries(BARMAN_SECTION).chain(entries(GLOBAL_SECTION)).collect();
+        let mut problems = problems_of_all(contents);
         match (role, global.first()) {
             (Role::Main, _) => {
                 for entry in defaults.iter().filter(|entry| super::keys::is_global(&entry.key)) {
@@ -242,59 +279,74 @@ impl Files {
                 }
             }
             (_, None) => {}
-            (_, Some(entry)) => {
-                return Err(ConfigError::At {
-                    origin: entry.origin.clone(),
-                    message: format!(
-                        "An included file has settings for all servers: put '{}' into {}",
-                        entry.key,
-                        self.main.path().display()
-                    ),
-                });
-            }
+            (_, Some(entry)) => problems.push(Problem::of_form(
+                entry.origin.clone(),
+                format!(
+                    "An included file has settings for all servers: put '{}' into {}",
+                    entry.key,
+                    self.main.path().display()
+                ),
+            )),
         }
-        let reserved = [DEFAULT_SECTION, BARMAN_SECTION, GLOBAL_SECTION];
         let mut begun = BTreeSet::new();
-        for section in sections
-            .iter()
-            .filter(|section| !reserved.contains(&section.name.as_str()))
-        {
-            if role == Role::Automatic && !self.may_add(section) {
-                self.notices.push(Notice::of_form(
-                    &section.origin,
-                    format!(
-                        "[{}] is in no other file: what 'config-update' wrote for it is ignored",
-                        section.name
-                    ),
-                ));
+        for (name, section) in sections.iter().filter(|(name, _)| !RESERVED.contains(name)) {
+            if role == Role::Automatic && !self.may_add(name, section) {
+                let message =
+                    format!("[{name}] is in no other file: what 'config-update' wrote for it is ignored");
+                self.notices.push(Notice::of_form(&section.origin, message));
                 continue;
             }
-            let is_first = begun.insert(section.name.as_str());
-            let merged = self.merged(section);
+            let is_first = begun.insert(*name);
+            let merged = self.merged(name, &section.origin);
             for entry in defaults.iter().filter(|_| is_first) {
                 merged.set(line(entry, true));
             }
             for entry in &section.entries {
                 merged.set(line(entry, false));
             }
+            merged
+                .problems
+                .extend(section.malformed.iter().map(Problem::malformed));
         }
-        Ok(())
+        self.assign(&begun, problems, role);
+        let nameless = contents.sections.iter().filter(|section| section.name.is_none());
+        let lost = nameless.flat_map(|section| section.malformed.iter().map(Problem::malformed));
+        match role {
+            Role::Automatic => self.of_all.extend(lost),
+            Role::Main | Role::Included => self.lost.extend(lost),
+        }
+    }
+
+    /// Gives the problems of a whole file to those that it may be about.
+    fn assign(&mut self, names: &BTreeSet<&str>, problems: Vec<Problem>, role: Role) {
+        match role {
+            Role::Included if names.is_empty() => self.lost.extend(problems),
+            Role::Included => {
+                for section in &mut self.sections {
+                    if names.contains(section.name.as_str()) {
+                        section.problems.extend(problems.iter().cloned());
+                    }
+                }
+            }
+            Role::Main | Role::Automatic => self.of_all.extend(problems),
+        }
     }
 
     /// Whether the file of `config-update` may have this section. It makes no server: one that was taken out of the other
     /// files is not configured any more.
-    fn may_add(&self, section: &Section) -> bool {
+    fn may_add(&self, name: &str, section: &Section) -> bool {
         let is_model = |entry: &Entry| entry.key == "model" && boolean(&entry.value) == Ok(true);
-        section.entries.iter().any(is_model) || self.sections.iter().any(|known| known.name == section.name)
+        section.entries.iter().any(is_model) || self.sections.iter().any(|known| known.name == name)
     }
 
-    fn merged(&mut self, section: &Section) -> &mut Merged {
-        let at = self.sections.iter().position(|known| known.name == section.name);
+    fn merged(&mut self, name: &str, origin: &Origin) -> &mut Merged {
+        let at = self.sections.iter().position(|known| known.name == name);
         let at = at.unwrap_or_else(|| {
             self.sections.push(Merged {
-                name: section.name.clone(),
-                origin: section.origin.clone(),
+                name: name.to_owned(),
+                origin: origin.clone(),
                 lines: Vec::new(),
+                problems: Vec::new(),
             });
             self.sections.len() - 1
         });
@@ -303,10 +355,10 @@ impl Files {
 
     /// Warns of what Python's reader accepts without a word: text behind a header, a section that is there twice, a key
     /// that is there twice.
-    fn warn_of_form(&mut self, sections: &[Section], role: Role) {
+    fn warn_of_form(&mut self, sections: &[(&str, &Section)], role: Role) {
         let mut notices = Vec::new();
-        let find = |name: &str| sections.iter().find(|section| section.name == name);
-        if let (Some(barmans), Some(_)) = (find(BARMAN_SECTION), find(GLOBAL_SECTION)) {
+        let find = |name: &str| sections.iter().find(|(known, _)| *known == name);
+        if let (Some((_, barmans)), Some(_)) = (find(BARMAN_SECTION), find(GLOBAL_SECTION)) {
             notices.push(Notice::of_form(
                 &barmans.origin,
                 format!(
@@ -315,23 +367,20 @@ impl Files {
                 ),
             ));
         }
-        for (nth, section) in sections.iter().enumerate() {
-            let earlier: Vec<&Section> = sections
-                .iter()
-                .take(nth)
-                .filter(|other| other.name == section.name)
-                .collect();
+        for (nth, (name, section)) in sections.iter().enumerate() {
+            let earlier = sections.iter().take(nth).filter(|(other, _)| other == name);
+            let earlier: Vec<&Section> = earlier.map(|(_, section)| *section).collect();
             let in_another_file = match role {
-                Role::Included => self.sections.iter().find(|known| known.name == section.name),
+                Role::Included => self.sections.iter().find(|known| known.name == *name),
                 Role::Main | Role::Automatic => None,
             };
             let begun = earlier.first().map(|first| &first.origin);
             if let Some(begun) = begun.or(in_another_file.map(|known| &known.origin)) {
-                let message = format!("[{}] was already begun at {begun}: both are merged", section.name);
+                let message = format!("[{name}] was already begun at {begun}: both are merged");
                 notices.push(Notice::of_form(&section.origin, message));
             }
             if section.has_ignored_text {
-                let message = format!("The text behind [{}] is ignored", section.name);
+                let message = format!("The text behind [{name}] is ignored");
                 notices.push(Notice::of_form(&section.origin, message));
             }
             notices.extend(repeated(&earlier, section));
@@ -356,8 +405,44 @@ fn repeated(earlier: &[&Section], section: &Section) -> Vec<Notice> {
     notices
 }
 
+/// The sections whose names can be read.
+fn named(sections: &[Section]) -> Vec<(&str, &Section)> {
+    let named = |section| Some((Section::name(section)?, section));
+    sections.iter().filter_map(named).collect()
+}
+
+/// What is wrong with the lines that concern each section of a file.
+fn problems_of_all(contents: &Contents) -> Vec<Problem> {
+    let named = named(&contents.sections).into_iter();
+    let of_sections = named
+        .filter(|(name, _)| RESERVED.contains(name))
+        .flat_map(|(_, section)| &section.malformed);
+    let malformed = contents.stray.iter().chain(of_sections);
+    malformed.map(Problem::malformed).collect()
+}
+
+impl Problem {
+    /// A line that is not INI. It may have been any key.
+    fn malformed(line: &Malformed) -> Self {
+        Self::of_form(line.origin.clone(), line.message.to_owned())
+    }
+}
+
+/// A file that cannot be read.
+fn unreadable(path: &Path, error: &io::Error) -> Problem {
+    Problem::of_form(File::new(path).at(1), format!("The file cannot be read: {error}"))
+}
+
+/// The bytes of an included file; `None` if this is no file.
+fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match std::fs::metadata(path)?.is_file() {
+        true => state::bytes(std::fs::File::open(path)?).map(Some),
+        false => Ok(None),
+    }
+}
+
 /// Whether there is a directory of this name. One that cannot be examined is an error: servers may be configured in it.
-fn is_directory(path: &Path) -> Result<bool, ConfigError> {
+fn is_directory(path: &Path) -> Result<bool, Problem> {
     match std::fs::metadata(path) {
         Ok(found) => Ok(found.is_dir()),
         Err(error)
@@ -368,28 +453,13 @@ fn is_directory(path: &Path) -> Result<bool, ConfigError> {
         {
             Ok(false)
         }
-        Err(source) => Err(ConfigError::Read {
-            file: path.to_owned(),
-            source,
-        }),
+        Err(error) => Err(unreadable(path, &error)),
     }
 }
 
-/// Whether a name of the include directory is a file. A link that leads nowhere is an error, for the same reason.
-fn is_file(path: &Path) -> Result<bool, ConfigError> {
-    let found = std::fs::metadata(path).map_err(|source| ConfigError::Read {
-        file: path.to_owned(),
-        source,
-    })?;
-    Ok(found.is_file())
-}
-
-/// The files `*.conf` of a directory, sorted by name; none if it does not exist. A directory of that name is left out.
-fn listed(directory: &Path) -> Result<Vec<PathBuf>, ConfigError> {
-    let failed = |source| ConfigError::Read {
-        file: directory.to_owned(),
-        source,
-    };
+/// The names `*.conf` of a directory, sorted; none if it does not exist.
+fn listed(directory: &Path) -> Result<Vec<PathBuf>, Problem> {
+    let failed = |error| unreadable(directory, &error);
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -400,26 +470,10 @@ fn listed(directory: &Path) -> Result<Vec<PathBuf>, ConfigError> {
         let path = entry.map_err(failed)?.path();
         // As a shell's pattern, which leaves hidden names out.
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.ends_with(".conf") && !name.starts_with('.') && is_file(&path)? {
+        if name.ends_with(".conf") && !name.starts_with('.') {
             files.push(path);
         }
     }
     files.sort();
     Ok(files)
-}
-
-/// The sections of a file.
-pub(super) fn parse(file: &File, bytes: &[u8]) -> Result<Vec<Section>, ConfigError> {
-    let at = |line, message| ConfigError::At {
-        origin: file.at(line),
-        message,
-    };
-    let text = str::from_utf8(bytes).map_err(|error| {
-        let valid = bytes.get(..error.valid_up_to()).unwrap_or_default();
-        at(
-            1 + valid.iter().filter(|b| **b == b'\n').count(),
-            "The line is not UTF-8 text".to_owned(),
-        )
-    })?;
-    ini::parse(file, text).map_err(|error| at(error.line, error.message))
 }

@@ -7,17 +7,35 @@
 
 use super::origin::{File, Origin};
 
+/// What a file holds. Whatever its bytes are, the rest of it is read.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Contents {
+    /// In the order of the file.
+    pub(super) sections: Vec<Section>,
+    /// What is wrong before the first section.
+    pub(super) stray: Vec<Malformed>,
+}
+
 /// One `[section]`, in the order of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Section {
-    /// The text between the brackets.
-    pub(super) name: String,
+    /// The text between the brackets; `None` for a header that cannot be read.
+    pub(super) name: Option<String>,
     /// Its header.
     pub(super) origin: Origin,
     /// Whether text behind the brackets was ignored, as Python does.
     pub(super) has_ignored_text: bool,
     /// The keys, in the order of the file, repeated ones included.
     pub(super) entries: Vec<Entry>,
+    /// Its lines that are not INI. Any of them may have been a key.
+    pub(super) malformed: Vec<Malformed>,
+}
+
+impl Section {
+    /// Its name, if it can be read.
+    pub(super) fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
 }
 
 /// One `key = value`. Its value may be a secret: it is never part of a message.
@@ -27,6 +45,8 @@ pub(super) struct Entry {
     pub(super) key: String,
     /// Trimmed and unquoted; continuation lines are joined with a newline.
     pub(super) value: String,
+    /// Whether all of its bytes are text: UTF-8 without NUL. In `value`, others are replaced.
+    pub(super) is_text: bool,
     /// The line of the key.
     pub(super) origin: Origin,
 }
@@ -38,33 +58,39 @@ impl std::fmt::Debug for Entry {
 }
 
 /// A line that is not INI, and what was expected.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Malformed {
-    /// Counted from 1.
-    pub(super) line: usize,
+    /// Which line.
+    pub(super) origin: Origin,
     /// A sentence that never quotes the line: it may hold a password.
-    pub(super) message: String,
+    pub(super) message: &'static str,
 }
 
-/// Splits the text of `file` into sections.
-pub(super) fn parse(file: &File, text: &str) -> Result<Vec<Section>, Malformed> {
-    let mut sections: Vec<Section> = Vec::new();
+/// Splits `file` into sections.
+pub(super) fn parse(file: &File, bytes: &[u8]) -> Contents {
+    let mut contents = Contents::default();
     // Indentation of the last key, while lines may still continue its value.
     let mut open_key: Option<usize> = None;
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    for (index, raw) in text.lines().enumerate() {
-        let line = index + 1;
+    let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
+    for (index, bytes) in lines(bytes).enumerate() {
+        let origin = file.at(index + 1);
+        let raw = String::from_utf8_lossy(bytes);
+        let is_text = str::from_utf8(bytes).is_ok() && !bytes.contains(&0);
         let trimmed = raw.trim();
         if trimmed.starts_with(['#', ';']) {
             continue;
         }
-        let open = sections.last_mut().and_then(|section| section.entries.last_mut());
+        let indent = raw.len() - raw.trim_start().len();
+        let open = contents
+            .sections
+            .last_mut()
+            .and_then(|section| section.entries.last_mut());
         if let (Some(key_indent), Some(entry)) = (open_key, open) {
-            let indent = raw.len() - raw.trim_start().len();
             // An empty line belongs to the value if the value goes on behind it.
             if trimmed.is_empty() || indent > key_indent {
                 entry.value.push('\n');
                 entry.value.push_str(trimmed);
+                entry.is_text &= is_text;
                 continue;
             }
         }
@@ -72,64 +98,96 @@ pub(super) fn parse(file: &File, text: &str) -> Result<Vec<Section>, Malformed> 
             continue;
         }
         if let Some(rest) = trimmed.strip_prefix('[') {
-            let (name, has_ignored_text) = section_name(rest, line)?;
-            sections.push(Section {
-                name,
-                origin: file.at(line),
-                has_ignored_text,
-                entries: Vec::new(),
-            });
+            contents.sections.push(section(rest, is_text, origin));
             open_key = None;
             continue;
         }
-        let entry = key_value(trimmed, file.at(line))?;
-        let Some(section) = sections.last_mut() else {
-            return Err(malformed(
-                line,
-                "A key is before the first [section]: put it under [barmanfs]",
-            ));
-        };
-        section.entries.push(entry);
-        open_key = Some(raw.len() - raw.trim_start().len());
+        open_key = contents.add(trimmed, is_text, origin).then_some(indent);
     }
-    for entry in sections.iter_mut().flat_map(|section| &mut section.entries) {
+    let sections = contents.sections.iter_mut();
+    for entry in sections.flat_map(|section| &mut section.entries) {
         entry.value.truncate(entry.value.trim_end().len());
         unquote(&mut entry.value);
     }
-    Ok(sections)
+    contents
 }
 
-fn section_name(rest: &str, line: usize) -> Result<(String, bool), Malformed> {
-    match rest.split_once(']') {
-        Some((name, after)) if !name.trim().is_empty() => {
-            Ok((name.trim().to_owned(), !after.trim().is_empty()))
+/// The lines, whichever of the three ways to end one a file has.
+fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    // The second of a pair makes no line of its own.
+    let is_end = |byte: &u8| matches!(byte, b'\n' | b'\r');
+    let mut rest = Some(bytes);
+    std::iter::from_fn(move || {
+        let all = rest?;
+        let Some(end) = all.iter().position(is_end) else {
+            rest = None;
+            return Some(all);
+        };
+        let (line, after) = all.split_at_checked(end)?;
+        let ending = if after.starts_with(b"\r\n") { 2 } else { 1 };
+        rest = after.get(ending..);
+        Some(line)
+    })
+}
+
+impl Contents {
+    /// Adds a line to the last section. Returns whether it has a key.
+    fn add(&mut self, trimmed: &str, is_text: bool, origin: Origin) -> bool {
+        let key_value = trimmed
+            .split_once(['=', ':'])
+            .filter(|(key, _)| !key.trim().is_empty() && !key.contains(['\u{fffd}', '\0']));
+        match (self.sections.last_mut(), key_value) {
+            (Some(section), Some((key, value))) => {
+                section.entries.push(Entry {
+                    key: key.trim().to_lowercase(),
+                    value: value.trim().to_owned(),
+                    is_text,
+                    origin,
+                });
+                return true;
+            }
+            (Some(section), None) => keep(
+                &mut section.malformed,
+                origin,
+                "Malformed line: expected [section], key = value, or a comment that begins with # or ;",
+            ),
+            (None, _) => keep(
+                &mut self.stray,
+                origin,
+                "A line is before the first [section]: put it under [barmanfs]",
+            ),
         }
-        _ => Err(malformed(line, "Malformed section header: expected [name]")),
+        false
     }
 }
 
-fn key_value(trimmed: &str, origin: Origin) -> Result<Entry, Malformed> {
-    let split = trimmed
-        .find(['=', ':'])
-        .and_then(|at| trimmed.split_at_checked(at));
-    match split {
-        Some((key, value)) if !key.trim().is_empty() => Ok(Entry {
-            key: key.trim().to_lowercase(),
-            // The separator is a single ASCII byte.
-            value: value.get(1..).unwrap_or_default().trim().to_owned(),
-            origin,
-        }),
-        _ => Err(malformed(
-            origin.line(),
-            "Malformed line: expected [section], key = value, or a comment that begins with # or ;",
-        )),
+/// The first ones tell enough of a file that is something else.
+fn keep(found: &mut Vec<Malformed>, origin: Origin, message: &'static str) {
+    const KEPT: usize = 8;
+    if found.len() < KEPT {
+        found.push(Malformed { origin, message });
     }
 }
 
-fn malformed(line: usize, message: &str) -> Malformed {
-    Malformed {
-        line,
-        message: message.to_owned(),
+fn section(rest: &str, is_text: bool, origin: Origin) -> Section {
+    let named = rest.split_once(']').filter(|(name, _)| !name.trim().is_empty());
+    let name = named.map(|(name, _)| name.trim().to_owned());
+    let has_ignored_text = named.is_some_and(|(_, after)| !after.trim().is_empty());
+    let mut malformed = Vec::new();
+    // Behind a header, bytes that are no text may have been the end of the line.
+    if name.is_none() || (has_ignored_text && !is_text) {
+        keep(
+            &mut malformed,
+            origin.clone(),
+            "Malformed section header: expected [name]",
+        );
+    }
+    Section {
+        name,
+        origin,
+        has_ignored_text,
+        entries: Vec::new(),
+        malformed,
     }
 }
 
@@ -153,13 +211,14 @@ mod tests {
     use super::*;
 
     fn flat(text: &str) -> Vec<(String, usize, String, String)> {
-        parse(&File::new("/c"), text)
-            .unwrap()
+        parse(&File::new("/c"), text.as_bytes())
+            .sections
             .into_iter()
             .flat_map(|s| {
+                let name = s.name.unwrap();
                 s.entries
                     .into_iter()
-                    .map(move |e| (s.name.clone(), e.origin.line(), e.key, e.value))
+                    .map(move |e| (name.clone(), e.origin.line(), e.key, e.value))
             })
             .collect()
     }
@@ -209,9 +268,11 @@ mod tests {
             ("key = value\n", 1),
             ("[a]\n= value\n", 2),
         ] {
-            let error = parse(&File::new("/c"), text).unwrap_err();
-            assert_eq!(error.line, line, "{text:?}");
-            assert!(!error.message.contains("secret"));
+            let contents = parse(&File::new("/c"), text.as_bytes());
+            let of_sections = contents.sections.iter().flat_map(|section| &section.malformed);
+            let found: Vec<_> = contents.stray.iter().chain(of_sections).collect();
+            assert_eq!((found.len(), found[0].origin.line()), (1, line), "{text:?}");
+            assert!(!found[0].message.contains("secret"));
         }
     }
 
@@ -220,7 +281,7 @@ mod tests {
         assert!(
             !format!(
                 "{:?}",
-                parse(&File::new("/c"), "[a]\nconninfo = password=hunter2\n").unwrap()
+                parse(&File::new("/c"), b"[a]\nconninfo = password=hunter2\n")
             )
             .contains("hunter2")
         );

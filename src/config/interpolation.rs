@@ -40,6 +40,9 @@ impl<'a> Interpolation<'a> {
     /// # Errors
     /// What is wrong with it. Quotes nothing of the value, which may be a secret.
     pub(super) fn value(self, line: &Line) -> Result<String, String> {
+        if !line.entry.is_text {
+            return Err("has bytes that are no text: write UTF-8".to_owned());
+        }
         match line.is_barmans {
             true => self.expand(&line.entry.value, DEEPEST),
             false => Ok(line.entry.value.clone()),
@@ -77,6 +80,7 @@ impl<'a> Interpolation<'a> {
         Ok(value)
     }
 
+    /// A value with bytes that are no text is none.
     fn raw(self, key: &str) -> Option<Raw<'a>> {
         if key == "name" {
             return Some(Raw::Literal(&self.section.name));
@@ -84,6 +88,7 @@ impl<'a> Interpolation<'a> {
         let line = self.section.line(key).or_else(|| self.global.line(key));
         let derived = || DERIVED.iter().find(|(name, _)| *name == key);
         match line {
+            Some(line) if !line.entry.is_text => None,
             Some(line) if line.is_barmans => Some(Raw::Text(&line.entry.value)),
             Some(line) => Some(Raw::Literal(&line.entry.value)),
             None => derived().map(|(_, text)| Raw::Text(text)),

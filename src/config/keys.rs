@@ -295,6 +295,11 @@ pub(super) fn is_about_safety(key: &str) -> bool {
     SAFETY.contains(&key) || CONNECTION_STRINGS.contains(&key)
 }
 
+/// Whether nothing of a server is stored while the key is wrong.
+pub(super) fn forbids_storing(key: &str) -> bool {
+    key == "encryption"
+}
+
 /// Whether a model may not set it, as in Barman: directories and hooks belong to the server.
 pub(super) fn is_kept_by_models(key: &str) -> bool {
     HOOKS.contains(&key) || key.ends_with("_directory") && !key.starts_with("cloud")

@@ -22,6 +22,8 @@ pub(crate) struct Model {
     pub(crate) cluster: Option<String>,
     /// Its keys, and what they do when it is active.
     pub(crate) settings: Vec<Setting>,
+    /// Why no server can be switched to it.
+    pub(crate) errors: Vec<Problem>,
 }
 
 /// Whether a section is a model.
@@ -91,6 +93,11 @@ pub(super) fn active<'a>(
     if cluster(model, files).as_deref() != Some(group.as_deref().unwrap_or(&section.name)) {
         return fail(format!(
             "The active model '{name}' is of another cluster: {reset}"
+        ));
+    }
+    if let Some(problem) = model.problems.first() {
+        return fail(format!(
+            "The active model '{name}' has something wrong: {problem}"
         ));
     }
     server.active_model = Some(name);

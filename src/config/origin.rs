@@ -64,6 +64,17 @@ pub(crate) struct Problem {
     pub(crate) forbids_storing: bool,
 }
 
+impl Problem {
+    /// About the form of a file. It does not stop archiving.
+    pub(super) fn of_form(origin: Origin, message: String) -> Self {
+        Self {
+            origin,
+            message,
+            forbids_storing: false,
+        }
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.origin, self.message)

@@ -64,6 +64,12 @@ impl<'a> Reader<'a> {
         for section in &self.files.sections {
             self.section(&mut config, section);
         }
+        config
+            .misnamed
+            .extend(self.files.lost.iter().map(|problem| Misnamed {
+                name: problem.origin.file().display().to_string(),
+                problem: problem.clone(),
+            }));
         self.notices.sort();
         self.notices.dedup();
         config.notices = self.notices;
@@ -77,10 +83,12 @@ impl<'a> Reader<'a> {
             true => "[barman] or [barmanfs]",
             false => "[barmanfs]",
         };
+        let malformed = self.files.of_all.iter().chain(&self.files.lost).next();
+        let malformed = malformed.map_or(String::new(), |problem| format!(" ({problem})"));
         ConfigError::Incomplete {
             file: self.files.main.path().to_owned(),
             message: format!(
-                "Nothing says where the backups are: add \"repository = /var/lib/barmanfs\" to {sections}"
+                "Nothing says where the backups are: add \"repository = /var/lib/barmanfs\" to {sections}{malformed}"
             ),
         }
     }
@@ -142,6 +150,10 @@ impl<'a> Reader<'a> {
         let mut server = ServerConfig::new(name, self.files.is_barmans);
         server.hooks.configuration = self.files.main.path().to_owned();
         server.secrets = self.secrets.clone();
+        server.errors.extend_from_slice(&section.problems);
+        server.errors.extend_from_slice(&self.files.of_all);
+        // What cannot be read may say that more is kept.
+        server.holds_deletions = self.files.lost.first().map(ToString::to_string);
         if let Some(line) = section.line("model")
             && given(&line.entry.value).is_some()
             && let Err(message) = boolean(&line.entry.value)
@@ -209,6 +221,7 @@ impl<'a> Reader<'a> {
             name: section.name.clone(),
             cluster,
             settings,
+            errors: section.problems.clone(),
         }
     }
 
@@ -234,7 +247,10 @@ impl<'a> Reader<'a> {
                 Some(value) => server.set(key, &value),
                 None => return Effect::Unset,
             },
-            Err(message) => Err(message.into()),
+            Err(message) => Err(Wrong {
+                message,
+                forbids_storing: keys::forbids_storing(key),
+            }),
         };
         match set {
             Ok(effect) => {

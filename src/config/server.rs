@@ -70,6 +70,8 @@ pub(crate) struct ServerConfig {
     pub(crate) name: ServerName,
     /// Why it is disabled. Empty if it is not.
     pub(crate) errors: Vec<Problem>,
+    /// Why nothing of it is deleted, although it is not disabled.
+    pub(crate) holds_deletions: Option<String>,
     /// Every key that is set for it, and what it does.
     pub(crate) settings: Vec<Setting>,
     /// The passwords of the whole configuration, which no value that is shown may contain.
@@ -160,6 +162,7 @@ impl ServerConfig {
         Self {
             name,
             errors: Vec::new(),
+            holds_deletions: None,
             settings: Vec::new(),
             secrets: Secrets::default(),
             active_model: None,
@@ -249,7 +252,7 @@ impl ServerConfig {
             wal: self.wal_retention_policy,
             unneeded_wal: false,
             minimum_redundancy: u32::try_from(self.minimum_redundancy).unwrap_or(u32::MAX),
-            held: None,
+            held: self.holds_deletions.clone(),
             failed_backups: Some(Duration::from_secs(self.failed_backup_retention.seconds)),
         }
     }

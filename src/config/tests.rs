@@ -1,5 +1,7 @@
 //! The meaning of a configuration, and the messages about a wrong one.
 
+mod unreadable;
+
 use super::*;
 use barmanfs_catalog::ServerName;
 use barmanfs_fs::CloneLimits;
@@ -28,11 +30,16 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
 }
 
 fn parse_bytes(bytes: &[u8]) -> Result<Config, ConfigError> {
+    parse_with(bytes, None)
+}
+
+/// With this file of `config-update`.
+fn parse_with(bytes: &[u8], automatic: Option<&[u8]>) -> Result<Config, ConfigError> {
     let main = Candidate {
         path: "/c/b.conf".into(),
         is_barmans_place: false,
     };
-    Config::parse(&main, bytes, None, None)
+    Config::parse(&main, bytes, None, automatic)
 }
 
 /// Notices, and errors of servers, as lines.
@@ -219,14 +226,14 @@ fn only_what_makes_the_whole_unusable_is_an_error() {
         error("[barmanfs]\nrepository = /r\nrecovery_target_action = stop\n"),
         error("[barmanfs]\n[main]\nconninfo = host=a\n"),
         error("[barman]\nbarman_home = /var/lib/barman\n"),
-        error("[barmanfs]\nrepository = /r\n[main]\npassword hunter2\n"),
+        error("[barmanfs]\nrepository /r\n[main]\npassword hunter2\n"),
     ];
     assert_snapshot!(all.join("\n"), @r#"
     /c/b.conf:2: 'repository' is 'backups': allowed is an absolute path
     /c/b.conf:3: 'recovery_target_action' is 'stop': allowed are promote, pause and shutdown
     /c/b.conf: Nothing says where the backups are: add "repository = /var/lib/barmanfs" to [barmanfs]
     /c/b.conf: Nothing says where the backups are: add "repository = /var/lib/barmanfs" to [barman] or [barmanfs]
-    /c/b.conf:4: Malformed line: expected [section], key = value, or a comment that begins with # or ;
+    /c/b.conf: Nothing says where the backups are: add "repository = /var/lib/barmanfs" to [barmanfs] (/c/b.conf:2: Malformed line: expected [section], key = value, or a comment that begins with # or ;)
     "#);
 }
 
@@ -294,12 +301,6 @@ fn in_a_file_of_barman_a_harmless_wrong_value_is_ignored() {
     /c/b.conf:8: 'minimum_redundancy' is 'x': allowed is a number of backups, 0 or more: server b is disabled
     /c/b.conf:10: 'slot_name' is 'a-b': it may have up to 63 lower-case letters, digits and underscores: server c is disabled
     "#);
-}
-
-#[test]
-fn text_that_is_not_utf8_is_an_error_with_its_line() {
-    let error = parse_bytes(b"[barmanfs]\nrepository = /r\n[m]\ndescription = \xff\n").unwrap_err();
-    assert_eq!(error.to_string(), "/c/b.conf:4: The line is not UTF-8 text");
 }
 
 #[test]
@@ -386,7 +387,7 @@ fn a_site_of_barman_is_read_as_it_is() {
     std::fs::create_dir_all(at("repository/config")).unwrap();
     std::fs::write(
         at("repository/config/auto.conf"),
-        "[two]\ndescription = 50 % of A\n",
+        "# Written by 'barmanfs config-update', and read after all other files.\n\n[two]\ndescription = 50 % of A\n",
     )
     .unwrap();
     let config = Config::load(Some(&at("barman.conf")), Some(site.path())).unwrap();
@@ -416,9 +417,8 @@ fn a_site_of_barman_is_read_as_it_is() {
         .to_string();
     assert!(error.contains("barman.d/c.conf:2: 'slot_name'"), "{error}");
     std::fs::write(at("barman.d/c.conf"), "\n[barman]\nlog_level = debug\n").unwrap();
-    let error = Config::load(Some(&at("barman.conf")), Some(site.path()))
-        .unwrap_err()
-        .to_string();
+    let config = Config::load(Some(&at("barman.conf")), Some(site.path())).unwrap();
+    let error = config.misnamed[0].problem.to_string();
     assert!(
         error.contains("barman.d/c.conf:3: ") && error.contains("barman.conf"),
         "{error}"

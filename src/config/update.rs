@@ -3,16 +3,17 @@
 //! The input is Barman's: a list of objects, each with `scope` (`server` or `model`), `server_name` or `model_name`, and keys
 //! with their values.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::files;
 use super::keys::{self, Known};
 use super::origin::File;
+use super::state::Missing;
 use super::{Config, ConfigError, Setting, model, state};
+use super::{files, ini};
 
 /// The sections of the file, with their keys.
 pub(crate) type Sections = BTreeMap<String, BTreeMap<String, String>>;
@@ -119,6 +120,9 @@ fn checked(key: &str, value: &Value, is_model: bool) -> Result<String, String> {
     if is_model && keys::is_kept_by_models(key) {
         return Err("cannot be set by a model".to_owned());
     }
+    if key == "conninfo" && super::values::given(&text).is_none() {
+        return Err("is empty: a server needs one".to_owned());
+    }
     match keys::known(key) {
         Known::Server | Known::ServerOrGlobal => {}
         Known::NoEffect(_) => return Ok(text),
@@ -141,12 +145,30 @@ pub(crate) fn written(repository: &Path) -> Result<Sections, ConfigError> {
         file: path.clone(),
         source,
     })?;
+    let Some(bytes) = bytes else {
+        return Ok(Sections::new());
+    };
+    let contents = ini::parse(&File::new(&path), &bytes);
     let mut sections = Sections::new();
-    for section in files::parse(&File::new(&path), &bytes.unwrap_or_default())? {
+    let missing = state::missing(&bytes, &contents.sections);
+    let mut is_whole = missing == Missing::Of(BTreeSet::new()) && contents.stray.is_empty();
+    for section in contents.sections {
+        is_whole &= section.malformed.is_empty() && section.entries.iter().all(|entry| entry.is_text);
         let entries = section.entries.into_iter().map(|entry| (entry.key, entry.value));
-        sections.entry(section.name).or_default().extend(entries);
+        sections
+            .entry(section.name.unwrap_or_default())
+            .or_default()
+            .extend(entries);
     }
-    Ok(sections)
+    match is_whole {
+        true => Ok(sections),
+        false => Err(ConfigError::Incomplete {
+            file: path,
+            message: "The file is not as it was written, and earlier changes may be lost: remove it, then make these \
+                      changes again"
+                .to_owned(),
+        }),
+    }
 }
 
 /// What a change would make worse; `None` if nothing is.
@@ -198,7 +220,7 @@ fn newly_wrong<'a>(before: &[Setting], after: &'a [Setting]) -> Option<&'a Setti
 
 /// The text of the file.
 pub(crate) fn render(sections: &Sections) -> String {
-    let mut text = "# Written by 'barmanfs config-update', and read after all other files.\n".to_owned();
+    let mut text = String::new();
     for (name, keys) in sections {
         let _infallible = writeln!(text, "\n[{name}]");
         for (key, value) in keys {
@@ -206,5 +228,5 @@ pub(crate) fn render(sections: &Sections) -> String {
             let _infallible = writeln!(text, "{key} = \"{value}\"");
         }
     }
-    text
+    state::framed(sections.keys(), &text)
 }

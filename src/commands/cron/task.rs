@@ -163,7 +163,7 @@ fn apply_policies(repository: &Repository, server: &ServerConfig) -> Result<Stri
     server.refuse_disabled()?;
     let rules = server.retention_rules();
     let rules = RetentionRules {
-        held: held_by_audit(repository, &server.name)?,
+        held: held_by_audit(repository, &server.name)?.or(rules.held.clone()),
         ..rules
     };
     let interruption = Interruption::watch(|| {})?;

@@ -61,11 +61,14 @@ fn line(random: &mut fastrand::Rng) -> String {
 }
 
 fn ours(text: &str) -> Read {
-    let sections = parse(&File::new("/c"), text).ok()?;
+    let contents = parse(&File::new("/c"), text.as_bytes());
     let mut merged: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
-    for section in sections {
+    for section in contents.sections {
+        if !section.malformed.is_empty() {
+            return None;
+        }
         let entries = section.entries.into_iter().map(|entry| (entry.key, entry.value));
-        merged.entry(section.name).or_default().extend(entries);
+        merged.entry(section.name?).or_default().extend(entries);
     }
     Some(merged)
 }
