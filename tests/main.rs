@@ -54,6 +54,7 @@ mod receive_wal;
 mod remote_restore;
 mod repository_files;
 mod restore;
+mod restore_options;
 mod retention;
 mod second_backup;
 mod settings;
@@ -87,6 +88,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("wal_level", wal_level::TESTS),
     ("pitr", pitr::TESTS),
     ("restore", restore::TESTS),
+    ("restore_options", restore_options::TESTS),
     ("catchup", catchup::TESTS),
     ("remote_restore", remote_restore::TESTS),
     ("receive_wal", receive_wal::TESTS),

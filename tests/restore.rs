@@ -18,7 +18,7 @@ use std::time::Duration;
 
 topic! {
     once the_tree_is_the_one_of_the_mount,
-    once every_option_leads_to_its_rows,
+    once what_a_restored_server_does,
     once what_cannot_be_restored_is_refused_before_anything_is_written,
     once a_killed_restore_never_starts_and_is_continued,
     once a_full_disk_leaves_a_restore_that_is_continued(as_root),
@@ -120,17 +120,17 @@ fn the_tree_is_the_one_of_the_mount(install: &'static Install) {
 }
 
 /// One row for each moment.
-struct Moments {
-    site: Site,
-    server: PgServer,
-    backups: [String; 2],
+pub(crate) struct Moments {
+    pub(crate) site: Site,
+    pub(crate) server: PgServer,
+    pub(crate) backups: [String; 2],
     /// Between the second row and the third.
-    time: String,
-    lsn: String,
-    xid: String,
+    pub(crate) time: String,
+    pub(crate) lsn: String,
+    pub(crate) xid: String,
 }
 
-fn moments(install: &'static Install) -> Moments {
+pub(crate) fn moments(install: &'static Install) -> Moments {
     let (site, server) = Site::with_server(install);
     server.query("CREATE TABLE rows (n int)");
     // What an earlier recovery has left does not count in a copy.
@@ -150,63 +150,8 @@ fn moments(install: &'static Install) -> Moments {
     }
 }
 
-fn every_option_leads_to_its_rows(install: &'static Install) {
+fn what_a_restored_server_does(install: &'static Install) {
     let moments = moments(install);
-    let Moments { site, backups, .. } = &moments;
-    let programs = format!("path_prefix = {}\n", install.bindir.display());
-    site.write_config_of(&moments.server, &programs);
-    let (time, lsn, xid) = (moments.time.as_str(), moments.lsn.as_str(), moments.xid.as_str());
-    let table: [(&str, &[&str], &str); 11] = [
-        ("auto", &[], "1,2,3,4"),
-        (&backups[0], &["--no-get-wal"], "1,2,3,4"),
-        (&backups[0], &["--target-immediate"], ""),
-        ("auto", &["--target-immediate"], "1"),
-        ("auto", &["--target-time", time], "1,2"),
-        (&backups[0], &["--target-lsn", lsn, "--no-get-wal"], "1,2"),
-        ("auto", &["--target-xid", xid], "1,2,3"),
-        ("auto", &["--target-xid", xid, "--exclusive"], "1,2"),
-        (
-            "auto",
-            &["--target-name", "two", "--target-tli", "current"],
-            "refused",
-        ),
-        (
-            &backups[1],
-            &["--target-name", "two", "--target-tli", "current"],
-            "1,2",
-        ),
-        (
-            "auto",
-            &[
-                "--target-tli",
-                "1",
-                "-j",
-                "3",
-                "--bwlimit",
-                "1G",
-                "--retry-times",
-                "2",
-            ],
-            "1,2,3,4",
-        ),
-    ];
-    for (number, (backup, options, expected)) in table.into_iter().enumerate() {
-        let directory = site.path(&format!("copy{number}"));
-        let words = [&["restore", "main", backup, directory.to_str().unwrap()], options].concat();
-        if expected == "refused" {
-            site.barmanfs(&words).refused(2);
-            assert!(!directory.exists());
-            continue;
-        }
-        site.ok(&words);
-        let mut copy = PgServer::on(install, &directory);
-        copy.start();
-        copy.wait_until_promoted();
-        assert_eq!(rows(&copy), expected, "{words:?}");
-        assert_eq!(copy.query("SHOW archive_mode"), "off");
-        copy.stop("immediate");
-        fs::remove_dir_all(&directory).unwrap();
-    }
     is_watched(install, &moments);
     with_an_action(install, &moments);
     as_a_standby(install, &moments);

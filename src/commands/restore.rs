@@ -101,6 +101,12 @@ fn carry_out(app: &mut App, args: &RestoreArgs, catchup: Option<bool>) -> Result
     };
     let config = app.config.server(server.as_str()).cloned();
     let options = write_options(app, args, config.as_ref(), own);
+    if !options.delta && !options.keep.is_empty() {
+        return Err(Error::usage(
+            "--keep names what --delta-restore leaves: without that, DEST is empty",
+        ));
+    }
+    note_without_effect(args, &mut choice);
     let configuration = configuration_target(args, &repository, &choice.backup)?;
     let ready = ready(args, &repository, view, relocations.clone(), options)?;
     let directory = ready.directory().to_owned();
@@ -422,6 +428,27 @@ fn note_reader(repository: &Repository, args: &RestoreArgs, view: &ViewTree, cho
             "The copy fetches WAL as {}, to whom the repository does not belong: if that user cannot read it, add --no-get-wal",
             user_name(reader)
         ));
+    }
+}
+
+/// Options that nothing in the copy would use.
+fn note_without_effect(args: &RestoreArgs, choice: &mut Choice) {
+    let reason = match (args.is_self_contained(), &choice.plan, &args.restore_command) {
+        (true, _, _) => "all WAL is in the copy",
+        (false, None, _) => "the backup starts as it is",
+        (false, Some(_), Some(_)) => "the copy has a restore_command of its own",
+        (false, Some(_), None) => return,
+    };
+    let is_own_used = !args.is_self_contained() && choice.plan.is_some();
+    let unused = [
+        (
+            args.restore_command.is_some() && !is_own_used,
+            "--restore-command",
+        ),
+        (args.recovery_option_port.is_some(), "--recovery-option-port"),
+    ];
+    for (_, name) in unused.into_iter().filter(|(is_unused, _)| *is_unused) {
+        choice.notes.push(format!("{name} is without effect: {reason}"));
     }
 }
 
