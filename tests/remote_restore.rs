@@ -4,6 +4,7 @@
 use crate::common::disk::SmallDisk;
 use crate::common::load::fill;
 use crate::common::moments::{Moments, rows};
+use crate::common::network::Network;
 use crate::common::process::{Run, until};
 use crate::common::random::Random;
 use crate::common::registry::topic;
@@ -13,7 +14,7 @@ use crate::common::{Install, PgServer, Site};
 use crate::restore::{KINDS, MARKER, is_startable};
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 topic! {
     once a_remote_tree_is_the_local_one,
@@ -21,6 +22,7 @@ topic! {
     once what_cannot_be_restored_there_is_refused_before_anything_is_written,
     once a_cut_restore_never_starts_there,
     once a_full_disk_over_there_is_reported(as_root),
+    once a_silent_network_ends_a_restore(as_root),
     once an_agent_makes_any_directory_equal_to_a_fresh_restore,
     once a_cut_restore_by_an_agent_is_continued,
     alone what_speaks_to_an_agent_is_checked,
@@ -323,26 +325,87 @@ fn a_cut_restore_never_starts_there(install: &'static Install) {
 fn a_full_disk_over_there_is_reported(install: &'static Install) {
     let (site, server, sshd) = site_with_sshd(install);
     fill(&server, 4);
+    // A tar writes holes as zeros.
+    site.sh(&format!("truncate -s 120M '{}/sparse'", server.data.display()))
+        .ok();
     site.backup();
     let point = site.make_directory("small");
     let disk = SmallDisk::mount(&point, 40);
     restore_by(&site, &sshd.bare(), "small/data", &["--target-immediate"])
         .refused(1)
         .says(&["free", "needed"]);
+    disk.grow(180);
+    let dry = ["--target-immediate", "--dry-run"];
+    restore_by(&site, &sshd.bare(), "small/data", &dry)
+        .refused(1)
+        .says(&["free", "needed"]);
+    restore_by(&site, &sshd.command(), "small/data", &dry).ok();
     assert_eq!(site.list(&point), [""; 0]);
     disk.grow(400);
-    let data = site.path("small/data");
+    for command in [sshd.bare(), sshd.command()] {
+        fills_up(&site, &point, &command);
+        fs::remove_dir_all(point.join("data")).unwrap();
+        fs::remove_file(point.join("filler")).unwrap();
+    }
+}
+
+fn fills_up(site: &Site, point: &Path, command: &str) {
+    let data = point.join("data");
     let words = ["--target-immediate", "--no-get-wal", "--bwlimit", "20M"];
     let filling = format!(
         "while ! [ -e '{0}/data/base' ]; do sleep 0.02; done; dd if=/dev/zero of='{0}/filler' bs=1M 2>/dev/null",
         point.display()
     );
     let mut filling = site.sh_command(&filling).spawn().unwrap();
-    restore_by(&site, &sshd.bare(), "small/data", &words)
-        .refused(1)
-        .says(&["full", "incomplete"]);
+    restore_by(site, command, "small/data", &words).refused(1).says(&[
+        "on the other host",
+        "No space left",
+        "full",
+        "incomplete",
+    ]);
     filling.wait().unwrap();
     assert!(data.join(MARKER).exists() && !is_startable(&data));
+}
+
+/// The cable is pulled: nobody is told, and TCP would wait for a quarter of an hour or for ever.
+fn a_silent_network_ends_a_restore(install: &'static Install) {
+    let Some(network) = Network::new() else { return };
+    let (site, server) = Site::with_server(install);
+    fill(&server, 4);
+    site.backup();
+    let here = site.path("here").display().to_string();
+    site.ok(&[&["restore", "main", "auto", &here][..], &OPTIONS].concat());
+    let sshd = Sshd::behind(&site, &network);
+    let slowly = [&OPTIONS[..], &["--bwlimit", "2M"]].concat();
+    let (site, slowly) = (&site, &slowly);
+    std::thread::scope(|scope| {
+        let restoring = [("bare", sshd.bare()), ("there", sshd.command())].map(|(name, command)| {
+            scope.spawn(move || {
+                let ended = restore_by(site, &command, name, slowly);
+                (ended, Instant::now())
+            })
+        });
+        until("both have begun", || {
+            let is_filling =
+                |name| fs::read_dir(site.path(name).join("base/1")).is_ok_and(|files| files.count() > 20);
+            ["bare", "there"].into_iter().all(is_filling)
+        });
+        network.cut();
+        let cut = Instant::now();
+        for (ended, at) in restoring.map(|thread| thread.join().unwrap()) {
+            ended
+                .refused(1)
+                .says(&["does not answer any more", "on the other host"]);
+            assert!(at - cut < Duration::from_secs(90), "{:?}", at - cut);
+        }
+    });
+    for name in ["bare", "there"] {
+        assert!(!is_startable(&site.path(name)));
+    }
+    network.mend();
+    // What was over there has noticed it, too.
+    restore_by(site, &sshd.command(), "there", &OPTIONS).ok();
+    assert_restored(install, site);
 }
 
 fn an_agent_makes_any_directory_equal_to_a_fresh_restore(install: &'static Install) {
@@ -395,6 +458,19 @@ fn an_agent_makes_any_directory_equal_to_a_fresh_restore(install: &'static Insta
         (&serde_json::json!(["mine"]), &"older".into())
     );
     assert!(there.join("mine").exists());
+    site.sh(&format!(
+        "cd '{}' && mv pg_wal ../volume && ln -s ../volume pg_wal",
+        there.display()
+    ))
+    .ok();
+    restore_by(
+        &site,
+        &command,
+        "there",
+        &[&options[..], &["--delta-restore"]].concat(),
+    )
+    .ok()
+    .says(&["pg_wal is a link to ../volume, which stays"]);
     // A server that runs there is found by the agent.
     let mut copy = PgServer::on(install, &there);
     copy.start();

@@ -152,6 +152,8 @@ pub(crate) fn moments(install: &'static Install) -> Moments {
 
 fn what_a_restored_server_does(install: &'static Install) {
     let moments = moments(install);
+    let programs = format!("path_prefix = {}\n", install.bindir.display());
+    moments.site.write_config_of(&moments.server, &programs);
     is_watched(install, &moments);
     with_an_action(install, &moments);
     as_a_standby(install, &moments);

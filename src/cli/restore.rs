@@ -27,7 +27,8 @@ Examples:
   barmanfs restore --watch /srv/restored
   barmanfs restore --watch /srv/restored --json
   barmanfs restore main auto /var/lib/postgresql/18/main --restore-config /etc/postgresql/18/main
-  barmanfs restore main auto /srv/restored --remote-ssh-command 'ssh postgres@db2' -j 4
+  barmanfs restore main auto /srv/restored -j 4 \\
+    --remote-ssh-command 'ssh -o BatchMode=yes -o ServerAliveInterval=20 postgres@db2'
   barmanfs restore main auto /var/lib/postgresql/standby --standby-mode --primary-conninfo 'host=db1'";
 
 /// `restore`

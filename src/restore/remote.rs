@@ -23,7 +23,7 @@ use std::time::Instant;
 use barmanfs_catalog::{ReadGuard, Repository};
 use barmanfs_store::sync::lock;
 
-use super::agent::control::{Agent, Found, Order};
+use super::agent::control::{Agent, Found, Order, Stopped};
 use super::destination::{State, not_empty, refuse_shared};
 use super::marker::{self, Marker};
 use super::space::TreeSize;
@@ -92,7 +92,6 @@ impl RemotePrepared {
         let RemotePlace { shell, directory, .. } = place;
         let facts = Facts::of(&shell, &directory, relocations)?;
         facts.refuse_host()?;
-        let size = TreeSize::of(&view)?;
         let mut notes = facts.notes(&view.backup, place.fetches_wal);
         let mut agent = match facts.barmanfs.as_ref().map(|_| Agent::start(&shell)) {
             Some(Ok(agent)) => Some(agent),
@@ -102,6 +101,10 @@ impl RemotePrepared {
             }
             None => None,
         };
+        let size = match agent {
+            Some(_) => TreeSize::of(&view)?,
+            None => TreeSize::without_holes(&view)?,
+        };
         let found = match &mut agent {
             Some(agent) => agent.prepare(&view, &directory, relocations, (&options, &size))?,
             None => examine(&facts, &directory, relocations, (&options, &size))?,
@@ -110,6 +113,7 @@ impl RemotePrepared {
             .configuration
             .map(|directory| RemoteConfiguration::examine(&shell, directory))
             .transpose()?;
+        notes.extend(found.notes);
         Ok(Self {
             notes,
             shell,
@@ -181,14 +185,34 @@ impl RemotePrepared {
     }
 
     fn by_agent(&self, agent: &mut Agent, progress: &Progress, dry_run: bool) -> Result<Restored, Error> {
-        agent.run(&Order {
+        let restored = agent.run(&Order {
             view: &self.view,
             shell: &self.shell,
             options: &self.options,
             size: &self.size,
             progress,
             dry_run,
+        });
+        restored.map_err(|stopped| match stopped {
+            Stopped::Told(error) => error,
+            Stopped::Ended(error) if dry_run => error,
+            Stopped::Ended(error) => self.perhaps_continued(error),
         })
+    }
+
+    /// An agent that was cut off has written until it noticed that.
+    fn perhaps_continued(&self, error: Error) -> Error {
+        let directory = self.directory.display();
+        let hint = error
+            .hint_text()
+            .map(|hint| format!("{hint}. "))
+            .unwrap_or_default();
+        error.hint(format!(
+            "{hint}As long as {directory}/{} is there on the other host, or {directory}/global/pg_control is missing, \
+             PostgreSQL does not start there, and the same command continues, at the latest in {} seconds",
+            marker::NAME,
+            shell::SILENCE.as_secs()
+        ))
     }
 
     /// Finds out what a run would do. Without an agent nothing is there, and everything would be written.
@@ -296,6 +320,7 @@ fn examine(
         state: State::Vacant,
         directory: real,
         relocations,
+        notes: Vec::new(),
     })
 }
 

@@ -21,7 +21,7 @@ const BLOCK_BYTES: u64 = 4096;
 pub(crate) struct TreeSize {
     /// Number of files.
     pub(crate) files: u64,
-    /// Bytes outside holes.
+    /// Bytes that are written.
     pub(crate) bytes: u64,
     /// Bytes that the tree takes on disk, without its tablespaces.
     own_disk_bytes: u64,
@@ -32,7 +32,20 @@ pub(crate) struct TreeSize {
 impl TreeSize {
     /// The size of this tree.
     pub(super) fn of(view: &ViewTree) -> Result<Self, Error> {
-        let mut measure = Measure::default();
+        Self::measured(view, |stat| stat.allocated_bytes)
+    }
+
+    /// The same where holes are written as zeros.
+    pub(super) fn without_holes(view: &ViewTree) -> Result<Self, Error> {
+        Self::measured(view, |stat| stat.size_bytes)
+    }
+
+    fn measured(view: &ViewTree, bytes_of: fn(&Stat) -> u64) -> Result<Self, Error> {
+        let mut measure = Measure {
+            bytes_of,
+            path: Vec::new(),
+            size: Self::default(),
+        };
         view.walk(&mut measure)?;
         Ok(measure.size)
     }
@@ -54,8 +67,9 @@ impl TreeSize {
     }
 }
 
-#[derive(Default)]
 struct Measure {
+    /// The bytes of a file that are written.
+    bytes_of: fn(&Stat) -> u64,
     path: Vec<Vec<u8>>,
     size: TreeSize,
 }
@@ -84,8 +98,9 @@ impl Visitor for Measure {
 
     fn file(&mut self, file: SourceFile) -> Result<(), Error> {
         self.size.files += 1;
-        self.size.bytes += file.stat.allocated_bytes;
-        self.take(file.stat.allocated_bytes);
+        let bytes = (self.bytes_of)(&file.stat);
+        self.size.bytes += bytes;
+        self.take(bytes);
         Ok(())
     }
 

@@ -4,6 +4,10 @@
 use super::process::run;
 use super::user::own_command;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Networks that this process has made.
+static MADE: AtomicU32 = AtomicU32::new(0);
 
 /// See the module. It is removed when this is dropped.
 #[derive(Debug)]
@@ -18,11 +22,11 @@ pub(crate) struct Network {
 impl Network {
     /// Makes it; `None` where that is not possible, as in many containers.
     pub(crate) fn new() -> Option<Self> {
-        let number = std::process::id();
-        let (near, far) = (format!("bfn{number}"), format!("bff{number}"));
-        let block = format!("10.199.{}", number % 250);
+        let (process, number) = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let (near, far) = (format!("bfn{process}.{number}"), format!("bff{process}.{number}"));
+        let block = format!("10.{}.{}", 190 + number % 10, process % 250);
         let network = Self {
-            namespace: format!("barmanfs-{number}"),
+            namespace: format!("barmanfs-{process}.{number}"),
             device: far.clone(),
             address: format!("{block}.2"),
         };

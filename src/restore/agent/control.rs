@@ -2,20 +2,20 @@
 
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::ChildStdout;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use barmanfs_store::sync::lock;
 
-use super::serve::Server;
+use super::serve::{Server, Unserved};
 use super::wire::{self, Assignment, Frame, FromAgent, PROTOCOL, ToAgent};
 use crate::error::Error;
 use crate::progress::Progress;
 use crate::restore::destination::State;
 use crate::restore::remote::RemoteShell;
-use crate::restore::remote::shell::{Session, word};
+use crate::restore::remote::shell::{BEAT_EVERY, Output, Session, word};
 use crate::restore::space::TreeSize;
 use crate::restore::tablespaces::Relocations;
 use crate::restore::throttle::Throttle;
@@ -25,11 +25,17 @@ use crate::restore::{Restored, WriteOptions};
 /// An agent names at most so many removed entries.
 const MAX_REMOVED: usize = 20_000;
 
+/// Notes of an agent, at most.
+const MAX_NOTES: usize = 20;
+
+/// How soon the thread that shows that this side is there notices the end.
+const NOTICED_WITHIN: Duration = Duration::from_millis(50);
+
 /// An agent that waits for orders.
 #[derive(Debug)]
 pub(in crate::restore) struct Agent {
     session: Session,
-    from: BufReader<ChildStdout>,
+    from: BufReader<Output>,
 }
 
 /// What an agent has found.
@@ -39,6 +45,25 @@ pub(in crate::restore) struct Found {
     /// Both without links.
     pub(in crate::restore) directory: PathBuf,
     pub(in crate::restore) relocations: Relocations,
+    /// What there is to say about the directory.
+    pub(in crate::restore) notes: Vec<String>,
+}
+
+/// Why an agent has not restored.
+#[derive(Debug)]
+pub(in crate::restore) enum Stopped {
+    /// It says so itself, and what there is over there now.
+    Told(Error),
+    /// It was cut off, or has ended without a word.
+    Ended(Error),
+}
+
+/// Why one connection has ended.
+#[derive(Debug)]
+struct Reason {
+    error: Error,
+    /// The other host is not reached any more.
+    is_lost: bool,
 }
 
 /// What is restored, and what of that is shown.
@@ -97,10 +122,16 @@ impl Agent {
                 state,
                 directory,
                 relocations,
+                notes,
             } => Ok(Found {
                 state: state.into(),
                 directory,
                 relocations,
+                notes: notes
+                    .iter()
+                    .take(MAX_NOTES)
+                    .map(|note| wire::shown(note))
+                    .collect(),
             }),
             _ => Err(wire::garbled("no answer to the assignment")),
         }
@@ -110,81 +141,74 @@ impl Agent {
     ///
     /// # Errors
     /// When it fails, or the connection.
-    pub(in crate::restore) fn run(&mut self, order: &Order<'_>) -> Result<Restored, Error> {
+    pub(in crate::restore) fn run(&mut self, order: &Order<'_>) -> Result<Restored, Stopped> {
         let began = Instant::now();
-        self.tell(&ToAgent::Run {
-            dry_run: order.dry_run,
-        })?;
-        let FromAgent::Listening { socket } = self.next()? else {
-            return Err(wire::garbled("no socket"));
-        };
+        let socket = self.begin(order).map_err(Stopped::Ended)?;
         let throttle = order.options.bandwidth_limit.map(Throttle::new);
         let script = format!("exec barmanfs agent --join {}", word(&socket.to_string_lossy()));
         let (jobs, failed) = (order.options.jobs.max(1), AtomicUsize::new(0));
-        let why = std::sync::Mutex::new(None);
+        let (why, ended) = (Mutex::new(None), AtomicBool::new(false));
         let connection = || {
-            if let Err(error) = answer(order, &script, throttle.as_ref()) {
-                tracing::debug!("A connection has failed: {error}");
-                lock(&why).get_or_insert(error);
+            if let Err(reason) = answer(order, &script, throttle.as_ref()) {
+                tracing::debug!("A connection has failed: {}", reason.error);
+                let mut why = lock(&why);
+                if why
+                    .as_ref()
+                    .is_none_or(|known: &Reason| reason.is_lost && !known.is_lost)
+                {
+                    *why = Some(reason);
+                }
                 // Without any, the agent would wait for ever.
                 if failed.fetch_add(1, Ordering::AcqRel) + 1 == jobs {
                     order.shell.running().stop();
                 }
             }
         };
-        let restored = thread::scope(|scope| {
-            for number in 0..jobs {
-                thread::Builder::new()
-                    .name(format!("serve-{number}"))
-                    .spawn_scoped(scope, connection)
-                    .map_err(|error| Error::failed(format!("Cannot start a thread: {error}")))?;
-            }
-            let restored = self.follow(order);
+        let Self { session, from } = self;
+        let (restored, met) = thread::scope(|scope| {
+            let start = |number: usize| {
+                let thread = thread::Builder::new().name(format!("serve-{number}"));
+                thread.spawn_scoped(scope, connection)
+            };
+            let started = (0..jobs).try_for_each(|number| start(number).map(drop));
+            scope.spawn(|| beat(session, &ended));
+            let restored = match started {
+                Ok(()) => follow(from, order),
+                Err(error) => Err(Stopped::Ended(Error::failed(format!(
+                    "Cannot start a thread: {error}"
+                )))),
+            };
+            ended.store(true, Ordering::Release);
+            // What ends from here on has this side ended.
+            let met = lock(&why).take();
             if restored.is_err() {
                 order.shell.running().stop();
             }
-            restored
+            (restored, met)
         });
-        let reason = lock(&why).take();
-        let mut restored = restored.map_err(|error| match error.hint_text() {
-            // It was cut because all the others were.
-            None if failed.load(Ordering::Acquire) == jobs => reason.unwrap_or(error),
-            _ => error,
-        })?;
+        let mut restored = restored.map_err(|stopped| self.best_reason(stopped, met))?;
         restored.elapsed = began.elapsed();
         Ok(restored)
     }
 
-    /// Reads what the agent tells until it is done.
-    fn follow(&mut self, order: &Order<'_>) -> Result<Restored, Error> {
-        let mut restored = Restored {
-            bytes: order.size.bytes,
-            ..Restored::default()
-        };
-        loop {
-            match self.next()? {
-                FromAgent::Progress { done } => {
-                    order
-                        .progress
-                        .set(done.min(order.size.bytes), Some(order.size.bytes));
-                }
-                FromAgent::Stage(text) => order.progress.stage(&text),
-                FromAgent::Removed(paths) => {
-                    use std::os::unix::ffi::OsStringExt;
-                    let paths = paths
-                        .into_iter()
-                        .map(|path| std::ffi::OsString::from_vec(path.0).into());
-                    restored.removed.extend(paths);
-                    if restored.removed.len() > MAX_REMOVED {
-                        return Err(wire::garbled("too many removed entries"));
-                    }
-                }
-                FromAgent::Done { written_bytes } => {
-                    restored.written_bytes = written_bytes;
-                    return Ok(restored);
-                }
-                _ => return Err(wire::garbled("a message out of turn")),
-            }
+    fn begin(&mut self, order: &Order<'_>) -> Result<PathBuf, Error> {
+        self.tell(&ToAgent::Run {
+            dry_run: order.dry_run,
+        })?;
+        match self.next()? {
+            FromAgent::Listening { socket } => Ok(socket),
+            _ => Err(wire::garbled("no socket")),
+        }
+    }
+
+    /// Of several reasons, the one from which the others follow. A connection that was lost takes all others with it; an
+    /// agent that gives up says why; and without either, it is what this side has met.
+    fn best_reason(&mut self, stopped: Stopped, met: Option<Reason>) -> Stopped {
+        match (stopped, met) {
+            (_, Some(met)) if met.is_lost => Stopped::Ended(met.error),
+            (told @ Stopped::Told(_), _) => told,
+            (Stopped::Ended(_), Some(met)) => Stopped::Ended(met.error),
+            (Stopped::Ended(error), None) => Stopped::Ended(self.reason(error)),
         }
     }
 
@@ -194,16 +218,10 @@ impl Agent {
     }
 
     fn next(&mut self) -> Result<FromAgent, Error> {
-        match wire::read_frame(&mut self.from) {
-            Ok(Some((Frame::Message, bytes))) => wire::json(&bytes),
-            Ok(Some((Frame::Failure, bytes))) => {
-                let failure: wire::Failure = wire::json(&bytes)?;
-                Err(Error::from(failure).context("On the other host"))
-            }
-            Ok(Some(_)) => Err(wire::garbled("another frame than a message")),
-            Ok(None) => Err(self.reason(Error::failed("The agent on the other host has ended"))),
-            Err(error) => Err(error),
-        }
+        next(&mut self.from).map_err(|stopped| match stopped {
+            Stopped::Told(error) => error,
+            Stopped::Ended(error) => self.reason(error),
+        })
     }
 
     /// What ssh says about its end is the better reason.
@@ -212,18 +230,87 @@ impl Agent {
     }
 }
 
-/// Brings one more connection to the agent, and answers on it.
-fn answer(order: &Order<'_>, script: &str, throttle: Option<&Throttle>) -> Result<(), Error> {
-    let mut session = order.shell.start("join an agent", script)?;
-    let output: Option<ChildStdout> = session.output.take();
-    let output: Box<dyn Read> = match output {
-        Some(output) => Box::new(output),
-        None => Box::new(std::io::empty()),
+/// The next message of an agent.
+fn next(from: &mut impl Read) -> Result<FromAgent, Stopped> {
+    let message = match wire::read_frame(from) {
+        Ok(Some((Frame::Message, bytes))) => wire::json(&bytes),
+        Ok(Some((Frame::Failure, bytes))) => match wire::json::<wire::Failure>(&bytes) {
+            Ok(failure) => {
+                return Err(Stopped::Told(Error::from(failure).context("On the other host")));
+            }
+            Err(error) => Err(error),
+        },
+        Ok(Some(_)) => Err(wire::garbled("another frame than a message")),
+        Ok(None) => Err(Error::failed("The agent on the other host has ended")),
+        Err(error) => Err(error),
     };
-    let answered = Server::new(order.view, throttle).run(output, &mut session);
-    if answered.is_err() {
-        session.abort();
-        return answered;
+    message.map_err(Stopped::Ended)
+}
+
+/// Reads what the agent tells until it is done.
+fn follow(from: &mut impl Read, order: &Order<'_>) -> Result<Restored, Stopped> {
+    let mut restored = Restored {
+        bytes: order.size.bytes,
+        ..Restored::default()
+    };
+    loop {
+        match next(from)? {
+            FromAgent::Progress { done } => {
+                order
+                    .progress
+                    .set(done.min(order.size.bytes), Some(order.size.bytes));
+            }
+            FromAgent::Stage(text) => order.progress.stage(&text),
+            FromAgent::Removed(paths) => {
+                use std::os::unix::ffi::OsStringExt;
+                let paths = paths
+                    .into_iter()
+                    .map(|path| std::ffi::OsString::from_vec(path.0).into());
+                restored.removed.extend(paths);
+                if restored.removed.len() > MAX_REMOVED {
+                    return Err(Stopped::Ended(wire::garbled("too many removed entries")));
+                }
+            }
+            FromAgent::Done { written_bytes } => {
+                restored.written_bytes = written_bytes;
+                return Ok(restored);
+            }
+            _ => return Err(Stopped::Ended(wire::garbled("a message out of turn"))),
+        }
     }
-    session.finish()
+}
+
+/// Lets the agent know that this side is there. Where that fails, the thread that reads finds out why.
+fn beat(session: &mut Session, ended: &AtomicBool) {
+    let mut last = Instant::now();
+    while !ended.load(Ordering::Acquire) {
+        if last.elapsed() >= BEAT_EVERY {
+            last = Instant::now();
+            let _ = wire::write_json(session, Frame::Message, &ToAgent::Beat);
+        }
+        thread::sleep(NOTICED_WITHIN);
+    }
+}
+
+/// Brings one more connection to the agent, and answers on it.
+fn answer(order: &Order<'_>, script: &str, throttle: Option<&Throttle>) -> Result<(), Reason> {
+    let of_this_side = |error| Reason {
+        error,
+        is_lost: false,
+    };
+    let mut session = order.shell.start("join an agent", script).map_err(of_this_side)?;
+    let output = session.output.take();
+    let output = output.ok_or_else(|| of_this_side(Error::failed("The agent has no output")))?;
+    let answered = Server::new(order.view, throttle).run(output, &mut session);
+    let error = match answered {
+        Ok(()) => session.finish().err(),
+        Err(Unserved::Here(error)) => {
+            session.abort();
+            return Err(of_this_side(error));
+        }
+        // What ssh says about its end is the better reason.
+        Err(Unserved::Connection(error)) => Some(session.finish().err().unwrap_or(error)),
+    };
+    let is_lost = session.is_lost();
+    error.map_or(Ok(()), |error| Err(Reason { error, is_lost }))
 }

@@ -7,12 +7,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use barmanfs_store::sync::lock;
+use rustix::event::PollFlags;
 
 use super::far::{FarDirectory, FarTree};
 use super::wire::{self, Assignment, Bytes, Failure, Frame, FromAgent, PROTOCOL, ToAgent};
 use crate::error::Error;
 use crate::progress::{Progress, Step, Tell};
 use crate::restore::destination::{self, State};
+use crate::restore::remote::shell::{SILENCE, is_ready};
 use crate::restore::source::TreeSource;
 use crate::restore::view::ViewTree;
 use crate::restore::{Prepared, Restored, WriteOptions};
@@ -138,6 +140,7 @@ fn restore(told: &Arc<Told>) -> Result<(), Error> {
         state: prepared.destination.state.into(),
         directory: prepared.destination.path.clone(),
         relocations: prepared.destination.relocations.clone(),
+        notes: prepared.notes.clone(),
     })?;
     let ToAgent::Run { dry_run } = next()? else {
         return Err(wire::garbled("no order to run"));
@@ -225,11 +228,15 @@ fn listen(tree: &Arc<FarTree>) -> Result<tempfile::TempDir, Error> {
     Ok(directory)
 }
 
-/// Ends the restore when the other side is gone: it says nothing more, so its connection is only read to its end.
+/// Ends the restore when the other side is gone: all that it still says is that it is there.
 fn watch_for_the_end(tree: &Arc<FarTree>, signals: &Arc<Interruption>) -> Result<(), Error> {
     let (tree, signals) = (Arc::clone(tree), Arc::clone(signals));
     let watch = move || {
-        let _ = std::io::stdin().lock().read(&mut [0]);
+        let mut input = std::io::stdin();
+        let mut buffer = [0; 4096];
+        while is_ready(&input, PollFlags::IN, SILENCE) && input.read(&mut buffer).is_ok_and(|count| count > 0)
+        {
+        }
         signals.request();
         tree.close();
     };

@@ -22,6 +22,15 @@ const MAX_PART_BYTES: u64 = 64 << 20;
 /// Windows of what is not stored in windows.
 const MADE_WINDOW_BYTES: u32 = 128 << 10;
 
+/// Why a connection has ended before the other side ended it.
+#[derive(Debug)]
+pub(in crate::restore) enum Unserved {
+    /// Something could not be read here. The other side was told.
+    Here(Error),
+    /// The connection has failed.
+    Connection(Error),
+}
+
 /// A tree for one connection.
 pub(in crate::restore) struct Server<'a> {
     pub(in crate::restore) view: &'a ViewTree,
@@ -40,25 +49,27 @@ impl<'a> Server<'a> {
     }
 
     /// Answers until the other side ends the connection.
-    pub(in crate::restore) fn run(&mut self, from: impl Read, to: &mut impl Write) -> Result<(), Error> {
+    pub(in crate::restore) fn run(&mut self, from: impl Read, to: &mut impl Write) -> Result<(), Unserved> {
         let mut from = BufReader::new(from);
         loop {
-            let request = match wire::read_frame(&mut from)? {
-                None => return Ok(()),
-                Some((Frame::Message, bytes)) => wire::json::<Request>(&bytes)?,
-                Some(_) => return Err(wire::garbled("no request")),
+            let request = match wire::read_frame(&mut from) {
+                Ok(None) => return Ok(()),
+                Ok(Some((Frame::Message, bytes))) => wire::json::<Request>(&bytes),
+                Ok(Some(_)) => Err(wire::garbled("no request")),
+                Err(error) => Err(error),
             };
-            let answered = match request {
+            let answered = match request.map_err(Unserved::Connection)? {
                 Request::List { path } => self.list(&path, to),
                 Request::Windows { path, from, to: end } => self.windows(&path, (from, end), to),
                 Request::Content { path, windows } => self.content(&path, &windows, to),
             };
             if let Err(error) = answered {
-                wire::write_json(to, Frame::Failure, &Failure::from(&error))?;
-                return Err(error);
+                let told = wire::write_json(to, Frame::Failure, &Failure::from(&error));
+                return Err(told.map_or_else(Unserved::Connection, |()| Unserved::Here(error)));
             }
             to.flush()
-                .map_err(|error| Error::failed(format!("Cannot send to the other host: {error}")))?;
+                .map_err(|error| Error::failed(format!("Cannot send to the other host: {error}")))
+                .map_err(Unserved::Connection)?;
         }
     }
 

@@ -17,7 +17,7 @@ use crate::restore::space::TreeSize;
 use crate::restore::tablespaces::Relocations;
 
 /// Both sides must have the same.
-pub(super) const PROTOCOL: u32 = 1;
+pub(super) const PROTOCOL: u32 = 2;
 
 /// A frame has at most so many bytes. A window has at most a few MiB.
 pub(super) const MAX_FRAME_BYTES: usize = 8 << 20;
@@ -94,9 +94,15 @@ impl<'de> Deserialize<'de> for Bytes {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum ToAgent {
-    Hello { protocol: u32 },
+    Hello {
+        protocol: u32,
+    },
     Prepare(Box<Assignment>),
-    Run { dry_run: bool },
+    Run {
+        dry_run: bool,
+    },
+    /// This side is still there.
+    Beat,
 }
 
 /// What is restored, and how.
@@ -124,6 +130,8 @@ pub(super) enum FromAgent {
         state: FarState,
         directory: PathBuf,
         relocations: Relocations,
+        /// What there is to say about the directory.
+        notes: Vec<String>,
     },
     /// Where further connections go.
     Listening {
@@ -246,7 +254,6 @@ impl From<&Error> for Failure {
 
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
-        let shown = |text: &str| printable(text.as_bytes().get(..SHOWN_BYTES).unwrap_or(text.as_bytes()));
         let error = match failure.is_usage {
             true => Self::usage(shown(&failure.message)),
             false => Self::failed(shown(&failure.message)),
@@ -256,6 +263,11 @@ impl From<Failure> for Error {
             None => error,
         }
     }
+}
+
+/// What the other side says, for people.
+pub(super) fn shown(text: &str) -> String {
+    printable(text.as_bytes().get(..SHOWN_BYTES).unwrap_or(text.as_bytes()))
 }
 
 /// What came is not of this protocol.

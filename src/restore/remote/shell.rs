@@ -3,6 +3,11 @@
 //! What runs them is a command line of this host, as `ssh postgres@db2` or `ssh -p 2222 -i key db2`: a shell here takes it
 //! apart, and adds one word: `sh -c` and the script, quoted. ssh hands that to the login shell of the other host, which may be
 //! any, or to a command like `sudo -u postgres` that is in the command line, too.
+//!
+//! While a script runs, it shows every few seconds that the other host is there ([`beating`]). A connection that is silent
+//! for longer was dropped somewhere on the way, which TCP may not notice for hours: then it is given up ([`patience`]).
+
+mod patience;
 
 use std::io::{BufWriter, Read, Write};
 use std::os::fd::OwnedFd;
@@ -13,6 +18,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use barmanfs_store::sync::lock;
+pub(in crate::restore) use patience::{BEAT_EVERY, SILENCE, is_ready};
+use patience::{Heard, Listener, Patience, Patient};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::error::Error;
@@ -21,9 +28,6 @@ use crate::restore::tree_writer::interrupted;
 
 /// With this code ssh itself ends when it fails.
 const SSH_FAILED: i32 = 255;
-
-/// Bytes that are kept of what a command says about its failure.
-const ERROR_BYTES: usize = 4 << 10;
 
 /// Characters of that in a message.
 const SHOWN_CHARACTERS: usize = 600;
@@ -38,14 +42,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// Bytes that are passed to a command at a time.
 const WRITE_BYTES: usize = 256 << 10;
 
-/// What tar says when it cannot write any more. It goes on all the same, with the next file.
-const FULL: &[u8] = b"No space left on device";
-
 /// The command line that runs a command on the other host.
 #[derive(Debug, Clone)]
 pub(crate) struct RemoteShell {
     command: String,
     running: Running,
+    patience: Patience,
 }
 
 /// The processes that run now, to be ended by a signal.
@@ -80,6 +82,16 @@ impl Running {
     }
 }
 
+/// A script that shows that it runs, from its first moment on, by a byte that nothing else prints. What sleeps holds no
+/// connection open.
+fn beating(script: &str, patience: &Patience) -> String {
+    let seconds = patience.beat_every.as_secs();
+    format!(
+        "LC_ALL=C; export LC_ALL; {{ printf '\\000' >&2; while sleep {seconds} </dev/null >/dev/null 2>&1; do \
+         printf '\\000' >&2; done; }} >/dev/null & b=$!; ( {script} ); c=$?; kill $b 2>/dev/null; exit $c"
+    )
+}
+
 /// A word of a shell, whatever is in it.
 pub(in crate::restore) fn word(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
@@ -98,6 +110,7 @@ impl RemoteShell {
             false => Ok(Self {
                 command: command.trim().to_owned(),
                 running: Running::default(),
+                patience: Patience::USUAL,
             }),
         }
     }
@@ -112,7 +125,7 @@ impl RemoteShell {
         if self.running.stopped.load(Ordering::Acquire) {
             return Err(interrupted());
         }
-        let script = format!("LC_ALL=C; export LC_ALL; {script}");
+        let script = beating(script, &self.patience);
         let mut child = Command::new("/bin/sh")
             .args(["-c", &format!("exec {} \"$@\"", self.command), "sh"])
             .arg(format!("sh -c {}", word(&script)))
@@ -122,20 +135,24 @@ impl RemoteShell {
             .spawn()
             .map_err(|error| Error::failed(format!("Cannot run a shell: {error}")))?;
         self.running.add(&child);
-        let is_full = Arc::new(AtomicBool::new(false));
-        let errors = child.stderr.take().map(|errors| {
-            let is_full = Arc::clone(&is_full);
-            std::thread::spawn(move || last_of(errors, &is_full))
-        });
+        let listener = Listener::new(self.patience, &child);
+        let heard = listener.heard();
+        let errors = child
+            .stderr
+            .take()
+            .map(|errors| std::thread::spawn(move || listener.listen(errors)));
+        let input = child.stdin.take().map(|input| Patient::writing(input, &heard));
+        let input = input
+            .transpose()
+            .map_err(|error| Error::failed(format!("Cannot run a shell: {error}")))?;
         Ok(Session {
             doing,
-            input: child
-                .stdin
-                .take()
-                .map(|input| BufWriter::with_capacity(WRITE_BYTES, input)),
-            output: child.stdout.take(),
+            input: input.map(|input| BufWriter::with_capacity(WRITE_BYTES, input)),
+            output: child.stdout.take().map(|output| Patient::reading(output, &heard)),
             errors,
-            is_full,
+            heard,
+            is_lost: false,
+            patience: self.patience,
             child,
             running: self.running.clone(),
         })
@@ -158,14 +175,19 @@ impl RemoteShell {
     }
 }
 
+/// What a script prints.
+pub(in crate::restore) type Output = Patient<ChildStdout>;
+
 /// A script that runs.
 #[derive(Debug)]
 pub(in crate::restore) struct Session {
     doing: &'static str,
-    input: Option<BufWriter<ChildStdin>>,
-    pub(in crate::restore) output: Option<ChildStdout>,
+    input: Option<BufWriter<Patient<ChildStdin>>>,
+    pub(in crate::restore) output: Option<Output>,
     errors: Option<JoinHandle<Vec<u8>>>,
-    is_full: Arc<AtomicBool>,
+    heard: Arc<Heard>,
+    is_lost: bool,
+    patience: Patience,
     child: Child,
     running: Running,
 }
@@ -173,7 +195,12 @@ pub(in crate::restore) struct Session {
 impl Session {
     /// Whether the file system over there is full.
     pub(super) fn is_full(&self) -> bool {
-        self.is_full.load(Ordering::Relaxed)
+        self.heard.is_full()
+    }
+
+    /// Whether its end was that of the connection.
+    pub(in crate::restore) fn is_lost(&self) -> bool {
+        self.is_lost
     }
 
     /// Closes its input, and waits for its end.
@@ -217,6 +244,11 @@ impl Session {
         let said = self.said();
         let status = status.map_err(|error| Error::failed(format!("Cannot wait for a process: {error}")))?;
         let said = one_line(&said);
+        if self.heard.given_up() {
+            self.is_lost = true;
+            return Err(self.patience.lost(&self.heard, &said));
+        }
+        self.is_lost = status.code() == Some(SSH_FAILED);
         match status.code() {
             Some(0) => {
                 flushed.map_err(|error| Error::failed(format!("Cannot {doing} on the other host: {error}")))
@@ -248,22 +280,6 @@ impl Write for Session {
     fn flush(&mut self) -> std::io::Result<()> {
         self.input.as_mut().map_or(Ok(()), Write::flush)
     }
-}
-
-/// Reads all, and keeps the end of it.
-fn last_of(mut errors: impl Read, is_full: &AtomicBool) -> Vec<u8> {
-    let (mut kept, mut buffer) = (Vec::new(), [0; ERROR_BYTES]);
-    while let Ok(count) = errors.read(&mut buffer) {
-        if count == 0 {
-            break;
-        }
-        kept.extend_from_slice(buffer.get(..count).unwrap_or_default());
-        if kept.windows(FULL.len()).any(|part| part == FULL) {
-            is_full.store(true, Ordering::Relaxed);
-        }
-        kept.drain(..kept.len().saturating_sub(ERROR_BYTES));
-    }
-    kept
 }
 
 /// What a command said, in one line.
