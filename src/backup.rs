@@ -7,16 +7,17 @@
 //! compared with the server's manifest ([`server_manifest`]) before the backup counts.
 
 mod checkpoint;
-mod compose;
+pub(crate) mod compose;
 mod configuration;
 mod fetch;
-mod finish;
+pub(crate) mod files;
+pub(crate) mod finish;
 mod hold;
 mod incremental;
 mod proof;
-mod receive;
-mod sent_manifest;
-mod server_manifest;
+pub(crate) mod receive;
+pub(crate) mod sent_manifest;
+pub(crate) mod server_manifest;
 mod stop;
 mod wal_source;
 
@@ -36,11 +37,11 @@ use crate::postgres::{self, BaseBackupOptions, BaseBackupResult, Connection};
 use crate::progress::{Counted, Progress};
 use crate::versions;
 use checkpoint::Checkpoint;
-use compose::Composer;
+use compose::{Composer, Parent};
 use hold::Hold;
 use incremental::NoIncrement;
 use receive::Receiver;
-use sent_manifest::SentManifestWriter;
+use sent_manifest::SentNotesWriter;
 pub(crate) use stop::Stop;
 use wal_source::Source;
 
@@ -353,8 +354,14 @@ impl Attempt<'_> {
         incremental::warn_of_defects(self.cluster.version);
         let progress = self.progress();
         let spool = self.repository.path();
-        let notes = SentManifestWriter::new(receive::spooled(spool)?);
-        let composer = Composer::new(parent, files.clone(), notes);
+        let notes = SentNotesWriter::ordered(receive::spooled(spool)?);
+        let (trees, root) = files.clone();
+        let parent = Parent {
+            backup: parent,
+            trees,
+            root,
+        };
+        let composer = Composer::new(Some(parent), notes);
         let mut receiver = Receiver::begin(run, spool, &self.cluster, Some(composer), &progress)?;
         let result = self.receive(run, connection, true, &mut receiver, &progress)?;
         let (root_attributes, mut received) = receiver.finish()?;
@@ -366,7 +373,7 @@ impl Attempt<'_> {
             let (mut manifest, size_bytes) =
                 server_manifest::compose(&received, altered, (&trees, &root), system_id, output)?;
             let attributes = receive::manifest_attributes(root_attributes);
-            run.add_file(receive::MANIFEST, attributes, size_bytes, &mut manifest)?;
+            run.add_file(files::MANIFEST, attributes, size_bytes, &mut manifest)?;
         }
         Ok(finish::end(self.server, &self.cluster, (&trees, &root), result)?)
     }

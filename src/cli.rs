@@ -9,6 +9,7 @@ pub(crate) mod check;
 pub(crate) mod clone;
 pub(crate) mod config;
 pub(crate) mod history;
+pub(crate) mod import;
 pub(crate) mod inspect;
 pub(crate) mod metrics;
 pub(crate) mod mount;
@@ -61,6 +62,7 @@ const GROUPS: &[(&str, &[&str])] = &[
         "Use a backup",
         &["restore", "catchup", "mount", "umount", "clone"],
     ),
+    ("Move in and out", &["import"]),
     (
         "Check",
         &[
@@ -348,6 +350,10 @@ pub(crate) enum Command {
     /// Rebuild catalog.sqlite from the packs
     #[command(after_help = upkeep::REBUILD_CATALOG_HELP)]
     RebuildCatalog(upkeep::RebuildArgs),
+
+    /// Take over backups and WAL from other tools
+    #[command(after_help = import::IMPORT_HELP)]
+    Import(import::ImportArgs),
 
     /// Read archived WAL again that an earlier release could not read
     #[command(after_help = wal::INDEX_WAL_HELP)]

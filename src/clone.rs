@@ -3,7 +3,6 @@
 
 mod backup_contents;
 pub(crate) mod commit;
-mod commit_manifest;
 pub(crate) mod export;
 mod needed_wal;
 

@@ -13,6 +13,7 @@ pub(crate) mod diagnose;
 pub(crate) mod explain;
 pub(crate) mod get_wal;
 pub(crate) mod history;
+pub(crate) mod import;
 pub(crate) mod index_wal;
 pub(crate) mod init;
 pub(crate) mod keep;
@@ -193,6 +194,7 @@ impl App {
             Command::Sweep(json) => sweep::run(self, json),
             Command::Quarantine(args) => quarantine::run(self, &args),
             Command::RebuildCatalog(args) => rebuild_catalog::run(self, &args),
+            Command::Import(args) => import::run(self, &args),
             Command::IndexWal(args) => index_wal::run(self, &args),
             Command::NothingToDo(args) => nothing_to_do::run(self, &args),
             Command::Version(json) => version::run(&mut self.out, json),

@@ -20,12 +20,15 @@ mod forks;
 mod fstab;
 mod health;
 mod hooks;
+#[expect(dead_code, reason = "other sources use what the first one does not")]
+mod import;
 mod incoming;
 mod instance;
 mod invocation;
 mod lineage;
 mod locale;
 mod logging;
+mod made_manifest;
 mod moment;
 mod mount_helper;
 mod mounts;

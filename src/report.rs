@@ -11,6 +11,7 @@ mod config;
 mod deletion;
 mod explanation;
 mod file;
+pub(crate) mod import;
 mod process;
 mod quarantine;
 mod replication;

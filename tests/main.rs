@@ -34,6 +34,7 @@ mod history;
 mod hooks;
 mod hostile;
 mod hosts;
+mod import;
 mod incremental;
 mod json_shape;
 mod lineage;
@@ -95,6 +96,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("byte_for_byte", byte_for_byte::TESTS),
     ("second_backup", second_backup::TESTS),
     ("incremental", incremental::TESTS),
+    ("import", import::TESTS),
     ("cron", cron::TESTS),
     ("year", year::TESTS),
     ("hooks", hooks::TESTS),

@@ -3,7 +3,7 @@
 //! For a relation that has changed little, the server sends `INCREMENTAL.<name>`: the changed blocks, and how much of
 //! the rest is still valid. Together with the parent's map of that relation, this is stored as the whole file at once.
 //! Nothing is on disk in between, and memory holds one block and one file's list of blocks. The checksum of each file
-//! is taken as it was sent ([`SentManifestNotes`]), before it is combined, so that it can be compared with the server's
+//! is taken as it was sent ([`SentNotes`]), before it is combined, so that it can be compared with the server's
 //! manifest.
 
 use barmanfs_catalog::Backup;
@@ -12,38 +12,49 @@ use barmanfs_pg::incremental::{self, HeaderParser, IncrementalHeader};
 use barmanfs_store::layout::{BLOCK_BYTES, DATA_WINDOW_BYTES};
 use barmanfs_store::{Attributes, ComposedSink, DirectoryRef, TreeReader, TreeWriter};
 
-use super::receive::{LABEL, LABEL_FILE_MAX_BYTES, file_map};
-use super::sent_manifest::{SentFile, SentManifestWriter};
+use super::files::{LABEL, LABEL_FILE_MAX_BYTES, file_map};
+use super::sent_manifest::{SentFile, SentNotes, SentNotesWriter};
 use crate::output::printable;
 use crate::postgres::SinkError;
 
 /// The data from the server cannot be combined with the parent. A full backup does not need the parent.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Incompatible(pub(super) String);
+pub(crate) struct Incompatible(pub(super) String);
 
-/// Combines an incremental backup with its parent.
+/// Combines an incremental backup with its parent. Without a parent, it refuses one that needs a parent.
 #[derive(Debug)]
-pub(super) struct Composer {
-    parent: Backup,
-    trees: TreeReader,
-    root: DirectoryRef,
-    notes: SentManifestWriter,
+pub(crate) struct Composer {
+    parent: Option<Parent>,
+    notes: SentNotesWriter,
+    /// Whether a file is stored in another form than it was sent.
+    has_altered: bool,
     /// Number of files that are longer than a segment according to the server.
     clamped: u64,
 }
 
+/// The backup that an incremental one builds on.
+#[derive(Debug)]
+pub(crate) struct Parent {
+    pub(crate) backup: Backup,
+    pub(crate) trees: TreeReader,
+    pub(crate) root: DirectoryRef,
+}
+
 impl Composer {
-    /// `files` are those of `parent`; `notes` is for files that are stored in another form than they were sent.
-    pub(super) fn new(parent: Backup, files: (TreeReader, DirectoryRef), notes: SentManifestWriter) -> Self {
-        let (trees, root) = files;
+    /// `notes` is for files that are stored in another form than they were sent.
+    pub(crate) fn new(parent: Option<Parent>, notes: SentNotesWriter) -> Self {
         Self {
             parent,
-            trees,
-            root,
             notes,
+            has_altered: false,
             clamped: 0,
         }
+    }
+
+    /// Whether any file was stored in another form than it was sent.
+    pub(crate) fn has_altered(&self) -> bool {
+        self.has_altered
     }
 
     /// Begins the file sent as `path` if it is stored in another form.
@@ -105,7 +116,7 @@ impl Composer {
     }
 
     /// Finishes, and returns the notes.
-    pub(super) fn finish(self) -> SentManifestWriter {
+    pub(crate) fn finish(self) -> std::io::Result<SentNotes> {
         if self.clamped > 0 {
             tracing::warn!(
                 "The server gave {} files a length beyond the end of their segment; they are stored as pg_combinebackup \
@@ -113,7 +124,7 @@ impl Composer {
                 self.clamped
             );
         }
-        self.notes
+        self.notes.finish()
     }
 
     fn compose(
@@ -124,18 +135,24 @@ impl Composer {
         header: &IncrementalHeader,
         tree: &TreeWriter,
     ) -> Result<Blocks, SinkError> {
-        let Some(base) = self.trees.find(&self.root, plain)?.and_then(file_map) else {
+        let Some(parent) = &self.parent else {
             return Err(sent
-                .incompatible(&format!("backup {} does not have the file", self.parent.id))
+                .incompatible("it holds changes only, and the backup has no other that it builds on")
                 .into());
         };
+        let Some(base) = parent.trees.find(&parent.root, plain)?.and_then(file_map) else {
+            return Err(sent
+                .incompatible(&format!("backup {} does not have the file", parent.backup.id))
+                .into());
+        };
+        self.has_altered = true;
         self.clamped += u64::from(header.clamped());
         let sink = tree.composed_file(
             plain,
             attributes,
             u64::from(header.result_blocks()) * BLOCK_BYTES as u64,
             DATA_WINDOW_BYTES,
-            Some((&self.trees, &base)),
+            Some((&parent.trees, &base)),
             u64::from(header.truncation_blocks()) * BLOCK_BYTES as u64,
         )?;
         Ok(Blocks {
@@ -146,21 +163,23 @@ impl Composer {
     }
 
     /// The label names the backup on which the server's list of changes is based.
-    fn end_label(&self, sent: &[u8], attributes: Attributes, tree: &TreeWriter) -> Result<(), SinkError> {
+    fn end_label(&mut self, sent: &[u8], attributes: Attributes, tree: &TreeWriter) -> Result<(), SinkError> {
         let label = BackupLabel::parse(sent).map_err(|error| Incompatible(error.to_string()))?;
-        let expected = self.parent.start_lsn.zip(self.parent.timeline);
-        if label.incremental_from.is_none() || label.incremental_from != expected {
+        let parent = self.parent.as_ref().map(|parent| &parent.backup);
+        let expected = parent.and_then(|parent| parent.start_lsn.zip(parent.timeline));
+        if label.incremental_from != expected || (parent.is_some() && expected.is_none()) {
             let from = label.incremental_from.map_or_else(
                 || "no backup".to_owned(),
                 |(lsn, timeline)| format!("{lsn} on timeline {timeline}"),
             );
             return Err(Incompatible(format!(
-                "its backup_label says that it builds on {from}, not on backup {}",
-                self.parent.id
+                "its backup_label says that it builds on {from}, not on {}",
+                parent.map_or_else(|| "none".to_owned(), |parent| format!("backup {}", parent.id))
             ))
             .into());
         }
         let stored = backup_label::without_incremental(sent);
+        self.has_altered |= stored != sent;
         let mut sink = tree.file(LABEL, attributes, stored.len() as u64, DATA_WINDOW_BYTES)?;
         sink.write(&stored)?;
         Ok(sink.finish()?)

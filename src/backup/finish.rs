@@ -7,7 +7,7 @@ use barmanfs_pg::backup_label::BackupLabel;
 use barmanfs_pg::pg_control::{ControlError, ControlFile};
 use barmanfs_store::{DirectoryRef, TreeReader};
 
-use super::receive;
+use super::files;
 use crate::cluster::{ServerSettings, tablespace_names};
 use crate::config::ServerConfig;
 use crate::error::Error;
@@ -33,10 +33,7 @@ pub(super) fn end(
 /// Logs a warning when the layout of `pg_control` is unknown.
 fn warn_of_control(server: &ServerName, trees: &TreeReader, root: &DirectoryRef) -> Result<(), Error> {
     const BYTES_MAX: usize = 8192;
-    let Some(map) = trees
-        .find(root, b"global/pg_control")?
-        .and_then(receive::file_map)
-    else {
+    let Some(map) = trees.find(root, b"global/pg_control")?.and_then(files::file_map) else {
         return Ok(());
     };
     let mut bytes = vec![0; BYTES_MAX];
@@ -51,9 +48,9 @@ fn warn_of_control(server: &ServerName, trees: &TreeReader, root: &DirectoryRef)
     Ok(())
 }
 
-fn read_label(trees: &TreeReader, root: &DirectoryRef) -> Result<BackupLabel, Error> {
+pub(crate) fn read_label(trees: &TreeReader, root: &DirectoryRef) -> Result<BackupLabel, Error> {
     use std::io::Read;
-    let Some(map) = trees.find(root, receive::LABEL)?.and_then(receive::file_map) else {
+    let Some(map) = trees.find(root, files::LABEL)?.and_then(files::file_map) else {
         return Err(Error::failed(
             "The server sent no backup_label: this cannot be recovered",
         ));
@@ -61,7 +58,7 @@ fn read_label(trees: &TreeReader, root: &DirectoryRef) -> Result<BackupLabel, Er
     let mut bytes = Vec::new();
     trees
         .reader(map)
-        .take(receive::LABEL_FILE_MAX_BYTES as u64)
+        .take(files::LABEL_FILE_MAX_BYTES as u64)
         .read_to_end(&mut bytes)
         .map_err(|error| Error::failed(format!("Cannot read backup_label back: {error}")))?;
     BackupLabel::parse(&bytes).map_err(|error| Error::failed(error.to_string()))

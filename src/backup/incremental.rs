@@ -14,8 +14,8 @@ use barmanfs_store::layout::BLOCK_BYTES;
 use barmanfs_store::{DirectoryRef, TreeReader};
 
 use super::compose::Incompatible;
+use super::files::{MANIFEST, file_map};
 use super::proof;
-use super::receive::{MANIFEST, file_map};
 use crate::cluster::ServerSettings;
 use crate::config::ServerConfig;
 use crate::error::Error;

@@ -5,8 +5,8 @@ use barmanfs_pg::Lsn;
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_store::FileMap;
 
+use super::files::file_map;
 use super::incremental::NoIncrement;
-use super::receive::file_map;
 use crate::cluster::{self, Purpose, ServerSettings};
 use crate::config::ServerConfig;
 use crate::error::Error;

@@ -16,13 +16,14 @@ use barmanfs_pg::backup_manifest::{
 use barmanfs_pg::{SystemId, incremental};
 use barmanfs_store::{DirectoryRef, FileMap, TreeReader};
 
-use super::receive::{FileSet, LABEL, Received, WAL_DIRECTORY, file_map};
-use super::sent_manifest::SentManifestNotes;
+use super::files::{FileSet, LABEL, WAL_DIRECTORY, file_map};
+use super::receive::Received;
+use super::sent_manifest::SentNotes;
 use crate::error::Error;
 use crate::output::printable;
 
 /// Checks the tree at `root`. An error names the first file that does not agree.
-pub(super) fn check(
+pub(crate) fn check(
     received: &Received,
     trees: &TreeReader,
     root: &DirectoryRef,
@@ -37,9 +38,9 @@ pub(super) fn check(
 
 /// Checks the tree at `root` of an incremental backup. Its manifest describes the files noted in `altered`. Writes the
 /// manifest of the tree into `output`, an empty file, and returns that file with its size, positioned at its start.
-pub(super) fn compose(
+pub(crate) fn compose(
     received: &Received,
-    mut altered: SentManifestNotes,
+    mut altered: SentNotes,
     (trees, root): (&TreeReader, &DirectoryRef),
     system_id: SystemId,
     output: File,
@@ -51,9 +52,9 @@ pub(super) fn compose(
         let path = plain.as_deref().unwrap_or(&file.path);
         let map = stored(&file, path, trees, root)?;
         if plain.is_some() || path == LABEL {
-            match altered.next().map_err(unusable)? {
-                Some(sent) if sent.path == file.path => agrees(&file, sent.size_bytes, sent.crc32c, "sent")?,
-                _ => return Err(wrong(&file, "the manifest lists it where another file was sent")),
+            match altered.take(&file.path).map_err(unusable)? {
+                Some(sent) => agrees(&file, sent.size_bytes, sent.crc32c, "sent")?,
+                None => return Err(wrong(&file, "the manifest lists it where another file was sent")),
             }
         } else {
             agrees(&file, map.size_bytes, map.crc32c, "stored")?;
@@ -118,12 +119,12 @@ fn read(
     Ok(summary)
 }
 
-fn wrong(file: &ManifestFile, what: &str) -> Error {
+pub(crate) fn wrong(file: &ManifestFile, what: &str) -> Error {
     Error::failed(format!("File {}: {what}", printable(&file.path)))
 }
 
 /// The tree's file at `path`, which must exist because it is listed.
-fn stored(
+pub(crate) fn stored(
     file: &ManifestFile,
     path: &[u8],
     trees: &TreeReader,
@@ -132,11 +133,11 @@ fn stored(
     trees
         .find(root, path)?
         .and_then(file_map)
-        .ok_or_else(|| wrong(file, "the manifest lists it, but the server did not send it"))
+        .ok_or_else(|| wrong(file, "the manifest lists it, and it is missing"))
 }
 
 /// Compares a listed file with what is known about it; `what` is the verb for the message.
-fn agrees(file: &ManifestFile, size_bytes: u64, crc32c: u32, what: &str) -> Result<(), Error> {
+pub(crate) fn agrees(file: &ManifestFile, size_bytes: u64, crc32c: u32, what: &str) -> Result<(), Error> {
     if size_bytes != file.size_bytes {
         let listed = file.size_bytes;
         return Err(wrong(
@@ -264,13 +265,13 @@ mod tests {
         ];
         assert_snapshot!(outcomes.join("\n"), @"
         good
-        File pg_wal/archive_status/000000010000000000000001.done: the manifest lists it, but the server did not send it
+        File pg_wal/archive_status/000000010000000000000001.done: the manifest lists it, and it is missing
         File base/5/1259: the manifest gives the CRC-32C 9645acba, stored is 71345c80
         File base/5/1259: the manifest gives 16384 bytes, stored are 8192
         File base/5/1259: the manifest gives no checksum
         The server sent 2 files, its manifest lists 1 and not the same
         The server sent 2 files, its manifest lists 2 and not the same
-        File base/5/1259: the manifest lists it, but the server did not send it
+        File base/5/1259: the manifest lists it, and it is missing
         The manifest's own checksum is wrong: it was damaged on its way
         backup_manifest is not as PostgreSQL writes it: EOF while parsing a string at line 4 column 4
         ");

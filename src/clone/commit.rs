@@ -14,10 +14,11 @@ use barmanfs_pg::ServerVersion;
 use barmanfs_store::layout::{DATA_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 use barmanfs_store::{Attributes, DirectoryRef, TreeReader};
 
+use super::OfflineClone;
 use super::backup_contents::{Inclusion, inclusion};
 use super::needed_wal::{Needed, Position};
-use super::{OfflineClone, commit_manifest};
 use crate::error::Error;
+use crate::made_manifest;
 use crate::progress::{Counted, Progress};
 use crate::signals::Interruption;
 
@@ -157,9 +158,9 @@ impl Commit<'_> {
         root: &DirectoryRef,
         version: ServerVersion,
     ) -> Result<(File, u64), Error> {
-        let names_cluster = version.major() >= commit_manifest::NAMES_CLUSTER_SINCE;
+        let names_cluster = version.major() >= made_manifest::NAMES_CLUSTER_SINCE;
         let system_id = names_cluster.then_some(self.position.control.system_id);
-        commit_manifest::write(
+        made_manifest::write(
             (trees, root),
             system_id,
             self.position.range(),

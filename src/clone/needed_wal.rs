@@ -13,8 +13,8 @@ use barmanfs_pg::wal_name::{SegmentName, WalName, segments_between};
 use barmanfs_pg::{Lsn, wal_record};
 
 use super::OfflineClone;
-use super::commit_manifest::WAL_DIRECTORY;
 use crate::error::Error;
+use crate::made_manifest::WAL_DIRECTORY;
 
 /// Path of the control file.
 const CONTROL: &[u8] = b"global/pg_control";

@@ -13,6 +13,7 @@ use crate::names::{BackupId, CloneName, ServerName};
 pub(crate) mod boot_test;
 pub(crate) mod configuration;
 mod delete;
+mod imported;
 mod list;
 mod reliability;
 mod run;
@@ -22,6 +23,7 @@ mod selector;
 pub use boot_test::{BootCheck, BootOutcome, BootTest, BootTestLock};
 pub use configuration::ConfigurationFiles;
 pub use delete::{DeletionGuard, ReadGuard};
+pub use imported::{Import, Imported};
 pub use reliability::Reliability;
 pub use run::{BackupEnd, BackupRun, NewBackup};
 pub use selector::BackupSelector;
@@ -123,6 +125,9 @@ pub struct Backup {
     /// The clone it was made from, if any.
     #[serde(default)]
     pub cloned_from: Option<ClonedFrom>,
+    /// Where it comes from, if another tool has taken it.
+    #[serde(default)]
+    pub imported: Option<Imported>,
     /// The label the user gave it.
     #[serde(default)]
     pub label: Option<String>,

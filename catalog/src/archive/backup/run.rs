@@ -18,14 +18,15 @@ use barmanfs_store::{
 };
 
 use crate::archive::backup::{
-    Backup, BackupKind, BackupRoot, BackupSelector, BackupStatus, ClonedFrom, ConfigurationFiles, Tablespace,
-    configuration, list, running,
+    Backup, BackupKind, BackupRoot, BackupSelector, BackupStatus, ClonedFrom, ConfigurationFiles, Import,
+    Imported, Tablespace, configuration, list, running,
 };
 use crate::archive::clones::CloneDescription;
 use crate::error::{Error, Result};
 use crate::home::locks::Lock;
 use crate::home::now;
 use crate::index::records::{self, Kind};
+use crate::index::repository::Repository;
 use crate::index::writer::Writer;
 use crate::names::{BackupId, ServerName};
 
@@ -96,6 +97,49 @@ impl Writer {
     /// # Errors
     /// [`Error::BackupRunning`]; [`Error::OtherSystem`] when the server's name belongs to another cluster.
     pub fn begin_backup(self, server: &ServerName, new: NewBackup) -> Result<BackupRun> {
+        self.begin(server, started(server, new), |repository, backup| {
+            // Ids sort in the order of the backups, even if two begin in the same second or the clock went back.
+            if let Some(newest) = list::newest_id(repository, server)?
+                && backup.id <= newest
+            {
+                backup.id = newest.next();
+            }
+            Ok(())
+        })
+    }
+
+    /// Begins to import a backup of `server` that another tool has taken. It has the times it was taken at, so that it may
+    /// come before backups that are here. If it fails, nothing is recorded: there was no backup.
+    ///
+    /// # Errors
+    /// Those of [`begin_backup`](Self::begin_backup).
+    pub fn begin_import(self, server: &ServerName, new: NewBackup, import: Import) -> Result<BackupRun> {
+        let backup = Backup {
+            id: import.id,
+            begin_time: import.begin_time,
+            end_time: Some(import.end_time),
+            imported: Some(Imported {
+                tool: import.tool,
+                name: import.name,
+                imported_at: now(),
+            }),
+            ..started(server, new)
+        };
+        self.begin(server, backup, |repository, backup| {
+            while list::is_recorded(repository, server, backup.id)? {
+                backup.id = backup.id.next();
+            }
+            Ok(())
+        })
+    }
+
+    /// Begins a backup, whose id `choose` settles while no other can begin.
+    fn begin(
+        self,
+        server: &ServerName,
+        mut backup: Backup,
+        choose: impl FnOnce(&Repository, &mut Backup) -> Result<()>,
+    ) -> Result<BackupRun> {
         let repository = self.repository().clone();
         let lock_name = running::lock_name(server);
         let lock = repository
@@ -106,16 +150,10 @@ impl Writer {
                 holder: repository.locks.holder(&lock_name),
             })?;
         self.settle_interrupted(server)?;
-        if let Some((record, _held)) = self.claim_server(server, new.system_id)? {
+        if let Some((record, _held)) = self.claim_server(server, backup.system_id)? {
             self.write_records(vec![record])?;
         }
-        let mut backup = started(server, new);
-        // Ids sort in the order of the backups, even if two begin in the same second or the clock went back.
-        if let Some(newest) = list::newest_id(&repository, server)?
-            && backup.id <= newest
-        {
-            backup.id = newest.next();
-        }
+        choose(&repository, &mut backup)?;
         // Which WAL no backup needs is decided under this lock: with this backup, or before it begins.
         let deciding = repository.deleting(server)?;
         running::write(&repository, &backup)?;
@@ -140,6 +178,7 @@ impl Writer {
     fn settle_interrupted(&self, server: &ServerName) -> Result<()> {
         let repository = self.repository();
         if let Some(interrupted) = running::read_interrupted(repository, server)?
+            && interrupted.imported.is_none()
             && !list::is_recorded(repository, server, interrupted.id)?
         {
             self.write_records(vec![records::record(Kind::Backup, &interrupted)?])?;
@@ -161,6 +200,7 @@ fn started(server: &ServerName, new: NewBackup) -> Backup {
         kind: BackupKind::Full,
         parent: None,
         cloned_from: None,
+        imported: None,
         label: new.label,
         begin_time,
         end_time: None,
@@ -374,6 +414,27 @@ impl BackupRun {
         self.configuration = Some(files);
     }
 
+    /// Says that the backup brings the WAL it needs, or that it does not: that of an import is known at its end.
+    pub fn set_wal_included(&mut self, is_included: bool) {
+        self.backup.wal_included = is_included;
+    }
+
+    /// Stores the files as similar to those of this backup, and not to those of the latest one. Must be called before the
+    /// first file.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a backup without files.
+    pub fn compare_with(&mut self, similar: &Backup) -> Result<(TreeReader, DirectoryRef)> {
+        let root = similar
+            .root
+            .as_ref()
+            .map(|root| root.directory.clone())
+            .ok_or_else(|| Error::Invalid(format!("Backup {} has no files to compare with", similar.id)))?;
+        self.previous = Some(root.clone());
+        self.begin_tree();
+        Ok((self.writer.repository().trees(), root))
+    }
+
     /// Totals stored so far, for progress reports.
     pub fn totals(&self) -> DepositTotals {
         self.depositor.totals()
@@ -411,7 +472,7 @@ impl BackupRun {
         let backup = Backup {
             // Derived each time the record is read.
             status: BackupStatus::Done,
-            end_time: Some(now()),
+            end_time: self.backup.end_time.or_else(|| Some(now())),
             start_lsn: Some(end.start_lsn),
             stop_lsn: Some(end.stop_lsn),
             timeline: Some(end.timeline),
@@ -442,6 +503,13 @@ impl BackupRun {
     /// written to the backup's state file. If even that fails, the backup shows as interrupted.
     fn record_failure(&mut self, reason: &str) {
         self.tree = None;
+        if self.backup.imported.is_some() {
+            if let Err(error) = self.forget_state() {
+                tracing::warn!(server = %self.backup.server, id = %self.backup.id, %error, "An import that failed may still be shown");
+                self.lock = None;
+            }
+            return;
+        }
         self.backup.status = BackupStatus::Failed;
         self.backup.end_time = Some(now());
         self.backup.error = Some(reason.to_owned());

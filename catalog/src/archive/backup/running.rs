@@ -59,6 +59,9 @@ pub(super) fn read(repository: &Repository, server: &ServerName) -> Result<Optio
     };
     if repository.locks.is_held(&lock_name(server))? {
         backup.status = BackupStatus::Started;
+    } else if backup.imported.is_some() {
+        // It is whole where it comes from, so there is no failed backup.
+        return Ok(None);
     } else {
         interrupted(&mut backup);
     }

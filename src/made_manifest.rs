@@ -12,14 +12,14 @@ use barmanfs_store::{DirectoryRef, Node, TreeReader};
 use crate::error::Error;
 
 /// The manifest does not list WAL by file but by range, which `pg_waldump` reads.
-pub(super) const WAL_DIRECTORY: &[u8] = b"pg_wal";
+pub(crate) const WAL_DIRECTORY: &[u8] = b"pg_wal";
 
 /// Since this version the manifest names the cluster. Older versions refuse such a manifest.
-pub(super) const NAMES_CLUSTER_SINCE: u32 = 17;
+pub(crate) const NAMES_CLUSTER_SINCE: u32 = 17;
 
 /// Writes the manifest of the tree at `root` into a nameless file in `spool`. Returns the file, positioned at its
 /// start, and its size. `system_id` is given only from [`NAMES_CLUSTER_SINCE`] on.
-pub(super) fn write(
+pub(crate) fn write(
     (trees, root): (&TreeReader, &DirectoryRef),
     system_id: Option<SystemId>,
     range: WalRange,

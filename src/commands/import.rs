@@ -1,0 +1,202 @@
+//! `barmanfs import`.
+
+use barmanfs_catalog::{Backup, ServerName};
+
+use super::App;
+use super::backup::open_or_create;
+use crate::cli::import::{ImportArgs, SourceArgs};
+use crate::error::{Error, Outcome};
+use crate::import::backups::{Importer, Taken, present};
+use crate::import::pg_basebackup::BaseBackups;
+use crate::import::{ForeignBackup, LeftOut, Listing, Source, wal};
+use crate::output::{self, Output};
+use crate::report::import::{Import, ImportedBackup, NotTaken};
+use crate::signals::Interruption;
+
+/// Runs the command.
+pub(crate) fn run(app: &mut App, args: &ImportArgs) -> Result<Outcome, Error> {
+    let server = server(app, &args.server)?;
+    let mut source = open(&args.source)?;
+    let Listing { backups, left_out } = source.backups()?;
+    let chosen = choose(backups, &args.backups)?;
+    let mut report = Import {
+        server: server.to_string(),
+        source: source.described(),
+        dry_run: args.dry_run,
+        backups: Vec::new(),
+        wal: None,
+        left_out: left_out.into_iter().map(NotTaken::from).collect(),
+    };
+    if args.dry_run {
+        plan(app, &server, &chosen, &mut report)?;
+    } else {
+        take(app, args, &server, (source.as_mut(), &chosen), &mut report)?;
+    }
+    show(app, args, &report)
+}
+
+fn plan(app: &App, server: &ServerName, chosen: &[ForeignBackup], report: &mut Import) -> Result<(), Error> {
+    let repository = app.repository_if_made()?;
+    for backup in chosen {
+        let here = match &repository {
+            Some(repository) => present(repository, server, backup)?,
+            None => None,
+        };
+        report.backups.push(match here {
+            Some(here) => ImportedBackup::present(&here, &backup.name),
+            None => ImportedBackup::planned(backup),
+        });
+    }
+    Ok(())
+}
+
+fn take(
+    app: &App,
+    args: &ImportArgs,
+    server: &ServerName,
+    (source, chosen): (&mut dyn Source, &[ForeignBackup]),
+    report: &mut Import,
+) -> Result<(), Error> {
+    let repository = open_or_create(app)?;
+    let signals = Interruption::watch(|| {})?;
+    let importer = Importer {
+        repository: &repository,
+        server,
+        signals: &signals,
+        quiet: app.options.quiet || args.json.json,
+    };
+    take_backups(&importer, source, chosen, report)?;
+    let here = (&repository, server);
+    let (totals, left_out) = wal::take(source, here, args.wal, &signals, importer.quiet)?;
+    report.wal = Some(totals);
+    report.left_out.extend(left_out.into_iter().map(NotTaken::from));
+    chosen.iter().try_for_each(|backup| importer.keep(backup))
+}
+
+/// The server, which need not be configured yet.
+fn server(app: &App, name: &str) -> Result<ServerName, Error> {
+    if let Some(server) = app.config.server(name) {
+        return Ok(server.name.clone());
+    }
+    let server: ServerName = name.parse()?;
+    tracing::warn!(
+        "Server {server} is not in {}: what is imported is kept, and no policy applies to it before it is",
+        app.config.file.display()
+    );
+    Ok(server)
+}
+
+fn open(args: &SourceArgs) -> Result<Box<dyn Source>, Error> {
+    Ok(Box::new(BaseBackups::new(args.pg_basebackup.clone())))
+}
+
+/// The backups with these names; all if there are none.
+fn choose(mut backups: Vec<ForeignBackup>, names: &[String]) -> Result<Vec<ForeignBackup>, Error> {
+    let unknown = names
+        .iter()
+        .find(|name| !backups.iter().any(|backup| backup.name == **name));
+    if let Some(unknown) = unknown {
+        let there: Vec<&str> = backups.iter().map(|backup| backup.name.as_str()).collect();
+        return Err(
+            Error::failed(format!("The source has no backup {unknown} that can be taken"))
+                .hint(format!("There are: {}", there.join(", "))),
+        );
+    }
+    backups.retain(|backup| names.is_empty() || names.contains(&backup.name));
+    Ok(backups)
+}
+
+fn take_backups(
+    importer: &Importer<'_>,
+    source: &mut dyn Source,
+    backups: &[ForeignBackup],
+    report: &mut Import,
+) -> Result<(), Error> {
+    let mut previous: Option<Backup> = None;
+    for backup in backups {
+        match importer.take(source, backup, previous.as_ref())? {
+            Taken::Imported {
+                backup: here,
+                read_bytes,
+                shared_bytes,
+            } => {
+                tracing::info!("Backup {} is here as {}", backup.name, here.id);
+                let read = (read_bytes, shared_bytes);
+                report
+                    .backups
+                    .push(ImportedBackup::imported(&here, &backup.name, read));
+                previous = Some(*here);
+            }
+            Taken::Present(here) => {
+                report.backups.push(ImportedBackup::present(&here, &backup.name));
+                previous = Some(*here);
+            }
+            Taken::LeftOut(left_out) => {
+                let LeftOut { what, why, .. } = &left_out;
+                tracing::error!("Backup {what} is not imported: {why}");
+                report.left_out.push(left_out.into());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn show(app: &mut App, args: &ImportArgs, report: &Import) -> Result<Outcome, Error> {
+    if args.json.json {
+        app.out.json(report)?;
+    } else if !app.options.quiet {
+        print(&mut app.out, report)?;
+    }
+    let unnamed = report.wal.as_ref().map_or(0, |wal| wal.left_out_unnamed);
+    let has_problems = unnamed > 0 || report.left_out.iter().any(|left_out| left_out.problem);
+    Ok(if has_problems {
+        Outcome::Problems
+    } else {
+        Outcome::Done
+    })
+}
+
+fn print(out: &mut Output, report: &Import) -> Result<(), Error> {
+    for backup in &report.backups {
+        let here = backup.backup.map_or_else(String::new, |id| format!(" as {id}"));
+        let size = backup
+            .logical_bytes
+            .map_or_else(String::new, |bytes| format!(", {}", output::bytes(bytes)));
+        let read = match backup.state {
+            "imported" => format!(
+                ", read {}, taken over {}, stored {}",
+                output::bytes(backup.read_bytes),
+                output::bytes(backup.shared_bytes),
+                output::bytes(backup.new_stored_bytes)
+            ),
+            _ => String::new(),
+        };
+        out.line(format_args!(
+            "{}: {}{here}{size}{read}",
+            output::printable(backup.name.as_bytes()),
+            backup.state
+        ))?;
+    }
+    if let Some(wal) = &report.wal
+        && (wal.archived, wal.present) != (0, 0)
+    {
+        out.line(format_args!(
+            "WAL: {} files archived ({}, stored {}), {} were here",
+            wal.archived,
+            output::bytes(wal.archived_bytes),
+            output::bytes(wal.new_stored_bytes),
+            wal.present
+        ))?;
+    }
+    for left_out in &report.left_out {
+        out.line(format_args!(
+            "Left out: {}: {}",
+            output::printable(left_out.name.as_bytes()),
+            output::printable(left_out.reason.as_bytes())
+        ))?;
+    }
+    match report.wal.as_ref().map_or(0, |wal| wal.left_out_unnamed) {
+        0 => Ok(()),
+        more => out.line(format_args!("Left out: {more} more WAL files")),
+    }
+}

@@ -1,0 +1,172 @@
+//! Takes backups and WAL over from the repositories of other tools.
+//!
+//! A [`Source`] reads one kind of repository. It says which backups there are ([`Listing`]), brings the files of one
+//! ([`Intake`]), and its WAL ([`ForeignWal`]). What becomes of them is the same for all: [`backups`] stores backups one by
+//! one, each checked before it counts, and [`wal`] archives the WAL with the checks of any other WAL. A source is only
+//! read, and its own tool may be at work in it meanwhile.
+//!
+//! An import can be repeated: a backup that is here, with its start and its system, is not read again. What cannot be
+//! taken is named ([`LeftOut`]) and stops nothing behind it.
+
+pub(crate) mod backups;
+mod directory;
+mod intake;
+mod manifest;
+pub(crate) mod pg_basebackup;
+pub(crate) mod wal;
+
+use std::io::{self, Read};
+
+use barmanfs_catalog::{BackupId, KeepTarget, Tablespace};
+use barmanfs_pg::wal_name::WalName;
+use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, TimestampMicros};
+use barmanfs_store::Attributes;
+
+use crate::error::Error;
+pub(crate) use intake::{Intake, Part};
+
+/// A repository of another tool.
+pub(crate) trait Source {
+    /// What it is, for messages: `Barman home /var/lib/barman, server main`.
+    fn described(&self) -> String;
+
+    /// The backups that it has, oldest first, parents before their children.
+    ///
+    /// # Errors
+    /// When it is not what it should be, or cannot be read. One bad backup is in [`Listing::left_out`].
+    fn backups(&mut self) -> Result<Listing, Error>;
+
+    /// Stores the files of one backup, each once, in any order.
+    ///
+    /// # Errors
+    /// When they cannot be read, are not whole, or cannot be stored. The import goes on with the next backup unless the
+    /// repository failed.
+    fn read(&mut self, backup: &ForeignBackup, intake: &mut Intake<'_>) -> Result<Arrived, Error>;
+
+    /// Its WAL: history files first, then by name. What cannot be used is an item of its own.
+    ///
+    /// # Errors
+    /// When it cannot be listed.
+    fn wal(&mut self) -> Result<Box<dyn Iterator<Item = Result<ForeignWal, LeftOut>> + '_>, Error>;
+}
+
+/// The backups of a source.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    pub(crate) backups: Vec<ForeignBackup>,
+    pub(crate) left_out: Vec<LeftOut>,
+}
+
+/// What is not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LeftOut {
+    /// Its name in the source.
+    pub(crate) what: String,
+    pub(crate) why: String,
+    /// Whether a person has to know. What a tool itself marks as useless is no problem.
+    pub(crate) is_problem: bool,
+}
+
+impl LeftOut {
+    /// Something that should have been taken.
+    pub(crate) fn problem(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            why: why.into(),
+            is_problem: true,
+        }
+    }
+
+    /// Something that nobody expects to be taken.
+    pub(crate) fn expected(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self {
+            is_problem: false,
+            ..Self::problem(what, why)
+        }
+    }
+}
+
+/// A backup of a source.
+#[derive(Debug, Clone)]
+pub(crate) struct ForeignBackup {
+    /// Its name in the source: `20261128T155501`.
+    pub(crate) name: String,
+    /// The tool that took it: `Barman 3.19.1`.
+    pub(crate) tool: String,
+    /// The id it should have here.
+    pub(crate) id: BackupId,
+    pub(crate) begin_time: TimestampMicros,
+    pub(crate) end_time: TimestampMicros,
+    /// Where its recovery begins. Its `backup_label` must say the same.
+    pub(crate) start_lsn: Lsn,
+    /// What its recovery must reach.
+    pub(crate) stop_lsn: Lsn,
+    pub(crate) timeline: TimelineId,
+    pub(crate) system_id: SystemId,
+    pub(crate) server_version: ServerVersion,
+    pub(crate) segment_size: SegmentSize,
+    /// The name that its user gave it.
+    pub(crate) label: Option<String>,
+    /// Whether and how its user keeps it.
+    pub(crate) keep: Option<KeepTarget>,
+    /// Where the backup starts that its files `INCREMENTAL.*` build on.
+    pub(crate) parent_start: Option<(Lsn, TimelineId)>,
+    /// Bytes of its files, if the source says that.
+    pub(crate) size_bytes: Option<u64>,
+}
+
+/// What a source knows about a backup when its files have been read.
+#[derive(Debug)]
+pub(crate) struct Arrived {
+    /// Owner, permissions and time of the data directory itself.
+    pub(crate) root: Attributes,
+    pub(crate) tablespaces: Vec<Tablespace>,
+    pub(crate) manifest: Manifest,
+    /// Configuration files from outside the data directory.
+    pub(crate) configuration: Option<ForeignConfiguration>,
+}
+
+/// The `backup_manifest` of a backup.
+pub(crate) enum Manifest {
+    /// The server's own: the files are checked against it.
+    Given(Box<dyn Read>),
+    /// There is none: it is made from the stored files.
+    Made,
+}
+
+impl std::fmt::Debug for Manifest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Given(_) => "Given",
+            Self::Made => "Made",
+        })
+    }
+}
+
+/// Configuration files from outside the data directory. All paths are absolute ones of the server.
+#[derive(Debug, Default)]
+pub(crate) struct ForeignConfiguration {
+    pub(crate) data_directory: String,
+    pub(crate) config_file: Option<String>,
+    pub(crate) hba_file: Option<String>,
+    pub(crate) ident_file: Option<String>,
+    /// Few and small: the source limits them.
+    pub(crate) files: Vec<(String, Attributes, Vec<u8>)>,
+}
+
+/// Opens a WAL file. What is read is its content, decompressed and decrypted.
+pub(crate) type OpenWal = Box<dyn FnOnce() -> io::Result<Box<dyn Read>> + Send>;
+
+/// A WAL file of a source.
+pub(crate) struct ForeignWal {
+    pub(crate) name: WalName,
+    /// Where it is, for messages.
+    pub(crate) place: String,
+    pub(crate) open: OpenWal,
+}
+
+impl std::fmt::Debug for ForeignWal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ForeignWal({} at {})", self.name, self.place)
+    }
+}

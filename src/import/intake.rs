@@ -1,0 +1,247 @@
+//! Takes the files of one backup from a source, and stores them while they are read.
+
+use std::io::{self, Read};
+
+use barmanfs_catalog::{Backup, Repository, ServerName};
+use barmanfs_store::{Attributes, DirectoryRef, TreeReader};
+
+use crate::backup::compose::Incompatible;
+use crate::backup::files::{BackupFiles, MANIFEST, file_map};
+use crate::error::Error;
+use crate::output::printable;
+use crate::postgres::{Archive, EndBlocks, SinkError, TarReader};
+use crate::progress::Progress;
+use crate::signals::Interruption;
+
+/// Bytes to read at a time.
+const READ_BYTES: usize = 256 << 10;
+
+/// The mode of a data directory, until the source says another one.
+const ROOT_MODE: u32 = 0o700;
+
+/// Where the files of one backup go. Paths are relative to the data directory; tablespaces are `pg_tblspc/<oid>/`.
+pub(crate) struct Intake<'a> {
+    pub(super) files: BackupFiles<'a>,
+    pub(super) repository: &'a Repository,
+    pub(super) server: &'a ServerName,
+    pub(super) progress: &'a Progress,
+    pub(super) signals: &'a Interruption,
+    /// Bytes that were read so far; those of files that were taken over are not.
+    pub(super) read_bytes: u64,
+    /// Bytes of files that were taken over without reading them.
+    pub(super) shared_bytes: u64,
+    pub(super) total_bytes: Option<u64>,
+    /// The imported backup that files were taken over from last.
+    pub(super) other: Option<Other>,
+    /// Whether it was the repository that failed, so that no other backup can be stored either.
+    pub(super) repository_failed: bool,
+    buffer: Vec<u8>,
+}
+
+/// What a tar archive of a base backup holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// The data directory or a tablespace, as a server sends it.
+    Files(Archive),
+    /// The WAL, as `pg_basebackup` writes it: `pg_wal.tar`.
+    Wal,
+}
+
+/// The files of an imported backup.
+pub(super) struct Other {
+    name: String,
+    /// `None` if it is not here.
+    files: Option<(TreeReader, DirectoryRef)>,
+}
+
+impl<'a> Intake<'a> {
+    pub(super) fn new(
+        files: BackupFiles<'a>,
+        (repository, server): (&'a Repository, &'a ServerName),
+        (progress, signals): (&'a Progress, &'a Interruption),
+        total_bytes: Option<u64>,
+    ) -> Self {
+        Self {
+            files,
+            repository,
+            server,
+            progress,
+            signals,
+            read_bytes: 0,
+            shared_bytes: 0,
+            total_bytes,
+            other: None,
+            repository_failed: false,
+            buffer: vec![0; READ_BYTES],
+        }
+    }
+
+    /// The mode of a data directory before its source says another one.
+    pub(super) const fn root_mode() -> u32 {
+        ROOT_MODE
+    }
+
+    /// Adds a directory.
+    ///
+    /// # Errors
+    /// For a path that is refused or came before.
+    pub(crate) fn directory(&mut self, path: &[u8], attributes: Attributes) -> Result<(), Error> {
+        let added = self.files.directory(path, attributes);
+        added.map_err(|error| self.failed(path, error))
+    }
+
+    /// Adds a file of exactly `size_bytes`. `INCREMENTAL.<name>` is put together with the parent's file.
+    ///
+    /// # Errors
+    /// When it cannot be read, has another size, or cannot be stored.
+    pub(crate) fn file(
+        &mut self,
+        path: &[u8],
+        attributes: Attributes,
+        size_bytes: u64,
+        content: &mut dyn Read,
+    ) -> Result<(), Error> {
+        if path == MANIFEST {
+            return Err(Error::failed(
+                "backup_manifest came as a file of the data directory",
+            ));
+        }
+        let begun = self.files.begin_file(path, attributes, size_bytes);
+        begun.map_err(|error| self.failed(path, error))?;
+        let mut left = size_bytes;
+        while left > 0 {
+            let length = self.next(path, content)?;
+            if length == 0 {
+                return Err(wrong(path, format_args!("it ends {left} bytes early")));
+            }
+            left = left
+                .checked_sub(length as u64)
+                .ok_or_else(|| wrong(path, format_args!("it has more than {size_bytes} bytes")))?;
+            let written = self.files.write(self.buffer.get(..length).unwrap_or_default());
+            written.map_err(|error| self.failed(path, error))?;
+        }
+        // What checks the content does so at its end.
+        if self.next(path, content)? > 0 {
+            return Err(wrong(path, format_args!("it has more than {size_bytes} bytes")));
+        }
+        let ended = self.files.end_file();
+        ended.map_err(|error| self.failed(path, error))
+    }
+
+    /// Takes a file over from another backup of the source, if that was imported and has it with this size: nothing is
+    /// read. Returns whether it was taken.
+    ///
+    /// # Errors
+    /// When that backup cannot be looked up, or the file cannot be stored.
+    pub(crate) fn same_as(
+        &mut self,
+        name: &str,
+        path: &[u8],
+        attributes: Attributes,
+        size_bytes: u64,
+    ) -> Result<bool, Error> {
+        if self.other.as_ref().is_none_or(|other| other.name != name) {
+            let files = imported(self.repository, self.server, name)?
+                .and_then(|backup| Some((self.repository.trees(), backup.root?.directory)));
+            self.other = Some(Other {
+                name: name.to_owned(),
+                files,
+            });
+        }
+        let Some((trees, root)) = self.other.as_ref().and_then(|other| other.files.as_ref()) else {
+            return Ok(false);
+        };
+        let map = trees.find(root, path).map_err(barmanfs_catalog::Error::from)?;
+        let Some(map) = map.and_then(file_map).filter(|map| map.size_bytes == size_bytes) else {
+            return Ok(false);
+        };
+        let stored = self.files.stored_file(path, attributes, (trees, &map));
+        stored.map_err(|error| self.failed(path, error))?;
+        self.shared_bytes += size_bytes;
+        self.show()?;
+        Ok(true)
+    }
+
+    /// Adds what a tar archive of a base backup holds, as PostgreSQL writes it.
+    ///
+    /// # Errors
+    /// When it cannot be read, is cut or no such archive, or cannot be stored.
+    pub(crate) fn archive(&mut self, part: Part, name: &str, content: &mut dyn Read) -> Result<(), Error> {
+        let mut tar = TarReader::new(name, EndBlocks::Required);
+        match part {
+            Part::Files(archive) => self.files.begin_archive(archive),
+            Part::Wal => self.files.begin_wal_archive(),
+        }
+        loop {
+            let length = self.next(name.as_bytes(), content)?;
+            let bytes = self.buffer.get(..length).unwrap_or_default();
+            if bytes.is_empty() {
+                break;
+            }
+            let fed = tar.feed(bytes, &mut self.files);
+            fed.map_err(|error| self.failed_in(&error))?;
+        }
+        tar.finish().map_err(|error| Error::failed(error.to_string()))
+    }
+
+    /// Reads into the buffer.
+    fn next(&mut self, path: &[u8], content: &mut dyn Read) -> Result<usize, Error> {
+        self.show()?;
+        let length = loop {
+            match content.read(&mut self.buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(wrong(path, format_args!("it cannot be read: {error}"))),
+                Ok(length) => break length,
+            }
+        };
+        self.read_bytes += length as u64;
+        Ok(length)
+    }
+
+    fn show(&mut self) -> Result<(), Error> {
+        if self.signals.requested() {
+            self.repository_failed = true;
+            return Err(Error::failed("Interrupted"));
+        }
+        let done = self.read_bytes + self.shared_bytes;
+        self.progress
+            .set(done, self.total_bytes.map(|total| total.max(done)));
+        Ok(())
+    }
+
+    fn failed(&mut self, path: &[u8], error: SinkError) -> Error {
+        self.note(error.as_ref());
+        wrong(path, format_args!("{error}"))
+    }
+
+    fn failed_in(&mut self, error: &crate::postgres::Error) -> Error {
+        if let Some(failed) = error.sink::<barmanfs_store::Error>() {
+            self.repository_failed |= !failed.is_damage();
+        }
+        Error::failed(error.to_string())
+    }
+
+    fn note(&mut self, error: &(dyn std::error::Error + Send + Sync + 'static)) {
+        let is_of_source = error.is::<Incompatible>()
+            || error
+                .downcast_ref::<barmanfs_store::Error>()
+                .is_some_and(|error| error.is_damage() || matches!(error, barmanfs_store::Error::Invalid(_)));
+        self.repository_failed |= !is_of_source;
+    }
+}
+
+fn wrong(path: &[u8], why: std::fmt::Arguments<'_>) -> Error {
+    Error::failed(format!("{}: {why}", printable(path)))
+}
+
+/// The complete backup of this server that was imported under this name.
+pub(super) fn imported(
+    repository: &Repository,
+    server: &ServerName,
+    name: &str,
+) -> Result<Option<Backup>, Error> {
+    let backups = repository.backups(server)?;
+    Ok(backups.into_iter().rfind(|backup| {
+        backup.is_complete() && backup.imported.as_ref().is_some_and(|from| from.name == name)
+    }))
+}

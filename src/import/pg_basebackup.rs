@@ -1,0 +1,367 @@
+//! Backups that `pg_basebackup` has written, as a directory or as tar archives.
+//!
+//! Each is complete in itself: its `backup_manifest` names the cluster (17 and later), the WAL that it needs and every file.
+//! With `-X` its WAL is in `pg_wal`, and becomes a part of the backup.
+
+use std::collections::HashMap;
+use std::fs::{self, File, Metadata};
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use barmanfs_catalog::{BackupId, Tablespace};
+use barmanfs_pg::backup_label::BackupLabel;
+use barmanfs_pg::backup_manifest::{self, ManifestSummary};
+use barmanfs_pg::pg_control::ControlFile;
+use barmanfs_pg::tablespace_map;
+use barmanfs_pg::{Lsn, ServerVersion, TimestampMicros};
+use barmanfs_store::open_regular;
+
+use super::directory::{self, Choice, cannot_read, read_small};
+use super::{Arrived, ForeignBackup, ForeignWal, Intake, LeftOut, Listing, Manifest, Part, Source};
+use crate::error::Error;
+use crate::postgres::Archive;
+use crate::wal_transfer::compression;
+
+/// The tool, in the record of a backup.
+const TOOL: &str = "pg_basebackup";
+
+/// The most that a label, `PG_VERSION` or `tablespace_map` may have.
+const SMALL_BYTES: u64 = 1 << 20;
+
+/// Several backups by `pg_basebackup`.
+#[derive(Debug)]
+pub(crate) struct BaseBackups {
+    directories: Vec<PathBuf>,
+    /// The places of the tablespaces of each backup, by its name.
+    maps: HashMap<String, TablespaceMap>,
+}
+
+/// Object ids and paths.
+type TablespaceMap = Vec<(u32, Vec<u8>)>;
+
+impl BaseBackups {
+    pub(crate) fn new(directories: Vec<PathBuf>) -> Self {
+        Self {
+            directories,
+            maps: HashMap::new(),
+        }
+    }
+}
+
+impl Source for BaseBackups {
+    fn described(&self) -> String {
+        let names: Vec<String> = self
+            .directories
+            .iter()
+            .map(|directory| directory.display().to_string())
+            .collect();
+        format!("pg_basebackup {}", names.join(", "))
+    }
+
+    fn backups(&mut self) -> Result<Listing, Error> {
+        let mut listing = Listing::default();
+        for directory in &self.directories {
+            match describe(directory) {
+                Ok((backup, map)) => {
+                    self.maps.insert(backup.name.clone(), map);
+                    listing.backups.push(backup);
+                }
+                Err(error) => listing.left_out.push(LeftOut::problem(
+                    directory.display().to_string(),
+                    error.to_string(),
+                )),
+            }
+        }
+        listing
+            .backups
+            .sort_by_key(|backup| (backup.start_lsn, backup.id));
+        Ok(listing)
+    }
+
+    fn read(&mut self, backup: &ForeignBackup, intake: &mut Intake<'_>) -> Result<Arrived, Error> {
+        let place = PathBuf::from(&backup.name);
+        let root = fs::metadata(&place).map_err(|error| cannot_read(&place, &error))?;
+        let map = self.maps.get(&backup.name).map_or(&[][..], Vec::as_slice);
+        let tablespaces = match archives(&place)? {
+            Some(archives) => read_archives(&archives, map, intake)?,
+            None => read_directory(&place, map, intake)?,
+        };
+        Ok(Arrived {
+            root: directory::attributes(&root),
+            tablespaces,
+            manifest: Manifest::Given(Box::new(open_manifest(&place)?)),
+            configuration: None,
+        })
+    }
+
+    fn wal(&mut self) -> Result<Box<dyn Iterator<Item = Result<ForeignWal, LeftOut>> + '_>, Error> {
+        // It is in the backups.
+        Ok(Box::new(std::iter::empty()))
+    }
+}
+
+fn open_manifest(place: &Path) -> Result<File, Error> {
+    let path = place.join("backup_manifest");
+    open_regular(&path).map_err(|error| {
+        cannot_read(&path, &error)
+            .hint("Without backup_manifest it is not known where the backup ends, nor whether it is whole")
+    })
+}
+
+/// The archives of a backup in tar format, tablespaces first.
+struct Archives {
+    files: Vec<(Part, PathBuf)>,
+}
+
+/// The archives in `place`; `None` for a backup in plain format.
+fn archives(place: &Path) -> Result<Option<Archives>, Error> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(place).map_err(|error| cannot_read(place, &error))? {
+        let name = entry.map_err(|error| cannot_read(place, &error))?.file_name();
+        let Some((stem, part)) = name.to_str().and_then(part_of) else {
+            continue;
+        };
+        files.push((stem, part, place.join(&name)));
+    }
+    if !files.iter().any(|(stem, ..)| stem == "base") {
+        return Ok(None);
+    }
+    files.sort_by(|one, other| one.0.cmp(&other.0));
+    if let Some([one, other]) = files
+        .windows(2)
+        .find(|pair| matches!(pair, [one, other] if one.0 == other.0))
+    {
+        return Err(Error::failed(format!(
+            "{} and {} are the same archive twice",
+            one.2.display(),
+            other.2.display()
+        )));
+    }
+    let files = files.into_iter().map(|(_, part, path)| (part, path)).collect();
+    Ok(Some(Archives { files }))
+}
+
+/// The archive that a file is, by its name: `base.tar.gz`.
+fn part_of(name: &str) -> Option<(String, Part)> {
+    let (stem, ending) = name.split_once(".tar")?;
+    if !matches!(ending, "" | ".gz" | ".lz4" | ".zst") {
+        return None;
+    }
+    let part = match stem {
+        "base" => Part::Files(Archive::Main),
+        "pg_wal" => Part::Wal,
+        oid => Part::Files(Archive::Tablespace(oid.parse().ok()?)),
+    };
+    Some((stem.to_owned(), part))
+}
+
+fn read_archives(
+    archives: &Archives,
+    map: &[(u32, Vec<u8>)],
+    intake: &mut Intake<'_>,
+) -> Result<Vec<Tablespace>, Error> {
+    let mut tablespaces = Vec::new();
+    for (part, path) in &archives.files {
+        let mut content = open_archive(path)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        intake.archive(*part, &name, &mut content)?;
+        if let Part::Files(Archive::Tablespace(oid)) = part {
+            tablespaces.push(tablespace(*oid, map, None));
+        }
+    }
+    Ok(tablespaces)
+}
+
+/// A tablespace, at its original place if that is known, otherwise where its files are now.
+fn tablespace(oid: u32, map: &[(u32, Vec<u8>)], now: Option<&Path>) -> Tablespace {
+    let original = map.iter().find(|(known, _)| *known == oid);
+    let location = match (original, now) {
+        (Some((_, location)), _) => String::from_utf8_lossy(location).into_owned(),
+        (None, Some(now)) => now.display().to_string(),
+        (None, None) => format!("pg_tblspc/{oid}"),
+    };
+    Tablespace {
+        oid,
+        name: None,
+        location,
+    }
+}
+
+fn open_archive(path: &Path) -> Result<Box<dyn Read>, Error> {
+    let file = open_regular(path).map_err(|error| cannot_read(path, &error))?;
+    compression::decoded(file).map_err(|error| cannot_read(path, &error))
+}
+
+/// Reads a backup in plain format. Its links to tablespaces lead to where `pg_basebackup` has put them.
+fn read_directory(
+    place: &Path,
+    map: &[(u32, Vec<u8>)],
+    intake: &mut Intake<'_>,
+) -> Result<Vec<Tablespace>, Error> {
+    let mut tablespaces = Vec::new();
+    let mut choose = |_: &mut Intake<'_>, path: &[u8], inner: &Path, found: &Metadata| {
+        let oid = path
+            .strip_prefix(b"pg_tblspc/")
+            .and_then(|name| std::str::from_utf8(name).ok()?.parse::<u32>().ok());
+        if let Some(oid) = oid {
+            let now = fs::read_link(inner).ok();
+            tablespaces.push(tablespace(oid, map, now.as_deref()));
+        }
+        let is_followed = (oid.is_some() || path == b"pg_wal") && found.is_symlink();
+        Ok(match path {
+            b"backup_manifest" | b"postmaster.pid" | b"postmaster.opts" => Choice::LeaveOut,
+            _ if is_followed => Choice::Follow(inner.to_owned()),
+            _ => Choice::Take,
+        })
+    };
+    directory::store(intake, place, b"", &mut choose)?;
+    Ok(tablespaces)
+}
+
+/// What can be known about a backup without reading its data.
+fn describe(place: &Path) -> Result<(ForeignBackup, TablespaceMap), Error> {
+    let manifest = open_manifest(place)?;
+    let changed = manifest
+        .metadata()
+        .and_then(|found| found.modified())
+        .map_err(|error| cannot_read(place, &error))?;
+    let mut size_bytes = 0_u64;
+    let summary = backup_manifest::read(BufReader::new(manifest), &mut |file| {
+        size_bytes = size_bytes.saturating_add(file.size_bytes);
+        Ok::<(), std::convert::Infallible>(())
+    });
+    let summary = summary.map_err(|error| Error::failed(error.to_string()))?;
+    let facts = Facts::of(place)?;
+    let label = BackupLabel::parse(&facts.label).map_err(|error| Error::failed(error.to_string()))?;
+    let control = ControlFile::parse(&facts.control).map_err(|error| Error::failed(error.to_string()))?;
+    let stop_lsn = stop_lsn(&summary, &label)?;
+    let map = tablespace_map::parse(&facts.map).map_err(|error| Error::failed(error.to_string()))?;
+    let begin_time = begin_time(&label).unwrap_or_else(|| changed.into());
+    let backup = ForeignBackup {
+        name: place.display().to_string(),
+        tool: TOOL.to_owned(),
+        id: BackupId::at(begin_time),
+        begin_time,
+        end_time: TimestampMicros::from(changed).max(begin_time),
+        start_lsn: label.start_lsn,
+        stop_lsn,
+        timeline: label.start_timeline,
+        system_id: control.system_id,
+        server_version: facts.version,
+        segment_size: control.segment_size,
+        label: None,
+        keep: None,
+        parent_start: label.incremental_from,
+        size_bytes: Some(size_bytes),
+    };
+    Ok((backup, map))
+}
+
+/// Where the backup ends: the end of the range of WAL that begins at its start.
+fn stop_lsn(summary: &ManifestSummary, label: &BackupLabel) -> Result<Lsn, Error> {
+    let range = summary
+        .wal_ranges
+        .iter()
+        .find(|range| range.timeline == label.start_timeline && range.start_lsn == label.start_lsn);
+    range.map(|range| range.end_lsn).ok_or_else(|| {
+        Error::failed(format!(
+            "backup_manifest names no WAL from {} on timeline {}, where backup_label says that the backup starts",
+            label.start_lsn, label.start_timeline
+        ))
+    })
+}
+
+/// `2026-11-21 00:25:17 UTC`: in the zone of the server's log, which is understood when it is UTC.
+fn begin_time(label: &BackupLabel) -> Option<TimestampMicros> {
+    let text = label.start_time.as_deref()?;
+    let text = text.strip_suffix(" UTC").or_else(|| text.strip_suffix(" GMT"))?;
+    format!("{}Z", text.replace(' ', "T")).parse().ok()
+}
+
+/// The small files that describe a backup.
+#[derive(Debug)]
+struct Facts {
+    label: Vec<u8>,
+    control: Vec<u8>,
+    version: ServerVersion,
+    /// `tablespace_map`; empty if there is none.
+    map: Vec<u8>,
+}
+
+/// Their paths.
+const DESCRIBING: [&str; 4] = [
+    "backup_label",
+    "global/pg_control",
+    "PG_VERSION",
+    "tablespace_map",
+];
+
+impl Facts {
+    fn of(place: &Path) -> Result<Self, Error> {
+        let files = match archives(place)? {
+            Some(archives) => small_members(&archives)?,
+            None => {
+                let mut files = HashMap::new();
+                for name in DESCRIBING {
+                    if let Some(bytes) = read_small(&place.join(name), SMALL_BYTES)? {
+                        files.insert(name, bytes);
+                    }
+                }
+                files
+            }
+        };
+        Self::from_files(files)
+    }
+
+    fn from_files(mut files: HashMap<&'static str, Vec<u8>>) -> Result<Self, Error> {
+        let mut take = |name: &str| {
+            files.remove(name).ok_or_else(|| {
+                Error::failed(format!(
+                    "It has no {name}: it is not what pg_basebackup wrote, or a server was started on it"
+                ))
+            })
+        };
+        Ok(Self {
+            label: take("backup_label")?,
+            control: take("global/pg_control")?,
+            version: major(&take("PG_VERSION")?)
+                .ok_or_else(|| Error::failed("PG_VERSION holds no version"))?,
+            map: take("tablespace_map").unwrap_or_default(),
+        })
+    }
+}
+
+/// Reads the describing files in the main archive; the control file is its last member.
+fn small_members(archives: &Archives) -> Result<HashMap<&'static str, Vec<u8>>, Error> {
+    let mut files = HashMap::new();
+    let is_main = |part: &Part| *part == Part::Files(Archive::Main);
+    let Some((_, path)) = archives.files.iter().find(|(part, _)| is_main(part)) else {
+        return Ok(files);
+    };
+    let unreadable = |error: std::io::Error| cannot_read(path, &error);
+    let mut tar = tar::Archive::new(open_archive(path)?);
+    for entry in tar.entries().map_err(unreadable)? {
+        let entry = entry.map_err(unreadable)?;
+        let name = DESCRIBING
+            .iter()
+            .find(|name| entry.path_bytes().as_ref() == name.as_bytes());
+        if let Some(name) = name {
+            let mut bytes = Vec::new();
+            entry
+                .take(SMALL_BYTES)
+                .read_to_end(&mut bytes)
+                .map_err(unreadable)?;
+            files.insert(*name, bytes);
+        }
+    }
+    Ok(files)
+}
+
+/// The first release of a major version.
+pub(crate) fn major(text: &[u8]) -> Option<ServerVersion> {
+    let text = std::str::from_utf8(text).ok()?;
+    let major = text.trim().parse::<u32>().ok()?;
+    (10..1000)
+        .contains(&major)
+        .then_some(ServerVersion(major * 10_000))
+}
